@@ -1,0 +1,13 @@
+//! The decisions of the Zeugma gateway: who is calling, where a connection may go, and which
+//! endpoint answers it.
+//!
+//! Nothing in this crate touches the world. It must *not* know sockets, clocks, random sources,
+//! files, threads, TLS stacks or configuration formats: time ([`time::Time`]) and randomness
+//! (`draw`) are arguments, so that the gateway, the simulator and the tests drive the same code.
+
+pub mod identity;
+pub mod locality;
+pub mod names;
+pub mod snapshot;
+pub mod time;
+pub mod verdict;

@@ -1,0 +1,245 @@
+//! Host names and the SNI that gateways use between each other.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// The longest DNS name, in bytes without a trailing dot (RFC 1035 §2.3.4).
+pub const HOST_BYTES_MAX: usize = 253;
+
+/// Why a text is not a host name we route by.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HostError {
+    /// The name is empty.
+    #[error("the host name is empty")]
+    Empty,
+    /// The name is over 253 bytes.
+    #[error("the host name is {0} bytes; at most {HOST_BYTES_MAX} are allowed (RFC 1035 §2.3.4)")]
+    Length(usize),
+    /// One label is empty or over 63 bytes.
+    #[error("label {0:?} of the host name is not 1 to 63 bytes (RFC 1035 §2.3.4)")]
+    Label(String),
+    /// A character outside letters, digits, `-` and `_`.
+    #[error("the host name holds {0:?}; only letters, digits, `-`, `_` and `.` may stand there")]
+    Char(char),
+    /// An IP address, which no route is keyed by (RFC 6066 §3).
+    #[error("an IP address is not a host name (RFC 6066 §3)")]
+    IpAddress,
+}
+
+/// A host name in canonical form: lower case, without a trailing dot.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Host(Arc<str>);
+
+impl Host {
+    /// Parses a name, folding case and removing one trailing dot (T5).
+    ///
+    /// # Errors
+    /// An empty, over-long or malformed name, or an IP address.
+    pub fn parse(text: &str) -> Result<Self, HostError> {
+        let name = text.strip_suffix('.').unwrap_or(text);
+        check_host(name)?;
+        Ok(Self(name.to_ascii_lowercase().into()))
+    }
+
+    /// The canonical text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+/// What a route's `hosts` names: one host, or any depth below a suffix (`*.x`, which is not `x`).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HostPattern {
+    /// This host alone.
+    Exact(Host),
+    /// `*.x`: every name at least one label below `x`.
+    Below(Host),
+}
+
+impl HostPattern {
+    /// Parses `name` or `*.name`.
+    ///
+    /// # Errors
+    /// As [`Host::parse`].
+    pub fn parse(text: &str) -> Result<Self, HostError> {
+        match text.strip_prefix("*.") {
+            Some(suffix) => Ok(Self::Below(Host::parse(suffix)?)),
+            None => Ok(Self::Exact(Host::parse(text)?)),
+        }
+    }
+
+    /// Whether `host` is named by this pattern.
+    #[must_use]
+    pub fn matches(&self, host: &Host) -> bool {
+        match self {
+            Self::Exact(exact) => exact == host,
+            Self::Below(suffix) => host
+                .as_str()
+                .strip_suffix(suffix.as_str())
+                .is_some_and(|head| head.len() > 1 && head.ends_with('.')),
+        }
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(host) => write!(f, "{host}"),
+            Self::Below(host) => write!(f, "*.{host}"),
+        }
+    }
+}
+
+/// A destination as an SNI names it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SniTarget {
+    /// The host.
+    pub host: Host,
+    /// The port, where the SNI has Istio's form `outbound_.<port>_._.<host>`.
+    pub port: Option<u16>,
+}
+
+impl SniTarget {
+    /// Parses a bare host or `outbound_.<port>_.<subset>_.<host>` (the subset must be empty).
+    ///
+    /// # Errors
+    /// As [`Host::parse`]; a text that only resembles the `outbound_` form is read as a host.
+    pub fn parse(sni: &str) -> Result<Self, HostError> {
+        if let Some((port, host)) = sni
+            .strip_prefix("outbound_.")
+            .and_then(|rest| rest.split_once("_._."))
+            && let Some(port) = parse_port(port)
+        {
+            return Ok(Self {
+                host: Host::parse(host)?,
+                port: Some(port),
+            });
+        }
+        Ok(Self {
+            host: Host::parse(sni)?,
+            port: None,
+        })
+    }
+}
+
+impl fmt::Display for SniTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => write!(f, "outbound_.{port}_._.{}", self.host),
+            None => write!(f, "{}", self.host),
+        }
+    }
+}
+
+/// Splits an HTTP authority (`host`, `host:port`) into a host and its port.
+///
+/// # Errors
+/// As [`Host::parse`]; a port that is not 1 to 65535 is a bad character of the host.
+pub fn parse_authority(authority: &str) -> Result<(Host, Option<u16>), HostError> {
+    match authority.rsplit_once(':') {
+        Some((host, port)) => match parse_port(port) {
+            Some(port) => Ok((Host::parse(host)?, Some(port))),
+            None => Err(HostError::Char(':')),
+        },
+        None => Ok((Host::parse(authority)?, None)),
+    }
+}
+
+fn parse_port(text: &str) -> Option<u16> {
+    let canonical = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
+    if canonical { text.parse().ok() } else { None }
+}
+
+fn check_host(name: &str) -> Result<(), HostError> {
+    if name.is_empty() {
+        return Err(HostError::Empty);
+    }
+    if name.len() > HOST_BYTES_MAX {
+        return Err(HostError::Length(name.len()));
+    }
+    if name.parse::<IpAddr>().is_ok() {
+        return Err(HostError::IpAddress);
+    }
+    for label in name.split('.') {
+        if label.is_empty() || label.len() > 63 {
+            return Err(HostError::Label(label.to_owned()));
+        }
+        if let Some(bad) = label
+            .chars()
+            .find(|c| !matches!(c, 'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_'))
+        {
+            return Err(HostError::Char(bad));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_folded_and_lose_one_trailing_dot() {
+        assert_eq!(
+            Host::parse("Orders.SHOP.svc.").unwrap().as_str(),
+            "orders.shop.svc"
+        );
+        assert!(Host::parse("orders..").is_err());
+        assert_eq!(Host::parse("10.0.0.1"), Err(HostError::IpAddress));
+        assert_eq!(Host::parse(""), Err(HostError::Empty));
+        assert_eq!(Host::parse("a b"), Err(HostError::Char(' ')));
+        assert_eq!(Host::parse(&"a".repeat(300)), Err(HostError::Length(300)));
+    }
+
+    #[test]
+    fn a_wildcard_is_any_depth_below_and_not_the_suffix_itself() {
+        let pattern = HostPattern::parse("*.example.com").unwrap();
+        let matches = |host: &str| pattern.matches(&Host::parse(host).unwrap());
+        assert!(matches("a.example.com"));
+        assert!(matches("a.b.example.com"));
+        assert!(!matches("example.com"));
+        assert!(!matches("badexample.com"));
+        assert!(HostPattern::parse("*w.example.com").is_err());
+        assert!(HostPattern::parse("*").is_err());
+    }
+
+    #[test]
+    fn sni_forms_parse_and_format_inversely() {
+        for sni in [
+            "orders.shop.svc.clusterset.local",
+            "outbound_.8080_._.orders.shop.svc",
+        ] {
+            assert_eq!(SniTarget::parse(sni).unwrap().to_string(), sni);
+        }
+        let target = SniTarget::parse("outbound_.80_._.Orders.").unwrap();
+        assert_eq!((target.host.as_str(), target.port), ("orders", Some(80)));
+        assert_eq!(SniTarget::parse("outbound_.0_._.a").unwrap().port, None);
+        assert_eq!(SniTarget::parse("outbound_.70000_._.a").unwrap().port, None);
+    }
+
+    #[test]
+    fn an_authority_keeps_its_port() {
+        assert_eq!(
+            parse_authority("A.b:8080").unwrap(),
+            (Host::parse("a.b").unwrap(), Some(8080))
+        );
+        assert_eq!(parse_authority("a.b").unwrap().1, None);
+        assert!(parse_authority("a.b:").is_err());
+        assert!(parse_authority("user@a.b").is_err());
+        assert!(parse_authority("[::1]:80").is_err());
+    }
+}

@@ -1,0 +1,709 @@
+//! The configuration of one gateway: immutable, every cross-reference resolved.
+//!
+//! `xds::ingest` is the only maker of a [`Snapshot`]; everything that decides reads one. Its parts
+//! refer to each other by index newtypes, so that a snapshot is a few flat tables.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::identity::{IdPattern, TrustDomain};
+use crate::locality::Locality;
+use crate::names::{Host, HostPattern};
+
+/// The index of a [`Service`] in [`Snapshot::services`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceIx(pub usize);
+/// The index of a [`Cluster`] in [`Snapshot::clusters`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterIx(pub usize);
+/// The index of a [`Peer`] in [`Snapshot::peers`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerIx(pub usize);
+/// The index of an [`Endpoint`] in [`Cluster::endpoints`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndpointIx(pub usize);
+
+/// Everything one gateway was told, checked and resolved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Snapshot {
+    /// What the configuration's source calls this version; opaque, equal only for equal content.
+    pub version: Arc<str>,
+    /// Who this gateway is.
+    pub node: Node,
+    /// Where it listens, in the order written.
+    pub listeners: Vec<Listener>,
+    /// What it can carry, one entry for each route and port.
+    pub services: Vec<Service>,
+    /// Where traffic can go.
+    pub clusters: Vec<Cluster>,
+    /// The other clusters it knows.
+    pub peers: Vec<Peer>,
+}
+
+/// Who a gateway is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// The gateway's name.
+    pub name: Arc<str>,
+    /// The cluster it stands at the edge of.
+    pub cluster: Arc<str>,
+    /// Where it stands; distances are measured from here.
+    pub locality: Locality,
+    /// The trust domain of its own SVID.
+    pub trust_domain: TrustDomain,
+}
+
+/// A socket that accepts connections.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listener {
+    /// The name rules refer to.
+    pub name: Arc<str>,
+    /// The address to bind.
+    pub address: SocketAddr,
+    /// Who is expected to connect here.
+    pub role: Role,
+    /// The one service of a one-route listener; such a listener never waits for client bytes.
+    pub only: Option<ServiceIx>,
+    /// The services reachable here by SNI or authority; empty on a one-route listener.
+    pub hosts: HostTable,
+    /// The networks that may connect at all; empty: any.
+    pub sources: Vec<IpNet>,
+}
+
+/// Who is expected to connect to a [`Listener`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Other clusters' gateways and meshes: TLS only, exported services only, own backends only.
+    Mesh,
+    /// This cluster's workloads: plaintext HTTP by authority, TLS by SNI, plain TCP on one-route
+    /// listeners.
+    Workloads,
+}
+
+/// One port of one route: the unit that is authorized, exported and balanced.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Service {
+    /// `namespace/name` of the route.
+    pub name: Arc<str>,
+    /// The port callers name.
+    pub port: u16,
+    /// How many ports the route has; with more than one a bare host does not name a port.
+    pub ports: usize,
+    /// The hosts it answers to.
+    pub hosts: Vec<HostPattern>,
+    /// What is inside the connection.
+    pub protocol: Protocol,
+    /// What a listener does with TLS that asks for it.
+    pub inbound: Inbound,
+    /// Every backend, nearest level first: where workloads' traffic goes.
+    pub outbound: ClusterIx,
+    /// This cluster's own backends alone: where other clusters' traffic goes.
+    pub own: Option<ClusterIx>,
+    /// Who may call it.
+    pub policy: Policy,
+    /// Which peers see it through a mesh listener.
+    pub export: Export,
+    /// Where copies of its requests go.
+    pub mirrors: Vec<Mirror>,
+    /// Where it was written.
+    pub position: Option<Position>,
+}
+
+/// What is inside a service's connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// Bytes.
+    Tcp,
+    /// HTTP/1.1 or HTTP/2: requests are decided one by one.
+    Http,
+}
+
+/// What a listener does with TLS that asks for a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Inbound {
+    /// Relay it as it is, by SNI.
+    Passthrough,
+    /// End it here with the gateway's own SVID and verify the caller's.
+    Terminate,
+}
+
+/// Which peers may reach a service through a mesh listener.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Export {
+    /// Nobody: the default.
+    Nobody,
+    /// These peers.
+    To(Vec<PeerIx>),
+    /// Every known peer.
+    AllPeers,
+}
+
+/// Who may call a service. Deny wins; no matching allow rule is a denial.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Policy {
+    /// At least one of these must match.
+    pub allow: Vec<Rule>,
+    /// None of these may match.
+    pub deny: Vec<Rule>,
+}
+
+/// One authorization rule: every non-empty field must match, by one of its values.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Rule {
+    /// The caller's identity.
+    pub from: Vec<IdPattern>,
+    /// The peers whose gateway must have attested the caller's identity.
+    pub via: Vec<PeerIx>,
+    /// The listener the connection came in on.
+    pub listeners: Vec<Arc<str>>,
+    /// The source address of the connection.
+    pub sources: Vec<IpNet>,
+    /// The HTTP method, in upper case.
+    pub methods: Vec<Arc<str>>,
+    /// The HTTP path.
+    pub paths: Vec<PathPattern>,
+    /// Where the rule was written.
+    pub position: Option<Position>,
+}
+
+/// What a rule's `paths` names.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PathPattern {
+    /// `/v1/orders`: this path alone.
+    Exact(Arc<str>),
+    /// `/v1/*`: every path that begins with `/v1/`, and `/v1` itself is not one. Holds `/v1/`.
+    Below(Arc<str>),
+}
+
+impl fmt::Display for PathPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(path) => f.write_str(path),
+            Self::Below(prefix) => write!(f, "{prefix}*"),
+        }
+    }
+}
+
+/// Where something was written, for messages.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// The file as the operator named it.
+    pub file: Arc<str>,
+    /// The line, from 1.
+    pub line: u32,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+/// A copy of a share of a service's requests.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mirror {
+    /// `namespace/name` of the route that receives the copies, for messages.
+    pub route: Arc<str>,
+    /// Where the copies go.
+    pub to: ClusterIx,
+    /// The authority that copies carry where they leave through a peer's gateway.
+    pub host: Arc<str>,
+    /// The share of requests copied, 0 to 1.
+    pub share: f64,
+    /// How long one copy may take.
+    pub timeout: Duration,
+    /// Bodies above this many bytes are not copied.
+    pub body_bytes_max: usize,
+    /// Copies under way at once, on one worker; more are dropped and counted.
+    pub in_flight_max: usize,
+}
+
+/// Endpoints that answer for a service, in levels.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cluster {
+    /// The name, unique in the snapshot.
+    pub name: Arc<str>,
+    /// `namespace/name` of the route it belongs to.
+    pub route: Arc<str>,
+    /// Every endpoint.
+    pub endpoints: Vec<Endpoint>,
+    /// The levels, preferred first; each endpoint is in exactly one. Never empty.
+    pub levels: Vec<Level>,
+    /// How one endpoint of a level is picked.
+    pub balance: Balance,
+    /// When traffic leaves a level and how it comes back.
+    pub failover: Failover,
+    /// The active check, if any.
+    pub active: Option<ActiveCheck>,
+    /// What is learned from traffic.
+    pub passive: PassiveCheck,
+    /// Deadlines.
+    pub timeouts: Timeouts,
+    /// Extra tries.
+    pub retries: Retries,
+}
+
+/// Endpoints that are equally preferred.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Level {
+    /// For people: the localities and peers in it, such as `eu/eu-1` or `peer west`.
+    pub name: Arc<str>,
+    /// Its endpoints.
+    pub members: Vec<EndpointIx>,
+}
+
+/// What an endpoint is known by across configuration changes: route, backend, address and TLS.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndpointKey(pub Arc<str>);
+
+impl fmt::Display for EndpointKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One address that answers for a service: a workload, or a peer's gateway.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Endpoint {
+    /// What it is known by; equal in every cluster that holds it.
+    pub key: EndpointKey,
+    /// The name of its backend.
+    pub backend: Arc<str>,
+    /// Where to connect.
+    pub address: Address,
+    /// Its weight inside its level, above 0. The gateways of a peer share the peer's weight of 1.
+    pub weight: f64,
+    /// Where it stands.
+    pub locality: Locality,
+    /// The peer it is a gateway of.
+    pub peer: Option<PeerIx>,
+    /// What TLS is spoken with it.
+    pub tls: EndpointTls,
+    /// The HTTP version spoken with it.
+    pub version: HttpVersion,
+    /// Whether a PROXY protocol v2 header with the caller's SPIFFE ID precedes the bytes.
+    pub proxy_protocol: bool,
+}
+
+/// Where an endpoint is reached.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Address {
+    /// An address.
+    Socket(SocketAddr),
+    /// A name that is resolved by its TTL, and a port.
+    Name(Host, u16),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(address) => write!(f, "{address}"),
+            Self::Name(host, port) => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+/// What TLS is spoken with an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EndpointTls {
+    /// None.
+    None,
+    /// The endpoint's own: the caller's TLS is relayed as it is.
+    Workload,
+    /// The gateway originates mTLS with its SVID.
+    Mesh {
+        /// The SNI sent.
+        sni: Arc<str>,
+        /// Who must answer; never empty.
+        expected: Vec<IdPattern>,
+    },
+}
+
+/// The HTTP version spoken with an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HttpVersion {
+    /// The caller's.
+    Same,
+    /// HTTP/1.1.
+    H1,
+    /// HTTP/2.
+    H2,
+}
+
+/// How one endpoint of a level is picked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Balance {
+    /// The less busy of two drawn by weight.
+    LeastRequest,
+    /// In turn, by weight.
+    RoundRobin,
+    /// Drawn by weight.
+    Random,
+}
+
+/// When traffic leaves a level and how it comes back (the formula stands in `fleet`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Failover {
+    /// The healthy share of a level below which traffic starts to leave it, 0 to 1.
+    pub start: f64,
+    /// The healthy share at which all has left, below `start` unless both are 0.
+    pub full: f64,
+    /// How long a level must have been bad before more is moved away.
+    pub hold: Duration,
+    /// How long a level must have been good before anything comes back.
+    pub failback_after: Duration,
+    /// How long the way back from nothing to everything takes.
+    pub failback_ramp: Duration,
+    /// What happens when no level has a healthy endpoint.
+    pub too_few: TooFew,
+}
+
+/// What happens when no level has a healthy endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TooFew {
+    /// The nearest level's endpoints that only passive checks ejected are used.
+    UseAll,
+    /// The connection or request is refused.
+    Fail,
+}
+
+/// An active check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ActiveCheck {
+    /// What is asked.
+    pub kind: ActiveKind,
+    /// How often.
+    pub every: Duration,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// Good answers in a row until healthy.
+    pub up: u32,
+    /// Bad answers in a row until unhealthy.
+    pub down: u32,
+}
+
+/// What an active check asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ActiveKind {
+    /// `GET` this path; a 2xx status is good.
+    Http {
+        /// The path.
+        path: Arc<str>,
+        /// The authority sent.
+        host: Arc<str>,
+    },
+    /// A connection is accepted.
+    Tcp,
+}
+
+/// What is learned from traffic.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PassiveCheck {
+    /// Failures in a row until ejected; 0 counts none.
+    pub consecutive: u32,
+    /// What counts as a failure.
+    pub on: Vec<Failure>,
+    /// Ejection by share of failures.
+    pub error_rate: Option<ErrorRate>,
+    /// How long an ejection lasts.
+    pub eject: Duration,
+    /// The largest share of a level that may be ejected, 0 to 1.
+    pub max_ejected: f64,
+    /// Endpoints of the route that are never ejected, over all levels.
+    pub keep_at_least: u32,
+}
+
+/// Ejection by share of failures in 10 s windows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ErrorRate {
+    /// The share above which an endpoint is ejected, 0 to 1.
+    pub over: f64,
+    /// The requests a window needs before it is judged.
+    pub requests: u32,
+}
+
+/// How an attempt failed: the causes that passive checks and retries name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Failure {
+    /// No connection, or no TLS session with the expected identity.
+    Connect,
+    /// HTTP/2 refused the stream before any processing (REFUSED_STREAM, GOAWAY).
+    RefusedStream,
+    /// The connection broke before a response.
+    Reset,
+    /// No response in time.
+    Timeout,
+    /// This HTTP status.
+    Status(u16),
+    /// gRPC status 14.
+    Unavailable,
+    /// A peer's gateway has no healthy endpoint of its own: no endpoint saw the request.
+    NoLocalEndpoint,
+}
+
+impl Failure {
+    /// Whether no endpoint saw the request, so that any request may be tried again.
+    #[must_use]
+    pub const fn is_unseen(self) -> bool {
+        matches!(
+            self,
+            Self::Connect | Self::RefusedStream | Self::NoLocalEndpoint
+        )
+    }
+}
+
+/// Deadlines of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For a connection, TLS included, to an own endpoint.
+    pub connect: Duration,
+    /// For a connection, TLS included, to a peer's gateway.
+    pub connect_peer: Duration,
+    /// From the end of the request to the head of the response.
+    pub response_headers: Duration,
+    /// Without a byte in either direction.
+    pub idle: Duration,
+    /// For one try; `None`: `response_headers` alone.
+    pub per_try: Option<Duration>,
+}
+
+/// Extra tries of a cluster.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Retries {
+    /// Extra tries for one request.
+    pub attempts: u32,
+    /// What is retried; causes of [`Failure::is_unseen`] always are.
+    pub on: Vec<Failure>,
+    /// Extra tries as a share of the last 10 s' requests, at least 10.
+    pub budget: f64,
+    /// Request bytes kept for another try.
+    pub buffer_bytes_max: usize,
+    /// Whether methods that are not idempotent are retried too.
+    pub any_method: bool,
+}
+
+/// Another cluster, reached through its gateways.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// The name rules refer to.
+    pub name: Arc<str>,
+    /// The cluster's name.
+    pub cluster: Arc<str>,
+    /// Where it stands.
+    pub locality: Locality,
+    /// Who its gateways are; never empty.
+    pub ids: Vec<IdPattern>,
+    /// The trust domains whose callers we believe when its gateway hands them on.
+    pub attests: Vec<TrustDomain>,
+    /// Where its gateways call from; empty: anywhere.
+    pub sources: Vec<IpNet>,
+    /// HTTP/2 PING interval on connections to it.
+    pub keepalive_ping: Duration,
+    /// How long an answer to a PING may take.
+    pub keepalive_timeout: Duration,
+}
+
+impl Peer {
+    /// Whether its gateways call from `source`.
+    #[must_use]
+    pub fn calls_from(&self, source: IpAddr) -> bool {
+        self.sources.is_empty() || self.sources.iter().any(|net| net.contains(&source))
+    }
+}
+
+/// What a host stands for on one listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    /// This service.
+    Found(ServiceIx),
+    /// The host is known but has several ports, and none was named.
+    PortNeeded,
+    /// The host is known but has no such port.
+    NoSuchPort,
+    /// The host is not known.
+    Unknown,
+}
+
+/// Services by host and port: exact beats wildcard, a longer wildcard beats a shorter one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostTable {
+    exact: BTreeMap<Host, Vec<(u16, ServiceIx)>>,
+    below: BTreeMap<Host, Vec<(u16, ServiceIx)>>,
+}
+
+impl HostTable {
+    /// Adds a service under one of its hosts; returns the service that already had that host and
+    /// port, unchanged.
+    pub fn insert(
+        &mut self,
+        pattern: &HostPattern,
+        port: u16,
+        service: ServiceIx,
+    ) -> Option<ServiceIx> {
+        let ports = match pattern {
+            HostPattern::Exact(host) => self.exact.entry(host.clone()).or_default(),
+            HostPattern::Below(host) => self.below.entry(host.clone()).or_default(),
+        };
+        if let Some((_, earlier)) = ports.iter().find(|(p, _)| *p == port) {
+            return Some(*earlier);
+        }
+        ports.push((port, service));
+        None
+    }
+
+    /// Finds the service that `host` stands for.
+    #[must_use]
+    pub fn lookup(&self, host: &Host, port: Option<u16>) -> Lookup {
+        if let Some(ports) = self.exact.get(host) {
+            return choose(ports, port);
+        }
+        let mut rest = host.as_str();
+        while let Some((_, suffix)) = rest.split_once('.') {
+            if let Some(ports) = self.below.get(suffix) {
+                return choose(ports, port);
+            }
+            rest = suffix;
+        }
+        Lookup::Unknown
+    }
+
+    /// Whether nothing is reachable.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.below.is_empty()
+    }
+}
+
+impl std::borrow::Borrow<str> for Host {
+    fn borrow(&self) -> &str {
+        self.as_str()
+    }
+}
+
+fn choose(ports: &[(u16, ServiceIx)], port: Option<u16>) -> Lookup {
+    match (ports, port) {
+        ([(_, only)], None) => Lookup::Found(*only),
+        (_, None) => Lookup::PortNeeded,
+        (_, Some(port)) => ports
+            .iter()
+            .find(|(p, _)| *p == port)
+            .map_or(Lookup::NoSuchPort, |(_, service)| Lookup::Found(*service)),
+    }
+}
+
+impl Snapshot {
+    /// The service at `ix`.
+    ///
+    /// # Panics
+    /// If `ix` is of another snapshot.
+    #[must_use]
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "an index is only made for its own snapshot"
+    )]
+    pub fn service(&self, ix: ServiceIx) -> &Service {
+        &self.services[ix.0]
+    }
+
+    /// The cluster at `ix`.
+    ///
+    /// # Panics
+    /// If `ix` is of another snapshot.
+    #[must_use]
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "an index is only made for its own snapshot"
+    )]
+    pub fn cluster(&self, ix: ClusterIx) -> &Cluster {
+        &self.clusters[ix.0]
+    }
+
+    /// The peer at `ix`.
+    ///
+    /// # Panics
+    /// If `ix` is of another snapshot.
+    #[must_use]
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "an index is only made for its own snapshot"
+    )]
+    pub fn peer(&self, ix: PeerIx) -> &Peer {
+        &self.peers[ix.0]
+    }
+
+    /// The listener called `name`.
+    #[must_use]
+    pub fn listener(&self, name: &str) -> Option<&Listener> {
+        self.listeners
+            .iter()
+            .find(|listener| &*listener.name == name)
+    }
+}
+
+impl Cluster {
+    /// The endpoint at `ix`.
+    ///
+    /// # Panics
+    /// If `ix` is of another cluster.
+    #[must_use]
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "an index is only made for its own cluster"
+    )]
+    pub fn endpoint(&self, ix: EndpointIx) -> &Endpoint {
+        &self.endpoints[ix.0]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(entries: &[(&str, u16, usize)]) -> HostTable {
+        let mut table = HostTable::default();
+        for (pattern, port, service) in entries {
+            let pattern = HostPattern::parse(pattern).unwrap();
+            assert_eq!(table.insert(&pattern, *port, ServiceIx(*service)), None);
+        }
+        table
+    }
+
+    #[test]
+    fn exact_beats_wildcard_and_the_longer_wildcard_beats_the_shorter() {
+        let table = table(&[
+            ("a.example.com", 80, 0),
+            ("*.example.com", 80, 1),
+            ("*.com", 80, 2),
+        ]);
+        let find = |host: &str| table.lookup(&Host::parse(host).unwrap(), None);
+        assert_eq!(find("a.example.com"), Lookup::Found(ServiceIx(0)));
+        assert_eq!(find("b.example.com"), Lookup::Found(ServiceIx(1)));
+        assert_eq!(find("x.b.example.com"), Lookup::Found(ServiceIx(1)));
+        assert_eq!(find("example.com"), Lookup::Found(ServiceIx(2)));
+        assert_eq!(find("com"), Lookup::Unknown);
+        assert_eq!(find("example.org"), Lookup::Unknown);
+    }
+
+    #[test]
+    fn a_bare_host_names_a_port_only_where_there_is_one() {
+        let table = table(&[("a.b", 80, 0), ("a.b", 90, 1), ("c.d", 80, 2)]);
+        let a = Host::parse("a.b").unwrap();
+        let c = Host::parse("c.d").unwrap();
+        assert_eq!(table.lookup(&a, None), Lookup::PortNeeded);
+        assert_eq!(table.lookup(&a, Some(90)), Lookup::Found(ServiceIx(1)));
+        assert_eq!(table.lookup(&a, Some(91)), Lookup::NoSuchPort);
+        assert_eq!(table.lookup(&c, None), Lookup::Found(ServiceIx(2)));
+    }
+
+    #[test]
+    fn the_same_host_and_port_twice_is_reported() {
+        let mut table = table(&[("a.b", 80, 0)]);
+        let again = HostPattern::parse("A.b").unwrap();
+        assert_eq!(table.insert(&again, 80, ServiceIx(1)), Some(ServiceIx(0)));
+    }
+}

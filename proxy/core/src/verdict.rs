@@ -1,0 +1,118 @@
+//! Every way a connection or request can end: the one list that logs, metrics and docs are made
+//! from.
+
+use std::fmt;
+
+/// Whose doing an end was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fault {
+    /// Nobody's: it ended as it should.
+    None,
+    /// The caller's.
+    Downstream,
+    /// The called endpoint's or the way to it.
+    Upstream,
+    /// Our operator's configuration, or a limit it set.
+    Operator,
+    /// The gateway's own.
+    Gateway,
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident, $label:literal, $flag:literal, $fault:ident, $text:literal;)*) => {
+        /// Why a connection or request ended.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[non_exhaustive]
+        pub enum Reason {
+            $(#[doc = $text] $name,)*
+        }
+
+        impl Reason {
+            /// Every reason.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The label in logs and metrics: lower case with `-`.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$name => $label,)* }
+            }
+
+            /// The response flag in Envoy's and Istio's vocabulary; `-` where it has none.
+            #[must_use]
+            pub const fn flag(self) -> &'static str {
+                match self { $(Self::$name => $flag,)* }
+            }
+
+            /// Whose doing it was.
+            #[must_use]
+            pub const fn fault(self) -> Fault {
+                match self { $(Self::$name => Fault::$fault,)* }
+            }
+
+            /// What it means, one sentence.
+            #[must_use]
+            pub const fn text(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    Completed, "completed", "-", None, "both sides ended it";
+    IdleTimeout, "idle-timeout", "SI", None, "no byte moved for the idle time";
+    Drained, "drained", "-", None, "the gateway is shutting down";
+    DownstreamClosed, "downstream-closed", "DC", Downstream, "the caller went away early";
+    HelloTimeout, "hello-timeout", "-", Downstream, "no whole ClientHello or request head in time";
+    HelloTooLarge, "hello-too-large", "-", Downstream, "the ClientHello is over the byte limit";
+    HelloMalformed, "hello-malformed", "-", Downstream, "the first bytes are no ClientHello";
+    NotTls, "not-tls", "-", Downstream, "the caller does not speak TLS on a TLS listener";
+    SniMissing, "sni-missing", "NR", Downstream, "the ClientHello names no server";
+    SniMalformed, "sni-malformed", "NR", Downstream, "the server name is not a host name";
+    SniUnknown, "sni-unknown", "NR", Downstream, "no service of this listener has that name";
+    NotExported, "not-exported", "NR", Downstream, "the service is exported to nobody or not to this caller's cluster";
+    PortNeeded, "port-needed", "NR", Downstream, "the host has several ports and the caller named none";
+    HandshakeFailed, "handshake-failed", "-", Downstream, "the TLS handshake failed";
+    HandshakeTimeout, "handshake-timeout", "-", Downstream, "the TLS handshake did not end in time";
+    CertificateMissing, "certificate-missing", "-", Downstream, "the caller sent no certificate";
+    CertificateRefused, "certificate-refused", "-", Downstream, "the caller's certificate breaks a rule";
+    AuthorityMissing, "authority-missing", "-", Downstream, "the request names no host";
+    AuthorityUnknown, "authority-unknown", "NR", Downstream, "no service has the request's host";
+    Misdirected, "misdirected", "-", Downstream, "the request's host is not the SNI's service";
+    RequestMalformed, "request-malformed", "DPE", Downstream, "the request is not valid HTTP";
+    SourceRefused, "source-refused", "RBAC", Operator, "the listener does not accept that source address";
+    Denied, "denied", "RBAC", Operator, "a deny rule matched";
+    NotAllowed, "not-allowed", "RBAC", Operator, "no allow rule matched";
+    NoLocalEndpoint, "no-local-endpoint", "UH", Upstream, "no healthy endpoint in this cluster";
+    NoHealthyEndpoint, "no-healthy-endpoint", "UH", Upstream, "no healthy endpoint anywhere";
+    ConnectFailed, "connect-failed", "UF", Upstream, "no endpoint could be connected";
+    UpstreamReset, "upstream-reset", "UC", Upstream, "the endpoint broke the connection";
+    UpstreamTimeout, "upstream-timeout", "UT", Upstream, "the endpoint did not answer in time";
+    UpstreamProtocol, "upstream-protocol", "UPE", Upstream, "the endpoint's answer is not valid HTTP";
+    ConnectionLimit, "connection-limit", "UO", Operator, "the gateway's connection limit is reached";
+    Internal, "internal", "-", Gateway, "the gateway failed";
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_unique_and_of_one_form() {
+        let mut labels: Vec<_> = Reason::ALL.iter().map(|reason| reason.label()).collect();
+        assert!(
+            labels
+                .iter()
+                .all(|l| l.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'))
+        );
+        labels.sort_unstable();
+        labels.dedup();
+        assert_eq!(labels.len(), Reason::ALL.len());
+    }
+}
