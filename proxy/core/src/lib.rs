@@ -9,6 +9,10 @@ pub mod hello;
 pub mod identity;
 pub mod locality;
 pub mod names;
+pub mod route;
 pub mod snapshot;
 pub mod time;
 pub mod verdict;
+
+#[cfg(test)]
+mod fixture;
