@@ -5,6 +5,7 @@
 //! files, threads, TLS stacks or configuration formats: time ([`time::Time`]) and randomness
 //! (`draw`) are arguments, so that the gateway, the simulator and the tests drive the same code.
 
+pub mod authorize;
 pub mod hello;
 pub mod identity;
 pub mod locality;
