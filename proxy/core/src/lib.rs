@@ -15,6 +15,7 @@ pub mod plan;
 pub mod route;
 pub mod shares;
 pub mod snapshot;
+pub mod svid;
 pub mod time;
 pub mod verdict;
 
