@@ -4,6 +4,7 @@ mod files;
 mod inspect;
 mod issue;
 mod manage;
+mod verify;
 mod view;
 
 use std::io::Write as _;
@@ -16,6 +17,7 @@ use zeugma_ca::authority::AuthorityError;
 use zeugma_ca::files::FileError;
 use zeugma_ca::keys::KeyError;
 use zeugma_core::identity::{SpiffeId, TrustDomain};
+use zeugma_proxy::tls::BundleError;
 
 use crate::exit;
 
@@ -74,6 +76,8 @@ enum Command {
     Sign(issue::SignArgs),
     /// Issue an SVID again, for the same key and ID, with a new serial
     Renew(issue::RenewArgs),
+    /// Verify a certificate as a gateway would, and name the rule it breaks
+    Verify(verify::VerifyArgs),
     /// Show what certificates say: a file, what a TLS server presents, or standard input
     Inspect(inspect::InspectArgs),
     /// Print what verifiers of a trust domain need
@@ -116,6 +120,14 @@ pub(crate) enum CaError {
     Taken { path: PathBuf, hint: &'static str },
     #[error("{source_name} holds no certificate; give a PEM or DER certificate or a SPIFFE bundle")]
     NoCertificate { source_name: String },
+    #[error(transparent)]
+    Bundles(#[from] BundleError),
+    #[error("{source_name} holds something that is not a certificate")]
+    Pem {
+        source_name: String,
+        #[source]
+        source: rustls_pki_types::pem::Error,
+    },
     #[error("cannot read standard input")]
     Stdin(#[source] std::io::Error),
     #[error("cannot write to standard output")]
@@ -132,6 +144,8 @@ impl CaError {
         match self {
             Self::Usage(_) => exit::USAGE,
             Self::NoCertificate { .. }
+            | Self::Pem { .. }
+            | Self::Bundles(_)
             | Self::Authority(
                 AuthorityError::Csr(_)
                 | AuthorityError::Policy(_)
@@ -165,6 +179,7 @@ pub(crate) fn run(args: CaArgs) -> ExitCode {
         Command::Issue(args) => issue::issue(&place, &args),
         Command::Sign(args) => issue::sign(&place, &args),
         Command::Renew(args) => issue::renew(&place, &args),
+        Command::Verify(args) => verify::verify(&place, &args),
         Command::Inspect(args) => inspect::inspect(&place, &args),
         Command::Bundle(args) => manage::bundle(&place, &args),
     };

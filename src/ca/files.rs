@@ -5,7 +5,7 @@ use std::path::Path;
 
 use base64::Engine as _;
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::pem::{self, PemObject as _};
 use zeugma_ca::files::{self, FILE_BYTES_MAX};
 
 use super::CaError;
@@ -17,7 +17,10 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
     } else {
         (path.display().to_string(), files::read(path)?)
     };
-    let found = parse(&bytes);
+    let found = parse(&bytes).map_err(|source| CaError::Pem {
+        source_name: name.clone(),
+        source,
+    })?;
     if found.is_empty() {
         return Err(CaError::NoCertificate { source_name: name });
     }
@@ -35,17 +38,15 @@ pub(super) fn stdin() -> Result<Vec<u8>, CaError> {
     Ok(bytes)
 }
 
-fn parse(bytes: &[u8]) -> Vec<CertificateDer<'static>> {
+fn parse(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, pem::Error> {
     // A DER certificate is a SEQUENCE of more than 127 bytes: 30 82 ...
     if let [0x30, 0x81..=0x83, ..] = bytes {
-        return vec![CertificateDer::from(bytes.to_vec())];
+        return Ok(vec![CertificateDer::from(bytes.to_vec())]);
     }
     if let Ok(bundle) = serde_json::from_slice::<serde_json::Value>(bytes) {
-        return from_bundle(&bundle);
+        return Ok(from_bundle(&bundle));
     }
-    CertificateDer::pem_slice_iter(bytes)
-        .filter_map(Result::ok)
-        .collect()
+    CertificateDer::pem_slice_iter(bytes).collect()
 }
 
 fn from_bundle(bundle: &serde_json::Value) -> Vec<CertificateDer<'static>> {

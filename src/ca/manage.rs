@@ -115,8 +115,9 @@ pub(super) fn bundle(place: &Place, args: &BundleArgs) -> Result<ExitCode, CaErr
 
 /// The members of a JSON object.
 pub(super) fn object(value: serde_json::Value) -> serde_json::Map<String, serde_json::Value> {
-    match value {
-        serde_json::Value::Object(members) => members,
-        other => [("value".to_owned(), other)].into_iter().collect(),
+    if let serde_json::Value::Object(members) = value {
+        members
+    } else {
+        serde_json::Map::new()
     }
 }
