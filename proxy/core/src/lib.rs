@@ -7,10 +7,13 @@
 
 pub mod authorize;
 pub mod balance;
+pub mod fleet;
+pub mod health;
 pub mod hello;
 pub mod identity;
 pub mod locality;
 pub mod names;
+pub mod outlier;
 pub mod plan;
 pub mod route;
 pub mod shares;
