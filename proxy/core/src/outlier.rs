@@ -89,18 +89,38 @@ struct Slot {
 impl Window {
     /// Counts one outcome.
     pub fn add(&mut self, failed: bool, now: Time) {
-        let second = now.since_origin().as_secs();
-        let at = usize::try_from(second % 10).unwrap_or_default();
-        if let Some(slot) = self.slots.get_mut(at) {
-            if slot.second != second {
-                *slot = Slot {
-                    second,
-                    ..Slot::default()
-                };
-            }
-            slot.requests = slot.requests.saturating_add(1);
-            slot.failures = slot.failures.saturating_add(u32::from(failed));
+        self.add_request(now);
+        if failed {
+            self.add_failure(now);
         }
+    }
+
+    /// Counts a request, whatever comes of it.
+    pub fn add_request(&mut self, now: Time) {
+        let slot = self.slot(now);
+        slot.requests = slot.requests.saturating_add(1);
+    }
+
+    /// Counts a failure of a request that was counted.
+    pub fn add_failure(&mut self, now: Time) {
+        let slot = self.slot(now);
+        slot.failures = slot.failures.saturating_add(1);
+    }
+
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "a remainder is below the number of slots"
+    )]
+    fn slot(&mut self, now: Time) -> &mut Slot {
+        let second = now.since_origin().as_secs();
+        let slot = &mut self.slots[usize::try_from(second).unwrap_or_default() % SLOTS];
+        if slot.second != second {
+            *slot = Slot {
+                second,
+                ..Slot::default()
+            };
+        }
+        slot
     }
 
     /// Requests and failures of the last 10 s.
