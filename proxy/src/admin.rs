@@ -12,7 +12,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Json, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -199,10 +199,10 @@ async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], shared.metrics.encode()).into_response()
 }
 
-async fn server_info(State(shared): State<Arc<Shared>>) -> Json<Value> {
+async fn server_info(State(shared): State<Arc<Shared>>) -> Response {
     let published = shared.published.load();
     let node = &published.snapshot.node;
-    Json(json!({
+    as_json(&json!({
         "version": env!("CARGO_PKG_VERSION"),
         "name": &*node.name,
         "cluster": &*node.cluster,
@@ -218,9 +218,9 @@ async fn server_info(State(shared): State<Arc<Shared>>) -> Json<Value> {
 
 /// The configuration that serves: the xDS resources it was made from, and where the gateway's own
 /// certificate is read from, never what a key holds.
-async fn config_dump(State(shared): State<Arc<Shared>>) -> Json<Value> {
+async fn config_dump(State(shared): State<Arc<Shared>>) -> Response {
     let published = shared.published.load();
-    Json(json!({
+    as_json(&json!({
         "generation": published.generation,
         "version": &*published.snapshot.version,
         "resources": Value::clone(&shared.resources.load()),
@@ -228,7 +228,7 @@ async fn config_dump(State(shared): State<Arc<Shared>>) -> Json<Value> {
     }))
 }
 
-async fn clusters(State(shared): State<Arc<Shared>>) -> Json<Value> {
+async fn clusters(State(shared): State<Arc<Shared>>) -> Response {
     let published = shared.published.load();
     let mut all = BTreeMap::new();
     for (cluster, shares) in published.snapshot.clusters.iter().zip(&published.shares.clusters) {
@@ -257,7 +257,7 @@ async fn clusters(State(shared): State<Arc<Shared>>) -> Json<Value> {
             .collect();
         all.insert(&*cluster.name, json!({ "too_few": shares.too_few, "levels": levels }));
     }
-    Json(json!({ "clusters": all }))
+    as_json(&json!({ "clusters": all }))
 }
 
 pub(crate) const fn status_label(status: EndpointStatus) -> &'static str {
@@ -269,7 +269,7 @@ pub(crate) const fn status_label(status: EndpointStatus) -> &'static str {
     }
 }
 
-async fn listeners(State(shared): State<Arc<Shared>>) -> Json<Value> {
+async fn listeners(State(shared): State<Arc<Shared>>) -> Response {
     let published = shared.published.load();
     let all: Vec<Value> = published
         .snapshot
@@ -283,12 +283,17 @@ async fn listeners(State(shared): State<Arc<Shared>>) -> Json<Value> {
             })
         })
         .collect();
-    Json(json!({ "listeners": all }))
+    as_json(&json!({ "listeners": all }))
 }
 
-async fn certs(State(shared): State<Arc<Shared>>) -> Json<Value> {
+/// A document as it is read by programs.
+fn as_json(document: &Value) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], document.to_string()).into_response()
+}
+
+async fn certs(State(shared): State<Arc<Shared>>) -> Response {
     let credentials = shared.credentials.load();
-    Json(json!({
+    as_json(&json!({
         "spiffe_id": credentials.id().as_str(),
         "not_before": credentials.not_before(),
         "not_after": credentials.not_after(),

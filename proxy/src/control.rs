@@ -221,7 +221,7 @@ impl Control {
         let mut hangup = listen(SignalKind::hangup())?;
         let mut batch = Vec::with_capacity(OBSERVATIONS_BATCH);
         let mut told = JoinSet::new();
-        told.spawn(admin::serve(interfaces, Arc::clone(&self.shared)));
+        told.spawn_local(admin::serve(interfaces, Arc::clone(&self.shared)));
         self.shared.ready.store(true, Ordering::Release);
         tracing::info!(
             name = %self.shared.settings.name,
@@ -395,7 +395,31 @@ impl Control {
 }
 
 fn tell_event(event: &FleetEvent) {
-    tracing::info!(event = %event, "health");
+    match event {
+        FleetEvent::Ejected { key, cause, lasts } => {
+            tracing::warn!(endpoint = %key, ?cause, ?lasts, "endpoint ejected");
+        }
+        FleetEvent::Readmitted { key } => tracing::info!(endpoint = %key, "endpoint readmitted"),
+        FleetEvent::Unhealthy { key } => {
+            tracing::warn!(endpoint = %key, "endpoint fails its active check");
+        }
+        FleetEvent::Healthy { key } => {
+            tracing::info!(endpoint = %key, "endpoint passes its active check");
+        }
+        FleetEvent::FailsAlike { route } => {
+            tracing::warn!(%route, "every level fails alike; nothing is ejected: look at the requests");
+        }
+        FleetEvent::SharesMoved { cluster, levels, too_few, .. } => {
+            let shares: Vec<String> = levels
+                .iter()
+                .map(|(name, before, now)| {
+                    format!("{name} {:.0} % -> {:.0} %", before * 100.0, now * 100.0)
+                })
+                .collect();
+            tracing::info!(%cluster, shares = shares.join(", "), too_few, "traffic moved");
+        }
+        other => tracing::info!(event = ?other, "health"),
+    }
 }
 
 fn listen(kind: SignalKind) -> Result<Signal, GatewayError> {

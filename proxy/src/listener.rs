@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use crate::runtime::Shared;
@@ -68,18 +67,17 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// # Cancel safety
 /// A connection is either still in the kernel's queue or on its way to a worker.
 pub(crate) async fn accept(
-    socket: AsyncFd<TcpListener>,
+    socket: tokio::net::TcpListener,
     name: Arc<str>,
     shared: Arc<Shared>,
     workers: Arc<[WorkerHandle]>,
 ) {
     loop {
-        let Ok(mut ready) = socket.readable().await else { return };
-        match ready.try_io(|socket| socket.get_ref().accept()) {
-            Err(_would_block) => {}
-            Ok(Ok((tcp, source))) => hand_over(tcp, source, &name, &shared, &workers),
-            Ok(Err(error)) if is_of_that_connection(&error) => {}
-            Ok(Err(error)) => {
+        let accepted = socket.accept().await.and_then(|(tcp, source)| Ok((tcp.into_std()?, source)));
+        match accepted {
+            Ok((tcp, source)) => hand_over(tcp, source, &name, &shared, &workers),
+            Err(error) if is_of_that_connection(&error) => {}
+            Err(error) => {
                 tracing::error!(
                     listener = %name, %error,
                     "cannot accept; pausing. Raise the limit of open files if it is reached"

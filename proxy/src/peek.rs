@@ -94,7 +94,7 @@ fn make_out(bytes: &[u8]) -> Result<Option<First>, PeekError> {
 
 fn malformed(error: &HelloError) -> PeekError {
     let reason = match error {
-        HelloError::TooLarge(_) => Reason::HelloTooLarge,
+        HelloError::TooLarge => Reason::HelloTooLarge,
         _ => Reason::HelloMalformed,
     };
     PeekError { reason, detail: error.to_string() }

@@ -133,7 +133,7 @@ pub(crate) struct Worker {
     pub(crate) pool: Pool,
     in_flight: RefCell<HashMap<EndpointKey, Rc<Cell<u32>>>>,
     budgets: RefCell<HashMap<Arc<str>, RetryBudget>>,
-    pub(crate) mirrors: RefCell<HashMap<(Arc<str>, Arc<str>), Rc<Cell<usize>>>>,
+    mirrors: RefCell<HashMap<(Arc<str>, Arc<str>), Rc<Cell<usize>>>>,
     draws: RefCell<fastrand::Rng>,
 }
 
@@ -189,7 +189,13 @@ impl Worker {
     ) -> T {
         let now = self.shared.now();
         let mut budgets = self.budgets.borrow_mut();
-        act(budgets.entry(Arc::clone(&cluster.route)).or_insert_with(RetryBudget::new), now)
+        act(budgets.entry(Arc::clone(&cluster.route)).or_default(), now)
+    }
+
+    /// The copies under way from a service to a mirror.
+    pub(crate) fn mirror_count(&self, service: &Arc<str>, mirror: &Arc<str>) -> Rc<Cell<usize>> {
+        let key = (Arc::clone(service), Arc::clone(mirror));
+        Rc::clone(self.mirrors.borrow_mut().entry(key).or_default())
     }
 
     /// Forgets what belongs to endpoints and routes that are no longer configured.

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::io::unix::AsyncFd;
+use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
 use zeugma_core::snapshot::Snapshot;
 
@@ -26,7 +26,7 @@ struct Bound {
 }
 
 /// Listeners bound for a configuration that is not published yet.
-pub(super) struct New(Vec<(Arc<str>, SocketAddr, AsyncFd<TcpListener>)>);
+pub(super) struct New(Vec<(Arc<str>, SocketAddr, TcpListener)>);
 
 impl Accepting {
     pub(super) fn new(shared: Arc<Shared>, workers: Vec<WorkerHandle>) -> Self {
@@ -49,7 +49,8 @@ impl Accepting {
                 address: listener.address.to_string(),
                 source,
             })?;
-            let socket = AsyncFd::new(socket).map_err(system("a listener cannot be watched"))?;
+            let socket =
+                TcpListener::from_std(socket).map_err(system("a listener cannot be watched"))?;
             new.push((Arc::clone(&listener.name), listener.address, socket));
         }
         Ok(New(new))

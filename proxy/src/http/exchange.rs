@@ -11,15 +11,15 @@ use tokio::time::Instant;
 use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
-use zeugma_core::retry::{self, Method as RetryMethod};
+use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, Sender, Tried, again};
 use zeugma_core::route::{check_authority, check_authority_port, route_authority};
 use zeugma_core::snapshot::{
-    Cluster, Endpoint, EndpointIx, Failure, HttpVersion as EndpointVersion, Service, ServiceIx,
+    Cluster, Endpoint, EndpointIx, Failure, HttpVersion as EndpointVersion, ServiceIx,
 };
 use zeugma_core::verdict::Reason;
 
 use super::body::{Held, Outgoing, Source};
-use super::headers::{self, ZEUGMA_MIRROR, ZEUGMA_REASON};
+use super::headers::{self, ZEUGMA_REASON};
 use super::pool::{Lease, Wire};
 use super::record::Record;
 use super::{Context, Version, mirror, reply, upgrade};
@@ -73,7 +73,7 @@ pub(super) async fn exchange(
     }
     let source = Source::new(incoming, to.cluster().retries.buffer_bytes_max);
     exchange.record.counts(source.clone());
-    exchange.mirror(&published, target, &source);
+    mirror::start_all(&exchange, &published, target, &source);
     exchange.answer(&to, &source).await
 }
 
@@ -198,29 +198,21 @@ impl Exchange {
         verdict
     }
 
-    /// Sends copies where the service's mirrors want them; never waits.
-    fn mirror(&self, published: &Arc<Published>, service: &Service, source: &Source) {
-        if self.from_gateway || self.head.headers.contains_key(&ZEUGMA_MIRROR) {
-            return;
-        }
-        for one in &service.mirrors {
-            mirror::start(self, published, service, one, source);
-        }
-    }
-
     /// Tries one endpoint after the other until one answers.
     async fn answer(mut self, to: &Pinned, source: &Source) -> Response<Outgoing> {
         let worker = Rc::clone(&self.context.worker);
         let cluster = to.cluster();
-        worker.with_budget(cluster, |budget, now| budget.requested(now));
+        worker.with_budget(cluster, |budget, now| budget.request(now));
         let load = |endpoint: EndpointIx| worker.load(cluster, endpoint);
-        let mut attempts = 0;
+        let (mut attempts, mut counted) = (0, 0);
         let mut failed: Option<Failed> = None;
         let shares = to.published.shares_of(to.cluster);
         for attempt in plan(cluster, shares, &load, worker.draw()) {
             if let Some(before) = &failed {
-                if !self.may_try_again(cluster, before, source, attempts) {
-                    break;
+                match self.may_try_again(cluster, before.failure, source, counted) {
+                    None => break,
+                    Some(Again::Free) => {}
+                    Some(Again::Counted) => counted += 1,
                 }
                 worker.shared.metrics.retried(&cluster.route, before.failure.label());
             }
@@ -262,18 +254,30 @@ impl Exchange {
         self.refuse(reason_of(failed.failure), Some(failed.detail))
     }
 
-    fn may_try_again(&self, cluster: &Cluster, before: &Failed, source: &Source, n: u32) -> bool {
-        let method = if self.head.method.is_idempotent() {
-            RetryMethod::Idempotent
-        } else {
-            RetryMethod::Other
+    /// Whether the request may be sent once more, and whether that counts against its attempts.
+    fn may_try_again(
+        &self,
+        cluster: &Cluster,
+        failure: Failure,
+        source: &Source,
+        counted: u32,
+    ) -> Option<Again> {
+        let tried = Tried {
+            failure,
+            method: Some(self.head.method.as_str()),
+            counted,
+            request: if source.can_repeat() { RequestLeft::Whole } else { RequestLeft::Gone },
+            response: ResponseSeen::Nothing,
+            sender: self.sender(),
         };
-        source.can_repeat()
-            && retry::may_retry(&cluster.retries, before.failure, method, n)
-            && (before.failure.is_unseen()
-                || self.context.worker.with_budget(cluster, |budget, now| {
-                    budget.take(now, cluster.retries.budget)
-                }))
+        self.context
+            .worker
+            .with_budget(cluster, |budget, now| again(&cluster.retries, budget, &tried, now))
+            .ok()
+    }
+
+    pub(super) const fn sender(&self) -> Sender {
+        if self.from_gateway { Sender::PeerGateway } else { Sender::Caller }
     }
 
     /// Sends the request to one endpoint, anew where a pooled connection had ended before.

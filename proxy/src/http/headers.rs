@@ -1,7 +1,7 @@
 //! Headers that the gateway reads, adds and removes.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Version};
+use http::{Version, request};
 use zeugma_core::identity::SpiffeId;
 
 /// The caller's identity as the gateway hands it on (Envoy's `x-forwarded-client-cert`).
@@ -59,16 +59,16 @@ pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 /// The host a request is for; `None` if it names none, or two that differ.
-pub(crate) fn authority<B>(request: &Request<B>) -> Option<String> {
-    let mut hosts = request.headers().get_all(header::HOST).iter();
+pub(crate) fn authority(request: &request::Parts) -> Option<String> {
+    let mut hosts = request.headers.get_all(header::HOST).iter();
     let host = hosts.next().map(|value| value.to_str().map(str::to_owned));
     if hosts.next().is_some() {
         return None;
     }
-    let named = request.uri().authority().map(|authority| authority.as_str().to_owned());
+    let named = request.uri.authority().map(|authority| authority.as_str().to_owned());
     match (named, host) {
         // RFC 9113 §8.3.1: the two must not differ. RFC 9112 §3.2.2: the target wins.
-        (Some(named), Some(Ok(host))) if request.version() == Version::HTTP_2 => {
+        (Some(named), Some(Ok(host))) if request.version == Version::HTTP_2 => {
             named.eq_ignore_ascii_case(&host).then_some(named)
         }
         (Some(named), _) => Some(named),
@@ -139,6 +139,11 @@ pub(crate) fn began_as_h2(headers: &HeaderMap) -> Option<bool> {
     first.ends_with(" zeugma").then(|| first.starts_with("2.0"))
 }
 
+/// The length that a message says it has.
+pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
 /// Whether a request is gRPC: HTTP/2 to the endpoint whatever else is configured.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     headers
@@ -147,13 +152,10 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|kind| kind.starts_with("application/grpc"))
 }
 
-/// Whether trying a method again is harmless (RFC 9110 §9.2.2).
-pub(crate) fn is_idempotent(method: &Method) -> bool {
-    method.is_idempotent()
-}
-
 #[cfg(test)]
 mod tests {
+    use http::Request;
+
     use super::*;
 
     fn map(pairs: &[(&str, &str)]) -> HeaderMap {
@@ -208,16 +210,19 @@ mod tests {
 
     #[test]
     fn two_hosts_are_no_host() {
-        let request = Request::builder().header("host", "a").header("host", "b").body(()).unwrap();
+        let request = Request::builder().header("host", "a").header("host", "b").body(());
+        let request = request.unwrap().into_parts().0;
         assert_eq!(authority(&request), None);
         let request = Request::builder()
             .version(Version::HTTP_2)
             .uri("http://a.b/")
             .header("host", "c.d")
             .body(())
-            .unwrap();
+            .unwrap()
+            .into_parts()
+            .0;
         assert_eq!(authority(&request), None);
-        let request = Request::builder().header("host", "a.b:80").body(()).unwrap();
+        let request = Request::builder().header("host", "a.b:80").body(()).unwrap().into_parts().0;
         assert_eq!(authority(&request).as_deref(), Some("a.b:80"));
     }
 

@@ -5,40 +5,62 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::uri::{Authority, Scheme};
-use http::{HeaderValue, Request, Uri, header};
+use http::{HeaderValue, Uri, header};
 use tokio::time::timeout;
+use zeugma_core::mirror::{Copying, Dropped, Kind, Original, copying};
 use zeugma_core::plan::plan;
 use zeugma_core::snapshot::{Endpoint, Mirror, Service};
 
 use super::body::{Outgoing, Source};
 use super::exchange::Exchange;
-use super::headers::ZEUGMA_MIRROR;
+use super::headers::{self, ZEUGMA_MIRROR};
 use super::pool::Wire;
 use crate::runtime::{Published, Worker};
 use crate::upstream::Pinned;
 
-/// Starts the copy of a request if the mirror's share and limits allow it; never waits.
-pub(super) fn start(
+/// Starts the copies that the service's mirrors want of a request; never waits.
+pub(super) fn start_all(
+    exchange: &Exchange,
+    published: &Arc<Published>,
+    service: &Service,
+    source: &Source,
+) {
+    let original = Original {
+        sender: exchange.sender(),
+        kind: match exchange.head.headers.contains_key(&ZEUGMA_MIRROR) {
+            true => Kind::Mirrored,
+            false => Kind::Primary,
+        },
+        body_bytes: headers::content_length(&exchange.head.headers),
+    };
+    let worker = &exchange.context.worker;
+    let draw = worker.draw();
+    for (ix, mirror) in service.mirrors.iter().enumerate() {
+        let count = worker.mirror_count(&service.name, &mirror.route);
+        match copying(mirror, ix, &original, count.get(), draw) {
+            Copying::Skip => {}
+            Copying::Drop(why) => {
+                worker.shared.metrics.mirrored(&service.name, &mirror.route, why.label());
+            }
+            Copying::Copy => start(exchange, published, service, mirror, (source, Place::new(count))),
+        }
+    }
+}
+
+fn start(
     exchange: &Exchange,
     published: &Arc<Published>,
     service: &Service,
     mirror: &Mirror,
-    source: &Source,
+    (source, place): (&Source, Place),
 ) {
     let worker = Rc::clone(&exchange.context.worker);
-    if !zeugma_core::mirror::takes(mirror.share, worker.draw()) {
-        return;
-    }
     let (name, route) = (Arc::clone(&service.name), Arc::clone(&mirror.route));
-    let Some(place) = Place::take(&worker, &name, mirror) else {
-        worker.shared.metrics.mirrored(&name, &route, "dropped-in-flight");
-        return;
-    };
     let to = Pinned { published: Arc::clone(published), cluster: mirror.to };
     let load = |endpoint| worker.load(to.cluster(), endpoint);
     let shares = published.shares_of(mirror.to);
     let Some(attempt) = plan(to.cluster(), shares, &load, worker.draw()).next() else {
-        worker.shared.metrics.mirrored(&name, &route, "no-endpoint");
+        worker.shared.metrics.mirrored(&name, &route, Dropped::Unreachable.label());
         return;
     };
     let endpoint = to.cluster().endpoint(attempt.endpoint).clone();
@@ -55,11 +77,13 @@ pub(super) fn start(
         let copying = async {
             match body.await {
                 Ok(Some(body)) => copy.send(&worker, Outgoing::Bytes(body)).await,
-                Ok(None) => "dropped-body",
-                Err(_primary_ended_early) => "dropped-unread",
+                Ok(None) => Dropped::Body.label(),
+                // The endpoint answered the primary before all of it was read.
+                Err(_primary_ended_early) => Dropped::Slow.label(),
             }
         };
-        let result = timeout(deadline, Box::pin(copying)).await.unwrap_or("timeout");
+        let result = timeout(deadline, Box::pin(copying)).await;
+        let result = result.unwrap_or(Dropped::Timeout.label());
         worker.shared.metrics.mirrored(&name, &route, result);
         drop(place);
     }));
@@ -75,7 +99,7 @@ struct Copy {
 impl Copy {
     async fn send(self, worker: &Worker, body: Outgoing) -> &'static str {
         let Ok(lease) = worker.pool.lease(worker, &self.to, &self.endpoint, self.wire).await else {
-            return "failed";
+            return Dropped::Unreachable.label();
         };
         let [h1, h2] = self.heads;
         let builder = if lease.is_h2() { h2 } else { h1 };
@@ -117,14 +141,9 @@ fn copy_head(
 struct Place(Rc<Cell<usize>>);
 
 impl Place {
-    fn take(worker: &Worker, service: &Arc<str>, mirror: &Mirror) -> Option<Self> {
-        let key = (Arc::clone(service), Arc::clone(&mirror.route));
-        let count = Rc::clone(worker.mirrors.borrow_mut().entry(key).or_default());
-        if count.get() >= mirror.in_flight_max {
-            return None;
-        }
+    fn new(count: Rc<Cell<usize>>) -> Self {
         count.set(count.get() + 1);
-        Some(Self(count))
+        Self(count)
     }
 }
 

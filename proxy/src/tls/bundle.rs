@@ -167,7 +167,7 @@ impl fmt::Debug for Anchor {
 }
 
 /// What one trust domain's SVIDs are verified with.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {
     domain: TrustDomain,
     anchors: Vec<Anchor>,
@@ -321,7 +321,7 @@ impl Bundle {
 }
 
 /// The bundles we hold, one for each trust domain whose peers we accept.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bundles(BTreeMap<TrustDomain, Bundle>);
 
 impl Bundles {

@@ -116,6 +116,7 @@ pub struct Credentials {
     id: SpiffeId,
     not_after: i64,
     not_before: i64,
+    chain: Vec<CertificateDer<'static>>,
     resolver: Arc<SingleCertAndKey>,
     bundles: Bundles,
 }
@@ -151,7 +152,7 @@ impl Credentials {
             .first()
             .and_then(|leaf| zeugma_core::svid::Certificate::parse(leaf).ok())
             .map_or(0, |leaf| leaf.not_before());
-        let certified = CertifiedKey::from_der(chain, key, provider()).map_err(|source| {
+        let certified = CertifiedKey::from_der(chain.clone(), key, provider()).map_err(|source| {
             if matches!(source, rustls::Error::InconsistentKeys(_)) {
                 CredentialsError::KeyMismatch {
                     key: files.key.clone(),
@@ -169,6 +170,7 @@ impl Credentials {
             id: own.id,
             not_after: own.not_after,
             not_before,
+            chain,
             resolver: Arc::new(certified.into()),
             bundles,
         })
@@ -202,6 +204,12 @@ impl Credentials {
     #[must_use]
     pub const fn bundles(&self) -> &Bundles {
         &self.bundles
+    }
+
+    /// Whether the other load brought anything else than this one.
+    #[must_use]
+    pub fn differs(&self, other: &Self) -> bool {
+        self.chain != other.chain || self.bundles != other.bundles
     }
 
     pub(super) fn resolver(&self) -> Arc<SingleCertAndKey> {
