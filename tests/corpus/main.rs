@@ -10,12 +10,15 @@
 
 #[path = "../support/corpus.rs"]
 mod corpus;
+mod files;
+mod mutation;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::AlertDescription;
+use rustls::client::Resumption;
+use rustls::{AlertDescription, CipherSuite, HandshakeKind, NamedGroup, ProtocolVersion};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -184,6 +187,93 @@ async fn an_upstream_that_is_someone_else_is_denied_inside_the_handshake() {
     );
     assert_eq!(ours.unwrap().id.as_str(), REFERENCE_ID);
     assert_eq!(theirs, Ok(()));
+}
+
+#[tokio::test]
+async fn a_handshake_is_tls13_hybrid_aes128_and_never_resumed() {
+    let bench = Bench::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let gateway = IdPattern::parse(GATEWAY_ID).unwrap();
+    let (config, _) = client_config(&bench.credentials, &[gateway], &[]).unwrap();
+    // A caller that would resume if it were let.
+    let mut config = (*config).clone();
+    config.resumption = Resumption::in_memory_sessions(8);
+    let config = Arc::new(config);
+    for _ in 0..3 {
+        let call = async {
+            let tcp = TcpStream::connect(address).await.unwrap();
+            let name = ServerName::try_from("orders.shop").unwrap();
+            let connector = TlsConnector::from(Arc::clone(&config));
+            let mut stream = connector.connect(name, tcp).await.unwrap();
+            let mut bytes = Vec::new();
+            stream.read_to_end(&mut bytes).await.unwrap();
+            stream
+        };
+        let (peer, stream) = Box::pin(timeout(DEADLINE, async {
+            tokio::join!(accept(&listener, &bench.credentials), call)
+        }))
+        .await
+        .unwrap();
+        assert_eq!(peer.unwrap().id.as_str(), GATEWAY_ID);
+        let (_, connection) = stream.get_ref();
+        assert_eq!(connection.handshake_kind(), Some(HandshakeKind::Full));
+        assert_eq!(connection.tls13_tickets_received(), 0);
+        assert_eq!(
+            connection.protocol_version(),
+            Some(ProtocolVersion::TLSv1_3)
+        );
+        let suite = connection.negotiated_cipher_suite().unwrap().suite();
+        assert_eq!(suite, CipherSuite::TLS13_AES_128_GCM_SHA256);
+        let group = connection.negotiated_key_exchange_group().unwrap().name();
+        assert_eq!(group, NamedGroup::X25519MLKEM768);
+    }
+}
+
+#[tokio::test]
+async fn alpn_is_negotiated_and_a_caller_without_a_common_protocol_is_refused() {
+    let bench = Bench::new();
+    let gateway = [IdPattern::parse(GATEWAY_ID).unwrap()];
+    for (offered, accepted, agreed) in [
+        (
+            &[&b"h2"[..], b"zeugma-tcp/1"][..],
+            &[&b"zeugma-tcp/1"[..]][..],
+            Some(&b"zeugma-tcp/1"[..]),
+        ),
+        (&[], &[b"h2"], None),
+        (&[b"h2"], &[], None),
+    ] {
+        let (client, _) = client_config(&bench.credentials, &gateway, offered).unwrap();
+        let (server, _) = server_config(&bench.credentials, accepted).unwrap();
+        let (client, server) = in_memory(client, server).await;
+        assert_eq!(client.unwrap().get_ref().1.alpn_protocol(), agreed);
+        assert_eq!(server.unwrap().get_ref().1.alpn_protocol(), agreed);
+    }
+    let (client, _) = client_config(&bench.credentials, &gateway, &[b"h2"]).unwrap();
+    let (server, slot) = server_config(&bench.credentials, &[b"http/1.1"]).unwrap();
+    let (_, server) = in_memory(client, server).await;
+    let error = server.unwrap_err();
+    assert_eq!(slot.refusal(&error), None, "not the certificate's fault");
+    assert!(slot.peer().is_none());
+}
+
+type Client = tokio_rustls::client::TlsStream<tokio::io::DuplexStream>;
+type Server = tokio_rustls::server::TlsStream<tokio::io::DuplexStream>;
+
+async fn in_memory(
+    client: Arc<rustls::ClientConfig>,
+    server: Arc<rustls::ServerConfig>,
+) -> (std::io::Result<Client>, std::io::Result<Server>) {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let name = ServerName::try_from("orders.shop").unwrap();
+    Box::pin(timeout(DEADLINE, async {
+        tokio::join!(
+            TlsConnector::from(client).connect(name, near),
+            TlsAcceptor::from(server).accept(far),
+        )
+    }))
+    .await
+    .unwrap()
 }
 
 fn check(case: &Case, ours: &Result<TlsPeer, Refusal>, theirs: Result<(), AlertDescription>) {

@@ -683,7 +683,7 @@ fn same_domain(found: &TrustDomain, leaf: &TrustDomain) -> Result<(), Violation>
     if found == leaf {
         return Ok(());
     }
-    let detail = format!("an issuer of {found} stands above a leaf of {leaf}");
+    let detail = format!("a CA certificate of {found} where one of {leaf} is needed");
     Err(Violation::new(Rule::XC4, detail))
 }
 
