@@ -75,6 +75,10 @@ fn good_files_make_credentials_that_never_show_the_key() {
     assert_eq!(credentials.generation(), 7);
     assert_eq!(credentials.not_before(), disk.world.now - 120);
     assert_eq!(credentials.not_after(), disk.world.now + 3600);
+    assert_eq!(
+        credentials.own().serials[0].to_string(),
+        "4a010203040506070809"
+    );
     let shown = format!("{credentials:?}");
     assert_eq!(
         shown,
@@ -163,7 +167,9 @@ fn our_own_svid_is_held_to_the_rules_of_a_peer() {
     fs::remove_file(disk.files.bundles.join("east.example.pem")).unwrap();
     let error = disk.error();
     assert!(
-        error.ends_with(": XL4: no bundle for trust domain east.example"),
+        error.ends_with(
+            ": XL4: no bundle for trust domain east.example; add its bundle to accept it"
+        ),
         "{error}"
     );
 }

@@ -6,6 +6,7 @@ use rcgen::{
     SanType, SerialNumber, date_time_ymd,
 };
 
+use super::certificate::check_serial;
 use super::*;
 
 const LEAF_ID: &str = "spiffe://east.example/ns/shop/sa/cart";
