@@ -256,9 +256,10 @@ impl Bundle {
     /// The anchor that the path builder ended at, found by address: two may be equal as names and
     /// keys and differ in validity.
     pub(super) fn anchor_of(&self, found: &TrustAnchor<'_>) -> Option<&Anchor> {
-        let at = self.trust_anchors.iter().position(|anchor| {
-            std::ptr::from_ref(anchor).cast::<()>() == std::ptr::from_ref(found).cast()
-        })?;
+        let at = self
+            .trust_anchors
+            .iter()
+            .position(|anchor| std::ptr::eq(anchor, found))?;
         self.anchors.get(at)
     }
 

@@ -141,8 +141,9 @@ impl PeerSlot {
 
 /// What we accept a connection with: a client certificate is mandatory, and nothing is resumed.
 ///
-/// Made for each connection, since its verifier keeps the verdict in the slot: besides the ALPN
-/// names it costs some Arc clones and rustls's default session cache, which is dropped at once.
+/// Made for each connection, since its verifier keeps the verdict in the slot: Arc clones, the ALPN
+/// names, and rustls's default session cache, which is dropped at once. 3 µs in an unoptimised
+/// build, beside a handshake of about 260.
 ///
 /// # Errors
 /// Only if rustls refuses our own provider.
