@@ -196,13 +196,25 @@ impl Authority {
     /// [`AuthorityError::Exists`] if there is one already; else what the files, the ledger or the
     /// key say.
     pub fn init(folder: &Path, passphrase_file: Option<&Path>) -> Result<Self, AuthorityError> {
+        Self::init_with_policy(folder, passphrase_file, Policy::default())
+    }
+
+    /// As [`init`](Self::init), with a root and issuers of other lifetimes.
+    ///
+    /// # Errors
+    /// As [`init`](Self::init).
+    pub fn init_with_policy(
+        folder: &Path,
+        passphrase_file: Option<&Path>,
+        policy: Policy,
+    ) -> Result<Self, AuthorityError> {
         files::make_folder(folder, Access::Secret)?;
         let _lock = ProcessLock::take(&folder.join("lock"))?;
         let ledger = Ledger::create(&folder.join("ca.db"))?;
         if ledger.root()?.is_some() {
             return Err(AuthorityError::Exists(folder.to_owned()));
         }
-        let mut authority = Self::new(folder, ledger, passphrase_file);
+        let mut authority = Self::new(folder, ledger, passphrase_file).with_policy(policy);
         let beside = folder.join("passphrase");
         if passphrase_file.is_none() && !beside.exists() {
             authority.passphrase = Some(Passphrase::generate(&beside)?);
@@ -240,6 +252,12 @@ impl Authority {
             passphrase: None,
             issuers: BTreeMap::new(),
         }
+    }
+
+    /// The same authority under another policy.
+    #[must_use]
+    pub fn with_policy(self, policy: Policy) -> Self {
+        Self { policy, ..self }
     }
 
     /// The folder.
