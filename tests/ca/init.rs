@@ -1,5 +1,8 @@
 //! `zeugma init`.
 
+use zeugma_proxy::tls::{Credentials, SvidFiles};
+use zeugma_xds::{Color, Loaded, NodeOptions};
+
 use crate::support::{Bench, Killer, files};
 
 const EAST: &str = "init east --trust-domain east.example --cluster east";
@@ -169,4 +172,58 @@ fn killed_at_any_moment_init_can_be_run_again() {
         bench.ok("ca verify west/gw.pem --bundles east/bundles");
     }
     killer.report();
+}
+
+/// What `zeugma gateway --config` would read of a folder, certificates included.
+fn load(bench: &Bench, cluster: &str) -> Loaded {
+    let loaded = zeugma_xds::load(&bench.path(cluster), &NodeOptions::default())
+        .unwrap_or_else(|findings| panic!("{}", findings.to_human(Color::Plain)));
+    let warnings = loaded.warnings.to_human(Color::Plain);
+    assert!(loaded.warnings.is_empty(), "{warnings}");
+    let files = SvidFiles {
+        certificate: loaded.settings.svid.certificate.clone(),
+        key: loaded.settings.svid.key.clone(),
+        bundles: loaded.settings.svid.bundles.clone(),
+    };
+    let credentials = Credentials::load(&files, 1).unwrap();
+    assert_eq!(
+        credentials.id().as_str(),
+        format!("spiffe://{cluster}.example/zeugma/gateway")
+    );
+    loaded
+}
+
+#[test]
+fn what_init_writes_loads_without_a_finding() {
+    let bench = Bench::new();
+    bench.ok(EAST);
+    let alone = load(&bench, "east");
+    assert_eq!(alone.settings.cluster, "east");
+    assert_eq!(alone.snapshot.services.len(), 1);
+
+    bench.ok(&format!("{WEST} --ca east/ca"));
+    let mut ports = Vec::new();
+    for cluster in ["east", "west"] {
+        let loaded = load(&bench, cluster);
+        assert_eq!(loaded.snapshot.services.len(), 1);
+        assert_eq!(loaded.snapshot.peers.len(), 1);
+        ports.push(loaded.settings.metrics);
+        ports.push(loaded.settings.probes);
+    }
+    ports.sort();
+    ports.dedup();
+    assert_eq!(ports.len(), 4);
+}
+
+#[test]
+fn a_third_cluster_joins_by_its_own_ports() {
+    let bench = Bench::new();
+    bench.ok(EAST);
+    bench.ok(&format!("{WEST} --ca east/ca"));
+    bench.ok(
+        "init north --trust-domain north.example --cluster north --peer east --ca east/ca --base-port 17000",
+    );
+    assert_eq!(load(&bench, "east").snapshot.peers.len(), 2);
+    assert_eq!(load(&bench, "north").snapshot.peers.len(), 1);
+    bench.ok("ca verify north/gw.pem --bundles east/bundles");
 }

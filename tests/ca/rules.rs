@@ -7,7 +7,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension, X509Extension};
 use x509_parser::prelude::{FromDer as _, X509Certificate, X509Version};
 use zeugma_ca::authority::AuthorityError;
 use zeugma_ca::policy::PolicyError;
-use zeugma_ca::{Authority, Issued, LeafRequest, Policy, SubjectKey};
+use zeugma_ca::{Authority, LeafRequest, NewIssuer, Policy, SubjectKey};
 use zeugma_core::identity::{SpiffeId, TrustDomain};
 
 use crate::support::Bench;
@@ -37,8 +37,8 @@ fn make_with(policy: Policy, dns_names: &[&str]) -> (Bench, Made) {
         .unwrap();
     let made = Made {
         root: authority.root().unwrap(),
-        cross: issuer.chain()[0].clone(),
-        anchor: issuer.chain()[1].clone(),
+        cross: issuer.cross().clone(),
+        anchor: issuer.anchor().clone(),
         leaf: issued.chain()[0].clone(),
         chain: issued.chain().len(),
     };
@@ -46,7 +46,7 @@ fn make_with(policy: Policy, dns_names: &[&str]) -> (Bench, Made) {
     (bench, made)
 }
 
-fn authority(bench: &Bench, policy: Policy) -> (Authority, Issued) {
+fn authority(bench: &Bench, policy: Policy) -> (Authority, NewIssuer) {
     let mut authority = Authority::init_with_policy(&bench.path("ca"), None, policy).unwrap();
     let issuer = authority.add_trust_domain(&domain("east.example")).unwrap();
     (authority, issuer)
@@ -268,13 +268,12 @@ fn xc7_subjects_are_distinct_per_key_and_both_certificates_of_a_key_share_one() 
     let west = authority.add_trust_domain(&domain("west.example")).unwrap();
     let root = authority.root().unwrap();
     let subject = |der: &CertificateDer<'_>| parse(der).subject().as_raw().to_vec();
-    assert_eq!(subject(&east.chain()[0]), subject(&east.chain()[1]));
-    let distinct: std::collections::BTreeSet<_> = [&root, &east.chain()[0], &west.chain()[0]]
-        .map(subject)
-        .into();
+    assert_eq!(subject(east.cross()), subject(east.anchor()));
+    let distinct: std::collections::BTreeSet<_> =
+        [&root, east.cross(), west.cross()].map(subject).into();
     assert_eq!(distinct.len(), 3);
     let named = |der: &CertificateDer<'_>| parse(der).subject().to_string();
-    assert!(named(&east.chain()[0]).starts_with("CN=east.example issuer "));
+    assert!(named(east.cross()).starts_with("CN=east.example issuer "));
     assert!(named(&root).starts_with("CN=zeugma root "));
 }
 
@@ -309,7 +308,7 @@ fn xc10_an_issuer_ends_with_its_root() {
     };
     let (authority, issuer) = authority(&bench, policy);
     let root = authority.root().unwrap();
-    for certificate in issuer.chain() {
+    for certificate in [issuer.cross(), issuer.anchor()] {
         assert_eq!(
             parse(certificate).validity().not_after,
             parse(&root).validity().not_after
