@@ -1,7 +1,9 @@
 //! The `zeugma` command: reads what was typed, calls a crate, prints.
 
+mod config;
 mod exit;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -16,9 +18,23 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    /// Check a configuration, or print its schema
+    #[command(subcommand)]
+    Config(config::Command),
+}
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match cli.command {}
+    let result = match cli.command {
+        Command::Config(command) => config::run(command).map_err(anyhow::Error::from),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            // Standard error may be closed as well; the exit code says it then.
+            let _ = writeln!(std::io::stderr(), "{error:#}");
+            ExitCode::from(exit::FAILED)
+        }
+    }
 }
