@@ -46,7 +46,18 @@ enum Output {
 }
 
 /// Runs `zeugma config`.
-pub(crate) fn run(command: Command) -> io::Result<ExitCode> {
+pub(crate) fn run(command: Command) -> ExitCode {
+    match try_run(command) {
+        Ok(code) => code,
+        Err(error) => {
+            // Standard error may be closed as well; the exit code says it then.
+            writeln!(io::stderr(), "cannot print: {error}").ok();
+            ExitCode::from(exit::FAILED)
+        }
+    }
+}
+
+fn try_run(command: Command) -> io::Result<ExitCode> {
     match command {
         Command::Check(check) => run_check(&check),
         Command::Schema => {

@@ -1,9 +1,10 @@
 //! The `zeugma` command: reads what was typed, calls a crate, prints.
 
+mod ca;
 mod config;
 mod exit;
+mod init;
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -19,22 +20,31 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make a folder that `zeugma gateway` can run: configuration, CA, certificates
+    Init(init::InitArgs),
+    /// The certificate authority: root, issuers, SVIDs, bundles
+    Ca(ca::CaArgs),
     /// Check a configuration, or print its schema
     #[command(subcommand)]
     Config(config::Command),
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = match cli.command {
-        Command::Config(command) => config::run(command).map_err(anyhow::Error::from),
-    };
-    match result {
-        Ok(code) => code,
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
         Err(error) => {
-            // Standard error may be closed as well; the exit code says it then.
-            let _ = writeln!(std::io::stderr(), "{error:#}");
-            ExitCode::from(exit::FAILED)
+            // Nobody is left to tell if the streams are closed.
+            error.print().ok();
+            return if error.use_stderr() {
+                ExitCode::from(exit::USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
         }
+    };
+    match cli.command {
+        Command::Init(args) => init::run(&args),
+        Command::Ca(args) => ca::run(args),
+        Command::Config(command) => config::run(command),
     }
 }

@@ -5,9 +5,25 @@
 //! files, threads, TLS stacks or configuration formats: time ([`time::Time`]) and randomness
 //! (`draw`) are arguments, so that the gateway, the simulator and the tests drive the same code.
 
+pub mod authorize;
+pub mod balance;
+pub mod engine;
+pub mod fleet;
+pub mod health;
+pub mod hello;
 pub mod identity;
 pub mod locality;
+pub mod mirror;
 pub mod names;
+pub mod outlier;
+pub mod plan;
+pub mod retry;
+pub mod route;
+pub mod shares;
 pub mod snapshot;
+pub mod svid;
 pub mod time;
 pub mod verdict;
+
+#[cfg(test)]
+mod fixture;
