@@ -1,6 +1,7 @@
 //! The `zeugma` command: reads what was typed, calls a crate, prints.
 
 mod ca;
+mod config;
 mod exit;
 mod gateway;
 mod init;
@@ -26,6 +27,9 @@ enum Command {
     Ca(ca::CaArgs),
     /// The gateway: SIGTERM drains it, SIGHUP reloads its files (they are watched anyway)
     Gateway(gateway::Arguments),
+    /// Check a configuration, or print its schema
+    #[command(subcommand)]
+    Config(config::Command),
 }
 
 fn main() -> ExitCode {
@@ -45,5 +49,6 @@ fn main() -> ExitCode {
         Command::Init(args) => init::run(&args),
         Command::Ca(args) => ca::run(args),
         Command::Gateway(arguments) => gateway::run(arguments),
+        Command::Config(command) => config::run(command),
     }
 }
