@@ -21,6 +21,7 @@ pub mod retry;
 pub mod route;
 pub mod shares;
 pub mod snapshot;
+pub mod svid;
 pub mod time;
 pub mod verdict;
 
