@@ -1,5 +1,6 @@
 //! The `zeugma` command: reads what was typed, calls a crate, prints.
 
+mod demo;
 mod exit;
 
 use std::process::ExitCode;
@@ -16,9 +17,14 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    #[command(flatten)]
+    Demo(demo::DemoCommand),
+}
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match cli.command {}
+    match cli.command {
+        Command::Demo(command) => demo::run(command),
+    }
 }
