@@ -1,5 +1,6 @@
 //! The `zeugma` command: reads what was typed, calls a crate, prints.
 
+mod ca;
 mod demo;
 mod exit;
 
@@ -18,13 +19,27 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The certificate authority: root, issuers, SVIDs, bundles
+    Ca(ca::CaArgs),
     #[command(flatten)]
     Demo(demo::DemoCommand),
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nobody is left to tell if the streams are closed.
+            error.print().ok();
+            return if error.use_stderr() {
+                ExitCode::from(exit::USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
     match cli.command {
+        Command::Ca(args) => ca::run(args),
         Command::Demo(command) => demo::run(command),
     }
 }

@@ -20,14 +20,16 @@ use rcgen::{PublicKeyData, SubjectPublicKeyInfo};
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
-use zeugma_core::identity::TrustDomain;
+use zeugma_core::identity::{SpiffeId, TrustDomain};
+use zeugma_core::svid::{self, Origin};
 
 use crate::bundle::{self, Bundle};
-use crate::check::{Finding, check};
+use crate::check::{self, Finding, check};
+use crate::csr::{self, CsrError};
 use crate::files::{self, Access, FileError, ProcessLock};
-use crate::keys::{KeyError, Passphrase, SigningKey, SubjectKey};
+use crate::keys::{self, KeyError, Passphrase, SigningKey, SubjectKey};
 use crate::ledger::{IssuerRow, Kind, Ledger, LedgerError, Record, RootRow};
-use crate::policy::{LeafRequest, Policy, PolicyError};
+use crate::policy::{self, LeafRequest, Policy, PolicyError};
 use crate::sign::{Signer, sign};
 use crate::template::{Profile, Serial, Template, Validity, short};
 
@@ -74,6 +76,17 @@ pub enum AuthorityError {
         /// How long the issuer still lives, in seconds; negative if it has expired.
         left: i64,
     },
+    /// A certificate to renew is not one of ours.
+    #[error("this certificate is not in the ledger of {}; renew it at the CA that issued it, or `zeugma ca issue` a new one", .0.display())]
+    NotOurs(PathBuf),
+    /// A key is not that of the certificate.
+    #[error(
+        "the key is not that of the certificate of `{0}`; give the file that was issued with it"
+    )]
+    OtherKey(SpiffeId),
+    /// A signing request.
+    #[error(transparent)]
+    Csr(#[from] CsrError),
     /// The policy refused.
     #[error(transparent)]
     Policy(#[from] PolicyError),
@@ -114,12 +127,19 @@ fn serving(domains: &[String]) -> String {
 /// A certificate with the chain to present along with it.
 #[derive(Debug, Clone)]
 pub struct Issued {
+    id: SpiffeId,
     chain: Vec<CertificateDer<'static>>,
     serial: String,
     not_after: OffsetDateTime,
 }
 
 impl Issued {
+    /// Whose it is.
+    #[must_use]
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
     /// The leaf, then its issuer's cross certificate; never the root (R7).
     #[must_use]
     pub fn chain(&self) -> &[CertificateDer<'static>] {
@@ -306,6 +326,7 @@ impl Authority {
         self.export(&issuers.join(format!("{stem}.cross.pem")), &cross.der)?;
         self.export(&issuers.join(format!("{stem}.anchor.pem")), &anchor.der)?;
         Ok(Issued {
+            id,
             serial: cross.serial.hex(),
             not_after: validity.not_after,
             chain: vec![cross.der, anchor.der],
@@ -322,12 +343,63 @@ impl Authority {
         request: &LeafRequest,
         key: &SubjectKey,
     ) -> Result<Issued, AuthorityError> {
-        let public =
-            SubjectPublicKeyInfo::from_der(&key.public_key_der()).map_err(AuthorityError::Sign)?;
+        let public = keys::public_key(&key.public_key_der())?;
         self.issue_for(request, &public)
     }
 
-    pub(crate) fn issue_for(
+    /// Issues a leaf for the key of a signing request (PKCS#10, PEM or DER). Of the request only the
+    /// public key and the proof of possession are used (C1).
+    ///
+    /// # Errors
+    /// [`AuthorityError::Csr`] if it proves nothing or asks for more than it would get; else as
+    /// [`issue`](Self::issue).
+    pub fn sign_csr(
+        &mut self,
+        csr: &[u8],
+        request: &LeafRequest,
+    ) -> Result<Issued, AuthorityError> {
+        let public = csr::public_key(csr, request)?;
+        self.issue_for(request, &public)
+    }
+
+    /// Issues a leaf like one of our own, with a new serial, for the same key: the same ID and DNS
+    /// names, and the same lifetime if `ttl` is none. The old one may have expired.
+    ///
+    /// # Errors
+    /// [`AuthorityError::NotOurs`] if it is not in the ledger, [`AuthorityError::OtherKey`] if the
+    /// key is not that of the certificate; else as [`issue`](Self::issue).
+    pub fn renew(
+        &mut self,
+        old: &CertificateDer<'_>,
+        key: &SubjectKey,
+        ttl: Option<Duration>,
+    ) -> Result<Issued, AuthorityError> {
+        if !self.ledger.has_leaf(old)? {
+            return Err(AuthorityError::NotOurs(self.folder.clone()));
+        }
+        let id = svid::check_leaf(old, Origin::Issued)
+            .map_err(Finding::Rule)?
+            .id;
+        let (_, parsed) = X509Certificate::from_der(old)
+            .map_err(|_| AuthorityError::Corrupt(self.folder.join("ca.db")))?;
+        if parsed.public_key().raw != key.public_key_der() {
+            return Err(AuthorityError::OtherKey(id));
+        }
+        let validity = parsed.validity();
+        let lived = validity.not_after.timestamp() - validity.not_before.timestamp();
+        let lived = Duration::from_secs(lived.unsigned_abs()).saturating_sub(policy::BACKDATE);
+        let request = LeafRequest {
+            id,
+            ttl: ttl.unwrap_or(lived),
+            dns_names: check::dns_names(&parsed)
+                .into_iter()
+                .map(str::to_owned)
+                .collect(),
+        };
+        self.issue(&request, key)
+    }
+
+    fn issue_for(
         &mut self,
         request: &LeafRequest,
         public: &SubjectPublicKeyInfo,
@@ -362,6 +434,7 @@ impl Authority {
             now.unix_timestamp(),
         )?;
         Ok(Issued {
+            id: request.id.clone(),
             serial: leaf.serial.hex(),
             not_after: validity.not_after,
             chain: vec![leaf.der, cross],

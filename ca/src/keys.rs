@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use pkcs8::pkcs5::pbes2;
 use pkcs8::pkcs5::scrypt;
 use pkcs8::{EncryptedPrivateKeyInfo, LineEnding, PrivateKeyInfo, SecretDocument};
-use rcgen::{KeyPair, PublicKeyData as _};
+use rcgen::{KeyPair, PublicKeyData as _, SubjectPublicKeyInfo};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use sha2::{Digest as _, Sha256};
+use x509_parser::prelude::FromDer as _;
+use x509_parser::public_key::PublicKey;
 
 use crate::files::{self, Access, FileError};
 
@@ -53,6 +55,12 @@ pub enum KeyError {
     /// R4: an algorithm that is not issued for.
     #[error("a {0} key; use ECDSA P-256 or P-384, Ed25519, or RSA of 2048 bits or more (R4)")]
     Algorithm(String),
+}
+
+/// The SHA-256 of a certificate's DER, in hexadecimal.
+#[must_use]
+pub fn fingerprint(der: &[u8]) -> String {
+    files::hex(&Sha256::digest(der))
 }
 
 /// What encrypts the authority's keys; never printed, wiped when dropped.
@@ -146,6 +154,36 @@ impl SubjectKey {
     #[must_use]
     pub fn public_key_der(&self) -> Vec<u8> {
         self.0.subject_public_key_info()
+    }
+}
+
+/// Reads a SubjectPublicKeyInfo that a leaf may be issued for (R4).
+pub(crate) fn public_key(der: &[u8]) -> Result<SubjectPublicKeyInfo, KeyError> {
+    let refuse = |what: &str| Err(KeyError::Algorithm(what.to_owned()));
+    let Ok(([], parsed)) = x509_parser::x509::SubjectPublicKeyInfo::from_der(der) else {
+        return refuse("malformed");
+    };
+    match parsed.parsed() {
+        Ok(PublicKey::RSA(key)) if key.key_size() < 2048 => {
+            return refuse(&format!("{} bit RSA", key.key_size()));
+        }
+        Ok(PublicKey::DSA(_)) => return refuse("DSA"),
+        Ok(PublicKey::GostR3410(_) | PublicKey::GostR3410_2012(_)) => return refuse("GOST"),
+        Ok(PublicKey::RSA(_) | PublicKey::EC(_) | PublicKey::Unknown(_)) => {}
+        Err(_) => return refuse("malformed"),
+    }
+    let key = SubjectPublicKeyInfo::from_der(der)
+        .or_else(|_| refuse(&parsed.algorithm.algorithm.to_id_string()))?;
+    let known = [
+        &rcgen::PKCS_ECDSA_P256_SHA256,
+        &rcgen::PKCS_ECDSA_P384_SHA384,
+        &rcgen::PKCS_ED25519,
+        &rcgen::PKCS_RSA_SHA256,
+    ];
+    if known.contains(&key.algorithm()) {
+        Ok(key)
+    } else {
+        refuse(&format!("{:?}", key.algorithm()))
     }
 }
 

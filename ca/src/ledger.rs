@@ -287,6 +287,18 @@ impl Ledger {
         })
     }
 
+    /// Whether this very certificate is a leaf of ours.
+    pub(crate) fn has_leaf(&self, der: &[u8]) -> Result<bool, LedgerError> {
+        let sha256 = crate::files::hex(&Sha256::digest(der));
+        self.read(|c| {
+            c.query_row(
+                "SELECT EXISTS (SELECT 1 FROM certificates WHERE sha256 = ?1 AND kind = 'leaf')",
+                [sha256],
+                |row| row.get(0),
+            )
+        })
+    }
+
     /// Records the root.
     pub(crate) fn add_root(&mut self, root: &Record<'_>, at: i64) -> Result<(), LedgerError> {
         self.record(root, at)
@@ -503,20 +515,19 @@ fn audit_hash(previous: &str, at: i64, action: &str, subject: &str, detail: &str
 }
 
 fn serial_reused(error: LedgerError, record: &Record<'_>) -> LedgerError {
-    match error {
-        LedgerError::Sqlite {
-            source: rusqlite::Error::SqliteFailure(code, Some(text)),
-            ..
-        } if code.extended_code == rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE
-            && text.contains("certificates.serial") =>
-        {
-            LedgerError::SerialReused {
-                issuer: record.issuer.to_owned(),
-                serial: record.serial.to_owned(),
-            }
-        }
-        other => other,
+    if let LedgerError::Sqlite {
+        source: rusqlite::Error::SqliteFailure(code, Some(text)),
+        ..
+    } = &error
+        && code.extended_code == rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE
+        && text.contains("certificates.serial")
+    {
+        return LedgerError::SerialReused {
+            issuer: record.issuer.to_owned(),
+            serial: record.serial.to_owned(),
+        };
     }
+    error
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@
 pub mod authority;
 pub mod bundle;
 pub mod check;
+pub mod csr;
 pub mod files;
 pub mod keys;
 pub mod ledger;

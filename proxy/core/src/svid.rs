@@ -26,6 +26,8 @@ use crate::identity::{SpiffeId, TrustDomain};
 
 /// The longest serial, in octets (RFC 5280 §4.1.2.2).
 pub const SERIAL_OCTETS_MAX: usize = 20;
+/// The most extensions of one certificate: finding a duplicate compares each with all before it.
+pub const EXTENSIONS_MAX: usize = 64;
 /// The largest pathLen of a root (XC9): so that a future root can be bridged.
 pub const ROOT_PATH_LEN_MAX: u32 = 2;
 
@@ -224,6 +226,13 @@ impl<'a> Certificate<'a> {
             unknown_critical: None,
         };
         let extensions = certificate.x509.extensions().to_vec();
+        if extensions.len() > EXTENSIONS_MAX {
+            let detail = format!(
+                "{} extensions; at most {EXTENSIONS_MAX} are allowed",
+                extensions.len()
+            );
+            return Err(malformed(detail));
+        }
         for (at, extension) in extensions.iter().enumerate() {
             if extensions.iter().take(at).any(|e| e.oid == extension.oid) {
                 let detail = format!("extension {} occurs twice", extension.oid);

@@ -9,7 +9,6 @@ macro_rules! rules {
         /// XL are the rules of a leaf and XC those of a CA certificate (X509-SVID.md), R those of
         /// RFC 5280; the rest are outcomes of path building that have no number.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[non_exhaustive]
         pub enum Rule {
             $(#[doc = $text] $name,)*
         }
@@ -74,6 +73,7 @@ rules! {
     BadSignature, "bad-signature", "every signature of the path is right";
     PathLength, "path-length", "no pathLen constraint of the path is exceeded";
     PathTooComplex, "path-too-complex", "a path is found within the search budget";
+    NoPossession, "no-possession", "the peer proves in the handshake that it holds the certificate's key";
     UnexpectedId, "unexpected-id", "the peer is who the configuration expects";
 }
 

@@ -318,6 +318,24 @@ fn garbage_and_trailing_bytes_are_malformed() {
 }
 
 #[test]
+fn a_certificate_has_at_most_64_extensions() {
+    // Six of rcgen's own: both key identifiers, SAN, keyUsage, extended usage, basicConstraints.
+    let with_custom = |count: u64| {
+        let mut params = leaf();
+        params.custom_extensions = (0..count)
+            .map(|n| CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 5, n], vec![5, 0]))
+            .collect();
+        check_leaf(&sign(&params), Origin::Presented)
+    };
+    assert!(with_custom(58).is_ok());
+    let error = with_custom(59).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "malformed: 65 extensions; at most 64 are allowed"
+    );
+}
+
+#[test]
 fn a_violation_names_rule_and_finding() {
     let mut two = leaf();
     two.subject_alt_names.push(uri("spiffe://b/c"));

@@ -1,0 +1,57 @@
+//! Just enough reading of Rust source for checks by word: comments and test modules are left out,
+//! text in string literals is not told from code.
+
+use crate::workspace::{root, walk};
+
+/// The Rust files below a folder named from the root, sorted.
+pub(crate) fn rust_files(folder: &str) -> Vec<String> {
+    let mut files = Vec::new();
+    walk(&root().join(folder), "rs", &mut files);
+    files.sort();
+    files
+}
+
+/// The text before the test module, which by the style of this repository stands last.
+pub(crate) fn without_tests(text: &str) -> String {
+    text.split("\n#[cfg(test)]\nmod ")
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// Numbered lines with what follows `//` removed. A `//` inside a literal hides the line's rest.
+pub(crate) fn code_lines(text: &str) -> impl Iterator<Item = (usize, String)> {
+    text.lines().enumerate().map(|(index, line)| {
+        let code = line.split("//").next().unwrap_or_default();
+        (index + 1, code.to_owned())
+    })
+}
+
+/// Whether `word` stands in `line` with no identifier character at either end of it.
+pub(crate) fn words(line: &str, word: &str) -> bool {
+    line.match_indices(word).any(|(at, _)| {
+        let part = |c: char| c.is_alphanumeric() || c == '_';
+        let before = line.get(..at).and_then(|text| text.chars().next_back());
+        let after = line
+            .get(at + word.len()..)
+            .and_then(|text| text.chars().next());
+        let open = word.ends_with(part) && after.is_some_and(part);
+        !before.is_some_and(part) && !open
+    })
+}
+
+#[test]
+fn a_word_is_not_part_of_another() {
+    assert!(words("use tokio::net", "tokio"));
+    assert!(words("tokio", "tokio"));
+    assert!(!words("my_tokio", "tokio"));
+    assert!(!words("tokio_rustls", "tokio"));
+    assert!(words("envoy_types::pb", "envoy_types::"));
+}
+
+#[test]
+fn comments_and_the_test_module_are_left_out() {
+    let text = "let a = 1; // tokio\n\n#[cfg(test)]\nmod tests {\nuse tokio;\n}\n";
+    let lines: Vec<_> = code_lines(&without_tests(text)).collect();
+    assert_eq!(lines, [(1, "let a = 1; ".to_owned())]);
+}

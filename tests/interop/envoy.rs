@@ -1,0 +1,178 @@
+//! Envoy, started from a template of `envoy/`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::curl;
+use crate::pki::{Domain, Svid};
+use crate::support::peers;
+use crate::support::process::Process;
+
+/// What stands in a template's `{{name}}`.
+pub(crate) type Values = BTreeMap<&'static str, String>;
+
+/// The templates.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Template {
+    /// A service: answers every request itself with `body`.
+    Backend,
+    /// Ends mTLS for `sni`, hands requests to the service at `service_port`.
+    Terminate,
+    /// Takes plaintext, originates mTLS to `mesh_port` with `sni`, expects `expected_id`.
+    Client,
+    /// Relays TLS for `sni` to `mesh_port`.
+    Passthrough,
+}
+
+impl Template {
+    /// Every template.
+    pub(crate) const ALL: [Self; 4] = [
+        Self::Backend,
+        Self::Terminate,
+        Self::Client,
+        Self::Passthrough,
+    ];
+
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Backend => include_str!("envoy/backend.yaml"),
+            Self::Terminate => include_str!("envoy/terminate.yaml"),
+            Self::Client => include_str!("envoy/client.yaml"),
+            Self::Passthrough => include_str!("envoy/passthrough.yaml"),
+        }
+    }
+
+    const fn listener(self) -> &'static str {
+        match self {
+            Self::Backend => "service",
+            Self::Terminate | Self::Passthrough => "mesh",
+            Self::Client => "apps",
+        }
+    }
+
+    fn write(self, name: &str, values: &Values, folder: &Path) -> Result<PathBuf> {
+        let mut text = self.text().to_owned();
+        for (key, value) in values {
+            text = text.replace(&format!("{{{{{key}}}}}"), value);
+        }
+        if let Some((_, rest)) = text.split_once("{{") {
+            let missing = rest.split("}}").next().unwrap_or_default();
+            bail!("{name}: the template {self:?} needs a value for `{missing}`");
+        }
+        let path = folder.join(format!("{name}.yaml"));
+        fs::write(&path, text)?;
+        Ok(path)
+    }
+
+    /// Lets Envoy judge the configuration.
+    pub(crate) fn validate(self, values: &Values, folder: &Path) -> Result<()> {
+        let path = self.write(&format!("validate-{self:?}"), values, folder)?;
+        let output = Command::new(peers::envoy()?)
+            .args(["--mode", "validate", "--log-level", "error", "-c"])
+            .arg(&path)
+            .output()?;
+        if !output.status.success() {
+            bail!("{self:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
+    }
+}
+
+/// A running Envoy.
+#[derive(Debug)]
+pub(crate) struct Envoy {
+    admin: String,
+    /// Where its one listener is.
+    pub(crate) address: SocketAddr,
+    _process: Process,
+}
+
+impl Envoy {
+    /// Starts one and waits until its workers accept connections.
+    pub(crate) fn start(
+        name: &str,
+        template: Template,
+        values: &Values,
+        folder: &Path,
+    ) -> Result<Self> {
+        let config = template.write(name, values, folder)?;
+        let admin_file = folder.join(format!("{name}.admin"));
+        let process = Process::start(
+            name,
+            Command::new(peers::envoy()?)
+                .args(["--disable-hot-restart", "--concurrency", "1"])
+                .arg("--admin-address-path")
+                .arg(&admin_file)
+                .arg("-c")
+                .arg(&config),
+            folder,
+        )?;
+        process.wait_for_text("all dependencies initialized. starting workers")?;
+        let admin = fs::read_to_string(&admin_file).context("envoy's admin address")?;
+        let address = listener(&admin, template.listener())?;
+        Ok(Self {
+            admin,
+            address,
+            _process: process,
+        })
+    }
+
+    /// The sum of the counters and gauges whose name ends in `suffix`.
+    pub(crate) fn stat(&self, suffix: &str) -> Result<u64> {
+        let answer = curl::get(&format!("http://{}/stats?format=json", self.admin))?;
+        let stats: Value = serde_json::from_str(&answer.body)?;
+        Ok(stats
+            .pointer("/stats")
+            .and_then(Value::as_array)
+            .context("envoy's stats")?
+            .iter()
+            .filter(|stat| {
+                stat.pointer("/name")
+                    .and_then(Value::as_str)
+                    .is_some_and(|name| name.ends_with(suffix))
+            })
+            .filter_map(|stat| stat.pointer("/value").and_then(Value::as_u64))
+            .sum())
+    }
+}
+
+/// The port was chosen by the kernel; only Envoy knows it.
+fn listener(admin: &str, name: &str) -> Result<SocketAddr> {
+    let answer = curl::get(&format!("http://{admin}/listeners?format=json"))?;
+    let listeners: Value = serde_json::from_str(&answer.body)?;
+    let socket = listeners
+        .pointer("/listener_statuses")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .find(|listener| listener.pointer("/name").and_then(Value::as_str) == Some(name))
+        .and_then(|listener| listener.pointer("/local_address/socket_address"))
+        .with_context(|| format!("envoy has no listener {name}: {}", answer.body))?;
+    let part = |key: &str| {
+        socket
+            .get(key)
+            .map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+    };
+    let address = part("address").context("address")?;
+    let port = part("port_value").context("port_value")?;
+    Ok(format!("{address}:{port}").parse()?)
+}
+
+/// The values of a certificate.
+pub(crate) fn identity(svid: &Svid, trusted: &[&Domain]) -> Values {
+    let domains: Vec<_> = trusted
+        .iter()
+        .map(|domain| json!({ "name": domain.name(), "trust_bundle": { "filename": domain.anchor } }))
+        .collect();
+    Values::from([
+        ("certificate", svid.certificate.display().to_string()),
+        ("key", svid.key.display().to_string()),
+        ("trust_domains", Value::from(domains).to_string()),
+    ])
+}

@@ -1,0 +1,87 @@
+"""A gRPC service and client of bytes, without generated code.
+
+serve                                   prints `listening PORT`, answers until it is killed
+call TARGET AUTHORITY METHOD TEXT ...   one call, the outcome as one line of JSON
+
+Methods of /zeugma.test.Echo: Unary answers its request, Fail ends with RESOURCE_EXHAUSTED,
+Chat answers each message of a stream as it comes. Every answer's initial metadata tells what the
+service saw: the authority and x-forwarded-client-cert.
+"""
+
+import json
+import sys
+from concurrent import futures
+
+import grpc
+
+SERVICE = "zeugma.test.Echo"
+
+
+def saw(context):
+    metadata = dict(context.invocation_metadata())
+    seen = [("x-saw-xfcc", metadata.get("x-forwarded-client-cert", ""))]
+    context.send_initial_metadata(seen)
+
+
+def unary(request, context):
+    saw(context)
+    context.set_trailing_metadata([("x-end", "reached")])
+    return request
+
+
+def fail(request, context):
+    saw(context)
+    context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, request.decode())
+
+
+def chat(requests, context):
+    saw(context)
+    for request in requests:
+        yield request
+
+
+def serve():
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
+    server.add_generic_rpc_handlers(
+        [
+            grpc.method_handlers_generic_handler(
+                SERVICE,
+                {
+                    "Unary": grpc.unary_unary_rpc_method_handler(unary),
+                    "Fail": grpc.unary_unary_rpc_method_handler(fail),
+                    "Chat": grpc.stream_stream_rpc_method_handler(chat),
+                },
+            )
+        ]
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    print(f"listening {port}", flush=True)
+    server.wait_for_termination()
+
+
+def call(target, authority, method, texts):
+    options = [("grpc.default_authority", authority), ("grpc.enable_http_proxy", 0)]
+    with grpc.insecure_channel(target, options) as channel:
+        path = f"/{SERVICE}/{method}"
+        messages = [text.encode() for text in texts]
+        try:
+            if method == "Chat":
+                started = channel.stream_stream(path)(iter(messages), timeout=20)
+                answers = [answer.decode() for answer in started]
+            else:
+                answer, started = channel.unary_unary(path).with_call(messages[0], timeout=20)
+                answers = [answer.decode()]
+            outcome = {"code": "OK", "answers": answers}
+        except grpc.RpcError as error:
+            started = error
+            outcome = {"code": error.code().name, "details": error.details(), "answers": []}
+    metadata = [*(started.initial_metadata() or []), *(started.trailing_metadata() or [])]
+    outcome["metadata"] = {key: value for key, value in metadata if isinstance(value, str)}
+    print(json.dumps(outcome))
+
+
+if sys.argv[1] == "serve":
+    serve()
+else:
+    call(sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5:])

@@ -1,0 +1,31 @@
+//! We speak what others speak: real peers on both sides of us.
+//!
+//! `peers_alone` shows that the peers do their part without us, so that a failure elsewhere is
+//! ours.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod curl;
+mod envoy;
+mod grpc;
+mod openssl;
+mod peers_alone;
+mod pki;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+/// An empty folder for one test's files and logs; it stays after the test, to be looked at.
+fn folder(test: &str) -> Result<PathBuf> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join("interop")
+        .join(test);
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
