@@ -216,12 +216,13 @@ fn told(report: &Report, output: Output, narrator: &Narrator) -> ExitCode {
 
 /// Leaves everything running until somebody asks it to end.
 async fn keep(site: &mut Site) {
-    site.narrator
-        .line("\nEverything stays up until Ctrl-C. A service that you killed comes back with:");
+    let narrator = &site.narrator;
+    narrator
+        .line("\nEverything stays up until Ctrl-C: call with the curl above, kill what you like.");
+    narrator.line("A service that you killed comes back with:");
     for (program, _) in site.processes.list() {
         if program.role == "service" {
-            site.narrator
-                .line(&format!("  {}", site.processes.by_hand(program)));
+            narrator.line(&format!("  {}", site.processes.by_hand(program)));
         }
     }
     asked_to_end().await;

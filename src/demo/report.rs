@@ -1,6 +1,8 @@
 //! How a demo ended: its claims and figures, for people and for scripts.
 
-use serde::Serialize;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
 
 use super::claims::Claim;
 use super::narrate::Narrator;
@@ -15,23 +17,49 @@ pub(crate) struct Report {
     /// Whether every claim held.
     held: bool,
     claims: Vec<Claim>,
+    #[serde(serialize_with = "numbers")]
     figures: Vec<Figure>,
 }
 
-/// A number worth knowing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// Every number of the figures by its key.
+fn numbers<S: Serializer>(figures: &[Figure], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(
+        figures
+            .iter()
+            .flat_map(|figure| figure.numbers.iter().copied()),
+    )
+}
+
+/// Something worth knowing: in words for people, in numbers for scripts.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Figure {
-    figure: &'static str,
-    value: String,
+    name: &'static str,
+    words: String,
+    numbers: Vec<(&'static str, Option<u64>)>,
 }
 
 impl Figure {
-    /// A figure and its value as people say it.
-    pub(crate) fn new(figure: &'static str, value: impl Into<String>) -> Self {
+    /// A figure as people say it.
+    pub(crate) fn new(name: &'static str, words: impl Into<String>) -> Self {
         Self {
-            figure,
-            value: value.into(),
+            name,
+            words: words.into(),
+            numbers: Vec::new(),
         }
+    }
+
+    /// A count of it, none if unknown.
+    pub(crate) fn count(mut self, key: &'static str, count: Option<usize>) -> Self {
+        let count = count.and_then(|count| count.try_into().ok());
+        self.numbers.push((key, count));
+        self
+    }
+
+    /// A time of it in milliseconds, none if it never came.
+    pub(crate) fn time(mut self, key: &'static str, span: Option<Duration>) -> Self {
+        let milliseconds = span.and_then(|span| span.as_millis().try_into().ok());
+        self.numbers.push((key, milliseconds));
+        self
     }
 }
 
@@ -56,10 +84,10 @@ impl Report {
     /// Tells it to a person.
     pub(crate) fn tell(&self, narrator: &Narrator) {
         narrator.line("\nFigures");
-        let width = self.figures.iter().map(|f| f.figure.len()).max();
-        for Figure { figure, value } in &self.figures {
+        let width = self.figures.iter().map(|f| f.name.len()).max();
+        for Figure { name, words, .. } in &self.figures {
             let width = width.unwrap_or_default();
-            narrator.line(&format!("  {figure:<width$}  {value}"));
+            narrator.line(&format!("  {name:<width$}  {words}"));
         }
         narrator.line("\nClaims");
         for Claim { claim, held, found } in &self.claims {
@@ -84,5 +112,24 @@ mod tests {
         assert!(held(vec![claim(true), claim(true)]));
         assert!(!held(vec![claim(true), claim(false)]));
         assert!(!held(Vec::new()));
+    }
+
+    #[test]
+    fn scripts_get_the_figures_as_numbers() {
+        let figures = vec![
+            Figure::new("lost", "0 GET, 2 POST")
+                .count("lostGets", Some(0))
+                .count("lostPosts", Some(2)),
+            Figure::new("time", "never")
+                .time("failoverMs", None)
+                .time("backMs", Some(Duration::from_secs(3))),
+        ];
+        let report = serde_json::to_value(Report::new("failover", Vec::new(), figures)).unwrap();
+        let expected = serde_json::json!({
+            "apiVersion": "cli.zeugma.dev/v1", "kind": "DemoReport", "scenario": "failover",
+            "held": false, "claims": [],
+            "figures": { "lostGets": 0, "lostPosts": 2, "failoverMs": null, "backMs": 3000 },
+        });
+        assert_eq!(report, expected);
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{
     EAST, MARGIN, Pair, ROUTE, SETTLE, ScenarioError, WEST, client, common_claims, common_figures,
-    of, pair, s, start,
+    of, or_never, pair, s, start,
 };
 use crate::demo::claims::{self, Claim};
 use crate::demo::client::Record;
@@ -221,35 +221,42 @@ fn longest_wait(run: &Run, marks: &Marks) -> Option<Duration> {
 }
 
 fn figures_of(run: &Run, marks: &Marks) -> Vec<Figure> {
-    let or_never = |span: Option<Duration>| span.map_or_else(|| "never".to_owned(), said);
     let quiet = run.sent_within(marks.begin, marks.one_killed.saturating_sub(s(1)));
     let crossing = run.sent_within(marks.all_killed + SETTLE, marks.restarted);
-    let median = |records: &[&Record]| or_never(latency(records, 500));
+    let (quiet, crossing) = (latency(&quiet, 500), latency(&crossing, 500));
+    let (over, wait) = (first_answer(run, marks), longest_wait(run, marks));
+    let (first, all) = (first_back(run, marks), all_back(run, marks));
     vec![
         Figure::new(
             "time to fail over",
             format!(
                 "{} from the kill to the first answer from west; no caller waited over {}",
-                or_never(first_answer(run, marks)),
-                or_never(longest_wait(run, marks))
+                or_never(over),
+                or_never(wait)
             ),
-        ),
+        )
+        .time("failoverMs", over)
+        .time("failoverLongestWaitMs", wait),
         Figure::new(
             "time to fail back",
             format!(
                 "{} from the restart to the first answer from east, {} to all of them",
-                or_never(first_back(run, marks)),
-                or_never(all_back(run, marks))
+                or_never(first),
+                or_never(all)
             ),
-        ),
+        )
+        .time("failbackFirstMs", first)
+        .time("failbackAllMs", all),
         Figure::new(
             "median latency",
             format!(
                 "{} in east, {} through both gateways",
-                median(&quiet),
-                median(&crossing)
+                or_never(quiet),
+                or_never(crossing)
             ),
-        ),
+        )
+        .time("latencyEastP50Ms", quiet)
+        .time("latencyWestP50Ms", crossing),
     ]
 }
 

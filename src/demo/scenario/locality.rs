@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use super::{
     EAST, MARGIN, Pair, ROUTE, SETTLE, ScenarioError, WEST, client, common_claims, common_figures,
-    of, pair, s, start,
+    of, or_never, pair, s, start,
 };
 use crate::demo::claims::{self, Claim};
 use crate::demo::client::Record;
 use crate::demo::journal::Verb;
-use crate::demo::narrate::said;
 use crate::demo::report::{Figure, Report};
 use crate::demo::run::{Run, share, within};
 use crate::demo::site::{Service, Site, SiteError};
@@ -78,7 +77,7 @@ pub(super) async fn play(site: &mut Site) -> Result<Report, ScenarioError> {
     let run = site.finish(client, &[&a, &b, &c, &west]).await?;
 
     let mut figures = common_figures(&run, &pair.east).await;
-    figures.extend(figures_of(&run, &marks));
+    figures.push(figure_of(&run, &marks));
     let mut claims = claims_of(&run, &marks);
     claims.extend(common_claims(&run, site.conditions.rate));
     Ok(Report::new("locality", claims, figures))
@@ -159,22 +158,24 @@ fn claims_of(run: &Run, marks: &Marks) -> Vec<Claim> {
     claims
 }
 
-fn figures_of(run: &Run, marks: &Marks) -> Vec<Figure> {
+fn figure_of(run: &Run, marks: &Marks) -> Figure {
     let [_, next @ ..] = NEAREST_FIRST;
-    let times: Vec<_> = marks
-        .killed
-        .into_iter()
-        .zip(next)
-        .map(|(killed, name)| {
-            let first = within(&run.records, killed, marks.end)
-                .filter(|record| record.service() == Some(name))
-                .filter_map(Record::ended)
-                .min();
-            let took = first.map_or_else(|| "never".to_owned(), |at| said(at - killed));
-            format!("{took} to {name}")
-        })
-        .collect();
-    vec![Figure::new("time to fail over", times.join(", "))]
+    let keys = ["failoverRackMs", "failoverZoneMs", "failoverClusterMs"];
+    let mut words = Vec::new();
+    let mut times = Vec::new();
+    for ((killed, name), key) in marks.killed.into_iter().zip(next).zip(keys) {
+        let first = within(&run.records, killed, marks.end)
+            .filter(|record| record.service() == Some(name))
+            .filter_map(Record::ended)
+            .min();
+        let took = first.map(|at| at - killed);
+        words.push(format!("{} to {name}", or_never(took)));
+        times.push((key, took));
+    }
+    times.into_iter().fold(
+        Figure::new("time to fail over", words.join(", ")),
+        |figure, (key, took)| figure.time(key, took),
+    )
 }
 
 #[cfg(test)]

@@ -185,13 +185,17 @@ fn unaffected(state: &str, run: &Run, marks: &Marks, (from, to): (Duration, Dura
 fn figures_of(run: &Run, copies: &Journal, marks: &Marks) -> Vec<Figure> {
     let (part, sent) = copied_part(run, copies, marks);
     let (gets, posts) = (copies.count(Verb::Get), copies.count(Verb::Post));
-    vec![Figure::new(
-        "copies",
-        format!(
-            "{gets} GET, {posts} POST; {} of the {sent} sent while the canary was well",
-            percent(part)
-        ),
-    )]
+    vec![
+        Figure::new(
+            "copies",
+            format!(
+                "{gets} GET, {posts} POST; {} of the {sent} sent while the canary was well",
+                percent(part)
+            ),
+        )
+        .count("copiedGets", Some(gets))
+        .count("copiedPosts", Some(posts)),
+    ]
 }
 
 #[cfg(test)]

@@ -39,6 +39,8 @@ pub(crate) enum ScenarioError {
     Site(#[from] SiteError),
     #[error(transparent)]
     Credentials(#[from] CredentialError),
+    #[error("this scenario needs the cluster west; leave out --without-west")]
+    WestNeeded,
 }
 
 impl From<super::process::ProcessError> for ScenarioError {
@@ -53,6 +55,13 @@ impl Scenario {
     /// # Errors
     /// When something of the demo itself fails; a gateway that ends by itself is one such thing.
     pub(crate) async fn play(self, site: &mut Site) -> Result<Report, ScenarioError> {
+        let needs_west = match self {
+            Self::Failover | Self::Locality => false,
+            Self::Mirror | Self::Federation => true,
+        };
+        if needs_west && site.conditions.west == West::Missing {
+            return Err(ScenarioError::WestNeeded);
+        }
         match self {
             Self::Failover => Box::pin(failover::play(site)).await,
             Self::Locality => Box::pin(locality::play(site)).await,
@@ -163,31 +172,46 @@ fn common_claims(run: &Run, rate: u32) -> Vec<Claim> {
 
 /// The figures that every scenario ends with.
 async fn common_figures(run: &Run, gateway: &Gateway) -> Vec<Figure> {
-    let of = |verb: Verb| {
-        let lost = run.lost(verb).len();
-        (run.sent(verb), lost)
-    };
-    let ((gets, gets_lost), (posts, posts_lost)) = (of(Verb::Get), of(Verb::Post));
+    let (gets, posts) = (run.sent(Verb::Get), run.sent(Verb::Post));
+    let (gets_lost, posts_lost) = (run.lost(Verb::Get).len(), run.lost(Verb::Post).len());
     let again = run.received_again(Verb::Get);
-    let retried = match fetch::get(gateway.metrics, "/metrics").await {
-        Ok(text) => metrics::sum(&String::from_utf8_lossy(&text), "zeugma_retries_total")
-            .map_or_else(|| "unknown".to_owned(), |count| count.to_string()),
-        Err(error) => format!("unknown: {error}"),
-    };
+    let metrics = fetch::get(gateway.metrics, "/metrics").await.ok();
+    let retries = metrics
+        .and_then(|text| metrics::sum(&String::from_utf8_lossy(&text), "zeugma_retries_total"));
+    let retried = retries.map_or_else(|| "unknown".to_owned(), |count| count.to_string());
     let all: Vec<_> = run.records.iter().collect();
-    let at = |thousandths| latency(&all, thousandths).map_or_else(|| "-".to_owned(), said);
+    let at = |thousandths| latency(&all, thousandths);
     vec![
-        Figure::new("sent", format!("{gets} GET, {posts} POST")),
-        Figure::new("lost", format!("{gets_lost} GET, {posts_lost} POST")),
+        Figure::new("sent", format!("{gets} GET, {posts} POST"))
+            .count("sentGets", Some(gets))
+            .count("sentPosts", Some(posts)),
+        Figure::new("lost", format!("{gets_lost} GET, {posts_lost} POST"))
+            .count("lostGets", Some(gets_lost))
+            .count("lostPosts", Some(posts_lost)),
         Figure::new(
             "tried again by the gateway",
             format!("{retried}, of which {again} GET had already reached a service"),
-        ),
+        )
+        .count("retries", retries.and_then(|count| count.try_into().ok()))
+        .count("getsReceivedAgain", Some(again)),
         Figure::new(
             "latency",
-            format!("p50 {}, p99 {}, most {}", at(500), at(990), at(1000)),
-        ),
+            format!(
+                "p50 {}, p99 {}, most {}",
+                or_never(at(500)),
+                or_never(at(990)),
+                or_never(at(1000))
+            ),
+        )
+        .time("latencyP50Ms", at(500))
+        .time("latencyP99Ms", at(990))
+        .time("latencyMaxMs", at(1000)),
     ]
+}
+
+/// A time as people say it.
+fn or_never(span: Option<Duration>) -> String {
+    span.map_or_else(|| "never".to_owned(), said)
 }
 
 /// The service that the client calls.
