@@ -114,8 +114,6 @@ async fn start(
         site.start_services(west).await?;
         site.start_gateways(&[&pair.west, &pair.east]).await?;
     } else {
-        site.narrator
-            .tell("the cluster west is not started, as you wished");
         site.start_gateways(&[&pair.east]).await?;
     }
     introduce(site, pair);
@@ -125,7 +123,10 @@ async fn start(
 /// Says what runs, where its files are, and how to try it oneself.
 fn introduce(site: &Site, pair: &Pair) {
     let narrator = &site.narrator;
-    narrator.tell("two clusters are up, each with a gateway, services and certificates of its own");
+    narrator.tell(match site.conditions.west {
+        West::Started => "the clusters east and west are up, each with an issuer and a gateway",
+        West::Missing => "the cluster east is up, west is not: --without-west",
+    });
     for (program, pid) in site.processes.list() {
         let at = program
             .probe
