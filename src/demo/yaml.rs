@@ -20,7 +20,7 @@ pub(crate) fn head(scenario: &str, cluster: Cluster) -> String {
 pub(crate) fn gateway(gateway: &Gateway) -> String {
     let Gateway {
         cluster,
-        folder,
+        folder: _,
         mesh,
         apps,
         admin,
@@ -44,14 +44,12 @@ spec:
   admin: \"{admin}\"
   probes: \"{probes}\"
   metrics: \"{metrics}\"
-  stateDir: \"{state}\"
   drain: {{ delay: 0s, timeout: 2s }}
 ",
         name = cluster.gateway(),
         trust_domain = cluster.trust_domain,
         cluster = cluster.name,
         locality = cluster.locality,
-        state = folder.join("state").display(),
     )
 }
 

@@ -262,6 +262,7 @@ fn figures_of(run: &Run, marks: &Marks) -> Vec<Figure> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{levels, loaded, quiet};
     use super::*;
     use crate::demo::client::End;
     use crate::demo::run::is_of;
@@ -386,5 +387,15 @@ mod tests {
         let broken = broken(&run, &marks());
         assert_eq!(broken.len(), 1);
         assert!(broken[0].contains("28.6 %"));
+    }
+
+    #[test]
+    fn its_yaml_is_what_a_gateway_reads() {
+        let (mut site, pair) = quiet();
+        let near = ["east-1", "east-2"].map(|name| site.service(name).unwrap());
+        let far = ["west-1", "west-2"].map(|name| site.service(name).unwrap());
+        configure(&mut site, &pair, each(&near), each(&far)).unwrap();
+        assert_eq!(levels(&loaded(&pair.east), "shop/orders"), [2, 1]);
+        assert_eq!(levels(&loaded(&pair.west), "shop/orders"), [2]);
     }
 }

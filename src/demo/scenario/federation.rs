@@ -185,6 +185,7 @@ fn figure_of(run: &Run, marks: &Marks) -> Figure {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{levels, loaded, quiet};
     use super::*;
     use crate::demo::client::End;
     use crate::demo::journal::{Event, Verb};
@@ -244,5 +245,14 @@ mod tests {
     #[test]
     fn no_trust_ever_breaks_the_claims() {
         assert_eq!(broken(&run(9000)), 2);
+    }
+
+    #[test]
+    fn its_yaml_is_what_a_gateway_reads() {
+        let (mut site, pair) = quiet();
+        let far = ["west-1", "west-2"].map(|name| site.service(name).unwrap());
+        configure(&mut site, &pair, far.each_ref()).unwrap();
+        assert_eq!(levels(&loaded(&pair.east), "shop/orders"), [1]);
+        assert_eq!(levels(&loaded(&pair.west), "shop/orders"), [2]);
     }
 }

@@ -180,6 +180,7 @@ fn figure_of(run: &Run, marks: &Marks) -> Figure {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{levels, loaded, quiet};
     use super::*;
     use crate::demo::client::End;
     use crate::demo::run::is_of;
@@ -239,5 +240,14 @@ mod tests {
             broken,
             ["east-rack-b, the nearest that lived, answered all"]
         );
+    }
+
+    #[test]
+    fn its_yaml_is_what_a_gateway_reads() {
+        let (mut site, pair) = quiet();
+        let [a, b, c, west] = NEAREST_FIRST.map(|name| site.service(name).unwrap());
+        configure(&mut site, &pair, [&a, &b, &c], &west).unwrap();
+        assert_eq!(levels(&loaded(&pair.east), "shop/orders"), [1, 1, 1, 1]);
+        assert_eq!(levels(&loaded(&pair.west), "shop/orders"), [1]);
     }
 }

@@ -200,6 +200,7 @@ fn figures_of(run: &Run, copies: &Journal, marks: &Marks) -> Vec<Figure> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{levels, loaded, quiet};
     use super::*;
     use crate::demo::client::End;
     use crate::demo::journal::{Entry, Event};
@@ -271,5 +272,17 @@ mod tests {
         }
         let expected = ["callers noticed nothing of a canary that was dead"];
         assert_eq!(broken(&run, &copies), expected);
+    }
+
+    #[test]
+    fn its_yaml_is_what_a_gateway_reads() {
+        let (mut site, pair) = quiet();
+        let near = ["east-1", "east-2"].map(|name| site.service(name).unwrap());
+        let canary = site.service("west-canary").unwrap();
+        configure(&mut site, &pair, near.each_ref(), &canary).unwrap();
+        let east = loaded(&pair.east);
+        assert_eq!(levels(&east, "shop/orders"), [2]);
+        assert_eq!(levels(&east, "shop/orders-canary"), [1]);
+        assert_eq!(levels(&loaded(&pair.west), "shop/orders-canary"), [1]);
     }
 }

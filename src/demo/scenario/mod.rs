@@ -231,3 +231,47 @@ const fn s(count: u64) -> Duration {
 fn of(cluster: Cluster) -> impl Fn(&str) -> bool {
     move |service| super::run::is_of(service, cluster.name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demo::narrate::{Narrator, Voice};
+    use crate::demo::site::Conditions;
+    use zeugma_core::snapshot::Snapshot;
+    use zeugma_xds::{NodeOptions, load};
+
+    /// A site on which nothing runs.
+    pub(super) fn quiet() -> (Site, Pair) {
+        let conditions = Conditions {
+            rate: 400,
+            rtt: Duration::ZERO,
+            west: West::Started,
+        };
+        let mut site = Site::open(Narrator::new(Voice::Quiet), conditions).unwrap();
+        let (east, west) = (site.gateway(EAST).unwrap(), site.gateway(WEST).unwrap());
+        (site, Pair { east, west })
+    }
+
+    /// What a gateway makes of the YAML written for it; no finding, not even a warning.
+    pub(super) fn loaded(gateway: &Gateway) -> Snapshot {
+        let options = NodeOptions {
+            name: Some(gateway.cluster.gateway()),
+            locality: None,
+        };
+        match load(&gateway.config(), &options) {
+            Ok(loaded) => {
+                assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+                loaded.snapshot
+            }
+            Err(findings) => panic!("{}", findings.to_human(zeugma_xds::Color::Plain)),
+        }
+    }
+
+    /// How many endpoints each level of a route's cluster has, the preferred one first.
+    pub(super) fn levels(snapshot: &Snapshot, route: &str) -> Vec<usize> {
+        let of_route = |cluster: &&zeugma_core::snapshot::Cluster| &*cluster.route == route;
+        let cluster = snapshot.clusters.iter().find(of_route).unwrap();
+        let levels = cluster.levels.iter();
+        levels.map(|level| level.members.len()).collect()
+    }
+}
