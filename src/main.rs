@@ -3,6 +3,8 @@
 mod ca;
 mod demo;
 mod exit;
+mod gateway;
+mod init;
 
 use std::process::ExitCode;
 
@@ -19,10 +21,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make a folder that `zeugma gateway` can run: configuration, CA, certificates
+    Init(init::InitArgs),
     /// The certificate authority: root, issuers, SVIDs, bundles
     Ca(ca::CaArgs),
     #[command(flatten)]
     Demo(demo::DemoCommand),
+    /// The gateway: SIGTERM drains it, SIGHUP reloads its files (they are watched anyway)
+    Gateway(gateway::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -39,7 +45,9 @@ fn main() -> ExitCode {
         }
     };
     match cli.command {
+        Command::Init(args) => init::run(&args),
         Command::Ca(args) => ca::run(args),
         Command::Demo(command) => demo::run(command),
+        Command::Gateway(arguments) => gateway::run(arguments),
     }
 }

@@ -1,0 +1,58 @@
+//! `zeugma gateway`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use tracing_subscriber::EnvFilter;
+use zeugma_proxy::{GatewayError, GatewayOptions};
+
+use crate::{ca, exit};
+
+/// Run the gateway: SIGTERM drains it, SIGHUP reloads its files (they are watched anyway).
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The file or folder of its configuration.
+    #[arg(long, value_name = "FILE|DIR")]
+    config: PathBuf,
+    /// Which MeshGateway, where several are loaded.
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Where this replica stands, instead of the MeshGateway's `locality`.
+    #[arg(long, value_name = "REGION/ZONE/SUBZONE")]
+    locality: Option<String>,
+}
+
+/// Runs until drained; returns the exit code.
+pub(crate) fn run(arguments: Arguments) -> ExitCode {
+    // The access log has standard output for itself.
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .with_env_filter(
+            EnvFilter::try_from_env("ZEUGMA_LOG").unwrap_or_else(|_unset| EnvFilter::new("info")),
+        )
+        .init();
+    let Arguments {
+        config,
+        name,
+        locality,
+    } = arguments;
+    let options = GatewayOptions {
+        config,
+        name,
+        locality,
+    };
+    match zeugma_proxy::run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = match error {
+                GatewayError::Config(_) | GatewayError::Credentials(_) => exit::DATA,
+                GatewayError::Interface(_)
+                | GatewayError::Listener { .. }
+                | GatewayError::System { .. } => exit::FAILED,
+            };
+            ca::fail(&error, code)
+        }
+    }
+}
