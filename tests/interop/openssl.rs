@@ -15,7 +15,7 @@ use crate::support::peers::{self, Debian};
 pub(crate) struct Openssl(PathBuf);
 
 /// What `s_client` is to do.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Call<'a> {
     /// Where to connect.
     pub(crate) to: SocketAddr,

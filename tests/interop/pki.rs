@@ -3,6 +3,7 @@
 //! key with a cross certificate and a self-signed anchor.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -107,6 +108,8 @@ impl Domain {
         };
         fs::write(&svid.certificate, format!("{leaf}{}", self.cross))?;
         fs::write(&svid.key, key.serialize_pem())?;
+        // C5: a key that others can read is refused.
+        fs::set_permissions(&svid.key, fs::Permissions::from_mode(0o600))?;
         Ok(svid)
     }
 }
