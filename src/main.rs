@@ -1,5 +1,6 @@
 //! The `zeugma` command: reads what was typed, calls a crate, prints.
 
+mod ca;
 mod exit;
 
 use std::process::ExitCode;
@@ -16,9 +17,25 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    /// The certificate authority: root, issuers, SVIDs, bundles
+    Ca(ca::CaArgs),
+}
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match cli.command {}
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nobody is left to tell if the streams are closed.
+            error.print().ok();
+            return if error.use_stderr() {
+                ExitCode::from(exit::USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    match cli.command {
+        Command::Ca(args) => ca::run(args),
+    }
 }

@@ -9,5 +9,6 @@ pub mod identity;
 pub mod locality;
 pub mod names;
 pub mod snapshot;
+pub mod svid;
 pub mod time;
 pub mod verdict;

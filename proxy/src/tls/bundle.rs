@@ -1,0 +1,406 @@
+//! Trust bundles: the anchors of each trust domain, never merged (B8).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fmt, fs, io};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, TrustAnchor, pem};
+use serde::Deserialize;
+use zeugma_core::identity::{IdentityError, TrustDomain};
+use zeugma_core::svid::{Certificate, Origin, Rule, Violation};
+
+use super::config::sha256;
+use super::credentials::{ReadError, read_bounded};
+
+/// The largest bundle file read, in bytes.
+pub const BUNDLE_BYTES_MAX: u64 = 1 << 20;
+/// The most anchors of one bundle.
+pub const ANCHORS_MAX: usize = 64;
+/// The most bundles of one folder.
+pub const BUNDLES_MAX: usize = 1024;
+
+/// Why a bundle cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// The folder cannot be listed.
+    #[error("{}: cannot list the folder of bundles", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The folder holds too many bundles.
+    #[error("{}: over {BUNDLES_MAX} bundles; split the mesh or remove bundles not in use", path.display())]
+    TooMany {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A file of the folder cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The file's name is not a trust domain.
+    #[error("{}: the file name must be `<trust domain>.json` or `<trust domain>.pem`", path.display())]
+    Name {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with the trust domain.
+        #[source]
+        source: IdentityError,
+    },
+    /// Two files are of one trust domain.
+    #[error("{}: there is a second bundle of trust domain {domain}; bundles are never merged, remove one", path.display())]
+    Twice {
+        /// The second file.
+        path: PathBuf,
+        /// The trust domain.
+        domain: TrustDomain,
+    },
+    /// The file is no JWK set.
+    #[error("{}: not a SPIFFE bundle (a JWK set with `keys`)", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// An `x5c` entry is not base64.
+    #[error("{}: keys[{index}].x5c[0] is not base64", path.display())]
+    Base64 {
+        /// The file.
+        path: PathBuf,
+        /// The position in `keys`.
+        index: usize,
+        /// Where and why.
+        #[source]
+        source: base64::DecodeError,
+    },
+    /// The file is not whole PEM.
+    #[error("{}: not PEM certificates; is the file whole?", path.display())]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: pem::Error,
+    },
+    /// A PEM file holds no certificate.
+    #[error("{}: no certificate in it; to trust nothing, use a .json bundle with empty `keys`", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// An anchor breaks a rule.
+    #[error("{}: anchor {index} cannot be used; get a new bundle from its CA", path.display())]
+    Anchor {
+        /// The file.
+        path: PathBuf,
+        /// Its position, from 0.
+        index: usize,
+        /// The broken rule.
+        #[source]
+        source: Violation,
+    },
+    /// Too many anchors.
+    #[error("{}: over {ANCHORS_MAX} anchors; remove retired ones", path.display())]
+    TooManyAnchors {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// A certificate that a bundle trusts.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Anchor {
+    /// The certificate.
+    pub der: CertificateDer<'static>,
+    /// The SHA-256 of `der`.
+    pub fingerprint: [u8; 32],
+    /// Start of validity, in Unix seconds.
+    pub not_before: i64,
+    /// End of validity, in Unix seconds.
+    pub not_after: i64,
+    /// How many issuers may stand below it.
+    pub path_len: Option<u32>,
+}
+
+impl Anchor {
+    fn new(der: CertificateDer<'static>, domain: &TrustDomain) -> Result<Self, Violation> {
+        let facts = Certificate::parse(&der)?.check_anchor(domain, Origin::Presented)?;
+        Ok(Self {
+            fingerprint: sha256(&der),
+            not_before: facts.not_before,
+            not_after: facts.not_after,
+            path_len: facts.path_len,
+            der,
+        })
+    }
+
+    pub(super) fn check_time(&self, now: i64) -> Result<(), Violation> {
+        if now < self.not_before {
+            let detail = "the anchor is not valid yet; check this machine's clock";
+            return Err(Violation::new(Rule::NotYetValid, detail));
+        }
+        if now > self.not_after {
+            let late = now.saturating_sub(self.not_after);
+            let detail = format!("the anchor expired {late} s ago; get a new bundle from its CA");
+            return Err(Violation::new(Rule::Expired, detail));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Anchor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Anchor(")?;
+        for byte in self.fingerprint {
+            write!(f, "{byte:02x}")?;
+        }
+        f.write_str(")")
+    }
+}
+
+/// What one trust domain's SVIDs are verified with.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    domain: TrustDomain,
+    anchors: Vec<Anchor>,
+    /// `anchors` as the path builder wants them, in the same order.
+    trust_anchors: Vec<TrustAnchor<'static>>,
+    sequence: Option<u64>,
+    refresh_hint: Option<Duration>,
+}
+
+impl Bundle {
+    /// Reads a bundle file: a SPIFFE bundle if it ends with `.json`, else PEM certificates.
+    ///
+    /// # Errors
+    /// Any [`BundleError`] of one file; every one names it.
+    pub fn load(path: &Path, domain: TrustDomain) -> Result<Self, BundleError> {
+        let bytes = read_bounded(path, BUNDLE_BYTES_MAX)?;
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "json")
+        {
+            Self::from_json(&bytes, domain, path)
+        } else {
+            Self::from_pem(&bytes, domain, path)
+        }
+    }
+
+    /// Makes a bundle of certificates; an empty one refuses every SVID of the trust domain (B1).
+    ///
+    /// # Errors
+    /// The position and the rule of an anchor that cannot be used.
+    pub fn new(
+        domain: TrustDomain,
+        anchors: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, (usize, Violation)> {
+        let mut bundle = Self {
+            domain,
+            anchors: Vec::with_capacity(anchors.len()),
+            trust_anchors: Vec::with_capacity(anchors.len()),
+            sequence: None,
+            refresh_hint: None,
+        };
+        for (index, der) in anchors.into_iter().enumerate() {
+            let anchor =
+                Anchor::new(der, &bundle.domain).map_err(|violation| (index, violation))?;
+            // A copy of an anchor adds nothing but work for the path builder.
+            if bundle.anchors.contains(&anchor) {
+                continue;
+            }
+            let trust_anchor = webpki::anchor_from_trusted_cert(&anchor.der)
+                .map_err(|e| (index, Violation::new(Rule::Malformed, e.to_string())))?
+                .to_owned();
+            bundle.trust_anchors.push(trust_anchor);
+            bundle.anchors.push(anchor);
+        }
+        Ok(bundle)
+    }
+
+    /// Whose SVIDs it verifies.
+    #[must_use]
+    pub const fn domain(&self) -> &TrustDomain {
+        &self.domain
+    }
+
+    /// The anchors, in the order of the file.
+    #[must_use]
+    pub fn anchors(&self) -> &[Anchor] {
+        &self.anchors
+    }
+
+    /// `spiffe_sequence`, where the file has one (B2).
+    #[must_use]
+    pub const fn sequence(&self) -> Option<u64> {
+        self.sequence
+    }
+
+    /// `spiffe_refresh_hint`, where the file has one (B3).
+    #[must_use]
+    pub const fn refresh_hint(&self) -> Option<Duration> {
+        self.refresh_hint
+    }
+
+    pub(super) fn trust_anchors(&self) -> &[TrustAnchor<'static>] {
+        &self.trust_anchors
+    }
+
+    /// The anchor that the path builder ended at, found by address: two may be equal as names and
+    /// keys and differ in validity.
+    pub(super) fn anchor_of(&self, found: &TrustAnchor<'_>) -> Option<&Anchor> {
+        let at = self.trust_anchors.iter().position(|anchor| {
+            std::ptr::from_ref(anchor).cast::<()>() == std::ptr::from_ref(found).cast()
+        })?;
+        self.anchors.get(at)
+    }
+
+    fn from_pem(bytes: &[u8], domain: TrustDomain, path: &Path) -> Result<Self, BundleError> {
+        let anchors: Vec<_> = CertificateDer::pem_slice_iter(bytes)
+            .collect::<Result<_, _>>()
+            .map_err(|source| BundleError::Pem {
+                path: path.to_owned(),
+                source,
+            })?;
+        if anchors.is_empty() {
+            return Err(BundleError::Empty {
+                path: path.to_owned(),
+            });
+        }
+        Self::checked(domain, anchors, path)
+    }
+
+    fn from_json(bytes: &[u8], domain: TrustDomain, path: &Path) -> Result<Self, BundleError> {
+        let set: JwkSet = serde_json::from_slice(bytes).map_err(|source| BundleError::Json {
+            path: path.to_owned(),
+            source,
+        })?;
+        let mut anchors = Vec::new();
+        for (index, key) in set.keys.iter().enumerate() {
+            let Some(text) = x509_anchor(key) else {
+                continue;
+            };
+            let der = STANDARD
+                .decode(text)
+                .map_err(|source| BundleError::Base64 {
+                    path: path.to_owned(),
+                    index,
+                    source,
+                })?;
+            anchors.push(CertificateDer::from(der));
+        }
+        let mut bundle = Self::checked(domain, anchors, path)?;
+        bundle.sequence = set.spiffe_sequence;
+        bundle.refresh_hint = set.spiffe_refresh_hint.map(Duration::from_secs);
+        Ok(bundle)
+    }
+
+    fn checked(
+        domain: TrustDomain,
+        anchors: Vec<CertificateDer<'static>>,
+        path: &Path,
+    ) -> Result<Self, BundleError> {
+        if anchors.len() > ANCHORS_MAX {
+            return Err(BundleError::TooManyAnchors {
+                path: path.to_owned(),
+            });
+        }
+        Self::new(domain, anchors).map_err(|(index, source)| BundleError::Anchor {
+            path: path.to_owned(),
+            index,
+            source,
+        })
+    }
+}
+
+/// The bundles we hold, one for each trust domain whose peers we accept.
+#[derive(Clone, Debug, Default)]
+pub struct Bundles(BTreeMap<TrustDomain, Bundle>);
+
+impl Bundles {
+    /// Reads every `<trust domain>.json` and `.pem` of a folder; other files, and those whose name
+    /// begins with a dot, are ignored.
+    ///
+    /// # Errors
+    /// The first file that cannot be used: a folder is taken whole or not at all.
+    pub fn load(folder: &Path) -> Result<Self, BundleError> {
+        let list = |source| BundleError::Folder {
+            path: folder.to_owned(),
+            source,
+        };
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(folder).map_err(list)? {
+            let path = entry.map_err(list)?.path();
+            let bundle = path
+                .extension()
+                .is_some_and(|extension| extension == "json" || extension == "pem");
+            let hidden = path
+                .file_name()
+                .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+            if !bundle || hidden {
+                continue;
+            }
+            if paths.len() >= BUNDLES_MAX {
+                return Err(BundleError::TooMany {
+                    path: folder.to_owned(),
+                });
+            }
+            paths.push(path);
+        }
+        paths.sort();
+        let mut bundles = Self::default();
+        for path in paths {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            let domain = TrustDomain::parse(&name).map_err(|source| BundleError::Name {
+                path: path.clone(),
+                source,
+            })?;
+            if bundles.get(&domain).is_some() {
+                return Err(BundleError::Twice { path, domain });
+            }
+            bundles.insert(Bundle::load(&path, domain)?);
+        }
+        Ok(bundles)
+    }
+
+    /// Adds a bundle in place of the one its trust domain had, which is returned.
+    pub fn insert(&mut self, bundle: Bundle) -> Option<Bundle> {
+        self.0.insert(bundle.domain.clone(), bundle)
+    }
+
+    /// The bundle of `domain` (XL4).
+    #[must_use]
+    pub fn get(&self, domain: &TrustDomain) -> Option<&Bundle> {
+        self.0.get(domain)
+    }
+
+    /// All of them, by trust domain.
+    pub fn iter(&self) -> impl Iterator<Item = &Bundle> {
+        self.0.values()
+    }
+}
+
+/// The document of Trust_Domain_and_Bundle.md §4; what it may hold beyond this is not asked for (B7).
+#[derive(Deserialize)]
+struct JwkSet {
+    keys: Vec<serde_json::Value>,
+    spiffe_sequence: Option<u64>,
+    spiffe_refresh_hint: Option<u64>,
+}
+
+/// The certificate of an element that is an X.509 anchor; `None` for what is to be ignored: another
+/// or no `use`, an unknown or no `kty` (B4), no certificate (B5).
+fn x509_anchor(key: &serde_json::Value) -> Option<&str> {
+    let text = |name: &str| key.get(name).and_then(serde_json::Value::as_str);
+    if text("use") != Some("x509-svid") || !matches!(text("kty"), Some("EC" | "RSA" | "OKP")) {
+        return None;
+    }
+    key.get("x5c")?.get(0)?.as_str()
+}

@@ -1,0 +1,286 @@
+//! Our own SVID and the bundles beside it: loaded whole, checked as a peer's would be, or refused.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::{fmt, io};
+
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem};
+use zeugma_core::identity::SpiffeId;
+
+use super::bundle::{BundleError, Bundles};
+use super::config::provider;
+use super::verify::{Refusal, Usage, verify_chain};
+
+/// The largest certificate or key file read, in bytes.
+pub const SVID_BYTES_MAX: u64 = 64 * 1024;
+
+/// Where our SVID and the bundles are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SvidFiles {
+    /// PEM: the leaf first, then the certificates up to but without the anchor.
+    pub certificate: PathBuf,
+    /// PEM: the key of the leaf, readable by its owner alone.
+    pub key: PathBuf,
+    /// A folder of `<trust domain>.json` and `<trust domain>.pem`.
+    pub bundles: PathBuf,
+}
+
+/// Why a file cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It is missing or not readable.
+    #[error("{}: cannot be read", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is too large.
+    #[error("{}: over {max} bytes; is it the right file?", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The most bytes read.
+        max: u64,
+    },
+}
+
+/// Why credentials cannot be used; every message names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialsError {
+    /// A file cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A bundle cannot be used.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The key is readable by others (C5).
+    #[error("{}: readable or writable by others (mode {mode:03o}); run `chmod 600` on it", path.display())]
+    KeyMode {
+        /// The key file.
+        path: PathBuf,
+        /// Its mode bits.
+        mode: u32,
+    },
+    /// A file is not whole PEM.
+    #[error("{}: no {what} in PEM form; is the file whole?", path.display())]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// What was looked for.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: pem::Error,
+    },
+    /// The key is of a kind that cannot sign a TLS 1.3 handshake.
+    #[error("{}: the key cannot be used; P-256, P-384, Ed25519 or RSA from 2048 bits are supported", path.display())]
+    Key {
+        /// The key file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rustls::Error,
+    },
+    /// The key is not the certificate's.
+    #[error("{}: not the key of {}; replace both files together", key.display(), certificate.display())]
+    KeyMismatch {
+        /// The key file.
+        key: PathBuf,
+        /// The certificate file.
+        certificate: PathBuf,
+    },
+    /// Our own SVID breaks a rule that every peer would hold against it.
+    #[error("{}: every peer would refuse this SVID; issue a new one, or add its trust domain's bundle to {}", path.display(), bundles.display())]
+    Refused {
+        /// The certificate file.
+        path: PathBuf,
+        /// The folder of bundles.
+        bundles: PathBuf,
+        /// The broken rule.
+        #[source]
+        source: Refusal,
+    },
+}
+
+/// Who we are and whom we trust: immutable, replaced as a whole under a new generation.
+pub struct Credentials {
+    generation: u64,
+    id: SpiffeId,
+    not_after: i64,
+    not_before: i64,
+    resolver: Arc<SingleCertAndKey>,
+    bundles: Bundles,
+}
+
+impl Credentials {
+    /// Reads and checks everything; the caller keeps the last good credentials if this fails.
+    ///
+    /// # Errors
+    /// Any [`CredentialsError`]: nothing is used in part.
+    pub fn load(files: &SvidFiles, generation: u64) -> Result<Self, CredentialsError> {
+        let bundles = Bundles::load(&files.bundles)?;
+        let chain = load_chain(&files.certificate)?;
+        let key = load_key(&files.key)?;
+        Self::new(chain, key, bundles, generation, files)
+    }
+
+    fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        bundles: Bundles,
+        generation: u64,
+        files: &SvidFiles,
+    ) -> Result<Self, CredentialsError> {
+        let now = UnixTime::now();
+        let refused = |source| CredentialsError::Refused {
+            path: files.certificate.clone(),
+            bundles: files.bundles.clone(),
+            source,
+        };
+        let own = verify_chain(&chain, &bundles, Usage::Client, now).map_err(refused)?;
+        verify_chain(&chain, &bundles, Usage::Server, now).map_err(refused)?;
+        let not_before = chain
+            .first()
+            .and_then(|leaf| zeugma_core::svid::Certificate::parse(leaf).ok())
+            .map_or(0, |leaf| leaf.not_before());
+        let certified = CertifiedKey::from_der(chain, key, provider()).map_err(|source| {
+            if matches!(source, rustls::Error::InconsistentKeys(_)) {
+                CredentialsError::KeyMismatch {
+                    key: files.key.clone(),
+                    certificate: files.certificate.clone(),
+                }
+            } else {
+                CredentialsError::Key {
+                    path: files.key.clone(),
+                    source,
+                }
+            }
+        })?;
+        Ok(Self {
+            generation,
+            id: own.id,
+            not_after: own.not_after,
+            not_before,
+            resolver: Arc::new(certified.into()),
+            bundles,
+        })
+    }
+
+    /// Which load this is of: pools and caches are keyed by it.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Who we are.
+    #[must_use]
+    pub const fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// Start of validity of our leaf, in Unix seconds: renewal counts from it (C4).
+    #[must_use]
+    pub const fn not_before(&self) -> i64 {
+        self.not_before
+    }
+
+    /// When the first certificate of our own path expires, in Unix seconds.
+    #[must_use]
+    pub const fn not_after(&self) -> i64 {
+        self.not_after
+    }
+
+    /// Whom we trust.
+    #[must_use]
+    pub const fn bundles(&self) -> &Bundles {
+        &self.bundles
+    }
+
+    pub(super) fn resolver(&self) -> Arc<SingleCertAndKey> {
+        Arc::clone(&self.resolver)
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("generation", &self.generation)
+            .field("id", &self.id)
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}
+
+fn load_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, CredentialsError> {
+    let bytes = read_bounded(path, SVID_BYTES_MAX)?;
+    let pem = |source| CredentialsError::Pem {
+        path: path.to_owned(),
+        what: "certificate",
+        source,
+    };
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&bytes)
+        .collect::<Result<_, _>>()
+        .map_err(pem)?;
+    if chain.is_empty() {
+        return Err(pem(pem::Error::NoItemsFound));
+    }
+    Ok(chain)
+}
+
+fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, CredentialsError> {
+    let (mut file, mode) = open(path)?;
+    if mode & 0o066 != 0 {
+        return Err(CredentialsError::KeyMode {
+            path: path.to_owned(),
+            mode: mode & 0o777,
+        });
+    }
+    let bytes = read_open(&mut file, path, SVID_BYTES_MAX)?;
+    PrivateKeyDer::from_pem_slice(&bytes).map_err(|source| CredentialsError::Pem {
+        path: path.to_owned(),
+        what: "unencrypted private key",
+        source,
+    })
+}
+
+/// Reads a file of at most `max` bytes.
+pub(super) fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, ReadError> {
+    let (mut file, _) = open(path)?;
+    read_open(&mut file, path, max)
+}
+
+fn open(path: &Path) -> Result<(File, u32), ReadError> {
+    let fail = |source| ReadError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(fail)?;
+    // Of the open file, not of the path: the two may differ by the time it is read.
+    let mode = file.metadata().map_err(fail)?.permissions().mode();
+    Ok((file, mode))
+}
+
+fn read_open(file: &mut File, path: &Path, max: u64) -> Result<Vec<u8>, ReadError> {
+    let mut bytes = Vec::new();
+    file.take(max.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(|source| ReadError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > max) {
+        return Err(ReadError::TooLarge {
+            path: path.to_owned(),
+            max,
+        });
+    }
+    Ok(bytes)
+}

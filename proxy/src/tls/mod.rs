@@ -1,0 +1,17 @@
+//! SPIFFE mTLS: who we are, whom we trust, and the one way a peer becomes a [`TlsPeer`].
+//!
+//! A peer is verified in a fixed order ([`verify_chain`]); each way to fail has a rule of its own
+//! ([`zeugma_core::svid::Rule`]), a TLS alert, and a counter label. Nothing here knows routes,
+//! policies or configuration formats.
+
+mod bundle;
+mod config;
+mod credentials;
+mod verify;
+
+pub use bundle::{
+    ANCHORS_MAX, Anchor, BUNDLE_BYTES_MAX, BUNDLES_MAX, Bundle, BundleError, Bundles,
+};
+pub use config::{PeerSlot, client_config, server_config};
+pub use credentials::{Credentials, CredentialsError, ReadError, SVID_BYTES_MAX, SvidFiles};
+pub use verify::{CHAIN_BYTES_MAX, CHAIN_CERTIFICATES_MAX, Refusal, TlsPeer, Usage, verify_chain};
