@@ -10,6 +10,7 @@ mod curl;
 mod envoy;
 mod grpc;
 mod openssl;
+mod our_ca;
 mod peers_alone;
 mod pki;
 
