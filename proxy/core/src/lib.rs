@@ -5,10 +5,19 @@
 //! files, threads, TLS stacks or configuration formats: time ([`time::Time`]) and randomness
 //! (`draw`) are arguments, so that the gateway, the simulator and the tests drive the same code.
 
+pub mod authorize;
+pub mod balance;
+pub mod hello;
 pub mod identity;
 pub mod locality;
 pub mod names;
+pub mod plan;
+pub mod route;
+pub mod shares;
 pub mod snapshot;
 pub mod svid;
 pub mod time;
 pub mod verdict;
+
+#[cfg(test)]
+mod fixture;

@@ -559,17 +559,26 @@ impl HostTable {
     /// Finds the service that `host` stands for.
     #[must_use]
     pub fn lookup(&self, host: &Host, port: Option<u16>) -> Lookup {
+        match self.ports(host) {
+            [] => Lookup::Unknown,
+            ports => choose(ports, port),
+        }
+    }
+
+    /// Every port of `host` and its service; empty where the host is not known.
+    #[must_use]
+    pub fn ports(&self, host: &Host) -> &[(u16, ServiceIx)] {
         if let Some(ports) = self.exact.get(host) {
-            return choose(ports, port);
+            return ports;
         }
         let mut rest = host.as_str();
         while let Some((_, suffix)) = rest.split_once('.') {
             if let Some(ports) = self.below.get(suffix) {
-                return choose(ports, port);
+                return ports;
             }
             rest = suffix;
         }
-        Lookup::Unknown
+        &[]
     }
 
     /// Whether nothing is reachable.

@@ -1,0 +1,306 @@
+//! Who may call a service: listener sources, export, deny, allow, in this order; nothing that no
+//! rule allows is let through.
+
+pub mod path;
+
+use std::net::IpAddr;
+
+use crate::identity::{IdPattern, SpiffeId};
+use crate::snapshot::{Export, Listener, Peer, PeerIx, Policy, Role, Rule, ServiceIx, Snapshot};
+use crate::verdict::Reason;
+
+use path::RequestPath;
+
+/// What is known of a caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Evidence<'a> {
+    /// Where it calls from: plaintext, or TLS that is relayed as it is.
+    Network,
+    /// The SPIFFE ID of its verified certificate.
+    Verified(&'a SpiffeId),
+    /// The SPIFFE ID that a peer's verified gateway handed on. Made by [`evidence`].
+    Asserted {
+        /// The gateway's own ID.
+        by: &'a SpiffeId,
+        /// The peer it is a gateway of.
+        peer: PeerIx,
+        /// The caller's ID.
+        id: &'a SpiffeId,
+    },
+}
+
+/// One connection or request that asks for a service.
+#[derive(Debug, Clone, Copy)]
+pub struct Asking<'a> {
+    /// Where it came in.
+    pub listener: &'a Listener,
+    /// The address it came from.
+    pub source: IpAddr,
+    /// Who asks.
+    pub evidence: Evidence<'a>,
+    /// The HTTP method; `None` for what is no request.
+    pub method: Option<&'a str>,
+    /// The HTTP path as received, its query may follow; `None` for what is no request.
+    pub path: Option<&'a str>,
+}
+
+/// Whether it may, and what said so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may.
+    Allow {
+        /// The index of the allow rule that matched.
+        rule: usize,
+    },
+    /// It may not.
+    Deny {
+        /// [`Reason::SourceRefused`], [`Reason::NotExported`], [`Reason::Denied`] or
+        /// [`Reason::NotAllowed`].
+        reason: Reason,
+        /// The index of the deny rule that matched.
+        rule: Option<usize>,
+        /// The index of the allow rule that came nearest: it failed on the fewest fields.
+        nearest: Option<usize>,
+    },
+}
+
+/// Decides whether a service may be called.
+#[must_use]
+pub fn authorize(snapshot: &Snapshot, service: ServiceIx, asking: &Asking<'_>) -> Verdict {
+    let service = snapshot.service(service);
+    let caller = Caller::new(snapshot, &service.policy, asking);
+    let deny = |reason, rule, nearest| Verdict::Deny {
+        reason,
+        rule,
+        nearest,
+    };
+    let listener = asking.listener;
+    if !listener.sources.is_empty() && !contains(&listener.sources, caller.source) {
+        return deny(Reason::SourceRefused, None, None);
+    }
+    if listener.role == Role::Mesh && !is_exported(snapshot, &service.export, &caller) {
+        return deny(Reason::NotExported, None, None);
+    }
+    let Policy { allow, deny: never } = &service.policy;
+    if let Some(rule) = never.iter().position(|rule| caller.is_denied_by(rule)) {
+        return deny(Reason::Denied, Some(rule), None);
+    }
+    match allow
+        .iter()
+        .position(|rule| caller.failed_fields(rule) == 0)
+    {
+        Some(rule) => Verdict::Allow { rule },
+        None => deny(Reason::NotAllowed, None, nearest(allow, &caller)),
+    }
+}
+
+/// What is known of a caller with a verified ID that claims to hand on another's.
+///
+/// The claim counts only from a gateway of a peer (its ID is in [`Peer::ids`]) that attests for
+/// the claimed ID's trust domain; from anyone else it is as if it had not been made.
+#[must_use]
+pub fn evidence<'a>(
+    snapshot: &Snapshot,
+    source: IpAddr,
+    verified: &'a SpiffeId,
+    claimed: Option<&'a SpiffeId>,
+) -> Evidence<'a> {
+    let Some(id) = claimed else {
+        return Evidence::Verified(verified);
+    };
+    match candidates(snapshot, source.to_canonical(), verified)
+        .find(|(_, peer)| may_assert(peer, verified, id))
+    {
+        Some((peer, _)) => Evidence::Asserted {
+            by: verified,
+            peer,
+            id,
+        },
+        None => Evidence::Verified(verified),
+    }
+}
+
+/// The peer that a caller with this verified ID is of.
+///
+/// It is of a peer if its ID is in [`Peer::ids`] or of their trust domain, and the peer calls from
+/// `source`. Where several fit, one that lists the ID comes first, then one that lists the source,
+/// then the order of the snapshot.
+#[must_use]
+pub fn peer_of(snapshot: &Snapshot, source: IpAddr, id: &SpiffeId) -> Option<PeerIx> {
+    candidates(snapshot, source.to_canonical(), id)
+        .next()
+        .map(|(ix, _)| ix)
+}
+
+/// The peers that fit a caller best, all equally well.
+fn candidates<'s>(
+    snapshot: &'s Snapshot,
+    source: IpAddr,
+    id: &SpiffeId,
+) -> impl Iterator<Item = (PeerIx, &'s Peer)> {
+    let fits = snapshot.peers.iter().map(|peer| fit(peer, source, id));
+    let best = fits.clone().max().flatten();
+    (snapshot.peers.iter().zip(fits.collect::<Vec<_>>()))
+        .enumerate()
+        .filter(move |(_, (_, fit))| fit.is_some() && *fit == best)
+        .map(|(ix, (peer, _))| (PeerIx(ix), peer))
+}
+
+/// How well a caller fits a peer: whether the peer lists its ID, then its source.
+fn fit(peer: &Peer, source: IpAddr, id: &SpiffeId) -> Option<(bool, bool)> {
+    let listed = peer.ids.iter().any(|pattern| pattern.matches(id));
+    let of_domain = peer.ids.iter().any(|pattern| match pattern {
+        IdPattern::Exact(of) | IdPattern::Below(of) => {
+            of.trust_domain_str() == id.trust_domain_str()
+        }
+    });
+    ((listed || of_domain) && peer.calls_from(source)).then_some((listed, !peer.sources.is_empty()))
+}
+
+fn may_assert(peer: &Peer, by: &SpiffeId, id: &SpiffeId) -> bool {
+    peer.ids.iter().any(|pattern| pattern.matches(by))
+        && peer.attests.iter().any(|domain| id.is_of(domain))
+}
+
+fn is_exported(snapshot: &Snapshot, export: &Export, caller: &Caller<'_>) -> bool {
+    let to = |ix: PeerIx| match export {
+        Export::Nobody => false,
+        Export::To(peers) => peers.contains(&ix),
+        Export::AllPeers => true,
+    };
+    match caller.evidence {
+        Evidence::Verified(id) => candidates(snapshot, caller.source, id).any(|(ix, _)| to(ix)),
+        Evidence::Asserted { peer, .. } => to(peer),
+        // Nothing but the source tells who relayed TLS is from; to name a peer that may call from
+        // anywhere would be to name everybody.
+        Evidence::Network => snapshot.peers.iter().enumerate().any(|(ix, peer)| {
+            let named = matches!(export, Export::To(_));
+            to(PeerIx(ix)) && peer.calls_from(caller.source) && !(named && peer.sources.is_empty())
+        }),
+    }
+}
+
+/// The rule that failed on the fewest fields; the first of several.
+fn nearest(allow: &[Rule], caller: &Caller<'_>) -> Option<usize> {
+    (allow.iter().enumerate())
+        .min_by_key(|(_, rule)| caller.failed_fields(rule))
+        .map(|(ix, _)| ix)
+}
+
+fn contains(nets: &[ipnet::IpNet], source: IpAddr) -> bool {
+    nets.iter().any(|net| net.contains(&source))
+}
+
+/// An [`Asking`] with its parts in the form that rules are compared with.
+struct Caller<'a> {
+    listener: &'a str,
+    /// An IPv4 address that came in on an IPv6 socket is an IPv4 address.
+    source: IpAddr,
+    evidence: Evidence<'a>,
+    method: Option<&'a str>,
+    /// `None` also where no rule asks for it.
+    path: Option<RequestPath>,
+}
+
+impl<'a> Caller<'a> {
+    fn new(snapshot: &Snapshot, policy: &Policy, asking: &Asking<'a>) -> Self {
+        let evidence = match asking.evidence {
+            // The peer may have lost the right since the assertion was taken.
+            Evidence::Asserted { by, peer, id }
+                if !snapshot
+                    .peers
+                    .get(peer.0)
+                    .is_some_and(|peer| may_assert(peer, by, id)) =>
+            {
+                Evidence::Verified(by)
+            }
+            same @ (Evidence::Network | Evidence::Verified(_) | Evidence::Asserted { .. }) => same,
+        };
+        let mut rules = policy.allow.iter().chain(&policy.deny);
+        Self {
+            listener: &asking.listener.name,
+            source: asking.source.to_canonical(),
+            evidence,
+            method: asking.method,
+            path: (asking.path)
+                .filter(|_| rules.any(|rule| !rule.paths.is_empty()))
+                .map(RequestPath::new),
+        }
+    }
+
+    /// How many fields of an allow rule do not match; 0: the rule matches.
+    fn failed_fields(&self, rule: &Rule) -> usize {
+        let fields = [
+            rule.from.is_empty()
+                || self
+                    .allowed_as(rule)
+                    .is_some_and(|id| named(&rule.from, id)),
+            self.came_via(rule),
+            self.came_in_on(rule),
+            self.calls_from(rule),
+            // RFC 9110 §9.1: the method is case-sensitive.
+            rule.methods.is_empty()
+                || (self.method).is_some_and(|is| rule.methods.iter().any(|name| &**name == is)),
+            rule.paths.is_empty()
+                || (self.path.as_ref())
+                    .is_some_and(|path| rule.paths.iter().any(|of| path.surely_is(of))),
+        ];
+        fields.into_iter().filter(|matches| !matches).count()
+    }
+
+    /// Whether a deny rule matches; in doubt (an ID handed on, a path that servers read
+    /// differently, a method in another case) it does.
+    fn is_denied_by(&self, rule: &Rule) -> bool {
+        let of_method = |name: &str| (self.method).is_some_and(|is| name.eq_ignore_ascii_case(is));
+        (rule.from.is_empty() || self.denied_as(rule).any(|id| named(&rule.from, id)))
+            && self.came_via(rule)
+            && self.came_in_on(rule)
+            && self.calls_from(rule)
+            && (rule.methods.is_empty() || rule.methods.iter().any(|name| of_method(name)))
+            && (rule.paths.is_empty()
+                || (self.path.as_ref())
+                    .is_some_and(|path| rule.paths.iter().any(|of| path.may_be(of))))
+    }
+
+    /// Who the caller is to an allow rule: without `via` the one whose certificate was verified.
+    fn allowed_as(&self, rule: &Rule) -> Option<&'a SpiffeId> {
+        match (self.evidence, rule.via.is_empty()) {
+            (Evidence::Verified(id) | Evidence::Asserted { by: id, .. }, true)
+            | (Evidence::Asserted { id, .. }, false) => Some(id),
+            (Evidence::Network, _) | (Evidence::Verified(_), false) => None,
+        }
+    }
+
+    /// Who the caller is to a deny rule: an ID handed on always counts.
+    fn denied_as(&self, rule: &Rule) -> impl Iterator<Item = &'a SpiffeId> {
+        let handed_on = match self.evidence {
+            Evidence::Asserted { id, .. } => Some(id),
+            Evidence::Network | Evidence::Verified(_) => None,
+        };
+        self.allowed_as(rule).into_iter().chain(handed_on)
+    }
+
+    fn came_via(&self, rule: &Rule) -> bool {
+        rule.via.is_empty()
+            || match self.evidence {
+                Evidence::Asserted { peer, .. } => rule.via.contains(&peer),
+                Evidence::Network | Evidence::Verified(_) => false,
+            }
+    }
+
+    fn came_in_on(&self, rule: &Rule) -> bool {
+        rule.listeners.is_empty() || rule.listeners.iter().any(|name| &**name == self.listener)
+    }
+
+    fn calls_from(&self, rule: &Rule) -> bool {
+        rule.sources.is_empty() || contains(&rule.sources, self.source)
+    }
+}
+
+fn named(from: &[IdPattern], id: &SpiffeId) -> bool {
+    from.iter().any(|pattern| pattern.matches(id))
+}
+
+#[cfg(test)]
+#[path = "authorize/tests.rs"]
+mod tests;

@@ -1,0 +1,252 @@
+//! Request paths as rules see them.
+//!
+//! Servers disagree about what `/a//b`, `/a/%2e%2e/b`, `/a%2Fb` or `/a;x/b` name (RFC 3986 §6.2.2
+//! lets some of it be normalised, and not everybody does). A path is therefore read in two ways,
+//! as sent and folded, and where even these do not cover what a server may make of it, it is
+//! ambiguous. An allow rule must match every reading, a deny rule any.
+
+use std::fmt::Write;
+
+use crate::snapshot::PathPattern;
+
+/// The readings of one request path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RequestPath {
+    /// Every server reads it in one of these ways.
+    Clear {
+        /// Escapes of unreserved characters undone (RFC 3986 §6.2.2.2), others in upper case.
+        sent: String,
+        /// That, with `//` read as `/` and without `;` parameters.
+        folded: String,
+    },
+    /// It holds a dot segment, an escaped or backward slash, a control character, an escape of an
+    /// escape, or is no path: no allow rule with `paths` matches, every deny rule with `paths` does.
+    Ambiguous,
+}
+
+impl RequestPath {
+    /// Reads a path as received; a query after `?` is left out.
+    #[must_use]
+    pub fn new(received: &str) -> Self {
+        let path = received.split_once('?').map_or(received, |(path, _)| path);
+        let path = match path {
+            // RFC 9110 §4.2.3: an empty path is `/`.
+            "" => "/",
+            // RFC 9112 §3.2.4: the asterisk-form of OPTIONS.
+            "*" => {
+                return Self::Clear {
+                    sent: "*".to_owned(),
+                    folded: "*".to_owned(),
+                };
+            }
+            path if path.starts_with('/') => path,
+            _ => return Self::Ambiguous,
+        };
+        let Some(sent) = unescape(path) else {
+            return Self::Ambiguous;
+        };
+        match fold(&sent) {
+            Some(folded) => Self::Clear { sent, folded },
+            None => Self::Ambiguous,
+        }
+    }
+
+    /// Whether the path is certainly what `pattern` names.
+    #[must_use]
+    pub fn surely_is(&self, pattern: &PathPattern) -> bool {
+        match self {
+            Self::Clear { sent, folded } => is(sent, pattern) && is(folded, pattern),
+            Self::Ambiguous => false,
+        }
+    }
+
+    /// Whether a server may take the path for what `pattern` names.
+    #[must_use]
+    pub fn may_be(&self, pattern: &PathPattern) -> bool {
+        match self {
+            Self::Clear { sent, folded } => is(sent, pattern) || is(folded, pattern),
+            Self::Ambiguous => true,
+        }
+    }
+}
+
+/// Whether a rule's path can match anything: it begins with `/` and is not ambiguous itself.
+#[must_use]
+pub fn is_usable(pattern: &str) -> bool {
+    pattern.starts_with('/')
+        && !pattern.contains('?')
+        && matches!(RequestPath::new(pattern), RequestPath::Clear { sent, folded } if sent == folded)
+}
+
+fn is(path: &str, pattern: &PathPattern) -> bool {
+    match pattern {
+        PathPattern::Exact(exact) => match unescape(exact) {
+            Some(exact) => path == exact,
+            None => false,
+        },
+        PathPattern::Below(prefix) => match unescape(prefix) {
+            Some(prefix) => path.starts_with(&prefix),
+            None => false,
+        },
+    }
+}
+
+/// Undoes the escapes that mean nothing; `None` where one would hide something.
+fn unescape(path: &str) -> Option<String> {
+    let mut out = String::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let Some((byte, after)) = rest.split_first() {
+        rest = after;
+        let (byte, escaped) = match byte {
+            b'%' => {
+                let (digits, after) = rest.split_first_chunk::<2>()?;
+                rest = after;
+                (hex(digits)?, true)
+            }
+            plain => (*plain, false),
+        };
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                out.push(char::from(byte));
+            }
+            b'\\' | 0..=0x1f | 0x7f => return None,
+            b'/' if escaped => return None,
+            b'#' | b' ' if !escaped => return None,
+            byte if escaped || !byte.is_ascii() => write!(out, "%{byte:02X}").ok()?,
+            byte => out.push(char::from(byte)),
+        }
+    }
+    // `%252f` is `%2f` to a server that unescapes twice.
+    let twice = (out.as_bytes().array_windows())
+        .any(|[a, b, c, d, e]| [*a, *b, *c] == *b"%25" && hex(&[*d, *e]).is_some());
+    (!twice).then_some(out)
+}
+
+fn hex(digits: &[u8; 2]) -> Option<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let [high, low] = *digits;
+    u8::try_from(digit(high)? << 4 | digit(low)?).ok()
+}
+
+/// Reads `//` as `/` and leaves out `;` parameters; `None` where a dot segment stands.
+fn fold(path: &str) -> Option<String> {
+    let mut out = String::with_capacity(path.len());
+    for segment in path.split('/').skip(1) {
+        let name = segment.split_once(';').map_or(segment, |(name, _)| name);
+        if matches!(name, "." | "..") {
+            return None;
+        }
+        if !out.ends_with('/') {
+            out.push('/');
+        }
+        out.push_str(name);
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clear(received: &str) -> (String, String) {
+        match RequestPath::new(received) {
+            RequestPath::Clear { sent, folded } => (sent, folded),
+            RequestPath::Ambiguous => panic!("{received} is ambiguous"),
+        }
+    }
+
+    #[test]
+    fn a_plain_path_has_one_reading() {
+        for (received, reading) in [
+            ("/v1/orders", "/v1/orders"),
+            ("/v1/orders?x=/../y", "/v1/orders"),
+            ("/v1/", "/v1/"),
+            ("/", "/"),
+            ("", "/"),
+            ("*", "*"),
+            ("/%76%31/a%2dB", "/v1/a-B"),
+            ("/a%20b%c3%A9", "/a%20b%C3%A9"),
+            ("/a\u{e9}", "/a%C3%A9"),
+            ("/a:b@c,d=e", "/a:b@c,d=e"),
+            ("/...", "/..."),
+            ("/100%25", "/100%25"),
+        ] {
+            assert_eq!(clear(received), (reading.to_owned(), reading.to_owned()));
+        }
+    }
+
+    #[test]
+    fn slashes_in_a_row_and_parameters_have_two_readings() {
+        assert_eq!(clear("/a//b"), ("/a//b".into(), "/a/b".into()));
+        assert_eq!(clear("//a/"), ("//a/".into(), "/a/".into()));
+        assert_eq!(clear("/a;x=1/b"), ("/a;x=1/b".into(), "/a/b".into()));
+    }
+
+    #[test]
+    fn what_servers_read_differently_is_ambiguous() {
+        for received in [
+            "/a/../b",
+            "/a/./b",
+            "/..",
+            "/.",
+            "/a/%2e%2E/b",
+            "/a/.%2e/b",
+            "/a%2Fb",
+            "/a%2fb",
+            "/a\\b",
+            "/a%5cb",
+            "/a%00",
+            "/a%0a",
+            "/a\u{7f}",
+            "/a b",
+            "/a#b",
+            "/a%",
+            "/a%2",
+            "/a%zz",
+            "/a%252fb",
+            "/a%25%32%66",
+            "/..;/b",
+            "/a/.;x/b",
+            "v1",
+            "http://h/v1",
+        ] {
+            assert_eq!(
+                RequestPath::new(received),
+                RequestPath::Ambiguous,
+                "{received}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_allow_pattern_needs_every_reading_and_a_deny_pattern_one() {
+        let below = PathPattern::Below("/v1/".into());
+        let exact = PathPattern::Exact("/admin".into());
+        let path = RequestPath::new;
+        for (received, surely, may) in [
+            ("/v1/x", true, true),
+            ("/v1/", true, true),
+            ("/v1", false, false),
+            ("/v1//x", true, true),
+            ("//v1/x", false, true),
+            ("/v1;a/x", false, true),
+            ("/V1/x", false, false),
+            ("/v1/../admin", false, true),
+        ] {
+            assert_eq!(path(received).surely_is(&below), surely, "{received}");
+            assert_eq!(path(received).may_be(&below), may, "{received}");
+        }
+        assert!(path("/%61dmin").surely_is(&exact));
+        assert!(path("//admin").may_be(&exact) && !path("//admin").surely_is(&exact));
+        assert!(!path("/admin/").may_be(&exact));
+        assert!(path("/v1/é").surely_is(&PathPattern::Exact("/v1/%c3%a9".into())));
+    }
+
+    #[test]
+    fn a_pattern_that_could_never_match_is_not_usable() {
+        assert!(is_usable("/v1/") && is_usable("/") && is_usable("/a%20b"));
+        for pattern in ["", "v1", "/a?b", "/a/../b", "/a//b", "/a%2Fb", "/a;b"] {
+            assert!(!is_usable(pattern), "{pattern}");
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! In which order a request's endpoints are tried: preferred first, then failover.
+
+use crate::balance::{Candidates, fraction, mix, pick};
+use crate::shares::ClusterShares;
+use crate::snapshot::{Cluster, EndpointIx};
+
+/// The most attempts one plan yields.
+pub const ATTEMPTS_MAX: usize = 32;
+/// The most attempts in one level, so that a large dead level does not use up a plan before the
+/// next one had a turn.
+pub const LEVEL_ATTEMPTS_MAX: usize = 8;
+
+/// One endpoint to try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attempt {
+    /// The endpoint.
+    pub endpoint: EndpointIx,
+    /// The level it is of.
+    pub level: usize,
+    /// Why it was chosen.
+    pub why: Why,
+}
+
+/// Why an endpoint was chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Why {
+    /// It is of the nearest level.
+    Local,
+    /// It is of a farther level, which takes what the nearer ones have no room for.
+    Spill,
+    /// It is of a farther level, for the nearest one has nothing.
+    Failover,
+    /// It is not healthy, and nothing is.
+    TooFew,
+}
+
+impl Why {
+    /// The word in the access log.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Spill => "spill",
+            Self::Failover => "failover",
+            Self::TooFew => "too-few",
+        }
+    }
+}
+
+/// The endpoints to try for one connection or request, in order; each at most once.
+///
+/// The first is of a level drawn by the shares, picked by the cluster's policy. Then come others of
+/// that level, then the other levels that have a healthy endpoint, nearest first.
+#[must_use]
+pub fn plan<'a>(
+    cluster: &'a Cluster,
+    shares: &'a ClusterShares,
+    load: &'a dyn Fn(EndpointIx) -> u32,
+    draw: u64,
+) -> Plan<'a> {
+    let drawn = draw_level(&shares.levels, fraction(draw, LEVEL_PART));
+    Plan {
+        cluster,
+        shares,
+        load,
+        draw,
+        drawn,
+        next_level: 0,
+        turn: drawn.map(Turn::new),
+        attempts: 0,
+    }
+}
+
+/// Tells the draw of the level from those of the endpoint.
+const LEVEL_PART: u64 = 0x6c65_7665;
+
+/// See [`plan()`].
+#[derive(Clone, Copy)]
+pub struct Plan<'a> {
+    cluster: &'a Cluster,
+    shares: &'a ClusterShares,
+    load: &'a dyn Fn(EndpointIx) -> u32,
+    draw: u64,
+    /// The level drawn; `None`: everything is refused.
+    drawn: Option<usize>,
+    /// The nearest level that has not had its turn, the drawn one apart.
+    next_level: usize,
+    turn: Option<Turn>,
+    attempts: usize,
+}
+
+/// The attempts in one level.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    level: usize,
+    /// The endpoint the policy picked; `None` before that.
+    first: Option<EndpointIx>,
+    /// How many members were looked at for the attempts after the first.
+    looked: usize,
+    attempts: usize,
+}
+
+impl Turn {
+    const fn new(level: usize) -> Self {
+        Self {
+            level,
+            first: None,
+            looked: 0,
+            attempts: 0,
+        }
+    }
+}
+
+impl std::fmt::Debug for Plan<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plan")
+            .field("cluster", &self.cluster.name)
+            .field("draw", &self.draw)
+            .field("attempts", &self.attempts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Iterator for Plan<'_> {
+    type Item = Attempt;
+
+    fn next(&mut self) -> Option<Attempt> {
+        while self.attempts < ATTEMPTS_MAX {
+            let mut turn = self.turn?;
+            match self.next_in(&mut turn) {
+                Some(endpoint) => {
+                    turn.attempts += 1;
+                    self.turn = Some(turn);
+                    self.attempts += 1;
+                    return Some(Attempt {
+                        endpoint,
+                        level: turn.level,
+                        why: self.why(turn.level, endpoint),
+                    });
+                }
+                None => self.turn = self.next_turn(),
+            }
+        }
+        None
+    }
+}
+
+impl Plan<'_> {
+    fn next_in(&self, turn: &mut Turn) -> Option<EndpointIx> {
+        if turn.attempts >= LEVEL_ATTEMPTS_MAX {
+            return None;
+        }
+        let level = self.cluster.levels.get(turn.level)?;
+        if turn.first.is_none() {
+            turn.first = pick(
+                Candidates {
+                    cluster: self.cluster,
+                    level,
+                    usable: &|ix| self.shares.is_usable(ix),
+                },
+                self.load,
+                self.draw,
+            );
+            return turn.first;
+        }
+        // The rest of the members, from a drawn place on, so that not all go to the same second.
+        let count = level.members.len();
+        let start = usize::try_from(mix(self.draw, 2) >> 32).unwrap_or_default();
+        while turn.looked < count {
+            let at = start.wrapping_add(turn.looked) % count;
+            turn.looked += 1;
+            let ix = level.members.get(at).copied();
+            if let Some(ix) = ix
+                && turn.first != Some(ix)
+                && self.shares.is_usable(ix)
+            {
+                return Some(ix);
+            }
+        }
+        None
+    }
+
+    fn next_turn(&mut self) -> Option<Turn> {
+        while self.next_level < self.cluster.levels.len() {
+            let level = self.next_level;
+            self.next_level += 1;
+            if Some(level) != self.drawn {
+                return Some(Turn::new(level));
+            }
+        }
+        None
+    }
+
+    fn why(&self, level: usize, endpoint: EndpointIx) -> Why {
+        let healthy = (self.shares.endpoints.get(endpoint.0)).is_some_and(|s| s.is_healthy());
+        let nearest_takes_some = self.shares.levels.first().is_some_and(|share| *share > 0.0);
+        match level {
+            _ if !healthy => Why::TooFew,
+            0 => Why::Local,
+            // A later attempt at another level is no spill: the drawn level failed it.
+            _ if Some(level) == self.drawn && nearest_takes_some => Why::Spill,
+            _ => Why::Failover,
+        }
+    }
+}
+
+/// The level in whose share the point lies (0 to below 1); `None` if every share is 0.
+fn draw_level(shares: &[f64], point: f64) -> Option<usize> {
+    let mut rest = point;
+    let mut last = None;
+    for (level, share) in shares.iter().enumerate() {
+        if *share > 0.0 {
+            if rest < *share {
+                return Some(level);
+            }
+            rest -= share;
+            last = Some(level);
+        }
+    }
+    // Rounding may leave the point just behind the last.
+    last
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -1,0 +1,126 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::fixture::cluster;
+use crate::shares::{EndpointStatus, EndpointStatus::*, capacity, healthy_share};
+use crate::snapshot::{Balance, TooFew};
+
+/// A cluster whose levels have these endpoints, and its shares.
+fn world(levels: &[&[EndpointStatus]]) -> (Cluster, ClusterShares) {
+    let keys: Vec<Vec<&str>> = levels.iter().map(|level| vec!["e"; level.len()]).collect();
+    let keys: Vec<&[&str]> = keys.iter().map(Vec::as_slice).collect();
+    let cluster = cluster(&keys);
+    let shares = shares(&cluster, levels.concat());
+    (cluster, shares)
+}
+
+fn shares(cluster: &Cluster, endpoints: Vec<EndpointStatus>) -> ClusterShares {
+    let capacities: Vec<f64> = (0..cluster.levels.len())
+        .map(|level| capacity(healthy_share(cluster, &endpoints, level), &cluster.failover))
+        .collect();
+    ClusterShares::new(cluster, endpoints, &capacities)
+}
+
+fn attempts(world: &(Cluster, ClusterShares), draw: u64) -> Vec<(usize, usize, Why)> {
+    plan(&world.0, &world.1, &|_| 0, draw)
+        .map(|attempt| (attempt.level, attempt.endpoint.0, attempt.why))
+        .collect()
+}
+
+#[test]
+fn the_nearest_level_comes_first_and_whole_then_the_others_in_order() {
+    let world = world(&[
+        &[Healthy, Healthy, Unknown],
+        &[Healthy],
+        &[Unhealthy],
+        &[Healthy],
+    ]);
+    for draw in 0..50 {
+        let tried = attempts(&world, draw);
+        let levels: Vec<_> = tried.iter().map(|(level, _, _)| *level).collect();
+        assert_eq!(levels, [0, 0, 0, 1, 3]);
+        assert!(tried[..3].iter().all(|(_, _, why)| *why == Why::Local));
+        assert!(tried[3..].iter().all(|(_, _, why)| *why == Why::Failover));
+    }
+}
+
+#[test]
+fn traffic_spills_by_the_shares() {
+    // One of two is down: 5/7 stays (formula by hand).
+    let world = world(&[&[Healthy, Ejected], &[Healthy]]);
+    let mut spilled = 0u32;
+    for draw in 0..7000 {
+        let tried = attempts(&world, draw);
+        match tried[0] {
+            (0, 0, Why::Local) => assert_eq!(tried[1..], [(1, 2, Why::Failover)]),
+            (1, 2, Why::Spill) => {
+                spilled += 1;
+                assert_eq!(tried[1..], [(0, 0, Why::Local)]);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(spilled.abs_diff(2000) < 150, "{spilled}");
+}
+
+#[test]
+fn without_a_nearest_endpoint_it_is_failover_and_without_any_too_few_or_nothing() {
+    let failed_over = world(&[&[Ejected], &[Healthy]]);
+    assert_eq!(attempts(&failed_over, 1), [(1, 1, Why::Failover)]);
+    let mut too_few = world(&[&[Ejected, Unhealthy], &[Ejected]]);
+    assert_eq!(
+        attempts(&too_few, 1),
+        [(0, 0, Why::TooFew), (1, 2, Why::TooFew)]
+    );
+    too_few.0.failover.too_few = TooFew::Fail;
+    too_few.1 = shares(&too_few.0, too_few.1.endpoints);
+    assert_eq!(attempts(&too_few, 1), []);
+    assert_eq!(attempts(&world(&[&[Unhealthy]]), 1), []);
+}
+
+#[test]
+fn a_large_dead_level_leaves_attempts_for_the_next() {
+    let world = world(&[
+        &[Healthy; 100],
+        &[Healthy; 100],
+        &[Healthy; 100],
+        &[Healthy; 100],
+        &[Healthy; 100],
+    ]);
+    let tried = attempts(&world, 3);
+    assert_eq!(tried.len(), ATTEMPTS_MAX);
+    for level in 0..4 {
+        let count = tried.iter().filter(|(l, _, _)| *l == level).count();
+        assert_eq!(count, LEVEL_ATTEMPTS_MAX);
+    }
+}
+
+fn statuses() -> impl Strategy<Value = Vec<Vec<EndpointStatus>>> {
+    let status = prop::sample::select(vec![Healthy, Unknown, Ejected, Unhealthy]);
+    prop::collection::vec(prop::collection::vec(status, 0..6), 1..5)
+}
+
+proptest! {
+    #[test]
+    fn a_plan_tries_each_usable_endpoint_once_and_no_other(
+        levels in statuses(),
+        draw in any::<u64>(),
+        balance in prop::sample::select(vec![Balance::LeastRequest, Balance::RoundRobin, Balance::Random]),
+    ) {
+        let levels: Vec<&[EndpointStatus]> = levels.iter().map(Vec::as_slice).collect();
+        let mut world = world(&levels);
+        world.0.balance = balance;
+        let tried = attempts(&world, draw);
+        let mut endpoints: Vec<usize> = tried.iter().map(|(_, ix, _)| *ix).collect();
+        endpoints.sort_unstable();
+        let all = levels.concat();
+        let any_healthy = all.iter().any(|s| s.is_healthy());
+        let expected: Vec<usize> = (0..all.len())
+            .filter(|ix| if any_healthy { all[*ix].is_healthy() } else { all[*ix] == Ejected })
+            .collect();
+        prop_assert_eq!(endpoints, expected);
+        if let Some((level, _, _)) = tried.first() {
+            prop_assert!(world.1.levels[*level] > 0.0);
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! What share of a cluster's traffic each of its levels takes.
+//!
+//! The formula, with h the healthy share of a level's weight:
+//!
+//! ```text
+//! c = 0                            if h <= full
+//!     1                            if h >= start
+//!     (h - full) / (start - full)  between
+//! in order, each level takes min(what is left, c)
+//! if something is left after the last, each takes c / sum of c
+//! ```
+
+use crate::snapshot::{Cluster, EndpointIx, Failover, Snapshot, TooFew};
+
+/// What differs by less than this is the same share.
+pub const SHARE_EPSILON: f64 = 1e-9;
+
+/// The shares and endpoint health of every cluster of one snapshot.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Shares {
+    /// In the order of [`Snapshot::clusters`].
+    pub clusters: Vec<ClusterShares>,
+}
+
+/// The shares and endpoint health of one cluster.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClusterShares {
+    /// The share of each level, in their order; together 1, or all 0: everything is refused.
+    pub levels: Vec<f64>,
+    /// The health of each endpoint, in their order.
+    pub endpoints: Vec<EndpointStatus>,
+    /// No level has enough healthy endpoints: ejected ones are used too.
+    pub too_few: bool,
+}
+
+/// Whether an endpoint may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EndpointStatus {
+    /// Nothing is known against it, and if it is checked actively, it was found good.
+    Healthy,
+    /// It is checked actively and no answer decided yet: it counts as healthy.
+    Unknown,
+    /// Its traffic failed: it is out for a while.
+    Ejected,
+    /// Its active checks fail.
+    Unhealthy,
+}
+
+impl EndpointStatus {
+    /// Whether it counts as healthy.
+    #[must_use]
+    pub const fn is_healthy(self) -> bool {
+        matches!(self, Self::Healthy | Self::Unknown)
+    }
+
+    /// Whether traffic may be sent to it.
+    #[must_use]
+    pub const fn is_usable(self, too_few: bool) -> bool {
+        self.is_healthy() || (too_few && matches!(self, Self::Ejected))
+    }
+
+    /// The word in logs and tables.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Unknown => "unknown",
+            Self::Ejected => "ejected",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
+}
+
+impl Shares {
+    /// The shares where nothing is known against any endpoint.
+    #[must_use]
+    pub fn all_healthy(snapshot: &Snapshot) -> Self {
+        let of = |cluster: &Cluster| {
+            let endpoints = vec![EndpointStatus::Healthy; cluster.endpoints.len()];
+            let capacities: Vec<f64> = (0..cluster.levels.len())
+                .map(|level| capacity(healthy_share(cluster, &endpoints, level), &cluster.failover))
+                .collect();
+            ClusterShares::new(cluster, endpoints, &capacities)
+        };
+        Self {
+            clusters: snapshot.clusters.iter().map(of).collect(),
+        }
+    }
+}
+
+impl ClusterShares {
+    /// The shares of a cluster whose levels can take `capacities` (c in the formula).
+    #[must_use]
+    pub fn new(cluster: &Cluster, endpoints: Vec<EndpointStatus>, capacities: &[f64]) -> Self {
+        let mut levels = spread(capacities);
+        let mut too_few = false;
+        if levels.iter().sum::<f64>() == 0.0 {
+            match cluster.failover.too_few {
+                TooFew::UseAll => {
+                    let nearest = (cluster.levels.iter()).position(|level| {
+                        (level.members.iter()).any(|ix| status(&endpoints, *ix).is_usable(true))
+                    });
+                    if let Some(share) = nearest.and_then(|nearest| levels.get_mut(nearest)) {
+                        *share = 1.0;
+                        too_few = true;
+                    }
+                }
+                TooFew::Fail => {}
+            }
+        }
+        Self {
+            levels,
+            endpoints,
+            too_few,
+        }
+    }
+
+    /// Whether nothing can be carried.
+    #[must_use]
+    pub fn refuses(&self) -> bool {
+        self.levels.iter().all(|share| *share == 0.0)
+    }
+
+    /// Whether traffic may be sent to an endpoint.
+    #[must_use]
+    pub fn is_usable(&self, ix: EndpointIx) -> bool {
+        status(&self.endpoints, ix).is_usable(self.too_few)
+    }
+}
+
+/// h: the healthy share of a level's weight; 0 for a level without endpoints.
+#[must_use]
+pub fn healthy_share(cluster: &Cluster, endpoints: &[EndpointStatus], level: usize) -> f64 {
+    let mut healthy = 0.0;
+    let mut total = 0.0;
+    for ix in cluster
+        .levels
+        .get(level)
+        .iter()
+        .flat_map(|level| &level.members)
+    {
+        let weight = cluster.endpoint(*ix).weight;
+        total += weight;
+        if status(endpoints, *ix).is_healthy() {
+            healthy += weight;
+        }
+    }
+    if total > 0.0 { healthy / total } else { 0.0 }
+}
+
+/// c: the share of all traffic that a level can take when `healthy` of its weight is.
+#[must_use]
+pub fn capacity(healthy: f64, failover: &Failover) -> f64 {
+    let Failover { start, full, .. } = *failover;
+    if healthy <= full {
+        0.0
+    } else if healthy >= start {
+        1.0
+    } else {
+        (healthy - full) / (start - full)
+    }
+}
+
+/// Gives each level its share of the traffic, preferred first.
+#[must_use]
+pub fn spread(capacities: &[f64]) -> Vec<f64> {
+    let mut left = 1.0;
+    let mut shares: Vec<f64> = (capacities.iter())
+        .map(|capacity| {
+            let share = capacity.min(left);
+            left -= share;
+            share
+        })
+        .collect();
+    let sum: f64 = shares.iter().sum();
+    if left > 0.0 && sum > 0.0 {
+        for share in &mut shares {
+            *share /= sum;
+        }
+    }
+    shares
+}
+
+fn status(endpoints: &[EndpointStatus], ix: EndpointIx) -> EndpointStatus {
+    // A status that is missing is of another snapshot: better not used.
+    endpoints
+        .get(ix.0)
+        .copied()
+        .unwrap_or(EndpointStatus::Unhealthy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::cluster;
+    use EndpointStatus::{Ejected as J, Healthy as H, Unhealthy as U, Unknown as N};
+
+    fn of(levels: &[&[EndpointStatus]], change: impl FnOnce(&mut Cluster)) -> ClusterShares {
+        let keys: Vec<Vec<String>> = (levels.iter().enumerate())
+            .map(|(l, level)| (0..level.len()).map(|e| format!("{l}.{e}")).collect())
+            .collect();
+        let keys: Vec<Vec<&str>> = (keys.iter())
+            .map(|level| level.iter().map(String::as_str).collect())
+            .collect();
+        let keys: Vec<&[&str]> = keys.iter().map(Vec::as_slice).collect();
+        let mut cluster = cluster(&keys);
+        change(&mut cluster);
+        let endpoints = levels.concat();
+        let capacities: Vec<f64> = (0..levels.len())
+            .map(|level| {
+                capacity(
+                    healthy_share(&cluster, &endpoints, level),
+                    &cluster.failover,
+                )
+            })
+            .collect();
+        ClusterShares::new(&cluster, endpoints, &capacities)
+    }
+
+    fn close(shares: &ClusterShares, expected: &[f64]) {
+        assert_eq!(shares.levels.len(), expected.len());
+        for (share, expected) in shares.levels.iter().zip(expected) {
+            assert!((share - expected).abs() < SHARE_EPSILON, "{shares:?}");
+        }
+    }
+
+    #[test]
+    fn with_one_of_two_down_29_percent_leaves() {
+        // By hand: c = 0.5 / 0.7 = 5/7; 2/7 is left for the next level.
+        close(&of(&[&[H, J], &[H]], |_| {}), &[5.0 / 7.0, 2.0 / 7.0]);
+        close(&of(&[&[H, N, N], &[H]], |_| {}), &[1.0, 0.0]);
+        close(&of(&[&[H, H, U], &[H]], |_| {}), &[20.0 / 21.0, 1.0 / 21.0]);
+    }
+
+    #[test]
+    fn what_is_left_after_the_last_level_is_shared_by_capacity() {
+        // c = 0.25/0.7 and 0.125/0.7: left over, so 2 to 1.
+        let shares = of(&[&[H, J, J, J], &[H, J, J, J, J, J, J, J]], |_| {});
+        close(&shares, &[2.0 / 3.0, 1.0 / 3.0]);
+        assert!(!shares.too_few);
+    }
+
+    #[test]
+    fn full_and_start_bound_the_way_out() {
+        let bounds = |start, full| {
+            move |c: &mut Cluster| {
+                c.failover.start = start;
+                c.failover.full = full;
+            }
+        };
+        close(&of(&[&[H, J], &[H]], bounds(0.0, 0.0)), &[1.0, 0.0]);
+        close(&of(&[&[J, J], &[H]], bounds(0.0, 0.0)), &[0.0, 1.0]);
+        close(&of(&[&[H, J], &[H]], bounds(0.9, 0.5)), &[0.0, 1.0]);
+        close(&of(&[&[H, H, H, J], &[H]], bounds(1.0, 0.5)), &[0.5, 0.5]);
+        close(&of(&[&[H, J], &[H]], bounds(0.5, 0.5)), &[0.0, 1.0]);
+    }
+
+    #[test]
+    fn health_is_a_share_of_weight() {
+        // 3 of 4 by weight is healthy: over `start`.
+        close(
+            &of(&[&[H, J], &[H]], |c| c.endpoints[0].weight = 3.0),
+            &[1.0, 0.0],
+        );
+        // 1 of 4: 0.25 / 0.7.
+        close(
+            &of(&[&[H, J], &[H]], |c| c.endpoints[1].weight = 3.0),
+            &[5.0 / 14.0, 9.0 / 14.0],
+        );
+    }
+
+    #[test]
+    fn too_few_uses_the_nearest_level_with_ejected_endpoints_or_refuses() {
+        let shares = of(&[&[U, U], &[J, U], &[J]], |_| {});
+        close(&shares, &[0.0, 1.0, 0.0]);
+        assert!(shares.too_few);
+        assert!(shares.is_usable(EndpointIx(2)) && !shares.is_usable(EndpointIx(3)));
+        assert!(of(&[&[U], &[U]], |_| {}).refuses());
+        assert!(of(&[&[J], &[J]], |c| c.failover.too_few = TooFew::Fail).refuses());
+        assert!(of(&[&[], &[]], |_| {}).refuses());
+    }
+
+    #[test]
+    fn a_level_without_endpoints_is_passed_over() {
+        close(&of(&[&[], &[H]], |_| {}), &[0.0, 1.0]);
+    }
+}
