@@ -11,10 +11,15 @@ pub(crate) fn rust_files(folder: &str) -> Vec<String> {
     files
 }
 
-/// The files below a folder that are not tests by their name: `tests.rs` and folders `tests`.
+/// The files below a folder that are not tests by their name: `tests.rs`, `x_tests.rs`, `tests/`.
 pub(crate) fn own_files(folder: &str) -> Vec<String> {
     let mut files = rust_files(folder);
-    files.retain(|file| !file.ends_with("/tests.rs") && !file.contains("/tests/"));
+    files.retain(|file| {
+        let test = ["/tests.rs", "_tests.rs"]
+            .iter()
+            .any(|end| file.ends_with(end));
+        !test && !file.contains("/tests/")
+    });
     files
 }
 
