@@ -2,6 +2,7 @@
 
 mod ca;
 mod exit;
+mod init;
 
 use std::process::ExitCode;
 
@@ -18,6 +19,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make a folder that `zeugma gateway` can run: configuration, CA, certificates
+    Init(init::InitArgs),
     /// The certificate authority: root, issuers, SVIDs, bundles
     Ca(ca::CaArgs),
 }
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         }
     };
     match cli.command {
+        Command::Init(args) => init::run(&args),
         Command::Ca(args) => ca::run(args),
     }
 }

@@ -1,3 +1,24 @@
-//! Placeholder.
+//! The Zeugma gateway: accept, peek, terminate, connect, relay, account.
+//!
+//! This crate touches the world and decides nothing: whether a connection may go somewhere and
+//! where is asked of `zeugma-core`. It must *not* know the CA: gateway code cannot sign.
 
+mod account;
+mod admin;
+mod connection;
+mod control;
+mod http;
+mod listener;
+mod metrics;
+mod peek;
+mod probe;
+mod proxy_protocol;
+mod relay;
+mod resolve;
+mod runtime;
 pub mod tls;
+mod transport;
+mod upstream;
+mod watch;
+
+pub use control::{GatewayError, GatewayOptions, run};

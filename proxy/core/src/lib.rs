@@ -7,11 +7,17 @@
 
 pub mod authorize;
 pub mod balance;
+pub mod engine;
+pub mod fleet;
+pub mod health;
 pub mod hello;
 pub mod identity;
 pub mod locality;
+pub mod mirror;
 pub mod names;
+pub mod outlier;
 pub mod plan;
+pub mod retry;
 pub mod route;
 pub mod shares;
 pub mod snapshot;

@@ -455,6 +455,20 @@ impl Failure {
             Self::Connect | Self::RefusedStream | Self::NoLocalEndpoint
         )
     }
+
+    /// The word in logs and metrics; one for all statuses.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::RefusedStream => "refused-stream",
+            Self::Reset => "reset",
+            Self::Timeout => "timeout",
+            Self::Status(_) => "status",
+            Self::Unavailable => "unavailable",
+            Self::NoLocalEndpoint => "no-local-endpoint",
+        }
+    }
 }
 
 /// Deadlines of a cluster.

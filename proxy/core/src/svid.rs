@@ -5,21 +5,13 @@
 //! before it releases it ([`Origin::Issued`]), the gateway what a peer presents
 //! ([`Origin::Presented`]).
 
+mod certificate;
 mod key;
 mod rule;
 
 use std::fmt;
 
-use x509_parser::certificate::{X509Certificate, X509CertificateParser};
-use x509_parser::extensions::{
-    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, GeneralName, KeyIdentifier,
-    KeyUsage, SubjectAlternativeName, X509Extension,
-};
-use x509_parser::nom::Parser as _;
-use x509_parser::prelude::FromDer;
-use x509_parser::time::ASN1Time;
-use x509_parser::x509::X509Version;
-
+pub use certificate::Certificate;
 pub use rule::Rule;
 
 use crate::identity::{SpiffeId, TrustDomain};
@@ -170,11 +162,11 @@ pub fn check_root(der: &[u8]) -> Result<IssuerFacts, Violation> {
 pub fn check_issued_by(child: &[u8], issuer: &[u8]) -> Result<(), Violation> {
     let child = Certificate::parse(child)?;
     let issuer = Certificate::parse(issuer)?;
-    if child.x509.issuer().as_raw() != issuer.x509.subject().as_raw() {
+    if child.issuer() != issuer.subject() {
         let detail = "the issuer field is not the issuer's subject, byte by byte";
         return Err(Violation::new(Rule::R12, detail));
     }
-    if child.authority_key_id.is_none() || child.authority_key_id != issuer.subject_key_id {
+    if child.authority_key_id().is_none() || child.authority_key_id() != issuer.subject_key_id() {
         let detail = "the authority key identifier is not the issuer's subject key identifier";
         return Err(Violation::new(Rule::R5, detail));
     }
@@ -186,537 +178,362 @@ pub fn check_issued_by(child: &[u8], issuer: &[u8]) -> Result<(), Violation> {
     Ok(())
 }
 
-/// A parsed certificate, on which the rules are checked in the order its reader wants.
-#[derive(Debug)]
-pub struct Certificate<'a> {
-    x509: X509Certificate<'a>,
-    uris: Vec<&'a str>,
-    san_critical: bool,
-    key_usage: Option<(KeyUsage, bool)>,
-    extended_key_usage: Option<ExtendedKeyUsage<'a>>,
-    basic_constraints: Option<(BasicConstraints, bool)>,
-    subject_key_id: Option<&'a [u8]>,
-    authority_key_id: Option<&'a [u8]>,
-    unknown_critical: Option<String>,
-}
-
-impl<'a> Certificate<'a> {
-    /// Parses one certificate, whole: trailing bytes are refused.
-    ///
-    /// # Errors
-    /// [`Rule::Malformed`] or [`Rule::DuplicateExtension`].
-    pub fn parse(der: &'a [u8]) -> Result<Self, Violation> {
-        let mut parser = X509CertificateParser::new().with_deep_parse_extensions(false);
-        let (rest, x509) = parser
-            .parse(der)
-            .map_err(|error| malformed(format!("not an X.509 certificate: {error}")))?;
-        if !rest.is_empty() {
-            let detail = format!("{} bytes follow the certificate", rest.len());
-            return Err(malformed(detail));
-        }
-        let mut certificate = Self {
-            x509,
-            uris: Vec::new(),
-            san_critical: false,
-            key_usage: None,
-            extended_key_usage: None,
-            basic_constraints: None,
-            subject_key_id: None,
-            authority_key_id: None,
-            unknown_critical: None,
-        };
-        let extensions = certificate.x509.extensions().to_vec();
-        if extensions.len() > EXTENSIONS_MAX {
-            let detail = format!(
-                "{} extensions; at most {EXTENSIONS_MAX} are allowed",
-                extensions.len()
-            );
-            return Err(malformed(detail));
-        }
-        for (at, extension) in extensions.iter().enumerate() {
-            if extensions.iter().take(at).any(|e| e.oid == extension.oid) {
-                let detail = format!("extension {} occurs twice", extension.oid);
-                return Err(Violation::new(Rule::DuplicateExtension, detail));
-            }
-            certificate.read_extension(extension)?;
-        }
-        Ok(certificate)
-    }
-
-    fn read_extension(&mut self, extension: &X509Extension<'a>) -> Result<(), Violation> {
-        let (value, critical) = (extension.value, extension.critical);
-        let mut understood = true;
-        // The arcs of id-ce (2.5.29), RFC 5280 §4.2.1.
-        match extension.oid.as_bytes() {
-            [0x55, 0x1d, 14] => {
-                self.subject_key_id = Some(whole::<KeyIdentifier<'_>>("subject key id", value)?.0);
-                understood = false;
-            }
-            [0x55, 0x1d, 15] => self.key_usage = Some((whole("keyUsage", value)?, critical)),
-            [0x55, 0x1d, 17] => {
-                self.san_critical = critical;
-                self.uris = uris(&whole("SAN", value)?)?;
-            }
-            [0x55, 0x1d, 19] => {
-                self.basic_constraints = Some((whole("basicConstraints", value)?, critical));
-            }
-            // Name constraints and CRL distribution points are understood by the path builder.
-            [0x55, 0x1d, 30 | 31] => {}
-            [0x55, 0x1d, 35] => {
-                let id: AuthorityKeyIdentifier<'_> = whole("authority key id", value)?;
-                self.authority_key_id = id.key_identifier.map(|id| id.0);
-                understood = false;
-            }
-            [0x55, 0x1d, 37] => self.extended_key_usage = Some(whole("extKeyUsage", value)?),
-            _ => understood = false,
-        }
-        // Key identifiers are read but may not be critical (RFC 5280 §4.2.1.1, §4.2.1.2).
-        if critical && !understood {
-            self.unknown_critical = Some(extension.oid.to_id_string());
-        }
-        Ok(())
-    }
-
-    /// The one identity of a leaf: XL1, XL2, XL3.
-    ///
-    /// # Errors
-    /// The first of these rules that is broken.
-    pub fn identity(&self) -> Result<SpiffeId, Violation> {
-        let [uri] = self.uris.as_slice() else {
-            let detail = format!(
-                "{} URI SANs; exactly one is allowed",
-                if self.uris.is_empty() {
-                    "no".to_owned()
-                } else {
-                    self.uris.len().to_string()
-                }
-            );
-            return Err(Violation::new(Rule::XL1, detail));
-        };
-        // Past the scheme and trust domain, a single `/` is the root path: refused as a path that
-        // is root rather than as a text with a trailing slash.
-        if let Some(domain) = uri.strip_suffix('/')
-            && SpiffeId::parse(domain).is_ok_and(|id| id.path().is_empty())
-        {
-            return Err(Violation::new(Rule::XL3, "the SPIFFE ID has the root path"));
-        }
-        let id = SpiffeId::parse(uri).map_err(|e| Violation::new(Rule::XL2, e.to_string()))?;
-        if id.path().is_empty() {
-            let detail = format!("`{id}` has no path and names a trust domain, not a workload");
-            return Err(Violation::new(Rule::XL3, detail));
-        }
-        Ok(id)
-    }
-
-    /// The rules of a leaf that its identity does not cover: R1-R4, R10, XL5-XL11, XL13.
-    ///
-    /// # Errors
-    /// The first broken rule.
-    pub fn check_leaf(&self, origin: Origin) -> Result<(), Violation> {
-        self.check_form()?;
-        if self.subject_is_empty() && !self.san_critical {
-            let detail = "the subject is empty and the SAN extension is not critical";
-            return Err(Violation::new(Rule::XL5, detail));
-        }
-        if self.basic_constraints.as_ref().is_some_and(|(b, _)| b.ca) {
-            return Err(Violation::new(Rule::XL6, "the leaf is a CA certificate"));
-        }
-        self.check_leaf_key_usage()?;
-        self.check_extended_key_usage(origin)?;
-        if origin == Origin::Issued && self.authority_key_id.is_none() {
-            return Err(Violation::new(Rule::R5, "no authority key identifier"));
-        }
-        Ok(())
-    }
-
-    /// The facts of a leaf whose identity is `id`.
-    #[must_use]
-    pub fn leaf_facts(&self, id: SpiffeId) -> LeafFacts {
-        LeafFacts {
-            id,
-            serial: self.serial(),
-            not_before: self.not_before(),
-            not_after: self.not_after(),
-            subject_key_id: self.subject_key_id.map(Into::into),
-            authority_key_id: self.authority_key_id.map(Into::into),
-        }
-    }
-
-    /// The rules of a CA certificate below an anchor: R1-R4, R10, XC1-XC7, and XC9 if issued.
-    ///
-    /// # Errors
-    /// The first broken rule.
-    pub fn check_issuer(
-        &self,
-        domain: &TrustDomain,
-        origin: Origin,
-    ) -> Result<IssuerFacts, Violation> {
-        let found = self.ca_trust_domain()?;
-        let Some(found) = found else {
-            let detail = "the issuer has no URI SAN that names its trust domain; if it may sign \
-                          for the trust domain, put it into that bundle as an anchor";
-            return Err(Violation::new(Rule::XC3, detail));
-        };
-        same_domain(&found, domain)?;
-        self.check_ca(origin)?;
-        if origin == Origin::Issued {
-            self.check_path_len(0)?;
-            if self.authority_key_id.is_none() {
-                return Err(Violation::new(Rule::R5, "no authority key identifier"));
-            }
-        }
-        Ok(self.issuer_facts(Some(found)))
-    }
-
-    /// The rules of an anchor: as an issuer, but a presented one may name no trust domain.
-    ///
-    /// # Errors
-    /// The first broken rule.
-    pub fn check_anchor(
-        &self,
-        domain: &TrustDomain,
-        origin: Origin,
-    ) -> Result<IssuerFacts, Violation> {
-        let found = self.ca_trust_domain()?;
-        match (&found, origin) {
-            (Some(found), _) => same_domain(found, domain)?,
-            (None, Origin::Presented) => {}
-            (None, Origin::Issued) => {
-                let detail = "the anchor has no URI SAN that names its trust domain";
-                return Err(Violation::new(Rule::XC3, detail));
-            }
-        }
-        self.check_ca(origin)?;
-        if origin == Origin::Issued {
-            self.check_path_len(0)?;
-            self.check_self_issued()?;
-        }
-        Ok(self.issuer_facts(found))
-    }
-
-    /// The rules of a root of ours.
-    ///
-    /// # Errors
-    /// The first broken rule.
-    pub fn check_root(&self) -> Result<IssuerFacts, Violation> {
-        if !self.uris.is_empty() {
-            let detail = "a root is of no trust domain and has no URI SAN";
-            return Err(Violation::new(Rule::XC3, detail));
-        }
-        self.check_ca(Origin::Issued)?;
-        self.check_path_len(ROOT_PATH_LEN_MAX)?;
-        self.check_self_issued()?;
-        Ok(self.issuer_facts(None))
-    }
-
-    /// Whether `now` (Unix seconds) is within the validity.
-    ///
-    /// # Errors
-    /// [`Rule::Expired`] or [`Rule::NotYetValid`], with how far off.
-    pub fn check_time(&self, now: i64) -> Result<(), Violation> {
-        if now < self.not_before() {
-            let early = self.not_before().saturating_sub(now);
-            let detail = format!("valid only in {early} s; check this machine's clock");
-            return Err(Violation::new(Rule::NotYetValid, detail));
-        }
-        // RFC 5280 §4.1.2.5: valid up to and including notAfter.
-        if now > self.not_after() {
-            let late = now.saturating_sub(self.not_after());
-            return Err(Violation::new(
-                Rule::Expired,
-                format!("expired {late} s ago"),
-            ));
-        }
-        Ok(())
-    }
-
-    /// The serial.
-    #[must_use]
-    pub fn serial(&self) -> Serial {
-        Serial(self.x509.raw_serial().into())
-    }
-
-    /// Start of validity, in Unix seconds.
-    #[must_use]
-    pub fn not_before(&self) -> i64 {
-        self.x509.validity().not_before.timestamp()
-    }
-
-    /// End of validity, in Unix seconds.
-    #[must_use]
-    pub fn not_after(&self) -> i64 {
-        self.x509.validity().not_after.timestamp()
-    }
-
-    /// The subject, as its DER bytes.
-    #[must_use]
-    pub fn subject(&self) -> &'a [u8] {
-        self.x509.subject.as_raw()
-    }
-
-    /// The issuer field, as its DER bytes.
-    #[must_use]
-    pub fn issuer(&self) -> &'a [u8] {
-        self.x509.issuer.as_raw()
-    }
-
-    /// The public key with its algorithm, as DER bytes.
-    #[must_use]
-    pub fn public_key(&self) -> &'a [u8] {
-        self.x509.tbs_certificate.subject_pki.raw
-    }
-
-    /// The rules of RFC 5280 for any certificate: R1, R2, R3, R4, R10.
-    ///
-    /// # Errors
-    /// The first broken rule.
-    pub fn check_form(&self) -> Result<(), Violation> {
-        if self.x509.version() != X509Version::V3 {
-            let detail = format!(
-                "version {}; only 3 is allowed",
-                self.x509.version().0.saturating_add(1)
-            );
-            return Err(Violation::new(Rule::R1, detail));
-        }
-        check_serial(self.x509.raw_serial())?;
-        let validity = self.x509.validity();
-        check_time_encoding("notBefore", validity.not_before)?;
-        check_time_encoding("notAfter", validity.not_after)?;
-        if validity.not_before >= validity.not_after {
-            let detail = "notBefore is not before notAfter";
-            return Err(Violation::new(Rule::R3, detail));
-        }
-        key::check_public_key(self.x509.public_key())?;
-        key::check_signature(&self.x509)?;
-        match &self.unknown_critical {
-            Some(oid) => {
-                let detail = format!("critical extension {oid} is not understood");
-                Err(Violation::new(Rule::R10, detail))
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn check_leaf_key_usage(&self) -> Result<(), Violation> {
-        let Some((usage, critical)) = &self.key_usage else {
-            return Err(Violation::new(Rule::XL7, "no keyUsage extension"));
-        };
-        if !critical {
-            let detail = "the keyUsage extension is not critical";
-            return Err(Violation::new(Rule::XL13, detail));
-        }
-        if usage.key_cert_sign() || usage.crl_sign() {
-            let detail = format!("keyUsage is {usage}; a leaf signs no certificates and no CRLs");
-            return Err(Violation::new(Rule::XL9, detail));
-        }
-        if !usage.digital_signature() {
-            let detail = format!("keyUsage is {usage}, without digitalSignature");
-            return Err(Violation::new(Rule::XL8, detail));
-        }
-        Ok(())
-    }
-
-    fn check_extended_key_usage(&self, origin: Origin) -> Result<(), Violation> {
-        let Some(usage) = &self.extended_key_usage else {
-            return match origin {
-                Origin::Issued => Err(Violation::new(Rule::XL10, "no extended key usage")),
-                Origin::Presented => Ok(()),
-            };
-        };
-        if usage.any {
-            let detail = "the extended key usage includes anyExtendedKeyUsage";
-            return Err(Violation::new(Rule::XL11, detail));
-        }
-        let detail = match (usage.server_auth, usage.client_auth) {
-            (true, true) => return Ok(()),
-            (true, false) => "the extended key usage has no clientAuth",
-            (false, true) => "the extended key usage has no serverAuth",
-            (false, false) => "the extended key usage has neither serverAuth nor clientAuth",
-        };
-        Err(Violation::new(Rule::XL10, detail))
-    }
-
-    fn check_ca(&self, origin: Origin) -> Result<(), Violation> {
-        self.check_form()?;
-        match &self.basic_constraints {
-            Some((constraints, true)) if constraints.ca => {}
-            Some((constraints, false)) if constraints.ca => {
-                let detail = "basicConstraints is not critical";
-                return Err(Violation::new(Rule::XC1, detail));
-            }
-            _ => return Err(Violation::new(Rule::XC1, "not a CA certificate")),
-        }
-        match &self.key_usage {
-            Some((usage, true)) if usage.key_cert_sign() => {}
-            Some((usage, true)) => {
-                let detail = format!("keyUsage is {usage}, without keyCertSign");
-                return Err(Violation::new(Rule::XC2, detail));
-            }
-            Some((_, false)) => {
-                let detail = "the keyUsage extension is not critical";
-                return Err(Violation::new(Rule::XC2, detail));
-            }
-            None => return Err(Violation::new(Rule::XC2, "no keyUsage extension")),
-        }
-        if self.subject_is_empty() {
-            return Err(Violation::new(Rule::XC7, "the subject is empty"));
-        }
-        if origin == Origin::Presented {
-            // Deployed CAs set digitalSignature (Istio's example roots do) and omit key
-            // identifiers; neither opens a door, since a CA certificate is never a peer (XL6).
-            return Ok(());
-        }
-        if let Some((usage, _)) = &self.key_usage
-            && usage.digital_signature()
-        {
-            let detail = "a CA certificate sets digitalSignature";
-            return Err(Violation::new(Rule::XC6, detail));
-        }
-        if self.subject_key_id.is_none() {
-            return Err(Violation::new(Rule::R6, "no subject key identifier"));
-        }
-        Ok(())
-    }
-
-    fn check_path_len(&self, max: u32) -> Result<(), Violation> {
-        match self.path_len() {
-            Some(length) if length <= max => Ok(()),
-            Some(length) => {
-                let detail = format!("pathLen is {length}; at most {max} is allowed");
-                Err(Violation::new(Rule::XC9, detail))
-            }
-            None => {
-                let detail = format!("no pathLen; at most {max} is allowed");
-                Err(Violation::new(Rule::XC9, detail))
-            }
-        }
-    }
-
-    fn check_self_issued(&self) -> Result<(), Violation> {
-        if self.subject() == self.issuer() {
-            return Ok(());
-        }
-        let detail = "subject and issuer of a self-signed certificate differ";
-        Err(Violation::new(Rule::R12, detail))
-    }
-
-    /// XC3: at most one URI SAN, a SPIFFE ID without a path.
-    fn ca_trust_domain(&self) -> Result<Option<TrustDomain>, Violation> {
-        let uri = match self.uris.as_slice() {
-            [] => return Ok(None),
-            [uri] => uri,
-            more => {
-                let detail = format!("{} URI SANs; a CA certificate has at most one", more.len());
-                return Err(Violation::new(Rule::XC3, detail));
-            }
-        };
-        let id = SpiffeId::parse(uri).map_err(|e| Violation::new(Rule::XC3, e.to_string()))?;
-        if !id.path().is_empty() {
-            let detail = format!("`{id}` has a path; a CA certificate names a trust domain");
-            return Err(Violation::new(Rule::XC3, detail));
-        }
-        Ok(Some(id.trust_domain()))
-    }
-
-    fn issuer_facts(&self, trust_domain: Option<TrustDomain>) -> IssuerFacts {
-        IssuerFacts {
-            trust_domain,
-            serial: self.serial(),
-            not_before: self.not_before(),
-            not_after: self.not_after(),
-            path_len: self.path_len(),
-            subject_key_id: self.subject_key_id.map(Into::into),
-            authority_key_id: self.authority_key_id.map(Into::into),
-        }
-    }
-
-    fn path_len(&self) -> Option<u32> {
-        let (constraints, _) = self.basic_constraints.as_ref()?;
-        constraints.path_len_constraint
-    }
-
-    fn subject_is_empty(&self) -> bool {
-        self.x509.subject().iter().next().is_none()
-    }
-}
-
-fn malformed(detail: impl Into<String>) -> Violation {
-    Violation::new(Rule::Malformed, detail)
-}
-
-/// Parses an extension's value, all of it: what one parser ignores another may read.
-fn whole<'a, T>(name: &str, value: &'a [u8]) -> Result<T, Violation>
-where
-    T: FromDer<'a, x509_parser::error::X509Error>,
-{
-    match T::from_der(value) {
-        Ok(([], parsed)) => Ok(parsed),
-        Ok((rest, _)) => Err(malformed(format!("{} bytes follow the {name}", rest.len()))),
-        Err(error) => Err(malformed(format!(
-            "the {name} extension is no valid DER: {error}"
-        ))),
-    }
-}
-
-fn uris<'a>(san: &SubjectAlternativeName<'a>) -> Result<Vec<&'a str>, Violation> {
-    let mut uris = Vec::new();
-    for name in &san.general_names {
-        match name {
-            GeneralName::URI(uri) => uris.push(*uri),
-            GeneralName::Invalid(tag, _) => {
-                return Err(malformed(format!("a SAN of type {tag} is malformed")));
-            }
-            GeneralName::OtherName(..)
-            | GeneralName::RFC822Name(_)
-            | GeneralName::DNSName(_)
-            | GeneralName::X400Address(_)
-            | GeneralName::DirectoryName(_)
-            | GeneralName::EDIPartyName(_)
-            | GeneralName::IPAddress(_)
-            | GeneralName::RegisteredID(_) => {}
-        }
-    }
-    Ok(uris)
-}
-
-fn same_domain(found: &TrustDomain, leaf: &TrustDomain) -> Result<(), Violation> {
-    if found == leaf {
-        return Ok(());
-    }
-    let detail = format!("an issuer of {found} stands above a leaf of {leaf}");
-    Err(Violation::new(Rule::XC4, detail))
-}
-
-fn check_serial(octets: &[u8]) -> Result<(), Violation> {
-    let fault = match octets {
-        [] => "empty".to_owned(),
-        long if long.len() > SERIAL_OCTETS_MAX => {
-            format!(
-                "{} octets; at most {SERIAL_OCTETS_MAX} are allowed",
-                long.len()
-            )
-        }
-        [0x80..=0xff, ..] => "negative".to_owned(),
-        zero if zero.iter().all(|b| *b == 0) => "zero".to_owned(),
-        [0, 0..=0x7f, ..] => "not minimally encoded".to_owned(),
-        _ => return Ok(()),
-    };
-    Err(Violation::new(Rule::R2, format!("the serial is {fault}")))
-}
-
-/// RFC 5280 §4.1.2.5: UTCTime through 2049, GeneralizedTime from 2050 on.
-fn check_time_encoding(name: &str, time: ASN1Time) -> Result<(), Violation> {
-    let utc_expected = time.to_datetime().year() < 2050;
-    if time.is_utctime() == utc_expected {
-        return Ok(());
-    }
-    let detail = if utc_expected {
-        format!("{name} is before 2050 and encoded as GeneralizedTime")
-    } else {
-        format!("{name} is after 2049 and encoded as UTCTime")
-    };
-    Err(Violation::new(Rule::R3, detail))
-}
-
 #[cfg(test)]
-mod tests;
+mod tests {
+    // Rules that one certificate can break on its own; `tests/corpus` holds the whole list, at a port.
+
+    use rcgen::{
+        BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType,
+        ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P521_SHA512,
+        SanType, SerialNumber, date_time_ymd,
+    };
+
+    use super::certificate::check_serial;
+    use super::*;
+
+    const LEAF_ID: &str = "spiffe://east.example/ns/shop/sa/cart";
+
+    fn east() -> TrustDomain {
+        TrustDomain::parse("east.example").unwrap()
+    }
+
+    fn uri(text: &str) -> SanType {
+        SanType::URI(text.try_into().unwrap())
+    }
+
+    fn leaf() -> CertificateParams {
+        let mut leaf = CertificateParams::default();
+        leaf.not_before = date_time_ymd(2026, 1, 1);
+        leaf.not_after = date_time_ymd(2026, 1, 2);
+        leaf.serial_number = Some(SerialNumber::from_slice(&[0x7f, 1, 2, 3]));
+        leaf.distinguished_name = DistinguishedName::new();
+        leaf.subject_alt_names = vec![uri(LEAF_ID)];
+        leaf.is_ca = IsCa::ExplicitNoCa;
+        leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        leaf.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        leaf.use_authority_key_identifier_extension = true;
+        leaf
+    }
+
+    fn ca(name: &str, path_len: u8) -> CertificateParams {
+        let mut ca = CertificateParams::default();
+        ca.not_before = date_time_ymd(2026, 1, 1);
+        ca.not_after = date_time_ymd(2027, 1, 1);
+        ca.serial_number = Some(SerialNumber::from_slice(&[0x11, 1]));
+        ca.distinguished_name = DistinguishedName::new();
+        ca.distinguished_name.push(DnType::CommonName, name);
+        ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_len));
+        ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        ca
+    }
+
+    fn issuer() -> CertificateParams {
+        let mut issuer = ca("east.example issuer", 0);
+        issuer.subject_alt_names = vec![uri("spiffe://east.example")];
+        issuer.use_authority_key_identifier_extension = true;
+        issuer
+    }
+
+    /// Signs `params` with a fresh root called `root`.
+    fn sign(params: &CertificateParams) -> Vec<u8> {
+        let root_key = KeyPair::generate().unwrap();
+        let root = Issuer::new(ca("root", 2), root_key);
+        let key = KeyPair::generate().unwrap();
+        params.signed_by(&key, &root).unwrap().der().to_vec()
+    }
+
+    fn self_sign(params: &CertificateParams) -> Vec<u8> {
+        let key = KeyPair::generate().unwrap();
+        params.self_signed(&key).unwrap().der().to_vec()
+    }
+
+    fn rule<T: fmt::Debug>(result: Result<T, Violation>) -> Rule {
+        result.unwrap_err().rule
+    }
+
+    fn extension(arc: u64, critical: bool, value: &[u8]) -> CustomExtension {
+        let mut extension = CustomExtension::from_oid_content(&[2, 5, 29, arc], value.to_vec());
+        extension.set_criticality(critical);
+        extension
+    }
+
+    #[test]
+    fn a_fresh_leaf_of_ours_keeps_every_rule_and_yields_its_facts() {
+        let facts = check_leaf(&sign(&leaf()), Origin::Issued).unwrap();
+        assert_eq!(facts.id.as_str(), LEAF_ID);
+        assert_eq!(facts.serial.to_string(), "7f010203");
+        // `date -u -d 2026-01-01 +%s`, and a day later.
+        assert_eq!(facts.not_before, 1_767_225_600);
+        assert_eq!(facts.not_after, 1_767_312_000);
+        assert!(facts.authority_key_id.is_some());
+    }
+
+    #[test]
+    fn a_fresh_issuer_anchor_and_root_of_ours_keep_every_rule() {
+        let cross = check_issuer(&sign(&issuer()), &east(), Origin::Issued).unwrap();
+        assert_eq!(cross.trust_domain, Some(east()));
+        assert_eq!(cross.path_len, Some(0));
+        let anchor = check_anchor(&self_sign(&issuer()), &east(), Origin::Issued).unwrap();
+        assert_eq!(anchor.trust_domain, Some(east()));
+        let root = check_root(&self_sign(&ca("root", 2))).unwrap();
+        assert_eq!(root.trust_domain, None);
+    }
+
+    #[test]
+    fn each_leaf_rule_is_found_by_its_id() {
+        type Change = fn(&mut CertificateParams);
+        let changes: &[(Rule, Change)] = &[
+            (Rule::XL1, |p| p.subject_alt_names.clear()),
+            (Rule::XL1, |p| p.subject_alt_names.push(uri("spiffe://b/c"))),
+            (Rule::XL1, |p| p.subject_alt_names.push(uri("https://b/c"))),
+            (Rule::XL2, |p| {
+                p.subject_alt_names = vec![uri("https://a/b")]
+            }),
+            (Rule::XL2, |p| {
+                p.subject_alt_names = vec![uri("spiffe://A/b")];
+            }),
+            (Rule::XL2, |p| {
+                p.subject_alt_names = vec![uri("spiffe://a/b/")];
+            }),
+            (Rule::XL3, |p| p.subject_alt_names = vec![uri("spiffe://a")]),
+            (Rule::XL3, |p| {
+                p.subject_alt_names = vec![uri("spiffe://a/")]
+            }),
+            (Rule::XL5, |p| {
+                p.subject_alt_names.clear();
+                p.custom_extensions = vec![extension(17, false, b"\x30\x0e\x86\x0cspiffe://a/b")];
+            }),
+            (Rule::XL6, |p| {
+                p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            }),
+            (Rule::XL7, |p| p.key_usages.clear()),
+            (Rule::XL8, |p| {
+                p.key_usages = vec![KeyUsagePurpose::KeyAgreement];
+            }),
+            (Rule::XL9, |p| {
+                p.key_usages.push(KeyUsagePurpose::KeyCertSign);
+            }),
+            (Rule::XL9, |p| p.key_usages.push(KeyUsagePurpose::CrlSign)),
+            (Rule::XL10, |p| {
+                p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+            }),
+            (Rule::XL10, |p| {
+                p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+            }),
+            (Rule::XL11, |p| {
+                p.extended_key_usages.push(ExtendedKeyUsagePurpose::Any);
+            }),
+            (Rule::XL13, |p| {
+                p.key_usages.clear();
+                p.custom_extensions = vec![extension(15, false, b"\x03\x02\x07\x80")];
+            }),
+            (Rule::R2, |p| {
+                p.serial_number = Some(SerialNumber::from_slice(&[0x11; 21]));
+            }),
+            (Rule::R2, |p| {
+                p.serial_number = Some(SerialNumber::from_slice(&[0]));
+            }),
+            (Rule::R3, |p| p.not_after = date_time_ymd(2025, 1, 1)),
+            (Rule::R10, |p| {
+                p.custom_extensions = vec![extension(36, true, b"\x30\x00")];
+            }),
+            (Rule::DuplicateExtension, |p| {
+                p.custom_extensions = vec![extension(15, true, b"\x03\x02\x07\x80")];
+            }),
+            // A byte after the keyUsage, inside its extension.
+            (Rule::Malformed, |p| {
+                p.key_usages.clear();
+                p.custom_extensions = vec![extension(15, true, b"\x03\x02\x07\x80\x00")];
+            }),
+        ];
+        for (at, (expected, change)) in changes.iter().enumerate() {
+            let mut params = leaf();
+            change(&mut params);
+            let result = check_leaf(&sign(&params), Origin::Presented);
+            assert_eq!(rule(result), *expected, "change {at}");
+        }
+    }
+
+    #[test]
+    fn what_others_may_leave_out_our_own_leaf_may_not() {
+        let mut no_usage = leaf();
+        no_usage.extended_key_usages.clear();
+        let der = sign(&no_usage);
+        assert!(check_leaf(&der, Origin::Presented).is_ok());
+        assert_eq!(rule(check_leaf(&der, Origin::Issued)), Rule::XL10);
+        let mut no_issuer = leaf();
+        no_issuer.use_authority_key_identifier_extension = false;
+        let der = sign(&no_issuer);
+        assert!(check_leaf(&der, Origin::Presented).is_ok());
+        assert_eq!(rule(check_leaf(&der, Origin::Issued)), Rule::R5);
+    }
+
+    #[test]
+    fn each_issuer_rule_is_found_by_its_id() {
+        type Change = fn(&mut CertificateParams);
+        let both = [Origin::Issued, Origin::Presented];
+        let issued = [Origin::Issued];
+        let changes: &[(Rule, &[Origin], Change)] = &[
+            (Rule::XC1, &both, |p| p.is_ca = IsCa::ExplicitNoCa),
+            (Rule::XC1, &both, |p| p.is_ca = IsCa::NoCa),
+            (Rule::XC2, &both, |p| p.key_usages.clear()),
+            (Rule::XC2, &both, |p| {
+                p.key_usages = vec![KeyUsagePurpose::CrlSign];
+            }),
+            (Rule::XC3, &both, |p| p.subject_alt_names.clear()),
+            (Rule::XC3, &both, |p| {
+                p.subject_alt_names = vec![uri("spiffe://east.example/ca")];
+            }),
+            (Rule::XC3, &both, |p| {
+                p.subject_alt_names.push(uri("spiffe://west.example"));
+            }),
+            (Rule::XC4, &both, |p| {
+                p.subject_alt_names = vec![uri("spiffe://west.example")];
+            }),
+            (Rule::XC6, &issued, |p| {
+                p.key_usages.push(KeyUsagePurpose::DigitalSignature);
+            }),
+            (Rule::XC7, &both, |p| {
+                p.distinguished_name = DistinguishedName::new();
+            }),
+            (Rule::XC9, &issued, |p| {
+                p.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+            }),
+            (Rule::XC9, &issued, |p| {
+                p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            }),
+            (Rule::R5, &issued, |p| {
+                p.use_authority_key_identifier_extension = false;
+            }),
+        ];
+        for (at, (expected, origins, change)) in changes.iter().enumerate() {
+            let mut params = issuer();
+            change(&mut params);
+            let der = sign(&params);
+            for origin in *origins {
+                let result = check_issuer(&der, &east(), *origin);
+                assert_eq!(rule(result), *expected, "change {at}, {origin:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_on_a_curve_outside_the_list_is_r4() {
+        let root = Issuer::new(ca("root", 2), KeyPair::generate().unwrap());
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P521_SHA512).unwrap();
+        let der = leaf().signed_by(&key, &root).unwrap().der().to_vec();
+        assert_eq!(rule(check_leaf(&der, Origin::Presented)), Rule::R4);
+        let der = leaf().self_signed(&key).unwrap().der().to_vec();
+        assert_eq!(rule(check_leaf(&der, Origin::Presented)), Rule::R4);
+    }
+
+    #[test]
+    fn a_root_with_a_long_path_or_a_trust_domain_is_refused() {
+        assert_eq!(rule(check_root(&self_sign(&ca("root", 3)))), Rule::XC9);
+        assert_eq!(rule(check_root(&self_sign(&issuer()))), Rule::XC3);
+        assert_eq!(rule(check_root(&sign(&ca("other", 2)))), Rule::R12);
+    }
+
+    #[test]
+    fn an_anchor_of_others_may_lack_the_trust_domain_but_not_name_another() {
+        let mut anchor = issuer();
+        anchor.subject_alt_names.clear();
+        let der = self_sign(&anchor);
+        assert!(check_anchor(&der, &east(), Origin::Presented).is_ok());
+        assert_eq!(rule(check_anchor(&der, &east(), Origin::Issued)), Rule::XC3);
+        let west = TrustDomain::parse("west.example").unwrap();
+        let der = self_sign(&issuer());
+        assert_eq!(
+            rule(check_anchor(&der, &west, Origin::Presented)),
+            Rule::XC4
+        );
+    }
+
+    #[test]
+    fn a_pair_is_held_to_its_issuer() {
+        let root_key = KeyPair::generate().unwrap();
+        let root_der = ca("root", 2).self_signed(&root_key).unwrap().der().to_vec();
+        let root = Issuer::new(ca("root", 2), root_key);
+        let key = KeyPair::generate().unwrap();
+        let signed =
+            |params: &CertificateParams| params.signed_by(&key, &root).unwrap().der().to_vec();
+        check_issued_by(&signed(&issuer()), &root_der).unwrap();
+        let mut late = issuer();
+        late.not_after = date_time_ymd(2028, 1, 1);
+        assert_eq!(rule(check_issued_by(&signed(&late), &root_der)), Rule::XC10);
+        let namesake = self_sign(&ca("root", 2));
+        assert_eq!(
+            rule(check_issued_by(&signed(&issuer()), &namesake)),
+            Rule::R5
+        );
+        let other = self_sign(&ca("other", 2));
+        assert_eq!(rule(check_issued_by(&signed(&issuer()), &other)), Rule::R12);
+    }
+
+    #[test]
+    fn validity_includes_both_its_ends() {
+        let der = sign(&leaf());
+        let leaf = Certificate::parse(&der).unwrap();
+        let (first, last) = (leaf.not_before(), leaf.not_after());
+        assert!(leaf.check_time(first).is_ok());
+        assert!(leaf.check_time(last).is_ok());
+        assert_eq!(rule(leaf.check_time(first - 1)), Rule::NotYetValid);
+        let late = leaf.check_time(last + 90).unwrap_err();
+        assert_eq!(late.to_string(), "expired: expired 90 s ago");
+    }
+
+    #[test]
+    fn garbage_and_trailing_bytes_are_malformed() {
+        assert_eq!(rule(check_leaf(b"", Origin::Presented)), Rule::Malformed);
+        assert_eq!(
+            rule(check_leaf(b"0\x03abc", Origin::Presented)),
+            Rule::Malformed
+        );
+        let mut der = sign(&leaf());
+        der.push(0);
+        let error = check_leaf(&der, Origin::Presented).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "malformed: 1 bytes follow the certificate"
+        );
+    }
+
+    #[test]
+    fn a_certificate_has_at_most_64_extensions() {
+        // Six of rcgen's own: both key identifiers, SAN, keyUsage, extended usage, basicConstraints.
+        let with_custom = |count: u64| {
+            let mut params = leaf();
+            params.custom_extensions = (0..count)
+                .map(|n| CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 5, n], vec![5, 0]))
+                .collect();
+            check_leaf(&sign(&params), Origin::Presented)
+        };
+        assert!(with_custom(58).is_ok());
+        let error = with_custom(59).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "malformed: 65 extensions; at most 64 are allowed"
+        );
+    }
+
+    #[test]
+    fn a_violation_names_rule_and_finding() {
+        let mut two = leaf();
+        two.subject_alt_names.push(uri("spiffe://b/c"));
+        let error = check_leaf(&sign(&two), Origin::Presented).unwrap_err();
+        assert_eq!(error.to_string(), "XL1: 2 URI SANs; exactly one is allowed");
+    }
+
+    #[test]
+    fn serials_are_positive_minimal_and_short() {
+        assert!(check_serial(&[1]).is_ok());
+        assert!(check_serial(&[0, 0x80]).is_ok());
+        assert!(check_serial(&[0x7f; 20]).is_ok());
+        for bad in [&[][..], &[0], &[0, 0], &[0x80], &[0, 1], &[0x7f; 21]] {
+            assert_eq!(rule(check_serial(bad)), Rule::R2, "{bad:?}");
+        }
+    }
+}

@@ -167,7 +167,7 @@ impl fmt::Debug for Anchor {
 }
 
 /// What one trust domain's SVIDs are verified with.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {
     domain: TrustDomain,
     anchors: Vec<Anchor>,
@@ -256,9 +256,10 @@ impl Bundle {
     /// The anchor that the path builder ended at, found by address: two may be equal as names and
     /// keys and differ in validity.
     pub(super) fn anchor_of(&self, found: &TrustAnchor<'_>) -> Option<&Anchor> {
-        let at = self.trust_anchors.iter().position(|anchor| {
-            std::ptr::from_ref(anchor).cast::<()>() == std::ptr::from_ref(found).cast()
-        })?;
+        let at = self
+            .trust_anchors
+            .iter()
+            .position(|anchor| std::ptr::eq(anchor, found))?;
         self.anchors.get(at)
     }
 
@@ -321,7 +322,7 @@ impl Bundle {
 }
 
 /// The bundles we hold, one for each trust domain whose peers we accept.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bundles(BTreeMap<TrustDomain, Bundle>);
 
 impl Bundles {

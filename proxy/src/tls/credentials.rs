@@ -14,7 +14,7 @@ use zeugma_core::identity::SpiffeId;
 
 use super::bundle::{BundleError, Bundles};
 use super::config::provider;
-use super::verify::{Refusal, Usage, verify_chain};
+use super::verify::{Refusal, TlsPeer, Usage, verify_chain};
 
 /// The largest certificate or key file read, in bytes.
 pub const SVID_BYTES_MAX: u64 = 64 * 1024;
@@ -113,9 +113,9 @@ pub enum CredentialsError {
 /// Who we are and whom we trust: immutable, replaced as a whole under a new generation.
 pub struct Credentials {
     generation: u64,
-    id: SpiffeId,
-    not_after: i64,
+    own: TlsPeer,
     not_before: i64,
+    chain: Vec<CertificateDer<'static>>,
     resolver: Arc<SingleCertAndKey>,
     bundles: Bundles,
 }
@@ -151,7 +151,7 @@ impl Credentials {
             .first()
             .and_then(|leaf| zeugma_core::svid::Certificate::parse(leaf).ok())
             .map_or(0, |leaf| leaf.not_before());
-        let certified = CertifiedKey::from_der(chain, key, provider()).map_err(|source| {
+        let certified = CertifiedKey::from_der(chain.clone(), key, provider()).map_err(|source| {
             if matches!(source, rustls::Error::InconsistentKeys(_)) {
                 CredentialsError::KeyMismatch {
                     key: files.key.clone(),
@@ -166,9 +166,9 @@ impl Credentials {
         })?;
         Ok(Self {
             generation,
-            id: own.id,
-            not_after: own.not_after,
+            own,
             not_before,
+            chain,
             resolver: Arc::new(certified.into()),
             bundles,
         })
@@ -183,7 +183,7 @@ impl Credentials {
     /// Who we are.
     #[must_use]
     pub const fn id(&self) -> &SpiffeId {
-        &self.id
+        &self.own.id
     }
 
     /// Start of validity of our leaf, in Unix seconds: renewal counts from it (C4).
@@ -195,13 +195,25 @@ impl Credentials {
     /// When the first certificate of our own path expires, in Unix seconds.
     #[must_use]
     pub const fn not_after(&self) -> i64 {
-        self.not_after
+        self.own.not_after
+    }
+
+    /// Our own path, as a peer with our bundles sees it.
+    #[must_use]
+    pub const fn own(&self) -> &TlsPeer {
+        &self.own
     }
 
     /// Whom we trust.
     #[must_use]
     pub const fn bundles(&self) -> &Bundles {
         &self.bundles
+    }
+
+    /// Whether the other load brought anything else than this one.
+    #[must_use]
+    pub fn differs(&self, other: &Self) -> bool {
+        self.chain != other.chain || self.bundles != other.bundles
     }
 
     pub(super) fn resolver(&self) -> Arc<SingleCertAndKey> {
@@ -213,8 +225,8 @@ impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials")
             .field("generation", &self.generation)
-            .field("id", &self.id)
-            .field("not_after", &self.not_after)
+            .field("id", &self.own.id)
+            .field("not_after", &self.own.not_after)
             .finish_non_exhaustive()
     }
 }

@@ -12,6 +12,7 @@ mod verify;
 pub use bundle::{
     ANCHORS_MAX, Anchor, BUNDLE_BYTES_MAX, BUNDLES_MAX, Bundle, BundleError, Bundles,
 };
+pub(crate) use config::{Admit, admitting_server_config};
 pub use config::{PeerSlot, client_config, server_config};
 pub use credentials::{Credentials, CredentialsError, ReadError, SVID_BYTES_MAX, SvidFiles};
 pub use verify::{CHAIN_BYTES_MAX, CHAIN_CERTIFICATES_MAX, Refusal, TlsPeer, Usage, verify_chain};

@@ -154,7 +154,7 @@ fn check_size(
 
 fn find_bundle<'b>(bundles: &'b Bundles, domain: &TrustDomain) -> Result<&'b Bundle, Refusal> {
     let Some(bundle) = bundles.get(domain) else {
-        let detail = format!("no bundle for trust domain {domain}");
+        let detail = format!("no bundle for trust domain {domain}; add its bundle to accept it");
         return Err(Refusal::new(Rule::XL4, detail));
     };
     if bundle.anchors().is_empty() {

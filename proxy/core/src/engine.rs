@@ -1,0 +1,371 @@
+//! Route, authorize and plan in one call: what the gateway, a simulation and an explanation drive.
+
+use std::net::IpAddr;
+
+use crate::authorize::{Asking, Evidence, Verdict, authorize};
+use crate::hello::ClientHello;
+use crate::plan::{Plan, plan};
+use crate::route::{
+    Routed, check_authority, check_authority_port, route_authority, route_plaintext, route_tls,
+};
+use crate::shares::Shares;
+use crate::snapshot::{ClusterIx, EndpointIx, Listener, Role, ServiceIx, Snapshot};
+use crate::verdict::Reason;
+
+/// A connection or request that arrived.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival<'a> {
+    /// Where.
+    pub listener: &'a Listener,
+    /// From which address.
+    pub source: IpAddr,
+    /// From whom.
+    pub evidence: Evidence<'a>,
+    /// For what.
+    pub wants: Wants<'a>,
+}
+
+/// What an arrival asks for.
+#[derive(Debug, Clone, Copy)]
+pub enum Wants<'a> {
+    /// A connection that began with this ClientHello.
+    Hello(&'a ClientHello),
+    /// A connection that did not begin with TLS, or is not waited for.
+    Plaintext,
+    /// The connection inside TLS that was ended for this service.
+    Inside(ServiceIx),
+    /// A plaintext request.
+    Request(Request<'a>),
+    /// A request inside TLS that was ended for this service.
+    RequestInside {
+        /// The service of the SNI.
+        sni: ServiceIx,
+        /// Whether the SNI named its port ([`Routed::Terminate`]).
+        port: SniPort,
+        /// The request.
+        request: Request<'a>,
+    },
+}
+
+/// Whether an SNI named a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SniPort {
+    /// It did, or there is only one.
+    Known,
+    /// The authority has to ([`Routed::TerminateAnyPort`]).
+    ByAuthority,
+}
+
+/// The parts of a request that decisions look at.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// `Host` or `:authority`.
+    pub authority: &'a str,
+    /// The method.
+    pub method: &'a str,
+    /// The path as received.
+    pub path: &'a str,
+}
+
+/// What is to be done with an arrival.
+#[derive(Debug)]
+pub enum Decision<'a> {
+    /// Carry it to the first endpoint of the plan that takes it.
+    Carry(Carry<'a>),
+    /// End the TLS for this service, then ask again with what is inside.
+    Terminate(ServiceIx, SniPort),
+    /// Read plaintext HTTP, then ask again with each request.
+    ReadHttp,
+    /// Refuse it.
+    Refuse(Refusal),
+}
+
+/// Something that is carried.
+#[derive(Debug)]
+pub struct Carry<'a> {
+    /// The service.
+    pub service: ServiceIx,
+    /// The index of the allow rule that matched.
+    pub rule: usize,
+    /// Where it goes.
+    pub cluster: ClusterIx,
+    /// The endpoints to try.
+    pub plan: Plan<'a>,
+}
+
+/// Something that is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub reason: Reason,
+    /// The service, where it is known.
+    pub service: Option<ServiceIx>,
+    /// The deny rule that matched, or the allow rule that came nearest.
+    pub rule: Option<usize>,
+}
+
+/// Decides about an arrival. `load` is what this worker has under way at an endpoint of a cluster.
+#[must_use]
+pub fn decide<'a>(
+    snapshot: &'a Snapshot,
+    shares: &'a Shares,
+    arrival: &Arrival<'_>,
+    load: &'a dyn Fn(EndpointIx) -> u32,
+    draw: u64,
+) -> Decision<'a> {
+    let listener = arrival.listener;
+    let service = match arrival.wants {
+        Wants::Hello(hello) => match route_tls(snapshot, listener, hello) {
+            Routed::Passthrough(ix) | Routed::Plain(ix) => Ok(ix),
+            Routed::Terminate(ix) => return Decision::Terminate(ix, SniPort::Known),
+            Routed::TerminateAnyPort(ix) => return Decision::Terminate(ix, SniPort::ByAuthority),
+            Routed::PlainHttp => return Decision::ReadHttp,
+            Routed::Refuse(reason) => Err(reason),
+        },
+        Wants::Plaintext => match route_plaintext(listener) {
+            Routed::Plain(ix) => Ok(ix),
+            Routed::PlainHttp => return Decision::ReadHttp,
+            Routed::Refuse(reason) => Err(reason),
+            Routed::Passthrough(_) | Routed::Terminate(_) | Routed::TerminateAnyPort(_) => {
+                Err(Reason::NotTls)
+            }
+        },
+        Wants::Inside(ix) => Ok(ix),
+        Wants::Request(request) => route_authority(snapshot, listener, request.authority),
+        Wants::RequestInside { sni, port, request } => match port {
+            SniPort::Known => check_authority(snapshot, listener, sni, request.authority),
+            SniPort::ByAuthority => {
+                check_authority_port(snapshot, listener, sni, request.authority)
+            }
+        },
+    };
+    let outcome = service
+        .map_err(|reason| Refusal {
+            reason,
+            service: None,
+            rule: None,
+        })
+        .and_then(|service| carry(snapshot, shares, arrival, service, (load, draw)));
+    match outcome {
+        Ok(carry) => Decision::Carry(carry),
+        Err(refusal) => Decision::Refuse(refusal),
+    }
+}
+
+/// Where a service's traffic goes that came in on `listener`: from other clusters to this
+/// cluster's own backends alone, so that no path loops.
+///
+/// # Errors
+/// [`Reason::NoLocalEndpoint`] where a mesh arrival finds no own backend.
+pub fn cluster_of(
+    snapshot: &Snapshot,
+    listener: &Listener,
+    service: ServiceIx,
+) -> Result<ClusterIx, Reason> {
+    let service = snapshot.service(service);
+    match listener.role {
+        Role::Workloads => Ok(service.outbound),
+        Role::Mesh => service.own.ok_or(Reason::NoLocalEndpoint),
+    }
+}
+
+/// Why an arrival on a listener is refused when no endpoint is left to try.
+#[must_use]
+pub const fn nothing_healthy(role: Role) -> Reason {
+    match role {
+        Role::Workloads => Reason::NoHealthyEndpoint,
+        Role::Mesh => Reason::NoLocalEndpoint,
+    }
+}
+
+fn carry<'a>(
+    snapshot: &'a Snapshot,
+    shares: &'a Shares,
+    arrival: &Arrival<'_>,
+    service: ServiceIx,
+    (load, draw): (&'a dyn Fn(EndpointIx) -> u32, u64),
+) -> Result<Carry<'a>, Refusal> {
+    let request = match arrival.wants {
+        Wants::Request(request) | Wants::RequestInside { request, .. } => Some(request),
+        Wants::Hello(_) | Wants::Plaintext | Wants::Inside(_) => None,
+    };
+    let asking = Asking {
+        listener: arrival.listener,
+        source: arrival.source,
+        evidence: arrival.evidence,
+        method: request.map(|request| request.method),
+        path: request.map(|request| request.path),
+    };
+    let refusal = |reason, rule| Refusal {
+        reason,
+        service: Some(service),
+        rule,
+    };
+    let rule = match authorize(snapshot, service, &asking) {
+        Verdict::Allow { rule } => rule,
+        Verdict::Deny {
+            reason,
+            rule,
+            nearest,
+        } => return Err(refusal(reason, rule.or(nearest))),
+    };
+    let nothing = || refusal(nothing_healthy(arrival.listener.role), None);
+    let cluster =
+        cluster_of(snapshot, arrival.listener, service).map_err(|reason| refusal(reason, None))?;
+    let of = shares.clusters.get(cluster.0).ok_or_else(nothing)?;
+    let plan = plan(snapshot.cluster(cluster), of, load, draw);
+    match { plan }.next() {
+        Some(_) => Ok(Carry {
+            service,
+            rule,
+            cluster,
+            plan,
+        }),
+        None => Err(nothing()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{cluster, id, service, snapshot};
+    use crate::snapshot::{Inbound, Policy, Protocol, Rule, Service};
+
+    fn world() -> Snapshot {
+        let open = |service: Service| Service {
+            policy: Policy {
+                allow: vec![Rule::default()],
+                deny: vec![],
+            },
+            outbound: ClusterIx(0),
+            own: Some(ClusterIx(1)),
+            ..service
+        };
+        let mut world = snapshot(vec![
+            open(service("a/one", "one.a", 80)),
+            service("a/closed", "closed.a", 80),
+            open(Service {
+                protocol: Protocol::Tcp,
+                inbound: Inbound::Passthrough,
+                ..service("a/pass", "pass.a", 443)
+            }),
+            Service {
+                own: None,
+                ..open(service("a/far", "far.a", 80))
+            },
+        ]);
+        world.clusters = vec![cluster(&[&["e0"], &["peer"]]), cluster(&[&["e0"]])];
+        world
+    }
+
+    fn outcome(world: &Snapshot, listener: &str, from: Evidence<'_>, wants: Wants<'_>) -> String {
+        let shares = Shares::all_healthy(world);
+        let arrival = Arrival {
+            listener: world.listener(listener).unwrap(),
+            source: "192.0.2.1".parse().unwrap(),
+            evidence: from,
+            wants,
+        };
+        match decide(world, &shares, &arrival, &|_| 0, 1) {
+            Decision::Carry(carry) => format!(
+                "{} to {} by {}, {} attempts",
+                carry.service.0,
+                carry.cluster.0,
+                carry.rule,
+                carry.plan.count()
+            ),
+            Decision::Terminate(ix, port) => format!("terminate {} {port:?}", ix.0),
+            Decision::ReadHttp => "http".to_owned(),
+            Decision::Refuse(refusal) => refusal.reason.to_string(),
+        }
+    }
+
+    fn request(authority: &str) -> Request<'_> {
+        Request {
+            authority,
+            method: "GET",
+            path: "/",
+        }
+    }
+
+    #[test]
+    fn workloads_reach_every_level_and_other_clusters_the_own_backends_alone() {
+        let world = world();
+        let cart = id("spiffe://west.example/cart");
+        let inside = |authority| Wants::RequestInside {
+            sni: ServiceIx(0),
+            port: SniPort::Known,
+            request: request(authority),
+        };
+        let west = Evidence::Verified(&cart);
+        assert_eq!(
+            outcome(
+                &world,
+                "apps",
+                Evidence::Network,
+                Wants::Request(request("one.a"))
+            ),
+            "0 to 0 by 0, 2 attempts"
+        );
+        assert_eq!(
+            outcome(&world, "mesh", west, inside("one.a")),
+            "0 to 1 by 0, 1 attempts"
+        );
+        assert_eq!(
+            outcome(&world, "mesh", west, inside("closed.a")),
+            "misdirected"
+        );
+        assert_eq!(
+            outcome(&world, "mesh", west, Wants::Inside(ServiceIx(3))),
+            "no-local-endpoint"
+        );
+    }
+
+    #[test]
+    fn a_connection_is_decided_in_as_many_steps_as_it_needs() {
+        let world = world();
+        let hello = |sni: &str| ClientHello {
+            sni: Some(sni.to_owned()),
+            ..ClientHello::default()
+        };
+        let of = |listener, wants: Wants<'_>| outcome(&world, listener, Evidence::Network, wants);
+        for (listener, sni, expected) in [
+            ("mesh", "one.a", "terminate 0 Known"),
+            ("apps", "pass.a", "2 to 0 by 0, 2 attempts"),
+            ("mesh", "no.a", "sni-unknown"),
+        ] {
+            assert_eq!(of(listener, Wants::Hello(&hello(sni))), expected);
+        }
+        assert_eq!(of("apps", Wants::Plaintext), "http");
+        assert_eq!(of("mesh", Wants::Plaintext), "not-tls");
+        let closed = Wants::Request(request("closed.a"));
+        assert_eq!(of("apps", closed), "not-allowed");
+        let unknown = Wants::Request(request("no.a"));
+        assert_eq!(of("apps", unknown), "authority-unknown");
+    }
+
+    #[test]
+    fn without_a_healthy_endpoint_the_refusal_says_where() {
+        let world = world();
+        let mut shares = Shares::all_healthy(&world);
+        for cluster in &mut shares.clusters {
+            cluster.levels.fill(0.0);
+        }
+        let arrival = Arrival {
+            listener: world.listener("apps").unwrap(),
+            source: "192.0.2.1".parse().unwrap(),
+            evidence: Evidence::Network,
+            wants: Wants::Inside(ServiceIx(0)),
+        };
+        let decision = decide(&world, &shares, &arrival, &|_| 0, 1);
+        assert!(matches!(
+            decision,
+            Decision::Refuse(Refusal {
+                reason: Reason::NoHealthyEndpoint,
+                service: Some(ServiceIx(0)),
+                rule: None
+            })
+        ));
+        assert_eq!(nothing_healthy(Role::Mesh), Reason::NoLocalEndpoint);
+    }
+}

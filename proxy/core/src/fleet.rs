@@ -1,0 +1,785 @@
+//! The health of every endpoint, and what follows from it for the traffic of every level.
+//!
+//! ```text
+//!   observe (traffic) ----> Outlier: ejected, readmitted ---.
+//!   probed (active) ------> Active: unhealthy, healthy -----+--> h, c of each level (shares.rs)
+//!   reconcile (a push) ---> endpoints and levels by key ----'         |
+//!                                                                     v
+//!   time (next_wake) ---------------------------------> d: hold, failback, ramp (level.rs)
+//!                                                                     |
+//!                                                       shares() <----' if sum of d >= 1, else c
+//! ```
+//!
+//! State is kept by what an endpoint and a level are called, never by where they stand in a
+//! snapshot: a push forgets no ejection, hold or ramp. One thread owns a fleet; time is given to
+//! it, and it says in [`Fleet::next_wake`] when time alone will change something.
+
+mod level;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::balance::mix;
+use crate::health::{Active, ActiveVerdict};
+use crate::outlier::{Counted, EjectCause, Ejection, Outlier, count};
+use crate::snapshot::{ActiveCheck, Cluster, Endpoint, EndpointKey, ErrorRate, Failure, Snapshot};
+use crate::time::Time;
+
+use level::LevelState;
+
+pub use crate::shares::{ClusterShares, EndpointStatus, Shares};
+use crate::shares::{SHARE_EPSILON, capacity, healthy_share};
+
+/// The most active checks under way at once.
+pub const PROBES_IN_FLIGHT_MAX: usize = 512;
+/// The most events kept until they are drained; older ones are dropped and counted.
+pub const EVENTS_MAX: usize = 4096;
+
+/// A change of shares below this is told with the next larger one.
+const SHARE_TOLD_MIN: f64 = 0.1;
+
+/// What judges whether levels fail alike where passive checks have no error rate of their own.
+const ALIKE_RATE: ErrorRate = ErrorRate {
+    over: 0.5,
+    requests: 20,
+};
+
+/// The outcome of one attempt at an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observation {
+    /// The endpoint.
+    pub key: EndpointKey,
+    /// How it went.
+    pub result: Result<(), Failure>,
+}
+
+/// An active check to be made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Probe {
+    /// What [`Fleet::probed`] wants to hear.
+    pub key: EndpointKey,
+    /// Where to.
+    pub endpoint: Endpoint,
+    /// What to ask.
+    pub check: ActiveCheck,
+    /// How long the connection may take, TLS included.
+    pub connect: Duration,
+}
+
+/// What changed, for logs, metrics and narration.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum FleetEvent {
+    /// Traffic showed an endpoint to be bad.
+    Ejected {
+        /// The endpoint.
+        key: EndpointKey,
+        /// Why.
+        cause: EjectCause,
+        /// For how long.
+        lasts: Duration,
+    },
+    /// An ejection ended.
+    Readmitted {
+        /// The endpoint.
+        key: EndpointKey,
+    },
+    /// Active checks found an endpoint bad.
+    Unhealthy {
+        /// The endpoint.
+        key: EndpointKey,
+    },
+    /// Active checks found an endpoint good.
+    Healthy {
+        /// The endpoint.
+        key: EndpointKey,
+    },
+    /// Every level of a route fails alike: the requests are at fault, and nothing is ejected.
+    FailsAlike {
+        /// `namespace/name` of the route.
+        route: Arc<str>,
+    },
+    /// The shares of a cluster's levels changed.
+    SharesMoved {
+        /// The cluster.
+        cluster: Arc<str>,
+        /// `namespace/name` of its route.
+        route: Arc<str>,
+        /// Each level's name, its share before and after.
+        levels: Vec<(Arc<str>, f64, f64)>,
+        /// Whether ejected endpoints are used, for there are too few others.
+        too_few: bool,
+        /// Whether more follows by time alone: a hold, a wait or a ramp is under way.
+        moving: bool,
+    },
+}
+
+/// The health of every endpoint of one gateway.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    /// As in the snapshot last reconciled.
+    clusters: Vec<ClusterState>,
+    endpoints: BTreeMap<EndpointKey, EndpointState>,
+    /// The clusters of each route, which share endpoints and fail over together.
+    routes: BTreeMap<Arc<str>, Vec<usize>>,
+    /// When ejections end.
+    expiries: BTreeSet<(Time, EndpointKey)>,
+    /// When active checks are due or lost.
+    checks: BTreeSet<(Time, EndpointKey)>,
+    checks_in_flight: usize,
+    /// When time alone moves a cluster's levels.
+    moves: BTreeSet<(Time, usize)>,
+    changed: bool,
+    events: VecDeque<FleetEvent>,
+    events_dropped: u64,
+}
+
+#[derive(Debug)]
+struct ClusterState {
+    cluster: Cluster,
+    levels: Vec<LevelState>,
+    /// The shares last told by an event.
+    told: Option<(Vec<f64>, bool)>,
+    wake: Option<Time>,
+    fails_alike: bool,
+}
+
+#[derive(Debug, Default)]
+struct EndpointState {
+    /// `None` for an ejected endpoint that the last push removed: it may come back.
+    home: Option<Home>,
+    outlier: Outlier,
+    active: Option<Active>,
+}
+
+/// Where an endpoint is judged: the cluster of its route with the most levels that holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Home {
+    cluster: usize,
+    level: usize,
+    endpoint: usize,
+}
+
+impl Fleet {
+    /// A fleet of nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes over the endpoints and levels of `snapshot`, keeping what is known of those it knows.
+    pub fn reconcile(&mut self, snapshot: &Snapshot, now: Time) {
+        self.advance(now);
+        let known = std::mem::take(&mut self.clusters);
+        self.routes.clear();
+        for (ix, cluster) in snapshot.clusters.iter().enumerate() {
+            let route = self.routes.entry(cluster.route.clone()).or_default();
+            route.push(ix);
+        }
+        self.rehome(snapshot, now);
+        self.clusters = (snapshot.clusters.iter())
+            .map(|cluster| self.take_over(cluster, &known))
+            .collect();
+        self.moves.clear();
+        let routes: Vec<_> = self.routes.keys().cloned().collect();
+        for route in routes {
+            self.step_route(&route, now);
+        }
+        self.changed = true;
+        self.check_invariants(now);
+    }
+
+    /// Learns from traffic. An endpoint that is not known is none of ours any more.
+    pub fn observe(&mut self, observation: &Observation, now: Time) {
+        self.advance(now);
+        let Some(state) = self.endpoints.get_mut(&observation.key) else {
+            return;
+        };
+        let Some(home) = state.home else { return };
+        let Some(cluster) = self.clusters.get_mut(home.cluster) else {
+            return;
+        };
+        let passive = &cluster.cluster.passive;
+        let counted = count(passive, observation.result);
+        if let Some(level) = cluster.levels.get_mut(home.level) {
+            match counted {
+                Counted::Good => level.window.add(false, now),
+                Counted::Bad | Counted::Unreachable => level.window.add(true, now),
+                Counted::Nothing => {}
+            }
+        }
+        if let Some(cause) = state.outlier.record(counted, passive, now) {
+            self.try_eject(&observation.key, home, cause, now);
+            self.check_invariants(now);
+        }
+    }
+
+    /// Takes the answer to a [`Probe`].
+    pub fn probed(&mut self, key: &EndpointKey, ok: bool, now: Time) {
+        self.advance(now);
+        let Some(state) = self.endpoints.get_mut(key) else {
+            return;
+        };
+        let (Some(home), Some(active)) = (state.home, state.active.as_mut()) else {
+            return;
+        };
+        let Some(cluster) = self.clusters.get(home.cluster) else {
+            return;
+        };
+        let Some(check) = &cluster.cluster.active else {
+            return;
+        };
+        let (before, was_in_flight) = (active.wake(), active.is_in_flight());
+        let change = active.finished(ok, check, now);
+        if was_in_flight {
+            self.checks_in_flight = self.checks_in_flight.saturating_sub(1);
+            self.checks.remove(&(before, key.clone()));
+            self.checks.insert((active.wake(), key.clone()));
+        }
+        let event = match change {
+            None => return,
+            Some(ActiveVerdict::Unhealthy) => FleetEvent::Unhealthy { key: key.clone() },
+            Some(ActiveVerdict::Healthy | ActiveVerdict::Unknown) => {
+                FleetEvent::Healthy { key: key.clone() }
+            }
+        };
+        self.tell(event);
+        let route = cluster_route(&self.clusters, home);
+        self.step_route(&route, now);
+        self.check_invariants(now);
+    }
+
+    /// The active checks that are due; each is under way from here on, one for an endpoint.
+    pub fn due_probes(&mut self, now: Time, draw: u64) -> Vec<Probe> {
+        let mut probes = Vec::new();
+        while let Some((at, key)) = self.checks.first().cloned() {
+            if at > now {
+                break;
+            }
+            let state = self.endpoints.get_mut(&key);
+            let active = state.and_then(|state| Some((state.home?, state.active.as_mut()?)));
+            let found = active.and_then(|(home, active)| {
+                let cluster = &self.clusters.get(home.cluster)?.cluster;
+                let check = cluster.active.as_ref()?;
+                Some((
+                    active,
+                    cluster,
+                    check,
+                    cluster.endpoints.get(home.endpoint)?,
+                ))
+            });
+            let Some((active, cluster, check, endpoint)) = found else {
+                self.checks.pop_first();
+                continue;
+            };
+            if active.is_in_flight() {
+                // Lost: its place is free, and the next takes it.
+                self.checks_in_flight = self.checks_in_flight.saturating_sub(1);
+            } else if self.checks_in_flight >= PROBES_IN_FLIGHT_MAX {
+                break;
+            }
+            self.checks.pop_first();
+            let connect = match endpoint.peer {
+                Some(_) => cluster.timeouts.connect_peer,
+                None => cluster.timeouts.connect,
+            };
+            let part = u64::try_from(probes.len()).unwrap_or(u64::MAX);
+            active.started(check, connect, now, mix(draw, part));
+            self.checks_in_flight += 1;
+            self.checks.insert((active.wake(), key.clone()));
+            probes.push(Probe {
+                key,
+                endpoint: endpoint.clone(),
+                check: check.clone(),
+                connect,
+            });
+        }
+        probes
+    }
+
+    /// When time alone changes something next; call [`Fleet::due_probes`] and [`Fleet::shares`]
+    /// then.
+    #[must_use]
+    pub fn next_wake(&self) -> Option<Time> {
+        let check = match self.checks.first() {
+            // With every place taken the first that is due waits for an answer.
+            Some((at, key)) if self.checks_in_flight >= PROBES_IN_FLIGHT_MAX => (self.endpoints)
+                .get(key)
+                .and_then(|state| state.active.as_ref())
+                .filter(|active| active.is_in_flight())
+                .map(|_| *at),
+            first => first.map(|(at, _)| *at),
+        };
+        let expiry = self.expiries.first().map(|(at, _)| *at);
+        let moved = self.moves.first().map(|(at, _)| *at);
+        [check, expiry, moved].into_iter().flatten().min()
+    }
+
+    /// Whether the shares or an endpoint's status may have changed since [`Fleet::shares`].
+    #[must_use]
+    pub const fn has_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// What every level takes and every endpoint is worth, for the snapshot last reconciled.
+    pub fn shares(&mut self, now: Time) -> Shares {
+        self.advance(now);
+        let clusters: Vec<ClusterShares> = (self.clusters.iter())
+            .map(|state| {
+                let damped: Vec<f64> = state.levels.iter().map(LevelState::damped).collect();
+                ClusterShares::new(&state.cluster, self.statuses(&state.cluster), &damped)
+            })
+            .collect();
+        for (ix, shares) in clusters.iter().enumerate() {
+            self.tell_shares(ix, shares);
+        }
+        self.changed = false;
+        Shares { clusters }
+    }
+
+    /// The status of one endpoint; `None` if it is not in the snapshot.
+    #[must_use]
+    pub fn status(&self, key: &EndpointKey) -> Option<EndpointStatus> {
+        let state = self.endpoints.get(key)?;
+        state.home.map(|_| state.status())
+    }
+
+    /// Takes what changed since the last call, oldest first.
+    pub fn drain_events(&mut self) -> Vec<FleetEvent> {
+        self.events.drain(..).collect()
+    }
+
+    /// How many events were dropped because nobody drained them.
+    #[must_use]
+    pub const fn events_dropped(&self) -> u64 {
+        self.events_dropped
+    }
+
+    /// Lets time pass: ejections end, holds run out, ramps go on.
+    fn advance(&mut self, now: Time) {
+        while let Some((at, key)) = self.expiries.first().cloned() {
+            if at > now {
+                break;
+            }
+            self.readmit(&key, now);
+        }
+        while let Some((at, cluster)) = self.moves.first().copied() {
+            if at > now {
+                break;
+            }
+            let home = Home {
+                cluster,
+                level: 0,
+                endpoint: 0,
+            };
+            let route = cluster_route(&self.clusters, home);
+            self.step_route(&route, now);
+        }
+    }
+
+    fn try_eject(&mut self, key: &EndpointKey, home: Home, cause: EjectCause, now: Time) {
+        // Requests cannot be at fault where none arrived.
+        if cause != EjectCause::Unreachable && self.notice_alike(home, now) {
+            self.readmit_alike(home, now);
+            return;
+        }
+        let Some(state) = self.clusters.get(home.cluster) else {
+            return;
+        };
+        if !self.has_room_to_eject(&state.cluster, home) {
+            return;
+        }
+        let eject = state.cluster.passive.eject;
+        let until = now + eject;
+        if let Some(endpoint) = self.endpoints.get_mut(key) {
+            endpoint.outlier.eject(Ejection { until, cause });
+        }
+        self.expiries.insert((until, key.clone()));
+        self.tell(FleetEvent::Ejected {
+            key: key.clone(),
+            cause,
+            lasts: eject,
+        });
+        let route = cluster_route(&self.clusters, home);
+        self.step_route(&route, now);
+    }
+
+    /// Whether one more ejection leaves enough, in its level and in all.
+    fn has_room_to_eject(&self, cluster: &Cluster, home: Home) -> bool {
+        let passive = &cluster.passive;
+        let is = |ix: usize, wanted: fn(&EndpointState) -> bool| {
+            (cluster.endpoints.get(ix))
+                .and_then(|endpoint| self.endpoints.get(&endpoint.key))
+                .is_some_and(wanted)
+        };
+        let members = cluster.levels.get(home.level).map(|level| &level.members);
+        let members = members.into_iter().flatten();
+        let (mut total, mut ejected) = (0u32, 1u32);
+        for member in members {
+            total += 1;
+            ejected += u32::from(is(member.0, |state| state.outlier.ejection().is_some()));
+        }
+        let share_left =
+            f64::from(ejected) <= f64::from(total) * passive.max_ejected + SHARE_EPSILON;
+        let kept = (0..cluster.endpoints.len())
+            .filter(|ix| *ix != home.endpoint && is(*ix, |state| state.status().is_healthy()))
+            .count();
+        share_left && kept >= usize::try_from(passive.keep_at_least).unwrap_or(usize::MAX)
+    }
+
+    /// Whether every level fails alike, which is told when it begins.
+    fn notice_alike(&mut self, home: Home, now: Time) -> bool {
+        let Some(state) = self.clusters.get_mut(home.cluster) else {
+            return false;
+        };
+        let alike = fails_alike(state, now);
+        let was = std::mem::replace(&mut state.fails_alike, alike);
+        if alike && !was {
+            let route = state.cluster.route.clone();
+            self.tell(FleetEvent::FailsAlike { route });
+        }
+        alike
+    }
+
+    /// Takes back what failed like everything else.
+    fn readmit_alike(&mut self, home: Home, now: Time) {
+        let Some(state) = self.clusters.get(home.cluster) else {
+            return;
+        };
+        let keys: Vec<EndpointKey> = (state.cluster.endpoints.iter())
+            .filter(|endpoint| {
+                (self.endpoints.get(&endpoint.key))
+                    .and_then(|state| state.outlier.ejection())
+                    .is_some_and(|ejection| ejection.cause != EjectCause::Unreachable)
+            })
+            .map(|endpoint| endpoint.key.clone())
+            .collect();
+        if keys.is_empty() {
+            return;
+        }
+        for key in keys {
+            self.readmit(&key, now);
+        }
+        // What moved away moved for nothing: it does not wait for failback.
+        let route = cluster_route(&self.clusters, home);
+        for ix in self.routes.get(&route).into_iter().flatten() {
+            if let Some(state) = self.clusters.get_mut(*ix) {
+                state.levels.iter_mut().for_each(LevelState::forget_damping);
+            }
+        }
+        self.step_route(&route, now);
+    }
+
+    fn readmit(&mut self, key: &EndpointKey, now: Time) {
+        let Some(state) = self.endpoints.get_mut(key) else {
+            return;
+        };
+        if let Some(ejection) = state.outlier.ejection() {
+            self.expiries.remove(&(ejection.until, key.clone()));
+            state.outlier.readmit();
+        }
+        let Some(home) = state.home else {
+            self.endpoints.remove(key);
+            return;
+        };
+        self.tell(FleetEvent::Readmitted { key: key.clone() });
+        let route = cluster_route(&self.clusters, home);
+        self.step_route(&route, now);
+    }
+
+    /// Moves the levels of a route's clusters by the health of their endpoints.
+    fn step_route(&mut self, route: &str, now: Time) {
+        let members = self.routes.get(route).cloned().unwrap_or_default();
+        let healthy: Vec<Vec<f64>> = (members.iter())
+            .filter_map(|ix| self.clusters.get(*ix))
+            .map(|state| {
+                let statuses = self.statuses(&state.cluster);
+                (0..state.cluster.levels.len())
+                    .map(|level| healthy_share(&state.cluster, &statuses, level))
+                    .collect()
+            })
+            .collect();
+        let least: Vec<Vec<f64>> = (members.iter())
+            .map(|ix| least_of_ports(&self.clusters, &members, &healthy, *ix))
+            .collect();
+        for (ix, least) in members.iter().zip(least) {
+            let Some(state) = self.clusters.get_mut(*ix) else {
+                continue;
+            };
+            state.step(&least, now);
+            if let Some(wake) = state.wake.take() {
+                self.moves.remove(&(wake, *ix));
+            }
+            state.wake = state.next_move(now);
+            if let Some(wake) = state.wake {
+                self.moves.insert((wake, *ix));
+            }
+        }
+        self.changed = true;
+    }
+
+    fn statuses(&self, cluster: &Cluster) -> Vec<EndpointStatus> {
+        let of = |endpoint: &Endpoint| {
+            (self.endpoints.get(&endpoint.key))
+                .map_or(EndpointStatus::Healthy, EndpointState::status)
+        };
+        cluster.endpoints.iter().map(of).collect()
+    }
+
+    /// Gives every endpoint of the snapshot its place and check, and forgets those that left.
+    fn rehome(&mut self, snapshot: &Snapshot, now: Time) {
+        let mut homes: BTreeMap<EndpointKey, Home> = BTreeMap::new();
+        let widest = |home: &Home| {
+            (snapshot.clusters.get(home.cluster)).map_or(0, |cluster| cluster.levels.len())
+        };
+        for (ix, cluster) in snapshot.clusters.iter().enumerate() {
+            for (level, members) in cluster.levels.iter().enumerate() {
+                for member in &members.members {
+                    let home = Home {
+                        cluster: ix,
+                        level,
+                        endpoint: member.0,
+                    };
+                    let key = cluster.endpoint(*member).key.clone();
+                    let known = homes.entry(key).or_insert(home);
+                    if widest(known) < widest(&home) {
+                        *known = home;
+                    }
+                }
+            }
+        }
+        for state in self.endpoints.values_mut() {
+            state.home = None;
+        }
+        for (key, home) in homes {
+            let has_check = (snapshot.clusters.get(home.cluster))
+                .is_some_and(|cluster| cluster.active.is_some());
+            let state = self.endpoints.entry(key).or_default();
+            state.home = Some(home);
+            if !has_check {
+                state.active = None;
+            } else if state.active.is_none() {
+                state.active = Some(Active::new(now));
+            }
+        }
+        self.endpoints
+            .retain(|_, state| state.home.is_some() || state.outlier.ejection().is_some());
+        self.checks.clear();
+        self.checks_in_flight = 0;
+        for (key, state) in &mut self.endpoints {
+            if state.home.is_none() {
+                state.active = None;
+            }
+            if let Some(active) = &state.active {
+                self.checks.insert((active.wake(), key.clone()));
+                self.checks_in_flight += usize::from(active.is_in_flight());
+            }
+        }
+    }
+
+    /// A cluster with its levels as far as they are known: from itself, else from another cluster
+    /// of its route that has a level of that name, for they fail over together.
+    fn take_over(&self, cluster: &Cluster, known: &[ClusterState]) -> ClusterState {
+        let itself = known
+            .iter()
+            .find(|state| state.cluster.name == cluster.name);
+        let of_route = || {
+            known
+                .iter()
+                .filter(|state| state.cluster.route == cluster.route)
+        };
+        let statuses = self.statuses(cluster);
+        let levels = (0..cluster.levels.len())
+            .map(|level| {
+                itself
+                    .and_then(|state| state.level_like(cluster, level))
+                    .or_else(|| of_route().find_map(|state| state.level_like(cluster, level)))
+                    .unwrap_or_else(|| {
+                        let healthy = healthy_share(cluster, &statuses, level);
+                        LevelState::new(capacity(healthy, &cluster.failover))
+                    })
+            })
+            .collect();
+        ClusterState {
+            cluster: cluster.clone(),
+            levels,
+            told: (itself.and_then(|state| state.told.clone()))
+                .filter(|(shares, _)| shares.len() == cluster.levels.len()),
+            wake: None,
+            fails_alike: itself.is_some_and(|state| state.fails_alike),
+        }
+    }
+
+    fn tell(&mut self, event: FleetEvent) {
+        if self.events.len() >= EVENTS_MAX {
+            self.events.pop_front();
+            self.events_dropped += 1;
+        }
+        self.events.push_back(event);
+    }
+
+    fn tell_shares(&mut self, ix: usize, shares: &ClusterShares) {
+        let Some(state) = self.clusters.get_mut(ix) else {
+            return;
+        };
+        let moving = state.levels.iter().any(LevelState::is_moving);
+        let Some((told, told_too_few)) = &state.told else {
+            state.told = Some((shares.levels.clone(), shares.too_few));
+            return;
+        };
+        let most = (told.iter().zip(&shares.levels))
+            .map(|(before, after)| {
+                // The first to leave or come, and the last, are always told.
+                let turned = (*before > 0.0) != (*after > 0.0);
+                if turned { 1.0 } else { (before - after).abs() }
+            })
+            .fold(0.0, f64::max);
+        let least = if moving {
+            SHARE_TOLD_MIN
+        } else {
+            SHARE_EPSILON
+        };
+        if most < least && *told_too_few == shares.too_few {
+            return;
+        }
+        let names = state.cluster.levels.iter().map(|level| level.name.clone());
+        let levels = names
+            .zip(told.iter().zip(&shares.levels))
+            .map(|(name, (before, after))| (name, *before, *after))
+            .collect();
+        let event = FleetEvent::SharesMoved {
+            cluster: state.cluster.name.clone(),
+            route: state.cluster.route.clone(),
+            levels,
+            too_few: shares.too_few,
+            moving,
+        };
+        state.told = Some((shares.levels.clone(), shares.too_few));
+        self.tell(event);
+    }
+
+    /// What is true between any two calls.
+    fn check_invariants(&self, now: Time) {
+        if !cfg!(debug_assertions) {
+            return;
+        }
+        for (key, state) in &self.endpoints {
+            let ejection = state.outlier.ejection();
+            debug_assert!(
+                state.home.is_some() || ejection.is_some(),
+                "{key} is kept for nothing"
+            );
+            if let Some(ejection) = ejection {
+                debug_assert!(ejection.until > now, "{key} is out for too long");
+                debug_assert!(self.expiries.contains(&(ejection.until, key.clone())));
+            }
+            if let Some(active) = &state.active {
+                debug_assert!(self.checks.contains(&(active.wake(), key.clone())));
+            }
+        }
+        let out = (self.endpoints.values()).filter(|state| state.outlier.ejection().is_some());
+        debug_assert_eq!(out.count(), self.expiries.len());
+        for state in &self.clusters {
+            debug_assert_eq!(state.levels.len(), state.cluster.levels.len());
+            let statuses = self.statuses(&state.cluster);
+            for (ix, level) in state.levels.iter().enumerate() {
+                let alive = healthy_share(&state.cluster, &statuses, ix) > 0.0;
+                debug_assert!((0.0..=1.0).contains(&level.damped()));
+                debug_assert!(alive || level.damped() == 0.0, "a dead level keeps traffic");
+            }
+        }
+    }
+}
+
+impl EndpointState {
+    fn status(&self) -> EndpointStatus {
+        let active = (self.active.as_ref()).map_or(EndpointStatus::Healthy, Active::status);
+        match (active, self.outlier.ejection()) {
+            (EndpointStatus::Healthy | EndpointStatus::Unknown, Some(_)) => EndpointStatus::Ejected,
+            (active, _) => active,
+        }
+    }
+}
+
+impl ClusterState {
+    fn step(&mut self, healthy: &[f64], now: Time) {
+        let failover = &self.cluster.failover;
+        for (level, healthy) in self.levels.iter_mut().zip(healthy) {
+            level.step(capacity(*healthy, failover), *healthy > 0.0, failover, now);
+        }
+        let damped: f64 = self.levels.iter().map(LevelState::damped).sum();
+        if damped < 1.0 - SHARE_EPSILON {
+            for (level, healthy) in self.levels.iter_mut().zip(healthy) {
+                level.undamp(capacity(*healthy, failover));
+            }
+        }
+    }
+
+    fn next_move(&self, now: Time) -> Option<Time> {
+        (self.levels.iter())
+            .filter_map(|level| level.wake(&self.cluster.failover, now))
+            .min()
+    }
+
+    /// The state of the level that is called as `cluster`'s level `ix`; of several with one name,
+    /// the same in order.
+    fn level_like(&self, cluster: &Cluster, ix: usize) -> Option<LevelState> {
+        let name = &cluster.levels.get(ix)?.name;
+        let nth = (cluster.levels.iter().take(ix))
+            .filter(|level| level.name == *name)
+            .count();
+        (self.cluster.levels.iter().zip(&self.levels))
+            .filter(|(level, _)| level.name == *name)
+            .nth(nth)
+            .map(|(_, state)| *state)
+    }
+}
+
+fn cluster_route(clusters: &[ClusterState], home: Home) -> Arc<str> {
+    clusters
+        .get(home.cluster)
+        .map_or_else(|| "".into(), |state| state.cluster.route.clone())
+}
+
+/// h of each level of a cluster: over the ports of its route, which have the same levels, the
+/// least.
+fn least_of_ports(
+    clusters: &[ClusterState],
+    members: &[usize],
+    healthy: &[Vec<f64>],
+    ix: usize,
+) -> Vec<f64> {
+    let names = |ix: usize| {
+        let levels = clusters.get(ix).map(|state| &state.cluster.levels);
+        levels.into_iter().flatten().map(|level| &level.name)
+    };
+    let mut least: Vec<f64> = Vec::new();
+    for (other, healthy) in members.iter().zip(healthy) {
+        if !names(*other).eq(names(ix)) {
+            continue;
+        }
+        if least.is_empty() {
+            least.clone_from(healthy);
+        }
+        for (least, healthy) in least.iter_mut().zip(healthy) {
+            *least = least.min(*healthy);
+        }
+    }
+    least
+}
+
+/// Whether every level of a cluster fails alike: there are several, and each is over the error
+/// rate. One without enough requests counts as good.
+fn fails_alike(state: &ClusterState, now: Time) -> bool {
+    let rate = state.cluster.passive.error_rate.unwrap_or(ALIKE_RATE);
+    let tried = || {
+        (state.cluster.levels.iter().zip(&state.levels))
+            .filter(|(level, _)| !level.members.is_empty())
+    };
+    tried().count() >= 2 && tried().all(|(_, level)| level.window.is_over(rate, now))
+}
+
+#[cfg(test)]
+#[path = "fleet/tests.rs"]
+mod tests;

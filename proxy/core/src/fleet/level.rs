@@ -1,0 +1,253 @@
+//! How a level's capacity follows its health in time.
+//!
+//! c is what the level could take by its health at this moment, d the damped value that counts.
+//!
+//! ```text
+//!              c < d                                  c > d
+//!   Holding <----------- Settled (c = d) -----------------------> Waiting
+//!   |  since  ------------>   ^   ^  <------------------------     | since
+//!   |         c >= d again    |   |   c <= d again                 |
+//!   | for `hold`, or nothing  |   | d = c                          | for `failback.after`
+//!   | healthy: d = c          |   |                                v
+//!   `-------------------------'   `---- Ramping: d rises from where it was, by 1 / `ramp`
+//! ```
+//!
+//! From every state c < d leads to Holding, and the rest as from Settled.
+
+use std::time::Duration;
+
+use crate::outlier::Window;
+use crate::shares::SHARE_EPSILON;
+use crate::snapshot::Failover;
+use crate::time::Time;
+
+/// The longest and shortest time between two steps of a ramp.
+const RAMP_STEP_MAX: Duration = Duration::from_secs(1);
+const RAMP_STEP_MIN: Duration = Duration::from_millis(50);
+
+/// One level of one cluster.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct LevelState {
+    /// d.
+    damped: f64,
+    motion: Motion,
+    /// Outcomes at all its endpoints together.
+    pub(super) window: Window,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Motion {
+    Settled,
+    Holding {
+        since: Time,
+    },
+    Waiting {
+        since: Time,
+    },
+    Ramping {
+        since: Time,
+        from: f64,
+    },
+    /// The next step is not damped, whatever was before.
+    Free,
+}
+
+impl LevelState {
+    /// A level that nothing is known about takes what its health allows.
+    pub(super) fn new(capacity: f64) -> Self {
+        Self {
+            damped: capacity,
+            motion: Motion::Settled,
+            window: Window::default(),
+        }
+    }
+
+    pub(super) const fn damped(&self) -> f64 {
+        self.damped
+    }
+
+    /// Applies c as it is: what the damped capacities together could not carry.
+    pub(super) fn undamp(&mut self, capacity: f64) {
+        self.damped = capacity;
+        self.motion = Motion::Settled;
+    }
+
+    /// The next step applies c as it is.
+    pub(super) fn forget_damping(&mut self) {
+        self.motion = Motion::Free;
+    }
+
+    /// Follows c; `alive` is whether anything in the level is healthy.
+    pub(super) fn step(&mut self, capacity: f64, alive: bool, failover: &Failover, now: Time) {
+        if !alive || self.motion == Motion::Free {
+            self.undamp(capacity);
+        } else if capacity < self.damped - SHARE_EPSILON {
+            let since = match self.motion {
+                Motion::Holding { since } => since,
+                Motion::Settled
+                | Motion::Waiting { .. }
+                | Motion::Ramping { .. }
+                | Motion::Free => now,
+            };
+            self.motion = Motion::Holding { since };
+            if now.since(since) >= failover.hold {
+                self.undamp(capacity);
+            }
+        } else if capacity > self.damped + SHARE_EPSILON {
+            self.rise(capacity, failover, now);
+        } else {
+            self.undamp(capacity);
+        }
+    }
+
+    fn rise(&mut self, capacity: f64, failover: &Failover, now: Time) {
+        let after = failover.failback_after;
+        let (since, from) = match self.motion {
+            Motion::Ramping { since, from } => (since, from),
+            Motion::Waiting { since } if now.since(since) >= after => (since + after, self.damped),
+            Motion::Waiting { .. } => return,
+            Motion::Settled | Motion::Holding { .. } | Motion::Free if after.is_zero() => {
+                (now, self.damped)
+            }
+            Motion::Settled | Motion::Holding { .. } | Motion::Free => {
+                self.motion = Motion::Waiting { since: now };
+                return;
+            }
+        };
+        let ramp = failover.failback_ramp.as_secs_f64();
+        let risen = if ramp > 0.0 {
+            from + now.since(since).as_secs_f64() / ramp
+        } else {
+            1.0
+        };
+        if risen >= capacity - SHARE_EPSILON {
+            self.undamp(capacity);
+        } else {
+            self.damped = risen;
+            self.motion = Motion::Ramping { since, from };
+        }
+    }
+
+    /// When time alone changes d next.
+    pub(super) fn wake(&self, failover: &Failover, now: Time) -> Option<Time> {
+        match self.motion {
+            Motion::Settled | Motion::Free => None,
+            Motion::Holding { since } => Some(since + failover.hold),
+            Motion::Waiting { since } => Some(since + failover.failback_after),
+            Motion::Ramping { .. } => {
+                let step = (failover.failback_ramp / 20).clamp(RAMP_STEP_MIN, RAMP_STEP_MAX);
+                Some(now + step)
+            }
+        }
+    }
+
+    /// Whether d is on its way.
+    pub(super) fn is_moving(&self) -> bool {
+        self.motion != Motion::Settled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::TooFew;
+
+    fn failover() -> Failover {
+        Failover {
+            start: 0.7,
+            full: 0.0,
+            hold: Duration::from_secs(5),
+            failback_after: Duration::from_secs(60),
+            failback_ramp: Duration::from_secs(20),
+            too_few: TooFew::UseAll,
+        }
+    }
+
+    /// d after each of these (second, c).
+    fn follow(failover: &Failover, steps: &[(u64, f64)]) -> Vec<f64> {
+        let mut level = LevelState::new(1.0);
+        steps
+            .iter()
+            .map(|(second, capacity)| {
+                let now = Time::from_origin(Duration::from_secs(*second));
+                level.step(*capacity, *capacity > 0.0, failover, now);
+                (level.damped() * 1e6).round() / 1e6
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_fall_waits_for_hold_and_a_recovery_forgets_it() {
+        let steps = [(0, 0.5), (4, 0.5), (5, 0.4), (6, 0.3), (10, 0.3), (11, 0.3)];
+        assert_eq!(follow(&failover(), &steps), [1.0, 1.0, 0.4, 0.4, 0.4, 0.3]);
+        let steps = [(0, 0.5), (4, 1.0), (5, 0.5), (9, 0.5), (10, 0.5)];
+        assert_eq!(follow(&failover(), &steps), [1.0, 1.0, 1.0, 1.0, 0.5]);
+    }
+
+    #[test]
+    fn nothing_healthy_is_not_held() {
+        assert_eq!(follow(&failover(), &[(0, 0.0)]), [0.0]);
+    }
+
+    #[test]
+    fn a_rise_waits_for_after_and_then_takes_the_ramp() {
+        let steps = [
+            (0, 0.0),
+            (10, 1.0),
+            (69, 1.0),
+            (70, 1.0),
+            (75, 1.0),
+            (90, 1.0),
+        ];
+        assert_eq!(follow(&failover(), &steps), [0.0, 0.0, 0.0, 0.0, 0.25, 1.0]);
+        // Half the way takes half the ramp.
+        let steps = [
+            (0, 0.0),
+            (10, 0.5),
+            (70, 0.5),
+            (75, 0.5),
+            (80, 0.5),
+            (85, 0.5),
+        ];
+        assert_eq!(follow(&failover(), &steps), [0.0, 0.0, 0.0, 0.25, 0.5, 0.5]);
+    }
+
+    #[test]
+    fn a_dip_while_waiting_starts_the_wait_anew() {
+        let steps = [
+            (0, 0.0),
+            (10, 1.0),
+            (60, 0.0),
+            (61, 1.0),
+            (70, 1.0),
+            (120, 1.0),
+            (131, 1.0),
+        ];
+        assert_eq!(
+            follow(&failover(), &steps),
+            [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5]
+        );
+    }
+
+    #[test]
+    fn without_after_and_ramp_a_rise_is_immediate() {
+        let at_once = Failover {
+            failback_after: Duration::ZERO,
+            failback_ramp: Duration::ZERO,
+            ..failover()
+        };
+        assert_eq!(
+            follow(&at_once, &[(0, 0.0), (1, 0.5), (2, 1.0)]),
+            [0.0, 0.5, 1.0]
+        );
+        // tcp's default: 5 min, then everything at once.
+        let tcp = Failover {
+            failback_after: Duration::from_secs(300),
+            ..at_once
+        };
+        assert_eq!(
+            follow(&tcp, &[(0, 0.0), (1, 1.0), (300, 1.0), (301, 1.0)]),
+            [0.0, 0.0, 0.0, 1.0]
+        );
+    }
+}

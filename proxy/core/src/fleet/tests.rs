@@ -1,0 +1,469 @@
+use super::*;
+use crate::fixture;
+use crate::locality::Locality;
+use crate::names::Host;
+use crate::snapshot::{ActiveKind, Address, EndpointIx, Failover, PeerIx, TooFew};
+
+fn at(seconds: f64) -> Time {
+    Time::from_origin(Duration::from_secs_f64(seconds))
+}
+
+fn key(name: &str) -> EndpointKey {
+    EndpointKey(name.into())
+}
+
+fn snapshot(clusters: Vec<Cluster>) -> Snapshot {
+    Snapshot {
+        clusters,
+        ..fixture::snapshot(vec![])
+    }
+}
+
+fn fleet(clusters: Vec<Cluster>) -> Fleet {
+    let mut fleet = Fleet::new();
+    fleet.reconcile(&snapshot(clusters), Time::ZERO);
+    fleet
+}
+
+fn active(mut cluster: Cluster) -> Cluster {
+    cluster.active = Some(ActiveCheck {
+        kind: ActiveKind::Tcp,
+        every: Duration::from_secs(5),
+        timeout: Duration::from_secs(1),
+        up: 2,
+        down: 3,
+    });
+    cluster
+}
+
+fn see(fleet: &mut Fleet, name: &str, result: Result<(), Failure>, times: usize, now: Time) {
+    for _ in 0..times {
+        let observation = Observation {
+            key: key(name),
+            result,
+        };
+        fleet.observe(&observation, now);
+    }
+}
+
+fn kill(fleet: &mut Fleet, name: &str, now: Time) {
+    see(fleet, name, Err(Failure::Connect), 5, now);
+    assert_eq!(fleet.status(&key(name)), Some(EndpointStatus::Ejected));
+}
+
+/// The levels' shares of the first cluster, in thousandths.
+fn shares(fleet: &mut Fleet, now: Time) -> Vec<i64> {
+    let shares = fleet.shares(now);
+    thousandths(&shares.clusters[0].levels)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "shares are 0 to 1")]
+fn thousandths(shares: &[f64]) -> Vec<i64> {
+    shares.iter().map(|s| (s * 1000.0).round() as i64).collect()
+}
+
+#[test]
+fn five_connect_failures_eject_for_as_long_as_configured() {
+    let mut fleet = fleet(vec![fixture::cluster(&[&["a", "b"], &["c"]])]);
+    see(&mut fleet, "a", Err(Failure::Connect), 4, at(1.0));
+    assert_eq!(shares(&mut fleet, at(1.0)), [1000, 0]);
+    see(&mut fleet, "a", Err(Failure::Connect), 1, at(1.0));
+    assert_eq!(shares(&mut fleet, at(1.0)), [714, 286]);
+    assert_eq!(fleet.next_wake(), Some(at(31.0)));
+    assert_eq!(
+        fleet.drain_events(),
+        [
+            FleetEvent::Ejected {
+                key: key("a"),
+                cause: EjectCause::Unreachable,
+                lasts: Duration::from_secs(30)
+            },
+            FleetEvent::SharesMoved {
+                cluster: "a/b:80".into(),
+                route: "a/b".into(),
+                levels: vec![
+                    ("level 0".into(), 1.0, 5.0 / 7.0),
+                    ("level 1".into(), 0.0, 1.0 - 5.0 / 7.0)
+                ],
+                too_few: false,
+                moving: false
+            }
+        ]
+    );
+    let status = |fleet: &mut Fleet, now| fleet.shares(now).clusters[0].endpoints[0];
+    assert_eq!(status(&mut fleet, at(30.9)), EndpointStatus::Ejected);
+    assert_eq!(status(&mut fleet, at(31.0)), EndpointStatus::Healthy);
+}
+
+#[test]
+fn traffic_leaves_a_dead_level_at_once_and_comes_back_after_a_minute_over_a_minute() {
+    let mut fleet = fleet(vec![fixture::cluster(&[&["a"], &["b"]])]);
+    kill(&mut fleet, "a", at(0.0));
+    assert_eq!(shares(&mut fleet, at(0.0)), [0, 1000]);
+    // Readmitted at 30, waits until 90, ramps until 150.
+    for (seconds, local) in [
+        (30.0, 0),
+        (89.9, 0),
+        (90.0, 0),
+        (105.0, 250),
+        (120.0, 500),
+        (150.0, 1000),
+    ] {
+        let now = shares(&mut fleet, at(seconds));
+        assert_eq!(now, [local, 1000 - local], "at {seconds} s");
+    }
+    assert_eq!(fleet.next_wake(), None);
+}
+
+#[test]
+fn next_wake_leads_through_the_whole_way_back_in_small_steps() {
+    let mut fleet = fleet(vec![fixture::cluster(&[&["a"], &["b"]])]);
+    kill(&mut fleet, "a", at(0.0));
+    let mut last = 0;
+    let mut steps = 0;
+    while let Some(wake) = fleet.next_wake() {
+        let now = shares(&mut fleet, wake);
+        assert!(
+            now[0] - last <= 18,
+            "a step of {} to {now:?}",
+            now[0] - last
+        );
+        last = now[0];
+        steps += 1;
+    }
+    assert_eq!(last, 1000);
+    assert!(steps < 100, "{steps} steps");
+    let moves = fleet
+        .drain_events()
+        .into_iter()
+        .filter(|event| matches!(event, FleetEvent::SharesMoved { .. }));
+    assert!(moves.count() <= 13);
+}
+
+#[test]
+fn hold_keeps_a_level_that_is_bad_but_never_one_that_is_dead() {
+    let mut cluster = fixture::cluster(&[&["a", "b"], &["c"]]);
+    cluster.failover.hold = Duration::from_secs(10);
+    let mut fleet = fleet(vec![cluster]);
+    kill(&mut fleet, "a", at(0.0));
+    assert_eq!(shares(&mut fleet, at(0.0)), [1000, 0]);
+    assert_eq!(fleet.next_wake(), Some(at(10.0)));
+    assert_eq!(shares(&mut fleet, at(10.0)), [714, 286]);
+    kill(&mut fleet, "b", at(11.0));
+    assert_eq!(shares(&mut fleet, at(11.0)), [0, 1000]);
+}
+
+#[test]
+fn where_the_damped_capacities_do_not_reach_the_undamped_apply() {
+    let mut fleet = fleet(vec![fixture::cluster(&[&["a"], &["b"]])]);
+    kill(&mut fleet, "a", at(0.0));
+    assert_eq!(shares(&mut fleet, at(30.0)), [0, 1000]);
+    // `a` is back but waits; `b` dies: `a` takes all of it now.
+    kill(&mut fleet, "b", at(40.0));
+    assert_eq!(shares(&mut fleet, at(40.0)), [1000, 0]);
+    // And it keeps it when `b` is back.
+    assert_eq!(shares(&mut fleet, at(200.0)), [1000, 0]);
+}
+
+#[test]
+fn the_last_endpoints_of_a_route_are_never_ejected() {
+    let mut cluster = fixture::cluster(&[&["a", "b"], &["c"]]);
+    cluster.passive.keep_at_least = 2;
+    let mut fleet = fleet(vec![cluster]);
+    kill(&mut fleet, "a", at(0.0));
+    see(&mut fleet, "b", Err(Failure::Connect), 50, at(0.0));
+    assert_eq!(fleet.status(&key("b")), Some(EndpointStatus::Healthy));
+}
+
+#[test]
+fn no_more_than_max_ejected_of_a_level_is_out() {
+    // As Envoy measured at 10 %: a pool of nine ejects nobody.
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
+    for (count, expected) in [(9, EndpointStatus::Healthy), (10, EndpointStatus::Ejected)] {
+        let mut cluster = fixture::cluster(&[&names[..count]]);
+        cluster.passive.max_ejected = 0.1;
+        let mut fleet = fleet(vec![cluster]);
+        see(&mut fleet, "a", Err(Failure::Connect), 9, at(0.0));
+        assert_eq!(fleet.status(&key("a")), Some(expected), "{count}");
+        see(&mut fleet, "b", Err(Failure::Connect), 9, at(0.0));
+        assert_eq!(fleet.status(&key("b")), Some(EndpointStatus::Healthy));
+    }
+}
+
+#[test]
+fn when_every_level_fails_alike_nothing_is_ejected() {
+    let mut fleet = fleet(vec![fixture::cluster(&[&["a", "b"], &["c"]])]);
+    let poison = Err(Failure::Status(503));
+    // The first level fails alone: that is its own fault as far as anyone can tell.
+    see(&mut fleet, "a", poison, 12, at(0.0));
+    see(&mut fleet, "b", poison, 12, at(0.0));
+    assert_eq!(shares(&mut fleet, at(0.0)), [0, 1000]);
+    // The second fails the same way: it is the requests, and the first one is taken back.
+    see(&mut fleet, "c", poison, 20, at(1.0));
+    assert_eq!(shares(&mut fleet, at(1.0)), [1000, 0]);
+    let alike = FleetEvent::FailsAlike {
+        route: "a/b".into(),
+    };
+    assert_eq!(
+        fleet.drain_events().iter().filter(|e| **e == alike).count(),
+        1
+    );
+    see(&mut fleet, "a", poison, 50, at(2.0));
+    assert_eq!(fleet.status(&key("a")), Some(EndpointStatus::Healthy));
+    // What cannot be reached is ejected all the same.
+    kill(&mut fleet, "a", at(3.0));
+    // Once the second is tried no more it counts as good, and the first is judged by itself.
+    see(&mut fleet, "b", poison, 30, at(20.0));
+    assert_eq!(fleet.status(&key("b")), Some(EndpointStatus::Ejected));
+}
+
+#[test]
+fn a_level_that_answers_keeps_its_share_though_others_fail() {
+    let mut fleet = fleet(vec![fixture::cluster(&[&["a"], &["b"], &["c"]])]);
+    let bad = Err(Failure::Status(503));
+    see(&mut fleet, "a", bad, 30, at(0.0));
+    see(&mut fleet, "c", Ok(()), 30, at(0.0));
+    see(&mut fleet, "b", bad, 30, at(0.0));
+    assert_eq!(shares(&mut fleet, at(0.0)), [0, 0, 1000]);
+}
+
+#[test]
+fn active_checks_start_at_once_and_unknown_is_not_dead() {
+    let mut fleet = fleet(vec![active(fixture::cluster(&[&["a"], &["b"]]))]);
+    assert_eq!(fleet.next_wake(), Some(Time::ZERO));
+    let probes = fleet.due_probes(Time::ZERO, 7);
+    let keys: Vec<_> = probes.iter().map(|probe| probe.key.clone()).collect();
+    assert_eq!(keys, [key("a"), key("b")]);
+    assert_eq!(probes[0].connect, Duration::from_secs(1));
+    assert_eq!(fleet.due_probes(at(0.5), 7), []);
+    assert_eq!(
+        fleet.shares(at(0.5)).clusters[0].endpoints,
+        [EndpointStatus::Unknown; 2]
+    );
+    assert_eq!(shares(&mut fleet, at(0.5)), [1000, 0]);
+}
+
+/// Answers every check until `end`: those of `dead` badly.
+fn check_until(fleet: &mut Fleet, dead: &[&str], end: Time) {
+    while let Some(wake) = fleet.next_wake().filter(|wake| *wake <= end) {
+        for probe in fleet.due_probes(wake, 3) {
+            let good = !dead.contains(&&*probe.key.0);
+            fleet.probed(&probe.key, good, wake);
+        }
+        let _shares = fleet.shares(wake);
+    }
+}
+
+#[test]
+fn an_endpoint_that_fails_its_checks_gets_nothing_until_it_passes_them_again() {
+    let mut fleet = fleet(vec![active(fixture::cluster(&[&["a", "b"], &["c"]]))]);
+    check_until(&mut fleet, &["a"], at(9.0));
+    assert_eq!(shares(&mut fleet, at(9.0)), [1000, 0]);
+    check_until(&mut fleet, &["a"], at(11.0));
+    assert_eq!(shares(&mut fleet, at(11.0)), [714, 286]);
+    check_until(&mut fleet, &[], at(200.0));
+    assert_eq!(shares(&mut fleet, at(200.0)), [1000, 0]);
+    let events: Vec<_> = fleet
+        .drain_events()
+        .into_iter()
+        .filter(|event| !matches!(event, FleetEvent::SharesMoved { .. }))
+        .collect();
+    assert_eq!(
+        events,
+        [
+            FleetEvent::Healthy { key: key("b") },
+            FleetEvent::Healthy { key: key("c") },
+            FleetEvent::Unhealthy { key: key("a") },
+            FleetEvent::Healthy { key: key("a") },
+        ]
+    );
+}
+
+#[test]
+fn too_few_never_uses_what_fails_its_checks() {
+    let mut fleet = fleet(vec![active(fixture::cluster(&[&["a"], &["b"]]))]);
+    check_until(&mut fleet, &["a", "b"], at(20.0));
+    assert!(fleet.shares(at(20.0)).clusters[0].refuses());
+    // Without any endpoint left, a passive ejection is refused too (keepAtLeast), so that the
+    // first good check brings traffic back without waiting for failback.
+    check_until(&mut fleet, &["b"], at(32.0));
+    assert_eq!(shares(&mut fleet, at(32.0)), [1000, 0]);
+}
+
+#[test]
+fn checks_under_way_are_bounded() {
+    let names: Vec<String> = (0..600).map(|n| format!("e{n:03}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut fleet = fleet(vec![active(fixture::cluster(&[&names]))]);
+    let probes = fleet.due_probes(Time::ZERO, 1);
+    assert_eq!(probes.len(), PROBES_IN_FLIGHT_MAX);
+    assert_eq!(fleet.due_probes(Time::ZERO, 1), []);
+    fleet.probed(&probes[0].key, true, Time::ZERO);
+    assert_eq!(fleet.next_wake(), Some(Time::ZERO));
+    assert_eq!(fleet.due_probes(Time::ZERO, 1).len(), 1);
+}
+
+#[test]
+fn a_peers_gateway_is_given_more_time_to_connect() {
+    let mut cluster = active(fixture::cluster(&[&["a"]]));
+    cluster.endpoints[0].peer = Some(PeerIx(0));
+    let mut fleet = fleet(vec![cluster]);
+    assert_eq!(
+        fleet.due_probes(Time::ZERO, 1)[0].connect,
+        Duration::from_secs(3)
+    );
+}
+
+#[test]
+fn a_push_forgets_no_ejection_no_check_and_no_ramp() {
+    let cluster = || active(fixture::cluster(&[&["a"], &["b"]]));
+    let mut fleet = fleet(vec![cluster()]);
+    kill(&mut fleet, "a", at(0.0));
+    check_until(&mut fleet, &[], at(100.0));
+    let before = fleet.shares(at(105.0));
+    assert_eq!(thousandths(&before.clusters[0].levels), [250, 750]);
+    // Another cluster comes first, a level and an endpoint are added, the address changes.
+    let mut changed = fixture::cluster(&[&["a"], &["b", "x"], &["c"]]);
+    changed.active = cluster().active;
+    changed.endpoints[0].address = Address::Name(Host::parse("a.example").unwrap(), 80);
+    changed.endpoints[1].locality = Locality::parse("us").unwrap();
+    let other = Cluster {
+        name: "other".into(),
+        route: "a/other".into(),
+        ..fixture::cluster(&[&["o"]])
+    };
+    fleet.reconcile(&snapshot(vec![other, changed]), at(105.0));
+    let after = fleet.shares(at(105.0));
+    assert_eq!(thousandths(&after.clusters[1].levels), [250, 750, 0]);
+    assert_eq!(
+        after.clusters[1].endpoints,
+        [
+            EndpointStatus::Healthy,
+            EndpointStatus::Healthy,
+            EndpointStatus::Unknown,
+            EndpointStatus::Unknown
+        ]
+    );
+    assert_eq!(
+        thousandths(&fleet.shares(at(120.0)).clusters[1].levels),
+        [500, 500, 0]
+    );
+}
+
+#[test]
+fn an_ejected_endpoint_that_leaves_and_comes_back_is_still_ejected() {
+    let both = || fixture::cluster(&[&["a", "b"]]);
+    let mut fleet = fleet(vec![both()]);
+    kill(&mut fleet, "a", at(0.0));
+    fleet.reconcile(&snapshot(vec![fixture::cluster(&[&["b"]])]), at(1.0));
+    assert_eq!(fleet.status(&key("a")), None);
+    fleet.reconcile(&snapshot(vec![both()]), at(2.0));
+    assert_eq!(fleet.status(&key("a")), Some(EndpointStatus::Ejected));
+    fleet.reconcile(&snapshot(vec![fixture::cluster(&[&["b"]])]), at(3.0));
+    let _shares = fleet.shares(at(60.0));
+    assert_eq!(fleet.endpoints.len(), 1);
+    assert_eq!(fleet.next_wake(), None);
+}
+
+#[test]
+fn clusters_of_a_route_share_endpoints_and_its_ports_fail_over_together() {
+    let port = |name: &str, levels: &[&[&str]]| Cluster {
+        name: name.into(),
+        ..fixture::cluster(levels)
+    };
+    let mut fleet = fleet(vec![
+        port("web", &[&["w1", "w2"], &["w3"]]),
+        port("grpc", &[&["g1", "g2"], &["g3"]]),
+        port("web, own", &[&["w1", "w2"]]),
+    ]);
+    kill(&mut fleet, "w1", at(0.0));
+    let shares = fleet.shares(at(0.0));
+    assert_eq!(thousandths(&shares.clusters[0].levels), [714, 286]);
+    assert_eq!(thousandths(&shares.clusters[1].levels), [714, 286]);
+    assert_eq!(thousandths(&shares.clusters[2].levels), [1000]);
+    assert_eq!(shares.clusters[2].endpoints[0], EndpointStatus::Ejected);
+    assert_eq!(shares.clusters[1].endpoints, [EndpointStatus::Healthy; 3]);
+    // `keepAtLeast` counts over all levels, so the own cluster can end up with nothing: the peer
+    // that called is told at once.
+    kill(&mut fleet, "w2", at(0.0));
+    let shares = fleet.shares(at(0.0));
+    assert_eq!(shares.clusters[2].endpoints, [EndpointStatus::Ejected; 2]);
+}
+
+#[test]
+fn a_new_port_takes_over_how_far_its_route_is() {
+    let port = |name: &str, levels: &[&[&str]]| Cluster {
+        name: name.into(),
+        ..fixture::cluster(levels)
+    };
+    let web = || port("web", &[&["w1"], &["w2"]]);
+    let mut fleet = fleet(vec![web()]);
+    kill(&mut fleet, "w1", at(0.0));
+    let _readmitted = fleet.shares(at(31.0));
+    fleet.reconcile(
+        &snapshot(vec![web(), port("grpc", &[&["g1"], &["g2"]])]),
+        at(40.0),
+    );
+    let shares = fleet.shares(at(40.0));
+    assert_eq!(thousandths(&shares.clusters[1].levels), [0, 1000]);
+}
+
+#[test]
+fn unknown_endpoints_and_answers_nobody_waits_for_change_nothing() {
+    let mut fleet = fleet(vec![fixture::cluster(&[&["a"], &["b"]])]);
+    let before = fleet.shares(at(0.0));
+    see(&mut fleet, "nobody", Err(Failure::Connect), 9, at(0.0));
+    fleet.probed(&key("a"), false, at(0.0));
+    fleet.probed(&key("nobody"), false, at(0.0));
+    assert_eq!(fleet.shares(at(0.0)), before);
+    assert!(!fleet.has_changed());
+}
+
+#[test]
+fn events_nobody_drains_are_bounded() {
+    let mut cluster = fixture::cluster(&[&["a", "b"]]);
+    cluster.passive.eject = Duration::from_secs(1);
+    let mut fleet = fleet(vec![cluster]);
+    for second in 0..3000u32 {
+        kill(&mut fleet, "a", at(f64::from(second)));
+    }
+    // An ejection and a readmission each, but for the last.
+    assert_eq!(fleet.events_dropped(), 3000 + 2999 - 4096);
+    assert_eq!(fleet.drain_events().len(), EVENTS_MAX);
+}
+
+#[test]
+fn shares_of_a_fleet_that_saw_nothing_are_all_healthy() {
+    let clusters = vec![
+        fixture::cluster(&[&["a", "b"], &["c"]]),
+        Cluster {
+            route: "a/other".into(),
+            ..fixture::cluster(&[&[], &["c"]])
+        },
+    ];
+    let snapshot = snapshot(clusters.clone());
+    assert_eq!(
+        fleet(clusters).shares(at(0.0)),
+        Shares::all_healthy(&snapshot)
+    );
+}
+
+#[test]
+fn fail_refuses_where_use_all_would_try() {
+    let mut cluster = fixture::cluster(&[&["a", "b"]]);
+    cluster.failover = Failover {
+        full: 0.6,
+        start: 0.9,
+        too_few: TooFew::Fail,
+        ..cluster.failover
+    };
+    let mut fail = fleet(vec![cluster.clone()]);
+    kill(&mut fail, "a", at(0.0));
+    assert!(fail.shares(at(0.0)).clusters[0].refuses());
+    cluster.failover.too_few = TooFew::UseAll;
+    let mut use_all = fleet(vec![cluster]);
+    kill(&mut use_all, "a", at(0.0));
+    let shares = use_all.shares(at(0.0));
+    assert!(shares.clusters[0].too_few);
+    assert!(shares.clusters[0].is_usable(EndpointIx(0)));
+}

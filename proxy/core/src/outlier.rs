@@ -1,0 +1,350 @@
+//! What traffic teaches about one endpoint: failures in a row, and the share of failures in the
+//! last 10 s.
+
+use std::time::Duration;
+
+use crate::snapshot::{ErrorRate, Failure, PassiveCheck};
+use crate::time::Time;
+
+/// How far back a share of failures looks.
+pub const WINDOW: Duration = Duration::from_secs(10);
+const SLOTS: usize = 10;
+
+/// Why an endpoint was ejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EjectCause {
+    /// It could not be reached, so many times in a row: no request can be at fault.
+    Unreachable,
+    /// So many failures in a row.
+    Consecutive,
+    /// Too large a share of failures.
+    ErrorRate,
+}
+
+impl EjectCause {
+    /// The word in logs and metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Consecutive => "consecutive",
+            Self::ErrorRate => "error-rate",
+        }
+    }
+}
+
+/// What an outcome is to passive checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counted {
+    /// The endpoint answered as it should, or with something that is not counted as a failure.
+    Good,
+    /// It failed, and answered or broke off: the request may be at fault.
+    Bad,
+    /// It failed before it saw the request.
+    Unreachable,
+    /// It says nothing about the endpoint.
+    Nothing,
+}
+
+/// What `result` is to passive checks that count what `passive.on` names.
+#[must_use]
+pub fn count(passive: &PassiveCheck, result: Result<(), Failure>) -> Counted {
+    let Err(failure) = result else {
+        return Counted::Good;
+    };
+    let listed = passive.on.contains(&failure);
+    match failure {
+        Failure::Connect if listed => Counted::Unreachable,
+        // It reaches us as a 503, or where there is no HTTP as a session that does not come about.
+        Failure::NoLocalEndpoint
+            if listed
+                || passive.on.contains(&Failure::Connect)
+                || passive.on.contains(&Failure::Status(503)) =>
+        {
+            Counted::Unreachable
+        }
+        _ if listed => Counted::Bad,
+        Failure::Status(_) | Failure::Unavailable => Counted::Good,
+        Failure::Connect
+        | Failure::NoLocalEndpoint
+        | Failure::RefusedStream
+        | Failure::Reset
+        | Failure::Timeout => Counted::Nothing,
+    }
+}
+
+/// Outcomes of the last 10 s, in slots of one second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Window {
+    slots: [Slot; SLOTS],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Slot {
+    second: u64,
+    requests: u32,
+    failures: u32,
+}
+
+impl Window {
+    /// Counts one outcome.
+    pub fn add(&mut self, failed: bool, now: Time) {
+        self.add_request(now);
+        if failed {
+            self.add_failure(now);
+        }
+    }
+
+    /// Counts a request, whatever comes of it.
+    pub fn add_request(&mut self, now: Time) {
+        let slot = self.slot(now);
+        slot.requests = slot.requests.saturating_add(1);
+    }
+
+    /// Counts a failure of a request that was counted.
+    pub fn add_failure(&mut self, now: Time) {
+        let slot = self.slot(now);
+        slot.failures = slot.failures.saturating_add(1);
+    }
+
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "a remainder is below the number of slots"
+    )]
+    fn slot(&mut self, now: Time) -> &mut Slot {
+        let second = now.since_origin().as_secs();
+        let slot = &mut self.slots[usize::try_from(second).unwrap_or_default() % SLOTS];
+        if slot.second != second {
+            *slot = Slot {
+                second,
+                ..Slot::default()
+            };
+        }
+        slot
+    }
+
+    /// Requests and failures of the last 10 s.
+    #[must_use]
+    pub fn totals(&self, now: Time) -> (u32, u32) {
+        let second = now.since_origin().as_secs();
+        self.slots
+            .iter()
+            .filter(|slot| slot.second + WINDOW.as_secs() > second && slot.second <= second)
+            .fold((0, 0), |(requests, failures), slot| {
+                (
+                    requests.saturating_add(slot.requests),
+                    failures.saturating_add(slot.failures),
+                )
+            })
+    }
+
+    /// Whether more than the share of `rate` failed, with enough requests to tell.
+    #[must_use]
+    pub fn is_over(&self, rate: ErrorRate, now: Time) -> bool {
+        let (requests, failures) = self.totals(now);
+        requests >= rate.requests.max(1) && f64::from(failures) > f64::from(requests) * rate.over
+    }
+}
+
+/// What traffic taught about one endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Outlier {
+    /// Failures since the last good outcome.
+    in_a_row: u32,
+    /// How many of the latest failures left the request unseen.
+    unreachable_in_a_row: u32,
+    window: Window,
+    ejected: Option<Ejection>,
+}
+
+/// An ejection under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ejection {
+    /// When it ends.
+    pub until: Time,
+    /// Why it is.
+    pub cause: EjectCause,
+}
+
+impl Outlier {
+    /// Counts an outcome; returns why the endpoint should be ejected, if it should.
+    #[must_use]
+    pub fn record(
+        &mut self,
+        counted: Counted,
+        passive: &PassiveCheck,
+        now: Time,
+    ) -> Option<EjectCause> {
+        let failed = match counted {
+            Counted::Nothing => return None,
+            Counted::Good => false,
+            Counted::Bad | Counted::Unreachable => true,
+        };
+        self.window.add(failed, now);
+        if !failed {
+            self.in_a_row = 0;
+            self.unreachable_in_a_row = 0;
+            return None;
+        }
+        if self.ejected.is_some() {
+            return None;
+        }
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        self.unreachable_in_a_row = match counted {
+            Counted::Unreachable => self.unreachable_in_a_row.saturating_add(1),
+            Counted::Good | Counted::Bad | Counted::Nothing => 0,
+        };
+        let limit = passive.consecutive;
+        if limit > 0 && self.unreachable_in_a_row >= limit {
+            return Some(EjectCause::Unreachable);
+        }
+        if limit > 0 && self.in_a_row >= limit {
+            return Some(EjectCause::Consecutive);
+        }
+        (passive.error_rate)
+            .is_some_and(|rate| self.window.is_over(rate, now))
+            .then_some(EjectCause::ErrorRate)
+    }
+
+    /// The ejection under way.
+    #[must_use]
+    pub const fn ejection(&self) -> Option<Ejection> {
+        self.ejected
+    }
+
+    /// Ejects the endpoint.
+    pub fn eject(&mut self, ejection: Ejection) {
+        self.ejected = Some(ejection);
+    }
+
+    /// Ends an ejection. What led to it is forgotten, so that the endpoint is judged anew.
+    pub fn readmit(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::cluster;
+
+    fn at(seconds: u64) -> Time {
+        Time::from_origin(Duration::from_secs(seconds))
+    }
+
+    fn passive() -> PassiveCheck {
+        cluster(&[&["a"]]).passive
+    }
+
+    #[test]
+    fn failures_in_a_row_count_and_a_good_outcome_starts_anew() {
+        let passive = passive();
+        let mut outlier = Outlier::default();
+        for _ in 0..4 {
+            assert_eq!(outlier.record(Counted::Bad, &passive, at(0)), None);
+        }
+        assert_eq!(outlier.record(Counted::Nothing, &passive, at(0)), None);
+        assert_eq!(
+            outlier.record(Counted::Bad, &passive, at(0)),
+            Some(EjectCause::Consecutive)
+        );
+        assert_eq!(outlier.record(Counted::Good, &passive, at(0)), None);
+        assert_eq!(outlier.record(Counted::Bad, &passive, at(0)), None);
+    }
+
+    #[test]
+    fn only_a_row_of_unreachables_is_unreachable() {
+        let passive = passive();
+        let mut outlier = Outlier::default();
+        for counted in [Counted::Unreachable; 4] {
+            assert_eq!(outlier.record(counted, &passive, at(0)), None);
+        }
+        let mut mixed = outlier;
+        assert_eq!(
+            outlier.record(Counted::Unreachable, &passive, at(0)),
+            Some(EjectCause::Unreachable)
+        );
+        assert_eq!(
+            mixed.record(Counted::Bad, &passive, at(0)),
+            Some(EjectCause::Consecutive)
+        );
+    }
+
+    #[test]
+    fn a_share_of_failures_is_judged_over_enough_requests_of_ten_seconds() {
+        let passive = PassiveCheck {
+            consecutive: 0,
+            ..passive()
+        };
+        let mut outlier = Outlier::default();
+        // 9 good and 9 bad, then a 19th and a 20th bad one: 11 of 20 is over 50 %.
+        for _ in 0..9 {
+            assert_eq!(outlier.record(Counted::Good, &passive, at(5)), None);
+            assert_eq!(outlier.record(Counted::Bad, &passive, at(5)), None);
+        }
+        assert_eq!(outlier.record(Counted::Bad, &passive, at(14)), None);
+        let mut later = outlier;
+        assert_eq!(
+            outlier.record(Counted::Bad, &passive, at(14)),
+            Some(EjectCause::ErrorRate)
+        );
+        assert_eq!(later.record(Counted::Bad, &passive, at(15)), None);
+    }
+
+    #[test]
+    fn exactly_the_share_is_not_over_it() {
+        let mut window = Window::default();
+        for failed in [true, false].repeat(10) {
+            window.add(failed, at(1));
+        }
+        let rate = ErrorRate {
+            over: 0.5,
+            requests: 20,
+        };
+        assert!(!window.is_over(rate, at(1)));
+        window.add(true, at(1));
+        assert!(window.is_over(rate, at(1)));
+        assert!(!window.is_over(rate, at(11)));
+    }
+
+    #[test]
+    fn an_endpoint_that_is_out_is_not_ejected_again() {
+        let passive = passive();
+        let mut outlier = Outlier::default();
+        outlier.eject(Ejection {
+            until: at(9),
+            cause: EjectCause::Unreachable,
+        });
+        for _ in 0..50 {
+            assert_eq!(outlier.record(Counted::Bad, &passive, at(0)), None);
+        }
+        outlier.readmit();
+        assert_eq!(outlier.ejection(), None);
+        assert_eq!(outlier.record(Counted::Bad, &passive, at(9)), None);
+    }
+
+    #[test]
+    fn what_is_not_listed_is_an_answer_or_nothing() {
+        let passive = passive();
+        for (failure, expected) in [
+            (Failure::Connect, Counted::Unreachable),
+            (Failure::NoLocalEndpoint, Counted::Unreachable),
+            (Failure::Reset, Counted::Bad),
+            (Failure::Timeout, Counted::Bad),
+            (Failure::Status(503), Counted::Bad),
+            (Failure::Status(500), Counted::Good),
+            (Failure::Unavailable, Counted::Good),
+            (Failure::RefusedStream, Counted::Nothing),
+        ] {
+            assert_eq!(count(&passive, Err(failure)), expected, "{failure:?}");
+        }
+        assert_eq!(count(&passive, Ok(())), Counted::Good);
+        let nothing = PassiveCheck {
+            on: vec![],
+            ..passive
+        };
+        for failure in [Failure::Connect, Failure::Reset, Failure::NoLocalEndpoint] {
+            assert_eq!(count(&nothing, Err(failure)), Counted::Nothing);
+        }
+    }
+}

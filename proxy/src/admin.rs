@@ -1,0 +1,303 @@
+//! What a gateway tells of itself: probes, metrics, and the admin interface. Never a secret.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use zeugma_core::shares::EndpointStatus;
+use zeugma_xds::AdminAddress;
+
+use crate::metrics::CONTENT_TYPE;
+use crate::runtime::Shared;
+
+/// Connections to one of these interfaces at once.
+const CONNECTIONS_MAX: usize = 128;
+/// How long a request's head may take to come in.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one connection may last.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long accepting pauses after an error.
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// The interfaces, bound.
+#[derive(Debug)]
+pub(crate) struct Interfaces {
+    pub(crate) probes: TcpListener,
+    pub(crate) metrics: TcpListener,
+    pub(crate) admin: AdminListener,
+}
+
+/// Where the admin interface listens.
+#[derive(Debug)]
+pub(crate) enum AdminListener {
+    Tcp(TcpListener),
+    Unix(UnixListener, SocketFile),
+}
+
+/// A Unix socket's file, removed when the gateway ends.
+#[derive(Debug)]
+pub(crate) struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // It may already be gone; nothing is served from it any more.
+        drop(std::fs::remove_file(&self.0));
+    }
+}
+
+/// Why an interface is not bound.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} `{address}` cannot be bound; choose another address or end what holds it")]
+pub(crate) struct BindError {
+    what: &'static str,
+    address: String,
+    #[source]
+    source: io::Error,
+}
+
+impl Interfaces {
+    /// Binds all of them.
+    ///
+    /// # Errors
+    /// The first that cannot be bound.
+    pub(crate) async fn bind(
+        probes: SocketAddr,
+        metrics: SocketAddr,
+        admin: &AdminAddress,
+    ) -> Result<Self, BindError> {
+        let tcp = async |what, address: SocketAddr| {
+            TcpListener::bind(address).await.map_err(|source| BindError {
+                what,
+                address: address.to_string(),
+                source,
+            })
+        };
+        let admin = match admin {
+            AdminAddress::Tcp(address) => AdminListener::Tcp(tcp("spec.admin", *address).await?),
+            AdminAddress::Unix(path) => bind_unix(path).map_err(|source| BindError {
+                what: "spec.admin",
+                address: format!("unix:{}", path.display()),
+                source,
+            })?,
+        };
+        let probes = tcp("spec.probes", probes).await?;
+        let metrics = tcp("spec.metrics", metrics).await?;
+        Ok(Self { probes, metrics, admin })
+    }
+}
+
+fn bind_unix(path: &Path) -> io::Result<AdminListener> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "a process listens there"));
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(AdminListener::Unix(listener, SocketFile(path.to_owned())))
+}
+
+/// Serves all of them until cancelled.
+pub(crate) async fn serve(interfaces: Interfaces, shared: Arc<Shared>) {
+    let Interfaces { probes, metrics, admin } = interfaces;
+    let probe_routes = Router::new()
+        .route("/ready", get(ready))
+        .route("/livez", get(async || "live\n"))
+        .with_state(Arc::clone(&shared));
+    let metric_routes = Router::new()
+        .route("/metrics", get(metrics_text))
+        .route("/stats/prometheus", get(metrics_text))
+        .with_state(Arc::clone(&shared));
+    let admin_routes = probe_routes
+        .clone()
+        .merge(metric_routes.clone())
+        .route("/server_info", get(server_info).with_state(Arc::clone(&shared)))
+        .route("/config_dump", get(config_dump).with_state(Arc::clone(&shared)))
+        .route("/clusters", get(clusters).with_state(Arc::clone(&shared)))
+        .route("/listeners", get(listeners).with_state(Arc::clone(&shared)))
+        .route("/certs", get(certs).with_state(Arc::clone(&shared)));
+    let admin = async {
+        match admin {
+            AdminListener::Tcp(listener) => {
+                serve_on(async || Ok(listener.accept().await?.0), admin_routes).await;
+            }
+            AdminListener::Unix(listener, _file) => {
+                serve_on(async || Ok(listener.accept().await?.0), admin_routes).await;
+            }
+        }
+    };
+    tokio::join!(
+        serve_on(async || Ok(probes.accept().await?.0), probe_routes),
+        serve_on(async || Ok(metrics.accept().await?.0), metric_routes),
+        admin,
+    );
+}
+
+async fn serve_on<S>(accept: impl AsyncFn() -> io::Result<S>, routes: Router)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut open = JoinSet::new();
+    loop {
+        let stream = tokio::select! {
+            accepted = accept() => accepted,
+            Some(_ended) = open.join_next() => continue,
+        };
+        let Ok(stream) = stream else {
+            tokio::time::sleep(BACK_OFF).await;
+            continue;
+        };
+        // Over the limit: closed at once, so that a probe sees it and nothing piles up.
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+        let service = TowerToHyperService::new(routes.clone());
+        open.spawn(async move {
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service);
+            // Whatever ends it, there is nobody to tell.
+            drop(tokio::time::timeout(CONNECTION_TIMEOUT, connection).await);
+            drop(place);
+        });
+    }
+}
+
+async fn ready(State(shared): State<Arc<Shared>>) -> Result<&'static str, (StatusCode, &'static str)> {
+    if shared.ready.load(Ordering::Acquire) {
+        Ok("ready\n")
+    } else {
+        Err((StatusCode::SERVICE_UNAVAILABLE, "not ready\n"))
+    }
+}
+
+async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
+    shared.metrics.log_dropped(shared.log.dropped());
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], shared.metrics.encode()).into_response()
+}
+
+async fn server_info(State(shared): State<Arc<Shared>>) -> Response {
+    let published = shared.published.load();
+    let node = &published.snapshot.node;
+    as_json(&json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "name": &*node.name,
+        "cluster": &*node.cluster,
+        "locality": node.locality.to_string(),
+        "trust_domain": node.trust_domain.to_string(),
+        "state": if shared.ready.load(Ordering::Acquire) { "LIVE" } else { "DRAINING" },
+        "uptime_seconds": shared.started.elapsed().as_secs(),
+        "config_generation": published.generation,
+        "config_version": &*published.snapshot.version,
+        "connections": shared.open.load(Ordering::Relaxed),
+    }))
+}
+
+/// The configuration that serves: the xDS resources it was made from, and where the gateway's own
+/// certificate is read from, never what a key holds.
+async fn config_dump(State(shared): State<Arc<Shared>>) -> Response {
+    let published = shared.published.load();
+    as_json(&json!({
+        "generation": published.generation,
+        "version": &*published.snapshot.version,
+        "resources": Value::clone(&shared.resources.load()),
+        "findings": Value::clone(&shared.findings.load()),
+    }))
+}
+
+async fn clusters(State(shared): State<Arc<Shared>>) -> Response {
+    let published = shared.published.load();
+    let mut all = BTreeMap::new();
+    for (cluster, shares) in published.snapshot.clusters.iter().zip(&published.shares.clusters) {
+        let levels: Vec<Value> = cluster
+            .levels
+            .iter()
+            .zip(&shares.levels)
+            .map(|(level, share)| {
+                let endpoints: Vec<Value> = level
+                    .members
+                    .iter()
+                    .map(|ix| {
+                        let endpoint = cluster.endpoint(*ix);
+                        let status = shares.endpoints.get(ix.0).copied();
+                        json!({
+                            "address": endpoint.address.to_string(),
+                            "backend": &*endpoint.backend,
+                            "locality": endpoint.locality.to_string(),
+                            "weight": endpoint.weight,
+                            "status": status.map(status_label),
+                        })
+                    })
+                    .collect();
+                json!({ "name": &*level.name, "share": share, "endpoints": endpoints })
+            })
+            .collect();
+        all.insert(&*cluster.name, json!({ "too_few": shares.too_few, "levels": levels }));
+    }
+    as_json(&json!({ "clusters": all }))
+}
+
+pub(crate) const fn status_label(status: EndpointStatus) -> &'static str {
+    match status {
+        EndpointStatus::Healthy => "healthy",
+        EndpointStatus::Unknown => "unknown",
+        EndpointStatus::Ejected => "ejected",
+        EndpointStatus::Unhealthy => "unhealthy",
+    }
+}
+
+async fn listeners(State(shared): State<Arc<Shared>>) -> Response {
+    let published = shared.published.load();
+    let all: Vec<Value> = published
+        .snapshot
+        .listeners
+        .iter()
+        .map(|listener| {
+            json!({
+                "name": &*listener.name,
+                "address": listener.address.to_string(),
+                "role": format!("{:?}", listener.role).to_lowercase(),
+            })
+        })
+        .collect();
+    as_json(&json!({ "listeners": all }))
+}
+
+/// A document as it is read by programs.
+fn as_json(document: &Value) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], document.to_string()).into_response()
+}
+
+async fn certs(State(shared): State<Arc<Shared>>) -> Response {
+    let credentials = shared.credentials.load();
+    as_json(&json!({
+        "spiffe_id": credentials.id().as_str(),
+        "not_before": credentials.not_before(),
+        "not_after": credentials.not_after(),
+        "generation": credentials.generation(),
+    }))
+}
+

@@ -1,0 +1,427 @@
+//! The control thread: files, health, probes, names, the admin interface, draining.
+//!
+//! It is the only writer of what is published; workers only read.
+
+mod accepting;
+mod reload;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use serde_json::Value;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use zeugma_core::fleet::{Fleet, FleetEvent, Observation};
+use zeugma_core::shares::Shares;
+use zeugma_core::snapshot::{EndpointKey, Snapshot};
+use zeugma_core::time::Time;
+use zeugma_xds::{Loaded, NodeOptions};
+
+use self::accepting::Accepting;
+use self::reload::{Files, Reloaded};
+use crate::account::AccessLog;
+use crate::admin::{self, BindError, Interfaces};
+use crate::listener::WorkerHandle;
+use crate::metrics::Metrics;
+use crate::probe::probe;
+use crate::resolve::{Names, Resolver};
+use crate::runtime::{OBSERVATIONS_MAX, Phase, Published, SOCKETS_MAX, Shared, work};
+use crate::tls::{Credentials, CredentialsError};
+
+/// Observations taken in one go.
+const OBSERVATIONS_BATCH: usize = 1024;
+/// What the threads get beyond the drain deadline to end.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How a gateway is started.
+#[derive(Debug, Clone)]
+pub struct GatewayOptions {
+    /// The file or folder of its configuration.
+    pub config: PathBuf,
+    /// Which `MeshGateway`, where several are loaded.
+    pub name: Option<String>,
+    /// Where this replica stands.
+    pub locality: Option<String>,
+}
+
+/// Why a gateway does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The configuration has errors: the findings, ready to be shown.
+    #[error("{0}")]
+    Config(String),
+    /// Its own certificate or bundles cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// An address of its own cannot be bound.
+    #[error(transparent)]
+    Interface(#[from] BindError),
+    /// A listener cannot be bound.
+    #[error("spec.listeners.{name}.address `{address}` cannot be bound; choose another address or end what holds it")]
+    Listener {
+        /// The listener.
+        name: String,
+        /// Its address.
+        address: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The operating system refused something a gateway needs.
+    #[error("the gateway cannot start: {what}")]
+    System {
+        /// What.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> GatewayError {
+    move |source| GatewayError::System { what, source }
+}
+
+/// Runs a gateway on this thread until a signal has drained it.
+///
+/// # Errors
+/// As [`GatewayError`]; only before it serves.
+pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
+    raise_open_files();
+    let node = NodeOptions { name: options.name.clone(), locality: options.locality.clone() };
+    let loaded = zeugma_xds::load(&options.config, &node)
+        .map_err(|findings| GatewayError::Config(reload::describe(&findings)))?;
+    reload::warn(&loaded);
+    let credentials = Credentials::load(&reload::svid_files(&loaded.settings), 1)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .build()
+        .map_err(system("no event loop"))?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, control(options.config.clone(), node, loaded, credentials))
+}
+
+/// Raises the soft limit of open files to the hard one: two for each connection are needed.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
+}
+
+async fn control(
+    config: PathBuf,
+    node: NodeOptions,
+    loaded: Loaded,
+    credentials: Credentials,
+) -> Result<(), GatewayError> {
+    let (phase, phase_read) = watch::channel(Phase::Serving);
+    let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
+    let mut fleet = Fleet::new();
+    let snapshot = Arc::new(loaded.snapshot);
+    fleet.reconcile(&snapshot, Time::ZERO);
+    let shares = Arc::new(fleet.shares(Time::ZERO));
+    let settings = loaded.settings;
+    let interfaces =
+        Interfaces::bind(settings.probes, settings.metrics, &settings.admin).await?;
+    let log = AccessLog::start(Box::new(std::io::stdout())).map_err(system("no log thread"))?;
+    let files = Files::new(config, node, loaded.files, &settings);
+    let workers = settings.workers;
+    let shared = Arc::new(Shared {
+        published: ArcSwap::from_pointee(Published {
+            generation: 1,
+            snapshot: Arc::clone(&snapshot),
+            shares,
+        }),
+        credentials: ArcSwap::from_pointee(credentials),
+        names: ArcSwap::from_pointee(Names::default()),
+        settings,
+        metrics: Metrics::new(),
+        log,
+        observations,
+        phase: phase_read,
+        ready: AtomicBool::new(false),
+        resources: ArcSwap::from_pointee(loaded.resources),
+        findings: ArcSwap::from_pointee(Value::Null),
+        open: AtomicUsize::new(0),
+        started: Instant::now(),
+    });
+    let (handles, threads) = start_workers(&shared, workers)?;
+    let mut accepting = Accepting::new(Arc::clone(&shared), handles);
+    let bound = accepting.bind_new(&snapshot)?;
+    accepting.commit(&snapshot, bound);
+    let mut resolver = Resolver::new();
+    resolver.reconcile(&snapshot);
+    let mut control = Control {
+        shared,
+        fleet,
+        probes: JoinSet::new(),
+        accepting,
+        resolver,
+        files,
+    };
+    control.tell_targets();
+    control.tell_credentials();
+    control.serve(interfaces, observed).await?;
+    control.drain(phase, threads).await;
+    Ok(())
+}
+
+fn start_workers(
+    shared: &Arc<Shared>,
+    configured: Option<usize>,
+) -> Result<(Vec<WorkerHandle>, Vec<std::thread::JoinHandle<()>>), GatewayError> {
+    // It respects affinity and a cgroup's quota.
+    let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let mut handles = Vec::new();
+    let mut threads = Vec::new();
+    for nth in 0..configured.unwrap_or(available).max(1) {
+        let (sockets, queue) = mpsc::channel(SOCKETS_MAX);
+        let shared = Arc::clone(shared);
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{nth}"))
+            .spawn(move || {
+                if let Err(error) = work(shared, queue) {
+                    tracing::error!(%error, "a worker has no event loop");
+                }
+            })
+            .map_err(system("no worker thread"))?;
+        handles.push(WorkerHandle { sockets, open: Arc::default() });
+        threads.push(thread);
+    }
+    Ok((handles, threads))
+}
+
+/// The control thread's state.
+struct Control {
+    shared: Arc<Shared>,
+    fleet: Fleet,
+    probes: JoinSet<(EndpointKey, bool)>,
+    accepting: Accepting,
+    resolver: Resolver,
+    files: Files,
+}
+
+impl Control {
+    /// Serves until a signal asks it to stop.
+    async fn serve(
+        &mut self,
+        interfaces: Interfaces,
+        mut observed: mpsc::Receiver<Observation>,
+    ) -> Result<(), GatewayError> {
+        let mut terminate = listen(SignalKind::terminate())?;
+        let mut interrupt = listen(SignalKind::interrupt())?;
+        let mut hangup = listen(SignalKind::hangup())?;
+        let mut batch = Vec::with_capacity(OBSERVATIONS_BATCH);
+        let mut told = JoinSet::new();
+        told.spawn_local(admin::serve(interfaces, Arc::clone(&self.shared)));
+        self.shared.ready.store(true, Ordering::Release);
+        tracing::info!(
+            name = %self.shared.settings.name,
+            cluster = %self.shared.settings.cluster,
+            listeners = %self.accepting,
+            "gateway ready"
+        );
+        let delay = loop {
+            self.start_probes();
+            let wake = self.wake();
+            // Every arm is cancel-safe by its own documentation.
+            tokio::select! {
+                n = observed.recv_many(&mut batch, OBSERVATIONS_BATCH) => {
+                    self.observe(&batch, n);
+                    batch.clear();
+                }
+                Some(answer) = self.probes.join_next() => {
+                    if let Ok((key, good)) = answer {
+                        self.fleet.probed(&key, good, self.shared.now());
+                        self.publish_shares();
+                    }
+                }
+                () = wake => self.publish_shares(),
+                names = self.resolver.next() => {
+                    if let Some(names) = names {
+                        self.shared.names.store(Arc::new(names));
+                    }
+                }
+                reloaded = self.files.changed(&self.shared) => self.apply(reloaded),
+                _ = hangup.recv() => {
+                    let reloaded = self.files.reload(&self.shared).await;
+                    self.apply(reloaded);
+                }
+                _ = terminate.recv() => break self.shared.settings.drain.delay,
+                _ = interrupt.recv() => break Duration::ZERO,
+            }
+        };
+        self.shared.ready.store(false, Ordering::Release);
+        tracing::info!(?delay, "draining: not ready, still accepting");
+        // A second signal shortens the delay.
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    }
+
+    /// Ends accepting and waits for what is open, until the deadline.
+    async fn drain(self, phase: watch::Sender<Phase>, threads: Vec<std::thread::JoinHandle<()>>) {
+        let timeout = self.shared.settings.drain.timeout;
+        let deadline = tokio::time::Instant::now() + timeout;
+        let open = self.shared.open.load(Ordering::Relaxed);
+        tracing::info!(open, ?timeout, "draining: no new connections");
+        self.accepting.stop();
+        phase.send_replace(Phase::Draining { deadline });
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                if thread.join().is_err() {
+                    tracing::error!("a worker panicked");
+                }
+            }
+        });
+        if tokio::time::timeout_at(deadline + GRACE, joined).await.is_err() {
+            tracing::warn!("workers did not end by the drain deadline");
+        }
+        self.shared.log.flush();
+        tracing::info!("drained");
+    }
+
+    async fn wait_until(shared: &Shared, at: Time) {
+        tokio::time::sleep(at.since(shared.now())).await;
+    }
+
+    fn wake(&self) -> impl Future<Output = ()> + use<> {
+        let shared = Arc::clone(&self.shared);
+        let at = self.fleet.next_wake();
+        async move {
+            match at {
+                Some(at) => Self::wait_until(&shared, at).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    fn start_probes(&mut self) {
+        for due in self.fleet.due_probes(self.shared.now(), fastrand::u64(..)) {
+            self.probes.spawn_local(probe(Arc::clone(&self.shared), due));
+        }
+    }
+
+    fn observe(&mut self, batch: &[Observation], n: usize) {
+        let now = self.shared.now();
+        for observation in batch.iter().take(n) {
+            self.fleet.observe(observation, now);
+        }
+        self.publish_shares();
+    }
+
+    /// Publishes the shares of the present snapshot, if they changed.
+    fn publish_shares(&mut self) {
+        let now = self.shared.now();
+        let events = self.fleet.drain_events();
+        let published = self.shared.published.load();
+        let shares = self.fleet.shares(now);
+        if shares != *published.shares {
+            self.publish(published.generation, Arc::clone(&published.snapshot), shares);
+        }
+        for event in events.into_iter().chain(self.fleet.drain_events()) {
+            tell_event(&event);
+        }
+    }
+
+    fn publish(&self, generation: u64, snapshot: Arc<Snapshot>, shares: Shares) {
+        let published = Published { generation, snapshot, shares: Arc::new(shares) };
+        self.shared.published.store(Arc::new(published));
+        self.tell_targets();
+    }
+
+    fn apply(&mut self, reloaded: Reloaded) {
+        if let Some(credentials) = reloaded.credentials {
+            self.shared.credentials.store(Arc::new(credentials));
+            self.tell_credentials();
+        }
+        let Some((snapshot, resources)) = reloaded.config else { return };
+        let bound = match self.accepting.bind_new(&snapshot) {
+            Ok(bound) => bound,
+            Err(error) => {
+                tracing::error!(%error, "configuration refused; the last good one serves");
+                self.shared.metrics.reloaded("config", false);
+                self.shared.findings.store(Arc::new(Value::String(error.to_string())));
+                return;
+            }
+        };
+        let now = self.shared.now();
+        let snapshot = Arc::new(snapshot);
+        self.fleet.reconcile(&snapshot, now);
+        self.resolver.reconcile(&snapshot);
+        let shares = self.fleet.shares(now);
+        let generation = self.shared.published.load().generation + 1;
+        self.shared.resources.store(Arc::new(resources));
+        self.shared.metrics.forget_targets();
+        self.publish(generation, Arc::clone(&snapshot), shares);
+        self.accepting.commit(&snapshot, bound);
+        tracing::info!(generation, version = %snapshot.version, "configuration applied");
+    }
+
+    fn tell_credentials(&self) {
+        let credentials = self.shared.credentials.load();
+        self.shared.metrics.svid_expiry(credentials.not_after());
+        self.shared.metrics.reloaded("credentials", true);
+    }
+
+    /// Sets the gauges of endpoints and levels.
+    fn tell_targets(&self) {
+        let published = self.shared.published.load();
+        let metrics = &self.shared.metrics;
+        metrics.generation(published.generation);
+        for (cluster, shares) in published.snapshot.clusters.iter().zip(&published.shares.clusters)
+        {
+            for (level, share) in cluster.levels.iter().zip(&shares.levels) {
+                metrics.level_share(&cluster.name, &level.name, *share);
+            }
+            for (endpoint, status) in cluster.endpoints.iter().zip(&shares.endpoints) {
+                let address = endpoint.address.to_string();
+                let healthy = status.is_healthy();
+                metrics.endpoint_healthy(&cluster.route, &endpoint.backend, &address, healthy);
+            }
+        }
+    }
+}
+
+fn tell_event(event: &FleetEvent) {
+    match event {
+        FleetEvent::Ejected { key, cause, lasts } => {
+            tracing::warn!(endpoint = %key, ?cause, ?lasts, "endpoint ejected");
+        }
+        FleetEvent::Readmitted { key } => tracing::info!(endpoint = %key, "endpoint readmitted"),
+        FleetEvent::Unhealthy { key } => {
+            tracing::warn!(endpoint = %key, "endpoint fails its active check");
+        }
+        FleetEvent::Healthy { key } => {
+            tracing::info!(endpoint = %key, "endpoint passes its active check");
+        }
+        FleetEvent::FailsAlike { route } => {
+            tracing::warn!(%route, "every level fails alike; nothing is ejected: look at the requests");
+        }
+        FleetEvent::SharesMoved { cluster, levels, too_few, .. } => {
+            let shares: Vec<String> = levels
+                .iter()
+                .map(|(name, before, now)| {
+                    format!("{name} {:.0} % -> {:.0} %", before * 100.0, now * 100.0)
+                })
+                .collect();
+            tracing::info!(%cluster, shares = shares.join(", "), too_few, "traffic moved");
+        }
+        other => tracing::info!(event = ?other, "health"),
+    }
+}
+
+fn listen(kind: SignalKind) -> Result<Signal, GatewayError> {
+    signal(kind).map_err(system("no signal handler"))
+}

@@ -1,0 +1,157 @@
+//! Files that changed are loaded anew; what cannot be used leaves the last good content serving.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::Value;
+use zeugma_core::snapshot::Snapshot;
+use zeugma_xds::{Color, Findings, GatewaySettings, Loaded, NodeOptions};
+
+use crate::runtime::Shared;
+use crate::tls::{Credentials, CredentialsError, SvidFiles};
+use crate::watch::Watch;
+
+/// The files a gateway is made from.
+pub(super) struct Files {
+    config: PathBuf,
+    node: NodeOptions,
+    svid: SvidFiles,
+    watch: Watch,
+    settings: GatewaySettings,
+    /// What was last said about files that are refused, so that it is said once.
+    said: [Option<String>; 2],
+}
+
+/// What a reload brought; `None` is what stays as it is.
+#[derive(Debug, Default)]
+pub(super) struct Reloaded {
+    pub(super) config: Option<(Snapshot, Value)>,
+    pub(super) credentials: Option<Credentials>,
+}
+
+impl Files {
+    pub(super) fn new(
+        config: PathBuf,
+        node: NodeOptions,
+        files: Vec<PathBuf>,
+        settings: &GatewaySettings,
+    ) -> Self {
+        let svid = svid_files(settings);
+        let mut watch = Watch::new();
+        watch.set(watched(files, &svid));
+        Self { config, node, svid, watch, settings: settings.clone(), said: [None, None] }
+    }
+
+    /// Waits until a file changed, and loads.
+    ///
+    /// # Cancel safety
+    /// A change that was seen while loading was abandoned is loaded with the next one, or by the
+    /// next look at the files.
+    pub(super) async fn changed(&mut self, shared: &Arc<Shared>) -> Reloaded {
+        self.watch.changed().await;
+        self.reload(shared).await
+    }
+
+    /// Loads everything and returns what is new.
+    pub(super) async fn reload(&mut self, shared: &Arc<Shared>) -> Reloaded {
+        let (path, node) = (self.config.clone(), self.node.clone());
+        // Parsing a large configuration takes its time: the control thread goes on meanwhile.
+        let loading = tokio::task::spawn_blocking(move || zeugma_xds::load(&path, &node));
+        let mut reloaded = Reloaded::default();
+        match loading.await {
+            Ok(Ok(loaded)) => self.take_config(loaded, shared, &mut reloaded),
+            Ok(Err(findings)) => self.refuse_config(&findings, shared),
+            Err(error) => tracing::error!(%error, "loading the configuration failed"),
+        }
+        let generation = shared.credentials.load().generation() + 1;
+        let svid = self.svid.clone();
+        let loading =
+            tokio::task::spawn_blocking(move || Credentials::load(&svid, generation)).await;
+        match loading {
+            Ok(Ok(credentials)) => {
+                self.said[1] = None;
+                if shared.credentials.load().differs(&credentials) {
+                    tracing::info!(id = %credentials.id(), "certificate and bundles applied");
+                    reloaded.credentials = Some(credentials);
+                } else {
+                    shared.metrics.reloaded("credentials", true);
+                }
+            }
+            Ok(Err(error)) => self.refuse_credentials(&error, shared),
+            Err(error) => tracing::error!(%error, "loading the certificate failed"),
+        }
+        reloaded
+    }
+
+    fn take_config(&mut self, loaded: Loaded, shared: &Shared, reloaded: &mut Reloaded) {
+        self.said[0] = None;
+        shared.metrics.reloaded("config", true);
+        shared.findings.store(Arc::new(Value::Null));
+        self.svid = svid_files(&loaded.settings);
+        self.watch.set(watched(loaded.files.clone(), &self.svid));
+        if shared.published.load().snapshot.version == loaded.snapshot.version {
+            return;
+        }
+        warn(&loaded);
+        if needs_restart(&self.settings, &loaded.settings) {
+            tracing::warn!(
+                "admin, probes, metrics, workers, limits and drain of a MeshGateway are read at \
+                 start only; restart the gateway to apply their change"
+            );
+        }
+        reloaded.config = Some((loaded.snapshot, loaded.resources));
+    }
+
+    fn refuse_config(&mut self, findings: &Findings, shared: &Shared) {
+        shared.metrics.reloaded("config", false);
+        shared.findings.store(Arc::new(findings.to_json()));
+        let text = describe(findings);
+        if self.said[0].as_ref() != Some(&text) {
+            tracing::error!("configuration refused; the last good one serves\n{text}");
+            self.said[0] = Some(text);
+        }
+    }
+
+    fn refuse_credentials(&mut self, error: &CredentialsError, shared: &Shared) {
+        shared.metrics.reloaded("credentials", false);
+        let text = error.to_string();
+        if self.said[1].as_ref() != Some(&text) {
+            tracing::error!(%error, "certificate or bundles refused; the last good ones serve");
+            self.said[1] = Some(text);
+        }
+    }
+}
+
+fn needs_restart(before: &GatewaySettings, now: &GatewaySettings) -> bool {
+    let fixed = |s: &GatewaySettings| {
+        (s.admin.clone(), s.probes, s.metrics, s.workers, s.limits.clone(), s.drain.clone())
+    };
+    fixed(before) != fixed(now)
+}
+
+fn watched(mut files: Vec<PathBuf>, svid: &SvidFiles) -> Vec<PathBuf> {
+    files.extend([svid.certificate.clone(), svid.key.clone(), svid.bundles.clone()]);
+    files
+}
+
+/// Where a gateway's certificate is, as the TLS part names it.
+pub(super) fn svid_files(settings: &GatewaySettings) -> SvidFiles {
+    SvidFiles {
+        certificate: settings.svid.certificate.clone(),
+        key: settings.svid.key.clone(),
+        bundles: settings.svid.bundles.clone(),
+    }
+}
+
+/// The findings as a person reads them.
+pub(super) fn describe(findings: &Findings) -> String {
+    findings.to_human(Color::Plain)
+}
+
+/// Tells of warnings.
+pub(super) fn warn(loaded: &Loaded) {
+    if loaded.warnings.iter().next().is_some() {
+        tracing::warn!("configuration\n{}", describe(&loaded.warnings));
+    }
+}
+

@@ -1,0 +1,350 @@
+//! Bodies: a request's, kept in part for another try and for mirrors; a response's, counted.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::sync::oneshot;
+
+use super::pool::StreamCount;
+use super::record::Record;
+use crate::runtime::InFlight;
+
+/// Why a body ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    /// The other side's body failed.
+    #[error(transparent)]
+    Hyper(#[from] hyper::Error),
+    /// Another try took the body over.
+    #[error("this try was given up; another one sends the body")]
+    Superseded,
+}
+
+/// A request body that can be sent again as long as all that was read of it is kept.
+#[derive(Debug, Clone)]
+pub(crate) struct Source(Rc<RefCell<SourceState>>);
+
+#[derive(Debug)]
+struct SourceState {
+    incoming: Incoming,
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    keep_bytes_max: usize,
+    trailers: Option<HeaderMap>,
+    overflowed: bool,
+    ended: bool,
+    failed: bool,
+    received: u64,
+    progressed: Instant,
+    current: u32,
+    tees: Vec<Tee>,
+}
+
+/// A copy of the whole body for a mirror, if it is not over the limit.
+#[derive(Debug)]
+struct Tee {
+    bytes: VecDeque<Bytes>,
+    left: usize,
+    done: oneshot::Sender<Option<VecDeque<Bytes>>>,
+}
+
+impl Source {
+    /// Takes a request's body; up to `keep_bytes_max` bytes are kept for another try.
+    pub(crate) fn new(incoming: Incoming, keep_bytes_max: usize) -> Self {
+        let ended = incoming.is_end_stream();
+        Self(Rc::new(RefCell::new(SourceState {
+            incoming,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            keep_bytes_max,
+            trailers: None,
+            overflowed: false,
+            ended,
+            failed: false,
+            received: 0,
+            progressed: Instant::now(),
+            current: 0,
+            tees: Vec::new(),
+        })))
+    }
+
+    /// Whether all that was read of the body is still kept.
+    pub(crate) fn can_repeat(&self) -> bool {
+        let state = self.0.borrow();
+        !state.overflowed && !state.failed
+    }
+
+    /// Whether the caller's side of the body failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.0.borrow().failed
+    }
+
+    /// Bytes read from the caller.
+    pub(crate) fn received(&self) -> u64 {
+        self.0.borrow().received
+    }
+
+    /// When a byte of the body last came in, or the body was taken.
+    pub(crate) fn progressed(&self) -> Instant {
+        self.0.borrow().progressed
+    }
+
+    /// The body for the next try; tries made before can no longer read.
+    pub(crate) fn next_try(&self) -> Outgoing {
+        let mut state = self.0.borrow_mut();
+        state.current += 1;
+        Outgoing::Request(Replay {
+            source: self.clone(),
+            nth: state.current,
+            next: 0,
+            trailers_sent: false,
+        })
+    }
+
+    /// Asks for a copy of the whole body; `None` comes if it is over `bytes_max` or fails.
+    pub(crate) fn tee(&self, bytes_max: usize) -> oneshot::Receiver<Option<VecDeque<Bytes>>> {
+        let (done, copy) = oneshot::channel();
+        let mut state = self.0.borrow_mut();
+        if state.ended {
+            drop(done.send(Some(VecDeque::new())));
+        } else {
+            state.tees.push(Tee { bytes: VecDeque::new(), left: bytes_max, done });
+        }
+        copy
+    }
+}
+
+impl SourceState {
+    fn take(&mut self, bytes: &Bytes) {
+        self.received += bytes.len() as u64;
+        self.progressed = Instant::now();
+        if !self.overflowed {
+            if self.kept_bytes + bytes.len() <= self.keep_bytes_max {
+                self.kept_bytes += bytes.len();
+                self.kept.push(bytes.clone());
+            } else {
+                self.overflowed = true;
+                self.kept = Vec::new();
+            }
+        }
+        let mut nth = 0;
+        while let Some(tee) = self.tees.get_mut(nth) {
+            match tee.left.checked_sub(bytes.len()) {
+                Some(left) => {
+                    tee.left = left;
+                    tee.bytes.push_back(bytes.clone());
+                    nth += 1;
+                }
+                None => {
+                    let tee = self.tees.swap_remove(nth);
+                    drop(tee.done.send(None));
+                }
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        self.progressed = Instant::now();
+        for tee in self.tees.drain(..) {
+            drop(tee.done.send(Some(tee.bytes)));
+        }
+    }
+}
+
+/// One try's view of a [`Source`].
+#[derive(Debug)]
+pub(crate) struct Replay {
+    source: Source,
+    nth: u32,
+    next: usize,
+    trailers_sent: bool,
+}
+
+impl Replay {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut state = self.source.0.borrow_mut();
+        if state.current != self.nth {
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
+        }
+        if let Some(bytes) = state.kept.get(self.next) {
+            self.next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(bytes.clone()))));
+        }
+        if state.ended {
+            let trailers = state.trailers.clone().filter(|_| !self.trailers_sent);
+            self.trailers_sent = true;
+            return Poll::Ready(trailers.map(|map| Ok(Frame::trailers(map))));
+        }
+        match Pin::new(&mut state.incoming).poll_frame(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(None) => {
+                state.end();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                state.failed = true;
+                state.tees.clear();
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(bytes) = frame.data_ref() {
+                    state.take(bytes);
+                    self.next = state.kept.len();
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    state.trailers = Some(trailers.clone());
+                    state.end();
+                    self.trailers_sent = true;
+                }
+                if state.incoming.is_end_stream() && !state.ended {
+                    state.end();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let state = self.source.0.borrow();
+        state.ended
+            && self.next >= state.kept.len()
+            && (self.trailers_sent || state.trailers.is_none())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let state = self.source.0.borrow();
+        if state.received == 0 {
+            return state.incoming.size_hint();
+        }
+        let pending: u64 =
+            state.kept.iter().skip(self.next).map(|bytes| bytes.len() as u64).sum();
+        match (state.ended, state.incoming.size_hint().exact()) {
+            (true, _) => SizeHint::with_exact(pending),
+            (false, Some(rest)) => SizeHint::with_exact(pending + rest),
+            (false, None) => SizeHint::new(),
+        }
+    }
+}
+
+/// Every body that the gateway sends.
+#[derive(Debug)]
+pub(crate) enum Outgoing {
+    /// None.
+    Empty,
+    /// One of ours, or a copy.
+    Bytes(VecDeque<Bytes>),
+    /// A request's on its way to an endpoint.
+    Request(Replay),
+    /// A response's on its way to the caller.
+    Response(Box<Response>),
+}
+
+/// A response body that closes its record when it ends.
+#[derive(Debug)]
+pub(crate) struct Response {
+    incoming: Incoming,
+    record: Record,
+    /// Held until the endpoint has nothing more to send.
+    held: Option<Held>,
+}
+
+/// What a response in progress occupies.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// A place at the endpoint.
+    pub(crate) in_flight: InFlight,
+    /// A stream on its connection.
+    pub(crate) stream: Option<StreamCount>,
+}
+
+impl Outgoing {
+    /// A body of ours.
+    pub(crate) fn text(text: String) -> Self {
+        Self::Bytes(VecDeque::from([Bytes::from(text)]))
+    }
+
+    /// An endpoint's body; `record` is closed and what is `held` released when it ends.
+    pub(crate) fn response(incoming: Incoming, record: Record, held: Held) -> Self {
+        Self::Response(Box::new(Response { incoming, record, held: Some(held) }))
+    }
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Bytes(bytes) => Poll::Ready(bytes.pop_front().map(|b| Ok(Frame::data(b)))),
+            Self::Request(replay) => replay.poll(cx),
+            Self::Response(response) => response.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Bytes(bytes) => bytes.is_empty(),
+            Self::Request(replay) => replay.is_end_stream(),
+            Self::Response(response) => response.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Bytes(bytes) => SizeHint::with_exact(bytes.iter().map(|b| b.len() as u64).sum()),
+            Self::Request(replay) => replay.size_hint(),
+            Self::Response(response) => response.incoming.size_hint(),
+        }
+    }
+}
+
+impl Response {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        match &polled {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(bytes) = frame.data_ref() {
+                    self.record.sent(bytes.len());
+                }
+                if self.incoming.is_end_stream() {
+                    self.finish(Ok(()));
+                }
+            }
+            Poll::Ready(Some(Err(error))) => {
+                let text = error.to_string();
+                self.finish(Err(text));
+            }
+            Poll::Ready(None) => self.finish(Ok(())),
+        }
+        polled.map(|frame| frame.map(|result| result.map_err(BodyError::from)))
+    }
+
+    fn finish(&mut self, ended: Result<(), String>) {
+        self.held = None;
+        self.record.body_ended(ended);
+    }
+}
+
+impl Drop for Response {
+    fn drop(&mut self) {
+        // A body that is empty from the start may never be polled.
+        if self.incoming.is_end_stream() {
+            self.finish(Ok(()));
+        }
+    }
+}

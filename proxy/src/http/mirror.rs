@@ -1,0 +1,154 @@
+//! Copies of requests: bounded, late or lost without the primary noticing.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::uri::{Authority, Scheme};
+use http::{HeaderValue, Uri, header};
+use tokio::time::timeout;
+use zeugma_core::mirror::{Copying, Dropped, Kind, Original, copying};
+use zeugma_core::plan::plan;
+use zeugma_core::snapshot::{Endpoint, Mirror, Service};
+
+use super::body::{Outgoing, Source};
+use super::exchange::Exchange;
+use super::headers::{self, ZEUGMA_MIRROR};
+use super::pool::Wire;
+use crate::runtime::{Published, Worker};
+use crate::upstream::Pinned;
+
+/// Starts the copies that the service's mirrors want of a request; never waits.
+pub(super) fn start_all(
+    exchange: &Exchange,
+    published: &Arc<Published>,
+    service: &Service,
+    source: &Source,
+) {
+    let original = Original {
+        sender: exchange.sender(),
+        kind: match exchange.head.headers.contains_key(&ZEUGMA_MIRROR) {
+            true => Kind::Mirrored,
+            false => Kind::Primary,
+        },
+        body_bytes: headers::content_length(&exchange.head.headers),
+    };
+    let worker = &exchange.context.worker;
+    let draw = worker.draw();
+    for (ix, mirror) in service.mirrors.iter().enumerate() {
+        let count = worker.mirror_count(&service.name, &mirror.route);
+        match copying(mirror, ix, &original, count.get(), draw) {
+            Copying::Skip => {}
+            Copying::Drop(why) => {
+                worker.shared.metrics.mirrored(&service.name, &mirror.route, why.label());
+            }
+            Copying::Copy => start(exchange, published, service, mirror, (source, Place::new(count))),
+        }
+    }
+}
+
+fn start(
+    exchange: &Exchange,
+    published: &Arc<Published>,
+    service: &Service,
+    mirror: &Mirror,
+    (source, place): (&Source, Place),
+) {
+    let worker = Rc::clone(&exchange.context.worker);
+    let (name, route) = (Arc::clone(&service.name), Arc::clone(&mirror.route));
+    let to = Pinned { published: Arc::clone(published), cluster: mirror.to };
+    let load = |endpoint| worker.load(to.cluster(), endpoint);
+    let shares = published.shares_of(mirror.to);
+    let Some(attempt) = plan(to.cluster(), shares, &load, worker.draw()).next() else {
+        worker.shared.metrics.mirrored(&name, &route, Dropped::Unreachable.label());
+        return;
+    };
+    let endpoint = to.cluster().endpoint(attempt.endpoint).clone();
+    let copy = Copy {
+        heads: [false, true].map(|is_h2| copy_head(exchange, &endpoint, mirror, is_h2)),
+        wire: if endpoint.peer.is_some() { Wire::Negotiated } else { exchange.wire(&endpoint) },
+        to,
+        endpoint,
+    };
+    let body = source.tee(mirror.body_bytes_max);
+    let deadline = mirror.timeout;
+    // Bounded by its timeout and counted in `Place`; the primary does not wait for it.
+    drop(tokio::task::spawn_local(async move {
+        let copying = async {
+            match body.await {
+                Ok(Some(body)) => copy.send(&worker, Outgoing::Bytes(body)).await,
+                Ok(None) => Dropped::Body.label(),
+                // The endpoint answered the primary before all of it was read.
+                Err(_primary_ended_early) => Dropped::Slow.label(),
+            }
+        };
+        let result = timeout(deadline, Box::pin(copying)).await;
+        let result = result.unwrap_or(Dropped::Timeout.label());
+        worker.shared.metrics.mirrored(&name, &route, result);
+        drop(place);
+    }));
+}
+
+struct Copy {
+    heads: [http::request::Builder; 2],
+    wire: Wire,
+    to: Pinned,
+    endpoint: Endpoint,
+}
+
+impl Copy {
+    async fn send(self, worker: &Worker, body: Outgoing) -> &'static str {
+        let Ok(lease) = worker.pool.lease(worker, &self.to, &self.endpoint, self.wire).await else {
+            return Dropped::Unreachable.label();
+        };
+        let [h1, h2] = self.heads;
+        let builder = if lease.is_h2() { h2 } else { h1 };
+        let Ok(request) = builder.body(body) else { return "failed" };
+        match lease.send(worker, request).await {
+            // The response is thrown away unread; its connection or stream ends with it.
+            Ok((response, _stream)) if !response.status().is_server_error() => "sent",
+            Ok(_) | Err(_) => "failed",
+        }
+    }
+}
+
+/// The head of a copy: marked, and under the mirror's own host where a peer's gateway routes it.
+fn copy_head(
+    exchange: &Exchange,
+    endpoint: &Endpoint,
+    mirror: &Mirror,
+    is_h2: bool,
+) -> http::request::Builder {
+    let mut builder = exchange.outgoing_head(endpoint, is_h2);
+    let through_peer = endpoint.peer.is_some();
+    if through_peer && is_h2 {
+        let mut parts = builder.uri_ref().cloned().unwrap_or_default().into_parts();
+        parts.scheme = Some(Scheme::HTTP);
+        parts.authority = Authority::try_from(&*mirror.host).ok();
+        builder = builder.uri(Uri::from_parts(parts).unwrap_or_default());
+    }
+    if let Some(headers) = builder.headers_mut() {
+        headers.insert(ZEUGMA_MIRROR, HeaderValue::from_static("1"));
+        if through_peer && !is_h2 && let Ok(host) = HeaderValue::try_from(&*mirror.host) {
+            headers.insert(header::HOST, host);
+        }
+    }
+    builder
+}
+
+/// One copy under way.
+#[derive(Debug)]
+struct Place(Rc<Cell<usize>>);
+
+impl Place {
+    fn new(count: Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}

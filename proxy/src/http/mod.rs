@@ -1,0 +1,365 @@
+//! HTTP: one connection, many requests, each decided on its own.
+//!
+//! `mod` carries the connection; `exchange` the life of one request; `pool` the connections to
+//! endpoints; `body` what is kept of a request for another try; `headers` what is added and
+//! removed; `upgrade` and `mirror` what their names say; `reply` our own answers.
+
+mod body;
+mod exchange;
+mod headers;
+mod mirror;
+pub(crate) mod pool;
+mod record;
+mod reply;
+mod upgrade;
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context as TaskContext, Poll};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use zeugma_core::identity::SpiffeId;
+use zeugma_core::snapshot::ServiceIx;
+use zeugma_core::verdict::Reason;
+
+use crate::account::{Caller, TlsFacts};
+use crate::connection::{SniTarget, Visit};
+use crate::runtime::Worker;
+use crate::transport::Stream;
+
+use self::body::Outgoing;
+
+/// A connection without a request is asked to end after this long.
+const KEEP_ALIVE: Duration = Duration::from_secs(600);
+/// How often a connection is looked at.
+const WATCH: Duration = Duration::from_secs(1);
+/// HTTP/2 receive windows: for one stream and for a connection.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Bytes one HTTP/2 stream may have waiting to be sent.
+const STREAM_SEND_BYTES: usize = 64 * 1024;
+/// The least that hyper takes as a head's limit.
+const HEAD_BYTES_MIN: usize = 8192;
+
+/// The HTTP version a connection speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Version {
+    H1,
+    H2,
+}
+
+/// What every request of a connection shares.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) listener: Arc<str>,
+    pub(crate) source: SocketAddr,
+    /// The service that the SNI named, where TLS ended here.
+    pub(crate) sni_service: Option<SniService>,
+    /// The verified caller, where TLS ended here.
+    pub(crate) identity: Option<SpiffeId>,
+    pub(crate) caller: Caller,
+    pub(crate) tls: Option<TlsFacts>,
+    pub(crate) version: Version,
+    in_flight: Cell<usize>,
+    requests: Cell<u64>,
+}
+
+/// A service by what stays the same when the configuration changes.
+#[derive(Debug, Clone)]
+pub(crate) struct SniService {
+    pub(crate) generation: u64,
+    pub(crate) ix: ServiceIx,
+    pub(crate) any_port: bool,
+    pub(crate) name: Arc<str>,
+    pub(crate) port: u16,
+}
+
+/// Spawns on this worker.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OnThisWorker;
+
+impl<F: Future<Output = ()> + 'static> Executor<F> for OnThisWorker {
+    fn execute(&self, future: F) {
+        // Ends with its connection, which the worker's set tracks.
+        drop(tokio::task::spawn_local(future));
+    }
+}
+
+/// Carries an HTTP connection until it ends.
+pub(crate) async fn serve(
+    visit: &mut Visit,
+    sni_target: Option<SniTarget>,
+    identity: Option<SpiffeId>,
+    version: Version,
+    stream: Stream,
+) -> Reason {
+    let sni_service = sni_target.map(|SniTarget { service: ix, any_port }| {
+        let service = visit.published.snapshot.service(ix);
+        SniService {
+            generation: visit.published.generation,
+            ix,
+            any_port,
+            name: Arc::clone(&service.name),
+            port: service.port,
+        }
+    });
+    let context = Rc::new(Context {
+        worker: Rc::clone(&visit.worker),
+        listener: Arc::clone(&visit.listener),
+        source: visit.source,
+        sni_service,
+        identity,
+        caller: visit.caller.clone(),
+        tls: visit.tls.clone(),
+        version,
+        in_flight: Cell::new(0),
+        requests: Cell::new(0),
+    });
+    let moved = Arc::new(Moved::default());
+    let io = TokioIo::new(Counted { stream, moved: Arc::clone(&moved) });
+    let ended = match version {
+        Version::H1 => Box::pin(serve_h1(&context, &moved, io)).await,
+        Version::H2 => Box::pin(serve_h2(&context, &moved, io)).await,
+    };
+    visit.moved = (moved.written.load(Ordering::Relaxed), moved.read.load(Ordering::Relaxed));
+    match ended {
+        Ended::Ok => Reason::Completed,
+        Ended::Idle => Reason::IdleTimeout,
+        Ended::HeadTooSlow => Reason::HelloTimeout,
+        Ended::Drained => Reason::Drained,
+        Ended::Error(error) => {
+            let malformed = error.is_parse();
+            visit.detail = Some(error.to_string());
+            if malformed { Reason::RequestMalformed } else { Reason::DownstreamClosed }
+        }
+    }
+}
+
+enum Ended {
+    Ok,
+    Idle,
+    HeadTooSlow,
+    Drained,
+    Error(hyper::Error),
+}
+
+async fn serve_h1(context: &Rc<Context>, moved: &Arc<Moved>, io: TokioIo<Counted>) -> Ended {
+    let limits = &context.worker.shared.settings.limits;
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .half_close(true)
+        .max_buf_size(limits.header_bytes.max(HEAD_BYTES_MIN))
+        .serve_connection(io, service_fn(|request| answer(Rc::clone(context), request)))
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let mut watch = Watch::new(context, moved);
+    loop {
+        // The connection is pinned outside of the loop; the other arms only wait.
+        tokio::select! {
+            ended = &mut connection => return ended.map_or_else(Ended::Error, |()| Ended::Ok),
+            look = watch.next() => match look {
+                Look::Fine => {}
+                Look::Leave => connection.as_mut().graceful_shutdown(),
+                Look::End(ended) => return ended,
+            }
+        }
+    }
+}
+
+async fn serve_h2(context: &Rc<Context>, moved: &Arc<Moved>, io: TokioIo<Counted>) -> Ended {
+    let limits = &context.worker.shared.settings.limits;
+    let header_bytes = u32::try_from(limits.header_bytes).unwrap_or(u32::MAX);
+    let connection = hyper::server::conn::http2::Builder::new(OnThisWorker)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(header_bytes)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(STREAM_SEND_BYTES)
+        .serve_connection(io, service_fn(|request| answer(Rc::clone(context), request)));
+    let mut connection = pin!(connection);
+    let mut watch = Watch::new(context, moved);
+    loop {
+        // The connection is pinned outside of the loop; the other arms only wait.
+        tokio::select! {
+            ended = &mut connection => return ended.map_or_else(Ended::Error, |()| Ended::Ok),
+            look = watch.next() => match look {
+                Look::Fine => {}
+                Look::Leave => connection.as_mut().graceful_shutdown(),
+                Look::End(ended) => return ended,
+            }
+        }
+    }
+}
+
+async fn answer(
+    context: Rc<Context>,
+    request: Request<Incoming>,
+) -> Result<Response<Outgoing>, Infallible> {
+    context.in_flight.set(context.in_flight.get() + 1);
+    context.requests.set(context.requests.get() + 1);
+    let response = Box::pin(exchange::exchange(&context, request)).await;
+    context.in_flight.set(context.in_flight.get().saturating_sub(1));
+    Ok(response)
+}
+
+/// Looks after a connection: slow heads, idleness, draining.
+struct Watch {
+    context: Rc<Context>,
+    moved: Arc<Moved>,
+    requests: u64,
+    read_then: u64,
+    quiet_since: Instant,
+    head_since: Option<Instant>,
+    leaving: Option<tokio::time::Instant>,
+}
+
+enum Look {
+    Fine,
+    Leave,
+    End(Ended),
+}
+
+impl Watch {
+    fn new(context: &Rc<Context>, moved: &Arc<Moved>) -> Self {
+        Self {
+            context: Rc::clone(context),
+            moved: Arc::clone(moved),
+            requests: 0,
+            read_then: 0,
+            quiet_since: Instant::now(),
+            // What is served began with bytes: the first head is under way.
+            head_since: Some(Instant::now()),
+            leaving: None,
+        }
+    }
+
+    /// Waits for the next moment worth a look.
+    ///
+    /// # Cancel safety
+    /// Safe: it only waits, and looks again the next time.
+    async fn next(&mut self) -> Look {
+        let shared = Arc::clone(&self.context.worker.shared);
+        let wait = tokio::time::sleep(WATCH);
+        match self.leaving {
+            Some(deadline) => {
+                tokio::time::sleep_until(deadline).await;
+                return Look::End(Ended::Drained);
+            }
+            None => tokio::select! {
+                () = wait => {}
+                deadline = shared.draining() => {
+                    self.leaving = Some(deadline);
+                    return Look::Leave;
+                }
+            },
+        }
+        self.look()
+    }
+
+    fn look(&mut self) -> Look {
+        let read = self.moved.read.load(Ordering::Relaxed);
+        let requests = self.context.requests.get();
+        let busy = self.context.in_flight.get() > 0 || requests != self.requests;
+        if busy {
+            self.requests = requests;
+            self.read_then = read;
+            self.quiet_since = Instant::now();
+            self.head_since = None;
+            return Look::Fine;
+        }
+        if self.context.version == Version::H1 && read != self.read_then {
+            let since = *self.head_since.get_or_insert_with(Instant::now);
+            if since.elapsed() > self.context.worker.shared.settings.limits.header_timeout {
+                return Look::End(Ended::HeadTooSlow);
+            }
+            return Look::Fine;
+        }
+        if self.quiet_since.elapsed() > KEEP_ALIVE {
+            return Look::End(Ended::Idle);
+        }
+        Look::Fine
+    }
+}
+
+/// Bytes that a connection moved.
+#[derive(Debug, Default)]
+struct Moved {
+    read: AtomicU64,
+    written: AtomicU64,
+}
+
+/// A stream whose bytes are counted.
+#[derive(Debug)]
+struct Counted {
+    stream: Stream,
+    moved: Arc<Moved>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let n = buf.filled().len().saturating_sub(before);
+        self.moved.read.fetch_add(n as u64, Ordering::Relaxed);
+        polled
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        if let Poll::Ready(Ok(n)) = polled {
+            self.moved.written.fetch_add(n as u64, Ordering::Relaxed);
+        }
+        polled
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        bufs: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        if let Poll::Ready(Ok(n)) = polled {
+            self.moved.written.fetch_add(n as u64, Ordering::Relaxed);
+        }
+        polled
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,76 @@
+//! The one record of a request, closed when its response body has ended.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use zeugma_core::verdict::Reason;
+
+use super::Context;
+use super::body::Source;
+use crate::account::Closed;
+
+/// A request's record under construction; accounted exactly once, at the latest when dropped.
+#[derive(Debug)]
+pub(crate) struct Record {
+    context: Rc<Context>,
+    closed: Option<Box<Closed>>,
+    source: Option<Source>,
+    began: Instant,
+}
+
+impl Record {
+    pub(crate) fn new(context: &Rc<Context>, closed: Closed) -> Self {
+        Self {
+            context: Rc::clone(context),
+            closed: Some(Box::new(closed)),
+            source: None,
+            began: Instant::now(),
+        }
+    }
+
+    /// What is known so far, to be added to.
+    pub(crate) fn facts(&mut self) -> Option<&mut Closed> {
+        self.closed.as_deref_mut()
+    }
+
+    /// Counts the request's body through this source.
+    pub(crate) fn counts(&mut self, source: Source) {
+        self.source = Some(source);
+    }
+
+    /// Counts bytes sent to the caller.
+    pub(crate) fn sent(&mut self, bytes: usize) {
+        if let Some(closed) = &mut self.closed {
+            closed.bytes_sent += bytes as u64;
+        }
+    }
+
+    /// Closes the record with the end of the response body, keeping an earlier reason.
+    pub(crate) fn body_ended(&mut self, ended: Result<(), String>) {
+        if let (Some(closed), Err(detail)) = (&mut self.closed, ended) {
+            closed.reason = Reason::UpstreamReset;
+            closed.detail = Some(detail);
+        }
+        self.account();
+    }
+
+    fn account(&mut self) {
+        let Some(mut closed) = self.closed.take() else { return };
+        closed.duration = self.began.elapsed();
+        if let Some(source) = &self.source {
+            closed.bytes_received = source.received();
+        }
+        self.context.worker.shared.account(&closed);
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if let Some(closed) = &mut self.closed {
+            if closed.reason == Reason::Completed {
+                closed.reason = Reason::DownstreamClosed;
+            }
+            self.account();
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The gateway's own answers: short, with the request's ID; the log with the same ID says why.
+
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Response, StatusCode, Version};
+use zeugma_core::verdict::Reason;
+
+use super::body::Outgoing;
+use super::headers::{REQUEST_ID, ZEUGMA_REASON};
+
+/// The status by which a reason is told.
+pub(crate) const fn status(reason: Reason) -> StatusCode {
+    match reason {
+        Reason::AuthorityMissing | Reason::RequestMalformed | Reason::PortNeeded => {
+            StatusCode::BAD_REQUEST
+        }
+        Reason::AuthorityUnknown | Reason::SniUnknown => StatusCode::NOT_FOUND,
+        Reason::Misdirected => StatusCode::MISDIRECTED_REQUEST,
+        Reason::Denied | Reason::NotAllowed | Reason::NotExported | Reason::SourceRefused => {
+            StatusCode::FORBIDDEN
+        }
+        Reason::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+        Reason::UpstreamProtocol | Reason::UpstreamReset => StatusCode::BAD_GATEWAY,
+        Reason::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+/// gRPC's code for a status (the mapping of gRPC's `http-grpc-status-mapping.md`).
+const fn grpc_status(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        400 => "13",
+        403 => "7",
+        404 => "12",
+        502..=504 => "14",
+        _ => "2",
+    }
+}
+
+/// The answer for `reason`; a gRPC caller gets it as a trailers-only response.
+pub(crate) fn reply(reason: Reason, request_id: &str, is_grpc: bool) -> Response<Outgoing> {
+    let status = status(reason);
+    let text = format!("zeugma: {} (request {request_id})\n", status.as_str());
+    let mut response = if is_grpc {
+        let mut response = Response::new(Outgoing::Empty);
+        *response.version_mut() = Version::HTTP_2;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from_static(grpc_status(status)));
+        if let Ok(message) = HeaderValue::try_from(text.trim_end()) {
+            headers.insert("grpc-message", message);
+        }
+        response
+    } else {
+        let mut response = Response::new(Outgoing::text(text));
+        *response.status_mut() = status;
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        response
+    };
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::try_from(request_id) {
+        headers.insert(REQUEST_ID, id);
+    }
+    if reason == Reason::NoLocalEndpoint {
+        headers.insert(ZEUGMA_REASON, HeaderValue::from_static(Reason::NoLocalEndpoint.label()));
+    }
+    response
+}

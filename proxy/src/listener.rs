@@ -1,0 +1,135 @@
+//! Accepting: sockets in, capped, to the least busy worker.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::mpsc;
+
+use crate::runtime::Shared;
+
+/// Connections the kernel queues for us.
+const BACKLOG: i32 = 4096;
+/// How long accepting pauses where it cannot go on (no descriptors, no memory).
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// A connection on its way to a worker.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub(crate) tcp: TcpStream,
+    pub(crate) source: SocketAddr,
+    pub(crate) listener: Arc<str>,
+    pub(crate) open: Open,
+}
+
+/// Counts a connection as open until dropped.
+#[derive(Debug)]
+pub(crate) struct Open {
+    shared: Arc<Shared>,
+    worker: Arc<AtomicUsize>,
+    listener: Arc<str>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.worker.fetch_sub(1, Ordering::Relaxed);
+        self.shared.open.fetch_sub(1, Ordering::Relaxed);
+        self.shared.metrics.ended(&self.listener);
+    }
+}
+
+/// The way to one worker.
+#[derive(Debug, Clone)]
+pub(crate) struct WorkerHandle {
+    pub(crate) sockets: mpsc::Sender<Accepted>,
+    pub(crate) open: Arc<AtomicUsize>,
+}
+
+/// Binds `address` for accepting.
+///
+/// # Errors
+/// As the operating system says: in use, not ours, not permitted.
+pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Accepts until cancelled.
+///
+/// # Cancel safety
+/// A connection is either still in the kernel's queue or on its way to a worker.
+pub(crate) async fn accept(
+    socket: tokio::net::TcpListener,
+    name: Arc<str>,
+    shared: Arc<Shared>,
+    workers: Arc<[WorkerHandle]>,
+) {
+    loop {
+        let accepted = socket.accept().await.and_then(|(tcp, source)| Ok((tcp.into_std()?, source)));
+        match accepted {
+            Ok((tcp, source)) => hand_over(tcp, source, &name, &shared, &workers),
+            Err(error) if is_of_that_connection(&error) => {}
+            Err(error) => {
+                tracing::error!(
+                    listener = %name, %error,
+                    "cannot accept; pausing. Raise the limit of open files if it is reached"
+                );
+                tokio::time::sleep(BACK_OFF).await;
+            }
+        }
+    }
+}
+
+fn hand_over(
+    tcp: TcpStream,
+    source: SocketAddr,
+    name: &Arc<str>,
+    shared: &Arc<Shared>,
+    workers: &[WorkerHandle],
+) {
+    if shared.open.load(Ordering::Relaxed) >= shared.settings.limits.connections {
+        shared.refuse_unseen(name, source, zeugma_core::verdict::Reason::ConnectionLimit);
+        return;
+    }
+    let Some(worker) = workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed))
+    else {
+        return;
+    };
+    worker.open.fetch_add(1, Ordering::Relaxed);
+    shared.open.fetch_add(1, Ordering::Relaxed);
+    shared.metrics.opened(name);
+    let open =
+        Open { shared: Arc::clone(shared), worker: Arc::clone(&worker.open), listener: name.clone() };
+    let accepted = Accepted { tcp, source, listener: name.clone(), open };
+    if let Err(mpsc::error::TrySendError::Full(accepted)) = worker.sockets.try_send(accepted) {
+        shared.refuse_unseen(name, accepted.source, zeugma_core::verdict::Reason::ConnectionLimit);
+    }
+}
+
+/// Errors that a connection in the queue had already met (accept(2)).
+fn is_of_that_connection(error: &io::Error) -> bool {
+    let Some(errno) = Errno::from_io_error(error) else { return false };
+    matches!(
+        errno,
+        Errno::CONNABORTED
+            | Errno::CONNRESET
+            | Errno::INTR
+            | Errno::AGAIN
+            | Errno::NETDOWN
+            | Errno::PROTO
+            | Errno::NOPROTOOPT
+            | Errno::HOSTDOWN
+            | Errno::NONET
+            | Errno::HOSTUNREACH
+            | Errno::OPNOTSUPP
+            | Errno::NETUNREACH
+    )
+}

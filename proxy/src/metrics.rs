@@ -1,0 +1,335 @@
+//! What is counted. One row here is one metric; no type of the metrics library leaves this file.
+
+use std::fmt::Write as _;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::account::Closed;
+
+/// The media type of [`Metrics::encode`].
+pub(crate) const CONTENT_TYPE: &str =
+    "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ended {
+    listener: String,
+    destination_service: String,
+    reason: String,
+    response_flags: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answered {
+    listener: String,
+    destination_service: String,
+    response_code: u16,
+    reason: String,
+    response_flags: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByListener {
+    listener: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Taken {
+    destination_service: String,
+    destination_backend: String,
+    level: usize,
+    why: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Retried {
+    destination_service: String,
+    cause: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refused {
+    side: String,
+    rule: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Mirrored {
+    destination_service: String,
+    mirror: String,
+    result: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByEndpoint {
+    destination_service: String,
+    destination_backend: String,
+    endpoint: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByLevel {
+    cluster: String,
+    level: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByResult {
+    what: String,
+    result: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByKind {
+    kind: String,
+}
+
+/// Every metric of a gateway.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    connections: Family<Ended, Counter>,
+    requests: Family<Answered, Counter>,
+    open: Family<ByListener, Gauge>,
+    sent: Family<ByListener, Counter>,
+    received: Family<ByListener, Counter>,
+    attempts: Family<Taken, Counter>,
+    retries: Family<Retried, Counter>,
+    refused: Family<Refused, Counter>,
+    mirrored: Family<Mirrored, Counter>,
+    healthy: Family<ByEndpoint, Gauge>,
+    share: Family<ByLevel, Gauge<f64, AtomicU64>>,
+    reloads: Family<ByResult, Counter>,
+    stale: Family<ByKind, Gauge>,
+    generation: Gauge,
+    svid_expiry: Gauge,
+    dropped: Family<ByKind, Counter>,
+    panics: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut this = Self {
+            registry: Registry::with_prefix("zeugma"),
+            connections: Family::default(),
+            requests: Family::default(),
+            open: Family::default(),
+            sent: Family::default(),
+            received: Family::default(),
+            attempts: Family::default(),
+            retries: Family::default(),
+            refused: Family::default(),
+            mirrored: Family::default(),
+            healthy: Family::default(),
+            share: Family::default(),
+            reloads: Family::default(),
+            stale: Family::default(),
+            generation: Gauge::default(),
+            svid_expiry: Gauge::default(),
+            dropped: Family::default(),
+            panics: Counter::default(),
+        };
+        this.register_traffic();
+        this.register_state();
+        this
+    }
+
+    fn register_traffic(&mut self) {
+        let r = &mut self.registry;
+        r.register("connections", "Connections ended, by reason", self.connections.clone());
+        r.register("requests", "HTTP requests answered, by status and reason", self.requests.clone());
+        r.register("connections_open", "Connections open now", self.open.clone());
+        r.register("bytes_sent", "Bytes sent to callers", self.sent.clone());
+        r.register("bytes_received", "Bytes received from callers", self.received.clone());
+        r.register("attempts", "Attempts at endpoints, by why the endpoint was chosen", self.attempts.clone());
+        r.register("retries", "Extra tries, by what failed before", self.retries.clone());
+        r.register(
+            "certificates_refused",
+            "Certificates refused, by the rule they break",
+            self.refused.clone(),
+        );
+        r.register("mirrored", "Mirrored requests, by what became of them", self.mirrored.clone());
+    }
+
+    fn register_state(&mut self) {
+        let r = &mut self.registry;
+        r.register("endpoint_healthy", "1 while an endpoint is used, 0 while not", self.healthy.clone());
+        r.register("level_share", "The share of traffic a level is given, 0 to 1", self.share.clone());
+        r.register("reloads", "Loads of files, by result", self.reloads.clone());
+        r.register(
+            "last_good_in_use",
+            "1 while files on disk are refused and their last good content serves",
+            self.stale.clone(),
+        );
+        r.register("config_generation", "The generation of the configuration served", self.generation.clone());
+        r.register(
+            "svid_expiry_timestamp_seconds",
+            "When the gateway's own SVID expires, Unix time",
+            self.svid_expiry.clone(),
+        );
+        r.register("dropped", "What was dropped because a queue was full", self.dropped.clone());
+        r.register("panics", "Connections ended by a panic", self.panics.clone());
+    }
+
+    /// Counts the end of a connection or request.
+    pub(crate) fn closed(&self, closed: &Closed) {
+        let listener = closed.listener.to_string();
+        let service = closed.service.as_deref().unwrap_or("unknown").to_owned();
+        let reason = closed.reason.label().to_owned();
+        let flags = closed.reason.flag().to_owned();
+        match &closed.request {
+            Some(request) => {
+                self.requests
+                    .get_or_create(&Answered {
+                        listener,
+                        destination_service: service,
+                        response_code: request.status,
+                        reason,
+                        response_flags: flags,
+                    })
+                    .inc();
+            }
+            None => {
+                let by = ByListener { listener: listener.clone() };
+                self.sent.get_or_create(&by).inc_by(closed.bytes_sent);
+                self.received.get_or_create(&by).inc_by(closed.bytes_received);
+                self.connections
+                    .get_or_create(&Ended {
+                        listener,
+                        destination_service: service,
+                        reason,
+                        response_flags: flags,
+                    })
+                    .inc();
+            }
+        }
+    }
+
+    pub(crate) fn opened(&self, listener: &str) {
+        self.open.get_or_create(&ByListener { listener: listener.to_owned() }).inc();
+    }
+
+    pub(crate) fn ended(&self, listener: &str) {
+        self.open.get_or_create(&ByListener { listener: listener.to_owned() }).dec();
+    }
+
+    pub(crate) fn attempt(&self, service: &str, backend: &str, level: usize, why: &str) {
+        self.attempts
+            .get_or_create(&Taken {
+                destination_service: service.to_owned(),
+                destination_backend: backend.to_owned(),
+                level,
+                why: why.to_owned(),
+            })
+            .inc();
+    }
+
+    pub(crate) fn retried(&self, service: &str, cause: &str) {
+        self.retries
+            .get_or_create(&Retried {
+                destination_service: service.to_owned(),
+                cause: cause.to_owned(),
+            })
+            .inc();
+    }
+
+    /// `side` is `downstream` for a caller's certificate and `upstream` for an endpoint's.
+    pub(crate) fn certificate_refused(&self, side: &str, rule: &str) {
+        self.refused
+            .get_or_create(&Refused { side: side.to_owned(), rule: rule.to_owned() })
+            .inc();
+    }
+
+    pub(crate) fn mirrored(&self, service: &str, mirror: &str, result: &str) {
+        self.mirrored
+            .get_or_create(&Mirrored {
+                destination_service: service.to_owned(),
+                mirror: mirror.to_owned(),
+                result: result.to_owned(),
+            })
+            .inc();
+    }
+
+    /// Forgets the endpoints and levels of an older configuration.
+    pub(crate) fn forget_targets(&self) {
+        self.healthy.clear();
+        self.share.clear();
+    }
+
+    pub(crate) fn endpoint_healthy(&self, service: &str, backend: &str, endpoint: &str, yes: bool) {
+        self.healthy
+            .get_or_create(&ByEndpoint {
+                destination_service: service.to_owned(),
+                destination_backend: backend.to_owned(),
+                endpoint: endpoint.to_owned(),
+            })
+            .set(i64::from(yes));
+    }
+
+    pub(crate) fn level_share(&self, cluster: &str, level: &str, share: f64) {
+        self.share
+            .get_or_create(&ByLevel { cluster: cluster.to_owned(), level: level.to_owned() })
+            .set(share);
+    }
+
+    /// Counts a load of `what` (`config` or `credentials`).
+    pub(crate) fn reloaded(&self, what: &str, good: bool) {
+        let result = if good { "applied" } else { "refused" };
+        self.reloads
+            .get_or_create(&ByResult { what: what.to_owned(), result: result.to_owned() })
+            .inc();
+        self.stale.get_or_create(&ByKind { kind: what.to_owned() }).set(i64::from(!good));
+    }
+
+    pub(crate) fn generation(&self, generation: u64) {
+        self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn svid_expiry(&self, unix_seconds: i64) {
+        self.svid_expiry.set(unix_seconds);
+    }
+
+    /// Counts what a full queue made us drop.
+    pub(crate) fn dropped(&self, kind: &str, n: u64) {
+        self.dropped.get_or_create(&ByKind { kind: kind.to_owned() }).inc_by(n);
+    }
+
+    /// Sets how many access-log lines were dropped.
+    pub(crate) fn log_dropped(&self, total: u64) {
+        let counter = self.dropped.get_or_create(&ByKind { kind: "access-log-lines".to_owned() });
+        counter.inc_by(total.saturating_sub(counter.get()));
+    }
+
+    pub(crate) fn panicked(&self) {
+        self.panics.inc();
+    }
+
+    /// All metrics as OpenMetrics text.
+    pub(crate) fn encode(&self) -> String {
+        let mut out = String::new();
+        if let Err(error) = text::encode(&mut out, &self.registry) {
+            // Writing to a String does not fail; should the encoder, the scrape says so.
+            out.clear();
+            drop(writeln!(out, "# metrics could not be encoded: {error}"));
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn label_values_from_the_network_are_escaped() {
+        let metrics = Metrics::new();
+        metrics.certificate_refused("downstream", "a\"b\nc\\");
+        let text = metrics.encode();
+        assert!(text.contains(r#"rule="a\"b\nc\\""#), "{text}");
+        assert!(text.ends_with("# EOF\n"));
+    }
+}

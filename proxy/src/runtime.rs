@@ -1,0 +1,289 @@
+//! Workers and the control thread, and what they share.
+//!
+//! A worker is a thread with a runtime of its own: its connections, pools and counters never leave
+//! it. The control thread does everything else. They share one published pointer, the credentials,
+//! atomics, and bounded channels.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinSet, LocalSet};
+use zeugma_core::fleet::Observation;
+use zeugma_core::retry::RetryBudget;
+use zeugma_core::shares::{ClusterShares, Shares};
+use zeugma_core::snapshot::{Cluster, ClusterIx, EndpointIx, EndpointKey, Failure, Snapshot};
+use zeugma_core::time::Time;
+use zeugma_core::verdict::Reason;
+use zeugma_xds::GatewaySettings;
+
+use crate::account::{AccessLog, Caller, Closed};
+use crate::connection;
+use crate::http::pool::Pool;
+use crate::listener::Accepted;
+use crate::metrics::Metrics;
+use crate::resolve::Names;
+use crate::tls::Credentials;
+
+/// Connections on their way to one worker.
+pub(crate) const SOCKETS_MAX: usize = 1024;
+/// Observations on their way to the control thread; more are dropped and counted.
+pub(crate) const OBSERVATIONS_MAX: usize = 65_536;
+
+/// A configuration and the shares computed from it: the one pointer that decisions are made from.
+#[derive(Debug)]
+pub(crate) struct Published {
+    /// Counts publications of another snapshot; shares alone do not raise it.
+    pub(crate) generation: u64,
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) shares: Arc<Shares>,
+}
+
+/// Whether the gateway serves or is on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Serving,
+    /// No new work; what is open may end until the deadline.
+    Draining {
+        deadline: tokio::time::Instant,
+    },
+}
+
+/// What all threads share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) published: ArcSwap<Published>,
+    pub(crate) credentials: ArcSwap<Credentials>,
+    pub(crate) names: ArcSwap<Names>,
+    pub(crate) settings: GatewaySettings,
+    pub(crate) metrics: Metrics,
+    pub(crate) log: AccessLog,
+    pub(crate) observations: mpsc::Sender<Observation>,
+    pub(crate) phase: watch::Receiver<Phase>,
+    pub(crate) ready: AtomicBool,
+    /// The xDS resources that serve, for `/config_dump`.
+    pub(crate) resources: ArcSwap<serde_json::Value>,
+    /// What is wrong with the files on disk, while their last good content serves.
+    pub(crate) findings: ArcSwap<serde_json::Value>,
+    pub(crate) open: AtomicUsize,
+    pub(crate) started: Instant,
+}
+
+impl Shared {
+    /// Now, as the core counts it.
+    pub(crate) fn now(&self) -> Time {
+        Time::from_origin(self.started.elapsed())
+    }
+
+    /// Tells of a connection that ended, or a request.
+    pub(crate) fn account(&self, closed: &Closed) {
+        self.metrics.closed(closed);
+        self.log.write(closed);
+    }
+
+    /// Tells of a connection that no worker saw.
+    pub(crate) fn refuse_unseen(&self, listener: &Arc<str>, source: SocketAddr, reason: Reason) {
+        self.account(&Closed {
+            listener: Arc::clone(listener),
+            source,
+            generation: self.published.load().generation,
+            caller: Caller::default(),
+            tls: None,
+            service: None,
+            destination: None,
+            request: None,
+            reason,
+            detail: None,
+            rule: None,
+            bytes_sent: 0,
+            bytes_received: 0,
+            duration: Duration::ZERO,
+        });
+    }
+
+    /// Waits until draining begins; returns its deadline.
+    ///
+    /// # Cancel safety
+    /// Safe: the phase is state, not a message.
+    pub(crate) async fn draining(&self) -> tokio::time::Instant {
+        let mut phase = self.phase.clone();
+        loop {
+            if let Phase::Draining { deadline } = *phase.borrow_and_update() {
+                return deadline;
+            }
+            if phase.changed().await.is_err() {
+                // The control thread is gone, and the process with it.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+/// One worker's own state.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) pool: Pool,
+    in_flight: RefCell<HashMap<EndpointKey, Rc<Cell<u32>>>>,
+    budgets: RefCell<HashMap<Arc<str>, RetryBudget>>,
+    mirrors: RefCell<HashMap<(Arc<str>, Arc<str>), Rc<Cell<usize>>>>,
+    draws: RefCell<fastrand::Rng>,
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            pool: Pool::default(),
+            in_flight: RefCell::default(),
+            budgets: RefCell::default(),
+            mirrors: RefCell::default(),
+            draws: RefCell::new(fastrand::Rng::new()),
+        }
+    }
+
+    /// A random number for one decision.
+    pub(crate) fn draw(&self) -> u64 {
+        self.draws.borrow_mut().u64(..)
+    }
+
+    /// How many connections or requests of this worker are at an endpoint.
+    pub(crate) fn load(&self, cluster: &Cluster, endpoint: EndpointIx) -> u32 {
+        self.in_flight
+            .borrow()
+            .get(&cluster.endpoint(endpoint).key)
+            .map_or(0, |count| count.get())
+    }
+
+    /// Counts one more at an endpoint until the guard is dropped.
+    pub(crate) fn enter(&self, key: &EndpointKey) -> InFlight {
+        let mut map = self.in_flight.borrow_mut();
+        let count = match map.get(key) {
+            Some(count) => Rc::clone(count),
+            None => Rc::clone(map.entry(key.clone()).or_default()),
+        };
+        count.set(count.get().saturating_add(1));
+        InFlight(count)
+    }
+
+    /// Tells the control thread how an attempt went.
+    pub(crate) fn observe(&self, key: &EndpointKey, result: Result<(), Failure>) {
+        let observation = Observation { key: key.clone(), result };
+        if self.shared.observations.try_send(observation).is_err() {
+            self.shared.metrics.dropped("observations", 1);
+        }
+    }
+
+    /// The retry budget of a cluster's route.
+    pub(crate) fn with_budget<T>(
+        &self,
+        cluster: &Cluster,
+        act: impl FnOnce(&mut RetryBudget, Time) -> T,
+    ) -> T {
+        let now = self.shared.now();
+        let mut budgets = self.budgets.borrow_mut();
+        act(budgets.entry(Arc::clone(&cluster.route)).or_default(), now)
+    }
+
+    /// The copies under way from a service to a mirror.
+    pub(crate) fn mirror_count(&self, service: &Arc<str>, mirror: &Arc<str>) -> Rc<Cell<usize>> {
+        let key = (Arc::clone(service), Arc::clone(mirror));
+        Rc::clone(self.mirrors.borrow_mut().entry(key).or_default())
+    }
+
+    /// Forgets what belongs to endpoints and routes that are no longer configured.
+    fn forget_unused(&self) {
+        self.in_flight.borrow_mut().retain(|_, count| Rc::strong_count(count) > 1);
+        self.mirrors.borrow_mut().retain(|_, count| Rc::strong_count(count) > 1);
+        let published = self.shared.published.load();
+        let routes: std::collections::HashSet<&str> =
+            published.snapshot.clusters.iter().map(|cluster| &*cluster.route).collect();
+        self.budgets.borrow_mut().retain(|route, _| routes.contains(&**route));
+    }
+}
+
+/// One connection or request counted at an endpoint.
+#[derive(Debug)]
+pub(crate) struct InFlight(Rc<Cell<u32>>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+impl Published {
+    /// The shares of a cluster.
+    ///
+    /// # Panics
+    /// Never: shares are computed for the snapshot they are published with.
+    #[expect(clippy::indexing_slicing, reason = "shares have one entry for each cluster")]
+    pub(crate) fn shares_of(&self, cluster: ClusterIx) -> &ClusterShares {
+        &self.shares.clusters[cluster.0]
+    }
+}
+
+/// How often a worker forgets what it no longer needs.
+const HOUSEKEEPING: Duration = Duration::from_secs(10);
+
+/// Runs one worker on this thread until its channel closes and its connections have ended or the
+/// drain deadline has passed.
+pub(crate) fn work(
+    shared: Arc<Shared>,
+    mut sockets: mpsc::Receiver<Accepted>,
+) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = LocalSet::new();
+    let worker = Rc::new(Worker::new(Arc::clone(&shared)));
+    local.block_on(&runtime, async move {
+        let mut open = JoinSet::new();
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        loop {
+            // Every arm is cancel-safe by its own documentation.
+            tokio::select! {
+                accepted = sockets.recv() => match accepted {
+                    Some(accepted) => start(&worker, accepted, &mut open),
+                    None => break,
+                },
+                Some(ended) = open.join_next() => note_panic(&shared, ended),
+                _ = housekeeping.tick() => {
+                    worker.forget_unused();
+                    worker.pool.evict_idle();
+                }
+            }
+        }
+        let deadline = shared.draining().await;
+        let finish = async {
+            while let Some(ended) = open.join_next().await {
+                note_panic(&shared, ended);
+            }
+        };
+        if tokio::time::timeout_at(deadline, finish).await.is_err() {
+            tracing::warn!(open = open.len(), "the drain deadline ends connections that are open");
+        }
+    });
+    Ok(())
+}
+
+fn start(worker: &Rc<Worker>, accepted: Accepted, open: &mut JoinSet<()>) {
+    let Accepted { tcp, source, listener, open: counted } = accepted;
+    match tcp.set_nonblocking(true).and_then(|()| TcpStream::from_std(tcp)) {
+        Ok(tcp) => {
+            open.spawn_local(connection::serve(Rc::clone(worker), tcp, source, listener, counted));
+        }
+        Err(error) => tracing::error!(%error, "an accepted connection cannot be registered"),
+    }
+}
+
+fn note_panic(shared: &Shared, ended: Result<(), tokio::task::JoinError>) {
+    if ended.is_err_and(|error| error.is_panic()) {
+        shared.metrics.panicked();
+    }
+}

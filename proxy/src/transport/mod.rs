@@ -1,0 +1,109 @@
+//! Byte streams to and from the gateway, and how they are opened.
+//!
+//! To add a transport: a file here, a variant of [`Stream`], and the two matches that open one
+//! (`connection.rs` for what is accepted, `upstream.rs` for what is connected).
+
+pub(crate) mod alert;
+pub(crate) mod mtls;
+pub(crate) mod prefixed;
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+pub(crate) use prefixed::Prefixed;
+
+/// One end of a connection.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    /// Bytes as they are; what was read ahead comes first.
+    Plain(Prefixed),
+    /// TLS ended here.
+    Terminated(Box<tokio_rustls::server::TlsStream<Prefixed>>),
+    /// TLS begun here.
+    Originated(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    /// A stream of which nothing was read ahead.
+    pub(crate) fn plain(tcp: TcpStream) -> Self {
+        Self::Plain(Prefixed::new(tcp, Vec::new()))
+    }
+
+    /// Puts back bytes that were read from a plain stream, before any that come next.
+    pub(crate) fn unread(&mut self, bytes: Vec<u8>) {
+        match self {
+            Self::Plain(stream) => stream.unread(bytes),
+            Self::Terminated(_) | Self::Originated(_) => {
+                debug_assert!(bytes.is_empty(), "only plain streams are read ahead");
+            }
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Terminated(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Originated(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Terminated(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Originated(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Terminated(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Originated(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Terminated(stream) => stream.is_write_vectored(),
+            Self::Originated(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Terminated(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Originated(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Terminated(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Originated(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

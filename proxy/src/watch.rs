@@ -1,0 +1,150 @@
+//! Files that changed: told by the kernel where it can, and found by looking where it cannot.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::mpsc;
+
+/// How long changes are gathered before they are told: files that belong together are replaced one
+/// after the other.
+const SETTLE: Duration = Duration::from_millis(100);
+/// How often everything is looked at, for file systems that tell nothing.
+const POLL: Duration = Duration::from_secs(5);
+/// Files of one folder that are looked at.
+const FILES_MAX: usize = 10_000;
+
+/// What a file looked like: when it was written, and how long it is.
+type Look = BTreeMap<PathBuf, (Option<SystemTime>, u64)>;
+
+/// Files and folders under watch.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    paths: Vec<PathBuf>,
+    seen: Look,
+    // Held: dropping it ends the watch.
+    watcher: Option<RecommendedWatcher>,
+    told: mpsc::Receiver<()>,
+    tell: mpsc::Sender<()>,
+}
+
+impl Watch {
+    pub(crate) fn new() -> Self {
+        let (tell, told) = mpsc::channel(1);
+        Self { paths: Vec::new(), seen: Look::new(), watcher: None, told, tell }
+    }
+
+    /// Watches these files and folders instead of those before.
+    pub(crate) fn set(&mut self, paths: Vec<PathBuf>) {
+        self.seen = look(&paths);
+        if paths == self.paths {
+            return;
+        }
+        let tell = self.tell.clone();
+        let watcher = notify::recommended_watcher(move |_event| {
+            // A full channel already says what is to be said.
+            drop(tell.try_send(()));
+        });
+        self.watcher = match watcher {
+            Ok(mut watcher) => {
+                let folders: std::collections::BTreeSet<&Path> =
+                    paths.iter().map(|path| folder_of(path)).collect();
+                for folder in folders {
+                    if let Err(error) = watcher.watch(folder, RecursiveMode::NonRecursive) {
+                        tracing::warn!(
+                            folder = %folder.display(), %error,
+                            "changes are not told by the kernel; looking every {POLL:?}"
+                        );
+                    }
+                }
+                Some(watcher)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "changes are not told by the kernel; looking every {POLL:?}");
+                None
+            }
+        };
+        self.paths = paths;
+    }
+
+    /// Waits until a watched file changed.
+    ///
+    /// # Cancel safety
+    /// A change that was not returned is found by the next call.
+    pub(crate) async fn changed(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.told.recv() => {
+                    tokio::time::sleep(SETTLE).await;
+                    while self.told.try_recv().is_ok() {}
+                }
+                () = tokio::time::sleep(POLL) => {}
+            }
+            let now = look(&self.paths);
+            if now != self.seen {
+                self.seen = now;
+                return;
+            }
+        }
+    }
+}
+
+/// The folder whose changes say that `path` changed; for a folder, itself.
+fn folder_of(path: &Path) -> &Path {
+    if path.is_dir() {
+        return path;
+    }
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn look(paths: &[PathBuf]) -> Look {
+    let mut seen = Look::new();
+    for path in paths {
+        note(&mut seen, path);
+        if let Ok(entries) = std::fs::read_dir(path) {
+            for entry in entries.flatten().take(FILES_MAX) {
+                note(&mut seen, &entry.path());
+            }
+        }
+    }
+    seen
+}
+
+fn note(seen: &mut Look, path: &Path) {
+    // Through links: Kubernetes replaces a link, not the file.
+    if let Ok(metadata) = std::fs::metadata(path)
+        && metadata.is_file()
+    {
+        seen.insert(path.to_owned(), (metadata.modified().ok(), metadata.len()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn is_told(watch: &mut Watch) -> bool {
+        tokio::time::timeout(Duration::from_secs(20), watch.changed()).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_write_a_rename_and_a_new_file_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.yaml");
+        std::fs::write(&file, "1").unwrap();
+        let mut watch = Watch::new();
+        watch.set(vec![file.clone(), folder.path().to_owned()]);
+        std::fs::write(&file, "22").unwrap();
+        assert!(is_told(&mut watch).await);
+        let next = folder.path().join(".a.next");
+        std::fs::write(&next, "333").unwrap();
+        std::fs::rename(&next, &file).unwrap();
+        assert!(is_told(&mut watch).await);
+        std::fs::write(folder.path().join("b.yaml"), "").unwrap();
+        assert!(is_told(&mut watch).await);
+    }
+}

@@ -1,0 +1,668 @@
+//! Clusters: where a service's traffic goes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use zeugma_core::locality::Locality;
+use zeugma_core::snapshot::{Address, EndpointTls, Failure};
+
+use super::rbac::id_matcher;
+use super::target::{self, Target};
+use super::{Context, Export, Scope, Service, cluster_name, levels, mirror_cluster_name};
+use crate::meta::{
+    AnyClusterMeta, ClusterMeta, EndpointMeta, ErrorRateMeta, ExportMeta, FailoverMeta,
+    InboundMeta, PassiveMeta, PeerMeta, PositionMeta, ProtocolMeta, RetriesMeta, ServiceMeta,
+    TimeoutsMeta,
+};
+use crate::model::defaults::{or_secs, passive_on, retry_on};
+use crate::model::scalar::Text;
+use crate::model::{
+    BalancePolicy, Document, InboundSpec, MeshPeer, MeshRoute, Port, ProtocolSpec, TooFewSpec,
+};
+use crate::pb::{self, cluster, core, endpoint, tls, upstream_http};
+
+/// Envoy's key for the metadata that picks a transport socket.
+const TRANSPORT_SOCKET_MATCH: &str = "envoy.transport_socket_match";
+/// Our key within it.
+pub(crate) const SOCKET: &str = "socket";
+
+/// The cluster of one service in one scope.
+pub(crate) fn service(
+    context: Context<'_>,
+    service: &Service<'_>,
+    scope: Scope,
+) -> cluster::Cluster {
+    let targets: Vec<Target> = service
+        .targets
+        .iter()
+        .filter(|target| scope == Scope::Outbound || target.peer.is_none())
+        .cloned()
+        .collect();
+    let described = (scope == Scope::Outbound).then(|| describe(service));
+    build(
+        context,
+        cluster_name(scope, &service.id),
+        service,
+        &targets,
+        described,
+    )
+}
+
+/// The clusters of a service's mirrors that are not another service's own.
+pub(crate) fn mirrors(
+    context: Context<'_>,
+    service: &Service<'_>,
+    services: &[Service<'_>],
+) -> Vec<cluster::Cluster> {
+    service
+        .mirrors(context, services)
+        .into_iter()
+        .filter_map(|(_, to, peer)| {
+            let peer = context.model.peer(peer.as_deref()?)?;
+            let written = to
+                .targets
+                .iter()
+                .find(|target| target.peer.as_deref() == Some(&peer.name))
+                .cloned();
+            let target = written.unwrap_or_else(|| {
+                target::peer_target(context.model, to.route, &to.port, peer, None)
+            });
+            let name = mirror_cluster_name(to, Some(&peer.name));
+            Some(build(context, name, to, &[target], None))
+        })
+        .collect()
+}
+
+fn describe(service: &Service<'_>) -> ServiceMeta {
+    let position = service.route.position("metadata.name");
+    ServiceMeta {
+        id: service.id.clone(),
+        port: service.port.port,
+        ports: service.route.ports().len(),
+        hosts: service.hosts(),
+        protocol: match service.port.protocol {
+            ProtocolSpec::Tcp => ProtocolMeta::Tcp,
+            ProtocolSpec::Http => ProtocolMeta::Http,
+        },
+        inbound: match service.inbound {
+            InboundSpec::Passthrough => InboundMeta::Passthrough,
+            InboundSpec::Terminate => InboundMeta::Terminate,
+        },
+        own: service
+            .has_own
+            .then(|| cluster_name(Scope::Own, &service.id)),
+        export: match &service.export {
+            Export::Nobody => ExportMeta::Nobody,
+            Export::To(peers) => ExportMeta::To(peers.clone()),
+            Export::AllPeers => ExportMeta::AllPeers,
+        },
+        position: PositionMeta {
+            file: position.file.to_string(),
+            line: position.line,
+        },
+    }
+}
+
+fn build(
+    context: Context<'_>,
+    name: String,
+    service: &Service<'_>,
+    targets: &[Target],
+    described: Option<ServiceMeta>,
+) -> cluster::Cluster {
+    let route = &service.route.spec;
+    let mut levels = levels::levels(
+        targets,
+        &context.node.locality,
+        &route.locality,
+        &route.failover,
+    );
+    if levels.is_empty() {
+        // A mirror's peer that `order` does not name.
+        levels.push((0..targets.len()).collect());
+    }
+    let is_dns = targets
+        .iter()
+        .flat_map(|target| &target.endpoints)
+        .any(|(address, _)| matches!(address, Address::Name(..)));
+    let kind = if is_dns {
+        cluster::cluster::DiscoveryType::StrictDns
+    } else {
+        cluster::cluster::DiscoveryType::Static
+    };
+    let meta = meta(service.route, &service.port, described);
+    cluster::Cluster {
+        cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(kind.into())),
+        connect_timeout: pb::duration(or_secs(route.timeouts.connect.as_ref(), 1)),
+        lb_policy: lb_policy(route.balance.policy).into(),
+        load_assignment: Some(assignment(&name, targets, &levels, meta.failover.start)),
+        transport_socket_matches: targets.iter().map(socket_match).collect(),
+        health_checks: health_check(service).into_iter().collect(),
+        outlier_detection: Some(outlier(service.route)),
+        circuit_breakers: Some(breakers(meta.retries.budget)),
+        common_lb_config: Some(cluster::cluster::CommonLbConfig {
+            // Envoy's panic uses what active checks found dead; we never do.
+            healthy_panic_threshold: Some(pb::percent::Percent { value: 0.0 }),
+            ..Default::default()
+        }),
+        typed_extension_protocol_options: protocol_options(targets, service.port.protocol),
+        respect_dns_ttl: is_dns,
+        metadata: Some(pb::metadata(&AnyClusterMeta::Traffic(Box::new(meta)))),
+        name,
+        ..Default::default()
+    }
+}
+
+fn lb_policy(policy: Option<BalancePolicy>) -> cluster::cluster::LbPolicy {
+    match policy.unwrap_or(BalancePolicy::LeastRequest) {
+        BalancePolicy::LeastRequest => cluster::cluster::LbPolicy::LeastRequest,
+        BalancePolicy::RoundRobin => cluster::cluster::LbPolicy::RoundRobin,
+        BalancePolicy::Random => cluster::cluster::LbPolicy::Random,
+    }
+}
+
+fn meta(route: &Document<MeshRoute>, port: &Port, described: Option<ServiceMeta>) -> ClusterMeta {
+    let spec = &route.spec;
+    let is_http = port.protocol == ProtocolSpec::Http;
+    let failover = &spec.failover;
+    let back = &failover.failback;
+    let passive = &spec.health.passive;
+    let over = passive
+        .error_rate
+        .over
+        .as_ref()
+        .map_or(0.5, |over| over.0.0);
+    let timeouts = &spec.timeouts;
+    let retries = &spec.retries;
+    ClusterMeta {
+        route: route.id(),
+        failover: FailoverMeta {
+            start: start(spec, port.protocol),
+            full: failover.full.as_ref().map_or(0.0, |full| full.0.0),
+            hold_millis: millis(or_secs(failover.hold.as_ref(), 0)),
+            failback_after_millis: millis(or_secs(
+                back.after.as_ref(),
+                if is_http { 60 } else { 300 },
+            )),
+            failback_ramp_millis: millis(or_secs(back.ramp.as_ref(), if is_http { 60 } else { 0 })),
+            use_all: failover
+                .too_few
+                .map_or(is_http, |what| what == TooFewSpec::UseAll),
+        },
+        passive: PassiveMeta {
+            on: causes(passive.on.as_ref().map_or_else(
+                || passive_on(port.protocol),
+                |on| on.iter().map(|c| c.0.0).collect(),
+            )),
+            // No share is over the whole: that is how it is switched off.
+            error_rate: (over < 1.0).then(|| ErrorRateMeta {
+                over,
+                requests: passive.error_rate.requests.unwrap_or(20),
+            }),
+            max_ejected: passive.max_ejected.as_ref().map_or(1.0, |share| share.0.0),
+            keep_at_least: passive.keep_at_least.unwrap_or(1),
+        },
+        timeouts: TimeoutsMeta {
+            connect_peer_millis: millis(or_secs(timeouts.connect.as_ref(), 3)),
+            response_headers_millis: millis(or_secs(timeouts.response_headers.as_ref(), 15)),
+            idle_millis: millis(or_secs(timeouts.idle.as_ref(), 3600)),
+            per_try_millis: timeouts.per_try.as_ref().and_then(|t| t.0.0).map(millis),
+        },
+        retries: RetriesMeta {
+            attempts: retries.attempts.unwrap_or(2),
+            on: causes(retries.on.as_ref().map_or_else(
+                || retry_on(port.protocol),
+                |on| on.iter().map(|c| c.0.0).collect(),
+            )),
+            budget: retries.budget.as_ref().map_or(0.2, |share| share.0.0),
+            buffer_bytes: retries.buffer.as_ref().map_or(64 * 1024, |size| size.0.0),
+            any_method: retries.any.unwrap_or(false),
+        },
+        service: described,
+    }
+}
+
+/// `failover.start` with its default.
+pub(crate) fn start(spec: &MeshRoute, protocol: ProtocolSpec) -> f64 {
+    spec.failover.start.as_ref().map_or(
+        match protocol {
+            ProtocolSpec::Http => 0.7,
+            ProtocolSpec::Tcp => 0.0,
+        },
+        |start| start.0.0,
+    )
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn causes(failures: Vec<Failure>) -> Vec<String> {
+    failures.into_iter().map(cause).collect()
+}
+
+/// A cause in one word.
+pub(crate) fn cause(failure: Failure) -> String {
+    match failure {
+        Failure::Connect => "connect".to_owned(),
+        Failure::RefusedStream => "refused-stream".to_owned(),
+        Failure::Reset => "reset".to_owned(),
+        Failure::Timeout => "timeout".to_owned(),
+        Failure::Status(status) => status.to_string(),
+        Failure::Unavailable => "unavailable".to_owned(),
+        Failure::NoLocalEndpoint => "no-local-endpoint".to_owned(),
+    }
+}
+
+fn assignment(
+    name: &str,
+    targets: &[Target],
+    levels: &[Vec<usize>],
+    start: f64,
+) -> endpoint::ClusterLoadAssignment {
+    let mut endpoints = Vec::new();
+    // Whole weights that give each peer the weight of one own endpoint of weight 1.
+    let unit = targets
+        .iter()
+        .filter(|target| target.peer.is_some())
+        .fold(1, |unit, target| lcm(unit, count(target)));
+    for (priority, level) in (0..).zip(levels) {
+        for target in level.iter().filter_map(|at| targets.get(*at)) {
+            endpoints.push(endpoint::LocalityLbEndpoints {
+                locality: Some(locality(&target.locality)),
+                lb_endpoints: target
+                    .endpoints
+                    .iter()
+                    .map(|(address, weight)| {
+                        let weight = match target.peer {
+                            Some(_) => unit / count(target),
+                            None => weight.saturating_mul(unit),
+                        };
+                        lb_endpoint(target, address, weight)
+                    })
+                    .collect(),
+                priority,
+                ..Default::default()
+            });
+        }
+    }
+    endpoint::ClusterLoadAssignment {
+        cluster_name: name.to_owned(),
+        endpoints,
+        policy: Some(endpoint::cluster_load_assignment::Policy {
+            overprovisioning_factor: pb::number(overprovisioning(start)),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// Envoy's factor for `full: 0%`, in percent: a level keeps all while `h * factor >= 100`. With
+/// `start: 0%` one healthy endpoint in a hundred keeps all.
+fn overprovisioning(start: f64) -> u32 {
+    let factor = (100.0 / start.max(0.01)).round().clamp(100.0, 10_000.0);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "whole and clamped to 100..10000"
+    )]
+    {
+        factor as u32
+    }
+}
+
+fn count(target: &Target) -> u32 {
+    u32::try_from(target.endpoints.len())
+        .unwrap_or(u32::MAX)
+        .max(1)
+}
+
+fn lcm(a: u32, b: u32) -> u32 {
+    let (mut x, mut y) = (a, b);
+    while y != 0 {
+        (x, y) = (y, x % y);
+    }
+    (a / x).saturating_mul(b)
+}
+
+fn locality(locality: &Locality) -> core::Locality {
+    core::Locality {
+        region: locality.region.to_string(),
+        zone: locality.zone.to_string(),
+        sub_zone: locality.subzone.to_string(),
+    }
+}
+
+fn lb_endpoint(target: &Target, address: &Address, weight: u32) -> endpoint::LbEndpoint {
+    let mut metadata = pb::metadata(&EndpointMeta {
+        backend: target.name().to_owned(),
+        peer: target.peer.clone(),
+        workload: target.tls == EndpointTls::Workload,
+        version: target.version,
+    });
+    metadata
+        .filter_metadata
+        .insert(TRANSPORT_SOCKET_MATCH.to_owned(), socket_key(target));
+    endpoint::LbEndpoint {
+        metadata: Some(metadata),
+        load_balancing_weight: pb::number(weight),
+        host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(
+            endpoint::Endpoint {
+                address: Some(match address {
+                    Address::Socket(socket) => pb::address(&socket.ip().to_string(), socket.port()),
+                    Address::Name(host, port) => pb::address(host.as_str(), *port),
+                }),
+                ..Default::default()
+            },
+        )),
+        ..Default::default()
+    }
+}
+
+fn socket_key(target: &Target) -> pb::Struct {
+    let value = pb::PbValue {
+        kind: Some(pb::Kind::StringValue(target.name().to_owned())),
+    };
+    pb::Struct {
+        fields: [(SOCKET.to_owned(), value)].into(),
+    }
+}
+
+fn socket_match(target: &Target) -> cluster::cluster::TransportSocketMatch {
+    let socket = match &target.tls {
+        EndpointTls::None | EndpointTls::Workload => {
+            socket("envoy.transport_sockets.raw_buffer", &pb::RawBuffer {})
+        }
+        EndpointTls::Mesh { sni, expected } => {
+            let sans = expected
+                .iter()
+                .map(|id| tls::SubjectAltNameMatcher {
+                    san_type: tls::subject_alt_name_matcher::SanType::Uri.into(),
+                    matcher: Some(id_matcher(id)),
+                    ..Default::default()
+                })
+                .collect();
+            socket(
+                "envoy.transport_sockets.tls",
+                &tls::UpstreamTlsContext {
+                    common_tls_context: Some(common_tls(sans)),
+                    sni: sni.to_string(),
+                    ..Default::default()
+                },
+            )
+        }
+    };
+    let socket = if target.proxy_protocol {
+        self::socket(
+            "envoy.transport_sockets.upstream_proxy_protocol",
+            &pb::ProxyProtocolUpstreamTransport {
+                config: Some(core::ProxyProtocolConfig {
+                    version: core::proxy_protocol_config::Version::V2.into(),
+                    ..Default::default()
+                }),
+                transport_socket: Some(socket),
+                ..Default::default()
+            },
+        )
+    } else {
+        socket
+    };
+    cluster::cluster::TransportSocketMatch {
+        name: target.name().to_owned(),
+        r#match: Some(socket_key(target)),
+        transport_socket: Some(socket),
+    }
+}
+
+/// A transport socket with its typed configuration.
+pub(crate) fn socket<M: prost::Message + prost::Name>(
+    name: &str,
+    message: &M,
+) -> core::TransportSocket {
+    core::TransportSocket {
+        name: name.to_owned(),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(pb::pack(
+            message,
+        ))),
+    }
+}
+
+/// Our SVID and trust bundles by SDS; TLS 1.3 alone.
+pub(crate) fn common_tls(sans: Vec<tls::SubjectAltNameMatcher>) -> tls::CommonTlsContext {
+    let secret = |name: &str| tls::SdsSecretConfig {
+        name: name.to_owned(),
+        sds_config: Some(ads()),
+    };
+    let version = tls::tls_parameters::TlsProtocol::TlSv13.into();
+    tls::CommonTlsContext {
+        tls_params: Some(tls::TlsParameters {
+            tls_minimum_protocol_version: version,
+            tls_maximum_protocol_version: version,
+            ..Default::default()
+        }),
+        tls_certificate_sds_secret_configs: vec![secret("default")],
+        validation_context_type: Some(
+            tls::common_tls_context::ValidationContextType::CombinedValidationContext(
+                tls::common_tls_context::CombinedCertificateValidationContext {
+                    default_validation_context: Some(tls::CertificateValidationContext {
+                        match_typed_subject_alt_names: sans,
+                        ..Default::default()
+                    }),
+                    validation_context_sds_secret_config: Some(secret("ROOTCA")),
+                    ..Default::default()
+                },
+            ),
+        ),
+        ..Default::default()
+    }
+}
+
+/// The stream that the resource itself came by.
+pub(crate) fn ads() -> core::ConfigSource {
+    core::ConfigSource {
+        resource_api_version: core::ApiVersion::V3.into(),
+        config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::Ads(
+            core::AggregatedConfigSource {},
+        )),
+        ..Default::default()
+    }
+}
+
+fn health_check(service: &Service<'_>) -> Option<core::HealthCheck> {
+    let active = service.route.spec.health.active.as_ref()?;
+    let checker = match &active.http {
+        Some(path) => core::health_check::HealthChecker::HttpHealthCheck(
+            core::health_check::HttpHealthCheck {
+                host: service
+                    .route
+                    .first_host()
+                    .map(|host| host.to_string())
+                    .unwrap_or_default(),
+                path: path.clone(),
+                // 2xx, where Envoy's own default is 200 alone.
+                expected_statuses: vec![pb::percent::Int64Range {
+                    start: 200,
+                    end: 300,
+                }],
+                ..Default::default()
+            },
+        ),
+        None => core::health_check::HealthChecker::TcpHealthCheck(
+            core::health_check::TcpHealthCheck::default(),
+        ),
+    };
+    Some(core::HealthCheck {
+        timeout: pb::duration(or_secs(active.timeout.as_ref(), 1)),
+        interval: pb::duration(or_secs(active.every.as_ref(), 5)),
+        healthy_threshold: pb::number(active.up.unwrap_or(2)),
+        unhealthy_threshold: pb::number(active.down.unwrap_or(3)),
+        health_checker: Some(checker),
+        ..Default::default()
+    })
+}
+
+fn outlier(route: &Document<MeshRoute>) -> cluster::OutlierDetection {
+    let passive = &route.spec.health.passive;
+    let eject = or_secs(passive.eject.as_ref(), 30);
+    let share = passive.max_ejected.as_ref().map_or(1.0, |share| share.0.0);
+    cluster::OutlierDetection {
+        consecutive_5xx: pb::number(passive.consecutive.unwrap_or(5)),
+        interval: pb::duration(Duration::from_secs(10)),
+        base_ejection_time: pb::duration(eject),
+        max_ejection_time: pb::duration(eject),
+        max_ejection_percent: pb::number(whole_percent(share)),
+        ..Default::default()
+    }
+}
+
+fn whole_percent(share: f64) -> u32 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a share is 0 to 1"
+    )]
+    {
+        (share.clamp(0.0, 1.0) * 100.0).round() as u32
+    }
+}
+
+fn breakers(budget: f64) -> cluster::CircuitBreakers {
+    use cluster::circuit_breakers::{Thresholds, thresholds::RetryBudget};
+
+    cluster::CircuitBreakers {
+        thresholds: vec![Thresholds {
+            // Ours are off unless written; Envoy's own default is 1024.
+            max_connections: pb::number(u32::MAX),
+            max_pending_requests: pb::number(u32::MAX),
+            max_requests: pb::number(u32::MAX),
+            retry_budget: Some(RetryBudget {
+                budget_percent: Some(pb::percent::Percent {
+                    value: budget * 100.0,
+                }),
+                min_retry_concurrency: pb::number(10),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+type Options = std::collections::HashMap<String, pb::Any>;
+
+/// The HTTP version for Envoy, which has one for the whole cluster.
+fn protocol_options(targets: &[Target], protocol: ProtocolSpec) -> Options {
+    use crate::meta::VersionMeta;
+    use upstream_http::http_protocol_options as options;
+
+    if protocol == ProtocolSpec::Tcp {
+        return Options::new();
+    }
+    let versions: BTreeMap<u8, VersionMeta> = targets
+        .iter()
+        .map(|target| (target.version as u8, target.version))
+        .collect();
+    let explicit = |config| {
+        options::UpstreamProtocolOptions::ExplicitHttpConfig(options::ExplicitHttpConfig {
+            protocol_config: Some(config),
+        })
+    };
+    let choice = match versions.values().next() {
+        Some(VersionMeta::H1) if versions.len() == 1 => explicit(
+            options::explicit_http_config::ProtocolConfig::HttpProtocolOptions(
+                core::Http1ProtocolOptions::default(),
+            ),
+        ),
+        Some(VersionMeta::H2) if versions.len() == 1 => explicit(
+            options::explicit_http_config::ProtocolConfig::Http2ProtocolOptions(
+                core::Http2ProtocolOptions::default(),
+            ),
+        ),
+        _ => options::UpstreamProtocolOptions::UseDownstreamProtocolConfig(
+            options::UseDownstreamHttpConfig {
+                http_protocol_options: Some(core::Http1ProtocolOptions::default()),
+                http2_protocol_options: Some(core::Http2ProtocolOptions::default()),
+                ..Default::default()
+            },
+        ),
+    };
+    packed_options(&upstream_http::HttpProtocolOptions {
+        upstream_protocol_options: Some(choice),
+        ..Default::default()
+    })
+}
+
+/// Envoy's key for HTTP options of a cluster.
+pub(crate) const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+fn packed_options(options: &upstream_http::HttpProtocolOptions) -> Options {
+    [(HTTP_OPTIONS.to_owned(), pb::pack(options))].into()
+}
+
+/// A peer's gateways.
+pub(crate) fn peer(peer: &Document<MeshPeer>) -> cluster::Cluster {
+    use upstream_http::http_protocol_options as options;
+
+    let spec = &peer.spec;
+    let name = format!("peer|{}", peer.name);
+    let target = Target {
+        names: vec![peer.name.clone()],
+        cluster: spec.cluster.0.0.clone(),
+        locality: spec.locality.0.clone(),
+        peer: Some(peer.name.clone()),
+        endpoints: spec
+            .gateways
+            .iter()
+            .map(|Text(gateway)| (target::address(gateway, 0), 1))
+            .collect(),
+        tls: EndpointTls::Mesh {
+            sni: "peer.zeugma.internal".into(),
+            expected: spec.spiffe_ids.iter().map(|id| id.0.clone()).collect(),
+        },
+        version: crate::meta::VersionMeta::H2,
+        proxy_protocol: false,
+    };
+    let http2 = core::Http2ProtocolOptions {
+        connection_keepalive: Some(core::KeepaliveSettings {
+            interval: pb::duration(or_secs(spec.keepalive.ping.as_ref(), 2)),
+            timeout: pb::duration(or_secs(spec.keepalive.timeout.as_ref(), 2)),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let is_dns = target
+        .endpoints
+        .iter()
+        .any(|(address, _)| matches!(address, Address::Name(..)));
+    let kind = if is_dns {
+        cluster::cluster::DiscoveryType::StrictDns
+    } else {
+        cluster::cluster::DiscoveryType::Static
+    };
+    cluster::Cluster {
+        cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(kind.into())),
+        connect_timeout: pb::duration(Duration::from_secs(3)),
+        load_assignment: Some(assignment(&name, &[target.clone()], &[vec![0]], 1.0)),
+        transport_socket_matches: vec![socket_match(&target)],
+        typed_extension_protocol_options: packed_options(&upstream_http::HttpProtocolOptions {
+            upstream_protocol_options: Some(options::UpstreamProtocolOptions::ExplicitHttpConfig(
+                options::ExplicitHttpConfig {
+                    protocol_config: Some(
+                        options::explicit_http_config::ProtocolConfig::Http2ProtocolOptions(http2),
+                    ),
+                },
+            )),
+            ..Default::default()
+        }),
+        respect_dns_ttl: is_dns,
+        metadata: Some(pb::metadata(&AnyClusterMeta::Peer(PeerMeta {
+            peer: peer.name.clone(),
+            cluster: spec.cluster.0.0.clone(),
+            locality: spec.locality.0.to_string(),
+            attests: spec.attests.iter().map(|td| td.0.to_string()).collect(),
+            sources: spec.sources.iter().map(|net| net.0.to_string()).collect(),
+        }))),
+        name,
+        ..Default::default()
+    }
+}

@@ -1,0 +1,295 @@
+//! Which backends are equally preferred, and which come first.
+
+use zeugma_core::locality::{Locality, Scope};
+
+use super::target::Target;
+use crate::model::scalar::Text;
+use crate::model::{FailoverSpec, LocalitySpec, ScopeSpec, Selector};
+
+/// The levels, preferred first, as indexes into `targets`; a target in none is not used.
+///
+/// The nearest level under `prefer` stays first; `order` follows if given; else all follow by
+/// distance. At equal distance own backends precede peers.
+pub(crate) fn levels(
+    targets: &[Target],
+    here: &Locality,
+    locality: &LocalitySpec,
+    failover: &FailoverSpec,
+) -> Vec<Vec<usize>> {
+    let prefer = scopes(locality);
+    let mut left: Vec<usize> = (0..targets.len())
+        .filter(|ix| {
+            targets.get(*ix).is_some_and(|target| {
+                !failover
+                    .never
+                    .iter()
+                    .any(|selector| selects(selector, target))
+            })
+        })
+        .collect();
+    let rank = |ix: &usize| {
+        targets.get(*ix).map_or((usize::MAX, true), |target| {
+            let distance = prefer
+                .iter()
+                .position(|scope| here.shares(&target.locality, *scope))
+                .unwrap_or(prefer.len());
+            (distance, target.peer.is_some())
+        })
+    };
+    let Some(order) = &failover.order else {
+        return by_rank(left, rank);
+    };
+    let mut levels = Vec::new();
+    if let Some(nearest) = left.iter().map(rank).min()
+        && nearest.0 < prefer.len()
+    {
+        let (first, rest) = left.into_iter().partition(|ix| rank(ix) == nearest);
+        levels.push(first);
+        left = rest;
+    }
+    for selector in order {
+        let (chosen, rest) = left.into_iter().partition(|ix| {
+            targets
+                .get(*ix)
+                .is_some_and(|target| selects(selector, target))
+        });
+        levels.extend(by_rank(chosen, rank));
+        left = rest;
+    }
+    levels
+}
+
+fn by_rank(mut chosen: Vec<usize>, rank: impl Fn(&usize) -> (usize, bool)) -> Vec<Vec<usize>> {
+    // Stable: inside a level the order written remains.
+    chosen.sort_by_key(&rank);
+    chosen
+        .chunk_by(|a, b| rank(a) == rank(b))
+        .map(<[usize]>::to_vec)
+        .collect()
+}
+
+/// Whether `selector` names `target`.
+pub(crate) fn selects(selector: &Selector, target: &Target) -> bool {
+    match selector {
+        Selector::Region(Text(region)) => *target.locality.region == *region.0,
+        Selector::Cluster(Text(cluster)) => target.cluster == cluster.0,
+        Selector::Backend(Text(backend)) => target.names.contains(&backend.0),
+    }
+}
+
+fn scopes(locality: &LocalitySpec) -> Vec<Scope> {
+    let Some(prefer) = &locality.prefer else {
+        return vec![Scope::Subzone, Scope::Zone, Scope::Region];
+    };
+    prefer
+        .iter()
+        .map(|scope| match scope {
+            ScopeSpec::Subzone => Scope::Subzone,
+            ScopeSpec::Zone => Scope::Zone,
+            ScopeSpec::Region => Scope::Region,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::scalar::Name;
+
+    /// `name@locality`, a peer with a `*` before its name.
+    fn targets(list: &[&str]) -> Vec<Target> {
+        list.iter()
+            .map(|text| {
+                let (name, locality) = text.split_once('@').unwrap();
+                let name_only = name.trim_start_matches('*');
+                let mut target = Target::for_test(name_only, Locality::parse(locality).unwrap());
+                if name.starts_with('*') {
+                    target.peer = Some(name_only.to_owned());
+                    target.cluster = name_only.to_owned();
+                }
+                target
+            })
+            .collect()
+    }
+
+    fn named(
+        here: &str,
+        list: &[&str],
+        prefer: Option<&[ScopeSpec]>,
+        failover: &FailoverSpec,
+    ) -> Vec<String> {
+        let targets = targets(list);
+        let locality = LocalitySpec {
+            prefer: prefer.map(<[ScopeSpec]>::to_vec),
+        };
+        levels(
+            &targets,
+            &Locality::parse(here).unwrap(),
+            &locality,
+            failover,
+        )
+        .iter()
+        .map(|level| {
+            level
+                .iter()
+                .map(|ix| targets[*ix].names[0].as_str())
+                .collect::<Vec<_>>()
+                .join("+")
+        })
+        .collect()
+    }
+
+    fn region(name: &str) -> Selector {
+        Selector::Region(Text(Name(name.to_owned())))
+    }
+
+    fn backend(name: &str) -> Selector {
+        Selector::Backend(Text(Name(name.to_owned())))
+    }
+
+    fn order(order: Vec<Selector>) -> FailoverSpec {
+        FailoverSpec {
+            order: Some(order),
+            ..Default::default()
+        }
+    }
+
+    const HERE: &str = "region1/zone1/subzone1";
+    const ALL: [&str; 5] = [
+        "other@region3/zone1",
+        "region@region1/zone2",
+        "subzone@region1/zone1/subzone1",
+        "target@region2/zone1",
+        "zone@region1/zone1/subzone2",
+    ];
+
+    // istio-failover-01 (istio pilot loadbalancer_test.go, 'Failover: all priorities'): same
+    // subzone, zone, region, failover target, other region get priorities 0 to 4.
+    #[test]
+    fn every_step_of_nearness_is_a_level() {
+        assert_eq!(
+            named(HERE, &ALL, None, &FailoverSpec::default()),
+            ["subzone", "zone", "region", "other+target"]
+        );
+        // With an order, what is not named is not used; Istio appends it as a last level.
+        assert_eq!(
+            named(
+                HERE,
+                &ALL,
+                None,
+                &order(vec![region("region1"), region("region2")])
+            ),
+            ["subzone", "zone", "region", "target"]
+        );
+        assert_eq!(
+            named(
+                HERE,
+                &ALL,
+                None,
+                &order(vec![
+                    region("region1"),
+                    region("region2"),
+                    region("region3")
+                ])
+            ),
+            ["subzone", "zone", "region", "target", "other"]
+        );
+    }
+
+    // istio-failover-02 ('priorities with gaps'): levels that nobody is in are left out.
+    #[test]
+    fn gaps_are_closed() {
+        assert_eq!(
+            named(
+                HERE,
+                &["zone@region1/zone1/subzone2", "target@region2/zone1"],
+                None,
+                &FailoverSpec::default()
+            ),
+            ["zone", "target"]
+        );
+    }
+
+    // istio-failoverPriority-02: a narrower match counts only if all wider ones match.
+    #[test]
+    fn a_zone_of_the_same_name_in_another_region_is_not_near() {
+        assert_eq!(
+            named(
+                HERE,
+                &["far@region2/zone1/subzone1", "near@region1/zone9"],
+                None,
+                &FailoverSpec::default()
+            ),
+            ["near", "far"]
+        );
+    }
+
+    #[test]
+    fn at_equal_distance_own_backends_precede_peers() {
+        assert_eq!(
+            named(
+                HERE,
+                &["*west@region2", "a@region2", "*near@region1", "b@region1"],
+                None,
+                &FailoverSpec::default()
+            ),
+            ["b", "near", "a", "west"]
+        );
+    }
+
+    #[test]
+    fn the_nearest_level_stays_first_and_order_may_put_a_near_one_last() {
+        assert_eq!(
+            named(
+                "eu/eu-1",
+                &["eu-2@eu/eu-2", "eu-1@eu/eu-1", "*west@us/us-1", "*north@no"],
+                None,
+                &order(vec![region("us"), backend("north"), backend("eu-2")])
+            ),
+            ["eu-1", "west", "north", "eu-2"]
+        );
+    }
+
+    #[test]
+    fn what_order_does_not_name_is_not_used_and_never_wins() {
+        let list = ["eu-1@eu/eu-1", "eu-2@eu/eu-2", "*west@us/us-1"];
+        assert_eq!(
+            named("eu/eu-1", &list, None, &order(vec![region("us")])),
+            ["eu-1", "west"]
+        );
+        assert_eq!(
+            named(
+                "eu/eu-1",
+                &list,
+                None,
+                &FailoverSpec {
+                    never: vec![backend("eu-1")],
+                    ..order(vec![region("eu"), region("us")])
+                }
+            ),
+            ["eu-2", "west"]
+        );
+    }
+
+    #[test]
+    fn prefer_says_which_steps_count() {
+        let list = ["a@eu/eu-1/r1", "b@eu/eu-1/r2", "c@eu/eu-2", "d@us"];
+        let named = |prefer| named("eu/eu-1/r1", &list, Some(prefer), &FailoverSpec::default());
+        assert_eq!(named(&[ScopeSpec::Region]), ["a+b+c", "d"]);
+        assert_eq!(named(&[ScopeSpec::Zone]), ["a+b", "c+d"]);
+        assert_eq!(named(&[]), ["a+b+c+d"]);
+    }
+
+    #[test]
+    fn where_nothing_is_preferred_order_alone_decides() {
+        assert_eq!(
+            named(
+                "asia",
+                &["a@eu/eu-1", "*west@us/us-1"],
+                None,
+                &order(vec![region("us"), region("eu")])
+            ),
+            ["west", "a"]
+        );
+    }
+}

@@ -1,0 +1,516 @@
+//! Listeners and routes: who may reach which service.
+
+use std::collections::HashMap;
+
+use super::clusters::{ads, common_tls, socket};
+use super::rbac::rules;
+use super::{Context, Scope, Service, cluster_name, mirror_cluster_name};
+use crate::meta::{ListenerMeta, MirrorMeta, RouteMeta};
+use crate::model::defaults::or_secs;
+use crate::model::{InboundSpec, ListenerSpec, ProtocolSpec, RoleSpec};
+use crate::pb::{self, hcm, http_rbac, listener, network_rbac, percent, rbac, route, tcp_proxy};
+
+/// The chain that takes plaintext HTTP.
+const PLAINTEXT: &str = "plaintext";
+/// The HTTP filters that a virtual host's rules replace.
+pub(crate) const DENY: &str = "dev.zeugma.deny";
+/// See [`DENY`].
+pub(crate) const ALLOW: &str = "dev.zeugma.allow";
+
+/// One listener; `None` for a one-route listener whose route this gateway does not carry.
+pub(crate) fn listener(
+    context: Context<'_>,
+    services: &[Service<'_>],
+    name: &str,
+) -> Option<listener::Listener> {
+    let spec = context.gateway.spec.listeners.get(name)?;
+    let only = match &spec.route {
+        None => None,
+        Some(reference) => {
+            let id = reference.0.id(&context.gateway.namespace);
+            let only = services.iter().find(|service| service.route.id() == id)?;
+            Some(only)
+        }
+    };
+    let mut filter_chains = match only {
+        Some(service) => vec![plain_tcp(context, service, name)],
+        None => chains(context, services, name, spec),
+    };
+    for chain in &mut filter_chains {
+        if let Some(matched) = &mut chain.filter_chain_match {
+            matched.source_prefix_ranges =
+                spec.sources.iter().map(|net| pb::cidr(&net.0)).collect();
+        }
+    }
+    let inspects = only.is_none();
+    Some(listener::Listener {
+        name: name.to_owned(),
+        address: Some(pb::address(
+            &spec.address.0.ip().to_string(),
+            spec.address.0.port(),
+        )),
+        filter_chains,
+        listener_filters: inspects.then(inspector).into_iter().collect(),
+        listener_filters_timeout: pb::duration(or_secs(
+            context.gateway.spec.limits.handshake_timeout.as_ref(),
+            10,
+        )),
+        metadata: Some(pb::metadata(&ListenerMeta {
+            mesh: spec.role == RoleSpec::Mesh,
+            only: only.map(|service| service.id.clone()),
+            sources: spec.sources.iter().map(|net| net.0.to_string()).collect(),
+        })),
+        ..Default::default()
+    })
+}
+
+fn inspector() -> listener::ListenerFilter {
+    listener::ListenerFilter {
+        name: "envoy.filters.listener.tls_inspector".to_owned(),
+        config_type: Some(listener::listener_filter::ConfigType::TypedConfig(
+            pb::pack(&pb::TlsInspector::default()),
+        )),
+        ..Default::default()
+    }
+}
+
+/// Whether a service is reachable by name on a listener of this role.
+fn is_reachable(service: &Service<'_>, role: RoleSpec) -> bool {
+    match role {
+        RoleSpec::Mesh => service.export != super::Export::Nobody,
+        RoleSpec::Workloads => true,
+    }
+}
+
+const fn scope(role: RoleSpec) -> Scope {
+    match role {
+        RoleSpec::Mesh => Scope::Own,
+        RoleSpec::Workloads => Scope::Outbound,
+    }
+}
+
+fn chains(
+    context: Context<'_>,
+    services: &[Service<'_>],
+    name: &str,
+    spec: &ListenerSpec,
+) -> Vec<listener::FilterChain> {
+    let reachable: Vec<&Service<'_>> = services
+        .iter()
+        .filter(|service| is_reachable(service, spec.role))
+        .collect();
+    let mut chains: Vec<listener::FilterChain> = reachable
+        .iter()
+        .map(|service| by_sni(context, service, name, spec.role))
+        .collect();
+    let mut bare: Vec<String> = Vec::new();
+    for service in &reachable {
+        let id = service.route.id();
+        if is_bare_http(service) && !bare.contains(&id) {
+            chains.push(bare_http(service, name, spec.role));
+            bare.push(id);
+        }
+    }
+    let has_http = reachable
+        .iter()
+        .any(|service| service.port.protocol == ProtocolSpec::Http);
+    if spec.role == RoleSpec::Workloads && has_http {
+        chains.push(listener::FilterChain {
+            name: PLAINTEXT.to_owned(),
+            filter_chain_match: Some(listener::FilterChainMatch {
+                transport_protocol: "raw_buffer".to_owned(),
+                ..Default::default()
+            }),
+            filters: vec![http_manager(&all_hosts(name), false)],
+            ..Default::default()
+        });
+    }
+    chains
+}
+
+/// Whether a bare host leads to this service once its authority names the port.
+fn is_bare_http(service: &Service<'_>) -> bool {
+    !service.is_bare
+        && service.route.ports().len() > 1
+        && service.port.protocol == ProtocolSpec::Http
+        && service.inbound == InboundSpec::Terminate
+}
+
+fn by_sni(
+    context: Context<'_>,
+    service: &Service<'_>,
+    name: &str,
+    role: RoleSpec,
+) -> listener::FilterChain {
+    let mut server_names = if service.is_bare {
+        service.hosts()
+    } else {
+        Vec::new()
+    };
+    server_names.extend(
+        service
+            .exact_hosts()
+            .map(|host| format!("outbound_.{}_._.{host}", service.port.port)),
+    );
+    let terminates = service.inbound == InboundSpec::Terminate;
+    let filters = if terminates && service.port.protocol == ProtocolSpec::Http {
+        vec![http_manager(&one_service(name, &service.id), true)]
+    } else {
+        tcp_filters(context, service, name, scope(role))
+    };
+    listener::FilterChain {
+        name: service.id.clone(),
+        filter_chain_match: Some(listener::FilterChainMatch {
+            server_names,
+            transport_protocol: "tls".to_owned(),
+            ..Default::default()
+        }),
+        filters,
+        transport_socket: terminates.then(downstream_tls),
+        ..Default::default()
+    }
+}
+
+fn bare_http(service: &Service<'_>, name: &str, role: RoleSpec) -> listener::FilterChain {
+    debug_assert!(is_reachable(service, role));
+    listener::FilterChain {
+        name: service.route.id(),
+        filter_chain_match: Some(listener::FilterChainMatch {
+            server_names: service.hosts(),
+            transport_protocol: "tls".to_owned(),
+            ..Default::default()
+        }),
+        filters: vec![http_manager(&one_service(name, &service.route.id()), true)],
+        transport_socket: Some(downstream_tls()),
+        ..Default::default()
+    }
+}
+
+fn plain_tcp(context: Context<'_>, service: &Service<'_>, name: &str) -> listener::FilterChain {
+    listener::FilterChain {
+        name: service.id.clone(),
+        filter_chain_match: Some(listener::FilterChainMatch::default()),
+        filters: tcp_filters(context, service, name, Scope::Outbound),
+        ..Default::default()
+    }
+}
+
+fn downstream_tls() -> pb::core::TransportSocket {
+    socket(
+        "envoy.transport_sockets.tls",
+        &pb::tls::DownstreamTlsContext {
+            common_tls_context: Some(common_tls(Vec::new())),
+            require_client_certificate: pb::boolean(true),
+            disable_stateful_session_resumption: true,
+            session_ticket_keys_type: Some(
+                pb::tls::downstream_tls_context::SessionTicketKeysType::DisableStatelessSessionResumption(true),
+            ),
+            ..Default::default()
+        },
+    )
+}
+
+fn filter<M: prost::Message + prost::Name>(name: &str, message: &M) -> listener::Filter {
+    listener::Filter {
+        name: name.to_owned(),
+        config_type: Some(listener::filter::ConfigType::TypedConfig(pb::pack(message))),
+    }
+}
+
+fn tcp_filters(
+    context: Context<'_>,
+    service: &Service<'_>,
+    name: &str,
+    scope: Scope,
+) -> Vec<listener::Filter> {
+    let (allow, deny) = rules(
+        context.model,
+        context.gateway,
+        context.node,
+        service.route,
+        name,
+    );
+    let rbac = |name: &str, rules: rbac::Rbac| {
+        filter(
+            name,
+            &network_rbac::Rbac {
+                rules: Some(rules),
+                stat_prefix: name.to_owned(),
+                ..Default::default()
+            },
+        )
+    };
+    vec![
+        rbac(DENY, deny),
+        rbac(ALLOW, allow),
+        filter(
+            "envoy.filters.network.tcp_proxy",
+            &tcp_proxy::TcpProxy {
+                stat_prefix: service.id.clone(),
+                idle_timeout: pb::duration(or_secs(
+                    service.route.spec.timeouts.idle.as_ref(),
+                    3600,
+                )),
+                max_connect_attempts: pb::number(
+                    service.route.spec.retries.attempts.unwrap_or(2) + 1,
+                ),
+                cluster_specifier: Some(tcp_proxy::tcp_proxy::ClusterSpecifier::Cluster(
+                    cluster_name(scope, &service.id),
+                )),
+                ..Default::default()
+            },
+        ),
+    ]
+}
+
+/// The routes of one chain.
+fn one_service(listener: &str, id: &str) -> String {
+    format!("{listener}|{id}")
+}
+
+/// The routes of a listener's plaintext chain.
+fn all_hosts(listener: &str) -> String {
+    format!("{listener}|*")
+}
+
+fn http_manager(routes: &str, has_identity: bool) -> listener::Filter {
+    let http_filter = |name: &str, message: pb::Any| hcm::HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(message)),
+        ..Default::default()
+    };
+    let forward = if has_identity {
+        hcm::http_connection_manager::ForwardClientCertDetails::SanitizeSet
+    } else {
+        hcm::http_connection_manager::ForwardClientCertDetails::Sanitize
+    };
+    filter(
+        "envoy.filters.network.http_connection_manager",
+        &hcm::HttpConnectionManager {
+            stat_prefix: routes.to_owned(),
+            route_specifier: Some(hcm::http_connection_manager::RouteSpecifier::Rds(
+                hcm::Rds {
+                    config_source: Some(ads()),
+                    route_config_name: routes.to_owned(),
+                },
+            )),
+            forward_client_cert_details: forward.into(),
+            set_current_client_cert_details: has_identity.then(|| {
+                hcm::http_connection_manager::SetCurrentClientCertDetails {
+                    uri: true,
+                    ..Default::default()
+                }
+            }),
+            upgrade_configs: vec![hcm::http_connection_manager::UpgradeConfig {
+                upgrade_type: "websocket".to_owned(),
+                ..Default::default()
+            }],
+            strip_trailing_host_dot: true,
+            http_filters: vec![
+                http_filter(DENY, pb::pack(&http_rbac::Rbac::default())),
+                http_filter(ALLOW, pb::pack(&http_rbac::Rbac::default())),
+                http_filter(
+                    "envoy.filters.http.router",
+                    pb::pack(&pb::Router::default()),
+                ),
+            ],
+            ..Default::default()
+        },
+    )
+}
+
+/// Every route configuration that the listeners name.
+pub(crate) fn routes(
+    context: Context<'_>,
+    services: &[Service<'_>],
+) -> Vec<route::RouteConfiguration> {
+    let mut configs = Vec::new();
+    for name in context.gateway.listeners_as_written() {
+        let Some(spec) = context.gateway.spec.listeners.get(name) else {
+            continue;
+        };
+        if spec.route.is_some() {
+            continue;
+        }
+        let http: Vec<&Service<'_>> = services
+            .iter()
+            .filter(|service| is_reachable(service, spec.role))
+            .filter(|service| service.port.protocol == ProtocolSpec::Http)
+            .collect();
+        let host = |service: &Service<'_>, domains| {
+            virtual_host(context, services, service, name, scope(spec.role), domains)
+        };
+        for service in &http {
+            if service.inbound == InboundSpec::Terminate {
+                configs.push(config(
+                    one_service(name, &service.id),
+                    vec![host(service, vec!["*".to_owned()])],
+                ));
+            }
+        }
+        let mut bare: Vec<(String, Vec<route::VirtualHost>)> = Vec::new();
+        for service in http.iter().filter(|service| is_bare_http(service)) {
+            let id = service.route.id();
+            let built = host(service, domains(service));
+            match bare.iter_mut().find(|(known, _)| *known == id) {
+                Some((_, hosts)) => hosts.push(built),
+                None => bare.push((id, vec![built])),
+            }
+        }
+        for (id, hosts) in bare {
+            configs.push(config(one_service(name, &id), hosts));
+        }
+        if spec.role == RoleSpec::Workloads && !http.is_empty() {
+            let hosts = http
+                .iter()
+                .map(|service| host(service, domains(service)))
+                .collect();
+            configs.push(config(all_hosts(name), hosts));
+        }
+    }
+    configs
+}
+
+fn config(name: String, virtual_hosts: Vec<route::VirtualHost>) -> route::RouteConfiguration {
+    route::RouteConfiguration {
+        name,
+        virtual_hosts,
+        ..Default::default()
+    }
+}
+
+/// The authorities that name a service.
+fn domains(service: &Service<'_>) -> Vec<String> {
+    let mut domains = Vec::new();
+    for host in service.hosts() {
+        domains.push(format!("{host}:{}", service.port.port));
+        if service.is_bare {
+            domains.push(host);
+        }
+    }
+    domains
+}
+
+fn virtual_host(
+    context: Context<'_>,
+    services: &[Service<'_>],
+    service: &Service<'_>,
+    listener: &str,
+    scope: Scope,
+    domains: Vec<String>,
+) -> route::VirtualHost {
+    let (allow, deny) = rules(
+        context.model,
+        context.gateway,
+        context.node,
+        service.route,
+        listener,
+    );
+    let per_route = |rules: rbac::Rbac| {
+        pb::pack(&http_rbac::RbacPerRoute {
+            rbac: Some(http_rbac::Rbac {
+                rules: Some(rules),
+                ..Default::default()
+            }),
+        })
+    };
+    route::VirtualHost {
+        name: service.id.clone(),
+        domains,
+        routes: vec![one_route(context, services, service, scope)],
+        typed_per_filter_config: HashMap::from([
+            (ALLOW.to_owned(), per_route(allow)),
+            (DENY.to_owned(), per_route(deny)),
+        ]),
+        ..Default::default()
+    }
+}
+
+fn one_route(
+    context: Context<'_>,
+    services: &[Service<'_>],
+    service: &Service<'_>,
+    scope: Scope,
+) -> route::Route {
+    let mirrors = service.mirrors(context, services);
+    let specs = &service.route.spec.mirror;
+    let meta = mirrors
+        .iter()
+        .filter_map(|(at, to, _)| {
+            let spec = specs.get(*at)?;
+            Some(MirrorMeta {
+                route: to.route.id(),
+                host: to
+                    .route
+                    .first_host()
+                    .map(|host| host.to_string())
+                    .unwrap_or_default(),
+                timeout_millis: u64::try_from(or_secs(spec.timeout.as_ref(), 2).as_millis())
+                    .unwrap_or(u64::MAX),
+                body_bytes_max: spec.body_limit.as_ref().map_or(1 << 20, |size| size.0.0),
+                in_flight_max: spec.in_flight.unwrap_or(64),
+            })
+        })
+        .collect();
+    let policies = mirrors
+        .iter()
+        .filter_map(|(at, to, peer)| {
+            let share = specs
+                .get(*at)?
+                .percent
+                .as_ref()
+                .map_or(1.0, |share| share.0.0);
+            Some(route::route_action::RequestMirrorPolicy {
+                cluster: mirror_cluster_name(to, peer.as_deref()),
+                runtime_fraction: Some(pb::core::RuntimeFractionalPercent {
+                    default_value: Some(millionths(share)),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            })
+        })
+        .collect();
+    let timeouts = &service.route.spec.timeouts;
+    let retries = &service.route.spec.retries;
+    route::Route {
+        r#match: Some(route::RouteMatch {
+            path_specifier: Some(route::route_match::PathSpecifier::Prefix("/".to_owned())),
+            ..Default::default()
+        }),
+        metadata: Some(pb::metadata(&RouteMeta { mirrors: meta })),
+        action: Some(route::route::Action::Route(route::RouteAction {
+            cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(
+                cluster_name(scope, &service.id),
+            )),
+            // Streams have no total limit.
+            timeout: pb::duration(std::time::Duration::ZERO),
+            idle_timeout: pb::duration(or_secs(timeouts.idle.as_ref(), 3600)),
+            retry_policy: Some(route::RetryPolicy {
+                retry_on: "connect-failure,refused-stream,reset-before-request,retriable-status-codes,unavailable".to_owned(),
+                num_retries: pb::number(retries.attempts.unwrap_or(2)),
+                per_try_timeout: timeouts
+                    .per_try
+                    .as_ref()
+                    .and_then(|limit| pb::duration(limit.0.0?)),
+                retriable_status_codes: vec![502, 503, 504],
+                ..Default::default()
+            }),
+            request_mirror_policies: policies,
+            ..Default::default()
+        })),
+        ..Default::default()
+    }
+}
+
+fn millionths(share: f64) -> percent::FractionalPercent {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a share is 0 to 1"
+    )]
+    let numerator = (share.clamp(0.0, 1.0) * 1e6).round() as u32;
+    percent::FractionalPercent {
+        numerator,
+        denominator: percent::fractional_percent::DenominatorType::Million.into(),
+    }
+}

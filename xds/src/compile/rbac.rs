@@ -1,0 +1,219 @@
+//! `allow` and `deny` as Envoy's RBAC.
+
+use std::collections::HashMap;
+
+use zeugma_core::identity::IdPattern;
+use zeugma_core::snapshot::{Node, PathPattern};
+
+use crate::meta::PositionMeta;
+use crate::model::{Document, MeshGateway, MeshRoute, Model, RuleSpec};
+use crate::pb::{self, matcher, rbac};
+
+/// The name of a policy says the rule's place in its list, its listeners, and where it is written;
+/// Envoy shows it in logs and counters.
+pub(crate) fn policy_name(at: usize, listeners: &[String], position: &PositionMeta) -> String {
+    let listeners = if listeners.is_empty() {
+        "any listener".to_owned()
+    } else {
+        format!("listeners {}", listeners.join(","))
+    };
+    format!("{at:04} {listeners} at {}:{}", position.file, position.line)
+}
+
+/// The rules of `route` on one listener, `allow` and `deny`.
+///
+/// Left out is what can never match on this gateway: another cluster's listeners alone, or an
+/// identity that only this gateway itself could have attested.
+pub(crate) fn rules(
+    model: &Model,
+    gateway: &Document<MeshGateway>,
+    node: &Node,
+    route: &Document<MeshRoute>,
+    listener: &str,
+) -> (rbac::Rbac, rbac::Rbac) {
+    let list = |name: &str, specs: &[RuleSpec], action: rbac::rbac::Action| {
+        let mut policies = HashMap::new();
+        for (at, spec) in specs.iter().enumerate() {
+            let Some(here) = on_this_gateway(model, gateway, node, spec) else {
+                continue;
+            };
+            if !here.listeners.is_empty() && !here.listeners.iter().any(|name| name == listener) {
+                continue;
+            }
+            let position = route.position(&format!("spec.{name}[{at}]"));
+            let position = PositionMeta {
+                file: position.file.to_string(),
+                line: position.line,
+            };
+            policies.insert(
+                policy_name(at, &here.listeners, &position),
+                policy(spec, &here.via),
+            );
+        }
+        rbac::Rbac {
+            action: action.into(),
+            policies,
+            ..Default::default()
+        }
+    };
+    (
+        list("allow", &route.spec.allow, rbac::rbac::Action::Allow),
+        list("deny", &route.spec.deny, rbac::rbac::Action::Deny),
+    )
+}
+
+struct Here {
+    listeners: Vec<String>,
+    via: Vec<String>,
+}
+
+fn on_this_gateway(
+    model: &Model,
+    gateway: &Document<MeshGateway>,
+    node: &Node,
+    spec: &RuleSpec,
+) -> Option<Here> {
+    let listeners: Option<Vec<String>> = spec.listeners.as_ref().map(|names| {
+        names
+            .iter()
+            .map(|name| name.0.0.clone())
+            .filter(|name| gateway.spec.listeners.contains_key(name))
+            .collect()
+    });
+    let via: Option<Vec<String>> = spec.via.as_ref().map(|names| {
+        names
+            .iter()
+            .map(|name| name.0.0.clone())
+            .filter(|name| {
+                model
+                    .peer(name)
+                    .is_some_and(|peer| *peer.spec.cluster.0.0 != *node.cluster)
+            })
+            .collect()
+    });
+    let can_match = |list: &Option<Vec<String>>| list.as_ref().is_none_or(|list| !list.is_empty());
+    (can_match(&listeners) && can_match(&via)).then(|| Here {
+        listeners: listeners.unwrap_or_default(),
+        via: via.unwrap_or_default(),
+    })
+}
+
+fn policy(spec: &RuleSpec, via: &[String]) -> rbac::Policy {
+    let from = any_id(spec.from.iter().flatten().map(|id| authenticated(&id.0)));
+    let via = any_id(via.iter().map(|peer| attested_by(peer)));
+    let sources = any_id(spec.sources.iter().flatten().map(|net| {
+        identifier(rbac::principal::Identifier::DirectRemoteIp(pb::cidr(
+            &net.0,
+        )))
+    }));
+    let methods = any_rule(spec.methods.iter().flatten().map(|name| method(&name.0.0)));
+    let paths = any_rule(spec.paths.iter().flatten().map(|pattern| path(&pattern.0)));
+    let mut ids: Vec<_> = [from, via, sources].into_iter().flatten().collect();
+    if ids.is_empty() {
+        ids.push(identifier(rbac::principal::Identifier::Any(true)));
+    }
+    let mut rules: Vec<_> = [methods, paths].into_iter().flatten().collect();
+    if rules.is_empty() {
+        rules.push(rule(rbac::permission::Rule::Any(true)));
+    }
+    rbac::Policy {
+        permissions: vec![rule(rbac::permission::Rule::AndRules(
+            rbac::permission::Set { rules },
+        ))],
+        principals: vec![identifier(rbac::principal::Identifier::AndIds(
+            rbac::principal::Set { ids },
+        ))],
+        ..Default::default()
+    }
+}
+
+const fn identifier(identifier: rbac::principal::Identifier) -> rbac::Principal {
+    rbac::Principal {
+        identifier: Some(identifier),
+    }
+}
+
+const fn rule(rule: rbac::permission::Rule) -> rbac::Permission {
+    rbac::Permission { rule: Some(rule) }
+}
+
+fn any_id(ids: impl Iterator<Item = rbac::Principal>) -> Option<rbac::Principal> {
+    let ids: Vec<_> = ids.collect();
+    (!ids.is_empty()).then(|| {
+        identifier(rbac::principal::Identifier::OrIds(rbac::principal::Set {
+            ids,
+        }))
+    })
+}
+
+fn any_rule(rules: impl Iterator<Item = rbac::Permission>) -> Option<rbac::Permission> {
+    let rules: Vec<_> = rules.collect();
+    (!rules.is_empty()).then(|| {
+        rule(rbac::permission::Rule::OrRules(rbac::permission::Set {
+            rules,
+        }))
+    })
+}
+
+/// An ID, or by its prefix with the last `/` every ID below one.
+pub(crate) fn id_matcher(id: &IdPattern) -> matcher::StringMatcher {
+    match id {
+        IdPattern::Exact(id) => pb::exactly(id.as_str()),
+        IdPattern::Below(parent) => pb::beginning(&format!("{parent}/")),
+    }
+}
+
+fn authenticated(id: &IdPattern) -> rbac::Principal {
+    identifier(rbac::principal::Identifier::Authenticated(
+        rbac::principal::Authenticated {
+            principal_name: Some(id_matcher(id)),
+        },
+    ))
+}
+
+/// The name of the dynamic metadata that holds the peer which attested an identity. Envoy never
+/// sets it, so there such a rule matches nothing.
+pub(crate) const ATTESTED_BY: &str = "attested-by";
+
+#[expect(
+    deprecated,
+    reason = "`SourcedMetadata` would read route metadata as well"
+)]
+fn attested_by(peer: &str) -> rbac::Principal {
+    identifier(rbac::principal::Identifier::Metadata(
+        matcher::MetadataMatcher {
+            filter: pb::METADATA.to_owned(),
+            path: vec![matcher::metadata_matcher::PathSegment {
+                segment: Some(matcher::metadata_matcher::path_segment::Segment::Key(
+                    ATTESTED_BY.to_owned(),
+                )),
+            }],
+            value: Some(matcher::ValueMatcher {
+                match_pattern: Some(matcher::value_matcher::MatchPattern::StringMatch(
+                    pb::exactly(peer),
+                )),
+            }),
+            invert: false,
+        },
+    ))
+}
+
+fn method(name: &str) -> rbac::Permission {
+    rule(rbac::permission::Rule::Header(pb::route::HeaderMatcher {
+        name: ":method".to_owned(),
+        header_match_specifier: Some(
+            pb::route::header_matcher::HeaderMatchSpecifier::StringMatch(pb::exactly(name)),
+        ),
+        ..Default::default()
+    }))
+}
+
+fn path(pattern: &PathPattern) -> rbac::Permission {
+    let matcher = match pattern {
+        PathPattern::Exact(path) => pb::exactly(path),
+        PathPattern::Below(prefix) => pb::beginning(prefix),
+    };
+    rule(rbac::permission::Rule::UrlPath(matcher::PathMatcher {
+        rule: Some(matcher::path_matcher::Rule::Path(matcher)),
+    }))
+}

@@ -1,0 +1,518 @@
+//! Clusters: peers, endpoints in their levels, and what a service is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use zeugma_core::identity::{IdPattern, TrustDomain};
+use zeugma_core::locality::Locality;
+use zeugma_core::names::{Host, HostPattern};
+use zeugma_core::snapshot::{
+    ActiveCheck, ActiveKind, Address, Balance, Cluster, Endpoint, EndpointIx, EndpointKey,
+    EndpointTls, ErrorRate, Export, Failover, Failure, HttpVersion, Inbound, Level, PassiveCheck,
+    Peer, Policy, Position, Protocol, Retries, Service, Timeouts, TooFew,
+};
+
+use super::rbac::id_pattern;
+use super::{Names, peer_ix};
+use crate::compile::{HTTP_OPTIONS, SOCKET};
+use crate::meta::{
+    ClusterMeta, EndpointMeta, ExportMeta, InboundMeta, PeerMeta, ProtocolMeta, RetriesMeta,
+    ServiceMeta, TimeoutsMeta, VersionMeta,
+};
+use crate::pb::{self, cluster, core, endpoint, tls, upstream_http};
+
+/// A peer, from the cluster of its gateways.
+pub(super) fn peer(cluster: &cluster::Cluster, meta: &PeerMeta) -> Result<Peer, String> {
+    let matched = cluster
+        .transport_socket_matches
+        .first()
+        .ok_or("it has no transport socket")?;
+    let Socket {
+        tls: EndpointTls::Mesh { expected, .. },
+        ..
+    } = socket(matched)?
+    else {
+        return Err("its transport socket is not TLS".to_owned());
+    };
+    let keepalive = keepalive(cluster)?;
+    let duration = |value: Option<&pb::PbDuration>| {
+        pb::from_duration(value).ok_or_else(|| "it has no HTTP/2 keepalive".to_owned())
+    };
+    Ok(Peer {
+        name: meta.peer.as_str().into(),
+        cluster: meta.cluster.as_str().into(),
+        locality: parsed(&meta.locality, Locality::parse)?,
+        ids: expected,
+        attests: all(&meta.attests, TrustDomain::parse)?,
+        sources: all(&meta.sources, str::parse::<IpNet>)?,
+        keepalive_ping: duration(keepalive.interval.as_ref())?,
+        keepalive_timeout: duration(keepalive.timeout.as_ref())?,
+    })
+}
+
+fn keepalive(cluster: &cluster::Cluster) -> Result<core::KeepaliveSettings, String> {
+    use upstream_http::http_protocol_options as options;
+
+    let any = cluster
+        .typed_extension_protocol_options
+        .get(HTTP_OPTIONS)
+        .ok_or("it has no HTTP options")?;
+    let http: upstream_http::HttpProtocolOptions = pb::unpack(any)?;
+    let Some(options::UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) =
+        http.upstream_protocol_options
+    else {
+        return Err("its HTTP version is not fixed".to_owned());
+    };
+    let Some(options::explicit_http_config::ProtocolConfig::Http2ProtocolOptions(http2)) =
+        explicit.protocol_config
+    else {
+        return Err("it is not HTTP/2".to_owned());
+    };
+    http2
+        .connection_keepalive
+        .ok_or_else(|| "it has no HTTP/2 keepalive".to_owned())
+}
+
+/// What one text stands for.
+fn parsed<T, E: std::fmt::Display>(
+    text: &str,
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> Result<T, String> {
+    parse(text).map_err(|error| format!("`{text}`: {error}"))
+}
+
+/// What several texts stand for.
+pub(super) fn all<T, E: std::fmt::Display>(
+    texts: &[String],
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> Result<Vec<T>, String> {
+    texts.iter().map(|text| parsed(text, &parse)).collect()
+}
+
+/// One port of one route, as its outbound cluster describes it.
+pub(super) fn service(
+    outbound: &str,
+    route: &str,
+    meta: &ServiceMeta,
+    names: &Names,
+) -> Result<Service, String> {
+    let cluster = |name: &str| {
+        names
+            .clusters
+            .get(name)
+            .copied()
+            .ok_or_else(|| format!("no cluster `{name}`"))
+    };
+    Ok(Service {
+        name: route.into(),
+        port: meta.port,
+        ports: meta.ports,
+        hosts: all(&meta.hosts, HostPattern::parse)?,
+        protocol: match meta.protocol {
+            ProtocolMeta::Tcp => Protocol::Tcp,
+            ProtocolMeta::Http => Protocol::Http,
+        },
+        inbound: match meta.inbound {
+            InboundMeta::Passthrough => Inbound::Passthrough,
+            InboundMeta::Terminate => Inbound::Terminate,
+        },
+        outbound: cluster(outbound)?,
+        own: meta.own.as_deref().map(cluster).transpose()?,
+        policy: Policy::default(),
+        export: match &meta.export {
+            ExportMeta::Nobody => Export::Nobody,
+            ExportMeta::AllPeers => Export::AllPeers,
+            ExportMeta::To(peers) => Export::To(
+                peers
+                    .iter()
+                    .map(|peer| peer_ix(names, peer))
+                    .collect::<Result<_, _>>()?,
+            ),
+        },
+        mirrors: Vec::new(),
+        position: Some(Position {
+            file: meta.position.file.as_str().into(),
+            line: meta.position.line,
+        }),
+    })
+}
+
+/// A cluster that carries a service's traffic.
+pub(super) fn traffic(
+    cluster: &cluster::Cluster,
+    meta: &ClusterMeta,
+    names: &Names,
+) -> Result<Cluster, String> {
+    let (endpoints, levels) = endpoints(cluster, &meta.route, names)?;
+    Ok(Cluster {
+        name: cluster.name.as_str().into(),
+        route: meta.route.as_str().into(),
+        endpoints,
+        levels,
+        balance: balance(cluster)?,
+        failover: Failover {
+            start: share(meta.failover.start)?,
+            full: share(meta.failover.full)?,
+            hold: Duration::from_millis(meta.failover.hold_millis),
+            failback_after: Duration::from_millis(meta.failover.failback_after_millis),
+            failback_ramp: Duration::from_millis(meta.failover.failback_ramp_millis),
+            too_few: if meta.failover.use_all {
+                TooFew::UseAll
+            } else {
+                TooFew::Fail
+            },
+        },
+        active: cluster.health_checks.first().map(active).transpose()?,
+        passive: passive(cluster, meta)?,
+        timeouts: timeouts(cluster, &meta.timeouts)?,
+        retries: retries(&meta.retries)?,
+    })
+}
+
+fn share(value: f64) -> Result<f64, String> {
+    if (0.0..=1.0).contains(&value) {
+        Ok(value)
+    } else {
+        Err(format!("the share {value} is not 0 to 1"))
+    }
+}
+
+fn balance(cluster: &cluster::Cluster) -> Result<Balance, String> {
+    use cluster::cluster::LbPolicy;
+
+    match LbPolicy::try_from(cluster.lb_policy) {
+        Ok(LbPolicy::RoundRobin) => Ok(Balance::RoundRobin),
+        Ok(LbPolicy::LeastRequest) => Ok(Balance::LeastRequest),
+        Ok(LbPolicy::Random) => Ok(Balance::Random),
+        Ok(
+            other @ (LbPolicy::RingHash
+            | LbPolicy::Maglev
+            | LbPolicy::ClusterProvided
+            | LbPolicy::LoadBalancingPolicyConfig),
+        ) => Err(format!(
+            "lb_policy {} is not supported",
+            other.as_str_name()
+        )),
+        Err(_) => Err(format!("lb_policy {} is not known", cluster.lb_policy)),
+    }
+}
+
+fn passive(cluster: &cluster::Cluster, meta: &ClusterMeta) -> Result<PassiveCheck, String> {
+    let outlier = cluster
+        .outlier_detection
+        .as_ref()
+        .ok_or("it has no outlier detection")?;
+    let meta = &meta.passive;
+    Ok(PassiveCheck {
+        consecutive: outlier.consecutive_5xx.map_or(5, |count| count.value),
+        on: all(&meta.on, failure)?,
+        error_rate: meta
+            .error_rate
+            .as_ref()
+            .map(|rate| {
+                Ok::<_, String>(ErrorRate {
+                    over: share(rate.over)?,
+                    requests: rate.requests,
+                })
+            })
+            .transpose()?,
+        eject: pb::from_duration(outlier.base_ejection_time.as_ref())
+            .ok_or("it has no base_ejection_time")?,
+        max_ejected: share(meta.max_ejected)?,
+        keep_at_least: meta.keep_at_least,
+    })
+}
+
+fn failure(word: &str) -> Result<Failure, String> {
+    Ok(match word {
+        "connect" => Failure::Connect,
+        "refused-stream" => Failure::RefusedStream,
+        "reset" => Failure::Reset,
+        "timeout" => Failure::Timeout,
+        "unavailable" => Failure::Unavailable,
+        "no-local-endpoint" => Failure::NoLocalEndpoint,
+        status => Failure::Status(
+            status
+                .parse()
+                .map_err(|_| "it is not a cause of failure".to_owned())?,
+        ),
+    })
+}
+
+fn timeouts(cluster: &cluster::Cluster, meta: &TimeoutsMeta) -> Result<Timeouts, String> {
+    Ok(Timeouts {
+        connect: pb::from_duration(cluster.connect_timeout.as_ref())
+            .ok_or("it has no connect_timeout")?,
+        connect_peer: Duration::from_millis(meta.connect_peer_millis),
+        response_headers: Duration::from_millis(meta.response_headers_millis),
+        idle: Duration::from_millis(meta.idle_millis),
+        per_try: meta.per_try_millis.map(Duration::from_millis),
+    })
+}
+
+fn retries(meta: &RetriesMeta) -> Result<Retries, String> {
+    Ok(Retries {
+        attempts: meta.attempts,
+        on: all(&meta.on, failure)?,
+        budget: share(meta.budget)?,
+        buffer_bytes_max: meta.buffer_bytes,
+        any_method: meta.any_method,
+    })
+}
+
+fn active(check: &core::HealthCheck) -> Result<ActiveCheck, String> {
+    use core::health_check::HealthChecker;
+
+    let duration = |value: Option<&pb::PbDuration>, name: &str| {
+        pb::from_duration(value).ok_or_else(|| format!("its health check has no {name}"))
+    };
+    let kind = match &check.health_checker {
+        Some(HealthChecker::HttpHealthCheck(http)) => ActiveKind::Http {
+            path: http.path.as_str().into(),
+            host: http.host.as_str().into(),
+        },
+        Some(HealthChecker::TcpHealthCheck(_)) => ActiveKind::Tcp,
+        Some(HealthChecker::GrpcHealthCheck(_) | HealthChecker::CustomHealthCheck(_)) | None => {
+            return Err("its health check is neither HTTP nor TCP".to_owned());
+        }
+    };
+    Ok(ActiveCheck {
+        kind,
+        every: duration(check.interval.as_ref(), "interval")?,
+        timeout: duration(check.timeout.as_ref(), "timeout")?,
+        up: check.healthy_threshold.map_or(2, |count| count.value),
+        down: check.unhealthy_threshold.map_or(3, |count| count.value),
+    })
+}
+
+/// What a transport socket match stands for.
+struct Socket {
+    tls: EndpointTls,
+    proxy_protocol: bool,
+}
+
+fn socket(matched: &cluster::cluster::TransportSocketMatch) -> Result<Socket, String> {
+    let outer = matched
+        .transport_socket
+        .as_ref()
+        .ok_or_else(|| format!("transport socket match `{}` has no socket", matched.name))?;
+    let any = typed(outer)?;
+    match pb::unpack::<pb::ProxyProtocolUpstreamTransport>(any) {
+        Ok(proxy) => {
+            let inner = proxy
+                .transport_socket
+                .ok_or("its PROXY protocol wraps no socket")?;
+            Ok(Socket {
+                tls: upstream_tls(typed(&inner)?)?,
+                proxy_protocol: true,
+            })
+        }
+        Err(_) => Ok(Socket {
+            tls: upstream_tls(any)?,
+            proxy_protocol: false,
+        }),
+    }
+}
+
+fn typed(socket: &core::TransportSocket) -> Result<&pb::Any, String> {
+    match &socket.config_type {
+        Some(core::transport_socket::ConfigType::TypedConfig(any)) => Ok(any),
+        None => Err(format!(
+            "transport socket `{}` has no configuration",
+            socket.name
+        )),
+    }
+}
+
+fn upstream_tls(any: &pb::Any) -> Result<EndpointTls, String> {
+    if pb::unpack::<pb::RawBuffer>(any).is_ok() {
+        return Ok(EndpointTls::None);
+    }
+    let context: tls::UpstreamTlsContext = pb::unpack(any)?;
+    let Some(tls::common_tls_context::ValidationContextType::CombinedValidationContext(combined)) =
+        context
+            .common_tls_context
+            .and_then(|common| common.validation_context_type)
+    else {
+        return Err("its TLS does not say who must answer".to_owned());
+    };
+    let expected: Vec<IdPattern> = combined
+        .default_validation_context
+        .iter()
+        .flat_map(|validation| &validation.match_typed_subject_alt_names)
+        .map(|san| id_pattern(san.matcher.as_ref()))
+        .collect::<Result<_, _>>()?;
+    if expected.is_empty() {
+        return Err("its TLS does not say who must answer".to_owned());
+    }
+    Ok(EndpointTls::Mesh {
+        sni: context.sni.into(),
+        expected,
+    })
+}
+
+type Found = (Vec<Endpoint>, Vec<Level>);
+
+fn endpoints(cluster: &cluster::Cluster, route: &str, names: &Names) -> Result<Found, String> {
+    let assignment = cluster
+        .load_assignment
+        .as_ref()
+        .ok_or("it has no load assignment")?;
+    let sockets: BTreeMap<&str, Socket> = cluster
+        .transport_socket_matches
+        .iter()
+        .map(|matched| Ok((matched.name.as_str(), socket(matched)?)))
+        .collect::<Result<_, String>>()?;
+    let mut endpoints: Vec<Endpoint> = Vec::new();
+    let mut members: BTreeMap<u32, Vec<EndpointIx>> = BTreeMap::new();
+    for group in &assignment.endpoints {
+        let at = group.locality.clone().unwrap_or_default();
+        let locality = Locality {
+            region: at.region.into(),
+            zone: at.zone.into(),
+            subzone: at.sub_zone.into(),
+        };
+        for lb in &group.lb_endpoints {
+            let built = endpoint(lb, &locality, route, &sockets, names)?;
+            // One address of one backend written twice is one endpoint of both weights.
+            match endpoints.iter_mut().find(|known| known.key == built.key) {
+                Some(known) => known.weight += built.weight,
+                None => {
+                    members
+                        .entry(group.priority)
+                        .or_default()
+                        .push(EndpointIx(endpoints.len()));
+                    endpoints.push(built);
+                }
+            }
+        }
+    }
+    normalise(&mut endpoints);
+    let levels: Vec<Level> = members
+        .into_values()
+        .map(|members| Level {
+            name: level_name(&endpoints, &members),
+            members,
+        })
+        .collect();
+    if levels.is_empty() {
+        return Err("it has no endpoints".to_owned());
+    }
+    Ok((endpoints, levels))
+}
+
+/// Weights on the wire are whole numbers; ours give a peer's gateways 1 together.
+fn normalise(endpoints: &mut [Endpoint]) {
+    let mut totals: BTreeMap<Arc<str>, f64> = BTreeMap::new();
+    for endpoint in endpoints.iter().filter(|endpoint| endpoint.peer.is_some()) {
+        *totals.entry(Arc::clone(&endpoint.backend)).or_default() += endpoint.weight;
+    }
+    let unit = totals.values().copied().fold(1.0, f64::max);
+    for endpoint in endpoints {
+        let total = match endpoint.peer {
+            Some(_) => totals.get(&endpoint.backend).copied().unwrap_or(unit),
+            None => unit,
+        };
+        endpoint.weight /= total;
+    }
+}
+
+fn level_name(endpoints: &[Endpoint], members: &[EndpointIx]) -> Arc<str> {
+    let mut parts: Vec<String> = Vec::new();
+    for endpoint in members.iter().filter_map(|ix| endpoints.get(ix.0)) {
+        let part = match endpoint.peer {
+            Some(_) => format!("peer {}", endpoint.backend),
+            None => endpoint.locality.to_string(),
+        };
+        if !parts.contains(&part) {
+            parts.push(part);
+        }
+    }
+    parts.join(", ").into()
+}
+
+fn endpoint(
+    lb: &endpoint::LbEndpoint,
+    locality: &Locality,
+    route: &str,
+    sockets: &BTreeMap<&str, Socket>,
+    names: &Names,
+) -> Result<Endpoint, String> {
+    let Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(host)) = &lb.host_identifier else {
+        return Err("an endpoint has no address".to_owned());
+    };
+    let (host, port) = pb::from_address(host.address.as_ref())?;
+    let address = match host.parse() {
+        Ok(ip) => Address::Socket(std::net::SocketAddr::new(ip, port)),
+        Err(_) => Address::Name(parsed(&host, Host::parse)?, port),
+    };
+    let meta: EndpointMeta = pb::from_metadata(lb.metadata.as_ref())
+        .map_err(|error| format!("endpoint {address}: {error}"))?;
+    let socket = sockets
+        .get(socket_name(lb).as_str())
+        .ok_or_else(|| format!("endpoint {address}: no transport socket matches it"))?;
+    let tls = match (&socket.tls, meta.workload) {
+        (EndpointTls::None, true) => EndpointTls::Workload,
+        (tls, _) => tls.clone(),
+    };
+    let weight = lb.load_balancing_weight.map_or(1, |weight| weight.value);
+    if weight == 0 {
+        return Err(format!("endpoint {address} has weight 0"));
+    }
+    let key = format!("{route}|{}|{address}|{}", meta.backend, tls_text(&tls));
+    Ok(Endpoint {
+        key: EndpointKey(key.into()),
+        backend: meta.backend.as_str().into(),
+        address,
+        weight: f64::from(weight),
+        locality: locality.clone(),
+        peer: meta
+            .peer
+            .as_deref()
+            .map(|peer| peer_ix(names, peer))
+            .transpose()?,
+        tls,
+        version: match meta.version {
+            VersionMeta::Same => HttpVersion::Same,
+            VersionMeta::H1 => HttpVersion::H1,
+            VersionMeta::H2 => HttpVersion::H2,
+        },
+        proxy_protocol: socket.proxy_protocol,
+    })
+}
+
+fn socket_name(lb: &endpoint::LbEndpoint) -> String {
+    lb.metadata
+        .as_ref()
+        .and_then(|metadata| {
+            metadata
+                .filter_metadata
+                .get("envoy.transport_socket_match")?
+                .fields
+                .get(SOCKET)?
+                .kind
+                .as_ref()
+        })
+        .and_then(|kind| match kind {
+            pb::Kind::StringValue(name) => Some(name.clone()),
+            pb::Kind::NullValue(_)
+            | pb::Kind::NumberValue(_)
+            | pb::Kind::BoolValue(_)
+            | pb::Kind::StructValue(_)
+            | pb::Kind::ListValue(_) => None,
+        })
+        .unwrap_or_default()
+}
+
+fn tls_text(tls: &EndpointTls) -> String {
+    match tls {
+        EndpointTls::None => "none".to_owned(),
+        EndpointTls::Workload => "workload".to_owned(),
+        EndpointTls::Mesh { sni, expected } => {
+            let ids: Vec<String> = expected.iter().map(ToString::to_string).collect();
+            format!("mesh {sni} {}", ids.join(","))
+        }
+    }
+}

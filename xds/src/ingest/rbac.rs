@@ -1,0 +1,212 @@
+//! Envoy's RBAC, in the shape that rules compile to, back to rules.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use zeugma_core::identity::IdPattern;
+use zeugma_core::snapshot::{PathPattern, Policy, Position, Rule};
+
+use super::{Names, peer_ix};
+use crate::compile::rbac::ATTESTED_BY;
+use crate::pb::{self, matcher, rbac};
+
+/// Rules by their place in the list they were written in.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Numbered {
+    allow: BTreeMap<usize, Rule>,
+    deny: BTreeMap<usize, Rule>,
+}
+
+impl Numbered {
+    /// Adds the rules that one listener has.
+    pub(super) fn add(&mut self, rules: &rbac::Rbac, names: &Names) -> Result<(), String> {
+        let list = match rbac::rbac::Action::try_from(rules.action) {
+            Ok(rbac::rbac::Action::Allow) => &mut self.allow,
+            Ok(rbac::rbac::Action::Deny) => &mut self.deny,
+            Ok(rbac::rbac::Action::Log) | Err(_) => {
+                return Err(format!("RBAC action {} is not supported", rules.action));
+            }
+        };
+        let mut policies: Vec<_> = rules.policies.iter().collect();
+        policies.sort_by_key(|(name, _)| name.as_str());
+        for (name, policy) in policies {
+            let (at, rule) =
+                rule(name, policy, names).map_err(|error| format!("policy `{name}`: {error}"))?;
+            match list.get(&at) {
+                Some(known) if *known != rule => {
+                    return Err(format!("policy `{name}` differs between listeners"));
+                }
+                Some(_) => {}
+                None => {
+                    list.insert(at, rule);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The rules in the order written.
+    pub(super) fn into_policy(self) -> Policy {
+        Policy {
+            allow: self.allow.into_values().collect(),
+            deny: self.deny.into_values().collect(),
+        }
+    }
+}
+
+/// The inverse of [`policy_name`](crate::compile::rbac::policy_name).
+fn read_name(name: &str) -> Option<(usize, Vec<Arc<str>>, Position)> {
+    let (at, rest) = name.split_once(' ')?;
+    let (listeners, place) = rest.split_once(" at ")?;
+    let listeners = match listeners.strip_prefix("listeners ") {
+        Some(list) => list.split(',').map(Arc::from).collect(),
+        None => Vec::new(),
+    };
+    let (file, line) = place.rsplit_once(':')?;
+    Some((
+        at.parse().ok()?,
+        listeners,
+        Position {
+            file: file.into(),
+            line: line.parse().ok()?,
+        },
+    ))
+}
+
+fn rule(name: &str, policy: &rbac::Policy, names: &Names) -> Result<(usize, Rule), String> {
+    let (at, listeners, position) =
+        read_name(name).ok_or("its name does not say where the rule was written")?;
+    let mut rule = Rule {
+        listeners,
+        position: Some(position),
+        ..Default::default()
+    };
+    for principal in &policy.principals {
+        read_principal(principal, &mut rule, names)?;
+    }
+    for permission in &policy.permissions {
+        read_permission(permission, &mut rule)?;
+    }
+    Ok((at, rule))
+}
+
+#[expect(
+    deprecated,
+    clippy::wildcard_enum_match_arm,
+    reason = "what compile does not write is refused, whatever it is"
+)]
+fn read_principal(
+    principal: &rbac::Principal,
+    rule: &mut Rule,
+    names: &Names,
+) -> Result<(), String> {
+    use rbac::principal::Identifier;
+
+    match principal.identifier.as_ref() {
+        Some(Identifier::Any(true)) => Ok(()),
+        Some(Identifier::AndIds(set) | Identifier::OrIds(set)) => set
+            .ids
+            .iter()
+            .try_for_each(|id| read_principal(id, rule, names)),
+        Some(Identifier::Authenticated(authenticated)) => {
+            rule.from
+                .push(id_pattern(authenticated.principal_name.as_ref())?);
+            Ok(())
+        }
+        Some(Identifier::DirectRemoteIp(range)) => {
+            rule.sources.push(pb::from_cidr(range)?);
+            Ok(())
+        }
+        Some(Identifier::Metadata(metadata)) => {
+            rule.via.push(peer_ix(names, attested_by(metadata)?)?);
+            Ok(())
+        }
+        _ => Err("a principal of this kind is not supported".to_owned()),
+    }
+}
+
+fn attested_by(metadata: &matcher::MetadataMatcher) -> Result<&str, String> {
+    use matcher::metadata_matcher::path_segment::Segment;
+    use matcher::string_matcher::MatchPattern;
+
+    let unsupported = || "metadata of this kind is not supported".to_owned();
+    let key = metadata.path.first().and_then(|path| path.segment.as_ref());
+    let Some(Segment::Key(key)) = key else {
+        return Err(unsupported());
+    };
+    let value = metadata
+        .value
+        .as_ref()
+        .and_then(|value| value.match_pattern.as_ref());
+    let Some(matcher::value_matcher::MatchPattern::StringMatch(text)) = value else {
+        return Err(unsupported());
+    };
+    match &text.match_pattern {
+        Some(MatchPattern::Exact(peer))
+            if metadata.filter == pb::METADATA && key == ATTESTED_BY && !metadata.invert =>
+        {
+            Ok(peer)
+        }
+        _ => Err(unsupported()),
+    }
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "what compile does not write is refused, whatever it is"
+)]
+fn read_permission(permission: &rbac::Permission, rule: &mut Rule) -> Result<(), String> {
+    use matcher::string_matcher::MatchPattern;
+    use pb::route::header_matcher::HeaderMatchSpecifier;
+    use rbac::permission::Rule as Kind;
+
+    let unsupported = || "a permission of this kind is not supported".to_owned();
+    match permission.rule.as_ref() {
+        Some(Kind::Any(true)) => Ok(()),
+        Some(Kind::AndRules(set) | Kind::OrRules(set)) => set
+            .rules
+            .iter()
+            .try_for_each(|permission| read_permission(permission, rule)),
+        Some(Kind::Header(header)) if header.name == ":method" && !header.invert_match => {
+            let Some(HeaderMatchSpecifier::StringMatch(text)) = &header.header_match_specifier
+            else {
+                return Err(unsupported());
+            };
+            let Some(MatchPattern::Exact(method)) = &text.match_pattern else {
+                return Err(unsupported());
+            };
+            rule.methods.push(method.as_str().into());
+            Ok(())
+        }
+        Some(Kind::UrlPath(path)) => {
+            let Some(matcher::path_matcher::Rule::Path(text)) = &path.rule else {
+                return Err(unsupported());
+            };
+            rule.paths.push(match &text.match_pattern {
+                Some(MatchPattern::Exact(path)) => PathPattern::Exact(path.as_str().into()),
+                Some(MatchPattern::Prefix(prefix)) if prefix.ends_with('/') => {
+                    PathPattern::Below(prefix.as_str().into())
+                }
+                _ => return Err(unsupported()),
+            });
+            Ok(())
+        }
+        _ => Err(unsupported()),
+    }
+}
+
+/// The inverse of [`id_matcher`](crate::compile::rbac::id_matcher).
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "what compile does not write is refused, whatever it is"
+)]
+pub(super) fn id_pattern(matcher: Option<&matcher::StringMatcher>) -> Result<IdPattern, String> {
+    use matcher::string_matcher::MatchPattern;
+
+    let text = match matcher.and_then(|matcher| matcher.match_pattern.as_ref()) {
+        Some(MatchPattern::Exact(id)) => id.clone(),
+        Some(MatchPattern::Prefix(prefix)) if prefix.ends_with('/') => format!("{prefix}*"),
+        _ => return Err("an identity is matched by its whole or its parent alone".to_owned()),
+    };
+    IdPattern::parse(&text).map_err(|error| format!("`{text}`: {error}"))
+}

@@ -1,0 +1,171 @@
+//! What Envoy has no field for: our metadata on resources, as compile writes and ingest reads it.
+
+use serde::{Deserialize, Serialize};
+
+/// On any cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub(crate) enum AnyClusterMeta {
+    Traffic(Box<ClusterMeta>),
+    Peer(PeerMeta),
+}
+
+/// On a cluster that carries a service's traffic.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct ClusterMeta {
+    pub route: String,
+    pub failover: FailoverMeta,
+    pub passive: PassiveMeta,
+    pub timeouts: TimeoutsMeta,
+    pub retries: RetriesMeta,
+    /// On a service's outbound cluster alone.
+    pub service: Option<ServiceMeta>,
+}
+
+/// One port of one route.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct ServiceMeta {
+    pub id: String,
+    pub port: u16,
+    pub ports: usize,
+    pub hosts: Vec<String>,
+    pub protocol: ProtocolMeta,
+    pub inbound: InboundMeta,
+    pub own: Option<String>,
+    pub export: ExportMeta,
+    pub position: PositionMeta,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ProtocolMeta {
+    Tcp,
+    Http,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum InboundMeta {
+    Passthrough,
+    Terminate,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum ExportMeta {
+    Nobody,
+    To(Vec<String>),
+    AllPeers,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PositionMeta {
+    pub file: String,
+    pub line: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct FailoverMeta {
+    pub start: f64,
+    pub full: f64,
+    pub hold_millis: u64,
+    pub failback_after_millis: u64,
+    pub failback_ramp_millis: u64,
+    pub use_all: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct PassiveMeta {
+    pub on: Vec<String>,
+    pub error_rate: Option<ErrorRateMeta>,
+    pub max_ejected: f64,
+    pub keep_at_least: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct ErrorRateMeta {
+    pub over: f64,
+    pub requests: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct TimeoutsMeta {
+    pub connect_peer_millis: u64,
+    pub response_headers_millis: u64,
+    pub idle_millis: u64,
+    pub per_try_millis: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct RetriesMeta {
+    pub attempts: u32,
+    pub on: Vec<String>,
+    pub budget: f64,
+    pub buffer_bytes: usize,
+    pub any_method: bool,
+}
+
+/// On an endpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct EndpointMeta {
+    pub backend: String,
+    pub peer: Option<String>,
+    /// Whether the endpoint speaks TLS itself, which is raw bytes to Envoy.
+    pub workload: bool,
+    pub version: VersionMeta,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum VersionMeta {
+    Same,
+    H1,
+    H2,
+}
+
+/// On a cluster that is a peer's gateways.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct PeerMeta {
+    pub peer: String,
+    pub cluster: String,
+    pub locality: String,
+    pub attests: Vec<String>,
+    pub sources: Vec<String>,
+}
+
+/// On a listener.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct ListenerMeta {
+    pub mesh: bool,
+    /// The service of a one-route listener.
+    pub only: Option<String>,
+    pub sources: Vec<String>,
+}
+
+/// On a route, one for each of its mirror policies, in their order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct RouteMeta {
+    pub mirrors: Vec<MirrorMeta>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct MirrorMeta {
+    pub route: String,
+    pub host: String,
+    pub timeout_millis: u64,
+    pub body_bytes_max: usize,
+    pub in_flight_max: usize,
+}

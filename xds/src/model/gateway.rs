@@ -1,0 +1,120 @@
+//! `MeshGateway`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use zeugma_core::identity::TrustDomain;
+use zeugma_core::locality::Locality;
+
+use super::scalar::{Admin, Name, Reference, Size, Text};
+
+/// One cluster's gateway.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct MeshGateway {
+    /// The trust domain of its own SVID. Required.
+    pub trust_domain: Text<TrustDomain>,
+    /// The cluster it stands at the edge of. Required; backends without a `cluster` are of this one.
+    pub cluster: Text<Name>,
+    /// Where it stands, `region/zone/subzone`; distances to backends are measured from here.
+    /// Required here or as `--locality`.
+    pub locality: Option<Text<Locality>>,
+    /// Its own certificate. Required.
+    pub svid: Svid,
+    /// Where it accepts connections, by name; rules refer to the names. Required, at least one.
+    pub listeners: BTreeMap<String, ListenerSpec>,
+    /// Where the admin API listens: `unix:/path` or a loopback address. Default `127.0.0.1:15000`.
+    /// A relative path starts from this file's folder.
+    pub admin: Option<Text<Admin>>,
+    /// Where `/ready` and `/livez` are served, nothing else. Default `127.0.0.1:15021`; port 0
+    /// takes a free one.
+    pub probes: Option<Text<SocketAddr>>,
+    /// Where `/metrics` is served. Default `127.0.0.1:15020`; port 0 takes a free one.
+    pub metrics: Option<Text<SocketAddr>>,
+    /// Worker threads, 1 to 1024. Default: the processors it may run on, within a cgroup quota.
+    pub workers: Option<usize>,
+    /// Limits of the whole process.
+    #[serde(default)]
+    pub limits: GatewayLimits,
+    /// How it stops.
+    #[serde(default)]
+    pub drain: DrainSpec,
+}
+
+/// A gateway's own certificate.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Svid {
+    /// From files, which are watched: a new certificate is used without a restart.
+    pub files: SvidFilesSpec,
+}
+
+/// The files of a gateway's identity; relative paths start from this file's folder.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct SvidFilesSpec {
+    /// The certificate chain, PEM, leaf first.
+    pub certificate: PathBuf,
+    /// The private key, PEM.
+    pub key: PathBuf,
+    /// The folder of trust bundles: `<trust domain>.json` (SPIFFE bundle) or `.pem`.
+    pub bundles: PathBuf,
+}
+
+/// A socket that accepts connections.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct ListenerSpec {
+    /// The address and port to bind; port 0 takes a free one. Required.
+    pub address: Text<SocketAddr>,
+    /// Who connects here. Required.
+    pub role: RoleSpec,
+    /// Makes it a plain TCP listener for this one route, `namespace/name`. Only with
+    /// `role: workloads`; the route must have one port and not be `inbound: passthrough`.
+    pub route: Option<Text<Reference>>,
+    /// The networks that may connect at all. Default: any; required for `role: workloads` off
+    /// loopback.
+    #[serde(default)]
+    pub sources: Vec<Text<IpNet>>,
+}
+
+/// Who connects to a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RoleSpec {
+    /// Other clusters: TLS only, exported routes only; the SNI decides.
+    Mesh,
+    /// This cluster's workloads: HTTP by Host or :authority, TLS by SNI.
+    Workloads,
+}
+
+/// Limits of the whole process.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct GatewayLimits {
+    /// Open connections. Default 50000; 1 to 10000000. One more is closed at once and counted.
+    pub connections: Option<usize>,
+    /// For the whole TLS handshake, ClientHello included. Default `10s`; over it the connection is closed.
+    pub handshake_timeout: Option<Text<Duration>>,
+    /// For the head of an HTTP request. Default `10s`; over it the connection is closed.
+    pub header_timeout: Option<Text<Duration>>,
+    /// HTTP/2 streams on one connection. Default 100; 1 to 100000.
+    pub streams: Option<u32>,
+    /// The head of an HTTP request. Default `64KiB`; 8KiB to 1MiB. Over it: 431.
+    pub header_bytes: Option<Text<Size>>,
+}
+
+/// How a gateway stops.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct DrainSpec {
+    /// Not ready, but still accepting. Default `10s`.
+    pub delay: Option<Text<Duration>>,
+    /// How long open work may take after that; then it is cut. Default `45s`.
+    pub timeout: Option<Text<Duration>>,
+}

@@ -1,0 +1,258 @@
+//! What a person writes: the doc comments here are the manual.
+
+pub(crate) mod check;
+pub(crate) mod defaults;
+mod gateway;
+mod peer;
+mod route;
+pub(crate) mod scalar;
+
+use std::sync::Arc;
+
+use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use zeugma_core::snapshot::Position;
+
+use crate::error::{Code, Finding, Findings, Place, suggest};
+use crate::files::Source;
+use crate::yaml::{self, Positions};
+
+pub(crate) use defaults::Port;
+pub(crate) use gateway::*;
+pub(crate) use peer::*;
+pub(crate) use route::*;
+use scalar::{Name, Text};
+
+/// The version of the documents this build reads.
+pub(crate) const API_VERSION: &str = "zeugma.dev/v1alpha1";
+const KINDS: [&str; 3] = ["MeshGateway", "MeshPeer", "MeshRoute"];
+/// The namespace of a document that names none.
+const NAMESPACE_DEFAULT: &str = "default";
+
+/// The version of the documents.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+enum ApiVersion {
+    #[serde(rename = "zeugma.dev/v1alpha1")]
+    V1Alpha1,
+}
+
+/// What a document is called.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Metadata {
+    /// The name, unique among documents of its kind (and namespace).
+    pub name: Text<Name>,
+    /// The namespace of a `MeshRoute`. Default `default`.
+    pub namespace: Option<Text<Name>>,
+}
+
+/// A `MeshGateway` document.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct GatewayDocument {
+    #[serde(rename = "apiVersion")]
+    _api_version: ApiVersion,
+    #[serde(rename = "kind")]
+    _kind: GatewayKind,
+    /// Its name; `--name` picks a gateway by it.
+    metadata: Metadata,
+    /// The gateway.
+    spec: MeshGateway,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+enum GatewayKind {
+    MeshGateway,
+}
+
+/// A `MeshPeer` document.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct PeerDocument {
+    #[serde(rename = "apiVersion")]
+    _api_version: ApiVersion,
+    #[serde(rename = "kind")]
+    _kind: PeerKind,
+    /// Its name; routes refer to it.
+    metadata: Metadata,
+    /// The peer.
+    spec: MeshPeer,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+enum PeerKind {
+    MeshPeer,
+}
+
+/// A `MeshRoute` document.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RouteDocument {
+    #[serde(rename = "apiVersion")]
+    _api_version: ApiVersion,
+    #[serde(rename = "kind")]
+    _kind: RouteKind,
+    /// Its name and namespace, the same in every cluster.
+    metadata: Metadata,
+    /// The route.
+    spec: MeshRoute,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+enum RouteKind {
+    MeshRoute,
+}
+
+/// A document that was read, with the way back to its text.
+#[derive(Debug)]
+pub(crate) struct Document<T> {
+    /// The name.
+    pub name: String,
+    /// The namespace; the default one where none is written.
+    pub namespace: String,
+    /// What it says.
+    pub spec: T,
+    source: Arc<Source>,
+    positions: Positions,
+}
+
+impl<T> Document<T> {
+    /// `namespace/name`.
+    pub(crate) fn id(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// The place of the value at `path`.
+    pub(crate) fn at(&self, path: &str) -> Place {
+        self.source.place_of(self.positions.value(path), path)
+    }
+
+    /// The place of the last key of `path`.
+    pub(crate) fn at_key(&self, path: &str) -> Place {
+        self.source.place_of(self.positions.key(path), path)
+    }
+
+    /// The line of the value at `path`, for the snapshot.
+    pub(crate) fn position(&self, path: &str) -> Position {
+        let place = self.at(path);
+        Position {
+            file: place.file,
+            line: place.line,
+        }
+    }
+
+    /// The folder that relative paths start from.
+    pub(crate) fn folder(&self) -> &std::path::Path {
+        &self.source.folder
+    }
+}
+
+/// Every document that was loaded.
+#[derive(Debug, Default)]
+pub(crate) struct Model {
+    pub gateways: Vec<Document<MeshGateway>>,
+    pub peers: Vec<Document<MeshPeer>>,
+    pub routes: Vec<Document<MeshRoute>>,
+    index: defaults::Index,
+}
+
+impl Model {
+    /// Reads documents; a document that cannot be read is a finding and does not hide the others.
+    pub(crate) fn read(sources: Vec<Source>) -> (Self, Findings) {
+        let mut model = Self::default();
+        let mut findings = Findings::new();
+        for source in sources {
+            if let Err(finding) = model.add(source) {
+                findings.push(finding);
+            }
+        }
+        model.index();
+        (model, findings)
+    }
+
+    fn add(&mut self, source: Source) -> Result<(), Finding> {
+        let positions = yaml::positions(&source)?;
+        let source = Arc::new(source);
+        let key = |name: &str| source.place_of(positions.key(name), name);
+        let value = |name: &str| source.place_of(positions.value(name), name);
+        match positions.top("apiVersion") {
+            Some(API_VERSION) => {}
+            Some(other) => {
+                return Err(Finding::error(
+                    Code::NotADocument,
+                    format!("`{other}` is not a version this build reads"),
+                )
+                .help(format!("write `apiVersion: {API_VERSION}`"))
+                .at(value("apiVersion")));
+            }
+            None => {
+                return Err(
+                    Finding::error(Code::MissingField, "`apiVersion` is missing")
+                        .help(format!("write `apiVersion: {API_VERSION}`"))
+                        .at(key("")),
+                );
+            }
+        }
+        let kind = positions.top("kind").unwrap_or_default().to_owned();
+        match kind.as_str() {
+            "MeshGateway" => {
+                let document: GatewayDocument = yaml::read(&source, &positions)?;
+                self.gateways
+                    .push(wrap(document.metadata, document.spec, source, positions));
+            }
+            "MeshPeer" => {
+                let document: PeerDocument = yaml::read(&source, &positions)?;
+                self.peers
+                    .push(wrap(document.metadata, document.spec, source, positions));
+            }
+            "MeshRoute" => {
+                let document: RouteDocument = yaml::read(&source, &positions)?;
+                self.routes
+                    .push(wrap(document.metadata, document.spec, source, positions));
+            }
+            "" => {
+                return Err(Finding::error(Code::MissingField, "`kind` is missing")
+                    .help(format!("it is one of {}", KINDS.join(", ")))
+                    .at(key("")));
+            }
+            other => {
+                return Err(
+                    Finding::error(Code::NotADocument, format!("unknown kind `{other}`"))
+                        .maybe_help(suggest(other, KINDS))
+                        .at(value("kind")),
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+fn wrap<T>(metadata: Metadata, spec: T, source: Arc<Source>, positions: Positions) -> Document<T> {
+    Document {
+        name: metadata.name.0.0,
+        namespace: metadata
+            .namespace
+            .map_or_else(|| NAMESPACE_DEFAULT.to_owned(), |namespace| namespace.0.0),
+        spec,
+        source,
+        positions,
+    }
+}
+
+/// The JSON schema of one document, for editors.
+pub(crate) fn schema() -> Value {
+    let mut generator = SchemaGenerator::new(SchemaSettings::draft2020_12());
+    let one_of = vec![
+        generator.subschema_for::<GatewayDocument>(),
+        generator.subschema_for::<PeerDocument>(),
+        generator.subschema_for::<RouteDocument>(),
+    ];
+    let definitions = generator.take_definitions(true);
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Zeugma configuration document",
+        "oneOf": one_of,
+        "$defs": definitions,
+    })
+}

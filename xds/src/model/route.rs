@@ -1,0 +1,391 @@
+//! `MeshRoute`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use zeugma_core::identity::IdPattern;
+use zeugma_core::locality::Locality;
+use zeugma_core::names::HostPattern;
+use zeugma_core::snapshot::PathPattern;
+
+use super::scalar::{
+    Cause, EndpointSpec, MaybeDuration, Method, Name, Percent, Reference, Size, Text,
+};
+
+/// A service, the same name in every cluster.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct MeshRoute {
+    /// The hosts it answers to, matched against SNI, Host and :authority; `*.x` is any depth below
+    /// x and not x itself. Default: `<name>.<namespace>.svc.clusterset.local`.
+    pub hosts: Option<Vec<Text<HostPattern>>>,
+    /// What is inside its connections. Default `tcp`; several `ports` may each have their own.
+    pub protocol: Option<ProtocolSpec>,
+    /// The port callers name, 1 to 65535. Default 80 for http; tcp must write it, or `ports`.
+    pub port: Option<u16>,
+    /// Several ports by name, instead of `port`; they fail over together.
+    pub ports: Option<BTreeMap<String, PortSpec>>,
+    /// What a listener does with TLS that asks for this route. Default: `passthrough` if tcp and
+    /// every backend with endpoints is `tls: workload`, else `terminate`.
+    pub inbound: Option<InboundSpec>,
+    /// Where it is served. Required, at least one.
+    pub backends: Vec<BackendSpec>,
+    /// How one endpoint of a level is picked.
+    #[serde(default)]
+    pub balance: BalanceSpec,
+    /// What is near.
+    #[serde(default)]
+    pub locality: LocalitySpec,
+    /// When traffic leaves a level and how it comes back.
+    #[serde(default)]
+    pub failover: FailoverSpec,
+    /// How healthy endpoints are told from others.
+    #[serde(default)]
+    pub health: HealthSpec,
+    /// Deadlines.
+    #[serde(default)]
+    pub timeouts: TimeoutsSpec,
+    /// Extra tries, each on another endpoint.
+    #[serde(default)]
+    pub retries: RetriesSpec,
+    /// Copies of a share of the requests to other routes. http only. Default: none.
+    #[serde(default)]
+    pub mirror: Vec<MirrorSpec>,
+    /// Who may call it: at least one entry must match. Default: nobody.
+    #[serde(default)]
+    pub allow: Vec<RuleSpec>,
+    /// Who may not: an entry here wins over `allow`. Default: nothing.
+    #[serde(default)]
+    pub deny: Vec<RuleSpec>,
+    /// Which peers may reach it through a mesh listener. Default: none.
+    #[serde(default)]
+    pub export: ExportSpec,
+}
+
+/// What is inside a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ProtocolSpec {
+    /// Bytes.
+    Tcp,
+    /// HTTP/1.1, HTTP/2, gRPC, WebSocket: requests are decided one by one.
+    Http,
+}
+
+/// One of several ports.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct PortSpec {
+    /// The port callers name, 1 to 65535. Required.
+    pub port: u16,
+    /// The port of endpoints that are written without one. Default: `port`.
+    pub target_port: Option<u16>,
+    /// What is inside its connections. Default: the route's `protocol`.
+    pub protocol: Option<ProtocolSpec>,
+}
+
+/// What a listener does with TLS that asks for a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum InboundSpec {
+    /// Relay it as it is, by SNI, to endpoints that speak TLS themselves.
+    Passthrough,
+    /// End it with the gateway's own SVID and verify the caller's.
+    Terminate,
+}
+
+/// A group of endpoints, or a peer.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct BackendSpec {
+    /// The name that `failover` refers to. Default: the peer's, else `backend-` and its position
+    /// from 1.
+    pub name: Option<Text<Name>>,
+    /// The cluster it is in. Default: the gateway's own. A gateway reaches its own cluster's
+    /// backends directly, and another cluster's as one target through the MeshPeer of that cluster.
+    pub cluster: Option<Text<Name>>,
+    /// Where it stands. Default: where the gateway stands, or where the MeshPeer does.
+    pub locality: Option<Text<Locality>>,
+    /// Where it answers: addresses, or `{address, weight}`.
+    pub endpoints: Option<Vec<EndpointSpec>>,
+    /// What TLS is spoken with its endpoints. Default `none`.
+    pub tls: Option<TlsSpec>,
+    /// Who must answer: with `tls: mesh` the endpoints (required), with `peer` the workload behind
+    /// a gateway that passes through (default: the peer's gateway itself).
+    #[serde(rename = "spiffeIDs")]
+    pub spiffe_ids: Option<Vec<Text<IdPattern>>>,
+    /// The HTTP version spoken with its endpoints. http only. Default `same`.
+    pub version: Option<VersionSpec>,
+    /// Whether a PROXY protocol v2 header with the caller's SPIFFE ID (TLV 0xD0) precedes the bytes.
+    /// tcp only. Default false.
+    pub proxy_protocol: Option<bool>,
+    /// A MeshPeer, instead of `endpoints`: where that cluster keeps its own files.
+    pub peer: Option<Text<Name>>,
+}
+
+/// What TLS is spoken with an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum TlsSpec {
+    /// None.
+    None,
+    /// The gateway originates mTLS with its SVID and expects `spiffeIDs`.
+    Mesh,
+    /// The endpoint speaks TLS itself; the only one `inbound: passthrough` may use.
+    Workload,
+}
+
+/// The HTTP version spoken with an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum VersionSpec {
+    /// The caller's.
+    Same,
+    /// HTTP/1.1.
+    H1,
+    /// HTTP/2, also without TLS (gRPC).
+    H2,
+}
+
+/// How one endpoint of a level is picked.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct BalanceSpec {
+    /// Default `least-request`.
+    pub policy: Option<BalancePolicy>,
+}
+
+/// How one endpoint of a level is picked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum BalancePolicy {
+    /// The less busy of two drawn by weight.
+    LeastRequest,
+    /// In turn, by weight.
+    RoundRobin,
+    /// Drawn by weight.
+    Random,
+}
+
+/// What is near.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct LocalitySpec {
+    /// The levels, nearest first. Default `[subzone, zone, region]`.
+    pub prefer: Option<Vec<ScopeSpec>>,
+}
+
+/// One step of nearness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ScopeSpec {
+    /// The same region, zone and subzone.
+    Subzone,
+    /// The same region and zone.
+    Zone,
+    /// The same region.
+    Region,
+}
+
+/// When traffic leaves a level and how it comes back.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct FailoverSpec {
+    /// What follows the nearest level, in this order; what is not named is not used. Default: all
+    /// backends, nearest first.
+    pub order: Option<Vec<Selector>>,
+    /// What is never used. Default: nothing.
+    #[serde(default)]
+    pub never: Vec<Selector>,
+    /// The healthy share of a level below which traffic starts to leave it. Default `70%` for http,
+    /// `0%` for tcp.
+    pub start: Option<Text<Percent>>,
+    /// The healthy share at which all has left. Default `0%`; below `start`, unless both are `0%`.
+    pub full: Option<Text<Percent>>,
+    /// How long a level must have been bad before more is moved away. Default `0s`.
+    pub hold: Option<Text<Duration>>,
+    /// How traffic comes back.
+    #[serde(default)]
+    pub failback: FailbackSpec,
+    /// What happens when no level has a healthy endpoint: `use-all` uses those that only passive
+    /// checks ejected, `fail` refuses. Default `use-all` for http, `fail` for tcp.
+    pub too_few: Option<TooFewSpec>,
+}
+
+/// How traffic comes back.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct FailbackSpec {
+    /// How long a level must have been good before anything comes back. Default `1m` for http, `5m`
+    /// for tcp.
+    pub after: Option<Text<Duration>>,
+    /// How long the way back from nothing to everything takes. Default `1m` for http, `0s` for tcp.
+    pub ramp: Option<Text<Duration>>,
+}
+
+/// What happens when no level has a healthy endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum TooFewSpec {
+    /// The nearest level's endpoints that only passive checks ejected are used.
+    UseAll,
+    /// The connection or request is refused.
+    Fail,
+}
+
+/// Names backends by one property.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Selector {
+    /// All in this region.
+    Region(Text<Name>),
+    /// All in this cluster.
+    Cluster(Text<Name>),
+    /// The backend of this name.
+    Backend(Text<Name>),
+}
+
+/// How healthy endpoints are told from others.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct HealthSpec {
+    /// Checks that the gateway makes; through a peer's gateway all the way to the service.
+    /// Default: none.
+    pub active: Option<ActiveSpec>,
+    /// What is learned from traffic.
+    #[serde(default)]
+    pub passive: PassiveSpec,
+}
+
+/// Checks that the gateway makes. One of `http` and `tcp`.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct ActiveSpec {
+    /// `GET` this path; a 2xx status is good.
+    pub http: Option<String>,
+    /// `true`: a connection is accepted.
+    pub tcp: Option<bool>,
+    /// How often. Default `5s`; at least 100ms.
+    pub every: Option<Text<Duration>>,
+    /// How long an answer may take. Default `1s`; at least 1ms, at most 10m.
+    pub timeout: Option<Text<Duration>>,
+    /// Good answers in a row until healthy. Default 2; 1 to 100.
+    pub up: Option<u32>,
+    /// Bad answers in a row until unhealthy. Default 3; 1 to 100.
+    pub down: Option<u32>,
+}
+
+/// What is learned from traffic.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct PassiveSpec {
+    /// Failures in a row until an endpoint is ejected; 0 counts none. Default 5.
+    pub consecutive: Option<u32>,
+    /// What counts as a failure. Default `[connect, reset, timeout, 502, 503, 504]` for http,
+    /// `[connect, reset, timeout]` for tcp.
+    pub on: Option<Vec<Text<Cause>>>,
+    /// Ejection by share of failures in 10 s windows.
+    #[serde(default)]
+    pub error_rate: ErrorRateSpec,
+    /// How long an ejection lasts. Default `30s`; at least 1ms.
+    pub eject: Option<Text<Duration>>,
+    /// The largest share of a level that may be ejected. Default `100%`.
+    pub max_ejected: Option<Text<Percent>>,
+    /// Endpoints of the route that are never ejected, counted over all levels. Default 1.
+    pub keep_at_least: Option<u32>,
+}
+
+/// Ejection by share of failures in 10 s windows.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct ErrorRateSpec {
+    /// The share above which an endpoint is ejected. Default `50%`; `100%` switches it off.
+    pub over: Option<Text<Percent>>,
+    /// The requests a window needs before it is judged. Default 20; at least 1.
+    pub requests: Option<u32>,
+}
+
+/// Deadlines.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct TimeoutsSpec {
+    /// For a connection, TLS included. Default `1s`, to a peer's gateway `3s`; at least 1ms.
+    pub connect: Option<Text<Duration>>,
+    /// From the end of the request to the head of the response. http only. Default `15s`; over it:
+    /// another try, else 504.
+    pub response_headers: Option<Text<Duration>>,
+    /// Without a byte in either direction. Default `1h`; then the connection or stream is ended.
+    pub idle: Option<Text<Duration>>,
+    /// For one try. http only. Default `none`: `responseHeaders` alone.
+    pub per_try: Option<Text<MaybeDuration>>,
+}
+
+/// Extra tries, each on another endpoint.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct RetriesSpec {
+    /// Extra tries for one request or connection. Default 2; 0 to 10.
+    pub attempts: Option<u32>,
+    /// What is retried, before any byte of a response. http only. Default `[connect-failure,
+    /// refused-stream, reset, 502, 503, 504, unavailable]`; the first two, and a peer's
+    /// `no-local-endpoint`, always are, since no endpoint saw the request.
+    pub on: Option<Vec<Text<Cause>>>,
+    /// Extra tries as a share of the last 10 s' requests, at least 10. Default `20%`.
+    pub budget: Option<Text<Percent>>,
+    /// Request bytes kept for another try; a longer request is not tried again. http only. Default
+    /// `64KiB`; at most 16MiB.
+    pub buffer: Option<Text<Size>>,
+    /// Whether methods that are not idempotent are retried too. http only. Default false.
+    pub any: Option<bool>,
+}
+
+/// Copies of a share of the requests. A copy is never mirrored again, and never delays, fails or
+/// changes the original.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct MirrorSpec {
+    /// The route that receives the copies, `namespace/name`. Required.
+    pub route: Text<Reference>,
+    /// Only this peer's part of that route. Default: wherever that route's traffic goes.
+    pub peer: Option<Text<Name>>,
+    /// The share of requests copied. Default `100%`.
+    pub percent: Option<Text<Percent>>,
+    /// How long one copy may take. Default `2s`; at least 1ms.
+    pub timeout: Option<Text<Duration>>,
+    /// Bodies above this are not copied. Default `1MiB`; at most 16MiB.
+    pub body_limit: Option<Text<Size>>,
+    /// Copies under way at once, on one worker; more are dropped and counted. Default 64; 1 to
+    /// 10000.
+    pub in_flight: Option<usize>,
+}
+
+/// One rule: every field that is written must match, by one of its values. At least one field.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct RuleSpec {
+    /// The caller's SPIFFE ID; exists only where TLS is terminated.
+    pub from: Option<Vec<Text<IdPattern>>>,
+    /// The peers whose gateway must have attested that identity.
+    pub via: Option<Vec<Text<Name>>>,
+    /// The listener the connection came in on.
+    pub listeners: Option<Vec<Text<Name>>>,
+    /// The source address of the connection.
+    pub sources: Option<Vec<Text<IpNet>>>,
+    /// The HTTP method. http only.
+    pub methods: Option<Vec<Text<Method>>>,
+    /// The HTTP path: `/v1/orders`, or `/v1/*` for all below. http only.
+    pub paths: Option<Vec<Text<PathPattern>>>,
+}
+
+/// Which peers may reach a route through a mesh listener.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct ExportSpec {
+    /// Names of MeshPeers, or `"*"` for all. Default: none. The peer of the gateway's own cluster
+    /// is ignored.
+    #[serde(default)]
+    pub to: Vec<String>,
+}

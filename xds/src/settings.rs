@@ -1,0 +1,79 @@
+//! What a gateway process needs beside the [`Snapshot`](zeugma_core::snapshot::Snapshot).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use zeugma_core::identity::TrustDomain;
+use zeugma_core::locality::Locality;
+
+/// A `MeshGateway` without its listeners, every default filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewaySettings {
+    /// The gateway's name.
+    pub name: String,
+    /// The cluster it stands at the edge of.
+    pub cluster: String,
+    /// The trust domain of its own SVID.
+    pub trust_domain: TrustDomain,
+    /// Where it stands.
+    pub locality: Locality,
+    /// Its own certificate.
+    pub svid: SvidFiles,
+    /// Where the admin API listens.
+    pub admin: AdminAddress,
+    /// Where `/ready` and `/livez` are served.
+    pub probes: SocketAddr,
+    /// Where `/metrics` is served.
+    pub metrics: SocketAddr,
+    /// Worker threads; `None`: one for each processor it may run on.
+    pub workers: Option<usize>,
+    /// Limits of the whole process.
+    pub limits: Limits,
+    /// How it stops.
+    pub drain: Drain,
+}
+
+/// The files of a gateway's identity, resolved against the folder of the YAML file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SvidFiles {
+    /// The certificate chain, PEM, leaf first.
+    pub certificate: PathBuf,
+    /// The private key, PEM.
+    pub key: PathBuf,
+    /// The folder of `<trust domain>.json` or `<trust domain>.pem` bundles.
+    pub bundles: PathBuf,
+}
+
+/// Where the admin API listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminAddress {
+    /// A Unix socket, mode 0600.
+    Unix(PathBuf),
+    /// A loopback address.
+    Tcp(SocketAddr),
+}
+
+/// Limits of the whole process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Open connections.
+    pub connections: usize,
+    /// For the ClientHello and the whole TLS handshake.
+    pub handshake_timeout: Duration,
+    /// For the head of an HTTP request.
+    pub header_timeout: Duration,
+    /// HTTP/2 streams on one connection.
+    pub streams: u32,
+    /// The head of an HTTP request.
+    pub header_bytes: usize,
+}
+
+/// How a gateway stops.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drain {
+    /// Not ready, but still accepting.
+    pub delay: Duration,
+    /// How long open work may take after that.
+    pub timeout: Duration,
+}

@@ -1,0 +1,358 @@
+//! The YAML parser, wrapped: strict YAML 1.2 scalars, bounded work, a position for every value.
+
+use std::fmt;
+
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::{Error, Location, Options, Spanned};
+
+use crate::error::{Code, Finding, Place, suggest};
+use crate::files::Source;
+
+/// Nodes of one document; a route has about 60.
+pub(crate) const NODES_MAX: usize = 2_000_000;
+
+/// A document's values without their text: where each stands.
+#[derive(Debug, Clone)]
+pub(crate) struct Positions {
+    spot: Spot,
+    inside: Inside,
+}
+
+#[derive(Debug, Clone)]
+enum Inside {
+    Scalar(String),
+    List(Vec<Positions>),
+    Map(Vec<(String, Spot, Positions)>),
+}
+
+/// A line and a column within a document, from 1, and a width in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Spot {
+    pub line: u32,
+    pub column: u32,
+    pub width: u32,
+}
+
+impl From<Location> for Spot {
+    fn from(location: Location) -> Self {
+        let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        Self {
+            line: small(location.line()).max(1),
+            column: small(location.column()).max(1),
+            width: small(location.span().len()),
+        }
+    }
+}
+
+/// Reads the positions of a document.
+pub(crate) fn positions(source: &Source) -> Result<Positions, Finding> {
+    let spanned: Spanned<Tree> = serde_saphyr::from_str_with_options(&source.text, options())
+        .map_err(|error| finding(source, None, &error))?;
+    Ok(Positions::from(spanned))
+}
+
+/// Reads a document as `T`; the finding of a failure has the path of the value.
+pub(crate) fn read<T: DeserializeOwned>(
+    source: &Source,
+    positions: &Positions,
+) -> Result<T, Finding> {
+    serde_saphyr::from_str_with_options(&source.text, options())
+        .map_err(|error| finding(source, Some(positions), &error))
+}
+
+fn options() -> Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_nodes: NODES_MAX,
+            max_events: NODES_MAX * 2,
+            max_depth: 32,
+        },
+        strict_booleans: true,
+        underscored_numbers_as_strings: true,
+        leading_zero_numbers_as_strings: true,
+    }
+}
+
+fn finding(source: &Source, positions: Option<&Positions>, error: &Error) -> Finding {
+    let error = error.without_snippet();
+    let spot = error.location().map_or(
+        Spot {
+            line: 1,
+            column: 1,
+            width: 1,
+        },
+        Spot::from,
+    );
+    let place = |path: &str, width: u32| source.place(spot.line, spot.column, width, path);
+    let path = positions
+        .and_then(|positions| positions.path_at(spot))
+        .unwrap_or_default();
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the parser has over sixty errors, most of which differ in their text alone"
+    )]
+    match error {
+        Error::SerdeUnknownField {
+            field, expected, ..
+        } => Finding::error(Code::UnknownField, format!("unknown field `{field}`"))
+            .maybe_help(suggest(field, expected.iter().copied()))
+            .at(place(&path, chars(field))),
+        Error::SerdeMissingField { field, .. } => {
+            Finding::error(Code::MissingField, format!("`{field}` is missing"))
+                .at(place(&path, spot.width))
+        }
+        Error::SerdeUnknownVariant {
+            variant, expected, ..
+        } => Finding::error(Code::BadValue, format!("`{variant}` is not known here"))
+            .maybe_help(suggest(variant, expected.iter().copied()))
+            .at(place(&path, chars(variant))),
+        Error::DuplicateMappingKey { key, .. } => {
+            let key = key.as_deref().unwrap_or("a key");
+            Finding::error(Code::Duplicate, format!("`{key}` is written twice"))
+                .help("keep one of them")
+                .at(place(&path, chars(key)))
+        }
+        Error::Budget { breach, .. } => Finding::error(
+            Code::TooLarge,
+            format!("the document is too large: {breach:?}"),
+        )
+        .at(place(&path, 1)),
+        other => {
+            let text = other.render();
+            // The first line alone: the rest is the parser's own rendering of the place.
+            let text = text.lines().next().unwrap_or_default();
+            let text = text
+                .strip_prefix("error: ")
+                .unwrap_or(text)
+                .split(" at line ")
+                .next()
+                .unwrap_or_default();
+            let code = if positions.is_some() {
+                Code::BadValue
+            } else {
+                Code::NotADocument
+            };
+            Finding::error(code, text).at(place(&path, spot.width))
+        }
+    }
+}
+
+fn chars(text: &str) -> u32 {
+    u32::try_from(text.chars().count()).unwrap_or(u32::MAX)
+}
+
+impl Positions {
+    /// The text of a scalar directly in the document's top map.
+    pub(crate) fn top(&self, key: &str) -> Option<&str> {
+        let Inside::Map(entries) = &self.inside else {
+            return None;
+        };
+        entries
+            .iter()
+            .find_map(|(name, _, value)| match &value.inside {
+                Inside::Scalar(text) if name == key => Some(text.as_str()),
+                _ => None,
+            })
+    }
+
+    /// Where `path` stands; the nearest parent where it is not written.
+    pub(crate) fn value(&self, path: &str) -> Spot {
+        let mut node = self;
+        for step in steps(path) {
+            match node.step(step) {
+                Some((_, next)) => node = next,
+                None => break,
+            }
+        }
+        node.spot
+    }
+
+    /// Where the last key of `path` stands; the nearest parent's key where it is not written.
+    pub(crate) fn key(&self, path: &str) -> Spot {
+        let mut node = self;
+        let mut key = self.spot;
+        for step in steps(path) {
+            match node.step(step) {
+                Some((spot, next)) => {
+                    key = spot;
+                    node = next;
+                }
+                None => break,
+            }
+        }
+        key
+    }
+
+    fn step(&self, step: Step<'_>) -> Option<(Spot, &Self)> {
+        match (&self.inside, step) {
+            (Inside::Map(entries), Step::Key(key)) => entries
+                .iter()
+                .find(|(name, ..)| name == key)
+                .map(|(_, spot, value)| (*spot, value)),
+            (Inside::List(items), Step::Index(at)) => items.get(at).map(|item| (item.spot, item)),
+            _ => None,
+        }
+    }
+
+    /// The path of the key or value that begins at `spot`, else of the innermost that encloses it.
+    fn path_at(&self, spot: Spot) -> Option<String> {
+        let mut best: Option<(Spot, String)> = None;
+        self.visit(&mut String::new(), &mut |at, path| {
+            let before = (at.line, at.column) <= (spot.line, spot.column);
+            let later = best
+                .as_ref()
+                .is_none_or(|(kept, _)| (kept.line, kept.column) <= (at.line, at.column));
+            if before && later {
+                best = Some((at, path.to_owned()));
+            }
+        });
+        best.map(|(_, path)| path)
+    }
+
+    fn visit(&self, path: &mut String, see: &mut impl FnMut(Spot, &str)) {
+        see(self.spot, path);
+        let len = path.len();
+        match &self.inside {
+            Inside::Scalar(_) => {}
+            Inside::List(items) => {
+                for (at, item) in items.iter().enumerate() {
+                    path.push_str(&format!("[{at}]"));
+                    item.visit(path, see);
+                    path.truncate(len);
+                }
+            }
+            Inside::Map(entries) => {
+                for (key, spot, value) in entries {
+                    if !path.is_empty() {
+                        path.push('.');
+                    }
+                    path.push_str(key);
+                    see(*spot, path);
+                    value.visit(path, see);
+                    path.truncate(len);
+                }
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Step<'a> {
+    Key(&'a str),
+    Index(usize),
+}
+
+fn steps(path: &str) -> impl Iterator<Item = Step<'_>> {
+    path.split('.')
+        .filter(|part| !part.is_empty())
+        .flat_map(|part| {
+            let (key, indexes) = part.split_once('[').unwrap_or((part, ""));
+            let key = (!key.is_empty()).then_some(Step::Key(key));
+            let indexes = indexes
+                .split('[')
+                .filter_map(|index| index.trim_end_matches(']').parse().ok())
+                .map(Step::Index);
+            key.into_iter().chain(indexes)
+        })
+}
+
+impl Source {
+    /// The place of the value at `path`.
+    pub(crate) fn place_of(&self, spot: Spot, path: &str) -> Place {
+        self.place(spot.line, spot.column, spot.width, path)
+    }
+}
+
+/// What [`positions`] reads: any value, with spans.
+enum Tree {
+    Scalar(String),
+    List(Vec<Spanned<Self>>),
+    Map(Vec<(Spanned<String>, Spanned<Self>)>),
+}
+
+impl From<Spanned<Tree>> for Positions {
+    fn from(spanned: Spanned<Tree>) -> Self {
+        let inside = match spanned.value {
+            Tree::Scalar(text) => Inside::Scalar(text),
+            Tree::List(items) => Inside::List(items.into_iter().map(Self::from).collect()),
+            Tree::Map(entries) => Inside::Map(
+                entries
+                    .into_iter()
+                    .map(|(key, value)| (key.value, key.referenced.into(), value.into()))
+                    .collect(),
+            ),
+        };
+        Self {
+            spot: spanned.referenced.into(),
+            inside,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Tree {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TreeVisitor)
+    }
+}
+
+struct TreeVisitor;
+
+impl<'de> Visitor<'de> for TreeVisitor {
+    type Value = Tree;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a YAML value")
+    }
+
+    fn visit_bool<E>(self, v: bool) -> Result<Tree, E> {
+        Ok(Tree::Scalar(v.to_string()))
+    }
+
+    fn visit_i64<E>(self, v: i64) -> Result<Tree, E> {
+        Ok(Tree::Scalar(v.to_string()))
+    }
+
+    fn visit_i128<E>(self, v: i128) -> Result<Tree, E> {
+        Ok(Tree::Scalar(v.to_string()))
+    }
+
+    fn visit_u64<E>(self, v: u64) -> Result<Tree, E> {
+        Ok(Tree::Scalar(v.to_string()))
+    }
+
+    fn visit_u128<E>(self, v: u128) -> Result<Tree, E> {
+        Ok(Tree::Scalar(v.to_string()))
+    }
+
+    fn visit_f64<E>(self, v: f64) -> Result<Tree, E> {
+        Ok(Tree::Scalar(v.to_string()))
+    }
+
+    fn visit_str<E>(self, v: &str) -> Result<Tree, E> {
+        Ok(Tree::Scalar(v.to_owned()))
+    }
+
+    fn visit_unit<E>(self) -> Result<Tree, E> {
+        Ok(Tree::Scalar(String::new()))
+    }
+
+    fn visit_none<E>(self) -> Result<Tree, E> {
+        Ok(Tree::Scalar(String::new()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Tree, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(Tree::List(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Tree, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(Tree::Map(entries))
+    }
+}
