@@ -2,6 +2,7 @@
 
 mod ca;
 mod exit;
+mod gateway;
 mod init;
 
 use std::process::ExitCode;
@@ -23,6 +24,8 @@ enum Command {
     Init(init::InitArgs),
     /// The certificate authority: root, issuers, SVIDs, bundles
     Ca(ca::CaArgs),
+    /// The gateway: SIGTERM drains it, SIGHUP reloads its files (they are watched anyway)
+    Gateway(gateway::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -41,5 +44,6 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Init(args) => init::run(&args),
         Command::Ca(args) => ca::run(args),
+        Command::Gateway(arguments) => gateway::run(arguments),
     }
 }
