@@ -1,5 +1,6 @@
 //! Our gateway between real peers, in every role Envoy can take beside it.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -11,6 +12,7 @@ use crate::folder;
 use crate::grpc::{self, EchoService};
 use crate::openssl::{Call, Openssl};
 use crate::pki::{Domain, Root, Svid};
+use crate::websocket;
 use crate::zeugma::{EAST, ECHO, Gateway, ORDERS, Setup, WEST};
 
 /// The certificates of a test.
@@ -154,6 +156,71 @@ fn grpc_passes_both_our_gateways_with_its_status_and_streams() -> Result<()> {
     );
     let chat = grpc::call(east.apps, ECHO, "Chat", &["a", "b", "c"])?;
     assert_eq!(chat.answers, ["a", "b", "c"], "{chat:?}");
+
+    // Far over every window and buffer on the way (RFC 9113 §6.9.2: 65,535 bytes at first).
+    let large = grpc::call(east.apps, ECHO, "Chat", &["2000000 x a", "2000000 x b"])?;
+    assert_eq!(large.code, "OK");
+    assert_eq!(
+        large.answers,
+        ["a".repeat(2_000_000), "b".repeat(2_000_000)]
+    );
+    Ok(())
+}
+
+#[test]
+fn websocket_passes_both_our_gateways() -> Result<()> {
+    let folder = folder("websocket_passes_both_our_gateways")?;
+    let mesh = Mesh::new(&folder)?;
+    let echo = websocket::EchoService::start("west-echo", &folder)?;
+    let west = mesh.west(&folder, &[("echo", echo.port)])?;
+    let east = mesh.east(&folder, west.mesh, &mesh.west_gateway.id, &["echo"])?;
+    let outcome = websocket::call(east.apps, ECHO, &["hello", "again"])?;
+    assert_eq!(outcome.answers, ["hello", "again"]);
+    assert!(outcome.large);
+    // RFC 6455 §7.4.1: the close handshake reached the other end and came back.
+    assert_eq!(outcome.closed, 1000);
+    Ok(())
+}
+
+#[test]
+fn our_gateway_fails_over_to_an_envoy_gateway() -> Result<()> {
+    let folder = folder("our_gateway_fails_over_to_an_envoy")?;
+    let mesh = Mesh::new(&folder)?;
+    let remote = service("west-orders", &folder)?;
+    let port = remote.address.port();
+    let envoy = mesh.terminating(&folder, ORDERS, &mesh.west_gateway, port)?;
+    let local = service("east-orders", &folder)?;
+    let east = Setup::new(
+        &folder,
+        EAST,
+        &mesh.east_gateway,
+        &[&mesh.east.trust, &mesh.west.trust],
+    )?
+    .peer(WEST, envoy.address, &mesh.west_gateway.id)
+    .route(
+        "orders",
+        &[
+            "protocol: http",
+            &format!(
+                "backends: [{{ endpoints: [\"{}\"] }}, {{ peer: west }}]",
+                local.address
+            ),
+            "allow: [{ listeners: [apps] }]",
+        ],
+    )
+    .start()?;
+    let from = |who: &str| -> Result<()> {
+        let answer = curl::get_host(east.apps, ORDERS, "/", Version::H1)?;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(answer.body, who);
+        Ok(())
+    };
+    from("from east-orders")?;
+    drop(local);
+    // The very first request after the end of the local service is answered by the other cluster.
+    for _ in 0..20 {
+        from("from west-orders")?;
+    }
     Ok(())
 }
 
@@ -263,6 +330,30 @@ fn our_gateway_relays_to_an_envoy_that_terminates_itself() -> Result<()> {
     let caller = mesh.east.svid("/ns/shop/sa/cart")?;
     let envoy = mesh.calling(&folder, &caller, west.mesh, &workload.id)?;
     // The workload itself verified the caller: our gateway only relayed.
+    requests_reach(envoy.address, "west-orders", &caller.id)?;
+
+    // The same through a gateway on the caller's side that relays too.
+    let east = Setup::new(
+        &folder,
+        EAST,
+        &mesh.east_gateway,
+        &[&mesh.east.trust, &mesh.west.trust],
+    )?
+    .peer(WEST, west.mesh, &mesh.west_gateway.id)
+    .route(
+        "orders",
+        &[
+            "protocol: tcp",
+            "port: 443",
+            "inbound: passthrough",
+            "backends: [{ peer: west }]",
+            "allow: [{ listeners: [apps] }]",
+        ],
+    )
+    .start()?;
+    let far = folder.join("far");
+    fs::create_dir_all(&far)?;
+    let envoy = mesh.calling(&far, &caller, east.apps, &workload.id)?;
     requests_reach(envoy.address, "west-orders", &caller.id)
 }
 
@@ -290,6 +381,9 @@ fn openssl_meets_our_mesh_port() -> Result<()> {
     );
     assert!(session.output.contains("from west-orders"), "{session:?}");
     assert!(session.output.contains(&caller.id), "{session:?}");
+    // The SNI of one service with another's authority.
+    let session = openssl.get(&good, ECHO, "/")?;
+    assert!(session.output.contains("HTTP/1.1 421"), "{session:?}");
     // T2: no tickets, so nothing to resume.
     assert!(
         !session.output.contains("New Session Ticket"),

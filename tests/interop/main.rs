@@ -14,6 +14,7 @@ mod openssl;
 mod our_ca;
 mod peers_alone;
 mod pki;
+mod websocket;
 mod zeugma;
 
 use std::fs;

@@ -13,6 +13,7 @@ use crate::folder;
 use crate::openssl::Openssl;
 use crate::peers_alone::{Chain, HOST, Parties, backend};
 use crate::pki::{Root, Svid, Trust};
+use crate::zeugma::{EAST, ORDERS, Setup, WEST};
 
 /// A CA of ours in a folder of its own, for east.example and west.example.
 struct Ca {
@@ -221,5 +222,52 @@ fn we_inspect_what_an_envoy_presents_and_verify_what_others_issued() -> Result<(
     // East's anchor in west's place: the path ends nowhere (XL4).
     fs::copy(&east.trust.anchor, bundles.join("west.example.pem"))?;
     assert!(ca.run(&["verify", &file]).is_err());
+    Ok(())
+}
+
+#[test]
+fn curl_passes_two_gateways_with_certificates_and_bundles_of_our_ca() -> Result<()> {
+    let folder = folder("curl_passes_two_gateways_with_our_ca")?;
+    let ca = Ca::new(&folder)?;
+    let caller = ca.issue("spiffe://east.example/zeugma/gateway", "east")?;
+    let gateway = ca.issue("spiffe://west.example/zeugma/gateway", "west")?;
+    let mut trusted = Vec::new();
+    for domain in ["east.example", "west.example"] {
+        let anchor = folder.join(format!("{domain}.json"));
+        fs::write(&anchor, ca.spiffe_bundle(domain)?.to_string())?;
+        trusted.push(Trust {
+            name: domain.to_owned(),
+            anchor,
+        });
+    }
+    let trusted: Vec<_> = trusted.iter().collect();
+    let service = backend("west-service", &folder)?;
+    let west = Setup::new(&folder, WEST, &gateway, &trusted)?
+        .caller(EAST, &caller.id)
+        .route(
+            "orders",
+            &[
+                "protocol: http",
+                &format!("backends: [{{ endpoints: [\"{}\"] }}]", service.address),
+                &format!("allow: [{{ from: [\"{}\"] }}]", caller.id),
+                "export: { to: [east] }",
+            ],
+        )
+        .start()?;
+    let east = Setup::new(&folder, EAST, &caller, &trusted)?
+        .peer(WEST, west.mesh, &gateway.id)
+        .route(
+            "orders",
+            &[
+                "protocol: http",
+                "backends: [{ peer: west }]",
+                "allow: [{ listeners: [apps] }]",
+            ],
+        )
+        .start()?;
+    let answer = curl::get_host(east.apps, ORDERS, "/", Version::H2)?;
+    assert_eq!(answer.body, "from west-service", "{answer:?}");
+    let xfcc = answer.header("x-saw-xfcc");
+    assert!(xfcc.contains(&format!("URI={}", caller.id)), "{xfcc}");
     Ok(())
 }

@@ -67,7 +67,9 @@ impl Setup {
         fs::copy(&svid.certificate, folder.join("gw.pem"))?;
         fs::copy(&svid.key, folder.join("gw.key"))?;
         for trust in trusted {
-            fs::copy(&trust.anchor, bundles.join(format!("{}.pem", trust.name)))?;
+            let kind = trust.anchor.extension().unwrap_or_default();
+            let file = format!("{}.{}", trust.name, kind.to_string_lossy());
+            fs::copy(&trust.anchor, bundles.join(file))?;
         }
         let documents = format!(
             "apiVersion: zeugma.dev/v1alpha1
