@@ -104,8 +104,22 @@ impl Closed {
             }
         };
         let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        put("time", json!(format!("{}.{:03}", seconds.as_secs(), seconds.subsec_millis())));
-        put("kind", json!(if self.request.is_some() { "request" } else { "connection" }));
+        put(
+            "time",
+            json!(format!(
+                "{}.{:03}",
+                seconds.as_secs(),
+                seconds.subsec_millis()
+            )),
+        );
+        put(
+            "kind",
+            json!(if self.request.is_some() {
+                "request"
+            } else {
+                "connection"
+            }),
+        );
         put("listener", json!(&*self.listener));
         put("src.addr", json!(self.source.to_string()));
         put("src.identity", json!(self.caller.identity));
@@ -141,7 +155,10 @@ impl Closed {
         put("error", json!(self.detail));
         put("bytes_sent", json!(self.bytes_sent));
         put("bytes_recv", json!(self.bytes_received));
-        put("duration", json!(format!("{}ms", self.duration.as_millis())));
+        put(
+            "duration",
+            json!(format!("{}ms", self.duration.as_millis())),
+        );
         put("config.generation", json!(self.generation));
         Value::Object(line).to_string()
     }
@@ -173,12 +190,19 @@ impl AccessLog {
         std::thread::Builder::new()
             .name("access-log".to_owned())
             .spawn(move || write_lines(&queue, out))?;
-        Ok(Self { lines, dropped: Arc::default() })
+        Ok(Self {
+            lines,
+            dropped: Arc::default(),
+        })
     }
 
     /// Queues the record's line, or counts it as dropped; never waits.
     pub(crate) fn write(&self, closed: &Closed) {
-        if self.lines.try_send(Line::Text(closed.line(SystemTime::now()))).is_err() {
+        if self
+            .lines
+            .try_send(Line::Text(closed.line(SystemTime::now())))
+            .is_err()
+        {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -215,7 +239,11 @@ fn write_lines(queue: &Receiver<Line>, mut out: Box<dyn Write + Send>) {
             next = if full { None } else { queue.try_recv().ok() };
         }
         // A closed standard output ends the log, not the gateway.
-        if out.write_all(batch.as_bytes()).and_then(|()| out.flush()).is_err() {
+        if out
+            .write_all(batch.as_bytes())
+            .and_then(|()| out.flush())
+            .is_err()
+        {
             return;
         }
         drop(flushed);
@@ -232,7 +260,10 @@ mod tests {
             source: "127.0.0.1:1".parse().unwrap(),
             generation: 7,
             caller: Caller::default(),
-            tls: Some(TlsFacts { sni: Some("a\n\"b".to_owned()), ..TlsFacts::default() }),
+            tls: Some(TlsFacts {
+                sni: Some("a\n\"b".to_owned()),
+                ..TlsFacts::default()
+            }),
             service: None,
             destination: None,
             request: None,

@@ -83,11 +83,13 @@ impl Interfaces {
         admin: &AdminAddress,
     ) -> Result<Self, BindError> {
         let tcp = async |what, address: SocketAddr| {
-            TcpListener::bind(address).await.map_err(|source| BindError {
-                what,
-                address: address.to_string(),
-                source,
-            })
+            TcpListener::bind(address)
+                .await
+                .map_err(|source| BindError {
+                    what,
+                    address: address.to_string(),
+                    source,
+                })
         };
         let admin = match admin {
             AdminAddress::Tcp(address) => AdminListener::Tcp(tcp("spec.admin", *address).await?),
@@ -99,7 +101,11 @@ impl Interfaces {
         };
         let probes = tcp("spec.probes", probes).await?;
         let metrics = tcp("spec.metrics", metrics).await?;
-        Ok(Self { probes, metrics, admin })
+        Ok(Self {
+            probes,
+            metrics,
+            admin,
+        })
     }
 }
 
@@ -108,7 +114,10 @@ fn bind_unix(path: &Path) -> io::Result<AdminListener> {
         std::fs::create_dir_all(folder)?;
     }
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, "a process listens there"));
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "a process listens there",
+        ));
     }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -122,7 +131,11 @@ fn bind_unix(path: &Path) -> io::Result<AdminListener> {
 
 /// Serves all of them until cancelled.
 pub(crate) async fn serve(interfaces: Interfaces, shared: Arc<Shared>) {
-    let Interfaces { probes, metrics, admin } = interfaces;
+    let Interfaces {
+        probes,
+        metrics,
+        admin,
+    } = interfaces;
     let probe_routes = Router::new()
         .route("/ready", get(ready))
         .route("/livez", get(async || "live\n"))
@@ -134,8 +147,14 @@ pub(crate) async fn serve(interfaces: Interfaces, shared: Arc<Shared>) {
     let admin_routes = probe_routes
         .clone()
         .merge(metric_routes.clone())
-        .route("/server_info", get(server_info).with_state(Arc::clone(&shared)))
-        .route("/config_dump", get(config_dump).with_state(Arc::clone(&shared)))
+        .route(
+            "/server_info",
+            get(server_info).with_state(Arc::clone(&shared)),
+        )
+        .route(
+            "/config_dump",
+            get(config_dump).with_state(Arc::clone(&shared)),
+        )
         .route("/clusters", get(clusters).with_state(Arc::clone(&shared)))
         .route("/listeners", get(listeners).with_state(Arc::clone(&shared)))
         .route("/certs", get(certs).with_state(Arc::clone(&shared)));
@@ -172,7 +191,9 @@ where
             continue;
         };
         // Over the limit: closed at once, so that a probe sees it and nothing piles up.
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            continue;
+        };
         let service = TowerToHyperService::new(routes.clone());
         open.spawn(async move {
             let connection = hyper::server::conn::http1::Builder::new()
@@ -186,7 +207,9 @@ where
     }
 }
 
-async fn ready(State(shared): State<Arc<Shared>>) -> Result<&'static str, (StatusCode, &'static str)> {
+async fn ready(
+    State(shared): State<Arc<Shared>>,
+) -> Result<&'static str, (StatusCode, &'static str)> {
     if shared.ready.load(Ordering::Acquire) {
         Ok("ready\n")
     } else {
@@ -196,7 +219,11 @@ async fn ready(State(shared): State<Arc<Shared>>) -> Result<&'static str, (Statu
 
 async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
     shared.metrics.log_dropped(shared.log.dropped());
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], shared.metrics.encode()).into_response()
+    (
+        [(header::CONTENT_TYPE, CONTENT_TYPE)],
+        shared.metrics.encode(),
+    )
+        .into_response()
 }
 
 async fn server_info(State(shared): State<Arc<Shared>>) -> Response {
@@ -231,7 +258,12 @@ async fn config_dump(State(shared): State<Arc<Shared>>) -> Response {
 async fn clusters(State(shared): State<Arc<Shared>>) -> Response {
     let published = shared.published.load();
     let mut all = BTreeMap::new();
-    for (cluster, shares) in published.snapshot.clusters.iter().zip(&published.shares.clusters) {
+    for (cluster, shares) in published
+        .snapshot
+        .clusters
+        .iter()
+        .zip(&published.shares.clusters)
+    {
         let levels: Vec<Value> = cluster
             .levels
             .iter()
@@ -255,7 +287,10 @@ async fn clusters(State(shared): State<Arc<Shared>>) -> Response {
                 json!({ "name": &*level.name, "share": share, "endpoints": endpoints })
             })
             .collect();
-        all.insert(&*cluster.name, json!({ "too_few": shares.too_few, "levels": levels }));
+        all.insert(
+            &*cluster.name,
+            json!({ "too_few": shares.too_few, "levels": levels }),
+        );
     }
     as_json(&json!({ "clusters": all }))
 }
@@ -288,7 +323,11 @@ async fn listeners(State(shared): State<Arc<Shared>>) -> Response {
 
 /// A document as it is read by programs.
 fn as_json(document: &Value) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], document.to_string()).into_response()
+    (
+        [(header::CONTENT_TYPE, "application/json")],
+        document.to_string(),
+    )
+        .into_response()
 }
 
 async fn certs(State(shared): State<Arc<Shared>>) -> Response {
@@ -300,4 +339,3 @@ async fn certs(State(shared): State<Arc<Shared>>) -> Response {
         "generation": credentials.generation(),
     }))
 }
-

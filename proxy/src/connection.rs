@@ -96,7 +96,9 @@ async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Reason {
     }
 
     let mut prefix = Vec::new();
-    let only = listener.only.map(|ix| (ix, published.snapshot.service(ix).protocol));
+    let only = listener
+        .only
+        .map(|ix| (ix, published.snapshot.service(ix).protocol));
     let routed = match only {
         // Not peeked: in some protocols the server speaks first.
         Some((service, Protocol::Tcp)) => Routed::Plain(service),
@@ -105,17 +107,28 @@ async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Reason {
             match peek(&mut tcp, &mut prefix, deadline).await {
                 Err(error) => return refuse_bytes(visit, tcp, error).await,
                 Ok(First::Hello(hello)) => {
-                    visit.tls = Some(TlsFacts { sni: hello.sni.clone(), ..TlsFacts::default() });
+                    visit.tls = Some(TlsFacts {
+                        sni: hello.sni.clone(),
+                        ..TlsFacts::default()
+                    });
                     match route_tls(&published.snapshot, listener, &hello) {
                         Routed::Terminate(service) => {
                             let stream = Prefixed::new(tcp, prefix);
-                            let target = SniTarget { service, any_port: false };
-                            return Box::pin(terminate(visit, listener, target, &hello, stream)).await;
+                            let target = SniTarget {
+                                service,
+                                any_port: false,
+                            };
+                            return Box::pin(terminate(visit, listener, target, &hello, stream))
+                                .await;
                         }
                         Routed::TerminateAnyPort(service) => {
                             let stream = Prefixed::new(tcp, prefix);
-                            let target = SniTarget { service, any_port: true };
-                            return Box::pin(terminate(visit, listener, target, &hello, stream)).await;
+                            let target = SniTarget {
+                                service,
+                                any_port: true,
+                            };
+                            return Box::pin(terminate(visit, listener, target, &hello, stream))
+                                .await;
                         }
                         routed => routed,
                     }
@@ -125,11 +138,13 @@ async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Reason {
                 }
                 Ok(First::Http1) => {
                     let stream = Stream::Plain(Prefixed::new(tcp, prefix));
-                    return Box::pin(http::serve(visit, None, None, http::Version::H1, stream)).await;
+                    return Box::pin(http::serve(visit, None, None, http::Version::H1, stream))
+                        .await;
                 }
                 Ok(First::Http2) => {
                     let stream = Stream::Plain(Prefixed::new(tcp, prefix));
-                    return Box::pin(http::serve(visit, None, None, http::Version::H2, stream)).await;
+                    return Box::pin(http::serve(visit, None, None, http::Version::H2, stream))
+                        .await;
                 }
             }
         }
@@ -139,7 +154,13 @@ async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Reason {
             Box::pin(passthrough(visit, listener, service, tcp, prefix)).await
         }
         Routed::Plain(service) => {
-            Box::pin(plain(visit, listener, service, Stream::Plain(Prefixed::new(tcp, prefix)))).await
+            Box::pin(plain(
+                visit,
+                listener,
+                service,
+                Stream::Plain(Prefixed::new(tcp, prefix)),
+            ))
+            .await
         }
         Routed::Refuse(reason) => refuse_hello(tcp, reason).await,
         Routed::Terminate(_) | Routed::TerminateAnyPort(_) | Routed::PlainHttp => Reason::Internal,
@@ -167,7 +188,9 @@ async fn passthrough(
         Ok(reached) => {
             visit.arrive(cluster, &reached);
             let idle = visit.published.snapshot.cluster(cluster).timeouts.idle;
-            let reason = visit.relay(Stream::plain(tcp), reached.upstream.stream, idle).await;
+            let reason = visit
+                .relay(Stream::plain(tcp), reached.upstream.stream, idle)
+                .await;
             visit.moved.1 += hello.len() as u64;
             drop(reached.in_flight);
             reason
@@ -215,7 +238,11 @@ async fn terminate(
     if let Some(tls) = &mut visit.tls {
         tls.group = session.group;
     }
-    let peer = peer_of(&visit.published.snapshot, visit.source.ip(), &session.peer.id);
+    let peer = peer_of(
+        &visit.published.snapshot,
+        visit.source.ip(),
+        &session.peer.id,
+    );
     visit.caller.peer = peer.map(|ix| Arc::clone(&visit.published.snapshot.peer(ix).name));
     match (target.protocol, session.alpn.as_deref()) {
         (Protocol::Http, Some(ALPN_H2)) => {
@@ -228,8 +255,15 @@ async fn terminate(
         }
         (Protocol::Tcp, alpn) => {
             let from_gateway = alpn == Some(ALPN_TCP);
-            tcp_session(visit, listener, service, session.stream, &session.peer.id, from_gateway)
-                .await
+            tcp_session(
+                visit,
+                listener,
+                service,
+                session.stream,
+                &session.peer.id,
+                from_gateway,
+            )
+            .await
         }
     }
 }
@@ -306,7 +340,10 @@ async fn carry_tcp(
         }
     };
     visit.arrive(cluster, &reached);
-    let endpoint = published.snapshot.cluster(cluster).endpoint(reached.attempt.endpoint);
+    let endpoint = published
+        .snapshot
+        .cluster(cluster)
+        .endpoint(reached.attempt.endpoint);
     let mut stream = reached.upstream.stream;
     let hands_on = reached.upstream.alpn.as_deref() == Some(ALPN_TCP) || endpoint.proxy_protocol;
     if hands_on {
@@ -363,7 +400,12 @@ async fn connect_by_hello(
             Ok(Ok(answer)) => {
                 worker.observe(&endpoint.key, Ok(()));
                 upstream.stream.unread(answer);
-                return Ok(Reached { upstream, attempt, attempts: nth, in_flight });
+                return Ok(Reached {
+                    upstream,
+                    attempt,
+                    attempts: nth,
+                    in_flight,
+                });
             }
             Ok(Err(failure)) => {
                 worker.observe(&endpoint.key, Err(failure));
@@ -371,7 +413,10 @@ async fn connect_by_hello(
             }
             Err(_elapsed) => {
                 worker.observe(&endpoint.key, Err(Failure::Timeout));
-                last = Some(format!("{} did not answer the hello in {deadline:?}", endpoint.key));
+                last = Some(format!(
+                    "{} did not answer the hello in {deadline:?}",
+                    endpoint.key
+                ));
             }
         }
     }
@@ -384,7 +429,9 @@ async fn connect_by_hello(
 
 /// Sends the hello and reads the first bytes of the answer.
 async fn greet(tcp: &mut Stream, hello: &[u8]) -> Result<Vec<u8>, Failure> {
-    tcp.write_all(hello).await.map_err(|_error| Failure::Reset)?;
+    tcp.write_all(hello)
+        .await
+        .map_err(|_error| Failure::Reset)?;
     let mut answer = Vec::with_capacity(FIRST_ANSWER_BYTES);
     loop {
         match tcp.read_buf(&mut answer).await {
@@ -471,16 +518,31 @@ impl Visit {
 
     /// Notes where the connection is taken.
     fn arrive(&mut self, cluster: ClusterIx, reached: &Reached) {
-        let Reached { upstream, attempt, attempts, .. } = reached;
+        let Reached {
+            upstream,
+            attempt,
+            attempts,
+            ..
+        } = reached;
         let (address, identity) = (upstream.address.to_string(), upstream.identity.clone());
-        self.destination =
-            Some(describe(&self.published, cluster, attempt, address, identity, *attempts));
+        self.destination = Some(describe(
+            &self.published,
+            cluster,
+            attempt,
+            address,
+            identity,
+            *attempts,
+        ));
     }
 
     fn has_somewhere(&self, role: Role, service: &Service) -> bool {
-        let Some(ix) = destination(role, service) else { return false };
+        let Some(ix) = destination(role, service) else {
+            return false;
+        };
         let cluster = self.published.snapshot.cluster(ix);
-        plan(cluster, self.published.shares_of(ix), &|_| 0, 0).next().is_some()
+        plan(cluster, self.published.shares_of(ix), &|_| 0, 0)
+            .next()
+            .is_some()
     }
 
     fn authorize(
@@ -490,14 +552,23 @@ impl Visit {
         evidence: Evidence<'_>,
     ) -> Result<(), Reason> {
         let snapshot = Arc::clone(&self.published.snapshot);
-        let asking =
-            Asking { listener, source: self.source.ip(), evidence, method: None, path: None };
+        let asking = Asking {
+            listener,
+            source: self.source.ip(),
+            evidence,
+            method: None,
+            path: None,
+        };
         let (verdict, rule) = match authorize(&snapshot, service, &asking) {
             Verdict::Allow { rule } => (Ok(()), Some(rule)),
             Verdict::Deny { reason, rule, .. } => (Err(reason), rule),
         };
         let policy = &snapshot.service(service).policy;
-        let rules = if verdict.is_ok() { &policy.allow } else { &policy.deny };
+        let rules = if verdict.is_ok() {
+            &policy.allow
+        } else {
+            &policy.deny
+        };
         self.rule = rule
             .and_then(|nth| rules.get(nth)?.position.as_ref())
             .map(std::string::ToString::to_string);
@@ -513,11 +584,13 @@ impl Visit {
         let (listener, source) = (Arc::clone(&self.listener), self.source.ip());
         Box::new(move |id: &SpiffeId| {
             let snapshot = &published.snapshot;
-            let Some(listener) = snapshot.listener(&listener) else { return false };
+            let Some(listener) = snapshot.listener(&listener) else {
+                return false;
+            };
             let policy = &snapshot.service(service).policy;
             let peer = peer_of(snapshot, source, id);
-            let decides_later = peer
-                .is_some_and(|peer| policy.allow.iter().any(|rule| rule.via.contains(&peer)));
+            let decides_later =
+                peer.is_some_and(|peer| policy.allow.iter().any(|rule| rule.via.contains(&peer)));
             let asking = Asking {
                 listener,
                 source,
@@ -550,7 +623,10 @@ impl Visit {
                     return *reason;
                 }
                 self.rule = Some(refusal.label().to_owned());
-                self.worker.shared.metrics.certificate_refused("downstream", refusal.label());
+                self.worker
+                    .shared
+                    .metrics
+                    .certificate_refused("downstream", refusal.label());
                 if refusal.violation.rule == Rule::NoCertificate {
                     Reason::CertificateMissing
                 } else {
@@ -562,12 +638,7 @@ impl Visit {
         }
     }
 
-    async fn relay(
-        &mut self,
-        downstream: Stream,
-        upstream: Stream,
-        idle: Duration,
-    ) -> Reason {
+    async fn relay(&mut self, downstream: Stream, upstream: Stream, idle: Duration) -> Reason {
         let shared = Arc::clone(&self.worker.shared);
         let moved = Moved::default();
         // Draining gives open connections until the deadline; both arms may be dropped.
@@ -576,7 +647,9 @@ impl Visit {
             () = async { tokio::time::sleep_until(shared.draining().await).await } => None,
         };
         self.moved = (moved.down.get(), moved.up.get());
-        let Some(end) = end else { return Reason::Drained };
+        let Some(end) = end else {
+            return Reason::Drained;
+        };
         match end {
             RelayEnd::Closed => Reason::Completed,
             RelayEnd::Idle => Reason::IdleTimeout,
@@ -630,7 +703,11 @@ pub(crate) fn describe(
         locality: endpoint.locality.to_string(),
         identity,
         level: attempt.level,
-        why: if attempts > 1 { "retry" } else { attempt.why.label() },
+        why: if attempts > 1 {
+            "retry"
+        } else {
+            attempt.why.label()
+        },
         failover_from: preferred.map(|level| Arc::clone(&level.name)),
     }
 }

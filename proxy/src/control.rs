@@ -61,7 +61,9 @@ pub enum GatewayError {
     #[error(transparent)]
     Interface(#[from] BindError),
     /// A listener cannot be bound.
-    #[error("spec.listeners.{name}.address `{address}` cannot be bound; choose another address or end what holds it")]
+    #[error(
+        "spec.listeners.{name}.address `{address}` cannot be bound; choose another address or end what holds it"
+    )]
     Listener {
         /// The listener.
         name: String,
@@ -92,7 +94,10 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> GatewayError {
 /// As [`GatewayError`]; only before it serves.
 pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
     raise_open_files();
-    let node = NodeOptions { name: options.name.clone(), locality: options.locality.clone() };
+    let node = NodeOptions {
+        name: options.name.clone(),
+        locality: options.locality.clone(),
+    };
     let loaded = zeugma_xds::load(&options.config, &node)
         .map_err(|findings| GatewayError::Config(reload::describe(&findings)))?;
     reload::warn(&loaded);
@@ -103,7 +108,10 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
         .build()
         .map_err(system("no event loop"))?;
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, control(options.config.clone(), node, loaded, credentials))
+    local.block_on(
+        &runtime,
+        control(options.config.clone(), node, loaded, credentials),
+    )
 }
 
 /// Raises the soft limit of open files to the hard one: two for each connection are needed.
@@ -129,8 +137,7 @@ async fn control(
     fleet.reconcile(&snapshot, Time::ZERO);
     let shares = Arc::new(fleet.shares(Time::ZERO));
     let settings = loaded.settings;
-    let interfaces =
-        Interfaces::bind(settings.probes, settings.metrics, &settings.admin).await?;
+    let interfaces = Interfaces::bind(settings.probes, settings.metrics, &settings.admin).await?;
     let log = AccessLog::start(Box::new(std::io::stdout())).map_err(system("no log thread"))?;
     let files = Files::new(config, node, loaded.files, &settings);
     let workers = settings.workers;
@@ -193,7 +200,10 @@ fn start_workers(
                 }
             })
             .map_err(system("no worker thread"))?;
-        handles.push(WorkerHandle { sockets, open: Arc::default() });
+        handles.push(WorkerHandle {
+            sockets,
+            open: Arc::default(),
+        });
         threads.push(thread);
     }
     Ok((handles, threads))
@@ -285,7 +295,10 @@ impl Control {
                 }
             }
         });
-        if tokio::time::timeout_at(deadline + GRACE, joined).await.is_err() {
+        if tokio::time::timeout_at(deadline + GRACE, joined)
+            .await
+            .is_err()
+        {
             tracing::warn!("workers did not end by the drain deadline");
         }
         self.shared.log.flush();
@@ -309,7 +322,8 @@ impl Control {
 
     fn start_probes(&mut self) {
         for due in self.fleet.due_probes(self.shared.now(), fastrand::u64(..)) {
-            self.probes.spawn_local(probe(Arc::clone(&self.shared), due));
+            self.probes
+                .spawn_local(probe(Arc::clone(&self.shared), due));
         }
     }
 
@@ -328,7 +342,11 @@ impl Control {
         let published = self.shared.published.load();
         let shares = self.fleet.shares(now);
         if shares != *published.shares {
-            self.publish(published.generation, Arc::clone(&published.snapshot), shares);
+            self.publish(
+                published.generation,
+                Arc::clone(&published.snapshot),
+                shares,
+            );
         }
         for event in events.into_iter().chain(self.fleet.drain_events()) {
             tell_event(&event);
@@ -336,7 +354,11 @@ impl Control {
     }
 
     fn publish(&self, generation: u64, snapshot: Arc<Snapshot>, shares: Shares) {
-        let published = Published { generation, snapshot, shares: Arc::new(shares) };
+        let published = Published {
+            generation,
+            snapshot,
+            shares: Arc::new(shares),
+        };
         self.shared.published.store(Arc::new(published));
         self.tell_targets();
     }
@@ -346,13 +368,17 @@ impl Control {
             self.shared.credentials.store(Arc::new(credentials));
             self.tell_credentials();
         }
-        let Some((snapshot, resources)) = reloaded.config else { return };
+        let Some((snapshot, resources)) = reloaded.config else {
+            return;
+        };
         let bound = match self.accepting.bind_new(&snapshot) {
             Ok(bound) => bound,
             Err(error) => {
                 tracing::error!(%error, "configuration refused; the last good one serves");
                 self.shared.metrics.reloaded("config", false);
-                self.shared.findings.store(Arc::new(Value::String(error.to_string())));
+                self.shared
+                    .findings
+                    .store(Arc::new(Value::String(error.to_string())));
                 return;
             }
         };
@@ -380,7 +406,11 @@ impl Control {
         let published = self.shared.published.load();
         let metrics = &self.shared.metrics;
         metrics.generation(published.generation);
-        for (cluster, shares) in published.snapshot.clusters.iter().zip(&published.shares.clusters)
+        for (cluster, shares) in published
+            .snapshot
+            .clusters
+            .iter()
+            .zip(&published.shares.clusters)
         {
             for (level, share) in cluster.levels.iter().zip(&shares.levels) {
                 metrics.level_share(&cluster.name, &level.name, *share);
@@ -409,7 +439,12 @@ fn tell_event(event: &FleetEvent) {
         FleetEvent::FailsAlike { route } => {
             tracing::warn!(%route, "every level fails alike; nothing is ejected: look at the requests");
         }
-        FleetEvent::SharesMoved { cluster, levels, too_few, .. } => {
+        FleetEvent::SharesMoved {
+            cluster,
+            levels,
+            too_few,
+            ..
+        } => {
             let shares: Vec<String> = levels
                 .iter()
                 .map(|(name, before, now)| {

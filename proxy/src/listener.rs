@@ -54,7 +54,11 @@ pub(crate) struct WorkerHandle {
 /// # Errors
 /// As the operating system says: in use, not ours, not permitted.
 pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
@@ -73,7 +77,10 @@ pub(crate) async fn accept(
     workers: Arc<[WorkerHandle]>,
 ) {
     loop {
-        let accepted = socket.accept().await.and_then(|(tcp, source)| Ok((tcp.into_std()?, source)));
+        let accepted = socket
+            .accept()
+            .await
+            .and_then(|(tcp, source)| Ok((tcp.into_std()?, source)));
         match accepted {
             Ok((tcp, source)) => hand_over(tcp, source, &name, &shared, &workers),
             Err(error) if is_of_that_connection(&error) => {}
@@ -99,24 +106,40 @@ fn hand_over(
         shared.refuse_unseen(name, source, zeugma_core::verdict::Reason::ConnectionLimit);
         return;
     }
-    let Some(worker) = workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed))
+    let Some(worker) = workers
+        .iter()
+        .min_by_key(|worker| worker.open.load(Ordering::Relaxed))
     else {
         return;
     };
     worker.open.fetch_add(1, Ordering::Relaxed);
     shared.open.fetch_add(1, Ordering::Relaxed);
     shared.metrics.opened(name);
-    let open =
-        Open { shared: Arc::clone(shared), worker: Arc::clone(&worker.open), listener: name.clone() };
-    let accepted = Accepted { tcp, source, listener: name.clone(), open };
+    let open = Open {
+        shared: Arc::clone(shared),
+        worker: Arc::clone(&worker.open),
+        listener: name.clone(),
+    };
+    let accepted = Accepted {
+        tcp,
+        source,
+        listener: name.clone(),
+        open,
+    };
     if let Err(mpsc::error::TrySendError::Full(accepted)) = worker.sockets.try_send(accepted) {
-        shared.refuse_unseen(name, accepted.source, zeugma_core::verdict::Reason::ConnectionLimit);
+        shared.refuse_unseen(
+            name,
+            accepted.source,
+            zeugma_core::verdict::Reason::ConnectionLimit,
+        );
     }
 }
 
 /// Errors that a connection in the queue had already met (accept(2)).
 fn is_of_that_connection(error: &io::Error) -> bool {
-    let Some(errno) = Errno::from_io_error(error) else { return false };
+    let Some(errno) = Errno::from_io_error(error) else {
+        return false;
+    };
     matches!(
         errno,
         Errno::CONNABORTED

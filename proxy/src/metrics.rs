@@ -12,8 +12,7 @@ use prometheus_client::registry::Registry;
 use crate::account::Closed;
 
 /// The media type of [`Metrics::encode`].
-pub(crate) const CONTENT_TYPE: &str =
-    "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Ended {
@@ -140,39 +139,87 @@ impl Metrics {
 
     fn register_traffic(&mut self) {
         let r = &mut self.registry;
-        r.register("connections", "Connections ended, by reason", self.connections.clone());
-        r.register("requests", "HTTP requests answered, by status and reason", self.requests.clone());
-        r.register("connections_open", "Connections open now", self.open.clone());
+        r.register(
+            "connections",
+            "Connections ended, by reason",
+            self.connections.clone(),
+        );
+        r.register(
+            "requests",
+            "HTTP requests answered, by status and reason",
+            self.requests.clone(),
+        );
+        r.register(
+            "connections_open",
+            "Connections open now",
+            self.open.clone(),
+        );
         r.register("bytes_sent", "Bytes sent to callers", self.sent.clone());
-        r.register("bytes_received", "Bytes received from callers", self.received.clone());
-        r.register("attempts", "Attempts at endpoints, by why the endpoint was chosen", self.attempts.clone());
-        r.register("retries", "Extra tries, by what failed before", self.retries.clone());
+        r.register(
+            "bytes_received",
+            "Bytes received from callers",
+            self.received.clone(),
+        );
+        r.register(
+            "attempts",
+            "Attempts at endpoints, by why the endpoint was chosen",
+            self.attempts.clone(),
+        );
+        r.register(
+            "retries",
+            "Extra tries, by what failed before",
+            self.retries.clone(),
+        );
         r.register(
             "certificates_refused",
             "Certificates refused, by the rule they break",
             self.refused.clone(),
         );
-        r.register("mirrored", "Mirrored requests, by what became of them", self.mirrored.clone());
+        r.register(
+            "mirrored",
+            "Mirrored requests, by what became of them",
+            self.mirrored.clone(),
+        );
     }
 
     fn register_state(&mut self) {
         let r = &mut self.registry;
-        r.register("endpoint_healthy", "1 while an endpoint is used, 0 while not", self.healthy.clone());
-        r.register("level_share", "The share of traffic a level is given, 0 to 1", self.share.clone());
+        r.register(
+            "endpoint_healthy",
+            "1 while an endpoint is used, 0 while not",
+            self.healthy.clone(),
+        );
+        r.register(
+            "level_share",
+            "The share of traffic a level is given, 0 to 1",
+            self.share.clone(),
+        );
         r.register("reloads", "Loads of files, by result", self.reloads.clone());
         r.register(
             "last_good_in_use",
             "1 while files on disk are refused and their last good content serves",
             self.stale.clone(),
         );
-        r.register("config_generation", "The generation of the configuration served", self.generation.clone());
+        r.register(
+            "config_generation",
+            "The generation of the configuration served",
+            self.generation.clone(),
+        );
         r.register(
             "svid_expiry_timestamp_seconds",
             "When the gateway's own SVID expires, Unix time",
             self.svid_expiry.clone(),
         );
-        r.register("dropped", "What was dropped because a queue was full", self.dropped.clone());
-        r.register("panics", "Connections ended by a panic", self.panics.clone());
+        r.register(
+            "dropped",
+            "What was dropped because a queue was full",
+            self.dropped.clone(),
+        );
+        r.register(
+            "panics",
+            "Connections ended by a panic",
+            self.panics.clone(),
+        );
     }
 
     /// Counts the end of a connection or request.
@@ -194,9 +241,13 @@ impl Metrics {
                     .inc();
             }
             None => {
-                let by = ByListener { listener: listener.clone() };
+                let by = ByListener {
+                    listener: listener.clone(),
+                };
                 self.sent.get_or_create(&by).inc_by(closed.bytes_sent);
-                self.received.get_or_create(&by).inc_by(closed.bytes_received);
+                self.received
+                    .get_or_create(&by)
+                    .inc_by(closed.bytes_received);
                 self.connections
                     .get_or_create(&Ended {
                         listener,
@@ -210,11 +261,19 @@ impl Metrics {
     }
 
     pub(crate) fn opened(&self, listener: &str) {
-        self.open.get_or_create(&ByListener { listener: listener.to_owned() }).inc();
+        self.open
+            .get_or_create(&ByListener {
+                listener: listener.to_owned(),
+            })
+            .inc();
     }
 
     pub(crate) fn ended(&self, listener: &str) {
-        self.open.get_or_create(&ByListener { listener: listener.to_owned() }).dec();
+        self.open
+            .get_or_create(&ByListener {
+                listener: listener.to_owned(),
+            })
+            .dec();
     }
 
     pub(crate) fn attempt(&self, service: &str, backend: &str, level: usize, why: &str) {
@@ -240,7 +299,10 @@ impl Metrics {
     /// `side` is `downstream` for a caller's certificate and `upstream` for an endpoint's.
     pub(crate) fn certificate_refused(&self, side: &str, rule: &str) {
         self.refused
-            .get_or_create(&Refused { side: side.to_owned(), rule: rule.to_owned() })
+            .get_or_create(&Refused {
+                side: side.to_owned(),
+                rule: rule.to_owned(),
+            })
             .inc();
     }
 
@@ -272,7 +334,10 @@ impl Metrics {
 
     pub(crate) fn level_share(&self, cluster: &str, level: &str, share: f64) {
         self.share
-            .get_or_create(&ByLevel { cluster: cluster.to_owned(), level: level.to_owned() })
+            .get_or_create(&ByLevel {
+                cluster: cluster.to_owned(),
+                level: level.to_owned(),
+            })
             .set(share);
     }
 
@@ -280,13 +345,21 @@ impl Metrics {
     pub(crate) fn reloaded(&self, what: &str, good: bool) {
         let result = if good { "applied" } else { "refused" };
         self.reloads
-            .get_or_create(&ByResult { what: what.to_owned(), result: result.to_owned() })
+            .get_or_create(&ByResult {
+                what: what.to_owned(),
+                result: result.to_owned(),
+            })
             .inc();
-        self.stale.get_or_create(&ByKind { kind: what.to_owned() }).set(i64::from(!good));
+        self.stale
+            .get_or_create(&ByKind {
+                kind: what.to_owned(),
+            })
+            .set(i64::from(!good));
     }
 
     pub(crate) fn generation(&self, generation: u64) {
-        self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+        self.generation
+            .set(i64::try_from(generation).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn svid_expiry(&self, unix_seconds: i64) {
@@ -295,12 +368,18 @@ impl Metrics {
 
     /// Counts what a full queue made us drop.
     pub(crate) fn dropped(&self, kind: &str, n: u64) {
-        self.dropped.get_or_create(&ByKind { kind: kind.to_owned() }).inc_by(n);
+        self.dropped
+            .get_or_create(&ByKind {
+                kind: kind.to_owned(),
+            })
+            .inc_by(n);
     }
 
     /// Sets how many access-log lines were dropped.
     pub(crate) fn log_dropped(&self, total: u64) {
-        let counter = self.dropped.get_or_create(&ByKind { kind: "access-log-lines".to_owned() });
+        let counter = self.dropped.get_or_create(&ByKind {
+            kind: "access-log-lines".to_owned(),
+        });
         counter.inc_by(total.saturating_sub(counter.get()));
     }
 

@@ -45,12 +45,14 @@ pub(crate) async fn peek(
     prefix: &mut Vec<u8>,
     deadline: Duration,
 ) -> Result<First, PeekError> {
-    timeout(deadline, read_first(tcp, prefix)).await.unwrap_or_else(|_elapsed| {
-        Err(PeekError {
-            reason: Reason::HelloTimeout,
-            detail: format!("{} bytes in {deadline:?} and no whole hello", prefix.len()),
+    timeout(deadline, read_first(tcp, prefix))
+        .await
+        .unwrap_or_else(|_elapsed| {
+            Err(PeekError {
+                reason: Reason::HelloTimeout,
+                detail: format!("{} bytes in {deadline:?} and no whole hello", prefix.len()),
+            })
         })
-    })
 }
 
 async fn read_first(tcp: &mut TcpStream, prefix: &mut Vec<u8>) -> Result<First, PeekError> {
@@ -59,7 +61,10 @@ async fn read_first(tcp: &mut TcpStream, prefix: &mut Vec<u8>) -> Result<First, 
         let mut room = tokio::io::AsyncReadExt::take(&mut *tcp, READ_BYTES as u64);
         match room.read_buf(prefix).await {
             Ok(0) => {
-                return Err(gone(format!("the caller left after {} bytes", prefix.len())));
+                return Err(gone(format!(
+                    "the caller left after {} bytes",
+                    prefix.len()
+                )));
             }
             Ok(_) => {}
             Err(error) => return Err(gone(error.to_string())),
@@ -77,7 +82,9 @@ async fn read_first(tcp: &mut TcpStream, prefix: &mut Vec<u8>) -> Result<First, 
 }
 
 fn make_out(bytes: &[u8]) -> Result<Option<First>, PeekError> {
-    let Some(first) = bytes.first() else { return Ok(None) };
+    let Some(first) = bytes.first() else {
+        return Ok(None);
+    };
     if hello::looks_like_tls(*first) {
         return match hello::parse(bytes) {
             HelloProgress::NeedMore => Ok(None),
@@ -97,9 +104,15 @@ fn malformed(error: &HelloError) -> PeekError {
         HelloError::TooLarge => Reason::HelloTooLarge,
         _ => Reason::HelloMalformed,
     };
-    PeekError { reason, detail: error.to_string() }
+    PeekError {
+        reason,
+        detail: error.to_string(),
+    }
 }
 
 const fn gone(detail: String) -> PeekError {
-    PeekError { reason: Reason::DownstreamClosed, detail }
+    PeekError {
+        reason: Reason::DownstreamClosed,
+        detail,
+    }
 }

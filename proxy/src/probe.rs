@@ -45,14 +45,26 @@ async fn ask(shared: &Arc<Shared>, probe: &Probe) -> Result<(), String> {
     };
     let connected = upstream::connect(shared, probe.connect, endpoint, alpn).await;
     let Upstream { stream, alpn, .. } = connected.map_err(|error| error.to_string())?;
-    let ActiveKind::Http { path, host } = &probe.check.kind else { return Ok(()) };
+    let ActiveKind::Http { path, host } = &probe.check.kind else {
+        return Ok(());
+    };
     let is_h2 = alpn.as_deref() == Some(ALPN_H2)
         || (alpn.is_none() && endpoint.version == HttpVersion::H2 && !through_peer);
     let io = TokioIo::new(stream);
-    let request = Request::get(if is_h2 { format!("http://{host}{path}") } else { path.to_string() })
-        .header(header::USER_AGENT, USER_AGENT);
-    let request = if is_h2 { request } else { request.header(header::HOST, &**host) };
-    let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+    let request = Request::get(if is_h2 {
+        format!("http://{host}{path}")
+    } else {
+        path.to_string()
+    })
+    .header(header::USER_AGENT, USER_AGENT);
+    let request = if is_h2 {
+        request
+    } else {
+        request.header(header::HOST, &**host)
+    };
+    let request = request
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
     let response = if is_h2 {
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(crate::http::OnThisWorker, io)
@@ -72,5 +84,9 @@ async fn ask(shared: &Arc<Shared>, probe: &Probe) -> Result<(), String> {
         }
     };
     let status = response.map_err(|error| error.to_string())?.status();
-    if status.is_success() { Ok(()) } else { Err(format!("answered {status}")) }
+    if status.is_success() {
+        Ok(())
+    } else {
+        Err(format!("answered {status}"))
+    }
 }

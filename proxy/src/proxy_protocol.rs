@@ -117,7 +117,9 @@ fn identity(mut tlvs: &[u8]) -> Result<Option<SpiffeId>, ProxyProtocolError> {
     let mut found = None;
     while let [kind, high, low, rest @ ..] = tlvs {
         let length = usize::from(u16::from_be_bytes([*high, *low]));
-        let (value, rest) = rest.split_at_checked(length).ok_or(ProxyProtocolError::Tlv)?;
+        let (value, rest) = rest
+            .split_at_checked(length)
+            .ok_or(ProxyProtocolError::Tlv)?;
         tlvs = rest;
         if *kind == TLV_IDENTITY {
             let text = std::str::from_utf8(value).map_err(|_not_text| ProxyProtocolError::Tlv)?;
@@ -127,7 +129,11 @@ fn identity(mut tlvs: &[u8]) -> Result<Option<SpiffeId>, ProxyProtocolError> {
             }
         }
     }
-    if tlvs.is_empty() { Ok(found) } else { Err(ProxyProtocolError::Tlv) }
+    if tlvs.is_empty() {
+        Ok(found)
+    } else {
+        Err(ProxyProtocolError::Tlv)
+    }
 }
 
 #[cfg(test)]
@@ -141,13 +147,18 @@ mod tests {
     #[tokio::test]
     async fn what_is_written_is_read() {
         let id = SpiffeId::parse("spiffe://west.example/ns/shop/sa/cart").unwrap();
-        for (source, destination) in
-            [("10.0.0.1:1", "10.0.0.2:2"), ("[::1]:1", "[::2]:2"), ("10.0.0.1:1", "[::2]:2")]
-        {
+        for (source, destination) in [
+            ("10.0.0.1:1", "10.0.0.2:2"),
+            ("[::1]:1", "[::2]:2"),
+            ("10.0.0.1:1", "[::2]:2"),
+        ] {
             let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
             let with = header(source, destination, Some(&id));
             assert_eq!(read(&with).await.unwrap(), Some(id.clone()));
-            assert_eq!(read(&header(source, destination, None)).await.unwrap(), None);
+            assert_eq!(
+                read(&header(source, destination, None)).await.unwrap(),
+                None
+            );
             for cut in 0..with.len() {
                 assert!(read(&with[..cut]).await.is_err(), "{cut}");
             }
@@ -159,7 +170,10 @@ mod tests {
         // Written by hand from §2.2 of the specification.
         let bytes = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x1a\x0a\0\0\x01\x0a\0\0\x02\x12\x34\x00\x50\
             \xd0\x00\x0bspiffe://a/";
-        assert!(matches!(read(bytes).await, Err(ProxyProtocolError::Identity(_))));
+        assert!(matches!(
+            read(bytes).await,
+            Err(ProxyProtocolError::Identity(_))
+        ));
         let bytes = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x1b\x0a\0\0\x01\x0a\0\0\x02\x12\x34\x00\x50\
             \xd0\x00\x0cspiffe://a/b";
         assert_eq!(read(bytes).await.unwrap().unwrap().as_str(), "spiffe://a/b");
@@ -168,14 +182,24 @@ mod tests {
     #[tokio::test]
     async fn two_ids_overlong_and_foreign_headers_are_refused() {
         let id = SpiffeId::parse("spiffe://a/b").unwrap();
-        let mut two = header("1.1.1.1:1".parse().unwrap(), "2.2.2.2:2".parse().unwrap(), Some(&id));
+        let mut two = header(
+            "1.1.1.1:1".parse().unwrap(),
+            "2.2.2.2:2".parse().unwrap(),
+            Some(&id),
+        );
         let tlv = two[28..].to_vec();
         two.extend_from_slice(&tlv);
         two[15] += u8::try_from(tlv.len()).unwrap();
         assert!(matches!(read(&two).await, Err(ProxyProtocolError::Tlv)));
         let mut long = two;
         long[14] = 0xff;
-        assert!(matches!(read(&long).await, Err(ProxyProtocolError::TooLong(_))));
-        assert!(matches!(read(b"GET / HTTP/1.1\r\n").await, Err(ProxyProtocolError::NotProxy)));
+        assert!(matches!(
+            read(&long).await,
+            Err(ProxyProtocolError::TooLong(_))
+        ));
+        assert!(matches!(
+            read(b"GET / HTTP/1.1\r\n").await,
+            Err(ProxyProtocolError::NotProxy)
+        ));
     }
 }

@@ -123,7 +123,10 @@ mod tests {
             let mut asked = String::new();
             server.read_to_string(&mut asked).await.unwrap();
             assert_eq!(asked, "question");
-            server.write_all(b"a long answer after the end of the question").await.unwrap();
+            server
+                .write_all(b"a long answer after the end of the question")
+                .await
+                .unwrap();
             server.shutdown().await.unwrap();
             let mut answer = String::new();
             client.read_to_string(&mut answer).await.unwrap();

@@ -48,15 +48,27 @@ pub(crate) struct Resolver {
 impl Resolver {
     /// A resolver with the system's name servers; made when the first name is configured.
     pub(crate) fn new() -> Self {
-        Self { resolver: None, due: BTreeMap::new(), names: Names::default() }
+        Self {
+            resolver: None,
+            due: BTreeMap::new(),
+            names: Names::default(),
+        }
     }
 
     /// Takes up the names of a snapshot and forgets those it does not have.
     pub(crate) fn reconcile(&mut self, snapshot: &Snapshot) {
         let mut wanted = BTreeMap::new();
-        for endpoint in snapshot.clusters.iter().flat_map(|cluster| &cluster.endpoints) {
+        for endpoint in snapshot
+            .clusters
+            .iter()
+            .flat_map(|cluster| &cluster.endpoints)
+        {
             if let Address::Name(host, _) = &endpoint.address {
-                let due = self.due.get(host).copied().unwrap_or_else(tokio::time::Instant::now);
+                let due = self
+                    .due
+                    .get(host)
+                    .copied()
+                    .unwrap_or_else(tokio::time::Instant::now);
                 wanted.insert(host.clone(), due);
             }
         }
@@ -75,7 +87,8 @@ impl Resolver {
         let host = host.clone();
         tokio::time::sleep_until(*due).await;
         let (addresses, again) = self.look_up(&host).await;
-        self.due.insert(host.clone(), tokio::time::Instant::now() + again);
+        self.due
+            .insert(host.clone(), tokio::time::Instant::now() + again);
         let addresses = addresses?;
         if self.names.0.get(&host) == Some(&addresses) {
             return None;
@@ -97,7 +110,9 @@ impl Resolver {
                 }
             }
         }
-        let Some(resolver) = &self.resolver else { return (None, RETRY_AFTER) };
+        let Some(resolver) = &self.resolver else {
+            return (None, RETRY_AFTER);
+        };
         // The final dot keeps search domains out of it.
         let asking = resolver.lookup_ip(format!("{host}."));
         match tokio::time::timeout(LOOKUP_TIMEOUT, asking).await {

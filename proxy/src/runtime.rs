@@ -175,7 +175,10 @@ impl Worker {
 
     /// Tells the control thread how an attempt went.
     pub(crate) fn observe(&self, key: &EndpointKey, result: Result<(), Failure>) {
-        let observation = Observation { key: key.clone(), result };
+        let observation = Observation {
+            key: key.clone(),
+            result,
+        };
         if self.shared.observations.try_send(observation).is_err() {
             self.shared.metrics.dropped("observations", 1);
         }
@@ -200,12 +203,22 @@ impl Worker {
 
     /// Forgets what belongs to endpoints and routes that are no longer configured.
     fn forget_unused(&self) {
-        self.in_flight.borrow_mut().retain(|_, count| Rc::strong_count(count) > 1);
-        self.mirrors.borrow_mut().retain(|_, count| Rc::strong_count(count) > 1);
+        self.in_flight
+            .borrow_mut()
+            .retain(|_, count| Rc::strong_count(count) > 1);
+        self.mirrors
+            .borrow_mut()
+            .retain(|_, count| Rc::strong_count(count) > 1);
         let published = self.shared.published.load();
-        let routes: std::collections::HashSet<&str> =
-            published.snapshot.clusters.iter().map(|cluster| &*cluster.route).collect();
-        self.budgets.borrow_mut().retain(|route, _| routes.contains(&**route));
+        let routes: std::collections::HashSet<&str> = published
+            .snapshot
+            .clusters
+            .iter()
+            .map(|cluster| &*cluster.route)
+            .collect();
+        self.budgets
+            .borrow_mut()
+            .retain(|route, _| routes.contains(&**route));
     }
 }
 
@@ -224,7 +237,10 @@ impl Published {
     ///
     /// # Panics
     /// Never: shares are computed for the snapshot they are published with.
-    #[expect(clippy::indexing_slicing, reason = "shares have one entry for each cluster")]
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "shares have one entry for each cluster"
+    )]
     pub(crate) fn shares_of(&self, cluster: ClusterIx) -> &ClusterShares {
         &self.shares.clusters[cluster.0]
     }
@@ -239,7 +255,9 @@ pub(crate) fn work(
     shared: Arc<Shared>,
     mut sockets: mpsc::Receiver<Accepted>,
 ) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let local = LocalSet::new();
     let worker = Rc::new(Worker::new(Arc::clone(&shared)));
     local.block_on(&runtime, async move {
@@ -266,17 +284,34 @@ pub(crate) fn work(
             }
         };
         if tokio::time::timeout_at(deadline, finish).await.is_err() {
-            tracing::warn!(open = open.len(), "the drain deadline ends connections that are open");
+            tracing::warn!(
+                open = open.len(),
+                "the drain deadline ends connections that are open"
+            );
         }
     });
     Ok(())
 }
 
 fn start(worker: &Rc<Worker>, accepted: Accepted, open: &mut JoinSet<()>) {
-    let Accepted { tcp, source, listener, open: counted } = accepted;
-    match tcp.set_nonblocking(true).and_then(|()| TcpStream::from_std(tcp)) {
+    let Accepted {
+        tcp,
+        source,
+        listener,
+        open: counted,
+    } = accepted;
+    match tcp
+        .set_nonblocking(true)
+        .and_then(|()| TcpStream::from_std(tcp))
+    {
         Ok(tcp) => {
-            open.spawn_local(connection::serve(Rc::clone(worker), tcp, source, listener, counted));
+            open.spawn_local(connection::serve(
+                Rc::clone(worker),
+                tcp,
+                source,
+                listener,
+                counted,
+            ));
         }
         Err(error) => tracing::error!(%error, "an accepted connection cannot be registered"),
     }

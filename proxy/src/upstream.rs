@@ -86,10 +86,22 @@ pub(crate) async fn connect_any(
         let endpoint = cluster.endpoint(attempt.endpoint);
         let in_flight = worker.enter(&endpoint.key);
         note_attempt(worker, cluster, &attempt, attempts);
-        match connect(&worker.shared, connect_deadline(cluster, endpoint), endpoint, alpn).await {
+        match connect(
+            &worker.shared,
+            connect_deadline(cluster, endpoint),
+            endpoint,
+            alpn,
+        )
+        .await
+        {
             Ok(upstream) => {
                 worker.observe(&endpoint.key, Ok(()));
-                return Ok(Reached { upstream, attempt, attempts, in_flight });
+                return Ok(Reached {
+                    upstream,
+                    attempt,
+                    attempts,
+                    in_flight,
+                });
             }
             Err(error) => {
                 worker.observe(&endpoint.key, Err(Failure::Connect));
@@ -99,21 +111,40 @@ pub(crate) async fn connect_any(
             }
         }
     }
-    let reason = if attempts == 0 { nothing_healthy(published, to) } else { Reason::ConnectFailed };
+    let reason = if attempts == 0 {
+        nothing_healthy(published, to)
+    } else {
+        Reason::ConnectFailed
+    };
     Err(Unreached { reason, last })
 }
 
 /// What an empty plan means: for a cluster of own backends alone another cluster may still serve.
 pub(crate) fn nothing_healthy(published: &Published, cluster: ClusterIx) -> Reason {
-    let is_own = published.snapshot.services.iter().any(|service| service.own == Some(cluster));
-    if is_own { Reason::NoLocalEndpoint } else { Reason::NoHealthyEndpoint }
+    let is_own = published
+        .snapshot
+        .services
+        .iter()
+        .any(|service| service.own == Some(cluster));
+    if is_own {
+        Reason::NoLocalEndpoint
+    } else {
+        Reason::NoHealthyEndpoint
+    }
 }
 
 /// Counts an attempt, and a retry if it is not the first.
 pub(crate) fn note_attempt(worker: &Worker, cluster: &Cluster, attempt: &Attempt, nth: u32) {
-    let why = if nth > 1 { "retry" } else { attempt.why.label() };
+    let why = if nth > 1 {
+        "retry"
+    } else {
+        attempt.why.label()
+    };
     let backend = &cluster.endpoint(attempt.endpoint).backend;
-    worker.shared.metrics.attempt(&cluster.route, backend, attempt.level, why);
+    worker
+        .shared
+        .metrics
+        .attempt(&cluster.route, backend, attempt.level, why);
 }
 
 /// Counts a certificate of an endpoint that was refused.
@@ -161,18 +192,31 @@ pub(crate) async fn connect(
             .load()
             .address(&endpoint.address)
             .ok_or_else(|| ConnectError::Unresolved(endpoint.address.to_string()))?;
-        let tcp = TcpStream::connect(address).await.map_err(ConnectError::Tcp)?;
+        let tcp = TcpStream::connect(address)
+            .await
+            .map_err(ConnectError::Tcp)?;
         tune(&tcp);
         let EndpointTls::Mesh { sni, expected } = &endpoint.tls else {
             let stream = Stream::plain(tcp);
-            return Ok(Upstream { stream, address, identity: None, alpn: None });
+            return Ok(Upstream {
+                stream,
+                address,
+                identity: None,
+                alpn: None,
+            });
         };
         let credentials = shared.credentials.load_full();
-        let Session { stream, peer, alpn, .. } =
-            mtls::originate(tcp, &credentials, sni, expected, alpn)
-                .await
-                .map_err(ConnectError::Tls)?;
-        Ok(Upstream { stream, address, identity: Some(peer.id.to_string()), alpn })
+        let Session {
+            stream, peer, alpn, ..
+        } = mtls::originate(tcp, &credentials, sni, expected, alpn)
+            .await
+            .map_err(ConnectError::Tls)?;
+        Ok(Upstream {
+            stream,
+            address,
+            identity: Some(peer.id.to_string()),
+            alpn,
+        })
     };
     timeout(deadline, Box::pin(connecting))
         .await
@@ -182,7 +226,9 @@ pub(crate) async fn connect(
 /// Sets what every connection of ours has: no Nagle delay, and an end to silence.
 pub(crate) fn tune(tcp: &TcpStream) {
     let socket = SockRef::from(tcp);
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(USER_TIMEOUT);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(USER_TIMEOUT);
     let tuned = tcp
         .set_nodelay(true)
         .and_then(|()| socket.set_tcp_user_timeout(Some(USER_TIMEOUT)))

@@ -32,7 +32,13 @@ pub(crate) struct Watch {
 impl Watch {
     pub(crate) fn new() -> Self {
         let (tell, told) = mpsc::channel(1);
-        Self { paths: Vec::new(), seen: Look::new(), watcher: None, told, tell }
+        Self {
+            paths: Vec::new(),
+            seen: Look::new(),
+            watcher: None,
+            told,
+            tell,
+        }
     }
 
     /// Watches these files and folders instead of those before.
@@ -128,7 +134,9 @@ mod tests {
     use super::*;
 
     async fn is_told(watch: &mut Watch) -> bool {
-        tokio::time::timeout(Duration::from_secs(20), watch.changed()).await.is_ok()
+        tokio::time::timeout(Duration::from_secs(20), watch.changed())
+            .await
+            .is_ok()
     }
 
     #[tokio::test]

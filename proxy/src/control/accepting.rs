@@ -30,7 +30,11 @@ pub(super) struct New(Vec<(Arc<str>, SocketAddr, TcpListener)>);
 
 impl Accepting {
     pub(super) fn new(shared: Arc<Shared>, workers: Vec<WorkerHandle>) -> Self {
-        Self { shared, workers: workers.into(), open: BTreeMap::new() }
+        Self {
+            shared,
+            workers: workers.into(),
+            open: BTreeMap::new(),
+        }
     }
 
     /// Binds what `snapshot` listens on and is not bound yet.
@@ -59,7 +63,9 @@ impl Accepting {
     /// Accepts on what was bound and stops listening where `snapshot` does not.
     pub(super) fn commit(&mut self, snapshot: &Snapshot, new: New) {
         self.open.retain(|name, bound| {
-            let kept = snapshot.listener(name).is_some_and(|l| l.address == bound.address);
+            let kept = snapshot
+                .listener(name)
+                .is_some_and(|l| l.address == bound.address);
             if !kept {
                 bound.task.abort();
             }

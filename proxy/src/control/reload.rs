@@ -39,7 +39,14 @@ impl Files {
         let svid = svid_files(settings);
         let mut watch = Watch::new();
         watch.set(watched(files, &svid));
-        Self { config, node, svid, watch, settings: settings.clone(), said: [None, None] }
+        Self {
+            config,
+            node,
+            svid,
+            watch,
+            settings: settings.clone(),
+            said: [None, None],
+        }
     }
 
     /// Waits until a file changed, and loads.
@@ -124,13 +131,24 @@ impl Files {
 
 fn needs_restart(before: &GatewaySettings, now: &GatewaySettings) -> bool {
     let fixed = |s: &GatewaySettings| {
-        (s.admin.clone(), s.probes, s.metrics, s.workers, s.limits.clone(), s.drain.clone())
+        (
+            s.admin.clone(),
+            s.probes,
+            s.metrics,
+            s.workers,
+            s.limits.clone(),
+            s.drain.clone(),
+        )
     };
     fixed(before) != fixed(now)
 }
 
 fn watched(mut files: Vec<PathBuf>, svid: &SvidFiles) -> Vec<PathBuf> {
-    files.extend([svid.certificate.clone(), svid.key.clone(), svid.bundles.clone()]);
+    files.extend([
+        svid.certificate.clone(),
+        svid.key.clone(),
+        svid.bundles.clone(),
+    ]);
     files
 }
 
@@ -154,4 +172,3 @@ pub(super) fn warn(loaded: &Loaded) {
         tracing::warn!("configuration\n{}", describe(&loaded.warnings));
     }
 }
-

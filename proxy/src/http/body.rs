@@ -116,7 +116,11 @@ impl Source {
         if state.ended {
             drop(done.send(Some(VecDeque::new())));
         } else {
-            state.tees.push(Tee { bytes: VecDeque::new(), left: bytes_max, done });
+            state.tees.push(Tee {
+                bytes: VecDeque::new(),
+                left: bytes_max,
+                done,
+            });
         }
         copy
     }
@@ -224,8 +228,12 @@ impl Replay {
         if state.received == 0 {
             return state.incoming.size_hint();
         }
-        let pending: u64 =
-            state.kept.iter().skip(self.next).map(|bytes| bytes.len() as u64).sum();
+        let pending: u64 = state
+            .kept
+            .iter()
+            .skip(self.next)
+            .map(|bytes| bytes.len() as u64)
+            .sum();
         match (state.ended, state.incoming.size_hint().exact()) {
             (true, _) => SizeHint::with_exact(pending),
             (false, Some(rest)) => SizeHint::with_exact(pending + rest),
@@ -273,7 +281,11 @@ impl Outgoing {
 
     /// An endpoint's body; `record` is closed and what is `held` released when it ends.
     pub(crate) fn response(incoming: Incoming, record: Record, held: Held) -> Self {
-        Self::Response(Box::new(Response { incoming, record, held: Some(held) }))
+        Self::Response(Box::new(Response {
+            incoming,
+            record,
+            held: Some(held),
+        }))
     }
 }
 

@@ -66,7 +66,10 @@ pub(super) async fn exchange(
     let Some(cluster) = destination(listener.role, target) else {
         return exchange.refuse(Reason::NoLocalEndpoint, None);
     };
-    let to = Pinned { published: Arc::clone(&published), cluster };
+    let to = Pinned {
+        published: Arc::clone(&published),
+        cluster,
+    };
     if context.version == Version::H1 && headers::upgrade(&exchange.head.headers).is_some() {
         let request = Request::from_parts(exchange.head.clone(), incoming);
         return upgrade::exchange(exchange, &to, request).await;
@@ -85,11 +88,17 @@ impl Exchange {
         let (caller, from_gateway) = match &context.identity {
             None => (None, false),
             Some(verified) => {
-                match evidence(&published.snapshot, context.source.ip(), verified, handed_on.as_ref()) {
+                match evidence(
+                    &published.snapshot,
+                    context.source.ip(),
+                    verified,
+                    handed_on.as_ref(),
+                ) {
                     Evidence::Asserted { id, .. } => (Some(id.clone()), true),
-                    Evidence::Verified(_) | Evidence::Network => {
-                        (Some(verified.clone()), is_gateway(published, context, verified))
-                    }
+                    Evidence::Verified(_) | Evidence::Network => (
+                        Some(verified.clone()),
+                        is_gateway(published, context, verified),
+                    ),
                 }
             }
         };
@@ -122,7 +131,15 @@ impl Exchange {
         };
         let record = Record::new(context, closed);
         let context = Rc::clone(context);
-        Self { context, head, request_id, is_grpc, caller, from_gateway, record }
+        Self {
+            context,
+            head,
+            request_id,
+            is_grpc,
+            caller,
+            from_gateway,
+            record,
+        }
     }
 
     /// Finds the service that the request's host names, within what the SNI allows.
@@ -133,7 +150,9 @@ impl Exchange {
         let authority = headers::authority(&self.head).ok_or(Reason::AuthorityMissing)?;
         self.note(|_, request| request.authority.clone_from(&authority));
         let snapshot = &published.snapshot;
-        let listener = snapshot.listener(&self.context.listener).ok_or(Reason::Drained)?;
+        let listener = snapshot
+            .listener(&self.context.listener)
+            .ok_or(Reason::Drained)?;
         let service = match (&self.context.sni_service, listener.only) {
             (Some(sni), None) => {
                 let any_port = sni.any_port;
@@ -164,13 +183,18 @@ impl Exchange {
 
     fn authorize(&mut self, published: &Published, service: ServiceIx) -> Result<(), Reason> {
         let snapshot = &published.snapshot;
-        let listener = snapshot.listener(&self.context.listener).ok_or(Reason::Drained)?;
+        let listener = snapshot
+            .listener(&self.context.listener)
+            .ok_or(Reason::Drained)?;
         let handed_on = headers::attested(&self.head.headers);
         let evidence = match &self.context.identity {
             None => Evidence::Network,
-            Some(verified) => {
-                evidence(snapshot, self.context.source.ip(), verified, handed_on.as_ref())
-            }
+            Some(verified) => evidence(
+                snapshot,
+                self.context.source.ip(),
+                verified,
+                handed_on.as_ref(),
+            ),
         };
         let asking = Asking {
             listener,
@@ -190,7 +214,9 @@ impl Exchange {
             Evidence::Asserted { id, .. } => Some(id.to_string()),
             Evidence::Verified(_) | Evidence::Network => None,
         };
-        let position = rule.and_then(|rule| rule.position.as_ref()).map(ToString::to_string);
+        let position = rule
+            .and_then(|rule| rule.position.as_ref())
+            .map(ToString::to_string);
         if let Some(closed) = self.record.facts() {
             closed.caller.attested = attested;
             closed.rule = position;
@@ -214,7 +240,10 @@ impl Exchange {
                     Some(Again::Free) => {}
                     Some(Again::Counted) => counted += 1,
                 }
-                worker.shared.metrics.retried(&cluster.route, before.failure.label());
+                worker
+                    .shared
+                    .metrics
+                    .retried(&cluster.route, before.failure.label());
             }
             attempts += 1;
             upstream::note_attempt(&worker, cluster, &attempt, attempts);
@@ -231,13 +260,21 @@ impl Exchange {
                         Err((failure, response)) => {
                             worker.observe(&endpoint.key, Err(failure));
                             let response = Some((response, held, attempt.endpoint));
-                            failed = Some(Failed { failure, detail: String::new(), response });
+                            failed = Some(Failed {
+                                failure,
+                                detail: String::new(),
+                                response,
+                            });
                         }
                     }
                 }
                 Err(TryError::Failed { failure, detail }) => {
                     worker.observe(&endpoint.key, Err(failure));
-                    failed = Some(Failed { failure, detail, response: None });
+                    failed = Some(Failed {
+                        failure,
+                        detail,
+                        response: None,
+                    });
                 }
                 Err(TryError::Caller) => return self.refuse(Reason::DownstreamClosed, None),
             }
@@ -266,18 +303,28 @@ impl Exchange {
             failure,
             method: Some(self.head.method.as_str()),
             counted,
-            request: if source.can_repeat() { RequestLeft::Whole } else { RequestLeft::Gone },
+            request: if source.can_repeat() {
+                RequestLeft::Whole
+            } else {
+                RequestLeft::Gone
+            },
             response: ResponseSeen::Nothing,
             sender: self.sender(),
         };
         self.context
             .worker
-            .with_budget(cluster, |budget, now| again(&cluster.retries, budget, &tried, now))
+            .with_budget(cluster, |budget, now| {
+                again(&cluster.retries, budget, &tried, now)
+            })
             .ok()
     }
 
     pub(super) const fn sender(&self) -> Sender {
-        if self.from_gateway { Sender::PeerGateway } else { Sender::Caller }
+        if self.from_gateway {
+            Sender::PeerGateway
+        } else {
+            Sender::Caller
+        }
     }
 
     /// Sends the request to one endpoint, anew where a pooled connection had ended before.
@@ -371,7 +418,11 @@ impl Exchange {
         let mut builder = Request::builder()
             .method(self.head.method.clone())
             .uri(Uri::from_parts(parts).unwrap_or_default())
-            .version(if is_h2 { HttpVersion::HTTP_2 } else { HttpVersion::HTTP_11 });
+            .version(if is_h2 {
+                HttpVersion::HTTP_2
+            } else {
+                HttpVersion::HTTP_11
+            });
         if let Some(out) = builder.headers_mut() {
             *out = self.head.headers.clone();
             headers::remove_hop_by_hop(out);
@@ -408,8 +459,10 @@ impl Exchange {
     /// Notes which endpoint is tried.
     pub(super) fn arrive(&mut self, to: &Pinned, attempt: &Attempt, nth: u32, at: Option<&Lease>) {
         let endpoint = to.cluster().endpoint(attempt.endpoint);
-        let address =
-            at.map_or_else(|| endpoint.address.to_string(), |lease| lease.facts.address.to_string());
+        let address = at.map_or_else(
+            || endpoint.address.to_string(),
+            |lease| lease.facts.address.to_string(),
+        );
         let identity = at.and_then(|lease| lease.facts.identity.clone());
         let destination = describe(&to.published, to.cluster, attempt, address, identity, nth);
         self.note(|closed, request| {
@@ -420,11 +473,29 @@ impl Exchange {
 
     /// Adds to what is told of this request.
     pub(super) fn note(&mut self, tell: impl FnOnce(&mut NotedClosed<'_>, &mut RequestFacts)) {
-        let Some(closed) = self.record.facts() else { return };
-        let Closed { destination, rule, detail, reason, request: Some(request), .. } = closed else {
+        let Some(closed) = self.record.facts() else {
             return;
         };
-        tell(&mut NotedClosed { destination, rule, detail, reason }, request);
+        let Closed {
+            destination,
+            rule,
+            detail,
+            reason,
+            request: Some(request),
+            ..
+        } = closed
+        else {
+            return;
+        };
+        tell(
+            &mut NotedClosed {
+                destination,
+                rule,
+                detail,
+                reason,
+            },
+            request,
+        );
     }
 
     /// Hands the endpoint's response to the caller.
@@ -476,7 +547,10 @@ pub(super) struct NotedClosed<'a> {
 }
 
 enum TryError {
-    Failed { failure: Failure, detail: String },
+    Failed {
+        failure: Failure,
+        detail: String,
+    },
     /// The caller's own body failed: nobody is left to answer.
     Caller,
 }
@@ -521,8 +595,13 @@ impl Deadlines {
 
 fn is_gateway(published: &Published, context: &Context, verified: &SpiffeId) -> bool {
     let snapshot = &published.snapshot;
-    zeugma_core::authorize::peer_of(snapshot, context.source.ip(), verified)
-        .is_some_and(|ix| snapshot.peer(ix).ids.iter().any(|pattern| pattern.matches(verified)))
+    zeugma_core::authorize::peer_of(snapshot, context.source.ip(), verified).is_some_and(|ix| {
+        snapshot
+            .peer(ix)
+            .ids
+            .iter()
+            .any(|pattern| pattern.matches(verified))
+    })
 }
 
 /// Whether a response is the endpoint's answer or the sign of a failure.
@@ -539,7 +618,11 @@ fn judge(
     if refused {
         return Err((Failure::NoLocalEndpoint, response));
     }
-    if response.headers().get("grpc-status").is_some_and(|code| code == "14") {
+    if response
+        .headers()
+        .get("grpc-status")
+        .is_some_and(|code| code == "14")
+    {
         return Err((Failure::Unavailable, response));
     }
     if status.is_server_error() {
@@ -558,4 +641,3 @@ const fn reason_of(failure: Failure) -> Reason {
         }
     }
 }
-

@@ -40,7 +40,9 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
         headers.remove(name);
     }
     let trailers = headers.get_all(header::TE).iter().any(|value| {
-        value.to_str().is_ok_and(|te| te.split(',').any(|one| one.trim() == "trailers"))
+        value
+            .to_str()
+            .is_ok_and(|te| te.split(',').any(|one| one.trim() == "trailers"))
     });
     headers.remove(header::TE);
     if trailers {
@@ -51,11 +53,16 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
 /// The protocol a request wants to change to, if it does (RFC 9110 §7.8).
 pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let asks = headers.get_all(header::CONNECTION).iter().any(|value| {
-        value
-            .to_str()
-            .is_ok_and(|text| text.split(',').any(|one| one.trim().eq_ignore_ascii_case("upgrade")))
+        value.to_str().is_ok_and(|text| {
+            text.split(',')
+                .any(|one| one.trim().eq_ignore_ascii_case("upgrade"))
+        })
     });
-    if asks { headers.get(header::UPGRADE).cloned() } else { None }
+    if asks {
+        headers.get(header::UPGRADE).cloned()
+    } else {
+        None
+    }
 }
 
 /// The host a request is for; `None` if it names none, or two that differ.
@@ -65,7 +72,10 @@ pub(crate) fn authority(request: &request::Parts) -> Option<String> {
     if hosts.next().is_some() {
         return None;
     }
-    let named = request.uri.authority().map(|authority| authority.as_str().to_owned());
+    let named = request
+        .uri
+        .authority()
+        .map(|authority| authority.as_str().to_owned());
     match (named, host) {
         // RFC 9113 §8.3.1: the two must not differ. RFC 9112 §3.2.2: the target wins.
         (Some(named), Some(Ok(host))) if request.version == Version::HTTP_2 => {
@@ -79,11 +89,14 @@ pub(crate) fn authority(request: &request::Parts) -> Option<String> {
 
 /// The request's ID if it is short and printable, else a new one.
 pub(crate) fn request_id(headers: &HeaderMap, draw: impl Fn() -> u64) -> String {
-    let kept = headers.get(&REQUEST_ID).and_then(|value| value.to_str().ok()).filter(|id| {
-        !id.is_empty()
-            && id.len() <= REQUEST_ID_BYTES_MAX
-            && id.bytes().all(|byte| byte.is_ascii_graphic())
-    });
+    let kept = headers
+        .get(&REQUEST_ID)
+        .and_then(|value| value.to_str().ok())
+        .filter(|id| {
+            !id.is_empty()
+                && id.len() <= REQUEST_ID_BYTES_MAX
+                && id.bytes().all(|byte| byte.is_ascii_graphic())
+        });
     kept.map_or_else(|| format!("{:016x}{:016x}", draw(), draw()), str::to_owned)
 }
 
@@ -97,7 +110,9 @@ pub(crate) fn attested(headers: &HeaderMap) -> Option<SpiffeId> {
         return None;
     }
     let mut uris = value.split(';').filter_map(|pair| {
-        pair.split_once('=').filter(|(key, _)| key.eq_ignore_ascii_case("uri")).map(|(_, id)| id)
+        pair.split_once('=')
+            .filter(|(key, _)| key.eq_ignore_ascii_case("uri"))
+            .map(|(_, id)| id)
     });
     let id = uris.next()?;
     if uris.next().is_some() {
@@ -141,7 +156,12 @@ pub(crate) fn began_as_h2(headers: &HeaderMap) -> Option<bool> {
 
 /// The length that a message says it has.
 pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+    headers
+        .get(header::CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
 }
 
 /// Whether a request is gRPC: HTTP/2 to the endpoint whatever else is configured.
@@ -187,8 +207,14 @@ mod tests {
     fn only_one_plain_element_attests() {
         let of = |value: &str| attested(&map(&[("x-forwarded-client-cert", value)]));
         let cart = SpiffeId::parse("spiffe://west.example/ns/shop/sa/cart").unwrap();
-        assert_eq!(of("By=spiffe://a/gw;URI=spiffe://west.example/ns/shop/sa/cart"), Some(cart));
-        assert_eq!(of("By=spiffe://a/gw;URI=spiffe://a/x,By=b;URI=spiffe://a/y"), None);
+        assert_eq!(
+            of("By=spiffe://a/gw;URI=spiffe://west.example/ns/shop/sa/cart"),
+            Some(cart)
+        );
+        assert_eq!(
+            of("By=spiffe://a/gw;URI=spiffe://a/x,By=b;URI=spiffe://a/y"),
+            None
+        );
         assert_eq!(of("URI=spiffe://a/x;URI=spiffe://a/y"), None);
         assert_eq!(of("URI=\"spiffe://a/x\""), None);
         assert_eq!(of("URI=not-an-id"), None);
@@ -210,7 +236,10 @@ mod tests {
 
     #[test]
     fn two_hosts_are_no_host() {
-        let request = Request::builder().header("host", "a").header("host", "b").body(());
+        let request = Request::builder()
+            .header("host", "a")
+            .header("host", "b")
+            .body(());
         let request = request.unwrap().into_parts().0;
         assert_eq!(authority(&request), None);
         let request = Request::builder()
@@ -222,7 +251,12 @@ mod tests {
             .into_parts()
             .0;
         assert_eq!(authority(&request), None);
-        let request = Request::builder().header("host", "a.b:80").body(()).unwrap().into_parts().0;
+        let request = Request::builder()
+            .header("host", "a.b:80")
+            .body(())
+            .unwrap()
+            .into_parts()
+            .0;
         assert_eq!(authority(&request).as_deref(), Some("a.b:80"));
     }
 
@@ -232,7 +266,10 @@ mod tests {
         assert_eq!(request_id(&map(&[("x-request-id", "abc-1")]), new), "abc-1");
         let made = "00000000000000070000000000000007";
         assert_eq!(request_id(&map(&[("x-request-id", "a b")]), new), made);
-        assert_eq!(request_id(&map(&[("x-request-id", &"a".repeat(129))]), new), made);
+        assert_eq!(
+            request_id(&map(&[("x-request-id", &"a".repeat(129))]), new),
+            made
+        );
         assert_eq!(request_id(&HeaderMap::new(), new), made);
     }
 }

@@ -40,9 +40,18 @@ pub(super) fn start_all(
         match copying(mirror, ix, &original, count.get(), draw) {
             Copying::Skip => {}
             Copying::Drop(why) => {
-                worker.shared.metrics.mirrored(&service.name, &mirror.route, why.label());
+                worker
+                    .shared
+                    .metrics
+                    .mirrored(&service.name, &mirror.route, why.label());
             }
-            Copying::Copy => start(exchange, published, service, mirror, (source, Place::new(count))),
+            Copying::Copy => start(
+                exchange,
+                published,
+                service,
+                mirror,
+                (source, Place::new(count)),
+            ),
         }
     }
 }
@@ -56,17 +65,27 @@ fn start(
 ) {
     let worker = Rc::clone(&exchange.context.worker);
     let (name, route) = (Arc::clone(&service.name), Arc::clone(&mirror.route));
-    let to = Pinned { published: Arc::clone(published), cluster: mirror.to };
+    let to = Pinned {
+        published: Arc::clone(published),
+        cluster: mirror.to,
+    };
     let load = |endpoint| worker.load(to.cluster(), endpoint);
     let shares = published.shares_of(mirror.to);
     let Some(attempt) = plan(to.cluster(), shares, &load, worker.draw()).next() else {
-        worker.shared.metrics.mirrored(&name, &route, Dropped::Unreachable.label());
+        worker
+            .shared
+            .metrics
+            .mirrored(&name, &route, Dropped::Unreachable.label());
         return;
     };
     let endpoint = to.cluster().endpoint(attempt.endpoint).clone();
     let copy = Copy {
         heads: [false, true].map(|is_h2| copy_head(exchange, &endpoint, mirror, is_h2)),
-        wire: if endpoint.peer.is_some() { Wire::Negotiated } else { exchange.wire(&endpoint) },
+        wire: if endpoint.peer.is_some() {
+            Wire::Negotiated
+        } else {
+            exchange.wire(&endpoint)
+        },
         to,
         endpoint,
     };
@@ -98,12 +117,18 @@ struct Copy {
 
 impl Copy {
     async fn send(self, worker: &Worker, body: Outgoing) -> &'static str {
-        let Ok(lease) = worker.pool.lease(worker, &self.to, &self.endpoint, self.wire).await else {
+        let Ok(lease) = worker
+            .pool
+            .lease(worker, &self.to, &self.endpoint, self.wire)
+            .await
+        else {
             return Dropped::Unreachable.label();
         };
         let [h1, h2] = self.heads;
         let builder = if lease.is_h2() { h2 } else { h1 };
-        let Ok(request) = builder.body(body) else { return "failed" };
+        let Ok(request) = builder.body(body) else {
+            return "failed";
+        };
         match lease.send(worker, request).await {
             // The response is thrown away unread; its connection or stream ends with it.
             Ok((response, _stream)) if !response.status().is_server_error() => "sent",
@@ -129,7 +154,10 @@ fn copy_head(
     }
     if let Some(headers) = builder.headers_mut() {
         headers.insert(ZEUGMA_MIRROR, HeaderValue::from_static("1"));
-        if through_peer && !is_h2 && let Ok(host) = HeaderValue::try_from(&*mirror.host) {
+        if through_peer
+            && !is_h2
+            && let Ok(host) = HeaderValue::try_from(&*mirror.host)
+        {
             headers.insert(header::HOST, host);
         }
     }

@@ -105,16 +105,21 @@ pub(crate) async fn serve(
     version: Version,
     stream: Stream,
 ) -> Reason {
-    let sni_service = sni_target.map(|SniTarget { service: ix, any_port }| {
-        let service = visit.published.snapshot.service(ix);
-        SniService {
-            generation: visit.published.generation,
-            ix,
-            any_port,
-            name: Arc::clone(&service.name),
-            port: service.port,
-        }
-    });
+    let sni_service = sni_target.map(
+        |SniTarget {
+             service: ix,
+             any_port,
+         }| {
+            let service = visit.published.snapshot.service(ix);
+            SniService {
+                generation: visit.published.generation,
+                ix,
+                any_port,
+                name: Arc::clone(&service.name),
+                port: service.port,
+            }
+        },
+    );
     let context = Rc::new(Context {
         worker: Rc::clone(&visit.worker),
         listener: Arc::clone(&visit.listener),
@@ -128,12 +133,18 @@ pub(crate) async fn serve(
         requests: Cell::new(0),
     });
     let moved = Arc::new(Moved::default());
-    let io = TokioIo::new(Counted { stream, moved: Arc::clone(&moved) });
+    let io = TokioIo::new(Counted {
+        stream,
+        moved: Arc::clone(&moved),
+    });
     let ended = match version {
         Version::H1 => Box::pin(serve_h1(&context, &moved, io)).await,
         Version::H2 => Box::pin(serve_h2(&context, &moved, io)).await,
     };
-    visit.moved = (moved.written.load(Ordering::Relaxed), moved.read.load(Ordering::Relaxed));
+    visit.moved = (
+        moved.written.load(Ordering::Relaxed),
+        moved.read.load(Ordering::Relaxed),
+    );
     match ended {
         Ended::Ok => Reason::Completed,
         Ended::Idle => Reason::IdleTimeout,
@@ -142,7 +153,11 @@ pub(crate) async fn serve(
         Ended::Error(error) => {
             let malformed = error.is_parse();
             visit.detail = Some(error.to_string());
-            if malformed { Reason::RequestMalformed } else { Reason::DownstreamClosed }
+            if malformed {
+                Reason::RequestMalformed
+            } else {
+                Reason::DownstreamClosed
+            }
         }
     }
 }
@@ -162,7 +177,10 @@ async fn serve_h1(context: &Rc<Context>, moved: &Arc<Moved>, io: TokioIo<Counted
         .header_read_timeout(None)
         .half_close(true)
         .max_buf_size(limits.header_bytes.max(HEAD_BYTES_MIN))
-        .serve_connection(io, service_fn(|request| answer(Rc::clone(context), request)))
+        .serve_connection(
+            io,
+            service_fn(|request| answer(Rc::clone(context), request)),
+        )
         .with_upgrades();
     let mut connection = pin!(connection);
     let mut watch = Watch::new(context, moved);
@@ -189,7 +207,10 @@ async fn serve_h2(context: &Rc<Context>, moved: &Arc<Moved>, io: TokioIo<Counted
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(STREAM_SEND_BYTES)
-        .serve_connection(io, service_fn(|request| answer(Rc::clone(context), request)));
+        .serve_connection(
+            io,
+            service_fn(|request| answer(Rc::clone(context), request)),
+        );
     let mut connection = pin!(connection);
     let mut watch = Watch::new(context, moved);
     loop {
@@ -212,7 +233,9 @@ async fn answer(
     context.in_flight.set(context.in_flight.get() + 1);
     context.requests.set(context.requests.get() + 1);
     let response = Box::pin(exchange::exchange(&context, request)).await;
-    context.in_flight.set(context.in_flight.get().saturating_sub(1));
+    context
+        .in_flight
+        .set(context.in_flight.get().saturating_sub(1));
     Ok(response)
 }
 

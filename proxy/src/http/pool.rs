@@ -102,7 +102,10 @@ pub(crate) struct Lease {
 #[derive(Debug)]
 enum Sender {
     H1(http1::SendRequest<Outgoing>),
-    H2 { sender: http2::SendRequest<Outgoing>, stream: StreamCount },
+    H2 {
+        sender: http2::SendRequest<Outgoing>,
+        stream: StreamCount,
+    },
 }
 
 /// One stream counted on its connection until dropped.
@@ -199,7 +202,10 @@ impl Pool {
             if connecting.changed().await.is_ok()
                 && let Some(error) = connecting.borrow().clone()
             {
-                return Err(ConnectFailure { detail: error, refused_rule: None });
+                return Err(ConnectFailure {
+                    detail: error,
+                    refused_rule: None,
+                });
             }
         }
     }
@@ -207,7 +213,9 @@ impl Pool {
     /// Forgets connections that are closed or were idle for long.
     pub(crate) fn evict_idle(&self) {
         self.entries.borrow_mut().retain(|_, entry| {
-            entry.h1.retain(|(_, sender, used)| !sender.is_closed() && used.elapsed() < IDLE);
+            entry
+                .h1
+                .retain(|(_, sender, used)| !sender.is_closed() && used.elapsed() < IDLE);
             entry.h2.retain(|one| {
                 !one.sender.is_closed() && (one.streams.get() > 0 || one.used.elapsed() < IDLE)
             });
@@ -219,17 +227,37 @@ impl Pool {
         let mut entries = self.entries.borrow_mut();
         let entry = entries.get_mut(key)?;
         entry.h2.retain(|one| !one.sender.is_closed());
-        if let Some(one) = entry.h2.iter_mut().find(|one| one.streams.get() < STREAMS_MAX) {
+        if let Some(one) = entry
+            .h2
+            .iter_mut()
+            .find(|one| one.streams.get() < STREAMS_MAX)
+        {
             one.used = Instant::now();
             let stream = StreamCount::new(&one.streams);
-            let sender = Sender::H2 { sender: one.sender.clone(), stream };
-            return Some(Lease { facts: one.facts.clone(), reused: true, key: key.clone(), sender });
+            let sender = Sender::H2 {
+                sender: one.sender.clone(),
+                stream,
+            };
+            return Some(Lease {
+                facts: one.facts.clone(),
+                reused: true,
+                key: key.clone(),
+                sender,
+            });
         }
         entry.h1.retain(|(_, sender, _)| !sender.is_closed());
         // The one used last is the least likely to be closed by the endpoint right now.
-        let ready = entry.h1.iter().rposition(|(_, sender, _)| sender.is_ready())?;
+        let ready = entry
+            .h1
+            .iter()
+            .rposition(|(_, sender, _)| sender.is_ready())?;
         let (facts, sender, _) = entry.h1.swap_remove(ready);
-        Some(Lease { facts, reused: true, key: key.clone(), sender: Sender::H1(sender) })
+        Some(Lease {
+            facts,
+            reused: true,
+            key: key.clone(),
+            sender: Sender::H1(sender),
+        })
     }
 
     fn give_back(&self, key: &Key, facts: Facts, sender: http1::SendRequest<Outgoing>) {
@@ -261,7 +289,11 @@ impl Pool {
         key: Key,
     ) -> Result<Lease, ConnectFailure> {
         let (done, connecting) = watch::channel(None);
-        self.entries.borrow_mut().entry(key.clone()).or_default().connecting = Some(connecting);
+        self.entries
+            .borrow_mut()
+            .entry(key.clone())
+            .or_default()
+            .connecting = Some(connecting);
         let opened = self.open(worker, to, endpoint, key.clone()).await;
         if let Some(entry) = self.entries.borrow_mut().get_mut(&key) {
             entry.connecting = None;
@@ -282,7 +314,12 @@ impl Pool {
         let shared: &Arc<Shared> = &worker.shared;
         let deadline = upstream::connect_deadline(to.cluster(), endpoint);
         let connected = upstream::connect(shared, deadline, endpoint, key.wire.alpn()).await;
-        let Upstream { stream, address, identity, alpn } = connected.map_err(|error| {
+        let Upstream {
+            stream,
+            address,
+            identity,
+            alpn,
+        } = connected.map_err(|error| {
             upstream::note_refusal(shared, &error);
             ConnectFailure::new(&error)
         })?;
@@ -294,10 +331,18 @@ impl Pool {
         };
         let io = TokioIo::new(stream);
         if !is_h2 {
-            let (sender, connection) =
-                http1::handshake(io).await.map_err(|error| ConnectFailure::of_http(&error))?;
-            drop(tokio::task::spawn_local(async move { note_end(connection.await) }));
-            return Ok(Lease { facts, reused: false, key, sender: Sender::H1(sender) });
+            let (sender, connection) = http1::handshake(io)
+                .await
+                .map_err(|error| ConnectFailure::of_http(&error))?;
+            drop(tokio::task::spawn_local(async move {
+                note_end(connection.await)
+            }));
+            return Ok(Lease {
+                facts,
+                reused: false,
+                key,
+                sender: Sender::H1(sender),
+            });
         }
         let mut builder = http2::Builder::new(OnThisWorker);
         builder
@@ -312,9 +357,13 @@ impl Pool {
                 .keep_alive_timeout(peer.keepalive_timeout)
                 .keep_alive_while_idle(true);
         }
-        let (sender, connection) =
-            builder.handshake(io).await.map_err(|error| ConnectFailure::of_http(&error))?;
-        drop(tokio::task::spawn_local(async move { note_end(connection.await) }));
+        let (sender, connection) = builder
+            .handshake(io)
+            .await
+            .map_err(|error| ConnectFailure::of_http(&error))?;
+        drop(tokio::task::spawn_local(async move {
+            note_end(connection.await)
+        }));
         let streams = Rc::new(Cell::new(0));
         let stream = StreamCount::new(&streams);
         let multiplexed = Multiplexed {
@@ -323,8 +372,18 @@ impl Pool {
             streams,
             used: Instant::now(),
         };
-        self.entries.borrow_mut().entry(key.clone()).or_default().h2.push(multiplexed);
-        Ok(Lease { facts, reused: false, key, sender: Sender::H2 { sender, stream } })
+        self.entries
+            .borrow_mut()
+            .entry(key.clone())
+            .or_default()
+            .h2
+            .push(multiplexed);
+        Ok(Lease {
+            facts,
+            reused: false,
+            key,
+            sender: Sender::H2 { sender, stream },
+        })
     }
 }
 
@@ -338,11 +397,17 @@ pub(crate) struct ConnectFailure {
 
 impl ConnectFailure {
     pub(crate) fn new(error: &ConnectError) -> Self {
-        Self { detail: error.to_string(), refused_rule: upstream::refused_rule(error) }
+        Self {
+            detail: error.to_string(),
+            refused_rule: upstream::refused_rule(error),
+        }
     }
 
     fn of_http(error: &hyper::Error) -> Self {
-        Self { detail: error.to_string(), refused_rule: None }
+        Self {
+            detail: error.to_string(),
+            refused_rule: None,
+        }
     }
 }
 
@@ -355,12 +420,20 @@ fn note_end(ended: Result<(), hyper::Error>) {
 fn explain(error: TrySendError<Request<Outgoing>>) -> SendError {
     let unsent = error.message().is_some();
     let error = error.into_error();
-    let failure = if unsent { Failure::RefusedStream } else { failure_of(&error) };
+    let failure = if unsent {
+        Failure::RefusedStream
+    } else {
+        failure_of(&error)
+    };
     let mut detail = error.to_string();
     if let Some(cause) = std::error::Error::source(&error) {
         detail = format!("{detail}: {cause}");
     }
-    SendError { failure, unsent, detail }
+    SendError {
+        failure,
+        unsent,
+        detail,
+    }
 }
 
 /// What a broken exchange counts as.
@@ -371,7 +444,11 @@ fn failure_of(error: &hyper::Error) -> Failure {
             // RFC 9113 §8.7: neither was processed by the application.
             let refused = h2.reason() == Some(h2::Reason::REFUSED_STREAM)
                 || (h2.is_go_away() && h2.reason() == Some(h2::Reason::NO_ERROR));
-            return if refused { Failure::RefusedStream } else { Failure::Reset };
+            return if refused {
+                Failure::RefusedStream
+            } else {
+                Failure::Reset
+            };
         }
         cause = inner.source();
     }

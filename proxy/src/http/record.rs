@@ -55,7 +55,9 @@ impl Record {
     }
 
     fn account(&mut self) {
-        let Some(mut closed) = self.closed.take() else { return };
+        let Some(mut closed) = self.closed.take() else {
+            return;
+        };
         closed.duration = self.began.elapsed();
         if let Some(source) = &self.source {
             closed.bytes_received = source.received();

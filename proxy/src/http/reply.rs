@@ -53,9 +53,10 @@ pub(crate) fn reply(reason: Reason, request_id: &str, is_grpc: bool) -> Response
     } else {
         let mut response = Response::new(Outgoing::text(text));
         *response.status_mut() = status;
-        response
-            .headers_mut()
-            .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        response.headers_mut().insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        );
         response
     };
     let headers = response.headers_mut();
@@ -63,7 +64,10 @@ pub(crate) fn reply(reason: Reason, request_id: &str, is_grpc: bool) -> Response
         headers.insert(REQUEST_ID, id);
     }
     if reason == Reason::NoLocalEndpoint {
-        headers.insert(ZEUGMA_REASON, HeaderValue::from_static(Reason::NoLocalEndpoint.label()));
+        headers.insert(
+            ZEUGMA_REASON,
+            HeaderValue::from_static(Reason::NoLocalEndpoint.label()),
+        );
     }
     response
 }

@@ -35,7 +35,12 @@ pub(super) async fn exchange(
     let load = |endpoint: EndpointIx| worker.load(cluster, endpoint);
     let mut attempts = 0;
     let mut last: Option<ConnectError> = None;
-    for attempt in plan(cluster, to.published.shares_of(to.cluster), &load, worker.draw()) {
+    for attempt in plan(
+        cluster,
+        to.published.shares_of(to.cluster),
+        &load,
+        worker.draw(),
+    ) {
         attempts += 1;
         upstream::note_attempt(&worker, cluster, &attempt, attempts);
         let endpoint = cluster.endpoint(attempt.endpoint);
@@ -52,8 +57,14 @@ pub(super) async fn exchange(
             }
         };
         let (address, identity) = (upstream.address.to_string(), upstream.identity.clone());
-        let destination =
-            describe(&to.published, to.cluster, &attempt, address, identity, attempts);
+        let destination = describe(
+            &to.published,
+            to.cluster,
+            &attempt,
+            address,
+            identity,
+            attempts,
+        );
         exchange.note(|closed, facts| {
             *closed.destination = Some(destination);
             facts.attempts = attempts;
@@ -67,7 +78,10 @@ pub(super) async fn exchange(
             return exchange.refuse(Reason::RequestMalformed, None);
         };
         let deadline = cluster.timeouts.response_headers;
-        let held = Held { in_flight, stream: None };
+        let held = Held {
+            in_flight,
+            stream: None,
+        };
         return match timeout(deadline, Box::pin(send(upstream, outgoing))).await {
             Ok(Ok(response)) => {
                 worker.observe(&endpoint.key, Ok(()));
@@ -123,7 +137,8 @@ fn switch(
     let (mut head, _no_body) = response.into_parts();
     let protocol = head.headers.get(UPGRADE).cloned().unwrap_or(protocol);
     headers::remove_hop_by_hop(&mut head.headers);
-    head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    head.headers
+        .insert(CONNECTION, HeaderValue::from_static("upgrade"));
     head.headers.insert(UPGRADE, protocol);
     let idle = to.cluster().timeouts.idle;
     let shared = std::sync::Arc::clone(&exchange.context.worker.shared);

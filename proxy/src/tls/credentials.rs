@@ -151,19 +151,20 @@ impl Credentials {
             .first()
             .and_then(|leaf| zeugma_core::svid::Certificate::parse(leaf).ok())
             .map_or(0, |leaf| leaf.not_before());
-        let certified = CertifiedKey::from_der(chain.clone(), key, provider()).map_err(|source| {
-            if matches!(source, rustls::Error::InconsistentKeys(_)) {
-                CredentialsError::KeyMismatch {
-                    key: files.key.clone(),
-                    certificate: files.certificate.clone(),
+        let certified =
+            CertifiedKey::from_der(chain.clone(), key, provider()).map_err(|source| {
+                if matches!(source, rustls::Error::InconsistentKeys(_)) {
+                    CredentialsError::KeyMismatch {
+                        key: files.key.clone(),
+                        certificate: files.certificate.clone(),
+                    }
+                } else {
+                    CredentialsError::Key {
+                        path: files.key.clone(),
+                        source,
+                    }
                 }
-            } else {
-                CredentialsError::Key {
-                    path: files.key.clone(),
-                    source,
-                }
-            }
-        })?;
+            })?;
         Ok(Self {
             generation,
             own,

@@ -72,9 +72,16 @@ pub(crate) async fn terminate(
     };
     let session = stream.get_ref().1;
     let alpn = session.alpn_protocol().map(<[u8]>::to_vec);
-    let group = session.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name()));
+    let group = session
+        .negotiated_key_exchange_group()
+        .map(|group| format!("{:?}", group.name()));
     let peer = slot.peer().cloned().ok_or_else(unverified)?;
-    Ok(Session { stream: Stream::Terminated(Box::new(stream)), peer, alpn, group })
+    Ok(Session {
+        stream: Stream::Terminated(Box::new(stream)),
+        peer,
+        alpn,
+        group,
+    })
 }
 
 /// Begins TLS with our SVID towards an endpoint whose SPIFFE ID must be one of `expected`.
@@ -90,17 +97,23 @@ pub(crate) async fn originate(
 ) -> Result<Session, SessionError> {
     let name = ServerName::try_from(sni.to_string())
         .map_err(|_invalid| SessionError::ServerName(Arc::clone(sni)))?;
-    let (config, slot) =
-        client_config(credentials, expected, alpn).map_err(SessionError::Setup)?;
+    let (config, slot) = client_config(credentials, expected, alpn).map_err(SessionError::Setup)?;
     let stream = match TlsConnector::from(config).connect(name, tcp).await {
         Err(error) => return Err(explain(error, &slot)),
         Ok(stream) => stream,
     };
     let session = stream.get_ref().1;
     let alpn = session.alpn_protocol().map(<[u8]>::to_vec);
-    let group = session.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name()));
+    let group = session
+        .negotiated_key_exchange_group()
+        .map(|group| format!("{:?}", group.name()));
     let peer = slot.peer().cloned().ok_or_else(unverified)?;
-    Ok(Session { stream: Stream::Originated(Box::new(stream)), peer, alpn, group })
+    Ok(Session {
+        stream: Stream::Originated(Box::new(stream)),
+        peer,
+        alpn,
+        group,
+    })
 }
 
 fn explain(error: std::io::Error, slot: &PeerSlot) -> SessionError {

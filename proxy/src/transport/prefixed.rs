@@ -17,7 +17,11 @@ pub(crate) struct Prefixed {
 
 impl Prefixed {
     pub(crate) const fn new(tcp: TcpStream, prefix: Vec<u8>) -> Self {
-        Self { tcp, prefix, taken: 0 }
+        Self {
+            tcp,
+            prefix,
+            taken: 0,
+        }
     }
 
     /// The socket; what was read ahead is dropped.
@@ -95,7 +99,9 @@ mod tests {
     #[tokio::test]
     async fn bytes_read_ahead_come_first_in_any_portions() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut far = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
         let (near, _) = listener.accept().await.unwrap();
         far.write_all(b"world").await.unwrap();
         far.shutdown().await.unwrap();
