@@ -107,7 +107,7 @@ fn any_edit_of_a_configuration_loads_or_is_explained() {
     let seed = std::env::var("ZEUGMA_SEED").map_or(2026, |seed| seed.parse().unwrap());
     let mut draw = Draw(seed);
     let mut refused = 0;
-    for round in 0..600 {
+    for round in 0..300 {
         let edited = mutate(&text, &mut draw);
         if let Err(findings) = try_load(&[&edited], None) {
             refused += 1;
@@ -120,7 +120,7 @@ fn any_edit_of_a_configuration_loads_or_is_explained() {
             );
         }
     }
-    assert!(refused > 100, "only {refused} edits were refused");
+    assert!(refused > 50, "only {refused} edits were refused");
 }
 
 #[test]
