@@ -1,6 +1,7 @@
 //! The `zeugma` command: reads what was typed, calls a crate, prints.
 
 mod ca;
+mod config;
 mod demo;
 mod exit;
 mod gateway;
@@ -29,6 +30,9 @@ enum Command {
     Demo(demo::DemoCommand),
     /// The gateway: SIGTERM drains it, SIGHUP reloads its files (they are watched anyway)
     Gateway(gateway::Arguments),
+    /// Check a configuration, or print its schema
+    #[command(subcommand)]
+    Config(config::Command),
 }
 
 fn main() -> ExitCode {
@@ -49,5 +53,6 @@ fn main() -> ExitCode {
         Command::Ca(args) => ca::run(args),
         Command::Demo(command) => demo::run(command),
         Command::Gateway(arguments) => gateway::run(arguments),
+        Command::Config(command) => config::run(command),
     }
 }
