@@ -1,10 +1,12 @@
 //! `zeugma gateway`.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
+use tracing_subscriber::EnvFilter;
 use zeugma_proxy::{GatewayError, GatewayOptions};
 
-use crate::exit;
+use crate::{ca, exit};
 
 /// Run the gateway: SIGTERM drains it, SIGHUP reloads its files (they are watched anyway).
 #[derive(Debug, clap::Args)]
@@ -21,19 +23,36 @@ pub(crate) struct Arguments {
 }
 
 /// Runs until drained; returns the exit code.
-pub(crate) fn run(arguments: Arguments) -> u8 {
-    let Arguments { config, name, locality } = arguments;
-    let options = GatewayOptions { config, name, locality };
+pub(crate) fn run(arguments: Arguments) -> ExitCode {
+    // The access log has standard output for itself.
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .with_env_filter(
+            EnvFilter::try_from_env("ZEUGMA_LOG").unwrap_or_else(|_unset| EnvFilter::new("info")),
+        )
+        .init();
+    let Arguments {
+        config,
+        name,
+        locality,
+    } = arguments;
+    let options = GatewayOptions {
+        config,
+        name,
+        locality,
+    };
     match zeugma_proxy::run(&options) {
-        Ok(()) => 0,
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            crate::say_error(&error);
-            match error {
+            let code = match error {
                 GatewayError::Config(_) | GatewayError::Credentials(_) => exit::DATA,
                 GatewayError::Interface(_)
                 | GatewayError::Listener { .. }
                 | GatewayError::System { .. } => exit::FAILED,
-            }
+            };
+            ca::fail(&error, code)
         }
     }
 }

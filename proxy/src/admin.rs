@@ -65,7 +65,7 @@ impl Drop for SocketFile {
 /// Why an interface is not bound.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} `{address}` cannot be bound; choose another address or end what holds it")]
-pub(crate) struct BindError {
+pub struct BindError {
     what: &'static str,
     address: String,
     #[source]

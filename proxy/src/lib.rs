@@ -21,4 +21,5 @@ mod transport;
 mod upstream;
 mod watch;
 
+pub use admin::BindError;
 pub use control::{GatewayError, GatewayOptions, run};
