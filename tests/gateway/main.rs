@@ -1,0 +1,14 @@
+//! The gateway as its users meet it: real processes, real sockets, real certificates.
+//!
+//! `mesh` starts what a test needs; `security_*` hold the gateway against callers, endpoints and
+//! files that mean no good or make no sense.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod mesh;
+mod security_smoke;
