@@ -125,7 +125,7 @@ async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Reason {
             let stream = Stream::Plain(stream);
             Box::pin(http::serve(visit, None, None, first.version(), stream)).await
         }
-        (Routed::Refuse(reason), _) => refuse(stream.into_tcp(), reason).await,
+        (Routed::Refuse(reason), _) => refuse(visit, stream.into_tcp(), reason).await,
         (Routed::Terminate(_) | Routed::TerminateAnyPort(_), _) => Reason::Internal,
     }
 }
@@ -152,11 +152,11 @@ async fn passthrough(
     let (tcp, hello) = stream.into_parts();
     let target = visit.enter_service(service);
     if let Err(reason) = visit.authorize(listener, service, Evidence::Network) {
-        say_and_close(tcp, &Alert::AccessDenied.record()).await;
+        visit.alert(tcp, Alert::AccessDenied).await;
         return reason;
     }
     let Some(cluster) = destination(listener.role, &target) else {
-        say_and_close(tcp, &Alert::InternalError.record()).await;
+        visit.alert(tcp, Alert::InternalError).await;
         return Reason::NoLocalEndpoint;
     };
     match connect_by_hello(visit, cluster, &hello).await {
@@ -172,7 +172,7 @@ async fn passthrough(
         }
         Err(unreached) => {
             visit.detail = unreached.last;
-            say_and_close(tcp, &Alert::InternalError.record()).await;
+            visit.alert(tcp, Alert::InternalError).await;
             unreached.reason
         }
     }
@@ -191,7 +191,7 @@ async fn terminate(
     let shared = Arc::clone(&visit.worker.shared);
     let is_tcp = target.protocol == Protocol::Tcp;
     if is_tcp && !visit.has_somewhere(listener.role, &target) {
-        say_and_close(stream.into_tcp(), &Alert::InternalError.record()).await;
+        visit.alert(stream.into_tcp(), Alert::InternalError).await;
         return Reason::NoLocalEndpoint;
     }
     let offered = |protocol: &[u8]| hello.alpn.iter().any(|offer| offer == protocol);
@@ -203,7 +203,9 @@ async fn terminate(
     // A TCP caller has no 403 to read: it is refused inside the handshake, by an alert.
     let refused = Refused::default();
     let admit = is_tcp.then(|| visit.admission(service, Arc::clone(&refused)));
-    let deadline = shared.settings.limits.handshake_timeout;
+    // The hello has had its part of the time.
+    let limit = shared.settings.limits.handshake_timeout;
+    let deadline = limit.saturating_sub(visit.began.elapsed());
     let credentials = shared.credentials.load_full();
     let session = match mtls::terminate(stream, &credentials, alpn, admit, deadline).await {
         Ok(session) => session,
@@ -436,13 +438,13 @@ pub(crate) const fn destination(role: Role, service: &Service) -> Option<Cluster
 }
 
 /// Refuses what was understood: by an alert, or in words to those who speak HTTP.
-async fn refuse(tcp: TcpStream, reason: Reason) -> Reason {
+async fn refuse(visit: &mut Visit, tcp: TcpStream, reason: Reason) -> Reason {
     const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\n\
-        content-length: 42\r\nconnection: close\r\n\r\nthis port speaks TLS with SPIFFE SVIDs only";
+        content-length: 43\r\nconnection: close\r\n\r\nthis port speaks TLS with SPIFFE SVIDs only";
     if reason == Reason::NotTls {
         say_and_close(tcp, NOT_TLS).await;
     } else {
-        say_and_close(tcp, &Alert::UnrecognizedName.record()).await;
+        visit.alert(tcp, Alert::UnrecognizedName).await;
     }
     reason
 }
@@ -450,10 +452,15 @@ async fn refuse(tcp: TcpStream, reason: Reason) -> Reason {
 /// Refuses what was not understood.
 async fn refuse_bytes(visit: &mut Visit, tcp: TcpStream, error: PeekError) -> Reason {
     visit.detail = Some(error.detail);
-    if error.reason == Reason::HelloTooLarge {
-        say_and_close(tcp, &Alert::IllegalParameter.record()).await;
-    } else if error.reason == Reason::HelloMalformed {
-        say_and_close(tcp, &Alert::DecodeError.record()).await;
+    let alert = match error.reason {
+        Reason::HelloTooLarge => Some(Alert::IllegalParameter),
+        Reason::HelloMalformed => Some(Alert::DecodeError),
+        Reason::SniMalformed => Some(Alert::UnrecognizedName),
+        // Gone, or not there yet.
+        _ => None,
+    };
+    if let Some(alert) = alert {
+        visit.alert(tcp, alert).await;
     }
     error.reason
 }
@@ -504,6 +511,12 @@ impl Visit {
             });
         }
         Ok(first)
+    }
+
+    /// Refuses the connection by an alert, and notes it.
+    async fn alert(&mut self, tcp: TcpStream, alert: Alert) {
+        self.tls.get_or_insert_default().alert = Some(alert.name());
+        say_and_close(tcp, &alert.record()).await;
     }
 
     /// Notes what is asked for.

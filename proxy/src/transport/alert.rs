@@ -39,6 +39,17 @@ impl Alert {
         }
     }
 
+    /// Its name as rustls spells those it sends, so that the log has one spelling.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::IllegalParameter => "IllegalParameter",
+            Self::AccessDenied => "AccessDenied",
+            Self::DecodeError => "DecodeError",
+            Self::InternalError => "InternalError",
+            Self::UnrecognizedName => "UnrecognizedName",
+        }
+    }
+
     /// The fatal alert as a plaintext record.
     pub(crate) const fn record(self) -> [u8; 7] {
         [21, 3, 3, 0, 2, 2, self.description()]
