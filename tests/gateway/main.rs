@@ -11,4 +11,4 @@
 )]
 
 mod mesh;
-mod security_smoke;
+mod security_hello;
