@@ -315,8 +315,11 @@ async fn carry_tcp(
     let published = Arc::clone(&visit.published);
     let reached = match connect_any(&visit.worker, &published, cluster, &[ALPN_TCP]).await {
         Ok(reached) => reached,
-        Err(Unreached { reason, last }) => {
+        Err(Unreached { reason, last, rule }) => {
             visit.detail = last;
+            if rule.is_some() {
+                visit.rule = rule;
+            }
             return reason;
         }
     };
@@ -405,7 +408,9 @@ async fn connect_by_hello(
         0 => upstream::nothing_healthy(&visit.published, to),
         _ => Reason::ConnectFailed,
     };
-    Err(Unreached { reason, last })
+    // Whose certificate it is, the caller judges.
+    let rule = None;
+    Err(Unreached { reason, last, rule })
 }
 
 /// Sends the hello and reads the first bytes of the answer.

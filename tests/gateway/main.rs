@@ -10,5 +10,8 @@
     reason = "tests"
 )]
 
+#[path = "../support/corpus.rs"]
+mod corpus;
 mod mesh;
+mod security_certificates;
 mod security_hello;
