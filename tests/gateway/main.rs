@@ -15,3 +15,4 @@ mod corpus;
 mod mesh;
 mod security_certificates;
 mod security_hello;
+mod security_requests;

@@ -257,9 +257,8 @@ async fn a_tcp_route_names_the_rule_that_its_endpoint_breaks() {
             assert_eq!(bytes, b"");
             tcp.local_addr().unwrap()
         };
-        let both = Box::pin(async {
-            tokio::join!(corpus::answer(&listener, case, &credentials), call)
-        });
+        let both =
+            Box::pin(async { tokio::join!(corpus::answer(&listener, case, &credentials), call) });
         let (seen, source) = within(name, both).await;
         assert!(seen.is_err(), "{name}");
         let line = gateway.connection(source).await;
@@ -267,9 +266,9 @@ async fn a_tcp_route_names_the_rule_that_its_endpoint_breaks() {
         assert_eq!(line["policy.rule"], rule, "{name}: {line}");
     }
     // A good certificate of somebody else is refused by the route's `spiffeIDs`.
-    let other = cases.iter().find(|case| {
-        case.outcome == Outcome::Accepted && case.id.as_deref() != Some(REFERENCE_ID)
-    });
+    let other = cases
+        .iter()
+        .find(|case| case.outcome == Outcome::Accepted && case.id.as_deref() != Some(REFERENCE_ID));
     let call = async {
         let mut tcp = TcpStream::connect(db).await.unwrap();
         let mut bytes = Vec::new();
@@ -277,7 +276,10 @@ async fn a_tcp_route_names_the_rule_that_its_endpoint_breaks() {
         tcp.local_addr().unwrap()
     };
     let both = Box::pin(async {
-        tokio::join!(corpus::answer(&listener, other.unwrap(), &credentials), call)
+        tokio::join!(
+            corpus::answer(&listener, other.unwrap(), &credentials),
+            call
+        )
     });
     let (seen, source) = within("somebody else", both).await;
     assert_eq!(seen, Err(rustls::AlertDescription::AccessDenied));
