@@ -164,19 +164,16 @@ async fn control(
     let mut accepting = Accepting::new(Arc::clone(&shared), handles);
     let bound = accepting.bind_new(&snapshot)?;
     accepting.commit(&snapshot, bound);
-    let mut resolver = Resolver::new();
-    resolver.reconcile(&snapshot);
     let mut control = Control {
         shared,
         fleet,
         probes: JoinSet::new(),
         accepting,
-        resolver,
-        files,
+        snapshots: watch::channel(snapshot).0,
     };
     control.tell_targets();
     control.tell_credentials();
-    control.serve(interfaces, observed).await?;
+    control.serve(interfaces, observed, files).await?;
     control.drain(phase, threads).await;
     Ok(())
 }
@@ -215,8 +212,8 @@ struct Control {
     fleet: Fleet,
     probes: JoinSet<(EndpointKey, bool)>,
     accepting: Accepting,
-    resolver: Resolver,
-    files: Files,
+    /// Told to whoever follows what is configured.
+    snapshots: watch::Sender<Arc<Snapshot>>,
 }
 
 impl Control {
@@ -225,13 +222,25 @@ impl Control {
         &mut self,
         interfaces: Interfaces,
         mut observed: mpsc::Receiver<Observation>,
+        files: Files,
     ) -> Result<(), GatewayError> {
         let mut terminate = listen(SignalKind::terminate())?;
         let mut interrupt = listen(SignalKind::interrupt())?;
-        let mut hangup = listen(SignalKind::hangup())?;
+        let hangup = listen(SignalKind::hangup())?;
+        let (reload, mut reloads) = mpsc::channel(1);
         let mut batch = Vec::with_capacity(OBSERVATIONS_BATCH);
         let mut told = JoinSet::new();
         told.spawn_local(admin::serve(interfaces, Arc::clone(&self.shared)));
+        // Tasks of their own: under load the loop below turns at once, again and again, and what
+        // it waits for anew each time would never come to its end.
+        told.spawn_local(follow_files(
+            files,
+            hangup,
+            Arc::clone(&self.shared),
+            reload,
+        ));
+        let snapshots = self.snapshots.subscribe();
+        told.spawn_local(follow_names(snapshots, Arc::clone(&self.shared)));
         self.shared.ready.store(true, Ordering::Release);
         tracing::info!(
             name = %self.shared.settings.name,
@@ -255,16 +264,7 @@ impl Control {
                     }
                 }
                 () = wake => self.publish_shares(),
-                names = self.resolver.next() => {
-                    if let Some(names) = names {
-                        self.shared.names.store(Arc::new(names));
-                    }
-                }
-                reloaded = self.files.changed(&self.shared) => self.apply(reloaded),
-                _ = hangup.recv() => {
-                    let reloaded = self.files.reload(&self.shared).await;
-                    self.apply(reloaded);
-                }
+                Some(reloaded) = reloads.recv() => self.apply(reloaded),
                 _ = terminate.recv() => break self.shared.settings.drain.delay,
                 _ = interrupt.recv() => break Duration::ZERO,
             }
@@ -385,7 +385,7 @@ impl Control {
         let now = self.shared.now();
         let snapshot = Arc::new(snapshot);
         self.fleet.reconcile(&snapshot, now);
-        self.resolver.reconcile(&snapshot);
+        self.snapshots.send_replace(Arc::clone(&snapshot));
         let shares = self.fleet.shares(now);
         let generation = self.shared.published.load().generation + 1;
         self.shared.resources.store(Arc::new(resources));
@@ -419,6 +419,48 @@ impl Control {
                 let address = endpoint.address.to_string();
                 let healthy = status.is_healthy();
                 metrics.endpoint_healthy(&cluster.route, &endpoint.backend, &address, healthy);
+            }
+        }
+    }
+}
+
+/// Loads files anew when they change or a signal asks for it; one load is applied before the next.
+async fn follow_files(
+    mut files: Files,
+    mut hangup: Signal,
+    shared: Arc<Shared>,
+    reload: mpsc::Sender<Reloaded>,
+) {
+    loop {
+        // A load that the signal abandons is made again by its own.
+        let reloaded = tokio::select! {
+            reloaded = files.changed(&shared) => reloaded,
+            _ = hangup.recv() => files.reload(&shared).await,
+        };
+        // There is room again once it was taken, and what is taken is applied at once.
+        if reload.send(reloaded).await.is_err() || reload.reserve().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Keeps the addresses of the names that are configured.
+async fn follow_names(mut snapshots: watch::Receiver<Arc<Snapshot>>, shared: Arc<Shared>) {
+    let mut resolver = Resolver::new();
+    resolver.reconcile(&snapshots.borrow_and_update());
+    loop {
+        // A question that a new configuration abandons is asked again.
+        tokio::select! {
+            names = resolver.next() => {
+                if let Some(names) = names {
+                    shared.names.store(Arc::new(names));
+                }
+            }
+            changed = snapshots.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                resolver.reconcile(&snapshots.borrow_and_update());
             }
         }
     }
