@@ -5,7 +5,7 @@
 //!        -> originate -> relay -> account
 //! ```
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -17,9 +17,9 @@ use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, pee
 use zeugma_core::hello::ClientHello;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
-use zeugma_core::route::{Routed, route_tls};
+use zeugma_core::route::{Routed, route_plaintext, route_tls};
 use zeugma_core::snapshot::{
-    ClusterIx, EndpointTls, Failure, Listener, Protocol, Role, Service, ServiceIx,
+    ClusterIx, EndpointTls, Failure, Listener, Protocol, Role, Service, ServiceIx, Snapshot,
 };
 use zeugma_core::svid::Rule;
 use zeugma_core::verdict::Reason;
@@ -90,80 +90,55 @@ async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Reason {
     let Some(listener) = published.snapshot.listener(&visit.listener) else {
         return Reason::Drained;
     };
-    let source = visit.source.ip();
-    if !listener.sources.is_empty() && !listener.sources.iter().any(|net| net.contains(&source)) {
+    if !admits(listener, visit.source.ip()) {
         return Reason::SourceRefused;
     }
-
     let mut prefix = Vec::new();
-    let only = listener
-        .only
-        .map(|ix| (ix, published.snapshot.service(ix).protocol));
-    let routed = match only {
-        // Not peeked: in some protocols the server speaks first.
-        Some((service, Protocol::Tcp)) => Routed::Plain(service),
-        Some((_, Protocol::Http)) | None => {
-            let deadline = visit.worker.shared.settings.limits.handshake_timeout;
-            match peek(&mut tcp, &mut prefix, deadline).await {
-                Err(error) => return refuse_bytes(visit, tcp, error).await,
-                Ok(First::Hello(hello)) => {
-                    visit.tls = Some(TlsFacts {
-                        sni: hello.sni.clone(),
-                        ..TlsFacts::default()
-                    });
-                    match route_tls(&published.snapshot, listener, &hello) {
-                        Routed::Terminate(service) => {
-                            let stream = Prefixed::new(tcp, prefix);
-                            let target = SniTarget {
-                                service,
-                                any_port: false,
-                            };
-                            return Box::pin(terminate(visit, listener, target, &hello, stream))
-                                .await;
-                        }
-                        Routed::TerminateAnyPort(service) => {
-                            let stream = Prefixed::new(tcp, prefix);
-                            let target = SniTarget {
-                                service,
-                                any_port: true,
-                            };
-                            return Box::pin(terminate(visit, listener, target, &hello, stream))
-                                .await;
-                        }
-                        routed => routed,
-                    }
-                }
-                Ok(First::Http1 | First::Http2) if listener.role == Role::Mesh => {
-                    return refuse_plaintext(tcp).await;
-                }
-                Ok(First::Http1) => {
-                    let stream = Stream::Plain(Prefixed::new(tcp, prefix));
-                    return Box::pin(http::serve(visit, None, None, http::Version::H1, stream))
-                        .await;
-                }
-                Ok(First::Http2) => {
-                    let stream = Stream::Plain(Prefixed::new(tcp, prefix));
-                    return Box::pin(http::serve(visit, None, None, http::Version::H2, stream))
-                        .await;
-                }
-            }
-        }
+    let first = match visit.first_bytes(listener, &mut tcp, &mut prefix).await {
+        Ok(first) => first,
+        Err(error) => return refuse_bytes(visit, tcp, error).await,
     };
-    match routed {
-        Routed::Passthrough(service) => {
-            Box::pin(passthrough(visit, listener, service, tcp, prefix)).await
+    let stream = Prefixed::new(tcp, prefix);
+    let only = |service| SniTarget {
+        service,
+        any_port: false,
+    };
+    let any_port = |service| SniTarget {
+        service,
+        any_port: true,
+    };
+    // Each branch is boxed: an idle connection pays for the one it is in.
+    match (route(&published.snapshot, listener, &first), &first) {
+        (Routed::Passthrough(service), _) => {
+            Box::pin(passthrough(visit, listener, service, stream)).await
         }
-        Routed::Plain(service) => {
-            Box::pin(plain(
-                visit,
-                listener,
-                service,
-                Stream::Plain(Prefixed::new(tcp, prefix)),
-            ))
-            .await
+        (Routed::Terminate(service), First::Hello(hello)) => {
+            Box::pin(terminate(visit, listener, only(service), hello, stream)).await
         }
-        Routed::Refuse(reason) => refuse_hello(tcp, reason).await,
-        Routed::Terminate(_) | Routed::TerminateAnyPort(_) | Routed::PlainHttp => Reason::Internal,
+        (Routed::TerminateAnyPort(service), First::Hello(hello)) => {
+            Box::pin(terminate(visit, listener, any_port(service), hello, stream)).await
+        }
+        (Routed::Plain(service), _) => {
+            Box::pin(plain(visit, listener, service, first.version(), stream)).await
+        }
+        (Routed::PlainHttp, _) => {
+            let stream = Stream::Plain(stream);
+            Box::pin(http::serve(visit, None, None, first.version(), stream)).await
+        }
+        (Routed::Refuse(reason), _) => refuse(stream.into_tcp(), reason).await,
+        (Routed::Terminate(_) | Routed::TerminateAnyPort(_), _) => Reason::Internal,
+    }
+}
+
+fn admits(listener: &Listener, source: IpAddr) -> bool {
+    let source = source.to_canonical();
+    listener.sources.is_empty() || listener.sources.iter().any(|net| net.contains(&source))
+}
+
+fn route(snapshot: &Snapshot, listener: &Listener, first: &First) -> Routed {
+    match first {
+        First::Hello(hello) => route_tls(snapshot, listener, hello),
+        First::Unpeeked | First::Http1 | First::Http2 => route_plaintext(listener),
     }
 }
 
@@ -172,9 +147,9 @@ async fn passthrough(
     visit: &mut Visit,
     listener: &Listener,
     service: ServiceIx,
-    tcp: TcpStream,
-    hello: Vec<u8>,
+    stream: Prefixed,
 ) -> Reason {
+    let (tcp, hello) = stream.into_parts();
     let target = visit.enter_service(service);
     if let Err(reason) = visit.authorize(listener, service, Evidence::Network) {
         say_and_close(tcp, &Alert::AccessDenied.record()).await;
@@ -273,13 +248,17 @@ async fn plain(
     visit: &mut Visit,
     listener: &Listener,
     service: ServiceIx,
-    stream: Stream,
+    version: http::Version,
+    stream: Prefixed,
 ) -> Reason {
     let target = visit.enter_service(service);
+    if target.protocol == Protocol::Http {
+        return http::serve(visit, None, None, version, Stream::Plain(stream)).await;
+    }
     if let Err(reason) = visit.authorize(listener, service, Evidence::Network) {
         return reason;
     }
-    carry_tcp(visit, listener, &target, stream, None).await
+    carry_tcp(visit, listener, &target, Stream::Plain(stream), None).await
 }
 
 /// Carries the bytes of a TCP service whose caller is verified.
@@ -456,34 +435,27 @@ pub(crate) const fn destination(role: Role, service: &Service) -> Option<Cluster
     }
 }
 
-async fn refuse_hello(tcp: TcpStream, reason: Reason) -> Reason {
-    let alert = match reason {
-        Reason::NotExported | Reason::SniUnknown | Reason::SniMissing | Reason::SniMalformed => {
-            Alert::UnrecognizedName
-        }
-        Reason::PortNeeded => Alert::UnrecognizedName,
-        _ => Alert::AccessDenied,
-    };
-    say_and_close(tcp, &alert.record()).await;
+/// Refuses what was understood: by an alert, or in words to those who speak HTTP.
+async fn refuse(tcp: TcpStream, reason: Reason) -> Reason {
+    const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\n\
+        content-length: 42\r\nconnection: close\r\n\r\nthis port speaks TLS with SPIFFE SVIDs only";
+    if reason == Reason::NotTls {
+        say_and_close(tcp, NOT_TLS).await;
+    } else {
+        say_and_close(tcp, &Alert::UnrecognizedName.record()).await;
+    }
     reason
 }
 
+/// Refuses what was not understood.
 async fn refuse_bytes(visit: &mut Visit, tcp: TcpStream, error: PeekError) -> Reason {
     visit.detail = Some(error.detail);
-    let alert = match error.reason {
-        Reason::HelloTooLarge => Alert::IllegalParameter,
-        Reason::HelloMalformed => Alert::DecodeError,
-        _ => return error.reason,
-    };
-    say_and_close(tcp, &alert.record()).await;
+    if error.reason == Reason::HelloTooLarge {
+        say_and_close(tcp, &Alert::IllegalParameter.record()).await;
+    } else if error.reason == Reason::HelloMalformed {
+        say_and_close(tcp, &Alert::DecodeError.record()).await;
+    }
     error.reason
-}
-
-async fn refuse_plaintext(tcp: TcpStream) -> Reason {
-    const ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\n\
-        content-length: 42\r\nconnection: close\r\n\r\nthis port speaks TLS with SPIFFE SVIDs only";
-    say_and_close(tcp, ANSWER).await;
-    Reason::NotTls
 }
 
 impl Visit {
@@ -507,6 +479,31 @@ impl Visit {
             moved: (0, 0),
             began: Instant::now(),
         }
+    }
+
+    /// Reads what the caller begins with; not on a one-route listener of a TCP service, since in
+    /// some protocols the server speaks first.
+    async fn first_bytes(
+        &mut self,
+        listener: &Listener,
+        tcp: &mut TcpStream,
+        prefix: &mut Vec<u8>,
+    ) -> Result<First, PeekError> {
+        let only = listener
+            .only
+            .map(|ix| self.published.snapshot.service(ix).protocol);
+        if only == Some(Protocol::Tcp) {
+            return Ok(First::Unpeeked);
+        }
+        let deadline = self.worker.shared.settings.limits.handshake_timeout;
+        let first = peek(tcp, prefix, deadline).await?;
+        if let First::Hello(hello) = &first {
+            self.tls = Some(TlsFacts {
+                sni: hello.sni.clone(),
+                ..TlsFacts::default()
+            });
+        }
+        Ok(first)
     }
 
     /// Notes what is asked for.

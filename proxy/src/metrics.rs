@@ -393,7 +393,7 @@ impl Metrics {
         if let Err(error) = text::encode(&mut out, &self.registry) {
             // Writing to a String does not fail; should the encoder, the scrape says so.
             out.clear();
-            drop(writeln!(out, "# metrics could not be encoded: {error}"));
+            writeln!(out, "# metrics could not be encoded: {error}").ok();
         }
         out
     }

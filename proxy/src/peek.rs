@@ -8,6 +8,8 @@ use tokio::time::timeout;
 use zeugma_core::hello::{self, ClientHello, HELLO_BYTES_MAX, HelloError, HelloProgress};
 use zeugma_core::verdict::Reason;
 
+use crate::http::Version;
+
 /// What begins every HTTP/2 connection without TLS (RFC 9113 §3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What one read asks for.
@@ -16,12 +18,24 @@ const READ_BYTES: usize = 4096;
 /// What a caller began with.
 #[derive(Debug)]
 pub(crate) enum First {
+    /// It was not asked.
+    Unpeeked,
     /// TLS.
     Hello(ClientHello),
     /// HTTP/1.x, or something that will be refused as such.
     Http1,
     /// HTTP/2 with prior knowledge.
     Http2,
+}
+
+impl First {
+    /// The HTTP version that plaintext is served by.
+    pub(crate) const fn version(&self) -> Version {
+        match self {
+            Self::Http2 => Version::H2,
+            Self::Unpeeked | Self::Hello(_) | Self::Http1 => Version::H1,
+        }
+    }
 }
 
 /// Why no first bytes were made out.
@@ -100,9 +114,10 @@ fn make_out(bytes: &[u8]) -> Result<Option<First>, PeekError> {
 }
 
 fn malformed(error: &HelloError) -> PeekError {
-    let reason = match error {
-        HelloError::TooLarge => Reason::HelloTooLarge,
-        _ => Reason::HelloMalformed,
+    let reason = if matches!(error, HelloError::TooLarge) {
+        Reason::HelloTooLarge
+    } else {
+        Reason::HelloMalformed
     };
     PeekError {
         reason,

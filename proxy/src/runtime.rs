@@ -126,6 +126,9 @@ impl Shared {
     }
 }
 
+/// A service and the route that gets its copies.
+type MirrorKey = (Arc<str>, Arc<str>);
+
 /// One worker's own state.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -133,7 +136,7 @@ pub(crate) struct Worker {
     pub(crate) pool: Pool,
     in_flight: RefCell<HashMap<EndpointKey, Rc<Cell<u32>>>>,
     budgets: RefCell<HashMap<Arc<str>, RetryBudget>>,
-    mirrors: RefCell<HashMap<(Arc<str>, Arc<str>), Rc<Cell<usize>>>>,
+    mirrors: RefCell<HashMap<MirrorKey, Rc<Cell<usize>>>>,
     draws: RefCell<fastrand::Rng>,
 }
 

@@ -50,7 +50,7 @@ impl Watch {
         let tell = self.tell.clone();
         let watcher = notify::recommended_watcher(move |_event| {
             // A full channel already says what is to be said.
-            drop(tell.try_send(()));
+            tell.try_send(()).ok();
         });
         self.watcher = match watcher {
             Ok(mut watcher) => {

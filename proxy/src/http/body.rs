@@ -264,8 +264,9 @@ pub(crate) struct Response {
     held: Option<Held>,
 }
 
-/// What a response in progress occupies.
+/// What a response in progress occupies, until dropped.
 #[derive(Debug)]
+#[expect(dead_code, reason = "held for their drop")]
 pub(crate) struct Held {
     /// A place at the endpoint.
     pub(crate) in_flight: InFlight,

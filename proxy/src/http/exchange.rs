@@ -23,7 +23,7 @@ use super::headers::{self, ZEUGMA_REASON};
 use super::pool::{Lease, Wire};
 use super::record::Record;
 use super::{Context, Version, mirror, reply, upgrade};
-use crate::account::{Closed, RequestFacts};
+use crate::account::{Closed, Destination, RequestFacts};
 use crate::connection::{describe, destination};
 use crate::runtime::Published;
 use crate::upstream::{self, Pinned};
@@ -252,21 +252,17 @@ impl Exchange {
             match self.try_endpoint(to, &attempt, attempts, source).await {
                 Ok((response, stream)) => {
                     let held = Held { in_flight, stream };
-                    match judge(endpoint, response) {
-                        Ok(response) => {
-                            worker.observe(&endpoint.key, Ok(()));
-                            return self.pass_on(response, held, endpoint.peer.is_some());
-                        }
-                        Err((failure, response)) => {
-                            worker.observe(&endpoint.key, Err(failure));
-                            let response = Some((response, held, attempt.endpoint));
-                            failed = Some(Failed {
-                                failure,
-                                detail: String::new(),
-                                response,
-                            });
-                        }
-                    }
+                    let Some(failure) = failure_in(endpoint, &response) else {
+                        worker.observe(&endpoint.key, Ok(()));
+                        return self.pass_on(response, held, endpoint.peer.is_some());
+                    };
+                    worker.observe(&endpoint.key, Err(failure));
+                    let response = Some((response, held, attempt.endpoint));
+                    failed = Some(Failed {
+                        failure,
+                        detail: String::new(),
+                        response,
+                    });
                 }
                 Err(TryError::Failed { failure, detail }) => {
                     worker.observe(&endpoint.key, Err(failure));
@@ -465,9 +461,14 @@ impl Exchange {
         );
         let identity = at.and_then(|lease| lease.facts.identity.clone());
         let destination = describe(&to.published, to.cluster, attempt, address, identity, nth);
+        self.arrived(destination, nth);
+    }
+
+    /// Notes the endpoint that was reached.
+    pub(super) fn arrived(&mut self, destination: Destination, attempts: u32) {
         self.note(|closed, request| {
             *closed.destination = Some(destination);
-            request.attempts = nth;
+            request.attempts = attempts;
         });
     }
 
@@ -540,7 +541,7 @@ impl Exchange {
 
 /// What of a record an exchange adds to.
 pub(super) struct NotedClosed<'a> {
-    pub(super) destination: &'a mut Option<crate::account::Destination>,
+    pub(super) destination: &'a mut Option<Destination>,
     pub(super) rule: &'a mut Option<String>,
     pub(super) detail: &'a mut Option<String>,
     pub(super) reason: &'a mut Reason,
@@ -604,31 +605,24 @@ fn is_gateway(published: &Published, context: &Context, verified: &SpiffeId) -> 
     })
 }
 
-/// Whether a response is the endpoint's answer or the sign of a failure.
-fn judge(
-    endpoint: &Endpoint,
-    response: Response<Incoming>,
-) -> Result<Response<Incoming>, (Failure, Response<Incoming>)> {
-    let status = response.status();
-    let refused = endpoint.peer.is_some()
-        && response
-            .headers()
+/// The failure that a response is a sign of, if it is.
+fn failure_in(endpoint: &Endpoint, response: &Response<Incoming>) -> Option<Failure> {
+    let headers = response.headers();
+    let no_local_endpoint = Reason::NoLocalEndpoint.label();
+    if endpoint.peer.is_some()
+        && headers
             .get(&ZEUGMA_REASON)
-            .is_some_and(|why| why == Reason::NoLocalEndpoint.label());
-    if refused {
-        return Err((Failure::NoLocalEndpoint, response));
-    }
-    if response
-        .headers()
-        .get("grpc-status")
-        .is_some_and(|code| code == "14")
+            .is_some_and(|why| why == no_local_endpoint)
     {
-        return Err((Failure::Unavailable, response));
+        return Some(Failure::NoLocalEndpoint);
     }
-    if status.is_server_error() {
-        return Err((Failure::Status(status.as_u16()), response));
+    if headers.get("grpc-status").is_some_and(|code| code == "14") {
+        return Some(Failure::Unavailable);
     }
-    Ok(response)
+    let status = response.status();
+    status
+        .is_server_error()
+        .then(|| Failure::Status(status.as_u16()))
 }
 
 const fn reason_of(failure: Failure) -> Reason {

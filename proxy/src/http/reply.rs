@@ -8,6 +8,10 @@ use super::body::Outgoing;
 use super::headers::{REQUEST_ID, ZEUGMA_REASON};
 
 /// The status by which a reason is told.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "reasons that never answer a request need no status of their own"
+)]
 pub(crate) const fn status(reason: Reason) -> StatusCode {
     match reason {
         Reason::AuthorityMissing | Reason::RequestMalformed | Reason::PortNeeded => {
@@ -21,6 +25,7 @@ pub(crate) const fn status(reason: Reason) -> StatusCode {
         Reason::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
         Reason::UpstreamProtocol | Reason::UpstreamReset => StatusCode::BAD_GATEWAY,
         Reason::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        // Everything else is a state of ours or of what is behind us that may pass.
         _ => StatusCode::SERVICE_UNAVAILABLE,
     }
 }

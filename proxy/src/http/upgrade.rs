@@ -7,8 +7,7 @@ use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
-use zeugma_core::plan::plan;
-use zeugma_core::snapshot::{EndpointIx, Failure};
+use zeugma_core::snapshot::Failure;
 use zeugma_core::verdict::Reason;
 
 use super::body::{Held, Outgoing};
@@ -18,7 +17,7 @@ use super::record::Record;
 use crate::connection::describe;
 use crate::relay::{Moved, RelayEnd, relay};
 use crate::transport::mtls::ALPN_HTTP1;
-use crate::upstream::{self, ConnectError, Pinned, Upstream};
+use crate::upstream::{Pinned, Reached, Unreached, Upstream, connect_any};
 
 /// Carries a request that asks for another protocol, on a connection of its own.
 pub(super) async fn exchange(
@@ -32,81 +31,58 @@ pub(super) async fn exchange(
         return exchange.refuse(Reason::Internal, None);
     };
     let downstream = hyper::upgrade::on(&mut request);
-    let load = |endpoint: EndpointIx| worker.load(cluster, endpoint);
-    let mut attempts = 0;
-    let mut last: Option<ConnectError> = None;
-    for attempt in plan(
-        cluster,
-        to.published.shares_of(to.cluster),
-        &load,
-        worker.draw(),
-    ) {
-        attempts += 1;
-        upstream::note_attempt(&worker, cluster, &attempt, attempts);
-        let endpoint = cluster.endpoint(attempt.endpoint);
-        let in_flight = worker.enter(&endpoint.key);
-        let deadline = upstream::connect_deadline(cluster, endpoint);
-        let connected = upstream::connect(&worker.shared, deadline, endpoint, &[ALPN_HTTP1]).await;
-        let upstream = match connected {
-            Ok(upstream) => upstream,
-            Err(error) => {
-                worker.observe(&endpoint.key, Err(Failure::Connect));
-                upstream::note_refusal(&worker.shared, &error);
-                last = Some(error);
-                continue;
-            }
-        };
-        let (address, identity) = (upstream.address.to_string(), upstream.identity.clone());
-        let destination = describe(
-            &to.published,
-            to.cluster,
-            &attempt,
-            address,
-            identity,
-            attempts,
-        );
-        exchange.note(|closed, facts| {
-            *closed.destination = Some(destination);
-            facts.attempts = attempts;
-        });
-        let mut builder = exchange.outgoing_head(endpoint, false);
-        if let Some(out) = builder.headers_mut() {
-            out.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-            out.insert(UPGRADE, protocol.clone());
-        }
-        let Ok(outgoing) = builder.body(Outgoing::Empty) else {
-            return exchange.refuse(Reason::RequestMalformed, None);
-        };
-        let deadline = cluster.timeouts.response_headers;
-        let held = Held {
-            in_flight,
-            stream: None,
-        };
-        return match timeout(deadline, Box::pin(send(upstream, outgoing))).await {
-            Ok(Ok(response)) => {
-                worker.observe(&endpoint.key, Ok(()));
-                let is_peer = endpoint.peer.is_some();
-                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                    switch(exchange, to, response, downstream, held, protocol)
-                } else {
-                    exchange.pass_on(response, held, is_peer)
-                }
-            }
-            Ok(Err(error)) => {
-                worker.observe(&endpoint.key, Err(Failure::Reset));
-                exchange.refuse(Reason::UpstreamReset, Some(error.to_string()))
-            }
-            Err(_elapsed) => {
-                worker.observe(&endpoint.key, Err(Failure::Timeout));
-                exchange.refuse(Reason::UpstreamTimeout, None)
-            }
-        };
-    }
-    let reason = match attempts {
-        0 => upstream::nothing_healthy(&to.published, to.cluster),
-        _ => Reason::ConnectFailed,
+    let reached = match connect_any(&worker, &to.published, to.cluster, &[ALPN_HTTP1]).await {
+        Ok(reached) => reached,
+        Err(Unreached { reason, last }) => return exchange.refuse(reason, last),
     };
-    exchange.refuse(reason, last.map(|error| error.to_string()))
+    let Reached {
+        upstream,
+        attempt,
+        attempts,
+        in_flight,
+    } = reached;
+    let endpoint = cluster.endpoint(attempt.endpoint);
+    let (address, identity) = (upstream.address.to_string(), upstream.identity.clone());
+    let destination = describe(
+        &to.published,
+        to.cluster,
+        &attempt,
+        address,
+        identity,
+        attempts,
+    );
+    exchange.arrived(destination, attempts);
+    let mut builder = exchange.outgoing_head(endpoint, false);
+    if let Some(out) = builder.headers_mut() {
+        out.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        out.insert(UPGRADE, protocol.clone());
+    }
+    let Ok(outgoing) = builder.body(Outgoing::Empty) else {
+        return exchange.refuse(Reason::RequestMalformed, None);
+    };
+    let held = Held {
+        in_flight,
+        stream: None,
+    };
+    match timeout(
+        cluster.timeouts.response_headers,
+        Box::pin(send(upstream, outgoing)),
+    )
+    .await
+    {
+        Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            switch(exchange, to, response, downstream, held, protocol)
+        }
+        Ok(Ok(response)) => exchange.pass_on(response, held, endpoint.peer.is_some()),
+        Ok(Err(error)) => {
+            worker.observe(&endpoint.key, Err(Failure::Reset));
+            exchange.refuse(Reason::UpstreamReset, Some(error.to_string()))
+        }
+        Err(_elapsed) => {
+            worker.observe(&endpoint.key, Err(Failure::Timeout));
+            exchange.refuse(Reason::UpstreamTimeout, None)
+        }
+    }
 }
 
 async fn send(

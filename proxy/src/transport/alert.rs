@@ -26,31 +26,16 @@ pub(crate) enum Alert {
     InternalError,
     /// No such service.
     UnrecognizedName,
-    /// The bytes are no TLS, or a message out of order.
-    UnexpectedMessage,
 }
 
 impl Alert {
     const fn description(self) -> u8 {
         match self {
-            Self::UnexpectedMessage => 10,
             Self::IllegalParameter => 47,
             Self::AccessDenied => 49,
             Self::DecodeError => 50,
             Self::InternalError => 80,
             Self::UnrecognizedName => 112,
-        }
-    }
-
-    /// The name in RFC 8446 §6.2.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::UnexpectedMessage => "unexpected_message",
-            Self::IllegalParameter => "illegal_parameter",
-            Self::AccessDenied => "access_denied",
-            Self::DecodeError => "decode_error",
-            Self::InternalError => "internal_error",
-            Self::UnrecognizedName => "unrecognized_name",
         }
     }
 

@@ -29,6 +29,12 @@ impl Prefixed {
         self.tcp
     }
 
+    /// The socket, and what was read ahead and not taken.
+    pub(crate) fn into_parts(mut self) -> (TcpStream, Vec<u8>) {
+        self.prefix.drain(..self.taken);
+        (self.tcp, self.prefix)
+    }
+
     /// Puts back `bytes`, which were just read.
     pub(crate) fn unread(&mut self, mut bytes: Vec<u8>) {
         bytes.extend_from_slice(self.prefix.get(self.taken..).unwrap_or_default());
