@@ -1,6 +1,8 @@
 //! The `zeugma` command: reads what was typed, calls a crate, prints.
 
 mod ca;
+mod config;
+mod demo;
 mod exit;
 mod gateway;
 mod init;
@@ -24,8 +26,13 @@ enum Command {
     Init(init::InitArgs),
     /// The certificate authority: root, issuers, SVIDs, bundles
     Ca(ca::CaArgs),
+    #[command(flatten)]
+    Demo(demo::DemoCommand),
     /// The gateway: SIGTERM drains it, SIGHUP reloads its files (they are watched anyway)
     Gateway(gateway::Arguments),
+    /// Check a configuration, or print its schema
+    #[command(subcommand)]
+    Config(config::Command),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +51,8 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Init(args) => init::run(&args),
         Command::Ca(args) => ca::run(args),
+        Command::Demo(command) => demo::run(command),
         Command::Gateway(arguments) => gateway::run(arguments),
+        Command::Config(command) => config::run(command),
     }
 }

@@ -168,6 +168,34 @@ impl Issued {
     }
 }
 
+/// A trust domain's issuer: one key, two certificates.
+#[derive(Debug, Clone)]
+pub struct NewIssuer {
+    cross: CertificateDer<'static>,
+    anchor: CertificateDer<'static>,
+    not_after: OffsetDateTime,
+}
+
+impl NewIssuer {
+    /// The certificate that the root signed; part of every chain.
+    #[must_use]
+    pub fn cross(&self) -> &CertificateDer<'static> {
+        &self.cross
+    }
+
+    /// The certificate that the key itself signed; the anchor in the trust domain's bundle.
+    #[must_use]
+    pub fn anchor(&self) -> &CertificateDer<'static> {
+        &self.anchor
+    }
+
+    /// When both end.
+    #[must_use]
+    pub fn not_after(&self) -> OffsetDateTime {
+        self.not_after
+    }
+}
+
 /// An authority that is open.
 #[derive(Debug)]
 pub struct Authority {
@@ -196,13 +224,25 @@ impl Authority {
     /// [`AuthorityError::Exists`] if there is one already; else what the files, the ledger or the
     /// key say.
     pub fn init(folder: &Path, passphrase_file: Option<&Path>) -> Result<Self, AuthorityError> {
+        Self::init_with_policy(folder, passphrase_file, Policy::default())
+    }
+
+    /// As [`init`](Self::init), with a root and issuers of other lifetimes.
+    ///
+    /// # Errors
+    /// As [`init`](Self::init).
+    pub fn init_with_policy(
+        folder: &Path,
+        passphrase_file: Option<&Path>,
+        policy: Policy,
+    ) -> Result<Self, AuthorityError> {
         files::make_folder(folder, Access::Secret)?;
         let _lock = ProcessLock::take(&folder.join("lock"))?;
         let ledger = Ledger::create(&folder.join("ca.db"))?;
         if ledger.root()?.is_some() {
             return Err(AuthorityError::Exists(folder.to_owned()));
         }
-        let mut authority = Self::new(folder, ledger, passphrase_file);
+        let mut authority = Self::new(folder, ledger, passphrase_file).with_policy(policy);
         let beside = folder.join("passphrase");
         if passphrase_file.is_none() && !beside.exists() {
             authority.passphrase = Some(Passphrase::generate(&beside)?);
@@ -242,6 +282,12 @@ impl Authority {
         }
     }
 
+    /// The same authority under another policy.
+    #[must_use]
+    pub fn with_policy(self, policy: Policy) -> Self {
+        Self { policy, ..self }
+    }
+
     /// The folder.
     #[must_use]
     pub fn folder(&self) -> &Path {
@@ -272,12 +318,12 @@ impl Authority {
     }
 
     /// Makes the issuer of a trust domain: one key, a certificate signed by the root and one signed
-    /// by itself. Its lifetime is cut at the root's end; see [`Issued::not_after`] of the result.
+    /// by itself. Its lifetime is cut at the root's end; see [`NewIssuer::not_after`].
     ///
     /// # Errors
     /// [`AuthorityError::DomainExists`] if there is one already; the root key cannot be opened;
     /// files, ledger.
-    pub fn add_trust_domain(&mut self, domain: &TrustDomain) -> Result<Issued, AuthorityError> {
+    pub fn add_trust_domain(&mut self, domain: &TrustDomain) -> Result<NewIssuer, AuthorityError> {
         self.policy.check_trust_domain(domain)?;
         let _lock = ProcessLock::take(&self.folder.join("lock"))?;
         if self.ledger.issuer(domain)?.is_some() {
@@ -325,11 +371,10 @@ impl Authority {
         )?;
         self.export(&issuers.join(format!("{stem}.cross.pem")), &cross.der)?;
         self.export(&issuers.join(format!("{stem}.anchor.pem")), &anchor.der)?;
-        Ok(Issued {
-            id,
-            serial: cross.serial.hex(),
+        Ok(NewIssuer {
+            cross: cross.der,
+            anchor: anchor.der,
             not_after: validity.not_after,
-            chain: vec![cross.der, anchor.der],
         })
     }
 
@@ -460,12 +505,21 @@ impl Authority {
         ))
     }
 
-    /// Checks the audit log's hash chain from its first row (C8); gives the number of rows.
+    /// Every certificate that was ever signed here, in order: root, issuers and leaves.
     ///
     /// # Errors
-    /// A row does not follow from the one before it, or the ledger cannot be read.
-    pub fn verify_audit(&self) -> Result<u64, AuthorityError> {
-        Ok(self.ledger.verify_audit()?)
+    /// The ledger cannot be read.
+    pub fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
+        Ok(self.ledger.certificates()?)
+    }
+
+    /// Checks that the ledger is whole and its audit rows form one chain from the first (C8);
+    /// gives the number of audit rows.
+    ///
+    /// # Errors
+    /// The file is damaged, a row does not follow from the one before it, or it cannot be read.
+    pub fn verify_ledger(&self) -> Result<u64, AuthorityError> {
+        Ok(self.ledger.verify()?)
     }
 
     fn make_root(&mut self) -> Result<(), AuthorityError> {

@@ -289,26 +289,6 @@ mod tests {
     }
 
     #[test]
-    fn openssl_reads_an_encrypted_key() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("issuer.key");
-        let secret = folder.path().join("passphrase");
-        let passphrase = Passphrase::generate(&secret).unwrap();
-        SigningKey::generate_issuer()
-            .unwrap()
-            .write(&path, &passphrase)
-            .unwrap();
-        let out = std::process::Command::new("openssl")
-            .args(["pkey", "-noout", "-check", "-passin"])
-            .arg(format!("file:{}", secret.display()))
-            .arg("-in")
-            .arg(&path)
-            .output()
-            .unwrap();
-        assert!(out.status.success(), "{out:?}");
-    }
-
-    #[test]
     fn a_passphrase_is_the_first_line_of_an_unexposed_file_within_its_limit() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("p");

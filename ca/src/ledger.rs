@@ -51,6 +51,14 @@ pub enum LedgerError {
     /// The trust domain has an issuer already.
     #[error("the trust domain `{0}` has an issuer already")]
     DomainTaken(TrustDomain),
+    /// The file is not whole.
+    #[error("the ledger {} is damaged ({found}); restore it from a backup", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite found.
+        found: String,
+    },
     /// C8: an audit row does not follow from the one before.
     #[error(
         "audit row {0} does not follow from the one before it; the ledger was changed by hand (C8)"
@@ -374,9 +382,26 @@ impl Ledger {
         })
     }
 
-    /// How many certificates there are, and how many audit rows; every audit row is checked to
-    /// follow from the one before (C8).
-    pub(crate) fn verify_audit(&self) -> Result<u64, LedgerError> {
+    /// Every certificate, in the order it was recorded.
+    pub(crate) fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, LedgerError> {
+        self.read(|c| {
+            c.prepare("SELECT der FROM certificates ORDER BY id")?
+                .query_map([], |row| Ok(certificate(row.get(0)?)))?
+                .collect()
+        })
+    }
+
+    /// Checks that the file is whole and that every audit row follows from the one before (C8);
+    /// gives the number of audit rows.
+    pub(crate) fn verify(&self) -> Result<u64, LedgerError> {
+        let found: String =
+            self.read(|c| c.query_row("PRAGMA integrity_check", [], |row| row.get(0)))?;
+        if found != "ok" {
+            return Err(LedgerError::Damaged {
+                path: self.path.clone(),
+                found,
+            });
+        }
         let rows: Vec<AuditRow> = self.read(|c| {
             c.prepare(
                 "SELECT id, at, action, subject, detail, previous, hash FROM audit ORDER BY id",
@@ -620,15 +645,12 @@ mod tests {
                 .record(&record(serial, serial.as_bytes()), 1)
                 .unwrap();
         }
-        assert_eq!(ledger.verify_audit().unwrap(), 3);
+        assert_eq!(ledger.verify().unwrap(), 3);
         ledger
             .connection
             .execute_batch("DROP TRIGGER audit_fixed; UPDATE audit SET subject = 'x' WHERE id = 2")
             .unwrap();
-        assert!(matches!(
-            ledger.verify_audit(),
-            Err(LedgerError::AuditBroken(2))
-        ));
+        assert!(matches!(ledger.verify(), Err(LedgerError::AuditBroken(2))));
     }
 
     #[test]
@@ -686,6 +708,6 @@ mod tests {
                 });
             }
         });
-        assert_eq!(Ledger::open(&path).unwrap().verify_audit().unwrap(), 100);
+        assert_eq!(Ledger::open(&path).unwrap().verify().unwrap(), 100);
     }
 }

@@ -64,9 +64,9 @@ spec:
   cluster: "{cluster}"
   locality: "{locality}" # region/zone/subzone: what is near is decided by it
   svid:
-    # Its own certificate and whom it trusts. All watched: renew with
-    #   zeugma ca renew gw.pem --key gw.key
-    # and the running gateway takes the new one without closing a connection.
+    # Its own certificate and whom it trusts. All watched: after
+    #   zeugma ca --dir <the CA's folder> renew gw.pem --key gw.key
+    # the running gateway takes the new one without closing a connection. It lasts 30 days.
     files: {{ certificate: gw.pem, key: gw.key, bundles: bundles/ }}
   listeners:
     # Other clusters' gateways come here, with mTLS; use "0.0.0.0:{mesh}" where they run on other machines.

@@ -11,12 +11,33 @@ pub(crate) fn rust_files(folder: &str) -> Vec<String> {
     files
 }
 
+/// The files below a folder that are not tests by their name: `tests.rs`, `x_tests.rs`, `tests/`.
+pub(crate) fn own_files(folder: &str) -> Vec<String> {
+    let mut files = rust_files(folder);
+    files.retain(|file| {
+        let test = ["/tests.rs", "_tests.rs"]
+            .iter()
+            .any(|end| file.ends_with(end));
+        !test && !file.contains("/tests/")
+    });
+    files
+}
+
 /// The text before the test module, which by the style of this repository stands last.
 pub(crate) fn without_tests(text: &str) -> String {
-    text.split("\n#[cfg(test)]\nmod ")
-        .next()
-        .unwrap_or_default()
-        .to_owned()
+    let lines: Vec<_> = text.lines().collect();
+    let end = (0..lines.len()).find(|at| {
+        lines.get(*at) == Some(&"#[cfg(test)]")
+            && lines
+                .iter()
+                .skip(at + 1)
+                .find(|line| line.starts_with("mod "))
+                .is_some_and(|line| line.ends_with('{'))
+    });
+    lines
+        .into_iter()
+        .take(end.unwrap_or(usize::MAX))
+        .fold(String::new(), |text, line| text + line + "\n")
 }
 
 /// Numbered lines with what follows `//` removed. A `//` inside a literal hides the line's rest.
@@ -53,5 +74,7 @@ fn a_word_is_not_part_of_another() {
 fn comments_and_the_test_module_are_left_out() {
     let text = "let a = 1; // tokio\n\n#[cfg(test)]\nmod tests {\nuse tokio;\n}\n";
     let lines: Vec<_> = code_lines(&without_tests(text)).collect();
-    assert_eq!(lines, [(1, "let a = 1; ".to_owned())]);
+    assert_eq!(lines, [(1, "let a = 1; ".to_owned()), (2, String::new())]);
+    let elsewhere = "#[cfg(test)]\nmod tests;\nuse std::fmt;\n";
+    assert_eq!(without_tests(elsewhere), elsewhere);
 }

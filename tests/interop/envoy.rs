@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::curl;
-use crate::pki::{Domain, Svid};
+use crate::pki::{Svid, Trust};
 use crate::support::peers;
 use crate::support::process::Process;
 
@@ -164,15 +164,23 @@ fn listener(admin: &str, name: &str) -> Result<SocketAddr> {
     Ok(format!("{address}:{port}").parse()?)
 }
 
-/// The values of a certificate.
-pub(crate) fn identity(svid: &Svid, trusted: &[&Domain]) -> Values {
+/// A certificate, and the trust domains whose certificates are taken.
+pub(crate) fn identity(svid: &Svid, trusted: &[&Trust]) -> Values {
     let domains: Vec<_> = trusted
         .iter()
-        .map(|domain| json!({ "name": domain.name(), "trust_bundle": { "filename": domain.anchor } }))
+        .map(|trust| json!({ "name": trust.name, "trust_bundle": { "filename": trust.anchor } }))
         .collect();
+    let mut values = identity_by_bundles(svid, &json!({}));
+    values.insert("trust", format!("trust_domains: {}", Value::from(domains)));
+    values
+}
+
+/// The same, with SPIFFE bundles (JWK Sets) by trust domain.
+pub(crate) fn identity_by_bundles(svid: &Svid, bundles: &Value) -> Values {
+    let map = json!({ "inline_string": json!({ "trust_domains": bundles }).to_string() });
     Values::from([
         ("certificate", svid.certificate.display().to_string()),
         ("key", svid.key.display().to_string()),
-        ("trust_domains", Value::from(domains).to_string()),
+        ("trust", format!("trust_bundles: {map}")),
     ])
 }

@@ -1,7 +1,8 @@
 """A gRPC service and client of bytes, without generated code.
 
 serve                                   prints `listening PORT`, answers until it is killed
-call TARGET AUTHORITY METHOD TEXT ...   one call, the outcome as one line of JSON
+call TARGET AUTHORITY METHOD TEXT ...   one call, the outcome as one line of JSON; the text
+                                        `N x T` stands for T repeated N times
 
 Methods of /zeugma.test.Echo: Unary answers its request, Fail ends with RESOURCE_EXHAUSTED,
 Chat answers each message of a stream as it comes. Every answer's initial metadata tells what the
@@ -60,11 +61,16 @@ def serve():
     server.wait_for_termination()
 
 
+def spell(text):
+    count, by, what = text.partition(" x ")
+    return (what * int(count) if by else text).encode()
+
+
 def call(target, authority, method, texts):
     options = [("grpc.default_authority", authority), ("grpc.enable_http_proxy", 0)]
     with grpc.insecure_channel(target, options) as channel:
         path = f"/{SERVICE}/{method}"
-        messages = [text.encode() for text in texts]
+        messages = [spell(text) for text in texts]
         try:
             if method == "Chat":
                 started = channel.stream_stream(path)(iter(messages), timeout=20)

@@ -8,10 +8,14 @@ mod support;
 
 mod curl;
 mod envoy;
+mod gateways;
 mod grpc;
 mod openssl;
+mod our_ca;
 mod peers_alone;
 mod pki;
+mod websocket;
+mod zeugma;
 
 use std::fs;
 use std::path::{Path, PathBuf};

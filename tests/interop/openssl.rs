@@ -15,7 +15,7 @@ use crate::support::peers::{self, Debian};
 pub(crate) struct Openssl(PathBuf);
 
 /// What `s_client` is to do.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Call<'a> {
     /// Where to connect.
     pub(crate) to: SocketAddr,
@@ -65,6 +65,33 @@ impl Openssl {
             );
         }
         Ok(())
+    }
+
+    /// A new key and a signing request for it, `<folder>/<name>.csr`; `new_key` is `ec:<curve>` or
+    /// what `req -newkey` takes.
+    pub(crate) fn request(&self, folder: &Path, name: &str, new_key: &str) -> Result<PathBuf> {
+        let request = folder.join(format!("{name}.csr"));
+        let mut command = Command::new(&self.0);
+        command.args(["req", "-new", "-nodes", "-subj", "/CN=ignored"]);
+        match new_key.strip_prefix("ec:") {
+            Some(curve) => command
+                .args(["-newkey", "ec", "-pkeyopt"])
+                .arg(format!("ec_paramgen_curve:{curve}")),
+            None => command.args(["-newkey", new_key]),
+        };
+        let output = command
+            .arg("-keyout")
+            .arg(folder.join(format!("{name}.key")))
+            .arg("-out")
+            .arg(&request)
+            .output()?;
+        if !output.status.success() {
+            bail!(
+                "openssl req {new_key}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(request)
     }
 
     /// A TLS session in which one HTTP/1.1 request is sent; ends when the server closes.

@@ -11,21 +11,24 @@ use crate::grpc::{self, EchoService};
 use crate::openssl::{Call, Openssl};
 use crate::pki::{Domain, Root};
 
-const HOST: &str = "orders.shop.svc.clusterset.local";
+/// What the chain carries.
+pub(crate) const HOST: &str = "orders.shop.svc.clusterset.local";
 const EAST_GATEWAY: &str = "spiffe://east.example/zeugma/gateway";
 
 /// Two clusters with Envoys for gateways and one between them.
-struct Chain {
-    client: Envoy,
-    passthrough: Envoy,
-    terminate: Envoy,
+pub(crate) struct Chain {
+    /// Takes plaintext HTTP.
+    pub(crate) client: Envoy,
+    /// Relays by SNI.
+    pub(crate) passthrough: Envoy,
+    /// Ends the TLS of the first.
+    pub(crate) terminate: Envoy,
 }
 
 impl Chain {
-    /// `expected` is whom the client expects to answer; `trusted` whom the far end takes.
-    fn start(folder: &Path, chain: &Parties<'_>, service_port: u16) -> Result<Self> {
-        let west = chain.west.svid("/zeugma/gateway")?;
-        let mut values = identity(&west, chain.trusted);
+    /// Starts all three; the far end hands on to the service at `service_port`.
+    pub(crate) fn start(folder: &Path, parties: &Parties, service_port: u16) -> Result<Self> {
+        let mut values = parties.answering.clone();
         values.extend([
             ("sni", HOST.to_owned()),
             ("service_port", service_port.to_string()),
@@ -38,11 +41,11 @@ impl Chain {
         ]);
         let passthrough = Envoy::start("passthrough", Template::Passthrough, &values, folder)?;
 
-        let mut values = identity(&chain.caller.svid("/zeugma/gateway")?, &[chain.west]);
+        let mut values = parties.calling.clone();
         values.extend([
             ("sni", HOST.to_owned()),
             ("mesh_port", passthrough.address.port().to_string()),
-            ("expected_id", chain.expected.to_owned()),
+            ("expected_id", parties.expected.clone()),
         ]);
         let client = Envoy::start("client", Template::Client, &values, folder)?;
         Ok(Self {
@@ -54,16 +57,29 @@ impl Chain {
 }
 
 /// Who is on the chain.
-struct Parties<'a> {
-    caller: &'a Domain,
-    west: &'a Domain,
-    /// Whom the far end takes as callers.
-    trusted: &'a [&'a Domain],
-    /// Whom the caller expects to answer.
-    expected: &'a str,
+pub(crate) struct Parties {
+    /// The identity of the first Envoy and whom it trusts.
+    pub(crate) calling: Values,
+    /// The same of the last.
+    pub(crate) answering: Values,
+    /// Whom the first expects to answer.
+    pub(crate) expected: String,
 }
 
-fn backend(name: &str, folder: &Path) -> Result<Envoy> {
+impl Parties {
+    /// East calls west and both trust each other.
+    fn new(east: &Domain, west: &Domain) -> Result<Self> {
+        let answering = west.svid("/zeugma/gateway")?;
+        Ok(Self {
+            calling: identity(&east.svid("/zeugma/gateway")?, &[&west.trust]),
+            answering: identity(&answering, &[&east.trust]),
+            expected: answering.id,
+        })
+    }
+}
+
+/// A service that is Envoy alone and answers `from <name>`.
+pub(crate) fn backend(name: &str, folder: &Path) -> Result<Envoy> {
     let values = Values::from([("body", format!("from {name}"))]);
     Envoy::start(name, Template::Backend, &values, folder)
 }
@@ -74,7 +90,7 @@ fn envoy_accepts_every_configuration() -> Result<()> {
     let root = Root::new(&folder)?;
     let east = root.domain("east.example")?;
     let svid = east.svid("/zeugma/gateway")?;
-    let mut values = identity(&svid, &[&east]);
+    let mut values = identity(&svid, &[&east.trust]);
     values.extend([
         ("sni", HOST.to_owned()),
         ("mesh_port", "15443".to_owned()),
@@ -94,12 +110,7 @@ fn http_passes_three_envoys_and_the_caller_is_known_at_the_end() -> Result<()> {
     let root = Root::new(&folder)?;
     let (east, west) = (root.domain("east.example")?, root.domain("west.example")?);
     let service = backend("west-service", &folder)?;
-    let parties = Parties {
-        caller: &east,
-        west: &west,
-        trusted: &[&east],
-        expected: "spiffe://west.example/zeugma/gateway",
-    };
+    let parties = Parties::new(&east, &west)?;
     let chain = Chain::start(&folder, &parties, service.address.port())?;
     for (version, spoken) in [(Version::H1, "1.1"), (Version::H2, "2")] {
         let answer = curl::get_host(chain.client.address, HOST, "/v1", version)?;
@@ -122,12 +133,7 @@ fn grpc_passes_three_envoys_with_its_status_and_streams() -> Result<()> {
     let root = Root::new(&folder)?;
     let (east, west) = (root.domain("east.example")?, root.domain("west.example")?);
     let service = EchoService::start("west-echo", &folder)?;
-    let parties = Parties {
-        caller: &east,
-        west: &west,
-        trusted: &[&east],
-        expected: "spiffe://west.example/zeugma/gateway",
-    };
+    let parties = Parties::new(&east, &west)?;
     let chain = Chain::start(&folder, &parties, service.port)?;
     let target = chain.client.address;
 
@@ -162,12 +168,8 @@ fn an_envoy_refuses_a_caller_of_another_trust_domain() -> Result<()> {
     );
     let east = root.domain("east.example")?;
     let service = backend("west-service", &folder)?;
-    let parties = Parties {
-        caller: &mallory,
-        west: &west,
-        trusted: &[&east],
-        expected: "spiffe://west.example/zeugma/gateway",
-    };
+    let mut parties = Parties::new(&east, &west)?;
+    parties.calling = identity(&mallory.svid("/zeugma/gateway")?, &[&west.trust]);
     let chain = Chain::start(&folder, &parties, service.address.port())?;
     let answer = curl::get_host(chain.client.address, HOST, "/", Version::H1)?;
     assert_eq!(answer.status, 503, "{answer:?}");
@@ -182,12 +184,8 @@ fn an_envoy_sends_nothing_to_whom_it_did_not_expect() -> Result<()> {
     let root = Root::new(&folder)?;
     let (east, west) = (root.domain("east.example")?, root.domain("west.example")?);
     let service = backend("west-service", &folder)?;
-    let parties = Parties {
-        caller: &east,
-        west: &west,
-        trusted: &[&east],
-        expected: "spiffe://west.example/zeugma/other",
-    };
+    let mut parties = Parties::new(&east, &west)?;
+    parties.expected = "spiffe://west.example/zeugma/other".to_owned();
     let chain = Chain::start(&folder, &parties, service.address.port())?;
     let answer = curl::get_host(chain.client.address, HOST, "/", Version::H1)?;
     assert_eq!(answer.status, 503, "{answer:?}");
@@ -210,17 +208,17 @@ fn openssl_accepts_these_certificates_and_envoy_accepts_openssl() -> Result<()> 
     );
     for purpose in ["sslclient", "sslserver"] {
         openssl.verify(&root.certificate, &gateway.certificate, purpose)?;
-        openssl.verify(&west.anchor, &gateway.certificate, purpose)?;
+        openssl.verify(&west.trust.anchor, &gateway.certificate, purpose)?;
     }
     assert!(
         openssl
-            .verify(&east.anchor, &gateway.certificate, "sslserver")
+            .verify(&east.trust.anchor, &gateway.certificate, "sslserver")
             .is_err(),
         "another domain's anchor"
     );
 
     let service = backend("west-service", &folder)?;
-    let mut values = identity(&gateway, &[&east]);
+    let mut values = identity(&gateway, &[&east.trust]);
     values.extend([
         ("sni", HOST.to_owned()),
         ("service_port", service.address.port().to_string()),

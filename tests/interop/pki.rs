@@ -3,6 +3,7 @@
 //! key with a cross certificate and a self-signed anchor.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,12 +22,20 @@ pub(crate) struct Root {
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// One trust domain.
+/// One trust domain, to issue for.
 pub(crate) struct Domain {
     folder: PathBuf,
-    name: String,
     issuer: Issuer<'static, KeyPair>,
     cross: String,
+    /// The same, to verify by.
+    pub(crate) trust: Trust,
+}
+
+/// One trust domain, to verify by.
+#[derive(Debug, Clone)]
+pub(crate) struct Trust {
+    /// Its name.
+    pub(crate) name: String,
     /// The file with its anchor, the self-signed certificate of its issuer.
     pub(crate) anchor: PathBuf,
 }
@@ -69,23 +78,20 @@ impl Root {
         fs::write(&anchor, params.self_signed(&key)?.pem())?;
         Ok(Domain {
             folder: self.folder.clone(),
-            name: name.to_owned(),
             cross: params.signed_by(&key, &self.issuer)?.pem(),
             issuer: Issuer::new(params, key),
-            anchor,
+            trust: Trust {
+                name: name.to_owned(),
+                anchor,
+            },
         })
     }
 }
 
 impl Domain {
-    /// The name of the trust domain.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
     /// An SVID for the workload at `path`, which begins with `/`.
     pub(crate) fn svid(&self, path: &str) -> Result<Svid> {
-        let id = format!("spiffe://{}{path}", self.name);
+        let id = format!("spiffe://{}{path}", self.trust.name);
         let key = KeyPair::generate()?;
         let mut params = base()?;
         params
@@ -99,7 +105,7 @@ impl Domain {
         ];
         params.use_authority_key_identifier_extension = true;
         let leaf = params.signed_by(&key, &self.issuer)?.pem();
-        let stem = format!("{}{}", self.name, path.replace('/', "-"));
+        let stem = format!("{}{}", self.trust.name, path.replace('/', "-"));
         let svid = Svid {
             id,
             certificate: self.folder.join(format!("{stem}.crt")),
@@ -107,6 +113,8 @@ impl Domain {
         };
         fs::write(&svid.certificate, format!("{leaf}{}", self.cross))?;
         fs::write(&svid.key, key.serialize_pem())?;
+        // C5: a key that others can read is refused.
+        fs::set_permissions(&svid.key, fs::Permissions::from_mode(0o600))?;
         Ok(svid)
     }
 }

@@ -104,7 +104,7 @@ pub struct Finding {
     /// What to do.
     pub help: Option<String>,
     /// Where.
-    pub place: Option<Place>,
+    pub place: Option<Box<Place>>,
 }
 
 impl Finding {
@@ -136,7 +136,7 @@ impl Finding {
     /// The same, pointing somewhere.
     #[must_use]
     pub(crate) fn at(mut self, place: Place) -> Self {
-        self.place = Some(place);
+        self.place = Some(Box::new(place));
         self
     }
 

@@ -162,7 +162,7 @@ fn read_file(path: &Path, limits: ReadLimits) -> Result<String, Finding> {
 /// production c-forbidden): one broken document then does not hide the others.
 fn split(path: &Path, text: &str) -> Vec<Source> {
     let file: Arc<str> = path.display().to_string().into();
-    let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+    let folder = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
     let mut sources = Vec::new();
     let mut current = String::new();
     let mut lines_before = 0;

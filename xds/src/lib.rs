@@ -7,6 +7,7 @@ mod compile;
 mod error;
 mod files;
 mod ingest;
+mod meaning;
 mod meta;
 mod model;
 mod pb;
@@ -14,6 +15,7 @@ mod settings;
 mod yaml;
 
 pub use error::{Code, Color, Finding, Findings, Place, Severity};
+pub use meaning::{LevelMeaning, ServiceMeaning, meaning};
 pub use settings::{AdminAddress, Drain, GatewaySettings, Limits, SvidFiles};
 
 use std::path::{Path, PathBuf};
@@ -56,7 +58,10 @@ pub fn load(path: &Path, options: &NodeOptions) -> Result<Loaded, Findings> {
     let gateway = match choose(&model, options, path) {
         Ok(gateway) => gateway,
         Err(finding) => {
-            findings.push(finding);
+            // A gateway that could not be read has its own finding already.
+            if !findings.has_errors() || options.name.is_some() {
+                findings.push(finding);
+            }
             findings.sort();
             return Err(findings);
         }
@@ -158,6 +163,61 @@ fn load_one(
             Err(findings)
         }
     }
+}
+
+/// What [`check`] found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Checked {
+    /// Errors and warnings of all gateways.
+    pub findings: Findings,
+    /// Each gateway that could be made, in the order of the files.
+    pub gateways: Vec<Loaded>,
+}
+
+/// Does what [`load`] does for every `MeshGateway` found, or for the one of that name.
+#[must_use]
+pub fn check(path: &Path, options: &NodeOptions) -> Checked {
+    let mut checked = Checked {
+        findings: Findings::new(),
+        gateways: Vec::new(),
+    };
+    let (model, findings, files) = match read(path) {
+        Ok(read) => read,
+        Err(findings) => {
+            checked.findings = findings;
+            return checked;
+        }
+    };
+    let chosen: Vec<&Document<MeshGateway>> = if options.name.is_none() && model.gateways.len() > 1
+    {
+        model.gateways.iter().collect()
+    } else {
+        match choose(&model, options, path) {
+            Ok(gateway) => vec![gateway],
+            Err(finding) => {
+                // A gateway that could not be read has its own finding already.
+                if !findings.has_errors() {
+                    checked.findings.push(finding);
+                }
+                Vec::new()
+            }
+        }
+    };
+    for gateway in chosen {
+        match load_one(&model, gateway, options, Findings::new(), files.clone()) {
+            Ok(_) if findings.has_errors() => {}
+            Ok(loaded) => {
+                checked.findings.extend(loaded.warnings.clone());
+                checked.gateways.push(loaded);
+            }
+            // What is wrong with the model makes its compilation wrong as well.
+            Err(_) if findings.has_errors() => {}
+            Err(errors) => checked.findings.extend(errors),
+        }
+    }
+    checked.findings.extend(findings);
+    checked.findings.sort();
+    checked
 }
 
 /// The JSON schema of the documents, for editors.

@@ -151,7 +151,7 @@ impl Positions {
             .iter()
             .find_map(|(name, _, value)| match &value.inside {
                 Inside::Scalar(text) if name == key => Some(text.as_str()),
-                _ => None,
+                Inside::Scalar(_) | Inside::List(_) | Inside::Map(_) => None,
             })
     }
 
@@ -181,6 +181,18 @@ impl Positions {
             }
         }
         key
+    }
+
+    /// Whether `path` is written.
+    pub(crate) fn has(&self, path: &str) -> bool {
+        let mut node = self;
+        steps(path).all(|step| match node.step(step) {
+            Some((_, next)) => {
+                node = next;
+                true
+            }
+            None => false,
+        })
     }
 
     fn step(&self, step: Step<'_>) -> Option<(Spot, &Self)> {

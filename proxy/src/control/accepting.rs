@@ -21,7 +21,10 @@ pub(super) struct Accepting {
 }
 
 struct Bound {
+    /// As configured.
     address: SocketAddr,
+    /// As it is: the kernel chooses a port where 0 is configured.
+    actual: SocketAddr,
     task: AbortHandle,
 }
 
@@ -72,6 +75,7 @@ impl Accepting {
             kept
         });
         for (name, address, socket) in new.0 {
+            let actual = socket.local_addr().unwrap_or(address);
             let accepting = accept(
                 socket,
                 Arc::clone(&name),
@@ -79,7 +83,14 @@ impl Accepting {
                 Arc::clone(&self.workers),
             );
             let task = tokio::task::spawn_local(accepting).abort_handle();
-            self.open.insert(name, Bound { address, task });
+            self.open.insert(
+                name,
+                Bound {
+                    address,
+                    actual,
+                    task,
+                },
+            );
         }
     }
 
@@ -95,7 +106,7 @@ impl fmt::Display for Accepting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (nth, (name, bound)) in self.open.iter().enumerate() {
             let comma = if nth > 0 { ", " } else { "" };
-            write!(f, "{comma}{name} {}", bound.address)?;
+            write!(f, "{comma}{name} {}", bound.actual)?;
         }
         Ok(())
     }

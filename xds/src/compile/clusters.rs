@@ -146,7 +146,6 @@ fn build(
             ..Default::default()
         }),
         typed_extension_protocol_options: protocol_options(targets, service.port.protocol),
-        respect_dns_ttl: is_dns,
         metadata: Some(pb::metadata(&AnyClusterMeta::Traffic(Box::new(meta)))),
         name,
         ..Default::default()
@@ -177,7 +176,7 @@ fn meta(route: &Document<MeshRoute>, port: &Port, described: Option<ServiceMeta>
     ClusterMeta {
         route: route.id(),
         failover: FailoverMeta {
-            start: start(spec, port.protocol),
+            start: start_of(spec, port.protocol),
             full: failover.full.as_ref().map_or(0.0, |full| full.0.0),
             hold_millis: millis(or_secs(failover.hold.as_ref(), 0)),
             failback_after_millis: millis(or_secs(
@@ -223,7 +222,7 @@ fn meta(route: &Document<MeshRoute>, port: &Port, described: Option<ServiceMeta>
 }
 
 /// `failover.start` with its default.
-pub(crate) fn start(spec: &MeshRoute, protocol: ProtocolSpec) -> f64 {
+pub(crate) fn start_of(spec: &MeshRoute, protocol: ProtocolSpec) -> f64 {
     spec.failover.start.as_ref().map_or(
         match protocol {
             ProtocolSpec::Http => 0.7,
@@ -642,7 +641,12 @@ pub(crate) fn peer(peer: &Document<MeshPeer>) -> cluster::Cluster {
     cluster::Cluster {
         cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(kind.into())),
         connect_timeout: pb::duration(Duration::from_secs(3)),
-        load_assignment: Some(assignment(&name, &[target.clone()], &[vec![0]], 1.0)),
+        load_assignment: Some(assignment(
+            &name,
+            std::slice::from_ref(&target),
+            &[vec![0]],
+            1.0,
+        )),
         transport_socket_matches: vec![socket_match(&target)],
         typed_extension_protocol_options: packed_options(&upstream_http::HttpProtocolOptions {
             upstream_protocol_options: Some(options::UpstreamProtocolOptions::ExplicitHttpConfig(
@@ -654,7 +658,6 @@ pub(crate) fn peer(peer: &Document<MeshPeer>) -> cluster::Cluster {
             )),
             ..Default::default()
         }),
-        respect_dns_ttl: is_dns,
         metadata: Some(pb::metadata(&AnyClusterMeta::Peer(PeerMeta {
             peer: peer.name.clone(),
             cluster: spec.cluster.0.0.clone(),

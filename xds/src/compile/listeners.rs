@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 
+use zeugma_core::snapshot::Failure;
+
 use super::clusters::{ads, common_tls, socket};
 use super::rbac::rules;
 use super::{Context, Scope, Service, cluster_name, mirror_cluster_name};
 use crate::meta::{ListenerMeta, MirrorMeta, RouteMeta};
-use crate::model::defaults::or_secs;
-use crate::model::{InboundSpec, ListenerSpec, ProtocolSpec, RoleSpec};
+use crate::model::defaults::{or_secs, retry_on};
+use crate::model::{InboundSpec, ListenerSpec, MeshRoute, ProtocolSpec, RoleSpec};
 use crate::pb::{self, hcm, http_rbac, listener, network_rbac, percent, rbac, route, tcp_proxy};
 
 /// The chain that takes plaintext HTTP.
@@ -471,7 +473,6 @@ fn one_route(
         })
         .collect();
     let timeouts = &service.route.spec.timeouts;
-    let retries = &service.route.spec.retries;
     route::Route {
         r#match: Some(route::RouteMatch {
             path_specifier: Some(route::route_match::PathSpecifier::Prefix("/".to_owned())),
@@ -485,19 +486,45 @@ fn one_route(
             // Streams have no total limit.
             timeout: pb::duration(std::time::Duration::ZERO),
             idle_timeout: pb::duration(or_secs(timeouts.idle.as_ref(), 3600)),
-            retry_policy: Some(route::RetryPolicy {
-                retry_on: "connect-failure,refused-stream,reset-before-request,retriable-status-codes,unavailable".to_owned(),
-                num_retries: pb::number(retries.attempts.unwrap_or(2)),
-                per_try_timeout: timeouts
-                    .per_try
-                    .as_ref()
-                    .and_then(|limit| pb::duration(limit.0.0?)),
-                retriable_status_codes: vec![502, 503, 504],
-                ..Default::default()
-            }),
+            retry_policy: Some(retry_policy(&service.route.spec)),
             request_mirror_policies: policies,
             ..Default::default()
         })),
+        ..Default::default()
+    }
+}
+
+/// For Envoy; ours stands in the cluster's metadata.
+fn retry_policy(spec: &MeshRoute) -> route::RetryPolicy {
+    let on = spec.retries.on.as_ref().map_or_else(
+        || retry_on(ProtocolSpec::Http),
+        |on| on.iter().map(|cause| cause.0.0).collect(),
+    );
+    // What no endpoint saw is always tried again.
+    let mut words = vec!["connect-failure", "refused-stream"];
+    let mut statuses = Vec::new();
+    for failure in on {
+        match failure {
+            Failure::Connect | Failure::RefusedStream | Failure::NoLocalEndpoint => {}
+            Failure::Reset => words.push("reset"),
+            // Envoy counts its own timeouts as 504.
+            Failure::Timeout => statuses.push(504),
+            Failure::Status(status) => statuses.push(status.into()),
+            Failure::Unavailable => words.push("unavailable"),
+        }
+    }
+    if !statuses.is_empty() {
+        words.push("retriable-status-codes");
+    }
+    route::RetryPolicy {
+        retry_on: words.join(","),
+        num_retries: pb::number(spec.retries.attempts.unwrap_or(2)),
+        per_try_timeout: spec
+            .timeouts
+            .per_try
+            .as_ref()
+            .and_then(|limit| pb::duration(limit.0.0?)),
+        retriable_status_codes: statuses,
         ..Default::default()
     }
 }

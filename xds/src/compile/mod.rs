@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use zeugma_core::snapshot::Node;
 
-pub(crate) use self::clusters::{HTTP_OPTIONS, SOCKET};
+pub(crate) use self::clusters::{HTTP_OPTIONS, SOCKET, start_of};
 pub(crate) use self::listeners::{ALLOW, DENY};
 use self::target::Target;
 use crate::error::{Code, Finding, Findings};
@@ -262,8 +262,8 @@ impl<'m> Service<'m> {
     pub(crate) fn mirrors<'s>(
         &self,
         context: Context<'_>,
-        services: &'s [Service<'m>],
-    ) -> Vec<(usize, &'s Service<'m>, Option<String>)> {
+        services: &'s [Self],
+    ) -> Vec<(usize, &'s Self, Option<String>)> {
         let mut mirrors = Vec::new();
         for (at, mirror) in self.route.spec.mirror.iter().enumerate() {
             let id = mirror.route.0.id(&self.route.namespace);

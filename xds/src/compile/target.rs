@@ -82,10 +82,10 @@ pub(crate) fn targets(
         let Some(peer) = peer.filter(|peer| *peer.spec.cluster.0.0 != *node.cluster) else {
             continue;
         };
-        let ids = backend
-            .peer
-            .as_ref()
-            .and_then(|_| backend.spiffe_ids.as_deref());
+        let ids = match backend.peer {
+            Some(_) => backend.spiffe_ids.as_deref(),
+            None => None,
+        };
         match targets
             .iter_mut()
             .find(|target| target.peer.as_deref() == Some(&peer.name))

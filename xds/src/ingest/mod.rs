@@ -91,12 +91,27 @@ pub(crate) fn ingest(resources: &Resources, node: Node) -> Result<Snapshot, Find
             routes.insert(name.clone(), config);
         }
     }
+    listeners(resources, &routes, &names, &mut snapshot, &mut errors);
+    if !errors.0.is_empty() {
+        return Err(errors.0);
+    }
+    snapshot.version = version(&snapshot);
+    Ok(snapshot)
+}
+
+fn listeners(
+    resources: &Resources,
+    routes: &BTreeMap<String, route::RouteConfiguration>,
+    names: &Names,
+    snapshot: &mut Snapshot,
+    errors: &mut Errors,
+) {
     let mut gathered = Gathered::default();
     for (name, any) in &resources.listeners {
         let built = pb::unpack::<listener::Listener>(any).and_then(|listener| {
             let reader = listeners::Reader {
-                routes: &routes,
-                names: &names,
+                routes,
+                names,
                 services: &snapshot.services,
             };
             reader.listener(&listener, &mut gathered)
@@ -113,11 +128,6 @@ pub(crate) fn ingest(resources: &Resources, node: Node) -> Result<Snapshot, Find
             service.mirrors = mirrors;
         }
     }
-    if !errors.0.is_empty() {
-        return Err(errors.0);
-    }
-    snapshot.version = version(&snapshot);
-    Ok(snapshot)
 }
 
 #[derive(Debug, Default)]

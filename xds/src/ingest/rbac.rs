@@ -92,8 +92,7 @@ fn rule(name: &str, policy: &rbac::Policy, names: &Names) -> Result<(usize, Rule
 
 #[expect(
     deprecated,
-    clippy::wildcard_enum_match_arm,
-    reason = "what compile does not write is refused, whatever it is"
+    reason = "`SourcedMetadata` would read route metadata as well"
 )]
 fn read_principal(
     principal: &rbac::Principal,
@@ -151,10 +150,6 @@ fn attested_by(metadata: &matcher::MetadataMatcher) -> Result<&str, String> {
     }
 }
 
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "what compile does not write is refused, whatever it is"
-)]
 fn read_permission(permission: &rbac::Permission, rule: &mut Rule) -> Result<(), String> {
     use matcher::string_matcher::MatchPattern;
     use pb::route::header_matcher::HeaderMatchSpecifier;
@@ -196,10 +191,6 @@ fn read_permission(permission: &rbac::Permission, rule: &mut Rule) -> Result<(),
 }
 
 /// The inverse of [`id_matcher`](crate::compile::rbac::id_matcher).
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "what compile does not write is refused, whatever it is"
-)]
 pub(super) fn id_pattern(matcher: Option<&matcher::StringMatcher>) -> Result<IdPattern, String> {
     use matcher::string_matcher::MatchPattern;
 

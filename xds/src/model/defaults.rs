@@ -241,12 +241,16 @@ impl Document<MeshGateway> {
                 Some(Text(Admin::Tcp(address))) => AdminAddress::Tcp(*address),
                 None => AdminAddress::Tcp(loopback(15000)),
             },
-            probes: self.spec.probes.as_ref().map_or(loopback(15021), |at| at.0),
+            probes: self
+                .spec
+                .probes
+                .as_ref()
+                .map_or_else(|| loopback(15021), |at| at.0),
             metrics: self
                 .spec
                 .metrics
                 .as_ref()
-                .map_or(loopback(15020), |at| at.0),
+                .map_or_else(|| loopback(15020), |at| at.0),
             workers: self.spec.workers,
             limits: Limits {
                 connections: limits.connections.unwrap_or(50_000),
@@ -269,7 +273,7 @@ fn loopback(port: u16) -> SocketAddr {
 
 /// The duration written, or this many seconds.
 pub(crate) fn or_secs(written: Option<&Text<Duration>>, default: u64) -> Duration {
-    written.map_or(Duration::from_secs(default), |written| written.0)
+    written.map_or_else(|| Duration::from_secs(default), |written| written.0)
 }
 
 /// `health.passive.on` where nothing is written.

@@ -133,12 +133,17 @@ impl<T> Document<T> {
         self.source.place_of(self.positions.key(path), path)
     }
 
+    /// Whether `path` is written at all.
+    pub(crate) fn is_written(&self, path: &str) -> bool {
+        self.positions.has(path)
+    }
+
     /// The line of the value at `path`, for the snapshot.
     pub(crate) fn position(&self, path: &str) -> Position {
-        let place = self.at(path);
+        let spot = self.positions.value(path);
         Position {
-            file: place.file,
-            line: place.line,
+            file: Arc::clone(&self.source.file),
+            line: spot.line.saturating_add(self.source.lines_before),
         }
     }
 

@@ -1,0 +1,181 @@
+//! `zeugma config`: what is wrong with a configuration, and what its numbers mean.
+
+use std::io::{self, IsTerminal as _, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
+use zeugma_xds::{Checked, Color, NodeOptions, ServiceMeaning, Severity};
+
+use crate::exit;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Check a configuration and say what its numbers mean; exit 2 where something is wrong
+    Check(Check),
+    /// Print the JSON schema of the documents, for editors
+    Schema,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// The YAML file, or a directory of them
+    #[arg(long, value_name = "FILE|DIR")]
+    config: PathBuf,
+    /// The MeshGateway to check for; default: each one found
+    #[arg(long)]
+    name: Option<String>,
+    /// Where the gateway stands, instead of its `locality`
+    #[arg(long, value_name = "REGION/ZONE")]
+    locality: Option<String>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Output::Human)]
+    output: Output,
+    /// Fail on warnings as well
+    #[arg(long)]
+    strict: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For a person
+    Human,
+    /// For a script
+    Json,
+}
+
+/// Runs `zeugma config`.
+pub(crate) fn run(command: Command) -> ExitCode {
+    match try_run(command) {
+        Ok(code) => code,
+        Err(error) => {
+            // Standard error may be closed as well; the exit code says it then.
+            writeln!(io::stderr(), "cannot print: {error}").ok();
+            ExitCode::from(exit::FAILED)
+        }
+    }
+}
+
+fn try_run(command: Command) -> io::Result<ExitCode> {
+    match command {
+        Command::Check(check) => run_check(&check),
+        Command::Schema => {
+            let mut out = io::stdout().lock();
+            writeln!(out, "{:#}", zeugma_xds::schema())?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn run_check(check: &Check) -> io::Result<ExitCode> {
+    let options = NodeOptions {
+        name: check.name.clone(),
+        locality: check.locality.clone(),
+    };
+    let checked = zeugma_xds::check(&check.config, &options);
+    let is_bad = checked.findings.has_errors() || (check.strict && !checked.findings.is_empty());
+    match check.output {
+        Output::Human => print_human(&checked)?,
+        Output::Json => {
+            let mut out = io::stdout().lock();
+            writeln!(out, "{:#}", to_json(&checked, !is_bad))?;
+        }
+    }
+    Ok(if is_bad {
+        ExitCode::from(exit::FINDINGS)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn print_human(checked: &Checked) -> io::Result<()> {
+    let mut err = io::stderr().lock();
+    let is_colored = err.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let color = if is_colored {
+        Color::Ansi
+    } else {
+        Color::Plain
+    };
+    write!(err, "{}", checked.findings.to_human(color))?;
+    let count = |severity| {
+        checked
+            .findings
+            .iter()
+            .filter(|finding| finding.severity == severity)
+            .count()
+    };
+    if !checked.findings.is_empty() {
+        writeln!(
+            err,
+            "{} error(s), {} warning(s)",
+            count(Severity::Error),
+            count(Severity::Warning)
+        )?;
+    }
+    if checked.findings.has_errors() {
+        return Ok(());
+    }
+    let mut out = io::stdout().lock();
+    for loaded in &checked.gateways {
+        let settings = &loaded.settings;
+        writeln!(
+            out,
+            "gateway {} (cluster {}, {}): {} listener(s), {} service(s), {} peer(s)",
+            settings.name,
+            settings.cluster,
+            settings.locality,
+            loaded.snapshot.listeners.len(),
+            loaded.snapshot.services.len(),
+            loaded.snapshot.peers.len()
+        )?;
+        for service in zeugma_xds::meaning(&loaded.snapshot) {
+            write!(out, "\n{service}")?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+fn to_json(checked: &Checked, is_ok: bool) -> serde_json::Value {
+    let gateways: Vec<_> = checked
+        .gateways
+        .iter()
+        .map(|loaded| {
+            json!({
+                "name": loaded.settings.name,
+                "cluster": loaded.settings.cluster,
+                "locality": loaded.settings.locality.to_string(),
+                "version": &*loaded.snapshot.version,
+                "services": zeugma_xds::meaning(&loaded.snapshot)
+                    .iter()
+                    .map(service_json)
+                    .collect::<Vec<_>>(),
+            })
+        })
+        .collect();
+    json!({
+        "apiVersion": "cli.zeugma.dev/v1",
+        "kind": "ConfigCheck",
+        "ok": is_ok,
+        "findings": checked.findings.to_json(),
+        "gateways": gateways,
+    })
+}
+
+fn service_json(service: &ServiceMeaning) -> serde_json::Value {
+    let levels: Vec<_> = service
+        .levels
+        .iter()
+        .map(|level| {
+            json!({
+                "name": level.name,
+                "endpoints": level.endpoints,
+                "firstLeavesWithDown": level.first.0,
+                "firstLeavingShare": level.first.1,
+                "allLeavesWithDown": level.all,
+            })
+        })
+        .collect();
+    json!({ "service": service.service, "levels": levels })
+}

@@ -1,0 +1,362 @@
+//! What one document cannot know of itself: references, duplicates, contradictions, and fields
+//! that could never have an effect.
+
+mod backends;
+mod policy;
+mod route;
+mod rules;
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::scalar::{Admin, Size, Text};
+use super::{Document, InboundSpec, MeshGateway, MeshPeer, Model, RoleSpec};
+use crate::error::{Code, Finding, Findings, suggest};
+
+/// Everything that is wrong with the model as a whole.
+pub(crate) fn check(model: &Model) -> Findings {
+    let mut findings = Findings::new();
+    duplicates(model, &mut findings);
+    for gateway in &model.gateways {
+        check_gateway(model, gateway, &mut findings);
+    }
+    for peer in &model.peers {
+        check_peer(peer, &mut findings);
+    }
+    route::hosts(model, &mut findings);
+    for route in &model.routes {
+        route::check(model, route, &mut findings);
+    }
+    findings
+}
+
+/// One document under check.
+struct Checker<'a, T> {
+    document: &'a Document<T>,
+    findings: &'a mut Findings,
+}
+
+impl<T> Checker<'_, T> {
+    /// A finding that points at the value at `path`.
+    fn value(&mut self, code: Code, path: &str, message: String, help: &str) {
+        let finding = Finding::error(code, message)
+            .help(help)
+            .at(self.document.at(path));
+        self.findings.push(finding);
+    }
+
+    /// A finding that points at the key of `path`.
+    fn key(&mut self, code: Code, path: &str, message: String, help: &str) {
+        let finding = Finding::error(code, message)
+            .help(help)
+            .at(self.document.at_key(path));
+        self.findings.push(finding);
+    }
+
+    /// A reference that names nothing.
+    fn unknown<'s>(
+        &mut self,
+        path: &str,
+        message: String,
+        name: &str,
+        known: impl IntoIterator<Item = &'s str>,
+    ) {
+        let finding = Finding::error(Code::UnknownReference, message)
+            .maybe_help(suggest(name, known))
+            .at(self.document.at(path));
+        self.findings.push(finding);
+    }
+
+    /// A field that is written but could have no effect.
+    fn no_effect(&mut self, path: &str, why: &str, help: &str) {
+        let name = path.rsplit('.').next().unwrap_or(path);
+        self.key(
+            Code::NoEffect,
+            path,
+            format!("`{name}` has no effect: {why}"),
+            help,
+        );
+    }
+
+    /// A number out of its range.
+    fn range<N: PartialOrd + std::fmt::Display>(
+        &mut self,
+        path: &str,
+        value: Option<N>,
+        range: RangeInclusive<N>,
+    ) {
+        if let Some(value) = value
+            && !range.contains(&value)
+        {
+            self.value(
+                Code::BadValue,
+                path,
+                format!("{value} is out of range"),
+                &format!("write {} to {}", range.start(), range.end()),
+            );
+        }
+    }
+
+    /// A duration below what can work.
+    fn at_least(&mut self, path: &str, value: Option<&Text<Duration>>, millis: u64) {
+        if let Some(Text(value)) = value
+            && *value < Duration::from_millis(millis)
+        {
+            self.value(
+                Code::BadValue,
+                path,
+                format!("{value:?} is too short"),
+                &format!("write `{millis}ms` or more"),
+            );
+        }
+    }
+
+    /// A size out of its range.
+    fn size(&mut self, path: &str, value: Option<&Text<Size>>, range: RangeInclusive<usize>) {
+        self.range(path, value.map(|size| size.0.0), range);
+    }
+
+    /// A name that is also a key of a map.
+    fn map_key(&mut self, path: &str, key: &str) {
+        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        if key.is_empty() || key.len() > 63 || !key.chars().all(good) {
+            self.key(
+                Code::BadValue,
+                path,
+                format!("`{key}` is not a name"),
+                "write 1 to 63 letters, digits, `-` or `_`",
+            );
+        }
+    }
+}
+
+fn duplicates(model: &Model, findings: &mut Findings) {
+    fn twice<'a, T>(
+        kind: &str,
+        documents: impl IntoIterator<Item = &'a Document<T>>,
+        id: impl Fn(&Document<T>) -> String,
+        path: &str,
+        findings: &mut Findings,
+    ) where
+        T: 'a,
+    {
+        let mut seen: BTreeMap<String, &Document<T>> = BTreeMap::new();
+        for document in documents {
+            let id = id(document);
+            match seen.get(&id) {
+                Some(first) => findings.push(
+                    Finding::error(Code::Duplicate, format!("a second {kind} `{id}`"))
+                        .help(format!("the first is at {}", first.position(path)))
+                        .at(document.at(path)),
+                ),
+                None => {
+                    seen.insert(id, document);
+                }
+            }
+        }
+    }
+
+    let name = "metadata.name";
+    twice(
+        "MeshGateway",
+        &model.gateways,
+        |gateway| gateway.name.clone(),
+        name,
+        findings,
+    );
+    twice(
+        "MeshPeer",
+        &model.peers,
+        |peer| peer.name.clone(),
+        name,
+        findings,
+    );
+    twice("MeshRoute", &model.routes, Document::id, name, findings);
+    twice(
+        "MeshPeer of cluster",
+        &model.peers,
+        |peer| peer.spec.cluster.0.0.clone(),
+        "spec.cluster",
+        findings,
+    );
+}
+
+fn check_gateway(model: &Model, gateway: &Document<MeshGateway>, findings: &mut Findings) {
+    let mut check = Checker {
+        document: gateway,
+        findings,
+    };
+    let spec = &gateway.spec;
+    if spec.listeners.is_empty() {
+        check.key(
+            Code::MissingField,
+            "spec.listeners",
+            "there are no listeners".to_owned(),
+            "write at least one, such as `mesh: {address: \"0.0.0.0:15443\", role: mesh}`",
+        );
+    }
+    let mut bound = BTreeMap::new();
+    for name in gateway.listeners_as_written() {
+        let path = format!("spec.listeners.{name}");
+        check.map_key(&path, name);
+        let Some(listener) = spec.listeners.get(name) else {
+            continue;
+        };
+        let address = listener.address.0;
+        if address.port() != 0
+            && let Some(other) = bound.insert(address, name)
+        {
+            check.value(
+                Code::Duplicate,
+                &format!("{path}.address"),
+                format!("listener `{other}` has the address {address} already"),
+                "give each listener an address of its own",
+            );
+        }
+        let is_workloads = listener.role == RoleSpec::Workloads;
+        if is_workloads && !address.ip().is_loopback() && listener.sources.is_empty() {
+            check.value(
+                Code::Unsafe,
+                &format!("{path}.address"),
+                format!("anyone who reaches {address} would count as a workload of this cluster"),
+                "write `sources`, the networks of the workloads, or a loopback address",
+            );
+        }
+        if listener.route.is_some() {
+            check_one_route(model, &mut check, name);
+        }
+    }
+    if let Some(Text(Admin::Tcp(address))) = &spec.admin
+        && !address.ip().is_loopback()
+    {
+        check.value(
+            Code::Unsafe,
+            "spec.admin",
+            format!("whoever reaches {address} could change this gateway"),
+            "write `unix:` and a path, or a loopback address",
+        );
+    }
+    gateway_ranges(&mut check);
+}
+
+fn gateway_ranges(check: &mut Checker<'_, MeshGateway>) {
+    let spec = &check.document.spec;
+    let limits = &spec.limits;
+    check.range("spec.workers", spec.workers, 1..=1024);
+    check.range(
+        "spec.limits.connections",
+        limits.connections,
+        1..=10_000_000,
+    );
+    check.range("spec.limits.streams", limits.streams, 1..=100_000);
+    check.size(
+        "spec.limits.headerBytes",
+        limits.header_bytes.as_ref(),
+        8 * 1024..=1 << 20,
+    );
+    check.at_least(
+        "spec.limits.handshakeTimeout",
+        limits.handshake_timeout.as_ref(),
+        1,
+    );
+    check.at_least(
+        "spec.limits.headerTimeout",
+        limits.header_timeout.as_ref(),
+        1,
+    );
+}
+
+fn check_one_route(model: &Model, check: &mut Checker<'_, MeshGateway>, name: &str) {
+    let gateway = check.document;
+    let Some(listener) = gateway.spec.listeners.get(name) else {
+        return;
+    };
+    let Some(Text(reference)) = &listener.route else {
+        return;
+    };
+    let path = format!("spec.listeners.{name}.route");
+    if listener.role == RoleSpec::Mesh {
+        check.key(
+            Code::Contradiction,
+            &path,
+            "a mesh listener serves every exported route".to_owned(),
+            "remove `route`, or write `role: workloads`",
+        );
+        return;
+    }
+    let id = reference.id(&gateway.namespace);
+    let Some(route) = model.route(&id) else {
+        let known: Vec<String> = model.routes.iter().map(Document::id).collect();
+        check.unknown(
+            &path,
+            format!("no MeshRoute `{id}`"),
+            &id,
+            known.iter().map(String::as_str),
+        );
+        return;
+    };
+    if route.ports().len() > 1 {
+        check.value(
+            Code::Contradiction,
+            &path,
+            format!("`{id}` has several ports, and nothing here says which is meant"),
+            "give each port a route of its own",
+        );
+    }
+    if route.inbound() == InboundSpec::Passthrough {
+        check.value(
+            Code::Contradiction,
+            &path,
+            format!("`{id}` passes TLS through by its SNI, which a one-route listener never reads"),
+            "write `inbound: terminate` there, or use a workloads listener without `route`",
+        );
+    }
+}
+
+fn check_peer(peer: &Document<MeshPeer>, findings: &mut Findings) {
+    let mut check = Checker {
+        document: peer,
+        findings,
+    };
+    let spec = &peer.spec;
+    if spec.gateways.is_empty() {
+        check.key(
+            Code::MissingField,
+            "spec.gateways",
+            "the peer has no gateways".to_owned(),
+            "write at least one, such as `gw.west.example:15443`",
+        );
+    }
+    for (at, Text(gateway)) in spec.gateways.iter().enumerate() {
+        if gateway.port.is_none() {
+            check.value(
+                Code::MissingField,
+                &format!("spec.gateways[{at}]"),
+                "the port is missing".to_owned(),
+                "write `host:port`; Zeugma and Istio use 15443",
+            );
+        }
+    }
+    if spec.spiffe_ids.is_empty() {
+        check.key(
+            Code::Unsafe,
+            "spec.spiffeIDs",
+            "nobody is expected to answer".to_owned(),
+            "write the SPIFFE IDs of its gateways, such as `spiffe://west.example/zeugma/gateway`",
+        );
+    }
+    check.at_least("spec.keepalive.ping", spec.keepalive.ping.as_ref(), 100);
+    check.at_least(
+        "spec.keepalive.timeout",
+        spec.keepalive.timeout.as_ref(),
+        100,
+    );
+    if peer.is_written("metadata.namespace") {
+        check.no_effect(
+            "metadata.namespace",
+            "a MeshPeer is of no namespace",
+            "remove it",
+        );
+    }
+}

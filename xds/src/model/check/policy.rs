@@ -1,0 +1,368 @@
+//! Locality, failover, health, timeouts, retries and mirrors of a route.
+
+use zeugma_core::snapshot::Failure;
+
+use super::Checker;
+use crate::compile::start_of;
+use crate::error::Code;
+use crate::model::scalar::{Cause, Text};
+use crate::model::{
+    ActiveSpec, Document, InboundSpec, MeshRoute, MirrorSpec, Model, ProtocolSpec, Selector,
+};
+
+pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
+    let has_http = check
+        .document
+        .ports()
+        .iter()
+        .any(|port| port.protocol == ProtocolSpec::Http);
+    locality(check);
+    failover(model, check);
+    health(check, has_http);
+    timeouts(check, has_http);
+    retries(check, has_http);
+    let mirrors = &check.document.spec.mirror;
+    if !mirrors.is_empty() && !has_http {
+        check.no_effect(
+            "spec.mirror",
+            "only http requests are copied",
+            "write `protocol: http`, or remove it",
+        );
+    }
+    for (at, spec) in mirrors.iter().enumerate() {
+        mirror(model, check, spec, &format!("spec.mirror[{at}]"));
+    }
+}
+
+fn locality(check: &mut Checker<'_, MeshRoute>) {
+    let Some(prefer) = &check.document.spec.locality.prefer else {
+        return;
+    };
+    for (at, pair) in prefer.windows(2).enumerate() {
+        if let [near, far] = pair
+            && near >= far
+        {
+            check.value(
+                Code::NoEffect,
+                &format!("spec.locality.prefer[{}]", at + 1),
+                "this step has no effect: the one before it is as wide or wider".to_owned(),
+                "write the steps from near to far, such as `[subzone, zone, region]`",
+            );
+        }
+    }
+}
+
+fn failover(model: &Model, check: &mut Checker<'_, MeshRoute>) {
+    let route = check.document;
+    let spec = &route.spec.failover;
+    let order = spec.order.iter().flatten().enumerate();
+    for (at, selector) in order {
+        selects_something(
+            model,
+            check,
+            selector,
+            &format!("spec.failover.order[{at}]"),
+        );
+    }
+    for (at, selector) in spec.never.iter().enumerate() {
+        selects_something(
+            model,
+            check,
+            selector,
+            &format!("spec.failover.never[{at}]"),
+        );
+    }
+    let full = spec.full.as_ref().map_or(0.0, |full| full.0.0);
+    for port in route.ports() {
+        let start = start_of(&route.spec, port.protocol);
+        if full >= start && !(full == 0.0 && start == 0.0) {
+            let path = if spec.full.is_some() {
+                "spec.failover.full"
+            } else {
+                "spec.failover.start"
+            };
+            check.value(
+                Code::Contradiction,
+                path,
+                format!(
+                    "`full` ({}%) is not below `start` ({}%)",
+                    full * 100.0,
+                    start * 100.0
+                ),
+                "traffic starts to leave at `start` and has left at `full`",
+            );
+            return;
+        }
+    }
+}
+
+fn selects_something(
+    model: &Model,
+    check: &mut Checker<'_, MeshRoute>,
+    selector: &Selector,
+    path: &str,
+) {
+    let route = check.document;
+    let mut known: Vec<String> = Vec::new();
+    // For every gateway of these files: one that has the backends at another place may need it.
+    for gateway in &model.gateways {
+        for (at, backend) in route.spec.backends.iter().enumerate() {
+            let own_cluster = &gateway.spec.cluster.0.0;
+            let cluster = backend
+                .cluster
+                .as_ref()
+                .map_or(own_cluster, |cluster| &cluster.0.0);
+            let peer = match &backend.peer {
+                Some(Text(peer)) => model.peer(&peer.0),
+                None if cluster != own_cluster => model.peer_of_cluster(cluster),
+                None => None,
+            };
+            match selector {
+                Selector::Backend(_) => {
+                    known.push(backend.display_name(at));
+                    known.extend(peer.map(|peer| peer.name.clone()));
+                }
+                Selector::Cluster(_) => known.push(
+                    peer.map_or_else(|| cluster.clone(), |peer| peer.spec.cluster.0.0.clone()),
+                ),
+                Selector::Region(_) => {
+                    let places = [
+                        backend.locality.as_ref(),
+                        peer.map(|peer| &peer.spec.locality),
+                        gateway.spec.locality.as_ref(),
+                    ];
+                    known.extend(
+                        places
+                            .into_iter()
+                            .flatten()
+                            .map(|place| place.0.region.to_string()),
+                    );
+                }
+            }
+        }
+    }
+    let (kind, Text(name)) = match selector {
+        Selector::Region(name) => ("region", name),
+        Selector::Cluster(name) => ("cluster", name),
+        Selector::Backend(name) => ("backend", name),
+    };
+    if !known.is_empty() && !known.contains(&name.0) {
+        check.unknown(
+            &format!("{path}.{kind}"),
+            match selector {
+                Selector::Backend(_) => format!("no backend of this route is called `{}`", name.0),
+                Selector::Region(_) | Selector::Cluster(_) => {
+                    format!("no backend of this route is in {kind} `{}`", name.0)
+                }
+            },
+            &name.0,
+            known.iter().map(String::as_str),
+        );
+    }
+}
+
+fn health(check: &mut Checker<'_, MeshRoute>, has_http: bool) {
+    let health = &check.document.spec.health;
+    if let Some(spec) = &health.active {
+        active(check, spec);
+    }
+    let passive = &health.passive;
+    if let Some(on) = &passive.on {
+        causes(check, "spec.health.passive.on", on, has_http);
+    }
+    check.range(
+        "spec.health.passive.errorRate.requests",
+        passive.error_rate.requests,
+        1..=1_000_000,
+    );
+    check.at_least("spec.health.passive.eject", passive.eject.as_ref(), 1);
+}
+
+/// Causes that only http has.
+fn causes(check: &mut Checker<'_, MeshRoute>, path: &str, on: &[Text<Cause>], has_http: bool) {
+    for (at, Text(Cause(cause))) in on.iter().enumerate() {
+        let is_http = matches!(
+            cause,
+            Failure::Status(_) | Failure::Unavailable | Failure::RefusedStream
+        );
+        if is_http && !has_http {
+            check.value(
+                Code::NoEffect,
+                &format!("{path}[{at}]"),
+                "this cause has no effect: only http has it".to_owned(),
+                "remove it, or write `protocol: http`",
+            );
+        }
+    }
+}
+
+fn active(check: &mut Checker<'_, MeshRoute>, spec: &ActiveSpec) {
+    let path = "spec.health.active";
+    match (&spec.http, spec.tcp) {
+        (Some(_), Some(_)) | (None, None | Some(false)) => check.key(
+            Code::Contradiction,
+            path,
+            "an active check asks one thing".to_owned(),
+            "write `http: /path`, or `tcp: true`",
+        ),
+        (Some(_), None) | (None, Some(true)) => {}
+    }
+    if let Some(http) = &spec.http {
+        if !http.starts_with('/') || http.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            check.value(
+                Code::BadValue,
+                &format!("{path}.http"),
+                format!("`{http}` is not a path"),
+                "write a path that begins with `/`, such as `/healthz`",
+            );
+        }
+        if check.document.inbound() == InboundSpec::Passthrough {
+            check.no_effect(
+                &format!("{path}.http"),
+                "these endpoints speak TLS with the callers alone",
+                "write `tcp: true`",
+            );
+        }
+        if check.document.first_host().is_none() {
+            check.key(
+                Code::Contradiction,
+                &format!("{path}.http"),
+                "the route has only wildcards, and a check asks for one host".to_owned(),
+                "add a host without `*`, or write `tcp: true`",
+            );
+        }
+    }
+    check.at_least(&format!("{path}.every"), spec.every.as_ref(), 100);
+    check.at_least(&format!("{path}.timeout"), spec.timeout.as_ref(), 1);
+    check.range(&format!("{path}.up"), spec.up, 1..=100);
+    check.range(&format!("{path}.down"), spec.down, 1..=100);
+}
+
+fn timeouts(check: &mut Checker<'_, MeshRoute>, has_http: bool) {
+    let spec = &check.document.spec.timeouts;
+    for (is_written, field) in [
+        (spec.response_headers.is_some(), "responseHeaders"),
+        (spec.per_try.is_some(), "perTry"),
+    ] {
+        if is_written && !has_http {
+            http_only(check, &format!("spec.timeouts.{field}"));
+        }
+    }
+    check.at_least("spec.timeouts.connect", spec.connect.as_ref(), 1);
+    check.at_least(
+        "spec.timeouts.responseHeaders",
+        spec.response_headers.as_ref(),
+        1,
+    );
+    check.at_least("spec.timeouts.idle", spec.idle.as_ref(), 1);
+    let per_try = spec.per_try.as_ref().and_then(|limit| limit.0.0).map(Text);
+    check.at_least("spec.timeouts.perTry", per_try.as_ref(), 1);
+}
+
+fn http_only(check: &mut Checker<'_, MeshRoute>, path: &str) {
+    check.no_effect(
+        path,
+        "the route is tcp",
+        "remove it, or write `protocol: http`",
+    );
+}
+
+fn retries(check: &mut Checker<'_, MeshRoute>, has_http: bool) {
+    let spec = &check.document.spec.retries;
+    check.range("spec.retries.attempts", spec.attempts, 0..=10);
+    check.size("spec.retries.buffer", spec.buffer.as_ref(), 0..=16 << 20);
+    for (is_written, field) in [
+        (spec.on.is_some(), "on"),
+        (spec.buffer.is_some(), "buffer"),
+        (spec.any.is_some(), "any"),
+    ] {
+        if is_written && !has_http {
+            http_only(check, &format!("spec.retries.{field}"));
+        }
+    }
+}
+
+fn mirror(model: &Model, check: &mut Checker<'_, MeshRoute>, spec: &MirrorSpec, path: &str) {
+    let route = check.document;
+    let id = spec.route.0.id(&route.namespace);
+    let route_path = format!("{path}.route");
+    match model.route(&id) {
+        None => {
+            let known: Vec<String> = model.routes.iter().map(Document::id).collect();
+            check.unknown(
+                &route_path,
+                format!("no MeshRoute `{id}`"),
+                &id,
+                known.iter().map(String::as_str),
+            );
+        }
+        Some(_) if id == route.id() => check.value(
+            Code::Contradiction,
+            &route_path,
+            "a route cannot be its own mirror".to_owned(),
+            "name another route",
+        ),
+        Some(to) => mirror_target(check, to, &id, &route_path),
+    }
+    if let Some(Text(peer)) = &spec.peer
+        && model.peer(&peer.0).is_none()
+    {
+        check.unknown(
+            &format!("{path}.peer"),
+            format!("no MeshPeer `{}`", peer.0),
+            &peer.0,
+            model.peers.iter().map(|peer| peer.name.as_str()),
+        );
+    }
+    if spec.percent.as_ref().is_some_and(|share| share.0.0 <= 0.0) {
+        check.no_effect(
+            &format!("{path}.percent"),
+            "nothing would be copied",
+            "write more than `0%`, or remove the mirror",
+        );
+    }
+    check.at_least(&format!("{path}.timeout"), spec.timeout.as_ref(), 1);
+    check.size(
+        &format!("{path}.bodyLimit"),
+        spec.body_limit.as_ref(),
+        0..=16 << 20,
+    );
+    check.range(&format!("{path}.inFlight"), spec.in_flight, 1..=10_000);
+}
+
+fn mirror_target(
+    check: &mut Checker<'_, MeshRoute>,
+    to: &Document<MeshRoute>,
+    id: &str,
+    path: &str,
+) {
+    let own_ports = check.document.ports();
+    let ports = to.ports();
+    if ports.iter().all(|port| port.protocol == ProtocolSpec::Tcp) {
+        check.value(
+            Code::Contradiction,
+            path,
+            format!("`{id}` is tcp, and copies are http requests"),
+            "name an http route",
+        );
+    } else if to.first_host().is_none() {
+        check.value(
+            Code::Contradiction,
+            path,
+            format!("`{id}` has only wildcards, and a copy is sent to one host"),
+            "add a host without `*` there",
+        );
+    } else if ports.len() > 1
+        && let Some(port) = own_ports
+            .iter()
+            .filter(|own| own.protocol == ProtocolSpec::Http)
+            .find(|own| !ports.iter().any(|port| port.port == own.port))
+    {
+        check.value(
+            Code::Contradiction,
+            path,
+            format!("`{id}` has several ports but no port {}", port.port),
+            "give it that port, or mirror to a route with one port",
+        );
+    }
+}

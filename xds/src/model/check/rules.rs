@@ -1,0 +1,240 @@
+//! `allow` and `deny`: each entry must have a path on which it could match.
+
+use super::Checker;
+use super::backends::empty;
+use crate::error::Code;
+use crate::model::scalar::Text;
+use crate::model::{InboundSpec, MeshRoute, Model, ProtocolSpec, RoleSpec, RuleSpec};
+
+/// One way a connection reaches a route, by the table "What each path does".
+struct Way {
+    listener: String,
+    /// Whether the caller's identity is known.
+    has_identity: bool,
+    /// Whether requests are read.
+    has_requests: bool,
+}
+
+pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
+    let ways = ways(model, check);
+    let spec = &check.document.spec;
+    for (list, rules) in [("allow", &spec.allow), ("deny", &spec.deny)] {
+        for (at, rule) in rules.iter().enumerate() {
+            let path = format!("spec.{list}[{at}]");
+            let is_known = references(model, check, rule, &path);
+            if is_known && !model.gateways.is_empty() {
+                can_match(check, &ways, rule, &path);
+            }
+        }
+    }
+}
+
+fn ways(model: &Model, check: &Checker<'_, MeshRoute>) -> Vec<Way> {
+    let route = check.document;
+    let is_terminated = route.inbound() == InboundSpec::Terminate;
+    let is_http = route
+        .ports()
+        .iter()
+        .any(|port| port.protocol == ProtocolSpec::Http);
+    let mut ways = Vec::new();
+    for gateway in &model.gateways {
+        for (name, listener) in &gateway.spec.listeners {
+            let mut way = |has_identity, has_requests| {
+                ways.push(Way {
+                    listener: name.clone(),
+                    has_identity,
+                    has_requests,
+                });
+            };
+            match (&listener.route, listener.role) {
+                (Some(Text(reference)), _) => {
+                    if reference.id(&gateway.namespace) == route.id() {
+                        way(false, false);
+                    }
+                }
+                (None, RoleSpec::Mesh) => {
+                    if !route.spec.export.to.is_empty() {
+                        way(is_terminated, is_terminated && is_http);
+                    }
+                }
+                (None, RoleSpec::Workloads) => {
+                    way(is_terminated, is_terminated && is_http);
+                    if is_http {
+                        way(false, true);
+                    }
+                }
+            }
+        }
+    }
+    ways
+}
+
+/// Whether every listener the rule names exists.
+fn references(
+    model: &Model,
+    check: &mut Checker<'_, MeshRoute>,
+    rule: &RuleSpec,
+    path: &str,
+) -> bool {
+    let mut is_known = true;
+    let listeners: Vec<&str> = model
+        .gateways
+        .iter()
+        .flat_map(|gateway| gateway.spec.listeners.keys())
+        .map(String::as_str)
+        .collect();
+    for (at, Text(name)) in rule.listeners.iter().flatten().enumerate() {
+        if !listeners.is_empty() && !listeners.contains(&name.0.as_str()) {
+            is_known = false;
+            check.unknown(
+                &format!("{path}.listeners[{at}]"),
+                format!("no listener `{}`", name.0),
+                &name.0,
+                listeners.iter().copied(),
+            );
+        }
+    }
+    for (at, Text(name)) in rule.via.iter().flatten().enumerate() {
+        if model.peer(&name.0).is_none() {
+            check.unknown(
+                &format!("{path}.via[{at}]"),
+                format!("no MeshPeer `{}`", name.0),
+                &name.0,
+                model.peers.iter().map(|peer| peer.name.as_str()),
+            );
+        }
+    }
+    let lists = [
+        ("from", rule.from.as_ref().map(Vec::len)),
+        ("via", rule.via.as_ref().map(Vec::len)),
+        ("listeners", rule.listeners.as_ref().map(Vec::len)),
+        ("sources", rule.sources.as_ref().map(Vec::len)),
+        ("methods", rule.methods.as_ref().map(Vec::len)),
+        ("paths", rule.paths.as_ref().map(Vec::len)),
+    ];
+    for (field, len) in lists {
+        if len == Some(0) {
+            empty(check, &format!("{path}.{field}"));
+        }
+    }
+    if lists.iter().all(|(_, len)| len.is_none()) {
+        check.value(
+            Code::Unsafe,
+            path,
+            "an entry without fields would match everyone".to_owned(),
+            "say whom: `from`, `via`, `listeners`, `sources`, `methods` or `paths`",
+        );
+    }
+    attested(model, check, rule, path);
+    is_known
+}
+
+/// `via` needs a peer that attests the trust domain of `from`.
+fn attested(model: &Model, check: &mut Checker<'_, MeshRoute>, rule: &RuleSpec, path: &str) {
+    let Some(via) = &rule.via else {
+        return;
+    };
+    let peers: Vec<_> = via
+        .iter()
+        .filter_map(|name| model.peer(&name.0.0))
+        .collect();
+    if peers.len() < via.len() || peers.is_empty() {
+        return;
+    }
+    let attests = |domain: Option<&str>| {
+        peers.iter().any(|peer| {
+            let mut attests = peer.spec.attests.iter();
+            match domain {
+                Some(domain) => attests.any(|attested| attested.0.as_str() == domain),
+                None => attests.next().is_some(),
+            }
+        })
+    };
+    let domains: Vec<String> = rule
+        .from
+        .iter()
+        .flatten()
+        .map(|id| id.0.trust_domain().to_string())
+        .collect();
+    let can = if domains.is_empty() {
+        attests(None)
+    } else {
+        domains.iter().any(|domain| attests(Some(domain)))
+    };
+    if !can {
+        let whose = if domains.is_empty() {
+            "any".to_owned()
+        } else {
+            domains.join(", ")
+        };
+        check.no_effect(
+            &format!("{path}.via"),
+            "we believe none of these peers about such callers",
+            &format!("write the trust domain ({whose}) into `attests` of the MeshPeer"),
+        );
+    }
+}
+
+fn can_match(check: &mut Checker<'_, MeshRoute>, ways: &[Way], rule: &RuleSpec, path: &str) {
+    let needs_identity = rule.from.is_some() || rule.via.is_some();
+    let needs_requests = rule.methods.is_some() || rule.paths.is_some();
+    let here: Vec<&Way> = ways
+        .iter()
+        .filter(|way| {
+            rule.listeners
+                .as_ref()
+                .is_none_or(|names| names.iter().any(|name| name.0.0 == way.listener))
+        })
+        .collect();
+    let is_possible = here
+        .iter()
+        .any(|way| (way.has_identity || !needs_identity) && (way.has_requests || !needs_requests));
+    if is_possible {
+        return;
+    }
+    let is_passthrough = check.document.inbound() == InboundSpec::Passthrough;
+    if here.is_empty() {
+        let (field, help) = if rule.listeners.is_some() {
+            (
+                ".listeners",
+                "a mesh listener needs `export`, and a one-route listener serves its route alone",
+            )
+        } else {
+            (
+                "",
+                "export it through a mesh listener, or add a workloads listener",
+            )
+        };
+        check.key(
+            Code::NoEffect,
+            &format!("{path}{field}"),
+            "this entry has no effect: no such listener leads to this route".to_owned(),
+            help,
+        );
+    } else if needs_identity && !here.iter().any(|way| way.has_identity) {
+        let field = if rule.from.is_some() { "from" } else { "via" };
+        let (why, help) = if is_passthrough {
+            (
+                "TLS is passed through, and who calls is inside it",
+                "write `sources` or `listeners` here, or `inbound: terminate` for the route",
+            )
+        } else {
+            (
+                "nobody's identity is known on a one-route listener",
+                "write `sources` or `listeners` here",
+            )
+        };
+        check.no_effect(&format!("{path}.{field}"), why, help);
+    } else {
+        let field = if rule.methods.is_some() {
+            "methods"
+        } else {
+            "paths"
+        };
+        check.no_effect(
+            &format!("{path}.{field}"),
+            "requests are not read on the way to this route",
+            "write `protocol: http`, or remove it",
+        );
+    }
+}
