@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, Version, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming};
 use hyper::service::service_fn;
@@ -383,6 +383,12 @@ async fn as_the_path_says(request: Request<Incoming>, state: &HttpState) -> Resp
             if let Some(trailer) = trailer {
                 response.headers_mut().insert("x-got-trailer", trailer);
             }
+            response
+        }
+        ["bytes", count] if request.method() == Method::HEAD => {
+            let mut response = Response::new(AnyBody::empty());
+            let headers = response.headers_mut();
+            headers.insert(header::CONTENT_LENGTH, count.parse().unwrap());
             response
         }
         ["bytes", count] => Response::new(AnyBody::of(pattern(count.parse().unwrap()))),
