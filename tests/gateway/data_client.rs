@@ -11,7 +11,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::data_services::{AnyBody, within};
+use crate::data_services::AnyBody;
+use crate::mesh::within;
 
 /// An answer, read to its end.
 #[derive(Debug, Clone)]

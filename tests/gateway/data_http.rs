@@ -7,41 +7,34 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::data_client::{Client, Wire, call, finish, get, raw, read_head};
-use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route};
+use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route};
 use crate::data_services::{
-    AnyBody, HttpService, Mode, Speaks, pattern, read_all, summary, within,
+    AnyBody, HttpService, Mode, Speaks, TcpService, pattern, read_all, summary,
 };
+use crate::mesh::{Cluster, within};
 
 const HTTP_404: u16 = 404;
 
 /// East has no service of its own, west has one.
-fn far(service: &HttpService, west: &[&str]) -> Pair {
+async fn far(service: &HttpService, west: &[&str]) -> Pair {
     let backend = format!("- {{ {} }}", endpoints(&[service.address()]));
     let west = [&["backends:", &*backend], west].concat();
     Pair::new(
         &http_route("hello", &["backends: [{ peer: west }]"]),
         &http_route("hello", &west),
     )
+    .await
 }
 
-fn near(service: &HttpService, more: &[&str]) -> Gateway {
+async fn near(service: &HttpService) -> Gateway {
     let backend = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
-    let spec = [
-        &[
-            "protocol: http",
-            "allow: [{ listeners: [apps] }]",
-            &*backend,
-        ],
-        more,
-    ]
-    .concat();
-    Gateway::alone(&crate::data_mesh::route("hello", &spec))
+    Gateway::alone(&near_route("hello", &[&backend])).await
 }
 
 #[tokio::test]
 async fn both_versions_pass_through_both_gateways_and_reach_the_service_as_they_began() {
     let service = HttpService::start("west");
-    let pair = far(&service, &[]);
+    let pair = far(&service, &[]).await;
     for (wire, version) in [(Wire::H1, Version::HTTP_11), (Wire::H2, Version::HTTP_2)] {
         let mut client = Client::connect(pair.east.apps(), &wire).await.unwrap();
         let answer = client.get(HELLO, "/a?b=c").await.unwrap();
@@ -53,7 +46,8 @@ async fn both_versions_pass_through_both_gateways_and_reach_the_service_as_they_
     // Between the gateways both were HTTP/2, on TLS 1.3 with the hybrid group.
     let line = pair
         .west
-        .log("a request's line", |line| line["kind"] == "request")
+        .process
+        .log(|line| line["kind"] == "request")
         .await;
     assert_eq!(line["http.version"], "HTTP/2");
     assert_eq!(line["src.identity"], "spiffe://east.example/zeugma/gateway");
@@ -69,7 +63,8 @@ async fn a_service_that_knows_only_http_1_gets_it_from_every_caller() {
     let pair = Pair::new(
         &http_route("hello", &["backends: [{ peer: west }]"]),
         &http_route("hello", &["backends:", &backend]),
-    );
+    )
+    .await;
     for wire in [Wire::H1, Wire::H2] {
         let mut client = Client::connect(pair.east.apps(), &wire).await.unwrap();
         let answer = client.post(HELLO, "/sum", pattern(1000)).await.unwrap();
@@ -85,7 +80,8 @@ async fn a_service_configured_for_http_2_gets_it_from_every_caller() {
     let pair = Pair::new(
         &http_route("hello", &["backends: [{ peer: west }]"]),
         &http_route("hello", &["backends:", &backend]),
-    );
+    )
+    .await;
     for wire in [Wire::H1, Wire::H2] {
         let mut client = Client::connect(pair.east.apps(), &wire).await.unwrap();
         let answer = client.post(HELLO, "/sum", pattern(1000)).await.unwrap();
@@ -97,7 +93,7 @@ async fn a_service_configured_for_http_2_gets_it_from_every_caller() {
 #[tokio::test]
 async fn bodies_of_any_length_arrive_whole_both_ways() {
     let service = HttpService::start("west");
-    let pair = far(&service, &[]);
+    let pair = far(&service, &[]).await;
     for wire in [Wire::H1, Wire::H2] {
         let mut client = Client::connect(pair.east.apps(), &wire).await.unwrap();
         for length in [0, 1, 64 * 1024, 5 << 20] {
@@ -131,7 +127,7 @@ async fn bodies_of_any_length_arrive_whole_both_ways() {
 #[tokio::test]
 async fn a_call_like_grpc_streams_both_ways_and_ends_with_trailers() {
     let service = HttpService::start("west");
-    let pair = far(&service, &[]);
+    let pair = far(&service, &[]).await;
     let mut client = Client::connect(pair.east.apps(), &Wire::H2).await.unwrap();
     let (frames, body) = AnyBody::channel();
     let head = client
@@ -166,7 +162,7 @@ async fn a_call_like_grpc_streams_both_ways_and_ends_with_trailers() {
 #[tokio::test]
 async fn trailers_of_requests_and_responses_are_passed_on() {
     let service = HttpService::start("west");
-    let pair = far(&service, &[]);
+    let pair = far(&service, &[]).await;
     for wire in [Wire::H1, Wire::H2] {
         let mut client = Client::connect(pair.east.apps(), &wire).await.unwrap();
         let head = client
@@ -194,7 +190,7 @@ async fn trailers_of_requests_and_responses_are_passed_on() {
 #[tokio::test]
 async fn answers_without_a_body_have_none() {
     let service = HttpService::start("west");
-    let pair = far(&service, &[]);
+    let pair = far(&service, &[]).await;
     for wire in [Wire::H1, Wire::H2] {
         let mut client = Client::connect(pair.east.apps(), &wire).await.unwrap();
         let head = client.head("HEAD", HELLO, "/bytes/1000");
@@ -215,7 +211,8 @@ async fn answers_without_a_body_have_none() {
     for line in ["HEAD", "GET"] {
         let line = pair
             .east
-            .log("its line", move |one| one["http.method"] == *line)
+            .process
+            .log(|one| one["http.method"] == *line)
             .await;
         assert_eq!(line["verdict"], "completed");
     }
@@ -224,7 +221,7 @@ async fn answers_without_a_body_have_none() {
 #[tokio::test]
 async fn a_caller_that_waits_for_100_is_told_to_continue() {
     let service = HttpService::start("near");
-    let gateway = near(&service, &[]);
+    let gateway = near(&service).await;
     let mut tcp = TcpStream::connect(gateway.apps()).await.unwrap();
     let head = format!(
         "POST /sum HTTP/1.1\r\nhost: {HELLO}\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\
@@ -243,7 +240,7 @@ async fn a_caller_that_waits_for_100_is_told_to_continue() {
 #[tokio::test]
 async fn headers_of_one_hop_stay_there() {
     let service = HttpService::start("west");
-    let pair = far(&service, &[]);
+    let pair = far(&service, &[]).await;
     let answer = raw(
         pair.east.apps(),
         &format!(
@@ -270,7 +267,7 @@ async fn headers_of_one_hop_stay_there() {
 #[tokio::test]
 async fn the_request_id_is_kept_or_made_and_the_same_in_both_logs() {
     let service = HttpService::start("west");
-    let pair = far(&service, &[]);
+    let pair = far(&service, &[]).await;
     let mut client = Client::connect(pair.east.apps(), &Wire::H1).await.unwrap();
     let head = client
         .head("GET", HELLO, "/")
@@ -294,7 +291,7 @@ async fn the_request_id_is_kept_or_made_and_the_same_in_both_logs() {
 #[tokio::test]
 async fn who_called_is_what_the_gateways_say_and_not_what_the_caller_claims() {
     let service = HttpService::start("west");
-    let pair = far(&service, &[]);
+    let pair = far(&service, &[]).await;
     let mut client = Client::connect(pair.east.apps(), &Wire::H1).await.unwrap();
     let head = client.head("GET", HELLO, "/");
     let head = head.header(
@@ -316,7 +313,7 @@ async fn who_called_is_what_the_gateways_say_and_not_what_the_caller_claims() {
 #[tokio::test]
 async fn a_websocket_passes_through_both_gateways_until_both_sides_have_ended_it() {
     let service = HttpService::start("west");
-    let pair = far(&service, &[]);
+    let pair = far(&service, &[]).await;
     let mut tcp = TcpStream::connect(pair.east.apps()).await.unwrap();
     let head = format!(
         "GET /switch HTTP/1.1\r\nhost: {HELLO}\r\nconnection: keep-alive, Upgrade\r\n\
@@ -357,7 +354,7 @@ async fn a_websocket_passes_through_both_gateways_until_both_sides_have_ended_it
 #[tokio::test]
 async fn an_upgrade_that_is_declined_is_an_ordinary_answer() {
     let service = HttpService::start("west");
-    let pair = far(&service, &[]);
+    let pair = far(&service, &[]).await;
     let answer = raw(
         pair.east.apps(),
         &format!(
@@ -373,7 +370,7 @@ async fn an_upgrade_that_is_declined_is_an_ordinary_answer() {
 #[tokio::test]
 async fn an_answer_that_comes_early_is_passed_on_while_the_body_is_still_sent() {
     let service = HttpService::start("west");
-    let pair = far(&service, &[]);
+    let pair = far(&service, &[]).await;
     for wire in [Wire::H1, Wire::H2] {
         let mut client = Client::connect(pair.east.apps(), &wire).await.unwrap();
         let (frames, body) = AnyBody::channel();
@@ -396,15 +393,10 @@ async fn an_answer_that_comes_early_is_passed_on_while_the_body_is_still_sent() 
 #[tokio::test]
 async fn a_body_that_goes_on_after_its_answer_is_not_cut_off_as_a_slow_head() {
     let service = HttpService::start("near");
-    let place = crate::data_mesh::Place::new(crate::data_mesh::Cluster {
-        spec: "  limits: { headerTimeout: 1s }\n",
-        ..crate::data_mesh::EAST
-    });
-    place.write_gateway("");
+    let mut east = Cluster::new("east");
+    east.set("limits", "{ headerTimeout: 1s }");
     let backend = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
-    let spec = ["protocol: http", "allow: [{ listeners: [apps] }]", &backend];
-    place.write("routes.yaml", &crate::data_mesh::route("hello", &spec));
-    let gateway = place.start();
+    let gateway = Gateway::of(east, &near_route("hello", &[&backend])).await;
     let mut client = Client::connect(gateway.apps(), &Wire::H1).await.unwrap();
     let (frames, body) = AnyBody::channel();
     let head = client.head("POST", HELLO, "/echo");
@@ -427,7 +419,7 @@ async fn a_body_that_goes_on_after_its_answer_is_not_cut_off_as_a_slow_head() {
 async fn a_caller_that_leaves_ends_its_request_at_the_service() {
     let service = HttpService::start("west");
     service.set(Mode::Hang);
-    let pair = far(&service, &[]);
+    let pair = far(&service, &[]).await;
     for (nth, wire) in [Wire::H1, Wire::H2].into_iter().enumerate() {
         let id = format!("left-{nth}");
         let mut client = Client::connect(pair.east.apps(), &wire).await.unwrap();
@@ -450,7 +442,7 @@ async fn a_caller_that_leaves_ends_its_request_at_the_service() {
 #[tokio::test]
 async fn a_service_that_closes_kept_connections_costs_no_request() {
     // Answers once on each connection and closes it only when the next request has come in.
-    let service = crate::data_services::TcpService::with(|mut tcp| async move {
+    let service = TcpService::with(|mut tcp| async move {
         if read_head(&mut tcp).await.is_err() {
             return;
         }
@@ -459,8 +451,7 @@ async fn a_service_that_closes_kept_connections_costs_no_request() {
         read_head(&mut tcp).await.ok();
     });
     let backend = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
-    let spec = ["protocol: http", "allow: [{ listeners: [apps] }]", &backend];
-    let gateway = Gateway::alone(&crate::data_mesh::route("hello", &spec));
+    let gateway = Gateway::alone(&near_route("hello", &[&backend])).await;
     for _ in 0..6 {
         let answer = get(gateway.apps(), HELLO, "/").await;
         assert_eq!((answer.status.as_u16(), &*answer.text()), (200, "ok"));
@@ -470,7 +461,7 @@ async fn a_service_that_closes_kept_connections_costs_no_request() {
 #[tokio::test]
 async fn requests_for_no_route_are_refused_by_name() {
     let service = HttpService::start("near");
-    let gateway = near(&service, &[]);
+    let gateway = near(&service).await;
     let answer = get(gateway.apps(), "other.demo.svc.clusterset.local", "/").await;
     assert_eq!(answer.status.as_u16(), HTTP_404);
     let answer = call(gateway.apps(), "CONNECT", HELLO, "*", Bytes::new()).await;

@@ -21,8 +21,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-/// How long anything that a test waits for may take.
-pub(crate) const WITHIN: Duration = Duration::from_secs(30);
+use crate::mesh::within;
 
 /// The thread that all services of this test binary run on.
 pub(crate) fn io() -> &'static Handle {
@@ -36,14 +35,6 @@ pub(crate) fn io() -> &'static Handle {
         std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
         handle
     })
-}
-
-/// Waits for what must come.
-pub(crate) async fn within<T>(what: &str, waiting: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(WITHIN, waiting).await {
-        Ok(done) => done,
-        Err(_elapsed) => panic!("not within {WITHIN:?}: {what}"),
-    }
 }
 
 /// A listening address that ends with what it accepted when it is stopped.

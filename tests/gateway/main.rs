@@ -1,16 +1,18 @@
-//! The gateway as its users see it: real processes, sockets and certificates.
-#![expect(clippy::unwrap_used, reason = "tests")]
-#![expect(clippy::panic, reason = "tests")]
+//! The gateway as its users meet it: real processes, real sockets, real certificates.
+//!
+//! `mesh` starts what a test needs; `security_*` hold the gateway against callers, endpoints and
+//! files that mean no good or make no sense; `data_*` carry traffic through it.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
 
 mod data_client;
 mod data_http;
 mod data_mesh;
 mod data_services;
-#[path = "../interop/pki.rs"]
-mod pki;
-#[path = "../support/process.rs"]
-mod process;
-
-mod support {
-    pub(crate) use crate::process;
-}
+mod mesh;
+mod security_smoke;

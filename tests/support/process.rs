@@ -64,11 +64,6 @@ impl Process {
         })
     }
 
-    /// Its process ID.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Waits for a line, printed before or after this call, that `find` makes something of.
     ///
     /// # Errors
