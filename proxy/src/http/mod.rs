@@ -29,6 +29,7 @@ use hyper::rt::Executor;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::snapshot::ServiceIx;
 use zeugma_core::verdict::Reason;
@@ -72,8 +73,43 @@ pub(crate) struct Context {
     pub(crate) caller: Caller,
     pub(crate) tls: Option<TlsFacts>,
     pub(crate) version: Version,
+    /// Requests whose answer is not at its end.
     in_flight: Cell<usize>,
+    settled: Notify,
     requests: Cell<u64>,
+}
+
+impl Context {
+    /// Waits until no request is in flight.
+    ///
+    /// # Cancel safety
+    /// Safe: the count is state, not a message.
+    async fn settled(&self) {
+        while self.in_flight.get() > 0 {
+            self.settled.notified().await;
+        }
+    }
+}
+
+/// One request of a connection, from its head to the end of its answer.
+#[derive(Debug)]
+struct Busy(Rc<Context>);
+
+impl Busy {
+    fn new(context: &Rc<Context>) -> Self {
+        context.in_flight.set(context.in_flight.get() + 1);
+        Self(Rc::clone(context))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0
+            .in_flight
+            .set(self.0.in_flight.get().saturating_sub(1));
+        // One waiter at most; told before it waits, it is told all the same.
+        self.0.settled.notify_one();
+    }
 }
 
 /// A service by what stays the same when the configuration changes.
@@ -130,6 +166,7 @@ pub(crate) async fn serve(
         tls: visit.tls.clone(),
         version,
         in_flight: Cell::new(0),
+        settled: Notify::new(),
         requests: Cell::new(0),
     });
     let moved = Arc::new(Moved::default());
@@ -138,7 +175,12 @@ pub(crate) async fn serve(
         moved: Arc::clone(&moved),
     });
     let ended = match version {
-        Version::H1 => Box::pin(serve_h1(&context, &moved, io)).await,
+        Version::H1 => {
+            let ended = Box::pin(serve_h1(&context, &moved, io)).await;
+            // What was upgraded goes on, and is a part of this connection.
+            context.settled().await;
+            ended
+        }
         Version::H2 => Box::pin(serve_h2(&context, &moved, io)).await,
     };
     visit.moved = (
@@ -175,7 +217,9 @@ async fn serve_h1(context: &Rc<Context>, moved: &Arc<Moved>, io: TokioIo<Counted
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
-        .half_close(true)
+        // A caller that ends its direction has left, as other gateways see it too: what it asked
+        // for is given up at the endpoint.
+        .half_close(false)
         .max_buf_size(limits.header_bytes.max(HEAD_BYTES_MIN))
         .serve_connection(
             io,
@@ -230,13 +274,8 @@ async fn answer(
     context: Rc<Context>,
     request: Request<Incoming>,
 ) -> Result<Response<Outgoing>, Infallible> {
-    context.in_flight.set(context.in_flight.get() + 1);
     context.requests.set(context.requests.get() + 1);
-    let response = Box::pin(exchange::exchange(&context, request)).await;
-    context
-        .in_flight
-        .set(context.in_flight.get().saturating_sub(1));
-    Ok(response)
+    Ok(Box::pin(exchange::exchange(&context, request)).await)
 }
 
 /// Looks after a connection: slow heads, idleness, draining.

@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use zeugma_core::verdict::Reason;
 
-use super::Context;
 use super::body::Source;
+use super::{Busy, Context};
 use crate::account::Closed;
 
 /// A request's record under construction; accounted exactly once, at the latest when dropped.
 #[derive(Debug)]
 pub(crate) struct Record {
-    context: Rc<Context>,
+    of: Busy,
     closed: Option<Box<Closed>>,
     source: Option<Source>,
     began: Instant,
@@ -21,7 +21,7 @@ pub(crate) struct Record {
 impl Record {
     pub(crate) fn new(context: &Rc<Context>, closed: Closed) -> Self {
         Self {
-            context: Rc::clone(context),
+            of: Busy::new(context),
             closed: Some(Box::new(closed)),
             source: None,
             began: Instant::now(),
@@ -62,7 +62,7 @@ impl Record {
         if let Some(source) = &self.source {
             closed.bytes_received = source.received();
         }
-        self.context.worker.shared.account(&closed);
+        self.of.0.worker.shared.account(&closed);
     }
 }
 
