@@ -58,6 +58,8 @@ pub(crate) struct Visit {
     /// Bytes to the caller, and from it.
     pub(crate) moved: (u64, u64),
     began: Instant,
+    /// Counts the connection as open; shared with what outlives it, such as an upgrade.
+    pub(crate) open: Rc<Open>,
 }
 
 /// What the SNI of a terminated connection named.
@@ -78,10 +80,9 @@ pub(crate) async fn serve(
 ) {
     upstream::tune(&tcp);
     let published = worker.shared.published.load_full();
-    let mut visit = Visit::new(worker, published, source, listener);
+    let mut visit = Visit::new(worker, published, source, listener, open);
     let reason = carry(&mut visit, tcp).await;
     visit.account(reason);
-    drop(open);
 }
 
 /// The table of `ARCHITECTURE.md` as one function: every way through returns why it ended.
@@ -125,7 +126,7 @@ async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Reason {
             let stream = Stream::Plain(stream);
             Box::pin(http::serve(visit, None, None, first.version(), stream)).await
         }
-        (Routed::Refuse(reason), _) => refuse(stream.into_tcp(), reason).await,
+        (Routed::Refuse(reason), _) => refuse(visit, stream.into_tcp(), reason).await,
         (Routed::Terminate(_) | Routed::TerminateAnyPort(_), _) => Reason::Internal,
     }
 }
@@ -150,13 +151,15 @@ async fn passthrough(
     stream: Prefixed,
 ) -> Reason {
     let (tcp, hello) = stream.into_parts();
-    let target = visit.enter_service(service);
+    let published = Arc::clone(&visit.published);
+    let target = published.snapshot.service(service);
+    visit.enter_service(target);
     if let Err(reason) = visit.authorize(listener, service, Evidence::Network) {
-        say_and_close(tcp, &Alert::AccessDenied.record()).await;
+        visit.alert(tcp, Alert::AccessDenied).await;
         return reason;
     }
-    let Some(cluster) = destination(listener.role, &target) else {
-        say_and_close(tcp, &Alert::InternalError.record()).await;
+    let Some(cluster) = destination(listener.role, target) else {
+        visit.alert(tcp, Alert::InternalError).await;
         return Reason::NoLocalEndpoint;
     };
     match connect_by_hello(visit, cluster, &hello).await {
@@ -172,7 +175,7 @@ async fn passthrough(
         }
         Err(unreached) => {
             visit.detail = unreached.last;
-            say_and_close(tcp, &Alert::InternalError.record()).await;
+            visit.alert(tcp, Alert::InternalError).await;
             unreached.reason
         }
     }
@@ -187,11 +190,13 @@ async fn terminate(
     stream: Prefixed,
 ) -> Reason {
     let service = sni.service;
-    let target = visit.enter_service(service);
+    let published = Arc::clone(&visit.published);
+    let target = published.snapshot.service(service);
+    visit.enter_service(target);
     let shared = Arc::clone(&visit.worker.shared);
     let is_tcp = target.protocol == Protocol::Tcp;
-    if is_tcp && !visit.has_somewhere(listener.role, &target) {
-        say_and_close(stream.into_tcp(), &Alert::InternalError.record()).await;
+    if is_tcp && !visit.has_somewhere(listener.role, target) {
+        visit.alert(stream.into_tcp(), Alert::InternalError).await;
         return Reason::NoLocalEndpoint;
     }
     let offered = |protocol: &[u8]| hello.alpn.iter().any(|offer| offer == protocol);
@@ -251,14 +256,16 @@ async fn plain(
     version: http::Version,
     stream: Prefixed,
 ) -> Reason {
-    let target = visit.enter_service(service);
+    let published = Arc::clone(&visit.published);
+    let target = published.snapshot.service(service);
+    visit.enter_service(target);
     if target.protocol == Protocol::Http {
         return http::serve(visit, None, None, version, Stream::Plain(stream)).await;
     }
     if let Err(reason) = visit.authorize(listener, service, Evidence::Network) {
         return reason;
     }
-    carry_tcp(visit, listener, &target, Stream::Plain(stream), None).await
+    carry_tcp(visit, listener, target, Stream::Plain(stream), None).await
 }
 
 /// Carries the bytes of a TCP service whose caller is verified.
@@ -291,12 +298,14 @@ async fn tcp_session(
     if let Err(reason) = visit.authorize(listener, service, evidence) {
         return reason;
     }
-    let target = visit.enter_service(service);
+    let published = Arc::clone(&visit.published);
+    let target = published.snapshot.service(service);
+    visit.enter_service(target);
     let handed_on = match evidence {
         Evidence::Asserted { id, .. } => id.clone(),
         Evidence::Verified(_) | Evidence::Network => caller.clone(),
     };
-    carry_tcp(visit, listener, &target, stream, Some(&handed_on)).await
+    carry_tcp(visit, listener, target, stream, Some(&handed_on)).await
 }
 
 /// Plans, connects and relays the bytes of a TCP service.
@@ -436,13 +445,13 @@ pub(crate) const fn destination(role: Role, service: &Service) -> Option<Cluster
 }
 
 /// Refuses what was understood: by an alert, or in words to those who speak HTTP.
-async fn refuse(tcp: TcpStream, reason: Reason) -> Reason {
+async fn refuse(visit: &mut Visit, tcp: TcpStream, reason: Reason) -> Reason {
     const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\n\
         content-length: 42\r\nconnection: close\r\n\r\nthis port speaks TLS with SPIFFE SVIDs only";
     if reason == Reason::NotTls {
         say_and_close(tcp, NOT_TLS).await;
     } else {
-        say_and_close(tcp, &Alert::UnrecognizedName.record()).await;
+        visit.alert(tcp, Alert::UnrecognizedName).await;
     }
     reason
 }
@@ -451,9 +460,9 @@ async fn refuse(tcp: TcpStream, reason: Reason) -> Reason {
 async fn refuse_bytes(visit: &mut Visit, tcp: TcpStream, error: PeekError) -> Reason {
     visit.detail = Some(error.detail);
     if error.reason == Reason::HelloTooLarge {
-        say_and_close(tcp, &Alert::IllegalParameter.record()).await;
+        visit.alert(tcp, Alert::IllegalParameter).await;
     } else if error.reason == Reason::HelloMalformed {
-        say_and_close(tcp, &Alert::DecodeError.record()).await;
+        visit.alert(tcp, Alert::DecodeError).await;
     }
     error.reason
 }
@@ -464,6 +473,7 @@ impl Visit {
         published: Arc<Published>,
         source: SocketAddr,
         listener: Arc<str>,
+        open: Open,
     ) -> Self {
         Self {
             worker,
@@ -478,6 +488,7 @@ impl Visit {
             rule: None,
             moved: (0, 0),
             began: Instant::now(),
+            open: Rc::new(open),
         }
     }
 
@@ -506,11 +517,15 @@ impl Visit {
         Ok(first)
     }
 
+    /// Sends a fatal alert before or instead of a handshake, and closes.
+    async fn alert(&mut self, tcp: TcpStream, alert: Alert) {
+        self.tls.get_or_insert_default().alert = Some(alert.name());
+        say_and_close(tcp, &alert.record()).await;
+    }
+
     /// Notes what is asked for.
-    fn enter_service(&mut self, ix: ServiceIx) -> Service {
-        let service = self.published.snapshot.service(ix).clone();
+    fn enter_service(&mut self, service: &Service) {
         self.service = Some(Arc::clone(&service.name));
-        service
     }
 
     /// Notes where the connection is taken.
@@ -558,7 +573,14 @@ impl Visit {
         };
         let (verdict, rule) = match authorize(&snapshot, service, &asking) {
             Verdict::Allow { rule } => (Ok(()), Some(rule)),
-            Verdict::Deny { reason, rule, .. } => (Err(reason), rule),
+            Verdict::Deny {
+                reason,
+                rule,
+                nearest,
+            } => {
+                self.detail = explain_denial(snapshot.service(service), nearest);
+                (Err(reason), rule)
+            }
         };
         let policy = &snapshot.service(service).policy;
         let rules = if verdict.is_ok() {
@@ -680,6 +702,14 @@ impl Visit {
             duration: self.began.elapsed(),
         });
     }
+}
+
+/// Which allow rule came nearest to letting a caller in.
+pub(crate) fn explain_denial(service: &Service, nearest: Option<usize>) -> Option<String> {
+    let position = service.policy.allow.get(nearest?)?.position.as_ref()?;
+    Some(format!(
+        "the allow rule at {position} is the nearest to a match"
+    ))
 }
 
 /// Describes the endpoint that an attempt reached.

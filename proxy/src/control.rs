@@ -28,7 +28,7 @@ use crate::admin::{self, BindError, Interfaces};
 use crate::listener::WorkerHandle;
 use crate::metrics::Metrics;
 use crate::probe::probe;
-use crate::resolve::{Names, Resolver};
+use crate::resolve::{self, Names};
 use crate::runtime::{OBSERVATIONS_MAX, Phase, Published, SOCKETS_MAX, Shared, work};
 use crate::tls::{Credentials, CredentialsError};
 
@@ -164,18 +164,36 @@ async fn control(
     let mut accepting = Accepting::new(Arc::clone(&shared), handles);
     let bound = accepting.bind_new(&snapshot)?;
     accepting.commit(&snapshot, bound);
+    count_panics(&shared);
+    let (snapshots, snapshot_read) = watch::channel(Arc::clone(&snapshot));
+    let (reloads, reloaded) = mpsc::channel(1);
+    // Beside the control loop: neither a slow file system nor a slow name server holds it up.
+    let mut beside = JoinSet::new();
+    beside.spawn_local(resolve::run(Arc::clone(&shared), snapshot_read));
+    beside.spawn_local(files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?));
     let mut control = Control {
         shared,
         fleet,
         probes: JoinSet::new(),
         accepting,
-        snapshots: watch::channel(snapshot).0,
+        snapshots,
+        phase,
+        workers: threads,
     };
     control.tell_targets();
     control.tell_credentials();
-    control.serve(interfaces, observed, files).await?;
-    control.drain(phase, threads).await;
-    Ok(())
+    control.serve(interfaces, observed, reloaded).await
+}
+
+/// Counts every panic of the process: what panics is a connection or a request, and ends alone.
+fn count_panics(shared: &Arc<Shared>) {
+    let counted = Arc::clone(shared);
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        counted.metrics.panicked();
+        tracing::error!(%panic, "a connection is ended by a defect of the gateway; please report it");
+        before(panic);
+    }));
 }
 
 fn start_workers(
@@ -212,35 +230,43 @@ struct Control {
     fleet: Fleet,
     probes: JoinSet<(EndpointKey, bool)>,
     accepting: Accepting,
-    /// Told to whoever follows what is configured.
+    /// Told of every snapshot, for what runs beside the control loop.
     snapshots: watch::Sender<Arc<Snapshot>>,
+    phase: watch::Sender<Phase>,
+    workers: Vec<std::thread::JoinHandle<()>>,
+}
+
+/// How far a gateway is on its way out.
+///
+/// ```text
+/// Serving --signal--> Leaving --delay or signal--> Draining --all ended or deadline--> (end)
+/// ```
+enum Stage {
+    Serving,
+    /// Not ready, still accepting.
+    Leaving {
+        until: Instant,
+    },
+    /// No new work.
+    Draining {
+        deadline: Instant,
+        ended: tokio::task::JoinHandle<()>,
+    },
 }
 
 impl Control {
-    /// Serves until a signal asks it to stop.
+    /// Serves until a signal asks it to stop and what is open has ended.
     async fn serve(
         &mut self,
         interfaces: Interfaces,
         mut observed: mpsc::Receiver<Observation>,
-        files: Files,
+        mut reloaded: mpsc::Receiver<Reloaded>,
     ) -> Result<(), GatewayError> {
         let mut terminate = listen(SignalKind::terminate())?;
         let mut interrupt = listen(SignalKind::interrupt())?;
-        let hangup = listen(SignalKind::hangup())?;
-        let (reload, mut reloads) = mpsc::channel(1);
         let mut batch = Vec::with_capacity(OBSERVATIONS_BATCH);
-        let mut told = JoinSet::new();
-        told.spawn_local(admin::serve(interfaces, Arc::clone(&self.shared)));
-        // Tasks of their own: under load the loop below turns at once, again and again, and what
-        // it waits for anew each time would never come to its end.
-        told.spawn_local(follow_files(
-            files,
-            hangup,
-            Arc::clone(&self.shared),
-            reload,
-        ));
-        let snapshots = self.snapshots.subscribe();
-        told.spawn_local(follow_names(snapshots, Arc::clone(&self.shared)));
+        let mut beside = JoinSet::new();
+        beside.spawn_local(admin::serve(interfaces, Arc::clone(&self.shared)));
         self.shared.ready.store(true, Ordering::Release);
         tracing::info!(
             name = %self.shared.settings.name,
@@ -248,61 +274,91 @@ impl Control {
             listeners = %self.accepting,
             "gateway ready"
         );
-        let delay = loop {
+        let mut stage = Stage::Serving;
+        loop {
             self.start_probes();
             let wake = self.wake();
-            // Every arm is cancel-safe by its own documentation.
-            tokio::select! {
+            // Every arm is cancel-safe: channels, signals, and sleeps until a fixed moment.
+            let signalled = tokio::select! {
                 n = observed.recv_many(&mut batch, OBSERVATIONS_BATCH) => {
                     self.observe(&batch, n);
                     batch.clear();
+                    None
                 }
                 Some(answer) = self.probes.join_next() => {
-                    if let Ok((key, good)) = answer {
-                        self.fleet.probed(&key, good, self.shared.now());
-                        self.publish_shares();
-                    }
+                    self.probed(answer);
+                    None
                 }
-                () = wake => self.publish_shares(),
-                Some(reloaded) = reloads.recv() => self.apply(reloaded),
-                _ = terminate.recv() => break self.shared.settings.drain.delay,
-                _ = interrupt.recv() => break Duration::ZERO,
+                () = wake => {
+                    self.publish_shares();
+                    None
+                }
+                Some(reloaded) = reloaded.recv() => {
+                    self.apply(reloaded, &stage);
+                    None
+                }
+                () = stage.over() => match &stage {
+                    Stage::Serving => None,
+                    Stage::Leaving { .. } => Some(Duration::ZERO),
+                    Stage::Draining { .. } => break,
+                },
+                _ = terminate.recv() => Some(self.shared.settings.drain.delay),
+                _ = interrupt.recv() => Some(Duration::ZERO),
+            };
+            if let Some(delay) = signalled {
+                stage = self.leave(stage, delay);
             }
-        };
-        self.shared.ready.store(false, Ordering::Release);
-        tracing::info!(?delay, "draining: not ready, still accepting");
-        // A second signal shortens the delay.
-        tokio::select! {
-            () = tokio::time::sleep(delay) => {}
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
         }
+        self.shared.log.flush();
+        tracing::info!("drained");
         Ok(())
     }
 
-    /// Ends accepting and waits for what is open, until the deadline.
-    async fn drain(self, phase: watch::Sender<Phase>, threads: Vec<std::thread::JoinHandle<()>>) {
+    /// The next stage on the way out; a second signal shortens the delay.
+    fn leave(&mut self, stage: Stage, delay: Duration) -> Stage {
+        match stage {
+            Stage::Serving if !delay.is_zero() => {
+                self.shared.ready.store(false, Ordering::Release);
+                tracing::info!(?delay, "draining: not ready, still accepting");
+                Stage::Leaving {
+                    until: Instant::now() + delay,
+                }
+            }
+            Stage::Serving | Stage::Leaving { .. } => self.drain(),
+            Stage::Draining { .. } => stage,
+        }
+    }
+
+    /// Ends accepting; what is open has until the deadline.
+    fn drain(&mut self) -> Stage {
+        self.shared.ready.store(false, Ordering::Release);
         let timeout = self.shared.settings.drain.timeout;
-        let deadline = tokio::time::Instant::now() + timeout;
+        let deadline = Instant::now() + timeout;
         let open = self.shared.open.load(Ordering::Relaxed);
         tracing::info!(open, ?timeout, "draining: no new connections");
         self.accepting.stop();
-        phase.send_replace(Phase::Draining { deadline });
-        let joined = tokio::task::spawn_blocking(move || {
-            for thread in threads {
-                if thread.join().is_err() {
+        self.phase.send_replace(Phase::Draining {
+            deadline: deadline.into(),
+        });
+        let workers = std::mem::take(&mut self.workers);
+        let ended = tokio::task::spawn_blocking(move || {
+            for worker in workers {
+                if worker.join().is_err() {
                     tracing::error!("a worker panicked");
                 }
             }
         });
-        if tokio::time::timeout_at(deadline + GRACE, joined)
-            .await
-            .is_err()
-        {
-            tracing::warn!("workers did not end by the drain deadline");
+        Stage::Draining {
+            deadline: deadline + GRACE,
+            ended,
         }
-        self.shared.log.flush();
-        tracing::info!("drained");
+    }
+
+    fn probed(&mut self, answer: Result<(EndpointKey, bool), tokio::task::JoinError>) {
+        if let Ok((key, good)) = answer {
+            self.fleet.probed(&key, good, self.shared.now());
+            self.publish_shares();
+        }
     }
 
     async fn wait_until(shared: &Shared, at: Time) {
@@ -363,7 +419,7 @@ impl Control {
         self.tell_targets();
     }
 
-    fn apply(&mut self, reloaded: Reloaded) {
+    fn apply(&mut self, reloaded: Reloaded, stage: &Stage) {
         if let Some(credentials) = reloaded.credentials {
             self.shared.credentials.store(Arc::new(credentials));
             self.tell_credentials();
@@ -371,6 +427,9 @@ impl Control {
         let Some((snapshot, resources)) = reloaded.config else {
             return;
         };
+        if matches!(stage, Stage::Draining { .. }) {
+            return;
+        }
         let bound = match self.accepting.bind_new(&snapshot) {
             Ok(bound) => bound,
             Err(error) => {
@@ -424,48 +483,6 @@ impl Control {
     }
 }
 
-/// Loads files anew when they change or a signal asks for it; one load is applied before the next.
-async fn follow_files(
-    mut files: Files,
-    mut hangup: Signal,
-    shared: Arc<Shared>,
-    reload: mpsc::Sender<Reloaded>,
-) {
-    loop {
-        // A load that the signal abandons is made again by its own.
-        let reloaded = tokio::select! {
-            reloaded = files.changed(&shared) => reloaded,
-            _ = hangup.recv() => files.reload(&shared).await,
-        };
-        // There is room again once it was taken, and what is taken is applied at once.
-        if reload.send(reloaded).await.is_err() || reload.reserve().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Keeps the addresses of the names that are configured.
-async fn follow_names(mut snapshots: watch::Receiver<Arc<Snapshot>>, shared: Arc<Shared>) {
-    let mut resolver = Resolver::new();
-    resolver.reconcile(&snapshots.borrow_and_update());
-    loop {
-        // A question that a new configuration abandons is asked again.
-        tokio::select! {
-            names = resolver.next() => {
-                if let Some(names) = names {
-                    shared.names.store(Arc::new(names));
-                }
-            }
-            changed = snapshots.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-                resolver.reconcile(&snapshots.borrow_and_update());
-            }
-        }
-    }
-}
-
 fn tell_event(event: &FleetEvent) {
     match event {
         FleetEvent::Ejected { key, cause, lasts } => {
@@ -496,6 +513,27 @@ fn tell_event(event: &FleetEvent) {
             tracing::info!(%cluster, shares = shares.join(", "), too_few, "traffic moved");
         }
         other => tracing::info!(event = ?other, "health"),
+    }
+}
+
+impl Stage {
+    /// Waits until this stage is over by time, or all that it waits for has ended.
+    ///
+    /// # Cancel safety
+    /// Safe: a fixed moment, or a task that is not dropped.
+    async fn over(&mut self) {
+        match self {
+            Self::Serving => std::future::pending().await,
+            Self::Leaving { until } => tokio::time::sleep_until((*until).into()).await,
+            Self::Draining { deadline, ended } => {
+                if tokio::time::timeout_at((*deadline).into(), ended)
+                    .await
+                    .is_err()
+                {
+                    tracing::warn!("workers did not end by the drain deadline");
+                }
+            }
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use arc_swap::ArcSwap;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, LocalSet};
+use tokio_util::task::TaskTracker;
 use zeugma_core::fleet::Observation;
 use zeugma_core::retry::RetryBudget;
 use zeugma_core::shares::{ClusterShares, Shares};
@@ -134,6 +135,8 @@ type MirrorKey = (Arc<str>, Arc<str>);
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
+    /// What outlives the connection that began it: upgraded connections, mirrored requests.
+    pub(crate) tasks: TaskTracker,
     in_flight: RefCell<HashMap<EndpointKey, Rc<Cell<u32>>>>,
     budgets: RefCell<HashMap<Arc<str>, RetryBudget>>,
     mirrors: RefCell<HashMap<MirrorKey, Rc<Cell<usize>>>>,
@@ -145,6 +148,7 @@ impl Worker {
         Self {
             shared,
             pool: Pool::default(),
+            tasks: TaskTracker::new(),
             in_flight: RefCell::default(),
             budgets: RefCell::default(),
             mirrors: RefCell::default(),
@@ -273,7 +277,7 @@ pub(crate) fn work(
                     Some(accepted) => start(&worker, accepted, &mut open),
                     None => break,
                 },
-                Some(ended) = open.join_next() => note_panic(&shared, ended),
+                Some(_ended) = open.join_next() => {}
                 _ = housekeeping.tick() => {
                     worker.forget_unused();
                     worker.pool.evict_idle();
@@ -282,9 +286,9 @@ pub(crate) fn work(
         }
         let deadline = shared.draining().await;
         let finish = async {
-            while let Some(ended) = open.join_next().await {
-                note_panic(&shared, ended);
-            }
+            while open.join_next().await.is_some() {}
+            worker.tasks.close();
+            worker.tasks.wait().await;
         };
         if tokio::time::timeout_at(deadline, finish).await.is_err() {
             tracing::warn!(
@@ -317,11 +321,5 @@ fn start(worker: &Rc<Worker>, accepted: Accepted, open: &mut JoinSet<()>) {
             ));
         }
         Err(error) => tracing::error!(%error, "an accepted connection cannot be registered"),
-    }
-}
-
-fn note_panic(shared: &Shared, ended: Result<(), tokio::task::JoinError>) {
-    if ended.is_err_and(|error| error.is_panic()) {
-        shared.metrics.panicked();
     }
 }

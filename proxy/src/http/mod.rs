@@ -29,13 +29,13 @@ use hyper::rt::Executor;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::snapshot::ServiceIx;
 use zeugma_core::verdict::Reason;
 
 use crate::account::{Caller, TlsFacts};
 use crate::connection::{SniTarget, Visit};
+use crate::listener::Open;
 use crate::runtime::Worker;
 use crate::transport::Stream;
 
@@ -43,6 +43,8 @@ use self::body::Outgoing;
 
 /// A connection without a request is asked to end after this long.
 const KEEP_ALIVE: Duration = Duration::from_secs(600);
+/// What a connection that is asked to end gets to do so.
+const LEAVE: Duration = Duration::from_secs(5);
 /// How often a connection is looked at.
 const WATCH: Duration = Duration::from_secs(1);
 /// HTTP/2 receive windows: for one stream and for a connection.
@@ -73,43 +75,10 @@ pub(crate) struct Context {
     pub(crate) caller: Caller,
     pub(crate) tls: Option<TlsFacts>,
     pub(crate) version: Version,
-    /// Requests whose answer is not at its end.
+    /// Counts the connection as open, upgraded ones too.
+    _open: Rc<Open>,
     in_flight: Cell<usize>,
-    settled: Notify,
     requests: Cell<u64>,
-}
-
-impl Context {
-    /// Waits until no request is in flight.
-    ///
-    /// # Cancel safety
-    /// Safe: the count is state, not a message.
-    async fn settled(&self) {
-        while self.in_flight.get() > 0 {
-            self.settled.notified().await;
-        }
-    }
-}
-
-/// One request of a connection, from its head to the end of its answer.
-#[derive(Debug)]
-struct Busy(Rc<Context>);
-
-impl Busy {
-    fn new(context: &Rc<Context>) -> Self {
-        context.in_flight.set(context.in_flight.get() + 1);
-        Self(Rc::clone(context))
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0
-            .in_flight
-            .set(self.0.in_flight.get().saturating_sub(1));
-        // One waiter at most; told before it waits, it is told all the same.
-        self.0.settled.notify_one();
-    }
 }
 
 /// A service by what stays the same when the configuration changes.
@@ -165,8 +134,8 @@ pub(crate) async fn serve(
         caller: visit.caller.clone(),
         tls: visit.tls.clone(),
         version,
+        _open: Rc::clone(&visit.open),
         in_flight: Cell::new(0),
-        settled: Notify::new(),
         requests: Cell::new(0),
     });
     let moved = Arc::new(Moved::default());
@@ -175,12 +144,7 @@ pub(crate) async fn serve(
         moved: Arc::clone(&moved),
     });
     let ended = match version {
-        Version::H1 => {
-            let ended = Box::pin(serve_h1(&context, &moved, io)).await;
-            // What was upgraded goes on, and is a part of this connection.
-            context.settled().await;
-            ended
-        }
+        Version::H1 => Box::pin(serve_h1(&context, &moved, io)).await,
         Version::H2 => Box::pin(serve_h2(&context, &moved, io)).await,
     };
     visit.moved = (
@@ -217,9 +181,6 @@ async fn serve_h1(context: &Rc<Context>, moved: &Arc<Moved>, io: TokioIo<Counted
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
-        // A caller that ends its direction has left, as other gateways see it too: what it asked
-        // for is given up at the endpoint.
-        .half_close(false)
         .max_buf_size(limits.header_bytes.max(HEAD_BYTES_MIN))
         .serve_connection(
             io,
@@ -274,7 +235,6 @@ async fn answer(
     context: Rc<Context>,
     request: Request<Incoming>,
 ) -> Result<Response<Outgoing>, Infallible> {
-    context.requests.set(context.requests.get() + 1);
     Ok(Box::pin(exchange::exchange(&context, request)).await)
 }
 
@@ -286,7 +246,7 @@ struct Watch {
     read_then: u64,
     quiet_since: Instant,
     head_since: Option<Instant>,
-    leaving: Option<tokio::time::Instant>,
+    leaving: Option<(tokio::time::Instant, Ended)>,
 }
 
 enum Look {
@@ -316,20 +276,18 @@ impl Watch {
     async fn next(&mut self) -> Look {
         let shared = Arc::clone(&self.context.worker.shared);
         let wait = tokio::time::sleep(WATCH);
-        match self.leaving {
-            Some(deadline) => {
-                tokio::time::sleep_until(deadline).await;
-                return Look::End(Ended::Drained);
-            }
-            None => tokio::select! {
-                () = wait => {}
-                deadline = shared.draining() => {
-                    self.leaving = Some(deadline);
-                    return Look::Leave;
-                }
-            },
+        if let Some((deadline, _)) = &self.leaving {
+            tokio::time::sleep_until(*deadline).await;
+            let why = self.leaving.take().map_or(Ended::Drained, |(_, why)| why);
+            return Look::End(why);
         }
-        self.look()
+        tokio::select! {
+            () = wait => self.look(),
+            deadline = shared.draining() => {
+                self.leaving = Some((deadline, Ended::Drained));
+                Look::Leave
+            }
+        }
     }
 
     fn look(&mut self) -> Look {
@@ -351,7 +309,8 @@ impl Watch {
             return Look::Fine;
         }
         if self.quiet_since.elapsed() > KEEP_ALIVE {
-            return Look::End(Ended::Idle);
+            self.leaving = Some((tokio::time::Instant::now() + LEAVE, Ended::Idle));
+            return Look::Leave;
         }
         Look::Fine
     }

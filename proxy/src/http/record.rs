@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use zeugma_core::verdict::Reason;
 
+use super::Context;
 use super::body::Source;
-use super::{Busy, Context};
 use crate::account::Closed;
 
 /// A request's record under construction; accounted exactly once, at the latest when dropped.
 #[derive(Debug)]
 pub(crate) struct Record {
-    of: Busy,
+    context: Rc<Context>,
     closed: Option<Box<Closed>>,
     source: Option<Source>,
     began: Instant,
@@ -20,8 +20,10 @@ pub(crate) struct Record {
 
 impl Record {
     pub(crate) fn new(context: &Rc<Context>, closed: Closed) -> Self {
+        context.in_flight.set(context.in_flight.get() + 1);
+        context.requests.set(context.requests.get() + 1);
         Self {
-            of: Busy::new(context),
+            context: Rc::clone(context),
             closed: Some(Box::new(closed)),
             source: None,
             began: Instant::now(),
@@ -62,12 +64,14 @@ impl Record {
         if let Some(source) = &self.source {
             closed.bytes_received = source.received();
         }
-        self.of.0.worker.shared.account(&closed);
+        self.context.worker.shared.account(&closed);
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
+        let in_flight = &self.context.in_flight;
+        in_flight.set(in_flight.get().saturating_sub(1));
         if let Some(closed) = &mut self.closed {
             if closed.reason == Reason::Completed {
                 closed.reason = Reason::DownstreamClosed;

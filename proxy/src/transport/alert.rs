@@ -39,6 +39,17 @@ impl Alert {
         }
     }
 
+    /// The name in RFC 8446 §6.2.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::IllegalParameter => "illegal_parameter",
+            Self::AccessDenied => "access_denied",
+            Self::DecodeError => "decode_error",
+            Self::InternalError => "internal_error",
+            Self::UnrecognizedName => "unrecognized_name",
+        }
+    }
+
     /// The fatal alert as a plaintext record.
     pub(crate) const fn record(self) -> [u8; 7] {
         [21, 3, 3, 0, 2, 2, self.description()]
