@@ -76,7 +76,7 @@ pub(super) async fn play(site: &mut Site) -> Result<Report, ScenarioError> {
     site.narrator.tell("the client stops");
     let run = site.finish(client, &[&a, &b, &c, &west]).await?;
 
-    let mut figures = common_figures(&run, &pair.east).await;
+    let mut figures = common_figures(&run, &pair.east, Duration::ZERO).await;
     figures.push(figure_of(&run, &marks));
     let mut claims = claims_of(&run, &marks);
     claims.extend(common_claims(&run, site.conditions.rate));
