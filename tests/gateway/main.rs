@@ -11,7 +11,9 @@
 )]
 
 mod data_client;
+mod data_failover;
 mod data_http;
+mod data_load;
 mod data_mesh;
 mod data_services;
 mod mesh;
