@@ -7,9 +7,7 @@ use serde_json::json;
 
 use crate::data_client::{Client, Wire, call};
 use crate::data_load::{Calls, Load};
-use crate::data_mesh::{
-    Gateway, HELLO, Pair, endpoints, http_route, levels, near_route, statuses,
-};
+use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, levels, near_route, statuses};
 use crate::data_services::{HttpService, Mode, Refusing};
 use crate::mesh::Cluster;
 
@@ -69,9 +67,15 @@ async fn after_a_reset_get_is_tried_again_and_post_is_not() {
         let answer = call(gateway.apps(), "POST", HELLO, "/", Bytes::from("x")).await;
         statuses.push(answer.status.as_u16());
     }
-    assert!(statuses.contains(&502) && statuses.contains(&200), "{statuses:?}");
+    assert!(
+        statuses.contains(&502) && statuses.contains(&200),
+        "{statuses:?}"
+    );
     let posts = bad.seen().iter().filter(|one| one.method == "POST").count();
-    assert_eq!(posts, statuses.iter().filter(|status| **status == 502).count());
+    assert_eq!(
+        posts,
+        statuses.iter().filter(|status| **status == 502).count()
+    );
     let line = gateway.process.log(|line| line["http.status"] == 502).await;
     assert_eq!(line["verdict"], "upstream-reset", "{line}");
 }
@@ -101,14 +105,21 @@ async fn an_endpoint_that_does_not_answer_in_time_costs_its_time_and_no_more() {
     let service = HttpService::start("slow");
     service.set(Mode::Hang);
     let backends = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
-    let spec = [&*backends, "timeouts: { responseHeaders: 300ms }", NO_EJECTION];
+    let spec = [
+        &*backends,
+        "timeouts: { responseHeaders: 300ms }",
+        NO_EJECTION,
+    ];
     let gateway = Gateway::alone(&near_route("hello", &spec)).await;
     let began = Instant::now();
     assert_eq!(gateway.get("/").await.status, 504);
     assert!(began.elapsed() >= Duration::from_millis(300));
     service.given_up(1).await;
     let line = gateway.process.log(|line| line["http.status"] == 504).await;
-    assert_eq!((&line["verdict"], &line["flags"]), (&json!("upstream-timeout"), &json!("UT")));
+    assert_eq!(
+        (&line["verdict"], &line["flags"]),
+        (&json!("upstream-timeout"), &json!("UT"))
+    );
 }
 
 #[tokio::test]
@@ -147,7 +158,10 @@ async fn failures_in_a_row_eject_an_endpoint_but_never_the_last_ones() {
     for _ in 0..6 {
         assert_eq!(gateway.get("/").await.status, 503);
     }
-    assert_eq!(statuses(&gateway.shares("hello").await), ["ejected", "healthy"]);
+    assert_eq!(
+        statuses(&gateway.shares("hello").await),
+        ["ejected", "healthy"]
+    );
 }
 
 #[tokio::test]
@@ -182,7 +196,9 @@ async fn with_nothing_left_too_few_uses_what_was_ejected_or_refuses() {
         let shares = gateway.shares("hello").await;
         assert_eq!(shares["too_few"], too_few == "use-all");
         if too_few == "fail" {
-            let line = gateway.process.log(|line| line["verdict"] == "no-healthy-endpoint");
+            let line = gateway
+                .process
+                .log(|line| line["verdict"] == "no-healthy-endpoint");
             assert_eq!(line.await["flags"], "UH");
         }
     }
@@ -241,7 +257,13 @@ async fn killing_every_local_endpoint_under_load_loses_no_get_and_traffic_comes_
                 "health: { passive: { consecutive: 2, eject: 500ms } }",
             ],
         ),
-        &http_route("hello", &[&format!("backends: [{{ {} }}]", endpoints(&[remote.address()]))]),
+        &http_route(
+            "hello",
+            &[&format!(
+                "backends: [{{ {} }}]",
+                endpoints(&[remote.address()])
+            )],
+        ),
     )
     .await;
     let east = &pair.east;
@@ -251,12 +273,18 @@ async fn killing_every_local_endpoint_under_load_loses_no_get_and_traffic_comes_
     for service in &local {
         service.kill().await;
     }
-    east.until("hello", "all to be in west", |now| levels(now) == [0.0, 1.0])
-        .await;
+    east.until("hello", "all to be in west", |now| {
+        levels(now) == [0.0, 1.0]
+    })
+    .await;
     load.goes_on(50).await;
     assert!(remote.hits() >= 50);
     let line = east.process.log(|line| line["dst.backend"] == "west").await;
-    assert_eq!((&line["level"], &line["http.status"]), (&json!(1), &json!(200)), "{line}");
+    assert_eq!(
+        (&line["level"], &line["http.status"]),
+        (&json!(1), &json!(200)),
+        "{line}"
+    );
     for service in &mut local {
         service.revive();
     }
@@ -309,7 +337,10 @@ async fn ordered(spec: &[&str]) -> Vec<String> {
 
 #[tokio::test]
 async fn levels_are_ordered_by_nearness_and_by_the_words_of_the_route() {
-    assert_eq!(ordered(&[]).await, ["subzone", "zone", "region", "far+asia"]);
+    assert_eq!(
+        ordered(&[]).await,
+        ["subzone", "zone", "region", "far+asia"]
+    );
     assert_eq!(
         ordered(&["locality: { prefer: [region] }"]).await,
         ["region+zone+subzone", "far+asia"]
@@ -370,7 +401,8 @@ async fn extra_tries_stay_within_their_budget() {
 
 #[tokio::test]
 async fn a_loop_of_gateways_ends_where_it_began() {
-    let only_the_other = |peer: &str| http_route("hello", &[&format!("backends: [{{ peer: {peer} }}]")]);
+    let only_the_other =
+        |peer: &str| http_route("hello", &[&format!("backends: [{{ peer: {peer} }}]")]);
     let pair = Pair::new(&only_the_other("west"), &only_the_other("east")).await;
     for (wire, method) in [(Wire::H1, "GET"), (Wire::H2, "POST")] {
         let mut client = Client::connect(pair.east.apps(), &wire).await.unwrap();
@@ -383,7 +415,10 @@ async fn a_loop_of_gateways_ends_where_it_began() {
         let line = pair.east.request(answer.header("x-request-id")).await;
         assert_eq!(line["verdict"], "no-healthy-endpoint", "{line}");
         let line = pair.west.request(answer.header("x-request-id")).await;
-        assert_eq!((&line["verdict"], &line["http.status"]), (&json!("no-local-endpoint"), &json!(503)));
+        assert_eq!(
+            (&line["verdict"], &line["http.status"]),
+            (&json!("no-local-endpoint"), &json!(503))
+        );
     }
 }
 
@@ -406,7 +441,11 @@ async fn what_a_peer_has_no_endpoint_for_is_tried_elsewhere_even_if_it_is_a_post
         assert_eq!(answer.text(), "backup");
         let id = backup.last().header("x-request-id");
         let line = pair.east.request(&id).await;
-        assert_eq!((&line["attempts"], &line["reason"]), (&json!(2), &json!("retry")), "{line}");
+        assert_eq!(
+            (&line["attempts"], &line["reason"]),
+            (&json!(2), &json!("retry")),
+            "{line}"
+        );
     }
 }
 

@@ -311,6 +311,54 @@ async fn who_called_is_what_the_gateways_say_and_not_what_the_caller_claims() {
 }
 
 #[tokio::test]
+async fn a_workload_with_an_svid_is_known_in_the_other_cluster() {
+    let service = HttpService::start("west");
+    let (mut east, west) = (Cluster::new("east"), Cluster::new("west"));
+    east.meet(&west);
+    west.peer(
+        "east",
+        &format!(
+            "cluster: east\nlocality: east/east-1\ngateways: ['{}']\nspiffeIDs: ['{}']\n\
+             attests: [east.example]",
+            east.mesh,
+            east.gateway_id()
+        ),
+    );
+    let cart = east.identity("ns/shop/sa/cart");
+    let backend = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
+    let via = "allow: [{ from: [\"spiffe://east.example/ns/shop/*\"], via: [east] }]";
+    let spec = ["protocol: http", &backend, via, "export: { to: [east] }"];
+    let west = Gateway::of(west, &crate::data_mesh::route("hello", &spec)).await;
+    let routes = http_route("hello", &["backends: [{ peer: west }]"]);
+    let east = Gateway::of(east, &routes).await;
+    for alpn in [&b"h2"[..], b"http/1.1"] {
+        let tls = cart.dial(east.apps(), HELLO, &[alpn]).await.unwrap();
+        let request = http::Request::get(format!("http://{HELLO}/who"))
+            .header("x-forwarded-client-cert", "URI=spiffe://east.example/ns/shop/sa/admin");
+        let answer = if alpn == b"h2" {
+            let mut client = crate::mesh::h2(tls).await;
+            let request = request.body(crate::mesh::empty()).unwrap();
+            crate::mesh::collect(client.send_request(request).await.unwrap()).await
+        } else {
+            let mut client = crate::mesh::h1(tls).await;
+            let request = request.header("host", HELLO).body(crate::mesh::empty());
+            let response = client.send_request(request.unwrap()).await.unwrap();
+            crate::mesh::collect(response).await
+        };
+        assert_eq!((answer.status, &*answer.text()), (200, "west"));
+        assert_eq!(
+            service.last().header("x-forwarded-client-cert"),
+            "By=spiffe://west.example/zeugma/gateway;URI=spiffe://east.example/ns/shop/sa/cart"
+        );
+    }
+    let line = west.process.log(|line| line["kind"] == "request").await;
+    assert_eq!(line["src.attested"], "spiffe://east.example/ns/shop/sa/cart");
+    assert_eq!(line["src.identity"], "spiffe://east.example/zeugma/gateway");
+    // A workload of the plaintext listener is not named to west, and west lets nobody else in.
+    assert_eq!(get(east.apps(), HELLO, "/").await.status, 403);
+}
+
+#[tokio::test]
 async fn a_websocket_passes_through_both_gateways_until_both_sides_have_ended_it() {
     let service = HttpService::start("west");
     let pair = far(&service, &[]).await;

@@ -92,7 +92,9 @@ async fn call(calls: Calls, stop: watch::Receiver<bool>, answered: watch::Sender
                 tally.answered += 1;
                 answered.send_modify(|count| *count += 1);
             }
-            Ok(Some(answer)) => tally.lost.push(format!("{} {}", answer.status, answer.text())),
+            Ok(Some(answer)) => tally
+                .lost
+                .push(format!("{} {}", answer.status, answer.text())),
             Ok(None) => {
                 tally.turned_away += 1;
                 break;

@@ -29,32 +29,49 @@ async fn every_request_is_copied_marked_and_whole() {
     for wire in [Wire::H1, Wire::H2] {
         let mut client = Client::connect(gateway.apps(), &wire).await.unwrap();
         for _ in 0..3 {
-            let answer = client.post(HELLO, "/sum?a=b", pattern(10_000)).await.unwrap();
+            let answer = client
+                .post(HELLO, "/sum?a=b", pattern(10_000))
+                .await
+                .unwrap();
             assert_eq!(answer.text(), summary(&pattern(10_000)));
             assert_eq!(client.get(HELLO, "/").await.unwrap().text(), "primary");
         }
     }
     canary.arrived(12).await;
-    gateway.until_counted(MIRRORED, &[("result", "sent")], 12.0).await;
+    gateway
+        .until_counted(MIRRORED, &[("result", "sent")], 12.0)
+        .await;
     assert_eq!((primary.hits(), canary.hits()), (12, 12));
     for copy in canary.seen() {
         assert_eq!(copy.header("x-zeugma-mirror"), "1");
         assert_eq!(copy.host, HELLO);
     }
-    assert!(primary.seen().iter().all(|one| one.header("x-zeugma-mirror").is_empty()));
-    let copied = canary.seen().iter().filter(|one| one.path == "/sum").count();
+    assert!(
+        primary
+            .seen()
+            .iter()
+            .all(|one| one.header("x-zeugma-mirror").is_empty())
+    );
+    let copied = canary
+        .seen()
+        .iter()
+        .filter(|one| one.path == "/sum")
+        .count();
     assert_eq!(copied, 6);
 }
 
 #[tokio::test]
-async fn no_share_is_no_copy() {
+async fn a_share_of_the_requests_is_copied() {
     let (primary, canary) = (HttpService::start("primary"), HttpService::start("canary"));
-    let gateway = mirrored(&primary, canary.address(), ", percent: 0%").await;
-    for _ in 0..5 {
-        assert_eq!(gateway.get("/").await.text(), "primary");
+    let gateway = mirrored(&primary, canary.address(), ", percent: 50%").await;
+    let mut client = Client::connect(gateway.apps(), &Wire::H2).await.unwrap();
+    let mut asked = 0;
+    // Each is one of two by chance: a hundred alike are as likely as 2 to the power of -100.
+    while asked < 100 || canary.hits() == 0 {
+        assert_eq!(client.get(HELLO, "/").await.unwrap().text(), "primary");
+        asked += 1;
     }
-    assert_eq!(gateway.counted(MIRRORED, &[]).await, 0.0);
-    assert_eq!(canary.hits(), 0);
+    assert!(canary.hits() < asked, "{} of {asked}", canary.hits());
 }
 
 #[tokio::test]
@@ -76,7 +93,9 @@ async fn a_canary_that_hangs_or_fails_or_is_gone_is_not_noticed() {
         }
         // Five waits for a copy would take five timeouts.
         assert!(began.elapsed() < Duration::from_millis(2500), "{mode:?}");
-        gateway.until_counted(MIRRORED, &[("result", result)], 5.0).await;
+        gateway
+            .until_counted(MIRRORED, &[("result", result)], 5.0)
+            .await;
     }
 }
 
@@ -91,7 +110,9 @@ async fn bodies_over_the_limit_and_copies_over_the_cap_are_dropped_and_counted()
         let answer = client.post(HELLO, "/sum", pattern(length)).await.unwrap();
         assert_eq!(answer.text(), summary(&pattern(length)));
     }
-    gateway.until_counted(MIRRORED, &[("result", "body")], 2.0).await;
+    gateway
+        .until_counted(MIRRORED, &[("result", "body")], 2.0)
+        .await;
     // Its length is not known before.
     let (frames, body) = crate::data_services::AnyBody::channel();
     let head = client.head("POST", HELLO, "/sum");
@@ -105,12 +126,16 @@ async fn bodies_over_the_limit_and_copies_over_the_cap_are_dropped_and_counted()
     };
     let (answer, ()) = tokio::join!(sending, telling);
     assert!(answer.unwrap().text().starts_with("100000 "));
-    gateway.until_counted(MIRRORED, &[("result", "body")], 3.0).await;
+    gateway
+        .until_counted(MIRRORED, &[("result", "body")], 3.0)
+        .await;
     assert_eq!(canary.hits(), 0);
     for _ in 0..5 {
         client.get(HELLO, "/").await.unwrap();
     }
-    gateway.until_counted(MIRRORED, &[("result", "in-flight")], 3.0).await;
+    gateway
+        .until_counted(MIRRORED, &[("result", "in-flight")], 3.0)
+        .await;
     canary.arrived(2).await;
     assert_eq!(canary.hits(), 2);
 }
@@ -132,14 +157,20 @@ async fn a_copy_in_another_cluster_has_the_canarys_host_and_is_not_copied_again(
     let west = [
         http_route(
             "canary",
-            &[&backends(canary.address()), "mirror: [{ route: demo/third }]"],
+            &[
+                &backends(canary.address()),
+                "mirror: [{ route: demo/third }]",
+            ],
         ),
         http_route("third", &[&backends(third.address())]),
     ];
     let pair = Pair::new(&east.concat(), &west.concat()).await;
     for wire in [Wire::H1, Wire::H2] {
         let mut client = Client::connect(pair.east.apps(), &wire).await.unwrap();
-        let answer = client.post(HELLO, "/sum", Bytes::from("abc")).await.unwrap();
+        let answer = client
+            .post(HELLO, "/sum", Bytes::from("abc"))
+            .await
+            .unwrap();
         assert_eq!(answer.text(), summary(b"abc"));
     }
     canary.arrived(2).await;
@@ -147,7 +178,9 @@ async fn a_copy_in_another_cluster_has_the_canarys_host_and_is_not_copied_again(
         assert_eq!(copy.host, "canary.demo.svc.clusterset.local");
         assert_eq!(copy.header("x-zeugma-mirror"), "1");
     }
-    pair.east.until_counted(MIRRORED, &[("result", "sent")], 2.0).await;
+    pair.east
+        .until_counted(MIRRORED, &[("result", "sent")], 2.0)
+        .await;
     assert_eq!(pair.west.counted(MIRRORED, &[]).await, 0.0);
     assert_eq!(third.hits(), 0);
     pair.finish().await;

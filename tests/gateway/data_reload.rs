@@ -37,14 +37,18 @@ fn db(service: &TcpService) -> String {
 async fn greeted(address: std::net::SocketAddr) -> TcpStream {
     let mut tcp = TcpStream::connect(address).await.unwrap();
     let mut banner = vec![0; BANNER.len()];
-    within("the banner", tcp.read_exact(&mut banner)).await.unwrap();
+    within("the banner", tcp.read_exact(&mut banner))
+        .await
+        .unwrap();
     tcp
 }
 
 async fn still_echoes(tcp: &mut TcpStream) {
     tcp.write_all(b"ping").await.unwrap();
     let mut echoed = [0; 4];
-    within("the echo", tcp.read_exact(&mut echoed)).await.unwrap();
+    within("the echo", tcp.read_exact(&mut echoed))
+        .await
+        .unwrap();
     assert_eq!(&echoed, b"ping");
 }
 
@@ -87,21 +91,33 @@ async fn listeners_come_and_go_without_a_restart() {
     let routes = format!("{}{}", hello(&web), db(&bytes));
     let mut gateway = Gateway::of(east, &routes).await;
     let mut open = greeted(first).await;
-    let second = gateway.cluster.listen("db2", "role: workloads, route: demo/db");
+    let second = gateway
+        .cluster
+        .listen("db2", "role: workloads, route: demo/db");
     let allow = "allow: [{ listeners: [db] }]";
     let both = routes.replace(allow, "allow: [{ listeners: [db, db2] }]");
     gateway.cluster.write("routes.yaml", &both);
     gateway.cluster.write_gateway();
-    eventually("the new listener", async || TcpStream::connect(second).await.ok()).await;
+    eventually("the new listener", async || {
+        TcpStream::connect(second).await.ok()
+    })
+    .await;
     let mut other = greeted(second).await;
     still_echoes(&mut open).await;
     // One that cannot be bound refuses the whole change, and what is there goes on.
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap();
-    gateway.cluster.relisten("db3", address, "role: workloads, route: demo/db");
+    gateway
+        .cluster
+        .relisten("db3", address, "role: workloads, route: demo/db");
+    let all = routes.replace(allow, "allow: [{ listeners: [db, db2, db3] }]");
+    gateway.cluster.write("routes.yaml", &all);
     gateway.cluster.write_gateway();
     let said = gateway.process.message("cannot be bound").await;
-    assert!(said.contains("db3") && said.contains(&address.to_string()), "{said}");
+    assert!(
+        said.contains("db3") && said.contains(&address.to_string()),
+        "{said}"
+    );
     assert_eq!(gateway.get("/").await.text(), "web");
     still_echoes(&mut open).await;
     still_echoes(&mut other).await;

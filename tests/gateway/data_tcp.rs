@@ -24,7 +24,10 @@ const EXPORT: &str = "export: { to: [\"*\"] }";
 async fn far(service: &TcpService, west: &str) -> (Pair, std::net::SocketAddr) {
     let mut east = Cluster::new("east");
     let db = east.listen("db", "role: workloads, route: demo/db");
-    let backend = format!("backends: [{{ {}{west} }}]", endpoints(&[service.address()]));
+    let backend = format!(
+        "backends: [{{ {}{west} }}]",
+        endpoints(&[service.address()])
+    );
     let pair = Pair::of(
         (east, Cluster::new("west")),
         &tcp_route(&["backends: [{ peer: west }]", FROM_APPS]),
@@ -36,7 +39,9 @@ async fn far(service: &TcpService, west: &str) -> (Pair, std::net::SocketAddr) {
 
 async fn banner(stream: &mut (impl tokio::io::AsyncRead + Unpin)) {
     let mut first = vec![0; BANNER.len()];
-    within("the banner", stream.read_exact(&mut first)).await.unwrap();
+    within("the banner", stream.read_exact(&mut first))
+        .await
+        .unwrap();
     assert_eq!(first, BANNER);
 }
 
@@ -48,16 +53,29 @@ async fn a_server_that_speaks_first_is_heard_and_half_closes_are_passed_on() {
     banner(&mut tcp).await;
     tcp.write_all(b"hello").await.unwrap();
     let mut echoed = [0; 5];
-    within("the echo", tcp.read_exact(&mut echoed)).await.unwrap();
+    within("the echo", tcp.read_exact(&mut echoed))
+        .await
+        .unwrap();
     assert_eq!(&echoed, b"hello");
     tcp.shutdown().await.unwrap();
     // The service goes on talking after our end.
     assert_eq!(read_all(&mut tcp).await, b"\n5 bytes");
-    let near = pair.east.process.connection(tcp.local_addr().unwrap()).await;
-    assert_eq!((&near["verdict"], &near["bytes_recv"]), (&json!("completed"), &json!(5)));
+    let near = pair
+        .east
+        .process
+        .connection(tcp.local_addr().unwrap())
+        .await;
+    assert_eq!(
+        (&near["verdict"], &near["bytes_recv"]),
+        (&json!("completed"), &json!(5))
+    );
     assert_eq!(near["bytes_sent"], BANNER.len() + 5 + 8);
     assert_eq!(near["dst.identity"], "spiffe://west.example/zeugma/gateway");
-    let far = pair.west.process.log(|line| line["dst.service"] == "demo/db").await;
+    let far = pair
+        .west
+        .process
+        .log(|line| line["dst.service"] == "demo/db")
+        .await;
     assert_eq!(far["src.identity"], "spiffe://east.example/zeugma/gateway");
     pair.finish().await;
 }
@@ -76,9 +94,16 @@ async fn a_service_that_ends_first_still_hears_its_caller() {
     assert_eq!(read_all(&mut tcp).await, b"bye");
     tcp.write_all(b"still here").await.unwrap();
     tcp.shutdown().await.unwrap();
-    let line = pair.west.process.log(|line| line["dst.service"] == "demo/db").await;
+    let line = pair
+        .west
+        .process
+        .log(|line| line["dst.service"] == "demo/db")
+        .await;
     assert_eq!(line["verdict"], "completed", "{line}");
-    assert_eq!((&line["bytes_recv"], &line["bytes_sent"]), (&json!(10), &json!(3)));
+    assert_eq!(
+        (&line["bytes_recv"], &line["bytes_sent"]),
+        (&json!(10), &json!(3))
+    );
 }
 
 #[tokio::test]
@@ -145,9 +170,16 @@ async fn between_gateways_the_identity_is_attested_and_believed_where_that_was_a
     let cart = east.identity("ns/shop/sa/cart");
     let other = east.identity("ns/shop/sa/other");
     let (east_routes, west_routes) = (
-        tcp_route(&["backends: [{ peer: west }]", "inbound: terminate", FROM_EAST]),
         tcp_route(&[
-            &format!("backends: [{{ {}, proxyProtocol: true }}]", endpoints(&[service.address()])),
+            "backends: [{ peer: west }]",
+            "inbound: terminate",
+            FROM_EAST,
+        ]),
+        tcp_route(&[
+            &format!(
+                "backends: [{{ {}, proxyProtocol: true }}]",
+                endpoints(&[service.address()])
+            ),
             "allow: [{ from: [\"spiffe://east.example/ns/shop/sa/cart\"], via: [east] }]",
             EXPORT,
         ]),
@@ -167,16 +199,29 @@ async fn between_gateways_the_identity_is_attested_and_believed_where_that_was_a
     let mut tls = cart.dial(east.apps(), DB, &[]).await.unwrap();
     let who = String::from_utf8(read_all(&mut tls).await).unwrap();
     assert_eq!(who, "spiffe://east.example/ns/shop/sa/cart");
-    let line = west.process.log(|line| line["src.attested"].is_string()).await;
-    assert_eq!(line["src.attested"], "spiffe://east.example/ns/shop/sa/cart");
+    drop(tls);
+    let line = west
+        .process
+        .log(|line| line["src.attested"].is_string())
+        .await;
+    assert_eq!(
+        line["src.attested"],
+        "spiffe://east.example/ns/shop/sa/cart"
+    );
     assert_eq!(line["src.identity"], "spiffe://east.example/zeugma/gateway");
     // Another workload is known to west as well, and not allowed.
     let mut tls = other.dial(east.apps(), DB, &[]).await.unwrap();
     let mut all = Vec::new();
     within("the end", tls.read_to_end(&mut all)).await.ok();
     assert_eq!(all, b"");
-    let line = west.process.log(|line| line["verdict"] == "not-allowed").await;
-    assert_eq!(line["src.attested"], "spiffe://east.example/ns/shop/sa/other");
+    let line = west
+        .process
+        .log(|line| line["verdict"] == "not-allowed")
+        .await;
+    assert_eq!(
+        line["src.attested"],
+        "spiffe://east.example/ns/shop/sa/other"
+    );
 }
 
 #[tokio::test]
@@ -191,7 +236,10 @@ async fn silence_ends_a_connection_after_the_idle_time() {
     banner(&mut tcp).await;
     assert_eq!(read_all(&mut tcp).await, b"");
     let line = gateway.process.connection(tcp.local_addr().unwrap()).await;
-    assert_eq!((&line["verdict"], &line["flags"]), (&json!("idle-timeout"), &json!("SI")));
+    assert_eq!(
+        (&line["verdict"], &line["flags"]),
+        (&json!("idle-timeout"), &json!("SI"))
+    );
 }
 
 #[tokio::test]
@@ -203,7 +251,10 @@ async fn a_tcp_connection_goes_to_the_next_endpoint_and_to_the_next_cluster() {
     let far = endpoints(&[service.address()]);
     let pair = Pair::of(
         (east, Cluster::new("west")),
-        &tcp_route(&[&format!("backends: [{{ {near} }}, {{ peer: west }}]"), FROM_APPS]),
+        &tcp_route(&[
+            &format!("backends: [{{ {near} }}, {{ peer: west }}]"),
+            FROM_APPS,
+        ]),
         &tcp_route(&[&format!("backends: [{{ {far} }}]"), FROM_EAST, EXPORT]),
     )
     .await;
@@ -213,7 +264,11 @@ async fn a_tcp_connection_goes_to_the_next_endpoint_and_to_the_next_cluster() {
         drop(tcp);
     }
     assert_eq!(service.hits(), 3);
-    let line = pair.east.process.log(|line| line["dst.backend"] == "west").await;
+    let line = pair
+        .east
+        .process
+        .log(|line| line["dst.backend"] == "west")
+        .await;
     assert_eq!(line["level"], 1);
 }
 
@@ -222,11 +277,17 @@ const PASS_APPS: &str = "allow: [{ listeners: [apps] }]";
 const PASS_MESH: &str = "allow: [{ listeners: [apps, mesh] }]";
 
 async fn who_answers(caller: &Identity, gateway: &Gateway) -> String {
-    let tls = within("a handshake", caller.dial(gateway.apps(), DB, &[b"http/1.1"])).await;
+    let tls = within(
+        "a handshake",
+        caller.dial(gateway.apps(), DB, &[b"http/1.1"]),
+    )
+    .await;
     let mut client = h1(tls.unwrap()).await;
     let request = http::Request::get("/").header("host", DB);
     let request = request.body(crate::mesh::empty()).unwrap();
-    let response = within("an answer", client.send_request(request)).await.unwrap();
+    let response = within("an answer", client.send_request(request))
+        .await
+        .unwrap();
     crate::mesh::collect(response).await.text()
 }
 
@@ -253,8 +314,15 @@ async fn a_callers_own_tls_passes_through_both_gateways_to_the_workload() {
     let own = format!("backends: [{}]", workload_backend(service.address));
     let pair = passing((east, west), "backends: [{ peer: west }]", &own).await;
     assert_eq!(who_answers(&caller, &pair.east).await, "workload");
-    let line = pair.west.process.log(|line| line["dst.service"] == "demo/db").await;
-    assert_eq!((&line["sni"], &line["verdict"]), (&json!(DB), &json!("completed")));
+    let line = pair
+        .west
+        .process
+        .log(|line| line["dst.service"] == "demo/db")
+        .await;
+    assert_eq!(
+        (&line["sni"], &line["verdict"]),
+        (&json!(DB), &json!("completed"))
+    );
     // Nobody was identified on the way: it is their own TLS.
     assert_eq!(line["src.identity"], json!(null));
 }
