@@ -365,7 +365,12 @@ async fn connect_by_hello(
     let load = |endpoint| worker.load(cluster, endpoint);
     let mut last = None;
     let mut nth = 0;
-    for attempt in plan(cluster, visit.published.shares_of(to), &load, worker.draw()) {
+    for attempt in plan(
+        cluster,
+        visit.published.shares_of(to),
+        &load,
+        worker.draw_for(cluster),
+    ) {
         let endpoint = cluster.endpoint(attempt.endpoint);
         if endpoint.tls != EndpointTls::Workload {
             continue;

@@ -20,7 +20,7 @@ const NEAREST_FIRST: [&str; 4] = ["east-rack-a", "east-rack-b", "east-zone-2", "
 const TIMES: &str = "  failover:
     failback: { after: 1s, ramp: 1s }  # nearest first needs no word of configuration
   health:
-    active: { http: /healthz, every: 500ms, timeout: 250ms, up: 2, down: 2 }
+    active: { http: /healthz, every: 500ms, up: 2, down: 2 }
     passive: { eject: 2s }
 ";
 
