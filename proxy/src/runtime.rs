@@ -5,7 +5,7 @@
 //! atomics, and bounded channels.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,7 +20,9 @@ use tokio_util::task::TaskTracker;
 use zeugma_core::fleet::Observation;
 use zeugma_core::retry::RetryBudget;
 use zeugma_core::shares::{ClusterShares, Shares};
-use zeugma_core::snapshot::{Cluster, ClusterIx, EndpointIx, EndpointKey, Failure, Snapshot};
+use zeugma_core::snapshot::{
+    Balance, Cluster, ClusterIx, EndpointIx, EndpointKey, Failure, Snapshot,
+};
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
 use zeugma_xds::GatewaySettings;
@@ -141,6 +143,8 @@ pub(crate) struct Worker {
     budgets: RefCell<HashMap<Arc<str>, RetryBudget>>,
     mirrors: RefCell<HashMap<MirrorKey, Rc<Cell<usize>>>>,
     draws: RefCell<fastrand::Rng>,
+    /// The turn of each cluster that is balanced by turns.
+    turns: RefCell<HashMap<Arc<str>, u64>>,
 }
 
 impl Worker {
@@ -153,12 +157,28 @@ impl Worker {
             budgets: RefCell::default(),
             mirrors: RefCell::default(),
             draws: RefCell::new(fastrand::Rng::new()),
+            turns: RefCell::default(),
         }
     }
 
     /// A random number for one decision.
     pub(crate) fn draw(&self) -> u64 {
         self.draws.borrow_mut().u64(..)
+    }
+
+    /// What a plan of this cluster draws: a random number, or the next turn of a round robin.
+    pub(crate) fn draw_for(&self, cluster: &Cluster) -> u64 {
+        match cluster.balance {
+            Balance::LeastRequest | Balance::Random => self.draw(),
+            Balance::RoundRobin => {
+                let mut turns = self.turns.borrow_mut();
+                let turn = turns
+                    .entry(Arc::clone(&cluster.name))
+                    .or_insert_with(|| self.draw() >> 1);
+                *turn = turn.wrapping_add(1);
+                *turn
+            }
+        }
     }
 
     /// How many connections or requests of this worker are at an endpoint.
@@ -217,7 +237,12 @@ impl Worker {
             .borrow_mut()
             .retain(|_, count| Rc::strong_count(count) > 1);
         let published = self.shared.published.load();
-        let routes: std::collections::HashSet<&str> = published
+        let clusters = &published.snapshot.clusters;
+        let names: HashSet<&str> = clusters.iter().map(|cluster| &*cluster.name).collect();
+        self.turns
+            .borrow_mut()
+            .retain(|name, _| names.contains(&**name));
+        let routes: HashSet<&str> = published
             .snapshot
             .clusters
             .iter()

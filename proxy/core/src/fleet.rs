@@ -333,13 +333,7 @@ impl Fleet {
     pub fn shares(&mut self, now: Time) -> Shares {
         self.advance(now);
         // A ramp is asked for where it is at this moment, not where its last step left it.
-        let moving: BTreeSet<Arc<str>> = (self.moves.iter())
-            .filter_map(|(_, ix)| self.clusters.get(*ix))
-            .map(|state| state.cluster.route.clone())
-            .collect();
-        for route in moving {
-            self.step_route(&route, now);
-        }
+        self.step_moving(now, |_| true);
         let clusters: Vec<ClusterShares> = (self.clusters.iter())
             .map(|state| {
                 let damped: Vec<f64> = state.levels.iter().map(LevelState::damped).collect();
@@ -379,16 +373,17 @@ impl Fleet {
             }
             self.readmit(&key, now);
         }
-        while let Some((at, cluster)) = self.moves.first().copied() {
-            if at > now {
-                break;
-            }
-            let home = Home {
-                cluster,
-                level: 0,
-                endpoint: 0,
-            };
-            let route = cluster_route(&self.clusters, home);
+        self.step_moving(now, |at| at <= now);
+    }
+
+    /// Steps every route that time alone moves and whose next move is `due`.
+    fn step_moving(&mut self, now: Time, due: impl Fn(Time) -> bool) {
+        let routes: BTreeSet<Arc<str>> = (self.moves.iter())
+            .take_while(|(at, _)| due(*at))
+            .filter_map(|(_, ix)| self.clusters.get(*ix))
+            .map(|state| state.cluster.route.clone())
+            .collect();
+        for route in routes {
             self.step_route(&route, now);
         }
     }

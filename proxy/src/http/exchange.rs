@@ -240,7 +240,7 @@ impl Exchange {
         let (mut attempts, mut counted) = (0, 0);
         let mut failed: Option<Failed> = None;
         let shares = to.published.shares_of(to.cluster);
-        for attempt in plan(cluster, shares, &load, worker.draw()) {
+        for attempt in plan(cluster, shares, &load, worker.draw_for(cluster)) {
             if let Some(before) = &failed {
                 match self.may_try_again(cluster, before.failure, source, counted) {
                     None => break,

@@ -72,7 +72,8 @@ fn start(
     };
     let load = |endpoint| worker.load(to.cluster(), endpoint);
     let shares = published.shares_of(mirror.to);
-    let Some(attempt) = plan(to.cluster(), shares, &load, worker.draw()).next() else {
+    let Some(attempt) = plan(to.cluster(), shares, &load, worker.draw_for(to.cluster())).next()
+    else {
         worker
             .shared
             .metrics

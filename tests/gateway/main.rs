@@ -1,0 +1,18 @@
+//! The gateway as its users meet it: real processes, real sockets, real certificates.
+//!
+//! `mesh` starts what a test needs; `security_*` hold the gateway against callers, endpoints and
+//! files that mean no good or make no sense.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+#[path = "../support/corpus.rs"]
+mod corpus;
+mod mesh;
+mod security_certificates;
+mod security_hello;
+mod security_requests;
