@@ -21,7 +21,7 @@ use zeugma_core::fleet::Observation;
 use zeugma_core::retry::RetryBudget;
 use zeugma_core::shares::{ClusterShares, Shares};
 use zeugma_core::snapshot::{
-    Balance, Cluster, ClusterIx, EndpointIx, EndpointKey, Failure, Snapshot,
+    Balance, Cluster, ClusterIx, Endpoint, EndpointIx, EndpointKey, Failure, Snapshot,
 };
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
@@ -34,6 +34,7 @@ use crate::listener::Accepted;
 use crate::metrics::Metrics;
 use crate::resolve::Names;
 use crate::tls::Credentials;
+use crate::upstream::ConnectError;
 
 /// Connections on their way to one worker.
 pub(crate) const SOCKETS_MAX: usize = 1024;
@@ -83,6 +84,11 @@ impl Shared {
     /// Now, as the core counts it.
     pub(crate) fn now(&self) -> Time {
         Time::from_origin(self.started.elapsed())
+    }
+
+    /// Whether the gateway takes no new work.
+    pub(crate) fn is_draining(&self) -> bool {
+        *self.phase.borrow() != Phase::Serving
     }
 
     /// Tells of a connection that ended, or a request.
@@ -209,6 +215,12 @@ impl Worker {
         if self.shared.observations.try_send(observation).is_err() {
             self.shared.metrics.dropped("observations", 1);
         }
+    }
+
+    /// Tells the control thread that an endpoint was not connected.
+    pub(crate) fn observe_connect(&self, endpoint: &Endpoint, error: &ConnectError) {
+        tracing::debug!(endpoint = %endpoint.key, %error, "not connected");
+        self.observe(&endpoint.key, Err(Failure::Connect));
     }
 
     /// The retry budget of a cluster's route.
