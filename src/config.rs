@@ -49,6 +49,8 @@ enum Output {
 pub(crate) fn run(command: Command) -> ExitCode {
     match try_run(command) {
         Ok(code) => code,
+        // Whoever read the output, such as `head`, has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be closed as well; the exit code says it then.
             writeln!(io::stderr(), "cannot print: {error}").ok();

@@ -5,7 +5,8 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::io::Errno;
 
 /// Who may read a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +56,9 @@ pub enum FileError {
     /// A file is larger than anything it should hold.
     #[error("{} is over {FILE_BYTES_MAX} bytes; this is not a key, certificate or passphrase", .0.display())]
     TooLarge(PathBuf),
+    /// A file that was to be new is there.
+    #[error("{} is there already; nothing was overwritten", .0.display())]
+    Exists(PathBuf),
     /// The path names no file.
     #[error("`{}` does not name a file; give a path that ends with a file name", .0.display())]
     NoName(PathBuf),
@@ -74,6 +78,37 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileEr
 /// # Errors
 /// Any step the operating system refused; the target is then as it was.
 pub fn write_atomically(path: &Path, bytes: &[u8], access: Access) -> Result<(), FileError> {
+    write_whole(path, bytes, access, |from, to| {
+        std::fs::rename(from, to).map_err(io_error("replace", path))
+    })
+}
+
+/// As [`write_atomically`], for a file that must not be there yet; of several writers one wins.
+///
+/// # Errors
+/// [`FileError::Exists`] if it is there; else as [`write_atomically`].
+pub fn write_new(path: &Path, bytes: &[u8], access: Access) -> Result<(), FileError> {
+    write_whole(path, bytes, access, |from, to| {
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) => Err(FileError::Exists(path.to_owned())),
+            // File systems without it, NFS among them: the lock on the temporary file still keeps
+            // other writers of ours away.
+            Err(Errno::INVAL | Errno::NOSYS) if !to.exists() => {
+                std::fs::rename(from, to).map_err(io_error("create", path))
+            }
+            Err(Errno::INVAL | Errno::NOSYS) => Err(FileError::Exists(path.to_owned())),
+            Err(error) => Err(io_error("create", path)(error.into())),
+        }
+    })
+}
+
+fn write_whole(
+    path: &Path,
+    bytes: &[u8],
+    access: Access,
+    publish: impl FnOnce(&Path, &Path) -> Result<(), FileError>,
+) -> Result<(), FileError> {
     let name = path
         .file_name()
         .ok_or_else(|| FileError::NoName(path.to_owned()))?;
@@ -84,7 +119,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8], access: Access) -> Result<(),
     let mut file = lock_temporary(&temporary)?;
     let written = fill(&mut file, bytes, access)
         .map_err(io_error("write", &temporary))
-        .and_then(|()| std::fs::rename(&temporary, path).map_err(io_error("replace", path)));
+        .and_then(|()| publish(&temporary, path));
     if written.is_err() {
         // Best effort: the error below is the one to report.
         std::fs::remove_file(&temporary).ok();
@@ -296,6 +331,29 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn of_several_that_make_a_new_file_one_wins() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        let won: usize = std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..8_u8)
+                .map(|n| {
+                    let path = &path;
+                    scope.spawn(move || match write_new(path, &[n; 100], Access::Secret) {
+                        Ok(()) => 1,
+                        Err(FileError::Exists(_)) => 0,
+                        Err(error) => panic!("{error}"),
+                    })
+                })
+                .collect();
+            writers.into_iter().map(|w| w.join().unwrap()).sum()
+        });
+        assert_eq!(won, 1);
+        let read = read(&path).unwrap();
+        assert!(read.len() == 100 && read.iter().all(|b| *b == read[0]));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -5,9 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
 use zeugma_core::verdict::Reason;
 
 /// Lines waiting to be written; more are dropped and counted.
@@ -103,15 +106,7 @@ impl Closed {
                 line.insert(key.to_owned(), value);
             }
         };
-        let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        put(
-            "time",
-            json!(format!(
-                "{}.{:03}",
-                seconds.as_secs(),
-                seconds.subsec_millis()
-            )),
-        );
+        put("time", json!(rfc3339(now)));
         put(
             "kind",
             json!(if self.request.is_some() {
@@ -222,6 +217,13 @@ impl AccessLog {
     }
 }
 
+/// A moment in UTC with milliseconds (RFC 3339 §5.6).
+fn rfc3339(at: SystemTime) -> String {
+    const FORMAT: &[BorrowedFormatItem<'_>] =
+        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+    OffsetDateTime::from(at).format(FORMAT).unwrap_or_default()
+}
+
 fn write_lines(queue: &Receiver<Line>, mut out: Box<dyn Write + Send>) {
     // What is queued is written in one go: a line costs no system call of its own under load.
     while let Ok(first) = queue.recv() {
@@ -279,9 +281,10 @@ mod tests {
 
     #[test]
     fn a_line_is_one_line_of_json_whatever_the_caller_sent() {
-        let line = record().line(UNIX_EPOCH);
+        let line = record().line(SystemTime::UNIX_EPOCH);
         assert!(!line.contains('\n'));
         let read: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(read["time"], "1970-01-01T00:00:00.000Z");
         assert_eq!(read["sni"], "a\n\"b");
         assert_eq!(read["verdict"], "sni-malformed");
         assert_eq!(read["flags"], "NR");

@@ -30,7 +30,7 @@ use crate::peek::{First, PeekError, peek};
 use crate::relay::{Moved, RelayEnd, relay};
 use crate::runtime::{Published, Worker};
 use crate::tls::Admit;
-use crate::transport::alert::{Alert, is_no_local_endpoint, say_and_close};
+use crate::transport::alert::{Alert, is_no_local_endpoint, name_of, say_and_close};
 use crate::transport::mtls::{self, ALPN_H2, ALPN_HTTP1, ALPN_TCP, SessionError};
 use crate::transport::{Prefixed, Stream};
 use crate::upstream::{self, Reached, Unreached, connect_any};
@@ -58,6 +58,8 @@ pub(crate) struct Visit {
     /// Bytes to the caller, and from it.
     pub(crate) moved: (u64, u64),
     began: Instant,
+    /// Counts the connection as open; shared with what outlives it, such as an upgrade.
+    pub(crate) open: Rc<Open>,
 }
 
 /// What the SNI of a terminated connection named.
@@ -78,10 +80,9 @@ pub(crate) async fn serve(
 ) {
     upstream::tune(&tcp);
     let published = worker.shared.published.load_full();
-    let mut visit = Visit::new(worker, published, source, listener);
+    let mut visit = Visit::new(worker, published, source, listener, open);
     let reason = carry(&mut visit, tcp).await;
     visit.account(reason);
-    drop(open);
 }
 
 /// The table of `ARCHITECTURE.md` as one function: every way through returns why it ended.
@@ -150,12 +151,14 @@ async fn passthrough(
     stream: Prefixed,
 ) -> Reason {
     let (tcp, hello) = stream.into_parts();
-    let target = visit.enter_service(service);
+    let published = Arc::clone(&visit.published);
+    let target = published.snapshot.service(service);
+    visit.enter_service(target);
     if let Err(reason) = visit.authorize(listener, service, Evidence::Network) {
         visit.alert(tcp, Alert::AccessDenied).await;
         return reason;
     }
-    let Some(cluster) = destination(listener.role, &target) else {
+    let Some(cluster) = destination(listener.role, target) else {
         visit.alert(tcp, Alert::InternalError).await;
         return Reason::NoLocalEndpoint;
     };
@@ -187,10 +190,12 @@ async fn terminate(
     stream: Prefixed,
 ) -> Reason {
     let service = sni.service;
-    let target = visit.enter_service(service);
+    let published = Arc::clone(&visit.published);
+    let target = published.snapshot.service(service);
+    visit.enter_service(target);
     let shared = Arc::clone(&visit.worker.shared);
     let is_tcp = target.protocol == Protocol::Tcp;
-    if is_tcp && !visit.has_somewhere(listener.role, &target) {
+    if is_tcp && !visit.has_somewhere(listener.role, target) {
         visit.alert(stream.into_tcp(), Alert::InternalError).await;
         return Reason::NoLocalEndpoint;
     }
@@ -253,14 +258,16 @@ async fn plain(
     version: http::Version,
     stream: Prefixed,
 ) -> Reason {
-    let target = visit.enter_service(service);
+    let published = Arc::clone(&visit.published);
+    let target = published.snapshot.service(service);
+    visit.enter_service(target);
     if target.protocol == Protocol::Http {
         return http::serve(visit, None, None, version, Stream::Plain(stream)).await;
     }
     if let Err(reason) = visit.authorize(listener, service, Evidence::Network) {
         return reason;
     }
-    carry_tcp(visit, listener, &target, Stream::Plain(stream), None).await
+    carry_tcp(visit, listener, target, Stream::Plain(stream), None).await
 }
 
 /// Carries the bytes of a TCP service whose caller is verified.
@@ -293,12 +300,14 @@ async fn tcp_session(
     if let Err(reason) = visit.authorize(listener, service, evidence) {
         return reason;
     }
-    let target = visit.enter_service(service);
+    let published = Arc::clone(&visit.published);
+    let target = published.snapshot.service(service);
+    visit.enter_service(target);
     let handed_on = match evidence {
         Evidence::Asserted { id, .. } => id.clone(),
         Evidence::Verified(_) | Evidence::Network => caller.clone(),
     };
-    carry_tcp(visit, listener, &target, stream, Some(&handed_on)).await
+    carry_tcp(visit, listener, target, stream, Some(&handed_on)).await
 }
 
 /// Plans, connects and relays the bytes of a TCP service.
@@ -361,7 +370,12 @@ async fn connect_by_hello(
     let load = |endpoint| worker.load(cluster, endpoint);
     let mut last = None;
     let mut nth = 0;
-    for attempt in plan(cluster, visit.published.shares_of(to), &load, worker.draw()) {
+    for attempt in plan(
+        cluster,
+        visit.published.shares_of(to),
+        &load,
+        worker.draw_for(cluster),
+    ) {
         let endpoint = cluster.endpoint(attempt.endpoint);
         if endpoint.tls != EndpointTls::Workload {
             continue;
@@ -476,6 +490,7 @@ impl Visit {
         published: Arc<Published>,
         source: SocketAddr,
         listener: Arc<str>,
+        open: Open,
     ) -> Self {
         Self {
             worker,
@@ -490,6 +505,7 @@ impl Visit {
             rule: None,
             moved: (0, 0),
             began: Instant::now(),
+            open: Rc::new(open),
         }
     }
 
@@ -518,17 +534,15 @@ impl Visit {
         Ok(first)
     }
 
-    /// Refuses the connection by an alert, and notes it.
+    /// Sends a fatal alert before or instead of a handshake, and closes.
     async fn alert(&mut self, tcp: TcpStream, alert: Alert) {
         self.tls.get_or_insert_default().alert = Some(alert.name());
         say_and_close(tcp, &alert.record()).await;
     }
 
     /// Notes what is asked for.
-    fn enter_service(&mut self, ix: ServiceIx) -> Service {
-        let service = self.published.snapshot.service(ix).clone();
+    fn enter_service(&mut self, service: &Service) {
         self.service = Some(Arc::clone(&service.name));
-        service
     }
 
     /// Notes where the connection is taken.
@@ -576,7 +590,14 @@ impl Visit {
         };
         let (verdict, rule) = match authorize(&snapshot, service, &asking) {
             Verdict::Allow { rule } => (Ok(()), Some(rule)),
-            Verdict::Deny { reason, rule, .. } => (Err(reason), rule),
+            Verdict::Deny {
+                reason,
+                rule,
+                nearest,
+            } => {
+                self.detail = explain_denial(snapshot.service(service), nearest);
+                (Err(reason), rule)
+            }
         };
         let policy = &snapshot.service(service).policy;
         let rules = if verdict.is_ok() {
@@ -631,7 +652,7 @@ impl Visit {
             SessionError::Timeout(_) => Reason::HandshakeTimeout,
             SessionError::Refused(refusal) => {
                 if let Some(tls) = &mut self.tls {
-                    tls.alert = refusal.alert.as_str();
+                    tls.alert = name_of(refusal.alert);
                 }
                 if let Some((id, reason)) = refused.get() {
                     self.caller.identity = Some(id.to_string());
@@ -698,6 +719,14 @@ impl Visit {
             duration: self.began.elapsed(),
         });
     }
+}
+
+/// Which allow rule came nearest to letting a caller in.
+pub(crate) fn explain_denial(service: &Service, nearest: Option<usize>) -> Option<String> {
+    let position = service.policy.allow.get(nearest?)?.position.as_ref()?;
+    Some(format!(
+        "the allow rule at {position} is the nearest to a match"
+    ))
 }
 
 /// Describes the endpoint that an attempt reached.

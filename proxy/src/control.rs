@@ -28,7 +28,7 @@ use crate::admin::{self, BindError, Interfaces};
 use crate::listener::WorkerHandle;
 use crate::metrics::Metrics;
 use crate::probe::probe;
-use crate::resolve::{Names, Resolver};
+use crate::resolve::{self, Names};
 use crate::runtime::{OBSERVATIONS_MAX, Phase, Published, SOCKETS_MAX, Shared, work};
 use crate::tls::{Credentials, CredentialsError};
 
@@ -164,21 +164,36 @@ async fn control(
     let mut accepting = Accepting::new(Arc::clone(&shared), handles);
     let bound = accepting.bind_new(&snapshot)?;
     accepting.commit(&snapshot, bound);
-    let mut resolver = Resolver::new();
-    resolver.reconcile(&snapshot);
+    count_panics(&shared);
+    let (snapshots, snapshot_read) = watch::channel(Arc::clone(&snapshot));
+    let (reloads, reloaded) = mpsc::channel(1);
+    // Beside the control loop: neither a slow file system nor a slow name server holds it up.
+    let mut beside = JoinSet::new();
+    beside.spawn_local(resolve::run(Arc::clone(&shared), snapshot_read));
+    beside.spawn_local(files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?));
     let mut control = Control {
         shared,
         fleet,
         probes: JoinSet::new(),
         accepting,
-        resolver,
-        files,
+        snapshots,
+        phase,
+        workers: threads,
     };
     control.tell_targets();
     control.tell_credentials();
-    control.serve(interfaces, observed).await?;
-    control.drain(phase, threads).await;
-    Ok(())
+    control.serve(interfaces, observed, reloaded).await
+}
+
+/// Counts every panic of the process: what panics is a connection or a request, and ends alone.
+fn count_panics(shared: &Arc<Shared>) {
+    let counted = Arc::clone(shared);
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        counted.metrics.panicked();
+        tracing::error!(%panic, "a connection is ended by a defect of the gateway; please report it");
+        before(panic);
+    }));
 }
 
 fn start_workers(
@@ -215,23 +230,43 @@ struct Control {
     fleet: Fleet,
     probes: JoinSet<(EndpointKey, bool)>,
     accepting: Accepting,
-    resolver: Resolver,
-    files: Files,
+    /// Told of every snapshot, for what runs beside the control loop.
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    phase: watch::Sender<Phase>,
+    workers: Vec<std::thread::JoinHandle<()>>,
+}
+
+/// How far a gateway is on its way out.
+///
+/// ```text
+/// Serving --signal--> Leaving --delay or signal--> Draining --all ended or deadline--> (end)
+/// ```
+enum Stage {
+    Serving,
+    /// Not ready, still accepting.
+    Leaving {
+        until: Instant,
+    },
+    /// No new work.
+    Draining {
+        deadline: Instant,
+        ended: tokio::task::JoinHandle<()>,
+    },
 }
 
 impl Control {
-    /// Serves until a signal asks it to stop.
+    /// Serves until a signal asks it to stop and what is open has ended.
     async fn serve(
         &mut self,
         interfaces: Interfaces,
         mut observed: mpsc::Receiver<Observation>,
+        mut reloaded: mpsc::Receiver<Reloaded>,
     ) -> Result<(), GatewayError> {
         let mut terminate = listen(SignalKind::terminate())?;
         let mut interrupt = listen(SignalKind::interrupt())?;
-        let mut hangup = listen(SignalKind::hangup())?;
         let mut batch = Vec::with_capacity(OBSERVATIONS_BATCH);
-        let mut told = JoinSet::new();
-        told.spawn_local(admin::serve(interfaces, Arc::clone(&self.shared)));
+        let mut beside = JoinSet::new();
+        beside.spawn_local(admin::serve(interfaces, Arc::clone(&self.shared)));
         self.shared.ready.store(true, Ordering::Release);
         tracing::info!(
             name = %self.shared.settings.name,
@@ -239,70 +274,91 @@ impl Control {
             listeners = %self.accepting,
             "gateway ready"
         );
-        let delay = loop {
+        let mut stage = Stage::Serving;
+        loop {
             self.start_probes();
             let wake = self.wake();
-            // Every arm is cancel-safe by its own documentation.
-            tokio::select! {
+            // Every arm is cancel-safe: channels, signals, and sleeps until a fixed moment.
+            let signalled = tokio::select! {
                 n = observed.recv_many(&mut batch, OBSERVATIONS_BATCH) => {
                     self.observe(&batch, n);
                     batch.clear();
+                    None
                 }
                 Some(answer) = self.probes.join_next() => {
-                    if let Ok((key, good)) = answer {
-                        self.fleet.probed(&key, good, self.shared.now());
-                        self.publish_shares();
-                    }
+                    self.probed(answer);
+                    None
                 }
-                () = wake => self.publish_shares(),
-                names = self.resolver.next() => {
-                    if let Some(names) = names {
-                        self.shared.names.store(Arc::new(names));
-                    }
+                () = wake => {
+                    self.publish_shares();
+                    None
                 }
-                reloaded = self.files.changed(&self.shared) => self.apply(reloaded),
-                _ = hangup.recv() => {
-                    let reloaded = self.files.reload(&self.shared).await;
-                    self.apply(reloaded);
+                Some(reloaded) = reloaded.recv() => {
+                    self.apply(reloaded, &stage);
+                    None
                 }
-                _ = terminate.recv() => break self.shared.settings.drain.delay,
-                _ = interrupt.recv() => break Duration::ZERO,
+                () = stage.over() => match &stage {
+                    Stage::Serving => None,
+                    Stage::Leaving { .. } => Some(Duration::ZERO),
+                    Stage::Draining { .. } => break,
+                },
+                _ = terminate.recv() => Some(self.shared.settings.drain.delay),
+                _ = interrupt.recv() => Some(Duration::ZERO),
+            };
+            if let Some(delay) = signalled {
+                stage = self.leave(stage, delay);
             }
-        };
-        self.shared.ready.store(false, Ordering::Release);
-        tracing::info!(?delay, "draining: not ready, still accepting");
-        // A second signal shortens the delay.
-        tokio::select! {
-            () = tokio::time::sleep(delay) => {}
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
         }
+        self.shared.log.flush();
+        tracing::info!("drained");
         Ok(())
     }
 
-    /// Ends accepting and waits for what is open, until the deadline.
-    async fn drain(self, phase: watch::Sender<Phase>, threads: Vec<std::thread::JoinHandle<()>>) {
+    /// The next stage on the way out; a second signal shortens the delay.
+    fn leave(&mut self, stage: Stage, delay: Duration) -> Stage {
+        match stage {
+            Stage::Serving if !delay.is_zero() => {
+                self.shared.ready.store(false, Ordering::Release);
+                tracing::info!(?delay, "draining: not ready, still accepting");
+                Stage::Leaving {
+                    until: Instant::now() + delay,
+                }
+            }
+            Stage::Serving | Stage::Leaving { .. } => self.drain(),
+            Stage::Draining { .. } => stage,
+        }
+    }
+
+    /// Ends accepting; what is open has until the deadline.
+    fn drain(&mut self) -> Stage {
+        self.shared.ready.store(false, Ordering::Release);
         let timeout = self.shared.settings.drain.timeout;
-        let deadline = tokio::time::Instant::now() + timeout;
+        let deadline = Instant::now() + timeout;
         let open = self.shared.open.load(Ordering::Relaxed);
         tracing::info!(open, ?timeout, "draining: no new connections");
         self.accepting.stop();
-        phase.send_replace(Phase::Draining { deadline });
-        let joined = tokio::task::spawn_blocking(move || {
-            for thread in threads {
-                if thread.join().is_err() {
+        self.phase.send_replace(Phase::Draining {
+            deadline: deadline.into(),
+        });
+        let workers = std::mem::take(&mut self.workers);
+        let ended = tokio::task::spawn_blocking(move || {
+            for worker in workers {
+                if worker.join().is_err() {
                     tracing::error!("a worker panicked");
                 }
             }
         });
-        if tokio::time::timeout_at(deadline + GRACE, joined)
-            .await
-            .is_err()
-        {
-            tracing::warn!("workers did not end by the drain deadline");
+        Stage::Draining {
+            deadline: deadline + GRACE,
+            ended,
         }
-        self.shared.log.flush();
-        tracing::info!("drained");
+    }
+
+    fn probed(&mut self, answer: Result<(EndpointKey, bool), tokio::task::JoinError>) {
+        if let Ok((key, good)) = answer {
+            self.fleet.probed(&key, good, self.shared.now());
+            self.publish_shares();
+        }
     }
 
     async fn wait_until(shared: &Shared, at: Time) {
@@ -363,7 +419,7 @@ impl Control {
         self.tell_targets();
     }
 
-    fn apply(&mut self, reloaded: Reloaded) {
+    fn apply(&mut self, reloaded: Reloaded, stage: &Stage) {
         if let Some(credentials) = reloaded.credentials {
             self.shared.credentials.store(Arc::new(credentials));
             self.tell_credentials();
@@ -371,6 +427,9 @@ impl Control {
         let Some((snapshot, resources)) = reloaded.config else {
             return;
         };
+        if matches!(stage, Stage::Draining { .. }) {
+            return;
+        }
         let bound = match self.accepting.bind_new(&snapshot) {
             Ok(bound) => bound,
             Err(error) => {
@@ -385,7 +444,7 @@ impl Control {
         let now = self.shared.now();
         let snapshot = Arc::new(snapshot);
         self.fleet.reconcile(&snapshot, now);
-        self.resolver.reconcile(&snapshot);
+        self.snapshots.send_replace(Arc::clone(&snapshot));
         let shares = self.fleet.shares(now);
         let generation = self.shared.published.load().generation + 1;
         self.shared.resources.store(Arc::new(resources));
@@ -454,6 +513,27 @@ fn tell_event(event: &FleetEvent) {
             tracing::info!(%cluster, shares = shares.join(", "), too_few, "traffic moved");
         }
         other => tracing::info!(event = ?other, "health"),
+    }
+}
+
+impl Stage {
+    /// Waits until this stage is over by time, or all that it waits for has ended.
+    ///
+    /// # Cancel safety
+    /// Safe: a fixed moment, or a task that is not dropped.
+    async fn over(&mut self) {
+        match self {
+            Self::Serving => std::future::pending().await,
+            Self::Leaving { until } => tokio::time::sleep_until((*until).into()).await,
+            Self::Draining { deadline, ended } => {
+                if tokio::time::timeout_at((*deadline).into(), ended)
+                    .await
+                    .is_err()
+                {
+                    tracing::warn!("workers did not end by the drain deadline");
+                }
+            }
+        }
     }
 }
 

@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
+use tokio::sync::watch;
 use zeugma_core::names::Host;
 use zeugma_core::snapshot::{Address, Snapshot};
+
+use crate::runtime::Shared;
 
 /// Answers are asked again no sooner than this, whatever their TTL.
 const TTL_MIN: Duration = Duration::from_secs(1);
@@ -37,9 +41,30 @@ impl Names {
     }
 }
 
+/// Keeps the names of the present snapshot resolved, for ever.
+pub(crate) async fn run(shared: Arc<Shared>, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
+    let mut resolver = Resolver::new();
+    loop {
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        resolver.reconcile(&snapshot);
+        loop {
+            // A question that a new snapshot cuts short is asked again.
+            tokio::select! {
+                names = resolver.next() => if let Some(names) = names {
+                    shared.names.store(Arc::new(names));
+                },
+                changed = snapshots.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_ended) => return,
+                },
+            }
+        }
+    }
+}
+
 /// Resolves names by their TTL; an answer that fails keeps the last good addresses.
 #[derive(Debug)]
-pub(crate) struct Resolver {
+struct Resolver {
     resolver: Option<TokioResolver>,
     due: BTreeMap<Host, tokio::time::Instant>,
     names: Names,
@@ -47,7 +72,7 @@ pub(crate) struct Resolver {
 
 impl Resolver {
     /// A resolver with the system's name servers; made when the first name is configured.
-    pub(crate) fn new() -> Self {
+    fn new() -> Self {
         Self {
             resolver: None,
             due: BTreeMap::new(),
@@ -56,7 +81,7 @@ impl Resolver {
     }
 
     /// Takes up the names of a snapshot and forgets those it does not have.
-    pub(crate) fn reconcile(&mut self, snapshot: &Snapshot) {
+    fn reconcile(&mut self, snapshot: &Snapshot) {
         let mut wanted = BTreeMap::new();
         for endpoint in snapshot
             .clusters
@@ -80,7 +105,7 @@ impl Resolver {
     ///
     /// # Cancel safety
     /// A question that is abandoned is asked again by the next call.
-    pub(crate) async fn next(&mut self) -> Option<Names> {
+    async fn next(&mut self) -> Option<Names> {
         let Some((host, due)) = self.due.iter().min_by_key(|(_, due)| **due) else {
             return std::future::pending().await;
         };

@@ -5,7 +5,7 @@
 //! atomics, and bounded channels.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,10 +16,13 @@ use arc_swap::ArcSwap;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, LocalSet};
+use tokio_util::task::TaskTracker;
 use zeugma_core::fleet::Observation;
 use zeugma_core::retry::RetryBudget;
 use zeugma_core::shares::{ClusterShares, Shares};
-use zeugma_core::snapshot::{Cluster, ClusterIx, EndpointIx, EndpointKey, Failure, Snapshot};
+use zeugma_core::snapshot::{
+    Balance, Cluster, ClusterIx, EndpointIx, EndpointKey, Failure, Snapshot,
+};
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
 use zeugma_xds::GatewaySettings;
@@ -134,10 +137,14 @@ type MirrorKey = (Arc<str>, Arc<str>);
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
+    /// What outlives the connection that began it: upgraded connections, mirrored requests.
+    pub(crate) tasks: TaskTracker,
     in_flight: RefCell<HashMap<EndpointKey, Rc<Cell<u32>>>>,
     budgets: RefCell<HashMap<Arc<str>, RetryBudget>>,
     mirrors: RefCell<HashMap<MirrorKey, Rc<Cell<usize>>>>,
     draws: RefCell<fastrand::Rng>,
+    /// The turn of each cluster that is balanced by turns.
+    turns: RefCell<HashMap<Arc<str>, u64>>,
 }
 
 impl Worker {
@@ -145,16 +152,33 @@ impl Worker {
         Self {
             shared,
             pool: Pool::default(),
+            tasks: TaskTracker::new(),
             in_flight: RefCell::default(),
             budgets: RefCell::default(),
             mirrors: RefCell::default(),
             draws: RefCell::new(fastrand::Rng::new()),
+            turns: RefCell::default(),
         }
     }
 
     /// A random number for one decision.
     pub(crate) fn draw(&self) -> u64 {
         self.draws.borrow_mut().u64(..)
+    }
+
+    /// What a plan of this cluster draws: a random number, or the next turn of a round robin.
+    pub(crate) fn draw_for(&self, cluster: &Cluster) -> u64 {
+        match cluster.balance {
+            Balance::LeastRequest | Balance::Random => self.draw(),
+            Balance::RoundRobin => {
+                let mut turns = self.turns.borrow_mut();
+                let turn = turns
+                    .entry(Arc::clone(&cluster.name))
+                    .or_insert_with(|| self.draw() >> 1);
+                *turn = turn.wrapping_add(1);
+                *turn
+            }
+        }
     }
 
     /// How many connections or requests of this worker are at an endpoint.
@@ -213,7 +237,12 @@ impl Worker {
             .borrow_mut()
             .retain(|_, count| Rc::strong_count(count) > 1);
         let published = self.shared.published.load();
-        let routes: std::collections::HashSet<&str> = published
+        let clusters = &published.snapshot.clusters;
+        let names: HashSet<&str> = clusters.iter().map(|cluster| &*cluster.name).collect();
+        self.turns
+            .borrow_mut()
+            .retain(|name, _| names.contains(&**name));
+        let routes: HashSet<&str> = published
             .snapshot
             .clusters
             .iter()
@@ -273,7 +302,7 @@ pub(crate) fn work(
                     Some(accepted) => start(&worker, accepted, &mut open),
                     None => break,
                 },
-                Some(ended) = open.join_next() => note_panic(&shared, ended),
+                Some(_ended) = open.join_next() => {}
                 _ = housekeeping.tick() => {
                     worker.forget_unused();
                     worker.pool.evict_idle();
@@ -282,9 +311,9 @@ pub(crate) fn work(
         }
         let deadline = shared.draining().await;
         let finish = async {
-            while let Some(ended) = open.join_next().await {
-                note_panic(&shared, ended);
-            }
+            while open.join_next().await.is_some() {}
+            worker.tasks.close();
+            worker.tasks.wait().await;
         };
         if tokio::time::timeout_at(deadline, finish).await.is_err() {
             tracing::warn!(
@@ -317,11 +346,5 @@ fn start(worker: &Rc<Worker>, accepted: Accepted, open: &mut JoinSet<()>) {
             ));
         }
         Err(error) => tracing::error!(%error, "an accepted connection cannot be registered"),
-    }
-}
-
-fn note_panic(shared: &Shared, ended: Result<(), tokio::task::JoinError>) {
-    if ended.is_err_and(|error| error.is_panic()) {
-        shared.metrics.panicked();
     }
 }

@@ -83,7 +83,12 @@ pub(crate) async fn connect_any(
     let load = |endpoint| worker.load(cluster, endpoint);
     let mut attempts = 0;
     let (mut last, mut rule) = (None, None);
-    for attempt in plan(cluster, published.shares_of(to), &load, worker.draw()) {
+    for attempt in plan(
+        cluster,
+        published.shares_of(to),
+        &load,
+        worker.draw_for(cluster),
+    ) {
         attempts += 1;
         let endpoint = cluster.endpoint(attempt.endpoint);
         let in_flight = worker.enter(&endpoint.key);

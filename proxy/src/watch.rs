@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// How long changes are gathered before they are told: files that belong together are replaced one
 /// after the other.
@@ -27,6 +28,11 @@ pub(crate) struct Watch {
     watcher: Option<RecommendedWatcher>,
     told: mpsc::Receiver<()>,
     tell: mpsc::Sender<()>,
+    // Both are kept here: a busy caller drops `changed` hundreds of times a second.
+    /// When the changes told are looked at.
+    settled: Option<Instant>,
+    /// When to look though nothing was told.
+    poll: Instant,
 }
 
 impl Watch {
@@ -38,6 +44,8 @@ impl Watch {
             watcher: None,
             told,
             tell,
+            settled: None,
+            poll: Instant::now() + POLL,
         }
     }
 
@@ -80,13 +88,17 @@ impl Watch {
     /// A change that was not returned is found by the next call.
     pub(crate) async fn changed(&mut self) {
         loop {
+            let due = self.settled.map_or(self.poll, |at| at.min(self.poll));
             tokio::select! {
-                _ = self.told.recv() => {
-                    tokio::time::sleep(SETTLE).await;
-                    while self.told.try_recv().is_ok() {}
+                _ = self.told.recv(), if self.settled.is_none() => {
+                    self.settled = Some(Instant::now() + SETTLE);
+                    continue;
                 }
-                () = tokio::time::sleep(POLL) => {}
+                () = tokio::time::sleep_until(due) => {}
             }
+            while self.told.try_recv().is_ok() {}
+            self.settled = None;
+            self.poll = Instant::now() + POLL;
             let now = look(&self.paths);
             if now != self.seen {
                 self.seen = now;
@@ -154,5 +166,21 @@ mod tests {
         assert!(is_told(&mut watch).await);
         std::fs::write(folder.path().join("b.yaml"), "").unwrap();
         assert!(is_told(&mut watch).await);
+    }
+
+    #[tokio::test]
+    async fn a_change_is_told_to_a_caller_that_keeps_being_interrupted() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut watch = Watch::new();
+        watch.set(vec![folder.path().to_owned()]);
+        std::fs::write(folder.path().join("b.yaml"), "").unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let interrupted = Duration::from_millis(5);
+        while tokio::time::timeout(interrupted, watch.changed())
+            .await
+            .is_err()
+        {
+            assert!(Instant::now() < deadline, "the change was never told");
+        }
     }
 }

@@ -82,16 +82,19 @@ pub(super) fn issue(place: &Place, args: &IssueArgs) -> Result<ExitCode, CaError
     }
     let mut authority = open(place)?;
     // A key without a certificate is one brought along, or left by an `issue` that was cut short.
-    let key = if key_path.exists() {
+    let brought = key_path.exists();
+    let key = if brought {
         SubjectKey::read(&key_path)?
     } else {
         SubjectKey::generate()?
     };
     let issued = authority.issue(&args.leaf.request(&args.spiffe_id), &key)?;
-    if !key_path.exists() {
-        files::write_atomically(&key_path, key.pem().as_bytes(), Access::Secret)?;
+    if !brought {
+        // Never over a key that another process put there meanwhile: its certificate would be left
+        // with the wrong key.
+        files::write_new(&key_path, key.pem().as_bytes(), Access::Secret)?;
     }
-    files::write_atomically(&cert, issued.chain_pem().as_bytes(), Access::Public)?;
+    files::write_new(&cert, issued.chain_pem().as_bytes(), Access::Public)?;
     report(
         place,
         &issued,
@@ -116,7 +119,7 @@ pub(super) fn sign(place: &Place, args: &SignArgs) -> Result<ExitCode, CaError> 
     let issued = open(place)?.sign_csr(&csr, &args.leaf.request(&args.id))?;
     match &args.out {
         Some(path) => {
-            files::write_atomically(path, issued.chain_pem().as_bytes(), Access::Public)?;
+            files::write_new(path, issued.chain_pem().as_bytes(), Access::Public)?;
             report(place, &issued, args.id.as_str(), path, None)
         }
         None => print(&issued.chain_pem()),

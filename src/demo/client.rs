@@ -37,6 +37,15 @@ pub(crate) struct Target {
     pub(crate) host: String,
     /// Requests per second.
     pub(crate) rate: u32,
+    pub(crate) numbers: Numbers,
+}
+
+/// Whether requests carry their number, so that services can count each once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Numbers {
+    Carried,
+    /// For a second client, whose numbers would be taken for the first one's.
+    Kept,
 }
 
 /// One request as the client saw it. Times count from the demo's start.
@@ -257,7 +266,11 @@ impl Connections {
             return Err(LostError::Status(status, reason));
         }
         let answer: Answer = serde_json::from_slice(&body).map_err(|_| LostError::Mixed)?;
-        if answer.id == Some(id) && answer.body_bytes == body_bytes {
+        let expected = match self.target.numbers {
+            Numbers::Carried => Some(id),
+            Numbers::Kept => None,
+        };
+        if answer.id == expected && answer.body_bytes == body_bytes {
             Ok(answer)
         } else {
             Err(LostError::Mixed)
@@ -268,8 +281,11 @@ impl Connections {
         let request = Request::builder()
             .uri(format!("/orders/{id}"))
             .header(header::HOST, &self.target.host)
-            .header(header::USER_AGENT, "zeugma-demo")
-            .header(ID_HEADER, id);
+            .header(header::USER_AGENT, "zeugma-demo");
+        let request = match self.target.numbers {
+            Numbers::Carried => request.header(ID_HEADER, id),
+            Numbers::Kept => request,
+        };
         let (request, body) = match verb {
             Verb::Get => (request.method("GET"), Bytes::new()),
             Verb::Post => {
@@ -329,6 +345,7 @@ mod tests {
             gateway,
             host: "orders.shop.svc.clusterset.local".to_owned(),
             rate: 400,
+            numbers: Numbers::Carried,
         }
     }
 

@@ -12,7 +12,7 @@ use http::{Request, StatusCode};
 use http_body_util::Full;
 use tempfile::TempDir;
 
-use super::client::{Client, Record, Target};
+use super::client::{Client, Numbers, Record, Target};
 use super::fetch::{self, FetchError};
 use super::hold::Hold;
 use super::journal::{Journal, Verb};
@@ -320,8 +320,20 @@ impl Site {
             gateway: gateway.apps,
             host: host.to_owned(),
             rate: self.conditions.rate,
+            numbers: Numbers::Carried,
         };
         self.next_line = self.narrator.elapsed() + LINE_EVERY;
+        Client::start(target, self.narrator.start())
+    }
+
+    /// Starts a second client, to compare the first with.
+    pub(crate) fn second_client(&self, gateway: &Gateway, host: &str, rate: u32) -> Client {
+        let target = Target {
+            gateway: gateway.apps,
+            host: host.to_owned(),
+            rate,
+            numbers: Numbers::Kept,
+        };
         Client::start(target, self.narrator.start())
     }
 

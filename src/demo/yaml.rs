@@ -110,7 +110,7 @@ pub(crate) fn backend(name: &str, locality: &str, services: &[&Service]) -> Stri
 pub(crate) const SHORT_TIMES: &str = "  failover:
     failback: { after: 3s, ramp: 5s }
   health:
-    active: { http: /healthz, every: 500ms, timeout: 250ms, up: 2, down: 2 }
+    active: { http: /healthz, every: 500ms, up: 2, down: 2 }
     passive: { eject: 2s }
 ";
 

@@ -284,6 +284,23 @@ fn c6_issues_at_once_all_succeed_with_serials_of_their_own() {
 }
 
 #[test]
+fn several_issues_into_one_place_leave_a_certificate_with_its_key() {
+    let bench = Bench::with_ca(&["east.example"]);
+    for round in 0..3 {
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let bench = &bench;
+                scope.spawn(move || {
+                    bench.run(&format!("ca issue spiffe://east.example/a --out {round}"));
+                });
+            }
+        });
+        assert!(bench.path(&format!("{round}.pem")).exists());
+        check(bench.root(), &bench.path("ca"));
+    }
+}
+
+#[test]
 fn one_trust_domain_added_by_several_at_once_gets_one_issuer() {
     let bench = Bench::with_ca(&[]);
     let codes: Vec<i32> = std::thread::scope(|scope| {

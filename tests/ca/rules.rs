@@ -1,5 +1,6 @@
 //! Every rule on what is issued, read back by a parser that had no part in writing it.
 
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls_pki_types::CertificateDer;
@@ -23,11 +24,13 @@ struct Made {
 
 const ID: &str = "spiffe://east.example/ns/shop/sa/cart";
 
-fn make() -> (Bench, Made) {
-    make_with(Policy::default(), &[])
+/// Made once for all tests that only look.
+fn made() -> &'static Made {
+    static MADE: OnceLock<Made> = OnceLock::new();
+    MADE.get_or_init(|| make_with(Policy::default(), &[]))
 }
 
-fn make_with(policy: Policy, dns_names: &[&str]) -> (Bench, Made) {
+fn make_with(policy: Policy, dns_names: &[&str]) -> Made {
     let bench = Bench::new();
     let (mut authority, issuer) = authority(&bench, policy);
     let names = dns_names.iter().map(ToString::to_string).collect();
@@ -43,7 +46,7 @@ fn make_with(policy: Policy, dns_names: &[&str]) -> (Bench, Made) {
         chain: issued.chain().len(),
     };
     assert_eq!(issued.chain()[1], made.cross);
-    (bench, made)
+    made
 }
 
 fn authority(bench: &Bench, policy: Policy) -> (Authority, NewIssuer) {
@@ -117,7 +120,7 @@ fn key_id<'a>(certificate: &'a X509Certificate<'_>) -> &'a [u8] {
 
 #[test]
 fn xl1_xl2_a_leaf_has_exactly_one_uri_and_it_is_its_id() {
-    let (_bench, made) = make();
+    let made = made();
     assert_eq!(uris(&made.leaf()), [ID]);
 }
 
@@ -166,7 +169,7 @@ fn id9_an_id_of_2048_bytes_is_issued() {
 
 #[test]
 fn xl5_xl12_a_leaf_has_an_empty_subject_and_therefore_a_critical_san() {
-    let (_bench, made) = make();
+    let made = made();
     let leaf = made.leaf();
     assert_eq!(leaf.subject().iter().count(), 0);
     assert!(extension(&leaf, SAN).unwrap().critical);
@@ -174,7 +177,7 @@ fn xl5_xl12_a_leaf_has_an_empty_subject_and_therefore_a_critical_san() {
 
 #[test]
 fn xl6_a_leaf_says_that_it_is_no_ca() {
-    let (_bench, made) = make();
+    let made = made();
     let leaf = made.leaf();
     let constraints = extension(&leaf, BASIC_CONSTRAINTS).unwrap();
     assert!(constraints.critical);
@@ -184,7 +187,7 @@ fn xl6_a_leaf_says_that_it_is_no_ca() {
 
 #[test]
 fn xl7_xl8_xl9_a_leafs_key_usage_is_critical_and_digital_signature_alone() {
-    let (_bench, made) = make();
+    let made = made();
     let leaf = made.leaf();
     let usage = extension(&leaf, KEY_USAGE).unwrap();
     assert!(usage.critical);
@@ -194,7 +197,7 @@ fn xl7_xl8_xl9_a_leafs_key_usage_is_critical_and_digital_signature_alone() {
 
 #[test]
 fn xl10_xl11_a_leafs_extended_key_usage_is_server_and_client_alone() {
-    let (_bench, made) = make();
+    let made = made();
     let leaf = made.leaf();
     // id-kp-serverAuth 1.3.6.1.5.5.7.3.1 and id-kp-clientAuth .2 (RFC 5280 §4.2.1.12).
     let kp = |last| [0x06, 0x08, 0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, last];
@@ -204,9 +207,9 @@ fn xl10_xl11_a_leafs_extended_key_usage_is_server_and_client_alone() {
 
 #[test]
 fn xl12_a_leaf_has_dns_names_only_when_asked() {
-    let (_bench, made) = make();
+    let made = made();
     assert_eq!(names(&made.leaf()).len(), 1);
-    let (_bench, made) = make_with(Policy::default(), &["cart.shop.svc", "cart"]);
+    let made = make_with(Policy::default(), &["cart.shop.svc", "cart"]);
     let leaf = made.leaf();
     assert_eq!(uris(&leaf), [ID]);
     assert_eq!(
@@ -220,7 +223,7 @@ fn xl12_a_leaf_has_dns_names_only_when_asked() {
 
 #[test]
 fn xc1_xc9_authorities_have_critical_basic_constraints_with_their_path_length() {
-    let (_bench, made) = make();
+    let made = made();
     for (certificate, path_len) in made.authorities().iter().zip([2, 0, 0]) {
         let constraints = extension(certificate, BASIC_CONSTRAINTS).unwrap();
         assert!(constraints.critical);
@@ -234,7 +237,7 @@ fn xc1_xc9_authorities_have_critical_basic_constraints_with_their_path_length() 
 
 #[test]
 fn xc2_xc6_authorities_sign_certificates_and_crls_and_nothing_else() {
-    let (_bench, made) = make();
+    let made = made();
     for certificate in made.authorities() {
         let usage = extension(&certificate, KEY_USAGE).unwrap();
         assert!(usage.critical);
@@ -246,7 +249,7 @@ fn xc2_xc6_authorities_sign_certificates_and_crls_and_nothing_else() {
 
 #[test]
 fn xc3_an_issuer_names_its_trust_domain_and_the_root_none() {
-    let (_bench, made) = make();
+    let made = made();
     let [root, cross, anchor] = made.authorities();
     assert!(uris(&root).is_empty());
     assert_eq!(uris(&cross), ["spiffe://east.example"]);
@@ -255,7 +258,7 @@ fn xc3_an_issuer_names_its_trust_domain_and_the_root_none() {
 
 #[test]
 fn xc5_there_are_no_name_constraints() {
-    let (_bench, made) = make();
+    let made = made();
     for certificate in made.all() {
         assert!(extension(&certificate, NAME_CONSTRAINTS).is_none());
     }
@@ -318,7 +321,7 @@ fn xc10_an_issuer_ends_with_its_root() {
 
 #[test]
 fn r1_r2_certificates_are_version_3_with_long_positive_serials() {
-    let (_bench, made) = make();
+    let made = made();
     let mut seen = std::collections::BTreeSet::new();
     for certificate in made.all() {
         assert_eq!(certificate.version(), X509Version::V3);
@@ -334,7 +337,7 @@ fn r1_r2_certificates_are_version_3_with_long_positive_serials() {
 #[test]
 fn r3_c3_a_validity_begins_120_seconds_ago_and_lasts_as_asked() {
     let before = unix_now();
-    let (_bench, made) = make();
+    let made = make_with(Policy::default(), &[]);
     let after = unix_now();
     for certificate in made.all() {
         let begins = certificate.validity().not_before.timestamp();
@@ -353,7 +356,7 @@ fn unix_now() -> i64 {
 
 #[test]
 fn r3_dates_are_utc_time_until_2049_and_generalized_time_from_2050() {
-    let (_bench, made) = make();
+    let made = made();
     for certificate in made.all() {
         assert!(certificate.validity().not_after.is_utctime());
     }
@@ -361,7 +364,7 @@ fn r3_dates_are_utc_time_until_2049_and_generalized_time_from_2050() {
         root_ttl: Duration::from_secs(100 * 365 * 24 * 3600),
         ..Policy::default()
     };
-    let (_bench, made) = make_with(century, &[]);
+    let made = make_with(century, &[]);
     let root = parse(&made.root);
     assert!(root.validity().not_before.is_utctime());
     assert!(root.validity().not_after.is_generalizedtime());
@@ -369,7 +372,7 @@ fn r3_dates_are_utc_time_until_2049_and_generalized_time_from_2050() {
 
 #[test]
 fn r4_the_root_is_p384_and_the_rest_p256() {
-    let (_bench, made) = make();
+    let made = made();
     let sizes = made.all().map(
         |certificate| match certificate.public_key().parsed().unwrap() {
             x509_parser::public_key::PublicKey::EC(point) => point.key_size(),
@@ -387,7 +390,7 @@ fn r4_the_root_is_p384_and_the_rest_p256() {
 
 #[test]
 fn r5_what_another_key_signed_names_that_key_and_nothing_more() {
-    let (_bench, made) = make();
+    let made = made();
     let [root, cross, anchor, leaf] = made.all();
     for (child, parent) in [(&cross, &root), (&leaf, &cross), (&leaf, &anchor)] {
         let aki = extension(child, AKI).unwrap();
@@ -402,7 +405,7 @@ fn r5_what_another_key_signed_names_that_key_and_nothing_more() {
 
 #[test]
 fn r6_authorities_have_a_key_id_and_both_certificates_of_a_key_the_same() {
-    let (_bench, made) = make();
+    let made = made();
     for certificate in made.authorities() {
         assert!(!extension(&certificate, SKI).unwrap().critical);
         assert_eq!(key_id(&certificate).len(), 20);
@@ -425,13 +428,13 @@ fn r7_a_chain_is_the_leaf_and_the_cross_certificate_never_the_root() {
         parse(&chain[1]).issuer().as_raw(),
         parse(root).subject().as_raw()
     );
-    let (_bench, made) = make();
+    let made = made();
     assert_eq!(made.chain, 2);
 }
 
 #[test]
 fn r10_there_is_no_unknown_critical_extension() {
-    let (_bench, made) = make();
+    let made = made();
     for certificate in made.all() {
         for extension in certificate.iter_extensions().filter(|e| e.critical) {
             let arc = extension.oid.to_id_string();
@@ -445,7 +448,7 @@ fn r10_there_is_no_unknown_critical_extension() {
 
 #[test]
 fn r12_issuers_are_byte_for_byte_subjects() {
-    let (_bench, made) = make();
+    let made = made();
     let [root, cross, anchor, leaf] = made.all();
     assert_eq!(root.issuer().as_raw(), root.subject().as_raw());
     assert_eq!(cross.issuer().as_raw(), root.subject().as_raw());

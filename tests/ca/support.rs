@@ -1,7 +1,9 @@
 //! A folder, the command, and certificates read from files.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
@@ -20,13 +22,21 @@ impl Bench {
         }
     }
 
-    /// With a CA in `ca` that serves these trust domains.
-    pub(crate) fn with_ca(domains: &[&str]) -> Self {
+    /// With a CA in `ca` that serves these trust domains: a copy of one made once, since opening
+    /// keys is slow on purpose.
+    pub(crate) fn with_ca(domains: &'static [&'static str]) -> Self {
+        static MADE: Mutex<BTreeMap<&[&str], Bench>> = Mutex::new(BTreeMap::new());
+        let mut made = MADE.lock().unwrap();
+        let original = made.entry(domains).or_insert_with(|| {
+            let bench = Self::new();
+            bench.ok("ca init");
+            for domain in domains {
+                bench.ok(&format!("ca trust-domain add {domain}"));
+            }
+            bench
+        });
         let bench = Self::new();
-        bench.ok("ca init");
-        for domain in domains {
-            bench.ok(&format!("ca trust-domain add {domain}"));
-        }
+        copy(&original.path("ca"), &bench.path("ca"));
         bench
     }
 
@@ -72,6 +82,22 @@ impl Bench {
     pub(crate) fn chain(&self, name: &str) -> Vec<CertificateDer<'static>> {
         chain(&self.path(name))
     }
+}
+
+/// Copies a folder with the permissions in it.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+    let permissions = std::fs::metadata(from).unwrap().permissions();
+    std::fs::set_permissions(to, permissions).unwrap();
 }
 
 /// How a program ended.

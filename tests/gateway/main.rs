@@ -13,6 +13,8 @@
 #[path = "../support/corpus.rs"]
 mod corpus;
 mod mesh;
+mod security_access;
 mod security_certificates;
+mod security_files;
 mod security_hello;
 mod security_requests;

@@ -260,7 +260,7 @@ mod tests {
             fs::write(dir.path().join(name), "a: 1\n---\nb: 1\n").unwrap();
         }
         let limits = ReadLimits {
-            file_bytes_max: 15,
+            file_bytes_max: 14,
             files_max: 2,
             documents_max: 4,
         };
@@ -269,10 +269,10 @@ mod tests {
         for (limits, words) in [
             (
                 ReadLimits {
-                    file_bytes_max: 14,
+                    file_bytes_max: 13,
                     ..limits
                 },
-                "over 14 bytes",
+                "over 13 bytes",
             ),
             (
                 ReadLimits {

@@ -126,6 +126,9 @@ impl LevelMeaning {
     fn leaving(&self) -> String {
         let (down, share) = self.first;
         let (n, noun, name) = (self.endpoints, self.noun(), &self.name);
+        if n == 1 {
+            return format!("with it down all leaves {name}");
+        }
         if share > 1.0 - 1e-9 {
             return format!("with {down} of {n} {noun} down all leaves {name}");
         }

@@ -3,13 +3,16 @@
 use std::fmt;
 
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::{Error, Location, Options, Spanned};
+use serde_saphyr::{DuplicateKeyPolicy, Error, Location, Options, Spanned};
 
 use crate::error::{Code, Finding, Place, suggest};
 use crate::files::Source;
 
 /// Nodes of one document; a route has about 60.
 pub(crate) const NODES_MAX: usize = 2_000_000;
+
+/// What aliases of one document may expand to.
+const REPLAYED_EVENTS_MAX: usize = 10_000;
 
 /// A document's values without their text: where each stands.
 #[derive(Debug, Clone)]
@@ -46,8 +49,12 @@ impl From<Location> for Spot {
 
 /// Reads the positions of a document.
 pub(crate) fn positions(source: &Source) -> Result<Positions, Finding> {
-    let spanned: Spanned<Tree> = serde_saphyr::from_str_with_options(&source.text, options())
-        .map_err(|error| finding(source, None, &error))?;
+    let spanned: Spanned<Tree> = serde_saphyr::from_str_with_options(
+        &source.text,
+        // Reading the values finds these too, and then their path is known.
+        options(DuplicateKeyPolicy::LastWins),
+    )
+    .map_err(|error| finding(source, None, &error))?;
     Ok(Positions::from(spanned))
 }
 
@@ -56,12 +63,16 @@ pub(crate) fn read<T: DeserializeOwned>(
     source: &Source,
     positions: &Positions,
 ) -> Result<T, Finding> {
-    serde_saphyr::from_str_with_options(&source.text, options())
+    serde_saphyr::from_str_with_options(&source.text, options(DuplicateKeyPolicy::Error))
         .map_err(|error| finding(source, Some(positions), &error))
 }
 
-fn options() -> Options {
+fn options(duplicate_keys: DuplicateKeyPolicy) -> Options {
     serde_saphyr::options! {
+        duplicate_keys: duplicate_keys,
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: REPLAYED_EVENTS_MAX,
+        },
         budget: serde_saphyr::budget! {
             max_nodes: NODES_MAX,
             max_events: NODES_MAX * 2,
@@ -74,7 +85,10 @@ fn options() -> Options {
 }
 
 fn finding(source: &Source, positions: Option<&Positions>, error: &Error) -> Finding {
-    let error = error.without_snippet();
+    let mut error = error.without_snippet();
+    while let Error::AliasError { error: inner, .. } = error {
+        error = inner.without_snippet();
+    }
     let spot = error.location().map_or(
         Spot {
             line: 1,
@@ -98,8 +112,9 @@ fn finding(source: &Source, positions: Option<&Positions>, error: &Error) -> Fin
             .maybe_help(suggest(field, expected.iter().copied()))
             .at(place(&path, chars(field))),
         Error::SerdeMissingField { field, .. } => {
+            let path = positions.map_or("", |positions| positions.map_at(spot, &path));
             Finding::error(Code::MissingField, format!("`{field}` is missing"))
-                .at(place(&path, spot.width))
+                .at(place(path, spot.width))
         }
         Error::SerdeUnknownVariant {
             variant, expected, ..
@@ -112,6 +127,12 @@ fn finding(source: &Source, positions: Option<&Positions>, error: &Error) -> Fin
                 .help("keep one of them")
                 .at(place(&path, chars(key)))
         }
+        Error::AliasReplayLimitExceeded { .. } => Finding::error(
+            Code::TooLarge,
+            format!("the document's aliases stand for over {REPLAYED_EVENTS_MAX} values"),
+        )
+        .help("write the values out")
+        .at(place(&path, 1)),
         Error::Budget { breach, .. } => Finding::error(
             Code::TooLarge,
             format!("the document is too large: {breach:?}"),
@@ -219,6 +240,17 @@ impl Positions {
             }
         });
         best.map(|(_, path)| path)
+    }
+
+    /// The map that begins at `spot`, where `path` is the innermost there: a block map begins with
+    /// its first key.
+    fn map_at<'p>(&self, spot: Spot, path: &'p str) -> &'p str {
+        let is_first_key = !path.ends_with(']') && self.key(path) == spot;
+        match path.rfind('.') {
+            Some(at) if is_first_key => path.get(..at).unwrap_or_default(),
+            None if is_first_key => "",
+            Some(_) | None => path,
+        }
     }
 
     fn visit(&self, path: &mut String, see: &mut impl FnMut(Spot, &str)) {

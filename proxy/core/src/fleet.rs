@@ -252,6 +252,7 @@ impl Fleet {
 
     /// The active checks that are due; each is under way from here on, one for an endpoint.
     pub fn due_probes(&mut self, now: Time, draw: u64) -> Vec<Probe> {
+        self.advance(now);
         let mut probes = Vec::new();
         while let Some((at, key)) = self.checks.first().cloned() {
             if at > now {
@@ -298,8 +299,8 @@ impl Fleet {
         probes
     }
 
-    /// When time alone changes something next; call [`Fleet::due_probes`] and [`Fleet::shares`]
-    /// then.
+    /// When time alone changes something next; call [`Fleet::due_probes`] then, and
+    /// [`Fleet::shares`] if [`Fleet::has_changed`].
     #[must_use]
     pub fn next_wake(&self) -> Option<Time> {
         let check = match self.checks.first() {
@@ -322,9 +323,17 @@ impl Fleet {
         self.changed
     }
 
+    /// Whether time alone is moving some cluster's shares: a hold, a wait or a ramp is under way.
+    #[must_use]
+    pub fn is_moving(&self) -> bool {
+        !self.moves.is_empty()
+    }
+
     /// What every level takes and every endpoint is worth, for the snapshot last reconciled.
     pub fn shares(&mut self, now: Time) -> Shares {
         self.advance(now);
+        // A ramp is asked for where it is at this moment, not where its last step left it.
+        self.step_moving(now, |_| true);
         let clusters: Vec<ClusterShares> = (self.clusters.iter())
             .map(|state| {
                 let damped: Vec<f64> = state.levels.iter().map(LevelState::damped).collect();
@@ -364,16 +373,17 @@ impl Fleet {
             }
             self.readmit(&key, now);
         }
-        while let Some((at, cluster)) = self.moves.first().copied() {
-            if at > now {
-                break;
-            }
-            let home = Home {
-                cluster,
-                level: 0,
-                endpoint: 0,
-            };
-            let route = cluster_route(&self.clusters, home);
+        self.step_moving(now, |at| at <= now);
+    }
+
+    /// Steps every route that time alone moves and whose next move is `due`.
+    fn step_moving(&mut self, now: Time, due: impl Fn(Time) -> bool) {
+        let routes: BTreeSet<Arc<str>> = (self.moves.iter())
+            .take_while(|(at, _)| due(*at))
+            .filter_map(|(_, ix)| self.clusters.get(*ix))
+            .map(|state| state.cluster.route.clone())
+            .collect();
+        for route in routes {
             self.step_route(&route, now);
         }
     }

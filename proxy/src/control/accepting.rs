@@ -94,11 +94,12 @@ impl Accepting {
         }
     }
 
-    /// Stops accepting and lets the workers end.
-    pub(super) fn stop(self) {
-        for bound in self.open.values() {
+    /// Stops accepting and lets the workers end: theirs are the only other ends of their queues.
+    pub(super) fn stop(&mut self) {
+        for bound in std::mem::take(&mut self.open).into_values() {
             bound.task.abort();
         }
+        self.workers = Arc::new([]);
     }
 }
 

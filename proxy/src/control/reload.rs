@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::Value;
+use tokio::signal::unix::Signal;
+use tokio::sync::mpsc;
 use zeugma_core::snapshot::Snapshot;
 use zeugma_xds::{Color, Findings, GatewaySettings, Loaded, NodeOptions};
 
@@ -49,18 +51,28 @@ impl Files {
         }
     }
 
-    /// Waits until a file changed, and loads.
-    ///
-    /// # Cancel safety
-    /// A change that was seen while loading was abandoned is loaded with the next one, or by the
-    /// next look at the files.
-    pub(super) async fn changed(&mut self, shared: &Arc<Shared>) -> Reloaded {
-        self.watch.changed().await;
-        self.reload(shared).await
+    /// Loads whenever a file changed or a SIGHUP comes, and tells what is new, for ever.
+    pub(super) async fn watch(
+        mut self,
+        shared: Arc<Shared>,
+        tell: mpsc::Sender<Reloaded>,
+        mut hangup: Signal,
+    ) {
+        loop {
+            // Both only wait; what changed meanwhile is found by the next look.
+            tokio::select! {
+                () = self.watch.changed() => {}
+                _ = hangup.recv() => {}
+            }
+            let reloaded = self.reload(&shared).await;
+            if tell.send(reloaded).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Loads everything and returns what is new.
-    pub(super) async fn reload(&mut self, shared: &Arc<Shared>) -> Reloaded {
+    async fn reload(&mut self, shared: &Arc<Shared>) -> Reloaded {
         let (path, node) = (self.config.clone(), self.node.clone());
         // Parsing a large configuration takes its time: the control thread goes on meanwhile.
         let loading = tokio::task::spawn_blocking(move || zeugma_xds::load(&path, &node));

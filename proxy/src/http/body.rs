@@ -44,8 +44,20 @@ struct SourceState {
     failed: bool,
     received: u64,
     progressed: Instant,
+    starved: bool,
     current: u32,
     tees: Vec<Tee>,
+}
+
+/// How the sending of a request's body stands, and since when.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Progress {
+    /// All of it was read.
+    Ended(Instant),
+    /// More of it has to come from the caller.
+    AwaitsCaller(Instant),
+    /// The endpoint has to read what there is.
+    AwaitsEndpoint(Instant),
 }
 
 /// A copy of the whole body for a mirror, if it is not over the limit.
@@ -71,6 +83,7 @@ impl Source {
             failed: false,
             received: 0,
             progressed: Instant::now(),
+            starved: false,
             current: 0,
             tees: Vec::new(),
         })))
@@ -92,9 +105,14 @@ impl Source {
         self.0.borrow().received
     }
 
-    /// When a byte of the body last came in, or the body was taken.
-    pub(crate) fn progressed(&self) -> Instant {
-        self.0.borrow().progressed
+    /// How the sending of the body stands.
+    pub(crate) fn progress(&self) -> Progress {
+        let state = self.0.borrow();
+        match (state.ended, state.starved) {
+            (true, _) => Progress::Ended(state.progressed),
+            (false, true) => Progress::AwaitsCaller(state.progressed),
+            (false, false) => Progress::AwaitsEndpoint(state.progressed),
+        }
     }
 
     /// The body for the next try; tries made before can no longer read.
@@ -129,6 +147,7 @@ impl Source {
 impl SourceState {
     fn take(&mut self, bytes: &Bytes) {
         self.received += bytes.len() as u64;
+        self.starved = false;
         self.progressed = Instant::now();
         if !self.overflowed {
             if self.kept_bytes + bytes.len() <= self.keep_bytes_max {
@@ -189,7 +208,10 @@ impl Replay {
             return Poll::Ready(trailers.map(|map| Ok(Frame::trailers(map))));
         }
         match Pin::new(&mut state.incoming).poll_frame(cx) {
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => {
+                state.starved = true;
+                Poll::Pending
+            }
             Poll::Ready(None) => {
                 state.end();
                 Poll::Ready(None)

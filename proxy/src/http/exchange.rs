@@ -18,13 +18,13 @@ use zeugma_core::snapshot::{
 };
 use zeugma_core::verdict::Reason;
 
-use super::body::{Held, Outgoing, Source};
+use super::body::{Held, Outgoing, Progress, Source};
 use super::headers::{self, ZEUGMA_REASON};
 use super::pool::{Lease, Wire};
 use super::record::Record;
 use super::{Context, Version, mirror, reply, upgrade};
 use crate::account::{Closed, Destination, RequestFacts};
-use crate::connection::{describe, destination};
+use crate::connection::{describe, destination, explain_denial};
 use crate::runtime::Published;
 use crate::upstream::{self, Pinned};
 
@@ -204,9 +204,15 @@ impl Exchange {
             path: Some(self.head.uri.path()),
         };
         let policy = &snapshot.service(service).policy;
+        let mut denial = None;
         let (verdict, rule) = match authorize(snapshot, service, &asking) {
             Verdict::Allow { rule } => (Ok(()), policy.allow.get(rule)),
-            Verdict::Deny { reason, rule, .. } => {
+            Verdict::Deny {
+                reason,
+                rule,
+                nearest,
+            } => {
+                denial = explain_denial(snapshot.service(service), nearest);
                 (Err(reason), rule.and_then(|nth| policy.deny.get(nth)))
             }
         };
@@ -219,6 +225,7 @@ impl Exchange {
             .map(ToString::to_string);
         if let Some(closed) = self.record.facts() {
             closed.caller.attested = attested;
+            closed.detail = denial;
             closed.rule = position;
         }
         verdict
@@ -233,7 +240,7 @@ impl Exchange {
         let (mut attempts, mut counted) = (0, 0);
         let mut failed: Option<Failed> = None;
         let shares = to.published.shares_of(to.cluster);
-        for attempt in plan(cluster, shares, &load, worker.draw()) {
+        for attempt in plan(cluster, shares, &load, worker.draw_for(cluster)) {
             if let Some(before) = &failed {
                 match self.may_try_again(cluster, before.failure, source, counted) {
                     None => break,
@@ -359,18 +366,20 @@ impl Exchange {
                 began,
                 response_headers: cluster.timeouts.response_headers,
                 per_try: cluster.timeouts.per_try,
+                idle: cluster.timeouts.idle,
             };
             match deadlines.hold(source, sending).await {
-                None => {
+                Err(Late::Caller) => return Err(TryError::Caller),
+                Err(Late::Endpoint) => {
                     return Err(TryError::Failed {
                         failure: Failure::Timeout,
                         detail: format!("no response from {} in time", endpoint.key),
                     });
                 }
-                Some(Ok(sent)) => return Ok(sent),
-                Some(Err(_)) if source.has_failed() => return Err(TryError::Caller),
-                Some(Err(error)) if error.unsent && reused && stale < STALE_MAX => stale += 1,
-                Some(Err(error)) => {
+                Ok(Ok(sent)) => return Ok(sent),
+                Ok(Err(_)) if source.has_failed() => return Err(TryError::Caller),
+                Ok(Err(error)) if error.unsent && reused && stale < STALE_MAX => stale += 1,
+                Ok(Err(error)) => {
                     return Err(TryError::Failed {
                         failure: error.failure,
                         detail: error.detail,
@@ -566,28 +575,50 @@ struct Deadlines {
     began: Instant,
     response_headers: Duration,
     per_try: Option<Duration>,
+    idle: Duration,
+}
+
+enum Late {
+    /// The endpoint took too long to read the request or to answer it.
+    Endpoint,
+    /// The caller stopped sending its body.
+    Caller,
 }
 
 impl Deadlines {
-    /// Waits for the response's head: `response_headers` from the last of the request's body, and
-    /// no longer than `per_try` in all.
-    async fn hold<T>(&self, source: &Source, sending: impl Future<Output = T>) -> Option<T> {
+    /// Waits for the response's head: `response_headers` from the end of the request, or while the
+    /// endpoint does not read it; `idle` while the caller sends none of it; `per_try` in all.
+    async fn hold<T>(&self, source: &Source, sending: impl Future<Output = T>) -> Result<T, Late> {
         let mut sending = std::pin::pin!(sending);
         loop {
-            let by_progress = Instant::from_std(source.progressed()) + self.response_headers;
-            let by_progress = by_progress.max(self.began + self.response_headers);
-            let deadline = match self.per_try {
-                Some(per_try) => by_progress.min(self.began + per_try),
-                None => by_progress,
+            let (since, patience, late) = match source.progress() {
+                Progress::Ended(at) | Progress::AwaitsEndpoint(at) => {
+                    (at, self.response_headers, Late::Endpoint)
+                }
+                Progress::AwaitsCaller(at) => (at, self.idle, Late::Caller),
             };
+            let due = self.began.max(Instant::from_std(since)) + patience;
+            let per_try = self.per_try.map(|per_try| self.began + per_try);
+            // Looked at anew now and then: what is waited for changes under way.
+            let look = due.min(Instant::now() + self.response_headers);
+            let look = per_try.map_or(look, |per_try| look.min(per_try));
             // The sending is pinned outside of the loop; the other arm only waits.
             tokio::select! {
-                sent = &mut sending => return Some(sent),
-                () = tokio::time::sleep_until(deadline) => {
-                    let is_over = self.per_try.is_some_and(|max| self.began.elapsed() >= max);
-                    if is_over || source.progressed().elapsed() >= self.response_headers {
-                        return None;
-                    }
+                sent = &mut sending => return Ok(sent),
+                () = tokio::time::sleep_until(look) => {}
+            }
+            let now = Instant::now();
+            if per_try.is_some_and(|per_try| now >= per_try) {
+                return Err(Late::Endpoint);
+            }
+            if now >= due {
+                let moved = match source.progress() {
+                    Progress::Ended(at)
+                    | Progress::AwaitsEndpoint(at)
+                    | Progress::AwaitsCaller(at) => at != since,
+                };
+                if !moved {
+                    return Err(late);
                 }
             }
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Uri, header};
+use http_body_util::BodyExt;
 use tokio::time::timeout;
 use zeugma_core::mirror::{Copying, Dropped, Kind, Original, copying};
 use zeugma_core::plan::plan;
@@ -71,7 +72,8 @@ fn start(
     };
     let load = |endpoint| worker.load(to.cluster(), endpoint);
     let shares = published.shares_of(mirror.to);
-    let Some(attempt) = plan(to.cluster(), shares, &load, worker.draw()).next() else {
+    let Some(attempt) = plan(to.cluster(), shares, &load, worker.draw_for(to.cluster())).next()
+    else {
         worker
             .shared
             .metrics
@@ -92,7 +94,8 @@ fn start(
     let body = source.tee(mirror.body_bytes_max);
     let deadline = mirror.timeout;
     // Bounded by its timeout and counted in `Place`; the primary does not wait for it.
-    drop(tokio::task::spawn_local(async move {
+    let tasks = worker.tasks.clone();
+    drop(tasks.spawn_local(async move {
         let copying = async {
             match body.await {
                 Ok(Some(body)) => copy.send(&worker, Outgoing::Bytes(body)).await,
@@ -130,9 +133,14 @@ impl Copy {
             return "failed";
         };
         match lease.send(worker, request).await {
-            // The response is thrown away unread; its connection or stream ends with it.
-            Ok((response, _stream)) if !response.status().is_server_error() => "sent",
-            Ok(_) | Err(_) => "failed",
+            Ok((response, _stream)) => {
+                let good = !response.status().is_server_error();
+                let mut body = response.into_body();
+                // Read away, so that its connection can be used again.
+                while let Some(Ok(_frame)) = body.frame().await {}
+                if good { "sent" } else { "failed" }
+            }
+            Err(_unanswered) => "failed",
         }
     }
 }

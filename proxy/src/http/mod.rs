@@ -35,6 +35,7 @@ use zeugma_core::verdict::Reason;
 
 use crate::account::{Caller, TlsFacts};
 use crate::connection::{SniTarget, Visit};
+use crate::listener::Open;
 use crate::runtime::Worker;
 use crate::transport::Stream;
 
@@ -42,6 +43,8 @@ use self::body::Outgoing;
 
 /// A connection without a request is asked to end after this long.
 const KEEP_ALIVE: Duration = Duration::from_secs(600);
+/// What a connection that is asked to end gets to do so.
+const LEAVE: Duration = Duration::from_secs(5);
 /// How often a connection is looked at.
 const WATCH: Duration = Duration::from_secs(1);
 /// HTTP/2 receive windows: for one stream and for a connection.
@@ -72,6 +75,8 @@ pub(crate) struct Context {
     pub(crate) caller: Caller,
     pub(crate) tls: Option<TlsFacts>,
     pub(crate) version: Version,
+    /// Counts the connection as open, upgraded ones too.
+    _open: Rc<Open>,
     in_flight: Cell<usize>,
     requests: Cell<u64>,
 }
@@ -129,6 +134,7 @@ pub(crate) async fn serve(
         caller: visit.caller.clone(),
         tls: visit.tls.clone(),
         version,
+        _open: Rc::clone(&visit.open),
         in_flight: Cell::new(0),
         requests: Cell::new(0),
     });
@@ -175,7 +181,6 @@ async fn serve_h1(context: &Rc<Context>, moved: &Arc<Moved>, io: TokioIo<Counted
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
-        .half_close(true)
         .max_buf_size(limits.header_bytes.max(HEAD_BYTES_MIN))
         .serve_connection(
             io,
@@ -230,13 +235,7 @@ async fn answer(
     context: Rc<Context>,
     request: Request<Incoming>,
 ) -> Result<Response<Outgoing>, Infallible> {
-    context.in_flight.set(context.in_flight.get() + 1);
-    context.requests.set(context.requests.get() + 1);
-    let response = Box::pin(exchange::exchange(&context, request)).await;
-    context
-        .in_flight
-        .set(context.in_flight.get().saturating_sub(1));
-    Ok(response)
+    Ok(Box::pin(exchange::exchange(&context, request)).await)
 }
 
 /// Looks after a connection: slow heads, idleness, draining.
@@ -247,7 +246,7 @@ struct Watch {
     read_then: u64,
     quiet_since: Instant,
     head_since: Option<Instant>,
-    leaving: Option<tokio::time::Instant>,
+    leaving: Option<(tokio::time::Instant, Ended)>,
 }
 
 enum Look {
@@ -277,20 +276,18 @@ impl Watch {
     async fn next(&mut self) -> Look {
         let shared = Arc::clone(&self.context.worker.shared);
         let wait = tokio::time::sleep(WATCH);
-        match self.leaving {
-            Some(deadline) => {
-                tokio::time::sleep_until(deadline).await;
-                return Look::End(Ended::Drained);
-            }
-            None => tokio::select! {
-                () = wait => {}
-                deadline = shared.draining() => {
-                    self.leaving = Some(deadline);
-                    return Look::Leave;
-                }
-            },
+        if let Some((deadline, _)) = &self.leaving {
+            tokio::time::sleep_until(*deadline).await;
+            let why = self.leaving.take().map_or(Ended::Drained, |(_, why)| why);
+            return Look::End(why);
         }
-        self.look()
+        tokio::select! {
+            () = wait => self.look(),
+            deadline = shared.draining() => {
+                self.leaving = Some((deadline, Ended::Drained));
+                Look::Leave
+            }
+        }
     }
 
     fn look(&mut self) -> Look {
@@ -312,7 +309,8 @@ impl Watch {
             return Look::Fine;
         }
         if self.quiet_since.elapsed() > KEEP_ALIVE {
-            return Look::End(Ended::Idle);
+            self.leaving = Some((tokio::time::Instant::now() + LEAVE, Ended::Idle));
+            return Look::Leave;
         }
         Look::Fine
     }

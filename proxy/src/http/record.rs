@@ -20,6 +20,8 @@ pub(crate) struct Record {
 
 impl Record {
     pub(crate) fn new(context: &Rc<Context>, closed: Closed) -> Self {
+        context.in_flight.set(context.in_flight.get() + 1);
+        context.requests.set(context.requests.get() + 1);
         Self {
             context: Rc::clone(context),
             closed: Some(Box::new(closed)),
@@ -68,6 +70,8 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        let in_flight = &self.context.in_flight;
+        in_flight.set(in_flight.get().saturating_sub(1));
         if let Some(closed) = &mut self.closed {
             if closed.reason == Reason::Completed {
                 closed.reason = Reason::DownstreamClosed;

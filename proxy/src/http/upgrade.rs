@@ -1,6 +1,7 @@
 //! HTTP/1.1 upgrades (WebSocket): after `101` the request becomes a relay.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{Request, Response, StatusCode};
@@ -122,10 +123,11 @@ fn switch(
         .insert(CONNECTION, HeaderValue::from_static("upgrade"));
     head.headers.insert(UPGRADE, protocol);
     let idle = to.cluster().timeouts.idle;
-    let shared = std::sync::Arc::clone(&exchange.context.worker.shared);
+    let shared = Arc::clone(&exchange.context.worker.shared);
+    let tasks = exchange.context.worker.tasks.clone();
     let mut record = exchange.into_record(StatusCode::SWITCHING_PROTOCOLS);
-    // It holds its record and its place; the drain deadline ends it with its worker.
-    drop(tokio::task::spawn_local(async move {
+    // It holds its record and its place; draining waits for it until the deadline.
+    drop(tasks.spawn_local(async move {
         let (Ok(down), Ok(up)) = tokio::join!(downstream, upstream) else {
             record.ended(Reason::UpstreamReset, (0, 0));
             return;

@@ -79,7 +79,7 @@ pub(super) async fn play(site: &mut Site) -> Result<Report, ScenarioError> {
     let everyone = [near[0], near[1], far[0], far[1]];
     let run = site.finish(client, &everyone).await?;
 
-    let mut figures = common_figures(&run, &pair.east).await;
+    let mut figures = common_figures(&run, &pair.east, Duration::ZERO).await;
     figures.extend(figures_of(&run, &marks));
     let mut claims = claims_of(&run, &marks);
     claims.extend(common_claims(&run, rate));

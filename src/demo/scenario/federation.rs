@@ -82,8 +82,8 @@ pub(super) async fn play(site: &mut Site) -> Result<Report, ScenarioError> {
     site.narrator.tell("the client stops");
     let run = site.finish(client, &far).await?;
 
-    let mut figures = common_figures(&run, &pair.east).await;
-    figures.push(figure_of(&run, &marks));
+    let mut figures = common_figures(&run, &pair.east, settled(&run, &marks)).await;
+    figures.extend(figures_of(&run, &marks));
     let mut claims = claims_of(&run, &marks);
     claims.extend(common_claims(&run, site.conditions.rate));
     Ok(Report::new("federation", claims, figures))
@@ -115,8 +115,7 @@ fn configure(site: &mut Site, pair: &Pair, far: [&Service; 2]) -> Result<(), Sit
 }
 
 fn claims_of(run: &Run, marks: &Marks) -> Vec<Claim> {
-    let settled = first_through(run, marks).map_or(marks.end, |first| first + s(1));
-    let after = run.sent_within(settled, marks.end);
+    let after = run.sent_within(settled(run, marks), marks.end);
     vec![
         all_refused(
             "without the other's bundle every request was refused",
@@ -167,20 +166,28 @@ fn first_through(run: &Run, marks: &Marks) -> Option<Duration> {
         .map(|record| record.sent)
 }
 
-fn figure_of(run: &Run, marks: &Marks) -> Figure {
+/// From when on no request may be refused.
+fn settled(run: &Run, marks: &Marks) -> Duration {
+    first_through(run, marks).map_or(marks.end, |first| first + s(1))
+}
+
+fn figures_of(run: &Run, marks: &Marks) -> [Figure; 2] {
     let took = first_through(run, marks).map(|first| first - marks.mutual);
-    Figure::new(
-        "time to trust",
-        took.map_or_else(
-            || "never".to_owned(),
-            |took| {
-                format!(
-                    "{} from the bundle's file to the first request through",
-                    said(took)
-                )
-            },
-        ),
-    )
+    let before = run.sent_within(marks.begin, settled(run, marks));
+    let refused = before.iter().filter(|record| record.is_lost()).count();
+    let trust = took.map_or_else(
+        || "never".to_owned(),
+        |took| {
+            format!(
+                "{} from west's file to the first request through",
+                said(took)
+            )
+        },
+    );
+    [
+        Figure::new("refused without trust", refused.to_string()).count("refused", Some(refused)),
+        Figure::new("time to trust", trust).time("trustMs", took),
+    ]
 }
 
 #[cfg(test)]

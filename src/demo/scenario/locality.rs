@@ -20,7 +20,7 @@ const NEAREST_FIRST: [&str; 4] = ["east-rack-a", "east-rack-b", "east-zone-2", "
 const TIMES: &str = "  failover:
     failback: { after: 1s, ramp: 1s }  # nearest first needs no word of configuration
   health:
-    active: { http: /healthz, every: 500ms, timeout: 250ms, up: 2, down: 2 }
+    active: { http: /healthz, every: 500ms, up: 2, down: 2 }
     passive: { eject: 2s }
 ";
 
@@ -76,7 +76,7 @@ pub(super) async fn play(site: &mut Site) -> Result<Report, ScenarioError> {
     site.narrator.tell("the client stops");
     let run = site.finish(client, &[&a, &b, &c, &west]).await?;
 
-    let mut figures = common_figures(&run, &pair.east).await;
+    let mut figures = common_figures(&run, &pair.east, Duration::ZERO).await;
     figures.push(figure_of(&run, &marks));
     let mut claims = claims_of(&run, &marks);
     claims.extend(common_claims(&run, site.conditions.rate));

@@ -171,14 +171,16 @@ fn common_claims(run: &Run, rate: u32) -> Vec<Claim> {
     ]
 }
 
-/// The figures that every scenario ends with.
-async fn common_figures(run: &Run, gateway: &Gateway) -> Vec<Figure> {
+/// The figures that every scenario ends with; what was refused before `from` was not lost.
+async fn common_figures(run: &Run, gateway: &Gateway, from: Duration) -> Vec<Figure> {
     let (gets, posts) = (run.sent(Verb::Get), run.sent(Verb::Post));
-    let (gets_lost, posts_lost) = (run.lost(Verb::Get).len(), run.lost(Verb::Post).len());
+    let lost = |verb| run.lost(verb).iter().filter(|r| r.sent >= from).count();
+    let (gets_lost, posts_lost) = (lost(Verb::Get), lost(Verb::Post));
     let again = run.received_again(Verb::Get);
     let metrics = fetch::get(gateway.metrics, "/metrics").await.ok();
     let retries = metrics
-        .and_then(|text| metrics::sum(&String::from_utf8_lossy(&text), "zeugma_retries_total"));
+        // A counter that never counted is not written.
+        .map(|text| metrics::sum(&String::from_utf8_lossy(&text), RETRIES).unwrap_or(0));
     let retried = retries.map_or_else(|| "unknown".to_owned(), |count| count.to_string());
     let all: Vec<_> = run.records.iter().collect();
     let at = |thousandths| latency(&all, thousandths);
@@ -215,6 +217,8 @@ fn or_never(span: Option<Duration>) -> String {
     span.map_or_else(|| "never".to_owned(), said)
 }
 
+/// What the gateway counts requests by that it tried again.
+const RETRIES: &str = "zeugma_retries_total";
 /// The service that the client calls.
 const ROUTE: &str = "orders";
 /// How long health takes to be seen: two checks up or down, every 500 ms, and a little.

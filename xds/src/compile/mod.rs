@@ -296,3 +296,326 @@ pub(crate) fn mirror_cluster_name(to: &Service<'_>, peer: Option<&str>) -> Strin
         None => cluster_name(Scope::Outbound, &to.id),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+    use crate::model::Model;
+    use crate::pb::{core, hcm, tcp_proxy, tls};
+
+    const MESH: &str = r#"
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshGateway
+metadata: { name: east-gw }
+spec:
+  trustDomain: east.example
+  cluster: east
+  locality: eu/eu-1
+  svid: { files: { certificate: gw.pem, key: gw.key, bundles: bundles/ } }
+  listeners:
+    mesh: { address: "0.0.0.0:15443", role: mesh, sources: ["192.0.2.0/24"] }
+    apps: { address: "127.0.0.1:15001", role: workloads }
+    pg: { address: "127.0.0.1:15432", role: workloads, route: shop/pg }
+---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshPeer
+metadata: { name: west }
+spec:
+  cluster: west
+  locality: us/us-1
+  gateways: ["192.0.2.7:15443", "192.0.2.8:15443"]
+  spiffeIDs: ["spiffe://west.example/zeugma/gateway"]
+  sources: ["192.0.2.0/24"]
+---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshRoute
+metadata: { name: orders, namespace: shop }
+spec:
+  protocol: http
+  hosts: [orders.example, "*.orders.example"]
+  backends:
+    - { name: a, locality: eu/eu-1, endpoints: [{ address: "10.0.1.10:80", weight: 3 }] }
+    - { name: b, locality: eu/eu-2, endpoints: ["10.0.2.10:80"] }
+    - { peer: west }
+  allow:
+    - { listeners: [apps] }
+    - { from: ["spiffe://west.example/ns/shop/*"], methods: [GET] }
+  export: { to: [west] }
+---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshRoute
+metadata: { name: multi, namespace: shop }
+spec:
+  ports: { web: { port: 80, protocol: http }, raw: { port: 9000 } }
+  backends: [{ endpoints: [10.0.3.1] }]
+  allow: [{ listeners: [apps, mesh] }]
+  export: { to: [west] }
+---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshRoute
+metadata: { name: secure, namespace: shop }
+spec:
+  port: 443
+  backends: [{ endpoints: ["10.0.4.1:8443"], tls: workload }]
+  allow: [{ sources: ["10.0.0.0/8"] }]
+  export: { to: [west] }
+---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshRoute
+metadata: { name: pg, namespace: shop }
+spec: { port: 5432, backends: [{ endpoints: ["10.0.5.1:5432"] }], allow: [{ listeners: [pg] }] }
+"#;
+
+    fn resources() -> Resources {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mesh.yaml");
+        std::fs::write(&path, MESH).unwrap();
+        compiled(&path)
+    }
+
+    fn compiled(path: &Path) -> Resources {
+        let (sources, _) = crate::files::read(path, crate::files::LIMITS).unwrap();
+        let (model, mut findings) = Model::read(sources);
+        findings.extend(crate::model::check::check(&model));
+        assert!(findings.is_empty(), "{findings}");
+        let gateway = &model.gateways[0];
+        let node = gateway.node(gateway.spec.locality.clone().unwrap().0);
+        let context = Context {
+            model: &model,
+            gateway,
+            node: &node,
+        };
+        let resources = compile(context, &mut findings);
+        assert!(findings.is_empty(), "{findings}");
+        resources
+    }
+
+    fn listeners() -> Vec<listener::Listener> {
+        resources()
+            .listeners
+            .iter()
+            .map(|(_, any)| pb::unpack(any).unwrap())
+            .collect()
+    }
+
+    fn chain<'l>(listener: &'l listener::Listener, name: &str) -> &'l listener::FilterChain {
+        listener
+            .filter_chains
+            .iter()
+            .find(|chain| chain.name == name)
+            .unwrap()
+    }
+
+    fn server_names(listener: &listener::Listener, chain_name: &str) -> Vec<String> {
+        let matched = chain(listener, chain_name).filter_chain_match.as_ref();
+        matched.unwrap().server_names.clone()
+    }
+
+    fn typed(filter: &listener::Filter) -> &Any {
+        let Some(listener::filter::ConfigType::TypedConfig(any)) = &filter.config_type else {
+            panic!("{filter:?}");
+        };
+        any
+    }
+
+    #[test]
+    fn a_chain_takes_the_host_and_the_form_that_names_the_port() {
+        let listeners = listeners();
+        for listener in &listeners[..2] {
+            assert_eq!(
+                server_names(listener, "shop/orders:80"),
+                [
+                    "orders.example",
+                    "*.orders.example",
+                    "outbound_.80_._.orders.example"
+                ]
+            );
+            // A bare host of several ports leads to http, where the authority names the port.
+            assert_eq!(
+                server_names(listener, "shop/multi:9000"),
+                ["outbound_.9000_._.multi.shop.svc.clusterset.local"]
+            );
+            assert_eq!(
+                server_names(listener, "shop/multi"),
+                ["multi.shop.svc.clusterset.local"]
+            );
+        }
+        assert!(server_names(&listeners[2], "shop/pg:5432").is_empty());
+        assert!(listeners[2].listener_filters.is_empty(), "it never waits");
+    }
+
+    // sni-filter-chain-invalid-04: Envoy refuses two chains with one match.
+    #[test]
+    fn no_two_chains_of_a_listener_match_the_same() {
+        for listener in listeners() {
+            let mut seen = BTreeSet::new();
+            for chain in &listener.filter_chains {
+                let matched = chain.filter_chain_match.as_ref().unwrap();
+                assert!(!chain.filters.is_empty());
+                for name in &matched.server_names {
+                    assert!(seen.insert(name.clone()), "{name} twice");
+                    assert!(!name.contains('*') || name.starts_with("*."), "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sources_of_a_listener_are_on_each_of_its_chains() {
+        for chain in &listeners()[0].filter_chains {
+            let ranges = &chain
+                .filter_chain_match
+                .as_ref()
+                .unwrap()
+                .source_prefix_ranges;
+            assert_eq!(ranges.len(), 1);
+            assert_eq!(ranges[0].address_prefix, "192.0.2.0");
+        }
+    }
+
+    #[test]
+    fn tls_is_ended_only_where_inbound_says_so_and_never_resumed() {
+        let listeners = listeners();
+        for listener in &listeners[..2] {
+            assert_eq!(chain(listener, "shop/secure:443").transport_socket, None);
+            let socket = chain(listener, "shop/orders:80").transport_socket.clone();
+            let Some(core::transport_socket::ConfigType::TypedConfig(any)) =
+                socket.unwrap().config_type
+            else {
+                panic!("no configuration");
+            };
+            let context: tls::DownstreamTlsContext = pb::unpack(&any).unwrap();
+            assert!(context.require_client_certificate.unwrap().value);
+            assert!(context.disable_stateful_session_resumption);
+            let parameters = context.common_tls_context.unwrap().tls_params.unwrap();
+            assert_eq!(
+                parameters.tls_minimum_protocol_version(),
+                tls::tls_parameters::TlsProtocol::TlSv13
+            );
+        }
+    }
+
+    #[test]
+    fn a_mesh_listener_leads_to_own_backends_alone() {
+        let listeners = listeners();
+        for (listener, expected) in [(&listeners[0], "own|"), (&listeners[1], "outbound|")] {
+            let last = chain(listener, "shop/secure:443").filters.last().unwrap();
+            let proxy: tcp_proxy::TcpProxy = pb::unpack(typed(last)).unwrap();
+            assert_eq!(
+                proxy.cluster_specifier,
+                Some(tcp_proxy::tcp_proxy::ClusterSpecifier::Cluster(format!(
+                    "{expected}shop/secure:443"
+                )))
+            );
+            let last = chain(listener, "shop/orders:80").filters.last().unwrap();
+            let manager: hcm::HttpConnectionManager = pb::unpack(typed(last)).unwrap();
+            let Some(hcm::http_connection_manager::RouteSpecifier::Rds(rds)) =
+                manager.route_specifier
+            else {
+                panic!("no routes");
+            };
+            let resources = resources();
+            let (_, any) = resources
+                .routes
+                .iter()
+                .find(|(name, _)| *name == rds.route_config_name)
+                .unwrap();
+            let config: route::RouteConfiguration = pb::unpack(any).unwrap();
+            let Some(route::route::Action::Route(action)) =
+                &config.virtual_hosts[0].routes[0].action
+            else {
+                panic!("no action");
+            };
+            assert_eq!(
+                action.cluster_specifier,
+                Some(route::route_action::ClusterSpecifier::Cluster(format!(
+                    "{expected}shop/orders:80"
+                )))
+            );
+        }
+    }
+
+    #[test]
+    fn levels_are_priorities_and_weights_keep_their_proportions() {
+        let resources = resources();
+        let (_, any) = resources
+            .clusters
+            .iter()
+            .find(|(name, _)| name == "outbound|shop/orders:80")
+            .unwrap();
+        let cluster: cluster::Cluster = pb::unpack(any).unwrap();
+        let assignment = cluster.load_assignment.unwrap();
+        let seen: Vec<(String, u32, Vec<u32>)> = assignment
+            .endpoints
+            .iter()
+            .map(|group| {
+                let weights = group
+                    .lb_endpoints
+                    .iter()
+                    .map(|lb| lb.load_balancing_weight.unwrap().value);
+                let locality = group.locality.as_ref().unwrap();
+                (locality.zone.clone(), group.priority, weights.collect())
+            })
+            .collect();
+        // In halves, since the peer's two gateways weigh 1 together.
+        assert_eq!(
+            seen,
+            [
+                ("eu-1".to_owned(), 0, vec![6]),
+                ("eu-2".to_owned(), 1, vec![2]),
+                ("us-1".to_owned(), 2, vec![1, 1]),
+            ]
+        );
+        // `start: 70%`: all is kept from 70 % healthy on, 100 / 0.7.
+        assert_eq!(
+            assignment
+                .policy
+                .unwrap()
+                .overprovisioning_factor
+                .unwrap()
+                .value,
+            143
+        );
+    }
+
+    #[test]
+    fn a_rule_stands_on_its_listeners_alone_and_says_where_it_was_written() {
+        let resources = resources();
+        let names = |config: &str| -> BTreeSet<String> {
+            let (_, any) = resources
+                .routes
+                .iter()
+                .find(|(name, _)| name == config)
+                .unwrap();
+            let config: route::RouteConfiguration = pb::unpack(any).unwrap();
+            let any = &config.virtual_hosts[0].typed_per_filter_config[ALLOW];
+            let rbac: pb::http_rbac::RbacPerRoute = pb::unpack(any).unwrap();
+            let rules = rbac.rbac.unwrap().rules.unwrap();
+            rules
+                .policies
+                .keys()
+                .map(|name| name.rsplit('/').next().unwrap().to_owned())
+                .collect()
+        };
+        let first = "mesh.yaml:36".to_owned();
+        let second = "mesh.yaml:37".to_owned();
+        assert_eq!(
+            names("apps|shop/orders:80"),
+            BTreeSet::from([first, second.clone()])
+        );
+        assert_eq!(names("mesh|shop/orders:80"), BTreeSet::from([second]));
+    }
+
+    #[test]
+    fn names_are_unique_and_every_cluster_that_is_named_exists() {
+        let resources = resources();
+        for list in [&resources.clusters, &resources.routes, &resources.listeners] {
+            let names: BTreeSet<&str> = list.iter().map(|(name, _)| name.as_str()).collect();
+            assert_eq!(names.len(), list.len());
+        }
+        assert_eq!(resources.clusters.len(), 1 + 5 * 2);
+    }
+}

@@ -155,23 +155,29 @@ impl Errors {
 /// FNV-1a over everything the snapshot says. Its text is the same in every run: protobuf's maps,
 /// whose order is not, are gone by now.
 fn version(snapshot: &Snapshot) -> Arc<str> {
-    struct Fnv(u128);
-
-    impl std::fmt::Write for Fnv {
-        fn write_str(&mut self, text: &str) -> std::fmt::Result {
-            // The 128-bit parameters of draft-eastlake-fnv §5.
-            const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
-            for byte in text.bytes() {
-                self.0 = (self.0 ^ u128::from(byte)).wrapping_mul(PRIME);
-            }
-            Ok(())
-        }
-    }
-
-    let mut fnv = Fnv(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d);
+    let mut fnv = Fnv::default();
     // Writing into the hash cannot fail.
     let _ = write!(fnv, "{snapshot:?}");
     format!("{:032x}", fnv.0).into()
+}
+
+/// FNV-1a of 128 bits (draft-eastlake-fnv §2, §5).
+struct Fnv(u128);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d)
+    }
+}
+
+impl std::fmt::Write for Fnv {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+        for byte in text.bytes() {
+            self.0 = (self.0 ^ u128::from(byte)).wrapping_mul(PRIME);
+        }
+        Ok(())
+    }
 }
 
 /// The peer of this name.
@@ -181,4 +187,128 @@ fn peer_ix(names: &Names, name: &str) -> Result<PeerIx, String> {
         .get(name)
         .copied()
         .ok_or_else(|| format!("no peer `{name}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pb::{core, tcp_proxy};
+    use zeugma_core::identity::TrustDomain;
+    use zeugma_core::locality::Locality;
+
+    fn node() -> Node {
+        Node {
+            name: "east-gw".into(),
+            cluster: "east".into(),
+            locality: Locality::parse("eu").unwrap(),
+            trust_domain: TrustDomain::parse("east.example").unwrap(),
+        }
+    }
+
+    fn packed<M: prost::Message + prost::Name>(name: &str, message: &M) -> (String, pb::Any) {
+        (name.to_owned(), pb::pack(message))
+    }
+
+    #[test]
+    fn nothing_is_a_snapshot_too() {
+        let snapshot = ingest(&Resources::default(), node()).unwrap();
+        assert!(snapshot.listeners.is_empty() && snapshot.services.is_empty());
+        assert_eq!(snapshot.version.len(), 32);
+    }
+
+    // The vectors of Go's hash/fnv.
+    #[test]
+    fn the_hash_is_fnv_1a() {
+        for (text, expected) in [
+            ("", 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d),
+            ("a", 0xd228_cb69_6f1a_8caf_7891_2b70_4e4a_8964),
+            ("ab", 0x0880_9544_bbab_1be9_5aa0_7330_55b6_9a62),
+        ] {
+            let mut fnv = Fnv::default();
+            fnv.write_str(text).unwrap();
+            assert_eq!(fnv.0, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn equal_snapshots_have_equal_versions_and_others_do_not() {
+        let first = ingest(&Resources::default(), node()).unwrap();
+        let again = ingest(&Resources::default(), node()).unwrap();
+        assert_eq!(first.version, again.version);
+        let other = Node {
+            name: "east-gw-2".into(),
+            ..node()
+        };
+        let other = ingest(&Resources::default(), other).unwrap();
+        assert_ne!(first.version, other.version);
+    }
+
+    #[test]
+    fn every_bad_resource_is_named_with_its_reason() {
+        let chain = listener::FilterChain {
+            name: "shop/orders:80".to_owned(),
+            filters: vec![listener::Filter {
+                name: "tcp".to_owned(),
+                config_type: Some(listener::filter::ConfigType::TypedConfig(pb::pack(
+                    &tcp_proxy::TcpProxy::default(),
+                ))),
+            }],
+            ..Default::default()
+        };
+        let meta = crate::meta::ListenerMeta {
+            mesh: true,
+            only: None,
+            sources: Vec::new(),
+        };
+        let resources = Resources {
+            clusters: vec![
+                packed("stranger", &cluster::Cluster::default()),
+                packed("listener", &listener::Listener::default()),
+                (
+                    "garbage".to_owned(),
+                    pb::Any {
+                        type_url: "type.googleapis.com/envoy.config.cluster.v3.Cluster".to_owned(),
+                        value: vec![0xff; 7],
+                    },
+                ),
+                packed(
+                    "odd",
+                    &cluster::Cluster {
+                        metadata: Some(core::Metadata {
+                            filter_metadata: [(pb::METADATA.to_owned(), pb::Struct::default())]
+                                .into(),
+                            ..Default::default()
+                        }),
+                        ..Default::default()
+                    },
+                ),
+            ],
+            routes: vec![packed("r", &cluster::Cluster::default())],
+            listeners: vec![
+                packed("bare", &listener::Listener::default()),
+                packed(
+                    "mesh",
+                    &listener::Listener {
+                        filter_chains: vec![chain],
+                        metadata: Some(pb::metadata(&meta)),
+                        ..Default::default()
+                    },
+                ),
+            ],
+        };
+        let findings = ingest(&resources, node()).unwrap_err();
+        let text = findings.to_string();
+        for expected in [
+            "cluster `stranger`: it has no `dev.zeugma` metadata",
+            "cluster `listener`: it is a `type.googleapis.com/envoy.config.listener.v3.Listener`",
+            "cluster `garbage`: ",
+            "cluster `odd`: its `dev.zeugma` metadata: missing field `kind`",
+            "route configuration `r`: it is a",
+            "listener `bare`: it has no `dev.zeugma` metadata",
+            "listener `mesh`: filter chain `shop/orders:80`: no service `shop/orders:80`",
+        ] {
+            assert!(text.contains(expected), "{expected}: {text}");
+        }
+        assert_eq!(findings.iter().count(), 7, "{text}");
+    }
 }

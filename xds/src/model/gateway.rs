@@ -11,7 +11,7 @@ use serde::Deserialize;
 use zeugma_core::identity::TrustDomain;
 use zeugma_core::locality::Locality;
 
-use super::scalar::{Admin, Name, Reference, Size, Text};
+use super::scalar::{Admin, Name, Reference, Size, Text, whole_or_none};
 
 /// One cluster's gateway.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -37,6 +37,7 @@ pub(crate) struct MeshGateway {
     /// Where `/metrics` is served. Default `127.0.0.1:15020`; port 0 takes a free one.
     pub metrics: Option<Text<SocketAddr>>,
     /// Worker threads, 1 to 1024. Default: the processors it may run on, within a cgroup quota.
+    #[serde(default, deserialize_with = "whole_or_none")]
     pub workers: Option<usize>,
     /// Limits of the whole process.
     #[serde(default)]
@@ -98,12 +99,14 @@ pub(crate) enum RoleSpec {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct GatewayLimits {
     /// Open connections. Default 50000; 1 to 10000000. One more is closed at once and counted.
+    #[serde(default, deserialize_with = "whole_or_none")]
     pub connections: Option<usize>,
     /// For the whole TLS handshake, ClientHello included. Default `10s`; over it the connection is closed.
     pub handshake_timeout: Option<Text<Duration>>,
     /// For the head of an HTTP request. Default `10s`; over it the connection is closed.
     pub header_timeout: Option<Text<Duration>>,
     /// HTTP/2 streams on one connection. Default 100; 1 to 100000.
+    #[serde(default, deserialize_with = "whole_or_none")]
     pub streams: Option<u32>,
     /// The head of an HTTP request. Default `64KiB`; 8KiB to 1MiB. Over it: 431.
     pub header_bytes: Option<Text<Size>>,

@@ -12,7 +12,8 @@ use zeugma_core::names::HostPattern;
 use zeugma_core::snapshot::PathPattern;
 
 use super::scalar::{
-    Cause, EndpointSpec, MaybeDuration, Method, Name, Percent, Reference, Size, Text,
+    Cause, EndpointSpec, MaybeDuration, Method, Name, Percent, Reference, Size, Text, whole,
+    whole_or_none,
 };
 
 /// A service, the same name in every cluster.
@@ -25,6 +26,7 @@ pub(crate) struct MeshRoute {
     /// What is inside its connections. Default `tcp`; several `ports` may each have their own.
     pub protocol: Option<ProtocolSpec>,
     /// The port callers name, 1 to 65535. Default 80 for http; tcp must write it, or `ports`.
+    #[serde(default, deserialize_with = "whole_or_none")]
     pub port: Option<u16>,
     /// Several ports by name, instead of `port`; they fail over together.
     pub ports: Option<BTreeMap<String, PortSpec>>,
@@ -80,8 +82,10 @@ pub(crate) enum ProtocolSpec {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct PortSpec {
     /// The port callers name, 1 to 65535. Required.
+    #[serde(deserialize_with = "whole")]
     pub port: u16,
     /// The port of endpoints that are written without one. Default: `port`.
+    #[serde(default, deserialize_with = "whole_or_none")]
     pub target_port: Option<u16>,
     /// What is inside its connections. Default: the route's `protocol`.
     pub protocol: Option<ProtocolSpec>,
@@ -270,11 +274,13 @@ pub(crate) struct ActiveSpec {
     pub tcp: Option<bool>,
     /// How often. Default `5s`; at least 100ms.
     pub every: Option<Text<Duration>>,
-    /// How long an answer may take. Default `1s`; at least 1ms, at most 10m.
+    /// How long an answer may take. Default `1s`; at least 1ms.
     pub timeout: Option<Text<Duration>>,
     /// Good answers in a row until healthy. Default 2; 1 to 100.
+    #[serde(default, deserialize_with = "whole_or_none")]
     pub up: Option<u32>,
     /// Bad answers in a row until unhealthy. Default 3; 1 to 100.
+    #[serde(default, deserialize_with = "whole_or_none")]
     pub down: Option<u32>,
 }
 
@@ -283,6 +289,7 @@ pub(crate) struct ActiveSpec {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct PassiveSpec {
     /// Failures in a row until an endpoint is ejected; 0 counts none. Default 5.
+    #[serde(default, deserialize_with = "whole_or_none")]
     pub consecutive: Option<u32>,
     /// What counts as a failure. Default `[connect, reset, timeout, 502, 503, 504]` for http,
     /// `[connect, reset, timeout]` for tcp.
@@ -295,6 +302,7 @@ pub(crate) struct PassiveSpec {
     /// The largest share of a level that may be ejected. Default `100%`.
     pub max_ejected: Option<Text<Percent>>,
     /// Endpoints of the route that are never ejected, counted over all levels. Default 1.
+    #[serde(default, deserialize_with = "whole_or_none")]
     pub keep_at_least: Option<u32>,
 }
 
@@ -305,6 +313,7 @@ pub(crate) struct ErrorRateSpec {
     /// The share above which an endpoint is ejected. Default `50%`; `100%` switches it off.
     pub over: Option<Text<Percent>>,
     /// The requests a window needs before it is judged. Default 20; at least 1.
+    #[serde(default, deserialize_with = "whole_or_none")]
     pub requests: Option<u32>,
 }
 
@@ -328,6 +337,7 @@ pub(crate) struct TimeoutsSpec {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct RetriesSpec {
     /// Extra tries for one request or connection. Default 2; 0 to 10.
+    #[serde(default, deserialize_with = "whole_or_none")]
     pub attempts: Option<u32>,
     /// What is retried, before any byte of a response. http only. Default `[connect-failure,
     /// refused-stream, reset, 502, 503, 504, unavailable]`; the first two, and a peer's
@@ -359,6 +369,7 @@ pub(crate) struct MirrorSpec {
     pub body_limit: Option<Text<Size>>,
     /// Copies under way at once, on one worker; more are dropped and counted. Default 64; 1 to
     /// 10000.
+    #[serde(default, deserialize_with = "whole_or_none")]
     pub in_flight: Option<usize>,
 }
 

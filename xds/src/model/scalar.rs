@@ -459,6 +459,45 @@ impl FromText for MaybeDuration {
     }
 }
 
+/// A whole number in decimal, as YAML 1.2 has it: no `_`, no sign, no leading zero.
+pub(crate) fn whole<'de, D, N>(deserializer: D) -> Result<N, D::Error>
+where
+    D: Deserializer<'de>,
+    N: std::str::FromStr,
+{
+    struct WholeVisitor<N>(PhantomData<N>);
+
+    impl<N: std::str::FromStr> Visitor<'_> for WholeVisitor<N> {
+        type Value = N;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a whole number")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<N, E> {
+            let is_plain = !text.is_empty()
+                && text.bytes().all(|b| b.is_ascii_digit())
+                && (text == "0" || !text.starts_with('0'));
+            if !is_plain {
+                return Err(E::custom(format_args!("`{text}` is not a whole number")));
+            }
+            text.parse()
+                .map_err(|_| E::custom(format_args!("`{text}` is too large for this field")))
+        }
+    }
+
+    deserializer.deserialize_str(WholeVisitor(PhantomData))
+}
+
+/// As [`whole`], for a field that may be left out.
+pub(crate) fn whole_or_none<'de, D, N>(deserializer: D) -> Result<Option<N>, D::Error>
+where
+    D: Deserializer<'de>,
+    N: std::str::FromStr,
+{
+    whole(deserializer).map(Some)
+}
+
 /// An endpoint: an address, or an address with a weight.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct EndpointSpec {
@@ -474,6 +513,7 @@ struct EndpointFields {
     address: Text<Target>,
     /// Its share of the traffic relative to the other endpoints of its level. Default 1; 1 to
     /// 10000. To take an endpoint out of use, remove it.
+    #[serde(default, deserialize_with = "whole_or_none")]
     weight: Option<u32>,
 }
 

@@ -166,6 +166,16 @@ fn where_the_damped_capacities_do_not_reach_the_undamped_apply() {
 }
 
 #[test]
+fn a_little_too_little_is_too_little_for_damping() {
+    let mut fleet = fleet(vec![fixture::cluster(&[&["a"], &["b", "c", "d"]])]);
+    kill(&mut fleet, "a", at(0.0));
+    assert_eq!(shares(&mut fleet, at(30.0)), [0, 1000]);
+    // 2 of 3 healthy is c = 20/21 by hand: with `a` waiting at 0, below 1 together.
+    kill(&mut fleet, "b", at(31.0));
+    assert_eq!(shares(&mut fleet, at(31.0)), [1000, 0]);
+}
+
+#[test]
 fn the_last_endpoints_of_a_route_are_never_ejected() {
     let mut cluster = fixture::cluster(&[&["a", "b"], &["c"]]);
     cluster.passive.keep_at_least = 2;

@@ -29,8 +29,9 @@ pub(super) fn hosts(model: &Model, findings: &mut Findings) {
                 else {
                     continue;
                 };
-                // The same document twice is a finding of its own.
-                if first.id() == route.id() && !std::ptr::eq(first, route) {
+                // The same document or port twice is a finding of its own.
+                let is_same = std::ptr::eq(first, route) && first_at == at;
+                if is_same || (first.id() == route.id() && !std::ptr::eq(first, route)) {
                     continue;
                 }
                 let first_path = host_path(first, first_at);

@@ -1,0 +1,189 @@
+//! `zeugma config`, as a person types it.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const GOOD: &str = r#"apiVersion: zeugma.dev/v1alpha1
+kind: MeshGateway
+metadata: { name: east-gw }
+spec:
+  trustDomain: east.example
+  cluster: east
+  locality: eu/eu-1
+  svid: { files: { certificate: gw.pem, key: gw.key, bundles: bundles/ } }
+  listeners:
+    mesh: { address: "127.0.0.1:0", role: mesh }
+    apps: { address: "127.0.0.1:0", role: workloads }
+---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshPeer
+metadata: { name: west }
+spec:
+  cluster: west
+  locality: us/us-1
+  gateways: ["gw.west.example:15443"]
+  spiffeIDs: ["spiffe://west.example/zeugma/gateway"]
+---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshRoute
+metadata: { name: orders, namespace: shop }
+spec:
+  protocol: http
+  backends: [{ endpoints: ["10.0.1.10:8080", "10.0.1.11:8080"] }, { peer: west }]
+  allow: [{ listeners: [apps] }]
+"#;
+
+fn zeugma(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_zeugma"))
+        .args(args)
+        .env("NO_COLOR", "1")
+        .output()
+        .unwrap()
+}
+
+fn check(text: &str, args: &[&str]) -> (Option<i32>, String, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mesh.yaml");
+    fs::write(&path, text).unwrap();
+    let path = path.to_str().unwrap();
+    let output = zeugma(&[&["config", "check", "--config", path], args].concat());
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().replace(path, "mesh.yaml");
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+// The share by hand: 1 of 2 healthy is 50 %, and 50 % of `start: 70%` is kept: 71 %.
+#[test]
+fn check_says_what_the_numbers_mean() {
+    let (code, out, err) = check(GOOD, &[]);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert_eq!(
+        out,
+        "gateway east-gw (cluster east, eu/eu-1): 2 listener(s), 1 service(s), 1 peer(s)
+
+shop/orders:80
+  1. eu/eu-1 (2 endpoints): with 1 of 2 endpoints down 29 % leaves eu/eu-1, with 2 down all leaves it for peer west
+  2. peer west (1 endpoint)
+  with nothing healthy, endpoints that only traffic found bad are used
+
+"
+    );
+}
+
+#[test]
+fn check_exits_2_and_shows_each_finding() {
+    let bad = GOOD
+        .replace("peer: west", "peer: wset")
+        .replace("[apps]", "[aps]");
+    let (code, out, err) = check(&bad, &[]);
+    assert_eq!((code, out.as_str()), (Some(2), ""));
+    assert_eq!(
+        err,
+        "error[ZG0107]: no MeshPeer `wset`
+  --> mesh.yaml:27:75
+   |
+27 |   backends: [{ endpoints: [\"10.0.1.10:8080\", \"10.0.1.11:8080\"] }, { peer: wset }]
+   |                                                                           ^^^^ spec.backends[1].peer
+   |
+   = help: did you mean `west`?
+
+error[ZG0107]: no listener `aps`
+  --> mesh.yaml:28:25
+   |
+28 |   allow: [{ listeners: [aps] }]
+   |                         ^^^ spec.allow[0].listeners[0]
+   |
+   = help: did you mean `apps`?
+
+2 error(s), 0 warning(s)
+"
+    );
+}
+
+#[test]
+fn check_prints_json_for_scripts() {
+    let (code, out, _) = check(GOOD, &["-o", "json"]);
+    let json: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(code, Some(0));
+    assert_eq!(json["apiVersion"], "cli.zeugma.dev/v1");
+    assert_eq!(json["ok"], true);
+    assert_eq!(json["gateways"][0]["name"], "east-gw");
+    assert_eq!(
+        json["gateways"][0]["services"][0]["levels"][0]["allLeavesWithDown"],
+        2
+    );
+
+    let (code, out, _) = check(&GOOD.replace("http\n", "htp\n"), &["-o", "json"]);
+    let json: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(code, Some(2));
+    assert_eq!(json["ok"], false);
+    let finding = &json["findings"][0];
+    assert_eq!(finding["code"], "ZG0102");
+    assert_eq!(finding["path"], "spec.protocol");
+    assert_eq!(finding["line"], 26);
+    assert_eq!(finding["help"], "did you mean `http`?");
+}
+
+#[test]
+fn warnings_fail_only_when_strict() {
+    let unused = GOOD.replace("  allow:", "  failover: { order: [] }\n  allow:");
+    let (code, out, err) = check(&unused, &[]);
+    assert_eq!(code, Some(0));
+    assert!(
+        err.contains("warning[ZG0112]: backend `west` is not used"),
+        "{err}"
+    );
+    assert!(out.contains("shop/orders:80"), "{out}");
+    assert_eq!(check(&unused, &["--strict"]).0, Some(2));
+}
+
+#[test]
+fn every_gateway_of_a_file_is_checked_unless_one_is_named() {
+    let other = GOOD
+        .split("---")
+        .next()
+        .unwrap()
+        .replace("east-gw", "east-gw-2");
+    let both = format!("{GOOD}---\n{other}");
+    let (code, out, _) = check(&both, &[]);
+    assert_eq!(code, Some(0));
+    assert_eq!(out.matches("gateway east-gw").count(), 2, "{out}");
+    let (code, out, _) = check(&both, &["--name", "east-gw-2"]);
+    assert_eq!((code, out.matches("gateway east-gw").count()), (Some(0), 1));
+    let (code, _, err) = check(&both, &["--name", "east"]);
+    assert_eq!(code, Some(2));
+    assert!(err.contains("no MeshGateway is called `east`"), "{err}");
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let output = zeugma(&["config", "check", "--config", "no/such/file.yaml"]);
+    assert_eq!(output.status.code(), Some(2));
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        err.contains("error[ZG0105]: cannot read") && err.contains("no/such/file.yaml"),
+        "{err}"
+    );
+}
+
+#[test]
+fn schema_prints_a_json_schema() {
+    let output = zeugma(&["config", "schema"]);
+    assert_eq!(output.status.code(), Some(0));
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        json["$schema"],
+        "https://json-schema.org/draft/2020-12/schema"
+    );
+}
+
+#[test]
+fn what_is_no_command_exits_64() {
+    assert_eq!(zeugma(&["config", "chekc"]).status.code(), Some(64));
+}

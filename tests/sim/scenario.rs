@@ -1,0 +1,431 @@
+//! One seeded history: a configuration, faults, traffic, checks and pushes.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use zeugma_core::authorize::Evidence;
+use zeugma_core::engine::{Arrival, Carry, Decision, Request, Wants, decide};
+use zeugma_core::fleet::{Fleet, FleetEvent, Observation};
+use zeugma_core::identity::SpiffeId;
+use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
+use zeugma_core::shares::{EndpointStatus, Shares};
+use zeugma_core::snapshot::{EndpointIx, EndpointKey, Failure, ServiceIx, Snapshot};
+use zeugma_core::time::Time;
+use zeugma_core::verdict::Reason;
+
+use crate::check::{Seen, Since};
+use crate::world::{Blueprint, Route};
+
+const STEPS: u32 = 40;
+/// Times that a fleet may ask to be woken within one step.
+const WAKES_MAX: u32 = 2000;
+
+/// How an endpoint really is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Truth {
+    Up,
+    /// Nothing listens.
+    Down,
+    /// This share of answers is a 503.
+    Errors(f64),
+    /// No answer in time.
+    Slow,
+    /// Up and down by turns.
+    Flapping(Duration),
+}
+
+/// What happened, so that a run can tell that it tried everything.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub(crate) struct Tally {
+    requests: u64,
+    answered: u64,
+    tried_again: u64,
+    refused: u64,
+    denied: u64,
+    failed_over: u64,
+    too_few: u64,
+    ejected: u64,
+    unhealthy: u64,
+    alike: u64,
+    pushes: u64,
+    rises: u64,
+    settled: u64,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (to, from) in self
+            .counts_mut()
+            .into_iter()
+            .zip(other.clone().counts_mut())
+        {
+            *to += *from;
+        }
+    }
+
+    pub(crate) fn check_that_everything_happened(&mut self) {
+        let tally = format!("{self:?}");
+        assert!(
+            self.counts_mut().into_iter().all(|count| *count > 0),
+            "{tally}"
+        );
+    }
+
+    fn counts_mut(&mut self) -> [&mut u64; 13] {
+        [
+            &mut self.requests,
+            &mut self.answered,
+            &mut self.tried_again,
+            &mut self.refused,
+            &mut self.denied,
+            &mut self.failed_over,
+            &mut self.too_few,
+            &mut self.ejected,
+            &mut self.unhealthy,
+            &mut self.alike,
+            &mut self.pushes,
+            &mut self.rises,
+            &mut self.settled,
+        ]
+    }
+}
+
+pub(crate) struct Scenario {
+    rng: Rng,
+    blueprint: Blueprint,
+    snapshot: Rc<Snapshot>,
+    fleet: Fleet,
+    shares: Rc<Shares>,
+    now: Time,
+    truth: BTreeMap<EndpointKey, Truth>,
+    /// Answers of checks on their way.
+    answers: Vec<(Time, EndpointKey)>,
+    budget: RetryBudget,
+    seen: Seen,
+    /// When each ejection is over by itself.
+    out_until: BTreeMap<EndpointKey, Time>,
+    tally: Tally,
+}
+
+impl Scenario {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let blueprint = Blueprint::random(&mut rng);
+        let snapshot = Rc::new(blueprint.snapshot());
+        let mut fleet = Fleet::new();
+        fleet.reconcile(&snapshot, Time::ZERO);
+        let shares = Rc::new(fleet.shares(Time::ZERO));
+        assert_eq!(shares.clusters.len(), snapshot.clusters.len());
+        Self {
+            rng,
+            blueprint,
+            snapshot,
+            fleet,
+            shares,
+            now: Time::ZERO,
+            truth: BTreeMap::new(),
+            answers: Vec::new(),
+            budget: RetryBudget::default(),
+            seen: Seen::default(),
+            out_until: BTreeMap::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    pub(crate) fn run(mut self) -> Tally {
+        self.look(Since::Events);
+        for _ in 0..STEPS {
+            let millis = *self.rng.choice(&[1, 10, 100, 1000, 5000]).unwrap();
+            let passes = Duration::from_millis(self.rng.u64(0..=millis));
+            self.pass(passes);
+            match self.rng.u8(0..10) {
+                0..=2 => self.fault(),
+                3 => self.push(),
+                _ => {}
+            }
+            for _ in 0..self.rng.u32(0..20) {
+                self.request();
+            }
+            self.look(Since::Events);
+        }
+        self.recover();
+        self.tally.rises = self.seen.rises;
+        self.tally.settled = self.seen.settled;
+        self.tally
+    }
+
+    /// Lets time pass, waking the fleet whenever it asked to be.
+    fn pass(&mut self, by: Duration) {
+        let end = self.now + by;
+        for wakes in 0.. {
+            assert!(wakes < WAKES_MAX, "the fleet wakes without end");
+            let answer = self.answers.iter().map(|(at, _)| *at).min();
+            let next = [self.fleet.next_wake(), answer].into_iter().flatten().min();
+            let Some(next) = next.filter(|next| *next <= end) else {
+                break;
+            };
+            self.now = next.max(self.now);
+            self.wake();
+        }
+        self.now = end;
+    }
+
+    fn wake(&mut self) {
+        let (due, later) = std::mem::take(&mut self.answers)
+            .into_iter()
+            .partition(|(at, _)| *at <= self.now);
+        self.answers = later;
+        for (_, key) in due {
+            let ok = self.attempt(&key).is_ok();
+            self.fleet.probed(&key, ok, self.now);
+        }
+        for probe in self.fleet.due_probes(self.now, self.rng.u64(..)) {
+            // One in fifty is never heard of again.
+            if self.rng.u8(..50) > 0 {
+                let latency = Duration::from_millis(self.rng.u64(0..1000));
+                self.answers.push((self.now + latency, probe.key));
+            }
+        }
+        if self.fleet.has_changed() {
+            self.look(Since::Events);
+        }
+    }
+
+    fn look(&mut self, since: Since) {
+        let told = self.fleet.has_changed() || self.fleet.is_moving();
+        let shares = self.fleet.shares(self.now);
+        assert!(
+            told || shares == *self.shares,
+            "shares changed and nobody was told"
+        );
+        self.shares = Rc::new(shares);
+        let mut since = since;
+        for event in self.fleet.drain_events() {
+            match event {
+                FleetEvent::Ejected { key, lasts, .. } => {
+                    self.tally.ejected += 1;
+                    self.out_until.insert(key, self.now + lasts);
+                }
+                FleetEvent::Unhealthy { .. } => self.tally.unhealthy += 1,
+                FleetEvent::FailsAlike { .. } => self.tally.alike += 1,
+                // What is taken back early comes undamped.
+                FleetEvent::Readmitted { key } if self.out_until.get(&key) > Some(&self.now) => {
+                    since = Since::Alike;
+                }
+                _ => {}
+            }
+        }
+        self.tally.too_few += u64::from(self.shares.clusters.iter().any(|of| of.too_few));
+        self.seen
+            .check(&self.snapshot, &self.shares, self.now, since);
+    }
+
+    fn fault(&mut self) {
+        let truth = match self.rng.u8(0..8) {
+            0 | 1 => Truth::Up,
+            2 | 3 => Truth::Down,
+            4 => Truth::Errors(self.rng.f64()),
+            5 => Truth::Errors(1.0),
+            6 => Truth::Slow,
+            _ => Truth::Flapping(Duration::from_millis(self.rng.u64(100..10_000))),
+        };
+        let cluster = self.rng.choice(&self.snapshot.clusters).unwrap();
+        let (all, level) = (self.rng.u8(0..4), self.rng.usize(..cluster.levels.len()));
+        let hit: Vec<_> = (cluster.levels.iter().enumerate())
+            .flat_map(|(at, level)| level.members.iter().map(move |ix| (at, ix.0)))
+            // Everything, a whole level, or one.
+            .filter(|(at, ix)| all == 0 || (*at == level && (all == 1 || *ix % 2 == 0)))
+            .map(|(_, ix)| cluster.endpoints[ix].key.clone())
+            .collect();
+        for key in hit {
+            self.truth.insert(key, truth);
+        }
+    }
+
+    fn push(&mut self) {
+        self.tally.pushes += 1;
+        let before = self.statuses();
+        let routes = self.blueprint.routes.clone();
+        self.look(Since::Events);
+        let shares: BTreeMap<_, _> = (self.snapshot.clusters.iter().zip(&self.shares.clusters))
+            .map(|(cluster, of)| (cluster.name.clone(), of.levels.clone()))
+            .collect();
+        self.blueprint.push(&mut self.rng);
+        self.snapshot = Rc::new(self.blueprint.snapshot());
+        self.fleet.reconcile(&self.snapshot, self.now);
+        self.look(Since::Push);
+        // A push never loses health.
+        for (key, status) in self.statuses() {
+            if let Some(before) = before.get(&key) {
+                assert_eq!(*before, status, "a push changed the health of {key}");
+            }
+        }
+        for (cluster, of) in self.snapshot.clusters.iter().zip(&self.shares.clusters) {
+            let untouched = (routes.iter()).any(|route| {
+                *route.name == *cluster.route && self.blueprint.routes.contains(route)
+            });
+            if untouched {
+                assert_eq!(shares[&cluster.name], of.levels, "{}", cluster.name);
+            }
+        }
+    }
+
+    fn statuses(&self) -> BTreeMap<EndpointKey, EndpointStatus> {
+        let keys = self
+            .snapshot
+            .clusters
+            .iter()
+            .flat_map(|cluster| &cluster.endpoints);
+        keys.map(|endpoint| {
+            (
+                endpoint.key.clone(),
+                self.fleet.status(&endpoint.key).unwrap(),
+            )
+        })
+        .collect()
+    }
+
+    /// One request through the whole engine, as a worker would carry it.
+    fn request(&mut self) {
+        self.tally.requests += 1;
+        let ix = self.rng.usize(..self.snapshot.services.len());
+        let service = &self.snapshot.services[ix];
+        let route = self
+            .blueprint
+            .routes
+            .iter()
+            .find(|route| *route.name == *service.name);
+        let denied = self.rng.bool();
+        let source: IpAddr = if denied {
+            [10, 0, 0, 1].into()
+        } else {
+            [192, 0, 2, 1].into()
+        };
+        let authority = format!("{}.test:{}", service.name, service.port);
+        let gateway = SpiffeId::parse("spiffe://west.test/gateway").unwrap();
+        let mesh = self.rng.bool();
+        let request = Request {
+            authority: &authority,
+            method: "GET",
+            path: "/",
+        };
+        let snapshot = Rc::clone(&self.snapshot);
+        let shares = Rc::clone(&self.shares);
+        let arrival = Arrival {
+            listener: &snapshot.listeners[usize::from(mesh)],
+            source,
+            evidence: if mesh {
+                Evidence::Verified(&gateway)
+            } else {
+                Evidence::Network
+            },
+            wants: if mesh {
+                Wants::Inside(ServiceIx(ix))
+            } else {
+                Wants::Request(request)
+            },
+        };
+        let draw = self.rng.u64(..);
+        // What this worker has under way does not matter to what must hold.
+        let load = |at: EndpointIx| u32::try_from((draw >> (at.0 % 60)) & 7).unwrap();
+        match decide(&snapshot, &shares, &arrival, &load, draw) {
+            Decision::Carry(carry) => {
+                let is_denied = denied && route.is_some_and(Route::denies);
+                assert!(!is_denied, "deny did not win");
+                self.carry(&snapshot, &shares, &carry);
+            }
+            Decision::Refuse(refusal) => match refusal.reason {
+                Reason::Denied => self.tally.denied += 1,
+                Reason::NoHealthyEndpoint | Reason::NoLocalEndpoint => self.tally.refused += 1,
+                other => assert_eq!(other, Reason::Denied, "refused for a reason that is none"),
+            },
+            other @ (Decision::Terminate(..) | Decision::ReadHttp) => {
+                assert!(matches!(other, Decision::Carry(_)), "{other:?}");
+            }
+        }
+    }
+
+    fn carry(&mut self, snapshot: &Snapshot, shares: &Shares, carry: &Carry<'_>) {
+        let cluster = snapshot.cluster(carry.cluster);
+        let of = &shares.clusters[carry.cluster.0];
+        self.budget.request(self.now);
+        let mut tried = Vec::new();
+        let mut counted = 0;
+        for attempt in carry.plan {
+            let status = of.endpoints[attempt.endpoint.0];
+            // Nothing goes to an ejected endpoint while a healthy one is to be had.
+            assert!(status.is_healthy() || of.too_few, "{status:?} was picked");
+            assert!(
+                status != EndpointStatus::Unhealthy,
+                "a dead endpoint was picked"
+            );
+            assert!(!tried.contains(&attempt.endpoint), "tried twice");
+            tried.push(attempt.endpoint);
+            self.tally.failed_over += u64::from(attempt.level > 0);
+            let key = cluster.endpoint(attempt.endpoint).key.clone();
+            let result = self.attempt(&key);
+            self.fleet.observe(&Observation { key, result }, self.now);
+            let Err(failure) = result else {
+                self.tally.answered += 1;
+                return;
+            };
+            let failed = Tried {
+                failure,
+                method: Some("GET"),
+                counted,
+                request: RequestLeft::Whole,
+                response: ResponseSeen::Nothing,
+                sender: Sender::Caller,
+            };
+            match again(&cluster.retries, &mut self.budget, &failed, self.now) {
+                Ok(kind) => counted += u32::from(kind == Again::Counted),
+                Err(_) => return,
+            }
+            self.tally.tried_again += 1;
+        }
+    }
+
+    fn attempt(&mut self, key: &EndpointKey) -> Result<(), Failure> {
+        match self.truth.get(key).copied().unwrap_or(Truth::Up) {
+            Truth::Up => Ok(()),
+            Truth::Down => Err(Failure::Connect),
+            Truth::Errors(share) if self.rng.f64() < share => Err(Failure::Status(503)),
+            Truth::Errors(_) => Ok(()),
+            Truth::Slow => Err(Failure::Timeout),
+            Truth::Flapping(period) => {
+                let turn = self.now.since_origin().as_millis() / period.as_millis();
+                if turn.is_multiple_of(2) {
+                    Ok(())
+                } else {
+                    Err(Failure::Connect)
+                }
+            }
+        }
+    }
+
+    /// With every fault gone all traffic ends up at the nearest level that has endpoints.
+    fn recover(&mut self) {
+        self.truth.clear();
+        // Longer than any ejection, check, hold, failback and ramp together.
+        for _ in 0..20 {
+            self.pass(Duration::from_secs(10));
+            self.request();
+        }
+        self.look(Since::Events);
+        assert!(self.statuses().values().all(|status| status.is_healthy()));
+        for (cluster, of) in self.snapshot.clusters.iter().zip(&self.shares.clusters) {
+            // Ports fail over together: a level counts where each of them has endpoints.
+            let nearest = cluster
+                .levels
+                .iter()
+                .position(|level| !level.members.is_empty());
+            match nearest {
+                Some(nearest) => assert_eq!(of.levels[nearest], 1.0, "{}", cluster.name),
+                None => assert!(of.refuses()),
+            }
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Random configurations, and how they are written anew by a push.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use zeugma_core::identity::{IdPattern, TrustDomain};
+use zeugma_core::locality::Locality;
+use zeugma_core::names::HostPattern;
+use zeugma_core::snapshot::*;
+
+/// What a snapshot is made from.
+#[derive(Debug, Clone)]
+pub(crate) struct Blueprint {
+    pub(crate) routes: Vec<Route>,
+    next: usize,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Route {
+    pub(crate) name: String,
+    /// Names of endpoints, by level.
+    pub(crate) levels: Vec<(String, Vec<String>)>,
+    /// The first so many levels are this cluster's own.
+    own: usize,
+    ports: Vec<u16>,
+    settings: Settings,
+    /// Callers of 10.0.0.0/8 are denied.
+    denies: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Settings {
+    failover: Failover,
+    active: Option<ActiveCheck>,
+    passive: PassiveCheck,
+    balance: Balance,
+}
+
+impl Blueprint {
+    pub(crate) fn random(rng: &mut Rng) -> Self {
+        let mut blueprint = Self {
+            routes: Vec::new(),
+            next: 0,
+        };
+        for _ in 0..rng.usize(1..=2) {
+            blueprint.add_route(rng);
+        }
+        blueprint
+    }
+
+    fn name(&mut self, what: &str) -> String {
+        self.next += 1;
+        format!("{what}{}", self.next)
+    }
+
+    fn add_route(&mut self, rng: &mut Rng) {
+        let name = self.name("route");
+        let count = rng.usize(1..=4);
+        let levels: Vec<_> = (0..count)
+            .map(|_| {
+                let members = (0..rng.usize(0..=4)).map(|_| self.name("e")).collect();
+                (self.name("level"), members)
+            })
+            .collect();
+        self.routes.push(Route {
+            name,
+            own: rng.usize(1..=count),
+            levels,
+            ports: if rng.bool() { vec![80] } else { vec![80, 81] },
+            settings: Settings::random(rng),
+            denies: rng.bool(),
+        });
+    }
+
+    /// Changes one thing, as a push of an operator or of discovery would.
+    pub(crate) fn push(&mut self, rng: &mut Rng) {
+        let fresh = self.name("e");
+        let level = self.name("level");
+        let at = rng.usize(..self.routes.len());
+        let route = &mut self.routes[at];
+        let place = rng.usize(..route.levels.len());
+        let members = &mut route.levels[place].1;
+        match rng.u8(0..6) {
+            0 => members.insert(rng.usize(0..=members.len()), fresh),
+            1 if !members.is_empty() => {
+                members.remove(rng.usize(..members.len()));
+            }
+            2 => rng.shuffle(members),
+            3 => route.levels.push((level, vec![fresh])),
+            4 => self.routes.reverse(),
+            _ => self.add_route(rng),
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let mut hosts = HostTable::default();
+        let mut services = Vec::new();
+        let mut clusters = Vec::new();
+        for route in &self.routes {
+            let host = HostPattern::parse(&format!("{}.test", route.name)).unwrap();
+            for port in &route.ports {
+                let outbound = ClusterIx(clusters.len());
+                clusters.push(route.cluster(*port, "all", route.levels.len()));
+                let own = ClusterIx(clusters.len());
+                clusters.push(route.cluster(*port, "own", route.own));
+                hosts.insert(&host, *port, ServiceIx(services.len()));
+                services.push(route.service(host.clone(), *port, outbound, own));
+            }
+        }
+        let listener = |name: &str, role| Listener {
+            name: name.into(),
+            address: "127.0.0.1:9".parse().unwrap(),
+            role,
+            only: None,
+            hosts: hosts.clone(),
+            sources: Vec::new(),
+        };
+        Snapshot {
+            version: "sim".into(),
+            node: Node {
+                name: "gw".into(),
+                cluster: "east".into(),
+                locality: Locality::default(),
+                trust_domain: TrustDomain::parse("east.test").unwrap(),
+            },
+            listeners: vec![
+                listener("apps", Role::Workloads),
+                listener("mesh", Role::Mesh),
+            ],
+            services,
+            clusters,
+            peers: vec![Peer {
+                name: "west".into(),
+                cluster: "west".into(),
+                locality: Locality::default(),
+                ids: vec![IdPattern::parse("spiffe://west.test/gateway").unwrap()],
+                attests: Vec::new(),
+                sources: Vec::new(),
+                keepalive_ping: Duration::from_secs(2),
+                keepalive_timeout: Duration::from_secs(2),
+            }],
+        }
+    }
+}
+
+impl Route {
+    pub(crate) fn denies(&self) -> bool {
+        self.denies
+    }
+
+    /// The cluster of one port: its first `levels` levels; all of them, or the own ones.
+    fn cluster(&self, port: u16, kind: &str, levels: usize) -> Cluster {
+        let mut endpoints = Vec::new();
+        let levels: Vec<Level> = (self.levels.iter().take(levels))
+            .map(|(name, members)| Level {
+                name: name.as_str().into(),
+                members: members
+                    .iter()
+                    .map(|member| {
+                        endpoints.push(endpoint(&format!("{member}:{port}")));
+                        EndpointIx(endpoints.len() - 1)
+                    })
+                    .collect(),
+            })
+            .collect();
+        let Settings {
+            failover,
+            active,
+            passive,
+            balance,
+        } = self.settings.clone();
+        Cluster {
+            name: format!("{}:{port} {kind}", self.name).into(),
+            route: self.name.as_str().into(),
+            endpoints,
+            levels,
+            balance,
+            failover,
+            active,
+            passive,
+            timeouts: Timeouts {
+                connect: Duration::from_secs(1),
+                connect_peer: Duration::from_secs(3),
+                response_headers: Duration::from_secs(15),
+                idle: Duration::from_secs(3600),
+                per_try: None,
+            },
+            retries: Retries {
+                attempts: 2,
+                on: vec![Failure::Reset, Failure::Status(503)],
+                budget: 0.2,
+                buffer_bytes_max: 65536,
+                any_method: false,
+            },
+        }
+    }
+
+    fn service(&self, host: HostPattern, port: u16, all: ClusterIx, own: ClusterIx) -> Service {
+        let deny = Rule {
+            sources: vec!["10.0.0.0/8".parse().unwrap()],
+            ..Rule::default()
+        };
+        Service {
+            name: self.name.as_str().into(),
+            port,
+            ports: self.ports.len(),
+            hosts: vec![host],
+            protocol: Protocol::Http,
+            inbound: Inbound::Terminate,
+            outbound: all,
+            own: Some(own),
+            policy: Policy {
+                allow: vec![Rule::default()],
+                deny: if self.denies { vec![deny] } else { Vec::new() },
+            },
+            export: Export::AllPeers,
+            mirrors: Vec::new(),
+            position: None,
+        }
+    }
+}
+
+impl Settings {
+    fn random(rng: &mut Rng) -> Self {
+        let start = *rng.choice(&[0.0, 0.5, 0.7, 1.0]).unwrap();
+        let full = if start > 0.3 {
+            *rng.choice(&[0.0, 0.0, 0.3]).unwrap()
+        } else {
+            0.0
+        };
+        let active = ActiveCheck {
+            kind: ActiveKind::Tcp,
+            every: Duration::from_millis(rng.u64(500..5000)),
+            timeout: Duration::from_secs(1),
+            up: rng.u32(1..=3),
+            down: rng.u32(1..=3),
+        };
+        let passive = PassiveCheck {
+            consecutive: rng.u32(0..=5),
+            on: vec![Failure::Connect, Failure::Timeout, Failure::Status(503)],
+            error_rate: rng.bool().then_some(ErrorRate {
+                over: 0.5,
+                requests: 20,
+            }),
+            eject: Duration::from_millis(rng.u64(1000..30_000)),
+            max_ejected: *rng.choice(&[1.0, 1.0, 0.5]).unwrap(),
+            keep_at_least: rng.u32(0..=2),
+        };
+        Self {
+            failover: Failover {
+                start,
+                full,
+                hold: seconds(rng, &[0, 0, 2, 10]),
+                failback_after: seconds(rng, &[0, 3, 60]),
+                failback_ramp: seconds(rng, &[0, 5, 60]),
+                too_few: if rng.bool() {
+                    TooFew::UseAll
+                } else {
+                    TooFew::Fail
+                },
+            },
+            active: rng.bool().then_some(active),
+            passive,
+            balance: *rng
+                .choice(&[Balance::LeastRequest, Balance::RoundRobin, Balance::Random])
+                .unwrap(),
+        }
+    }
+}
+
+fn seconds(rng: &mut Rng, of: &[u64]) -> Duration {
+    Duration::from_secs(*rng.choice(of).unwrap())
+}
+
+fn endpoint(key: &str) -> Endpoint {
+    Endpoint {
+        key: EndpointKey(key.into()),
+        backend: "b".into(),
+        address: Address::Socket("127.0.0.1:1".parse().unwrap()),
+        // Some weigh twice, by their names, so that a push does not change it.
+        weight: if key.len().is_multiple_of(2) {
+            1.0
+        } else {
+            2.0
+        },
+        locality: Locality::default(),
+        peer: None,
+        tls: EndpointTls::None,
+        version: HttpVersion::Same,
+        proxy_protocol: false,
+    }
+}

@@ -1,0 +1,870 @@
+//! What a person is told: every kind of finding, its place, and what to do.
+
+use crate::support::{EAST, WEST_PEER, route, try_load};
+use zeugma_xds::{Code, Color, Finding, Findings, Severity};
+
+fn findings(documents: &[&str]) -> Findings {
+    match try_load(documents, None) {
+        Ok(loaded) => loaded.warnings,
+        Err(findings) => findings,
+    }
+}
+
+/// The one finding of a route with this spec on gateway east with peer west.
+fn of_route(spec: &str) -> Finding {
+    only(&[EAST, WEST_PEER, &route("orders", spec)], spec)
+}
+
+fn only(documents: &[&str], what: &str) -> Finding {
+    let findings = findings(documents);
+    let mut errors = findings.iter().filter(|f| f.severity == Severity::Error);
+    let Some(first) = errors.next() else {
+        panic!("nothing found: {what}");
+    };
+    assert_eq!(errors.next(), None, "{what}: {findings}");
+    first.clone()
+}
+
+fn check(finding: &Finding, code: Code, path: &str, words: &str) {
+    let place = finding.place.as_ref().unwrap();
+    assert_eq!(
+        (finding.code, place.path.as_str()),
+        (code, path),
+        "{finding}"
+    );
+    assert!(finding.to_string().contains(words), "{finding}");
+    assert!(place.line > 0 && place.column > 0, "{finding}");
+    assert!(finding.help.is_some(), "it says what to do: {finding}");
+}
+
+const OWN: &str = "backends: [{name: a, endpoints: ['10.0.0.1:80']}]";
+
+#[test]
+fn references_that_name_nothing_are_found_with_a_suggestion() {
+    use Code::UnknownReference as Unknown;
+
+    for (spec, path, words) in [
+        (
+            "protocol: http, backends: [{peer: wset}]",
+            "spec.backends[0].peer",
+            "did you mean `west`?",
+        ),
+        (
+            "protocol: http, backends: [{cluster: nroth, endpoints: ['10.0.0.1:80']}]",
+            "spec.backends[0].cluster",
+            "no MeshGateway or MeshPeer is of cluster `nroth`",
+        ),
+        (
+            &format!("protocol: http, {OWN}, export: {{to: [wast]}}"),
+            "spec.export.to[0]",
+            "did you mean `west`?",
+        ),
+        (
+            &format!("protocol: http, {OWN}, allow: [{{listeners: [app]}}]"),
+            "spec.allow[0].listeners[0]",
+            "did you mean `apps`?",
+        ),
+        (
+            &format!("protocol: http, {OWN}, deny: [{{via: [north]}}]"),
+            "spec.deny[0].via[0]",
+            "known are `west`",
+        ),
+        (
+            &format!("protocol: http, {OWN}, mirror: [{{route: shop/canary}}]"),
+            "spec.mirror[0].route",
+            "no MeshRoute `shop/canary`",
+        ),
+        (
+            &format!("protocol: http, {OWN}, mirror: [{{route: canary}}]"),
+            "spec.mirror[0].route",
+            "no MeshRoute `shop/canary`",
+        ),
+        (
+            &format!("protocol: http, {OWN}, failover: {{order: [{{region: us}}]}}"),
+            "spec.failover.order[0].region",
+            "in region `us` (ZG0107); known are `eu`",
+        ),
+        (
+            &format!("protocol: http, {OWN}, failover: {{never: [{{backend: b}}]}}"),
+            "spec.failover.never[0].backend",
+            "called `b` (ZG0107); did you mean `a`?",
+        ),
+        (
+            &format!("protocol: http, {OWN}, failover: {{order: [{{cluster: west}}]}}"),
+            "spec.failover.order[0].cluster",
+            "in cluster `west`",
+        ),
+    ] {
+        check(&of_route(spec), Unknown, path, words);
+    }
+    let with_route = EAST.replace("role: workloads", "role: workloads, route: shop/pgg");
+    let pg = route("pg", "port: 1, backends: [{endpoints: ['10.0.0.1:1']}]");
+    check(
+        &only(&[&with_route, &pg], "one-route"),
+        Unknown,
+        "spec.listeners.apps.route",
+        "did you mean `shop/pg`?",
+    );
+}
+
+#[test]
+fn what_may_exist_only_once_is_found_with_the_first_place() {
+    let orders = route("orders", &format!("protocol: http, {OWN}"));
+    let same_host = route(
+        "other",
+        &format!("protocol: http, hosts: [Orders.shop.svc.clusterset.local.], {OWN}"),
+    );
+    for (documents, path, words) in [
+        (
+            vec![EAST, EAST],
+            "metadata.name",
+            "a second MeshGateway `east-gw`",
+        ),
+        (
+            vec![EAST, WEST_PEER, WEST_PEER],
+            "metadata.name",
+            "a second MeshPeer `west`",
+        ),
+        (
+            vec![EAST, &orders, &orders],
+            "metadata.name",
+            "a second MeshRoute `shop/orders`",
+        ),
+        (
+            vec![EAST, &orders, &same_host],
+            "spec.hosts[0]",
+            "is of route `shop/orders` already (ZG0108); the first is at",
+        ),
+    ] {
+        let findings = findings(&documents);
+        let found = findings
+            .iter()
+            .find(|finding| finding.code == Code::Duplicate && finding.to_string().contains(words));
+        check(
+            found.unwrap_or_else(|| panic!("{words}: {findings}")),
+            Code::Duplicate,
+            path,
+            "the first is at",
+        );
+    }
+    let second_peer = WEST_PEER.replace("name: west", "name: other");
+    check(
+        &only(&[EAST, WEST_PEER, &second_peer], "cluster twice"),
+        Code::Duplicate,
+        "spec.cluster",
+        "a second MeshPeer of cluster `west`",
+    );
+    for (spec, path, words) in [
+        (
+            "protocol: http, backends: [{peer: west}, {peer: west}]",
+            "spec.backends[1].peer",
+            "peer `west` is backend 1 already",
+        ),
+        (
+            "protocol: http, backends: [{name: a, endpoints: ['10.0.0.1:80']}, {name: a, endpoints: ['10.0.0.2:80']}]",
+            "spec.backends[1]",
+            "called `a` already",
+        ),
+        (
+            "ports: {a: {port: 80, protocol: http}, b: {port: 80}}, backends: [{endpoints: [10.0.0.1]}]",
+            "spec.ports.b.port",
+            "port 80 is `a` already",
+        ),
+        (
+            &format!("protocol: http, protocol: tcp, {OWN}"),
+            "spec.protocol",
+            "`protocol` is written twice",
+        ),
+    ] {
+        check(&of_route(spec), Code::Duplicate, path, words);
+    }
+    let same_address = EAST
+        .replace("127.0.0.1:15001", "0.0.0.0:15443")
+        .replace("role: workloads", "role: workloads, sources: [10.0.0.1]");
+    check(
+        &only(&[&same_address], "address twice"),
+        Code::Duplicate,
+        "spec.listeners.apps.address",
+        "listener `mesh` has the address",
+    );
+}
+
+#[test]
+fn contradictions_are_found() {
+    use Code::Contradiction as C;
+
+    for (spec, path, words) in [
+        (
+            "protocol: http, inbound: passthrough, backends: [{endpoints: ['10.0.0.1:443'], tls: workload}]",
+            "spec.inbound",
+            "cannot be read as http",
+        ),
+        (
+            "port: 443, inbound: terminate, backends: [{endpoints: ['10.0.0.1:443'], tls: workload}]",
+            "spec.backends[0].tls",
+            "inbound: passthrough",
+        ),
+        (
+            "port: 443, inbound: passthrough, backends: [{endpoints: ['10.0.0.1:443']}]",
+            "spec.backends[0].tls",
+            "endpoints do not speak it",
+        ),
+        (
+            &format!("protocol: http, {OWN}, failover: {{start: 20%, full: 30%}}"),
+            "spec.failover.full",
+            "`full` (30%) is not below `start` (20%)",
+        ),
+        (
+            &format!("protocol: http, {OWN}, failover: {{start: 20%, full: 20%}}"),
+            "spec.failover.full",
+            "is not below",
+        ),
+        (
+            &format!("port: 9, {OWN}, failover: {{full: 10%}}"),
+            "spec.failover.full",
+            "`start` (0%)",
+        ),
+        (
+            &format!("protocol: http, port: 80, ports: {{}}, {OWN}"),
+            "spec.port",
+            "keep one of them",
+        ),
+        (
+            "protocol: http, hosts: ['*.example'], backends: [{peer: west}]",
+            "spec.hosts",
+            "only wildcards",
+        ),
+        (
+            &format!("protocol: http, {OWN}, health: {{active: {{every: 1s}}}}"),
+            "spec.health.active",
+            "write `http: /path`, or `tcp: true`",
+        ),
+        (
+            &format!("protocol: http, {OWN}, health: {{active: {{http: /a, tcp: true}}}}"),
+            "spec.health.active",
+            "asks one thing",
+        ),
+        (
+            &format!("protocol: http, {OWN}, mirror: [{{route: orders}}]"),
+            "spec.mirror[0].route",
+            "its own mirror",
+        ),
+        (
+            "ports: {a: {port: 80}, b: {port: 81}}, backends: [{endpoints: ['10.0.0.1:8080']}]",
+            "spec.backends[0].endpoints[0]",
+            "`targetPort`",
+        ),
+    ] {
+        let findings = findings(&[EAST, WEST_PEER, &route("orders", spec)]);
+        let found = findings
+            .iter()
+            .find(|f| f.code == C && f.place.as_ref().unwrap().path == path);
+        check(
+            found.unwrap_or_else(|| panic!("{spec}: {findings}")),
+            C,
+            path,
+            words,
+        );
+    }
+    let tcp = route("tcp", "port: 9, backends: [{endpoints: ['10.0.0.1:9']}]");
+    let to_tcp = route(
+        "orders",
+        &format!("protocol: http, {OWN}, mirror: [{{route: tcp}}]"),
+    );
+    check(
+        &only(&[EAST, &tcp, &to_tcp], "mirror to tcp"),
+        C,
+        "spec.mirror[0].route",
+        "is tcp",
+    );
+    let one_route = |spec: &str| {
+        let gateway = EAST.replace("role: workloads", "role: workloads, route: shop/pg");
+        only(&[&gateway, &route("pg", spec)], spec)
+    };
+    check(
+        &one_route("port: 9, backends: [{endpoints: ['10.0.0.1:9'], tls: workload}]"),
+        C,
+        "spec.listeners.apps.route",
+        "which a one-route listener never reads",
+    );
+    check(
+        &one_route("ports: {a: {port: 80}, b: {port: 81}}, backends: [{endpoints: [10.0.0.1]}]"),
+        C,
+        "spec.listeners.apps.route",
+        "several ports",
+    );
+    let on_mesh = EAST.replace("role: mesh", "role: mesh, route: shop/tcp");
+    check(
+        &only(&[&on_mesh, &tcp], "mesh"),
+        C,
+        "spec.listeners.mesh.route",
+        "role: workloads",
+    );
+}
+
+#[test]
+fn what_could_never_have_an_effect_is_an_error() {
+    use Code::NoEffect as N;
+
+    let tls = "port: 443, backends: [{endpoints: ['10.0.0.1:443'], tls: workload}]";
+    let tcp = "port: 9, backends: [{endpoints: ['10.0.0.1:9']}]";
+    let http = format!("protocol: http, {OWN}");
+    let from = "from: ['spiffe://east.example/*']";
+    for (spec, path, words) in [
+        (
+            format!("{tls}, allow: [{{{from}}}]"),
+            "spec.allow[0].from",
+            "TLS is passed through",
+        ),
+        (
+            format!("{tls}, deny: [{{{from}}}]"),
+            "spec.deny[0].from",
+            "TLS is passed through",
+        ),
+        (
+            format!("{tls}, allow: [{{{from}, listeners: [apps]}}]"),
+            "spec.allow[0].from",
+            "`sources` or `listeners`",
+        ),
+        (
+            format!("{tcp}, allow: [{{methods: [GET]}}]"),
+            "spec.allow[0].methods",
+            "protocol: http",
+        ),
+        (
+            format!("{tcp}, allow: [{{paths: [/a]}}]"),
+            "spec.allow[0].paths",
+            "protocol: http",
+        ),
+        (
+            format!("{http}, allow: [{{listeners: [mesh]}}]"),
+            "spec.allow[0].listeners",
+            "needs `export`",
+        ),
+        (
+            format!("{http}, allow: [{{via: [west]}}]"),
+            "spec.allow[0].via",
+            "into `attests`",
+        ),
+        (
+            format!("{tcp}, mirror: [{{route: shop/canary}}]"),
+            "spec.mirror",
+            "only http requests",
+        ),
+        (
+            format!("{tcp}, timeouts: {{responseHeaders: 1s}}"),
+            "spec.timeouts.responseHeaders",
+            "the route is tcp",
+        ),
+        (
+            format!("{tcp}, timeouts: {{perTry: 1s}}"),
+            "spec.timeouts.perTry",
+            "the route is tcp",
+        ),
+        (
+            format!("{tcp}, retries: {{on: [reset]}}"),
+            "spec.retries.on",
+            "the route is tcp",
+        ),
+        (
+            format!("{tcp}, retries: {{buffer: 1KiB}}"),
+            "spec.retries.buffer",
+            "the route is tcp",
+        ),
+        (
+            format!("{tcp}, retries: {{any: true}}"),
+            "spec.retries.any",
+            "the route is tcp",
+        ),
+        (
+            format!("{tcp}, health: {{passive: {{on: [connect, 503]}}}}"),
+            "spec.health.passive.on[1]",
+            "only http has it",
+        ),
+        (
+            format!("{tls}, health: {{active: {{http: /healthz}}}}"),
+            "spec.health.active.http",
+            "`tcp: true`",
+        ),
+        (
+            "port: 9, backends: [{endpoints: ['10.0.0.1:9'], version: h2}]".to_owned(),
+            "spec.backends[0].version",
+            "the route is tcp",
+        ),
+        (
+            "protocol: http, backends: [{endpoints: ['10.0.0.1:9'], proxyProtocol: true}]"
+                .to_owned(),
+            "spec.backends[0].proxyProtocol",
+            "x-forwarded-client-cert",
+        ),
+        (
+            "protocol: http, backends: [{endpoints: ['10.0.0.1:9'], spiffeIDs: ['spiffe://a/b']}]"
+                .to_owned(),
+            "spec.backends[0].spiffeIDs",
+            "`tls: mesh`",
+        ),
+        (
+            "protocol: http, backends: [{peer: west, tls: mesh}]".to_owned(),
+            "spec.backends[0].tls",
+            "as its MeshPeer says",
+        ),
+        (
+            "protocol: http, backends: [{peer: west, cluster: west}]".to_owned(),
+            "spec.backends[0].cluster",
+            "as its MeshPeer says",
+        ),
+        (
+            format!("{tls}, locality: {{prefer: [region, zone]}}"),
+            "spec.locality.prefer[1]",
+            "from near to far",
+        ),
+        (
+            "ports: {a: {port: 80, targetPort: 81}}, backends: [{endpoints: ['10.0.0.1:9']}]"
+                .to_owned(),
+            "spec.ports.a.targetPort",
+            "every endpoint names its port",
+        ),
+        (
+            format!("{http}, mirror: [{{route: shop/canary, percent: 0%}}]"),
+            "spec.mirror[0].percent",
+            "nothing would be copied",
+        ),
+    ] {
+        let canary = route(
+            "canary",
+            "protocol: http, backends: [{endpoints: ['10.0.0.2:80']}]",
+        );
+        let finding = only(&[EAST, WEST_PEER, &canary, &route("orders", &spec)], &spec);
+        check(&finding, N, path, words);
+    }
+    let passed = format!("{tls}, allow: [{{sources: [10.0.0.1]}}]")
+        .replace(
+            "]}, allow",
+            "]}, {peer: west, spiffeIDs: ['spiffe://a/b']}], allow",
+        )
+        .replace(
+            "tls: workload}]",
+            "tls: workload}, {peer: west, spiffeIDs: ['spiffe://a/b']}]",
+        );
+    check(
+        &of_route(&passed),
+        N,
+        "spec.backends[1].spiffeIDs",
+        "the caller itself checks",
+    );
+    let gateway = EAST.replace("role: workloads", "role: workloads, route: shop/orders");
+    let one_route = route("orders", &format!("{tcp}, allow: [{{{from}}}]"));
+    check(
+        &only(&[&gateway, &one_route], "from on a one-route listener"),
+        N,
+        "spec.allow[0].from",
+        "one-route listener",
+    );
+    let no_mesh = EAST.replace("role: mesh", "role: workloads, sources: [10.0.0.1]");
+    let exported = route("orders", &format!("{http}, export: {{to: ['*']}}"));
+    check(
+        &only(&[&no_mesh, &exported], "export"),
+        N,
+        "spec.export",
+        "role: mesh",
+    );
+    let peer = WEST_PEER.replace("name: west }", "name: west, namespace: shop }");
+    check(
+        &only(&[EAST, &peer], "namespace"),
+        N,
+        "metadata.namespace",
+        "remove it",
+    );
+}
+
+#[test]
+fn what_would_leave_a_door_open_is_an_error() {
+    const U: Code = Code::Unsafe;
+
+    for (spec, path, words) in [
+        (format!("protocol: http, {OWN}, allow: [{{}}]"), "spec.allow[0]", "would match everyone"),
+        ("protocol: http, backends: [{endpoints: ['10.0.0.1:9'], tls: mesh}]".to_owned(), "spec.backends[0].tls", "write `spiffeIDs`"),
+        ("port: 443, backends: [{endpoints: ['10.0.0.1:443'], tls: workload}], export: {to: [west]}".to_owned(), "spec.export.to[0]", "write `sources`"),
+    ] {
+        check(&of_route(&spec), U, path, words);
+    }
+    for (from, to, path, words) in [
+        (
+            "127.0.0.1:15001",
+            "0.0.0.0:15001",
+            "spec.listeners.apps.address",
+            "write `sources`",
+        ),
+        (
+            "  cluster:",
+            "  admin: '0.0.0.0:15000'\n  cluster:",
+            "spec.admin",
+            "`unix:`",
+        ),
+    ] {
+        check(&only(&[&EAST.replace(from, to)], to), U, path, words);
+    }
+    let nobody = WEST_PEER.replace(r#"["spiffe://west.example/zeugma/gateway"]"#, "[]");
+    check(
+        &only(&[EAST, &nobody], "no IDs"),
+        U,
+        "spec.spiffeIDs",
+        "SPIFFE IDs of its gateways",
+    );
+}
+
+#[test]
+fn what_is_missing_is_found() {
+    use Code::MissingField as M;
+
+    for (spec, path, words) in [
+        ("protocol: http", "spec", "`backends` is missing"),
+        (
+            "protocol: http, backends: []",
+            "spec.backends",
+            "no backends",
+        ),
+        (
+            "protocol: http, backends: [{}]",
+            "spec.backends[0]",
+            "neither `endpoints` nor `peer`",
+        ),
+        (
+            "protocol: http, backends: [{endpoints: []}]",
+            "spec.backends[0].endpoints",
+            "no endpoints",
+        ),
+        (OWN, "spec", "`port` is missing"),
+        (
+            &format!("protocol: http, {OWN}, allow: [{{from: []}}]"),
+            "spec.allow[0].from",
+            "the list is empty",
+        ),
+        (&format!("ports: {{}}, {OWN}"), "spec.ports", "no ports"),
+    ] {
+        let finding = of_route(spec);
+        let place = finding.place.as_ref().unwrap();
+        assert_eq!((finding.code, place.path.as_str()), (M, path), "{finding}");
+        assert!(finding.to_string().contains(words), "{finding}");
+    }
+    let no_gateways = WEST_PEER.replace(r#"["gw.west.example:15443", "192.0.2.7:15443"]"#, "[]");
+    check(
+        &only(&[EAST, &no_gateways], "no gateways"),
+        M,
+        "spec.gateways",
+        "write at least one",
+    );
+    let no_port = WEST_PEER.replace("192.0.2.7:15443", "192.0.2.7");
+    check(
+        &only(&[EAST, &no_port], "no port"),
+        M,
+        "spec.gateways[1]",
+        "15443",
+    );
+    let no_locality = EAST.replace("  locality: eu/eu-1/rack-a\n", "");
+    check(
+        &only(&[&no_locality], "no locality"),
+        M,
+        "spec",
+        "`--locality`",
+    );
+    let findings = findings(&[WEST_PEER]);
+    assert!(
+        findings.to_string().contains("no MeshGateway"),
+        "{findings}"
+    );
+}
+
+#[test]
+fn values_that_cannot_be_read_are_found_where_they_stand() {
+    use Code::BadValue as B;
+
+    for (spec, path, words) in [
+        (
+            format!("protocol: http, {OWN}, timeouts: {{connect: 5}}"),
+            "spec.timeouts.connect",
+            "the unit is missing",
+        ),
+        (
+            format!("protocol: http, {OWN}, failover: {{start: 0.7}}"),
+            "spec.failover.start",
+            "`%` is missing",
+        ),
+        (
+            format!("protocol: htpp, {OWN}"),
+            "spec.protocol",
+            "did you mean `http`?",
+        ),
+        (
+            format!("protocol: http, {OWN}, balance: {{policy: leastrequest}}"),
+            "spec.balance.policy",
+            "did you mean `least-request`?",
+        ),
+        (
+            format!("protocol: http, {OWN}, retries: {{any: yes}}"),
+            "spec.retries.any",
+            "ZG0102",
+        ),
+        (
+            format!("protocol: http, {OWN}, retries: {{attempts: 11}}"),
+            "spec.retries.attempts",
+            "write 0 to 10",
+        ),
+        (
+            format!("protocol: http, {OWN}, retries: {{attempts: 1_0}}"),
+            "spec.retries.attempts",
+            "ZG0102",
+        ),
+        (
+            format!("protocol: http, {OWN}, port: 0"),
+            "spec.port",
+            "write 1 to 65535",
+        ),
+        (
+            format!("protocol: http, {OWN}, port: 65536"),
+            "spec.port",
+            "ZG0102",
+        ),
+        (
+            "protocol: http, backends: [{endpoints: ['10.0.0.1:0']}]".to_owned(),
+            "spec.backends[0].endpoints[0]",
+            "port 0 cannot be connected to",
+        ),
+        (
+            "protocol: http, backends: [{endpoints: [{address: '10.0.0.1:1', weight: 0}]}]"
+                .to_owned(),
+            "spec.backends[0].endpoints[0].weight",
+            "remove the endpoint",
+        ),
+        (
+            "protocol: http, backends: [{endpoints: [{address: '10.0.0.1:1', weight: 10001}]}]"
+                .to_owned(),
+            "spec.backends[0].endpoints[0].weight",
+            "write 1 to 10000",
+        ),
+        (
+            format!("protocol: http, {OWN}, allow: [{{from: ['spiffe://East/a']}}]"),
+            "spec.allow[0].from[0]",
+            "(ID2, ID3)",
+        ),
+        (
+            format!("protocol: http, {OWN}, allow: [{{sources: [10.1.0.0/8]}}]"),
+            "spec.allow[0].sources[0]",
+            "`10.0.0.0/8`",
+        ),
+        (
+            format!("protocol: http, {OWN}, allow: [{{methods: [get]}}]"),
+            "spec.allow[0].methods[0]",
+            "write `GET`",
+        ),
+        (
+            format!("protocol: http, {OWN}, health: {{active: {{http: healthz}}}}"),
+            "spec.health.active.http",
+            "begins with `/`",
+        ),
+        (
+            format!("protocol: http, {OWN}, health: {{active: {{tcp: true, every: 1ms}}}}"),
+            "spec.health.active.every",
+            "`100ms` or more",
+        ),
+        (
+            format!("protocol: http, {OWN}, health: {{active: {{tcp: true, up: 0}}}}"),
+            "spec.health.active.up",
+            "write 1 to 100",
+        ),
+        // sni-filter-chain-invalid-01 and -02, refused by Envoy 1.40.0 as well.
+        (
+            format!("protocol: http, hosts: ['*w.example.com'], {OWN}"),
+            "spec.hosts[0]",
+            "ZG0102",
+        ),
+        (
+            format!("protocol: http, hosts: ['a.*.com'], {OWN}"),
+            "spec.hosts[0]",
+            "ZG0102",
+        ),
+    ] {
+        let finding = of_route(&spec);
+        let place = finding.place.as_ref().unwrap();
+        assert_eq!((finding.code, place.path.as_str()), (B, path), "{finding}");
+        assert!(finding.to_string().contains(words), "{finding}");
+    }
+    for (field, path) in [
+        ("workers: 0", "spec.workers"),
+        ("limits: {streams: 0}", "spec.limits.streams"),
+        ("limits: {headerBytes: 1KiB}", "spec.limits.headerBytes"),
+        (
+            "limits: {handshakeTimeout: 0s}",
+            "spec.limits.handshakeTimeout",
+        ),
+        ("probes: localhost:1", "spec.probes"),
+    ] {
+        let gateway = EAST.replace("  cluster: east", &format!("  {field}\n  cluster: east"));
+        let finding = only(&[&gateway], field);
+        assert_eq!(finding.place.unwrap().path, path);
+    }
+}
+
+#[test]
+fn fields_of_later_versions_and_typos_are_unknown() {
+    for (spec, path, help) in [
+        (
+            format!("protocol: http, {OWN}, rules: []"),
+            "spec.rules",
+            "known are",
+        ),
+        (
+            format!("protocol: http, {OWN}, timeout: {{}}"),
+            "spec.timeout",
+            "did you mean `timeouts`?",
+        ),
+        (
+            format!("protocol: http, {OWN}, failover: {{failback: {{mode: manual}}}}"),
+            "spec.failover.failback.mode",
+            "known are",
+        ),
+        (
+            "protocol: http, backends: [{endpoints: [{adress: '10.0.0.1:1'}]}]".to_owned(),
+            "spec.backends[0].endpoints[0].adress",
+            "did you mean `address`?",
+        ),
+    ] {
+        check(&of_route(&spec), Code::UnknownField, path, help);
+    }
+    let defaults = WEST_PEER.replace("MeshPeer", "MeshDefaults");
+    let finding = only(&[EAST, &defaults], "kind");
+    check(
+        &finding,
+        Code::NotADocument,
+        "kind",
+        "unknown kind `MeshDefaults`",
+    );
+    let version = WEST_PEER.replace("v1alpha1", "v2");
+    check(
+        &only(&[EAST, &version], "version"),
+        Code::NotADocument,
+        "apiVersion",
+        "write `apiVersion: zeugma.dev/v1alpha1`",
+    );
+}
+
+#[test]
+fn all_findings_come_at_once_in_the_order_of_the_file() {
+    let broken = "\n---\nkind: [\n";
+    let findings = findings(&[
+        &EAST.replace("role: mesh", "role: mseh"),
+        &WEST_PEER.replace("locality:", "localty:"),
+        broken,
+        &route("orders", "protocol: htp, backends: []"),
+    ]);
+    let codes: Vec<Code> = findings.iter().map(|finding| finding.code).collect();
+    assert_eq!(
+        codes,
+        [
+            Code::BadValue,
+            Code::UnknownField,
+            Code::NotADocument,
+            Code::BadValue
+        ],
+        "{findings}"
+    );
+    let lines: Vec<u32> = findings
+        .iter()
+        .map(|finding| finding.place.as_ref().unwrap().line)
+        .collect();
+    assert!(lines.is_sorted(), "{lines:?}");
+
+    let findings = self::findings(&[
+        EAST,
+        WEST_PEER,
+        &route(
+            "orders",
+            "backends: [{peer: wset}, {endpoints: [{address: '10.0.0.1:1', weight: 0}]}], export: {to: [north]}",
+        ),
+    ]);
+    assert_eq!(findings.iter().count(), 4, "{findings}");
+}
+
+#[test]
+fn a_finding_shows_the_line_and_what_to_do() {
+    let text = concat!(
+        "apiVersion: zeugma.dev/v1alpha1\n",
+        "kind: MeshRoute\n",
+        "metadata: { name: größe }\n",
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mesh.yaml");
+    std::fs::write(
+        &path,
+        [
+            EAST.trim_start(),
+            "---\n",
+            "apiVersion: zeugma.dev/v1alpha1\n",
+            "kind: MeshRoute\n",
+            "metadata: { name: orders, namespace: shop }\n",
+            "spec:\n",
+            "  protocol: http\n",
+            "  backends: [{ peer: wset }]\n",
+            "---\n",
+            text,
+        ]
+        .concat(),
+    )
+    .unwrap();
+    let findings = zeugma_xds::load(&path, &zeugma_xds::NodeOptions::default()).unwrap_err();
+    let human = findings
+        .to_human(Color::Plain)
+        .replace(&path.display().to_string(), "mesh.yaml");
+    // The peer is not looked for while a document cannot be read: it may be that one.
+    assert_eq!(
+        human,
+        "error[ZG0102]: `größe` is not a name of letters, digits, `-`, `_` and `.`: 'ö' may not stand in a name
+  --> mesh.yaml:23:19
+   |
+23 | metadata: { name: größe }
+   |                   ^^^^^ metadata.name
+
+"
+    );
+    std::fs::write(
+        &path,
+        std::fs::read_to_string(&path)
+            .unwrap()
+            .replace(&format!("---\n{text}"), &WEST_PEER[1..]),
+    )
+    .unwrap();
+    let findings = zeugma_xds::load(&path, &zeugma_xds::NodeOptions::default()).unwrap_err();
+    let human = findings
+        .to_human(Color::Plain)
+        .replace(&path.display().to_string(), "mesh.yaml");
+    assert_eq!(
+        human,
+        "error[ZG0107]: no MeshPeer `wset`
+  --> mesh.yaml:19:22
+   |
+19 |   backends: [{ peer: wset }]
+   |                      ^^^^ spec.backends[0].peer
+   |
+   = help: did you mean `west`?
+
+"
+    );
+    let json = findings.to_json();
+    assert_eq!(json[0]["code"], "ZG0107");
+    assert_eq!(
+        (json[0]["line"].as_u64(), json[0]["column"].as_u64()),
+        (Some(19), Some(22))
+    );
+    assert_eq!(json[0]["path"], "spec.backends[0].peer");
+    assert!(findings.to_human(Color::Ansi).contains("\u{1b}["));
+}
+
+#[test]
+fn a_document_of_too_many_nodes_or_too_deep_is_refused() {
+    let deep = format!("\n---\n{}{}\n", "[".repeat(100), "]".repeat(100));
+    let finding = only(&[EAST, &deep], "deep");
+    assert_eq!(finding.code, Code::TooLarge, "{finding}");
+    let bomb = "\n---\na: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: [*f,*f,*f,*f,*f,*f,*f,*f,*f,*f]\n";
+    let finding = only(&[EAST, bomb], "bomb");
+    assert_eq!(finding.code, Code::TooLarge, "{finding}");
+}

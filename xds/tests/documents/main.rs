@@ -1,0 +1,14 @@
+//! Documents as a person writes them, from the file to the snapshot or the findings.
+#![expect(
+    clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    clippy::panic,
+    clippy::too_many_lines,
+    clippy::indexing_slicing,
+    reason = "tests, many of them flat tables of cases"
+)]
+
+mod findings;
+mod load;
+mod robust;
+mod support;
