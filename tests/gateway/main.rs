@@ -17,4 +17,5 @@ mod security_access;
 mod security_certificates;
 mod security_files;
 mod security_hello;
+mod security_limits;
 mod security_requests;

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -111,6 +111,16 @@ impl Gateway {
         this.message("gateway ready").await;
         assert_eq!(this.ready().await, 200);
         this
+    }
+
+    /// Runs a gateway that is expected to end by itself at once.
+    pub(crate) fn try_start(config: &Path) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_zeugma"))
+            .args(["gateway", "--config"])
+            .arg(config)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
     }
 
     pub(crate) fn pid(&self) -> u32 {
