@@ -5,6 +5,7 @@
 //!        -> originate -> relay -> account
 //! ```
 
+use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
@@ -58,6 +59,8 @@ pub(crate) struct Visit {
     /// Bytes to the caller, and from it.
     pub(crate) moved: (u64, u64),
     began: Instant,
+    /// Why it ended; `None`: it was cut off.
+    ended: Option<Reason>,
     /// Counts the connection as open; shared with what outlives it, such as an upgrade.
     pub(crate) open: Rc<Open>,
 }
@@ -81,8 +84,8 @@ pub(crate) async fn serve(
     upstream::tune(&tcp);
     let published = worker.shared.published.load_full();
     let mut visit = Visit::new(worker, published, source, listener, open);
-    let reason = carry(&mut visit, tcp).await;
-    visit.account(reason);
+    let ended = carry(&mut visit, tcp).await;
+    visit.ended = Some(ended);
 }
 
 /// The table of `ARCHITECTURE.md` as one function: every way through returns why it ended.
@@ -471,16 +474,17 @@ async fn refuse(visit: &mut Visit, tcp: TcpStream, reason: Reason) -> Reason {
 /// Refuses what was not understood.
 async fn refuse_bytes(visit: &mut Visit, tcp: TcpStream, error: PeekError) -> Reason {
     visit.detail = Some(error.detail);
-    let alert = match error.reason {
-        Reason::HelloTooLarge => Some(Alert::IllegalParameter),
-        Reason::HelloMalformed => Some(Alert::DecodeError),
-        Reason::SniMalformed => Some(Alert::UnrecognizedName),
+    let alert = if error.reason == Reason::HelloTooLarge {
+        Alert::IllegalParameter
+    } else if error.reason == Reason::HelloMalformed {
+        Alert::DecodeError
+    } else if error.reason == Reason::SniMalformed {
+        Alert::UnrecognizedName
+    } else {
         // Gone, or not there yet.
-        _ => None,
+        return error.reason;
     };
-    if let Some(alert) = alert {
-        visit.alert(tcp, alert).await;
-    }
+    visit.alert(tcp, alert).await;
     error.reason
 }
 
@@ -505,6 +509,7 @@ impl Visit {
             rule: None,
             moved: (0, 0),
             began: Instant::now(),
+            ended: None,
             open: Rc::new(open),
         }
     }
@@ -699,21 +704,31 @@ impl Visit {
             }
         }
     }
+}
 
-    /// Writes the one record of this connection.
-    fn account(self, reason: Reason) {
-        self.worker.shared.account(&Closed {
-            listener: self.listener,
+impl Drop for Visit {
+    /// Writes the one record of this connection, however it ends.
+    fn drop(&mut self) {
+        let shared = Arc::clone(&self.worker.shared);
+        let cut_off = || {
+            if shared.drain_is_over() {
+                Reason::Drained
+            } else {
+                Reason::Internal
+            }
+        };
+        shared.account(&Closed {
+            listener: Arc::clone(&self.listener),
             source: self.source,
             generation: self.published.generation,
-            caller: self.caller,
-            tls: self.tls,
-            service: self.service,
-            destination: self.destination,
+            caller: mem::take(&mut self.caller),
+            tls: self.tls.take(),
+            service: self.service.take(),
+            destination: self.destination.take(),
             request: None,
-            reason,
-            detail: self.detail,
-            rule: self.rule,
+            reason: self.ended.unwrap_or_else(cut_off),
+            detail: self.detail.take(),
+            rule: self.rule.take(),
             bytes_sent: self.moved.0,
             bytes_received: self.moved.1,
             duration: self.began.elapsed(),

@@ -111,6 +111,14 @@ impl Shared {
         });
     }
 
+    /// Whether the drain deadline has passed: what is open is cut off.
+    pub(crate) fn drain_is_over(&self) -> bool {
+        match *self.phase.borrow() {
+            Phase::Serving => false,
+            Phase::Draining { deadline } => deadline <= tokio::time::Instant::now(),
+        }
+    }
+
     /// Waits until draining begins; returns its deadline.
     ///
     /// # Cancel safety
@@ -281,6 +289,10 @@ impl Published {
 /// How often a worker forgets what it no longer needs.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
 
+/// What connections get beyond the drain deadline, at which most end by themselves and know their
+/// byte counts.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
 /// Runs one worker on this thread until its channel closes and its connections have ended or the
 /// drain deadline has passed.
 pub(crate) fn work(
@@ -315,7 +327,10 @@ pub(crate) fn work(
             worker.tasks.close();
             worker.tasks.wait().await;
         };
-        if tokio::time::timeout_at(deadline, finish).await.is_err() {
+        if tokio::time::timeout_at(deadline + LAST_WORDS, finish)
+            .await
+            .is_err()
+        {
             tracing::warn!(
                 open = open.len(),
                 "the drain deadline ends connections that are open"

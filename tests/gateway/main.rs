@@ -7,7 +7,10 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "tests"
+    clippy::large_futures,
+    clippy::too_many_lines,
+    clippy::type_complexity,
+    reason = "tests, mostly tables of cases"
 )]
 
 #[path = "../support/corpus.rs"]

@@ -395,6 +395,7 @@ async fn nothing_a_gateway_tells_holds_a_secret() {
     let base64 = lines.concat();
     for (page, text) in &told {
         assert!(!text.contains("PRIVATE KEY"), "{page}");
+        assert!(!text.contains(east.ca.passphrase().trim()), "{page}");
         for at in (0..base64.len() - 16).step_by(4) {
             // The first 36 characters of such a file say what kind of key it is, no more.
             if at >= 48 {

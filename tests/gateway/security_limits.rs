@@ -345,6 +345,12 @@ async fn the_drain_deadline_ends_what_does_not_end() {
     let response = within("a response", sender.send_request(request))
         .await
         .unwrap();
+    // One that has said nothing yet.
+    let silent = TcpStream::connect(east.mesh).await.unwrap();
+    let opened = [("listener", "mesh")];
+    gateway
+        .metric_becomes("zeugma_connections_open", &opened, 1.0)
+        .await;
     let began = Instant::now();
     gateway.signal(Signal::TERM);
     let status = gateway.ended().await;
@@ -362,8 +368,12 @@ async fn the_drain_deadline_ends_what_does_not_end() {
     .await;
     assert!(cut.is_err());
     drop(frames);
-    let ended = gateway.log(|line| line["kind"] == "connection").await;
-    assert_eq!(ended["verdict"], "drained", "{ended}");
+    for kind in ["connection", "request"] {
+        let ended = gateway.log(|line| line["kind"] == kind).await;
+        assert_eq!(ended["verdict"], "drained", "{ended}");
+    }
+    let line = gateway.connection(silent.local_addr().unwrap()).await;
+    assert_eq!(line["verdict"], "drained", "{line}");
 }
 
 #[tokio::test]

@@ -74,7 +74,11 @@ impl Drop for Record {
         in_flight.set(in_flight.get().saturating_sub(1));
         if let Some(closed) = &mut self.closed {
             if closed.reason == Reason::Completed {
-                closed.reason = Reason::DownstreamClosed;
+                closed.reason = if self.context.worker.shared.drain_is_over() {
+                    Reason::Drained
+                } else {
+                    Reason::DownstreamClosed
+                };
             }
             self.account();
         }

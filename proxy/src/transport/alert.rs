@@ -59,21 +59,28 @@ impl Alert {
 
 /// The name in RFC 8446 §6.2 of an alert that the TLS library sends for a refused certificate.
 pub(crate) fn name_of(alert: AlertDescription) -> Option<&'static str> {
-    Some(match alert {
-        AlertDescription::BadCertificate => "bad_certificate",
-        AlertDescription::UnsupportedCertificate => "unsupported_certificate",
-        AlertDescription::CertificateRevoked => "certificate_revoked",
-        AlertDescription::CertificateExpired => "certificate_expired",
-        AlertDescription::CertificateUnknown => "certificate_unknown",
-        AlertDescription::IllegalParameter => "illegal_parameter",
-        AlertDescription::UnknownCA => "unknown_ca",
-        AlertDescription::AccessDenied => "access_denied",
-        AlertDescription::DecodeError => "decode_error",
-        AlertDescription::DecryptError => "decrypt_error",
-        AlertDescription::InternalError => "internal_error",
-        AlertDescription::CertificateRequired => "certificate_required",
-        other => return other.as_str(),
-    })
+    const NAMES: [(AlertDescription, &str); 12] = [
+        (AlertDescription::BadCertificate, "bad_certificate"),
+        (
+            AlertDescription::UnsupportedCertificate,
+            "unsupported_certificate",
+        ),
+        (AlertDescription::CertificateRevoked, "certificate_revoked"),
+        (AlertDescription::CertificateExpired, "certificate_expired"),
+        (AlertDescription::CertificateUnknown, "certificate_unknown"),
+        (AlertDescription::IllegalParameter, "illegal_parameter"),
+        (AlertDescription::UnknownCA, "unknown_ca"),
+        (AlertDescription::AccessDenied, "access_denied"),
+        (AlertDescription::DecodeError, "decode_error"),
+        (AlertDescription::DecryptError, "decrypt_error"),
+        (AlertDescription::InternalError, "internal_error"),
+        (
+            AlertDescription::CertificateRequired,
+            "certificate_required",
+        ),
+    ];
+    let found = NAMES.iter().find(|(of, _)| *of == alert);
+    found.map_or_else(|| alert.as_str(), |(_, name)| Some(*name))
 }
 
 /// Whether `bytes` begin with the fatal alert by which a gateway says it has no healthy endpoint.
