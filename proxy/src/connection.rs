@@ -475,16 +475,18 @@ async fn refuse(visit: &mut Visit, tcp: TcpStream, reason: Reason) -> Reason {
 async fn refuse_bytes(visit: &mut Visit, tcp: TcpStream, error: PeekError) -> Reason {
     visit.detail = Some(error.detail);
     let alert = if error.reason == Reason::HelloTooLarge {
-        Alert::IllegalParameter
+        Some(Alert::IllegalParameter)
     } else if error.reason == Reason::HelloMalformed {
-        Alert::DecodeError
+        Some(Alert::DecodeError)
     } else if error.reason == Reason::SniMalformed {
-        Alert::UnrecognizedName
+        Some(Alert::UnrecognizedName)
     } else {
         // Gone, or not there yet.
-        return error.reason;
+        None
     };
-    visit.alert(tcp, alert).await;
+    if let Some(alert) = alert {
+        visit.alert(tcp, alert).await;
+    }
     error.reason
 }
 
@@ -539,7 +541,7 @@ impl Visit {
         Ok(first)
     }
 
-    /// Sends a fatal alert before or instead of a handshake, and closes.
+    /// Refuses the connection by an alert, and notes it.
     async fn alert(&mut self, tcp: TcpStream, alert: Alert) {
         self.tls.get_or_insert_default().alert = Some(alert.name());
         say_and_close(tcp, &alert.record()).await;

@@ -62,6 +62,7 @@ impl Cluster {
         this.trust(&this.trust_domain());
         this.set("drain", "{ delay: 0s, timeout: 5s }");
         this.set("workers", "2");
+        this.set("locality", &format!("{name}/{name}-1"));
         this.listeners.insert(
             "mesh".to_owned(),
             format!("{{ address: '{mesh}', role: mesh }}"),
@@ -182,7 +183,7 @@ impl Cluster {
     /// Writes the `MeshGateway`.
     pub(crate) fn write_gateway(&self) {
         let mut spec = format!(
-            "trustDomain: {domain}\ncluster: {name}\nlocality: {name}/{name}-1\n\
+            "trustDomain: {domain}\ncluster: {name}\n\
              svid: {{ files: {{ certificate: gw.pem, key: gw.key, bundles: bundles/ }} }}\n\
              admin: '{}'\nprobes: '{}'\nmetrics: '{}'\nlisteners:\n",
             self.admin,
