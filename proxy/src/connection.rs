@@ -5,6 +5,7 @@
 //!        -> originate -> relay -> account
 //! ```
 
+use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
@@ -29,7 +30,7 @@ use crate::peek::{First, PeekError, peek};
 use crate::relay::{Moved, RelayEnd, relay};
 use crate::runtime::{Published, Worker};
 use crate::tls::Admit;
-use crate::transport::alert::{Alert, say_and_close};
+use crate::transport::alert::{Alert, name_of, say_and_close};
 use crate::transport::mtls::{self, ALPN_H2, ALPN_HTTP1, ALPN_TCP, SessionError};
 use crate::transport::{Prefixed, Stream};
 use crate::upstream::{self, Reached, Unreached};
@@ -53,8 +54,9 @@ pub(crate) struct Visit {
     pub(crate) detail: Option<String>,
     rule: Option<String>,
     pub(crate) moved: Rc<Moved>,
-    reason: Option<Reason>,
     began: Instant,
+    /// Why it ended; `None`: it was cut off.
+    ended: Option<Reason>,
     /// Counts the connection as open; shared with what outlives it, such as an upgrade.
     pub(crate) open: Rc<Open>,
 }
@@ -78,7 +80,8 @@ pub(crate) async fn serve(
     upstream::tune(&tcp);
     let published = worker.shared.published.load_full();
     let mut visit = Visit::new(worker, published, source, listener, open);
-    visit.reason = Some(carry(&mut visit, tcp).await);
+    let ended = carry(&mut visit, tcp).await;
+    visit.ended = Some(ended);
 }
 
 /// The table of `ARCHITECTURE.md` as one function: every way through returns why it ended.
@@ -413,8 +416,8 @@ impl Visit {
             detail: None,
             rule: None,
             moved: Rc::default(),
-            reason: None,
             began: Instant::now(),
+            ended: None,
             open: Rc::new(open),
         }
     }
@@ -563,7 +566,7 @@ impl Visit {
             SessionError::Timeout(_) => Reason::HandshakeTimeout,
             SessionError::Refused(refusal) => {
                 if let Some(tls) = &mut self.tls {
-                    tls.alert = refusal.alert.as_str();
+                    tls.alert = name_of(refusal.alert);
                 }
                 if let Some((id, reason)) = refused.get() {
                     self.caller.identity = Some(id.to_string());
@@ -632,26 +635,27 @@ impl Visit {
     }
 }
 
-/// Writes the one record of a connection, however it ended.
 impl Drop for Visit {
+    /// Writes the one record of this connection, however it ends.
     fn drop(&mut self) {
         let shared = Arc::clone(&self.worker.shared);
-        // Without a reason it was cut off: by the drain deadline, or by a panic.
-        let cut_off = if shared.is_draining() {
-            Reason::Drained
-        } else {
-            Reason::Internal
+        let cut_off = || {
+            if shared.drain_is_over() {
+                Reason::Drained
+            } else {
+                Reason::Internal
+            }
         };
         shared.account(&Closed {
             listener: Arc::clone(&self.listener),
             source: self.source,
             generation: self.published.generation,
-            caller: std::mem::take(&mut self.caller),
+            caller: mem::take(&mut self.caller),
             tls: self.tls.take(),
             service: self.service.take(),
             destination: self.destination.take(),
             request: None,
-            reason: self.reason.unwrap_or(cut_off),
+            reason: self.ended.unwrap_or_else(cut_off),
             detail: self.detail.take(),
             rule: self.rule.take(),
             bytes_sent: self.moved.down.get(),

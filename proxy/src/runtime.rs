@@ -86,11 +86,6 @@ impl Shared {
         Time::from_origin(self.started.elapsed())
     }
 
-    /// Whether the gateway takes no new work.
-    pub(crate) fn is_draining(&self) -> bool {
-        *self.phase.borrow() != Phase::Serving
-    }
-
     /// Tells of a connection that ended, or a request.
     pub(crate) fn account(&self, closed: &Closed) {
         self.metrics.closed(closed);
@@ -115,6 +110,14 @@ impl Shared {
             bytes_received: 0,
             duration: Duration::ZERO,
         });
+    }
+
+    /// Whether the drain deadline has passed: what is open is cut off.
+    pub(crate) fn drain_is_over(&self) -> bool {
+        match *self.phase.borrow() {
+            Phase::Serving => false,
+            Phase::Draining { deadline } => deadline <= tokio::time::Instant::now(),
+        }
     }
 
     /// Waits until draining begins; returns its deadline.
@@ -293,6 +296,10 @@ impl Published {
 /// How often a worker forgets what it no longer needs.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
 
+/// What connections get beyond the drain deadline, at which most end by themselves and know their
+/// byte counts.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
 /// Runs one worker on this thread until its channel closes and its connections have ended or the
 /// drain deadline has passed.
 pub(crate) fn work(
@@ -327,7 +334,10 @@ pub(crate) fn work(
             worker.tasks.close();
             worker.tasks.wait().await;
         };
-        if tokio::time::timeout_at(deadline, finish).await.is_err() {
+        if tokio::time::timeout_at(deadline + LAST_WORDS, finish)
+            .await
+            .is_err()
+        {
             tracing::warn!(
                 open = open.len(),
                 "the drain deadline ends connections that are open"

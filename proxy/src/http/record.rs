@@ -82,8 +82,7 @@ impl Drop for Record {
         in_flight.set(in_flight.get().saturating_sub(1));
         if let Some(closed) = &mut self.closed {
             if closed.reason == Reason::Completed {
-                let draining = self.context.worker.shared.is_draining();
-                closed.reason = if draining {
+                closed.reason = if self.context.worker.shared.drain_is_over() {
                     Reason::Drained
                 } else {
                     Reason::DownstreamClosed
