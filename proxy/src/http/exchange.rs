@@ -543,7 +543,11 @@ impl Exchange {
 
     /// Answers ourselves.
     pub(super) fn refuse(mut self, reason: Reason, detail: Option<String>) -> Response<Outgoing> {
-        let response = reply::reply(reason, &self.request_id, self.is_grpc);
+        let mut response = reply::reply(reason, &self.request_id, self.is_grpc);
+        if self.from_gateway && reason == Reason::ConnectFailed {
+            // No endpoint saw the request either: the calling gateway may try any method elsewhere.
+            reply::tell_no_local_endpoint(&mut response);
+        }
         let status = reply::status(reason).as_u16();
         self.note(|closed, request| {
             request.status = status;
