@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Request, header};
+use http::{Request, Version, header};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 use zeugma_core::fleet::Probe;
 use zeugma_core::snapshot::{ActiveKind, EndpointKey, HttpVersion};
 
+use crate::http::headers::add_via;
 use crate::runtime::Shared;
 use crate::transport::mtls::{ALPN_H2, ALPN_HTTP1};
 use crate::upstream::{self, Upstream};
@@ -50,21 +51,14 @@ async fn ask(shared: &Arc<Shared>, probe: &Probe) -> Result<(), String> {
     };
     let is_h2 = alpn.as_deref() == Some(ALPN_H2)
         || (alpn.is_none() && endpoint.version == HttpVersion::H2 && !through_peer);
-    let io = TokioIo::new(stream);
-    let request = Request::get(if is_h2 {
-        format!("http://{host}{path}")
+    let version = if is_h2 {
+        Version::HTTP_2
     } else {
-        path.to_string()
-    })
-    .header(header::USER_AGENT, USER_AGENT);
-    let request = if is_h2 {
-        request
-    } else {
-        request.header(header::HOST, &**host)
+        Version::HTTP_11
     };
-    let request = request
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| error.to_string())?;
+    let way = if through_peer { Way::Peer } else { Way::Direct };
+    let io = TokioIo::new(stream);
+    let request = question(path, host, version, way)?;
     let response = if is_h2 {
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(crate::http::OnThisWorker, io)
@@ -88,5 +82,59 @@ async fn ask(shared: &Arc<Shared>, probe: &Probe) -> Result<(), String> {
         Ok(())
     } else {
         Err(format!("answered {status}"))
+    }
+}
+
+/// How a check reaches its endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Direct,
+    Peer,
+}
+
+/// The request of a check.
+fn question(
+    path: &str,
+    host: &str,
+    version: Version,
+    way: Way,
+) -> Result<Request<Empty<Bytes>>, String> {
+    let is_h2 = version == Version::HTTP_2;
+    let mut request = Request::get(if is_h2 {
+        format!("http://{host}{path}")
+    } else {
+        path.to_owned()
+    })
+    .header(header::USER_AGENT, USER_AGENT);
+    if !is_h2 {
+        request = request.header(header::HOST, host);
+    }
+    if way == Way::Peer
+        && let Some(headers) = request.headers_mut()
+    {
+        // A check begins as HTTP/1.1, as it does where we ask the endpoint ourselves. Else the
+        // peer's `version: same` endpoints would be asked by HTTP/2, only because gateways speak it.
+        add_via(headers, Version::HTTP_11);
+    }
+    request
+        .body(Empty::new())
+        .map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::headers::began_as_h2;
+
+    #[test]
+    fn a_check_through_a_peer_reaches_its_endpoints_by_the_version_it_has_without_one() {
+        let direct = question("/healthz", "orders.shop", Version::HTTP_11, Way::Direct).unwrap();
+        assert_eq!(direct.uri(), "/healthz");
+        assert_eq!(direct.headers().get(header::HOST).unwrap(), "orders.shop");
+        assert_eq!(began_as_h2(direct.headers()), None);
+
+        let through = question("/healthz", "orders.shop", Version::HTTP_2, Way::Peer).unwrap();
+        assert_eq!(through.uri(), "http://orders.shop/healthz");
+        assert_eq!(began_as_h2(through.headers()), Some(false));
     }
 }

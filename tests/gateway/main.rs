@@ -10,6 +10,8 @@
     reason = "tests"
 )]
 
+#[path = "../support/corpus.rs"]
+mod corpus;
 mod data_client;
 mod data_failover;
 mod data_http;
@@ -20,4 +22,6 @@ mod data_reload;
 mod data_services;
 mod data_tcp;
 mod mesh;
-mod security_smoke;
+mod security_certificates;
+mod security_hello;
+mod security_requests;

@@ -6,7 +6,7 @@
 
 mod body;
 mod exchange;
-mod headers;
+pub(crate) mod headers;
 mod mirror;
 pub(crate) mod pool;
 mod record;

@@ -34,7 +34,12 @@ pub(super) async fn exchange(
     let downstream = hyper::upgrade::on(&mut request);
     let reached = match connect_any(&worker, &to.published, to.cluster, &[ALPN_HTTP1]).await {
         Ok(reached) => reached,
-        Err(Unreached { reason, last }) => return exchange.refuse(reason, last),
+        Err(Unreached { reason, last, rule }) => {
+            if rule.is_some() {
+                exchange.note(|closed, _| *closed.rule = rule);
+            }
+            return exchange.refuse(reason, last);
+        }
     };
     let Reached {
         upstream,

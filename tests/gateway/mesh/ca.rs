@@ -6,8 +6,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use rustls::{AlertDescription, ClientConfig};
 use rustls_pki_types::ServerName;
 use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -90,6 +92,20 @@ impl Ca {
     }
 }
 
+/// The alert that ended a TLS session.
+///
+/// # Panics
+/// If it ended otherwise.
+pub(crate) fn alert_of(error: &std::io::Error) -> AlertDescription {
+    let inner = error
+        .get_ref()
+        .and_then(|e| e.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::AlertReceived(alert)) => *alert,
+        _ => panic!("no alert, but {error:?}"),
+    }
+}
+
 /// Who a caller or an endpoint is, and whom it trusts.
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
@@ -118,12 +134,22 @@ impl Identity {
     }
 
     /// The same over a connection that is there.
-    pub(crate) async fn dial_over(
+    pub(crate) async fn dial_over<S>(
         &self,
-        tcp: TcpStream,
+        stream: S,
         sni: &str,
         alpn: &[&[u8]],
-    ) -> std::io::Result<TlsStream<TcpStream>> {
+    ) -> std::io::Result<TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let name = ServerName::try_from(sni.to_owned()).unwrap();
+        let connector = TlsConnector::from(Arc::new(self.client(alpn)));
+        connector.connect(name, stream).await
+    }
+
+    /// The TLS client that presents it.
+    pub(crate) fn client(&self, alpn: &[&[u8]]) -> ClientConfig {
         let anyone: Vec<IdPattern> = self
             .credentials
             .bundles()
@@ -131,7 +157,6 @@ impl Identity {
             .map(|bundle| IdPattern::parse(&format!("spiffe://{}/*", bundle.domain())).unwrap())
             .collect();
         let (config, _) = client_config(&self.credentials, &anyone, alpn).unwrap();
-        let name = ServerName::try_from(sni.to_owned()).unwrap();
-        TlsConnector::from(config).connect(name, tcp).await
+        (*config).clone()
     }
 }

@@ -17,12 +17,13 @@
 mod ca;
 mod cluster;
 mod gateway;
+pub(crate) mod hello;
 mod http;
 mod service;
 
 use std::time::Duration;
 
-pub(crate) use ca::Identity;
+pub(crate) use ca::{Ca, Identity, alert_of};
 pub(crate) use cluster::Cluster;
 pub(crate) use gateway::{Gateway, Metrics};
 pub(crate) use http::{Body, Reply, collect, empty, full, get, h1, h2, send};

@@ -1,0 +1,126 @@
+//! The examples and the README, run as a reader would: every `examples/*/run.sh`, and the commands
+//! and output that the README shows.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+mod isolated;
+mod readme;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use isolated::isolated;
+
+const ZEUGMA: &str = env!("CARGO_BIN_EXE_zeugma");
+/// What a `run.sh` says when all its claims held.
+const LAST_LINE: &str = "# done: everything above held";
+
+#[test]
+fn every_example_does_what_it_says() {
+    let folders = folders();
+    assert!(folders.len() >= 3, "{folders:?}");
+    let runs: Vec<_> = folders
+        .into_iter()
+        .map(|folder| thread::spawn(move || run(&folder)))
+        .collect();
+    let failed: Vec<String> = runs
+        .into_iter()
+        .filter_map(|run| run.join().unwrap().err())
+        .collect();
+    assert!(failed.is_empty(), "{}", failed.join("\n\n"));
+}
+
+#[test]
+fn every_example_has_a_readme_that_the_overview_names() {
+    let overview = fs::read_to_string(examples().join("README.md")).unwrap();
+    for folder in folders() {
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        assert!(folder.join("README.md").is_file(), "{name} has no README.md");
+        assert!(
+            overview.contains(&format!("({name})")),
+            "examples/README.md does not name {name}"
+        );
+    }
+}
+
+#[test]
+fn every_example_configuration_passes_the_check() {
+    let folder = tempfile::tempdir().unwrap();
+    let init = |cluster: &str, more: &[&str]| {
+        let domain = format!("{cluster}.example");
+        let status = Command::new(ZEUGMA)
+            .args(["init", cluster, "--cluster", cluster, "--trust-domain", &domain])
+            .args(more)
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        assert!(status.status.success(), "{status:?}");
+    };
+    init("east", &[]);
+    init("west", &["--peer", "east"]);
+    for file in folders().iter().flat_map(|folder| yaml(folder)) {
+        let text = fs::read_to_string(&file).unwrap();
+        let config = if text.contains("kind: MeshGateway") {
+            file.clone()
+        } else {
+            // Part of a cluster that `zeugma init` made, in the folder of its name.
+            let cluster = file.parent().unwrap().file_name().unwrap();
+            let cluster = folder.path().join(cluster);
+            fs::copy(&file, cluster.join(file.file_name().unwrap())).unwrap();
+            cluster
+        };
+        let check = Command::new(ZEUGMA)
+            .args(["config", "check", "--strict", "--config"])
+            .arg(config)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&check.stderr);
+        assert!(check.status.success(), "{}:\n{said}", file.display());
+    }
+}
+
+fn run(folder: &Path) -> Result<(), String> {
+    let script = folder.join("run.sh");
+    if !script.is_file() {
+        return Err(format!("{} is missing", script.display()));
+    }
+    let output = isolated(&script).env("ZEUGMA", ZEUGMA).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    if output.status.success() && said.lines().last() == Some(LAST_LINE) {
+        return Ok(());
+    }
+    Err(format!(
+        "{} {} after:\n{said}\n{}",
+        script.display(),
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    ))
+}
+
+fn examples() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")
+}
+
+/// The folders of the examples: all there are, so that a new one is run too.
+fn folders() -> Vec<PathBuf> {
+    let mut folders: Vec<_> = children(&examples());
+    folders.retain(|path| path.is_dir());
+    folders.sort_unstable();
+    folders
+}
+
+fn yaml(folder: &Path) -> Vec<PathBuf> {
+    children(folder)
+        .into_iter()
+        .flat_map(|path| if path.is_dir() { yaml(&path) } else { vec![path] })
+        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .collect()
+}
+
+fn children(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect()
+}
