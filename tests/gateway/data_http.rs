@@ -498,7 +498,7 @@ async fn callers_that_do_not_read_hold_up_nobody_else() {
     let pair = far(&service, &[]).await;
     let mut stuck = Vec::new();
     // Four for each worker would fill a window of four streams between the gateways.
-    for nth in 0..16 {
+    for nth in 0..24 {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
         let mut tcp = socket.connect(pair.east.apps()).await.unwrap();

@@ -167,6 +167,7 @@ impl Seen {
 
 /// More than all buffers between a service and a caller that does not read.
 pub(crate) const BIG: usize = 16 << 20;
+static ZEROS: [u8; BIG] = [0; BIG];
 
 /// An HTTP service, HTTP/1.1 and HTTP/2 with prior knowledge.
 ///
@@ -387,7 +388,7 @@ async fn as_the_path_says(request: Request<Incoming>, state: &HttpState) -> Resp
             response
         }
         ["bytes", count] => Response::new(AnyBody::of(pattern(count.parse().unwrap()))),
-        ["big"] => Response::new(AnyBody::of(Bytes::from(vec![0; BIG]))),
+        ["big"] => Response::new(AnyBody::of(Bytes::from_static(&ZEROS))),
         ["status", code] => status(code.parse().unwrap()),
         ["early"] => {
             io().spawn(request.into_body().collect());
