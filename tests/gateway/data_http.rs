@@ -117,8 +117,10 @@ async fn bodies_of_any_length_arrive_whole_both_ways() {
                 }
                 drop(frames);
             };
-            let (chunked, ()) =
-                within("a streamed body", async { tokio::join!(sending, telling) }).await;
+            let (chunked, ()) = Box::pin(within("a streamed body", async {
+                tokio::join!(sending, telling)
+            }))
+            .await;
             assert_eq!(chunked.unwrap().text(), sum, "{wire:?} streamed");
         }
     }
@@ -338,7 +340,7 @@ async fn a_workload_with_an_svid_is_known_in_the_other_cluster() {
             "URI=spiffe://east.example/ns/shop/sa/admin",
         );
         let answer = if alpn == b"h2" {
-            let mut client = crate::mesh::h2(tls).await;
+            let mut client = Box::pin(crate::mesh::h2(tls)).await;
             let request = request.body(crate::mesh::empty()).unwrap();
             crate::mesh::collect(client.send_request(request).await.unwrap()).await
         } else {
