@@ -580,6 +580,10 @@ impl Exchange {
         if self.head.method == Method::HEAD {
             reply::drop_body(&mut response);
         }
+        if self.from_gateway && reason == Reason::ConnectFailed {
+            // No endpoint saw the request either: the calling gateway may try any method elsewhere.
+            reply::tell_no_local_endpoint(&mut response);
+        }
         let status = reply::status(reason).as_u16();
         self.note(|closed, request| {
             request.status = status;

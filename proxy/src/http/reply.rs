@@ -70,10 +70,7 @@ pub(crate) fn reply(reason: Reason, request_id: &str, is_grpc: bool) -> Response
         headers.insert(REQUEST_ID, id);
     }
     if reason == Reason::NoLocalEndpoint {
-        headers.insert(
-            ZEUGMA_REASON,
-            HeaderValue::from_static(Reason::NoLocalEndpoint.label()),
-        );
+        tell_no_local_endpoint(&mut response);
     }
     response
 }
@@ -86,4 +83,10 @@ pub(crate) fn drop_body(response: &mut Response<Outgoing>) {
             .insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     *response.body_mut() = Outgoing::Empty;
+}
+
+/// Tells the calling gateway that no endpoint of this cluster saw the request.
+pub(crate) fn tell_no_local_endpoint(response: &mut Response<Outgoing>) {
+    let reason = HeaderValue::from_static(Reason::NoLocalEndpoint.label());
+    response.headers_mut().insert(ZEUGMA_REASON, reason);
 }
