@@ -208,7 +208,9 @@ async fn terminate(
     // A TCP caller has no 403 to read: it is refused inside the handshake, by an alert.
     let refused = Refused::default();
     let admit = is_tcp.then(|| visit.admission(service, Arc::clone(&refused)));
-    let deadline = shared.settings.limits.handshake_timeout;
+    // The hello has had its part of the time.
+    let limit = shared.settings.limits.handshake_timeout;
+    let deadline = limit.saturating_sub(visit.began.elapsed());
     let credentials = shared.credentials.load_full();
     let session = match mtls::terminate(stream, &credentials, alpn, admit, deadline).await {
         Ok(session) => session,
@@ -322,8 +324,11 @@ async fn carry_tcp(
     let published = Arc::clone(&visit.published);
     let reached = match connect_any(&visit.worker, &published, cluster, &[ALPN_TCP]).await {
         Ok(reached) => reached,
-        Err(Unreached { reason, last }) => {
+        Err(Unreached { reason, last, rule }) => {
             visit.detail = last;
+            if rule.is_some() {
+                visit.rule = rule;
+            }
             return reason;
         }
     };
@@ -417,7 +422,9 @@ async fn connect_by_hello(
         0 => upstream::nothing_healthy(&visit.published, to),
         _ => Reason::ConnectFailed,
     };
-    Err(Unreached { reason, last })
+    // Whose certificate it is, the caller judges.
+    let rule = None;
+    Err(Unreached { reason, last, rule })
 }
 
 /// Sends the hello and reads the first bytes of the answer.
@@ -452,7 +459,7 @@ pub(crate) const fn destination(role: Role, service: &Service) -> Option<Cluster
 /// Refuses what was understood: by an alert, or in words to those who speak HTTP.
 async fn refuse(visit: &mut Visit, tcp: TcpStream, reason: Reason) -> Reason {
     const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\n\
-        content-length: 42\r\nconnection: close\r\n\r\nthis port speaks TLS with SPIFFE SVIDs only";
+        content-length: 43\r\nconnection: close\r\n\r\nthis port speaks TLS with SPIFFE SVIDs only";
     if reason == Reason::NotTls {
         say_and_close(tcp, NOT_TLS).await;
     } else {
@@ -464,10 +471,18 @@ async fn refuse(visit: &mut Visit, tcp: TcpStream, reason: Reason) -> Reason {
 /// Refuses what was not understood.
 async fn refuse_bytes(visit: &mut Visit, tcp: TcpStream, error: PeekError) -> Reason {
     visit.detail = Some(error.detail);
-    if error.reason == Reason::HelloTooLarge {
-        visit.alert(tcp, Alert::IllegalParameter).await;
+    let alert = if error.reason == Reason::HelloTooLarge {
+        Some(Alert::IllegalParameter)
     } else if error.reason == Reason::HelloMalformed {
-        visit.alert(tcp, Alert::DecodeError).await;
+        Some(Alert::DecodeError)
+    } else if error.reason == Reason::SniMalformed {
+        Some(Alert::UnrecognizedName)
+    } else {
+        // Gone, or not there yet.
+        None
+    };
+    if let Some(alert) = alert {
+        visit.alert(tcp, alert).await;
     }
     error.reason
 }
@@ -522,7 +537,7 @@ impl Visit {
         Ok(first)
     }
 
-    /// Sends a fatal alert before or instead of a handshake, and closes.
+    /// Refuses the connection by an alert, and notes it.
     async fn alert(&mut self, tcp: TcpStream, alert: Alert) {
         self.tls.get_or_insert_default().alert = Some(alert.name());
         say_and_close(tcp, &alert.record()).await;

@@ -114,13 +114,8 @@ fn make_out(bytes: &[u8]) -> Result<Option<First>, PeekError> {
 }
 
 fn malformed(error: &HelloError) -> PeekError {
-    let reason = if matches!(error, HelloError::TooLarge) {
-        Reason::HelloTooLarge
-    } else {
-        Reason::HelloMalformed
-    };
     PeekError {
-        reason,
+        reason: error.reason(),
         detail: error.to_string(),
     }
 }

@@ -65,6 +65,8 @@ pub(crate) struct Unreached {
     pub(crate) reason: Reason,
     /// What the last one tried said.
     pub(crate) last: Option<String>,
+    /// The rule that the last one's certificate breaks.
+    pub(crate) rule: Option<String>,
 }
 
 /// Walks the plan of a TCP connection until an endpoint is connected.
@@ -80,7 +82,7 @@ pub(crate) async fn connect_any(
     let cluster = published.snapshot.cluster(to);
     let load = |endpoint| worker.load(cluster, endpoint);
     let mut attempts = 0;
-    let mut last = None;
+    let (mut last, mut rule) = (None, None);
     for attempt in plan(
         cluster,
         published.shares_of(to),
@@ -113,6 +115,7 @@ pub(crate) async fn connect_any(
                 note_refusal(&worker.shared, &error);
                 tracing::debug!(endpoint = %endpoint.key, %error, "not connected");
                 last = Some(error.to_string());
+                rule = refused_rule(&error);
             }
         }
     }
@@ -121,7 +124,7 @@ pub(crate) async fn connect_any(
     } else {
         Reason::ConnectFailed
     };
-    Err(Unreached { reason, last })
+    Err(Unreached { reason, last, rule })
 }
 
 /// What an empty plan means: for a cluster of own backends alone another cluster may still serve.

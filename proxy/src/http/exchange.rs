@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, Response, Uri, Version as HttpVersion, header, request};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use tokio::time::Instant;
 use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
-use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, Sender, Tried, again};
+use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, Sender, Tried, again, is_idempotent};
 use zeugma_core::route::{check_authority, check_authority_port, route_authority};
 use zeugma_core::snapshot::{
     Cluster, Endpoint, EndpointIx, Failure, HttpVersion as EndpointVersion, ServiceIx,
@@ -20,7 +20,7 @@ use zeugma_core::verdict::Reason;
 
 use super::body::{Held, Outgoing, Progress, Source};
 use super::headers::{self, ZEUGMA_REASON};
-use super::pool::{Lease, Wire};
+use super::pool::{Lease, SendError, Wire};
 use super::record::Record;
 use super::{Context, Version, mirror, reply, upgrade};
 use crate::account::{Closed, Destination, RequestFacts};
@@ -70,7 +70,9 @@ pub(super) async fn exchange(
         published: Arc::clone(&published),
         cluster,
     };
-    if context.version == Version::H1 && headers::upgrade(&exchange.head.headers).is_some() {
+    // One with a body is answered as it is: the body would have to come before the other protocol.
+    let may_upgrade = context.version == Version::H1 && incoming.is_end_stream();
+    if may_upgrade && headers::upgrade(&exchange.head.headers).is_some() {
         let request = Request::from_parts(exchange.head.clone(), incoming);
         return upgrade::exchange(exchange, &to, request).await;
     }
@@ -360,6 +362,7 @@ impl Exchange {
             };
             self.arrive(to, attempt, nth, Some(&lease));
             let reused = lease.reused;
+            let is_kept = reused && !lease.is_h2();
             let request = self.outgoing(endpoint, &lease, source.next_try());
             let sending = Box::pin(lease.send(&worker, request));
             let deadlines = Deadlines {
@@ -379,6 +382,9 @@ impl Exchange {
                 Ok(Ok(sent)) => return Ok(sent),
                 Ok(Err(_)) if source.has_failed() => return Err(TryError::Caller),
                 Ok(Err(error)) if error.unsent && reused && stale < STALE_MAX => stale += 1,
+                Ok(Err(error)) if self.met_a_close(&error, is_kept, source) && stale == 0 => {
+                    stale += 1;
+                }
                 Ok(Err(error)) => {
                     return Err(TryError::Failed {
                         failure: error.failure,
@@ -387,6 +393,15 @@ impl Exchange {
                 }
             }
         }
+    }
+
+    /// Whether the endpoint may have closed a kept HTTP/1.1 connection before the request reached
+    /// it, so that the request may go to it once more (RFC 9112 §9.3.1).
+    fn met_a_close(&self, error: &SendError, is_kept: bool, source: &Source) -> bool {
+        is_kept
+            && error.failure == Failure::Reset
+            && is_idempotent(self.head.method.as_str())
+            && source.can_repeat()
     }
 
     /// What is spoken with an endpoint for this request.
@@ -637,7 +652,7 @@ fn is_gateway(published: &Published, context: &Context, verified: &SpiffeId) -> 
 }
 
 /// The failure that a response is a sign of, if it is.
-fn failure_in(endpoint: &Endpoint, response: &Response<Incoming>) -> Option<Failure> {
+pub(super) fn failure_in(endpoint: &Endpoint, response: &Response<Incoming>) -> Option<Failure> {
     let headers = response.headers();
     let no_local_endpoint = Reason::NoLocalEndpoint.label();
     if endpoint.peer.is_some()

@@ -51,6 +51,9 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// The protocol a request wants to change to, if it does (RFC 9110 §7.8).
+///
+/// Not `h2c`, which callers offer with requests that are meant to be answered as they are
+/// (RFC 9113 §3.1 withdrew it).
 pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let asks = headers.get_all(header::CONNECTION).iter().any(|value| {
         value.to_str().is_ok_and(|text| {
@@ -59,7 +62,8 @@ pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
         })
     });
     if asks {
-        headers.get(header::UPGRADE).cloned()
+        let protocol = headers.get(header::UPGRADE)?;
+        (!protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
     } else {
         None
     }

@@ -12,7 +12,7 @@ use zeugma_core::snapshot::Failure;
 use zeugma_core::verdict::Reason;
 
 use super::body::{Held, Outgoing};
-use super::exchange::Exchange;
+use super::exchange::{Exchange, failure_in};
 use super::headers;
 use super::record::Record;
 use crate::connection::describe;
@@ -34,7 +34,12 @@ pub(super) async fn exchange(
     let downstream = hyper::upgrade::on(&mut request);
     let reached = match connect_any(&worker, &to.published, to.cluster, &[ALPN_HTTP1]).await {
         Ok(reached) => reached,
-        Err(Unreached { reason, last }) => return exchange.refuse(reason, last),
+        Err(Unreached { reason, last, rule }) => {
+            if rule.is_some() {
+                exchange.note(|closed, _| *closed.rule = rule);
+            }
+            return exchange.refuse(reason, last);
+        }
     };
     let Reached {
         upstream,
@@ -73,6 +78,10 @@ pub(super) async fn exchange(
     {
         Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
             switch(exchange, to, response, downstream, held, protocol)
+        }
+        Ok(Ok(response)) if failure_in(endpoint, &response) == Some(Failure::NoLocalEndpoint) => {
+            worker.observe(&endpoint.key, Err(Failure::NoLocalEndpoint));
+            exchange.refuse(Reason::NoHealthyEndpoint, None)
         }
         Ok(Ok(response)) => exchange.pass_on(response, held, endpoint.peer.is_some()),
         Ok(Err(error)) => {

@@ -39,14 +39,14 @@ impl Alert {
         }
     }
 
-    /// The name in RFC 8446 §6.2.
+    /// Its name as rustls spells those it sends, so that the log has one spelling.
     pub(crate) const fn name(self) -> &'static str {
         match self {
-            Self::IllegalParameter => "illegal_parameter",
-            Self::AccessDenied => "access_denied",
-            Self::DecodeError => "decode_error",
-            Self::InternalError => "internal_error",
-            Self::UnrecognizedName => "unrecognized_name",
+            Self::IllegalParameter => "IllegalParameter",
+            Self::AccessDenied => "AccessDenied",
+            Self::DecodeError => "DecodeError",
+            Self::InternalError => "InternalError",
+            Self::UnrecognizedName => "UnrecognizedName",
         }
     }
 

@@ -40,7 +40,11 @@ pub(crate) async fn call(
     // In TLS 1.3 a client is done before its certificate is judged: the alert comes as data would.
     let mut byte = [0];
     match stream.read(&mut byte).await {
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            // What it meets, the end or not, is no verdict on the certificate.
+            stream.shutdown().await.ok();
+            Ok(())
+        }
         Err(error) => Err(alert(&error)),
     }
 }

@@ -1,0 +1,27 @@
+//! The gateway as its users meet it: real processes, real sockets, real certificates.
+//!
+//! `mesh` starts what a test needs; `security_*` hold the gateway against callers, endpoints and
+//! files that mean no good or make no sense; `data_*` carry traffic through it.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+#[path = "../support/corpus.rs"]
+mod corpus;
+mod data_client;
+mod data_failover;
+mod data_http;
+mod data_load;
+mod data_mesh;
+mod data_mirror;
+mod data_reload;
+mod data_services;
+mod data_tcp;
+mod mesh;
+mod security_certificates;
+mod security_hello;
+mod security_requests;

@@ -1,0 +1,281 @@
+//! A cluster: a folder of YAML and certificates, addresses, and the gateways started from it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tempfile::TempDir;
+use tokio::net::TcpSocket;
+use zeugma_proxy::tls::SvidFiles;
+
+use super::ca::Ca;
+use super::{Gateway, Identity};
+
+/// A cluster of the trust domain `<name>.example` in the locality `<name>/<name>-1`.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) name: &'static str,
+    pub(crate) ca: Arc<Ca>,
+    /// The mesh listener, where other clusters call.
+    pub(crate) mesh: SocketAddr,
+    /// The apps listener, where workloads call.
+    pub(crate) apps: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) probes: SocketAddr,
+    pub(crate) metrics: SocketAddr,
+    listeners: BTreeMap<String, String>,
+    settings: BTreeMap<String, String>,
+    identities: usize,
+    ports: Vec<TcpSocket>,
+    folder: TempDir,
+}
+
+impl Cluster {
+    /// A cluster alone: its gateway's certificate, its own bundle, no routes.
+    pub(crate) fn new(name: &'static str) -> Self {
+        Self::of(name, Ca::shared())
+    }
+
+    /// A cluster whose certificates are of another CA.
+    pub(crate) fn of(name: &'static str, ca: Arc<Ca>) -> Self {
+        let mut ports = Vec::new();
+        let [mesh, apps, admin, probes, metrics] = [(); 5].map(|()| reserve(&mut ports));
+        let mut this = Self {
+            name,
+            ca,
+            mesh,
+            apps,
+            admin,
+            probes,
+            metrics,
+            listeners: BTreeMap::new(),
+            settings: BTreeMap::new(),
+            identities: 0,
+            ports,
+            folder: tempfile::tempdir().unwrap(),
+        };
+        fs::create_dir(this.config()).unwrap();
+        this.renew();
+        this.trust(&this.trust_domain());
+        this.set("drain", "{ delay: 0s, timeout: 5s }");
+        this.set("workers", "2");
+        this.set("locality", &format!("{name}/{name}-1"));
+        this.listeners.insert(
+            "mesh".to_owned(),
+            format!("{{ address: '{mesh}', role: mesh }}"),
+        );
+        this.listeners.insert(
+            "apps".to_owned(),
+            format!("{{ address: '{apps}', role: workloads }}"),
+        );
+        this
+    }
+
+    pub(crate) fn trust_domain(&self) -> String {
+        format!("{}.example", self.name)
+    }
+
+    /// The SPIFFE ID of its gateways.
+    pub(crate) fn gateway_id(&self) -> String {
+        format!("spiffe://{}/zeugma/gateway", self.trust_domain())
+    }
+
+    /// What `--config` is: YAML documents, `gw.pem`, `gw.key`, `bundles/`.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.folder.path().join("config")
+    }
+
+    /// Where the gateway reads its certificate.
+    pub(crate) fn svid(&self) -> SvidFiles {
+        let config = self.config();
+        SvidFiles {
+            certificate: config.join("gw.pem"),
+            key: config.join("gw.key"),
+            bundles: config.join("bundles"),
+        }
+    }
+
+    /// Gives the gateway a new key and certificate; returns its serial.
+    pub(crate) fn renew(&self) -> String {
+        let files = self.svid();
+        self.ca
+            .issue(&self.gateway_id(), &files.certificate, &files.key)
+    }
+
+    /// Writes the bundle of a trust domain of the cluster's CA.
+    pub(crate) fn trust(&self, domain: &str) {
+        self.ca.write_bundle(domain, &self.svid().bundles);
+    }
+
+    /// Makes two clusters peers of each other: bundles and `MeshPeer` documents.
+    pub(crate) fn meet(&self, other: &Self) {
+        for (here, there) in [(self, other), (other, self)] {
+            there
+                .ca
+                .write_bundle(&there.trust_domain(), &here.svid().bundles);
+            here.peer(
+                there.name,
+                &format!(
+                    "
+                    cluster: {name}
+                    locality: {name}/{name}-1
+                    gateways: ['{mesh}']
+                    spiffeIDs: ['{id}']",
+                    name = there.name,
+                    mesh = there.mesh,
+                    id = there.gateway_id(),
+                ),
+            );
+        }
+    }
+
+    /// Writes a `MeshPeer` with these lines of `spec`.
+    pub(crate) fn peer(&self, name: &str, spec: &str) {
+        self.document(
+            "MeshPeer",
+            &format!("{{ name: {name} }}"),
+            &format!("peer-{name}"),
+            spec,
+        );
+    }
+
+    /// Writes the `MeshRoute` `namespace/name` with these lines of `spec`.
+    pub(crate) fn route(&self, reference: &str, spec: &str) {
+        let (namespace, name) = reference.split_once('/').unwrap();
+        let metadata = format!("{{ name: {name}, namespace: {namespace} }}");
+        self.document("MeshRoute", &metadata, &format!("{namespace}-{name}"), spec);
+    }
+
+    fn document(&self, kind: &str, metadata: &str, file: &str, spec: &str) {
+        let text = format!(
+            "apiVersion: zeugma.dev/v1alpha1\nkind: {kind}\nmetadata: {metadata}\nspec:\n{}",
+            indented(spec)
+        );
+        self.write(&format!("{file}.yaml"), &text);
+    }
+
+    /// Replaces a file of the configuration at once, as an editor or a deployment does.
+    pub(crate) fn write(&self, file: &str, text: &str) {
+        let next = self.folder.path().join("next");
+        fs::write(&next, text).unwrap();
+        fs::rename(&next, self.config().join(file)).unwrap();
+    }
+
+    /// Sets a field of the `MeshGateway`'s `spec`; written when the gateway starts, or by
+    /// [`write_gateway`](Self::write_gateway).
+    pub(crate) fn set(&mut self, field: &str, value: &str) {
+        self.settings.insert(field.to_owned(), value.to_owned());
+    }
+
+    /// Adds a listener with these further fields; returns its address.
+    pub(crate) fn listen(&mut self, name: &str, fields: &str) -> SocketAddr {
+        let address = reserve(&mut self.ports);
+        self.listeners.insert(
+            name.to_owned(),
+            format!("{{ address: '{address}', {fields} }}"),
+        );
+        address
+    }
+
+    /// Sets the fields of a listener that is there, its address excepted.
+    pub(crate) fn relisten(&mut self, name: &str, address: SocketAddr, fields: &str) {
+        self.listeners.insert(
+            name.to_owned(),
+            format!("{{ address: '{address}', {fields} }}"),
+        );
+    }
+
+    /// Writes the `MeshGateway`.
+    pub(crate) fn write_gateway(&self) {
+        let mut spec = format!(
+            "trustDomain: {domain}\ncluster: {name}\n\
+             svid: {{ files: {{ certificate: gw.pem, key: gw.key, bundles: bundles/ }} }}\n\
+             admin: '{}'\nprobes: '{}'\nmetrics: '{}'\nlisteners:\n",
+            self.admin,
+            self.probes,
+            self.metrics,
+            domain = self.trust_domain(),
+            name = self.name,
+        );
+        for (name, fields) in &self.listeners {
+            writeln!(spec, "  {name}: {fields}").unwrap();
+        }
+        for (field, value) in &self.settings {
+            writeln!(spec, "{field}: {value}").unwrap();
+        }
+        let metadata = format!("{{ name: {}-gw }}", self.name);
+        self.document("MeshGateway", &metadata, "gateway", &spec);
+    }
+
+    /// An identity of this trust domain that trusts what the gateway trusts now, such as
+    /// `ns/shop/sa/cart`.
+    pub(crate) fn identity(&mut self, path: &str) -> Identity {
+        self.identities += 1;
+        let folder = self.folder.path().join(format!("id-{}", self.identities));
+        fs::create_dir(&folder).unwrap();
+        let files = SvidFiles {
+            certificate: folder.join("svid.pem"),
+            key: folder.join("svid.key"),
+            bundles: self.svid().bundles,
+        };
+        let id = format!("spiffe://{}/{path}", self.trust_domain());
+        self.ca.issue(&id, &files.certificate, &files.key);
+        Identity::load(&files)
+    }
+
+    /// The gateway's own identity, in other hands.
+    pub(crate) fn gateway_identity(&self) -> Identity {
+        Identity::load(&self.svid())
+    }
+
+    /// Starts the gateway and waits until it is ready.
+    pub(crate) async fn start(&self) -> Gateway {
+        self.write_gateway();
+        Gateway::start(
+            self.name,
+            &self.config(),
+            self.probes,
+            self.metrics,
+            self.admin,
+        )
+        .await
+    }
+
+    /// A folder of the test's own.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// Reserves a free port for a process that will bind it.
+///
+/// The kernel gives a port that is bound to nobody else by itself, while a socket that names it and
+/// also has `SO_REUSEADDR`, as a gateway's have, may bind and listen.
+fn reserve(ports: &mut Vec<TcpSocket>) -> SocketAddr {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap();
+    ports.push(socket);
+    address
+}
+
+/// Lines as the value of `spec`, whatever the indentation they share.
+fn indented(spec: &str) -> String {
+    let lines: Vec<&str> = spec
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    let shared = lines
+        .iter()
+        .map(|line| line.len() - line.trim_start().len())
+        .min()
+        .unwrap_or(0);
+    lines
+        .iter()
+        .map(|line| format!("  {}\n", &line[shared..]))
+        .collect()
+}
