@@ -296,12 +296,12 @@ impl Published {
 /// How often a worker forgets what it no longer needs.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
 
-/// What connections get beyond the drain deadline, at which most end by themselves and know their
-/// byte counts.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+/// How long after the drain deadline a worker still runs: connections wake at the deadline itself to
+/// end and to write their records.
+pub(crate) const RECORDS_GRACE: Duration = Duration::from_millis(500);
 
-/// Runs one worker on this thread until its channel closes and its connections have ended or the
-/// drain deadline has passed.
+/// Runs one worker on this thread until its channel closes and its connections have ended, at the
+/// latest [`RECORDS_GRACE`] after the drain deadline.
 pub(crate) fn work(
     shared: Arc<Shared>,
     mut sockets: mpsc::Receiver<Accepted>,
@@ -334,13 +334,13 @@ pub(crate) fn work(
             worker.tasks.close();
             worker.tasks.wait().await;
         };
-        if tokio::time::timeout_at(deadline + LAST_WORDS, finish)
+        if tokio::time::timeout_at(deadline + RECORDS_GRACE, finish)
             .await
             .is_err()
         {
             tracing::warn!(
                 open = open.len(),
-                "the drain deadline ends connections that are open"
+                "connections did not end by the drain deadline; they are cut off"
             );
         }
     });
