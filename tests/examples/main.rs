@@ -36,7 +36,10 @@ fn every_example_has_a_readme_that_the_overview_names() {
     let overview = fs::read_to_string(examples().join("README.md")).unwrap();
     for folder in folders() {
         let name = folder.file_name().unwrap().to_str().unwrap();
-        assert!(folder.join("README.md").is_file(), "{name} has no README.md");
+        assert!(
+            folder.join("README.md").is_file(),
+            "{name} has no README.md"
+        );
         assert!(
             overview.contains(&format!("({name})")),
             "examples/README.md does not name {name}"
@@ -50,7 +53,14 @@ fn every_example_configuration_passes_the_check() {
     let init = |cluster: &str, more: &[&str]| {
         let domain = format!("{cluster}.example");
         let status = Command::new(ZEUGMA)
-            .args(["init", cluster, "--cluster", cluster, "--trust-domain", &domain])
+            .args([
+                "init",
+                cluster,
+                "--cluster",
+                cluster,
+                "--trust-domain",
+                &domain,
+            ])
             .args(more)
             .current_dir(folder.path())
             .output()
@@ -113,8 +123,17 @@ fn folders() -> Vec<PathBuf> {
 fn yaml(folder: &Path) -> Vec<PathBuf> {
     children(folder)
         .into_iter()
-        .flat_map(|path| if path.is_dir() { yaml(&path) } else { vec![path] })
-        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .flat_map(|path| {
+            if path.is_dir() {
+                yaml(&path)
+            } else {
+                vec![path]
+            }
+        })
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "yaml")
+        })
         .collect()
 }
 

@@ -333,8 +333,10 @@ async fn a_workload_with_an_svid_is_known_in_the_other_cluster() {
     let east = Gateway::of(east, &routes).await;
     for alpn in [&b"h2"[..], b"http/1.1"] {
         let tls = cart.dial(east.apps(), HELLO, &[alpn]).await.unwrap();
-        let request = http::Request::get(format!("http://{HELLO}/who"))
-            .header("x-forwarded-client-cert", "URI=spiffe://east.example/ns/shop/sa/admin");
+        let request = http::Request::get(format!("http://{HELLO}/who")).header(
+            "x-forwarded-client-cert",
+            "URI=spiffe://east.example/ns/shop/sa/admin",
+        );
         let answer = if alpn == b"h2" {
             let mut client = crate::mesh::h2(tls).await;
             let request = request.body(crate::mesh::empty()).unwrap();
@@ -352,7 +354,10 @@ async fn a_workload_with_an_svid_is_known_in_the_other_cluster() {
         );
     }
     let line = west.process.log(|line| line["kind"] == "request").await;
-    assert_eq!(line["src.attested"], "spiffe://east.example/ns/shop/sa/cart");
+    assert_eq!(
+        line["src.attested"],
+        "spiffe://east.example/ns/shop/sa/cart"
+    );
     assert_eq!(line["src.identity"], "spiffe://east.example/zeugma/gateway");
     // A workload of the plaintext listener is not named to west, and west lets nobody else in.
     assert_eq!(get(east.apps(), HELLO, "/").await.status, 403);

@@ -180,6 +180,14 @@ impl Cluster {
         address
     }
 
+    /// Sets the fields of a listener that is there, its address excepted.
+    pub(crate) fn relisten(&mut self, name: &str, address: SocketAddr, fields: &str) {
+        self.listeners.insert(
+            name.to_owned(),
+            format!("{{ address: '{address}', {fields} }}"),
+        );
+    }
+
     /// Writes the `MeshGateway`.
     pub(crate) fn write_gateway(&self) {
         let mut spec = format!(
