@@ -311,10 +311,10 @@ async fn an_identity_handed_on_counts_from_an_attesting_gateway_only() {
             "the workload itself, without its gateway",
             &cart,
             None,
-            400,
+            403,
             None,
         ),
-        ("a workload that forges", &cart, Some(&of_cart), 400, None),
+        ("a workload that forges", &cart, Some(&of_cart), 403, None),
         (
             "an allowed workload that forges",
             &direct,

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, Version};
+use http::{HeaderMap, Request, Response};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::body::Frame;
@@ -58,10 +58,8 @@ impl hyper::body::Body for Frames {
 #[derive(Debug, Clone)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
-    pub(crate) version: Version,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
-    pub(crate) trailers: Option<HeaderMap>,
 }
 
 impl Reply {
@@ -86,9 +84,7 @@ where
         .unwrap();
     Reply {
         status: parts.status.as_u16(),
-        version: parts.version,
         headers: parts.headers,
-        trailers: collected.trailers().cloned(),
         body: collected.to_bytes(),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, Uri, Version};
+use http::{HeaderMap, Request, Response, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -37,9 +37,7 @@ struct Seen {
 /// A request that came in whole.
 #[derive(Debug, Clone)]
 pub(crate) struct Arrived {
-    pub(crate) method: Method,
     pub(crate) uri: Uri,
-    pub(crate) version: Version,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
@@ -196,9 +194,7 @@ async fn named(
     let body = body.collect().await?.to_bytes();
     let mut requests = seen.requests.lock().unwrap_or_else(PoisonError::into_inner);
     requests.push(Arrived {
-        method: parts.method,
         uri: parts.uri,
-        version: parts.version,
         headers: parts.headers,
         body,
     });
