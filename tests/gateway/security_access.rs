@@ -507,7 +507,11 @@ async fn an_identity_in_a_proxy_header_counts_from_an_attesting_gateway_only() {
         let line = gateway.connection(source).await;
         assert_eq!(line["verdict"], verdict, "{what}: {line}");
         // The gateway says first that it has connected an endpoint.
-        let expected: &[u8] = if verdict == "completed" { b"\0ping" } else { b"" };
+        let expected: &[u8] = if verdict == "completed" {
+            b"\0ping"
+        } else {
+            b""
+        };
         assert_eq!(answer, expected, "{what}");
     }
     // A workload that is no gateway of a peer needs its own certificate's permission.
