@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tempfile::TempDir;
@@ -180,14 +180,6 @@ impl Cluster {
         address
     }
 
-    /// Sets the fields of a listener that is there, its address excepted.
-    pub(crate) fn relisten(&mut self, name: &str, address: SocketAddr, fields: &str) {
-        self.listeners.insert(
-            name.to_owned(),
-            format!("{{ address: '{address}', {fields} }}"),
-        );
-    }
-
     /// Writes the `MeshGateway`.
     pub(crate) fn write_gateway(&self) {
         let mut spec = format!(
@@ -242,11 +234,6 @@ impl Cluster {
             self.admin,
         )
         .await
-    }
-
-    /// A folder of the test's own.
-    pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
     }
 }
 
