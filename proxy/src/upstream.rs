@@ -336,6 +336,8 @@ mod tests {
 
     use socket2::{Domain, Socket, Type};
 
+    use tokio::time::Instant;
+
     use super::*;
 
     /// An address where nobody listens, that nobody else gets.
