@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
-use tokio::task::AbortHandle;
+use tokio::sync::oneshot;
 use zeugma_core::snapshot::Snapshot;
 
 use super::{GatewayError, system};
@@ -25,7 +25,8 @@ struct Bound {
     address: SocketAddr,
     /// As it is: the kernel chooses a port where 0 is configured.
     actual: SocketAddr,
-    task: AbortHandle,
+    /// Dropping it ends accepting.
+    _stop: oneshot::Sender<()>,
 }
 
 /// Listeners bound for a configuration that is not published yet.
@@ -66,29 +67,28 @@ impl Accepting {
     /// Accepts on what was bound and stops listening where `snapshot` does not.
     pub(super) fn commit(&mut self, snapshot: &Snapshot, new: New) {
         self.open.retain(|name, bound| {
-            let kept = snapshot
+            snapshot
                 .listener(name)
-                .is_some_and(|l| l.address == bound.address);
-            if !kept {
-                bound.task.abort();
-            }
-            kept
+                .is_some_and(|l| l.address == bound.address)
         });
         for (name, address, socket) in new.0 {
             let actual = socket.local_addr().unwrap_or(address);
+            let (stop, stopped) = oneshot::channel();
             let accepting = accept(
                 socket,
+                stopped,
                 Arc::clone(&name),
                 Arc::clone(&self.shared),
                 Arc::clone(&self.workers),
             );
-            let task = tokio::task::spawn_local(accepting).abort_handle();
+            // Ends when `stop` is dropped, or with the process.
+            drop(tokio::task::spawn_local(accepting));
             self.open.insert(
                 name,
                 Bound {
                     address,
                     actual,
-                    task,
+                    _stop: stop,
                 },
             );
         }
@@ -96,9 +96,7 @@ impl Accepting {
 
     /// Stops accepting and lets the workers end: theirs are the only other ends of their queues.
     pub(super) fn stop(&mut self) {
-        for bound in std::mem::take(&mut self.open).into_values() {
-            bound.task.abort();
-        }
+        self.open.clear();
         self.workers = Arc::new([]);
     }
 }
