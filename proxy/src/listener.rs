@@ -1,7 +1,9 @@
 //! Accepting: sockets in, capped, to the least busy worker.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -49,6 +51,24 @@ pub(crate) struct WorkerHandle {
     pub(crate) open: Arc<AtomicUsize>,
 }
 
+/// The name of the listener that a bound socket serves; it may change while the socket accepts.
+#[derive(Debug, Clone)]
+pub(crate) struct ServedName(Rc<RefCell<Arc<str>>>);
+
+impl ServedName {
+    pub(crate) fn new(name: Arc<str>) -> Self {
+        Self(Rc::new(RefCell::new(name)))
+    }
+
+    pub(crate) fn get(&self) -> Arc<str> {
+        Arc::clone(&self.0.borrow())
+    }
+
+    pub(crate) fn set(&self, name: Arc<str>) {
+        self.0.replace(name);
+    }
+}
+
 /// Binds `address` for accepting.
 ///
 /// # Errors
@@ -71,7 +91,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub(crate) async fn accept(
     socket: tokio::net::TcpListener,
     mut stopped: oneshot::Receiver<()>,
-    name: Arc<str>,
+    name: ServedName,
     shared: Arc<Shared>,
     workers: Arc<[WorkerHandle]>,
 ) {
@@ -83,11 +103,11 @@ pub(crate) async fn accept(
         };
         let accepted = accepted.and_then(|(tcp, source)| Ok((tcp.into_std()?, source)));
         match accepted {
-            Ok((tcp, source)) => hand_over(tcp, source, &name, &shared, &workers),
+            Ok((tcp, source)) => hand_over(tcp, source, &name.get(), &shared, &workers),
             Err(error) if is_of_that_connection(&error) => {}
             Err(error) => {
                 tracing::error!(
-                    listener = %name, %error,
+                    listener = %name.get(), %error,
                     "cannot accept; pausing. Raise the limit of open files if it is reached"
                 );
                 tokio::time::sleep(BACK_OFF).await;
@@ -99,7 +119,7 @@ pub(crate) async fn accept(
     };
     // Never blocks; an error is the end of the queue, or as bad.
     while let Ok((tcp, source)) = socket.accept() {
-        hand_over(tcp, source, &name, &shared, &workers);
+        hand_over(tcp, source, &name.get(), &shared, &workers);
     }
 }
 

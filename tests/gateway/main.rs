@@ -7,7 +7,10 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "tests"
+    clippy::large_futures,
+    clippy::too_many_lines,
+    clippy::type_complexity,
+    reason = "tests, mostly tables of cases"
 )]
 
 #[path = "../support/corpus.rs"]
@@ -22,6 +25,9 @@ mod data_reload;
 mod data_services;
 mod data_tcp;
 mod mesh;
+mod security_access;
 mod security_certificates;
+mod security_files;
 mod security_hello;
+mod security_limits;
 mod security_requests;

@@ -116,7 +116,6 @@ async fn a_server_name_that_names_nothing_here_is_refused_at_once() {
             "sni-unknown",
         ),
         ("missing", None, "sni-missing"),
-        ("empty", Some(b""), "sni-malformed"),
         ("300 bytes", Some(&long[..300]), "sni-malformed"),
         ("254 bytes", Some(&long[..254]), "sni-malformed"),
         ("a label of 64 bytes", Some(&[b'a'; 64]), "sni-malformed"),
@@ -152,7 +151,7 @@ async fn a_server_name_that_names_nothing_here_is_refused_at_once() {
     for (what, sni, reason) in &cases {
         let said = say(east.mesh, &hello(*sni)).await;
         let line = refused(&gateway, what, said, &alert(UNRECOGNIZED_NAME), reason).await;
-        assert_eq!(line["tls.alert"], "UnrecognizedName", "{what}: {line}");
+        assert_eq!(line["tls.alert"], "unrecognized_name", "{what}: {line}");
     }
     gateway.sockets_fall_to(sockets).await;
     let reasons: Vec<&str> = cases.iter().map(|(_, _, reason)| *reason).collect();
@@ -255,6 +254,12 @@ async fn bytes_that_are_no_hello_are_refused_at_once() {
             "hello-malformed",
         ),
         (
+            "an empty server name",
+            hello(Some(b"")),
+            DECODE_ERROR,
+            "hello-malformed",
+        ),
+        (
             "an empty record",
             record(b""),
             DECODE_ERROR,
@@ -343,7 +348,7 @@ async fn garbage_never_reaches_anybody() {
     let (east, service) = east("300ms").await;
     let gateway = east.start().await;
     let sockets = gateway.sockets();
-    let seed = 0x2e75_676d_61;
+    let seed = 0x7a65_7567_6d61;
     let mut random = fastrand::Rng::with_seed(seed);
     let valid = hello(Some(ORDERS.as_bytes()));
     for round in 0..120 {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rustls::AlertDescription;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -39,14 +40,14 @@ impl Alert {
         }
     }
 
-    /// Its name as rustls spells those it sends, so that the log has one spelling.
+    /// The name in RFC 8446 §6.2.
     pub(crate) const fn name(self) -> &'static str {
         match self {
-            Self::IllegalParameter => "IllegalParameter",
-            Self::AccessDenied => "AccessDenied",
-            Self::DecodeError => "DecodeError",
-            Self::InternalError => "InternalError",
-            Self::UnrecognizedName => "UnrecognizedName",
+            Self::IllegalParameter => "illegal_parameter",
+            Self::AccessDenied => "access_denied",
+            Self::DecodeError => "decode_error",
+            Self::InternalError => "internal_error",
+            Self::UnrecognizedName => "unrecognized_name",
         }
     }
 
@@ -54,6 +55,32 @@ impl Alert {
     pub(crate) const fn record(self) -> [u8; 7] {
         [21, 3, 3, 0, 2, 2, self.description()]
     }
+}
+
+/// The name in RFC 8446 §6.2 of an alert that the TLS library sends for a refused certificate.
+pub(crate) fn name_of(alert: AlertDescription) -> Option<&'static str> {
+    const NAMES: [(AlertDescription, &str); 12] = [
+        (AlertDescription::BadCertificate, "bad_certificate"),
+        (
+            AlertDescription::UnsupportedCertificate,
+            "unsupported_certificate",
+        ),
+        (AlertDescription::CertificateRevoked, "certificate_revoked"),
+        (AlertDescription::CertificateExpired, "certificate_expired"),
+        (AlertDescription::CertificateUnknown, "certificate_unknown"),
+        (AlertDescription::IllegalParameter, "illegal_parameter"),
+        (AlertDescription::UnknownCA, "unknown_ca"),
+        (AlertDescription::AccessDenied, "access_denied"),
+        (AlertDescription::DecodeError, "decode_error"),
+        (AlertDescription::DecryptError, "decrypt_error"),
+        (AlertDescription::InternalError, "internal_error"),
+        (
+            AlertDescription::CertificateRequired,
+            "certificate_required",
+        ),
+    ];
+    let found = NAMES.iter().find(|(of, _)| *of == alert);
+    found.map_or_else(|| alert.as_str(), |(_, name)| Some(*name))
 }
 
 /// Whether `bytes` begin with the fatal alert by which a gateway says it has no healthy endpoint.

@@ -57,6 +57,15 @@ impl Ca {
         }
     }
 
+    /// What its keys are encrypted with.
+    pub(crate) fn passphrase(&self) -> String {
+        let guard = self
+            .authority
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        fs::read_to_string(guard.0.generated_passphrase().unwrap()).unwrap()
+    }
+
     fn with<T>(&self, domain: &TrustDomain, act: impl FnOnce(&mut Authority) -> T) -> T {
         let mut guard = self
             .authority
@@ -72,7 +81,7 @@ impl Ca {
     /// Issues a certificate over a new key: writes `certificate` and `key`, returns the serial.
     pub(crate) fn issue(&self, id: &str, certificate: &Path, key: &Path) -> String {
         let id = SpiffeId::parse(id).unwrap();
-        let domain = id.trust_domain().clone();
+        let domain = id.trust_domain();
         let subject = SubjectKey::generate().unwrap();
         let issued = self.with(&domain, |authority| {
             authority.issue(&LeafRequest::new(id), &subject).unwrap()
