@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::runtime::Shared;
 
@@ -86,21 +86,22 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Accepts until cancelled.
-///
-/// # Cancel safety
-/// A connection is either still in the kernel's queue or on its way to a worker.
+/// Accepts until it is stopped by the other end of `stopped`; what the kernel has queued by then
+/// is accepted too, since closing the socket would reset it.
 pub(crate) async fn accept(
     socket: tokio::net::TcpListener,
+    mut stopped: oneshot::Receiver<()>,
     name: ServedName,
     shared: Arc<Shared>,
     workers: Arc<[WorkerHandle]>,
 ) {
     loop {
-        let accepted = socket
-            .accept()
-            .await
-            .and_then(|(tcp, source)| Ok((tcp.into_std()?, source)));
+        // Both arms are cancel-safe by their own documentation.
+        let accepted = tokio::select! {
+            accepted = socket.accept() => accepted,
+            _ = &mut stopped => break,
+        };
+        let accepted = accepted.and_then(|(tcp, source)| Ok((tcp.into_std()?, source)));
         match accepted {
             Ok((tcp, source)) => hand_over(tcp, source, &name.get(), &shared, &workers),
             Err(error) if is_of_that_connection(&error) => {}
@@ -112,6 +113,13 @@ pub(crate) async fn accept(
                 tokio::time::sleep(BACK_OFF).await;
             }
         }
+    }
+    let Ok(socket) = socket.into_std() else {
+        return;
+    };
+    // Never blocks; an error is the end of the queue, or as bad.
+    while let Ok((tcp, source)) = socket.accept() {
+        hand_over(tcp, source, &name.get(), &shared, &workers);
     }
 }
 

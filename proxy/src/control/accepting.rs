@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
-use tokio::task::AbortHandle;
+use tokio::sync::oneshot;
 use zeugma_core::snapshot::{Listener, Snapshot};
 
 use super::{GatewayError, system};
@@ -28,7 +28,8 @@ struct Bound {
     /// As it is: the kernel chooses a port where 0 is configured.
     actual: SocketAddr,
     name: ServedName,
-    task: AbortHandle,
+    /// Dropping it ends accepting.
+    _stop: oneshot::Sender<()>,
 }
 
 /// Where each listener of a configuration that is not published yet will accept.
@@ -115,34 +116,32 @@ impl Accepting {
                 Socket::Fresh(socket) => self.open(name, address, socket),
             }
         }
-        for unused in before.into_iter().flatten() {
-            unused.task.abort();
-        }
     }
 
     fn open(&mut self, name: Arc<str>, address: SocketAddr, socket: TcpListener) {
         let actual = socket.local_addr().unwrap_or(address);
         let name = ServedName::new(name);
+        let (stop, stopped) = oneshot::channel();
         let accepting = accept(
             socket,
+            stopped,
             name.clone(),
             Arc::clone(&self.shared),
             Arc::clone(&self.workers),
         );
-        let task = tokio::task::spawn_local(accepting).abort_handle();
+        // Ends when `stop` is dropped, or with the process.
+        drop(tokio::task::spawn_local(accepting));
         self.open.push(Bound {
             address,
             actual,
             name,
-            task,
+            _stop: stop,
         });
     }
 
     /// Stops accepting and lets the workers end: theirs are the only other ends of their queues.
     pub(super) fn stop(&mut self) {
-        for bound in std::mem::take(&mut self.open) {
-            bound.task.abort();
-        }
+        self.open.clear();
         self.workers = Arc::new([]);
     }
 }
