@@ -29,6 +29,9 @@ enum Command {
     #[command(flatten)]
     Demo(demo::DemoCommand),
     /// The gateway: SIGTERM drains it, SIGHUP reloads its files (they are watched anyway)
+    ///
+    /// Standard output is the access log, one JSON line for each connection and request. Everything
+    /// else goes to standard error; ZEUGMA_LOG=debug tells more.
     Gateway(gateway::Arguments),
     /// Check a configuration, or print its schema
     #[command(subcommand)]

@@ -37,14 +37,15 @@ claim "it is west's gateway" grep -F "SPIFFE ID   spiffe://west.example/zeugma/g
 
 say "the same chain, held to the rules as east's gateway holds it"
 wire() {
-  openssl s_client -connect "127.0.0.1:$(port 16443)" -servername "$books" -showcerts </dev/null 2>/dev/null
+  # It fails in the end: we have no certificate to show. What the gateway showed is printed by then.
+  openssl s_client -connect "127.0.0.1:$(port 16443)" -servername "$books" -showcerts </dev/null 2>/dev/null || true
 }
 verified() { wire | zeugma ca verify --bundles "$1" -; }
 claim "with the bundles that east has, it is good" verified east/bundles
 cat last.out
 mkdir only-east
 cp east/bundles/east.example.json only-east/
-refused() { ! verified only-east; }
+refused() { ! verified only-east >refused.txt 2>&1 && grep -F XL4 refused.txt; }
 claim "with east's own bundle alone, it is not" refused
 cat last.out
 

@@ -9,19 +9,18 @@ use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, peer_of};
+use zeugma_core::engine::cluster_of;
 use zeugma_core::hello::ClientHello;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
 use zeugma_core::route::{Routed, route_plaintext, route_tls};
-use zeugma_core::snapshot::{
-    ClusterIx, EndpointTls, Failure, Listener, Protocol, Role, Service, ServiceIx, Snapshot,
-};
+use zeugma_core::snapshot::{ClusterIx, Failure, Listener, Protocol, Service, ServiceIx, Snapshot};
 use zeugma_core::svid::Rule;
 use zeugma_core::verdict::Reason;
 
@@ -31,17 +30,15 @@ use crate::peek::{First, PeekError, peek};
 use crate::relay::{Moved, RelayEnd, relay};
 use crate::runtime::{Published, Worker};
 use crate::tls::Admit;
-use crate::transport::alert::{Alert, is_no_local_endpoint, name_of, say_and_close};
+use crate::transport::alert::{Alert, name_of, say_and_close};
 use crate::transport::mtls::{self, ALPN_H2, ALPN_HTTP1, ALPN_TCP, SessionError};
 use crate::transport::{Prefixed, Stream};
-use crate::upstream::{self, Reached, Unreached, connect_any};
+use crate::upstream::{self, Reached, Unreached};
+use crate::walk::{Commit, walk};
 use crate::{http, proxy_protocol};
 
 /// Who was refused inside the handshake by policy, and why.
 type Refused = Arc<OnceLock<(SpiffeId, Reason)>>;
-
-/// What the first bytes of an endpoint's answer are read into, to see whether it is a refusal.
-const FIRST_ANSWER_BYTES: usize = 4096;
 
 /// A connection that is being carried: what is known of it so far.
 #[derive(Debug)]
@@ -56,8 +53,7 @@ pub(crate) struct Visit {
     destination: Option<Destination>,
     pub(crate) detail: Option<String>,
     rule: Option<String>,
-    /// Bytes to the caller, and from it.
-    pub(crate) moved: (u64, u64),
+    pub(crate) moved: Rc<Moved>,
     began: Instant,
     /// Why it ended; `None`: it was cut off.
     ended: Option<Reason>,
@@ -114,7 +110,8 @@ async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Reason {
     // Each branch is boxed: an idle connection pays for the one it is in.
     match (route(&published.snapshot, listener, &first), &first) {
         (Routed::Passthrough(service), _) => {
-            Box::pin(passthrough(visit, listener, service, stream)).await
+            let hello = first.hello_bytes();
+            Box::pin(passthrough(visit, listener, service, stream, hello)).await
         }
         (Routed::Terminate(service), First::Hello(hello)) => {
             Box::pin(terminate(visit, listener, only(service), hello, stream)).await
@@ -152,29 +149,28 @@ async fn passthrough(
     listener: &Listener,
     service: ServiceIx,
     stream: Prefixed,
+    hello_bytes: usize,
 ) -> Reason {
-    let (tcp, hello) = stream.into_parts();
+    let (tcp, mut hello) = stream.into_parts();
+    // Early data behind the hello is sent once, to the endpoint that has committed itself.
+    let behind = hello.split_off(hello_bytes.min(hello.len()));
     let published = Arc::clone(&visit.published);
-    let target = published.snapshot.service(service);
-    visit.enter_service(target);
+    visit.enter_service(published.snapshot.service(service));
     if let Err(reason) = visit.authorize(listener, service, Evidence::Network) {
         visit.alert(tcp, Alert::AccessDenied).await;
         return reason;
     }
-    let Some(cluster) = destination(listener.role, target) else {
-        visit.alert(tcp, Alert::InternalError).await;
-        return Reason::NoLocalEndpoint;
+    let reached = match cluster_of(&published.snapshot, listener, service) {
+        Err(reason) => Err(Unreached::for_now(reason)),
+        Ok(cluster) => walk(visit, listener.role, cluster, Commit::Hello(&hello))
+            .await
+            .map(|reached| (cluster, reached)),
     };
-    match connect_by_hello(visit, cluster, &hello).await {
-        Ok(reached) => {
-            visit.arrive(cluster, &reached);
-            let idle = visit.published.snapshot.cluster(cluster).timeouts.idle;
-            let reason = visit
-                .relay(Stream::plain(tcp), reached.upstream.stream, idle)
-                .await;
-            visit.moved.1 += hello.len() as u64;
-            drop(reached.in_flight);
-            reason
+    match reached {
+        Ok((cluster, reached)) => {
+            visit.moved.up.set(hello.len() as u64);
+            let downstream = Stream::Plain(Prefixed::new(tcp, behind));
+            visit.relay(cluster, downstream, reached).await
         }
         Err(unreached) => {
             visit.detail = unreached.last;
@@ -198,7 +194,7 @@ async fn terminate(
     visit.enter_service(target);
     let shared = Arc::clone(&visit.worker.shared);
     let is_tcp = target.protocol == Protocol::Tcp;
-    if is_tcp && !visit.has_somewhere(listener.role, target) {
+    if is_tcp && !visit.has_somewhere(listener, service) {
         visit.alert(stream.into_tcp(), Alert::InternalError).await;
         return Reason::NoLocalEndpoint;
     }
@@ -270,7 +266,7 @@ async fn plain(
     if let Err(reason) = visit.authorize(listener, service, Evidence::Network) {
         return reason;
     }
-    carry_tcp(visit, listener, target, Stream::Plain(stream), None).await
+    carry_tcp(visit, listener, service, Stream::Plain(stream), None).await
 }
 
 /// Carries the bytes of a TCP service whose caller is verified.
@@ -303,159 +299,69 @@ async fn tcp_session(
     if let Err(reason) = visit.authorize(listener, service, evidence) {
         return reason;
     }
-    let published = Arc::clone(&visit.published);
-    let target = published.snapshot.service(service);
-    visit.enter_service(target);
     let handed_on = match evidence {
         Evidence::Asserted { id, .. } => id.clone(),
         Evidence::Verified(_) | Evidence::Network => caller.clone(),
     };
-    carry_tcp(visit, listener, target, stream, Some(&handed_on)).await
+    let handed_on = HandedOn {
+        caller: &handed_on,
+        answers: from_gateway,
+    };
+    carry_tcp(visit, listener, service, stream, Some(handed_on)).await
+}
+
+/// Who calls a TCP service.
+#[derive(Debug, Clone, Copy)]
+struct HandedOn<'a> {
+    /// The identity that goes on to whoever answers.
+    caller: &'a SpiffeId,
+    /// Whether a gateway waits to hear how connecting went.
+    answers: bool,
 }
 
 /// Plans, connects and relays the bytes of a TCP service.
 async fn carry_tcp(
     visit: &mut Visit,
     listener: &Listener,
-    target: &Service,
-    downstream: Stream,
-    caller: Option<&SpiffeId>,
+    service: ServiceIx,
+    mut downstream: Stream,
+    caller: Option<HandedOn<'_>>,
 ) -> Reason {
-    let Some(cluster) = destination(listener.role, target) else {
-        return Reason::NoLocalEndpoint;
-    };
     let published = Arc::clone(&visit.published);
-    let reached = match connect_any(&visit.worker, &published, cluster, &[ALPN_TCP]).await {
-        Ok(reached) => reached,
+    let commit = Commit::Tcp {
+        caller: caller.map(|caller| caller.caller),
+    };
+    let reached = match cluster_of(&published.snapshot, listener, service) {
+        Err(reason) => Err(Unreached::for_now(reason)),
+        Ok(cluster) => walk(visit, listener.role, cluster, commit)
+            .await
+            .map(|reached| (cluster, reached)),
+    };
+    if caller.is_some_and(|caller| caller.answers) {
+        let answer = match &reached {
+            Ok(_) => proxy_protocol::CONNECTED,
+            Err(_) => proxy_protocol::NO_LOCAL_ENDPOINT,
+        };
+        let deadline = visit.worker.shared.settings.limits.header_timeout;
+        let answering = async {
+            downstream.write_all(&[answer]).await?;
+            downstream.flush().await
+        };
+        if !matches!(timeout(deadline, answering).await, Ok(Ok(()))) {
+            return Reason::DownstreamClosed;
+        }
+    }
+    match reached {
+        Ok((cluster, reached)) => visit.relay(cluster, downstream, reached).await,
         Err(Unreached { reason, last, rule }) => {
             visit.detail = last;
             if rule.is_some() {
                 visit.rule = rule;
             }
-            return reason;
+            // In order, so that the answer above is read.
+            downstream.shutdown().await.ok();
+            reason
         }
-    };
-    visit.arrive(cluster, &reached);
-    let endpoint = published
-        .snapshot
-        .cluster(cluster)
-        .endpoint(reached.attempt.endpoint);
-    let mut stream = reached.upstream.stream;
-    let hands_on = reached.upstream.alpn.as_deref() == Some(ALPN_TCP) || endpoint.proxy_protocol;
-    if hands_on {
-        let header = proxy_protocol::header(visit.source, reached.upstream.address, caller);
-        if let Err(error) = stream.write_all(&header).await {
-            visit.detail = Some(error.to_string());
-            visit.worker.observe(&endpoint.key, Err(Failure::Reset));
-            return Reason::UpstreamReset;
-        }
-    }
-    let idle = published.snapshot.cluster(cluster).timeouts.idle;
-    let reason = visit.relay(downstream, stream, idle).await;
-    if reason == Reason::UpstreamReset {
-        visit.worker.observe(&endpoint.key, Err(Failure::Reset));
-    }
-    drop(reached.in_flight);
-    reason
-}
-
-/// Offers the kept ClientHello to one endpoint after the other, until one answers.
-///
-/// The first byte that is no fatal `internal_error` alert commits the attempt: until then nothing
-/// has reached the caller.
-async fn connect_by_hello(
-    visit: &Visit,
-    to: ClusterIx,
-    hello: &[u8],
-) -> Result<Reached, Unreached> {
-    let worker = &visit.worker;
-    let cluster = visit.published.snapshot.cluster(to);
-    let load = |endpoint| worker.load(cluster, endpoint);
-    let mut last = None;
-    let mut nth = 0;
-    for attempt in plan(
-        cluster,
-        visit.published.shares_of(to),
-        &load,
-        worker.draw_for(cluster),
-    ) {
-        let endpoint = cluster.endpoint(attempt.endpoint);
-        if endpoint.tls != EndpointTls::Workload {
-            continue;
-        }
-        nth += 1;
-        let in_flight = worker.enter(&endpoint.key);
-        upstream::note_attempt(worker, cluster, &attempt, nth);
-        let deadline = upstream::connect_deadline(cluster, endpoint);
-        let connected = upstream::connect(&worker.shared, deadline, endpoint, &[]).await;
-        let mut upstream = match connected {
-            Ok(upstream) => upstream,
-            Err(error) => {
-                worker.observe(&endpoint.key, Err(Failure::Connect));
-                last = Some(error.to_string());
-                continue;
-            }
-        };
-        let deadline = cluster.timeouts.response_headers;
-        match timeout(deadline, greet(&mut upstream.stream, hello)).await {
-            Ok(Ok(answer)) => {
-                worker.observe(&endpoint.key, Ok(()));
-                upstream.stream.unread(answer);
-                return Ok(Reached {
-                    upstream,
-                    attempt,
-                    attempts: nth,
-                    in_flight,
-                });
-            }
-            Ok(Err(failure)) => {
-                worker.observe(&endpoint.key, Err(failure));
-                last = Some(format!("{} refused the hello: {failure:?}", endpoint.key));
-            }
-            Err(_elapsed) => {
-                worker.observe(&endpoint.key, Err(Failure::Timeout));
-                last = Some(format!(
-                    "{} did not answer the hello in {deadline:?}",
-                    endpoint.key
-                ));
-            }
-        }
-    }
-    let reason = match nth {
-        0 => upstream::nothing_healthy(&visit.published, to),
-        _ => Reason::ConnectFailed,
-    };
-    // Whose certificate it is, the caller judges.
-    let rule = None;
-    Err(Unreached { reason, last, rule })
-}
-
-/// Sends the hello and reads the first bytes of the answer.
-async fn greet(tcp: &mut Stream, hello: &[u8]) -> Result<Vec<u8>, Failure> {
-    tcp.write_all(hello)
-        .await
-        .map_err(|_error| Failure::Reset)?;
-    let mut answer = Vec::with_capacity(FIRST_ANSWER_BYTES);
-    loop {
-        match tcp.read_buf(&mut answer).await {
-            Ok(0) | Err(_) => return Err(Failure::Reset),
-            Ok(_) => {}
-        }
-        if is_no_local_endpoint(&answer) {
-            return Err(Failure::NoLocalEndpoint);
-        }
-        // An alert is seven bytes; anything else is known to be an answer by its first.
-        if answer.len() >= 7 || answer.first() != Some(&21) {
-            return Ok(answer);
-        }
-    }
-}
-
-/// Where traffic of a listener goes: workloads' anywhere, the mesh's to own backends only.
-pub(crate) const fn destination(role: Role, service: &Service) -> Option<ClusterIx> {
-    match role {
-        Role::Workloads => Some(service.outbound),
-        Role::Mesh => service.own,
     }
 }
 
@@ -509,7 +415,7 @@ impl Visit {
             destination: None,
             detail: None,
             rule: None,
-            moved: (0, 0),
+            moved: Rc::default(),
             began: Instant::now(),
             ended: None,
             open: Rc::new(open),
@@ -571,12 +477,13 @@ impl Visit {
         ));
     }
 
-    fn has_somewhere(&self, role: Role, service: &Service) -> bool {
-        let Some(ix) = destination(role, service) else {
+    fn has_somewhere(&self, listener: &Listener, service: ServiceIx) -> bool {
+        let snapshot = &self.published.snapshot;
+        let Ok(ix) = cluster_of(snapshot, listener, service) else {
             return false;
         };
-        let cluster = self.published.snapshot.cluster(ix);
-        plan(cluster, self.published.shares_of(ix), &|_| 0, 0)
+        let shares = self.published.shares_of(ix);
+        plan(snapshot.cluster(ix), shares, &|_| 0, 0)
             .next()
             .is_some()
     }
@@ -681,30 +588,50 @@ impl Visit {
         }
     }
 
-    async fn relay(&mut self, downstream: Stream, upstream: Stream, idle: Duration) -> Reason {
+    /// Relays between the caller and the endpoint reached, and tells health how it went.
+    async fn relay(&mut self, to: ClusterIx, downstream: Stream, reached: Reached) -> Reason {
+        self.arrive(to, &reached);
         let shared = Arc::clone(&self.worker.shared);
-        let moved = Moved::default();
+        let published = Arc::clone(&self.published);
+        let moved = Rc::clone(&self.moved);
+        let cluster = published.snapshot.cluster(to);
+        let relaying = relay(
+            downstream,
+            reached.upstream.stream,
+            cluster.timeouts.idle,
+            &moved,
+        );
         // Draining gives open connections until the deadline; both arms may be dropped.
         let end = tokio::select! {
-            end = Box::pin(relay(downstream, upstream, idle, &moved)) => Some(end),
+            end = Box::pin(relaying) => Some(end),
             () = async { tokio::time::sleep_until(shared.draining().await).await } => None,
         };
-        self.moved = (moved.down.get(), moved.up.get());
-        let Some(end) = end else {
-            return Reason::Drained;
+        let answered = moved.down.get() > 0;
+        let (reason, result) = match end {
+            None => (Reason::Drained, answered.then_some(Ok(()))),
+            // An endpoint that ends it before a byte has neither served nor failed for certain.
+            Some(RelayEnd::Closed) => (Reason::Completed, answered.then_some(Ok(()))),
+            Some(RelayEnd::Idle) => (Reason::IdleTimeout, answered.then_some(Ok(()))),
+            Some(RelayEnd::Downstream(error)) => {
+                self.detail = Some(error.to_string());
+                (Reason::DownstreamClosed, answered.then_some(Ok(())))
+            }
+            Some(RelayEnd::Upstream(error)) => {
+                self.detail = Some(error.to_string());
+                let result = if answered {
+                    Ok(())
+                } else {
+                    Err(Failure::Reset)
+                };
+                (Reason::UpstreamReset, Some(result))
+            }
         };
-        match end {
-            RelayEnd::Closed => Reason::Completed,
-            RelayEnd::Idle => Reason::IdleTimeout,
-            RelayEnd::Downstream(error) => {
-                self.detail = Some(error.to_string());
-                Reason::DownstreamClosed
-            }
-            RelayEnd::Upstream(error) => {
-                self.detail = Some(error.to_string());
-                Reason::UpstreamReset
-            }
+        if let Some(result) = result {
+            let endpoint = cluster.endpoint(reached.attempt.endpoint);
+            self.worker.observe(&endpoint.key, result);
         }
+        drop(reached.in_flight);
+        reason
     }
 }
 
@@ -731,8 +658,8 @@ impl Drop for Visit {
             reason: self.ended.unwrap_or_else(cut_off),
             detail: self.detail.take(),
             rule: self.rule.take(),
-            bytes_sent: self.moved.0,
-            bytes_received: self.moved.1,
+            bytes_sent: self.moved.down.get(),
+            bytes_received: self.moved.up.get(),
             duration: self.began.elapsed(),
         });
     }

@@ -29,13 +29,16 @@ use crate::listener::WorkerHandle;
 use crate::metrics::Metrics;
 use crate::probe::probe;
 use crate::resolve::{self, Names};
-use crate::runtime::{OBSERVATIONS_MAX, Phase, Published, SOCKETS_MAX, Shared, work};
+use crate::runtime::{
+    OBSERVATIONS_MAX, Phase, Published, RECORDS_GRACE, SOCKETS_MAX, Shared, work,
+};
 use crate::tls::{Credentials, CredentialsError};
 
 /// Observations taken in one go.
 const OBSERVATIONS_BATCH: usize = 1024;
-/// What the threads get beyond the drain deadline to end.
-const GRACE: Duration = Duration::from_secs(1);
+/// What the threads get beyond the drain deadline to end: the time for their records, and as much
+/// again to stop.
+const GRACE: Duration = RECORDS_GRACE.saturating_mul(2);
 
 /// How a gateway is started.
 #[derive(Debug, Clone)]
@@ -163,7 +166,7 @@ async fn control(
     let (handles, threads) = start_workers(&shared, workers)?;
     let mut accepting = Accepting::new(Arc::clone(&shared), handles);
     let bound = accepting.bind_new(&snapshot)?;
-    accepting.commit(&snapshot, bound);
+    accepting.commit(bound);
     count_panics(&shared);
     let (snapshots, snapshot_read) = watch::channel(Arc::clone(&snapshot));
     let (reloads, reloaded) = mpsc::channel(1);
@@ -188,11 +191,16 @@ async fn control(
 /// Counts every panic of the process: what panics is a connection or a request, and ends alone.
 fn count_panics(shared: &Arc<Shared>) {
     let counted = Arc::clone(shared);
-    let before = std::panic::take_hook();
+    // In place of the default hook, which would tell the same a second time, in another form.
     std::panic::set_hook(Box::new(move |panic| {
         counted.metrics.panicked();
-        tracing::error!(%panic, "a connection is ended by a defect of the gateway; please report it");
-        before(panic);
+        let at = panic.location().map(ToString::to_string);
+        let said = panic.payload_as_str().unwrap_or("(no text)");
+        tracing::error!(
+            at,
+            said,
+            "a connection panicked and is ended: a defect of the gateway; please report this line"
+        );
     }));
 }
 
@@ -450,7 +458,7 @@ impl Control {
         self.shared.resources.store(Arc::new(resources));
         self.shared.metrics.forget_targets();
         self.publish(generation, Arc::clone(&snapshot), shares);
-        self.accepting.commit(&snapshot, bound);
+        self.accepting.commit(bound);
         tracing::info!(generation, version = %snapshot.version, "configuration applied");
     }
 

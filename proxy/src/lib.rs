@@ -19,6 +19,7 @@ mod runtime;
 pub mod tls;
 mod transport;
 mod upstream;
+mod walk;
 mod watch;
 
 pub use admin::BindError;

@@ -1,7 +1,9 @@
 //! Accepting: sockets in, capped, to the least busy worker.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -49,6 +51,24 @@ pub(crate) struct WorkerHandle {
     pub(crate) open: Arc<AtomicUsize>,
 }
 
+/// The name of the listener that a bound socket serves; it may change while the socket accepts.
+#[derive(Debug, Clone)]
+pub(crate) struct ServedName(Rc<RefCell<Arc<str>>>);
+
+impl ServedName {
+    pub(crate) fn new(name: Arc<str>) -> Self {
+        Self(Rc::new(RefCell::new(name)))
+    }
+
+    pub(crate) fn get(&self) -> Arc<str> {
+        Arc::clone(&self.0.borrow())
+    }
+
+    pub(crate) fn set(&self, name: Arc<str>) {
+        self.0.replace(name);
+    }
+}
+
 /// Binds `address` for accepting.
 ///
 /// # Errors
@@ -72,7 +92,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// A connection is either still in the kernel's queue or on its way to a worker.
 pub(crate) async fn accept(
     socket: tokio::net::TcpListener,
-    name: Arc<str>,
+    name: ServedName,
     shared: Arc<Shared>,
     workers: Arc<[WorkerHandle]>,
 ) {
@@ -82,11 +102,11 @@ pub(crate) async fn accept(
             .await
             .and_then(|(tcp, source)| Ok((tcp.into_std()?, source)));
         match accepted {
-            Ok((tcp, source)) => hand_over(tcp, source, &name, &shared, &workers),
+            Ok((tcp, source)) => hand_over(tcp, source, &name.get(), &shared, &workers),
             Err(error) if is_of_that_connection(&error) => {}
             Err(error) => {
                 tracing::error!(
-                    listener = %name, %error,
+                    listener = %name.get(), %error,
                     "cannot accept; pausing. Raise the limit of open files if it is reached"
                 );
                 tokio::time::sleep(BACK_OFF).await;

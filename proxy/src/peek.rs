@@ -29,6 +29,14 @@ pub(crate) enum First {
 }
 
 impl First {
+    /// How many of the bytes read are the ClientHello's.
+    pub(crate) const fn hello_bytes(&self) -> usize {
+        match self {
+            Self::Hello(hello) => hello.len,
+            Self::Unpeeked | Self::Http1 | Self::Http2 => 0,
+        }
+    }
+
     /// The HTTP version that plaintext is served by.
     pub(crate) const fn version(&self) -> Version {
         match self {

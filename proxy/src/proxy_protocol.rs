@@ -8,6 +8,12 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use zeugma_core::identity::{SPIFFE_ID_BYTES_MAX, SpiffeId};
 
+/// Under `zeugma-tcp/1` a gateway answers the header with one byte, before any other: this one once
+/// it has connected an endpoint of its own ...
+pub(crate) const CONNECTED: u8 = 0;
+/// ... or this one, and the calling gateway tries elsewhere.
+pub(crate) const NO_LOCAL_ENDPOINT: u8 = 1;
+
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 /// Version 2, command PROXY.
 const PROXY: u8 = 0x21;

@@ -21,7 +21,7 @@ use zeugma_core::fleet::Observation;
 use zeugma_core::retry::RetryBudget;
 use zeugma_core::shares::{ClusterShares, Shares};
 use zeugma_core::snapshot::{
-    Balance, Cluster, ClusterIx, EndpointIx, EndpointKey, Failure, Snapshot,
+    Balance, Cluster, ClusterIx, Endpoint, EndpointIx, EndpointKey, Failure, Snapshot,
 };
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
@@ -34,6 +34,7 @@ use crate::listener::Accepted;
 use crate::metrics::Metrics;
 use crate::resolve::Names;
 use crate::tls::Credentials;
+use crate::upstream::ConnectError;
 
 /// Connections on their way to one worker.
 pub(crate) const SOCKETS_MAX: usize = 1024;
@@ -219,6 +220,12 @@ impl Worker {
         }
     }
 
+    /// Tells the control thread that an endpoint was not connected.
+    pub(crate) fn observe_connect(&self, endpoint: &Endpoint, error: &ConnectError) {
+        tracing::debug!(endpoint = %endpoint.key, %error, "not connected");
+        self.observe(&endpoint.key, Err(Failure::Connect));
+    }
+
     /// The retry budget of a cluster's route.
     pub(crate) fn with_budget<T>(
         &self,
@@ -289,12 +296,12 @@ impl Published {
 /// How often a worker forgets what it no longer needs.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
 
-/// What connections get beyond the drain deadline, at which most end by themselves and know their
-/// byte counts.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+/// How long after the drain deadline a worker still runs: connections wake at the deadline itself to
+/// end and to write their records.
+pub(crate) const RECORDS_GRACE: Duration = Duration::from_millis(500);
 
-/// Runs one worker on this thread until its channel closes and its connections have ended or the
-/// drain deadline has passed.
+/// Runs one worker on this thread until its channel closes and its connections have ended, at the
+/// latest [`RECORDS_GRACE`] after the drain deadline.
 pub(crate) fn work(
     shared: Arc<Shared>,
     mut sockets: mpsc::Receiver<Accepted>,
@@ -327,13 +334,13 @@ pub(crate) fn work(
             worker.tasks.close();
             worker.tasks.wait().await;
         };
-        if tokio::time::timeout_at(deadline + LAST_WORDS, finish)
+        if tokio::time::timeout_at(deadline + RECORDS_GRACE, finish)
             .await
             .is_err()
         {
             tracing::warn!(
                 open = open.len(),
-                "the drain deadline ends connections that are open"
+                "connections did not end by the drain deadline; they are cut off"
             );
         }
     });

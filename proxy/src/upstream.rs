@@ -1,15 +1,14 @@
 //! Connecting: the attempts of a plan, one after the other, each outcome told to health.
 
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use zeugma_core::plan::{Attempt, plan};
-use zeugma_core::snapshot::{Cluster, ClusterIx, Endpoint, EndpointTls, Failure};
+use zeugma_core::plan::Attempt;
+use zeugma_core::snapshot::{Cluster, ClusterIx, Endpoint, EndpointTls};
 use zeugma_core::verdict::Reason;
 
 use crate::runtime::{InFlight, Published, Shared, Worker};
@@ -69,75 +68,14 @@ pub(crate) struct Unreached {
     pub(crate) rule: Option<String>,
 }
 
-/// Walks the plan of a TCP connection until an endpoint is connected.
-///
-/// # Errors
-/// None is healthy, or none of those tried was connected.
-pub(crate) async fn connect_any(
-    worker: &Rc<Worker>,
-    published: &Published,
-    to: ClusterIx,
-    alpn: &[&[u8]],
-) -> Result<Reached, Unreached> {
-    let cluster = published.snapshot.cluster(to);
-    let load = |endpoint| worker.load(cluster, endpoint);
-    let mut attempts = 0;
-    let (mut last, mut rule) = (None, None);
-    for attempt in plan(
-        cluster,
-        published.shares_of(to),
-        &load,
-        worker.draw_for(cluster),
-    ) {
-        attempts += 1;
-        let endpoint = cluster.endpoint(attempt.endpoint);
-        let in_flight = worker.enter(&endpoint.key);
-        note_attempt(worker, cluster, &attempt, attempts);
-        match connect(
-            &worker.shared,
-            connect_deadline(cluster, endpoint),
-            endpoint,
-            alpn,
-        )
-        .await
-        {
-            Ok(upstream) => {
-                worker.observe(&endpoint.key, Ok(()));
-                return Ok(Reached {
-                    upstream,
-                    attempt,
-                    attempts,
-                    in_flight,
-                });
-            }
-            Err(error) => {
-                worker.observe(&endpoint.key, Err(Failure::Connect));
-                note_refusal(&worker.shared, &error);
-                tracing::debug!(endpoint = %endpoint.key, %error, "not connected");
-                last = Some(error.to_string());
-                rule = refused_rule(&error);
-            }
+impl Unreached {
+    /// Nothing was tried.
+    pub(crate) const fn for_now(reason: Reason) -> Self {
+        Self {
+            reason,
+            last: None,
+            rule: None,
         }
-    }
-    let reason = if attempts == 0 {
-        nothing_healthy(published, to)
-    } else {
-        Reason::ConnectFailed
-    };
-    Err(Unreached { reason, last, rule })
-}
-
-/// What an empty plan means: for a cluster of own backends alone another cluster may still serve.
-pub(crate) fn nothing_healthy(published: &Published, cluster: ClusterIx) -> Reason {
-    let is_own = published
-        .snapshot
-        .services
-        .iter()
-        .any(|service| service.own == Some(cluster));
-    if is_own {
-        Reason::NoLocalEndpoint
-    } else {
-        Reason::NoHealthyEndpoint
     }
 }
 

@@ -450,6 +450,75 @@ async fn what_a_peer_has_no_endpoint_for_is_tried_elsewhere_even_if_it_is_a_post
 }
 
 #[tokio::test]
+async fn what_no_endpoint_of_a_peer_saw_is_tried_elsewhere_even_if_it_is_a_post() {
+    let (backup, gone) = (HttpService::start("backup"), Refusing::new());
+    let east = format!(
+        "backends: [{{ peer: west }}, {{ name: backup, locality: asia/a-1, {} }}]",
+        endpoints(&[backup.address()])
+    );
+    let order = "failover: { order: [{ cluster: west }, { backend: backup }] }";
+    let west = format!("backends: [{{ {} }}]", endpoints(&[gone.address]));
+    let pair = Pair::new(
+        &http_route("hello", &[&east, order, NO_EJECTION]),
+        &http_route("hello", &[&west, NO_EJECTION]),
+    )
+    .await;
+    for method in ["GET", "POST"] {
+        let answer = call(pair.east.apps(), method, HELLO, "/", Bytes::from("x")).await;
+        assert_eq!(answer.text(), "backup", "{method}");
+        let id = backup.last().header("x-request-id");
+        assert_eq!(pair.west.request(&id).await["verdict"], "connect-failed");
+    }
+}
+
+/// East's route: west first, then a backup.
+async fn with_backup(near: &HttpService, far: &HttpService) -> Pair {
+    let east = format!(
+        "backends: [{{ peer: west }}, {{ name: backup, locality: asia/a-1, {} }}]",
+        endpoints(&[near.address()])
+    );
+    let order = "failover: { order: [{ cluster: west }, { backend: backup }] }";
+    let west = format!("backends: [{{ {} }}]", endpoints(&[far.address()]));
+    Pair::new(
+        &http_route("hello", &[&east, order]),
+        &http_route("hello", &[&west]),
+    )
+    .await
+}
+
+#[tokio::test]
+async fn killing_a_peers_gateway_under_load_loses_no_get() {
+    let (backup, remote) = (HttpService::start("backup"), HttpService::start("west"));
+    remote.set(Mode::Delay(Duration::from_millis(50)));
+    let pair = with_backup(&backup, &remote).await;
+    let load = Load::start(10, &load(&pair.east, Wire::H1, "GET"));
+    load.goes_on(50).await;
+    assert_eq!(backup.hits(), 0);
+    pair.west.process.signal(rustix::process::Signal::KILL);
+    backup.arrived(50).await;
+    let tally = load.end().await;
+    assert_eq!(tally.lost, Vec::<String>::new(), "of {}", tally.answered);
+}
+
+#[tokio::test]
+async fn a_peers_gateway_that_falls_silent_is_found_in_seconds() {
+    let (backup, remote) = (HttpService::start("backup"), HttpService::start("west"));
+    let pair = with_backup(&backup, &remote).await;
+    let mut client = Client::connect(pair.east.apps(), &Wire::H1).await.unwrap();
+    assert_eq!(client.get(HELLO, "/").await.unwrap().text(), "west");
+    pair.west.process.signal(rustix::process::Signal::STOP);
+    let began = Instant::now();
+    assert_eq!(client.get(HELLO, "/").await.unwrap().text(), "backup");
+    // An HTTP/2 PING after 2 s, which is given 2 s; the timeout for an answer is 15 s.
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        began.elapsed()
+    );
+    pair.west.process.signal(rustix::process::Signal::CONT);
+}
+
+#[tokio::test]
 async fn grpc_unavailable_is_tried_again_elsewhere() {
     let (bad, good) = (HttpService::start("bad"), HttpService::start("good"));
     bad.set(Mode::Unavailable);

@@ -117,8 +117,10 @@ async fn bodies_of_any_length_arrive_whole_both_ways() {
                 }
                 drop(frames);
             };
-            let (chunked, ()) =
-                within("a streamed body", async { tokio::join!(sending, telling) }).await;
+            let (chunked, ()) = Box::pin(within("a streamed body", async {
+                tokio::join!(sending, telling)
+            }))
+            .await;
             assert_eq!(chunked.unwrap().text(), sum, "{wire:?} streamed");
         }
     }
@@ -338,7 +340,7 @@ async fn a_workload_with_an_svid_is_known_in_the_other_cluster() {
             "URI=spiffe://east.example/ns/shop/sa/admin",
         );
         let answer = if alpn == b"h2" {
-            let mut client = crate::mesh::h2(tls).await;
+            let mut client = Box::pin(crate::mesh::h2(tls)).await;
             let request = request.body(crate::mesh::empty()).unwrap();
             crate::mesh::collect(client.send_request(request).await.unwrap()).await
         } else {
@@ -489,6 +491,55 @@ async fn a_caller_that_leaves_ends_its_request_at_the_service() {
             assert_eq!(line["verdict"], "downstream-closed", "{line}");
             assert_eq!(line["flags"], "DC");
         }
+    }
+}
+
+#[tokio::test]
+async fn callers_that_do_not_read_hold_up_nobody_else() {
+    let service = HttpService::start("west");
+    let pair = far(&service, &[]).await;
+    let mut stuck = Vec::new();
+    // Four for each worker would fill a window of four streams between the gateways.
+    for nth in 0..24 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut tcp = socket.connect(pair.east.apps()).await.unwrap();
+        let head = format!("GET /big HTTP/1.1\r\nhost: {HELLO}\r\n\r\n");
+        tcp.write_all(head.as_bytes()).await.unwrap();
+        service.arrived(nth + 1).await;
+        let head = read_head(&mut tcp).await.unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        stuck.push(tcp);
+    }
+    // Until long after every buffer on the way is full.
+    let began = std::time::Instant::now();
+    while began.elapsed() < std::time::Duration::from_secs(4) {
+        let answer = get(pair.east.apps(), HELLO, "/bytes/100000").await;
+        assert_eq!(answer.body.len(), 100_000);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_broken_off_and_says_so_in_the_log() {
+    let service = TcpService::with(|mut tcp| async move {
+        read_head(&mut tcp).await.ok();
+        let half = "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf of it";
+        tcp.write_all(half.as_bytes()).await.unwrap();
+    });
+    let backend = endpoints(&[service.address()]);
+    let backend = format!("backends: [{{ version: h1, {backend} }}]");
+    let gateway = Gateway::alone(&near_route("hello", &[&backend])).await;
+    for (nth, wire) in [Wire::H1, Wire::H2].into_iter().enumerate() {
+        let id = format!("half-{nth}");
+        let mut client = Client::connect(gateway.apps(), &wire).await.unwrap();
+        let head = client.head("GET", HELLO, "/").header("x-request-id", &id);
+        let head = head.header("te", "trailers");
+        let request = head.body(AnyBody::empty()).unwrap();
+        let answer = within("the end of half an answer", client.send(request)).await;
+        answer.unwrap_err();
+        let line = gateway.request(&id).await;
+        assert_eq!(line["verdict"], "upstream-reset", "{line}");
+        assert_eq!(line["bytes_sent"], 10);
     }
 }
 

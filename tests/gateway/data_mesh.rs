@@ -20,13 +20,13 @@ pub(crate) struct Gateway {
 impl Gateway {
     /// East alone, with these routes.
     pub(crate) async fn alone(routes: &str) -> Self {
-        Self::of(Cluster::new("east"), routes).await
+        Box::pin(Self::of(Cluster::new("east"), routes)).await
     }
 
     /// The gateway of a cluster, with these routes.
     pub(crate) async fn of(cluster: Cluster, routes: &str) -> Self {
         cluster.write("routes.yaml", routes);
-        let process = cluster.start().await;
+        let process = Box::pin(cluster.start()).await;
         Self { cluster, process }
     }
 
@@ -114,7 +114,7 @@ impl Pair {
     /// Starts both; the texts are their routes.
     pub(crate) async fn new(east: &str, west: &str) -> Self {
         let clusters = (Cluster::new("east"), Cluster::new("west"));
-        Self::of(clusters, east, west).await
+        Box::pin(Self::of(clusters, east, west)).await
     }
 
     /// Starts both of these clusters.
@@ -124,8 +124,8 @@ impl Pair {
         west_routes: &str,
     ) -> Self {
         east.meet(&west);
-        let west = Gateway::of(west, west_routes).await;
-        let east = Gateway::of(east, east_routes).await;
+        let west = Box::pin(Gateway::of(west, west_routes)).await;
+        let east = Box::pin(Gateway::of(east, east_routes)).await;
         Self { east, west }
     }
 

@@ -165,6 +165,10 @@ impl Seen {
     }
 }
 
+/// More than all buffers between a service and a caller that does not read.
+pub(crate) const BIG: usize = 16 << 20;
+static ZEROS: [u8; BIG] = [0; BIG];
+
 /// An HTTP service, HTTP/1.1 and HTTP/2 with prior knowledge.
 ///
 /// | path | answer |
@@ -172,6 +176,7 @@ impl Seen {
 /// | `/echo` | the body as it comes, and its trailers |
 /// | `/sum` | length and checksum of the body |
 /// | `/bytes/N` | N bytes of [`pattern`] |
+/// | `/big` | [`BIG`] bytes |
 /// | `/status/N` | that status |
 /// | `/early` | 200 before the body is read |
 /// | `/switch` | 101, then an echo of bytes with `echo:` before the first |
@@ -383,6 +388,7 @@ async fn as_the_path_says(request: Request<Incoming>, state: &HttpState) -> Resp
             response
         }
         ["bytes", count] => Response::new(AnyBody::of(pattern(count.parse().unwrap()))),
+        ["big"] => Response::new(AnyBody::of(Bytes::from_static(&ZEROS))),
         ["status", code] => status(code.parse().unwrap()),
         ["early"] => {
             io().spawn(request.into_body().collect());

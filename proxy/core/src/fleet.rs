@@ -23,7 +23,9 @@ use std::time::Duration;
 use crate::balance::mix;
 use crate::health::{Active, ActiveVerdict};
 use crate::outlier::{Counted, EjectCause, Ejection, Outlier, count};
-use crate::snapshot::{ActiveCheck, Cluster, Endpoint, EndpointKey, ErrorRate, Failure, Snapshot};
+use crate::snapshot::{
+    ActiveCheck, Cluster, Endpoint, EndpointKey, ErrorRate, Failure, Level, Snapshot,
+};
 use crate::time::Time;
 
 use level::LevelState;
@@ -177,7 +179,8 @@ impl Fleet {
             let route = self.routes.entry(cluster.route.clone()).or_default();
             route.push(ix);
         }
-        self.rehome(snapshot, now);
+        self.rehome(snapshot, &known, now);
+        let known = Known::new(&known);
         self.clusters = (snapshot.clusters.iter())
             .map(|cluster| self.take_over(cluster, &known))
             .collect();
@@ -205,8 +208,9 @@ impl Fleet {
         if let Some(level) = cluster.levels.get_mut(home.level) {
             match counted {
                 Counted::Good => level.window.add(false, now),
-                Counted::Bad | Counted::Unreachable => level.window.add(true, now),
-                Counted::Nothing => {}
+                Counted::Bad => level.window.add(true, now),
+                // No request can be at fault for it.
+                Counted::Unreachable | Counted::Nothing => {}
             }
         }
         if let Some(cause) = state.outlier.record(counted, passive, now) {
@@ -538,7 +542,7 @@ impl Fleet {
     }
 
     /// Gives every endpoint of the snapshot its place and check, and forgets those that left.
-    fn rehome(&mut self, snapshot: &Snapshot, now: Time) {
+    fn rehome(&mut self, snapshot: &Snapshot, known: &[ClusterState], now: Time) {
         let mut homes: BTreeMap<EndpointKey, Home> = BTreeMap::new();
         let widest = |home: &Home| {
             (snapshot.clusters.get(home.cluster)).map_or(0, |cluster| cluster.levels.len())
@@ -559,18 +563,22 @@ impl Fleet {
                 }
             }
         }
-        for state in self.endpoints.values_mut() {
-            state.home = None;
-        }
+        let before: BTreeMap<EndpointKey, Home> = (self.endpoints.iter_mut())
+            .filter_map(|(key, state)| Some((key.clone(), state.home.take()?)))
+            .collect();
         for (key, home) in homes {
-            let has_check = (snapshot.clusters.get(home.cluster))
-                .is_some_and(|cluster| cluster.active.is_some());
+            let asked = |cluster: &Cluster| cluster.active.clone();
+            let now_asked = snapshot.clusters.get(home.cluster).and_then(asked);
+            let was_asked = (before.get(&key))
+                .and_then(|home| known.get(home.cluster))
+                .and_then(|state| asked(&state.cluster));
             let state = self.endpoints.entry(key).or_default();
             state.home = Some(home);
-            if !has_check {
-                state.active = None;
-            } else if state.active.is_none() {
-                state.active = Some(Active::new(now));
+            match &mut state.active {
+                active if now_asked.is_none() => *active = None,
+                None => state.active = Some(Active::new(now)),
+                Some(active) if now_asked != was_asked => active.asked_anew(now),
+                Some(_) => {}
             }
         }
         self.endpoints
@@ -589,26 +597,16 @@ impl Fleet {
     }
 
     /// A cluster with its levels as far as they are known: from itself, else from another cluster
-    /// of its route that has a level of that name, for they fail over together.
-    fn take_over(&self, cluster: &Cluster, known: &[ClusterState]) -> ClusterState {
-        let itself = known
-            .iter()
-            .find(|state| state.cluster.name == cluster.name);
-        let of_route = || {
-            known
-                .iter()
-                .filter(|state| state.cluster.route == cluster.route)
-        };
+    /// of its route that has a level like it, for they fail over together.
+    fn take_over(&self, cluster: &Cluster, known: &Known<'_>) -> ClusterState {
+        let itself = known.by_name.get(&*cluster.name);
         let statuses = self.statuses(cluster);
-        let levels = (0..cluster.levels.len())
-            .map(|level| {
-                itself
-                    .and_then(|state| state.level_like(cluster, level))
-                    .or_else(|| of_route().find_map(|state| state.level_like(cluster, level)))
-                    .unwrap_or_else(|| {
-                        let healthy = healthy_share(cluster, &statuses, level);
-                        LevelState::new(capacity(healthy, &cluster.failover))
-                    })
+        let levels = (known.levels_like(cluster).into_iter().enumerate())
+            .map(|(level, known)| {
+                known.unwrap_or_else(|| {
+                    let healthy = healthy_share(cluster, &statuses, level);
+                    LevelState::new(capacity(healthy, &cluster.failover))
+                })
             })
             .collect();
         ClusterState {
@@ -732,17 +730,98 @@ impl ClusterState {
             .min()
     }
 
-    /// The state of the level that is called as `cluster`'s level `ix`; of several with one name,
-    /// the same in order.
-    fn level_like(&self, cluster: &Cluster, ix: usize) -> Option<LevelState> {
-        let name = &cluster.levels.get(ix)?.name;
-        let nth = (cluster.levels.iter().take(ix))
-            .filter(|level| level.name == *name)
-            .count();
-        (self.cluster.levels.iter().zip(&self.levels))
-            .filter(|(level, _)| level.name == *name)
-            .nth(nth)
-            .map(|(_, state)| *state)
+    /// For each level of `cluster`, this one's that is likest, and how like it is.
+    ///
+    /// What a level is called says only where its endpoints stand: it changes with every rack that
+    /// comes and goes. Most of its endpoints stay.
+    fn levels_like(&self, cluster: &Cluster) -> Vec<Option<(Likeness, LevelState)>> {
+        let mut level_of: BTreeMap<&EndpointKey, usize> = BTreeMap::new();
+        for (at, level) in self.cluster.levels.iter().enumerate() {
+            let keys = (level.members.iter()).map(|ix| &self.cluster.endpoint(*ix).key);
+            level_of.extend(keys.map(|key| (key, at)));
+        }
+        let nth_of_name = |levels: &[Level], at: usize| {
+            let name = levels.get(at).map(|level| &level.name);
+            let before = levels.iter().take(at);
+            before.filter(|level| Some(&level.name) == name).count()
+        };
+        let likest = |(at, level): (usize, &Level)| {
+            let mut shared: BTreeMap<usize, usize> = BTreeMap::new();
+            for ix in &level.members {
+                if let Some(at) = level_of.get(&cluster.endpoint(*ix).key) {
+                    *shared.entry(*at).or_default() += 1;
+                }
+            }
+            let nth = nth_of_name(&cluster.levels, at);
+            (self.cluster.levels.iter().zip(&self.levels).enumerate())
+                .map(|(ix, (known, state))| {
+                    let likeness = Likeness {
+                        shared: shared.get(&ix).copied().unwrap_or_default(),
+                        named: known.name == level.name
+                            && nth_of_name(&self.cluster.levels, ix) == nth,
+                    };
+                    (likeness, *state)
+                })
+                .filter(|(likeness, _)| *likeness > Likeness::default())
+                // Of several that are as like, the first.
+                .rev()
+                .max_by_key(|(likeness, _)| *likeness)
+        };
+        cluster.levels.iter().enumerate().map(likest).collect()
+    }
+}
+
+/// How like two levels are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+struct Likeness {
+    /// How many endpoints are in both.
+    shared: usize,
+    /// Whether they are called the same; of several with one name, the same in order.
+    named: bool,
+}
+
+/// The clusters of the snapshot before, as they are looked for.
+struct Known<'a> {
+    by_name: BTreeMap<&'a str, &'a ClusterState>,
+    by_route: BTreeMap<&'a str, Vec<&'a ClusterState>>,
+}
+
+impl<'a> Known<'a> {
+    fn new(clusters: &'a [ClusterState]) -> Self {
+        let mut known = Self {
+            by_name: BTreeMap::new(),
+            by_route: BTreeMap::new(),
+        };
+        for state in clusters {
+            known.by_name.entry(&state.cluster.name).or_insert(state);
+            let of_route = known.by_route.entry(&state.cluster.route).or_default();
+            of_route.push(state);
+        }
+        known
+    }
+
+    /// The states that levels of `cluster` had, those of itself first.
+    fn levels_like(&self, cluster: &Cluster) -> Vec<Option<LevelState>> {
+        let itself = self.by_name.get(&*cluster.name);
+        let mut found = itself.map_or_else(Vec::new, |state| state.levels_like(cluster));
+        found.resize(cluster.levels.len(), None);
+        if found.iter().any(Option::is_none) {
+            let others: Vec<_> = (self.by_route.get(&*cluster.route).into_iter().flatten())
+                .map(|state| state.levels_like(cluster))
+                .collect();
+            for (at, found) in found
+                .iter_mut()
+                .enumerate()
+                .filter(|(_, found)| found.is_none())
+            {
+                *found = (others.iter().rev())
+                    .filter_map(|levels| levels.get(at).copied().flatten())
+                    .max_by_key(|(likeness, _)| *likeness);
+            }
+        }
+        (found.into_iter())
+            .map(|found| found.map(|(_, state)| state))
+            .collect()
     }
 }
 

@@ -102,6 +102,15 @@ impl Active {
         };
     }
 
+    /// Makes a check due at once, for another question is asked from here on. What the answers so far
+    /// amount to stays until there are others; one that is under way is not waited for.
+    pub fn asked_anew(&mut self, now: Time) {
+        *self = Self {
+            verdict: self.verdict,
+            ..Self::new(now)
+        };
+    }
+
     /// Takes an answer; returns the new verdict if it changed. An answer nobody waits for says
     /// nothing.
     pub fn finished(

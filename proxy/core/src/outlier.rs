@@ -13,7 +13,8 @@ const SLOTS: usize = 10;
 /// Why an endpoint was ejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EjectCause {
-    /// It could not be reached, so many times in a row: no request can be at fault.
+    /// It could not be reached, so many times in a row or by too large a share: no request can be at
+    /// fault.
     Unreachable,
     /// So many failures in a row.
     Consecutive,
@@ -154,6 +155,8 @@ pub struct Outlier {
     /// How many of the latest failures left the request unseen.
     unreachable_in_a_row: u32,
     window: Window,
+    /// As `window`, with what left the request unseen as the only failures.
+    unreachable: Window,
     ejected: Option<Ejection>,
 }
 
@@ -181,6 +184,7 @@ impl Outlier {
             Counted::Bad | Counted::Unreachable => true,
         };
         self.window.add(failed, now);
+        self.unreachable.add(counted == Counted::Unreachable, now);
         if !failed {
             self.in_a_row = 0;
             self.unreachable_in_a_row = 0;
@@ -195,15 +199,15 @@ impl Outlier {
             Counted::Good | Counted::Bad | Counted::Nothing => 0,
         };
         let limit = passive.consecutive;
-        if limit > 0 && self.unreachable_in_a_row >= limit {
+        let over =
+            |window: &Window| (passive.error_rate).is_some_and(|rate| window.is_over(rate, now));
+        if (limit > 0 && self.unreachable_in_a_row >= limit) || over(&self.unreachable) {
             return Some(EjectCause::Unreachable);
         }
         if limit > 0 && self.in_a_row >= limit {
             return Some(EjectCause::Consecutive);
         }
-        (passive.error_rate)
-            .is_some_and(|rate| self.window.is_over(rate, now))
-            .then_some(EjectCause::ErrorRate)
+        over(&self.window).then_some(EjectCause::ErrorRate)
     }
 
     /// The ejection under way.
@@ -289,6 +293,32 @@ mod tests {
             Some(EjectCause::ErrorRate)
         );
         assert_eq!(later.record(Counted::Bad, &passive, at(15)), None);
+    }
+
+    #[test]
+    fn a_share_that_could_not_be_reached_is_unreachable_whatever_counts_in_a_row() {
+        for consecutive in [0, 100] {
+            let passive = PassiveCheck {
+                consecutive,
+                ..passive()
+            };
+            let mut outlier = Outlier::default();
+            for _ in 0..9 {
+                assert_eq!(outlier.record(Counted::Good, &passive, at(5)), None);
+                assert_eq!(outlier.record(Counted::Unreachable, &passive, at(5)), None);
+            }
+            assert_eq!(outlier.record(Counted::Unreachable, &passive, at(5)), None);
+            let mut mixed = outlier;
+            // 11 of 20 could not be reached; or 10, and one answered badly.
+            assert_eq!(
+                outlier.record(Counted::Unreachable, &passive, at(5)),
+                Some(EjectCause::Unreachable)
+            );
+            assert_eq!(
+                mixed.record(Counted::Bad, &passive, at(5)),
+                Some(EjectCause::ErrorRate)
+            );
+        }
     }
 
     #[test]

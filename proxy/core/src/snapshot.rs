@@ -176,7 +176,8 @@ pub struct Rule {
 pub enum PathPattern {
     /// `/v1/orders`: this path alone.
     Exact(Arc<str>),
-    /// `/v1/*`: every path that begins with `/v1/`, and `/v1` itself is not one. Holds `/v1/`.
+    /// `/v1/*`: every path that begins with `/v1/`; `/v1` itself is one for deny rules alone. Holds
+    /// `/v1/`.
     Below(Arc<str>),
 }
 
@@ -351,7 +352,7 @@ pub enum Balance {
 pub struct Failover {
     /// The healthy share of a level below which traffic starts to leave it, 0 to 1.
     pub start: f64,
-    /// The healthy share at which all has left, below `start` unless both are 0.
+    /// The healthy share at which all has left, at most `start` and below 1.
     pub full: f64,
     /// How long a level must have been bad before more is moved away.
     pub hold: Duration,

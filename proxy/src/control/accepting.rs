@@ -1,23 +1,25 @@
 //! Which listeners accept: new ones are bound before a configuration is published.
+//!
+//! A socket belongs to its address. The name of the listener that it serves may change while it
+//! accepts, so that renaming a listener, or swapping two addresses, closes nothing.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
-use zeugma_core::snapshot::Snapshot;
+use zeugma_core::snapshot::{Listener, Snapshot};
 
 use super::{GatewayError, system};
-use crate::listener::{WorkerHandle, accept, bind};
+use crate::listener::{ServedName, WorkerHandle, accept, bind};
 use crate::runtime::Shared;
 
 /// The listeners that accept.
 pub(super) struct Accepting {
     shared: Arc<Shared>,
     workers: Arc<[WorkerHandle]>,
-    open: BTreeMap<Arc<str>, Bound>,
+    open: Vec<Bound>,
 }
 
 struct Bound {
@@ -25,18 +27,25 @@ struct Bound {
     address: SocketAddr,
     /// As it is: the kernel chooses a port where 0 is configured.
     actual: SocketAddr,
+    name: ServedName,
     task: AbortHandle,
 }
 
-/// Listeners bound for a configuration that is not published yet.
-pub(super) struct New(Vec<(Arc<str>, SocketAddr, TcpListener)>);
+/// Where each listener of a configuration that is not published yet will accept.
+pub(super) struct New(Vec<(Arc<str>, SocketAddr, Socket)>);
+
+enum Socket {
+    /// One that is open, by its place in [`Accepting::open`].
+    Kept(usize),
+    Fresh(TcpListener),
+}
 
 impl Accepting {
     pub(super) fn new(shared: Arc<Shared>, workers: Vec<WorkerHandle>) -> Self {
         Self {
             shared,
             workers: workers.into(),
-            open: BTreeMap::new(),
+            open: Vec::new(),
         }
     }
 
@@ -46,68 +55,112 @@ impl Accepting {
     /// The first address that cannot be bound; those bound before are closed again, unused.
     pub(super) fn bind_new(&self, snapshot: &Snapshot) -> Result<New, GatewayError> {
         let mut new = Vec::new();
-        for listener in &snapshot.listeners {
-            let known = self.open.get(&listener.name);
-            if known.is_some_and(|bound| bound.address == listener.address) {
-                continue;
-            }
-            let socket = bind(listener.address).map_err(|source| GatewayError::Listener {
-                name: listener.name.to_string(),
-                address: listener.address.to_string(),
-                source,
-            })?;
-            let socket =
-                TcpListener::from_std(socket).map_err(system("a listener cannot be watched"))?;
+        for (listener, kept) in snapshot
+            .listeners
+            .iter()
+            .zip(self.keep(&snapshot.listeners))
+        {
+            let socket = match kept {
+                Some(nth) => Socket::Kept(nth),
+                None => Socket::Fresh(listening(listener)?),
+            };
             new.push((Arc::clone(&listener.name), listener.address, socket));
         }
         Ok(New(new))
     }
 
-    /// Accepts on what was bound and stops listening where `snapshot` does not.
-    pub(super) fn commit(&mut self, snapshot: &Snapshot, new: New) {
-        self.open.retain(|name, bound| {
-            let kept = snapshot
-                .listener(name)
-                .is_some_and(|l| l.address == bound.address);
-            if !kept {
-                bound.task.abort();
+    /// The open socket that each listener keeps: one of its address, of its name if there are
+    /// several, as there may be of port 0.
+    fn keep(&self, listeners: &[Listener]) -> Vec<Option<usize>> {
+        let mut kept = vec![None; listeners.len()];
+        let mut taken = vec![false; self.open.len()];
+        for by_name in [true, false] {
+            for (listener, kept) in listeners.iter().zip(&mut kept) {
+                if kept.is_some() {
+                    continue;
+                }
+                let found =
+                    self.open
+                        .iter()
+                        .zip(&mut taken)
+                        .enumerate()
+                        .find(|(_, (bound, taken))| {
+                            !**taken
+                                && bound.address == listener.address
+                                && (!by_name || bound.name.get() == listener.name)
+                        });
+                if let Some((nth, (_, taken))) = found {
+                    *taken = true;
+                    *kept = Some(nth);
+                }
             }
-            kept
-        });
-        for (name, address, socket) in new.0 {
-            let actual = socket.local_addr().unwrap_or(address);
-            let accepting = accept(
-                socket,
-                Arc::clone(&name),
-                Arc::clone(&self.shared),
-                Arc::clone(&self.workers),
-            );
-            let task = tokio::task::spawn_local(accepting).abort_handle();
-            self.open.insert(
-                name,
-                Bound {
-                    address,
-                    actual,
-                    task,
-                },
-            );
         }
+        kept
+    }
+
+    /// Accepts on what was bound and stops listening where the new configuration does not.
+    pub(super) fn commit(&mut self, new: New) {
+        let mut before: Vec<Option<Bound>> = std::mem::take(&mut self.open)
+            .into_iter()
+            .map(Some)
+            .collect();
+        for (name, address, socket) in new.0 {
+            match socket {
+                Socket::Kept(nth) => {
+                    if let Some(bound) = before.get_mut(nth).and_then(Option::take) {
+                        bound.name.set(name);
+                        self.open.push(bound);
+                    }
+                }
+                Socket::Fresh(socket) => self.open(name, address, socket),
+            }
+        }
+        for unused in before.into_iter().flatten() {
+            unused.task.abort();
+        }
+    }
+
+    fn open(&mut self, name: Arc<str>, address: SocketAddr, socket: TcpListener) {
+        let actual = socket.local_addr().unwrap_or(address);
+        let name = ServedName::new(name);
+        let accepting = accept(
+            socket,
+            name.clone(),
+            Arc::clone(&self.shared),
+            Arc::clone(&self.workers),
+        );
+        let task = tokio::task::spawn_local(accepting).abort_handle();
+        self.open.push(Bound {
+            address,
+            actual,
+            name,
+            task,
+        });
     }
 
     /// Stops accepting and lets the workers end: theirs are the only other ends of their queues.
     pub(super) fn stop(&mut self) {
-        for bound in std::mem::take(&mut self.open).into_values() {
+        for bound in std::mem::take(&mut self.open) {
             bound.task.abort();
         }
         self.workers = Arc::new([]);
     }
 }
 
+fn listening(listener: &Listener) -> Result<TcpListener, GatewayError> {
+    let socket = bind(listener.address).map_err(|source| GatewayError::Listener {
+        name: listener.name.to_string(),
+        address: listener.address.to_string(),
+        source,
+    })?;
+    TcpListener::from_std(socket).map_err(system("a listener cannot be watched"))
+}
+
 impl fmt::Display for Accepting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (nth, (name, bound)) in self.open.iter().enumerate() {
+        for (nth, bound) in self.open.iter().enumerate() {
             let comma = if nth > 0 { ", " } else { "" };
-            write!(f, "{comma}{name} {}", bound.actual)?;
+            write!(f, "{comma}{} {}", bound.name.get(), bound.actual)?;
         }
         Ok(())
     }

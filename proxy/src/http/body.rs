@@ -4,14 +4,15 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
-use std::time::Instant;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
+use tokio::time::Sleep;
 
 use super::pool::StreamCount;
 use super::record::Record;
@@ -23,6 +24,9 @@ pub(crate) enum BodyError {
     /// The other side's body failed.
     #[error(transparent)]
     Hyper(#[from] hyper::Error),
+    /// No byte came for the idle time.
+    #[error("the endpoint sent nothing for {0:?}")]
+    Silent(Duration),
     /// Another try took the body over.
     #[error("this try was given up; another one sends the body")]
     Superseded,
@@ -284,6 +288,9 @@ pub(crate) struct Response {
     record: Record,
     /// Held until the endpoint has nothing more to send.
     held: Option<Held>,
+    /// How long the endpoint may be silent, and until when it may.
+    idle: Duration,
+    silent_until: Pin<Box<Sleep>>,
 }
 
 /// What a response in progress occupies, until dropped.
@@ -303,11 +310,13 @@ impl Outgoing {
     }
 
     /// An endpoint's body; `record` is closed and what is `held` released when it ends.
-    pub(crate) fn response(incoming: Incoming, record: Record, held: Held) -> Self {
+    pub(crate) fn response(incoming: Incoming, record: Record, held: Held, idle: Duration) -> Self {
         Self::Response(Box::new(Response {
             incoming,
             record,
             held: Some(held),
+            idle,
+            silent_until: Box::pin(tokio::time::sleep(idle)),
         }))
     }
 }
@@ -351,8 +360,15 @@ impl Response {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let polled = Pin::new(&mut self.incoming).poll_frame(cx);
         match &polled {
-            Poll::Pending => return Poll::Pending,
+            Poll::Pending => {
+                ready!(self.silent_until.as_mut().poll(cx));
+                self.held = None;
+                self.record.body_stalled();
+                return Poll::Ready(Some(Err(BodyError::Silent(self.idle))));
+            }
             Poll::Ready(Some(Ok(frame))) => {
+                let until = tokio::time::Instant::now() + self.idle;
+                self.silent_until.as_mut().reset(until);
                 if let Some(bytes) = frame.data_ref() {
                     self.record.sent(bytes.len());
                 }

@@ -5,26 +5,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderValue, Method, Request, Response, Uri, Version as HttpVersion, header, request};
-use hyper::body::{Body, Incoming};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode, Uri, Version as HttpVersion, header,
+    request,
+};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
-use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence};
+use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, peer_of};
+use zeugma_core::engine::{cluster_of, nothing_healthy};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
 use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, Sender, Tried, again, is_idempotent};
 use zeugma_core::route::{check_authority, check_authority_port, route_authority};
 use zeugma_core::snapshot::{
-    Cluster, Endpoint, EndpointIx, Failure, HttpVersion as EndpointVersion, ServiceIx,
+    Cluster, Endpoint, EndpointIx, Failure, HttpVersion as EndpointVersion, Peer, Role, ServiceIx,
 };
 use zeugma_core::verdict::Reason;
 
 use super::body::{Held, Outgoing, Progress, Source};
-use super::headers::{self, ZEUGMA_REASON};
-use super::pool::{Lease, SendError, Wire};
+use super::headers::{self, Claim, ZEUGMA_MIRROR, ZEUGMA_REASON};
+use super::pool::{Lease, SendError, StreamCount, Wire};
 use super::record::Record;
 use super::{Context, Version, mirror, reply, upgrade};
 use crate::account::{Closed, Destination, RequestFacts};
-use crate::connection::{describe, destination, explain_denial};
+use crate::connection::{describe, explain_denial};
 use crate::runtime::Published;
 use crate::upstream::{self, Pinned};
 
@@ -41,6 +46,10 @@ pub(super) struct Exchange {
     pub(super) caller: Option<SpiffeId>,
     /// Whether a peer's gateway sent it: it has applied its own policy already.
     pub(super) from_gateway: bool,
+    /// The caller's connection, where it asks for another protocol on it.
+    pub(super) upgrade: Option<OnUpgrade>,
+    /// A gateway whose word counts says who calls, but not so that it can be read.
+    is_unreadable: bool,
     record: Record,
 }
 
@@ -50,8 +59,14 @@ pub(super) async fn exchange(
     request: Request<Incoming>,
 ) -> Response<Outgoing> {
     let published = context.worker.shared.published.load_full();
+    let mut request = request;
+    let upgrade = upgrade::asked_for(context.version, &mut request);
     let (head, incoming) = request.into_parts();
     let mut exchange = Exchange::begin(context, &published, head);
+    exchange.upgrade = upgrade;
+    if exchange.is_unreadable {
+        return exchange.refuse(Reason::RequestMalformed, None);
+    }
     let service = match exchange.route(&published) {
         Ok(service) => service,
         Err(reason) => return exchange.refuse(reason, None),
@@ -59,34 +74,32 @@ pub(super) async fn exchange(
     if let Err(reason) = exchange.authorize(&published, service) {
         return exchange.refuse(reason, None);
     }
-    let target = published.snapshot.service(service);
     let Some(listener) = published.snapshot.listener(&context.listener) else {
         return exchange.refuse(Reason::Drained, None);
     };
-    let Some(cluster) = destination(listener.role, target) else {
-        return exchange.refuse(Reason::NoLocalEndpoint, None);
+    let cluster = match cluster_of(&published.snapshot, listener, service) {
+        Ok(cluster) => cluster,
+        Err(reason) => return exchange.refuse(reason, None),
     };
     let to = Pinned {
         published: Arc::clone(&published),
         cluster,
     };
-    // One with a body is answered as it is: the body would have to come before the other protocol.
-    let may_upgrade = context.version == Version::H1 && incoming.is_end_stream();
-    if may_upgrade && headers::upgrade(&exchange.head.headers).is_some() {
-        let request = Request::from_parts(exchange.head.clone(), incoming);
-        return upgrade::exchange(exchange, &to, request).await;
-    }
+    context.note_idle(to.cluster().timeouts.idle);
     let source = Source::new(incoming, to.cluster().retries.buffer_bytes_max);
     exchange.record.counts(source.clone());
-    mirror::start_all(&exchange, &published, target, &source);
-    exchange.answer(&to, &source).await
+    if exchange.upgrade.is_none() {
+        let target = published.snapshot.service(service);
+        mirror::start_all(&exchange, &published, target, &source);
+    }
+    exchange.answer(&to, listener.role, &source).await
 }
 
 impl Exchange {
     fn begin(context: &Rc<Context>, published: &Published, head: request::Parts) -> Self {
         let request_id = headers::request_id(&head.headers, || context.worker.draw());
         let is_grpc = headers::is_grpc(&head.headers) && context.version == Version::H2;
-        let handed_on = headers::attested(&head.headers);
+        let claim = headers::attested(&head.headers);
         let (caller, from_gateway) = match &context.identity {
             None => (None, false),
             Some(verified) => {
@@ -94,12 +107,12 @@ impl Exchange {
                     &published.snapshot,
                     context.source.ip(),
                     verified,
-                    handed_on.as_ref(),
+                    claim.id(),
                 ) {
                     Evidence::Asserted { id, .. } => (Some(id.clone()), true),
                     Evidence::Verified(_) | Evidence::Network => (
                         Some(verified.clone()),
-                        is_gateway(published, context, verified),
+                        gateway_of(published, context, verified).is_some(),
                     ),
                 }
             }
@@ -132,6 +145,11 @@ impl Exchange {
             duration: Duration::ZERO,
         };
         let record = Record::new(context, closed);
+        let attests = |verified| {
+            gateway_of(published, context, verified).is_some_and(|p| !p.attests.is_empty())
+        };
+        let is_unreadable =
+            matches!(claim, Claim::Unreadable) && context.identity.as_ref().is_some_and(attests);
         let context = Rc::clone(context);
         Self {
             context,
@@ -140,6 +158,8 @@ impl Exchange {
             is_grpc,
             caller,
             from_gateway,
+            upgrade: None,
+            is_unreadable,
             record,
         }
     }
@@ -188,15 +208,10 @@ impl Exchange {
         let listener = snapshot
             .listener(&self.context.listener)
             .ok_or(Reason::Drained)?;
-        let handed_on = headers::attested(&self.head.headers);
+        let claim = headers::attested(&self.head.headers);
         let evidence = match &self.context.identity {
             None => Evidence::Network,
-            Some(verified) => evidence(
-                snapshot,
-                self.context.source.ip(),
-                verified,
-                handed_on.as_ref(),
-            ),
+            Some(verified) => evidence(snapshot, self.context.source.ip(), verified, claim.id()),
         };
         let asking = Asking {
             listener,
@@ -234,7 +249,7 @@ impl Exchange {
     }
 
     /// Tries one endpoint after the other until one answers.
-    async fn answer(mut self, to: &Pinned, source: &Source) -> Response<Outgoing> {
+    async fn answer(mut self, to: &Pinned, role: Role, source: &Source) -> Response<Outgoing> {
         let worker = Rc::clone(&self.context.worker);
         let cluster = to.cluster();
         worker.with_budget(cluster, |budget, now| budget.request(now));
@@ -249,51 +264,56 @@ impl Exchange {
                     Some(Again::Free) => {}
                     Some(Again::Counted) => counted += 1,
                 }
-                worker
-                    .shared
-                    .metrics
-                    .retried(&cluster.route, before.failure.label());
+                let cause = before.failure.label();
+                worker.shared.metrics.retried(&cluster.route, cause);
             }
             attempts += 1;
             upstream::note_attempt(&worker, cluster, &attempt, attempts);
             let endpoint = cluster.endpoint(attempt.endpoint);
             let in_flight = worker.enter(&endpoint.key);
-            match self.try_endpoint(to, &attempt, attempts, source).await {
+            failed = match self.try_endpoint(to, &attempt, attempts, source).await {
+                Err(TryError::Caller) => return self.refuse(Reason::DownstreamClosed, None),
+                Err(TryError::Failed(failed)) => Some(failed),
                 Ok((response, stream)) => {
                     let held = Held { in_flight, stream };
-                    let Some(failure) = failure_in(endpoint, &response) else {
-                        worker.observe(&endpoint.key, Ok(()));
-                        return self.pass_on(response, held, endpoint.peer.is_some());
-                    };
-                    worker.observe(&endpoint.key, Err(failure));
-                    let response = Some((response, held, attempt.endpoint));
-                    failed = Some(Failed {
-                        failure,
-                        detail: String::new(),
-                        response,
-                    });
+                    match failure_in(endpoint, &response, self.upgrade.is_some()) {
+                        None => {
+                            worker.observe(&endpoint.key, Ok(()));
+                            return self.hand_over(to, response, held);
+                        }
+                        Some(failure) => {
+                            worker.observe(&endpoint.key, Err(failure));
+                            Some(Failed::by(failure, response, held))
+                        }
+                    }
                 }
-                Err(TryError::Failed { failure, detail }) => {
-                    worker.observe(&endpoint.key, Err(failure));
-                    failed = Some(Failed {
-                        failure,
-                        detail,
-                        response: None,
-                    });
-                }
-                Err(TryError::Caller) => return self.refuse(Reason::DownstreamClosed, None),
+            };
+        }
+        match failed {
+            None => self.refuse(nothing_healthy(role), None),
+            Some(Failed {
+                response: Some((response, held)),
+                ..
+            }) => self.pass_on(response, held, to.cluster().timeouts.idle),
+            Some(Failed {
+                failure, detail, ..
+            }) => self.refuse(reason_of(failure), Some(detail)),
+        }
+    }
+
+    /// Gives the endpoint's answer to the caller: a response, or another protocol.
+    fn hand_over(
+        mut self,
+        to: &Pinned,
+        response: Response<Incoming>,
+        held: Held,
+    ) -> Response<Outgoing> {
+        match self.upgrade.take() {
+            Some(downstream) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                upgrade::switch(self, to, response, downstream, held)
             }
+            Some(_) | None => self.pass_on(response, held, to.cluster().timeouts.idle),
         }
-        let Some(failed) = failed else {
-            return self.refuse(upstream::nothing_healthy(&to.published, to.cluster), None);
-        };
-        if let Some((response, held, endpoint)) = failed.response
-            && failed.failure != Failure::NoLocalEndpoint
-        {
-            let is_peer = cluster.endpoint(endpoint).peer.is_some();
-            return self.pass_on(response, held, is_peer);
-        }
-        self.refuse(reason_of(failed.failure), Some(failed.detail))
     }
 
     /// Whether the request may be sent once more, and whether that counts against its attempts.
@@ -339,11 +359,15 @@ impl Exchange {
         attempt: &Attempt,
         nth: u32,
         source: &Source,
-    ) -> Result<(Response<Incoming>, Option<super::pool::StreamCount>), TryError> {
+    ) -> Result<(Response<Incoming>, Option<StreamCount>), TryError> {
         let worker = Rc::clone(&self.context.worker);
         let cluster = to.cluster();
         let endpoint = cluster.endpoint(attempt.endpoint);
         let began = Instant::now();
+        if self.upgrade.is_some() {
+            let response = upgrade::try_endpoint(self, to, attempt, nth).await?;
+            return Ok((response, None));
+        }
         let mut stale = 0;
         loop {
             let wire = self.wire(endpoint);
@@ -354,10 +378,10 @@ impl Exchange {
                     if let Some(rule) = error.refused_rule {
                         self.note(|closed, _| *closed.rule = Some(rule));
                     }
-                    return Err(TryError::Failed {
-                        failure: Failure::Connect,
-                        detail: error.detail,
-                    });
+                    if error.is_first_told {
+                        worker.observe(&endpoint.key, Err(Failure::Connect));
+                    }
+                    return Err(TryError::untold(Failure::Connect, error.detail));
                 }
             };
             self.arrive(to, attempt, nth, Some(&lease));
@@ -374,10 +398,9 @@ impl Exchange {
             match deadlines.hold(source, sending).await {
                 Err(Late::Caller) => return Err(TryError::Caller),
                 Err(Late::Endpoint) => {
-                    return Err(TryError::Failed {
-                        failure: Failure::Timeout,
-                        detail: format!("no response from {} in time", endpoint.key),
-                    });
+                    worker.observe(&endpoint.key, Err(Failure::Timeout));
+                    let detail = format!("no response from {} in time", endpoint.key);
+                    return Err(TryError::untold(Failure::Timeout, detail));
                 }
                 Ok(Ok(sent)) => return Ok(sent),
                 Ok(Err(_)) if source.has_failed() => return Err(TryError::Caller),
@@ -386,10 +409,8 @@ impl Exchange {
                     stale += 1;
                 }
                 Ok(Err(error)) => {
-                    return Err(TryError::Failed {
-                        failure: error.failure,
-                        detail: error.detail,
-                    });
+                    worker.observe(&endpoint.key, Err(error.failure));
+                    return Err(TryError::untold(error.failure, error.detail));
                 }
             }
         }
@@ -449,6 +470,12 @@ impl Exchange {
             out.remove(header::EXPECT);
             out.remove(header::HOST);
             out.remove(&ZEUGMA_REASON);
+            if !self.from_gateway {
+                out.remove(&ZEUGMA_MIRROR);
+            }
+            if !is_h2 {
+                headers::join_cookies(out);
+            }
             if !is_h2 && let Ok(host) = HeaderValue::try_from(&authority) {
                 out.insert(header::HOST, host);
             }
@@ -496,6 +523,13 @@ impl Exchange {
         });
     }
 
+    /// Notes the rule that an endpoint's certificate breaks.
+    pub(super) fn note_refused(&mut self, rule: Option<String>) {
+        if rule.is_some() {
+            self.note(|closed, _| *closed.rule = rule);
+        }
+    }
+
     /// Adds to what is told of this request.
     pub(super) fn note(&mut self, tell: impl FnOnce(&mut NotedClosed<'_>, &mut RequestFacts)) {
         let Some(closed) = self.record.facts() else {
@@ -528,22 +562,28 @@ impl Exchange {
         mut self,
         response: Response<Incoming>,
         held: Held,
-        is_peer: bool,
+        idle: Duration,
     ) -> Response<Outgoing> {
         let (mut head, incoming) = response.into_parts();
         headers::remove_hop_by_hop(&mut head.headers);
-        if !is_peer {
-            head.headers.remove(&ZEUGMA_REASON);
-        }
+        // It is between gateways; ours to the calling one is made by `reply`.
+        head.headers.remove(&ZEUGMA_REASON);
         head.version = self.head.version;
         let status = head.status.as_u16();
         self.note(|_, request| request.status = status);
-        Response::from_parts(head, Outgoing::response(incoming, self.record, held))
+        Response::from_parts(head, Outgoing::response(incoming, self.record, held, idle))
     }
 
     /// Answers ourselves.
     pub(super) fn refuse(mut self, reason: Reason, detail: Option<String>) -> Response<Outgoing> {
-        let response = reply::reply(reason, &self.request_id, self.is_grpc);
+        let mut response = reply::reply(reason, &self.request_id, self.is_grpc);
+        if self.head.method == Method::HEAD {
+            reply::drop_body(&mut response);
+        }
+        if self.from_gateway && reason == Reason::ConnectFailed {
+            // No endpoint saw the request either: the calling gateway may try any method elsewhere.
+            reply::tell_no_local_endpoint(&mut response);
+        }
         let status = reply::status(reason).as_u16();
         self.note(|closed, request| {
             request.status = status;
@@ -557,7 +597,7 @@ impl Exchange {
     }
 
     /// The record, for an answer that outlives the exchange.
-    pub(super) fn into_record(mut self, status: http::StatusCode) -> Record {
+    pub(super) fn into_record(mut self, status: StatusCode) -> Record {
         self.note(|_, request| request.status = status.as_u16());
         self.record
     }
@@ -571,19 +611,40 @@ pub(super) struct NotedClosed<'a> {
     pub(super) reason: &'a mut Reason,
 }
 
-enum TryError {
-    Failed {
-        failure: Failure,
-        detail: String,
-    },
+pub(super) enum TryError {
+    Failed(Failed),
     /// The caller's own body failed: nobody is left to answer.
     Caller,
 }
 
-struct Failed {
+impl TryError {
+    /// A failure without a response that could be passed on.
+    pub(super) const fn untold(failure: Failure, detail: String) -> Self {
+        Self::Failed(Failed {
+            failure,
+            detail,
+            response: None,
+        })
+    }
+}
+
+pub(super) struct Failed {
     failure: Failure,
     detail: String,
-    response: Option<(Response<Incoming>, Held, EndpointIx)>,
+    /// What the caller gets if no other endpoint answers better.
+    response: Option<(Response<Incoming>, Held)>,
+}
+
+impl Failed {
+    fn by(failure: Failure, response: Response<Incoming>, held: Held) -> Self {
+        let is_answer = matches!(failure, Failure::Status(_) | Failure::Unavailable);
+        let detail = format!("answered {}", response.status());
+        Self {
+            failure,
+            detail,
+            response: is_answer.then_some((response, held)),
+        }
+    }
 }
 
 struct Deadlines {
@@ -640,32 +701,45 @@ impl Deadlines {
     }
 }
 
-fn is_gateway(published: &Published, context: &Context, verified: &SpiffeId) -> bool {
+/// The peer whose gateway a verified caller is.
+fn gateway_of<'a>(
+    published: &'a Published,
+    context: &Context,
+    verified: &SpiffeId,
+) -> Option<&'a Peer> {
     let snapshot = &published.snapshot;
-    zeugma_core::authorize::peer_of(snapshot, context.source.ip(), verified).is_some_and(|ix| {
-        snapshot
-            .peer(ix)
-            .ids
-            .iter()
-            .any(|pattern| pattern.matches(verified))
-    })
+    let peer = snapshot.peer(peer_of(snapshot, context.source.ip(), verified)?);
+    peer.ids
+        .iter()
+        .any(|pattern| pattern.matches(verified))
+        .then_some(peer)
 }
 
 /// The failure that a response is a sign of, if it is.
-pub(super) fn failure_in(endpoint: &Endpoint, response: &Response<Incoming>) -> Option<Failure> {
-    let headers = response.headers();
+fn failure_in(
+    endpoint: &Endpoint,
+    response: &Response<Incoming>,
+    asks_upgrade: bool,
+) -> Option<Failure> {
+    let (status, headers) = (response.status(), response.headers());
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        // RFC 9110 §15.2.2: only to what was asked for. Anything else would be a way around us.
+        let agreed = asks_upgrade && headers::upgrades_to_websocket(headers);
+        return (!agreed).then_some(Failure::Reset);
+    }
+    let unavailable = headers.get("grpc-status").is_some_and(|code| code == "14");
     let no_local_endpoint = Reason::NoLocalEndpoint.label();
     if endpoint.peer.is_some()
+        && (status == StatusCode::SERVICE_UNAVAILABLE || unavailable)
         && headers
             .get(&ZEUGMA_REASON)
             .is_some_and(|why| why == no_local_endpoint)
     {
         return Some(Failure::NoLocalEndpoint);
     }
-    if headers.get("grpc-status").is_some_and(|code| code == "14") {
+    if unavailable {
         return Some(Failure::Unavailable);
     }
-    let status = response.status();
     status
         .is_server_error()
         .then(|| Failure::Status(status.as_u16()))

@@ -50,22 +50,34 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// The protocol a request wants to change to, if it does (RFC 9110 §7.8).
+/// Whether a message changes the protocol to WebSocket, and to nothing else (RFC 6455 §4).
 ///
-/// Not `h2c`, which callers offer with requests that are meant to be answered as they are
-/// (RFC 9113 §3.1 withdrew it).
-pub(crate) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
-    let asks = headers.get_all(header::CONNECTION).iter().any(|value| {
+/// No other protocol is passed: after `h2c`, for one, requests would flow that nobody authorizes.
+pub(crate) fn upgrades_to_websocket(headers: &HeaderMap) -> bool {
+    let connection = headers.get_all(header::CONNECTION).iter().any(|value| {
         value.to_str().is_ok_and(|text| {
             text.split(',')
                 .any(|one| one.trim().eq_ignore_ascii_case("upgrade"))
         })
     });
-    if asks {
-        let protocol = headers.get(header::UPGRADE)?;
-        (!protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
-    } else {
-        None
+    let mut protocols = headers.get_all(header::UPGRADE).iter();
+    let only = protocols.next().filter(|_| protocols.next().is_none());
+    connection && only.is_some_and(|only| only.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
+/// Joins the lines that HTTP/2 splits a cookie into (RFC 9113 §8.2.3).
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(header::COOKIE).iter();
+    if crumbs.nth(1).is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, joined);
     }
 }
 
@@ -104,25 +116,50 @@ pub(crate) fn request_id(headers: &HeaderMap, draw: impl Fn() -> u64) -> String 
     kept.map_or_else(|| format!("{:016x}{:016x}", draw(), draw()), str::to_owned)
 }
 
-/// The identity that the last element of `x-forwarded-client-cert` attests.
-///
-/// Exactly one element with exactly one `URI` is read; anything else attests nothing.
-pub(crate) fn attested(headers: &HeaderMap) -> Option<SpiffeId> {
+/// What `x-forwarded-client-cert` says of who calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// Nothing.
+    Absent,
+    /// This.
+    Of(SpiffeId),
+    /// Something that must not be guessed at: several elements, or none with exactly one ID.
+    Unreadable,
+}
+
+impl Claim {
+    pub(crate) const fn id(&self) -> Option<&SpiffeId> {
+        match self {
+            Self::Of(id) => Some(id),
+            Self::Absent | Self::Unreadable => None,
+        }
+    }
+}
+
+/// The identity that `x-forwarded-client-cert` attests: of exactly one element with one `URI`.
+pub(crate) fn attested(headers: &HeaderMap) -> Claim {
     let mut values = headers.get_all(&XFCC).iter();
-    let value = values.next()?.to_str().ok()?;
-    if values.next().is_some() || value.contains([',', '"', '\\']) {
-        return None;
-    }
-    let mut uris = value.split(';').filter_map(|pair| {
-        pair.split_once('=')
-            .filter(|(key, _)| key.eq_ignore_ascii_case("uri"))
-            .map(|(_, id)| id)
+    let Some(value) = values.next() else {
+        return Claim::Absent;
+    };
+    let only = values.next().is_none();
+    let id = value
+        .to_str()
+        .ok()
+        .filter(|text| only && !text.contains([',', '"', '\\']));
+    let id = id.and_then(|text| {
+        let mut uris = text.split(';').filter_map(|pair| {
+            let (key, id) = pair.split_once('=')?;
+            key.eq_ignore_ascii_case("uri").then_some(id)
+        });
+        let id = uris.next()?;
+        if uris.next().is_some() {
+            None
+        } else {
+            SpiffeId::parse(id).ok()
+        }
     });
-    let id = uris.next()?;
-    if uris.next().is_some() {
-        return None;
-    }
-    SpiffeId::parse(id).ok()
+    id.map_or(Claim::Unreadable, Claim::Of)
 }
 
 /// Replaces whatever the caller sent by the one element that we vouch for.
@@ -213,17 +250,17 @@ mod tests {
         let cart = SpiffeId::parse("spiffe://west.example/ns/shop/sa/cart").unwrap();
         assert_eq!(
             of("By=spiffe://a/gw;URI=spiffe://west.example/ns/shop/sa/cart"),
-            Some(cart)
+            Claim::Of(cart)
         );
         assert_eq!(
             of("By=spiffe://a/gw;URI=spiffe://a/x,By=b;URI=spiffe://a/y"),
-            None
+            Claim::Unreadable
         );
-        assert_eq!(of("URI=spiffe://a/x;URI=spiffe://a/y"), None);
-        assert_eq!(of("URI=\"spiffe://a/x\""), None);
-        assert_eq!(of("URI=not-an-id"), None);
+        assert_eq!(of("URI=spiffe://a/x;URI=spiffe://a/y"), Claim::Unreadable);
+        assert_eq!(of("URI=\"spiffe://a/x\""), Claim::Unreadable);
+        assert_eq!(of("URI=not-an-id"), Claim::Unreadable);
         let two = [("x-forwarded-client-cert", "URI=spiffe://a/x"); 2];
-        assert_eq!(attested(&map(&two)), None);
+        assert_eq!(attested(&map(&two)), Claim::Unreadable);
     }
 
     #[test]
@@ -275,5 +312,31 @@ mod tests {
             made
         );
         assert_eq!(request_id(&HeaderMap::new(), new), made);
+    }
+
+    #[test]
+    fn only_websocket_is_changed_to() {
+        let asks = |upgrade: &str| {
+            upgrades_to_websocket(&map(&[
+                ("connection", "keep-alive, Upgrade"),
+                ("upgrade", upgrade),
+            ]))
+        };
+        assert!(asks("websocket") && asks("WebSocket"));
+        assert!(!asks("h2c") && !asks("websocket, h2c") && !asks("TLS/1.2"));
+        assert!(!upgrades_to_websocket(&map(&[("upgrade", "websocket")])));
+        let two = [
+            ("connection", "upgrade"),
+            ("upgrade", "websocket"),
+            ("upgrade", "h2c"),
+        ];
+        assert!(!upgrades_to_websocket(&map(&two)));
+    }
+
+    #[test]
+    fn cookie_crumbs_are_joined_in_order() {
+        let mut headers = map(&[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3")]);
+        join_cookies(&mut headers);
+        assert_eq!(headers, map(&[("cookie", "a=1; b=2; c=3")]));
     }
 }

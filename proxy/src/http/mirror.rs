@@ -28,9 +28,10 @@ pub(super) fn start_all(
 ) {
     let original = Original {
         sender: exchange.sender(),
-        kind: match exchange.head.headers.contains_key(&ZEUGMA_MIRROR) {
-            true => Kind::Mirrored,
-            false => Kind::Primary,
+        kind: if exchange.from_gateway && exchange.head.headers.contains_key(&ZEUGMA_MIRROR) {
+            Kind::Mirrored
+        } else {
+            Kind::Primary
         },
         body_bytes: headers::content_length(&exchange.head.headers),
     };

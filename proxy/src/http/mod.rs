@@ -79,6 +79,15 @@ pub(crate) struct Context {
     _open: Rc<Open>,
     in_flight: Cell<usize>,
     requests: Cell<u64>,
+    /// How long nothing may move while requests are open: the longest of their routes.
+    idle: Cell<Duration>,
+}
+
+impl Context {
+    /// Takes up the idle time of a request's route.
+    pub(crate) fn note_idle(&self, idle: Duration) {
+        self.idle.set(self.idle.get().max(idle));
+    }
 }
 
 /// A service by what stays the same when the configuration changes.
@@ -137,6 +146,7 @@ pub(crate) async fn serve(
         _open: Rc::clone(&visit.open),
         in_flight: Cell::new(0),
         requests: Cell::new(0),
+        idle: Cell::default(),
     });
     let moved = Arc::new(Moved::default());
     let io = TokioIo::new(Counted {
@@ -147,10 +157,8 @@ pub(crate) async fn serve(
         Version::H1 => Box::pin(serve_h1(&context, &moved, io)).await,
         Version::H2 => Box::pin(serve_h2(&context, &moved, io)).await,
     };
-    visit.moved = (
-        moved.written.load(Ordering::Relaxed),
-        moved.read.load(Ordering::Relaxed),
-    );
+    visit.moved.down.set(moved.written.load(Ordering::Relaxed));
+    visit.moved.up.set(moved.read.load(Ordering::Relaxed));
     match ended {
         Ended::Ok => Reason::Completed,
         Ended::Idle => Reason::IdleTimeout,
@@ -244,6 +252,7 @@ struct Watch {
     moved: Arc<Moved>,
     requests: u64,
     read_then: u64,
+    moved_then: u64,
     quiet_since: Instant,
     head_since: Option<Instant>,
     leaving: Option<(tokio::time::Instant, Ended)>,
@@ -262,6 +271,7 @@ impl Watch {
             moved: Arc::clone(moved),
             requests: 0,
             read_then: 0,
+            moved_then: 0,
             quiet_since: Instant::now(),
             // What is served began with bytes: the first head is under way.
             head_since: Some(Instant::now()),
@@ -292,18 +302,30 @@ impl Watch {
 
     fn look(&mut self) -> Look {
         let read = self.moved.read.load(Ordering::Relaxed);
+        let moved = read + self.moved.written.load(Ordering::Relaxed);
         let requests = self.context.requests.get();
-        let busy = self.context.in_flight.get() > 0 || requests != self.requests;
-        if busy {
+        let in_flight = self.context.in_flight.get() > 0;
+        if moved != self.moved_then || requests != self.requests {
+            self.moved_then = moved;
+            self.quiet_since = Instant::now();
+        }
+        if in_flight || requests != self.requests {
             self.requests = requests;
             self.read_then = read;
-            self.quiet_since = Instant::now();
             self.head_since = None;
+            let idle = self.context.idle.get();
+            if in_flight && !idle.is_zero() && self.quiet_since.elapsed() > idle {
+                return Look::End(Ended::Idle);
+            }
             return Look::Fine;
         }
-        if self.context.version == Version::H1 && read != self.read_then {
+        // The first request, of any version, and the head of every later one of HTTP/1.1.
+        let awaits_head =
+            requests == 0 || (self.context.version == Version::H1 && read != self.read_then);
+        if awaits_head {
             let since = *self.head_since.get_or_insert_with(Instant::now);
-            if since.elapsed() > self.context.worker.shared.settings.limits.header_timeout {
+            let limit = self.context.worker.shared.settings.limits.header_timeout;
+            if since.elapsed() > limit {
                 return Look::End(Ended::HeadTooSlow);
             }
             return Look::Fine;

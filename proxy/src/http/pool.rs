@@ -11,11 +11,13 @@ use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::watch;
+use tokio::time::timeout;
 use zeugma_core::snapshot::{Endpoint, EndpointKey, EndpointTls, Failure};
 
 use super::OnThisWorker;
 use super::body::Outgoing;
 use crate::runtime::{Shared, Worker};
+use crate::transport::Stream;
 use crate::transport::mtls::{ALPN_H2, ALPN_HTTP1};
 use crate::upstream::{self, ConnectError, Pinned, Upstream};
 
@@ -30,6 +32,9 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Bytes one HTTP/2 stream may have waiting to be sent.
 const STREAM_SEND_BYTES: usize = 64 * 1024;
+
+/// What waiting for somebody else's connection may last beyond the connect timeout.
+const WAIT_MARGIN: Duration = Duration::from_millis(250);
 
 /// What is spoken with an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -72,6 +77,8 @@ struct Entry {
     h1: Vec<(Facts, http1::SendRequest<Outgoing>, Instant)>,
     h2: Vec<Multiplexed>,
     connecting: Option<watch::Receiver<Option<String>>>,
+    /// The endpoint agreed on HTTP/1.1 before: nobody waits for a connection to share.
+    speaks_h1: bool,
 }
 
 #[derive(Debug)]
@@ -79,6 +86,8 @@ struct Multiplexed {
     facts: Facts,
     sender: http2::SendRequest<Outgoing>,
     streams: Rc<Cell<usize>>,
+    /// How many streams the endpoint takes at once.
+    streams_max: Rc<Cell<usize>>,
     used: Instant,
 }
 
@@ -170,7 +179,7 @@ impl Pool {
     /// A connection to `endpoint`, opened if none is free.
     ///
     /// # Errors
-    /// None could be opened within the cluster's connect timeout.
+    /// None could be opened, or had, within the cluster's connect timeout.
     pub(crate) async fn lease(
         &self,
         worker: &Worker,
@@ -188,26 +197,55 @@ impl Pool {
             wire,
             credentials,
         };
+        // Whoever connects meets the connect timeout itself and tells of it; this bounds waiting.
+        let patience = upstream::connect_deadline(to.cluster(), endpoint) + WAIT_MARGIN;
+        let leasing = Box::pin(self.free_or_new(worker, to, endpoint, key));
+        timeout(patience, leasing).await.unwrap_or_else(|_elapsed| {
+            let detail = format!("no connection within {patience:?}");
+            Err(ConnectFailure {
+                detail,
+                refused_rule: None,
+                is_first_told: false,
+            })
+        })
+    }
+
+    async fn free_or_new(
+        &self,
+        worker: &Worker,
+        to: &Pinned,
+        endpoint: &Endpoint,
+        key: Key,
+    ) -> Result<Lease, ConnectFailure> {
         loop {
             if let Some(lease) = self.free(&key) {
                 return Ok(lease);
             }
-            if wire == Wire::H1 {
+            if key.wire == Wire::H1 || self.speaks_h1(&key) {
                 return self.open(worker, to, endpoint, key).await;
             }
             let Some(mut connecting) = self.connecting(&key) else {
                 return self.open_shared(worker, to, endpoint, key).await;
             };
-            // Bounded by the connect timeout of whoever connects; it is dropped with them.
+            // Dropped with whoever connects, and the whole is bounded by the connect timeout.
             if connecting.changed().await.is_ok()
-                && let Some(error) = connecting.borrow().clone()
+                && let Some(detail) = connecting.borrow().clone()
             {
+                // One connection failed; that it was waited for by many is told once.
                 return Err(ConnectFailure {
-                    detail: error,
+                    detail,
                     refused_rule: None,
+                    is_first_told: false,
                 });
             }
         }
+    }
+
+    fn speaks_h1(&self, key: &Key) -> bool {
+        self.entries
+            .borrow()
+            .get(key)
+            .is_some_and(|entry| entry.speaks_h1)
     }
 
     /// Forgets connections that are closed or were idle for long.
@@ -230,7 +268,7 @@ impl Pool {
         if let Some(one) = entry
             .h2
             .iter_mut()
-            .find(|one| one.streams.get() < STREAMS_MAX)
+            .find(|one| one.streams.get() < one.streams_max.get().min(STREAMS_MAX))
         {
             one.used = Instant::now();
             let stream = StreamCount::new(&one.streams);
@@ -331,6 +369,10 @@ impl Pool {
         };
         let io = TokioIo::new(stream);
         if !is_h2 {
+            if key.wire == Wire::Negotiated {
+                let mut entries = self.entries.borrow_mut();
+                entries.entry(key.clone()).or_default().speaks_h1 = true;
+            }
             let (sender, connection) = http1::handshake(io)
                 .await
                 .map_err(|error| ConnectFailure::of_http(&error))?;
@@ -344,34 +386,11 @@ impl Pool {
                 sender: Sender::H1(sender),
             });
         }
-        let mut builder = http2::Builder::new(OnThisWorker);
-        builder
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_send_buf_size(STREAM_SEND_BYTES);
-        if let Some(peer) = endpoint.peer {
-            let peer = to.published.snapshot.peer(peer);
-            builder
-                .keep_alive_interval(peer.keepalive_ping)
-                .keep_alive_timeout(peer.keepalive_timeout)
-                .keep_alive_while_idle(true);
-        }
-        let (sender, connection) = builder
-            .handshake(io)
-            .await
-            .map_err(|error| ConnectFailure::of_http(&error))?;
-        drop(tokio::task::spawn_local(async move {
-            note_end(connection.await)
-        }));
-        let streams = Rc::new(Cell::new(0));
-        let stream = StreamCount::new(&streams);
-        let multiplexed = Multiplexed {
-            facts: facts.clone(),
-            sender: sender.clone(),
-            streams,
-            used: Instant::now(),
-        };
+        let multiplexed = begin_h2(io, to, endpoint, facts.clone()).await?;
+        let (sender, stream) = (
+            multiplexed.sender.clone(),
+            StreamCount::new(&multiplexed.streams),
+        );
         self.entries
             .borrow_mut()
             .entry(key.clone())
@@ -387,12 +406,59 @@ impl Pool {
     }
 }
 
+/// Begins HTTP/2 on a connection; its driving task ends with its last sender.
+async fn begin_h2(
+    io: TokioIo<Stream>,
+    to: &Pinned,
+    endpoint: &Endpoint,
+    facts: Facts,
+) -> Result<Multiplexed, ConnectFailure> {
+    let mut builder = http2::Builder::new(OnThisWorker);
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(STREAM_SEND_BYTES);
+    if let Some(peer) = endpoint.peer {
+        let peer = to.published.snapshot.peer(peer);
+        builder
+            .keep_alive_interval(peer.keepalive_ping)
+            .keep_alive_timeout(peer.keepalive_timeout)
+            .keep_alive_while_idle(true);
+    }
+    let (sender, connection) = builder
+        .handshake(io)
+        .await
+        .map_err(|error| ConnectFailure::of_http(&error))?;
+    let streams = Rc::new(Cell::new(0));
+    let streams_max = Rc::new(Cell::new(STREAMS_MAX));
+    let told = Rc::clone(&streams_max);
+    let mut connection = Box::pin(connection);
+    drop(tokio::task::spawn_local(async move {
+        let driving = std::future::poll_fn(|cx| {
+            let polled = connection.as_mut().poll(cx);
+            told.set(connection.current_max_send_streams().max(1));
+            polled
+        });
+        note_end(driving.await);
+    }));
+    Ok(Multiplexed {
+        facts,
+        sender,
+        streams,
+        streams_max,
+        used: Instant::now(),
+    })
+}
+
 /// Why no connection could be leased.
 #[derive(Debug)]
 pub(crate) struct ConnectFailure {
     pub(crate) detail: String,
     /// The rule that the endpoint's certificate breaks, if that is why.
     pub(crate) refused_rule: Option<String>,
+    /// Whether health has not heard of it yet.
+    pub(crate) is_first_told: bool,
 }
 
 impl ConnectFailure {
@@ -400,6 +466,7 @@ impl ConnectFailure {
         Self {
             detail: error.to_string(),
             refused_rule: upstream::refused_rule(error),
+            is_first_told: true,
         }
     }
 
@@ -407,6 +474,7 @@ impl ConnectFailure {
         Self {
             detail: error.to_string(),
             refused_rule: None,
+            is_first_told: true,
         }
     }
 }

@@ -47,6 +47,14 @@ impl Record {
         }
     }
 
+    /// Closes the record of a response whose endpoint fell silent.
+    pub(crate) fn body_stalled(&mut self) {
+        if let Some(closed) = &mut self.closed {
+            closed.reason = Reason::IdleTimeout;
+        }
+        self.account();
+    }
+
     /// Closes the record with the end of the response body, keeping an earlier reason.
     pub(crate) fn body_ended(&mut self, ended: Result<(), String>) {
         if let (Some(closed), Err(detail)) = (&mut self.closed, ended) {

@@ -1,7 +1,8 @@
 //! The gateway's own answers: short, with the request's ID; the log with the same ID says why.
 
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode, Version};
+use http_body::Body;
 use zeugma_core::verdict::Reason;
 
 use super::body::Outgoing;
@@ -69,10 +70,23 @@ pub(crate) fn reply(reason: Reason, request_id: &str, is_grpc: bool) -> Response
         headers.insert(REQUEST_ID, id);
     }
     if reason == Reason::NoLocalEndpoint {
-        headers.insert(
-            ZEUGMA_REASON,
-            HeaderValue::from_static(Reason::NoLocalEndpoint.label()),
-        );
+        tell_no_local_endpoint(&mut response);
     }
     response
+}
+
+/// Leaves what a `HEAD` is answered: the length of the body, and none of it (RFC 9110 §9.3.2).
+pub(crate) fn drop_body(response: &mut Response<Outgoing>) {
+    if let Some(length) = response.body().size_hint().exact() {
+        response
+            .headers_mut()
+            .insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    *response.body_mut() = Outgoing::Empty;
+}
+
+/// Tells the calling gateway that no endpoint of this cluster saw the request.
+pub(crate) fn tell_no_local_endpoint(response: &mut Response<Outgoing>) {
+    let reason = HeaderValue::from_static(Reason::NoLocalEndpoint.label());
+    response.headers_mut().insert(ZEUGMA_REASON, reason);
 }

@@ -4,95 +4,82 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
+use http_body::Body;
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
+use zeugma_core::plan::Attempt;
 use zeugma_core::snapshot::Failure;
 use zeugma_core::verdict::Reason;
 
+use super::Version;
 use super::body::{Held, Outgoing};
-use super::exchange::{Exchange, failure_in};
+use super::exchange::{Exchange, TryError};
 use super::headers;
 use super::record::Record;
 use crate::connection::describe;
 use crate::relay::{Moved, RelayEnd, relay};
 use crate::transport::mtls::ALPN_HTTP1;
-use crate::upstream::{Pinned, Reached, Unreached, Upstream, connect_any};
+use crate::upstream::{self, Pinned, Upstream};
 
-/// Carries a request that asks for another protocol, on a connection of its own.
-pub(super) async fn exchange(
-    mut exchange: Exchange,
+/// The caller's connection, if the request asks to go on as WebSocket on it.
+pub(super) fn asked_for(version: Version, request: &mut Request<Incoming>) -> Option<OnUpgrade> {
+    let asked = version == Version::H1
+        && request.method() == Method::GET
+        && request.body().is_end_stream()
+        && headers::upgrades_to_websocket(request.headers());
+    asked.then(|| hyper::upgrade::on(request))
+}
+
+/// Sends the request to one endpoint, on a connection of its own.
+pub(super) async fn try_endpoint(
+    exchange: &mut Exchange,
     to: &Pinned,
-    mut request: Request<Incoming>,
-) -> Response<Outgoing> {
+    attempt: &Attempt,
+    nth: u32,
+) -> Result<Response<Incoming>, TryError> {
     let worker = Rc::clone(&exchange.context.worker);
     let cluster = to.cluster();
-    let Some(protocol) = headers::upgrade(request.headers()) else {
-        return exchange.refuse(Reason::Internal, None);
-    };
-    let downstream = hyper::upgrade::on(&mut request);
-    let reached = match connect_any(&worker, &to.published, to.cluster, &[ALPN_HTTP1]).await {
-        Ok(reached) => reached,
-        Err(Unreached { reason, last, rule }) => {
-            if rule.is_some() {
-                exchange.note(|closed, _| *closed.rule = rule);
-            }
-            return exchange.refuse(reason, last);
+    let endpoint = cluster.endpoint(attempt.endpoint);
+    let deadline = upstream::connect_deadline(cluster, endpoint);
+    let connected = upstream::connect(&worker.shared, deadline, endpoint, &[ALPN_HTTP1]).await;
+    let upstream = match connected {
+        Ok(upstream) => upstream,
+        Err(error) => {
+            worker.observe_connect(endpoint, &error);
+            upstream::note_refusal(&worker.shared, &error);
+            exchange.note_refused(upstream::refused_rule(&error));
+            return Err(TryError::untold(Failure::Connect, error.to_string()));
         }
     };
-    let Reached {
-        upstream,
-        attempt,
-        attempts,
-        in_flight,
-    } = reached;
-    let endpoint = cluster.endpoint(attempt.endpoint);
     let (address, identity) = (upstream.address.to_string(), upstream.identity.clone());
-    let destination = describe(
-        &to.published,
-        to.cluster,
-        &attempt,
-        address,
-        identity,
-        attempts,
-    );
-    exchange.arrived(destination, attempts);
+    let destination = describe(&to.published, to.cluster, attempt, address, identity, nth);
+    exchange.arrived(destination, nth);
     let mut builder = exchange.outgoing_head(endpoint, false);
     if let Some(out) = builder.headers_mut() {
         out.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        out.insert(UPGRADE, protocol.clone());
+        out.insert(UPGRADE, HeaderValue::from_static("websocket"));
     }
-    let Ok(outgoing) = builder.body(Outgoing::Empty) else {
-        return exchange.refuse(Reason::RequestMalformed, None);
+    // Every part was valid in the request that came in.
+    let outgoing = builder.body(Outgoing::Empty);
+    let outgoing = outgoing.unwrap_or_else(|_invalid| Request::new(Outgoing::Empty));
+    let patience = cluster.timeouts.response_headers;
+    let patience = cluster
+        .timeouts
+        .per_try
+        .map_or(patience, |per_try| per_try.min(patience));
+    let (failure, detail) = match timeout(patience, Box::pin(send(upstream, outgoing))).await {
+        Ok(Ok(response)) => return Ok(response),
+        Ok(Err(error)) => (Failure::Reset, error.to_string()),
+        Err(_elapsed) => (
+            Failure::Timeout,
+            format!("no response from {} in time", endpoint.key),
+        ),
     };
-    let held = Held {
-        in_flight,
-        stream: None,
-    };
-    match timeout(
-        cluster.timeouts.response_headers,
-        Box::pin(send(upstream, outgoing)),
-    )
-    .await
-    {
-        Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-            switch(exchange, to, response, downstream, held, protocol)
-        }
-        Ok(Ok(response)) if failure_in(endpoint, &response) == Some(Failure::NoLocalEndpoint) => {
-            worker.observe(&endpoint.key, Err(Failure::NoLocalEndpoint));
-            exchange.refuse(Reason::NoHealthyEndpoint, None)
-        }
-        Ok(Ok(response)) => exchange.pass_on(response, held, endpoint.peer.is_some()),
-        Ok(Err(error)) => {
-            worker.observe(&endpoint.key, Err(Failure::Reset));
-            exchange.refuse(Reason::UpstreamReset, Some(error.to_string()))
-        }
-        Err(_elapsed) => {
-            worker.observe(&endpoint.key, Err(Failure::Timeout));
-            exchange.refuse(Reason::UpstreamTimeout, None)
-        }
-    }
+    worker.observe(&endpoint.key, Err(failure));
+    Err(TryError::untold(failure, detail))
 }
 
 async fn send(
@@ -111,21 +98,20 @@ async fn send(
 }
 
 /// Tells the caller `101` and relays between the two upgraded connections.
-fn switch(
+pub(super) fn switch(
     exchange: Exchange,
     to: &Pinned,
     mut response: Response<Incoming>,
-    downstream: hyper::upgrade::OnUpgrade,
+    downstream: OnUpgrade,
     held: Held,
-    protocol: HeaderValue,
 ) -> Response<Outgoing> {
     let upstream = hyper::upgrade::on(&mut response);
     let (mut head, _no_body) = response.into_parts();
-    let protocol = head.headers.get(UPGRADE).cloned().unwrap_or(protocol);
     headers::remove_hop_by_hop(&mut head.headers);
     head.headers
         .insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    head.headers.insert(UPGRADE, protocol);
+    head.headers
+        .insert(UPGRADE, HeaderValue::from_static("websocket"));
     let idle = to.cluster().timeouts.idle;
     let shared = Arc::clone(&exchange.context.worker.shared);
     let tasks = exchange.context.worker.tasks.clone();

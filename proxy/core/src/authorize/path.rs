@@ -60,11 +60,12 @@ impl RequestPath {
         }
     }
 
-    /// Whether a server may take the path for what `pattern` names.
+    /// Whether a server may take the path for what `pattern` names. Many serve `/a/` and `/a` alike,
+    /// so slashes at the end do not count here, and `/a/*` names `/a` too.
     #[must_use]
     pub fn may_be(&self, pattern: &PathPattern) -> bool {
         match self {
-            Self::Clear { sent, folded } => is(sent, pattern) || is(folded, pattern),
+            Self::Clear { sent, folded } => is_alike(sent, pattern) || is_alike(folded, pattern),
             Self::Ambiguous => true,
         }
     }
@@ -89,6 +90,14 @@ fn is(path: &str, pattern: &PathPattern) -> bool {
             None => false,
         },
     }
+}
+
+/// As [`is`], but for slashes at the end.
+fn is_alike(path: &str, pattern: &PathPattern) -> bool {
+    let (PathPattern::Exact(named) | PathPattern::Below(named)) = pattern;
+    let ends_alike = unescape(named)
+        .is_some_and(|named| path.trim_end_matches('/') == named.trim_end_matches('/'));
+    ends_alike || is(path, pattern)
 }
 
 /// Undoes the escapes that mean nothing; `None` where one would hide something.
@@ -226,7 +235,10 @@ mod tests {
         for (received, surely, may) in [
             ("/v1/x", true, true),
             ("/v1/", true, true),
-            ("/v1", false, false),
+            // `/v1/*` does not allow `/v1`, but a server may serve them alike.
+            ("/v1", false, true),
+            ("/v1;a", false, true),
+            ("/v10", false, false),
             ("/v1//x", true, true),
             ("//v1/x", false, true),
             ("/v1;a/x", false, true),
@@ -238,7 +250,15 @@ mod tests {
         }
         assert!(path("/%61dmin").surely_is(&exact));
         assert!(path("//admin").may_be(&exact) && !path("//admin").surely_is(&exact));
-        assert!(!path("/admin/").may_be(&exact));
+        for received in ["/admin/", "/admin//", "//admin/", "/admin/;x"] {
+            assert!(path(received).may_be(&exact), "{received}");
+            assert!(!path(received).surely_is(&exact), "{received}");
+        }
+        assert!(path("/admin").may_be(&PathPattern::Exact("/admin/".into())));
+        assert!(!path("/admin").surely_is(&PathPattern::Exact("/admin/".into())));
+        assert!(!path("/admin/x").may_be(&exact) && !path("/").may_be(&exact));
+        let root = PathPattern::Exact("/".into());
+        assert!(path("//").may_be(&root) && !path("/a").may_be(&root));
         assert!(path("/v1/é").surely_is(&PathPattern::Exact("/v1/%c3%a9".into())));
     }
 

@@ -177,6 +177,8 @@ fn a_deny_rule_is_not_slipped_past_by_spelling() {
     for path in [
         "/admin/x",
         "//admin/x",
+        "/admin",
+        "/admin/",
         "/%61dmin/x",
         "/v1/../admin/x",
         "/v1/%2e%2e/admin/x",

@@ -228,6 +228,50 @@ fn when_every_level_fails_alike_nothing_is_ejected() {
 }
 
 #[test]
+fn a_level_that_cannot_be_reached_does_not_fail_alike() {
+    let mut fleet = fleet(vec![fixture::cluster(&[&["a"], &["b"], &["c"]])]);
+    let poison = Err(Failure::Status(503));
+    see(&mut fleet, "b", Err(Failure::Connect), 30, at(0.0));
+    see(&mut fleet, "c", Ok(()), 1, at(0.0));
+    see(&mut fleet, "c", Err(Failure::NoLocalEndpoint), 30, at(0.0));
+    // The second and third levels are down, which says nothing about the requests of the first.
+    see(&mut fleet, "a", poison, 4, at(0.0));
+    assert_eq!(fleet.status(&key("a")), Some(EndpointStatus::Healthy));
+    let alike = |event: &FleetEvent| matches!(event, FleetEvent::FailsAlike { .. });
+    assert!(!fleet.drain_events().iter().any(alike));
+    // Two of them are down: the last one is kept, though it fails.
+    see(&mut fleet, "a", poison, 30, at(0.0));
+    assert!(!fleet.drain_events().iter().any(alike));
+}
+
+#[test]
+fn connect_failures_over_the_error_rate_eject_though_every_level_fails_alike() {
+    for consecutive in [0, 5] {
+        let mut cluster = fixture::cluster(&[&["a", "b"], &["c"]]);
+        cluster.passive.consecutive = consecutive;
+        cluster.passive.keep_at_least = 0;
+        let mut fleet = fleet(vec![cluster]);
+        let poison = Err(Failure::Status(503));
+        see(&mut fleet, "b", poison, 40, at(0.0));
+        see(&mut fleet, "c", poison, 40, at(0.0));
+        // 11 of 20 could not be reached, never two in a row.
+        for _ in 0..9 {
+            see(&mut fleet, "a", Err(Failure::Connect), 1, at(1.0));
+            see(&mut fleet, "a", Ok(()), 1, at(1.0));
+        }
+        assert_eq!(fleet.status(&key("a")), Some(EndpointStatus::Healthy));
+        see(&mut fleet, "a", Err(Failure::Connect), 2, at(1.0));
+        assert_eq!(fleet.status(&key("a")), Some(EndpointStatus::Ejected));
+        let unreachable = FleetEvent::Ejected {
+            key: key("a"),
+            cause: EjectCause::Unreachable,
+            lasts: Duration::from_secs(30),
+        };
+        assert!(fleet.drain_events().contains(&unreachable));
+    }
+}
+
+#[test]
 fn a_level_that_answers_keeps_its_share_though_others_fail() {
     let mut fleet = fleet(vec![fixture::cluster(&[&["a"], &["b"], &["c"]])]);
     let bad = Err(Failure::Status(503));
@@ -398,6 +442,161 @@ fn clusters_of_a_route_share_endpoints_and_its_ports_fail_over_together() {
     kill(&mut fleet, "w2", at(0.0));
     let shares = fleet.shares(at(0.0));
     assert_eq!(shares.clusters[2].endpoints, [EndpointStatus::Ejected; 2]);
+}
+
+/// A cluster with levels of these names.
+fn named(levels: &[(&str, &[&str])]) -> Cluster {
+    let keys: Vec<&[&str]> = levels.iter().map(|(_, keys)| *keys).collect();
+    let mut cluster = fixture::cluster(&keys);
+    for (level, (name, _)) in cluster.levels.iter_mut().zip(levels) {
+        level.name = (*name).into();
+    }
+    cluster
+}
+
+#[test]
+fn a_level_that_is_called_otherwise_goes_on_waiting_for_failback() {
+    for (pushed, expected) in [
+        // An endpoint in another rack joins the level: its name says so.
+        (
+            named(&[("eu/1/a, eu/1/b", &["a1", "a2", "new"]), ("us", &["b"])]),
+            vec![0, 1000],
+        ),
+        // A nearer level appears, which is new and healthy, and the others move down.
+        (
+            named(&[
+                ("eu/1/z", &["z"]),
+                ("eu/1/a", &["a1", "a2"]),
+                ("us", &["b"]),
+            ]),
+            vec![1000, 0, 0],
+        ),
+        // The names change places, the endpoints do not.
+        (
+            named(&[("us", &["a1", "a2"]), ("eu/1/a", &["b"])]),
+            vec![0, 1000],
+        ),
+        // A level is split: both halves wait.
+        (
+            named(&[("eu/1/a", &["a1"]), ("eu/1/b", &["a2"]), ("us", &["b"])]),
+            vec![0, 0, 1000],
+        ),
+        // Every address is new: the name is all there is to go by.
+        (
+            named(&[("eu/1/a", &["n1", "n2"]), ("us", &["n3"])]),
+            vec![0, 1000],
+        ),
+    ] {
+        let mut fleet = fleet(vec![named(&[("eu/1/a", &["a1", "a2"]), ("us", &["b"])])]);
+        kill(&mut fleet, "a1", at(0.0));
+        kill(&mut fleet, "a2", at(0.0));
+        // Back when that is looked at: at 31 s, waiting until 91 s.
+        assert_eq!(shares(&mut fleet, at(31.0)), [0, 1000]);
+        let names: Vec<_> = pushed
+            .levels
+            .iter()
+            .map(|level| level.name.clone())
+            .collect();
+        let ramps = expected[0] == 0;
+        fleet.reconcile(&snapshot(vec![pushed]), at(40.0));
+        assert_eq!(shares(&mut fleet, at(40.0)), expected, "{names:?}");
+        if ramps && expected.len() == 2 {
+            assert_eq!(shares(&mut fleet, at(106.0)), [250, 750], "{names:?}");
+        }
+    }
+}
+
+#[test]
+fn a_level_that_is_held_stays_held_when_a_rack_joins_it() {
+    let with_hold = |mut cluster: Cluster| {
+        cluster.failover.hold = Duration::from_secs(20);
+        cluster
+    };
+    let before = named(&[("eu/1/a", &["a1", "a2"]), ("us", &["b"])]);
+    let mut fleet = fleet(vec![with_hold(before)]);
+    kill(&mut fleet, "a1", at(0.0));
+    let after = named(&[("eu/1/a, eu/1/b", &["a1", "a2", "a3"]), ("us", &["b"])]);
+    fleet.reconcile(&snapshot(vec![with_hold(after)]), at(10.0));
+    // 2 of 3 is c = 20/21, and held since 0 s.
+    assert_eq!(shares(&mut fleet, at(19.9)), [1000, 0]);
+    assert_eq!(shares(&mut fleet, at(20.0)), [952, 48]);
+}
+
+#[test]
+fn a_push_of_thousands_of_clusters_is_not_quadratic() {
+    let clusters: Vec<Cluster> = (0..3000)
+        .map(|n| Cluster {
+            name: format!("a/{n}:80").into(),
+            route: format!("a/{n}").into(),
+            ..named(&[("eu", &[&format!("{n}a")]), ("us", &[&format!("{n}b")])])
+        })
+        .collect();
+    let snapshot = snapshot(clusters);
+    let mut fleet = Fleet::new();
+    fleet.reconcile(&snapshot, Time::ZERO);
+    // A look at every known cluster for each would be 9 million comparisons of names a push.
+    for second in 1..4 {
+        fleet.reconcile(&snapshot, at(f64::from(second)));
+    }
+    let known = Known::new(&fleet.clusters);
+    assert_eq!((known.by_name.len(), known.by_route.len()), (3000, 3000));
+}
+
+#[test]
+fn a_cluster_that_fails_where_too_few_are_left_never_uses_what_is_ejected() {
+    // As the two clusters of a service are: what arrives from other clusters is refused at once.
+    let mut own = fixture::cluster(&[&["a", "b"]]);
+    own.name = "own".into();
+    own.failover.too_few = TooFew::Fail;
+    let mut fleet = fleet(vec![fixture::cluster(&[&["a", "b"], &["c"]]), own]);
+    kill(&mut fleet, "a", at(0.0));
+    kill(&mut fleet, "b", at(0.0));
+    let shares = fleet.shares(at(0.0));
+    assert_eq!(thousandths(&shares.clusters[0].levels), [0, 1000]);
+    assert!(shares.clusters[1].refuses() && !shares.clusters[1].too_few);
+    // The same where workloads get the ejected ones.
+    see(&mut fleet, "c", Err(Failure::Connect), 50, at(0.0));
+    assert!(fleet.shares(at(0.0)).clusters[1].refuses());
+}
+
+#[test]
+fn a_check_that_asks_otherwise_is_due_at_once() {
+    let with_check = |change: fn(&mut ActiveCheck)| {
+        let mut cluster = active(fixture::cluster(&[&["a"], &["b"]]));
+        change(cluster.active.as_mut().unwrap());
+        cluster
+    };
+    let mut fleet = fleet(vec![with_check(|check| {
+        check.every = Duration::from_secs(3600)
+    })]);
+    check_until(&mut fleet, &["a"], at(1.0));
+    assert!(fleet.next_wake() > Some(at(3000.0)));
+    // The same check goes on waiting.
+    fleet.reconcile(
+        &snapshot(vec![with_check(|check| {
+            check.every = Duration::from_secs(3600)
+        })]),
+        at(2.0),
+    );
+    assert_eq!(fleet.due_probes(at(2.0), 1), []);
+    for (second, change) in [
+        (
+            3.0,
+            (|check| check.every = Duration::from_secs(60)) as fn(&mut ActiveCheck),
+        ),
+        (4.0, |check| {
+            check.kind = ActiveKind::Http {
+                path: "/healthz".into(),
+                host: "b".into(),
+            };
+        }),
+    ] {
+        fleet.reconcile(&snapshot(vec![with_check(change)]), at(second));
+        // What the answers amounted to stays until there are new ones.
+        assert_eq!(fleet.status(&key("b")), Some(EndpointStatus::Healthy));
+        assert_eq!(fleet.due_probes(at(second), 1).len(), 2);
+        assert_eq!(fleet.due_probes(at(second), 1), []);
+    }
 }
 
 #[test]

@@ -1,0 +1,205 @@
+//! Walking a plan for a connection: one endpoint after the other, until one has committed itself.
+//!
+//! Until then nothing has reached the caller, so that the next endpoint can still be tried. What
+//! commits an endpoint differs: see [`Commit`].
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+use zeugma_core::engine::nothing_healthy;
+use zeugma_core::identity::SpiffeId;
+use zeugma_core::plan::plan;
+use zeugma_core::snapshot::{ClusterIx, Endpoint, EndpointTls, Failure, Role};
+use zeugma_core::verdict::Reason;
+
+use crate::connection::Visit;
+use crate::proxy_protocol;
+use crate::transport::Stream;
+use crate::transport::alert::is_no_local_endpoint;
+use crate::transport::mtls::ALPN_TCP;
+use crate::upstream::{self, Reached, Unreached, Upstream};
+
+/// How long a caller waits for all attempts together.
+const BUDGET: Duration = Duration::from_secs(30);
+/// What the first bytes of an answer are read into, to see whether it is a refusal.
+const ANSWER_BYTES: usize = 4096;
+
+/// What makes an endpoint the one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Commit<'a> {
+    /// It answers this ClientHello with anything but a fatal `internal_error` alert.
+    Hello(&'a [u8]),
+    /// It is connected; a peer's gateway has said that it has connected an endpoint of its own.
+    Tcp {
+        /// The identity handed on.
+        caller: Option<&'a SpiffeId>,
+    },
+}
+
+impl Commit<'_> {
+    const fn alpn(self) -> &'static [&'static [u8]] {
+        match self {
+            Self::Hello(_) => &[],
+            Self::Tcp { .. } => &[ALPN_TCP],
+        }
+    }
+
+    fn suits(self, endpoint: &Endpoint) -> bool {
+        let speaks_itself = endpoint.tls == EndpointTls::Workload;
+        match self {
+            Self::Hello(_) => speaks_itself,
+            Self::Tcp { .. } => !speaks_itself,
+        }
+    }
+}
+
+/// Walks the plan of `to` until an endpoint has committed itself.
+///
+/// # Errors
+/// None is healthy, none of those tried would, or the time for all of them is over.
+pub(crate) async fn walk(
+    visit: &Visit,
+    role: Role,
+    to: ClusterIx,
+    commit: Commit<'_>,
+) -> Result<Reached, Unreached> {
+    let mut failed = Failed::default();
+    let walking = Box::pin(try_each(visit, to, commit, &mut failed));
+    if let Ok(Some(reached)) = timeout(BUDGET, walking).await {
+        return Ok(reached);
+    }
+    let reason = match failed.attempts {
+        0 => nothing_healthy(role),
+        _ => Reason::ConnectFailed,
+    };
+    Err(Unreached {
+        reason,
+        last: failed.last,
+        rule: failed.rule,
+    })
+}
+
+#[derive(Debug, Default)]
+struct Failed {
+    attempts: u32,
+    last: Option<String>,
+    rule: Option<String>,
+}
+
+async fn try_each(
+    visit: &Visit,
+    to: ClusterIx,
+    commit: Commit<'_>,
+    failed: &mut Failed,
+) -> Option<Reached> {
+    let worker = &visit.worker;
+    let cluster = visit.published.snapshot.cluster(to);
+    let load = |endpoint| worker.load(cluster, endpoint);
+    let shares = visit.published.shares_of(to);
+    for attempt in plan(cluster, shares, &load, worker.draw_for(cluster)) {
+        let endpoint = cluster.endpoint(attempt.endpoint);
+        if !commit.suits(endpoint) {
+            continue;
+        }
+        failed.attempts += 1;
+        let in_flight = worker.enter(&endpoint.key);
+        upstream::note_attempt(worker, cluster, &attempt, failed.attempts);
+        let deadline = upstream::connect_deadline(cluster, endpoint);
+        let connected = upstream::connect(&worker.shared, deadline, endpoint, commit.alpn()).await;
+        let mut upstream = match connected {
+            Ok(upstream) => upstream,
+            Err(error) => {
+                worker.observe_connect(endpoint, &error);
+                upstream::note_refusal(&worker.shared, &error);
+                failed.last = Some(error.to_string());
+                failed.rule = upstream::refused_rule(&error);
+                continue;
+            }
+        };
+        let patience = match commit {
+            Commit::Hello(_) => cluster.timeouts.response_headers,
+            Commit::Tcp { .. } => deadline,
+        };
+        let committing = commit_to(visit, &mut upstream, endpoint, commit);
+        let failure = match timeout(patience, Box::pin(committing)).await {
+            Ok(Ok(())) => {
+                let attempts = failed.attempts;
+                return Some(Reached {
+                    upstream,
+                    attempt,
+                    attempts,
+                    in_flight,
+                });
+            }
+            Ok(Err(failure)) => failure,
+            Err(_elapsed) => Failure::Timeout,
+        };
+        worker.observe(&endpoint.key, Err(failure));
+        failed.last = Some(format!(
+            "{} was connected and then: {}",
+            endpoint.key,
+            failure.label()
+        ));
+        failed.rule = None;
+    }
+    None
+}
+
+async fn commit_to(
+    visit: &Visit,
+    upstream: &mut Upstream,
+    endpoint: &Endpoint,
+    commit: Commit<'_>,
+) -> Result<(), Failure> {
+    match commit {
+        Commit::Hello(hello) => {
+            let answer = greet(&mut upstream.stream, hello).await?;
+            upstream.stream.unread(answer);
+            Ok(())
+        }
+        Commit::Tcp { caller } => {
+            let to_gateway = upstream.alpn.as_deref() == Some(ALPN_TCP);
+            if !to_gateway && !endpoint.proxy_protocol {
+                return Ok(());
+            }
+            let header = proxy_protocol::header(visit.source, upstream.address, caller);
+            let stream = &mut upstream.stream;
+            stream
+                .write_all(&header)
+                .await
+                .map_err(|_broken| Failure::Reset)?;
+            stream.flush().await.map_err(|_broken| Failure::Reset)?;
+            if !to_gateway {
+                return Ok(());
+            }
+            match stream.read_u8().await {
+                Ok(proxy_protocol::CONNECTED) => Ok(()),
+                Ok(proxy_protocol::NO_LOCAL_ENDPOINT) => Err(Failure::NoLocalEndpoint),
+                Ok(_) | Err(_) => Err(Failure::Reset),
+            }
+        }
+    }
+}
+
+/// Sends the hello and reads the first bytes of the answer.
+async fn greet(stream: &mut Stream, hello: &[u8]) -> Result<Vec<u8>, Failure> {
+    stream
+        .write_all(hello)
+        .await
+        .map_err(|_broken| Failure::Reset)?;
+    let mut answer = Vec::with_capacity(ANSWER_BYTES);
+    loop {
+        match stream.read_buf(&mut answer).await {
+            Ok(0) | Err(_) => return Err(Failure::Reset),
+            Ok(_) => {}
+        }
+        if is_no_local_endpoint(&answer) {
+            return Err(Failure::NoLocalEndpoint);
+        }
+        // An alert is seven bytes; anything else is known to be an answer by its first.
+        if answer.len() >= 7 || answer.first() != Some(&21) {
+            return Ok(answer);
+        }
+    }
+}
