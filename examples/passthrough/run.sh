@@ -66,6 +66,6 @@ eventually "west's access log has the SNI and no identity" \
 blind() { ! grep -F 'sa/cart' west_gw.log east_gw.log; }
 claim "neither gateway knows of cart" blind
 eventually "west's access log says that it was asked for vault-admin" \
-  grep -E '"sni":"vault-admin\..*"tls.alert":"unrecognized_name".*"verdict":"sni-unknown"' west_gw.log
+  grep -E '"sni":"vault-admin\..*"verdict":"sni-unknown"' west_gw.log
 
 say "done: everything above held"

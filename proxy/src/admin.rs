@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -53,12 +53,19 @@ pub(crate) enum AdminListener {
 
 /// A Unix socket's file, removed when the gateway ends.
 #[derive(Debug)]
-pub(crate) struct SocketFile(PathBuf);
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    /// Device and inode: another gateway may have put its own in this place.
+    file: (u64, u64),
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // It may already be gone; nothing is served from it any more.
-        drop(std::fs::remove_file(&self.0));
+        let found = std::fs::symlink_metadata(&self.path);
+        if found.is_ok_and(|found| (found.dev(), found.ino()) == self.file) {
+            // It may already be gone; nothing is served from it any more.
+            drop(std::fs::remove_file(&self.path));
+        }
     }
 }
 
@@ -109,24 +116,50 @@ impl Interfaces {
     }
 }
 
+/// Binds a socket that only this user can connect, from its first moment on.
+///
+/// It is bound under another name in a folder that is closed to others, and moved into place with
+/// its mode. What is in its place is replaced only if it is a socket that nobody listens on.
 fn bind_unix(path: &Path) -> io::Result<AdminListener> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
+    let folder = path.parent().unwrap_or_else(|| Path::new(""));
+    std::fs::create_dir_all(folder)?;
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "what is there is not a socket; move it away or choose another path",
+            ));
+        }
+        Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "a process listens there",
+            ));
+        }
+        Ok(_left_behind) => {}
     }
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(io::Error::new(
-            io::ErrorKind::AddrInUse,
-            "a process listens there",
-        ));
-    }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
+    // A short name: the path of a socket has 107 bytes at most (unix(7)).
+    let private = folder.join(format!(".{:04x}", fastrand::u16(..)));
+    std::fs::DirBuilder::new().mode(0o700).create(&private)?;
+    let bound = bind_within(&private, path);
+    // Empty again, unless binding failed half-way; the socket is not in it.
+    drop(std::fs::remove_dir_all(&private));
+    bound
+}
 
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(AdminListener::Unix(listener, SocketFile(path.to_owned())))
+fn bind_within(private: &Path, path: &Path) -> io::Result<AdminListener> {
+    let hidden = private.join("s");
+    let listener = UnixListener::bind(&hidden)?;
+    std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600))?;
+    let bound = std::fs::symlink_metadata(&hidden)?;
+    std::fs::rename(&hidden, path)?;
+    let file = SocketFile {
+        path: path.to_owned(),
+        file: (bound.dev(), bound.ino()),
+    };
+    Ok(AdminListener::Unix(listener, file))
 }
 
 /// Serves all of them until cancelled.
@@ -338,4 +371,52 @@ async fn certs(State(shared): State<Arc<Shared>>) -> Response {
         "not_after": credentials.not_after(),
         "generation": credentials.generation(),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        let metadata = std::fs::symlink_metadata(path).unwrap();
+        assert!(metadata.file_type().is_socket());
+        metadata.mode() & 0o777
+    }
+
+    #[tokio::test]
+    async fn the_admin_socket_is_of_its_user_alone_and_replaces_only_one_left_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/admin.sock");
+        let first = bind_unix(&path).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        let files = std::fs::read_dir(path.parent().unwrap()).unwrap();
+        assert_eq!(files.count(), 1, "nothing else is left");
+        let in_use = bind_unix(&path).unwrap_err();
+        assert_eq!(in_use.kind(), io::ErrorKind::AddrInUse);
+        // A gateway that was killed leaves its file.
+        let AdminListener::Unix(listener, file) = first else {
+            panic!("a Unix socket");
+        };
+        drop(listener);
+        let second = bind_unix(&path).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        drop(file);
+        assert_eq!(mode(&path), 0o600, "it is not the first one's file");
+        drop(second);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_file_in_the_way_of_the_admin_socket_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notes.txt");
+        std::fs::write(&path, "precious").unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        for taken in [path.as_path(), link.as_path(), folder.path()] {
+            let refused = bind_unix(taken).unwrap_err().to_string();
+            assert!(refused.contains("move it away"), "{refused}");
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
 }

@@ -5,6 +5,7 @@
 mod accepting;
 mod reload;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,9 +14,10 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use zeugma_core::fleet::{Fleet, FleetEvent, Observation};
+use zeugma_core::names::Host;
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{EndpointKey, Snapshot};
 use zeugma_core::time::Time;
@@ -27,7 +29,7 @@ use crate::account::AccessLog;
 use crate::admin::{self, BindError, Interfaces};
 use crate::listener::WorkerHandle;
 use crate::metrics::Metrics;
-use crate::probe::probe;
+use crate::probe::{Finding, probe};
 use crate::resolve::{self, Names};
 use crate::runtime::{
     OBSERVATIONS_MAX, Phase, Published, RECORDS_GRACE, SOCKETS_MAX, Shared, work,
@@ -39,6 +41,9 @@ const OBSERVATIONS_BATCH: usize = 1024;
 /// What the threads get beyond the drain deadline to end: the time for their records, and as much
 /// again to stop.
 const GRACE: Duration = RECORDS_GRACE.saturating_mul(2);
+
+/// How long being ready waits for the first answers to all names.
+const NAMES_WAIT: Duration = Duration::from_secs(5);
 
 /// How a gateway is started.
 #[derive(Debug, Clone)]
@@ -168,24 +173,31 @@ async fn control(
     let bound = accepting.bind_new(&snapshot)?;
     accepting.commit(bound);
     count_panics(&shared);
-    let (snapshots, snapshot_read) = watch::channel(Arc::clone(&snapshot));
+    let (names, names_wanted) = watch::channel(resolve::names_of(&snapshot));
+    let (asked, names_asked) = oneshot::channel();
     let (reloads, reloaded) = mpsc::channel(1);
     // Beside the control loop: neither a slow file system nor a slow name server holds it up.
     let mut beside = JoinSet::new();
-    beside.spawn_local(resolve::run(Arc::clone(&shared), snapshot_read));
+    beside.spawn_local(resolve::run(Arc::clone(&shared), names_wanted, asked));
     beside.spawn_local(files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?));
     let mut control = Control {
         shared,
         fleet,
         probes: JoinSet::new(),
         accepting,
-        snapshots,
+        names,
         phase,
         workers: threads,
     };
     control.tell_targets();
     control.tell_credentials();
-    control.serve(interfaces, observed, reloaded).await
+    let starting = Stage::Starting {
+        names_asked,
+        until: Instant::now() + NAMES_WAIT,
+    };
+    control
+        .serve(starting, interfaces, observed, reloaded)
+        .await
 }
 
 /// Counts every panic of the process: what panics is a connection or a request, and ends alone.
@@ -236,20 +248,26 @@ fn start_workers(
 struct Control {
     shared: Arc<Shared>,
     fleet: Fleet,
-    probes: JoinSet<(EndpointKey, bool)>,
+    probes: JoinSet<(EndpointKey, Finding)>,
     accepting: Accepting,
-    /// Told of every snapshot, for what runs beside the control loop.
-    snapshots: watch::Sender<Arc<Snapshot>>,
+    /// Told the names of every snapshot, for what resolves them beside the control loop.
+    names: watch::Sender<BTreeSet<Host>>,
     phase: watch::Sender<Phase>,
     workers: Vec<std::thread::JoinHandle<()>>,
 }
 
-/// How far a gateway is on its way out.
+/// How far a gateway is on its way in or out.
 ///
 /// ```text
-/// Serving --signal--> Leaving --delay or signal--> Draining --all ended or deadline--> (end)
+/// Starting --names asked, or 5 s--> Serving
+/// Starting, Serving --signal--> Leaving --delay or signal--> Draining --all ended or deadline--> (end)
 /// ```
 enum Stage {
+    /// Accepting, and not ready: an endpoint or peer given by a name could not be reached.
+    Starting {
+        names_asked: oneshot::Receiver<()>,
+        until: Instant,
+    },
     Serving,
     /// Not ready, still accepting.
     Leaving {
@@ -266,6 +284,7 @@ impl Control {
     /// Serves until a signal asks it to stop and what is open has ended.
     async fn serve(
         &mut self,
+        mut stage: Stage,
         interfaces: Interfaces,
         mut observed: mpsc::Receiver<Observation>,
         mut reloaded: mpsc::Receiver<Reloaded>,
@@ -275,16 +294,11 @@ impl Control {
         let mut batch = Vec::with_capacity(OBSERVATIONS_BATCH);
         let mut beside = JoinSet::new();
         beside.spawn_local(admin::serve(interfaces, Arc::clone(&self.shared)));
-        self.shared.ready.store(true, Ordering::Release);
-        tracing::info!(
-            name = %self.shared.settings.name,
-            cluster = %self.shared.settings.cluster,
-            listeners = %self.accepting,
-            "gateway ready"
-        );
-        let mut stage = Stage::Serving;
         loop {
-            self.start_probes();
+            let is_starting = matches!(stage, Stage::Starting { .. });
+            if !is_starting {
+                self.start_probes();
+            }
             let wake = self.wake();
             // Every arm is cancel-safe: channels, signals, and sleeps until a fixed moment.
             let signalled = tokio::select! {
@@ -297,7 +311,7 @@ impl Control {
                     self.probed(answer);
                     None
                 }
-                () = wake => {
+                () = wake, if !is_starting => {
                     self.publish_shares();
                     None
                 }
@@ -306,6 +320,10 @@ impl Control {
                     None
                 }
                 () = stage.over() => match &stage {
+                    Stage::Starting { .. } => {
+                        stage = self.become_ready();
+                        None
+                    }
                     Stage::Serving => None,
                     Stage::Leaving { .. } => Some(Duration::ZERO),
                     Stage::Draining { .. } => break,
@@ -322,17 +340,28 @@ impl Control {
         Ok(())
     }
 
+    fn become_ready(&self) -> Stage {
+        self.shared.ready.store(true, Ordering::Release);
+        tracing::info!(
+            name = %self.shared.settings.name,
+            cluster = %self.shared.settings.cluster,
+            listeners = %self.accepting,
+            "gateway ready"
+        );
+        Stage::Serving
+    }
+
     /// The next stage on the way out; a second signal shortens the delay.
     fn leave(&mut self, stage: Stage, delay: Duration) -> Stage {
         match stage {
-            Stage::Serving if !delay.is_zero() => {
+            Stage::Starting { .. } | Stage::Serving if !delay.is_zero() => {
                 self.shared.ready.store(false, Ordering::Release);
                 tracing::info!(?delay, "draining: not ready, still accepting");
                 Stage::Leaving {
                     until: Instant::now() + delay,
                 }
             }
-            Stage::Serving | Stage::Leaving { .. } => self.drain(),
+            Stage::Starting { .. } | Stage::Serving | Stage::Leaving { .. } => self.drain(),
             Stage::Draining { .. } => stage,
         }
     }
@@ -362,11 +391,18 @@ impl Control {
         }
     }
 
-    fn probed(&mut self, answer: Result<(EndpointKey, bool), tokio::task::JoinError>) {
-        if let Ok((key, good)) = answer {
-            self.fleet.probed(&key, good, self.shared.now());
-            self.publish_shares();
-        }
+    fn probed(&mut self, answer: Result<(EndpointKey, Finding), tokio::task::JoinError>) {
+        let Ok((key, finding)) = answer else {
+            return;
+        };
+        let good = match finding {
+            Finding::Good => true,
+            Finding::Bad => false,
+            // Neither: to the fleet it is a check that was lost, and made again after its deadline.
+            Finding::Unasked => return,
+        };
+        self.fleet.probed(&key, good, self.shared.now());
+        self.publish_shares();
     }
 
     async fn wait_until(shared: &Shared, at: Time) {
@@ -452,7 +488,7 @@ impl Control {
         let now = self.shared.now();
         let snapshot = Arc::new(snapshot);
         self.fleet.reconcile(&snapshot, now);
-        self.snapshots.send_replace(Arc::clone(&snapshot));
+        self.names.send_replace(resolve::names_of(&snapshot));
         let shares = self.fleet.shares(now);
         let generation = self.shared.published.load().generation + 1;
         self.shared.resources.store(Arc::new(resources));
@@ -531,6 +567,10 @@ impl Stage {
     /// Safe: a fixed moment, or a task that is not dropped.
     async fn over(&mut self) {
         match self {
+            Self::Starting { names_asked, until } => {
+                // Too late or never asked: it serves what it can.
+                drop(tokio::time::timeout_at((*until).into(), names_asked).await);
+            }
             Self::Serving => std::future::pending().await,
             Self::Leaving { until } => tokio::time::sleep_until((*until).into()).await,
             Self::Draining { deadline, ended } => {

@@ -228,6 +228,14 @@ impl Metrics {
         let service = closed.service.as_deref().unwrap_or("unknown").to_owned();
         let reason = closed.reason.label().to_owned();
         let flags = closed.reason.flag().to_owned();
+        if moved_its_own_bytes(closed) {
+            let by = ByListener {
+                listener: listener.clone(),
+            };
+            self.sent.get_or_create(&by).inc_by(closed.bytes_sent);
+            let received = self.received.get_or_create(&by);
+            received.inc_by(closed.bytes_received);
+        }
         match &closed.request {
             Some(request) => {
                 self.requests
@@ -241,13 +249,6 @@ impl Metrics {
                     .inc();
             }
             None => {
-                let by = ByListener {
-                    listener: listener.clone(),
-                };
-                self.sent.get_or_create(&by).inc_by(closed.bytes_sent);
-                self.received
-                    .get_or_create(&by)
-                    .inc_by(closed.bytes_received);
                 self.connections
                     .get_or_create(&Ended {
                         listener,
@@ -399,9 +400,62 @@ impl Metrics {
     }
 }
 
+/// Whether the bytes of a record are in no other one.
+///
+/// Those of a request are also among its connection's. Only an upgrade leaves its connection: that
+/// one's record ends with the 101, and what moves after it is the request's alone (RFC 9110 §7.8).
+fn moved_its_own_bytes(closed: &Closed) -> bool {
+    let request = closed.request.as_ref();
+    request.is_none_or(|request| request.status == 101)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use zeugma_core::verdict::Reason;
+
     use super::*;
+    use crate::account::{Caller, RequestFacts};
+
+    fn record(status: Option<u16>, bytes_sent: u64) -> Closed {
+        Closed {
+            listener: "apps".into(),
+            source: "127.0.0.1:1".parse().unwrap(),
+            generation: 1,
+            caller: Caller::default(),
+            tls: None,
+            service: None,
+            destination: None,
+            request: status.map(|status| RequestFacts {
+                id: String::new(),
+                method: "GET".to_owned(),
+                authority: String::new(),
+                path: "/".to_owned(),
+                version: "HTTP/1.1",
+                status,
+                attempts: 1,
+            }),
+            reason: Reason::Completed,
+            detail: None,
+            rule: None,
+            bytes_sent,
+            bytes_received: 2 * bytes_sent,
+            duration: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn bytes_are_counted_once_those_of_an_upgrade_by_its_request() {
+        let metrics = Metrics::new();
+        metrics.closed(&record(Some(200), 1));
+        metrics.closed(&record(None, 10));
+        metrics.closed(&record(Some(101), 100));
+        let text = metrics.encode();
+        let sent = r#"zeugma_bytes_sent_total{listener="apps"} 110"#;
+        let received = r#"zeugma_bytes_received_total{listener="apps"} 220"#;
+        assert!(text.contains(sent) && text.contains(received), "{text}");
+    }
 
     #[test]
     fn label_values_from_the_network_are_escaped() {

@@ -3,39 +3,65 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Request, Version, header};
+use http::{HeaderMap, Request, StatusCode, Version, header};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 use zeugma_core::fleet::Probe;
 use zeugma_core::snapshot::{ActiveKind, EndpointKey, HttpVersion};
+use zeugma_core::verdict::Reason;
 
-use crate::http::headers::add_via;
+use crate::http::headers::{ZEUGMA_REASON, add_via};
 use crate::runtime::Shared;
+use crate::transport::Stream;
 use crate::transport::mtls::{ALPN_H2, ALPN_HTTP1};
 use crate::upstream::{self, Upstream};
 
 /// What a check says of itself.
 const USER_AGENT: &str = "zeugma-health/1";
 
-/// Asks once; `false` is any answer but a good one in time.
-pub(crate) async fn probe(shared: Arc<Shared>, probe: Probe) -> (EndpointKey, bool) {
+/// What a check found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Finding {
+    Good,
+    /// Any answer but a good one in time.
+    Bad,
+    /// The endpoint was not asked, for a reason of our own.
+    Unasked,
+}
+
+/// Why a check is not good.
+#[derive(Debug)]
+enum Failed {
+    Ours(String),
+    Theirs(String),
+}
+
+/// Asks once.
+pub(crate) async fn probe(shared: Arc<Shared>, probe: Probe) -> (EndpointKey, Finding) {
     let asking = ask(&shared, &probe);
-    let good = match timeout(probe.check.timeout, Box::pin(asking)).await {
-        Ok(Ok(())) => true,
-        Ok(Err(why)) => {
+    let finding = match timeout(probe.check.timeout, Box::pin(asking)).await {
+        Ok(Ok(())) => Finding::Good,
+        Ok(Err(Failed::Theirs(why))) => {
             tracing::debug!(endpoint = %probe.key, %why, "active check failed");
-            false
+            Finding::Bad
+        }
+        Ok(Err(Failed::Ours(why))) => {
+            tracing::warn!(
+                endpoint = %probe.key, %why,
+                "active check cannot be made; the endpoint's health stays as it is"
+            );
+            Finding::Unasked
         }
         Err(_elapsed) => {
             tracing::debug!(endpoint = %probe.key, "active check got no answer in time");
-            false
+            Finding::Bad
         }
     };
-    (probe.key, good)
+    (probe.key, finding)
 }
 
-async fn ask(shared: &Arc<Shared>, probe: &Probe) -> Result<(), String> {
+async fn ask(shared: &Arc<Shared>, probe: &Probe) -> Result<(), Failed> {
     let endpoint = &probe.endpoint;
     let through_peer = endpoint.peer.is_some();
     let alpn: &[&[u8]] = match (&probe.check.kind, endpoint.version) {
@@ -45,7 +71,14 @@ async fn ask(shared: &Arc<Shared>, probe: &Probe) -> Result<(), String> {
         (ActiveKind::Http { .. }, HttpVersion::H1 | HttpVersion::Same) => &[ALPN_HTTP1],
     };
     let connected = upstream::connect(shared, probe.connect, endpoint, alpn).await;
-    let Upstream { stream, alpn, .. } = connected.map_err(|error| error.to_string())?;
+    let Upstream { stream, alpn, .. } = connected.map_err(|error| {
+        let why = error.to_string();
+        if error.is_ours() {
+            Failed::Ours(why)
+        } else {
+            Failed::Theirs(why)
+        }
+    })?;
     let ActiveKind::Http { path, host } = &probe.check.kind else {
         return Ok(());
     };
@@ -57,8 +90,17 @@ async fn ask(shared: &Arc<Shared>, probe: &Probe) -> Result<(), String> {
         Version::HTTP_11
     };
     let way = if through_peer { Way::Peer } else { Way::Direct };
+    let response = exchange(stream, question(path, host, version, way)?, is_h2);
+    let (status, headers) = response.await?;
+    Ok(judge(way, status, &headers)?)
+}
+
+async fn exchange(
+    stream: Stream,
+    request: Request<Empty<Bytes>>,
+    is_h2: bool,
+) -> Result<(StatusCode, HeaderMap), String> {
     let io = TokioIo::new(stream);
-    let request = question(path, host, version, way)?;
     let response = if is_h2 {
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(crate::http::OnThisWorker, io)
@@ -77,8 +119,34 @@ async fn ask(shared: &Arc<Shared>, probe: &Probe) -> Result<(), String> {
             ended = connection => Err(ended.err().ok_or("the endpoint closed the connection")?),
         }
     };
-    let status = response.map_err(|error| error.to_string())?.status();
-    if status.is_success() {
+    let (head, _body) = response.map_err(|error| error.to_string())?.into_parts();
+    Ok((head.status, head.headers))
+}
+
+impl From<String> for Failed {
+    fn from(why: String) -> Self {
+        Self::Theirs(why)
+    }
+}
+
+/// Whether an answer is good.
+///
+/// Behind a peer's gateway the check is a request like any other, of our gateway's identity: the far
+/// side's rules may well not allow it, or not know its path. A refusal by 403, 404 or 421 is said by
+/// a gateway or service that is alive, so only an answer that says that nothing is there to serve
+/// counts as bad.
+fn judge(way: Way, status: StatusCode, headers: &HeaderMap) -> Result<(), String> {
+    let is_good = match way {
+        Way::Direct => status.is_success(),
+        Way::Peer => {
+            let nothing_there = Reason::NoLocalEndpoint.label();
+            let says_so = headers
+                .get(&ZEUGMA_REASON)
+                .is_some_and(|why| why == nothing_there);
+            !says_so && !status.is_server_error()
+        }
+    };
+    if is_good {
         Ok(())
     } else {
         Err(format!("answered {status}"))
@@ -136,5 +204,29 @@ mod tests {
         let through = question("/healthz", "orders.shop", Version::HTTP_2, Way::Peer).unwrap();
         assert_eq!(through.uri(), "http://orders.shop/healthz");
         assert_eq!(began_as_h2(through.headers()), Some(false));
+    }
+
+    #[test]
+    fn a_refusal_by_a_peer_is_a_sign_of_life_and_one_by_an_endpoint_is_not() {
+        let plain = HeaderMap::new();
+        let mut none_there = HeaderMap::new();
+        none_there.insert(ZEUGMA_REASON, "no-local-endpoint".parse().unwrap());
+        let good = |way, status, headers: &HeaderMap| {
+            judge(way, StatusCode::from_u16(status).unwrap(), headers).is_ok()
+        };
+        for status in [200, 204] {
+            assert!(good(Way::Direct, status, &plain), "{status}");
+            assert!(good(Way::Peer, status, &plain), "{status}");
+        }
+        for status in [302, 401, 403, 404, 421] {
+            assert!(!good(Way::Direct, status, &plain), "{status}");
+            assert!(good(Way::Peer, status, &plain), "{status}");
+        }
+        for status in [500, 502, 503, 504] {
+            assert!(!good(Way::Direct, status, &plain), "{status}");
+            assert!(!good(Way::Peer, status, &plain), "{status}");
+        }
+        assert!(!good(Way::Peer, 503, &none_there));
+        assert!(!good(Way::Peer, 200, &none_there));
     }
 }

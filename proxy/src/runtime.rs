@@ -223,7 +223,9 @@ impl Worker {
     /// Tells the control thread that an endpoint was not connected.
     pub(crate) fn observe_connect(&self, endpoint: &Endpoint, error: &ConnectError) {
         tracing::debug!(endpoint = %endpoint.key, %error, "not connected");
-        self.observe(&endpoint.key, Err(Failure::Connect));
+        if !error.is_ours() {
+            self.observe(&endpoint.key, Err(Failure::Connect));
+        }
     }
 
     /// The retry budget of a cluster's route.

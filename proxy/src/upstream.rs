@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use zeugma_core::plan::Attempt;
 use zeugma_core::snapshot::{Cluster, ClusterIx, Endpoint, EndpointTls};
@@ -13,12 +15,23 @@ use zeugma_core::verdict::Reason;
 
 use crate::runtime::{InFlight, Published, Shared, Worker};
 use crate::transport::Stream;
-use crate::transport::mtls::{self, Session, SessionError};
+use crate::transport::mtls::{self, ALPN_H2, Session, SessionError};
 
-/// Data that no peer acknowledged for this long ends a connection (RFC 5482).
-const USER_TIMEOUT: Duration = Duration::from_secs(5);
-/// When TCP itself asks an idle peer whether it is there.
+/// When TCP itself asks the other end of an idle connection whether it is there.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+/// How long it waits for an answer before it asks again.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often it asks before it gives up: silence ends a connection after 30 s.
+const KEEPALIVE_PROBES: u32 = 3;
+/// What a peer's gateway did not take for this long ends a connection to it (RFC 5482).
+const PEER_USER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many times the longest connect deadline of its cluster all attempts of one caller may take.
+const CONNECT_BUDGET_FACTOR: u32 = 3;
+/// After how long the next address of a name is dialled beside those that have not answered
+/// (RFC 8305 §5 recommends this).
+const STAGGER_MAX: Duration = Duration::from_millis(250);
+/// No sooner than this (RFC 8305 §5: must not be less).
+const STAGGER_MIN: Duration = Duration::from_millis(10);
 
 /// A connection to an endpoint.
 #[derive(Debug)]
@@ -46,6 +59,32 @@ pub(crate) enum ConnectError {
     /// The name has no address at present.
     #[error("`{0}` has no address at present")]
     Unresolved(String),
+}
+
+impl ConnectError {
+    /// Whether the fault is this gateway's own, or its name server's: such an attempt says nothing
+    /// of the endpoint, and must not count against it.
+    pub(crate) fn is_ours(&self) -> bool {
+        match self {
+            Self::Tcp(error) => is_shortage(error),
+            Self::Tls(SessionError::Setup(_)) | Self::Unresolved(_) => true,
+            Self::Tls(
+                SessionError::Timeout(_)
+                | SessionError::Refused(_)
+                | SessionError::Handshake(_)
+                | SessionError::ServerName(_),
+            )
+            | Self::Timeout(_) => false,
+        }
+    }
+}
+
+/// Whether we lack descriptors, ports or memory (connect(2), socket(2)).
+fn is_shortage(error: &std::io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::MFILE | Errno::NFILE | Errno::ADDRNOTAVAIL | Errno::NOBUFS | Errno::NOMEM)
+    )
 }
 
 /// The endpoint of an attempt that was connected.
@@ -119,7 +158,21 @@ pub(crate) const fn connect_deadline(cluster: &Cluster, endpoint: &Endpoint) -> 
     }
 }
 
+/// How long all attempts of one caller to connect an endpoint of `cluster` may take together: a plan
+/// has up to 32, and no caller waits that long.
+pub(crate) fn connect_budget(cluster: &Cluster) -> Duration {
+    let deadlines = cluster.endpoints.iter();
+    let longest = deadlines
+        .map(|endpoint| connect_deadline(cluster, endpoint))
+        .max();
+    longest
+        .unwrap_or_default()
+        .saturating_mul(CONNECT_BUDGET_FACTOR)
+}
+
 /// Connects one endpoint, TLS included where it is ours to originate.
+///
+/// Of a name every address is tried, within the one deadline; the first that TCP connects is used.
 ///
 /// # Errors
 /// As [`ConnectError`]; the whole takes no longer than `deadline`.
@@ -133,12 +186,12 @@ pub(crate) async fn connect(
     alpn: &[&[u8]],
 ) -> Result<Upstream, ConnectError> {
     let connecting = async {
-        let address = shared
-            .names
-            .load()
-            .address(&endpoint.address)
-            .ok_or_else(|| ConnectError::Unresolved(endpoint.address.to_string()))?;
-        let tcp = TcpStream::connect(address)
+        let draw = fastrand::usize(..);
+        let addresses = shared.names.load().addresses(&endpoint.address, draw);
+        if addresses.is_empty() {
+            return Err(ConnectError::Unresolved(endpoint.address.to_string()));
+        }
+        let (tcp, address) = dial(&addresses, deadline)
             .await
             .map_err(ConnectError::Tcp)?;
         tune(&tcp);
@@ -157,6 +210,12 @@ pub(crate) async fn connect(
         } = mtls::originate(tcp, &credentials, sni, expected, alpn)
             .await
             .map_err(ConnectError::Tls)?;
+        if endpoint.peer.is_some()
+            && alpn.as_deref() == Some(ALPN_H2)
+            && let Stream::Originated(tls) = &stream
+        {
+            tune_peer(tls.get_ref().0);
+        }
         Ok(Upstream {
             stream,
             address,
@@ -169,16 +228,88 @@ pub(crate) async fn connect(
         .unwrap_or(Err(ConnectError::Timeout(deadline)))
 }
 
+/// Connects the first address that answers.
+///
+/// The next one is dialled when one has failed, and beside the others when none has answered for
+/// some time: a dead address costs that time, not the whole `deadline` (RFC 8305 §5, without its
+/// order of address families).
+///
+/// # Errors
+/// What the last one said, of the endpoint if any said something of it and not of us.
+async fn dial(
+    addresses: &[SocketAddr],
+    deadline: Duration,
+) -> std::io::Result<(TcpStream, SocketAddr)> {
+    if let [only] = addresses {
+        return Ok((TcpStream::connect(only).await?, *only));
+    }
+    let stagger = stagger(addresses.len(), deadline);
+    let mut rest = addresses.iter().copied();
+    let mut dialled = JoinSet::new();
+    let mut failed: Option<std::io::Error> = None;
+    loop {
+        if let Some(address) = rest.next() {
+            dialled.spawn(async move { (TcpStream::connect(address).await, address) });
+        }
+        // Both arms are cancel-safe: tasks of their own, and a sleep that begins anew on purpose.
+        let ended = tokio::select! {
+            ended = dialled.join_next() => ended,
+            () = tokio::time::sleep(stagger), if rest.len() > 0 => continue,
+        };
+        match ended {
+            Some(Ok((Ok(tcp), address))) => return Ok((tcp, address)),
+            Some(Ok((Err(error), _))) => {
+                if failed.as_ref().is_none_or(is_shortage) || !is_shortage(&error) {
+                    failed = Some(error);
+                }
+            }
+            // A task of ours ended by a panic; the next address may do.
+            Some(Err(_panicked)) => {}
+            None if rest.len() > 0 => {}
+            None => {
+                let nothing = || std::io::Error::other("no address could be dialled");
+                return Err(failed.unwrap_or_else(nothing));
+            }
+        }
+    }
+}
+
+/// So that every address has its turn before the deadline.
+fn stagger(addresses: usize, deadline: Duration) -> Duration {
+    let turns = u32::try_from(addresses)
+        .unwrap_or(u32::MAX)
+        .saturating_add(1);
+    (deadline / turns).clamp(STAGGER_MIN, STAGGER_MAX)
+}
+
 /// Sets what every connection of ours has: no Nagle delay, and an end to silence.
+///
+/// No TCP user timeout: it also ends a connection whose other end is there and only does not read
+/// for a while, since unanswered and zero-window probes count alike (tcp(7)).
 pub(crate) fn tune(tcp: &TcpStream) {
     let socket = SockRef::from(tcp);
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE)
-        .with_interval(USER_TIMEOUT);
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
     let tuned = tcp
         .set_nodelay(true)
-        .and_then(|()| socket.set_tcp_user_timeout(Some(USER_TIMEOUT)))
         .and_then(|()| socket.set_tcp_keepalive(&keepalive));
+    note_untuned(tuned);
+}
+
+/// Sets what a HTTP/2 connection to a peer's gateway has besides: many requests share it, and all
+/// of them would wait for a gateway that is gone.
+///
+/// A slow reader behind it does not meet this limit. HTTP/2 has its own flow control for each
+/// stream (RFC 9113 §5.2), so a gateway goes on reading frames while a stream is stopped, and the
+/// TCP window stays open. The bytes of a TCP service have no such thing: there a reader that pauses
+/// closes the window, and the limit would end its connection.
+fn tune_peer(tcp: &TcpStream) {
+    note_untuned(SockRef::from(tcp).set_tcp_user_timeout(Some(PEER_USER_TIMEOUT)));
+}
+
+fn note_untuned(tuned: std::io::Result<()>) {
     if let Err(error) = tuned {
         // The connection may already be gone; its next use will tell.
         tracing::debug!(%error, "socket options not set");
@@ -196,5 +327,110 @@ impl Pinned {
     /// The cluster.
     pub(crate) fn cluster(&self) -> &Cluster {
         self.published.snapshot.cluster(self.cluster)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+
+    /// An address where nobody listens, that nobody else gets.
+    fn refusing() -> (Socket, SocketAddr) {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        socket.bind(&any.into()).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        (socket, address)
+    }
+
+    /// An address that does not answer: its queue is full, and the kernel drops what comes more.
+    async fn silent() -> (Socket, Vec<TcpStream>, SocketAddr) {
+        let (socket, address) = refusing();
+        socket.listen(0).unwrap();
+        let mut held = Vec::new();
+        while let Ok(Ok(tcp)) = timeout(STAGGER_MAX, TcpStream::connect(address)).await {
+            held.push(tcp);
+            assert!(held.len() < 16, "the queue does not fill");
+        }
+        (socket, held, address)
+    }
+
+    #[tokio::test]
+    async fn every_address_of_a_name_has_its_turn_within_one_deadline() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let good = listener.local_addr().unwrap();
+        let (_closed, refusing) = refusing();
+        let (_full, _held, silent) = silent().await;
+        let deadline = Duration::from_secs(20);
+        let began = Instant::now();
+        for addresses in [
+            vec![good],
+            vec![refusing, good],
+            vec![silent, good],
+            vec![silent, refusing, silent, good],
+        ] {
+            let dialled = timeout(deadline, dial(&addresses, deadline)).await;
+            let (tcp, address) = dialled.unwrap().unwrap();
+            assert_eq!((address, tcp.peer_addr().unwrap()), (good, good));
+        }
+        assert!(began.elapsed() < deadline, "{:?}", began.elapsed());
+        let none = dial(&[refusing, refusing], deadline).await.unwrap_err();
+        assert_eq!(none.kind(), io::ErrorKind::ConnectionRefused);
+        let short = Duration::from_millis(100);
+        let late = timeout(short, dial(&[silent, silent], short)).await;
+        assert!(late.is_err(), "nobody answers");
+    }
+
+    #[test]
+    fn addresses_share_the_deadline() {
+        let ms = Duration::from_millis;
+        assert_eq!(stagger(2, ms(3000)), ms(250));
+        assert_eq!(stagger(3, ms(200)), ms(50));
+        assert_eq!(stagger(64, ms(100)), ms(10));
+    }
+
+    #[test]
+    fn our_own_faults_are_told_from_those_of_endpoints() {
+        // errno(3) of Linux: ENOMEM, ENFILE, EMFILE, EADDRNOTAVAIL, ENOBUFS.
+        for ours in [12, 23, 24, 99, 105] {
+            let error = ConnectError::Tcp(io::Error::from_raw_os_error(ours));
+            assert!(error.is_ours(), "{error}");
+        }
+        // ECONNRESET, ETIMEDOUT, ECONNREFUSED, EHOSTUNREACH, ENETUNREACH.
+        for theirs in [104, 110, 111, 113, 101] {
+            let error = ConnectError::Tcp(io::Error::from_raw_os_error(theirs));
+            assert!(!error.is_ours(), "{error}");
+        }
+        assert!(ConnectError::Unresolved("a.example:1".to_owned()).is_ours());
+        let setup = SessionError::Setup(rustls::Error::General("no".to_owned()));
+        assert!(ConnectError::Tls(setup).is_ours());
+        let handshake = SessionError::Handshake(io::Error::other("no"));
+        assert!(!ConnectError::Tls(handshake).is_ours());
+        assert!(!ConnectError::Timeout(Duration::ZERO).is_ours());
+    }
+
+    #[tokio::test]
+    async fn only_http2_to_a_peers_gateway_ends_when_nothing_is_taken() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (tcp, _accepted) = tokio::join!(
+            TcpStream::connect(listener.local_addr().unwrap()),
+            listener.accept()
+        );
+        let tcp = tcp.unwrap();
+        tune(&tcp);
+        let socket = SockRef::from(&tcp);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), None);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap().as_secs(), 15);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap().as_secs(), 5);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+        assert!(tcp.nodelay().unwrap());
+        tune_peer(&tcp);
+        let limit = socket.tcp_user_timeout().unwrap();
+        assert_eq!(limit, Some(Duration::from_secs(5)));
     }
 }

@@ -3,8 +3,6 @@
 //! Until then nothing has reached the caller, so that the next endpoint can still be tried. What
 //! commits an endpoint differs: see [`Commit`].
 
-use std::time::Duration;
-
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use zeugma_core::engine::nothing_healthy;
@@ -18,10 +16,8 @@ use crate::proxy_protocol;
 use crate::transport::Stream;
 use crate::transport::alert::is_no_local_endpoint;
 use crate::transport::mtls::ALPN_TCP;
-use crate::upstream::{self, Reached, Unreached, Upstream};
+use crate::upstream::{self, Reached, Unreached, Upstream, connect_budget};
 
-/// How long a caller waits for all attempts together.
-const BUDGET: Duration = Duration::from_secs(30);
 /// What the first bytes of an answer are read into, to see whether it is a refusal.
 const ANSWER_BYTES: usize = 4096;
 
@@ -64,9 +60,14 @@ pub(crate) async fn walk(
     to: ClusterIx,
     commit: Commit<'_>,
 ) -> Result<Reached, Unreached> {
+    let cluster = visit.published.snapshot.cluster(to);
+    let budget = match commit {
+        Commit::Hello(_) => cluster.timeouts.response_headers + connect_budget(cluster),
+        Commit::Tcp { .. } => connect_budget(cluster),
+    };
     let mut failed = Failed::default();
     let walking = Box::pin(try_each(visit, to, commit, &mut failed));
-    if let Ok(Some(reached)) = timeout(BUDGET, walking).await {
+    if let Ok(Some(reached)) = timeout(budget, walking).await {
         return Ok(reached);
     }
     let reason = match failed.attempts {

@@ -296,17 +296,17 @@ async fn an_identity_handed_on_counts_from_an_attesting_gateway_only() {
             None,
         ),
         ("our own trust domain", &peer, Some(&of_east), 403, None),
-        ("two elements", &peer, Some(&two), 403, None),
-        ("two URIs", &peer, Some(&two_uris), 403, None),
-        ("quotes", &peer, Some(&quoted), 403, None),
+        ("two elements", &peer, Some(&two), 400, None),
+        ("two URIs", &peer, Some(&two_uris), 400, None),
+        ("quotes", &peer, Some(&quoted), 400, None),
         (
             "no SPIFFE ID",
             &peer,
             Some("URI=https://west.example/"),
-            403,
+            400,
             None,
         ),
-        ("no element", &peer, Some(""), 403, None),
+        ("no element", &peer, Some(""), 400, None),
         (
             "the workload itself, without its gateway",
             &cart,
@@ -506,7 +506,12 @@ async fn an_identity_in_a_proxy_header_counts_from_an_attesting_gateway_only() {
         within(what, stream.read_to_end(&mut answer)).await.ok();
         let line = gateway.connection(source).await;
         assert_eq!(line["verdict"], verdict, "{what}: {line}");
-        let expected: &[u8] = if verdict == "completed" { b"ping" } else { b"" };
+        // The gateway says first that it has connected an endpoint.
+        let expected: &[u8] = if verdict == "completed" {
+            b"\0ping"
+        } else {
+            b""
+        };
         assert_eq!(answer, expected, "{what}");
     }
     // A workload that is no gateway of a peer needs its own certificate's permission.

@@ -466,7 +466,7 @@ impl ConnectFailure {
         Self {
             detail: error.to_string(),
             refused_rule: upstream::refused_rule(error),
-            is_first_told: true,
+            is_first_told: !error.is_ours(),
         }
     }
 

@@ -35,6 +35,11 @@ impl Record {
         self.closed.as_deref_mut()
     }
 
+    /// Counts no body: what moved is told otherwise.
+    pub(crate) fn counts_no_body(&mut self) {
+        self.source = None;
+    }
+
     /// Counts the request's body through this source.
     pub(crate) fn counts(&mut self, source: Source) {
         self.source = Some(source);

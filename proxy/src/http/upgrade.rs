@@ -146,6 +146,7 @@ const fn reason_of(end: &RelayEnd) -> Reason {
 
 impl Record {
     fn ended(&mut self, reason: Reason, (sent, received): (u64, u64)) {
+        self.counts_no_body();
         if let Some(closed) = self.facts() {
             closed.reason = reason;
             closed.bytes_sent = sent;
