@@ -1,7 +1,8 @@
 //! The gateway as its users meet it: real processes, real sockets, real certificates.
 //!
 //! `mesh` starts what a test needs; `security_*` hold the gateway against callers, endpoints and
-//! files that mean no good or make no sense; `data_*` carry traffic through it.
+//! files that mean no good or make no sense; `data_*` carry traffic through it; `control_*` watch
+//! what its control thread does meanwhile.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -13,6 +14,9 @@
     reason = "tests, mostly tables of cases"
 )]
 
+mod control_drain;
+mod control_listeners;
+mod control_upstream;
 #[path = "../support/corpus.rs"]
 mod corpus;
 mod data_client;

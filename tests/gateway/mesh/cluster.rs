@@ -188,6 +188,11 @@ impl Cluster {
         );
     }
 
+    /// Removes a listener.
+    pub(crate) fn unlisten(&mut self, name: &str) {
+        self.listeners.remove(name).unwrap();
+    }
+
     /// Writes the `MeshGateway`.
     pub(crate) fn write_gateway(&self) {
         let mut spec = format!(

@@ -1,0 +1,45 @@
+//! The end of a gateway whose callers do not end.
+
+use rustix::process::Signal;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+
+use crate::data_mesh::{Gateway, endpoints, route};
+use crate::data_services::{BANNER, TcpService};
+use crate::mesh::{Cluster, within};
+
+const CALLERS: usize = 64;
+
+#[tokio::test]
+async fn what_the_drain_deadline_ends_has_its_record() {
+    let service = TcpService::start();
+    let mut east = Cluster::new("east");
+    east.set("drain", "{ delay: 0s, timeout: 300ms }");
+    let db = east.listen("db", "role: workloads, route: demo/db");
+    let backends = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
+    let allow = "allow: [{ listeners: [db] }]";
+    let routes = route("db", &["protocol: tcp", "port: 5432", &backends, allow]);
+    let mut gateway = Gateway::of(east, &routes).await;
+    let mut callers = Vec::new();
+    for _ in 0..CALLERS {
+        let mut tcp = TcpStream::connect(db).await.unwrap();
+        let mut banner = vec![0; BANNER.len()];
+        within("the banner", tcp.read_exact(&mut banner))
+            .await
+            .unwrap();
+        callers.push(tcp);
+    }
+    gateway.process.signal(Signal::TERM);
+    assert!(gateway.process.ended().await.success());
+    let told = gateway.process.log_so_far();
+    for caller in callers {
+        let source = caller.local_addr().unwrap().to_string();
+        let lines: Vec<_> = told
+            .iter()
+            .filter(|line| line["src.addr"] == *source)
+            .collect();
+        assert_eq!(lines.len(), 1, "{}", gateway.process.told());
+        assert_eq!(lines[0]["verdict"], "drained");
+        assert_eq!(lines[0]["bytes_sent"], BANNER.len());
+    }
+}
