@@ -44,6 +44,7 @@ pub(crate) struct Tally {
     answered: u64,
     tried_again: u64,
     refused: u64,
+    refused_to_peers: u64,
     denied: u64,
     failed_over: u64,
     too_few: u64,
@@ -74,12 +75,13 @@ impl Tally {
         );
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 13] {
+    fn counts_mut(&mut self) -> [&mut u64; 14] {
         [
             &mut self.requests,
             &mut self.answered,
             &mut self.tried_again,
             &mut self.refused,
+            &mut self.refused_to_peers,
             &mut self.denied,
             &mut self.failed_over,
             &mut self.too_few,
@@ -331,15 +333,20 @@ impl Scenario {
         let draw = self.rng.u64(..);
         // What this worker has under way does not matter to what must hold.
         let load = |at: EndpointIx| u32::try_from((draw >> (at.0 % 60)) & 7).unwrap();
+        let own = service.own.unwrap();
+        let has_own = (shares.clusters[own.0].endpoints.iter()).any(|status| status.is_healthy());
         match decide(&snapshot, &shares, &arrival, &load, draw) {
             Decision::Carry(carry) => {
+                // None healthy: refused at once, for the calling gateway tries elsewhere.
+                assert!(!mesh || (carry.cluster == own && has_own), "no local endpoint");
                 let is_denied = denied && route.is_some_and(Route::denies);
                 assert!(!is_denied, "deny did not win");
                 self.carry(&snapshot, &shares, &carry);
             }
             Decision::Refuse(refusal) => match refusal.reason {
                 Reason::Denied => self.tally.denied += 1,
-                Reason::NoHealthyEndpoint | Reason::NoLocalEndpoint => self.tally.refused += 1,
+                Reason::NoHealthyEndpoint if !mesh => self.tally.refused += 1,
+                Reason::NoLocalEndpoint if mesh => self.tally.refused_to_peers += 1,
                 other => assert_eq!(other, Reason::Denied, "refused for a reason that is none"),
             },
             other @ (Decision::Terminate(..) | Decision::ReadHttp) => {

@@ -164,11 +164,15 @@ impl Route {
             })
             .collect();
         let Settings {
-            failover,
+            mut failover,
             active,
             passive,
             balance,
         } = self.settings.clone();
+        if kind == "own" {
+            // The calling gateway has other places to try.
+            failover.too_few = TooFew::Fail;
+        }
         Cluster {
             name: format!("{}:{port} {kind}", self.name).into(),
             route: self.name.as_str().into(),

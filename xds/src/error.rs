@@ -1,5 +1,6 @@
 //! Findings: what is wrong with a configuration, where, and what to do about it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -76,7 +77,7 @@ pub enum Severity {
 }
 
 /// Where a finding points.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     /// The file as the operator named it.
     pub file: Arc<str>,
@@ -93,7 +94,7 @@ pub struct Place {
 }
 
 /// One thing that is wrong, or worth knowing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
     /// What kind of thing.
     pub code: Code,
@@ -227,33 +228,45 @@ impl fmt::Display for Finding {
 
 /// Everything that was found, in the order of the files.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Findings(Vec<Finding>);
+pub struct Findings {
+    list: Vec<Finding>,
+    /// The same: several gateways of one file find the same things.
+    known: BTreeSet<Finding>,
+}
 
 impl Findings {
     /// Nothing found.
     #[must_use]
     pub const fn new() -> Self {
-        Self(Vec::new())
+        Self {
+            list: Vec::new(),
+            known: BTreeSet::new(),
+        }
     }
 
     /// Adds a finding.
     pub(crate) fn push(&mut self, finding: Finding) {
-        if !self.0.contains(&finding) {
-            self.0.push(finding);
+        if self.known.insert(finding.clone()) {
+            self.list.push(finding);
         }
     }
 
     /// Adds all of `other`.
     pub fn extend(&mut self, other: Self) {
-        for finding in other.0 {
+        for finding in other.list {
             self.push(finding);
         }
+    }
+
+    /// How many there are.
+    pub(crate) const fn len(&self) -> usize {
+        self.list.len()
     }
 
     /// Whether nothing was found.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.list.is_empty()
     }
 
     /// Whether one of them refuses the configuration.
@@ -265,12 +278,12 @@ impl Findings {
 
     /// All of them.
     pub fn iter(&self) -> std::slice::Iter<'_, Finding> {
-        self.0.iter()
+        self.list.iter()
     }
 
     /// Sorts by file and line, so that a reader can go through the files from top to bottom.
     pub(crate) fn sort(&mut self) {
-        self.0.sort_by_key(|finding| {
+        self.list.sort_by_key(|finding| {
             finding
                 .place
                 .as_ref()
@@ -287,7 +300,7 @@ impl Findings {
         }
         .decor_style(DecorStyle::Ascii);
         let mut text = String::new();
-        for finding in &self.0 {
+        for finding in &self.list {
             text.push_str(&finding.render(&renderer));
             text.push_str("\n\n");
         }
@@ -297,7 +310,7 @@ impl Findings {
     /// The findings for a script.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        self.0.iter().map(Finding::to_json).collect()
+        self.list.iter().map(Finding::to_json).collect()
     }
 }
 
@@ -312,14 +325,16 @@ impl<'a> IntoIterator for &'a Findings {
 
 impl From<Finding> for Findings {
     fn from(finding: Finding) -> Self {
-        Self(vec![finding])
+        let mut findings = Self::new();
+        findings.push(finding);
+        findings
     }
 }
 
 impl fmt::Display for Findings {
     /// One line for each finding, for logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, finding) in self.0.iter().enumerate() {
+        for (at, finding) in self.list.iter().enumerate() {
             if at > 0 {
                 f.write_str("\n")?;
             }

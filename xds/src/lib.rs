@@ -10,6 +10,7 @@ mod ingest;
 mod meaning;
 mod meta;
 mod model;
+mod net;
 mod pb;
 mod settings;
 mod yaml;

@@ -219,6 +219,7 @@ pub(crate) fn from_cidr(range: &core::CidrRange) -> Result<IpNet, String> {
         .and_then(|len| IpNet::new(ip, len).ok())
         .map(|net| net.trunc())
         .ok_or_else(|| format!("a prefix of {len} bits is too long for {ip}"))
+        .and_then(crate::net::canonical)
 }
 
 /// A text that must be exactly this.

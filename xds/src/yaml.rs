@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::budget::BudgetBreach;
 use serde_saphyr::{DuplicateKeyPolicy, Error, Location, Options, Spanned};
 
 use crate::error::{Code, Finding, Place, suggest};
@@ -10,6 +11,9 @@ use crate::files::Source;
 
 /// Nodes of one document; a route has about 60.
 pub(crate) const NODES_MAX: usize = 2_000_000;
+
+/// Lists and maps within each other; a route has at most 8.
+const DEPTH_MAX: usize = 32;
 
 /// What aliases of one document may expand to.
 const REPLAYED_EVENTS_MAX: usize = 10_000;
@@ -76,7 +80,7 @@ fn options(duplicate_keys: DuplicateKeyPolicy) -> Options {
         budget: serde_saphyr::budget! {
             max_nodes: NODES_MAX,
             max_events: NODES_MAX * 2,
-            max_depth: 32,
+            max_depth: DEPTH_MAX,
         },
         strict_booleans: true,
         underscored_numbers_as_strings: true,
@@ -133,28 +137,84 @@ fn finding(source: &Source, positions: Option<&Positions>, error: &Error) -> Fin
         )
         .help("write the values out")
         .at(place(&path, 1)),
-        Error::Budget { breach, .. } => Finding::error(
+        Error::Budget {
+            breach: BudgetBreach::Depth { .. },
+            ..
+        } => Finding::error(
             Code::TooLarge,
-            format!("the document is too large: {breach:?}"),
+            format!("lists and fields are over {DEPTH_MAX} deep within each other"),
         )
+        .help("close a bracket that was left open; no field is nested as deep")
+        .at(place(&path, 1)),
+        Error::Budget { .. } => Finding::error(
+            Code::TooLarge,
+            format!("the document has over {NODES_MAX} values"),
+        )
+        .help("split it into several documents, with `---` between them")
         .at(place(&path, 1)),
         other => {
-            let text = other.render();
-            // The first line alone: the rest is the parser's own rendering of the place.
-            let text = text.lines().next().unwrap_or_default();
-            let text = text
-                .strip_prefix("error: ")
-                .unwrap_or(text)
-                .split(" at line ")
-                .next()
-                .unwrap_or_default();
-            let code = if positions.is_some() {
-                Code::BadValue
-            } else {
-                Code::NotADocument
-            };
-            Finding::error(code, text).at(place(&path, spot.width))
+            let place = place(&path, spot.width);
+            match plain(other) {
+                Some((message, help)) => Finding::error(Code::BadValue, message).help(help),
+                None if positions.is_some() => Finding::error(Code::BadValue, rendered(other)),
+                None => Finding::error(Code::NotADocument, rendered(other)),
+            }
+            .at(place)
         }
+    }
+}
+
+/// The parser's own words: the first line alone, for the rest is its rendering of the place.
+fn rendered(error: &Error) -> String {
+    let text = error.render();
+    let text = text.lines().next().unwrap_or_default();
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    let text = text.split(" at line ").next().unwrap_or_default();
+    text.to_owned()
+}
+
+/// What a person is told where the parser speaks of its own events and types.
+fn plain(error: &Error) -> Option<(&'static str, &'static str)> {
+    const EMPTY: (&str, &str) = (
+        "nothing is written here",
+        "write a value, or remove the field",
+    );
+    const ONE: (&str, &str) = (
+        "one value is expected here",
+        "write it without brackets, braces or further lines below",
+    );
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the parser has over sixty errors, most of which differ in their text alone"
+    )]
+    match error {
+        Error::NullIntoString { .. } | Error::InvalidCharNull { .. } => Some(EMPTY),
+        Error::SerdeInvalidType { unexpected, .. }
+            if unexpected.contains("unit") || unexpected.contains("null") =>
+        {
+            Some(EMPTY)
+        }
+        Error::Unexpected { expected, .. } => match *expected {
+            "sequence start" | "seq" => Some((
+                "a list is expected here",
+                "write it in brackets, such as `[a, b]`, or each entry in a line that begins with `- `",
+            )),
+            "mapping start" | "map" => Some((
+                "fields are expected here",
+                "write them in braces, such as `{name: value}`, or each in a line of its own below",
+            )),
+            "string" | "string scalar" | "scalar" | "value" => Some(ONE),
+            _ => None,
+        },
+        Error::ExpectedMappingEndAfterEnumVariantValue { .. } => Some((
+            "an entry names one thing alone",
+            "give each its own entry, such as `[{region: us}, {cluster: north}]`",
+        )),
+        Error::ExternallyTaggedEnumExpectedScalarOrMapping { .. } => Some(ONE),
+        Error::InvalidBooleanStrict { .. } => {
+            Some(("it is neither true nor false", "write `true` or `false`"))
+        }
+        _ => None,
     }
 }
 

@@ -17,7 +17,16 @@ pub enum LocalityError {
     /// More than three parts.
     #[error("a locality has at most three parts, `region/zone/subzone`; this one has {0}")]
     TooManyParts(usize),
+    /// A character that names of places do not have.
+    #[error("{0:?} may not stand in a locality; write letters, digits, `-`, `_` and `.`")]
+    Character(char),
+    /// One part is over [`PART_CHARS_MAX`] characters.
+    #[error("part {0} of the locality is over {PART_CHARS_MAX} characters; write a shorter name")]
+    PartTooLong(usize),
 }
+
+/// The longest part of a locality: as long as any name that refers to one.
+pub const PART_CHARS_MAX: usize = 253;
 
 /// A region, with a zone and a subzone where known.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -45,7 +54,8 @@ impl Locality {
     /// Parses `region`, `region/zone` or `region/zone/subzone`.
     ///
     /// # Errors
-    /// An empty text, an empty part, or more than three parts.
+    /// An empty text, an empty part or one that is too long, more than three parts, or a character
+    /// that is neither an ASCII letter or digit nor `-`, `_` or `.`.
     pub fn parse(text: &str) -> Result<Self, LocalityError> {
         if text.is_empty() {
             return Err(LocalityError::Empty);
@@ -53,6 +63,13 @@ impl Locality {
         let parts: Vec<&str> = text.split('/').collect();
         if let Some(at) = parts.iter().position(|part| part.is_empty()) {
             return Err(LocalityError::EmptyPart(at + 1));
+        }
+        if let Some(at) = parts.iter().position(|part| part.len() > PART_CHARS_MAX) {
+            return Err(LocalityError::PartTooLong(at + 1));
+        }
+        let is_good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+        if let Some(bad) = text.chars().find(|c| !is_good(*c)) {
+            return Err(LocalityError::Character(bad));
         }
         let part = |at: usize| -> Arc<str> { parts.get(at).copied().unwrap_or_default().into() };
         match parts.len() {
@@ -114,6 +131,23 @@ mod tests {
         assert_eq!(
             Locality::parse("a/b/c/d"),
             Err(LocalityError::TooManyParts(4))
+        );
+    }
+
+    #[test]
+    fn a_part_is_a_name_that_a_selector_can_name() {
+        for bad in ['\n', '\u{7f}', '\u{1b}', ' ', 'ö', '*', '"'] {
+            assert_eq!(
+                Locality::parse(&format!("eu/a{bad}b")),
+                Err(LocalityError::Character(bad))
+            );
+        }
+        assert!(Locality::parse("eu_1/eu-1.a/R2").is_ok());
+        let long = "a".repeat(PART_CHARS_MAX);
+        assert!(Locality::parse(&format!("eu/{long}")).is_ok());
+        assert_eq!(
+            Locality::parse(&format!("eu/{long}a")),
+            Err(LocalityError::PartTooLong(2))
         );
     }
 

@@ -8,7 +8,7 @@ use zeugma_core::snapshot::{Address, EndpointTls, Failure};
 
 use super::rbac::id_matcher;
 use super::target::{self, Target};
-use super::{Context, Export, Scope, Service, cluster_name, levels, mirror_cluster_name};
+use super::{Context, Export, Scope, Service, Services, cluster_name, levels, mirror_cluster_name};
 use crate::meta::{
     AnyClusterMeta, ClusterMeta, EndpointMeta, ErrorRateMeta, ExportMeta, FailoverMeta,
     InboundMeta, PassiveMeta, PeerMeta, PositionMeta, ProtocolMeta, RetriesMeta, ServiceMeta,
@@ -39,20 +39,19 @@ pub(crate) fn service(
         .cloned()
         .collect();
     let described = (scope == Scope::Outbound).then(|| describe(service));
-    build(
-        context,
-        cluster_name(scope, &service.id),
-        service,
-        &targets,
+    let named = Built {
+        name: cluster_name(scope, &service.id),
+        scope,
         described,
-    )
+    };
+    build(context, service, &targets, named)
 }
 
 /// The clusters of a service's mirrors that are not another service's own.
 pub(crate) fn mirrors(
     context: Context<'_>,
     service: &Service<'_>,
-    services: &[Service<'_>],
+    services: &Services<'_>,
 ) -> Vec<cluster::Cluster> {
     service
         .mirrors(context, services)
@@ -68,7 +67,12 @@ pub(crate) fn mirrors(
                 target::peer_target(context.model, to.route, &to.port, peer, None)
             });
             let name = mirror_cluster_name(to, Some(&peer.name));
-            Some(build(context, name, to, &[target], None))
+            let named = Built {
+                name,
+                scope: Scope::Outbound,
+                described: None,
+            };
+            Some(build(context, to, &[target], named))
         })
         .collect()
 }
@@ -103,13 +107,24 @@ fn describe(service: &Service<'_>) -> ServiceMeta {
     }
 }
 
+/// What sets a cluster apart from others of its service.
+struct Built {
+    name: String,
+    scope: Scope,
+    described: Option<ServiceMeta>,
+}
+
 fn build(
     context: Context<'_>,
-    name: String,
     service: &Service<'_>,
     targets: &[Target],
-    described: Option<ServiceMeta>,
+    built: Built,
 ) -> cluster::Cluster {
+    let Built {
+        name,
+        scope,
+        described,
+    } = built;
     let route = &service.route.spec;
     let mut levels = levels::levels(
         targets,
@@ -130,7 +145,9 @@ fn build(
     } else {
         cluster::cluster::DiscoveryType::Static
     };
-    let meta = meta(service.route, &service.port, described);
+    let mut meta = meta(service.route, &service.port, described);
+    // The calling gateway has other places to try: it must hear `no-local-endpoint` at once.
+    meta.failover.use_all &= scope == Scope::Outbound;
     cluster::Cluster {
         cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(kind.into())),
         connect_timeout: pb::duration(or_secs(route.timeouts.connect.as_ref(), 1)),
@@ -469,7 +486,9 @@ pub(crate) fn ads() -> core::ConfigSource {
 
 fn health_check(service: &Service<'_>) -> Option<core::HealthCheck> {
     let active = service.route.spec.health.active.as_ref()?;
-    let checker = match &active.http {
+    // What is no http port cannot answer a GET: there a connection has to do.
+    let http = (active.http.as_ref()).filter(|_| service.port.protocol == ProtocolSpec::Http);
+    let checker = match http {
         Some(path) => core::health_check::HealthChecker::HttpHealthCheck(
             core::health_check::HttpHealthCheck {
                 host: service

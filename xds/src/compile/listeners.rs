@@ -1,12 +1,12 @@
 //! Listeners and routes: who may reach which service.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use zeugma_core::snapshot::Failure;
 
 use super::clusters::{ads, common_tls, socket};
 use super::rbac::rules;
-use super::{Context, Scope, Service, cluster_name, mirror_cluster_name};
+use super::{Context, Scope, Service, Services, cluster_name, mirror_cluster_name};
 use crate::meta::{ListenerMeta, MirrorMeta, RouteMeta};
 use crate::model::defaults::{or_secs, retry_on};
 use crate::model::{InboundSpec, ListenerSpec, MeshRoute, ProtocolSpec, RoleSpec};
@@ -22,7 +22,7 @@ pub(crate) const ALLOW: &str = "dev.zeugma.allow";
 /// One listener; `None` for a one-route listener whose route this gateway does not carry.
 pub(crate) fn listener(
     context: Context<'_>,
-    services: &[Service<'_>],
+    services: &Services<'_>,
     name: &str,
 ) -> Option<listener::Listener> {
     let spec = context.gateway.spec.listeners.get(name)?;
@@ -30,7 +30,7 @@ pub(crate) fn listener(
         None => None,
         Some(reference) => {
             let id = reference.0.id(&context.gateway.namespace);
-            let only = services.iter().find(|service| service.route.id() == id)?;
+            let only = services.of_route(&id).next()?;
             Some(only)
         }
     };
@@ -93,11 +93,12 @@ const fn scope(role: RoleSpec) -> Scope {
 
 fn chains(
     context: Context<'_>,
-    services: &[Service<'_>],
+    services: &Services<'_>,
     name: &str,
     spec: &ListenerSpec,
 ) -> Vec<listener::FilterChain> {
     let reachable: Vec<&Service<'_>> = services
+        .list
         .iter()
         .filter(|service| is_reachable(service, spec.role))
         .collect();
@@ -105,12 +106,11 @@ fn chains(
         .iter()
         .map(|service| by_sni(context, service, name, spec.role))
         .collect();
-    let mut bare: Vec<String> = Vec::new();
+    let mut bare: BTreeSet<String> = BTreeSet::new();
     for service in &reachable {
         let id = service.route.id();
-        if is_bare_http(service) && !bare.contains(&id) {
+        if is_bare_http(service) && bare.insert(id) {
             chains.push(bare_http(service, name, spec.role));
-            bare.push(id);
         }
     }
     let has_http = reachable
@@ -253,9 +253,8 @@ fn tcp_filters(
                     service.route.spec.timeouts.idle.as_ref(),
                     3600,
                 )),
-                max_connect_attempts: pb::number(
-                    service.route.spec.retries.attempts.unwrap_or(2) + 1,
-                ),
+                // What no endpoint saw is tried on each of them.
+                max_connect_attempts: pb::number(service.endpoints(scope)),
                 cluster_specifier: Some(tcp_proxy::tcp_proxy::ClusterSpecifier::Cluster(
                     cluster_name(scope, &service.id),
                 )),
@@ -324,7 +323,7 @@ fn http_manager(routes: &str, has_identity: bool) -> listener::Filter {
 /// Every route configuration that the listeners name.
 pub(crate) fn routes(
     context: Context<'_>,
-    services: &[Service<'_>],
+    services: &Services<'_>,
 ) -> Vec<route::RouteConfiguration> {
     let mut configs = Vec::new();
     for name in context.gateway.listeners_as_written() {
@@ -335,6 +334,7 @@ pub(crate) fn routes(
             continue;
         }
         let http: Vec<&Service<'_>> = services
+            .list
             .iter()
             .filter(|service| is_reachable(service, spec.role))
             .filter(|service| service.port.protocol == ProtocolSpec::Http)
@@ -395,7 +395,7 @@ fn domains(service: &Service<'_>) -> Vec<String> {
 
 fn virtual_host(
     context: Context<'_>,
-    services: &[Service<'_>],
+    services: &Services<'_>,
     service: &Service<'_>,
     listener: &str,
     scope: Scope,
@@ -430,7 +430,7 @@ fn virtual_host(
 
 fn one_route(
     context: Context<'_>,
-    services: &[Service<'_>],
+    services: &Services<'_>,
     service: &Service<'_>,
     scope: Scope,
 ) -> route::Route {

@@ -65,6 +65,28 @@ pub(crate) struct Service<'m> {
     pub export: Export,
 }
 
+/// Every service of this gateway.
+#[derive(Debug, Default)]
+pub(crate) struct Services<'m> {
+    /// In the order of the routes, and of the ports in each.
+    pub list: Vec<Service<'m>>,
+    by_route: BTreeMap<String, Vec<usize>>,
+}
+
+impl<'m> Services<'m> {
+    fn push(&mut self, service: Service<'m>) {
+        let of_route = self.by_route.entry(service.route.id()).or_default();
+        of_route.push(self.list.len());
+        self.list.push(service);
+    }
+
+    /// Those of the route of this `namespace/name`.
+    pub(crate) fn of_route(&self, id: &str) -> impl Iterator<Item = &Service<'m>> {
+        let at = self.by_route.get(id).into_iter().flatten();
+        at.filter_map(|at| self.list.get(*at))
+    }
+}
+
 /// Which peers see a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Export {
@@ -115,7 +137,7 @@ pub(crate) fn compile(context: Context<'_>, findings: &mut Findings) -> Resource
             .push((peer.name.clone(), pb::pack(&peer)));
     }
     let mut mirrors = BTreeMap::new();
-    for service in &services {
+    for service in &services.list {
         let outbound = clusters::service(context, service, Scope::Outbound);
         let own = service
             .has_own
@@ -140,17 +162,18 @@ pub(crate) fn compile(context: Context<'_>, findings: &mut Findings) -> Resource
     }
     for name in context.gateway.listeners_as_written() {
         let built: Option<listener::Listener> = listeners::listener(context, &services, name);
-        if let Some(built) = built {
-            resources
+        match built {
+            Some(built) => resources
                 .listeners
-                .push((built.name.clone(), pb::pack(&built)));
+                .push((built.name.clone(), pb::pack(&built))),
+            None => findings.push(not_bound(context.gateway, name)),
         }
     }
     resources
 }
 
-fn services<'m>(context: Context<'m>, findings: &mut Findings) -> Vec<Service<'m>> {
-    let mut services = Vec::new();
+fn services<'m>(context: Context<'m>, findings: &mut Findings) -> Services<'m> {
+    let mut services = Services::default();
     for route in &context.model.routes {
         for port in route.ports() {
             let targets = target::targets(context.model, route, &port, context.node);
@@ -160,7 +183,10 @@ fn services<'m>(context: Context<'m>, findings: &mut Findings) -> Vec<Service<'m
                 &route.spec.locality,
                 &route.spec.failover,
             );
-            for (at, target) in targets.iter().enumerate() {
+            let has_targets = !targets.is_empty();
+            // Where nothing at all is left, one finding says why.
+            let reported = if levels.is_empty() { 0 } else { targets.len() };
+            for (at, target) in targets.iter().enumerate().take(reported) {
                 if !levels.iter().flatten().any(|used| *used == at) {
                     findings.push(unused(route, target, context.node));
                 }
@@ -172,7 +198,7 @@ fn services<'m>(context: Context<'m>, findings: &mut Findings) -> Vec<Service<'m
                 .map(|(_, target)| target)
                 .collect();
             if used.is_empty() {
-                findings.push(nothing(route, context.node));
+                findings.push(nothing(route, context.node, has_targets));
                 continue;
             }
             services.push(Service {
@@ -211,13 +237,40 @@ fn unused(route: &Document<MeshRoute>, target: &Target, node: &Node) -> Finding 
     .at(route.at(&format!("spec.backends[{at}]")))
 }
 
-fn nothing(route: &Document<MeshRoute>, node: &Node) -> Finding {
+/// A one-route listener without its route.
+fn not_bound(gateway: &Document<MeshGateway>, name: &str) -> Finding {
     Finding::error(
+        Code::Unused,
+        format!("listener `{name}` is not opened: this gateway carries nothing for its route"),
+    )
+    .warning()
+    .help("see what is said of that route, or remove the listener")
+    .at(gateway.at(&format!("spec.listeners.{name}.route")))
+}
+
+fn nothing(route: &Document<MeshRoute>, node: &Node, has_targets: bool) -> Finding {
+    let finding = Finding::error(
         Code::Unused,
         format!("gateway `{}` carries nothing for this route", node.name),
     )
-    .warning()
-    .help(format!(
+    .warning();
+    if has_targets {
+        let (field, help) = if route.spec.failover.never.is_empty() {
+            (
+                "order",
+                "`failover.order` names none of its backends; name one",
+            )
+        } else {
+            (
+                "never",
+                "`failover.never` leaves none of its backends; remove an entry there",
+            )
+        };
+        return finding
+            .help(help)
+            .at(route.at_key(&format!("spec.failover.{field}")));
+    }
+    finding.help(format!(
         "none of its backends can be reached from cluster `{}`; it needs one of its own, or another cluster's and that cluster's MeshPeer",
         node.cluster
     ))
@@ -247,6 +300,16 @@ impl<'m> Service<'m> {
         self.route.hosts().iter().map(ToString::to_string).collect()
     }
 
+    /// How many addresses a cluster of it has, at least one.
+    pub(crate) fn endpoints(&self, scope: Scope) -> u32 {
+        let targets = self.targets.iter();
+        let count = targets
+            .filter(|target| scope == Scope::Outbound || target.peer.is_none())
+            .map(|target| target.endpoints.len())
+            .sum::<usize>();
+        u32::try_from(count).unwrap_or(u32::MAX).max(1)
+    }
+
     /// The exact hosts.
     pub(crate) fn exact_hosts(&self) -> impl Iterator<Item = String> {
         self.route
@@ -262,16 +325,15 @@ impl<'m> Service<'m> {
     pub(crate) fn mirrors<'s>(
         &self,
         context: Context<'_>,
-        services: &'s [Self],
-    ) -> Vec<(usize, &'s Self, Option<String>)> {
+        services: &'s Services<'_>,
+    ) -> Vec<(usize, &'s Service<'s>, Option<String>)> {
         let mut mirrors = Vec::new();
         for (at, mirror) in self.route.spec.mirror.iter().enumerate() {
             let id = mirror.route.0.id(&self.route.namespace);
             let same_port = services
-                .iter()
-                .find(|to| to.route.id() == id && to.port.port == self.port.port);
-            let Some(to) = same_port.or_else(|| services.iter().find(|to| to.route.id() == id))
-            else {
+                .of_route(&id)
+                .find(|to| to.port.port == self.port.port);
+            let Some(to) = same_port.or_else(|| services.of_route(&id).next()) else {
                 continue;
             };
             let peer = mirror.peer.as_ref().map(|Text(peer)| peer.0.clone());

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use zeugma_core::identity::{IdPattern, TrustDomain};
 use zeugma_core::locality::Locality;
 use zeugma_core::names::{Host, HostPattern};
@@ -46,7 +45,7 @@ pub(super) fn peer(cluster: &cluster::Cluster, meta: &PeerMeta) -> Result<Peer, 
         locality: parsed(&meta.locality, Locality::parse)?,
         ids: expected,
         attests: all(&meta.attests, TrustDomain::parse)?,
-        sources: all(&meta.sources, str::parse::<IpNet>)?,
+        sources: all(&meta.sources, crate::net::parse)?,
         keepalive_ping: duration(keepalive.interval.as_ref())?,
         keepalive_timeout: duration(keepalive.timeout.as_ref())?,
     })
@@ -366,18 +365,16 @@ fn endpoints(cluster: &cluster::Cluster, route: &str, names: &Names) -> Result<F
         .map(|matched| Ok((matched.name.as_str(), socket(matched)?)))
         .collect::<Result<_, String>>()?;
     let mut endpoints: Vec<Endpoint> = Vec::new();
+    let mut known: BTreeMap<EndpointKey, usize> = BTreeMap::new();
     let mut members: BTreeMap<u32, Vec<EndpointIx>> = BTreeMap::new();
     for group in &assignment.endpoints {
         let at = group.locality.clone().unwrap_or_default();
-        let locality = Locality {
-            region: at.region.into(),
-            zone: at.zone.into(),
-            subzone: at.sub_zone.into(),
-        };
+        let locality = locality(&at)?;
         for lb in &group.lb_endpoints {
             let built = endpoint(lb, &locality, route, &sockets, names)?;
             // One address of one backend written twice is one endpoint of both weights.
-            match endpoints.iter_mut().find(|known| known.key == built.key) {
+            let at = *known.entry(built.key.clone()).or_insert(endpoints.len());
+            match endpoints.get_mut(at) {
                 Some(known) => known.weight += built.weight,
                 None => {
                     members
@@ -401,6 +398,16 @@ fn endpoints(cluster: &cluster::Cluster, route: &str, names: &Names) -> Result<F
         return Err("it has no endpoints".to_owned());
     }
     Ok((endpoints, levels))
+}
+
+/// Where endpoints stand; not known where no region is named.
+fn locality(at: &core::Locality) -> Result<Locality, String> {
+    let parts = [&at.region, &at.zone, &at.sub_zone];
+    if parts.iter().all(|part| part.is_empty()) {
+        return Ok(Locality::default());
+    }
+    let text = parts.map(String::as_str).join("/");
+    parsed(text.trim_end_matches('/'), Locality::parse)
 }
 
 /// Weights on the wire are whole numbers; ours give a peer's gateways 1 together.

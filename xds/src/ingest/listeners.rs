@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use zeugma_core::snapshot::{HostTable, Listener, Mirror, Role, Service, ServiceIx};
+use zeugma_core::snapshot::{HostTable, Listener, Mirror, Protocol, Role, Service, ServiceIx};
 
 use super::clusters::all;
 use super::{Gathered, Names};
@@ -37,6 +37,13 @@ impl Reader<'_> {
             .as_deref()
             .map(|id| self.service(id))
             .transpose()?;
+        let service = only.and_then(|ix| self.services.get(ix.0));
+        if let Some(service) = service.filter(|service| service.protocol == Protocol::Http) {
+            return Err(format!(
+                "it carries plain TCP to one service, and `{}` is http",
+                service.name
+            ));
+        }
         let mut hosts = HostTable::default();
         if only.is_none() {
             for ix in reached {
@@ -53,7 +60,7 @@ impl Reader<'_> {
             },
             only,
             hosts,
-            sources: all(&meta.sources, str::parse)?,
+            sources: all(&meta.sources, crate::net::parse)?,
         })
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use zeugma_core::authorize::path::is_usable;
 use zeugma_core::identity::IdPattern;
 use zeugma_core::snapshot::{PathPattern, Policy, Position, Rule};
 
@@ -177,13 +178,18 @@ fn read_permission(permission: &rbac::Permission, rule: &mut Rule) -> Result<(),
             let Some(matcher::path_matcher::Rule::Path(text)) = &path.rule else {
                 return Err(unsupported());
             };
-            rule.paths.push(match &text.match_pattern {
-                Some(MatchPattern::Exact(path)) => PathPattern::Exact(path.as_str().into()),
+            let (path, pattern): (&str, fn(Arc<str>) -> PathPattern) = match &text.match_pattern {
+                Some(MatchPattern::Exact(path)) => (path, PathPattern::Exact),
                 Some(MatchPattern::Prefix(prefix)) if prefix.ends_with('/') => {
-                    PathPattern::Below(prefix.as_str().into())
+                    (prefix, PathPattern::Below)
                 }
                 _ => return Err(unsupported()),
-            });
+            };
+            // A deny rule that matches nothing would let through what it names.
+            if !is_usable(path) {
+                return Err(format!("no request is matched by the path `{path}`"));
+            }
+            rule.paths.push(pattern(path.into()));
             Ok(())
         }
         _ => Err(unsupported()),

@@ -167,6 +167,11 @@ impl Model {
             .and_then(|at| self.routes.get(*at))
     }
 
+    /// Every `namespace/name` of a route.
+    pub(crate) fn route_ids(&self) -> impl Iterator<Item = &str> {
+        self.index.routes.keys().map(String::as_str)
+    }
+
     /// The peer of this name.
     pub(crate) fn peer(&self, name: &str) -> Option<&Document<MeshPeer>> {
         self.peers.iter().find(|peer| peer.name == name)
@@ -239,18 +244,18 @@ impl Document<MeshGateway> {
             admin: match &self.spec.admin {
                 Some(Text(Admin::Unix(path))) => AdminAddress::Unix(self.folder().join(path)),
                 Some(Text(Admin::Tcp(address))) => AdminAddress::Tcp(*address),
-                None => AdminAddress::Tcp(loopback(15000)),
+                None => AdminAddress::Tcp(loopback(ADMIN)),
             },
             probes: self
                 .spec
                 .probes
                 .as_ref()
-                .map_or_else(|| loopback(15021), |at| at.0),
+                .map_or_else(|| loopback(PROBES), |at| at.0),
             metrics: self
                 .spec
                 .metrics
                 .as_ref()
-                .map_or_else(|| loopback(15020), |at| at.0),
+                .map_or_else(|| loopback(METRICS), |at| at.0),
             workers: self.spec.workers,
             limits: Limits {
                 connections: limits.connections.unwrap_or(50_000),
@@ -267,7 +272,15 @@ impl Document<MeshGateway> {
     }
 }
 
-fn loopback(port: u16) -> SocketAddr {
+/// The port of the admin API where nothing is written.
+pub(crate) const ADMIN: u16 = 15000;
+/// See [`ADMIN`].
+pub(crate) const PROBES: u16 = 15021;
+/// See [`ADMIN`].
+pub(crate) const METRICS: u16 = 15020;
+
+/// Where a gateway's own services are unless something else is written.
+pub(crate) fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 

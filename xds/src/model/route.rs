@@ -207,7 +207,7 @@ pub(crate) struct FailoverSpec {
     /// The healthy share of a level below which traffic starts to leave it. Default `70%` for http,
     /// `0%` for tcp.
     pub start: Option<Text<Percent>>,
-    /// The healthy share at which all has left. Default `0%`; below `start`, unless both are `0%`.
+    /// The healthy share at which all has left. Default `0%`; at most `start`, and below `100%`.
     pub full: Option<Text<Percent>>,
     /// How long a level must have been bad before more is moved away. Default `0s`.
     pub hold: Option<Text<Duration>>,
@@ -268,7 +268,8 @@ pub(crate) struct HealthSpec {
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct ActiveSpec {
-    /// `GET` this path; a 2xx status is good.
+    /// `GET` this path; a 2xx status is good. Ports of the route that are not http are checked as by
+    /// `tcp: true`.
     pub http: Option<String>,
     /// `true`: a connection is accepted.
     pub tcp: Option<bool>,
@@ -336,14 +337,15 @@ pub(crate) struct TimeoutsSpec {
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct RetriesSpec {
-    /// Extra tries for one request or connection. Default 2; 0 to 10.
+    /// Extra tries for one request. http only: a connection that no endpoint took is always tried on
+    /// every other one. Default 2; 0 to 10.
     #[serde(default, deserialize_with = "whole_or_none")]
     pub attempts: Option<u32>,
     /// What is retried, before any byte of a response. http only. Default `[connect-failure,
     /// refused-stream, reset, 502, 503, 504, unavailable]`; the first two, and a peer's
     /// `no-local-endpoint`, always are, since no endpoint saw the request.
     pub on: Option<Vec<Text<Cause>>>,
-    /// Extra tries as a share of the last 10 s' requests, at least 10. Default `20%`.
+    /// Extra tries as a share of the last 10 s' requests, at least 10. http only. Default `20%`.
     pub budget: Option<Text<Percent>>,
     /// Request bytes kept for another try; a longer request is not tried again. http only. Default
     /// `64KiB`; at most 16MiB.
@@ -387,7 +389,8 @@ pub(crate) struct RuleSpec {
     pub sources: Option<Vec<Text<IpNet>>>,
     /// The HTTP method. http only.
     pub methods: Option<Vec<Text<Method>>>,
-    /// The HTTP path: `/v1/orders`, or `/v1/*` for all below. http only.
+    /// The HTTP path: `/v1/orders`, or `/v1/*` for all below. http only. `deny` does not count
+    /// slashes at the end: `/v1/*` denies `/v1` too.
     pub paths: Option<Vec<Text<PathPattern>>>,
 }
 

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize as DeriveDeserialize;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use zeugma_core::authorize::path::is_usable;
 use zeugma_core::identity::{IdPattern, TrustDomain};
 use zeugma_core::locality::Locality;
 use zeugma_core::names::{Host, HostPattern};
@@ -100,6 +101,14 @@ const DURATION_MILLIS_MAX: u64 = 0x7fff_ffff * 1000;
 /// A share of a whole, written `5%`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Percent(pub f64);
+
+impl fmt::Display for Percent {
+    /// As it is written, at most four decimal places.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{:.4}", self.0 * 100.0);
+        write!(f, "{}%", text.trim_end_matches('0').trim_end_matches('.'))
+    }
+}
 
 impl FromText for Percent {
     const FORM: &'static str = "a percentage such as `5%` or `0.5%`";
@@ -219,13 +228,13 @@ impl FromText for IpNet {
 
     fn from_text(text: &str) -> Result<Self, String> {
         if let Ok(address) = text.parse::<IpAddr>() {
-            return Ok(address.into());
+            return Ok(address.to_canonical().into());
         }
         let net: Self = text
             .parse()
             .map_err(|_| "write an address, `/` and the length of the prefix".to_owned())?;
         if net.trunc() == net {
-            Ok(net)
+            crate::net::canonical(net)
         } else {
             Err(format!(
                 "bits are set beyond the prefix; write `{}`",
@@ -405,7 +414,10 @@ impl FromText for PathPattern {
         {
             Some('*') => Err("`*` may stand only as the whole last segment".to_owned()),
             Some(bad) => Err(format!("{bad:?} may not stand in a path")),
-            None => Ok(make(kept.into())),
+            None if is_usable(kept) => Ok(make(kept.into())),
+            None => Err(
+                "no request is matched by it: `//`, dot segments, `;` parameters and escaped slashes are never taken at their word; write the path that the service sees".to_owned(),
+            ),
         }
     }
 }
@@ -590,6 +602,9 @@ mod tests {
         assert_eq!(Percent::from_text("5%"), Ok(Percent(0.05)));
         assert_eq!(Percent::from_text("100%"), Ok(Percent(1.0)));
         assert_eq!(Percent::from_text("0.5%"), Ok(Percent(0.005)));
+        for text in ["0%", "7%", "29%", "57%", "0.5%", "33.3333%", "100%"] {
+            assert_eq!(Percent::from_text(text).unwrap().to_string(), text);
+        }
         for text in ["5", "%", "101%", "-5%", "5.00001%", "1e1%", "NaN%", "5 %"] {
             assert!(Percent::from_text(text).is_err(), "{text}");
         }
@@ -613,6 +628,18 @@ mod tests {
                 .contains("`10.0.0.0/8`")
         );
         assert!(IpNet::from_text("10.0.0.0/33").is_err());
+        // An IPv4 caller is compared as such, whatever socket it came in on.
+        for (text, expected) in [
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::ffff:10.0.0.1", "10.0.0.1/32"),
+        ] {
+            assert_eq!(IpNet::from_text(text).unwrap().to_string(), expected);
+        }
+        assert!(
+            IpNet::from_text("::/0")
+                .unwrap_err()
+                .contains("`0.0.0.0/0`")
+        );
     }
 
     #[test]
@@ -648,6 +675,10 @@ mod tests {
         );
         for text in ["v1", "", "/v*", "/*/a", "/a?b", "/a b", "/a#b", "/**"] {
             assert!(PathPattern::from_text(text).is_err(), "{text}");
+        }
+        for text in ["/a/../b", "/a//b", "/a%2fb", "/a;b", "//*", "/a/./*", "/a%"] {
+            let error = PathPattern::from_text(text).unwrap_err();
+            assert!(error.contains("no request is matched"), "{text}: {error}");
         }
     }
 

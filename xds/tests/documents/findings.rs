@@ -212,12 +212,17 @@ fn contradictions_are_found() {
         (
             &format!("protocol: http, {OWN}, failover: {{start: 20%, full: 30%}}"),
             "spec.failover.full",
-            "`full` (30%) is not below `start` (20%)",
+            "`full` (30%) is over `start` (20%)",
         ),
         (
-            &format!("protocol: http, {OWN}, failover: {{start: 20%, full: 20%}}"),
+            &format!("protocol: http, {OWN}, failover: {{start: 7%, full: 57%}}"),
             "spec.failover.full",
-            "is not below",
+            "`full` (57%) is over `start` (7%)",
+        ),
+        (
+            &format!("protocol: http, {OWN}, failover: {{start: 100%, full: 100%}}"),
+            "spec.failover.full",
+            "takes nothing even while all of it is healthy",
         ),
         (
             &format!("port: 9, {OWN}, failover: {{full: 10%}}"),
@@ -286,6 +291,12 @@ fn contradictions_are_found() {
         C,
         "spec.listeners.apps.route",
         "which a one-route listener never reads",
+    );
+    check(
+        &one_route("protocol: http, backends: [{endpoints: ['10.0.0.1:80']}]"),
+        C,
+        "spec.listeners.apps.route",
+        "one address, one route (ZG0109); remove `route` here",
     );
     check(
         &one_route("ports: {a: {port: 80}, b: {port: 81}}, backends: [{endpoints: [10.0.0.1]}]"),
@@ -360,6 +371,26 @@ fn what_could_never_have_an_effect_is_an_error() {
             format!("{tcp}, timeouts: {{perTry: 1s}}"),
             "spec.timeouts.perTry",
             "the route is tcp",
+        ),
+        (
+            format!("{tcp}, retries: {{attempts: 3}}"),
+            "spec.retries.attempts",
+            "the route is tcp",
+        ),
+        (
+            format!("{tcp}, retries: {{budget: 5%}}"),
+            "spec.retries.budget",
+            "the route is tcp",
+        ),
+        (
+            format!("{tcp}, health: {{active: {{http: /healthz}}}}"),
+            "spec.health.active.http",
+            "`tcp: true`",
+        ),
+        (
+            "protocol: http, backends: [{peer: west}], export: {to: [west]}".to_owned(),
+            "spec.export",
+            "the route has none",
         ),
         (
             format!("{tcp}, retries: {{on: [reset]}}"),
@@ -603,7 +634,7 @@ fn values_that_cannot_be_read_are_found_where_they_stand() {
         (
             format!("protocol: http, {OWN}, retries: {{any: yes}}"),
             "spec.retries.any",
-            "ZG0102",
+            "neither true nor false (ZG0102); write `true` or `false`",
         ),
         (
             format!("protocol: http, {OWN}, retries: {{attempts: 11}}"),
@@ -651,6 +682,57 @@ fn values_that_cannot_be_read_are_found_where_they_stand() {
             format!("protocol: http, {OWN}, allow: [{{sources: [10.1.0.0/8]}}]"),
             "spec.allow[0].sources[0]",
             "`10.0.0.0/8`",
+        ),
+        (
+            format!("protocol: http, {OWN}, deny: [{{sources: ['::/0']}}]"),
+            "spec.deny[0].sources[0]",
+            "`0.0.0.0/0` for all",
+        ),
+        (
+            format!("protocol: http, {OWN}, deny: [{{paths: [/a/../b]}}]"),
+            "spec.deny[0].paths[0]",
+            "no request is matched by it",
+        ),
+        (
+            format!("protocol: http, {OWN}, retries: {{attempts: ~}}"),
+            "spec.retries.attempts",
+            "nothing is written here",
+        ),
+        (
+            format!("protocol: http, {OWN}, timeouts: {{connect: [1s]}}"),
+            "spec.timeouts.connect",
+            "one value is expected here (ZG0102); write it without",
+        ),
+        (
+            format!("protocol: http, {OWN}, timeouts: 5s"),
+            "spec.timeouts",
+            "fields are expected here (ZG0102); write them in braces",
+        ),
+        (
+            format!("protocol: http, {OWN}, export: {{to: west}}"),
+            "spec.export.to",
+            "a list is expected here (ZG0102); write it in brackets",
+        ),
+        (
+            format!("protocol: http, {OWN}, export: {{to: [~]}}"),
+            "spec.export.to[0]",
+            "nothing is written here (ZG0102); write a value",
+        ),
+        (
+            format!("protocol: http, {OWN}, failover: {{order: [{{region: ~}}]}}"),
+            "spec.failover.order[0].region",
+            "nothing is written here",
+        ),
+        (
+            format!("protocol: http, {OWN}, failover: {{order: [{{region: us, cluster: west}}]}}"),
+            "spec.failover.order[0].cluster",
+            "an entry names one thing alone (ZG0102); give each its own entry",
+        ),
+        (
+            "protocol: http, backends: [{locality: \"eu/a\\nb\", endpoints: ['10.0.0.1:80']}]"
+                .to_owned(),
+            "spec.backends[0].locality",
+            "may not stand in a locality",
         ),
         (
             format!("protocol: http, {OWN}, allow: [{{methods: [get]}}]"),
@@ -864,7 +946,321 @@ fn a_document_of_too_many_nodes_or_too_deep_is_refused() {
     let deep = format!("\n---\n{}{}\n", "[".repeat(100), "]".repeat(100));
     let finding = only(&[EAST, &deep], "deep");
     assert_eq!(finding.code, Code::TooLarge, "{finding}");
+    assert_eq!(
+        finding.message,
+        "lists and fields are over 32 deep within each other"
+    );
+    assert!(finding.help.is_some());
     let bomb = "\n---\na: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: [*f,*f,*f,*f,*f,*f,*f,*f,*f,*f]\n";
     let finding = only(&[EAST, bomb], "bomb");
     assert_eq!(finding.code, Code::TooLarge, "{finding}");
+}
+
+/// The peer of cluster west, with this in place of its last line.
+fn west(ids_and_more: &str) -> String {
+    WEST_PEER.replace(
+        r#"  spiffeIDs: ["spiffe://west.example/zeugma/gateway"]"#,
+        &format!("  {}", ids_and_more.replace('\n', "\n  ")),
+    )
+}
+
+const WEST_ID: &str = r#"spiffeIDs: ["spiffe://west.example/zeugma/gateway"]"#;
+
+#[test]
+fn only_gateways_named_in_full_may_attest() {
+    let wide = west(
+        "spiffeIDs: [\"spiffe://west.example/zeugma/gateway\", \"spiffe://west.example/ns/*\"]\nattests: [west.example]",
+    );
+    check(
+        &only(&[EAST, &wide], "wildcard"),
+        Code::Unsafe,
+        "spec.spiffeIDs[1]",
+        "could name anyone of `attests`",
+    );
+    // Without `attests` nobody is impersonated.
+    let wide = west(r#"spiffeIDs: ["spiffe://west.example/ns/*"]"#);
+    assert_eq!(findings(&[EAST, &wide]), Findings::new());
+
+    let ours = west(&format!("{WEST_ID}\nattests: [west.example, east.example]"));
+    let found = findings(&[EAST, &ours]);
+    let [warning] = found.iter().collect::<Vec<_>>()[..] else {
+        panic!("{found}");
+    };
+    assert_eq!(warning.severity, Severity::Warning);
+    check(
+        warning,
+        Code::Unsafe,
+        "spec.attests[1]",
+        "the trust domain of this side too",
+    );
+    // A file that serves both clusters: to the gateway of west, the peer west is itself.
+    let own = EAST
+        .replace("east-gw", "west-gw")
+        .replace("cluster: east", "cluster: west")
+        .replace("trustDomain: east", "trustDomain: west");
+    let theirs = west(&format!("{WEST_ID}\nattests: [west.example]"));
+    assert_eq!(findings(&[&own, &theirs]), {
+        let alone = findings(&[&own]);
+        assert!(alone.is_empty(), "{alone}");
+        alone
+    });
+}
+
+#[test]
+fn peers_that_cannot_be_told_apart_are_found_where_it_matters() {
+    let peer = |name: &str, more: &str| {
+        west(more)
+            .replace("name: west", &format!("name: {name}"))
+            .replace("cluster: west", &format!("cluster: {name}"))
+    };
+    let exported = |to: &str, rule: &str| {
+        route(
+            "orders",
+            &format!("protocol: http, {OWN}, export: {{to: {to}}}, allow: [{rule}]"),
+        )
+    };
+    let any = "{from: ['spiffe://west.example/*']}";
+    let below = r#"spiffeIDs: ["spiffe://west.example/zeugma/*"]"#;
+    for (first, second, route, words) in [
+        (
+            WEST_ID,
+            WEST_ID,
+            exported("[west]", any),
+            "`shop/orders` is exported to one of them",
+        ),
+        (
+            below,
+            WEST_ID,
+            exported("[north]", any),
+            "is exported to one of them",
+        ),
+        (
+            WEST_ID,
+            &format!("{WEST_ID}\nattests: [west.example]"),
+            exported("['*']", any),
+            "only one of them is believed about callers of `west.example`",
+        ),
+        (
+            &format!("{WEST_ID}\nattests: [a.example]\nsources: [10.0.0.0/8]"),
+            &format!("{WEST_ID}\nattests: [a.example]\nsources: [10.1.0.0/16]"),
+            exported("['*']", "{via: [west], from: ['spiffe://a.example/x']}"),
+            "a rule of route `shop/orders` is about one of them alone",
+        ),
+    ] {
+        let found = only(
+            &[EAST, &peer("west", first), &peer("north", second), &route],
+            words,
+        );
+        check(&found, Code::Unsafe, "spec.spiffeIDs[0]", words);
+        assert!(found.to_string().contains("MeshPeer `west` too"), "{found}");
+    }
+    let told = format!("{WEST_ID}\nsources: [10.0.0.0/8]");
+    let other = r#"spiffeIDs: ["spiffe://west.example/north/gateway"]"#;
+    for (first, second, to) in [
+        // It makes no difference which one calls.
+        (WEST_ID, WEST_ID, "['*']"),
+        (WEST_ID, WEST_ID, "[west, north]"),
+        (WEST_ID, other, "[west]"),
+        (WEST_ID, &*told, "[west]"),
+        (
+            &*told,
+            &*format!("{WEST_ID}\nsources: [192.0.2.0/24]"),
+            "[west]",
+        ),
+    ] {
+        let found = findings(&[
+            EAST,
+            &peer("west", first),
+            &peer("north", second),
+            &exported(to, any),
+        ]);
+        assert!(!found.has_errors(), "{found}");
+    }
+    // Each gateway of a file that serves both has one of them alone as a peer.
+    let gateway = |name: &str| EAST.replace("east", name);
+    let found = findings(&[
+        &gateway("west"),
+        &gateway("north"),
+        &peer("west", WEST_ID),
+        &peer("north", WEST_ID),
+        &exported("[west]", any),
+    ]);
+    assert!(
+        !found.to_string().contains("may be a gateway of"),
+        "{found}"
+    );
+}
+
+#[test]
+fn an_identity_that_no_peer_of_via_attests_is_found_by_itself() {
+    let attests = west(&format!("{WEST_ID}\nattests: [west.example]"));
+    let orders = route(
+        "orders",
+        &format!(
+            "protocol: http, {OWN}, export: {{to: [west]}}, allow: [{{via: [west], from: ['spiffe://west.example/a', 'spiffe://north.example/b']}}]"
+        ),
+    );
+    check(
+        &only(&[EAST, &attests, &orders], "north"),
+        Code::NoEffect,
+        "spec.allow[0].from[1]",
+        "write `north.example` into `attests`",
+    );
+}
+
+#[test]
+fn an_export_to_all_peers_where_there_is_none_is_a_warning() {
+    let orders = route(
+        "orders",
+        &format!("protocol: http, {OWN}, export: {{to: ['*']}}, allow: [{{listeners: [mesh]}}]"),
+    );
+    let found = findings(&[EAST, &orders]);
+    let [warning] = found.iter().collect::<Vec<_>>()[..] else {
+        panic!("{found}");
+    };
+    assert_eq!(warning.severity, Severity::Warning);
+    check(
+        warning,
+        Code::NoEffect,
+        "spec.export",
+        "there is no MeshPeer",
+    );
+}
+
+#[test]
+fn no_two_sockets_of_a_gateway_may_ask_for_one_address() {
+    let with = |mesh: &str, apps: &str, more: &str| {
+        EAST.replace("0.0.0.0:15443", mesh)
+            .replace("127.0.0.1:15001", apps)
+            .replace("  cluster:", &format!("  {more}\n  cluster:"))
+    };
+    for (mesh, apps, more, path, words) in [
+        (
+            "0.0.0.0:15001",
+            "127.0.0.1:15001",
+            "",
+            "spec.listeners.apps.address",
+            "listener `mesh` has the address 127.0.0.1:15001 already by 0.0.0.0:15001",
+        ),
+        (
+            "[::]:15001",
+            "127.0.0.1:15001",
+            "",
+            "spec.listeners.apps.address",
+            "already by [::]:15001",
+        ),
+        (
+            "[::]:15001",
+            "[::1]:15001",
+            "",
+            "spec.listeners.apps.address",
+            "already by [::]:15001",
+        ),
+        (
+            "127.0.0.1:15021",
+            "127.0.0.1:15001",
+            "",
+            "spec.listeners.mesh.address",
+            "`probes` has the address 127.0.0.1:15021 already (ZG0108)",
+        ),
+        (
+            "0.0.0.0:15443",
+            "127.0.0.1:15001",
+            "metrics: 0.0.0.0:15443",
+            "spec.metrics",
+            "listener `mesh` has the address",
+        ),
+        (
+            "0.0.0.0:15443",
+            "127.0.0.1:15001",
+            "probes: 127.0.0.1:15000",
+            "spec.probes",
+            "`admin` has the address",
+        ),
+        (
+            "0.0.0.0:15443",
+            "127.0.0.1:15001",
+            "admin: 127.0.0.1:15020",
+            "spec.admin",
+            "`metrics` has the address",
+        ),
+        (
+            "0.0.0.0:15443",
+            "127.0.0.1:15001",
+            "probes: 0.0.0.0:9\n  metrics: 127.0.0.1:9",
+            "spec.metrics",
+            "`probes` has the address 127.0.0.1:9 already by 0.0.0.0:9",
+        ),
+    ] {
+        let gateway = with(mesh, apps, more);
+        check(&only(&[&gateway], words), Code::Duplicate, path, words);
+    }
+    for (mesh, apps, more) in [
+        ("127.0.0.2:15001", "127.0.0.1:15001", ""),
+        ("0.0.0.0:15001", "[::1]:15001", ""),
+        (
+            "0.0.0.0:0",
+            "127.0.0.1:0",
+            "probes: 127.0.0.1:0\n  metrics: 127.0.0.1:0",
+        ),
+        (
+            "127.0.0.1:15000",
+            "127.0.0.1:15001",
+            "admin: 'unix:admin.sock'",
+        ),
+    ] {
+        let found = findings(&[&with(mesh, apps, more)]);
+        assert!(found.is_empty(), "{found}");
+    }
+}
+
+#[test]
+fn a_route_of_which_never_leaves_nothing_says_so_and_so_does_its_listener() {
+    let gateway = EAST.replace("role: workloads", "role: workloads, route: shop/orders");
+    let orders = route(
+        "orders",
+        "port: 9, backends: [{name: a, endpoints: ['10.0.0.1:9']}], failover: {never: [{backend: a}]}",
+    );
+    let found = findings(&[&gateway, &orders]);
+    let found: Vec<&Finding> = found.iter().collect();
+    assert!(
+        found.iter().all(|f| f.severity == Severity::Warning),
+        "{found:?}"
+    );
+    let [listener, never] = found[..] else {
+        panic!("{found:?}");
+    };
+    check(
+        listener,
+        Code::Unused,
+        "spec.listeners.apps.route",
+        "`apps` is not opened",
+    );
+    check(
+        never,
+        Code::Unused,
+        "spec.failover.never",
+        "`failover.never` leaves none",
+    );
+}
+
+// Debug builds take a few seconds for it; a product of routes and routes would take minutes.
+#[test]
+fn thousands_of_wrong_names_are_found_in_time_and_a_bounded_number_of_suggestions() {
+    let mut documents = EAST.to_owned();
+    for n in 0..3000 {
+        documents.push_str(&route(
+            &format!("route-{n:04}"),
+            &format!("protocol: http, {OWN}, mirror: [{{route: roote-{n:04}}}]"),
+        ));
+    }
+    let found = findings(&[&documents]);
+    assert_eq!(found.iter().count(), 3000);
+    let suggested = |f: &&Finding| {
+        f.help
+            .as_deref()
+            .is_some_and(|h| h.starts_with("did you mean"))
+    };
+    assert_eq!(found.iter().filter(suggested).count(), 100);
+    assert!(found.iter().all(|finding| finding.help.is_some()));
 }

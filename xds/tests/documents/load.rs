@@ -754,3 +754,64 @@ fn a_host_leads_to_the_service_that_envoy_would_choose() {
         assert_eq!(found, expected, "{sni}");
     }
 }
+
+#[test]
+fn what_other_clusters_reach_is_refused_at_once_where_nothing_is_healthy() {
+    let spec = "backends: [{endpoints: ['10.0.0.1:80', '10.0.0.2:80']}, {peer: west}], export: {to: [west]}";
+    for written in ["", ", failover: {tooFew: use-all}"] {
+        let orders = route("orders", &format!("protocol: http, {spec}{written}"));
+        let loaded = loaded(&[EAST, WEST_PEER, &orders], None);
+        let orders = service(&loaded.snapshot, "orders", 80);
+        let too_few = |ix| loaded.snapshot.cluster(ix).failover.too_few;
+        assert_eq!(too_few(orders.outbound), TooFew::UseAll);
+        assert_eq!(too_few(orders.own.unwrap()), TooFew::Fail);
+    }
+}
+
+#[test]
+fn a_check_by_http_asks_http_ports_alone() {
+    let orders = route(
+        "orders",
+        "ports: {web: {port: 80, protocol: http}, raw: {port: 9000, protocol: tcp}}, backends: [{endpoints: [10.0.0.1]}], health: {active: {http: /healthz, every: 7s}}",
+    );
+    let loaded = loaded(&[EAST, &orders], None);
+    let check = |port| {
+        let cluster = service(&loaded.snapshot, "orders", port).outbound;
+        loaded.snapshot.cluster(cluster).active.clone().unwrap()
+    };
+    assert!(matches!(check(80).kind, ActiveKind::Http { .. }));
+    assert_eq!(check(9000).kind, ActiveKind::Tcp);
+    assert_eq!(check(9000).every, Duration::from_secs(7));
+}
+
+#[test]
+fn a_network_written_as_ipv4_in_ipv6_is_ipv4_everywhere() {
+    let east = EAST.replace("role: mesh", "role: mesh, sources: ['::ffff:10.0.0.0/104']");
+    let west = format!("{WEST_PEER}  sources: ['::ffff:192.0.2.7']\n");
+    let orders = route(
+        "orders",
+        "protocol: http, backends: [{endpoints: ['10.0.0.1:80']}], deny: [{sources: ['::ffff:10.1.0.0/112']}]",
+    );
+    let loaded = loaded(&[&east, &west, &orders], None);
+    let snapshot = &loaded.snapshot;
+    let text = |nets: &[ipnet::IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(text(&snapshot.listeners[0].sources), ["10.0.0.0/8"]);
+    assert_eq!(text(&snapshot.peers[0].sources), ["192.0.2.7/32"]);
+    let deny = &service(snapshot, "orders", 80).policy.deny[0];
+    assert_eq!(text(&deny.sources), ["10.1.0.0/16"]);
+}
+
+// `full` and `start` alike is a step: all is kept above it, nothing at it or below.
+#[test]
+fn a_level_may_be_left_all_at_once() {
+    let orders = route(
+        "orders",
+        "protocol: http, backends: [{endpoints: ['10.0.0.1:80']}], failover: {start: 50%, full: 50%}",
+    );
+    let loaded = loaded(&[EAST, &orders], None);
+    let failover = &loaded.snapshot.clusters[0].failover;
+    assert!(failover.start.total_cmp(&failover.full).is_eq());
+    let share = zeugma_core::shares::capacity(0.5, failover);
+    assert!(share.total_cmp(&0.0).is_eq());
+    assert!(zeugma_core::shares::capacity(0.51, failover) >= 1.0);
+}

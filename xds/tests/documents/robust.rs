@@ -124,19 +124,34 @@ fn any_edit_of_a_configuration_loads_or_is_explained() {
 }
 
 #[test]
-fn a_thousand_routes_load_together() {
-    let routes: Vec<String> = (0..1000)
+fn thousands_of_routes_load_together() {
+    // What grows with the square of them would take minutes without optimisation.
+    const ROUTES: usize = 3000;
+    let routes: Vec<String> = (0..ROUTES)
         .map(|n| {
             route(
                 &format!("r{n}"),
-                &format!("protocol: http, backends: [{{endpoints: ['10.0.{}.{}:80']}}, {{peer: west}}], allow: [{{listeners: [apps]}}], export: {{to: [west]}}", n / 250, n % 250),
+                &format!("protocol: http, backends: [{{endpoints: ['10.0.{}.{}:80']}}, {{peer: west}}], mirror: [{{route: r{}}}], allow: [{{listeners: [apps]}}], export: {{to: [west]}}", n / 250, n % 250, (n + 1) % ROUTES),
             )
         })
         .collect();
     let mut documents = vec![EAST, WEST_PEER];
     documents.extend(routes.iter().map(String::as_str));
     let loaded = try_load(&documents, None).unwrap();
-    assert_eq!(loaded.snapshot.services.len(), 1000);
+    assert_eq!(loaded.snapshot.services.len(), ROUTES);
+}
+
+#[test]
+fn thousands_of_endpoints_load_together() {
+    let endpoints: Vec<String> = (0..3000)
+        .map(|n| format!("'10.0.{}.{}:80'", n / 250, n % 250))
+        .collect();
+    let spec = format!(
+        "protocol: http, backends: [{{endpoints: [{}]}}]",
+        endpoints.join(", ")
+    );
+    let loaded = try_load(&[EAST, &route("orders", &spec)], None).unwrap();
+    assert_eq!(loaded.snapshot.clusters[0].endpoints.len(), 3000);
 }
 
 fn properties(schema: &Value, names: &mut BTreeSet<String>) {

@@ -2,16 +2,18 @@
 //! that could never have an effect.
 
 mod backends;
+mod peers;
 mod policy;
 mod route;
 mod rules;
+mod sockets;
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::scalar::{Admin, Size, Text};
-use super::{Document, InboundSpec, MeshGateway, MeshPeer, Model, RoleSpec};
+use super::{Document, InboundSpec, MeshGateway, MeshPeer, Model, Port, ProtocolSpec, RoleSpec};
 use crate::error::{Code, Finding, Findings, suggest};
 
 /// Everything that is wrong with the model as a whole.
@@ -22,14 +24,18 @@ pub(crate) fn check(model: &Model) -> Findings {
         check_gateway(model, gateway, &mut findings);
     }
     for peer in &model.peers {
-        check_peer(peer, &mut findings);
+        check_peer(model, peer, &mut findings);
     }
+    peers::told_apart(model, &mut findings);
     route::hosts(model, &mut findings);
     for route in &model.routes {
         route::check(model, route, &mut findings);
     }
     findings
 }
+
+/// How many findings of one check have a suggestion.
+const SUGGESTED_MAX: usize = 100;
 
 /// One document under check.
 struct Checker<'a, T> {
@@ -62,8 +68,14 @@ impl<T> Checker<'_, T> {
         name: &str,
         known: impl IntoIterator<Item = &'s str>,
     ) {
+        // To compare every wrong name with every right one would be quadratic in both.
+        let help = if self.findings.len() < SUGGESTED_MAX {
+            suggest(name, known)
+        } else {
+            Some("write a name that exists".to_owned())
+        };
         let finding = Finding::error(Code::UnknownReference, message)
-            .maybe_help(suggest(name, known))
+            .maybe_help(help)
             .at(self.document.at(path));
         self.findings.push(finding);
     }
@@ -196,7 +208,6 @@ fn check_gateway(model: &Model, gateway: &Document<MeshGateway>, findings: &mut 
             "write at least one, such as `mesh: {address: \"0.0.0.0:15443\", role: mesh}`",
         );
     }
-    let mut bound = BTreeMap::new();
     for name in gateway.listeners_as_written() {
         let path = format!("spec.listeners.{name}");
         check.map_key(&path, name);
@@ -204,16 +215,6 @@ fn check_gateway(model: &Model, gateway: &Document<MeshGateway>, findings: &mut 
             continue;
         };
         let address = listener.address.0;
-        if address.port() != 0
-            && let Some(other) = bound.insert(address, name)
-        {
-            check.value(
-                Code::Duplicate,
-                &format!("{path}.address"),
-                format!("listener `{other}` has the address {address} already"),
-                "give each listener an address of its own",
-            );
-        }
         let is_workloads = listener.role == RoleSpec::Workloads;
         if is_workloads && !address.ip().is_loopback() && listener.sources.is_empty() {
             check.value(
@@ -227,6 +228,7 @@ fn check_gateway(model: &Model, gateway: &Document<MeshGateway>, findings: &mut 
             check_one_route(model, &mut check, name);
         }
     }
+    sockets::check(&mut check);
     if let Some(Text(Admin::Tcp(address))) = &spec.admin
         && !address.ip().is_loopback()
     {
@@ -287,12 +289,11 @@ fn check_one_route(model: &Model, check: &mut Checker<'_, MeshGateway>, name: &s
     }
     let id = reference.id(&gateway.namespace);
     let Some(route) = model.route(&id) else {
-        let known: Vec<String> = model.routes.iter().map(Document::id).collect();
         check.unknown(
             &path,
             format!("no MeshRoute `{id}`"),
             &id,
-            known.iter().map(String::as_str),
+            model.route_ids(),
         );
         return;
     };
@@ -302,6 +303,15 @@ fn check_one_route(model: &Model, check: &mut Checker<'_, MeshGateway>, name: &s
             &path,
             format!("`{id}` has several ports, and nothing here says which is meant"),
             "give each port a route of its own",
+        );
+    }
+    let is_http = |port: &Port| port.protocol == ProtocolSpec::Http;
+    if route.ports().len() == 1 && route.ports().iter().any(is_http) {
+        check.value(
+            Code::Contradiction,
+            &path,
+            format!("`{id}` is http, and a one-route listener is plain TCP: one address, one route"),
+            "remove `route` here, a workloads listener tells http routes apart by Host; or write `protocol: tcp` there",
         );
     }
     if route.inbound() == InboundSpec::Passthrough {
@@ -314,7 +324,7 @@ fn check_one_route(model: &Model, check: &mut Checker<'_, MeshGateway>, name: &s
     }
 }
 
-fn check_peer(peer: &Document<MeshPeer>, findings: &mut Findings) {
+fn check_peer(model: &Model, peer: &Document<MeshPeer>, findings: &mut Findings) {
     let mut check = Checker {
         document: peer,
         findings,
@@ -346,6 +356,7 @@ fn check_peer(peer: &Document<MeshPeer>, findings: &mut Findings) {
             "write the SPIFFE IDs of its gateways, such as `spiffe://west.example/zeugma/gateway`",
         );
     }
+    peers::attests(model, &mut check);
     check.at_least("spec.keepalive.ping", spec.keepalive.ping.as_ref(), 100);
     check.at_least(
         "spec.keepalive.timeout",

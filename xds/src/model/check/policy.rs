@@ -5,10 +5,8 @@ use zeugma_core::snapshot::Failure;
 use super::Checker;
 use crate::compile::start_of;
 use crate::error::Code;
-use crate::model::scalar::{Cause, Text};
-use crate::model::{
-    ActiveSpec, Document, InboundSpec, MeshRoute, MirrorSpec, Model, ProtocolSpec, Selector,
-};
+use crate::model::scalar::{Cause, Percent, Text};
+use crate::model::{ActiveSpec, Document, MeshRoute, MirrorSpec, Model, ProtocolSpec, Selector};
 
 pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
     let has_http = check
@@ -73,9 +71,18 @@ fn failover(model: &Model, check: &mut Checker<'_, MeshRoute>) {
         );
     }
     let full = spec.full.as_ref().map_or(0.0, |full| full.0.0);
+    if full >= 1.0 {
+        check.value(
+            Code::Contradiction,
+            "spec.failover.full",
+            "with `full: 100%` a level takes nothing even while all of it is healthy".to_owned(),
+            "write less than `100%`",
+        );
+        return;
+    }
     for port in route.ports() {
         let start = start_of(&route.spec, port.protocol);
-        if full >= start && !(full == 0.0 && start == 0.0) {
+        if full > start {
             let path = if spec.full.is_some() {
                 "spec.failover.full"
             } else {
@@ -85,9 +92,9 @@ fn failover(model: &Model, check: &mut Checker<'_, MeshRoute>) {
                 Code::Contradiction,
                 path,
                 format!(
-                    "`full` ({}%) is not below `start` ({}%)",
-                    full * 100.0,
-                    start * 100.0
+                    "`full` ({}) is over `start` ({})",
+                    Percent(full),
+                    Percent(start)
                 ),
                 "traffic starts to leave at `start` and has left at `full`",
             );
@@ -164,7 +171,7 @@ fn selects_something(
 fn health(check: &mut Checker<'_, MeshRoute>, has_http: bool) {
     let health = &check.document.spec.health;
     if let Some(spec) = &health.active {
-        active(check, spec);
+        active(check, spec, has_http);
     }
     let passive = &health.passive;
     if let Some(on) = &passive.on {
@@ -196,7 +203,7 @@ fn causes(check: &mut Checker<'_, MeshRoute>, path: &str, on: &[Text<Cause>], ha
     }
 }
 
-fn active(check: &mut Checker<'_, MeshRoute>, spec: &ActiveSpec) {
+fn active(check: &mut Checker<'_, MeshRoute>, spec: &ActiveSpec, has_http: bool) {
     let path = "spec.health.active";
     match (&spec.http, spec.tcp) {
         (Some(_), Some(_)) | (None, None | Some(false)) => check.key(
@@ -216,14 +223,13 @@ fn active(check: &mut Checker<'_, MeshRoute>, spec: &ActiveSpec) {
                 "write a path that begins with `/`, such as `/healthz`",
             );
         }
-        if check.document.inbound() == InboundSpec::Passthrough {
+        if !has_http {
             check.no_effect(
                 &format!("{path}.http"),
-                "these endpoints speak TLS with the callers alone",
+                "no port of the route is http",
                 "write `tcp: true`",
             );
-        }
-        if check.document.first_host().is_none() {
+        } else if check.document.first_host().is_none() {
             check.key(
                 Code::Contradiction,
                 &format!("{path}.http"),
@@ -271,7 +277,10 @@ fn retries(check: &mut Checker<'_, MeshRoute>, has_http: bool) {
     let spec = &check.document.spec.retries;
     check.range("spec.retries.attempts", spec.attempts, 0..=10);
     check.size("spec.retries.buffer", spec.buffer.as_ref(), 0..=16 << 20);
+    // What no endpoint saw is always tried elsewhere; bytes that one saw never are.
     for (is_written, field) in [
+        (spec.attempts.is_some(), "attempts"),
+        (spec.budget.is_some(), "budget"),
         (spec.on.is_some(), "on"),
         (spec.buffer.is_some(), "buffer"),
         (spec.any.is_some(), "any"),
@@ -288,12 +297,11 @@ fn mirror(model: &Model, check: &mut Checker<'_, MeshRoute>, spec: &MirrorSpec, 
     let route_path = format!("{path}.route");
     match model.route(&id) {
         None => {
-            let known: Vec<String> = model.routes.iter().map(Document::id).collect();
             check.unknown(
                 &route_path,
                 format!("no MeshRoute `{id}`"),
                 &id,
-                known.iter().map(String::as_str),
+                model.route_ids(),
             );
         }
         Some(_) if id == route.id() => check.value(

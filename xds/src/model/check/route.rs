@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use super::{Checker, backends, policy, rules};
 use crate::error::{Code, Finding, Findings};
-use crate::model::{Document, InboundSpec, MeshRoute, Model, ProtocolSpec, RoleSpec, TlsSpec};
+use crate::model::{
+    BackendSpec, Document, InboundSpec, MeshGateway, MeshPeer, MeshRoute, Model, ProtocolSpec,
+    RoleSpec, TlsSpec,
+};
 
 pub(super) fn check(model: &Model, route: &Document<MeshRoute>, findings: &mut Findings) {
     let mut check = Checker {
@@ -196,12 +199,48 @@ fn export(model: &Model, check: &mut Checker<'_, MeshRoute>) {
             );
         }
     }
+    if to.is_empty() {
+        return;
+    }
+    let is_peer_of = |gateway: &Document<MeshGateway>, peer: &Document<MeshPeer>| {
+        peer.spec.cluster != gateway.spec.cluster
+    };
+    let has_peer = (model.peers.iter()).any(|peer| {
+        model
+            .gateways
+            .iter()
+            .any(|gateway| is_peer_of(gateway, peer))
+    });
+    if !has_peer && !model.gateways.is_empty() && to.iter().any(|to| to == "*") {
+        let finding = Finding::error(
+            Code::NoEffect,
+            "`export` has no effect: there is no MeshPeer to export to",
+        )
+        .warning()
+        .help("write a MeshPeer for each cluster that may call")
+        .at(route.at_key("spec.export"));
+        check.findings.push(finding);
+    }
+    let is_own = |backend: &BackendSpec| {
+        backend.peer.is_none()
+            && (model.gateways.iter()).any(|gateway| {
+                (backend.cluster.as_ref()).is_none_or(|cluster| *cluster == gateway.spec.cluster)
+            })
+    };
+    if !model.gateways.is_empty() && !route.spec.backends.iter().any(is_own) {
+        check.no_effect(
+            "spec.export",
+            "what arrives from peers is served by own backends alone, and the route has none",
+            "add a backend with `endpoints`, or remove this",
+        );
+        return;
+    }
     let has_mesh = model
         .gateways
         .iter()
         .flat_map(|gateway| gateway.spec.listeners.values())
         .any(|listener| listener.role == RoleSpec::Mesh);
-    if !to.is_empty() && !has_mesh && !model.gateways.is_empty() {
+    if !has_mesh && !model.gateways.is_empty() {
         check.no_effect(
             "spec.export",
             "no gateway here has a mesh listener",

@@ -161,6 +161,18 @@ fn attested(model: &Model, check: &mut Checker<'_, MeshRoute>, rule: &RuleSpec, 
     } else {
         domains.iter().any(|domain| attests(Some(domain)))
     };
+    for (at, domain) in domains.iter().enumerate() {
+        if can && !attests(Some(domain)) {
+            check.value(
+                Code::NoEffect,
+                &format!("{path}.from[{at}]"),
+                format!(
+                    "this ID has no effect: none of the peers in `via` is believed about `{domain}`"
+                ),
+                &format!("write `{domain}` into `attests` of the MeshPeer, or remove the ID"),
+            );
+        }
+    }
     if !can {
         let whose = if domains.is_empty() {
             "any".to_owned()
