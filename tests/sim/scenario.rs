@@ -338,7 +338,10 @@ impl Scenario {
         match decide(&snapshot, &shares, &arrival, &load, draw) {
             Decision::Carry(carry) => {
                 // None healthy: refused at once, for the calling gateway tries elsewhere.
-                assert!(!mesh || (carry.cluster == own && has_own), "no local endpoint");
+                assert!(
+                    !mesh || (carry.cluster == own && has_own),
+                    "no local endpoint"
+                );
                 let is_denied = denied && route.is_some_and(Route::denies);
                 assert!(!is_denied, "deny did not win");
                 self.carry(&snapshot, &shares, &carry);

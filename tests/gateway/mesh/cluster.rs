@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tempfile::TempDir;
@@ -247,11 +247,6 @@ impl Cluster {
             self.admin,
         )
         .await
-    }
-
-    /// A folder of the test's own.
-    pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
     }
 }
 
