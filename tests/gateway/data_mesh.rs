@@ -51,7 +51,7 @@ impl Gateway {
         let clusters = all["clusters"].as_object().unwrap();
         let found = clusters
             .iter()
-            .filter(|(name, _)| name.contains(route))
+            .filter(|(name, _)| name.starts_with("outbound|") && name.contains(route))
             .max_by_key(|(_, cluster)| cluster["levels"].as_array().unwrap().len());
         let found = found.unwrap_or_else(|| panic!("{route} in {all}"));
         found.1.clone()
@@ -161,9 +161,14 @@ pub(crate) fn http_route(name: &str, spec: &[&str]) -> String {
     let open = [
         "protocol: http",
         "allow: [{ listeners: [apps] }, { from: [\"spiffe://east.example/*\", \"spiffe://west.example/*\"] }]",
-        "export: { to: [\"*\"] }",
     ];
-    route(name, &[&open, spec].concat())
+    // What has no backend of its own has nothing to export.
+    let export: &[&str] = if spec.iter().any(|line| line.contains("endpoints")) {
+        &["export: { to: [\"*\"] }"]
+    } else {
+        &[]
+    };
+    route(name, &[&open, export, spec].concat())
 }
 
 /// `endpoints: [...]` of addresses.
