@@ -388,11 +388,6 @@ fn what_could_never_have_an_effect_is_an_error() {
             "`tcp: true`",
         ),
         (
-            "protocol: http, backends: [{peer: west}], export: {to: [west]}".to_owned(),
-            "spec.export",
-            "the route has none",
-        ),
-        (
             format!("{tcp}, retries: {{on: [reset]}}"),
             "spec.retries.on",
             "the route is tcp",
@@ -1109,7 +1104,17 @@ fn an_identity_that_no_peer_of_via_attests_is_found_by_itself() {
 }
 
 #[test]
-fn an_export_to_all_peers_where_there_is_none_is_a_warning() {
+fn an_export_that_nobody_can_use_is_a_warning() {
+    let elsewhere = route(
+        "orders",
+        "protocol: http, backends: [{peer: west}], export: {to: [west]}, allow: [{listeners: [mesh]}]",
+    );
+    let found = findings(&[EAST, WEST_PEER, &elsewhere]);
+    let [warning] = found.iter().collect::<Vec<_>>()[..] else {
+        panic!("{found}");
+    };
+    assert_eq!(warning.severity, Severity::Warning);
+    check(warning, Code::NoEffect, "spec.export", "the route has none");
     let orders = route(
         "orders",
         &format!("protocol: http, {OWN}, export: {{to: ['*']}}, allow: [{{listeners: [mesh]}}]"),
