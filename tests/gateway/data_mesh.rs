@@ -51,7 +51,7 @@ impl Gateway {
         let clusters = all["clusters"].as_object().unwrap();
         let found = clusters
             .iter()
-            .filter(|(name, _)| name.contains(route))
+            .filter(|(name, _)| name.starts_with("outbound|") && name.contains(route))
             .max_by_key(|(_, cluster)| cluster["levels"].as_array().unwrap().len());
         let found = found.unwrap_or_else(|| panic!("{route} in {all}"));
         found.1.clone()
