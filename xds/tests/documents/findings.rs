@@ -388,11 +388,6 @@ fn what_could_never_have_an_effect_is_an_error() {
             "`tcp: true`",
         ),
         (
-            "protocol: http, backends: [{peer: west}], export: {to: [west]}".to_owned(),
-            "spec.export",
-            "the route has none",
-        ),
-        (
             format!("{tcp}, retries: {{on: [reset]}}"),
             "spec.retries.on",
             "the route is tcp",
@@ -1094,22 +1089,40 @@ fn peers_that_cannot_be_told_apart_are_found_where_it_matters() {
 #[test]
 fn an_identity_that_no_peer_of_via_attests_is_found_by_itself() {
     let attests = west(&format!("{WEST_ID}\nattests: [west.example]"));
-    let orders = route(
-        "orders",
-        &format!(
-            "protocol: http, {OWN}, export: {{to: [west]}}, allow: [{{via: [west], from: ['spiffe://west.example/a', 'spiffe://north.example/b']}}]"
-        ),
-    );
-    check(
-        &only(&[EAST, &attests, &orders], "north"),
-        Code::NoEffect,
-        "spec.allow[0].from[1]",
-        "write `north.example` into `attests`",
-    );
+    for (list, severity) in [("allow", Severity::Warning), ("deny", Severity::Error)] {
+        let orders = route(
+            "orders",
+            &format!(
+                "protocol: http, {OWN}, export: {{to: [west]}}, {list}: [{{via: [west], from: ['spiffe://west.example/a', 'spiffe://north.example/b']}}]"
+            ),
+        );
+        let found = findings(&[EAST, &attests, &orders]);
+        let [found] = found.iter().collect::<Vec<_>>()[..] else {
+            panic!("{found}");
+        };
+        // What is not allowed stays out; what is not denied may come in.
+        assert_eq!(found.severity, severity);
+        check(
+            found,
+            Code::NoEffect,
+            &format!("spec.{list}[0].from[1]"),
+            "write `north.example` into `attests`",
+        );
+    }
 }
 
 #[test]
-fn an_export_to_all_peers_where_there_is_none_is_a_warning() {
+fn an_export_that_nobody_can_use_is_a_warning() {
+    let elsewhere = route(
+        "orders",
+        "protocol: http, backends: [{peer: west}], export: {to: [west]}, allow: [{listeners: [mesh]}]",
+    );
+    let found = findings(&[EAST, WEST_PEER, &elsewhere]);
+    let [warning] = found.iter().collect::<Vec<_>>()[..] else {
+        panic!("{found}");
+    };
+    assert_eq!(warning.severity, Severity::Warning);
+    check(warning, Code::NoEffect, "spec.export", "the route has none");
     let orders = route(
         "orders",
         &format!("protocol: http, {OWN}, export: {{to: ['*']}}, allow: [{{listeners: [mesh]}}]"),

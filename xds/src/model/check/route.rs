@@ -228,12 +228,15 @@ fn export(model: &Model, check: &mut Checker<'_, MeshRoute>) {
             })
     };
     if !model.gateways.is_empty() && !route.spec.backends.iter().any(is_own) {
-        check.no_effect(
-            "spec.export",
-            "what arrives from peers is served by own backends alone, and the route has none",
-            "add a backend with `endpoints`, or remove this",
-        );
-        return;
+        // A warning: one text of a route may be kept in every cluster, also where it has no backends.
+        let finding = Finding::error(
+            Code::NoEffect,
+            "`export` has no effect: peers reach own backends alone, and the route has none",
+        )
+        .warning()
+        .help("add a backend with `endpoints`, or remove this: peers are told `no-local-endpoint`")
+        .at(route.at_key("spec.export"));
+        check.findings.push(finding);
     }
     let has_mesh = model
         .gateways

@@ -2,7 +2,7 @@
 
 use super::Checker;
 use super::backends::empty;
-use crate::error::Code;
+use crate::error::{Code, Finding};
 use crate::model::scalar::Text;
 use crate::model::{InboundSpec, MeshRoute, Model, ProtocolSpec, RoleSpec, RuleSpec};
 
@@ -163,14 +163,21 @@ fn attested(model: &Model, check: &mut Checker<'_, MeshRoute>, rule: &RuleSpec, 
     };
     for (at, domain) in domains.iter().enumerate() {
         if can && !attests(Some(domain)) {
-            check.value(
+            let finding = Finding::error(
                 Code::NoEffect,
-                &format!("{path}.from[{at}]"),
                 format!(
                     "this ID has no effect: none of the peers in `via` is believed about `{domain}`"
                 ),
-                &format!("write `{domain}` into `attests` of the MeshPeer, or remove the ID"),
-            );
+            )
+            .help(format!(
+                "write `{domain}` into `attests` of the MeshPeer, or remove the ID"
+            ))
+            .at(check.document.at(&format!("{path}.from[{at}]")));
+            // What is not allowed stays out; what is not denied may come in.
+            check.findings.push(match path.starts_with("spec.deny") {
+                true => finding,
+                false => finding.warning(),
+            });
         }
     }
     if !can {
