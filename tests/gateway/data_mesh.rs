@@ -161,14 +161,9 @@ pub(crate) fn http_route(name: &str, spec: &[&str]) -> String {
     let open = [
         "protocol: http",
         "allow: [{ listeners: [apps] }, { from: [\"spiffe://east.example/*\", \"spiffe://west.example/*\"] }]",
+        "export: { to: [\"*\"] }",
     ];
-    // What has no backend of its own has nothing to export.
-    let export: &[&str] = if spec.iter().any(|line| line.contains("endpoints")) {
-        &["export: { to: [\"*\"] }"]
-    } else {
-        &[]
-    };
-    route(name, &[&open, export, spec].concat())
+    route(name, &[&open, spec].concat())
 }
 
 /// `endpoints: [...]` of addresses.
