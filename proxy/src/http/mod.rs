@@ -47,9 +47,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(600);
 const LEAVE: Duration = Duration::from_secs(5);
 /// How often a connection is looked at.
 const WATCH: Duration = Duration::from_secs(1);
-/// HTTP/2 receive windows: for one stream and for a connection.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+/// The HTTP/2 receive window of one stream.
+pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
+/// The largest window there is (RFC 9113 §6.9.1).
+const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// Bytes one HTTP/2 stream may have waiting to be sent.
 const STREAM_SEND_BYTES: usize = 64 * 1024;
 /// The least that hyper takes as a head's limit.
@@ -60,6 +61,14 @@ const HEAD_BYTES_MIN: usize = 8192;
 pub(crate) enum Version {
     H1,
     H2,
+}
+
+/// The HTTP/2 receive window of a connection: room for the windows of all its streams, so that one
+/// whose reader has stopped never holds up the others.
+pub(crate) fn connection_window(streams: u32) -> u32 {
+    STREAM_WINDOW
+        .saturating_mul(streams)
+        .clamp(STREAM_WINDOW, WINDOW_MAX)
 }
 
 /// What every request of a connection shares.
@@ -218,7 +227,7 @@ async fn serve_h2(context: &Rc<Context>, moved: &Arc<Moved>, io: TokioIo<Counted
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(header_bytes)
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(connection_window(limits.streams))
         .max_send_buf_size(STREAM_SEND_BYTES)
         .serve_connection(
             io,

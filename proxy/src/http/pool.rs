@@ -14,8 +14,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use zeugma_core::snapshot::{Endpoint, EndpointKey, EndpointTls, Failure};
 
-use super::OnThisWorker;
 use super::body::Outgoing;
+use super::{OnThisWorker, STREAM_WINDOW, connection_window};
 use crate::runtime::{Shared, Worker};
 use crate::transport::Stream;
 use crate::transport::mtls::{ALPN_H2, ALPN_HTTP1};
@@ -26,10 +26,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// Idle HTTP/1.1 connections kept for one endpoint.
 const IDLE_MAX: usize = 256;
 /// Streams on one HTTP/2 connection before another is opened.
-const STREAMS_MAX: usize = 100;
-/// HTTP/2 receive windows: for one stream and for a connection.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+const STREAMS_MAX: u32 = 100;
 /// Bytes one HTTP/2 stream may have waiting to be sent.
 const STREAM_SEND_BYTES: usize = 64 * 1024;
 
@@ -268,7 +265,7 @@ impl Pool {
         if let Some(one) = entry
             .h2
             .iter_mut()
-            .find(|one| one.streams.get() < one.streams_max.get().min(STREAMS_MAX))
+            .find(|one| one.streams.get() < one.streams_max.get())
         {
             one.used = Instant::now();
             let stream = StreamCount::new(&one.streams);
@@ -417,7 +414,7 @@ async fn begin_h2(
     builder
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(connection_window(STREAMS_MAX))
         .max_send_buf_size(STREAM_SEND_BYTES);
     if let Some(peer) = endpoint.peer {
         let peer = to.published.snapshot.peer(peer);
@@ -431,13 +428,17 @@ async fn begin_h2(
         .await
         .map_err(|error| ConnectFailure::of_http(&error))?;
     let streams = Rc::new(Cell::new(0));
-    let streams_max = Rc::new(Cell::new(STREAMS_MAX));
+    let streams_max = Rc::new(Cell::new(STREAMS_MAX as usize));
     let told = Rc::clone(&streams_max);
     let mut connection = Box::pin(connection);
     drop(tokio::task::spawn_local(async move {
         let driving = std::future::poll_fn(|cx| {
             let polled = connection.as_mut().poll(cx);
-            told.set(connection.current_max_send_streams().max(1));
+            told.set(
+                connection
+                    .current_max_send_streams()
+                    .clamp(1, STREAMS_MAX as usize),
+            );
             polled
         });
         note_end(driving.await);
