@@ -215,7 +215,8 @@ async fn a_service_is_reached_by_those_it_is_exported_to_alone() {
     gateway.finish().await;
 }
 
-/// A cluster that lets in `cart` of west only as west's gateway attests it.
+/// A cluster that lets in `cart` of the trust domain that west attests for, as west's gateway
+/// attests it.
 async fn attesting(protocol: &str, attests: &str) -> (Cluster, Cluster, Service, Gateway) {
     let service = match protocol {
         "http" => Service::http("orders").await,
@@ -250,7 +251,7 @@ async fn attesting(protocol: &str, attests: &str) -> (Cluster, Cluster, Service,
             {port}
             backends: [{{ endpoints: ['{}'] }}]
             allow:
-              - {{ from: ['{CART}', 'spiffe://west.example/ns/bad/*', 'spiffe://north.example/*'], via: [west] }}
+              - {{ from: ['spiffe://{attests}/ns/shop/sa/cart', 'spiffe://{attests}/ns/bad/*'], via: [west] }}
               - {{ from: ['spiffe://west.example/ns/direct/*'] }}
             deny:
               - {{ from: ['spiffe://west.example/ns/bad/*'] }}
@@ -360,6 +361,10 @@ async fn a_peer_hands_on_nobody_of_a_domain_it_does_not_attest_for() {
     assert_eq!(line["verdict"], "not-allowed", "{line}");
     assert!(line.get("src.attested").is_none(), "{line}");
     assert_eq!(service.connections(), 0);
+    // Whom it does attest for may be of a third trust domain.
+    let xfcc = "URI=spiffe://north.example/ns/shop/sa/cart";
+    let reply = call(&east, &west.gateway_identity(), Some(xfcc)).await;
+    assert_eq!(reply.status, 200);
     gateway.finish().await;
 }
 
