@@ -1,6 +1,6 @@
 //! The gateway's own answers: short, with the request's ID; the log with the same ID says why.
 
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode, Version};
 use http_body::Body;
 use zeugma_core::verdict::Reason;
@@ -68,6 +68,10 @@ pub(crate) fn reply(reason: Reason, request_id: &str, is_grpc: bool) -> Response
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::try_from(request_id) {
         headers.insert(REQUEST_ID, id);
+    }
+    if reason == Reason::Drained {
+        // Its listener is gone or going: the next request had better begin elsewhere.
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if reason == Reason::NoLocalEndpoint {
         tell_no_local_endpoint(&mut response);
