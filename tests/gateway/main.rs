@@ -23,6 +23,7 @@ mod data_client;
 mod data_failover;
 mod data_http;
 mod data_load;
+mod data_mended;
 mod data_mesh;
 mod data_mirror;
 mod data_reload;
