@@ -4,7 +4,7 @@
 //! commits an endpoint differs: see [`Commit`].
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use zeugma_core::engine::nothing_healthy;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::plan;
@@ -66,8 +66,9 @@ pub(crate) async fn walk(
         Commit::Tcp { .. } => connect_budget(cluster),
     };
     let mut failed = Failed::default();
-    let walking = Box::pin(try_each(visit, to, commit, &mut failed));
-    if let Ok(Some(reached)) = timeout(budget, walking).await {
+    let give_up = Instant::now() + budget;
+    let walking = Box::pin(try_each(visit, to, commit, give_up, &mut failed));
+    if let Ok(Some(reached)) = timeout_at(give_up, walking).await {
         return Ok(reached);
     }
     let reason = match failed.attempts {
@@ -92,6 +93,7 @@ async fn try_each(
     visit: &Visit,
     to: ClusterIx,
     commit: Commit<'_>,
+    give_up: Instant,
     failed: &mut Failed,
 ) -> Option<Reached> {
     let worker = &visit.worker;
@@ -102,6 +104,10 @@ async fn try_each(
         let endpoint = cluster.endpoint(attempt.endpoint);
         if !commit.suits(endpoint) {
             continue;
+        }
+        // The last attempt may have ended at this very moment.
+        if Instant::now() >= give_up {
+            break;
         }
         failed.attempts += 1;
         let in_flight = worker.enter(&endpoint.key);

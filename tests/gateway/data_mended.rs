@@ -1,6 +1,7 @@
 //! What went wrong once: refusals, resets and upgrades at the edges of the data path.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header;
@@ -12,7 +13,9 @@ use tokio::sync::mpsc;
 
 use crate::data_client::{Client, Wire, call, finish, raw, read_head};
 use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route, route, statuses};
-use crate::data_services::{AnyBody, BANNER, HttpService, Refusing, Speaks, TcpService, read_all};
+use crate::data_services::{
+    AnyBody, BANNER, HttpService, Mode, Refusing, Speaks, TcpService, read_all,
+};
 use crate::mesh::{Cluster, within};
 
 /// Passive checks that eject nothing.
@@ -406,4 +409,58 @@ async fn a_websocket_that_a_peer_has_no_endpoint_for_goes_elsewhere() {
         assert_eq!(answer.text(), "backup");
         pair.finish().await;
     }
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_few_streams_at_once_costs_no_request_and_no_time() {
+    let service = HttpService::start("west");
+    service.set(Mode::Delay(Duration::from_millis(300)));
+    let mut west = Cluster::new("west");
+    west.set("limits", "{ streams: 2 }");
+    // Twenty behind one another, two at a time, would take 3 s.
+    let timeouts = "timeouts: { responseHeaders: 2s }";
+    let pair = Pair::of(
+        (Cluster::new("east"), west),
+        &http_route(
+            "hello",
+            &["backends: [{ peer: west }]", timeouts, NO_EJECTION],
+        ),
+        &http_route("hello", &[&backends(service.address()), NO_EJECTION]),
+    )
+    .await;
+    for wire in [Wire::H1, Wire::H2] {
+        let mut calls = tokio::task::JoinSet::new();
+        let shared = Client::connect(pair.east.apps(), &Wire::H2).await.unwrap();
+        let Client::H2(sender) = shared else {
+            unreachable!("an HTTP/2 client")
+        };
+        for _ in 0..20 {
+            let mut client = match wire {
+                Wire::H1 => Client::connect(pair.east.apps(), &wire).await.unwrap(),
+                Wire::H2 => Client::H2(sender.clone()),
+            };
+            calls.spawn(async move { client.post(HELLO, "/", Bytes::from("x")).await });
+        }
+        while let Some(answer) = within("an answer", calls.join_next()).await {
+            let answer = answer.unwrap().unwrap();
+            assert_eq!(
+                (answer.status.as_u16(), &*answer.text()),
+                (200, "west"),
+                "{wire:?}"
+            );
+        }
+    }
+    assert_eq!(service.hits(), 40);
+    for gateway in [&pair.east, &pair.west] {
+        let told = gateway.process.log_so_far();
+        let odd: Vec<_> = told
+            .iter()
+            .filter(|line| line["kind"] == "request" && line["verdict"] != "completed")
+            .collect();
+        assert!(odd.is_empty(), "{odd:?}");
+    }
+    let timeouts = [("cause", "timeout")];
+    let retried = pair.east.counted("zeugma_retries_total", &timeouts).await;
+    assert!(retried.abs() < f64::EPSILON, "{retried}");
+    pair.finish().await;
 }

@@ -404,7 +404,14 @@ impl Exchange {
                 }
                 Ok(Ok(sent)) => return Ok(sent),
                 Ok(Err(_)) if source.has_failed() => return Err(TryError::Caller),
-                Ok(Err(error)) if error.unsent && reused && stale < STALE_MAX => stale += 1,
+                // RFC 9113 §8.7: it was not processed. A fresh lease knows what the endpoint takes.
+                Ok(Err(error))
+                    if error.failure == Failure::RefusedStream
+                        && source.can_repeat()
+                        && stale < STALE_MAX =>
+                {
+                    stale += 1;
+                }
                 Ok(Err(error)) if self.met_a_close(&error, is_kept, source) && stale == 0 => {
                     stale += 1;
                 }

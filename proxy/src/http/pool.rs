@@ -10,7 +10,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use zeugma_core::snapshot::{Endpoint, EndpointKey, EndpointTls, Failure};
 
@@ -29,6 +29,11 @@ const IDLE_MAX: usize = 256;
 const STREAMS_MAX: u32 = 100;
 /// Bytes one HTTP/2 stream may have waiting to be sent.
 const STREAM_SEND_BYTES: usize = 64 * 1024;
+
+/// The streams that are used before an endpoint's SETTINGS say how many it takes.
+const UNTOLD: usize = 1;
+/// How long a new connection waits for them before it is shared.
+const SETTINGS_WAIT: Duration = Duration::from_millis(250);
 
 /// What waiting for somebody else's connection may last beyond the connect timeout.
 const WAIT_MARGIN: Duration = Duration::from_millis(250);
@@ -135,8 +140,6 @@ impl Drop for StreamCount {
 #[derive(Debug)]
 pub(crate) struct SendError {
     pub(crate) failure: Failure,
-    /// No byte of it was sent: the connection had ended before.
-    pub(crate) unsent: bool,
     pub(crate) detail: String,
 }
 
@@ -415,7 +418,9 @@ async fn begin_h2(
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(connection_window(STREAMS_MAX))
-        .max_send_buf_size(STREAM_SEND_BYTES);
+        .max_send_buf_size(STREAM_SEND_BYTES)
+        // Until the endpoint has said how many it takes: more may be refused.
+        .initial_max_send_streams(UNTOLD);
     if let Some(peer) = endpoint.peer {
         let peer = to.published.snapshot.peer(peer);
         builder
@@ -428,21 +433,28 @@ async fn begin_h2(
         .await
         .map_err(|error| ConnectFailure::of_http(&error))?;
     let streams = Rc::new(Cell::new(0));
-    let streams_max = Rc::new(Cell::new(STREAMS_MAX as usize));
+    let streams_max = Rc::new(Cell::new(UNTOLD));
     let told = Rc::clone(&streams_max);
+    let (settled, settings) = oneshot::channel();
+    let mut settled = Some(settled);
     let mut connection = Box::pin(connection);
     drop(tokio::task::spawn_local(async move {
         let driving = std::future::poll_fn(|cx| {
             let polled = connection.as_mut().poll(cx);
-            told.set(
-                connection
-                    .current_max_send_streams()
-                    .clamp(1, STREAMS_MAX as usize),
-            );
+            let max = connection.current_max_send_streams();
+            told.set(max.clamp(1, STREAMS_MAX as usize));
+            if max != UNTOLD
+                && let Some(settled) = settled.take()
+            {
+                // Whoever opens it may have stopped waiting.
+                settled.send(()).ok();
+            }
             polled
         });
         note_end(driving.await);
     }));
+    // An endpoint that takes one stream, or is slow to say, is used as one that takes one.
+    timeout(SETTINGS_WAIT, settings).await.ok();
     Ok(Multiplexed {
         facts,
         sender,
@@ -498,11 +510,7 @@ fn explain(error: TrySendError<Request<Outgoing>>) -> SendError {
     if let Some(cause) = std::error::Error::source(&error) {
         detail = format!("{detail}: {cause}");
     }
-    SendError {
-        failure,
-        unsent,
-        detail,
-    }
+    SendError { failure, detail }
 }
 
 /// What a broken exchange counts as.
