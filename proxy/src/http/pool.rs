@@ -10,7 +10,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use zeugma_core::snapshot::{Endpoint, EndpointKey, EndpointTls, Failure};
 
@@ -34,6 +34,8 @@ const STREAM_SEND_BYTES: usize = 64 * 1024;
 const UNTOLD: usize = 1;
 /// How long a new connection waits for them before it is shared.
 const SETTINGS_WAIT: Duration = Duration::from_millis(250);
+/// How often it looks whether they came.
+const SETTINGS_LOOK: Duration = Duration::from_millis(1);
 
 /// What waiting for somebody else's connection may last beyond the connect timeout.
 const WAIT_MARGIN: Duration = Duration::from_millis(250);
@@ -433,28 +435,28 @@ async fn begin_h2(
         .await
         .map_err(|error| ConnectFailure::of_http(&error))?;
     let streams = Rc::new(Cell::new(0));
-    let streams_max = Rc::new(Cell::new(UNTOLD));
+    // hyper reads the connection in a task of its own, which tells nobody that SETTINGS came.
+    let settled = async {
+        while connection.current_max_send_streams() == UNTOLD {
+            tokio::time::sleep(SETTINGS_LOOK).await;
+        }
+    };
+    // An endpoint that takes one stream, or is slow to say, is used as one that takes one.
+    timeout(SETTINGS_WAIT, settled).await.ok();
+    let streams_now = |max: usize| max.clamp(1, STREAMS_MAX as usize);
+    let streams_max = Rc::new(Cell::new(streams_now(
+        connection.current_max_send_streams(),
+    )));
     let told = Rc::clone(&streams_max);
-    let (settled, settings) = oneshot::channel();
-    let mut settled = Some(settled);
     let mut connection = Box::pin(connection);
     drop(tokio::task::spawn_local(async move {
         let driving = std::future::poll_fn(|cx| {
             let polled = connection.as_mut().poll(cx);
-            let max = connection.current_max_send_streams();
-            told.set(max.clamp(1, STREAMS_MAX as usize));
-            if max != UNTOLD
-                && let Some(settled) = settled.take()
-            {
-                // Whoever opens it may have stopped waiting.
-                settled.send(()).ok();
-            }
+            told.set(streams_now(connection.current_max_send_streams()));
             polled
         });
         note_end(driving.await);
     }));
-    // An endpoint that takes one stream, or is slow to say, is used as one that takes one.
-    timeout(SETTINGS_WAIT, settings).await.ok();
     Ok(Multiplexed {
         facts,
         sender,
