@@ -87,6 +87,31 @@ struct ByKind {
     kind: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByCause {
+    cause: &'static str,
+}
+
+/// Counts the pipes of relays.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PipeMeter {
+    open: Gauge,
+    fallbacks: Family<ByCause, Counter>,
+}
+
+impl PipeMeter {
+    /// A worker that had `before` pipes has `now`.
+    pub(crate) fn open(&self, before: usize, now: usize) {
+        let change = |n| i64::try_from(n).unwrap_or(i64::MAX);
+        self.open.inc_by(change(now) - change(before));
+    }
+
+    /// Bytes that were worth a pipe are copied instead.
+    pub(crate) fn fell_back(&self, cause: &'static str) {
+        self.fallbacks.get_or_create(&ByCause { cause }).inc();
+    }
+}
+
 /// Every metric of a gateway.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -108,6 +133,7 @@ pub(crate) struct Metrics {
     svid_expiry: Gauge,
     dropped: Family<ByKind, Counter>,
     panics: Counter,
+    pub(crate) pipes: PipeMeter,
 }
 
 impl Metrics {
@@ -131,6 +157,7 @@ impl Metrics {
             svid_expiry: Gauge::default(),
             dropped: Family::default(),
             panics: Counter::default(),
+            pipes: PipeMeter::default(),
         };
         this.register_traffic();
         this.register_state();
@@ -219,6 +246,16 @@ impl Metrics {
             "panics",
             "Connections ended by a panic",
             self.panics.clone(),
+        );
+        r.register(
+            "relay_pipes",
+            "Pipes open for splicing",
+            self.pipes.open.clone(),
+        );
+        r.register(
+            "relay_pipe_fallbacks",
+            "Times that bytes were copied for want of a pipe, by what was short",
+            self.pipes.fallbacks.clone(),
         );
     }
 

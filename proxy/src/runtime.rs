@@ -32,6 +32,7 @@ use crate::connection;
 use crate::http::pool::Pool;
 use crate::listener::Accepted;
 use crate::metrics::Metrics;
+use crate::relay::Pipes;
 use crate::resolve::Names;
 use crate::tls::Credentials;
 use crate::upstream::ConnectError;
@@ -146,6 +147,8 @@ type MirrorKey = (Arc<str>, Arc<str>);
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
+    /// What relays splice through.
+    pub(crate) pipes: Rc<Pipes>,
     /// What outlives the connection that began it: upgraded connections, mirrored requests.
     pub(crate) tasks: TaskTracker,
     in_flight: RefCell<HashMap<EndpointKey, Rc<Cell<u32>>>>,
@@ -159,6 +162,7 @@ pub(crate) struct Worker {
 impl Worker {
     fn new(shared: Arc<Shared>) -> Self {
         Self {
+            pipes: Rc::new(Pipes::new(shared.metrics.pipes.clone())),
             shared,
             pool: Pool::default(),
             tasks: TaskTracker::new(),
@@ -327,6 +331,7 @@ pub(crate) fn work(
                 _ = housekeeping.tick() => {
                     worker.forget_unused();
                     worker.pool.evict_idle();
+                    worker.pipes.close_unneeded();
                 }
             }
         }
