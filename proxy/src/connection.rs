@@ -36,7 +36,7 @@ use crate::tls::Admit;
 use crate::transport::alert::{Alert, name_of, say_and_close};
 use crate::transport::mtls::{self, ALPN_H2, ALPN_HTTP1, ALPN_TCP, SessionError};
 use crate::transport::{Prefixed, Stream};
-use crate::upstream::{self, Reached, Unreached};
+use crate::upstream::{Reached, Unreached};
 use crate::walk::{Commit, walk};
 use crate::{http, proxy_protocol};
 
@@ -82,7 +82,6 @@ pub(crate) fn serve(
     listener: Arc<str>,
     open: Open,
 ) -> impl Future<Output = ()> {
-    upstream::tune(&tcp);
     let published = worker.shared.published.load_full();
     let mut visit = Visit::new(worker, published, source, listener, open);
     async move {
