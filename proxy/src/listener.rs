@@ -90,8 +90,9 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Accepts until it is stopped by the other end of `stopped`; what the kernel has queued by then
-/// is accepted too, since closing the socket would reset it.
+/// Accepts until it is stopped by the other end of `stopped`: dropped, what the kernel has queued by
+/// then is accepted too, since closing the socket would reset it; told, another process has the
+/// socket too, and what is queued is for that one.
 pub(crate) async fn accept(
     socket: tokio::net::TcpListener,
     mut stopped: oneshot::Receiver<()>,
@@ -113,7 +114,10 @@ pub(crate) async fn accept(
         // Both arms are cancel-safe by their own documentation.
         let accepted = tokio::select! {
             accepted = socket.async_io(Interest::READABLE, accept_one) => accepted,
-            _ = &mut stopped => break,
+            told = &mut stopped => match told {
+                Ok(()) => return,
+                Err(_dropped) => break,
+            },
         };
         match accepted {
             Ok((tcp, source)) => hand_over(tcp, source, &name.get(), &shared, &workers),
