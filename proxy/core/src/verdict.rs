@@ -98,6 +98,21 @@ reasons! {
     Internal, "internal", "-", Gateway, "the gateway failed";
 }
 
+impl Reason {
+    /// Why a gateway sheds a request before any endpoint sees it, which says nothing about the health
+    /// of what is behind it: whoever is told may try elsewhere.
+    pub const SHED: [Self; 3] = [Self::RequestLimit, Self::PendingLimit, Self::MemoryPressure];
+
+    /// Whether it is one of [`Self::SHED`].
+    #[must_use]
+    pub const fn is_shed(self) -> bool {
+        matches!(
+            self,
+            Self::RequestLimit | Self::PendingLimit | Self::MemoryPressure
+        )
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.label())
@@ -119,5 +134,11 @@ mod tests {
         labels.sort_unstable();
         labels.dedup();
         assert_eq!(labels.len(), Reason::ALL.len());
+    }
+
+    #[test]
+    fn what_sheds_is_one_list() {
+        let shed: Vec<_> = Reason::ALL.iter().copied().filter(|r| r.is_shed()).collect();
+        assert_eq!(shed, Reason::SHED);
     }
 }

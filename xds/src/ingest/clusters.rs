@@ -257,7 +257,10 @@ fn timeouts(cluster: &cluster::Cluster, meta: &TimeoutsMeta) -> Result<Timeouts,
 fn limits(cluster: &cluster::Cluster) -> Result<RouteLimits, String> {
     use core::RoutingPriority;
 
-    let thresholds = cluster.circuit_breakers.iter().flat_map(|all| &all.thresholds);
+    let thresholds = cluster
+        .circuit_breakers
+        .iter()
+        .flat_map(|all| &all.thresholds);
     let thresholds = thresholds
         .filter(|one| one.priority == i32::from(RoutingPriority::Default))
         .last()

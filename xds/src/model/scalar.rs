@@ -638,7 +638,14 @@ mod tests {
         assert_eq!(Size::from_text("64KiB"), Ok(Size(65536)));
         assert_eq!(Size::from_text("1GiB"), Ok(Size(1 << 30)));
         assert_eq!(Size::from_text("1024GiB"), Ok(Size(1 << 40)));
-        for text in ["64", "64K", "64KB", "1025GiB", "KiB", "99999999999999999999B"] {
+        for text in [
+            "64",
+            "64K",
+            "64KB",
+            "1025GiB",
+            "KiB",
+            "99999999999999999999B",
+        ] {
             assert!(Size::from_text(text).is_err(), "{text}");
         }
     }
