@@ -28,6 +28,7 @@ use zeugma_core::verdict::Reason;
 use zeugma_xds::GatewaySettings;
 
 use crate::account::{AccessLog, Caller, Closed};
+use crate::admission::{Admission, UnderWay};
 use crate::connection;
 use crate::http::pool::Pool;
 use crate::listener::Accepted;
@@ -53,6 +54,8 @@ pub(crate) struct Published {
     pub(crate) generation: u64,
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) shares: Arc<Shares>,
+    /// What is under way of the route of each cluster.
+    pub(crate) under_way: Arc<[Arc<UnderWay>]>,
 }
 
 /// Whether the gateway serves or is on its way out.
@@ -82,6 +85,7 @@ pub(crate) struct Shared {
     /// What is wrong with the files on disk, while their last good content serves.
     pub(crate) findings: ArcSwap<serde_json::Value>,
     pub(crate) open: AtomicUsize,
+    pub(crate) admission: Admission,
     pub(crate) started: Instant,
 }
 
@@ -338,6 +342,18 @@ impl Published {
     )]
     pub(crate) fn shares_of(&self, cluster: ClusterIx) -> &ClusterShares {
         &self.shares.clusters[cluster.0]
+    }
+
+    /// What is under way of a cluster's route.
+    ///
+    /// # Panics
+    /// Never: it is published with the snapshot.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "there is one entry for each cluster"
+    )]
+    pub(crate) fn under_way_of(&self, cluster: ClusterIx) -> &Arc<UnderWay> {
+        &self.under_way[cluster.0]
     }
 }
 
