@@ -243,7 +243,7 @@ async fn without_descriptors_for_pipes_bulk_is_copied_whole() {
     gateway.finish().await;
 }
 
-/// A network namespace and its loopback, whose sockets buffer little; removed when dropped.
+/// A network namespace and its loopback, whose sockets buffer less than is sent; removed when dropped.
 struct Namespace(String);
 
 impl Namespace {
@@ -254,7 +254,7 @@ impl Namespace {
         for setting in ["net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"] {
             run(this
                 .command("sysctl")
-                .args(["-qw", &format!("{setting}=4096 65536 262144")]));
+                .args(["-qw", &format!("{setting}=4096 524288 1048576")]));
         }
         this
     }
