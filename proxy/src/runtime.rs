@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpStream;
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::{JoinSet, LocalSet};
+use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use zeugma_core::fleet::Observation;
 use zeugma_core::retry::RetryBudget;
@@ -370,12 +371,12 @@ pub(crate) fn work(
     shared: Arc<Shared>,
     mut sockets: mpsc::Receiver<Accepted>,
 ) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    // Not a `LocalSet` on a runtime: that schedules every wake twice.
+    let runtime = Builder::new_current_thread()
         .enable_all()
-        .build()?;
-    let local = LocalSet::new();
+        .build_local(LocalOptions::default())?;
     let worker = Rc::new(Worker::new(Arc::clone(&shared)));
-    local.block_on(&runtime, async move {
+    runtime.block_on(async move {
         let teller = Rc::clone(&worker);
         // Ends with this set, when everything else has.
         let mut telling = JoinSet::new();

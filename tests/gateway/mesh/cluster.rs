@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use tempfile::TempDir;
@@ -240,14 +243,30 @@ impl Cluster {
     /// Starts the gateway and waits until it is ready.
     pub(crate) async fn start(&self) -> Gateway {
         self.write_gateway();
-        Gateway::start(
-            self.name,
-            &self.config(),
-            self.probes,
-            self.metrics,
-            self.admin,
-        )
-        .await
+        self.run(Gateway::command(&self.config())).await
+    }
+
+    /// As [`start`](Self::start), by another user, who is given the folder.
+    pub(crate) async fn start_as(&self, uid: u32) -> Gateway {
+        self.write_gateway();
+        give(self.folder.path(), uid);
+        let mut command = Gateway::command(&self.config());
+        command.uid(uid).gid(uid);
+        self.run(command).await
+    }
+
+    async fn run(&self, command: Command) -> Gateway {
+        Gateway::start(self.name, command, self.probes, self.metrics, self.admin).await
+    }
+}
+
+/// Gives a folder and all in it to a user.
+fn give(path: &Path, uid: u32) {
+    chown(path, Some(uid), Some(uid)).unwrap();
+    if path.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            give(&entry.unwrap().path(), uid);
+        }
     }
 }
 

@@ -81,16 +81,21 @@ impl Lines {
 }
 
 impl Gateway {
+    /// The command that runs a gateway.
+    pub(crate) fn command(config: &Path) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_zeugma"));
+        command.args(["gateway", "--config"]).arg(config);
+        command
+    }
+
     pub(crate) async fn start(
         name: &'static str,
-        config: &Path,
+        mut command: Command,
         probes: SocketAddr,
         metrics: SocketAddr,
         admin: SocketAddr,
     ) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_zeugma"))
-            .args(["gateway", "--config"])
-            .arg(config)
+        let mut child = command
             .env_remove("ZEUGMA_LOG")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -115,12 +120,7 @@ impl Gateway {
 
     /// Runs a gateway that is expected to end by itself at once.
     pub(crate) fn try_start(config: &Path) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_zeugma"))
-            .args(["gateway", "--config"])
-            .arg(config)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+        Self::command(config).stdin(Stdio::null()).output().unwrap()
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -212,11 +212,16 @@ impl Gateway {
 
     /// The sockets it holds open now.
     pub(crate) fn sockets(&self) -> usize {
+        self.descriptors("socket:")
+    }
+
+    /// The descriptors it holds open now of what is so called in `/proc`.
+    pub(crate) fn descriptors(&self, kind: &str) -> usize {
         let table = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
         table
             .flatten()
             .filter_map(|entry| fs::read_link(entry.path()).ok())
-            .filter(|target| target.to_string_lossy().starts_with("socket:"))
+            .filter(|target| target.to_string_lossy().starts_with(kind))
             .count()
     }
 
