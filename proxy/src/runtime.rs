@@ -120,6 +120,11 @@ impl Shared {
         }
     }
 
+    /// Whether no new work is wanted on what is open.
+    pub(crate) fn is_draining(&self) -> bool {
+        matches!(*self.phase.borrow(), Phase::Draining { .. })
+    }
+
     /// Waits until draining begins; returns its deadline.
     ///
     /// # Cancel safety
