@@ -86,8 +86,9 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Accepts until it is stopped by the other end of `stopped`; what the kernel has queued by then
-/// is accepted too, since closing the socket would reset it.
+/// Accepts until it is stopped by the other end of `stopped`: dropped, what the kernel has queued by
+/// then is accepted too, since closing the socket would reset it; told, another process has the
+/// socket too, and what is queued is for that one.
 pub(crate) async fn accept(
     socket: tokio::net::TcpListener,
     mut stopped: oneshot::Receiver<()>,
@@ -99,7 +100,10 @@ pub(crate) async fn accept(
         // Both arms are cancel-safe by their own documentation.
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
-            _ = &mut stopped => break,
+            told = &mut stopped => match told {
+                Ok(()) => return,
+                Err(_dropped) => break,
+            },
         };
         let accepted = accepted.and_then(|(tcp, source)| Ok((tcp.into_std()?, source)));
         match accepted {

@@ -15,6 +15,8 @@
 )]
 
 mod control_drain;
+mod control_handover;
+mod control_inherit;
 mod control_listeners;
 mod control_state;
 mod control_upstream;
@@ -29,6 +31,7 @@ mod data_mesh;
 mod data_mirror;
 mod data_reload;
 mod data_services;
+mod data_strict;
 mod data_tcp;
 mod mesh;
 mod security_access;
