@@ -26,19 +26,39 @@ const EVERY: Duration = Duration::from_millis(5);
 /// What a long call says, one by one, before it ends.
 const WORDS: usize = 40;
 
+/// Where callers connect, asked for each connection: one place, or the one that a balancer prefers.
+pub(crate) type Front = watch::Receiver<SocketAddr>;
+
+/// Always the same place.
+pub(crate) fn at(address: SocketAddr) -> Front {
+    watch::Sender::new(address).subscribe()
+}
+
 /// What a caller does.
 #[derive(Debug, Clone)]
 pub(crate) enum Kind {
     /// POSTs on one connection as long as it is kept.
-    H1(SocketAddr),
+    H1(Front),
     /// POSTs on one connection until a GOAWAY.
-    H2(SocketAddr),
+    H2(Front),
     /// One HTTP/2 stream after the other, each a conversation as of gRPC, with trailers at its end.
-    Streams(SocketAddr),
+    Streams(Front),
     /// One connection after the other, each a conversation.
-    Tcp(SocketAddr),
+    Tcp(Front),
     /// The same with TLS of the caller's own, ended by the workload.
-    Passthrough(SocketAddr, Arc<Identity>),
+    Passthrough(Front, Arc<Identity>),
+}
+
+impl Kind {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::H1(_) => "HTTP/1.1",
+            Self::H2(_) => "HTTP/2",
+            Self::Streams(_) => "streams",
+            Self::Tcp(_) => "TCP",
+            Self::Passthrough(..) => "passthrough",
+        }
+    }
 }
 
 /// Callers under way.
@@ -61,7 +81,7 @@ impl Callers {
             for _ in 0..each {
                 let (kind, stop, done) = (kind.clone(), this.stop.subscribe(), done.clone());
                 this.tasks.spawn(async move {
-                    let what = format!("{kind:?}");
+                    let what = kind.name();
                     call(kind, stop, done).await.context(what)
                 });
             }
@@ -76,10 +96,10 @@ impl Callers {
             let mut done = done.subscribe();
             let from = *done.borrow();
             let waiting = done.wait_for(|now| *now >= from + more);
-            let what = format!("{kind:?}");
+            let what = kind.name();
             tokio::select! {
-                ended = self.tasks.join_next() => panic!("a caller lost something: {ended:?}"),
-                went_on = within(&what, waiting) => drop(went_on.unwrap()),
+                ended = self.tasks.join_next() => panic!("a caller lost something: {}", told(ended)),
+                went_on = within(what, waiting) => drop(went_on.unwrap()),
             }
         }
     }
@@ -103,14 +123,16 @@ async fn call(kind: Kind, stop: watch::Receiver<bool>, done: watch::Sender<usize
         nth += 1;
         let calling = async {
             match &kind {
-                Kind::H1(address) => post(*address, &Wire::H1, &mut kept).await,
-                Kind::H2(address) => post(*address, &Wire::H2, &mut kept).await,
-                Kind::Streams(address) => stream(*address, &mut kept, &mut ticks).await,
+                Kind::H1(address) => post(address, &Wire::H1, &mut kept).await,
+                Kind::H2(address) => post(address, &Wire::H2, &mut kept).await,
+                Kind::Streams(address) => stream(address, &mut kept, &mut ticks).await,
                 Kind::Tcp(address) => {
-                    let tcp = TcpStream::connect(address).await.context("connecting")?;
+                    let tcp = TcpStream::connect(now(address))
+                        .await
+                        .context("connecting")?;
                     converse(tcp, &mut ticks).await
                 }
-                Kind::Passthrough(address, caller) => pass(*address, caller, &mut ticks).await,
+                Kind::Passthrough(address, caller) => pass(now(address), caller, &mut ticks).await,
             }
         };
         let called = tokio::time::timeout(Duration::from_secs(20), calling).await;
@@ -122,19 +144,23 @@ async fn call(kind: Kind, stop: watch::Receiver<bool>, done: watch::Sender<usize
     Ok(())
 }
 
+fn now(address: &Front) -> SocketAddr {
+    *address.borrow()
+}
+
 /// The connection that was kept, or a new one; nobody may refuse it.
-async fn connected(address: SocketAddr, wire: &Wire, kept: &mut Option<Client>) -> Result<Client> {
+async fn connected(address: &Front, wire: &Wire, kept: &mut Option<Client>) -> Result<Client> {
     match kept.take() {
         // GOAWAY: it takes no more streams. An HTTP/1.1 connection says so in its answers.
         Some(Client::H2(sender)) if sender.is_closed() => {}
         Some(client) => return Ok(client),
         None => {}
     }
-    let client = Client::connect(address, wire).await;
+    let client = Client::connect(now(address), wire).await;
     client.context("connecting")
 }
 
-async fn post(address: SocketAddr, wire: &Wire, kept: &mut Option<Client>) -> Result<()> {
+async fn post(address: &Front, wire: &Wire, kept: &mut Option<Client>) -> Result<()> {
     loop {
         let mut client = connected(address, wire, kept).await?;
         let head = client.head("POST", HELLO, "/echo");
@@ -176,7 +202,7 @@ fn never_sent(client: &Client, error: &anyhow::Error) -> bool {
 }
 
 async fn stream(
-    address: SocketAddr,
+    address: &Front,
     kept: &mut Option<Client>,
     ticks: &mut tokio::time::Interval,
 ) -> Result<()> {
@@ -258,4 +284,15 @@ async fn pass(
         ensure!(answer == "vault", "{answer}");
     }
     Ok(())
+}
+
+/// Without the stack: what matters is what was lost.
+fn told(ended: Option<Result<Result<()>, tokio::task::JoinError>>) -> String {
+    match ended {
+        Some(Ok(Err(error))) => {
+            let causes: Vec<_> = error.chain().map(ToString::to_string).collect();
+            causes.join(": ")
+        }
+        ended => format!("{:?}", ended.map(|ended| ended.is_ok())),
+    }
 }
