@@ -268,6 +268,20 @@ fn give(path: &Path, uid: u32) {
             give(&entry.unwrap().path(), uid);
         }
     }
+
+    /// Starts a process of its gateway by this command and waits for nothing.
+    pub(crate) fn spawn(&self, command: std::process::Command) -> Gateway {
+        Gateway::spawn(self.name, command, [self.probes, self.metrics, self.admin])
+    }
+
+    /// Starts a process that takes over from the one that runs, and waits until it has.
+    pub(crate) async fn take_over(&self) -> Gateway {
+        let mut command = Gateway::command(&self.config());
+        command.arg("--takeover");
+        let next = self.spawn(command);
+        next.message("gateway ready").await;
+        next
+    }
 }
 
 /// Reserves a free port for a process that will bind it.
