@@ -17,7 +17,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use zeugma_core::admission::{Memory, RouteLimits, Sources, Watermark, connections_within, descriptors_for};
+use zeugma_core::admission::{
+    Memory, RouteLimits, Sources, Watermark, connections_within, descriptors_for,
+};
 use zeugma_core::snapshot::{ClusterIx, Snapshot};
 use zeugma_core::verdict::Reason;
 
@@ -159,7 +161,9 @@ pub(crate) struct Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.under_way.count(self.what).fetch_sub(1, Ordering::Relaxed);
+        self.under_way
+            .count(self.what)
+            .fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -193,11 +197,12 @@ fn enter(published: &Published, to: ClusterIx, what: What) -> Result<Counted, Re
     let limit = what.limit(&published.snapshot.cluster(to).limits);
     let limit = limit.unwrap_or(u32::MAX);
     // One step, so that workers that enter at once never are one too many, nor one too few.
-    let entered = under_way
-        .count(what)
-        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
-            (count < limit).then(|| count + 1)
-        });
+    let entered =
+        under_way
+            .count(what)
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                (count < limit).then(|| count + 1)
+            });
     match entered {
         Ok(_before) => Ok(Counted { under_way, what }),
         Err(_full) => Err(what.reason()),
@@ -249,4 +254,3 @@ pub(crate) async fn watch_memory(shared: Arc<Shared>) {
 pub(crate) fn sources() -> Sources {
     Sources::new(fastrand::u64(..))
 }
-

@@ -340,6 +340,7 @@ async fn carry_tcp(
     if caller.is_some_and(|caller| caller.answers) {
         let answer = match &reached {
             Ok(_) => proxy_protocol::CONNECTED,
+            Err(shed) if shed.reason == Reason::RouteConnectionLimit => proxy_protocol::SHED,
             Err(_) => proxy_protocol::NO_LOCAL_ENDPOINT,
         };
         let deadline = visit.worker.shared.settings.limits.header_timeout;
@@ -630,7 +631,7 @@ impl Visit {
             let endpoint = cluster.endpoint(reached.attempt.endpoint);
             self.worker.observe(&endpoint.key, result);
         }
-        drop(reached.in_flight);
+        drop((reached.in_flight, reached.counted));
         reason
     }
 }
@@ -640,7 +641,7 @@ impl Drop for Visit {
     fn drop(&mut self) {
         let shared = Arc::clone(&self.worker.shared);
         let cut_off = || {
-            if shared.drain_is_over() {
+            if !std::thread::panicking() && shared.drain_is_over() {
                 Reason::Drained
             } else {
                 Reason::Internal

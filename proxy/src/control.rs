@@ -83,7 +83,9 @@ pub enum GatewayError {
         source: std::io::Error,
     },
     /// A worker ended though nobody had asked it to; what the others carried was drained.
-    #[error("worker {0} ended by itself; its connections are lost, those of the others had their time to end")]
+    #[error(
+        "worker {0} ended by itself; its connections are lost, those of the others had their time to end"
+    )]
     Worker(usize),
     /// The operating system refused something a gateway needs.
     #[error("the gateway cannot start: {what}")]
@@ -122,7 +124,13 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
     let local = tokio::task::LocalSet::new();
     local.block_on(
         &runtime,
-        control(options.config.clone(), node, loaded, credentials, open_files),
+        control(
+            options.config.clone(),
+            node,
+            loaded,
+            credentials,
+            open_files,
+        ),
     )
 }
 

@@ -54,7 +54,9 @@ impl MemoryUse {
 
 /// `VmRSS:     1234 kB` of `/proc/self/status` (proc_pid_status(5)): in units of 1024.
 fn resident(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
@@ -121,13 +123,20 @@ mod tests {
         );
         let used = || MemoryUse::below(&root.path().join("proc"), &root.path().join("cg"));
         assert_eq!(used().bytes_max(), Some(1_000_000));
-        assert_eq!(used().used_bytes().unwrap(), 2 << 20, "the process holds more");
+        assert_eq!(
+            used().used_bytes().unwrap(),
+            2 << 20,
+            "the process holds more"
+        );
         write(
             root.path(),
             &[
                 ("cg/pod/container/memory.max", "500000\n"),
                 ("cg/pod/container/memory.current", "9000000\n"),
-                ("cg/pod/container/memory.stat", "inactive_file 1000000\nactive_file 7\n"),
+                (
+                    "cg/pod/container/memory.stat",
+                    "inactive_file 1000000\nactive_file 7\n",
+                ),
             ],
         );
         assert_eq!(used().bytes_max(), Some(500_000));
@@ -148,14 +157,23 @@ mod tests {
             ],
         );
         let used = MemoryUse::below(&root.path().join("proc"), &root.path().join("cg"));
-        assert_eq!((used.bytes_max(), used.used_bytes().unwrap()), (None, 2 << 20));
+        assert_eq!(
+            (used.bytes_max(), used.used_bytes().unwrap()),
+            (None, 2 << 20)
+        );
         let own = MemoryUse::of_this_process();
         assert!(own.used_bytes().unwrap() > 100_000);
     }
 
     #[test]
     fn odd_texts_are_no_numbers() {
-        for status in ["", "VmRSS:", "VmRSS: kB", "VmRSS:\t12 MB", "VmRSS:\t99999999999999999999 kB"] {
+        for status in [
+            "",
+            "VmRSS:",
+            "VmRSS: kB",
+            "VmRSS:\t12 MB",
+            "VmRSS:\t99999999999999999999 kB",
+        ] {
             assert_eq!(resident(status), None, "{status}");
         }
         assert_eq!(tightest(Path::new("/nowhere"), "0::/a"), None);

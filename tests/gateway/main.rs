@@ -15,6 +15,7 @@
 )]
 
 mod control_drain;
+mod control_limits;
 mod control_listeners;
 mod control_upstream;
 #[path = "../support/corpus.rs"]

@@ -138,7 +138,11 @@ mod tests {
 
     #[test]
     fn what_sheds_is_one_list() {
-        let shed: Vec<_> = Reason::ALL.iter().copied().filter(|r| r.is_shed()).collect();
+        let shed: Vec<_> = Reason::ALL
+            .iter()
+            .copied()
+            .filter(|r| r.is_shed())
+            .collect();
         assert_eq!(shed, Reason::SHED);
     }
 }

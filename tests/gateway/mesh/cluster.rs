@@ -236,10 +236,21 @@ impl Cluster {
         Identity::load(&self.svid())
     }
 
+    /// Leaves a field of the `MeshGateway`'s `spec` to its default.
+    pub(crate) fn unset(&mut self, field: &str) {
+        self.settings.remove(field).unwrap();
+    }
+
     /// Starts the gateway and waits until it is ready.
     pub(crate) async fn start(&self) -> Gateway {
+        self.start_under(&[]).await
+    }
+
+    /// The same by a command that replaces itself by the one given to it, such as `prlimit`.
+    pub(crate) async fn start_under(&self, wrapper: &[&str]) -> Gateway {
         self.write_gateway();
-        Gateway::start(
+        Gateway::start_under(
+            wrapper,
             self.name,
             &self.config(),
             self.probes,

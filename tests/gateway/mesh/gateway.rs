@@ -81,14 +81,26 @@ impl Lines {
 }
 
 impl Gateway {
-    pub(crate) async fn start(
+    /// Starts it; `wrapper` is a command that replaces itself by the one given to it, such as
+    /// `prlimit`, if there is one.
+    pub(crate) async fn start_under(
+        wrapper: &[&str],
         name: &'static str,
         config: &Path,
         probes: SocketAddr,
         metrics: SocketAddr,
         admin: SocketAddr,
     ) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_zeugma"))
+        let mut words = wrapper.iter().copied();
+        let mut command = words.next().map_or_else(
+            || Command::new(env!("CARGO_BIN_EXE_zeugma")),
+            |program| {
+                let mut command = Command::new(program);
+                command.args(words).arg(env!("CARGO_BIN_EXE_zeugma"));
+                command
+            },
+        );
+        let mut child = command
             .args(["gateway", "--config"])
             .arg(config)
             .env_remove("ZEUGMA_LOG")
