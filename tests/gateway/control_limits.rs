@@ -279,18 +279,26 @@ async fn without_descriptors_accepting_waits_and_what_is_open_goes_on() {
         (descriptors(&gateway) == FILES).then_some(())
     })
     .await;
-    let mut late = TcpStream::connect(db).await.unwrap();
-    late.write_all(b"ping").await.unwrap();
+    // More wait for each that becomes free.
+    for _ in 0..20 {
+        hoard.push(TcpStream::connect(east.probes).await.ok());
+    }
     let labels = [("listener", "db")];
+    let mut late = Vec::new();
     eventually("several tries", async || {
-        let scrape = Request::get("/metrics")
-            .header("host", "metrics")
-            .body(empty());
-        let response = scraper.send_request(scrape.unwrap()).await.unwrap();
-        let metrics = crate::mesh::Metrics(collect(response).await.text());
-        (metrics.value("zeugma_accept_errors_total", &labels) >= 5.0).then_some(())
+        let scrape = Request::get("/metrics").header("host", "metrics");
+        let scrape = scraper.send_request(scrape.body(empty()).unwrap());
+        let metrics = crate::mesh::Metrics(collect(scrape.await.unwrap()).await.text());
+        let errors = metrics.value("zeugma_accept_errors_total", &labels);
+        if errors == 0.0 && late.len() < 8 {
+            let mut tcp = TcpStream::connect(db).await.unwrap();
+            tcp.write_all(b"ping").await.unwrap();
+            late.push(tcp);
+        }
+        (errors >= 5.0).then_some(())
     })
     .await;
+    let mut late = late.pop().unwrap();
     echoes(&mut open).await;
     let told = gateway.messages_so_far();
     let told: Vec<_> = told
@@ -394,7 +402,11 @@ async fn requests_over_a_routes_limit_are_refused_at_once_over_all_workers_and_c
     let refused = async || {
         let reply = get(east.apps, ORDERS, "/").await;
         assert_eq!(reply.status, 503);
-        assert_eq!(reply.header("x-zeugma-reason"), "", "for gateways only");
+        assert_eq!(
+            reply.headers.get("x-zeugma-reason"),
+            None,
+            "for gateways only"
+        );
         let line = gateway.log(|line| line["verdict"] == "request-limit").await;
         assert_eq!(
             (&line["flags"], &line["dst.service"]),
@@ -500,7 +512,8 @@ async fn what_one_peer_sheds_another_takes_and_nobody_is_ejected() {
     assert_eq!(shed["http.status"], 503, "{shed}");
     let metrics = gateway.metrics().await;
     let retried = metrics.value("zeugma_retries_total", &[("cause", "refused-stream")]);
-    assert!(retried >= 6.0, "{retried}");
+    // Of turns of two workers, each beginning anywhere.
+    assert!(retried >= 5.0, "{retried}");
     assert!(!gateway.told().contains("ejected"), "{}", gateway.told());
     gate.add_permits(1);
     assert_eq!(within("the first", held).await.unwrap(), "late");
@@ -778,6 +791,26 @@ async fn one_stream_too_many_is_refused_and_the_others_are_answered() {
     gateway.finish().await;
 }
 
+/// Waits until the gateway has read all that was written: what follows is a segment of its own.
+async fn taken(ours: SocketAddr, theirs: SocketAddr) {
+    let port = |address: SocketAddr| format!(":{:04X}", address.port());
+    let (ours, theirs) = (port(ours), port(theirs));
+    eventually("a reader", async || {
+        // local_address, rem_address, st, tx_queue:rx_queue (proc_pid_net(5)).
+        let table = fs::read_to_string("/proc/self/net/tcp").unwrap();
+        let end = table
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let mut end = end.filter(|line| line[1].ends_with(&theirs) && line[2].ends_with(&ours));
+        // Closed, where the head is over the limit already.
+        let waits = end
+            .next()
+            .is_some_and(|line| !line[4].ends_with(":00000000"));
+        (!waits).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn the_head_of_a_request_may_be_as_long_as_written_and_no_byte_longer() {
     const LIMIT: usize = 8 * 1024;
@@ -798,11 +831,12 @@ async fn the_head_of_a_request_may_be_as_long_as_written_and_no_byte_longer() {
         for pieces in [1, 2, 7] {
             let mut tcp = TcpStream::connect(east.apps).await.unwrap();
             tcp.set_nodelay(true).unwrap();
+            let source = tcp.local_addr().unwrap();
             let text = of_length(length);
             assert_eq!(text.len(), length);
             for piece in text.as_bytes().chunks(length.div_ceil(pieces)) {
                 tcp.write_all(piece).await.ok();
-                tokio::task::yield_now().await;
+                taken(source, east.apps).await;
             }
             let mut answer = [0; 12];
             within("an answer", tcp.read_exact(&mut answer))
