@@ -96,7 +96,21 @@ impl Gateway {
 
     /// How one is started; more can be added.
     pub(crate) fn command(config: &Path) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_zeugma"));
+        Self::command_under(&[], config)
+    }
+
+    /// The same by `wrapper`, a command that replaces itself by the one given to it, such as
+    /// `prlimit`, if there is one.
+    pub(crate) fn command_under(wrapper: &[&str], config: &Path) -> Command {
+        let program = env!("CARGO_BIN_EXE_zeugma");
+        let mut command = match wrapper {
+            [] => Command::new(program),
+            [wrapper, words @ ..] => {
+                let mut command = Command::new(wrapper);
+                command.args(words).arg(program);
+                command
+            }
+        };
         command
             .args(["gateway", "--config"])
             .arg(config)

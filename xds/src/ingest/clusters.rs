@@ -257,13 +257,13 @@ fn timeouts(cluster: &cluster::Cluster, meta: &TimeoutsMeta) -> Result<Timeouts,
 fn limits(cluster: &cluster::Cluster) -> Result<RouteLimits, String> {
     use core::RoutingPriority;
 
-    let thresholds = cluster
+    let mut thresholds = cluster
         .circuit_breakers
         .iter()
         .flat_map(|all| &all.thresholds);
+    // Of several Envoy uses the first.
     let thresholds = thresholds
-        .filter(|one| one.priority == i32::from(RoutingPriority::Default))
-        .last()
+        .find(|one| one.priority == i32::from(RoutingPriority::Default))
         .ok_or("it has no circuit breakers of the default priority")?;
     let limit = |value: Option<&pb::UInt32Value>| match value.map_or(1024, |value| value.value) {
         u32::MAX => None,
