@@ -26,7 +26,7 @@ pub(super) fn plan(site: &Site, work: Work, folder: &Path) -> Result<Plan> {
     let mut config = format!(
         "global
   nbthread 1
-  maxconn 30000
+  maxconn 6000
   tune.ssl.cachesize 0
   log stdout format raw local0 info
 defaults

@@ -32,10 +32,9 @@ pub(super) fn plan(site: &Site, work: Work, folder: &Path) -> Result<Plan> {
         "{user}load_module {module};
 daemon off;
 worker_processes 1;
-worker_rlimit_nofile 60000;
 error_log {folder}/error.log error;
 pid {folder}/nginx.pid;
-events {{ worker_connections 24000; }}
+events {{ worker_connections 12000; }}
 {served}",
         module = stream_module().display(),
         folder = text(folder),
