@@ -29,6 +29,7 @@ use zeugma_core::verdict::Reason;
 use zeugma_xds::GatewaySettings;
 
 use crate::account::{AccessLog, Caller, Closed};
+use crate::admission::{Admission, UnderWay};
 use crate::connection;
 use crate::http::pool::Pool;
 use crate::listener::Accepted;
@@ -54,6 +55,8 @@ pub(crate) struct Published {
     pub(crate) generation: u64,
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) shares: Arc<Shares>,
+    /// What is under way of the route of each cluster.
+    pub(crate) under_way: Arc<[Arc<UnderWay>]>,
 }
 
 /// Whether the gateway serves or is on its way out.
@@ -83,6 +86,7 @@ pub(crate) struct Shared {
     /// What is wrong with the files on disk, while their last good content serves.
     pub(crate) findings: ArcSwap<serde_json::Value>,
     pub(crate) open: AtomicUsize,
+    pub(crate) admission: Admission,
     pub(crate) started: Instant,
 }
 
@@ -124,6 +128,11 @@ impl Shared {
             Phase::Serving => false,
             Phase::Draining { deadline } => deadline <= tokio::time::Instant::now(),
         }
+    }
+
+    /// Whether no new work is wanted on what is open.
+    pub(crate) fn is_draining(&self) -> bool {
+        matches!(*self.phase.borrow(), Phase::Draining { .. })
     }
 
     /// Waits until draining begins; returns its deadline.
@@ -334,6 +343,18 @@ impl Published {
     )]
     pub(crate) fn shares_of(&self, cluster: ClusterIx) -> &ClusterShares {
         &self.shares.clusters[cluster.0]
+    }
+
+    /// What is under way of a cluster's route.
+    ///
+    /// # Panics
+    /// Never: it is published with the snapshot.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "there is one entry for each cluster"
+    )]
+    pub(crate) fn under_way_of(&self, cluster: ClusterIx) -> &Arc<UnderWay> {
+        &self.under_way[cluster.0]
     }
 }
 

@@ -15,6 +15,9 @@
 )]
 
 mod control_drain;
+mod control_handover;
+mod control_inherit;
+mod control_limits;
 mod control_listeners;
 mod control_state;
 mod control_upstream;
@@ -30,6 +33,7 @@ mod data_mirror;
 mod data_relay;
 mod data_reload;
 mod data_services;
+mod data_strict;
 mod data_tcp;
 mod mesh;
 mod security_access;

@@ -240,10 +240,21 @@ impl Cluster {
         Identity::load(&self.svid())
     }
 
+    /// Leaves a field of the `MeshGateway`'s `spec` to its default.
+    pub(crate) fn unset(&mut self, field: &str) {
+        self.settings.remove(field).unwrap();
+    }
+
     /// Starts the gateway and waits until it is ready.
     pub(crate) async fn start(&self) -> Gateway {
+        self.start_under(&[]).await
+    }
+
+    /// The same by a command that replaces itself by the one given to it, such as `prlimit`.
+    pub(crate) async fn start_under(&self, wrapper: &[&str]) -> Gateway {
         self.write_gateway();
-        self.run(Gateway::command(&self.config())).await
+        self.run(Gateway::command_under(wrapper, &self.config()))
+            .await
     }
 
     /// As [`start`](Self::start), by another user, who is given the folder.
@@ -257,6 +268,20 @@ impl Cluster {
 
     async fn run(&self, command: Command) -> Gateway {
         Gateway::start(self.name, command, self.probes, self.metrics, self.admin).await
+    }
+
+    /// Starts a process of its gateway by this command and waits for nothing.
+    pub(crate) fn spawn(&self, command: Command) -> Gateway {
+        Gateway::spawn(self.name, command, [self.probes, self.metrics, self.admin])
+    }
+
+    /// Starts a process that takes over from the one that runs, and waits until it has.
+    pub(crate) async fn take_over(&self) -> Gateway {
+        let mut command = Gateway::command(&self.config());
+        command.arg("--takeover");
+        let next = self.spawn(command);
+        next.message("gateway ready").await;
+        next
     }
 }
 

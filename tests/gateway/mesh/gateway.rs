@@ -81,30 +81,58 @@ impl Lines {
 }
 
 impl Gateway {
-    /// The command that runs a gateway.
-    pub(crate) fn command(config: &Path) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_zeugma"));
-        command.args(["gateway", "--config"]).arg(config);
-        command
-    }
-
     pub(crate) async fn start(
         name: &'static str,
-        mut command: Command,
+        command: Command,
         probes: SocketAddr,
         metrics: SocketAddr,
         admin: SocketAddr,
     ) -> Self {
-        let mut child = command
+        let this = Self::spawn(name, command, [probes, metrics, admin]);
+        this.message("gateway ready").await;
+        assert_eq!(this.ready().await, 200);
+        this
+    }
+
+    /// How one is started; more can be added.
+    pub(crate) fn command(config: &Path) -> Command {
+        Self::command_under(&[], config)
+    }
+
+    /// The same by `wrapper`, a command that replaces itself by the one given to it, such as
+    /// `prlimit`, if there is one.
+    pub(crate) fn command_under(wrapper: &[&str], config: &Path) -> Command {
+        let program = env!("CARGO_BIN_EXE_zeugma");
+        let mut command = match wrapper {
+            [] => Command::new(program),
+            [wrapper, words @ ..] => {
+                let mut command = Command::new(wrapper);
+                command.args(words).arg(program);
+                command
+            }
+        };
+        command
+            .args(["gateway", "--config"])
+            .arg(config)
             .env_remove("ZEUGMA_LOG")
-            .stdin(Stdio::null())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Starts one and waits for nothing; its interfaces are probes, metrics, admin.
+    pub(crate) fn spawn(
+        name: &'static str,
+        mut command: Command,
+        [probes, metrics, admin]: [SocketAddr; 3],
+    ) -> Self {
+        let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let access = Lines::read(child.stdout.take().unwrap());
         let messages = Lines::read(child.stderr.take().unwrap());
-        let this = Self {
+        Self {
             name,
             child,
             access,
@@ -112,10 +140,7 @@ impl Gateway {
             probes,
             metrics,
             admin,
-        };
-        this.message("gateway ready").await;
-        assert_eq!(this.ready().await, 200);
-        this
+        }
     }
 
     /// Runs a gateway that is expected to end by itself at once.
