@@ -17,6 +17,7 @@
 mod control_drain;
 mod control_handover;
 mod control_inherit;
+mod control_limits;
 mod control_listeners;
 mod control_state;
 mod control_upstream;
@@ -29,6 +30,7 @@ mod data_load;
 mod data_mended;
 mod data_mesh;
 mod data_mirror;
+mod data_relay;
 mod data_reload;
 mod data_services;
 mod data_strict;

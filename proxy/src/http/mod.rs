@@ -54,7 +54,7 @@ pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
 const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// Bytes one HTTP/2 stream may have waiting to be sent.
 const STREAM_SEND_BYTES: usize = 64 * 1024;
-/// The least that hyper takes as a head's limit.
+/// The least that hyper takes as its buffer; the model takes no smaller limit of a head.
 const HEAD_BYTES_MIN: usize = 8192;
 
 /// The HTTP version a connection speaks.
@@ -200,6 +200,8 @@ async fn serve_h1(context: &Rc<Context>, moved: &Arc<Moved>, io: TokioIo<Counted
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .max_buf_size(limits.header_bytes.max(HEAD_BYTES_MIN))
+        // However the head is cut: the buffer may hold more than was asked for.
+        .max_header_size(limits.header_bytes)
         .serve_connection(
             io,
             service_fn(|request| answer(Rc::clone(context), request)),
@@ -222,7 +224,8 @@ async fn serve_h1(context: &Rc<Context>, moved: &Arc<Moved>, io: TokioIo<Counted
 
 async fn serve_h2(context: &Rc<Context>, moved: &Arc<Moved>, io: TokioIo<Counted>) -> Ended {
     let limits = &context.worker.shared.settings.limits;
-    let header_bytes = u32::try_from(limits.header_bytes).unwrap_or(u32::MAX);
+    // h2 refuses what is as long as its limit, too.
+    let header_bytes = u32::try_from(limits.header_bytes.saturating_add(1)).unwrap_or(u32::MAX);
     let connection = hyper::server::conn::http2::Builder::new(OnThisWorker)
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
