@@ -166,6 +166,7 @@ async fn control(
         resources: ArcSwap::from_pointee(loaded.resources),
         findings: ArcSwap::from_pointee(Value::Null),
         open: AtomicUsize::new(0),
+        windows: Arc::default(),
         started: Instant::now(),
     });
     let (handles, threads) = start_workers(&shared, workers)?;

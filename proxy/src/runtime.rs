@@ -29,6 +29,7 @@ use zeugma_xds::GatewaySettings;
 
 use crate::account::{AccessLog, Caller, Closed};
 use crate::connection;
+use crate::http::flow::WindowBudget;
 use crate::http::pool::Pool;
 use crate::listener::Accepted;
 use crate::metrics::Metrics;
@@ -77,6 +78,8 @@ pub(crate) struct Shared {
     /// What is wrong with the files on disk, while their last good content serves.
     pub(crate) findings: ArcSwap<serde_json::Value>,
     pub(crate) open: AtomicUsize,
+    /// What HTTP/2 windows may grow into.
+    pub(crate) windows: Arc<WindowBudget>,
     pub(crate) started: Instant,
 }
 
@@ -326,7 +329,7 @@ pub(crate) fn work(
                 Some(_ended) = open.join_next() => {}
                 _ = housekeeping.tick() => {
                     worker.forget_unused();
-                    worker.pool.evict_idle();
+                    worker.pool.evict_idle(shared.credentials.load().generation());
                 }
             }
         }

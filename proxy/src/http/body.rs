@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
-use super::pool::StreamCount;
+use super::h2_client::StreamCount;
 use super::record::Record;
+use super::stream::Incoming;
 use crate::runtime::InFlight;
 
 /// Why a body ended early.
@@ -24,12 +24,32 @@ pub(crate) enum BodyError {
     /// The other side's body failed.
     #[error(transparent)]
     Hyper(#[from] hyper::Error),
+    /// The other side's body failed, or the side that it goes to.
+    #[error(transparent)]
+    Http2(#[from] h2::Error),
+    /// The other side is gone.
+    #[error("no PING was answered")]
+    Unanswered,
+    /// The stream it was written to has ended.
+    #[error("the stream has ended")]
+    Closed,
     /// No byte came for the idle time.
     #[error("the endpoint sent nothing for {0:?}")]
     Silent(Duration),
     /// Another try took the body over.
     #[error("this try was given up; another one sends the body")]
     Superseded,
+}
+
+impl BodyError {
+    /// How a stream is reset whose body ends by this.
+    pub(crate) fn reset(&self) -> h2::Reason {
+        match self {
+            Self::Http2(error) => error.reason().unwrap_or(h2::Reason::CANCEL),
+            Self::Superseded | Self::Closed => h2::Reason::CANCEL,
+            Self::Hyper(_) | Self::Unanswered | Self::Silent(_) => h2::Reason::INTERNAL_ERROR,
+        }
+    }
 }
 
 /// A request body that can be sent again as long as all that was read of it is kept.
@@ -223,7 +243,7 @@ impl Replay {
             Poll::Ready(Some(Err(error))) => {
                 state.failed = true;
                 state.tees.clear();
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(bytes) = frame.data_ref() {
@@ -382,7 +402,7 @@ impl Response {
             }
             Poll::Ready(None) => self.finish(Ok(())),
         }
-        polled.map(|frame| frame.map(|result| result.map_err(BodyError::from)))
+        polled
     }
 
     fn finish(&mut self, ended: Result<(), String>) {

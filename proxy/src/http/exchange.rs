@@ -9,7 +9,6 @@ use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri, Version as HttpVersion, header,
     request,
 };
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, peer_of};
@@ -24,9 +23,12 @@ use zeugma_core::snapshot::{
 use zeugma_core::verdict::Reason;
 
 use super::body::{Held, Outgoing, Progress, Source};
+use super::h2_client::StreamCount;
 use super::headers::{self, Claim, ZEUGMA_MIRROR, ZEUGMA_REASON};
-use super::pool::{Lease, SendError, StreamCount, Wire};
+use super::keepalive::{Pings, When};
+use super::pool::{Lease, SendError, Wire};
 use super::record::Record;
+use super::stream::Incoming;
 use super::{Context, Version, mirror, reply, upgrade};
 use crate::account::{Closed, Destination, RequestFacts};
 use crate::connection::{describe, explain_denial};
@@ -706,6 +708,16 @@ impl Deadlines {
             }
         }
     }
+}
+
+/// When the caller of a connection is asked whether it is there, if it is a peer's gateway.
+pub(super) fn asking_peer(published: &Published, context: &Context) -> Option<Pings> {
+    let peer = gateway_of(published, context, context.identity.as_ref()?)?;
+    Some(Pings {
+        interval: peer.keepalive_ping,
+        timeout: peer.keepalive_timeout,
+        when: When::Always,
+    })
 }
 
 /// The peer whose gateway a verified caller is.

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
@@ -19,6 +18,7 @@ use super::body::{Held, Outgoing};
 use super::exchange::{Exchange, TryError};
 use super::headers;
 use super::record::Record;
+use super::stream::Incoming;
 use crate::connection::describe;
 use crate::relay::{Moved, RelayEnd, relay};
 use crate::transport::mtls::ALPN_HTTP1;
@@ -94,7 +94,8 @@ async fn send(
             tracing::debug!(%error, "an upgraded connection to an endpoint ended");
         }
     }));
-    sender.send_request(request).await
+    let response = sender.send_request(request).await?;
+    Ok(response.map(Incoming::H1))
 }
 
 /// Tells the caller `101` and relays between the two upgraded connections.
