@@ -49,6 +49,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
             let code = match error {
                 GatewayError::Config(_) | GatewayError::Credentials(_) => exit::DATA,
                 GatewayError::Interface(_)
+                | GatewayError::State(_)
                 | GatewayError::Listener { .. }
                 | GatewayError::System { .. } => exit::FAILED,
             };

@@ -34,6 +34,7 @@ use crate::resolve::{self, Names};
 use crate::runtime::{
     OBSERVATIONS_MAX, Phase, Published, RECORDS_GRACE, SOCKETS_MAX, Shared, work,
 };
+use crate::state::{Folder, State, StateError};
 use crate::tls::{Credentials, CredentialsError};
 
 /// Observations taken in one go.
@@ -65,6 +66,9 @@ pub enum GatewayError {
     /// Its own certificate or bundles cannot be used.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    /// It cannot have the folder for its state.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// An address of its own cannot be bound.
     #[error(transparent)]
     Interface(#[from] BindError),
@@ -110,6 +114,9 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
         .map_err(|findings| GatewayError::Config(reload::describe(&findings)))?;
     reload::warn(&loaded);
     let credentials = Credentials::load(&reload::svid_files(&loaded.settings), 1)?;
+    let state = Folder::open(&loaded.settings.state_dir, &loaded.settings.name)?
+        .map(Folder::claim)
+        .transpose()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
@@ -118,7 +125,7 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
     let local = tokio::task::LocalSet::new();
     local.block_on(
         &runtime,
-        control(options.config.clone(), node, loaded, credentials),
+        control(options.config.clone(), node, loaded, credentials, state),
     )
 }
 
@@ -137,6 +144,7 @@ async fn control(
     node: NodeOptions,
     loaded: Loaded,
     credentials: Credentials,
+    state: Option<State>,
 ) -> Result<(), GatewayError> {
     let (phase, phase_read) = watch::channel(Phase::Serving);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
@@ -189,6 +197,7 @@ async fn control(
         names,
         phase,
         workers: threads,
+        _state: state,
     };
     control.tell_targets();
     control.tell_credentials();
@@ -255,6 +264,8 @@ struct Control {
     names: watch::Sender<BTreeSet<Host>>,
     phase: watch::Sender<Phase>,
     workers: Vec<std::thread::JoinHandle<()>>,
+    /// Held until the end: the lock is in it.
+    _state: Option<State>,
 }
 
 /// How far a gateway is on its way in or out.

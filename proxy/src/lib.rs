@@ -16,6 +16,7 @@ mod proxy_protocol;
 mod relay;
 mod resolve;
 mod runtime;
+mod state;
 pub mod tls;
 mod transport;
 mod upstream;
@@ -24,3 +25,4 @@ mod watch;
 
 pub use admin::BindError;
 pub use control::{GatewayError, GatewayOptions, run};
+pub use state::StateError;

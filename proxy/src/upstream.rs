@@ -214,7 +214,7 @@ pub(crate) async fn connect(
             && alpn.as_deref() == Some(ALPN_H2)
             && let Stream::Originated(tls) = &stream
         {
-            tune_peer(tls.get_ref().0);
+            tune_peer(tls.carrier());
         }
         Ok(Upstream {
             stream,

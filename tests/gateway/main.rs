@@ -16,6 +16,7 @@
 
 mod control_drain;
 mod control_listeners;
+mod control_state;
 mod control_upstream;
 #[path = "../support/corpus.rs"]
 mod corpus;

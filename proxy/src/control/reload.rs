@@ -114,7 +114,7 @@ impl Files {
         warn(&loaded);
         if needs_restart(&self.settings, &loaded.settings) {
             tracing::warn!(
-                "admin, probes, metrics, workers, limits and drain of a MeshGateway are read at \
+                "admin, probes, metrics, stateDir, workers, limits and drain of a MeshGateway are read at \
                  start only; restart the gateway to apply their change"
             );
         }
@@ -147,6 +147,7 @@ fn needs_restart(before: &GatewaySettings, now: &GatewaySettings) -> bool {
             s.admin.clone(),
             s.probes,
             s.metrics,
+            s.state_dir.clone(),
             s.workers,
             s.limits.clone(),
             s.drain.clone(),

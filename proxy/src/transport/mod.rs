@@ -16,15 +16,17 @@ use tokio::net::TcpStream;
 
 pub(crate) use prefixed::Prefixed;
 
+use crate::tls::TlsStream;
+
 /// One end of a connection.
 #[derive(Debug)]
 pub(crate) enum Stream {
     /// Bytes as they are; what was read ahead comes first.
     Plain(Prefixed),
     /// TLS ended here.
-    Terminated(Box<tokio_rustls::server::TlsStream<Prefixed>>),
+    Terminated(Box<TlsStream<Prefixed>>),
     /// TLS begun here.
-    Originated(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    Originated(Box<TlsStream<TcpStream>>),
 }
 
 impl Stream {

@@ -62,6 +62,7 @@ impl Cluster {
         this.trust(&this.trust_domain());
         this.set("drain", "{ delay: 0s, timeout: 5s }");
         this.set("workers", "2");
+        this.set("stateDir", "state");
         this.set("locality", &format!("{name}/{name}-1"));
         this.listeners.insert(
             "mesh".to_owned(),
