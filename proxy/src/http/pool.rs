@@ -1,13 +1,19 @@
 //! Connections to endpoints, kept by each worker for itself.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
+use http_body::Body as _;
 use hyper::client::conn::{TrySendError, http1};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use zeugma_core::snapshot::{Endpoint, EndpointKey, EndpointTls, Failure};
@@ -17,6 +23,7 @@ use super::h2_client::{Multiplexed, Place, StreamCount};
 use super::keepalive::{Pings, When};
 use super::stream::Incoming;
 use crate::runtime::{Shared, Worker};
+use crate::transport::Stream;
 use crate::transport::mtls::{ALPN_H2, ALPN_HTTP1};
 use crate::upstream::{self, ConnectError, Pinned, Upstream};
 
@@ -26,6 +33,9 @@ const IDLE: Duration = Duration::from_secs(60);
 const IDLE_MAX: usize = 256;
 /// What is buffered of an HTTP/1.1 response, its head included.
 const READ_BYTES: usize = 64 * 1024;
+/// A request body that every kernel takes whole though nobody reads it: Linux gives a new connection
+/// a window of 64 KiB (`tcp_rmem`), and heads are shorter than the rest of it.
+const SHORT_BYTES: u64 = 32 * 1024;
 /// An endpoint of ours that speaks HTTP/2 is asked whether it is there when a response is awaited
 /// and nothing came for so long: silence is found within 5 s.
 const ENDPOINT: Pings = Pings {
@@ -75,7 +85,7 @@ pub(crate) struct Pool {
 
 #[derive(Debug, Default)]
 struct Entry {
-    h1: Vec<(Facts, http1::SendRequest<Outgoing>, Instant)>,
+    h1: Vec<(Facts, Alternating, Instant)>,
     h2: Vec<Shareable>,
     connecting: Option<watch::Receiver<Option<String>>>,
     /// The endpoint agreed on HTTP/1.1 before: nobody waits for a connection to share.
@@ -88,6 +98,87 @@ struct Shareable {
     facts: Facts,
     connection: Multiplexed,
     used: Instant,
+}
+
+/// An HTTP/1.1 connection, for one request after the other.
+#[derive(Debug)]
+struct Alternating {
+    sender: http1::SendRequest<Outgoing>,
+    /// Whether the request under way is long enough to meet a slow reader.
+    may_be_slow: Rc<Cell<bool>>,
+}
+
+impl Alternating {
+    async fn send(
+        &mut self,
+        request: Request<Outgoing>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Outgoing>>> {
+        let length = request.body().size_hint().upper();
+        self.may_be_slow
+            .set(length.is_none_or(|length| length > SHORT_BYTES));
+        let response = self.sender.try_send_request(request).await?;
+        Ok(response.map(Incoming::H1))
+    }
+}
+
+/// A stream whose bytes are given up on if nobody takes them, unless its reader may be slow.
+#[derive(Debug)]
+struct Minded {
+    stream: Stream,
+    may_be_slow: Rc<Cell<bool>>,
+    is_told: bool,
+}
+
+impl Minded {
+    fn tell(&mut self) {
+        let may_be_slow = self.may_be_slow.get();
+        if may_be_slow != self.is_told {
+            self.is_told = may_be_slow;
+            upstream::await_slow_reader(self.stream.tcp(), may_be_slow);
+        }
+    }
+}
+
+impl AsyncRead for Minded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Minded {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.tell();
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.tell();
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }
 
 /// What is known of a connection.
@@ -109,7 +200,7 @@ pub(crate) struct Lease {
 
 #[derive(Debug)]
 enum Sender {
-    H1(http1::SendRequest<Outgoing>),
+    H1(Alternating),
     H2(Place),
 }
 
@@ -139,10 +230,10 @@ impl Lease {
         request: Request<Outgoing>,
     ) -> Result<(Response<Incoming>, Option<StreamCount>), SendError> {
         match self.sender {
-            Sender::H1(mut sender) => {
-                let response = sender.try_send_request(request).await.map_err(explain)?;
-                worker.pool.give_back(&self.key, self.facts, sender);
-                Ok((response.map(Incoming::H1), None))
+            Sender::H1(mut one) => {
+                let response = one.send(request).await.map_err(explain)?;
+                worker.pool.give_back(&self.key, self.facts, one);
+                Ok((response, None))
             }
             Sender::H2(place) => {
                 let (response, stream) = place.send(request).await?;
@@ -233,7 +324,7 @@ impl Pool {
             let keep = if is_old { Duration::ZERO } else { IDLE };
             entry
                 .h1
-                .retain(|(_, sender, used)| !sender.is_closed() && used.elapsed() < keep);
+                .retain(|(_, one, used)| !one.sender.is_closed() && used.elapsed() < keep);
             entry.h2.retain(|one| {
                 let connection = &one.connection;
                 !connection.is_closed() && (!connection.is_idle() || one.used.elapsed() < keep)
@@ -259,27 +350,27 @@ impl Pool {
                 sender: Sender::H2(place),
             });
         }
-        entry.h1.retain(|(_, sender, _)| !sender.is_closed());
+        entry.h1.retain(|(_, one, _)| !one.sender.is_closed());
         // The one used last is the least likely to be closed by the endpoint right now.
         let ready = entry
             .h1
             .iter()
-            .rposition(|(_, sender, _)| sender.is_ready())?;
-        let (facts, sender, _) = entry.h1.swap_remove(ready);
+            .rposition(|(_, one, _)| one.sender.is_ready())?;
+        let (facts, one, _) = entry.h1.swap_remove(ready);
         Some(Lease {
             facts,
             reused: true,
             key: key.clone(),
-            sender: Sender::H1(sender),
+            sender: Sender::H1(one),
         })
     }
 
-    fn give_back(&self, key: &Key, facts: Facts, sender: http1::SendRequest<Outgoing>) {
+    fn give_back(&self, key: &Key, facts: Facts, one: Alternating) {
         let mut entries = self.entries.borrow_mut();
         let entry = entries.entry(key.clone()).or_default();
         if entry.h1.len() < IDLE_MAX {
             // It is ready again once the response body was read; until then nobody gets it.
-            entry.h1.push((facts, sender, Instant::now()));
+            entry.h1.push((facts, one, Instant::now()));
         }
     }
 
@@ -338,6 +429,7 @@ impl Pool {
             ConnectFailure::new(&error)
         })?;
         let facts = Facts { address, identity };
+        upstream::tune_requests(stream.tcp());
         let is_h2 = match key.wire {
             Wire::H1 => false,
             Wire::H2 => alpn.as_deref().is_none_or(|alpn| alpn == ALPN_H2),
@@ -348,9 +440,15 @@ impl Pool {
                 let mut entries = self.entries.borrow_mut();
                 entries.entry(key.clone()).or_default().speaks_h1 = true;
             }
+            let may_be_slow = Rc::<Cell<bool>>::default();
+            let minded = Minded {
+                stream,
+                may_be_slow: Rc::clone(&may_be_slow),
+                is_told: false,
+            };
             let (sender, connection) = http1::Builder::new()
                 .max_buf_size(READ_BYTES.max(shared.settings.limits.header_bytes))
-                .handshake(TokioIo::new(stream))
+                .handshake(TokioIo::new(minded))
                 .await
                 .map_err(|error| ConnectFailure::of_http(&error))?;
             drop(tokio::task::spawn_local(async move {
@@ -360,7 +458,10 @@ impl Pool {
                 facts,
                 reused: false,
                 key,
-                sender: Sender::H1(sender),
+                sender: Sender::H1(Alternating {
+                    sender,
+                    may_be_slow,
+                }),
             });
         }
         let connection = Multiplexed::begin(shared, stream, asking(to, endpoint))

@@ -35,6 +35,15 @@ impl Stream {
         Self::Plain(Prefixed::new(tcp, Vec::new()))
     }
 
+    /// The connection below.
+    pub(crate) const fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream.tcp(),
+            Self::Terminated(stream) => stream.carrier().tcp(),
+            Self::Originated(stream) => stream.carrier(),
+        }
+    }
+
     /// Puts back bytes that were read from a plain stream, before any that come next.
     pub(crate) fn unread(&mut self, bytes: Vec<u8>) {
         match self {

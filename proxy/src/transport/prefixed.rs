@@ -24,6 +24,11 @@ impl Prefixed {
         }
     }
 
+    /// The connection below.
+    pub(crate) const fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
+
     /// The socket; what was read ahead is dropped.
     pub(crate) fn into_tcp(self) -> TcpStream {
         self.tcp

@@ -88,7 +88,30 @@ impl Gateway {
         metrics: SocketAddr,
         admin: SocketAddr,
     ) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_zeugma"))
+        let command = Command::new(env!("CARGO_BIN_EXE_zeugma"));
+        Self::start_by(command, name, config, (probes, metrics, admin)).await
+    }
+
+    /// As [`start`](Self::start), in a network namespace.
+    pub(crate) async fn start_in(
+        namespace: &str,
+        name: &'static str,
+        config: &Path,
+        own: (SocketAddr, SocketAddr, SocketAddr),
+    ) -> Self {
+        let mut command = Command::new("ip");
+        // It becomes the gateway: the process stays the same.
+        command.args(["netns", "exec", namespace, env!("CARGO_BIN_EXE_zeugma")]);
+        Self::start_by(command, name, config, own).await
+    }
+
+    async fn start_by(
+        mut command: Command,
+        name: &'static str,
+        config: &Path,
+        (probes, metrics, admin): (SocketAddr, SocketAddr, SocketAddr),
+    ) -> Self {
+        let mut child = command
             .args(["gateway", "--config"])
             .arg(config)
             .env_remove("ZEUGMA_LOG")

@@ -279,9 +279,7 @@ impl Sealing<'_> {
         plaintext: &[u8],
     ) -> io::Result<()> {
         let room = self.ciphertext.get_mut(self.len..).unwrap_or_default();
-        self.len += traffic
-            .encrypt(plaintext, room)
-            .map_err(io::Error::other)?;
+        self.len += traffic.encrypt(plaintext, room).map_err(io::Error::other)?;
         Ok(())
     }
 

@@ -95,7 +95,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     ///
     /// # Cancel safety
     /// Dropping it drops the carrier.
-    pub async fn accept(config: Arc<ServerConfig>, carrier: S) -> Result<Box<Self>, (io::Error, S)> {
+    pub async fn accept(
+        config: Arc<ServerConfig>,
+        carrier: S,
+    ) -> Result<Box<Self>, (io::Error, S)> {
         match Connection::server(config) {
             Ok(connection) => Self::shake_hands(connection, carrier).await,
             Err(error) => Err((io::Error::other(error), carrier)),
