@@ -80,6 +80,8 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
+        // A namespace lives on, with its devices, for as long as sockets in it do.
+        ip(&format!("link del {}", self.devices.0));
         // Only there where its near end was cut.
         Command::new("ip")
             .args(["route", "del", "blackhole", &format!("{}/32", self.far)])
