@@ -24,5 +24,7 @@ mod walk;
 mod watch;
 
 pub use admin::BindError;
-pub use control::{GatewayError, GatewayOptions, run};
+pub use control::handover::HandoverError;
+pub use control::inherit::InheritError;
+pub use control::{GatewayError, GatewayOptions, Start, run};
 pub use state::StateError;

@@ -30,7 +30,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
+use http::header::{CONNECTION, HeaderValue};
+use http::{Request, Response, StatusCode};
 use hyper::rt::Executor;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -55,6 +56,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(600);
 const LEAVE: Duration = Duration::from_secs(5);
 /// How often a connection is looked at.
 const WATCH: Duration = Duration::from_secs(1);
+/// How often at most, while the drain deadline is near.
+const LOOK_MIN: Duration = Duration::from_millis(1);
 /// Bytes one HTTP/2 stream may have waiting to be sent.
 const STREAM_SEND_BYTES: usize = 64 * 1024;
 /// What frames that hold next to nothing may cost a connection, while they wait to be read.
@@ -249,7 +252,14 @@ async fn answer(
     request: Request<hyper::body::Incoming>,
 ) -> Result<Response<Outgoing>, Infallible> {
     let request = request.map(Incoming::H1);
-    Ok(Box::pin(exchange::exchange(&context, request)).await)
+    let mut response = Box::pin(exchange::exchange(&context, request)).await;
+    let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if context.version == Version::H1 && !is_switching && context.worker.shared.is_draining() {
+        // RFC 9112 §9.6: the caller sends nothing more on it, so nothing is lost when it closes.
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+    }
+    Ok(response)
 }
 
 /// Looks after a connection: slow heads, idleness, draining.
@@ -264,6 +274,18 @@ struct Watch {
     leaving: Option<(tokio::time::Instant, Ended)>,
     looks: Interval,
     draining: Pin<Box<dyn Future<Output = tokio::time::Instant>>>,
+    drain: Option<Drain>,
+}
+
+/// How an HTTP/1.1 connection drains: it may not be closed under a request that is on its way, so it
+/// is closed behind an answer that says so, and without one only when nothing has come for long.
+#[derive(Debug, Clone, Copy)]
+struct Drain {
+    since: Instant,
+    /// How long nothing must have come before it is closed: half of the time to the deadline, so
+    /// that what comes just before has the other half.
+    quiet: Duration,
+    deadline: tokio::time::Instant,
 }
 
 enum Look {
@@ -274,11 +296,9 @@ enum Look {
 
 impl Watch {
     fn new(context: &Rc<Context>, moved: &Arc<Moved>) -> Self {
-        let mut looks = tokio::time::interval_at(tokio::time::Instant::now() + WATCH, WATCH);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let shared = Arc::clone(&context.worker.shared);
         Self {
-            looks,
+            looks: looks(WATCH),
             draining: Box::pin(async move { shared.draining().await }),
             context: Rc::clone(context),
             moved: Arc::clone(moved),
@@ -289,6 +309,7 @@ impl Watch {
             // What is served began with bytes: the first head is under way.
             head_since: Some(Instant::now()),
             leaving: None,
+            drain: None,
         }
     }
 
@@ -297,6 +318,8 @@ impl Watch {
     /// # Cancel safety
     /// Safe: it only waits, and looks again the next time.
     async fn next(&mut self) -> Look {
+        let is_draining = self.drain.is_some();
+        let deadline = self.drain.map(|drain| drain.deadline);
         if let Some((deadline, _)) = &self.leaving {
             tokio::time::sleep_until(*deadline).await;
             let why = self.leaving.take().map_or(Ended::Drained, |(_, why)| why);
@@ -304,9 +327,26 @@ impl Watch {
         }
         tokio::select! {
             _ = self.looks.tick() => self.look(),
-            deadline = &mut self.draining => {
+            deadline = &mut self.draining, if !is_draining => self.begin_drain(deadline),
+            () = at(deadline) => Look::End(Ended::Drained),
+        }
+    }
+
+    fn begin_drain(&mut self, deadline: tokio::time::Instant) -> Look {
+        match self.context.version {
+            Version::H2 => {
                 self.leaving = Some((deadline, Ended::Drained));
                 Look::Leave
+            }
+            Version::H1 => {
+                let quiet = (deadline - tokio::time::Instant::now()) / 2;
+                self.looks = looks(WATCH.min(quiet).max(LOOK_MIN));
+                self.drain = Some(Drain {
+                    since: Instant::now(),
+                    quiet,
+                    deadline,
+                });
+                Look::Fine
             }
         }
     }
@@ -341,11 +381,32 @@ impl Watch {
             }
             return Look::Fine;
         }
+        if let Some(drain) = self.drain
+            && drain.since.max(self.quiet_since).elapsed() >= drain.quiet
+        {
+            self.leaving = Some((drain.deadline, Ended::Drained));
+            return Look::Leave;
+        }
         if self.quiet_since.elapsed() > KEEP_ALIVE {
             self.leaving = Some((tokio::time::Instant::now() + LEAVE, Ended::Idle));
             return Look::Leave;
         }
         Look::Fine
+    }
+}
+
+/// One look after the other, the first of them in a while.
+fn looks(every: Duration) -> Interval {
+    let mut looks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    looks
+}
+
+/// Waits until this moment, or for ever.
+async fn at(moment: Option<tokio::time::Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -44,6 +44,14 @@ impl Stream {
         }
     }
 
+    /// The socket, if there is nothing else to this stream: no TLS of ours, nothing read ahead.
+    pub(crate) fn socket(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(stream) => stream.socket(),
+            Self::Terminated(_) | Self::Originated(_) => None,
+        }
+    }
+
     /// Puts back bytes that were read from a plain stream, before any that come next.
     pub(crate) fn unread(&mut self, bytes: Vec<u8>) {
         match self {
