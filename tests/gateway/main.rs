@@ -27,6 +27,7 @@ mod data_load;
 mod data_mended;
 mod data_mesh;
 mod data_mirror;
+mod data_protocols;
 mod data_reload;
 mod data_services;
 mod data_silence;

@@ -7,16 +7,22 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
+use tokio::io::{DuplexStream, ReadHalf};
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
+use tokio_util::io::poll_read_buf;
 
+use super::expect::{Answered, Gate, Stands};
 use super::h2_client::StreamCount;
 use super::record::Record;
 use super::stream::Incoming;
 use crate::runtime::InFlight;
+
+/// What is read at once of another protocol.
+const TUNNEL_BYTES: usize = 16 * 1024;
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +77,8 @@ struct SourceState {
     starved: bool,
     current: u32,
     tees: Vec<Tee>,
+    /// Keeps the body back until the endpoint asks for it.
+    gate: Option<Gate>,
 }
 
 /// How the sending of a request's body stands, and since when.
@@ -110,7 +118,19 @@ impl Source {
             starved: false,
             current: 0,
             tees: Vec::new(),
+            gate: None,
         })))
+    }
+
+    /// Keeps the body back until the endpoint asks for it.
+    pub(crate) fn keep_back(&self, gate: Gate) {
+        self.0.borrow_mut().gate = Some(gate);
+    }
+
+    /// What keeps the body back, as long as it does.
+    pub(crate) fn gate(&self) -> Option<Gate> {
+        let state = self.0.borrow();
+        state.gate.clone().filter(Gate::is_closed)
     }
 
     /// Whether all that was read of the body is still kept.
@@ -148,6 +168,7 @@ impl Source {
             nth: state.current,
             next: 0,
             trailers_sent: false,
+            patience: None,
         })
     }
 
@@ -214,6 +235,8 @@ pub(crate) struct Replay {
     nth: u32,
     next: usize,
     trailers_sent: bool,
+    /// How long the endpoint has to ask for it.
+    patience: Option<Pin<Box<Sleep>>>,
 }
 
 impl Replay {
@@ -230,6 +253,12 @@ impl Replay {
             let trailers = state.trailers.clone().filter(|_| !self.trailers_sent);
             self.trailers_sent = true;
             return Poll::Ready(trailers.map(|map| Ok(Frame::trailers(map))));
+        }
+        if let Some(gate) = &state.gate {
+            match ready!(gate.poll(&mut self.patience, cx)) {
+                Stands::Unwanted => return Poll::Ready(Some(Err(BodyError::Superseded))),
+                Stands::Open | Stands::Closed => state.gate = None,
+            }
         }
         match Pin::new(&mut state.incoming).poll_frame(cx) {
             Poll::Pending => {
@@ -291,6 +320,8 @@ impl Replay {
 /// Every body that the gateway sends.
 #[derive(Debug)]
 pub(crate) enum Outgoing {
+    /// What another protocol sends, on an HTTP/2 stream.
+    Tunnel(Tunnel),
     /// None.
     Empty,
     /// One of ours, or a copy.
@@ -299,6 +330,32 @@ pub(crate) enum Outgoing {
     Request(Replay),
     /// A response's on its way to the caller.
     Response(Box<Response>),
+}
+
+/// The bytes of another protocol on their way to the caller.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    from: ReadHalf<DuplexStream>,
+    buffer: BytesMut,
+}
+
+impl Tunnel {
+    pub(crate) fn new(from: ReadHalf<DuplexStream>) -> Self {
+        Self {
+            from,
+            buffer: BytesMut::new(),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.buffer.reserve(TUNNEL_BYTES);
+        let read = poll_read_buf(Pin::new(&mut self.from), cx, &mut self.buffer);
+        match ready!(read) {
+            Ok(0) => Poll::Ready(None),
+            Ok(_) => Poll::Ready(Some(Ok(Frame::data(self.buffer.split().freeze())))),
+            Err(_broken) => Poll::Ready(Some(Err(BodyError::Closed))),
+        }
+    }
 }
 
 /// A response body that closes its record when it ends.
@@ -321,6 +378,8 @@ pub(crate) struct Held {
     pub(crate) in_flight: InFlight,
     /// A stream on its connection.
     pub(crate) stream: Option<StreamCount>,
+    /// A body that was not asked for.
+    pub(crate) unasked: Option<Answered>,
 }
 
 impl Outgoing {
@@ -351,6 +410,7 @@ impl Body for Outgoing {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
+            Self::Tunnel(tunnel) => tunnel.poll(cx),
             Self::Bytes(bytes) => Poll::Ready(bytes.pop_front().map(|b| Ok(Frame::data(b)))),
             Self::Request(replay) => replay.poll(cx),
             Self::Response(response) => response.poll(cx),
@@ -360,6 +420,7 @@ impl Body for Outgoing {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
+            Self::Tunnel(_) => false,
             Self::Bytes(bytes) => bytes.is_empty(),
             Self::Request(replay) => replay.is_end_stream(),
             Self::Response(response) => response.incoming.is_end_stream(),
@@ -369,6 +430,7 @@ impl Body for Outgoing {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
+            Self::Tunnel(_) => SizeHint::new(),
             Self::Bytes(bytes) => SizeHint::with_exact(bytes.iter().map(|b| b.len() as u64).sum()),
             Self::Request(replay) => replay.size_hint(),
             Self::Response(response) => response.incoming.size_hint(),

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, SendRequest};
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use zeugma_core::snapshot::Failure;
 
 use super::body::Outgoing;
+use super::expect::Gate;
 use super::flow::{Flow, FlowIo, H2_WINDOW, Side};
 use super::keepalive::{Keepalive, Pings};
 use super::pool::SendError;
@@ -189,7 +190,8 @@ impl Place {
         mut self,
         request: Request<Outgoing>,
     ) -> Result<(Response<Incoming>, StreamCount), SendError> {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
+        let gate = head.extensions.remove::<Gate>();
         let is_end = body.is_end_stream();
         let unsent = |error: h2::Error| SendError {
             failure: Failure::RefusedStream,
@@ -198,7 +200,7 @@ impl Place {
         std::future::poll_fn(|cx| self.sender.poll_ready(cx))
             .await
             .map_err(unsent)?;
-        let (response, mut sending) = self
+        let (mut response, mut sending) = self
             .sender
             .send_request(Request::from_parts(head, ()), is_end)
             .map_err(unsent)?;
@@ -212,9 +214,19 @@ impl Place {
             });
             Sending(task.abort_handle())
         });
-        let response = response.await.map_err(|error| self.explain(&error))?;
+        let responding = std::future::poll_fn(|cx| {
+            if let Some(gate) = &gate {
+                while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+                    if interim.status() == StatusCode::CONTINUE {
+                        gate.open();
+                    }
+                }
+            }
+            pin!(&mut response).poll(cx)
+        });
+        let response = responding.await.map_err(|error| self.explain(&error))?;
         let (head, recv) = response.into_parts();
-        let body = Incoming::h2(recv, window, &head.headers, sending);
+        let body = Incoming::h2(recv, window, &head.headers, sending, None);
         Ok((Response::from_parts(head, body), self.count))
     }
 

@@ -16,6 +16,7 @@ use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::Outgoing;
+use super::expect::{self, Interim};
 use super::flow::{Flow, FlowIo, H2_WINDOW, Side};
 use super::keepalive::{Keepalive, Pings, When};
 use super::stream::{self, Incoming};
@@ -106,15 +107,14 @@ fn begin(
     respond: SendResponse<Bytes>,
 ) {
     let window = flow.open(respond.stream_id().as_u32());
-    let request = {
-        let (head, recv) = request.into_parts();
-        let body = Incoming::h2(recv, window, &head.headers, None);
-        Request::from_parts(head, body)
-    };
+    let (head, recv) = request.into_parts();
+    let interim = expect::expects_continue(&head.headers).then(Interim::default);
+    let body = Incoming::h2(recv, window, &head.headers, None, interim.clone());
+    let request = Request::from_parts(head, body);
     let context = Rc::clone(context);
     // Ends with its stream: when the caller resets it or its connection ends.
     drop(tokio::task::spawn_local(async move {
-        answer(&context, request, respond).await;
+        answer(&context, request, respond, interim).await;
     }));
 }
 
@@ -122,12 +122,19 @@ async fn answer(
     context: &Rc<Context>,
     request: Request<Incoming>,
     mut respond: SendResponse<Bytes>,
+    interim: Option<Interim>,
 ) {
     let is_head = request.method() == Method::HEAD;
     let mut answering = Box::pin(exchange::exchange(context, request));
     let answered = std::future::poll_fn(|cx| {
         if let Poll::Ready(response) = answering.as_mut().poll(cx) {
             return Poll::Ready(Some(response));
+        }
+        if interim.as_ref().is_some_and(|interim| interim.take(cx)) {
+            let mut asks = Response::new(());
+            *asks.status_mut() = StatusCode::CONTINUE;
+            // An error is seen by what reads the body.
+            respond.send_informational(asks).ok();
         }
         respond.poll_reset(cx).map(|_reset| None)
     });

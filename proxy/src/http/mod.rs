@@ -4,10 +4,11 @@
 //! endpoints; `body` what is kept of a request for another try; `headers` what is added and
 //! removed; `upgrade` and `mirror` what their names say; `reply` our own answers. HTTP/2 has
 //! `h2_server` and `h2_client`, `stream` for its bodies, `flow` for its windows and `keepalive`
-//! for its PINGs.
+//! for its PINGs; `expect` holds bodies back.
 
 mod body;
 mod exchange;
+mod expect;
 pub(crate) mod flow;
 mod h2_client;
 mod h2_server;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use hyper::client::conn::{TrySendError, http1};
 use hyper_util::rt::TokioIo;
@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use zeugma_core::snapshot::{Endpoint, EndpointKey, EndpointTls, Failure};
 
 use super::body::Outgoing;
+use super::expect::Gate;
 use super::h2_client::{Multiplexed, Place, StreamCount};
 use super::keepalive::{Pings, When};
 use super::stream::Incoming;
@@ -111,11 +112,18 @@ struct Alternating {
 impl Alternating {
     async fn send(
         &mut self,
-        request: Request<Outgoing>,
+        mut request: Request<Outgoing>,
     ) -> Result<Response<Incoming>, TrySendError<Request<Outgoing>>> {
         let length = request.body().size_hint().upper();
         self.may_be_slow
             .set(length.is_none_or(|length| length > SHORT_BYTES));
+        if let Some(gate) = request.extensions_mut().remove::<Gate>() {
+            hyper::ext::on_informational(&mut request, move |interim| {
+                if interim.status() == StatusCode::CONTINUE {
+                    gate.open();
+                }
+            });
+        }
         let response = self.sender.try_send_request(request).await?;
         Ok(response.map(Incoming::H1))
     }
@@ -212,6 +220,11 @@ pub(crate) struct SendError {
 }
 
 impl Lease {
+    /// Whether it takes WebSocket on a stream of HTTP/2.
+    pub(crate) fn takes_extended_connect(&self) -> bool {
+        matches!(&self.sender, Sender::H2(place) if place.takes_extended_connect())
+    }
+
     /// Whether this connection speaks HTTP/2.
     pub(crate) const fn is_h2(&self) -> bool {
         matches!(self.sender, Sender::H2(_))

@@ -10,6 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::task::AbortHandle;
 
 use super::body::{BodyError, Outgoing};
+use super::expect::Interim;
 use super::flow::OpenWindow;
 use super::headers;
 
@@ -30,6 +31,8 @@ pub(crate) struct Recv {
     /// What the length that the message names leaves to come.
     left: Option<u64>,
     ended: bool,
+    /// Asks the caller for it, once, when it is read.
+    interim: Option<Interim>,
     /// The other half, where it is written by a task: ended with this one.
     _sending: Option<Sending>,
 }
@@ -51,8 +54,10 @@ impl Incoming {
         window: OpenWindow,
         headers: &HeaderMap,
         sending: Option<Sending>,
+        interim: Option<Interim>,
     ) -> Self {
         Self::H2(Box::new(Recv {
+            interim,
             left: headers::content_length(headers),
             ended: stream.is_end_stream(),
             stream,
@@ -96,6 +101,9 @@ impl Recv {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if self.ended {
             return Poll::Ready(None);
+        }
+        if let Some(interim) = self.interim.take() {
+            interim.ask();
         }
         match ready!(self.stream.poll_data(cx)) {
             Some(Ok(bytes)) => {
