@@ -318,9 +318,12 @@ impl Exchange {
         match failed {
             None => self.refuse(nothing_healthy(role), None),
             Some(Failed {
-                response: Some((response, held)),
+                response: Some(answered),
                 ..
-            }) => self.pass_on(response, held, to.cluster().timeouts.idle),
+            }) => {
+                let (response, held) = *answered;
+                self.pass_on(response, held, to.cluster().timeouts.idle)
+            }
             Some(Failed {
                 failure, detail, ..
             }) => self.refuse(reason_of(failure), Some(detail)),
@@ -698,7 +701,7 @@ pub(super) struct Failed {
     failure: Failure,
     detail: String,
     /// What the caller gets if no other endpoint answers better.
-    response: Option<(Response<Incoming>, Held)>,
+    response: Option<Box<(Response<Incoming>, Held)>>,
 }
 
 impl Failed {
@@ -708,7 +711,7 @@ impl Failed {
         Self {
             failure,
             detail,
-            response: is_answer.then_some((response, held)),
+            response: is_answer.then(|| Box::new((response, held))),
         }
     }
 }
