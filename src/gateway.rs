@@ -33,6 +33,8 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false)
+        // Told on the same stream that cannot be written, by a macro that panics then.
+        .log_internal_errors(false)
         .with_env_filter(
             EnvFilter::try_from_env("ZEUGMA_LOG").unwrap_or_else(|_unset| EnvFilter::new("info")),
         )
@@ -63,6 +65,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
                 | GatewayError::Inherit(_)
                 | GatewayError::Handover(_)
                 | GatewayError::Listener { .. }
+                | GatewayError::Worker(_)
                 | GatewayError::System { .. } => exit::FAILED,
             };
             ca::fail(&error, code)

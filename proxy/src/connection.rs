@@ -28,6 +28,7 @@ use zeugma_core::svid::Rule;
 use zeugma_core::verdict::Reason;
 
 use crate::account::{Caller, Closed, Destination, TlsFacts};
+use crate::admission::Counted;
 use crate::listener::Open;
 use crate::peek::{First, PeekError, peek};
 use crate::relay::{Moved, RelayEnd, relay_streams};
@@ -102,6 +103,8 @@ struct Relaying {
     endpoint: EndpointIx,
     /// Held while the endpoint is in use.
     _in_flight: InFlight,
+    /// Held while it is under way on its route.
+    _counted: Counted,
 }
 
 /// The table of `ARCHITECTURE.md` as one function: every way through returns what to relay, or why
@@ -357,6 +360,7 @@ async fn carry_tcp(
     if caller.is_some_and(|caller| caller.answers) {
         let answer = match &reached {
             Ok(_) => proxy_protocol::CONNECTED,
+            Err(shed) if shed.reason == Reason::RouteConnectionLimit => proxy_protocol::SHED,
             Err(_) => proxy_protocol::NO_LOCAL_ENDPOINT,
         };
         let deadline = visit.worker.shared.settings.limits.header_timeout;
@@ -621,6 +625,7 @@ impl Visit {
             to,
             endpoint: reached.attempt.endpoint,
             _in_flight: reached.in_flight,
+            _counted: reached.counted,
         }
     }
 
@@ -666,7 +671,7 @@ impl Drop for Visit {
     fn drop(&mut self) {
         let shared = Arc::clone(&self.worker.shared);
         let cut_off = || {
-            if shared.drain_is_over() {
+            if !std::thread::panicking() && shared.drain_is_over() {
                 Reason::Drained
             } else {
                 Reason::Internal

@@ -34,6 +34,7 @@ use self::inherit::InheritError;
 use self::reload::{Files, Reloaded};
 use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
+use crate::admission::{self, Admission, UnderWay};
 use crate::listener::WorkerHandle;
 use crate::metrics::Metrics;
 use crate::probe::{Finding, probe};
@@ -109,6 +110,11 @@ pub enum GatewayError {
         #[source]
         source: std::io::Error,
     },
+    /// A worker ended though nobody had asked it to; what the others carried was drained.
+    #[error(
+        "worker {0} ended by itself; its connections are lost, those of the others had their time to end"
+    )]
+    Worker(usize),
     /// The operating system refused something a gateway needs.
     #[error("the gateway cannot start: {what}")]
     System {
@@ -127,9 +133,9 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> GatewayError {
 /// Runs a gateway on this thread until a signal has drained it.
 ///
 /// # Errors
-/// As [`GatewayError`]; only before it serves.
+/// As [`GatewayError`]; all but [`GatewayError::Worker`] only before it serves.
 pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
-    raise_open_files();
+    let open_files = raise_open_files();
     let node = NodeOptions {
         name: options.name.clone(),
         locality: options.locality.clone(),
@@ -151,20 +157,24 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
             node,
             loaded,
             credentials,
+            open_files,
             arrival,
         ))
         .await
     })
 }
 
-/// Raises the soft limit of open files to the hard one: two for each connection are needed.
-fn raise_open_files() {
+/// Raises the soft limit of open files to the hard one, since two for each connection are needed;
+/// returns what holds.
+fn raise_open_files() -> u64 {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "the limit of open files cannot be raised");
     }
+    // None: without a limit.
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 async fn control(
@@ -172,6 +182,7 @@ async fn control(
     node: NodeOptions,
     loaded: Loaded,
     credentials: Credentials,
+    open_files: u64,
     mut arrival: Arrival,
 ) -> Result<(), GatewayError> {
     let (phase, phase_read) = watch::channel(Phase::Serving);
@@ -188,9 +199,11 @@ async fn control(
     let log = AccessLog::start(Box::new(std::io::stdout())).map_err(system("no log thread"))?;
     let files = Files::new(config, node, loaded.files, &settings);
     let workers = settings.workers;
+    let admission = Admission::new(settings.limits.connections, open_files);
     let shared = Arc::new(Shared {
         published: ArcSwap::from_pointee(Published {
             generation: 1,
+            under_way: UnderWay::of(&snapshot, None),
             snapshot: Arc::clone(&snapshot),
             shares,
         }),
@@ -206,9 +219,12 @@ async fn control(
         findings: ArcSwap::from_pointee(Value::Null),
         open: AtomicUsize::new(0),
         windows: Arc::default(),
+        admission,
         started: Instant::now(),
     });
-    let (handles, threads) = start_workers(&shared, workers)?;
+    let metrics = &shared.metrics;
+    metrics.connections_max(shared.admission.connections_max());
+    let (handles, threads, workers_ended) = start_workers(&shared, workers)?;
     let accepting = Accepting::new(Arc::clone(&shared), handles);
     let bound = accepting.bind_new(&snapshot, &mut arrival.adopted)?;
     count_panics(&shared);
@@ -217,6 +233,7 @@ async fn control(
     let (reloads, reloaded) = mpsc::channel(1);
     // Beside the control loop: neither a slow file system nor a slow name server holds it up.
     let mut beside = JoinSet::new();
+    beside.spawn_local(admission::watch_memory(Arc::clone(&shared)));
     beside.spawn_local(resolve::run(Arc::clone(&shared), names_wanted, asked));
     beside.spawn_local(files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?));
     let mut control = Control {
@@ -233,6 +250,7 @@ async fn control(
         passed_on: CancellationToken::new(),
         handing: None,
         beside: JoinSet::new(),
+        workers_ended,
     };
     control.tell_targets();
     control.tell_credentials();
@@ -261,32 +279,57 @@ fn count_panics(shared: &Arc<Shared>) {
     }));
 }
 
-fn start_workers(
-    shared: &Arc<Shared>,
-    configured: Option<usize>,
-) -> Result<(Vec<WorkerHandle>, Vec<std::thread::JoinHandle<()>>), GatewayError> {
+type Workers = (
+    Vec<WorkerHandle>,
+    Vec<std::thread::JoinHandle<()>>,
+    mpsc::Receiver<usize>,
+);
+
+fn start_workers(shared: &Arc<Shared>, configured: Option<usize>) -> Result<Workers, GatewayError> {
     // It respects affinity and a cgroup's quota.
     let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let count = configured.unwrap_or(available).max(1);
+    let (tell_ended, ended) = mpsc::channel(count);
     let mut handles = Vec::new();
     let mut threads = Vec::new();
-    for nth in 0..configured.unwrap_or(available).max(1) {
+    for nth in 0..count {
         let (sockets, queue) = mpsc::channel(SOCKETS_MAX);
         let shared = Arc::clone(shared);
-        let thread = std::thread::Builder::new()
-            .name(format!("worker-{nth}"))
-            .spawn(move || {
-                if let Err(error) = work(shared, queue) {
-                    tracing::error!(%error, "a worker has no event loop");
-                }
-            })
-            .map_err(system("no worker thread"))?;
+        let thread = start_worker(nth, tell_ended.clone(), move || {
+            if let Err(error) = work(shared, queue) {
+                tracing::error!(%error, "a worker has no event loop");
+            }
+        });
         handles.push(WorkerHandle {
+            nth,
             sockets,
             open: Arc::default(),
         });
-        threads.push(thread);
+        threads.push(thread.map_err(system("no worker thread"))?);
     }
-    Ok((handles, threads))
+    Ok((handles, threads, ended))
+}
+
+/// Starts the thread of a worker, which tells its end even if it panics.
+fn start_worker(
+    nth: usize,
+    tell_ended: mpsc::Sender<usize>,
+    work: impl FnOnce() + Send + 'static,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    struct Ended(usize, mpsc::Sender<usize>);
+
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            // There is room for every worker; nobody listens at the end of the process.
+            self.1.try_send(self.0).ok();
+        }
+    }
+
+    let thread = std::thread::Builder::new().name(format!("worker-{nth}"));
+    thread.spawn(move || {
+        let _ended = Ended(nth, tell_ended);
+        work();
+    })
 }
 
 /// The control thread's state.
@@ -310,6 +353,8 @@ struct Control {
     /// The successor that has been offered the sockets and has not taken over yet.
     handing: Option<i32>,
     beside: JoinSet<()>,
+    /// Told the number of each worker that ends, whatever the cause.
+    workers_ended: mpsc::Receiver<usize>,
 }
 
 /// How far a gateway is on its way in or out.
@@ -349,6 +394,7 @@ impl Control {
         let mut terminate = listen(SignalKind::terminate())?;
         let mut interrupt = listen(SignalKind::interrupt())?;
         let mut batch = Vec::with_capacity(OBSERVATIONS_BATCH);
+        let mut failed = None;
         loop {
             let is_starting = matches!(stage, Stage::Starting { .. });
             if !is_starting {
@@ -383,6 +429,16 @@ impl Control {
                     stage = self.asked(asked, stage);
                     None
                 }
+                Some(worker) = self.workers_ended.recv() => {
+                    if !matches!(stage, Stage::Draining { .. }) {
+                        tracing::error!(
+                            worker,
+                            "a worker ended by itself: a defect of the gateway; the others drain, and the process ends"
+                        );
+                        failed = Some(GatewayError::Worker(worker));
+                    }
+                    failed.is_some().then_some(Duration::ZERO)
+                }
                 () = stage.over() => match &stage {
                     Stage::Starting { .. } => {
                         stage = self.become_ready();
@@ -401,7 +457,7 @@ impl Control {
         }
         self.shared.log.flush();
         tracing::info!("drained");
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     fn become_ready(&self) -> Stage {
@@ -526,10 +582,17 @@ impl Control {
     }
 
     fn publish(&self, generation: u64, snapshot: Arc<Snapshot>, shares: Shares) {
+        let before = self.shared.published.load();
+        let under_way = if Arc::ptr_eq(&before.snapshot, &snapshot) {
+            Arc::clone(&before.under_way)
+        } else {
+            UnderWay::of(&snapshot, Some(&before))
+        };
         let published = Published {
             generation,
             snapshot,
             shares: Arc::new(shares),
+            under_way,
         };
         self.shared.published.store(Arc::new(published));
         self.tell_targets();

@@ -5,10 +5,12 @@
 
 mod account;
 mod admin;
+mod admission;
 mod connection;
 mod control;
 mod http;
 mod listener;
+mod memory;
 mod metrics;
 mod peek;
 mod probe;

@@ -38,6 +38,11 @@ struct ByListener {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByWorker {
+    worker: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Taken {
     destination_service: Arc<str>,
     destination_backend: Arc<str>,
@@ -122,6 +127,12 @@ pub(crate) struct Metrics {
     connections: Family<Ended, Counter>,
     requests: Family<Answered, Counter>,
     open: Family<ByListener, Gauge>,
+    worker_open: Family<ByWorker, Gauge>,
+    connections_max: Gauge,
+    accept_errors: Family<ByListener, Counter>,
+    memory_used: Gauge,
+    memory_watermark: Gauge,
+    memory_short: Gauge,
     sent: Family<ByListener, Counter>,
     received: Family<ByListener, Counter>,
     attempts: Family<Taken, Counter>,
@@ -147,6 +158,12 @@ impl Metrics {
             connections: Family::default(),
             requests: Family::default(),
             open: Family::default(),
+            worker_open: Family::default(),
+            connections_max: Gauge::default(),
+            accept_errors: Family::default(),
+            memory_used: Gauge::default(),
+            memory_watermark: Gauge::default(),
+            memory_short: Gauge::default(),
             sent: Family::default(),
             received: Family::default(),
             attempts: Family::default(),
@@ -165,6 +182,7 @@ impl Metrics {
         };
         this.register_traffic();
         this.register_state();
+        this.register_limits();
         this
     }
 
@@ -263,6 +281,40 @@ impl Metrics {
         );
     }
 
+    fn register_limits(&mut self) {
+        let r = &mut self.registry;
+        r.register(
+            "worker_connections",
+            "Connections open now, by worker",
+            self.worker_open.clone(),
+        );
+        r.register(
+            "connections_limit",
+            "Connections let in at once: limits.connections, or what the limit of open files holds",
+            self.connections_max.clone(),
+        );
+        r.register(
+            "accept_errors",
+            "Times a listener could not accept and paused",
+            self.accept_errors.clone(),
+        );
+        r.register(
+            "memory_used_bytes",
+            "Memory in use, as it is held to the watermark",
+            self.memory_used.clone(),
+        );
+        r.register(
+            "memory_watermark_bytes",
+            "Memory above which new work is shed; 0 for none",
+            self.memory_watermark.clone(),
+        );
+        r.register(
+            "memory_short",
+            "1 while new work is shed because memory is short",
+            self.memory_short.clone(),
+        );
+    }
+
     /// Counts the end of a connection or request.
     pub(crate) fn closed(&self, closed: &Closed) {
         let listener = Arc::clone(&closed.listener);
@@ -315,6 +367,38 @@ impl Metrics {
                 listener: Arc::clone(listener),
             })
             .dec();
+    }
+
+    pub(crate) fn entered_worker(&self, worker: usize) {
+        self.worker_open.get_or_create(&ByWorker { worker }).inc();
+    }
+
+    pub(crate) fn left_worker(&self, worker: usize) {
+        self.worker_open.get_or_create(&ByWorker { worker }).dec();
+    }
+
+    pub(crate) fn connections_max(&self, count: usize) {
+        self.connections_max
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn accept_failed(&self, listener: &Arc<str>) {
+        self.accept_errors
+            .get_or_create(&ByListener {
+                listener: Arc::clone(listener),
+            })
+            .inc();
+    }
+
+    pub(crate) fn memory_watermark(&self, bytes: u64) {
+        self.memory_watermark
+            .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn memory(&self, used_bytes: u64, is_short: bool) {
+        self.memory_used
+            .set(i64::try_from(used_bytes).unwrap_or(i64::MAX));
+        self.memory_short.set(i64::from(is_short));
     }
 
     pub(crate) fn attempt(

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpStream;
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::{JoinSet, LocalSet};
+use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use zeugma_core::fleet::Observation;
 use zeugma_core::retry::RetryBudget;
@@ -28,6 +29,7 @@ use zeugma_core::verdict::Reason;
 use zeugma_xds::GatewaySettings;
 
 use crate::account::{AccessLog, Caller, Closed};
+use crate::admission::{Admission, UnderWay};
 use crate::connection;
 use crate::http::flow::WindowBudget;
 use crate::http::pool::Pool;
@@ -54,6 +56,8 @@ pub(crate) struct Published {
     pub(crate) generation: u64,
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) shares: Arc<Shares>,
+    /// What is under way of the route of each cluster.
+    pub(crate) under_way: Arc<[Arc<UnderWay>]>,
 }
 
 /// Whether the gateway serves or is on its way out.
@@ -85,6 +89,7 @@ pub(crate) struct Shared {
     pub(crate) open: AtomicUsize,
     /// What HTTP/2 windows may grow into.
     pub(crate) windows: Arc<WindowBudget>,
+    pub(crate) admission: Admission,
     pub(crate) started: Instant,
 }
 
@@ -342,6 +347,18 @@ impl Published {
     pub(crate) fn shares_of(&self, cluster: ClusterIx) -> &ClusterShares {
         &self.shares.clusters[cluster.0]
     }
+
+    /// What is under way of a cluster's route.
+    ///
+    /// # Panics
+    /// Never: it is published with the snapshot.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "there is one entry for each cluster"
+    )]
+    pub(crate) fn under_way_of(&self, cluster: ClusterIx) -> &Arc<UnderWay> {
+        &self.under_way[cluster.0]
+    }
 }
 
 /// How often a worker forgets what it no longer needs.
@@ -357,12 +374,12 @@ pub(crate) fn work(
     shared: Arc<Shared>,
     mut sockets: mpsc::Receiver<Accepted>,
 ) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    // Not a `LocalSet` on a runtime: that schedules every wake twice.
+    let runtime = Builder::new_current_thread()
         .enable_all()
-        .build()?;
-    let local = LocalSet::new();
+        .build_local(LocalOptions::default())?;
     let worker = Rc::new(Worker::new(Arc::clone(&shared)));
-    local.block_on(&runtime, async move {
+    runtime.block_on(async move {
         let teller = Rc::clone(&worker);
         // Ends with this set, when everything else has.
         let mut telling = JoinSet::new();

@@ -14,6 +14,7 @@ use zeugma_core::plan::Attempt;
 use zeugma_core::snapshot::{Cluster, ClusterIx, Endpoint, EndpointTls};
 use zeugma_core::verdict::Reason;
 
+use crate::admission::Counted;
 use crate::runtime::{InFlight, Published, Shared, Worker};
 use crate::transport::Stream;
 use crate::transport::mtls::{self, Session, SessionError};
@@ -102,6 +103,8 @@ pub(crate) struct Reached {
     pub(crate) attempts: u32,
     /// Held while the endpoint is in use.
     pub(crate) in_flight: InFlight,
+    /// Held while the connection is one of its route.
+    pub(crate) counted: Counted,
 }
 
 /// Why none was.

@@ -15,6 +15,9 @@
 )]
 
 mod control_drain;
+mod control_handover;
+mod control_inherit;
+mod control_limits;
 mod control_listeners;
 mod control_state;
 mod control_upstream;
@@ -28,9 +31,11 @@ mod data_mended;
 mod data_mesh;
 mod data_mirror;
 mod data_protocols;
+mod data_relay;
 mod data_reload;
 mod data_services;
 mod data_silence;
+mod data_strict;
 mod data_tcp;
 mod data_windows;
 mod mesh;

@@ -46,7 +46,10 @@ where
     let mut handshake = pin!(
         Builder::new()
             .max_concurrent_streams(limits.streams)
-            .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+            // h2 refuses what is as long as its limit, too.
+            .max_header_list_size(
+                u32::try_from(limits.header_bytes.saturating_add(1)).unwrap_or(u32::MAX),
+            )
             .initial_window_size(H2_WINDOW)
             .initial_connection_window_size(H2_WINDOW)
             .max_send_buffer_size(STREAM_SEND_BYTES)

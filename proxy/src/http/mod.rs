@@ -63,7 +63,7 @@ const LOOK_MIN: Duration = Duration::from_millis(1);
 const STREAM_SEND_BYTES: usize = 64 * 1024;
 /// What frames that hold next to nothing may cost a connection, while they wait to be read.
 const DATA_FRAME_BUDGET: usize = 16 * 1024 * 1024;
-/// The least that hyper takes as a head's limit.
+/// The least that hyper takes as its buffer; the model takes no smaller limit of a head.
 const HEAD_BYTES_MIN: usize = 8192;
 
 /// The HTTP version a connection speaks.
@@ -227,6 +227,8 @@ async fn serve_h1(context: &Rc<Context>, mut watch: Watch, io: Counted) -> Ended
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .max_buf_size(limits.header_bytes.max(HEAD_BYTES_MIN))
+        // However the head is cut: the buffer may hold more than was asked for.
+        .max_header_size(limits.header_bytes)
         .serve_connection(
             TokioIo::new(io),
             service_fn(|request| answer(Rc::clone(context), request)),

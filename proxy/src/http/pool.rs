@@ -17,12 +17,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use zeugma_core::snapshot::{Endpoint, EndpointKey, EndpointTls, Failure};
+use zeugma_core::verdict::Reason;
 
 use super::body::Outgoing;
 use super::expect::Gate;
 use super::h2_client::{Multiplexed, Place, StreamCount};
 use super::keepalive::{Pings, When};
 use super::stream::Incoming;
+use crate::admission;
 use crate::runtime::{Shared, Worker};
 use crate::transport::Stream;
 use crate::transport::mtls::{ALPN_H2, ALPN_HTTP1};
@@ -287,6 +289,7 @@ impl Pool {
                 detail,
                 refused_rule: None,
                 is_first_told: false,
+                shed: None,
             })
         })
     }
@@ -298,9 +301,13 @@ impl Pool {
         endpoint: &Endpoint,
         key: Key,
     ) -> Result<Lease, ConnectFailure> {
+        let mut waiting = None;
         loop {
             if let Some(lease) = self.free(&key) {
                 return Ok(lease);
+            }
+            if waiting.is_none() {
+                waiting = Some(admission::pending(to).map_err(ConnectFailure::shed)?);
             }
             if key.wire == Wire::H1 || self.speaks_h1(&key) {
                 return self.open(worker, to, endpoint, key).await;
@@ -317,6 +324,7 @@ impl Pool {
                     detail,
                     refused_rule: None,
                     is_first_told: false,
+                    shed: None,
                 });
             }
         }
@@ -517,6 +525,8 @@ pub(crate) struct ConnectFailure {
     pub(crate) refused_rule: Option<String>,
     /// Whether health has not heard of it yet.
     pub(crate) is_first_told: bool,
+    /// The limit of ours that is why; no endpoint was asked.
+    pub(crate) shed: Option<Reason>,
 }
 
 impl ConnectFailure {
@@ -525,6 +535,16 @@ impl ConnectFailure {
             detail: error.to_string(),
             refused_rule: upstream::refused_rule(error),
             is_first_told: !error.is_ours(),
+            shed: None,
+        }
+    }
+
+    fn shed(reason: Reason) -> Self {
+        Self {
+            detail: reason.text().to_owned(),
+            refused_rule: None,
+            is_first_told: false,
+            shed: Some(reason),
         }
     }
 
@@ -533,6 +553,7 @@ impl ConnectFailure {
             detail: error.to_string(),
             refused_rule: None,
             is_first_told: true,
+            shed: None,
         }
     }
 }

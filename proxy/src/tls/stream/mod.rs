@@ -95,14 +95,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     ///
     /// # Cancel safety
     /// Dropping it drops the carrier.
-    pub async fn accept(
+    pub fn accept(
         config: Arc<ServerConfig>,
         carrier: S,
-    ) -> Result<Box<Self>, (io::Error, S)> {
-        match Connection::server(config) {
-            Ok(connection) => Self::shake_hands(connection, carrier).await,
-            Err(error) => Err((io::Error::other(error), carrier)),
-        }
+    ) -> impl Future<Output = Result<Box<Self>, (io::Error, S)>> {
+        Self::shake_hands(Self::boxed(Connection::server(config), carrier))
     }
 
     /// Begins a handshake over `carrier` with the server `name`.
@@ -112,28 +109,40 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     ///
     /// # Cancel safety
     /// Dropping it drops the carrier.
-    pub async fn connect(
+    pub fn connect(
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
         carrier: S,
+    ) -> impl Future<Output = Result<Box<Self>, (io::Error, S)>> {
+        Self::shake_hands(Self::boxed(Connection::client(config, name), carrier))
+    }
+
+    /// In a box from the beginning: a future that holds a session costs its caller as much for as
+    /// long as the caller lives.
+    fn boxed(
+        connection: Result<Connection, rustls::Error>,
+        carrier: S,
     ) -> Result<Box<Self>, (io::Error, S)> {
-        match Connection::client(config, name) {
-            Ok(connection) => Self::shake_hands(connection, carrier).await,
+        match connection {
+            Ok(connection) => Ok(Box::new(Self {
+                carrier,
+                connection,
+                held: Vec::new(),
+                plaintext: Backlog::default(),
+                outgoing: Backlog::default(),
+                reading: Reading::Open,
+                writing: Writing::Open,
+                batch_bytes: BATCH_BYTES_MIN,
+            })),
             Err(error) => Err((io::Error::other(error), carrier)),
         }
     }
 
-    async fn shake_hands(connection: Connection, carrier: S) -> Result<Box<Self>, (io::Error, S)> {
-        let mut stream = Box::new(Self {
-            carrier,
-            connection,
-            held: Vec::new(),
-            plaintext: Backlog::default(),
-            outgoing: Backlog::default(),
-            reading: Reading::Open,
-            writing: Writing::Open,
-            batch_bytes: BATCH_BYTES_MIN,
-        });
+    async fn shake_hands(
+        begun: Result<Box<Self>, (io::Error, S)>,
+    ) -> Result<Box<Self>, (io::Error, S)> {
+        let mut stream = begun?;
+        // A client speaks first.
         stream.take_in(&mut [], None);
         match poll_fn(|cx| stream.poll_handshake(cx)).await {
             Ok(()) => Ok(stream),
