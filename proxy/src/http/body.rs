@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -365,9 +366,12 @@ pub(crate) struct Response {
     record: Record,
     /// Held until the endpoint has nothing more to send.
     held: Option<Held>,
-    /// How long the endpoint may be silent, and until when it may.
+    /// How long the endpoint may be silent, and until when it may; most bodies are there at once,
+    /// and need no timer.
     idle: Duration,
-    silent_until: Pin<Box<Sleep>>,
+    silent_until: Option<Pin<Box<Sleep>>>,
+    /// Whether something came since the timer was set.
+    has_moved: bool,
 }
 
 /// What a response in progress occupies, until dropped.
@@ -395,7 +399,8 @@ impl Outgoing {
             record,
             held: Some(held),
             idle,
-            silent_until: Box::pin(tokio::time::sleep(idle)),
+            silent_until: None,
+            has_moved: false,
         }))
     }
 }
@@ -443,14 +448,20 @@ impl Response {
         let polled = Pin::new(&mut self.incoming).poll_frame(cx);
         match &polled {
             Poll::Pending => {
-                ready!(self.silent_until.as_mut().poll(cx));
+                let idle = self.idle;
+                let until = self
+                    .silent_until
+                    .get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
+                if mem::take(&mut self.has_moved) {
+                    until.as_mut().reset(tokio::time::Instant::now() + idle);
+                }
+                ready!(until.as_mut().poll(cx));
                 self.held = None;
                 self.record.body_stalled();
                 return Poll::Ready(Some(Err(BodyError::Silent(self.idle))));
             }
             Poll::Ready(Some(Ok(frame))) => {
-                let until = tokio::time::Instant::now() + self.idle;
-                self.silent_until.as_mut().reset(until);
+                self.has_moved = true;
                 if let Some(bytes) = frame.data_ref() {
                     self.record.sent(bytes.len());
                 }

@@ -194,7 +194,8 @@ impl AsyncWrite for Minded {
 /// What is known of a connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Facts {
-    pub(crate) address: std::net::SocketAddr,
+    /// Its address, as the log writes it.
+    pub(crate) address: Arc<str>,
     pub(crate) identity: Option<String>,
 }
 
@@ -280,6 +281,10 @@ impl Pool {
             wire,
             credentials,
         };
+        // Nearly always: no timer is made for it.
+        if let Some(lease) = self.free(&key) {
+            return Ok(lease);
+        }
         // Whoever connects meets the connect timeout itself and tells of it; this bounds waiting.
         let patience = upstream::connect_deadline(to.cluster(), endpoint) + WAIT_MARGIN;
         let leasing = Box::pin(self.free_or_new(worker, to, endpoint, key));
@@ -449,7 +454,10 @@ impl Pool {
             upstream::note_refusal(shared, &error);
             ConnectFailure::new(&error)
         })?;
-        let facts = Facts { address, identity };
+        let facts = Facts {
+            address: address.to_string().into(),
+            identity,
+        };
         upstream::tune_requests(stream.tcp());
         let is_h2 = match key.wire {
             Wire::H1 => false,
