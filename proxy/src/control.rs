@@ -218,6 +218,7 @@ async fn control(
         resources: ArcSwap::from_pointee(loaded.resources),
         findings: ArcSwap::from_pointee(Value::Null),
         open: AtomicUsize::new(0),
+        windows: Arc::default(),
         admission,
         started: Instant::now(),
     });
