@@ -5,10 +5,12 @@
 
 mod account;
 mod admin;
+mod admission;
 mod connection;
 mod control;
 mod http;
 mod listener;
+mod memory;
 mod metrics;
 mod peek;
 mod probe;
@@ -16,6 +18,7 @@ mod proxy_protocol;
 mod relay;
 mod resolve;
 mod runtime;
+mod state;
 pub mod tls;
 mod transport;
 mod upstream;
@@ -23,4 +26,7 @@ mod walk;
 mod watch;
 
 pub use admin::BindError;
-pub use control::{GatewayError, GatewayOptions, run};
+pub use control::handover::HandoverError;
+pub use control::inherit::InheritError;
+pub use control::{GatewayError, GatewayOptions, Start, run};
+pub use state::StateError;

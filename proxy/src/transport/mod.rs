@@ -35,6 +35,23 @@ impl Stream {
         Self::Plain(Prefixed::new(tcp, Vec::new()))
     }
 
+    /// The connection below.
+    pub(crate) const fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream.tcp(),
+            Self::Terminated(stream) => stream.carrier().tcp(),
+            Self::Originated(stream) => stream.carrier(),
+        }
+    }
+
+    /// The socket, if there is nothing else to this stream: no TLS of ours, nothing read ahead.
+    pub(crate) fn socket(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(stream) => stream.socket(),
+            Self::Terminated(_) | Self::Originated(_) => None,
+        }
+    }
+
     /// Puts back bytes that were read from a plain stream, before any that come next.
     pub(crate) fn unread(&mut self, bytes: Vec<u8>) {
         match self {
