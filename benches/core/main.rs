@@ -213,9 +213,9 @@ impl Case {
         let stranger = SpiffeId::parse("spiffe://west.example/ns/other/sa/cart")?;
         for draw in 0..CALLS {
             let right = match self.what {
-                What::Hello => counted_call(|| {
-                    matches!(parse(black_box(world.bytes)), HelloProgress::Done(_))
-                }),
+                What::Hello => {
+                    counted_call(|| matches!(parse(black_box(world.bytes)), HelloProgress::Done(_)))
+                }
                 What::Route => counted_call(|| {
                     let routed = route_tls(world.snapshot, world.listener, black_box(world.hello));
                     matches!(routed, Routed::Terminate(ix) if ix == service)
