@@ -932,7 +932,13 @@ async fn over_the_memory_watermark_new_work_is_shed_and_what_is_open_goes_on() {
     let told = gateway.messages_so_far();
     let told = told.iter().filter(|line| line.contains("memory is short"));
     assert_eq!(told.count(), 1, "once, not with every look");
-    drop((heads, open, requests));
+    // What was taken goes back, and new work is let in.
+    drop(heads);
+    gateway.message("memory is enough again").await;
+    drop(echoing(db).await);
+    let reply = requests.send_request(request()).await.unwrap();
+    assert_eq!(collect(reply).await.status, 200);
+    drop((open, requests));
     gateway.finish().await;
 }
 
