@@ -44,7 +44,8 @@ struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        let mut lines = self.0.lock().map_err(|_| std::io::ErrorKind::Other)?;
+        lines.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 

@@ -513,6 +513,17 @@ mod tests {
         answer
     }
 
+    /// What each of five records is of, and its verdict.
+    fn verdicts(alone: &Alone) -> Option<Vec<String>> {
+        let told = |line: &serde_json::Value| {
+            let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+            format!("{} {}", text("kind"), text("verdict"))
+        };
+        let mut verdicts: Vec<_> = alone.lines().iter().map(told).collect();
+        verdicts.sort_unstable();
+        (verdicts.len() == 5).then_some(verdicts)
+    }
+
     /// The promise broken on purpose: shares that are not those of the snapshot, so that whoever
     /// makes a plan panics where the gateway's own code says that it never does.
     fn break_a_promise(working: &Working) {
@@ -566,21 +577,7 @@ mod tests {
         assert_eq!((answer, read, stream.is_err()), (Vec::new(), 0, true));
         assert_eq!(panics(), 3);
 
-        let verdicts = alone
-            .until("five records", |alone| {
-                let lines = alone.lines();
-                (lines.len() == 5).then(|| {
-                    let mut verdicts: Vec<_> = lines
-                        .iter()
-                        .map(|line| {
-                            format!("{} {}", line["kind"], line["verdict"]).replace('"', "")
-                        })
-                        .collect();
-                    verdicts.sort_unstable();
-                    verdicts
-                })
-            })
-            .await;
+        let verdicts = alone.until("five records", verdicts).await;
         let internal = ["connection internal", "connection internal"];
         let requests = ["request completed", "request internal", "request internal"];
         assert_eq!(verdicts, [&internal[..], &requests[..]].concat());
