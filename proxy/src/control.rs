@@ -3,7 +3,11 @@
 //! It is the only writer of what is published; workers only read.
 
 mod accepting;
+pub(crate) mod handover;
+pub(crate) mod inherit;
 mod reload;
+mod succession;
+mod systemd;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -16,6 +20,7 @@ use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use zeugma_core::fleet::{Fleet, FleetEvent, Observation};
 use zeugma_core::names::Host;
 use zeugma_core::shares::Shares;
@@ -24,9 +29,11 @@ use zeugma_core::time::Time;
 use zeugma_xds::{Loaded, NodeOptions};
 
 use self::accepting::Accepting;
+use self::handover::{Arrival, Asked, HandoverError, Offered};
+use self::inherit::InheritError;
 use self::reload::{Files, Reloaded};
 use crate::account::AccessLog;
-use crate::admin::{self, BindError, Interfaces};
+use crate::admin::{BindError, Interfaces};
 use crate::admission::{self, Admission, UnderWay};
 use crate::listener::WorkerHandle;
 use crate::metrics::Metrics;
@@ -35,6 +42,7 @@ use crate::resolve::{self, Names};
 use crate::runtime::{
     OBSERVATIONS_MAX, Phase, Published, RECORDS_GRACE, SOCKETS_MAX, Shared, work,
 };
+use crate::state::{State, StateError};
 use crate::tls::{Credentials, CredentialsError};
 
 /// Observations taken in one go.
@@ -55,6 +63,17 @@ pub struct GatewayOptions {
     pub name: Option<String>,
     /// Where this replica stands.
     pub locality: Option<String>,
+    /// What it does where a gateway of its name runs.
+    pub start: Start,
+}
+
+/// What a process does where a gateway of its name runs already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// It does not start.
+    Alone,
+    /// It takes over its sockets, and the one before drains; where none runs it starts alone.
+    TakeOver,
 }
 
 /// Why a gateway does not run.
@@ -66,6 +85,15 @@ pub enum GatewayError {
     /// Its own certificate or bundles cannot be used.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    /// It cannot have the folder for its state.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Sockets that systemd passed are not used.
+    #[error(transparent)]
+    Inherit(#[from] InheritError),
+    /// It does not take over from the gateway that runs.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
     /// An address of its own cannot be bound.
     #[error(transparent)]
     Interface(#[from] BindError),
@@ -122,16 +150,18 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
         .build()
         .map_err(system("no event loop"))?;
     let local = tokio::task::LocalSet::new();
-    local.block_on(
-        &runtime,
-        control(
+    local.block_on(&runtime, async {
+        let arrival = Box::pin(handover::arrive(options.start, &loaded)).await?;
+        Box::pin(control(
             options.config.clone(),
             node,
             loaded,
             credentials,
             open_files,
-        ),
-    )
+            arrival,
+        ))
+        .await
+    })
 }
 
 /// Raises the soft limit of open files to the hard one, since two for each connection are needed;
@@ -153,6 +183,7 @@ async fn control(
     loaded: Loaded,
     credentials: Credentials,
     open_files: u64,
+    mut arrival: Arrival,
 ) -> Result<(), GatewayError> {
     let (phase, phase_read) = watch::channel(Phase::Serving);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
@@ -161,7 +192,10 @@ async fn control(
     fleet.reconcile(&snapshot, Time::ZERO);
     let shares = Arc::new(fleet.shares(Time::ZERO));
     let settings = loaded.settings;
-    let interfaces = Interfaces::bind(settings.probes, settings.metrics, &settings.admin).await?;
+    let before = arrival.adopted.before().to_vec();
+    let interfaces = Interfaces::bind(&settings, &mut arrival.adopted)?;
+    let passed = interfaces.offered(&settings);
+    let passed = passed.map_err(system("its interfaces cannot be passed on"))?;
     let log = AccessLog::start(Box::new(std::io::stdout())).map_err(system("no log thread"))?;
     let files = Files::new(config, node, loaded.files, &settings);
     let workers = settings.workers;
@@ -190,9 +224,8 @@ async fn control(
     let metrics = &shared.metrics;
     metrics.connections_max(shared.admission.connections_max());
     let (handles, threads, workers_ended) = start_workers(&shared, workers)?;
-    let mut accepting = Accepting::new(Arc::clone(&shared), handles);
-    let bound = accepting.bind_new(&snapshot)?;
-    accepting.commit(bound);
+    let accepting = Accepting::new(Arc::clone(&shared), handles);
+    let bound = accepting.bind_new(&snapshot, &mut arrival.adopted)?;
     count_panics(&shared);
     let (names, names_wanted) = watch::channel(resolve::names_of(&snapshot));
     let (asked, names_asked) = oneshot::channel();
@@ -210,6 +243,12 @@ async fn control(
         names,
         phase,
         workers: threads,
+        state: arrival.state,
+        interfaces: None,
+        passed,
+        passed_on: CancellationToken::new(),
+        handing: None,
+        beside: JoinSet::new(),
         workers_ended,
     };
     control.tell_targets();
@@ -218,9 +257,9 @@ async fn control(
         names_asked,
         until: Instant::now() + NAMES_WAIT,
     };
-    control
-        .serve(starting, interfaces, observed, reloaded)
-        .await
+    let (stage, asked, begun) = control.begin(starting, bound, arrival.taking, before).await;
+    control.serve(stage, observed, reloaded, asked).await?;
+    Ok(begun?)
 }
 
 /// Counts every panic of the process: what panics is a connection or a request, and ends alone.
@@ -302,6 +341,17 @@ struct Control {
     names: watch::Sender<BTreeSet<Host>>,
     phase: watch::Sender<Phase>,
     workers: Vec<std::thread::JoinHandle<()>>,
+    /// Held until the end, or until a successor has it: the lock is in it.
+    state: Option<State>,
+    /// Until they are served.
+    interfaces: Option<Interfaces>,
+    /// Their sockets, to be passed on.
+    passed: Vec<Offered>,
+    /// Cancelled when a successor has them.
+    passed_on: CancellationToken,
+    /// The successor that has been offered the sockets and has not taken over yet.
+    handing: Option<i32>,
+    beside: JoinSet<()>,
     /// Told the number of each worker that ends, whatever the cause.
     workers_ended: mpsc::Receiver<usize>,
 }
@@ -311,6 +361,7 @@ struct Control {
 /// ```text
 /// Starting --names asked, or 5 s--> Serving
 /// Starting, Serving --signal--> Leaving --delay or signal--> Draining --all ended or deadline--> (end)
+/// Starting, Serving, Leaving --a successor is ready--> Draining
 /// ```
 enum Stage {
     /// Accepting, and not ready: an endpoint or peer given by a name could not be reached.
@@ -335,15 +386,13 @@ impl Control {
     async fn serve(
         &mut self,
         mut stage: Stage,
-        interfaces: Interfaces,
         mut observed: mpsc::Receiver<Observation>,
         mut reloaded: mpsc::Receiver<Reloaded>,
+        mut asked: mpsc::Receiver<Asked>,
     ) -> Result<(), GatewayError> {
         let mut terminate = listen(SignalKind::terminate())?;
         let mut interrupt = listen(SignalKind::interrupt())?;
         let mut batch = Vec::with_capacity(OBSERVATIONS_BATCH);
-        let mut beside = JoinSet::new();
-        beside.spawn_local(admin::serve(interfaces, Arc::clone(&self.shared)));
         let mut failed = None;
         loop {
             let is_starting = matches!(stage, Stage::Starting { .. });
@@ -366,8 +415,17 @@ impl Control {
                     self.publish_shares();
                     None
                 }
-                Some(reloaded) = reloaded.recv() => {
+                // A successor has the sockets of the configuration that was offered to it.
+                Some(reloaded) = reloaded.recv(), if self.handing.is_none() => {
+                    let by_signal = reloaded.by_signal;
                     self.apply(reloaded, &stage);
+                    if by_signal {
+                        systemd::ready();
+                    }
+                    None
+                }
+                Some(asked) = asked.recv() => {
+                    stage = self.asked(asked, stage);
                     None
                 }
                 Some(worker) = self.workers_ended.recv() => {
@@ -409,6 +467,7 @@ impl Control {
             listeners = %self.accepting,
             "gateway ready"
         );
+        systemd::ready();
         Stage::Serving
     }
 
@@ -417,6 +476,7 @@ impl Control {
         match stage {
             Stage::Starting { .. } | Stage::Serving if !delay.is_zero() => {
                 self.shared.ready.store(false, Ordering::Release);
+                systemd::stopping();
                 tracing::info!(?delay, "draining: not ready, still accepting");
                 Stage::Leaving {
                     until: Instant::now() + delay,
@@ -430,11 +490,17 @@ impl Control {
     /// Ends accepting; what is open has until the deadline.
     fn drain(&mut self) -> Stage {
         self.shared.ready.store(false, Ordering::Release);
+        systemd::stopping();
+        self.accepting.stop();
+        self.end_open()
+    }
+
+    /// Gives what is open until the deadline.
+    fn end_open(&mut self) -> Stage {
         let timeout = self.shared.settings.drain.timeout;
         let deadline = Instant::now() + timeout;
         let open = self.shared.open.load(Ordering::Relaxed);
         tracing::info!(open, ?timeout, "draining: no new connections");
-        self.accepting.stop();
         self.phase.send_replace(Phase::Draining {
             deadline: deadline.into(),
         });
@@ -542,7 +608,10 @@ impl Control {
         if matches!(stage, Stage::Draining { .. }) {
             return;
         }
-        let bound = match self.accepting.bind_new(&snapshot) {
+        let bound = match self
+            .accepting
+            .bind_new(&snapshot, &mut inherit::Adopted::default())
+        {
             Ok(bound) => bound,
             Err(error) => {
                 tracing::error!(%error, "configuration refused; the last good one serves");
@@ -659,8 +728,6 @@ fn listen(kind: SignalKind) -> Result<Signal, GatewayError> {
 
 #[cfg(test)]
 mod tests {
-    use zeugma_xds::AdminAddress;
-
     use super::*;
     use crate::fixture::Alone;
 
@@ -668,10 +735,6 @@ mod tests {
     async fn a_worker_that_ends_by_itself_ends_the_gateway_with_an_error() {
         let listeners = "{ apps: { address: '127.0.0.1:0', role: workloads } }";
         let alone = Alone::new(listeners, "", OBSERVATIONS_MAX);
-        let any = "127.0.0.1:0".parse().unwrap();
-        let interfaces = Interfaces::bind(any, any, &AdminAddress::Tcp(any))
-            .await
-            .unwrap();
         let (tell, workers_ended) = mpsc::channel(2);
         let (sockets, queue) = mpsc::channel(SOCKETS_MAX);
         let shared = Arc::clone(&alone.shared);
@@ -689,12 +752,18 @@ mod tests {
             names: watch::channel(BTreeSet::new()).0,
             phase: alone.phase,
             workers: vec![works.unwrap(), works_not.unwrap()],
+            state: None,
+            interfaces: None,
+            passed: Vec::new(),
+            passed_on: CancellationToken::new(),
+            handing: None,
+            beside: JoinSet::new(),
             workers_ended,
             shared: alone.shared,
         };
-        let (_reloads, reloaded) = mpsc::channel(1);
+        let ((_reloads, reloaded), (_asking, asked)) = (mpsc::channel(1), mpsc::channel(1));
         let local = tokio::task::LocalSet::new();
-        let serving = control.serve(Stage::Serving, interfaces, alone.observed, reloaded);
+        let serving = control.serve(Stage::Serving, alone.observed, reloaded, asked);
         let ended = tokio::time::timeout(Duration::from_secs(20), local.run_until(serving)).await;
         let error = ended.unwrap().unwrap_err();
         assert!(matches!(error, GatewayError::Worker(1)), "{error}");

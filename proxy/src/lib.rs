@@ -20,6 +20,7 @@ mod proxy_protocol;
 mod relay;
 mod resolve;
 mod runtime;
+mod state;
 pub mod tls;
 mod transport;
 mod upstream;
@@ -27,4 +28,7 @@ mod walk;
 mod watch;
 
 pub use admin::BindError;
-pub use control::{GatewayError, GatewayOptions, run};
+pub use control::handover::HandoverError;
+pub use control::inherit::InheritError;
+pub use control::{GatewayError, GatewayOptions, Start, run};
+pub use state::StateError;

@@ -9,13 +9,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use zeugma_core::admission::Sources;
 use zeugma_core::verdict::Reason;
 
 use crate::admission::{self, Admission};
 use crate::runtime::Shared;
+use crate::upstream;
 
 /// Connections the kernel queues for us.
 const BACKLOG: i32 = 4096;
@@ -92,8 +96,9 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Accepts until it is stopped by the other end of `stopped`; what the kernel has queued by then
-/// is accepted too, since closing the socket would reset it.
+/// Accepts until it is stopped by the other end of `stopped`: dropped, what the kernel has queued by
+/// then is accepted too, since closing the socket would reset it; told, another process has the
+/// socket too, and what is queued is for that one.
 pub(crate) async fn accept(
     socket: tokio::net::TcpListener,
     mut stopped: oneshot::Receiver<()>,
@@ -101,15 +106,27 @@ pub(crate) async fn accept(
     shared: Arc<Shared>,
     workers: Arc<[WorkerHandle]>,
 ) {
+    // What is accepted inherits these (tcp(7)): they cost a connection no system call of its own.
+    upstream::tune(&socket);
+    let watched = socket.into_std().and_then(watch);
+    let socket = match watched {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::error!(listener = %name.get(), %error, "a listener cannot be watched");
+            return;
+        }
+    };
     let mut sources = admission::sources();
     let mut pause = Pause::default();
     loop {
         // Both arms are cancel-safe by their own documentation.
         let accepted = tokio::select! {
-            accepted = socket.accept() => accepted,
-            _ = &mut stopped => break,
+            accepted = socket.async_io(Interest::READABLE, accept_one) => accepted,
+            told = &mut stopped => match told {
+                Ok(()) => return,
+                Err(_dropped) => break,
+            },
         };
-        let accepted = accepted.and_then(|(tcp, source)| Ok((tcp.into_std()?, source)));
         match accepted {
             Ok((tcp, source)) => {
                 pause.is_over(&name);
@@ -124,11 +141,8 @@ pub(crate) async fn accept(
             }
         }
     }
-    let Ok(socket) = socket.into_std() else {
-        return;
-    };
     // Never blocks; an error is the end of the queue, or as bad.
-    while let Ok((tcp, source)) = socket.accept() {
+    while let Ok((tcp, source)) = accept_one(socket.get_ref()) {
         hand_over(tcp, source, &name.get(), &shared, &workers, &mut sources);
     }
 }
@@ -162,6 +176,24 @@ impl Pause {
             self.failures = 0;
         }
     }
+}
+
+/// Watches a socket as a plain descriptor: of what it accepts, only the worker registers anything.
+#[expect(
+    deprecated,
+    reason = "unsound for types whose descriptor changes meanwhile; the one of std's listener stays"
+)]
+fn watch(socket: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
+    AsyncFd::with_interest(socket, Interest::READABLE)
+}
+
+/// Takes one connection out of the queue, non-blocking as tokio needs it.
+fn accept_one(socket: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (tcp, source) = acceptfrom_with(socket, flags)?;
+    // The kernel names the source of every TCP connection.
+    let source = source.ok_or(io::ErrorKind::InvalidData)?;
+    Ok((tcp.into(), source.try_into()?))
 }
 
 pub(crate) fn hand_over(

@@ -101,9 +101,9 @@ impl Blueprint {
             let host = HostPattern::parse(&format!("{}.test", route.name)).unwrap();
             for port in &route.ports {
                 let outbound = ClusterIx(clusters.len());
-                clusters.push(route.cluster(*port, "all", route.levels.len()));
+                clusters.push(route.cluster(*port, "all", route.levels.len()).into());
                 let own = ClusterIx(clusters.len());
-                clusters.push(route.cluster(*port, "own", route.own));
+                clusters.push(route.cluster(*port, "own", route.own).into());
                 hosts.insert(&host, *port, ServiceIx(services.len()));
                 services.push(route.service(host.clone(), *port, outbound, own));
             }

@@ -182,7 +182,7 @@ pub(crate) fn snapshot(services: Vec<Service>) -> Snapshot {
             listener("apps", Role::Workloads, "127.0.0.1:15001"),
         ],
         services,
-        clusters: vec![cluster(&[&["e0"], &["e1"]])],
+        clusters: vec![cluster(&[&["e0"], &["e1"]]).into()],
         peers: vec![peer(
             "west",
             "west.example",

@@ -41,7 +41,7 @@ pub struct Snapshot {
     /// What it can carry, one entry for each route and port.
     pub services: Vec<Service>,
     /// Where traffic can go.
-    pub clusters: Vec<Cluster>,
+    pub clusters: Vec<Arc<Cluster>>,
     /// The other clusters it knows.
     pub peers: Vec<Peer>,
 }

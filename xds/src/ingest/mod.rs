@@ -68,7 +68,7 @@ pub(crate) fn ingest(resources: &Resources, node: Node) -> Result<Snapshot, Find
             names
                 .clusters
                 .insert(cluster.name.clone(), ClusterIx(snapshot.clusters.len()));
-            snapshot.clusters.push(built);
+            snapshot.clusters.push(built.into());
         }
     }
     for (cluster, meta) in &traffic {

@@ -13,7 +13,7 @@ use super::{
     BackendSpec, Document, InboundSpec, MeshGateway, MeshPeer, MeshRoute, Model, ProtocolSpec,
     TlsSpec,
 };
-use crate::settings::{AdminAddress, Drain, GatewaySettings, Limits, SvidFiles};
+use crate::settings::{AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles};
 
 /// One port of a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -256,6 +256,13 @@ impl Document<MeshGateway> {
                 .metrics
                 .as_ref()
                 .map_or_else(|| loopback(METRICS), |at| at.0),
+            state_dir: self
+                .spec
+                .state_dir
+                .as_ref()
+                .map_or(StateDir::Default, |path| {
+                    StateDir::Given(self.folder().join(path))
+                }),
             workers: self.spec.workers,
             limits: Limits {
                 connections: limits.connections.unwrap_or(50_000),

@@ -37,6 +37,13 @@ pub(crate) struct MeshGateway {
     pub probes: Option<Text<SocketAddr>>,
     /// Where `/metrics` is served. Default `127.0.0.1:15020`; port 0 takes a free one.
     pub metrics: Option<Text<SocketAddr>>,
+    /// The folder where it keeps what outlives it: the last good configuration, evacuations; never a
+    /// secret. Each gateway has a folder of its name in it, mode 0700 and locked: a second gateway of
+    /// that name is refused, or takes over with `--takeover`. A relative path starts from this file's
+    /// folder. Default: `$STATE_DIRECTORY`, else `/var/lib/zeugma`. A folder that is written here or
+    /// in `$STATE_DIRECTORY` and cannot be used refuses the start; without the default one the
+    /// gateway warns and runs without.
+    pub state_dir: Option<PathBuf>,
     /// Worker threads, 1 to 1024. Default: the processors it may run on, within a cgroup quota.
     #[serde(default, deserialize_with = "whole_or_none")]
     pub workers: Option<usize>,
