@@ -669,7 +669,7 @@ mod tests {
         let worker = Worker::new(Arc::clone(&alone.shared));
         let key = EndpointKey("a".into());
         for _ in 0..5 {
-            worker.observe(&key, Ok(()));
+            worker.observe(&key, Err(Failure::Reset));
         }
         let text = alone.shared.metrics.encode();
         assert!(
@@ -677,7 +677,7 @@ mod tests {
             "{text}"
         );
         assert!(alone.observed.try_recv().is_ok());
-        worker.observe(&key, Ok(()));
+        worker.observe(&key, Err(Failure::Reset));
         assert_eq!(alone.shared.metrics.encode(), text, "there was room again");
     }
 }
