@@ -32,6 +32,7 @@ use crate::connection;
 use crate::http::pool::Pool;
 use crate::listener::Accepted;
 use crate::metrics::Metrics;
+use crate::recheck::{self, Registry};
 use crate::resolve::Names;
 use crate::tls::Credentials;
 use crate::upstream::ConnectError;
@@ -65,6 +66,8 @@ pub(crate) enum Phase {
 pub(crate) struct Shared {
     pub(crate) published: ArcSwap<Published>,
     pub(crate) credentials: ArcSwap<Credentials>,
+    /// Counts publications that may take a right away; sent after what it tells of was stored.
+    pub(crate) changes: watch::Sender<u64>,
     pub(crate) names: ArcSwap<Names>,
     pub(crate) settings: GatewaySettings,
     pub(crate) metrics: Metrics,
@@ -146,6 +149,8 @@ type MirrorKey = (Arc<str>, Arc<str>);
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
+    /// What is open, for rechecks.
+    pub(crate) registry: Rc<Registry>,
     /// What outlives the connection that began it: upgraded connections, mirrored requests.
     pub(crate) tasks: TaskTracker,
     in_flight: RefCell<HashMap<EndpointKey, Rc<Cell<u32>>>>,
@@ -161,6 +166,7 @@ impl Worker {
         Self {
             shared,
             pool: Pool::default(),
+            registry: Rc::default(),
             tasks: TaskTracker::new(),
             in_flight: RefCell::default(),
             budgets: RefCell::default(),
@@ -315,6 +321,8 @@ pub(crate) fn work(
     let worker = Rc::new(Worker::new(Arc::clone(&shared)));
     local.block_on(&runtime, async move {
         let mut open = JoinSet::new();
+        // Ends with the runtime.
+        drop(tokio::task::spawn_local(recheck::run(Rc::clone(&worker))));
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         loop {
             // Every arm is cancel-safe by its own documentation.

@@ -27,6 +27,9 @@ pub(crate) enum BodyError {
     /// No byte came for the idle time.
     #[error("the endpoint sent nothing for {0:?}")]
     Silent(Duration),
+    /// A change took the caller's or the endpoint's right to go on.
+    #[error("no longer allowed")]
+    Refused,
     /// Another try took the body over.
     #[error("this try was given up; another one sends the body")]
     Superseded,
@@ -358,6 +361,10 @@ impl Body for Outgoing {
 
 impl Response {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.record.poll_cut(cx).is_ready() {
+            self.finish(Ok(()));
+            return Poll::Ready(Some(Err(BodyError::Refused)));
+        }
         let polled = Pin::new(&mut self.incoming).poll_frame(cx);
         match &polled {
             Poll::Pending => {

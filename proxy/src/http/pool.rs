@@ -16,7 +16,10 @@ use zeugma_core::snapshot::{Endpoint, EndpointKey, EndpointTls, Failure};
 
 use super::body::Outgoing;
 use super::{OnThisWorker, STREAM_WINDOW, connection_window};
+use crate::metrics::Metrics;
+use crate::recheck::{Judge, Pooled};
 use crate::runtime::{Shared, Worker};
+use crate::tls::TlsPeer;
 use crate::transport::Stream;
 use crate::transport::mtls::{ALPN_H2, ALPN_HTTP1};
 use crate::upstream::{self, ConnectError, Pinned, Upstream};
@@ -99,7 +102,8 @@ struct Multiplexed {
 #[derive(Debug, Clone)]
 pub(crate) struct Facts {
     pub(crate) address: std::net::SocketAddr,
-    pub(crate) identity: Option<String>,
+    /// Who answered, where we originated TLS.
+    pub(crate) peer: Option<Arc<TlsPeer>>,
 }
 
 /// A connection for one request.
@@ -146,6 +150,11 @@ pub(crate) struct SendError {
 }
 
 impl Lease {
+    /// The generation of the credentials it was opened with.
+    pub(crate) const fn credentials(&self) -> u64 {
+        self.key.credentials
+    }
+
     /// Whether this connection speaks HTTP/2.
     pub(crate) const fn is_h2(&self) -> bool {
         matches!(self.sender, Sender::H2 { .. })
@@ -166,7 +175,11 @@ impl Lease {
         match self.sender {
             Sender::H1(mut sender) => {
                 let response = sender.try_send_request(request).await.map_err(explain)?;
-                worker.pool.give_back(&self.key, self.facts, sender);
+                let trusted = worker.shared.credentials.load().generation();
+                // Nobody would get one that was opened with older credentials.
+                if self.facts.peer.is_none() || self.key.credentials == trusted {
+                    worker.pool.give_back(&self.key, self.facts, sender);
+                }
                 Ok((response, None))
             }
             Sender::H2 { mut sender, stream } => {
@@ -263,6 +276,32 @@ impl Pool {
         });
     }
 
+    /// Takes out the connections that may not serve further requests; returns how many. Idle ones are
+    /// closed by that; the requests on others have entries of their own.
+    pub(crate) fn recheck(&self, judge: &Judge, metrics: &Metrics) -> usize {
+        let mut ended = 0;
+        self.entries.borrow_mut().retain(|key, entry| {
+            let mut keeps = |facts: &Facts| {
+                let pooled = Pooled {
+                    endpoint: &key.endpoint,
+                    credentials: key.credentials,
+                    peer: facts.peer.as_ref(),
+                };
+                let Err(ending) = judge.keeps(&pooled) else {
+                    return true;
+                };
+                ended += 1;
+                metrics.pooled_ended(ending.reason.label());
+                tracing::debug!(endpoint = %key.endpoint, detail = ending.detail, "taken out of the pool");
+                false
+            };
+            entry.h1.retain(|(facts, _, _)| keeps(facts));
+            entry.h2.retain(|one| keeps(&one.facts));
+            !entry.h1.is_empty() || !entry.h2.is_empty() || entry.connecting.is_some()
+        });
+        ended
+    }
+
     fn free(&self, key: &Key) -> Option<Lease> {
         let mut entries = self.entries.borrow_mut();
         let entry = entries.get_mut(key)?;
@@ -357,13 +396,13 @@ impl Pool {
         let Upstream {
             stream,
             address,
-            identity,
+            peer,
             alpn,
         } = connected.map_err(|error| {
             upstream::note_refusal(shared, &error);
             ConnectFailure::new(&error)
         })?;
-        let facts = Facts { address, identity };
+        let facts = Facts { address, peer };
         let is_h2 = match key.wire {
             Wire::H1 => false,
             Wire::H2 => alpn.as_deref().is_none_or(|alpn| alpn == ALPN_H2),

@@ -54,7 +54,8 @@ pub(super) async fn try_endpoint(
             return Err(TryError::untold(Failure::Connect, error.to_string()));
         }
     };
-    let (address, identity) = (upstream.address.to_string(), upstream.identity.clone());
+    let (address, identity) = (upstream.address.to_string(), upstream.identity());
+    exchange.goes_to(to, attempt, upstream.peer.as_ref(), None);
     let destination = describe(&to.published, to.cluster, attempt, address, identity, nth);
     exchange.arrived(destination, nth);
     let mut builder = exchange.outgoing_head(endpoint, false);
@@ -116,6 +117,7 @@ pub(super) fn switch(
     let shared = Arc::clone(&exchange.context.worker.shared);
     let tasks = exchange.context.worker.tasks.clone();
     let mut record = exchange.into_record(StatusCode::SWITCHING_PROTOCOLS);
+    let entry = Rc::clone(record.entry());
     // It holds its record and its place; draining waits for it until the deadline.
     drop(tasks.spawn_local(async move {
         let (Ok(down), Ok(up)) = tokio::join!(downstream, upstream) else {
@@ -127,6 +129,8 @@ pub(super) fn switch(
         // Both arms may be dropped: what was moved is counted outside.
         let reason = tokio::select! {
             end = Box::pin(relaying) => reason_of(&end),
+            // Its record says why it was told.
+            () = entry.cut() => Reason::NoLongerAllowed,
             () = async { tokio::time::sleep_until(shared.draining().await).await } => Reason::Drained,
         };
         record.ended(reason, (moved.down.get(), moved.up.get()));

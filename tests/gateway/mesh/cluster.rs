@@ -95,6 +95,8 @@ impl Cluster {
             certificate: config.join("gw.pem"),
             key: config.join("gw.key"),
             bundles: config.join("bundles"),
+            crls: None,
+            denied: None,
         }
     }
 
@@ -225,6 +227,8 @@ impl Cluster {
             certificate: folder.join("svid.pem"),
             key: folder.join("svid.key"),
             bundles: self.svid().bundles,
+            crls: None,
+            denied: None,
         };
         let id = format!("spiffe://{}/{path}", self.trust_domain());
         self.ca.issue(&id, &files.certificate, &files.key);
