@@ -35,4 +35,7 @@ mod security_certificates;
 mod security_files;
 mod security_hello;
 mod security_limits;
+mod security_pki;
+mod security_recheck;
 mod security_requests;
+mod security_revocation;
