@@ -39,3 +39,4 @@ mod security_pki;
 mod security_recheck;
 mod security_requests;
 mod security_revocation;
+mod security_scale;
