@@ -287,3 +287,87 @@ fn what_leaves_in_peace_may_be_told_to_end_later_but_not_the_other_way() {
     listed.tell(How::Leave, ending(Reason::CertificateExpired));
     assert_eq!(listed.ending().unwrap().reason, Reason::CertificateRevoked);
 }
+
+/// The gateway's own certificate as a caller's, out of date by `seconds`.
+fn ran_out(world: &World, seconds: i64) -> Arc<TlsPeer> {
+    let mut peer = world.worker.shared.credentials.load().own().clone();
+    let now = i64::try_from(UnixTime::now().as_secs()).unwrap();
+    peer.not_after = now - seconds;
+    Arc::new(peer)
+}
+
+#[tokio::test]
+async fn a_certificate_that_ran_out_ends_sessions_in_peace_and_nothing_else() {
+    let world = World::new();
+    let fresh = world.list(1);
+    fresh.asks(Open::Session, None);
+    fresh.is_by(&ran_out(&world, -60));
+    let session = world.list(2);
+    session.asks(Open::Session, None);
+    let bytes = world.list(3);
+    decided(&bytes);
+    let request = world.list(4);
+    request.asks(Open::Request(Box::default()), None);
+    let late = ran_out(&world, 60);
+    for listed in [&session, &bytes, &request] {
+        listed.is_by(&late);
+    }
+    walk_expired(&world.worker).await;
+    let leaving = session.asked_to_leave(None).await;
+    assert_eq!(leaving, Leaving::InPeace);
+    let ending = session.ending().unwrap();
+    assert_eq!(ending.reason, Reason::CertificateExpired);
+    assert_eq!(ending.rule.as_deref(), Some("expired"));
+    for stays in [&fresh, &bytes, &request] {
+        assert_eq!(stays.ending(), None);
+    }
+    // A change of the configuration does not make it worse.
+    world.lets_in("10.0.0.0/9");
+    walk(&world.worker).await;
+    for stays in [&fresh, &bytes] {
+        assert_eq!(stays.ending(), None);
+    }
+}
+
+#[test]
+fn a_known_chain_is_judged_by_the_time_of_each_handshake() {
+    use crate::tls::Usage;
+    let world = World::new();
+    let credentials = world.worker.shared.credentials.load_full();
+    let (leaf, rest) = credentials.chain().split_first().unwrap();
+    let now = UnixTime::now();
+    let verify = |usage, at| credentials.verify(leaf, rest, usage, at);
+    let first = verify(Usage::Client, now).unwrap();
+    let again = verify(Usage::Client, now).unwrap();
+    assert!(
+        Arc::ptr_eq(&first, &again),
+        "its signatures are not computed again"
+    );
+    assert_eq!(credentials.cached_chains(), 1);
+    verify(Usage::Server, now).unwrap();
+    assert_eq!(credentials.cached_chains(), 2);
+    let seconds = u64::try_from(first.not_after).unwrap();
+    let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+    verify(Usage::Client, at(seconds)).unwrap();
+    let late = verify(Usage::Client, at(seconds + 1)).unwrap_err();
+    assert_eq!(late.violation.rule, Rule::Expired);
+    // Other credentials begin with nothing.
+    let files = SvidFiles {
+        certificate: world.folder.path().join("gw.pem"),
+        key: world.folder.path().join("gw.key"),
+        bundles: world.folder.path().join("bundles"),
+        crls: None,
+        denied: Some(world.folder.path().join("denied")),
+    };
+    let list = format!("{}\n", first.id);
+    std::fs::write(files.denied.as_ref().unwrap(), list).unwrap();
+    let next = credentials.reload(&files).unwrap();
+    assert_eq!((next.generation(), next.cached_chains()), (2, 0));
+    assert!(next.differs(&credentials));
+    // The deny list is asked though the chain is known.
+    for _ in 0..2 {
+        let denied = next.verify(leaf, rest, Usage::Client, now).unwrap_err();
+        assert_eq!(denied.violation.rule, Rule::DeniedId);
+    }
+    assert_eq!(next.cached_chains(), 1);
+}

@@ -266,6 +266,12 @@ impl Credentials {
         self.own.not_after
     }
 
+    /// What we present: the leaf first.
+    #[must_use]
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
     /// Our own path, as a peer with our bundles sees it.
     #[must_use]
     pub const fn own(&self) -> &TlsPeer {
