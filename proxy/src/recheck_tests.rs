@@ -17,6 +17,7 @@ use zeugma_xds::{Loaded, NodeOptions};
 
 use super::*;
 use crate::account::AccessLog;
+use crate::admission::{Admission, UnderWay};
 use crate::metrics::Metrics;
 use crate::resolve::Names;
 use crate::runtime::Phase;
@@ -121,6 +122,7 @@ impl World {
             resources: ArcSwap::from_pointee(serde_json::Value::Null),
             findings: ArcSwap::from_pointee(serde_json::Value::Null),
             open: AtomicUsize::new(0),
+            admission: Admission::new(1_000, 20_000),
             started: std::time::Instant::now(),
         };
         Self {
@@ -156,6 +158,7 @@ fn published(generation: u64, snapshot: Snapshot) -> Published {
     let shares = Arc::new(Shares::all_healthy(&snapshot));
     Published {
         generation,
+        under_way: UnderWay::of(&snapshot, None),
         snapshot: Arc::new(snapshot),
         shares,
     }

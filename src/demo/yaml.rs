@@ -44,6 +44,7 @@ spec:
   admin: \"{admin}\"
   probes: \"{probes}\"
   metrics: \"{metrics}\"
+  stateDir: state
   drain: {{ delay: 0s, timeout: 2s }}
 ",
         name = cluster.gateway(),

@@ -76,6 +76,7 @@ spec:
   admin: "127.0.0.1:{base_port}" # what it knows and does
   probes: "127.0.0.1:{probes}" # /ready and /livez
   metrics: "127.0.0.1:{metrics}" # /metrics
+  stateDir: state # what it keeps for its next start, never a secret; made when it starts
 "#
         )
     }

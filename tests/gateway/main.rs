@@ -15,7 +15,11 @@
 )]
 
 mod control_drain;
+mod control_handover;
+mod control_inherit;
+mod control_limits;
 mod control_listeners;
+mod control_state;
 mod control_upstream;
 #[path = "../support/corpus.rs"]
 mod corpus;
@@ -26,8 +30,10 @@ mod data_load;
 mod data_mended;
 mod data_mesh;
 mod data_mirror;
+mod data_relay;
 mod data_reload;
 mod data_services;
+mod data_strict;
 mod data_tcp;
 mod mesh;
 mod security_access;

@@ -86,6 +86,7 @@ spec:
   admin: \"127.0.0.1:0\"
   probes: \"127.0.0.1:0\"
   metrics: \"127.0.0.1:0\"
+  stateDir: state
   drain: {{ delay: 0s, timeout: 2s }}
 ",
             name = cluster.name,

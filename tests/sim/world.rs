@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
+use zeugma_core::admission::RouteLimits;
 use zeugma_core::identity::{IdPattern, TrustDomain};
 use zeugma_core::locality::Locality;
 use zeugma_core::names::HostPattern;
@@ -100,9 +101,9 @@ impl Blueprint {
             let host = HostPattern::parse(&format!("{}.test", route.name)).unwrap();
             for port in &route.ports {
                 let outbound = ClusterIx(clusters.len());
-                clusters.push(route.cluster(*port, "all", route.levels.len()));
+                clusters.push(route.cluster(*port, "all", route.levels.len()).into());
                 let own = ClusterIx(clusters.len());
-                clusters.push(route.cluster(*port, "own", route.own));
+                clusters.push(route.cluster(*port, "own", route.own).into());
                 hosts.insert(&host, *port, ServiceIx(services.len()));
                 services.push(route.service(host.clone(), *port, outbound, own));
             }
@@ -114,6 +115,7 @@ impl Blueprint {
             only: None,
             hosts: hosts.clone(),
             sources: Vec::new(),
+            handshakes: None,
         };
         Snapshot {
             version: "sim".into(),
@@ -196,6 +198,7 @@ impl Route {
                 buffer_bytes_max: 65536,
                 any_method: false,
             },
+            limits: RouteLimits::default(),
         }
     }
 

@@ -17,7 +17,7 @@ mod yaml;
 
 pub use error::{Code, Color, Finding, Findings, Place, Severity};
 pub use meaning::{LevelMeaning, ServiceMeaning, meaning};
-pub use settings::{AdminAddress, Drain, GatewaySettings, Limits, SvidFiles};
+pub use settings::{AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles};
 
 use std::path::{Path, PathBuf};
 

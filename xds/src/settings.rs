@@ -26,6 +26,8 @@ pub struct GatewaySettings {
     pub probes: SocketAddr,
     /// Where `/metrics` is served.
     pub metrics: SocketAddr,
+    /// Where it keeps what outlives it.
+    pub state_dir: StateDir,
     /// Worker threads; `None`: one for each processor it may run on.
     pub workers: Option<usize>,
     /// Limits of the whole process.
@@ -58,6 +60,15 @@ pub enum AdminAddress {
     Tcp(SocketAddr),
 }
 
+/// Where a gateway keeps what outlives it; each gateway has a folder of its name in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StateDir {
+    /// As written, resolved against the folder of the YAML file: it must be usable.
+    Given(PathBuf),
+    /// `$STATE_DIRECTORY` of the process, else `/var/lib/zeugma`.
+    Default,
+}
+
 /// Limits of the whole process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -71,6 +82,8 @@ pub struct Limits {
     pub streams: u32,
     /// The head of an HTTP request.
     pub header_bytes: usize,
+    /// The memory above which new work is shed; `None`: 80 % of what the cgroup allows.
+    pub memory_bytes: Option<u64>,
 }
 
 /// How a gateway stops.

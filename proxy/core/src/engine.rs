@@ -254,7 +254,10 @@ mod tests {
                 ..open(service("a/far", "far.a", 80))
             },
         ]);
-        world.clusters = vec![cluster(&[&["e0"], &["peer"]]), cluster(&[&["e0"]])];
+        world.clusters = vec![
+            cluster(&[&["e0"], &["peer"]]).into(),
+            cluster(&[&["e0"]]).into(),
+        ];
         world
     }
 
@@ -348,7 +351,7 @@ mod tests {
     fn without_a_healthy_endpoint_the_refusal_says_where() {
         let world = world();
         let mut shares = Shares::all_healthy(&world);
-        for cluster in &mut shares.clusters {
+        for cluster in shares.clusters.iter_mut() {
             cluster.levels.fill(0.0);
         }
         let arrival = Arrival {

@@ -132,14 +132,17 @@ pub struct Fleet {
     checks_in_flight: usize,
     /// When time alone moves a cluster's levels.
     moves: BTreeSet<(Time, usize)>,
-    changed: bool,
+    /// As of the last [`Fleet::shares`].
+    shares: Shares,
+    /// The clusters whose shares or statuses may have changed since.
+    changed: BTreeSet<usize>,
     events: VecDeque<FleetEvent>,
     events_dropped: u64,
 }
 
 #[derive(Debug)]
 struct ClusterState {
-    cluster: Cluster,
+    cluster: Arc<Cluster>,
     levels: Vec<LevelState>,
     /// The shares last told by an event.
     told: Option<(Vec<f64>, bool)>,
@@ -147,20 +150,46 @@ struct ClusterState {
     fails_alike: bool,
 }
 
+/// Small, for there are many; what most endpoints never need is made when it is.
 #[derive(Debug, Default)]
 struct EndpointState {
     /// `None` for an ejected endpoint that the last push removed: it may come back.
     home: Option<Home>,
-    outlier: Outlier,
-    active: Option<Active>,
+    /// `None` until traffic taught something.
+    outlier: Option<Box<Outlier>>,
+    active: Option<Box<Active>>,
 }
 
 /// Where an endpoint is judged: the cluster of its route with the most levels that holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Home {
-    cluster: usize,
-    level: usize,
-    endpoint: usize,
+    cluster: u32,
+    level: u32,
+    endpoint: u32,
+}
+
+impl Home {
+    fn new(cluster: usize, level: usize, endpoint: usize) -> Self {
+        // Four thousand million of anything do not fit into memory.
+        let small = |ix: usize| u32::try_from(ix).unwrap_or(u32::MAX);
+        Self {
+            cluster: small(cluster),
+            level: small(level),
+            endpoint: small(endpoint),
+        }
+    }
+
+    const fn cluster(self) -> usize {
+        self.cluster as usize
+    }
+
+    const fn level(self) -> usize {
+        self.level as usize
+    }
+
+    const fn endpoint(self) -> usize {
+        self.endpoint as usize
+    }
 }
 
 impl Fleet {
@@ -189,7 +218,8 @@ impl Fleet {
         for route in routes {
             self.step_route(&route, now);
         }
-        self.changed = true;
+        self.shares = Shares::default();
+        self.changed = (0..self.clusters.len()).collect();
         self.check_invariants(now);
     }
 
@@ -200,12 +230,12 @@ impl Fleet {
             return;
         };
         let Some(home) = state.home else { return };
-        let Some(cluster) = self.clusters.get_mut(home.cluster) else {
+        let Some(cluster) = self.clusters.get_mut(home.cluster()) else {
             return;
         };
         let passive = &cluster.cluster.passive;
         let counted = count(passive, observation.result);
-        if let Some(level) = cluster.levels.get_mut(home.level) {
+        if let Some(level) = cluster.levels.get_mut(home.level()) {
             match counted {
                 Counted::Good => level.window.add(false, now),
                 Counted::Bad => level.window.add(true, now),
@@ -213,7 +243,11 @@ impl Fleet {
                 Counted::Unreachable | Counted::Nothing => {}
             }
         }
-        if let Some(cause) = state.outlier.record(counted, passive, now) {
+        if counted == Counted::Nothing {
+            return;
+        }
+        let outlier = state.outlier.get_or_insert_default();
+        if let Some(cause) = outlier.record(counted, passive, now) {
             self.try_eject(&observation.key, home, cause, now);
             self.check_invariants(now);
         }
@@ -228,7 +262,7 @@ impl Fleet {
         let (Some(home), Some(active)) = (state.home, state.active.as_mut()) else {
             return;
         };
-        let Some(cluster) = self.clusters.get(home.cluster) else {
+        let Some(cluster) = self.clusters.get(home.cluster()) else {
             return;
         };
         let Some(check) = &cluster.cluster.active else {
@@ -265,13 +299,13 @@ impl Fleet {
             let state = self.endpoints.get_mut(&key);
             let active = state.and_then(|state| Some((state.home?, state.active.as_mut()?)));
             let found = active.and_then(|(home, active)| {
-                let cluster = &self.clusters.get(home.cluster)?.cluster;
+                let cluster = &self.clusters.get(home.cluster())?.cluster;
                 let check = cluster.active.as_ref()?;
                 Some((
                     active,
                     cluster,
                     check,
-                    cluster.endpoints.get(home.endpoint)?,
+                    cluster.endpoints.get(home.endpoint())?,
                 ))
             });
             let Some((active, cluster, check, endpoint)) = found else {
@@ -323,8 +357,8 @@ impl Fleet {
 
     /// Whether the shares or an endpoint's status may have changed since [`Fleet::shares`].
     #[must_use]
-    pub const fn has_changed(&self) -> bool {
-        self.changed
+    pub fn has_changed(&self) -> bool {
+        !self.changed.is_empty()
     }
 
     /// Whether time alone is moving some cluster's shares: a hold, a wait or a ramp is under way.
@@ -333,22 +367,23 @@ impl Fleet {
         !self.moves.is_empty()
     }
 
-    /// What every level takes and every endpoint is worth, for the snapshot last reconciled.
+    /// What every level takes and every endpoint is worth, for the snapshot last reconciled. Only
+    /// what changed is computed; the rest is in common with the shares before.
     pub fn shares(&mut self, now: Time) -> Shares {
         self.advance(now);
         // A ramp is asked for where it is at this moment, not where its last step left it.
         self.step_moving(now, |_| true);
-        let clusters: Vec<ClusterShares> = (self.clusters.iter())
-            .map(|state| {
-                let damped: Vec<f64> = state.levels.iter().map(LevelState::damped).collect();
-                ClusterShares::new(&state.cluster, self.statuses(&state.cluster), &damped)
-            })
-            .collect();
-        for (ix, shares) in clusters.iter().enumerate() {
-            self.tell_shares(ix, shares);
+        for ix in std::mem::take(&mut self.changed) {
+            let Some(state) = self.clusters.get(ix) else {
+                continue;
+            };
+            let damped: Vec<f64> = state.levels.iter().map(LevelState::damped).collect();
+            let statuses = self.statuses(&state.cluster);
+            let shares = ClusterShares::new(&state.cluster, statuses, &damped);
+            self.tell_shares(ix, &shares);
+            self.shares.clusters.set(ix, shares);
         }
-        self.changed = false;
-        Shares { clusters }
+        self.shares.clone()
     }
 
     /// The status of one endpoint; `None` if it is not in the snapshot.
@@ -398,7 +433,7 @@ impl Fleet {
             self.readmit_alike(home, now);
             return;
         }
-        let Some(state) = self.clusters.get(home.cluster) else {
+        let Some(state) = self.clusters.get(home.cluster()) else {
             return;
         };
         if !self.has_room_to_eject(&state.cluster, home) {
@@ -407,7 +442,8 @@ impl Fleet {
         let eject = state.cluster.passive.eject;
         let until = now + eject;
         if let Some(endpoint) = self.endpoints.get_mut(key) {
-            endpoint.outlier.eject(Ejection { until, cause });
+            let outlier = endpoint.outlier.get_or_insert_default();
+            outlier.eject(Ejection { until, cause });
         }
         self.expiries.insert((until, key.clone()));
         self.tell(FleetEvent::Ejected {
@@ -427,24 +463,24 @@ impl Fleet {
                 .and_then(|endpoint| self.endpoints.get(&endpoint.key))
                 .is_some_and(wanted)
         };
-        let members = cluster.levels.get(home.level).map(|level| &level.members);
+        let members = cluster.levels.get(home.level()).map(|level| &level.members);
         let members = members.into_iter().flatten();
         let (mut total, mut ejected) = (0u32, 1u32);
         for member in members {
             total += 1;
-            ejected += u32::from(is(member.0, |state| state.outlier.ejection().is_some()));
+            ejected += u32::from(is(member.0, |state| state.ejection().is_some()));
         }
         let share_left =
             f64::from(ejected) <= f64::from(total) * passive.max_ejected + SHARE_EPSILON;
         let kept = (0..cluster.endpoints.len())
-            .filter(|ix| *ix != home.endpoint && is(*ix, |state| state.status().is_healthy()))
+            .filter(|ix| *ix != home.endpoint() && is(*ix, |state| state.status().is_healthy()))
             .count();
         share_left && kept >= usize::try_from(passive.keep_at_least).unwrap_or(usize::MAX)
     }
 
     /// Whether every level fails alike, which is told when it begins.
     fn notice_alike(&mut self, home: Home, now: Time) -> bool {
-        let Some(state) = self.clusters.get_mut(home.cluster) else {
+        let Some(state) = self.clusters.get_mut(home.cluster()) else {
             return false;
         };
         let alike = fails_alike(state, now);
@@ -458,13 +494,13 @@ impl Fleet {
 
     /// Takes back what failed like everything else.
     fn readmit_alike(&mut self, home: Home, now: Time) {
-        let Some(state) = self.clusters.get(home.cluster) else {
+        let Some(state) = self.clusters.get(home.cluster()) else {
             return;
         };
         let keys: Vec<EndpointKey> = (state.cluster.endpoints.iter())
             .filter(|endpoint| {
                 (self.endpoints.get(&endpoint.key))
-                    .and_then(|state| state.outlier.ejection())
+                    .and_then(EndpointState::ejection)
                     .is_some_and(|ejection| ejection.cause != EjectCause::Unreachable)
             })
             .map(|endpoint| endpoint.key.clone())
@@ -489,9 +525,11 @@ impl Fleet {
         let Some(state) = self.endpoints.get_mut(key) else {
             return;
         };
-        if let Some(ejection) = state.outlier.ejection() {
+        if let Some(ejection) = state.ejection() {
             self.expiries.remove(&(ejection.until, key.clone()));
-            state.outlier.readmit();
+        }
+        if let Some(outlier) = state.outlier.as_mut().filter(|of| of.ejection().is_some()) {
+            outlier.readmit();
         }
         let Some(home) = state.home else {
             self.endpoints.remove(key);
@@ -530,7 +568,7 @@ impl Fleet {
                 self.moves.insert((wake, *ix));
             }
         }
-        self.changed = true;
+        self.changed.extend(members);
     }
 
     fn statuses(&self, cluster: &Cluster) -> Vec<EndpointStatus> {
@@ -545,16 +583,12 @@ impl Fleet {
     fn rehome(&mut self, snapshot: &Snapshot, known: &[ClusterState], now: Time) {
         let mut homes: BTreeMap<EndpointKey, Home> = BTreeMap::new();
         let widest = |home: &Home| {
-            (snapshot.clusters.get(home.cluster)).map_or(0, |cluster| cluster.levels.len())
+            (snapshot.clusters.get(home.cluster())).map_or(0, |cluster| cluster.levels.len())
         };
         for (ix, cluster) in snapshot.clusters.iter().enumerate() {
             for (level, members) in cluster.levels.iter().enumerate() {
                 for member in &members.members {
-                    let home = Home {
-                        cluster: ix,
-                        level,
-                        endpoint: member.0,
-                    };
+                    let home = Home::new(ix, level, member.0);
                     let key = cluster.endpoint(*member).key.clone();
                     let known = homes.entry(key).or_insert(home);
                     if widest(known) < widest(&home) {
@@ -568,21 +602,22 @@ impl Fleet {
             .collect();
         for (key, home) in homes {
             let asked = |cluster: &Cluster| cluster.active.clone();
-            let now_asked = snapshot.clusters.get(home.cluster).and_then(asked);
+            let now_asked =
+                (snapshot.clusters.get(home.cluster())).and_then(|cluster| asked(cluster));
             let was_asked = (before.get(&key))
-                .and_then(|home| known.get(home.cluster))
+                .and_then(|home| known.get(home.cluster()))
                 .and_then(|state| asked(&state.cluster));
             let state = self.endpoints.entry(key).or_default();
             state.home = Some(home);
             match &mut state.active {
                 active if now_asked.is_none() => *active = None,
-                None => state.active = Some(Active::new(now)),
+                None => state.active = Some(Box::new(Active::new(now))),
                 Some(active) if now_asked != was_asked => active.asked_anew(now),
                 Some(_) => {}
             }
         }
         self.endpoints
-            .retain(|_, state| state.home.is_some() || state.outlier.ejection().is_some());
+            .retain(|_, state| state.home.is_some() || state.ejection().is_some());
         self.checks.clear();
         self.checks_in_flight = 0;
         for (key, state) in &mut self.endpoints {
@@ -598,7 +633,7 @@ impl Fleet {
 
     /// A cluster with its levels as far as they are known: from itself, else from another cluster
     /// of its route that has a level like it, for they fail over together.
-    fn take_over(&self, cluster: &Cluster, known: &Known<'_>) -> ClusterState {
+    fn take_over(&self, cluster: &Arc<Cluster>, known: &Known<'_>) -> ClusterState {
         let itself = known.by_name.get(&*cluster.name);
         let statuses = self.statuses(cluster);
         let levels = (known.levels_like(cluster).into_iter().enumerate())
@@ -610,7 +645,7 @@ impl Fleet {
             })
             .collect();
         ClusterState {
-            cluster: cluster.clone(),
+            cluster: Arc::clone(cluster),
             levels,
             told: (itself.and_then(|state| state.told.clone()))
                 .filter(|(shares, _)| shares.len() == cluster.levels.len()),
@@ -673,7 +708,7 @@ impl Fleet {
             return;
         }
         for (key, state) in &self.endpoints {
-            let ejection = state.outlier.ejection();
+            let ejection = state.ejection();
             debug_assert!(
                 state.home.is_some() || ejection.is_some(),
                 "{key} is kept for nothing"
@@ -686,7 +721,7 @@ impl Fleet {
                 debug_assert!(self.checks.contains(&(active.wake(), key.clone())));
             }
         }
-        let out = (self.endpoints.values()).filter(|state| state.outlier.ejection().is_some());
+        let out = (self.endpoints.values()).filter(|state| state.ejection().is_some());
         debug_assert_eq!(out.count(), self.expiries.len());
         for state in &self.clusters {
             debug_assert_eq!(state.levels.len(), state.cluster.levels.len());
@@ -701,9 +736,14 @@ impl Fleet {
 }
 
 impl EndpointState {
+    fn ejection(&self) -> Option<Ejection> {
+        self.outlier.as_ref()?.ejection()
+    }
+
     fn status(&self) -> EndpointStatus {
-        let active = (self.active.as_ref()).map_or(EndpointStatus::Healthy, Active::status);
-        match (active, self.outlier.ejection()) {
+        let active =
+            (self.active.as_ref()).map_or(EndpointStatus::Healthy, |active| active.status());
+        match (active, self.ejection()) {
             (EndpointStatus::Healthy | EndpointStatus::Unknown, Some(_)) => EndpointStatus::Ejected,
             (active, _) => active,
         }
@@ -760,7 +800,7 @@ impl ClusterState {
                         named: known.name == level.name
                             && nth_of_name(&self.cluster.levels, ix) == nth,
                     };
-                    (likeness, *state)
+                    (likeness, state.clone())
                 })
                 .filter(|(likeness, _)| *likeness > Likeness::default())
                 // Of several that are as like, the first.
@@ -815,7 +855,7 @@ impl<'a> Known<'a> {
                 .filter(|(_, found)| found.is_none())
             {
                 *found = (others.iter().rev())
-                    .filter_map(|levels| levels.get(at).copied().flatten())
+                    .filter_map(|levels| levels.get(at).cloned().flatten())
                     .max_by_key(|(likeness, _)| *likeness);
             }
         }
@@ -827,7 +867,7 @@ impl<'a> Known<'a> {
 
 fn cluster_route(clusters: &[ClusterState], home: Home) -> Arc<str> {
     clusters
-        .get(home.cluster)
+        .get(home.cluster())
         .map_or_else(|| "".into(), |state| state.cluster.route.clone())
 }
 

@@ -75,9 +75,10 @@ pub fn count(passive: &PassiveCheck, result: Result<(), Failure>) -> Counted {
 }
 
 /// Outcomes of the last 10 s, in slots of one second.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Window {
-    slots: [Slot; SLOTS],
+    /// Made by the first outcome: of ten thousand routes most have none.
+    slots: Option<Box<[Slot; SLOTS]>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -114,7 +115,8 @@ impl Window {
     )]
     fn slot(&mut self, now: Time) -> &mut Slot {
         let second = now.since_origin().as_secs();
-        let slot = &mut self.slots[usize::try_from(second).unwrap_or_default() % SLOTS];
+        let slots = self.slots.get_or_insert_default();
+        let slot = &mut slots[usize::try_from(second).unwrap_or_default() % SLOTS];
         if slot.second != second {
             *slot = Slot {
                 second,
@@ -130,6 +132,7 @@ impl Window {
         let second = now.since_origin().as_secs();
         self.slots
             .iter()
+            .flat_map(|slots| slots.iter())
             .filter(|slot| slot.second + WINDOW.as_secs() > second && slot.second <= second)
             .fold((0, 0), |(requests, failures), slot| {
                 (
@@ -148,7 +151,7 @@ impl Window {
 }
 
 /// What traffic taught about one endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Outlier {
     /// Failures since the last good outcome.
     in_a_row: u32,
@@ -263,7 +266,7 @@ mod tests {
         for counted in [Counted::Unreachable; 4] {
             assert_eq!(outlier.record(counted, &passive, at(0)), None);
         }
-        let mut mixed = outlier;
+        let mut mixed = outlier.clone();
         assert_eq!(
             outlier.record(Counted::Unreachable, &passive, at(0)),
             Some(EjectCause::Unreachable)
@@ -287,7 +290,7 @@ mod tests {
             assert_eq!(outlier.record(Counted::Bad, &passive, at(5)), None);
         }
         assert_eq!(outlier.record(Counted::Bad, &passive, at(14)), None);
-        let mut later = outlier;
+        let mut later = outlier.clone();
         assert_eq!(
             outlier.record(Counted::Bad, &passive, at(14)),
             Some(EjectCause::ErrorRate)
@@ -308,7 +311,7 @@ mod tests {
                 assert_eq!(outlier.record(Counted::Unreachable, &passive, at(5)), None);
             }
             assert_eq!(outlier.record(Counted::Unreachable, &passive, at(5)), None);
-            let mut mixed = outlier;
+            let mut mixed = outlier.clone();
             // 11 of 20 could not be reached; or 10, and one answered badly.
             assert_eq!(
                 outlier.record(Counted::Unreachable, &passive, at(5)),

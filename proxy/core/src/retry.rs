@@ -10,7 +10,7 @@ pub const BUDGET_MIN: u32 = 10;
 /// Counts requests and extra tries of the last 10 s, so that tries do not multiply an outage.
 ///
 /// One for each cluster and worker.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct RetryBudget {
     /// Extra tries are its failures.
     window: Window,

@@ -10,6 +10,9 @@
 //! if something is left after the last, each takes c / sum of c
 //! ```
 
+use std::ops::Index;
+use std::sync::Arc;
+
 use crate::snapshot::{Cluster, EndpointIx, Failover, Snapshot, TooFew};
 
 /// What differs by less than this is the same share.
@@ -19,7 +22,18 @@ pub const SHARE_EPSILON: f64 = 1e-9;
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Shares {
     /// In the order of [`Snapshot::clusters`].
-    pub clusters: Vec<ClusterShares>,
+    pub clusters: PerCluster,
+}
+
+/// Clusters that are kept together: so many are written anew when one of them changes.
+const CHUNK: usize = 64;
+
+/// The shares of each cluster, in chunks that several [`Shares`] have in common: what one endpoint
+/// changes costs the same with ten thousand routes as with ten.
+#[derive(Debug, Clone, Default)]
+pub struct PerCluster {
+    /// Each of [`CHUNK`] clusters but the last.
+    chunks: Vec<Arc<Vec<ClusterShares>>>,
 }
 
 /// The shares and endpoint health of one cluster.
@@ -71,6 +85,106 @@ impl EndpointStatus {
     }
 }
 
+impl PerCluster {
+    /// How many clusters there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        let full = self.chunks.len().saturating_sub(1);
+        full * CHUNK + self.chunks.last().map_or(0, |chunk| chunk.len())
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// The shares of one cluster.
+    #[must_use]
+    pub fn get(&self, ix: usize) -> Option<&ClusterShares> {
+        self.chunks.get(ix / CHUNK)?.get(ix % CHUNK)
+    }
+
+    /// Every cluster's, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &ClusterShares> {
+        self.chunks.iter().flat_map(|chunk| chunk.iter())
+    }
+
+    /// Every cluster's, in order, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut ClusterShares> {
+        (self.chunks.iter_mut()).flat_map(|chunk| Arc::make_mut(chunk).iter_mut())
+    }
+
+    /// Sets the shares of a cluster, or adds those of the one after the last.
+    pub(crate) fn set(&mut self, ix: usize, shares: ClusterShares) {
+        match self.get(ix) {
+            Some(known) if *known == shares => {}
+            Some(_) => {
+                let chunk = self.chunks.get_mut(ix / CHUNK).map(Arc::make_mut);
+                if let Some(known) = chunk.and_then(|chunk| chunk.get_mut(ix % CHUNK)) {
+                    *known = shares;
+                }
+            }
+            None => {
+                debug_assert_eq!(ix, self.len(), "clusters are added in their order");
+                match self.chunks.last_mut().filter(|chunk| chunk.len() < CHUNK) {
+                    Some(last) => Arc::make_mut(last).push(shares),
+                    None => self.chunks.push(Arc::new(vec![shares])),
+                }
+            }
+        }
+    }
+
+    /// The clusters whose shares are others than in `before`, in order. What both have in common is
+    /// not looked at.
+    pub fn changed_since<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = usize> + 'a {
+        let is_same = move |at: usize, chunk: &Arc<Vec<ClusterShares>>| {
+            (before.chunks.get(at)).is_some_and(|known| Arc::ptr_eq(known, chunk))
+        };
+        (self.chunks.iter().enumerate())
+            .filter(move |(at, chunk)| !is_same(*at, chunk))
+            .flat_map(|(at, chunk)| at * CHUNK..at * CHUNK + chunk.len())
+            .filter(|ix| self.get(*ix) != before.get(*ix))
+    }
+}
+
+impl PartialEq for PerCluster {
+    fn eq(&self, other: &Self) -> bool {
+        self.len() == other.len() && self.changed_since(other).next().is_none()
+    }
+}
+
+impl Index<usize> for PerCluster {
+    type Output = ClusterShares;
+
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "as of a slice: the index is of the snapshot that the shares are of"
+    )]
+    fn index(&self, ix: usize) -> &ClusterShares {
+        &self.chunks[ix / CHUNK][ix % CHUNK]
+    }
+}
+
+impl<'a> IntoIterator for &'a PerCluster {
+    type Item = &'a ClusterShares;
+    type IntoIter = Box<dyn Iterator<Item = &'a ClusterShares> + 'a>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        Box::new(self.iter())
+    }
+}
+
+impl FromIterator<ClusterShares> for PerCluster {
+    fn from_iter<I: IntoIterator<Item = ClusterShares>>(shares: I) -> Self {
+        let mut all = Self::default();
+        for (ix, shares) in shares.into_iter().enumerate() {
+            all.set(ix, shares);
+        }
+        all
+    }
+}
+
 impl Shares {
     /// The shares where nothing is known against any endpoint.
     #[must_use]
@@ -83,7 +197,9 @@ impl Shares {
             ClusterShares::new(cluster, endpoints, &capacities)
         };
         Self {
-            clusters: snapshot.clusters.iter().map(of).collect(),
+            clusters: (snapshot.clusters.iter())
+                .map(|cluster| of(cluster))
+                .collect(),
         }
     }
 }
@@ -222,6 +338,35 @@ mod tests {
         for (share, expected) in shares.levels.iter().zip(expected) {
             assert!((share - expected).abs() < SHARE_EPSILON, "{shares:?}");
         }
+    }
+
+    fn shares(level: f64) -> ClusterShares {
+        ClusterShares {
+            levels: vec![level],
+            endpoints: vec![H],
+            too_few: false,
+        }
+    }
+
+    #[test]
+    fn a_change_of_one_cluster_leaves_all_other_chunks_in_common() {
+        // By hand: 2.5 chunks.
+        let n = CHUNK * 5 / 2;
+        let before: PerCluster = (0..n).map(|_| shares(1.0)).collect();
+        assert_eq!((before.len(), before.chunks.len()), (n, 3));
+        assert_eq!(before.iter().count(), n);
+        let mut after = before.clone();
+        after.set(CHUNK, shares(1.0));
+        assert_eq!(after.changed_since(&before).count(), 0);
+        after.set(CHUNK + 1, shares(0.5));
+        assert_ne!(after, before);
+        let changed: Vec<usize> = after.changed_since(&before).collect();
+        assert_eq!(changed, [CHUNK + 1]);
+        let common = |at: usize| Arc::ptr_eq(&before.chunks[at], &after.chunks[at]);
+        assert_eq!([common(0), common(1), common(2)], [true, false, true]);
+        assert_eq!(before[CHUNK + 1].levels, [1.0]);
+        assert_eq!(after[CHUNK + 1].levels, [0.5]);
+        assert_eq!(after.get(n), None);
     }
 
     #[test]

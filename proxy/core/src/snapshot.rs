@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::admission::{Rate, RouteLimits};
 use crate::identity::{IdPattern, TrustDomain};
 use crate::locality::Locality;
 use crate::names::{Host, HostPattern};
@@ -40,7 +41,7 @@ pub struct Snapshot {
     /// What it can carry, one entry for each route and port.
     pub services: Vec<Service>,
     /// Where traffic can go.
-    pub clusters: Vec<Cluster>,
+    pub clusters: Vec<Arc<Cluster>>,
     /// The other clusters it knows.
     pub peers: Vec<Peer>,
 }
@@ -73,6 +74,8 @@ pub struct Listener {
     pub hosts: HostTable,
     /// The networks that may connect at all; empty: any.
     pub sources: Vec<IpNet>,
+    /// How many connections one source may begin; `None`: any.
+    pub handshakes: Option<Rate>,
 }
 
 /// Who is expected to connect to a [`Listener`].
@@ -247,6 +250,8 @@ pub struct Cluster {
     pub timeouts: Timeouts,
     /// Extra tries.
     pub retries: Retries,
+    /// How much of the route may be under way at once.
+    pub limits: RouteLimits,
 }
 
 /// Endpoints that are equally preferred.

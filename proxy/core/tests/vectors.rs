@@ -329,12 +329,13 @@ fn ask_wrr(id: &str, input: &Value, expected: &Value) {
 
 fn ask_outlier(id: &str, input: &Value, expected: &Value) {
     let mut world = snapshot(vec![]);
-    world.clusters = vec![cluster(&[2])];
+    world.clusters = vec![cluster(&[2]).into()];
     let listed: &[u16] = match input.get("consecutive_5xx") {
         Some(_) => &[500, 502, 503, 504],
         None => &[502, 503, 504],
     };
-    world.clusters[0].passive.on = listed.iter().map(|code| Failure::Status(*code)).collect();
+    std::sync::Arc::make_mut(&mut world.clusters[0]).passive.on =
+        listed.iter().map(|code| Failure::Status(*code)).collect();
     let mut fleet = Fleet::new();
     fleet.reconcile(&world, Time::ZERO);
     let key = world.clusters[0].endpoints[0].key.clone();

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use zeugma_core::snapshot::Snapshot;
 use zeugma_xds::{Color, Findings, GatewaySettings, Loaded, NodeOptions};
 
+use super::systemd;
 use crate::runtime::Shared;
 use crate::tls::{Credentials, CredentialsError, SvidFiles};
 use crate::watch::Watch;
@@ -29,6 +30,8 @@ pub(super) struct Files {
 pub(super) struct Reloaded {
     pub(super) config: Option<(Snapshot, Value)>,
     pub(super) credentials: Option<Credentials>,
+    /// Asked for by a signal: the service manager waits to hear that it is done.
+    pub(super) by_signal: bool,
 }
 
 impl Files {
@@ -60,11 +63,15 @@ impl Files {
     ) {
         loop {
             // Both only wait; what changed meanwhile is found by the next look.
-            tokio::select! {
-                () = self.watch.changed() => {}
-                _ = hangup.recv() => {}
+            let by_signal = tokio::select! {
+                () = self.watch.changed() => false,
+                _ = hangup.recv() => true,
+            };
+            if by_signal {
+                systemd::reloading();
             }
-            let reloaded = self.reload(&shared).await;
+            let mut reloaded = self.reload(&shared).await;
+            reloaded.by_signal = by_signal;
             if tell.send(reloaded).await.is_err() {
                 return;
             }
@@ -112,7 +119,7 @@ impl Files {
         warn(&loaded);
         if needs_restart(&self.settings, &loaded.settings) {
             tracing::warn!(
-                "admin, probes, metrics, workers, limits and drain of a MeshGateway are read at \
+                "admin, probes, metrics, stateDir, workers, limits and drain of a MeshGateway are read at \
                  start only; restart the gateway to apply their change"
             );
         }
@@ -156,6 +163,7 @@ fn needs_restart(before: &GatewaySettings, now: &GatewaySettings) -> bool {
             s.admin.clone(),
             s.probes,
             s.metrics,
+            s.state_dir.clone(),
             s.workers,
             s.limits.clone(),
             s.drain.clone(),

@@ -11,6 +11,7 @@ use zeugma_core::verdict::Reason;
 use super::Context;
 use super::body::Source;
 use crate::account::Closed;
+use crate::admission::Counted;
 use crate::recheck::{Entry, Listed, Open};
 
 /// A request's record under construction; accounted exactly once, at the latest when dropped.
@@ -19,6 +20,8 @@ pub(crate) struct Record {
     context: Rc<Context>,
     closed: Option<Box<Closed>>,
     source: Option<Source>,
+    /// The request as one of its route.
+    counted: Option<Counted>,
     began: Instant,
     /// Where a change finds it.
     listed: Listed,
@@ -38,6 +41,7 @@ impl Record {
             context: Rc::clone(context),
             closed: Some(Box::new(closed)),
             source: None,
+            counted: None,
             began: Instant::now(),
             listed,
         }
@@ -68,6 +72,11 @@ impl Record {
         self.source = Some(source);
     }
 
+    /// Holds the request's place in its route until the record is closed.
+    pub(crate) fn holds(&mut self, counted: Counted) {
+        self.counted = Some(counted);
+    }
+
     /// Counts bytes sent to the caller.
     pub(crate) fn sent(&mut self, bytes: usize) {
         if let Some(closed) = &mut self.closed {
@@ -96,6 +105,7 @@ impl Record {
         let Some(mut closed) = self.closed.take() else {
             return;
         };
+        self.counted = None;
         closed.duration = self.began.elapsed();
         if let Some(ending) = self.listed.ending() {
             closed.reason = ending.reason;
@@ -115,7 +125,9 @@ impl Drop for Record {
         in_flight.set(in_flight.get().saturating_sub(1));
         if let Some(closed) = &mut self.closed {
             if closed.reason == Reason::Completed {
-                closed.reason = if self.context.worker.shared.drain_is_over() {
+                closed.reason = if std::thread::panicking() {
+                    Reason::Internal
+                } else if self.context.worker.shared.drain_is_over() {
                     Reason::Drained
                 } else {
                     Reason::DownstreamClosed

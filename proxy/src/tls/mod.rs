@@ -10,6 +10,7 @@ mod config;
 mod credentials;
 mod crl;
 mod denied;
+mod stream;
 mod verify;
 
 pub use bundle::{
@@ -23,4 +24,5 @@ pub use crl::{
     CRL_BYTES_MAX, CRL_ENTRIES_MAX, CRL_FILES_MAX, CRL_GRACE_SECONDS, CRLS_MAX, Crls, CrlsError,
 };
 pub use denied::{DENIED_BYTES_MAX, DENIED_MAX, DeniedError, DeniedIds};
+pub use stream::TlsStream;
 pub use verify::{CHAIN_BYTES_MAX, CHAIN_CERTIFICATES_MAX, Refusal, TlsPeer, Usage, verify_chain};

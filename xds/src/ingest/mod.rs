@@ -68,7 +68,7 @@ pub(crate) fn ingest(resources: &Resources, node: Node) -> Result<Snapshot, Find
             names
                 .clusters
                 .insert(cluster.name.clone(), ClusterIx(snapshot.clusters.len()));
-            snapshot.clusters.push(built);
+            snapshot.clusters.push(built.into());
         }
     }
     for (cluster, meta) in &traffic {
@@ -259,6 +259,7 @@ mod tests {
             mesh: true,
             only: None,
             sources: Vec::new(),
+            handshakes_per_source: None,
         };
         let resources = Resources {
             clusters: vec![

@@ -13,7 +13,7 @@ use super::{
     BackendSpec, Document, InboundSpec, MeshGateway, MeshPeer, MeshRoute, Model, ProtocolSpec,
     TlsSpec,
 };
-use crate::settings::{AdminAddress, Drain, GatewaySettings, Limits, SvidFiles};
+use crate::settings::{AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles};
 
 /// One port of a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -258,6 +258,13 @@ impl Document<MeshGateway> {
                 .metrics
                 .as_ref()
                 .map_or_else(|| loopback(METRICS), |at| at.0),
+            state_dir: self
+                .spec
+                .state_dir
+                .as_ref()
+                .map_or(StateDir::Default, |path| {
+                    StateDir::Given(self.folder().join(path))
+                }),
             workers: self.spec.workers,
             limits: Limits {
                 connections: limits.connections.unwrap_or(50_000),
@@ -265,6 +272,7 @@ impl Document<MeshGateway> {
                 header_timeout: or_secs(limits.header_timeout.as_ref(), 10),
                 streams: limits.streams.unwrap_or(100),
                 header_bytes: limits.header_bytes.as_ref().map_or(64 * 1024, |n| n.0.0),
+                memory_bytes: limits.memory.as_ref().map(|size| size.0.0 as u64),
             },
             drain: Drain {
                 delay: or_secs(drain.delay.as_ref(), 10),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use zeugma_core::admission::Rate;
 use zeugma_core::identity::TrustDomain;
 use zeugma_core::locality::Locality;
 
@@ -36,6 +37,13 @@ pub(crate) struct MeshGateway {
     pub probes: Option<Text<SocketAddr>>,
     /// Where `/metrics` is served. Default `127.0.0.1:15020`; port 0 takes a free one.
     pub metrics: Option<Text<SocketAddr>>,
+    /// The folder where it keeps what outlives it: the last good configuration, evacuations; never a
+    /// secret. Each gateway has a folder of its name in it, mode 0700 and locked: a second gateway of
+    /// that name is refused, or takes over with `--takeover`. A relative path starts from this file's
+    /// folder. Default: `$STATE_DIRECTORY`, else `/var/lib/zeugma`. A folder that is written here or
+    /// in `$STATE_DIRECTORY` and cannot be used refuses the start; without the default one the
+    /// gateway warns and runs without.
+    pub state_dir: Option<PathBuf>,
     /// Worker threads, 1 to 1024. Default: the processors it may run on, within a cgroup quota.
     #[serde(default, deserialize_with = "whole_or_none")]
     pub workers: Option<usize>,
@@ -92,6 +100,20 @@ pub(crate) struct ListenerSpec {
     /// loopback.
     #[serde(default)]
     pub sources: Vec<Text<IpNet>>,
+    /// How fast connections may begin here.
+    #[serde(default)]
+    pub handshakes: HandshakesSpec,
+}
+
+/// How fast connections may begin.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct HandshakesSpec {
+    /// Connections that one source may begin, such as `100/s`: a burst of one second's worth, and
+    /// that many a second after it; 1/s to 1000000/s. A source is an IPv4 address or an IPv6 /64.
+    /// Over it, a connection is closed before TLS begins, and counted. Default: any. Write it only
+    /// where callers keep their own addresses: all who call through one NAT are one source.
+    pub per_source: Option<Text<Rate>>,
 }
 
 /// Who connects to a listener.
@@ -108,7 +130,8 @@ pub(crate) enum RoleSpec {
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct GatewayLimits {
-    /// Open connections. Default 50000; 1 to 10000000. One more is closed at once and counted.
+    /// Open connections. Default 50000; 1 to 10000000, and no more than half of the open files the
+    /// process may have, less 128. One more is closed at once and counted.
     #[serde(default, deserialize_with = "whole_or_none")]
     pub connections: Option<usize>,
     /// For the whole TLS handshake, ClientHello included. Default `10s`; over it the connection is closed.
@@ -120,6 +143,11 @@ pub(crate) struct GatewayLimits {
     pub streams: Option<u32>,
     /// The head of an HTTP request. Default `64KiB`; 8KiB to 1MiB. Over it: 431.
     pub header_bytes: Option<Text<Size>>,
+    /// The memory above which new connections and requests are shed; those under way go on, and
+    /// work is let in again below 95 % of it. What counts is the process' resident memory, or that
+    /// of its cgroup without the file cache, if the cgroup has a limit. 1MiB to 1024GiB. Default:
+    /// 80 % of the cgroup's `memory.max`, none where there is none.
+    pub memory: Option<Text<Size>>,
 }
 
 /// How a gateway stops.

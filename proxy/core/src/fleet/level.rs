@@ -26,7 +26,7 @@ const RAMP_STEP_MAX: Duration = Duration::from_secs(1);
 const RAMP_STEP_MIN: Duration = Duration::from_millis(50);
 
 /// One level of one cluster.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct LevelState {
     /// d.
     damped: f64,

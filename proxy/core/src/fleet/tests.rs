@@ -14,7 +14,7 @@ fn key(name: &str) -> EndpointKey {
 
 fn snapshot(clusters: Vec<Cluster>) -> Snapshot {
     Snapshot {
-        clusters,
+        clusters: clusters.into_iter().map(Arc::new).collect(),
         ..fixture::snapshot(vec![])
     }
 }
