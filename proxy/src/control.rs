@@ -220,6 +220,7 @@ async fn control(
         resources: ArcSwap::from_pointee(loaded.resources),
         findings: ArcSwap::from_pointee(Value::Null),
         open: AtomicUsize::new(0),
+        windows: Arc::default(),
         admission,
         started: Instant::now(),
     });
@@ -457,6 +458,7 @@ impl Control {
                 stage = self.leave(stage, delay);
             }
         }
+        self.end_interfaces().await;
         self.shared.log.flush();
         tracing::info!("drained");
         failed.map_or(Ok(()), Err)
@@ -503,10 +505,10 @@ impl Control {
         let timeout = self.shared.settings.drain.timeout;
         let deadline = Instant::now() + timeout;
         let open = self.shared.open.load(Ordering::Relaxed);
-        tracing::info!(open, ?timeout, "draining: no new connections");
         self.phase.send_replace(Phase::Draining {
             deadline: deadline.into(),
         });
+        tracing::info!(open, ?timeout, "draining: no new connections");
         let workers = std::mem::take(&mut self.workers);
         let ended = tokio::task::spawn_blocking(move || {
             for worker in workers {

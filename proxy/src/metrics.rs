@@ -609,6 +609,7 @@ mod tests {
             destination: None,
             request: status.map(|status| RequestFacts {
                 id: String::new(),
+                trace_id: String::new(),
                 method: "GET".to_owned(),
                 authority: String::new(),
                 path: "/".to_owned(),

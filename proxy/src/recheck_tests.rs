@@ -123,6 +123,7 @@ impl World {
             findings: ArcSwap::from_pointee(serde_json::Value::Null),
             open: AtomicUsize::new(0),
             admission: Admission::new(1_000, 20_000),
+            windows: Arc::default(),
             started: std::time::Instant::now(),
         };
         Self {

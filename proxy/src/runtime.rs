@@ -31,6 +31,7 @@ use zeugma_xds::GatewaySettings;
 use crate::account::{AccessLog, Caller, Closed};
 use crate::admission::{Admission, UnderWay};
 use crate::connection;
+use crate::http::flow::WindowBudget;
 use crate::http::pool::Pool;
 use crate::listener::Accepted;
 use crate::metrics::Metrics;
@@ -89,6 +90,8 @@ pub(crate) struct Shared {
     /// What is wrong with the files on disk, while their last good content serves.
     pub(crate) findings: ArcSwap<serde_json::Value>,
     pub(crate) open: AtomicUsize,
+    /// What HTTP/2 windows may grow into.
+    pub(crate) windows: Arc<WindowBudget>,
     pub(crate) admission: Admission,
     pub(crate) started: Instant,
 }
@@ -401,7 +404,7 @@ pub(crate) fn work(
                 Some(_ended) = open.join_next() => {}
                 _ = housekeeping.tick() => {
                     worker.forget_unused();
-                    worker.pool.evict_idle();
+                    worker.pool.evict_idle(shared.credentials.load().generation());
                     worker.pipes.close_unneeded();
                 }
             }

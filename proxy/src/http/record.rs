@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Instant;
 
-use http::request;
+use http::{Method, request};
 use zeugma_core::verdict::Reason;
 
 use super::Context;
@@ -29,7 +29,13 @@ pub(crate) struct Record {
 
 impl Record {
     pub(crate) fn new(context: &Rc<Context>, closed: Closed, head: &request::Parts) -> Self {
-        let open = Open::Request(Box::new((head.method.clone(), head.uri.clone())));
+        // What is asked on a stream of HTTP/2 by CONNECT is judged as the GET it stands for.
+        let method = if head.method == Method::CONNECT {
+            Method::GET
+        } else {
+            head.method.clone()
+        };
+        let open = Open::Request(Box::new((method, head.uri.clone())));
         let registry = &context.worker.registry;
         let listed = registry.list(Arc::clone(&context.listener), context.source, open);
         if let Some(peer) = context.entry.peer() {

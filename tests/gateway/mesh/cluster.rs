@@ -15,6 +15,7 @@ use tokio::net::TcpSocket;
 use zeugma_proxy::tls::SvidFiles;
 
 use super::ca::Ca;
+use super::namespace::Link;
 use super::{Gateway, Identity};
 
 /// A cluster of the trust domain `<name>.example` in the locality `<name>/<name>-1`.
@@ -251,6 +252,29 @@ impl Cluster {
     /// The gateway's own identity, in other hands.
     pub(crate) fn gateway_identity(&self) -> Identity {
         Identity::load(&self.svid())
+    }
+
+    /// Moves the gateway to the far end of a link, with the near end its only workload; the admin
+    /// interface stays on the loopback interface there.
+    pub(crate) fn move_over(&mut self, link: &Link) {
+        let ip = std::net::IpAddr::V4(link.far);
+        for address in [
+            &mut self.mesh,
+            &mut self.apps,
+            &mut self.probes,
+            &mut self.metrics,
+        ] {
+            address.set_ip(ip);
+        }
+        let (mesh, apps) = (self.mesh, self.apps);
+        self.relisten("mesh", mesh, "role: mesh");
+        let workloads = format!("role: workloads, sources: ['{}/32']", link.near);
+        self.relisten("apps", apps, &workloads);
+    }
+
+    /// Starts the gateway in a network namespace and waits until it is ready.
+    pub(crate) async fn start_in(&self, namespace: &str) -> Gateway {
+        self.start_under(&["ip", "netns", "exec", namespace]).await
     }
 
     /// Leaves a field of the `MeshGateway`'s `spec` to its default.
