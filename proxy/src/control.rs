@@ -3,6 +3,7 @@
 //! It is the only writer of what is published; workers only read.
 
 mod accepting;
+mod alarms;
 pub(crate) mod handover;
 pub(crate) mod inherit;
 mod reload;
@@ -208,6 +209,7 @@ async fn control(
             shares,
         }),
         credentials: ArcSwap::from_pointee(credentials),
+        changes: watch::channel(0).0,
         names: ArcSwap::from_pointee(Names::default()),
         settings,
         metrics: Metrics::new(),
@@ -235,6 +237,7 @@ async fn control(
     let mut beside = JoinSet::new();
     beside.spawn_local(admission::watch_memory(Arc::clone(&shared)));
     beside.spawn_local(resolve::run(Arc::clone(&shared), names_wanted, asked));
+    beside.spawn_local(alarms::watch_crls(Arc::clone(&shared)));
     beside.spawn_local(files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?));
     let mut control = Control {
         shared,
@@ -603,6 +606,7 @@ impl Control {
         if let Some(credentials) = reloaded.credentials {
             self.shared.credentials.store(Arc::new(credentials));
             self.tell_credentials();
+            self.recheck();
         }
         let Some((snapshot, resources)) = reloaded.config else {
             return;
@@ -633,8 +637,14 @@ impl Control {
         self.shared.resources.store(Arc::new(resources));
         self.shared.metrics.forget_targets();
         self.publish(generation, Arc::clone(&snapshot), shares);
+        self.recheck();
         self.accepting.commit(bound);
         tracing::info!(generation, version = %snapshot.version, "configuration applied");
+    }
+
+    /// Has the workers judge what is open by what was just stored.
+    fn recheck(&self) {
+        self.shared.changes.send_modify(|n| *n += 1);
     }
 
     fn tell_credentials(&self) {
