@@ -455,6 +455,7 @@ impl Control {
                 stage = self.leave(stage, delay);
             }
         }
+        self.end_interfaces().await;
         self.shared.log.flush();
         tracing::info!("drained");
         failed.map_or(Ok(()), Err)
@@ -501,10 +502,10 @@ impl Control {
         let timeout = self.shared.settings.drain.timeout;
         let deadline = Instant::now() + timeout;
         let open = self.shared.open.load(Ordering::Relaxed);
-        tracing::info!(open, ?timeout, "draining: no new connections");
         self.phase.send_replace(Phase::Draining {
             deadline: deadline.into(),
         });
+        tracing::info!(open, ?timeout, "draining: no new connections");
         let workers = std::mem::take(&mut self.workers);
         let ended = tokio::task::spawn_blocking(move || {
             for worker in workers {

@@ -45,3 +45,4 @@ mod security_files;
 mod security_hello;
 mod security_limits;
 mod security_requests;
+mod security_tls;
