@@ -3,6 +3,7 @@
 //! It is the only writer of what is published; workers only read.
 
 mod accepting;
+mod last_good;
 mod reload;
 
 use std::collections::BTreeSet;
@@ -21,9 +22,10 @@ use zeugma_core::names::Host;
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{EndpointKey, Snapshot};
 use zeugma_core::time::Time;
-use zeugma_xds::{Loaded, NodeOptions};
+use zeugma_xds::NodeOptions;
 
 use self::accepting::Accepting;
+use self::last_good::{Keeper, Start};
 use self::reload::{Files, Reloaded};
 use crate::account::AccessLog;
 use crate::admin::{self, BindError, Interfaces};
@@ -110,13 +112,10 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
         name: options.name.clone(),
         locality: options.locality.clone(),
     };
-    let loaded = zeugma_xds::load(&options.config, &node)
-        .map_err(|findings| GatewayError::Config(reload::describe(&findings)))?;
-    reload::warn(&loaded);
-    let credentials = Credentials::load(&reload::svid_files(&loaded.settings), 1)?;
-    let state = Folder::open(&loaded.settings.state_dir, &loaded.settings.name)?
-        .map(Folder::claim)
-        .transpose()?;
+    let mut start = Start::load(&options.config, &node)?;
+    reload::warn(&start.loaded);
+    let credentials = Credentials::load(&reload::svid_files(&start.loaded.settings), 1)?;
+    let state = Folder::claim_if_any(start.folder()?)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
@@ -125,7 +124,7 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
     let local = tokio::task::LocalSet::new();
     local.block_on(
         &runtime,
-        control(options.config.clone(), node, loaded, credentials, state),
+        control(options.config.clone(), node, start, credentials, state),
     )
 }
 
@@ -142,13 +141,23 @@ fn raise_open_files() {
 async fn control(
     config: PathBuf,
     node: NodeOptions,
-    loaded: Loaded,
+    start: Start,
     credentials: Credentials,
     state: Option<State>,
 ) -> Result<(), GatewayError> {
     let (phase, phase_read) = watch::channel(Phase::Serving);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
     let mut fleet = Fleet::new();
+    let Start {
+        loaded,
+        findings,
+        is_kept,
+        ..
+    } = start;
+    let keeper = state.map(Keeper::new);
+    if !is_kept && let Some(keeper) = &keeper {
+        keeper.keep(loaded.last_good);
+    }
     let snapshot = Arc::new(loaded.snapshot);
     fleet.reconcile(&snapshot, Time::ZERO);
     let shares = Arc::new(fleet.shares(Time::ZERO));
@@ -172,7 +181,9 @@ async fn control(
         phase: phase_read,
         ready: AtomicBool::new(false),
         resources: ArcSwap::from_pointee(loaded.resources),
-        findings: ArcSwap::from_pointee(Value::Null),
+        findings: ArcSwap::from_pointee(
+            (findings.as_ref()).map_or(Value::Null, zeugma_xds::Findings::to_json),
+        ),
         open: AtomicUsize::new(0),
         started: Instant::now(),
     });
@@ -188,6 +199,12 @@ async fn control(
     let mut beside = JoinSet::new();
     beside.spawn_local(resolve::run(Arc::clone(&shared), names_wanted, asked));
     beside.spawn_local(files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?));
+    if let Some(keeper) = &keeper {
+        beside.spawn_local(keeper.run());
+    }
+    if findings.is_some() {
+        shared.metrics.reloaded("config", false);
+    }
     let mut control = Control {
         shared,
         fleet,
@@ -196,9 +213,9 @@ async fn control(
         names,
         phase,
         workers: threads,
-        _state: state,
+        keeper,
     };
-    control.tell_targets();
+    control.shared.metrics.generation(1);
     control.tell_credentials();
     let starting = Stage::Starting {
         names_asked,
@@ -263,8 +280,8 @@ struct Control {
     names: watch::Sender<BTreeSet<Host>>,
     phase: watch::Sender<Phase>,
     workers: Vec<std::thread::JoinHandle<()>>,
-    /// Held until the end: the lock is in it.
-    _state: Option<State>,
+    /// Held until the end: the lock of the state directory is in it.
+    keeper: Option<Keeper>,
 }
 
 /// How far a gateway is on its way in or out.
@@ -471,7 +488,6 @@ impl Control {
             shares: Arc::new(shares),
         };
         self.shared.published.store(Arc::new(published));
-        self.tell_targets();
     }
 
     fn apply(&mut self, reloaded: Reloaded, stage: &Stage) {
@@ -479,7 +495,7 @@ impl Control {
             self.shared.credentials.store(Arc::new(credentials));
             self.tell_credentials();
         }
-        let Some((snapshot, resources)) = reloaded.config else {
+        let Some((snapshot, resources, last_good)) = reloaded.config else {
             return;
         };
         if matches!(stage, Stage::Draining { .. }) {
@@ -503,9 +519,12 @@ impl Control {
         let shares = self.fleet.shares(now);
         let generation = self.shared.published.load().generation + 1;
         self.shared.resources.store(Arc::new(resources));
-        self.shared.metrics.forget_targets();
         self.publish(generation, Arc::clone(&snapshot), shares);
+        self.shared.metrics.generation(generation);
         self.accepting.commit(bound);
+        if let Some(keeper) = &self.keeper {
+            keeper.keep(last_good);
+        }
         tracing::info!(generation, version = %snapshot.version, "configuration applied");
     }
 
@@ -513,28 +532,6 @@ impl Control {
         let credentials = self.shared.credentials.load();
         self.shared.metrics.svid_expiry(credentials.not_after());
         self.shared.metrics.reloaded("credentials", true);
-    }
-
-    /// Sets the gauges of endpoints and levels.
-    fn tell_targets(&self) {
-        let published = self.shared.published.load();
-        let metrics = &self.shared.metrics;
-        metrics.generation(published.generation);
-        for (cluster, shares) in published
-            .snapshot
-            .clusters
-            .iter()
-            .zip(&published.shares.clusters)
-        {
-            for (level, share) in cluster.levels.iter().zip(&shares.levels) {
-                metrics.level_share(&cluster.name, &level.name, *share);
-            }
-            for (endpoint, status) in cluster.endpoints.iter().zip(&shares.endpoints) {
-                let address = endpoint.address.to_string();
-                let healthy = status.is_healthy();
-                metrics.endpoint_healthy(&cluster.route, &endpoint.backend, &address, healthy);
-            }
-        }
     }
 }
 

@@ -25,7 +25,7 @@ use zeugma_core::snapshot::{
 };
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
-use zeugma_xds::GatewaySettings;
+use zeugma_xds::{GatewaySettings, ResourceList};
 
 use crate::account::{AccessLog, Caller, Closed};
 use crate::connection;
@@ -73,7 +73,7 @@ pub(crate) struct Shared {
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) ready: AtomicBool,
     /// The xDS resources that serve, for `/config_dump`.
-    pub(crate) resources: ArcSwap<serde_json::Value>,
+    pub(crate) resources: ArcSwap<ResourceList>,
     /// What is wrong with the files on disk, while their last good content serves.
     pub(crate) findings: ArcSwap<serde_json::Value>,
     pub(crate) open: AtomicUsize,
@@ -154,6 +154,8 @@ pub(crate) struct Worker {
     draws: RefCell<fastrand::Rng>,
     /// The turn of each cluster that is balanced by turns.
     turns: RefCell<HashMap<Arc<str>, u64>>,
+    /// The generation whose clusters and routes are the only ones remembered.
+    forgotten: Cell<u64>,
 }
 
 impl Worker {
@@ -167,6 +169,7 @@ impl Worker {
             mirrors: RefCell::default(),
             draws: RefCell::new(fastrand::Rng::new()),
             turns: RefCell::default(),
+            forgotten: Cell::default(),
         }
     }
 
@@ -254,6 +257,10 @@ impl Worker {
             .borrow_mut()
             .retain(|_, count| Rc::strong_count(count) > 1);
         let published = self.shared.published.load();
+        // To go through ten thousand routes for nothing would hold up connections.
+        if self.forgotten.replace(published.generation) == published.generation {
+            return;
+        }
         let clusters = &published.snapshot.clusters;
         let names: HashSet<&str> = clusters.iter().map(|cluster| &*cluster.name).collect();
         self.turns

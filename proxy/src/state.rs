@@ -115,6 +115,16 @@ impl Folder {
         })
     }
 
+    /// Where a file of this name is.
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
+        self.path.join(file)
+    }
+
+    /// As [`Folder::claim`], where there is a folder.
+    pub(crate) fn claim_if_any(folder: Option<Self>) -> Result<Option<State>, StateError> {
+        folder.map(Self::claim).transpose()
+    }
+
     /// Makes it this gateway's own.
     ///
     /// # Errors
@@ -148,10 +158,6 @@ impl State {
     ///
     /// # Errors
     /// As the operating system says; the file is then as it was.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for the last good configuration")
-    )]
     pub(crate) fn write(&self, file: &str, bytes: &[u8]) -> io::Result<()> {
         let next = self.path(&format!(".{file}.next"));
         let written = OpenOptions::new()
