@@ -15,6 +15,7 @@
 )]
 
 mod control_drain;
+mod control_last_good;
 mod control_listeners;
 mod control_state;
 mod control_upstream;
