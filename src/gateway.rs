@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
-use zeugma_proxy::{GatewayError, GatewayOptions};
+use zeugma_proxy::{GatewayError, GatewayOptions, Start};
 
 use crate::{ca, exit};
 
@@ -20,6 +20,10 @@ pub(crate) struct Arguments {
     /// Where this replica stands, instead of the MeshGateway's `locality`.
     #[arg(long, value_name = "REGION/ZONE/SUBZONE")]
     locality: Option<String>,
+    /// Take over from the gateway of this name that runs: its listening sockets, so that nobody is
+    /// turned away, while it ends what it has open. Starts as always where none runs.
+    #[arg(long)]
+    takeover: bool,
 }
 
 /// Runs until drained; returns the exit code.
@@ -29,6 +33,8 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false)
+        // Told on the same stream that cannot be written, by a macro that panics then.
+        .log_internal_errors(false)
         .with_env_filter(
             EnvFilter::try_from_env("ZEUGMA_LOG").unwrap_or_else(|_unset| EnvFilter::new("info")),
         )
@@ -37,11 +43,17 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         config,
         name,
         locality,
+        takeover,
     } = arguments;
     let options = GatewayOptions {
         config,
         name,
         locality,
+        start: if takeover {
+            Start::TakeOver
+        } else {
+            Start::Alone
+        },
     };
     match zeugma_proxy::run(&options) {
         Ok(()) => ExitCode::SUCCESS,
@@ -50,7 +62,10 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
                 GatewayError::Config(_) | GatewayError::Credentials(_) => exit::DATA,
                 GatewayError::Interface(_)
                 | GatewayError::State(_)
+                | GatewayError::Inherit(_)
+                | GatewayError::Handover(_)
                 | GatewayError::Listener { .. }
+                | GatewayError::Worker(_)
                 | GatewayError::System { .. } => exit::FAILED,
             };
             ca::fail(&error, code)

@@ -1,5 +1,6 @@
 //! The end of every connection and request: one record, one access-log line, one set of counters.
 
+use std::fmt;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime};
 
-use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
@@ -100,70 +100,117 @@ impl Closed {
     /// Keys are ztunnel's where it has them, plus `sni`, `tls.group`, `failover_from`,
     /// `policy.rule` and `flags`. JSON escapes every control character, so that a line stays one.
     fn line(&self, now: SystemTime) -> String {
-        let mut line = Map::new();
-        let mut put = |key: &str, value: Value| {
-            if !value.is_null() {
-                line.insert(key.to_owned(), value);
-            }
+        let mut line = Object::new();
+        line.text("time", &*rfc3339(now));
+        let kind = if self.request.is_some() {
+            "request"
+        } else {
+            "connection"
         };
-        put("time", json!(rfc3339(now)));
-        put(
-            "kind",
-            json!(if self.request.is_some() {
-                "request"
-            } else {
-                "connection"
-            }),
-        );
-        put("listener", json!(&*self.listener));
-        put("src.addr", json!(self.source.to_string()));
-        put("src.identity", json!(self.caller.identity));
-        put("src.attested", json!(self.caller.attested));
-        put("src.peer", json!(self.caller.peer.as_deref()));
+        line.text("kind", kind);
+        line.text("listener", &*self.listener);
+        line.display("src.addr", &self.source);
+        line.text("src.identity", self.caller.identity.as_deref());
+        line.text("src.attested", self.caller.attested.as_deref());
+        line.text("src.peer", self.caller.peer.as_deref());
         if let Some(tls) = &self.tls {
-            put("sni", json!(tls.sni));
-            put("tls.group", json!(tls.group));
-            put("tls.alert", json!(tls.alert));
+            line.text("sni", tls.sni.as_deref());
+            line.text("tls.group", tls.group.as_deref());
+            line.text("tls.alert", tls.alert);
         }
-        put("dst.service", json!(self.service.as_deref()));
+        line.text("dst.service", self.service.as_deref());
         if let Some(destination) = &self.destination {
-            put("dst.addr", json!(destination.address));
-            put("dst.backend", json!(&*destination.backend));
-            put("dst.locality", json!(destination.locality));
-            put("dst.identity", json!(destination.identity));
-            put("level", json!(destination.level));
-            put("reason", json!(destination.why));
-            put("failover_from", json!(destination.failover_from.as_deref()));
+            line.text("dst.addr", &*destination.address);
+            line.text("dst.backend", &*destination.backend);
+            line.text("dst.locality", &*destination.locality);
+            line.text("dst.identity", destination.identity.as_deref());
+            line.number("level", destination.level);
+            line.text("reason", destination.why);
+            line.text("failover_from", destination.failover_from.as_deref());
         }
         if let Some(request) = &self.request {
-            put("request.id", json!(request.id));
-            put("http.method", json!(request.method));
-            put("http.authority", json!(request.authority));
-            put("http.path", json!(request.path));
-            put("http.version", json!(request.version));
-            put("http.status", json!(request.status));
-            put("attempts", json!(request.attempts));
+            line.text("request.id", &*request.id);
+            line.text("http.method", &*request.method);
+            line.text("http.authority", &*request.authority);
+            line.text("http.path", &*request.path);
+            line.text("http.version", request.version);
+            line.number("http.status", request.status);
+            line.number("attempts", request.attempts);
         }
-        put("verdict", json!(self.reason.label()));
-        put("flags", json!(self.reason.flag()));
-        put("policy.rule", json!(self.rule));
-        put("error", json!(self.detail));
-        put("bytes_sent", json!(self.bytes_sent));
-        put("bytes_recv", json!(self.bytes_received));
-        put(
-            "duration",
-            json!(format!("{}ms", self.duration.as_millis())),
-        );
-        put("config.generation", json!(self.generation));
-        Value::Object(line).to_string()
+        line.text("verdict", self.reason.label());
+        line.text("flags", self.reason.flag());
+        line.text("policy.rule", self.rule.as_deref());
+        line.text("error", self.detail.as_deref());
+        line.number("bytes_sent", self.bytes_sent);
+        line.number("bytes_recv", self.bytes_received);
+        line.display("duration", &format_args!("{}ms", self.duration.as_millis()));
+        line.number("config.generation", self.generation);
+        line.close()
     }
 }
+
+/// A JSON object in the making: text written once, no tree of values.
+struct Object(Vec<u8>);
+
+impl Object {
+    /// Most lines are shorter, so that they are allocated once.
+    const BYTES: usize = 640;
+
+    fn new() -> Self {
+        let mut bytes = Vec::with_capacity(Self::BYTES);
+        bytes.push(b'{');
+        Self(bytes)
+    }
+
+    /// A key of ours, which needs no escaping.
+    fn key(&mut self, key: &'static str) {
+        if self.0.len() > 1 {
+            self.0.push(b',');
+        }
+        self.0.push(b'"');
+        self.0.extend_from_slice(key.as_bytes());
+        self.0.extend_from_slice(b"\":");
+    }
+
+    /// Text of anybody's, if there is some, escaped (RFC 8259 §7).
+    fn text<'a>(&mut self, key: &'static str, text: impl Into<Option<&'a str>>) {
+        if let Some(text) = text.into() {
+            self.key(key);
+            // Neither a `str` nor a `Vec` makes it fail.
+            serde_json::to_writer(&mut self.0, text).ok();
+        }
+    }
+
+    /// Text of ours that needs no escaping: addresses and the like.
+    fn display(&mut self, key: &'static str, text: &dyn fmt::Display) {
+        self.key(key);
+        // A `Vec` takes everything.
+        write!(self.0, "\"{text}\"").ok();
+    }
+
+    fn number(&mut self, key: &'static str, number: impl fmt::Display) {
+        self.key(key);
+        write!(self.0, "{number}").ok();
+    }
+
+    fn close(mut self) -> String {
+        self.0.push(b'}');
+        // It was all text.
+        String::from_utf8(self.0).unwrap_or_default()
+    }
+}
+
+/// What is written in one go, at about.
+const BATCH_BYTES: usize = 64 * 1024;
 
 #[derive(Debug)]
 enum Line {
     Text(String),
     Flush(SyncSender<()>),
 }
+
+/// How long the writer lets lines gather after the first: while it rests, a line wakes nobody.
+const GATHER_TIME: Duration = Duration::from_millis(10);
 
 /// How long the end of the process waits for its last lines.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -227,34 +274,39 @@ fn rfc3339(at: SystemTime) -> String {
 fn write_lines(queue: &Receiver<Line>, mut out: Box<dyn Write + Send>) {
     // What is queued is written in one go: a line costs no system call of its own under load.
     while let Ok(first) = queue.recv() {
-        let mut batch = String::new();
-        let mut flushed = None;
+        if matches!(first, Line::Text(_)) {
+            std::thread::sleep(GATHER_TIME);
+        }
         let mut next = Some(first);
-        while let Some(line) = next {
-            match line {
-                Line::Text(text) => {
-                    batch.push_str(&text);
-                    batch.push('\n');
+        while next.is_some() {
+            let mut batch = String::new();
+            let mut flushed = None;
+            while let Some(line) = next {
+                match line {
+                    Line::Text(text) => {
+                        batch.push_str(&text);
+                        batch.push('\n');
+                    }
+                    Line::Flush(done) => flushed = Some(done),
                 }
-                Line::Flush(done) => flushed = Some(done),
+                let full = batch.len() > BATCH_BYTES || flushed.is_some();
+                next = if full { None } else { queue.try_recv().ok() };
             }
-            let full = batch.len() > 64 * 1024 || flushed.is_some();
-            next = if full { None } else { queue.try_recv().ok() };
+            // A closed standard output ends the log, not the gateway.
+            let written = out.write_all(batch.as_bytes()).and_then(|()| out.flush());
+            if written.is_err() {
+                return;
+            }
+            drop(flushed);
+            next = queue.try_recv().ok();
         }
-        // A closed standard output ends the log, not the gateway.
-        if out
-            .write_all(batch.as_bytes())
-            .and_then(|()| out.flush())
-            .is_err()
-        {
-            return;
-        }
-        drop(flushed);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn record() -> Closed {
@@ -290,6 +342,61 @@ mod tests {
         assert_eq!(read["flags"], "NR");
         assert_eq!(read["config.generation"], 7);
         assert!(read.get("dst.service").is_none());
+    }
+
+    /// The escapes are those of RFC 8259 §7.
+    #[test]
+    fn everything_a_record_knows_is_in_its_line() {
+        let closed = Closed {
+            caller: Caller {
+                identity: Some("spiffe://east.example/cart".to_owned()),
+                attested: None,
+                peer: Some("we\\st".into()),
+            },
+            service: Some("shop/\u{1}orders".into()),
+            destination: Some(Destination {
+                address: "[::1]:443".to_owned(),
+                backend: "blue".into(),
+                locality: "eu/a".to_owned(),
+                identity: None,
+                level: 2,
+                why: "failover",
+                failover_from: Some("near".into()),
+            }),
+            request: Some(RequestFacts {
+                id: "42".to_owned(),
+                method: "GET".to_owned(),
+                authority: "a".to_owned(),
+                path: "/\"\u{7f}\u{2028}".to_owned(),
+                version: "HTTP/2",
+                status: 200,
+                attempts: 3,
+            }),
+            detail: Some("line\r\nbreak".to_owned()),
+            rule: Some("a.yaml:7".to_owned()),
+            ..record()
+        };
+        let line = closed.line(SystemTime::UNIX_EPOCH);
+        assert!(
+            line.contains(r#""dst.service":"shop/\u0001orders""#),
+            "{line}"
+        );
+        assert!(line.contains(r#""error":"line\r\nbreak""#), "{line}");
+        assert!(line.contains(r#""src.peer":"we\\st""#), "{line}");
+        let read: Value = serde_json::from_str(&line).unwrap();
+        let expected = serde_json::json!({
+            "time": "1970-01-01T00:00:00.000Z", "kind": "request", "listener": "mesh",
+            "src.addr": "127.0.0.1:1", "src.identity": "spiffe://east.example/cart",
+            "src.peer": "we\\st", "sni": "a\n\"b", "dst.service": "shop/\u{1}orders",
+            "dst.addr": "[::1]:443", "dst.backend": "blue", "dst.locality": "eu/a", "level": 2,
+            "reason": "failover", "failover_from": "near", "request.id": "42",
+            "http.method": "GET", "http.authority": "a", "http.path": "/\"\u{7f}\u{2028}",
+            "http.version": "HTTP/2", "http.status": 200, "attempts": 3,
+            "verdict": "sni-malformed", "flags": "NR", "policy.rule": "a.yaml:7",
+            "error": "line\r\nbreak", "bytes_sent": 1, "bytes_recv": 2, "duration": "3ms",
+            "config.generation": 7,
+        });
+        assert_eq!(read, expected);
     }
 
     #[test]

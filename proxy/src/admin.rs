@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -21,9 +23,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use zeugma_core::shares::EndpointStatus;
-use zeugma_xds::AdminAddress;
+use zeugma_xds::{AdminAddress, GatewaySettings};
 
+use crate::control::handover::Offered;
+use crate::control::inherit::{Adopted, At, Place, Role};
 use crate::metrics::CONTENT_TYPE;
 use crate::runtime::{Published, Shared};
 
@@ -59,6 +64,23 @@ pub(crate) struct SocketFile {
     file: (u64, u64),
 }
 
+impl SocketFile {
+    /// The file of a socket that was bound there before.
+    fn of(path: &Path) -> io::Result<Self> {
+        let bound = std::fs::symlink_metadata(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            file: (bound.dev(), bound.ino()),
+        })
+    }
+
+    /// Leaves it to the process that the socket was passed on to.
+    fn leave(mut self) {
+        // Of no file: nothing is removed.
+        self.file = (0, 0);
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let found = std::fs::symlink_metadata(&self.path);
@@ -80,40 +102,87 @@ pub struct BindError {
 }
 
 impl Interfaces {
-    /// Binds all of them.
+    /// Binds all of them, but those that were opened for us.
     ///
     /// # Errors
     /// The first that cannot be bound.
-    pub(crate) async fn bind(
-        probes: SocketAddr,
-        metrics: SocketAddr,
-        admin: &AdminAddress,
+    pub(crate) fn bind(
+        settings: &GatewaySettings,
+        adopted: &mut Adopted,
     ) -> Result<Self, BindError> {
-        let tcp = async |what, address: SocketAddr| {
-            TcpListener::bind(address)
-                .await
-                .map_err(|source| BindError {
-                    what,
-                    address: address.to_string(),
+        let admin = match &settings.admin {
+            AdminAddress::Tcp(address) => {
+                let given = adopted.tcp(&Role::Admin);
+                AdminListener::Tcp(bind_tcp("spec.admin", *address, given)?)
+            }
+            AdminAddress::Unix(path) => {
+                let bound = match adopted.unix(&Role::Admin) {
+                    Some(given) => UnixListener::from_std(given)
+                        .and_then(|given| Ok(AdminListener::Unix(given, SocketFile::of(path)?))),
+                    None => bind_unix(path),
+                };
+                bound.map_err(|source| BindError {
+                    what: "spec.admin",
+                    address: format!("unix:{}", path.display()),
                     source,
-                })
+                })?
+            }
         };
-        let admin = match admin {
-            AdminAddress::Tcp(address) => AdminListener::Tcp(tcp("spec.admin", *address).await?),
-            AdminAddress::Unix(path) => bind_unix(path).map_err(|source| BindError {
-                what: "spec.admin",
-                address: format!("unix:{}", path.display()),
-                source,
-            })?,
-        };
-        let probes = tcp("spec.probes", probes).await?;
-        let metrics = tcp("spec.metrics", metrics).await?;
+        let (probes, metrics) = (adopted.tcp(&Role::Probes), adopted.tcp(&Role::Metrics));
         Ok(Self {
-            probes,
-            metrics,
+            probes: bind_tcp("spec.probes", settings.probes, probes)?,
+            metrics: bind_tcp("spec.metrics", settings.metrics, metrics)?,
             admin,
         })
     }
+
+    /// Every socket of them, to be passed on.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub(crate) fn offered(&self, settings: &GatewaySettings) -> io::Result<Vec<Offered>> {
+        let (admin, at) = match (&self.admin, &settings.admin) {
+            (AdminListener::Unix(listener, file), _) => {
+                (listener.as_fd(), At::Unix(file.path.clone()))
+            }
+            (AdminListener::Tcp(listener), AdminAddress::Tcp(address)) => {
+                (listener.as_fd(), At::Tcp(*address))
+            }
+            (AdminListener::Tcp(listener), AdminAddress::Unix(_)) => {
+                (listener.as_fd(), At::Tcp(listener.local_addr()?))
+            }
+        };
+        let probes = (self.probes.as_fd(), At::Tcp(settings.probes));
+        let metrics = (self.metrics.as_fd(), At::Tcp(settings.metrics));
+        [
+            (Role::Admin, (admin, at)),
+            (Role::Probes, probes),
+            (Role::Metrics, metrics),
+        ]
+        .into_iter()
+        .map(|(role, (socket, at))| {
+            Ok(Offered {
+                place: Place { role, at },
+                socket: socket.try_clone_to_owned()?,
+            })
+        })
+        .collect()
+    }
+}
+
+fn bind_tcp(
+    what: &'static str,
+    address: SocketAddr,
+    given: Option<std::net::TcpListener>,
+) -> Result<TcpListener, BindError> {
+    given
+        .map_or_else(|| crate::listener::bind(address), Ok)
+        .and_then(TcpListener::from_std)
+        .map_err(|source| BindError {
+            what,
+            address: address.to_string(),
+            source,
+        })
 }
 
 /// Binds a socket that only this user can connect, from its first moment on.
@@ -153,17 +222,19 @@ fn bind_within(private: &Path, path: &Path) -> io::Result<AdminListener> {
     let hidden = private.join("s");
     let listener = UnixListener::bind(&hidden)?;
     std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600))?;
-    let bound = std::fs::symlink_metadata(&hidden)?;
+    let mut file = SocketFile::of(&hidden)?;
     std::fs::rename(&hidden, path)?;
-    let file = SocketFile {
-        path: path.to_owned(),
-        file: (bound.dev(), bound.ino()),
-    };
+    path.clone_into(&mut file.path);
     Ok(AdminListener::Unix(listener, file))
 }
 
-/// Serves all of them until cancelled.
-pub(crate) async fn serve(interfaces: Interfaces, shared: Arc<Shared>) {
+/// Serves all of them until cancelled; when `passed_on`, only what is open already.
+pub(crate) async fn serve(
+    interfaces: Interfaces,
+    shared: Arc<Shared>,
+    passed_on: CancellationToken,
+) {
+    let passed_on = &passed_on;
     let Interfaces {
         probes,
         metrics,
@@ -194,22 +265,39 @@ pub(crate) async fn serve(interfaces: Interfaces, shared: Arc<Shared>) {
     let admin = async {
         match admin {
             AdminListener::Tcp(listener) => {
-                serve_on(async || Ok(listener.accept().await?.0), admin_routes).await;
+                let accept = async || Ok(listener.accept().await?.0);
+                serve_on(accept, admin_routes, passed_on).await;
             }
-            AdminListener::Unix(listener, _file) => {
-                serve_on(async || Ok(listener.accept().await?.0), admin_routes).await;
+            AdminListener::Unix(listener, file) => {
+                let accept = async || Ok(listener.accept().await?.0);
+                let leaving = async {
+                    passed_on.cancelled().await;
+                    file.leave();
+                };
+                tokio::join!(serve_on(accept, admin_routes, passed_on), leaving);
             }
         }
     };
     tokio::join!(
-        serve_on(async || Ok(probes.accept().await?.0), probe_routes),
-        serve_on(async || Ok(metrics.accept().await?.0), metric_routes),
+        serve_on(
+            async || Ok(probes.accept().await?.0),
+            probe_routes,
+            passed_on
+        ),
+        serve_on(
+            async || Ok(metrics.accept().await?.0),
+            metric_routes,
+            passed_on
+        ),
         admin,
     );
 }
 
-async fn serve_on<S>(accept: impl AsyncFn() -> io::Result<S>, routes: Router)
-where
+async fn serve_on<S>(
+    accept: impl AsyncFn() -> io::Result<S>,
+    routes: Router,
+    passed_on: &CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -218,6 +306,7 @@ where
         let stream = tokio::select! {
             accepted = accept() => accepted,
             Some(_ended) = open.join_next() => continue,
+            () = passed_on.cancelled() => break,
         };
         let Ok(stream) = stream else {
             tokio::time::sleep(BACK_OFF).await;
@@ -228,16 +317,27 @@ where
             continue;
         };
         let service = TowerToHyperService::new(routes.clone());
+        let passed_on = passed_on.clone();
         open.spawn(async move {
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), service);
+            let mut connection = pin!(connection);
+            let serving = async {
+                // The connection is pinned outside; the other arm only waits.
+                tokio::select! {
+                    ended = &mut connection => return ended,
+                    () = passed_on.cancelled() => connection.as_mut().graceful_shutdown(),
+                }
+                connection.await
+            };
             // Whatever ends it, there is nobody to tell.
-            drop(tokio::time::timeout(CONNECTION_TIMEOUT, connection).await);
+            drop(tokio::time::timeout(CONNECTION_TIMEOUT, serving).await);
             drop(place);
         });
     }
+    while open.join_next().await.is_some() {}
 }
 
 async fn ready(

@@ -7,6 +7,7 @@
 
 use std::mem;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -20,20 +21,23 @@ use zeugma_core::hello::ClientHello;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
 use zeugma_core::route::{Routed, route_plaintext, route_tls};
-use zeugma_core::snapshot::{ClusterIx, Failure, Listener, Protocol, Service, ServiceIx, Snapshot};
+use zeugma_core::snapshot::{
+    ClusterIx, EndpointIx, Failure, Listener, Protocol, Service, ServiceIx, Snapshot,
+};
 use zeugma_core::svid::Rule;
 use zeugma_core::verdict::Reason;
 
 use crate::account::{Caller, Closed, Destination, TlsFacts};
+use crate::admission::Counted;
 use crate::listener::Open;
 use crate::peek::{First, PeekError, peek};
-use crate::relay::{Moved, RelayEnd, relay};
-use crate::runtime::{Published, Worker};
+use crate::relay::{Moved, RelayEnd, relay_streams};
+use crate::runtime::{InFlight, Published, Worker};
 use crate::tls::Admit;
 use crate::transport::alert::{Alert, name_of, say_and_close};
 use crate::transport::mtls::{self, ALPN_H2, ALPN_HTTP1, ALPN_TCP, SessionError};
 use crate::transport::{Prefixed, Stream};
-use crate::upstream::{self, Reached, Unreached};
+use crate::upstream::{Reached, Unreached};
 use crate::walk::{Commit, walk};
 use crate::{http, proxy_protocol};
 
@@ -70,33 +74,53 @@ pub(crate) struct SniTarget {
 }
 
 /// Carries one connection from its first byte to its one record.
-pub(crate) async fn serve(
+///
+/// Not an `async fn`, whose future would have room for its arguments twice.
+pub(crate) fn serve(
     worker: Rc<Worker>,
     tcp: TcpStream,
     source: SocketAddr,
     listener: Arc<str>,
     open: Open,
-) {
-    upstream::tune(&tcp);
+) -> impl Future<Output = ()> {
     let published = worker.shared.published.load_full();
     let mut visit = Visit::new(worker, published, source, listener, open);
-    let ended = carry(&mut visit, tcp).await;
-    visit.ended = Some(ended);
+    async move {
+        // Boxed, and so given back before the relay, which may be long and idle.
+        let carried = Box::pin(carry(&mut visit, tcp)).await;
+        let ended = match carried {
+            Ok(relaying) => visit.relay(relaying).await,
+            Err(ended) => ended,
+        };
+        visit.end(ended);
+    }
 }
 
-/// The table of `ARCHITECTURE.md` as one function: every way through returns why it ended.
-async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Reason {
+/// An endpoint has committed itself: what is left to do is to relay.
+struct Relaying {
+    bytes: Pin<Box<dyn Future<Output = RelayEnd>>>,
+    to: ClusterIx,
+    endpoint: EndpointIx,
+    /// Held while the endpoint is in use.
+    _in_flight: InFlight,
+    /// Held while it is under way on its route.
+    _counted: Counted,
+}
+
+/// The table of `ARCHITECTURE.md` as one function: every way through returns what to relay, or why
+/// it ended without.
+async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Result<Relaying, Reason> {
     let published = Arc::clone(&visit.published);
     let Some(listener) = published.snapshot.listener(&visit.listener) else {
-        return Reason::Drained;
+        return Err(Reason::Drained);
     };
     if !admits(listener, visit.source.ip()) {
-        return Reason::SourceRefused;
+        return Err(Reason::SourceRefused);
     }
     let mut prefix = Vec::new();
     let first = match visit.first_bytes(listener, &mut tcp, &mut prefix).await {
         Ok(first) => first,
-        Err(error) => return refuse_bytes(visit, tcp, error).await,
+        Err(error) => return Err(refuse_bytes(visit, tcp, error).await),
     };
     let stream = Prefixed::new(tcp, prefix);
     let only = |service| SniTarget {
@@ -124,10 +148,10 @@ async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Reason {
         }
         (Routed::PlainHttp, _) => {
             let stream = Stream::Plain(stream);
-            Box::pin(http::serve(visit, None, None, first.version(), stream)).await
+            Err(Box::pin(http::serve(visit, None, None, first.version(), stream)).await)
         }
-        (Routed::Refuse(reason), _) => refuse(visit, stream.into_tcp(), reason).await,
-        (Routed::Terminate(_) | Routed::TerminateAnyPort(_), _) => Reason::Internal,
+        (Routed::Refuse(reason), _) => Err(refuse(visit, stream.into_tcp(), reason).await),
+        (Routed::Terminate(_) | Routed::TerminateAnyPort(_), _) => Err(Reason::Internal),
     }
 }
 
@@ -150,7 +174,7 @@ async fn passthrough(
     service: ServiceIx,
     stream: Prefixed,
     hello_bytes: usize,
-) -> Reason {
+) -> Result<Relaying, Reason> {
     let (tcp, mut hello) = stream.into_parts();
     // Early data behind the hello is sent once, to the endpoint that has committed itself.
     let behind = hello.split_off(hello_bytes.min(hello.len()));
@@ -158,7 +182,7 @@ async fn passthrough(
     visit.enter_service(published.snapshot.service(service));
     if let Err(reason) = visit.authorize(listener, service, Evidence::Network) {
         visit.alert(tcp, Alert::AccessDenied).await;
-        return reason;
+        return Err(reason);
     }
     let reached = match cluster_of(&published.snapshot, listener, service) {
         Err(reason) => Err(Unreached::for_now(reason)),
@@ -167,15 +191,15 @@ async fn passthrough(
             .map(|reached| (cluster, reached)),
     };
     match reached {
-        Ok((cluster, reached)) => {
+        Ok((to, reached)) => {
             visit.moved.up.set(hello.len() as u64);
             let downstream = Stream::Plain(Prefixed::new(tcp, behind));
-            visit.relay(cluster, downstream, reached).await
+            Ok(visit.start_relay(to, downstream, reached))
         }
         Err(unreached) => {
             visit.detail = unreached.last;
             visit.alert(tcp, Alert::InternalError).await;
-            unreached.reason
+            Err(unreached.reason)
         }
     }
 }
@@ -187,7 +211,7 @@ async fn terminate(
     sni: SniTarget,
     hello: &ClientHello,
     stream: Prefixed,
-) -> Reason {
+) -> Result<Relaying, Reason> {
     let service = sni.service;
     let published = Arc::clone(&visit.published);
     let target = published.snapshot.service(service);
@@ -196,7 +220,7 @@ async fn terminate(
     let is_tcp = target.protocol == Protocol::Tcp;
     if is_tcp && !visit.has_somewhere(listener, service) {
         visit.alert(stream.into_tcp(), Alert::InternalError).await;
-        return Reason::NoLocalEndpoint;
+        return Err(Reason::NoLocalEndpoint);
     }
     let offered = |protocol: &[u8]| hello.alpn.iter().any(|offer| offer == protocol);
     let alpn: &[&[u8]] = match target.protocol {
@@ -213,7 +237,7 @@ async fn terminate(
     let credentials = shared.credentials.load_full();
     let session = match mtls::terminate(stream, &credentials, alpn, admit, deadline).await {
         Ok(session) => session,
-        Err(error) => return visit.refuse_session(error, &refused),
+        Err(error) => return Err(visit.refuse_session(error, &refused)),
     };
     visit.caller.identity = Some(session.peer.id.to_string());
     if let Some(tls) = &mut visit.tls {
@@ -228,11 +252,11 @@ async fn terminate(
     match (target.protocol, session.alpn.as_deref()) {
         (Protocol::Http, Some(ALPN_H2)) => {
             let caller = Some(session.peer.id);
-            http::serve(visit, Some(sni), caller, http::Version::H2, session.stream).await
+            Err(http::serve(visit, Some(sni), caller, http::Version::H2, session.stream).await)
         }
         (Protocol::Http, _) => {
             let caller = Some(session.peer.id);
-            http::serve(visit, Some(sni), caller, http::Version::H1, session.stream).await
+            Err(http::serve(visit, Some(sni), caller, http::Version::H1, session.stream).await)
         }
         (Protocol::Tcp, alpn) => {
             let from_gateway = alpn == Some(ALPN_TCP);
@@ -256,16 +280,14 @@ async fn plain(
     service: ServiceIx,
     version: http::Version,
     stream: Prefixed,
-) -> Reason {
+) -> Result<Relaying, Reason> {
     let published = Arc::clone(&visit.published);
     let target = published.snapshot.service(service);
     visit.enter_service(target);
     if target.protocol == Protocol::Http {
-        return http::serve(visit, None, None, version, Stream::Plain(stream)).await;
+        return Err(http::serve(visit, None, None, version, Stream::Plain(stream)).await);
     }
-    if let Err(reason) = visit.authorize(listener, service, Evidence::Network) {
-        return reason;
-    }
+    visit.authorize(listener, service, Evidence::Network)?;
     carry_tcp(visit, listener, service, Stream::Plain(stream), None).await
 }
 
@@ -277,16 +299,16 @@ async fn tcp_session(
     mut stream: Stream,
     caller: &SpiffeId,
     from_gateway: bool,
-) -> Reason {
+) -> Result<Relaying, Reason> {
     let deadline = visit.worker.shared.settings.limits.header_timeout;
     let attested = if from_gateway {
         match timeout(deadline, proxy_protocol::read_identity(&mut stream)).await {
             Ok(Ok(attested)) => attested,
             Ok(Err(error)) => {
                 visit.detail = Some(error.to_string());
-                return Reason::RequestMalformed;
+                return Err(Reason::RequestMalformed);
             }
-            Err(_elapsed) => return Reason::HelloTimeout,
+            Err(_elapsed) => return Err(Reason::HelloTimeout),
         }
     } else {
         None
@@ -296,9 +318,7 @@ async fn tcp_session(
     if let Evidence::Asserted { id, .. } = evidence {
         visit.caller.attested = Some(id.to_string());
     }
-    if let Err(reason) = visit.authorize(listener, service, evidence) {
-        return reason;
-    }
+    visit.authorize(listener, service, evidence)?;
     let handed_on = match evidence {
         Evidence::Asserted { id, .. } => id.clone(),
         Evidence::Verified(_) | Evidence::Network => caller.clone(),
@@ -319,14 +339,14 @@ struct HandedOn<'a> {
     answers: bool,
 }
 
-/// Plans, connects and relays the bytes of a TCP service.
+/// Plans and connects a TCP service.
 async fn carry_tcp(
     visit: &mut Visit,
     listener: &Listener,
     service: ServiceIx,
     mut downstream: Stream,
     caller: Option<HandedOn<'_>>,
-) -> Reason {
+) -> Result<Relaying, Reason> {
     let published = Arc::clone(&visit.published);
     let commit = Commit::Tcp {
         caller: caller.map(|caller| caller.caller),
@@ -340,6 +360,7 @@ async fn carry_tcp(
     if caller.is_some_and(|caller| caller.answers) {
         let answer = match &reached {
             Ok(_) => proxy_protocol::CONNECTED,
+            Err(shed) if shed.reason == Reason::RouteConnectionLimit => proxy_protocol::SHED,
             Err(_) => proxy_protocol::NO_LOCAL_ENDPOINT,
         };
         let deadline = visit.worker.shared.settings.limits.header_timeout;
@@ -348,11 +369,11 @@ async fn carry_tcp(
             downstream.flush().await
         };
         if !matches!(timeout(deadline, answering).await, Ok(Ok(()))) {
-            return Reason::DownstreamClosed;
+            return Err(Reason::DownstreamClosed);
         }
     }
     match reached {
-        Ok((cluster, reached)) => visit.relay(cluster, downstream, reached).await,
+        Ok((to, reached)) => Ok(visit.start_relay(to, downstream, reached)),
         Err(Unreached { reason, last, rule }) => {
             visit.detail = last;
             if rule.is_some() {
@@ -360,7 +381,7 @@ async fn carry_tcp(
             }
             // In order, so that the answer above is read.
             downstream.shutdown().await.ok();
-            reason
+            Err(reason)
         }
     }
 }
@@ -420,6 +441,11 @@ impl Visit {
             ended: None,
             open: Rc::new(open),
         }
+    }
+
+    /// Ends it; dropping it writes its record.
+    fn end(mut self, reason: Reason) {
+        self.ended = Some(reason);
     }
 
     /// Reads what the caller begins with; not on a one-route listener of a TCP service, since in
@@ -588,25 +614,30 @@ impl Visit {
         }
     }
 
-    /// Relays between the caller and the endpoint reached, and tells health how it went.
-    async fn relay(&mut self, to: ClusterIx, downstream: Stream, reached: Reached) -> Reason {
+    /// Begins to relay between the caller and the endpoint reached.
+    fn start_relay(&mut self, to: ClusterIx, downstream: Stream, reached: Reached) -> Relaying {
         self.arrive(to, &reached);
+        let idle = self.published.snapshot.cluster(to).timeouts.idle;
+        let (moved, pipes) = (Rc::clone(&self.moved), Rc::clone(&self.worker.pipes));
+        let upstream = reached.upstream.stream;
+        Relaying {
+            bytes: Box::pin(relay_streams(downstream, upstream, idle, moved, pipes)),
+            to,
+            endpoint: reached.attempt.endpoint,
+            _in_flight: reached.in_flight,
+            _counted: reached.counted,
+        }
+    }
+
+    /// Relays to the end, and tells health how it went.
+    async fn relay(&mut self, mut relaying: Relaying) -> Reason {
         let shared = Arc::clone(&self.worker.shared);
-        let published = Arc::clone(&self.published);
-        let moved = Rc::clone(&self.moved);
-        let cluster = published.snapshot.cluster(to);
-        let relaying = relay(
-            downstream,
-            reached.upstream.stream,
-            cluster.timeouts.idle,
-            &moved,
-        );
         // Draining gives open connections until the deadline; both arms may be dropped.
         let end = tokio::select! {
-            end = Box::pin(relaying) => Some(end),
+            end = &mut relaying.bytes => Some(end),
             () = async { tokio::time::sleep_until(shared.draining().await).await } => None,
         };
-        let answered = moved.down.get() > 0;
+        let answered = self.moved.down.get() > 0;
         let (reason, result) = match end {
             None => (Reason::Drained, answered.then_some(Ok(()))),
             // An endpoint that ends it before a byte has neither served nor failed for certain.
@@ -627,10 +658,10 @@ impl Visit {
             }
         };
         if let Some(result) = result {
-            let endpoint = cluster.endpoint(reached.attempt.endpoint);
+            let cluster = self.published.snapshot.cluster(relaying.to);
+            let endpoint = cluster.endpoint(relaying.endpoint);
             self.worker.observe(&endpoint.key, result);
         }
-        drop(reached.in_flight);
         reason
     }
 }
@@ -640,7 +671,7 @@ impl Drop for Visit {
     fn drop(&mut self) {
         let shared = Arc::clone(&self.worker.shared);
         let cut_off = || {
-            if shared.drain_is_over() {
+            if !std::thread::panicking() && shared.drain_is_over() {
                 Reason::Drained
             } else {
                 Reason::Internal
@@ -697,5 +728,22 @@ pub(crate) fn describe(
             attempt.why.label()
         },
         failover_from: preferred.map(|level| Arc::clone(&level.name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes_of<A, B, C, D, E, F: Future>(_: impl FnOnce(A, B, C, D, E) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// What stays of a connection that relays: the phases before are boxed and given back. The relay
+    /// itself is measured beside its code.
+    #[test]
+    fn a_connection_that_relays_is_small() {
+        let bytes = bytes_of(serve);
+        assert!(bytes <= 1024, "{bytes}");
     }
 }

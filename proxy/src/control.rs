@@ -3,8 +3,12 @@
 //! It is the only writer of what is published; workers only read.
 
 mod accepting;
+pub(crate) mod handover;
+pub(crate) mod inherit;
 mod last_good;
 mod reload;
+mod succession;
+mod systemd;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -17,6 +21,7 @@ use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use zeugma_core::fleet::{Fleet, FleetEvent, Observation};
 use zeugma_core::names::Host;
 use zeugma_core::shares::Shares;
@@ -25,10 +30,13 @@ use zeugma_core::time::Time;
 use zeugma_xds::NodeOptions;
 
 use self::accepting::Accepting;
-use self::last_good::{Keeper, Start};
+use self::handover::{Arrival, Asked, HandoverError, Offered};
+use self::inherit::InheritError;
+use self::last_good::{Beginning, Keeper};
 use self::reload::{Files, Reloaded};
 use crate::account::AccessLog;
-use crate::admin::{self, BindError, Interfaces};
+use crate::admin::{BindError, Interfaces};
+use crate::admission::{self, Admission, UnderWay};
 use crate::listener::WorkerHandle;
 use crate::metrics::Metrics;
 use crate::probe::{Finding, probe};
@@ -36,7 +44,7 @@ use crate::resolve::{self, Names};
 use crate::runtime::{
     OBSERVATIONS_MAX, Phase, Published, RECORDS_GRACE, SOCKETS_MAX, Shared, work,
 };
-use crate::state::{Folder, State, StateError};
+use crate::state::{State, StateError};
 use crate::tls::{Credentials, CredentialsError};
 
 /// Observations taken in one go.
@@ -57,6 +65,17 @@ pub struct GatewayOptions {
     pub name: Option<String>,
     /// Where this replica stands.
     pub locality: Option<String>,
+    /// What it does where a gateway of its name runs.
+    pub start: Start,
+}
+
+/// What a process does where a gateway of its name runs already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// It does not start.
+    Alone,
+    /// It takes over its sockets, and the one before drains; where none runs it starts alone.
+    TakeOver,
 }
 
 /// Why a gateway does not run.
@@ -71,6 +90,12 @@ pub enum GatewayError {
     /// It cannot have the folder for its state.
     #[error(transparent)]
     State(#[from] StateError),
+    /// Sockets that systemd passed are not used.
+    #[error(transparent)]
+    Inherit(#[from] InheritError),
+    /// It does not take over from the gateway that runs.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
     /// An address of its own cannot be bound.
     #[error(transparent)]
     Interface(#[from] BindError),
@@ -87,6 +112,11 @@ pub enum GatewayError {
         #[source]
         source: std::io::Error,
     },
+    /// A worker ended though nobody had asked it to; what the others carried was drained.
+    #[error(
+        "worker {0} ended by itself; its connections are lost, those of the others had their time to end"
+    )]
+    Worker(usize),
     /// The operating system refused something a gateway needs.
     #[error("the gateway cannot start: {what}")]
     System {
@@ -105,56 +135,66 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> GatewayError {
 /// Runs a gateway on this thread until a signal has drained it.
 ///
 /// # Errors
-/// As [`GatewayError`]; only before it serves.
+/// As [`GatewayError`]; all but [`GatewayError::Worker`] only before it serves.
 pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
-    raise_open_files();
+    let open_files = raise_open_files();
     let node = NodeOptions {
         name: options.name.clone(),
         locality: options.locality.clone(),
     };
-    let mut start = Start::load(&options.config, &node)?;
+    let start = Beginning::load(&options.config, &node)?;
     reload::warn(&start.loaded);
     let credentials = Credentials::load(&reload::svid_files(&start.loaded.settings), 1)?;
-    let state = Folder::claim_if_any(start.folder()?)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
         .build()
         .map_err(system("no event loop"))?;
     let local = tokio::task::LocalSet::new();
-    local.block_on(
-        &runtime,
-        control(options.config.clone(), node, start, credentials, state),
-    )
+    local.block_on(&runtime, async {
+        let arrival = Box::pin(handover::arrive(options.start, &start.loaded)).await?;
+        Box::pin(control(
+            options.config.clone(),
+            node,
+            start,
+            credentials,
+            open_files,
+            arrival,
+        ))
+        .await
+    })
 }
 
-/// Raises the soft limit of open files to the hard one: two for each connection are needed.
-fn raise_open_files() {
+/// Raises the soft limit of open files to the hard one, since two for each connection are needed;
+/// returns what holds.
+fn raise_open_files() -> u64 {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "the limit of open files cannot be raised");
     }
+    // None: without a limit.
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 async fn control(
     config: PathBuf,
     node: NodeOptions,
-    start: Start,
+    start: Beginning,
     credentials: Credentials,
-    state: Option<State>,
+    open_files: u64,
+    mut arrival: Arrival,
 ) -> Result<(), GatewayError> {
     let (phase, phase_read) = watch::channel(Phase::Serving);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
     let mut fleet = Fleet::new();
-    let Start {
+    let Beginning {
         loaded,
         findings,
         is_kept,
-        ..
     } = start;
-    let keeper = state.map(Keeper::new);
+    let keeper = (arrival.state.as_ref()).map(|state| Keeper::new(state.path("")));
     if !is_kept && let Some(keeper) = &keeper {
         keeper.keep(loaded.last_good);
     }
@@ -162,13 +202,18 @@ async fn control(
     fleet.reconcile(&snapshot, Time::ZERO);
     let shares = Arc::new(fleet.shares(Time::ZERO));
     let settings = loaded.settings;
-    let interfaces = Interfaces::bind(settings.probes, settings.metrics, &settings.admin).await?;
+    let before = arrival.adopted.before().to_vec();
+    let interfaces = Interfaces::bind(&settings, &mut arrival.adopted)?;
+    let passed = interfaces.offered(&settings);
+    let passed = passed.map_err(system("its interfaces cannot be passed on"))?;
     let log = AccessLog::start(Box::new(std::io::stdout())).map_err(system("no log thread"))?;
     let files = Files::new(config, node, loaded.files, &settings);
     let workers = settings.workers;
+    let admission = Admission::new(settings.limits.connections, open_files);
     let shared = Arc::new(Shared {
         published: ArcSwap::from_pointee(Published {
             generation: 1,
+            under_way: UnderWay::of(&snapshot, None),
             snapshot: Arc::clone(&snapshot),
             shares,
         }),
@@ -185,18 +230,21 @@ async fn control(
             (findings.as_ref()).map_or(Value::Null, zeugma_xds::Findings::to_json),
         ),
         open: AtomicUsize::new(0),
+        admission,
         started: Instant::now(),
     });
-    let (handles, threads) = start_workers(&shared, workers)?;
-    let mut accepting = Accepting::new(Arc::clone(&shared), handles);
-    let bound = accepting.bind_new(&snapshot)?;
-    accepting.commit(bound);
+    let metrics = &shared.metrics;
+    metrics.connections_max(shared.admission.connections_max());
+    let (handles, threads, workers_ended) = start_workers(&shared, workers)?;
+    let accepting = Accepting::new(Arc::clone(&shared), handles);
+    let bound = accepting.bind_new(&snapshot, &mut arrival.adopted)?;
     count_panics(&shared);
     let (names, names_wanted) = watch::channel(resolve::names_of(&snapshot));
     let (asked, names_asked) = oneshot::channel();
     let (reloads, reloaded) = mpsc::channel(1);
     // Beside the control loop: neither a slow file system nor a slow name server holds it up.
     let mut beside = JoinSet::new();
+    beside.spawn_local(admission::watch_memory(Arc::clone(&shared)));
     beside.spawn_local(resolve::run(Arc::clone(&shared), names_wanted, asked));
     beside.spawn_local(files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?));
     if let Some(keeper) = &keeper {
@@ -214,6 +262,13 @@ async fn control(
         phase,
         workers: threads,
         keeper,
+        state: arrival.state,
+        interfaces: Some(interfaces),
+        passed,
+        passed_on: CancellationToken::new(),
+        handing: None,
+        beside: JoinSet::new(),
+        workers_ended,
     };
     control.shared.metrics.generation(1);
     control.tell_credentials();
@@ -221,9 +276,9 @@ async fn control(
         names_asked,
         until: Instant::now() + NAMES_WAIT,
     };
-    control
-        .serve(starting, interfaces, observed, reloaded)
-        .await
+    let (stage, asked, begun) = control.begin(starting, bound, arrival.taking, before).await;
+    control.serve(stage, observed, reloaded, asked).await?;
+    Ok(begun?)
 }
 
 /// Counts every panic of the process: what panics is a connection or a request, and ends alone.
@@ -242,32 +297,57 @@ fn count_panics(shared: &Arc<Shared>) {
     }));
 }
 
-fn start_workers(
-    shared: &Arc<Shared>,
-    configured: Option<usize>,
-) -> Result<(Vec<WorkerHandle>, Vec<std::thread::JoinHandle<()>>), GatewayError> {
+type Workers = (
+    Vec<WorkerHandle>,
+    Vec<std::thread::JoinHandle<()>>,
+    mpsc::Receiver<usize>,
+);
+
+fn start_workers(shared: &Arc<Shared>, configured: Option<usize>) -> Result<Workers, GatewayError> {
     // It respects affinity and a cgroup's quota.
     let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let count = configured.unwrap_or(available).max(1);
+    let (tell_ended, ended) = mpsc::channel(count);
     let mut handles = Vec::new();
     let mut threads = Vec::new();
-    for nth in 0..configured.unwrap_or(available).max(1) {
+    for nth in 0..count {
         let (sockets, queue) = mpsc::channel(SOCKETS_MAX);
         let shared = Arc::clone(shared);
-        let thread = std::thread::Builder::new()
-            .name(format!("worker-{nth}"))
-            .spawn(move || {
-                if let Err(error) = work(shared, queue) {
-                    tracing::error!(%error, "a worker has no event loop");
-                }
-            })
-            .map_err(system("no worker thread"))?;
+        let thread = start_worker(nth, tell_ended.clone(), move || {
+            if let Err(error) = work(shared, queue) {
+                tracing::error!(%error, "a worker has no event loop");
+            }
+        });
         handles.push(WorkerHandle {
+            nth,
             sockets,
             open: Arc::default(),
         });
-        threads.push(thread);
+        threads.push(thread.map_err(system("no worker thread"))?);
     }
-    Ok((handles, threads))
+    Ok((handles, threads, ended))
+}
+
+/// Starts the thread of a worker, which tells its end even if it panics.
+fn start_worker(
+    nth: usize,
+    tell_ended: mpsc::Sender<usize>,
+    work: impl FnOnce() + Send + 'static,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    struct Ended(usize, mpsc::Sender<usize>);
+
+    impl Drop for Ended {
+        fn drop(&mut self) {
+            // There is room for every worker; nobody listens at the end of the process.
+            self.1.try_send(self.0).ok();
+        }
+    }
+
+    let thread = std::thread::Builder::new().name(format!("worker-{nth}"));
+    thread.spawn(move || {
+        let _ended = Ended(nth, tell_ended);
+        work();
+    })
 }
 
 /// The control thread's state.
@@ -280,8 +360,21 @@ struct Control {
     names: watch::Sender<BTreeSet<Host>>,
     phase: watch::Sender<Phase>,
     workers: Vec<std::thread::JoinHandle<()>>,
-    /// Held until the end: the lock of the state directory is in it.
+    /// Held until the end, or until a successor has it: the lock is in it.
+    state: Option<State>,
+    /// Keeps every configuration that is applied.
     keeper: Option<Keeper>,
+    /// Until they are served.
+    interfaces: Option<Interfaces>,
+    /// Their sockets, to be passed on.
+    passed: Vec<Offered>,
+    /// Cancelled when a successor has them.
+    passed_on: CancellationToken,
+    /// The successor that has been offered the sockets and has not taken over yet.
+    handing: Option<i32>,
+    beside: JoinSet<()>,
+    /// Told the number of each worker that ends, whatever the cause.
+    workers_ended: mpsc::Receiver<usize>,
 }
 
 /// How far a gateway is on its way in or out.
@@ -289,6 +382,7 @@ struct Control {
 /// ```text
 /// Starting --names asked, or 5 s--> Serving
 /// Starting, Serving --signal--> Leaving --delay or signal--> Draining --all ended or deadline--> (end)
+/// Starting, Serving, Leaving --a successor is ready--> Draining
 /// ```
 enum Stage {
     /// Accepting, and not ready: an endpoint or peer given by a name could not be reached.
@@ -313,15 +407,14 @@ impl Control {
     async fn serve(
         &mut self,
         mut stage: Stage,
-        interfaces: Interfaces,
         mut observed: mpsc::Receiver<Observation>,
         mut reloaded: mpsc::Receiver<Reloaded>,
+        mut asked: mpsc::Receiver<Asked>,
     ) -> Result<(), GatewayError> {
         let mut terminate = listen(SignalKind::terminate())?;
         let mut interrupt = listen(SignalKind::interrupt())?;
         let mut batch = Vec::with_capacity(OBSERVATIONS_BATCH);
-        let mut beside = JoinSet::new();
-        beside.spawn_local(admin::serve(interfaces, Arc::clone(&self.shared)));
+        let mut failed = None;
         loop {
             let is_starting = matches!(stage, Stage::Starting { .. });
             if !is_starting {
@@ -343,9 +436,28 @@ impl Control {
                     self.publish_shares();
                     None
                 }
-                Some(reloaded) = reloaded.recv() => {
+                // A successor has the sockets of the configuration that was offered to it.
+                Some(reloaded) = reloaded.recv(), if self.handing.is_none() => {
+                    let by_signal = reloaded.by_signal;
                     self.apply(reloaded, &stage);
+                    if by_signal {
+                        systemd::ready();
+                    }
                     None
+                }
+                Some(asked) = asked.recv() => {
+                    stage = self.asked(asked, stage);
+                    None
+                }
+                Some(worker) = self.workers_ended.recv() => {
+                    if !matches!(stage, Stage::Draining { .. }) {
+                        tracing::error!(
+                            worker,
+                            "a worker ended by itself: a defect of the gateway; the others drain, and the process ends"
+                        );
+                        failed = Some(GatewayError::Worker(worker));
+                    }
+                    failed.is_some().then_some(Duration::ZERO)
                 }
                 () = stage.over() => match &stage {
                     Stage::Starting { .. } => {
@@ -365,7 +477,7 @@ impl Control {
         }
         self.shared.log.flush();
         tracing::info!("drained");
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     fn become_ready(&self) -> Stage {
@@ -376,6 +488,7 @@ impl Control {
             listeners = %self.accepting,
             "gateway ready"
         );
+        systemd::ready();
         Stage::Serving
     }
 
@@ -384,6 +497,7 @@ impl Control {
         match stage {
             Stage::Starting { .. } | Stage::Serving if !delay.is_zero() => {
                 self.shared.ready.store(false, Ordering::Release);
+                systemd::stopping();
                 tracing::info!(?delay, "draining: not ready, still accepting");
                 Stage::Leaving {
                     until: Instant::now() + delay,
@@ -397,11 +511,17 @@ impl Control {
     /// Ends accepting; what is open has until the deadline.
     fn drain(&mut self) -> Stage {
         self.shared.ready.store(false, Ordering::Release);
+        systemd::stopping();
+        self.accepting.stop();
+        self.end_open()
+    }
+
+    /// Gives what is open until the deadline.
+    fn end_open(&mut self) -> Stage {
         let timeout = self.shared.settings.drain.timeout;
         let deadline = Instant::now() + timeout;
         let open = self.shared.open.load(Ordering::Relaxed);
         tracing::info!(open, ?timeout, "draining: no new connections");
-        self.accepting.stop();
         self.phase.send_replace(Phase::Draining {
             deadline: deadline.into(),
         });
@@ -482,10 +602,17 @@ impl Control {
     }
 
     fn publish(&self, generation: u64, snapshot: Arc<Snapshot>, shares: Shares) {
+        let before = self.shared.published.load();
+        let under_way = if Arc::ptr_eq(&before.snapshot, &snapshot) {
+            Arc::clone(&before.under_way)
+        } else {
+            UnderWay::of(&snapshot, Some(&before))
+        };
         let published = Published {
             generation,
             snapshot,
             shares: Arc::new(shares),
+            under_way,
         };
         self.shared.published.store(Arc::new(published));
     }
@@ -501,7 +628,10 @@ impl Control {
         if matches!(stage, Stage::Draining { .. }) {
             return;
         }
-        let bound = match self.accepting.bind_new(&snapshot) {
+        let bound = match self
+            .accepting
+            .bind_new(&snapshot, &mut inherit::Adopted::default())
+        {
             Ok(bound) => bound,
             Err(error) => {
                 tracing::error!(%error, "configuration refused; the last good one serves");

@@ -5,10 +5,12 @@
 
 mod account;
 mod admin;
+mod admission;
 mod connection;
 mod control;
 mod http;
 mod listener;
+mod memory;
 mod metrics;
 mod peek;
 mod probe;
@@ -24,5 +26,7 @@ mod walk;
 mod watch;
 
 pub use admin::BindError;
-pub use control::{GatewayError, GatewayOptions, run};
+pub use control::handover::HandoverError;
+pub use control::inherit::InheritError;
+pub use control::{GatewayError, GatewayOptions, Start, run};
 pub use state::StateError;

@@ -6,13 +6,20 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
+use zeugma_core::admission::Sources;
+use zeugma_core::verdict::Reason;
 
+use crate::admission::{self, Admission};
 use crate::runtime::Shared;
+use crate::upstream;
 
 /// Connections the kernel queues for us.
 const BACKLOG: i32 = 4096;
@@ -32,6 +39,7 @@ pub(crate) struct Accepted {
 #[derive(Debug)]
 pub(crate) struct Open {
     shared: Arc<Shared>,
+    nth: usize,
     worker: Arc<AtomicUsize>,
     listener: Arc<str>,
 }
@@ -39,6 +47,7 @@ pub(crate) struct Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.worker.fetch_sub(1, Ordering::Relaxed);
+        self.shared.metrics.left_worker(self.nth);
         self.shared.open.fetch_sub(1, Ordering::Relaxed);
         self.shared.metrics.ended(&self.listener);
     }
@@ -47,6 +56,7 @@ impl Drop for Open {
 /// The way to one worker.
 #[derive(Debug, Clone)]
 pub(crate) struct WorkerHandle {
+    pub(crate) nth: usize,
     pub(crate) sockets: mpsc::Sender<Accepted>,
     pub(crate) open: Arc<AtomicUsize>,
 }
@@ -86,8 +96,9 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Accepts until it is stopped by the other end of `stopped`; what the kernel has queued by then
-/// is accepted too, since closing the socket would reset it.
+/// Accepts until it is stopped by the other end of `stopped`: dropped, what the kernel has queued by
+/// then is accepted too, since closing the socket would reset it; told, another process has the
+/// socket too, and what is queued is for that one.
 pub(crate) async fn accept(
     socket: tokio::net::TcpListener,
     mut stopped: oneshot::Receiver<()>,
@@ -95,32 +106,94 @@ pub(crate) async fn accept(
     shared: Arc<Shared>,
     workers: Arc<[WorkerHandle]>,
 ) {
+    // What is accepted inherits these (tcp(7)): they cost a connection no system call of its own.
+    upstream::tune(&socket);
+    let watched = socket.into_std().and_then(watch);
+    let socket = match watched {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::error!(listener = %name.get(), %error, "a listener cannot be watched");
+            return;
+        }
+    };
+    let mut sources = admission::sources();
+    let mut pause = Pause::default();
     loop {
         // Both arms are cancel-safe by their own documentation.
         let accepted = tokio::select! {
-            accepted = socket.accept() => accepted,
-            _ = &mut stopped => break,
+            accepted = socket.async_io(Interest::READABLE, accept_one) => accepted,
+            told = &mut stopped => match told {
+                Ok(()) => return,
+                Err(_dropped) => break,
+            },
         };
-        let accepted = accepted.and_then(|(tcp, source)| Ok((tcp.into_std()?, source)));
         match accepted {
-            Ok((tcp, source)) => hand_over(tcp, source, &name.get(), &shared, &workers),
+            Ok((tcp, source)) => {
+                pause.is_over(&name);
+                hand_over(tcp, source, &name.get(), &shared, &workers, &mut sources);
+            }
             Err(error) if is_of_that_connection(&error) => {}
             Err(error) => {
-                tracing::error!(
-                    listener = %name.get(), %error,
-                    "cannot accept; pausing. Raise the limit of open files if it is reached"
-                );
+                shared.metrics.accept_failed(&name.get());
+                pause.begins(&name, &error);
+                // What waits in the kernel's queue meanwhile is not lost.
                 tokio::time::sleep(BACK_OFF).await;
             }
         }
     }
-    let Ok(socket) = socket.into_std() else {
-        return;
-    };
     // Never blocks; an error is the end of the queue, or as bad.
-    while let Ok((tcp, source)) = socket.accept() {
-        hand_over(tcp, source, &name.get(), &shared, &workers);
+    while let Ok((tcp, source)) = accept_one(socket.get_ref()) {
+        hand_over(tcp, source, &name.get(), &shared, &workers, &mut sources);
     }
+}
+
+/// A time in which nothing can be accepted: told when it begins and when it is over, however often
+/// it is tried in between.
+#[derive(Debug, Default)]
+struct Pause {
+    since: Option<Instant>,
+    failures: u64,
+}
+
+impl Pause {
+    fn begins(&mut self, name: &ServedName, error: &io::Error) {
+        self.failures += 1;
+        if self.since.is_none() {
+            self.since = Some(Instant::now());
+            tracing::error!(
+                listener = %name.get(), %error,
+                "cannot accept; trying again every {BACK_OFF:?}. Raise the limit of open files if it is reached"
+            );
+        }
+    }
+
+    fn is_over(&mut self, name: &ServedName) {
+        if let Some(since) = self.since.take() {
+            tracing::info!(
+                listener = %name.get(), failures = self.failures, lasted = ?since.elapsed(),
+                "accepting again"
+            );
+            self.failures = 0;
+        }
+    }
+}
+
+/// Watches a socket as a plain descriptor: of what it accepts, only the worker registers anything.
+#[expect(
+    deprecated,
+    reason = "unsound for types whose descriptor changes meanwhile; the one of std's listener stays"
+)]
+fn watch(socket: TcpListener) -> io::Result<AsyncFd<TcpListener>> {
+    AsyncFd::with_interest(socket, Interest::READABLE)
+}
+
+/// Takes one connection out of the queue, non-blocking as tokio needs it.
+fn accept_one(socket: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (tcp, source) = acceptfrom_with(socket, flags)?;
+    // The kernel names the source of every TCP connection.
+    let source = source.ok_or(io::ErrorKind::InvalidData)?;
+    Ok((tcp.into(), source.try_into()?))
 }
 
 fn hand_over(
@@ -129,22 +202,28 @@ fn hand_over(
     name: &Arc<str>,
     shared: &Arc<Shared>,
     workers: &[WorkerHandle],
+    sources: &mut Sources,
 ) {
-    if shared.open.load(Ordering::Relaxed) >= shared.settings.limits.connections {
-        shared.refuse_unseen(name, source, zeugma_core::verdict::Reason::ConnectionLimit);
+    if let Err(reason) = Admission::connection(shared, name, source.ip(), sources) {
+        shared.refuse_unseen(name, source, reason);
         return;
     }
     let Some(worker) = workers
         .iter()
+        .filter(|worker| !worker.sockets.is_closed())
         .min_by_key(|worker| worker.open.load(Ordering::Relaxed))
     else {
+        // Draining has just begun, or no worker is left.
+        shared.refuse_unseen(name, source, Reason::Drained);
         return;
     };
     worker.open.fetch_add(1, Ordering::Relaxed);
     shared.open.fetch_add(1, Ordering::Relaxed);
     shared.metrics.opened(name);
+    shared.metrics.entered_worker(worker.nth);
     let open = Open {
         shared: Arc::clone(shared),
+        nth: worker.nth,
         worker: Arc::clone(&worker.open),
         listener: name.clone(),
     };
@@ -154,12 +233,16 @@ fn hand_over(
         listener: name.clone(),
         open,
     };
-    if let Err(mpsc::error::TrySendError::Full(accepted)) = worker.sockets.try_send(accepted) {
-        shared.refuse_unseen(
-            name,
-            accepted.source,
-            zeugma_core::verdict::Reason::ConnectionLimit,
-        );
+    match worker.sockets.try_send(accepted) {
+        Ok(()) => {}
+        Err(mpsc::error::TrySendError::Full(_shed)) => {
+            shared.metrics.dropped("sockets", 1);
+            shared.refuse_unseen(name, source, Reason::ConnectionLimit);
+        }
+        // It ended this very moment.
+        Err(mpsc::error::TrySendError::Closed(_shed)) => {
+            shared.refuse_unseen(name, source, Reason::Internal);
+        }
     }
 }
 

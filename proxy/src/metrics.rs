@@ -20,32 +20,37 @@ pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Ended {
-    listener: String,
-    destination_service: String,
-    reason: String,
-    response_flags: String,
+    listener: Arc<str>,
+    destination_service: Arc<str>,
+    reason: &'static str,
+    response_flags: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Answered {
-    listener: String,
-    destination_service: String,
+    listener: Arc<str>,
+    destination_service: Arc<str>,
     response_code: u16,
-    reason: String,
-    response_flags: String,
+    reason: &'static str,
+    response_flags: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByListener {
-    listener: String,
+    listener: Arc<str>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByWorker {
+    worker: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Taken {
-    destination_service: String,
-    destination_backend: String,
+    destination_service: Arc<str>,
+    destination_backend: Arc<str>,
     level: usize,
-    why: String,
+    why: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -78,13 +83,46 @@ struct ByKind {
     kind: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByCause {
+    cause: &'static str,
+}
+
+/// Counts the pipes of relays.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PipeMeter {
+    open: Gauge,
+    fallbacks: Family<ByCause, Counter>,
+}
+
+impl PipeMeter {
+    /// A worker that had `before` pipes has `now`.
+    pub(crate) fn open(&self, before: usize, now: usize) {
+        let change = |n| i64::try_from(n).unwrap_or(i64::MAX);
+        self.open.inc_by(change(now) - change(before));
+    }
+
+    /// Bytes that were worth a pipe are copied instead.
+    pub(crate) fn fell_back(&self, cause: &'static str) {
+        self.fallbacks.get_or_create(&ByCause { cause }).inc();
+    }
+}
+
 /// Every metric of a gateway.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
+    /// What stands for the service of a connection that named none.
+    unknown: Arc<str>,
     connections: Family<Ended, Counter>,
     requests: Family<Answered, Counter>,
     open: Family<ByListener, Gauge>,
+    worker_open: Family<ByWorker, Gauge>,
+    connections_max: Gauge,
+    accept_errors: Family<ByListener, Counter>,
+    memory_used: Gauge,
+    memory_watermark: Gauge,
+    memory_short: Gauge,
     sent: Family<ByListener, Counter>,
     received: Family<ByListener, Counter>,
     attempts: Family<Taken, Counter>,
@@ -97,15 +135,23 @@ pub(crate) struct Metrics {
     svid_expiry: Gauge,
     dropped: Family<ByKind, Counter>,
     panics: Counter,
+    pub(crate) pipes: PipeMeter,
 }
 
 impl Metrics {
     pub(crate) fn new() -> Self {
         let mut this = Self {
             registry: Registry::with_prefix("zeugma"),
+            unknown: "unknown".into(),
             connections: Family::default(),
             requests: Family::default(),
             open: Family::default(),
+            worker_open: Family::default(),
+            connections_max: Gauge::default(),
+            accept_errors: Family::default(),
+            memory_used: Gauge::default(),
+            memory_watermark: Gauge::default(),
+            memory_short: Gauge::default(),
             sent: Family::default(),
             received: Family::default(),
             attempts: Family::default(),
@@ -118,9 +164,11 @@ impl Metrics {
             svid_expiry: Gauge::default(),
             dropped: Family::default(),
             panics: Counter::default(),
+            pipes: PipeMeter::default(),
         };
         this.register_traffic();
         this.register_state();
+        this.register_limits();
         this
     }
 
@@ -197,17 +245,60 @@ impl Metrics {
             "Connections ended by a panic",
             self.panics.clone(),
         );
+        r.register(
+            "relay_pipes",
+            "Pipes open for splicing",
+            self.pipes.open.clone(),
+        );
+        r.register(
+            "relay_pipe_fallbacks",
+            "Times that bytes were copied for want of a pipe, by what was short",
+            self.pipes.fallbacks.clone(),
+        );
+    }
+
+    fn register_limits(&mut self) {
+        let r = &mut self.registry;
+        r.register(
+            "worker_connections",
+            "Connections open now, by worker",
+            self.worker_open.clone(),
+        );
+        r.register(
+            "connections_limit",
+            "Connections let in at once: limits.connections, or what the limit of open files holds",
+            self.connections_max.clone(),
+        );
+        r.register(
+            "accept_errors",
+            "Times a listener could not accept and paused",
+            self.accept_errors.clone(),
+        );
+        r.register(
+            "memory_used_bytes",
+            "Memory in use, as it is held to the watermark",
+            self.memory_used.clone(),
+        );
+        r.register(
+            "memory_watermark_bytes",
+            "Memory above which new work is shed; 0 for none",
+            self.memory_watermark.clone(),
+        );
+        r.register(
+            "memory_short",
+            "1 while new work is shed because memory is short",
+            self.memory_short.clone(),
+        );
     }
 
     /// Counts the end of a connection or request.
     pub(crate) fn closed(&self, closed: &Closed) {
-        let listener = closed.listener.to_string();
-        let service = closed.service.as_deref().unwrap_or("unknown").to_owned();
-        let reason = closed.reason.label().to_owned();
-        let flags = closed.reason.flag().to_owned();
+        let listener = Arc::clone(&closed.listener);
+        let service = Arc::clone(closed.service.as_ref().unwrap_or(&self.unknown));
+        let (reason, flags) = (closed.reason.label(), closed.reason.flag());
         if moved_its_own_bytes(closed) {
             let by = ByListener {
-                listener: listener.clone(),
+                listener: Arc::clone(&listener),
             };
             self.sent.get_or_create(&by).inc_by(closed.bytes_sent);
             let received = self.received.get_or_create(&by);
@@ -238,29 +329,67 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn opened(&self, listener: &str) {
+    pub(crate) fn opened(&self, listener: &Arc<str>) {
         self.open
             .get_or_create(&ByListener {
-                listener: listener.to_owned(),
+                listener: Arc::clone(listener),
             })
             .inc();
     }
 
-    pub(crate) fn ended(&self, listener: &str) {
+    pub(crate) fn ended(&self, listener: &Arc<str>) {
         self.open
             .get_or_create(&ByListener {
-                listener: listener.to_owned(),
+                listener: Arc::clone(listener),
             })
             .dec();
     }
 
-    pub(crate) fn attempt(&self, service: &str, backend: &str, level: usize, why: &str) {
+    pub(crate) fn entered_worker(&self, worker: usize) {
+        self.worker_open.get_or_create(&ByWorker { worker }).inc();
+    }
+
+    pub(crate) fn left_worker(&self, worker: usize) {
+        self.worker_open.get_or_create(&ByWorker { worker }).dec();
+    }
+
+    pub(crate) fn connections_max(&self, count: usize) {
+        self.connections_max
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn accept_failed(&self, listener: &Arc<str>) {
+        self.accept_errors
+            .get_or_create(&ByListener {
+                listener: Arc::clone(listener),
+            })
+            .inc();
+    }
+
+    pub(crate) fn memory_watermark(&self, bytes: u64) {
+        self.memory_watermark
+            .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn memory(&self, used_bytes: u64, is_short: bool) {
+        self.memory_used
+            .set(i64::try_from(used_bytes).unwrap_or(i64::MAX));
+        self.memory_short.set(i64::from(is_short));
+    }
+
+    pub(crate) fn attempt(
+        &self,
+        service: &Arc<str>,
+        backend: &Arc<str>,
+        level: usize,
+        why: &'static str,
+    ) {
         self.attempts
             .get_or_create(&Taken {
-                destination_service: service.to_owned(),
-                destination_backend: backend.to_owned(),
+                destination_service: Arc::clone(service),
+                destination_backend: Arc::clone(backend),
                 level,
-                why: why.to_owned(),
+                why,
             })
             .inc();
     }

@@ -13,6 +13,8 @@ use zeugma_core::identity::{SPIFFE_ID_BYTES_MAX, SpiffeId};
 pub(crate) const CONNECTED: u8 = 0;
 /// ... or this one, and the calling gateway tries elsewhere.
 pub(crate) const NO_LOCAL_ENDPOINT: u8 = 1;
+/// The answer of a called gateway whose route has as many connections as it may.
+pub(crate) const SHED: u8 = 2;
 
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 /// Version 2, command PROXY.

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinSet, LocalSet};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use zeugma_core::fleet::Observation;
 use zeugma_core::retry::RetryBudget;
@@ -28,10 +29,12 @@ use zeugma_core::verdict::Reason;
 use zeugma_xds::{GatewaySettings, ResourceList};
 
 use crate::account::{AccessLog, Caller, Closed};
+use crate::admission::{Admission, UnderWay};
 use crate::connection;
 use crate::http::pool::Pool;
 use crate::listener::Accepted;
 use crate::metrics::Metrics;
+use crate::relay::Pipes;
 use crate::resolve::Names;
 use crate::tls::Credentials;
 use crate::upstream::ConnectError;
@@ -40,6 +43,10 @@ use crate::upstream::ConnectError;
 pub(crate) const SOCKETS_MAX: usize = 1024;
 /// Observations on their way to the control thread; more are dropped and counted.
 pub(crate) const OBSERVATIONS_MAX: usize = 65_536;
+/// How many good outcomes a worker gathers before it wakes the control thread.
+const UNTOLD_MAX: usize = 512;
+/// How long it gathers them: they only weigh against bad ones, which are told at once.
+const UNTOLD_TIME: Duration = Duration::from_millis(100);
 
 /// A configuration and the shares computed from it: the one pointer that decisions are made from.
 #[derive(Debug)]
@@ -48,6 +55,8 @@ pub(crate) struct Published {
     pub(crate) generation: u64,
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) shares: Arc<Shares>,
+    /// What is under way of the route of each cluster.
+    pub(crate) under_way: Arc<[Arc<UnderWay>]>,
 }
 
 /// Whether the gateway serves or is on its way out.
@@ -77,6 +86,7 @@ pub(crate) struct Shared {
     /// What is wrong with the files on disk, while their last good content serves.
     pub(crate) findings: ArcSwap<serde_json::Value>,
     pub(crate) open: AtomicUsize,
+    pub(crate) admission: Admission,
     pub(crate) started: Instant,
 }
 
@@ -120,6 +130,11 @@ impl Shared {
         }
     }
 
+    /// Whether no new work is wanted on what is open.
+    pub(crate) fn is_draining(&self) -> bool {
+        matches!(*self.phase.borrow(), Phase::Draining { .. })
+    }
+
     /// Waits until draining begins; returns its deadline.
     ///
     /// # Cancel safety
@@ -146,11 +161,16 @@ type MirrorKey = (Arc<str>, Arc<str>);
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
+    /// What relays splice through.
+    pub(crate) pipes: Rc<Pipes>,
     /// What outlives the connection that began it: upgraded connections, mirrored requests.
     pub(crate) tasks: TaskTracker,
     in_flight: RefCell<HashMap<EndpointKey, Rc<Cell<u32>>>>,
     budgets: RefCell<HashMap<Arc<str>, RetryBudget>>,
     mirrors: RefCell<HashMap<MirrorKey, Rc<Cell<usize>>>>,
+    /// Outcomes the control thread is still to be told of.
+    untold: RefCell<Vec<Observation>>,
+    has_untold: Notify,
     draws: RefCell<fastrand::Rng>,
     /// The turn of each cluster that is balanced by turns.
     turns: RefCell<HashMap<Arc<str>, u64>>,
@@ -161,12 +181,15 @@ pub(crate) struct Worker {
 impl Worker {
     fn new(shared: Arc<Shared>) -> Self {
         Self {
+            pipes: Rc::new(Pipes::new(shared.metrics.pipes.clone())),
             shared,
             pool: Pool::default(),
             tasks: TaskTracker::new(),
             in_flight: RefCell::default(),
             budgets: RefCell::default(),
             mirrors: RefCell::default(),
+            untold: RefCell::default(),
+            has_untold: Notify::new(),
             draws: RefCell::new(fastrand::Rng::new()),
             turns: RefCell::default(),
             forgotten: Cell::default(),
@@ -212,14 +235,42 @@ impl Worker {
         InFlight(count)
     }
 
-    /// Tells the control thread how an attempt went.
+    /// Tells the control thread how an attempt went: of failures at once, of successes soon.
     pub(crate) fn observe(&self, key: &EndpointKey, result: Result<(), Failure>) {
-        let observation = Observation {
+        let mut untold = self.untold.borrow_mut();
+        let is_urgent = result.is_err() || untold.len() + 1 >= UNTOLD_MAX;
+        untold.push(Observation {
             key: key.clone(),
             result,
-        };
-        if self.shared.observations.try_send(observation).is_err() {
-            self.shared.metrics.dropped("observations", 1);
+        });
+        let is_first = untold.len() == 1;
+        drop(untold);
+        if is_urgent {
+            self.tell_observations();
+        } else if is_first {
+            self.has_untold.notify_one();
+        }
+    }
+
+    /// Tells the control thread what it has not been told, in order.
+    fn tell_observations(&self) {
+        let mut dropped = 0;
+        for observation in self.untold.borrow_mut().drain(..) {
+            if self.shared.observations.try_send(observation).is_err() {
+                dropped += 1;
+            }
+        }
+        if dropped > 0 {
+            self.shared.metrics.dropped("observations", dropped);
+        }
+    }
+
+    /// Tells it, some time after there is something to tell, for ever.
+    async fn keep_telling(&self) {
+        loop {
+            self.has_untold.notified().await;
+            tokio::time::sleep(UNTOLD_TIME).await;
+            self.tell_observations();
         }
     }
 
@@ -300,6 +351,18 @@ impl Published {
     pub(crate) fn shares_of(&self, cluster: ClusterIx) -> &ClusterShares {
         &self.shares.clusters[cluster.0]
     }
+
+    /// What is under way of a cluster's route.
+    ///
+    /// # Panics
+    /// Never: it is published with the snapshot.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "there is one entry for each cluster"
+    )]
+    pub(crate) fn under_way_of(&self, cluster: ClusterIx) -> &Arc<UnderWay> {
+        &self.under_way[cluster.0]
+    }
 }
 
 /// How often a worker forgets what it no longer needs.
@@ -315,12 +378,16 @@ pub(crate) fn work(
     shared: Arc<Shared>,
     mut sockets: mpsc::Receiver<Accepted>,
 ) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    // Not a `LocalSet` on a runtime: that schedules every wake twice.
+    let runtime = Builder::new_current_thread()
         .enable_all()
-        .build()?;
-    let local = LocalSet::new();
+        .build_local(LocalOptions::default())?;
     let worker = Rc::new(Worker::new(Arc::clone(&shared)));
-    local.block_on(&runtime, async move {
+    runtime.block_on(async move {
+        let teller = Rc::clone(&worker);
+        // Ends with this set, when everything else has.
+        let mut telling = JoinSet::new();
+        telling.spawn_local(async move { teller.keep_telling().await });
         let mut open = JoinSet::new();
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         loop {
@@ -334,6 +401,7 @@ pub(crate) fn work(
                 _ = housekeeping.tick() => {
                     worker.forget_unused();
                     worker.pool.evict_idle();
+                    worker.pipes.close_unneeded();
                 }
             }
         }
@@ -352,6 +420,7 @@ pub(crate) fn work(
                 "connections did not end by the drain deadline; they are cut off"
             );
         }
+        worker.tell_observations();
     });
     Ok(())
 }
@@ -363,10 +432,7 @@ fn start(worker: &Rc<Worker>, accepted: Accepted, open: &mut JoinSet<()>) {
         listener,
         open: counted,
     } = accepted;
-    match tcp
-        .set_nonblocking(true)
-        .and_then(|()| TcpStream::from_std(tcp))
-    {
+    match TcpStream::from_std(tcp) {
         Ok(tcp) => {
             open.spawn_local(connection::serve(
                 Rc::clone(worker),

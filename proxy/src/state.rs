@@ -4,7 +4,8 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -36,8 +37,8 @@ pub enum StateError {
     },
     /// Another gateway has it.
     #[error(
-        "a gateway of the name `{name}` runs already: `{path}` is locked; end it first, or give this \
-         one another name or spec.stateDir"
+        "a gateway of the name `{name}` runs already: `{path}` is locked; take over from it with \
+         --takeover, end it first, or give this one another name or spec.stateDir"
     )]
     Held {
         /// The gateway's name.
@@ -59,8 +60,8 @@ pub(crate) struct Folder {
 #[derive(Debug)]
 pub(crate) struct State {
     path: PathBuf,
-    /// Held: the lock ends with the last descriptor of this open file.
-    _lock: File,
+    /// The lock ends with the last descriptor of this open file.
+    lock: File,
 }
 
 impl Folder {
@@ -90,9 +91,7 @@ impl Folder {
     }
 
     fn open_in(dir: &Path, name: &str) -> Result<Self, StateError> {
-        // `.` and `..` are names too, and other folders.
-        let is_dots = name.bytes().all(|byte| byte == b'.');
-        let path = dir.join(if is_dots { "_" } else { name });
+        let path = folder_of(&StateDir::Given(dir.to_owned()), name);
         let unusable = |path: &Path| {
             let path = path.to_owned();
             move |source| StateError::Unusable { path, source }
@@ -115,69 +114,108 @@ impl Folder {
         })
     }
 
-    /// Where a file of this name is.
-    pub(crate) fn path(&self, file: &str) -> PathBuf {
-        self.path.join(file)
-    }
-
-    /// As [`Folder::claim`], where there is a folder.
-    pub(crate) fn claim_if_any(folder: Option<Self>) -> Result<Option<State>, StateError> {
-        folder.map(Self::claim).transpose()
-    }
-
     /// Makes it this gateway's own.
     ///
     /// # Errors
     /// [`StateError::Held`] while another gateway of the name runs; [`StateError::Unusable`] where
     /// the file system has no locks.
     pub(crate) fn claim(self) -> Result<State, StateError> {
+        self.try_claim()?.map_err(|held| StateError::Held {
+            path: held.path(LOCK),
+            name: held.name,
+        })
+    }
+
+    /// Makes it this gateway's own, or gives it back while another gateway of the name runs.
+    ///
+    /// # Errors
+    /// [`StateError::Unusable`] where the file system has no locks.
+    pub(crate) fn try_claim(self) -> Result<Result<State, Self>, StateError> {
         match flock(&self.lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(State {
+            Ok(()) => Ok(Ok(State {
                 path: self.path,
-                _lock: self.lock,
-            }),
-            Err(Errno::WOULDBLOCK) => Err(StateError::Held {
-                path: self.path.join(LOCK),
-                name: self.name,
-            }),
+                lock: self.lock,
+            })),
+            Err(Errno::WOULDBLOCK) => Ok(Err(self)),
             Err(error) => Err(StateError::Unusable {
-                path: self.path.join(LOCK),
+                path: self.path(LOCK),
                 source: error.into(),
             }),
         }
     }
-}
 
-impl State {
+    /// Makes it this gateway's own by a descriptor of the lock that another gateway holds.
+    ///
+    /// # Errors
+    /// If it is of another file, or does not hold the lock.
+    pub(crate) fn adopt(self, lock: OwnedFd) -> io::Result<State> {
+        let lock = File::from(lock);
+        let (theirs, ours) = (lock.metadata()?, self.lock.metadata()?);
+        if (theirs.dev(), theirs.ino()) != (ours.dev(), ours.ino()) {
+            return Err(io::Error::other("the lock is of another folder"));
+        }
+        // Of the open file that holds the lock this says so again; of any other it fails.
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(State {
+            path: self.path,
+            lock,
+        })
+    }
+
     /// Where a file of this name is.
     pub(crate) fn path(&self, file: &str) -> PathBuf {
         self.path.join(file)
     }
+}
 
-    /// Replaces a file at once: whoever reads it, after a crash too, finds the old or the new.
-    ///
-    /// # Errors
-    /// As the operating system says; the file is then as it was.
-    pub(crate) fn write(&self, file: &str, bytes: &[u8]) -> io::Result<()> {
-        let next = self.path(&format!(".{file}.next"));
-        let written = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&next)
-            .and_then(|mut next| {
-                next.write_all(bytes)?;
-                next.sync_all()
-            })
-            .and_then(|()| std::fs::rename(&next, self.path(file)));
-        if written.is_err() {
-            // Best effort: the error below is the one to report.
-            std::fs::remove_file(&next).ok();
-        }
-        written?;
-        File::open(&self.path)?.sync_all()
+impl State {
+    /// The open file that holds the lock.
+    pub(crate) fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
     }
+
+    /// Where a file of this name is.
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
+        self.path.join(file)
+    }
+}
+
+/// Replaces a file of a gateway's folder at once: whoever reads it, after a crash too, finds the old
+/// or the new.
+///
+/// # Errors
+/// As the operating system says; the file is then as it was.
+pub(crate) fn write(folder: &Path, file: &str, bytes: &[u8]) -> io::Result<()> {
+    let next = folder.join(format!(".{file}.next"));
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&next)
+        .and_then(|mut next| {
+            next.write_all(bytes)?;
+            next.sync_all()
+        })
+        .and_then(|()| std::fs::rename(&next, folder.join(file)));
+    if written.is_err() {
+        // Best effort: the error below is the one to report.
+        std::fs::remove_file(&next).ok();
+    }
+    written?;
+    File::open(folder)?.sync_all()
+}
+
+/// Where the folder of the gateway `name` is, whether or not it is there.
+pub(crate) fn folder_of(dir: &StateDir, name: &str) -> PathBuf {
+    let variable = || std::env::var_os(VARIABLE).and_then(|value| first_of(&value));
+    let dir = match dir {
+        StateDir::Given(dir) => dir.clone(),
+        StateDir::Default => variable().unwrap_or_else(|| DEFAULT.into()),
+    };
+    // `.` and `..` are names too, and other folders.
+    let is_dots = name.bytes().all(|byte| byte == b'.');
+    dir.join(if is_dots { "_" } else { name })
 }
 
 fn first_of(folders: &std::ffi::OsStr) -> Option<PathBuf> {
@@ -203,8 +241,8 @@ mod tests {
         assert_eq!(
             error.to_string(),
             format!(
-                "a gateway of the name `east-gw` runs already: `{}` is locked; end it first, or \
-                 give this one another name or spec.stateDir",
+                "a gateway of the name `east-gw` runs already: `{}` is locked; take over from it \
+                 with --takeover, end it first, or give this one another name or spec.stateDir",
                 lock.display()
             )
         );
@@ -212,6 +250,27 @@ mod tests {
         assert_ne!(first.path(""), other.path(""));
         drop(first);
         claim(&dir, "east-gw").unwrap();
+    }
+
+    #[test]
+    fn the_lock_goes_over_with_its_descriptor_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |name| {
+            let given = StateDir::Given(dir.path().to_owned());
+            Folder::open(&given, name).unwrap().unwrap()
+        };
+        let first = open("east-gw").claim().unwrap();
+        let passed = || first.lock().try_clone_to_owned().unwrap();
+        let error = open("west-gw").adopt(passed()).unwrap_err();
+        assert_eq!(error.to_string(), "the lock is of another folder");
+        // Another open file of the lock holds nothing.
+        let other = File::open(dir.path().join("east-gw/lock")).unwrap();
+        open("east-gw").adopt(other.into()).unwrap_err();
+        let second = open("east-gw").adopt(passed()).unwrap();
+        drop(first);
+        claim(dir.path(), "east-gw").unwrap_err();
+        drop(second);
+        claim(dir.path(), "east-gw").unwrap();
     }
 
     #[test]
@@ -236,8 +295,8 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
         let state = claim(dir.path(), "east-gw").unwrap();
-        state.write("last", b"one").unwrap();
-        state.write("last", b"two").unwrap();
+        write(&state.path(""), "last", b"one").unwrap();
+        write(&state.path(""), "last", b"two").unwrap();
         assert_eq!(std::fs::read(state.path("last")).unwrap(), b"two");
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&state.path("last")), 0o600);

@@ -1,6 +1,7 @@
 //! Connecting: the attempts of a plan, one after the other, each outcome told to health.
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use zeugma_core::plan::Attempt;
 use zeugma_core::snapshot::{Cluster, ClusterIx, Endpoint, EndpointTls};
 use zeugma_core::verdict::Reason;
 
+use crate::admission::Counted;
 use crate::runtime::{InFlight, Published, Shared, Worker};
 use crate::transport::Stream;
 use crate::transport::mtls::{self, ALPN_H2, Session, SessionError};
@@ -95,6 +97,8 @@ pub(crate) struct Reached {
     pub(crate) attempts: u32,
     /// Held while the endpoint is in use.
     pub(crate) in_flight: InFlight,
+    /// Held while the connection is one of its route.
+    pub(crate) counted: Counted,
 }
 
 /// Why none was.
@@ -214,7 +218,7 @@ pub(crate) async fn connect(
             && alpn.as_deref() == Some(ALPN_H2)
             && let Stream::Originated(tls) = &stream
         {
-            tune_peer(tls.get_ref().0);
+            tune_peer(tls.carrier());
         }
         Ok(Upstream {
             stream,
@@ -286,14 +290,14 @@ fn stagger(addresses: usize, deadline: Duration) -> Duration {
 ///
 /// No TCP user timeout: it also ends a connection whose other end is there and only does not read
 /// for a while, since unanswered and zero-window probes count alike (tcp(7)).
-pub(crate) fn tune(tcp: &TcpStream) {
+pub(crate) fn tune(tcp: &impl AsFd) {
     let socket = SockRef::from(tcp);
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE)
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_PROBES);
-    let tuned = tcp
-        .set_nodelay(true)
+    let tuned = socket
+        .set_tcp_nodelay(true)
         .and_then(|()| socket.set_tcp_keepalive(&keepalive));
     note_untuned(tuned);
 }

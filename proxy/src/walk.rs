@@ -7,12 +7,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 use zeugma_core::engine::nothing_healthy;
 use zeugma_core::identity::SpiffeId;
-use zeugma_core::plan::plan;
+use zeugma_core::plan::{Attempt, plan};
 use zeugma_core::snapshot::{ClusterIx, Endpoint, EndpointTls, Failure, Role};
 use zeugma_core::verdict::Reason;
 
+use crate::admission;
 use crate::connection::Visit;
 use crate::proxy_protocol;
+use crate::runtime::InFlight;
 use crate::transport::Stream;
 use crate::transport::alert::is_no_local_endpoint;
 use crate::transport::mtls::ALPN_TCP;
@@ -61,6 +63,7 @@ pub(crate) async fn walk(
     commit: Commit<'_>,
 ) -> Result<Reached, Unreached> {
     let cluster = visit.published.snapshot.cluster(to);
+    let counted = admission::route_connection(&visit.published, to).map_err(Unreached::for_now)?;
     let budget = match commit {
         Commit::Hello(_) => cluster.timeouts.response_headers + connect_budget(cluster),
         Commit::Tcp { .. } => connect_budget(cluster),
@@ -68,8 +71,14 @@ pub(crate) async fn walk(
     let mut failed = Failed::default();
     let give_up = Instant::now() + budget;
     let walking = Box::pin(try_each(visit, to, commit, give_up, &mut failed));
-    if let Ok(Some(reached)) = timeout_at(give_up, walking).await {
-        return Ok(reached);
+    if let Ok(Some(committed)) = timeout_at(give_up, walking).await {
+        return Ok(Reached {
+            upstream: committed.upstream,
+            attempt: committed.attempt,
+            attempts: failed.attempts,
+            in_flight: committed.in_flight,
+            counted,
+        });
     }
     let reason = match failed.attempts {
         0 => nothing_healthy(role),
@@ -80,6 +89,12 @@ pub(crate) async fn walk(
         last: failed.last,
         rule: failed.rule,
     })
+}
+
+struct Committed {
+    upstream: Upstream,
+    attempt: Attempt,
+    in_flight: InFlight,
 }
 
 #[derive(Debug, Default)]
@@ -95,7 +110,7 @@ async fn try_each(
     commit: Commit<'_>,
     give_up: Instant,
     failed: &mut Failed,
-) -> Option<Reached> {
+) -> Option<Committed> {
     let worker = &visit.worker;
     let cluster = visit.published.snapshot.cluster(to);
     let load = |endpoint| worker.load(cluster, endpoint);
@@ -131,11 +146,9 @@ async fn try_each(
         let committing = commit_to(visit, &mut upstream, endpoint, commit);
         let failure = match timeout(patience, Box::pin(committing)).await {
             Ok(Ok(())) => {
-                let attempts = failed.attempts;
-                return Some(Reached {
+                return Some(Committed {
                     upstream,
                     attempt,
-                    attempts,
                     in_flight,
                 });
             }
@@ -183,6 +196,8 @@ async fn commit_to(
             match stream.read_u8().await {
                 Ok(proxy_protocol::CONNECTED) => Ok(()),
                 Ok(proxy_protocol::NO_LOCAL_ENDPOINT) => Err(Failure::NoLocalEndpoint),
+                // As with a stream that HTTP/2 refuses: elsewhere at once, and no sign of ill health.
+                Ok(proxy_protocol::SHED) => Err(Failure::RefusedStream),
                 Ok(_) | Err(_) => Err(Failure::Reset),
             }
         }

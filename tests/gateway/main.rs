@@ -15,7 +15,10 @@
 )]
 
 mod control_drain;
+mod control_handover;
+mod control_inherit;
 mod control_last_good;
+mod control_limits;
 mod control_listeners;
 mod control_state;
 mod control_upstream;
@@ -28,8 +31,10 @@ mod data_load;
 mod data_mended;
 mod data_mesh;
 mod data_mirror;
+mod data_relay;
 mod data_reload;
 mod data_services;
+mod data_strict;
 mod data_tcp;
 mod mesh;
 mod security_access;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
+use zeugma_core::admission::RouteLimits;
 use zeugma_core::identity::{IdPattern, TrustDomain};
 use zeugma_core::locality::Locality;
 use zeugma_core::names::HostPattern;
@@ -114,6 +115,7 @@ impl Blueprint {
             only: None,
             hosts: hosts.clone(),
             sources: Vec::new(),
+            handshakes: None,
         };
         Snapshot {
             version: "sim".into(),
@@ -196,6 +198,7 @@ impl Route {
                 buffer_bytes_max: 65536,
                 any_method: false,
             },
+            limits: RouteLimits::default(),
         }
     }
 

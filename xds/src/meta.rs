@@ -151,6 +151,8 @@ pub(crate) struct ListenerMeta {
     /// The service of a one-route listener.
     pub only: Option<String>,
     pub sources: Vec<String>,
+    /// Connections that one source may begin a second.
+    pub handshakes_per_source: Option<u32>,
 }
 
 /// On a route, one for each of its mirror policies, in their order.

@@ -78,6 +78,8 @@ pub struct Limits {
     pub streams: u32,
     /// The head of an HTTP request.
     pub header_bytes: usize,
+    /// The memory above which new work is shed; `None`: 80 % of what the cgroup allows.
+    pub memory_bytes: Option<u64>,
 }
 
 /// How a gateway stops.

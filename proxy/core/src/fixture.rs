@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::admission::RouteLimits;
 use crate::identity::{IdPattern, SpiffeId, TrustDomain};
 use crate::locality::Locality;
 use crate::names::HostPattern;
@@ -117,6 +118,7 @@ pub(crate) fn cluster(levels: &[&[&str]]) -> Cluster {
             buffer_bytes_max: 65536,
             any_method: false,
         },
+        limits: RouteLimits::default(),
     }
 }
 
@@ -165,6 +167,7 @@ pub(crate) fn snapshot(services: Vec<Service>) -> Snapshot {
         only: None,
         hosts: hosts.clone(),
         sources: Vec::new(),
+        handshakes: None,
     };
     Snapshot {
         version: "1".into(),

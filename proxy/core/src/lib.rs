@@ -5,6 +5,7 @@
 //! files, threads, TLS stacks or configuration formats: time ([`time::Time`]) and randomness
 //! (`draw`) are arguments, so that the gateway, the simulator and the tests drive the same code.
 
+pub mod admission;
 pub mod authorize;
 pub mod balance;
 pub mod engine;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::admission::{Rate, RouteLimits};
 use crate::identity::{IdPattern, TrustDomain};
 use crate::locality::Locality;
 use crate::names::{Host, HostPattern};
@@ -73,6 +74,8 @@ pub struct Listener {
     pub hosts: HostTable,
     /// The networks that may connect at all; empty: any.
     pub sources: Vec<IpNet>,
+    /// How many connections one source may begin; `None`: any.
+    pub handshakes: Option<Rate>,
 }
 
 /// Who is expected to connect to a [`Listener`].
@@ -247,6 +250,8 @@ pub struct Cluster {
     pub timeouts: Timeouts,
     /// Extra tries.
     pub retries: Retries,
+    /// How much of the route may be under way at once.
+    pub limits: RouteLimits,
 }
 
 /// Endpoints that are equally preferred.

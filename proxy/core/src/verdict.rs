@@ -90,7 +90,27 @@ reasons! {
     UpstreamTimeout, "upstream-timeout", "UT", Upstream, "the endpoint did not answer in time";
     UpstreamProtocol, "upstream-protocol", "UPE", Upstream, "the endpoint's answer is not valid HTTP";
     ConnectionLimit, "connection-limit", "UO", Operator, "the gateway's connection limit is reached";
+    HandshakeRate, "handshake-rate", "RL", Operator, "the source begins more connections than the listener lets it";
+    RouteConnectionLimit, "route-connection-limit", "UO", Operator, "the route's connection limit is reached";
+    RequestLimit, "request-limit", "UO", Operator, "the route's limit of requests under way is reached";
+    PendingLimit, "pending-limit", "UO", Operator, "the route's limit of requests that wait for a connection is reached";
+    MemoryPressure, "memory-pressure", "OM", Operator, "the gateway is over its memory watermark";
     Internal, "internal", "-", Gateway, "the gateway failed";
+}
+
+impl Reason {
+    /// Why a gateway sheds a request before any endpoint sees it, which says nothing about the health
+    /// of what is behind it: whoever is told may try elsewhere.
+    pub const SHED: [Self; 3] = [Self::RequestLimit, Self::PendingLimit, Self::MemoryPressure];
+
+    /// Whether it is one of [`Self::SHED`].
+    #[must_use]
+    pub const fn is_shed(self) -> bool {
+        matches!(
+            self,
+            Self::RequestLimit | Self::PendingLimit | Self::MemoryPressure
+        )
+    }
 }
 
 impl fmt::Display for Reason {
@@ -114,5 +134,15 @@ mod tests {
         labels.sort_unstable();
         labels.dedup();
         assert_eq!(labels.len(), Reason::ALL.len());
+    }
+
+    #[test]
+    fn what_sheds_is_one_list() {
+        let shed: Vec<_> = Reason::ALL
+            .iter()
+            .copied()
+            .filter(|r| r.is_shed())
+            .collect();
+        assert_eq!(shed, Reason::SHED);
     }
 }

@@ -4,13 +4,17 @@
 //! accepts, so that renaming a listener, or swapping two addresses, closes nothing.
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use zeugma_core::snapshot::{Listener, Snapshot};
 
+use super::handover::Offered;
+use super::inherit::{Adopted, At, Place, Role};
 use super::{GatewayError, system};
 use crate::listener::{ServedName, WorkerHandle, accept, bind};
 use crate::runtime::Shared;
@@ -28,8 +32,19 @@ struct Bound {
     /// As it is: the kernel chooses a port where 0 is configured.
     actual: SocketAddr,
     name: ServedName,
-    /// Dropping it ends accepting.
-    _stop: oneshot::Sender<()>,
+    /// The same socket, to be passed on.
+    passed: OwnedFd,
+    /// Dropping it ends accepting; telling it leaves the queue to whom the socket was passed on.
+    stop: oneshot::Sender<()>,
+}
+
+impl Bound {
+    fn place(&self) -> Place {
+        Place {
+            role: Role::Listener(self.name.get().to_string()),
+            at: At::Tcp(self.address),
+        }
+    }
 }
 
 /// Where each listener of a configuration that is not published yet will accept.
@@ -38,7 +53,7 @@ pub(super) struct New(Vec<(Arc<str>, SocketAddr, Socket)>);
 enum Socket {
     /// One that is open, by its place in [`Accepting::open`].
     Kept(usize),
-    Fresh(TcpListener),
+    Fresh(TcpListener, OwnedFd),
 }
 
 impl Accepting {
@@ -50,11 +65,15 @@ impl Accepting {
         }
     }
 
-    /// Binds what `snapshot` listens on and is not bound yet.
+    /// Binds what `snapshot` listens on and is neither bound yet nor among `adopted`.
     ///
     /// # Errors
     /// The first address that cannot be bound; those bound before are closed again, unused.
-    pub(super) fn bind_new(&self, snapshot: &Snapshot) -> Result<New, GatewayError> {
+    pub(super) fn bind_new(
+        &self,
+        snapshot: &Snapshot,
+        adopted: &mut Adopted,
+    ) -> Result<New, GatewayError> {
         let mut new = Vec::new();
         for (listener, kept) in snapshot
             .listeners
@@ -63,7 +82,11 @@ impl Accepting {
         {
             let socket = match kept {
                 Some(nth) => Socket::Kept(nth),
-                None => Socket::Fresh(listening(listener)?),
+                None => {
+                    let role = Role::Listener(listener.name.to_string());
+                    let (socket, passed) = listening(listener, adopted.tcp(&role))?;
+                    Socket::Fresh(socket, passed)
+                }
             };
             new.push((Arc::clone(&listener.name), listener.address, socket));
         }
@@ -113,12 +136,12 @@ impl Accepting {
                         self.open.push(bound);
                     }
                 }
-                Socket::Fresh(socket) => self.open(name, address, socket),
+                Socket::Fresh(socket, passed) => self.open(name, address, socket, passed),
             }
         }
     }
 
-    fn open(&mut self, name: Arc<str>, address: SocketAddr, socket: TcpListener) {
+    fn open(&mut self, name: Arc<str>, address: SocketAddr, socket: TcpListener, passed: OwnedFd) {
         let actual = socket.local_addr().unwrap_or(address);
         let name = ServedName::new(name);
         let (stop, stopped) = oneshot::channel();
@@ -135,8 +158,35 @@ impl Accepting {
             address,
             actual,
             name,
-            _stop: stop,
+            passed,
+            stop,
         });
+    }
+
+    /// Every socket that accepts, to be passed on.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub(super) fn offered(&self) -> io::Result<Vec<Offered>> {
+        let offered = self.open.iter().map(|bound| {
+            Ok(Offered {
+                place: bound.place(),
+                socket: bound.passed.try_clone()?,
+            })
+        });
+        offered.collect()
+    }
+
+    /// As [`stop`](Self::stop), but leaves alone what is queued on the sockets that went to a
+    /// successor.
+    pub(super) fn hand_over(&mut self, adopted: &[Place]) {
+        for bound in self.open.drain(..) {
+            if adopted.contains(&bound.place()) {
+                // An error is an accepting that has ended by itself.
+                bound.stop.send(()).ok();
+            }
+        }
+        self.workers = Arc::new([]);
     }
 
     /// Stops accepting and lets the workers end: theirs are the only other ends of their queues.
@@ -146,13 +196,21 @@ impl Accepting {
     }
 }
 
-fn listening(listener: &Listener) -> Result<TcpListener, GatewayError> {
-    let socket = bind(listener.address).map_err(|source| GatewayError::Listener {
+/// The socket of a listener: the one that was opened for it, or a new one; and another descriptor.
+fn listening(
+    listener: &Listener,
+    adopted: Option<std::net::TcpListener>,
+) -> Result<(TcpListener, OwnedFd), GatewayError> {
+    let bound = adopted.map_or_else(|| bind(listener.address), Ok);
+    let socket = bound.map_err(|source| GatewayError::Listener {
         name: listener.name.to_string(),
         address: listener.address.to_string(),
         source,
     })?;
-    TcpListener::from_std(socket).map_err(system("a listener cannot be watched"))
+    let passed = socket.try_clone();
+    let passed = passed.map_err(system("a listener cannot be passed on"))?;
+    let socket = TcpListener::from_std(socket).map_err(system("a listener cannot be watched"))?;
+    Ok((socket, passed.into()))
 }
 
 impl fmt::Display for Accepting {

@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
@@ -18,61 +18,48 @@ use zeugma_xds::{
 };
 
 use super::{GatewayError, reload};
-use crate::state::{Folder, State, StateError};
+use crate::state;
 
 /// Its name in the gateway's folder.
 const FILE: &str = "last-good";
 
 /// What a gateway starts with.
 #[derive(Debug)]
-pub(super) struct Start {
+pub(super) struct Beginning {
     pub(super) loaded: Loaded,
     /// What is wrong with the files, where the last good configuration serves in their place.
     pub(super) findings: Option<Findings>,
     /// Whether it is what is kept already.
     pub(super) is_kept: bool,
-    folder: Result<Option<Folder>, StateError>,
 }
 
-impl Start {
+impl Beginning {
     /// Loads the files, or what was kept of them.
     ///
     /// # Errors
     /// [`GatewayError::Config`], where neither can be used.
     pub(super) fn load(config: &Path, node: &NodeOptions) -> Result<Self, GatewayError> {
         let sources = Sources::read(config);
-        let known = (sources.as_ref().ok()).and_then(|sources| sources.state_dir(node));
-        let folder = match &known {
-            Some((name, dir)) => Some(Folder::open(dir, name)),
-            None => None,
-        };
-        let kept = match &folder {
-            Some(Ok(Some(folder))) => Kept::read(folder),
-            Some(Ok(None) | Err(_)) | None => None,
-        };
+        let told = (sources.as_ref().ok()).and_then(|sources| sources.state_dir(node));
+        // Where not even the gateway's own document says it, its name alone may lead there.
+        let named = || Some((node.name.clone()?, StateDir::Default));
+        let kept = (told.or_else(named)).and_then(|(name, dir)| Kept::read(&dir, &name));
         let refused = match sources {
             Ok(sources) => {
-                let is_same = kept.as_ref().is_some_and(|kept| kept.is_of(&sources, node));
-                if is_same
-                    && let Some(loaded) = kept.as_ref().and_then(|kept| kept.load(config, node))
-                {
+                let is_same = kept.as_ref().filter(|kept| kept.is_of(&sources, node));
+                if let Some(loaded) = is_same.and_then(|kept| kept.load(config, node)) {
                     return Ok(Self {
                         loaded,
                         findings: None,
                         is_kept: true,
-                        folder: folder.unwrap_or(Ok(None)),
                     });
                 }
                 match sources.load(node) {
                     Ok(loaded) => {
-                        let settings = &loaded.settings;
-                        let folder = folder
-                            .unwrap_or_else(|| Folder::open(&settings.state_dir, &settings.name));
                         return Ok(Self {
                             loaded,
                             findings: None,
                             is_kept: false,
-                            folder,
                         });
                     }
                     Err(findings) => findings,
@@ -80,29 +67,7 @@ impl Start {
             }
             Err(findings) => findings,
         };
-        Self::fall_back(config, node, refused, folder, kept)
-    }
-
-    /// The last good configuration in place of files that are refused.
-    fn fall_back(
-        config: &Path,
-        node: &NodeOptions,
-        refused: Findings,
-        folder: Option<Result<Option<Folder>, StateError>>,
-        kept: Option<Kept>,
-    ) -> Result<Self, GatewayError> {
         let text = reload::describe(&refused);
-        // Where not even the gateway's own document can be read, its name alone may lead there.
-        let (folder, kept) = match (folder, &node.name) {
-            (None, Some(name)) => match Folder::open(&StateDir::Default, name) {
-                Ok(Some(folder)) => {
-                    let kept = Kept::read(&folder);
-                    (Ok(Some(folder)), kept)
-                }
-                folder @ (Ok(None) | Err(_)) => (folder, None),
-            },
-            (folder, _) => (folder.unwrap_or(Ok(None)), kept),
-        };
         let Some(loaded) = kept.and_then(|kept| kept.load(config, node)) else {
             return Err(GatewayError::Config(text));
         };
@@ -114,25 +79,19 @@ impl Start {
             loaded,
             findings: Some(refused),
             is_kept: true,
-            folder,
         })
-    }
-
-    /// The folder of the gateway's state, not locked yet; once.
-    pub(super) fn folder(&mut self) -> Result<Option<Folder>, StateError> {
-        std::mem::replace(&mut self.folder, Ok(None))
     }
 }
 
 /// What the file holds.
 struct Kept {
-    path: std::path::PathBuf,
+    path: PathBuf,
     content: LastGood,
 }
 
 impl Kept {
-    fn read(folder: &Folder) -> Option<Self> {
-        let path = folder.path(FILE);
+    fn read(dir: &StateDir, name: &str) -> Option<Self> {
+        let path = state::folder_of(dir, name).join(FILE);
         let read = |path: &Path| -> io::Result<Vec<u8>> {
             let file = File::open(path)?;
             let len = file.metadata()?.len().min(STATE_BYTES_MAX);
@@ -145,7 +104,14 @@ impl Kept {
                 path,
                 content: LastGood::from_bytes(bytes),
             }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                None
+            }
             Err(error) => {
                 tracing::warn!(
                     path = %path.display(), %error,
@@ -179,16 +145,17 @@ impl Kept {
 /// Writes the last good configuration beside the control loop: a slow disk holds up nothing.
 #[derive(Debug, Clone)]
 pub(super) struct Keeper {
-    state: Arc<State>,
+    folder: Arc<Path>,
     /// What is to be written next; a newer one takes its place.
     next: Arc<Mutex<Option<LastGood>>>,
     told: Arc<Notify>,
 }
 
 impl Keeper {
-    pub(super) fn new(state: State) -> Self {
+    /// Keeps it in `folder`, which is this gateway's.
+    pub(super) fn new(folder: PathBuf) -> Self {
         Self {
-            state: Arc::new(state),
+            folder: folder.into(),
             next: Arc::default(),
             told: Arc::default(),
         }
@@ -213,7 +180,7 @@ impl Keeper {
                 match written {
                     Ok(Ok(())) => tracing::debug!("the last good configuration is kept"),
                     Ok(Err(error)) => tracing::warn!(
-                        path = %this.state.path(FILE).display(), %error,
+                        path = %this.folder.join(FILE).display(), %error,
                         "the last good configuration cannot be kept: a start with files that are \
                          refused will fail"
                     ),
@@ -230,7 +197,7 @@ impl Keeper {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         match next {
-            Some(next) => self.state.write(FILE, next.as_bytes()),
+            Some(next) => state::write(&self.folder, FILE, next.as_bytes()),
             None => Ok(()),
         }
     }

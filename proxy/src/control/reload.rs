@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use zeugma_core::snapshot::Snapshot;
 use zeugma_xds::{Color, Findings, GatewaySettings, LastGood, Loaded, NodeOptions, ResourceList};
 
+use super::systemd;
 use crate::runtime::Shared;
 use crate::tls::{Credentials, CredentialsError, SvidFiles};
 use crate::watch::Watch;
@@ -29,6 +30,8 @@ pub(super) struct Files {
 pub(super) struct Reloaded {
     pub(super) config: Option<(Snapshot, ResourceList, LastGood)>,
     pub(super) credentials: Option<Credentials>,
+    /// Asked for by a signal: the service manager waits to hear that it is done.
+    pub(super) by_signal: bool,
 }
 
 impl Files {
@@ -60,11 +63,15 @@ impl Files {
     ) {
         loop {
             // Both only wait; what changed meanwhile is found by the next look.
-            tokio::select! {
-                () = self.watch.changed() => {}
-                _ = hangup.recv() => {}
+            let by_signal = tokio::select! {
+                () = self.watch.changed() => false,
+                _ = hangup.recv() => true,
+            };
+            if by_signal {
+                systemd::reloading();
             }
-            let reloaded = self.reload(&shared).await;
+            let mut reloaded = self.reload(&shared).await;
+            reloaded.by_signal = by_signal;
             if tell.send(reloaded).await.is_err() {
                 return;
             }

@@ -25,10 +25,11 @@ use zeugma_core::verdict::Reason;
 
 use super::body::{Held, Outgoing, Progress, Source};
 use super::headers::{self, Claim, ZEUGMA_MIRROR, ZEUGMA_REASON};
-use super::pool::{Lease, SendError, StreamCount, Wire};
+use super::pool::{ConnectFailure, Lease, SendError, StreamCount, Wire};
 use super::record::Record;
 use super::{Context, Version, mirror, reply, upgrade};
 use crate::account::{Closed, Destination, RequestFacts};
+use crate::admission;
 use crate::connection::{describe, explain_denial};
 use crate::runtime::Published;
 use crate::upstream::{self, Pinned};
@@ -85,6 +86,10 @@ pub(super) async fn exchange(
         published: Arc::clone(&published),
         cluster,
     };
+    match admission::request(&context.worker.shared, &to) {
+        Ok(counted) => exchange.record.holds(counted),
+        Err(reason) => return exchange.refuse(reason, None),
+    }
     context.note_idle(to.cluster().timeouts.idle);
     let source = Source::new(incoming, to.cluster().retries.buffer_bytes_max);
     exchange.record.counts(source.clone());
@@ -273,6 +278,7 @@ impl Exchange {
             let in_flight = worker.enter(&endpoint.key);
             failed = match self.try_endpoint(to, &attempt, attempts, source).await {
                 Err(TryError::Caller) => return self.refuse(Reason::DownstreamClosed, None),
+                Err(TryError::Shed(reason)) => return self.refuse(reason, None),
                 Err(TryError::Failed(failed)) => Some(failed),
                 Ok((response, stream)) => {
                     let held = Held { in_flight, stream };
@@ -373,6 +379,9 @@ impl Exchange {
             let wire = self.wire(endpoint);
             let lease = match worker.pool.lease(&worker, to, endpoint, wire).await {
                 Ok(lease) => lease,
+                Err(ConnectFailure {
+                    shed: Some(reason), ..
+                }) => return Err(TryError::Shed(reason)),
                 Err(error) => {
                     self.arrive(to, attempt, nth, None);
                     if let Some(rule) = error.refused_rule {
@@ -590,6 +599,8 @@ impl Exchange {
         if self.from_gateway && reason == Reason::ConnectFailed {
             // No endpoint saw the request either: the calling gateway may try any method elsewhere.
             reply::tell_no_local_endpoint(&mut response);
+        } else if self.from_gateway && reason.is_shed() {
+            reply::tell(&mut response, reason);
         }
         let status = reply::status(reason).as_u16();
         self.note(|closed, request| {
@@ -622,6 +633,8 @@ pub(super) enum TryError {
     Failed(Failed),
     /// The caller's own body failed: nobody is left to answer.
     Caller,
+    /// A limit of ours: no endpoint was asked.
+    Shed(Reason),
 }
 
 impl TryError {
@@ -644,7 +657,10 @@ pub(super) struct Failed {
 
 impl Failed {
     fn by(failure: Failure, response: Response<Incoming>, held: Held) -> Self {
-        let is_answer = matches!(failure, Failure::Status(_) | Failure::Unavailable);
+        let is_answer = matches!(
+            failure,
+            Failure::Status(_) | Failure::Unavailable | Failure::RefusedStream
+        );
         let detail = format!("answered {}", response.status());
         Self {
             failure,
@@ -735,14 +751,16 @@ fn failure_in(
         return (!agreed).then_some(Failure::Reset);
     }
     let unavailable = headers.get("grpc-status").is_some_and(|code| code == "14");
-    let no_local_endpoint = Reason::NoLocalEndpoint.label();
-    if endpoint.peer.is_some()
-        && (status == StatusCode::SERVICE_UNAVAILABLE || unavailable)
-        && headers
-            .get(&ZEUGMA_REASON)
-            .is_some_and(|why| why == no_local_endpoint)
-    {
-        return Some(Failure::NoLocalEndpoint);
+    if endpoint.peer.is_some() && (status == StatusCode::SERVICE_UNAVAILABLE || unavailable) {
+        let why = headers.get(&ZEUGMA_REASON).map(HeaderValue::as_bytes);
+        let is = |reason: Reason| why == Some(reason.label().as_bytes());
+        if is(Reason::NoLocalEndpoint) {
+            return Some(Failure::NoLocalEndpoint);
+        }
+        // Its limits, not its health: to be tried elsewhere as a refused stream is.
+        if Reason::SHED.into_iter().any(is) {
+            return Some(Failure::RefusedStream);
+        }
     }
     if unavailable {
         return Some(Failure::Unavailable);

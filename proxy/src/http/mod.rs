@@ -23,7 +23,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
+use http::header::{CONNECTION, HeaderValue};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::service::service_fn;
@@ -53,7 +54,7 @@ pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
 const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// Bytes one HTTP/2 stream may have waiting to be sent.
 const STREAM_SEND_BYTES: usize = 64 * 1024;
-/// The least that hyper takes as a head's limit.
+/// The least that hyper takes as its buffer; the model takes no smaller limit of a head.
 const HEAD_BYTES_MIN: usize = 8192;
 
 /// The HTTP version a connection speaks.
@@ -199,6 +200,8 @@ async fn serve_h1(context: &Rc<Context>, moved: &Arc<Moved>, io: TokioIo<Counted
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .max_buf_size(limits.header_bytes.max(HEAD_BYTES_MIN))
+        // However the head is cut: the buffer may hold more than was asked for.
+        .max_header_size(limits.header_bytes)
         .serve_connection(
             io,
             service_fn(|request| answer(Rc::clone(context), request)),
@@ -221,7 +224,8 @@ async fn serve_h1(context: &Rc<Context>, moved: &Arc<Moved>, io: TokioIo<Counted
 
 async fn serve_h2(context: &Rc<Context>, moved: &Arc<Moved>, io: TokioIo<Counted>) -> Ended {
     let limits = &context.worker.shared.settings.limits;
-    let header_bytes = u32::try_from(limits.header_bytes).unwrap_or(u32::MAX);
+    // h2 refuses what is as long as its limit, too.
+    let header_bytes = u32::try_from(limits.header_bytes.saturating_add(1)).unwrap_or(u32::MAX);
     let connection = hyper::server::conn::http2::Builder::new(OnThisWorker)
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
@@ -252,7 +256,14 @@ async fn answer(
     context: Rc<Context>,
     request: Request<Incoming>,
 ) -> Result<Response<Outgoing>, Infallible> {
-    Ok(Box::pin(exchange::exchange(&context, request)).await)
+    let mut response = Box::pin(exchange::exchange(&context, request)).await;
+    let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if context.version == Version::H1 && !is_switching && context.worker.shared.is_draining() {
+        // RFC 9112 §9.6: the caller sends nothing more on it, so nothing is lost when it closes.
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+    }
+    Ok(response)
 }
 
 /// Looks after a connection: slow heads, idleness, draining.
@@ -265,6 +276,18 @@ struct Watch {
     quiet_since: Instant,
     head_since: Option<Instant>,
     leaving: Option<(tokio::time::Instant, Ended)>,
+    drain: Option<Drain>,
+}
+
+/// How an HTTP/1.1 connection drains: it may not be closed under a request that is on its way, so it
+/// is closed behind an answer that says so, and without one only when nothing has come for long.
+#[derive(Debug, Clone, Copy)]
+struct Drain {
+    since: Instant,
+    /// How long nothing must have come before it is closed: half of the time to the deadline, so
+    /// that what comes just before has the other half.
+    quiet: Duration,
+    deadline: tokio::time::Instant,
 }
 
 enum Look {
@@ -285,6 +308,7 @@ impl Watch {
             // What is served began with bytes: the first head is under way.
             head_since: Some(Instant::now()),
             leaving: None,
+            drain: None,
         }
     }
 
@@ -294,7 +318,12 @@ impl Watch {
     /// Safe: it only waits, and looks again the next time.
     async fn next(&mut self) -> Look {
         let shared = Arc::clone(&self.context.worker.shared);
-        let wait = tokio::time::sleep(WATCH);
+        let is_draining = self.drain.is_some();
+        let (wait, deadline) = match self.drain {
+            None => (WATCH, None),
+            Some(drain) => (WATCH.min(drain.quiet), Some(drain.deadline)),
+        };
+        let wait = tokio::time::sleep(wait);
         if let Some((deadline, _)) = &self.leaving {
             tokio::time::sleep_until(*deadline).await;
             let why = self.leaving.take().map_or(Ended::Drained, |(_, why)| why);
@@ -302,9 +331,24 @@ impl Watch {
         }
         tokio::select! {
             () = wait => self.look(),
-            deadline = shared.draining() => {
+            deadline = shared.draining(), if !is_draining => self.begin_drain(deadline),
+            () = at(deadline) => Look::End(Ended::Drained),
+        }
+    }
+
+    fn begin_drain(&mut self, deadline: tokio::time::Instant) -> Look {
+        match self.context.version {
+            Version::H2 => {
                 self.leaving = Some((deadline, Ended::Drained));
                 Look::Leave
+            }
+            Version::H1 => {
+                self.drain = Some(Drain {
+                    since: Instant::now(),
+                    quiet: (deadline - tokio::time::Instant::now()) / 2,
+                    deadline,
+                });
+                Look::Fine
             }
         }
     }
@@ -339,11 +383,25 @@ impl Watch {
             }
             return Look::Fine;
         }
+        if let Some(drain) = self.drain
+            && drain.since.max(self.quiet_since).elapsed() >= drain.quiet
+        {
+            self.leaving = Some((drain.deadline, Ended::Drained));
+            return Look::Leave;
+        }
         if self.quiet_since.elapsed() > KEEP_ALIVE {
             self.leaving = Some((tokio::time::Instant::now() + LEAVE, Ended::Idle));
             return Look::Leave;
         }
         Look::Fine
+    }
+}
+
+/// Waits until this moment, or for ever.
+async fn at(moment: Option<tokio::time::Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -13,9 +13,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use zeugma_core::snapshot::{Endpoint, EndpointKey, EndpointTls, Failure};
+use zeugma_core::verdict::Reason;
 
 use super::body::Outgoing;
 use super::{OnThisWorker, STREAM_WINDOW, connection_window};
+use crate::admission;
 use crate::runtime::{Shared, Worker};
 use crate::transport::Stream;
 use crate::transport::mtls::{ALPN_H2, ALPN_HTTP1};
@@ -208,6 +210,7 @@ impl Pool {
                 detail,
                 refused_rule: None,
                 is_first_told: false,
+                shed: None,
             })
         })
     }
@@ -219,9 +222,13 @@ impl Pool {
         endpoint: &Endpoint,
         key: Key,
     ) -> Result<Lease, ConnectFailure> {
+        let mut waiting = None;
         loop {
             if let Some(lease) = self.free(&key) {
                 return Ok(lease);
+            }
+            if waiting.is_none() {
+                waiting = Some(admission::pending(to).map_err(ConnectFailure::shed)?);
             }
             if key.wire == Wire::H1 || self.speaks_h1(&key) {
                 return self.open(worker, to, endpoint, key).await;
@@ -238,6 +245,7 @@ impl Pool {
                     detail,
                     refused_rule: None,
                     is_first_told: false,
+                    shed: None,
                 });
             }
         }
@@ -474,6 +482,8 @@ pub(crate) struct ConnectFailure {
     pub(crate) refused_rule: Option<String>,
     /// Whether health has not heard of it yet.
     pub(crate) is_first_told: bool,
+    /// The limit of ours that is why; no endpoint was asked.
+    pub(crate) shed: Option<Reason>,
 }
 
 impl ConnectFailure {
@@ -482,6 +492,16 @@ impl ConnectFailure {
             detail: error.to_string(),
             refused_rule: upstream::refused_rule(error),
             is_first_told: !error.is_ours(),
+            shed: None,
+        }
+    }
+
+    fn shed(reason: Reason) -> Self {
+        Self {
+            detail: reason.text().to_owned(),
+            refused_rule: None,
+            is_first_told: false,
+            shed: Some(reason),
         }
     }
 
@@ -490,6 +510,7 @@ impl ConnectFailure {
             detail: error.to_string(),
             refused_rule: None,
             is_first_told: true,
+            shed: None,
         }
     }
 }

@@ -8,6 +8,7 @@ use zeugma_core::verdict::Reason;
 use super::Context;
 use super::body::Source;
 use crate::account::Closed;
+use crate::admission::Counted;
 
 /// A request's record under construction; accounted exactly once, at the latest when dropped.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub(crate) struct Record {
     context: Rc<Context>,
     closed: Option<Box<Closed>>,
     source: Option<Source>,
+    /// The request as one of its route.
+    counted: Option<Counted>,
     began: Instant,
 }
 
@@ -26,6 +29,7 @@ impl Record {
             context: Rc::clone(context),
             closed: Some(Box::new(closed)),
             source: None,
+            counted: None,
             began: Instant::now(),
         }
     }
@@ -43,6 +47,11 @@ impl Record {
     /// Counts the request's body through this source.
     pub(crate) fn counts(&mut self, source: Source) {
         self.source = Some(source);
+    }
+
+    /// Holds the request's place in its route until the record is closed.
+    pub(crate) fn holds(&mut self, counted: Counted) {
+        self.counted = Some(counted);
     }
 
     /// Counts bytes sent to the caller.
@@ -73,6 +82,7 @@ impl Record {
         let Some(mut closed) = self.closed.take() else {
             return;
         };
+        self.counted = None;
         closed.duration = self.began.elapsed();
         if let Some(source) = &self.source {
             closed.bytes_received = source.received();
@@ -87,7 +97,9 @@ impl Drop for Record {
         in_flight.set(in_flight.get().saturating_sub(1));
         if let Some(closed) = &mut self.closed {
             if closed.reason == Reason::Completed {
-                closed.reason = if self.context.worker.shared.drain_is_over() {
+                closed.reason = if std::thread::panicking() {
+                    Reason::Internal
+                } else if self.context.worker.shared.drain_is_over() {
                     Reason::Drained
                 } else {
                     Reason::DownstreamClosed

@@ -91,6 +91,11 @@ pub(crate) fn drop_body(response: &mut Response<Outgoing>) {
 
 /// Tells the calling gateway that no endpoint of this cluster saw the request.
 pub(crate) fn tell_no_local_endpoint(response: &mut Response<Outgoing>) {
-    let reason = HeaderValue::from_static(Reason::NoLocalEndpoint.label());
+    tell(response, Reason::NoLocalEndpoint);
+}
+
+/// Tells the calling gateway why the request is to be tried elsewhere.
+pub(crate) fn tell(response: &mut Response<Outgoing>, reason: Reason) {
+    let reason = HeaderValue::from_static(reason.label());
     response.headers_mut().insert(ZEUGMA_REASON, reason);
 }

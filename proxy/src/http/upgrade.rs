@@ -19,6 +19,7 @@ use super::body::{Held, Outgoing};
 use super::exchange::{Exchange, TryError};
 use super::headers;
 use super::record::Record;
+use crate::admission;
 use crate::connection::describe;
 use crate::relay::{Moved, RelayEnd, relay};
 use crate::transport::mtls::ALPN_HTTP1;
@@ -44,7 +45,9 @@ pub(super) async fn try_endpoint(
     let cluster = to.cluster();
     let endpoint = cluster.endpoint(attempt.endpoint);
     let deadline = upstream::connect_deadline(cluster, endpoint);
+    let waiting = admission::pending(to).map_err(TryError::Shed)?;
     let connected = upstream::connect(&worker.shared, deadline, endpoint, &[ALPN_HTTP1]).await;
+    drop(waiting);
     let upstream = match connected {
         Ok(upstream) => upstream,
         Err(error) => {

@@ -7,6 +7,7 @@
 mod bundle;
 mod config;
 mod credentials;
+mod stream;
 mod verify;
 
 pub use bundle::{
@@ -15,4 +16,5 @@ pub use bundle::{
 pub(crate) use config::{Admit, admitting_server_config};
 pub use config::{PeerSlot, client_config, server_config};
 pub use credentials::{Credentials, CredentialsError, ReadError, SVID_BYTES_MAX, SvidFiles};
+pub use stream::TlsStream;
 pub use verify::{CHAIN_BYTES_MAX, CHAIN_CERTIFICATES_MAX, Refusal, TlsPeer, Usage, verify_chain};

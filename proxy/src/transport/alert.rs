@@ -95,9 +95,35 @@ pub(crate) async fn say_and_close(mut tcp: TcpStream, last: &[u8]) {
         tcp.shutdown().await
     })
     .await;
-    if !matches!(said, Ok(Ok(()))) {
+    if matches!(said, Ok(Ok(()))) {
+        linger(tcp).await;
+    }
+}
+
+/// Ends a connection over which an alert was sent, so that the caller can still read it.
+pub(crate) async fn close_after_alert(mut tcp: TcpStream) {
+    if tcp.shutdown().await.is_ok() {
+        linger(tcp).await;
+    }
+}
+
+/// As [`close_after_alert`], but takes no time: reads away only what has come.
+pub(crate) async fn hang_up_after_alert(mut tcp: TcpStream) {
+    if tcp.shutdown().await.is_err() {
         return;
     }
+    let mut sink = [0; 4096];
+    let mut left = LINGER_BYTES_MAX;
+    while left > 0 {
+        match tcp.try_read(&mut sink) {
+            Ok(0) | Err(_) => return,
+            Ok(n) => left = left.saturating_sub(n),
+        }
+    }
+}
+
+/// Reads away what the caller still sends.
+async fn linger(mut tcp: TcpStream) {
     let linger = async {
         let mut sink = vec![0; 4096];
         let mut left = LINGER_BYTES_MAX;

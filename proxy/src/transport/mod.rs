@@ -16,21 +16,31 @@ use tokio::net::TcpStream;
 
 pub(crate) use prefixed::Prefixed;
 
+use crate::tls::TlsStream;
+
 /// One end of a connection.
 #[derive(Debug)]
 pub(crate) enum Stream {
     /// Bytes as they are; what was read ahead comes first.
     Plain(Prefixed),
     /// TLS ended here.
-    Terminated(Box<tokio_rustls::server::TlsStream<Prefixed>>),
+    Terminated(Box<TlsStream<Prefixed>>),
     /// TLS begun here.
-    Originated(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    Originated(Box<TlsStream<TcpStream>>),
 }
 
 impl Stream {
     /// A stream of which nothing was read ahead.
     pub(crate) fn plain(tcp: TcpStream) -> Self {
         Self::Plain(Prefixed::new(tcp, Vec::new()))
+    }
+
+    /// The socket, if there is nothing else to this stream: no TLS of ours, nothing read ahead.
+    pub(crate) fn socket(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(stream) => stream.socket(),
+            Self::Terminated(_) | Self::Originated(_) => None,
+        }
     }
 
     /// Puts back bytes that were read from a plain stream, before any that come next.

@@ -7,12 +7,13 @@ use std::time::Duration;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
 use zeugma_core::identity::IdPattern;
 
+use super::alert::{close_after_alert, hang_up_after_alert};
 use super::{Prefixed, Stream};
 use crate::tls::{
-    Admit, Credentials, PeerSlot, Refusal, TlsPeer, admitting_server_config, client_config,
+    Admit, Credentials, PeerSlot, Refusal, TlsPeer, TlsStream, admitting_server_config,
+    client_config,
 };
 
 /// HTTP/2 (RFC 9113 §3.2).
@@ -64,20 +65,24 @@ pub(crate) async fn terminate(
 ) -> Result<Session, SessionError> {
     let (config, slot) =
         admitting_server_config(credentials, alpn, admit).map_err(SessionError::Setup)?;
-    let accepting = TlsAcceptor::from(config).accept(tcp);
-    let stream = match timeout(deadline, accepting).await {
+    let stream = match timeout(deadline, TlsStream::accept(config, tcp)).await {
         Err(_elapsed) => return Err(SessionError::Timeout(deadline)),
-        Ok(Err(error)) => return Err(explain(error, &slot)),
+        Ok(Err((error, tcp))) => {
+            // A caller may send its request behind its part of the handshake: closing before that
+            // is read would reset the connection, and take the alert away.
+            close_after_alert(tcp.into_tcp()).await;
+            return Err(explain(error, &slot));
+        }
         Ok(Ok(stream)) => stream,
     };
-    let session = stream.get_ref().1;
+    let session = stream.session();
     let alpn = session.alpn_protocol().map(<[u8]>::to_vec);
     let group = session
         .negotiated_key_exchange_group()
         .map(|group| format!("{:?}", group.name()));
     let peer = slot.peer().cloned().ok_or_else(unverified)?;
     Ok(Session {
-        stream: Stream::Terminated(Box::new(stream)),
+        stream: Stream::Terminated(stream),
         peer,
         alpn,
         group,
@@ -98,18 +103,22 @@ pub(crate) async fn originate(
     let name = ServerName::try_from(sni.to_string())
         .map_err(|_invalid| SessionError::ServerName(Arc::clone(sni)))?;
     let (config, slot) = client_config(credentials, expected, alpn).map_err(SessionError::Setup)?;
-    let stream = match TlsConnector::from(config).connect(name, tcp).await {
-        Err(error) => return Err(explain(error, &slot)),
+    let stream = match TlsStream::connect(config, name, tcp).await {
+        Err((error, tcp)) => {
+            // Another endpoint may be tried: nobody waits for this one to have read the alert.
+            hang_up_after_alert(tcp).await;
+            return Err(explain(error, &slot));
+        }
         Ok(stream) => stream,
     };
-    let session = stream.get_ref().1;
+    let session = stream.session();
     let alpn = session.alpn_protocol().map(<[u8]>::to_vec);
     let group = session
         .negotiated_key_exchange_group()
         .map(|group| format!("{:?}", group.name()));
     let peer = slot.peer().cloned().ok_or_else(unverified)?;
     Ok(Session {
-        stream: Stream::Originated(Box::new(stream)),
+        stream: Stream::Originated(stream),
         peer,
         alpn,
         group,

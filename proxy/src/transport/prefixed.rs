@@ -24,6 +24,15 @@ impl Prefixed {
         }
     }
 
+    /// The socket, if nothing is left of what was read ahead.
+    pub(crate) const fn socket(&self) -> Option<&TcpStream> {
+        if self.prefix.is_empty() {
+            Some(&self.tcp)
+        } else {
+            None
+        }
+    }
+
     /// The socket; what was read ahead is dropped.
     pub(crate) fn into_tcp(self) -> TcpStream {
         self.tcp

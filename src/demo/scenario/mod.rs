@@ -273,8 +273,8 @@ mod tests {
 
     /// How many endpoints each level of a route's cluster has, the preferred one first.
     pub(super) fn levels(snapshot: &Snapshot, route: &str) -> Vec<usize> {
-        let of_route = |cluster: &&zeugma_core::snapshot::Cluster| &*cluster.route == route;
-        let cluster = snapshot.clusters.iter().find(of_route).unwrap();
+        let mut clusters = snapshot.clusters.iter();
+        let cluster = clusters.find(|cluster| &*cluster.route == route).unwrap();
         let levels = cluster.levels.iter();
         levels.map(|level| level.members.len()).collect()
     }

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use tempfile::TempDir;
@@ -237,17 +240,58 @@ impl Cluster {
         Identity::load(&self.svid())
     }
 
+    /// Leaves a field of the `MeshGateway`'s `spec` to its default.
+    pub(crate) fn unset(&mut self, field: &str) {
+        self.settings.remove(field).unwrap();
+    }
+
     /// Starts the gateway and waits until it is ready.
     pub(crate) async fn start(&self) -> Gateway {
+        self.start_under(&[]).await
+    }
+
+    /// The same by a command that replaces itself by the one given to it, such as `prlimit`.
+    pub(crate) async fn start_under(&self, wrapper: &[&str]) -> Gateway {
         self.write_gateway();
-        Gateway::start(
-            self.name,
-            &self.config(),
-            self.probes,
-            self.metrics,
-            self.admin,
-        )
-        .await
+        self.run(Gateway::command_under(wrapper, &self.config()))
+            .await
+    }
+
+    /// As [`start`](Self::start), by another user, who is given the folder.
+    pub(crate) async fn start_as(&self, uid: u32) -> Gateway {
+        self.write_gateway();
+        give(self.folder.path(), uid);
+        let mut command = Gateway::command(&self.config());
+        command.uid(uid).gid(uid);
+        self.run(command).await
+    }
+
+    async fn run(&self, command: Command) -> Gateway {
+        Gateway::start(self.name, command, self.probes, self.metrics, self.admin).await
+    }
+
+    /// Starts a process of its gateway by this command and waits for nothing.
+    pub(crate) fn spawn(&self, command: Command) -> Gateway {
+        Gateway::spawn(self.name, command, [self.probes, self.metrics, self.admin])
+    }
+
+    /// Starts a process that takes over from the one that runs, and waits until it has.
+    pub(crate) async fn take_over(&self) -> Gateway {
+        let mut command = Gateway::command(&self.config());
+        command.arg("--takeover");
+        let next = self.spawn(command);
+        next.message("gateway ready").await;
+        next
+    }
+}
+
+/// Gives a folder and all in it to a user.
+fn give(path: &Path, uid: u32) {
+    chown(path, Some(uid), Some(uid)).unwrap();
+    if path.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            give(&entry.unwrap().path(), uid);
+        }
     }
 }
 

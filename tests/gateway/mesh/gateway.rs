@@ -83,23 +83,56 @@ impl Lines {
 impl Gateway {
     pub(crate) async fn start(
         name: &'static str,
-        config: &Path,
+        command: Command,
         probes: SocketAddr,
         metrics: SocketAddr,
         admin: SocketAddr,
     ) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_zeugma"))
+        let this = Self::spawn(name, command, [probes, metrics, admin]);
+        this.message("gateway ready").await;
+        assert_eq!(this.ready().await, 200);
+        this
+    }
+
+    /// How one is started; more can be added.
+    pub(crate) fn command(config: &Path) -> Command {
+        Self::command_under(&[], config)
+    }
+
+    /// The same by `wrapper`, a command that replaces itself by the one given to it, such as
+    /// `prlimit`, if there is one.
+    pub(crate) fn command_under(wrapper: &[&str], config: &Path) -> Command {
+        let program = env!("CARGO_BIN_EXE_zeugma");
+        let mut command = match wrapper {
+            [] => Command::new(program),
+            [wrapper, words @ ..] => {
+                let mut command = Command::new(wrapper);
+                command.args(words).arg(program);
+                command
+            }
+        };
+        command
             .args(["gateway", "--config"])
             .arg(config)
             .env_remove("ZEUGMA_LOG")
-            .stdin(Stdio::null())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Starts one and waits for nothing; its interfaces are probes, metrics, admin.
+    pub(crate) fn spawn(
+        name: &'static str,
+        mut command: Command,
+        [probes, metrics, admin]: [SocketAddr; 3],
+    ) -> Self {
+        let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let access = Lines::read(child.stdout.take().unwrap());
         let messages = Lines::read(child.stderr.take().unwrap());
-        let this = Self {
+        Self {
             name,
             child,
             access,
@@ -107,20 +140,12 @@ impl Gateway {
             probes,
             metrics,
             admin,
-        };
-        this.message("gateway ready").await;
-        assert_eq!(this.ready().await, 200);
-        this
+        }
     }
 
     /// Runs a gateway that is expected to end by itself at once.
     pub(crate) fn try_start(config: &Path) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_zeugma"))
-            .args(["gateway", "--config"])
-            .arg(config)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+        Self::command(config).stdin(Stdio::null()).output().unwrap()
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -212,11 +237,16 @@ impl Gateway {
 
     /// The sockets it holds open now.
     pub(crate) fn sockets(&self) -> usize {
+        self.descriptors("socket:")
+    }
+
+    /// The descriptors it holds open now of what is so called in `/proc`.
+    pub(crate) fn descriptors(&self, kind: &str) -> usize {
         let table = fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
         table
             .flatten()
             .filter_map(|entry| fs::read_link(entry.path()).ok())
-            .filter(|target| target.to_string_lossy().starts_with("socket:"))
+            .filter(|target| target.to_string_lossy().starts_with(kind))
             .count()
     }
 

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 pub(crate) use ca::{Ca, Identity, alert_of};
 pub(crate) use cluster::Cluster;
-pub(crate) use gateway::Gateway;
+pub(crate) use gateway::{Gateway, Metrics};
 pub(crate) use http::{Body, Reply, collect, empty, frames, full, get, h1, h2, send};
 pub(crate) use service::Service;
 

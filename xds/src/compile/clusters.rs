@@ -17,7 +17,8 @@ use crate::meta::{
 use crate::model::defaults::{or_secs, passive_on, retry_on};
 use crate::model::scalar::Text;
 use crate::model::{
-    BalancePolicy, Document, InboundSpec, MeshPeer, MeshRoute, Port, ProtocolSpec, TooFewSpec,
+    BalancePolicy, Document, InboundSpec, MeshPeer, MeshRoute, Port, ProtocolSpec, RouteLimitsSpec,
+    TooFewSpec,
 };
 use crate::pb::{self, cluster, core, endpoint, tls, upstream_http};
 
@@ -156,7 +157,7 @@ fn build(
         transport_socket_matches: targets.iter().map(socket_match).collect(),
         health_checks: health_check(service).into_iter().collect(),
         outlier_detection: Some(outlier(service.route)),
-        circuit_breakers: Some(breakers(meta.retries.budget)),
+        circuit_breakers: Some(breakers(&route.limits, meta.retries.budget)),
         common_lb_config: Some(cluster::cluster::CommonLbConfig {
             // Envoy's panic uses what active checks found dead; we never do.
             healthy_panic_threshold: Some(pb::percent::Percent { value: 0.0 }),
@@ -544,15 +545,15 @@ fn whole_percent(share: f64) -> u32 {
     }
 }
 
-fn breakers(budget: f64) -> cluster::CircuitBreakers {
+fn breakers(limits: &RouteLimitsSpec, budget: f64) -> cluster::CircuitBreakers {
     use cluster::circuit_breakers::{Thresholds, thresholds::RetryBudget};
 
     cluster::CircuitBreakers {
         thresholds: vec![Thresholds {
             // Ours are off unless written; Envoy's own default is 1024.
-            max_connections: pb::number(u32::MAX),
-            max_pending_requests: pb::number(u32::MAX),
-            max_requests: pb::number(u32::MAX),
+            max_connections: pb::number(limits.connections.unwrap_or(u32::MAX)),
+            max_pending_requests: pb::number(limits.pending.unwrap_or(u32::MAX)),
+            max_requests: pb::number(limits.requests.unwrap_or(u32::MAX)),
             retry_budget: Some(RetryBudget {
                 budget_percent: Some(pb::percent::Percent {
                     value: budget * 100.0,

@@ -62,6 +62,7 @@ pub(crate) fn listener(
             mesh: spec.role == RoleSpec::Mesh,
             only: only.map(|service| service.id.clone()),
             sources: spec.sources.iter().map(|net| net.0.to_string()).collect(),
+            handshakes_per_source: spec.handshakes.per_source.as_ref().map(|rate| rate.0.get()),
         })),
         ..Default::default()
     })

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use zeugma_core::admission::RouteLimits;
 use zeugma_core::identity::{IdPattern, TrustDomain};
 use zeugma_core::locality::Locality;
 use zeugma_core::names::{Host, HostPattern};
@@ -167,6 +168,7 @@ pub(super) fn traffic(
         passive: passive(cluster, meta)?,
         timeouts: timeouts(cluster, &meta.timeouts)?,
         retries: retries(&meta.retries)?,
+        limits: limits(cluster)?,
     })
 }
 
@@ -248,6 +250,29 @@ fn timeouts(cluster: &cluster::Cluster, meta: &TimeoutsMeta) -> Result<Timeouts,
         response_headers: Duration::from_millis(meta.response_headers_millis),
         idle: Duration::from_millis(meta.idle_millis),
         per_try: meta.per_try_millis.map(Duration::from_millis),
+    })
+}
+
+/// What is not said is Envoy's default of 1024; the largest number there is stands for no limit.
+fn limits(cluster: &cluster::Cluster) -> Result<RouteLimits, String> {
+    use core::RoutingPriority;
+
+    let mut thresholds = cluster
+        .circuit_breakers
+        .iter()
+        .flat_map(|all| &all.thresholds);
+    // Of several Envoy uses the first.
+    let thresholds = thresholds
+        .find(|one| one.priority == i32::from(RoutingPriority::Default))
+        .ok_or("it has no circuit breakers of the default priority")?;
+    let limit = |value: Option<&pb::UInt32Value>| match value.map_or(1024, |value| value.value) {
+        u32::MAX => None,
+        limit => Some(limit),
+    };
+    Ok(RouteLimits {
+        connections: limit(thresholds.max_connections.as_ref()),
+        pending: limit(thresholds.max_pending_requests.as_ref()),
+        requests: limit(thresholds.max_requests.as_ref()),
     })
 }
 

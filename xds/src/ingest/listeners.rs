@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use zeugma_core::admission::Rate;
 use zeugma_core::snapshot::{HostTable, Listener, Mirror, Protocol, Role, Service, ServiceIx};
 
 use super::clusters::all;
@@ -61,6 +62,7 @@ impl Reader<'_> {
             only,
             hosts,
             sources: all(&meta.sources, crate::net::parse)?,
+            handshakes: meta.handshakes_per_source.map(handshakes).transpose()?,
         })
     }
 
@@ -213,6 +215,10 @@ impl Reader<'_> {
             })
             .collect()
     }
+}
+
+fn handshakes(per_source: u32) -> Result<Rate, String> {
+    Rate::per_second(per_source).ok_or_else(|| "no source may begin a connection".to_owned())
 }
 
 fn typed(filter: &listener::Filter) -> Result<&pb::Any, &'static str> {

@@ -225,6 +225,7 @@ mod tests {
             mesh: true,
             only: None,
             sources: Vec::new(),
+            handshakes_per_source: None,
         };
         let resources = Resources {
             clusters: vec![

@@ -270,6 +270,7 @@ impl Document<MeshGateway> {
                 header_timeout: or_secs(limits.header_timeout.as_ref(), 10),
                 streams: limits.streams.unwrap_or(100),
                 header_bytes: limits.header_bytes.as_ref().map_or(64 * 1024, |n| n.0.0),
+                memory_bytes: limits.memory.as_ref().map(|size| size.0.0 as u64),
             },
             drain: Drain {
                 delay: or_secs(drain.delay.as_ref(), 10),

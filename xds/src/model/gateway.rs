@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use zeugma_core::admission::Rate;
 use zeugma_core::identity::TrustDomain;
 use zeugma_core::locality::Locality;
 
@@ -89,6 +90,20 @@ pub(crate) struct ListenerSpec {
     /// loopback.
     #[serde(default)]
     pub sources: Vec<Text<IpNet>>,
+    /// How fast connections may begin here.
+    #[serde(default)]
+    pub handshakes: HandshakesSpec,
+}
+
+/// How fast connections may begin.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct HandshakesSpec {
+    /// Connections that one source may begin, such as `100/s`: a burst of one second's worth, and
+    /// that many a second after it; 1/s to 1000000/s. A source is an IPv4 address or an IPv6 /64.
+    /// Over it, a connection is closed before TLS begins, and counted. Default: any. Write it only
+    /// where callers keep their own addresses: all who call through one NAT are one source.
+    pub per_source: Option<Text<Rate>>,
 }
 
 /// Who connects to a listener.
@@ -105,7 +120,8 @@ pub(crate) enum RoleSpec {
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct GatewayLimits {
-    /// Open connections. Default 50000; 1 to 10000000. One more is closed at once and counted.
+    /// Open connections. Default 50000; 1 to 10000000, and no more than half of the open files the
+    /// process may have, less 128. One more is closed at once and counted.
     #[serde(default, deserialize_with = "whole_or_none")]
     pub connections: Option<usize>,
     /// For the whole TLS handshake, ClientHello included. Default `10s`; over it the connection is closed.
@@ -117,6 +133,11 @@ pub(crate) struct GatewayLimits {
     pub streams: Option<u32>,
     /// The head of an HTTP request. Default `64KiB`; 8KiB to 1MiB. Over it: 431.
     pub header_bytes: Option<Text<Size>>,
+    /// The memory above which new connections and requests are shed; those under way go on, and
+    /// work is let in again below 95 % of it. What counts is the process' resident memory, or that
+    /// of its cgroup without the file cache, if the cgroup has a limit. 1MiB to 1024GiB. Default:
+    /// 80 % of the cgroup's `memory.max`, none where there is none.
+    pub memory: Option<Text<Size>>,
 }
 
 /// How a gateway stops.

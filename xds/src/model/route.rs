@@ -53,6 +53,9 @@ pub(crate) struct MeshRoute {
     /// Extra tries, each on another endpoint.
     #[serde(default)]
     pub retries: RetriesSpec,
+    /// How much of it may be under way at once, on one gateway and over all its workers.
+    #[serde(default)]
+    pub limits: RouteLimitsSpec,
     /// Copies of a share of the requests to other routes. http only. Default: none.
     #[serde(default)]
     pub mirror: Vec<MirrorSpec>,
@@ -352,6 +355,25 @@ pub(crate) struct RetriesSpec {
     pub buffer: Option<Text<Size>>,
     /// Whether methods that are not idempotent are retried too. http only. Default false.
     pub any: Option<bool>,
+}
+
+/// How much of a route may be under way at once, on one gateway and over all its workers. More is
+/// refused at once and counted: a request by a 503, a connection by being closed, TLS that is passed
+/// through by an alert. A calling gateway may try another cluster. Copies of requests are not counted.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct RouteLimitsSpec {
+    /// Connections that are carried. tcp only. Default: any number; 1 to 10000000.
+    #[serde(default, deserialize_with = "whole_or_none")]
+    pub connections: Option<u32>,
+    /// Requests that wait for a connection to an endpoint. http only. Default: any number; 1 to
+    /// 10000000.
+    #[serde(default, deserialize_with = "whole_or_none")]
+    pub pending: Option<u32>,
+    /// Requests, until their responses have ended; upgraded ones and streams too. http only.
+    /// Default: any number; 1 to 10000000.
+    #[serde(default, deserialize_with = "whole_or_none")]
+    pub requests: Option<u32>,
 }
 
 /// Copies of a share of the requests. A copy is never mirrored again, and never delays, fails or

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize as DeriveDeserialize;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use zeugma_core::admission::Rate;
 use zeugma_core::authorize::path::is_usable;
 use zeugma_core::identity::{IdPattern, TrustDomain};
 use zeugma_core::locality::Locality;
@@ -137,7 +138,7 @@ impl FromText for Percent {
 pub(crate) struct Size(pub usize);
 
 impl FromText for Size {
-    const FORM: &'static str = "a size such as `512B`, `64KiB`, `1MiB` or `1GiB`";
+    const FORM: &'static str = "a size such as `512B`, `64KiB`, `1MiB` or `2GiB`";
     const EXAMPLE: &'static str = "64KiB";
 
     fn from_text(text: &str) -> Result<Self, String> {
@@ -152,12 +153,38 @@ impl FromText for Size {
         };
         whole_number(number)?
             .checked_mul(bytes)
-            .filter(|bytes| *bytes <= 1 << 30)
+            .filter(|bytes| *bytes <= SIZE_BYTES_MAX)
             .and_then(|bytes| usize::try_from(bytes).ok())
             .map(Self)
-            .ok_or_else(|| "at most 1GiB is allowed".to_owned())
+            .ok_or_else(|| "at most 1024GiB is allowed".to_owned())
     }
 }
+
+/// Beyond the memory of any machine a gateway runs on; each field has a range of its own.
+const SIZE_BYTES_MAX: u64 = 1 << 40;
+
+impl FromText for Rate {
+    const FORM: &'static str = "a rate such as `100/s`";
+    const EXAMPLE: &'static str = "100/s";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let (number, unit) = split_unit(text);
+        let count = whole_number(number)?;
+        match unit {
+            "/s" => {}
+            "" => return Err("`/s` is missing".to_owned()),
+            _ => return Err(format!("`{unit}` is not `/s`")),
+        }
+        u32::try_from(count)
+            .ok()
+            .filter(|count| *count <= RATE_MAX)
+            .and_then(Self::per_second)
+            .ok_or_else(|| format!("write 1/s to {RATE_MAX}/s"))
+    }
+}
+
+/// More a second than one thread accepts.
+const RATE_MAX: u32 = 1_000_000;
 
 fn split_unit(text: &str) -> (&str, &str) {
     text.split_at(
@@ -610,7 +637,15 @@ mod tests {
         }
         assert_eq!(Size::from_text("64KiB"), Ok(Size(65536)));
         assert_eq!(Size::from_text("1GiB"), Ok(Size(1 << 30)));
-        for text in ["64", "64K", "64KB", "2GiB", "KiB", "99999999999999999999B"] {
+        assert_eq!(Size::from_text("1024GiB"), Ok(Size(1 << 40)));
+        for text in [
+            "64",
+            "64K",
+            "64KB",
+            "1025GiB",
+            "KiB",
+            "99999999999999999999B",
+        ] {
             assert!(Size::from_text(text).is_err(), "{text}");
         }
     }

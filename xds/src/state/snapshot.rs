@@ -1,5 +1,6 @@
 //! A snapshot as bytes. What is added to a type there is added to its line here.
 
+use zeugma_core::admission::{Rate, RouteLimits};
 use zeugma_core::locality::Locality;
 use zeugma_core::names::HostPattern;
 use zeugma_core::snapshot::{
@@ -16,7 +17,7 @@ coded! {
     Snapshot { version, node, listeners, services, clusters, peers }
     Node { name, cluster, locality, trust_domain }
     Locality { region, zone, subzone }
-    Listener { name, address, role, only, hosts, sources }
+    Listener { name, address, role, only, hosts, sources, handshakes }
     Service {
         name, port, ports, hosts, protocol, inbound, outbound, own, policy, export, mirrors,
         position,
@@ -27,6 +28,7 @@ coded! {
     Mirror { route, to, host, share, timeout, body_bytes_max, in_flight_max }
     Cluster {
         name, route, endpoints, levels, balance, failover, active, passive, timeouts, retries,
+        limits,
     }
     Level { name, members }
     Endpoint { key, backend, address, weight, locality, peer, tls, version, proxy_protocol }
@@ -36,6 +38,7 @@ coded! {
     ErrorRate { over, requests }
     Timeouts { connect, connect_peer, response_headers, idle, per_try }
     Retries { attempts, on, budget, buffer_bytes_max, any_method }
+    RouteLimits { connections, pending, requests }
     Peer { name, cluster, locality, ids, attests, sources, keepalive_ping, keepalive_timeout }
     Finding { code, severity, message, help, place }
     Place { file, line, column, width, text, path }
@@ -80,6 +83,16 @@ macro_rules! newtypes {
 }
 
 newtypes!(ServiceIx, ClusterIx, PeerIx, EndpointIx, EndpointKey);
+
+impl Coded for Rate {
+    fn write(&self, to: &mut Writer) {
+        self.get().write(to);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Read<Self> {
+        Self::per_second(u32::read(from)?).ok_or(Corrupt("a rate of nothing"))
+    }
+}
 
 impl Coded for HostTable {
     fn write(&self, to: &mut Writer) {

@@ -403,6 +403,21 @@ fn what_could_never_have_an_effect_is_an_error() {
             "the route is tcp",
         ),
         (
+            format!("{tcp}, limits: {{requests: 1}}"),
+            "spec.limits.requests",
+            "the route is tcp",
+        ),
+        (
+            format!("{tcp}, limits: {{pending: 1}}"),
+            "spec.limits.pending",
+            "the route is tcp",
+        ),
+        (
+            format!("protocol: http, {OWN}, limits: {{connections: 1}}"),
+            "spec.limits.connections",
+            "write `requests`",
+        ),
+        (
             format!("{tcp}, health: {{passive: {{on: [connect, 503]}}}}"),
             "spec.health.passive.on[1]",
             "only http has it",
@@ -774,12 +789,44 @@ fn values_that_cannot_be_read_are_found_where_they_stand() {
             "limits: {handshakeTimeout: 0s}",
             "spec.limits.handshakeTimeout",
         ),
+        ("limits: {connections: 0}", "spec.limits.connections"),
+        ("limits: {headerBytes: 2MiB}", "spec.limits.headerBytes"),
+        ("limits: {memory: 1023KiB}", "spec.limits.memory"),
+        ("limits: {memory: 80%}", "spec.limits.memory"),
         ("probes: localhost:1", "spec.probes"),
     ] {
         let gateway = EAST.replace("  cluster: east", &format!("  {field}\n  cluster: east"));
         let finding = only(&[&gateway], field);
         assert_eq!(finding.place.unwrap().path, path);
     }
+}
+
+#[test]
+fn a_rate_is_a_whole_number_above_nothing_a_second() {
+    for (written, words) in [
+        ("100", "`/s` is missing"),
+        ("100/m", "`/m` is not `/s`"),
+        ("0/s", "write 1/s to 1000000/s"),
+        ("1000001/s", "write 1/s to 1000000/s"),
+        ("99999999999999999999/s", "the number is too large"),
+        ("1.5/s", "`.5/s` is not `/s`"),
+        ("-1/s", "it does not begin with a whole number"),
+    ] {
+        let with = format!("role: mesh, handshakes: {{perSource: '{written}'}}");
+        let gateway = EAST.replace("role: mesh", &with);
+        let finding = only(&[&gateway], written);
+        let place = finding.place.as_ref().unwrap();
+        assert_eq!(place.path, "spec.listeners.mesh.handshakes.perSource");
+        assert_eq!(finding.code, Code::BadValue, "{finding}");
+        assert!(finding.to_string().contains(words), "{finding}");
+    }
+    let typo = EAST.replace("role: mesh", "role: mesh, handshakes: {perSoruce: 1/s}");
+    let finding = only(&[&typo], "a typo");
+    assert_eq!(finding.code, Code::UnknownField);
+    assert!(
+        finding.to_string().contains("did you mean `perSource`?"),
+        "{finding}"
+    );
 }
 
 #[test]

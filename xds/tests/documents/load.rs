@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use crate::support::{EAST, WEST_PEER, level_names, levels, loaded, route, service, try_load};
+use zeugma_core::admission::{Rate, RouteLimits};
 use zeugma_core::identity::IdPattern;
 use zeugma_core::names::{Host, SniTarget};
 use zeugma_core::snapshot::{
@@ -188,10 +189,37 @@ fn the_settings_have_the_manuals_defaults_and_paths_start_at_the_file() {
         (ten, ten)
     );
     assert_eq!(limits.header_bytes, 65_536);
+    assert_eq!(limits.memory_bytes, None);
     assert_eq!(
         (settings.drain.delay, settings.drain.timeout),
         (ten, Duration::from_secs(45))
     );
+}
+
+#[test]
+fn limits_of_a_gateway_its_listeners_and_a_tcp_route_arrive() {
+    let gateway = EAST
+        .replace("role: mesh", "role: mesh, handshakes: {perSource: 100/s}")
+        .replace(
+            "  cluster: east",
+            "  limits: {memory: 3GiB}\n  cluster: east",
+        );
+    let pg = route(
+        "pg",
+        "port: 5432, backends: [{endpoints: ['10.0.0.1:5432']}], limits: {connections: 2}",
+    );
+    let loaded = loaded(&[&gateway, &pg], None);
+    assert_eq!(loaded.settings.limits.memory_bytes, Some(3 << 30));
+    let rates: Vec<_> = loaded
+        .snapshot
+        .listeners
+        .iter()
+        .map(|l| l.handshakes)
+        .collect();
+    assert_eq!(rates, [Rate::per_second(100), None]);
+    let pg = service(&loaded.snapshot, "pg", 5432);
+    let limits = &loaded.snapshot.cluster(pg.outbound).limits;
+    assert_eq!((limits.connections, limits.requests), (Some(2), None));
 }
 
 #[test]
@@ -209,6 +237,7 @@ fn everything_that_is_written_arrives() {
                  passive: {consecutive: 9, on: [reset, 500], errorRate: {over: 25%, requests: 40}, eject: 2s, maxEjected: 50%, keepAtLeast: 2}},
         timeouts: {connect: 250ms, responseHeaders: 4s, idle: 2m, perTry: 900ms},
         retries: {attempts: 4, on: [timeout, 429], budget: 12.5%, buffer: 1MiB, any: true},
+        limits: {pending: 7, requests: 9},
         allow: [
           {from: ["spiffe://east.example/ns/shop/*"], methods: [GET, POST], paths: ["/v1/*", /exact]},
           {from: ["spiffe://west.example/ns/shop/sa/cart"], via: [west]},
@@ -294,6 +323,14 @@ fn everything_that_is_written_arrives() {
     );
     assert_eq!((passive.consecutive, passive.eject), (9, millis(2000)));
     assert_eq!((passive.max_ejected, passive.keep_at_least), (0.5, 2));
+    let limits = RouteLimits {
+        connections: None,
+        pending: Some(7),
+        requests: Some(9),
+    };
+    assert_eq!(cluster.limits, limits);
+    let own = snapshot.cluster(orders.own.unwrap());
+    assert_eq!(own.limits, limits);
     let timeouts = &cluster.timeouts;
     assert_eq!(
         (timeouts.connect, timeouts.connect_peer),

@@ -19,7 +19,7 @@ pub(crate) fn full() -> String {
   health: {active: {http: /healthz, every: 500ms, timeout: 200ms, up: 1, down: 4},
     passive: {consecutive: 9, on: [reset, 500], errorRate: {over: 25%, requests: 40}, eject: 2s, maxEjected: 50%, keepAtLeast: 2}},
   timeouts: {connect: 250ms, responseHeaders: 4s, idle: 2m, perTry: none},
-  retries: {attempts: 4, on: [timeout, 429], budget: 12.5%, buffer: 1MiB, any: true},
+  retries: {attempts: 4, on: [timeout, 429], budget: 12.5%, buffer: 1MiB, any: true}, limits: {pending: 7, requests: 9},
   allow: [{from: ["spiffe://east.example/ns/shop/*"], methods: [GET], paths: ["/v1/*"]}, {listeners: [apps], sources: ["10.0.0.0/8"]}],
   deny: [{sources: ["10.9.0.0/16"]}], export: {to: [west]}"#,
     )
@@ -183,7 +183,7 @@ fn the_schema_names_every_field_and_refuses_others() {
     let mut names = BTreeSet::new();
     properties(&schema, &mut names);
     // The words of the manual's example that this version reads.
-    for name in "apiVersion kind metadata spec name namespace trustDomain cluster locality svid files certificate key bundles listeners address role route sources admin probes metrics workers limits connections handshakeTimeout headerTimeout streams headerBytes drain delay timeout gateways spiffeIDs attests keepalive ping hosts protocol port ports targetPort inbound backends endpoints weight tls version proxyProtocol peer balance policy prefer failover order never start full hold failback after ramp tooFew health active http tcp every up down passive consecutive on errorRate over requests eject maxEjected keepAtLeast timeouts connect responseHeaders idle perTry retries attempts budget buffer any mirror percent bodyLimit inFlight allow deny from via methods paths export to".split(' ') {
+    for name in "apiVersion kind metadata spec name namespace trustDomain cluster locality svid files certificate key bundles listeners address role route sources admin probes metrics workers limits connections handshakeTimeout headerTimeout streams headerBytes drain delay timeout gateways spiffeIDs attests keepalive ping hosts protocol port ports targetPort inbound backends endpoints weight tls version proxyProtocol peer balance policy prefer failover order never start full hold failback after ramp tooFew health active http tcp every up down passive consecutive on errorRate over requests eject maxEjected keepAtLeast timeouts connect responseHeaders idle perTry retries attempts budget buffer any handshakes perSource memory pending requests mirror percent bodyLimit inFlight allow deny from via methods paths export to".split(' ') {
         assert!(names.contains(name), "the schema lacks `{name}`");
     }
     for later in [

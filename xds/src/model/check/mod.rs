@@ -257,6 +257,11 @@ fn gateway_ranges(check: &mut Checker<'_, MeshGateway>) {
         limits.header_bytes.as_ref(),
         8 * 1024..=1 << 20,
     );
+    check.size(
+        "spec.limits.memory",
+        limits.memory.as_ref(),
+        1 << 20..=1 << 40,
+    );
     check.at_least(
         "spec.limits.handshakeTimeout",
         limits.handshake_timeout.as_ref(),

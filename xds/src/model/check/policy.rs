@@ -19,6 +19,7 @@ pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
     health(check, has_http);
     timeouts(check, has_http);
     retries(check, has_http);
+    limits(check, has_http);
     let mirrors = &check.document.spec.mirror;
     if !mirrors.is_empty() && !has_http {
         check.no_effect(
@@ -271,6 +272,33 @@ fn http_only(check: &mut Checker<'_, MeshRoute>, path: &str) {
         "the route is tcp",
         "remove it, or write `protocol: http`",
     );
+}
+
+fn limits(check: &mut Checker<'_, MeshRoute>, has_http: bool) {
+    let route = check.document;
+    let has_tcp = route
+        .ports()
+        .iter()
+        .any(|port| port.protocol == ProtocolSpec::Tcp);
+    let limits = &route.spec.limits;
+    for (value, field, is_http) in [
+        (limits.connections, "connections", false),
+        (limits.pending, "pending", true),
+        (limits.requests, "requests", true),
+    ] {
+        let path = format!("spec.limits.{field}");
+        check.range(&path, value, 1..=10_000_000);
+        if value.is_some() && is_http && !has_http {
+            http_only(check, &path);
+        }
+        if value.is_some() && !is_http && !has_tcp {
+            check.no_effect(
+                &path,
+                "the route is http, where requests are counted",
+                "remove it, or write `requests`",
+            );
+        }
+    }
 }
 
 fn retries(check: &mut Checker<'_, MeshRoute>, has_http: bool) {

@@ -1,0 +1,244 @@
+//! Measures the gateway beside Envoy, HAProxy and nginx, in one run on one machine.
+//!
+//! `cargo bench --bench gateway -- --quick` looks; `cargo bench --bench gateway` measures everything
+//! and writes `benches/RESULTS.json` and, from it, `benches/RESULTS.md`.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark talks to the one who runs it"
+)]
+#![expect(
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a wrong index or figure ends the run, as any wrong answer does"
+)]
+
+mod backend;
+mod load;
+mod measure;
+#[path = "../../tests/support/peers.rs"]
+#[expect(dead_code, reason = "the tests' peers are more than ours")]
+mod peers;
+mod pki;
+mod proxies;
+mod report;
+mod run;
+mod tls;
+mod wire;
+mod workloads;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+
+use proxies::Peer;
+use report::{Machine, Program, Results, Settings};
+use run::{Bench, Contestant, Effort};
+use workloads::{Metric, Workload};
+
+/// Open files that a proxy needs for 5,000 connections: two for each, and HAProxy wants those of
+/// `maxconn` when it starts.
+const FILES: u64 = 16_384;
+/// How far two measurements of one proxy may be apart, as a share.
+const AGREES_WITHIN: f64 = 0.05;
+
+/// Measures the gateway beside Envoy, HAProxy and nginx.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Only these workloads; a name that ends in `*` means all that begin so
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Only these proxies, of zeugma, envoy, haproxy, nginx
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
+    /// Samples of each workload and proxy
+    #[arg(long)]
+    repetitions: Option<usize>,
+    /// Less work and three samples: to see that everything runs
+    #[arg(long)]
+    quick: bool,
+    /// Measures every proxy twice and fails if it does not agree with itself
+    #[arg(long)]
+    self_check: bool,
+    /// Where the JSON goes, and the table beside it; benches/RESULTS.json if everything is measured
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Writes the table of a JSON of before, and measures nothing
+    #[arg(long)]
+    render: Option<PathBuf>,
+    /// Names the workloads and measures nothing
+    #[arg(long)]
+    list: bool,
+    /// What cargo says
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<()> {
+    let roles: Vec<String> = std::env::args().skip(1).take(2).collect();
+    match roles.as_slice() {
+        [role, what] if role == "load" => return load::run(serde_json::from_str(what)?),
+        [role, what] if role == "backend" => return backend::run(&serde_json::from_str(what)?),
+        _ => {}
+    }
+    let arguments = Arguments::parse();
+    if let Some(path) = &arguments.render {
+        return Results::read(path)?.write(path);
+    }
+    if arguments.list {
+        for workload in workloads::all() {
+            println!("{:40} {}", workload.name, workload.title);
+        }
+        return Ok(());
+    }
+    measure(&arguments)
+}
+
+fn measure(arguments: &Arguments) -> Result<()> {
+    let begin = Instant::now();
+    let chosen = choose(&arguments.only)?;
+    let wanted = match arguments.peers.as_slice() {
+        [] => Peer::ALL.to_vec(),
+        names => names
+            .iter()
+            .map(|name| Peer::parse(name))
+            .collect::<Result<_>>()?,
+    };
+    let effort = Effort {
+        repetitions: arguments
+            .repetitions
+            .unwrap_or(if arguments.quick { 3 } else { 10 }),
+        quick: arguments.quick,
+    };
+    ensure!(effort.repetitions > 0, "no repetitions, no figures");
+    raise_files()?;
+    let folder =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    let mut machine = Machine::here()?;
+    let bench = Bench::start(&folder, &wanted)?;
+    let programs = bench
+        .site
+        .programs
+        .iter()
+        .map(|(peer, path)| Ok((*peer, Program::of(*peer, path, &folder)?)))
+        .collect::<Result<BTreeMap<_, _>>>()?;
+    let contestants = contestants(programs.keys().copied(), arguments.self_check);
+    let mut measured = Vec::new();
+    for workload in &chosen {
+        let since = Instant::now();
+        let one = bench
+            .measure(workload, &contestants, effort)
+            .with_context(|| workload.name)?;
+        print!("{:38}", workload.name);
+        for label in one.samples.keys() {
+            for metric in [Metric::CpuNs, Metric::PssBytes, Metric::CpuMs] {
+                if let Some(spread) = one.spread(label, metric) {
+                    let percent = spread.relative() * 100.0;
+                    print!(" {label} {:.0} ±{percent:.1}%", spread.median);
+                }
+            }
+        }
+        println!(" ({:.1} s)", since.elapsed().as_secs_f64());
+        measured.push(one);
+    }
+    machine.ended()?;
+    let results = Results {
+        machine,
+        programs,
+        settings: Settings {
+            repetitions: effort.repetitions,
+            quick: effort.quick,
+            seconds: begin.elapsed().as_secs(),
+        },
+        workloads: measured,
+    };
+    drop(bench);
+    std::fs::remove_dir_all(&folder)?;
+    println!("\n{}", results.table()?);
+    if arguments.self_check {
+        return agrees(&results);
+    }
+    let everything = arguments.only.is_empty() && arguments.peers.is_empty() && !effort.quick;
+    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/RESULTS.json");
+    match &arguments.out {
+        Some(path) => results.write(path),
+        None if everything => results.write(&default()),
+        None => Ok(()),
+    }
+}
+
+fn choose(only: &[String]) -> Result<Vec<Workload>> {
+    let fits = |name: &str, word: &String| match word.strip_suffix('*') {
+        Some(begin) => name.starts_with(begin),
+        None => name == word,
+    };
+    let all = workloads::all();
+    if let Some(word) = only
+        .iter()
+        .find(|word| !all.iter().any(|workload| fits(workload.name, word)))
+    {
+        bail!("no workload {word:?}; --list names them");
+    }
+    Ok(all
+        .into_iter()
+        .filter(|workload| only.is_empty() || only.iter().any(|word| fits(workload.name, word)))
+        .collect())
+}
+
+fn contestants(peers: impl Iterator<Item = Peer>, twice: bool) -> Vec<Contestant> {
+    let mut all = Vec::new();
+    for peer in peers {
+        let label = peer.name().to_owned();
+        if twice {
+            all.push(Contestant {
+                label: format!("{label}-again"),
+                peer,
+            });
+        }
+        all.push(Contestant { label, peer });
+    }
+    all
+}
+
+/// Holds two measurements of one proxy beside each other.
+fn agrees(results: &Results) -> Result<()> {
+    let mut apart = Vec::new();
+    for one in &results.workloads {
+        for label in one.samples.keys() {
+            let again = format!("{label}-again");
+            let pair = one
+                .spread(label, Metric::CpuNs)
+                .zip(one.spread(&again, Metric::CpuNs));
+            if let Some((first, second)) = pair {
+                let by = (first.median / second.median - 1.0).abs();
+                println!("{:38} {label}: {:.1} % apart", one.name, by * 100.0);
+                if by > AGREES_WITHIN {
+                    apart.push(format!("{} ({label})", one.name));
+                }
+            }
+        }
+    }
+    ensure!(
+        apart.is_empty(),
+        "measured twice, more than {:.0} % apart: {}",
+        AGREES_WITHIN * 100.0,
+        apart.join(", ")
+    );
+    Ok(())
+}
+
+/// Raises the limit of open files, as far as it goes, for all that is started from here.
+fn raise_files() -> Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    ensure!(
+        maximum.is_none_or(|maximum| maximum >= FILES),
+        "5,000 idle connections need {FILES} open files; raise the hard limit (`ulimit -Hn`)"
+    );
+    let current = maximum;
+    Ok(setrlimit(Resource::Nofile, Rlimit { current, maximum })?)
+}

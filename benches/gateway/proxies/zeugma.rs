@@ -1,0 +1,141 @@
+//! Our own gateway: the mesh listener for TLS, the apps listener for plaintext HTTP.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use anyhow::Result;
+
+use super::{Plan, Site, Work, free_port, text};
+
+/// The one place where a measured gateway's configuration is made.
+pub(super) fn plan(site: &Site, work: Work, folder: &Path) -> Result<Plan> {
+    let bundles = folder.join("bundles");
+    fs::create_dir(&bundles)?;
+    fs::copy(&site.gateway.certificate, folder.join("gw.pem"))?;
+    fs::copy(&site.gateway.key, folder.join("gw.key"))?;
+    fs::copy(&site.east.anchor, bundles.join("east.example.pem"))?;
+    fs::copy(&site.west.anchor, bundles.join("west.example.pem"))?;
+    let (mesh, apps) = (free_port()?, free_port()?);
+    let state = if knows_state_dir() {
+        let state = folder.join("state");
+        fs::create_dir(&state)?;
+        format!("  stateDir: '{}'\n", text(&state))
+    } else {
+        String::new()
+    };
+    let mut documents = format!(
+        "apiVersion: zeugma.dev/v1alpha1
+kind: MeshGateway
+metadata: {{ name: east-gw }}
+spec:
+  trustDomain: east.example
+  cluster: east
+  locality: eu/eu-1
+  svid: {{ files: {{ certificate: gw.pem, key: gw.key, bundles: bundles/ }} }}
+  listeners:
+    mesh: {{ address: '{mesh}', role: mesh }}
+    apps: {{ address: '{apps}', role: workloads }}
+  admin: '{}'
+  probes: '{}'
+  metrics: '{}'
+  workers: 1
+  drain: {{ delay: 0s, timeout: 1s }}
+{state}---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshPeer
+metadata: {{ name: west }}
+spec:
+  cluster: west
+  locality: us/us-1
+  gateways: ['127.0.0.1:9'] # it only calls us
+  spiffeIDs: ['spiffe://west.example/zeugma/gateway']
+  sources: ['127.0.0.1/32']
+",
+        free_port()?,
+        free_port()?,
+        free_port()?,
+    );
+    for route in 0..work.routes() {
+        write!(
+            documents,
+            "---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshRoute
+metadata: {{ name: svc-{route}, namespace: bench }}
+spec:
+{}",
+            route_spec(site, work)
+        )?;
+    }
+    fs::write(folder.join("mesh.yaml"), documents)?;
+    Ok(Plan {
+        program: site.program(super::Peer::Zeugma)?,
+        arguments: ["gateway", "--config", "mesh.yaml"]
+            .map(str::to_owned)
+            .into(),
+        address: match work {
+            Work::Passthrough { .. } | Work::Terminate | Work::Originate => mesh,
+            Work::Http1 | Work::Http2 | Work::Http2ToHttp1 => apps,
+        },
+    })
+}
+
+fn route_spec(site: &Site, work: Work) -> String {
+    let backend = &site.backend;
+    match work {
+        Work::Passthrough { .. } => format!(
+            "  protocol: tcp
+  port: 443
+  backends: [{{ endpoints: ['{}'], tls: workload }}]
+  allow: [{{ listeners: [mesh] }}]
+  export: {{ to: [west] }}
+",
+            backend.hello
+        ),
+        Work::Terminate => format!(
+            "  protocol: tcp
+  port: 443
+  backends: [{{ endpoints: ['{}'] }}]
+  allow: [{{ from: ['spiffe://west.example/*'] }}]
+  export: {{ to: [west] }}
+",
+            backend.plain
+        ),
+        Work::Originate => format!(
+            "  protocol: tcp
+  port: 443
+  backends: [{{ endpoints: ['{}'], tls: mesh, spiffeIDs: ['{}'] }}]
+  allow: [{{ from: ['spiffe://west.example/*'] }}]
+  export: {{ to: [west] }}
+",
+            backend.tls, site.service.id
+        ),
+        Work::Http1 | Work::Http2 | Work::Http2ToHttp1 => {
+            let (endpoint, version) = if work == Work::Http2 {
+                (backend.http2, "h2")
+            } else {
+                (backend.http1, "h1")
+            };
+            format!(
+                "  protocol: http
+  backends: [{{ endpoints: ['{endpoint}'], version: {version} }}]
+  allow: [{{ listeners: [apps] }}]
+"
+            )
+        }
+    }
+}
+
+/// Whether this build keeps its last good state, and so wants a folder of its own for it.
+pub(crate) fn knows_state_dir() -> bool {
+    static KNOWS: OnceLock<bool> = OnceLock::new();
+    *KNOWS.get_or_init(|| {
+        let schema = Command::new(env!("CARGO_BIN_EXE_zeugma"))
+            .args(["config", "schema"])
+            .output();
+        schema.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("\"stateDir\""))
+    })
+}

@@ -1,0 +1,256 @@
+//! Letting in: every limit that sheds work is enforced here, once, and what it counts is counted by
+//! guards, so that it falls again however the work ends.
+//!
+//! ```text
+//! accept      a source's rate, memory, open connections          -> Reason, closed at once
+//! walk        the route's connections                            -> Reason, alert or close
+//! request     memory, the route's requests                       -> Reason, 503
+//! pool        the route's requests that wait for a connection    -> Reason, 503
+//! ```
+//!
+//! What a limit means stands in the core's `admission`. Streams and head bytes are limits of one
+//! connection, enforced by its HTTP codec.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use zeugma_core::admission::{
+    Memory, RouteLimits, Sources, Watermark, connections_within, descriptors_for,
+};
+use zeugma_core::snapshot::{ClusterIx, Snapshot};
+use zeugma_core::verdict::Reason;
+
+use crate::memory::MemoryUse;
+use crate::runtime::{Published, Shared};
+use crate::upstream::Pinned;
+
+/// How often memory is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The limits of the whole process.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    connections_max: usize,
+    is_memory_short: AtomicBool,
+}
+
+impl Admission {
+    /// `wanted` connections, or those that the limit of open files holds.
+    pub(crate) fn new(wanted: usize, descriptors_max: u64) -> Self {
+        let connections_max = connections_within(descriptors_max, wanted);
+        if connections_max < wanted {
+            let needed = descriptors_for(wanted);
+            tracing::warn!(
+                limit = wanted,
+                open_files = descriptors_max,
+                "limits.connections is more than the limit of open files holds: at most \
+                 {connections_max} connections are let in. Raise that limit to {needed} \
+                 (LimitNOFILE={needed} in a systemd unit, ulimit -Hn), or lower limits.connections"
+            );
+        }
+        Self {
+            connections_max,
+            is_memory_short: AtomicBool::new(false),
+        }
+    }
+
+    /// The connections that are let in at once.
+    pub(crate) const fn connections_max(&self) -> usize {
+        self.connections_max
+    }
+
+    /// Whether one more connection is let in; `sources` are those of its listener.
+    ///
+    /// # Errors
+    /// Why it is shed. Only the control thread asks, so that nobody takes the last place meanwhile.
+    pub(crate) fn connection(
+        shared: &Shared,
+        listener: &str,
+        source: IpAddr,
+        sources: &mut Sources,
+    ) -> Result<(), Reason> {
+        let published = shared.published.load();
+        let listener = published.snapshot.listener(listener);
+        if let Some(rate) = listener.and_then(|listener| listener.handshakes)
+            && !sources.admit(source, rate, shared.now())
+        {
+            return Err(Reason::HandshakeRate);
+        }
+        shared.admission.memory()?;
+        if shared.open.load(Ordering::Relaxed) >= shared.admission.connections_max {
+            return Err(Reason::ConnectionLimit);
+        }
+        Ok(())
+    }
+
+    fn memory(&self) -> Result<(), Reason> {
+        if self.is_memory_short.load(Ordering::Relaxed) {
+            return Err(Reason::MemoryPressure);
+        }
+        Ok(())
+    }
+}
+
+/// What is under way of one route on this gateway, over all its workers.
+#[derive(Debug, Default)]
+pub(crate) struct UnderWay {
+    connections: AtomicU32,
+    pending: AtomicU32,
+    requests: AtomicU32,
+}
+
+impl UnderWay {
+    /// Those of the clusters of `snapshot`, in their order: one for each route, kept from what was
+    /// published before.
+    pub(crate) fn of(snapshot: &Snapshot, before: Option<&Published>) -> Arc<[Arc<Self>]> {
+        let mut routes: HashMap<&str, Arc<Self>> = HashMap::new();
+        if let Some(before) = before {
+            for (cluster, under_way) in before.snapshot.clusters.iter().zip(&*before.under_way) {
+                routes.insert(&cluster.route, Arc::clone(under_way));
+            }
+        }
+        let clusters = snapshot.clusters.iter();
+        clusters
+            .map(|cluster| Arc::clone(routes.entry(&cluster.route).or_default()))
+            .collect()
+    }
+
+    const fn count(&self, what: What) -> &AtomicU32 {
+        match what {
+            What::Connection => &self.connections,
+            What::Pending => &self.pending,
+            What::Request => &self.requests,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum What {
+    Connection,
+    Pending,
+    Request,
+}
+
+impl What {
+    const fn limit(self, limits: &RouteLimits) -> Option<u32> {
+        match self {
+            Self::Connection => limits.connections,
+            Self::Pending => limits.pending,
+            Self::Request => limits.requests,
+        }
+    }
+
+    const fn reason(self) -> Reason {
+        match self {
+            Self::Connection => Reason::RouteConnectionLimit,
+            Self::Pending => Reason::PendingLimit,
+            Self::Request => Reason::RequestLimit,
+        }
+    }
+}
+
+/// One that is under way, until dropped.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    under_way: Arc<UnderWay>,
+    what: What,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.under_way
+            .count(self.what)
+            .fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts a connection of a TCP service.
+///
+/// # Errors
+/// Its route has as many as it may.
+pub(crate) fn route_connection(published: &Published, to: ClusterIx) -> Result<Counted, Reason> {
+    enter(published, to, What::Connection)
+}
+
+/// Counts a request.
+///
+/// # Errors
+/// Memory is short, or its route has as many as it may.
+pub(crate) fn request(shared: &Shared, to: &Pinned) -> Result<Counted, Reason> {
+    shared.admission.memory()?;
+    enter(&to.published, to.cluster, What::Request)
+}
+
+/// Counts a request that waits for a connection to an endpoint.
+///
+/// # Errors
+/// As many of its route wait as may.
+pub(crate) fn pending(to: &Pinned) -> Result<Counted, Reason> {
+    enter(&to.published, to.cluster, What::Pending)
+}
+
+fn enter(published: &Published, to: ClusterIx, what: What) -> Result<Counted, Reason> {
+    let under_way = Arc::clone(published.under_way_of(to));
+    let limit = what.limit(&published.snapshot.cluster(to).limits);
+    let limit = limit.unwrap_or(u32::MAX);
+    // One step, so that workers that enter at once never are one too many, nor one too few.
+    let entered =
+        under_way
+            .count(what)
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                (count < limit).then(|| count + 1)
+            });
+    match entered {
+        Ok(_before) => Ok(Counted { under_way, what }),
+        Err(_full) => Err(what.reason()),
+    }
+}
+
+/// Looks at the memory in use, and sheds new work while it is short; ends at once without a
+/// watermark.
+pub(crate) async fn watch_memory(shared: Arc<Shared>) {
+    let memory = MemoryUse::of_this_process();
+    let written = shared.settings.limits.memory_bytes;
+    let Some(mut watermark) = Watermark::choose(written, memory.bytes_max()) else {
+        return;
+    };
+    shared.metrics.memory_watermark(watermark.bytes());
+    let mut look = tokio::time::interval(LOOK);
+    loop {
+        // Its first tick is at once.
+        look.tick().await;
+        let used = match memory.used_bytes() {
+            Ok(used) => used,
+            Err(error) => {
+                tracing::error!(%error, "the memory in use cannot be read; limits.memory has no effect");
+                return;
+            }
+        };
+        let (now, changed) = watermark.look(used);
+        let is_short = now == Memory::Short;
+        let admission = &shared.admission;
+        admission.is_memory_short.store(is_short, Ordering::Relaxed);
+        shared.metrics.memory(used, is_short);
+        match now {
+            _ if !changed => {}
+            Memory::Short => tracing::warn!(
+                used,
+                watermark = watermark.bytes(),
+                "memory is short: new connections and requests are shed"
+            ),
+            Memory::Enough => tracing::info!(
+                used,
+                watermark = watermark.bytes(),
+                "memory is enough again: new connections and requests are let in"
+            ),
+        }
+    }
+}
+
+/// The sources of one listening socket, counted under a key that callers do not know.
+pub(crate) fn sources() -> Sources {
+    Sources::new(fastrand::u64(..))
+}

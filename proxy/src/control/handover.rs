@@ -1,0 +1,565 @@
+//! Handing the listening sockets to the next process of the same gateway, over a Unix socket in the
+//! state directory.
+//!
+//! ```text
+//! successor                            predecessor
+//!   configuration loaded, connects
+//!   hello {version, gateway} ------->  same user? serving?
+//!                            <-------  offer {sockets} with their descriptors and the lock's, or
+//!                                      refused {why}
+//!   adopts, binds what is new, resolves names, accepts
+//!   ready {adopted} ---------------->
+//!                            <-------  yours: from here on the sockets are the successor's
+//!   opens its own door                 stops accepting, drains
+//! ```
+//!
+//! Until `yours` is written the predecessor serves as if nothing had happened, whatever becomes of
+//! the successor. Both accept from the same queues in between, which loses nothing. The lock goes
+//! over as the open file that holds it: there is no moment in which nobody has it.
+//!
+//! A message is one line of JSON. Every wait has a deadline.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, Shutdown, recvmsg, sendmsg, shutdown,
+};
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout, timeout_at};
+use zeugma_xds::Loaded;
+
+use super::inherit::{self, Adopted, Inherited, Place};
+use super::{GatewayError, Start};
+use crate::state::{Folder, State};
+
+/// The file of the socket that a successor asks at.
+const SOCKET: &str = "handover.sock";
+/// Its name until its mode is set.
+const SOCKET_NEXT: &str = ".handover.next";
+/// What both sides speak.
+const VERSION: u32 = 1;
+/// For every answer that needs nothing but a process that runs.
+const STEP: Duration = Duration::from_secs(5);
+/// How long a successor looks for a predecessor that lets it in: the one before may just be ending.
+const ASK: Duration = Duration::from_secs(10);
+/// How long a successor may take from the sockets to being ready.
+const READY: Duration = Duration::from_secs(60);
+/// How long a successor waits before it asks again, and a door after an error.
+const AGAIN: Duration = Duration::from_millis(50);
+/// Bytes of one message.
+const LINE_BYTES_MAX: usize = 256 * 1024;
+/// Descriptors in one message; the kernel takes 253 (`SCM_MAX_FD`, unix(7)).
+const DESCRIPTORS_MAX: usize = 128;
+/// Sockets in all messages of an offer.
+const SOCKETS_MAX: usize = 4096;
+
+/// Why a gateway does not take over from the one that runs.
+#[derive(Debug, thiserror::Error)]
+pub enum HandoverError {
+    /// There is no folder to find a predecessor in.
+    #[error("--takeover needs a state directory; set spec.stateDir to a folder to write in")]
+    NoState,
+    /// Nobody let us in.
+    #[error(
+        "the gateway that holds the lock does not answer at `{path}` within {ASK:?}; it hangs, \
+         drains already, or hands over to another: end it, or start again when it has ended"
+    )]
+    Unreachable {
+        /// Its socket.
+        path: PathBuf,
+        /// What the last attempt met.
+        #[source]
+        source: io::Error,
+    },
+    /// The predecessor said no.
+    #[error("the gateway of pid {pid} does not hand over: {why}")]
+    Refused {
+        /// Whom we asked.
+        pid: i32,
+        /// What it said.
+        why: String,
+    },
+    /// The predecessor did not keep to the protocol, or went away.
+    #[error("the handover from the gateway of pid {pid} failed; it goes on serving if it can")]
+    Failed {
+        /// Whom we asked.
+        pid: i32,
+        /// What happened.
+        #[source]
+        source: io::Error,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+enum Message {
+    Hello {
+        version: u32,
+        gateway: String,
+    },
+    /// Each socket has a descriptor in this message; the last one is the lock's, unless more come.
+    Offer {
+        sockets: Vec<Place>,
+        more: bool,
+    },
+    Refused {
+        why: String,
+    },
+    Ready {
+        adopted: Vec<Place>,
+    },
+    Yours {},
+}
+
+/// A socket to hand over.
+#[derive(Debug)]
+pub(crate) struct Offered {
+    pub(crate) place: Place,
+    pub(crate) socket: OwnedFd,
+}
+
+/// What the door asks of the control loop.
+#[derive(Debug)]
+pub(super) enum Asked {
+    /// A successor is there: what it may have, or why it may not.
+    Offer {
+        pid: i32,
+        answer: oneshot::Sender<Result<Vec<Offered>, String>>,
+    },
+    /// It was told that the sockets are its own.
+    Done { pid: i32, adopted: Vec<Place> },
+    /// It did not get that far: nothing has happened.
+    Abandoned { pid: i32, why: io::Error },
+}
+
+/// The socket that successors ask at.
+#[derive(Debug)]
+pub(super) struct Door {
+    listener: UnixListener,
+    /// Another descriptor of the locked file.
+    lock: OwnedFd,
+    gateway: String,
+}
+
+impl Door {
+    /// Opens the door of the gateway that has the lock, in place of one that was there before.
+    ///
+    /// # Errors
+    /// As the operating system says; a path over 107 bytes among others (unix(7)).
+    pub(super) fn open(state: &State, gateway: &str) -> io::Result<Self> {
+        let (next, path) = (state.path(SOCKET_NEXT), state.path(SOCKET));
+        // Left behind by one that was killed; the lock keeps all others away.
+        drop(std::fs::remove_file(&next));
+        // The folder is closed to others, so nobody comes before the mode is set.
+        let listener = UnixListener::bind(&next)?;
+        std::fs::set_permissions(&next, std::fs::Permissions::from_mode(0o600))?;
+        std::fs::rename(&next, &path)?;
+        Ok(Self {
+            listener,
+            lock: state.lock().try_clone_to_owned()?,
+            gateway: gateway.to_owned(),
+        })
+    }
+
+    /// Lets successors in, one after the other, until one has taken over.
+    pub(super) async fn serve(self, ask: mpsc::Sender<Asked>) {
+        loop {
+            let (stream, pid) = match self.admit().await {
+                Ok(admitted) => admitted,
+                Err(error) => {
+                    tracing::warn!(%error, "a process at the handover socket is not let in");
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
+            };
+            let done = match self.hand_over(Wire::new(stream), pid, &ask).await {
+                Ok(adopted) => Asked::Done { pid, adopted },
+                Err(why) => Asked::Abandoned { pid, why },
+            };
+            let is_done = matches!(done, Asked::Done { .. });
+            if ask.send(done).await.is_err() || is_done {
+                return;
+            }
+        }
+    }
+
+    async fn admit(&self) -> io::Result<(UnixStream, i32)> {
+        let (stream, _) = self.listener.accept().await?;
+        let pid = peer(&stream)?;
+        Ok((stream, pid))
+    }
+
+    async fn hand_over(
+        &self,
+        mut wire: Wire,
+        pid: i32,
+        ask: &mpsc::Sender<Asked>,
+    ) -> io::Result<Vec<Place>> {
+        let offered = match self.offer(&mut wire, pid, ask).await? {
+            Ok(offered) => offered,
+            Err(why) => {
+                let refused = Message::Refused { why: why.clone() };
+                wire.send(&refused, &[]).await?;
+                return Err(io::Error::other(format!("refused: {why}")));
+            }
+        };
+        let mut chunks = offered.chunks(DESCRIPTORS_MAX).peekable();
+        // A gateway listens on something, admin at the least.
+        while let Some(chunk) = chunks.next() {
+            let more = chunks.peek().is_some();
+            let sockets = chunk.iter().map(|offered| offered.place.clone()).collect();
+            let mut descriptors: Vec<_> = chunk.iter().map(|one| one.socket.as_fd()).collect();
+            if !more {
+                descriptors.push(self.lock.as_fd());
+            }
+            let offer = Message::Offer { sockets, more };
+            wire.send(&offer, &descriptors).await?;
+        }
+        drop(offered);
+        let Message::Ready { adopted } = wire.receive(READY).await? else {
+            return Err(unexpected("ready"));
+        };
+        // The point of no return: written, it is read, since both are on one machine.
+        wire.send(&Message::Yours {}, &[]).await?;
+        Ok(adopted)
+    }
+
+    async fn offer(
+        &self,
+        wire: &mut Wire,
+        pid: i32,
+        ask: &mpsc::Sender<Asked>,
+    ) -> io::Result<Result<Vec<Offered>, String>> {
+        let Message::Hello { version, gateway } = wire.receive(STEP).await? else {
+            return Err(unexpected("hello"));
+        };
+        if version != VERSION {
+            return Ok(Err(format!(
+                "it speaks version {VERSION} of the handover, not {version}; restart it instead"
+            )));
+        }
+        if gateway != self.gateway {
+            return Ok(Err(format!("it is `{}`, not `{gateway}`", self.gateway)));
+        }
+        let (answer, answered) = oneshot::channel();
+        let gone = |_| io::Error::other("the control loop has ended");
+        ask.send(Asked::Offer { pid, answer })
+            .await
+            .map_err(|_| io::Error::other("the control loop has ended"))?;
+        let offered = answered.await.map_err(gone)?;
+        Ok(offered.and_then(|offered| {
+            if offered.len() > SOCKETS_MAX {
+                return Err(format!(
+                    "it has over {SOCKETS_MAX} sockets; restart it instead"
+                ));
+            }
+            Ok(offered)
+        }))
+    }
+}
+
+/// A handover that this process is the successor of, before it is ready.
+#[derive(Debug)]
+pub(super) struct Taking {
+    wire: Wire,
+    pid: i32,
+}
+
+/// How a process with `--takeover` begins.
+#[derive(Debug)]
+pub(super) enum Begun {
+    /// Nobody had the lock.
+    Alone(State),
+    /// Another has it, and passes on what it listens on.
+    After(State, Inherited, Taking),
+}
+
+/// Asks the gateway that has the lock of `folder` for its sockets, or takes the lock if nobody has
+/// it.
+///
+/// # Errors
+/// Those of the folder; all of [`HandoverError`].
+pub(super) async fn begin(mut folder: Folder, gateway: &str) -> Result<Begun, GatewayError> {
+    let deadline = Instant::now() + ASK;
+    loop {
+        folder = match folder.try_claim()? {
+            Ok(state) => return Ok(Begun::Alone(state)),
+            Err(held) => held,
+        };
+        let path = folder.path(SOCKET);
+        let asking = timeout_at(deadline, UnixStream::connect(&path));
+        let source = match asking.await {
+            Ok(Ok(stream)) => return take(stream, folder, gateway).await,
+            Ok(Err(error)) => error,
+            Err(elapsed) => elapsed.into(),
+        };
+        if Instant::now() + AGAIN >= deadline {
+            return Err(HandoverError::Unreachable { path, source }.into());
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+async fn take(stream: UnixStream, folder: Folder, gateway: &str) -> Result<Begun, GatewayError> {
+    let pid = peer(&stream).map_err(|source| HandoverError::Failed { pid: 0, source })?;
+    let failed = |source| HandoverError::Failed { pid, source };
+    let mut wire = Wire::new(stream);
+    let hello = Message::Hello {
+        version: VERSION,
+        gateway: gateway.to_owned(),
+    };
+    wire.send(&hello, &[]).await.map_err(failed)?;
+    let mut inherited = Inherited::default();
+    let mut count = 0;
+    loop {
+        let (sockets, more) = match wire.receive(ASK).await.map_err(failed)? {
+            Message::Offer { sockets, more } => (sockets, more),
+            Message::Refused { why } => return Err(HandoverError::Refused { pid, why }.into()),
+            Message::Hello { .. } | Message::Ready { .. } | Message::Yours {} => {
+                return Err(failed(unexpected("offer")).into());
+            }
+        };
+        count += sockets.len();
+        if count > SOCKETS_MAX {
+            return Err(failed(io::Error::other("too many sockets")).into());
+        }
+        for place in sockets {
+            let socket = wire.descriptor().map_err(failed)?;
+            inherited.add(place, socket).map_err(failed)?;
+        }
+        if !more {
+            break;
+        }
+    }
+    let lock = wire.descriptor().map_err(failed)?;
+    let state = folder.adopt(lock).map_err(failed)?;
+    Ok(Begun::After(state, inherited, Taking { wire, pid }))
+}
+
+impl Taking {
+    /// The predecessor.
+    pub(super) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Tells the predecessor that this process accepts on `adopted`, and waits for its word that it
+    /// stops.
+    ///
+    /// # Errors
+    /// [`HandoverError::Failed`]: the sockets are still the predecessor's.
+    pub(super) async fn finish(mut self, adopted: Vec<Place>) -> Result<(), HandoverError> {
+        let pid = self.pid;
+        let failed = |source| HandoverError::Failed { pid, source };
+        let ready = Message::Ready { adopted };
+        self.wire.send(&ready, &[]).await.map_err(failed)?;
+        let answer = match self.wire.receive(STEP).await {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                // Its word may be on its way. After this it cannot be given any more, so that what
+                // is there is what holds.
+                self.wire.close().map_err(failed)?;
+                self.wire.receive(STEP).await.map_err(|_end| error)
+            }
+            answer => answer,
+        };
+        match answer.map_err(failed)? {
+            Message::Yours {} => Ok(()),
+            Message::Hello { .. }
+            | Message::Offer { .. }
+            | Message::Refused { .. }
+            | Message::Ready { .. } => Err(failed(unexpected("yours"))),
+        }
+    }
+}
+
+/// The process at the other end, which must run as the same user: descriptors are as good as the
+/// user's word.
+fn peer(stream: &UnixStream) -> io::Result<i32> {
+    let who = stream.peer_cred()?;
+    let own = rustix::process::geteuid().as_raw();
+    if who.uid() != own {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("its user is {}, not {own}", who.uid()),
+        ));
+    }
+    // Without one it is in another PID namespace.
+    Ok(who.pid().unwrap_or(0))
+}
+
+fn unexpected(wanted: &str) -> io::Error {
+    invalid(format!("another message than `{wanted}`"))
+}
+
+fn invalid(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// Messages and descriptors over a connection.
+#[derive(Debug)]
+struct Wire {
+    stream: UnixStream,
+    read: Vec<u8>,
+    descriptors: VecDeque<OwnedFd>,
+}
+
+impl Wire {
+    const fn new(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            read: Vec::new(),
+            descriptors: VecDeque::new(),
+        }
+    }
+
+    /// Sends one message with descriptors.
+    async fn send(&mut self, message: &Message, with: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut line = serde_json::to_vec(message)?;
+        line.push(b'\n');
+        let sending = async {
+            let mut left = line.as_slice();
+            let mut with = with;
+            while !left.is_empty() {
+                let n = self
+                    .stream
+                    .async_io(Interest::WRITABLE, || send_some(&self.stream, left, with))
+                    .await?;
+                // They went with the first byte.
+                with = &[];
+                left = left.get(n..).unwrap_or_default();
+            }
+            Ok(())
+        };
+        timeout(STEP, sending).await?
+    }
+
+    /// Receives one message; its descriptors are kept for [`descriptor`](Self::descriptor).
+    async fn receive(&mut self, within: Duration) -> io::Result<Message> {
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=end).collect();
+                return serde_json::from_slice(&line).map_err(|error| invalid(error.to_string()));
+            }
+            if self.read.len() > LINE_BYTES_MAX {
+                return Err(invalid(format!("a message over {LINE_BYTES_MAX} bytes")));
+            }
+            let reading = self
+                .stream
+                .async_io(Interest::READABLE, || receive_some(&self.stream));
+            let late = |_elapsed| {
+                let what = format!("no answer within {within:?}");
+                io::Error::new(io::ErrorKind::TimedOut, what)
+            };
+            let (bytes, descriptors) = timeout_at(deadline, reading).await.map_err(late)??;
+            if bytes.is_empty() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.read.extend_from_slice(&bytes);
+            self.descriptors.extend(descriptors);
+            if self.descriptors.len() > SOCKETS_MAX {
+                return Err(invalid("too many descriptors".to_owned()));
+            }
+        }
+    }
+
+    /// The next descriptor that came.
+    fn descriptor(&mut self) -> io::Result<OwnedFd> {
+        self.descriptors
+            .pop_front()
+            .ok_or_else(|| invalid("a message without its descriptor".to_owned()))
+    }
+
+    /// Lets no more messages come: the other end fails to send them.
+    fn close(&self) -> io::Result<()> {
+        Ok(shutdown(&self.stream, Shutdown::Read)?)
+    }
+}
+
+fn send_some(stream: &UnixStream, bytes: &[u8], with: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX + 1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !with.is_empty() && !control.push(SendAncillaryMessage::ScmRights(with)) {
+        return Err(io::Error::other("too many descriptors for one message"));
+    }
+    let bytes = [IoSlice::new(bytes)];
+    // No signal where the other end is gone, but an error.
+    Ok(sendmsg(stream, &bytes, &mut control, SendFlags::NOSIGNAL)?)
+}
+
+fn receive_some(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX + 1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = vec![0; 16 * 1024];
+    let received = recvmsg(
+        stream,
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let mut descriptors = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(invalid("descriptors were lost on the way".to_owned()));
+    }
+    bytes.truncate(received.bytes);
+    Ok((bytes, descriptors))
+}
+
+/// What a process comes with.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub(super) state: Option<State>,
+    /// The sockets that were opened for it.
+    pub(super) adopted: Adopted,
+    /// Whom it takes over from.
+    pub(super) taking: Option<Taking>,
+}
+
+/// Finds what others opened for a gateway: systemd, and the gateway before it if it is to take over.
+///
+/// # Errors
+/// All that its parts can meet; the gateway before serves on.
+pub(super) async fn arrive(start: Start, loaded: &Loaded) -> Result<Arrival, GatewayError> {
+    let settings = &loaded.settings;
+    let places = inherit::places(settings, &loaded.snapshot);
+    let mut adopted = Inherited::from_systemd()?.assign_all(&places)?;
+    let folder = Folder::open(&settings.state_dir, &settings.name)?;
+    let begun = match (start, folder) {
+        (Start::Alone, None) => None,
+        (Start::TakeOver, None) => return Err(HandoverError::NoState.into()),
+        (Start::Alone, Some(folder)) => Some(Begun::Alone(folder.claim()?)),
+        (Start::TakeOver, Some(folder)) => Some(begin(folder, &settings.name).await?),
+    };
+    let (state, taking) = match begun {
+        None => (None, None),
+        Some(Begun::Alone(state)) => (Some(state), None),
+        Some(Begun::After(state, inherited, taking)) => {
+            let (ours, rest) = inherited.assign(&places);
+            let pid = taking.pid;
+            if !rest.is_empty() {
+                tracing::info!(pid, sockets = %rest, "these stay behind: the configuration has no place for them");
+            }
+            adopted.extend(ours);
+            (Some(state), Some(taking))
+        }
+    };
+    Ok(Arrival {
+        state,
+        adopted,
+        taking,
+    })
+}

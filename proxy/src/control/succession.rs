@@ -1,0 +1,152 @@
+//! The control loop's part of a handover: as the process before, and as the one after.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::mpsc;
+
+use super::accepting::New;
+use super::handover::{Asked, Door, HandoverError, Offered, Taking};
+use super::inherit::Place;
+use super::{Control, Stage, systemd};
+use crate::admin;
+
+impl Control {
+    /// Accepts at once, or from the moment when it takes over. Returns the stage it begins in, and
+    /// what comes from the door.
+    pub(super) async fn begin(
+        &mut self,
+        mut starting: Stage,
+        bound: New,
+        taking: Option<Taking>,
+        before: Vec<Place>,
+    ) -> (Stage, mpsc::Receiver<Asked>, Result<(), HandoverError>) {
+        let Some(taking) = taking else {
+            self.accepting.commit(bound);
+            self.open_interfaces();
+            return (starting, self.open_door(), Ok(()));
+        };
+        // The one before serves meanwhile: nobody waits for this one to be ready.
+        starting.over().await;
+        match self.take_over(taking, bound, before).await {
+            Ok(()) => (self.become_ready(), self.open_door(), Ok(())),
+            Err(error) => {
+                tracing::error!(
+                    %error,
+                    "not taken over: what was accepted meanwhile is served to its end"
+                );
+                let (_nobody, asked) = mpsc::channel(1);
+                (self.drain(), asked, Err(error))
+            }
+        }
+    }
+
+    /// Serves probes, metrics and the admin interface.
+    fn open_interfaces(&mut self) {
+        if let Some(interfaces) = self.interfaces.take() {
+            let (shared, passed_on) = (Arc::clone(&self.shared), self.passed_on.clone());
+            self.beside
+                .spawn_local(admin::serve(interfaces, shared, passed_on));
+        }
+    }
+
+    /// Lets successors ask from now on.
+    fn open_door(&mut self) -> mpsc::Receiver<Asked> {
+        let (ask, asked) = mpsc::channel(1);
+        let name = &self.shared.settings.name;
+        match self.state.as_ref().map(|state| Door::open(state, name)) {
+            Some(Ok(door)) => {
+                self.beside.spawn_local(door.serve(ask));
+            }
+            Some(Err(error)) => {
+                tracing::warn!(%error, "no other process can take over from this one");
+            }
+            // It was told of when the folder could not be had.
+            None => {}
+        }
+        asked
+    }
+
+    /// Accepts on what was taken over, and becomes the gateway.
+    ///
+    /// # Errors
+    /// The one before did not say that it stops.
+    async fn take_over(
+        &mut self,
+        taking: Taking,
+        bound: New,
+        before: Vec<Place>,
+    ) -> Result<(), HandoverError> {
+        let pid = taking.pid();
+        // The ports of the probes are already shared: whoever asks there is answered the same.
+        self.shared.ready.store(true, Ordering::Release);
+        self.accepting.commit(bound);
+        self.open_interfaces();
+        let sockets = before.len();
+        taking.finish(before).await?;
+        tracing::info!(pid, sockets, "taken over from the gateway before");
+        Ok(())
+    }
+
+    /// Answers what the door asks.
+    pub(super) fn asked(&mut self, asked: Asked, stage: Stage) -> Stage {
+        match asked {
+            Asked::Offer { pid, answer } => {
+                let offered = self.offer(&stage);
+                if let Ok(offered) = &offered {
+                    let sockets = offered.len();
+                    tracing::info!(pid, sockets, "a successor asks for the sockets");
+                    self.handing = Some(pid);
+                }
+                // Nobody listens where the successor has gone; then it is told of as abandoned.
+                drop(answer.send(offered));
+                stage
+            }
+            Asked::Abandoned { pid, why } => {
+                self.handing = None;
+                tracing::warn!(pid, error = %why, "not handed over; serving on");
+                stage
+            }
+            Asked::Done { pid, adopted } => {
+                self.handing = None;
+                tracing::info!("handing over to pid {pid}: {} sockets", adopted.len());
+                self.hand_over(pid, &adopted, stage)
+            }
+        }
+    }
+
+    fn offer(&self, stage: &Stage) -> Result<Vec<Offered>, String> {
+        if matches!(stage, Stage::Draining { .. }) {
+            let why = "it drains and its listeners are closed; start again when it has ended";
+            return Err(why.to_owned());
+        }
+        let interfaces = self.passed.iter().map(|offered| {
+            Ok(Offered {
+                place: offered.place.clone(),
+                socket: offered.socket.try_clone()?,
+            })
+        });
+        let all = self.accepting.offered().and_then(|listeners| {
+            let all = listeners.into_iter().map(Ok).chain(interfaces);
+            all.collect::<io::Result<Vec<_>>>()
+        });
+        all.map_err(|error| format!("its sockets cannot be passed on: {error}"))
+    }
+
+    /// The sockets are the successor's: no more of them here, and it needs no `delay`, since the
+    /// successor is ready already.
+    fn hand_over(&mut self, pid: i32, adopted: &[Place], stage: Stage) -> Stage {
+        systemd::main_pid(pid);
+        self.passed_on.cancel();
+        self.passed.clear();
+        // Not unlocked, which would unlock the successor's too: closed.
+        self.state = None;
+        self.accepting.hand_over(adopted);
+        match stage {
+            // Still ready, if anybody is: who asked here a moment ago means them both.
+            Stage::Starting { .. } | Stage::Serving | Stage::Leaving { .. } => self.end_open(),
+            Stage::Draining { .. } => stage,
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! One direction of a relay: what was read and not written yet, and the end passed on.
+//!
+//! ```text
+//! Empty --read, all written--> Flushing --> Empty
+//! Empty --read, sink full--> Kept --all written--> Flushing
+//! Empty --spliced, sink full--> Piped --all written--> Empty
+//! Empty --end of the source--> Ending --end passed on--> Ended
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::pipes::{Filled, Pipe, Pipes};
+
+/// What is read in one go, and so what a direction keeps at most of what its sink did not take.
+const BUFFER_BYTES: usize = 256 * 1024;
+/// After so many bytes a direction is worth a pipe.
+const SPLICE_AFTER: u64 = 256 * 1024;
+/// What comes in portions below this is copied as cheaply: a message, not a stream.
+const SPLICE_MIN: usize = 4 * 1024;
+/// Batches that a direction moves before other directions and connections have their turn.
+const BATCHES_MAX: usize = 4;
+
+thread_local! {
+    /// A worker's one buffer, used within a poll only: an idle relay has none.
+    static BUFFER: RefCell<Box<[u8]>> =
+        RefCell::new(vec![0; BUFFER_BYTES].into_boxed_slice());
+}
+
+/// One direction.
+#[derive(Debug)]
+pub(super) struct Direction {
+    state: State,
+    /// Bytes copied since it last was not worth a pipe.
+    copied: u64,
+    /// Whether the kernel splices between the two.
+    splices: bool,
+    /// Bytes were read or written since this was last taken.
+    pub(super) stirred: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Nothing is on its way.
+    Empty,
+    /// All is written, and the sink may still hold some of it.
+    Flushing,
+    /// The sink did not take these bytes yet.
+    Kept {
+        bytes: Box<[u8]>,
+        taken: usize,
+    },
+    /// Nor these.
+    Piped(Pipe),
+    /// The source has ended, which the sink is being told.
+    Ending,
+    Ended,
+}
+
+/// What a direction is broken by.
+#[derive(Debug)]
+pub(super) enum Broken {
+    Reading(io::Error),
+    Writing(io::Error),
+}
+
+/// The sockets of a direction that may be spliced.
+#[derive(Debug)]
+pub(super) struct Splicing<'a, S, T> {
+    /// The socket of the source, if that is all there is to it: no TLS, nothing read ahead.
+    pub(super) source: fn(&S) -> Option<&TcpStream>,
+    pub(super) sink: fn(&T) -> Option<&TcpStream>,
+    pub(super) pipes: &'a Rc<Pipes>,
+}
+
+impl Direction {
+    pub(super) const fn new() -> Self {
+        Self {
+            state: State::Empty,
+            copied: 0,
+            splices: true,
+            stirred: false,
+        }
+    }
+
+    pub(super) const fn has_ended(&self) -> bool {
+        matches!(self.state, State::Ended)
+    }
+
+    /// Moves bytes until the source has none, the sink takes none, or others should have their
+    /// turn; ready once the end of the source has been passed on.
+    pub(super) fn poll<S, T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        (source, sink): (&mut S, &mut T),
+        splicing: Option<&Splicing<'_, S, T>>,
+        moved: &Cell<u64>,
+    ) -> Poll<Result<(), Broken>>
+    where
+        S: AsyncRead + Unpin,
+        T: AsyncWrite + Unpin,
+    {
+        for _ in 0..BATCHES_MAX {
+            ready!(self.poll_write_out(cx, sink, splicing, moved))?;
+            if self.has_ended() {
+                return Poll::Ready(Ok(()));
+            }
+            let sockets = splicing
+                .filter(|_| self.splices && self.copied >= SPLICE_AFTER)
+                .and_then(|splicing| {
+                    let (source, sink) = ((splicing.source)(source)?, (splicing.sink)(sink)?);
+                    Some((source, sink, splicing.pipes))
+                });
+            match sockets {
+                Some((from, to, pipes)) => {
+                    let pipe = ready!(self.poll_take(cx, from, pipes))?;
+                    match pipe {
+                        Some(pipe) => ready!(self.poll_splice(cx, (from, to), pipe, moved))?,
+                        None => ready!(self.poll_copy(cx, source, sink, moved))?,
+                    }
+                }
+                None => ready!(self.poll_copy(cx, source, sink, moved))?,
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Writes what is on its way; ready when nothing is any more.
+    fn poll_write_out<S, T: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut T,
+        splicing: Option<&Splicing<'_, S, T>>,
+        moved: &Cell<u64>,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            match &mut self.state {
+                State::Empty | State::Ended => return Poll::Ready(Ok(())),
+                State::Flushing => {
+                    ready!(Pin::new(&mut *sink).poll_flush(cx)).map_err(Broken::Writing)?;
+                    self.state = State::Empty;
+                }
+                State::Kept { bytes, taken } => {
+                    let rest = bytes.get(*taken..).unwrap_or_default();
+                    if rest.is_empty() {
+                        self.state = State::Flushing;
+                        continue;
+                    }
+                    let n = ready!(poll_write_some(cx, sink, rest)).map_err(Broken::Writing)?;
+                    *taken += n;
+                    moved.set(moved.get() + n as u64);
+                    self.stirred = true;
+                }
+                State::Piped(pipe) => {
+                    let Some(socket) = splicing.and_then(|splicing| (splicing.sink)(sink)) else {
+                        debug_assert!(false, "what is in a pipe came from a socket to a socket");
+                        return Poll::Ready(Err(Broken::Writing(io::ErrorKind::Other.into())));
+                    };
+                    if pipe.is_empty() {
+                        self.state = State::Empty;
+                        continue;
+                    }
+                    let n = ready!(pipe.poll_drain(cx, socket)).map_err(Broken::Writing)?;
+                    moved.set(moved.get() + n as u64);
+                    self.stirred = true;
+                }
+                State::Ending => {
+                    ready!(Pin::new(&mut *sink).poll_shutdown(cx)).map_err(Broken::Writing)?;
+                    self.state = State::Ended;
+                }
+            }
+        }
+    }
+
+    /// Reads into the worker's buffer and writes what was read at once; keeps what is left.
+    fn poll_copy<S, T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut S,
+        sink: &mut T,
+        moved: &Cell<u64>,
+    ) -> Poll<Result<(), Broken>>
+    where
+        S: AsyncRead + Unpin,
+        T: AsyncWrite + Unpin,
+    {
+        BUFFER.with_borrow_mut(|buffer| {
+            let mut room = ReadBuf::new(buffer);
+            ready!(Pin::new(source).poll_read(cx, &mut room)).map_err(Broken::Reading)?;
+            let mut rest = room.filled();
+            if rest.is_empty() {
+                self.state = State::Ending;
+                return Poll::Ready(Ok(()));
+            }
+            self.stirred = true;
+            self.copied += rest.len() as u64;
+            self.state = State::Flushing;
+            while !rest.is_empty() {
+                let Poll::Ready(written) = poll_write_some(cx, sink, rest) else {
+                    self.state = State::Kept {
+                        bytes: rest.into(),
+                        taken: 0,
+                    };
+                    return Poll::Pending;
+                };
+                let n = written.map_err(Broken::Writing)?;
+                moved.set(moved.get() + n as u64);
+                rest = rest.get(n..).unwrap_or_default();
+            }
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    /// Takes a pipe once there is something for it; none where bytes have to be copied.
+    fn poll_take(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &TcpStream,
+        pipes: &Rc<Pipes>,
+    ) -> Poll<Result<Option<Pipe>, Broken>> {
+        ready!(source.poll_read_ready(cx)).map_err(Broken::Reading)?;
+        let pipe = pipes.take();
+        if pipe.is_none() {
+            // Asked for again after as many bytes: there may be one by then.
+            self.copied = 0;
+        }
+        Poll::Ready(Ok(pipe))
+    }
+
+    /// Moves what has come in through `pipe`; keeps that only if the sink does not take all.
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        (source, sink): (&TcpStream, &TcpStream),
+        mut pipe: Pipe,
+        moved: &Cell<u64>,
+    ) -> Poll<Result<(), Broken>> {
+        match ready!(pipe.poll_fill(cx, source)).map_err(Broken::Reading)? {
+            Filled::Bytes(n) => {
+                self.stirred = true;
+                if n < SPLICE_MIN {
+                    self.copied = 0;
+                }
+            }
+            Filled::End => {
+                self.state = State::Ending;
+                return Poll::Ready(Ok(()));
+            }
+            Filled::Unsupported => {
+                pipe.note_unsupported();
+                self.splices = false;
+                return Poll::Ready(Ok(()));
+            }
+        }
+        while !pipe.is_empty() {
+            let Poll::Ready(written) = pipe.poll_drain(cx, sink) else {
+                self.state = State::Piped(pipe);
+                return Poll::Pending;
+            };
+            moved.set(moved.get() + written.map_err(Broken::Writing)? as u64);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// As `poll_write`, but a sink that takes nothing is an error.
+fn poll_write_some<T: AsyncWrite + Unpin>(
+    cx: &mut Context<'_>,
+    sink: &mut T,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    match ready!(Pin::new(sink).poll_write(cx, bytes))? {
+        0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        n => Poll::Ready(Ok(n)),
+    }
+}

@@ -1,0 +1,421 @@
+//! A TLS stream over rustls's unbuffered connections.
+//!
+//! All connections of a thread share one buffer ([`scratch`]), in which records are decrypted and
+//! encrypted. A connection owns bytes only while it cannot hand them on:
+//!
+//! ```text
+//!  socket -> shared buffer -> reader      a record that is not whole yet waits in `held`,
+//!                                         what the reader has no room for in `plaintext`
+//!  writer -> shared buffer -> socket      what the socket does not take waits in `outgoing`
+//! ```
+//!
+//! Each of the three has a bound: [`HELD_BYTES_MAX`], one receive, and one batch; idle they own
+//! nothing. The stream is generic over what carries the bytes, and the same for both sides.
+
+mod backlog;
+mod connection;
+mod scratch;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use rustls::{ClientConfig, CommonState, InvalidMessage, ServerConfig};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use backlog::Backlog;
+use connection::{Connection, Gains, Sealing, Step};
+use scratch::Scratch;
+
+/// The plaintext of a record (RFC 8446 §5.1: at most 2^14 bytes).
+const RECORD_BYTES: usize = 1 << 14;
+/// A record on the wire: header, plaintext, what encryption adds (RFC 8446 §5.2: at most 256 bytes).
+const WIRE_BYTES: usize = 5 + RECORD_BYTES + 256;
+/// The header, the content type and the tag that each record of our suites has besides plaintext.
+const RECORD_OVERHEAD_BYTES: usize = 5 + 1 + 16;
+/// The most that is encrypted, or received, at once.
+const BATCH_BYTES_MAX: usize = 256 * 1024;
+/// What is encrypted at once for a socket that took only a part of the last batch: what it does not
+/// take is kept in memory.
+const BATCH_BYTES_MIN: usize = 64 * 1024;
+/// The most ciphertext that is held while a handshake message is not whole: rustls's own limit for
+/// one, with its buffered connections.
+const HELD_BYTES_MAX: usize = 0xffff;
+
+/// A byte stream inside TLS.
+///
+/// Reading and writing are independent: a closed or truncated direction leaves the other one open.
+/// After [`AsyncWrite::poll_write`] has taken bytes they may be kept until the next write, flush or
+/// shutdown, as with any buffered stream.
+pub struct TlsStream<S> {
+    carrier: S,
+    connection: Connection,
+    /// Received, and not a whole record or handshake message.
+    held: Vec<u8>,
+    /// Decrypted, and not read.
+    plaintext: Backlog,
+    /// Encrypted, and not sent.
+    outgoing: Backlog,
+    reading: Reading,
+    writing: Writing,
+    batch_bytes: usize,
+}
+
+/// What reading gives once there is no plaintext left.
+#[derive(Debug)]
+enum Reading {
+    Open,
+    /// The peer has closed by close_notify.
+    Closed,
+    /// The bytes ended without close_notify (RFC 8446 §6.1: truncated).
+    Truncated,
+    /// The peer broke the protocol, or refused us; nothing is sent after the alert either.
+    Failed(rustls::Error),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Writing {
+    Open,
+    /// Our close_notify is sent or queued.
+    Closed,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
+    /// Answers the handshake that comes over `carrier`.
+    ///
+    /// # Errors
+    /// What the peer did wrong, or the carrier; with it comes the carrier, over which the alert has
+    /// been sent.
+    ///
+    /// # Cancel safety
+    /// Dropping it drops the carrier.
+    pub fn accept(
+        config: Arc<ServerConfig>,
+        carrier: S,
+    ) -> impl Future<Output = Result<Box<Self>, (io::Error, S)>> {
+        Self::shake_hands(Self::boxed(Connection::server(config), carrier))
+    }
+
+    /// Begins a handshake over `carrier` with the server `name`.
+    ///
+    /// # Errors
+    /// As [`Self::accept`].
+    ///
+    /// # Cancel safety
+    /// Dropping it drops the carrier.
+    pub fn connect(
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+        carrier: S,
+    ) -> impl Future<Output = Result<Box<Self>, (io::Error, S)>> {
+        Self::shake_hands(Self::boxed(Connection::client(config, name), carrier))
+    }
+
+    /// In a box from the beginning: a future that holds a session costs its caller as much for as
+    /// long as the caller lives.
+    fn boxed(
+        connection: Result<Connection, rustls::Error>,
+        carrier: S,
+    ) -> Result<Box<Self>, (io::Error, S)> {
+        match connection {
+            Ok(connection) => Ok(Box::new(Self {
+                carrier,
+                connection,
+                held: Vec::new(),
+                plaintext: Backlog::default(),
+                outgoing: Backlog::default(),
+                reading: Reading::Open,
+                writing: Writing::Open,
+                batch_bytes: BATCH_BYTES_MIN,
+            })),
+            Err(error) => Err((io::Error::other(error), carrier)),
+        }
+    }
+
+    async fn shake_hands(
+        begun: Result<Box<Self>, (io::Error, S)>,
+    ) -> Result<Box<Self>, (io::Error, S)> {
+        let mut stream = begun?;
+        // A client speaks first.
+        stream.take_in(&mut [], None);
+        match poll_fn(|cx| stream.poll_handshake(cx)).await {
+            Ok(()) => Ok(stream),
+            Err(error) => Err((error, stream.carrier)),
+        }
+    }
+
+    fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            // The last flight, and an alert too, goes out before the handshake ends.
+            let sent = ready!(self.poll_send_and_flush(cx));
+            if let Some(Err(error)) = self.reading.end() {
+                return Poll::Ready(Err(error));
+            }
+            sent?;
+            if !self.connection.is_handshaking() {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.poll_receive(cx, None))?;
+        }
+    }
+
+    /// Receives once, and takes in what came; the first plaintext goes to `reader`.
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: Option<&mut ReadBuf<'_>>,
+    ) -> Poll<io::Result<()>> {
+        let mut scratch = Scratch::lend();
+        let ciphertext = &mut scratch.buffers().ciphertext;
+        let held = self.held.len();
+        let wanted = reader.as_ref().map_or(0, |reader| reader.remaining());
+        let end = (held + WIRE_BYTES)
+            .max(wanted + wanted.div_ceil(RECORD_BYTES) * RECORD_OVERHEAD_BYTES)
+            .min(ciphertext.len());
+        let mut room = ReadBuf::new(ciphertext.get_mut(held..end).unwrap_or_default());
+        ready!(Pin::new(&mut self.carrier).poll_read(cx, &mut room))?;
+        let received = room.filled().len();
+        if received == 0 {
+            // What is held stays: rustls counts on it when it is asked to write.
+            self.reading = Reading::Truncated;
+            return Poll::Ready(Ok(()));
+        }
+        let bytes = ciphertext.get_mut(..held + received).unwrap_or_default();
+        if let Some(place) = bytes.get_mut(..held) {
+            place.copy_from_slice(&self.held);
+        }
+        let idle = self.outgoing.is_empty();
+        self.take_in(bytes, reader);
+        if idle && !self.outgoing.is_empty() {
+            // Nobody waits to send, so nobody loses its waker; if the socket takes nothing now, the
+            // next write, flush or shutdown sends it.
+            drop(self.poll_send(cx));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Processes `bytes` to their last whole record, and holds the rest.
+    ///
+    /// To the last, even where the reader's room ends: a connection that has whole records before
+    /// it gives them, and lets nobody write.
+    fn take_in(&mut self, bytes: &mut [u8], reader: Option<&mut ReadBuf<'_>>) {
+        let mut gains = Gains {
+            reader,
+            plaintext: &mut self.plaintext,
+            outgoing: &mut self.outgoing,
+        };
+        let mut at = 0;
+        let step = loop {
+            let rest = bytes.get_mut(at..).unwrap_or_default();
+            let (used, step) = self.connection.step(rest, &mut gains);
+            at += used;
+            if !matches!(step, Step::Again) {
+                break step;
+            }
+        };
+        let rest = bytes.get(at..).unwrap_or_default();
+        self.held.clear();
+        match step {
+            Step::Again | Step::Blocked if rest.is_empty() => self.held = Vec::new(),
+            Step::Again | Step::Blocked if rest.len() < HELD_BYTES_MAX => {
+                self.held.extend_from_slice(rest);
+            }
+            Step::Again | Step::Blocked => {
+                self.fail(InvalidMessage::HandshakePayloadTooLarge.into());
+            }
+            // RFC 8446 §6.1: what comes after close_notify is ignored.
+            Step::PeerClosed => {
+                self.reading = Reading::Closed;
+                self.held = Vec::new();
+            }
+            Step::Failed(error) => self.fail(error),
+        }
+    }
+
+    fn fail(&mut self, error: rustls::Error) {
+        self.connection.take_alert(&mut self.outgoing);
+        self.reading = Reading::Failed(error);
+        self.held = Vec::new();
+    }
+
+    /// Sends what was kept.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.outgoing.is_empty() {
+            let carrier = Pin::new(&mut self.carrier);
+            match ready!(carrier.poll_write(cx, self.outgoing.bytes()))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => self.outgoing.consume(n),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_send_and_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
+        Pin::new(&mut self.carrier).poll_flush(cx)
+    }
+
+    fn poll_write_slices(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if slices.iter().all(|slice| slice.is_empty()) {
+            return Poll::Ready(Ok(0));
+        }
+        ready!(self.poll_send(cx))?;
+        if let Reading::Failed(error) = &self.reading {
+            return Poll::Ready(Err(invalid_data(error)));
+        }
+        if self.writing == Writing::Closed {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let mut scratch = Scratch::lend();
+        let buffers = scratch.buffers();
+        let mut sealing = Sealing {
+            slices,
+            limit: self.batch_bytes,
+            gathered: &mut buffers.gathered,
+            ciphertext: &mut buffers.ciphertext,
+            taken: 0,
+            len: 0,
+        };
+        self.connection.seal(&mut self.held, &mut sealing)?;
+        let (taken, len) = (sealing.taken, sealing.len);
+        let mut rest = buffers.ciphertext.get(..len).unwrap_or_default();
+        while !rest.is_empty() {
+            match Pin::new(&mut self.carrier).poll_write(cx, rest) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(n)) => rest = rest.get(n..).unwrap_or_default(),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    self.outgoing.push(rest);
+                    break;
+                }
+            }
+        }
+        if !self.outgoing.is_empty() {
+            self.batch_bytes = BATCH_BYTES_MIN;
+        } else if taken == self.batch_bytes {
+            self.batch_bytes = (self.batch_bytes * 2).min(BATCH_BYTES_MAX);
+        }
+        Poll::Ready(Ok(taken))
+    }
+}
+
+impl<S> TlsStream<S> {
+    /// What carries the bytes.
+    pub const fn carrier(&self) -> &S {
+        &self.carrier
+    }
+
+    /// What was agreed on in the handshake.
+    pub fn session(&self) -> &CommonState {
+        &self.connection
+    }
+}
+
+impl Reading {
+    /// How reading has ended; `None` while it has not.
+    fn end(&self) -> Option<io::Result<()>> {
+        match self {
+            Self::Open => None,
+            Self::Closed => Some(Ok(())),
+            Self::Truncated => {
+                let what = "the peer closed the connection without close_notify";
+                Some(Err(io::Error::new(io::ErrorKind::UnexpectedEof, what)))
+            }
+            Self::Failed(error) => Some(Err(invalid_data(error))),
+        }
+    }
+}
+
+fn invalid_data(error: &rustls::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.clone())
+}
+
+impl<S> fmt::Debug for TlsStream<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsStream")
+            .field("reading", &self.reading)
+            .field("writing", &self.writing)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let filled = buf.filled().len();
+        while buf.filled().len() == filled {
+            if !this.plaintext.is_empty() {
+                let bytes = this.plaintext.bytes();
+                let n = bytes.len().min(buf.remaining());
+                buf.put_slice(bytes.get(..n).unwrap_or_default());
+                this.plaintext.consume(n);
+            } else if let Some(end) = this.reading.end() {
+                return Poll::Ready(end);
+            } else {
+                ready!(this.poll_receive(cx, Some(buf)))?;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_write_slices(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_write_slices(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().poll_send_and_flush(cx)
+    }
+
+    /// Sends close_notify behind what was written, and ends our direction of the carrier.
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.writing == Writing::Open {
+            this.writing = Writing::Closed;
+            // After an alert there is nothing left to say.
+            if !matches!(this.reading, Reading::Failed(_)) {
+                this.connection.close(&mut this.held, &mut this.outgoing)?;
+            }
+        }
+        ready!(this.poll_send(cx))?;
+        match ready!(Pin::new(&mut this.carrier).poll_shutdown(cx)) {
+            // The peer is gone: there is no direction left to end.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+            result => Poll::Ready(result),
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The stream against tokio-rustls, and against peers that break the rules.
+
+mod carrier;
+mod hostile;
+mod memory;
+mod oracle;
+
+use std::io;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::kx_group;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::TlsStream;
+use crate::tls::config::provider;
+
+/// Far more than any of it takes.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Two sides that accept each other, with TLS as the gateway has it.
+struct Sides {
+    server: Arc<ServerConfig>,
+    client: Arc<ClientConfig>,
+    /// Wants a certificate, which the client has not.
+    strict_server: Arc<ServerConfig>,
+    /// Knows nobody who may vouch for the server.
+    wary_client: Arc<ClientConfig>,
+}
+
+static SIDES: LazyLock<Sides> = LazyLock::new(|| {
+    // The hybrid exchange costs time and tests nothing of ours.
+    let provider = Arc::new(CryptoProvider {
+        kx_groups: vec![kx_group::X25519],
+        ..CryptoProvider::clone(provider())
+    });
+    let CertifiedKey { cert, signing_key } =
+        generate_simple_self_signed(["orders.shop".to_owned()]).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(cert.der().clone()).unwrap();
+    let roots = Arc::new(roots);
+    let chain: Vec<CertificateDer<'static>> = vec![cert.der().clone()];
+    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+    let server = || {
+        ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+    };
+    let client = |roots: RootCertStore| {
+        let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        // A handshake is to be as long as the one before.
+        config.resumption = Resumption::disabled();
+        Arc::new(config)
+    };
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+            .build()
+            .unwrap();
+    let strangers = {
+        let other = generate_simple_self_signed(["orders.shop".to_owned()]).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(other.cert.der().clone()).unwrap();
+        roots
+    };
+    Sides {
+        server: Arc::new(
+            server()
+                .with_no_client_auth()
+                .with_single_cert(chain.clone(), key.clone_key())
+                .unwrap(),
+        ),
+        client: client(RootCertStore::clone(&roots)),
+        strict_server: Arc::new(
+            server()
+                .with_client_cert_verifier(verifier)
+                .with_single_cert(chain, key)
+                .unwrap(),
+        ),
+        wary_client: client(strangers),
+    }
+});
+
+fn name() -> ServerName<'static> {
+    ServerName::try_from("orders.shop").unwrap()
+}
+
+trait Io: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
+
+/// Whose implementation a side runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Ours,
+    Oracle,
+}
+
+async fn accept<S: Io + 'static>(kind: Kind, carrier: S) -> io::Result<Box<dyn Io>> {
+    let config = Arc::clone(&SIDES.server);
+    Ok(match kind {
+        Kind::Ours => TlsStream::accept(config, carrier).await.map_err(|e| e.0)?,
+        Kind::Oracle => Box::new(TlsAcceptor::from(config).accept(carrier).await?),
+    })
+}
+
+async fn connect<S: Io + 'static>(kind: Kind, carrier: S) -> io::Result<Box<dyn Io>> {
+    let config = Arc::clone(&SIDES.client);
+    Ok(match kind {
+        Kind::Ours => TlsStream::connect(config, name(), carrier)
+            .await
+            .map_err(|e| e.0)?,
+        Kind::Oracle => Box::new(TlsConnector::from(config).connect(name(), carrier).await?),
+    })
+}
+
+type Ours = Box<TlsStream<DuplexStream>>;
+
+/// Our server and a client of tokio-rustls.
+async fn with_oracle_client() -> (Ours, tokio_rustls::client::TlsStream<DuplexStream>) {
+    let (near, far) = tokio::io::duplex(1 << 20);
+    let (ours, theirs) = tokio::join!(
+        TlsStream::accept(Arc::clone(&SIDES.server), near),
+        TlsConnector::from(Arc::clone(&SIDES.client)).connect(name(), far),
+    );
+    (ours.unwrap(), theirs.unwrap())
+}
+
+/// Our client and a server of tokio-rustls.
+async fn with_oracle_server() -> (Ours, tokio_rustls::server::TlsStream<DuplexStream>) {
+    let (near, far) = tokio::io::duplex(1 << 20);
+    let (ours, theirs) = tokio::join!(
+        TlsStream::connect(Arc::clone(&SIDES.client), name(), near),
+        TlsAcceptor::from(Arc::clone(&SIDES.server)).accept(far),
+    );
+    (ours.unwrap(), theirs.unwrap())
+}
+
+fn tls_error(error: &io::Error) -> &rustls::Error {
+    let inner = error.get_ref().expect("an error of rustls");
+    inner.downcast_ref().expect("an error of rustls")
+}
+
+#[tokio::test]
+async fn close_notify_ends_one_direction_and_leaves_the_other_open() {
+    let (mut ours, mut theirs) = with_oracle_client().await;
+    theirs.write_all(b"question").await.unwrap();
+    theirs.shutdown().await.unwrap();
+    let mut asked = String::new();
+    ours.read_to_string(&mut asked).await.unwrap();
+    assert_eq!(asked, "question");
+    ours.write_all(b"answer").await.unwrap();
+    ours.shutdown().await.unwrap();
+    let mut answered = String::new();
+    theirs.read_to_string(&mut answered).await.unwrap();
+    assert_eq!(answered, "answer");
+    let refused = ours.write_all(b"more").await.unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::BrokenPipe);
+}
+
+#[tokio::test]
+async fn an_end_without_close_notify_is_an_error_and_leaves_writing_open() {
+    let (mut ours, theirs) = with_oracle_client().await;
+    let (mut carrier, mut session) = theirs.into_inner();
+    carrier.shutdown().await.unwrap();
+    for _ in 0..2 {
+        // RFC 8446 §6.1: the data may be truncated.
+        let error = ours.read(&mut [0; 16]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+    ours.write_all(b"still").await.unwrap();
+    ours.flush().await.unwrap();
+    let mut wire = vec![0; 1024];
+    let n = carrier.read(&mut wire).await.unwrap();
+    session.read_tls(&mut &wire[..n]).unwrap();
+    let state = session.process_new_packets().unwrap();
+    assert_eq!(state.plaintext_bytes_to_read(), 5);
+}
+
+#[tokio::test]
+async fn a_missing_client_certificate_is_told_by_an_alert_before_the_end() {
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let theirs = async {
+        let config = Arc::clone(&SIDES.client);
+        // RFC 8446 §4.4.2: a client has done its part before the server has seen it.
+        let mut stream = TlsConnector::from(config)
+            .connect(name(), far)
+            .await
+            .unwrap();
+        stream.read(&mut [0; 16]).await.unwrap_err()
+    };
+    let accepting = TlsStream::accept(Arc::clone(&SIDES.strict_server), near);
+    let (ours, theirs) = tokio::join!(accepting, theirs);
+    let (error, _carrier) = ours.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    assert_eq!(*tls_error(&error), rustls::Error::NoCertificatesPresented);
+    let expected = rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired);
+    assert_eq!(*tls_error(&theirs), expected);
+}
+
+#[tokio::test]
+async fn a_refused_server_certificate_is_told_by_an_alert_before_the_end() {
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let (ours, theirs) = tokio::join!(
+        TlsStream::connect(Arc::clone(&SIDES.wary_client), name(), near),
+        TlsAcceptor::from(Arc::clone(&SIDES.server)).accept(far),
+    );
+    let (error, _carrier) = ours.unwrap_err();
+    let refused = matches!(tls_error(&error), rustls::Error::InvalidCertificate(_));
+    assert!(refused, "{error}");
+    let Err(theirs) = theirs else {
+        panic!("the server took it for a session");
+    };
+    let told = matches!(tls_error(&theirs), rustls::Error::AlertReceived(_));
+    assert!(told, "{theirs}");
+}
+
+#[tokio::test]
+async fn traffic_keys_change_in_both_directions() {
+    let (mut ours, mut theirs) = with_oracle_server().await;
+    let mut message = [0; 4];
+    for round in 0..40_u32 {
+        // Asks us for new keys as well (RFC 8446 §4.6.3).
+        theirs.get_mut().1.refresh_traffic_keys().unwrap();
+        theirs.write_all(&round.to_be_bytes()).await.unwrap();
+        theirs.flush().await.unwrap();
+        ours.read_exact(&mut message).await.unwrap();
+        assert_eq!(u32::from_be_bytes(message), round);
+        ours.write_all(&message).await.unwrap();
+        ours.flush().await.unwrap();
+        theirs.read_exact(&mut message).await.unwrap();
+        assert_eq!(u32::from_be_bytes(message), round);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_carries_a_stream() {
+    let (ours, theirs) = with_oracle_client().await;
+    let (mut server, mut client) = {
+        let (server, client) = tokio::join!(
+            TlsStream::accept(Arc::clone(&SIDES.server), ours),
+            TlsStream::connect(Arc::clone(&SIDES.client), name(), theirs),
+        );
+        (server.unwrap(), client.unwrap())
+    };
+    client.write_all(b"within").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut read = String::new();
+    server.read_to_string(&mut read).await.unwrap();
+    assert_eq!(read, "within");
+}

@@ -1,0 +1,109 @@
+//! What a connection owns, and how much goes through at once.
+
+use std::io::IoSlice;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+use super::super::{
+    BATCH_BYTES_MAX, BATCH_BYTES_MIN, RECORD_BYTES, RECORD_OVERHEAD_BYTES, TlsStream,
+};
+use super::carrier::Tampered;
+use super::{Io, SIDES, name, with_oracle_client};
+
+type Counted = Box<TlsStream<Tampered<DuplexStream>>>;
+
+/// Client and server of ours, over a pipe of `capacity`.
+async fn pair(capacity: usize) -> (Counted, Counted) {
+    let (near, far) = tokio::io::duplex(capacity);
+    let (client, server) = tokio::join!(
+        TlsStream::connect(Arc::clone(&SIDES.client), name(), Tampered::counted(near)),
+        TlsStream::accept(Arc::clone(&SIDES.server), Tampered::counted(far)),
+    );
+    (client.unwrap(), server.unwrap())
+}
+
+fn owned<S>(stream: &TlsStream<S>) -> usize {
+    let queued = stream.plaintext.bytes().len() + stream.outgoing.bytes().len();
+    stream.held.capacity() + queued
+}
+
+/// One try to write `bytes`; `None`: not now.
+fn try_write(stream: &mut impl Io, bytes: &[u8]) -> Option<usize> {
+    let mut cx = Context::from_waker(Waker::noop());
+    match Pin::new(stream).poll_write(&mut cx, bytes) {
+        Poll::Ready(result) => Some(result.unwrap()),
+        Poll::Pending => None,
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_owns_no_bytes() {
+    let (mut ours, mut theirs) = with_oracle_client().await;
+    assert_eq!(owned(&ours), 0, "after the handshake");
+    let mut back = vec![0; 100_000];
+    theirs.write_all(&vec![7; 100_000]).await.unwrap();
+    theirs.flush().await.unwrap();
+    ours.read_exact(&mut back[..10]).await.unwrap();
+    assert_ne!(owned(&ours), 0, "there is more than was read");
+    ours.read_exact(&mut back[10..]).await.unwrap();
+    ours.write_all(&back).await.unwrap();
+    ours.flush().await.unwrap();
+    theirs.read_exact(&mut back).await.unwrap();
+    assert_eq!(owned(&ours), 0, "after bytes went both ways");
+}
+
+#[tokio::test]
+async fn a_batch_is_one_write_and_one_read_of_the_carrier() {
+    let (mut client, mut server) = pair(1 << 20).await;
+    let bytes = vec![1; BATCH_BYTES_MAX];
+    // A full batch lets the next be twice as large.
+    let mut batch = BATCH_BYTES_MIN;
+    let mut read = vec![0; BATCH_BYTES_MAX];
+    loop {
+        let before = (client.carrier.writes, server.carrier.reads);
+        assert_eq!(client.write(&bytes).await.unwrap(), batch);
+        assert_eq!(client.carrier.writes, before.0 + 1);
+        assert_eq!(server.read(&mut read).await.unwrap(), batch);
+        assert_eq!(server.carrier.reads, before.1 + 1);
+        if batch == BATCH_BYTES_MAX {
+            break;
+        }
+        batch = (batch * 2).min(BATCH_BYTES_MAX);
+    }
+}
+
+#[tokio::test]
+async fn small_slices_share_records() {
+    let (mut client, mut server) = pair(1 << 20).await;
+    let (small, large) = ([1_u8; 9], [2_u8; RECORD_BYTES]);
+    let slices = [
+        IoSlice::new(&small),
+        IoSlice::new(&large),
+        IoSlice::new(&small),
+        IoSlice::new(&small),
+    ];
+    let total = 3 * small.len() + large.len();
+    assert_eq!(client.write_vectored(&slices).await.unwrap(), total);
+    // Two records, where each slice would have been one.
+    let mut wire = vec![0; 2 * RECORD_BYTES];
+    let n = server.carrier.carrier.read(&mut wire).await.unwrap();
+    assert_eq!(n, total + 2 * RECORD_OVERHEAD_BYTES);
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_costs_one_batch_and_stops_the_writer() {
+    let (mut client, mut server) = pair(4096).await;
+    let bytes = vec![1; 1 << 20];
+    assert_eq!(try_write(&mut client, &bytes), Some(BATCH_BYTES_MIN));
+    assert_eq!(try_write(&mut client, &bytes), None);
+    assert!(client.outgoing.bytes().len() <= BATCH_BYTES_MIN + 4 * RECORD_OVERHEAD_BYTES);
+    let mut read = vec![0; BATCH_BYTES_MIN];
+    let (read, flushed) = tokio::join!(server.read_exact(&mut read), client.flush());
+    read.unwrap();
+    flushed.unwrap();
+    assert_eq!(owned(&client), 0);
+    assert_eq!(owned(&server), 0);
+}
