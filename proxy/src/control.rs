@@ -6,6 +6,7 @@ mod accepting;
 mod alarms;
 pub(crate) mod handover;
 pub(crate) mod inherit;
+mod last_good;
 mod reload;
 mod succession;
 mod systemd;
@@ -28,11 +29,12 @@ use zeugma_core::names::Host;
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{EndpointKey, Snapshot};
 use zeugma_core::time::Time;
-use zeugma_xds::{Loaded, NodeOptions};
+use zeugma_xds::NodeOptions;
 
 use self::accepting::Accepting;
 use self::handover::{Arrival, Asked, HandoverError, Offered};
 use self::inherit::InheritError;
+use self::last_good::{Beginning, Keeper};
 use self::reload::{Files, Reloaded};
 use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
@@ -142,21 +144,20 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
         name: options.name.clone(),
         locality: options.locality.clone(),
     };
-    let loaded = zeugma_xds::load(&options.config, &node)
-        .map_err(|findings| GatewayError::Config(reload::describe(&findings)))?;
-    reload::warn(&loaded);
-    let credentials = Credentials::load(&reload::svid_files(&loaded.settings), 1)?;
+    let start = Beginning::load(&options.config, &node)?;
+    reload::warn(&start.loaded);
+    let credentials = Credentials::load(&reload::svid_files(&start.loaded.settings), 1)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
         .build_local(LocalOptions::default())
         .map_err(system("no event loop"))?;
     runtime.block_on(async {
-        let arrival = Box::pin(handover::arrive(options.start, &loaded)).await?;
+        let arrival = Box::pin(handover::arrive(options.start, &start.loaded)).await?;
         Box::pin(control(
             options.config.clone(),
             node,
-            loaded,
+            start,
             credentials,
             open_files,
             arrival,
@@ -181,7 +182,7 @@ fn raise_open_files() -> u64 {
 async fn control(
     config: PathBuf,
     node: NodeOptions,
-    loaded: Loaded,
+    start: Beginning,
     credentials: Credentials,
     open_files: u64,
     mut arrival: Arrival,
@@ -189,6 +190,15 @@ async fn control(
     let (phase, phase_read) = watch::channel(Phase::Serving);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
     let mut fleet = Fleet::new();
+    let Beginning {
+        loaded,
+        findings,
+        is_kept,
+    } = start;
+    let keeper = (arrival.state.as_ref()).map(|state| Keeper::new(state.path("")));
+    if !is_kept && let Some(keeper) = &keeper {
+        keeper.keep(loaded.last_good);
+    }
     let snapshot = Arc::new(loaded.snapshot);
     fleet.reconcile(&snapshot, Time::ZERO);
     let shares = Arc::new(fleet.shares(Time::ZERO));
@@ -218,7 +228,9 @@ async fn control(
         phase: phase_read,
         ready: AtomicBool::new(false),
         resources: ArcSwap::from_pointee(loaded.resources),
-        findings: ArcSwap::from_pointee(Value::Null),
+        findings: ArcSwap::from_pointee(
+            (findings.as_ref()).map_or(Value::Null, zeugma_xds::Findings::to_json),
+        ),
         open: AtomicUsize::new(0),
         windows: Arc::default(),
         admission,
@@ -239,6 +251,12 @@ async fn control(
     beside.spawn_local(resolve::run(Arc::clone(&shared), names_wanted, asked));
     beside.spawn_local(alarms::watch_crls(Arc::clone(&shared)));
     beside.spawn_local(files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?));
+    if let Some(keeper) = &keeper {
+        beside.spawn_local(keeper.run());
+    }
+    if findings.is_some() {
+        shared.metrics.reloaded("config", false);
+    }
     let mut control = Control {
         shared,
         fleet,
@@ -247,6 +265,7 @@ async fn control(
         names,
         phase,
         workers: threads,
+        keeper,
         state: arrival.state,
         interfaces: None,
         passed,
@@ -255,7 +274,7 @@ async fn control(
         beside: JoinSet::new(),
         workers_ended,
     };
-    control.tell_targets();
+    control.shared.metrics.generation(1);
     control.tell_credentials();
     let starting = Stage::Starting {
         names_asked,
@@ -347,6 +366,8 @@ struct Control {
     workers: Vec<std::thread::JoinHandle<()>>,
     /// Held until the end, or until a successor has it: the lock is in it.
     state: Option<State>,
+    /// Keeps every configuration that is applied.
+    keeper: Option<Keeper>,
     /// Until they are served.
     interfaces: Option<Interfaces>,
     /// Their sockets, to be passed on.
@@ -599,7 +620,6 @@ impl Control {
             under_way,
         };
         self.shared.published.store(Arc::new(published));
-        self.tell_targets();
     }
 
     fn apply(&mut self, reloaded: Reloaded, stage: &Stage) {
@@ -608,7 +628,7 @@ impl Control {
             self.tell_credentials();
             self.recheck();
         }
-        let Some((snapshot, resources)) = reloaded.config else {
+        let Some((snapshot, resources, last_good)) = reloaded.config else {
             return;
         };
         if matches!(stage, Stage::Draining { .. }) {
@@ -635,10 +655,13 @@ impl Control {
         let shares = self.fleet.shares(now);
         let generation = self.shared.published.load().generation + 1;
         self.shared.resources.store(Arc::new(resources));
-        self.shared.metrics.forget_targets();
         self.publish(generation, Arc::clone(&snapshot), shares);
         self.recheck();
+        self.shared.metrics.generation(generation);
         self.accepting.commit(bound);
+        if let Some(keeper) = &self.keeper {
+            keeper.keep(last_good);
+        }
         tracing::info!(generation, version = %snapshot.version, "configuration applied");
     }
 
@@ -651,28 +674,6 @@ impl Control {
         let credentials = self.shared.credentials.load();
         self.shared.metrics.svid_expiry(credentials.not_after());
         self.shared.metrics.reloaded("credentials", true);
-    }
-
-    /// Sets the gauges of endpoints and levels.
-    fn tell_targets(&self) {
-        let published = self.shared.published.load();
-        let metrics = &self.shared.metrics;
-        metrics.generation(published.generation);
-        for (cluster, shares) in published
-            .snapshot
-            .clusters
-            .iter()
-            .zip(&published.shares.clusters)
-        {
-            for (level, share) in cluster.levels.iter().zip(&shares.levels) {
-                metrics.level_share(&cluster.name, &level.name, *share);
-            }
-            for (endpoint, status) in cluster.endpoints.iter().zip(&shares.endpoints) {
-                let address = endpoint.address.to_string();
-                let healthy = status.is_healthy();
-                metrics.endpoint_healthy(&cluster.route, &endpoint.backend, &address, healthy);
-            }
-        }
     }
 }
 
@@ -759,6 +760,7 @@ mod tests {
         };
         let mut control = Control {
             fleet: Fleet::new(),
+            keeper: None,
             probes: JoinSet::new(),
             accepting: Accepting::new(Arc::clone(&alone.shared), vec![handle]),
             names: watch::channel(BTreeSet::new()).0,

@@ -97,7 +97,7 @@ impl Alone {
             observations,
             phase: phase_read,
             ready: AtomicBool::new(true),
-            resources: ArcSwap::from_pointee(Value::Null),
+            resources: ArcSwap::from_pointee(loaded.resources),
             findings: ArcSwap::from_pointee(Value::Null),
             open: Default::default(),
             admission,

@@ -313,7 +313,7 @@ mod tests {
         let lines = alone.lines();
         let verdicts: Vec<_> = lines.iter().map(|line| &line["verdict"]).collect();
         assert_eq!(verdicts, ["connection-limit"; 2]);
-        let text = alone.shared.metrics.encode();
+        let text = alone.shared.metrics.encode(None);
         assert!(
             text.contains(r#"zeugma_dropped_total{kind="sockets"} 2"#),
             "{text}"

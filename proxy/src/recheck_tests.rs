@@ -105,7 +105,10 @@ impl World {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let Loaded {
-            snapshot, settings, ..
+            snapshot,
+            settings,
+            resources,
+            ..
         } = loaded(&folder, GATEWAY);
         let (phase, phase_read) = watch::channel(Phase::Serving);
         let shared = Shared {
@@ -119,7 +122,7 @@ impl World {
             observations: mpsc::channel(1).0,
             phase: phase_read,
             ready: AtomicBool::new(true),
-            resources: ArcSwap::from_pointee(serde_json::Value::Null),
+            resources: ArcSwap::from_pointee(resources),
             findings: ArcSwap::from_pointee(serde_json::Value::Null),
             open: AtomicUsize::new(0),
             admission: Admission::new(1_000, 20_000),

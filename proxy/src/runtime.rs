@@ -26,7 +26,7 @@ use zeugma_core::snapshot::{
 };
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
-use zeugma_xds::GatewaySettings;
+use zeugma_xds::{GatewaySettings, ResourceList};
 
 use crate::account::{AccessLog, Caller, Closed};
 use crate::admission::{Admission, UnderWay};
@@ -86,7 +86,7 @@ pub(crate) struct Shared {
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) ready: AtomicBool,
     /// The xDS resources that serve, for `/config_dump`.
-    pub(crate) resources: ArcSwap<serde_json::Value>,
+    pub(crate) resources: ArcSwap<ResourceList>,
     /// What is wrong with the files on disk, while their last good content serves.
     pub(crate) findings: ArcSwap<serde_json::Value>,
     pub(crate) open: AtomicUsize,
@@ -182,6 +182,8 @@ pub(crate) struct Worker {
     draws: RefCell<fastrand::Rng>,
     /// The turn of each cluster that is balanced by turns.
     turns: RefCell<HashMap<Arc<str>, u64>>,
+    /// The generation whose clusters and routes are the only ones remembered.
+    forgotten: Cell<u64>,
 }
 
 impl Worker {
@@ -199,6 +201,7 @@ impl Worker {
             has_untold: Notify::new(),
             draws: RefCell::new(fastrand::Rng::new()),
             turns: RefCell::default(),
+            forgotten: Cell::default(),
         }
     }
 
@@ -314,6 +317,10 @@ impl Worker {
             .borrow_mut()
             .retain(|_, count| Rc::strong_count(count) > 1);
         let published = self.shared.published.load();
+        // To go through ten thousand routes for nothing would hold up connections.
+        if self.forgotten.replace(published.generation) == published.generation {
+            return;
+        }
         let clusters = &published.snapshot.clusters;
         let names: HashSet<&str> = clusters.iter().map(|cluster| &*cluster.name).collect();
         self.turns
@@ -596,7 +603,7 @@ mod tests {
         let working = Working::new().await;
         let alone = &working.alone;
         let panics = || {
-            let text = alone.shared.metrics.encode();
+            let text = alone.shared.metrics.encode(None);
             let line = text
                 .lines()
                 .find_map(|line| line.strip_prefix("zeugma_panics_total "));
@@ -682,13 +689,17 @@ mod tests {
         for _ in 0..5 {
             worker.observe(&key, Err(Failure::Reset));
         }
-        let text = alone.shared.metrics.encode();
+        let text = alone.shared.metrics.encode(None);
         assert!(
             text.contains(r#"zeugma_dropped_total{kind="observations"} 3"#),
             "{text}"
         );
         assert!(alone.observed.try_recv().is_ok());
         worker.observe(&key, Err(Failure::Reset));
-        assert_eq!(alone.shared.metrics.encode(), text, "there was room again");
+        assert_eq!(
+            alone.shared.metrics.encode(None),
+            text,
+            "there was room again"
+        );
     }
 }

@@ -17,6 +17,7 @@
 mod control_drain;
 mod control_handover;
 mod control_inherit;
+mod control_last_good;
 mod control_limits;
 mod control_listeners;
 mod control_state;

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 use zeugma_core::snapshot::Snapshot;
-use zeugma_xds::{Color, Findings, GatewaySettings, Loaded, NodeOptions};
+use zeugma_xds::{Color, Findings, GatewaySettings, LastGood, Loaded, NodeOptions, ResourceList};
 
 use super::systemd;
 use crate::runtime::Shared;
@@ -28,7 +28,7 @@ pub(super) struct Files {
 /// What a reload brought; `None` is what stays as it is.
 #[derive(Debug, Default)]
 pub(super) struct Reloaded {
-    pub(super) config: Option<(Snapshot, Value)>,
+    pub(super) config: Option<(Snapshot, ResourceList, LastGood)>,
     pub(super) credentials: Option<Credentials>,
     /// Asked for by a signal: the service manager waits to hear that it is done.
     pub(super) by_signal: bool,
@@ -123,7 +123,7 @@ impl Files {
                  start only; restart the gateway to apply their change"
             );
         }
-        reloaded.config = Some((loaded.snapshot, loaded.resources));
+        reloaded.config = Some((loaded.snapshot, loaded.resources, loaded.last_good));
     }
 
     fn refuse_config(&mut self, findings: &Findings, shared: &Shared) {

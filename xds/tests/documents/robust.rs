@@ -6,7 +6,7 @@ use crate::support::{EAST, WEST_PEER, route, try_load};
 use serde_json::Value;
 
 /// A route that uses most fields.
-fn full() -> String {
+pub(crate) fn full() -> String {
     route(
         "orders",
         r#"protocol: http, port: 8080, hosts: [orders.example, "*.orders.example"],
@@ -26,10 +26,10 @@ fn full() -> String {
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014), so that a seed alone replays a failure.
-struct Draw(u64);
+pub(crate) struct Draw(pub(crate) u64);
 
 impl Draw {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -37,7 +37,7 @@ impl Draw {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         usize::try_from(self.next() % u64::try_from(n.max(1)).unwrap()).unwrap()
     }
 
