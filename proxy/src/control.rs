@@ -267,7 +267,7 @@ async fn control(
         workers: threads,
         keeper,
         state: arrival.state,
-        interfaces: None,
+        interfaces: Some(interfaces),
         passed,
         passed_on: CancellationToken::new(),
         handing: None,
