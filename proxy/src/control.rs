@@ -244,7 +244,7 @@ async fn control(
         phase,
         workers: threads,
         state: arrival.state,
-        interfaces: None,
+        interfaces: Some(interfaces),
         passed,
         passed_on: CancellationToken::new(),
         handing: None,
