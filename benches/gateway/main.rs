@@ -29,13 +29,13 @@ mod workloads;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::Parser;
 
 use proxies::Peer;
-use report::{Machine, Program, Results, Settings};
+use report::{Machine, Measured, Program, Results, Settings};
 use run::{Bench, Contestant, Effort};
 use workloads::{Metric, Workload};
 
@@ -128,21 +128,19 @@ fn measure(arguments: &Arguments) -> Result<()> {
         .collect::<Result<BTreeMap<_, _>>>()?;
     let contestants = contestants(programs.keys().copied(), arguments.self_check);
     let mut measured = Vec::new();
+    let mut failures = Vec::new();
     for workload in &chosen {
         let since = Instant::now();
-        let one = bench
-            .measure(workload, &contestants, effort)
-            .with_context(|| workload.name)?;
-        print!("{:38}", workload.name);
-        for label in one.samples.keys() {
-            for metric in [Metric::CpuNs, Metric::PssBytes, Metric::CpuMs] {
-                if let Some(spread) = one.spread(label, metric) {
-                    let percent = spread.relative() * 100.0;
-                    print!(" {label} {:.0} ±{percent:.1}%", spread.median);
-                }
+        // A wrong answer fails the run, but not before the rest of it is known.
+        let one = match bench.measure(workload, &contestants, effort) {
+            Ok(one) => one,
+            Err(error) => {
+                println!("{:38} FAILED: {error:#}", workload.name);
+                failures.push(format!("{}: {error:#}", workload.name));
+                continue;
             }
-        }
-        println!(" ({:.1} s)", since.elapsed().as_secs_f64());
+        };
+        say(&one, since.elapsed());
         measured.push(one);
     }
     machine.ended()?;
@@ -155,9 +153,12 @@ fn measure(arguments: &Arguments) -> Result<()> {
             seconds: begin.elapsed().as_secs(),
         },
         workloads: measured,
+        failures,
     };
     drop(bench);
-    std::fs::remove_dir_all(&folder)?;
+    if results.failures.is_empty() {
+        std::fs::remove_dir_all(&folder)?;
+    }
     println!("\n{}", results.table()?);
     if arguments.self_check {
         return agrees(&results);
@@ -165,10 +166,30 @@ fn measure(arguments: &Arguments) -> Result<()> {
     let everything = arguments.only.is_empty() && arguments.peers.is_empty() && !effort.quick;
     let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/RESULTS.json");
     match &arguments.out {
-        Some(path) => results.write(path),
-        None if everything => results.write(&default()),
-        None => Ok(()),
+        Some(path) => results.write(path)?,
+        None if everything => results.write(&default())?,
+        None => {}
     }
+    ensure!(
+        results.failures.is_empty(),
+        "not everything was measured; the logs are in {}",
+        folder.display()
+    );
+    Ok(())
+}
+
+/// Shows that the run goes on, and how.
+fn say(one: &Measured, took: Duration) {
+    print!("{:38}", one.name);
+    for label in one.samples.keys() {
+        for metric in [Metric::CpuNs, Metric::PssBytes, Metric::CpuMs] {
+            if let Some(spread) = one.spread(label, metric) {
+                let percent = spread.relative() * 100.0;
+                print!(" {label} {:.0} ±{percent:.1}%", spread.median);
+            }
+        }
+    }
+    println!(" ({:.1} s)", took.as_secs_f64());
 }
 
 fn choose(only: &[String]) -> Result<Vec<Workload>> {

@@ -25,6 +25,8 @@ pub(crate) struct Results {
     pub(crate) programs: BTreeMap<Peer, Program>,
     pub(crate) settings: Settings,
     pub(crate) workloads: Vec<Measured>,
+    /// What was not measured, and why.
+    pub(crate) failures: Vec<String>,
 }
 
 /// Where it ran.
@@ -243,7 +245,7 @@ impl Results {
         } = self.settings;
         writeln!(
             out,
-            "- {repetitions} repetitions{}, interleaved, after one that is not kept (up to 5 of idle \
+            "- {repetitions} repetitions{}, interleaved, after one that is not kept (up to 3 of idle \
              memory and starts); {seconds} s in all",
             if quick {
                 " of a quick run: too few and too short to be quoted"
@@ -315,6 +317,11 @@ impl Results {
     }
 
     fn foot(&self, out: &mut String) -> Result<()> {
+        for failure in &self.failures {
+            // Of a chain of causes and logs, the first line.
+            let first = failure.lines().next().unwrap_or_default();
+            writeln!(out, "\n**Failed:** {first}")?;
+        }
         out.push_str(HOW);
         let missing: Vec<_> = Peer::ALL
             .iter()
@@ -392,7 +399,8 @@ const HOW: &str = "
 - TLS 1.3, AES-128-GCM, X25519, P-256 leaves signed by the P-256 anchor, both sides show one, no
   resumption, no tickets. Towards an mTLS backend zeugma offers X25519MLKEM768 as well, as it always
   does, and pays for that share though the backend takes X25519; the others offer X25519 alone.
-- HAProxy has `option splice-auto`. Otherwise each proxy has the settings it comes with, and limits
+- HAProxy is told to splice what is bulk (`option splice-request`, `splice-response`) and may decide
+  by itself (`splice-auto`) elsewhere; each is the cheaper for it. Otherwise each proxy has the settings it comes with, and limits
   that are not reached.
 - A passthrough connection: ClientHello there, 64 bytes back, the backend closes. An mTLS
   connection: the same inside, after the handshake. A request: GET, answered with 1 KiB.

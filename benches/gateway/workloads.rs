@@ -1,7 +1,7 @@
 //! What is measured, and the marks to reach.
 
 use crate::load::{Job, Way};
-use crate::proxies::{Peer, Work, knows_state_dir};
+use crate::proxies::{Carries, Peer, Work, knows_state_dir};
 use crate::tls::{Certificates, KeyExchange};
 
 const MIB: u64 = 1 << 20;
@@ -104,7 +104,14 @@ pub(crate) fn all() -> Vec<Workload> {
     all
 }
 
-const PASSTHROUGH: Work = Work::Passthrough { routes: 1 };
+const PASSTHROUGH: Work = routed(1);
+
+const fn routed(routes: usize) -> Work {
+    Work::Passthrough {
+        routes,
+        carries: Carries::Messages,
+    }
+}
 
 fn workload(
     name: &'static str,
@@ -147,7 +154,11 @@ fn bulk(full: u64, quick: u64, streams: u64, way: Way) -> Measure {
 
 fn passthrough() -> Vec<Workload> {
     let hello = (PASSTHROUGH, Begins::Hello);
-    let many = (Work::Passthrough { routes: 10_000 }, Begins::Hello);
+    let many = (routed(10_000), Begins::Hello);
+    let much = Work::Passthrough {
+        routes: 1,
+        carries: Carries::Bulk,
+    };
     let bulk = |streams, way| bulk(1024, 256, streams, way);
     let splice = || vec![ratio(Peer::Haproxy, 1.10)];
     vec![
@@ -168,28 +179,28 @@ fn passthrough() -> Vec<Workload> {
         workload(
             "passthrough-down-1",
             "passthrough MiB down, 1 stream",
-            hello,
+            (much, Begins::Hello),
             bulk(1, Way::Down),
             vec![],
         ),
         workload(
             "passthrough-up-1",
             "passthrough MiB up, 1 stream",
-            hello,
+            (much, Begins::Hello),
             bulk(1, Way::Up),
             vec![],
         ),
         workload(
             "passthrough-down-16",
             "passthrough MiB down, 16 streams",
-            hello,
+            (much, Begins::Hello),
             bulk(16, Way::Down),
             splice(),
         ),
         workload(
             "passthrough-up-16",
             "passthrough MiB up, 16 streams",
-            hello,
+            (much, Begins::Hello),
             bulk(16, Way::Up),
             splice(),
         ),
@@ -397,7 +408,7 @@ fn latency() -> Vec<Workload> {
 
 fn starts() -> Vec<Workload> {
     let of = |name, title, routes, measure, goals| {
-        let what = (Work::Passthrough { routes }, Begins::Hello);
+        let what = (routed(routes), Begins::Hello);
         workload(name, title, what, measure, goals)
     };
     let ready = |seconds: f64| {
@@ -429,7 +440,7 @@ fn starts() -> Vec<Workload> {
             peers: &[Peer::Zeugma],
             ..of(
                 "routes-10000-last-good",
-                "start with 10,000 routes from the last good state",
+                "start again with 10,000 routes, the state of before kept",
                 10_000,
                 Measure::Restart,
                 ready(0.4),

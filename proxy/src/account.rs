@@ -86,6 +86,7 @@ pub(crate) struct Destination {
 #[derive(Debug, Clone)]
 pub(crate) struct RequestFacts {
     pub(crate) id: String,
+    pub(crate) trace_id: String,
     pub(crate) method: String,
     pub(crate) authority: String,
     pub(crate) path: String,
@@ -130,6 +131,7 @@ impl Closed {
         }
         if let Some(request) = &self.request {
             line.text("request.id", &*request.id);
+            line.text("trace.id", &*request.trace_id);
             line.text("http.method", &*request.method);
             line.text("http.authority", &*request.authority);
             line.text("http.path", &*request.path);
@@ -365,6 +367,7 @@ mod tests {
             }),
             request: Some(RequestFacts {
                 id: "42".to_owned(),
+                trace_id: "4bf92f3577b34da6a3ce929d0e0e4736".to_owned(),
                 method: "GET".to_owned(),
                 authority: "a".to_owned(),
                 path: "/\"\u{7f}\u{2028}".to_owned(),

@@ -1,6 +1,7 @@
 //! What a gateway tells of itself: probes, metrics, and the admin interface. Never a secret.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -13,9 +14,10 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
@@ -38,6 +40,9 @@ const CONNECTIONS_MAX: usize = 128;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one connection may last.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a connection that was accepted before the interfaces were passed on may still ask, and
+/// how long the process waits for the last answer.
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long accepting pauses after an error.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
@@ -316,7 +321,20 @@ async fn serve_on<S>(
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             continue;
         };
-        let service = TowerToHyperService::new(routes.clone());
+        let answer = TowerToHyperService::new(routes.clone());
+        let closes = passed_on.clone();
+        let service = service_fn(move |request| {
+            let (answering, closes) = (answer.call(request), closes.clone());
+            async move {
+                let mut response = answering.await?;
+                if closes.is_cancelled() {
+                    // The next question is for another process.
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(header::CONNECTION, close);
+                }
+                Ok::<_, Infallible>(response)
+            }
+        });
         let passed_on = passed_on.clone();
         open.spawn(async move {
             let connection = hyper::server::conn::http1::Builder::new()
@@ -324,11 +342,16 @@ async fn serve_on<S>(
                 .header_read_timeout(HEAD_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), service);
             let mut connection = pin!(connection);
+            let leaving = async {
+                passed_on.cancelled().await;
+                // What is on its way is answered: closed at once, it would be lost.
+                tokio::time::sleep(LAST_WORDS / 2).await;
+            };
             let serving = async {
                 // The connection is pinned outside; the other arm only waits.
                 tokio::select! {
                     ended = &mut connection => return ended,
-                    () = passed_on.cancelled() => connection.as_mut().graceful_shutdown(),
+                    () = leaving => connection.as_mut().graceful_shutdown(),
                 }
                 connection.await
             };

@@ -3,6 +3,7 @@
 //! It is the only writer of what is published; workers only read.
 
 mod accepting;
+mod alarms;
 pub(crate) mod handover;
 pub(crate) mod inherit;
 mod reload;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use serde_json::Value;
+use tokio::runtime::LocalOptions;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -147,10 +149,9 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
-        .build()
+        .build_local(LocalOptions::default())
         .map_err(system("no event loop"))?;
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async {
+    runtime.block_on(async {
         let arrival = Box::pin(handover::arrive(options.start, &loaded)).await?;
         Box::pin(control(
             options.config.clone(),
@@ -208,6 +209,7 @@ async fn control(
             shares,
         }),
         credentials: ArcSwap::from_pointee(credentials),
+        changes: watch::channel(0).0,
         names: ArcSwap::from_pointee(Names::default()),
         settings,
         metrics: Metrics::new(),
@@ -218,6 +220,7 @@ async fn control(
         resources: ArcSwap::from_pointee(loaded.resources),
         findings: ArcSwap::from_pointee(Value::Null),
         open: AtomicUsize::new(0),
+        windows: Arc::default(),
         admission,
         started: Instant::now(),
     });
@@ -234,6 +237,7 @@ async fn control(
     let mut beside = JoinSet::new();
     beside.spawn_local(admission::watch_memory(Arc::clone(&shared)));
     beside.spawn_local(resolve::run(Arc::clone(&shared), names_wanted, asked));
+    beside.spawn_local(alarms::watch_crls(Arc::clone(&shared)));
     beside.spawn_local(files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?));
     let mut control = Control {
         shared,
@@ -454,6 +458,7 @@ impl Control {
                 stage = self.leave(stage, delay);
             }
         }
+        self.end_interfaces().await;
         self.shared.log.flush();
         tracing::info!("drained");
         failed.map_or(Ok(()), Err)
@@ -500,10 +505,10 @@ impl Control {
         let timeout = self.shared.settings.drain.timeout;
         let deadline = Instant::now() + timeout;
         let open = self.shared.open.load(Ordering::Relaxed);
-        tracing::info!(open, ?timeout, "draining: no new connections");
         self.phase.send_replace(Phase::Draining {
             deadline: deadline.into(),
         });
+        tracing::info!(open, ?timeout, "draining: no new connections");
         let workers = std::mem::take(&mut self.workers);
         let ended = tokio::task::spawn_blocking(move || {
             for worker in workers {
@@ -601,6 +606,7 @@ impl Control {
         if let Some(credentials) = reloaded.credentials {
             self.shared.credentials.store(Arc::new(credentials));
             self.tell_credentials();
+            self.recheck();
         }
         let Some((snapshot, resources)) = reloaded.config else {
             return;
@@ -631,8 +637,14 @@ impl Control {
         self.shared.resources.store(Arc::new(resources));
         self.shared.metrics.forget_targets();
         self.publish(generation, Arc::clone(&snapshot), shares);
+        self.recheck();
         self.accepting.commit(bound);
         tracing::info!(generation, version = %snapshot.version, "configuration applied");
+    }
+
+    /// Has the workers judge what is open by what was just stored.
+    fn recheck(&self) {
+        self.shared.changes.send_modify(|n| *n += 1);
     }
 
     fn tell_credentials(&self) {

@@ -79,6 +79,8 @@ impl Alone {
             certificate: folder.path().join("gw.pem"),
             key: folder.path().join("gw.key"),
             bundles: folder.path().join("bundles"),
+            crls: None,
+            denied: None,
         };
         let snapshot = Arc::new(loaded.snapshot);
         let lines = Lines::default();
@@ -99,6 +101,8 @@ impl Alone {
             findings: ArcSwap::from_pointee(Value::Null),
             open: Default::default(),
             admission,
+            windows: Arc::default(),
+            changes: watch::channel(0).0,
             started: Instant::now(),
         });
         Self {

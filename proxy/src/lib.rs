@@ -17,6 +17,7 @@ mod metrics;
 mod peek;
 mod probe;
 mod proxy_protocol;
+mod recheck;
 mod relay;
 mod resolve;
 mod runtime;

@@ -43,6 +43,16 @@ struct ByWorker {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByTrustDomain {
+    trust_domain: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByReason {
+    reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Taken {
     destination_service: Arc<str>,
     destination_backend: Arc<str>,
@@ -145,6 +155,9 @@ pub(crate) struct Metrics {
     stale: Family<ByKind, Gauge>,
     generation: Gauge,
     svid_expiry: Gauge,
+    crl_due: Family<ByTrustDomain, Gauge>,
+    crl_stale: Family<ByTrustDomain, Gauge>,
+    pooled_ended: Family<ByReason, Counter>,
     dropped: Family<ByKind, Counter>,
     panics: Counter,
     pub(crate) pipes: PipeMeter,
@@ -176,6 +189,9 @@ impl Metrics {
             stale: Family::default(),
             generation: Gauge::default(),
             svid_expiry: Gauge::default(),
+            crl_due: Family::default(),
+            crl_stale: Family::default(),
+            pooled_ended: Family::default(),
             dropped: Family::default(),
             panics: Counter::default(),
             pipes: PipeMeter::default(),
@@ -258,6 +274,21 @@ impl Metrics {
             "svid_expiry_timestamp_seconds",
             "When the gateway's own SVID expires, Unix time",
             self.svid_expiry.clone(),
+        );
+        r.register(
+            "crl_next_update_timestamp_seconds",
+            "When the next CRL of a trust domain is due, Unix time",
+            self.crl_due.clone(),
+        );
+        r.register(
+            "crl_stale",
+            "1 while the CRL of a trust domain is past its nextUpdate; it is refused 24 h later",
+            self.crl_stale.clone(),
+        );
+        r.register(
+            "pooled_connections_ended",
+            "Connections to endpoints that a change took out of the pools, by reason",
+            self.pooled_ended.clone(),
         );
         r.register(
             "dropped",
@@ -497,6 +528,25 @@ impl Metrics {
         self.svid_expiry.set(unix_seconds);
     }
 
+    /// Forgets the CRLs of other credentials.
+    pub(crate) fn forget_crls(&self) {
+        self.crl_due.clear();
+        self.crl_stale.clear();
+    }
+
+    pub(crate) fn crl(&self, trust_domain: &str, due: i64, is_stale: bool) {
+        let by = ByTrustDomain {
+            trust_domain: trust_domain.to_owned(),
+        };
+        self.crl_due.get_or_create(&by).set(due);
+        self.crl_stale.get_or_create(&by).set(i64::from(is_stale));
+    }
+
+    pub(crate) fn pooled_ended(&self, reason: &str) {
+        let reason = reason.to_owned();
+        self.pooled_ended.get_or_create(&ByReason { reason }).inc();
+    }
+
     /// Counts what a full queue made us drop.
     pub(crate) fn dropped(&self, kind: &str, n: u64) {
         self.dropped
@@ -559,6 +609,7 @@ mod tests {
             destination: None,
             request: status.map(|status| RequestFacts {
                 id: String::new(),
+                trace_id: String::new(),
                 method: "GET".to_owned(),
                 authority: String::new(),
                 path: "/".to_owned(),

@@ -31,9 +31,11 @@ use zeugma_xds::GatewaySettings;
 use crate::account::{AccessLog, Caller, Closed};
 use crate::admission::{Admission, UnderWay};
 use crate::connection;
+use crate::http::flow::WindowBudget;
 use crate::http::pool::Pool;
 use crate::listener::Accepted;
 use crate::metrics::Metrics;
+use crate::recheck::{self, Registry};
 use crate::relay::Pipes;
 use crate::resolve::Names;
 use crate::tls::Credentials;
@@ -74,6 +76,8 @@ pub(crate) enum Phase {
 pub(crate) struct Shared {
     pub(crate) published: ArcSwap<Published>,
     pub(crate) credentials: ArcSwap<Credentials>,
+    /// Counts publications that may take a right away; sent after what it tells of was stored.
+    pub(crate) changes: watch::Sender<u64>,
     pub(crate) names: ArcSwap<Names>,
     pub(crate) settings: GatewaySettings,
     pub(crate) metrics: Metrics,
@@ -86,6 +90,8 @@ pub(crate) struct Shared {
     /// What is wrong with the files on disk, while their last good content serves.
     pub(crate) findings: ArcSwap<serde_json::Value>,
     pub(crate) open: AtomicUsize,
+    /// What HTTP/2 windows may grow into.
+    pub(crate) windows: Arc<WindowBudget>,
     pub(crate) admission: Admission,
     pub(crate) started: Instant,
 }
@@ -161,6 +167,8 @@ type MirrorKey = (Arc<str>, Arc<str>);
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
+    /// What is open, for rechecks.
+    pub(crate) registry: Rc<Registry>,
     /// What relays splice through.
     pub(crate) pipes: Rc<Pipes>,
     /// What outlives the connection that began it: upgraded connections, mirrored requests.
@@ -177,11 +185,12 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self {
             pipes: Rc::new(Pipes::new(shared.metrics.pipes.clone())),
             shared,
             pool: Pool::default(),
+            registry: Rc::default(),
             tasks: TaskTracker::new(),
             in_flight: RefCell::default(),
             budgets: RefCell::default(),
@@ -382,6 +391,8 @@ pub(crate) fn work(
         let mut telling = JoinSet::new();
         telling.spawn_local(async move { teller.keep_telling().await });
         let mut open = JoinSet::new();
+        // Ends with the runtime.
+        drop(tokio::task::spawn_local(recheck::run(Rc::clone(&worker))));
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         loop {
             // Every arm is cancel-safe by its own documentation.
@@ -393,7 +404,7 @@ pub(crate) fn work(
                 Some(_ended) = open.join_next() => {}
                 _ = housekeeping.tick() => {
                     worker.forget_unused();
-                    worker.pool.evict_idle();
+                    worker.pool.evict_idle(shared.credentials.load().generation());
                     worker.pipes.close_unneeded();
                 }
             }

@@ -16,8 +16,9 @@ use zeugma_core::verdict::Reason;
 
 use crate::admission::Counted;
 use crate::runtime::{InFlight, Published, Shared, Worker};
+use crate::tls::TlsPeer;
 use crate::transport::Stream;
-use crate::transport::mtls::{self, ALPN_H2, Session, SessionError};
+use crate::transport::mtls::{self, Session, SessionError};
 
 /// When TCP itself asks the other end of an idle connection whether it is there.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -25,8 +26,14 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often it asks before it gives up: silence ends a connection after 30 s.
 const KEEPALIVE_PROBES: u32 = 3;
-/// What a peer's gateway did not take for this long ends a connection to it (RFC 5482).
-const PEER_USER_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for connections that carry requests: silence ends one within 5 s.
+const REQUESTS_KEEPALIVE: Duration = Duration::from_secs(2);
+/// How long it waits for an answer before it asks again.
+const REQUESTS_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it asks before it gives up; Linux looks at the user timeout instead, if there is one.
+const REQUESTS_KEEPALIVE_PROBES: u32 = 2;
+/// What the other end did not take for this long ends a connection that carries requests (RFC 5482).
+const REQUESTS_USER_TIMEOUT: Duration = Duration::from_secs(4);
 /// How many times the longest connect deadline of its cluster all attempts of one caller may take.
 const CONNECT_BUDGET_FACTOR: u32 = 3;
 /// After how long the next address of a name is dialled beside those that have not answered
@@ -41,9 +48,16 @@ pub(crate) struct Upstream {
     pub(crate) stream: Stream,
     pub(crate) address: SocketAddr,
     /// Who answered, where we originated TLS.
-    pub(crate) identity: Option<String>,
+    pub(crate) peer: Option<Arc<TlsPeer>>,
     /// What was agreed on, where we originated TLS.
     pub(crate) alpn: Option<Vec<u8>>,
+}
+
+impl Upstream {
+    /// The SPIFFE ID of who answered.
+    pub(crate) fn identity(&self) -> Option<String> {
+        self.peer.as_ref().map(|peer| peer.id.to_string())
+    }
 }
 
 /// Why an endpoint was not connected.
@@ -204,7 +218,7 @@ pub(crate) async fn connect(
             return Ok(Upstream {
                 stream,
                 address,
-                identity: None,
+                peer: None,
                 alpn: None,
             });
         };
@@ -214,16 +228,10 @@ pub(crate) async fn connect(
         } = mtls::originate(tcp, &credentials, sni, expected, alpn)
             .await
             .map_err(ConnectError::Tls)?;
-        if endpoint.peer.is_some()
-            && alpn.as_deref() == Some(ALPN_H2)
-            && let Stream::Originated(tls) = &stream
-        {
-            tune_peer(tls.carrier());
-        }
         Ok(Upstream {
             stream,
             address,
-            identity: Some(peer.id.to_string()),
+            peer: Some(peer),
             alpn,
         })
     };
@@ -302,15 +310,33 @@ pub(crate) fn tune(tcp: &impl AsFd) {
     note_untuned(tuned);
 }
 
-/// Sets what a HTTP/2 connection to a peer's gateway has besides: many requests share it, and all
-/// of them would wait for a gateway that is gone.
+/// Sets what a connection has besides that carries requests: whoever waits for a response does not
+/// send, so that only an answer to TCP's own question tells that the other end is still there.
 ///
-/// A slow reader behind it does not meet this limit. HTTP/2 has its own flow control for each
-/// stream (RFC 9113 §5.2), so a gateway goes on reading frames while a stream is stopped, and the
-/// TCP window stays open. The bytes of a TCP service have no such thing: there a reader that pauses
-/// closes the window, and the limit would end its connection.
-fn tune_peer(tcp: &TcpStream) {
-    note_untuned(SockRef::from(tcp).set_tcp_user_timeout(Some(PEER_USER_TIMEOUT)));
+/// HTTP/2 has its own flow control for each stream (RFC 9113 §5.2), so that its other end goes on
+/// reading frames while a stream is stopped, and a slow reader does not meet the user timeout. For
+/// HTTP/1.1 see [`await_slow_reader`]. The bytes of a TCP service have no such thing: there a reader
+/// that pauses closes the window, and the limit would end its connection.
+///
+/// A process that is stopped (or hangs) is not found by this: its kernel goes on answering. Of
+/// HTTP/2 a PING finds it, of HTTP/1.1 only the deadline for the response.
+pub(crate) fn tune_requests(tcp: &TcpStream) {
+    let socket = SockRef::from(tcp);
+    let keepalive = TcpKeepalive::new()
+        .with_time(REQUESTS_KEEPALIVE)
+        .with_interval(REQUESTS_KEEPALIVE_INTERVAL)
+        .with_retries(REQUESTS_KEEPALIVE_PROBES);
+    let tuned = socket
+        .set_tcp_keepalive(&keepalive)
+        .and_then(|()| socket.set_tcp_user_timeout(Some(REQUESTS_USER_TIMEOUT)));
+    note_untuned(tuned);
+}
+
+/// Ends what did not take our bytes for some time, or, while it may be a slow reader of many, does
+/// not: TCP counts probes of a closed window as unanswered, though they are (tcp(7)).
+pub(crate) fn await_slow_reader(tcp: &TcpStream, may_be_slow: bool) {
+    let limit = (!may_be_slow).then_some(REQUESTS_USER_TIMEOUT);
+    note_untuned(SockRef::from(tcp).set_tcp_user_timeout(limit));
 }
 
 fn note_untuned(tuned: std::io::Result<()>) {
@@ -435,7 +461,7 @@ mod tests {
         assert_eq!(socket.tcp_keepalive_interval().unwrap().as_secs(), 5);
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
         assert!(tcp.nodelay().unwrap());
-        tune_peer(&tcp);
+        tune_requests(&tcp);
         let limit = socket.tcp_user_timeout().unwrap();
         assert_eq!(limit, Some(Duration::from_secs(5)));
     }

@@ -27,7 +27,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use zeugma_core::identity::IdPattern;
 use zeugma_core::svid::Rule;
 use zeugma_proxy::tls::{
-    Credentials, PeerSlot, Refusal, TlsPeer, Usage, client_config, server_config, verify_chain,
+    Credentials, PeerSlot, Refusal, TlsPeer, TlsStream, Usage, client_config, server_config,
+    verify_chain,
 };
 
 use corpus::{Case, GATEWAY_ID, Outcome, REFERENCE_ID, Roles, World, cases};
@@ -302,13 +303,13 @@ async fn accept(
 ) -> Result<TlsPeer, Refusal> {
     let (tcp, _) = listener.accept().await.unwrap();
     let (config, slot) = server_config(credentials, &[]).unwrap();
-    match TlsAcceptor::from(config).accept(tcp).await {
+    match TlsStream::accept(config, tcp).await {
         Ok(mut stream) => {
             stream.write_all(b"k").await.unwrap();
             stream.shutdown().await.unwrap();
-            Ok(slot.peer().unwrap().clone())
+            Ok(TlsPeer::clone(slot.peer().unwrap()))
         }
-        Err(error) => Err(refusal(&slot, &error)),
+        Err((error, _tcp)) => Err(refusal(&slot, &error)),
     }
 }
 
@@ -325,13 +326,13 @@ async fn connect(
     let (config, slot) = client_config(credentials, &expected, &[]).unwrap();
     let tcp = TcpStream::connect(address).await.unwrap();
     let name = ServerName::try_from("orders.shop").unwrap();
-    match TlsConnector::from(config).connect(name, tcp).await {
+    match TlsStream::connect(config, name, tcp).await {
         Ok(mut stream) => {
             let mut byte = [0];
             stream.read_exact(&mut byte).await.unwrap();
-            Ok(slot.peer().unwrap().clone())
+            Ok(TlsPeer::clone(slot.peer().unwrap()))
         }
-        Err(error) => Err(refusal(&slot, &error)),
+        Err((error, _tcp)) => Err(refusal(&slot, &error)),
     }
 }
 

@@ -236,7 +236,7 @@ async fn a_caller_that_waits_for_100_is_told_to_continue() {
     let rest = String::from_utf8(read_all(&mut tcp).await).unwrap();
     assert!(rest.starts_with("HTTP/1.1 200 "), "{rest}");
     assert!(rest.ends_with(&summary(b"abc")), "{rest}");
-    assert_eq!(service.last().header("expect"), "");
+    assert_eq!(service.last().header("expect"), "100-continue");
 }
 
 #[tokio::test]

@@ -216,6 +216,13 @@ impl HttpService {
         }
     }
 
+    /// On another interface than loopback.
+    pub(crate) fn start_on(ip: std::net::Ipv4Addr, name: &str) -> Self {
+        let mut this = Self::start(name);
+        this.socket = Self::listen(&format!("{ip}:0"), &this.state);
+        this
+    }
+
     fn listen(address: &str, state: &Arc<HttpState>) -> Socket {
         let state = Arc::clone(state);
         Socket::serve(address, move |tcp| serve_http(tcp, Arc::clone(&state)))

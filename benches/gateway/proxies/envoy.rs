@@ -15,7 +15,7 @@ pub(super) fn plan(site: &Site, work: Work, folder: &Path) -> Result<Plan> {
     let address = free_port()?;
     let backend = &site.backend;
     let (chains, clusters): (Vec<Value>, Vec<Value>) = match work {
-        Work::Passthrough { routes } => (0..routes)
+        Work::Passthrough { routes, .. } => (0..routes)
             .map(|route| {
                 let name = format!("c-{route}");
                 let mut chain = tcp_chain(&name);

@@ -64,7 +64,7 @@ impl Peer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Work {
     /// Passes TLS on by its SNI.
-    Passthrough { routes: usize },
+    Passthrough { routes: usize, carries: Carries },
     /// Ends mTLS, passes the bytes on in the clear.
     Terminate,
     /// Ends mTLS, begins another to the backend.
@@ -77,6 +77,15 @@ pub(crate) enum Work {
     Http2ToHttp1,
 }
 
+/// What connections are for: HAProxy is to be told whether to splice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Carries {
+    /// Little.
+    Messages,
+    /// Much.
+    Bulk,
+}
+
 impl Work {
     /// Whether a proxy can do it.
     pub(crate) fn fits(self, peer: Peer) -> bool {
@@ -86,7 +95,7 @@ impl Work {
 
     fn routes(self) -> usize {
         match self {
-            Self::Passthrough { routes } => routes,
+            Self::Passthrough { routes, .. } => routes,
             Self::Terminate | Self::Originate | Self::Http1 | Self::Http2 | Self::Http2ToHttp1 => 1,
         }
     }

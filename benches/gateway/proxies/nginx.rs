@@ -19,7 +19,7 @@ pub(super) fn plan(site: &Site, work: Work, folder: &Path) -> Result<Plan> {
         Work::Http1 | Work::Http2 | Work::Http2ToHttp1 => {
             http(site, work, address.to_string(), folder)
         }
-        Work::Passthrough { routes } => passthrough(site, routes, address.to_string())?,
+        Work::Passthrough { routes, .. } => passthrough(site, routes, address.to_string())?,
         Work::Terminate | Work::Originate => tls(site, work, address.to_string()),
     };
     let user = if rustix::process::geteuid().is_root() {

@@ -92,6 +92,7 @@ fn route_spec(site: &Site, work: Work) -> String {
   backends: [{{ endpoints: ['{}'], tls: workload }}]
   allow: [{{ listeners: [mesh] }}]
   export: {{ to: [west] }}
+  timeouts: {{ connect: 5s }}
 ",
             backend.hello
         ),
@@ -101,6 +102,7 @@ fn route_spec(site: &Site, work: Work) -> String {
   backends: [{{ endpoints: ['{}'] }}]
   allow: [{{ from: ['spiffe://west.example/*'] }}]
   export: {{ to: [west] }}
+  timeouts: {{ connect: 5s }}
 ",
             backend.plain
         ),
@@ -110,6 +112,7 @@ fn route_spec(site: &Site, work: Work) -> String {
   backends: [{{ endpoints: ['{}'], tls: mesh, spiffeIDs: ['{}'] }}]
   allow: [{{ from: ['spiffe://west.example/*'] }}]
   export: {{ to: [west] }}
+  timeouts: {{ connect: 5s }}
 ",
             backend.tls, site.service.id
         ),
@@ -123,6 +126,7 @@ fn route_spec(site: &Site, work: Work) -> String {
                 "  protocol: http
   backends: [{{ endpoints: ['{endpoint}'], version: {version} }}]
   allow: [{{ listeners: [apps] }}]
+  timeouts: {{ connect: 5s }}
 "
             )
         }

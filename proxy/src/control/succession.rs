@@ -51,6 +51,15 @@ impl Control {
         }
     }
 
+    /// Ends the interfaces; those that were passed on answer first what was asked of this process.
+    pub(super) async fn end_interfaces(&mut self) {
+        if self.passed_on.is_cancelled() {
+            let answered = async { while self.beside.join_next().await.is_some() {} };
+            // Late: a caller that reads nothing.
+            drop(tokio::time::timeout(admin::LAST_WORDS, answered).await);
+        }
+    }
+
     /// Lets successors ask from now on.
     fn open_door(&mut self) -> mpsc::Receiver<Asked> {
         let (ask, asked) = mpsc::channel(1);

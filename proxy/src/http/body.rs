@@ -2,21 +2,28 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
+use tokio::io::{DuplexStream, ReadHalf};
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
+use tokio_util::io::poll_read_buf;
 
-use super::pool::StreamCount;
+use super::expect::{Answered, Gate, Stands};
+use super::h2_client::StreamCount;
 use super::record::Record;
+use super::stream::Incoming;
 use crate::runtime::InFlight;
+
+/// What is read at once of another protocol.
+const TUNNEL_BYTES: usize = 16 * 1024;
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -24,12 +31,35 @@ pub(crate) enum BodyError {
     /// The other side's body failed.
     #[error(transparent)]
     Hyper(#[from] hyper::Error),
+    /// The other side's body failed, or the side that it goes to.
+    #[error(transparent)]
+    Http2(#[from] h2::Error),
+    /// The other side is gone.
+    #[error("no PING was answered")]
+    Unanswered,
+    /// The stream it was written to has ended.
+    #[error("the stream has ended")]
+    Closed,
     /// No byte came for the idle time.
     #[error("the endpoint sent nothing for {0:?}")]
     Silent(Duration),
+    /// A change took the caller's or the endpoint's right to go on.
+    #[error("no longer allowed")]
+    Refused,
     /// Another try took the body over.
     #[error("this try was given up; another one sends the body")]
     Superseded,
+}
+
+impl BodyError {
+    /// How a stream is reset whose body ends by this.
+    pub(crate) fn reset(&self) -> h2::Reason {
+        match self {
+            Self::Http2(error) => error.reason().unwrap_or(h2::Reason::CANCEL),
+            Self::Superseded | Self::Closed | Self::Refused => h2::Reason::CANCEL,
+            Self::Hyper(_) | Self::Unanswered | Self::Silent(_) => h2::Reason::INTERNAL_ERROR,
+        }
+    }
 }
 
 /// A request body that can be sent again as long as all that was read of it is kept.
@@ -51,6 +81,8 @@ struct SourceState {
     starved: bool,
     current: u32,
     tees: Vec<Tee>,
+    /// Keeps the body back until the endpoint asks for it.
+    gate: Option<Gate>,
 }
 
 /// How the sending of a request's body stands, and since when.
@@ -90,7 +122,19 @@ impl Source {
             starved: false,
             current: 0,
             tees: Vec::new(),
+            gate: None,
         })))
+    }
+
+    /// Keeps the body back until the endpoint asks for it.
+    pub(crate) fn keep_back(&self, gate: Gate) {
+        self.0.borrow_mut().gate = Some(gate);
+    }
+
+    /// What keeps the body back, as long as it does.
+    pub(crate) fn gate(&self) -> Option<Gate> {
+        let state = self.0.borrow();
+        state.gate.clone().filter(Gate::is_closed)
     }
 
     /// Whether all that was read of the body is still kept.
@@ -128,6 +172,7 @@ impl Source {
             nth: state.current,
             next: 0,
             trailers_sent: false,
+            patience: None,
         })
     }
 
@@ -194,6 +239,8 @@ pub(crate) struct Replay {
     nth: u32,
     next: usize,
     trailers_sent: bool,
+    /// How long the endpoint has to ask for it.
+    patience: Option<Pin<Box<Sleep>>>,
 }
 
 impl Replay {
@@ -211,6 +258,12 @@ impl Replay {
             self.trailers_sent = true;
             return Poll::Ready(trailers.map(|map| Ok(Frame::trailers(map))));
         }
+        if let Some(gate) = &state.gate {
+            match ready!(gate.poll(&mut self.patience, cx)) {
+                Stands::Unwanted => return Poll::Ready(Some(Err(BodyError::Superseded))),
+                Stands::Open | Stands::Closed => state.gate = None,
+            }
+        }
         match Pin::new(&mut state.incoming).poll_frame(cx) {
             Poll::Pending => {
                 state.starved = true;
@@ -223,7 +276,7 @@ impl Replay {
             Poll::Ready(Some(Err(error))) => {
                 state.failed = true;
                 state.tees.clear();
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(bytes) = frame.data_ref() {
@@ -271,6 +324,8 @@ impl Replay {
 /// Every body that the gateway sends.
 #[derive(Debug)]
 pub(crate) enum Outgoing {
+    /// What another protocol sends, on an HTTP/2 stream.
+    Tunnel(Tunnel),
     /// None.
     Empty,
     /// One of ours, or a copy.
@@ -281,6 +336,32 @@ pub(crate) enum Outgoing {
     Response(Box<Response>),
 }
 
+/// The bytes of another protocol on their way to the caller.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    from: ReadHalf<DuplexStream>,
+    buffer: BytesMut,
+}
+
+impl Tunnel {
+    pub(crate) fn new(from: ReadHalf<DuplexStream>) -> Self {
+        Self {
+            from,
+            buffer: BytesMut::new(),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.buffer.reserve(TUNNEL_BYTES);
+        let read = poll_read_buf(Pin::new(&mut self.from), cx, &mut self.buffer);
+        match ready!(read) {
+            Ok(0) => Poll::Ready(None),
+            Ok(_) => Poll::Ready(Some(Ok(Frame::data(self.buffer.split().freeze())))),
+            Err(_broken) => Poll::Ready(Some(Err(BodyError::Closed))),
+        }
+    }
+}
+
 /// A response body that closes its record when it ends.
 #[derive(Debug)]
 pub(crate) struct Response {
@@ -288,9 +369,12 @@ pub(crate) struct Response {
     record: Record,
     /// Held until the endpoint has nothing more to send.
     held: Option<Held>,
-    /// How long the endpoint may be silent, and until when it may.
+    /// How long the endpoint may be silent, and until when it may; most bodies are there at once,
+    /// and need no timer.
     idle: Duration,
-    silent_until: Pin<Box<Sleep>>,
+    silent_until: Option<Pin<Box<Sleep>>>,
+    /// Whether something came since the timer was set.
+    has_moved: bool,
 }
 
 /// What a response in progress occupies, until dropped.
@@ -301,6 +385,8 @@ pub(crate) struct Held {
     pub(crate) in_flight: InFlight,
     /// A stream on its connection.
     pub(crate) stream: Option<StreamCount>,
+    /// A body that was not asked for.
+    pub(crate) unasked: Option<Answered>,
 }
 
 impl Outgoing {
@@ -316,7 +402,8 @@ impl Outgoing {
             record,
             held: Some(held),
             idle,
-            silent_until: Box::pin(tokio::time::sleep(idle)),
+            silent_until: None,
+            has_moved: false,
         }))
     }
 }
@@ -331,6 +418,7 @@ impl Body for Outgoing {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
+            Self::Tunnel(tunnel) => tunnel.poll(cx),
             Self::Bytes(bytes) => Poll::Ready(bytes.pop_front().map(|b| Ok(Frame::data(b)))),
             Self::Request(replay) => replay.poll(cx),
             Self::Response(response) => response.poll(cx),
@@ -340,6 +428,7 @@ impl Body for Outgoing {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
+            Self::Tunnel(_) => false,
             Self::Bytes(bytes) => bytes.is_empty(),
             Self::Request(replay) => replay.is_end_stream(),
             Self::Response(response) => response.incoming.is_end_stream(),
@@ -349,6 +438,7 @@ impl Body for Outgoing {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
+            Self::Tunnel(_) => SizeHint::new(),
             Self::Bytes(bytes) => SizeHint::with_exact(bytes.iter().map(|b| b.len() as u64).sum()),
             Self::Request(replay) => replay.size_hint(),
             Self::Response(response) => response.incoming.size_hint(),
@@ -358,17 +448,27 @@ impl Body for Outgoing {
 
 impl Response {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.record.poll_cut(cx).is_ready() {
+            self.finish(Ok(()));
+            return Poll::Ready(Some(Err(BodyError::Refused)));
+        }
         let polled = Pin::new(&mut self.incoming).poll_frame(cx);
         match &polled {
             Poll::Pending => {
-                ready!(self.silent_until.as_mut().poll(cx));
+                let idle = self.idle;
+                let until = self
+                    .silent_until
+                    .get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
+                if mem::take(&mut self.has_moved) {
+                    until.as_mut().reset(tokio::time::Instant::now() + idle);
+                }
+                ready!(until.as_mut().poll(cx));
                 self.held = None;
                 self.record.body_stalled();
                 return Poll::Ready(Some(Err(BodyError::Silent(self.idle))));
             }
             Poll::Ready(Some(Ok(frame))) => {
-                let until = tokio::time::Instant::now() + self.idle;
-                self.silent_until.as_mut().reset(until);
+                self.has_moved = true;
                 if let Some(bytes) = frame.data_ref() {
                     self.record.sent(bytes.len());
                 }
@@ -382,7 +482,7 @@ impl Response {
             }
             Poll::Ready(None) => self.finish(Ok(())),
         }
-        polled.map(|frame| frame.map(|result| result.map_err(BodyError::from)))
+        polled
     }
 
     fn finish(&mut self, ended: Result<(), String>) {

@@ -9,8 +9,7 @@ use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri, Version as HttpVersion, header,
     request,
 };
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
+use http_body::Body as _;
 use tokio::time::Instant;
 use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, peer_of};
 use zeugma_core::engine::{cluster_of, nothing_healthy};
@@ -24,14 +23,20 @@ use zeugma_core::snapshot::{
 use zeugma_core::verdict::Reason;
 
 use super::body::{Held, Outgoing, Progress, Source};
-use super::headers::{self, Claim, ZEUGMA_MIRROR, ZEUGMA_REASON};
-use super::pool::{ConnectFailure, Lease, SendError, StreamCount, Wire};
+use super::expect::{Answered, Gate, expects_continue};
+use super::h2_client::StreamCount;
+use super::headers::{self, Claim, TRACEPARENT, TRACESTATE, ZEUGMA_MIRROR, ZEUGMA_REASON};
+use super::keepalive::{Pings, When};
+use super::pool::{ConnectFailure, Lease, SendError, Wire};
 use super::record::Record;
+use super::stream::Incoming;
+use super::upgrade::Upgrade;
 use super::{Context, Version, mirror, reply, upgrade};
 use crate::account::{Closed, Destination, RequestFacts};
 use crate::admission;
 use crate::connection::{describe, explain_denial};
 use crate::runtime::Published;
+use crate::tls::TlsPeer;
 use crate::upstream::{self, Pinned};
 
 /// Times a request is sent anew because a pooled connection turned out to be closed.
@@ -48,7 +53,9 @@ pub(super) struct Exchange {
     /// Whether a peer's gateway sent it: it has applied its own policy already.
     pub(super) from_gateway: bool,
     /// The caller's connection, where it asks for another protocol on it.
-    pub(super) upgrade: Option<OnUpgrade>,
+    pub(super) upgrade: Option<Upgrade>,
+    /// What is sent instead of a trace that is missing or invalid.
+    made_trace: Option<HeaderValue>,
     /// A gateway whose word counts says who calls, but not so that it can be read.
     is_unreadable: bool,
     record: Record,
@@ -63,6 +70,7 @@ pub(super) async fn exchange(
     let mut request = request;
     let upgrade = upgrade::asked_for(context.version, &mut request);
     let (head, incoming) = request.into_parts();
+    let gate = (expects_continue(&head.headers) && !incoming.is_end_stream()).then(Gate::default);
     let mut exchange = Exchange::begin(context, &published, head);
     exchange.upgrade = upgrade;
     if exchange.is_unreadable {
@@ -93,16 +101,33 @@ pub(super) async fn exchange(
     context.note_idle(to.cluster().timeouts.idle);
     let source = Source::new(incoming, to.cluster().retries.buffer_bytes_max);
     exchange.record.counts(source.clone());
+    if let Some(gate) = gate {
+        source.keep_back(gate);
+    }
     if exchange.upgrade.is_none() {
         let target = published.snapshot.service(service);
         mirror::start_all(&exchange, &published, target, &source);
     }
-    exchange.answer(&to, listener.role, &source).await
+    let entry = Rc::clone(exchange.record.entry());
+    let (request_id, is_grpc) = (exchange.request_id.clone(), exchange.is_grpc);
+    // Dropped, it ends the try under way; its record says why.
+    let answered = tokio::select! {
+        biased;
+        response = exchange.answer(&to, listener.role, &source) => Some(response),
+        () = entry.cut() => None,
+    };
+    answered.unwrap_or_else(|| {
+        let reason = entry
+            .ending()
+            .map_or(Reason::NoLongerAllowed, |ending| ending.reason);
+        reply::reply(reason, &request_id, is_grpc)
+    })
 }
 
 impl Exchange {
     fn begin(context: &Rc<Context>, published: &Published, head: request::Parts) -> Self {
         let request_id = headers::request_id(&head.headers, || context.worker.draw());
+        let trace = headers::trace(&head.headers, || context.worker.draw());
         let is_grpc = headers::is_grpc(&head.headers) && context.version == Version::H2;
         let claim = headers::attested(&head.headers);
         let (caller, from_gateway) = match &context.identity {
@@ -132,6 +157,7 @@ impl Exchange {
             destination: None,
             request: Some(RequestFacts {
                 id: request_id.clone(),
+                trace_id: trace.id,
                 method: head.method.to_string(),
                 authority: String::new(),
                 path: head.uri.path().to_owned(),
@@ -149,7 +175,7 @@ impl Exchange {
             bytes_received: 0,
             duration: Duration::ZERO,
         };
-        let record = Record::new(context, closed);
+        let record = Record::new(context, closed, &head);
         let attests = |verified| {
             gateway_of(published, context, verified).is_some_and(|p| !p.attests.is_empty())
         };
@@ -164,6 +190,7 @@ impl Exchange {
             caller,
             from_gateway,
             upgrade: None,
+            made_trace: trace.made,
             is_unreadable,
             record,
         }
@@ -171,7 +198,7 @@ impl Exchange {
 
     /// Finds the service that the request's host names, within what the SNI allows.
     fn route(&mut self, published: &Published) -> Result<ServiceIx, Reason> {
-        if self.head.method == Method::CONNECT {
+        if self.head.method == Method::CONNECT && self.upgrade.is_none() {
             return Err(Reason::RequestMalformed);
         }
         let authority = headers::authority(&self.head).ok_or(Reason::AuthorityMissing)?;
@@ -201,11 +228,22 @@ impl Exchange {
             (_, Some(only)) => only,
             (None, None) => route_authority(snapshot, listener, &authority)?,
         };
-        let name = Arc::clone(&snapshot.service(service).name);
+        let at = snapshot.service(service);
+        let name = Arc::clone(&at.name);
+        (self.record.entry()).is_of(&name, at.port);
         if let Some(closed) = self.record.facts() {
             closed.service = Some(name);
         }
         Ok(service)
+    }
+
+    /// The method as rules know it: WebSocket by HTTP/2 has `CONNECT` in place of the `GET` of
+    /// HTTP/1.1 (RFC 8441 §5).
+    const fn method(&self) -> &Method {
+        match self.upgrade {
+            Some(Upgrade::Stream) => &Method::GET,
+            Some(Upgrade::Connection(_)) | None => &self.head.method,
+        }
     }
 
     fn authorize(&mut self, published: &Published, service: ServiceIx) -> Result<(), Reason> {
@@ -222,7 +260,7 @@ impl Exchange {
             listener,
             source: self.context.source.ip(),
             evidence,
-            method: Some(self.head.method.as_str()),
+            method: Some(self.method().as_str()),
             path: Some(self.head.uri.path()),
         };
         let policy = &snapshot.service(service).policy;
@@ -238,17 +276,25 @@ impl Exchange {
                 (Err(reason), rule.and_then(|nth| policy.deny.get(nth)))
             }
         };
-        let attested = match evidence {
-            Evidence::Asserted { id, .. } => Some(id.to_string()),
+        let handed_on = match evidence {
+            Evidence::Asserted { id, .. } => Some(id),
             Evidence::Verified(_) | Evidence::Network => None,
         };
+        self.record.entry().is_for(handed_on);
+        let attested = handed_on.map(ToString::to_string);
+        let credentials = self.context.worker.shared.credentials.load();
+        let on_list = (self.context.identity.iter().chain(handed_on))
+            .find_map(|id| credentials.denied().position(id));
         let position = rule
             .and_then(|rule| rule.position.as_ref())
             .map(ToString::to_string);
         if let Some(closed) = self.record.facts() {
             closed.caller.attested = attested;
             closed.detail = denial;
-            closed.rule = position;
+            closed.rule = on_list.clone().or(position);
+        }
+        if on_list.is_some() {
+            return Err(Reason::IdentityDenied);
         }
         verdict
     }
@@ -281,11 +327,15 @@ impl Exchange {
                 Err(TryError::Shed(reason)) => return self.refuse(reason, None),
                 Err(TryError::Failed(failed)) => Some(failed),
                 Ok((response, stream)) => {
-                    let held = Held { in_flight, stream };
+                    let held = Held {
+                        in_flight,
+                        stream,
+                        unasked: source.gate().map(Answered),
+                    };
                     match failure_in(endpoint, &response, self.upgrade.is_some()) {
                         None => {
                             worker.observe(&endpoint.key, Ok(()));
-                            return self.hand_over(to, response, held);
+                            return self.hand_over(to, response, source, held);
                         }
                         Some(failure) => {
                             worker.observe(&endpoint.key, Err(failure));
@@ -298,9 +348,12 @@ impl Exchange {
         match failed {
             None => self.refuse(nothing_healthy(role), None),
             Some(Failed {
-                response: Some((response, held)),
+                response: Some(answered),
                 ..
-            }) => self.pass_on(response, held, to.cluster().timeouts.idle),
+            }) => {
+                let (response, held) = *answered;
+                self.pass_on(response, held, to.cluster().timeouts.idle)
+            }
             Some(Failed {
                 failure, detail, ..
             }) => self.refuse(reason_of(failure), Some(detail)),
@@ -312,11 +365,20 @@ impl Exchange {
         mut self,
         to: &Pinned,
         response: Response<Incoming>,
+        source: &Source,
         held: Held,
     ) -> Response<Outgoing> {
         match self.upgrade.take() {
             Some(downstream) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                let downstream = downstream.into_caller(source);
                 upgrade::switch(self, to, response, downstream, held)
+            }
+            // RFC 8441 §5: any 2xx would say that the stream is a WebSocket.
+            Some(Upgrade::Stream)
+                if response.status().is_success() && response.version() != HttpVersion::HTTP_2 =>
+            {
+                let detail = "the endpoint did not change to WebSocket".to_owned();
+                self.refuse(Reason::UpstreamProtocol, Some(detail))
             }
             Some(_) | None => self.pass_on(response, held, to.cluster().timeouts.idle),
         }
@@ -332,7 +394,7 @@ impl Exchange {
     ) -> Option<Again> {
         let tried = Tried {
             failure,
-            method: Some(self.head.method.as_str()),
+            method: Some(self.method().as_str()),
             counted,
             request: if source.can_repeat() {
                 RequestLeft::Whole
@@ -370,7 +432,7 @@ impl Exchange {
         let cluster = to.cluster();
         let endpoint = cluster.endpoint(attempt.endpoint);
         let began = Instant::now();
-        if self.upgrade.is_some() {
+        if self.upgrade.is_some() && !self.tunnels_on_stream(endpoint) {
             let response = upgrade::try_endpoint(self, to, attempt, nth).await?;
             return Ok((response, None));
         }
@@ -393,10 +455,23 @@ impl Exchange {
                     return Err(TryError::untold(Failure::Connect, error.detail));
                 }
             };
+            if self.upgrade.is_some() && !lease.takes_extended_connect() {
+                drop(lease);
+                let response = upgrade::try_endpoint(self, to, attempt, nth).await?;
+                return Ok((response, None));
+            }
             self.arrive(to, attempt, nth, Some(&lease));
             let reused = lease.reused;
             let is_kept = reused && !lease.is_h2();
-            let request = self.outgoing(endpoint, &lease, source.next_try());
+            let mut request = self.outgoing(endpoint, &lease, source.next_try());
+            if let Some(gate) = source.gate() {
+                let expect = HeaderValue::from_static("100-continue");
+                request.headers_mut().insert(header::EXPECT, expect);
+                request.extensions_mut().insert(gate);
+            }
+            if self.upgrade.is_some() {
+                upgrade::ask_on_stream(&mut request);
+            }
             let sending = Box::pin(lease.send(&worker, request));
             let deadlines = Deadlines {
                 began,
@@ -437,7 +512,7 @@ impl Exchange {
     fn met_a_close(&self, error: &SendError, is_kept: bool, source: &Source) -> bool {
         is_kept
             && error.failure == Failure::Reset
-            && is_idempotent(self.head.method.as_str())
+            && is_idempotent(self.method().as_str())
             && source.can_repeat()
     }
 
@@ -461,6 +536,13 @@ impl Exchange {
         if h2 { Wire::H2 } else { Wire::H1 }
     }
 
+    /// Whether WebSocket goes on to this endpoint on a stream of HTTP/2: as it came, where the
+    /// endpoint speaks it whatever else is asked for (others rarely do so for WebSocket).
+    fn tunnels_on_stream(&self, endpoint: &Endpoint) -> bool {
+        matches!(self.upgrade, Some(Upgrade::Stream))
+            && (endpoint.peer.is_some() || endpoint.version == EndpointVersion::H2)
+    }
+
     /// The request as it leaves this hop.
     pub(super) fn outgoing_head(&self, endpoint: &Endpoint, is_h2: bool) -> request::Builder {
         let authority = headers::authority(&self.head).unwrap_or_default();
@@ -473,7 +555,7 @@ impl Exchange {
             parts.authority = Authority::try_from(authority.as_str()).ok();
         }
         let mut builder = Request::builder()
-            .method(self.head.method.clone())
+            .method(self.method().clone())
             .uri(Uri::from_parts(parts).unwrap_or_default())
             .version(if is_h2 {
                 HttpVersion::HTTP_2
@@ -494,6 +576,10 @@ impl Exchange {
             }
             if !is_h2 && let Ok(host) = HeaderValue::try_from(&authority) {
                 out.insert(header::HOST, host);
+            }
+            if let Some(made) = &self.made_trace {
+                out.remove(&TRACESTATE);
+                out.insert(TRACEPARENT, made.clone());
             }
             if let Ok(id) = HeaderValue::try_from(&self.request_id) {
                 out.insert(headers::REQUEST_ID, id);
@@ -526,9 +612,32 @@ impl Exchange {
             || endpoint.address.to_string(),
             |lease| lease.facts.address.to_string(),
         );
-        let identity = at.and_then(|lease| lease.facts.identity.clone());
+        let peer = at.and_then(|lease| lease.facts.peer.as_ref());
+        self.goes_to(to, attempt, peer, at.map(Lease::credentials));
+        let identity = peer.map(|peer| peer.id.to_string());
         let destination = describe(&to.published, to.cluster, attempt, address, identity, nth);
         self.arrived(destination, nth);
+    }
+
+    /// Notes the endpoint's certificate, verified with `credentials`, for rechecks.
+    pub(super) fn goes_to(
+        &self,
+        to: &Pinned,
+        attempt: &Attempt,
+        peer: Option<&Arc<TlsPeer>>,
+        credentials: Option<u64>,
+    ) {
+        let endpoint = to.cluster().endpoint(attempt.endpoint);
+        let entry = self.record.entry();
+        entry.goes_to(&endpoint.backend, &endpoint.address, peer);
+        if peer.is_some() {
+            // It was verified some awaits ago.
+            let shared = &self.context.worker.shared;
+            match credentials {
+                Some(_) => entry.settle(shared, to.published.generation, credentials),
+                None => entry.settle_now(shared),
+            }
+        }
     }
 
     /// Notes the endpoint that was reached.
@@ -652,7 +761,7 @@ pub(super) struct Failed {
     failure: Failure,
     detail: String,
     /// What the caller gets if no other endpoint answers better.
-    response: Option<(Response<Incoming>, Held)>,
+    response: Option<Box<(Response<Incoming>, Held)>>,
 }
 
 impl Failed {
@@ -665,7 +774,7 @@ impl Failed {
         Self {
             failure,
             detail,
-            response: is_answer.then_some((response, held)),
+            response: is_answer.then(|| Box::new((response, held))),
         }
     }
 }
@@ -722,6 +831,16 @@ impl Deadlines {
             }
         }
     }
+}
+
+/// When the caller of a connection is asked whether it is there, if it is a peer's gateway.
+pub(super) fn asking_peer(published: &Published, context: &Context) -> Option<Pings> {
+    let peer = gateway_of(published, context, context.identity.as_ref()?)?;
+    Some(Pings {
+        interval: peer.keepalive_ping,
+        timeout: peer.keepalive_timeout,
+        when: When::Always,
+    })
 }
 
 /// The peer whose gateway a verified caller is.

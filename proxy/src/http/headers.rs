@@ -8,6 +8,10 @@ use zeugma_core::identity::SpiffeId;
 pub(crate) const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 /// One request through all hops.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The trace that a request is part of (W3C Trace Context).
+pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// What tracing systems say of it besides; nothing without a valid `traceparent`.
+pub(crate) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// Why a gateway answered itself, for the gateway that called it.
 pub(crate) const ZEUGMA_REASON: HeaderName = HeaderName::from_static("x-zeugma-reason");
 /// Marks a copy: a mirrored request is never mirrored again.
@@ -114,6 +118,66 @@ pub(crate) fn request_id(headers: &HeaderMap, draw: impl Fn() -> u64) -> String 
                 && id.bytes().all(|byte| byte.is_ascii_graphic())
         });
     kept.map_or_else(|| format!("{:016x}{:016x}", draw(), draw()), str::to_owned)
+}
+
+/// The trace that a request is part of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Trace {
+    /// Its ID, in hexadecimal.
+    pub(crate) id: String,
+    /// The `traceparent` that is sent instead of the caller's, which has none that is valid.
+    pub(crate) made: Option<HeaderValue>,
+}
+
+/// The request's trace if its `traceparent` is valid, else a new one (W3C Trace Context §3.2).
+///
+/// A valid one goes on as it is: the gateway records no span of its own.
+pub(crate) fn trace(headers: &HeaderMap, draw: impl Fn() -> u64) -> Trace {
+    let mut values = headers.get_all(&TRACEPARENT).iter();
+    let only = values.next().filter(|_| values.next().is_none());
+    if let Some(id) = only.and_then(|value| trace_id(value.as_bytes())) {
+        return Trace {
+            id: id.to_owned(),
+            made: None,
+        };
+    }
+    // Neither ID may be all zeros.
+    let id = format!("{:016x}{:016x}", draw(), draw() | 1);
+    // Not sampled, as far as we know (§3.2.2.5).
+    let made = HeaderValue::try_from(format!("00-{id}-{:016x}-00", draw() | 1));
+    Trace {
+        id,
+        made: made.ok(),
+    }
+}
+
+/// The trace ID of a valid `traceparent`.
+fn trace_id(value: &[u8]) -> Option<&str> {
+    const BYTES: usize = 55;
+    let text = str::from_utf8(value).ok()?;
+    let (known, rest) = text.split_at_checked(BYTES)?;
+    let mut parts = known.split('-');
+    let [version, trace, parent, flags] = [(); 4].map(|()| parts.next().unwrap_or_default());
+    let is_hex = |part: &str, length: usize| {
+        part.len() == length
+            && part
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let is_id = |part: &str, length| is_hex(part, length) && part.bytes().any(|byte| byte != b'0');
+    // §4.3: what later versions add comes behind.
+    let fits = match version {
+        "00" => rest.is_empty(),
+        "ff" => false,
+        _ => rest.is_empty() || rest.starts_with('-'),
+    };
+    let valid = fits
+        && parts.next().is_none()
+        && is_hex(version, 2)
+        && is_id(trace, 32)
+        && is_id(parent, 16)
+        && is_hex(flags, 2);
+    valid.then_some(trace)
 }
 
 /// What `x-forwarded-client-cert` says of who calls.
@@ -312,6 +376,49 @@ mod tests {
             made
         );
         assert_eq!(request_id(&HeaderMap::new(), new), made);
+    }
+
+    #[test]
+    fn a_valid_trace_is_kept_and_any_other_replaced() {
+        let draw = || 0;
+        let id = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let of = |value: &str| trace(&map(&[("traceparent", value)]), draw);
+        let kept = Trace {
+            id: id.to_owned(),
+            made: None,
+        };
+        // The first is the example of W3C Trace Context §3.2.
+        for valid in [
+            format!("00-{id}-00f067aa0ba902b7-01"),
+            format!("01-{id}-00f067aa0ba902b7-01"),
+            format!("01-{id}-00f067aa0ba902b7-01-more"),
+        ] {
+            assert_eq!(of(&valid), kept, "{valid}");
+        }
+        let made = Trace {
+            id: "00000000000000000000000000000001".to_owned(),
+            made: Some(HeaderValue::from_static(
+                "00-00000000000000000000000000000001-0000000000000001-00",
+            )),
+        };
+        for invalid in [
+            String::new(),
+            format!("00-{id}-00f067aa0ba902b7"),
+            format!("00-{id}-00f067aa0ba902b7-01-more"),
+            format!("ff-{id}-00f067aa0ba902b7-01"),
+            format!("01-{id}-00f067aa0ba902b7-01more"),
+            format!("00-{}-00f067aa0ba902b7-01", id.to_uppercase()),
+            format!("00-{id}-0000000000000000-01"),
+            format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)),
+        ] {
+            assert_eq!(of(&invalid), made, "{invalid}");
+        }
+        assert_eq!(trace(&HeaderMap::new(), draw), made);
+        let twice = (
+            "traceparent",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        );
+        assert_eq!(trace(&map(&[twice, twice]), draw), made);
     }
 
     #[test]

@@ -2,15 +2,23 @@
 //!
 //! `mod` carries the connection; `exchange` the life of one request; `pool` the connections to
 //! endpoints; `body` what is kept of a request for another try; `headers` what is added and
-//! removed; `upgrade` and `mirror` what their names say; `reply` our own answers.
+//! removed; `upgrade` and `mirror` what their names say; `reply` our own answers. HTTP/2 has
+//! `h2_server` and `h2_client`, `stream` for its bodies, `flow` for its windows and `keepalive`
+//! for its PINGs; `expect` holds bodies back.
 
 mod body;
 mod exchange;
+mod expect;
+pub(crate) mod flow;
+mod h2_client;
+mod h2_server;
 pub(crate) mod headers;
+mod keepalive;
 mod mirror;
 pub(crate) mod pool;
 mod record;
 mod reply;
+mod stream;
 mod upgrade;
 
 use std::cell::Cell;
@@ -25,11 +33,11 @@ use std::time::{Duration, Instant};
 
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Interval, MissedTickBehavior};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::snapshot::ServiceIx;
 use zeugma_core::verdict::Reason;
@@ -37,23 +45,27 @@ use zeugma_core::verdict::Reason;
 use crate::account::{Caller, TlsFacts};
 use crate::connection::{SniTarget, Visit};
 use crate::listener::Open;
+use crate::recheck::{self, Entry, Leaving};
 use crate::runtime::Worker;
 use crate::transport::Stream;
 
 use self::body::Outgoing;
+use self::stream::Incoming;
 
 /// A connection without a request is asked to end after this long.
 const KEEP_ALIVE: Duration = Duration::from_secs(600);
 /// What a connection that is asked to end gets to do so.
 const LEAVE: Duration = Duration::from_secs(5);
+/// What a connection that is not allowed any more gets to tell so.
+const CUT_OFF: Duration = Duration::from_millis(200);
 /// How often a connection is looked at.
 const WATCH: Duration = Duration::from_secs(1);
-/// The HTTP/2 receive window of one stream.
-pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
-/// The largest window there is (RFC 9113 §6.9.1).
-const WINDOW_MAX: u32 = (1 << 31) - 1;
+/// How often at most, while the drain deadline is near.
+const LOOK_MIN: Duration = Duration::from_millis(1);
 /// Bytes one HTTP/2 stream may have waiting to be sent.
 const STREAM_SEND_BYTES: usize = 64 * 1024;
+/// What frames that hold next to nothing may cost a connection, while they wait to be read.
+const DATA_FRAME_BUDGET: usize = 16 * 1024 * 1024;
 /// The least that hyper takes as its buffer; the model takes no smaller limit of a head.
 const HEAD_BYTES_MIN: usize = 8192;
 
@@ -64,12 +76,15 @@ pub(crate) enum Version {
     H2,
 }
 
-/// The HTTP/2 receive window of a connection: room for the windows of all its streams, so that one
-/// whose reader has stopped never holds up the others.
-pub(crate) fn connection_window(streams: u32) -> u32 {
-    STREAM_WINDOW
-        .saturating_mul(streams)
-        .clamp(STREAM_WINDOW, WINDOW_MAX)
+/// Spawns on this worker, or the control thread.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OnThisWorker;
+
+impl<F: Future<Output = ()> + 'static> Executor<F> for OnThisWorker {
+    fn execute(&self, future: F) {
+        // Ends with its connection, which is tracked.
+        drop(tokio::task::spawn_local(future));
+    }
 }
 
 /// What every request of a connection shares.
@@ -85,6 +100,8 @@ pub(crate) struct Context {
     pub(crate) caller: Caller,
     pub(crate) tls: Option<TlsFacts>,
     pub(crate) version: Version,
+    /// The connection's own entry: a change asks it to leave.
+    pub(crate) entry: Rc<Entry>,
     /// Counts the connection as open, upgraded ones too.
     _open: Rc<Open>,
     in_flight: Cell<usize>,
@@ -110,17 +127,6 @@ pub(crate) struct SniService {
     pub(crate) port: u16,
 }
 
-/// Spawns on this worker.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct OnThisWorker;
-
-impl<F: Future<Output = ()> + 'static> Executor<F> for OnThisWorker {
-    fn execute(&self, future: F) {
-        // Ends with its connection, which the worker's set tracks.
-        drop(tokio::task::spawn_local(future));
-    }
-}
-
 /// Carries an HTTP connection until it ends.
 pub(crate) async fn serve(
     visit: &mut Visit,
@@ -144,6 +150,11 @@ pub(crate) async fn serve(
             }
         },
     );
+    if identity.is_none() {
+        // In plaintext each request names its service.
+        visit.listed.asks(recheck::Open::Session, None);
+        (visit.listed).settle(&visit.worker.shared, visit.published.generation, None);
+    }
     let context = Rc::new(Context {
         worker: Rc::clone(&visit.worker),
         listener: Arc::clone(&visit.listener),
@@ -153,35 +164,46 @@ pub(crate) async fn serve(
         caller: visit.caller.clone(),
         tls: visit.tls.clone(),
         version,
+        entry: Rc::clone(&visit.listed),
         _open: Rc::clone(&visit.open),
         in_flight: Cell::new(0),
         requests: Cell::new(0),
         idle: Cell::default(),
     });
     let moved = Arc::new(Moved::default());
-    let io = TokioIo::new(Counted {
+    let io = Counted {
         stream,
         moved: Arc::clone(&moved),
-    });
+    };
+    let watch = Watch::new(&context, &moved);
     let ended = match version {
-        Version::H1 => Box::pin(serve_h1(&context, &moved, io)).await,
-        Version::H2 => Box::pin(serve_h2(&context, &moved, io)).await,
+        Version::H1 => Box::pin(serve_h1(&context, watch, io)).await,
+        Version::H2 => {
+            let peer = exchange::asking_peer(&visit.published, &context);
+            Box::pin(h2_server::serve(&context, watch, io, peer)).await
+        }
     };
     visit.moved.down.set(moved.written.load(Ordering::Relaxed));
     visit.moved.up.set(moved.read.load(Ordering::Relaxed));
+    if let Some(reason) = visit.told_to_end() {
+        return reason;
+    }
     match ended {
         Ended::Ok => Reason::Completed,
         Ended::Idle => Reason::IdleTimeout,
         Ended::HeadTooSlow => Reason::HelloTimeout,
         Ended::Drained => Reason::Drained,
-        Ended::Error(error) => {
-            let malformed = error.is_parse();
-            visit.detail = Some(error.to_string());
-            if malformed {
-                Reason::RequestMalformed
-            } else {
-                Reason::DownstreamClosed
-            }
+        Ended::Silent => {
+            visit.detail = Some("the caller answered no PING".to_owned());
+            Reason::DownstreamClosed
+        }
+        Ended::Malformed(detail) => {
+            visit.detail = Some(detail);
+            Reason::RequestMalformed
+        }
+        Ended::Broken(detail) => {
+            visit.detail = Some(detail);
+            Reason::DownstreamClosed
         }
     }
 }
@@ -191,10 +213,29 @@ enum Ended {
     Idle,
     HeadTooSlow,
     Drained,
-    Error(hyper::Error),
+    /// No PING was answered.
+    Silent,
+    /// What came was no HTTP.
+    Malformed(String),
+    /// The connection failed.
+    Broken(String),
 }
 
-async fn serve_h1(context: &Rc<Context>, moved: &Arc<Moved>, io: TokioIo<Counted>) -> Ended {
+impl Ended {
+    fn of_hyper(error: &hyper::Error) -> Self {
+        if error.is_parse() {
+            Self::Malformed(error.to_string())
+        } else {
+            Self::Broken(error.to_string())
+        }
+    }
+
+    fn of_h2(error: &h2::Error) -> Self {
+        Self::Broken(error.to_string())
+    }
+}
+
+async fn serve_h1(context: &Rc<Context>, mut watch: Watch, io: Counted) -> Ended {
     let limits = &context.worker.shared.settings.limits;
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -203,46 +244,17 @@ async fn serve_h1(context: &Rc<Context>, moved: &Arc<Moved>, io: TokioIo<Counted
         // However the head is cut: the buffer may hold more than was asked for.
         .max_header_size(limits.header_bytes)
         .serve_connection(
-            io,
+            TokioIo::new(io),
             service_fn(|request| answer(Rc::clone(context), request)),
         )
         .with_upgrades();
     let mut connection = pin!(connection);
-    let mut watch = Watch::new(context, moved);
     loop {
-        // The connection is pinned outside of the loop; the other arms only wait.
+        // The connection is pinned outside of the loop; the other arm only waits.
         tokio::select! {
-            ended = &mut connection => return ended.map_or_else(Ended::Error, |()| Ended::Ok),
-            look = watch.next() => match look {
-                Look::Fine => {}
-                Look::Leave => connection.as_mut().graceful_shutdown(),
-                Look::End(ended) => return ended,
+            ended = &mut connection => {
+                return ended.map_or_else(|error| Ended::of_hyper(&error), |()| Ended::Ok);
             }
-        }
-    }
-}
-
-async fn serve_h2(context: &Rc<Context>, moved: &Arc<Moved>, io: TokioIo<Counted>) -> Ended {
-    let limits = &context.worker.shared.settings.limits;
-    // h2 refuses what is as long as its limit, too.
-    let header_bytes = u32::try_from(limits.header_bytes.saturating_add(1)).unwrap_or(u32::MAX);
-    let connection = hyper::server::conn::http2::Builder::new(OnThisWorker)
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(limits.streams)
-        .max_header_list_size(header_bytes)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(connection_window(limits.streams))
-        .max_send_buf_size(STREAM_SEND_BYTES)
-        .serve_connection(
-            io,
-            service_fn(|request| answer(Rc::clone(context), request)),
-        );
-    let mut connection = pin!(connection);
-    let mut watch = Watch::new(context, moved);
-    loop {
-        // The connection is pinned outside of the loop; the other arms only wait.
-        tokio::select! {
-            ended = &mut connection => return ended.map_or_else(Ended::Error, |()| Ended::Ok),
             look = watch.next() => match look {
                 Look::Fine => {}
                 Look::Leave => connection.as_mut().graceful_shutdown(),
@@ -254,8 +266,9 @@ async fn serve_h2(context: &Rc<Context>, moved: &Arc<Moved>, io: TokioIo<Counted
 
 async fn answer(
     context: Rc<Context>,
-    request: Request<Incoming>,
+    request: Request<hyper::body::Incoming>,
 ) -> Result<Response<Outgoing>, Infallible> {
+    let request = request.map(Incoming::H1);
     let mut response = Box::pin(exchange::exchange(&context, request)).await;
     let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     if context.version == Version::H1 && !is_switching && context.worker.shared.is_draining() {
@@ -276,6 +289,9 @@ struct Watch {
     quiet_since: Instant,
     head_since: Option<Instant>,
     leaving: Option<(tokio::time::Instant, Ended)>,
+    told: Option<Leaving>,
+    looks: Interval,
+    draining: Pin<Box<dyn Future<Output = tokio::time::Instant>>>,
     drain: Option<Drain>,
 }
 
@@ -298,7 +314,10 @@ enum Look {
 
 impl Watch {
     fn new(context: &Rc<Context>, moved: &Arc<Moved>) -> Self {
+        let shared = Arc::clone(&context.worker.shared);
         Self {
+            looks: looks(WATCH),
+            draining: Box::pin(async move { shared.draining().await }),
             context: Rc::clone(context),
             moved: Arc::clone(moved),
             requests: 0,
@@ -308,6 +327,7 @@ impl Watch {
             // What is served began with bytes: the first head is under way.
             head_since: Some(Instant::now()),
             leaving: None,
+            told: None,
             drain: None,
         }
     }
@@ -317,22 +337,23 @@ impl Watch {
     /// # Cancel safety
     /// Safe: it only waits, and looks again the next time.
     async fn next(&mut self) -> Look {
-        let shared = Arc::clone(&self.context.worker.shared);
+        let context = Rc::clone(&self.context);
+        let asked = context.entry.asked_to_leave(self.told);
         let is_draining = self.drain.is_some();
-        let (wait, deadline) = match self.drain {
-            None => (WATCH, None),
-            Some(drain) => (WATCH.min(drain.quiet), Some(drain.deadline)),
-        };
-        let wait = tokio::time::sleep(wait);
+        let deadline = self.drain.map(|drain| drain.deadline);
         if let Some((deadline, _)) = &self.leaving {
-            tokio::time::sleep_until(*deadline).await;
+            tokio::select! {
+                () = tokio::time::sleep_until(*deadline) => {}
+                told = asked, if self.told != Some(Leaving::Soon) => return self.leave(told),
+            }
             let why = self.leaving.take().map_or(Ended::Drained, |(_, why)| why);
             return Look::End(why);
         }
         tokio::select! {
-            () = wait => self.look(),
-            deadline = shared.draining(), if !is_draining => self.begin_drain(deadline),
+            _ = self.looks.tick() => self.look(),
+            deadline = &mut self.draining, if !is_draining => self.begin_drain(deadline),
             () = at(deadline) => Look::End(Ended::Drained),
+            told = asked => self.leave(told),
         }
     }
 
@@ -343,14 +364,27 @@ impl Watch {
                 Look::Leave
             }
             Version::H1 => {
+                let quiet = (deadline - tokio::time::Instant::now()) / 2;
+                self.looks = looks(WATCH.min(quiet).max(LOOK_MIN));
                 self.drain = Some(Drain {
                     since: Instant::now(),
-                    quiet: (deadline - tokio::time::Instant::now()) / 2,
+                    quiet,
                     deadline,
                 });
                 Look::Fine
             }
         }
+    }
+
+    /// Has the connection take no new requests; those under way are told to end by themselves.
+    fn leave(&mut self, told: Leaving) -> Look {
+        self.told = Some(told);
+        if told == Leaving::Soon {
+            // Its record says why it was told.
+            let deadline = tokio::time::Instant::now() + CUT_OFF;
+            self.leaving = Some((deadline, Ended::Ok));
+        }
+        Look::Leave
     }
 
     fn look(&mut self) -> Look {
@@ -395,6 +429,13 @@ impl Watch {
         }
         Look::Fine
     }
+}
+
+/// One look after the other, the first of them in a while.
+fn looks(every: Duration) -> Interval {
+    let mut looks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    looks
 }
 
 /// Waits until this moment, or for ever.

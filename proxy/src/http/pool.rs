@@ -2,23 +2,33 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::{Request, Response, StatusCode};
+use http_body::Body as _;
+use hyper::client::conn::{TrySendError, http1};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use zeugma_core::snapshot::{Endpoint, EndpointKey, EndpointTls, Failure};
 use zeugma_core::verdict::Reason;
 
 use super::body::Outgoing;
-use super::{OnThisWorker, STREAM_WINDOW, connection_window};
+use super::expect::Gate;
+use super::h2_client::{Multiplexed, Place, StreamCount};
+use super::keepalive::{Pings, When};
+use super::stream::Incoming;
 use crate::admission;
+use crate::metrics::Metrics;
+use crate::recheck::{Judge, Pooled};
 use crate::runtime::{Shared, Worker};
+use crate::tls::TlsPeer;
 use crate::transport::Stream;
 use crate::transport::mtls::{ALPN_H2, ALPN_HTTP1};
 use crate::upstream::{self, ConnectError, Pinned, Upstream};
@@ -27,17 +37,18 @@ use crate::upstream::{self, ConnectError, Pinned, Upstream};
 const IDLE: Duration = Duration::from_secs(60);
 /// Idle HTTP/1.1 connections kept for one endpoint.
 const IDLE_MAX: usize = 256;
-/// Streams on one HTTP/2 connection before another is opened.
-const STREAMS_MAX: u32 = 100;
-/// Bytes one HTTP/2 stream may have waiting to be sent.
-const STREAM_SEND_BYTES: usize = 64 * 1024;
-
-/// The streams that are used before an endpoint's SETTINGS say how many it takes.
-const UNTOLD: usize = 1;
-/// How long a new connection waits for them before it is shared.
-const SETTINGS_WAIT: Duration = Duration::from_millis(250);
-/// How often it looks whether they came.
-const SETTINGS_LOOK: Duration = Duration::from_millis(1);
+/// What is buffered of an HTTP/1.1 response, its head included.
+const READ_BYTES: usize = 64 * 1024;
+/// A request body that every kernel takes whole though nobody reads it: Linux gives a new connection
+/// a window of 64 KiB (`tcp_rmem`), and heads are shorter than the rest of it.
+const SHORT_BYTES: u64 = 32 * 1024;
+/// An endpoint of ours that speaks HTTP/2 is asked whether it is there when a response is awaited
+/// and nothing came for so long: silence is found within 5 s.
+const ENDPOINT: Pings = Pings {
+    interval: Duration::from_millis(1500),
+    timeout: Duration::from_millis(1500),
+    when: When::Awaiting,
+};
 
 /// What waiting for somebody else's connection may last beyond the connect timeout.
 const WAIT_MARGIN: Duration = Duration::from_millis(250);
@@ -80,28 +91,116 @@ pub(crate) struct Pool {
 
 #[derive(Debug, Default)]
 struct Entry {
-    h1: Vec<(Facts, http1::SendRequest<Outgoing>, Instant)>,
-    h2: Vec<Multiplexed>,
+    h1: Vec<(Facts, Alternating, Instant)>,
+    h2: Vec<Shareable>,
     connecting: Option<watch::Receiver<Option<String>>>,
     /// The endpoint agreed on HTTP/1.1 before: nobody waits for a connection to share.
     speaks_h1: bool,
 }
 
+/// A connection that many requests share.
 #[derive(Debug)]
-struct Multiplexed {
+struct Shareable {
     facts: Facts,
-    sender: http2::SendRequest<Outgoing>,
-    streams: Rc<Cell<usize>>,
-    /// How many streams the endpoint takes at once.
-    streams_max: Rc<Cell<usize>>,
+    connection: Multiplexed,
     used: Instant,
+}
+
+/// An HTTP/1.1 connection, for one request after the other.
+#[derive(Debug)]
+struct Alternating {
+    sender: http1::SendRequest<Outgoing>,
+    /// Whether the request under way is long enough to meet a slow reader.
+    may_be_slow: Rc<Cell<bool>>,
+}
+
+impl Alternating {
+    async fn send(
+        &mut self,
+        mut request: Request<Outgoing>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Outgoing>>> {
+        let length = request.body().size_hint().upper();
+        self.may_be_slow
+            .set(length.is_none_or(|length| length > SHORT_BYTES));
+        if let Some(gate) = request.extensions_mut().remove::<Gate>() {
+            hyper::ext::on_informational(&mut request, move |interim| {
+                if interim.status() == StatusCode::CONTINUE {
+                    gate.open();
+                }
+            });
+        }
+        let response = self.sender.try_send_request(request).await?;
+        Ok(response.map(Incoming::H1))
+    }
+}
+
+/// A stream whose bytes are given up on if nobody takes them, unless its reader may be slow.
+#[derive(Debug)]
+struct Minded {
+    stream: Stream,
+    may_be_slow: Rc<Cell<bool>>,
+    is_told: bool,
+}
+
+impl Minded {
+    fn tell(&mut self) {
+        let may_be_slow = self.may_be_slow.get();
+        if may_be_slow != self.is_told {
+            self.is_told = may_be_slow;
+            upstream::await_slow_reader(self.stream.tcp(), may_be_slow);
+        }
+    }
+}
+
+impl AsyncRead for Minded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Minded {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.tell();
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.tell();
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }
 
 /// What is known of a connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Facts {
-    pub(crate) address: std::net::SocketAddr,
-    pub(crate) identity: Option<String>,
+    /// Its address, as the log writes it.
+    pub(crate) address: Arc<str>,
+    /// Who answered, where we originated TLS.
+    pub(crate) peer: Option<Arc<TlsPeer>>,
 }
 
 /// A connection for one request.
@@ -116,28 +215,8 @@ pub(crate) struct Lease {
 
 #[derive(Debug)]
 enum Sender {
-    H1(http1::SendRequest<Outgoing>),
-    H2 {
-        sender: http2::SendRequest<Outgoing>,
-        stream: StreamCount,
-    },
-}
-
-/// One stream counted on its connection until dropped.
-#[derive(Debug)]
-pub(crate) struct StreamCount(Rc<Cell<usize>>);
-
-impl StreamCount {
-    fn new(count: &Rc<Cell<usize>>) -> Self {
-        count.set(count.get() + 1);
-        Self(Rc::clone(count))
-    }
-}
-
-impl Drop for StreamCount {
-    fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
-    }
+    H1(Alternating),
+    H2(Place),
 }
 
 /// Why a request got no response.
@@ -148,9 +227,19 @@ pub(crate) struct SendError {
 }
 
 impl Lease {
+    /// The generation of the credentials it was opened with.
+    pub(crate) const fn credentials(&self) -> u64 {
+        self.key.credentials
+    }
+
+    /// Whether it takes WebSocket on a stream of HTTP/2.
+    pub(crate) fn takes_extended_connect(&self) -> bool {
+        matches!(&self.sender, Sender::H2(place) if place.takes_extended_connect())
+    }
+
     /// Whether this connection speaks HTTP/2.
     pub(crate) const fn is_h2(&self) -> bool {
-        matches!(self.sender, Sender::H2 { .. })
+        matches!(self.sender, Sender::H2(_))
     }
 
     /// Sends a request and waits for the head of its response.
@@ -166,13 +255,17 @@ impl Lease {
         request: Request<Outgoing>,
     ) -> Result<(Response<Incoming>, Option<StreamCount>), SendError> {
         match self.sender {
-            Sender::H1(mut sender) => {
-                let response = sender.try_send_request(request).await.map_err(explain)?;
-                worker.pool.give_back(&self.key, self.facts, sender);
+            Sender::H1(mut one) => {
+                let response = one.send(request).await.map_err(explain)?;
+                let trusted = worker.shared.credentials.load().generation();
+                // Nobody would get one that was opened with older credentials.
+                if self.facts.peer.is_none() || self.key.credentials == trusted {
+                    worker.pool.give_back(&self.key, self.facts, one);
+                }
                 Ok((response, None))
             }
-            Sender::H2 { mut sender, stream } => {
-                let response = sender.try_send_request(request).await.map_err(explain)?;
+            Sender::H2(place) => {
+                let (response, stream) = place.send(request).await?;
                 Ok((response, Some(stream)))
             }
         }
@@ -201,6 +294,10 @@ impl Pool {
             wire,
             credentials,
         };
+        // Nearly always: no timer is made for it.
+        if let Some(lease) = self.free(&key) {
+            return Ok(lease);
+        }
         // Whoever connects meets the connect timeout itself and tells of it; this bounds waiting.
         let patience = upstream::connect_deadline(to.cluster(), endpoint) + WAIT_MARGIN;
         let leasing = Box::pin(self.free_or_new(worker, to, endpoint, key));
@@ -258,62 +355,87 @@ impl Pool {
             .is_some_and(|entry| entry.speaks_h1)
     }
 
-    /// Forgets connections that are closed or were idle for long.
-    pub(crate) fn evict_idle(&self) {
-        self.entries.borrow_mut().retain(|_, entry| {
+    /// Forgets connections that are closed, were idle for long, or were opened with credentials
+    /// other than those of `generation` and are idle.
+    pub(crate) fn evict_idle(&self, generation: u64) {
+        self.entries.borrow_mut().retain(|key, entry| {
+            let is_old = key.credentials != 0 && key.credentials != generation;
+            let keep = if is_old { Duration::ZERO } else { IDLE };
             entry
                 .h1
-                .retain(|(_, sender, used)| !sender.is_closed() && used.elapsed() < IDLE);
+                .retain(|(_, one, used)| !one.sender.is_closed() && used.elapsed() < keep);
             entry.h2.retain(|one| {
-                !one.sender.is_closed() && (one.streams.get() > 0 || one.used.elapsed() < IDLE)
+                let connection = &one.connection;
+                !connection.is_closed() && (!connection.is_idle() || one.used.elapsed() < keep)
             });
             !entry.h1.is_empty() || !entry.h2.is_empty() || entry.connecting.is_some()
         });
     }
 
+    /// Takes out the connections that may not serve further requests; returns how many. Idle ones are
+    /// closed by that; the requests on others have entries of their own.
+    pub(crate) fn recheck(&self, judge: &Judge, metrics: &Metrics) -> usize {
+        let mut ended = 0;
+        self.entries.borrow_mut().retain(|key, entry| {
+            let mut keeps = |facts: &Facts| {
+                let pooled = Pooled {
+                    endpoint: &key.endpoint,
+                    credentials: key.credentials,
+                    peer: facts.peer.as_ref(),
+                };
+                let Err(ending) = judge.keeps(&pooled) else {
+                    return true;
+                };
+                ended += 1;
+                metrics.pooled_ended(ending.reason.label());
+                tracing::debug!(endpoint = %key.endpoint, detail = ending.detail, "taken out of the pool");
+                false
+            };
+            entry.h1.retain(|(facts, _, _)| keeps(facts));
+            entry.h2.retain(|one| keeps(&one.facts));
+            !entry.h1.is_empty() || !entry.h2.is_empty() || entry.connecting.is_some()
+        });
+        ended
+    }
+
     fn free(&self, key: &Key) -> Option<Lease> {
         let mut entries = self.entries.borrow_mut();
         let entry = entries.get_mut(key)?;
-        entry.h2.retain(|one| !one.sender.is_closed());
-        if let Some(one) = entry
-            .h2
-            .iter_mut()
-            .find(|one| one.streams.get() < one.streams_max.get())
-        {
+        entry.h2.retain(|one| !one.connection.is_closed());
+        let place = entry.h2.iter_mut().find_map(|one| {
+            let place = one.connection.place()?;
             one.used = Instant::now();
-            let stream = StreamCount::new(&one.streams);
-            let sender = Sender::H2 {
-                sender: one.sender.clone(),
-                stream,
-            };
+            Some((one.facts.clone(), place))
+        });
+        if let Some((facts, place)) = place {
             return Some(Lease {
-                facts: one.facts.clone(),
+                facts,
                 reused: true,
                 key: key.clone(),
-                sender,
+                sender: Sender::H2(place),
             });
         }
-        entry.h1.retain(|(_, sender, _)| !sender.is_closed());
+        entry.h1.retain(|(_, one, _)| !one.sender.is_closed());
         // The one used last is the least likely to be closed by the endpoint right now.
         let ready = entry
             .h1
             .iter()
-            .rposition(|(_, sender, _)| sender.is_ready())?;
-        let (facts, sender, _) = entry.h1.swap_remove(ready);
+            .rposition(|(_, one, _)| one.sender.is_ready())?;
+        let (facts, one, _) = entry.h1.swap_remove(ready);
         Some(Lease {
             facts,
             reused: true,
             key: key.clone(),
-            sender: Sender::H1(sender),
+            sender: Sender::H1(one),
         })
     }
 
-    fn give_back(&self, key: &Key, facts: Facts, sender: http1::SendRequest<Outgoing>) {
+    fn give_back(&self, key: &Key, facts: Facts, one: Alternating) {
         let mut entries = self.entries.borrow_mut();
         let entry = entries.entry(key.clone()).or_default();
         if entry.h1.len() < IDLE_MAX {
             // It is ready again once the response body was read; until then nobody gets it.
-            entry.h1.push((facts, sender, Instant::now()));
+            entry.h1.push((facts, one, Instant::now()));
         }
     }
 
@@ -365,25 +487,36 @@ impl Pool {
         let Upstream {
             stream,
             address,
-            identity,
+            peer,
             alpn,
         } = connected.map_err(|error| {
             upstream::note_refusal(shared, &error);
             ConnectFailure::new(&error)
         })?;
-        let facts = Facts { address, identity };
+        let facts = Facts {
+            address: address.to_string().into(),
+            peer,
+        };
+        upstream::tune_requests(stream.tcp());
         let is_h2 = match key.wire {
             Wire::H1 => false,
             Wire::H2 => alpn.as_deref().is_none_or(|alpn| alpn == ALPN_H2),
             Wire::Negotiated => alpn.as_deref() == Some(ALPN_H2),
         };
-        let io = TokioIo::new(stream);
         if !is_h2 {
             if key.wire == Wire::Negotiated {
                 let mut entries = self.entries.borrow_mut();
                 entries.entry(key.clone()).or_default().speaks_h1 = true;
             }
-            let (sender, connection) = http1::handshake(io)
+            let may_be_slow = Rc::<Cell<bool>>::default();
+            let minded = Minded {
+                stream,
+                may_be_slow: Rc::clone(&may_be_slow),
+                is_told: false,
+            };
+            let (sender, connection) = http1::Builder::new()
+                .max_buf_size(READ_BYTES.max(shared.settings.limits.header_bytes))
+                .handshake(TokioIo::new(minded))
                 .await
                 .map_err(|error| ConnectFailure::of_http(&error))?;
             drop(tokio::task::spawn_local(async move {
@@ -393,84 +526,41 @@ impl Pool {
                 facts,
                 reused: false,
                 key,
-                sender: Sender::H1(sender),
+                sender: Sender::H1(Alternating {
+                    sender,
+                    may_be_slow,
+                }),
             });
         }
-        let multiplexed = begin_h2(io, to, endpoint, facts.clone()).await?;
-        let (sender, stream) = (
-            multiplexed.sender.clone(),
-            StreamCount::new(&multiplexed.streams),
-        );
-        self.entries
-            .borrow_mut()
-            .entry(key.clone())
-            .or_default()
-            .h2
-            .push(multiplexed);
+        let connection = Multiplexed::begin(shared, stream, asking(to, endpoint))
+            .await
+            .map_err(|error| ConnectFailure::of_http(&error))?;
+        let sender = Sender::H2(connection.first_place());
+        let shareable = Shareable {
+            facts: facts.clone(),
+            connection,
+            used: Instant::now(),
+        };
+        let mut entries = self.entries.borrow_mut();
+        entries.entry(key.clone()).or_default().h2.push(shareable);
         Ok(Lease {
             facts,
             reused: false,
             key,
-            sender: Sender::H2 { sender, stream },
+            sender,
         })
     }
 }
 
-/// Begins HTTP/2 on a connection; its driving task ends with its last sender.
-async fn begin_h2(
-    io: TokioIo<Stream>,
-    to: &Pinned,
-    endpoint: &Endpoint,
-    facts: Facts,
-) -> Result<Multiplexed, ConnectFailure> {
-    let mut builder = http2::Builder::new(OnThisWorker);
-    builder
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(connection_window(STREAMS_MAX))
-        .max_send_buf_size(STREAM_SEND_BYTES)
-        // Until the endpoint has said how many it takes: more may be refused.
-        .initial_max_send_streams(UNTOLD);
-    if let Some(peer) = endpoint.peer {
+/// When an endpoint that speaks HTTP/2 is asked whether it is there.
+fn asking(to: &Pinned, endpoint: &Endpoint) -> Pings {
+    endpoint.peer.map_or(ENDPOINT, |peer| {
         let peer = to.published.snapshot.peer(peer);
-        builder
-            .keep_alive_interval(peer.keepalive_ping)
-            .keep_alive_timeout(peer.keepalive_timeout)
-            .keep_alive_while_idle(true);
-    }
-    let (sender, connection) = builder
-        .handshake(io)
-        .await
-        .map_err(|error| ConnectFailure::of_http(&error))?;
-    let streams = Rc::new(Cell::new(0));
-    // hyper reads the connection in a task of its own, which tells nobody that SETTINGS came.
-    let settled = async {
-        while connection.current_max_send_streams() == UNTOLD {
-            tokio::time::sleep(SETTINGS_LOOK).await;
+        Pings {
+            interval: peer.keepalive_ping,
+            timeout: peer.keepalive_timeout,
+            when: When::Always,
         }
-    };
-    // An endpoint that takes one stream, or is slow to say, is used as one that takes one.
-    timeout(SETTINGS_WAIT, settled).await.ok();
-    let streams_now = |max: usize| max.clamp(1, STREAMS_MAX as usize);
-    let streams_max = Rc::new(Cell::new(streams_now(
-        connection.current_max_send_streams(),
-    )));
-    let told = Rc::clone(&streams_max);
-    let mut connection = Box::pin(connection);
-    drop(tokio::task::spawn_local(async move {
-        let driving = std::future::poll_fn(|cx| {
-            let polled = connection.as_mut().poll(cx);
-            told.set(streams_now(connection.current_max_send_streams()));
-            polled
-        });
-        note_end(driving.await);
-    }));
-    Ok(Multiplexed {
-        facts,
-        sender,
-        streams,
-        streams_max,
-        used: Instant::now(),
     })
 }
 
@@ -505,7 +595,7 @@ impl ConnectFailure {
         }
     }
 
-    fn of_http(error: &hyper::Error) -> Self {
+    fn of_http(error: &impl std::fmt::Display) -> Self {
         Self {
             detail: error.to_string(),
             refused_rule: None,
@@ -522,35 +612,15 @@ fn note_end(ended: Result<(), hyper::Error>) {
 }
 
 fn explain(error: TrySendError<Request<Outgoing>>) -> SendError {
-    let unsent = error.message().is_some();
-    let error = error.into_error();
-    let failure = if unsent {
+    let failure = if error.message().is_some() {
         Failure::RefusedStream
     } else {
-        failure_of(&error)
+        Failure::Reset
     };
+    let error = error.into_error();
     let mut detail = error.to_string();
     if let Some(cause) = std::error::Error::source(&error) {
         detail = format!("{detail}: {cause}");
     }
     SendError { failure, detail }
-}
-
-/// What a broken exchange counts as.
-fn failure_of(error: &hyper::Error) -> Failure {
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        if let Some(h2) = inner.downcast_ref::<h2::Error>() {
-            // RFC 9113 §8.7: neither was processed by the application.
-            let refused = h2.reason() == Some(h2::Reason::REFUSED_STREAM)
-                || (h2.is_go_away() && h2.reason() == Some(h2::Reason::NO_ERROR));
-            return if refused {
-                Failure::RefusedStream
-            } else {
-                Failure::Reset
-            };
-        }
-        cause = inner.source();
-    }
-    Failure::Reset
 }

@@ -1,37 +1,94 @@
-//! HTTP/1.1 upgrades (WebSocket): after `101` the request becomes a relay.
+//! WebSocket: an upgrade of an HTTP/1.1 connection, or a stream of HTTP/2 by extended CONNECT (RFC
+//! 8441). After the endpoint's `101` the request becomes a relay.
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::header::{CONNECTION, HeaderValue, UPGRADE};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use h2::ext::Protocol;
+use http::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
+use http_body_util::BodyExt as _;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, DuplexStream, WriteHalf};
 use tokio::time::timeout;
 use zeugma_core::plan::Attempt;
 use zeugma_core::snapshot::Failure;
 use zeugma_core::verdict::Reason;
 
 use super::Version;
-use super::body::{Held, Outgoing};
+use super::body::{Held, Outgoing, Source, Tunnel};
 use super::exchange::{Exchange, TryError};
 use super::headers;
 use super::record::Record;
+use super::stream::Incoming;
 use crate::admission;
 use crate::connection::describe;
 use crate::relay::{Moved, RelayEnd, relay};
+use crate::runtime::Shared;
 use crate::transport::mtls::ALPN_HTTP1;
 use crate::upstream::{self, Pinned, Upstream};
 
-/// The caller's connection, if the request asks to go on as WebSocket on it.
-pub(super) fn asked_for(version: Version, request: &mut Request<Incoming>) -> Option<OnUpgrade> {
-    let asked = version == Version::H1
-        && request.method() == Method::GET
-        && request.body().is_end_stream()
-        && headers::upgrades_to_websocket(request.headers());
-    asked.then(|| hyper::upgrade::on(request))
+/// The one protocol that is changed to.
+const WEBSOCKET: &str = "websocket";
+/// What waits between a stream and an endpoint's connection.
+const TUNNEL_BYTES: usize = 16 * 1024;
+
+/// What a request asks to go on as WebSocket.
+#[derive(Debug)]
+pub(super) enum Upgrade {
+    /// Its HTTP/1.1 connection.
+    Connection(OnUpgrade),
+    /// Its HTTP/2 stream.
+    Stream,
+}
+
+/// The caller's end of what is relayed.
+#[derive(Debug)]
+pub(super) enum Caller {
+    Connection(OnUpgrade),
+    /// What the caller sends.
+    Stream(Outgoing),
+}
+
+impl Upgrade {
+    pub(super) fn into_caller(self, source: &Source) -> Caller {
+        match self {
+            Self::Connection(connection) => Caller::Connection(connection),
+            Self::Stream => Caller::Stream(source.next_try()),
+        }
+    }
+}
+
+/// What the request asks to go on as WebSocket, if it does.
+///
+/// Any other `:protocol` is no request that is passed: rules say nothing of what it would carry.
+pub(super) fn asked_for(version: Version, request: &mut Request<Incoming>) -> Option<Upgrade> {
+    match version {
+        Version::H1 => {
+            let asked = request.method() == Method::GET
+                && request.body().is_end_stream()
+                && headers::upgrades_to_websocket(request.headers());
+            asked.then(|| Upgrade::Connection(hyper::upgrade::on(request)))
+        }
+        Version::H2 => {
+            let protocol = request.extensions().get::<Protocol>();
+            let asked = request.method() == Method::CONNECT
+                && protocol.is_some_and(|protocol| protocol.as_str() == WEBSOCKET);
+            asked.then_some(Upgrade::Stream)
+        }
+    }
+}
+
+/// Makes a request one for WebSocket on a stream.
+pub(super) fn ask_on_stream(request: &mut Request<Outgoing>) {
+    *request.method_mut() = Method::CONNECT;
+    let protocol = Protocol::from_static(WEBSOCKET);
+    request.extensions_mut().insert(protocol);
 }
 
 /// Sends the request to one endpoint, on a connection of its own.
@@ -57,13 +114,21 @@ pub(super) async fn try_endpoint(
             return Err(TryError::untold(Failure::Connect, error.to_string()));
         }
     };
-    let (address, identity) = (upstream.address.to_string(), upstream.identity.clone());
+    let (address, identity) = (upstream.address.to_string(), upstream.identity());
+    exchange.goes_to(to, attempt, upstream.peer.as_ref(), None);
     let destination = describe(&to.published, to.cluster, attempt, address, identity, nth);
     exchange.arrived(destination, nth);
     let mut builder = exchange.outgoing_head(endpoint, false);
     if let Some(out) = builder.headers_mut() {
         out.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        out.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        out.insert(UPGRADE, HeaderValue::from_static(WEBSOCKET));
+        if matches!(exchange.upgrade, Some(Upgrade::Stream)) {
+            // RFC 8441 §5: a stream has none; HTTP/1.1 must (RFC 6455 §4.1).
+            let nonce = [worker.draw().to_be_bytes(), worker.draw().to_be_bytes()].concat();
+            if let Ok(key) = HeaderValue::try_from(STANDARD.encode(nonce)) {
+                out.insert(SEC_WEBSOCKET_KEY, key);
+            }
+        }
     }
     // Every part was valid in the request that came in.
     let outgoing = builder.body(Outgoing::Empty);
@@ -97,45 +162,105 @@ async fn send(
             tracing::debug!(%error, "an upgraded connection to an endpoint ended");
         }
     }));
-    sender.send_request(request).await
+    let response = sender.send_request(request).await?;
+    Ok(response.map(Incoming::H1))
 }
 
-/// Tells the caller `101` and relays between the two upgraded connections.
+/// Tells the caller `101`, or `200` on a stream, and relays between it and the endpoint.
 pub(super) fn switch(
     exchange: Exchange,
     to: &Pinned,
     mut response: Response<Incoming>,
-    downstream: OnUpgrade,
+    caller: Caller,
     held: Held,
 ) -> Response<Outgoing> {
     let upstream = hyper::upgrade::on(&mut response);
     let (mut head, _no_body) = response.into_parts();
     headers::remove_hop_by_hop(&mut head.headers);
-    head.headers
-        .insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    head.headers
-        .insert(UPGRADE, HeaderValue::from_static("websocket"));
-    let idle = to.cluster().timeouts.idle;
-    let shared = Arc::clone(&exchange.context.worker.shared);
+    let relaying = Relaying {
+        idle: to.cluster().timeouts.idle,
+        shared: Arc::clone(&exchange.context.worker.shared),
+        held,
+    };
     let tasks = exchange.context.worker.tasks.clone();
-    let mut record = exchange.into_record(StatusCode::SWITCHING_PROTOCOLS);
-    // It holds its record and its place; draining waits for it until the deadline.
-    drop(tasks.spawn_local(async move {
-        let (Ok(down), Ok(up)) = tokio::join!(downstream, upstream) else {
-            record.ended(Reason::UpstreamReset, (0, 0));
+    // The relay holds its record and its place; draining waits for it until the deadline.
+    match caller {
+        Caller::Connection(connection) => {
+            head.headers
+                .insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            head.headers
+                .insert(UPGRADE, HeaderValue::from_static(WEBSOCKET));
+            let mut record = exchange.into_record(head.status);
+            drop(tasks.spawn_local(async move {
+                let (Ok(down), Ok(up)) = tokio::join!(connection, upstream) else {
+                    record.ended(Reason::UpstreamReset, (0, 0));
+                    return;
+                };
+                relaying.run(TokioIo::new(down), up, &mut record).await;
+            }));
+            Response::from_parts(head, Outgoing::Empty)
+        }
+        Caller::Stream(sent) => {
+            head.status = StatusCode::OK;
+            head.version = http::Version::HTTP_2;
+            head.headers.remove(SEC_WEBSOCKET_ACCEPT);
+            let mut record = exchange.into_record(head.status);
+            let (near, far) = tokio::io::duplex(TUNNEL_BYTES);
+            let (to_caller, from_caller) = tokio::io::split(near);
+            drop(tasks.spawn_local(async move {
+                let Ok(up) = upstream.await else {
+                    record.ended(Reason::UpstreamReset, (0, 0));
+                    return;
+                };
+                let relayed = relaying.run(far, up, &mut record);
+                // Each ends with the other's half of the tunnel.
+                tokio::join!(relayed, pour(sent, from_caller));
+            }));
+            Response::from_parts(head, Outgoing::Tunnel(Tunnel::new(to_caller)))
+        }
+    }
+}
+
+/// Writes what the caller sends on its stream; a stream that breaks closes the tunnel.
+async fn pour(sent: Outgoing, mut tunnel: WriteHalf<DuplexStream>) {
+    let mut sent = std::pin::pin!(sent);
+    while let Some(Ok(frame)) = sent.frame().await {
+        if let Ok(bytes) = frame.into_data()
+            && tunnel.write_all(&bytes).await.is_err()
+        {
             return;
-        };
+        }
+    }
+    // The other half may be gone already.
+    tunnel.shutdown().await.ok();
+}
+
+/// What a relay needs beside its two ends.
+struct Relaying {
+    idle: Duration,
+    shared: Arc<Shared>,
+    held: Held,
+}
+
+impl Relaying {
+    async fn run<D>(self, down: D, up: Upgraded, record: &mut Record)
+    where
+        D: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Self { idle, shared, held } = self;
+        let entry = Rc::clone(record.entry());
         let moved = Moved::default();
-        let relaying = relay(TokioIo::new(down), TokioIo::new(up), idle, &moved);
+        let relaying = relay(down, TokioIo::new(up), idle, &moved);
         // Both arms may be dropped: what was moved is counted outside.
         let reason = tokio::select! {
             end = Box::pin(relaying) => reason_of(&end),
+            // Its record says why it was told.
+            () = entry.cut() => Reason::NoLongerAllowed,
             () = async { tokio::time::sleep_until(shared.draining().await).await } => Reason::Drained,
         };
         record.ended(reason, (moved.down.get(), moved.up.get()));
         drop(held);
-    }));
-    Response::from_parts(head, Outgoing::Empty)
+    }
 }
 
 const fn reason_of(end: &RelayEnd) -> Reason {

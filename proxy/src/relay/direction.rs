@@ -20,17 +20,25 @@ use super::pipes::{Filled, Pipe, Pipes};
 
 /// What is read in one go, and so what a direction keeps at most of what its sink did not take.
 const BUFFER_BYTES: usize = 256 * 1024;
+/// When the directions of a worker keep so much together, each reads no more than
+/// [`SCARCE_BYTES`] in one go: many callers that do not read cost little each.
+const KEPT_BYTES_MAX: usize = 64 * 1024 * 1024;
+const SCARCE_BYTES: usize = 16 * 1024;
 /// After so many bytes a direction is worth a pipe.
 const SPLICE_AFTER: u64 = 256 * 1024;
 /// What comes in portions below this is copied as cheaply: a message, not a stream.
 const SPLICE_MIN: usize = 4 * 1024;
 /// Batches that a direction moves before other directions and connections have their turn.
 const BATCHES_MAX: usize = 4;
+/// Bytes after which they have it sooner.
+const TURN_BYTES: u64 = 1024 * 1024;
 
 thread_local! {
     /// A worker's one buffer, used within a poll only: an idle relay has none.
     static BUFFER: RefCell<Box<[u8]>> =
         RefCell::new(vec![0; BUFFER_BYTES].into_boxed_slice());
+    /// What the directions of a worker keep.
+    static KEPT_BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
 /// One direction.
@@ -52,15 +60,38 @@ enum State {
     /// All is written, and the sink may still hold some of it.
     Flushing,
     /// The sink did not take these bytes yet.
-    Kept {
-        bytes: Box<[u8]>,
-        taken: usize,
-    },
+    Kept(Kept),
     /// Nor these.
     Piped(Pipe),
     /// The source has ended, which the sink is being told.
     Ending,
     Ended,
+}
+
+/// Bytes of which a sink has taken so many.
+#[derive(Debug)]
+struct Kept {
+    bytes: Box<[u8]>,
+    taken: usize,
+}
+
+impl Kept {
+    fn new(bytes: &[u8]) -> Self {
+        KEPT_BYTES.set(KEPT_BYTES.get() + bytes.len());
+        Self {
+            bytes: bytes.into(),
+            taken: 0,
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // A thread that ends no longer counts.
+        KEPT_BYTES
+            .try_with(|kept| kept.set(kept.get().saturating_sub(self.bytes.len())))
+            .ok();
+    }
 }
 
 /// What a direction is broken by.
@@ -106,10 +137,14 @@ impl Direction {
         S: AsyncRead + Unpin,
         T: AsyncWrite + Unpin,
     {
+        let begun = moved.get();
         for _ in 0..BATCHES_MAX {
             ready!(self.poll_write_out(cx, sink, splicing, moved))?;
             if self.has_ended() {
                 return Poll::Ready(Ok(()));
+            }
+            if moved.get() - begun >= TURN_BYTES {
+                break;
             }
             let sockets = splicing
                 .filter(|_| self.splices && self.copied >= SPLICE_AFTER)
@@ -147,14 +182,14 @@ impl Direction {
                     ready!(Pin::new(&mut *sink).poll_flush(cx)).map_err(Broken::Writing)?;
                     self.state = State::Empty;
                 }
-                State::Kept { bytes, taken } => {
-                    let rest = bytes.get(*taken..).unwrap_or_default();
+                State::Kept(kept) => {
+                    let rest = kept.bytes.get(kept.taken..).unwrap_or_default();
                     if rest.is_empty() {
                         self.state = State::Flushing;
                         continue;
                     }
                     let n = ready!(poll_write_some(cx, sink, rest)).map_err(Broken::Writing)?;
-                    *taken += n;
+                    kept.taken += n;
                     moved.set(moved.get() + n as u64);
                     self.stirred = true;
                 }
@@ -192,7 +227,12 @@ impl Direction {
         T: AsyncWrite + Unpin,
     {
         BUFFER.with_borrow_mut(|buffer| {
-            let mut room = ReadBuf::new(buffer);
+            let room = if KEPT_BYTES.get() < KEPT_BYTES_MAX {
+                BUFFER_BYTES
+            } else {
+                SCARCE_BYTES
+            };
+            let mut room = ReadBuf::new(buffer.get_mut(..room).unwrap_or_default());
             ready!(Pin::new(source).poll_read(cx, &mut room)).map_err(Broken::Reading)?;
             let mut rest = room.filled();
             if rest.is_empty() {
@@ -204,10 +244,7 @@ impl Direction {
             self.state = State::Flushing;
             while !rest.is_empty() {
                 let Poll::Ready(written) = poll_write_some(cx, sink, rest) else {
-                    self.state = State::Kept {
-                        bytes: rest.into(),
-                        taken: 0,
-                    };
+                    self.state = State::Kept(Kept::new(rest));
                     return Poll::Pending;
                 };
                 let n = written.map_err(Broken::Writing)?;
@@ -279,5 +316,46 @@ fn poll_write_some<T: AsyncWrite + Unpin>(
     match ready!(Pin::new(sink).poll_write(cx, bytes))? {
         0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
         n => Poll::Ready(Ok(n)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    use super::*;
+
+    /// How much a direction keeps of a lot, when its sink takes only so much.
+    async fn kept_beyond(taken: usize) -> usize {
+        let before = KEPT_BYTES.get();
+        let (mut far, mut source) = duplex(BUFFER_BYTES * 4);
+        let (mut sink, mut end) = duplex(taken);
+        far.write_all(&vec![7; BUFFER_BYTES * 4]).await.unwrap();
+        far.shutdown().await.unwrap();
+        let (mut direction, moved) = (Direction::new(), Cell::new(0));
+        let polled =
+            poll_fn(|cx| Poll::Ready(direction.poll(cx, (&mut source, &mut sink), None, &moved)));
+        assert!(polled.await.is_pending());
+        assert_eq!(moved.get(), taken as u64);
+        let kept = KEPT_BYTES.get() - before;
+        // All comes in the end, and nothing is kept then.
+        let mut all = Vec::new();
+        let rest = poll_fn(|cx| direction.poll(cx, (&mut source, &mut sink), None, &moved));
+        let (ended, read) = tokio::join!(rest, end.read_to_end(&mut all));
+        ended.unwrap();
+        assert_eq!(read.unwrap(), BUFFER_BYTES * 4);
+        assert_eq!(KEPT_BYTES.get(), before);
+        kept
+    }
+
+    #[tokio::test]
+    async fn what_directions_keep_together_is_bounded() {
+        assert_eq!(kept_beyond(1000).await, BUFFER_BYTES - 1000);
+        let others = Kept::new(&vec![0; KEPT_BYTES_MAX]);
+        assert_eq!(kept_beyond(1000).await, SCARCE_BYTES - 1000);
+        drop(others);
+        assert_eq!(KEPT_BYTES.get(), 0);
     }
 }

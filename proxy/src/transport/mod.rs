@@ -35,6 +35,15 @@ impl Stream {
         Self::Plain(Prefixed::new(tcp, Vec::new()))
     }
 
+    /// The connection below.
+    pub(crate) const fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream.tcp(),
+            Self::Terminated(stream) => stream.carrier().tcp(),
+            Self::Originated(stream) => stream.carrier(),
+        }
+    }
+
     /// The socket, if there is nothing else to this stream: no TLS of ours, nothing read ahead.
     pub(crate) fn socket(&self) -> Option<&TcpStream> {
         match self {

@@ -24,6 +24,11 @@ impl Prefixed {
         }
     }
 
+    /// The connection below.
+    pub(crate) const fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
+
     /// The socket, if nothing is left of what was read ahead.
     pub(crate) const fn socket(&self) -> Option<&TcpStream> {
         if self.prefix.is_empty() {

@@ -15,6 +15,7 @@ use tokio::net::TcpSocket;
 use zeugma_proxy::tls::SvidFiles;
 
 use super::ca::Ca;
+use super::namespace::Link;
 use super::{Gateway, Identity};
 
 /// A cluster of the trust domain `<name>.example` in the locality `<name>/<name>-1`.
@@ -31,6 +32,8 @@ pub(crate) struct Cluster {
     pub(crate) metrics: SocketAddr,
     listeners: BTreeMap<String, String>,
     settings: BTreeMap<String, String>,
+    /// What else stands in `svid.files`.
+    more_files: String,
     identities: usize,
     ports: Vec<TcpSocket>,
     folder: TempDir,
@@ -56,6 +59,7 @@ impl Cluster {
             metrics,
             listeners: BTreeMap::new(),
             settings: BTreeMap::new(),
+            more_files: String::new(),
             identities: 0,
             ports,
             folder: tempfile::tempdir().unwrap(),
@@ -99,6 +103,8 @@ impl Cluster {
             certificate: config.join("gw.pem"),
             key: config.join("gw.key"),
             bundles: config.join("bundles"),
+            crls: None,
+            denied: None,
         }
     }
 
@@ -174,6 +180,11 @@ impl Cluster {
         self.settings.insert(field.to_owned(), value.to_owned());
     }
 
+    /// Adds to `svid.files`.
+    pub(crate) fn trusting(&mut self, files: &str) {
+        self.more_files = format!(", {files}");
+    }
+
     /// Adds a listener with these further fields; returns its address.
     pub(crate) fn listen(&mut self, name: &str, fields: &str) -> SocketAddr {
         let address = reserve(&mut self.ports);
@@ -201,13 +212,14 @@ impl Cluster {
     pub(crate) fn write_gateway(&self) {
         let mut spec = format!(
             "trustDomain: {domain}\ncluster: {name}\n\
-             svid: {{ files: {{ certificate: gw.pem, key: gw.key, bundles: bundles/ }} }}\n\
+             svid: {{ files: {{ certificate: gw.pem, key: gw.key, bundles: bundles/{more} }} }}\n\
              admin: '{}'\nprobes: '{}'\nmetrics: '{}'\nlisteners:\n",
             self.admin,
             self.probes,
             self.metrics,
             domain = self.trust_domain(),
             name = self.name,
+            more = self.more_files,
         );
         for (name, fields) in &self.listeners {
             writeln!(spec, "  {name}: {fields}").unwrap();
@@ -229,6 +241,8 @@ impl Cluster {
             certificate: folder.join("svid.pem"),
             key: folder.join("svid.key"),
             bundles: self.svid().bundles,
+            crls: None,
+            denied: None,
         };
         let id = format!("spiffe://{}/{path}", self.trust_domain());
         self.ca.issue(&id, &files.certificate, &files.key);
@@ -238,6 +252,29 @@ impl Cluster {
     /// The gateway's own identity, in other hands.
     pub(crate) fn gateway_identity(&self) -> Identity {
         Identity::load(&self.svid())
+    }
+
+    /// Moves the gateway to the far end of a link, with the near end its only workload; the admin
+    /// interface stays on the loopback interface there.
+    pub(crate) fn move_over(&mut self, link: &Link) {
+        let ip = std::net::IpAddr::V4(link.far);
+        for address in [
+            &mut self.mesh,
+            &mut self.apps,
+            &mut self.probes,
+            &mut self.metrics,
+        ] {
+            address.set_ip(ip);
+        }
+        let (mesh, apps) = (self.mesh, self.apps);
+        self.relisten("mesh", mesh, "role: mesh");
+        let workloads = format!("role: workloads, sources: ['{}/32']", link.near);
+        self.relisten("apps", apps, &workloads);
+    }
+
+    /// Starts the gateway in a network namespace and waits until it is ready.
+    pub(crate) async fn start_in(&self, namespace: &str) -> Gateway {
+        self.start_under(&["ip", "netns", "exec", namespace]).await
     }
 
     /// Leaves a field of the `MeshGateway`'s `spec` to its default.

@@ -19,6 +19,7 @@ mod cluster;
 mod gateway;
 pub(crate) mod hello;
 mod http;
+mod namespace;
 mod service;
 
 use std::time::Duration;
@@ -27,6 +28,7 @@ pub(crate) use ca::{Ca, Identity, alert_of};
 pub(crate) use cluster::Cluster;
 pub(crate) use gateway::{Gateway, Metrics};
 pub(crate) use http::{Body, Reply, collect, empty, frames, full, get, h1, h2, send};
+pub(crate) use namespace::Namespace;
 pub(crate) use service::Service;
 
 /// How long anything may take; far above what it takes on a busy machine.

@@ -1,0 +1,128 @@
+//! `expect: 100-continue`: a caller is asked for its body when the endpoint asks for it (RFC 9110
+//! §10.1.1), or is slow to.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use http::{HeaderMap, header};
+use tokio::time::Sleep;
+
+/// An endpoint that has not asked by then is sent the body: some never ask (RFC 9110 §10.1.1: not
+/// to be waited for indefinitely).
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Whether a message waits to be asked for its body.
+pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::EXPECT)
+        .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// Keeps a body back until the endpoint asks for it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Gate(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    stands: Stands,
+    waker: Option<Waker>,
+}
+
+/// How a gate stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Stands {
+    /// The endpoint has not asked.
+    #[default]
+    Closed,
+    /// The body may go.
+    Open,
+    /// The endpoint answered without it.
+    Unwanted,
+}
+
+impl Gate {
+    /// Lets the body go.
+    pub(crate) fn open(&self) {
+        self.set(Stands::Open);
+    }
+
+    fn set(&self, stands: Stands) {
+        // Nothing that holds it can fail.
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.stands == Stands::Closed {
+            state.stands = stands;
+            if let Some(waker) = state.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Whether it is not open yet.
+    pub(crate) fn is_closed(&self) -> bool {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.stands == Stands::Closed
+    }
+
+    /// Waits until it is no longer closed, [`PATIENCE`] at most.
+    pub(crate) fn poll(
+        &self,
+        patience: &mut Option<Pin<Box<Sleep>>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Stands> {
+        let patience = patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
+        if patience.as_mut().poll(cx).is_ready() {
+            self.open();
+        }
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match state.stands {
+            Stands::Closed => {
+                state.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            stands @ (Stands::Open | Stands::Unwanted) => Poll::Ready(stands),
+        }
+    }
+}
+
+/// Gives up a body that nobody asked for, with the end of the answer.
+#[derive(Debug)]
+pub(crate) struct Answered(pub(crate) Gate);
+
+impl Drop for Answered {
+    fn drop(&mut self) {
+        self.0.set(Stands::Unwanted);
+    }
+}
+
+/// Asks an HTTP/2 caller for its body when it is read for the first time; hyper does so for
+/// HTTP/1.1.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Interim(Rc<RefCell<Asking>>);
+
+#[derive(Debug, Default)]
+struct Asking {
+    asks: bool,
+    waker: Option<Waker>,
+}
+
+impl Interim {
+    /// Says that the body is read.
+    pub(crate) fn ask(&self) {
+        let mut asking = self.0.borrow_mut();
+        asking.asks = true;
+        if let Some(waker) = asking.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Whether the caller has to be asked now.
+    pub(crate) fn take(&self, cx: &Context<'_>) -> bool {
+        let mut asking = self.0.borrow_mut();
+        asking.waker = Some(cx.waker().clone());
+        std::mem::take(&mut asking.asks)
+    }
+}

@@ -1,0 +1,880 @@
+//! HTTP/2 receive windows of our own: one for each stream, sized by its reader.
+//!
+//! The `h2` crate knows one window size for all streams of a connection, and keeps it full. A fast
+//! stream over a long way needs megabytes, a slow reader must not be sent more than a little, and
+//! both may share a connection. So `h2` is told of windows that never fill, and the windows that
+//! the other end sees are kept here, between `h2` and the socket: our SETTINGS name the small
+//! window that every stream begins with, `WINDOW_UPDATE`s are written as readers read, and what
+//! comes in is held against what was granted (RFC 9113 §6.9).
+//!
+//! ```text
+//! socket -> FlowIo (counts DATA, refuses what was not granted) -> h2 -> Recv -> whoever reads
+//! socket <- FlowIo (writes WINDOW_UPDATEs, hides those of h2)  <- h2     |
+//!              ^------------------- Flow::consumed(stream, bytes) <------'
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// What every stream may be sent before anything of it was read: what a reader that has stopped
+/// holds (RFC 9113 §6.9.2: the protocol's own default).
+pub(crate) const WINDOW_MIN: u32 = 65_535;
+/// What a stream may be sent whose reader keeps up: 20 MB/s over 100 ms need 2 MB, and half of a
+/// window is on its way back when the other half is used.
+pub(crate) const WINDOW_MAX: u32 = 4 * 1024 * 1024;
+/// What all windows of the process may be larger than [`WINDOW_MIN`], together.
+const BUDGET_BYTES: usize = 64 * 1024 * 1024;
+/// Above this, windows that are not used are made smaller.
+const BUDGET_TIGHT_BYTES: usize = BUDGET_BYTES / 4 * 3;
+/// The window that `h2` is told of (RFC 9113 §6.9.1: the largest there is).
+pub(crate) const H2_WINDOW: u32 = (1 << 31) - 1;
+
+/// Streams that windows are kept for, at least; those that `h2` refuses at once included.
+const STREAMS_MAX: usize = 4096;
+const HEAD_BYTES: usize = 9;
+/// RFC 9113 §3.4.
+const PREFACE_BYTES: u32 = 24;
+/// A frame of ours or of `h2` that is looked into is never longer: SETTINGS and WINDOW_UPDATE.
+const GATHER_BYTES_MAX: usize = 512;
+
+const DATA: u8 = 0x0;
+const HEADERS: u8 = 0x1;
+const RST_STREAM: u8 = 0x3;
+const SETTINGS: u8 = 0x4;
+const GOAWAY: u8 = 0x7;
+const WINDOW_UPDATE: u8 = 0x8;
+const END_STREAM: u8 = 0x1;
+const ACK: u8 = 0x1;
+const PADDED: u8 = 0x8;
+const SETTINGS_INITIAL_WINDOW_SIZE: [u8; 2] = [0, 4];
+
+/// The memory that windows of all workers may grow into.
+#[derive(Debug, Default)]
+pub(crate) struct WindowBudget {
+    used: AtomicUsize,
+}
+
+impl WindowBudget {
+    fn take(&self, bytes: u32) -> bool {
+        let bytes = bytes as usize;
+        let taken = self
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                used.checked_add(bytes).filter(|sum| *sum <= BUDGET_BYTES)
+            });
+        taken.is_ok()
+    }
+
+    fn give_back(&self, bytes: u32) {
+        self.used.fetch_sub(bytes as usize, Ordering::Relaxed);
+    }
+
+    fn is_tight(&self) -> bool {
+        self.used.load(Ordering::Relaxed) > BUDGET_TIGHT_BYTES
+    }
+}
+
+/// Which end of a connection we are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Server,
+    Client,
+}
+
+/// The windows of one connection; shared by its driver, its bytes and its readers.
+#[derive(Debug, Clone)]
+pub(crate) struct Flow(Rc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    budget: Arc<WindowBudget>,
+    side: Side,
+    streams_max: usize,
+    streams: RefCell<HashMap<u32, Window, BuildHasherDefault<ById>>>,
+    /// The highest stream that the other end opened.
+    opened: Cell<u32>,
+    /// `WINDOW_UPDATE`s that were not written yet.
+    updates: RefCell<Vec<u8>>,
+    driver: RefCell<Option<Waker>>,
+    /// How long a PING takes there and back.
+    round_trip: Cell<Option<Duration>>,
+    wants_round_trip: Cell<bool>,
+    /// Bytes read; and how many frames of them were of messages.
+    read: Cell<u64>,
+    messages: Cell<u64>,
+    settled: Cell<bool>,
+    leaving: Cell<bool>,
+    silent: Cell<bool>,
+}
+
+/// Stream numbers are given out in turn: they need no hashing.
+#[derive(Debug, Default)]
+struct ById(u64);
+
+impl Hasher for ById {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 << 8) | u64::from(*byte);
+        }
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        // Odd multiplier: spreads over the table's top bits, which hashbrown looks at.
+        self.0 = u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+/// The receive window of one stream.
+#[derive(Debug)]
+struct Window {
+    size: u32,
+    /// What the other end may still send.
+    credit: i64,
+    /// What came and was not read yet.
+    unread: i64,
+    /// Since when the reader's pace is measured, and what it read since.
+    since: Option<Instant>,
+    paced: u64,
+}
+
+impl Window {
+    const fn new() -> Self {
+        Self {
+            size: WINDOW_MIN,
+            credit: WINDOW_MIN as i64,
+            unread: 0,
+            since: None,
+            paced: 0,
+        }
+    }
+
+    /// Makes the window as large as its reader's pace needs: twice what it reads in a round trip.
+    fn resize(&mut self, round_trip: Option<Duration>, budget: &WindowBudget) {
+        let now = Instant::now();
+        let since = *self.since.get_or_insert(now);
+        let (Some(round_trip), elapsed) = (round_trip, now.duration_since(since)) else {
+            return;
+        };
+        if elapsed < round_trip || elapsed.is_zero() {
+            return;
+        }
+        let size = u128::from(self.size);
+        let in_round_trip =
+            u128::from(self.paced) * round_trip.as_nanos() / elapsed.as_nanos().max(1);
+        self.since = Some(now);
+        self.paced = 0;
+        let keeps_up = self.unread <= i64::from(self.size / 4).max(i64::from(WINDOW_MIN) / 2);
+        if keeps_up && in_round_trip * 2 >= size && self.size < WINDOW_MAX {
+            let more = self.size.min(WINDOW_MAX - self.size);
+            if budget.take(more) {
+                self.size += more;
+            }
+        } else if in_round_trip * 8 < size && self.size > WINDOW_MIN && budget.is_tight() {
+            let less = (self.size / 2).min(self.size - WINDOW_MIN);
+            self.size -= less;
+            budget.give_back(less);
+        }
+    }
+}
+
+impl Flow {
+    pub(crate) fn new(budget: &Arc<WindowBudget>, side: Side, streams_max: u32) -> Self {
+        Self(Rc::new(Inner {
+            budget: Arc::clone(budget),
+            side,
+            streams_max: (streams_max as usize).saturating_mul(2).max(STREAMS_MAX),
+            streams: RefCell::default(),
+            opened: Cell::new(0),
+            updates: RefCell::default(),
+            driver: RefCell::default(),
+            round_trip: Cell::new(None),
+            wants_round_trip: Cell::new(false),
+            read: Cell::new(0),
+            messages: Cell::new(0),
+            settled: Cell::new(false),
+            leaving: Cell::new(false),
+            silent: Cell::new(false),
+        }))
+    }
+
+    /// Notes the task that drives the connection: it is woken to write `WINDOW_UPDATE`s.
+    pub(crate) fn driven_by(&self, cx: &Context<'_>) {
+        let mut driver = self.0.driver.borrow_mut();
+        match &mut *driver {
+            Some(waker) if waker.will_wake(cx.waker()) => {}
+            other => *other = Some(cx.waker().clone()),
+        }
+    }
+
+    /// The window of a stream, until the guard is dropped.
+    pub(crate) fn open(&self, stream: u32) -> OpenWindow {
+        if self.0.side == Side::Client {
+            let mut streams = self.0.streams.borrow_mut();
+            streams.insert(stream, Window::new());
+        }
+        OpenWindow {
+            flow: self.clone(),
+            stream,
+        }
+    }
+
+    /// Whether the other end's SETTINGS have come.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.0.settled.get()
+    }
+
+    /// Whether the other end takes no more streams.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.0.leaving.get()
+    }
+
+    /// Bytes that came in.
+    pub(crate) fn read_bytes(&self) -> u64 {
+        self.0.read.get()
+    }
+
+    /// Frames that came in of requests or responses.
+    pub(crate) fn messages(&self) -> u64 {
+        self.0.messages.get()
+    }
+
+    /// Whether a reader's pace cannot be judged for want of a round trip; asked once.
+    pub(crate) fn wants_round_trip(&self) -> bool {
+        self.0.wants_round_trip.take()
+    }
+
+    /// Notes how long a PING took.
+    pub(crate) fn took(&self, round_trip: Duration) {
+        self.0.round_trip.set(Some(round_trip));
+    }
+
+    /// Notes that the other end answered no PING.
+    pub(crate) fn fell_silent(&self) {
+        self.0.silent.set(true);
+        self.0.leaving.set(true);
+    }
+
+    /// Whether the connection was ended because the other end answered no PING.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.0.silent.get()
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.0.driver.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn consumed(&self, stream: u32, bytes: usize) {
+        let mut streams = self.0.streams.borrow_mut();
+        let Some(window) = streams.get_mut(&stream) else {
+            return;
+        };
+        let bytes = bytes as u64;
+        window.unread = window.unread.saturating_sub_unsigned(bytes);
+        window.paced += bytes;
+        let missing = |window: &Window| i64::from(window.size) - window.credit - window.unread;
+        if missing(window) < i64::from(window.size / 2) {
+            return;
+        }
+        window.resize(self.0.round_trip.get(), &self.0.budget);
+        self.0.wants_round_trip.set(true);
+        if let Ok(grant @ 1..) = u32::try_from(missing(window)) {
+            window.credit += i64::from(grant);
+            let mut updates = self.0.updates.borrow_mut();
+            updates.extend_from_slice(&[0, 0, 4, WINDOW_UPDATE, 0]);
+            updates.extend_from_slice(&stream.to_be_bytes());
+            updates.extend_from_slice(&grant.to_be_bytes());
+            drop(updates);
+            self.wake();
+        }
+    }
+
+    /// Holds a frame that came in against what was granted.
+    fn came(&self, head: FrameHead) -> io::Result<()> {
+        match head.kind {
+            DATA => {
+                self.0.messages.set(self.0.messages.get() + 1);
+                let mut streams = self.0.streams.borrow_mut();
+                // What no window is kept for was reset or has ended: h2 drops or refuses it.
+                if let Some(window) = streams.get_mut(&head.stream) {
+                    window.credit -= i64::from(head.length);
+                    window.unread += i64::from(head.length);
+                    if window.credit < 0 {
+                        // RFC 9113 §6.9.1: may be answered as an error of the connection.
+                        return Err(io::Error::new(
+                            io::ErrorKind::InvalidData,
+                            "more was sent than the stream's window holds",
+                        ));
+                    }
+                }
+            }
+            HEADERS => {
+                self.0.messages.set(self.0.messages.get() + 1);
+                let is_new = self.0.side == Side::Server && head.stream > self.0.opened.get();
+                if is_new {
+                    self.0.opened.set(head.stream);
+                    if head.flags & END_STREAM == 0 {
+                        let mut streams = self.0.streams.borrow_mut();
+                        if streams.len() >= self.0.streams_max {
+                            return Err(io::Error::other("too many streams were begun"));
+                        }
+                        streams.insert(head.stream, Window::new());
+                    }
+                }
+            }
+            SETTINGS if head.flags & ACK == 0 => self.0.settled.set(true),
+            GOAWAY => self.0.leaving.set(true),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn forget(&self, stream: u32) {
+        let mut streams = self.0.streams.borrow_mut();
+        if let Some(window) = streams.remove(&stream) {
+            self.0.budget.give_back(window.size - WINDOW_MIN);
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let grown = |window: &Window| window.size - WINDOW_MIN;
+        let grown: u32 = self.streams.get_mut().values().map(grown).sum();
+        self.budget.give_back(grown);
+    }
+}
+
+/// A stream's window, and the memory it was granted, until dropped.
+#[derive(Debug)]
+pub(crate) struct OpenWindow {
+    flow: Flow,
+    stream: u32,
+}
+
+impl OpenWindow {
+    /// Notes that the stream's reader took these bytes.
+    pub(crate) fn consumed(&self, bytes: usize) {
+        self.flow.consumed(self.stream, bytes);
+    }
+
+    /// The connection's windows.
+    pub(crate) const fn flow(&self) -> &Flow {
+        &self.flow
+    }
+}
+
+impl Drop for OpenWindow {
+    fn drop(&mut self) {
+        self.flow.forget(self.stream);
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct FrameHead {
+    length: u32,
+    kind: u8,
+    flags: u8,
+    stream: u32,
+}
+
+impl FrameHead {
+    /// RFC 9113 §4.1.
+    const fn parse(head: [u8; HEAD_BYTES]) -> Self {
+        let [a, b, c, kind, flags, s0, s1, s2, s3] = head;
+        Self {
+            length: u32::from_be_bytes([0, a, b, c]),
+            kind,
+            flags,
+            stream: u32::from_be_bytes([s0, s1, s2, s3]) & (H2_WINDOW),
+        }
+    }
+
+    const fn is_padded_data(self) -> bool {
+        self.kind == DATA && self.flags & PADDED != 0 && self.length > 0
+    }
+
+    /// Whether `h2` writes it about windows that are kept here.
+    const fn is_about_windows(self) -> bool {
+        (self.kind == WINDOW_UPDATE && self.stream != 0)
+            || (self.kind == SETTINGS && self.flags & ACK == 0)
+    }
+}
+
+/// Where the frames begin in bytes that are read.
+#[derive(Debug)]
+struct Frames {
+    head: [u8; HEAD_BYTES],
+    have: usize,
+    /// Bytes left of the frame under way.
+    rest: u32,
+    /// The stream whose next byte says how much of a frame is padding.
+    padded: Option<u32>,
+}
+
+impl Frames {
+    const fn after(preface: u32) -> Self {
+        Self {
+            head: [0; HEAD_BYTES],
+            have: 0,
+            rest: preface,
+            padded: None,
+        }
+    }
+
+    fn walk(&mut self, mut bytes: &[u8], flow: &Flow) -> io::Result<()> {
+        while let Some(first) = bytes.first() {
+            if let Some(stream) = self.padded.take() {
+                // Nobody reads padding: it is read as soon as it comes (RFC 9113 §6.9.1).
+                flow.consumed(stream, usize::from(*first) + 1);
+            }
+            if self.rest > 0 {
+                let skip = bytes.len().min(self.rest as usize);
+                self.rest -= u32::try_from(skip).unwrap_or(self.rest);
+                bytes = bytes.get(skip..).unwrap_or_default();
+                continue;
+            }
+            let take = bytes.len().min(HEAD_BYTES - self.have);
+            let (taken, left) = bytes.split_at(take);
+            if let Some(to) = self.head.get_mut(self.have..self.have + take) {
+                to.copy_from_slice(taken);
+            }
+            bytes = left;
+            self.have += take;
+            if self.have == HEAD_BYTES {
+                self.have = 0;
+                let head = FrameHead::parse(self.head);
+                self.rest = head.length;
+                flow.came(head)?;
+                self.padded = head.is_padded_data().then_some(head.stream);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where the frames begin in bytes that are written.
+#[derive(Debug, Clone, Copy)]
+struct Written {
+    /// Bytes left of the frame under way.
+    rest: u32,
+    /// A head of which the socket took a part.
+    head: [u8; HEAD_BYTES],
+    have: usize,
+}
+
+impl Written {
+    const fn is_between_frames(&self) -> bool {
+        self.rest == 0 && self.have == 0
+    }
+
+    /// Goes on to the first frame that `holds` holds back, or over all bytes; returns how many.
+    fn pass(&mut self, bytes: &[u8], mut holds: impl FnMut(Option<FrameHead>) -> bool) -> usize {
+        let mut at = 0;
+        while let Some(left) = bytes.get(at..).filter(|left| !left.is_empty()) {
+            if self.rest > 0 {
+                let skip = left.len().min(self.rest as usize);
+                self.rest -= u32::try_from(skip).unwrap_or(self.rest);
+                at += skip;
+                continue;
+            }
+            if self.have == 0 {
+                let head = left.first_chunk().map(|head| FrameHead::parse(*head));
+                if holds(head) {
+                    return at;
+                }
+                if let Some(head) = head {
+                    self.rest = head.length;
+                    at += HEAD_BYTES;
+                    continue;
+                }
+            }
+            let take = left.len().min(HEAD_BYTES - self.have);
+            if let Some(to) = self.head.get_mut(self.have..self.have + take) {
+                to.copy_from_slice(left.get(..take).unwrap_or_default());
+            }
+            at += take;
+            self.have += take;
+            if self.have == HEAD_BYTES {
+                self.have = 0;
+                self.rest = FrameHead::parse(self.head).length;
+            }
+        }
+        at
+    }
+}
+
+/// The bytes of an HTTP/2 connection, with windows of our own.
+#[derive(Debug)]
+pub(crate) struct FlowIo<S> {
+    stream: S,
+    flow: Flow,
+    incoming: Frames,
+    outgoing: Written,
+    /// A frame of `h2` that is looked into before it is written.
+    gathered: Vec<u8>,
+    /// What has to be written before anything else.
+    out: Vec<u8>,
+    out_written: usize,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> FlowIo<S> {
+    pub(crate) fn new(stream: S, flow: &Flow) -> Self {
+        let (from_them, from_us) = match flow.0.side {
+            Side::Server => (PREFACE_BYTES, 0),
+            Side::Client => (0, PREFACE_BYTES),
+        };
+        Self {
+            stream,
+            flow: flow.clone(),
+            incoming: Frames::after(from_them),
+            outgoing: Written {
+                rest: from_us,
+                head: [0; HEAD_BYTES],
+                have: 0,
+            },
+            gathered: Vec::new(),
+            out: Vec::new(),
+            out_written: 0,
+        }
+    }
+
+    /// Writes what is of our own, where a frame may begin.
+    fn poll_own(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.outgoing.is_between_frames() && self.gathered.is_empty() {
+            let mut updates = self.flow.0.updates.borrow_mut();
+            if !updates.is_empty() {
+                self.out.append(&mut updates);
+            }
+        }
+        if self.out.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        while self.out_written < self.out.len() {
+            let left = self.out.get(self.out_written..).unwrap_or_default();
+            let n = ready!(Pin::new(&mut self.stream).poll_write(cx, left))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.out_written += n;
+        }
+        self.out.clear();
+        self.out_written = 0;
+        Poll::Ready(Ok(()))
+    }
+
+    /// How many of these bytes may be written as they are.
+    fn passing(&self, bytes: &[u8], from: &mut Written) -> usize {
+        from.pass(bytes, |head| {
+            let Some(head) = head else {
+                return true;
+            };
+            if head.kind == RST_STREAM && self.flow.0.side == Side::Server {
+                // h2 refuses some streams without showing them to us.
+                self.flow.forget(head.stream);
+            }
+            head.is_about_windows()
+        })
+    }
+
+    /// Takes bytes of a frame that is looked into; returns how many.
+    fn gather(&mut self, bytes: &[u8]) -> usize {
+        let wanted = match self.gathered.first_chunk() {
+            None => HEAD_BYTES,
+            Some(head) => HEAD_BYTES + FrameHead::parse(*head).length as usize,
+        };
+        let take = bytes.len().min(wanted.saturating_sub(self.gathered.len()));
+        self.gathered
+            .extend_from_slice(bytes.get(..take).unwrap_or_default());
+        let Some(head) = self.gathered.first_chunk() else {
+            return take;
+        };
+        let head = FrameHead::parse(*head);
+        if !head.is_about_windows() || head.length as usize > GATHER_BYTES_MAX {
+            self.outgoing.rest = head.length;
+            self.out.append(&mut self.gathered);
+        } else if self.gathered.len() == HEAD_BYTES + head.length as usize {
+            if head.kind == SETTINGS {
+                name_window(self.gathered.get_mut(HEAD_BYTES..).unwrap_or_default());
+                self.out.append(&mut self.gathered);
+            }
+            self.gathered.clear();
+        }
+        take
+    }
+}
+
+/// Puts the window that streams begin with into a SETTINGS payload (RFC 9113 §6.5.1).
+fn name_window(payload: &mut [u8]) {
+    for setting in payload.chunks_exact_mut(6) {
+        let (id, value) = setting.split_at_mut(2);
+        if *id == SETTINGS_INITIAL_WINDOW_SIZE {
+            value.copy_from_slice(&WINDOW_MIN.to_be_bytes());
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for FlowIo<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+        let came = buf.filled().get(before..).unwrap_or_default();
+        this.flow
+            .0
+            .read
+            .set(this.flow.0.read.get() + came.len() as u64);
+        Poll::Ready(this.incoming.walk(came, &this.flow))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for FlowIo<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(this.poll_own(cx))?;
+        if this.gathered.is_empty() {
+            let passing = this.passing(buf, &mut this.outgoing.clone());
+            if passing > 0 {
+                let pass = buf.get(..passing).unwrap_or_default();
+                let n = ready!(Pin::new(&mut this.stream).poll_write(cx, pass))?;
+                this.outgoing
+                    .pass(pass.get(..n).unwrap_or_default(), |_| false);
+                return Poll::Ready(Ok(n));
+            }
+        }
+        Poll::Ready(Ok(this.gather(buf)))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(this.poll_own(cx))?;
+        let mut from = this.outgoing;
+        let all_pass = this.gathered.is_empty()
+            && bufs
+                .iter()
+                .all(|buf| this.passing(buf, &mut from) == buf.len());
+        if !all_pass {
+            // One at a time, up to the frame that is looked into.
+            let first = bufs.iter().find(|buf| !buf.is_empty());
+            return Pin::new(this).poll_write(cx, first.map_or(&[], |buf| buf));
+        }
+        let n = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, bufs))?;
+        let mut left = n;
+        for buf in bufs {
+            let took = left.min(buf.len());
+            this.outgoing
+                .pass(buf.get(..took).unwrap_or_default(), |_| false);
+            left -= took;
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_own(cx))?;
+        Pin::new(&mut this.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_own(cx))?;
+        Pin::new(&mut this.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use bytes::Bytes;
+    use http::{Request, Response};
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+    use crate::http::body::Outgoing;
+    use crate::http::stream::{self, Incoming};
+
+    const ROUND_TRIP: Duration = Duration::from_millis(100);
+
+    /// A stream whose reader took what came in one round trip.
+    fn keeps_up(window: &mut Window, budget: &WindowBudget) {
+        window.since = Some(Instant::now() - ROUND_TRIP);
+        window.paced = u64::from(window.size);
+        window.resize(Some(ROUND_TRIP), budget);
+    }
+
+    #[test]
+    fn a_window_doubles_each_round_trip_that_its_reader_keeps_up_and_only_then() {
+        let budget = WindowBudget::default();
+        let mut window = Window::new();
+        keeps_up(&mut window, &budget);
+        assert_eq!(window.size, 2 * WINDOW_MIN);
+        for _ in 0..10 {
+            keeps_up(&mut window, &budget);
+        }
+        assert_eq!(window.size, WINDOW_MAX);
+        // 20 MB/s over 100 ms have 2 MB on their way.
+        assert!(window.size >= 2 * 2_000_000);
+        let mut stopped = Window::new();
+        stopped.unread = i64::from(WINDOW_MIN);
+        keeps_up(&mut stopped, &budget);
+        let mut slow = Window::new();
+        slow.since = Some(Instant::now() - ROUND_TRIP);
+        slow.paced = u64::from(WINDOW_MIN / 4);
+        slow.resize(Some(ROUND_TRIP), &budget);
+        assert_eq!((stopped.size, slow.size), (WINDOW_MIN, WINDOW_MIN));
+    }
+
+    #[test]
+    fn windows_share_a_budget_and_give_it_back_when_they_are_not_used() {
+        let budget = WindowBudget::default();
+        let mut windows: Vec<Window> = (0..32).map(|_| Window::new()).collect();
+        for _ in 0..10 {
+            for window in &mut windows {
+                keeps_up(window, &budget);
+            }
+        }
+        let grown = |windows: &[Window]| -> usize {
+            let grown = windows.iter().map(|window| window.size - WINDOW_MIN);
+            grown.map(|bytes| bytes as usize).sum()
+        };
+        assert!(grown(&windows) <= BUDGET_BYTES);
+        assert_eq!(grown(&windows), budget.used.load(Ordering::Relaxed));
+        assert!(budget.is_tight());
+        let mut idle = windows.remove(0);
+        let before = idle.size;
+        idle.since = Some(Instant::now() - ROUND_TRIP);
+        idle.paced = 1;
+        idle.resize(Some(ROUND_TRIP), &budget);
+        assert!(idle.size < before);
+        windows.push(idle);
+        assert_eq!(grown(&windows), budget.used.load(Ordering::Relaxed));
+    }
+
+    /// Sends `bytes` and gets them back, over a pipe that takes `cut` bytes at once.
+    async fn echo(cut: usize, bytes: &Bytes) -> Bytes {
+        let (near, far) = tokio::io::duplex(cut);
+        let budget = Arc::<WindowBudget>::default();
+        let ours = Flow::new(&budget, Side::Client, 1);
+        let theirs = Flow::new(&budget, Side::Server, 1);
+        let whole = |bytes: &Bytes| Outgoing::Bytes(VecDeque::from([bytes.clone()]));
+        let asking = async {
+            let (mut sender, mut connection) = h2::client::Builder::new()
+                .initial_window_size(H2_WINDOW)
+                .initial_connection_window_size(H2_WINDOW)
+                .handshake::<_, Bytes>(FlowIo::new(near, &ours))
+                .await
+                .unwrap();
+            let driving = std::future::poll_fn(|cx| {
+                ours.driven_by(cx);
+                Pin::new(&mut connection).poll(cx)
+            });
+            let exchanging = async {
+                let request = Request::post("http://a.example/").body(()).unwrap();
+                let (response, mut send) = sender.send_request(request, false).unwrap();
+                let window = ours.open(response.stream_id().as_u32());
+                let receiving = async {
+                    let (head, recv) = response.await.unwrap().into_parts();
+                    let body = Incoming::h2(recv, window, &head.headers, None, None);
+                    body.collect().await.unwrap().to_bytes()
+                };
+                let sending = stream::send(whole(bytes), &mut send);
+                let (sent, got) = tokio::join!(sending, receiving);
+                sent.unwrap();
+                got
+            };
+            tokio::select! {
+                _ = driving => None,
+                got = exchanging => Some(got),
+            }
+        };
+        let answering = async {
+            let mut connection = h2::server::Builder::new()
+                .initial_window_size(H2_WINDOW)
+                .initial_connection_window_size(H2_WINDOW)
+                .handshake::<_, Bytes>(FlowIo::new(far, &theirs))
+                .await
+                .unwrap();
+            let (request, mut respond) = connection.accept().await.unwrap().unwrap();
+            let window = theirs.open(respond.stream_id().as_u32());
+            let driving = std::future::poll_fn(|cx| {
+                theirs.driven_by(cx);
+                connection.poll_accept(cx).map(drop)
+            });
+            let echoing = async {
+                let (head, recv) = request.into_parts();
+                let body = Incoming::h2(recv, window, &head.headers, None, None);
+                let bytes = body.collect().await.unwrap().to_bytes();
+                let mut send = respond.send_response(Response::new(()), false).unwrap();
+                stream::send(whole(&bytes), &mut send).await.unwrap();
+            };
+            tokio::join!(driving, echoing);
+        };
+        let answered = Box::pin(answering);
+        let (got, ()) = tokio::join!(Box::pin(asking), answered);
+        drop((ours, theirs));
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
+        got.unwrap()
+    }
+
+    #[tokio::test]
+    async fn bodies_of_many_windows_arrive_whole_however_the_bytes_are_cut() {
+        let bytes: Bytes = (0..4 * WINDOW_MIN).map(|n| n.to_le_bytes()[1]).collect();
+        for cut in [3, 8, 9, 10, 13, 1_000, 1 << 20] {
+            assert_eq!(echo(cut, &bytes).await, bytes, "{cut} bytes at once");
+        }
+    }
+
+    #[test]
+    fn padding_is_granted_again_at_once() {
+        let flow = Flow::new(&Arc::default(), Side::Client, 1);
+        let window = flow.open(1);
+        let mut frames = Frames::after(0);
+        // DATA of 16,384 bytes with 255 of padding, in pieces; nobody reads the rest.
+        let mut frame = vec![0, 0x40, 0, DATA, PADDED, 0, 0, 0, 1, 254];
+        frame.extend_from_slice(&[0; 16_383]);
+        for piece in frame.chunks(7) {
+            frames.walk(piece, &flow).unwrap();
+        }
+        let unread = flow.0.streams.borrow().get(&1).map(|one| one.unread);
+        assert_eq!(unread, Some(16_384 - 255));
+        for _ in 0..2 {
+            frames.walk(&frame, &flow).unwrap();
+        }
+        frames.walk(&frame, &flow).unwrap_err();
+        drop(window);
+        // Nothing is kept of a stream that is closed, and what still comes for it is h2's to refuse.
+        Frames::after(0).walk(&frame, &flow).unwrap();
+    }
+}

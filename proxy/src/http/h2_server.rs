@@ -1,0 +1,181 @@
+//! HTTP/2 from callers: `h2` itself, without hyper's server around it.
+//!
+//! hyper hides which stream a body belongs to, which windows of our own need (`flow`), and cannot
+//! be asked to PING by need.
+
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::{Builder, SendResponse};
+use h2::{Reason, RecvStream};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::Body as _;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::body::Outgoing;
+use super::expect::{self, Interim};
+use super::flow::{Flow, FlowIo, H2_WINDOW, Side};
+use super::keepalive::{Keepalive, Pings, When};
+use super::stream::{self, Incoming};
+use super::{Context, DATA_FRAME_BUDGET, Ended, Look, STREAM_SEND_BYTES, Watch, exchange};
+
+/// When a caller that is no peer's gateway is asked whether it is there.
+const CALLER: Pings = Pings {
+    interval: Duration::from_secs(15),
+    timeout: Duration::from_secs(10),
+    when: When::Always,
+};
+
+/// Carries an HTTP/2 connection of a caller until it ends.
+pub(super) async fn serve<S>(
+    context: &Rc<Context>,
+    mut watch: Watch,
+    stream: S,
+    peer: Option<Pings>,
+) -> Ended
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let shared = &context.worker.shared;
+    let limits = &shared.settings.limits;
+    let flow = Flow::new(&shared.windows, Side::Server, limits.streams);
+    let io = FlowIo::new(stream, &flow);
+    let mut handshake = pin!(
+        Builder::new()
+            .max_concurrent_streams(limits.streams)
+            // h2 refuses what is as long as its limit, too.
+            .max_header_list_size(
+                u32::try_from(limits.header_bytes.saturating_add(1)).unwrap_or(u32::MAX),
+            )
+            .initial_window_size(H2_WINDOW)
+            .initial_connection_window_size(H2_WINDOW)
+            .max_send_buffer_size(STREAM_SEND_BYTES)
+            .data_frame_budget(DATA_FRAME_BUDGET)
+            .enable_connect_protocol()
+            .handshake::<_, Bytes>(io)
+    );
+    let mut connection = loop {
+        // The handshake is pinned outside of the loop; the other arm only waits.
+        tokio::select! {
+            begun = &mut handshake => match begun {
+                Ok(connection) => break connection,
+                Err(error) => return Ended::of_h2(&error),
+            },
+            look = watch.next() => match look {
+                Look::Fine => {}
+                Look::Leave => return Ended::Drained,
+                Look::End(ended) => return ended,
+            }
+        }
+    };
+    let mut keepalive = Keepalive::new(connection.ping_pong(), &flow, peer.unwrap_or(CALLER));
+    loop {
+        let driving = std::future::poll_fn(|cx| {
+            flow.driven_by(cx);
+            loop {
+                match connection.poll_accept(cx) {
+                    Poll::Ready(Some(Ok((request, respond)))) => {
+                        begin(context, &flow, request, respond)
+                    }
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Ended::of_h2(&error)),
+                    Poll::Ready(None) => return Poll::Ready(Ended::Ok),
+                    Poll::Pending => break,
+                }
+            }
+            keepalive.poll(cx, true).map(|_silent| {
+                flow.fell_silent();
+                Ended::Silent
+            })
+        });
+        // The connection is outside of the loop; the other arm only waits.
+        tokio::select! {
+            ended = driving => return ended,
+            look = watch.next() => match look {
+                Look::Fine => {}
+                Look::Leave => connection.graceful_shutdown(),
+                Look::End(ended) => return ended,
+            }
+        }
+    }
+}
+
+/// Begins to answer a request.
+fn begin(
+    context: &Rc<Context>,
+    flow: &Flow,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) {
+    let window = flow.open(respond.stream_id().as_u32());
+    let (head, recv) = request.into_parts();
+    let interim = expect::expects_continue(&head.headers).then(Interim::default);
+    let body = Incoming::h2(recv, window, &head.headers, None, interim.clone());
+    let request = Request::from_parts(head, body);
+    let context = Rc::clone(context);
+    // Ends with its stream: when the caller resets it or its connection ends.
+    drop(tokio::task::spawn_local(async move {
+        answer(&context, request, respond, interim).await;
+    }));
+}
+
+async fn answer(
+    context: &Rc<Context>,
+    request: Request<Incoming>,
+    mut respond: SendResponse<Bytes>,
+    interim: Option<Interim>,
+) {
+    let is_head = request.method() == Method::HEAD;
+    let mut answering = Box::pin(exchange::exchange(context, request));
+    let answered = std::future::poll_fn(|cx| {
+        if let Poll::Ready(response) = answering.as_mut().poll(cx) {
+            return Poll::Ready(Some(response));
+        }
+        if interim.as_ref().is_some_and(|interim| interim.take(cx)) {
+            let mut asks = Response::new(());
+            *asks.status_mut() = StatusCode::CONTINUE;
+            // An error is seen by what reads the body.
+            respond.send_informational(asks).ok();
+        }
+        respond.poll_reset(cx).map(|_reset| None)
+    });
+    let Some(response) = answered.await else {
+        // The caller has gone; the exchange goes with it and says so.
+        return;
+    };
+    drop(answering);
+    let (mut head, body) = response.into_parts();
+    complete(&mut head.headers, &body, head.status, is_head);
+    let is_end = is_head || body.is_end_stream();
+    let sent = respond.send_response(Response::from_parts(head, ()), is_end);
+    match sent {
+        Ok(_stream) if is_end => {}
+        Ok(mut stream) => {
+            if let Err(error) = stream::send(body, &mut stream).await {
+                tracing::debug!(%error, "a response was not sent to its end");
+            }
+        }
+        Err(error) => {
+            tracing::debug!(%error, "a response was not sent");
+            respond.send_reset(Reason::INTERNAL_ERROR);
+        }
+    }
+}
+
+/// Leaves the headers that HTTP/2 has, and names the length of a body that is known.
+fn complete(headers: &mut http::HeaderMap, body: &Outgoing, status: StatusCode, is_head: bool) {
+    // RFC 9113 §8.2.2: our own answers name it for HTTP/1.1.
+    headers.remove(header::CONNECTION);
+    // RFC 9110 §8.6: not in answers that have none by definition.
+    let has_body = !is_head && !status.is_informational() && status != StatusCode::NO_CONTENT;
+    if has_body
+        && status != StatusCode::NOT_MODIFIED
+        && !headers.contains_key(header::CONTENT_LENGTH)
+        && let Some(length) = body.size_hint().exact()
+        && !body.is_end_stream()
+    {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+}

@@ -1,0 +1,231 @@
+//! What a message's body is read from, and HTTP/2 streams written to.
+
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use tokio::task::AbortHandle;
+
+use super::body::{BodyError, Outgoing};
+use super::expect::Interim;
+use super::flow::OpenWindow;
+use super::headers;
+
+/// The body of a message that came in.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    /// By HTTP/1.1.
+    H1(hyper::body::Incoming),
+    /// By HTTP/2.
+    H2(Box<Recv>),
+}
+
+/// The receiving half of an HTTP/2 stream.
+#[derive(Debug)]
+pub(crate) struct Recv {
+    stream: RecvStream,
+    window: OpenWindow,
+    /// What the length that the message names leaves to come.
+    left: Option<u64>,
+    ended: bool,
+    /// Asks the caller for it, once, when it is read.
+    interim: Option<Interim>,
+    /// The other half, where it is written by a task: ended with this one.
+    _sending: Option<Sending>,
+}
+
+/// A task that writes a request's body; it ends when dropped.
+#[derive(Debug)]
+pub(crate) struct Sending(pub(crate) AbortHandle);
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Incoming {
+    /// The receiving half of a stream as a body.
+    pub(crate) fn h2(
+        stream: RecvStream,
+        window: OpenWindow,
+        headers: &HeaderMap,
+        sending: Option<Sending>,
+        interim: Option<Interim>,
+    ) -> Self {
+        Self::H2(Box::new(Recv {
+            interim,
+            left: headers::content_length(headers),
+            ended: stream.is_end_stream(),
+            stream,
+            window,
+            _sending: sending,
+        }))
+    }
+}
+
+impl Body for Incoming {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::H1(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
+            Self::H2(recv) => recv.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::H1(body) => body.is_end_stream(),
+            Self::H2(recv) => recv.ended,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::H1(body) => body.size_hint(),
+            Self::H2(recv) if recv.ended => SizeHint::with_exact(0),
+            Self::H2(recv) => recv.left.map_or_else(SizeHint::new, SizeHint::with_exact),
+        }
+    }
+}
+
+impl Recv {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        if let Some(interim) = self.interim.take() {
+            interim.ask();
+        }
+        match ready!(self.stream.poll_data(cx)) {
+            Some(Ok(bytes)) => {
+                // Always within what came in.
+                self.stream
+                    .flow_control()
+                    .release_capacity(bytes.len())
+                    .ok();
+                self.window.consumed(bytes.len());
+                self.left = self
+                    .left
+                    .map(|left| left.saturating_sub(bytes.len() as u64));
+                self.ended = self.stream.is_end_stream();
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            Some(Err(error)) => return self.failed(error),
+            None => {}
+        }
+        let trailers = ready!(self.stream.poll_trailers(cx));
+        match trailers {
+            Ok(trailers) => {
+                self.ended = true;
+                Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+            }
+            Err(error) => self.failed(error),
+        }
+    }
+
+    fn failed(&mut self, error: h2::Error) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.ended = true;
+        if error.reason() == Some(Reason::NO_ERROR) && !error.is_go_away() {
+            // RFC 9113 §8.1: a complete answer was sent, and the rest of the request is not wanted.
+            return Poll::Ready(None);
+        }
+        let error = if self.window.flow().is_silent() {
+            BodyError::Unanswered
+        } else {
+            BodyError::Http2(error)
+        };
+        Poll::Ready(Some(Err(error)))
+    }
+}
+
+/// Writes a body to its end.
+///
+/// At most what `max_send_buffer_size` allows, and one frame of the body more, waits in `h2` for
+/// the other end to read (a slow reader costs no more than that).
+///
+/// # Errors
+/// Why the stream ended before: whoever reads it was told by a reset, or told us by one.
+///
+/// # Cancel safety
+/// Dropping it resets the stream, unless all was written.
+pub(crate) async fn send(body: Outgoing, stream: &mut SendStream<Bytes>) -> Result<(), BodyError> {
+    let mut body = pin!(body);
+    loop {
+        let frame = std::future::poll_fn(|cx| poll_next(body.as_mut(), stream, cx)).await;
+        match frame {
+            None => {
+                stream.send_data(Bytes::new(), true)?;
+                return Ok(());
+            }
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(bytes) => {
+                    let is_last = body.is_end_stream();
+                    if is_last || !bytes.is_empty() {
+                        stream.send_data(bytes, is_last)?;
+                    }
+                    if is_last {
+                        return Ok(());
+                    }
+                }
+                Err(frame) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        stream.reserve_capacity(0);
+                        stream.send_trailers(trailers)?;
+                        return Ok(());
+                    }
+                }
+            },
+            Some(Err(error)) => {
+                stream.send_reset(error.reset());
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// The next frame of the body, once there is room for it; an error if the stream was reset.
+fn poll_next(
+    body: Pin<&mut Outgoing>,
+    stream: &mut SendStream<Bytes>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    if stream.capacity() == 0 {
+        stream.reserve_capacity(1);
+        loop {
+            match stream.poll_capacity(cx) {
+                // Taken away again before it could be used.
+                Poll::Ready(Some(Ok(0))) => {}
+                Poll::Ready(Some(Ok(_))) => break,
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
+                Poll::Ready(None) => return Poll::Ready(Some(Err(BodyError::Closed))),
+                Poll::Pending => {
+                    return poll_reset(stream, cx);
+                }
+            }
+        }
+    }
+    match body.poll_frame(cx) {
+        Poll::Pending => poll_reset(stream, cx),
+        ready => ready,
+    }
+}
+
+fn poll_reset(
+    stream: &mut SendStream<Bytes>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    let error = match ready!(stream.poll_reset(cx)) {
+        Ok(reason) => h2::Error::from(reason),
+        Err(error) => error,
+    };
+    Poll::Ready(Some(Err(error.into())))
+}
