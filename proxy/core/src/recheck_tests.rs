@@ -184,7 +184,7 @@ fn an_endpoint_may_go_but_not_become_somebody_else() {
     };
     let judged = |world: &Snapshot| judge_answering(world, "apps", ServiceIx(0), &answering);
     let expects = |world: &mut Snapshot, who: &[&str]| {
-        for endpoint in &mut world.clusters[0].endpoints {
+        for endpoint in &mut Arc::make_mut(&mut world.clusters[0]).endpoints {
             endpoint.tls = EndpointTls::Mesh {
                 sni: "db.a".into(),
                 expected: ids(who),
@@ -196,6 +196,6 @@ fn an_endpoint_may_go_but_not_become_somebody_else() {
     judged(&world).unwrap();
     expects(&mut world, &[GATEWAY]);
     assert_eq!(judged(&world).unwrap_err().reason, Reason::UpstreamRefused);
-    world.clusters[0].endpoints.clear();
+    Arc::make_mut(&mut world.clusters[0]).endpoints.clear();
     judged(&world).unwrap();
 }
