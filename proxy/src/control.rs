@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use serde_json::Value;
+use tokio::runtime::LocalOptions;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -148,10 +149,9 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
-        .build()
+        .build_local(LocalOptions::default())
         .map_err(system("no event loop"))?;
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async {
+    runtime.block_on(async {
         let arrival = Box::pin(handover::arrive(options.start, &loaded)).await?;
         Box::pin(control(
             options.config.clone(),
@@ -248,7 +248,7 @@ async fn control(
         phase,
         workers: threads,
         state: arrival.state,
-        interfaces: Some(interfaces),
+        interfaces: None,
         passed,
         passed_on: CancellationToken::new(),
         handing: None,
@@ -267,7 +267,7 @@ async fn control(
 }
 
 /// Counts every panic of the process: what panics is a connection or a request, and ends alone.
-fn count_panics(shared: &Arc<Shared>) {
+pub(crate) fn count_panics(shared: &Arc<Shared>) {
     let counted = Arc::clone(shared);
     // In place of the default hook, which would tell the same a second time, in another form.
     std::panic::set_hook(Box::new(move |panic| {
@@ -736,4 +736,60 @@ impl Stage {
 
 fn listen(kind: SignalKind) -> Result<Signal, GatewayError> {
     signal(kind).map_err(system("no signal handler"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::Alone;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_worker_that_ends_by_itself_ends_the_gateway_with_an_error() {
+        let listeners = "{ apps: { address: '127.0.0.1:0', role: workloads } }";
+        let alone = Alone::new(listeners, "", OBSERVATIONS_MAX);
+        let (tell, workers_ended) = mpsc::channel(2);
+        let (sockets, queue) = mpsc::channel(SOCKETS_MAX);
+        let shared = Arc::clone(&alone.shared);
+        let works = start_worker(0, tell.clone(), move || work(shared, queue).unwrap());
+        let works_not = start_worker(1, tell, || panic!("as a defect would"));
+        let handle = WorkerHandle {
+            nth: 0,
+            sockets,
+            open: Arc::default(),
+        };
+        let mut control = Control {
+            fleet: Fleet::new(),
+            probes: JoinSet::new(),
+            accepting: Accepting::new(Arc::clone(&alone.shared), vec![handle]),
+            names: watch::channel(BTreeSet::new()).0,
+            phase: alone.phase,
+            workers: vec![works.unwrap(), works_not.unwrap()],
+            state: None,
+            interfaces: None,
+            passed: Vec::new(),
+            passed_on: CancellationToken::new(),
+            handing: None,
+            beside: JoinSet::new(),
+            workers_ended,
+            shared: alone.shared,
+        };
+        let ((_reloads, reloaded), (_asking, asked)) = (mpsc::channel(1), mpsc::channel(1));
+        let local = tokio::task::LocalSet::new();
+        let serving = control.serve(Stage::Serving, alone.observed, reloaded, asked);
+        let ended = tokio::time::timeout(Duration::from_secs(20), local.run_until(serving)).await;
+        let error = ended.unwrap().unwrap_err();
+        assert!(matches!(error, GatewayError::Worker(1)), "{error}");
+        assert!(!control.shared.ready.load(Ordering::Acquire));
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_panics_tells_its_end_as_one_that_returns_does() {
+        let (tell, mut ended) = mpsc::channel(2);
+        let panics = start_worker(3, tell.clone(), || panic!("as a defect would")).unwrap();
+        assert_eq!(ended.recv().await, Some(3));
+        assert!(panics.join().is_err());
+        start_worker(4, tell, || {}).unwrap().join().unwrap();
+        assert_eq!(ended.recv().await, Some(4));
+        assert_eq!(ended.recv().await, None);
+    }
 }

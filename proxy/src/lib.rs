@@ -8,6 +8,8 @@ mod admin;
 mod admission;
 mod connection;
 mod control;
+#[cfg(test)]
+mod fixture;
 mod http;
 mod listener;
 mod memory;

@@ -449,3 +449,246 @@ fn start(worker: &Rc<Worker>, accepted: Accepted, open: &mut JoinSet<()>) {
         Err(error) => tracing::error!(%error, "an accepted connection cannot be registered"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, StatusCode};
+    use hyper::client::conn;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::fixture::Alone;
+    use crate::listener::{WorkerHandle, hand_over};
+    use crate::{admission, control};
+
+    const ORDERS: &str = "orders.shop.svc.clusterset.local";
+
+    /// A gateway with one worker that really works, an HTTP route and a TCP one.
+    struct Working {
+        alone: Alone,
+        worker: WorkerHandle,
+        thread: std::thread::JoinHandle<std::io::Result<()>>,
+    }
+
+    impl Working {
+        async fn new() -> Self {
+            let endpoint = endpoint().await;
+            let route = |name: &str, listener: &str, more: &str, version: &str| {
+                format!(
+                    "---\napiVersion: zeugma.dev/v1alpha1\nkind: MeshRoute\nmetadata: {{ name: {name}, \
+                     namespace: shop }}\nspec: {{ {more}, backends: [{{ endpoints: ['{endpoint}'] {version} }}], \
+                     allow: [{{ listeners: [{listener}] }}] }}\n"
+                )
+            };
+            let documents = [
+                route("orders", "apps", "protocol: http", ", version: h1"),
+                route("db", "db", "port: 5432", ""),
+            ];
+            let alone = Alone::new(
+                "{ apps: { address: '127.0.0.1:0', role: workloads }, \
+                 db: { address: '127.0.0.2:0', role: workloads, route: shop/db } }",
+                &documents.concat(),
+                OBSERVATIONS_MAX,
+            );
+            let (sockets, queue) = mpsc::channel(SOCKETS_MAX);
+            let shared = Arc::clone(&alone.shared);
+            let worker = WorkerHandle {
+                nth: 0,
+                sockets,
+                open: Arc::default(),
+            };
+            let thread = std::thread::spawn(move || work(shared, queue));
+            Self {
+                alone,
+                worker,
+                thread,
+            }
+        }
+
+        /// A connection that came in on a listener.
+        async fn connect(&self, listener: &str) -> TcpStream {
+            let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let near = TcpStream::connect(socket.local_addr().unwrap())
+                .await
+                .unwrap();
+            let (far, source) = socket.accept().await.unwrap();
+            let workers = std::slice::from_ref(&self.worker);
+            let mut sources = admission::sources();
+            let shared = &self.alone.shared;
+            hand_over(
+                far.into_std().unwrap(),
+                source,
+                &listener.into(),
+                shared,
+                workers,
+                &mut sources,
+            );
+            near
+        }
+
+        fn open(&self) -> usize {
+            self.alone
+                .shared
+                .open
+                .load(std::sync::atomic::Ordering::Relaxed)
+        }
+    }
+
+    /// Answers what looks like a request with 200, and sends back anything else.
+    async fn endpoint() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(tokio::spawn(async move {
+            while let Ok((mut tcp, _)) = listener.accept().await {
+                drop(tokio::spawn(async move {
+                    let mut bytes = [0; 4096];
+                    while let Ok(n @ 1..) = tcp.read(&mut bytes).await {
+                        let answer = if bytes.starts_with(b"GET") {
+                            b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+                        } else {
+                            &bytes[..n]
+                        };
+                        tcp.write_all(answer).await.unwrap();
+                    }
+                }));
+            }
+        }));
+        address
+    }
+
+    async fn echoes(tcp: &mut TcpStream) {
+        tcp.write_all(b"ping").await.unwrap();
+        let mut answer = [0; 4];
+        tcp.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"ping");
+    }
+
+    async fn ask(tcp: &mut TcpStream) -> Vec<u8> {
+        let request = format!("GET / HTTP/1.1\r\nhost: {ORDERS}\r\nconnection: close\r\n\r\n");
+        tcp.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // Unread bytes make it a reset.
+        tcp.read_to_end(&mut answer).await.ok();
+        answer
+    }
+
+    /// What each of five records is of, and its verdict.
+    fn verdicts(alone: &Alone) -> Option<Vec<String>> {
+        let told = |line: &serde_json::Value| {
+            let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+            format!("{} {}", text("kind"), text("verdict"))
+        };
+        let mut verdicts: Vec<_> = alone.lines().iter().map(told).collect();
+        verdicts.sort_unstable();
+        (verdicts.len() == 5).then_some(verdicts)
+    }
+
+    /// The promise broken on purpose: shares that are not those of the snapshot, so that whoever
+    /// makes a plan panics where the gateway's own code says that it never does.
+    fn break_a_promise(working: &Working) {
+        working.alone.publish_with(Shares::default());
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_its_connection_or_stream_alone_and_is_counted_and_recorded() {
+        let working = Working::new().await;
+        let alone = &working.alone;
+        let panics = || {
+            let text = alone.shared.metrics.encode();
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix("zeugma_panics_total "));
+            line.unwrap().parse::<u32>().unwrap()
+        };
+
+        let mut relayed = working.connect("db").await;
+        echoes(&mut relayed).await;
+        let tcp = working.connect("apps").await;
+        let io = TokioIo::new(tcp);
+        let (mut h2, driver) = conn::http2::handshake(TokioExecutor::new(), io)
+            .await
+            .unwrap();
+        let driver = tokio::spawn(driver);
+        let get = || {
+            let request = Request::get(format!("http://{ORDERS}/"));
+            request
+                .body(http_body_util::Empty::<bytes::Bytes>::new())
+                .unwrap()
+        };
+        assert_eq!(
+            h2.send_request(get()).await.unwrap().status(),
+            StatusCode::OK
+        );
+
+        break_a_promise(&working);
+        let hook = std::panic::take_hook();
+        control::count_panics(&alone.shared);
+        // A connection whose own task panics, over its request and without one.
+        let mut http1 = working.connect("apps").await;
+        let answer = ask(&mut http1).await;
+        let mut tcp = working.connect("db").await;
+        let read = tcp.read(&mut [0]).await.unwrap_or(0);
+        // A task that a connection has spawned: its stream ends, and no other.
+        let stream = h2.send_request(get()).await;
+        std::panic::set_hook(hook);
+        assert_eq!((answer, read, stream.is_err()), (Vec::new(), 0, true));
+        assert_eq!(panics(), 3);
+
+        let verdicts = alone.until("five records", verdicts).await;
+        let internal = ["connection internal", "connection internal"];
+        let requests = ["request completed", "request internal", "request internal"];
+        assert_eq!(verdicts, [&internal[..], &requests[..]].concat());
+        assert_eq!(working.open(), 2, "the relay and the HTTP/2 connection");
+
+        // Those that had nothing to do with it go on, and so does the worker.
+        alone.publish();
+        echoes(&mut relayed).await;
+        assert_eq!(
+            h2.send_request(get()).await.unwrap().status(),
+            StatusCode::OK
+        );
+        let mut http1 = working.connect("apps").await;
+        assert!(ask(&mut http1).await.starts_with(b"HTTP/1.1 200"));
+        drop((relayed, h2));
+        driver.await.unwrap().ok();
+        alone
+            .until("an end of all", |_| (working.open() == 0).then_some(()))
+            .await;
+
+        let Working {
+            alone,
+            worker,
+            thread,
+        } = working;
+        drop(worker);
+        let deadline = tokio::time::Instant::now();
+        alone.phase.send_replace(Phase::Draining { deadline });
+        tokio::task::spawn_blocking(move || thread.join().unwrap().unwrap())
+            .await
+            .unwrap();
+    }
+
+    #[test]
+    fn observations_that_find_no_room_are_dropped_and_counted() {
+        let mut alone = Alone::new(
+            "{ apps: { address: '127.0.0.1:0', role: workloads } }",
+            "",
+            2,
+        );
+        let worker = Worker::new(Arc::clone(&alone.shared));
+        let key = EndpointKey("a".into());
+        for _ in 0..5 {
+            worker.observe(&key, Err(Failure::Reset));
+        }
+        let text = alone.shared.metrics.encode();
+        assert!(
+            text.contains(r#"zeugma_dropped_total{kind="observations"} 3"#),
+            "{text}"
+        );
+        assert!(alone.observed.try_recv().is_ok());
+        worker.observe(&key, Err(Failure::Reset));
+        assert_eq!(alone.shared.metrics.encode(), text, "there was room again");
+    }
+}

@@ -19,8 +19,9 @@ use crate::data_mesh::{Gateway, HELLO, endpoints, http_route, near_route};
 use crate::mesh::{Cluster, Service, empty, eventually, frames, h1, within};
 
 /// One way between the clusters; a round trip takes twice as long.
-const ONE_WAY: Duration = Duration::from_millis(50);
-/// 20 MB/s fill a way of 50 ms with this.
+const ONE_WAY: Duration = Duration::from_millis(200);
+/// 20 MB/s fill a way of 50 ms with this. What is on its way at once is what windows allow, however
+/// fast the machine is: here a way four times as long is filled by a fourth of that.
 const ON_THE_WAY: usize = 1_000_000;
 /// More than the way between two gateways ever holds.
 const QUEUE: usize = 1024;

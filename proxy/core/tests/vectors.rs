@@ -498,6 +498,7 @@ fn cluster(sizes: &[usize]) -> Cluster {
             failback_ramp: Duration::from_secs(60),
             too_few: TooFew::UseAll,
         },
+        limits: zeugma_core::admission::RouteLimits::default(),
         active: None,
         passive: PassiveCheck {
             consecutive: 5,
@@ -577,6 +578,7 @@ fn snapshot(services: Vec<Service>) -> Snapshot {
             only: None,
             hosts,
             sources: Vec::new(),
+            handshakes: None,
         }],
         services,
         clusters: Vec::new(),

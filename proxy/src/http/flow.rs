@@ -712,3 +712,169 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for FlowIo<S> {
         Pin::new(&mut this.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use bytes::Bytes;
+    use http::{Request, Response};
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+    use crate::http::body::Outgoing;
+    use crate::http::stream::{self, Incoming};
+
+    const ROUND_TRIP: Duration = Duration::from_millis(100);
+
+    /// A stream whose reader took what came in one round trip.
+    fn keeps_up(window: &mut Window, budget: &WindowBudget) {
+        window.since = Some(Instant::now() - ROUND_TRIP);
+        window.paced = u64::from(window.size);
+        window.resize(Some(ROUND_TRIP), budget);
+    }
+
+    #[test]
+    fn a_window_doubles_each_round_trip_that_its_reader_keeps_up_and_only_then() {
+        let budget = WindowBudget::default();
+        let mut window = Window::new();
+        keeps_up(&mut window, &budget);
+        assert_eq!(window.size, 2 * WINDOW_MIN);
+        for _ in 0..10 {
+            keeps_up(&mut window, &budget);
+        }
+        assert_eq!(window.size, WINDOW_MAX);
+        // 20 MB/s over 100 ms have 2 MB on their way.
+        assert!(window.size >= 2 * 2_000_000);
+        let mut stopped = Window::new();
+        stopped.unread = i64::from(WINDOW_MIN);
+        keeps_up(&mut stopped, &budget);
+        let mut slow = Window::new();
+        slow.since = Some(Instant::now() - ROUND_TRIP);
+        slow.paced = u64::from(WINDOW_MIN / 4);
+        slow.resize(Some(ROUND_TRIP), &budget);
+        assert_eq!((stopped.size, slow.size), (WINDOW_MIN, WINDOW_MIN));
+    }
+
+    #[test]
+    fn windows_share_a_budget_and_give_it_back_when_they_are_not_used() {
+        let budget = WindowBudget::default();
+        let mut windows: Vec<Window> = (0..32).map(|_| Window::new()).collect();
+        for _ in 0..10 {
+            for window in &mut windows {
+                keeps_up(window, &budget);
+            }
+        }
+        let grown = |windows: &[Window]| -> usize {
+            let grown = windows.iter().map(|window| window.size - WINDOW_MIN);
+            grown.map(|bytes| bytes as usize).sum()
+        };
+        assert!(grown(&windows) <= BUDGET_BYTES);
+        assert_eq!(grown(&windows), budget.used.load(Ordering::Relaxed));
+        assert!(budget.is_tight());
+        let mut idle = windows.remove(0);
+        let before = idle.size;
+        idle.since = Some(Instant::now() - ROUND_TRIP);
+        idle.paced = 1;
+        idle.resize(Some(ROUND_TRIP), &budget);
+        assert!(idle.size < before);
+        windows.push(idle);
+        assert_eq!(grown(&windows), budget.used.load(Ordering::Relaxed));
+    }
+
+    /// Sends `bytes` and gets them back, over a pipe that takes `cut` bytes at once.
+    async fn echo(cut: usize, bytes: &Bytes) -> Bytes {
+        let (near, far) = tokio::io::duplex(cut);
+        let budget = Arc::<WindowBudget>::default();
+        let ours = Flow::new(&budget, Side::Client, 1);
+        let theirs = Flow::new(&budget, Side::Server, 1);
+        let whole = |bytes: &Bytes| Outgoing::Bytes(VecDeque::from([bytes.clone()]));
+        let asking = async {
+            let (mut sender, mut connection) = h2::client::Builder::new()
+                .initial_window_size(H2_WINDOW)
+                .initial_connection_window_size(H2_WINDOW)
+                .handshake::<_, Bytes>(FlowIo::new(near, &ours))
+                .await
+                .unwrap();
+            let driving = std::future::poll_fn(|cx| {
+                ours.driven_by(cx);
+                Pin::new(&mut connection).poll(cx)
+            });
+            let exchanging = async {
+                let request = Request::post("http://a.example/").body(()).unwrap();
+                let (response, mut send) = sender.send_request(request, false).unwrap();
+                let window = ours.open(response.stream_id().as_u32());
+                let receiving = async {
+                    let (head, recv) = response.await.unwrap().into_parts();
+                    let body = Incoming::h2(recv, window, &head.headers, None, None);
+                    body.collect().await.unwrap().to_bytes()
+                };
+                let sending = stream::send(whole(bytes), &mut send);
+                let (sent, got) = tokio::join!(sending, receiving);
+                sent.unwrap();
+                got
+            };
+            tokio::select! {
+                _ = driving => None,
+                got = exchanging => Some(got),
+            }
+        };
+        let answering = async {
+            let mut connection = h2::server::Builder::new()
+                .initial_window_size(H2_WINDOW)
+                .initial_connection_window_size(H2_WINDOW)
+                .handshake::<_, Bytes>(FlowIo::new(far, &theirs))
+                .await
+                .unwrap();
+            let (request, mut respond) = connection.accept().await.unwrap().unwrap();
+            let window = theirs.open(respond.stream_id().as_u32());
+            let driving = std::future::poll_fn(|cx| {
+                theirs.driven_by(cx);
+                connection.poll_accept(cx).map(drop)
+            });
+            let echoing = async {
+                let (head, recv) = request.into_parts();
+                let body = Incoming::h2(recv, window, &head.headers, None, None);
+                let bytes = body.collect().await.unwrap().to_bytes();
+                let mut send = respond.send_response(Response::new(()), false).unwrap();
+                stream::send(whole(&bytes), &mut send).await.unwrap();
+            };
+            tokio::join!(driving, echoing);
+        };
+        let answered = Box::pin(answering);
+        let (got, ()) = tokio::join!(Box::pin(asking), answered);
+        drop((ours, theirs));
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
+        got.unwrap()
+    }
+
+    #[tokio::test]
+    async fn bodies_of_many_windows_arrive_whole_however_the_bytes_are_cut() {
+        let bytes: Bytes = (0..4 * WINDOW_MIN).map(|n| n.to_le_bytes()[1]).collect();
+        for cut in [3, 8, 9, 10, 13, 1_000, 1 << 20] {
+            assert_eq!(echo(cut, &bytes).await, bytes, "{cut} bytes at once");
+        }
+    }
+
+    #[test]
+    fn padding_is_granted_again_at_once() {
+        let flow = Flow::new(&Arc::default(), Side::Client, 1);
+        let window = flow.open(1);
+        let mut frames = Frames::after(0);
+        // DATA of 16,384 bytes with 255 of padding, in pieces; nobody reads the rest.
+        let mut frame = vec![0, 0x40, 0, DATA, PADDED, 0, 0, 0, 1, 254];
+        frame.extend_from_slice(&[0; 16_383]);
+        for piece in frame.chunks(7) {
+            frames.walk(piece, &flow).unwrap();
+        }
+        let unread = flow.0.streams.borrow().get(&1).map(|one| one.unread);
+        assert_eq!(unread, Some(16_384 - 255));
+        for _ in 0..2 {
+            frames.walk(&frame, &flow).unwrap();
+        }
+        frames.walk(&frame, &flow).unwrap_err();
+        drop(window);
+        // Nothing is kept of a stream that is closed, and what still comes for it is h2's to refuse.
+        Frames::after(0).walk(&frame, &flow).unwrap();
+    }
+}
