@@ -131,7 +131,8 @@ pub fn find(snapshot: &Snapshot, name: &str, port: u16) -> Asked {
 /// # Errors
 /// Why it would not.
 pub fn judge(snapshot: &Snapshot, carried: &Carried<'_>) -> Result<(), Ending> {
-    let Some(listener) = snapshot.listener(carried.listener) else {
+    let named = snapshot.listener(carried.listener);
+    let Some(listener) = named.or_else(|| renamed(snapshot, carried)) else {
         let detail = format!("the listener `{}` is gone", carried.listener);
         return Err(Ending::not_served(detail));
     };
@@ -180,6 +181,17 @@ pub fn judge(snapshot: &Snapshot, carried: &Carried<'_>) -> Result<(), Ending> {
             nearest,
         } => Err(denied(service, reason, rule, nearest)),
     }
+}
+
+/// The one-route listener that carries the same plaintext under another name: a new name takes no
+/// right away, and rules are asked by it.
+fn renamed<'s>(snapshot: &'s Snapshot, carried: &Carried<'_>) -> Option<&'s Listener> {
+    let Asked::Service(ix) = carried.service else {
+        return None;
+    };
+    let is_plain = matches!(carried.kind, Kind::Bytes) && carried.verified.is_none();
+    let mut listeners = snapshot.listeners.iter().filter(|_| is_plain);
+    listeners.find(|listener| listener.only == Some(ix))
 }
 
 /// Whether a listener still carries a service in this way.

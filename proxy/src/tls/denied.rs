@@ -128,11 +128,15 @@ impl DeniedIds {
 mod tests {
     use super::*;
 
-    fn load(text: &str) -> Result<DeniedIds, DeniedError> {
+    fn in_file<T>(text: &str, load: impl FnOnce(&Path) -> T) -> T {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("denied");
         std::fs::write(&path, text).unwrap();
-        DeniedIds::load(&path)
+        load(&path)
+    }
+
+    fn load(text: &str) -> Result<DeniedIds, DeniedError> {
+        in_file(text, DeniedIds::load)
     }
 
     #[test]
