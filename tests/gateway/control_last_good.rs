@@ -76,28 +76,6 @@ async fn a_restart_with_files_that_are_refused_serves_the_last_good_routes() {
 }
 
 #[tokio::test]
-async fn a_gateway_whose_own_document_is_refused_is_found_by_its_name_there() {
-    let service = HttpService::start("hello");
-    let east = cluster(&service);
-    let first = east.start().await;
-    kept(&east).await;
-    first.finish().await;
-    let gateway = fs::read_to_string(east.config().join("gateway.yaml")).unwrap();
-    east.write("gateway.yaml", &format!("{gateway}  nonsense: 1\n"));
-    let second = Gateway::start(
-        "east",
-        Gateway::command(&east.config()),
-        east.probes,
-        east.metrics,
-        east.admin,
-    )
-    .await;
-    second.message("which was kept, serves").await;
-    assert_eq!(get(east.apps, HELLO, "/").await.text(), "hello");
-    second.finish().await;
-}
-
-#[tokio::test]
 async fn a_restart_with_unchanged_files_serves_the_very_same() {
     let service = HttpService::start("hello");
     let east = cluster(&service);
