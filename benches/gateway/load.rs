@@ -24,6 +24,10 @@ use crate::wire::{Command, Hello, Stream, at, check_bulk, expect_answer, expect_
 /// The most that one sample may take; a proxy that answers nothing ends the run.
 const SAMPLE_WITHIN: Duration = Duration::from_secs(120);
 
+/// Connections that are opened at a time before they idle; few, so that what a proxy needs for
+/// handshakes under way stays small beside what it keeps.
+const IDLE_PARALLEL: u64 = 4;
+
 /// What one load generator does.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Load {
@@ -259,9 +263,20 @@ impl Generator {
 
     async fn idle(self: &Rc<Self>, count: u64) -> Result<Vec<Opened>> {
         let start = ready()?;
+        let mut lanes = JoinSet::new();
+        for lane in 0..IDLE_PARALLEL {
+            let this = Rc::clone(self);
+            lanes.spawn_local(async move {
+                let mut held = Vec::new();
+                for _ in (lane..count).step_by(usize::try_from(IDLE_PARALLEL)?) {
+                    held.push(this.open(Command::Hold).await?);
+                }
+                anyhow::Ok(held)
+            });
+        }
         let mut held = Vec::new();
-        for _ in 0..count {
-            held.push(self.open(Command::Hold).await?);
+        while let Some(lane) = lanes.join_next().await {
+            held.extend(lane??);
         }
         tell(&Done::of(count as f64, start))?;
         Ok(held)

@@ -245,7 +245,7 @@ impl Results {
         } = self.settings;
         writeln!(
             out,
-            "- {repetitions} repetitions{}, interleaved, after one that is not kept (up to 5 of idle \
+            "- {repetitions} repetitions{}, interleaved, after one that is not kept (up to 3 of idle \
              memory and starts); {seconds} s in all",
             if quick {
                 " of a quick run: too few and too short to be quoted"

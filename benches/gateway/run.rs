@@ -27,7 +27,7 @@ const RETAKES: usize = 3;
 /// How long memory may settle after the last connection.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Samples of idle memory and of starts: they vary less and take longer.
-const SLOW_REPETITIONS: usize = 5;
+const SLOW_REPETITIONS: usize = 3;
 
 /// One that takes part. The same proxy may do so twice, to see how far two measurements of it are
 /// apart.

@@ -440,7 +440,7 @@ fn starts() -> Vec<Workload> {
             peers: &[Peer::Zeugma],
             ..of(
                 "routes-10000-last-good",
-                "start with 10,000 routes from the last good state",
+                "start again with 10,000 routes, the state of before kept",
                 10_000,
                 Measure::Restart,
                 ready(0.4),

@@ -32,7 +32,7 @@ use zeugma_xds::{AdminAddress, GatewaySettings};
 use crate::control::handover::Offered;
 use crate::control::inherit::{Adopted, At, Place, Role};
 use crate::metrics::CONTENT_TYPE;
-use crate::runtime::Shared;
+use crate::runtime::{Published, Shared};
 
 /// Connections to one of these interfaces at once.
 const CONNECTIONS_MAX: usize = 128;
@@ -375,11 +375,20 @@ async fn ready(
 
 async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
     shared.metrics.log_dropped(shared.log.dropped());
-    (
-        [(header::CONTENT_TYPE, CONTENT_TYPE)],
-        shared.metrics.encode(),
-    )
-        .into_response()
+    beside(move || {
+        let text = shared.metrics.encode(Some(shared.published.load_full()));
+        ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
+    })
+    .await
+}
+
+/// Makes an answer on another thread: one of ten thousand routes takes its time, and the control
+/// thread has other work.
+async fn beside(make: impl FnOnce() -> Response + Send + 'static) -> Response {
+    match tokio::task::spawn_blocking(make).await {
+        Ok(response) => response,
+        Err(_panicked) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
 }
 
 async fn server_info(State(shared): State<Arc<Shared>>) -> Response {
@@ -402,17 +411,23 @@ async fn server_info(State(shared): State<Arc<Shared>>) -> Response {
 /// The configuration that serves: the xDS resources it was made from, and where the gateway's own
 /// certificate is read from, never what a key holds.
 async fn config_dump(State(shared): State<Arc<Shared>>) -> Response {
-    let published = shared.published.load();
-    as_json(&json!({
-        "generation": published.generation,
-        "version": &*published.snapshot.version,
-        "resources": Value::clone(&shared.resources.load()),
-        "findings": Value::clone(&shared.findings.load()),
-    }))
+    beside(move || {
+        let published = shared.published.load_full();
+        as_json(&json!({
+            "generation": published.generation,
+            "version": &*published.snapshot.version,
+            "resources": shared.resources.load().to_json(),
+            "findings": Value::clone(&shared.findings.load()),
+        }))
+    })
+    .await
 }
 
 async fn clusters(State(shared): State<Arc<Shared>>) -> Response {
-    let published = shared.published.load();
+    beside(move || clusters_json(&shared.published.load_full())).await
+}
+
+fn clusters_json(published: &Published) -> Response {
     let mut all = BTreeMap::new();
     for (cluster, shares) in published
         .snapshot

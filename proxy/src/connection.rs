@@ -31,6 +31,7 @@ use crate::account::{Caller, Closed, Destination, TlsFacts};
 use crate::admission::Counted;
 use crate::listener::Open;
 use crate::peek::{First, PeekError, peek};
+use crate::recheck::{self, Listed};
 use crate::relay::{Moved, RelayEnd, relay_streams};
 use crate::runtime::{InFlight, Published, Worker};
 use crate::tls::Admit;
@@ -63,6 +64,8 @@ pub(crate) struct Visit {
     ended: Option<Reason>,
     /// Counts the connection as open; shared with what outlives it, such as an upgrade.
     pub(crate) open: Rc<Open>,
+    /// Where a change finds it.
+    pub(crate) listed: Listed,
 }
 
 /// What the SNI of a terminated connection named.
@@ -86,12 +89,24 @@ pub(crate) fn serve(
     let published = worker.shared.published.load_full();
     let mut visit = Visit::new(worker, published, source, listener, open);
     async move {
-        // Boxed, and so given back before the relay, which may be long and idle.
-        let carried = Box::pin(carry(&mut visit, tcp)).await;
+        let entry = Rc::clone(&visit.listed);
+        // Boxed, and so given back before the relay, which may be long and idle. Cut off wherever it
+        // is: dropping what carries it closes both sides.
+        let carried = tokio::select! {
+            biased;
+            carried = Box::pin(carry(&mut visit, tcp)) => carried,
+            () = entry.cut_unless_session() => Err(Reason::NoLongerAllowed),
+        };
         let ended = match carried {
-            Ok(relaying) => visit.relay(relaying).await,
+            Ok(relaying) => tokio::select! {
+                biased;
+                ended = visit.relay(relaying) => ended,
+                () = entry.cut() => Reason::NoLongerAllowed,
+            },
             Err(ended) => ended,
         };
+        // Where it was told to end, that says why.
+        let ended = visit.told_to_end().unwrap_or(ended);
         visit.end(ended);
     }
 }
@@ -180,7 +195,7 @@ async fn passthrough(
     let behind = hello.split_off(hello_bytes.min(hello.len()));
     let published = Arc::clone(&visit.published);
     visit.enter_service(published.snapshot.service(service));
-    if let Err(reason) = visit.authorize(listener, service, Evidence::Network) {
+    if let Err(reason) = visit.carries(recheck::Open::Passthrough, listener, service) {
         visit.alert(tcp, Alert::AccessDenied).await;
         return Err(reason);
     }
@@ -240,6 +255,14 @@ async fn terminate(
         Err(error) => return Err(visit.refuse_session(error, &refused)),
     };
     visit.caller.identity = Some(session.peer.id.to_string());
+    visit.listed.is_by(&session.peer);
+    let trusted = Some(credentials.generation());
+    // A service of several ports is each request's to name.
+    let asked = (!sni.any_port).then_some((&target.name, target.port));
+    if !is_tcp {
+        visit.listed.asks(recheck::Open::Session, asked);
+    }
+    (visit.listed).settle(&shared, published.generation, trusted);
     if let Some(tls) = &mut visit.tls {
         tls.group = session.group;
     }
@@ -251,11 +274,11 @@ async fn terminate(
     visit.caller.peer = peer.map(|ix| Arc::clone(&visit.published.snapshot.peer(ix).name));
     match (target.protocol, session.alpn.as_deref()) {
         (Protocol::Http, Some(ALPN_H2)) => {
-            let caller = Some(session.peer.id);
+            let caller = Some(session.peer.id.clone());
             Err(http::serve(visit, Some(sni), caller, http::Version::H2, session.stream).await)
         }
         (Protocol::Http, _) => {
-            let caller = Some(session.peer.id);
+            let caller = Some(session.peer.id.clone());
             Err(http::serve(visit, Some(sni), caller, http::Version::H1, session.stream).await)
         }
         (Protocol::Tcp, alpn) => {
@@ -287,7 +310,7 @@ async fn plain(
     if target.protocol == Protocol::Http {
         return Err(http::serve(visit, None, None, version, Stream::Plain(stream)).await);
     }
-    visit.authorize(listener, service, Evidence::Network)?;
+    visit.carries(recheck::Open::Bytes, listener, service)?;
     carry_tcp(visit, listener, service, Stream::Plain(stream), None).await
 }
 
@@ -317,8 +340,18 @@ async fn tcp_session(
     let evidence = evidence(&snapshot, visit.source.ip(), caller, attested.as_ref());
     if let Evidence::Asserted { id, .. } = evidence {
         visit.caller.attested = Some(id.to_string());
+        visit.listed.is_for(Some(id));
     }
     visit.authorize(listener, service, evidence)?;
+    let asked = snapshot.service(service);
+    visit
+        .listed
+        .asks(recheck::Open::Bytes, Some((&asked.name, asked.port)));
+    // What is handed on was not known in the handshake: the deny list has its say here.
+    visit.listed.settle_now(&visit.worker.shared);
+    if let Some(reason) = visit.told_to_end() {
+        return Err(reason);
+    }
     let handed_on = match evidence {
         Evidence::Asserted { id, .. } => id.clone(),
         Evidence::Verified(_) | Evidence::Network => caller.clone(),
@@ -425,7 +458,12 @@ impl Visit {
         listener: Arc<str>,
         open: Open,
     ) -> Self {
+        let undecided = recheck::Open::Undecided;
+        let listed = worker
+            .registry
+            .list(Arc::clone(&listener), source, undecided);
         Self {
+            listed,
             worker,
             published,
             listener,
@@ -492,7 +530,19 @@ impl Visit {
             attempts,
             ..
         } = reached;
-        let (address, identity) = (upstream.address.to_string(), upstream.identity.clone());
+        let endpoint = self
+            .published
+            .snapshot
+            .cluster(cluster)
+            .endpoint(attempt.endpoint);
+        let peer = upstream.peer.as_ref();
+        self.listed
+            .goes_to(&endpoint.backend, &endpoint.address, peer);
+        if peer.is_some() {
+            // It was verified some awaits ago.
+            self.listed.settle_now(&self.worker.shared);
+        }
+        let (address, identity) = (upstream.address.to_string(), upstream.identity());
         self.destination = Some(describe(
             &self.published,
             cluster,
@@ -501,6 +551,28 @@ impl Visit {
             identity,
             *attempts,
         ));
+    }
+
+    /// Authorizes what no TLS of ours tells more of, and notes it for rechecks.
+    fn carries(
+        &mut self,
+        open: recheck::Open,
+        listener: &Listener,
+        service: ServiceIx,
+    ) -> Result<(), Reason> {
+        self.authorize(listener, service, Evidence::Network)?;
+        let asked = self.published.snapshot.service(service);
+        self.listed.asks(open, Some((&asked.name, asked.port)));
+        (self.listed).settle(&self.worker.shared, self.published.generation, None);
+        Ok(())
+    }
+
+    /// Why a recheck ends it, if one does; notes what decided.
+    pub(crate) fn told_to_end(&mut self) -> Option<Reason> {
+        let ending = self.listed.ending()?;
+        self.detail = Some(ending.detail);
+        self.rule = ending.rule;
+        Some(ending.reason)
     }
 
     fn has_somewhere(&self, listener: &Listener, service: ServiceIx) -> bool {
@@ -603,8 +675,11 @@ impl Visit {
                     .shared
                     .metrics
                     .certificate_refused("downstream", refusal.label());
-                if refusal.violation.rule == Rule::NoCertificate {
+                let rule = refusal.violation.rule;
+                if rule == Rule::NoCertificate {
                     Reason::CertificateMissing
+                } else if [Rule::Revoked, Rule::RevocationUnknown, Rule::DeniedId].contains(&rule) {
+                    recheck::reason_of(rule)
                 } else {
                     Reason::CertificateRefused
                 }

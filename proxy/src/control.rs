@@ -3,8 +3,10 @@
 //! It is the only writer of what is published; workers only read.
 
 mod accepting;
+mod alarms;
 pub(crate) mod handover;
 pub(crate) mod inherit;
+mod last_good;
 mod reload;
 mod succession;
 mod systemd;
@@ -17,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use serde_json::Value;
+use tokio::runtime::LocalOptions;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -26,11 +29,12 @@ use zeugma_core::names::Host;
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{EndpointKey, Snapshot};
 use zeugma_core::time::Time;
-use zeugma_xds::{Loaded, NodeOptions};
+use zeugma_xds::NodeOptions;
 
 use self::accepting::Accepting;
 use self::handover::{Arrival, Asked, HandoverError, Offered};
 use self::inherit::InheritError;
+use self::last_good::{Beginning, Keeper};
 use self::reload::{Files, Reloaded};
 use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
@@ -140,22 +144,20 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
         name: options.name.clone(),
         locality: options.locality.clone(),
     };
-    let loaded = zeugma_xds::load(&options.config, &node)
-        .map_err(|findings| GatewayError::Config(reload::describe(&findings)))?;
-    reload::warn(&loaded);
-    let credentials = Credentials::load(&reload::svid_files(&loaded.settings), 1)?;
+    let start = Beginning::load(&options.config, &node)?;
+    reload::warn(&start.loaded);
+    let credentials = Credentials::load(&reload::svid_files(&start.loaded.settings), 1)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
-        .build()
+        .build_local(LocalOptions::default())
         .map_err(system("no event loop"))?;
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async {
-        let arrival = Box::pin(handover::arrive(options.start, &loaded)).await?;
+    runtime.block_on(async {
+        let arrival = Box::pin(handover::arrive(options.start, &start.loaded)).await?;
         Box::pin(control(
             options.config.clone(),
             node,
-            loaded,
+            start,
             credentials,
             open_files,
             arrival,
@@ -180,7 +182,7 @@ fn raise_open_files() -> u64 {
 async fn control(
     config: PathBuf,
     node: NodeOptions,
-    loaded: Loaded,
+    start: Beginning,
     credentials: Credentials,
     open_files: u64,
     mut arrival: Arrival,
@@ -188,6 +190,15 @@ async fn control(
     let (phase, phase_read) = watch::channel(Phase::Serving);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
     let mut fleet = Fleet::new();
+    let Beginning {
+        loaded,
+        findings,
+        is_kept,
+    } = start;
+    let keeper = (arrival.state.as_ref()).map(|state| Keeper::new(state.path("")));
+    if !is_kept && let Some(keeper) = &keeper {
+        keeper.keep(loaded.last_good);
+    }
     let snapshot = Arc::new(loaded.snapshot);
     fleet.reconcile(&snapshot, Time::ZERO);
     let shares = Arc::new(fleet.shares(Time::ZERO));
@@ -208,6 +219,7 @@ async fn control(
             shares,
         }),
         credentials: ArcSwap::from_pointee(credentials),
+        changes: watch::channel(0).0,
         names: ArcSwap::from_pointee(Names::default()),
         settings,
         metrics: Metrics::new(),
@@ -216,7 +228,9 @@ async fn control(
         phase: phase_read,
         ready: AtomicBool::new(false),
         resources: ArcSwap::from_pointee(loaded.resources),
-        findings: ArcSwap::from_pointee(Value::Null),
+        findings: ArcSwap::from_pointee(
+            (findings.as_ref()).map_or(Value::Null, zeugma_xds::Findings::to_json),
+        ),
         open: AtomicUsize::new(0),
         windows: Arc::default(),
         admission,
@@ -235,7 +249,14 @@ async fn control(
     let mut beside = JoinSet::new();
     beside.spawn_local(admission::watch_memory(Arc::clone(&shared)));
     beside.spawn_local(resolve::run(Arc::clone(&shared), names_wanted, asked));
+    beside.spawn_local(alarms::watch_crls(Arc::clone(&shared)));
     beside.spawn_local(files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?));
+    if let Some(keeper) = &keeper {
+        beside.spawn_local(keeper.run());
+    }
+    if findings.is_some() {
+        shared.metrics.reloaded("config", false);
+    }
     let mut control = Control {
         shared,
         fleet,
@@ -244,6 +265,7 @@ async fn control(
         names,
         phase,
         workers: threads,
+        keeper,
         state: arrival.state,
         interfaces: Some(interfaces),
         passed,
@@ -252,7 +274,7 @@ async fn control(
         beside: JoinSet::new(),
         workers_ended,
     };
-    control.tell_targets();
+    control.shared.metrics.generation(1);
     control.tell_credentials();
     let starting = Stage::Starting {
         names_asked,
@@ -264,7 +286,7 @@ async fn control(
 }
 
 /// Counts every panic of the process: what panics is a connection or a request, and ends alone.
-fn count_panics(shared: &Arc<Shared>) {
+pub(crate) fn count_panics(shared: &Arc<Shared>) {
     let counted = Arc::clone(shared);
     // In place of the default hook, which would tell the same a second time, in another form.
     std::panic::set_hook(Box::new(move |panic| {
@@ -344,6 +366,8 @@ struct Control {
     workers: Vec<std::thread::JoinHandle<()>>,
     /// Held until the end, or until a successor has it: the lock is in it.
     state: Option<State>,
+    /// Keeps every configuration that is applied.
+    keeper: Option<Keeper>,
     /// Until they are served.
     interfaces: Option<Interfaces>,
     /// Their sockets, to be passed on.
@@ -596,15 +620,15 @@ impl Control {
             under_way,
         };
         self.shared.published.store(Arc::new(published));
-        self.tell_targets();
     }
 
     fn apply(&mut self, reloaded: Reloaded, stage: &Stage) {
         if let Some(credentials) = reloaded.credentials {
             self.shared.credentials.store(Arc::new(credentials));
             self.tell_credentials();
+            self.recheck();
         }
-        let Some((snapshot, resources)) = reloaded.config else {
+        let Some((snapshot, resources, last_good)) = reloaded.config else {
             return;
         };
         if matches!(stage, Stage::Draining { .. }) {
@@ -631,38 +655,25 @@ impl Control {
         let shares = self.fleet.shares(now);
         let generation = self.shared.published.load().generation + 1;
         self.shared.resources.store(Arc::new(resources));
-        self.shared.metrics.forget_targets();
         self.publish(generation, Arc::clone(&snapshot), shares);
+        self.recheck();
+        self.shared.metrics.generation(generation);
         self.accepting.commit(bound);
+        if let Some(keeper) = &self.keeper {
+            keeper.keep(last_good);
+        }
         tracing::info!(generation, version = %snapshot.version, "configuration applied");
+    }
+
+    /// Has the workers judge what is open by what was just stored.
+    fn recheck(&self) {
+        self.shared.changes.send_modify(|n| *n += 1);
     }
 
     fn tell_credentials(&self) {
         let credentials = self.shared.credentials.load();
         self.shared.metrics.svid_expiry(credentials.not_after());
         self.shared.metrics.reloaded("credentials", true);
-    }
-
-    /// Sets the gauges of endpoints and levels.
-    fn tell_targets(&self) {
-        let published = self.shared.published.load();
-        let metrics = &self.shared.metrics;
-        metrics.generation(published.generation);
-        for (cluster, shares) in published
-            .snapshot
-            .clusters
-            .iter()
-            .zip(&published.shares.clusters)
-        {
-            for (level, share) in cluster.levels.iter().zip(&shares.levels) {
-                metrics.level_share(&cluster.name, &level.name, *share);
-            }
-            for (endpoint, status) in cluster.endpoints.iter().zip(&shares.endpoints) {
-                let address = endpoint.address.to_string();
-                let healthy = status.is_healthy();
-                metrics.endpoint_healthy(&cluster.route, &endpoint.backend, &address, healthy);
-            }
-        }
     }
 }
 
@@ -726,4 +737,61 @@ impl Stage {
 
 fn listen(kind: SignalKind) -> Result<Signal, GatewayError> {
     signal(kind).map_err(system("no signal handler"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::Alone;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_worker_that_ends_by_itself_ends_the_gateway_with_an_error() {
+        let listeners = "{ apps: { address: '127.0.0.1:0', role: workloads } }";
+        let alone = Alone::new(listeners, "", OBSERVATIONS_MAX);
+        let (tell, workers_ended) = mpsc::channel(2);
+        let (sockets, queue) = mpsc::channel(SOCKETS_MAX);
+        let shared = Arc::clone(&alone.shared);
+        let works = start_worker(0, tell.clone(), move || work(shared, queue).unwrap());
+        let works_not = start_worker(1, tell, || panic!("as a defect would"));
+        let handle = WorkerHandle {
+            nth: 0,
+            sockets,
+            open: Arc::default(),
+        };
+        let mut control = Control {
+            fleet: Fleet::new(),
+            keeper: None,
+            probes: JoinSet::new(),
+            accepting: Accepting::new(Arc::clone(&alone.shared), vec![handle]),
+            names: watch::channel(BTreeSet::new()).0,
+            phase: alone.phase,
+            workers: vec![works.unwrap(), works_not.unwrap()],
+            state: None,
+            interfaces: None,
+            passed: Vec::new(),
+            passed_on: CancellationToken::new(),
+            handing: None,
+            beside: JoinSet::new(),
+            workers_ended,
+            shared: alone.shared,
+        };
+        let ((_reloads, reloaded), (_asking, asked)) = (mpsc::channel(1), mpsc::channel(1));
+        let local = tokio::task::LocalSet::new();
+        let serving = control.serve(Stage::Serving, alone.observed, reloaded, asked);
+        let ended = tokio::time::timeout(Duration::from_secs(20), local.run_until(serving)).await;
+        let error = ended.unwrap().unwrap_err();
+        assert!(matches!(error, GatewayError::Worker(1)), "{error}");
+        assert!(!control.shared.ready.load(Ordering::Acquire));
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_panics_tells_its_end_as_one_that_returns_does() {
+        let (tell, mut ended) = mpsc::channel(2);
+        let panics = start_worker(3, tell.clone(), || panic!("as a defect would")).unwrap();
+        assert_eq!(ended.recv().await, Some(3));
+        assert!(panics.join().is_err());
+        start_worker(4, tell, || {}).unwrap().join().unwrap();
+        assert_eq!(ended.recv().await, Some(4));
+        assert_eq!(ended.recv().await, None);
+    }
 }

@@ -8,6 +8,8 @@ mod admin;
 mod admission;
 mod connection;
 mod control;
+#[cfg(test)]
+mod fixture;
 mod http;
 mod listener;
 mod memory;
@@ -15,6 +17,7 @@ mod metrics;
 mod peek;
 mod probe;
 mod proxy_protocol;
+mod recheck;
 mod relay;
 mod resolve;
 mod runtime;

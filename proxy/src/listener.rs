@@ -196,7 +196,7 @@ fn accept_one(socket: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     Ok((tcp.into(), source.try_into()?))
 }
 
-fn hand_over(
+pub(crate) fn hand_over(
     tcp: TcpStream,
     source: SocketAddr,
     name: &Arc<str>,
@@ -266,4 +266,92 @@ fn is_of_that_connection(error: &io::Error) -> bool {
             | Errno::OPNOTSUPP
             | Errno::NETUNREACH
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::Alone;
+    use crate::runtime::SOCKETS_MAX;
+
+    const LISTENERS: &str = "{ apps: { address: '127.0.0.1:0', role: workloads } }";
+
+    /// Both ends of a connection.
+    fn pair(listener: &TcpListener) -> (TcpStream, TcpStream, SocketAddr) {
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (far, source) = listener.accept().unwrap();
+        (near, far, source)
+    }
+
+    fn queue(nth: usize) -> (WorkerHandle, mpsc::Receiver<Accepted>) {
+        let (sockets, queue) = mpsc::channel(SOCKETS_MAX);
+        let open = Arc::default();
+        (WorkerHandle { nth, sockets, open }, queue)
+    }
+
+    #[test]
+    fn a_worker_that_takes_none_gets_no_more_than_its_queue_holds() {
+        let alone = Alone::new(LISTENERS, "", 1);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (worker, mut taken) = queue(0);
+        let name: Arc<str> = "apps".into();
+        let mut sources = admission::sources();
+        let mut near = Vec::new();
+        let mut hand = |count: usize| {
+            for _ in 0..count {
+                let (end, far, source) = pair(&listener);
+                near.push(end);
+                let workers = std::slice::from_ref(&worker);
+                hand_over(far, source, &name, &alone.shared, workers, &mut sources);
+            }
+        };
+        hand(SOCKETS_MAX);
+        assert_eq!(alone.shared.open.load(Ordering::Relaxed), SOCKETS_MAX);
+        assert!(alone.lines().is_empty());
+        hand(2);
+        assert_eq!(alone.shared.open.load(Ordering::Relaxed), SOCKETS_MAX);
+        let lines = alone.lines();
+        let verdicts: Vec<_> = lines.iter().map(|line| &line["verdict"]).collect();
+        assert_eq!(verdicts, ["connection-limit"; 2]);
+        let text = alone.shared.metrics.encode(None);
+        assert!(
+            text.contains(r#"zeugma_dropped_total{kind="sockets"} 2"#),
+            "{text}"
+        );
+        // One is taken: there is room for one.
+        drop(taken.try_recv().unwrap());
+        hand(1);
+        assert_eq!(alone.lines().len(), 2);
+        assert_eq!(alone.shared.open.load(Ordering::Relaxed), SOCKETS_MAX);
+        drop(taken);
+        assert_eq!(alone.shared.open.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_worker_that_has_ended_is_handed_nothing() {
+        let alone = Alone::new(LISTENERS, "", 1);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ((dead, ended), (alive, mut taken)) = (queue(0), queue(1));
+        drop(ended);
+        let name: Arc<str> = "apps".into();
+        let mut sources = admission::sources();
+        let workers = [dead, alive];
+        for _ in 0..3 {
+            let (_near, far, source) = pair(&listener);
+            hand_over(far, source, &name, &alone.shared, &workers, &mut sources);
+        }
+        let taken = std::iter::from_fn(|| taken.try_recv().ok()).count();
+        assert_eq!((taken, alone.lines().len()), (3, 0));
+        // None is left: every connection has its record all the same.
+        let (_near, far, source) = pair(&listener);
+        hand_over(
+            far,
+            source,
+            &name,
+            &alone.shared,
+            &workers[..1],
+            &mut sources,
+        );
+        assert_eq!(alone.lines().len(), 1);
+    }
 }

@@ -1,16 +1,19 @@
 //! What is counted. One row here is one metric; no type of the metrics library leaves this file.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, text};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::account::Closed;
+use crate::runtime::Published;
 
 /// The media type of [`Metrics::encode`].
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -43,6 +46,16 @@ struct ByWorker {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByTrustDomain {
+    trust_domain: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByReason {
+    reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Taken {
     destination_service: Arc<str>,
     destination_backend: Arc<str>,
@@ -67,19 +80,6 @@ struct Mirrored {
     destination_service: String,
     mirror: String,
     result: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByEndpoint {
-    destination_service: String,
-    destination_backend: String,
-    endpoint: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByLevel {
-    cluster: String,
-    level: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -139,12 +139,13 @@ pub(crate) struct Metrics {
     retries: Family<Retried, Counter>,
     refused: Family<Refused, Counter>,
     mirrored: Family<Mirrored, Counter>,
-    healthy: Family<ByEndpoint, Gauge>,
-    share: Family<ByLevel, Gauge<f64, AtomicU64>>,
     reloads: Family<ByResult, Counter>,
     stale: Family<ByKind, Gauge>,
     generation: Gauge,
     svid_expiry: Gauge,
+    crl_due: Family<ByTrustDomain, Gauge>,
+    crl_stale: Family<ByTrustDomain, Gauge>,
+    pooled_ended: Family<ByReason, Counter>,
     dropped: Family<ByKind, Counter>,
     panics: Counter,
     pub(crate) pipes: PipeMeter,
@@ -170,12 +171,13 @@ impl Metrics {
             retries: Family::default(),
             refused: Family::default(),
             mirrored: Family::default(),
-            healthy: Family::default(),
-            share: Family::default(),
             reloads: Family::default(),
             stale: Family::default(),
             generation: Gauge::default(),
             svid_expiry: Gauge::default(),
+            crl_due: Family::default(),
+            crl_stale: Family::default(),
+            pooled_ended: Family::default(),
             dropped: Family::default(),
             panics: Counter::default(),
             pipes: PipeMeter::default(),
@@ -233,16 +235,6 @@ impl Metrics {
 
     fn register_state(&mut self) {
         let r = &mut self.registry;
-        r.register(
-            "endpoint_healthy",
-            "1 while an endpoint is used, 0 while not",
-            self.healthy.clone(),
-        );
-        r.register(
-            "level_share",
-            "The share of traffic a level is given, 0 to 1",
-            self.share.clone(),
-        );
         r.register("reloads", "Loads of files, by result", self.reloads.clone());
         r.register(
             "last_good_in_use",
@@ -258,6 +250,21 @@ impl Metrics {
             "svid_expiry_timestamp_seconds",
             "When the gateway's own SVID expires, Unix time",
             self.svid_expiry.clone(),
+        );
+        r.register(
+            "crl_next_update_timestamp_seconds",
+            "When the next CRL of a trust domain is due, Unix time",
+            self.crl_due.clone(),
+        );
+        r.register(
+            "crl_stale",
+            "1 while the CRL of a trust domain is past its nextUpdate; it is refused 24 h later",
+            self.crl_stale.clone(),
+        );
+        r.register(
+            "pooled_connections_ended",
+            "Connections to endpoints that a change took out of the pools, by reason",
+            self.pooled_ended.clone(),
         );
         r.register(
             "dropped",
@@ -447,31 +454,6 @@ impl Metrics {
             .inc();
     }
 
-    /// Forgets the endpoints and levels of an older configuration.
-    pub(crate) fn forget_targets(&self) {
-        self.healthy.clear();
-        self.share.clear();
-    }
-
-    pub(crate) fn endpoint_healthy(&self, service: &str, backend: &str, endpoint: &str, yes: bool) {
-        self.healthy
-            .get_or_create(&ByEndpoint {
-                destination_service: service.to_owned(),
-                destination_backend: backend.to_owned(),
-                endpoint: endpoint.to_owned(),
-            })
-            .set(i64::from(yes));
-    }
-
-    pub(crate) fn level_share(&self, cluster: &str, level: &str, share: f64) {
-        self.share
-            .get_or_create(&ByLevel {
-                cluster: cluster.to_owned(),
-                level: level.to_owned(),
-            })
-            .set(share);
-    }
-
     /// Counts a load of `what` (`config` or `credentials`).
     pub(crate) fn reloaded(&self, what: &str, good: bool) {
         let result = if good { "applied" } else { "refused" };
@@ -497,6 +479,25 @@ impl Metrics {
         self.svid_expiry.set(unix_seconds);
     }
 
+    /// Forgets the CRLs of other credentials.
+    pub(crate) fn forget_crls(&self) {
+        self.crl_due.clear();
+        self.crl_stale.clear();
+    }
+
+    pub(crate) fn crl(&self, trust_domain: &str, due: i64, is_stale: bool) {
+        let by = ByTrustDomain {
+            trust_domain: trust_domain.to_owned(),
+        };
+        self.crl_due.get_or_create(&by).set(due);
+        self.crl_stale.get_or_create(&by).set(i64::from(is_stale));
+    }
+
+    pub(crate) fn pooled_ended(&self, reason: &str) {
+        let reason = reason.to_owned();
+        self.pooled_ended.get_or_create(&ByReason { reason }).inc();
+    }
+
     /// Counts what a full queue made us drop.
     pub(crate) fn dropped(&self, kind: &str, n: u64) {
         self.dropped
@@ -518,15 +519,80 @@ impl Metrics {
         self.panics.inc();
     }
 
-    /// All metrics as OpenMetrics text.
-    pub(crate) fn encode(&self) -> String {
+    /// All metrics as OpenMetrics text, with the endpoints and levels of what is published.
+    pub(crate) fn encode(&self, published: Option<Arc<Published>>) -> String {
         let mut out = String::new();
-        if let Err(error) = text::encode(&mut out, &self.registry) {
+        let mut targets = Registry::with_prefix("zeugma");
+        if let Some(published) = published {
+            targets.register_collector(Box::new(Targets(published)));
+        }
+        let encoded = text::encode_registry(&mut out, &self.registry)
+            .and_then(|()| text::encode(&mut out, &targets));
+        if let Err(error) = encoded {
             // Writing to a String does not fail; should the encoder, the scrape says so.
             out.clear();
             writeln!(out, "# metrics could not be encoded: {error}").ok();
         }
         out
+    }
+}
+
+/// The endpoints and levels that are published. They are made when they are asked for: with ten
+/// thousand routes they are a hundred thousand series, which would take more memory than the
+/// configuration itself and be set anew at each change of one.
+#[derive(Debug)]
+struct Targets(Arc<Published>);
+
+impl Collector for Targets {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Self(published) = self;
+        let all = || {
+            let clusters = &published.snapshot.clusters;
+            clusters.iter().zip(&published.shares.clusters)
+        };
+        let mut gauge = encoder.encode_descriptor(
+            "endpoint_healthy",
+            "1 while an endpoint is used, 0 while not",
+            None,
+            MetricType::Gauge,
+        )?;
+        // An endpoint is in several clusters of its route.
+        let mut seen = HashSet::new();
+        for (cluster, shares) in all() {
+            for (endpoint, status) in cluster.endpoints.iter().zip(&shares.endpoints) {
+                if !seen.insert((&cluster.route, &endpoint.backend, &endpoint.address)) {
+                    continue;
+                }
+                let address = endpoint.address.to_string();
+                let labels = [
+                    ("destination_service", &*cluster.route),
+                    ("destination_backend", &*endpoint.backend),
+                    ("endpoint", address.as_str()),
+                ];
+                let healthy = i64::from(status.is_healthy());
+                gauge.encode_family(&labels)?.encode_gauge(&healthy)?;
+            }
+        }
+        let mut gauge = encoder.encode_descriptor(
+            "level_share",
+            "The share of traffic a level is given, 0 to 1",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (cluster, shares) in all() {
+            for (at, (level, share)) in cluster.levels.iter().zip(&shares.levels).enumerate() {
+                let later = cluster.levels.iter().skip(at + 1);
+                if later
+                    .map(|later| &later.name)
+                    .any(|name| *name == level.name)
+                {
+                    continue;
+                }
+                let labels = [("cluster", &*cluster.name), ("level", &*level.name)];
+                gauge.encode_family(&labels)?.encode_gauge(share)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -582,7 +648,7 @@ mod tests {
         metrics.closed(&record(Some(200), 1));
         metrics.closed(&record(None, 10));
         metrics.closed(&record(Some(101), 100));
-        let text = metrics.encode();
+        let text = metrics.encode(None);
         let sent = r#"zeugma_bytes_sent_total{listener="apps"} 110"#;
         let received = r#"zeugma_bytes_received_total{listener="apps"} 220"#;
         assert!(text.contains(sent) && text.contains(received), "{text}");
@@ -592,7 +658,7 @@ mod tests {
     fn label_values_from_the_network_are_escaped() {
         let metrics = Metrics::new();
         metrics.certificate_refused("downstream", "a\"b\nc\\");
-        let text = metrics.encode();
+        let text = metrics.encode(None);
         assert!(text.contains(r#"rule="a\"b\nc\\""#), "{text}");
         assert!(text.ends_with("# EOF\n"));
     }

@@ -26,7 +26,7 @@ use zeugma_core::snapshot::{
 };
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
-use zeugma_xds::GatewaySettings;
+use zeugma_xds::{GatewaySettings, ResourceList};
 
 use crate::account::{AccessLog, Caller, Closed};
 use crate::admission::{Admission, UnderWay};
@@ -35,6 +35,7 @@ use crate::http::flow::WindowBudget;
 use crate::http::pool::Pool;
 use crate::listener::Accepted;
 use crate::metrics::Metrics;
+use crate::recheck::{self, Registry};
 use crate::relay::Pipes;
 use crate::resolve::Names;
 use crate::tls::Credentials;
@@ -75,6 +76,8 @@ pub(crate) enum Phase {
 pub(crate) struct Shared {
     pub(crate) published: ArcSwap<Published>,
     pub(crate) credentials: ArcSwap<Credentials>,
+    /// Counts publications that may take a right away; sent after what it tells of was stored.
+    pub(crate) changes: watch::Sender<u64>,
     pub(crate) names: ArcSwap<Names>,
     pub(crate) settings: GatewaySettings,
     pub(crate) metrics: Metrics,
@@ -83,7 +86,7 @@ pub(crate) struct Shared {
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) ready: AtomicBool,
     /// The xDS resources that serve, for `/config_dump`.
-    pub(crate) resources: ArcSwap<serde_json::Value>,
+    pub(crate) resources: ArcSwap<ResourceList>,
     /// What is wrong with the files on disk, while their last good content serves.
     pub(crate) findings: ArcSwap<serde_json::Value>,
     pub(crate) open: AtomicUsize,
@@ -164,6 +167,8 @@ type MirrorKey = (Arc<str>, Arc<str>);
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
+    /// What is open, for rechecks.
+    pub(crate) registry: Rc<Registry>,
     /// What relays splice through.
     pub(crate) pipes: Rc<Pipes>,
     /// What outlives the connection that began it: upgraded connections, mirrored requests.
@@ -177,14 +182,17 @@ pub(crate) struct Worker {
     draws: RefCell<fastrand::Rng>,
     /// The turn of each cluster that is balanced by turns.
     turns: RefCell<HashMap<Arc<str>, u64>>,
+    /// The generation whose clusters and routes are the only ones remembered.
+    forgotten: Cell<u64>,
 }
 
 impl Worker {
-    fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self {
             pipes: Rc::new(Pipes::new(shared.metrics.pipes.clone())),
             shared,
             pool: Pool::default(),
+            registry: Rc::default(),
             tasks: TaskTracker::new(),
             in_flight: RefCell::default(),
             budgets: RefCell::default(),
@@ -193,6 +201,7 @@ impl Worker {
             has_untold: Notify::new(),
             draws: RefCell::new(fastrand::Rng::new()),
             turns: RefCell::default(),
+            forgotten: Cell::default(),
         }
     }
 
@@ -308,6 +317,10 @@ impl Worker {
             .borrow_mut()
             .retain(|_, count| Rc::strong_count(count) > 1);
         let published = self.shared.published.load();
+        // To go through ten thousand routes for nothing would hold up connections.
+        if self.forgotten.replace(published.generation) == published.generation {
+            return;
+        }
         let clusters = &published.snapshot.clusters;
         let names: HashSet<&str> = clusters.iter().map(|cluster| &*cluster.name).collect();
         self.turns
@@ -385,6 +398,8 @@ pub(crate) fn work(
         let mut telling = JoinSet::new();
         telling.spawn_local(async move { teller.keep_telling().await });
         let mut open = JoinSet::new();
+        // Ends with the runtime.
+        drop(tokio::task::spawn_local(recheck::run(Rc::clone(&worker))));
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         loop {
             // Every arm is cancel-safe by its own documentation.
@@ -439,5 +454,252 @@ fn start(worker: &Rc<Worker>, accepted: Accepted, open: &mut JoinSet<()>) {
             ));
         }
         Err(error) => tracing::error!(%error, "an accepted connection cannot be registered"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, StatusCode};
+    use hyper::client::conn;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::fixture::Alone;
+    use crate::listener::{WorkerHandle, hand_over};
+    use crate::{admission, control};
+
+    const ORDERS: &str = "orders.shop.svc.clusterset.local";
+
+    /// A gateway with one worker that really works, an HTTP route and a TCP one.
+    struct Working {
+        alone: Alone,
+        worker: WorkerHandle,
+        thread: std::thread::JoinHandle<std::io::Result<()>>,
+    }
+
+    impl Working {
+        async fn new() -> Self {
+            let endpoint = endpoint().await;
+            let route = |name: &str, listener: &str, more: &str, version: &str| {
+                format!(
+                    "---\napiVersion: zeugma.dev/v1alpha1\nkind: MeshRoute\nmetadata: {{ name: {name}, \
+                     namespace: shop }}\nspec: {{ {more}, backends: [{{ endpoints: ['{endpoint}'] {version} }}], \
+                     allow: [{{ listeners: [{listener}] }}] }}\n"
+                )
+            };
+            let documents = [
+                route("orders", "apps", "protocol: http", ", version: h1"),
+                route("db", "db", "port: 5432", ""),
+            ];
+            let alone = Alone::new(
+                "{ apps: { address: '127.0.0.1:0', role: workloads }, \
+                 db: { address: '127.0.0.2:0', role: workloads, route: shop/db } }",
+                &documents.concat(),
+                OBSERVATIONS_MAX,
+            );
+            let (sockets, queue) = mpsc::channel(SOCKETS_MAX);
+            let shared = Arc::clone(&alone.shared);
+            let worker = WorkerHandle {
+                nth: 0,
+                sockets,
+                open: Arc::default(),
+            };
+            let thread = std::thread::spawn(move || work(shared, queue));
+            Self {
+                alone,
+                worker,
+                thread,
+            }
+        }
+
+        /// A connection that came in on a listener.
+        async fn connect(&self, listener: &str) -> TcpStream {
+            let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let near = TcpStream::connect(socket.local_addr().unwrap())
+                .await
+                .unwrap();
+            let (far, source) = socket.accept().await.unwrap();
+            let workers = std::slice::from_ref(&self.worker);
+            let mut sources = admission::sources();
+            let shared = &self.alone.shared;
+            hand_over(
+                far.into_std().unwrap(),
+                source,
+                &listener.into(),
+                shared,
+                workers,
+                &mut sources,
+            );
+            near
+        }
+
+        fn open(&self) -> usize {
+            self.alone
+                .shared
+                .open
+                .load(std::sync::atomic::Ordering::Relaxed)
+        }
+    }
+
+    /// Answers what looks like a request with 200, and sends back anything else.
+    async fn endpoint() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(tokio::spawn(async move {
+            while let Ok((mut tcp, _)) = listener.accept().await {
+                drop(tokio::spawn(async move {
+                    let mut bytes = [0; 4096];
+                    while let Ok(n @ 1..) = tcp.read(&mut bytes).await {
+                        let answer = if bytes.starts_with(b"GET") {
+                            b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+                        } else {
+                            &bytes[..n]
+                        };
+                        tcp.write_all(answer).await.unwrap();
+                    }
+                }));
+            }
+        }));
+        address
+    }
+
+    async fn echoes(tcp: &mut TcpStream) {
+        tcp.write_all(b"ping").await.unwrap();
+        let mut answer = [0; 4];
+        tcp.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"ping");
+    }
+
+    async fn ask(tcp: &mut TcpStream) -> Vec<u8> {
+        let request = format!("GET / HTTP/1.1\r\nhost: {ORDERS}\r\nconnection: close\r\n\r\n");
+        tcp.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // Unread bytes make it a reset.
+        tcp.read_to_end(&mut answer).await.ok();
+        answer
+    }
+
+    /// What each of five records is of, and its verdict.
+    fn verdicts(alone: &Alone) -> Option<Vec<String>> {
+        let told = |line: &serde_json::Value| {
+            let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+            format!("{} {}", text("kind"), text("verdict"))
+        };
+        let mut verdicts: Vec<_> = alone.lines().iter().map(told).collect();
+        verdicts.sort_unstable();
+        (verdicts.len() == 5).then_some(verdicts)
+    }
+
+    /// The promise broken on purpose: shares that are not those of the snapshot, so that whoever
+    /// makes a plan panics where the gateway's own code says that it never does.
+    fn break_a_promise(working: &Working) {
+        working.alone.publish_with(Shares::default());
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_its_connection_or_stream_alone_and_is_counted_and_recorded() {
+        let working = Working::new().await;
+        let alone = &working.alone;
+        let panics = || {
+            let text = alone.shared.metrics.encode(None);
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix("zeugma_panics_total "));
+            line.unwrap().parse::<u32>().unwrap()
+        };
+
+        let mut relayed = working.connect("db").await;
+        echoes(&mut relayed).await;
+        let tcp = working.connect("apps").await;
+        let io = TokioIo::new(tcp);
+        let (mut h2, driver) = conn::http2::handshake(TokioExecutor::new(), io)
+            .await
+            .unwrap();
+        let driver = tokio::spawn(driver);
+        let get = || {
+            let request = Request::get(format!("http://{ORDERS}/"));
+            request
+                .body(http_body_util::Empty::<bytes::Bytes>::new())
+                .unwrap()
+        };
+        assert_eq!(
+            h2.send_request(get()).await.unwrap().status(),
+            StatusCode::OK
+        );
+
+        break_a_promise(&working);
+        let hook = std::panic::take_hook();
+        control::count_panics(&alone.shared);
+        // A connection whose own task panics, over its request and without one.
+        let mut http1 = working.connect("apps").await;
+        let answer = ask(&mut http1).await;
+        let mut tcp = working.connect("db").await;
+        let read = tcp.read(&mut [0]).await.unwrap_or(0);
+        // A task that a connection has spawned: its stream ends, and no other.
+        let stream = h2.send_request(get()).await;
+        std::panic::set_hook(hook);
+        assert_eq!((answer, read, stream.is_err()), (Vec::new(), 0, true));
+        assert_eq!(panics(), 3);
+
+        let verdicts = alone.until("five records", verdicts).await;
+        let internal = ["connection internal", "connection internal"];
+        let requests = ["request completed", "request internal", "request internal"];
+        assert_eq!(verdicts, [&internal[..], &requests[..]].concat());
+        assert_eq!(working.open(), 2, "the relay and the HTTP/2 connection");
+
+        // Those that had nothing to do with it go on, and so does the worker.
+        alone.publish();
+        echoes(&mut relayed).await;
+        assert_eq!(
+            h2.send_request(get()).await.unwrap().status(),
+            StatusCode::OK
+        );
+        let mut http1 = working.connect("apps").await;
+        assert!(ask(&mut http1).await.starts_with(b"HTTP/1.1 200"));
+        drop((relayed, h2));
+        driver.await.unwrap().ok();
+        alone
+            .until("an end of all", |_| (working.open() == 0).then_some(()))
+            .await;
+
+        let Working {
+            alone,
+            worker,
+            thread,
+        } = working;
+        drop(worker);
+        let deadline = tokio::time::Instant::now();
+        alone.phase.send_replace(Phase::Draining { deadline });
+        tokio::task::spawn_blocking(move || thread.join().unwrap().unwrap())
+            .await
+            .unwrap();
+    }
+
+    #[test]
+    fn observations_that_find_no_room_are_dropped_and_counted() {
+        let mut alone = Alone::new(
+            "{ apps: { address: '127.0.0.1:0', role: workloads } }",
+            "",
+            2,
+        );
+        let worker = Worker::new(Arc::clone(&alone.shared));
+        let key = EndpointKey("a".into());
+        for _ in 0..5 {
+            worker.observe(&key, Err(Failure::Reset));
+        }
+        let text = alone.shared.metrics.encode(None);
+        assert!(
+            text.contains(r#"zeugma_dropped_total{kind="observations"} 3"#),
+            "{text}"
+        );
+        assert!(alone.observed.try_recv().is_ok());
+        worker.observe(&key, Err(Failure::Reset));
+        assert_eq!(
+            alone.shared.metrics.encode(None),
+            text,
+            "there was room again"
+        );
     }
 }

@@ -91,9 +91,7 @@ impl Folder {
     }
 
     fn open_in(dir: &Path, name: &str) -> Result<Self, StateError> {
-        // `.` and `..` are names too, and other folders.
-        let is_dots = name.bytes().all(|byte| byte == b'.');
-        let path = dir.join(if is_dots { "_" } else { name });
+        let path = folder_of(&StateDir::Given(dir.to_owned()), name);
         let unusable = |path: &Path| {
             let path = path.to_owned();
             move |source| StateError::Unusable { path, source }
@@ -180,35 +178,44 @@ impl State {
     pub(crate) fn path(&self, file: &str) -> PathBuf {
         self.path.join(file)
     }
+}
 
-    /// Replaces a file at once: whoever reads it, after a crash too, finds the old or the new.
-    ///
-    /// # Errors
-    /// As the operating system says; the file is then as it was.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for the last good configuration")
-    )]
-    pub(crate) fn write(&self, file: &str, bytes: &[u8]) -> io::Result<()> {
-        let next = self.path(&format!(".{file}.next"));
-        let written = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&next)
-            .and_then(|mut next| {
-                next.write_all(bytes)?;
-                next.sync_all()
-            })
-            .and_then(|()| std::fs::rename(&next, self.path(file)));
-        if written.is_err() {
-            // Best effort: the error below is the one to report.
-            std::fs::remove_file(&next).ok();
-        }
-        written?;
-        File::open(&self.path)?.sync_all()
+/// Replaces a file of a gateway's folder at once: whoever reads it, after a crash too, finds the old
+/// or the new.
+///
+/// # Errors
+/// As the operating system says; the file is then as it was.
+pub(crate) fn write(folder: &Path, file: &str, bytes: &[u8]) -> io::Result<()> {
+    let next = folder.join(format!(".{file}.next"));
+    let written = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&next)
+        .and_then(|mut next| {
+            next.write_all(bytes)?;
+            next.sync_all()
+        })
+        .and_then(|()| std::fs::rename(&next, folder.join(file)));
+    if written.is_err() {
+        // Best effort: the error below is the one to report.
+        std::fs::remove_file(&next).ok();
     }
+    written?;
+    File::open(folder)?.sync_all()
+}
+
+/// Where the folder of the gateway `name` is, whether or not it is there.
+pub(crate) fn folder_of(dir: &StateDir, name: &str) -> PathBuf {
+    let variable = || std::env::var_os(VARIABLE).and_then(|value| first_of(&value));
+    let dir = match dir {
+        StateDir::Given(dir) => dir.clone(),
+        StateDir::Default => variable().unwrap_or_else(|| DEFAULT.into()),
+    };
+    // `.` and `..` are names too, and other folders.
+    let is_dots = name.bytes().all(|byte| byte == b'.');
+    dir.join(if is_dots { "_" } else { name })
 }
 
 fn first_of(folders: &std::ffi::OsStr) -> Option<PathBuf> {
@@ -288,8 +295,8 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
         let state = claim(dir.path(), "east-gw").unwrap();
-        state.write("last", b"one").unwrap();
-        state.write("last", b"two").unwrap();
+        write(&state.path(""), "last", b"one").unwrap();
+        write(&state.path(""), "last", b"two").unwrap();
         assert_eq!(std::fs::read(state.path("last")).unwrap(), b"two");
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&state.path("last")), 0o600);

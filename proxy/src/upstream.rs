@@ -16,6 +16,7 @@ use zeugma_core::verdict::Reason;
 
 use crate::admission::Counted;
 use crate::runtime::{InFlight, Published, Shared, Worker};
+use crate::tls::TlsPeer;
 use crate::transport::Stream;
 use crate::transport::mtls::{self, Session, SessionError};
 
@@ -47,9 +48,16 @@ pub(crate) struct Upstream {
     pub(crate) stream: Stream,
     pub(crate) address: SocketAddr,
     /// Who answered, where we originated TLS.
-    pub(crate) identity: Option<String>,
+    pub(crate) peer: Option<Arc<TlsPeer>>,
     /// What was agreed on, where we originated TLS.
     pub(crate) alpn: Option<Vec<u8>>,
+}
+
+impl Upstream {
+    /// The SPIFFE ID of who answered.
+    pub(crate) fn identity(&self) -> Option<String> {
+        self.peer.as_ref().map(|peer| peer.id.to_string())
+    }
 }
 
 /// Why an endpoint was not connected.
@@ -210,7 +218,7 @@ pub(crate) async fn connect(
             return Ok(Upstream {
                 stream,
                 address,
-                identity: None,
+                peer: None,
                 alpn: None,
             });
         };
@@ -223,7 +231,7 @@ pub(crate) async fn connect(
         Ok(Upstream {
             stream,
             address,
-            identity: Some(peer.id.to_string()),
+            peer: Some(peer),
             alpn,
         })
     };

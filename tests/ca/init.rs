@@ -184,6 +184,8 @@ fn load(bench: &Bench, cluster: &str) -> Loaded {
         certificate: loaded.settings.svid.certificate.clone(),
         key: loaded.settings.svid.key.clone(),
         bundles: loaded.settings.svid.bundles.clone(),
+        crls: loaded.settings.svid.crls.clone(),
+        denied: loaded.settings.svid.denied.clone(),
     };
     let credentials = Credentials::load(&files, 1).unwrap();
     assert_eq!(

@@ -307,7 +307,7 @@ async fn accept(
         Ok(mut stream) => {
             stream.write_all(b"k").await.unwrap();
             stream.shutdown().await.unwrap();
-            Ok(slot.peer().unwrap().clone())
+            Ok(TlsPeer::clone(slot.peer().unwrap()))
         }
         Err((error, _tcp)) => Err(refusal(&slot, &error)),
     }
@@ -330,7 +330,7 @@ async fn connect(
         Ok(mut stream) => {
             let mut byte = [0];
             stream.read_exact(&mut byte).await.unwrap();
-            Ok(slot.peer().unwrap().clone())
+            Ok(TlsPeer::clone(slot.peer().unwrap()))
         }
         Err((error, _tcp)) => Err(refusal(&slot, &error)),
     }

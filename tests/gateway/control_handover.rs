@@ -414,6 +414,41 @@ async fn a_successor_with_a_broken_configuration_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_successor_that_fails_with_the_sockets_in_hand_changes_nothing() {
+    let (mut gateway, _service) = quiet().await;
+    let open = gateway.process.sockets();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = taken.local_addr().unwrap();
+    gateway.cluster.listen("more", "role: workloads");
+    gateway.cluster.relisten("more", at, "role: workloads");
+    gateway.cluster.write_gateway();
+    let mut command =
+        tokio::process::Command::from(mesh::Gateway::command(&gateway.cluster.config()));
+    let output = within("its end", command.arg("--takeover").output())
+        .await
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains(&format!("spec.listeners.more.address `{at}`")),
+        "{said}"
+    );
+    gateway
+        .process
+        .message("a successor asks for the sockets")
+        .await;
+    gateway.process.message("not handed over; serving on").await;
+    assert_eq!(gateway.get("/").await.text(), "hello");
+    gateway.process.sockets_fall_to(open).await;
+    // With the same file and a free address it goes well.
+    drop(taken);
+    let next = gateway.cluster.take_over().await;
+    let mut old = std::mem::replace(&mut gateway.process, next);
+    assert!(old.ended().await.success());
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
 async fn a_predecessor_that_hangs_is_given_up() {
     let (gateway, _service) = quiet().await;
     gateway.process.signal(Signal::STOP);

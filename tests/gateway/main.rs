@@ -17,6 +17,7 @@
 mod control_drain;
 mod control_handover;
 mod control_inherit;
+mod control_last_good;
 mod control_limits;
 mod control_listeners;
 mod control_state;
@@ -44,5 +45,9 @@ mod security_certificates;
 mod security_files;
 mod security_hello;
 mod security_limits;
+mod security_pki;
+mod security_recheck;
 mod security_requests;
+mod security_revocation;
+mod security_scale;
 mod security_tls;

@@ -378,9 +378,11 @@ async fn the_drain_deadline_ends_what_does_not_end() {
 
 #[tokio::test]
 async fn a_gateway_that_cannot_start_says_why_and_ends() {
-    let (east, _caller, _service) = east_and_caller().await;
+    let (mut east, _caller, _service) = east_and_caller().await;
     let gateway = east.start().await;
-    // The same addresses again.
+    // The same addresses again, with a state of its own.
+    east.set("stateDir", "other");
+    east.write_gateway();
     let output = Gateway::try_start(&east.config());
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");

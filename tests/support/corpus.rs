@@ -196,6 +196,8 @@ impl World {
             certificate: folder.join("gw.pem"),
             key: folder.join("gw.key"),
             bundles: folder.join("bundles"),
+            crls: None,
+            denied: None,
         };
         let leaf = self.leaf_of(&self.east, GATEWAY_ID).sign(&self.east.key);
         let chain = [leaf, self.east.cross.clone()];

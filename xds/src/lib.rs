@@ -6,24 +6,33 @@
 mod compile;
 mod error;
 mod files;
+mod fnv;
 mod ingest;
 mod meaning;
 mod meta;
 mod model;
 mod net;
+mod parallel;
 mod pb;
 mod settings;
+mod state;
 mod yaml;
 
+pub use compile::ResourceList;
 pub use error::{Code, Color, Finding, Findings, Place, Severity};
 pub use meaning::{LevelMeaning, ServiceMeaning, meaning};
 pub use settings::{AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles};
+pub use state::{LastGood, LastGoodError, STATE_BYTES_MAX};
 
+use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use zeugma_core::locality::Locality;
 use zeugma_core::snapshot::Snapshot;
 
+use files::Source;
+use fnv::Fnv;
 use model::{Document, MeshGateway, Model};
 
 /// What the command line adds to the files.
@@ -47,7 +56,9 @@ pub struct Loaded {
     /// The files and folders to watch.
     pub files: Vec<PathBuf>,
     /// The xDS resources by type and name, for `/config_dump`.
-    pub resources: serde_json::Value,
+    pub resources: ResourceList,
+    /// The same to be kept, for a start without the files.
+    pub last_good: LastGood,
 }
 
 /// Reads the YAML file or directory `path` and makes what one gateway needs of it.
@@ -55,29 +66,141 @@ pub struct Loaded {
 /// # Errors
 /// Everything that is wrong, all at once; a document that cannot be read hides no other.
 pub fn load(path: &Path, options: &NodeOptions) -> Result<Loaded, Findings> {
-    let (model, mut findings, files) = read(path)?;
-    let gateway = match choose(&model, options, path) {
-        Ok(gateway) => gateway,
-        Err(finding) => {
-            // A gateway that could not be read has its own finding already.
-            if !findings.has_errors() || options.name.is_some() {
-                findings.push(finding);
-            }
-            findings.sort();
-            return Err(findings);
-        }
-    };
-    load_one(&model, gateway, options, findings, files)
+    Sources::read(path)?.load(options)
 }
 
-fn read(path: &Path) -> Result<(Model, Findings, Vec<PathBuf>), Findings> {
-    let (sources, files) = files::read(path, files::LIMITS)?;
-    let (model, mut findings) = Model::read(sources);
+/// The documents of a configuration as text: read, and not understood yet.
+#[derive(Debug)]
+pub struct Sources {
+    path: PathBuf,
+    documents: Vec<Source>,
+    files: Vec<PathBuf>,
+}
+
+impl Sources {
+    /// Reads the YAML file or directory `path`.
+    ///
+    /// # Errors
+    /// What cannot be read, and what is too large.
+    pub fn read(path: &Path) -> Result<Self, Findings> {
+        let (documents, files) = files::read(path, files::LIMITS)?;
+        Ok(Self {
+            path: path.to_owned(),
+            documents,
+            files,
+        })
+    }
+
+    /// The name of the gateway that `options` choose, and where it keeps its state, as far as its
+    /// own document says it: the others, and the rest of this one, may be wrong.
+    #[must_use]
+    pub fn state_dir(&self, options: &NodeOptions) -> Option<(String, StateDir)> {
+        let mut all = (self.documents.iter())
+            .filter(|source| source.text.contains("MeshGateway"))
+            .filter_map(model::state_dir)
+            .filter(|(name, _)| options.name.as_ref().is_none_or(|wanted| wanted == name));
+        match (all.next(), all.next()) {
+            (Some(only), None) => Some(only),
+            (Some(_), Some(_)) | (None, _) => None,
+        }
+    }
+
+    /// Whether `last_good` was made of these very documents, by this very program.
+    ///
+    /// # Errors
+    /// Where it cannot be used at all.
+    pub fn made(&self, last_good: &LastGood, options: &NodeOptions) -> Result<bool, LastGoodError> {
+        Ok(last_good.fingerprint(&self.path, options)? == self.fingerprint())
+    }
+
+    /// Makes what one gateway needs of the documents.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn load(self, options: &NodeOptions) -> Result<Loaded, Findings> {
+        let path = self.path.clone();
+        // What is allocated on the way is ten times what stays, and between it. It is made on a
+        // thread of its own, whose memory goes back with it; only the bytes stay, and are read
+        // here.
+        let made = thread::scope(|scope| {
+            let making = thread::Builder::new().spawn_scoped(scope, || self.compile(options));
+            match making.map(thread::ScopedJoinHandle::join) {
+                Ok(Ok(made)) => Ok(made),
+                Ok(Err(panic)) => std::panic::resume_unwind(panic),
+                Err(error) => Err(error),
+            }
+        });
+        let unmade = |message: String| Finding::error(Code::Unreadable, message);
+        let last_good = made.unwrap_or_else(|error: io::Error| {
+            Err(unmade(format!("no thread to read it on: {error}")).into())
+        })?;
+        (last_good.load(&path, options)).map_err(|error| {
+            unmade(format!("what was made of it is not read back: {error}")).into()
+        })
+    }
+
+    fn compile(self, options: &NodeOptions) -> Result<LastGood, Findings> {
+        let fingerprint = self.fingerprint();
+        let Self {
+            path,
+            documents,
+            files,
+        } = self;
+        let (model, mut findings) = understand(documents);
+        let gateway = match choose(&model, options, &path) {
+            Ok(gateway) => gateway,
+            Err(finding) => {
+                // A gateway that could not be read has its own finding already.
+                if !findings.has_errors() || options.name.is_some() {
+                    findings.push(finding);
+                }
+                findings.sort();
+                return Err(findings);
+            }
+        };
+        let source = gateway.source().clone();
+        let (_, snapshot, findings, resources) = load_one(&model, gateway, options, findings)?;
+        drop(model);
+        let made = state::Made {
+            options,
+            path,
+            fingerprint,
+            gateway: source,
+            files,
+            warnings: &findings,
+            resources,
+        };
+        Ok(LastGood::new(made, &snapshot))
+    }
+
+    /// Of every document, where it stands, and the program that reads it.
+    fn fingerprint(&self) -> u128 {
+        let mut fnv = Fnv::default();
+        if let Ok(program) = std::env::current_exe().and_then(std::fs::metadata) {
+            use std::os::unix::fs::MetadataExt as _;
+            fnv.add(&program.size().to_le_bytes());
+            fnv.add(&program.mtime().to_le_bytes());
+            fnv.add(&program.mtime_nsec().to_le_bytes());
+        }
+        for source in &self.documents {
+            // No text and no path holds this byte, so that none of them can stand for two.
+            fnv.add(source.file.as_bytes());
+            fnv.add(&[0xff]);
+            fnv.add(&source.lines_before.to_le_bytes());
+            fnv.add(source.text.as_bytes());
+            fnv.add(&[0xff]);
+        }
+        fnv.end()
+    }
+}
+
+fn understand(documents: Vec<Source>) -> (Model, Findings) {
+    let (model, mut findings) = Model::read(documents);
     // A reference to a document that could not be read would be a second finding of one mistake.
     if findings.is_empty() {
         findings.extend(model::check::check(&model));
     }
-    Ok((model, findings, files))
+    (model, findings)
 }
 
 fn choose<'m>(
@@ -129,8 +252,7 @@ fn load_one(
     gateway: &Document<MeshGateway>,
     options: &NodeOptions,
     mut findings: Findings,
-    files: Vec<PathBuf>,
-) -> Result<Loaded, Findings> {
+) -> Result<(GatewaySettings, Snapshot, Findings, ResourceList), Findings> {
     let node = match locality(gateway, options) {
         Ok(locality) => gateway.node(locality),
         Err(finding) => {
@@ -152,13 +274,7 @@ fn load_one(
     let resources = compile::compile(context, &mut findings);
     findings.sort();
     match ingest::ingest(&resources, node.clone()) {
-        Ok(snapshot) => Ok(Loaded {
-            settings,
-            snapshot,
-            warnings: findings,
-            files,
-            resources: resources.to_json(),
-        }),
+        Ok(snapshot) => Ok((settings, snapshot, findings, resources.list())),
         Err(errors) => {
             findings.extend(errors);
             Err(findings)
@@ -172,7 +288,16 @@ pub struct Checked {
     /// Errors and warnings of all gateways.
     pub findings: Findings,
     /// Each gateway that could be made, in the order of the files.
-    pub gateways: Vec<Loaded>,
+    pub gateways: Vec<CheckedGateway>,
+}
+
+/// A gateway that [`check`] could make.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CheckedGateway {
+    /// The process: files, addresses, limits.
+    pub settings: GatewaySettings,
+    /// What it carries.
+    pub snapshot: Snapshot,
 }
 
 /// Does what [`load`] does for every `MeshGateway` found, or for the one of that name.
@@ -182,13 +307,14 @@ pub fn check(path: &Path, options: &NodeOptions) -> Checked {
         findings: Findings::new(),
         gateways: Vec::new(),
     };
-    let (model, findings, files) = match read(path) {
-        Ok(read) => read,
+    let sources = match Sources::read(path) {
+        Ok(sources) => sources,
         Err(findings) => {
             checked.findings = findings;
             return checked;
         }
     };
+    let (model, findings) = understand(sources.documents);
     let chosen: Vec<&Document<MeshGateway>> = if options.name.is_none() && model.gateways.len() > 1
     {
         model.gateways.iter().collect()
@@ -205,11 +331,11 @@ pub fn check(path: &Path, options: &NodeOptions) -> Checked {
         }
     };
     for gateway in chosen {
-        match load_one(&model, gateway, options, Findings::new(), files.clone()) {
+        match load_one(&model, gateway, options, Findings::new()) {
             Ok(_) if findings.has_errors() => {}
-            Ok(loaded) => {
-                checked.findings.extend(loaded.warnings.clone());
-                checked.gateways.push(loaded);
+            Ok((settings, snapshot, warnings, _)) => {
+                checked.findings.extend(warnings);
+                checked.gateways.push(CheckedGateway { settings, snapshot });
             }
             // What is wrong with the model makes its compilation wrong as well.
             Err(_) if findings.has_errors() => {}

@@ -45,6 +45,10 @@ pub struct SvidFiles {
     pub key: PathBuf,
     /// The folder of `<trust domain>.json` or `<trust domain>.pem` bundles.
     pub bundles: PathBuf,
+    /// The folder of `<trust domain>.pem` CRLs.
+    pub crls: Option<PathBuf>,
+    /// The file of SPIFFE IDs that are refused.
+    pub denied: Option<PathBuf>,
 }
 
 /// Where the admin API listens.

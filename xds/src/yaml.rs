@@ -236,6 +236,18 @@ impl Positions {
             })
     }
 
+    /// The text of the scalar at `path`.
+    pub(crate) fn text(&self, path: &str) -> Option<&str> {
+        let mut node = self;
+        for step in steps(path) {
+            node = node.step(step)?.1;
+        }
+        match &node.inside {
+            Inside::Scalar(text) => Some(text),
+            Inside::List(_) | Inside::Map(_) => None,
+        }
+    }
+
     /// Where `path` stands; the nearest parent where it is not written.
     pub(crate) fn value(&self, path: &str) -> Spot {
         let mut node = self;

@@ -196,7 +196,12 @@ pub(crate) fn version(peer: Peer, program: &Path) -> Result<String> {
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
     let line = text.lines().find(|line| !line.trim().is_empty());
-    Ok(line.unwrap_or("unknown").trim().to_owned())
+    let line = line.unwrap_or("unknown").trim();
+    // Envoy begins with where it lies, which is nobody's business.
+    let line = line
+        .split_once("  version: ")
+        .map_or(line, |(_, rest)| rest);
+    Ok(line.to_owned())
 }
 
 /// A running proxy. Dropping it ends it.

@@ -94,6 +94,48 @@ pub fn authorize(snapshot: &Snapshot, service: ServiceIx, asking: &Asking<'_>) -
     }
 }
 
+/// Decides whether a caller may ask anything of a service: what a request brings beside (method, path,
+/// an identity handed on) counts as if it suited the rules that let in.
+#[must_use]
+pub fn authorize_session(snapshot: &Snapshot, service: ServiceIx, asking: &Asking<'_>) -> Verdict {
+    let at = snapshot.service(service);
+    let caller = Caller::new(snapshot, &at.policy, asking);
+    let gateway_of = match caller.evidence {
+        Evidence::Verified(id) | Evidence::Asserted { by: id, .. } => {
+            peer_of(snapshot, caller.source, id)
+        }
+        Evidence::Network => None,
+    };
+    let verdict = authorize(snapshot, service, asking);
+    let Verdict::Deny { reason, rule, .. } = verdict else {
+        return verdict;
+    };
+    if reason == Reason::Denied {
+        // A deny rule that asks for a method or a path denies some requests, not the session.
+        let whole = at.policy.deny.iter().position(|rule| {
+            rule.methods.is_empty() && rule.paths.is_empty() && caller.is_denied_by(rule)
+        });
+        if whole.is_some() {
+            return Verdict::Deny {
+                reason,
+                rule: whole.or(rule),
+                nearest: None,
+            };
+        }
+    } else if reason != Reason::NotAllowed {
+        return verdict;
+    }
+    let may = at.policy.allow.iter().position(|rule| {
+        let handed_on = gateway_of.is_some_and(|peer| rule.via.contains(&peer));
+        let named = rule.from.is_empty()
+            || (caller.allowed_as(rule)).is_some_and(|id| named(&rule.from, id));
+        (handed_on || (rule.via.is_empty() && named))
+            && caller.came_in_on(rule)
+            && caller.calls_from(rule)
+    });
+    may.map_or(verdict, |rule| Verdict::Allow { rule })
+}
+
 /// What is known of a caller with a verified ID that claims to hand on another's.
 ///
 /// The claim counts only from a gateway of a peer (its ID is in [`Peer::ids`]) that attests for

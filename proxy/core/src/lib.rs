@@ -18,6 +18,7 @@ pub mod mirror;
 pub mod names;
 pub mod outlier;
 pub mod plan;
+pub mod recheck;
 pub mod retry;
 pub mod route;
 pub mod shares;

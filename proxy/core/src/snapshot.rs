@@ -566,9 +566,11 @@ impl HostTable {
         service: ServiceIx,
     ) -> Option<ServiceIx> {
         let ports = match pattern {
-            HostPattern::Exact(host) => self.exact.entry(host.clone()).or_default(),
-            HostPattern::Below(host) => self.below.entry(host.clone()).or_default(),
+            HostPattern::Exact(host) => self.exact.entry(host.clone()),
+            HostPattern::Below(host) => self.below.entry(host.clone()),
         };
+        // Most hosts have one port.
+        let ports = ports.or_insert_with(|| Vec::with_capacity(1));
         if let Some((_, earlier)) = ports.iter().find(|(p, _)| *p == port) {
             return Some(*earlier);
         }
@@ -601,10 +603,37 @@ impl HostTable {
         &[]
     }
 
+    /// Every host, the exact ones first, each with its ports.
+    pub fn entries(&self) -> impl Iterator<Item = (HostPattern, &[(u16, ServiceIx)])> {
+        let exact = (self.exact.iter())
+            .map(|(host, ports)| (HostPattern::Exact(host.clone()), ports.as_slice()));
+        let below = (self.below.iter())
+            .map(|(host, ports)| (HostPattern::Below(host.clone()), ports.as_slice()));
+        exact.chain(below)
+    }
+
     /// Whether nothing is reachable.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.exact.is_empty() && self.below.is_empty()
+    }
+}
+
+impl FromIterator<(HostPattern, Vec<(u16, ServiceIx)>)> for HostTable {
+    fn from_iter<I: IntoIterator<Item = (HostPattern, Vec<(u16, ServiceIx)>)>>(all: I) -> Self {
+        let mut exact = Vec::new();
+        let mut below = Vec::new();
+        for (pattern, ports) in all {
+            match pattern {
+                HostPattern::Exact(host) => exact.push((host, ports)),
+                HostPattern::Below(host) => below.push((host, ports)),
+            }
+        }
+        // Maps that are made of all at once have no gaps.
+        Self {
+            exact: exact.into_iter().collect(),
+            below: below.into_iter().collect(),
+        }
     }
 }
 

@@ -6,12 +6,14 @@
 //! ([`Origin::Presented`]).
 
 mod certificate;
+mod crl;
 mod key;
 mod rule;
 
 use std::fmt;
 
 pub use certificate::Certificate;
+pub use crl::{CrlError, CrlFacts};
 pub use rule::Rule;
 
 use crate::identity::{SpiffeId, TrustDomain};

@@ -83,6 +83,14 @@ reasons! {
     SourceRefused, "source-refused", "RBAC", Operator, "the listener does not accept that source address";
     Denied, "denied", "RBAC", Operator, "a deny rule matched";
     NotAllowed, "not-allowed", "RBAC", Operator, "no allow rule matched";
+    IdentityDenied, "identity-denied", "RBAC", Operator, "the caller's SPIFFE ID is on the deny list";
+    NoLongerAllowed, "no-longer-allowed", "RBAC", Operator, "a newer policy does not let the open connection or request go on";
+    NoLongerServed, "no-longer-served", "NR", Operator, "its listener or service is gone, or is not exported to the caller any more";
+    CertificateRevoked, "certificate-revoked", "-", Downstream, "a certificate of the caller's path is on a CRL";
+    CertificateExpired, "certificate-expired", "-", Downstream, "the caller's certificate expired while the connection was open";
+    RevocationUnknown, "revocation-unknown", "-", Operator, "the CRL of the caller's trust domain is out of date for too long";
+    AnchorRemoved, "anchor-removed", "-", Operator, "the caller's certificate was verified by an anchor that the bundle no longer has";
+    UpstreamRefused, "upstream-refused", "UC", Operator, "the endpoint's certificate or identity is not accepted any more";
     NoLocalEndpoint, "no-local-endpoint", "UH", Upstream, "no healthy endpoint in this cluster";
     NoHealthyEndpoint, "no-healthy-endpoint", "UH", Upstream, "no healthy endpoint anywhere";
     ConnectFailed, "connect-failed", "UF", Upstream, "no endpoint could be connected";

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::Value;
+use zeugma_core::admission::RouteLimits;
 use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize};
 use zeugma_core::balance::{Candidates, pick};
 use zeugma_core::fleet::{Fleet, Observation};
@@ -489,6 +490,7 @@ fn cluster(sizes: &[usize]) -> Cluster {
         route: "a/b".into(),
         endpoints,
         levels,
+        limits: RouteLimits::default(),
         balance: Balance::LeastRequest,
         failover: Failover {
             start: 0.7,
@@ -577,6 +579,7 @@ fn snapshot(services: Vec<Service>) -> Snapshot {
             only: None,
             hosts,
             sources: Vec::new(),
+            handshakes: None,
         }],
         services,
         clusters: Vec::new(),

@@ -563,3 +563,119 @@ pub(super) async fn arrive(start: Start, loaded: &Loaded) -> Result<Arrival, Gat
         taking,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::inherit::{At, Role};
+
+    fn pair() -> (Wire, Wire) {
+        let (one, two) = UnixStream::pair().unwrap();
+        (Wire::new(one), Wire::new(two))
+    }
+
+    fn place(nth: usize) -> Place {
+        Place {
+            role: Role::Listener(format!("listener-{nth}")),
+            at: At::Unix(format!("/run/{nth}").into()),
+        }
+    }
+
+    #[tokio::test]
+    async fn descriptors_arrive_in_the_order_of_their_names_over_many_messages() {
+        const COUNT: usize = 300;
+        let (mut from, mut to) = pair();
+        let sending = async {
+            let files: Vec<OwnedFd> = (0..COUNT)
+                .map(|nth| {
+                    let file = tempfile::tempfile().unwrap();
+                    io::Write::write_all(&mut &file, nth.to_string().as_bytes()).unwrap();
+                    file.into()
+                })
+                .collect();
+            for (nth, chunk) in files.chunks(DESCRIPTORS_MAX).enumerate() {
+                let first = nth * DESCRIPTORS_MAX;
+                let sockets = (first..first + chunk.len()).map(place).collect();
+                let more = first + chunk.len() < COUNT;
+                let offer = Message::Offer { sockets, more };
+                let with: Vec<_> = chunk.iter().map(AsFd::as_fd).collect();
+                from.send(&offer, &with).await.unwrap();
+            }
+        };
+        let receiving = async {
+            let mut got = Vec::new();
+            loop {
+                let Message::Offer { sockets, more } = to.receive(STEP).await.unwrap() else {
+                    panic!("no offer");
+                };
+                for socket in sockets {
+                    let file = std::fs::File::from(to.descriptor().unwrap());
+                    let mut text = [0; 8];
+                    let n = std::os::unix::fs::FileExt::read_at(&file, &mut text, 0).unwrap();
+                    let text = String::from_utf8_lossy(&text[..n]).into_owned();
+                    assert_eq!(socket.role.name(), format!("listener-{text}"));
+                    got.push(text);
+                }
+                if !more {
+                    return got.len();
+                }
+            }
+        };
+        let ((), got) = tokio::join!(sending, receiving);
+        assert_eq!(got, COUNT);
+        assert!(to.descriptor().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_message_has_an_end_within_its_limit() {
+        let (from, mut to) = pair();
+        let long = vec![b'x'; LINE_BYTES_MAX + 64 * 1024];
+        let sending = async {
+            let mut left = long.as_slice();
+            // Until the other end has enough of it.
+            while !left.is_empty() {
+                let sent = from
+                    .stream
+                    .async_io(Interest::WRITABLE, || send_some(&from.stream, left, &[]));
+                let Ok(n) = sent.await else { return };
+                left = left.get(n..).unwrap_or_default();
+            }
+        };
+        let receiving = async {
+            let error = to.receive(STEP).await.unwrap_err();
+            drop(to);
+            error
+        };
+        let ((), error) = tokio::join!(sending, receiving);
+        let said = format!("a message over {LINE_BYTES_MAX} bytes");
+        assert_eq!(error.to_string(), said);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_predecessor_that_says_nothing_keeps_its_sockets() {
+        let (wire, mut predecessor) = pair();
+        let taking = Taking { wire, pid: 7 };
+        let error = taking.finish(vec![place(1)]).await.unwrap_err();
+        let said = "the handover from the gateway of pid 7 failed; it goes on serving if it can";
+        assert_eq!(error.to_string(), said);
+        let ready = predecessor.receive(STEP).await.unwrap();
+        assert!(matches!(ready, Message::Ready { adopted } if adopted == [place(1)]));
+        // Its word comes too late, and it learns that.
+        let error = predecessor.send(&Message::Yours {}, &[]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[tokio::test]
+    async fn a_predecessor_that_gives_its_word_and_dies_has_given_it() {
+        let (wire, mut predecessor) = pair();
+        predecessor.send(&Message::Yours {}, &[]).await.unwrap();
+        let taking = Taking { wire, pid: 7 };
+        let finishing = taking.finish(Vec::new());
+        let dying = async {
+            predecessor.receive(STEP).await.unwrap();
+            drop(predecessor);
+        };
+        let (finished, ()) = tokio::join!(finishing, dying);
+        finished.unwrap();
+    }
+}

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 use zeugma_core::snapshot::Snapshot;
-use zeugma_xds::{Color, Findings, GatewaySettings, Loaded, NodeOptions};
+use zeugma_xds::{Color, Findings, GatewaySettings, LastGood, Loaded, NodeOptions, ResourceList};
 
 use super::systemd;
 use crate::runtime::Shared;
@@ -28,7 +28,7 @@ pub(super) struct Files {
 /// What a reload brought; `None` is what stays as it is.
 #[derive(Debug, Default)]
 pub(super) struct Reloaded {
-    pub(super) config: Option<(Snapshot, Value)>,
+    pub(super) config: Option<(Snapshot, ResourceList, LastGood)>,
     pub(super) credentials: Option<Credentials>,
     /// Asked for by a signal: the service manager waits to hear that it is done.
     pub(super) by_signal: bool,
@@ -89,10 +89,8 @@ impl Files {
             Ok(Err(findings)) => self.refuse_config(&findings, shared),
             Err(error) => tracing::error!(%error, "loading the configuration failed"),
         }
-        let generation = shared.credentials.load().generation() + 1;
-        let svid = self.svid.clone();
-        let loading =
-            tokio::task::spawn_blocking(move || Credentials::load(&svid, generation)).await;
+        let (svid, before) = (self.svid.clone(), shared.credentials.load_full());
+        let loading = tokio::task::spawn_blocking(move || before.reload(&svid)).await;
         match loading {
             Ok(Ok(credentials)) => {
                 self.said[1] = None;
@@ -125,7 +123,7 @@ impl Files {
                  start only; restart the gateway to apply their change"
             );
         }
-        reloaded.config = Some((loaded.snapshot, loaded.resources));
+        reloaded.config = Some((loaded.snapshot, loaded.resources, loaded.last_good));
     }
 
     fn refuse_config(&mut self, findings: &Findings, shared: &Shared) {
@@ -140,12 +138,23 @@ impl Files {
 
     fn refuse_credentials(&mut self, error: &CredentialsError, shared: &Shared) {
         shared.metrics.reloaded("credentials", false);
-        let text = error.to_string();
+        let text = with_causes(error);
         if self.said[1].as_ref() != Some(&text) {
-            tracing::error!(%error, "certificate or bundles refused; the last good ones serve");
+            tracing::error!(error = %text, "certificate or bundles refused; the last good ones serve");
             self.said[1] = Some(text);
         }
     }
+}
+
+/// An error and its causes in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
 }
 
 fn needs_restart(before: &GatewaySettings, now: &GatewaySettings) -> bool {
@@ -169,6 +178,8 @@ fn watched(mut files: Vec<PathBuf>, svid: &SvidFiles) -> Vec<PathBuf> {
         svid.key.clone(),
         svid.bundles.clone(),
     ]);
+    files.extend(svid.crls.clone());
+    files.extend(svid.denied.clone());
     files
 }
 
@@ -178,6 +189,8 @@ pub(super) fn svid_files(settings: &GatewaySettings) -> SvidFiles {
         certificate: settings.svid.certificate.clone(),
         key: settings.svid.key.clone(),
         bundles: settings.svid.bundles.clone(),
+        crls: settings.svid.crls.clone(),
+        denied: settings.svid.denied.clone(),
     }
 }
 

@@ -43,6 +43,9 @@ pub(crate) enum BodyError {
     /// No byte came for the idle time.
     #[error("the endpoint sent nothing for {0:?}")]
     Silent(Duration),
+    /// A change took the caller's or the endpoint's right to go on.
+    #[error("no longer allowed")]
+    Refused,
     /// Another try took the body over.
     #[error("this try was given up; another one sends the body")]
     Superseded,
@@ -53,7 +56,7 @@ impl BodyError {
     pub(crate) fn reset(&self) -> h2::Reason {
         match self {
             Self::Http2(error) => error.reason().unwrap_or(h2::Reason::CANCEL),
-            Self::Superseded | Self::Closed => h2::Reason::CANCEL,
+            Self::Superseded | Self::Closed | Self::Refused => h2::Reason::CANCEL,
             Self::Hyper(_) | Self::Unanswered | Self::Silent(_) => h2::Reason::INTERNAL_ERROR,
         }
     }
@@ -445,6 +448,10 @@ impl Body for Outgoing {
 
 impl Response {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.record.poll_cut(cx).is_ready() {
+            self.finish(Ok(()));
+            return Poll::Ready(Some(Err(BodyError::Refused)));
+        }
         let polled = Pin::new(&mut self.incoming).poll_frame(cx);
         match &polled {
             Poll::Pending => {

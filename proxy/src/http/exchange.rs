@@ -36,6 +36,7 @@ use crate::account::{Closed, Destination, RequestFacts};
 use crate::admission;
 use crate::connection::{describe, explain_denial};
 use crate::runtime::Published;
+use crate::tls::TlsPeer;
 use crate::upstream::{self, Pinned};
 
 /// Times a request is sent anew because a pooled connection turned out to be closed.
@@ -107,7 +108,20 @@ pub(super) async fn exchange(
         let target = published.snapshot.service(service);
         mirror::start_all(&exchange, &published, target, &source);
     }
-    exchange.answer(&to, listener.role, &source).await
+    let entry = Rc::clone(exchange.record.entry());
+    let (request_id, is_grpc) = (exchange.request_id.clone(), exchange.is_grpc);
+    // Dropped, it ends the try under way; its record says why.
+    let answered = tokio::select! {
+        biased;
+        response = exchange.answer(&to, listener.role, &source) => Some(response),
+        () = entry.cut() => None,
+    };
+    answered.unwrap_or_else(|| {
+        let reason = entry
+            .ending()
+            .map_or(Reason::NoLongerAllowed, |ending| ending.reason);
+        reply::reply(reason, &request_id, is_grpc)
+    })
 }
 
 impl Exchange {
@@ -161,7 +175,7 @@ impl Exchange {
             bytes_received: 0,
             duration: Duration::ZERO,
         };
-        let record = Record::new(context, closed);
+        let record = Record::new(context, closed, &head);
         let attests = |verified| {
             gateway_of(published, context, verified).is_some_and(|p| !p.attests.is_empty())
         };
@@ -214,7 +228,9 @@ impl Exchange {
             (_, Some(only)) => only,
             (None, None) => route_authority(snapshot, listener, &authority)?,
         };
-        let name = Arc::clone(&snapshot.service(service).name);
+        let at = snapshot.service(service);
+        let name = Arc::clone(&at.name);
+        (self.record.entry()).is_of(&name, at.port);
         if let Some(closed) = self.record.facts() {
             closed.service = Some(name);
         }
@@ -260,17 +276,25 @@ impl Exchange {
                 (Err(reason), rule.and_then(|nth| policy.deny.get(nth)))
             }
         };
-        let attested = match evidence {
-            Evidence::Asserted { id, .. } => Some(id.to_string()),
+        let handed_on = match evidence {
+            Evidence::Asserted { id, .. } => Some(id),
             Evidence::Verified(_) | Evidence::Network => None,
         };
+        self.record.entry().is_for(handed_on);
+        let attested = handed_on.map(ToString::to_string);
+        let credentials = self.context.worker.shared.credentials.load();
+        let on_list = (self.context.identity.iter().chain(handed_on))
+            .find_map(|id| credentials.denied().position(id));
         let position = rule
             .and_then(|rule| rule.position.as_ref())
             .map(ToString::to_string);
         if let Some(closed) = self.record.facts() {
             closed.caller.attested = attested;
             closed.detail = denial;
-            closed.rule = position;
+            closed.rule = on_list.clone().or(position);
+        }
+        if on_list.is_some() {
+            return Err(Reason::IdentityDenied);
         }
         verdict
     }
@@ -588,9 +612,32 @@ impl Exchange {
             || endpoint.address.to_string(),
             |lease| lease.facts.address.to_string(),
         );
-        let identity = at.and_then(|lease| lease.facts.identity.clone());
+        let peer = at.and_then(|lease| lease.facts.peer.as_ref());
+        self.goes_to(to, attempt, peer, at.map(Lease::credentials));
+        let identity = peer.map(|peer| peer.id.to_string());
         let destination = describe(&to.published, to.cluster, attempt, address, identity, nth);
         self.arrived(destination, nth);
+    }
+
+    /// Notes the endpoint's certificate, verified with `credentials`, for rechecks.
+    pub(super) fn goes_to(
+        &self,
+        to: &Pinned,
+        attempt: &Attempt,
+        peer: Option<&Arc<TlsPeer>>,
+        credentials: Option<u64>,
+    ) {
+        let endpoint = to.cluster().endpoint(attempt.endpoint);
+        let entry = self.record.entry();
+        entry.goes_to(&endpoint.backend, &endpoint.address, peer);
+        if peer.is_some() {
+            // It was verified some awaits ago.
+            let shared = &self.context.worker.shared;
+            match credentials {
+                Some(_) => entry.settle(shared, to.published.generation, credentials),
+                None => entry.settle_now(shared),
+            }
+        }
     }
 
     /// Notes the endpoint that was reached.

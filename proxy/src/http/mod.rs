@@ -45,6 +45,7 @@ use zeugma_core::verdict::Reason;
 use crate::account::{Caller, TlsFacts};
 use crate::connection::{SniTarget, Visit};
 use crate::listener::Open;
+use crate::recheck::{self, Entry, Leaving};
 use crate::runtime::Worker;
 use crate::transport::Stream;
 
@@ -55,6 +56,8 @@ use self::stream::Incoming;
 const KEEP_ALIVE: Duration = Duration::from_secs(600);
 /// What a connection that is asked to end gets to do so.
 const LEAVE: Duration = Duration::from_secs(5);
+/// What a connection that is not allowed any more gets to tell so.
+const CUT_OFF: Duration = Duration::from_millis(200);
 /// How often a connection is looked at.
 const WATCH: Duration = Duration::from_secs(1);
 /// How often at most, while the drain deadline is near.
@@ -97,6 +100,8 @@ pub(crate) struct Context {
     pub(crate) caller: Caller,
     pub(crate) tls: Option<TlsFacts>,
     pub(crate) version: Version,
+    /// The connection's own entry: a change asks it to leave.
+    pub(crate) entry: Rc<Entry>,
     /// Counts the connection as open, upgraded ones too.
     _open: Rc<Open>,
     in_flight: Cell<usize>,
@@ -145,6 +150,11 @@ pub(crate) async fn serve(
             }
         },
     );
+    if identity.is_none() {
+        // In plaintext each request names its service.
+        visit.listed.asks(recheck::Open::Session, None);
+        (visit.listed).settle(&visit.worker.shared, visit.published.generation, None);
+    }
     let context = Rc::new(Context {
         worker: Rc::clone(&visit.worker),
         listener: Arc::clone(&visit.listener),
@@ -154,6 +164,7 @@ pub(crate) async fn serve(
         caller: visit.caller.clone(),
         tls: visit.tls.clone(),
         version,
+        entry: Rc::clone(&visit.listed),
         _open: Rc::clone(&visit.open),
         in_flight: Cell::new(0),
         requests: Cell::new(0),
@@ -174,6 +185,9 @@ pub(crate) async fn serve(
     };
     visit.moved.down.set(moved.written.load(Ordering::Relaxed));
     visit.moved.up.set(moved.read.load(Ordering::Relaxed));
+    if let Some(reason) = visit.told_to_end() {
+        return reason;
+    }
     match ended {
         Ended::Ok => Reason::Completed,
         Ended::Idle => Reason::IdleTimeout,
@@ -275,6 +289,7 @@ struct Watch {
     quiet_since: Instant,
     head_since: Option<Instant>,
     leaving: Option<(tokio::time::Instant, Ended)>,
+    told: Option<Leaving>,
     looks: Interval,
     draining: Pin<Box<dyn Future<Output = tokio::time::Instant>>>,
     drain: Option<Drain>,
@@ -312,6 +327,7 @@ impl Watch {
             // What is served began with bytes: the first head is under way.
             head_since: Some(Instant::now()),
             leaving: None,
+            told: None,
             drain: None,
         }
     }
@@ -321,10 +337,15 @@ impl Watch {
     /// # Cancel safety
     /// Safe: it only waits, and looks again the next time.
     async fn next(&mut self) -> Look {
+        let context = Rc::clone(&self.context);
+        let asked = context.entry.asked_to_leave(self.told);
         let is_draining = self.drain.is_some();
         let deadline = self.drain.map(|drain| drain.deadline);
         if let Some((deadline, _)) = &self.leaving {
-            tokio::time::sleep_until(*deadline).await;
+            tokio::select! {
+                () = tokio::time::sleep_until(*deadline) => {}
+                told = asked, if self.told != Some(Leaving::Soon) => return self.leave(told),
+            }
             let why = self.leaving.take().map_or(Ended::Drained, |(_, why)| why);
             return Look::End(why);
         }
@@ -332,6 +353,7 @@ impl Watch {
             _ = self.looks.tick() => self.look(),
             deadline = &mut self.draining, if !is_draining => self.begin_drain(deadline),
             () = at(deadline) => Look::End(Ended::Drained),
+            told = asked => self.leave(told),
         }
     }
 
@@ -352,6 +374,17 @@ impl Watch {
                 Look::Fine
             }
         }
+    }
+
+    /// Has the connection take no new requests; those under way are told to end by themselves.
+    fn leave(&mut self, told: Leaving) -> Look {
+        self.told = Some(told);
+        if told == Leaving::Soon {
+            // Its record says why it was told.
+            let deadline = tokio::time::Instant::now() + CUT_OFF;
+            self.leaving = Some((deadline, Ended::Ok));
+        }
+        Look::Leave
     }
 
     fn look(&mut self) -> Look {

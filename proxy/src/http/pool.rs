@@ -25,7 +25,10 @@ use super::h2_client::{Multiplexed, Place, StreamCount};
 use super::keepalive::{Pings, When};
 use super::stream::Incoming;
 use crate::admission;
+use crate::metrics::Metrics;
+use crate::recheck::{Judge, Pooled};
 use crate::runtime::{Shared, Worker};
+use crate::tls::TlsPeer;
 use crate::transport::Stream;
 use crate::transport::mtls::{ALPN_H2, ALPN_HTTP1};
 use crate::upstream::{self, ConnectError, Pinned, Upstream};
@@ -196,7 +199,8 @@ impl AsyncWrite for Minded {
 pub(crate) struct Facts {
     /// Its address, as the log writes it.
     pub(crate) address: Arc<str>,
-    pub(crate) identity: Option<String>,
+    /// Who answered, where we originated TLS.
+    pub(crate) peer: Option<Arc<TlsPeer>>,
 }
 
 /// A connection for one request.
@@ -223,6 +227,11 @@ pub(crate) struct SendError {
 }
 
 impl Lease {
+    /// The generation of the credentials it was opened with.
+    pub(crate) const fn credentials(&self) -> u64 {
+        self.key.credentials
+    }
+
     /// Whether it takes WebSocket on a stream of HTTP/2.
     pub(crate) fn takes_extended_connect(&self) -> bool {
         matches!(&self.sender, Sender::H2(place) if place.takes_extended_connect())
@@ -248,7 +257,11 @@ impl Lease {
         match self.sender {
             Sender::H1(mut one) => {
                 let response = one.send(request).await.map_err(explain)?;
-                worker.pool.give_back(&self.key, self.facts, one);
+                let trusted = worker.shared.credentials.load().generation();
+                // Nobody would get one that was opened with older credentials.
+                if self.facts.peer.is_none() || self.key.credentials == trusted {
+                    worker.pool.give_back(&self.key, self.facts, one);
+                }
                 Ok((response, None))
             }
             Sender::H2(place) => {
@@ -359,6 +372,32 @@ impl Pool {
         });
     }
 
+    /// Takes out the connections that may not serve further requests; returns how many. Idle ones are
+    /// closed by that; the requests on others have entries of their own.
+    pub(crate) fn recheck(&self, judge: &Judge, metrics: &Metrics) -> usize {
+        let mut ended = 0;
+        self.entries.borrow_mut().retain(|key, entry| {
+            let mut keeps = |facts: &Facts| {
+                let pooled = Pooled {
+                    endpoint: &key.endpoint,
+                    credentials: key.credentials,
+                    peer: facts.peer.as_ref(),
+                };
+                let Err(ending) = judge.keeps(&pooled) else {
+                    return true;
+                };
+                ended += 1;
+                metrics.pooled_ended(ending.reason.label());
+                tracing::debug!(endpoint = %key.endpoint, detail = ending.detail, "taken out of the pool");
+                false
+            };
+            entry.h1.retain(|(facts, _, _)| keeps(facts));
+            entry.h2.retain(|one| keeps(&one.facts));
+            !entry.h1.is_empty() || !entry.h2.is_empty() || entry.connecting.is_some()
+        });
+        ended
+    }
+
     fn free(&self, key: &Key) -> Option<Lease> {
         let mut entries = self.entries.borrow_mut();
         let entry = entries.get_mut(key)?;
@@ -448,7 +487,7 @@ impl Pool {
         let Upstream {
             stream,
             address,
-            identity,
+            peer,
             alpn,
         } = connected.map_err(|error| {
             upstream::note_refusal(shared, &error);
@@ -456,7 +495,7 @@ impl Pool {
         })?;
         let facts = Facts {
             address: address.to_string().into(),
-            identity,
+            peer,
         };
         upstream::tune_requests(stream.tcp());
         let is_h2 = match key.wire {

@@ -1,14 +1,18 @@
 //! The one record of a request, closed when its response body has ended.
 
 use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
 use std::time::Instant;
 
+use http::{Method, request};
 use zeugma_core::verdict::Reason;
 
 use super::Context;
 use super::body::Source;
 use crate::account::Closed;
 use crate::admission::Counted;
+use crate::recheck::{Entry, Listed, Open};
 
 /// A request's record under construction; accounted exactly once, at the latest when dropped.
 #[derive(Debug)]
@@ -19,10 +23,24 @@ pub(crate) struct Record {
     /// The request as one of its route.
     counted: Option<Counted>,
     began: Instant,
+    /// Where a change finds it.
+    listed: Listed,
 }
 
 impl Record {
-    pub(crate) fn new(context: &Rc<Context>, closed: Closed) -> Self {
+    pub(crate) fn new(context: &Rc<Context>, closed: Closed, head: &request::Parts) -> Self {
+        // What is asked on a stream of HTTP/2 by CONNECT is judged as the GET it stands for.
+        let method = if head.method == Method::CONNECT {
+            Method::GET
+        } else {
+            head.method.clone()
+        };
+        let open = Open::Request(Box::new((method, head.uri.clone())));
+        let registry = &context.worker.registry;
+        let listed = registry.list(Arc::clone(&context.listener), context.source, open);
+        if let Some(peer) = context.entry.peer() {
+            listed.is_by(&peer);
+        }
         context.in_flight.set(context.in_flight.get() + 1);
         context.requests.set(context.requests.get() + 1);
         Self {
@@ -31,7 +49,18 @@ impl Record {
             source: None,
             counted: None,
             began: Instant::now(),
+            listed,
         }
+    }
+
+    /// Where a change finds it.
+    pub(crate) const fn entry(&self) -> &Rc<Entry> {
+        &self.listed.entry
+    }
+
+    /// Ready once a change has taken its right to go on.
+    pub(crate) fn poll_cut(&self, cx: &mut TaskContext<'_>) -> Poll<()> {
+        self.listed.poll_cut(cx)
     }
 
     /// What is known so far, to be added to.
@@ -84,6 +113,11 @@ impl Record {
         };
         self.counted = None;
         closed.duration = self.began.elapsed();
+        if let Some(ending) = self.listed.ending() {
+            closed.reason = ending.reason;
+            closed.detail = Some(ending.detail);
+            closed.rule = ending.rule;
+        }
         if let Some(source) = &self.source {
             closed.bytes_received = source.received();
         }

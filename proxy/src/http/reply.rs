@@ -20,11 +20,20 @@ pub(crate) const fn status(reason: Reason) -> StatusCode {
         }
         Reason::AuthorityUnknown | Reason::SniUnknown => StatusCode::NOT_FOUND,
         Reason::Misdirected => StatusCode::MISDIRECTED_REQUEST,
-        Reason::Denied | Reason::NotAllowed | Reason::NotExported | Reason::SourceRefused => {
-            StatusCode::FORBIDDEN
-        }
+        Reason::Denied
+        | Reason::NotAllowed
+        | Reason::NotExported
+        | Reason::SourceRefused
+        | Reason::IdentityDenied
+        | Reason::NoLongerAllowed
+        | Reason::NoLongerServed
+        | Reason::CertificateRevoked
+        | Reason::RevocationUnknown
+        | Reason::AnchorRemoved => StatusCode::FORBIDDEN,
         Reason::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-        Reason::UpstreamProtocol | Reason::UpstreamReset => StatusCode::BAD_GATEWAY,
+        Reason::UpstreamProtocol | Reason::UpstreamReset | Reason::UpstreamRefused => {
+            StatusCode::BAD_GATEWAY
+        }
         Reason::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         // Everything else is a state of ours or of what is behind us that may pass.
         _ => StatusCode::SERVICE_UNAVAILABLE,

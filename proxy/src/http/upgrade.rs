@@ -114,7 +114,8 @@ pub(super) async fn try_endpoint(
             return Err(TryError::untold(Failure::Connect, error.to_string()));
         }
     };
-    let (address, identity) = (upstream.address.to_string(), upstream.identity.clone());
+    let (address, identity) = (upstream.address.to_string(), upstream.identity());
+    exchange.goes_to(to, attempt, upstream.peer.as_ref(), None);
     let destination = describe(&to.published, to.cluster, attempt, address, identity, nth);
     exchange.arrived(destination, nth);
     let mut builder = exchange.outgoing_head(endpoint, false);
@@ -247,11 +248,14 @@ impl Relaying {
         D: AsyncRead + AsyncWrite + Unpin,
     {
         let Self { idle, shared, held } = self;
+        let entry = Rc::clone(record.entry());
         let moved = Moved::default();
         let relaying = relay(down, TokioIo::new(up), idle, &moved);
         // Both arms may be dropped: what was moved is counted outside.
         let reason = tokio::select! {
             end = Box::pin(relaying) => reason_of(&end),
+            // Its record says why it was told.
+            () = entry.cut() => Reason::NoLongerAllowed,
             () = async { tokio::time::sleep_until(shared.draining().await).await } => Reason::Drained,
         };
         record.ended(reason, (moved.down.get(), moved.up.get()));

@@ -18,7 +18,7 @@ use zeugma_core::identity::{IdPattern, SpiffeId};
 use zeugma_core::svid::Rule;
 
 use super::credentials::Credentials;
-use super::verify::{Refusal, TlsPeer, Usage, verify};
+use super::verify::{Refusal, TlsPeer, Usage};
 
 /// The schemes a peer may sign the handshake with: those of R4's keys (RFC 8446 §4.2.3).
 const SCHEMES: [SignatureScheme; 6] = [
@@ -71,14 +71,14 @@ pub struct PeerSlot(Arc<Slots>);
 #[derive(Debug, Default)]
 struct Slots {
     /// Whose chain is valid; a peer only once it has proved to hold the key.
-    claimed: OnceLock<TlsPeer>,
-    verdict: OnceLock<Result<TlsPeer, Refusal>>,
+    claimed: OnceLock<Arc<TlsPeer>>,
+    verdict: OnceLock<Result<Arc<TlsPeer>, Refusal>>,
 }
 
 impl PeerSlot {
     /// The peer; `None` until its chain is verified and it has proved to hold the key.
     #[must_use]
-    pub fn peer(&self) -> Option<&TlsPeer> {
+    pub fn peer(&self) -> Option<&Arc<TlsPeer>> {
         self.0.verdict.get()?.as_ref().ok()
     }
 
@@ -94,7 +94,7 @@ impl PeerSlot {
         missing.then(|| Refusal::new(Rule::NoCertificate, "no certificate presented"))
     }
 
-    fn claim(&self, verdict: Result<TlsPeer, Refusal>) -> Result<(), rustls::Error> {
+    fn claim(&self, verdict: Result<Arc<TlsPeer>, Refusal>) -> Result<(), rustls::Error> {
         match verdict {
             Ok(peer) => {
                 // A handshake presents one chain and is signed once: neither cell is set twice.
@@ -123,7 +123,7 @@ impl PeerSlot {
         };
         match (proof, self.0.claimed.get()) {
             (Ok(valid), Some(peer)) => {
-                drop(self.0.verdict.set(Ok(peer.clone())));
+                drop(self.0.verdict.set(Ok(Arc::clone(peer))));
                 Ok(valid)
             }
             (proof, _) => {
@@ -231,7 +231,7 @@ impl fmt::Debug for CallerVerifier {
 }
 
 impl CallerVerifier {
-    fn check_admitted(&self, peer: TlsPeer) -> Result<TlsPeer, Refusal> {
+    fn check_admitted(&self, peer: Arc<TlsPeer>) -> Result<Arc<TlsPeer>, Refusal> {
         match &self.admit {
             Some(admit) if !admit(&peer.id) => {
                 let detail = format!("{} is not allowed here", peer.id);
@@ -258,8 +258,9 @@ impl ClientCertVerifier for CallerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let bundles = self.credentials.bundles();
-        let verdict = verify(end_entity, intermediates, bundles, Usage::Client, now)
+        let verdict = self
+            .credentials
+            .verify(end_entity, intermediates, Usage::Client, now)
             .and_then(|peer| self.check_admitted(peer));
         self.slot
             .claim(verdict)
@@ -298,7 +299,7 @@ struct UpstreamVerifier {
 }
 
 impl UpstreamVerifier {
-    fn check_expected(&self, peer: TlsPeer) -> Result<TlsPeer, Refusal> {
+    fn check_expected(&self, peer: Arc<TlsPeer>) -> Result<Arc<TlsPeer>, Refusal> {
         if self
             .expected
             .iter()
@@ -326,8 +327,9 @@ impl ServerCertVerifier for UpstreamVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let bundles = self.credentials.bundles();
-        let verdict = verify(end_entity, intermediates, bundles, Usage::Server, now)
+        let verdict = self
+            .credentials
+            .verify(end_entity, intermediates, Usage::Server, now)
             .and_then(|peer| self.check_expected(peer));
         self.slot
             .claim(verdict)

@@ -11,10 +11,14 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem};
 use zeugma_core::identity::SpiffeId;
+use zeugma_core::svid::Rule;
 
-use super::bundle::{BundleError, Bundles};
+use super::bundle::{Bundle, BundleError, Bundles};
+use super::cache::{ChainCache, ChainKey};
 use super::config::provider;
-use super::verify::{Refusal, TlsPeer, Usage, verify_chain};
+use super::crl::{Crls, CrlsError};
+use super::denied::{DeniedError, DeniedIds};
+use super::verify::{Refusal, TlsPeer, Trusted, Usage, seconds, verify, verify_chain};
 
 /// The largest certificate or key file read, in bytes.
 pub const SVID_BYTES_MAX: u64 = 64 * 1024;
@@ -28,6 +32,10 @@ pub struct SvidFiles {
     pub key: PathBuf,
     /// A folder of `<trust domain>.json` and `<trust domain>.pem`.
     pub bundles: PathBuf,
+    /// A folder of `<trust domain>.pem` with CRLs.
+    pub crls: Option<PathBuf>,
+    /// A file of SPIFFE IDs that are refused.
+    pub denied: Option<PathBuf>,
 }
 
 /// Why a file cannot be read.
@@ -61,6 +69,12 @@ pub enum CredentialsError {
     /// A bundle cannot be used.
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    /// A CRL cannot be used.
+    #[error(transparent)]
+    Crls(#[from] CrlsError),
+    /// The deny list cannot be used.
+    #[error(transparent)]
+    Denied(#[from] DeniedError),
     /// The key is readable by others (C5).
     #[error("{}: readable or writable by others (mode {mode:03o}); run `chmod 600` on it", path.display())]
     KeyMode {
@@ -118,6 +132,35 @@ pub struct Credentials {
     chain: Vec<CertificateDer<'static>>,
     resolver: Arc<SingleCertAndKey>,
     bundles: Bundles,
+    crls: Crls,
+    denied: DeniedIds,
+    verified: Box<ChainCache>,
+}
+
+/// Whom we trust, and whom not.
+struct Trust {
+    bundles: Bundles,
+    crls: Crls,
+    denied: DeniedIds,
+}
+
+impl Trust {
+    fn load(files: &SvidFiles, before: &Crls) -> Result<Self, CredentialsError> {
+        let bundles = Bundles::load(&files.bundles)?;
+        let crls = match &files.crls {
+            Some(folder) => Crls::load(folder, &bundles, before)?,
+            None => Crls::default(),
+        };
+        let denied = match &files.denied {
+            Some(file) => DeniedIds::load(file)?,
+            None => DeniedIds::default(),
+        };
+        Ok(Self {
+            bundles,
+            crls,
+            denied,
+        })
+    }
 }
 
 impl Credentials {
@@ -126,19 +169,40 @@ impl Credentials {
     /// # Errors
     /// Any [`CredentialsError`]: nothing is used in part.
     pub fn load(files: &SvidFiles, generation: u64) -> Result<Self, CredentialsError> {
-        let bundles = Bundles::load(&files.bundles)?;
+        Self::load_after(files, generation, &Crls::default())
+    }
+
+    /// Reads and checks everything anew, under the next generation.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); also if a CRL is older than the one in use (R9).
+    pub fn reload(&self, files: &SvidFiles) -> Result<Self, CredentialsError> {
+        Self::load_after(files, self.generation.saturating_add(1), &self.crls)
+    }
+
+    fn load_after(
+        files: &SvidFiles,
+        generation: u64,
+        before: &Crls,
+    ) -> Result<Self, CredentialsError> {
+        let trust = Trust::load(files, before)?;
         let chain = load_chain(&files.certificate)?;
         let key = load_key(&files.key)?;
-        Self::new(chain, key, bundles, generation, files)
+        Self::new(chain, key, trust, generation, files)
     }
 
     fn new(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
-        bundles: Bundles,
+        trust: Trust,
         generation: u64,
         files: &SvidFiles,
     ) -> Result<Self, CredentialsError> {
+        let Trust {
+            bundles,
+            crls,
+            denied,
+        } = trust;
         let now = UnixTime::now();
         let refused = |source| CredentialsError::Refused {
             path: files.certificate.clone(),
@@ -172,6 +236,9 @@ impl Credentials {
             chain,
             resolver: Arc::new(certified.into()),
             bundles,
+            crls,
+            denied,
+            verified: Box::default(),
         })
     }
 
@@ -199,6 +266,12 @@ impl Credentials {
         self.own.not_after
     }
 
+    /// What we present: the leaf first.
+    #[must_use]
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
     /// Our own path, as a peer with our bundles sees it.
     #[must_use]
     pub const fn own(&self) -> &TlsPeer {
@@ -214,7 +287,111 @@ impl Credentials {
     /// Whether the other load brought anything else than this one.
     #[must_use]
     pub fn differs(&self, other: &Self) -> bool {
-        self.chain != other.chain || self.bundles != other.bundles
+        self.chain != other.chain
+            || self.bundles != other.bundles
+            || self.crls != other.crls
+            || self.denied != other.denied
+    }
+
+    /// What CAs have revoked.
+    #[must_use]
+    pub const fn crls(&self) -> &Crls {
+        &self.crls
+    }
+
+    /// Who is refused whatever certificate it shows.
+    #[must_use]
+    pub const fn denied(&self) -> &DeniedIds {
+        &self.denied
+    }
+
+    /// How many chains were verified and are kept.
+    #[must_use]
+    pub fn cached_chains(&self) -> usize {
+        self.verified.len()
+    }
+
+    /// Verifies what a peer presented, as [`verify_chain`] with our CRLs and deny list; signatures of
+    /// a chain that was verified before are not computed again.
+    ///
+    /// # Errors
+    /// The first broken rule.
+    pub fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        usage: Usage,
+        now: UnixTime,
+    ) -> Result<Arc<TlsPeer>, Refusal> {
+        let peer = self.verify_signatures(leaf, intermediates, usage, now)?;
+        self.check_denied(&peer.id)?;
+        Ok(peer)
+    }
+
+    fn verify_signatures(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        usage: Usage,
+        now: UnixTime,
+    ) -> Result<Arc<TlsPeer>, Refusal> {
+        let key = ChainKey::new(leaf, intermediates, usage);
+        let at = seconds(now);
+        if let Some(peer) = key.and_then(|key| self.verified.get(&key, at)) {
+            return Ok(peer);
+        }
+        let trusted = Trusted {
+            bundles: &self.bundles,
+            crls: &self.crls,
+        };
+        let peer = Arc::new(verify(leaf, intermediates, &trusted, usage, now)?);
+        if let Some(key) = key {
+            let due = self.crls.due_of(&peer.id.trust_domain());
+            let until = due.map_or(peer.not_after, |due| due.min(peer.not_after));
+            self.verified.insert(key, &peer, at, until);
+        }
+        Ok(peer)
+    }
+
+    /// Checks the deny list alone.
+    ///
+    /// # Errors
+    /// [`Rule::DeniedId`], with the file and line.
+    pub fn check_denied(&self, id: &SpiffeId) -> Result<(), Refusal> {
+        match self.denied.position(id) {
+            None => Ok(()),
+            Some(position) => {
+                let detail = format!("{id} is denied by {position}");
+                Err(Refusal::new(Rule::DeniedId, detail))
+            }
+        }
+    }
+
+    /// Judges a peer that other credentials verified: everything that may have changed since, without
+    /// a new handshake.
+    ///
+    /// # Errors
+    /// The first broken rule; [`Rule::Expired`] last, since it alone is no change.
+    pub fn judge(&self, peer: &TlsPeer, now: i64) -> Result<(), Refusal> {
+        self.check_denied(&peer.id)?;
+        let domain = peer.id.trust_domain();
+        let anchors = self.bundles.get(&domain).map_or(&[][..], Bundle::anchors);
+        if !anchors
+            .iter()
+            .any(|anchor| anchor.fingerprint == peer.anchor)
+        {
+            let detail = format!("the bundle of trust domain {domain} has another anchor");
+            return Err(Refusal::new(Rule::UnknownIssuer, detail));
+        }
+        if let Some(below_anchor) = peer.serials.last() {
+            self.crls.check(&domain, &peer.anchor, below_anchor, now)?;
+        }
+        if now > peer.not_after {
+            let late = now.saturating_sub(peer.not_after);
+            let detail = format!("a certificate of {} expired {late} s ago", peer.id);
+            return Err(Refusal::new(Rule::Expired, detail));
+        }
+        Ok(())
     }
 
     pub(super) fn resolver(&self) -> Arc<SingleCertAndKey> {

@@ -10,6 +10,7 @@ use zeugma_core::svid::{Certificate, Origin, Rule, Serial, Violation};
 
 use super::bundle::{Anchor, Bundle, Bundles};
 use super::config::provider;
+use super::crl::Crls;
 
 /// The most certificates a peer may present, leaf included.
 pub const CHAIN_CERTIFICATES_MAX: usize = 8;
@@ -92,7 +93,13 @@ pub fn verify_chain(
     now: UnixTime,
 ) -> Result<TlsPeer, Refusal> {
     match chain.split_first() {
-        Some((leaf, intermediates)) => verify(leaf, intermediates, bundles, usage, now),
+        Some((leaf, intermediates)) => {
+            let trusted = Trusted {
+                bundles,
+                crls: &Crls::default(),
+            };
+            verify(leaf, intermediates, &trusted, usage, now)
+        }
         None => Err(Refusal::new(
             Rule::NoCertificate,
             "no certificate presented",
@@ -100,10 +107,17 @@ pub fn verify_chain(
     }
 }
 
+/// What a chain is verified with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Trusted<'a> {
+    pub(super) bundles: &'a Bundles,
+    pub(super) crls: &'a Crls,
+}
+
 pub(super) fn verify(
     leaf_der: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
-    bundles: &Bundles,
+    trusted: &Trusted<'_>,
     usage: Usage,
     now: UnixTime,
 ) -> Result<TlsPeer, Refusal> {
@@ -113,9 +127,14 @@ pub(super) fn verify(
     let id = leaf.identity()?;
 
     let domain = id.trust_domain();
-    let bundle = find_bundle(bundles, &domain)?;
-
-    let path = find_path(leaf_der, intermediates, bundle, &domain, usage, now)?;
+    let judging = Judging {
+        bundle: find_bundle(trusted.bundles, &domain)?,
+        crls: trusted.crls,
+        domain: &domain,
+        leaf: leaf.serial(),
+        now,
+    };
+    let path = find_path(leaf_der, intermediates, &judging, usage)?;
 
     leaf.check_leaf(Origin::Presented)?;
 
@@ -171,13 +190,20 @@ struct Path {
     not_after: i64,
 }
 
+/// What the paths of one chain are judged by.
+struct Judging<'a> {
+    bundle: &'a Bundle,
+    crls: &'a Crls,
+    domain: &'a TrustDomain,
+    leaf: Serial,
+    now: UnixTime,
+}
+
 fn find_path(
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
-    bundle: &Bundle,
-    domain: &TrustDomain,
+    judging: &Judging<'_>,
     usage: Usage,
-    now: UnixTime,
 ) -> Result<Path, Refusal> {
     let end_entity = EndEntityCert::try_from(leaf).map_err(|e| path_violation(&e))?;
     let usage = match usage {
@@ -188,7 +214,7 @@ fn find_path(
     // hide a good one (RFC 4158 §2.4.2: a renewed anchor has the subject and key of the old).
     let accepted = RefCell::new(None);
     let refused = RefCell::new(None);
-    let judge = |path: &VerifiedPath<'_>| match judge_path(path, bundle, domain, now) {
+    let judge = |path: &VerifiedPath<'_>| match judge_path(path, judging) {
         Ok(path) => {
             accepted.replace(Some(path));
             Ok(())
@@ -200,9 +226,9 @@ fn find_path(
     };
     let found = end_entity.verify_for_usage(
         provider().signature_verification_algorithms.all,
-        bundle.trust_anchors(),
+        judging.bundle.trust_anchors(),
         intermediates,
-        now,
+        judging.now,
         usage,
         None,
         Some(&judge),
@@ -217,24 +243,23 @@ fn find_path(
 }
 
 /// The rules of a signed path that webpki does not know.
-fn judge_path(
-    path: &VerifiedPath<'_>,
-    bundle: &Bundle,
-    domain: &TrustDomain,
-    now: UnixTime,
-) -> Result<Path, Violation> {
-    let anchor = bundle
+fn judge_path(path: &VerifiedPath<'_>, judging: &Judging<'_>) -> Result<Path, Violation> {
+    let anchor = judging
+        .bundle
         .anchor_of(path.anchor())
         .ok_or_else(|| Violation::new(Rule::UnknownIssuer, "the anchor is not of the bundle"))?;
     let mut serials = Vec::new();
     let mut not_after = anchor.not_after;
     for issuer in path.intermediate_certificates() {
         let der = issuer.der();
-        let facts = Certificate::parse(&der)?.check_issuer(domain, Origin::Presented)?;
+        let facts = Certificate::parse(&der)?.check_issuer(judging.domain, Origin::Presented)?;
         not_after = not_after.min(facts.not_after);
         serials.push(facts.serial);
     }
-    check_anchor(anchor, serials.len(), now)?;
+    check_anchor(anchor, serials.len(), judging.now)?;
+    let below_anchor = serials.last().unwrap_or(&judging.leaf);
+    let seconds = seconds(judging.now);
+    (judging.crls).check(judging.domain, &anchor.fingerprint, below_anchor, seconds)?;
     Ok(Path {
         serials,
         anchor: anchor.fingerprint,
@@ -244,8 +269,7 @@ fn judge_path(
 
 /// webpki takes an anchor as a name and a key: its validity and pathLen are checked here.
 fn check_anchor(anchor: &Anchor, issuers_below: usize, now: UnixTime) -> Result<(), Violation> {
-    let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-    anchor.check_time(seconds)?;
+    anchor.check_time(seconds(now))?;
     match anchor.path_len {
         Some(max) if usize::try_from(max).is_ok_and(|max| issuers_below > max) => {
             let detail = format!("{issuers_below} issuers below an anchor whose pathLen is {max}");
@@ -253,6 +277,10 @@ fn check_anchor(anchor: &Anchor, issuers_below: usize, now: UnixTime) -> Result<
         }
         _ => Ok(()),
     }
+}
+
+pub(super) fn seconds(now: UnixTime) -> i64 {
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
 }
 
 fn path_violation(error: &webpki::Error) -> Violation {
@@ -328,12 +356,15 @@ fn certificate_error(rule: Rule) -> CertificateError {
         Rule::NotYetValid => CertificateError::NotValidYet,
         // unknown_ca: a path may be there, but not to a CA that may speak for this trust domain.
         Rule::UnknownIssuer | Rule::XL4 | Rule::XC3 | Rule::XC4 => CertificateError::UnknownIssuer,
+        // unknown_ca as well: what its CA last said is too old to count.
+        Rule::RevocationUnknown => CertificateError::UnknownRevocationStatus,
         // unsupported_certificate
         Rule::XL6 | Rule::XL8 | Rule::XL9 | Rule::XL10 | Rule::XL11 => {
             CertificateError::InvalidPurpose
         }
+        Rule::Revoked => CertificateError::Revoked,
         // access_denied: valid, but not who is expected.
-        Rule::UnexpectedId => CertificateError::ApplicationVerificationFailure,
+        Rule::UnexpectedId | Rule::DeniedId => CertificateError::ApplicationVerificationFailure,
         // decrypt_error: a signature of the handshake, not of a certificate.
         Rule::NoPossession => CertificateError::BadSignature,
         Rule::R10 => CertificateError::UnhandledCriticalExtension,

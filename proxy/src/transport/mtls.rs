@@ -27,7 +27,7 @@ pub(crate) const ALPN_TCP: &[u8] = b"zeugma-tcp/1";
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) stream: Stream,
-    pub(crate) peer: TlsPeer,
+    pub(crate) peer: Arc<TlsPeer>,
     pub(crate) alpn: Option<Vec<u8>>,
     pub(crate) group: Option<String>,
 }

@@ -32,6 +32,8 @@ pub(crate) struct Cluster {
     pub(crate) metrics: SocketAddr,
     listeners: BTreeMap<String, String>,
     settings: BTreeMap<String, String>,
+    /// What else stands in `svid.files`.
+    more_files: String,
     identities: usize,
     ports: Vec<TcpSocket>,
     folder: TempDir,
@@ -57,6 +59,7 @@ impl Cluster {
             metrics,
             listeners: BTreeMap::new(),
             settings: BTreeMap::new(),
+            more_files: String::new(),
             identities: 0,
             ports,
             folder: tempfile::tempdir().unwrap(),
@@ -100,6 +103,8 @@ impl Cluster {
             certificate: config.join("gw.pem"),
             key: config.join("gw.key"),
             bundles: config.join("bundles"),
+            crls: None,
+            denied: None,
         }
     }
 
@@ -175,6 +180,11 @@ impl Cluster {
         self.settings.insert(field.to_owned(), value.to_owned());
     }
 
+    /// Adds to `svid.files`.
+    pub(crate) fn trusting(&mut self, files: &str) {
+        self.more_files = format!(", {files}");
+    }
+
     /// Adds a listener with these further fields; returns its address.
     pub(crate) fn listen(&mut self, name: &str, fields: &str) -> SocketAddr {
         let address = reserve(&mut self.ports);
@@ -202,13 +212,14 @@ impl Cluster {
     pub(crate) fn write_gateway(&self) {
         let mut spec = format!(
             "trustDomain: {domain}\ncluster: {name}\n\
-             svid: {{ files: {{ certificate: gw.pem, key: gw.key, bundles: bundles/ }} }}\n\
+             svid: {{ files: {{ certificate: gw.pem, key: gw.key, bundles: bundles/{more} }} }}\n\
              admin: '{}'\nprobes: '{}'\nmetrics: '{}'\nlisteners:\n",
             self.admin,
             self.probes,
             self.metrics,
             domain = self.trust_domain(),
             name = self.name,
+            more = self.more_files,
         );
         for (name, fields) in &self.listeners {
             writeln!(spec, "  {name}: {fields}").unwrap();
@@ -230,6 +241,8 @@ impl Cluster {
             certificate: folder.join("svid.pem"),
             key: folder.join("svid.key"),
             bundles: self.svid().bundles,
+            crls: None,
+            denied: None,
         };
         let id = format!("spiffe://{}/{path}", self.trust_domain());
         self.ca.issue(&id, &files.certificate, &files.key);

@@ -10,6 +10,7 @@ use super::{Context, Scope, Service, Services, cluster_name, mirror_cluster_name
 use crate::meta::{ListenerMeta, MirrorMeta, RouteMeta};
 use crate::model::defaults::{or_secs, retry_on};
 use crate::model::{InboundSpec, ListenerSpec, MeshRoute, ProtocolSpec, RoleSpec};
+use crate::parallel;
 use crate::pb::{self, hcm, http_rbac, listener, network_rbac, percent, rbac, route, tcp_proxy};
 
 /// The chain that takes plaintext HTTP.
@@ -103,10 +104,9 @@ fn chains(
         .iter()
         .filter(|service| is_reachable(service, spec.role))
         .collect();
-    let mut chains: Vec<listener::FilterChain> = reachable
-        .iter()
-        .map(|service| by_sni(context, service, name, spec.role))
-        .collect();
+    let mut chains: Vec<listener::FilterChain> = parallel::map(reachable.clone(), |service| {
+        by_sni(context, service, name, spec.role)
+    });
     let mut bare: BTreeSet<String> = BTreeSet::new();
     for service in &reachable {
         let id = service.route.id();
@@ -321,11 +321,8 @@ fn http_manager(routes: &str, has_identity: bool) -> listener::Filter {
     )
 }
 
-/// Every route configuration that the listeners name.
-pub(crate) fn routes(
-    context: Context<'_>,
-    services: &Services<'_>,
-) -> Vec<route::RouteConfiguration> {
+/// Every route configuration that the listeners name, packed.
+pub(crate) fn routes(context: Context<'_>, services: &Services<'_>) -> Vec<(String, pb::Any)> {
     let mut configs = Vec::new();
     for name in context.gateway.listeners_as_written() {
         let Some(spec) = context.gateway.spec.listeners.get(name) else {
@@ -343,14 +340,15 @@ pub(crate) fn routes(
         let host = |service: &Service<'_>, domains| {
             virtual_host(context, services, service, name, scope(spec.role), domains)
         };
-        for service in &http {
-            if service.inbound == InboundSpec::Terminate {
-                configs.push(config(
-                    one_service(name, &service.id),
-                    vec![host(service, vec!["*".to_owned()])],
-                ));
-            }
-        }
+        let terminated = (http.iter().copied())
+            .filter(|service| service.inbound == InboundSpec::Terminate)
+            .collect();
+        configs.extend(parallel::map(terminated, |service| {
+            config(
+                one_service(name, &service.id),
+                vec![host(service, vec!["*".to_owned()])],
+            )
+        }));
         let mut bare: Vec<(String, Vec<route::VirtualHost>)> = Vec::new();
         for service in http.iter().filter(|service| is_bare_http(service)) {
             let id = service.route.id();
@@ -364,22 +362,20 @@ pub(crate) fn routes(
             configs.push(config(one_service(name, &id), hosts));
         }
         if spec.role == RoleSpec::Workloads && !http.is_empty() {
-            let hosts = http
-                .iter()
-                .map(|service| host(service, domains(service)))
-                .collect();
+            let hosts = parallel::map(http, |service| host(service, domains(service)));
             configs.push(config(all_hosts(name), hosts));
         }
     }
     configs
 }
 
-fn config(name: String, virtual_hosts: Vec<route::VirtualHost>) -> route::RouteConfiguration {
-    route::RouteConfiguration {
-        name,
+fn config(name: String, virtual_hosts: Vec<route::VirtualHost>) -> (String, pb::Any) {
+    let config = route::RouteConfiguration {
+        name: name.clone(),
         virtual_hosts,
         ..Default::default()
-    }
+    };
+    (name, pb::pack(&config))
 }
 
 /// The authorities that name a service.

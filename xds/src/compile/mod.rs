@@ -8,6 +8,7 @@ pub(crate) mod target;
 
 use std::collections::BTreeMap;
 
+use prost::Name as _;
 use zeugma_core::snapshot::Node;
 
 pub(crate) use self::clusters::{HTTP_OPTIONS, SOCKET, start_of};
@@ -16,6 +17,7 @@ use self::target::Target;
 use crate::error::{Code, Finding, Findings};
 use crate::model::scalar::Text;
 use crate::model::{Document, ExportSpec, InboundSpec, MeshGateway, MeshRoute, Model, Port};
+use crate::parallel;
 use crate::pb::{self, Any, cluster, listener, route};
 
 /// Packed xDS resources with their names, in the order they depend on each other.
@@ -26,26 +28,57 @@ pub(crate) struct Resources {
     pub listeners: Vec<(String, Any)>,
 }
 
-impl Resources {
+/// The xDS resources a gateway was made from, by name and size: a line for each, for there are tens
+/// of thousands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResourceList {
+    /// `<c, r or l> <bytes> <name>` each.
+    pub(crate) lines: String,
+}
+
+impl ResourceList {
     /// Names and sizes by type, for people.
-    pub(crate) fn to_json(&self) -> serde_json::Value {
-        let list = |resources: &[(String, Any)]| -> serde_json::Value {
-            resources
-                .iter()
-                .map(|(name, any)| {
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let list = |kind: &str, type_url: String| -> serde_json::Value {
+            let of_kind = (self.lines.lines())
+                .filter_map(|line| line.strip_prefix(kind)?.strip_prefix(' ')?.split_once(' '));
+            of_kind
+                .map(|(bytes, name)| {
                     serde_json::json!({
                         "name": name,
-                        "type": any.type_url,
-                        "bytes": any.value.len(),
+                        "type": type_url,
+                        "bytes": bytes.parse::<usize>().ok(),
                     })
                 })
                 .collect()
         };
         serde_json::json!({
-            "clusters": list(&self.clusters),
-            "routes": list(&self.routes),
-            "listeners": list(&self.listeners),
+            "clusters": list("c", cluster::Cluster::type_url()),
+            "routes": list("r", route::RouteConfiguration::type_url()),
+            "listeners": list("l", listener::Listener::type_url()),
         })
+    }
+}
+
+impl Resources {
+    /// Names and sizes.
+    pub(crate) fn list(&self) -> ResourceList {
+        use std::fmt::Write as _;
+
+        let mut lines = String::new();
+        for (kind, resources) in [
+            ('c', &self.clusters),
+            ('r', &self.routes),
+            ('l', &self.listeners),
+        ] {
+            for (name, any) in resources {
+                // Writing into a String does not fail.
+                writeln!(lines, "{kind} {} {name}", any.value.len()).ok();
+            }
+        }
+        lines.shrink_to_fit();
+        ResourceList { lines }
     }
 }
 
@@ -137,16 +170,17 @@ pub(crate) fn compile(context: Context<'_>, findings: &mut Findings) -> Resource
             .push((peer.name.clone(), pb::pack(&peer)));
     }
     let mut mirrors = BTreeMap::new();
+    let all: Vec<&Service<'_>> = services.list.iter().collect();
+    let built = parallel::map(all, |service| {
+        let packed = |scope| {
+            let cluster = clusters::service(context, service, scope);
+            (cluster.name.clone(), pb::pack(&cluster))
+        };
+        let own = service.has_own.then(|| packed(Scope::Own));
+        std::iter::once(packed(Scope::Outbound)).chain(own)
+    });
+    resources.clusters.extend(built.into_iter().flatten());
     for service in &services.list {
-        let outbound = clusters::service(context, service, Scope::Outbound);
-        let own = service
-            .has_own
-            .then(|| clusters::service(context, service, Scope::Own));
-        for cluster in std::iter::once(outbound).chain(own) {
-            resources
-                .clusters
-                .push((cluster.name.clone(), pb::pack(&cluster)));
-        }
         for cluster in clusters::mirrors(context, service, &services) {
             mirrors.insert(cluster.name.clone(), cluster);
         }
@@ -154,12 +188,7 @@ pub(crate) fn compile(context: Context<'_>, findings: &mut Findings) -> Resource
     for (name, cluster) in mirrors {
         resources.clusters.push((name, pb::pack(&cluster)));
     }
-    let routes: Vec<route::RouteConfiguration> = listeners::routes(context, &services);
-    for config in routes {
-        resources
-            .routes
-            .push((config.name.clone(), pb::pack(&config)));
-    }
+    resources.routes = listeners::routes(context, &services);
     for name in context.gateway.listeners_as_written() {
         let built: Option<listener::Listener> = listeners::listener(context, &services, name);
         match built {

@@ -5,8 +5,6 @@ mod listeners;
 mod rbac;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::sync::Arc;
 
 use zeugma_core::snapshot::{
     Cluster, ClusterIx, Mirror, Node, PeerIx, Service, ServiceIx, Snapshot,
@@ -15,7 +13,9 @@ use zeugma_core::snapshot::{
 use crate::compile::Resources;
 use crate::error::{Code, Finding, Findings};
 use crate::meta::AnyClusterMeta;
+use crate::parallel;
 use crate::pb::{self, cluster, listener, route};
+use crate::state;
 
 /// Names of what was ingested so far.
 #[derive(Debug, Default)]
@@ -45,9 +45,12 @@ pub(crate) fn ingest(resources: &Resources, node: Node) -> Result<Snapshot, Find
         peers: Vec::new(),
     };
     let mut traffic = Vec::new();
-    for (name, any) in &resources.clusters {
+    let decoded = parallel::map(resources.clusters.iter().collect(), |(name, any)| {
         let decoded = pb::unpack::<cluster::Cluster>(any)
             .and_then(|cluster| Ok((pb::from_metadata(cluster.metadata.as_ref())?, cluster)));
+        (name, decoded)
+    });
+    for (name, decoded) in decoded {
         match decoded {
             Ok((AnyClusterMeta::Peer(meta), cluster)) => {
                 let peer = clusters::peer(&cluster, &meta);
@@ -62,8 +65,11 @@ pub(crate) fn ingest(resources: &Resources, node: Node) -> Result<Snapshot, Find
             Err(error) => errors.add("cluster", name, &error),
         }
     }
-    for (cluster, meta) in &traffic {
-        let built: Result<Cluster, String> = clusters::traffic(cluster, meta, &names);
+    let built: Vec<Result<Cluster, String>> =
+        parallel::map(traffic.iter().collect(), |(cluster, meta)| {
+            clusters::traffic(cluster, meta, &names)
+        });
+    for ((cluster, _), built) in traffic.iter().zip(built) {
         if let Some(built) = errors.keep("cluster", &cluster.name, built) {
             names
                 .clusters
@@ -85,8 +91,10 @@ pub(crate) fn ingest(resources: &Resources, node: Node) -> Result<Snapshot, Find
         }
     }
     let mut routes = BTreeMap::new();
-    for (name, any) in &resources.routes {
-        let decoded = pb::unpack::<route::RouteConfiguration>(any);
+    let decoded = parallel::map(resources.routes.iter().collect(), |(name, any)| {
+        (name, pb::unpack::<route::RouteConfiguration>(any))
+    });
+    for (name, decoded) in decoded {
         if let Some(config) = errors.keep("route configuration", name, decoded) {
             routes.insert(name.clone(), config);
         }
@@ -95,7 +103,7 @@ pub(crate) fn ingest(resources: &Resources, node: Node) -> Result<Snapshot, Find
     if !errors.0.is_empty() {
         return Err(errors.0);
     }
-    snapshot.version = version(&snapshot);
+    snapshot.version = state::version(&snapshot);
     Ok(snapshot)
 }
 
@@ -152,34 +160,6 @@ impl Errors {
     }
 }
 
-/// FNV-1a over everything the snapshot says. Its text is the same in every run: protobuf's maps,
-/// whose order is not, are gone by now.
-fn version(snapshot: &Snapshot) -> Arc<str> {
-    let mut fnv = Fnv::default();
-    // Writing into the hash cannot fail.
-    let _ = write!(fnv, "{snapshot:?}");
-    format!("{:032x}", fnv.0).into()
-}
-
-/// FNV-1a of 128 bits (draft-eastlake-fnv §2, §5).
-struct Fnv(u128);
-
-impl Default for Fnv {
-    fn default() -> Self {
-        Self(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d)
-    }
-}
-
-impl std::fmt::Write for Fnv {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
-        for byte in text.bytes() {
-            self.0 = (self.0 ^ u128::from(byte)).wrapping_mul(PRIME);
-        }
-        Ok(())
-    }
-}
-
 /// The peer of this name.
 fn peer_ix(names: &Names, name: &str) -> Result<PeerIx, String> {
     names
@@ -214,20 +194,6 @@ mod tests {
         let snapshot = ingest(&Resources::default(), node()).unwrap();
         assert!(snapshot.listeners.is_empty() && snapshot.services.is_empty());
         assert_eq!(snapshot.version.len(), 32);
-    }
-
-    // The vectors of Go's hash/fnv.
-    #[test]
-    fn the_hash_is_fnv_1a() {
-        for (text, expected) in [
-            ("", 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d),
-            ("a", 0xd228_cb69_6f1a_8caf_7891_2b70_4e4a_8964),
-            ("ab", 0x0880_9544_bbab_1be9_5aa0_7330_55b6_9a62),
-        ] {
-            let mut fnv = Fnv::default();
-            fnv.write_str(text).unwrap();
-            assert_eq!(fnv.0, expected, "{text}");
-        }
     }
 
     #[test]

@@ -240,6 +240,8 @@ impl Document<MeshGateway> {
                 certificate: self.folder().join(&files.certificate),
                 key: self.folder().join(&files.key),
                 bundles: self.folder().join(&files.bundles),
+                crls: files.crls.as_ref().map(|path| self.folder().join(path)),
+                denied: files.denied.as_ref().map(|path| self.folder().join(path)),
             },
             admin: match &self.spec.admin {
                 Some(Text(Admin::Unix(path))) => AdminAddress::Unix(self.folder().join(path)),

@@ -73,6 +73,16 @@ pub(crate) struct SvidFilesSpec {
     pub key: PathBuf,
     /// The folder of trust bundles: `<trust domain>.json` (SPIFFE bundle) or `.pem`.
     pub bundles: PathBuf,
+    /// The folder of CRLs: `<trust domain>.pem`, each of one to 16 CRLs signed by anchors of that
+    /// trust domain's bundle. Default: none. A revoked certificate is refused, and connections made
+    /// with it are ended. A CRL past its nextUpdate is honoured for 24 h and told in log and metrics;
+    /// then its trust domain is refused. A CRL with a lower crlNumber than the one in use is refused.
+    pub crls: Option<PathBuf>,
+    /// A file of SPIFFE IDs that are refused whatever certificate they show, one a line: an ID, or a
+    /// pattern such as `spiffe://east.example/ns/shop/*`; `#` begins a comment. Default: none. It
+    /// holds for callers, for the identities that gateways hand on, and for endpoints, and ends what
+    /// is open.
+    pub denied: Option<PathBuf>,
 }
 
 /// A socket that accepts connections.

@@ -16,6 +16,8 @@ use zeugma_core::snapshot::Position;
 
 use crate::error::{Code, Finding, Findings, Place, suggest};
 use crate::files::Source;
+use crate::parallel;
+use crate::settings::StateDir;
 use crate::yaml::{self, Positions};
 
 pub(crate) use defaults::Port;
@@ -147,6 +149,11 @@ impl<T> Document<T> {
         }
     }
 
+    /// Its text.
+    pub(crate) fn source(&self) -> &Source {
+        &self.source
+    }
+
     /// The folder that relative paths start from.
     pub(crate) fn folder(&self) -> &std::path::Path {
         &self.source.folder
@@ -167,16 +174,28 @@ impl Model {
     pub(crate) fn read(sources: Vec<Source>) -> (Self, Findings) {
         let mut model = Self::default();
         let mut findings = Findings::new();
-        for source in sources {
-            if let Err(finding) = model.add(source) {
-                findings.push(finding);
+        for read in parallel::map(sources, AnyDocument::read) {
+            match read {
+                Ok(AnyDocument::Gateway(gateway)) => model.gateways.push(*gateway),
+                Ok(AnyDocument::Peer(peer)) => model.peers.push(*peer),
+                Ok(AnyDocument::Route(route)) => model.routes.push(*route),
+                Err(finding) => findings.push(finding),
             }
         }
         model.index();
         (model, findings)
     }
+}
 
-    fn add(&mut self, source: Source) -> Result<(), Finding> {
+/// A document of any kind.
+enum AnyDocument {
+    Gateway(Box<Document<MeshGateway>>),
+    Peer(Box<Document<MeshPeer>>),
+    Route(Box<Document<MeshRoute>>),
+}
+
+impl AnyDocument {
+    fn read(source: Source) -> Result<Self, Finding> {
         let positions = yaml::positions(&source)?;
         let source = Arc::new(source);
         let key = |name: &str| source.place_of(positions.key(name), name);
@@ -203,34 +222,41 @@ impl Model {
         match kind.as_str() {
             "MeshGateway" => {
                 let document: GatewayDocument = yaml::read(&source, &positions)?;
-                self.gateways
-                    .push(wrap(document.metadata, document.spec, source, positions));
+                let document = wrap(document.metadata, document.spec, source, positions);
+                Ok(Self::Gateway(Box::new(document)))
             }
             "MeshPeer" => {
                 let document: PeerDocument = yaml::read(&source, &positions)?;
-                self.peers
-                    .push(wrap(document.metadata, document.spec, source, positions));
+                let document = wrap(document.metadata, document.spec, source, positions);
+                Ok(Self::Peer(Box::new(document)))
             }
             "MeshRoute" => {
                 let document: RouteDocument = yaml::read(&source, &positions)?;
-                self.routes
-                    .push(wrap(document.metadata, document.spec, source, positions));
+                let document = wrap(document.metadata, document.spec, source, positions);
+                Ok(Self::Route(Box::new(document)))
             }
-            "" => {
-                return Err(Finding::error(Code::MissingField, "`kind` is missing")
-                    .help(format!("it is one of {}", KINDS.join(", ")))
-                    .at(key("")));
-            }
-            other => {
-                return Err(
-                    Finding::error(Code::NotADocument, format!("unknown kind `{other}`"))
-                        .maybe_help(suggest(other, KINDS))
-                        .at(value("kind")),
-                );
-            }
+            "" => Err(Finding::error(Code::MissingField, "`kind` is missing")
+                .help(format!("it is one of {}", KINDS.join(", ")))
+                .at(key(""))),
+            other => Err(
+                Finding::error(Code::NotADocument, format!("unknown kind `{other}`"))
+                    .maybe_help(suggest(other, KINDS))
+                    .at(value("kind")),
+            ),
         }
-        Ok(())
     }
+}
+
+/// The name of the `MeshGateway` in `source`, and where it keeps its state: what can be said of a
+/// document whose other fields may be wrong.
+pub(crate) fn state_dir(source: &Source) -> Option<(String, StateDir)> {
+    let positions = yaml::positions(source).ok()?;
+    (positions.top("kind") == Some("MeshGateway")).then_some(())?;
+    let name = positions.text("metadata.name")?.to_owned();
+    let dir = (positions.text("spec.stateDir")).map_or(StateDir::Default, |written| {
+        StateDir::Given(source.folder.join(written))
+    });
+    Some((name, dir))
 }
 
 fn wrap<T>(metadata: Metadata, spec: T, source: Arc<Source>, positions: Positions) -> Document<T> {

@@ -359,7 +359,8 @@ pub(crate) struct RetriesSpec {
 
 /// How much of a route may be under way at once, on one gateway and over all its workers. More is
 /// refused at once and counted: a request by a 503, a connection by being closed, TLS that is passed
-/// through by an alert. A calling gateway may try another cluster. Copies of requests are not counted.
+/// through by an alert. A calling gateway may try another cluster. Copies of requests count only where
+/// they wait.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct RouteLimitsSpec {

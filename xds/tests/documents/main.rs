@@ -9,6 +9,9 @@
 )]
 
 mod findings;
+mod last_good;
 mod load;
+#[path = "../../../tests/support/many.rs"]
+mod many;
 mod robust;
 mod support;

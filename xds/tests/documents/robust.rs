@@ -6,7 +6,7 @@ use crate::support::{EAST, WEST_PEER, route, try_load};
 use serde_json::Value;
 
 /// A route that uses most fields.
-fn full() -> String {
+pub(crate) fn full() -> String {
     route(
         "orders",
         r#"protocol: http, port: 8080, hosts: [orders.example, "*.orders.example"],
@@ -26,10 +26,10 @@ fn full() -> String {
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014), so that a seed alone replays a failure.
-struct Draw(u64);
+pub(crate) struct Draw(pub(crate) u64);
 
 impl Draw {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -37,7 +37,7 @@ impl Draw {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         usize::try_from(self.next() % u64::try_from(n.max(1)).unwrap()).unwrap()
     }
 
@@ -183,12 +183,11 @@ fn the_schema_names_every_field_and_refuses_others() {
     let mut names = BTreeSet::new();
     properties(&schema, &mut names);
     // The words of the manual's example that this version reads.
-    for name in "apiVersion kind metadata spec name namespace trustDomain cluster locality svid files certificate key bundles listeners address role route sources admin probes metrics workers limits connections handshakeTimeout headerTimeout streams headerBytes drain delay timeout gateways spiffeIDs attests keepalive ping hosts protocol port ports targetPort inbound backends endpoints weight tls version proxyProtocol peer balance policy prefer failover order never start full hold failback after ramp tooFew health active http tcp every up down passive consecutive on errorRate over requests eject maxEjected keepAtLeast timeouts connect responseHeaders idle perTry retries attempts budget buffer any handshakes perSource memory pending requests mirror percent bodyLimit inFlight allow deny from via methods paths export to".split(' ') {
+    for name in "apiVersion kind metadata spec name namespace trustDomain cluster locality svid files certificate key bundles crls denied listeners address role route sources admin probes metrics workers limits connections handshakeTimeout headerTimeout streams headerBytes drain delay timeout gateways spiffeIDs attests keepalive ping hosts protocol port ports targetPort inbound backends endpoints weight tls version proxyProtocol peer balance policy prefer failover order never start full hold failback after ramp tooFew health active http tcp every up down passive consecutive on errorRate over requests eject maxEjected keepAtLeast timeouts connect responseHeaders idle perTry retries attempts budget buffer any handshakes perSource memory pending requests mirror percent bodyLimit inFlight allow deny from via methods paths export to".split(' ') {
         assert!(names.contains(name), "the schema lacks `{name}`");
     }
     for later in [
         "rules",
-        "crls",
         "workloadApi",
         "stateDir",
         "controlPlane",

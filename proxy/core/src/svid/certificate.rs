@@ -10,6 +10,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 use x509_parser::x509::X509Version;
 
+use super::crl::content;
 use super::{
     EXTENSIONS_MAX, IssuerFacts, LeafFacts, Origin, ROOT_PATH_LEN_MAX, Rule, SERIAL_OCTETS_MAX,
     Serial, Violation, key,
@@ -306,6 +307,20 @@ impl<'a> Certificate<'a> {
     #[must_use]
     pub fn public_key(&self) -> &'a [u8] {
         self.x509.tbs_certificate.subject_pki.raw
+    }
+
+    /// The content of the public key's algorithm identifier, and the key.
+    #[must_use]
+    pub fn public_key_parts(&self) -> Option<(&'a [u8], &[u8])> {
+        let info = &self.x509.tbs_certificate.subject_pki;
+        let algorithm = content(content(info.raw)?)?;
+        Some((algorithm, &info.subject_public_key.data))
+    }
+
+    /// Whether its key may sign CRLs (R9).
+    #[must_use]
+    pub fn signs_crls(&self) -> bool {
+        (self.key_usage.as_ref()).is_some_and(|(usage, _)| usage.crl_sign())
     }
 
     /// The rules of RFC 5280 for any certificate: R1, R2, R3, R4, R10.

@@ -74,6 +74,9 @@ rules! {
     PathLength, "path-length", "no pathLen constraint of the path is exceeded";
     PathTooComplex, "path-too-complex", "a path is found within the search budget";
     NoPossession, "no-possession", "the peer proves in the handshake that it holds the certificate's key";
+    Revoked, "revoked", "no certificate of the path is on a CRL of its trust domain";
+    RevocationUnknown, "revocation-unknown", "no CRL of the trust domain is more than 24 h past its nextUpdate";
+    DeniedId, "denied-id", "the peer's SPIFFE ID is not on the deny list";
     UnexpectedId, "unexpected-id", "the peer is who the configuration expects";
 }
 

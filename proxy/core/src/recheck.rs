@@ -1,0 +1,291 @@
+//! Whether what is open may go on under another configuration than the one that let it in.
+//!
+//! Indices mean nothing across snapshots: what is open is known by names, and decided anew from
+//! them. An endpoint that was only taken out of a cluster keeps its open connections, which drain.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::authorize::{Asking, Verdict, authorize, authorize_session, evidence};
+use crate::engine::cluster_of;
+use crate::identity::SpiffeId;
+use crate::snapshot::{
+    Address, EndpointTls, Inbound, Listener, Protocol, Service, ServiceIx, Snapshot,
+};
+use crate::verdict::Reason;
+
+/// Something open, as the configuration knows it.
+#[derive(Debug, Clone, Copy)]
+pub struct Carried<'a> {
+    /// The listener it came in on.
+    pub listener: &'a str,
+    /// The address it came from.
+    pub source: IpAddr,
+    /// The verified ID of its caller; `None` where no TLS ended here.
+    pub verified: Option<&'a SpiffeId>,
+    /// The ID that a gateway handed on with it.
+    pub claimed: Option<&'a SpiffeId>,
+    /// What it asked for.
+    pub service: Asked,
+    /// What it is.
+    pub kind: Kind<'a>,
+}
+
+/// What something open had asked for, in the snapshot it is judged by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// Nothing yet, or each of its requests for itself.
+    Nothing,
+    /// This service.
+    Service(ServiceIx),
+    /// A service that is there no longer.
+    Gone,
+}
+
+/// What something open is.
+#[derive(Debug, Clone, Copy)]
+pub enum Kind<'a> {
+    /// The caller's own TLS, relayed as it is.
+    Passthrough,
+    /// The bytes of a TCP service.
+    Bytes,
+    /// A HTTP connection, whose requests are decided one by one.
+    Session,
+    /// A HTTP request or what it was upgraded to.
+    Request {
+        /// The method.
+        method: &'a str,
+        /// The path.
+        path: &'a str,
+    },
+}
+
+/// An endpoint with a verified certificate that something open is carried to.
+#[derive(Debug, Clone, Copy)]
+pub struct Answering<'a> {
+    /// The name of its backend.
+    pub backend: &'a str,
+    /// Its address as it is configured.
+    pub address: &'a Address,
+    /// Who answered.
+    pub id: &'a SpiffeId,
+}
+
+/// Why something open may not go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// The reason in logs and metrics.
+    pub reason: Reason,
+    /// What decided: the position of a rule, or the id of a certificate rule.
+    pub rule: Option<String>,
+    /// What exactly, for people.
+    pub detail: String,
+}
+
+impl Ending {
+    fn not_served(detail: impl Into<String>) -> Self {
+        Self {
+            reason: Reason::NoLongerServed,
+            rule: None,
+            detail: detail.into(),
+        }
+    }
+}
+
+/// The services of a snapshot by name and port: for judging many.
+#[derive(Debug)]
+pub struct Directory(BTreeMap<(Arc<str>, u16), ServiceIx>);
+
+impl Directory {
+    /// Lists the services of `snapshot`.
+    #[must_use]
+    pub fn new(snapshot: &Snapshot) -> Self {
+        let services = snapshot.services.iter().enumerate();
+        let by_name = services
+            .map(|(ix, service)| ((Arc::clone(&service.name), service.port), ServiceIx(ix)))
+            .collect();
+        Self(by_name)
+    }
+
+    /// Finds a service.
+    #[must_use]
+    pub fn find(&self, name: &Arc<str>, port: u16) -> Asked {
+        match self.0.get(&(Arc::clone(name), port)) {
+            Some(ix) => Asked::Service(*ix),
+            None => Asked::Gone,
+        }
+    }
+}
+
+/// Finds one service without a [`Directory`].
+#[must_use]
+pub fn find(snapshot: &Snapshot, name: &str, port: u16) -> Asked {
+    let found = (snapshot.services.iter())
+        .position(|service| service.port == port && *service.name == *name);
+    found.map_or(Asked::Gone, |ix| Asked::Service(ServiceIx(ix)))
+}
+
+/// Decides whether something open would be let in as it is by `snapshot`.
+///
+/// # Errors
+/// Why it would not.
+pub fn judge(snapshot: &Snapshot, carried: &Carried<'_>) -> Result<(), Ending> {
+    let named = snapshot.listener(carried.listener);
+    let Some(listener) = named.or_else(|| renamed(snapshot, carried)) else {
+        let detail = format!("the listener `{}` is gone", carried.listener);
+        return Err(Ending::not_served(detail));
+    };
+    let source = carried.source.to_canonical();
+    if !listener.sources.is_empty() && !listener.sources.iter().any(|net| net.contains(&source)) {
+        return Err(Ending {
+            reason: Reason::NoLongerAllowed,
+            rule: None,
+            detail: format!(
+                "the listener `{}` no longer accepts {source}",
+                listener.name
+            ),
+        });
+    }
+    let ix = match carried.service {
+        Asked::Nothing => return Ok(()),
+        Asked::Gone => return Err(Ending::not_served("its service is gone")),
+        Asked::Service(ix) => ix,
+    };
+    let service = snapshot.service(ix);
+    check_served(listener, ix, service, &carried.kind)?;
+    let evidence = match carried.verified {
+        None => crate::authorize::Evidence::Network,
+        Some(id) => evidence(snapshot, carried.source, id, carried.claimed),
+    };
+    let (method, path) = match carried.kind {
+        Kind::Request { method, path } => (Some(method), Some(path)),
+        Kind::Passthrough | Kind::Bytes | Kind::Session => (None, None),
+    };
+    let asking = Asking {
+        listener,
+        source: carried.source,
+        evidence,
+        method,
+        path,
+    };
+    let verdict = match carried.kind {
+        Kind::Session => authorize_session(snapshot, ix, &asking),
+        Kind::Passthrough | Kind::Bytes | Kind::Request { .. } => authorize(snapshot, ix, &asking),
+    };
+    match verdict {
+        Verdict::Allow { .. } => Ok(()),
+        Verdict::Deny {
+            reason,
+            rule,
+            nearest,
+        } => Err(denied(service, reason, rule, nearest)),
+    }
+}
+
+/// The one-route listener that carries the same plaintext under another name: a new name takes no
+/// right away, and rules are asked by it.
+fn renamed<'s>(snapshot: &'s Snapshot, carried: &Carried<'_>) -> Option<&'s Listener> {
+    let Asked::Service(ix) = carried.service else {
+        return None;
+    };
+    let is_plain = matches!(carried.kind, Kind::Bytes) && carried.verified.is_none();
+    let mut listeners = snapshot.listeners.iter().filter(|_| is_plain);
+    listeners.find(|listener| listener.only == Some(ix))
+}
+
+/// Whether a listener still carries a service in this way.
+fn check_served(
+    listener: &Listener,
+    ix: ServiceIx,
+    service: &Service,
+    kind: &Kind<'_>,
+) -> Result<(), Ending> {
+    if listener.only.is_some_and(|only| only != ix) {
+        let detail = format!("the listener `{}` is another route's", listener.name);
+        return Err(Ending::not_served(detail));
+    }
+    let as_it_is = match kind {
+        Kind::Passthrough => service.inbound == Inbound::Passthrough,
+        Kind::Bytes => service.protocol == Protocol::Tcp,
+        Kind::Session | Kind::Request { .. } => service.protocol == Protocol::Http,
+    };
+    if !as_it_is {
+        let detail = format!("{} is carried in another way", service.name);
+        return Err(Ending::not_served(detail));
+    }
+    Ok(())
+}
+
+fn denied(
+    service: &Service,
+    reason: Reason,
+    rule: Option<usize>,
+    nearest: Option<usize>,
+) -> Ending {
+    let policy = &service.policy;
+    let deny = rule.and_then(|nth| policy.deny.get(nth));
+    let near = nearest.and_then(|nth| policy.allow.get(nth));
+    let position = deny.or(near).and_then(|rule| rule.position.as_ref());
+    Ending {
+        reason: if reason == Reason::NotExported {
+            Reason::NoLongerServed
+        } else {
+            Reason::NoLongerAllowed
+        },
+        rule: position
+            .or(service.position.as_ref())
+            .map(ToString::to_string),
+        detail: format!("{reason}: {}", reason.text()),
+    }
+}
+
+/// Decides whether the endpoint that something open is carried to may still answer for it.
+///
+/// # Errors
+/// The endpoint is configured and another identity is expected of it. One that is not configured
+/// any more is not asked for: what is open to it drains.
+pub fn judge_answering(
+    snapshot: &Snapshot,
+    listener: &str,
+    service: ServiceIx,
+    answering: &Answering<'_>,
+) -> Result<(), Ending> {
+    let Some(listener) = snapshot.listener(listener) else {
+        return Ok(());
+    };
+    let Ok(cluster) = cluster_of(snapshot, listener, service) else {
+        return Ok(());
+    };
+    let same = (snapshot.cluster(cluster).endpoints.iter()).filter(|endpoint| {
+        *endpoint.backend == *answering.backend && endpoint.address == *answering.address
+    });
+    let mut unexpected = false;
+    for endpoint in same {
+        match &endpoint.tls {
+            EndpointTls::Mesh { expected, .. } => {
+                if expected.iter().any(|one| one.matches(answering.id)) {
+                    return Ok(());
+                }
+                unexpected = true;
+            }
+            EndpointTls::None | EndpointTls::Workload => {}
+        }
+    }
+    if !unexpected {
+        return Ok(());
+    }
+    let service = snapshot.service(service);
+    Err(Ending {
+        reason: Reason::UpstreamRefused,
+        rule: service.position.as_ref().map(ToString::to_string),
+        detail: format!(
+            "{} answers at {}, and is no longer expected there",
+            answering.id, answering.address
+        ),
+    })
+}
+
+#[cfg(test)]
+#[path = "recheck_tests.rs"]
+mod tests;

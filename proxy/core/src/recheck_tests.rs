@@ -1,0 +1,201 @@
+use super::*;
+use crate::fixture::{id, ids, nets, service, snapshot};
+use crate::snapshot::{Export, Policy, Position, Rule};
+
+const CART: &str = "spiffe://west.example/ns/shop/sa/cart";
+const GATEWAY: &str = "spiffe://west.example/zeugma/gateway";
+
+fn rule(from: &[&str], line: u32) -> Rule {
+    Rule {
+        from: ids(from),
+        position: Some(Position {
+            file: "orders.yaml".into(),
+            line,
+        }),
+        ..Rule::default()
+    }
+}
+
+/// One TCP service for `CART`, one HTTP service for anybody.
+fn world() -> Snapshot {
+    let mut bytes = service("shop/db", "db.a", 5432);
+    bytes.protocol = Protocol::Tcp;
+    bytes.policy.allow = vec![rule(&[CART], 7)];
+    let mut web = service("shop/web", "web.a", 80);
+    web.policy.allow = vec![Rule {
+        paths: vec![crate::snapshot::PathPattern::Below("/v1/".into())],
+        ..rule(&[], 9)
+    }];
+    snapshot(vec![bytes, web])
+}
+
+fn carried<'a>(
+    world: &Snapshot,
+    name: &str,
+    verified: &'a SpiffeId,
+    kind: Kind<'a>,
+) -> Carried<'a> {
+    let port = if name == "shop/db" { 5432 } else { 80 };
+    Carried {
+        listener: "mesh",
+        source: "192.0.2.1".parse().unwrap(),
+        verified: Some(verified),
+        claimed: None,
+        service: find(world, name, port),
+        kind,
+    }
+}
+
+fn bytes_of(world: &Snapshot, who: &SpiffeId) -> Result<(), Ending> {
+    judge(world, &carried(world, "shop/db", who, Kind::Bytes))
+}
+
+#[test]
+fn what_would_be_let_in_again_stays() {
+    let world = world();
+    let cart = id(CART);
+    bytes_of(&world, &cart).unwrap();
+    judge(&world, &carried(&world, "shop/web", &cart, Kind::Session)).unwrap();
+    let request = Kind::Request {
+        method: "GET",
+        path: "/v1/orders",
+    };
+    judge(&world, &carried(&world, "shop/web", &cart, request)).unwrap();
+    let name: Arc<str> = "shop/db".into();
+    let directory = Directory::new(&world);
+    assert_eq!(directory.find(&name, 5432), find(&world, "shop/db", 5432));
+    assert_eq!(directory.find(&name, 1), Asked::Gone);
+}
+
+#[test]
+fn each_kind_of_change_has_its_reason_and_names_its_rule() {
+    let cart = id(CART);
+    let ended = |change: &dyn Fn(&mut Snapshot)| {
+        let mut world = world();
+        change(&mut world);
+        let ending = bytes_of(&world, &cart).unwrap_err();
+        (ending.reason.label(), ending.rule)
+    };
+    let at = |line: u32| Some(format!("orders.yaml:{line}"));
+    let denied = ended(&|world| {
+        world.services[0].policy.deny = vec![rule(&["spiffe://west.example/ns/shop/*"], 3)];
+    });
+    assert_eq!(denied, ("no-longer-allowed", at(3)));
+    let other = ended(&|world| {
+        world.services[0].policy.allow = vec![rule(&[GATEWAY], 4)];
+    });
+    assert_eq!(other, ("no-longer-allowed", at(4)));
+    let nothing = ended(&|world| {
+        world.services[0].policy = Policy::default();
+        world.services[0].position = Some(Position {
+            file: "orders.yaml".into(),
+            line: 1,
+        });
+    });
+    assert_eq!(nothing, ("no-longer-allowed", at(1)));
+    let unexported = ended(&|world| world.services[0].export = Export::Nobody);
+    assert_eq!(unexported.0, "no-longer-served");
+    let gone = ended(&|world| {
+        world.services.remove(0);
+    });
+    assert_eq!(gone.0, "no-longer-served");
+    let unheard = ended(&|world| {
+        world.listeners.remove(0);
+    });
+    assert_eq!(unheard.0, "no-longer-served");
+    let elsewhere = ended(&|world| world.listeners[0].only = Some(ServiceIx(1)));
+    assert_eq!(elsewhere.0, "no-longer-served");
+    let http = ended(&|world| world.services[0].protocol = Protocol::Http);
+    assert_eq!(http.0, "no-longer-served");
+    let source = ended(&|world| world.listeners[0].sources = nets(&["198.51.100.0/24"]));
+    assert_eq!(source.0, "no-longer-allowed");
+}
+
+#[test]
+fn a_session_stays_while_any_request_of_it_could_be_allowed() {
+    let cart = id(CART);
+    let session =
+        |world: &Snapshot| judge(world, &carried(world, "shop/web", &cart, Kind::Session));
+    let mut world = world();
+    // A rule against some requests is none against the connection.
+    world.services[1].policy.deny = vec![Rule {
+        methods: vec!["PUT".into()],
+        ..rule(&[CART], 11)
+    }];
+    session(&world).unwrap();
+    let put = Kind::Request {
+        method: "PUT",
+        path: "/v1/orders",
+    };
+    let ending = judge(&world, &carried(&world, "shop/web", &cart, put)).unwrap_err();
+    assert_eq!(ending.rule.as_deref(), Some("orders.yaml:11"));
+    world.services[1].policy.deny = vec![rule(&[CART], 12)];
+    let ending = session(&world).unwrap_err();
+    assert_eq!(ending.rule.as_deref(), Some("orders.yaml:12"));
+    // What a gateway hands on is not known of its connection.
+    world.services[1].policy = Policy {
+        allow: vec![Rule {
+            via: vec![crate::snapshot::PeerIx(0)],
+            ..rule(&[CART], 13)
+        }],
+        deny: Vec::new(),
+    };
+    let gateway = id(GATEWAY);
+    judge(
+        &world,
+        &carried(&world, "shop/web", &gateway, Kind::Session),
+    )
+    .unwrap();
+    world.services[1].policy.allow[0].via = Vec::new();
+    let ending = judge(
+        &world,
+        &carried(&world, "shop/web", &gateway, Kind::Session),
+    )
+    .unwrap_err();
+    assert_eq!(ending.reason, Reason::NoLongerAllowed);
+}
+
+#[test]
+fn an_identity_handed_on_is_judged_as_one() {
+    let mut world = world();
+    world.services[0].policy.allow = vec![Rule {
+        via: vec![crate::snapshot::PeerIx(0)],
+        ..rule(&[CART], 5)
+    }];
+    let (gateway, cart) = (id(GATEWAY), id(CART));
+    let mut handed_on = carried(&world, "shop/db", &gateway, Kind::Bytes);
+    handed_on.claimed = Some(&cart);
+    judge(&world, &handed_on).unwrap();
+    // The peer no longer attests: the word of its gateway does not count.
+    world.peers[0].attests = Vec::new();
+    let ending = judge(&world, &handed_on).unwrap_err();
+    assert_eq!(ending.reason, Reason::NoLongerAllowed);
+}
+
+#[test]
+fn an_endpoint_may_go_but_not_become_somebody_else() {
+    let mut world = world();
+    let address = Address::Socket("127.0.0.1:1".parse().unwrap());
+    let cart = id(CART);
+    let answering = Answering {
+        backend: "backend",
+        address: &address,
+        id: &cart,
+    };
+    let judged = |world: &Snapshot| judge_answering(world, "apps", ServiceIx(0), &answering);
+    let expects = |world: &mut Snapshot, who: &[&str]| {
+        for endpoint in &mut Arc::make_mut(&mut world.clusters[0]).endpoints {
+            endpoint.tls = EndpointTls::Mesh {
+                sni: "db.a".into(),
+                expected: ids(who),
+            };
+        }
+    };
+    judged(&world).unwrap();
+    expects(&mut world, &["spiffe://west.example/ns/shop/*"]);
+    judged(&world).unwrap();
+    expects(&mut world, &[GATEWAY]);
+    assert_eq!(judged(&world).unwrap_err().reason, Reason::UpstreamRefused);
+    Arc::make_mut(&mut world.clusters[0]).endpoints.clear();
+    judged(&world).unwrap();
+}

@@ -1,0 +1,204 @@
+//! The last good configuration on disk: kept when one was applied, used at start.
+//!
+//! ```text
+//! files unchanged since it was kept ----> it, without reading them as YAML
+//! files good ---------------------------> the files; kept once they serve
+//! files refused, and it is usable ------> it, told loudly
+//! files refused otherwise --------------> no start
+//! ```
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Notify;
+use zeugma_xds::{
+    Findings, LastGood, LastGoodError, Loaded, NodeOptions, STATE_BYTES_MAX, Sources, StateDir,
+};
+
+use super::{GatewayError, reload};
+use crate::state;
+
+/// Its name in the gateway's folder.
+const FILE: &str = "last-good";
+
+/// What a gateway starts with.
+#[derive(Debug)]
+pub(super) struct Beginning {
+    pub(super) loaded: Loaded,
+    /// What is wrong with the files, where the last good configuration serves in their place.
+    pub(super) findings: Option<Findings>,
+    /// Whether it is what is kept already.
+    pub(super) is_kept: bool,
+}
+
+impl Beginning {
+    /// Loads the files, or what was kept of them.
+    ///
+    /// # Errors
+    /// [`GatewayError::Config`], where neither can be used.
+    pub(super) fn load(config: &Path, node: &NodeOptions) -> Result<Self, GatewayError> {
+        let sources = Sources::read(config);
+        let told = (sources.as_ref().ok()).and_then(|sources| sources.state_dir(node));
+        // Where not even the gateway's own document says it, its name alone may lead there.
+        let named = || Some((node.name.clone()?, StateDir::Default));
+        let kept = (told.or_else(named)).and_then(|(name, dir)| Kept::read(&dir, &name));
+        let refused = match sources {
+            Ok(sources) => {
+                let is_same = kept.as_ref().filter(|kept| kept.is_of(&sources, node));
+                if let Some(loaded) = is_same.and_then(|kept| kept.load(config, node)) {
+                    return Ok(Self {
+                        loaded,
+                        findings: None,
+                        is_kept: true,
+                    });
+                }
+                match sources.load(node) {
+                    Ok(loaded) => {
+                        return Ok(Self {
+                            loaded,
+                            findings: None,
+                            is_kept: false,
+                        });
+                    }
+                    Err(findings) => findings,
+                }
+            }
+            Err(findings) => findings,
+        };
+        let text = reload::describe(&refused);
+        let Some(loaded) = kept.and_then(|kept| kept.load(config, node)) else {
+            return Err(GatewayError::Config(text));
+        };
+        tracing::error!(
+            version = %loaded.snapshot.version,
+            "configuration refused; the last good one, which was kept, serves\n{text}"
+        );
+        Ok(Self {
+            loaded,
+            findings: Some(refused),
+            is_kept: true,
+        })
+    }
+}
+
+/// What the file holds.
+struct Kept {
+    path: PathBuf,
+    content: LastGood,
+}
+
+impl Kept {
+    fn read(dir: &StateDir, name: &str) -> Option<Self> {
+        let path = state::folder_of(dir, name).join(FILE);
+        let read = |path: &Path| -> io::Result<Vec<u8>> {
+            let file = File::open(path)?;
+            let len = file.metadata()?.len().min(STATE_BYTES_MAX);
+            let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or_default());
+            file.take(STATE_BYTES_MAX).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        match read(&path) {
+            Ok(bytes) => Some(Self {
+                path,
+                content: LastGood::from_bytes(bytes),
+            }),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                None
+            }
+            Err(error) => {
+                tracing::warn!(
+                    path = %path.display(), %error,
+                    "the last good configuration cannot be read"
+                );
+                None
+            }
+        }
+    }
+
+    fn is_of(&self, sources: &Sources, node: &NodeOptions) -> bool {
+        self.told(sources.made(&self.content, node))
+            .unwrap_or(false)
+    }
+
+    fn load(&self, config: &Path, node: &NodeOptions) -> Option<Loaded> {
+        self.told(self.content.clone().load(config, node))
+    }
+
+    fn told<T>(&self, result: Result<T, LastGoodError>) -> Option<T> {
+        if let Err(error) = &result {
+            tracing::warn!(
+                path = %self.path.display(), %error,
+                "the last good configuration that was kept is not used"
+            );
+        }
+        result.ok()
+    }
+}
+
+/// Writes the last good configuration beside the control loop: a slow disk holds up nothing.
+#[derive(Debug, Clone)]
+pub(super) struct Keeper {
+    folder: Arc<Path>,
+    /// What is to be written next; a newer one takes its place.
+    next: Arc<Mutex<Option<LastGood>>>,
+    told: Arc<Notify>,
+}
+
+impl Keeper {
+    /// Keeps it in `folder`, which is this gateway's.
+    pub(super) fn new(folder: PathBuf) -> Self {
+        Self {
+            folder: folder.into(),
+            next: Arc::default(),
+            told: Arc::default(),
+        }
+    }
+
+    /// Keeps this instead of what was kept before.
+    pub(super) fn keep(&self, last_good: LastGood) {
+        // A lock is held to move a pointer alone: nobody fails meanwhile.
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        *next = Some(last_good);
+        self.told.notify_one();
+    }
+
+    /// Writes whatever is to be kept, for ever.
+    pub(super) fn run(&self) -> impl Future<Output = ()> + use<> {
+        let this = self.clone();
+        async move {
+            loop {
+                this.told.notified().await;
+                let write = this.clone();
+                let written = tokio::task::spawn_blocking(move || write.write()).await;
+                match written {
+                    Ok(Ok(())) => tracing::debug!("the last good configuration is kept"),
+                    Ok(Err(error)) => tracing::warn!(
+                        path = %this.folder.join(FILE).display(), %error,
+                        "the last good configuration cannot be kept: a start with files that are \
+                         refused will fail"
+                    ),
+                    Err(error) => tracing::error!(%error, "keeping the configuration failed"),
+                }
+            }
+        }
+    }
+
+    fn write(&self) -> io::Result<()> {
+        let next = self
+            .next
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        match next {
+            Some(next) => state::write(&self.folder, FILE, next.as_bytes()),
+            None => Ok(()),
+        }
+    }
+}

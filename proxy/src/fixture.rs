@@ -1,0 +1,208 @@
+//! What unit tests of the shell share: a gateway without its control thread.
+
+use std::fs;
+use std::io::Write;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, watch};
+use zeugma_core::fleet::{Fleet, Observation};
+use zeugma_core::shares::Shares;
+use zeugma_core::snapshot::Snapshot;
+use zeugma_core::time::Time;
+use zeugma_xds::NodeOptions;
+
+use crate::account::AccessLog;
+use crate::admission::{Admission, UnderWay};
+use crate::metrics::Metrics;
+use crate::resolve::Names;
+use crate::runtime::{Phase, Published, Shared};
+use crate::tls::Credentials;
+
+/// What threads share, and the ends that the control thread would hold.
+pub(crate) struct Alone {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) observed: mpsc::Receiver<Observation>,
+    pub(crate) snapshot: Arc<Snapshot>,
+    lines: Lines,
+    _folder: TempDir,
+}
+
+/// The access log, in memory.
+#[derive(Debug, Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let mut lines = self.0.lock().map_err(|_| std::io::ErrorKind::Other)?;
+        lines.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Alone {
+    /// A gateway of cluster east with these listeners and further documents, which has room for
+    /// `observations` of its workers.
+    pub(crate) fn new(listeners: &str, documents: &str, observations: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        certify(&folder);
+        let text = format!(
+            "apiVersion: zeugma.dev/v1alpha1\nkind: MeshGateway\nmetadata: {{ name: east-gw }}\n\
+             spec:\n  trustDomain: east.example\n  cluster: east\n  locality: eu/eu-1\n  \
+             svid: {{ files: {{ certificate: gw.pem, key: gw.key, bundles: bundles/ }} }}\n  \
+             listeners: {listeners}\n{documents}"
+        );
+        fs::write(folder.path().join("east.yaml"), text).unwrap();
+        let node = NodeOptions {
+            name: None,
+            locality: None,
+        };
+        let loaded = match zeugma_xds::load(folder.path(), &node) {
+            Ok(loaded) => loaded,
+            Err(findings) => panic!("{findings}"),
+        };
+        let files = crate::tls::SvidFiles {
+            certificate: folder.path().join("gw.pem"),
+            key: folder.path().join("gw.key"),
+            bundles: folder.path().join("bundles"),
+            crls: None,
+            denied: None,
+        };
+        let snapshot = Arc::new(loaded.snapshot);
+        let lines = Lines::default();
+        let (phase, phase_read) = watch::channel(Phase::Serving);
+        let (observations, observed) = mpsc::channel(observations);
+        let admission = Admission::new(loaded.settings.limits.connections, u64::MAX);
+        let shared = Arc::new(Shared {
+            published: ArcSwap::from_pointee(published(&snapshot, shares(&snapshot))),
+            credentials: ArcSwap::from_pointee(Credentials::load(&files, 1).unwrap()),
+            names: ArcSwap::from_pointee(Names::default()),
+            settings: loaded.settings,
+            metrics: Metrics::new(),
+            log: AccessLog::start(Box::new(lines.clone())).unwrap(),
+            observations,
+            phase: phase_read,
+            ready: AtomicBool::new(true),
+            resources: ArcSwap::from_pointee(loaded.resources),
+            findings: ArcSwap::from_pointee(Value::Null),
+            open: Default::default(),
+            admission,
+            windows: Arc::default(),
+            changes: watch::channel(0).0,
+            started: Instant::now(),
+        });
+        Self {
+            shared,
+            phase,
+            observed,
+            snapshot,
+            lines,
+            _folder: folder,
+        }
+    }
+
+    /// Publishes the snapshot with the shares that belong to it.
+    pub(crate) fn publish(&self) {
+        self.publish_with(shares(&self.snapshot));
+    }
+
+    /// Publishes the snapshot with any shares.
+    pub(crate) fn publish_with(&self, shares: Shares) {
+        let published = published(&self.snapshot, shares);
+        self.shared.published.store(Arc::new(published));
+    }
+
+    /// The access log so far.
+    pub(crate) fn lines(&self) -> Vec<Value> {
+        self.shared.log.flush();
+        let text = self.lines.0.lock().unwrap().clone();
+        let text = String::from_utf8(text).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    /// Waits until `look` sees something.
+    pub(crate) async fn until<T>(&self, what: &str, mut look: impl FnMut(&Self) -> Option<T>) -> T {
+        let looking = async {
+            loop {
+                if let Some(seen) = look(self) {
+                    return seen;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let Ok(seen) = tokio::time::timeout(Duration::from_secs(20), looking).await else {
+            panic!("no {what}: {:?}", self.lines());
+        };
+        seen
+    }
+}
+
+fn shares(snapshot: &Snapshot) -> Shares {
+    let mut fleet = Fleet::new();
+    fleet.reconcile(snapshot, Time::ZERO);
+    fleet.shares(Time::ZERO)
+}
+
+fn published(snapshot: &Arc<Snapshot>, shares: Shares) -> Published {
+    Published {
+        generation: 1,
+        under_way: UnderWay::of(snapshot, None),
+        snapshot: Arc::clone(snapshot),
+        shares: Arc::new(shares),
+    }
+}
+
+/// An issuer of `east.example` and the gateway's certificate by it (X.509-SVID §4).
+fn certify(folder: &TempDir) {
+    let uri = |id: &str| SanType::URI(id.try_into().unwrap());
+    let (from, to) = {
+        let now = OffsetDateTime::now_utc();
+        (
+            now - Duration::from_secs(3600),
+            now + Duration::from_secs(3600),
+        )
+    };
+    let issuer_key = KeyPair::generate().unwrap();
+    let mut issuer = CertificateParams::default();
+    (issuer.not_before, issuer.not_after) = (from, to);
+    issuer.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    issuer.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    issuer.subject_alt_names = vec![uri("spiffe://east.example")];
+    let anchor = issuer.self_signed(&issuer_key).unwrap();
+    let issuer = Issuer::new(issuer, issuer_key);
+
+    let key = KeyPair::generate().unwrap();
+    let mut leaf = CertificateParams::default();
+    (leaf.not_before, leaf.not_after) = (from, to);
+    leaf.subject_alt_names = vec![uri("spiffe://east.example/zeugma/gateway")];
+    leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    leaf.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
+    leaf.use_authority_key_identifier_extension = true;
+    let certificate = leaf.signed_by(&key, &issuer).unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir(at("bundles")).unwrap();
+    fs::write(at("bundles/east.example.pem"), anchor.pem()).unwrap();
+    fs::write(at("gw.pem"), certificate.pem()).unwrap();
+    fs::write(at("gw.key"), key.serialize_pem()).unwrap();
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(at("gw.key"), fs::Permissions::from_mode(0o600)).unwrap();
+}

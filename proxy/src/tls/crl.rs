@@ -1,0 +1,343 @@
+//! CRLs: one file for each trust domain, each list signed by an anchor of its bundle.
+//!
+//! A list speaks of what its anchor issued: of the certificate right below the anchor on a path,
+//! be it a leaf or an intermediate. Serials are compared together with the anchor, never alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateRevocationListDer, pem};
+use zeugma_core::identity::{IdentityError, TrustDomain};
+use zeugma_core::svid::{Certificate, CrlError, CrlFacts, Rule, Serial, Violation};
+
+use super::bundle::{Anchor, Bundle, Bundles};
+use super::config::{provider, sha256};
+use super::credentials::{ReadError, read_bounded};
+
+/// The largest file of CRLs read, in bytes: room for [`CRL_ENTRIES_MAX`] entries.
+pub const CRL_BYTES_MAX: u64 = 8 << 20;
+/// The most CRLs of one file.
+pub const CRLS_MAX: usize = 16;
+/// The most entries of one CRL.
+pub const CRL_ENTRIES_MAX: usize = 100_000;
+/// The most files of CRLs in one folder.
+pub const CRL_FILES_MAX: usize = 1024;
+/// How long a CRL past its nextUpdate is honoured, in seconds; then its trust domain is refused.
+pub const CRL_GRACE_SECONDS: i64 = 24 * 60 * 60;
+
+/// Why CRLs cannot be used; every message names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum CrlsError {
+    /// The folder cannot be listed.
+    #[error("{}: cannot list the folder of CRLs", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The folder holds too many files.
+    #[error("{}: over {CRL_FILES_MAX} files of CRLs; remove those not in use", path.display())]
+    TooManyFiles {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A file of the folder cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The file's name is not a trust domain.
+    #[error("{}: the file name must be `<trust domain>.pem`", path.display())]
+    Name {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with the trust domain.
+        #[source]
+        source: IdentityError,
+    },
+    /// There is no bundle to verify it with.
+    #[error("{}: no bundle of trust domain {domain}; add the bundle or remove this file", path.display())]
+    NoBundle {
+        /// The file.
+        path: PathBuf,
+        /// The trust domain.
+        domain: TrustDomain,
+    },
+    /// The file is not whole PEM.
+    #[error("{}: not PEM CRLs (`X509 CRL`); is the file whole?", path.display())]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: pem::Error,
+    },
+    /// The file holds no CRL.
+    #[error("{}: no CRL in it; to revoke nothing, remove the file", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file holds too many CRLs.
+    #[error("{}: over {CRLS_MAX} CRLs; keep the newest of each issuer", path.display())]
+    TooMany {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A CRL cannot be used.
+    #[error("{}: CRL {index} cannot be used; get a new one from its CA", path.display())]
+    Crl {
+        /// The file.
+        path: PathBuf,
+        /// Its position, from 0.
+        index: usize,
+        /// What is wrong with it.
+        #[source]
+        source: CrlError,
+    },
+    /// No anchor that may sign CRLs signed it.
+    #[error(
+        "{}: CRL {index} is not signed by an anchor of the bundle of {domain} that has cRLSign; get a new one from its CA, or remove it",
+        path.display()
+    )]
+    Signature {
+        /// The file.
+        path: PathBuf,
+        /// Its position, from 0.
+        index: usize,
+        /// The trust domain.
+        domain: TrustDomain,
+    },
+    /// R9: its number does not follow the one in use.
+    #[error(
+        "{}: CRL {index} is not newer than the one in use: crlNumber {number} after {before}; put the newest one back",
+        path.display()
+    )]
+    Rollback {
+        /// The file.
+        path: PathBuf,
+        /// Its position, from 0.
+        index: usize,
+        /// Its number, in hexadecimal.
+        number: String,
+        /// The number of the one in use, in hexadecimal.
+        before: String,
+    },
+}
+
+/// One list whose signature was verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Crl {
+    /// The anchors it is of: they have one name and key.
+    anchors: Vec<[u8; 32]>,
+    /// The SHA-256 of their key.
+    key: [u8; 32],
+    number: Box<[u8]>,
+    digest: [u8; 32],
+    next_update: i64,
+    serials: BTreeSet<Serial>,
+}
+
+impl Crl {
+    fn order(&self) -> (usize, &[u8]) {
+        let from = self.number.iter().position(|octet| *octet != 0);
+        let octets = from.and_then(|at| self.number.get(at..));
+        let octets = octets.unwrap_or_default();
+        (octets.len(), octets)
+    }
+
+    fn number_text(&self) -> String {
+        self.number
+            .iter()
+            .map(|octet| format!("{octet:02x}"))
+            .collect()
+    }
+}
+
+/// The CRLs we hold, by trust domain.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Crls(BTreeMap<TrustDomain, Vec<Crl>>);
+
+impl Crls {
+    /// Reads every `<trust domain>.pem` of a folder; other files, and those whose name begins with a
+    /// dot, are ignored. Of several lists of one issuer the newest counts.
+    ///
+    /// # Errors
+    /// The first file that cannot be used, or that would bring back an older list than `before` holds
+    /// (R9): a folder is taken whole or not at all.
+    pub fn load(folder: &Path, bundles: &Bundles, before: &Self) -> Result<Self, CrlsError> {
+        let mut crls = Self::default();
+        for path in files(folder)? {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            let domain = TrustDomain::parse(&name).map_err(|source| CrlsError::Name {
+                path: path.clone(),
+                source,
+            })?;
+            let Some(bundle) = bundles.get(&domain) else {
+                return Err(CrlsError::NoBundle { path, domain });
+            };
+            let in_use = before.0.get(&domain).map_or(&[][..], Vec::as_slice);
+            let lists = load_file(&path, bundle, in_use)?;
+            crls.0.insert(domain, lists);
+        }
+        Ok(crls)
+    }
+
+    /// Checks the certificate right below an anchor.
+    pub(super) fn check(
+        &self,
+        domain: &TrustDomain,
+        anchor: &[u8; 32],
+        serial: &Serial,
+        now: i64,
+    ) -> Result<(), Violation> {
+        let Some(lists) = self.0.get(domain) else {
+            return Ok(());
+        };
+        // A revocation that is known counts, however old the list.
+        let of_anchor = |list: &&Crl| list.anchors.contains(anchor);
+        let mut listed = lists.iter().filter(of_anchor);
+        if listed.any(|list| list.serials.contains(serial)) {
+            let detail = format!("serial {serial} is on a CRL of trust domain {domain}");
+            return Err(Violation::new(Rule::Revoked, detail));
+        }
+        match lists.iter().map(|list| list.next_update).min() {
+            Some(due) if now > due.saturating_add(CRL_GRACE_SECONDS) => {
+                let late = now.saturating_sub(due);
+                let detail = format!(
+                    "the CRL of trust domain {domain} is {late} s past its nextUpdate; get a new one from its CA"
+                );
+                Err(Violation::new(Rule::RevocationUnknown, detail))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// When the first list of each trust domain is due to be replaced, in Unix seconds.
+    pub fn due(&self) -> impl Iterator<Item = (&TrustDomain, i64)> {
+        self.0.iter().filter_map(|(domain, lists)| {
+            let due = lists.iter().map(|list| list.next_update).min()?;
+            Some((domain, due))
+        })
+    }
+
+    /// When the first list of a trust domain is due; `None` where it has none.
+    pub(super) fn due_of(&self, domain: &TrustDomain) -> Option<i64> {
+        self.0
+            .get(domain)?
+            .iter()
+            .map(|list| list.next_update)
+            .min()
+    }
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>, CrlsError> {
+    let list = |source| CrlsError::Folder {
+        path: folder.to_owned(),
+        source,
+    };
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(folder).map_err(list)? {
+        let path = entry.map_err(list)?.path();
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        if name.starts_with(b".") || path.extension().is_none_or(|e| e != "pem") {
+            continue;
+        }
+        if paths.len() >= CRL_FILES_MAX {
+            return Err(CrlsError::TooManyFiles {
+                path: folder.to_owned(),
+            });
+        }
+        paths.push(path);
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn load_file(path: &Path, bundle: &Bundle, in_use: &[Crl]) -> Result<Vec<Crl>, CrlsError> {
+    let bytes = read_bounded(path, CRL_BYTES_MAX)?;
+    let mut lists: Vec<Crl> = Vec::new();
+    for (index, der) in CertificateRevocationListDer::pem_slice_iter(&bytes).enumerate() {
+        let der = der.map_err(|source| CrlsError::Pem {
+            path: path.to_owned(),
+            source,
+        })?;
+        if index >= CRLS_MAX {
+            return Err(CrlsError::TooMany {
+                path: path.to_owned(),
+            });
+        }
+        let facts = CrlFacts::parse(&der, CRL_ENTRIES_MAX).map_err(|source| CrlsError::Crl {
+            path: path.to_owned(),
+            index,
+            source,
+        })?;
+        let list = verified(facts, &der, bundle).ok_or_else(|| CrlsError::Signature {
+            path: path.to_owned(),
+            index,
+            domain: bundle.domain().clone(),
+        })?;
+        let before = in_use.iter().find(|one| one.key == list.key);
+        if let Some(before) = before
+            && (list.order() < before.order()
+                || (list.order() == before.order() && list.digest != before.digest))
+        {
+            return Err(CrlsError::Rollback {
+                path: path.to_owned(),
+                index,
+                number: list.number_text(),
+                before: before.number_text(),
+            });
+        }
+        match lists.iter_mut().find(|one| one.key == list.key) {
+            Some(one) if one.order() < list.order() => *one = list,
+            Some(_) => {}
+            None => lists.push(list),
+        }
+    }
+    if lists.is_empty() {
+        return Err(CrlsError::Empty {
+            path: path.to_owned(),
+        });
+    }
+    Ok(lists)
+}
+
+/// The list, if an anchor of the bundle signed it.
+fn verified(facts: CrlFacts<'_>, der: &[u8], bundle: &Bundle) -> Option<Crl> {
+    let keys =
+        (bundle.anchors().iter()).filter_map(|anchor| Some((signs(anchor, &facts)?, anchor)));
+    let mut key = None;
+    let mut anchors = Vec::new();
+    for (signer, anchor) in keys {
+        // One signature is of one key.
+        key = Some(signer);
+        anchors.push(anchor.fingerprint);
+    }
+    Some(Crl {
+        anchors,
+        key: key?,
+        number: facts.number,
+        digest: sha256(der),
+        next_update: facts.next_update,
+        serials: facts.serials,
+    })
+}
+
+/// The digest of the anchor's key, if it signed the list and may.
+fn signs(anchor: &Anchor, facts: &CrlFacts<'_>) -> Option<[u8; 32]> {
+    let certificate = Certificate::parse(&anchor.der).ok()?;
+    if certificate.subject() != &*facts.issuer || !certificate.signs_crls() {
+        return None;
+    }
+    let (algorithm, key) = certificate.public_key_parts()?;
+    let algorithms = provider().signature_verification_algorithms.all;
+    let signed = algorithms.iter().any(|one| {
+        one.public_key_alg_id().as_ref() == algorithm
+            && one.signature_alg_id().as_ref() == facts.algorithm
+            && (one.verify_signature(key, facts.signed, &facts.signature)).is_ok()
+    });
+    signed.then(|| sha256(certificate.public_key()))
+}

@@ -1,0 +1,136 @@
+//! The last good configuration on disk: what a gateway starts with when its files are refused.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+
+use crate::data_mesh::HELLO;
+use crate::data_services::HttpService;
+use crate::mesh::{Cluster, Gateway, eventually, get};
+
+fn cluster(service: &HttpService) -> Cluster {
+    let east = Cluster::new("east");
+    east.route(
+        "demo/hello",
+        &format!(
+            "
+            protocol: http
+            backends: [{{ endpoints: ['{}'] }}]
+            allow: [{{ listeners: [apps] }}]",
+            service.address()
+        ),
+    );
+    east
+}
+
+fn file(east: &Cluster) -> PathBuf {
+    east.config().join("state/east-gw/last-good")
+}
+
+async fn kept(east: &Cluster) {
+    let path = file(east);
+    eventually("the kept configuration", async || {
+        path.is_file().then_some(())
+    })
+    .await;
+}
+
+async fn version(gateway: &Gateway) -> String {
+    gateway.admin_json("/server_info").await["config_version"].to_string()
+}
+
+#[tokio::test]
+async fn a_restart_with_files_that_are_refused_serves_the_last_good_routes() {
+    let service = HttpService::start("hello");
+    let east = cluster(&service);
+    let first = east.start().await;
+    let before = version(&first).await;
+    kept(&east).await;
+    first.finish().await;
+    east.write("broken.yaml", "kind: Nonsense\n");
+    let second = east.start().await;
+    second
+        .message("configuration refused; the last good one, which was kept, serves")
+        .await;
+    assert_eq!(version(&second).await, before);
+    assert_eq!(get(east.apps, HELLO, "/").await.text(), "hello");
+    let stale = [("kind", "config")];
+    second
+        .metric_becomes("zeugma_last_good_in_use", &stale, 1.0)
+        .await;
+    let dump = second.admin_json("/config_dump").await;
+    assert!(
+        dump["findings"].to_string().contains("broken.yaml"),
+        "{dump}"
+    );
+    assert!(
+        dump["resources"]["clusters"]
+            .to_string()
+            .contains("demo/hello")
+    );
+    fs::remove_file(east.config().join("broken.yaml")).unwrap();
+    second
+        .metric_becomes("zeugma_last_good_in_use", &stale, 0.0)
+        .await;
+    second.finish().await;
+}
+
+#[tokio::test]
+async fn a_restart_with_unchanged_files_serves_the_very_same() {
+    let service = HttpService::start("hello");
+    let east = cluster(&service);
+    let first = east.start().await;
+    let before = version(&first).await;
+    kept(&east).await;
+    let inode = || fs::metadata(file(&east)).unwrap().ino();
+    let written = inode();
+    first.finish().await;
+    let second = east.start().await;
+    assert_eq!(version(&second).await, before);
+    assert_eq!(get(east.apps, HELLO, "/").await.text(), "hello");
+    // A change is applied, and kept in its turn.
+    assert_eq!(inode(), written);
+    east.route("demo/other", "protocol: http\nbackends: [{ endpoints: ['127.0.0.1:9'] }]\nallow: [{ listeners: [apps] }]");
+    eventually("the next one", async || (inode() != written).then_some(())).await;
+    assert_ne!(version(&second).await, before);
+    second.finish().await;
+}
+
+#[tokio::test]
+async fn a_damaged_one_is_told_and_not_used() {
+    let service = HttpService::start("hello");
+    let east = cluster(&service);
+    let first = east.start().await;
+    kept(&east).await;
+    first.finish().await;
+    let mut bytes = fs::read(file(&east)).unwrap();
+    let half = bytes.len() / 2;
+    bytes[half] ^= 1;
+    fs::write(file(&east), bytes).unwrap();
+    let second = east.start().await;
+    let said = second.message("that was kept is not used").await;
+    assert!(said.contains("its checksum is wrong"), "{said}");
+    assert_eq!(get(east.apps, HELLO, "/").await.text(), "hello");
+    second.finish().await;
+    // It alone is left, and it is damaged: there is nothing to start with.
+    fs::write(file(&east), "zeugma state\n").unwrap();
+    east.write("broken.yaml", "kind: Nonsense\n");
+    let third = Gateway::try_start(&east.config());
+    assert_eq!(third.status.code(), Some(65), "{third:?}");
+}
+
+#[tokio::test]
+async fn one_that_cannot_be_kept_is_a_warning() {
+    let service = HttpService::start("hello");
+    let east = cluster(&service);
+    fs::create_dir_all(file(&east)).unwrap();
+    let gateway = east.start().await;
+    gateway
+        .message("the last good configuration cannot be read")
+        .await;
+    gateway
+        .message("the last good configuration cannot be kept")
+        .await;
+    assert_eq!(get(east.apps, HELLO, "/").await.text(), "hello");
+    gateway.finish().await;
+}

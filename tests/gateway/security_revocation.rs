@@ -1,0 +1,293 @@
+//! Certificates that a CRL names and identities that a list denies, at a gateway's ports; and the
+//! files that say so when they are old, foreign or broken.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+use rustls::AlertDescription;
+use time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::mesh::{
+    Cluster, Gateway, Identity, Service, alert_of, collect, empty, eventually, h2, within,
+};
+use crate::security_pki::{Domain, INTERMEDIATE};
+
+const ORDERS: &str = "orders.shop.svc.clusterset.local";
+const DUE: Duration = Duration::hours(12);
+
+/// East trusts west, and lets everybody of it call.
+struct World {
+    east: Cluster,
+    west: Domain,
+    _service: Service,
+    gateway: Gateway,
+}
+
+impl World {
+    async fn new(protocol: &str, service: Service, more: &str) -> Self {
+        let west = Domain::new("west.example");
+        let mut east = Cluster::new("east");
+        west.write_bundle(&east);
+        east.peer(
+            "west",
+            "
+            cluster: west
+            locality: west/west-1
+            gateways: ['127.0.0.1:1']
+            attests: [west.example]
+            spiffeIDs: ['spiffe://west.example/zeugma/gateway']",
+        );
+        fs::create_dir(east.config().join("crls")).unwrap();
+        fs::write(east.config().join("denied"), "").unwrap();
+        east.trusting("crls: crls/, denied: denied");
+        let spec = format!(
+            "
+            protocol: {protocol}
+            {more}
+            inbound: terminate
+            backends: [{{ endpoints: ['{}'] }}]
+            allow: [{{ from: ['spiffe://west.example/*'] }}, {{ from: ['spiffe://west.example/*'], via: [west] }}]
+            export: {{ to: [west] }}",
+            service.address
+        );
+        east.route("shop/orders", &spec);
+        let gateway = east.start().await;
+        Self {
+            east,
+            west,
+            _service: service,
+            gateway,
+        }
+    }
+
+    async fn tcp() -> Self {
+        Self::new("tcp", Service::echo().await, "port: 5432").await
+    }
+
+    fn crls(&self) -> PathBuf {
+        self.east.config().join("crls")
+    }
+
+    /// Calls, and reads what comes back: an echo, or the alert of a refusal and its line.
+    async fn call(&self, who: &Identity) -> Result<(), (AlertDescription, serde_json::Value)> {
+        let tcp = TcpStream::connect(self.east.mesh).await.unwrap();
+        let source = tcp.local_addr().unwrap();
+        let dialled = who.dial_over(tcp, ORDERS, &[]);
+        let mut stream = within("a handshake", dialled).await.unwrap();
+        stream.write_all(b"x").await.ok();
+        match within("an answer", stream.read_u8()).await {
+            Ok(byte) => {
+                assert_eq!(byte, b'x');
+                Ok(())
+            }
+            // It was let in, and the change that came then cut it off.
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                let line = self.gateway.connection(source).await;
+                assert!(line.get("tls.alert").is_none(), "{line}");
+                Ok(())
+            }
+            Err(error) => Err((alert_of(&error), self.gateway.connection(source).await)),
+        }
+    }
+
+    /// Calls until it is refused, and returns how.
+    async fn is_refused(&self, who: &Identity) -> (AlertDescription, serde_json::Value) {
+        eventually("a refusal", async || self.call(who).await.err()).await
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_refused_in_the_handshake_by_a_rule_of_its_own() {
+    let world = World::tcp().await;
+    let leaf = world.west.issue(&world.east, "ns/shop/sa/leaf");
+    let deep = world.west.issue_deep(&world.east, "ns/shop/sa/deep");
+    let other = world.west.issue(&world.east, "ns/shop/sa/other");
+    // Twice: the second time its chain is known.
+    for who in [&leaf, &deep, &other, &leaf, &deep, &other] {
+        world.call(&who.identity).await.unwrap();
+    }
+    let crl = world.west.crl(1, &[leaf.serial, INTERMEDIATE], DUE);
+    world.west.write_crl(&world.crls(), &crl);
+    for who in [&leaf, &deep] {
+        let (alert, line) = world.is_refused(&who.identity).await;
+        assert_eq!(alert, AlertDescription::CertificateRevoked);
+        assert_eq!(line["verdict"], "certificate-revoked", "{line}");
+        assert_eq!(line["policy.rule"], "revoked", "{line}");
+        assert_eq!(line["tls.alert"], "certificate_revoked", "{line}");
+    }
+    world.call(&other.identity).await.unwrap();
+    let labels = [("side", "downstream"), ("rule", "revoked")];
+    let metrics = world.gateway.metrics().await;
+    let counted = metrics.value("zeugma_certificates_refused_total", &labels);
+    assert_eq!(counted, 2.0);
+    world.gateway.finish().await;
+}
+
+#[tokio::test]
+async fn a_denied_identity_is_refused_in_the_handshake_and_let_in_again_when_it_is_taken_off() {
+    let world = World::tcp().await;
+    let cart = world.west.issue(&world.east, "ns/shop/sa/cart");
+    let other = world.west.issue(&world.east, "ns/pay/sa/other");
+    world.call(&cart.identity).await.unwrap();
+    let list = "# all of shop\n\nspiffe://west.example/ns/shop/*\n";
+    world.east.write("denied", list);
+    let (alert, line) = world.is_refused(&cart.identity).await;
+    assert_eq!(alert, AlertDescription::AccessDenied);
+    assert_eq!(line["verdict"], "identity-denied", "{line}");
+    assert_eq!(line["policy.rule"], "denied-id", "{line}");
+    let error = line["error"].as_str().unwrap();
+    assert!(error.contains("denied:3"), "{line}");
+    world.call(&other.identity).await.unwrap();
+    // A line that names nobody: told with file and line, and the last good list serves.
+    world
+        .east
+        .write("denied", "spiffe://west.example/ns/pay/*\nnobody\n");
+    let said = world.gateway.message("denied:2: not a SPIFFE ID").await;
+    assert!(said.contains("last good"), "{said}");
+    world.call(&other.identity).await.unwrap();
+    world.is_refused(&cart.identity).await;
+    world.east.write("denied", "");
+    eventually("let in again", async || {
+        world.call(&cart.identity).await.ok()
+    })
+    .await;
+    world.gateway.finish().await;
+}
+
+#[tokio::test]
+async fn an_identity_that_is_handed_on_is_denied_as_if_it_called_itself() {
+    let service = Service::http("orders").await;
+    let world = World::new("http", service, "port: 80").await;
+    let west = world.west.issue(&world.east, "zeugma/gateway").identity;
+    let dialled = west.dial(world.east.mesh, ORDERS, &[b"h2"]);
+    let mut sender = h2(within("a handshake", dialled).await.unwrap()).await;
+    let mut ask = async |who: &str| {
+        let request = http::Request::get(format!("http://{ORDERS}/"))
+            .header(
+                "x-forwarded-client-cert",
+                format!("URI=spiffe://west.example/{who}"),
+            )
+            .body(empty())
+            .unwrap();
+        collect(
+            within("a response", sender.send_request(request))
+                .await
+                .unwrap(),
+        )
+        .await
+    };
+    assert_eq!(ask("ns/shop/sa/cart").await.status, 200);
+    let list = "spiffe://west.example/ns/shop/sa/cart\n";
+    world.east.write("denied", list);
+    let denied = eventually("the list", async || {
+        let reply = ask("ns/shop/sa/cart").await;
+        (reply.status == 403).then_some(reply)
+    })
+    .await;
+    let id = denied.header("x-request-id");
+    let line = world.gateway.log(|line| line["request.id"] == *id).await;
+    assert_eq!(line["verdict"], "identity-denied", "{line}");
+    let rule = line["policy.rule"].as_str().unwrap();
+    assert!(rule.ends_with("denied:1"), "{line}");
+    // The gateway that hands on, and whom else it hands on, go on.
+    assert_eq!(ask("ns/shop/sa/pay").await.status, 200);
+    world.gateway.finish().await;
+}
+
+#[tokio::test]
+async fn crls_that_are_old_foreign_or_broken_leave_the_last_good_one() {
+    let world = World::tcp().await;
+    let cart = world.west.issue(&world.east, "ns/shop/sa/cart");
+    let pay = world.west.issue(&world.east, "ns/shop/sa/pay");
+    let other = Domain::new("west.example");
+    let good = world.west.crl(7, &[cart.serial], DUE);
+    world.west.write_crl(&world.crls(), &good);
+    world.is_refused(&cart.identity).await;
+    let path = "crls/west.example.pem";
+    for (bad, said) in [
+        // R9: an older one would bring a revoked certificate back.
+        (world.west.crl(6, &[], DUE), "crlNumber 06 after 07"),
+        // The same number and other content.
+        (world.west.crl(7, &[], DUE), "crlNumber 07 after 07"),
+        (other.crl(8, &[], DUE), "not signed by an anchor"),
+        (
+            good.replace("\nMI", "\nAA"),
+            "west.example.pem: CRL 0 cannot be used",
+        ),
+        (
+            good[..good.len() / 2].to_owned(),
+            "west.example.pem: not PEM",
+        ),
+        ("nothing\n".to_owned(), "no CRL in it"),
+    ] {
+        world.west.write_crl(&world.crls(), &bad);
+        let line = world.gateway.message(said).await;
+        assert!(line.contains(path) && line.contains("last good"), "{line}");
+        let (alert, _) = world.call(&cart.identity).await.unwrap_err();
+        assert_eq!(alert, AlertDescription::CertificateRevoked, "{said}");
+        world.call(&pay.identity).await.unwrap();
+        world
+            .gateway
+            .metric_becomes("zeugma_last_good_in_use", &[("kind", "credentials")], 1.0)
+            .await;
+    }
+    // The next one is taken.
+    let next = world.west.crl(9, &[pay.serial], DUE);
+    world.west.write_crl(&world.crls(), &next);
+    world.is_refused(&pay.identity).await;
+    world.call(&cart.identity).await.unwrap();
+    world.gateway.finish().await;
+}
+
+#[tokio::test]
+async fn a_crl_past_its_time_alarms_and_a_day_later_its_trust_domain_is_refused() {
+    let world = World::tcp().await;
+    let cart = world.west.issue(&world.east, "ns/shop/sa/cart");
+    let pay = world.west.issue(&world.east, "ns/shop/sa/pay");
+    let dialled = pay.identity.dial(world.east.mesh, ORDERS, &[]);
+    let mut open = within("a handshake", dialled).await.unwrap();
+    let source = open.get_ref().0.local_addr().unwrap();
+    open.write_all(b"x").await.unwrap();
+    within("an echo", open.read_u8()).await.unwrap();
+    let late = world.west.crl(1, &[cart.serial], -Duration::hours(1));
+    world.west.write_crl(&world.crls(), &late);
+    world.is_refused(&cart.identity).await;
+    let said = world.gateway.message("past its nextUpdate").await;
+    assert!(said.contains("west.example"), "{said}");
+    let labels = [("trust_domain", "west.example")];
+    world
+        .gateway
+        .metric_becomes("zeugma_crl_stale", &labels, 1.0)
+        .await;
+    world.call(&pay.identity).await.unwrap();
+    open.write_all(b"x").await.unwrap();
+    within("an echo", open.read_u8()).await.unwrap();
+    // A day and an hour late.
+    let too_late = world.west.crl(2, &[cart.serial], -Duration::hours(25));
+    world.west.write_crl(&world.crls(), &too_late);
+    let (alert, line) = world.is_refused(&pay.identity).await;
+    assert_eq!(alert, AlertDescription::UnknownCA);
+    assert_eq!(line["verdict"], "revocation-unknown", "{line}");
+    assert_eq!(line["policy.rule"], "revocation-unknown", "{line}");
+    // What is known to be revoked is told as that.
+    let (alert, _) = world.call(&cart.identity).await.unwrap_err();
+    assert_eq!(alert, AlertDescription::CertificateRevoked);
+    let mut rest = Vec::new();
+    within("the end", open.read_to_end(&mut rest)).await.ok();
+    let line = world.gateway.connection(source).await;
+    assert_eq!(line["verdict"], "revocation-unknown", "{line}");
+    let fresh = world.west.crl(3, &[cart.serial], DUE);
+    world.west.write_crl(&world.crls(), &fresh);
+    eventually("believed again", async || {
+        world.call(&pay.identity).await.ok()
+    })
+    .await;
+    world
+        .gateway
+        .metric_becomes("zeugma_crl_stale", &labels, 0.0)
+        .await;
+    world.gateway.finish().await;
+}

@@ -1,0 +1,246 @@
+//! What a gateway keeps to serve the same again without reading its files: the last good
+//! configuration, compiled.
+//!
+//! ```text
+//! "zeugma state\n" | FNV-1a of the rest | Head | snapshot
+//! ```
+//!
+//! It is of one version of this program alone: another one reads the YAML. What was read back is
+//! checked like anything that comes from outside.
+
+mod codec;
+mod snapshot;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use zeugma_core::snapshot::Snapshot;
+
+use self::codec::{Coded, Corrupt, Read, Reader, Writer, coded};
+use crate::compile::ResourceList;
+use crate::error::{Finding, Findings};
+use crate::files::Source;
+use crate::fnv::Fnv;
+use crate::model::Model;
+use crate::settings::GatewaySettings;
+use crate::{Loaded, NodeOptions, locality};
+
+const MAGIC: &[u8] = b"zeugma state\n";
+
+/// The largest file that is read: ten thousand routes take 7 MB.
+pub const STATE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// Why what was kept cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LastGoodError {
+    /// It is not a file of ours, or one that was cut off or changed.
+    #[error("it is damaged: {0}")]
+    Damaged(&'static str),
+    /// Another version of this program wrote it.
+    #[error("another version of zeugma wrote it ({0})")]
+    OtherVersion(String),
+    /// It was made for another `--name`, `--locality` or `--config`.
+    #[error("it was made with other options: {0}")]
+    OtherOptions(String),
+}
+
+impl From<Corrupt> for LastGoodError {
+    fn from(Corrupt(what): Corrupt) -> Self {
+        Self::Damaged(what)
+    }
+}
+
+/// A configuration that was loaded, as bytes; see [`Loaded::last_good`](crate::Loaded).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastGood {
+    bytes: Vec<u8>,
+}
+
+/// What stands before the snapshot.
+#[derive(Debug)]
+struct Head {
+    made_by: String,
+    name: Option<String>,
+    locality: Option<String>,
+    path: PathBuf,
+    /// Of every file it was made from.
+    fingerprint: u128,
+    gateway: Source,
+    files: Vec<PathBuf>,
+    warnings: Vec<Finding>,
+    resources: ResourceList,
+}
+
+coded! {
+    Head { made_by, name, locality, path, fingerprint, gateway, files, warnings, resources }
+    Source { file, folder, lines_before, text }
+    ResourceList { lines }
+}
+
+/// What a state is made of beside the snapshot.
+pub(crate) struct Made<'a> {
+    pub(crate) options: &'a NodeOptions,
+    pub(crate) path: PathBuf,
+    pub(crate) fingerprint: u128,
+    pub(crate) gateway: Source,
+    pub(crate) files: Vec<PathBuf>,
+    pub(crate) warnings: &'a Findings,
+    pub(crate) resources: ResourceList,
+}
+
+impl LastGood {
+    /// Keeps what was made.
+    pub(crate) fn new(made: Made<'_>, snapshot: &Snapshot) -> Self {
+        let mut to = Writer::default();
+        let head = Head {
+            made_by: made_by(),
+            name: made.options.name.clone(),
+            locality: made.options.locality.clone(),
+            path: made.path,
+            fingerprint: made.fingerprint,
+            gateway: made.gateway,
+            files: made.files,
+            warnings: made.warnings.iter().cloned().collect(),
+            resources: made.resources,
+        };
+        head.write(&mut to);
+        snapshot.write(&mut to);
+        let body = to.into_bytes();
+        let mut bytes = Vec::with_capacity(MAGIC.len() + size_of::<u128>() + body.len());
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&Fnv::of(&body).to_le_bytes());
+        bytes.extend_from_slice(&body);
+        Self { bytes }
+    }
+
+    /// Takes what a file holds.
+    #[must_use]
+    pub const fn from_bytes(bytes: Vec<u8>) -> Self {
+        Self { bytes }
+    }
+
+    /// What a file is to hold.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What it was made with: whole, of this version, for these options and this path.
+    fn open(
+        &self,
+        path: &std::path::Path,
+        options: &NodeOptions,
+    ) -> Result<(Head, Reader<'_>), LastGoodError> {
+        let damaged = LastGoodError::Damaged;
+        let rest = (self.bytes.strip_prefix(MAGIC)).ok_or(damaged("it is no state file"))?;
+        let (sum, body) = (rest.split_first_chunk()).ok_or(damaged("it ends too soon"))?;
+        if Fnv::of(body) != u128::from_le_bytes(*sum) {
+            return Err(damaged("its checksum is wrong"));
+        }
+        let mut from = Reader::new(body);
+        // Before all else: another version writes the rest otherwise.
+        let by = String::read(&mut Reader::new(body))?;
+        if by != made_by() {
+            return Err(LastGoodError::OtherVersion(by));
+        }
+        let head = Head::read(&mut from)?;
+        let others = [
+            ("--name", &head.name, &options.name),
+            ("--locality", &head.locality, &options.locality),
+        ];
+        for (what, kept, given) in others {
+            if kept != given {
+                let said =
+                    |text: &Option<String>| text.clone().unwrap_or_else(|| "none".to_owned());
+                let text = format!("{what} {}, not {}", said(kept), said(given));
+                return Err(LastGoodError::OtherOptions(text));
+            }
+        }
+        if head.path != path {
+            let text = format!("--config {}, not {}", head.path.display(), path.display());
+            return Err(LastGoodError::OtherOptions(text));
+        }
+        Ok((head, from))
+    }
+
+    /// Whether it was made from exactly these sources, by this very program.
+    ///
+    /// # Errors
+    /// As [`LastGoodError`].
+    pub(crate) fn fingerprint(
+        &self,
+        path: &std::path::Path,
+        options: &NodeOptions,
+    ) -> Result<u128, LastGoodError> {
+        self.open(path, options).map(|(head, _)| head.fingerprint)
+    }
+
+    /// The configuration again.
+    ///
+    /// # Errors
+    /// As [`LastGoodError`].
+    pub fn load(
+        self,
+        path: &std::path::Path,
+        options: &NodeOptions,
+    ) -> Result<Loaded, LastGoodError> {
+        let (head, mut from) = self.open(path, options)?;
+        let snapshot = Snapshot::read(&mut from)?;
+        if !from.is_empty() {
+            return Err(LastGoodError::Damaged("something follows"));
+        }
+        snapshot::hold_to_its_promises(&snapshot)?;
+        let settings = settings(head.gateway, options)
+            .filter(|settings| *settings.name == *snapshot.node.name)
+            .ok_or(LastGoodError::Damaged("its MeshGateway is not one"))?;
+        let mut warnings = Findings::new();
+        for warning in head.warnings {
+            warnings.push(warning);
+        }
+        Ok(Loaded {
+            settings,
+            snapshot,
+            warnings,
+            files: head.files,
+            resources: head.resources,
+            last_good: self,
+        })
+    }
+}
+
+/// The settings that the text of a `MeshGateway` says.
+fn settings(source: Source, options: &NodeOptions) -> Option<GatewaySettings> {
+    let (model, findings) = Model::read(vec![source]);
+    let [gateway] = model.gateways.as_slice() else {
+        return None;
+    };
+    let node = gateway.node(locality(gateway, options).ok()?);
+    findings.is_empty().then(|| gateway.settings(&node))
+}
+
+/// The version of this program and of the format: what is written otherwise is another format.
+fn made_by() -> String {
+    const FORMAT: [&str; 2] = [include_str!("codec.rs"), include_str!("snapshot.rs")];
+    let format = FORMAT.map(|text| Fnv::of(text.as_bytes()));
+    let [codec, snapshot] = format;
+    format!("{} {:032x}", env!("CARGO_PKG_VERSION"), codec ^ snapshot)
+}
+
+/// A snapshot's content as one number: equal only for equal content, the same in every run.
+pub(crate) fn version(snapshot: &Snapshot) -> Arc<str> {
+    let mut to = Writer::default();
+    snapshot.write(&mut to);
+    format!("{:032x}", Fnv::of(&to.into_bytes())).into()
+}
+
+/// Reads a snapshot back from its bytes, so that what it holds in common is held once.
+#[cfg(test)]
+pub(crate) fn round_trip(snapshot: &Snapshot) -> Read<Snapshot> {
+    let mut to = Writer::default();
+    snapshot.write(&mut to);
+    let bytes = to.into_bytes();
+    let read = Snapshot::read(&mut Reader::new(&bytes))?;
+    snapshot::hold_to_its_promises(&read)?;
+    Ok(read)
+}

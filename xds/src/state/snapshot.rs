@@ -1,0 +1,183 @@
+//! A snapshot as bytes. What is added to a type there is added to its line here.
+
+use zeugma_core::admission::{Rate, RouteLimits};
+use zeugma_core::locality::Locality;
+use zeugma_core::names::HostPattern;
+use zeugma_core::snapshot::{
+    ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterIx, Endpoint, EndpointIx,
+    EndpointKey, EndpointTls, ErrorRate, Export, Failover, Failure, HostTable, HttpVersion,
+    Inbound, Level, Listener, Mirror, Node, PassiveCheck, PathPattern, Peer, PeerIx, Policy,
+    Position, Protocol, Retries, Role, Rule, Service, ServiceIx, Snapshot, Timeouts, TooFew,
+};
+
+use super::codec::{Coded, Corrupt, Read, Reader, Writer, coded, coded_enum};
+use crate::error::{Code, Finding, Place, Severity};
+
+coded! {
+    Snapshot { version, node, listeners, services, clusters, peers }
+    Node { name, cluster, locality, trust_domain }
+    Locality { region, zone, subzone }
+    Listener { name, address, role, only, hosts, sources, handshakes }
+    Service {
+        name, port, ports, hosts, protocol, inbound, outbound, own, policy, export, mirrors,
+        position,
+    }
+    Policy { allow, deny }
+    Rule { from, via, listeners, sources, methods, paths, position }
+    Position { file, line }
+    Mirror { route, to, host, share, timeout, body_bytes_max, in_flight_max }
+    Cluster {
+        name, route, endpoints, levels, balance, failover, active, passive, timeouts, retries,
+        limits,
+    }
+    Level { name, members }
+    Endpoint { key, backend, address, weight, locality, peer, tls, version, proxy_protocol }
+    Failover { start, full, hold, failback_after, failback_ramp, too_few }
+    ActiveCheck { kind, every, timeout, up, down }
+    PassiveCheck { consecutive, on, error_rate, eject, max_ejected, keep_at_least }
+    ErrorRate { over, requests }
+    Timeouts { connect, connect_peer, response_headers, idle, per_try }
+    Retries { attempts, on, budget, buffer_bytes_max, any_method }
+    RouteLimits { connections, pending, requests }
+    Peer { name, cluster, locality, ids, attests, sources, keepalive_ping, keepalive_timeout }
+    Finding { code, severity, message, help, place }
+    Place { file, line, column, width, text, path }
+}
+
+coded_enum! {
+    Role { 0 Mesh, 1 Workloads }
+    Protocol { 0 Tcp, 1 Http }
+    Inbound { 0 Passthrough, 1 Terminate }
+    Export { 0 Nobody, 1 To(peers), 2 AllPeers }
+    PathPattern { 0 Exact(path), 1 Below(prefix) }
+    HostPattern { 0 Exact(host), 1 Below(host) }
+    Address { 0 Socket(address), 1 Name(host, port) }
+    EndpointTls { 0 None, 1 Workload, 2 Mesh { sni, expected } }
+    HttpVersion { 0 Same, 1 H1, 2 H2 }
+    Balance { 0 LeastRequest, 1 RoundRobin, 2 Random }
+    TooFew { 0 UseAll, 1 Fail }
+    ActiveKind { 0 Http { path, host }, 1 Tcp }
+    Failure {
+        0 Connect, 1 RefusedStream, 2 Reset, 3 Timeout, 4 Status(status), 5 Unavailable,
+        6 NoLocalEndpoint,
+    }
+    Severity { 0 Error, 1 Warning }
+    Code {
+        0 UnknownField, 1 BadValue, 2 MissingField, 3 NotADocument, 4 Unreadable, 5 TooLarge,
+        6 UnknownReference, 7 Duplicate, 8 Contradiction, 9 NoEffect, 10 Unsafe, 11 Unused,
+        12 BadResource,
+    }
+}
+
+macro_rules! newtypes {
+    ($($name:ident),*) => {$(
+        impl Coded for $name {
+            fn write(&self, to: &mut Writer) {
+                self.0.write(to);
+            }
+            fn read(from: &mut Reader<'_>) -> Read<Self> {
+                Coded::read(from).map(Self)
+            }
+        }
+    )*};
+}
+
+newtypes!(ServiceIx, ClusterIx, PeerIx, EndpointIx, EndpointKey);
+
+impl Coded for Rate {
+    fn write(&self, to: &mut Writer) {
+        self.get().write(to);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Read<Self> {
+        Self::per_second(u32::read(from)?).ok_or(Corrupt("a rate of nothing"))
+    }
+}
+
+impl Coded for HostTable {
+    fn write(&self, to: &mut Writer) {
+        self.entries().count().write(to);
+        for (pattern, ports) in self.entries() {
+            pattern.write(to);
+            ports.len().write(to);
+            for port in ports {
+                port.write(to);
+            }
+        }
+    }
+
+    fn read(from: &mut Reader<'_>) -> Read<Self> {
+        let entries: Vec<(HostPattern, Vec<(u16, ServiceIx)>)> = Coded::read(from)?;
+        Ok(entries.into_iter().collect())
+    }
+}
+
+/// Holds what was read to what `ingest` promises of every snapshot: an index that leads nowhere
+/// would be a panic later.
+pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
+    let good = |is_good: bool, what: &'static str| is_good.then_some(()).ok_or(Corrupt(what));
+    let is_service = |ix: &ServiceIx| ix.0 < snapshot.services.len();
+    let is_cluster = |ix: &ClusterIx| ix.0 < snapshot.clusters.len();
+    let is_peer = |ix: &PeerIx| ix.0 < snapshot.peers.len();
+    let is_share = |share: f64| (0.0..=1.0).contains(&share);
+    for listener in &snapshot.listeners {
+        let reached = (listener.hosts.entries()).flat_map(|(_, ports)| ports.iter().map(|p| &p.1));
+        let all = listener.only.iter().chain(reached).all(is_service);
+        good(all, "a listener leads to no service")?;
+    }
+    for service in &snapshot.services {
+        let mirrors = service.mirrors.iter().map(|mirror| &mirror.to);
+        let to = std::iter::once(&service.outbound).chain(&service.own);
+        good(
+            to.chain(mirrors).all(is_cluster),
+            "a service leads to no cluster",
+        )?;
+        let rules = service.policy.allow.iter().chain(&service.policy.deny);
+        let to = match &service.export {
+            Export::To(peers) => peers.as_slice(),
+            Export::Nobody | Export::AllPeers => &[],
+        };
+        let mut peers = rules.flat_map(|rule| &rule.via).chain(to);
+        good(peers.all(is_peer), "a rule names no peer")?;
+        let all = service.mirrors.iter().all(|mirror| is_share(mirror.share));
+        good(all, "a share is over the whole")?;
+    }
+    for cluster in &snapshot.clusters {
+        let of_levels: usize = (cluster.levels.iter().map(|level| level.members.len())).sum();
+        let mut seen = vec![false; cluster.endpoints.len()];
+        for member in cluster.levels.iter().flat_map(|level| &level.members) {
+            let place = seen.get_mut(member.0);
+            *place.ok_or(Corrupt("a level has no such endpoint"))? = true;
+        }
+        let is_partition = of_levels == cluster.endpoints.len() && seen.iter().all(|seen| *seen);
+        good(
+            is_partition && !cluster.levels.is_empty(),
+            "an endpoint is not in one level",
+        )?;
+        for endpoint in &cluster.endpoints {
+            let is_asked = match &endpoint.tls {
+                EndpointTls::Mesh { expected, .. } => !expected.is_empty(),
+                EndpointTls::None | EndpointTls::Workload => true,
+            };
+            let is_weight = endpoint.weight.is_finite() && endpoint.weight > 0.0;
+            good(
+                is_asked && is_weight && endpoint.peer.iter().all(is_peer),
+                "an endpoint is not one",
+            )?;
+        }
+        let over = cluster.passive.error_rate.map_or(0.0, |rate| rate.over);
+        let shares = [
+            cluster.failover.start,
+            cluster.failover.full,
+            cluster.passive.max_ejected,
+            cluster.retries.budget,
+            over,
+        ];
+        good(
+            shares.into_iter().all(is_share),
+            "a share is over the whole",
+        )?;
+    }
+    let is_known = snapshot.peers.iter().all(|peer| !peer.ids.is_empty());
+    good(is_known, "a peer is nobody")
+}
