@@ -225,7 +225,7 @@ pub(crate) async fn connect(
         let credentials = shared.credentials.load_full();
         let Session {
             stream, peer, alpn, ..
-        } = mtls::originate(tcp, &credentials, sni, expected, alpn)
+        } = mtls::originate((tcp, address), &credentials, sni, expected, alpn)
             .await
             .map_err(ConnectError::Tls)?;
         Ok(Upstream {
