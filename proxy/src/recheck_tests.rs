@@ -168,6 +168,18 @@ fn published(generation: u64, snapshot: Snapshot) -> Published {
     }
 }
 
+impl Entry {
+    /// One that no change finds.
+    pub(crate) fn unlisted() -> Rc<Self> {
+        let source = SocketAddr::from(([10, 0, 0, 1], 1));
+        Rc::clone(
+            &Rc::<Registry>::default()
+                .list("db".into(), source, Open::Bytes)
+                .entry,
+        )
+    }
+}
+
 fn decided(listed: &Listed) {
     listed.asks(Open::Bytes, Some((&"shop/db".into(), 5432)));
 }
