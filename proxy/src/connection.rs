@@ -95,16 +95,13 @@ pub(crate) fn serve(
     let published = worker.shared.published.load_full();
     let mut visit = Visit::new(worker, published, source, listener, open);
     async move {
-        let ended = match carry_unless_cut(&mut visit, tcp).await {
-            Ok(mut relaying) => {
-                let end = relaying.bytes.as_mut().await;
-                drop(relaying);
-                visit.relayed(end)
-            }
-            Err(ended) => ended,
+        let mut relaying = match carry_unless_cut(&mut visit, tcp).await {
+            Ok(relaying) => relaying,
+            Err(ended) => return visit.end(ended),
         };
-        // Where it was told to end, that says why.
-        let ended = visit.told_to_end().unwrap_or(ended);
+        let end = relaying.bytes.as_mut().await;
+        drop(relaying);
+        let ended = visit.relayed(end);
         visit.end(ended);
     }
 }
@@ -498,7 +495,8 @@ impl Visit {
 
     /// Ends it; dropping it writes its record.
     fn end(mut self, reason: Reason) {
-        self.ended = Some(reason);
+        // Where it was told to end, that says why.
+        self.ended = Some(self.told_to_end().unwrap_or(reason));
     }
 
     /// Reads what the caller begins with; not on a one-route listener of a TCP service, since in
