@@ -191,6 +191,8 @@ pub(crate) fn connect_budget(cluster: &Cluster) -> Duration {
 /// Connects one endpoint, TLS included where it is ours to originate.
 ///
 /// Of a name every address is tried, within the one deadline; the first that TCP connects is used.
+/// It has no end to silence yet: whoever keeps it for longer than its own deadlines sets one, by
+/// [`tune`] or [`tune_requests`].
 ///
 /// # Errors
 /// As [`ConnectError`]; the whole takes no longer than `deadline`.
@@ -212,7 +214,7 @@ pub(crate) async fn connect(
         let (tcp, address) = dial(&addresses, deadline)
             .await
             .map_err(ConnectError::Tcp)?;
-        tune(&tcp);
+        note_untuned(tcp.set_nodelay(true));
         let EndpointTls::Mesh { sni, expected } = &endpoint.tls else {
             let stream = Stream::plain(tcp);
             return Ok(Upstream {

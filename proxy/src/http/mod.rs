@@ -157,8 +157,8 @@ pub(crate) async fn serve(
     }
     let context = Rc::new(Context {
         worker: Rc::clone(&visit.worker),
-        listener: Arc::clone(&visit.listener),
-        source: visit.source,
+        listener: Arc::clone(&visit.listed.listener),
+        source: visit.listed.source,
         sni_service,
         identity,
         caller: visit.caller.clone(),
