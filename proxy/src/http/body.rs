@@ -55,7 +55,14 @@ impl BodyError {
     /// How a stream is reset whose body ends by this.
     pub(crate) fn reset(&self) -> h2::Reason {
         match self {
-            Self::Http2(error) => error.reason().unwrap_or(h2::Reason::CANCEL),
+            // Many take the one for an end, and the other says that nothing was processed (RFC 9113
+            // §8.7): neither is so of a message that breaks off.
+            Self::Http2(error) => match error.reason() {
+                Some(h2::Reason::NO_ERROR | h2::Reason::REFUSED_STREAM) => {
+                    h2::Reason::INTERNAL_ERROR
+                }
+                reason => reason.unwrap_or(h2::Reason::CANCEL),
+            },
             Self::Superseded | Self::Closed | Self::Refused => h2::Reason::CANCEL,
             Self::Hyper(_) | Self::Unanswered | Self::Silent(_) => h2::Reason::INTERNAL_ERROR,
         }

@@ -134,8 +134,10 @@ impl Recv {
 
     fn failed(&mut self, error: h2::Error) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.ended = true;
-        if error.reason() == Some(Reason::NO_ERROR) && !error.is_go_away() {
+        let is_reset = error.reason() == Some(Reason::NO_ERROR) && !error.is_go_away();
+        if is_reset && self.window.is_whole() {
             // RFC 9113 §8.1: a complete answer was sent, and the rest of the request is not wanted.
+            // Without its end it would be half of one that looks whole.
             return Poll::Ready(None);
         }
         let error = if self.window.flow().is_silent() {
