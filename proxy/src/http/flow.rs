@@ -823,7 +823,7 @@ mod tests {
                     let body = Incoming::h2(recv, window, &head.headers, None, None);
                     body.collect().await.unwrap().to_bytes()
                 };
-                let sending = stream::send(whole(bytes), &mut send);
+                let sending = stream::send(whole(bytes), &mut send, None);
                 let (sent, got) = tokio::join!(sending, receiving);
                 sent.unwrap();
                 got
@@ -851,7 +851,7 @@ mod tests {
                 let body = Incoming::h2(recv, window, &head.headers, None, None);
                 let bytes = body.collect().await.unwrap().to_bytes();
                 let mut send = respond.send_response(Response::new(()), false).unwrap();
-                stream::send(whole(&bytes), &mut send).await.unwrap();
+                stream::send(whole(&bytes), &mut send, None).await.unwrap();
             };
             tokio::join!(driving, echoing);
         };
