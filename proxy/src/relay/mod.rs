@@ -78,6 +78,7 @@ pub(crate) fn relay_streams(
     let sockets = Sockets {
         downstream: Stream::socket,
         upstream: Stream::socket,
+        cork: (Stream::cork, Stream::cork),
         pipes,
     };
     run(Pair::new(downstream, upstream, Some(sockets)), idle, moved)
@@ -98,6 +99,7 @@ struct Pair<D, U> {
 struct Sockets<D, U> {
     downstream: fn(&D) -> Option<&TcpStream>,
     upstream: fn(&U) -> Option<&TcpStream>,
+    cork: (fn(&D), fn(&U)),
     pipes: Rc<Pipes>,
 }
 
@@ -121,6 +123,7 @@ where
             let splicing = self.sockets.as_ref().map(|sockets| Splicing {
                 source: sockets.downstream,
                 sink: sockets.upstream,
+                cork: sockets.cork.1,
                 pipes: &sockets.pipes,
             });
             let streams = (&mut self.downstream, &mut self.upstream);
@@ -138,6 +141,7 @@ where
             let splicing = self.sockets.as_ref().map(|sockets| Splicing {
                 source: sockets.upstream,
                 sink: sockets.downstream,
+                cork: sockets.cork.0,
                 pipes: &sockets.pipes,
             });
             let streams = (&mut self.upstream, &mut self.downstream);
