@@ -153,7 +153,7 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
         .build_local(LocalOptions::default())
         .map_err(system("no event loop"))?;
     runtime.block_on(async {
-        let arrival = Box::pin(handover::arrive(options.start, &start.loaded)).await?;
+        let arrival = Box::pin(handover::arrive(options.start, &start)).await?;
         Box::pin(control(
             options.config.clone(),
             node,

@@ -124,6 +124,8 @@ pub(super) struct Splicing<'a, S, T> {
     pub(super) sink: fn(&T) -> Option<&TcpStream>,
     /// Keeps back what does not fill a packet until the sink is told of the end.
     pub(super) cork: fn(&T),
+    /// Whether the other direction has ended: both sockets are closed when this one has, too.
+    pub(super) is_last: bool,
     pub(super) pipes: &'a Rc<Pipes>,
 }
 
@@ -140,6 +142,11 @@ impl Direction {
 
     pub(super) const fn has_ended(&self) -> bool {
         matches!(self.state, State::Ended)
+    }
+
+    /// Whether the sink has all that was read, and was not told of an end.
+    pub(super) const fn holds_nothing(&self) -> bool {
+        matches!(self.state, State::Empty | State::Flushing)
     }
 
     /// Moves bytes until the source has none, the sink takes none, or others should have their
@@ -230,6 +237,14 @@ impl Direction {
                     self.stirred = true;
                 }
                 State::Ending => {
+                    // Closing a socket, from which all was read, ends it in the same way.
+                    let closes = splicing.is_some_and(|splicing| {
+                        splicing.is_last && (splicing.sink)(sink).is_some()
+                    });
+                    if closes {
+                        self.state = State::Ended;
+                        continue;
+                    }
                     ready!(Pin::new(&mut *sink).poll_shutdown(cx)).map_err(Broken::Writing)?;
                     self.state = State::Ended;
                 }
@@ -419,11 +434,14 @@ mod tests {
                 buf.put_slice(std::mem::take(&mut self.0));
                 return Poll::Ready(Ok(()));
             }
-            // An error is told once, as by a socket.
-            match std::mem::replace(&mut self.1, Behind::End) {
+            match self.1 {
                 Behind::Unknown => Poll::Pending,
                 Behind::End => Poll::Ready(Ok(())),
-                Behind::Failure(kind) => Poll::Ready(Err(kind.into())),
+                Behind::Failure(kind) => {
+                    // Told once, as by a socket.
+                    self.1 = Behind::End;
+                    Poll::Ready(Err(kind.into()))
+                }
             }
         }
     }
@@ -460,6 +478,7 @@ mod tests {
             source: |_| None,
             sink: |_| None,
             cork: |sink: &Noting| sink.0.borrow_mut().push("cork"),
+            is_last: false,
             pipes: &pipes,
         };
         for (behind, asked) in [
