@@ -79,8 +79,8 @@ enum State {
 enum Behind {
     Unknown,
     End,
-    /// Sockets tell an error once.
-    Failure(io::ErrorKind),
+    /// The error's number: a socket tells it once.
+    Failure(i32),
 }
 
 /// Bytes of which a sink has taken so many.
@@ -207,8 +207,9 @@ impl Direction {
                 State::Flushing if self.behind == Behind::End => self.state = State::Ending,
                 State::Flushing => {
                     ready!(Pin::new(&mut *sink).poll_flush(cx)).map_err(Broken::Writing)?;
-                    if let Behind::Failure(kind) = self.behind {
-                        return Poll::Ready(Err(Broken::Reading(kind.into())));
+                    if let Behind::Failure(errno) = self.behind {
+                        let error = io::Error::from_raw_os_error(errno);
+                        return Poll::Ready(Err(Broken::Reading(error)));
                     }
                     self.state = State::Empty;
                 }
@@ -364,7 +365,8 @@ fn look_behind<S: AsyncRead + Unpin>(
     }
     match Pin::new(source).poll_read(cx, room) {
         Poll::Ready(Ok(())) if room.filled().len() == filled => Behind::End,
-        Poll::Ready(Err(error)) => Behind::Failure(error.kind()),
+        // TLS of ours tells its own errors with every read.
+        Poll::Ready(Err(error)) => (error.raw_os_error()).map_or(Behind::Unknown, Behind::Failure),
         Poll::Ready(Ok(())) | Poll::Pending => Behind::Unknown,
     }
 }
@@ -437,10 +439,10 @@ mod tests {
             match self.1 {
                 Behind::Unknown => Poll::Pending,
                 Behind::End => Poll::Ready(Ok(())),
-                Behind::Failure(kind) => {
+                Behind::Failure(errno) => {
                     // Told once, as by a socket.
                     self.1 = Behind::End;
-                    Poll::Ready(Err(kind.into()))
+                    Poll::Ready(Err(io::Error::from_raw_os_error(errno)))
                 }
             }
         }
@@ -485,7 +487,8 @@ mod tests {
             (Behind::End, &["cork", "write", "shutdown"][..]),
             (Behind::Unknown, &["write", "flush"]),
             (
-                Behind::Failure(io::ErrorKind::TimedOut),
+                // ECONNRESET, errno(3).
+                Behind::Failure(104),
                 &["write", "flush"],
             ),
         ] {
@@ -497,11 +500,11 @@ mod tests {
             match behind {
                 Behind::End => assert!(matches!(polled, Poll::Ready(Ok(())))),
                 Behind::Unknown => assert!(polled.is_pending()),
-                Behind::Failure(kind) => {
+                Behind::Failure(errno) => {
                     let Poll::Ready(Err(Broken::Reading(error))) = polled else {
                         panic!("{polled:?}");
                     };
-                    assert_eq!(error.kind(), kind);
+                    assert_eq!(error.raw_os_error(), Some(errno));
                 }
             }
             assert_eq!(*sink.0.borrow(), asked);
