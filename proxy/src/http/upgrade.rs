@@ -1,6 +1,7 @@
 //! WebSocket: an upgrade of an HTTP/1.1 connection, or a stream of HTTP/2 by extended CONNECT (RFC
 //! 8441). After the endpoint's `101` the request becomes a relay.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -176,10 +177,8 @@ pub(super) fn switch(
     let upstream = hyper::upgrade::on(&mut response);
     let (mut head, _no_body) = response.into_parts();
     headers::remove_hop_by_hop(&mut head.headers);
-    let relaying = Relaying {
-        idle: to.cluster().timeouts.idle,
-        held,
-    };
+    let idle = to.cluster().timeouts.idle;
+    let relaying = Relaying { idle, held };
     let tasks = exchange.context.worker.tasks.clone();
     // The relay holds its record and its place; draining waits for it until the deadline.
     match caller {
@@ -210,18 +209,22 @@ pub(super) fn switch(
                     record.ended(Reason::UpstreamReset, (0, 0));
                     return;
                 };
-                let relayed = relaying.run(far, up, &mut record);
-                // Each ends with the other's half of the tunnel.
-                tokio::join!(relayed, pour(sent, from_caller));
+                let mut relayed = pin!(relaying.run(far, up, &mut record));
+                // The relay is pinned outside: pouring ends with what the caller sends, and is given
+                // up with the relay, which leaves nobody to read it.
+                tokio::select! {
+                    () = &mut relayed => {}
+                    () = pour(sent, from_caller) => relayed.await,
+                }
             }));
-            Response::from_parts(head, Outgoing::Tunnel(Tunnel::new(to_caller)))
+            Response::from_parts(head, Outgoing::Tunnel(Tunnel::new(to_caller, idle)))
         }
     }
 }
 
 /// Writes what the caller sends on its stream; a stream that breaks closes the tunnel.
 async fn pour(sent: Outgoing, mut tunnel: WriteHalf<DuplexStream>) {
-    let mut sent = std::pin::pin!(sent);
+    let mut sent = pin!(sent);
     while let Some(Ok(frame)) = sent.frame().await {
         if let Ok(bytes) = frame.into_data()
             && tunnel.write_all(&bytes).await.is_err()

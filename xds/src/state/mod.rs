@@ -233,14 +233,3 @@ pub(crate) fn version(snapshot: &Snapshot) -> Arc<str> {
     snapshot.write(&mut to);
     format!("{:032x}", Fnv::of(&to.into_bytes())).into()
 }
-
-/// Reads a snapshot back from its bytes, so that what it holds in common is held once.
-#[cfg(test)]
-pub(crate) fn round_trip(snapshot: &Snapshot) -> Read<Snapshot> {
-    let mut to = Writer::default();
-    snapshot.write(&mut to);
-    let bytes = to.into_bytes();
-    let read = Snapshot::read(&mut Reader::new(&bytes))?;
-    snapshot::hold_to_its_promises(&read)?;
-    Ok(read)
-}
