@@ -65,7 +65,8 @@ impl Admission {
     /// Whether one more connection is let in; `sources` are those of its listener.
     ///
     /// # Errors
-    /// Why it is shed. Only the control thread asks, so that nobody takes the last place meanwhile.
+    /// Why it is shed. Only one thread asks, the control thread or the one worker, so that nobody takes
+    /// the last place meanwhile.
     pub(crate) fn connection(
         shared: &Shared,
         listener: &str,

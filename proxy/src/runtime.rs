@@ -33,7 +33,7 @@ use crate::admission::{Admission, UnderWay};
 use crate::connection;
 use crate::http::flow::WindowBudget;
 use crate::http::pool::Pool;
-use crate::listener::Accepted;
+use crate::listener::{Accepted, Handed};
 use crate::metrics::Metrics;
 use crate::recheck::{self, Registry};
 use crate::relay::Pipes;
@@ -385,7 +385,7 @@ pub(crate) const RECORDS_GRACE: Duration = Duration::from_millis(500);
 /// latest [`RECORDS_GRACE`] after the drain deadline.
 pub(crate) fn work(
     shared: Arc<Shared>,
-    mut sockets: mpsc::Receiver<Accepted>,
+    mut sockets: mpsc::Receiver<Handed>,
 ) -> std::io::Result<()> {
     // Not a `LocalSet` on a runtime: that schedules every wake twice.
     let runtime = Builder::new_current_thread()
@@ -404,8 +404,9 @@ pub(crate) fn work(
         loop {
             // Every arm is cancel-safe by its own documentation.
             tokio::select! {
-                accepted = sockets.recv() => match accepted {
-                    Some(accepted) => start(&worker, accepted, &mut open),
+                handed = sockets.recv() => match handed {
+                    Some(Handed::Connection(accepted)) => start(&worker, accepted, &mut open),
+                    Some(Handed::Listener(listening)) => listening.start_here(),
                     None => break,
                 },
                 Some(_ended) = open.join_next() => {}
