@@ -178,10 +178,7 @@ pub(super) fn switch(
     let (mut head, _no_body) = response.into_parts();
     headers::remove_hop_by_hop(&mut head.headers);
     let idle = to.cluster().timeouts.idle;
-    let relaying = Relaying {
-        idle,
-        held,
-    };
+    let relaying = Relaying { idle, held };
     let tasks = exchange.context.worker.tasks.clone();
     // The relay holds its record and its place; draining waits for it until the deadline.
     match caller {
