@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::data_client::{Client, Wire, finish, read_head};
-use crate::data_mesh::{Gateway, HELLO, endpoints, near_route};
+use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route};
 use crate::data_relay::memory;
 use crate::data_services::{AnyBody, HttpService, TcpService, pattern, summary};
 use crate::mesh::within;
@@ -407,4 +407,36 @@ async fn a_flood_of_frames_ends_its_connection_and_no_other() {
     }
     drop(beside);
     gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn a_body_that_waits_to_be_asked_for_goes_to_the_endpoint_that_is_tried_next() {
+    let backup = HttpService::start("backup");
+    let both = format!(
+        "backends: [{{ peer: west }}, {{ name: backup, locality: asia/a-1, {} }}]",
+        endpoints(&[backup.address()])
+    );
+    let west_first = "failover: { order: [{ cluster: west }, { backend: backup }] }";
+    // West has none of its own, and says so without asking for the body.
+    let pair = Pair::new(
+        &http_route("hello", &[&both, west_first]),
+        &http_route("hello", &["backends: [{ peer: east }]"]),
+    )
+    .await;
+    let mut tcp = TcpStream::connect(pair.east.apps()).await.unwrap();
+    let head = format!(
+        "POST /sum HTTP/1.1\r\nhost: {HELLO}\r\ncontent-length: 5\r\nexpect: 100-continue\r\n\
+         connection: close\r\n\r\n"
+    );
+    tcp.write_all(head.as_bytes()).await.unwrap();
+    let told = read_head(&mut tcp).await.unwrap();
+    assert!(told.starts_with("HTTP/1.1 100 "), "{told}");
+    tcp.write_all(b"hello").await.unwrap();
+    let mut rest = String::new();
+    within("the answer", tcp.read_to_string(&mut rest))
+        .await
+        .unwrap();
+    assert!(rest.starts_with("HTTP/1.1 200 "), "{rest}");
+    assert!(rest.ends_with(&summary(b"hello")), "{rest}");
+    pair.finish().await;
 }
