@@ -622,13 +622,13 @@ mod tests {
     #[tokio::test]
     async fn short_frames_are_kept_within_a_bound_and_empty_ones_not_at_all() {
         let most = frames_max(KEPT_MAX);
-        let (source, copy) = read(most, 1).await;
+        let (source, copy) = Box::pin(read(most, 1)).await;
         assert_eq!(source.0.borrow().kept.len(), most);
         assert_eq!(copy.unwrap().len(), most);
-        let (source, copy) = read(most + 1, 1).await;
+        let (source, copy) = Box::pin(read(most + 1, 1)).await;
         assert!(!source.can_repeat() && source.0.borrow().kept.is_empty());
         assert_eq!(copy, None);
-        let (source, copy) = read(10, 0).await;
+        let (source, copy) = Box::pin(read(10, 0)).await;
         assert!(source.can_repeat() && source.0.borrow().kept.is_empty());
         assert_eq!(copy, Some(VecDeque::new()));
     }
