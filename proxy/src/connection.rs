@@ -406,13 +406,13 @@ async fn carry_tcp(
             .await
             .map(|reached| (cluster, reached)),
     };
+    let deadline = visit.worker.shared.settings.limits.header_timeout;
     if caller.is_some_and(|caller| caller.answers) {
         let answer = match &reached {
             Ok(_) => proxy_protocol::CONNECTED,
             Err(shed) if shed.reason == Reason::RouteConnectionLimit => proxy_protocol::SHED,
             Err(_) => proxy_protocol::NO_LOCAL_ENDPOINT,
         };
-        let deadline = visit.worker.shared.settings.limits.header_timeout;
         let answering = async {
             downstream.write_all(&[answer]).await?;
             downstream.flush().await
@@ -428,8 +428,8 @@ async fn carry_tcp(
             if rule.is_some() {
                 visit.rule = rule;
             }
-            // In order, so that the answer above is read.
-            downstream.shutdown().await.ok();
+            // In order, so that the answer above is read; it is as good as closed if nobody takes it.
+            timeout(deadline, downstream.shutdown()).await.ok();
             Err(reason)
         }
     }

@@ -456,7 +456,7 @@ async fn a_successor_that_fails_with_the_sockets_in_hand_changes_nothing() {
 #[tokio::test]
 async fn a_predecessor_that_hangs_is_given_up() {
     let (gateway, _service) = quiet().await;
-    gateway.process.signal(Signal::STOP);
+    gateway.process.freeze().await;
     let config = gateway.cluster.config();
     let mut command = tokio::process::Command::from(mesh::Gateway::command(&config));
     let output = within("giving up", command.arg("--takeover").output())

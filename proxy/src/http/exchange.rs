@@ -330,7 +330,7 @@ impl Exchange {
                     let held = Held {
                         in_flight,
                         stream,
-                        unasked: source.gate().map(Answered),
+                        unasked: None,
                     };
                     match failure_in(endpoint, &response, self.upgrade.is_some()) {
                         None => {
@@ -351,7 +351,8 @@ impl Exchange {
                 response: Some(answered),
                 ..
             }) => {
-                let (response, held) = *answered;
+                let (response, mut held) = *answered;
+                held.unasked = source.gate().map(Answered);
                 self.pass_on(response, held, to.cluster().timeouts.idle)
             }
             Some(Failed {
@@ -366,8 +367,10 @@ impl Exchange {
         to: &Pinned,
         response: Response<Incoming>,
         source: &Source,
-        held: Held,
+        mut held: Held,
     ) -> Response<Outgoing> {
+        // Only with an answer that the caller gets: another endpoint may still ask.
+        held.unasked = source.gate().map(Answered);
         match self.upgrade.take() {
             Some(downstream) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 let downstream = downstream.into_caller(source);

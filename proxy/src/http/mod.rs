@@ -520,3 +520,88 @@ impl AsyncWrite for Counted {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::admission;
+    use crate::fixture::Alone;
+    use crate::listener::{Accepted, WorkerHandle, hand_over};
+
+    const APPS: &str = "{ apps: { address: '127.0.0.1:0', role: workloads } }";
+
+    /// A connection that has just come in.
+    async fn accepted(alone: &Alone) -> Accepted {
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _near = TcpStream::connect(socket.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (far, source) = socket.accept().await.unwrap();
+        let (sockets, mut queue) = mpsc::channel(1);
+        let worker = WorkerHandle {
+            nth: 0,
+            sockets,
+            open: Arc::default(),
+        };
+        let tcp = far.into_std().unwrap();
+        let (workers, mut sources) = ([worker], admission::sources());
+        hand_over(
+            tcp,
+            source,
+            &"apps".into(),
+            &alone.shared,
+            &workers,
+            &mut sources,
+        );
+        queue.recv().await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn pings_keep_no_connection_open_that_has_no_streams() {
+        let alone = Alone::new(APPS, "", 1);
+        let worker = Rc::new(Worker::new(Arc::clone(&alone.shared)));
+        for (version, in_flight, is_kept) in [
+            (Version::H2, 0, false),
+            (Version::H2, 1, true),
+            (Version::H1, 1, true),
+        ] {
+            let Accepted {
+                source,
+                listener,
+                open,
+                ..
+            } = accepted(&alone).await;
+            let listed =
+                worker
+                    .registry
+                    .list(Arc::clone(&listener), source, recheck::Open::Session);
+            let context = Rc::new(Context {
+                worker: Rc::clone(&worker),
+                listener,
+                source,
+                sni_service: None,
+                identity: None,
+                caller: Caller::default(),
+                tls: None,
+                version,
+                entry: Rc::clone(&listed),
+                _open: Rc::new(open),
+                in_flight: Cell::new(in_flight),
+                requests: Cell::new(1),
+                idle: Cell::default(),
+            });
+            let moved = Arc::new(Moved::default());
+            let mut watch = Watch::new(&context, &moved);
+            assert!(matches!(watch.look(), Look::Fine));
+            let quiet_since = watch.quiet_since;
+            // A PING and its answer.
+            moved.read.fetch_add(17, Ordering::Relaxed);
+            moved.written.fetch_add(17, Ordering::Relaxed);
+            assert!(matches!(watch.look(), Look::Fine));
+            assert_eq!(watch.quiet_since > quiet_since, is_kept, "{version:?}");
+        }
+    }
+}

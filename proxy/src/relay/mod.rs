@@ -261,10 +261,7 @@ where
     }
 }
 
-#[expect(
-    clippy::manual_async_fn,
-    reason = "the future of an `async fn` has room for its arguments twice"
-)]
+/// Not an `async fn`, whose future would have room for its arguments twice.
 fn run<D, U>(
     pair: Pair<D, U>,
     idle: Duration,
