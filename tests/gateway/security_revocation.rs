@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use rustls::AlertDescription;
 use time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::mesh::{
@@ -71,6 +71,15 @@ impl World {
         self.east.config().join("crls")
     }
 
+    /// An open connection that has echoed.
+    async fn dial(&self, who: &Identity) -> impl AsyncRead + AsyncWrite + Unpin + use<> {
+        let tcp = TcpStream::connect(self.east.mesh).await.unwrap();
+        let mut stream = who.dial_over(tcp, ORDERS, &[]).await.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        assert_eq!(within("an echo", stream.read_u8()).await.unwrap(), b'x');
+        stream
+    }
+
     /// Calls, and reads what comes back: an echo, or the alert of a refusal and its line.
     async fn call(&self, who: &Identity) -> Result<(), (AlertDescription, serde_json::Value)> {
         let tcp = TcpStream::connect(self.east.mesh).await.unwrap();
@@ -124,6 +133,28 @@ async fn a_revoked_certificate_is_refused_in_the_handshake_by_a_rule_of_its_own(
     let counted = metrics.value("zeugma_certificates_refused_total", &labels);
     assert_eq!(counted, 2.0);
     world.gateway.finish().await;
+}
+
+/// A path around the anchor is no way around its CRL: while the root is trusted too, the chain with
+/// the cross certificate leads there as well.
+#[tokio::test]
+async fn a_revoked_certificate_is_refused_on_every_path_to_an_anchor() {
+    let world = World::tcp().await;
+    let crossed = world.west.issue_crossed(&world.east, "ns/shop/sa/crossed");
+    let direct = world.west.issue(&world.east, "ns/shop/sa/direct");
+    for who in [&crossed, &direct] {
+        world.call(&who.identity).await.unwrap();
+    }
+    let mut relayed = world.dial(&crossed.identity).await;
+    world.west.write_bundle_with_root(&world.east);
+    let crl = world.west.crl(1, &[crossed.serial], DUE);
+    world.west.write_crl(&world.crls(), &crl);
+    let (alert, line) = world.is_refused(&crossed.identity).await;
+    assert_eq!(alert, AlertDescription::CertificateRevoked);
+    assert_eq!(line["policy.rule"], "revoked", "{line}");
+    // What was open by then is ended, however its chain was verified.
+    assert!(within("an end", relayed.read_u8()).await.is_err());
+    world.call(&direct.identity).await.unwrap();
 }
 
 #[tokio::test]

@@ -383,9 +383,8 @@ impl Credentials {
             let detail = format!("the bundle of trust domain {domain} has another anchor");
             return Err(Refusal::new(Rule::UnknownIssuer, detail));
         }
-        if let Some(below_anchor) = peer.serials.last() {
-            self.crls.check(&domain, &peer.anchor, below_anchor, now)?;
-        }
+        let issued = peer.serials.iter().zip(&peer.issuers);
+        self.crls.check(&domain, issued, now)?;
         if now > peer.not_after {
             let late = now.saturating_sub(peer.not_after);
             let detail = format!("a certificate of {} expired {late} s ago", peer.id);

@@ -1,7 +1,8 @@
 //! CRLs: one file for each trust domain, each list signed by an anchor of its bundle.
 //!
-//! A list speaks of what its anchor issued: of the certificate right below the anchor on a path,
-//! be it a leaf or an intermediate. Serials are compared together with the anchor, never alone.
+//! A list speaks of what its issuer issued, whatever path leads there: an issuer is a name and a
+//! key, which an anchor and a certificate of another CA for it (a cross certificate) have in common.
+//! Serials are compared together with the issuer, never alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -127,13 +128,20 @@ pub enum CrlsError {
     },
 }
 
+/// An issuer's name and key, as one digest: all certificates of an issuer have the same.
+pub(super) type Authority = [u8; 32];
+
+/// The issuer that a CA certificate is of.
+pub(super) fn authority(certificate: &Certificate<'_>) -> Authority {
+    // Each is DER, which says its own length: no two pairs are the same bytes.
+    sha256(&[certificate.subject(), certificate.public_key()].concat())
+}
+
 /// One list whose signature was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Crl {
-    /// The anchors it is of: they have one name and key.
-    anchors: Vec<[u8; 32]>,
-    /// The SHA-256 of their key.
-    key: [u8; 32],
+    /// Who signed it.
+    issuer: Authority,
     number: Box<[u8]>,
     digest: [u8; 32],
     next_update: i64,
@@ -185,21 +193,22 @@ impl Crls {
         Ok(crls)
     }
 
-    /// Checks the certificate right below an anchor.
-    pub(super) fn check(
+    /// Checks the certificates of a path: the serial of each, and who issued it.
+    pub(super) fn check<'p>(
         &self,
         domain: &TrustDomain,
-        anchor: &[u8; 32],
-        serial: &Serial,
+        path: impl Iterator<Item = (&'p Serial, &'p Authority)>,
         now: i64,
     ) -> Result<(), Violation> {
         let Some(lists) = self.0.get(domain) else {
             return Ok(());
         };
         // A revocation that is known counts, however old the list.
-        let of_anchor = |list: &&Crl| list.anchors.contains(anchor);
-        let mut listed = lists.iter().filter(of_anchor);
-        if listed.any(|list| list.serials.contains(serial)) {
+        let is_listed = |(serial, issuer): &(&Serial, &Authority)| {
+            (lists.iter()).any(|list| list.issuer == **issuer && list.serials.contains(serial))
+        };
+        let mut path = path;
+        if let Some((serial, _)) = path.find(is_listed) {
             let detail = format!("serial {serial} is on a CRL of trust domain {domain}");
             return Err(Violation::new(Rule::Revoked, detail));
         }
@@ -279,7 +288,7 @@ fn load_file(path: &Path, bundle: &Bundle, in_use: &[Crl]) -> Result<Vec<Crl>, C
             index,
             domain: bundle.domain().clone(),
         })?;
-        let before = in_use.iter().find(|one| one.key == list.key);
+        let before = in_use.iter().find(|one| one.issuer == list.issuer);
         if let Some(before) = before
             && (list.order() < before.order()
                 || (list.order() == before.order() && list.digest != before.digest))
@@ -291,7 +300,7 @@ fn load_file(path: &Path, bundle: &Bundle, in_use: &[Crl]) -> Result<Vec<Crl>, C
                 before: before.number_text(),
             });
         }
-        match lists.iter_mut().find(|one| one.key == list.key) {
+        match lists.iter_mut().find(|one| one.issuer == list.issuer) {
             Some(one) if one.order() < list.order() => *one = list,
             Some(_) => {}
             None => lists.push(list),
@@ -307,18 +316,9 @@ fn load_file(path: &Path, bundle: &Bundle, in_use: &[Crl]) -> Result<Vec<Crl>, C
 
 /// The list, if an anchor of the bundle signed it.
 fn verified(facts: CrlFacts<'_>, der: &[u8], bundle: &Bundle) -> Option<Crl> {
-    let keys =
-        (bundle.anchors().iter()).filter_map(|anchor| Some((signs(anchor, &facts)?, anchor)));
-    let mut key = None;
-    let mut anchors = Vec::new();
-    for (signer, anchor) in keys {
-        // One signature is of one key.
-        key = Some(signer);
-        anchors.push(anchor.fingerprint);
-    }
+    let signer = (bundle.anchors().iter()).find(|anchor| signs(anchor, &facts))?;
     Some(Crl {
-        anchors,
-        key: key?,
+        issuer: signer.authority,
         number: facts.number,
         digest: sha256(der),
         next_update: facts.next_update,
@@ -326,18 +326,21 @@ fn verified(facts: CrlFacts<'_>, der: &[u8], bundle: &Bundle) -> Option<Crl> {
     })
 }
 
-/// The digest of the anchor's key, if it signed the list and may.
-fn signs(anchor: &Anchor, facts: &CrlFacts<'_>) -> Option<[u8; 32]> {
-    let certificate = Certificate::parse(&anchor.der).ok()?;
+/// Whether the anchor signed the list and may.
+fn signs(anchor: &Anchor, facts: &CrlFacts<'_>) -> bool {
+    let Ok(certificate) = Certificate::parse(&anchor.der) else {
+        return false;
+    };
     if certificate.subject() != &*facts.issuer || !certificate.signs_crls() {
-        return None;
+        return false;
     }
-    let (algorithm, key) = certificate.public_key_parts()?;
+    let Some((algorithm, key)) = certificate.public_key_parts() else {
+        return false;
+    };
     let algorithms = provider().signature_verification_algorithms.all;
-    let signed = algorithms.iter().any(|one| {
+    algorithms.iter().any(|one| {
         one.public_key_alg_id().as_ref() == algorithm
             && one.signature_alg_id().as_ref() == facts.algorithm
             && (one.verify_signature(key, facts.signed, &facts.signature)).is_ok()
-    });
-    signed.then(|| sha256(certificate.public_key()))
+    })
 }
