@@ -7,8 +7,7 @@
 //! files refused otherwise --------------> no start
 //! ```
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -92,26 +91,11 @@ struct Kept {
 impl Kept {
     fn read(dir: &StateDir, name: &str) -> Option<Self> {
         let path = state::folder_of(dir, name).join(FILE);
-        let read = |path: &Path| -> io::Result<Vec<u8>> {
-            let file = File::open(path)?;
-            let len = file.metadata()?.len().min(STATE_BYTES_MAX);
-            let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or_default());
-            file.take(STATE_BYTES_MAX).read_to_end(&mut bytes)?;
-            Ok(bytes)
-        };
-        match read(&path) {
-            Ok(bytes) => Some(Self {
+        match state::read(dir, name, FILE, STATE_BYTES_MAX) {
+            Ok(bytes) => bytes.map(|bytes| Self {
                 path,
                 content: LastGood::from_bytes(bytes),
             }),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-                ) =>
-            {
-                None
-            }
             Err(error) => {
                 tracing::warn!(
                     path = %path.display(), %error,
@@ -196,9 +180,13 @@ impl Keeper {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        match next {
-            Some(next) => state::write(&self.folder, FILE, next.as_bytes()),
-            None => Ok(()),
-        }
+        let Some(next) = next else {
+            return Ok(());
+        };
+        state::write(&self.folder, FILE, next.as_bytes()).inspect_err(|_| {
+            // What is there is older than what serves, and may let in whom it does not. It can be
+            // removed where nothing can be written; if not, the warning is all that is left.
+            std::fs::remove_file(self.folder.join(FILE)).ok();
+        })
     }
 }
