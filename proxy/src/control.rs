@@ -29,13 +29,13 @@ use zeugma_core::names::Host;
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{EndpointKey, Snapshot};
 use zeugma_core::time::Time;
-use zeugma_xds::NodeOptions;
+use zeugma_xds::{NodeOptions, ResourceList};
 
 use self::accepting::Accepting;
 use self::handover::{Arrival, Asked, HandoverError, Offered};
 use self::inherit::InheritError;
 use self::last_good::{Beginning, Keeper};
-use self::reload::{Files, Reloaded};
+use self::reload::{Configured, Files, Reloaded};
 use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
 use crate::admission::{self, Admission, UnderWay};
@@ -145,7 +145,7 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
         locality: options.locality.clone(),
     };
     let start = Beginning::load(&options.config, &node)?;
-    reload::warn(&start.loaded);
+    reload::warn(&start.loaded.warnings);
     let credentials = Credentials::load(&reload::svid_files(&start.loaded.settings), 1)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -271,6 +271,7 @@ async fn control(
         passed,
         passed_on: CancellationToken::new(),
         handing: None,
+        waiting: None,
         beside: JoinSet::new(),
         workers_ended,
     };
@@ -376,6 +377,8 @@ struct Control {
     passed_on: CancellationToken,
     /// The successor that has been offered the sockets and has not taken over yet.
     handing: Option<i32>,
+    /// A configuration that came since then.
+    waiting: Option<Configured>,
     beside: JoinSet<()>,
     /// Told the number of each worker that ends, whatever the cause.
     workers_ended: mpsc::Receiver<usize>,
@@ -440,9 +443,15 @@ impl Control {
                     self.publish_shares();
                     None
                 }
-                // A successor has the sockets of the configuration that was offered to it.
-                Some(reloaded) = reloaded.recv(), if self.handing.is_none() => {
+                Some(mut reloaded) = reloaded.recv() => {
                     let by_signal = reloaded.by_signal;
+                    if reloaded.is_published {
+                        self.waiting = None;
+                    }
+                    if self.handing.is_some() && let Some(config) = reloaded.config.take() {
+                        // A successor has the sockets of the configuration that was offered to it.
+                        self.waiting = Some(config);
+                    }
                     self.apply(reloaded, &stage);
                     if by_signal {
                         systemd::ready();
@@ -628,10 +637,16 @@ impl Control {
             self.tell_credentials();
             self.recheck();
         }
-        let Some((snapshot, resources, last_good)) = reloaded.config else {
-            return;
-        };
+        if let Some(config) = reloaded.config {
+            self.configure(config, stage);
+        }
+    }
+
+    fn configure(&mut self, (snapshot, resources, last_good): Configured, stage: &Stage) {
         if matches!(stage, Stage::Draining { .. }) {
+            // Nothing is accepted any more, and the files are the successor's to keep: but what is
+            // open may be so for long, and has no right that the configuration took away.
+            self.publish_next(Arc::new(snapshot), resources);
             return;
         }
         let bound = match self
@@ -648,8 +663,16 @@ impl Control {
                 return;
             }
         };
+        self.publish_next(Arc::new(snapshot), resources);
+        self.accepting.commit(bound);
+        if let Some(keeper) = &self.keeper {
+            keeper.keep(last_good);
+        }
+    }
+
+    /// Publishes a configuration under the next generation, and has what is open judged by it.
+    fn publish_next(&mut self, snapshot: Arc<Snapshot>, resources: ResourceList) {
         let now = self.shared.now();
-        let snapshot = Arc::new(snapshot);
         self.fleet.reconcile(&snapshot, now);
         self.names.send_replace(resolve::names_of(&snapshot));
         let shares = self.fleet.shares(now);
@@ -658,10 +681,6 @@ impl Control {
         self.publish(generation, Arc::clone(&snapshot), shares);
         self.recheck();
         self.shared.metrics.generation(generation);
-        self.accepting.commit(bound);
-        if let Some(keeper) = &self.keeper {
-            keeper.keep(last_good);
-        }
         tracing::info!(generation, version = %snapshot.version, "configuration applied");
     }
 
@@ -771,6 +790,7 @@ mod tests {
             passed: Vec::new(),
             passed_on: CancellationToken::new(),
             handing: None,
+            waiting: None,
             beside: JoinSet::new(),
             workers_ended,
             shared: alone.shared,

@@ -593,6 +593,47 @@ async fn whatever_comes_to_the_door_the_gateway_serves_on() {
     gateway.process.finish().await;
 }
 
+/// A successor may take a minute to be ready: what is revoked does not wait for it, and what is
+/// configured meanwhile is applied when it goes away.
+#[tokio::test]
+async fn a_successor_that_hangs_holds_up_no_revocation() {
+    let (gateway, _service) = quiet().await;
+    let (cluster, process) = (&gateway.cluster, &gateway.process);
+    let reloads = async |what| {
+        let labels = [("what", what), ("result", "applied")];
+        process
+            .metrics()
+            .await
+            .value("zeugma_reloads_total", &labels)
+    };
+    let version = async || process.admin_json("/server_info").await["config_version"].clone();
+    let trusted = async || process.admin_json("/certs").await["generation"].clone();
+    let (before, configured, first) = (version().await, reloads("config").await, trusted().await);
+    let mut hangs = within("the door", UnixStream::connect(socket(cluster)))
+        .await
+        .unwrap();
+    hangs.write_all(OUR_HELLO.as_bytes()).await.unwrap();
+    process.message("a successor asks for the sockets").await;
+    let more = ["backends: [{ endpoints: ['127.0.0.1:9'] }]"];
+    cluster.write("more.yaml", &near_route("more", &more));
+    eventually("a configuration that is loaded", async || {
+        (reloads("config").await > configured).then_some(())
+    })
+    .await;
+    cluster.renew();
+    eventually("a certificate that is used", async || {
+        (trusted().await != first).then_some(())
+    })
+    .await;
+    assert_eq!(version().await, before);
+    drop(hangs);
+    eventually("a configuration that is applied", async || {
+        (version().await != before).then_some(())
+    })
+    .await;
+    gateway.process.finish().await;
+}
+
 #[tokio::test]
 async fn another_user_is_not_let_in() {
     if !rustix::process::geteuid().is_root() {

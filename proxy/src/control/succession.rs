@@ -115,12 +115,19 @@ impl Control {
             Asked::Abandoned { pid, why } => {
                 self.handing = None;
                 tracing::warn!(pid, error = %why, "not handed over; serving on");
+                if let Some(config) = self.waiting.take() {
+                    self.configure(config, &stage);
+                }
                 stage
             }
             Asked::Done { pid, adopted } => {
                 self.handing = None;
                 tracing::info!("handing over to pid {pid}: {} sockets", adopted.len());
-                self.hand_over(pid, &adopted, stage)
+                let stage = self.hand_over(pid, &adopted, stage);
+                if let Some(config) = self.waiting.take() {
+                    self.configure(config, &stage);
+                }
+                stage
             }
         }
     }
