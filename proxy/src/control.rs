@@ -146,7 +146,9 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
     };
     let start = Beginning::load(&options.config, &node)?;
     reload::warn(&start.loaded.warnings);
-    let credentials = Credentials::load(&reload::svid_files(&start.loaded.settings), 1)?;
+    let settings = &start.loaded.settings;
+    let newest = last_good::crl_numbers(settings);
+    let credentials = Credentials::load_after(&reload::svid_files(settings), 1, &newest)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
@@ -693,6 +695,9 @@ impl Control {
         let credentials = self.shared.credentials.load();
         self.shared.metrics.svid_expiry(credentials.not_after());
         self.shared.metrics.reloaded("credentials", true);
+        if let Some(keeper) = &self.keeper {
+            keeper.keep_numbers(credentials.crl_numbers());
+        }
     }
 }
 

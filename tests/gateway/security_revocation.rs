@@ -273,6 +273,34 @@ async fn crls_that_are_old_foreign_or_broken_leave_the_last_good_one() {
     world.gateway.finish().await;
 }
 
+/// R9: neither a restart nor a file that was away meanwhile brings an older list back.
+#[tokio::test]
+async fn a_crl_that_is_older_than_the_newest_ever_used_is_refused() {
+    let world = World::tcp().await;
+    let cart = world.west.issue(&world.east, "ns/shop/sa/cart");
+    let write = |number, serials: &[[u8; 2]]| {
+        let pem = world.west.crl(number, serials, DUE);
+        world.west.write_crl(&world.crls(), &pem);
+    };
+    write(7, &[cart.serial]);
+    world.is_refused(&cart.identity).await;
+    fs::remove_file(world.crls().join("west.example.pem")).unwrap();
+    eventually("no list", async || world.call(&cart.identity).await.ok()).await;
+    write(6, &[]);
+    world.gateway.message("crlNumber 06 after 07").await;
+    let numbers = world.east.config().join("state/east-gw/crl-numbers");
+    eventually("the numbers", async || numbers.is_file().then_some(())).await;
+    world.gateway.finish().await;
+    let refused = Gateway::try_start(&world.east.config());
+    assert_eq!(refused.status.code(), Some(65), "{refused:?}");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("crlNumber 06 after 07"), "{said}");
+    let newer = world.west.crl(8, &[cart.serial], DUE);
+    let folder = world.east.config().join("crls");
+    world.west.write_crl(&folder, &newer);
+    world.east.start().await.finish().await;
+}
+
 #[tokio::test]
 async fn a_crl_past_its_time_alarms_and_a_day_later_its_trust_domain_is_refused() {
     let world = World::tcp().await;

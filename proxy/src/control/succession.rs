@@ -158,6 +158,7 @@ impl Control {
         self.passed.clear();
         // Not unlocked, which would unlock the successor's too: closed.
         self.state = None;
+        self.keeper = None;
         self.accepting.hand_over(adopted);
         match stage {
             // Still ready, if anybody is: who asked here a moment ago means them both.
