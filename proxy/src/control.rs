@@ -155,7 +155,9 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
         .build_local(LocalOptions::default())
         .map_err(system("no event loop"))?;
     runtime.block_on(async {
-        let arrival = Box::pin(handover::arrive(options.start, &start.loaded)).await?;
+        let refused = start.findings.as_ref().map(reload::describe);
+        let arrival = handover::arrive(options.start, &start.loaded, refused);
+        let arrival = Box::pin(arrival).await?;
         Box::pin(control(
             options.config.clone(),
             node,

@@ -403,6 +403,9 @@ async fn taking_over_from_nobody_is_starting() {
 async fn a_successor_with_a_broken_configuration_changes_nothing() {
     let (gateway, _service) = quiet().await;
     let config = gateway.cluster.config();
+    // Not even the last good one is a reason to take over from who serves it.
+    let kept = config.join("state/east-gw/last-good");
+    eventually("it is kept", async || kept.is_file().then_some(())).await;
     gateway.cluster.write("broken.yaml", "kind: MeshRoute\n");
     let mut command = mesh::Gateway::command(&config);
     let output = command.arg("--takeover").output().unwrap();

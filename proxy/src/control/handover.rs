@@ -288,14 +288,22 @@ pub(super) enum Begun {
 /// it.
 ///
 /// # Errors
-/// Those of the folder; all of [`HandoverError`].
-pub(super) async fn begin(mut folder: Folder, gateway: &str) -> Result<Begun, GatewayError> {
+/// Those of the folder; all of [`HandoverError`]; what was `refused` of the files, since who runs
+/// serves the same last good configuration already.
+pub(super) async fn begin(
+    mut folder: Folder,
+    gateway: &str,
+    mut refused: Option<String>,
+) -> Result<Begun, GatewayError> {
     let deadline = Instant::now() + ASK;
     loop {
         folder = match folder.try_claim()? {
             Ok(state) => return Ok(Begun::Alone(state)),
             Err(held) => held,
         };
+        if let Some(findings) = refused.take() {
+            return Err(GatewayError::Config(findings));
+        }
         let path = folder.path(SOCKET);
         let asking = timeout_at(deadline, UnixStream::connect(&path));
         let source = match asking.await {
@@ -532,8 +540,13 @@ pub(super) struct Arrival {
 /// Finds what others opened for a gateway: systemd, and the gateway before it if it is to take over.
 ///
 /// # Errors
-/// All that its parts can meet; the gateway before serves on.
-pub(super) async fn arrive(start: Start, loaded: &Loaded) -> Result<Arrival, GatewayError> {
+/// All that its parts can meet; the gateway before serves on. It does so as well where the files are
+/// `refused`.
+pub(super) async fn arrive(
+    start: Start,
+    loaded: &Loaded,
+    refused: Option<String>,
+) -> Result<Arrival, GatewayError> {
     let settings = &loaded.settings;
     let places = inherit::places(settings, &loaded.snapshot);
     let mut adopted = Inherited::from_systemd()?.assign_all(&places)?;
@@ -542,7 +555,7 @@ pub(super) async fn arrive(start: Start, loaded: &Loaded) -> Result<Arrival, Gat
         (Start::Alone, None) => None,
         (Start::TakeOver, None) => return Err(HandoverError::NoState.into()),
         (Start::Alone, Some(folder)) => Some(Begun::Alone(folder.claim()?)),
-        (Start::TakeOver, Some(folder)) => Some(begin(folder, &settings.name).await?),
+        (Start::TakeOver, Some(folder)) => Some(begin(folder, &settings.name, refused).await?),
     };
     let (state, taking) = match begun {
         None => (None, None),
