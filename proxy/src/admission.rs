@@ -73,7 +73,7 @@ impl Admission {
         sources: &mut Sources,
     ) -> Result<(), Reason> {
         let published = shared.published.load();
-        let listener = published.snapshot.listener(listener);
+        let listener = published.listener(listener);
         if let Some(rate) = listener.and_then(|listener| listener.handshakes)
             && !sources.admit(source, rate, shared.now())
         {

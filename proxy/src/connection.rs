@@ -126,7 +126,7 @@ struct Relaying {
 /// it ended without.
 async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Result<Relaying, Reason> {
     let published = Arc::clone(&visit.published);
-    let Some(listener) = published.snapshot.listener(&visit.listener) else {
+    let Some(listener) = published.listener(&visit.listener) else {
         return Err(Reason::Drained);
     };
     if !admits(listener, visit.source.ip()) {
@@ -632,7 +632,7 @@ impl Visit {
         let (listener, source) = (Arc::clone(&self.listener), self.source.ip());
         Box::new(move |id: &SpiffeId| {
             let snapshot = &published.snapshot;
-            let Some(listener) = snapshot.listener(&listener) else {
+            let Some(listener) = published.listener(&listener) else {
                 return false;
             };
             let policy = &snapshot.service(service).policy;

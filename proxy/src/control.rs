@@ -221,6 +221,7 @@ async fn control(
             under_way: UnderWay::of(&snapshot, None),
             snapshot: Arc::clone(&snapshot),
             shares,
+            renamed: Arc::default(),
         }),
         credentials: ArcSwap::from_pointee(credentials),
         changes: watch::channel(0).0,
@@ -621,16 +622,20 @@ impl Control {
 
     fn publish(&self, generation: u64, snapshot: Arc<Snapshot>, shares: Shares) {
         let before = self.shared.published.load();
-        let under_way = if Arc::ptr_eq(&before.snapshot, &snapshot) {
-            Arc::clone(&before.under_way)
+        let (under_way, renamed) = if Arc::ptr_eq(&before.snapshot, &snapshot) {
+            (Arc::clone(&before.under_way), Arc::clone(&before.renamed))
         } else {
-            UnderWay::of(&snapshot, Some(&before))
+            (
+                UnderWay::of(&snapshot, Some(&before)),
+                before.renamed_in(&snapshot),
+            )
         };
         let published = Published {
             generation,
             snapshot,
             shares: Arc::new(shares),
             under_way,
+            renamed,
         };
         self.shared.published.store(Arc::new(published));
     }

@@ -394,8 +394,10 @@ impl Judge {
                 path: request.1.path(),
             },
         };
+        let renamed = self.published.listener(&entry.listener);
+        let listener = renamed.map_or(&entry.listener, |listener| &listener.name);
         let carried = Carried {
-            listener: &entry.listener,
+            listener,
             source: entry.source.ip(),
             verified: known.peer.as_ref().map(|peer| &peer.id),
             claimed: known.claimed.as_ref(),
@@ -409,7 +411,7 @@ impl Judge {
                 address: &upstream.address,
                 id: &upstream.peer.id,
             };
-            judge_answering(snapshot, &entry.listener, service, &answering).map_err(cut)?;
+            judge_answering(snapshot, listener, service, &answering).map_err(cut)?;
         }
         Ok(())
     }

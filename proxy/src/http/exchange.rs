@@ -83,7 +83,7 @@ pub(super) async fn exchange(
     if let Err(reason) = exchange.authorize(&published, service) {
         return exchange.refuse(reason, None);
     }
-    let Some(listener) = published.snapshot.listener(&context.listener) else {
+    let Some(listener) = published.listener(&context.listener) else {
         return exchange.refuse(Reason::Drained, None);
     };
     let cluster = match cluster_of(&published.snapshot, listener, service) {
@@ -204,7 +204,7 @@ impl Exchange {
         let authority = headers::authority(&self.head).ok_or(Reason::AuthorityMissing)?;
         self.note(|_, request| request.authority.clone_from(&authority));
         let snapshot = &published.snapshot;
-        let listener = snapshot
+        let listener = published
             .listener(&self.context.listener)
             .ok_or(Reason::Drained)?;
         let service = match (&self.context.sni_service, listener.only) {
@@ -248,7 +248,7 @@ impl Exchange {
 
     fn authorize(&mut self, published: &Published, service: ServiceIx) -> Result<(), Reason> {
         let snapshot = &published.snapshot;
-        let listener = snapshot
+        let listener = published
             .listener(&self.context.listener)
             .ok_or(Reason::Drained)?;
         let claim = headers::attested(&self.head.headers);
