@@ -556,6 +556,8 @@ impl Outwards {
         std::fs::create_dir(east.config().join("crls")).unwrap();
         std::fs::write(east.config().join("denied"), "").unwrap();
         east.trusting("crls: crls/, denied: denied");
+        // One pool: with several, which of them a call came to decides how many connections end.
+        east.set("workers", "1");
         let issued = ENDPOINTS.map(|name| west.issue(&east, &format!("ns/shop/sa/{name}")));
         let identities = [&issued[0].identity, &issued[1].identity];
         let relays = [
