@@ -226,6 +226,14 @@ impl Entry {
         self.told.borrow().as_ref().map(|told| told.1.clone())
     }
 
+    /// Why it ends at once, once it was told to.
+    pub(crate) fn cut_off(&self) -> Option<Ending> {
+        let told = self.told.borrow();
+        told.as_ref()
+            .filter(|told| told.0 == How::Cut)
+            .map(|told| told.1.clone())
+    }
+
     /// Ready once it is to end at once.
     pub(crate) fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.poll_told(cx, How::Cut)

@@ -290,8 +290,11 @@ fn what_leaves_in_peace_may_be_told_to_end_later_but_not_the_other_way() {
     let woken = Arc::default();
     listed.tell(How::Leave, ending(Reason::CertificateExpired));
     assert!(!poll(&listed, &woken));
+    assert_eq!(listed.cut_off(), None, "requests may still begin");
     listed.tell(How::Cut, ending(Reason::CertificateRevoked));
     assert!(poll(&listed, &woken));
+    let cut_off = listed.cut_off().unwrap();
+    assert_eq!(cut_off.reason, Reason::CertificateRevoked);
     listed.tell(How::Leave, ending(Reason::CertificateExpired));
     assert_eq!(listed.ending().unwrap().reason, Reason::CertificateRevoked);
 }

@@ -83,6 +83,10 @@ pub(super) async fn exchange(
     if let Err(reason) = exchange.authorize(&published, service) {
         return exchange.refuse(reason, None);
     }
+    // A caller that goes on asking until its connection is closed has no right to any more.
+    if let Some(ending) = context.entry.cut_off() {
+        return exchange.refuse(ending.reason, None);
+    }
     let Some(listener) = published.listener(&context.listener) else {
         return exchange.refuse(Reason::Drained, None);
     };
