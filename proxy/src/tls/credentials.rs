@@ -18,6 +18,7 @@ use super::cache::{ChainCache, ChainKey};
 use super::config::provider;
 use super::crl::{CrlNumbers, Crls, CrlsError};
 use super::denied::{DeniedError, DeniedIds};
+use super::groups::KnownGroups;
 use super::verify::{Refusal, TlsPeer, Trusted, Usage, seconds, verify, verify_chain};
 
 /// The largest certificate or key file read, in bytes.
@@ -136,6 +137,7 @@ pub struct Credentials {
     crl_numbers: CrlNumbers,
     denied: DeniedIds,
     verified: Box<ChainCache>,
+    known_groups: Arc<KnownGroups>,
 }
 
 /// Whom we trust, and whom not.
@@ -250,6 +252,7 @@ impl Credentials {
             crl_numbers,
             denied,
             verified: Box::default(),
+            known_groups: Arc::default(),
         })
     }
 
@@ -408,6 +411,10 @@ impl Credentials {
             return Err(Refusal::new(Rule::Expired, detail));
         }
         Ok(())
+    }
+
+    pub(super) const fn known_groups(&self) -> &Arc<KnownGroups> {
+        &self.known_groups
     }
 
     pub(super) fn resolver(&self) -> Arc<SingleCertAndKey> {

@@ -79,7 +79,7 @@ pub(crate) fn mirrors(
 }
 
 fn describe(service: &Service<'_>) -> ServiceMeta {
-    let position = service.route.position("metadata.name");
+    let position = service.route.name_position();
     ServiceMeta {
         id: service.id.clone(),
         port: service.port.port,
