@@ -137,7 +137,7 @@ fn carry_unless_cut(
 /// it ended without.
 async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Result<Relaying, Reason> {
     let published = Arc::clone(&visit.published);
-    let Some(listener) = published.snapshot.listener(&visit.listed.listener) else {
+    let Some(listener) = published.listener(&visit.listed.listener) else {
         return Err(Reason::Drained);
     };
     if !admits(listener, visit.listed.source.ip()) {
@@ -643,7 +643,7 @@ impl Visit {
         let (listener, source) = (Arc::clone(&self.listed.listener), self.listed.source.ip());
         Box::new(move |id: &SpiffeId| {
             let snapshot = &published.snapshot;
-            let Some(listener) = snapshot.listener(&listener) else {
+            let Some(listener) = published.listener(&listener) else {
                 return false;
             };
             let policy = &snapshot.service(service).policy;

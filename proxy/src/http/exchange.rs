@@ -83,7 +83,11 @@ pub(super) async fn exchange(
     if let Err(reason) = exchange.authorize(&published, service) {
         return exchange.refuse(reason, None);
     }
-    let Some(listener) = published.snapshot.listener(&context.listener) else {
+    // A caller that goes on asking until its connection is closed has no right to any more.
+    if let Some(ending) = context.entry.cut_off() {
+        return exchange.refuse(ending.reason, None);
+    }
+    let Some(listener) = published.listener(&context.listener) else {
         return exchange.refuse(Reason::Drained, None);
     };
     let cluster = match cluster_of(&published.snapshot, listener, service) {
@@ -204,7 +208,7 @@ impl Exchange {
         let authority = headers::authority(&self.head).ok_or(Reason::AuthorityMissing)?;
         self.note(|_, request| request.authority.clone_from(&authority));
         let snapshot = &published.snapshot;
-        let listener = snapshot
+        let listener = published
             .listener(&self.context.listener)
             .ok_or(Reason::Drained)?;
         let service = match (&self.context.sni_service, listener.only) {
@@ -248,7 +252,7 @@ impl Exchange {
 
     fn authorize(&mut self, published: &Published, service: ServiceIx) -> Result<(), Reason> {
         let snapshot = &published.snapshot;
-        let listener = snapshot
+        let listener = published
             .listener(&self.context.listener)
             .ok_or(Reason::Drained)?;
         let claim = headers::attested(&self.head.headers);
