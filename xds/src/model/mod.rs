@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use zeugma_core::names::HostPattern;
 use zeugma_core::snapshot::Position;
 
 use crate::error::{Code, Finding, Findings, Place, suggest};
@@ -120,6 +121,8 @@ pub(crate) struct Document<T> {
     source: Source,
     /// Read when they are asked for: of a document that is right, hardly ever.
     positions: OnceLock<Positions>,
+    /// The host of a route that writes none.
+    host_default: OnceLock<Option<HostPattern>>,
 }
 
 impl<T> Document<T> {
@@ -301,6 +304,7 @@ fn wrap<T>(
         spec,
         source,
         positions,
+        host_default: OnceLock::new(),
     }
 }
 
