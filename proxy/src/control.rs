@@ -196,8 +196,10 @@ async fn control(
         is_kept,
     } = start;
     let keeper = (arrival.state.as_ref()).map(|state| Keeper::new(state.path("")));
-    if !is_kept && let Some(keeper) = &keeper {
-        keeper.keep(loaded.last_good);
+    match &keeper {
+        Some(keeper) if !is_kept => keeper.keep(loaded.last_good),
+        // Megabytes, which would stay for as long as this serves.
+        Some(_) | None => drop(loaded.last_good),
     }
     let snapshot = Arc::new(loaded.snapshot);
     fleet.reconcile(&snapshot, Time::ZERO);

@@ -276,7 +276,7 @@ fn tcp_filters(
 
 /// The routes of one chain.
 fn one_service(listener: &str, id: &str) -> String {
-    format!("{listener}|{id}")
+    [listener, "|", id].concat()
 }
 
 /// The routes of a listener's plaintext chain.

@@ -128,7 +128,7 @@ impl Scope {
 
 /// The name of a service's cluster.
 pub(crate) fn cluster_name(scope: Scope, service: &str) -> String {
-    format!("{}|{service}", scope.as_str())
+    [scope.as_str(), "|", service].concat()
 }
 
 /// What every part of the compilation reads.
