@@ -59,7 +59,8 @@ status() { curl -s -o answer.txt -w '%{http_code}' -H "Host: $books" "http://127
 gone() { [ "$(status)" != 200 ]; }
 eventually "books is out of reach for east" gone
 cat answer.txt
-# misdirected: on a connection that was open before; not-exported: a new one is refused by alert
-eventually "west's access log says why" grep -E '"verdict":"(misdirected|not-exported)"' west_gw.log
+# The connection that was open before is ended, and a new one refused by an alert.
+eventually "west's access log says why" grep -E '"verdict":"no-longer-served"' west_gw.log
+eventually "and why no other opens" grep -E '"verdict":"sni-unknown"' west_gw.log
 
 say "done: everything above held"

@@ -393,6 +393,7 @@ mod tests {
             "src.peer": "we\\st", "sni": "a\n\"b", "dst.service": "shop/\u{1}orders",
             "dst.addr": "[::1]:443", "dst.backend": "blue", "dst.locality": "eu/a", "level": 2,
             "reason": "failover", "failover_from": "near", "request.id": "42",
+            "trace.id": "4bf92f3577b34da6a3ce929d0e0e4736",
             "http.method": "GET", "http.authority": "a", "http.path": "/\"\u{7f}\u{2028}",
             "http.version": "HTTP/2", "http.status": 200, "attempts": 3,
             "verdict": "sni-malformed", "flags": "NR", "policy.rule": "a.yaml:7",

@@ -29,7 +29,7 @@ use zeugma_core::names::Host;
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{EndpointKey, Snapshot};
 use zeugma_core::time::Time;
-use zeugma_xds::NodeOptions;
+use zeugma_xds::{Findings, NodeOptions};
 
 use self::accepting::Accepting;
 use self::handover::{Arrival, Asked, HandoverError, Offered};
@@ -153,7 +153,7 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
         .build_local(LocalOptions::default())
         .map_err(system("no event loop"))?;
     runtime.block_on(async {
-        let arrival = Box::pin(handover::arrive(options.start, &start.loaded)).await?;
+        let arrival = Box::pin(handover::arrive(options.start, &start)).await?;
         Box::pin(control(
             options.config.clone(),
             node,
@@ -195,15 +195,11 @@ async fn control(
         findings,
         is_kept,
     } = start;
-    let keeper = (arrival.state.as_ref()).map(|state| Keeper::new(state.path("")));
-    match &keeper {
-        Some(keeper) if !is_kept => keeper.keep(loaded.last_good),
-        // Megabytes, which would stay for as long as this serves.
-        Some(_) | None => drop(loaded.last_good),
-    }
+    let unkept = (!is_kept).then_some(loaded.last_good);
+    let keeper = (arrival.state.as_ref()).map(|state| Keeper::begin(state.path(""), unkept));
     let snapshot = Arc::new(loaded.snapshot);
     fleet.reconcile(&snapshot, Time::ZERO);
-    let shares = Arc::new(fleet.shares(Time::ZERO));
+    let shares = fleet.shares(Time::ZERO);
     let settings = loaded.settings;
     let before = arrival.adopted.before().to_vec();
     let interfaces = Interfaces::bind(&settings, &mut arrival.adopted)?;
@@ -214,12 +210,7 @@ async fn control(
     let workers = settings.workers;
     let admission = Admission::new(settings.limits.connections, open_files);
     let shared = Arc::new(Shared {
-        published: ArcSwap::from_pointee(Published {
-            generation: 1,
-            under_way: UnderWay::of(&snapshot, None),
-            snapshot: Arc::clone(&snapshot),
-            shares,
-        }),
+        published: ArcSwap::from_pointee(first_published(&snapshot, shares)),
         credentials: ArcSwap::from_pointee(credentials),
         changes: watch::channel(0).0,
         names: ArcSwap::from_pointee(Names::default()),
@@ -230,16 +221,13 @@ async fn control(
         phase: phase_read,
         ready: AtomicBool::new(false),
         resources: ArcSwap::from_pointee(loaded.resources),
-        findings: ArcSwap::from_pointee(
-            (findings.as_ref()).map_or(Value::Null, zeugma_xds::Findings::to_json),
-        ),
+        findings: ArcSwap::from_pointee((findings.as_ref()).map_or(Value::Null, Findings::to_json)),
         open: AtomicUsize::new(0),
         windows: Arc::default(),
         admission,
         started: Instant::now(),
     });
-    let metrics = &shared.metrics;
-    metrics.connections_max(shared.admission.connections_max());
+    tell_beginning(&shared, findings.as_ref());
     let (handles, threads, workers_ended) = start_workers(&shared, workers)?;
     let accepting = Accepting::new(Arc::clone(&shared), handles);
     let bound = accepting.bind_new(&snapshot, &mut arrival.adopted)?;
@@ -247,18 +235,9 @@ async fn control(
     let (names, names_wanted) = watch::channel(resolve::names_of(&snapshot));
     let (asked, names_asked) = oneshot::channel();
     let (reloads, reloaded) = mpsc::channel(1);
-    // Beside the control loop: neither a slow file system nor a slow name server holds it up.
-    let mut beside = JoinSet::new();
-    beside.spawn_local(admission::watch_memory(Arc::clone(&shared)));
-    beside.spawn_local(resolve::run(Arc::clone(&shared), names_wanted, asked));
-    beside.spawn_local(alarms::watch_crls(Arc::clone(&shared)));
-    beside.spawn_local(files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?));
-    if let Some(keeper) = &keeper {
-        beside.spawn_local(keeper.run());
-    }
-    if findings.is_some() {
-        shared.metrics.reloaded("config", false);
-    }
+    let resolving = resolve::run(Arc::clone(&shared), names_wanted, asked);
+    let reloading = files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?);
+    let _beside = begin_beside(&shared, resolving, reloading, keeper.as_ref());
     let mut control = Control {
         shared,
         fleet,
@@ -276,7 +255,6 @@ async fn control(
         beside: JoinSet::new(),
         workers_ended,
     };
-    control.shared.metrics.generation(1);
     control.tell_credentials();
     let starting = Stage::Starting {
         names_asked,
@@ -285,6 +263,43 @@ async fn control(
     let (stage, asked, begun) = control.begin(starting, bound, arrival.taking, before).await;
     control.serve(stage, observed, reloaded, asked).await?;
     Ok(begun?)
+}
+
+fn tell_beginning(shared: &Shared, refused: Option<&Findings>) {
+    let metrics = &shared.metrics;
+    metrics.connections_max(shared.admission.connections_max());
+    metrics.generation(1);
+    if refused.is_some() {
+        metrics.reloaded("config", false);
+    }
+}
+
+fn first_published(snapshot: &Arc<Snapshot>, shares: Shares) -> Published {
+    Published {
+        generation: 1,
+        under_way: UnderWay::of(snapshot, None),
+        snapshot: Arc::clone(snapshot),
+        shares: Arc::new(shares),
+    }
+}
+
+/// Begins what goes on beside the control loop: neither a slow file system nor a slow name server
+/// holds it up.
+fn begin_beside(
+    shared: &Arc<Shared>,
+    resolving: impl Future<Output = ()> + 'static,
+    reloading: impl Future<Output = ()> + 'static,
+    keeper: Option<&Keeper>,
+) -> JoinSet<()> {
+    let mut beside = JoinSet::new();
+    beside.spawn_local(admission::watch_memory(Arc::clone(shared)));
+    beside.spawn_local(alarms::watch_crls(Arc::clone(shared)));
+    beside.spawn_local(resolving);
+    beside.spawn_local(reloading);
+    if let Some(keeper) = keeper {
+        beside.spawn_local(keeper.run());
+    }
+    beside
 }
 
 /// Counts every panic of the process: what panics is a connection or a request, and ends alone.

@@ -49,7 +49,7 @@ spec:
 struct World {
     worker: Rc<Worker>,
     folder: tempfile::TempDir,
-    _phase: watch::Sender<Phase>,
+    phase: watch::Sender<Phase>,
 }
 
 fn loaded(folder: &tempfile::TempDir, yaml: &str) -> Loaded {
@@ -132,7 +132,7 @@ impl World {
         Self {
             worker: Rc::new(Worker::new(Arc::new(shared))),
             folder,
-            _phase: phase,
+            phase,
         }
     }
 
@@ -165,6 +165,18 @@ fn published(generation: u64, snapshot: Snapshot) -> Published {
         under_way: UnderWay::of(&snapshot, None),
         snapshot: Arc::new(snapshot),
         shares,
+    }
+}
+
+impl Entry {
+    /// One that no change finds.
+    pub(crate) fn unlisted() -> Rc<Self> {
+        let source = SocketAddr::from(([10, 0, 0, 1], 1));
+        Rc::clone(
+            &Rc::<Registry>::default()
+                .list("db".into(), source, Open::Bytes)
+                .entry,
+        )
     }
 }
 
@@ -267,6 +279,81 @@ async fn a_walk_runs_for_each_publication_and_traffic_has_its_turn_between_slice
                 tokio::task::yield_now().await;
             }
             assert!(turns >= 4, "{turns}");
+        })
+        .await;
+}
+
+/// As many as the issue of a change must reach within a second.
+const OPEN: u32 = 20_000;
+
+/// Connections from 10.0.x.x and 10.128.x.x by turns, each waited for by a task as a relay waits;
+/// what is sent back is the number of one that was told.
+fn wait_for_each(
+    world: &World,
+    wait: fn(&Entry, &mut Context<'_>) -> Poll<()>,
+) -> mpsc::UnboundedReceiver<u32> {
+    let (told, ended) = mpsc::unbounded_channel();
+    for nth in 0..OPEN {
+        let listed = world.list(nth + if nth % 2 == 0 { 0 } else { 0x80_0000 });
+        decided(&listed);
+        let told = told.clone();
+        drop(tokio::task::spawn_local(async move {
+            std::future::poll_fn(|cx| wait(&listed, cx)).await;
+            told.send(nth).unwrap();
+        }));
+    }
+    ended
+}
+
+#[tokio::test]
+async fn of_twenty_thousand_all_and_only_those_that_lost_their_right_end() {
+    let world = World::new();
+    let local = tokio::task::LocalSet::new();
+    local
+        .run_until(async {
+            drop(tokio::task::spawn_local(run(Rc::clone(&world.worker))));
+            let mut ended = wait_for_each(&world, Entry::poll_cut);
+            tokio::task::yield_now().await;
+            world.lets_in("10.0.0.0/9");
+            let mut seen = HashSet::new();
+            for _ in 0..OPEN / 2 {
+                seen.insert(ended.recv().await.unwrap());
+            }
+            assert!(seen.iter().all(|nth| nth % 2 == 1));
+            assert_eq!(seen.len(), 10_000, "each once");
+            // The next change finds the others, of which none had ended.
+            world.lets_in("192.0.2.0/24");
+            for _ in 0..OPEN / 2 {
+                seen.insert(ended.recv().await.unwrap());
+            }
+            assert_eq!(seen.len(), 20_000);
+            assert!(world.worker.registry.entries.borrow().is_empty());
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn at_the_deadline_of_draining_all_relays_are_told_and_nothing_else_is() {
+    let world = World::new();
+    let local = tokio::task::LocalSet::new();
+    local
+        .run_until(async {
+            drop(tokio::task::spawn_local(run(Rc::clone(&world.worker))));
+            let request = world.list(1);
+            request.asks(Open::Request(Box::default()), None);
+            let mut ended = wait_for_each(&world, Entry::poll_over);
+            tokio::task::yield_now().await;
+            let deadline = tokio::time::Instant::now() + Duration::from_millis(50);
+            world.phase.send_replace(Phase::Draining { deadline });
+            for _ in 0..OPEN {
+                ended.recv().await.unwrap();
+                assert!(tokio::time::Instant::now() >= deadline);
+            }
+            assert!(
+                !poll(&request, &Arc::default()),
+                "requests end by themselves"
+            );
+            assert_eq!(request.ending(), None);
         })
         .await;
 }

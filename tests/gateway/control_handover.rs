@@ -404,9 +404,14 @@ async fn a_successor_with_a_broken_configuration_changes_nothing() {
     let (gateway, _service) = quiet().await;
     let config = gateway.cluster.config();
     gateway.cluster.write("broken.yaml", "kind: MeshRoute\n");
-    let mut command = mesh::Gateway::command(&config);
-    let output = command.arg("--takeover").output().unwrap();
+    // The last good configuration is kept, and would do for a gateway that is alone.
+    let mut command = tokio::process::Command::from(mesh::Gateway::command(&config));
+    let output = within("its end", command.arg("--takeover").output())
+        .await
+        .unwrap();
     assert_eq!(output.status.code(), Some(65));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("broken.yaml"), "{said}");
     std::fs::remove_file(config.join("broken.yaml")).unwrap();
     assert!(!gateway.process.told().contains("asks for the sockets"));
     assert_eq!(gateway.get("/").await.text(), "hello");

@@ -152,13 +152,18 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Keeps it in `folder`, which is this gateway's.
-    pub(super) fn new(folder: PathBuf) -> Self {
-        Self {
+    /// Keeps it in `folder`, which is this gateway's; first of all what it began with, where that is
+    /// not kept yet.
+    pub(super) fn begin(folder: PathBuf, unkept: Option<LastGood>) -> Self {
+        let this = Self {
             folder: folder.into(),
             next: Arc::default(),
             told: Arc::default(),
+        };
+        if let Some(unkept) = unkept {
+            this.keep(unkept);
         }
+        this
     }
 
     /// Keeps this instead of what was kept before.

@@ -4,9 +4,10 @@
 //! endpoints; `body` what is kept of a request for another try; `headers` what is added and
 //! removed; `upgrade` and `mirror` what their names say; `reply` our own answers. HTTP/2 has
 //! `h2_server` and `h2_client`, `stream` for its bodies, `flow` for its windows and `keepalive`
-//! for its PINGs; `expect` holds bodies back.
+//! for its PINGs; `expect` holds bodies back, `date` tells the time.
 
 mod body;
+mod date;
 mod exchange;
 mod expect;
 pub(crate) mod flow;
@@ -157,8 +158,8 @@ pub(crate) async fn serve(
     }
     let context = Rc::new(Context {
         worker: Rc::clone(&visit.worker),
-        listener: Arc::clone(&visit.listener),
-        source: visit.source,
+        listener: Arc::clone(&visit.listed.listener),
+        source: visit.listed.source,
         sni_service,
         identity,
         caller: visit.caller.clone(),
@@ -392,7 +393,12 @@ impl Watch {
         let moved = read + self.moved.written.load(Ordering::Relaxed);
         let requests = self.context.requests.get();
         let in_flight = self.context.in_flight.get() > 0;
-        if moved != self.moved_then || requests != self.requests {
+        // By HTTP/2 PINGs move as well: it is busy with streams, each of which has its own deadlines.
+        let is_busy = match self.context.version {
+            Version::H1 => moved != self.moved_then,
+            Version::H2 => in_flight,
+        };
+        if is_busy || requests != self.requests {
             self.moved_then = moved;
             self.quiet_since = Instant::now();
         }

@@ -107,6 +107,8 @@ pub(super) struct Splicing<'a, S, T> {
     /// The socket of the source, if that is all there is to it: no TLS, nothing read ahead.
     pub(super) source: fn(&S) -> Option<&TcpStream>,
     pub(super) sink: fn(&T) -> Option<&TcpStream>,
+    /// Whether the other direction has ended: both sockets are closed when this one has, too.
+    pub(super) is_last: bool,
     pub(super) pipes: &'a Rc<Pipes>,
 }
 
@@ -122,6 +124,11 @@ impl Direction {
 
     pub(super) const fn has_ended(&self) -> bool {
         matches!(self.state, State::Ended)
+    }
+
+    /// Whether the sink has all that was read, and was not told of an end.
+    pub(super) const fn holds_nothing(&self) -> bool {
+        matches!(self.state, State::Empty | State::Flushing)
     }
 
     /// Moves bytes until the source has none, the sink takes none, or others should have their
@@ -207,6 +214,14 @@ impl Direction {
                     self.stirred = true;
                 }
                 State::Ending => {
+                    // Closing a socket, from which all was read, ends it in the same way.
+                    let closes = splicing.is_some_and(|splicing| {
+                        splicing.is_last && (splicing.sink)(sink).is_some()
+                    });
+                    if closes {
+                        self.state = State::Ended;
+                        continue;
+                    }
                     ready!(Pin::new(&mut *sink).poll_shutdown(cx)).map_err(Broken::Writing)?;
                     self.state = State::Ended;
                 }

@@ -18,6 +18,7 @@ use super::cache::{ChainCache, ChainKey};
 use super::config::provider;
 use super::crl::{Crls, CrlsError};
 use super::denied::{DeniedError, DeniedIds};
+use super::groups::KnownGroups;
 use super::verify::{Refusal, TlsPeer, Trusted, Usage, seconds, verify, verify_chain};
 
 /// The largest certificate or key file read, in bytes.
@@ -135,6 +136,7 @@ pub struct Credentials {
     crls: Crls,
     denied: DeniedIds,
     verified: Box<ChainCache>,
+    known_groups: Arc<KnownGroups>,
 }
 
 /// Whom we trust, and whom not.
@@ -239,6 +241,7 @@ impl Credentials {
             crls,
             denied,
             verified: Box::default(),
+            known_groups: Arc::default(),
         })
     }
 
@@ -392,6 +395,10 @@ impl Credentials {
             return Err(Refusal::new(Rule::Expired, detail));
         }
         Ok(())
+    }
+
+    pub(super) const fn known_groups(&self) -> &Arc<KnownGroups> {
+        &self.known_groups
     }
 
     pub(super) fn resolver(&self) -> Arc<SingleCertAndKey> {
