@@ -195,10 +195,12 @@ impl Object {
             return;
         };
         self.key(key);
-        if text
+        // To the end in any case: so it is done for many bytes at once.
+        let is_special = |byte: u8| (byte < b' ') | (byte == b'"') | (byte == b'\\');
+        let needs_escaping = text
             .bytes()
-            .any(|byte| byte < b' ' || byte == b'"' || byte == b'\\')
-        {
+            .fold(false, |found, byte| found | is_special(byte));
+        if needs_escaping {
             // Neither a `str` nor a `Vec` makes it fail.
             serde_json::to_writer(&mut self.0, text).ok();
         } else {

@@ -30,9 +30,9 @@ impl Hasher for Quick {
             self.add(u64::from_le_bytes(*word));
         }
         // The length tells "a" from "a\0"; `str` adds 0xff behind itself besides.
-        let last = rest
-            .iter()
-            .fold(bytes.len() as u64, |word, byte| word << 8 | u64::from(*byte));
+        let last = rest.iter().fold(bytes.len() as u64, |word, byte| {
+            word << 8 | u64::from(*byte)
+        });
         self.add(last);
     }
 

@@ -129,7 +129,11 @@ impl Exchange {
         let request_id = headers::request_id(&head.headers, || context.worker.draw());
         let trace = headers::trace(&head.headers, || context.worker.draw());
         let is_grpc = headers::is_grpc(&head.headers) && context.version == Version::H2;
-        let claim = headers::attested(&head.headers);
+        // Nobody else's word counts.
+        let claim = match &context.identity {
+            Some(_) => headers::attested(&head.headers),
+            None => Claim::Absent,
+        };
         let (caller, from_gateway) = match &context.identity {
             None => (None, false),
             Some(verified) => {
@@ -271,10 +275,13 @@ impl Exchange {
         let listener = snapshot
             .listener(&self.context.listener)
             .ok_or(Reason::Drained)?;
-        let claim = headers::attested(&self.head.headers);
+        let claim;
         let evidence = match &self.context.identity {
             None => Evidence::Network,
-            Some(verified) => evidence(snapshot, self.context.source.ip(), verified, claim.id()),
+            Some(verified) => {
+                claim = headers::attested(&self.head.headers);
+                evidence(snapshot, self.context.source.ip(), verified, claim.id())
+            }
         };
         let asking = Asking {
             listener,

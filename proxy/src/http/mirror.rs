@@ -130,7 +130,10 @@ impl Copy {
         };
         let [h1, h2] = self.heads;
         let head = if lease.is_h2() { h2 } else { h1 };
-        match lease.send(worker, http::Request::from_parts(head, body)).await {
+        match lease
+            .send(worker, http::Request::from_parts(head, body))
+            .await
+        {
             Ok((response, _stream)) => {
                 let good = !response.status().is_server_error();
                 let mut body = response.into_body();

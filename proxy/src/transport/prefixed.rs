@@ -1,6 +1,7 @@
 //! A TCP stream whose first bytes were already read.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -104,15 +105,12 @@ impl AsyncWrite for Prefixed {
         if bufs.iter().map(|buf| buf.len()).sum::<usize>() > GATHER_BYTES {
             return tcp.poll_write_vectored(cx, bufs);
         }
-        let mut gathered = [0; GATHER_BYTES];
-        let mut len = 0;
+        let mut room = [const { MaybeUninit::uninit() }; GATHER_BYTES];
+        let mut gathered = ReadBuf::uninit(&mut room);
         for buf in bufs {
-            if let Some(room) = gathered.get_mut(len..len + buf.len()) {
-                room.copy_from_slice(buf);
-                len += buf.len();
-            }
+            gathered.put_slice(buf);
         }
-        tcp.poll_write(cx, gathered.get(..len).unwrap_or_default())
+        tcp.poll_write(cx, gathered.filled())
     }
 
     fn is_write_vectored(&self) -> bool {
