@@ -89,7 +89,8 @@ pub(crate) fn relay_streams(
     const ENDS: &Ends<Stream, Stream> = &Ends {
         downstream: Stream::socket,
         upstream: Stream::socket,
-        cork: (Stream::cork, Stream::cork),
+        cork_downstream: Stream::cork,
+        cork_upstream: Stream::cork,
         settle: |upstream| tune(upstream.tcp()),
     };
     let sockets = Sockets { ends: ENDS, pipes };
@@ -119,8 +120,9 @@ struct Sockets<D: 'static, U: 'static> {
 struct Ends<D, U> {
     downstream: fn(&D) -> Option<&TcpStream>,
     upstream: fn(&U) -> Option<&TcpStream>,
-    /// Has the last bytes leave together with the end, downstream and upstream.
-    cork: (fn(&D), fn(&U)),
+    /// Has the last bytes leave together with the end.
+    cork_downstream: fn(&D),
+    cork_upstream: fn(&U),
     /// Sets what a connection needs that stays.
     settle: fn(&U),
 }
@@ -145,7 +147,7 @@ where
             let splicing = self.sockets.as_ref().map(|sockets| Splicing {
                 source: sockets.ends.downstream,
                 sink: sockets.ends.upstream,
-                cork: sockets.ends.cork.1,
+                cork: sockets.ends.cork_upstream,
                 is_last: self.down.has_ended(),
                 pipes: &sockets.pipes,
             });
@@ -164,7 +166,7 @@ where
             let splicing = self.sockets.as_ref().map(|sockets| Splicing {
                 source: sockets.ends.upstream,
                 sink: sockets.ends.downstream,
-                cork: sockets.ends.cork.0,
+                cork: sockets.ends.cork_downstream,
                 is_last: self.up.has_ended(),
                 pipes: &sockets.pipes,
             });
