@@ -529,7 +529,7 @@ mod tests {
     use super::*;
     use crate::admission;
     use crate::fixture::Alone;
-    use crate::listener::{Accepted, WorkerHandle, hand_over};
+    use crate::listener::{Accepted, Handed, WorkerHandle, hand_over};
 
     const APPS: &str = "{ apps: { address: '127.0.0.1:0', role: workloads } }";
 
@@ -556,7 +556,10 @@ mod tests {
             &workers,
             &mut sources,
         );
-        queue.recv().await.unwrap()
+        match queue.recv().await {
+            Some(Handed::Connection(accepted)) => accepted,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[tokio::test]
