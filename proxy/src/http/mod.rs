@@ -573,9 +573,9 @@ mod tests {
             &workers,
             &mut sources,
         );
-        match queue.recv().await.unwrap() {
-            Handed::Connection(accepted) => accepted,
-            Handed::Listener(listening) => panic!("{listening:?}"),
+        match queue.recv().await {
+            Some(Handed::Connection(accepted)) => accepted,
+            other => panic!("{other:?}"),
         }
     }
 
