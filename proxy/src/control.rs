@@ -49,8 +49,8 @@ use crate::runtime::{
 use crate::state::{State, StateError};
 use crate::tls::{Credentials, CredentialsError};
 
-/// Observations taken in one go.
-const OBSERVATIONS_BATCH: usize = 1024;
+/// Batches of observations taken in one go.
+const OBSERVATIONS_BATCH: usize = 16;
 /// What the threads get beyond the drain deadline to end: the time for their records, and as much
 /// again to stop.
 const GRACE: Duration = RECORDS_GRACE.saturating_mul(2);
@@ -434,7 +434,7 @@ impl Control {
     async fn serve(
         &mut self,
         mut stage: Stage,
-        mut observed: mpsc::Receiver<Observation>,
+        mut observed: mpsc::Receiver<Vec<Observation>>,
         mut reloaded: mpsc::Receiver<Reloaded>,
         mut asked: mpsc::Receiver<Asked>,
     ) -> Result<(), GatewayError> {
@@ -450,9 +450,8 @@ impl Control {
             let wake = self.wake();
             // Every arm is cancel-safe: channels, signals, and sleeps until a fixed moment.
             let signalled = tokio::select! {
-                n = observed.recv_many(&mut batch, OBSERVATIONS_BATCH) => {
-                    self.observe(&batch, n);
-                    batch.clear();
+                _ = observed.recv_many(&mut batch, OBSERVATIONS_BATCH) => {
+                    self.observe(batch.drain(..).flatten());
                     None
                 }
                 Some(answer) = self.probes.join_next() => {
@@ -609,10 +608,10 @@ impl Control {
         }
     }
 
-    fn observe(&mut self, batch: &[Observation], n: usize) {
+    fn observe(&mut self, observations: impl Iterator<Item = Observation>) {
         let now = self.shared.now();
-        for observation in batch.iter().take(n) {
-            self.fleet.observe(observation, now);
+        for observation in observations {
+            self.fleet.observe(&observation, now);
         }
         self.publish_shares();
     }

@@ -32,7 +32,7 @@ use crate::tls::Credentials;
 pub(crate) struct Alone {
     pub(crate) shared: Arc<Shared>,
     pub(crate) phase: watch::Sender<Phase>,
-    pub(crate) observed: mpsc::Receiver<Observation>,
+    pub(crate) observed: mpsc::Receiver<Vec<Observation>>,
     pub(crate) snapshot: Arc<Snapshot>,
     lines: Lines,
     _folder: TempDir,

@@ -77,9 +77,9 @@ impl Listening {
     }
 
     /// Accepts on this thread.
-    pub(crate) fn start_here(self: Box<Self>) {
+    pub(crate) fn start_here(self) {
         // Ends when the other end of `stopped` is dropped, or with the process.
-        drop(tokio::task::spawn_local(accept(*self)));
+        drop(tokio::task::spawn_local(accept(self)));
     }
 }
 

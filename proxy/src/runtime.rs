@@ -5,7 +5,7 @@
 //! atomics, and bounded channels.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -31,10 +31,11 @@ use zeugma_xds::{GatewaySettings, ResourceList};
 use crate::account::{AccessLog, Caller, Closed};
 use crate::admission::{Admission, UnderWay};
 use crate::connection;
+use crate::hash::Configured;
 use crate::http::flow::WindowBudget;
 use crate::http::pool::Pool;
 use crate::listener::{Accepted, Handed};
-use crate::metrics::Metrics;
+use crate::metrics::{Latest, Metrics};
 use crate::recheck::{self, Registry};
 use crate::relay::Pipes;
 use crate::resolve::Names;
@@ -43,8 +44,8 @@ use crate::upstream::ConnectError;
 
 /// Connections on their way to one worker.
 pub(crate) const SOCKETS_MAX: usize = 1024;
-/// Observations on their way to the control thread; more are dropped and counted.
-pub(crate) const OBSERVATIONS_MAX: usize = 65_536;
+/// Batches of observations on their way to the control thread; more are dropped and counted.
+pub(crate) const OBSERVATIONS_MAX: usize = 4096;
 /// How many good outcomes a worker gathers before it wakes the control thread.
 const UNTOLD_MAX: usize = 512;
 /// How long it gathers them: they only weigh against bad ones, which are told at once.
@@ -87,7 +88,7 @@ pub(crate) struct Shared {
     pub(crate) settings: GatewaySettings,
     pub(crate) metrics: Metrics,
     pub(crate) log: AccessLog,
-    pub(crate) observations: mpsc::Sender<Observation>,
+    pub(crate) observations: mpsc::Sender<Vec<Observation>>,
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) ready: AtomicBool,
     /// The xDS resources that serve, for `/config_dump`.
@@ -110,6 +111,12 @@ impl Shared {
     /// Tells of a connection that ended, or a request.
     pub(crate) fn account(&self, closed: &Closed) {
         self.metrics.closed(closed);
+        self.log.write(closed);
+    }
+
+    /// Tells of a request, the next of many alike.
+    pub(crate) fn account_request(&self, closed: &Closed, latest: &Latest) {
+        self.metrics.closed_request(closed, latest);
         self.log.write(closed);
     }
 
@@ -178,15 +185,15 @@ pub(crate) struct Worker {
     pub(crate) pipes: Rc<Pipes>,
     /// What outlives the connection that began it: upgraded connections, mirrored requests.
     pub(crate) tasks: TaskTracker,
-    in_flight: RefCell<HashMap<EndpointKey, Rc<Cell<u32>>>>,
-    budgets: RefCell<HashMap<Arc<str>, RetryBudget>>,
-    mirrors: RefCell<HashMap<MirrorKey, Rc<Cell<usize>>>>,
+    in_flight: RefCell<Configured<EndpointKey, Rc<Cell<u32>>>>,
+    budgets: RefCell<Configured<Arc<str>, RetryBudget>>,
+    mirrors: RefCell<Configured<MirrorKey, Rc<Cell<usize>>>>,
     /// Outcomes the control thread is still to be told of.
     untold: RefCell<Vec<Observation>>,
     has_untold: Notify,
     draws: RefCell<fastrand::Rng>,
     /// The turn of each cluster that is balanced by turns.
-    turns: RefCell<HashMap<Arc<str>, u64>>,
+    turns: RefCell<Configured<Arc<str>, u64>>,
     /// The generation whose clusters and routes are the only ones remembered.
     forgotten: Cell<u64>,
 }
@@ -268,14 +275,14 @@ impl Worker {
 
     /// Tells the control thread what it has not been told, in order.
     fn tell_observations(&self) {
-        let mut dropped = 0;
-        for observation in self.untold.borrow_mut().drain(..) {
-            if self.shared.observations.try_send(observation).is_err() {
-                dropped += 1;
-            }
+        let batch = self.untold.take();
+        if batch.is_empty() {
+            return;
         }
-        if dropped > 0 {
-            self.shared.metrics.dropped("observations", dropped);
+        let count = batch.len() as u64;
+        // In one message: each would wake the control thread, which is done before the next.
+        if self.shared.observations.try_send(batch).is_err() {
+            self.shared.metrics.dropped("observations", count);
         }
     }
 
@@ -304,6 +311,9 @@ impl Worker {
     ) -> T {
         let now = self.shared.now();
         let mut budgets = self.budgets.borrow_mut();
+        if let Some(budget) = budgets.get_mut(&*cluster.route) {
+            return act(budget, now);
+        }
         act(budgets.entry(Arc::clone(&cluster.route)).or_default(), now)
     }
 

@@ -262,7 +262,7 @@ async fn the_last_flight_of_a_client_leaves_with_what_it_says_first() {
         theirs
     };
     let both = async { tokio::join!(client, server) };
-    timeout(DEADLINE, both).await.unwrap();
+    timeout(DEADLINE, Box::pin(both)).await.unwrap();
 }
 
 #[tokio::test]
@@ -287,7 +287,7 @@ async fn the_last_flight_of_a_client_does_not_wait_where_the_server_speaks_first
             theirs
         };
         let both = async { tokio::join!(client, server) };
-        timeout(DEADLINE, both).await.unwrap();
+        timeout(DEADLINE, Box::pin(both)).await.unwrap();
     }
 }
 
