@@ -77,9 +77,9 @@ impl Listening {
     }
 
     /// Accepts on this thread.
-    pub(crate) fn start_here(self: Box<Self>) {
+    pub(crate) fn start_here(self) {
         // Ends when the other end of `stopped` is dropped, or with the process.
-        drop(tokio::task::spawn_local(accept(*self)));
+        drop(tokio::task::spawn_local(accept(self)));
     }
 }
 
@@ -374,6 +374,22 @@ mod tests {
         assert_eq!(alone.shared.open.load(Ordering::Relaxed), SOCKETS_MAX);
         drop(taken);
         assert_eq!(alone.shared.open.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn one_worker_is_handed_the_socket_itself() {
+        let alone = Alone::new(LISTENERS, "", 1);
+        let (worker, mut taken) = queue(0);
+        let (_stop, stopped) = oneshot::channel();
+        let listening = Listening {
+            socket: TcpListener::bind("127.0.0.1:0").unwrap(),
+            stopped,
+            name: ServedName::new("apps".into()),
+            shared: Arc::clone(&alone.shared),
+            workers: [worker].into(),
+        };
+        listening.start();
+        assert!(matches!(taken.try_recv(), Ok(Handed::Listener(_))));
     }
 
     #[test]

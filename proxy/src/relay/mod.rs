@@ -256,10 +256,7 @@ where
     }
 }
 
-#[expect(
-    clippy::manual_async_fn,
-    reason = "the future of an `async fn` has room for its arguments twice"
-)]
+// The future of an `async fn` has room for its arguments twice.
 fn run<D, U>(
     pair: Pair<D, U>,
     idle: Duration,
