@@ -1,20 +1,22 @@
 //! The end of every connection and request: one record, one access-log line, one set of counters.
 
-use std::fmt;
+use std::cell::RefCell;
 use std::io::Write;
+use std::mem;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use time::OffsetDateTime;
-use time::format_description::BorrowedFormatItem;
-use time::macros::format_description;
 use zeugma_core::verdict::Reason;
 
 /// Lines waiting to be written; more are dropped and counted.
 const LINES_MAX: usize = 8192;
+/// The bytes of them: a path may be as long as a head.
+const LINES_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// What the buffers keep of it when all is written.
+const BATCH_BYTES_KEPT: usize = 256 * 1024;
 
 /// How a connection or request ended, and everything that is told of it.
 #[derive(Debug, Clone)]
@@ -100,9 +102,9 @@ impl Closed {
     ///
     /// Keys are ztunnel's where it has them, plus `sni`, `tls.group`, `failover_from`,
     /// `policy.rule` and `flags`. JSON escapes every control character, so that a line stays one.
-    fn line(&self, now: SystemTime) -> String {
-        let mut line = Object::new();
-        line.text("time", &*rfc3339(now));
+    fn write_line(&self, line: &mut Object, now: SystemTime) {
+        line.begin();
+        line.time("time", now);
         let kind = if self.request.is_some() {
             "request"
         } else {
@@ -110,7 +112,7 @@ impl Closed {
         };
         line.text("kind", kind);
         line.text("listener", &*self.listener);
-        line.display("src.addr", &self.source);
+        line.address("src.addr", self.source);
         line.text("src.identity", self.caller.identity.as_deref());
         line.text("src.attested", self.caller.attested.as_deref());
         line.text("src.peer", self.caller.peer.as_deref());
@@ -125,7 +127,7 @@ impl Closed {
             line.text("dst.backend", &*destination.backend);
             line.text("dst.locality", &*destination.locality);
             line.text("dst.identity", destination.identity.as_deref());
-            line.number("level", destination.level);
+            line.number("level", destination.level as u64);
             line.text("reason", destination.why);
             line.text("failover_from", destination.failover_from.as_deref());
         }
@@ -136,8 +138,8 @@ impl Closed {
             line.text("http.authority", &*request.authority);
             line.text("http.path", &*request.path);
             line.text("http.version", request.version);
-            line.number("http.status", request.status);
-            line.number("attempts", request.attempts);
+            line.number("http.status", u64::from(request.status));
+            line.number("attempts", u64::from(request.attempts));
         }
         line.text("verdict", self.reason.label());
         line.text("flags", self.reason.flag());
@@ -145,23 +147,36 @@ impl Closed {
         line.text("error", self.detail.as_deref());
         line.number("bytes_sent", self.bytes_sent);
         line.number("bytes_recv", self.bytes_received);
-        line.display("duration", &format_args!("{}ms", self.duration.as_millis()));
+        line.milliseconds("duration", self.duration);
         line.number("config.generation", self.generation);
-        line.close()
+        line.end();
     }
 }
 
 /// A JSON object in the making: text written once, no tree of values.
+#[derive(Debug)]
 struct Object(Vec<u8>);
 
 impl Object {
-    /// Most lines are shorter, so that they are allocated once.
-    const BYTES: usize = 640;
+    /// Most lines are shorter; what a longer one needed is given back.
+    const BYTES: usize = 2048;
 
     fn new() -> Self {
-        let mut bytes = Vec::with_capacity(Self::BYTES);
-        bytes.push(b'{');
-        Self(bytes)
+        Self(Vec::with_capacity(Self::BYTES))
+    }
+
+    fn begin(&mut self) {
+        self.0.clear();
+        self.0.shrink_to(Self::BYTES);
+        self.0.push(b'{');
+    }
+
+    fn end(&mut self) {
+        self.0.push(b'}');
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.0
     }
 
     /// A key of ours, which needs no escaping.
@@ -176,39 +191,101 @@ impl Object {
 
     /// Text of anybody's, if there is some, escaped (RFC 8259 §7).
     fn text<'a>(&mut self, key: &'static str, text: impl Into<Option<&'a str>>) {
-        if let Some(text) = text.into() {
-            self.key(key);
+        let Some(text) = text.into() else {
+            return;
+        };
+        self.key(key);
+        // To the end in any case: so it is done for many bytes at once.
+        let is_special = |byte: u8| (byte < b' ') | (byte == b'"') | (byte == b'\\');
+        let needs_escaping = text
+            .bytes()
+            .fold(false, |found, byte| found | is_special(byte));
+        if needs_escaping {
             // Neither a `str` nor a `Vec` makes it fail.
             serde_json::to_writer(&mut self.0, text).ok();
+        } else {
+            self.plain(text);
         }
     }
 
-    /// Text of ours that needs no escaping: addresses and the like.
-    fn display(&mut self, key: &'static str, text: &dyn fmt::Display) {
+    /// Text that needs no escaping.
+    fn plain(&mut self, text: &str) {
+        self.0.push(b'"');
+        self.0.extend_from_slice(text.as_bytes());
+        self.0.push(b'"');
+    }
+
+    fn address(&mut self, key: &'static str, address: SocketAddr) {
         self.key(key);
-        // A `Vec` takes everything.
-        write!(self.0, "\"{text}\"").ok();
+        match address {
+            SocketAddr::V4(address) => {
+                self.0.push(b'"');
+                for (nth, octet) in address.ip().octets().into_iter().enumerate() {
+                    if nth > 0 {
+                        self.0.push(b'.');
+                    }
+                    self.digits(u64::from(octet), 1);
+                }
+                self.0.push(b':');
+                self.digits(u64::from(address.port()), 1);
+                self.0.push(b'"');
+            }
+            // A `Vec` takes everything.
+            SocketAddr::V6(address) => drop(write!(self.0, "\"{address}\"")),
+        }
     }
 
-    fn number(&mut self, key: &'static str, number: impl fmt::Display) {
+    fn number(&mut self, key: &'static str, number: u64) {
         self.key(key);
-        write!(self.0, "{number}").ok();
+        self.digits(number, 1);
     }
 
-    fn close(mut self) -> String {
-        self.0.push(b'}');
-        // It was all text.
-        String::from_utf8(self.0).unwrap_or_default()
+    fn milliseconds(&mut self, key: &'static str, duration: Duration) {
+        self.key(key);
+        self.0.push(b'"');
+        let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        self.digits(milliseconds, 1);
+        self.0.extend_from_slice(b"ms\"");
     }
-}
 
-/// What is written in one go, at about.
-const BATCH_BYTES: usize = 64 * 1024;
+    /// A moment in UTC with milliseconds (RFC 3339 §5.6).
+    fn time(&mut self, key: &'static str, at: SystemTime) {
+        let at = OffsetDateTime::from(at);
+        let (year, month, day) = at.to_calendar_date();
+        self.key(key);
+        for (before, number, width) in [
+            (b'"', u64::try_from(year).unwrap_or_default(), 4),
+            (b'-', u64::from(u8::from(month)), 2),
+            (b'-', u64::from(day), 2),
+            (b'T', u64::from(at.hour()), 2),
+            (b':', u64::from(at.minute()), 2),
+            (b':', u64::from(at.second()), 2),
+            (b'.', u64::from(at.millisecond()), 3),
+        ] {
+            self.0.push(before);
+            self.digits(number, width);
+        }
+        self.0.extend_from_slice(b"Z\"");
+    }
 
-#[derive(Debug)]
-enum Line {
-    Text(String),
-    Flush(SyncSender<()>),
+    /// A decimal number, with zeros in front up to `width`: what `fmt` does at several times the
+    /// cost, and there are a dozen in a line.
+    fn digits(&mut self, number: u64, width: usize) {
+        const MOST: usize = 20;
+        let mut text = [b'0'; MOST];
+        let mut rest = number;
+        let mut from = MOST;
+        for digit in text.iter_mut().rev() {
+            if rest == 0 && MOST - from >= width {
+                break;
+            }
+            *digit = b'0' + u8::try_from(rest % 10).unwrap_or_default();
+            rest /= 10;
+            from -= 1;
+        }
+        self.0
+            .extend_from_slice(text.get(from..).unwrap_or_default());
+    }
 }
 
 /// How long the writer lets lines gather after the first: while it rests, a line wakes nobody.
@@ -217,11 +294,60 @@ const GATHER_TIME: Duration = Duration::from_millis(10);
 /// How long the end of the process waits for its last lines.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Where access-log lines go: a bounded queue to one writing thread.
+thread_local! {
+    /// What a thread makes its lines in.
+    static LINE: RefCell<Object> = RefCell::new(Object::new());
+}
+
+/// Where access-log lines go: a bounded buffer that one thread writes from.
 #[derive(Debug, Clone)]
 pub(crate) struct AccessLog {
-    lines: SyncSender<Line>,
+    ours: Arc<Ours>,
     dropped: Arc<AtomicU64>,
+}
+
+/// The writing thread ends when this was dropped.
+#[derive(Debug)]
+struct Ours(Arc<Queue>);
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        self.0.lock().is_over = true;
+        self.0.something_to_do.notify_one();
+    }
+}
+
+/// What the threads of the gateway and the writer share.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    something_to_do: Condvar,
+    written: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Whole lines, none of which was taken by the writer.
+    lines: Vec<u8>,
+    count: usize,
+    /// How many batches the writer has taken, and how many of them it has written.
+    taken: u64,
+    written: u64,
+    /// The writer waits for something to do.
+    is_resting: bool,
+    /// Somebody waits until all is written.
+    is_flushing: bool,
+    /// Nobody writes lines any more.
+    is_over: bool,
+    /// Nobody writes them out any more.
+    is_broken: bool,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing that holds it can fail.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl AccessLog {
@@ -230,34 +356,60 @@ impl AccessLog {
     /// # Errors
     /// If the thread cannot be started.
     pub(crate) fn start(out: Box<dyn Write + Send>) -> std::io::Result<Self> {
-        let (lines, queue) = sync_channel(LINES_MAX);
+        let queue = Arc::<Queue>::default();
+        let ours = Arc::new(Ours(Arc::clone(&queue)));
         std::thread::Builder::new()
             .name("access-log".to_owned())
             .spawn(move || write_lines(&queue, out))?;
         Ok(Self {
-            lines,
+            ours,
             dropped: Arc::default(),
         })
     }
 
-    /// Queues the record's line, or counts it as dropped; never waits.
+    /// Queues the record's line, or counts it as dropped; never waits for the writer.
     pub(crate) fn write(&self, closed: &Closed) {
-        if self
-            .lines
-            .try_send(Line::Text(closed.line(SystemTime::now())))
-            .is_err()
-        {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+        LINE.with_borrow_mut(|line| {
+            closed.write_line(line, SystemTime::now());
+            if !self.queue(line.bytes()) {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+
+    fn queue(&self, line: &[u8]) -> bool {
+        let Ours(queue) = &*self.ours;
+        let mut waiting = queue.lock();
+        let bytes = waiting.lines.len() + line.len();
+        if waiting.is_broken || waiting.count >= LINES_MAX || bytes >= LINES_BYTES_MAX {
+            return false;
         }
+        waiting.count += 1;
+        waiting.lines.extend_from_slice(line);
+        waiting.lines.push(b'\n');
+        if mem::take(&mut waiting.is_resting) {
+            drop(waiting);
+            queue.something_to_do.notify_one();
+        }
+        true
     }
 
     /// Waits, for a short time, until what is queued is written.
     pub(crate) fn flush(&self) {
-        let (done, written) = sync_channel(1);
-        if self.lines.try_send(Line::Flush(done)).is_ok() {
-            // Whether or not all was written, the process ends now.
-            written.recv_timeout(FLUSH_TIMEOUT).ok();
-        }
+        let Ours(queue) = &*self.ours;
+        let mut waiting = queue.lock();
+        // What was taken, and the batch that is taken next.
+        let all = waiting.taken + 1;
+        waiting.is_flushing = true;
+        queue.something_to_do.notify_one();
+        // Whether or not all was written, the process ends now.
+        drop(
+            queue
+                .written
+                .wait_timeout_while(waiting, FLUSH_TIMEOUT, |waiting| {
+                    waiting.written < all && !waiting.is_broken
+                }),
+        );
     }
 
     /// Lines dropped because the writer did not keep up.
@@ -266,41 +418,43 @@ impl AccessLog {
     }
 }
 
-/// A moment in UTC with milliseconds (RFC 3339 §5.6).
-fn rfc3339(at: SystemTime) -> String {
-    const FORMAT: &[BorrowedFormatItem<'_>] =
-        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-    OffsetDateTime::from(at).format(FORMAT).unwrap_or_default()
-}
-
-fn write_lines(queue: &Receiver<Line>, mut out: Box<dyn Write + Send>) {
-    // What is queued is written in one go: a line costs no system call of its own under load.
-    while let Ok(first) = queue.recv() {
-        if matches!(first, Line::Text(_)) {
-            std::thread::sleep(GATHER_TIME);
-        }
-        let mut next = Some(first);
-        while next.is_some() {
-            let mut batch = String::new();
-            let mut flushed = None;
-            while let Some(line) = next {
-                match line {
-                    Line::Text(text) => {
-                        batch.push_str(&text);
-                        batch.push('\n');
-                    }
-                    Line::Flush(done) => flushed = Some(done),
-                }
-                let full = batch.len() > BATCH_BYTES || flushed.is_some();
-                next = if full { None } else { queue.try_recv().ok() };
-            }
-            // A closed standard output ends the log, not the gateway.
-            let written = out.write_all(batch.as_bytes()).and_then(|()| out.flush());
-            if written.is_err() {
+fn write_lines(queue: &Queue, mut out: Box<dyn Write + Send>) {
+    let mut batch = Vec::new();
+    loop {
+        let mut waiting = queue.lock();
+        while waiting.lines.is_empty() && !waiting.is_flushing {
+            if waiting.is_over {
                 return;
             }
-            drop(flushed);
-            next = queue.try_recv().ok();
+            waiting.is_resting = true;
+            waiting = queue
+                .something_to_do
+                .wait(waiting)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        if !waiting.is_flushing && !waiting.is_over {
+            // What gathers is written in one go: a line costs no system call of its own under load.
+            drop(waiting);
+            std::thread::sleep(GATHER_TIME);
+            waiting = queue.lock();
+        }
+        waiting.is_resting = false;
+        waiting.is_flushing = false;
+        mem::swap(&mut waiting.lines, &mut batch);
+        waiting.count = 0;
+        waiting.taken += 1;
+        drop(waiting);
+        // A closed standard output ends the log, not the gateway.
+        let written = out.write_all(&batch).and_then(|()| out.flush());
+        batch.clear();
+        // What one burst needed is not kept.
+        batch.shrink_to(BATCH_BYTES_KEPT);
+        let mut waiting = queue.lock();
+        waiting.written = waiting.taken;
+        waiting.is_broken = written.is_err();
+        queue.written.notify_all();
+        if waiting.is_broken {
+            return;
         }
     }
 }
@@ -333,9 +487,15 @@ mod tests {
         }
     }
 
+    fn line_of(closed: &Closed) -> String {
+        let mut line = Object::new();
+        closed.write_line(&mut line, SystemTime::UNIX_EPOCH);
+        String::from_utf8(line.0).unwrap()
+    }
+
     #[test]
     fn a_line_is_one_line_of_json_whatever_the_caller_sent() {
-        let line = record().line(SystemTime::UNIX_EPOCH);
+        let line = line_of(&record());
         assert!(!line.contains('\n'));
         let read: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(read["time"], "1970-01-01T00:00:00.000Z");
@@ -379,7 +539,7 @@ mod tests {
             rule: Some("a.yaml:7".to_owned()),
             ..record()
         };
-        let line = closed.line(SystemTime::UNIX_EPOCH);
+        let line = line_of(&closed);
         assert!(
             line.contains(r#""dst.service":"shop/\u0001orders""#),
             "{line}"
@@ -404,8 +564,42 @@ mod tests {
     }
 
     #[test]
+    fn numbers_addresses_and_moments_are_written_as_fmt_would() {
+        let of = |write: &dyn Fn(&mut Object)| {
+            let mut line = Object::new();
+            line.begin();
+            write(&mut line);
+            line.end();
+            String::from_utf8(line.0).unwrap()
+        };
+        for number in [0, 7, 10, 99, 100, 12_345, u64::MAX] {
+            let line = of(&|line| line.number("n", number));
+            assert_eq!(line, format!(r#"{{"n":{number}}}"#));
+        }
+        for address in ["127.0.0.1:1", "10.255.100.9:65535", "[2001:db8::1]:443"] {
+            let address: SocketAddr = address.parse().unwrap();
+            let line = of(&|line| line.address("a", address));
+            assert_eq!(line, format!(r#"{{"a":"{address}"}}"#));
+        }
+        // The second is the last of a leap day.
+        for (seconds, millis, expected) in [
+            (951_782_400, 0, "2000-02-29T00:00:00.000Z"),
+            (1_709_251_199, 7, "2024-02-29T23:59:59.007Z"),
+            (4_102_444_800, 999, "2100-01-01T00:00:00.999Z"),
+        ] {
+            let at = SystemTime::UNIX_EPOCH + Duration::new(seconds, millis * 1_000_000);
+            assert_eq!(
+                of(&|line| line.time("t", at)),
+                format!(r#"{{"t":"{expected}"}}"#)
+            );
+        }
+        let line = of(&|line| line.milliseconds("d", Duration::from_micros(1_234_567)));
+        assert_eq!(line, r#"{"d":"1234ms"}"#);
+    }
+
+    #[test]
     fn a_writer_that_does_not_keep_up_drops_and_counts() {
-        struct Stuck(Receiver<()>);
+        struct Stuck(std::sync::mpsc::Receiver<()>);
         impl Write for Stuck {
             fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
                 self.0.recv().ok();
@@ -417,9 +611,69 @@ mod tests {
         }
         let (_hold, held) = std::sync::mpsc::channel();
         let log = AccessLog::start(Box::new(Stuck(held))).unwrap();
-        for _ in 0..LINES_MAX * 2 {
+        for _ in 0..LINES_MAX * 3 {
             log.write(&record());
         }
-        assert!(log.dropped() > 0);
+        // It holds one batch, at the most, besides what waits.
+        let dropped = usize::try_from(log.dropped()).unwrap();
+        assert!((LINES_MAX..=2 * LINES_MAX).contains(&dropped), "{dropped}");
+    }
+
+    #[test]
+    fn lines_are_whole_in_order_and_written_by_the_end_of_a_flush() {
+        #[derive(Clone, Default)]
+        struct Kept(Arc<Mutex<Vec<u8>>>);
+        impl Write for Kept {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let kept = Kept::default();
+        let log = AccessLog::start(Box::new(kept.clone())).unwrap();
+        log.flush();
+        for nth in 0..200 {
+            log.write(&Closed {
+                generation: nth,
+                ..record()
+            });
+            if nth % 50 == 0 {
+                log.flush();
+                let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+                assert_eq!(text.lines().count() as u64, nth + 1);
+            }
+        }
+        log.flush();
+        let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+        let generations: Vec<u64> = text
+            .lines()
+            .map(|line| {
+                let line: Value = serde_json::from_str(line).unwrap();
+                line["config.generation"].as_u64().unwrap()
+            })
+            .collect();
+        assert_eq!(generations, (0..200).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn lines_that_nobody_writes_any_more_are_dropped() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+                Err(std::io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let log = AccessLog::start(Box::new(Closed)).unwrap();
+        log.write(&record());
+        log.flush();
+        log.write(&record());
+        assert_eq!(log.dropped(), 1);
     }
 }

@@ -137,7 +137,7 @@ fn carry_unless_cut(
 /// it ended without.
 async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Result<Relaying, Reason> {
     let published = Arc::clone(&visit.published);
-    let Some(listener) = published.snapshot.listener(&visit.listed.listener) else {
+    let Some(listener) = published.listener(&visit.listed.listener) else {
         return Err(Reason::Drained);
     };
     if !admits(listener, visit.listed.source.ip()) {
@@ -406,13 +406,13 @@ async fn carry_tcp(
             .await
             .map(|reached| (cluster, reached)),
     };
+    let deadline = visit.worker.shared.settings.limits.header_timeout;
     if caller.is_some_and(|caller| caller.answers) {
         let answer = match &reached {
             Ok(_) => proxy_protocol::CONNECTED,
             Err(shed) if shed.reason == Reason::RouteConnectionLimit => proxy_protocol::SHED,
             Err(_) => proxy_protocol::NO_LOCAL_ENDPOINT,
         };
-        let deadline = visit.worker.shared.settings.limits.header_timeout;
         let answering = async {
             downstream.write_all(&[answer]).await?;
             downstream.flush().await
@@ -428,8 +428,8 @@ async fn carry_tcp(
             if rule.is_some() {
                 visit.rule = rule;
             }
-            // In order, so that the answer above is read.
-            downstream.shutdown().await.ok();
+            // In order, so that the answer above is read; it is as good as closed if nobody takes it.
+            timeout(deadline, downstream.shutdown()).await.ok();
             Err(reason)
         }
     }
@@ -643,7 +643,7 @@ impl Visit {
         let (listener, source) = (Arc::clone(&self.listed.listener), self.listed.source.ip());
         Box::new(move |id: &SpiffeId| {
             let snapshot = &published.snapshot;
-            let Some(listener) = snapshot.listener(&listener) else {
+            let Some(listener) = published.listener(&listener) else {
                 return false;
             };
             let policy = &snapshot.service(service).policy;

@@ -29,13 +29,13 @@ use zeugma_core::names::Host;
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{EndpointKey, Snapshot};
 use zeugma_core::time::Time;
-use zeugma_xds::{Findings, NodeOptions};
+use zeugma_xds::{Findings, NodeOptions, ResourceList};
 
 use self::accepting::Accepting;
 use self::handover::{Arrival, Asked, HandoverError, Offered};
 use self::inherit::InheritError;
 use self::last_good::{Beginning, Keeper};
-use self::reload::{Files, Reloaded};
+use self::reload::{Configured, Files, Reloaded};
 use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
 use crate::admission::{self, Admission, UnderWay};
@@ -49,8 +49,8 @@ use crate::runtime::{
 use crate::state::{State, StateError};
 use crate::tls::{Credentials, CredentialsError};
 
-/// Observations taken in one go.
-const OBSERVATIONS_BATCH: usize = 1024;
+/// Batches of observations taken in one go.
+const OBSERVATIONS_BATCH: usize = 16;
 /// What the threads get beyond the drain deadline to end: the time for their records, and as much
 /// again to stop.
 const GRACE: Duration = RECORDS_GRACE.saturating_mul(2);
@@ -145,8 +145,10 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
         locality: options.locality.clone(),
     };
     let start = Beginning::load(&options.config, &node)?;
-    reload::warn(&start.loaded);
-    let credentials = Credentials::load(&reload::svid_files(&start.loaded.settings), 1)?;
+    reload::warn(&start.loaded.warnings);
+    let settings = &start.loaded.settings;
+    let newest = last_good::crl_numbers(settings);
+    let credentials = Credentials::load_after(&reload::svid_files(settings), 1, &newest)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
@@ -252,6 +254,7 @@ async fn control(
         passed,
         passed_on: CancellationToken::new(),
         handing: None,
+        waiting: None,
         beside: JoinSet::new(),
         workers_ended,
     };
@@ -280,6 +283,7 @@ fn first_published(snapshot: &Arc<Snapshot>, shares: Shares) -> Published {
         under_way: UnderWay::of(snapshot, None),
         snapshot: Arc::clone(snapshot),
         shares: Arc::new(shares),
+        renamed: Arc::default(),
     }
 }
 
@@ -393,6 +397,8 @@ struct Control {
     passed_on: CancellationToken,
     /// The successor that has been offered the sockets and has not taken over yet.
     handing: Option<i32>,
+    /// A configuration that came since then.
+    waiting: Option<Configured>,
     beside: JoinSet<()>,
     /// Told the number of each worker that ends, whatever the cause.
     workers_ended: mpsc::Receiver<usize>,
@@ -428,7 +434,7 @@ impl Control {
     async fn serve(
         &mut self,
         mut stage: Stage,
-        mut observed: mpsc::Receiver<Observation>,
+        mut observed: mpsc::Receiver<Vec<Observation>>,
         mut reloaded: mpsc::Receiver<Reloaded>,
         mut asked: mpsc::Receiver<Asked>,
     ) -> Result<(), GatewayError> {
@@ -444,9 +450,8 @@ impl Control {
             let wake = self.wake();
             // Every arm is cancel-safe: channels, signals, and sleeps until a fixed moment.
             let signalled = tokio::select! {
-                n = observed.recv_many(&mut batch, OBSERVATIONS_BATCH) => {
-                    self.observe(&batch, n);
-                    batch.clear();
+                _ = observed.recv_many(&mut batch, OBSERVATIONS_BATCH) => {
+                    self.observe(batch.drain(..).flatten());
                     None
                 }
                 Some(answer) = self.probes.join_next() => {
@@ -457,9 +462,15 @@ impl Control {
                     self.publish_shares();
                     None
                 }
-                // A successor has the sockets of the configuration that was offered to it.
-                Some(reloaded) = reloaded.recv(), if self.handing.is_none() => {
+                Some(mut reloaded) = reloaded.recv() => {
                     let by_signal = reloaded.by_signal;
+                    if reloaded.is_published {
+                        self.waiting = None;
+                    }
+                    if self.handing.is_some() && let Some(config) = reloaded.config.take() {
+                        // A successor has the sockets of the configuration that was offered to it.
+                        self.waiting = Some(config);
+                    }
                     self.apply(reloaded, &stage);
                     if by_signal {
                         systemd::ready();
@@ -597,10 +608,10 @@ impl Control {
         }
     }
 
-    fn observe(&mut self, batch: &[Observation], n: usize) {
+    fn observe(&mut self, observations: impl Iterator<Item = Observation>) {
         let now = self.shared.now();
-        for observation in batch.iter().take(n) {
-            self.fleet.observe(observation, now);
+        for observation in observations {
+            self.fleet.observe(&observation, now);
         }
         self.publish_shares();
     }
@@ -625,16 +636,20 @@ impl Control {
 
     fn publish(&self, generation: u64, snapshot: Arc<Snapshot>, shares: Shares) {
         let before = self.shared.published.load();
-        let under_way = if Arc::ptr_eq(&before.snapshot, &snapshot) {
-            Arc::clone(&before.under_way)
+        let (under_way, renamed) = if Arc::ptr_eq(&before.snapshot, &snapshot) {
+            (Arc::clone(&before.under_way), Arc::clone(&before.renamed))
         } else {
-            UnderWay::of(&snapshot, Some(&before))
+            (
+                UnderWay::of(&snapshot, Some(&before)),
+                before.renamed_in(&snapshot),
+            )
         };
         let published = Published {
             generation,
             snapshot,
             shares: Arc::new(shares),
             under_way,
+            renamed,
         };
         self.shared.published.store(Arc::new(published));
     }
@@ -645,10 +660,16 @@ impl Control {
             self.tell_credentials();
             self.recheck();
         }
-        let Some((snapshot, resources, last_good)) = reloaded.config else {
-            return;
-        };
+        if let Some(config) = reloaded.config {
+            self.configure(config, stage);
+        }
+    }
+
+    fn configure(&mut self, (snapshot, resources, last_good): Configured, stage: &Stage) {
         if matches!(stage, Stage::Draining { .. }) {
+            // Nothing is accepted any more, and the files are the successor's to keep: but what is
+            // open may be so for long, and has no right that the configuration took away.
+            self.publish_next(Arc::new(snapshot), resources);
             return;
         }
         let bound = match self
@@ -665,8 +686,16 @@ impl Control {
                 return;
             }
         };
+        self.publish_next(Arc::new(snapshot), resources);
+        self.accepting.commit(bound);
+        if let Some(keeper) = &self.keeper {
+            keeper.keep(last_good);
+        }
+    }
+
+    /// Publishes a configuration under the next generation, and has what is open judged by it.
+    fn publish_next(&mut self, snapshot: Arc<Snapshot>, resources: ResourceList) {
         let now = self.shared.now();
-        let snapshot = Arc::new(snapshot);
         self.fleet.reconcile(&snapshot, now);
         self.names.send_replace(resolve::names_of(&snapshot));
         let shares = self.fleet.shares(now);
@@ -675,10 +704,6 @@ impl Control {
         self.publish(generation, Arc::clone(&snapshot), shares);
         self.recheck();
         self.shared.metrics.generation(generation);
-        self.accepting.commit(bound);
-        if let Some(keeper) = &self.keeper {
-            keeper.keep(last_good);
-        }
         tracing::info!(generation, version = %snapshot.version, "configuration applied");
     }
 
@@ -691,6 +716,9 @@ impl Control {
         let credentials = self.shared.credentials.load();
         self.shared.metrics.svid_expiry(credentials.not_after());
         self.shared.metrics.reloaded("credentials", true);
+        if let Some(keeper) = &self.keeper {
+            keeper.keep_numbers(credentials.crl_numbers());
+        }
     }
 }
 
@@ -788,6 +816,7 @@ mod tests {
             passed: Vec::new(),
             passed_on: CancellationToken::new(),
             handing: None,
+            waiting: None,
             beside: JoinSet::new(),
             workers_ended,
             shared: alone.shared,

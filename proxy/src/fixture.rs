@@ -32,7 +32,7 @@ use crate::tls::Credentials;
 pub(crate) struct Alone {
     pub(crate) shared: Arc<Shared>,
     pub(crate) phase: watch::Sender<Phase>,
-    pub(crate) observed: mpsc::Receiver<Observation>,
+    pub(crate) observed: mpsc::Receiver<Vec<Observation>>,
     pub(crate) snapshot: Arc<Snapshot>,
     lines: Lines,
     _folder: TempDir,
@@ -165,6 +165,7 @@ fn published(snapshot: &Arc<Snapshot>, shares: Shares) -> Published {
         under_way: UnderWay::of(snapshot, None),
         snapshot: Arc::clone(snapshot),
         shares: Arc::new(shares),
+        renamed: Arc::default(),
     }
 }
 

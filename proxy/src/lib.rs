@@ -10,6 +10,7 @@ mod connection;
 mod control;
 #[cfg(test)]
 mod fixture;
+mod hash;
 mod http;
 mod listener;
 mod memory;

@@ -1,5 +1,6 @@
 //! What is counted. One row here is one metric; no type of the metrics library leaves this file.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -360,6 +361,29 @@ impl Metrics {
         }
     }
 
+    /// Counts a request; `latest` is of the one before it on its connection.
+    pub(crate) fn closed_request(&self, closed: &Closed, latest: &Latest) {
+        let Some(request) = closed.request.as_ref().filter(|one| one.status != 101) else {
+            self.closed(closed);
+            return;
+        };
+        let service = closed.service.as_ref().unwrap_or(&self.unknown);
+        let reason = closed.reason.label();
+        let is_same = |before: &Answered| {
+            before.response_code == request.status
+                && before.reason == reason
+                && is_one(&before.destination_service, service)
+                && is_one(&before.listener, &closed.listener)
+        };
+        count(&latest.answered, &self.requests, is_same, || Answered {
+            listener: Arc::clone(&closed.listener),
+            destination_service: Arc::clone(service),
+            response_code: request.status,
+            reason,
+            response_flags: closed.reason.flag(),
+        });
+    }
+
     pub(crate) fn opened(&self, listener: &Arc<str>) {
         self.open
             .get_or_create(&ByListener {
@@ -414,15 +438,20 @@ impl Metrics {
         backend: &Arc<str>,
         level: usize,
         why: &'static str,
+        latest: &Latest,
     ) {
-        self.attempts
-            .get_or_create(&Taken {
-                destination_service: Arc::clone(service),
-                destination_backend: Arc::clone(backend),
-                level,
-                why,
-            })
-            .inc();
+        let is_same = |before: &Taken| {
+            before.level == level
+                && before.why == why
+                && is_one(&before.destination_service, service)
+                && is_one(&before.destination_backend, backend)
+        };
+        count(&latest.taken, &self.attempts, is_same, || Taken {
+            destination_service: Arc::clone(service),
+            destination_backend: Arc::clone(backend),
+            level,
+            why,
+        });
     }
 
     pub(crate) fn retried(&self, service: &str, cause: &str) {
@@ -596,6 +625,40 @@ impl Collector for Targets {
     }
 }
 
+/// The counters that the request before used, of one connection: they are not looked for again.
+///
+/// They stay those of their families, which never drop a series of theirs.
+#[derive(Debug, Default)]
+pub(crate) struct Latest {
+    answered: RefCell<Option<(Answered, Counter)>>,
+    taken: RefCell<Option<(Taken, Counter)>>,
+}
+
+/// Counts one more of what `latest` is of, if it `is_same`, else of `new` labels.
+fn count<L>(
+    latest: &RefCell<Option<(L, Counter)>>,
+    family: &Family<L, Counter>,
+    is_same: impl Fn(&L) -> bool,
+    new: impl FnOnce() -> L,
+) where
+    L: Clone + std::hash::Hash + Eq,
+{
+    let mut latest = latest.borrow_mut();
+    if let Some((_, counter)) = latest.as_ref().filter(|(labels, _)| is_same(labels)) {
+        counter.inc();
+        return;
+    }
+    let labels = new();
+    let counter = family.get_or_create(&labels).clone();
+    counter.inc();
+    *latest = Some((labels, counter));
+}
+
+/// Whether two names are the same; mostly they are one piece of memory.
+fn is_one(one: &Arc<str>, other: &Arc<str>) -> bool {
+    Arc::ptr_eq(one, other) || one == other
+}
+
 /// Whether the bytes of a record are in no other one.
 ///
 /// Those of a request are also among its connection's. Only an upgrade leaves its connection: that
@@ -652,6 +715,53 @@ mod tests {
         let sent = r#"zeugma_bytes_sent_total{listener="apps"} 110"#;
         let received = r#"zeugma_bytes_received_total{listener="apps"} 220"#;
         assert!(text.contains(sent) && text.contains(received), "{text}");
+    }
+
+    #[test]
+    fn requests_are_counted_alike_whatever_the_one_before_was() {
+        let metrics = Metrics::new();
+        let latest = Latest::default();
+        for status in [200, 200, 503, 200, 101, 200] {
+            metrics.closed_request(&record(Some(status), 1), &latest);
+        }
+        let other = Closed {
+            service: Some("shop/a".into()),
+            reason: Reason::UpstreamTimeout,
+            ..record(Some(200), 1)
+        };
+        metrics.closed_request(&other, &latest);
+        let text = metrics.encode(None);
+        let count = |labels: &str| {
+            let line = text
+                .lines()
+                .find(|line| line.starts_with("zeugma_requests_total") && line.contains(labels));
+            line.unwrap_or_default()
+                .rsplit(' ')
+                .next()
+                .map(str::to_owned)
+        };
+        let counts = [
+            r#""unknown",response_code="200""#,
+            r#"response_code="503""#,
+            r#"response_code="101""#,
+            r#""shop/a""#,
+        ];
+        assert_eq!(
+            counts.map(|labels| count(labels).unwrap()),
+            ["4", "1", "1", "1"],
+            "{text}"
+        );
+        assert!(
+            text.contains(r#"zeugma_bytes_sent_total{listener="apps"} 1"#),
+            "{text}"
+        );
+
+        for (why, level) in [("local", 0), ("local", 0), ("spill", 1), ("local", 0)] {
+            metrics.attempt(&"shop/a".into(), &"blue".into(), level, why, &latest);
+        }
+        let text = metrics.encode(None);
+        assert!(text.contains(r#"level="0",why="local"} 3"#), "{text}");
+        assert!(text.contains(r#"level="1",why="spill"} 1"#), "{text}");
     }
 
     #[test]

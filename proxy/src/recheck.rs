@@ -237,6 +237,14 @@ impl Entry {
         self.told.borrow().as_ref().map(|told| told.1.clone())
     }
 
+    /// Why it ends at once, once it was told to.
+    pub(crate) fn cut_off(&self) -> Option<Ending> {
+        let told = self.told.borrow();
+        told.as_ref()
+            .filter(|told| told.0 == How::Cut)
+            .map(|told| told.1.clone())
+    }
+
     /// Ready once it is to end at once.
     pub(crate) fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.poll_told(cx, How::Cut)
@@ -413,8 +421,10 @@ impl Judge {
                 path: request.1.path(),
             },
         };
+        let renamed = self.published.listener(&entry.listener);
+        let listener = renamed.map_or(&entry.listener, |listener| &listener.name);
         let carried = Carried {
-            listener: &entry.listener,
+            listener,
             source: entry.source.ip(),
             verified: known.peer.as_ref().map(|peer| &peer.id),
             claimed: known.claimed.as_ref(),
@@ -428,7 +438,7 @@ impl Judge {
                 address: &upstream.address,
                 id: &upstream.peer.id,
             };
-            judge_answering(snapshot, &entry.listener, service, &answering).map_err(cut)?;
+            judge_answering(snapshot, listener, service, &answering).map_err(cut)?;
         }
         Ok(())
     }

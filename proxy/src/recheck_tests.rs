@@ -20,7 +20,7 @@ use crate::account::AccessLog;
 use crate::admission::{Admission, UnderWay};
 use crate::metrics::Metrics;
 use crate::resolve::Names;
-use crate::runtime::Phase;
+use crate::runtime::{Phase, RENAMED_MAX};
 use crate::tls::SvidFiles;
 
 const GATEWAY: &str = "
@@ -165,6 +165,7 @@ fn published(generation: u64, snapshot: Snapshot) -> Published {
         under_way: UnderWay::of(&snapshot, None),
         snapshot: Arc::new(snapshot),
         shares,
+        renamed: Arc::default(),
     }
 }
 
@@ -376,8 +377,11 @@ fn what_leaves_in_peace_may_be_told_to_end_later_but_not_the_other_way() {
     let woken = Arc::default();
     listed.tell(How::Leave, ending(Reason::CertificateExpired));
     assert!(!poll(&listed, &woken));
+    assert_eq!(listed.cut_off(), None, "requests may still begin");
     listed.tell(How::Cut, ending(Reason::CertificateRevoked));
     assert!(poll(&listed, &woken));
+    let cut_off = listed.cut_off().unwrap();
+    assert_eq!(cut_off.reason, Reason::CertificateRevoked);
     listed.tell(How::Leave, ending(Reason::CertificateExpired));
     assert_eq!(listed.ending().unwrap().reason, Reason::CertificateRevoked);
 }
@@ -464,4 +468,33 @@ fn a_known_chain_is_judged_by_the_time_of_each_handshake() {
         assert_eq!(denied.violation.rule, Rule::DeniedId);
     }
     assert_eq!(next.cached_chains(), 1);
+}
+
+#[test]
+fn names_from_before_are_found_up_to_their_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let snapshot = |nth: usize, address: &str| {
+        let name = format!("    db-{nth}: {{ address: '{address}'");
+        let yaml = GATEWAY.replace("    db: { address: '127.0.0.1:0'", &name);
+        loaded(&folder, &yaml).snapshot
+    };
+    let at = "127.0.0.1:5432";
+    let mut now = published(1, snapshot(0, at));
+    for nth in 1..=RENAMED_MAX + 6 {
+        let next = snapshot(nth, at);
+        let renamed = now.renamed_in(&next);
+        now = Published {
+            renamed,
+            ..published(1, next)
+        };
+    }
+    let newest = format!("db-{}", RENAMED_MAX + 6);
+    let is = |nth: usize| now.listener(&format!("db-{nth}")).map(|now| &*now.name);
+    assert_eq!((is(5), is(6)), (None, Some(&*newest)));
+    assert_eq!(now.renamed.len(), RENAMED_MAX);
+    // Another address is another listener, and so is any with a port of its own.
+    let elsewhere = now.renamed_in(&snapshot(0, "127.0.0.1:5433"));
+    assert!(elsewhere.is_empty());
+    let free = published(1, snapshot(1, "127.0.0.1:0"));
+    assert!(free.renamed_in(&snapshot(2, "127.0.0.1:0")).is_empty());
 }

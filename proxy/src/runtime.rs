@@ -5,7 +5,7 @@
 //! atomics, and bounded channels.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use zeugma_core::fleet::Observation;
 use zeugma_core::retry::RetryBudget;
 use zeugma_core::shares::{ClusterShares, Shares};
 use zeugma_core::snapshot::{
-    Balance, Cluster, ClusterIx, Endpoint, EndpointIx, EndpointKey, Failure, Snapshot,
+    Balance, Cluster, ClusterIx, Endpoint, EndpointIx, EndpointKey, Failure, Listener, Snapshot,
 };
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
@@ -31,10 +31,11 @@ use zeugma_xds::{GatewaySettings, ResourceList};
 use crate::account::{AccessLog, Caller, Closed};
 use crate::admission::{Admission, UnderWay};
 use crate::connection;
+use crate::hash::Configured;
 use crate::http::flow::WindowBudget;
 use crate::http::pool::Pool;
 use crate::listener::{Accepted, Handed};
-use crate::metrics::Metrics;
+use crate::metrics::{Latest, Metrics};
 use crate::recheck::{self, Registry};
 use crate::relay::Pipes;
 use crate::resolve::Names;
@@ -43,8 +44,8 @@ use crate::upstream::ConnectError;
 
 /// Connections on their way to one worker.
 pub(crate) const SOCKETS_MAX: usize = 1024;
-/// Observations on their way to the control thread; more are dropped and counted.
-pub(crate) const OBSERVATIONS_MAX: usize = 65_536;
+/// Batches of observations on their way to the control thread; more are dropped and counted.
+pub(crate) const OBSERVATIONS_MAX: usize = 4096;
 /// How many good outcomes a worker gathers before it wakes the control thread.
 const UNTOLD_MAX: usize = 512;
 /// How long it gathers them: they only weigh against bad ones, which are told at once.
@@ -59,7 +60,12 @@ pub(crate) struct Published {
     pub(crate) shares: Arc<Shares>,
     /// What is under way of the route of each cluster.
     pub(crate) under_way: Arc<[Arc<UnderWay>]>,
+    /// The names that listeners had before, each with the one that its address has now.
+    pub(crate) renamed: Arc<[(Arc<str>, Arc<str>)]>,
 }
+
+/// The most names from before that are remembered; what came in under an older one ends.
+pub(crate) const RENAMED_MAX: usize = 64;
 
 /// Whether the gateway serves or is on its way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +88,7 @@ pub(crate) struct Shared {
     pub(crate) settings: GatewaySettings,
     pub(crate) metrics: Metrics,
     pub(crate) log: AccessLog,
-    pub(crate) observations: mpsc::Sender<Observation>,
+    pub(crate) observations: mpsc::Sender<Vec<Observation>>,
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) ready: AtomicBool,
     /// The xDS resources that serve, for `/config_dump`.
@@ -105,6 +111,12 @@ impl Shared {
     /// Tells of a connection that ended, or a request.
     pub(crate) fn account(&self, closed: &Closed) {
         self.metrics.closed(closed);
+        self.log.write(closed);
+    }
+
+    /// Tells of a request, the next of many alike.
+    pub(crate) fn account_request(&self, closed: &Closed, latest: &Latest) {
+        self.metrics.closed_request(closed, latest);
         self.log.write(closed);
     }
 
@@ -173,15 +185,15 @@ pub(crate) struct Worker {
     pub(crate) pipes: Rc<Pipes>,
     /// What outlives the connection that began it: upgraded connections, mirrored requests.
     pub(crate) tasks: TaskTracker,
-    in_flight: RefCell<HashMap<EndpointKey, Rc<Cell<u32>>>>,
-    budgets: RefCell<HashMap<Arc<str>, RetryBudget>>,
-    mirrors: RefCell<HashMap<MirrorKey, Rc<Cell<usize>>>>,
+    in_flight: RefCell<Configured<EndpointKey, Rc<Cell<u32>>>>,
+    budgets: RefCell<Configured<Arc<str>, RetryBudget>>,
+    mirrors: RefCell<Configured<MirrorKey, Rc<Cell<usize>>>>,
     /// Outcomes the control thread is still to be told of.
     untold: RefCell<Vec<Observation>>,
     has_untold: Notify,
     draws: RefCell<fastrand::Rng>,
     /// The turn of each cluster that is balanced by turns.
-    turns: RefCell<HashMap<Arc<str>, u64>>,
+    turns: RefCell<Configured<Arc<str>, u64>>,
     /// The generation whose clusters and routes are the only ones remembered.
     forgotten: Cell<u64>,
 }
@@ -263,14 +275,14 @@ impl Worker {
 
     /// Tells the control thread what it has not been told, in order.
     fn tell_observations(&self) {
-        let mut dropped = 0;
-        for observation in self.untold.borrow_mut().drain(..) {
-            if self.shared.observations.try_send(observation).is_err() {
-                dropped += 1;
-            }
+        let batch = self.untold.take();
+        if batch.is_empty() {
+            return;
         }
-        if dropped > 0 {
-            self.shared.metrics.dropped("observations", dropped);
+        let count = batch.len() as u64;
+        // In one message: each would wake the control thread, which is done before the next.
+        if self.shared.observations.try_send(batch).is_err() {
+            self.shared.metrics.dropped("observations", count);
         }
     }
 
@@ -299,6 +311,9 @@ impl Worker {
     ) -> T {
         let now = self.shared.now();
         let mut budgets = self.budgets.borrow_mut();
+        if let Some(budget) = budgets.get_mut(&*cluster.route) {
+            return act(budget, now);
+        }
         act(budgets.entry(Arc::clone(&cluster.route)).or_default(), now)
     }
 
@@ -349,6 +364,41 @@ impl Drop for InFlight {
 }
 
 impl Published {
+    /// The listener that something came in on, whatever its name is now.
+    pub(crate) fn listener(&self, name: &str) -> Option<&Listener> {
+        self.snapshot.listener(name).or_else(|| {
+            let (_, now) = self.renamed.iter().find(|(before, _)| **before == *name)?;
+            self.snapshot.listener(now)
+        })
+    }
+
+    /// The names from before under `next`: a new name for the same address and role takes no right
+    /// away.
+    pub(crate) fn renamed_in(&self, next: &Snapshot) -> Arc<[(Arc<str>, Arc<str>)]> {
+        let before = self.renamed.iter().map(|(name, _)| name);
+        let names = before.chain(
+            self.snapshot
+                .listeners
+                .iter()
+                .map(|listener| &listener.name),
+        );
+        let mut renamed: Vec<_> = names
+            .filter(|name| next.listener(name).is_none())
+            .filter_map(|name| {
+                let was = self.listener(name)?;
+                // Port 0 is a port of everybody's own.
+                let same = |is: &&Listener| {
+                    is.address == was.address && is.role == was.role && is.address.port() != 0
+                };
+                let now = next.listeners.iter().find(same)?;
+                Some((Arc::clone(name), Arc::clone(&now.name)))
+            })
+            .collect();
+        let over = renamed.len().saturating_sub(RENAMED_MAX);
+        renamed.drain(..over);
+        renamed.into()
+    }
+
     /// The shares of a cluster.
     ///
     /// # Panics

@@ -15,6 +15,7 @@ use zeugma_core::snapshot::{Cluster, ClusterIx, Endpoint, EndpointTls};
 use zeugma_core::verdict::Reason;
 
 use crate::admission::Counted;
+use crate::metrics::Latest;
 use crate::runtime::{InFlight, Published, Shared, Worker};
 use crate::tls::TlsPeer;
 use crate::transport::Stream;
@@ -137,7 +138,13 @@ impl Unreached {
 }
 
 /// Counts an attempt, and a retry if it is not the first.
-pub(crate) fn note_attempt(worker: &Worker, cluster: &Cluster, attempt: &Attempt, nth: u32) {
+pub(crate) fn note_attempt(
+    worker: &Worker,
+    cluster: &Cluster,
+    attempt: &Attempt,
+    nth: u32,
+    latest: &Latest,
+) {
     let why = if nth > 1 {
         "retry"
     } else {
@@ -147,7 +154,7 @@ pub(crate) fn note_attempt(worker: &Worker, cluster: &Cluster, attempt: &Attempt
     worker
         .shared
         .metrics
-        .attempt(&cluster.route, backend, attempt.level, why);
+        .attempt(&cluster.route, backend, attempt.level, why, latest);
 }
 
 /// Counts a certificate of an endpoint that was refused.

@@ -13,6 +13,7 @@ use zeugma_core::verdict::Reason;
 
 use crate::admission;
 use crate::connection::Visit;
+use crate::metrics::Latest;
 use crate::proxy_protocol;
 use crate::runtime::InFlight;
 use crate::transport::Stream;
@@ -126,7 +127,13 @@ async fn try_each(
         }
         failed.attempts += 1;
         let in_flight = worker.enter(&endpoint.key);
-        upstream::note_attempt(worker, cluster, &attempt, failed.attempts);
+        upstream::note_attempt(
+            worker,
+            cluster,
+            &attempt,
+            failed.attempts,
+            &Latest::default(),
+        );
         let deadline = upstream::connect_deadline(cluster, endpoint);
         let connected = upstream::connect(&worker.shared, deadline, endpoint, commit.alpn()).await;
         let mut upstream = match connected {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use notify::event::{AccessKind, AccessMode};
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -56,7 +57,11 @@ impl Watch {
             return;
         }
         let tell = self.tell.clone();
-        let watcher = notify::recommended_watcher(move |_event| {
+        let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+            if event.is_ok_and(|event| is_read(event.kind)) {
+                // A look of ours is told, too: it would be followed by the next, for ever.
+                return;
+            }
             // A full channel already says what is to be said.
             tell.try_send(()).ok();
         });
@@ -105,6 +110,19 @@ impl Watch {
                 return;
             }
         }
+    }
+}
+
+/// Whether nothing was written: a file or folder was opened, read, or closed after that.
+fn is_read(event: EventKind) -> bool {
+    match event {
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => false,
+        EventKind::Access(_) => true,
+        EventKind::Any
+        | EventKind::Create(_)
+        | EventKind::Modify(_)
+        | EventKind::Remove(_)
+        | EventKind::Other => false,
     }
 }
 
@@ -166,6 +184,19 @@ mod tests {
         assert!(is_told(&mut watch).await);
         std::fs::write(folder.path().join("b.yaml"), "").unwrap();
         assert!(is_told(&mut watch).await);
+    }
+
+    /// What the kernel tells of our own looks is no reason to look again.
+    #[test]
+    fn reading_is_no_change() {
+        let read = [
+            AccessKind::Open(AccessMode::Any),
+            AccessKind::Close(AccessMode::Read),
+            AccessKind::Read,
+        ];
+        assert!(read.into_iter().map(EventKind::Access).all(is_read));
+        let written = AccessKind::Close(AccessMode::Write);
+        assert!(!is_read(EventKind::Access(written)) && !is_read(EventKind::Any));
     }
 
     #[tokio::test]

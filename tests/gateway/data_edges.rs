@@ -9,7 +9,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::data_client::{Client, Wire, finish, read_head};
-use crate::data_mesh::{Gateway, HELLO, endpoints, near_route};
+use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route};
+use crate::data_relay::memory;
 use crate::data_services::{AnyBody, HttpService, TcpService, pattern, summary};
 use crate::mesh::within;
 
@@ -336,4 +337,106 @@ async fn a_stream_of_websocket_that_the_endpoint_ends_is_over() {
     within("the stream to be over", reset).await.ok();
     drop((body, send, caller));
     gateway.process.finish().await;
+}
+
+/// RFC 9113 §4.1.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut frame = length[1..].to_vec();
+    frame.extend_from_slice(&[kind, flags]);
+    frame.extend_from_slice(&stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+#[tokio::test]
+async fn a_flood_of_frames_ends_its_connection_and_no_other() {
+    const HEADERS: u8 = 0x1;
+    const RST_STREAM: u8 = 0x3;
+    const PING: u8 = 0x6;
+    const CONTINUATION: u8 = 0x9;
+    const END_STREAM: u8 = 0x1;
+    const END_HEADERS: u8 = 0x4;
+    let service = HttpService::start("near");
+    let gateway = before(&service, &[]).await;
+    let mut beside = Client::connect(gateway.apps(), &Wire::H2).await.unwrap();
+    // RFC 7541: :method GET, :scheme http, :path /, :authority as a literal.
+    let mut head = vec![0x82, 0x86, 0x84, 0x01, u8::try_from(HELLO.len()).unwrap()];
+    head.extend_from_slice(HELLO.as_bytes());
+    let streams = (1..20_001).step_by(2);
+    // CVE-2023-44487.
+    let resets = streams.flat_map(|stream| {
+        let begun = frame(HEADERS, END_HEADERS | END_STREAM, stream, &head);
+        [begun, frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat()
+    });
+    // CVE-2024-27316: a header that is never indexed, 16 KiB of it in each frame.
+    let mut field = vec![0x10, 1, b'a', 0x7f, 0x80, 0x7f];
+    field.resize(field.len() + 127 + 16_256, b'a');
+    let continued = (0..2_000).flat_map(|_| frame(CONTINUATION, 0, 1, &field));
+    let continued = frame(HEADERS, 0, 1, &head).into_iter().chain(continued);
+    // Answers to PINGs that nobody reads.
+    let pings = (0..1_000_000).flat_map(|_| frame(PING, 0, 0, &[7; 8]));
+    for (what, flood, is_refused) in [
+        ("resets", resets.collect::<Vec<u8>>(), true),
+        ("continuations", continued.collect(), true),
+        ("pings", pings.collect(), false),
+    ] {
+        let before = memory(&gateway.process);
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut tcp = socket.connect(gateway.apps()).await.unwrap();
+        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        bytes.extend_from_slice(&frame(0x4, 0, 0, &[]));
+        bytes.extend_from_slice(&flood);
+        // It takes all, ends the connection, or takes no more for want of a reader.
+        let writing =
+            tokio::time::timeout(std::time::Duration::from_secs(3), tcp.write_all(&bytes)).await;
+        let got = within("others", beside.get(HELLO, "/")).await.unwrap();
+        assert_eq!(got.text(), "near", "{what}");
+        let held = memory(&gateway.process).saturating_sub(before);
+        assert!(held < 16 << 20, "{what}: {held} bytes more");
+        if is_refused {
+            let mut rest = Vec::new();
+            within("the end", tcp.read_to_end(&mut rest)).await.ok();
+            let line = gateway.process.connection(tcp.local_addr().unwrap());
+            let line = line.await;
+            assert_eq!(line["verdict"], "downstream-closed", "{what}: {line}");
+        } else {
+            assert!(writing.is_err(), "{what}: all were taken");
+        }
+    }
+    drop(beside);
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn a_body_that_waits_to_be_asked_for_goes_to_the_endpoint_that_is_tried_next() {
+    let backup = HttpService::start("backup");
+    let both = format!(
+        "backends: [{{ peer: west }}, {{ name: backup, locality: asia/a-1, {} }}]",
+        endpoints(&[backup.address()])
+    );
+    let west_first = "failover: { order: [{ cluster: west }, { backend: backup }] }";
+    // West has none of its own, and says so without asking for the body.
+    let pair = Pair::new(
+        &http_route("hello", &[&both, west_first]),
+        &http_route("hello", &["backends: [{ peer: east }]"]),
+    )
+    .await;
+    let mut tcp = TcpStream::connect(pair.east.apps()).await.unwrap();
+    let head = format!(
+        "POST /sum HTTP/1.1\r\nhost: {HELLO}\r\ncontent-length: 5\r\nexpect: 100-continue\r\n\
+         connection: close\r\n\r\n"
+    );
+    tcp.write_all(head.as_bytes()).await.unwrap();
+    let told = read_head(&mut tcp).await.unwrap();
+    assert!(told.starts_with("HTTP/1.1 100 "), "{told}");
+    tcp.write_all(b"hello").await.unwrap();
+    let mut rest = String::new();
+    within("the answer", tcp.read_to_string(&mut rest))
+        .await
+        .unwrap();
+    assert!(rest.starts_with("HTTP/1.1 200 "), "{rest}");
+    assert!(rest.ends_with(&summary(b"hello")), "{rest}");
+    pair.finish().await;
 }

@@ -348,7 +348,7 @@ async fn bulk_beyond_the_quota() {
 }
 
 /// Its own memory, in bytes: not what it shares with other gateways of this test, which come and go.
-fn memory(gateway: &Gateway) -> usize {
+pub(crate) fn memory(gateway: &Gateway) -> usize {
     let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", gateway.pid())).unwrap();
     let line = rollup.lines().find(|line| line.starts_with("Anonymous:"));
     let kib = line.unwrap().split_whitespace().nth(1).unwrap();

@@ -563,3 +563,73 @@ impl Drop for Response {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+    use crate::http::flow::{Flow, Side};
+
+    const KEPT_MAX: usize = 1000;
+
+    /// Reads a body that comes in so many frames of so many bytes; returns it, and the copy of it.
+    async fn read(frames: usize, bytes: usize) -> (Source, Option<VecDeque<Bytes>>) {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let calling = async {
+            let (mut caller, connection) = h2::client::handshake(near).await.unwrap();
+            let sending = async {
+                let request = http::Request::post("http://a.example/").body(()).unwrap();
+                let (response, mut stream) = caller.send_request(request, false).unwrap();
+                for nth in 1..=frames {
+                    let bytes = Bytes::from(vec![7; bytes]);
+                    stream.send_data(bytes, nth == frames).unwrap();
+                }
+                drop(response.await);
+            };
+            tokio::select! {
+                _ = connection => {}
+                () = sending => {}
+            }
+        };
+        let reading = async {
+            let mut builder = h2::server::Builder::new();
+            builder.data_frame_budget(crate::http::DATA_FRAME_BUDGET);
+            let mut connection = builder.handshake::<_, Bytes>(far).await.unwrap();
+            let (request, _respond) = connection.accept().await.unwrap().unwrap();
+            let (head, recv) = request.into_parts();
+            let window = Flow::new(&Arc::default(), Side::Server, 1).open(1);
+            let incoming = Incoming::h2(recv, window, &head.headers, None, None);
+            let source = Source::new(incoming, KEPT_MAX);
+            let copy = source.tee(KEPT_MAX);
+            let body = source.next_try();
+            let driving = std::future::poll_fn(|cx| connection.poll_accept(cx).map(drop));
+            let all = tokio::select! {
+                all = body.collect() => all.unwrap().to_bytes(),
+                () = driving => panic!("the connection ended"),
+            };
+            assert_eq!(all.len(), frames * bytes);
+            (source, copy.await.unwrap())
+        };
+        tokio::select! {
+            read = reading => read,
+            () = calling => panic!("the caller ended"),
+        }
+    }
+
+    #[tokio::test]
+    async fn short_frames_are_kept_within_a_bound_and_empty_ones_not_at_all() {
+        let most = frames_max(KEPT_MAX);
+        let (source, copy) = Box::pin(read(most, 1)).await;
+        assert_eq!(source.0.borrow().kept.len(), most);
+        assert_eq!(copy.unwrap().len(), most);
+        let (source, copy) = Box::pin(read(most + 1, 1)).await;
+        assert!(!source.can_repeat() && source.0.borrow().kept.is_empty());
+        assert_eq!(copy, None);
+        let (source, copy) = Box::pin(read(10, 0)).await;
+        assert!(source.can_repeat() && source.0.borrow().kept.is_empty());
+        assert_eq!(copy, Some(VecDeque::new()));
+    }
+}

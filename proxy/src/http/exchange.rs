@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode, Uri, Version as HttpVersion, header,
-    request,
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version as HttpVersion,
+    header, request,
 };
 use http_body::Body as _;
 use tokio::time::Instant;
@@ -25,13 +25,13 @@ use zeugma_core::verdict::Reason;
 use super::body::{Held, Outgoing, Progress, Source};
 use super::expect::{Answered, Gate, expects_continue};
 use super::h2_client::StreamCount;
-use super::headers::{self, Claim, TRACEPARENT, TRACESTATE, ZEUGMA_MIRROR, ZEUGMA_REASON};
+use super::headers::{self, Claim, TRACEPARENT, TRACESTATE, ZEUGMA_REASON};
 use super::keepalive::{Pings, When};
 use super::pool::{ConnectFailure, Lease, SendError, Wire};
 use super::record::Record;
 use super::stream::Incoming;
 use super::upgrade::Upgrade;
-use super::{Context, Version, mirror, reply, upgrade};
+use super::{Context, Routed, Version, mirror, reply, upgrade};
 use crate::account::{Closed, Destination, RequestFacts};
 use crate::admission;
 use crate::connection::{describe, explain_denial};
@@ -83,7 +83,11 @@ pub(super) async fn exchange(
     if let Err(reason) = exchange.authorize(&published, service) {
         return exchange.refuse(reason, None);
     }
-    let Some(listener) = published.snapshot.listener(&context.listener) else {
+    // A caller that goes on asking until its connection is closed has no right to any more.
+    if let Some(ending) = context.entry.cut_off() {
+        return exchange.refuse(ending.reason, None);
+    }
+    let Some(listener) = published.listener(&context.listener) else {
         return exchange.refuse(Reason::Drained, None);
     };
     let cluster = match cluster_of(&published.snapshot, listener, service) {
@@ -129,7 +133,11 @@ impl Exchange {
         let request_id = headers::request_id(&head.headers, || context.worker.draw());
         let trace = headers::trace(&head.headers, || context.worker.draw());
         let is_grpc = headers::is_grpc(&head.headers) && context.version == Version::H2;
-        let claim = headers::attested(&head.headers);
+        // Nobody else's word counts.
+        let claim = match &context.identity {
+            Some(_) => headers::attested(&head.headers),
+            None => Claim::Absent,
+        };
         let (caller, from_gateway) = match &context.identity {
             None => (None, false),
             Some(verified) => {
@@ -158,7 +166,7 @@ impl Exchange {
             request: Some(RequestFacts {
                 id: request_id.clone(),
                 trace_id: trace.id,
-                method: head.method.to_string(),
+                method: head.method.as_str().to_owned(),
                 authority: String::new(),
                 path: head.uri.path().to_owned(),
                 version: match context.version {
@@ -202,9 +210,30 @@ impl Exchange {
             return Err(Reason::RequestMalformed);
         }
         let authority = headers::authority(&self.head).ok_or(Reason::AuthorityMissing)?;
-        self.note(|_, request| request.authority.clone_from(&authority));
+        if let Some(request) = self.record.facts().and_then(|facts| facts.request.as_mut()) {
+            authority.clone_into(&mut request.authority);
+        }
+        let service = self.find(published, authority)?;
+        let at = published.snapshot.service(service);
+        let name = Arc::clone(&at.name);
+        (self.record.entry()).is_of(&name, at.port);
+        if let Some(closed) = self.record.facts() {
+            closed.service = Some(name);
+        }
+        Ok(service)
+    }
+
+    /// The service that an authority stands for on this connection.
+    fn find(&self, published: &Published, authority: &str) -> Result<ServiceIx, Reason> {
+        // Callers keep to one on a connection, mostly.
+        if let Some(before) = &*self.context.routed.borrow()
+            && before.generation == published.generation
+            && before.authority == authority
+        {
+            return Ok(before.service);
+        }
         let snapshot = &published.snapshot;
-        let listener = snapshot
+        let listener = published
             .listener(&self.context.listener)
             .ok_or(Reason::Drained)?;
         let service = match (&self.context.sni_service, listener.only) {
@@ -220,20 +249,19 @@ impl Exchange {
                     ServiceIx(again.ok_or(Reason::SniUnknown)?)
                 };
                 if any_port {
-                    check_authority_port(snapshot, listener, sni, &authority)?
+                    check_authority_port(snapshot, listener, sni, authority)?
                 } else {
-                    check_authority(snapshot, listener, sni, &authority)?
+                    check_authority(snapshot, listener, sni, authority)?
                 }
             }
             (_, Some(only)) => only,
-            (None, None) => route_authority(snapshot, listener, &authority)?,
+            (None, None) => route_authority(snapshot, listener, authority)?,
         };
-        let at = snapshot.service(service);
-        let name = Arc::clone(&at.name);
-        (self.record.entry()).is_of(&name, at.port);
-        if let Some(closed) = self.record.facts() {
-            closed.service = Some(name);
-        }
+        self.context.routed.replace(Some(Routed {
+            generation: published.generation,
+            authority: authority.to_owned(),
+            service,
+        }));
         Ok(service)
     }
 
@@ -248,13 +276,16 @@ impl Exchange {
 
     fn authorize(&mut self, published: &Published, service: ServiceIx) -> Result<(), Reason> {
         let snapshot = &published.snapshot;
-        let listener = snapshot
+        let listener = published
             .listener(&self.context.listener)
             .ok_or(Reason::Drained)?;
-        let claim = headers::attested(&self.head.headers);
+        let claim;
         let evidence = match &self.context.identity {
             None => Evidence::Network,
-            Some(verified) => evidence(snapshot, self.context.source.ip(), verified, claim.id()),
+            Some(verified) => {
+                claim = headers::attested(&self.head.headers);
+                evidence(snapshot, self.context.source.ip(), verified, claim.id())
+            }
         };
         let asking = Asking {
             listener,
@@ -319,7 +350,7 @@ impl Exchange {
                 worker.shared.metrics.retried(&cluster.route, cause);
             }
             attempts += 1;
-            upstream::note_attempt(&worker, cluster, &attempt, attempts);
+            upstream::note_attempt(&worker, cluster, &attempt, attempts, &self.context.latest);
             let endpoint = cluster.endpoint(attempt.endpoint);
             let in_flight = worker.enter(&endpoint.key);
             failed = match self.try_endpoint(to, &attempt, attempts, source).await {
@@ -330,7 +361,7 @@ impl Exchange {
                     let held = Held {
                         in_flight,
                         stream,
-                        unasked: source.gate().map(Answered),
+                        unasked: None,
                     };
                     match failure_in(endpoint, &response, self.upgrade.is_some()) {
                         None => {
@@ -351,7 +382,8 @@ impl Exchange {
                 response: Some(answered),
                 ..
             }) => {
-                let (response, held) = *answered;
+                let (response, mut held) = *answered;
+                held.unasked = source.gate().map(Answered);
                 self.pass_on(response, held, to.cluster().timeouts.idle)
             }
             Some(Failed {
@@ -366,8 +398,10 @@ impl Exchange {
         to: &Pinned,
         response: Response<Incoming>,
         source: &Source,
-        held: Held,
+        mut held: Held,
     ) -> Response<Outgoing> {
+        // Only with an answer that the caller gets: another endpoint may still ask.
+        held.unasked = source.gate().map(Answered);
         match self.upgrade.take() {
             Some(downstream) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 let downstream = downstream.into_caller(source);
@@ -544,7 +578,7 @@ impl Exchange {
     }
 
     /// The request as it leaves this hop.
-    pub(super) fn outgoing_head(&self, endpoint: &Endpoint, is_h2: bool) -> request::Builder {
+    pub(super) fn outgoing_head(&self, endpoint: &Endpoint, is_h2: bool) -> request::Parts {
         let authority = headers::authority(&self.head).unwrap_or_default();
         let path = self.head.uri.path_and_query().cloned();
         let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
@@ -552,57 +586,56 @@ impl Exchange {
         parts.path_and_query = Some(path);
         if is_h2 {
             parts.scheme = Some(Scheme::HTTP);
-            parts.authority = Authority::try_from(authority.as_str()).ok();
+            parts.authority = match self.head.uri.authority() {
+                Some(named) if named.as_str() == authority => Some(named.clone()),
+                Some(_) | None => Authority::try_from(authority).ok(),
+            };
         }
-        let mut builder = Request::builder()
-            .method(self.method().clone())
-            .uri(Uri::from_parts(parts).unwrap_or_default())
-            .version(if is_h2 {
-                HttpVersion::HTTP_2
-            } else {
-                HttpVersion::HTTP_11
-            });
-        if let Some(out) = builder.headers_mut() {
-            *out = self.head.headers.clone();
-            headers::remove_hop_by_hop(out);
-            out.remove(header::EXPECT);
-            out.remove(header::HOST);
-            out.remove(&ZEUGMA_REASON);
-            if !self.from_gateway {
-                out.remove(&ZEUGMA_MIRROR);
-            }
-            if !is_h2 {
-                headers::join_cookies(out);
-            }
-            if !is_h2 && let Ok(host) = HeaderValue::try_from(&authority) {
-                out.insert(header::HOST, host);
-            }
-            if let Some(made) = &self.made_trace {
-                out.remove(&TRACESTATE);
-                out.insert(TRACEPARENT, made.clone());
-            }
-            if let Ok(id) = HeaderValue::try_from(&self.request_id) {
-                out.insert(headers::REQUEST_ID, id);
-            }
-            let credentials = self.context.worker.shared.credentials.load();
-            headers::hand_on(out, credentials.id(), self.caller.as_ref());
-            if endpoint.peer.is_some() {
-                // Our word on where the request began is the first one that the peer reads.
-                out.remove(header::VIA);
-                headers::add_via(out, self.head.version);
-                for value in self.head.headers.get_all(header::VIA) {
-                    out.append(header::VIA, value.clone());
-                }
+        let (mut head, ()) = Request::new(()).into_parts();
+        head.method = self.method().clone();
+        head.uri = Uri::from_parts(parts).unwrap_or_default();
+        head.version = if is_h2 {
+            HttpVersion::HTTP_2
+        } else {
+            HttpVersion::HTTP_11
+        };
+        head.headers = self.outgoing_headers(authority, endpoint, is_h2);
+        head
+    }
+
+    fn outgoing_headers(&self, authority: &str, endpoint: &Endpoint, is_h2: bool) -> HeaderMap {
+        let mut out = self.head.headers.clone();
+        headers::remove_hop_by_hop(&mut out);
+        headers::remove(&mut out, |name| match name {
+            "expect" | headers::REASON => true,
+            "host" => is_h2,
+            headers::MIRROR => !self.from_gateway,
+            _ => false,
+        });
+        if !is_h2 {
+            headers::join_cookies(&mut out);
+            headers::set(&mut out, header::HOST, authority);
+        }
+        if let Some(made) = &self.made_trace {
+            headers::remove(&mut out, |name| name == TRACESTATE.as_str());
+            out.insert(TRACEPARENT, made.clone());
+        }
+        headers::set(&mut out, headers::REQUEST_ID, &self.request_id);
+        let credentials = self.context.worker.shared.credentials.load();
+        headers::hand_on(&mut out, credentials.id(), self.caller.as_ref());
+        if endpoint.peer.is_some() {
+            // Our word on where the request began is the first one that the peer reads.
+            out.remove(header::VIA);
+            headers::add_via(&mut out, self.head.version);
+            for value in self.head.headers.get_all(header::VIA) {
+                out.append(header::VIA, value.clone());
             }
         }
-        builder
+        out
     }
 
     fn outgoing(&self, endpoint: &Endpoint, lease: &Lease, body: Outgoing) -> Request<Outgoing> {
-        // Every part was valid in the request that came in.
-        self.outgoing_head(endpoint, lease.is_h2())
-            .body(body)
-            .unwrap_or_else(|_invalid| Request::new(Outgoing::Empty))
+        Request::from_parts(self.outgoing_head(endpoint, lease.is_h2()), body)
     }
 
     /// Notes which endpoint is tried.

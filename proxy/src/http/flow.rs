@@ -41,6 +41,9 @@ pub(crate) const H2_WINDOW: u32 = (1 << 31) - 1;
 
 /// Streams that windows are kept for, at least; those that `h2` refuses at once included.
 const STREAMS_MAX: usize = 4096;
+/// What is held back of what a driver writes in one turn: a frame of the size that everybody takes
+/// (RFC 9113 §4.2). Longer pieces are not copied.
+const HELD_BYTES: usize = 16 * 1024;
 const HEAD_BYTES: usize = 9;
 /// RFC 9113 §3.4.
 const PREFACE_BYTES: u32 = 24;
@@ -115,6 +118,15 @@ struct Inner {
     settled: Cell<bool>,
     leaving: Cell<bool>,
     silent: Cell<bool>,
+    /// The driver is at work: what it writes may wait for what it writes next.
+    gathers: Cell<bool>,
+    /// Something waits.
+    holds: Cell<bool>,
+}
+
+thread_local! {
+    /// A buffer for what is held back: it is needed only while a driver is at work.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// Stream numbers are given out in turn: they need no hashing.
@@ -211,7 +223,21 @@ impl Flow {
             settled: Cell::new(false),
             leaving: Cell::new(false),
             silent: Cell::new(false),
+            gathers: Cell::new(false),
+            holds: Cell::new(false),
         }))
+    }
+
+    /// Holds back what is written from now on, up to [`HELD_BYTES`]: `h2` flushes after each frame of
+    /// data, and a system call for each is the most of what a short message costs.
+    pub(crate) fn gather(&self) {
+        self.0.gathers.set(true);
+    }
+
+    /// Ends that. Whether something was held back, which the connection writes when it is polled
+    /// again.
+    pub(crate) fn release(&self) -> bool {
+        self.0.gathers.replace(false) && self.0.holds.get()
     }
 
     /// Notes the task that drives the connection: it is woken to write `WINDOW_UPDATE`s.
@@ -545,6 +571,9 @@ pub(crate) struct FlowIo<S> {
     /// What has to be written before anything else.
     out: Vec<u8>,
     out_written: usize,
+    /// What was written here, and is held back until the driver has had its turn.
+    held: Vec<u8>,
+    held_written: usize,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> FlowIo<S> {
@@ -565,7 +594,49 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FlowIo<S> {
             gathered: Vec::new(),
             out: Vec::new(),
             out_written: 0,
+            held: Vec::new(),
+            held_written: 0,
         }
+    }
+
+    /// Writes what is held back.
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.held.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        while let Some(left @ [_, ..]) = self.held.get(self.held_written..) {
+            let n = ready!(Pin::new(&mut self.stream).poll_write(cx, left))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.held_written += n;
+        }
+        self.held.clear();
+        self.held_written = 0;
+        self.flow.0.holds.set(false);
+        SPARE.set(std::mem::take(&mut self.held));
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes these bytes, or as many of them as may be held back.
+    fn poll_out(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let bytes: usize = bufs.iter().map(|buf| buf.len()).sum();
+        if !self.flow.0.gathers.get() || bytes >= HELD_BYTES {
+            ready!(self.poll_held(cx))?;
+            return Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        }
+        if self.held.len() + bytes > HELD_BYTES {
+            ready!(self.poll_held(cx))?;
+        }
+        if self.held.capacity() == 0 {
+            self.held = SPARE.take();
+            self.held.reserve(HELD_BYTES);
+        }
+        for buf in bufs {
+            self.held.extend_from_slice(buf);
+        }
+        self.flow.0.holds.set(bytes > 0 || self.flow.0.holds.get());
+        Poll::Ready(Ok(bytes))
     }
 
     /// Writes what is of our own, where a frame may begin.
@@ -580,8 +651,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FlowIo<S> {
             return Poll::Ready(Ok(()));
         }
         while self.out_written < self.out.len() {
-            let left = self.out.get(self.out_written..).unwrap_or_default();
-            let n = ready!(Pin::new(&mut self.stream).poll_write(cx, left))?;
+            let out = std::mem::take(&mut self.out);
+            let left = out.get(self.out_written..).unwrap_or_default();
+            let written = self.poll_out(cx, &[IoSlice::new(left)]);
+            self.out = out;
+            let n = ready!(written)?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -673,7 +747,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for FlowIo<S> {
             let passing = this.passing(buf, &mut this.outgoing.clone());
             if passing > 0 {
                 let pass = buf.get(..passing).unwrap_or_default();
-                let n = ready!(Pin::new(&mut this.stream).poll_write(cx, pass))?;
+                let n = ready!(this.poll_out(cx, &[IoSlice::new(pass)]))?;
                 this.outgoing
                     .pass(pass.get(..n).unwrap_or_default(), |_| false);
                 return Poll::Ready(Ok(n));
@@ -699,7 +773,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for FlowIo<S> {
             let first = bufs.iter().find(|buf| !buf.is_empty());
             return Pin::new(this).poll_write(cx, first.map_or(&[], |buf| buf));
         }
-        let n = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, bufs))?;
+        let n = ready!(this.poll_out(cx, bufs))?;
         let mut left = n;
         for buf in bufs {
             let took = left.min(buf.len());
@@ -717,12 +791,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for FlowIo<S> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_own(cx))?;
+        if this.flow.0.gathers.get() {
+            // The driver polls once more when it has had its turn.
+            return Poll::Ready(Ok(()));
+        }
+        ready!(this.poll_held(cx))?;
         Pin::new(&mut this.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_own(cx))?;
+        ready!(this.poll_held(cx))?;
         Pin::new(&mut this.stream).poll_shutdown(cx)
     }
 }
@@ -812,7 +892,13 @@ mod tests {
                 .unwrap();
             let driving = std::future::poll_fn(|cx| {
                 ours.driven_by(cx);
-                Pin::new(&mut connection).poll(cx)
+                ours.gather();
+                loop {
+                    let polled = Pin::new(&mut connection).poll(cx);
+                    if polled.is_ready() || !ours.release() {
+                        return polled;
+                    }
+                }
             });
             let exchanging = async {
                 let request = Request::post("http://a.example/").body(()).unwrap();
@@ -844,7 +930,13 @@ mod tests {
             let window = theirs.open(respond.stream_id().as_u32());
             let driving = std::future::poll_fn(|cx| {
                 theirs.driven_by(cx);
-                connection.poll_accept(cx).map(drop)
+                theirs.gather();
+                loop {
+                    let polled = connection.poll_accept(cx).map(drop);
+                    if polled.is_ready() || !theirs.release() {
+                        return polled;
+                    }
+                }
             });
             let echoing = async {
                 let (head, recv) = request.into_parts();
@@ -860,6 +952,87 @@ mod tests {
         drop((ours, theirs));
         assert_eq!(budget.used.load(Ordering::Relaxed), 0);
         got.unwrap()
+    }
+
+    /// Counts what reaches it, and takes everything.
+    #[derive(Debug, Default)]
+    struct Sink {
+        calls: usize,
+        bytes: Vec<u8>,
+    }
+
+    impl AsyncRead for Sink {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Sink {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.calls += 1;
+            self.bytes.extend_from_slice(buf);
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn data(length: usize) -> Vec<u8> {
+        let [.., a, b, c] = length.to_be_bytes();
+        let mut frame = vec![a, b, c, DATA, 0, 0, 0, 0, 1];
+        frame.resize(HEAD_BYTES + length, 7);
+        frame
+    }
+
+    #[tokio::test]
+    async fn what_a_driver_writes_in_a_turn_goes_out_at_once_in_order_and_bounded() {
+        use tokio::io::AsyncWriteExt as _;
+
+        let flow = Flow::new(&Arc::default(), Side::Server, 1);
+        let mut io = FlowIo::new(Sink::default(), &flow);
+        flow.gather();
+        let mut all = Vec::new();
+        for _ in 0..3 {
+            all.extend_from_slice(&data(100));
+            io.write_all(&data(100)).await.unwrap();
+            io.flush().await.unwrap();
+        }
+        assert_eq!(io.stream.calls, 0);
+        assert!(flow.release() && !flow.release());
+        io.flush().await.unwrap();
+        assert_eq!((io.stream.calls, &io.stream.bytes), (1, &all));
+        assert!(io.held.capacity() == 0 && !flow.0.holds.get());
+
+        // No more than that is held back, and a long piece never.
+        flow.gather();
+        let mut written = 0;
+        while io.stream.calls == 1 {
+            all.extend_from_slice(&data(1000));
+            written += data(1000).len();
+            io.write_all(&data(1000)).await.unwrap();
+            assert!(written < HELD_BYTES + 2 * data(1000).len());
+        }
+        all.extend_from_slice(&data(HELD_BYTES));
+        io.write_all(&data(HELD_BYTES)).await.unwrap();
+        assert_eq!(io.stream.bytes, all);
+        io.write_all(&data(5)).await.unwrap();
+        io.shutdown().await.unwrap();
+        all.extend_from_slice(&data(5));
+        assert_eq!(io.stream.bytes, all);
     }
 
     #[tokio::test]

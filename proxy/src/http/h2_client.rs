@@ -114,8 +114,14 @@ impl Multiplexed {
             async move {
                 let driven = std::future::poll_fn(|cx| {
                     flow.driven_by(cx);
-                    if let Poll::Ready(driven) = pin!(&mut connection).poll(cx) {
-                        return Poll::Ready(driven);
+                    flow.gather();
+                    loop {
+                        match pin!(&mut connection).poll(cx) {
+                            Poll::Ready(driven) => return Poll::Ready(driven),
+                            // Writes what it has gathered meanwhile.
+                            Poll::Pending if flow.release() => {}
+                            Poll::Pending => break,
+                        }
                     }
                     streams_max.set(most(connection.max_concurrent_send_streams()));
                     keepalive.poll(cx, streams.get() > 0).map(|_silent| {

@@ -76,6 +76,7 @@ where
     loop {
         let driving = std::future::poll_fn(|cx| {
             flow.driven_by(cx);
+            flow.gather();
             loop {
                 match connection.poll_accept(cx) {
                     Poll::Ready(Some(Ok((request, respond)))) => {
@@ -83,6 +84,8 @@ where
                     }
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(Ended::of_h2(&error)),
                     Poll::Ready(None) => return Poll::Ready(Ended::Ok),
+                    // Writes what it has gathered meanwhile.
+                    Poll::Pending if flow.release() => {}
                     Poll::Pending => break,
                 }
             }

@@ -1,6 +1,7 @@
 //! Headers that the gateway reads, adds and removes.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::Authority;
 use http::{Version, request};
 use zeugma_core::identity::SpiffeId;
 
@@ -13,9 +14,13 @@ pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent"
 /// What tracing systems say of it besides; nothing without a valid `traceparent`.
 pub(crate) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// Why a gateway answered itself, for the gateway that called it.
-pub(crate) const ZEUGMA_REASON: HeaderName = HeaderName::from_static("x-zeugma-reason");
+pub(crate) const ZEUGMA_REASON: HeaderName = HeaderName::from_static(REASON);
+/// Its name.
+pub(crate) const REASON: &str = "x-zeugma-reason";
 /// Marks a copy: a mirrored request is never mirrored again.
-pub(crate) const ZEUGMA_MIRROR: HeaderName = HeaderName::from_static("x-zeugma-mirror");
+pub(crate) const ZEUGMA_MIRROR: HeaderName = HeaderName::from_static(MIRROR);
+/// Its name.
+pub(crate) const MIRROR: &str = "x-zeugma-mirror";
 
 /// The longest request ID that is kept.
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -43,6 +48,22 @@ pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
 
 /// Removes what ends at this hop; `te: trailers` is kept, since gRPC needs it (RFC 9110 §10.1.4).
 pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // Most messages have none of them, which one look at all names tells.
+    let ends_here = |name: &str| {
+        matches!(
+            name,
+            "connection"
+                | "keep-alive"
+                | "proxy-connection"
+                | "transfer-encoding"
+                | "upgrade"
+                | "http2-settings"
+                | "te"
+        )
+    };
+    if !headers.keys().any(|name| ends_here(name.as_str())) {
+        return;
+    }
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -66,6 +87,26 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     headers.remove(header::TE);
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Removes what `is_unwanted`; where nothing is, at the cost of one look at all names.
+pub(crate) fn remove(headers: &mut HeaderMap, is_unwanted: impl Fn(&str) -> bool) {
+    while let Some(name) = headers.keys().find(|name| is_unwanted(name.as_str())) {
+        let name = name.clone();
+        headers.remove(name);
+    }
+}
+
+/// Has a header say this alone; that it does already is the usual case.
+pub(crate) fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    let mut before = headers.get_all(&name).iter();
+    let is_there = before.next().is_some_and(|before| before == value);
+    if is_there && before.next().is_none() {
+        return;
+    }
+    if let Ok(value) = HeaderValue::try_from(value) {
+        headers.insert(name, value);
     }
 }
 
@@ -101,20 +142,17 @@ pub(crate) fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// The host a request is for; `None` if it names none, or two that differ.
-pub(crate) fn authority(request: &request::Parts) -> Option<String> {
+pub(crate) fn authority(request: &request::Parts) -> Option<&str> {
     let mut hosts = request.headers.get_all(header::HOST).iter();
-    let host = hosts.next().map(|value| value.to_str().map(str::to_owned));
+    let host = hosts.next().map(HeaderValue::to_str);
     if hosts.next().is_some() {
         return None;
     }
-    let named = request
-        .uri
-        .authority()
-        .map(|authority| authority.as_str().to_owned());
+    let named = request.uri.authority().map(Authority::as_str);
     match (named, host) {
         // RFC 9113 §8.3.1: the two must not differ. RFC 9112 §3.2.2: the target wins.
         (Some(named), Some(Ok(host))) if request.version == Version::HTTP_2 => {
-            named.eq_ignore_ascii_case(&host).then_some(named)
+            named.eq_ignore_ascii_case(host).then_some(named)
         }
         (Some(named), _) => Some(named),
         (None, Some(Ok(host))) => Some(host),
@@ -132,7 +170,7 @@ pub(crate) fn request_id(headers: &HeaderMap, draw: impl Fn() -> u64) -> String 
                 && id.len() <= REQUEST_ID_BYTES_MAX
                 && id.bytes().all(|byte| byte.is_ascii_graphic())
         });
-    kept.map_or_else(|| format!("{:016x}{:016x}", draw(), draw()), str::to_owned)
+    kept.map_or_else(|| hex([draw(), draw()]), str::to_owned)
 }
 
 /// The trace that a request is part of.
@@ -157,13 +195,25 @@ pub(crate) fn trace(headers: &HeaderMap, draw: impl Fn() -> u64) -> Trace {
         };
     }
     // Neither ID may be all zeros.
-    let id = format!("{:016x}{:016x}", draw(), draw() | 1);
+    let id = hex([draw(), draw() | 1]);
     // Not sampled, as far as we know (§3.2.2.5).
-    let made = HeaderValue::try_from(format!("00-{id}-{:016x}-00", draw() | 1));
+    let made = HeaderValue::try_from(["00-", &id, "-", &hex([draw() | 1]), "-00"].concat());
     Trace {
         id,
         made: made.ok(),
     }
+}
+
+/// Numbers of 16 hexadecimal digits each.
+fn hex<const N: usize>(numbers: [u64; N]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let bytes = numbers.into_iter().flat_map(u64::to_be_bytes);
+    let digits = bytes.flat_map(|byte| [byte >> 4, byte & 0xf]);
+    let mut text = String::with_capacity(N * 16);
+    text.extend(
+        digits.map(|digit| char::from(DIGITS.get(usize::from(digit)).copied().unwrap_or(b'0'))),
+    );
+    text
 }
 
 /// The trace ID of a valid `traceparent`.
@@ -243,7 +293,7 @@ pub(crate) fn attested(headers: &HeaderMap) -> Claim {
 
 /// Replaces whatever the caller sent by the one element that we vouch for.
 pub(crate) fn hand_on(headers: &mut HeaderMap, us: &SpiffeId, caller: Option<&SpiffeId>) {
-    headers.remove(&XFCC);
+    remove(headers, |name| name == XFCC.as_str());
     if let Some(caller) = caller
         && let Ok(value) = HeaderValue::try_from(format!("By={us};URI={caller}"))
     {
@@ -355,6 +405,23 @@ mod tests {
     }
 
     #[test]
+    fn a_header_is_set_alone_whatever_was_there() {
+        for before in [
+            &[][..],
+            &[("host", "a")],
+            &[("host", "b")],
+            &[("host", "a"), ("host", "b")],
+        ] {
+            let mut headers = map(before);
+            set(&mut headers, header::HOST, "a");
+            assert_eq!(headers, map(&[("host", "a")]));
+        }
+        let mut headers = map(&[("expect", "1"), ("x-a", "1"), ("x-b", "1"), ("x-b", "2")]);
+        remove(&mut headers, |name| matches!(name, "expect" | "x-b"));
+        assert_eq!(headers, map(&[("x-a", "1")]));
+    }
+
+    #[test]
     fn two_hosts_are_no_host() {
         let request = Request::builder()
             .header("host", "a")
@@ -377,7 +444,7 @@ mod tests {
             .unwrap()
             .into_parts()
             .0;
-        assert_eq!(authority(&request).as_deref(), Some("a.b:80"));
+        assert_eq!(authority(&request), Some("a.b:80"));
     }
 
     #[test]

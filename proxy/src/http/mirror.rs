@@ -113,7 +113,7 @@ fn start(
 }
 
 struct Copy {
-    heads: [http::request::Builder; 2],
+    heads: [http::request::Parts; 2],
     wire: Wire,
     to: Pinned,
     endpoint: Endpoint,
@@ -129,11 +129,11 @@ impl Copy {
             return Dropped::Unreachable.label();
         };
         let [h1, h2] = self.heads;
-        let builder = if lease.is_h2() { h2 } else { h1 };
-        let Ok(request) = builder.body(body) else {
-            return "failed";
-        };
-        match lease.send(worker, request).await {
+        let head = if lease.is_h2() { h2 } else { h1 };
+        match lease
+            .send(worker, http::Request::from_parts(head, body))
+            .await
+        {
             Ok((response, _stream)) => {
                 let good = !response.status().is_server_error();
                 let mut body = response.into_body();
@@ -152,25 +152,24 @@ fn copy_head(
     endpoint: &Endpoint,
     mirror: &Mirror,
     is_h2: bool,
-) -> http::request::Builder {
-    let mut builder = exchange.outgoing_head(endpoint, is_h2);
+) -> http::request::Parts {
+    let mut head = exchange.outgoing_head(endpoint, is_h2);
     let through_peer = endpoint.peer.is_some();
     if through_peer && is_h2 {
-        let mut parts = builder.uri_ref().cloned().unwrap_or_default().into_parts();
+        let mut parts = head.uri.into_parts();
         parts.scheme = Some(Scheme::HTTP);
         parts.authority = Authority::try_from(&*mirror.host).ok();
-        builder = builder.uri(Uri::from_parts(parts).unwrap_or_default());
+        head.uri = Uri::from_parts(parts).unwrap_or_default();
     }
-    if let Some(headers) = builder.headers_mut() {
-        headers.insert(ZEUGMA_MIRROR, HeaderValue::from_static("1"));
-        if through_peer
-            && !is_h2
-            && let Ok(host) = HeaderValue::try_from(&*mirror.host)
-        {
-            headers.insert(header::HOST, host);
-        }
+    let mark = HeaderValue::from_static("1");
+    head.headers.insert(ZEUGMA_MIRROR, mark);
+    if through_peer
+        && !is_h2
+        && let Ok(host) = HeaderValue::try_from(&*mirror.host)
+    {
+        head.headers.insert(header::HOST, host);
     }
-    builder
+    head
 }
 
 /// One copy under way.

@@ -22,7 +22,7 @@ mod reply;
 mod stream;
 mod upgrade;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -46,6 +46,7 @@ use zeugma_core::verdict::Reason;
 use crate::account::{Caller, TlsFacts};
 use crate::connection::{SniTarget, Visit};
 use crate::listener::Open;
+use crate::metrics::Latest;
 use crate::recheck::{self, Entry, Leaving};
 use crate::runtime::Worker;
 use crate::transport::Stream;
@@ -107,6 +108,10 @@ pub(crate) struct Context {
     _open: Rc<Open>,
     in_flight: Cell<usize>,
     requests: Cell<u64>,
+    /// The counters of the request before: mostly the next wants the same.
+    pub(crate) latest: Latest,
+    /// What the authority of the request before stood for.
+    pub(crate) routed: RefCell<Option<Routed>>,
     /// How long nothing may move while requests are open: the longest of their routes.
     idle: Cell<Duration>,
 }
@@ -116,6 +121,14 @@ impl Context {
     pub(crate) fn note_idle(&self, idle: Duration) {
         self.idle.set(self.idle.get().max(idle));
     }
+}
+
+/// Where a request's authority led, for the requests behind it on the same connection.
+#[derive(Debug)]
+pub(crate) struct Routed {
+    pub(crate) generation: u64,
+    pub(crate) authority: String,
+    pub(crate) service: ServiceIx,
 }
 
 /// A service by what stays the same when the configuration changes.
@@ -169,6 +182,8 @@ pub(crate) async fn serve(
         _open: Rc::clone(&visit.open),
         in_flight: Cell::new(0),
         requests: Cell::new(0),
+        latest: Latest::default(),
+        routed: RefCell::default(),
         idle: Cell::default(),
     });
     let moved = Arc::new(Moved::default());
@@ -253,6 +268,7 @@ async fn serve_h1(context: &Rc<Context>, mut watch: Watch, io: Counted) -> Ended
     loop {
         // The connection is pinned outside of the loop; the other arm only waits.
         tokio::select! {
+            biased;
             ended = &mut connection => {
                 return ended.map_or_else(|error| Ended::of_hyper(&error), |()| Ended::Ok);
             }
@@ -351,6 +367,7 @@ impl Watch {
             return Look::End(why);
         }
         tokio::select! {
+            biased;
             _ = self.looks.tick() => self.look(),
             deadline = &mut self.draining, if !is_draining => self.begin_drain(deadline),
             () = at(deadline) => Look::End(Ended::Drained),
@@ -518,5 +535,95 @@ impl AsyncWrite for Counted {
         cx: &mut TaskContext<'_>,
     ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::admission;
+    use crate::fixture::Alone;
+    use crate::listener::{Accepted, Handed, WorkerHandle, hand_over};
+
+    const APPS: &str = "{ apps: { address: '127.0.0.1:0', role: workloads } }";
+
+    /// A connection that has just come in.
+    async fn accepted(alone: &Alone) -> Accepted {
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _near = TcpStream::connect(socket.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (far, source) = socket.accept().await.unwrap();
+        let (sockets, mut queue) = mpsc::channel(1);
+        let worker = WorkerHandle {
+            nth: 0,
+            sockets,
+            open: Arc::default(),
+        };
+        let tcp = far.into_std().unwrap();
+        let (workers, mut sources) = ([worker], admission::sources());
+        hand_over(
+            tcp,
+            source,
+            &"apps".into(),
+            &alone.shared,
+            &workers,
+            &mut sources,
+        );
+        match queue.recv().await {
+            Some(Handed::Connection(accepted)) => accepted,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn pings_keep_no_connection_open_that_has_no_streams() {
+        let alone = Alone::new(APPS, "", 1);
+        let worker = Rc::new(Worker::new(Arc::clone(&alone.shared)));
+        for (version, in_flight, is_kept) in [
+            (Version::H2, 0, false),
+            (Version::H2, 1, true),
+            (Version::H1, 1, true),
+        ] {
+            let Accepted {
+                source,
+                listener,
+                open,
+                ..
+            } = accepted(&alone).await;
+            let listed =
+                worker
+                    .registry
+                    .list(Arc::clone(&listener), source, recheck::Open::Session);
+            let context = Rc::new(Context {
+                worker: Rc::clone(&worker),
+                listener,
+                source,
+                sni_service: None,
+                identity: None,
+                caller: Caller::default(),
+                tls: None,
+                version,
+                entry: Rc::clone(&listed),
+                _open: Rc::new(open),
+                in_flight: Cell::new(in_flight),
+                requests: Cell::new(1),
+                idle: Cell::default(),
+                latest: Latest::default(),
+                routed: RefCell::default(),
+            });
+            let moved = Arc::new(Moved::default());
+            let mut watch = Watch::new(&context, &moved);
+            assert!(matches!(watch.look(), Look::Fine));
+            let quiet_since = watch.quiet_since;
+            // A PING and its answer.
+            moved.read.fetch_add(17, Ordering::Relaxed);
+            moved.written.fetch_add(17, Ordering::Relaxed);
+            assert!(matches!(watch.look(), Look::Fine));
+            assert_eq!(watch.quiet_since > quiet_since, is_kept, "{version:?}");
+        }
     }
 }

@@ -1,7 +1,6 @@
 //! Connections to endpoints, kept by each worker for itself.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -26,6 +25,7 @@ use super::h2_client::{Multiplexed, Place, StreamCount};
 use super::keepalive::{Pings, When};
 use super::stream::Incoming;
 use crate::admission;
+use crate::hash::Configured;
 use crate::metrics::Metrics;
 use crate::recheck::{Judge, Pooled};
 use crate::runtime::{Shared, Worker};
@@ -87,7 +87,7 @@ struct Key {
 /// The connections of one worker.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
-    entries: RefCell<HashMap<Key, Entry>>,
+    entries: RefCell<Configured<Key, Entry>>,
 }
 
 #[derive(Debug, Default)]
@@ -441,7 +441,10 @@ impl Pool {
 
     fn give_back(&self, key: &Key, facts: Facts, one: Alternating) {
         let mut entries = self.entries.borrow_mut();
-        let entry = entries.entry(key.clone()).or_default();
+        let entry = match entries.get_mut(key) {
+            Some(entry) => entry,
+            None => entries.entry(key.clone()).or_default(),
+        };
         if entry.h1.len() < IDLE_MAX {
             // It is ready again once the response body was read; until then nobody gets it.
             entry.h1.push((facts, one, Instant::now()));

@@ -126,7 +126,8 @@ impl Record {
         if let Some(source) = &self.source {
             closed.bytes_received = source.received();
         }
-        self.context.worker.shared.account(&closed);
+        let context = &self.context;
+        (context.worker.shared).account_request(&closed, &context.latest);
     }
 }
 

@@ -118,21 +118,18 @@ pub(super) async fn try_endpoint(
     exchange.goes_to(to, attempt, upstream.peer.as_ref(), None);
     let destination = describe(&to.published, to.cluster, attempt, address, identity, nth);
     exchange.arrived(destination, nth);
-    let mut builder = exchange.outgoing_head(endpoint, false);
-    if let Some(out) = builder.headers_mut() {
-        out.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        out.insert(UPGRADE, HeaderValue::from_static(WEBSOCKET));
-        if matches!(exchange.upgrade, Some(Upgrade::Stream)) {
-            // RFC 8441 §5: a stream has none; HTTP/1.1 must (RFC 6455 §4.1).
-            let nonce = [worker.draw().to_be_bytes(), worker.draw().to_be_bytes()].concat();
-            if let Ok(key) = HeaderValue::try_from(STANDARD.encode(nonce)) {
-                out.insert(SEC_WEBSOCKET_KEY, key);
-            }
+    let mut head = exchange.outgoing_head(endpoint, false);
+    let out = &mut head.headers;
+    out.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    out.insert(UPGRADE, HeaderValue::from_static(WEBSOCKET));
+    if matches!(exchange.upgrade, Some(Upgrade::Stream)) {
+        // RFC 8441 §5: a stream has none; HTTP/1.1 must (RFC 6455 §4.1).
+        let nonce = [worker.draw().to_be_bytes(), worker.draw().to_be_bytes()].concat();
+        if let Ok(key) = HeaderValue::try_from(STANDARD.encode(nonce)) {
+            out.insert(SEC_WEBSOCKET_KEY, key);
         }
     }
-    // Every part was valid in the request that came in.
-    let outgoing = builder.body(Outgoing::Empty);
-    let outgoing = outgoing.unwrap_or_else(|_invalid| Request::new(Outgoing::Empty));
+    let outgoing = Request::from_parts(head, Outgoing::Empty);
     let patience = cluster.timeouts.response_headers;
     let patience = cluster
         .timeouts

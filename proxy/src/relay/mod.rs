@@ -89,6 +89,8 @@ pub(crate) fn relay_streams(
     const ENDS: &Ends<Stream, Stream> = &Ends {
         downstream: Stream::socket,
         upstream: Stream::socket,
+        cork_downstream: Stream::cork,
+        cork_upstream: Stream::cork,
         settle: |upstream| tune(upstream.tcp()),
     };
     let sockets = Sockets { ends: ENDS, pipes };
@@ -118,6 +120,9 @@ struct Sockets<D: 'static, U: 'static> {
 struct Ends<D, U> {
     downstream: fn(&D) -> Option<&TcpStream>,
     upstream: fn(&U) -> Option<&TcpStream>,
+    /// Has the last bytes leave together with the end.
+    cork_downstream: fn(&D),
+    cork_upstream: fn(&U),
     /// Sets what a connection needs that stays.
     settle: fn(&U),
 }
@@ -142,6 +147,7 @@ where
             let splicing = self.sockets.as_ref().map(|sockets| Splicing {
                 source: sockets.ends.downstream,
                 sink: sockets.ends.upstream,
+                cork: sockets.ends.cork_upstream,
                 is_last: self.down.has_ended(),
                 pipes: &sockets.pipes,
             });
@@ -160,6 +166,7 @@ where
             let splicing = self.sockets.as_ref().map(|sockets| Splicing {
                 source: sockets.ends.upstream,
                 sink: sockets.ends.downstream,
+                cork: sockets.ends.cork_downstream,
                 is_last: self.up.has_ended(),
                 pipes: &sockets.pipes,
             });
@@ -256,7 +263,7 @@ where
     }
 }
 
-// The future of an `async fn` has room for its arguments twice.
+/// Not an `async fn`, whose future would have room for its arguments twice.
 fn run<D, U>(
     pair: Pair<D, U>,
     idle: Duration,

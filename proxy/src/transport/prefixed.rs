@@ -1,11 +1,16 @@
 //! A TCP stream whose first bytes were already read.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+
+/// Pieces that are no more than this together are written as one: to copy them costs less than
+/// `writev` costs more than `send` (0.2 us on the machine that was measured on).
+const GATHER_BYTES: usize = 4096;
 
 /// A TCP stream that yields the bytes read ahead before those still in the socket.
 #[derive(Debug)]
@@ -101,7 +106,19 @@ impl AsyncWrite for Prefixed {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs)
+        let tcp = Pin::new(&mut self.tcp);
+        if let [only] = bufs {
+            return tcp.poll_write(cx, only);
+        }
+        if bufs.iter().map(|buf| buf.len()).sum::<usize>() > GATHER_BYTES {
+            return tcp.poll_write_vectored(cx, bufs);
+        }
+        let mut room = [const { MaybeUninit::uninit() }; GATHER_BYTES];
+        let mut gathered = ReadBuf::uninit(&mut room);
+        for buf in bufs {
+            gathered.put_slice(buf);
+        }
+        tcp.poll_write(cx, gathered.filled())
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -123,6 +140,41 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+
+    #[tokio::test]
+    async fn pieces_are_written_in_order_and_whole_gathered_or_not() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (mut far, _) = listener.accept().await.unwrap();
+        let mut stream = Prefixed::new(near, Vec::new());
+        for pieces in [
+            &[5][..],
+            &[5, 0, 7],
+            &[1, GATHER_BYTES - 1],
+            &[1, GATHER_BYTES],
+            &[GATHER_BYTES, GATHER_BYTES],
+            &[0, 0],
+        ] {
+            let mut nth = 0_u8;
+            let mut piece = |length: &usize| -> Vec<u8> {
+                let bytes = (0..*length).map(|_| {
+                    nth = nth.wrapping_add(1);
+                    nth
+                });
+                bytes.collect()
+            };
+            let pieces: Vec<Vec<u8>> = pieces.iter().map(&mut piece).collect();
+            let slices: Vec<_> = pieces.iter().map(|piece| io::IoSlice::new(piece)).collect();
+            let written = stream.write_vectored(&slices).await.unwrap();
+            let all = pieces.concat();
+            assert_eq!(written, all.len());
+            let mut read = vec![0; written];
+            far.read_exact(&mut read).await.unwrap();
+            assert_eq!(read, all);
+        }
+    }
 
     #[tokio::test]
     async fn bytes_read_ahead_come_first_in_any_portions() {

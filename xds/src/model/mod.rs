@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use zeugma_core::names::HostPattern;
 use zeugma_core::snapshot::Position;
 
 use crate::error::{Code, Finding, Findings, Place, suggest};
@@ -120,12 +121,14 @@ pub(crate) struct Document<T> {
     source: Source,
     /// Read when they are asked for: of a document that is right, hardly ever.
     positions: OnceLock<Positions>,
+    /// The host of a route that writes none.
+    host_default: OnceLock<Option<HostPattern>>,
 }
 
 impl<T> Document<T> {
     /// `namespace/name`.
     pub(crate) fn id(&self) -> String {
-        format!("{}/{}", self.namespace, self.name)
+        [self.namespace.as_str(), "/", &self.name].concat()
     }
 
     /// The place of the value at `path`.
@@ -191,7 +194,11 @@ impl Model {
     pub(crate) fn read(sources: Vec<Source>) -> (Self, Findings) {
         let mut model = Self::default();
         let mut findings = Findings::new();
-        for read in parallel::map(sources, AnyDocument::read) {
+        let read = parallel::map(sources, AnyDocument::read);
+        // They are large and many: room that grows would be copied, and twice what they need.
+        let routes = (read.iter()).filter(|read| matches!(read, Ok(AnyDocument::Route(_))));
+        model.routes.reserve_exact(routes.count());
+        for read in read {
             match read {
                 Ok(AnyDocument::Gateway(gateway)) => model.gateways.push(*gateway),
                 Ok(AnyDocument::Peer(peer)) => model.peers.push(*peer),
@@ -301,6 +308,7 @@ fn wrap<T>(
         spec,
         source,
         positions,
+        host_default: OnceLock::new(),
     }
 }
 

@@ -133,8 +133,9 @@ impl LastGood {
         options: &NodeOptions,
     ) -> Result<(Head, Reader<'_>), LastGoodError> {
         let damaged = LastGoodError::Damaged;
-        let rest = (self.bytes.strip_prefix(MAGIC)).ok_or(damaged("it is no state file"))?;
-        let (sum, body) = (rest.split_first_chunk()).ok_or(damaged("it ends too soon"))?;
+        let rest =
+            (self.bytes.strip_prefix(MAGIC)).ok_or_else(|| damaged("it is no state file"))?;
+        let (sum, body) = (rest.split_first_chunk()).ok_or_else(|| damaged("it ends too soon"))?;
         if Fnv::of(body) != u128::from_le_bytes(*sum) {
             return Err(damaged("its checksum is wrong"));
         }
