@@ -377,6 +377,22 @@ mod tests {
     }
 
     #[test]
+    fn one_worker_is_handed_the_socket_itself() {
+        let alone = Alone::new(LISTENERS, "", 1);
+        let (worker, mut taken) = queue(0);
+        let (_stop, stopped) = oneshot::channel();
+        let listening = Listening {
+            socket: TcpListener::bind("127.0.0.1:0").unwrap(),
+            stopped,
+            name: ServedName::new("apps".into()),
+            shared: Arc::clone(&alone.shared),
+            workers: [worker].into(),
+        };
+        listening.start();
+        assert!(matches!(taken.try_recv(), Ok(Handed::Listener(_))));
+    }
+
+    #[test]
     fn a_worker_that_has_ended_is_handed_nothing() {
         let alone = Alone::new(LISTENERS, "", 1);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -28,7 +28,7 @@ const BUFFER_BYTES: usize = 256 * 1024;
 const KEPT_BYTES_MAX: usize = 64 * 1024 * 1024;
 const SCARCE_BYTES: usize = 16 * 1024;
 /// After so many bytes a direction is worth a pipe.
-const SPLICE_AFTER: u64 = 256 * 1024;
+const SPLICE_AFTER: u32 = 256 * 1024;
 /// What comes in portions below this is copied as cheaply: a message, not a stream.
 const SPLICE_MIN: usize = 4 * 1024;
 /// Batches that a direction moves before other directions and connections have their turn.
@@ -52,7 +52,7 @@ pub(super) struct Direction {
     state: State,
     behind: Behind,
     /// Bytes copied since it last was not worth a pipe.
-    copied: u64,
+    copied: u32,
     /// Whether the kernel splices between the two.
     splices: bool,
     /// Bytes were read or written since this was last taken.
@@ -283,7 +283,8 @@ impl Direction {
             }
             let mut rest = room.filled();
             self.stirred = true;
-            self.copied += rest.len() as u64;
+            let n = u32::try_from(rest.len()).unwrap_or(u32::MAX);
+            self.copied = self.copied.saturating_add(n);
             self.state = State::Flushing;
             while !rest.is_empty() {
                 let Poll::Ready(written) = poll_write_some(cx, sink, rest) else {
