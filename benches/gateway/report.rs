@@ -397,8 +397,8 @@ const HOW: &str = "
   be; a wrong answer ends the run.
 - Every proxy writes an access log, one line for each connection or request, to `/dev/null`.
 - TLS 1.3, AES-128-GCM, X25519, P-256 leaves signed by the P-256 anchor, both sides show one, no
-  resumption, no tickets. Towards an mTLS backend zeugma offers X25519MLKEM768 as well, as it always
-  does, and pays for that share though the backend takes X25519; the others offer X25519 alone.
+  resumption, no tickets. Towards an mTLS backend zeugma prefers X25519MLKEM768, makes its share for
+  the first connection, and that of X25519, which the backend takes, for the others.
 - HAProxy is told to splice what is bulk (`option splice-request`, `splice-response`) and may decide
   by itself (`splice-auto`) elsewhere; each is the cheaper for it. Otherwise each proxy has the settings it comes with, and limits
   that are not reached.

@@ -625,7 +625,8 @@ mod tests {
         struct Kept(Arc<Mutex<Vec<u8>>>);
         impl Write for Kept {
             fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-                self.0.lock().unwrap().extend_from_slice(bytes);
+                let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.extend_from_slice(bytes);
                 Ok(bytes.len())
             }
             fn flush(&mut self) -> std::io::Result<()> {

@@ -65,7 +65,8 @@ impl Admission {
     /// Whether one more connection is let in; `sources` are those of its listener.
     ///
     /// # Errors
-    /// Why it is shed. Only the control thread asks, so that nobody takes the last place meanwhile.
+    /// Why it is shed. Only one thread asks, the control thread or the one worker, so that nobody takes
+    /// the last place meanwhile.
     pub(crate) fn connection(
         shared: &Shared,
         listener: &str,
@@ -73,7 +74,7 @@ impl Admission {
         sources: &mut Sources,
     ) -> Result<(), Reason> {
         let published = shared.published.load();
-        let listener = published.snapshot.listener(listener);
+        let listener = published.listener(listener);
         if let Some(rate) = listener.and_then(|listener| listener.handshakes)
             && !sources.admit(source, rate, shared.now())
         {
@@ -219,38 +220,92 @@ pub(crate) async fn watch_memory(shared: Arc<Shared>) {
     };
     shared.metrics.memory_watermark(watermark.bytes());
     let mut look = tokio::time::interval(LOOK);
+    let mut is_readable = true;
     loop {
         // Its first tick is at once.
         look.tick().await;
-        let used = match memory.used_bytes() {
-            Ok(used) => used,
-            Err(error) => {
-                tracing::error!(%error, "the memory in use cannot be read; limits.memory has no effect");
-                return;
+        look_at_memory(&shared, &memory, &mut watermark, &mut is_readable);
+    }
+}
+
+/// One look; `is_readable` is whether the last one saw anything, so that it is told once.
+fn look_at_memory(
+    shared: &Shared,
+    memory: &MemoryUse,
+    watermark: &mut Watermark,
+    is_readable: &mut bool,
+) {
+    let used = match memory.used_bytes() {
+        Ok(used) => used,
+        Err(error) => {
+            // No descriptor is left, or its cgroup is gone: what was short must not shed for
+            // ever, and the next look may see again.
+            if std::mem::replace(is_readable, false) {
+                tracing::error!(%error, "the memory in use cannot be read; limits.memory has no effect meanwhile");
             }
-        };
-        let (now, changed) = watermark.look(used);
-        let is_short = now == Memory::Short;
-        let admission = &shared.admission;
-        admission.is_memory_short.store(is_short, Ordering::Relaxed);
-        shared.metrics.memory(used, is_short);
-        match now {
-            _ if !changed => {}
-            Memory::Short => tracing::warn!(
-                used,
-                watermark = watermark.bytes(),
-                "memory is short: new connections and requests are shed"
-            ),
-            Memory::Enough => tracing::info!(
-                used,
-                watermark = watermark.bytes(),
-                "memory is enough again: new connections and requests are let in"
-            ),
+            watermark.forget();
+            shared
+                .admission
+                .is_memory_short
+                .store(false, Ordering::Relaxed);
+            return;
         }
+    };
+    *is_readable = true;
+    let (now, changed) = watermark.look(used);
+    let is_short = now == Memory::Short;
+    let admission = &shared.admission;
+    admission.is_memory_short.store(is_short, Ordering::Relaxed);
+    shared.metrics.memory(used, is_short);
+    match now {
+        _ if !changed => {}
+        Memory::Short => tracing::warn!(
+            used,
+            watermark = watermark.bytes(),
+            "memory is short: new connections and requests are shed"
+        ),
+        Memory::Enough => tracing::info!(
+            used,
+            watermark = watermark.bytes(),
+            "memory is enough again: new connections and requests are let in"
+        ),
     }
 }
 
 /// The sources of one listening socket, counted under a key that callers do not know.
 pub(crate) fn sources() -> Sources {
     Sources::new(fastrand::u64(..))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::Alone;
+
+    #[test]
+    fn memory_that_cannot_be_read_for_a_while_sheds_nothing_and_is_read_again() {
+        let alone = Alone::new(
+            "{ apps: { address: '127.0.0.1:0', role: workloads } }",
+            "",
+            1,
+        );
+        let shared = &alone.shared;
+        let process = tempfile::tempdir().unwrap();
+        let status = process.path().join("status");
+        let memory = MemoryUse::below(process.path(), process.path());
+        let mut watermark = Watermark::choose(Some(1 << 20), None).unwrap();
+        let mut is_readable = true;
+        let mut look = || {
+            look_at_memory(shared, &memory, &mut watermark, &mut is_readable);
+            shared.admission.memory()
+        };
+        std::fs::write(&status, "VmRSS: 2048 kB\n").unwrap();
+        assert_eq!(look(), Err(Reason::MemoryPressure));
+        std::fs::remove_file(&status).unwrap();
+        assert_eq!((look(), look()), (Ok(()), Ok(())));
+        std::fs::write(&status, "VmRSS: 1000 kB\n").unwrap();
+        assert_eq!(look(), Ok(()), "it was forgotten that it was short");
+        std::fs::write(&status, "VmRSS: 2048 kB\n").unwrap();
+        assert_eq!(look(), Err(Reason::MemoryPressure));
+    }
 }

@@ -29,13 +29,13 @@ use zeugma_core::names::Host;
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{EndpointKey, Snapshot};
 use zeugma_core::time::Time;
-use zeugma_xds::NodeOptions;
+use zeugma_xds::{Findings, NodeOptions, ResourceList};
 
 use self::accepting::Accepting;
 use self::handover::{Arrival, Asked, HandoverError, Offered};
 use self::inherit::InheritError;
 use self::last_good::{Beginning, Keeper};
-use self::reload::{Files, Reloaded};
+use self::reload::{Configured, Files, Reloaded};
 use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
 use crate::admission::{self, Admission, UnderWay};
@@ -145,15 +145,17 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
         locality: options.locality.clone(),
     };
     let start = Beginning::load(&options.config, &node)?;
-    reload::warn(&start.loaded);
-    let credentials = Credentials::load(&reload::svid_files(&start.loaded.settings), 1)?;
+    reload::warn(&start.loaded.warnings);
+    let settings = &start.loaded.settings;
+    let newest = last_good::crl_numbers(settings);
+    let credentials = Credentials::load_after(&reload::svid_files(settings), 1, &newest)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
         .build_local(LocalOptions::default())
         .map_err(system("no event loop"))?;
     runtime.block_on(async {
-        let arrival = Box::pin(handover::arrive(options.start, &start.loaded)).await?;
+        let arrival = Box::pin(handover::arrive(options.start, &start)).await?;
         Box::pin(control(
             options.config.clone(),
             node,
@@ -195,13 +197,11 @@ async fn control(
         findings,
         is_kept,
     } = start;
-    let keeper = (arrival.state.as_ref()).map(|state| Keeper::new(state.path("")));
-    if !is_kept && let Some(keeper) = &keeper {
-        keeper.keep(loaded.last_good);
-    }
+    let unkept = (!is_kept).then_some(loaded.last_good);
+    let keeper = (arrival.state.as_ref()).map(|state| Keeper::begin(state.path(""), unkept));
     let snapshot = Arc::new(loaded.snapshot);
     fleet.reconcile(&snapshot, Time::ZERO);
-    let shares = Arc::new(fleet.shares(Time::ZERO));
+    let shares = fleet.shares(Time::ZERO);
     let settings = loaded.settings;
     let before = arrival.adopted.before().to_vec();
     let interfaces = Interfaces::bind(&settings, &mut arrival.adopted)?;
@@ -212,12 +212,7 @@ async fn control(
     let workers = settings.workers;
     let admission = Admission::new(settings.limits.connections, open_files);
     let shared = Arc::new(Shared {
-        published: ArcSwap::from_pointee(Published {
-            generation: 1,
-            under_way: UnderWay::of(&snapshot, None),
-            snapshot: Arc::clone(&snapshot),
-            shares,
-        }),
+        published: ArcSwap::from_pointee(first_published(&snapshot, shares)),
         credentials: ArcSwap::from_pointee(credentials),
         changes: watch::channel(0).0,
         names: ArcSwap::from_pointee(Names::default()),
@@ -228,16 +223,13 @@ async fn control(
         phase: phase_read,
         ready: AtomicBool::new(false),
         resources: ArcSwap::from_pointee(loaded.resources),
-        findings: ArcSwap::from_pointee(
-            (findings.as_ref()).map_or(Value::Null, zeugma_xds::Findings::to_json),
-        ),
+        findings: ArcSwap::from_pointee((findings.as_ref()).map_or(Value::Null, Findings::to_json)),
         open: AtomicUsize::new(0),
         windows: Arc::default(),
         admission,
         started: Instant::now(),
     });
-    let metrics = &shared.metrics;
-    metrics.connections_max(shared.admission.connections_max());
+    tell_beginning(&shared, findings.as_ref());
     let (handles, threads, workers_ended) = start_workers(&shared, workers)?;
     let accepting = Accepting::new(Arc::clone(&shared), handles);
     let bound = accepting.bind_new(&snapshot, &mut arrival.adopted)?;
@@ -245,18 +237,9 @@ async fn control(
     let (names, names_wanted) = watch::channel(resolve::names_of(&snapshot));
     let (asked, names_asked) = oneshot::channel();
     let (reloads, reloaded) = mpsc::channel(1);
-    // Beside the control loop: neither a slow file system nor a slow name server holds it up.
-    let mut beside = JoinSet::new();
-    beside.spawn_local(admission::watch_memory(Arc::clone(&shared)));
-    beside.spawn_local(resolve::run(Arc::clone(&shared), names_wanted, asked));
-    beside.spawn_local(alarms::watch_crls(Arc::clone(&shared)));
-    beside.spawn_local(files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?));
-    if let Some(keeper) = &keeper {
-        beside.spawn_local(keeper.run());
-    }
-    if findings.is_some() {
-        shared.metrics.reloaded("config", false);
-    }
+    let resolving = resolve::run(Arc::clone(&shared), names_wanted, asked);
+    let reloading = files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?);
+    let _beside = begin_beside(&shared, resolving, reloading, keeper.as_ref());
     let mut control = Control {
         shared,
         fleet,
@@ -271,10 +254,10 @@ async fn control(
         passed,
         passed_on: CancellationToken::new(),
         handing: None,
+        waiting: None,
         beside: JoinSet::new(),
         workers_ended,
     };
-    control.shared.metrics.generation(1);
     control.tell_credentials();
     let starting = Stage::Starting {
         names_asked,
@@ -283,6 +266,44 @@ async fn control(
     let (stage, asked, begun) = control.begin(starting, bound, arrival.taking, before).await;
     control.serve(stage, observed, reloaded, asked).await?;
     Ok(begun?)
+}
+
+fn tell_beginning(shared: &Shared, refused: Option<&Findings>) {
+    let metrics = &shared.metrics;
+    metrics.connections_max(shared.admission.connections_max());
+    metrics.generation(1);
+    if refused.is_some() {
+        metrics.reloaded("config", false);
+    }
+}
+
+fn first_published(snapshot: &Arc<Snapshot>, shares: Shares) -> Published {
+    Published {
+        generation: 1,
+        under_way: UnderWay::of(snapshot, None),
+        snapshot: Arc::clone(snapshot),
+        shares: Arc::new(shares),
+        renamed: Arc::default(),
+    }
+}
+
+/// Begins what goes on beside the control loop: neither a slow file system nor a slow name server
+/// holds it up.
+fn begin_beside(
+    shared: &Arc<Shared>,
+    resolving: impl Future<Output = ()> + 'static,
+    reloading: impl Future<Output = ()> + 'static,
+    keeper: Option<&Keeper>,
+) -> JoinSet<()> {
+    let mut beside = JoinSet::new();
+    beside.spawn_local(admission::watch_memory(Arc::clone(shared)));
+    beside.spawn_local(alarms::watch_crls(Arc::clone(shared)));
+    beside.spawn_local(resolving);
+    beside.spawn_local(reloading);
+    if let Some(keeper) = keeper {
+        beside.spawn_local(keeper.run());
+    }
+    beside
 }
 
 /// Counts every panic of the process: what panics is a connection or a request, and ends alone.
@@ -376,6 +397,8 @@ struct Control {
     passed_on: CancellationToken,
     /// The successor that has been offered the sockets and has not taken over yet.
     handing: Option<i32>,
+    /// A configuration that came since then.
+    waiting: Option<Configured>,
     beside: JoinSet<()>,
     /// Told the number of each worker that ends, whatever the cause.
     workers_ended: mpsc::Receiver<usize>,
@@ -439,9 +462,15 @@ impl Control {
                     self.publish_shares();
                     None
                 }
-                // A successor has the sockets of the configuration that was offered to it.
-                Some(reloaded) = reloaded.recv(), if self.handing.is_none() => {
+                Some(mut reloaded) = reloaded.recv() => {
                     let by_signal = reloaded.by_signal;
+                    if reloaded.is_published {
+                        self.waiting = None;
+                    }
+                    if self.handing.is_some() && let Some(config) = reloaded.config.take() {
+                        // A successor has the sockets of the configuration that was offered to it.
+                        self.waiting = Some(config);
+                    }
                     self.apply(reloaded, &stage);
                     if by_signal {
                         systemd::ready();
@@ -607,16 +636,20 @@ impl Control {
 
     fn publish(&self, generation: u64, snapshot: Arc<Snapshot>, shares: Shares) {
         let before = self.shared.published.load();
-        let under_way = if Arc::ptr_eq(&before.snapshot, &snapshot) {
-            Arc::clone(&before.under_way)
+        let (under_way, renamed) = if Arc::ptr_eq(&before.snapshot, &snapshot) {
+            (Arc::clone(&before.under_way), Arc::clone(&before.renamed))
         } else {
-            UnderWay::of(&snapshot, Some(&before))
+            (
+                UnderWay::of(&snapshot, Some(&before)),
+                before.renamed_in(&snapshot),
+            )
         };
         let published = Published {
             generation,
             snapshot,
             shares: Arc::new(shares),
             under_way,
+            renamed,
         };
         self.shared.published.store(Arc::new(published));
     }
@@ -627,10 +660,16 @@ impl Control {
             self.tell_credentials();
             self.recheck();
         }
-        let Some((snapshot, resources, last_good)) = reloaded.config else {
-            return;
-        };
+        if let Some(config) = reloaded.config {
+            self.configure(config, stage);
+        }
+    }
+
+    fn configure(&mut self, (snapshot, resources, last_good): Configured, stage: &Stage) {
         if matches!(stage, Stage::Draining { .. }) {
+            // Nothing is accepted any more, and the files are the successor's to keep: but what is
+            // open may be so for long, and has no right that the configuration took away.
+            self.publish_next(Arc::new(snapshot), resources);
             return;
         }
         let bound = match self
@@ -647,8 +686,16 @@ impl Control {
                 return;
             }
         };
+        self.publish_next(Arc::new(snapshot), resources);
+        self.accepting.commit(bound);
+        if let Some(keeper) = &self.keeper {
+            keeper.keep(last_good);
+        }
+    }
+
+    /// Publishes a configuration under the next generation, and has what is open judged by it.
+    fn publish_next(&mut self, snapshot: Arc<Snapshot>, resources: ResourceList) {
         let now = self.shared.now();
-        let snapshot = Arc::new(snapshot);
         self.fleet.reconcile(&snapshot, now);
         self.names.send_replace(resolve::names_of(&snapshot));
         let shares = self.fleet.shares(now);
@@ -657,10 +704,6 @@ impl Control {
         self.publish(generation, Arc::clone(&snapshot), shares);
         self.recheck();
         self.shared.metrics.generation(generation);
-        self.accepting.commit(bound);
-        if let Some(keeper) = &self.keeper {
-            keeper.keep(last_good);
-        }
         tracing::info!(generation, version = %snapshot.version, "configuration applied");
     }
 
@@ -673,6 +716,9 @@ impl Control {
         let credentials = self.shared.credentials.load();
         self.shared.metrics.svid_expiry(credentials.not_after());
         self.shared.metrics.reloaded("credentials", true);
+        if let Some(keeper) = &self.keeper {
+            keeper.keep_numbers(credentials.crl_numbers());
+        }
     }
 }
 
@@ -770,6 +816,7 @@ mod tests {
             passed: Vec::new(),
             passed_on: CancellationToken::new(),
             handing: None,
+            waiting: None,
             beside: JoinSet::new(),
             workers_ended,
             shared: alone.shared,

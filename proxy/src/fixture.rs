@@ -165,6 +165,7 @@ fn published(snapshot: &Arc<Snapshot>, shares: Shares) -> Published {
         under_way: UnderWay::of(snapshot, None),
         snapshot: Arc::clone(snapshot),
         shares: Arc::new(shares),
+        renamed: Arc::default(),
     }
 }
 

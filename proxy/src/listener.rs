@@ -1,11 +1,12 @@
 //! Accepting: sockets in, capped, to the least busy worker.
+//!
+//! The control thread accepts and chooses. Where there is one worker there is nothing to choose, and
+//! it accepts by itself: no connection waits for two threads to wake.
 
-use std::cell::RefCell;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -35,6 +36,53 @@ pub(crate) struct Accepted {
     pub(crate) open: Open,
 }
 
+/// What a worker is handed.
+#[derive(Debug)]
+pub(crate) enum Handed {
+    Connection(Accepted),
+    /// A socket to accept on.
+    Listener(Box<Listening>),
+}
+
+/// A socket on its way to where it accepts.
+#[derive(Debug)]
+pub(crate) struct Listening {
+    pub(crate) socket: TcpListener,
+    pub(crate) stopped: oneshot::Receiver<()>,
+    pub(crate) name: ServedName,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) workers: Arc<[WorkerHandle]>,
+}
+
+impl Listening {
+    /// Accepts on the one worker, or on this thread where there are several to choose from.
+    pub(crate) fn start(self) {
+        let accepting = match &*self.workers {
+            [only] => {
+                let worker = only.sockets.clone();
+                match worker.try_send(Handed::Listener(Box::new(self))) {
+                    Ok(()) => return,
+                    // Busy as it is, it can be handed connections as soon as it has room for them.
+                    Err(
+                        mpsc::error::TrySendError::Full(handed)
+                        | mpsc::error::TrySendError::Closed(handed),
+                    ) => handed,
+                }
+            }
+            _ => Handed::Listener(Box::new(self)),
+        };
+        if let Handed::Listener(listening) = accepting {
+            listening.start_here();
+        }
+    }
+
+    /// Accepts on this thread.
+    pub(crate) fn start_here(self) {
+        // Ends when the other end of `stopped` is dropped, or with the process.
+        drop(tokio::task::spawn_local(accept(self)));
+    }
+}
+
 /// Counts a connection as open until dropped.
 #[derive(Debug)]
 pub(crate) struct Open {
@@ -57,25 +105,26 @@ impl Drop for Open {
 #[derive(Debug, Clone)]
 pub(crate) struct WorkerHandle {
     pub(crate) nth: usize,
-    pub(crate) sockets: mpsc::Sender<Accepted>,
+    pub(crate) sockets: mpsc::Sender<Handed>,
     pub(crate) open: Arc<AtomicUsize>,
 }
 
 /// The name of the listener that a bound socket serves; it may change while the socket accepts.
 #[derive(Debug, Clone)]
-pub(crate) struct ServedName(Rc<RefCell<Arc<str>>>);
+pub(crate) struct ServedName(Arc<Mutex<Arc<str>>>);
 
 impl ServedName {
     pub(crate) fn new(name: Arc<str>) -> Self {
-        Self(Rc::new(RefCell::new(name)))
+        Self(Arc::new(Mutex::new(name)))
     }
 
     pub(crate) fn get(&self) -> Arc<str> {
-        Arc::clone(&self.0.borrow())
+        // A panic while it was held left a whole name.
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) fn set(&self, name: Arc<str>) {
-        self.0.replace(name);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = name;
     }
 }
 
@@ -99,17 +148,17 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// Accepts until it is stopped by the other end of `stopped`: dropped, what the kernel has queued by
 /// then is accepted too, since closing the socket would reset it; told, another process has the
 /// socket too, and what is queued is for that one.
-pub(crate) async fn accept(
-    socket: tokio::net::TcpListener,
-    mut stopped: oneshot::Receiver<()>,
-    name: ServedName,
-    shared: Arc<Shared>,
-    workers: Arc<[WorkerHandle]>,
-) {
+async fn accept(listening: Listening) {
+    let Listening {
+        socket,
+        mut stopped,
+        name,
+        shared,
+        workers,
+    } = listening;
     // What is accepted inherits these (tcp(7)): they cost a connection no system call of its own.
     upstream::tune(&socket);
-    let watched = socket.into_std().and_then(watch);
-    let socket = match watched {
+    let socket = match watch(socket) {
         Ok(socket) => socket,
         Err(error) => {
             tracing::error!(listener = %name.get(), %error, "a listener cannot be watched");
@@ -233,7 +282,7 @@ pub(crate) fn hand_over(
         listener: name.clone(),
         open,
     };
-    match worker.sockets.try_send(accepted) {
+    match worker.sockets.try_send(Handed::Connection(accepted)) {
         Ok(()) => {}
         Err(mpsc::error::TrySendError::Full(_shed)) => {
             shared.metrics.dropped("sockets", 1);
@@ -283,7 +332,7 @@ mod tests {
         (near, far, source)
     }
 
-    fn queue(nth: usize) -> (WorkerHandle, mpsc::Receiver<Accepted>) {
+    fn queue(nth: usize) -> (WorkerHandle, mpsc::Receiver<Handed>) {
         let (sockets, queue) = mpsc::channel(SOCKETS_MAX);
         let open = Arc::default();
         (WorkerHandle { nth, sockets, open }, queue)

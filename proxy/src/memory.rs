@@ -25,7 +25,7 @@ impl MemoryUse {
         Self::below(Path::new("/proc/self"), Path::new("/sys/fs/cgroup"))
     }
 
-    fn below(process: &Path, cgroups: &Path) -> Self {
+    pub(crate) fn below(process: &Path, cgroups: &Path) -> Self {
         let own = fs::read_to_string(process.join("cgroup")).unwrap_or_default();
         Self {
             status: process.join("status"),

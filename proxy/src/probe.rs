@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode, Version, header};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 use zeugma_core::fleet::Probe;
 use zeugma_core::snapshot::{ActiveKind, EndpointKey, HttpVersion};
@@ -71,7 +72,9 @@ async fn ask(shared: &Arc<Shared>, probe: &Probe) -> Result<(), Failed> {
         (ActiveKind::Http { .. }, HttpVersion::H1 | HttpVersion::Same) => &[ALPN_HTTP1],
     };
     let connected = upstream::connect(shared, probe.connect, endpoint, alpn).await;
-    let Upstream { stream, alpn, .. } = connected.map_err(|error| {
+    let Upstream {
+        mut stream, alpn, ..
+    } = connected.map_err(|error| {
         let why = error.to_string();
         if error.is_ours() {
             Failed::Ours(why)
@@ -80,7 +83,9 @@ async fn ask(shared: &Arc<Shared>, probe: &Probe) -> Result<(), Failed> {
         }
     })?;
     let ActiveKind::Http { path, host } = &probe.check.kind else {
-        return Ok(());
+        // The endpoint is not left with half a handshake.
+        let flushed = stream.flush().await;
+        return flushed.map_err(|error| Failed::Theirs(error.to_string()));
     };
     let is_h2 = alpn.as_deref() == Some(ALPN_H2)
         || (alpn.is_none() && endpoint.version == HttpVersion::H2 && !through_peer);

@@ -12,7 +12,7 @@
 //! at once ([`Entry::settle`]). The entry is listed before that, so that a change which comes later
 //! finds it. Both happen on one thread, which leaves nothing between them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -83,10 +83,12 @@ struct Known {
 /// Something open, as its task and the walk share it.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    listener: Arc<str>,
-    source: SocketAddr,
+    pub(crate) listener: Arc<str>,
+    pub(crate) source: SocketAddr,
     known: RefCell<Known>,
     told: RefCell<Option<Box<(How, Ending)>>>,
+    /// The deadline of draining has passed.
+    overdue: Cell<bool>,
     /// Of the one task that waits.
     waker: RefCell<Option<Waker>>,
 }
@@ -138,6 +140,7 @@ impl Registry {
                 upstream: None,
             }),
             told: RefCell::default(),
+            overdue: Cell::default(),
             waker: RefCell::default(),
         });
         let key = self.entries.borrow_mut().insert(Rc::clone(&entry));
@@ -221,13 +224,37 @@ impl Entry {
         }
     }
 
+    /// Tells a relay that the deadline of draining has passed.
+    fn is_overdue(&self) {
+        self.overdue.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
     /// Why it ends, once it was told.
     pub(crate) fn ending(&self) -> Option<Ending> {
         self.told.borrow().as_ref().map(|told| told.1.clone())
     }
 
+    /// Why it ends at once, once it was told to.
+    pub(crate) fn cut_off(&self) -> Option<Ending> {
+        let told = self.told.borrow();
+        told.as_ref()
+            .filter(|told| told.0 == How::Cut)
+            .map(|told| told.1.clone())
+    }
+
     /// Ready once it is to end at once.
     pub(crate) fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_told(cx, How::Cut)
+    }
+
+    /// Ready once what is relayed is to end at once: it was told, or draining does not wait longer.
+    pub(crate) fn poll_over(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.overdue.get() {
+            return Poll::Ready(());
+        }
         self.poll_told(cx, How::Cut)
     }
 
@@ -394,8 +421,10 @@ impl Judge {
                 path: request.1.path(),
             },
         };
+        let renamed = self.published.listener(&entry.listener);
+        let listener = renamed.map_or(&entry.listener, |listener| &listener.name);
         let carried = Carried {
-            listener: &entry.listener,
+            listener,
             source: entry.source.ip(),
             verified: known.peer.as_ref().map(|peer| &peer.id),
             claimed: known.claimed.as_ref(),
@@ -409,7 +438,7 @@ impl Judge {
                 address: &upstream.address,
                 id: &upstream.peer.id,
             };
-            judge_answering(snapshot, &entry.listener, service, &answering).map_err(cut)?;
+            judge_answering(snapshot, listener, service, &answering).map_err(cut)?;
         }
         Ok(())
     }
@@ -473,8 +502,22 @@ pub(crate) fn reason_of(rule: Rule) -> Reason {
     }
 }
 
-/// Walks what a worker carries after each change, for ever.
+/// Walks what a worker carries after each change, and at the deadline of draining, for ever.
 pub(crate) async fn run(worker: Rc<Worker>) {
+    tokio::join!(follow(&worker), end_overdue(&worker));
+}
+
+/// One for the worker: an idle relay would pay for a timer and a watch of its own.
+async fn end_overdue(worker: &Worker) {
+    tokio::time::sleep_until(worker.shared.draining().await).await;
+    each(worker, |entry| {
+        entry.is_overdue();
+        true
+    })
+    .await;
+}
+
+async fn follow(worker: &Worker) {
     let mut changes = worker.shared.changes.subscribe();
     let mut expiry = tokio::time::interval(EXPIRY_LOOK);
     expiry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -482,10 +525,10 @@ pub(crate) async fn run(worker: Rc<Worker>) {
         // Both arms are cancel-safe by their documentation.
         tokio::select! {
             changed = changes.changed() => match changed {
-                Ok(()) => walk(&worker).await,
+                Ok(()) => walk(worker).await,
                 Err(_control_is_gone) => return,
             },
-            _ = expiry.tick() => walk_expired(&worker).await,
+            _ = expiry.tick() => walk_expired(worker).await,
         }
     }
 }

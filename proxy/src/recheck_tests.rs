@@ -20,7 +20,7 @@ use crate::account::AccessLog;
 use crate::admission::{Admission, UnderWay};
 use crate::metrics::Metrics;
 use crate::resolve::Names;
-use crate::runtime::Phase;
+use crate::runtime::{Phase, RENAMED_MAX};
 use crate::tls::SvidFiles;
 
 const GATEWAY: &str = "
@@ -49,7 +49,7 @@ spec:
 struct World {
     worker: Rc<Worker>,
     folder: tempfile::TempDir,
-    _phase: watch::Sender<Phase>,
+    phase: watch::Sender<Phase>,
 }
 
 fn loaded(folder: &tempfile::TempDir, yaml: &str) -> Loaded {
@@ -132,7 +132,7 @@ impl World {
         Self {
             worker: Rc::new(Worker::new(Arc::new(shared))),
             folder,
-            _phase: phase,
+            phase,
         }
     }
 
@@ -165,6 +165,19 @@ fn published(generation: u64, snapshot: Snapshot) -> Published {
         under_way: UnderWay::of(&snapshot, None),
         snapshot: Arc::new(snapshot),
         shares,
+        renamed: Arc::default(),
+    }
+}
+
+impl Entry {
+    /// One that no change finds.
+    pub(crate) fn unlisted() -> Rc<Self> {
+        let source = SocketAddr::from(([10, 0, 0, 1], 1));
+        Rc::clone(
+            &Rc::<Registry>::default()
+                .list("db".into(), source, Open::Bytes)
+                .entry,
+        )
     }
 }
 
@@ -271,6 +284,81 @@ async fn a_walk_runs_for_each_publication_and_traffic_has_its_turn_between_slice
         .await;
 }
 
+/// As many as the issue of a change must reach within a second.
+const OPEN: u32 = 20_000;
+
+/// Connections from 10.0.x.x and 10.128.x.x by turns, each waited for by a task as a relay waits;
+/// what is sent back is the number of one that was told.
+fn wait_for_each(
+    world: &World,
+    wait: fn(&Entry, &mut Context<'_>) -> Poll<()>,
+) -> mpsc::UnboundedReceiver<u32> {
+    let (told, ended) = mpsc::unbounded_channel();
+    for nth in 0..OPEN {
+        let listed = world.list(nth + if nth % 2 == 0 { 0 } else { 0x80_0000 });
+        decided(&listed);
+        let told = told.clone();
+        drop(tokio::task::spawn_local(async move {
+            std::future::poll_fn(|cx| wait(&listed, cx)).await;
+            told.send(nth).unwrap();
+        }));
+    }
+    ended
+}
+
+#[tokio::test]
+async fn of_twenty_thousand_all_and_only_those_that_lost_their_right_end() {
+    let world = World::new();
+    let local = tokio::task::LocalSet::new();
+    local
+        .run_until(async {
+            drop(tokio::task::spawn_local(run(Rc::clone(&world.worker))));
+            let mut ended = wait_for_each(&world, Entry::poll_cut);
+            tokio::task::yield_now().await;
+            world.lets_in("10.0.0.0/9");
+            let mut seen = HashSet::new();
+            for _ in 0..OPEN / 2 {
+                seen.insert(ended.recv().await.unwrap());
+            }
+            assert!(seen.iter().all(|nth| nth % 2 == 1));
+            assert_eq!(seen.len(), 10_000, "each once");
+            // The next change finds the others, of which none had ended.
+            world.lets_in("192.0.2.0/24");
+            for _ in 0..OPEN / 2 {
+                seen.insert(ended.recv().await.unwrap());
+            }
+            assert_eq!(seen.len(), 20_000);
+            assert!(world.worker.registry.entries.borrow().is_empty());
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn at_the_deadline_of_draining_all_relays_are_told_and_nothing_else_is() {
+    let world = World::new();
+    let local = tokio::task::LocalSet::new();
+    local
+        .run_until(async {
+            drop(tokio::task::spawn_local(run(Rc::clone(&world.worker))));
+            let request = world.list(1);
+            request.asks(Open::Request(Box::default()), None);
+            let mut ended = wait_for_each(&world, Entry::poll_over);
+            tokio::task::yield_now().await;
+            let deadline = tokio::time::Instant::now() + Duration::from_millis(50);
+            world.phase.send_replace(Phase::Draining { deadline });
+            for _ in 0..OPEN {
+                ended.recv().await.unwrap();
+                assert!(tokio::time::Instant::now() >= deadline);
+            }
+            assert!(
+                !poll(&request, &Arc::default()),
+                "requests end by themselves"
+            );
+            assert_eq!(request.ending(), None);
+        })
+        .await;
+}
+
 #[test]
 fn an_entry_is_small() {
     // An idle relay has 1 KiB for everything.
@@ -289,8 +377,11 @@ fn what_leaves_in_peace_may_be_told_to_end_later_but_not_the_other_way() {
     let woken = Arc::default();
     listed.tell(How::Leave, ending(Reason::CertificateExpired));
     assert!(!poll(&listed, &woken));
+    assert_eq!(listed.cut_off(), None, "requests may still begin");
     listed.tell(How::Cut, ending(Reason::CertificateRevoked));
     assert!(poll(&listed, &woken));
+    let cut_off = listed.cut_off().unwrap();
+    assert_eq!(cut_off.reason, Reason::CertificateRevoked);
     listed.tell(How::Leave, ending(Reason::CertificateExpired));
     assert_eq!(listed.ending().unwrap().reason, Reason::CertificateRevoked);
 }
@@ -377,4 +468,33 @@ fn a_known_chain_is_judged_by_the_time_of_each_handshake() {
         assert_eq!(denied.violation.rule, Rule::DeniedId);
     }
     assert_eq!(next.cached_chains(), 1);
+}
+
+#[test]
+fn names_from_before_are_found_up_to_their_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let snapshot = |nth: usize, address: &str| {
+        let name = format!("    db-{nth}: {{ address: '{address}'");
+        let yaml = GATEWAY.replace("    db: { address: '127.0.0.1:0'", &name);
+        loaded(&folder, &yaml).snapshot
+    };
+    let at = "127.0.0.1:5432";
+    let mut now = published(1, snapshot(0, at));
+    for nth in 1..=RENAMED_MAX + 6 {
+        let next = snapshot(nth, at);
+        let renamed = now.renamed_in(&next);
+        now = Published {
+            renamed,
+            ..published(1, next)
+        };
+    }
+    let newest = format!("db-{}", RENAMED_MAX + 6);
+    let is = |nth: usize| now.listener(&format!("db-{nth}")).map(|now| &*now.name);
+    assert_eq!((is(5), is(6)), (None, Some(&*newest)));
+    assert_eq!(now.renamed.len(), RENAMED_MAX);
+    // Another address is another listener, and so is any with a port of its own.
+    let elsewhere = now.renamed_in(&snapshot(0, "127.0.0.1:5433"));
+    assert!(elsewhere.is_empty());
+    let free = published(1, snapshot(1, "127.0.0.1:0"));
+    assert!(free.renamed_in(&snapshot(2, "127.0.0.1:0")).is_empty());
 }

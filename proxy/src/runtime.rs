@@ -22,7 +22,7 @@ use zeugma_core::fleet::Observation;
 use zeugma_core::retry::RetryBudget;
 use zeugma_core::shares::{ClusterShares, Shares};
 use zeugma_core::snapshot::{
-    Balance, Cluster, ClusterIx, Endpoint, EndpointIx, EndpointKey, Failure, Snapshot,
+    Balance, Cluster, ClusterIx, Endpoint, EndpointIx, EndpointKey, Failure, Listener, Snapshot,
 };
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
@@ -34,7 +34,7 @@ use crate::connection;
 use crate::hash::Configured;
 use crate::http::flow::WindowBudget;
 use crate::http::pool::Pool;
-use crate::listener::Accepted;
+use crate::listener::{Accepted, Handed};
 use crate::metrics::{Latest, Metrics};
 use crate::recheck::{self, Registry};
 use crate::relay::Pipes;
@@ -60,7 +60,12 @@ pub(crate) struct Published {
     pub(crate) shares: Arc<Shares>,
     /// What is under way of the route of each cluster.
     pub(crate) under_way: Arc<[Arc<UnderWay>]>,
+    /// The names that listeners had before, each with the one that its address has now.
+    pub(crate) renamed: Arc<[(Arc<str>, Arc<str>)]>,
 }
+
+/// The most names from before that are remembered; what came in under an older one ends.
+pub(crate) const RENAMED_MAX: usize = 64;
 
 /// Whether the gateway serves or is on its way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -359,6 +364,41 @@ impl Drop for InFlight {
 }
 
 impl Published {
+    /// The listener that something came in on, whatever its name is now.
+    pub(crate) fn listener(&self, name: &str) -> Option<&Listener> {
+        self.snapshot.listener(name).or_else(|| {
+            let (_, now) = self.renamed.iter().find(|(before, _)| **before == *name)?;
+            self.snapshot.listener(now)
+        })
+    }
+
+    /// The names from before under `next`: a new name for the same address and role takes no right
+    /// away.
+    pub(crate) fn renamed_in(&self, next: &Snapshot) -> Arc<[(Arc<str>, Arc<str>)]> {
+        let before = self.renamed.iter().map(|(name, _)| name);
+        let names = before.chain(
+            self.snapshot
+                .listeners
+                .iter()
+                .map(|listener| &listener.name),
+        );
+        let mut renamed: Vec<_> = names
+            .filter(|name| next.listener(name).is_none())
+            .filter_map(|name| {
+                let was = self.listener(name)?;
+                // Port 0 is a port of everybody's own.
+                let same = |is: &&Listener| {
+                    is.address == was.address && is.role == was.role && is.address.port() != 0
+                };
+                let now = next.listeners.iter().find(same)?;
+                Some((Arc::clone(name), Arc::clone(&now.name)))
+            })
+            .collect();
+        let over = renamed.len().saturating_sub(RENAMED_MAX);
+        renamed.drain(..over);
+        renamed.into()
+    }
+
     /// The shares of a cluster.
     ///
     /// # Panics
@@ -395,7 +435,7 @@ pub(crate) const RECORDS_GRACE: Duration = Duration::from_millis(500);
 /// latest [`RECORDS_GRACE`] after the drain deadline.
 pub(crate) fn work(
     shared: Arc<Shared>,
-    mut sockets: mpsc::Receiver<Accepted>,
+    mut sockets: mpsc::Receiver<Handed>,
 ) -> std::io::Result<()> {
     // Not a `LocalSet` on a runtime: that schedules every wake twice.
     let runtime = Builder::new_current_thread()
@@ -414,8 +454,9 @@ pub(crate) fn work(
         loop {
             // Every arm is cancel-safe by its own documentation.
             tokio::select! {
-                accepted = sockets.recv() => match accepted {
-                    Some(accepted) => start(&worker, accepted, &mut open),
+                handed = sockets.recv() => match handed {
+                    Some(Handed::Connection(accepted)) => start(&worker, accepted, &mut open),
+                    Some(Handed::Listener(listening)) => listening.start_here(),
                     None => break,
                 },
                 Some(_ended) = open.join_next() => {}

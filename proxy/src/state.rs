@@ -3,7 +3,7 @@
 //! `<stateDir>/<name>/`, mode 0700, holds `lock` and what its owners write there: never a secret.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -25,8 +25,8 @@ const LOCK: &str = "lock";
 pub enum StateError {
     /// The folder that was asked for cannot be used.
     #[error(
-        "the state directory `{path}` cannot be used; let the gateway's user write there, or name \
-         another folder in spec.stateDir"
+        "the state directory `{path}` cannot be used; let the gateway's user, and nobody else, write \
+         there, or name another folder in spec.stateDir"
     )]
     Unusable {
         /// The folder or file that was refused.
@@ -99,6 +99,7 @@ impl Folder {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder.create(&path).map_err(unusable(&path))?;
+        check_own(&path).map_err(unusable(&path))?;
         let lock = path.join(LOCK);
         let lock = OpenOptions::new()
             .write(true)
@@ -177,6 +178,58 @@ impl State {
     /// Where a file of this name is.
     pub(crate) fn path(&self, file: &str) -> PathBuf {
         self.path.join(file)
+    }
+}
+
+/// Whether the folder is this user's alone: who else can write there could hand a gateway its
+/// configuration, or stand at its door.
+fn check_own(path: &Path) -> io::Result<()> {
+    let folder = std::fs::metadata(path)?;
+    let user = rustix::process::geteuid().as_raw();
+    let refused = |what| Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
+    if folder.uid() != user {
+        return refused(format!("it is of user {}, not {user}", folder.uid()));
+    }
+    let mode = folder.mode() & 0o777;
+    if mode & 0o022 != 0 {
+        return refused(format!(
+            "it is writable by others (mode {mode:03o}); run `chmod 700` on it"
+        ));
+    }
+    Ok(())
+}
+
+/// Reads a file of the folder of the gateway `name`, at most `max` bytes of it; `None` where it is
+/// not there.
+///
+/// # Errors
+/// As the operating system says; if others can write to the folder.
+pub(crate) fn read(
+    dir: &StateDir,
+    name: &str,
+    file: &str,
+    max: u64,
+) -> io::Result<Option<Vec<u8>>> {
+    let folder = folder_of(dir, name);
+    let read = || -> io::Result<_> {
+        check_own(&folder)?;
+        let file = File::open(folder.join(file))?;
+        let len = file.metadata()?.len().min(max);
+        let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or_default());
+        file.take(max).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    match read() {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -286,7 +339,11 @@ mod tests {
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
         let error = Folder::open(&StateDir::Given(file.clone()), "east-gw").unwrap_err();
-        assert!(error.to_string().contains("let the gateway's user write"));
+        assert!(
+            error
+                .to_string()
+                .contains("let the gateway's user, and nobody else")
+        );
         assert!(matches!(error, StateError::Unusable { path, .. } if path == file.join("east-gw")));
     }
 

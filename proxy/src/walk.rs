@@ -190,7 +190,7 @@ async fn commit_to(
             if !to_gateway && !endpoint.proxy_protocol {
                 return Ok(());
             }
-            let header = proxy_protocol::header(visit.source, upstream.address, caller);
+            let header = proxy_protocol::header(visit.listed.source, upstream.address, caller);
             let stream = &mut upstream.stream;
             stream
                 .write_all(&header)

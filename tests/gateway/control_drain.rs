@@ -1,12 +1,12 @@
 //! The end of a gateway whose callers do not end.
 
 use rustix::process::Signal;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::data_mesh::{Gateway, endpoints, route};
 use crate::data_services::{BANNER, TcpService};
-use crate::mesh::{Cluster, within};
+use crate::mesh::{Cluster, Service, within};
 
 const CALLERS: usize = 64;
 
@@ -42,4 +42,41 @@ async fn what_the_drain_deadline_ends_has_its_record() {
         assert_eq!(lines[0]["verdict"], "drained");
         assert_eq!(lines[0]["bytes_sent"], BANNER.len());
     }
+}
+
+/// What drains may be open for hours, and the right to be can end meanwhile.
+#[tokio::test]
+async fn a_right_that_is_taken_away_ends_what_drains() {
+    let service = Service::echo().await;
+    let mut east = Cluster::new("east");
+    east.set("drain", "{ delay: 0s, timeout: 60s }");
+    let db = east.listen("db", "role: workloads, route: demo/db");
+    let route = |allow: &str| {
+        format!(
+            "protocol: tcp\nport: 5432\nbackends: [{{ endpoints: ['{}'] }}]\nallow: {allow}",
+            service.address
+        )
+    };
+    east.route("demo/db", &route("[{ listeners: [db] }]"));
+    let mut gateway = east.start().await;
+    let mut tcp = TcpStream::connect(db).await.unwrap();
+    let source = tcp.local_addr().unwrap();
+    let mut echoes = async || {
+        tcp.write_all(b"x").await.unwrap();
+        within("an echo", tcp.read_u8()).await.unwrap()
+    };
+    assert_eq!(echoes().await, b'x');
+    gateway.signal(Signal::TERM);
+    gateway.message("draining: no new connections").await;
+    assert_eq!(echoes().await, b'x');
+    east.route("demo/db", &route("[{ sources: ['192.0.2.0/24'] }]"));
+    assert!(within("its end", tcp.read_u8()).await.is_err());
+    assert!(gateway.ended().await.success());
+    let told = gateway.log_so_far();
+    let source = source.to_string();
+    let line = told
+        .iter()
+        .find(|line| line["src.addr"] == *source)
+        .unwrap();
+    assert_eq!(line["verdict"], "no-longer-allowed", "{line}");
 }

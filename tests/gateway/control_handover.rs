@@ -403,10 +403,18 @@ async fn taking_over_from_nobody_is_starting() {
 async fn a_successor_with_a_broken_configuration_changes_nothing() {
     let (gateway, _service) = quiet().await;
     let config = gateway.cluster.config();
+    // Not even the last good one is a reason to take over from who serves it.
+    let kept = config.join("state/east-gw/last-good");
+    eventually("it is kept", async || kept.is_file().then_some(())).await;
     gateway.cluster.write("broken.yaml", "kind: MeshRoute\n");
-    let mut command = mesh::Gateway::command(&config);
-    let output = command.arg("--takeover").output().unwrap();
+    // The last good configuration is kept, and would do for a gateway that is alone.
+    let mut command = tokio::process::Command::from(mesh::Gateway::command(&config));
+    let output = within("its end", command.arg("--takeover").output())
+        .await
+        .unwrap();
     assert_eq!(output.status.code(), Some(65));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("broken.yaml"), "{said}");
     std::fs::remove_file(config.join("broken.yaml")).unwrap();
     assert!(!gateway.process.told().contains("asks for the sockets"));
     assert_eq!(gateway.get("/").await.text(), "hello");
@@ -451,7 +459,7 @@ async fn a_successor_that_fails_with_the_sockets_in_hand_changes_nothing() {
 #[tokio::test]
 async fn a_predecessor_that_hangs_is_given_up() {
     let (gateway, _service) = quiet().await;
-    gateway.process.signal(Signal::STOP);
+    gateway.process.freeze().await;
     let config = gateway.cluster.config();
     let mut command = tokio::process::Command::from(mesh::Gateway::command(&config));
     let output = within("giving up", command.arg("--takeover").output())
@@ -590,6 +598,47 @@ async fn whatever_comes_to_the_door_the_gateway_serves_on() {
     let mut old = std::mem::replace(&mut gateway.process, next);
     assert!(old.ended().await.success());
     assert_eq!(gateway.get("/").await.text(), "hello");
+    gateway.process.finish().await;
+}
+
+/// A successor may take a minute to be ready: what is revoked does not wait for it, and what is
+/// configured meanwhile is applied when it goes away.
+#[tokio::test]
+async fn a_successor_that_hangs_holds_up_no_revocation() {
+    let (gateway, _service) = quiet().await;
+    let (cluster, process) = (&gateway.cluster, &gateway.process);
+    let reloads = async |what| {
+        let labels = [("what", what), ("result", "applied")];
+        process
+            .metrics()
+            .await
+            .value("zeugma_reloads_total", &labels)
+    };
+    let version = async || process.admin_json("/server_info").await["config_version"].clone();
+    let trusted = async || process.admin_json("/certs").await["generation"].clone();
+    let (before, configured, first) = (version().await, reloads("config").await, trusted().await);
+    let mut hangs = within("the door", UnixStream::connect(socket(cluster)))
+        .await
+        .unwrap();
+    hangs.write_all(OUR_HELLO.as_bytes()).await.unwrap();
+    process.message("a successor asks for the sockets").await;
+    let more = ["backends: [{ endpoints: ['127.0.0.1:9'] }]"];
+    cluster.write("more.yaml", &near_route("more", &more));
+    eventually("a configuration that is loaded", async || {
+        (reloads("config").await > configured).then_some(())
+    })
+    .await;
+    cluster.renew();
+    eventually("a certificate that is used", async || {
+        (trusted().await != first).then_some(())
+    })
+    .await;
+    assert_eq!(version().await, before);
+    drop(hangs);
+    eventually("a configuration that is applied", async || {
+        (version().await != before).then_some(())
+    })
+    .await;
     gateway.process.finish().await;
 }
 

@@ -1,7 +1,7 @@
 //! The last good configuration on disk: what a gateway starts with when its files are refused.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 
 use crate::data_mesh::HELLO;
@@ -133,4 +133,53 @@ async fn one_that_cannot_be_kept_is_a_warning() {
         .await;
     assert_eq!(get(east.apps, HELLO, "/").await.text(), "hello");
     gateway.finish().await;
+}
+
+/// What is on disk then is older than what serves, and may let in whom it does not.
+#[tokio::test]
+async fn what_is_older_than_what_serves_is_not_left_behind() {
+    let service = HttpService::start("hello");
+    let east = cluster(&service);
+    let first = east.start().await;
+    kept(&east).await;
+    // As on a full disk: nothing can be written beside it.
+    fs::create_dir(east.config().join("state/east-gw/.last-good.next")).unwrap();
+    let nobody = "protocol: http\nbackends: [{ endpoints: ['127.0.0.1:9'] }]\nallow: []";
+    east.route("demo/hello", nobody);
+    first
+        .message("the last good configuration cannot be kept")
+        .await;
+    eventually("its end", async || (!file(&east).exists()).then_some(())).await;
+    first.finish().await;
+    east.write("broken.yaml", "kind: Nonsense\n");
+    let second = Gateway::try_start(&east.config());
+    assert_eq!(second.status.code(), Some(65), "{second:?}");
+}
+
+/// Whoever can write there could have it serve what they like.
+#[tokio::test]
+async fn a_folder_that_others_can_write_is_not_believed() {
+    let service = HttpService::start("hello");
+    let east = cluster(&service);
+    let first = east.start().await;
+    kept(&east).await;
+    first.finish().await;
+    let folder = east.config().join("state/east-gw");
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o770)).unwrap();
+    east.write("broken.yaml", "kind: Nonsense\n");
+    let refused = Gateway::try_start(&east.config());
+    assert_eq!(refused.status.code(), Some(65), "{refused:?}");
+    fs::remove_file(east.config().join("broken.yaml")).unwrap();
+    let refused = Gateway::try_start(&east.config());
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("writable by others (mode 770)"), "{said}");
+    if rustix::process::geteuid().is_root() {
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+        std::os::unix::fs::chown(&folder, Some(65534), None).unwrap();
+        let refused = Gateway::try_start(&east.config());
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains("it is of user 65534, not 0"), "{said}");
+    }
 }

@@ -277,11 +277,15 @@ async fn without_descriptors_accepting_waits_and_what_is_open_goes_on() {
     let gateway = east.start_under(&["prlimit", "--nofile=100:100"]).await;
     let mut open = echoing(db).await;
     let mut scraper = sender(east.metrics).await;
-    // Somebody holds all the rest.
+    // Somebody holds all the rest, at once: an interface ends who asks nothing for long, the scraper
+    // too.
     let mut hoard = Vec::new();
     eventually("no descriptor left", async || {
-        hoard.push(TcpStream::connect(east.probes).await.ok());
-        (descriptors(&gateway) == FILES).then_some(())
+        for _ in 0..16 {
+            hoard.push(TcpStream::connect(east.probes).await.ok());
+        }
+        // One that was inherited may have a number beyond the limit.
+        (descriptors(&gateway) >= FILES).then_some(())
     })
     .await;
     // More wait for each that becomes free.

@@ -506,7 +506,7 @@ async fn a_peers_gateway_that_falls_silent_is_found_in_seconds() {
     let pair = with_backup(&backup, &remote).await;
     let mut client = Client::connect(pair.east.apps(), &Wire::H1).await.unwrap();
     assert_eq!(client.get(HELLO, "/").await.unwrap().text(), "west");
-    pair.west.process.signal(rustix::process::Signal::STOP);
+    pair.west.process.freeze().await;
     let began = Instant::now();
     assert_eq!(client.get(HELLO, "/").await.unwrap().text(), "backup");
     // An HTTP/2 PING after 2 s, which is given 2 s; the timeout for an answer is 15 s.

@@ -215,7 +215,8 @@ async fn bulk_goes_through_pipes_and_a_quiet_connection_has_none() {
     let metrics = gateway.metrics().await;
     let pooled = metrics.value("zeugma_relay_pipes", &[]);
     assert!(pooled >= 1.0, "bulk was spliced");
-    assert_eq!(gateway.descriptors("pipe:") - own, 2 * pooled as usize);
+    let pipes = u32::try_from(gateway.descriptors("pipe:") - own).unwrap();
+    assert_eq!(f64::from(pipes), 2.0 * pooled);
     gateway.finish().await;
 }
 
@@ -347,7 +348,7 @@ async fn bulk_beyond_the_quota() {
 }
 
 /// Its own memory, in bytes: not what it shares with other gateways of this test, which come and go.
-fn memory(gateway: &Gateway) -> usize {
+pub(crate) fn memory(gateway: &Gateway) -> usize {
     let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", gateway.pid())).unwrap();
     let line = rollup.lines().find(|line| line.starts_with("Anonymous:"));
     let kib = line.unwrap().split_whitespace().nth(1).unwrap();

@@ -101,7 +101,7 @@ async fn a_peers_gateway_that_is_stopped_under_load_loses_no_get() {
     service.set(Mode::Hang);
     let asked = ask(pair.east.apps());
     service.arrived(2 * REQUESTS).await;
-    pair.west.process.signal(Signal::STOP);
+    pair.west.process.freeze().await;
     all_go_elsewhere(pair.east.apps(), asked).await;
     pair.west.process.signal(Signal::CONT);
     pair.finish().await;

@@ -19,6 +19,9 @@ pub(crate) struct Domain {
     name: &'static str,
     anchor: CertifiedIssuer<'static, KeyPair>,
     intermediate: CertifiedIssuer<'static, KeyPair>,
+    /// A CA of no trust domain, and its certificate of the anchor's name and key.
+    root: CertifiedIssuer<'static, KeyPair>,
+    cross: String,
     folder: tempfile::TempDir,
     issued: std::cell::Cell<u8>,
 }
@@ -54,7 +57,14 @@ fn ca(name: &'static str, what: &str, path_len: u8) -> CertificateParams {
 impl Domain {
     pub(crate) fn new(name: &'static str) -> Self {
         let key = KeyPair::generate().unwrap();
+        let same_key = KeyPair::from_pem(&key.serialize_pem()).unwrap();
         let anchor = CertifiedIssuer::self_signed(ca(name, "anchor", 1), key).unwrap();
+        let mut root = ca(name, "root", 2);
+        root.subject_alt_names.clear();
+        let root = CertifiedIssuer::self_signed(root, KeyPair::generate().unwrap()).unwrap();
+        let mut cross = ca(name, "anchor", 1);
+        cross.serial_number = Some(SerialNumber::from_slice(&[0x11, 0x33]));
+        let cross = cross.signed_by(&same_key, &root).unwrap().pem();
         let key = KeyPair::generate().unwrap();
         let intermediate =
             CertifiedIssuer::signed_by(ca(name, "intermediate", 0), key, &anchor).unwrap();
@@ -62,6 +72,8 @@ impl Domain {
             name,
             anchor,
             intermediate,
+            root,
+            cross,
             folder: tempfile::tempdir().unwrap(),
             issued: std::cell::Cell::new(0),
         }
@@ -73,6 +85,13 @@ impl Domain {
         write_atomically(&path, self.anchor.pem().as_bytes(), Access::Public).unwrap();
     }
 
+    /// As [`write_bundle`](Self::write_bundle), and the root is trusted as well.
+    pub(crate) fn write_bundle_with_root(&self, cluster: &Cluster) {
+        let path = cluster.svid().bundles.join(format!("{}.pem", self.name));
+        let both = [self.anchor.pem(), self.root.pem()].concat();
+        write_atomically(&path, both.as_bytes(), Access::Public).unwrap();
+    }
+
     /// Puts the bundle of another CA in its place.
     pub(crate) fn write_other_bundle(&self, cluster: &Cluster) {
         Self::new(self.name).write_bundle(cluster);
@@ -81,6 +100,11 @@ impl Domain {
     /// An identity below the anchor, that trusts what the cluster's gateway trusts now.
     pub(crate) fn issue(&self, cluster: &Cluster, path: &str) -> Issued {
         self.issue_below(&self.anchor, "", cluster, path)
+    }
+
+    /// As [`issue`](Self::issue), and shows the certificate that the root gave the anchor.
+    pub(crate) fn issue_crossed(&self, cluster: &Cluster, path: &str) -> Issued {
+        self.issue_below(&self.anchor, &self.cross, cluster, path)
     }
 
     /// An identity below the intermediate.

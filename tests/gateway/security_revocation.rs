@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use rustls::AlertDescription;
 use time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::mesh::{
@@ -71,6 +71,15 @@ impl World {
         self.east.config().join("crls")
     }
 
+    /// An open connection that has echoed.
+    async fn dial(&self, who: &Identity) -> impl AsyncRead + AsyncWrite + Unpin + use<> {
+        let tcp = TcpStream::connect(self.east.mesh).await.unwrap();
+        let mut stream = who.dial_over(tcp, ORDERS, &[]).await.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        assert_eq!(within("an echo", stream.read_u8()).await.unwrap(), b'x');
+        stream
+    }
+
     /// Calls, and reads what comes back: an echo, or the alert of a refusal and its line.
     async fn call(&self, who: &Identity) -> Result<(), (AlertDescription, serde_json::Value)> {
         let tcp = TcpStream::connect(self.east.mesh).await.unwrap();
@@ -124,6 +133,28 @@ async fn a_revoked_certificate_is_refused_in_the_handshake_by_a_rule_of_its_own(
     let counted = metrics.value("zeugma_certificates_refused_total", &labels);
     assert_eq!(counted, 2.0);
     world.gateway.finish().await;
+}
+
+/// A path around the anchor is no way around its CRL: while the root is trusted too, the chain with
+/// the cross certificate leads there as well.
+#[tokio::test]
+async fn a_revoked_certificate_is_refused_on_every_path_to_an_anchor() {
+    let world = World::tcp().await;
+    let crossed = world.west.issue_crossed(&world.east, "ns/shop/sa/crossed");
+    let direct = world.west.issue(&world.east, "ns/shop/sa/direct");
+    for who in [&crossed, &direct] {
+        world.call(&who.identity).await.unwrap();
+    }
+    let mut relayed = world.dial(&crossed.identity).await;
+    world.west.write_bundle_with_root(&world.east);
+    let crl = world.west.crl(1, &[crossed.serial], DUE);
+    world.west.write_crl(&world.crls(), &crl);
+    let (alert, line) = world.is_refused(&crossed.identity).await;
+    assert_eq!(alert, AlertDescription::CertificateRevoked);
+    assert_eq!(line["policy.rule"], "revoked", "{line}");
+    // What was open by then is ended, however its chain was verified.
+    assert!(within("an end", relayed.read_u8()).await.is_err());
+    world.call(&direct.identity).await.unwrap();
 }
 
 #[tokio::test]
@@ -240,6 +271,34 @@ async fn crls_that_are_old_foreign_or_broken_leave_the_last_good_one() {
     world.is_refused(&pay.identity).await;
     world.call(&cart.identity).await.unwrap();
     world.gateway.finish().await;
+}
+
+/// R9: neither a restart nor a file that was away meanwhile brings an older list back.
+#[tokio::test]
+async fn a_crl_that_is_older_than_the_newest_ever_used_is_refused() {
+    let world = World::tcp().await;
+    let cart = world.west.issue(&world.east, "ns/shop/sa/cart");
+    let write = |number, serials: &[[u8; 2]]| {
+        let pem = world.west.crl(number, serials, DUE);
+        world.west.write_crl(&world.crls(), &pem);
+    };
+    write(7, &[cart.serial]);
+    world.is_refused(&cart.identity).await;
+    fs::remove_file(world.crls().join("west.example.pem")).unwrap();
+    eventually("no list", async || world.call(&cart.identity).await.ok()).await;
+    write(6, &[]);
+    world.gateway.message("crlNumber 06 after 07").await;
+    let numbers = world.east.config().join("state/east-gw/crl-numbers");
+    eventually("the numbers", async || numbers.is_file().then_some(())).await;
+    world.gateway.finish().await;
+    let refused = Gateway::try_start(&world.east.config());
+    assert_eq!(refused.status.code(), Some(65), "{refused:?}");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("crlNumber 06 after 07"), "{said}");
+    let newer = world.west.crl(8, &[cart.serial], DUE);
+    let folder = world.east.config().join("crls");
+    world.west.write_crl(&folder, &newer);
+    world.east.start().await.finish().await;
 }
 
 #[tokio::test]

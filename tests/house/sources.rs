@@ -11,11 +11,12 @@ pub(crate) fn rust_files(folder: &str) -> Vec<String> {
     files
 }
 
-/// The files below a folder that are not tests by their name: `tests.rs`, `x_tests.rs`, `tests/`.
+/// The files below a folder that are not tests by their name: `tests.rs`, `x_tests.rs`, `tests/`, and
+/// `fixture.rs`, what tests share.
 pub(crate) fn own_files(folder: &str) -> Vec<String> {
     let mut files = rust_files(folder);
     files.retain(|file| {
-        let test = ["/tests.rs", "_tests.rs"]
+        let test = ["/tests.rs", "_tests.rs", "/fixture.rs"]
             .iter()
             .any(|end| file.ends_with(end));
         !test && !file.contains("/tests/")

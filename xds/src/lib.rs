@@ -7,11 +7,14 @@ mod compile;
 mod error;
 mod files;
 mod fnv;
+mod handover;
 mod ingest;
 mod meaning;
 mod meta;
 mod model;
 mod net;
+#[cfg(test)]
+mod packed;
 mod parallel;
 mod pb;
 mod settings;
@@ -271,10 +274,10 @@ fn load_one(
         gateway,
         node: &node,
     };
-    let resources = compile::compile(context, &mut findings);
+    let (snapshot, resources) = handover::snapshot(context, node.clone(), &mut findings);
     findings.sort();
-    match ingest::ingest(&resources, node.clone()) {
-        Ok(snapshot) => Ok((settings, snapshot, findings, resources.list())),
+    match snapshot {
+        Ok(snapshot) => Ok((settings, snapshot, findings, resources)),
         Err(errors) => {
             findings.extend(errors);
             Err(findings)

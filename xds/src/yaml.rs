@@ -1,7 +1,9 @@
 //! The YAML parser, wrapped: strict YAML 1.2 scalars, bounded work, a position for every value.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::budget::BudgetBreach;
 use serde_saphyr::{DuplicateKeyPolicy, Error, Location, Options, Spanned};
@@ -30,6 +32,55 @@ enum Inside {
     Scalar(String),
     List(Vec<Positions>),
     Map(Vec<(String, Spot, Positions)>),
+}
+
+impl Default for Positions {
+    /// Those of a document that says nothing.
+    fn default() -> Self {
+        Self {
+            spot: Spot {
+                line: 1,
+                column: 1,
+                width: 1,
+            },
+            inside: Inside::Map(Vec::new()),
+        }
+    }
+}
+
+/// A value with the line of its document it stands in.
+#[derive(Debug, Clone)]
+pub(crate) struct Placed<T> {
+    pub value: T,
+    pub line: u32,
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Placed<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = Spanned::<T>::deserialize(deserializer)?;
+        Ok(Self {
+            value: spanned.value,
+            line: Spot::from(spanned.referenced).line,
+        })
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Placed<T> {
+    fn inline_schema() -> bool {
+        T::inline_schema()
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn schema_id() -> Cow<'static, str> {
+        T::schema_id()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
+    }
 }
 
 /// A line and a column within a document, from 1, and a width in characters.
@@ -69,6 +120,15 @@ pub(crate) fn read<T: DeserializeOwned>(
 ) -> Result<T, Finding> {
     serde_saphyr::from_str_with_options(&source.text, options(DuplicateKeyPolicy::Error))
         .map_err(|error| finding(source, Some(positions), &error))
+}
+
+/// Reads a document as `T` where nothing in it could be said differently of its positions: without
+/// anchors, aliases and tags. `None` is no verdict: [`positions`] and [`read`] have it.
+pub(crate) fn read_plain<T: DeserializeOwned>(source: &Source) -> Option<T> {
+    if source.text.contains(['&', '!']) {
+        return None;
+    }
+    serde_saphyr::from_str_with_options(&source.text, options(DuplicateKeyPolicy::Error)).ok()
 }
 
 fn options(duplicate_keys: DuplicateKeyPolicy) -> Options {

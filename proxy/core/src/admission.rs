@@ -203,6 +203,11 @@ impl Watermark {
         self.bytes
     }
 
+    /// Nothing is known of the memory in use.
+    pub const fn forget(&mut self) {
+        self.memory = Memory::Enough;
+    }
+
     /// What `used_bytes` mean; the second is whether that is a change.
     pub fn look(&mut self, used_bytes: u64) -> (Memory, bool) {
         let before = self.memory;

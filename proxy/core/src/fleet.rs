@@ -37,6 +37,9 @@ use crate::shares::{SHARE_EPSILON, capacity, healthy_share};
 pub const PROBES_IN_FLIGHT_MAX: usize = 512;
 /// The most events kept until they are drained; older ones are dropped and counted.
 pub const EVENTS_MAX: usize = 4096;
+/// How long an endpoint is out at the least where another one would take its place: as long as a
+/// process needs to start.
+const EXCHANGED_AFTER: Duration = Duration::from_secs(1);
 
 /// A change of shares below this is told with the next larger one.
 const SHARE_TOLD_MIN: f64 = 0.1;
@@ -436,10 +439,19 @@ impl Fleet {
         let Some(state) = self.clusters.get(home.cluster()) else {
             return;
         };
-        if !self.has_room_to_eject(&state.cluster, home) {
-            return;
-        }
         let eject = state.cluster.passive.eject;
+        if !self.has_room_to_eject(&state.cluster, home, None) {
+            // What is kept fails, and what is out may be back: a restart takes a second, an ejection
+            // its whole time.
+            let out = self.longest_ejected(&state.cluster, now);
+            let Some(out) = out.filter(|out| {
+                cause == EjectCause::Unreachable
+                    && self.has_room_to_eject(&state.cluster, home, Some(out))
+            }) else {
+                return;
+            };
+            self.readmit(&out, now);
+        }
         let until = now + eject;
         if let Some(endpoint) = self.endpoints.get_mut(key) {
             let outlier = endpoint.outlier.get_or_insert_default();
@@ -455,9 +467,28 @@ impl Fleet {
         self.step_route(&route, now);
     }
 
-    /// Whether one more ejection leaves enough, in its level and in all.
-    fn has_room_to_eject(&self, cluster: &Cluster, home: Home) -> bool {
+    /// The endpoint that is ejected longest, if it is for [`EXCHANGED_AFTER`].
+    fn longest_ejected(&self, cluster: &Cluster, now: Time) -> Option<EndpointKey> {
+        let ejected = cluster.endpoints.iter().filter_map(|endpoint| {
+            let ejection = self.endpoints.get(&endpoint.key)?.ejection()?;
+            Some((ejection.until, &endpoint.key))
+        });
+        let (until, key) = ejected.min()?;
+        let left = until.since(now);
+        (left + EXCHANGED_AFTER <= cluster.passive.eject).then(|| key.clone())
+    }
+
+    /// Whether one more ejection leaves enough, in its level and in all, if `again` is taken back.
+    fn has_room_to_eject(
+        &self,
+        cluster: &Cluster,
+        home: Home,
+        again: Option<&EndpointKey>,
+    ) -> bool {
         let passive = &cluster.passive;
+        let is_again = |ix: usize| {
+            (cluster.endpoints.get(ix)).is_some_and(|endpoint| Some(&endpoint.key) == again)
+        };
         let is = |ix: usize, wanted: fn(&EndpointState) -> bool| {
             (cluster.endpoints.get(ix))
                 .and_then(|endpoint| self.endpoints.get(&endpoint.key))
@@ -468,12 +499,14 @@ impl Fleet {
         let (mut total, mut ejected) = (0u32, 1u32);
         for member in members {
             total += 1;
-            ejected += u32::from(is(member.0, |state| state.ejection().is_some()));
+            let is_out = is(member.0, |state| state.ejection().is_some());
+            ejected += u32::from(is_out && !is_again(member.0));
         }
         let share_left =
             f64::from(ejected) <= f64::from(total) * passive.max_ejected + SHARE_EPSILON;
         let kept = (0..cluster.endpoints.len())
-            .filter(|ix| *ix != home.endpoint() && is(*ix, |state| state.status().is_healthy()))
+            .filter(|ix| *ix != home.endpoint())
+            .filter(|ix| is_again(*ix) || is(*ix, |state| state.status().is_healthy()))
             .count();
         share_left && kept >= usize::try_from(passive.keep_at_least).unwrap_or(usize::MAX)
     }

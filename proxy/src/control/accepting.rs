@@ -5,18 +5,17 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use zeugma_core::snapshot::{Listener, Snapshot};
 
 use super::handover::Offered;
 use super::inherit::{Adopted, At, Place, Role};
 use super::{GatewayError, system};
-use crate::listener::{ServedName, WorkerHandle, accept, bind};
+use crate::listener::{Listening, ServedName, WorkerHandle, bind};
 use crate::runtime::Shared;
 
 /// The listeners that accept.
@@ -145,15 +144,14 @@ impl Accepting {
         let actual = socket.local_addr().unwrap_or(address);
         let name = ServedName::new(name);
         let (stop, stopped) = oneshot::channel();
-        let accepting = accept(
+        let listening = Listening {
             socket,
             stopped,
-            name.clone(),
-            Arc::clone(&self.shared),
-            Arc::clone(&self.workers),
-        );
-        // Ends when `stop` is dropped, or with the process.
-        drop(tokio::task::spawn_local(accepting));
+            name: name.clone(),
+            shared: Arc::clone(&self.shared),
+            workers: Arc::clone(&self.workers),
+        };
+        listening.start();
         self.open.push(Bound {
             address,
             actual,
@@ -199,7 +197,7 @@ impl Accepting {
 /// The socket of a listener: the one that was opened for it, or a new one; and another descriptor.
 fn listening(
     listener: &Listener,
-    adopted: Option<std::net::TcpListener>,
+    adopted: Option<TcpListener>,
 ) -> Result<(TcpListener, OwnedFd), GatewayError> {
     let bound = adopted.map_or_else(|| bind(listener.address), Ok);
     let socket = bound.map_err(|source| GatewayError::Listener {
@@ -209,7 +207,9 @@ fn listening(
     })?;
     let passed = socket.try_clone();
     let passed = passed.map_err(system("a listener cannot be passed on"))?;
-    let socket = TcpListener::from_std(socket).map_err(system("a listener cannot be watched"))?;
+    // One that was passed on may have been made otherwise.
+    let made = socket.set_nonblocking(true);
+    made.map_err(system("a listener cannot be watched"))?;
     Ok((socket, passed.into()))
 }
 

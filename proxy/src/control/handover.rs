@@ -36,10 +36,11 @@ use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
-use zeugma_xds::Loaded;
+use zeugma_xds::Findings;
 
 use super::inherit::{self, Adopted, Inherited, Place};
-use super::{GatewayError, Start};
+use super::last_good::Beginning;
+use super::{GatewayError, Start, reload};
 use crate::state::{Folder, State};
 
 /// The file of the socket that a successor asks at.
@@ -287,14 +288,24 @@ pub(super) enum Begun {
 /// Asks the gateway that has the lock of `folder` for its sockets, or takes the lock if nobody has
 /// it.
 ///
+/// Whoever begins with the last good configuration because its files are `refused` has nothing that
+/// the other does not serve already, and leaves it alone.
+///
 /// # Errors
-/// Those of the folder; all of [`HandoverError`].
-pub(super) async fn begin(mut folder: Folder, gateway: &str) -> Result<Begun, GatewayError> {
+/// Those of the folder; all of [`HandoverError`]; the findings of refused files.
+pub(super) async fn begin(
+    mut folder: Folder,
+    gateway: &str,
+    refused: Option<&Findings>,
+) -> Result<Begun, GatewayError> {
     let deadline = Instant::now() + ASK;
     loop {
-        folder = match folder.try_claim()? {
-            Ok(state) => return Ok(Begun::Alone(state)),
-            Err(held) => held,
+        folder = match (folder.try_claim()?, refused) {
+            (Ok(state), _) => return Ok(Begun::Alone(state)),
+            (Err(_held), Some(findings)) => {
+                return Err(GatewayError::Config(reload::describe(findings)));
+            }
+            (Err(held), None) => held,
         };
         let path = folder.path(SOCKET);
         let asking = timeout_at(deadline, UnixStream::connect(&path));
@@ -533,7 +544,10 @@ pub(super) struct Arrival {
 ///
 /// # Errors
 /// All that its parts can meet; the gateway before serves on.
-pub(super) async fn arrive(start: Start, loaded: &Loaded) -> Result<Arrival, GatewayError> {
+pub(super) async fn arrive(start: Start, beginning: &Beginning) -> Result<Arrival, GatewayError> {
+    let Beginning {
+        loaded, findings, ..
+    } = beginning;
     let settings = &loaded.settings;
     let places = inherit::places(settings, &loaded.snapshot);
     let mut adopted = Inherited::from_systemd()?.assign_all(&places)?;
@@ -542,7 +556,9 @@ pub(super) async fn arrive(start: Start, loaded: &Loaded) -> Result<Arrival, Gat
         (Start::Alone, None) => None,
         (Start::TakeOver, None) => return Err(HandoverError::NoState.into()),
         (Start::Alone, Some(folder)) => Some(Begun::Alone(folder.claim()?)),
-        (Start::TakeOver, Some(folder)) => Some(begin(folder, &settings.name).await?),
+        (Start::TakeOver, Some(folder)) => {
+            Some(begin(folder, &settings.name, findings.as_ref()).await?)
+        }
     };
     let (state, taking) = match begun {
         None => (None, None),

@@ -1,4 +1,5 @@
-//! The last good configuration on disk: kept when one was applied, used at start.
+//! The last good configuration on disk: kept when one was applied, used at start. Beside it the
+//! numbers of the newest CRLs, below which none is taken any more.
 //!
 //! ```text
 //! files unchanged since it was kept ----> it, without reading them as YAML
@@ -7,21 +8,26 @@
 //! files refused otherwise --------------> no start
 //! ```
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 use zeugma_xds::{
-    Findings, LastGood, LastGoodError, Loaded, NodeOptions, STATE_BYTES_MAX, Sources, StateDir,
+    Findings, GatewaySettings, LastGood, LastGoodError, Loaded, NodeOptions, STATE_BYTES_MAX,
+    Sources, StateDir,
 };
 
 use super::{GatewayError, reload};
 use crate::state;
+use crate::tls::CrlNumbers;
 
 /// Its name in the gateway's folder.
 const FILE: &str = "last-good";
+/// The name of the file of CRL numbers.
+const NUMBERS: &str = "crl-numbers";
+/// The largest one: 16 issuers of 1,024 trust domains, at 430 bytes each.
+const NUMBERS_BYTES_MAX: u64 = 8 << 20;
 
 /// What a gateway starts with.
 #[derive(Debug)]
@@ -92,26 +98,11 @@ struct Kept {
 impl Kept {
     fn read(dir: &StateDir, name: &str) -> Option<Self> {
         let path = state::folder_of(dir, name).join(FILE);
-        let read = |path: &Path| -> io::Result<Vec<u8>> {
-            let file = File::open(path)?;
-            let len = file.metadata()?.len().min(STATE_BYTES_MAX);
-            let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or_default());
-            file.take(STATE_BYTES_MAX).read_to_end(&mut bytes)?;
-            Ok(bytes)
-        };
-        match read(&path) {
-            Ok(bytes) => Some(Self {
+        match state::read(dir, name, FILE, STATE_BYTES_MAX) {
+            Ok(bytes) => bytes.map(|bytes| Self {
                 path,
                 content: LastGood::from_bytes(bytes),
             }),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-                ) =>
-            {
-                None
-            }
             Err(error) => {
                 tracing::warn!(
                     path = %path.display(), %error,
@@ -142,31 +133,70 @@ impl Kept {
     }
 }
 
+/// The newest CRLs that were used before this start, as far as that was kept.
+pub(super) fn crl_numbers(settings: &GatewaySettings) -> CrlNumbers {
+    let (dir, name) = (&settings.state_dir, &settings.name);
+    let read = state::read(dir, name, NUMBERS, NUMBERS_BYTES_MAX).and_then(|bytes| {
+        let text = String::from_utf8(bytes.unwrap_or_default()).ok();
+        let numbers = text.and_then(|text| CrlNumbers::from_text(&text));
+        numbers.ok_or_else(|| io::Error::other("it is damaged"))
+    });
+    read.unwrap_or_else(|error| {
+        tracing::warn!(
+            path = %state::folder_of(dir, name).join(NUMBERS).display(), %error,
+            "the numbers of CRLs that were used before cannot be read: an older CRL is not told"
+        );
+        CrlNumbers::default()
+    })
+}
+
+/// What is to be written next; a newer one takes its place.
+#[derive(Debug, Default)]
+struct Next {
+    last_good: Option<LastGood>,
+    numbers: Option<CrlNumbers>,
+}
+
 /// Writes the last good configuration beside the control loop: a slow disk holds up nothing.
 #[derive(Debug, Clone)]
 pub(super) struct Keeper {
     folder: Arc<Path>,
-    /// What is to be written next; a newer one takes its place.
-    next: Arc<Mutex<Option<LastGood>>>,
+    next: Arc<Mutex<Next>>,
     told: Arc<Notify>,
 }
 
 impl Keeper {
-    /// Keeps it in `folder`, which is this gateway's.
-    pub(super) fn new(folder: PathBuf) -> Self {
-        Self {
+    /// Keeps it in `folder`, which is this gateway's; first of all what it began with, where that is
+    /// not kept yet.
+    pub(super) fn begin(folder: PathBuf, unkept: Option<LastGood>) -> Self {
+        let this = Self {
             folder: folder.into(),
             next: Arc::default(),
             told: Arc::default(),
+        };
+        if let Some(unkept) = unkept {
+            this.keep(unkept);
         }
+        this
     }
 
     /// Keeps this instead of what was kept before.
     pub(super) fn keep(&self, last_good: LastGood) {
-        // A lock is held to move a pointer alone: nobody fails meanwhile.
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        *next = Some(last_good);
+        self.next().last_good = Some(last_good);
         self.told.notify_one();
+    }
+
+    /// Keeps these beside it.
+    pub(super) fn keep_numbers(&self, numbers: &CrlNumbers) {
+        if !numbers.is_empty() {
+            self.next().numbers = Some(numbers.clone());
+            self.told.notify_one();
+        }
+    }
+
+    /// A lock is held to move a pointer alone: nobody fails meanwhile.
+    fn next(&self) -> MutexGuard<'_, Next> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes whatever is to be kept, for ever.
@@ -191,14 +221,22 @@ impl Keeper {
     }
 
     fn write(&self) -> io::Result<()> {
-        let next = self
-            .next
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        match next {
-            Some(next) => state::write(&self.folder, FILE, next.as_bytes()),
-            None => Ok(()),
+        let Next { last_good, numbers } = std::mem::take(&mut *self.next());
+        if let Some(numbers) = numbers
+            && let Err(error) = state::write(&self.folder, NUMBERS, numbers.to_text().as_bytes())
+        {
+            tracing::warn!(
+                path = %self.folder.join(NUMBERS).display(), %error,
+                "the numbers of CRLs cannot be kept: after a restart an older CRL is not told"
+            );
         }
+        let Some(next) = last_good else {
+            return Ok(());
+        };
+        state::write(&self.folder, FILE, next.as_bytes()).inspect_err(|_| {
+            // What is there is older than what serves, and may let in whom it does not. It can be
+            // removed where nothing can be written; if not, the warning is all that is left.
+            std::fs::remove_file(self.folder.join(FILE)).ok();
+        })
     }
 }

@@ -21,14 +21,21 @@ pub(super) struct Files {
     svid: SvidFiles,
     watch: Watch,
     settings: GatewaySettings,
+    /// Those of the files as they were last loaded.
+    latest: GatewaySettings,
     /// What was last said about files that are refused, so that it is said once.
     said: [Option<String>; 2],
 }
 
+/// A configuration that was loaded.
+pub(super) type Configured = (Snapshot, ResourceList, LastGood);
+
 /// What a reload brought; `None` is what stays as it is.
 #[derive(Debug, Default)]
 pub(super) struct Reloaded {
-    pub(super) config: Option<(Snapshot, ResourceList, LastGood)>,
+    pub(super) config: Option<Configured>,
+    /// The configuration was loaded, and it is the one that serves.
+    pub(super) is_published: bool,
     pub(super) credentials: Option<Credentials>,
     /// Asked for by a signal: the service manager waits to hear that it is done.
     pub(super) by_signal: bool,
@@ -50,6 +57,7 @@ impl Files {
             svid,
             watch,
             settings: settings.clone(),
+            latest: settings.clone(),
             said: [None, None],
         }
     }
@@ -113,16 +121,19 @@ impl Files {
         shared.findings.store(Arc::new(Value::Null));
         self.svid = svid_files(&loaded.settings);
         self.watch.set(watched(loaded.files.clone(), &self.svid));
-        if shared.published.load().snapshot.version == loaded.snapshot.version {
-            return;
-        }
-        warn(&loaded);
-        if needs_restart(&self.settings, &loaded.settings) {
+        let is_news = needs_restart(&self.latest, &loaded.settings);
+        self.latest = loaded.settings;
+        if is_news && needs_restart(&self.settings, &self.latest) {
             tracing::warn!(
                 "admin, probes, metrics, stateDir, workers, limits and drain of a MeshGateway are read at \
                  start only; restart the gateway to apply their change"
             );
         }
+        if shared.published.load().snapshot.version == loaded.snapshot.version {
+            reloaded.is_published = true;
+            return;
+        }
+        warn(&loaded.warnings);
         reloaded.config = Some((loaded.snapshot, loaded.resources, loaded.last_good));
     }
 
@@ -200,8 +211,8 @@ pub(super) fn describe(findings: &Findings) -> String {
 }
 
 /// Tells of warnings.
-pub(super) fn warn(loaded: &Loaded) {
-    if loaded.warnings.iter().next().is_some() {
-        tracing::warn!("configuration\n{}", describe(&loaded.warnings));
+pub(super) fn warn(warnings: &Findings) {
+    if warnings.iter().next().is_some() {
+        tracing::warn!("configuration\n{}", describe(warnings));
     }
 }

@@ -115,12 +115,19 @@ impl Control {
             Asked::Abandoned { pid, why } => {
                 self.handing = None;
                 tracing::warn!(pid, error = %why, "not handed over; serving on");
+                if let Some(config) = self.waiting.take() {
+                    self.configure(config, &stage);
+                }
                 stage
             }
             Asked::Done { pid, adopted } => {
                 self.handing = None;
                 tracing::info!("handing over to pid {pid}: {} sockets", adopted.len());
-                self.hand_over(pid, &adopted, stage)
+                let stage = self.hand_over(pid, &adopted, stage);
+                if let Some(config) = self.waiting.take() {
+                    self.configure(config, &stage);
+                }
+                stage
             }
         }
     }
@@ -151,6 +158,7 @@ impl Control {
         self.passed.clear();
         // Not unlocked, which would unlock the successor's too: closed.
         self.state = None;
+        self.keeper = None;
         self.accepting.hand_over(adopted);
         match stage {
             // Still ready, if anybody is: who asked here a moment ago means them both.

@@ -18,12 +18,23 @@ use tokio_util::io::poll_read_buf;
 
 use super::expect::{Answered, Gate, Stands};
 use super::h2_client::StreamCount;
+use super::headers;
 use super::record::Record;
 use super::stream::Incoming;
 use crate::runtime::InFlight;
 
 /// What is read at once of another protocol.
 const TUNNEL_BYTES: usize = 16 * 1024;
+
+/// Frames that are kept however short they are, and for how many bytes each further one stands: a
+/// frame of one byte is kept as a `Bytes` of 32, and holds what came with it.
+const FRAMES_FREE: usize = 64;
+const FRAME_BYTES: usize = 64;
+
+/// How many frames are kept where so many bytes may be.
+const fn frames_max(bytes_max: usize) -> usize {
+    FRAMES_FREE + bytes_max / FRAME_BYTES
+}
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +54,9 @@ pub(crate) enum BodyError {
     /// No byte came for the idle time.
     #[error("the endpoint sent nothing for {0:?}")]
     Silent(Duration),
+    /// No byte of it was taken for the idle time.
+    #[error("the caller read nothing for {0:?}")]
+    Unread(Duration),
     /// A change took the caller's or the endpoint's right to go on.
     #[error("no longer allowed")]
     Refused,
@@ -55,8 +69,15 @@ impl BodyError {
     /// How a stream is reset whose body ends by this.
     pub(crate) fn reset(&self) -> h2::Reason {
         match self {
-            Self::Http2(error) => error.reason().unwrap_or(h2::Reason::CANCEL),
-            Self::Superseded | Self::Closed | Self::Refused => h2::Reason::CANCEL,
+            // Many take the one for an end, and the other says that nothing was processed (RFC 9113
+            // §8.7): neither is so of a message that breaks off.
+            Self::Http2(error) => match error.reason() {
+                Some(h2::Reason::NO_ERROR | h2::Reason::REFUSED_STREAM) => {
+                    h2::Reason::INTERNAL_ERROR
+                }
+                reason => reason.unwrap_or(h2::Reason::CANCEL),
+            },
+            Self::Superseded | Self::Closed | Self::Refused | Self::Unread(_) => h2::Reason::CANCEL,
             Self::Hyper(_) | Self::Unanswered | Self::Silent(_) => h2::Reason::INTERNAL_ERROR,
         }
     }
@@ -100,6 +121,7 @@ pub(crate) enum Progress {
 #[derive(Debug)]
 struct Tee {
     bytes: VecDeque<Bytes>,
+    bytes_max: usize,
     left: usize,
     done: oneshot::Sender<Option<VecDeque<Bytes>>>,
 }
@@ -185,6 +207,7 @@ impl Source {
         } else {
             state.tees.push(Tee {
                 bytes: VecDeque::new(),
+                bytes_max,
                 left: bytes_max,
                 done,
             });
@@ -195,11 +218,17 @@ impl Source {
 
 impl SourceState {
     fn take(&mut self, bytes: &Bytes) {
+        if bytes.is_empty() {
+            // Neither kept nor progress, however many come.
+            return;
+        }
         self.received += bytes.len() as u64;
         self.starved = false;
         self.progressed = Instant::now();
         if !self.overflowed {
-            if self.kept_bytes + bytes.len() <= self.keep_bytes_max {
+            if self.kept_bytes + bytes.len() <= self.keep_bytes_max
+                && self.kept.len() < frames_max(self.keep_bytes_max)
+            {
                 self.kept_bytes += bytes.len();
                 self.kept.push(bytes.clone());
             } else {
@@ -209,13 +238,14 @@ impl SourceState {
         }
         let mut nth = 0;
         while let Some(tee) = self.tees.get_mut(nth) {
+            let frames = tee.bytes.len();
             match tee.left.checked_sub(bytes.len()) {
-                Some(left) => {
+                Some(left) if frames < frames_max(tee.bytes_max) => {
                     tee.left = left;
                     tee.bytes.push_back(bytes.clone());
                     nth += 1;
                 }
-                None => {
+                Some(_) | None => {
                     let tee = self.tees.swap_remove(nth);
                     drop(tee.done.send(None));
                 }
@@ -278,11 +308,12 @@ impl Replay {
                 state.tees.clear();
                 Poll::Ready(Some(Err(error)))
             }
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
                 if let Some(bytes) = frame.data_ref() {
                     state.take(bytes);
                     self.next = state.kept.len();
-                } else if let Some(trailers) = frame.trailers_ref() {
+                } else if let Some(trailers) = frame.trailers_mut() {
+                    headers::clean_trailers(trailers);
                     state.trailers = Some(trailers.clone());
                     state.end();
                     self.trailers_sent = true;
@@ -341,13 +372,15 @@ pub(crate) enum Outgoing {
 pub(crate) struct Tunnel {
     from: ReadHalf<DuplexStream>,
     buffer: BytesMut,
+    idle: Duration,
 }
 
 impl Tunnel {
-    pub(crate) fn new(from: ReadHalf<DuplexStream>) -> Self {
+    pub(crate) fn new(from: ReadHalf<DuplexStream>, idle: Duration) -> Self {
         Self {
             from,
             buffer: BytesMut::new(),
+            idle,
         }
     }
 
@@ -375,6 +408,8 @@ pub(crate) struct Response {
     silent_until: Option<Pin<Box<Sleep>>>,
     /// Whether something came since the timer was set.
     has_moved: bool,
+    /// What had come of the request's body then.
+    received: u64,
 }
 
 /// What a response in progress occupies, until dropped.
@@ -395,6 +430,22 @@ impl Outgoing {
         Self::Bytes(VecDeque::from([Bytes::from(text)]))
     }
 
+    /// How long whoever it is for may take nothing of it, where that is known.
+    pub(crate) const fn patience(&self) -> Option<Duration> {
+        match self {
+            Self::Response(response) => Some(response.idle),
+            Self::Tunnel(tunnel) => Some(tunnel.idle),
+            Self::Empty | Self::Bytes(_) | Self::Request(_) => None,
+        }
+    }
+
+    /// Closes the record of a response that nobody reads.
+    pub(crate) fn unread(&mut self) {
+        if let Self::Response(response) = self {
+            response.fell_silent();
+        }
+    }
+
     /// An endpoint's body; `record` is closed and what is `held` released when it ends.
     pub(crate) fn response(incoming: Incoming, record: Record, held: Held, idle: Duration) -> Self {
         Self::Response(Box::new(Response {
@@ -403,7 +454,8 @@ impl Outgoing {
             held: Some(held),
             idle,
             silent_until: None,
-            has_moved: false,
+            has_moved: true,
+            received: 0,
         }))
     }
 }
@@ -461,11 +513,17 @@ impl Response {
                     .get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
                 if mem::take(&mut self.has_moved) {
                     until.as_mut().reset(tokio::time::Instant::now() + idle);
+                    self.received = self.record.received();
                 }
-                ready!(until.as_mut().poll(cx));
-                self.held = None;
-                self.record.body_stalled();
-                return Poll::Ready(Some(Err(BodyError::Silent(self.idle))));
+                while until.as_mut().poll(cx).is_ready() {
+                    // An upload that goes on is no silence: the endpoint may have nothing to say.
+                    let received = self.record.received();
+                    if received == mem::replace(&mut self.received, received) {
+                        return Poll::Ready(Some(Err(self.fell_silent())));
+                    }
+                    until.as_mut().reset(tokio::time::Instant::now() + idle);
+                }
+                return Poll::Pending;
             }
             Poll::Ready(Some(Ok(frame))) => {
                 self.has_moved = true;
@@ -485,6 +543,12 @@ impl Response {
         polled
     }
 
+    fn fell_silent(&mut self) -> BodyError {
+        self.held = None;
+        self.record.body_stalled();
+        BodyError::Silent(self.idle)
+    }
+
     fn finish(&mut self, ended: Result<(), String>) {
         self.held = None;
         self.record.body_ended(ended);
@@ -497,5 +561,75 @@ impl Drop for Response {
         if self.incoming.is_end_stream() {
             self.finish(Ok(()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+    use crate::http::flow::{Flow, Side};
+
+    const KEPT_MAX: usize = 1000;
+
+    /// Reads a body that comes in so many frames of so many bytes; returns it, and the copy of it.
+    async fn read(frames: usize, bytes: usize) -> (Source, Option<VecDeque<Bytes>>) {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let calling = async {
+            let (mut caller, connection) = h2::client::handshake(near).await.unwrap();
+            let sending = async {
+                let request = http::Request::post("http://a.example/").body(()).unwrap();
+                let (response, mut stream) = caller.send_request(request, false).unwrap();
+                for nth in 1..=frames {
+                    let bytes = Bytes::from(vec![7; bytes]);
+                    stream.send_data(bytes, nth == frames).unwrap();
+                }
+                drop(response.await);
+            };
+            tokio::select! {
+                _ = connection => {}
+                () = sending => {}
+            }
+        };
+        let reading = async {
+            let mut builder = h2::server::Builder::new();
+            builder.data_frame_budget(crate::http::DATA_FRAME_BUDGET);
+            let mut connection = builder.handshake::<_, Bytes>(far).await.unwrap();
+            let (request, _respond) = connection.accept().await.unwrap().unwrap();
+            let (head, recv) = request.into_parts();
+            let window = Flow::new(&Arc::default(), Side::Server, 1).open(1);
+            let incoming = Incoming::h2(recv, window, &head.headers, None, None);
+            let source = Source::new(incoming, KEPT_MAX);
+            let copy = source.tee(KEPT_MAX);
+            let body = source.next_try();
+            let driving = std::future::poll_fn(|cx| connection.poll_accept(cx).map(drop));
+            let all = tokio::select! {
+                all = body.collect() => all.unwrap().to_bytes(),
+                () = driving => panic!("the connection ended"),
+            };
+            assert_eq!(all.len(), frames * bytes);
+            (source, copy.await.unwrap())
+        };
+        tokio::select! {
+            read = reading => read,
+            () = calling => panic!("the caller ended"),
+        }
+    }
+
+    #[tokio::test]
+    async fn short_frames_are_kept_within_a_bound_and_empty_ones_not_at_all() {
+        let most = frames_max(KEPT_MAX);
+        let (source, copy) = Box::pin(read(most, 1)).await;
+        assert_eq!(source.0.borrow().kept.len(), most);
+        assert_eq!(copy.unwrap().len(), most);
+        let (source, copy) = Box::pin(read(most + 1, 1)).await;
+        assert!(!source.can_repeat() && source.0.borrow().kept.is_empty());
+        assert_eq!(copy, None);
+        let (source, copy) = Box::pin(read(10, 0)).await;
+        assert!(source.can_repeat() && source.0.borrow().kept.is_empty());
+        assert_eq!(copy, Some(VecDeque::new()));
     }
 }

@@ -83,7 +83,11 @@ pub(super) async fn exchange(
     if let Err(reason) = exchange.authorize(&published, service) {
         return exchange.refuse(reason, None);
     }
-    let Some(listener) = published.snapshot.listener(&context.listener) else {
+    // A caller that goes on asking until its connection is closed has no right to any more.
+    if let Some(ending) = context.entry.cut_off() {
+        return exchange.refuse(ending.reason, None);
+    }
+    let Some(listener) = published.listener(&context.listener) else {
         return exchange.refuse(Reason::Drained, None);
     };
     let cluster = match cluster_of(&published.snapshot, listener, service) {
@@ -229,7 +233,7 @@ impl Exchange {
             return Ok(before.service);
         }
         let snapshot = &published.snapshot;
-        let listener = snapshot
+        let listener = published
             .listener(&self.context.listener)
             .ok_or(Reason::Drained)?;
         let service = match (&self.context.sni_service, listener.only) {
@@ -272,7 +276,7 @@ impl Exchange {
 
     fn authorize(&mut self, published: &Published, service: ServiceIx) -> Result<(), Reason> {
         let snapshot = &published.snapshot;
-        let listener = snapshot
+        let listener = published
             .listener(&self.context.listener)
             .ok_or(Reason::Drained)?;
         let claim;
@@ -357,7 +361,7 @@ impl Exchange {
                     let held = Held {
                         in_flight,
                         stream,
-                        unasked: source.gate().map(Answered),
+                        unasked: None,
                     };
                     match failure_in(endpoint, &response, self.upgrade.is_some()) {
                         None => {
@@ -378,7 +382,8 @@ impl Exchange {
                 response: Some(answered),
                 ..
             }) => {
-                let (response, held) = *answered;
+                let (response, mut held) = *answered;
+                held.unasked = source.gate().map(Answered);
                 self.pass_on(response, held, to.cluster().timeouts.idle)
             }
             Some(Failed {
@@ -393,8 +398,10 @@ impl Exchange {
         to: &Pinned,
         response: Response<Incoming>,
         source: &Source,
-        held: Held,
+        mut held: Held,
     ) -> Response<Outgoing> {
+        // Only with an answer that the caller gets: another endpoint may still ask.
+        held.unasked = source.gate().map(Answered);
         match self.upgrade.take() {
             Some(downstream) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 let downstream = downstream.into_caller(source);

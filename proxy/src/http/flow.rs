@@ -158,6 +158,8 @@ struct Window {
     credit: i64,
     /// What came and was not read yet.
     unread: i64,
+    /// Whether the other end has said that this is all (`END_STREAM`).
+    is_whole: bool,
     /// Since when the reader's pace is measured, and what it read since.
     since: Option<Instant>,
     paced: u64,
@@ -169,6 +171,7 @@ impl Window {
             size: WINDOW_MIN,
             credit: WINDOW_MIN as i64,
             unread: 0,
+            is_whole: false,
             since: None,
             paced: 0,
         }
@@ -342,6 +345,7 @@ impl Flow {
                 if let Some(window) = streams.get_mut(&head.stream) {
                     window.credit -= i64::from(head.length);
                     window.unread += i64::from(head.length);
+                    window.is_whole |= head.flags & END_STREAM != 0;
                     if window.credit < 0 {
                         // RFC 9113 §6.9.1: may be answered as an error of the connection.
                         return Err(io::Error::new(
@@ -363,6 +367,10 @@ impl Flow {
                         }
                         streams.insert(head.stream, Window::new());
                     }
+                } else if head.flags & END_STREAM != 0
+                    && let Some(window) = self.0.streams.borrow_mut().get_mut(&head.stream)
+                {
+                    window.is_whole = true;
                 }
             }
             SETTINGS if head.flags & ACK == 0 => self.0.settled.set(true),
@@ -399,6 +407,12 @@ impl OpenWindow {
     /// Notes that the stream's reader took these bytes.
     pub(crate) fn consumed(&self, bytes: usize) {
         self.flow.consumed(self.stream, bytes);
+    }
+
+    /// Whether the other end has sent all of its message, read or not.
+    pub(crate) fn is_whole(&self) -> bool {
+        let streams = self.flow.0.streams.borrow();
+        streams.get(&self.stream).is_some_and(|one| one.is_whole)
     }
 
     /// The connection's windows.
@@ -903,7 +917,7 @@ mod tests {
                     let body = Incoming::h2(recv, window, &head.headers, None, None);
                     body.collect().await.unwrap().to_bytes()
                 };
-                let sending = stream::send(whole(bytes), &mut send);
+                let sending = stream::send(whole(bytes), &mut send, None);
                 let (sent, got) = tokio::join!(sending, receiving);
                 sent.unwrap();
                 got
@@ -937,7 +951,7 @@ mod tests {
                 let body = Incoming::h2(recv, window, &head.headers, None, None);
                 let bytes = body.collect().await.unwrap().to_bytes();
                 let mut send = respond.send_response(Response::new(()), false).unwrap();
-                stream::send(whole(&bytes), &mut send).await.unwrap();
+                stream::send(whole(&bytes), &mut send, None).await.unwrap();
             };
             tokio::join!(driving, echoing);
         };

@@ -212,9 +212,9 @@ impl Place {
             .map_err(unsent)?;
         let window = self.flow.open(response.stream_id().as_u32());
         let sending = (!is_end).then(|| {
-            // Ends with the response, at the latest.
+            // Ends with the response, at the latest, which has deadlines.
             let task = tokio::task::spawn_local(async move {
-                if let Err(error) = stream::send(body, &mut sending).await {
+                if let Err(error) = stream::send(body, &mut sending, None).await {
                     tracing::debug!(%error, "a request's body was not sent to its end");
                 }
             });

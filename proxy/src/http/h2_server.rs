@@ -16,6 +16,7 @@ use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::Outgoing;
+use super::date;
 use super::expect::{self, Interim};
 use super::flow::{Flow, FlowIo, H2_WINDOW, Side};
 use super::keepalive::{Keepalive, Pings, When};
@@ -152,11 +153,14 @@ async fn answer(
     let (mut head, body) = response.into_parts();
     complete(&mut head.headers, &body, head.status, is_head);
     let is_end = is_head || body.is_end_stream();
+    // An answer of ours is as short as a head.
+    let limits = &context.worker.shared.settings.limits;
+    let patience = body.patience().unwrap_or(limits.header_timeout);
     let sent = respond.send_response(Response::from_parts(head, ()), is_end);
     match sent {
         Ok(_stream) if is_end => {}
         Ok(mut stream) => {
-            if let Err(error) = stream::send(body, &mut stream).await {
+            if let Err(error) = stream::send(body, &mut stream, Some(patience)).await {
                 tracing::debug!(%error, "a response was not sent to its end");
             }
         }
@@ -167,10 +171,15 @@ async fn answer(
     }
 }
 
-/// Leaves the headers that HTTP/2 has, and names the length of a body that is known.
+/// Leaves the headers that HTTP/2 has, and names the length of a body that is known, and the time.
 fn complete(headers: &mut http::HeaderMap, body: &Outgoing, status: StatusCode, is_head: bool) {
     // RFC 9113 §8.2.2: our own answers name it for HTTP/1.1.
     headers.remove(header::CONNECTION);
+    if !headers.contains_key(header::DATE)
+        && let Some(now) = date::now()
+    {
+        headers.insert(header::DATE, now);
+    }
     // RFC 9110 §8.6: not in answers that have none by definition.
     let has_body = !is_head && !status.is_informational() && status != StatusCode::NO_CONTENT;
     if has_body

@@ -35,6 +35,17 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     HeaderName::from_static("http2-settings"),
 ];
 
+/// Removes what says who calls, or is between gateways, from trailers: some services take them for
+/// headers (RFC 9110 §6.5.1 warns of it), and nothing else vouches for them.
+pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
+    for name in [XFCC, ZEUGMA_REASON, ZEUGMA_MIRROR]
+        .iter()
+        .chain(&HOP_BY_HOP)
+    {
+        trailers.remove(name);
+    }
+}
+
 /// Removes what ends at this hop; `te: trailers` is kept, since gRPC needs it (RFC 9110 §10.1.4).
 pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     // Most messages have none of them, which one look at all names tells.
@@ -61,6 +72,10 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .filter_map(|name| name.trim().parse().ok())
         .filter(|name| *name != header::TE)
         .collect();
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        // RFC 9112 §6.3: it was not the length of what came.
+        headers.remove(header::CONTENT_LENGTH);
+    }
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }

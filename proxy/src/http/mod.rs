@@ -4,9 +4,10 @@
 //! endpoints; `body` what is kept of a request for another try; `headers` what is added and
 //! removed; `upgrade` and `mirror` what their names say; `reply` our own answers. HTTP/2 has
 //! `h2_server` and `h2_client`, `stream` for its bodies, `flow` for its windows and `keepalive`
-//! for its PINGs; `expect` holds bodies back.
+//! for its PINGs; `expect` holds bodies back, `date` tells the time.
 
 mod body;
+mod date;
 mod exchange;
 mod expect;
 pub(crate) mod flow;
@@ -170,8 +171,8 @@ pub(crate) async fn serve(
     }
     let context = Rc::new(Context {
         worker: Rc::clone(&visit.worker),
-        listener: Arc::clone(&visit.listener),
-        source: visit.source,
+        listener: Arc::clone(&visit.listed.listener),
+        source: visit.listed.source,
         sni_service,
         identity,
         caller: visit.caller.clone(),
@@ -409,7 +410,12 @@ impl Watch {
         let moved = read + self.moved.written.load(Ordering::Relaxed);
         let requests = self.context.requests.get();
         let in_flight = self.context.in_flight.get() > 0;
-        if moved != self.moved_then || requests != self.requests {
+        // By HTTP/2 PINGs move as well: it is busy with streams, each of which has its own deadlines.
+        let is_busy = match self.context.version {
+            Version::H1 => moved != self.moved_then,
+            Version::H2 => in_flight,
+        };
+        if is_busy || requests != self.requests {
             self.moved_then = moved;
             self.quiet_since = Instant::now();
         }
@@ -529,5 +535,95 @@ impl AsyncWrite for Counted {
         cx: &mut TaskContext<'_>,
     ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::admission;
+    use crate::fixture::Alone;
+    use crate::listener::{Accepted, Handed, WorkerHandle, hand_over};
+
+    const APPS: &str = "{ apps: { address: '127.0.0.1:0', role: workloads } }";
+
+    /// A connection that has just come in.
+    async fn accepted(alone: &Alone) -> Accepted {
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _near = TcpStream::connect(socket.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (far, source) = socket.accept().await.unwrap();
+        let (sockets, mut queue) = mpsc::channel(1);
+        let worker = WorkerHandle {
+            nth: 0,
+            sockets,
+            open: Arc::default(),
+        };
+        let tcp = far.into_std().unwrap();
+        let (workers, mut sources) = ([worker], admission::sources());
+        hand_over(
+            tcp,
+            source,
+            &"apps".into(),
+            &alone.shared,
+            &workers,
+            &mut sources,
+        );
+        match queue.recv().await {
+            Some(Handed::Connection(accepted)) => accepted,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn pings_keep_no_connection_open_that_has_no_streams() {
+        let alone = Alone::new(APPS, "", 1);
+        let worker = Rc::new(Worker::new(Arc::clone(&alone.shared)));
+        for (version, in_flight, is_kept) in [
+            (Version::H2, 0, false),
+            (Version::H2, 1, true),
+            (Version::H1, 1, true),
+        ] {
+            let Accepted {
+                source,
+                listener,
+                open,
+                ..
+            } = accepted(&alone).await;
+            let listed =
+                worker
+                    .registry
+                    .list(Arc::clone(&listener), source, recheck::Open::Session);
+            let context = Rc::new(Context {
+                worker: Rc::clone(&worker),
+                listener,
+                source,
+                sni_service: None,
+                identity: None,
+                caller: Caller::default(),
+                tls: None,
+                version,
+                entry: Rc::clone(&listed),
+                _open: Rc::new(open),
+                in_flight: Cell::new(in_flight),
+                requests: Cell::new(1),
+                idle: Cell::default(),
+                latest: Latest::default(),
+                routed: RefCell::default(),
+            });
+            let moved = Arc::new(Moved::default());
+            let mut watch = Watch::new(&context, &moved);
+            assert!(matches!(watch.look(), Look::Fine));
+            let quiet_since = watch.quiet_since;
+            // A PING and its answer.
+            moved.read.fetch_add(17, Ordering::Relaxed);
+            moved.written.fetch_add(17, Ordering::Relaxed);
+            assert!(matches!(watch.look(), Look::Fine));
+            assert_eq!(watch.quiet_since > quiet_since, is_kept, "{version:?}");
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use http::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use hyper::client::conn::{TrySendError, http1};
@@ -122,6 +123,14 @@ impl Alternating {
         let length = request.body().size_hint().upper();
         self.may_be_slow
             .set(length.is_none_or(|length| length > SHORT_BYTES));
+        if !request.body().is_end_stream()
+            && request.body().size_hint().exact().is_none()
+            && !request.headers().contains_key(CONTENT_LENGTH)
+        {
+            // Not told, hyper takes GET and HEAD for requests that have no body.
+            let chunked = HeaderValue::from_static("chunked");
+            request.headers_mut().insert(TRANSFER_ENCODING, chunked);
+        }
         if let Some(gate) = request.extensions_mut().remove::<Gate>() {
             hyper::ext::on_informational(&mut request, move |interim| {
                 if interim.status() == StatusCode::CONTINUE {

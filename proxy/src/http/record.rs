@@ -90,7 +90,12 @@ impl Record {
         }
     }
 
-    /// Closes the record of a response whose endpoint fell silent.
+    /// Bytes of the request's body read from the caller.
+    pub(crate) fn received(&self) -> u64 {
+        self.source.as_ref().map_or(0, Source::received)
+    }
+
+    /// Closes the record of a response whose endpoint fell silent, or that its caller does not read.
     pub(crate) fn body_stalled(&mut self) {
         if let Some(closed) = &mut self.closed {
             closed.reason = Reason::IdleTimeout;

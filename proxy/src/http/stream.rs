@@ -2,12 +2,14 @@
 
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tokio::task::AbortHandle;
+use tokio::time::{Instant, Sleep};
 
 use super::body::{BodyError, Outgoing};
 use super::expect::Interim;
@@ -134,8 +136,10 @@ impl Recv {
 
     fn failed(&mut self, error: h2::Error) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.ended = true;
-        if error.reason() == Some(Reason::NO_ERROR) && !error.is_go_away() {
+        let is_reset = error.reason() == Some(Reason::NO_ERROR) && !error.is_go_away();
+        if is_reset && self.window.is_whole() {
             // RFC 9113 §8.1: a complete answer was sent, and the rest of the request is not wanted.
+            // Without its end it would be half of one that looks whole.
             return Poll::Ready(None);
         }
         let error = if self.window.flow().is_silent() {
@@ -150,18 +154,28 @@ impl Recv {
 /// Writes a body to its end.
 ///
 /// At most what `max_send_buffer_size` allows, and one frame of the body more, waits in `h2` for
-/// the other end to read (a slow reader costs no more than that).
+/// the other end to read (a slow reader costs no more than that); one that takes nothing for
+/// `patience` is given up.
 ///
 /// # Errors
 /// Why the stream ended before: whoever reads it was told by a reset, or told us by one.
 ///
 /// # Cancel safety
 /// Dropping it resets the stream, unless all was written.
-pub(crate) async fn send(body: Outgoing, stream: &mut SendStream<Bytes>) -> Result<(), BodyError> {
+pub(crate) async fn send(
+    body: Outgoing,
+    stream: &mut SendStream<Bytes>,
+    patience: Option<Duration>,
+) -> Result<(), BodyError> {
     let mut body = pin!(body);
+    let mut reader = Reader {
+        patience,
+        until: None,
+        has_moved: false,
+    };
     loop {
-        let frame = std::future::poll_fn(|cx| poll_next(body.as_mut(), stream, cx)).await;
-        match frame {
+        let next = std::future::poll_fn(|cx| poll_next(body.as_mut(), stream, &mut reader, cx));
+        match next.await {
             None => {
                 stream.send_data(Bytes::new(), true)?;
                 return Ok(());
@@ -185,6 +199,9 @@ pub(crate) async fn send(body: Outgoing, stream: &mut SendStream<Bytes>) -> Resu
                 }
             },
             Some(Err(error)) => {
+                if matches!(error, BodyError::Unread(_)) {
+                    body.unread();
+                }
                 stream.send_reset(error.reset());
                 return Err(error);
             }
@@ -192,10 +209,40 @@ pub(crate) async fn send(body: Outgoing, stream: &mut SendStream<Bytes>) -> Resu
     }
 }
 
+/// How long the other end may take nothing, and until when; most take all at once, and need no
+/// timer.
+#[derive(Debug)]
+struct Reader {
+    patience: Option<Duration>,
+    until: Option<Pin<Box<Sleep>>>,
+    /// Whether it took something since the timer was set.
+    has_moved: bool,
+}
+
+impl Reader {
+    /// Ready with the error once it has taken nothing for too long.
+    fn poll_given_up(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        let Some(patience) = self.patience else {
+            return Poll::Pending;
+        };
+        let until = self
+            .until
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        if std::mem::take(&mut self.has_moved) {
+            until.as_mut().reset(Instant::now() + patience);
+        }
+        until
+            .as_mut()
+            .poll(cx)
+            .map(|()| BodyError::Unread(patience))
+    }
+}
+
 /// The next frame of the body, once there is room for it; an error if the stream was reset.
 fn poll_next(
     body: Pin<&mut Outgoing>,
     stream: &mut SendStream<Bytes>,
+    reader: &mut Reader,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
     if stream.capacity() == 0 {
@@ -208,11 +255,15 @@ fn poll_next(
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
                 Poll::Ready(None) => return Poll::Ready(Some(Err(BodyError::Closed))),
                 Poll::Pending => {
+                    if let Poll::Ready(error) = reader.poll_given_up(cx) {
+                        return Poll::Ready(Some(Err(error)));
+                    }
                     return poll_reset(stream, cx);
                 }
             }
         }
     }
+    reader.has_moved = true;
     match body.poll_frame(cx) {
         Poll::Pending => poll_reset(stream, cx),
         ready => ready,

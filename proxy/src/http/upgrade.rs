@@ -1,8 +1,8 @@
 //! WebSocket: an upgrade of an HTTP/1.1 connection, or a stream of HTTP/2 by extended CONNECT (RFC
 //! 8441). After the endpoint's `101` the request becomes a relay.
 
+use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -29,7 +29,6 @@ use super::stream::Incoming;
 use crate::admission;
 use crate::connection::describe;
 use crate::relay::{Moved, RelayEnd, relay};
-use crate::runtime::Shared;
 use crate::transport::mtls::ALPN_HTTP1;
 use crate::upstream::{self, Pinned, Upstream};
 
@@ -114,6 +113,7 @@ pub(super) async fn try_endpoint(
             return Err(TryError::untold(Failure::Connect, error.to_string()));
         }
     };
+    upstream::tune(upstream.stream.tcp());
     let (address, identity) = (upstream.address.to_string(), upstream.identity());
     exchange.goes_to(to, attempt, upstream.peer.as_ref(), None);
     let destination = describe(&to.published, to.cluster, attempt, address, identity, nth);
@@ -174,11 +174,8 @@ pub(super) fn switch(
     let upstream = hyper::upgrade::on(&mut response);
     let (mut head, _no_body) = response.into_parts();
     headers::remove_hop_by_hop(&mut head.headers);
-    let relaying = Relaying {
-        idle: to.cluster().timeouts.idle,
-        shared: Arc::clone(&exchange.context.worker.shared),
-        held,
-    };
+    let idle = to.cluster().timeouts.idle;
+    let relaying = Relaying { idle, held };
     let tasks = exchange.context.worker.tasks.clone();
     // The relay holds its record and its place; draining waits for it until the deadline.
     match caller {
@@ -209,18 +206,22 @@ pub(super) fn switch(
                     record.ended(Reason::UpstreamReset, (0, 0));
                     return;
                 };
-                let relayed = relaying.run(far, up, &mut record);
-                // Each ends with the other's half of the tunnel.
-                tokio::join!(relayed, pour(sent, from_caller));
+                let mut relayed = pin!(relaying.run(far, up, &mut record));
+                // The relay is pinned outside: pouring ends with what the caller sends, and is given
+                // up with the relay, which leaves nobody to read it.
+                tokio::select! {
+                    () = &mut relayed => {}
+                    () = pour(sent, from_caller) => relayed.await,
+                }
             }));
-            Response::from_parts(head, Outgoing::Tunnel(Tunnel::new(to_caller)))
+            Response::from_parts(head, Outgoing::Tunnel(Tunnel::new(to_caller, idle)))
         }
     }
 }
 
 /// Writes what the caller sends on its stream; a stream that breaks closes the tunnel.
 async fn pour(sent: Outgoing, mut tunnel: WriteHalf<DuplexStream>) {
-    let mut sent = std::pin::pin!(sent);
+    let mut sent = pin!(sent);
     while let Some(Ok(frame)) = sent.frame().await {
         if let Ok(bytes) = frame.into_data()
             && tunnel.write_all(&bytes).await.is_err()
@@ -235,34 +236,28 @@ async fn pour(sent: Outgoing, mut tunnel: WriteHalf<DuplexStream>) {
 /// What a relay needs beside its two ends.
 struct Relaying {
     idle: Duration,
-    shared: Arc<Shared>,
     held: Held,
 }
 
 impl Relaying {
     async fn run<D>(self, down: D, up: Upgraded, record: &mut Record)
     where
-        D: AsyncRead + AsyncWrite + Unpin,
+        D: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let Self { idle, shared, held } = self;
         let entry = Rc::clone(record.entry());
         let moved = Moved::default();
-        let relaying = relay(down, TokioIo::new(up), idle, &moved);
-        // Both arms may be dropped: what was moved is counted outside.
-        let reason = tokio::select! {
-            end = Box::pin(relaying) => reason_of(&end),
-            // Its record says why it was told.
-            () = entry.cut() => Reason::NoLongerAllowed,
-            () = async { tokio::time::sleep_until(shared.draining().await).await } => Reason::Drained,
-        };
+        let relaying = relay(down, TokioIo::new(up), self.idle, &moved, entry);
+        let reason = reason_of(&Box::pin(relaying).await);
         record.ended(reason, (moved.down.get(), moved.up.get()));
-        drop(held);
+        drop(self.held);
     }
 }
 
 const fn reason_of(end: &RelayEnd) -> Reason {
     match end {
         RelayEnd::Closed => Reason::Completed,
+        // Where a change has told it, its record says why.
+        RelayEnd::Told => Reason::Drained,
         RelayEnd::Idle => Reason::IdleTimeout,
         RelayEnd::Downstream(_) => Reason::DownstreamClosed,
         RelayEnd::Upstream(_) => Reason::UpstreamReset,

@@ -6,6 +6,9 @@
 //! Empty --spliced, sink full--> Piped --all written--> Empty
 //! Empty --end of the source--> Ending --end passed on--> Ended
 //! ```
+//!
+//! What comes behind the bytes read is looked for before they are written, if that costs nothing: an
+//! end that is known then goes out with them, not in packets of its own.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -32,6 +35,8 @@ const SPLICE_MIN: usize = 4 * 1024;
 const BATCHES_MAX: usize = 4;
 /// Bytes after which they have it sooner.
 const TURN_BYTES: u64 = 1024 * 1024;
+/// Behind fewer bytes than this the end is looked for: they are a message, which may be the last.
+const LAST_BYTES_MAX: usize = 16 * 1024;
 
 thread_local! {
     /// A worker's one buffer, used within a poll only: an idle relay has none.
@@ -45,6 +50,7 @@ thread_local! {
 #[derive(Debug)]
 pub(super) struct Direction {
     state: State,
+    behind: Behind,
     /// Bytes copied since it last was not worth a pipe.
     copied: u64,
     /// Whether the kernel splices between the two.
@@ -66,6 +72,15 @@ enum State {
     /// The source has ended, which the sink is being told.
     Ending,
     Ended,
+}
+
+/// What is known to come behind the bytes that are on their way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Behind {
+    Unknown,
+    End,
+    /// The error's number: a socket tells it once.
+    Failure(i32),
 }
 
 /// Bytes of which a sink has taken so many.
@@ -107,6 +122,10 @@ pub(super) struct Splicing<'a, S, T> {
     /// The socket of the source, if that is all there is to it: no TLS, nothing read ahead.
     pub(super) source: fn(&S) -> Option<&TcpStream>,
     pub(super) sink: fn(&T) -> Option<&TcpStream>,
+    /// Keeps back what does not fill a packet until the sink is told of the end.
+    pub(super) cork: fn(&T),
+    /// Whether the other direction has ended: both sockets are closed when this one has, too.
+    pub(super) is_last: bool,
     pub(super) pipes: &'a Rc<Pipes>,
 }
 
@@ -114,6 +133,7 @@ impl Direction {
     pub(super) const fn new() -> Self {
         Self {
             state: State::Empty,
+            behind: Behind::Unknown,
             copied: 0,
             splices: true,
             stirred: false,
@@ -122,6 +142,11 @@ impl Direction {
 
     pub(super) const fn has_ended(&self) -> bool {
         matches!(self.state, State::Ended)
+    }
+
+    /// Whether the sink has all that was read, and was not told of an end.
+    pub(super) const fn holds_nothing(&self) -> bool {
+        matches!(self.state, State::Empty | State::Flushing)
     }
 
     /// Moves bytes until the source has none, the sink takes none, or others should have their
@@ -157,10 +182,10 @@ impl Direction {
                     let pipe = ready!(self.poll_take(cx, from, pipes))?;
                     match pipe {
                         Some(pipe) => ready!(self.poll_splice(cx, (from, to), pipe, moved))?,
-                        None => ready!(self.poll_copy(cx, source, sink, moved))?,
+                        None => ready!(self.poll_copy(cx, (source, sink), splicing, moved))?,
                     }
                 }
-                None => ready!(self.poll_copy(cx, source, sink, moved))?,
+                None => ready!(self.poll_copy(cx, (source, sink), splicing, moved))?,
             }
         }
         cx.waker().wake_by_ref();
@@ -178,8 +203,14 @@ impl Direction {
         loop {
             match &mut self.state {
                 State::Empty | State::Ended => return Poll::Ready(Ok(())),
+                // Telling the end flushes.
+                State::Flushing if self.behind == Behind::End => self.state = State::Ending,
                 State::Flushing => {
                     ready!(Pin::new(&mut *sink).poll_flush(cx)).map_err(Broken::Writing)?;
+                    if let Behind::Failure(errno) = self.behind {
+                        let error = io::Error::from_raw_os_error(errno);
+                        return Poll::Ready(Err(Broken::Reading(error)));
+                    }
                     self.state = State::Empty;
                 }
                 State::Kept(kept) => {
@@ -207,6 +238,14 @@ impl Direction {
                     self.stirred = true;
                 }
                 State::Ending => {
+                    // Closing a socket, from which all was read, ends it in the same way.
+                    let closes = splicing.is_some_and(|splicing| {
+                        splicing.is_last && (splicing.sink)(sink).is_some()
+                    });
+                    if closes {
+                        self.state = State::Ended;
+                        continue;
+                    }
                     ready!(Pin::new(&mut *sink).poll_shutdown(cx)).map_err(Broken::Writing)?;
                     self.state = State::Ended;
                 }
@@ -218,8 +257,8 @@ impl Direction {
     fn poll_copy<S, T>(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut S,
-        sink: &mut T,
+        (source, sink): (&mut S, &mut T),
+        splicing: Option<&Splicing<'_, S, T>>,
         moved: &Cell<u64>,
     ) -> Poll<Result<(), Broken>>
     where
@@ -233,12 +272,16 @@ impl Direction {
                 SCARCE_BYTES
             };
             let mut room = ReadBuf::new(buffer.get_mut(..room).unwrap_or_default());
-            ready!(Pin::new(source).poll_read(cx, &mut room)).map_err(Broken::Reading)?;
-            let mut rest = room.filled();
-            if rest.is_empty() {
+            ready!(Pin::new(&mut *source).poll_read(cx, &mut room)).map_err(Broken::Reading)?;
+            if room.filled().is_empty() {
                 self.state = State::Ending;
                 return Poll::Ready(Ok(()));
             }
+            self.behind = look_behind(cx, source, &mut room);
+            if let (Behind::End, Some(splicing)) = (&self.behind, splicing) {
+                (splicing.cork)(sink);
+            }
+            let mut rest = room.filled();
             self.stirred = true;
             self.copied += rest.len() as u64;
             self.state = State::Flushing;
@@ -307,6 +350,27 @@ impl Direction {
     }
 }
 
+/// Looks for what comes behind the few bytes in `room`.
+///
+/// A source that has given less than it was asked for has no more, and says so without a system
+/// call, unless its end has come too.
+fn look_behind<S: AsyncRead + Unpin>(
+    cx: &mut Context<'_>,
+    source: &mut S,
+    room: &mut ReadBuf<'_>,
+) -> Behind {
+    let filled = room.filled().len();
+    if filled >= LAST_BYTES_MAX || room.remaining() == 0 {
+        return Behind::Unknown;
+    }
+    match Pin::new(source).poll_read(cx, room) {
+        Poll::Ready(Ok(())) if room.filled().len() == filled => Behind::End,
+        // TLS of ours tells its own errors with every read.
+        Poll::Ready(Err(error)) => (error.raw_os_error()).map_or(Behind::Unknown, Behind::Failure),
+        Poll::Ready(Ok(())) | Poll::Pending => Behind::Unknown,
+    }
+}
+
 /// As `poll_write`, but a sink that takes nothing is an error.
 fn poll_write_some<T: AsyncWrite + Unpin>(
     cx: &mut Context<'_>,
@@ -357,5 +421,94 @@ mod tests {
         assert_eq!(kept_beyond(1000).await, SCARCE_BYTES - 1000);
         drop(others);
         assert_eq!(KEPT_BYTES.get(), 0);
+    }
+
+    /// Gives its bytes once, and then what it has behind them.
+    struct Message(&'static [u8], Behind);
+
+    impl AsyncRead for Message {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            if !self.0.is_empty() {
+                buf.put_slice(std::mem::take(&mut self.0));
+                return Poll::Ready(Ok(()));
+            }
+            match self.1 {
+                Behind::Unknown => Poll::Pending,
+                Behind::End => Poll::Ready(Ok(())),
+                Behind::Failure(errno) => {
+                    // Told once, as by a socket.
+                    self.1 = Behind::End;
+                    Poll::Ready(Err(io::Error::from_raw_os_error(errno)))
+                }
+            }
+        }
+    }
+
+    /// Notes what is asked of it.
+    #[derive(Default)]
+    struct Noting(RefCell<Vec<&'static str>>);
+
+    impl AsyncWrite for Noting {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.0.borrow_mut().push("write");
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.0.borrow_mut().push("flush");
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.0.borrow_mut().push("shutdown");
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn an_end_that_is_known_goes_out_with_the_last_bytes() {
+        let pipes = Pipes::with_max(0);
+        let splicing = Splicing {
+            source: |_| None,
+            sink: |_| None,
+            cork: |sink: &Noting| sink.0.borrow_mut().push("cork"),
+            is_last: false,
+            pipes: &pipes,
+        };
+        for (behind, asked) in [
+            (Behind::End, &["cork", "write", "shutdown"][..]),
+            (Behind::Unknown, &["write", "flush"]),
+            (
+                // ECONNRESET, errno(3).
+                Behind::Failure(104),
+                &["write", "flush"],
+            ),
+        ] {
+            let (mut source, mut sink) = (Message(b"bye", behind), Noting::default());
+            let (mut direction, moved) = (Direction::new(), Cell::new(0));
+            let streams = (&mut source, &mut sink);
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            let polled = direction.poll(&mut cx, streams, Some(&splicing), &moved);
+            match behind {
+                Behind::End => assert!(matches!(polled, Poll::Ready(Ok(())))),
+                Behind::Unknown => assert!(polled.is_pending()),
+                Behind::Failure(errno) => {
+                    let Poll::Ready(Err(Broken::Reading(error))) = polled else {
+                        panic!("{polled:?}");
+                    };
+                    assert_eq!(error.raw_os_error(), Some(errno));
+                }
+            }
+            assert_eq!(*sink.0.borrow(), asked);
+            assert_eq!(moved.get(), 3);
+        }
     }
 }

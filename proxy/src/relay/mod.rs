@@ -10,18 +10,20 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::ops::Deref;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use self::direction::{Broken, Direction, Splicing};
 pub(crate) use self::pipes::Pipes;
+use crate::recheck::Entry;
 use crate::transport::Stream;
+use crate::upstream::tune;
 
 /// Bytes moved so far; readable while the relay runs and after it was dropped.
 #[derive(Debug, Default)]
@@ -39,13 +41,20 @@ pub(crate) enum RelayEnd {
     Closed,
     /// No byte moved for the idle time.
     Idle,
+    /// It was told to end.
+    Told,
     /// The caller's side failed.
     Downstream(io::Error),
     /// The endpoint's side failed.
     Upstream(io::Error),
 }
 
-/// Relays until both directions are closed, one fails, or nothing moved for `idle`.
+/// How long a relay lives before its connection to the endpoint gets an end to silence: most are
+/// over by then, and pay for no options that they do not need.
+const SETTLED: Duration = Duration::from_secs(5);
+
+/// Relays until both directions are closed, one fails, nothing moved for `idle`, or `entry` is told
+/// to end.
 ///
 /// The end of one direction is passed on and leaves the other open (RFC 9293 §3.6).
 ///
@@ -56,12 +65,13 @@ pub(crate) fn relay<D, U>(
     upstream: U,
     idle: Duration,
     moved: &Moved,
+    entry: Rc<Entry>,
 ) -> impl Future<Output = RelayEnd>
 where
-    D: AsyncRead + AsyncWrite + Unpin,
-    U: AsyncRead + AsyncWrite + Unpin,
+    D: AsyncRead + AsyncWrite + Unpin + 'static,
+    U: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    run(Pair::new(downstream, upstream, None), idle, moved)
+    run(Pair::new(downstream, upstream, None), idle, moved, entry)
 }
 
 /// As [`relay`]; where neither stream is TLS of ours, by `splice(2)` once that is worth it.
@@ -74,18 +84,23 @@ pub(crate) fn relay_streams(
     idle: Duration,
     moved: Rc<Moved>,
     pipes: Rc<Pipes>,
+    entry: Rc<Entry>,
 ) -> impl Future<Output = RelayEnd> + use<> {
-    let sockets = Sockets {
+    const ENDS: &Ends<Stream, Stream> = &Ends {
         downstream: Stream::socket,
         upstream: Stream::socket,
-        pipes,
+        cork_downstream: Stream::cork,
+        cork_upstream: Stream::cork,
+        settle: |upstream| tune(upstream.tcp()),
     };
-    run(Pair::new(downstream, upstream, Some(sockets)), idle, moved)
+    let sockets = Sockets { ends: ENDS, pipes };
+    let pair = Pair::new(downstream, upstream, Some(sockets));
+    run(pair, idle, moved, entry)
 }
 
 /// Both streams and both directions, polled as one: nothing is shared between tasks.
 #[derive(Debug)]
-struct Pair<D, U> {
+struct Pair<D: 'static, U: 'static> {
     downstream: D,
     upstream: U,
     sockets: Option<Sockets<D, U>>,
@@ -93,18 +108,29 @@ struct Pair<D, U> {
     down: Direction,
 }
 
-/// How to come by the sockets of streams that may be spliced.
+/// Streams that may be spliced.
 #[derive(Debug)]
-struct Sockets<D, U> {
+struct Sockets<D: 'static, U: 'static> {
+    ends: &'static Ends<D, U>,
+    pipes: Rc<Pipes>,
+}
+
+/// How to come by their sockets.
+#[derive(Debug)]
+struct Ends<D, U> {
     downstream: fn(&D) -> Option<&TcpStream>,
     upstream: fn(&U) -> Option<&TcpStream>,
-    pipes: Rc<Pipes>,
+    /// Has the last bytes leave together with the end.
+    cork_downstream: fn(&D),
+    cork_upstream: fn(&U),
+    /// Sets what a connection needs that stays.
+    settle: fn(&U),
 }
 
 impl<D, U> Pair<D, U>
 where
-    D: AsyncRead + AsyncWrite + Unpin,
-    U: AsyncRead + AsyncWrite + Unpin,
+    D: AsyncRead + AsyncWrite + Unpin + 'static,
+    U: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     const fn new(downstream: D, upstream: U, sockets: Option<Sockets<D, U>>) -> Self {
         Self {
@@ -119,8 +145,10 @@ where
     fn poll(&mut self, cx: &mut Context<'_>, moved: &Moved) -> Poll<RelayEnd> {
         if !self.up.has_ended() {
             let splicing = self.sockets.as_ref().map(|sockets| Splicing {
-                source: sockets.downstream,
-                sink: sockets.upstream,
+                source: sockets.ends.downstream,
+                sink: sockets.ends.upstream,
+                cork: sockets.ends.cork_upstream,
+                is_last: self.down.has_ended(),
                 pipes: &sockets.pipes,
             });
             let streams = (&mut self.downstream, &mut self.upstream);
@@ -136,8 +164,10 @@ where
         }
         if !self.down.has_ended() {
             let splicing = self.sockets.as_ref().map(|sockets| Splicing {
-                source: sockets.upstream,
-                sink: sockets.downstream,
+                source: sockets.ends.upstream,
+                sink: sockets.ends.downstream,
+                cork: sockets.ends.cork_downstream,
+                is_last: self.up.has_ended(),
                 pipes: &sockets.pipes,
             });
             let streams = (&mut self.upstream, &mut self.downstream);
@@ -157,6 +187,31 @@ where
         Poll::Pending
     }
 
+    fn settle(&self) {
+        if let Some(sockets) = &self.sockets {
+            (sockets.ends.settle)(&self.upstream);
+        }
+    }
+
+    /// Has TLS say that nothing follows (RFC 8446 §6.1), as far as that needs no waiting. Where
+    /// bytes are held back it says nothing: what they belong to is cut short, and must look so.
+    fn take_leave(&mut self, cx: &mut Context<'_>) {
+        let (up, down) = match &self.sockets {
+            // Closing a socket says as much.
+            Some(sockets) => (
+                (sockets.ends.upstream)(&self.upstream).is_none(),
+                (sockets.ends.downstream)(&self.downstream).is_none(),
+            ),
+            None => (true, true),
+        };
+        if up && self.up.holds_nothing() {
+            drop(Pin::new(&mut self.upstream).poll_shutdown(cx));
+        }
+        if down && self.down.holds_nothing() {
+            drop(Pin::new(&mut self.downstream).poll_shutdown(cx));
+        }
+    }
+
     /// Whether bytes moved since this was last asked.
     const fn take_stirred(&mut self) -> bool {
         let stirred = self.up.stirred || self.down.stirred;
@@ -165,40 +220,72 @@ where
     }
 }
 
-#[expect(
-    clippy::manual_async_fn,
-    reason = "the future of an `async fn` has room for its arguments twice"
-)]
+/// A relay and what ends it.
+#[derive(Debug)]
+struct Running<D: 'static, U: 'static, M> {
+    pair: Pair<D, U>,
+    moved: M,
+    entry: Rc<Entry>,
+    idle: Duration,
+    stirred_at: Instant,
+    is_settled: bool,
+}
+
+impl<D, U, M> Running<D, U, M>
+where
+    D: AsyncRead + AsyncWrite + Unpin + 'static,
+    U: AsyncRead + AsyncWrite + Unpin + 'static,
+    M: Deref<Target = Moved>,
+{
+    fn poll(&mut self, cx: &mut Context<'_>, mut alarm: Pin<&mut Sleep>) -> Poll<RelayEnd> {
+        if let Poll::Ready(end) = self.pair.poll(cx, &self.moved) {
+            return Poll::Ready(end);
+        }
+        if self.entry.poll_over(cx).is_ready() {
+            self.pair.take_leave(cx);
+            return Poll::Ready(RelayEnd::Told);
+        }
+        if self.pair.take_stirred() {
+            self.stirred_at = Instant::now();
+        }
+        while alarm.as_mut().poll(cx).is_ready() {
+            if !self.is_settled {
+                self.is_settled = true;
+                self.pair.settle();
+            }
+            let until = self.stirred_at + self.idle;
+            if until <= Instant::now() {
+                return Poll::Ready(RelayEnd::Idle);
+            }
+            alarm.as_mut().reset(until);
+        }
+        Poll::Pending
+    }
+}
+
+/// Not an `async fn`, whose future would have room for its arguments twice.
 fn run<D, U>(
-    mut pair: Pair<D, U>,
+    pair: Pair<D, U>,
     idle: Duration,
     moved: impl Deref<Target = Moved>,
+    entry: Rc<Entry>,
 ) -> impl Future<Output = RelayEnd>
 where
-    D: AsyncRead + AsyncWrite + Unpin,
-    U: AsyncRead + AsyncWrite + Unpin,
+    D: AsyncRead + AsyncWrite + Unpin + 'static,
+    U: AsyncRead + AsyncWrite + Unpin + 'static,
 {
+    let mut running = Running {
+        pair,
+        moved,
+        entry,
+        idle,
+        stirred_at: Instant::now(),
+        is_settled: false,
+    };
     async move {
-        let mut stirred_at = Instant::now();
         // Set anew only when it goes off: bytes that move do not touch the timer.
-        let mut alarm = pin!(sleep_until(stirred_at + idle));
-        poll_fn(|cx| {
-            if let Poll::Ready(end) = pair.poll(cx, &moved) {
-                return Poll::Ready(end);
-            }
-            if pair.take_stirred() {
-                stirred_at = Instant::now();
-            }
-            while alarm.as_mut().poll(cx).is_ready() {
-                let until = stirred_at + idle;
-                if until <= Instant::now() {
-                    return Poll::Ready(RelayEnd::Idle);
-                }
-                alarm.as_mut().reset(until);
-            }
-            Poll::Pending
-        })
-        .await
+        let mut alarm = pin!(sleep_until(running.stirred_at + idle.min(SETTLED)));
+        poll_fn(|cx| running.poll(cx, alarm.as_mut())).await
     }
 }
 

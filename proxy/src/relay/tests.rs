@@ -17,7 +17,13 @@ async fn half_close_keeps_the_other_direction() {
     let (mut client, near) = tokio::io::duplex(64);
     let (far, mut server) = tokio::io::duplex(64);
     let moved = Moved::default();
-    let relaying = relay(near, far, Duration::from_secs(60), &moved);
+    let relaying = relay(
+        near,
+        far,
+        Duration::from_secs(60),
+        &moved,
+        Entry::unlisted(),
+    );
     let story = async {
         client.write_all(b"question").await.unwrap();
         client.shutdown().await.unwrap();
@@ -45,7 +51,13 @@ async fn silence_in_both_directions_ends_it_after_the_idle_time() {
     let (far, mut server) = tokio::io::duplex(64);
     let began = Instant::now();
     let moved = Moved::default();
-    let relaying = relay(near, far, Duration::from_secs(10), &moved);
+    let relaying = relay(
+        near,
+        far,
+        Duration::from_secs(10),
+        &moved,
+        Entry::unlisted(),
+    );
     let story = async {
         tokio::time::sleep(Duration::from_secs(9)).await;
         client.write_all(b"x").await.unwrap();
@@ -145,6 +157,7 @@ async fn bulk_both_ways(pipes: Rc<Pipes>) {
         IDLE,
         Rc::clone(&moved),
         Rc::clone(&pipes),
+        Entry::unlisted(),
     );
     let (mut caller_read, mut caller_write) = caller.split();
     let (mut endpoint_read, mut endpoint_write) = endpoint.split();
@@ -225,6 +238,7 @@ async fn the_end_behind_a_full_pipe_is_passed_on_after_its_bytes_and_the_other_w
                 IDLE,
                 Rc::clone(&moved),
                 Rc::clone(&pipes),
+                Entry::unlisted(),
             );
             let way = if upwards { &moved.up } else { &moved.down };
             let (mut back, mut out) = writer.split();
@@ -275,6 +289,7 @@ async fn broken(
         IDLE,
         Rc::clone(&moved),
         Rc::clone(&pipes),
+        Entry::unlisted(),
     );
     let story = async {
         let bytes = noise(10);
@@ -336,6 +351,7 @@ async fn what_was_moved_is_known_of_a_relay_that_is_dropped_midway() {
             IDLE,
             Rc::clone(&moved),
             Rc::clone(&pipes),
+            Entry::unlisted(),
         );
         let bytes = noise(11);
         tokio::select! {
@@ -369,6 +385,7 @@ async fn messages_after_bulk_are_not_held_back() {
         IDLE,
         Rc::clone(&moved),
         Rc::clone(&pipes),
+        Entry::unlisted(),
     );
     let story = async {
         let bytes = vec![1; 4 << 20];
@@ -403,6 +420,7 @@ async fn an_idle_relay_is_small() {
         IDLE,
         Rc::clone(&moved),
         pipes,
+        Entry::unlisted(),
     );
     let bytes = size_of_val(&relaying);
     assert!(bytes <= 512, "{bytes}");

@@ -15,6 +15,7 @@ use zeugma_core::svid::{Certificate, Origin, Rule, Violation};
 
 use super::config::sha256;
 use super::credentials::{ReadError, read_bounded};
+use super::crl::{Authority, authority};
 
 /// The largest bundle file read, in bytes.
 pub const BUNDLE_BYTES_MAX: u64 = 1 << 20;
@@ -128,12 +129,16 @@ pub struct Anchor {
     pub not_after: i64,
     /// How many issuers may stand below it.
     pub path_len: Option<u32>,
+    /// Whose name and key it is of.
+    pub(super) authority: Authority,
 }
 
 impl Anchor {
     fn new(der: CertificateDer<'static>, domain: &TrustDomain) -> Result<Self, Violation> {
-        let facts = Certificate::parse(&der)?.check_anchor(domain, Origin::Presented)?;
+        let certificate = Certificate::parse(&der)?;
+        let facts = certificate.check_anchor(domain, Origin::Presented)?;
         Ok(Self {
+            authority: authority(&certificate),
             fingerprint: sha256(&der),
             not_before: facts.not_before,
             not_after: facts.not_after,

@@ -157,6 +157,7 @@ mod tests {
         Arc::new(TlsPeer {
             id: SpiffeId::parse("spiffe://east.example/ns/shop/sa/cart").unwrap(),
             serials: Vec::new(),
+            issuers: Vec::new(),
             anchor: [0; 32],
             not_after,
         })

@@ -1,6 +1,7 @@
 //! rustls configurations whose verifier remembers its verdict.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock, OnceLock};
 
 use rustls::client::Resumption;
@@ -18,6 +19,7 @@ use zeugma_core::identity::{IdPattern, SpiffeId};
 use zeugma_core::svid::Rule;
 
 use super::credentials::Credentials;
+use super::groups::GroupsAlone;
 use super::verify::{Refusal, TlsPeer, Usage};
 
 /// The schemes a peer may sign the handshake with: those of R4's keys (RFC 8446 §4.2.3).
@@ -194,6 +196,17 @@ pub fn client_config(
     expected: &[IdPattern],
     alpn: &[&[u8]],
 ) -> Result<(Arc<ClientConfig>, PeerSlot), rustls::Error> {
+    client_config_towards(credentials, None, expected, alpn)
+}
+
+/// As [`client_config`], with a guess of the key exchange from what was agreed on before with the
+/// same server at `address`.
+pub(crate) fn client_config_towards(
+    credentials: &Arc<Credentials>,
+    address: Option<SocketAddr>,
+    expected: &[IdPattern],
+    alpn: &[&[u8]],
+) -> Result<(Arc<ClientConfig>, PeerSlot), rustls::Error> {
     let slot = PeerSlot::default();
     let verifier = Arc::new(UpstreamVerifier {
         credentials: Arc::clone(credentials),
@@ -205,7 +218,14 @@ pub fn client_config(
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(credentials.resolver());
-    config.resumption = Resumption::disabled();
+    // T2: rustls never asks the verifier on resumption.
+    config.resumption = match address {
+        Some(address) => Resumption::store(Arc::new(GroupsAlone {
+            known: Arc::clone(credentials.known_groups()),
+            address,
+        })),
+        None => Resumption::disabled(),
+    };
     config.enable_early_data = false;
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok((Arc::new(config), slot))

@@ -16,8 +16,9 @@ use zeugma_core::svid::Rule;
 use super::bundle::{Bundle, BundleError, Bundles};
 use super::cache::{ChainCache, ChainKey};
 use super::config::provider;
-use super::crl::{Crls, CrlsError};
+use super::crl::{CrlNumbers, Crls, CrlsError};
 use super::denied::{DeniedError, DeniedIds};
+use super::groups::KnownGroups;
 use super::verify::{Refusal, TlsPeer, Trusted, Usage, seconds, verify, verify_chain};
 
 /// The largest certificate or key file read, in bytes.
@@ -133,31 +134,37 @@ pub struct Credentials {
     resolver: Arc<SingleCertAndKey>,
     bundles: Bundles,
     crls: Crls,
+    crl_numbers: CrlNumbers,
     denied: DeniedIds,
     verified: Box<ChainCache>,
+    known_groups: Arc<KnownGroups>,
 }
 
 /// Whom we trust, and whom not.
 struct Trust {
     bundles: Bundles,
     crls: Crls,
+    crl_numbers: CrlNumbers,
     denied: DeniedIds,
 }
 
 impl Trust {
-    fn load(files: &SvidFiles, before: &Crls) -> Result<Self, CredentialsError> {
+    fn load(files: &SvidFiles, newest: &CrlNumbers) -> Result<Self, CredentialsError> {
         let bundles = Bundles::load(&files.bundles)?;
         let crls = match &files.crls {
-            Some(folder) => Crls::load(folder, &bundles, before)?,
+            Some(folder) => Crls::load(folder, &bundles, newest)?,
             None => Crls::default(),
         };
         let denied = match &files.denied {
             Some(file) => DeniedIds::load(file)?,
             None => DeniedIds::default(),
         };
+        let mut crl_numbers = newest.clone();
+        crl_numbers.note(&crls, &bundles);
         Ok(Self {
             bundles,
             crls,
+            crl_numbers,
             denied,
         })
     }
@@ -169,23 +176,27 @@ impl Credentials {
     /// # Errors
     /// Any [`CredentialsError`]: nothing is used in part.
     pub fn load(files: &SvidFiles, generation: u64) -> Result<Self, CredentialsError> {
-        Self::load_after(files, generation, &Crls::default())
+        Self::load_after(files, generation, &CrlNumbers::default())
     }
 
     /// Reads and checks everything anew, under the next generation.
     ///
     /// # Errors
-    /// As [`load`](Self::load); also if a CRL is older than the one in use (R9).
+    /// As [`load`](Self::load); also if a CRL is older than one that was used before (R9).
     pub fn reload(&self, files: &SvidFiles) -> Result<Self, CredentialsError> {
-        Self::load_after(files, self.generation.saturating_add(1), &self.crls)
+        Self::load_after(files, self.generation.saturating_add(1), &self.crl_numbers)
     }
 
-    fn load_after(
+    /// As [`load`](Self::load), and no CRL may be older than one of `newest` (R9).
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_after(
         files: &SvidFiles,
         generation: u64,
-        before: &Crls,
+        newest: &CrlNumbers,
     ) -> Result<Self, CredentialsError> {
-        let trust = Trust::load(files, before)?;
+        let trust = Trust::load(files, newest)?;
         let chain = load_chain(&files.certificate)?;
         let key = load_key(&files.key)?;
         Self::new(chain, key, trust, generation, files)
@@ -201,6 +212,7 @@ impl Credentials {
         let Trust {
             bundles,
             crls,
+            crl_numbers,
             denied,
         } = trust;
         let now = UnixTime::now();
@@ -237,8 +249,10 @@ impl Credentials {
             resolver: Arc::new(certified.into()),
             bundles,
             crls,
+            crl_numbers,
             denied,
             verified: Box::default(),
+            known_groups: Arc::default(),
         })
     }
 
@@ -297,6 +311,12 @@ impl Credentials {
     #[must_use]
     pub const fn crls(&self) -> &Crls {
         &self.crls
+    }
+
+    /// The newest CRLs that were used, now or before.
+    #[must_use]
+    pub const fn crl_numbers(&self) -> &CrlNumbers {
+        &self.crl_numbers
     }
 
     /// Who is refused whatever certificate it shows.
@@ -383,15 +403,18 @@ impl Credentials {
             let detail = format!("the bundle of trust domain {domain} has another anchor");
             return Err(Refusal::new(Rule::UnknownIssuer, detail));
         }
-        if let Some(below_anchor) = peer.serials.last() {
-            self.crls.check(&domain, &peer.anchor, below_anchor, now)?;
-        }
+        let issued = peer.serials.iter().zip(&peer.issuers);
+        self.crls.check(&domain, issued, now)?;
         if now > peer.not_after {
             let late = now.saturating_sub(peer.not_after);
             let detail = format!("a certificate of {} expired {late} s ago", peer.id);
             return Err(Refusal::new(Rule::Expired, detail));
         }
         Ok(())
+    }
+
+    pub(super) const fn known_groups(&self) -> &Arc<KnownGroups> {
+        &self.known_groups
     }
 
     pub(super) fn resolver(&self) -> Arc<SingleCertAndKey> {

@@ -1,7 +1,8 @@
 //! CRLs: one file for each trust domain, each list signed by an anchor of its bundle.
 //!
-//! A list speaks of what its anchor issued: of the certificate right below the anchor on a path,
-//! be it a leaf or an intermediate. Serials are compared together with the anchor, never alone.
+//! A list speaks of what its issuer issued, whatever path leads there: an issuer is a name and a
+//! key, which an anchor and a certificate of another CA for it (a cross certificate) have in common.
+//! Serials are compared together with the issuer, never alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -127,13 +128,20 @@ pub enum CrlsError {
     },
 }
 
+/// An issuer's name and key, as one digest: all certificates of an issuer have the same.
+pub(super) type Authority = [u8; 32];
+
+/// The issuer that a CA certificate is of.
+pub(super) fn authority(certificate: &Certificate<'_>) -> Authority {
+    // Each is DER, which says its own length: no two pairs are the same bytes.
+    sha256(&[certificate.subject(), certificate.public_key()].concat())
+}
+
 /// One list whose signature was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Crl {
-    /// The anchors it is of: they have one name and key.
-    anchors: Vec<[u8; 32]>,
-    /// The SHA-256 of their key.
-    key: [u8; 32],
+    /// Who signed it.
+    issuer: Authority,
     number: Box<[u8]>,
     digest: [u8; 32],
     next_update: i64,
@@ -142,17 +150,94 @@ pub(super) struct Crl {
 
 impl Crl {
     fn order(&self) -> (usize, &[u8]) {
-        let from = self.number.iter().position(|octet| *octet != 0);
-        let octets = from.and_then(|at| self.number.get(at..));
-        let octets = octets.unwrap_or_default();
-        (octets.len(), octets)
+        order(&self.number)
+    }
+}
+
+/// How crlNumbers compare: without leading zeros the longer one is greater.
+fn order(number: &[u8]) -> (usize, &[u8]) {
+    let from = number.iter().position(|octet| *octet != 0);
+    let octets = from.and_then(|at| number.get(at..)).unwrap_or_default();
+    (octets.len(), octets)
+}
+
+fn hexadecimal(octets: &[u8]) -> String {
+    (octets.iter())
+        .map(|octet| format!("{octet:02x}"))
+        .collect()
+}
+
+fn octets(hexadecimal: &str) -> Option<Vec<u8>> {
+    let digits = hexadecimal.as_bytes().chunks(2);
+    digits
+        .map(|pair| {
+            let is_whole = pair.len() == 2 && pair.iter().all(u8::is_ascii_hexdigit);
+            let pair = str::from_utf8(pair).ok().filter(|_| is_whole)?;
+            u8::from_str_radix(pair, 16).ok()
+        })
+        .collect()
+}
+
+/// The newest CRL of each issuer that was ever used: R9 holds whatever became of its file, and over
+/// a restart where these are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CrlNumbers(BTreeMap<(TrustDomain, Authority), Newest>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Newest {
+    number: Box<[u8]>,
+    digest: [u8; 32],
+}
+
+impl CrlNumbers {
+    /// Adds what was loaded, and forgets issuers that no bundle trusts any more: a list of theirs is
+    /// refused anyhow.
+    pub(super) fn note(&mut self, crls: &Crls, bundles: &Bundles) {
+        self.0.retain(|(domain, issuer), _| {
+            let anchors = bundles.get(domain).map_or(&[][..], Bundle::anchors);
+            anchors.iter().any(|anchor| anchor.authority == *issuer)
+        });
+        for (domain, lists) in &crls.0 {
+            for list in lists {
+                let newest = Newest {
+                    number: list.number.clone(),
+                    digest: list.digest,
+                };
+                self.0.insert((domain.clone(), list.issuer), newest);
+            }
+        }
     }
 
-    fn number_text(&self) -> String {
-        self.number
-            .iter()
-            .map(|octet| format!("{octet:02x}"))
-            .collect()
+    /// Whether no list was ever used.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// As text: for each issuer a line of trust domain, issuer, number and digest.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let lines = self.0.iter().map(|((domain, issuer), newest)| {
+            let [issuer, number, digest] =
+                [&issuer[..], &newest.number, &newest.digest].map(hexadecimal);
+            format!("{} {issuer} {number} {digest}\n", domain.as_str())
+        });
+        lines.collect()
+    }
+
+    /// From such text; `None` if it is not of this form.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        let line = |line: &str| {
+            let mut words = line.split(' ');
+            let domain = TrustDomain::parse(words.next()?).ok()?;
+            let issuer = octets(words.next()?)?.try_into().ok()?;
+            let number = octets(words.next()?)?.into();
+            let digest = octets(words.next()?)?.try_into().ok()?;
+            let newest = Newest { number, digest };
+            (words.next().is_none()).then_some(((domain, issuer), newest))
+        };
+        text.lines().map(line).collect::<Option<_>>().map(Self)
     }
 }
 
@@ -165,9 +250,9 @@ impl Crls {
     /// dot, are ignored. Of several lists of one issuer the newest counts.
     ///
     /// # Errors
-    /// The first file that cannot be used, or that would bring back an older list than `before` holds
+    /// The first file that cannot be used, or that would bring back an older list than one of `newest`
     /// (R9): a folder is taken whole or not at all.
-    pub fn load(folder: &Path, bundles: &Bundles, before: &Self) -> Result<Self, CrlsError> {
+    pub fn load(folder: &Path, bundles: &Bundles, newest: &CrlNumbers) -> Result<Self, CrlsError> {
         let mut crls = Self::default();
         for path in files(folder)? {
             let name = path.file_stem().unwrap_or_default().to_string_lossy();
@@ -178,28 +263,28 @@ impl Crls {
             let Some(bundle) = bundles.get(&domain) else {
                 return Err(CrlsError::NoBundle { path, domain });
             };
-            let in_use = before.0.get(&domain).map_or(&[][..], Vec::as_slice);
-            let lists = load_file(&path, bundle, in_use)?;
+            let lists = load_file(&path, bundle, newest)?;
             crls.0.insert(domain, lists);
         }
         Ok(crls)
     }
 
-    /// Checks the certificate right below an anchor.
-    pub(super) fn check(
+    /// Checks the certificates of a path: the serial of each, and who issued it.
+    pub(super) fn check<'p>(
         &self,
         domain: &TrustDomain,
-        anchor: &[u8; 32],
-        serial: &Serial,
+        path: impl Iterator<Item = (&'p Serial, &'p Authority)>,
         now: i64,
     ) -> Result<(), Violation> {
         let Some(lists) = self.0.get(domain) else {
             return Ok(());
         };
         // A revocation that is known counts, however old the list.
-        let of_anchor = |list: &&Crl| list.anchors.contains(anchor);
-        let mut listed = lists.iter().filter(of_anchor);
-        if listed.any(|list| list.serials.contains(serial)) {
+        let is_listed = |(serial, issuer): &(&Serial, &Authority)| {
+            (lists.iter()).any(|list| list.issuer == **issuer && list.serials.contains(serial))
+        };
+        let mut path = path;
+        if let Some((serial, _)) = path.find(is_listed) {
             let detail = format!("serial {serial} is on a CRL of trust domain {domain}");
             return Err(Violation::new(Rule::Revoked, detail));
         }
@@ -256,7 +341,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, CrlsError> {
     Ok(paths)
 }
 
-fn load_file(path: &Path, bundle: &Bundle, in_use: &[Crl]) -> Result<Vec<Crl>, CrlsError> {
+fn load_file(path: &Path, bundle: &Bundle, newest: &CrlNumbers) -> Result<Vec<Crl>, CrlsError> {
     let bytes = read_bounded(path, CRL_BYTES_MAX)?;
     let mut lists: Vec<Crl> = Vec::new();
     for (index, der) in CertificateRevocationListDer::pem_slice_iter(&bytes).enumerate() {
@@ -279,19 +364,19 @@ fn load_file(path: &Path, bundle: &Bundle, in_use: &[Crl]) -> Result<Vec<Crl>, C
             index,
             domain: bundle.domain().clone(),
         })?;
-        let before = in_use.iter().find(|one| one.key == list.key);
+        let before = newest.0.get(&(bundle.domain().clone(), list.issuer));
         if let Some(before) = before
-            && (list.order() < before.order()
-                || (list.order() == before.order() && list.digest != before.digest))
+            && (list.order() < order(&before.number)
+                || (list.order() == order(&before.number) && list.digest != before.digest))
         {
             return Err(CrlsError::Rollback {
                 path: path.to_owned(),
                 index,
-                number: list.number_text(),
-                before: before.number_text(),
+                number: hexadecimal(&list.number),
+                before: hexadecimal(&before.number),
             });
         }
-        match lists.iter_mut().find(|one| one.key == list.key) {
+        match lists.iter_mut().find(|one| one.issuer == list.issuer) {
             Some(one) if one.order() < list.order() => *one = list,
             Some(_) => {}
             None => lists.push(list),
@@ -307,18 +392,9 @@ fn load_file(path: &Path, bundle: &Bundle, in_use: &[Crl]) -> Result<Vec<Crl>, C
 
 /// The list, if an anchor of the bundle signed it.
 fn verified(facts: CrlFacts<'_>, der: &[u8], bundle: &Bundle) -> Option<Crl> {
-    let keys =
-        (bundle.anchors().iter()).filter_map(|anchor| Some((signs(anchor, &facts)?, anchor)));
-    let mut key = None;
-    let mut anchors = Vec::new();
-    for (signer, anchor) in keys {
-        // One signature is of one key.
-        key = Some(signer);
-        anchors.push(anchor.fingerprint);
-    }
+    let signer = (bundle.anchors().iter()).find(|anchor| signs(anchor, &facts))?;
     Some(Crl {
-        anchors,
-        key: key?,
+        issuer: signer.authority,
         number: facts.number,
         digest: sha256(der),
         next_update: facts.next_update,
@@ -326,18 +402,68 @@ fn verified(facts: CrlFacts<'_>, der: &[u8], bundle: &Bundle) -> Option<Crl> {
     })
 }
 
-/// The digest of the anchor's key, if it signed the list and may.
-fn signs(anchor: &Anchor, facts: &CrlFacts<'_>) -> Option<[u8; 32]> {
-    let certificate = Certificate::parse(&anchor.der).ok()?;
+/// Whether the anchor signed the list and may.
+fn signs(anchor: &Anchor, facts: &CrlFacts<'_>) -> bool {
+    let Ok(certificate) = Certificate::parse(&anchor.der) else {
+        return false;
+    };
     if certificate.subject() != &*facts.issuer || !certificate.signs_crls() {
-        return None;
+        return false;
     }
-    let (algorithm, key) = certificate.public_key_parts()?;
+    let Some((algorithm, key)) = certificate.public_key_parts() else {
+        return false;
+    };
     let algorithms = provider().signature_verification_algorithms.all;
-    let signed = algorithms.iter().any(|one| {
+    algorithms.iter().any(|one| {
         one.public_key_alg_id().as_ref() == algorithm
             && one.signature_alg_id().as_ref() == facts.algorithm
             && (one.verify_signature(key, facts.signed, &facts.signature)).is_ok()
-    });
-    signed.then(|| sha256(certificate.public_key()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_the_same_after_they_were_text() {
+        let domain = TrustDomain::parse("west.example").unwrap();
+        let newest = |number: &[u8]| Newest {
+            number: number.into(),
+            digest: [0xa7; 32],
+        };
+        let numbers = CrlNumbers(BTreeMap::from([
+            ((domain.clone(), [1; 32]), newest(&[0, 255])),
+            ((domain, [2; 32]), newest(&[])),
+        ]));
+        assert_eq!(CrlNumbers::from_text(&numbers.to_text()), Some(numbers));
+        let empty = CrlNumbers::default();
+        assert_eq!(CrlNumbers::from_text(&empty.to_text()), Some(empty));
+    }
+
+    #[test]
+    fn other_text_is_no_numbers() {
+        let good = format!("west.example {} 0a {}\n", "01".repeat(32), "02".repeat(32));
+        assert!(CrlNumbers::from_text(&good).is_some());
+        for (from, to) in [
+            ("west.example", "WEST"),
+            (" 0a ", " 0 "),
+            (" 0a ", " +a "),
+            (" 0a ", " "),
+            ("\n", " more\n"),
+            ("\n", "\n\n"),
+            ("0202", "02"),
+            (" 0a ", " \u{e9} "),
+        ] {
+            let bad = good.replacen(from, to, 1);
+            assert_eq!(CrlNumbers::from_text(&bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_longer_number_is_greater_and_zeros_before_it_are_nothing() {
+        assert!(order(&[1, 0]) > order(&[255]));
+        assert_eq!(order(&[0, 0, 7]), order(&[7]));
+        assert!(order(&[0]) < order(&[1]));
+    }
 }

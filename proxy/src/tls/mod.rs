@@ -10,6 +10,7 @@ mod config;
 mod credentials;
 mod crl;
 mod denied;
+mod groups;
 mod stream;
 mod verify;
 
@@ -17,12 +18,14 @@ pub use bundle::{
     ANCHORS_MAX, Anchor, BUNDLE_BYTES_MAX, BUNDLES_MAX, Bundle, BundleError, Bundles,
 };
 pub use cache::CACHED_CHAINS_MAX;
-pub(crate) use config::{Admit, admitting_server_config};
+pub(crate) use config::{Admit, admitting_server_config, client_config_towards};
 pub use config::{PeerSlot, client_config, server_config};
 pub use credentials::{Credentials, CredentialsError, ReadError, SVID_BYTES_MAX, SvidFiles};
 pub use crl::{
-    CRL_BYTES_MAX, CRL_ENTRIES_MAX, CRL_FILES_MAX, CRL_GRACE_SECONDS, CRLS_MAX, Crls, CrlsError,
+    CRL_BYTES_MAX, CRL_ENTRIES_MAX, CRL_FILES_MAX, CRL_GRACE_SECONDS, CRLS_MAX, CrlNumbers, Crls,
+    CrlsError,
 };
 pub use denied::{DENIED_BYTES_MAX, DENIED_MAX, DeniedError, DeniedIds};
+pub use groups::KNOWN_GROUPS_MAX;
 pub use stream::TlsStream;
 pub use verify::{CHAIN_BYTES_MAX, CHAIN_CERTIFICATES_MAX, Refusal, TlsPeer, Usage, verify_chain};

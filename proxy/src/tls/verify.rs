@@ -10,7 +10,7 @@ use zeugma_core::svid::{Certificate, Origin, Rule, Serial, Violation};
 
 use super::bundle::{Anchor, Bundle, Bundles};
 use super::config::provider;
-use super::crl::Crls;
+use super::crl::{Authority, Crls, authority};
 
 /// The most certificates a peer may present, leaf included.
 pub const CHAIN_CERTIFICATES_MAX: usize = 8;
@@ -33,6 +33,8 @@ pub struct TlsPeer {
     pub id: SpiffeId,
     /// The serials of the path: leaf first, without the anchor.
     pub serials: Vec<Serial>,
+    /// Who issued each of them: the SHA-256 of the issuer's name and key.
+    pub issuers: Vec<[u8; 32]>,
     /// The SHA-256 of the anchor's DER.
     pub anchor: [u8; 32],
     /// When the first certificate of the path expires, in Unix seconds.
@@ -143,6 +145,7 @@ pub(super) fn verify(
     Ok(TlsPeer {
         id,
         serials,
+        issuers: path.issuers,
         anchor: path.anchor,
         not_after: path.not_after.min(leaf.not_after()),
     })
@@ -186,6 +189,8 @@ fn find_bundle<'b>(bundles: &'b Bundles, domain: &TrustDomain) -> Result<&'b Bun
 /// What is kept of an accepted path, without its leaf.
 struct Path {
     serials: Vec<Serial>,
+    /// Of the leaf and of each of `serials`.
+    issuers: Vec<Authority>,
     anchor: [u8; 32],
     not_after: i64,
 }
@@ -248,20 +253,23 @@ fn judge_path(path: &VerifiedPath<'_>, judging: &Judging<'_>) -> Result<Path, Vi
         .bundle
         .anchor_of(path.anchor())
         .ok_or_else(|| Violation::new(Rule::UnknownIssuer, "the anchor is not of the bundle"))?;
-    let mut serials = Vec::new();
+    let (mut serials, mut issuers) = (Vec::new(), Vec::new());
     let mut not_after = anchor.not_after;
     for issuer in path.intermediate_certificates() {
         let der = issuer.der();
-        let facts = Certificate::parse(&der)?.check_issuer(judging.domain, Origin::Presented)?;
+        let certificate = Certificate::parse(&der)?;
+        let facts = certificate.check_issuer(judging.domain, Origin::Presented)?;
         not_after = not_after.min(facts.not_after);
         serials.push(facts.serial);
+        issuers.push(authority(&certificate));
     }
+    issuers.push(anchor.authority);
     check_anchor(anchor, serials.len(), judging.now)?;
-    let below_anchor = serials.last().unwrap_or(&judging.leaf);
-    let seconds = seconds(judging.now);
-    (judging.crls).check(judging.domain, &anchor.fingerprint, below_anchor, seconds)?;
+    let issued = std::iter::once(&judging.leaf).chain(&serials).zip(&issuers);
+    (judging.crls).check(judging.domain, issued, seconds(judging.now))?;
     Ok(Path {
         serials,
+        issuers,
         anchor: anchor.fingerprint,
         not_after,
     })

@@ -11,6 +11,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -50,6 +51,13 @@ impl Stream {
             Self::Plain(stream) => stream.socket(),
             Self::Terminated(_) | Self::Originated(_) => None,
         }
+    }
+
+    /// Keeps back what does not fill a packet until the stream is shut down: its last bytes, TLS's
+    /// close_notify and TCP's FIN then leave in one.
+    pub(crate) fn cork(&self) {
+        // Where it fails they leave in several.
+        SockRef::from(self.tcp()).set_tcp_cork(true).ok();
     }
 
     /// Puts back bytes that were read from a plain stream, before any that come next.
@@ -119,7 +127,11 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
+        let this = self.get_mut();
+        if !matches!(this, Self::Plain(_)) {
+            this.cork();
+        }
+        match this {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Terminated(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Originated(stream) => Pin::new(stream).poll_shutdown(cx),

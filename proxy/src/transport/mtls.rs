@@ -1,6 +1,7 @@
 //! SPIFFE mTLS: ended here with our SVID, or begun here towards an endpoint that must answer with
 //! an expected one.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use super::alert::{close_after_alert, hang_up_after_alert};
 use super::{Prefixed, Stream};
 use crate::tls::{
     Admit, Credentials, PeerSlot, Refusal, TlsPeer, TlsStream, admitting_server_config,
-    client_config,
+    client_config_towards,
 };
 
 /// HTTP/2 (RFC 9113 §3.2).
@@ -89,12 +90,13 @@ pub(crate) async fn terminate(
     })
 }
 
-/// Begins TLS with our SVID towards an endpoint whose SPIFFE ID must be one of `expected`.
+/// Begins TLS with our SVID towards an endpoint at `address` whose SPIFFE ID must be one of
+/// `expected`.
 ///
 /// # Errors
 /// As [`SessionError`].
 pub(crate) async fn originate(
-    tcp: TcpStream,
+    (tcp, address): (TcpStream, SocketAddr),
     credentials: &Arc<Credentials>,
     sni: &Arc<str>,
     expected: &[IdPattern],
@@ -102,7 +104,8 @@ pub(crate) async fn originate(
 ) -> Result<Session, SessionError> {
     let name = ServerName::try_from(sni.to_string())
         .map_err(|_invalid| SessionError::ServerName(Arc::clone(sni)))?;
-    let (config, slot) = client_config(credentials, expected, alpn).map_err(SessionError::Setup)?;
+    let (config, slot) = client_config_towards(credentials, Some(address), expected, alpn)
+        .map_err(SessionError::Setup)?;
     let stream = match TlsStream::connect(config, name, tcp).await {
         Err((error, tcp)) => {
             // Another endpoint may be tried: nobody waits for this one to have read the alert.

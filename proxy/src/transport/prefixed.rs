@@ -16,17 +16,22 @@ const GATHER_BYTES: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct Prefixed {
     tcp: TcpStream,
-    prefix: Vec<u8>,
+    /// Most of its life there is none.
+    prefix: Option<Box<Prefix>>,
+}
+
+/// Bytes read ahead, not empty.
+#[derive(Debug)]
+struct Prefix {
+    bytes: Vec<u8>,
     taken: usize,
 }
 
 impl Prefixed {
-    pub(crate) const fn new(tcp: TcpStream, prefix: Vec<u8>) -> Self {
-        Self {
-            tcp,
-            prefix,
-            taken: 0,
-        }
+    pub(crate) fn new(tcp: TcpStream, prefix: Vec<u8>) -> Self {
+        let mut this = Self { tcp, prefix: None };
+        this.unread(prefix);
+        this
     }
 
     /// The connection below.
@@ -36,7 +41,7 @@ impl Prefixed {
 
     /// The socket, if nothing is left of what was read ahead.
     pub(crate) const fn socket(&self) -> Option<&TcpStream> {
-        if self.prefix.is_empty() {
+        if self.prefix.is_none() {
             Some(&self.tcp)
         } else {
             None
@@ -49,16 +54,20 @@ impl Prefixed {
     }
 
     /// The socket, and what was read ahead and not taken.
-    pub(crate) fn into_parts(mut self) -> (TcpStream, Vec<u8>) {
-        self.prefix.drain(..self.taken);
-        (self.tcp, self.prefix)
+    pub(crate) fn into_parts(self) -> (TcpStream, Vec<u8>) {
+        let Some(mut prefix) = self.prefix else {
+            return (self.tcp, Vec::new());
+        };
+        prefix.bytes.drain(..prefix.taken);
+        (self.tcp, prefix.bytes)
     }
 
     /// Puts back `bytes`, which were just read.
     pub(crate) fn unread(&mut self, mut bytes: Vec<u8>) {
-        bytes.extend_from_slice(self.prefix.get(self.taken..).unwrap_or_default());
-        self.prefix = bytes;
-        self.taken = 0;
+        if let Some(prefix) = &self.prefix {
+            bytes.extend_from_slice(prefix.bytes.get(prefix.taken..).unwrap_or_default());
+        }
+        self.prefix = (!bytes.is_empty()).then(|| Box::new(Prefix { bytes, taken: 0 }));
     }
 }
 
@@ -69,16 +78,15 @@ impl AsyncRead for Prefixed {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let rest = this.prefix.get(this.taken..).unwrap_or_default();
-        if rest.is_empty() {
+        let Some(prefix) = &mut this.prefix else {
             return Pin::new(&mut this.tcp).poll_read(cx, buf);
-        }
+        };
+        let rest = prefix.bytes.get(prefix.taken..).unwrap_or_default();
         let n = rest.len().min(buf.remaining());
         buf.put_slice(rest.get(..n).unwrap_or_default());
-        this.taken += n;
-        if this.taken == this.prefix.len() {
-            this.prefix = Vec::new();
-            this.taken = 0;
+        prefix.taken += n;
+        if prefix.taken == prefix.bytes.len() {
+            this.prefix = None;
         }
         Poll::Ready(Ok(()))
     }

@@ -263,6 +263,23 @@ impl Gateway {
         kill_process(pid, signal).unwrap();
     }
 
+    /// Stops all of it, without a word to anybody: a signal takes its time to reach every thread.
+    pub(crate) async fn freeze(&self) {
+        self.signal(Signal::STOP);
+        eventually("every thread to stop", async || {
+            let mut threads = fs::read_dir(format!("/proc/{}/task", self.pid())).ok()?;
+            let is_stopped = |thread: std::io::Result<fs::DirEntry>| {
+                // proc_pid_stat(5): the state comes behind the name, which is in parentheses.
+                let stat = fs::read_to_string(thread.ok()?.path().join("stat")).ok()?;
+                stat.rsplit_once(") ")?.1.starts_with('T').then_some(())
+            };
+            threads
+                .all(|thread| is_stopped(thread).is_some())
+                .then_some(())
+        })
+        .await;
+    }
+
     /// Waits for its end.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         within("the gateway's end", async {

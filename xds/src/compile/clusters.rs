@@ -8,7 +8,9 @@ use zeugma_core::snapshot::{Address, EndpointTls, Failure};
 
 use super::rbac::id_matcher;
 use super::target::{self, Target};
-use super::{Context, Export, Scope, Service, Services, cluster_name, levels, mirror_cluster_name};
+use super::{
+    Context, Export, Made, Scope, Service, Services, cluster_name, levels, mirror_cluster_name,
+};
 use crate::meta::{
     AnyClusterMeta, ClusterMeta, EndpointMeta, ErrorRateMeta, ExportMeta, FailoverMeta,
     InboundMeta, PassiveMeta, PeerMeta, PositionMeta, ProtocolMeta, RetriesMeta, ServiceMeta,
@@ -28,16 +30,9 @@ const TRANSPORT_SOCKET_MATCH: &str = "envoy.transport_socket_match";
 pub(crate) const SOCKET: &str = "socket";
 
 /// The cluster of one service in one scope.
-pub(crate) fn service(
-    context: Context<'_>,
-    service: &Service<'_>,
-    scope: Scope,
-) -> cluster::Cluster {
-    let targets: Vec<Target> = service
-        .targets
-        .iter()
+pub(crate) fn service(context: Context<'_>, service: &Service<'_>, scope: Scope) -> Made {
+    let targets: Vec<&Target> = (service.targets.iter())
         .filter(|target| scope == Scope::Outbound || target.peer.is_none())
-        .cloned()
         .collect();
     let described = (scope == Scope::Outbound).then(|| describe(service));
     let named = Built {
@@ -53,7 +48,7 @@ pub(crate) fn mirrors(
     context: Context<'_>,
     service: &Service<'_>,
     services: &Services<'_>,
-) -> Vec<cluster::Cluster> {
+) -> Vec<Made> {
     service
         .mirrors(context, services)
         .into_iter()
@@ -73,13 +68,13 @@ pub(crate) fn mirrors(
                 scope: Scope::Outbound,
                 described: None,
             };
-            Some(build(context, to, &[target], named))
+            Some(build(context, to, &[&target], named))
         })
         .collect()
 }
 
 fn describe(service: &Service<'_>) -> ServiceMeta {
-    let position = service.route.position("metadata.name");
+    let position = service.route.name_position();
     ServiceMeta {
         id: service.id.clone(),
         port: service.port.port,
@@ -115,12 +110,7 @@ struct Built {
     described: Option<ServiceMeta>,
 }
 
-fn build(
-    context: Context<'_>,
-    service: &Service<'_>,
-    targets: &[Target],
-    built: Built,
-) -> cluster::Cluster {
+fn build(context: Context<'_>, service: &Service<'_>, targets: &[&Target], built: Built) -> Made {
     let Built {
         name,
         scope,
@@ -149,12 +139,12 @@ fn build(
     let mut meta = meta(service.route, &service.port, described);
     // The calling gateway has other places to try: it must hear `no-local-endpoint` at once.
     meta.failover.use_all &= scope == Scope::Outbound;
-    cluster::Cluster {
+    let cluster = cluster::Cluster {
         cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(kind.into())),
         connect_timeout: pb::duration(or_secs(route.timeouts.connect.as_ref(), 1)),
         lb_policy: lb_policy(route.balance.policy).into(),
         load_assignment: Some(assignment(&name, targets, &levels, meta.failover.start)),
-        transport_socket_matches: targets.iter().map(socket_match).collect(),
+        transport_socket_matches: (targets.iter().copied()).map(socket_match).collect(),
         health_checks: health_check(service).into_iter().collect(),
         outlier_detection: Some(outlier(service.route)),
         circuit_breakers: Some(breakers(&route.limits, meta.retries.budget)),
@@ -164,10 +154,11 @@ fn build(
             ..Default::default()
         }),
         typed_extension_protocol_options: protocol_options(targets, service.port.protocol),
-        metadata: Some(pb::metadata(&AnyClusterMeta::Traffic(Box::new(meta)))),
         name,
         ..Default::default()
-    }
+    };
+    let meta = AnyClusterMeta::Traffic(Box::new(meta));
+    Made { cluster, meta }
 }
 
 fn lb_policy(policy: Option<BalancePolicy>) -> cluster::cluster::LbPolicy {
@@ -273,7 +264,7 @@ pub(crate) fn cause(failure: Failure) -> String {
 
 fn assignment(
     name: &str,
-    targets: &[Target],
+    targets: &[&Target],
     levels: &[Vec<usize>],
     start: f64,
 ) -> endpoint::ClusterLoadAssignment {
@@ -570,7 +561,7 @@ fn breakers(limits: &RouteLimitsSpec, budget: f64) -> cluster::CircuitBreakers {
 type Options = std::collections::HashMap<String, pb::Any>;
 
 /// The HTTP version for Envoy, which has one for the whole cluster.
-fn protocol_options(targets: &[Target], protocol: ProtocolSpec) -> Options {
+fn protocol_options(targets: &[&Target], protocol: ProtocolSpec) -> Options {
     use crate::meta::VersionMeta;
     use upstream_http::http_protocol_options as options;
 
@@ -619,7 +610,7 @@ fn packed_options(options: &upstream_http::HttpProtocolOptions) -> Options {
 }
 
 /// A peer's gateways.
-pub(crate) fn peer(peer: &Document<MeshPeer>) -> cluster::Cluster {
+pub(crate) fn peer(peer: &Document<MeshPeer>) -> Made {
     use upstream_http::http_protocol_options as options;
 
     let spec = &peer.spec;
@@ -658,15 +649,10 @@ pub(crate) fn peer(peer: &Document<MeshPeer>) -> cluster::Cluster {
     } else {
         cluster::cluster::DiscoveryType::Static
     };
-    cluster::Cluster {
+    let cluster = cluster::Cluster {
         cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(kind.into())),
         connect_timeout: pb::duration(Duration::from_secs(3)),
-        load_assignment: Some(assignment(
-            &name,
-            std::slice::from_ref(&target),
-            &[vec![0]],
-            1.0,
-        )),
+        load_assignment: Some(assignment(&name, &[&target], &[vec![0]], 1.0)),
         transport_socket_matches: vec![socket_match(&target)],
         typed_extension_protocol_options: packed_options(&upstream_http::HttpProtocolOptions {
             upstream_protocol_options: Some(options::UpstreamProtocolOptions::ExplicitHttpConfig(
@@ -678,14 +664,15 @@ pub(crate) fn peer(peer: &Document<MeshPeer>) -> cluster::Cluster {
             )),
             ..Default::default()
         }),
-        metadata: Some(pb::metadata(&AnyClusterMeta::Peer(PeerMeta {
-            peer: peer.name.clone(),
-            cluster: spec.cluster.0.0.clone(),
-            locality: spec.locality.0.to_string(),
-            attests: spec.attests.iter().map(|td| td.0.to_string()).collect(),
-            sources: spec.sources.iter().map(|net| net.0.to_string()).collect(),
-        }))),
         name,
         ..Default::default()
-    }
+    };
+    let meta = AnyClusterMeta::Peer(PeerMeta {
+        peer: peer.name.clone(),
+        cluster: spec.cluster.0.0.clone(),
+        locality: spec.locality.0.to_string(),
+        attests: spec.attests.iter().map(|td| td.0.to_string()).collect(),
+        sources: spec.sources.iter().map(|net| net.0.to_string()).collect(),
+    });
+    Made { cluster, meta }
 }

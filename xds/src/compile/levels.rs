@@ -11,7 +11,7 @@ use crate::model::{FailoverSpec, LocalitySpec, ScopeSpec, Selector};
 /// The nearest level under `prefer` stays first; `order` follows if given; else all follow by
 /// distance. At equal distance own backends precede peers.
 pub(crate) fn levels(
-    targets: &[Target],
+    targets: &[&Target],
     here: &Locality,
     locality: &LocalitySpec,
     failover: &FailoverSpec,
@@ -123,7 +123,7 @@ mod tests {
             prefer: prefer.map(<[ScopeSpec]>::to_vec),
         };
         levels(
-            &targets,
+            &targets.iter().collect::<Vec<_>>(),
             &Locality::parse(here).unwrap(),
             &locality,
             failover,

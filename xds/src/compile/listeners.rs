@@ -20,12 +20,14 @@ pub(crate) const DENY: &str = "dev.zeugma.deny";
 /// See [`DENY`].
 pub(crate) const ALLOW: &str = "dev.zeugma.allow";
 
-/// One listener; `None` for a one-route listener whose route this gateway does not carry.
-pub(crate) fn listener(
+/// One listener, and what `of` makes of each of its chains; `None` for a one-route listener whose
+/// route this gateway does not carry.
+pub(crate) fn listener<R: Send>(
     context: Context<'_>,
     services: &Services<'_>,
     name: &str,
-) -> Option<listener::Listener> {
+    of: impl Fn(listener::FilterChain) -> R + Sync,
+) -> Option<(listener::Listener, Vec<R>)> {
     let spec = context.gateway.spec.listeners.get(name)?;
     let only = match &spec.route {
         None => None,
@@ -35,24 +37,25 @@ pub(crate) fn listener(
             Some(only)
         }
     };
-    let mut filter_chains = match only {
-        Some(service) => vec![plain_tcp(context, service, name)],
-        None => chains(context, services, name, spec),
+    let planned = match only {
+        Some(service) => vec![Chain::PlainTcp(service)],
+        None => chains(services, spec),
     };
-    for chain in &mut filter_chains {
+    let chains = parallel::map(planned, |planned| {
+        let mut chain = planned.build(context, name, spec.role);
         if let Some(matched) = &mut chain.filter_chain_match {
             matched.source_prefix_ranges =
                 spec.sources.iter().map(|net| pb::cidr(&net.0)).collect();
         }
-    }
+        of(chain)
+    });
     let inspects = only.is_none();
-    Some(listener::Listener {
+    let listener = listener::Listener {
         name: name.to_owned(),
         address: Some(pb::address(
             &spec.address.0.ip().to_string(),
             spec.address.0.port(),
         )),
-        filter_chains,
         listener_filters: inspects.then(inspector).into_iter().collect(),
         listener_filters_timeout: pb::duration(or_secs(
             context.gateway.spec.limits.handshake_timeout.as_ref(),
@@ -65,7 +68,8 @@ pub(crate) fn listener(
             handshakes_per_source: spec.handshakes.per_source.as_ref().map(|rate| rate.0.get()),
         })),
         ..Default::default()
-    })
+    };
+    Some((listener, chains))
 }
 
 fn inspector() -> listener::ListenerFilter {
@@ -93,40 +97,45 @@ const fn scope(role: RoleSpec) -> Scope {
     }
 }
 
-fn chains(
-    context: Context<'_>,
-    services: &Services<'_>,
-    name: &str,
-    spec: &ListenerSpec,
-) -> Vec<listener::FilterChain> {
-    let reachable: Vec<&Service<'_>> = services
-        .list
-        .iter()
-        .filter(|service| is_reachable(service, spec.role))
-        .collect();
-    let mut chains: Vec<listener::FilterChain> = parallel::map(reachable.clone(), |service| {
-        by_sni(context, service, name, spec.role)
-    });
-    let mut bare: BTreeSet<String> = BTreeSet::new();
-    for service in &reachable {
-        let id = service.route.id();
-        if is_bare_http(service) && bare.insert(id) {
-            chains.push(bare_http(service, name, spec.role));
+/// A filter chain that is to be made.
+enum Chain<'s> {
+    BySni(&'s Service<'s>),
+    BareHttp(&'s Service<'s>),
+    Plaintext,
+    PlainTcp(&'s Service<'s>),
+}
+
+impl Chain<'_> {
+    fn build(&self, context: Context<'_>, name: &str, role: RoleSpec) -> listener::FilterChain {
+        match *self {
+            Self::BySni(service) => by_sni(context, service, name, role),
+            Self::BareHttp(service) => bare_http(service, name, role),
+            Self::Plaintext => listener::FilterChain {
+                name: PLAINTEXT.to_owned(),
+                filter_chain_match: Some(listener::FilterChainMatch {
+                    transport_protocol: "raw_buffer".to_owned(),
+                    ..Default::default()
+                }),
+                filters: vec![http_manager(&all_hosts(name), false)],
+                ..Default::default()
+            },
+            Self::PlainTcp(service) => plain_tcp(context, service, name),
         }
     }
-    let has_http = reachable
-        .iter()
-        .any(|service| service.port.protocol == ProtocolSpec::Http);
+}
+
+fn chains<'s>(services: &'s Services<'s>, spec: &ListenerSpec) -> Vec<Chain<'s>> {
+    let reachable = || (services.list.iter()).filter(|service| is_reachable(service, spec.role));
+    let mut chains: Vec<Chain<'s>> = reachable().map(Chain::BySni).collect();
+    let mut bare: BTreeSet<String> = BTreeSet::new();
+    for service in reachable() {
+        if is_bare_http(service) && bare.insert(service.route.id()) {
+            chains.push(Chain::BareHttp(service));
+        }
+    }
+    let has_http = reachable().any(|service| service.port.protocol == ProtocolSpec::Http);
     if spec.role == RoleSpec::Workloads && has_http {
-        chains.push(listener::FilterChain {
-            name: PLAINTEXT.to_owned(),
-            filter_chain_match: Some(listener::FilterChainMatch {
-                transport_protocol: "raw_buffer".to_owned(),
-                ..Default::default()
-            }),
-            filters: vec![http_manager(&all_hosts(name), false)],
-            ..Default::default()
-        });
+        chains.push(Chain::Plaintext);
     }
     chains
 }
@@ -267,7 +276,7 @@ fn tcp_filters(
 
 /// The routes of one chain.
 fn one_service(listener: &str, id: &str) -> String {
-    format!("{listener}|{id}")
+    [listener, "|", id].concat()
 }
 
 /// The routes of a listener's plaintext chain.
@@ -321,61 +330,82 @@ fn http_manager(routes: &str, has_identity: bool) -> listener::Filter {
     )
 }
 
-/// Every route configuration that the listeners name, packed.
-pub(crate) fn routes(context: Context<'_>, services: &Services<'_>) -> Vec<(String, pb::Any)> {
+/// A virtual host that is to be made.
+struct Host<'s> {
+    service: &'s Service<'s>,
+    listener: &'s str,
+    scope: Scope,
+    domains: Vec<String>,
+}
+
+/// Every route configuration that the listeners name, and what `of` makes of its virtual hosts.
+pub(crate) fn routes<R: Send>(
+    context: Context<'_>,
+    services: &Services<'_>,
+    of: impl Fn(route::VirtualHost) -> R + Sync,
+) -> Vec<(String, Vec<R>)> {
+    let mut configs: Vec<(String, usize)> = Vec::new();
+    let mut hosts: Vec<Host<'_>> = Vec::new();
+    for (name, planned) in planned_routes(context, services) {
+        configs.push((name, planned.len()));
+        hosts.extend(planned);
+    }
+    let mut made =
+        parallel::map(hosts, |host| of(virtual_host(context, services, host))).into_iter();
+    (configs.into_iter())
+        .map(|(name, len)| (name, made.by_ref().take(len).collect()))
+        .collect()
+}
+
+fn planned_routes<'s>(
+    context: Context<'s>,
+    services: &'s Services<'s>,
+) -> Vec<(String, Vec<Host<'s>>)> {
     let mut configs = Vec::new();
-    for name in context.gateway.listeners_as_written() {
-        let Some(spec) = context.gateway.spec.listeners.get(name) else {
+    for listener in context.gateway.listeners_as_written() {
+        let Some(spec) = context.gateway.spec.listeners.get(listener) else {
             continue;
         };
         if spec.route.is_some() {
             continue;
         }
-        let http: Vec<&Service<'_>> = services
-            .list
-            .iter()
-            .filter(|service| is_reachable(service, spec.role))
-            .filter(|service| service.port.protocol == ProtocolSpec::Http)
-            .collect();
-        let host = |service: &Service<'_>, domains| {
-            virtual_host(context, services, service, name, scope(spec.role), domains)
+        let http = || {
+            (services.list.iter())
+                .filter(|service| is_reachable(service, spec.role))
+                .filter(|service| service.port.protocol == ProtocolSpec::Http)
         };
-        let terminated = (http.iter().copied())
-            .filter(|service| service.inbound == InboundSpec::Terminate)
-            .collect();
-        configs.extend(parallel::map(terminated, |service| {
-            config(
-                one_service(name, &service.id),
+        let host = |service: &'s Service<'s>, domains| Host {
+            service,
+            listener,
+            scope: scope(spec.role),
+            domains,
+        };
+        for service in http().filter(|service| service.inbound == InboundSpec::Terminate) {
+            configs.push((
+                one_service(listener, &service.id),
                 vec![host(service, vec!["*".to_owned()])],
-            )
-        }));
-        let mut bare: Vec<(String, Vec<route::VirtualHost>)> = Vec::new();
-        for service in http.iter().filter(|service| is_bare_http(service)) {
+            ));
+        }
+        let mut bare: Vec<(String, Vec<Host<'s>>)> = Vec::new();
+        let mut known: HashMap<String, usize> = HashMap::new();
+        for service in http().filter(|service| is_bare_http(service)) {
             let id = service.route.id();
-            let built = host(service, domains(service));
-            match bare.iter_mut().find(|(known, _)| *known == id) {
-                Some((_, hosts)) => hosts.push(built),
-                None => bare.push((id, vec![built])),
+            let planned = host(service, domains(service));
+            let at = *known.entry(id).or_insert(bare.len());
+            match bare.get_mut(at) {
+                Some((_, hosts)) => hosts.push(planned),
+                None => bare.push((one_service(listener, &service.route.id()), vec![planned])),
             }
         }
-        for (id, hosts) in bare {
-            configs.push(config(one_service(name, &id), hosts));
-        }
-        if spec.role == RoleSpec::Workloads && !http.is_empty() {
-            let hosts = parallel::map(http, |service| host(service, domains(service)));
-            configs.push(config(all_hosts(name), hosts));
+        configs.extend(bare);
+        let all: Vec<Host<'s>> = http()
+            .map(|service| host(service, domains(service)))
+            .collect();
+        if spec.role == RoleSpec::Workloads && !all.is_empty() {
+            configs.push((all_hosts(listener), all));
         }
     }
     configs
-}
-
-fn config(name: String, virtual_hosts: Vec<route::VirtualHost>) -> (String, pb::Any) {
-    let config = route::RouteConfiguration {
-        name: name.clone(),
-        virtual_hosts,
-        ..Default::default()
-    };
-    (name, pb::pack(&config))
 }
 
 /// The authorities that name a service.
@@ -393,11 +423,14 @@ fn domains(service: &Service<'_>) -> Vec<String> {
 fn virtual_host(
     context: Context<'_>,
     services: &Services<'_>,
-    service: &Service<'_>,
-    listener: &str,
-    scope: Scope,
-    domains: Vec<String>,
+    host: Host<'_>,
 ) -> route::VirtualHost {
+    let Host {
+        service,
+        listener,
+        scope,
+        domains,
+    } = host;
     let (allow, deny) = rules(
         context.model,
         context.gateway,

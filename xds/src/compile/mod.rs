@@ -6,7 +6,7 @@ mod listeners;
 pub(crate) mod rbac;
 pub(crate) mod target;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use prost::Name as _;
 use zeugma_core::snapshot::Node;
@@ -15,28 +15,29 @@ pub(crate) use self::clusters::{HTTP_OPTIONS, SOCKET, start_of};
 pub(crate) use self::listeners::{ALLOW, DENY};
 use self::target::Target;
 use crate::error::{Code, Finding, Findings};
+use crate::meta::AnyClusterMeta;
 use crate::model::scalar::Text;
 use crate::model::{Document, ExportSpec, InboundSpec, MeshGateway, MeshRoute, Model, Port};
 use crate::parallel;
-use crate::pb::{self, Any, cluster, listener, route};
-
-/// Packed xDS resources with their names, in the order they depend on each other.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Resources {
-    pub clusters: Vec<(String, Any)>,
-    pub routes: Vec<(String, Any)>,
-    pub listeners: Vec<(String, Any)>,
-}
+use crate::pb::{cluster, listener, route};
 
 /// The xDS resources a gateway was made from, by name and size: a line for each, for there are tens
 /// of thousands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ResourceList {
     /// `<c, r or l> <bytes> <name>` each.
     pub(crate) lines: String,
 }
 
 impl ResourceList {
+    /// A line more: what kind of resource, what it takes packed, and its name.
+    pub(crate) fn add(&mut self, kind: char, bytes: usize, name: &str) {
+        use std::fmt::Write as _;
+
+        // Writing into a String does not fail.
+        writeln!(self.lines, "{kind} {bytes} {name}").ok();
+    }
+
     /// Names and sizes by type, for people.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
@@ -61,27 +62,6 @@ impl ResourceList {
     }
 }
 
-impl Resources {
-    /// Names and sizes.
-    pub(crate) fn list(&self) -> ResourceList {
-        use std::fmt::Write as _;
-
-        let mut lines = String::new();
-        for (kind, resources) in [
-            ('c', &self.clusters),
-            ('r', &self.routes),
-            ('l', &self.listeners),
-        ] {
-            for (name, any) in resources {
-                // Writing into a String does not fail.
-                writeln!(lines, "{kind} {} {name}", any.value.len()).ok();
-            }
-        }
-        lines.shrink_to_fit();
-        ResourceList { lines }
-    }
-}
-
 /// One port of one route on this gateway.
 #[derive(Debug)]
 pub(crate) struct Service<'m> {
@@ -103,7 +83,7 @@ pub(crate) struct Service<'m> {
 pub(crate) struct Services<'m> {
     /// In the order of the routes, and of the ports in each.
     pub list: Vec<Service<'m>>,
-    by_route: BTreeMap<String, Vec<usize>>,
+    by_route: HashMap<String, Vec<usize>>,
 }
 
 impl<'m> Services<'m> {
@@ -148,7 +128,7 @@ impl Scope {
 
 /// The name of a service's cluster.
 pub(crate) fn cluster_name(scope: Scope, service: &str) -> String {
-    format!("{}|{service}", scope.as_str())
+    [scope.as_str(), "|", service].concat()
 }
 
 /// What every part of the compilation reads.
@@ -159,46 +139,85 @@ pub(crate) struct Context<'m> {
     pub node: &'m Node,
 }
 
-/// Compiles a model that [`check`](crate::model::check) found no error in.
-pub(crate) fn compile(context: Context<'_>, findings: &mut Findings) -> Resources {
-    let services = services(context, findings);
-    let mut resources = Resources::default();
-    for peer in context.model.other_peers(&context.node.cluster) {
-        let peer: cluster::Cluster = clusters::peer(peer);
-        resources
-            .clusters
-            .push((peer.name.clone(), pb::pack(&peer)));
+/// A cluster, and its metadata apart: within one process nobody has to read it back.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Made {
+    pub cluster: cluster::Cluster,
+    pub meta: AnyClusterMeta,
+}
+
+/// A model compiled for one gateway, whose resources are made one by one: of ten thousand routes
+/// they take a hundred times what a snapshot of them does. What each is made into is said by who
+/// asks, on the thread that made it.
+#[derive(Debug)]
+pub(crate) struct Compiled<'m> {
+    context: Context<'m>,
+    services: Services<'m>,
+}
+
+impl<'m> Compiled<'m> {
+    /// Of a model that [`check`](crate::model::check) found no error in.
+    pub(crate) fn new(context: Context<'m>, findings: &mut Findings) -> Self {
+        let services = services(context, findings);
+        Self { context, services }
     }
-    let mut mirrors = BTreeMap::new();
-    let all: Vec<&Service<'_>> = services.list.iter().collect();
-    let built = parallel::map(all, |service| {
-        let packed = |scope| {
-            let cluster = clusters::service(context, service, scope);
-            (cluster.name.clone(), pb::pack(&cluster))
+
+    /// The clusters of other clusters' gateways, which come before all others.
+    pub(crate) fn peers(&self) -> Vec<Made> {
+        let context = self.context;
+        (context.model.other_peers(&context.node.cluster))
+            .map(clusters::peer)
+            .collect()
+    }
+
+    /// The clusters of services.
+    pub(crate) fn clusters<R: Send>(&self, of: impl Fn(Made) -> R + Sync) -> Vec<R> {
+        let all: Vec<&Service<'_>> = self.services.list.iter().collect();
+        let each = |service: &Service<'_>| {
+            let made = |scope| of(clusters::service(self.context, service, scope));
+            let own = service.has_own.then(|| made(Scope::Own));
+            (made(Scope::Outbound), own)
         };
-        let own = service.has_own.then(|| packed(Scope::Own));
-        std::iter::once(packed(Scope::Outbound)).chain(own)
-    });
-    resources.clusters.extend(built.into_iter().flatten());
-    for service in &services.list {
-        for cluster in clusters::mirrors(context, service, &services) {
-            mirrors.insert(cluster.name.clone(), cluster);
+        let built = parallel::map(all, each).into_iter();
+        built
+            .flat_map(|(outbound, own)| std::iter::once(outbound).chain(own))
+            .collect()
+    }
+
+    /// The clusters of mirrors alone.
+    pub(crate) fn mirrors(&self) -> Vec<Made> {
+        let mut mirrors = BTreeMap::new();
+        for service in &self.services.list {
+            for made in clusters::mirrors(self.context, service, &self.services) {
+                mirrors.insert(made.cluster.name.clone(), made);
+            }
         }
+        mirrors.into_values().collect()
     }
-    for (name, cluster) in mirrors {
-        resources.clusters.push((name, pb::pack(&cluster)));
+
+    /// The names of route configurations, with what each of its virtual hosts was made into.
+    pub(crate) fn routes<R: Send>(
+        &self,
+        of: impl Fn(route::VirtualHost) -> R + Sync,
+    ) -> Vec<(String, Vec<R>)> {
+        listeners::routes(self.context, &self.services, of)
     }
-    resources.routes = listeners::routes(context, &services);
-    for name in context.gateway.listeners_as_written() {
-        let built: Option<listener::Listener> = listeners::listener(context, &services, name);
-        match built {
-            Some(built) => resources
-                .listeners
-                .push((built.name.clone(), pb::pack(&built))),
-            None => findings.push(not_bound(context.gateway, name)),
+
+    /// Listeners, with what each of their filter chains was made into.
+    pub(crate) fn listeners<R: Send>(
+        &self,
+        findings: &mut Findings,
+        of: impl Fn(listener::FilterChain) -> R + Sync,
+    ) -> Vec<(listener::Listener, Vec<R>)> {
+        let mut all = Vec::new();
+        for name in self.context.gateway.listeners_as_written() {
+            match listeners::listener(self.context, &self.services, name, &of) {
+                Some(built) => all.push(built),
+                None => findings.push(not_bound(self.context.gateway, name)),
+            }
         }
+        all
     }
-    resources
 }
 
 fn services<'m>(context: Context<'m>, findings: &mut Findings) -> Services<'m> {
@@ -207,7 +226,7 @@ fn services<'m>(context: Context<'m>, findings: &mut Findings) -> Services<'m> {
         for port in route.ports() {
             let targets = target::targets(context.model, route, &port, context.node);
             let levels = levels::levels(
-                &targets,
+                &targets.iter().collect::<Vec<_>>(),
                 &context.node.locality,
                 &route.spec.locality,
                 &route.spec.failover,
@@ -395,7 +414,8 @@ mod tests {
 
     use super::*;
     use crate::model::Model;
-    use crate::pb::{core, hcm, tcp_proxy, tls};
+    use crate::packed::{Resources, compile};
+    use crate::pb::{self, Any, core, hcm, tcp_proxy, tls};
 
     const MESH: &str = r#"
 apiVersion: zeugma.dev/v1alpha1
@@ -468,6 +488,10 @@ spec: { port: 5432, backends: [{ endpoints: ["10.0.5.1:5432"] }], allow: [{ list
     }
 
     fn compiled(path: &Path) -> Resources {
+        with_context(path, compile)
+    }
+
+    fn with_context<R>(path: &Path, of: impl FnOnce(Context<'_>, &mut Findings) -> R) -> R {
         let (sources, _) = crate::files::read(path, crate::files::LIMITS).unwrap();
         let (model, mut findings) = Model::read(sources);
         findings.extend(crate::model::check::check(&model));
@@ -479,9 +503,78 @@ spec: { port: 5432, backends: [{ endpoints: ["10.0.5.1:5432"] }], allow: [{ list
             gateway,
             node: &node,
         };
-        let resources = compile(context, &mut findings);
+        let made = of(context, &mut findings);
         assert!(findings.is_empty(), "{findings}");
-        resources
+        made
+    }
+
+    /// `mirror`, a bare http host of several ports, health checks, DNS, a wildcard: what makes other
+    /// resources than [`MESH`] has.
+    const MORE: &str = r#"
+---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshPeer
+metadata: { name: north }
+spec:
+  cluster: north
+  locality: eu/eu-3
+  gateways: ["gw.north.example:15443"]
+  spiffeIDs: ["spiffe://north.example/zeugma/gateway"]
+  sources: ["198.51.100.0/24"]
+  attests: [north.example]
+---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshRoute
+metadata: { name: more, namespace: shop }
+spec:
+  ports: { web: { port: 80, protocol: http }, admin: { port: 81, protocol: http }, raw: { port: 82 } }
+  backends:
+    - { endpoints: [more.internal, { address: 10.0.9.1, weight: 7 }], tls: mesh, spiffeIDs: ["spiffe://east.example/ns/shop/*"] }
+    - { peer: west }
+  health: { active: { http: /healthz, every: 2s }, passive: { errorRate: { over: 40% }, maxEjected: 50% } }
+  failover: { start: 60%, full: 20%, hold: 3s, tooFew: fail }
+  retries: { attempts: 3, on: [connect, 503], budget: 10% }
+  limits: { connections: 10, requests: 20 }
+  mirror: [{ route: orders, percent: 12.5% }, { route: orders, peer: west, bodyLimit: 1KiB }]
+  allow:
+    - { from: ["spiffe://east.example/ns/shop/sa/cart", "spiffe://west.example/*"], methods: [GET, POST], paths: [/a, "/b/*"] }
+    - { from: ["spiffe://north.example/*"], via: [north] }
+  deny: [{ sources: ["10.0.0.0/8"], listeners: [apps] }]
+  export: { to: ["*"] }
+"#;
+
+    #[test]
+    fn what_is_handed_over_is_what_the_bytes_of_the_resources_say() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mesh.yaml");
+        std::fs::write(&path, format!("{MESH}{MORE}")).unwrap();
+        let (packed, read) = with_context(&path, |context, findings| {
+            let packed = compile(context, findings);
+            let read = crate::packed::ingest(&packed, context.node.clone()).unwrap();
+            (packed, read)
+        });
+        let (snapshot, list) = with_context(&path, |context, findings| {
+            crate::handover::snapshot(context, context.node.clone(), findings)
+        });
+        let snapshot = snapshot.unwrap();
+        assert_eq!(snapshot, read);
+        assert!(
+            snapshot
+                .services
+                .iter()
+                .any(|service| service.mirrors.len() == 2)
+        );
+        let mut expected = ResourceList::default();
+        for (kind, resources) in [
+            ('c', &packed.clusters),
+            ('r', &packed.routes),
+            ('l', &packed.listeners),
+        ] {
+            for (name, any) in resources {
+                expected.add(kind, any.value.len(), name);
+            }
+        }
+        assert_eq!(list, expected);
     }
 
     fn listeners() -> Vec<listener::Listener> {

@@ -8,6 +8,7 @@ use zeugma_core::snapshot::{Node, PathPattern};
 use crate::meta::PositionMeta;
 use crate::model::{Document, MeshGateway, MeshRoute, Model, RuleSpec};
 use crate::pb::{self, matcher, rbac};
+use crate::yaml::Placed;
 
 /// The name of a policy says the rule's place in its list, its listeners, and where it is written;
 /// Envoy shows it in logs and counters.
@@ -31,16 +32,16 @@ pub(crate) fn rules(
     route: &Document<MeshRoute>,
     listener: &str,
 ) -> (rbac::Rbac, rbac::Rbac) {
-    let list = |name: &str, specs: &[RuleSpec], action: rbac::rbac::Action| {
+    let list = |specs: &[Placed<RuleSpec>], action: rbac::rbac::Action| {
         let mut policies = HashMap::new();
-        for (at, spec) in specs.iter().enumerate() {
+        for (at, Placed { value: spec, line }) in specs.iter().enumerate() {
             let Some(here) = on_this_gateway(model, gateway, node, spec) else {
                 continue;
             };
             if !here.listeners.is_empty() && !here.listeners.iter().any(|name| name == listener) {
                 continue;
             }
-            let position = route.position(&format!("spec.{name}[{at}]"));
+            let position = route.position_of(*line);
             let position = PositionMeta {
                 file: position.file.to_string(),
                 line: position.line,
@@ -57,8 +58,8 @@ pub(crate) fn rules(
         }
     };
     (
-        list("allow", &route.spec.allow, rbac::rbac::Action::Allow),
-        list("deny", &route.spec.deny, rbac::rbac::Action::Deny),
+        list(&route.spec.allow, rbac::rbac::Action::Allow),
+        list(&route.spec.deny, rbac::rbac::Action::Deny),
     )
 }
 

@@ -14,8 +14,8 @@ use zeugma_core::snapshot::{
     Peer, Policy, Position, Protocol, Retries, Service, Timeouts, TooFew,
 };
 
+use super::Names;
 use super::rbac::id_pattern;
-use super::{Names, peer_ix};
 use crate::compile::{HTTP_OPTIONS, SOCKET};
 use crate::meta::{
     ClusterMeta, EndpointMeta, ExportMeta, InboundMeta, PeerMeta, ProtocolMeta, RetriesMeta,
@@ -98,13 +98,6 @@ pub(super) fn service(
     meta: &ServiceMeta,
     names: &Names,
 ) -> Result<Service, String> {
-    let cluster = |name: &str| {
-        names
-            .clusters
-            .get(name)
-            .copied()
-            .ok_or_else(|| format!("no cluster `{name}`"))
-    };
     Ok(Service {
         name: route.into(),
         port: meta.port,
@@ -118,8 +111,8 @@ pub(super) fn service(
             InboundMeta::Passthrough => Inbound::Passthrough,
             InboundMeta::Terminate => Inbound::Terminate,
         },
-        outbound: cluster(outbound)?,
-        own: meta.own.as_deref().map(cluster).transpose()?,
+        outbound: names.cluster(outbound)?,
+        own: (meta.own.as_deref().map(|name| names.cluster(name))).transpose()?,
         policy: Policy::default(),
         export: match &meta.export {
             ExportMeta::Nobody => Export::Nobody,
@@ -127,7 +120,7 @@ pub(super) fn service(
             ExportMeta::To(peers) => Export::To(
                 peers
                     .iter()
-                    .map(|peer| peer_ix(names, peer))
+                    .map(|peer| names.peer(peer))
                     .collect::<Result<_, _>>()?,
             ),
         },
@@ -503,7 +496,7 @@ fn endpoint(
         peer: meta
             .peer
             .as_deref()
-            .map(|peer| peer_ix(names, peer))
+            .map(|peer| names.peer(peer))
             .transpose()?,
         tls,
         version: match meta.version {

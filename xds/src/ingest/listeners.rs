@@ -1,42 +1,169 @@
 //! Listeners: which services they reach, and the rules of each.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use zeugma_core::admission::Rate;
 use zeugma_core::snapshot::{HostTable, Listener, Mirror, Protocol, Role, Service, ServiceIx};
 
 use super::clusters::all;
+use super::rbac::Listed;
 use super::{Gathered, Names};
 use crate::compile::{ALLOW, DENY};
 use crate::meta::{ListenerMeta, RouteMeta};
 use crate::pb::{self, hcm, http_rbac, listener, network_rbac, percent, route, tcp_proxy};
 
-/// What reading a listener needs.
+/// What a filter chain says, its routes aside.
+#[derive(Debug)]
+pub(crate) struct ReadChain {
+    name: String,
+    to: Result<ChainTo, String>,
+}
+
+#[derive(Debug)]
+enum ChainTo {
+    Service(ServiceIx, Vec<Listed>),
+    /// The route configuration of this name.
+    Routes(String),
+}
+
+impl ReadChain {
+    /// Reads a chain.
+    pub(crate) fn read(chain: &listener::FilterChain, names: &Names) -> Self {
+        Self {
+            name: chain.name.clone(),
+            to: chain_to(chain, names),
+        }
+    }
+}
+
+fn chain_to(chain: &listener::FilterChain, names: &Names) -> Result<ChainTo, String> {
+    let last = chain
+        .filters
+        .last()
+        .ok_or("it has no filters")
+        .and_then(typed)?;
+    if let Ok(manager) = pb::unpack::<hcm::HttpConnectionManager>(last) {
+        return match manager.route_specifier {
+            Some(hcm::http_connection_manager::RouteSpecifier::Rds(rds)) => {
+                Ok(ChainTo::Routes(rds.route_config_name))
+            }
+            _ => Err("its routes are not named".to_owned()),
+        };
+    }
+    pb::unpack::<tcp_proxy::TcpProxy>(last)?;
+    let ix = names.service(&chain.name)?;
+    let mut listed = Vec::new();
+    for filter in &chain.filters {
+        if let Ok(rbac) = pb::unpack::<network_rbac::Rbac>(typed(filter)?)
+            && let Some(rules) = &rbac.rules
+        {
+            listed.push(Listed::read(rules, names)?);
+        }
+    }
+    Ok(ChainTo::Service(ix, listed))
+}
+
+/// What a virtual host says.
+#[derive(Debug)]
+pub(crate) struct ReadHost(Result<HostTo, String>);
+
+#[derive(Debug)]
+struct HostTo {
+    ix: ServiceIx,
+    rules: Vec<Listed>,
+    mirrors: Vec<Mirror>,
+    name: String,
+}
+
+impl ReadHost {
+    /// Reads a virtual host.
+    pub(crate) fn read(host: &route::VirtualHost, names: &Names) -> Self {
+        let to = names.service(&host.name).and_then(|ix| {
+            virtual_host(host, ix, names)
+                .map_err(|error| format!("virtual host `{}`: {error}", host.name))
+        });
+        Self(to)
+    }
+}
+
+fn virtual_host(host: &route::VirtualHost, ix: ServiceIx, names: &Names) -> Result<HostTo, String> {
+    let mut rules = Vec::new();
+    for name in [ALLOW, DENY] {
+        let any = host
+            .typed_per_filter_config
+            .get(name)
+            .ok_or_else(|| format!("it has no rules for `{name}`"))?;
+        let rbac: http_rbac::RbacPerRoute = pb::unpack(any)?;
+        if let Some(listed) = rbac.rbac.and_then(|rbac| rbac.rules) {
+            rules.push(Listed::read(&listed, names)?);
+        }
+    }
+    let route = host.routes.first().ok_or("it has no route")?;
+    let Some(route::route::Action::Route(action)) = &route.action else {
+        return Err("its route leads to no cluster".to_owned());
+    };
+    Ok(HostTo {
+        ix,
+        rules,
+        mirrors: mirrors(route, action, names)?,
+        name: host.name.clone(),
+    })
+}
+
+fn mirrors(
+    route: &route::Route,
+    action: &route::RouteAction,
+    names: &Names,
+) -> Result<Vec<Mirror>, String> {
+    let meta: RouteMeta = pb::from_metadata(route.metadata.as_ref())?;
+    if meta.mirrors.len() != action.request_mirror_policies.len() {
+        return Err("its mirrors do not match their metadata".to_owned());
+    }
+    action
+        .request_mirror_policies
+        .iter()
+        .zip(meta.mirrors)
+        .map(|(policy, meta)| {
+            Ok(Mirror {
+                route: meta.route.into(),
+                to: names.cluster(&policy.cluster)?,
+                host: meta.host.into(),
+                share: share(policy),
+                timeout: Duration::from_millis(meta.timeout_millis),
+                body_bytes_max: meta.body_bytes_max,
+                in_flight_max: meta.in_flight_max,
+            })
+        })
+        .collect()
+}
+
+/// What putting a listener together needs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reader<'a> {
-    pub routes: &'a BTreeMap<String, route::RouteConfiguration>,
+    pub routes: &'a HashMap<String, Vec<ReadHost>>,
     pub names: &'a Names,
     pub services: &'a [Service],
 }
 
 impl Reader<'_> {
-    /// One listener; what it says about services goes into `gathered`.
+    /// One listener of these chains; what they say about services goes into `gathered`.
     pub(super) fn listener(
         &self,
         listener: &listener::Listener,
+        chains: Vec<ReadChain>,
         gathered: &mut Gathered,
     ) -> Result<Listener, String> {
         let meta: ListenerMeta = pb::from_metadata(listener.metadata.as_ref())?;
         let mut reached = BTreeSet::new();
-        for chain in &listener.filter_chains {
-            self.chain(chain, gathered, &mut reached)
-                .map_err(|error| format!("filter chain `{}`: {error}", chain.name))?;
+        for ReadChain { name, to } in chains {
+            to.and_then(|to| self.chain(to, gathered, &mut reached))
+                .map_err(|error| format!("filter chain `{name}`: {error}"))?;
         }
         let only = meta
             .only
             .as_deref()
-            .map(|id| self.service(id))
+            .map(|id| self.names.service(id))
             .transpose()?;
         let service = only.and_then(|ix| self.services.get(ix.0));
         if let Some(service) = service.filter(|service| service.protocol == Protocol::Http) {
@@ -84,136 +211,47 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn service(&self, id: &str) -> Result<ServiceIx, String> {
-        self.names
-            .services
-            .get(id)
-            .copied()
-            .ok_or_else(|| format!("no service `{id}`"))
-    }
-
     fn chain(
         &self,
-        chain: &listener::FilterChain,
+        to: ChainTo,
         gathered: &mut Gathered,
         reached: &mut BTreeSet<ServiceIx>,
     ) -> Result<(), String> {
-        let last = chain
-            .filters
-            .last()
-            .ok_or("it has no filters")
-            .and_then(typed)?;
-        if let Ok(manager) = pb::unpack::<hcm::HttpConnectionManager>(last) {
-            return self.http(&manager, gathered, reached);
-        }
-        pb::unpack::<tcp_proxy::TcpProxy>(last)?;
-        let ix = self.service(&chain.name)?;
-        for filter in &chain.filters {
-            if let Ok(rbac) = pb::unpack::<network_rbac::Rbac>(typed(filter)?)
-                && let Some(rules) = &rbac.rules
-            {
-                gathered
-                    .rules
-                    .entry(ix)
-                    .or_default()
-                    .add(rules, self.names)?;
+        match to {
+            ChainTo::Service(ix, listed) => {
+                let rules = gathered.rules.entry(ix).or_default();
+                listed.iter().try_for_each(|listed| rules.add(listed))?;
+                reached.insert(ix);
             }
-        }
-        reached.insert(ix);
-        Ok(())
-    }
-
-    fn http(
-        &self,
-        manager: &hcm::HttpConnectionManager,
-        gathered: &mut Gathered,
-        reached: &mut BTreeSet<ServiceIx>,
-    ) -> Result<(), String> {
-        let Some(hcm::http_connection_manager::RouteSpecifier::Rds(rds)) = &manager.route_specifier
-        else {
-            return Err("its routes are not named".to_owned());
-        };
-        let config = self
-            .routes
-            .get(&rds.route_config_name)
-            .ok_or_else(|| format!("no route configuration `{}`", rds.route_config_name))?;
-        for host in &config.virtual_hosts {
-            let ix = self.service(&host.name)?;
-            self.virtual_host(host, ix, gathered)
-                .map_err(|error| format!("virtual host `{}`: {error}", host.name))?;
-            reached.insert(ix);
+            ChainTo::Routes(name) => {
+                let hosts = self
+                    .routes
+                    .get(&name)
+                    .ok_or_else(|| format!("no route configuration `{name}`"))?;
+                for ReadHost(host) in hosts {
+                    let host = host.as_ref().map_err(String::clone)?;
+                    gather(host, gathered)
+                        .map_err(|error| format!("virtual host `{}`: {error}", host.name))?;
+                    reached.insert(host.ix);
+                }
+            }
         }
         Ok(())
     }
+}
 
-    fn virtual_host(
-        &self,
-        host: &route::VirtualHost,
-        ix: ServiceIx,
-        gathered: &mut Gathered,
-    ) -> Result<(), String> {
-        for name in [ALLOW, DENY] {
-            let any = host
-                .typed_per_filter_config
-                .get(name)
-                .ok_or_else(|| format!("it has no rules for `{name}`"))?;
-            let rbac: http_rbac::RbacPerRoute = pb::unpack(any)?;
-            if let Some(rules) = rbac.rbac.and_then(|rbac| rbac.rules) {
-                gathered
-                    .rules
-                    .entry(ix)
-                    .or_default()
-                    .add(&rules, self.names)?;
-            }
+fn gather(host: &HostTo, gathered: &mut Gathered) -> Result<(), String> {
+    let rules = gathered.rules.entry(host.ix).or_default();
+    (host.rules.iter()).try_for_each(|listed| rules.add(listed))?;
+    match gathered.mirrors.get(&host.ix) {
+        Some(known) if *known != host.mirrors => {
+            Err("its mirrors differ between listeners".to_owned())
         }
-        let route = host.routes.first().ok_or("it has no route")?;
-        let Some(route::route::Action::Route(action)) = &route.action else {
-            return Err("its route leads to no cluster".to_owned());
-        };
-        let mirrors = self.mirrors(route, action)?;
-        match gathered.mirrors.get(&ix) {
-            Some(known) if *known != mirrors => {
-                Err("its mirrors differ between listeners".to_owned())
-            }
-            Some(_) => Ok(()),
-            None => {
-                gathered.mirrors.insert(ix, mirrors);
-                Ok(())
-            }
+        Some(_) => Ok(()),
+        None => {
+            gathered.mirrors.insert(host.ix, host.mirrors.clone());
+            Ok(())
         }
-    }
-
-    fn mirrors(
-        &self,
-        route: &route::Route,
-        action: &route::RouteAction,
-    ) -> Result<Vec<Mirror>, String> {
-        let meta: RouteMeta = pb::from_metadata(route.metadata.as_ref())?;
-        if meta.mirrors.len() != action.request_mirror_policies.len() {
-            return Err("its mirrors do not match their metadata".to_owned());
-        }
-        action
-            .request_mirror_policies
-            .iter()
-            .zip(meta.mirrors)
-            .map(|(policy, meta)| {
-                let to = self
-                    .names
-                    .clusters
-                    .get(&policy.cluster)
-                    .copied()
-                    .ok_or_else(|| format!("no cluster `{}`", policy.cluster))?;
-                Ok(Mirror {
-                    route: meta.route.into(),
-                    to,
-                    host: meta.host.into(),
-                    share: share(policy),
-                    timeout: Duration::from_millis(meta.timeout_millis),
-                    body_bytes_max: meta.body_bytes_max,
-                    in_flight_max: meta.in_flight_max,
-                })
-            })
-            .collect()
     }
 }
 

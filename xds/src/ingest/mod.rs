@@ -4,25 +4,38 @@ mod clusters;
 mod listeners;
 mod rbac;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use zeugma_core::snapshot::{
-    Cluster, ClusterIx, Mirror, Node, PeerIx, Service, ServiceIx, Snapshot,
+    Cluster, ClusterIx, Mirror, Node, Peer, PeerIx, Service, ServiceIx, Snapshot,
 };
 
-use crate::compile::Resources;
+pub(crate) use self::listeners::{ReadChain, ReadHost};
 use crate::error::{Code, Finding, Findings};
-use crate::meta::AnyClusterMeta;
-use crate::parallel;
-use crate::pb::{self, cluster, listener, route};
+use crate::meta::{AnyClusterMeta, ServiceMeta};
+use crate::pb::{cluster, listener};
 use crate::state;
 
 /// Names of what was ingested so far.
 #[derive(Debug, Default)]
-struct Names {
-    peers: BTreeMap<String, PeerIx>,
-    clusters: BTreeMap<String, ClusterIx>,
-    services: BTreeMap<String, ServiceIx>,
+pub(crate) struct Names {
+    peers: HashMap<String, PeerIx>,
+    clusters: HashMap<String, ClusterIx>,
+    services: HashMap<String, ServiceIx>,
+}
+
+impl Names {
+    fn peer(&self, name: &str) -> Result<PeerIx, String> {
+        (self.peers.get(name).copied()).ok_or_else(|| format!("no peer `{name}`"))
+    }
+
+    fn cluster(&self, name: &str) -> Result<ClusterIx, String> {
+        (self.clusters.get(name).copied()).ok_or_else(|| format!("no cluster `{name}`"))
+    }
+
+    fn service(&self, id: &str) -> Result<ServiceIx, String> {
+        (self.services.get(id).copied()).ok_or_else(|| format!("no service `{id}`"))
+    }
 }
 
 /// What several listeners say about one service, put together.
@@ -32,124 +45,178 @@ struct Gathered {
     mirrors: BTreeMap<ServiceIx, Vec<Mirror>>,
 }
 
-/// Makes a snapshot from resources alone.
-pub(crate) fn ingest(resources: &Resources, node: Node) -> Result<Snapshot, Findings> {
-    let mut errors = Errors::default();
-    let mut names = Names::default();
-    let mut snapshot = Snapshot {
-        version: "".into(),
-        node,
-        listeners: Vec::new(),
-        services: Vec::new(),
-        clusters: Vec::new(),
-        peers: Vec::new(),
-    };
-    let mut traffic = Vec::new();
-    let decoded = parallel::map(resources.clusters.iter().collect(), |(name, any)| {
-        let decoded = pb::unpack::<cluster::Cluster>(any)
-            .and_then(|cluster| Ok((pb::from_metadata(cluster.metadata.as_ref())?, cluster)));
-        (name, decoded)
-    });
-    for (name, decoded) in decoded {
-        match decoded {
-            Ok((AnyClusterMeta::Peer(meta), cluster)) => {
-                let peer = clusters::peer(&cluster, &meta);
-                if let Some(peer) = errors.keep("cluster", name, peer) {
-                    names
-                        .peers
-                        .insert(peer.name.to_string(), PeerIx(snapshot.peers.len()));
-                    snapshot.peers.push(peer);
-                }
-            }
-            Ok((AnyClusterMeta::Traffic(meta), cluster)) => traffic.push((cluster, *meta)),
-            Err(error) => errors.add("cluster", name, &error),
-        }
-    }
-    let built: Vec<Result<Cluster, String>> =
-        parallel::map(traffic.iter().collect(), |(cluster, meta)| {
-            clusters::traffic(cluster, meta, &names)
-        });
-    for ((cluster, _), built) in traffic.iter().zip(built) {
-        if let Some(built) = errors.keep("cluster", &cluster.name, built) {
-            names
-                .clusters
-                .insert(cluster.name.clone(), ClusterIx(snapshot.clusters.len()));
-            snapshot.clusters.push(built.into());
-        }
-    }
-    for (cluster, meta) in &traffic {
-        let Some(described) = &meta.service else {
-            continue;
-        };
-        let built: Result<Service, String> =
-            clusters::service(&cluster.name, &meta.route, described, &names);
-        if let Some(built) = errors.keep("cluster", &cluster.name, built) {
-            names
-                .services
-                .insert(described.id.clone(), ServiceIx(snapshot.services.len()));
-            snapshot.services.push(built);
-        }
-    }
-    let mut routes = BTreeMap::new();
-    let decoded = parallel::map(resources.routes.iter().collect(), |(name, any)| {
-        (name, pb::unpack::<route::RouteConfiguration>(any))
-    });
-    for (name, decoded) in decoded {
-        if let Some(config) = errors.keep("route configuration", name, decoded) {
-            routes.insert(name.clone(), config);
-        }
-    }
-    listeners(resources, &routes, &names, &mut snapshot, &mut errors);
-    if !errors.0.is_empty() {
-        return Err(errors.0);
-    }
-    snapshot.version = state::version(&snapshot);
-    Ok(snapshot)
+/// A cluster as it was read.
+#[derive(Debug)]
+pub(crate) struct ReadCluster {
+    name: String,
+    kind: ReadKind,
 }
 
-fn listeners(
-    resources: &Resources,
-    routes: &BTreeMap<String, route::RouteConfiguration>,
-    names: &Names,
-    snapshot: &mut Snapshot,
-    errors: &mut Errors,
-) {
-    let mut gathered = Gathered::default();
-    for (name, any) in &resources.listeners {
-        let built = pb::unpack::<listener::Listener>(any).and_then(|listener| {
-            let reader = listeners::Reader {
-                routes,
-                names,
-                services: &snapshot.services,
-            };
-            reader.listener(&listener, &mut gathered)
-        });
-        if let Some(built) = errors.keep("listener", name, built) {
-            snapshot.listeners.push(built);
+#[derive(Debug)]
+enum ReadKind {
+    Peer(Result<Peer, String>),
+    Traffic {
+        built: Box<Result<Cluster, String>>,
+        route: String,
+        service: Option<ServiceMeta>,
+    },
+}
+
+impl ReadCluster {
+    /// What it is called.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Reads a cluster; one that carries traffic once every peer is known.
+    pub(crate) fn read(cluster: &cluster::Cluster, meta: AnyClusterMeta, names: &Names) -> Self {
+        let kind = match meta {
+            AnyClusterMeta::Peer(meta) => ReadKind::Peer(clusters::peer(cluster, &meta)),
+            AnyClusterMeta::Traffic(meta) => ReadKind::Traffic {
+                built: Box::new(clusters::traffic(cluster, &meta, names)),
+                route: meta.route,
+                service: meta.service,
+            },
+        };
+        Self {
+            name: cluster.name.clone(),
+            kind,
         }
     }
-    for (at, service) in snapshot.services.iter_mut().enumerate() {
-        if let Some(rules) = gathered.rules.remove(&ServiceIx(at)) {
-            service.policy = rules.into_policy();
+}
+
+/// A snapshot that is made from resources one by one, in the order they depend on each other:
+/// peers, other clusters, route configurations, listeners. What reads one of them says its text
+/// once and drops it.
+#[derive(Debug)]
+pub(crate) struct Ingest {
+    pub(crate) names: Names,
+    snapshot: Snapshot,
+    routes: HashMap<String, Vec<ReadHost>>,
+    gathered: Gathered,
+    pub(crate) errors: Errors,
+}
+
+impl Ingest {
+    /// Nothing yet.
+    pub(crate) fn new(node: Node) -> Self {
+        Self {
+            names: Names::default(),
+            snapshot: Snapshot {
+                version: "".into(),
+                node,
+                listeners: Vec::new(),
+                services: Vec::new(),
+                clusters: Vec::new(),
+                peers: Vec::new(),
+            },
+            routes: HashMap::new(),
+            gathered: Gathered::default(),
+            errors: Errors::default(),
         }
-        if let Some(mirrors) = gathered.mirrors.remove(&ServiceIx(at)) {
-            service.mirrors = mirrors;
+    }
+
+    /// Takes clusters, and after them the services they describe.
+    pub(crate) fn clusters(&mut self, clusters: impl IntoIterator<Item = ReadCluster>) {
+        let mut described = Vec::new();
+        for ReadCluster { name, kind } in clusters {
+            match kind {
+                ReadKind::Peer(peer) => {
+                    if let Some(peer) = self.errors.keep("cluster", &name, peer) {
+                        let ix = PeerIx(self.snapshot.peers.len());
+                        self.names.peers.insert(peer.name.to_string(), ix);
+                        self.snapshot.peers.push(peer);
+                    }
+                }
+                ReadKind::Traffic {
+                    built,
+                    route,
+                    service,
+                } => {
+                    described.extend(service.map(|service| (name.clone(), route, service)));
+                    if let Some(built) = self.errors.keep("cluster", &name, *built) {
+                        let ix = ClusterIx(self.snapshot.clusters.len());
+                        self.names.clusters.insert(name, ix);
+                        self.snapshot.clusters.push(built.into());
+                    }
+                }
+            }
         }
+        for (name, route, service) in described {
+            let built: Result<Service, String> =
+                clusters::service(&name, &route, &service, &self.names);
+            if let Some(built) = self.errors.keep("cluster", &name, built) {
+                let ix = ServiceIx(self.snapshot.services.len());
+                self.names.services.insert(service.id, ix);
+                self.snapshot.services.push(built);
+            }
+        }
+    }
+
+    /// Takes the virtual hosts of a route configuration.
+    pub(crate) fn route(&mut self, name: String, hosts: Vec<ReadHost>) {
+        self.routes.insert(name, hosts);
+    }
+
+    /// Takes a listener of these chains.
+    pub(crate) fn listener(
+        &mut self,
+        name: &str,
+        listener: &listener::Listener,
+        chains: Vec<ReadChain>,
+    ) {
+        let reader = listeners::Reader {
+            routes: &self.routes,
+            names: &self.names,
+            services: &self.snapshot.services,
+        };
+        let built = reader.listener(listener, chains, &mut self.gathered);
+        if let Some(built) = self.errors.keep("listener", name, built) {
+            self.snapshot.listeners.push(built);
+        }
+    }
+
+    /// The snapshot.
+    pub(crate) fn end(self) -> Result<Snapshot, Findings> {
+        let Self {
+            mut snapshot,
+            mut gathered,
+            errors,
+            ..
+        } = self;
+        if !errors.0.is_empty() {
+            return Err(errors.0);
+        }
+        for (at, service) in snapshot.services.iter_mut().enumerate() {
+            if let Some(rules) = gathered.rules.remove(&ServiceIx(at)) {
+                service.policy = rules.into_policy();
+            }
+            if let Some(mirrors) = gathered.mirrors.remove(&ServiceIx(at)) {
+                service.mirrors = mirrors;
+            }
+        }
+        snapshot.version = state::version(&snapshot);
+        Ok(snapshot)
     }
 }
 
 #[derive(Debug, Default)]
-struct Errors(Findings);
+pub(crate) struct Errors(pub(crate) Findings);
 
 impl Errors {
-    fn add(&mut self, kind: &str, name: &str, error: &str) {
+    pub(crate) fn add(&mut self, kind: &str, name: &str, error: &str) {
         self.0.push(Finding::error(
             Code::BadResource,
             format!("{kind} `{name}`: {error}"),
         ));
     }
 
-    fn keep<T>(&mut self, kind: &str, name: &str, result: Result<T, String>) -> Option<T> {
+    pub(crate) fn keep<T>(
+        &mut self,
+        kind: &str,
+        name: &str,
+        result: Result<T, String>,
+    ) -> Option<T> {
         match result {
             Ok(value) => Some(value),
             Err(error) => {
@@ -160,19 +227,11 @@ impl Errors {
     }
 }
 
-/// The peer of this name.
-fn peer_ix(names: &Names, name: &str) -> Result<PeerIx, String> {
-    names
-        .peers
-        .get(name)
-        .copied()
-        .ok_or_else(|| format!("no peer `{name}`"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pb::{core, tcp_proxy};
+    use crate::packed::{Resources, ingest};
+    use crate::pb::{self, core, tcp_proxy};
     use zeugma_core::identity::TrustDomain;
     use zeugma_core::locality::Locality;
 

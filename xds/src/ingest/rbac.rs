@@ -7,9 +7,41 @@ use zeugma_core::authorize::path::is_usable;
 use zeugma_core::identity::IdPattern;
 use zeugma_core::snapshot::{PathPattern, Policy, Position, Rule};
 
-use super::{Names, peer_ix};
+use super::Names;
 use crate::compile::rbac::ATTESTED_BY;
 use crate::pb::{self, matcher, rbac};
+
+/// The rules that one listener has of one list.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Listed {
+    is_allow: bool,
+    /// In the order of the names of their policies.
+    rules: Vec<(String, usize, Rule)>,
+}
+
+impl Listed {
+    /// Reads rules.
+    pub(super) fn read(rules: &rbac::Rbac, names: &Names) -> Result<Self, String> {
+        let is_allow = match rbac::rbac::Action::try_from(rules.action) {
+            Ok(rbac::rbac::Action::Allow) => true,
+            Ok(rbac::rbac::Action::Deny) => false,
+            Ok(rbac::rbac::Action::Log) | Err(_) => {
+                return Err(format!("RBAC action {} is not supported", rules.action));
+            }
+        };
+        let mut policies: Vec<_> = rules.policies.iter().collect();
+        policies.sort_by_key(|(name, _)| name.as_str());
+        let rules = policies
+            .into_iter()
+            .map(|(name, policy)| {
+                let (at, rule) = rule(name, policy, names)
+                    .map_err(|error| format!("policy `{name}`: {error}"))?;
+                Ok((name.clone(), at, rule))
+            })
+            .collect::<Result<_, String>>()?;
+        Ok(Self { is_allow, rules })
+    }
+}
 
 /// Rules by their place in the list they were written in.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -20,26 +52,20 @@ pub(super) struct Numbered {
 
 impl Numbered {
     /// Adds the rules that one listener has.
-    pub(super) fn add(&mut self, rules: &rbac::Rbac, names: &Names) -> Result<(), String> {
-        let list = match rbac::rbac::Action::try_from(rules.action) {
-            Ok(rbac::rbac::Action::Allow) => &mut self.allow,
-            Ok(rbac::rbac::Action::Deny) => &mut self.deny,
-            Ok(rbac::rbac::Action::Log) | Err(_) => {
-                return Err(format!("RBAC action {} is not supported", rules.action));
-            }
+    pub(super) fn add(&mut self, listed: &Listed) -> Result<(), String> {
+        let list = if listed.is_allow {
+            &mut self.allow
+        } else {
+            &mut self.deny
         };
-        let mut policies: Vec<_> = rules.policies.iter().collect();
-        policies.sort_by_key(|(name, _)| name.as_str());
-        for (name, policy) in policies {
-            let (at, rule) =
-                rule(name, policy, names).map_err(|error| format!("policy `{name}`: {error}"))?;
-            match list.get(&at) {
-                Some(known) if *known != rule => {
+        for (name, at, rule) in &listed.rules {
+            match list.get(at) {
+                Some(known) if known != rule => {
                     return Err(format!("policy `{name}` differs between listeners"));
                 }
                 Some(_) => {}
                 None => {
-                    list.insert(at, rule);
+                    list.insert(*at, rule.clone());
                 }
             }
         }
@@ -118,7 +144,7 @@ fn read_principal(
             Ok(())
         }
         Some(Identifier::Metadata(metadata)) => {
-            rule.via.push(peer_ix(names, attested_by(metadata)?)?);
+            rule.via.push(names.peer(attested_by(metadata)?)?);
             Ok(())
         }
         _ => Err("a principal of this kind is not supported".to_owned()),

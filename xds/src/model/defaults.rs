@@ -105,8 +105,11 @@ impl Document<MeshRoute> {
         match &self.spec.hosts {
             Some(hosts) => hosts.iter().map(|host| host.0.clone()).collect(),
             None => {
-                let host = format!("{}.{}.svc.clusterset.local", self.name, self.namespace);
-                HostPattern::parse(&host).into_iter().collect()
+                let default = self.host_default.get_or_init(|| {
+                    let host = format!("{}.{}.svc.clusterset.local", self.name, self.namespace);
+                    HostPattern::parse(&host).ok()
+                });
+                default.iter().cloned().collect()
             }
         }
     }

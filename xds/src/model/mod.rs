@@ -7,18 +7,19 @@ mod peer;
 mod route;
 pub(crate) mod scalar;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use zeugma_core::names::HostPattern;
 use zeugma_core::snapshot::Position;
 
 use crate::error::{Code, Finding, Findings, Place, suggest};
 use crate::files::Source;
 use crate::parallel;
 use crate::settings::StateDir;
-use crate::yaml::{self, Positions};
+use crate::yaml::{self, Placed, Positions};
 
 pub(crate) use defaults::Port;
 pub(crate) use gateway::*;
@@ -44,7 +45,7 @@ enum ApiVersion {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Metadata {
     /// The name, unique among documents of its kind (and namespace).
-    pub name: Text<Name>,
+    pub name: Placed<Text<Name>>,
     /// The namespace of a `MeshRoute`. Default `default`.
     pub namespace: Option<Text<Name>>,
 }
@@ -115,38 +116,57 @@ pub(crate) struct Document<T> {
     pub namespace: String,
     /// What it says.
     pub spec: T,
-    source: Arc<Source>,
-    positions: Positions,
+    /// The line of its name, within the document.
+    name_line: u32,
+    source: Source,
+    /// Read when they are asked for: of a document that is right, hardly ever.
+    positions: OnceLock<Positions>,
+    /// The host of a route that writes none.
+    host_default: OnceLock<Option<HostPattern>>,
 }
 
 impl<T> Document<T> {
     /// `namespace/name`.
     pub(crate) fn id(&self) -> String {
-        format!("{}/{}", self.namespace, self.name)
+        [self.namespace.as_str(), "/", &self.name].concat()
     }
 
     /// The place of the value at `path`.
     pub(crate) fn at(&self, path: &str) -> Place {
-        self.source.place_of(self.positions.value(path), path)
+        self.source.place_of(self.positions().value(path), path)
     }
 
     /// The place of the last key of `path`.
     pub(crate) fn at_key(&self, path: &str) -> Place {
-        self.source.place_of(self.positions.key(path), path)
+        self.source.place_of(self.positions().key(path), path)
     }
 
     /// Whether `path` is written at all.
     pub(crate) fn is_written(&self, path: &str) -> bool {
-        self.positions.has(path)
+        self.positions().has(path)
     }
 
-    /// The line of the value at `path`, for the snapshot.
+    /// The line of the value at `path`, for a finding that speaks of a second place.
     pub(crate) fn position(&self, path: &str) -> Position {
-        let spot = self.positions.value(path);
+        self.position_of(self.positions().value(path).line)
+    }
+
+    /// Where its name is written, for the snapshot.
+    pub(crate) fn name_position(&self) -> Position {
+        self.position_of(self.name_line)
+    }
+
+    /// A line within it as a line of its file.
+    pub(crate) fn position_of(&self, line: u32) -> Position {
         Position {
             file: Arc::clone(&self.source.file),
-            line: spot.line.saturating_add(self.source.lines_before),
+            line: line.saturating_add(self.source.lines_before),
         }
+    }
+
+    fn positions(&self) -> &Positions {
+        self.positions
+            .get_or_init(|| yaml::positions(&self.source).unwrap_or_default())
     }
 
     /// Its text.
@@ -174,7 +194,11 @@ impl Model {
     pub(crate) fn read(sources: Vec<Source>) -> (Self, Findings) {
         let mut model = Self::default();
         let mut findings = Findings::new();
-        for read in parallel::map(sources, AnyDocument::read) {
+        let read = parallel::map(sources, AnyDocument::read);
+        // They are large and many: room that grows would be copied, and twice what they need.
+        let routes = (read.iter()).filter(|read| matches!(read, Ok(AnyDocument::Route(_))));
+        model.routes.reserve_exact(routes.count());
+        for read in read {
             match read {
                 Ok(AnyDocument::Gateway(gateway)) => model.gateways.push(*gateway),
                 Ok(AnyDocument::Peer(peer)) => model.peers.push(*peer),
@@ -196,8 +220,15 @@ enum AnyDocument {
 
 impl AnyDocument {
     fn read(source: Source) -> Result<Self, Finding> {
+        // Most documents are routes, and right.
+        let source = match yaml::read_plain(&source) {
+            Some(RouteDocument { metadata, spec, .. }) => {
+                let document = wrap(metadata, spec, source, OnceLock::new());
+                return Ok(Self::Route(Box::new(document)));
+            }
+            None => source,
+        };
         let positions = yaml::positions(&source)?;
-        let source = Arc::new(source);
         let key = |name: &str| source.place_of(positions.key(name), name);
         let value = |name: &str| source.place_of(positions.value(name), name);
         match positions.top("apiVersion") {
@@ -222,16 +253,19 @@ impl AnyDocument {
         match kind.as_str() {
             "MeshGateway" => {
                 let document: GatewayDocument = yaml::read(&source, &positions)?;
+                let positions = OnceLock::from(positions);
                 let document = wrap(document.metadata, document.spec, source, positions);
                 Ok(Self::Gateway(Box::new(document)))
             }
             "MeshPeer" => {
                 let document: PeerDocument = yaml::read(&source, &positions)?;
+                let positions = OnceLock::from(positions);
                 let document = wrap(document.metadata, document.spec, source, positions);
                 Ok(Self::Peer(Box::new(document)))
             }
             "MeshRoute" => {
                 let document: RouteDocument = yaml::read(&source, &positions)?;
+                let positions = OnceLock::from(positions);
                 let document = wrap(document.metadata, document.spec, source, positions);
                 Ok(Self::Route(Box::new(document)))
             }
@@ -259,15 +293,22 @@ pub(crate) fn state_dir(source: &Source) -> Option<(String, StateDir)> {
     Some((name, dir))
 }
 
-fn wrap<T>(metadata: Metadata, spec: T, source: Arc<Source>, positions: Positions) -> Document<T> {
+fn wrap<T>(
+    metadata: Metadata,
+    spec: T,
+    source: Source,
+    positions: OnceLock<Positions>,
+) -> Document<T> {
     Document {
-        name: metadata.name.0.0,
+        name_line: metadata.name.line,
+        name: metadata.name.value.0.0,
         namespace: metadata
             .namespace
             .map_or_else(|| NAMESPACE_DEFAULT.to_owned(), |namespace| namespace.0.0),
         spec,
         source,
         positions,
+        host_default: OnceLock::new(),
     }
 }
 

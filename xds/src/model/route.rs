@@ -15,6 +15,7 @@ use super::scalar::{
     Cause, EndpointSpec, MaybeDuration, Method, Name, Percent, Reference, Size, Text, whole,
     whole_or_none,
 };
+use crate::yaml::Placed;
 
 /// A service, the same name in every cluster.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -61,10 +62,10 @@ pub(crate) struct MeshRoute {
     pub mirror: Vec<MirrorSpec>,
     /// Who may call it: at least one entry must match. Default: nobody.
     #[serde(default)]
-    pub allow: Vec<RuleSpec>,
+    pub allow: Vec<Placed<RuleSpec>>,
     /// Who may not: an entry here wins over `allow`. Default: nothing.
     #[serde(default)]
-    pub deny: Vec<RuleSpec>,
+    pub deny: Vec<Placed<RuleSpec>>,
     /// Which peers may reach it through a mesh listener. Default: none.
     #[serde(default)]
     pub export: ExportSpec,

@@ -133,8 +133,9 @@ impl LastGood {
         options: &NodeOptions,
     ) -> Result<(Head, Reader<'_>), LastGoodError> {
         let damaged = LastGoodError::Damaged;
-        let rest = (self.bytes.strip_prefix(MAGIC)).ok_or(damaged("it is no state file"))?;
-        let (sum, body) = (rest.split_first_chunk()).ok_or(damaged("it ends too soon"))?;
+        let rest =
+            (self.bytes.strip_prefix(MAGIC)).ok_or_else(|| damaged("it is no state file"))?;
+        let (sum, body) = (rest.split_first_chunk()).ok_or_else(|| damaged("it ends too soon"))?;
         if Fnv::of(body) != u128::from_le_bytes(*sum) {
             return Err(damaged("its checksum is wrong"));
         }
@@ -232,15 +233,4 @@ pub(crate) fn version(snapshot: &Snapshot) -> Arc<str> {
     let mut to = Writer::default();
     snapshot.write(&mut to);
     format!("{:032x}", Fnv::of(&to.into_bytes())).into()
-}
-
-/// Reads a snapshot back from its bytes, so that what it holds in common is held once.
-#[cfg(test)]
-pub(crate) fn round_trip(snapshot: &Snapshot) -> Read<Snapshot> {
-    let mut to = Writer::default();
-    snapshot.write(&mut to);
-    let bytes = to.into_bytes();
-    let read = Snapshot::read(&mut Reader::new(&bytes))?;
-    snapshot::hold_to_its_promises(&read)?;
-    Ok(read)
 }

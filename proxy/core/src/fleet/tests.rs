@@ -181,8 +181,40 @@ fn the_last_endpoints_of_a_route_are_never_ejected() {
     cluster.passive.keep_at_least = 2;
     let mut fleet = fleet(vec![cluster]);
     kill(&mut fleet, "a", at(0.0));
-    see(&mut fleet, "b", Err(Failure::Connect), 50, at(0.0));
+    see(&mut fleet, "b", Err(Failure::Connect), 50, at(0.5));
     assert_eq!(fleet.status(&key("b")), Some(EndpointStatus::Healthy));
+    // One for the other is no fewer.
+    see(&mut fleet, "b", Err(Failure::Connect), 1, at(1.0));
+    let statuses = ["a", "b", "c"].map(|name| fleet.status(&key(name)));
+    let (healthy, out) = (EndpointStatus::Healthy, EndpointStatus::Ejected);
+    assert_eq!(statuses, [healthy, out, healthy].map(Some));
+}
+
+/// A rolling restart: the first is back long before its ejection ends, and the second stops.
+#[test]
+fn where_what_is_kept_cannot_be_reached_what_is_out_longest_is_tried_again() {
+    let mut fleet = fleet(vec![fixture::cluster(&[&["a", "b", "c"]])]);
+    kill(&mut fleet, "b", at(0.0));
+    kill(&mut fleet, "a", at(1.0));
+    let statuses = |fleet: &Fleet| ["a", "b", "c"].map(|name| fleet.status(&key(name)).unwrap());
+    let (healthy, out) = (EndpointStatus::Healthy, EndpointStatus::Ejected);
+    assert_eq!(statuses(&fleet), [out, out, healthy]);
+    // Where one answers, the requests may be at fault.
+    see(&mut fleet, "c", Err(Failure::Status(503)), 50, at(2.0));
+    assert_eq!(statuses(&fleet), [out, out, healthy]);
+    see(&mut fleet, "c", Ok(()), 1, at(2.0));
+    see(&mut fleet, "c", Err(Failure::Connect), 4, at(2.0));
+    assert_eq!(statuses(&fleet), [out, out, healthy]);
+    see(&mut fleet, "c", Err(Failure::Connect), 1, at(2.0));
+    assert_eq!(statuses(&fleet), [out, healthy, out]);
+    assert_eq!(shares(&mut fleet, at(2.0)), [1000]);
+    // Where all are gone they take turns, each out for a second at least.
+    see(&mut fleet, "b", Err(Failure::Connect), 50, at(2.0));
+    assert_eq!(statuses(&fleet), [healthy, out, out]);
+    see(&mut fleet, "a", Err(Failure::Connect), 50, at(2.5));
+    assert_eq!(statuses(&fleet), [healthy, out, out]);
+    see(&mut fleet, "a", Err(Failure::Connect), 1, at(3.0));
+    assert_eq!(statuses(&fleet), [out, healthy, out]);
 }
 
 #[test]

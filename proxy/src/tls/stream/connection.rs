@@ -283,7 +283,8 @@ impl Sealing<'_> {
         Ok(())
     }
 
-    fn append(&mut self, record: &[u8]) {
+    /// Puts records behind what is encrypted so far.
+    pub(super) fn append(&mut self, record: &[u8]) {
         let room = self.ciphertext.get_mut(self.len..).unwrap_or_default();
         if let Some(place) = room.get_mut(..record.len()) {
             place.copy_from_slice(record);

@@ -81,6 +81,9 @@ enum Reading {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Writing {
+    /// The last flight of a client's handshake waits in `outgoing` for what is written first: in
+    /// most protocols a client speaks first, and both then leave in one packet.
+    Opening,
     Open,
     /// Our close_notify is sent or queued.
     Closed,
@@ -99,10 +102,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         config: Arc<ServerConfig>,
         carrier: S,
     ) -> impl Future<Output = Result<Box<Self>, (io::Error, S)>> {
-        Self::shake_hands(Self::boxed(Connection::server(config), carrier))
+        Self::shake_hands(Self::boxed(
+            Connection::server(config),
+            Writing::Open,
+            carrier,
+        ))
     }
 
     /// Begins a handshake over `carrier` with the server `name`.
+    ///
+    /// Its last flight may be sent only with the first write, read, flush or shutdown.
     ///
     /// # Errors
     /// As [`Self::accept`].
@@ -114,13 +123,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         name: ServerName<'static>,
         carrier: S,
     ) -> impl Future<Output = Result<Box<Self>, (io::Error, S)>> {
-        Self::shake_hands(Self::boxed(Connection::client(config, name), carrier))
+        Self::shake_hands(Self::boxed(
+            Connection::client(config, name),
+            Writing::Opening,
+            carrier,
+        ))
     }
 
     /// In a box from the beginning: a future that holds a session costs its caller as much for as
     /// long as the caller lives.
     fn boxed(
         connection: Result<Connection, rustls::Error>,
+        writing: Writing,
         carrier: S,
     ) -> Result<Box<Self>, (io::Error, S)> {
         match connection {
@@ -131,7 +145,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
                 plaintext: Backlog::default(),
                 outgoing: Backlog::default(),
                 reading: Reading::Open,
-                writing: Writing::Open,
+                writing,
                 batch_bytes: BATCH_BYTES_MIN,
             })),
             Err(error) => Err((io::Error::other(error), carrier)),
@@ -152,7 +166,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
 
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            // The last flight, and an alert too, goes out before the handshake ends.
+            if self.holds_last_flight() {
+                return Poll::Ready(Ok(()));
+            }
+            // The last flight of a server, and an alert too, goes out before the handshake ends.
             let sent = ready!(self.poll_send_and_flush(cx));
             if let Some(Err(error)) = self.reading.end() {
                 return Poll::Ready(Err(error));
@@ -163,6 +180,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
             }
             ready!(self.poll_receive(cx, None))?;
         }
+    }
+
+    /// Whether the handshake is over and its last flight has not been sent yet, on purpose.
+    fn holds_last_flight(&self) -> bool {
+        self.writing == Writing::Opening
+            && !self.connection.is_handshaking()
+            && self.reading.end().is_none()
     }
 
     /// Receives once, and takes in what came; the first plaintext goes to `reader`.
@@ -192,7 +216,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         }
         let idle = self.outgoing.is_empty();
         self.take_in(bytes, reader);
-        if idle && !self.outgoing.is_empty() {
+        if idle && !self.outgoing.is_empty() && !self.holds_last_flight() {
             // Nobody waits to send, so nobody loses its waker; if the socket takes nothing now, the
             // next write, flush or shutdown sends it.
             drop(self.poll_send(cx));
@@ -269,7 +293,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         if slices.iter().all(|slice| slice.is_empty()) {
             return Poll::Ready(Ok(0));
         }
-        ready!(self.poll_send(cx))?;
+        let opens = self.writing == Writing::Opening;
+        if opens {
+            self.writing = Writing::Open;
+        }
+        // Beside a batch of the smallest size there is room for as much.
+        if !opens || self.outgoing.bytes().len() > BATCH_BYTES_MIN {
+            ready!(self.poll_send(cx))?;
+        }
         if let Reading::Failed(error) = &self.reading {
             return Poll::Ready(Err(invalid_data(error)));
         }
@@ -286,6 +317,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
             taken: 0,
             len: 0,
         };
+        sealing.append(self.outgoing.bytes());
+        self.outgoing = Backlog::default();
         self.connection.seal(&mut self.held, &mut sealing)?;
         let (taken, len) = (sealing.taken, sealing.len);
         let mut rest = buffers.ciphertext.get(..len).unwrap_or_default();
@@ -359,6 +392,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
+        // What the socket does not take now is tried again with each read; a writer sends it first.
+        if this.writing == Writing::Opening && this.poll_send(cx).is_ready() {
+            this.writing = Writing::Open;
+        }
         let filled = buf.filled().len();
         while buf.filled().len() == filled {
             if !this.plaintext.is_empty() {
@@ -404,7 +441,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
     /// Sends close_notify behind what was written, and ends our direction of the carrier.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.writing == Writing::Open {
+        if this.writing != Writing::Closed {
             this.writing = Writing::Closed;
             // After an alert there is nothing left to say.
             if !matches!(this.reading, Reading::Failed(_)) {

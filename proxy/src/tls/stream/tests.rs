@@ -17,10 +17,12 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::TlsStream;
 use crate::tls::config::provider;
+use carrier::Tampered;
 
 /// Far more than any of it takes.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -130,6 +132,17 @@ async fn connect<S: Io + 'static>(kind: Kind, carrier: S) -> io::Result<Box<dyn 
 
 type Ours = Box<TlsStream<DuplexStream>>;
 
+/// Our client, whose part of the handshake has been sent.
+async fn connect_whole<S: Io>(carrier: S) -> Box<TlsStream<S>> {
+    let config = Arc::clone(&SIDES.client);
+    let connected = TlsStream::connect(config, name(), carrier).await;
+    let Ok(mut stream) = connected else {
+        panic!("no session");
+    };
+    stream.flush().await.unwrap();
+    stream
+}
+
 /// Our server and a client of tokio-rustls.
 async fn with_oracle_client() -> (Ours, tokio_rustls::client::TlsStream<DuplexStream>) {
     let (near, far) = tokio::io::duplex(1 << 20);
@@ -144,10 +157,10 @@ async fn with_oracle_client() -> (Ours, tokio_rustls::client::TlsStream<DuplexSt
 async fn with_oracle_server() -> (Ours, tokio_rustls::server::TlsStream<DuplexStream>) {
     let (near, far) = tokio::io::duplex(1 << 20);
     let (ours, theirs) = tokio::join!(
-        TlsStream::connect(Arc::clone(&SIDES.client), name(), near),
+        connect_whole(near),
         TlsAcceptor::from(Arc::clone(&SIDES.server)).accept(far),
     );
-    (ours.unwrap(), theirs.unwrap())
+    (ours, theirs.unwrap())
 }
 
 fn tls_error(error: &io::Error) -> &rustls::Error {
@@ -230,6 +243,55 @@ async fn a_refused_server_certificate_is_told_by_an_alert_before_the_end() {
 }
 
 #[tokio::test]
+async fn the_last_flight_of_a_client_leaves_with_what_it_says_first() {
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let accept = TlsAcceptor::from(Arc::clone(&SIDES.server)).accept(far);
+    let connect = TlsStream::connect(Arc::clone(&SIDES.client), name(), Tampered::counted(near));
+    let client = async {
+        let mut ours = connect.await.unwrap();
+        assert_eq!(ours.carrier.writes, 1, "the hello");
+        ours.write_all(b"both").await.unwrap();
+        assert_eq!(ours.carrier.writes, 2, "the flight and the bytes");
+        ours
+    };
+    let server = async {
+        let mut theirs = accept.await.unwrap();
+        let mut read = [0; 4];
+        theirs.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"both");
+        theirs
+    };
+    let both = async { tokio::join!(client, server) };
+    timeout(DEADLINE, Box::pin(both)).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_last_flight_of_a_client_does_not_wait_where_the_server_speaks_first() {
+    for shuts_down in [false, true] {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let client = async {
+            let config = Arc::clone(&SIDES.client);
+            let mut ours = TlsStream::connect(config, name(), near).await.unwrap();
+            if shuts_down {
+                ours.shutdown().await.unwrap();
+            }
+            let mut read = [0; 4];
+            ours.read_exact(&mut read).await.unwrap();
+            assert_eq!(&read, b"hail");
+        };
+        let server = async {
+            let acceptor = TlsAcceptor::from(Arc::clone(&SIDES.server));
+            let mut theirs = acceptor.accept(far).await.unwrap();
+            theirs.write_all(b"hail").await.unwrap();
+            theirs.flush().await.unwrap();
+            theirs
+        };
+        let both = async { tokio::join!(client, server) };
+        timeout(DEADLINE, Box::pin(both)).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn traffic_keys_change_in_both_directions() {
     let (mut ours, mut theirs) = with_oracle_server().await;
     let mut message = [0; 4];
@@ -253,9 +315,9 @@ async fn a_stream_carries_a_stream() {
     let (mut server, mut client) = {
         let (server, client) = tokio::join!(
             TlsStream::accept(Arc::clone(&SIDES.server), ours),
-            TlsStream::connect(Arc::clone(&SIDES.client), name(), theirs),
+            connect_whole(theirs),
         );
-        (server.unwrap(), client.unwrap())
+        (server.unwrap(), client)
     };
     client.write_all(b"within").await.unwrap();
     client.shutdown().await.unwrap();

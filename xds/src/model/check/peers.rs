@@ -152,7 +152,7 @@ fn relied_on(
         }
         let rules = route.spec.allow.iter().chain(&route.spec.deny);
         rules
-            .filter_map(|rule| rule.via.as_ref())
+            .filter_map(|rule| rule.value.via.as_ref())
             .any(|via| names_one(&mut via.iter().map(|name| name.0.0.as_str())))
             .then(|| {
                 format!(

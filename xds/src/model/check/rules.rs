@@ -5,6 +5,7 @@ use super::backends::empty;
 use crate::error::{Code, Finding};
 use crate::model::scalar::Text;
 use crate::model::{InboundSpec, MeshRoute, Model, ProtocolSpec, RoleSpec, RuleSpec};
+use crate::yaml::Placed;
 
 /// One way a connection reaches a route, by the table "What each path does".
 struct Way {
@@ -19,7 +20,7 @@ pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
     let ways = ways(model, check);
     let spec = &check.document.spec;
     for (list, rules) in [("allow", &spec.allow), ("deny", &spec.deny)] {
-        for (at, rule) in rules.iter().enumerate() {
+        for (at, Placed { value: rule, .. }) in rules.iter().enumerate() {
             let path = format!("spec.{list}[{at}]");
             let is_known = references(model, check, rule, &path);
             if is_known && !model.gateways.is_empty() {

@@ -11,7 +11,7 @@ use super::super::{
     BATCH_BYTES_MAX, BATCH_BYTES_MIN, RECORD_BYTES, RECORD_OVERHEAD_BYTES, TlsStream,
 };
 use super::carrier::Tampered;
-use super::{Io, SIDES, name, with_oracle_client};
+use super::{Io, SIDES, connect_whole, with_oracle_client};
 
 type Counted = Box<TlsStream<Tampered<DuplexStream>>>;
 
@@ -19,10 +19,10 @@ type Counted = Box<TlsStream<Tampered<DuplexStream>>>;
 async fn pair(capacity: usize) -> (Counted, Counted) {
     let (near, far) = tokio::io::duplex(capacity);
     let (client, server) = tokio::join!(
-        TlsStream::connect(Arc::clone(&SIDES.client), name(), Tampered::counted(near)),
+        connect_whole(Tampered::counted(near)),
         TlsStream::accept(Arc::clone(&SIDES.server), Tampered::counted(far)),
     );
-    (client.unwrap(), server.unwrap())
+    (client, server.unwrap())
 }
 
 fn owned<S>(stream: &TlsStream<S>) -> usize {

@@ -1,0 +1,51 @@
+//! `date`: whoever forwards an answer without one adds it (RFC 9110 §6.6.1). hyper does so for
+//! HTTP/1.1.
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+use http::HeaderValue;
+use time::OffsetDateTime;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
+
+/// IMF-fixdate (RFC 9110 §5.6.7), of a time in UTC.
+const FORMAT: &[BorrowedFormatItem<'_>] = format_description!(
+    "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+);
+/// How long one is used again.
+const FRESH: Duration = Duration::from_millis(500);
+
+thread_local! {
+    static LAST: RefCell<Option<(Instant, HeaderValue)>> = const { RefCell::new(None) };
+}
+
+/// The time, up to half a second ago.
+pub(super) fn now() -> Option<HeaderValue> {
+    LAST.with_borrow_mut(|last| {
+        if let Some((at, date)) = last
+            && at.elapsed() < FRESH
+        {
+            return Some(date.clone());
+        }
+        let date = format(OffsetDateTime::now_utc())?;
+        *last = Some((Instant::now(), date.clone()));
+        Some(date)
+    })
+}
+
+fn format(at: OffsetDateTime) -> Option<HeaderValue> {
+    HeaderValue::try_from(at.format(FORMAT).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_date_is_written_as_the_rfc_does() {
+        let at = OffsetDateTime::from_unix_timestamp(784_111_777).unwrap();
+        assert_eq!(format(at).unwrap(), "Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(now().unwrap().len(), 29);
+    }
+}

@@ -1,0 +1,442 @@
+//! What one side may do to the other at the edges of HTTP: bodies that nobody reads, lengths that
+//! contradict each other, messages that break off politely.
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, header};
+use hyper::body::Frame;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use crate::data_client::{Client, Wire, finish, read_head};
+use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route};
+use crate::data_relay::memory;
+use crate::data_services::{AnyBody, HttpService, TcpService, pattern, summary};
+use crate::mesh::within;
+
+async fn before(service: &HttpService, more: &[&str]) -> Gateway {
+    let backend = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
+    Gateway::alone(&near_route("hello", &[&[&*backend], more].concat())).await
+}
+
+/// A caller that speaks HTTP/2, and answers PINGs whatever it does not read.
+async fn caller(gateway: &Gateway) -> h2::client::SendRequest<Bytes> {
+    let tcp = TcpStream::connect(gateway.apps()).await.unwrap();
+    let (caller, connection) = h2::client::handshake(tcp).await.unwrap();
+    tokio::spawn(connection);
+    caller
+}
+
+#[tokio::test]
+async fn a_stream_that_its_caller_does_not_read_is_given_up_after_the_idle_time() {
+    let service = HttpService::start("near");
+    let gateway = before(&service, &["timeouts: { idle: 1s }"]).await;
+    let mut caller = caller(&gateway).await;
+    let request = Request::get(format!("http://{HELLO}/big"))
+        .header("x-request-id", "unread")
+        .body(());
+    let (response, _) = caller.send_request(request.unwrap(), true).unwrap();
+    let response = within("a head", response).await.unwrap();
+    let line = gateway.request("unread").await;
+    assert_eq!(line["verdict"], "idle-timeout", "{line}");
+    // It is told, once it reads what had been sent.
+    let mut body = response.into_body();
+    let error = within("the end", async {
+        loop {
+            match body.data().await {
+                Some(Ok(bytes)) => body.flow_control().release_capacity(bytes.len()).unwrap(),
+                Some(Err(error)) => return error,
+                None => panic!("an answer that was cut off ended as if it were whole"),
+            }
+        }
+    })
+    .await;
+    assert_eq!(error.reason(), Some(h2::Reason::CANCEL), "{error}");
+    // The connection is as good as before.
+    let request = Request::get(format!("http://{HELLO}/")).body(());
+    let (response, _) = caller.send_request(request.unwrap(), true).unwrap();
+    assert_eq!(within("an answer", response).await.unwrap().status(), 200);
+    drop((body, caller));
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn an_upload_whose_endpoint_is_silent_lasts_as_long_as_bytes_move() {
+    let service = TcpService::with(|mut tcp| async move {
+        read_head(&mut tcp).await.ok();
+        let head = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n";
+        tcp.write_all(head.as_bytes()).await.ok();
+        let mut all = Vec::new();
+        let mut some = [0; 64];
+        while !all.ends_with(b"0\r\n\r\n") {
+            match tcp.read(&mut some).await {
+                Ok(n @ 1..) => all.extend_from_slice(&some[..n]),
+                _ => return,
+            }
+        }
+        tcp.write_all(b"done").await.ok();
+    });
+    let backend = format!(
+        "backends: [{{ version: h1, {} }}]",
+        endpoints(&[service.address()])
+    );
+    let idle = "timeouts: { idle: 1s }";
+    let gateway = Gateway::alone(&near_route("hello", &[&backend, idle])).await;
+    for wire in [Wire::H1, Wire::H2] {
+        let mut client = Client::connect(gateway.apps(), &wire).await.unwrap();
+        let (frames, body) = AnyBody::channel();
+        let request = client.head("POST", HELLO, "/").body(body).unwrap();
+        let answer = within("a head", client.begin(request)).await.unwrap();
+        let reading = tokio::spawn(finish(answer));
+        let mut tick = tokio::time::interval(std::time::Duration::from_millis(100));
+        for _ in 0..25 {
+            tick.tick().await;
+            frames.send(Frame::data(pattern(3))).await.unwrap();
+        }
+        drop(frames);
+        let answer = within("the end", reading).await.unwrap().unwrap();
+        assert_eq!(answer.text(), "done", "{wire:?}");
+    }
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn a_length_beside_a_transfer_encoding_says_nothing() {
+    // RFC 9112 §6.3: the transfer encoding has precedence, and the length is not passed on.
+    let service = HttpService::start("near");
+    let answering = TcpService::with(|mut tcp| async move {
+        read_head(&mut tcp).await.ok();
+        let answer = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n\
+                      b\r\nhello world\r\n0\r\n\r\n";
+        tcp.write_all(answer.as_bytes()).await.ok();
+        tcp.read_u8().await.ok();
+    });
+    for version in ["h1", "h2"] {
+        let backend = format!(
+            "backends: [{{ version: {version}, {} }}]",
+            endpoints(&[service.address()])
+        );
+        let gateway = Gateway::alone(&near_route("hello", &[&backend])).await;
+        let answer = crate::data_client::raw(
+            gateway.apps(),
+            &format!(
+                "POST /sum HTTP/1.1\r\nhost: {HELLO}\r\ncontent-length: 5\r\n\
+                 transfer-encoding: chunked\r\nconnection: close\r\n\r\n\
+                 b\r\nhello world\r\n0\r\n\r\n"
+            ),
+        )
+        .await;
+        let expected = summary(b"hello world");
+        assert!(answer.contains(&expected), "{version}: {answer}");
+        assert_eq!(service.last().header("content-length"), "", "{version}");
+        gateway.process.finish().await;
+    }
+    let backend = format!(
+        "backends: [{{ version: h1, {} }}]",
+        endpoints(&[answering.address()])
+    );
+    let gateway = Gateway::alone(&near_route("hello", &[&backend])).await;
+    for wire in [Wire::H1, Wire::H2] {
+        let mut client = Client::connect(gateway.apps(), &wire).await.unwrap();
+        let answer = within("an answer", client.get(HELLO, "/")).await.unwrap();
+        assert_eq!(answer.text(), "hello world", "{wire:?}");
+    }
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn a_body_that_get_has_arrives_whole() {
+    let service = HttpService::start("near");
+    for version in ["h1", "h2"] {
+        let backend = format!(
+            "backends: [{{ version: {version}, {} }}]",
+            endpoints(&[service.address()])
+        );
+        let gateway = Gateway::alone(&near_route("hello", &[&backend])).await;
+        let mut client = Client::connect(gateway.apps(), &Wire::H2).await.unwrap();
+        let (frames, body) = AnyBody::channel();
+        let request = client.head("GET", HELLO, "/sum").body(body).unwrap();
+        let asking = async { finish(client.begin(request).await?).await };
+        let sending = async {
+            frames.send(Frame::data(pattern(1000))).await.unwrap();
+            drop(frames);
+        };
+        let (answer, ()) = within("an answer", async { tokio::join!(asking, sending) }).await;
+        assert_eq!(answer.unwrap().text(), summary(&pattern(1000)), "{version}");
+        gateway.process.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_reset_without_an_error_before_its_end_is_not_whole() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            connections.spawn(async move {
+                let mut connection = h2::server::handshake(tcp).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    let mut stream = respond.send_response(Response::new(()), false).unwrap();
+                    stream.send_data(Bytes::from("half of it"), false).unwrap();
+                    tokio::spawn(async move {
+                        // Once that is on its way.
+                        std::future::poll_fn(|cx| {
+                            stream.reserve_capacity(100_000);
+                            stream.poll_capacity(cx)
+                        })
+                        .await;
+                        stream.send_reset(h2::Reason::NO_ERROR);
+                    });
+                }
+            });
+        }
+    });
+    let backend = format!("backends: [{{ version: h2, {} }}]", endpoints(&[address]));
+    let gateway = Gateway::alone(&near_route("hello", &[&backend])).await;
+    let mut tcp = TcpStream::connect(gateway.apps()).await.unwrap();
+    let head = format!(
+        "GET / HTTP/1.1\r\nhost: {HELLO}\r\nx-request-id: half\r\nconnection: close\r\n\r\n"
+    );
+    tcp.write_all(head.as_bytes()).await.unwrap();
+    let mut all = Vec::new();
+    within("the end", tcp.read_to_end(&mut all)).await.ok();
+    let all = String::from_utf8_lossy(&all);
+    assert!(
+        all.contains("chunked") && !all.ends_with("0\r\n\r\n"),
+        "{all}"
+    );
+    let line = gateway.request("half").await;
+    assert_eq!(line["verdict"], "upstream-reset", "{line}");
+
+    let mut caller = caller(&gateway).await;
+    let request = Request::get(format!("http://{HELLO}/")).body(());
+    let (response, _) = caller.send_request(request.unwrap(), true).unwrap();
+    let error = within("the end", async {
+        let mut body = response.await?.into_body();
+        while let Some(bytes) = body.data().await {
+            bytes?;
+        }
+        Ok::<_, h2::Error>(())
+    });
+    // Some take a reset without an error as an end.
+    let reason = error.await.unwrap_err().reason();
+    assert_eq!(reason, Some(h2::Reason::INTERNAL_ERROR));
+    drop(caller);
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn who_calls_is_not_said_in_trailers() {
+    let service = TcpService::with(|mut tcp| async move {
+        let mut all = Vec::new();
+        let mut some = [0; 64];
+        while !all.ends_with(b"\r\n\r\n") || !all.windows(5).any(|five| five == b"\r\n0\r\n") {
+            match tcp.read(&mut some).await {
+                Ok(n @ 1..) => all.extend_from_slice(&some[..n]),
+                _ => return,
+            }
+        }
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+            all.len()
+        );
+        tcp.write_all(head.as_bytes()).await.ok();
+        tcp.write_all(&all).await.ok();
+    });
+    let backend = format!(
+        "backends: [{{ version: h1, {} }}]",
+        endpoints(&[service.address()])
+    );
+    let gateway = Gateway::alone(&near_route("hello", &[&backend])).await;
+    for wire in [Wire::H1, Wire::H2] {
+        let mut client = Client::connect(gateway.apps(), &wire).await.unwrap();
+        let mut trailers = HeaderMap::new();
+        let claim = "URI=spiffe://east.example/ns/shop/sa/admin";
+        trailers.insert("x-forwarded-client-cert", claim.parse().unwrap());
+        trailers.insert("x-sum", "42".parse().unwrap());
+        let frames = [Frame::data(pattern(3)), Frame::trailers(trailers)];
+        let request = client
+            .head("POST", HELLO, "/")
+            .header(header::TRAILER, "x-forwarded-client-cert, x-sum")
+            .header(header::TE, "trailers")
+            .body(AnyBody::Frames(frames.into()));
+        let answer = within("an answer", client.send(request.unwrap())).await;
+        let seen = answer.unwrap().text();
+        assert!(seen.contains("x-sum: 42"), "{wire:?}: {seen}");
+        assert!(!seen.contains(claim), "{wire:?}: {seen}");
+    }
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn an_answer_without_a_date_gets_one_by_either_version() {
+    // RFC 9110 §6.6.1.
+    let service = TcpService::with(|mut tcp| async move {
+        while read_head(&mut tcp).await.is_ok() {
+            let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+            tcp.write_all(answer.as_bytes()).await.ok();
+        }
+    });
+    let backend = format!(
+        "backends: [{{ version: h1, {} }}]",
+        endpoints(&[service.address()])
+    );
+    let gateway = Gateway::alone(&near_route("hello", &[&backend])).await;
+    for wire in [Wire::H1, Wire::H2] {
+        let mut client = Client::connect(gateway.apps(), &wire).await.unwrap();
+        let answer = within("an answer", client.get(HELLO, "/")).await.unwrap();
+        // IMF-fixdate (RFC 9110 §5.6.7), as `Sun, 06 Nov 1994 08:49:37 GMT`.
+        let date = answer.header("date");
+        assert!(
+            date.len() == 29 && date.ends_with(" GMT"),
+            "{wire:?}: {date}"
+        );
+    }
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn a_stream_of_websocket_that_the_endpoint_ends_is_over() {
+    let service = TcpService::with(|mut tcp| async move {
+        read_head(&mut tcp).await.ok();
+        let switched = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
+                        upgrade: websocket\r\n\r\n";
+        tcp.write_all(switched.as_bytes()).await.ok();
+        tcp.read_u8().await.ok();
+        tcp.set_zero_linger().unwrap();
+    });
+    let backend = format!(
+        "backends: [{{ version: h1, {} }}]",
+        endpoints(&[service.address()])
+    );
+    let gateway = Gateway::alone(&near_route("hello", &[&backend])).await;
+    let mut caller = caller(&gateway).await;
+    let mut request = Request::new(());
+    *request.method_mut() = http::Method::CONNECT;
+    *request.uri_mut() = format!("http://{HELLO}/").parse().unwrap();
+    let protocol = h2::ext::Protocol::from_static("websocket");
+    request.extensions_mut().insert(protocol);
+    crate::mesh::eventually("extended CONNECT to be taken", async || {
+        caller.is_extended_connect_protocol_enabled().then_some(())
+    })
+    .await;
+    let (response, mut send) = caller.send_request(request, false).unwrap();
+    let mut body = within("an answer", response).await.unwrap().into_body();
+    send.send_data(Bytes::from("x"), false).unwrap();
+    within("the end of what the endpoint says", async {
+        while let Some(Ok(bytes)) = body.data().await {
+            assert_eq!(bytes, "");
+        }
+    })
+    .await;
+    // The caller keeps its own direction open: nobody is left who would read it.
+    let reset = std::future::poll_fn(|cx| send.poll_reset(cx));
+    within("the stream to be over", reset).await.ok();
+    drop((body, send, caller));
+    gateway.process.finish().await;
+}
+
+/// RFC 9113 §4.1.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut frame = length[1..].to_vec();
+    frame.extend_from_slice(&[kind, flags]);
+    frame.extend_from_slice(&stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+#[tokio::test]
+async fn a_flood_of_frames_ends_its_connection_and_no_other() {
+    const HEADERS: u8 = 0x1;
+    const RST_STREAM: u8 = 0x3;
+    const PING: u8 = 0x6;
+    const CONTINUATION: u8 = 0x9;
+    const END_STREAM: u8 = 0x1;
+    const END_HEADERS: u8 = 0x4;
+    let service = HttpService::start("near");
+    let gateway = before(&service, &[]).await;
+    let mut beside = Client::connect(gateway.apps(), &Wire::H2).await.unwrap();
+    // RFC 7541: :method GET, :scheme http, :path /, :authority as a literal.
+    let mut head = vec![0x82, 0x86, 0x84, 0x01, u8::try_from(HELLO.len()).unwrap()];
+    head.extend_from_slice(HELLO.as_bytes());
+    let streams = (1..20_001).step_by(2);
+    // CVE-2023-44487.
+    let resets = streams.flat_map(|stream| {
+        let begun = frame(HEADERS, END_HEADERS | END_STREAM, stream, &head);
+        [begun, frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat()
+    });
+    // CVE-2024-27316: a header that is never indexed, 16 KiB of it in each frame.
+    let mut field = vec![0x10, 1, b'a', 0x7f, 0x80, 0x7f];
+    field.resize(field.len() + 127 + 16_256, b'a');
+    let continued = (0..2_000).flat_map(|_| frame(CONTINUATION, 0, 1, &field));
+    let continued = frame(HEADERS, 0, 1, &head).into_iter().chain(continued);
+    // Answers to PINGs that nobody reads.
+    let pings = (0..1_000_000).flat_map(|_| frame(PING, 0, 0, &[7; 8]));
+    for (what, flood, is_refused) in [
+        ("resets", resets.collect::<Vec<u8>>(), true),
+        ("continuations", continued.collect(), true),
+        ("pings", pings.collect(), false),
+    ] {
+        let before = memory(&gateway.process);
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut tcp = socket.connect(gateway.apps()).await.unwrap();
+        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        bytes.extend_from_slice(&frame(0x4, 0, 0, &[]));
+        bytes.extend_from_slice(&flood);
+        // It takes all, ends the connection, or takes no more for want of a reader.
+        let writing =
+            tokio::time::timeout(std::time::Duration::from_secs(3), tcp.write_all(&bytes)).await;
+        let got = within("others", beside.get(HELLO, "/")).await.unwrap();
+        assert_eq!(got.text(), "near", "{what}");
+        let held = memory(&gateway.process).saturating_sub(before);
+        assert!(held < 16 << 20, "{what}: {held} bytes more");
+        if is_refused {
+            let mut rest = Vec::new();
+            within("the end", tcp.read_to_end(&mut rest)).await.ok();
+            let line = gateway.process.connection(tcp.local_addr().unwrap());
+            let line = line.await;
+            assert_eq!(line["verdict"], "downstream-closed", "{what}: {line}");
+        } else {
+            assert!(writing.is_err(), "{what}: all were taken");
+        }
+    }
+    drop(beside);
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn a_body_that_waits_to_be_asked_for_goes_to_the_endpoint_that_is_tried_next() {
+    let backup = HttpService::start("backup");
+    let both = format!(
+        "backends: [{{ peer: west }}, {{ name: backup, locality: asia/a-1, {} }}]",
+        endpoints(&[backup.address()])
+    );
+    let west_first = "failover: { order: [{ cluster: west }, { backend: backup }] }";
+    // West has none of its own, and says so without asking for the body.
+    let pair = Pair::new(
+        &http_route("hello", &[&both, west_first]),
+        &http_route("hello", &["backends: [{ peer: east }]"]),
+    )
+    .await;
+    let mut tcp = TcpStream::connect(pair.east.apps()).await.unwrap();
+    let head = format!(
+        "POST /sum HTTP/1.1\r\nhost: {HELLO}\r\ncontent-length: 5\r\nexpect: 100-continue\r\n\
+         connection: close\r\n\r\n"
+    );
+    tcp.write_all(head.as_bytes()).await.unwrap();
+    let told = read_head(&mut tcp).await.unwrap();
+    assert!(told.starts_with("HTTP/1.1 100 "), "{told}");
+    tcp.write_all(b"hello").await.unwrap();
+    let mut rest = String::new();
+    within("the answer", tcp.read_to_string(&mut rest))
+        .await
+        .unwrap();
+    assert!(rest.starts_with("HTTP/1.1 200 "), "{rest}");
+    assert!(rest.ends_with(&summary(b"hello")), "{rest}");
+    pair.finish().await;
+}
