@@ -192,7 +192,9 @@ impl Window {
             u128::from(self.paced) * round_trip.as_nanos() / elapsed.as_nanos().max(1);
         self.since = Some(now);
         self.paced = 0;
-        let keeps_up = self.unread <= i64::from(self.size / 4).max(i64::from(WINDOW_MIN) / 2);
+        // A whole window may come at once, and half of it is not read yet when this is asked: what is
+        // read in a round trip tells how well the reader keeps up, and a slow one fails that.
+        let keeps_up = self.unread <= i64::from(self.size / 2);
         if keeps_up && in_round_trip * 2 >= size && self.size < WINDOW_MAX {
             let more = self.size.min(WINDOW_MAX - self.size);
             if budget.take(more) {
@@ -840,6 +842,12 @@ mod tests {
         assert_eq!(window.size, WINDOW_MAX);
         // 20 MB/s over 100 ms have 2 MB on their way.
         assert!(window.size >= 2 * 2_000_000);
+        // Half of what came at once is still to be read.
+        let mut burst = Window::new();
+        keeps_up(&mut burst, &budget);
+        burst.unread = i64::from(burst.size / 2);
+        keeps_up(&mut burst, &budget);
+        assert_eq!(burst.size, 4 * WINDOW_MIN);
         let mut stopped = Window::new();
         stopped.unread = i64::from(WINDOW_MIN);
         keeps_up(&mut stopped, &budget);
