@@ -137,6 +137,8 @@ impl Sources {
         let last_good = made.unwrap_or_else(|error: io::Error| {
             Err(unmade(format!("no thread to read it on: {error}")).into())
         })?;
+        // They stand where all the rest was, and would hold its memory back.
+        let last_good = LastGood::from_bytes(last_good.as_bytes().to_vec());
         (last_good.load(&path, options)).map_err(|error| {
             unmade(format!("what was made of it is not read back: {error}")).into()
         })
