@@ -134,11 +134,12 @@ impl Sources {
             }
         });
         let unmade = |message: String| Finding::error(Code::Unreadable, message);
-        let last_good = made.unwrap_or_else(|error: io::Error| {
+        let made = made.unwrap_or_else(|error: io::Error| {
             Err(unmade(format!("no thread to read it on: {error}")).into())
         })?;
         // They stand where all the rest was, and would hold its memory back.
-        let last_good = LastGood::from_bytes(last_good.as_bytes().to_vec());
+        let last_good = LastGood::from_bytes(made.as_bytes().to_vec());
+        drop(made);
         (last_good.load(&path, options)).map_err(|error| {
             unmade(format!("what was made of it is not read back: {error}")).into()
         })
