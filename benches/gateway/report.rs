@@ -388,7 +388,8 @@ const HOW: &str = "
 
 - CPU is the time that all threads of the proxy's process tree were on a processor
   (`/proc/<pid>/task/*/schedstat`), from before the work until the tree is at rest again, divided by
-  the units of work: a connection, a MiB, a request, a message. PSS is that of the tree
+  the units of work: a connection, a MiB, a request, a message. That of a start is the whole process's,
+  threads that have ended included (`/proc/<pid>/stat`, in steps of 10 ms). PSS is that of the tree
   (`smaps_rollup`); for idle connections, what it grew by in a new process after 64 connections.
   Every figure is the median; ± is the median distance to it.
 - Each proxy has one worker (zeugma `workers: 1`, Envoy `--concurrency 1`, HAProxy `nbthread 1`,

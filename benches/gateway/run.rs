@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::load::{Done, Job, Load, Opening};
-use crate::measure::{Cpu, pss};
+use crate::measure::{Cpu, lifetime, pss};
 use crate::pki::Domain;
 use crate::proxies::{Peer, Proxy, Site, programs};
 use crate::report::{Measured, Sample};
@@ -194,7 +194,8 @@ impl Bench {
         }
         let proxy = proxy.wait(works)?;
         let wall = proxy.started.elapsed();
-        let cpu = Cpu::of(proxy.pid())?.total();
+        // What reads the configuration has ended by then.
+        let cpu = lifetime(proxy.pid())?;
         Cpu::at_rest(proxy.pid())?;
         Ok(Sample::from([
             (Metric::WallMs, wall.as_secs_f64() * 1e3),

@@ -66,7 +66,7 @@ impl Source {
     }
 }
 
-/// Sources that are remembered at once, in sets of [`WAYS`]: 400 KiB.
+/// Sources that are remembered at once, in sets of eight: 400 KiB.
 pub const SOURCES_MAX: usize = 8192;
 /// Places that one source may have.
 const WAYS: usize = 8;
