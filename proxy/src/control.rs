@@ -58,6 +58,9 @@ const GRACE: Duration = RECORDS_GRACE.saturating_mul(2);
 /// How long being ready waits for the first answers to all names.
 const NAMES_WAIT: Duration = Duration::from_secs(5);
 
+/// How long the start waits for the event loops of its workers, so that being ready means it.
+const WORKERS_WAIT: Duration = Duration::from_secs(5);
+
 /// How a gateway is started.
 #[derive(Debug, Clone)]
 pub struct GatewayOptions {
@@ -333,13 +336,17 @@ fn start_workers(shared: &Arc<Shared>, configured: Option<usize>) -> Result<Work
     let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let count = configured.unwrap_or(available).max(1);
     let (tell_ended, ended) = mpsc::channel(count);
+    let (tell_running, running) = std::sync::mpsc::channel();
     let mut handles = Vec::new();
     let mut threads = Vec::new();
     for nth in 0..count {
         let (sockets, queue) = mpsc::channel(SOCKETS_MAX);
         let shared = Arc::clone(shared);
+        let tell_running = tell_running.clone();
         let thread = start_worker(nth, tell_ended.clone(), move || {
-            if let Err(error) = work(shared, queue) {
+            // Nobody waits any more if it took too long.
+            let running = move || tell_running.send(()).unwrap_or_default();
+            if let Err(error) = work(shared, queue, running) {
                 tracing::error!(%error, "a worker has no event loop");
             }
         });
@@ -349,6 +356,17 @@ fn start_workers(shared: &Arc<Shared>, configured: Option<usize>) -> Result<Work
             open: Arc::default(),
         });
         threads.push(thread.map_err(system("no worker thread"))?);
+    }
+    drop(tell_running);
+    let until = Instant::now() + WORKERS_WAIT;
+    for _ in 0..count {
+        // A worker that cannot run tells its end.
+        if running
+            .recv_timeout(until.saturating_duration_since(Instant::now()))
+            .is_err()
+        {
+            break;
+        }
     }
     Ok((handles, threads, ended))
 }
@@ -796,7 +814,7 @@ mod tests {
         let (tell, workers_ended) = mpsc::channel(2);
         let (sockets, queue) = mpsc::channel(SOCKETS_MAX);
         let shared = Arc::clone(&alone.shared);
-        let works = start_worker(0, tell.clone(), move || work(shared, queue).unwrap());
+        let works = start_worker(0, tell.clone(), move || work(shared, queue, || {}).unwrap());
         let works_not = start_worker(1, tell, || panic!("as a defect would"));
         let handle = WorkerHandle {
             nth: 0,

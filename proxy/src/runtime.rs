@@ -433,14 +433,18 @@ pub(crate) const RECORDS_GRACE: Duration = Duration::from_millis(500);
 
 /// Runs one worker on this thread until its channel closes and its connections have ended, at the
 /// latest [`RECORDS_GRACE`] after the drain deadline.
+///
+/// `running` is called once it has its event loop.
 pub(crate) fn work(
     shared: Arc<Shared>,
     mut sockets: mpsc::Receiver<Handed>,
+    running: impl FnOnce(),
 ) -> std::io::Result<()> {
     // Not a `LocalSet` on a runtime: that schedules every wake twice.
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())?;
+    running();
     let worker = Rc::new(Worker::new(Arc::clone(&shared)));
     runtime.block_on(async move {
         let teller = Rc::clone(&worker);
@@ -557,7 +561,7 @@ mod tests {
                 sockets,
                 open: Arc::default(),
             };
-            let thread = std::thread::spawn(move || work(shared, queue));
+            let thread = std::thread::spawn(move || work(shared, queue, || {}));
             Self {
                 alone,
                 worker,
