@@ -24,7 +24,9 @@ mod yaml;
 pub use compile::ResourceList;
 pub use error::{Code, Color, Finding, Findings, Place, Severity};
 pub use meaning::{LevelMeaning, ServiceMeaning, meaning};
-pub use settings::{AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles};
+pub use settings::{
+    AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles, admin_socket_default,
+};
 pub use state::{LastGood, LastGoodError, STATE_BYTES_MAX};
 
 use std::io;
