@@ -1,6 +1,7 @@
 //! What a gateway tells of itself: probes, metrics, and the admin interface. Never a secret.
 
 mod api;
+mod check;
 mod events;
 mod levers;
 

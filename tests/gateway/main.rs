@@ -15,6 +15,7 @@
 )]
 
 mod control_admin;
+mod control_cli;
 mod control_drain;
 mod control_handover;
 mod control_inherit;

@@ -110,6 +110,20 @@ impl Sources {
         }
     }
 
+    /// Where the admin API of the gateway that `options` choose listens, as far as its own document
+    /// says it; other documents may be wrong.
+    #[must_use]
+    pub fn admin(&self, options: &NodeOptions) -> Option<AdminAddress> {
+        let mut all = (self.documents.iter())
+            .filter(|source| source.text.contains("MeshGateway"))
+            .filter_map(model::admin)
+            .filter(|(name, _)| options.name.as_ref().is_none_or(|wanted| wanted == name));
+        match (all.next(), all.next()) {
+            (Some((_, only)), None) => Some(only),
+            (Some(_), Some(_)) | (None, _) => None,
+        }
+    }
+
     /// Whether `last_good` was made of these very documents, by this very program.
     ///
     /// # Errors

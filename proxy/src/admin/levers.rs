@@ -18,6 +18,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use serde_json::json;
 
+use super::check;
 use crate::runtime::Shared;
 
 /// The shortest token.
@@ -55,6 +56,7 @@ pub(super) fn routes(shared: &Arc<Shared>, access: Access) -> Router {
     Router::new()
         .route("/drain_listeners", post(drain))
         .route("/quitquitquit", post(quit))
+        .route("/api/v1/check", post(check::check))
         .with_state(Arc::clone(shared))
         .layer(middleware::from_fn_with_state(access, authorized))
 }
