@@ -23,6 +23,7 @@ mod control_last_good;
 mod control_limits;
 mod control_listeners;
 mod control_state;
+mod control_ui;
 mod control_upstream;
 #[path = "../support/corpus.rs"]
 mod corpus;
