@@ -14,11 +14,11 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::load::{Done, Job, Load, Opening};
 use crate::measure::{Cpu, lifetime, pss};
 use crate::pki::Domain;
-use crate::proxies::{Peer, Proxy, Site, programs};
-use crate::report::{Measured, Sample};
+use crate::proxies::{Proxy, Site, programs};
+use crate::results::{Measured, Metric, Peer, Sample};
 use crate::tls::{Caller, hello_config};
 use crate::wire::{ANSWER, Command as Wire, Hello, answer};
-use crate::workloads::{Begins, Measure, Metric, Workload};
+use crate::workloads::{Begins, Measure, Workload};
 
 /// The core of everything but the proxy.
 const LOAD_CORE: &str = "1";
@@ -76,9 +76,10 @@ impl Bench {
         })
     }
 
-    /// Takes all samples of a workload.
+    /// Takes all samples of a workload, for a run.
     pub(crate) fn measure(
         &self,
+        run: &str,
         workload: &Workload,
         contestants: &[Contestant],
         effort: Effort,
@@ -128,6 +129,7 @@ impl Bench {
         }
         Ok(Measured {
             name: workload.name.to_owned(),
+            run: run.to_owned(),
             title: workload.title.to_owned(),
             goals: workload.goals.clone(),
             samples,

@@ -1,7 +1,8 @@
 //! What is measured, and the marks to reach.
 
 use crate::load::{Job, Way};
-use crate::proxies::{Carries, Peer, Work, knows_state_dir};
+use crate::proxies::{Carries, Work, knows_state_dir};
+use crate::results::{Goal, Mark, Metric, Peer};
 use crate::tls::{Certificates, KeyExchange};
 
 const MIB: u64 = 1 << 20;
@@ -45,42 +46,11 @@ pub(crate) enum Measure {
     Restart,
 }
 
-/// A number of a sample.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Metric {
-    /// CPU time for a unit of work, in nanoseconds.
-    CpuNs,
-    /// CPU time in all, in milliseconds.
-    CpuMs,
-    /// Time from the start, in milliseconds.
-    WallMs,
-    /// The median answer's time, in microseconds.
-    P50Us,
-    /// The time that one in a hundred answers took longer than, in microseconds.
-    P99Us,
-    /// PSS for a connection, in bytes.
-    PssBytes,
-    /// PSS in all, in MiB.
-    PssMib,
-}
-
-/// A mark to reach.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Goal {
-    pub(crate) metric: Metric,
-    /// The peer whose figure it is a ratio to; the figure itself is limited where there is none.
-    pub(crate) against: Option<Peer>,
-    pub(crate) at_most: f64,
-}
-
 const fn ratio(against: Peer, at_most: f64) -> Goal {
     Goal {
         metric: Metric::CpuNs,
         against: Some(against),
-        at_most,
+        mark: Mark::AtMost(at_most),
     }
 }
 
@@ -88,7 +58,7 @@ const fn limit(metric: Metric, at_most: f64) -> Goal {
     Goal {
         metric,
         against: None,
-        at_most,
+        mark: Mark::AtMost(at_most),
     }
 }
 

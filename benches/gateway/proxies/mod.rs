@@ -17,11 +17,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde::{Deserialize, Serialize};
 
 use crate::backend::Addresses;
 use crate::peers::{self, Debian};
 use crate::pki::{Domain, Svid};
+use crate::results::Peer;
 
 /// The core of the proxy that is measured.
 const PROXY_CORE: &str = "0";
@@ -29,36 +29,6 @@ const PROXY_CORE: &str = "0";
 const LISTENS_WITHIN: Duration = Duration::from_secs(60);
 /// How long a proxy may take to end on SIGTERM before it is killed.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
-
-/// A proxy that can be measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Peer {
-    Zeugma,
-    Envoy,
-    Haproxy,
-    Nginx,
-}
-
-impl Peer {
-    pub(crate) const ALL: [Self; 4] = [Self::Zeugma, Self::Envoy, Self::Haproxy, Self::Nginx];
-
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Zeugma => "zeugma",
-            Self::Envoy => "envoy",
-            Self::Haproxy => "haproxy",
-            Self::Nginx => "nginx",
-        }
-    }
-
-    pub(crate) fn parse(name: &str) -> Result<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|peer| peer.name() == name)
-            .with_context(|| format!("no peer {name:?}; there are zeugma, envoy, haproxy, nginx"))
-    }
-}
 
 /// What a proxy does with what comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
