@@ -17,12 +17,15 @@
 mod backend;
 mod facts;
 mod load;
+#[path = "../../tests/support/long_way.rs"]
+mod long_way;
 mod measure;
 #[path = "../../tests/support/peers.rs"]
 #[expect(dead_code, reason = "the tests' peers are more than ours")]
 mod peers;
 mod pki;
 mod proxies;
+mod relay;
 mod report;
 mod results;
 mod run;

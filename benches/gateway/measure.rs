@@ -14,7 +14,7 @@ const QUIET_NS: u64 = 100_000;
 /// How long to wait for quiet; what is not over by then is counted as far as it has come.
 const QUIET_WITHIN: Duration = Duration::from_secs(2);
 
-/// The CPU time of every thread of a process tree.
+/// The CPU time of every thread of some process trees.
 #[derive(Debug, Clone)]
 pub(crate) struct Cpu {
     threads: BTreeMap<(u32, u32), u64>,
@@ -22,9 +22,9 @@ pub(crate) struct Cpu {
 
 impl Cpu {
     /// Reads the first field of `/proc/<pid>/task/*/schedstat`: nanoseconds on a CPU.
-    pub(crate) fn of(root: u32) -> Result<Self> {
+    pub(crate) fn of(roots: &[u32]) -> Result<Self> {
         let mut threads = BTreeMap::new();
-        for pid in tree(root) {
+        for pid in roots.iter().flat_map(|root| tree(*root)) {
             for tid in numbers(&format!("/proc/{pid}/task")) {
                 // A thread that has just ended is not there to be read; `since` notices.
                 let Ok(text) = fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat"))
@@ -39,18 +39,18 @@ impl Cpu {
             }
         }
         if threads.is_empty() {
-            bail!("process {root} is not running");
+            bail!("no process of {roots:?} is running");
         }
         Ok(Self { threads })
     }
 
-    /// Reads again and again until the tree has come to rest.
-    pub(crate) fn at_rest(root: u32) -> Result<Self> {
+    /// Reads again and again until all of it has come to rest.
+    pub(crate) fn at_rest(roots: &[u32]) -> Result<Self> {
         let until = Instant::now() + QUIET_WITHIN;
-        let mut last = Self::of(root)?;
+        let mut last = Self::of(roots)?;
         loop {
             thread::sleep(QUIET_STEP);
-            let next = Self::of(root)?;
+            let next = Self::of(roots)?;
             let moved = next.total().saturating_sub(last.total());
             if moved < QUIET_NS || Instant::now() > until {
                 return Ok(next);

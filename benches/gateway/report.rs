@@ -295,6 +295,11 @@ const HOW: &str = "
 - HAProxy is told to splice what is bulk (`option splice-request`, `splice-response`) and may decide
   by itself (`splice-auto`) elsewhere; each is the cheaper for it. Otherwise each proxy has the
   settings it comes with, and limits that are not reached.
+- Two proxies of a kind share core 0, and their CPU is added. The one that takes requests in trusts
+  and is trusted as a gateway is; the way between the two is HTTP/2 in mTLS. A way that takes 50 ms
+  each way is a relay that holds up to 64 MiB; a run in which it was full ends. It ends TCP at either
+  side, so that the windows of HTTP/2 are what is measured, not those of TCP. MB/s are the bytes of a
+  body by the time from the request to its last byte, or, up, to the answer.
 - A passthrough connection: ClientHello there, 64 bytes back, the backend closes. An mTLS
   connection: the same inside, after the handshake. A request: GET, answered with 1 KiB.
 ";

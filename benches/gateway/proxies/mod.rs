@@ -45,6 +45,37 @@ pub(crate) enum Work {
     Http2,
     /// HTTP/2 to HTTP/1.1.
     Http2ToHttp1,
+    /// HTTP/2 to HTTP/2 in mTLS, which another of its kind ends.
+    Entry { exit: SocketAddr },
+    /// HTTP/2 in mTLS, which it ends, to HTTP/2.
+    Exit,
+}
+
+/// What stands between load generator and backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Between {
+    /// One proxy.
+    One(Work),
+    /// Two of a kind: [`Work::Entry`], then [`Work::Exit`], `one_way` apart.
+    Two { one_way: Duration },
+}
+
+impl Between {
+    /// Whether proxies of a kind can do it.
+    pub(crate) fn fits(self, peer: Peer) -> bool {
+        match self {
+            Self::One(work) => work.fits(peer),
+            Self::Two { .. } => matches!(peer, Peer::Zeugma | Peer::Envoy),
+        }
+    }
+
+    /// The host that is asked for: that of the last route.
+    pub(crate) fn host(self) -> String {
+        match self {
+            Self::One(work) => host(work.routes().saturating_sub(1)),
+            Self::Two { .. } => host(0),
+        }
+    }
 }
 
 /// What connections are for: HAProxy is to be told whether to splice.
@@ -57,8 +88,7 @@ pub(crate) enum Carries {
 }
 
 impl Work {
-    /// Whether a proxy can do it.
-    pub(crate) fn fits(self, peer: Peer) -> bool {
+    fn fits(self, peer: Peer) -> bool {
         // nginx speaks HTTP/2 to callers alone.
         !(self == Self::Http2 && peer == Peer::Nginx)
     }
@@ -66,13 +96,14 @@ impl Work {
     fn routes(self) -> usize {
         match self {
             Self::Passthrough { routes, .. } => routes,
-            Self::Terminate | Self::Originate | Self::Http1 | Self::Http2 | Self::Http2ToHttp1 => 1,
+            Self::Terminate
+            | Self::Originate
+            | Self::Http1
+            | Self::Http2
+            | Self::Http2ToHttp1
+            | Self::Entry { .. }
+            | Self::Exit => 1,
         }
-    }
-
-    /// The host that is asked for: that of the last route.
-    pub(crate) fn host(self) -> String {
-        host(self.routes().saturating_sub(1))
     }
 }
 
@@ -90,6 +121,8 @@ pub(crate) struct Site {
     pub(crate) west: Domain,
     /// The proxy's own certificate.
     pub(crate) gateway: Svid,
+    /// That of a proxy in the callers' trust domain.
+    pub(crate) entry: Svid,
     /// The backend's.
     pub(crate) service: Svid,
     pub(crate) backend: Addresses,
