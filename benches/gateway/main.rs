@@ -19,6 +19,8 @@ mod facts;
 mod load;
 #[path = "../../tests/support/long_way.rs"]
 mod long_way;
+#[path = "../machine.rs"]
+mod machine;
 mod measure;
 #[path = "../../tests/support/peers.rs"]
 #[expect(dead_code, reason = "the tests' peers are more than ours")]

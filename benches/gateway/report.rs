@@ -5,9 +5,7 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 
-use crate::results::{
-    Goal, Machine, Mark, Measured, Metric, Peer, Program, Results, Run, Settings,
-};
+use crate::results::{Goal, Mark, Measured, Metric, Peer, Program, Results, Run, Settings};
 
 impl Results {
     /// The report.
@@ -136,13 +134,6 @@ impl Results {
 
 impl Run {
     fn tell(&self, number: usize, out: &mut String) -> Result<()> {
-        let Machine {
-            cpu,
-            cores,
-            kernel,
-            memory,
-            load,
-        } = &self.machine;
         let Settings {
             repetitions,
             quick,
@@ -157,11 +148,8 @@ impl Run {
             out,
             "- run {number}: {}, commit {}; {repetitions} repetitions{how}, interleaved, after one \
              that is not kept; {seconds} s in all\n  \
-             - {cpu}, {cores} cores, {memory} memory, Linux {kernel}; load average before and \
-             after: {}",
-            self.id,
-            self.commit,
-            load.join("; ")
+             - {}",
+            self.id, self.commit, self.machine
         )?;
         for (peer, program) in &self.programs {
             program.tell(*peer, out)?;

@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::machine::Machine;
 use crate::spread::Spread;
 
 /// A proxy that can be measured.
@@ -104,17 +105,6 @@ pub(crate) struct Run {
     pub(crate) machine: Machine,
     pub(crate) programs: BTreeMap<Peer, Program>,
     pub(crate) settings: Settings,
-}
-
-/// Where it ran.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Machine {
-    pub(crate) cpu: String,
-    pub(crate) cores: usize,
-    pub(crate) kernel: String,
-    pub(crate) memory: String,
-    /// `/proc/loadavg` when it began and when it ended: what else ran.
-    pub(crate) load: Vec<String>,
 }
 
 /// What ran.

@@ -2,6 +2,9 @@
 //! the file is made of.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+#[path = "../../benches/machine.rs"]
+#[expect(dead_code, reason = "nothing is measured here")]
+mod machine;
 #[path = "../../benches/gateway/report.rs"]
 mod report;
 #[path = "../../benches/gateway/results.rs"]
@@ -14,7 +17,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use results::{
-    Failure, Goal, Machine, Mark, Measured, Metric, Peer, Program, Results, Run, Sample, Settings,
+    Failure, Goal, Mark, Measured, Metric, Peer, Program, Results, Run, Sample, Settings,
 };
 
 const FULL: &str = "2026-11-01T10:00:00Z";
@@ -156,16 +159,13 @@ fn of_run(id: &str, repetitions: usize, rows: &[(&str, f64)]) -> Results {
         bytes: 1 << 20,
         stripped_bytes: None,
     };
+    let machine = serde_json::json!({
+        "cpu": "a processor", "cores": 2, "kernel": "6.1", "memory": "1 kB", "load": ["0.1", "0.2"],
+    });
     let run = Run {
         id: id.to_owned(),
         commit: format!("c-{}", id.split('T').next().unwrap()),
-        machine: Machine {
-            cpu: "a processor".to_owned(),
-            cores: 2,
-            kernel: "6.1".to_owned(),
-            memory: "1 kB".to_owned(),
-            load: vec!["0.1".to_owned(), "0.2".to_owned()],
-        },
+        machine: serde_json::from_value(machine).unwrap(),
         programs: BTreeMap::from([(Peer::Zeugma, program)]),
         settings: Settings {
             repetitions,
