@@ -108,6 +108,8 @@ fn main() -> Result<()> {
 fn measure(arguments: &Arguments) -> Result<()> {
     let begin = Instant::now();
     let chosen = choose(&arguments.only)?;
+    // Before anything is measured: what cannot be read cannot be kept.
+    let kept = kept(arguments)?;
     let wanted = match arguments.peers.as_slice() {
         [] => Peer::ALL.to_vec(),
         names => names
@@ -170,7 +172,10 @@ fn measure(arguments: &Arguments) -> Result<()> {
         return agrees(&results);
     }
     let failed = !results.failures.is_empty();
-    keep(arguments, results)?;
+    if let Some((path, kept)) = kept {
+        let names: Vec<_> = workloads::all().iter().map(|one| one.name).collect();
+        kept.with(results, &names).write(&path)?;
+    }
     ensure!(
         !failed,
         "not everything was measured; the logs are in {}",
@@ -179,23 +184,22 @@ fn measure(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Puts the rows where they belong, in place of those of the same workloads.
-fn keep(arguments: &Arguments, results: Results) -> Result<()> {
+/// Where the rows go, and what is kept there.
+fn kept(arguments: &Arguments) -> Result<Option<(PathBuf, Results)>> {
     let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/RESULTS.json");
     // What is to be quoted is measured in full, and beside everyone.
-    let quotable = arguments.peers.is_empty() && !arguments.quick;
+    let quotable = arguments.peers.is_empty() && !arguments.quick && !arguments.self_check;
     let path = match &arguments.out {
         Some(path) => path.clone(),
         None if quotable => default(),
-        None => return Ok(()),
+        None => return Ok(None),
     };
-    let kept = if path.exists() {
+    let results = if path.exists() {
         Results::read(&path)?
     } else {
         Results::default()
     };
-    let names: Vec<_> = workloads::all().iter().map(|one| one.name).collect();
-    kept.with(results, &names).write(&path)
+    Ok(Some((path, results)))
 }
 
 /// Shows that the run goes on, and how.
