@@ -10,7 +10,7 @@
     reason = "a benchmark talks to the one who runs it"
 )]
 
-#[path = "../machine.rs"]
+#[path = "../support/machine.rs"]
 mod machine;
 
 use std::fmt::Write as _;

@@ -19,7 +19,7 @@ mod facts;
 mod load;
 #[path = "../../tests/support/long_way.rs"]
 mod long_way;
-#[path = "../machine.rs"]
+#[path = "../support/machine.rs"]
 mod machine;
 mod measure;
 #[path = "../../tests/support/peers.rs"]

@@ -2,7 +2,7 @@
 //! the file is made of.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-#[path = "../../benches/machine.rs"]
+#[path = "../../benches/support/machine.rs"]
 #[expect(dead_code, reason = "nothing is measured here")]
 mod machine;
 #[path = "../../benches/gateway/report.rs"]
