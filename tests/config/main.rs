@@ -144,6 +144,14 @@ fn warnings_fail_only_when_strict() {
 }
 
 #[test]
+fn what_never_names_is_no_finding() {
+    let never = "  failover: { never: [{ cluster: west }] }\n  allow:";
+    let (code, out, err) = check(&GOOD.replace("  allow:", never), &["--strict"]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(!out.contains("peer west"), "{out}");
+}
+
+#[test]
 fn every_gateway_of_a_file_is_checked_unless_one_is_named() {
     let other = GOOD
         .split("---")

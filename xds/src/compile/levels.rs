@@ -19,12 +19,9 @@ pub(crate) fn levels(
     let prefer = scopes(locality);
     let mut left: Vec<usize> = (0..targets.len())
         .filter(|ix| {
-            targets.get(*ix).is_some_and(|target| {
-                !failover
-                    .never
-                    .iter()
-                    .any(|selector| selects(selector, target))
-            })
+            targets
+                .get(*ix)
+                .is_some_and(|target| !is_never_used(failover, target))
         })
         .collect();
     let rank = |ix: &usize| {
@@ -66,6 +63,12 @@ fn by_rank(mut chosen: Vec<usize>, rank: impl Fn(&usize) -> (usize, bool)) -> Ve
         .chunk_by(|a, b| rank(a) == rank(b))
         .map(<[usize]>::to_vec)
         .collect()
+}
+
+/// Whether `failover.never` names it.
+pub(crate) fn is_never_used(failover: &FailoverSpec, target: &Target) -> bool {
+    let mut never = failover.never.iter();
+    never.any(|selector| selects(selector, target))
 }
 
 /// Whether `selector` names `target`.

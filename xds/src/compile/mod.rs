@@ -235,7 +235,9 @@ fn services<'m>(context: Context<'m>, findings: &mut Findings) -> Services<'m> {
             // Where nothing at all is left, one finding says why.
             let reported = if levels.is_empty() { 0 } else { targets.len() };
             for (at, target) in targets.iter().enumerate().take(reported) {
-                if !levels.iter().flatten().any(|used| *used == at) {
+                let is_used = levels.iter().flatten().any(|used| *used == at);
+                // What `never` names was written twice on purpose.
+                if !is_used && !levels::is_never_used(&route.spec.failover, target) {
                     findings.push(unused(route, target, context.node));
                 }
             }
@@ -281,7 +283,7 @@ fn unused(route: &Document<MeshRoute>, target: &Target, node: &Node) -> Finding 
         ),
     )
     .warning()
-    .help("it is neither in the nearest level nor named in `failover.order`, or it is in `failover.never`")
+    .help("it is neither in the nearest level nor named in `failover.order`")
     .at(route.at(&format!("spec.backends[{at}]")))
 }
 
