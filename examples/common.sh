@@ -12,11 +12,14 @@ work=$(mktemp -d -t zeugma-example-XXXXXX)
 cd "$work"
 exec 3>&1 # for what is shown even where a command's own output is kept
 pids=()
+gateways=()
 deadline=40 # seconds; far above what anything here takes
 
 finish() {
   local status=$? pid
   trap - EXIT INT TERM
+  # An orderly end would drain for `drain.delay` first.
+  for pid in "${gateways[@]}"; do kill -9 "$pid" 2>/dev/null || true; done
   for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
   for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
   if [ -n "${KEEP:-}" ]; then echo "kept: $work"; else rm -rf "$work"; fi
@@ -55,7 +58,47 @@ stop() {
 gateway() {
   printf '$ zeugma gateway --config %s &\n' "$2"
   start "$1" "$zeugma" gateway --config "$2"
+  gateways+=("$!")
   eventually "$1 is ready" curl -fsS -o /dev/null "http://127.0.0.1:$3/ready"
+}
+
+# certify CLUSTER...: one CA; for each cluster a trust domain, its gateway's certificate, its bundle.
+certify() {
+  local cluster
+  zeugma ca init
+  for cluster in "$@"; do
+    zeugma ca trust-domain add "$cluster.example"
+    mkdir -p "$cluster" bundles
+    zeugma ca issue "spiffe://$cluster.example/zeugma/gateway" --out "$cluster/gw"
+    zeugma ca bundle "$cluster.example" --out "bundles/$cluster.example.json"
+  done
+}
+
+# service NAME PORT: starts one that answers with its name, where a `_` becomes a `-`.
+service() {
+  start "$1" python3 "$here/../service.py" "${1//_/-}" "$(port "$2")"
+  eventually "${1//_/-} is up" curl -fsS -o /dev/null "http://127.0.0.1:$(port "$2")/"
+}
+
+# ask ROUTE [CURL-ARGUMENTS]: a request of a workload in east, to its own gateway.
+ask() {
+  local route=$1
+  shift
+  curl -sS --max-time 20 -H "Host: $route.shop.svc.clusterset.local" "$@" "http://127.0.0.1:$(port 15001)/"
+}
+
+# ask_code ROUTE [CURL-ARGUMENTS]: the status of the answer, which is left in answer.txt.
+ask_code() { ask "$@" -o answer.txt -w '%{http_code}'; }
+
+# answers ROUTE PATTERN: an answer in which PATTERN is found.
+answers() { ask "$1" | grep -E "$2"; }
+
+# code_is CODE ROUTE [CURL-ARGUMENTS]: an answer of that status.
+code_is() {
+  local code
+  code=$(ask_code "${@:2}") || true
+  echo "status $code"
+  [ "$code" = "$1" ]
 }
 
 # eventually WHAT COMMAND...: until it succeeds; the end of the logs if it does not in time.
@@ -115,19 +158,25 @@ PYTHON
 # port PORT: where it is.
 port() { echo $(($1 + offset)); }
 
-# place FILE...: copies the example's YAML here, its ports moved.
+# moved FILE: what it holds, its addresses on this machine with their ports moved.
+address='(127\.0\.0\.1|0\.0\.0\.0)(:|, port_value: )'
+moved() {
+  python3 -c '
+import re, sys
+offset = int(sys.argv[1])
+move = lambda found: found[1] + found[2] + str(int(found[3]) + offset)
+print(re.sub(sys.argv[2] + r"(\d+)", move, sys.stdin.read()), end="")
+' "$offset" "$address" <"$1"
+}
+
+# place FILE...: copies the example's files here, their ports moved.
 place() {
-  local files=("${@/#/$here/}") file number
-  mapfile -t numbers < <(grep -oh '127\.0\.0\.1:[0-9]*' "${files[@]}" | cut -d: -f2 | sort -u)
+  local files=("${@/#/$here/}") file
+  mapfile -t numbers < <(grep -ohE "$address[0-9]+" "${files[@]}" | grep -oE '[0-9]+$' | sort -u)
   ports "${numbers[@]}" "${extra_ports[@]}"
   for file in "$@"; do
     mkdir -p "$(dirname "$file")"
-    python3 -c '
-import re, sys
-offset = int(sys.argv[1])
-move = lambda found: found[1] + str(int(found[2]) + offset)
-print(re.sub(r"(127\.0\.0\.1:)(\d+)", move, sys.stdin.read()), end="")
-' "$offset" <"$here/$file" >"$file"
+    moved "$here/$file" >"$file"
   done
 }
 extra_ports=()

@@ -5,18 +5,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 place east.yaml west.yaml
 
 say "one CA, a trust domain and a gateway's certificate for each cluster"
-zeugma ca init
-for cluster in east west; do
-  zeugma ca trust-domain add "$cluster.example"
-  mkdir -p "$cluster" bundles
-  zeugma ca issue "spiffe://$cluster.example/zeugma/gateway" --out "$cluster/gw"
-  zeugma ca bundle "$cluster.example" --out "bundles/$cluster.example.json"
-done
+certify east west
 
 say "what the failover settings mean"
 zeugma config check --config east.yaml
 
-service() { start "$1" python3 "$here/../service.py" "${1//_/-}" "$(port "$2")"; }
 say "services: two in eu-1, one in eu-2, one in west; and the gateways"
 service eu_1a 15081
 service eu_1b 15082

@@ -6,12 +6,9 @@ place east.yaml west.yaml
 vault=vault.shop.svc.clusterset.local
 
 say "one CA; a certificate for each gateway, one for the vault in west and one for a caller in east"
-zeugma ca init
+certify east west
+mkdir workloads
 for cluster in east west; do
-  zeugma ca trust-domain add "$cluster.example"
-  mkdir -p "$cluster" bundles workloads
-  zeugma ca issue "spiffe://$cluster.example/zeugma/gateway" --out "$cluster/gw"
-  zeugma ca bundle "$cluster.example" --out "bundles/$cluster.example.json"
   zeugma ca bundle "$cluster.example" --format pem --out "workloads/$cluster-anchors.pem"
 done
 # A DNS name beside the SPIFFE ID, for callers such as curl that compare names.

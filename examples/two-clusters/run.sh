@@ -15,19 +15,16 @@ zeugma config check --config east
 zeugma config check --config west
 
 say "the service books, in west alone; then both gateways"
-start shelf python3 "$here/../service.py" shelf "$(port 16090)"
-eventually "books answers in west" curl -fsS "http://127.0.0.1:$(port 16090)/"
+service shelf 16090
 gateway east_gw east "$(port 15021)"
 gateway west_gw west "$(port 16021)"
 
 say "a workload in east asks its own gateway for books, by name"
-ask() { curl -sS -H "Host: $books" "http://127.0.0.1:$(port 15001)/"; }
 echo "\$ curl -H 'Host: $books' http://127.0.0.1:$(port 15001)/"
-answered() { ask | grep -F "$1"; }
-eventually "west's shelf answers" answered "shelf, called by "
-ask
+eventually "west's shelf answers" answers books '^shelf, called by '
+ask books
 claim "it knows who called, by mTLS between the gateways" \
-  answered "By=spiffe://west.example/zeugma/gateway;URI=spiffe://east.example/zeugma/gateway"
+  answers books "By=spiffe://west.example/zeugma/gateway;URI=spiffe://east.example/zeugma/gateway"
 
 say "what is on the wire at west's mesh listener; the gateway sends it to everybody who asks"
 zeugma ca inspect "127.0.0.1:$(port 16443)" --sni "$books" >wire.txt
@@ -55,8 +52,7 @@ claim "the handshake is refused" certless
 
 say "west takes books back; its gateway sees the changed file, nothing is restarted"
 sed -i '/^ *export:/d' west/books.yaml
-status() { curl -s -o answer.txt -w '%{http_code}' -H "Host: $books" "http://127.0.0.1:$(port 15001)/"; }
-gone() { [ "$(status)" != 200 ]; }
+gone() { ! code_is 200 books; }
 eventually "books is out of reach for east" gone
 cat answer.txt
 # The connection that was open before is ended, and a new one refused by an alert.
