@@ -53,7 +53,7 @@ pub(crate) struct Visit {
     service: Option<Arc<str>>,
     arrived: Option<Arrived>,
     pub(crate) detail: Option<String>,
-    rule: Option<String>,
+    rule: Option<Box<str>>,
     pub(crate) moved: Rc<Moved>,
     began: Instant,
     /// Why it ended; `None`: it was cut off.
@@ -425,8 +425,8 @@ async fn carry_tcp(
         Ok((to, reached)) => Ok(visit.start_relay(to, downstream, reached)),
         Err(Unreached { reason, last, rule }) => {
             visit.detail = last;
-            if rule.is_some() {
-                visit.rule = rule;
+            if let Some(rule) = rule {
+                visit.rule = Some(rule.into());
             }
             // In order, so that the answer above is read; it is as good as closed if nobody takes it.
             timeout(deadline, downstream.shutdown()).await.ok();
@@ -582,7 +582,7 @@ impl Visit {
     pub(crate) fn told_to_end(&mut self) -> Option<Reason> {
         let ending = self.listed.ending()?;
         self.detail = Some(ending.detail);
-        self.rule = ending.rule;
+        self.rule = ending.rule.map(Into::into);
         Some(ending.reason)
     }
 
@@ -630,7 +630,7 @@ impl Visit {
         };
         self.rule = rule
             .and_then(|nth| rules.get(nth)?.position.as_ref())
-            .map(ToString::to_string);
+            .map(|position| position.to_string().into());
         verdict
     }
 
@@ -681,7 +681,7 @@ impl Visit {
                     self.caller.identity = Some(id.to_string());
                     return *reason;
                 }
-                self.rule = Some(refusal.label().to_owned());
+                self.rule = Some(refusal.label().into());
                 self.worker
                     .shared
                     .metrics
@@ -782,7 +782,7 @@ impl Drop for Visit {
             request: None,
             reason: self.ended.unwrap_or_else(cut_off),
             detail: self.detail.take(),
-            rule: self.rule.take(),
+            rule: self.rule.take().map(Into::into),
             bytes_sent: self.moved.down.get(),
             bytes_received: self.moved.up.get(),
             duration: self.began.elapsed(),

@@ -121,8 +121,8 @@ struct Ends<D, U> {
     downstream: fn(&D) -> Option<&TcpStream>,
     upstream: fn(&U) -> Option<&TcpStream>,
     /// Has the last bytes leave together with the end.
-    cork_downstream: fn(&D),
-    cork_upstream: fn(&U),
+    cork_downstream: fn(&mut D),
+    cork_upstream: fn(&mut U),
     /// Sets what a connection needs that stays.
     settle: fn(&U),
 }
