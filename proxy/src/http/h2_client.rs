@@ -22,6 +22,7 @@ use super::pool::SendError;
 use super::stream::{self, Incoming, Sending};
 use super::{DATA_FRAME_BUDGET, STREAM_SEND_BYTES};
 use crate::runtime::Shared;
+use crate::transport::sent::Link;
 
 /// Streams on one connection before another is opened.
 const STREAMS_MAX: u32 = 100;
@@ -78,6 +79,7 @@ impl Multiplexed {
     pub(crate) async fn begin<S>(
         shared: &Shared,
         stream: S,
+        link: Option<Link>,
         asking: Pings,
     ) -> Result<Self, h2::Error>
     where
@@ -107,7 +109,7 @@ impl Multiplexed {
         let streams = Rc::<Cell<usize>>::default();
         let streams_max = Rc::new(Cell::new(most(connection.max_concurrent_send_streams())));
         let ended = Rc::<Cell<bool>>::default();
-        let mut keepalive = Keepalive::new(connection.ping_pong(), &flow, asking);
+        let mut keepalive = Keepalive::new(connection.ping_pong(), &flow, link, asking);
         let driving = {
             let (flow, streams) = (flow.clone(), Rc::clone(&streams));
             let (streams_max, ended) = (Rc::clone(&streams_max), Rc::clone(&ended));

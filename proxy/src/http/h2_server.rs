@@ -22,6 +22,7 @@ use super::flow::{Flow, FlowIo, H2_WINDOW, Side};
 use super::keepalive::{Keepalive, Pings, When};
 use super::stream::{self, Incoming};
 use super::{Context, DATA_FRAME_BUDGET, Ended, Look, STREAM_SEND_BYTES, Watch, exchange};
+use crate::transport::sent::Link;
 
 /// When a caller that is no peer's gateway is asked whether it is there.
 const CALLER: Pings = Pings {
@@ -34,7 +35,7 @@ const CALLER: Pings = Pings {
 pub(super) async fn serve<S>(
     context: &Rc<Context>,
     mut watch: Watch,
-    stream: S,
+    (stream, link): (S, Option<Link>),
     peer: Option<Pings>,
 ) -> Ended
 where
@@ -72,7 +73,8 @@ where
             }
         }
     };
-    let mut keepalive = Keepalive::new(connection.ping_pong(), &flow, peer.unwrap_or(CALLER));
+    let asking = peer.unwrap_or(CALLER);
+    let mut keepalive = Keepalive::new(connection.ping_pong(), &flow, link, asking);
     loop {
         let driving = std::future::poll_fn(|cx| {
             flow.driven_by(cx);

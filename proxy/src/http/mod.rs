@@ -50,6 +50,7 @@ use crate::metrics::Latest;
 use crate::recheck::{self, Entry, Leaving};
 use crate::runtime::Worker;
 use crate::transport::Stream;
+use crate::transport::sent::Link;
 
 use self::body::Outgoing;
 use self::stream::Incoming;
@@ -196,7 +197,8 @@ pub(crate) async fn serve(
         Version::H1 => Box::pin(serve_h1(&context, watch, io)).await,
         Version::H2 => {
             let peer = exchange::asking_peer(&visit.published, &context);
-            Box::pin(h2_server::serve(&context, watch, io, peer)).await
+            let link = Link::of(io.stream.tcp());
+            Box::pin(h2_server::serve(&context, watch, (io, link), peer)).await
         }
     };
     visit.moved.down.set(moved.written.load(Ordering::Relaxed));

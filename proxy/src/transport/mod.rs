@@ -6,6 +6,7 @@
 pub(crate) mod alert;
 pub(crate) mod mtls;
 pub(crate) mod prefixed;
+pub(crate) mod sent;
 
 use std::io;
 use std::pin::Pin;
