@@ -34,8 +34,12 @@ pub(crate) const WINDOW_MIN: u32 = 65_535;
 pub(crate) const WINDOW_MAX: u32 = 4 * 1024 * 1024;
 /// What all windows of the process may be larger than [`WINDOW_MIN`], together.
 const BUDGET_BYTES: usize = 64 * 1024 * 1024;
-/// Above this, windows that are not used are made smaller.
-const BUDGET_TIGHT_BYTES: usize = BUDGET_BYTES / 4 * 3;
+/// Above this, windows that are not used are made smaller: no more can be as large as they may be.
+const BUDGET_TIGHT_BYTES: usize = BUDGET_BYTES / 2;
+/// A window grows by no more than this part of what is free then: eight streams have the largest
+/// there is, eight more the half of it, and so on. What was granted to a stream that stops cannot be
+/// taken back (RFC 9113 §6.9.2), so it must not be all there is.
+const BUDGET_PART: usize = 8;
 /// The window that `h2` is told of (RFC 9113 §6.9.1: the largest there is).
 pub(crate) const H2_WINDOW: u32 = (1 << 31) - 1;
 
@@ -68,12 +72,14 @@ pub(crate) struct WindowBudget {
 }
 
 impl WindowBudget {
-    fn take(&self, bytes: u32) -> bool {
-        let bytes = bytes as usize;
+    /// Has a window that has grown by `grown` grow by `more`, if that leaves enough to others.
+    fn take(&self, grown: u32, more: u32) -> bool {
+        let (grown, more) = (grown as usize, more as usize);
         let taken = self
             .used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(bytes).filter(|sum| *sum <= BUDGET_BYTES)
+                let used = used.checked_add(more)?;
+                (grown + more <= part_of_free(used)).then_some(used)
             });
         taken.is_ok()
     }
@@ -85,6 +91,15 @@ impl WindowBudget {
     fn is_tight(&self) -> bool {
         self.used.load(Ordering::Relaxed) > BUDGET_TIGHT_BYTES
     }
+
+    /// Whether a window that has grown by `grown` has more than its part by now.
+    fn is_exceeded_by(&self, grown: u32) -> bool {
+        grown as usize > part_of_free(self.used.load(Ordering::Relaxed))
+    }
+}
+
+const fn part_of_free(used: usize) -> usize {
+    BUDGET_BYTES.saturating_sub(used) / BUDGET_PART
 }
 
 /// Which end of a connection we are.
@@ -163,6 +178,8 @@ struct Window {
     /// Since when the reader's pace is measured, and what it read since.
     since: Option<Instant>,
     paced: u64,
+    /// Whether it read anything since [`Flow::trim`] last looked.
+    is_used: bool,
 }
 
 impl Window {
@@ -174,7 +191,18 @@ impl Window {
             is_whole: false,
             since: None,
             paced: 0,
+            is_used: true,
         }
+    }
+
+    const fn grown(&self) -> u32 {
+        self.size - WINDOW_MIN
+    }
+
+    fn shrink(&mut self, less: u32, budget: &WindowBudget) {
+        let less = less.min(self.grown());
+        self.size -= less;
+        budget.give_back(less);
     }
 
     /// Makes the window as large as its reader's pace needs: twice what it reads in a round trip.
@@ -195,15 +223,23 @@ impl Window {
         // A whole window may come at once, and half of it is not read yet when this is asked: what is
         // read in a round trip tells how well the reader keeps up, and a slow one fails that.
         let keeps_up = self.unread <= i64::from(self.size / 2);
-        if keeps_up && in_round_trip * 2 >= size && self.size < WINDOW_MAX {
+        let is_idle = in_round_trip * 8 < size && budget.is_tight();
+        if is_idle || budget.is_exceeded_by(self.grown()) {
+            self.shrink(self.size / 2, budget);
+        } else if keeps_up && in_round_trip * 2 >= size && self.size < WINDOW_MAX {
             let more = self.size.min(WINDOW_MAX - self.size);
-            if budget.take(more) {
+            if budget.take(self.grown(), more) {
                 self.size += more;
             }
-        } else if in_round_trip * 8 < size && self.size > WINDOW_MIN && budget.is_tight() {
-            let less = (self.size / 2).min(self.size - WINDOW_MIN);
-            self.size -= less;
-            budget.give_back(less);
+        }
+    }
+
+    /// Gives back what was not granted yet, if nothing was read since the last look: all that the
+    /// stream may hold then is what it was sent and may still be sent.
+    fn trim(&mut self, budget: &WindowBudget) {
+        if !std::mem::take(&mut self.is_used) {
+            let missing = i64::from(self.size) - self.credit - self.unread;
+            self.shrink(u32::try_from(missing).unwrap_or(0), budget);
         }
     }
 }
@@ -304,6 +340,15 @@ impl Flow {
         self.0.silent.get()
     }
 
+    /// To be called now and then: where memory is tight, streams whose readers have stopped give back
+    /// what they can.
+    pub(crate) fn trim(&self) {
+        if self.0.budget.is_tight() {
+            let mut streams = self.0.streams.borrow_mut();
+            (streams.values_mut()).for_each(|window| window.trim(&self.0.budget));
+        }
+    }
+
     fn wake(&self) {
         if let Some(waker) = self.0.driver.borrow().as_ref() {
             waker.wake_by_ref();
@@ -318,6 +363,7 @@ impl Flow {
         let bytes = bytes as u64;
         window.unread = window.unread.saturating_sub_unsigned(bytes);
         window.paced += bytes;
+        window.is_used = true;
         let missing = |window: &Window| i64::from(window.size) - window.credit - window.unread;
         if missing(window) < i64::from(window.size / 2) {
             return;
@@ -383,15 +429,14 @@ impl Flow {
     fn forget(&self, stream: u32) {
         let mut streams = self.0.streams.borrow_mut();
         if let Some(window) = streams.remove(&stream) {
-            self.0.budget.give_back(window.size - WINDOW_MIN);
+            self.0.budget.give_back(window.grown());
         }
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let grown = |window: &Window| window.size - WINDOW_MIN;
-        let grown: u32 = self.streams.get_mut().values().map(grown).sum();
+        let grown: u32 = self.streams.get_mut().values().map(Window::grown).sum();
         self.budget.give_back(grown);
     }
 }
@@ -868,8 +913,7 @@ mod tests {
             }
         }
         let grown = |windows: &[Window]| -> usize {
-            let grown = windows.iter().map(|window| window.size - WINDOW_MIN);
-            grown.map(|bytes| bytes as usize).sum()
+            (windows.iter()).map(|window| window.grown() as usize).sum()
         };
         assert!(grown(&windows) <= BUDGET_BYTES);
         assert_eq!(grown(&windows), budget.used.load(Ordering::Relaxed));
@@ -882,6 +926,90 @@ mod tests {
         assert!(idle.size < before);
         windows.push(idle);
         assert_eq!(grown(&windows), budget.used.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn streams_that_have_stopped_leave_room_for_the_next() {
+        let budget = WindowBudget::default();
+        let largest = || {
+            let mut window = Window::new();
+            for _ in 0..10 {
+                keeps_up(&mut window, &budget);
+            }
+            window
+        };
+        // They keep up until they have the most that they get, and then they stop for good.
+        let sixteen: Vec<Window> = (0..16).map(|_| largest()).collect();
+        assert!(sixteen.iter().take(8).all(|one| one.size == WINDOW_MAX));
+        assert!(sixteen.iter().all(|one| one.size >= 32 * WINDOW_MIN));
+        assert!(largest().size >= 16 * WINDOW_MIN);
+        // And so on, by halves: twice as many have stopped, and the next one has more than the least.
+        let more: Vec<Window> = (16..40).map(|_| largest()).collect();
+        assert!(more.iter().all(|one| one.size > WINDOW_MIN));
+        assert!(budget.used.load(Ordering::Relaxed) < BUDGET_BYTES);
+    }
+
+    #[test]
+    fn streams_that_go_on_make_room_for_others() {
+        let budget = WindowBudget::default();
+        let mut windows: Vec<Window> = (0..8).map(|_| Window::new()).collect();
+        let all_keep_up = |windows: &mut [Window]| {
+            for _ in 0..20 {
+                for window in &mut *windows {
+                    keeps_up(window, &budget);
+                }
+            }
+        };
+        all_keep_up(&mut windows);
+        assert!(windows.iter().all(|one| one.size == WINDOW_MAX));
+        windows.extend((8..32).map(|_| Window::new()));
+        all_keep_up(&mut windows);
+        let (least, most) = (windows.iter().map(|one| one.size))
+            .fold((u32::MAX, 0), |(a, b), size| (a.min(size), b.max(size)));
+        // 64 MiB for 32 and as much as eight of them free.
+        assert!(
+            least >= 16 * WINDOW_MIN && most <= WINDOW_MAX / 2,
+            "{least} to {most}"
+        );
+    }
+
+    #[test]
+    fn what_a_reader_that_has_stopped_was_not_granted_is_given_back_once_memory_is_tight() {
+        let budget = Arc::<WindowBudget>::default();
+        let flow = Flow::new(&budget, Side::Client, 100);
+        let mut open = Vec::new();
+        while !budget.is_tight() {
+            let stream = 2 * u32::try_from(open.len()).unwrap() + 1;
+            open.push(flow.open(stream));
+            let mut streams = flow.0.streams.borrow_mut();
+            let window = streams.get_mut(&stream).unwrap();
+            for _ in 0..10 {
+                keeps_up(window, &budget);
+            }
+            // Two thirds are on their way or came, and a third was read and not granted again.
+            window.credit = i64::from(window.size / 3);
+            window.unread = i64::from(window.size / 3);
+        }
+        let before = budget.used.load(Ordering::Relaxed);
+        // Whoever reads meanwhile keeps what it has.
+        flow.trim();
+        open[0].consumed(1);
+        assert_eq!(budget.used.load(Ordering::Relaxed), before);
+        flow.trim();
+        let after = budget.used.load(Ordering::Relaxed);
+        assert!(after < before / 4 * 3, "{after} of {before}");
+        let streams = flow.0.streams.borrow();
+        assert_eq!(streams[&1].size, WINDOW_MAX);
+        let stopped = &streams[&3];
+        let most = i64::from(stopped.size);
+        assert_eq!(most, stopped.credit + stopped.unread);
+        // One that reads on is granted no more than that at once.
+        let stopped = stopped.unread;
+        drop(streams);
+        open[1].consumed(usize::try_from(stopped).unwrap());
+        assert!(flow.0.streams.borrow()[&3].credit <= most);
+        drop(open);
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
     }
 
     /// Sends `bytes` and gets them back, over a pipe that takes `cut` bytes at once.

@@ -103,6 +103,7 @@ impl Keepalive {
             }
         }
         while self.timer.as_mut().poll(cx).is_ready() {
+            self.flow.trim();
             let now = Instant::now();
             let read = self.flow.read_bytes();
             let is_due = self.asked.is_none() && self.is_due(is_awaiting, read);
