@@ -74,7 +74,8 @@ pub(crate) struct SvidFilesSpec {
     /// The folder of trust bundles: `<trust domain>.json` (SPIFFE bundle) or `.pem`.
     pub bundles: PathBuf,
     /// The folder of CRLs: `<trust domain>.pem`, each of one to 16 CRLs signed by anchors of that
-    /// trust domain's bundle. Default: none. A revoked certificate is refused, and connections made
+    /// trust domain's bundle, or by issuers below them whose certificates (at most 16) stand in the
+    /// file too. Default: none. A revoked certificate is refused, and connections made
     /// with it are ended. A CRL past its nextUpdate is honoured for 24 h and told in log and metrics;
     /// then its trust domain is refused. A CRL with a lower crlNumber than the one in use is refused.
     pub crls: Option<PathBuf>,
