@@ -23,7 +23,7 @@ use zeugma_core::snapshot::{
 use zeugma_core::verdict::Reason;
 
 use super::body::{Held, Outgoing, Progress, Source};
-use super::expect::{Answered, Gate, expects_continue};
+use super::expect::{Answered, Gate, Passing, expects_continue};
 use super::h2_client::StreamCount;
 use super::headers::{self, Claim, TRACEPARENT, TRACESTATE, ZEUGMA_REASON};
 use super::keepalive::{Pings, When};
@@ -502,6 +502,9 @@ impl Exchange {
                 let expect = HeaderValue::from_static("100-continue");
                 request.headers_mut().insert(header::EXPECT, expect);
                 request.extensions_mut().insert(gate);
+            }
+            if let Some(passing) = self.head.extensions.get::<Passing>() {
+                request.extensions_mut().insert(passing.clone());
             }
             if self.upgrade.is_some() {
                 upgrade::ask_on_stream(&mut request);

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use zeugma_core::snapshot::Failure;
 
 use super::body::Outgoing;
-use super::expect::Gate;
+use super::expect::{Gate, Passing};
 use super::flow::{Flow, FlowIo, H2_WINDOW, Side};
 use super::keepalive::{Keepalive, Pings};
 use super::pool::SendError;
@@ -200,6 +200,7 @@ impl Place {
     ) -> Result<(Response<Incoming>, StreamCount), SendError> {
         let (mut head, body) = request.into_parts();
         let gate = head.extensions.remove::<Gate>();
+        let passing = head.extensions.remove::<Passing>();
         let is_end = body.is_end_stream();
         let unsent = |error: h2::Error| SendError {
             failure: Failure::RefusedStream,
@@ -223,11 +224,14 @@ impl Place {
             Sending(task.abort_handle())
         });
         let responding = std::future::poll_fn(|cx| {
-            if let Some(gate) = &gate {
-                while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
-                    if interim.status() == StatusCode::CONTINUE {
-                        gate.open();
-                    }
+            while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+                if interim.status() == StatusCode::CONTINUE
+                    && let Some(gate) = &gate
+                {
+                    gate.open();
+                }
+                if let Some(passing) = &passing {
+                    passing.push(interim);
                 }
             }
             pin!(&mut response).poll(cx)

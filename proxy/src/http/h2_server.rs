@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::Outgoing;
 use super::date;
-use super::expect::{self, Interim};
+use super::expect::{self, Interim, Passing};
 use super::flow::{Flow, FlowIo, H2_WINDOW, Side};
 use super::keepalive::{Keepalive, Pings, When};
 use super::stream::{self, Incoming};
@@ -119,27 +119,51 @@ fn begin(
     let (head, recv) = request.into_parts();
     let interim = expect::expects_continue(&head.headers).then(Interim::default);
     let body = Incoming::h2(recv, window, &head.headers, None, interim.clone());
-    let request = Request::from_parts(head, body);
+    let mut request = Request::from_parts(head, body);
+    let asked = Asked {
+        is_head: request.method() == Method::HEAD,
+        interim,
+        passing: Passing::default(),
+    };
+    request.extensions_mut().insert(asked.passing.clone());
     let context = Rc::clone(context);
     // Ends with its stream: when the caller resets it or its connection ends.
     drop(tokio::task::spawn_local(async move {
-        answer(&context, request, respond, interim).await;
+        answer(&context, request, respond, asked).await;
     }));
+}
+
+/// What its answer has to know of a request.
+#[derive(Debug)]
+struct Asked {
+    is_head: bool,
+    /// It waits to be asked for its body.
+    interim: Option<Interim>,
+    passing: Passing,
 }
 
 async fn answer(
     context: &Rc<Context>,
     request: Request<Incoming>,
     mut respond: SendResponse<Bytes>,
-    interim: Option<Interim>,
+    asked: Asked,
 ) {
-    let is_head = request.method() == Method::HEAD;
+    let is_head = asked.is_head;
     let mut answering = Box::pin(exchange::exchange(context, request));
     let answered = std::future::poll_fn(|cx| {
-        if let Poll::Ready(response) = answering.as_mut().poll(cx) {
+        let answered = answering.as_mut().poll(cx);
+        while let Some(interim) = asked.passing.pop(cx) {
+            // An error is seen by what comes behind it.
+            respond.send_informational(interim).ok();
+        }
+        if let Poll::Ready(response) = answered {
             return Poll::Ready(Some(response));
         }
-        if interim.as_ref().is_some_and(|interim| interim.take(cx)) {
+        if asked
+            .interim
+            .as_ref()
+            .is_some_and(|interim| interim.take(cx))
+        {
             let mut asks = Response::new(());
             *asks.status_mut() = StatusCode::CONTINUE;
             // An error is seen by what reads the body.
