@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use crate::data_client::{Client, Wire, finish, read_head};
 use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route};
 use crate::data_relay::memory;
-use crate::data_services::{AnyBody, HttpService, TcpService, pattern, summary};
+use crate::data_services::{AnyBody, HttpService, TcpService, accept_of, pattern, summary};
 use crate::mesh::within;
 
 async fn before(service: &HttpService, more: &[&str]) -> Gateway {
@@ -300,9 +300,15 @@ async fn an_answer_without_a_date_gets_one_by_either_version() {
 #[tokio::test]
 async fn a_stream_of_websocket_that_the_endpoint_ends_is_over() {
     let service = TcpService::with(|mut tcp| async move {
-        read_head(&mut tcp).await.ok();
-        let switched = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
-                        upgrade: websocket\r\n\r\n";
+        let head = read_head(&mut tcp).await.unwrap_or_default();
+        let key = head
+            .lines()
+            .find_map(|line| line.strip_prefix("sec-websocket-key: "));
+        let accept = key.map(accept_of).unwrap_or_default();
+        let switched = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
+             upgrade: websocket\r\nsec-websocket-accept: {accept}\r\n\r\n"
+        );
         tcp.write_all(switched.as_bytes()).await.ok();
         tcp.read_u8().await.ok();
         tcp.set_zero_linger().unwrap();

@@ -209,6 +209,39 @@ async fn websocket_on_a_stream_reaches_endpoints_of_both_versions_near_and_far()
     pair.finish().await;
 }
 
+/// RFC 6455 §4.1: what answers another key, or none, does not speak WebSocket.
+#[tokio::test]
+async fn an_endpoint_that_has_not_read_our_key_is_no_websocket() {
+    let of_the_rfc = "sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
+    for accept in ["", of_the_rfc] {
+        let service = TcpService::with(move |mut tcp| async move {
+            if read_head(&mut tcp).await.is_ok() {
+                let switched = format!(
+                    "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
+                     upgrade: websocket\r\n{accept}\r\nhello"
+                );
+                tcp.write_all(switched.as_bytes()).await.ok();
+                tcp.read_u8().await.ok();
+            }
+        });
+        let near = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
+        let gateway = Gateway::alone(&near_route("hello", &[&near])).await;
+        let mut caller = caller(gateway.apps()).await;
+        let asked = asks_for("websocket", "/switch");
+        let (response, _send) = caller.send_request(asked, false).unwrap();
+        let response = within("an answer", response).await.unwrap();
+        assert_eq!(response.status(), StatusCode::BAD_GATEWAY, "{accept}");
+        let line = (gateway.process)
+            .log(|line| line["verdict"] == "upstream-protocol")
+            .await;
+        assert!(
+            line["error"].as_str().unwrap().contains("our key"),
+            "{line}"
+        );
+        gateway.process.finish().await;
+    }
+}
+
 #[tokio::test]
 async fn a_stream_for_another_protocol_or_without_a_rule_is_refused() {
     let service = HttpService::start("one");

@@ -403,6 +403,13 @@ impl Exchange {
         // Only with an answer that the caller gets: another endpoint may still ask.
         held.unasked = source.gate().map(Answered);
         match self.upgrade.take() {
+            Some(_)
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS
+                    && !upgrade::has_read_our_key(&response) =>
+            {
+                let detail = "the endpoint's sec-websocket-accept is not of our key".to_owned();
+                self.refuse(Reason::UpstreamProtocol, Some(detail))
+            }
             Some(downstream) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 let downstream = downstream.into_caller(source);
                 upgrade::switch(self, to, response, downstream, held)
