@@ -25,7 +25,7 @@ use rustls_pki_types::UnixTime;
 use slab::Slab;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::recheck::{Answering, Asked, Carried, Directory, Ending, Kind, find};
-use zeugma_core::recheck::{judge, judge_answering};
+use zeugma_core::recheck::{judge, judge_answering, judge_copy};
 use zeugma_core::snapshot::{Address, EndpointKey};
 use zeugma_core::svid::Rule;
 use zeugma_core::verdict::Reason;
@@ -78,6 +78,8 @@ struct Known {
     /// The identity that a gateway handed on, where its word counted.
     claimed: Option<SpiffeId>,
     upstream: Option<Box<Upstream>>,
+    /// The route that it is a copy for, if it is one.
+    mirror: Option<Arc<str>>,
 }
 
 /// Something open, as its task and the walk share it.
@@ -138,11 +140,42 @@ impl Registry {
                 peer: None,
                 claimed: None,
                 upstream: None,
+                mirror: None,
             }),
             told: RefCell::default(),
             overdue: Cell::default(),
             waker: RefCell::default(),
         });
+        self.add(entry)
+    }
+
+    /// Lists a copy of a request for the mirror to `route`: it has no more right than the request.
+    pub(crate) fn list_copy(
+        self: &Rc<Self>,
+        of: &Entry,
+        request: (Method, Uri),
+        route: &Arc<str>,
+    ) -> Listed {
+        let original = of.known.borrow();
+        let entry = Rc::new(Entry {
+            listener: Arc::clone(&of.listener),
+            source: of.source,
+            known: RefCell::new(Known {
+                open: Open::Request(Box::new(request)),
+                service: original.service.clone(),
+                peer: original.peer.clone(),
+                claimed: original.claimed.clone(),
+                upstream: None,
+                mirror: Some(Arc::clone(route)),
+            }),
+            told: RefCell::default(),
+            overdue: Cell::default(),
+            waker: RefCell::default(),
+        });
+        self.add(entry)
+    }
+
+    fn add(self: &Rc<Self>, entry: Rc<Entry>) -> Listed {
         let key = self.entries.borrow_mut().insert(Rc::clone(&entry));
         Listed {
             entry,
@@ -432,15 +465,20 @@ impl Judge {
             kind,
         };
         judge(snapshot, &carried).map_err(cut)?;
-        if let (Some(upstream), Asked::Service(service)) = (&known.upstream, service) {
-            let answering = Answering {
-                backend: &upstream.backend,
-                address: &upstream.address,
-                id: &upstream.peer.id,
-            };
-            judge_answering(snapshot, listener, service, &answering).map_err(cut)?;
+        let Asked::Service(service) = service else {
+            return Ok(());
+        };
+        let answering = known.upstream.as_ref().map(|upstream| Answering {
+            backend: &upstream.backend,
+            address: &upstream.address,
+            id: &upstream.peer.id,
+        });
+        match (&known.mirror, &answering) {
+            (Some(route), _) => judge_copy(snapshot, service, route, answering.as_ref()),
+            (None, Some(answering)) => judge_answering(snapshot, listener, service, answering),
+            (None, None) => Ok(()),
         }
-        Ok(())
+        .map_err(cut)
     }
 
     /// Whether the caller's certificate and what it handed on are still accepted.

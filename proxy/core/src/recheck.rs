@@ -11,7 +11,7 @@ use crate::authorize::{Asking, Verdict, authorize, authorize_session, evidence};
 use crate::engine::cluster_of;
 use crate::identity::SpiffeId;
 use crate::snapshot::{
-    Address, EndpointTls, Inbound, Listener, Protocol, Service, ServiceIx, Snapshot,
+    Address, ClusterIx, EndpointTls, Inbound, Listener, Protocol, Service, ServiceIx, Snapshot,
 };
 use crate::verdict::Reason;
 
@@ -257,6 +257,35 @@ pub fn judge_answering(
     let Ok(cluster) = cluster_of(snapshot, listener, service) else {
         return Ok(());
     };
+    judge_answering_in(snapshot, cluster, service, answering)
+}
+
+/// As [`judge_answering`], of a copy for the mirror to `route`.
+///
+/// # Errors
+/// As there; or the service is not copied to that route any more.
+pub fn judge_copy(
+    snapshot: &Snapshot,
+    service: ServiceIx,
+    route: &str,
+    answering: Option<&Answering<'_>>,
+) -> Result<(), Ending> {
+    let mut mirrors = snapshot.service(service).mirrors.iter();
+    let Some(mirror) = mirrors.find(|mirror| *mirror.route == *route) else {
+        let detail = format!("its service is not mirrored to {route} any more");
+        return Err(Ending::not_served(detail));
+    };
+    answering.map_or(Ok(()), |answering| {
+        judge_answering_in(snapshot, mirror.to, service, answering)
+    })
+}
+
+fn judge_answering_in(
+    snapshot: &Snapshot,
+    cluster: ClusterIx,
+    service: ServiceIx,
+    answering: &Answering<'_>,
+) -> Result<(), Ending> {
     let same = (snapshot.cluster(cluster).endpoints.iter()).filter(|endpoint| {
         *endpoint.backend == *answering.backend && endpoint.address == *answering.address
     });

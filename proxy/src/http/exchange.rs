@@ -35,6 +35,7 @@ use super::{Context, Routed, Version, mirror, reply, upgrade};
 use crate::account::{Closed, Destination, RequestFacts};
 use crate::admission;
 use crate::connection::{describe, explain_denial};
+use crate::recheck::Entry;
 use crate::runtime::Published;
 use crate::tls::TlsPeer;
 use crate::upstream::{self, Pinned};
@@ -451,6 +452,11 @@ impl Exchange {
                 again(&cluster.retries, budget, &tried, now)
             })
             .ok()
+    }
+
+    /// Where a change finds it.
+    pub(super) const fn entry(&self) -> &Rc<Entry> {
+        self.record.entry()
     }
 
     pub(super) const fn sender(&self) -> Sender {
