@@ -476,6 +476,8 @@ impl Visit {
     ) -> Self {
         let undecided = recheck::Open::Undecided;
         let listed = worker.registry.list(listener, source, undecided);
+        let role = published.listener(&listed.listener).map(|at| at.role);
+        listed.comes_by(role);
         Self {
             listed,
             worker,

@@ -26,7 +26,7 @@ use slab::Slab;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::recheck::{Answering, Asked, Carried, Directory, Ending, Kind, find};
 use zeugma_core::recheck::{judge, judge_answering, judge_copy};
-use zeugma_core::snapshot::{Address, EndpointKey};
+use zeugma_core::snapshot::{Address, EndpointKey, Role};
 use zeugma_core::svid::Rule;
 use zeugma_core::verdict::Reason;
 
@@ -73,6 +73,8 @@ enum How {
 #[derive(Debug)]
 struct Known {
     open: Open,
+    /// Of its listener when it came in.
+    role: Option<Role>,
     service: Option<(Arc<str>, u16)>,
     peer: Option<Arc<TlsPeer>>,
     /// The identity that a gateway handed on, where its word counted.
@@ -136,6 +138,7 @@ impl Registry {
             source,
             known: RefCell::new(Known {
                 open,
+                role: None,
                 service: None,
                 peer: None,
                 claimed: None,
@@ -162,6 +165,7 @@ impl Registry {
             source: of.source,
             known: RefCell::new(Known {
                 open: Open::Request(Box::new(request)),
+                role: original.role,
                 service: original.service.clone(),
                 peer: original.peer.clone(),
                 claimed: original.claimed.clone(),
@@ -191,6 +195,16 @@ impl Entry {
         let mut known = self.known.borrow_mut();
         known.open = open;
         known.service = service.map(|(name, port)| (Arc::clone(name), port));
+    }
+
+    /// Notes the role of the listener that let it in.
+    pub(crate) fn comes_by(&self, role: Option<Role>) {
+        self.known.borrow_mut().role = role;
+    }
+
+    /// The role of the listener that let it in.
+    pub(crate) fn role(&self) -> Option<Role> {
+        self.known.borrow().role
     }
 
     /// Notes which service it asked for.
@@ -458,6 +472,7 @@ impl Judge {
         let listener = renamed.map_or(&entry.listener, |listener| &listener.name);
         let carried = Carried {
             listener,
+            role: known.role,
             source: entry.source.ip(),
             verified: known.peer.as_ref().map(|peer| &peer.id),
             claimed: known.claimed.as_ref(),

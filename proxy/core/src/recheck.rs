@@ -11,7 +11,8 @@ use crate::authorize::{Asking, Verdict, authorize, authorize_session, evidence};
 use crate::engine::cluster_of;
 use crate::identity::SpiffeId;
 use crate::snapshot::{
-    Address, ClusterIx, EndpointTls, Inbound, Listener, Protocol, Service, ServiceIx, Snapshot,
+    Address, ClusterIx, EndpointTls, Inbound, Listener, Protocol, Role, Service, ServiceIx,
+    Snapshot,
 };
 use crate::verdict::Reason;
 
@@ -20,6 +21,8 @@ use crate::verdict::Reason;
 pub struct Carried<'a> {
     /// The listener it came in on.
     pub listener: &'a str,
+    /// The role that the listener had then; `None` if it is not known.
+    pub role: Option<Role>,
     /// The address it came from.
     pub source: IpAddr,
     /// The verified ID of its caller; `None` where no TLS ended here.
@@ -146,6 +149,11 @@ pub fn judge(snapshot: &Snapshot, carried: &Carried<'_>) -> Result<(), Ending> {
                 listener.name
             ),
         });
+    }
+    // What may come in, what it reaches and whose rules hold all follow from it.
+    if carried.role.is_some_and(|role| role != listener.role) {
+        let detail = format!("the listener `{}` has another role", listener.name);
+        return Err(Ending::not_served(detail));
     }
     let ix = match carried.service {
         Asked::Nothing => return Ok(()),

@@ -94,8 +94,10 @@ pub(crate) struct ListenerSpec {
     pub address: Text<SocketAddr>,
     /// Who connects here. Required.
     pub role: RoleSpec,
-    /// Makes it a plain TCP listener for this one route, `namespace/name`. Only with
-    /// `role: workloads`; the route must have one port and not be `inbound: passthrough`.
+    /// Makes it a plain listener for this one route, `namespace/name`, whatever is asked for there: a
+    /// TCP route gets the bytes, an HTTP route each request, whatever its Host or :authority (which
+    /// is handed on as it is). Only with `role: workloads`; the route must have one port and not be
+    /// `inbound: passthrough`.
     pub route: Option<Text<Reference>>,
     /// The networks that may connect at all. Default: any; required for `role: workloads` off
     /// loopback.
@@ -147,7 +149,8 @@ pub(crate) struct GatewayLimits {
     /// The memory above which new connections and requests are shed; those under way go on, and
     /// work is let in again below 95 % of it. What counts is the process' resident memory, or that
     /// of its cgroup without the file cache, if the cgroup has a limit. 1MiB to 1024GiB. Default:
-    /// 80 % of the cgroup's `memory.max`, none where there is none.
+    /// 80 % of the cgroup's `memory.max` (cgroup v1: `memory.limit_in_bytes`), none where there is
+    /// none.
     pub memory: Option<Text<Size>>,
 }
 
