@@ -11,8 +11,8 @@ use tokio::task::JoinSet;
 use crate::data_client::{Client, Wire, finish, read_head};
 use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route};
 use crate::data_relay::memory;
-use crate::data_services::{AnyBody, HttpService, TcpService, accept_of, pattern, summary};
-use crate::mesh::within;
+use crate::data_services::{AnyBody, HttpService, Mode, TcpService, accept_of, pattern, summary};
+use crate::mesh::{Cluster, within};
 
 async fn before(service: &HttpService, more: &[&str]) -> Gateway {
     let backend = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
@@ -354,6 +354,43 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// CVE-2023-44487, slowly enough for each request to be begun.
+#[tokio::test]
+async fn who_resets_more_streams_than_can_be_meant_is_told_to_calm_down() {
+    let service = HttpService::start("near");
+    service.set(Mode::Hang);
+    let near = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
+    let mut east = Cluster::new("east");
+    // Ten resets a second.
+    east.set("limits", "{ streams: 1 }");
+    let gateway = Gateway::of(east, &near_route("hello", &[&near])).await;
+    let tcp = TcpStream::connect(gateway.apps()).await.unwrap();
+    let source = tcp.local_addr().unwrap();
+    let (mut caller, connection) = h2::client::handshake(tcp).await.unwrap();
+    let ended = tokio::spawn(connection);
+    let mut begun = 0;
+    while !ended.is_finished() {
+        let request = Request::get(format!("http://{HELLO}/")).body(()).unwrap();
+        let Ok(ready) = within("a place", caller.ready()).await else {
+            break;
+        };
+        caller = ready;
+        let Ok((_response, mut stream)) = caller.send_request(request, false) else {
+            break;
+        };
+        begun += 1;
+        service.arrived(begun).await;
+        stream.send_reset(h2::Reason::CANCEL);
+    }
+    assert!(begun > 10, "{begun}");
+    let error = within("the end", ended).await.unwrap().unwrap_err();
+    assert_eq!(error.reason(), Some(h2::Reason::ENHANCE_YOUR_CALM));
+    assert!(error.is_go_away() && error.is_remote(), "{error}");
+    let line = gateway.process.connection(source).await;
+    assert_eq!(line["verdict"], "http2-flood", "{line}");
+    gateway.process.finish().await;
+}
+
 #[tokio::test]
 async fn a_flood_of_frames_ends_its_connection_and_no_other() {
     const HEADERS: u8 = 0x1;
@@ -381,10 +418,15 @@ async fn a_flood_of_frames_ends_its_connection_and_no_other() {
     let continued = frame(HEADERS, 0, 1, &head).into_iter().chain(continued);
     // Answers to PINGs that nobody reads.
     let pings = (0..1_000_000).flat_map(|_| frame(PING, 0, 0, &[7; 8]));
-    for (what, flood, is_refused) in [
-        ("resets", resets.collect::<Vec<u8>>(), true),
-        ("continuations", continued.collect(), true),
-        ("pings", pings.collect(), false),
+    for (what, flood, refused) in [
+        ("resets", resets.collect::<Vec<u8>>(), Some("http2-flood")),
+        // What h2 no longer takes is no frame any more.
+        (
+            "continuations",
+            continued.collect(),
+            Some("downstream-closed"),
+        ),
+        ("pings", pings.collect(), None),
     ] {
         let before = memory(&gateway.process);
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
@@ -400,12 +442,12 @@ async fn a_flood_of_frames_ends_its_connection_and_no_other() {
         assert_eq!(got.text(), "near", "{what}");
         let held = memory(&gateway.process).saturating_sub(before);
         assert!(held < 16 << 20, "{what}: {held} bytes more");
-        if is_refused {
+        if let Some(verdict) = refused {
             let mut rest = Vec::new();
             within("the end", tcp.read_to_end(&mut rest)).await.ok();
             let line = gateway.process.connection(tcp.local_addr().unwrap());
             let line = line.await;
-            assert_eq!(line["verdict"], "downstream-closed", "{what}: {line}");
+            assert_eq!(line["verdict"], verdict, "{what}: {line}");
         } else {
             assert!(writing.is_err(), "{what}: all were taken");
         }

@@ -45,6 +45,10 @@ pub(crate) const H2_WINDOW: u32 = (1 << 31) - 1;
 
 /// Streams that windows are kept for, at least; those that `h2` refuses at once included.
 const STREAMS_MAX: usize = 4096;
+/// Resets in a second for each stream that may be open at once. Streams that live a tenth of a second
+/// cannot be reset more often than this: whoever does begins requests only to have them begun
+/// (CVE-2023-44487), since a reset stream no longer counts as open.
+const RESETS_PER_STREAM: u32 = 10;
 /// What is held back of what a driver writes in one turn: a frame of the size that everybody takes
 /// (RFC 9113 §4.2). Longer pieces are not copied.
 const HELD_BYTES: usize = 16 * 1024;
@@ -102,6 +106,31 @@ const fn part_of_free(used: usize) -> usize {
     BUDGET_BYTES.saturating_sub(used) / BUDGET_PART
 }
 
+/// The streams that a caller has reset in the second under way.
+#[derive(Debug, Clone, Copy, Default)]
+struct Resets {
+    since: Option<Instant>,
+    count: u32,
+}
+
+impl Resets {
+    /// With one more; and whether there are more than `max`.
+    fn with(self, max: u32, now: Instant) -> (Self, bool) {
+        let is_same_second = |since| now.saturating_duration_since(since) < Duration::from_secs(1);
+        let this = match self.since {
+            Some(since) if is_same_second(since) => Self {
+                since: Some(since),
+                count: self.count.saturating_add(1),
+            },
+            Some(_) | None => Self {
+                since: Some(now),
+                count: 1,
+            },
+        };
+        (this, this.count > max)
+    }
+}
+
 /// Which end of a connection we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -118,6 +147,8 @@ struct Inner {
     budget: Arc<WindowBudget>,
     side: Side,
     streams_max: usize,
+    /// Streams that a caller may reset in a second.
+    resets_max: u32,
     streams: RefCell<HashMap<u32, Window, BuildHasherDefault<ById>>>,
     /// The highest stream that the other end opened.
     opened: Cell<u32>,
@@ -133,6 +164,9 @@ struct Inner {
     settled: Cell<bool>,
     leaving: Cell<bool>,
     silent: Cell<bool>,
+    resets: Cell<Resets>,
+    /// The other end has reset too many streams: nothing more is read.
+    flooded: Cell<bool>,
     /// The driver is at work: what it writes may wait for what it writes next.
     gathers: Cell<bool>,
     /// Something waits.
@@ -250,6 +284,7 @@ impl Flow {
             budget: Arc::clone(budget),
             side,
             streams_max: (streams_max as usize).saturating_mul(2).max(STREAMS_MAX),
+            resets_max: streams_max.saturating_mul(RESETS_PER_STREAM),
             streams: RefCell::default(),
             opened: Cell::new(0),
             updates: RefCell::default(),
@@ -261,6 +296,8 @@ impl Flow {
             settled: Cell::new(false),
             leaving: Cell::new(false),
             silent: Cell::new(false),
+            resets: Cell::default(),
+            flooded: Cell::new(false),
             gathers: Cell::new(false),
             holds: Cell::new(false),
         }))
@@ -349,6 +386,11 @@ impl Flow {
         }
     }
 
+    /// Whether the other end has reset more streams than it may.
+    pub(crate) fn is_flooded(&self) -> bool {
+        self.0.flooded.get()
+    }
+
     fn wake(&self) {
         if let Some(waker) = self.0.driver.borrow().as_ref() {
             waker.wake_by_ref();
@@ -418,6 +460,12 @@ impl Flow {
                 {
                     window.is_whole = true;
                 }
+            }
+            RST_STREAM if self.0.side == Side::Server => {
+                let resets = self.0.resets.get();
+                let (resets, too_many) = resets.with(self.0.resets_max, Instant::now());
+                self.0.resets.set(resets);
+                self.0.flooded.set(self.0.flooded.get() || too_many);
             }
             SETTINGS if head.flags & ACK == 0 => self.0.settled.set(true),
             GOAWAY => self.0.leaving.set(true),
@@ -771,6 +819,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for FlowIo<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.flow.is_flooded() {
+            // Its driver says so and ends the connection.
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
         let came = buf.filled().get(before..).unwrap_or_default();
@@ -1180,6 +1232,29 @@ mod tests {
         for cut in [1_000, 1_013, 1 << 20] {
             assert_eq!(echo(cut, &bytes).await, bytes, "{cut} bytes at once");
         }
+    }
+
+    #[test]
+    fn as_many_streams_may_be_reset_in_a_second_and_no_more() {
+        let began = Instant::now();
+        let mut resets = Resets::default();
+        for _ in 0..2 {
+            for (after, count) in [(0, 7), (999, 3)] {
+                for _ in 0..count {
+                    let at = began + Duration::from_millis(after);
+                    let (next, too_many) = resets.with(10, at);
+                    assert!(!too_many);
+                    resets = next;
+                }
+            }
+            let (_, too_many) = resets.with(10, began + Duration::from_millis(999));
+            assert!(too_many);
+            resets = Resets::default();
+        }
+        // The next second begins anew.
+        let (next, _) = resets.with(1, began);
+        let (next, too_many) = next.with(1, began + Duration::from_secs(1));
+        assert!(!too_many && next.count == 1);
     }
 
     #[test]

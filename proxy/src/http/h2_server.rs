@@ -31,6 +31,12 @@ const CALLER: Pings = Pings {
     when: When::Always,
 };
 
+/// Streams reset by the caller that `h2` keeps until they are looked at; one more ends the connection
+/// (CVE-2023-44487).
+const RESET_UNSEEN_MAX: usize = 20;
+/// Streams of a connection that `h2` may have to reset for breaking the protocol; one more ends it.
+const RESET_BY_ERROR_MAX: usize = 1024;
+
 /// Carries an HTTP/2 connection of a caller until it ends.
 pub(super) async fn serve<S>(
     context: &Rc<Context>,
@@ -56,6 +62,8 @@ where
             .initial_connection_window_size(H2_WINDOW)
             .max_send_buffer_size(STREAM_SEND_BYTES)
             .data_frame_budget(DATA_FRAME_BUDGET)
+            .max_pending_accept_reset_streams(RESET_UNSEEN_MAX)
+            .max_local_error_reset_streams(Some(RESET_BY_ERROR_MAX))
             .enable_connect_protocol()
             .handshake::<_, Bytes>(io)
     );
@@ -75,6 +83,7 @@ where
     };
     let asking = peer.unwrap_or(CALLER);
     let mut keepalive = Keepalive::new(connection.ping_pong(), &flow, link, asking);
+    let mut is_told = false;
     loop {
         let driving = std::future::poll_fn(|cx| {
             flow.driven_by(cx);
@@ -85,7 +94,15 @@ where
                         begin(context, &flow, request, respond)
                     }
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(Ended::of_h2(&error)),
+                    Poll::Ready(None) if flow.is_flooded() => {
+                        let detail = "the caller reset more streams than it may".to_owned();
+                        return Poll::Ready(Ended::Calmed(detail));
+                    }
                     Poll::Ready(None) => return Poll::Ready(Ended::Ok),
+                    Poll::Pending if flow.is_flooded() && !is_told => {
+                        is_told = true;
+                        connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                    }
                     // Writes what it has gathered meanwhile.
                     Poll::Pending if flow.release() => {}
                     Poll::Pending => break,

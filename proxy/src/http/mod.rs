@@ -215,6 +215,10 @@ pub(crate) async fn serve(
             visit.detail = Some("the caller answered no PING".to_owned());
             Reason::DownstreamClosed
         }
+        Ended::Calmed(detail) => {
+            visit.detail = Some(detail);
+            Reason::Http2Flood
+        }
         Ended::Malformed(detail) => {
             visit.detail = Some(detail);
             Reason::RequestMalformed
@@ -233,6 +237,8 @@ enum Ended {
     Drained,
     /// No PING was answered.
     Silent,
+    /// More frames came that only cost than may (RFC 9113 §10.5).
+    Calmed(String),
     /// What came was no HTTP.
     Malformed(String),
     /// The connection failed.
@@ -249,6 +255,9 @@ impl Ended {
     }
 
     fn of_h2(error: &h2::Error) -> Self {
+        if error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) {
+            return Self::Calmed(error.to_string());
+        }
         Self::Broken(error.to_string())
     }
 }
