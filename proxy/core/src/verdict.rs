@@ -99,6 +99,7 @@ reasons! {
     UpstreamTimeout, "upstream-timeout", "UT", Upstream, "the endpoint did not answer in time";
     UpstreamProtocol, "upstream-protocol", "UPE", Upstream, "the endpoint's answer is not valid HTTP";
     ConnectionLimit, "connection-limit", "UO", Operator, "the gateway's connection limit is reached";
+    HandshakeLimit, "handshake-limit", "UO", Operator, "the gateway's limit of handshakes under way is reached";
     HandshakeRate, "handshake-rate", "RL", Operator, "the source begins more connections than the listener lets it";
     RouteConnectionLimit, "route-connection-limit", "UO", Operator, "the route's connection limit is reached";
     RequestLimit, "request-limit", "UO", Operator, "the route's limit of requests under way is reached";

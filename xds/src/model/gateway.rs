@@ -137,6 +137,11 @@ pub(crate) struct GatewayLimits {
     /// process may have, less 128. One more is closed at once and counted.
     #[serde(default, deserialize_with = "whole_or_none")]
     pub connections: Option<usize>,
+    /// Connections whose TLS handshake has not ended, or whose first bytes have not come. Default: a
+    /// quarter of `connections`; 1 to 10000000. One more is closed at once and counted: the slow ones
+    /// of many sources must not take every place.
+    #[serde(default, deserialize_with = "whole_or_none")]
+    pub handshakes: Option<usize>,
     /// For the whole TLS handshake, ClientHello included. Default `10s`; over it the connection is closed.
     pub handshake_timeout: Option<Text<Duration>>,
     /// For the head of an HTTP request. Default `10s`; over it the connection is closed.
