@@ -354,6 +354,100 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+#[tokio::test]
+async fn an_answer_to_head_that_ends_behind_its_head_is_complete() {
+    let service = TcpService::with(|tcp| async move {
+        let Ok(mut connection) = h2::server::handshake(tcp).await else {
+            return;
+        };
+        while let Some(Ok((_request, mut respond))) = connection.accept().await {
+            let mut send = respond.send_response(Response::new(()), false).unwrap();
+            send.send_data(Bytes::new(), true).unwrap();
+        }
+    });
+    let address = endpoints(&[service.address()]);
+    let near = format!("backends: [{{ version: h2, {address} }}]");
+    let gateway = Gateway::alone(&near_route("hello", &[&near])).await;
+    let mut caller = caller(&gateway).await;
+    let request = Request::head(format!("http://{HELLO}/")).header("x-request-id", "head");
+    let (response, _) = caller
+        .send_request(request.body(()).unwrap(), true)
+        .unwrap();
+    let response = within("an answer", response).await.unwrap();
+    assert!(response.body().is_end_stream());
+    let line = gateway.request("head").await;
+    assert_eq!(line["verdict"], "completed", "{line}");
+    gateway.process.finish().await;
+}
+
+/// An endpoint by HTTP/2 that on its first connection takes two requests, says by GOAWAY that it has
+/// processed the first one alone, and answers that or does not; on others it answers each.
+fn leaves_after_one(answers: bool) -> TcpService {
+    const HEADERS: u8 = 0x1;
+    const SETTINGS: u8 = 0x4;
+    const GOAWAY: u8 = 0x7;
+    // END_STREAM and END_HEADERS; RFC 7541 §A: `:status: 200`.
+    let ok = |stream| frame(HEADERS, 0x5, stream, &[0x88]);
+    let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    TcpService::with(move |mut tcp| {
+        let nth = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        async move {
+            let mut preface = [0; 24];
+            tcp.read_exact(&mut preface).await.unwrap();
+            tcp.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+            let mut begun = 0;
+            let mut head = [0; 9];
+            while tcp.read_exact(&mut head).await.is_ok() {
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+                let mut payload = vec![0; usize::try_from(length).unwrap()];
+                tcp.read_exact(&mut payload).await.unwrap();
+                let stream = u32::from_be_bytes(*head.last_chunk().unwrap());
+                if head[3] != HEADERS {
+                    continue;
+                }
+                begun += 1;
+                if nth > 0 {
+                    tcp.write_all(&ok(stream)).await.unwrap();
+                } else if begun == 2 {
+                    // RFC 9113 §6.8: the last stream processed, NO_ERROR.
+                    let leaves = [&1_u32.to_be_bytes()[..], &[0; 4]].concat();
+                    tcp.write_all(&frame(GOAWAY, 0, 0, &leaves)).await.unwrap();
+                    if !answers {
+                        return;
+                    }
+                    tcp.write_all(&ok(1)).await.unwrap();
+                }
+            }
+        }
+    })
+}
+
+/// RFC 9113 §6.8: what is above the last stream was not processed, and any method may be tried again;
+/// what is not above it may have been.
+#[tokio::test]
+async fn a_request_that_a_leaving_endpoint_did_not_process_is_sent_again_whatever_its_method() {
+    for answers in [true, false] {
+        let service = leaves_after_one(answers);
+        let address = endpoints(&[service.address()]);
+        let near = format!("backends: [{{ version: h2, {address} }}]");
+        let gateway = Gateway::alone(&near_route("hello", &[&near])).await;
+        let mut caller = caller(&gateway).await;
+        let mut post = |id: &str| {
+            let request = Request::post(format!("http://{HELLO}/")).header("x-request-id", id);
+            let request = request.body(()).unwrap();
+            caller.send_request(request, true).unwrap().0
+        };
+        let (first, second) = (post("first"), post("second"));
+        let both = async { tokio::join!(first, second) };
+        let (first, second) = within("both answers", both).await;
+        assert_eq!(second.unwrap().status(), 200);
+        let expected = if answers { 200 } else { 502 };
+        assert_eq!(first.unwrap().status(), expected);
+        assert_eq!(service.hits(), 2, "connections");
+        gateway.process.finish().await;
+    }
+}
+
 /// CVE-2023-44487, slowly enough for each request to be begun.
 #[tokio::test]
 async fn who_resets_more_streams_than_can_be_meant_is_told_to_calm_down() {
@@ -367,23 +461,28 @@ async fn who_resets_more_streams_than_can_be_meant_is_told_to_calm_down() {
     let tcp = TcpStream::connect(gateway.apps()).await.unwrap();
     let source = tcp.local_addr().unwrap();
     let (mut caller, connection) = h2::client::handshake(tcp).await.unwrap();
-    let ended = tokio::spawn(connection);
+    let mut connection = tokio::spawn(connection);
     let mut begun = 0;
-    while !ended.is_finished() {
+    let ended = loop {
         let request = Request::get(format!("http://{HELLO}/")).body(()).unwrap();
-        let Ok(ready) = within("a place", caller.ready()).await else {
-            break;
+        let ready = within("a place", caller.ready()).await;
+        let begins = ready.and_then(|mut ready| {
+            let (_response, stream) = ready.send_request(request, false)?;
+            Ok((ready, stream))
+        });
+        let Ok((next, mut stream)) = begins else {
+            break within("the end", connection).await;
         };
-        caller = ready;
-        let Ok((_response, mut stream)) = caller.send_request(request, false) else {
-            break;
-        };
+        caller = next;
         begun += 1;
-        service.arrived(begun).await;
-        stream.send_reset(h2::Reason::CANCEL);
-    }
+        // Both only wait.
+        tokio::select! {
+            ended = &mut connection => break ended,
+            () = service.arrived(begun) => stream.send_reset(h2::Reason::CANCEL),
+        }
+    };
     assert!(begun > 10, "{begun}");
-    let error = within("the end", ended).await.unwrap().unwrap_err();
+    let error = ended.unwrap().unwrap_err();
     assert_eq!(error.reason(), Some(h2::Reason::ENHANCE_YOUR_CALM));
     assert!(error.is_go_away() && error.is_remote(), "{error}");
     let line = gateway.process.connection(source).await;

@@ -12,8 +12,10 @@ use bytes::Bytes;
 use h2::server::{Builder, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body::Body as _;
+use http_body::{Body as _, Frame};
+use http_body_util::BodyExt as _;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
 
 use super::body::Outgoing;
 use super::date;
@@ -201,7 +203,7 @@ async fn answer(
     let patience = body.patience().unwrap_or(limits.header_timeout);
     let sent = respond.send_response(Response::from_parts(head, ()), is_end);
     match sent {
-        Ok(_stream) if is_end => {}
+        Ok(_stream) if is_end => read_away(body, patience).await,
         Ok(mut stream) => {
             if let Err(error) = stream::send(body, &mut stream, Some(patience)).await {
                 tracing::debug!(%error, "a response was not sent to its end");
@@ -212,6 +214,19 @@ async fn answer(
             respond.send_reset(Reason::INTERNAL_ERROR);
         }
     }
+}
+
+/// Reads to the end what has no bytes: an answer to HEAD, whose end may come behind its head.
+async fn read_away(mut body: Outgoing, patience: Duration) {
+    let is_empty = |frame: Frame<Bytes>| frame.into_data().is_ok_and(|bytes| bytes.is_empty());
+    let reading = async {
+        // One that has bytes all the same is not listened to.
+        while let Some(Ok(frame)) = body.frame().await
+            && is_empty(frame)
+        {}
+    };
+    // Who does not end it is not waited for: the record says so.
+    timeout(patience, reading).await.ok();
 }
 
 /// Leaves the headers that HTTP/2 has, and names the length of a body that is known, and the time.
