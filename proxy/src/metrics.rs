@@ -17,7 +17,47 @@ use crate::account::Closed;
 use crate::runtime::Published;
 
 /// The media type of [`Metrics::encode`].
-pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub(crate) const OPEN_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The media type of [`classic`].
+pub(crate) const CLASSIC_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// OpenMetrics text as Prometheus' older text format, where a counter's family has the name of its
+/// samples, and there are no units and no end mark.
+pub(crate) fn classic(open: &str) -> String {
+    let mut text = String::with_capacity(open.len());
+    let mut held: Vec<(&str, &str)> = Vec::new();
+    for line in open.lines() {
+        let Some(comment) = line.strip_prefix("# ") else {
+            text.push_str(line);
+            text.push('\n');
+            continue;
+        };
+        let mut words = comment.splitn(3, ' ');
+        match (words.next(), words.next(), words.next()) {
+            (Some("HELP"), Some(name), Some(help)) => held.push((name, help)),
+            (Some("TYPE"), Some(name), Some(kind)) => {
+                let (suffix, kind) = match kind {
+                    "counter" => ("_total", kind),
+                    "info" => ("_info", "gauge"),
+                    "unknown" => ("", "untyped"),
+                    _ => ("", kind),
+                };
+                let help = (held.pop())
+                    .filter(|(of, _)| *of == name)
+                    .map(|(_, help)| help);
+                if let Some(help) = help {
+                    // To write to a string never fails.
+                    writeln!(text, "# HELP {name}{suffix} {help}").ok();
+                }
+                writeln!(text, "# TYPE {name}{suffix} {kind}").ok();
+                held.clear();
+            }
+            // UNIT and EOF.
+            _ => {}
+        }
+    }
+    text
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Ended {

@@ -14,6 +14,8 @@
     reason = "tests, mostly tables of cases"
 )]
 
+mod control_admin;
+mod control_cli;
 mod control_drain;
 mod control_handover;
 mod control_inherit;
