@@ -67,11 +67,9 @@ fn what_came_in_by_a_listener_of_another_role_ends() {
     for (service, kind) in all {
         judge(&world, &carried(&world, service, &cart, kind)).unwrap();
     }
-    let mut listeners = world.listeners.to_vec();
-    for listener in &mut listeners {
+    for listener in &mut world.listeners {
         listener.role = Role::Workloads;
     }
-    world.listeners = listeners.into();
     for (service, kind) in all {
         let mut carried = carried(&world, service, &cart, kind);
         let ending = judge(&world, &carried).unwrap_err();

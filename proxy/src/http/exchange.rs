@@ -516,9 +516,6 @@ impl Exchange {
                 request.headers_mut().insert(header::EXPECT, expect);
                 request.extensions_mut().insert(gate);
             }
-            if let Some(passing) = self.head.extensions.get::<Passing>() {
-                request.extensions_mut().insert(passing.clone());
-            }
             if self.upgrade.is_some() {
                 upgrade::ask_on_stream(&mut request);
             }
@@ -651,7 +648,11 @@ impl Exchange {
     }
 
     fn outgoing(&self, endpoint: &Endpoint, lease: &Lease, body: Outgoing) -> Request<Outgoing> {
-        Request::from_parts(self.outgoing_head(endpoint, lease.is_h2()), body)
+        let mut head = self.outgoing_head(endpoint, lease.is_h2());
+        if let Some(passing) = self.head.extensions.get::<Passing>() {
+            head.extensions.insert(passing.clone());
+        }
+        Request::from_parts(head, body)
     }
 
     /// Notes which endpoint is tried.

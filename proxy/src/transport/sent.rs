@@ -181,7 +181,7 @@ mod tests {
         given
     }
 
-    async fn acknowledged_bytes_are_told_from_those_that_wait(bind: &str, dial: &str) {
+    fn acknowledged_bytes_are_told_from_those_that_wait(bind: &str, dial: &str) {
         let listener = TcpListener::bind(bind).unwrap();
         let port = listener.local_addr().unwrap().port();
         let mut near = Plain::connect((dial, port)).unwrap();
@@ -218,7 +218,7 @@ mod tests {
             ("[::1]:0", "::1"),
             ("[::]:0", "127.0.0.1"),
         ] {
-            acknowledged_bytes_are_told_from_those_that_wait(bind, dial).await;
+            acknowledged_bytes_are_told_from_those_that_wait(bind, dial);
         }
         let none = Link {
             near: "127.0.0.1:1".parse().unwrap(),

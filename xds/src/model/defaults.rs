@@ -273,7 +273,9 @@ impl Document<MeshGateway> {
             workers: self.spec.workers,
             limits: Limits {
                 connections,
-                handshakes: limits.handshakes.unwrap_or((connections / 4).max(1)),
+                handshakes: limits
+                    .handshakes
+                    .unwrap_or_else(|| (connections / 4).max(1)),
                 handshake_timeout: or_secs(limits.handshake_timeout.as_ref(), 10),
                 header_timeout: or_secs(limits.header_timeout.as_ref(), 10),
                 streams: limits.streams.unwrap_or(100),
