@@ -486,7 +486,7 @@ async fn who_resets_more_streams_than_can_be_meant_is_told_to_calm_down() {
     assert_eq!(error.reason(), Some(h2::Reason::ENHANCE_YOUR_CALM));
     assert!(error.is_go_away() && error.is_remote(), "{error}");
     let line = gateway.process.connection(source).await;
-    assert_eq!(line["verdict"], "http2-flood", "{line}");
+    assert_eq!(line["verdict"], "frame-flood", "{line}");
     gateway.process.finish().await;
 }
 
@@ -518,7 +518,7 @@ async fn a_flood_of_frames_ends_its_connection_and_no_other() {
     // Answers to PINGs that nobody reads.
     let pings = (0..1_000_000).flat_map(|_| frame(PING, 0, 0, &[7; 8]));
     for (what, flood, refused) in [
-        ("resets", resets.collect::<Vec<u8>>(), Some("http2-flood")),
+        ("resets", resets.collect::<Vec<u8>>(), Some("frame-flood")),
         // What h2 no longer takes is no frame any more.
         (
             "continuations",

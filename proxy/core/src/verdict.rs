@@ -79,7 +79,7 @@ reasons! {
     AuthorityMissing, "authority-missing", "-", Downstream, "the request names no host";
     AuthorityUnknown, "authority-unknown", "NR", Downstream, "no service has the request's host";
     Misdirected, "misdirected", "-", Downstream, "the request's host is not the SNI's service";
-    Http2Flood, "http2-flood", "RL", Downstream, "the caller sends more HTTP/2 frames that only cost than it may: resets, continuations, empty data";
+    FrameFlood, "frame-flood", "RL", Downstream, "the caller sends more HTTP/2 frames that only cost than it may: resets, continuations, empty data";
     RequestMalformed, "request-malformed", "DPE", Downstream, "the request is not valid HTTP";
     SourceRefused, "source-refused", "RBAC", Operator, "the listener does not accept that source address";
     Denied, "denied", "RBAC", Operator, "a deny rule matched";

@@ -217,7 +217,7 @@ pub(crate) async fn serve(
         }
         Ended::Calmed(detail) => {
             visit.detail = Some(detail);
-            Reason::Http2Flood
+            Reason::FrameFlood
         }
         Ended::Malformed(detail) => {
             visit.detail = Some(detail);
