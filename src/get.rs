@@ -198,7 +198,12 @@ fn failovers(timeline: &Value) -> Table {
             causes.join("; ")
         };
         let mut row = texts(event, ["at", "kind"]);
-        row.extend([word(field(data, "route")).to_owned(), detail, cause]);
+        // The cluster tells what other clusters see from what the own one does.
+        let of = match word(field(data, "cluster")) {
+            "" => word(field(data, "route")),
+            cluster => cluster,
+        };
+        row.extend([of.to_owned(), detail, cause]);
         table.row(row);
     }
     table

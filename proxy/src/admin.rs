@@ -4,6 +4,7 @@ mod api;
 mod check;
 mod events;
 mod levers;
+mod ui;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -303,7 +304,8 @@ pub(crate) async fn serve(
             "/events",
             get(events::events).with_state(Arc::clone(&shared)),
         )
-        .merge(api::routes(&shared));
+        .merge(api::routes(&shared))
+        .merge(ui::routes(&shared));
     let admin = async {
         match admin {
             AdminListener::Tcp(listener) => {

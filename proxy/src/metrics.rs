@@ -1,7 +1,7 @@
 //! What is counted. One row here is one metric; no type of the metrics library leaves this file.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -12,6 +12,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+
+use zeugma_core::verdict::{Fault, Reason};
 
 use crate::account::Closed;
 use crate::runtime::Published;
@@ -363,6 +365,41 @@ impl Metrics {
         );
     }
 
+    /// How many connections and requests were refused by the operator's rules and limits, by reason,
+    /// most first.
+    pub(crate) fn refusals(&self) -> Vec<(String, u64)> {
+        let mut by: BTreeMap<&str, u64> = BTreeMap::new();
+        let text = self.encode(None);
+        let of_operator: Vec<&str> = (Reason::ALL.iter())
+            .filter(|reason| reason.fault() == Fault::Operator)
+            .map(|reason| reason.label())
+            .collect();
+        for line in text.lines() {
+            let is_end = ["zeugma_connections_total{", "zeugma_requests_total{"];
+            if !is_end.iter().any(|name| line.starts_with(name)) {
+                continue;
+            }
+            let reason = (line.split_once(",reason=\""))
+                .and_then(|(_, rest)| rest.split_once('"'))
+                .map(|(reason, _)| reason);
+            let count = line
+                .rsplit_once(' ')
+                .and_then(|(_, count)| count.parse().ok());
+            if let (Some(reason), Some(count)) = (reason, count)
+                && of_operator.contains(&reason)
+            {
+                let total = by.entry(reason).or_default();
+                *total += u64::to_owned(&count);
+            }
+        }
+        let mut all: Vec<(String, u64)> = by
+            .into_iter()
+            .map(|(reason, count)| (reason.to_owned(), count))
+            .collect();
+        all.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        all
+    }
+
     /// Counts the end of a connection or request.
     pub(crate) fn closed(&self, closed: &Closed) {
         let listener = Arc::clone(&closed.listener);
@@ -711,8 +748,6 @@ fn moved_its_own_bytes(closed: &Closed) -> bool {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
-
-    use zeugma_core::verdict::Reason;
 
     use super::*;
     use crate::account::{Caller, RequestFacts};

@@ -81,7 +81,7 @@ fn document(published: &Published, name: &str, content: Value) -> Response {
     }))
 }
 
-fn service_json(published: &Published, journal: &Journal, service: &Service) -> Value {
+pub(super) fn service_json(published: &Published, journal: &Journal, service: &Service) -> Value {
     let peer_name = |ix: &PeerIx| published.snapshot.peer(*ix).name.to_string();
     let exported_to = match &service.export {
         Export::Nobody => json!([]),
@@ -196,7 +196,7 @@ struct Gateway {
     addresses: Vec<String>,
 }
 
-fn peers_json(published: &Published, names: &Names) -> Value {
+pub(super) fn peers_json(published: &Published, names: &Names) -> Value {
     let snapshot = &published.snapshot;
     let mut gateways: Vec<BTreeMap<String, Gateway>> = Vec::new();
     gateways.resize_with(snapshot.peers.len(), BTreeMap::default);
@@ -263,7 +263,7 @@ async fn failovers(State(shared): State<Arc<Shared>>) -> Response {
     .await
 }
 
-fn failovers_json(published: &Published, journal: &Journal) -> Value {
+pub(super) fn failovers_json(published: &Published, journal: &Journal) -> Value {
     let snapshot = &published.snapshot;
     let active: Vec<Value> = (snapshot.services.iter())
         .filter(|service| why(published.shares_of(service.outbound)) != "preferred")
@@ -295,7 +295,7 @@ async fn identities(State(shared): State<Arc<Shared>>) -> Response {
     .await
 }
 
-fn identities_json(credentials: &Credentials) -> Value {
+pub(super) fn identities_json(credentials: &Credentials) -> Value {
     let due: BTreeMap<&str, i64> = (credentials.crls().due())
         .map(|(domain, due)| (domain.as_str(), due))
         .collect();
@@ -389,7 +389,11 @@ async fn topology(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 /// What share of a service goes to which cluster.
-fn shares_by_cluster(published: &Published, cluster: &Cluster, shares: &ClusterShares) -> Value {
+pub(super) fn shares_by_cluster(
+    published: &Published,
+    cluster: &Cluster,
+    shares: &ClusterShares,
+) -> Value {
     let mut by: BTreeMap<&str, f64> = BTreeMap::new();
     for (level, share) in cluster.levels.iter().zip(&shares.levels) {
         let usable = |ix: usize| {
@@ -411,6 +415,21 @@ fn shares_by_cluster(published: &Published, cluster: &Cluster, shares: &ClusterS
         }
     }
     json!(by)
+}
+
+/// A field of a document; null where it has none of that name.
+pub(super) fn field<'v>(of: &'v Value, name: &str) -> &'v Value {
+    of.get(name).unwrap_or(&Value::Null)
+}
+
+/// A text of a document, or nothing.
+pub(super) fn word<'v>(of: &'v Value, name: &str) -> &'v str {
+    field(of, name).as_str().unwrap_or_default()
+}
+
+/// A list, or nothing.
+pub(super) fn list(of: &Value) -> &[Value] {
+    of.as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
 /// Unix seconds as RFC 3339; the number where it has none.
