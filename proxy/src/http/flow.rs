@@ -239,14 +239,22 @@ impl Window {
         budget.give_back(less);
     }
 
-    /// Makes the window as large as its reader's pace needs: twice what it reads in a round trip.
+    /// Makes the window as large as its reader's pace needs: twice what it reads in a round trip, as
+    /// the time that half a window took tells it.
     fn resize(&mut self, round_trip: Option<Duration>, budget: &WindowBudget) {
         let now = Instant::now();
-        let since = *self.since.get_or_insert(now);
+        let Some(since) = self.since else {
+            self.since = Some(now);
+            self.paced = 0;
+            return;
+        };
         let (Some(round_trip), elapsed) = (round_trip, now.duration_since(since)) else {
             return;
         };
-        if elapsed < round_trip || elapsed.is_zero() {
+        // Half a window is pace enough to tell, however soon it was read: to wait for a round trip to be
+        // over would cost the start of every stream another one for each doubling.
+        let is_enough = self.paced >= u64::from(self.size / 2);
+        if elapsed.is_zero() || (elapsed < round_trip && !is_enough) {
             return;
         }
         let size = u128::from(self.size);
@@ -948,6 +956,17 @@ mod tests {
         let mut stopped = Window::new();
         stopped.unread = i64::from(WINDOW_MIN);
         keeps_up(&mut stopped, &budget);
+        // Half of it, in much less than a round trip, is pace enough; what was read before it was
+        // measured is none.
+        let mut early = Window::new();
+        early.paced = u64::from(WINDOW_MIN);
+        early.resize(Some(ROUND_TRIP), &budget);
+        early.paced += u64::from(WINDOW_MIN / 2) - 1;
+        early.resize(Some(ROUND_TRIP), &budget);
+        assert_eq!(early.size, WINDOW_MIN);
+        early.paced += 1;
+        early.resize(Some(ROUND_TRIP), &budget);
+        assert_eq!(early.size, 2 * WINDOW_MIN);
         let mut slow = Window::new();
         slow.since = Some(Instant::now() - ROUND_TRIP);
         slow.paced = u64::from(WINDOW_MIN / 4);
