@@ -53,7 +53,7 @@ pub(crate) struct Visit {
     service: Option<Arc<str>>,
     arrived: Option<Arrived>,
     pub(crate) detail: Option<String>,
-    rule: Option<String>,
+    rule: Option<Box<str>>,
     pub(crate) moved: Rc<Moved>,
     began: Instant,
     /// Why it ended; `None`: it was cut off.
@@ -157,8 +157,15 @@ async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Result<Relaying, Reason
         service,
         any_port: true,
     };
+    let routed = route(&published.snapshot, listener, &first);
+    match routed {
+        Routed::Terminate(_) | Routed::TerminateAnyPort(_) => {}
+        Routed::Passthrough(_) | Routed::Plain(_) | Routed::PlainHttp | Routed::Refuse(_) => {
+            visit.open.has_shaken();
+        }
+    }
     // Each branch is boxed: an idle connection pays for the one it is in.
-    match (route(&published.snapshot, listener, &first), &first) {
+    match (routed, &first) {
         (Routed::Passthrough(service), _) => {
             let hello = first.hello_bytes();
             Box::pin(passthrough(visit, listener, service, stream, hello)).await
@@ -265,6 +272,7 @@ async fn terminate(
         Ok(session) => session,
         Err(error) => return Err(visit.refuse_session(error, &refused)),
     };
+    visit.open.has_shaken();
     visit.caller.identity = Some(session.peer.id.to_string());
     visit.listed.is_by(&session.peer);
     let trusted = Some(credentials.generation());
@@ -425,8 +433,8 @@ async fn carry_tcp(
         Ok((to, reached)) => Ok(visit.start_relay(to, downstream, reached)),
         Err(Unreached { reason, last, rule }) => {
             visit.detail = last;
-            if rule.is_some() {
-                visit.rule = rule;
+            if let Some(rule) = rule {
+                visit.rule = Some(rule.into());
             }
             // In order, so that the answer above is read; it is as good as closed if nobody takes it.
             timeout(deadline, downstream.shutdown()).await.ok();
@@ -476,6 +484,8 @@ impl Visit {
     ) -> Self {
         let undecided = recheck::Open::Undecided;
         let listed = worker.registry.list(listener, source, undecided);
+        let role = published.listener(&listed.listener).map(|at| at.role);
+        listed.comes_by(role);
         Self {
             listed,
             worker,
@@ -582,7 +592,7 @@ impl Visit {
     pub(crate) fn told_to_end(&mut self) -> Option<Reason> {
         let ending = self.listed.ending()?;
         self.detail = Some(ending.detail);
-        self.rule = ending.rule;
+        self.rule = ending.rule.map(Into::into);
         Some(ending.reason)
     }
 
@@ -630,7 +640,7 @@ impl Visit {
         };
         self.rule = rule
             .and_then(|nth| rules.get(nth)?.position.as_ref())
-            .map(ToString::to_string);
+            .map(|position| position.to_string().into());
         verdict
     }
 
@@ -681,7 +691,7 @@ impl Visit {
                     self.caller.identity = Some(id.to_string());
                     return *reason;
                 }
-                self.rule = Some(refusal.label().to_owned());
+                self.rule = Some(refusal.label().into());
                 self.worker
                     .shared
                     .metrics
@@ -782,7 +792,7 @@ impl Drop for Visit {
             request: None,
             reason: self.ended.unwrap_or_else(cut_off),
             detail: self.detail.take(),
-            rule: self.rule.take(),
+            rule: self.rule.take().map(Into::into),
             bytes_sent: self.moved.down.get(),
             bytes_received: self.moved.up.get(),
             duration: self.began.elapsed(),

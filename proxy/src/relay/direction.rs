@@ -123,7 +123,7 @@ pub(super) struct Splicing<'a, S, T> {
     pub(super) source: fn(&S) -> Option<&TcpStream>,
     pub(super) sink: fn(&T) -> Option<&TcpStream>,
     /// Keeps back what does not fill a packet until the sink is told of the end.
-    pub(super) cork: fn(&T),
+    pub(super) cork: fn(&mut T),
     /// Whether the other direction has ended: both sockets are closed when this one has, too.
     pub(super) is_last: bool,
     pub(super) pipes: &'a Rc<Pipes>,
@@ -147,6 +147,11 @@ impl Direction {
     /// Whether the sink has all that was read, and was not told of an end.
     pub(super) const fn holds_nothing(&self) -> bool {
         matches!(self.state, State::Empty | State::Flushing)
+    }
+
+    /// Whether the sink has not taken all that was read.
+    pub(super) const fn holds_bytes(&self) -> bool {
+        matches!(self.state, State::Kept(_) | State::Piped(_))
     }
 
     /// Moves bytes until the source has none, the sink takes none, or others should have their
@@ -480,7 +485,7 @@ mod tests {
         let splicing = Splicing {
             source: |_| None,
             sink: |_| None,
-            cork: |sink: &Noting| sink.0.borrow_mut().push("cork"),
+            cork: |sink: &mut Noting| sink.0.borrow_mut().push("cork"),
             is_last: false,
             pipes: &pipes,
         };

@@ -6,10 +6,12 @@
 pub(crate) mod alert;
 pub(crate) mod mtls;
 pub(crate) mod prefixed;
+pub(crate) mod sent;
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -27,7 +29,7 @@ pub(crate) enum Stream {
     /// TLS ended here.
     Terminated(Box<TlsStream<Prefixed>>),
     /// TLS begun here.
-    Originated(Box<TlsStream<TcpStream>>),
+    Originated(Box<TlsStream<Prefixed>>),
 }
 
 impl Stream {
@@ -40,8 +42,7 @@ impl Stream {
     pub(crate) const fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream.tcp(),
-            Self::Terminated(stream) => stream.carrier().tcp(),
-            Self::Originated(stream) => stream.carrier(),
+            Self::Terminated(stream) | Self::Originated(stream) => stream.carrier().tcp(),
         }
     }
 
@@ -55,9 +56,21 @@ impl Stream {
 
     /// Keeps back what does not fill a packet until the stream is shut down: its last bytes, TLS's
     /// close_notify and TCP's FIN then leave in one.
-    pub(crate) fn cork(&self) {
-        // Where it fails they leave in several.
-        SockRef::from(self.tcp()).set_tcp_cork(true).ok();
+    pub(crate) const fn cork(&mut self) {
+        match self {
+            Self::Plain(stream) => stream.cork(),
+            Self::Terminated(stream) | Self::Originated(stream) => {
+                stream.hold_last();
+                stream.carrier_mut().cork();
+            }
+        }
+    }
+
+    /// Has dropping the stream reset the connection: no FIN and, of TLS, no close_notify, which the
+    /// other end would take for the end of all there is.
+    pub(crate) fn reset_when_dropped(&self) {
+        // Where it fails the other end sees FIN.
+        (SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO))).ok();
     }
 
     /// Puts back bytes that were read from a plain stream, before any that come next.
