@@ -26,6 +26,19 @@ ask books
 claim "it knows who called, by mTLS between the gateways" \
   answers books "By=spiffe://west.example/zeugma/gateway;URI=spiffe://east.example/zeugma/gateway"
 
+say "east's gateway looks after itself and its peer, step by step"
+zeugma check --config east --wait 30s
+
+say "a typo in east's books.yaml: the gateway says what is wrong, and serves what was good"
+sed -i 's/protocol: http/protocol: htp/' east/books.yaml
+finding() { "$zeugma" get findings --config east | grep -F "$1"; }
+eventually "it has found the line" finding 'did you mean `http`?'
+cat last.out
+claim "books answers as before" answers books '^shelf'
+sed -i 's/protocol: htp/protocol: http/' east/books.yaml
+eventually "mended, nothing is wrong" finding none
+zeugma status --config east --service shop/books
+
 say "what is on the wire at west's mesh listener; the gateway sends it to everybody who asks"
 zeugma ca inspect "127.0.0.1:$(port 16443)" --sni "$books" >wire.txt
 head -n 6 wire.txt
@@ -58,5 +71,11 @@ cat answer.txt
 # The connection that was open before is ended, and a new one refused by an alert.
 eventually "west's access log says why" grep -E '"verdict":"no-longer-served"' west_gw.log
 eventually "and why no other opens" grep -E '"verdict":"sni-unknown"' west_gw.log
+
+say "west's gateway is drained: no new work, what is open ends, then the process"
+zeugma drain --now --config west
+gone() { ! kill -0 "$pid_west_gw"; }
+eventually "it has ended" gone
+claim "in order, with status 0" wait "$pid_west_gw"
 
 say "done: everything above held"
