@@ -33,4 +33,5 @@ pub use admin::BindError;
 pub use control::handover::HandoverError;
 pub use control::inherit::InheritError;
 pub use control::{GatewayError, GatewayOptions, Start, run};
+pub use resolve::addresses_of;
 pub use state::StateError;
