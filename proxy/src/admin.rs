@@ -375,6 +375,7 @@ async fn ready(
 
 async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
     shared.metrics.log_dropped(shared.log.dropped());
+    shared.metrics.workers_stalled(shared.pulses.stalled());
     beside(move || {
         let text = shared.metrics.encode(Some(shared.published.load_full()));
         ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()

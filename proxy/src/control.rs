@@ -42,6 +42,7 @@ use crate::admission::{self, Admission, UnderWay};
 use crate::listener::WorkerHandle;
 use crate::metrics::Metrics;
 use crate::probe::{Finding, probe};
+use crate::pulse::Pulses;
 use crate::resolve::{self, Names};
 use crate::runtime::{
     OBSERVATIONS_MAX, Phase, Published, RECORDS_GRACE, SOCKETS_MAX, Shared, work,
@@ -230,6 +231,7 @@ async fn control(
         open: AtomicUsize::new(0),
         windows: Arc::default(),
         admission,
+        pulses: Pulses::new(),
         started: Instant::now(),
     });
     tell_beginning(&shared, findings.as_ref());
@@ -301,6 +303,7 @@ fn begin_beside(
     let mut beside = JoinSet::new();
     beside.spawn_local(admission::watch_memory(Arc::clone(shared)));
     beside.spawn_local(alarms::watch_crls(Arc::clone(shared)));
+    beside.spawn_local(systemd::watch(Arc::clone(shared)));
     beside.spawn_local(resolving);
     beside.spawn_local(reloading);
     if let Some(keeper) = keeper {

@@ -18,6 +18,7 @@ mod metrics;
 mod peek;
 mod probe;
 mod proxy_protocol;
+mod pulse;
 mod recheck;
 mod relay;
 mod resolve;

@@ -149,6 +149,7 @@ pub(crate) struct Metrics {
     pooled_ended: Family<ByReason, Counter>,
     dropped: Family<ByKind, Counter>,
     panics: Counter,
+    workers_stalled: Gauge,
     pub(crate) pipes: PipeMeter,
 }
 
@@ -181,6 +182,7 @@ impl Metrics {
             pooled_ended: Family::default(),
             dropped: Family::default(),
             panics: Counter::default(),
+            workers_stalled: Gauge::default(),
             pipes: PipeMeter::default(),
         };
         this.register_traffic();
@@ -276,6 +278,11 @@ impl Metrics {
             "panics",
             "Connections ended by a panic",
             self.panics.clone(),
+        );
+        r.register(
+            "workers_stalled",
+            "Workers whose event loop has not turned for 5 s",
+            self.workers_stalled.clone(),
         );
         r.register(
             "relay_pipes",
@@ -542,6 +549,11 @@ impl Metrics {
             kind: "access-log-lines".to_owned(),
         });
         counter.inc_by(total.saturating_sub(counter.get()));
+    }
+
+    pub(crate) fn workers_stalled(&self, count: usize) {
+        self.workers_stalled
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn panicked(&self) {

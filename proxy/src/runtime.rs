@@ -36,6 +36,7 @@ use crate::http::flow::WindowBudget;
 use crate::http::pool::Pool;
 use crate::listener::{Accepted, Handed};
 use crate::metrics::{Latest, Metrics};
+use crate::pulse::Pulses;
 use crate::recheck::{self, Registry};
 use crate::relay::Pipes;
 use crate::resolve::Names;
@@ -99,6 +100,7 @@ pub(crate) struct Shared {
     /// What HTTP/2 windows may grow into.
     pub(crate) windows: Arc<WindowBudget>,
     pub(crate) admission: Admission,
+    pub(crate) pulses: Pulses,
     pub(crate) started: Instant,
 }
 
@@ -452,8 +454,12 @@ pub(crate) fn work(
         let mut telling = JoinSet::new();
         telling.spawn_local(async move { teller.keep_telling().await });
         let mut open = JoinSet::new();
-        // Ends with the runtime.
+        // They end with the runtime.
         drop(tokio::task::spawn_local(recheck::run(Rc::clone(&worker))));
+        let alive = Arc::clone(&shared);
+        drop(tokio::task::spawn_local(async move {
+            alive.pulses.give().await
+        }));
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         loop {
             // Every arm is cancel-safe by its own documentation.

@@ -198,3 +198,46 @@ async fn the_service_manager_hears_of_ready_reloading_stopping_and_the_next_proc
         .unwrap();
     assert!(manager.0.recv(&mut [0; 16]).is_err());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_service_manager_hears_that_all_is_well_as_often_as_it_asks() {
+    let east = Cluster::new("east");
+    east.write_gateway();
+    let (manager, path) = Manager::new(&east);
+    // WATCHDOG_PID is the process's own, as sd_watchdog_enabled(3) has it.
+    let script = "export WATCHDOG_PID=${PID:-$$}; exec \"$0\" \"$@\"";
+    let watched = |pid: Option<&str>| {
+        let gateway = Gateway::command(&east.config());
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", script])
+            .arg(gateway.get_program())
+            .args(gateway.get_args())
+            .env_remove("ZEUGMA_LOG")
+            .env("NOTIFY_SOCKET", &path)
+            .env("WATCHDOG_USEC", "100000");
+        if let Some(pid) = pid {
+            command.env("PID", pid);
+        }
+        east.spawn(command)
+    };
+    let gateway = watched(None);
+    let mut heard = Vec::new();
+    while heard.iter().filter(|word| **word == "WATCHDOG=1").count() < 5 {
+        heard.extend(manager.hears());
+    }
+    assert!(heard.contains(&"READY=1".to_owned()), "{heard:?}");
+    let stalled = gateway.metrics().await;
+    assert_eq!(stalled.value("zeugma_workers_stalled", &[]), 0.0);
+    gateway.finish().await;
+    while manager.hears() != ["STOPPING=1"] {}
+    manager.0.set_nonblocking(true).unwrap();
+    while manager.0.recv(&mut [0; 64]).is_ok() {}
+    manager.0.set_nonblocking(false).unwrap();
+
+    // Another process was meant: not a word but the usual.
+    let gateway = watched(Some("1"));
+    assert_eq!(manager.hears(), ["READY=1"]);
+    gateway.finish().await;
+    assert_eq!(manager.hears(), ["STOPPING=1"]);
+}
