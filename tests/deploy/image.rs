@@ -9,22 +9,13 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use rustix::process::geteuid;
 use serde_json::Value;
 
 use crate::kubernetes::config_of;
 use crate::support::peers::{is_everything_required, skip};
-use crate::{ZEUGMA, folder, printed, repository};
+use crate::{ZEUGMA, folder, is_root, printed, repository};
 
 const USER: &str = "65532:65532";
-
-fn is_root() -> bool {
-    let is_root = geteuid().is_root();
-    if !is_root {
-        skip("mounts and another user need root").unwrap();
-    }
-    is_root
-}
 
 /// Runs `pod.sh` on a root.
 fn serves_as_a_pod(root: &Path, work: &Path) {
@@ -124,6 +115,10 @@ fn the_image_is_one_static_program_the_same_each_time_and_serves_as_a_pod() {
     assert_eq!(foreign.lines().count(), 2, "its own folders: {foreign}");
 
     serves_as_a_pod(&root, &work);
+    // A hundred megabytes each.
+    for made in [first, again, root] {
+        fs::remove_dir_all(made).unwrap();
+    }
 }
 
 #[test]

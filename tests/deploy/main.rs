@@ -33,6 +33,15 @@ fn folder(test: &str) -> PathBuf {
     folder
 }
 
+/// Whether a test may mount, and start programs as others; says so where not.
+fn is_root() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        support::peers::skip("mounts and other users need root").unwrap();
+    }
+    is_root
+}
+
 /// What a command printed on standard output.
 ///
 /// # Panics

@@ -40,6 +40,8 @@ for address in $pod $workload $service; do ip address add $address/32 dev lo; do
 mkdir -p "$work"/{www,etc/zeugma}
 echo "hello from a pod" >"$work/www/index.html"
 python3 -m http.server 80 --bind $service --directory "$work/www" >"$work/service.log" 2>&1 &
+python3 "${BASH_SOURCE[0]%/*}/dns.py" $service hello.demo.svc.cluster.local=$service mesh.west.example=192.0.2.1 \
+  >"$work/dns.log" 2>&1 &
 
 "$zeugma" init "$work/made" --trust-domain east.example --cluster east >"$work/init.txt"
 volume etc/zeugma/config "$config"/*
@@ -48,13 +50,20 @@ volume etc/zeugma/svid "$work"/made/gw.pem "$work"/made/gw.key
 # `defaultMode: 0400` and `fsGroup`: root's, and the group may read.
 chown -R 0:$user "$work/etc/zeugma/svid"
 chmod 0440 "$work"/etc/zeugma/svid/..data/*
-printf '%s hello.demo.svc.cluster.local\n192.0.2.1 mesh.west.example\n' $service >"$work/etc/hosts"
-echo 'nameserver 127.0.0.1' >"$work/etc/resolv.conf"
+echo "127.0.0.1 localhost" >"$work/etc/hosts"
+echo "nameserver $service" >"$work/etc/resolv.conf"
 
 mount --make-rprivate /
 mount --bind "$root" "$root"
-mkdir -p "$root"/{proc,etc,run/zeugma,var/lib/zeugma} # as a container runtime makes mount points
+# What every container runtime makes: mount points, /proc, and the devices of its specification
+# (OCI runtime-spec, config-linux.md "Default Devices"). A static binary reads /dev/urandom.
+mkdir -p "$root"/{proc,dev,etc,run/zeugma,var/lib/zeugma}
 mount -t proc proc "$root/proc"
+mount -t tmpfs -o nosuid,mode=755 tmpfs "$root/dev"
+for device in null zero full random urandom tty; do
+  touch "$root/dev/$device"
+  mount --bind "/dev/$device" "$root/dev/$device"
+done
 mount --bind "$work/etc" "$root/etc"
 mount -o remount,bind,ro "$root/etc"
 for empty in run/zeugma var/lib/zeugma; do

@@ -1,16 +1,20 @@
-//! The units, by systemd's own tools. That the gateway says what they wait for (ready, reloading,
-//! watchdog) and takes systemd's sockets is tested in `tests/gateway/control_inherit.rs`.
+//! The units, by systemd's own tools, and by systemd itself where the machine lets a test have one.
+//! What the gateway and a service manager say to each other, word by word, is tested in
+//! `tests/gateway/control_inherit.rs`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::support::peers::{Debian, debian};
-use crate::{ZEUGMA, folder, printed, repository, said};
+use crate::{ZEUGMA, folder, is_root, printed, repository, said};
 
 const SERVICE: &str = "zeugma-gateway.service";
 const TEMPLATE: &str = "zeugma-gateway@.service";
 const SOCKET: &str = "zeugma-gateway.socket";
+
+/// What `systemd.sh` says where a machine lets nobody do what it does.
+const NOT_LET: i32 = 77;
 
 /// Exposure, of 100, as `systemd-analyze security` counts it: what is left is the network, Unix
 /// sockets and the host's root folder, read-only.
@@ -158,6 +162,36 @@ fn the_units_fit_the_configuration_that_is_shipped_with_them() {
         let files: u64 = values(&unit, "LimitNOFILE")[0].parse().unwrap();
         assert!(files >= 2 * 50_000 + 128, "{files}");
     }
+}
+
+#[test]
+fn systemd_itself_starts_watches_and_changes_the_gateway() {
+    if systemd("systemd-sysusers").is_none() || !is_root() {
+        return;
+    }
+    let mut script = Command::new(repository("tests/deploy/systemd.sh"));
+    script.arg(ZEUGMA).arg(repository("deploy/systemd"));
+    let output = script.arg(folder("systemd")).output().unwrap();
+    if output.status.code() == Some(NOT_LET) {
+        tell_of_a_machine_without_cgroups();
+        return;
+    }
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(
+        said(&output).matches("ok: ").count(),
+        6,
+        "{}",
+        said(&output)
+    );
+}
+
+/// Not a failure even where every skip is one: nothing that could be installed would mend it.
+#[expect(
+    clippy::print_stderr,
+    reason = "a test that did not run must not look like one that did"
+)]
+fn tell_of_a_machine_without_cgroups() {
+    eprintln!("SKIPPED: no cgroup2, or no mounts, for a systemd of a test's own on this machine");
 }
 
 #[test]

@@ -13,19 +13,27 @@ use crate::data_mesh::{HELLO, endpoints, near_route};
 use crate::data_services::HttpService;
 use crate::mesh::{Cluster, DEADLINE, Gateway, within};
 
-/// A gateway that is given a socket as systemd gives it: descriptor 3, and the variables of
-/// sd_listen_fds(3), of which LISTEN_PID must be the process's own.
-fn given(east: &Cluster, socket: &TcpListener, name: &str) -> Command {
-    let script = "exec 3<&0 0</dev/null; export LISTEN_PID=$$; exec \"$0\" \"$@\"";
+/// A gateway whose process this script of a shell prepares: `$$` is its own PID from the start.
+fn prepared(east: &Cluster, script: &str) -> Command {
     let gateway = Gateway::command(&east.config());
     let mut command = Command::new("sh");
     command
-        .args(["-c", script])
+        .arg("-c")
+        .arg(format!("{script}; exec \"$0\" \"$@\""))
         .arg(gateway.get_program())
         .args(gateway.get_args())
+        .env_remove("ZEUGMA_LOG")
+        .stdin(Stdio::null());
+    command
+}
+
+/// A gateway that is given a socket as systemd gives it: descriptor 3, and the variables of
+/// sd_listen_fds(3), of which LISTEN_PID must be the process's own.
+fn given(east: &Cluster, socket: &TcpListener, name: &str) -> Command {
+    let mut command = prepared(east, "exec 3<&0 0</dev/null; export LISTEN_PID=$$");
+    command
         .env("LISTEN_FDS", "1")
         .env("LISTEN_FDNAMES", name)
-        .env_remove("ZEUGMA_LOG")
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(
             socket.try_clone().unwrap(),
         )));
@@ -205,23 +213,13 @@ async fn the_service_manager_hears_that_all_is_well_as_often_as_it_asks() {
     east.write_gateway();
     let (manager, path) = Manager::new(&east);
     // WATCHDOG_PID is the process's own, as sd_watchdog_enabled(3) has it.
-    let script = "export WATCHDOG_PID=${PID:-$$}; exec \"$0\" \"$@\"";
-    let watched = |pid: Option<&str>| {
-        let gateway = Gateway::command(&east.config());
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", script])
-            .arg(gateway.get_program())
-            .args(gateway.get_args())
-            .env_remove("ZEUGMA_LOG")
-            .env("NOTIFY_SOCKET", &path)
-            .env("WATCHDOG_USEC", "100000");
-        if let Some(pid) = pid {
-            command.env("PID", pid);
-        }
+    let watched = |pid: &str| {
+        let mut command = prepared(&east, &format!("export WATCHDOG_PID={pid}"));
+        command.env("NOTIFY_SOCKET", &path);
+        command.env("WATCHDOG_USEC", "100000");
         east.spawn(command)
     };
-    let gateway = watched(None);
+    let gateway = watched("$$");
     let mut heard = Vec::new();
     while heard.iter().filter(|word| **word == "WATCHDOG=1").count() < 5 {
         heard.extend(manager.hears());
@@ -236,7 +234,7 @@ async fn the_service_manager_hears_that_all_is_well_as_often_as_it_asks() {
     manager.0.set_nonblocking(false).unwrap();
 
     // Another process was meant: not a word but the usual.
-    let gateway = watched(Some("1"));
+    let gateway = watched("1");
     assert_eq!(manager.hears(), ["READY=1"]);
     gateway.finish().await;
     assert_eq!(manager.hears(), ["STOPPING=1"]);
