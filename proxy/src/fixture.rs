@@ -26,7 +26,7 @@ use crate::admission::{Admission, UnderWay};
 use crate::metrics::Metrics;
 use crate::pulse::Pulses;
 use crate::resolve::Names;
-use crate::runtime::{Phase, Published, Shared};
+use crate::runtime::{AdminSide, Phase, Published, Shared};
 use crate::tls::Credentials;
 
 /// What threads share, and the ends that the control thread would hold.
@@ -104,6 +104,7 @@ impl Alone {
             admission,
             pulses: Pulses::new(),
             windows: Arc::default(),
+            admin: AdminSide::default(),
             changes: watch::channel(0).0,
             started: Instant::now(),
         });

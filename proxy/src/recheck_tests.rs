@@ -20,7 +20,7 @@ use crate::account::AccessLog;
 use crate::admission::{Admission, UnderWay};
 use crate::metrics::Metrics;
 use crate::resolve::Names;
-use crate::runtime::{Phase, RENAMED_MAX};
+use crate::runtime::{AdminSide, Phase, RENAMED_MAX};
 use crate::tls::SvidFiles;
 
 const GATEWAY: &str = "
@@ -128,6 +128,7 @@ impl World {
             admission: Admission::new(1_000, 20_000),
             pulses: crate::pulse::Pulses::new(),
             windows: Arc::default(),
+            admin: AdminSide::default(),
             started: std::time::Instant::now(),
         };
         Self {
