@@ -34,7 +34,7 @@ fn serves_as_a_pod(root: &Path, work: &Path) {
     pod.args(["--fork", "--kill-child", "--mount-proc", "bash"]);
     pod.arg(repository("tests/deploy/pod.sh"));
     let said = printed(pod.arg(root).arg(ZEUGMA).arg(config).arg(work.join("pod")));
-    assert_eq!(said.matches("ok: ").count(), 7, "{said}");
+    assert_eq!(said.matches("ok: ").count(), 8, "{said}");
 }
 
 /// The binary that the other tests run, with the libraries that it names: all but the image.

@@ -71,9 +71,9 @@ for empty in run/zeugma var/lib/zeugma; do
 done
 mount -o remount,bind,ro "$root"
 
-setpriv --no-new-privs --bounding-set=-all,+sys_chroot,+setuid,+setgid \
-  chroot --userspec=$user:$user --groups=$user "$root" \
-  /usr/bin/zeugma gateway --config /etc/zeugma/config >"$work/access.log" 2>"$work/gateway.log" &
+confined=(setpriv --no-new-privs --bounding-set=-all,+sys_chroot,+setuid,+setgid
+  chroot --userspec=$user:$user --groups=$user "$root")
+"${confined[@]}" /usr/bin/zeugma gateway --config /etc/zeugma/config >"$work/access.log" 2>"$work/gateway.log" &
 gateway=$!
 
 eventually "/ready says 200" curl -fsS "http://$pod:15021/ready"
@@ -95,6 +95,11 @@ grep -qP '^\S+ / \S+ ro,' "/proc/$gateway/mounts"
 [ "$(stat -c '%U %a' "$root/run/zeugma/admin.sock")" = "UNKNOWN 600" ]
 [ -d "$root/var/lib/zeugma/east-gw" ]
 echo "ok: it is user $user without capabilities, its root is read-only, its state is kept"
+
+# As `kubectl exec` runs it.
+"${confined[@]}" /usr/bin/zeugma status >"$work/status.txt"
+grep -F "demo/hello" "$work/status.txt" >/dev/null
+echo "ok: its own command asks it over the admin socket"
 
 # A change of the ConfigMap that needs no restart.
 sed '/export:/d' "$config/routes.yaml" >"$work/routes.yaml"

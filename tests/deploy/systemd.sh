@@ -121,6 +121,7 @@ checks() {
     grep -qP "^$line" <<<"$status" || { echo "FAILED: $line in $status"; exit 1; }
   done
   [ "$(stat -c %U /run/zeugma/admin.sock /var/lib/zeugma/east-gw | sort -u)" = $user ]
+  setpriv --reuid $user --regid $user --clear-groups /opt/zeugma status >/dev/null
   echo "ok: it starts when it is ready, in all its restrictions"
 
   sed -i 's/delay: 0s/delay: 1s/' /etc/zeugma/gateway.yaml
