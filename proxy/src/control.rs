@@ -265,10 +265,8 @@ async fn control(
         workers_ended,
     };
     control.tell_credentials();
-    let starting = Stage::Starting {
-        names_asked,
-        until: Instant::now() + NAMES_WAIT,
-    };
+    let until = Instant::now() + NAMES_WAIT;
+    let starting = Stage::Starting { names_asked, until };
     let (stage, asked, begun) = control.begin(starting, bound, arrival.taking, before).await;
     control.serve(stage, observed, reloaded, asked).await?;
     Ok(begun?)
