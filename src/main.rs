@@ -14,6 +14,7 @@ mod init;
 mod levers;
 mod status;
 mod table;
+mod top;
 
 use std::process::ExitCode;
 
@@ -51,6 +52,8 @@ enum Command {
     /// Whether a running gateway can do what it is configured to do: its identity, each peer from TCP
     /// to who answers; exit 2 where something fails
     Check(check::CheckArgs),
+    /// What each route of a running gateway carries now: live on a terminal, else one table
+    Top(top::TopArgs),
     /// Drain a running gateway, as SIGTERM does: not ready, still accepting for `drain.delay`, then no
     /// new work
     Drain(levers::DrainArgs),
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Get(args) => get::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Drain(args) => levers::drain(&args),
         Command::BugReport(args) => bug_report::run(&args),
         Command::Completion(args) => completion::run(&args, Cli::command()),

@@ -43,6 +43,8 @@ mod data_silence;
 mod data_strict;
 mod data_tcp;
 mod data_windows;
+#[path = "../support/long_way.rs"]
+mod long_way;
 mod mesh;
 mod security_access;
 mod security_certificates;
