@@ -126,6 +126,7 @@ impl World {
             findings: ArcSwap::from_pointee(serde_json::Value::Null),
             open: AtomicUsize::new(0),
             admission: Admission::new(1_000, 20_000),
+            pulses: crate::pulse::Pulses::new(),
             windows: Arc::default(),
             admin: AdminSide::default(),
             started: std::time::Instant::now(),

@@ -38,6 +38,7 @@ use crate::journal::Journal;
 use crate::listener::{Accepted, Handed};
 use crate::listing::{self, Question};
 use crate::metrics::{Latest, Metrics};
+use crate::pulse::Pulses;
 use crate::recheck::{self, Registry};
 use crate::relay::Pipes;
 use crate::resolve::Names;
@@ -131,6 +132,7 @@ pub(crate) struct Shared {
     /// What HTTP/2 windows may grow into.
     pub(crate) windows: Arc<WindowBudget>,
     pub(crate) admission: Admission,
+    pub(crate) pulses: Pulses,
     pub(crate) admin: AdminSide,
     pub(crate) started: Instant,
 }
@@ -485,11 +487,15 @@ pub(crate) fn work(
         let mut telling = JoinSet::new();
         telling.spawn_local(async move { teller.keep_telling().await });
         let mut open = JoinSet::new();
-        // Both end with the runtime.
+        // They end with the runtime.
         drop(tokio::task::spawn_local(recheck::run(Rc::clone(&worker))));
         drop(tokio::task::spawn_local(listing::answer(Rc::clone(
             &worker,
         ))));
+        let alive = Arc::clone(&shared);
+        drop(tokio::task::spawn_local(async move {
+            alive.pulses.give().await
+        }));
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         loop {
             // Every arm is cancel-safe by its own documentation.
