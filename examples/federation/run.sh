@@ -63,14 +63,17 @@ refused_as() {
   [ ! -s direct.txt ]
 }
 claim "west refuses its gateway" refused_as acme
+eventually "for it has no bundle of acme's" grep -E '"policy.rule":"XL4","error":"XL4: no bundle for trust domain acme.example' west_gw.log
 
 say "acme's CA can write any name into a certificate, east's too"
 zeugma ca --dir acme/ca trust-domain add east.example
 mkdir forged
 zeugma ca --dir acme/ca issue spiffe://east.example/zeugma/gateway --out forged/gw
 claim "west refuses that as well" refused_as forged
+eventually "for it does not lead to an anchor of east.example" \
+  grep -E '"verdict":"certificate-refused".*"policy.rule":"unknown-issuer"' west_gw.log
 unproven() { ! zeugma ca verify --bundles west/bundles forged/gw.pem; }
-claim "because it does not lead to an anchor of east.example" unproven
+claim "which \`zeugma ca verify\` would have told" unproven
 cat last.out
 
 say "the end of the federation: east takes west's bundle away"

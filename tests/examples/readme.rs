@@ -18,8 +18,8 @@ fn two_clusters_run_as_written() {
     };
     assert_eq!(five.lines().count(), 5, "{five}");
     assert_eq!(ask.lines().count(), 1, "{ask}");
-    let look: Vec<String> = urls(&readme());
-    assert!(look.len() >= 5, "{look:?}");
+    let look = looks(&self::section("Look inside"));
+    assert!(look.len() >= 8, "{look:?}");
 
     let folder = tempfile::tempdir().unwrap();
     let bin = tempfile::tempdir().unwrap();
@@ -31,7 +31,7 @@ trap 'kill -9 $(jobs -p); wait' EXIT
 cd "$FOLDER"
 {five}
 {ask}
-for url in {look}; do curl -fsS -o /dev/null "$url"; done
+{look}
 for try in $(seq 300); do
   grep -q '"http.status":200' east.log && exit 0
   sleep 0.1
@@ -39,7 +39,7 @@ done
 echo "no request in the access log" >&2
 exit 1
 "#,
-        look = look.join(" ")
+        look = look.join("\n")
     );
     let file = bin.path().join("readme.sh");
     fs::write(&file, script).unwrap();
@@ -295,12 +295,16 @@ fn inline_code(text: &str) -> impl Iterator<Item = &str> {
     lines.flat_map(|line| line.split('`').skip(1).step_by(2))
 }
 
-/// The loopback URLs in the table of what can be looked at.
-fn urls(readme: &str) -> Vec<String> {
-    inline_code(readme)
-        .filter_map(|code| code.strip_prefix("curl "))
-        .filter(|url| url.starts_with("http://127.0.0.1:15"))
-        .map(str::to_owned)
+/// The commands in the table of what can be looked at, but for those with a place to fill in.
+fn looks(section: &Section) -> Vec<String> {
+    inline_code(&section.0)
+        .filter_map(|code| match code.split_once(' ')? {
+            ("curl", url) if url.starts_with("http://127.0.0.1:15") => {
+                Some(format!("curl -fsS -o /dev/null {url}"))
+            }
+            ("zeugma", command) if command.ends_with("--config east") => Some(code.to_owned()),
+            _ => None,
+        })
         .collect()
 }
 
