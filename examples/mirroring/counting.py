@@ -9,13 +9,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 lock = threading.Lock()
-counts = {"got": 0, "answered": 0, "copies": 0}
-held = threading.Event()
-
-
-def count(what):
-    with lock:
-        counts[what] += 1
+counts = {"got": 0, "copies": 0, "answered": 0}
+is_held = False
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -23,18 +18,20 @@ class Answer(BaseHTTPRequestHandler):
     wbufsize = -1  # head and body leave together
 
     def do_GET(self):
-        if self.path == "/counts":
-            return self.answer(json.dumps(counts))
-        count("got")
-        if "x-zeugma-mirror" in self.headers:
-            count("copies")
-        if held.is_set():
-            threading.Event().wait()
-        count("answered")
-        self.answer(sys.argv[1])
+        with lock:
+            if self.path == "/counts":
+                return self.answer(json.dumps(counts))
+            counts["got"] += 1
+            counts["copies"] += "x-zeugma-mirror" in self.headers
+            if not is_held:
+                counts["answered"] += 1
+                return self.answer(sys.argv[1])
+        threading.Event().wait()
 
     def do_POST(self):
-        held.set()
+        global is_held
+        with lock:
+            is_held = True
         self.answer("held")
 
     def answer(self, text):

@@ -14,8 +14,11 @@ gateway west_gw west.yaml "$(port 16021)"
 gateway east_gw east.yaml "$(port 15021)"
 zeugma check --config east.yaml --peer west --wait 30s
 
-# count PORT WHAT: what a service has counted.
-count() { curl -fsS "http://127.0.0.1:$(port "$1")/counts" | python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$2"; }
+# count PORT WHAT...: what a service has counted.
+count() {
+  curl -fsS "http://127.0.0.1:$(port "$1")/counts" |
+    python3 -c 'import json, sys; counts = json.load(sys.stdin); print(*(counts[what] for what in sys.argv[1:]))' "${@:2}"
+}
 # copies RESULT: what became of so many copies, as east's gateway counts them.
 copies() {
   curl -fsS "http://127.0.0.1:$(port 15020)/metrics" |
@@ -37,13 +40,14 @@ claim "the primary answers all 100" call 100
 claim "and has got each exactly once" is "$(count 15081 got)" $((before + 100))
 all_arrived() { [ "$(count 16081 answered)" = "$(copies sent | tee /dev/stderr)" ]; }
 eventually "the canary has answered every copy that was sent" all_arrived
-well=$(count 16081 got)
-claim "a part of the requests were copied" some_but_not_all "$well" $((before + 100))
-echo "primary $(count 15081 got), canary $well"
-claim "a copy can be told from a request" is "$(count 16081 copies)" "$well"
+read -r got copies < <(count 16081 got copies)
+claim "it got nothing else: a copy can be told from a request" is "$got" "$copies"
 
 say "the canary hangs: it takes requests and answers none"
 curl -fsS -X POST "http://127.0.0.1:$(port 16081)/hold" && echo
+well=$(count 16081 answered)
+claim "a part of the requests so far was copied" some_but_not_all "$well" $((before + 100))
+cat last.out
 claim "the primary answers all 50" call 50
 claim "and has got each exactly once" is "$(count 15081 got)" $((before + 150))
 claim "while the canary has not answered one" is "$(count 16081 answered)" "$well"

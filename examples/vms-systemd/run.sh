@@ -52,7 +52,7 @@ claim "no process was started" none
 
 say "a request starts it, and is answered: it waited in the socket's queue"
 claim "books answers" answers books '^books'
-claim "the gateway said when it was ready" said 'said READY=1'
+eventually "the gateway said when it was ready" said 'said READY=1'
 first=$(main)
 
 say "the configuration is reloaded (systemctl reload: SIGHUP), without a new process"

@@ -35,7 +35,6 @@ for address in sockets["ListenStream"]:
 # sd_notify(3): the service says how it is, in datagrams.
 words = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 words.bind("notify.sock")
-words.setblocking(False)
 main, stopping = None, False
 
 
@@ -56,6 +55,14 @@ def start():
     tell(f"started {main}")
 
 
+def hear(wait):
+    """What the service says, all of it."""
+    while select.select([words], [], [], wait)[0]:
+        for word in words.recv(4096).decode().splitlines():
+            tell(f"said {word}")
+        wait = 0
+
+
 def stop(*_):
     global stopping
     stopping = True
@@ -73,11 +80,10 @@ if not stopping:
     tell("somebody is at a socket")
     start()
 while main:
-    if select.select([words], [], [], 0.1)[0]:
-        for word in words.recv(4096).decode().splitlines():
-            tell(f"said {word}")
+    hear(0.1)
     ended, status = os.waitpid(main, os.WNOHANG)
     if ended:
+        hear(0)
         main = None
         code = os.waitstatus_to_exitcode(status)
         tell(f"ended {ended} with {code}")
