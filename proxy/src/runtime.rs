@@ -426,6 +426,8 @@ impl Published {
 
 /// How often a worker forgets what it no longer needs.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
+/// How often it lets go of idle connections that their endpoints have closed.
+const SWEEPING: Duration = Duration::from_secs(1);
 
 /// How long after the drain deadline a worker still runs: connections wake at the deadline itself to
 /// end and to write their records.
@@ -455,6 +457,7 @@ pub(crate) fn work(
         // Ends with the runtime.
         drop(tokio::task::spawn_local(recheck::run(Rc::clone(&worker))));
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        let mut sweeping = tokio::time::interval(SWEEPING);
         loop {
             // Every arm is cancel-safe by its own documentation.
             tokio::select! {
@@ -464,6 +467,7 @@ pub(crate) fn work(
                     None => break,
                 },
                 Some(_ended) = open.join_next() => {}
+                _ = sweeping.tick() => worker.pool.evict_closed(),
                 _ = housekeeping.tick() => {
                     worker.forget_unused();
                     worker.pool.evict_idle(shared.credentials.load().generation());

@@ -18,7 +18,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::expect::{Answered, Gate, Stands};
 use super::h2_client::StreamCount;
-use super::headers;
+use super::{h1, headers};
 use super::record::Record;
 use super::stream::Incoming;
 use crate::runtime::InFlight;
@@ -39,12 +39,12 @@ const fn frames_max(bytes_max: usize) -> usize {
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
-    /// The other side's body failed.
-    #[error(transparent)]
-    Hyper(#[from] hyper::Error),
     /// The other side's body failed, or the side that it goes to.
     #[error(transparent)]
     Http2(#[from] h2::Error),
+    /// The other side's body failed, or the side that it goes to.
+    #[error(transparent)]
+    Http1(#[from] h1::Error),
     /// The other side is gone.
     #[error("no PING was answered")]
     Unanswered,
@@ -78,7 +78,7 @@ impl BodyError {
                 reason => reason.unwrap_or(h2::Reason::CANCEL),
             },
             Self::Superseded | Self::Closed | Self::Refused | Self::Unread(_) => h2::Reason::CANCEL,
-            Self::Hyper(_) | Self::Unanswered | Self::Silent(_) => h2::Reason::INTERNAL_ERROR,
+            Self::Http1(_) | Self::Unanswered | Self::Silent(_) => h2::Reason::INTERNAL_ERROR,
         }
     }
 }

@@ -67,8 +67,7 @@ pub(super) async fn exchange(
     request: Request<Incoming>,
 ) -> Response<Outgoing> {
     let published = context.worker.shared.published.load_full();
-    let mut request = request;
-    let upgrade = upgrade::asked_for(context.version, &mut request);
+    let upgrade = upgrade::asked_for(context.version, &request);
     let (head, incoming) = request.into_parts();
     let gate = (expects_continue(&head.headers) && !incoming.is_end_stream()).then(Gate::default);
     let mut exchange = Exchange::begin(context, &published, head);

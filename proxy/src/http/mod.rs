@@ -11,6 +11,7 @@ mod date;
 mod exchange;
 mod expect;
 pub(crate) mod flow;
+mod h1;
 mod h2_client;
 mod h2_server;
 pub(crate) mod headers;
@@ -19,24 +20,22 @@ mod mirror;
 pub(crate) mod pool;
 mod record;
 mod reply;
+mod seldom;
 mod stream;
 mod upgrade;
 
 use std::cell::{Cell, RefCell};
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context as TaskContext, Poll};
+use std::task::{Context as TaskContext, Poll, ready};
 use std::time::{Duration, Instant};
 
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode};
 use hyper::rt::Executor;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Interval, MissedTickBehavior};
 use zeugma_core::identity::SpiffeId;
@@ -52,6 +51,7 @@ use crate::runtime::Worker;
 use crate::transport::Stream;
 
 use self::body::Outgoing;
+use self::seldom::Seldom;
 use self::stream::Incoming;
 
 /// A connection without a request is asked to end after this long.
@@ -68,8 +68,6 @@ const LOOK_MIN: Duration = Duration::from_millis(1);
 const STREAM_SEND_BYTES: usize = 64 * 1024;
 /// What frames that hold next to nothing may cost a connection, while they wait to be read.
 const DATA_FRAME_BUDGET: usize = 16 * 1024 * 1024;
-/// The least that hyper takes as its buffer; the model takes no smaller limit of a head.
-const HEAD_BYTES_MIN: usize = 8192;
 
 /// The HTTP version a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,11 +236,10 @@ enum Ended {
 }
 
 impl Ended {
-    fn of_hyper(error: &hyper::Error) -> Self {
-        if error.is_parse() {
-            Self::Malformed(error.to_string())
-        } else {
-            Self::Broken(error.to_string())
+    fn of_h1(error: &h1::Error) -> Self {
+        match error {
+            h1::Error::Malformed(rule) => Self::Malformed(rule.to_string()),
+            other => Self::Broken(other.to_string()),
         }
     }
 
@@ -253,47 +250,41 @@ impl Ended {
 
 async fn serve_h1(context: &Rc<Context>, mut watch: Watch, io: Counted) -> Ended {
     let limits = &context.worker.shared.settings.limits;
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(None)
-        .max_buf_size(limits.header_bytes.max(HEAD_BYTES_MIN))
-        // However the head is cut: the buffer may hold more than was asked for.
-        .max_header_size(limits.header_bytes)
-        .serve_connection(
-            TokioIo::new(io),
-            service_fn(|request| answer(Rc::clone(context), request)),
-        )
-        .with_upgrades();
-    let mut connection = pin!(connection);
-    loop {
-        // The connection is pinned outside of the loop; the other arm only waits.
-        tokio::select! {
-            biased;
-            ended = &mut connection => {
-                return ended.map_or_else(|error| Ended::of_hyper(&error), |()| Ended::Ok);
-            }
-            look = watch.next() => match look {
+    let served = h1::Served::new(io, limits.header_bytes);
+    let watching = Seldom::new(async {
+        loop {
+            match watch.next().await {
                 Look::Fine => {}
-                Look::Leave => connection.as_mut().graceful_shutdown(),
+                Look::Leave => served.leave(),
                 Look::End(ended) => return ended,
             }
         }
-    }
+    });
+    let serving = served.serve(async |request| answer(context, request).await);
+    let (mut watching, mut serving) = (pin!(watching), pin!(serving));
+    // What is watched tells first: whoever serves looks at it.
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(ended) = watching.as_mut().poll(cx) {
+            return Poll::Ready(ended);
+        }
+        let served = ready!(serving.as_mut().poll(cx));
+        Poll::Ready(served.map_or_else(|error| Ended::of_h1(&error), |()| Ended::Ok))
+    })
+    .await
 }
 
 async fn answer(
-    context: Rc<Context>,
-    request: Request<hyper::body::Incoming>,
-) -> Result<Response<Outgoing>, Infallible> {
-    let request = request.map(Incoming::H1);
-    let mut response = Box::pin(exchange::exchange(&context, request)).await;
+    context: &Rc<Context>,
+    request: Request<h1::RequestBody<Counted>>,
+) -> Response<Outgoing> {
+    let mut response = exchange::exchange(context, request.map(Incoming::H1)).await;
     let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    if context.version == Version::H1 && !is_switching && context.worker.shared.is_draining() {
+    if !is_switching && context.worker.shared.is_draining() {
         // RFC 9112 §9.6: the caller sends nothing more on it, so nothing is lost when it closes.
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(CONNECTION, close);
     }
-    Ok(response)
+    response
 }
 
 /// Looks after a connection: slow heads, idleness, draining.
@@ -478,7 +469,7 @@ struct Moved {
 
 /// A stream whose bytes are counted.
 #[derive(Debug)]
-struct Counted {
+pub(crate) struct Counted {
     stream: Stream,
     moved: Arc<Moved>,
 }

@@ -12,30 +12,34 @@ use http::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::BodyExt as _;
-use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, DuplexStream, WriteHalf};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use zeugma_core::plan::Attempt;
 use zeugma_core::snapshot::Failure;
 use zeugma_core::verdict::Reason;
 
-use super::Version;
+use super::{Counted, Version};
 use super::body::{Held, Outgoing, Source, Tunnel};
 use super::exchange::{Exchange, TryError};
-use super::headers;
+use super::h1::Rewound;
+use super::{headers, pool};
 use super::record::Record;
 use super::stream::Incoming;
 use crate::admission;
 use crate::connection::describe;
 use crate::relay::{Moved, RelayEnd, relay};
+use crate::transport::Stream;
 use crate::transport::mtls::ALPN_HTTP1;
-use crate::upstream::{self, Pinned, Upstream};
+use crate::upstream::{self, Pinned};
 
 /// The one protocol that is changed to.
 const WEBSOCKET: &str = "websocket";
 /// What waits between a stream and an endpoint's connection.
 const TUNNEL_BYTES: usize = 16 * 1024;
+
+/// The caller's connection, once it was told that it changes.
+type OnUpgrade = oneshot::Receiver<Rewound<Counted>>;
 
 /// What a request asks to go on as WebSocket.
 #[derive(Debug)]
@@ -66,13 +70,16 @@ impl Upgrade {
 /// What the request asks to go on as WebSocket, if it does.
 ///
 /// Any other `:protocol` is no request that is passed: rules say nothing of what it would carry.
-pub(super) fn asked_for(version: Version, request: &mut Request<Incoming>) -> Option<Upgrade> {
+pub(super) fn asked_for(version: Version, request: &Request<Incoming>) -> Option<Upgrade> {
     match version {
         Version::H1 => {
             let asked = request.method() == Method::GET
                 && request.body().is_end_stream()
                 && headers::upgrades_to_websocket(request.headers());
-            asked.then(|| Upgrade::Connection(hyper::upgrade::on(request)))
+            match request.body() {
+                Incoming::H1(body) if asked => Some(Upgrade::Connection(body.on_upgrade())),
+                Incoming::H1(_) | Incoming::Answer(_) | Incoming::H2(_) => None,
+            }
         }
         Version::H2 => {
             let protocol = request.extensions().get::<Protocol>();
@@ -135,9 +142,10 @@ pub(super) async fn try_endpoint(
         .timeouts
         .per_try
         .map_or(patience, |per_try| per_try.min(patience));
-    let (failure, detail) = match timeout(patience, Box::pin(send(upstream, outgoing))).await {
+    let asking = pool::ask_upgrade(upstream.stream, outgoing);
+    let (failure, detail) = match timeout(patience, Box::pin(asking)).await {
         Ok(Ok(response)) => return Ok(response),
-        Ok(Err(error)) => (Failure::Reset, error.to_string()),
+        Ok(Err(error)) => (Failure::Reset, error.detail),
         Err(_elapsed) => (
             Failure::Timeout,
             format!("no response from {} in time", endpoint.key),
@@ -147,32 +155,18 @@ pub(super) async fn try_endpoint(
     Err(TryError::untold(failure, detail))
 }
 
-async fn send(
-    upstream: Upstream,
-    request: Request<Outgoing>,
-) -> Result<Response<Incoming>, hyper::Error> {
-    let io = TokioIo::new(upstream.stream);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
-    // Ends with the exchange: when the sender and the upgraded halves are dropped.
-    drop(tokio::task::spawn_local(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "an upgraded connection to an endpoint ended");
-        }
-    }));
-    let response = sender.send_request(request).await?;
-    Ok(response.map(Incoming::H1))
-}
-
 /// Tells the caller `101`, or `200` on a stream, and relays between it and the endpoint.
 pub(super) fn switch(
     exchange: Exchange,
     to: &Pinned,
-    mut response: Response<Incoming>,
+    response: Response<Incoming>,
     caller: Caller,
     held: Held,
 ) -> Response<Outgoing> {
-    let upstream = hyper::upgrade::on(&mut response);
-    let (mut head, _no_body) = response.into_parts();
+    let (mut head, answer) = response.into_parts();
+    let Some(upstream) = answer.into_upgraded() else {
+        return exchange.refuse(Reason::Internal, None);
+    };
     headers::remove_hop_by_hop(&mut head.headers);
     let idle = to.cluster().timeouts.idle;
     let relaying = Relaying { idle, held };
@@ -186,11 +180,11 @@ pub(super) fn switch(
                 .insert(UPGRADE, HeaderValue::from_static(WEBSOCKET));
             let mut record = exchange.into_record(head.status);
             drop(tasks.spawn_local(async move {
-                let (Ok(down), Ok(up)) = tokio::join!(connection, upstream) else {
-                    record.ended(Reason::UpstreamReset, (0, 0));
+                let Ok(down) = connection.await else {
+                    record.ended(Reason::DownstreamClosed, (0, 0));
                     return;
                 };
-                relaying.run(TokioIo::new(down), up, &mut record).await;
+                relaying.run(down, upstream, &mut record).await;
             }));
             Response::from_parts(head, Outgoing::Empty)
         }
@@ -202,11 +196,7 @@ pub(super) fn switch(
             let (near, far) = tokio::io::duplex(TUNNEL_BYTES);
             let (to_caller, from_caller) = tokio::io::split(near);
             drop(tasks.spawn_local(async move {
-                let Ok(up) = upstream.await else {
-                    record.ended(Reason::UpstreamReset, (0, 0));
-                    return;
-                };
-                let mut relayed = pin!(relaying.run(far, up, &mut record));
+                let mut relayed = pin!(relaying.run(far, upstream, &mut record));
                 // The relay is pinned outside: pouring ends with what the caller sends, and is given
                 // up with the relay, which leaves nobody to read it.
                 tokio::select! {
@@ -240,13 +230,13 @@ struct Relaying {
 }
 
 impl Relaying {
-    async fn run<D>(self, down: D, up: Upgraded, record: &mut Record)
+    async fn run<D>(self, down: D, up: Rewound<Stream>, record: &mut Record)
     where
         D: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let entry = Rc::clone(record.entry());
         let moved = Moved::default();
-        let relaying = relay(down, TokioIo::new(up), self.idle, &moved, entry);
+        let relaying = relay(down, up, self.idle, &moved, entry);
         let reason = reason_of(&Box::pin(relaying).await);
         record.ended(reason, (moved.down.get(), moved.up.get()));
         drop(self.held);
