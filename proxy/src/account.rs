@@ -4,12 +4,17 @@ use std::cell::RefCell;
 use std::io::Write;
 use std::mem;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use http::{HeaderValue, Method, Uri};
 use time::OffsetDateTime;
+use zeugma_core::locality::Locality;
 use zeugma_core::verdict::Reason;
+
+use crate::http::headers::Trace;
 
 /// Lines waiting to be written; more are dropped and counted.
 const LINES_MAX: usize = 8192;
@@ -73,9 +78,9 @@ pub(crate) struct TlsFacts {
 /// The endpoint that was used last.
 #[derive(Debug, Clone)]
 pub(crate) struct Destination {
-    pub(crate) address: String,
+    pub(crate) address: Arc<str>,
     pub(crate) backend: Arc<str>,
-    pub(crate) locality: String,
+    pub(crate) locality: Locality,
     pub(crate) identity: Option<String>,
     pub(crate) level: usize,
     /// Why this endpoint: local, spill, failover, retry, too-few.
@@ -87,11 +92,12 @@ pub(crate) struct Destination {
 /// The HTTP part of a record.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestFacts {
-    pub(crate) id: String,
-    pub(crate) trace_id: String,
-    pub(crate) method: String,
-    pub(crate) authority: String,
-    pub(crate) path: String,
+    pub(crate) id: HeaderValue,
+    pub(crate) trace: Trace,
+    pub(crate) method: Method,
+    pub(crate) authority: Option<Arc<str>>,
+    /// What it asks for, as rules know it.
+    pub(crate) asked: Rc<(Method, Uri)>,
     pub(crate) version: &'static str,
     pub(crate) status: u16,
     pub(crate) attempts: u32,
@@ -125,18 +131,21 @@ impl Closed {
         if let Some(destination) = &self.destination {
             line.text("dst.addr", &*destination.address);
             line.text("dst.backend", &*destination.backend);
-            line.text("dst.locality", &*destination.locality);
+            line.locality("dst.locality", &destination.locality);
             line.text("dst.identity", destination.identity.as_deref());
             line.number("level", destination.level as u64);
             line.text("reason", destination.why);
             line.text("failover_from", destination.failover_from.as_deref());
         }
         if let Some(request) = &self.request {
-            line.text("request.id", &*request.id);
-            line.text("trace.id", &*request.trace_id);
-            line.text("http.method", &*request.method);
-            line.text("http.authority", &*request.authority);
-            line.text("http.path", &*request.path);
+            line.text("request.id", request.id.to_str().ok());
+            line.text("trace.id", request.trace.id());
+            line.text("http.method", request.method.as_str());
+            line.text(
+                "http.authority",
+                request.authority.as_deref().unwrap_or_default(),
+            );
+            line.text("http.path", request.asked.1.path());
             line.text("http.version", request.version);
             line.number("http.status", u64::from(request.status));
             line.number("attempts", u64::from(request.attempts));
@@ -212,6 +221,20 @@ impl Object {
     fn plain(&mut self, text: &str) {
         self.0.push(b'"');
         self.0.extend_from_slice(text.as_bytes());
+        self.0.push(b'"');
+    }
+
+    /// Its parts need no escaping.
+    fn locality(&mut self, key: &'static str, locality: &Locality) {
+        self.key(key);
+        self.0.push(b'"');
+        self.0.extend_from_slice(locality.region.as_bytes());
+        for part in [&locality.zone, &locality.subzone] {
+            if !part.is_empty() {
+                self.0.push(b'/');
+                self.0.extend_from_slice(part.as_bytes());
+            }
+        }
         self.0.push(b'"');
     }
 
@@ -517,20 +540,20 @@ mod tests {
             },
             service: Some("shop/\u{1}orders".into()),
             destination: Some(Destination {
-                address: "[::1]:443".to_owned(),
+                address: "[::1]:443".into(),
                 backend: "blue".into(),
-                locality: "eu/a".to_owned(),
+                locality: Locality::parse("eu/a").unwrap(),
                 identity: None,
                 level: 2,
                 why: "failover",
                 failover_from: Some("near".into()),
             }),
             request: Some(RequestFacts {
-                id: "42".to_owned(),
-                trace_id: "4bf92f3577b34da6a3ce929d0e0e4736".to_owned(),
-                method: "GET".to_owned(),
-                authority: "a".to_owned(),
-                path: "/\"\u{7f}\u{2028}".to_owned(),
+                id: HeaderValue::from_static("42"),
+                trace: Trace::of("4bf92f3577b34da6a3ce929d0e0e4736"),
+                method: Method::GET,
+                authority: Some("a\u{7f}\u{2028}".into()),
+                asked: Rc::new((Method::GET, "/\"".parse().unwrap())),
                 version: "HTTP/2",
                 status: 200,
                 attempts: 3,
@@ -554,7 +577,7 @@ mod tests {
             "dst.addr": "[::1]:443", "dst.backend": "blue", "dst.locality": "eu/a", "level": 2,
             "reason": "failover", "failover_from": "near", "request.id": "42",
             "trace.id": "4bf92f3577b34da6a3ce929d0e0e4736",
-            "http.method": "GET", "http.authority": "a", "http.path": "/\"\u{7f}\u{2028}",
+            "http.method": "GET", "http.authority": "a\u{7f}\u{2028}", "http.path": "/\"",
             "http.version": "HTTP/2", "http.status": 200, "attempts": 3,
             "verdict": "sni-malformed", "flags": "NR", "policy.rule": "a.yaml:7",
             "error": "line\r\nbreak", "bytes_sent": 1, "bytes_recv": 2, "duration": "3ms",

@@ -50,7 +50,7 @@ pub(crate) enum Open {
     /// A HTTP connection: it is asked to leave, and its requests have entries of their own.
     Session,
     /// A HTTP request, or what it was upgraded to.
-    Request(Box<(Method, Uri)>),
+    Request(Rc<(Method, Uri)>),
 }
 
 /// An endpoint whose certificate was verified.

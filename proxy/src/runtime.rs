@@ -33,7 +33,7 @@ use crate::admission::{Admission, UnderWay};
 use crate::connection;
 use crate::hash::Configured;
 use crate::http::flow::WindowBudget;
-use crate::http::pool::Pool;
+use crate::http::pool::{Pool, SWEEPING};
 use crate::listener::{Accepted, Handed};
 use crate::metrics::{Latest, Metrics};
 use crate::recheck::{self, Registry};
@@ -426,8 +426,6 @@ impl Published {
 
 /// How often a worker forgets what it no longer needs.
 const HOUSEKEEPING: Duration = Duration::from_secs(10);
-/// How often it lets go of idle connections that their endpoints have closed.
-const SWEEPING: Duration = Duration::from_secs(1);
 
 /// How long after the drain deadline a worker still runs: connections wake at the deadline itself to
 /// end and to write their records.

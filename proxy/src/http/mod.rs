@@ -112,6 +112,7 @@ pub(crate) struct Context {
     pub(crate) routed: RefCell<Option<Routed>>,
     /// How long nothing may move while requests are open: the longest of their routes.
     idle: Cell<Duration>,
+    pub(crate) timer: exchange::Timer,
 }
 
 impl Context {
@@ -125,7 +126,7 @@ impl Context {
 #[derive(Debug)]
 pub(crate) struct Routed {
     pub(crate) generation: u64,
-    pub(crate) authority: String,
+    pub(crate) authority: Arc<str>,
     pub(crate) service: ServiceIx,
 }
 
@@ -183,6 +184,7 @@ pub(crate) async fn serve(
         latest: Latest::default(),
         routed: RefCell::default(),
         idle: Cell::default(),
+        timer: exchange::Timer::default(),
     });
     let moved = Arc::new(Moved::default());
     let io = Counted {
@@ -603,6 +605,7 @@ mod tests {
                 in_flight: Cell::new(in_flight),
                 requests: Cell::new(1),
                 idle: Cell::default(),
+                timer: exchange::Timer::default(),
                 latest: Latest::default(),
                 routed: RefCell::default(),
             });

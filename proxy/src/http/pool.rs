@@ -16,7 +16,7 @@ use zeugma_core::verdict::Reason;
 
 use super::body::{BodyError, Outgoing};
 use super::expect::Gate;
-use super::h1::{Connection, Rewound};
+use super::h1::{Asked, Connection, Rewound};
 use super::h2_client::{Multiplexed, Place, StreamCount};
 use super::keepalive::{Pings, When};
 use super::stream::Incoming;
@@ -30,6 +30,8 @@ use crate::transport::Stream;
 use crate::transport::mtls::{ALPN_H2, ALPN_HTTP1};
 use crate::upstream::{self, ConnectError, Pinned, Upstream};
 
+/// How often a pool lets go of idle connections that their endpoints have closed.
+pub(crate) const SWEEPING: Duration = Duration::from_secs(1);
 /// An idle connection is kept this long.
 const IDLE: Duration = Duration::from_secs(60);
 /// Idle HTTP/1.1 connections kept for one endpoint.
@@ -105,6 +107,8 @@ impl Key {
 pub(crate) struct Pool {
     /// By endpoint; most have one entry.
     entries: RefCell<Configured<EndpointKey, Vec<Entry>>>,
+    /// How often it was swept: a clock that costs nothing to read.
+    sweeps: Cell<u64>,
     /// How often connections were judged: those that were leased meanwhile were not.
     rechecks: Cell<u64>,
 }
@@ -112,7 +116,8 @@ pub(crate) struct Pool {
 #[derive(Debug)]
 struct Entry {
     key: Rc<Key>,
-    h1: Vec<(Facts, Alternating, Instant)>,
+    /// The last is when each was used, in sweeps.
+    h1: Vec<(Facts, Alternating, u64)>,
     h2: Vec<Shareable>,
     connecting: Option<watch::Receiver<Option<String>>>,
     /// The endpoint agreed on HTTP/1.1 before: nobody waits for a connection to share.
@@ -159,17 +164,24 @@ impl Alternating {
         }
     }
 
-    /// Sends a request and waits for the head of its response.
-    async fn send(&mut self, mut request: Request<Outgoing>) -> Result<Response<()>, SendError> {
-        let length = request.body().size_hint().upper();
+    /// What is not taken of the body is given up on, unless its reader may be slow.
+    fn mind(&mut self, body: &Outgoing) {
+        let length = body.size_hint().upper();
         let may_be_slow = length.is_none_or(|length| length > SHORT_BYTES);
         if may_be_slow != self.is_told_slow {
             self.is_told_slow = may_be_slow;
-            // What is not taken is given up on, unless its reader may be slow.
             upstream::await_slow_reader(self.connection.stream().tcp(), may_be_slow);
         }
+    }
+
+    fn begin(&mut self, mut request: Request<Outgoing>) {
+        self.mind(request.body());
         let gate = request.extensions_mut().remove::<Gate>();
         self.connection.begin(request, gate);
+    }
+
+    /// Sends what was begun and waits for the head of its response.
+    async fn response(&mut self) -> Result<Response<()>, SendError> {
         let sent = std::future::poll_fn(|cx| self.connection.poll_head(cx)).await;
         sent.map_err(|error| SendError {
             failure: if self.connection.has_sent_nothing() {
@@ -341,23 +353,74 @@ impl Lease {
         worker: &Rc<Worker>,
         request: Request<Outgoing>,
     ) -> Result<(Response<Incoming>, Option<StreamCount>), SendError> {
-        match self.sender {
-            Sender::H1(mut one) => {
-                let response = one.send(request).await?;
-                let home = Home {
-                    worker: Rc::clone(worker),
-                    key: self.key,
-                    facts: self.facts,
-                    rechecks: self.rechecks,
-                };
-                let answer = Answer::new(one, Some(home));
-                Ok((response.map(|()| Incoming::Answer(answer)), None))
+        match self.into_turn() {
+            Ok(mut turn) => {
+                turn.one.begin(request);
+                turn.response(worker).await
             }
-            Sender::H2(place) => {
+            Err(place) => {
                 let (response, stream) = place.send(request).await?;
                 Ok((response, Some(stream)))
             }
         }
+    }
+
+    /// The turn on the connection, if it speaks HTTP/1.1.
+    pub(crate) fn into_turn(self) -> Result<Turn, Place> {
+        match self.sender {
+            Sender::H1(one) => Ok(Turn {
+                one,
+                key: self.key,
+                facts: self.facts,
+                rechecks: self.rechecks,
+            }),
+            Sender::H2(place) => Err(place),
+        }
+    }
+}
+
+/// A turn on an HTTP/1.1 connection: for one request.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    one: Alternating,
+    key: Rc<Key>,
+    facts: Facts,
+    rechecks: u64,
+}
+
+impl Turn {
+    /// Begins a request whose head is written by `write`.
+    pub(crate) fn begin(
+        &mut self,
+        asked: Asked<'_>,
+        body: Outgoing,
+        gate: Option<Gate>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        self.one.mind(&body);
+        self.one.connection.begin_written(asked, body, gate, write);
+    }
+
+    /// Sends what was begun and waits for the head of its response.
+    ///
+    /// # Errors
+    /// The connection broke.
+    ///
+    /// # Cancel safety
+    /// Dropping it closes the connection.
+    pub(crate) async fn response(
+        mut self,
+        worker: &Rc<Worker>,
+    ) -> Result<(Response<Incoming>, Option<StreamCount>), SendError> {
+        let response = self.one.response().await?;
+        let home = Home {
+            worker: Rc::clone(worker),
+            key: self.key,
+            facts: self.facts,
+            rechecks: self.rechecks,
+        };
+        let answer = Answer::new(self.one, Some(home));
+        Ok((response.map(|()| Incoming::Answer(answer)), None))
     }
 }
 
@@ -373,7 +436,8 @@ pub(super) async fn ask_upgrade(
     request: Request<Outgoing>,
 ) -> Result<Response<Incoming>, SendError> {
     let mut one = Alternating::new(stream, READ_BYTES);
-    let response = one.send(request).await?;
+    one.begin(request);
+    let response = one.response().await?;
     let answer = if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         Answer {
             under_way: Some(UnderWay { one, home: None }),
@@ -463,12 +527,14 @@ impl Pool {
     /// Forgets connections that are closed, were idle for long, or were opened with credentials
     /// other than those of `generation` and are idle.
     pub(crate) fn evict_idle(&self, generation: u64) {
+        let sweeps = self.sweeps.get();
         self.retain(|entry| {
             let is_old = entry.key.credentials != 0 && entry.key.credentials != generation;
             let keep = if is_old { Duration::ZERO } else { IDLE };
-            entry
-                .h1
-                .retain_mut(|(_, one, used)| used.elapsed() < keep && one.connection.is_ready());
+            entry.h1.retain_mut(|(_, one, used)| {
+                let unused = SWEEPING * u32::try_from(sweeps - *used).unwrap_or(u32::MAX);
+                !is_old && unused < keep && one.connection.is_ready()
+            });
             entry.h2.retain(|one| {
                 let connection = &one.connection;
                 !connection.is_closed() && (!connection.is_idle() || one.used.elapsed() < keep)
@@ -476,8 +542,10 @@ impl Pool {
         });
     }
 
-    /// Forgets idle connections that their endpoints have closed: nobody else waits for it.
+    /// Forgets idle connections that their endpoints have closed: nobody else waits for it. Done every
+    /// [`SWEEPING`].
     pub(crate) fn evict_closed(&self) {
+        self.sweeps.set(self.sweeps.get() + 1);
         self.retain(|entry| entry.h1.retain_mut(|(_, one, _)| one.connection.is_ready()));
     }
 
@@ -557,7 +625,7 @@ impl Pool {
         let mut entries = self.entries.borrow_mut();
         let entry = entry(&mut entries, &home.key);
         if entry.h1.len() < IDLE_MAX {
-            entry.h1.push((home.facts, one, Instant::now()));
+            entry.h1.push((home.facts, one, self.sweeps.get()));
         }
     }
 
@@ -642,7 +710,9 @@ impl Pool {
             connection,
             used: Instant::now(),
         };
-        entry(&mut self.entries.borrow_mut(), &key).h2.push(shareable);
+        entry(&mut self.entries.borrow_mut(), &key)
+            .h2
+            .push(shareable);
         Ok(Lease {
             facts,
             reused: false,
@@ -654,10 +724,7 @@ impl Pool {
 }
 
 /// The entry of a key, made if there is none.
-fn entry<'a>(
-    entries: &'a mut Configured<EndpointKey, Vec<Entry>>,
-    key: &Rc<Key>,
-) -> &'a mut Entry {
+fn entry<'a>(entries: &'a mut Configured<EndpointKey, Vec<Entry>>, key: &Rc<Key>) -> &'a mut Entry {
     let of_endpoint = entries.entry(key.endpoint.clone()).or_default();
     let nth = of_endpoint.iter().position(|entry| entry.key == *key);
     let nth = nth.unwrap_or_else(|| {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Instant;
 
-use http::{Method, request};
+use http::{Method, Uri};
 use zeugma_core::verdict::Reason;
 
 use super::Context;
@@ -28,14 +28,13 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn new(context: &Rc<Context>, closed: Closed, head: &request::Parts) -> Self {
-        // What is asked on a stream of HTTP/2 by CONNECT is judged as the GET it stands for.
-        let method = if head.method == Method::CONNECT {
-            Method::GET
-        } else {
-            head.method.clone()
-        };
-        let open = Open::Request(Box::new((method, head.uri.clone())));
+    pub(crate) fn new(
+        context: &Rc<Context>,
+        closed: Box<Closed>,
+        asked: Rc<(Method, Uri)>,
+        began: Instant,
+    ) -> Self {
+        let open = Open::Request(asked);
         let registry = &context.worker.registry;
         let listed = registry.list(Arc::clone(&context.listener), context.source, open);
         if let Some(peer) = context.entry.peer() {
@@ -45,10 +44,10 @@ impl Record {
         context.requests.set(context.requests.get() + 1);
         Self {
             context: Rc::clone(context),
-            closed: Some(Box::new(closed)),
+            closed: Some(closed),
             source: None,
             counted: None,
-            began: Instant::now(),
+            began,
             listed,
         }
     }

@@ -11,12 +11,12 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep};
 
+use super::Counted;
 use super::body::{BodyError, Outgoing};
 use super::expect::Interim;
 use super::flow::OpenWindow;
 use super::h1::{self, Rewound};
 use super::headers;
-use super::Counted;
 use super::pool::Answer;
 use crate::transport::Stream;
 

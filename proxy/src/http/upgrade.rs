@@ -19,13 +19,13 @@ use zeugma_core::plan::Attempt;
 use zeugma_core::snapshot::Failure;
 use zeugma_core::verdict::Reason;
 
-use super::{Counted, Version};
 use super::body::{Held, Outgoing, Source, Tunnel};
 use super::exchange::{Exchange, TryError};
 use super::h1::Rewound;
-use super::{headers, pool};
 use super::record::Record;
 use super::stream::Incoming;
+use super::{Counted, Version};
+use super::{headers, pool};
 use crate::admission;
 use crate::connection::describe;
 use crate::relay::{Moved, RelayEnd, relay};
@@ -121,7 +121,7 @@ pub(super) async fn try_endpoint(
         }
     };
     upstream::tune(upstream.stream.tcp());
-    let (address, identity) = (upstream.address.to_string(), upstream.identity());
+    let (address, identity) = (upstream.address.to_string().into(), upstream.identity());
     exchange.goes_to(to, attempt, upstream.peer.as_ref(), None);
     let destination = describe(&to.published, to.cluster, attempt, address, identity, nth);
     exchange.arrived(destination, nth);

@@ -3,7 +3,9 @@
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, TRANSFER_ENCODING};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, GetAll, HeaderMap, HeaderValue, TRAILER, TRANSFER_ENCODING,
+};
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -87,14 +89,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Takes a request, of which `poll_head` sends what it can. The connection is ready.
     pub(in crate::http) fn begin(&mut self, request: Request<Outgoing>, gate: Option<Gate>) {
         let (head, body) = request.into_parts();
-        self.to_head = head.method == Method::HEAD;
+        let asked = Asked {
+            to_head: head.method == Method::HEAD,
+            length: crate::http::headers::content_length(&head.headers),
+            trailers: head.headers.get_all(TRAILER),
+        };
+        self.begin_written(asked, body, gate, |out| {
+            head::write_request_line(out, &head.method, &head.uri);
+            head::write_headers(out, &head.headers);
+        });
+    }
+
+    /// As [`begin`](Self::begin); the head is written by `write`, but for what is said of the body.
+    pub(in crate::http) fn begin_written(
+        &mut self,
+        asked: Asked<'_>,
+        body: Outgoing,
+        gate: Option<Gate>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        self.to_head = asked.to_head;
         self.gate = gate;
         self.interims = 0;
         self.taken = self.wire.taken();
         let out = self.wire.out();
-        head::write_request_line(out, &head.method, &head.uri);
-        head::write_headers(out, &head.headers);
-        self.sending = length_of(&head.headers, body, out);
+        write(out);
+        self.sending = length_of(&asked, body, out);
         out.extend_from_slice(b"\r\n");
     }
 
@@ -110,7 +130,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         // An endpoint may answer without having read all of it, and close.
         let failed = self.poll_send(cx)?;
         loop {
-            while let Some(response) = self.awaited.response(&mut self.wire.read, self.head_bytes_max)? {
+            while let Some(response) = self
+                .awaited
+                .response(&mut self.wire.read, self.head_bytes_max)?
+            {
                 if let Some(response) = self.take_head(response)? {
                     return Poll::Ready(Ok(response));
                 }
@@ -252,13 +275,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 }
 
+/// What of a request's head decides how it is sent and answered.
+#[derive(Debug)]
+pub(crate) struct Asked<'a> {
+    pub(in crate::http) to_head: bool,
+    /// The length that the head says.
+    pub(in crate::http) length: Option<u64>,
+    /// The trailers that it names.
+    pub(in crate::http) trailers: GetAll<'a, HeaderValue>,
+}
+
 /// How the body of a request is sent, which its head has to say.
-fn length_of(headers: &HeaderMap, body: Outgoing, out: &mut Vec<u8>) -> Sending {
+fn length_of(asked: &Asked<'_>, body: Outgoing, out: &mut Vec<u8>) -> Sending {
     if body.is_end_stream() {
         // RFC 9110 §8.6: what a caller said of none is said already.
         return Sending::nothing();
     }
-    if let Some(stated) = crate::http::headers::content_length(headers) {
+    if let Some(stated) = asked.length {
         return Sending::new(body, Length::Exact(stated), Vec::new());
     }
     match body.size_hint().exact() {
@@ -268,7 +301,7 @@ fn length_of(headers: &HeaderMap, body: Outgoing, out: &mut Vec<u8>) -> Sending 
         }
         None => {
             head::write_header(out, TRANSFER_ENCODING.as_str(), b"chunked");
-            Sending::new(body, Length::Chunked, named_trailers(headers))
+            Sending::new(body, Length::Chunked, named_trailers(&asked.trailers))
         }
     }
 }

@@ -67,7 +67,10 @@ impl Framing {
     ///
     /// # Errors
     /// It says something that is not known.
-    pub(super) fn of_request(version: Version, headers: &mut HeaderMap) -> Result<Stated, Malformed> {
+    pub(super) fn of_request(
+        version: Version,
+        headers: &mut HeaderMap,
+    ) -> Result<Stated, Malformed> {
         // RFC 9112 §6.3 rule 7: without a stated length there is none.
         stated(version, headers, Self::Ended)
     }

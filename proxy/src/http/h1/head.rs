@@ -49,7 +49,10 @@ impl Awaited {
         let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
         let status = status.ok_or(Malformed::StartLine)?;
         let reason = parsed.reason.filter(|reason| {
-            !reason.is_empty() && status.canonical_reason().is_none_or(|usual| usual != *reason)
+            !reason.is_empty()
+                && status
+                    .canonical_reason()
+                    .is_none_or(|usual| usual != *reason)
         });
         let reason = reason.and_then(|reason| ReasonPhrase::try_from(reason.to_owned()).ok());
         let mut response = Response::new(());
@@ -95,8 +98,8 @@ impl Awaited {
         let target_at = target_at..target_at + target.len();
         let places = Places::of(read, parsed.headers);
         let bytes = self.take(read, length, bytes_max)?;
-        head.uri = Uri::from_maybe_shared(bytes.slice(target_at))
-            .map_err(|_| Malformed::StartLine)?;
+        head.uri =
+            Uri::from_maybe_shared(bytes.slice(target_at)).map_err(|_| Malformed::StartLine)?;
         head.headers = places.into_map(&bytes)?;
         Ok(Some(head))
     }
@@ -210,7 +213,8 @@ fn append(map: &mut HeaderMap, name: &[u8], value: Bytes) -> Result<(), Malforme
     let name = HeaderName::from_bytes(name).map_err(|_| invalid_name)?;
     let value = HeaderValue::from_maybe_shared(value)
         .map_err(|_| Malformed::Head(httparse::Error::HeaderValue))?;
-    map.try_append(name, value).map_err(|_| Malformed::TooMany)?;
+    map.try_append(name, value)
+        .map_err(|_| Malformed::TooMany)?;
     Ok(())
 }
 
@@ -221,13 +225,17 @@ pub(super) fn to_map(
 ) -> Result<HeaderMap, Malformed> {
     let mut map = HeaderMap::with_capacity(headers.len());
     for header in headers {
-        append(&mut map, header.name.as_bytes(), bytes.slice_ref(header.value))?;
+        append(
+            &mut map,
+            header.name.as_bytes(),
+            bytes.slice_ref(header.value),
+        )?;
     }
     Ok(map)
 }
 
 /// Writes the first line of a request.
-pub(super) fn write_request_line(out: &mut Vec<u8>, method: &Method, target: &Uri) {
+pub(in crate::http) fn write_request_line(out: &mut Vec<u8>, method: &Method, target: &Uri) {
     out.extend_from_slice(method.as_str().as_bytes());
     out.push(b' ');
     let path = target.path_and_query().map_or("/", |path| path.as_str());
@@ -242,7 +250,7 @@ pub(super) fn write_headers(out: &mut Vec<u8>, headers: &HeaderMap) {
     }
 }
 
-pub(super) fn write_header(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+pub(in crate::http) fn write_header(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.reserve(name.len() + value.len() + 4);
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b": ");

@@ -20,9 +20,11 @@ mod wire;
 
 use std::io;
 
+pub(crate) use self::client::Asked;
 pub(in crate::http) use self::client::Connection;
-pub(in crate::http) use self::server::Served;
+pub(in crate::http) use self::head::{write_header, write_request_line};
 pub(crate) use self::server::RequestBody;
+pub(in crate::http) use self::server::Served;
 pub(crate) use self::wire::Rewound;
 use super::body::BodyError;
 
@@ -83,3 +85,6 @@ pub(crate) enum Malformed {
     #[error("too many interim responses")]
     Interims,
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap, HeaderName};
+use http::header::{self, GetAll, HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body as _, Frame};
 
 use super::{Error, head};
@@ -97,14 +97,19 @@ impl Sending {
         }
     }
 
-    /// No body.
-    pub(super) const fn nothing() -> Self {
+    /// None of a body.
+    pub(super) const fn nothing_of(body: Outgoing) -> Self {
         Self {
-            body: Outgoing::Empty,
+            body,
             length: Length::Exact(0),
             trailers: Vec::new(),
             is_done: true,
         }
+    }
+
+    /// No body.
+    pub(super) const fn nothing() -> Self {
+        Self::nothing_of(Outgoing::Empty)
     }
 
     /// Whether there is no more.
@@ -184,9 +189,9 @@ impl Sending {
 }
 
 /// The trailers that a head names (RFC 9110 §6.6.2).
-pub(super) fn named_trailers(headers: &HeaderMap) -> Vec<HeaderName> {
-    let lines = headers.get_all(header::TRAILER).iter();
+pub(super) fn named_trailers(lines: &GetAll<'_, HeaderValue>) -> Vec<HeaderName> {
     lines
+        .iter()
         .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
         .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
         .collect()

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, DATE, HeaderMap, HeaderName, TE, TRANSFER_ENCODING,
+    CONNECTION, CONTENT_LENGTH, DATE, HeaderMap, HeaderName, TRAILER, TRANSFER_ENCODING,
 };
 use http::{Method, Request, Response, StatusCode, Version, request};
 use http_body::{Body, Frame, SizeHint};
@@ -80,6 +80,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
         })))
     }
 
+    /// What of the stream is still there.
+    #[cfg(test)]
+    pub(super) fn stream(&self) -> Option<std::cell::Ref<'_, S>> {
+        let state = std::cell::Ref::map(self.0.borrow(), |state| &state.wire);
+        std::cell::Ref::filter_map(state, |wire| wire.as_ref().map(Wire::stream)).ok()
+    }
+
     /// Has the connection end behind the request under way; whoever drives it polls it after this.
     pub(in crate::http) fn leave(&self) {
         self.0.borrow_mut().is_leaving = true;
@@ -132,7 +139,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
         let state = &mut *self.0.borrow_mut();
         let wire = state.wire.as_mut().ok_or(Error::Incomplete)?;
         loop {
-            if let Some(mut head) = state.awaited.request(&mut wire.read, state.head_bytes_max)? {
+            if let Some(mut head) = state
+                .awaited
+                .request(&mut wire.read, state.head_bytes_max)?
+            {
                 let stated = Framing::of_request(head.version, &mut head.headers)?;
                 state.framing = stated.framing;
                 state.is_leaving |= stated.is_doubtful;
@@ -189,15 +199,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
     /// Writes the head of a response; says how its body goes, and whether the connection is kept.
     fn begin_response(&self, asked: Asked, response: Response<Outgoing>) -> (Sending, bool) {
         let state = &mut *self.0.borrow_mut();
-        state.is_unasked = false;
+        // RFC 9110 §10.1.1: the body may come all the same, or not.
+        let is_unasked = std::mem::take(&mut state.is_unasked);
         let Some(wire) = &mut state.wire else {
             return (Sending::nothing(), false);
         };
         let (head, body) = response.into_parts();
         let out = wire.out();
         write_status_line(out, asked.version, head.status, head.extensions.get());
-        let is_kept = asked.is_kept && !state.is_leaving && keeps(Version::HTTP_11, &head.headers);
-        let (sending, is_kept) = write_length(out, asked, head.status, &head.headers, body, is_kept);
+        let is_kept = asked.is_kept
+            && !is_unasked
+            && !state.is_leaving
+            && keeps(Version::HTTP_11, &head.headers);
+        let (sending, is_kept) =
+            write_length(out, asked, head.status, &head.headers, body, is_kept);
         let writes_length = head.status != StatusCode::NO_CONTENT;
         for (name, value) in &head.headers {
             if *name != CONTENT_LENGTH || writes_length {
@@ -290,7 +305,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
     fn switch(&self) -> Result<(), Error> {
         let state = &mut *self.0.borrow_mut();
         let (wire, upgrade) = (state.wire.take(), state.upgrade.take());
-        let (wire, upgrade) = (wire.ok_or(Error::Incomplete)?, upgrade.ok_or(Error::Incomplete)?);
+        let (wire, upgrade) = (
+            wire.ok_or(Error::Incomplete)?,
+            upgrade.ok_or(Error::Incomplete)?,
+        );
         let (stream, ahead) = wire.into_parts();
         // Nobody wants it if the endpoint is gone already.
         drop(upgrade.send(Rewound::new(stream, ahead)));
@@ -349,16 +367,11 @@ impl<S> State<S> {
 
 impl Asked {
     fn by(head: &request::Parts) -> Self {
-        let takes_trailers = |value: &http::HeaderValue| {
-            let mut codings = value.as_bytes().split(|byte| *byte == b',');
-            codings.any(|one| one.trim_ascii().eq_ignore_ascii_case(b"trailers"))
-        };
         Self {
             is_head: head.method == Method::HEAD,
             version: head.version,
             is_kept: keeps(head.version, &head.headers),
-            takes_trailers: head.version == Version::HTTP_11
-                && head.headers.get_all(TE).iter().any(takes_trailers),
+            takes_trailers: crate::http::headers::takes_trailers(&head.headers),
         }
     }
 }
@@ -397,7 +410,7 @@ fn write_length(
         || status == StatusCode::NO_CONTENT
         || status == StatusCode::NOT_MODIFIED;
     if has_none {
-        return (Sending::nothing(), is_kept);
+        return (Sending::nothing_of(body), is_kept);
     }
     let stated = crate::http::headers::content_length(headers);
     let known = if body.is_end_stream() {
@@ -406,15 +419,21 @@ fn write_length(
         body.size_hint().exact()
     };
     match (stated, known) {
-        (Some(length), _) => (Sending::new(body, Length::Exact(length), Vec::new()), is_kept),
+        (Some(length), _) => (
+            Sending::new(body, Length::Exact(length), Vec::new()),
+            is_kept,
+        ),
         (None, Some(length)) => {
             head::write_number(out, CONTENT_LENGTH.as_str(), length);
-            (Sending::new(body, Length::Exact(length), Vec::new()), is_kept)
+            (
+                Sending::new(body, Length::Exact(length), Vec::new()),
+                is_kept,
+            )
         }
         (None, None) if asked.version == Version::HTTP_11 => {
             head::write_header(out, TRANSFER_ENCODING.as_str(), b"chunked");
             let trailers: Vec<HeaderName> = if asked.takes_trailers {
-                named_trailers(headers)
+                named_trailers(&headers.get_all(TRAILER))
             } else {
                 Vec::new()
             };
@@ -465,7 +484,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RequestBody<S> {
             // RFC 9110 §10.1.1: not needed where it has begun to come.
             state.is_unasked = false;
             if wire.read.is_empty() {
-                wire.out().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+                wire.out()
+                    .extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
                 // The little that does not fit leaves with the response.
                 let _left = wire.poll_write(cx)?;
             }
