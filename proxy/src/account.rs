@@ -47,7 +47,7 @@ pub(crate) struct Closed {
     /// What exactly happened, for people.
     pub(crate) detail: Option<String>,
     /// The rule that decided: an authorization rule's position, or the id of a certificate rule.
-    pub(crate) rule: Option<String>,
+    pub(crate) rule: Option<Arc<str>>,
     /// Bytes to the caller.
     pub(crate) bytes_sent: u64,
     /// Bytes from the caller.
@@ -141,7 +141,8 @@ impl Closed {
             line.text(r#","request.id":"#, request.id.to_str().ok());
             line.text(r#","trace.id":"#, request.trace.id());
             line.text(r#","http.method":"#, request.method.as_str());
-            line.text(r#","http.authority":"#,
+            line.text(
+                r#","http.authority":"#,
                 request.authority.as_deref().unwrap_or_default(),
             );
             line.text(r#","http.path":"#, request.asked.1.path());
@@ -274,7 +275,9 @@ impl Object {
     /// A moment in UTC with milliseconds (RFC 3339 §5.6).
     fn time(&mut self, key: &'static str, at: SystemTime) {
         // None of a gateway's moments is before that.
-        let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = at
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         self.key(key);
         match &self.second {
             Some((second, text)) if *second == since.as_secs() => {
@@ -577,7 +580,7 @@ mod tests {
                 attempts: 3,
             }),
             detail: Some("line\r\nbreak".to_owned()),
-            rule: Some("a.yaml:7".to_owned()),
+            rule: Some("a.yaml:7".into()),
             ..record()
         };
         let line = line_of(&closed);

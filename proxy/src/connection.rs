@@ -782,7 +782,7 @@ impl Drop for Visit {
             request: None,
             reason: self.ended.unwrap_or_else(cut_off),
             detail: self.detail.take(),
-            rule: self.rule.take(),
+            rule: self.rule.take().map(Arc::from),
             bytes_sent: self.moved.down.get(),
             bytes_received: self.moved.up.get(),
             duration: self.began.elapsed(),

@@ -346,15 +346,15 @@ impl Exchange {
         let credentials = self.context.worker.shared.credentials.load();
         let on_list = (self.context.identity.iter().chain(handed_on))
             .find_map(|id| credentials.denied().position(id));
-        let position = rule
-            .and_then(|rule| rule.position.as_ref())
-            .map(ToString::to_string);
+        let position = rule.and_then(|rule| rule.position.as_ref());
+        let position = position.map(|at| self.context.latest_rule.text(published.generation, at));
+        let is_on_list = on_list.is_some();
         if let Some(closed) = self.record.facts() {
             closed.caller.attested = attested;
             closed.detail = denial;
-            closed.rule = on_list.clone().or(position);
+            closed.rule = on_list.map(Arc::from).or(position);
         }
-        if on_list.is_some() {
+        if is_on_list {
             return Err(Reason::IdentityDenied);
         }
         verdict
@@ -510,19 +510,7 @@ impl Exchange {
             let wire = self.wire(endpoint);
             let lease = match worker.pool.lease(&worker, to, endpoint, wire).await {
                 Ok(lease) => lease,
-                Err(ConnectFailure {
-                    shed: Some(reason), ..
-                }) => return Err(TryError::Shed(reason)),
-                Err(error) => {
-                    self.arrive(to, attempt, nth, None);
-                    if let Some(rule) = error.refused_rule {
-                        self.note(|closed, _| *closed.rule = Some(rule));
-                    }
-                    if error.is_first_told {
-                        worker.observe(&endpoint.key, Err(Failure::Connect));
-                    }
-                    return Err(TryError::untold(Failure::Connect, error.detail));
-                }
+                Err(failure) => return Err(self.unleased(to, attempt, nth, failure)),
             };
             if self.upgrade.is_some() && !lease.takes_extended_connect() {
                 drop(lease);
@@ -577,6 +565,26 @@ impl Exchange {
                 }
             }
         }
+    }
+
+    /// Tells of an endpoint to which there is no connection.
+    fn unleased(
+        &mut self,
+        to: &Pinned,
+        attempt: &Attempt,
+        nth: u32,
+        failure: ConnectFailure,
+    ) -> TryError {
+        if let Some(reason) = failure.shed {
+            return TryError::Shed(reason);
+        }
+        self.arrive(to, attempt, nth, None);
+        self.note_refused(failure.refused_rule);
+        if failure.is_first_told {
+            let endpoint = to.cluster().endpoint(attempt.endpoint);
+            (self.context.worker).observe(&endpoint.key, Err(Failure::Connect));
+        }
+        TryError::untold(Failure::Connect, failure.detail)
     }
 
     /// Whether the endpoint may have closed a kept HTTP/1.1 connection before the request reached
@@ -812,7 +820,7 @@ impl Exchange {
     /// Notes the rule that an endpoint's certificate breaks.
     pub(super) fn note_refused(&mut self, rule: Option<String>) {
         if rule.is_some() {
-            self.note(|closed, _| *closed.rule = rule);
+            self.note(|closed, _| *closed.rule = rule.map(Arc::from));
         }
     }
 
@@ -894,7 +902,7 @@ impl Exchange {
 /// What of a record an exchange adds to.
 pub(super) struct NotedClosed<'a> {
     pub(super) destination: &'a mut Option<Destination>,
-    pub(super) rule: &'a mut Option<String>,
+    pub(super) rule: &'a mut Option<Arc<str>>,
     pub(super) detail: &'a mut Option<String>,
     pub(super) reason: &'a mut Reason,
 }

@@ -39,7 +39,7 @@ use hyper::rt::Executor;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Interval, MissedTickBehavior};
 use zeugma_core::identity::SpiffeId;
-use zeugma_core::snapshot::ServiceIx;
+use zeugma_core::snapshot::{Position, ServiceIx};
 use zeugma_core::verdict::Reason;
 
 use crate::account::{Caller, TlsFacts};
@@ -108,6 +108,8 @@ pub(crate) struct Context {
     requests: Cell<u64>,
     /// The counters of the request before: mostly the next wants the same.
     pub(crate) latest: Latest,
+    /// The rule that let the request before in.
+    pub(crate) latest_rule: LatestRule,
     /// What the authority of the request before stood for.
     pub(crate) routed: RefCell<Option<Routed>>,
     /// How long nothing may move while requests are open: the longest of their routes.
@@ -119,6 +121,25 @@ impl Context {
     /// Takes up the idle time of a request's route.
     pub(crate) fn note_idle(&self, idle: Duration) {
         self.idle.set(self.idle.get().max(idle));
+    }
+}
+
+/// Where the rule stands that decided a request, as the log writes it: mostly that of the request
+/// before on the same connection.
+#[derive(Debug, Default)]
+pub(crate) struct LatestRule(RefCell<Option<(u64, Position, Arc<str>)>>);
+
+impl LatestRule {
+    fn text(&self, generation: u64, at: &Position) -> Arc<str> {
+        let mut latest = self.0.borrow_mut();
+        if let Some((_, _, text)) = (latest.as_ref())
+            .filter(|(before, position, _)| *before == generation && position == at)
+        {
+            return Arc::clone(text);
+        }
+        let text: Arc<str> = at.to_string().into();
+        *latest = Some((generation, at.clone(), Arc::clone(&text)));
+        text
     }
 }
 
@@ -182,6 +203,7 @@ pub(crate) async fn serve(
         in_flight: Cell::new(0),
         requests: Cell::new(0),
         latest: Latest::default(),
+        latest_rule: LatestRule::default(),
         routed: RefCell::default(),
         idle: Cell::default(),
         timer: exchange::Timer::default(),
@@ -241,7 +263,9 @@ impl Ended {
     fn of_h1(error: &h1::Error) -> Self {
         match error {
             h1::Error::Malformed(rule) => Self::Malformed(rule.to_string()),
-            other => Self::Broken(other.to_string()),
+            h1::Error::Incomplete | h1::Error::Io(_) | h1::Error::Body(_) | h1::Error::Length => {
+                Self::Broken(error.to_string())
+            }
         }
     }
 
@@ -607,6 +631,7 @@ mod tests {
                 idle: Cell::default(),
                 timer: exchange::Timer::default(),
                 latest: Latest::default(),
+                latest_rule: LatestRule::default(),
                 routed: RefCell::default(),
             });
             let moved = Arc::new(Moved::default());

@@ -724,6 +724,10 @@ impl Pool {
 }
 
 /// The entry of a key, made if there is none.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "found, or pushed on the line before"
+)]
 fn entry<'a>(entries: &'a mut Configured<EndpointKey, Vec<Entry>>, key: &Rc<Key>) -> &'a mut Entry {
     let of_endpoint = entries.entry(key.endpoint.clone()).or_default();
     let nth = of_endpoint.iter().position(|entry| entry.key == *key);

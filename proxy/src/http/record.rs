@@ -120,7 +120,7 @@ impl Record {
         if let Some(ending) = self.listed.ending() {
             closed.reason = ending.reason;
             closed.detail = Some(ending.detail);
-            closed.rule = ending.rule;
+            closed.rule = ending.rule.map(Arc::from);
         }
         if let Some(source) = &self.source {
             closed.bytes_received = source.received();

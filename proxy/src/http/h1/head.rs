@@ -14,8 +14,6 @@ use super::Malformed;
 pub(super) const HEADERS_MAX: usize = 100;
 /// The target of a request: what a `Uri` takes.
 const TARGET_BYTES_MAX: usize = 65_534;
-/// Room in a map for what the gateway adds.
-const ADDED: usize = 4;
 
 /// A head that is under way.
 #[derive(Debug, Default)]
@@ -149,7 +147,12 @@ impl Awaited {
 const fn refused(error: httparse::Error) -> Malformed {
     match error {
         httparse::Error::TooManyHeaders => Malformed::TooMany,
-        other => Malformed::Head(other),
+        other @ (httparse::Error::HeaderName
+        | httparse::Error::HeaderValue
+        | httparse::Error::NewLine
+        | httparse::Error::Status
+        | httparse::Error::Token
+        | httparse::Error::Version) => Malformed::Head(other),
     }
 }
 
@@ -197,7 +200,7 @@ impl Places {
     }
 
     fn into_map(self, head: &Bytes) -> Result<HeaderMap, Malformed> {
-        let mut map = HeaderMap::with_capacity(self.count + ADDED);
+        let mut map = HeaderMap::with_capacity(self.count);
         for [name, name_bytes, value, value_bytes] in self.at.iter().take(self.count) {
             let [name, name_bytes, value, value_bytes] =
                 [*name, *name_bytes, *value, *value_bytes].map(|n| n as usize);

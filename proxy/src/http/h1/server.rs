@@ -323,7 +323,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
         let status = match rule {
             Malformed::TooLong | Malformed::TooMany => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Malformed::TargetTooLong => StatusCode::URI_TOO_LONG,
-            _ => StatusCode::BAD_REQUEST,
+            Malformed::Head(_)
+            | Malformed::LineEnd
+            | Malformed::StartLine
+            | Malformed::ContentLength
+            | Malformed::TransferEncoding
+            | Malformed::Chunk
+            | Malformed::Trailers
+            | Malformed::Interims => StatusCode::BAD_REQUEST,
         };
         let mut response = Response::new(Outgoing::Empty);
         *response.status_mut() = status;

@@ -64,8 +64,7 @@ async fn requests_of_hyper(script: Script) -> Vec<Read> {
         .serve_connection(TokioIo::new(script), answer)
         .await
         .ok();
-    let seen = seen.lock().unwrap().clone();
-    seen
+    std::mem::take(&mut *seen.lock().unwrap())
 }
 
 /// Lines that say something of lengths and connections, right and wrong.

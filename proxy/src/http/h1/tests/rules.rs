@@ -27,31 +27,40 @@ async fn refusal(script: Script) -> Option<Error> {
     }
 }
 
+/// Has each of these responses refused by this rule, however it comes.
+async fn refuses(responses: &[(&str, &str, Malformed)]) {
+    for (head, rest, rule) in responses {
+        for portions in [&[][..], &[1]] {
+            let bytes = format!("HTTP/1.1 200 OK\r\n{head}\r\n{rest}");
+            let error = refusal(Script::says(bytes.as_bytes(), portions)).await;
+            assert!(
+                matches!(&error, Some(Error::Malformed(broken)) if broken == rule),
+                "{:.60} {:.40}: {error:?}",
+                head.escape_debug(),
+                rest.escape_debug()
+            );
+        }
+    }
+}
+
 #[tokio::test]
-async fn what_a_response_breaks_is_named() {
-    const CHUNKED: &str = "transfer-encoding: chunked\r\n";
-    let extension = format!("1;{}\r\n", "x".repeat(17 * 1024));
-    let trailers = format!("0\r\nt: {}\r\n\r\n", "x".repeat(17 * 1024));
+async fn what_the_head_of_a_response_breaks_is_named() {
     let many = "x: 1\r\n".repeat(101);
     let long = format!("x: {}\r\n", "1".repeat(HEAD_BYTES_MAX));
-    for (head, rest, rule) in [
+    let twice = "transfer-encoding: chunked\r\n".repeat(2);
+    let lengths = "content-length: 1\r\n".repeat(2);
+    let name = Malformed::Head(httparse::Error::HeaderName);
+    let value = Malformed::Head(httparse::Error::HeaderValue);
+    refuses(&[
         // RFC 9112 §6.1: of HTTP/1.1 no coding but `chunked`, once.
         (
             "transfer-encoding: gzip, chunked\r\n",
             "",
             Malformed::TransferEncoding,
         ),
-        (
-            "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
-            "",
-            Malformed::TransferEncoding,
-        ),
+        (&twice, "", Malformed::TransferEncoding),
         // RFC 9110 §8.6: `1*DIGIT`, once.
-        (
-            "content-length: 1\r\ncontent-length: 1\r\n",
-            "a",
-            Malformed::ContentLength,
-        ),
+        (&lengths, "a", Malformed::ContentLength),
         ("content-length: 1, 1\r\n", "a", Malformed::ContentLength),
         ("content-length: +1\r\n", "a", Malformed::ContentLength),
         ("content-length: -1\r\n", "a", Malformed::ContentLength),
@@ -65,29 +74,24 @@ async fn what_a_response_breaks_is_named() {
         // RFC 9112 §2.2: a line ends by CR LF.
         ("x: 1\ncontent-length: 1\r\n", "a", Malformed::LineEnd),
         // RFC 9112 §5.1, §5.2: no space before the colon, no folding.
-        (
-            "x : 1\r\n",
-            "",
-            Malformed::Head(httparse::Error::HeaderName),
-        ),
-        (
-            "x: 1\r\n y\r\n",
-            "",
-            Malformed::Head(httparse::Error::HeaderName),
-        ),
+        ("x : 1\r\n", "", name),
+        ("x: 1\r\n y\r\n", "", name),
         // RFC 9110 §5.5: no CR, LF or NUL in a value.
-        (
-            "x: 1\ry\r\n",
-            "",
-            Malformed::Head(httparse::Error::HeaderValue),
-        ),
-        (
-            "x: 1\0y\r\n",
-            "",
-            Malformed::Head(httparse::Error::HeaderValue),
-        ),
+        ("x: 1\ry\r\n", "", value),
+        ("x: 1\0y\r\n", "", value),
+        // RFC 9110 §5.4: limits of ours.
         (&many, "", Malformed::TooMany),
         (&long, "", Malformed::TooLong),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_chunks_of_a_response_break_is_named() {
+    const CHUNKED: &str = "transfer-encoding: chunked\r\n";
+    let extension = format!("1;{}\r\n", "x".repeat(17 * 1024));
+    let trailers = format!("0\r\nt: {}\r\n\r\n", "x".repeat(17 * 1024));
+    refuses(&[
         // RFC 9112 §7.1: `1*HEXDIG`, and what would not fit into 64 bits is no size.
         (CHUNKED, "\r\n", Malformed::Chunk),
         (CHUNKED, "+1\r\na\r\n0\r\n\r\n", Malformed::Chunk),
@@ -107,18 +111,8 @@ async fn what_a_response_breaks_is_named() {
         (CHUNKED, &trailers, Malformed::Trailers),
         (CHUNKED, "0\r\nbad trailer\r\n\r\n", Malformed::Trailers),
         (CHUNKED, "0\r\na: 1\nb: 2\r\n\r\n", Malformed::LineEnd),
-    ] {
-        for portions in [&[][..], &[1]] {
-            let bytes = format!("HTTP/1.1 200 OK\r\n{head}\r\n{rest}");
-            let error = refusal(Script::says(bytes.as_bytes(), portions)).await;
-            assert!(
-                matches!(&error, Some(Error::Malformed(broken)) if *broken == rule),
-                "{:.60} {:.40}: {error:?}",
-                head.escape_debug(),
-                rest.escape_debug()
-            );
-        }
-    }
+    ])
+    .await;
 }
 
 #[tokio::test]
@@ -155,93 +149,50 @@ async fn read(method: Method, head: &str, rest: &str) -> (String, bool) {
 
 #[tokio::test]
 async fn the_end_of_a_response_is_found_and_its_connection_kept_where_both_sides_want_it() {
-    let ok = "HTTP/1.1 200 OK\r\n";
-    let of = |lines: &str| format!("{ok}{lines}");
+    const CHUNKS: &str = "5\r\nhello\r\n0\r\n\r\n";
+    let ok = |lines: &str| format!("HTTP/1.1 200 OK\r\n{lines}");
+    let old = |lines: &str| format!("HTTP/1.0 200 OK\r\ncontent-length: 5\r\n{lines}");
+    let bare = |status: u16| format!("HTTP/1.1 {status} x\r\ncontent-length: 5\r\n");
+    let (get, head) = (Method::GET, Method::HEAD);
+    let both = "content-length: 3\r\ntransfer-encoding: chunked\r\n";
+    let more = "helloHTTP/1.1 200 OK\r\n\r\n";
     // RFC 9112 §6.3, its rules in their order, and §9.3.
     for (method, head, rest, body, is_kept) in [
-        (Method::HEAD, of("content-length: 5\r\n"), "", "", true),
+        (&head, ok("content-length: 5\r\n"), "", "", true),
+        (&head, ok("transfer-encoding: chunked\r\n"), "", "", true),
+        (&get, bare(204), "", "", true),
+        (&get, bare(304), "", "", true),
         (
-            Method::HEAD,
-            of("transfer-encoding: chunked\r\n"),
-            "",
-            "",
-            true,
-        ),
-        (
-            Method::GET,
-            "HTTP/1.1 204 No\r\ncontent-length: 5\r\n".to_owned(),
-            "",
-            "",
-            true,
-        ),
-        (
-            Method::GET,
-            "HTTP/1.1 304 No\r\ncontent-length: 5\r\n".to_owned(),
-            "",
-            "",
-            true,
-        ),
-        (
-            Method::GET,
-            of("transfer-encoding: Chunked\r\n"),
-            "5\r\nhello\r\n0\r\n\r\n",
+            &get,
+            ok("transfer-encoding: Chunked\r\n"),
+            CHUNKS,
             "hello",
             true,
         ),
+        // RFC 9112 §6.1: may be an attempt at smuggling.
+        (&get, ok(both), CHUNKS, "hello", false),
+        (&get, ok("content-length: 5\r\n"), "hello", "hello", true),
+        (&get, ok("content-length: 0\r\n"), "", "", true),
+        (&get, ok("x: until-close\r\n"), "hello", "hello", false),
         (
-            Method::GET,
-            of("content-length: 3\r\ntransfer-encoding: chunked\r\n"),
-            "5\r\nhello\r\n0\r\n\r\n",
-            "hello",
-            // RFC 9112 §6.1: may be an attempt at smuggling.
-            false,
-        ),
-        (
-            Method::GET,
-            of("content-length: 5\r\n"),
-            "hello",
-            "hello",
-            true,
-        ),
-        (Method::GET, of("content-length: 0\r\n"), "", "", true),
-        (
-            Method::GET,
-            of("x: until-close\r\n"),
+            &get,
+            ok("content-length: 5\r\nconnection: x, Close\r\n"),
             "hello",
             "hello",
             false,
         ),
+        (&get, old(""), "hello", "hello", false),
         (
-            Method::GET,
-            of("content-length: 5\r\nconnection: x, Close\r\n"),
-            "hello",
-            "hello",
-            false,
-        ),
-        (
-            Method::GET,
-            "HTTP/1.0 200 OK\r\ncontent-length: 5\r\n".to_owned(),
-            "hello",
-            "hello",
-            false,
-        ),
-        (
-            Method::GET,
-            "HTTP/1.0 200 OK\r\ncontent-length: 5\r\nconnection: keep-alive\r\n".to_owned(),
+            &get,
+            old("connection: keep-alive\r\n"),
             "hello",
             "hello",
             true,
         ),
         // RFC 9112 §9.2: what nobody asked for is nobody's answer.
-        (
-            Method::GET,
-            of("content-length: 5\r\n"),
-            "helloHTTP/1.1 200 OK\r\n\r\n",
-            "hello",
-            false,
-        ),
+        (&get, ok("content-length: 5\r\n"), more, "hello", false),
     ] {
-        let found = read(method, &head, rest).await;
+        let found = read(method.clone(), &head, rest).await;
         assert_eq!(found, (body.to_owned(), is_kept), "{head:?}");
     }
 }
