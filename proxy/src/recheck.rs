@@ -30,6 +30,7 @@ use zeugma_core::snapshot::{Address, EndpointKey};
 use zeugma_core::svid::Rule;
 use zeugma_core::verdict::Reason;
 
+use crate::listing::{Carrying, Wanted};
 use crate::runtime::{Published, Shared, Worker};
 use crate::tls::{Credentials, Refusal, TlsPeer};
 
@@ -148,6 +149,66 @@ impl Registry {
             entry,
             registry: Rc::clone(self),
             key,
+        }
+    }
+}
+
+impl Registry {
+    /// What is listed of it as `wanted`, and how many there are.
+    pub(crate) fn carried(&self, wanted: &Wanted) -> (Vec<Carrying>, usize) {
+        let entries = self.entries.borrow();
+        let mut total = 0;
+        let mut carried = Vec::new();
+        for (_, entry) in entries.iter() {
+            let known = entry.known.borrow();
+            let service = known.service.as_ref().map(|(name, _)| &**name);
+            if !wanted.holds(&entry.listener, service) {
+                continue;
+            }
+            total += 1;
+            if carried.len() < wanted.limit {
+                carried.push(known.carrying(entry));
+            }
+        }
+        (carried, total)
+    }
+}
+
+impl Known {
+    fn carrying(&self, entry: &Entry) -> Carrying {
+        let request = match &self.open {
+            Open::Request(request) => Some((request.0.to_string(), request.1.path().to_owned())),
+            Open::Undecided | Open::Passthrough | Open::Bytes | Open::Session => None,
+        };
+        let upstream = self.upstream.as_ref();
+        Carrying {
+            kind: self.open.label(),
+            listener: Arc::clone(&entry.listener),
+            source: entry.source,
+            service: self.service.clone(),
+            peer: self.peer.clone(),
+            attested: self.claimed.clone(),
+            request,
+            upstream: upstream.map(|up| {
+                (
+                    Arc::clone(&up.backend),
+                    up.address.clone(),
+                    Arc::clone(&up.peer),
+                )
+            }),
+        }
+    }
+}
+
+impl Open {
+    /// The word in tables.
+    const fn label(&self) -> &'static str {
+        match self {
+            Self::Undecided => "undecided",
+            Self::Passthrough => "passthrough",
+            Self::Bytes => "tcp",
+            Self::Session => "http",
+            Self::Request(_) => "request",
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::account::AccessLog;
 use crate::admission::{Admission, UnderWay};
 use crate::metrics::Metrics;
 use crate::resolve::Names;
-use crate::runtime::{Phase, RENAMED_MAX};
+use crate::runtime::{AdminSide, Phase, RENAMED_MAX};
 use crate::tls::SvidFiles;
 
 const GATEWAY: &str = "
@@ -127,6 +127,7 @@ impl World {
             open: AtomicUsize::new(0),
             admission: Admission::new(1_000, 20_000),
             windows: Arc::default(),
+            admin: AdminSide::default(),
             started: std::time::Instant::now(),
         };
         Self {

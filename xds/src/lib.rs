@@ -24,7 +24,9 @@ mod yaml;
 pub use compile::ResourceList;
 pub use error::{Code, Color, Finding, Findings, Place, Severity};
 pub use meaning::{LevelMeaning, ServiceMeaning, meaning};
-pub use settings::{AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles};
+pub use settings::{
+    AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles, admin_socket_default,
+};
 pub use state::{LastGood, LastGoodError, STATE_BYTES_MAX};
 
 use std::io;
@@ -104,6 +106,20 @@ impl Sources {
             .filter(|(name, _)| options.name.as_ref().is_none_or(|wanted| wanted == name));
         match (all.next(), all.next()) {
             (Some(only), None) => Some(only),
+            (Some(_), Some(_)) | (None, _) => None,
+        }
+    }
+
+    /// Where the admin API of the gateway that `options` choose listens, as far as its own document
+    /// says it; other documents may be wrong.
+    #[must_use]
+    pub fn admin(&self, options: &NodeOptions) -> Option<AdminAddress> {
+        let mut all = (self.documents.iter())
+            .filter(|source| source.text.contains("MeshGateway"))
+            .filter_map(model::admin)
+            .filter(|(name, _)| options.name.as_ref().is_none_or(|wanted| wanted == name));
+        match (all.next(), all.next()) {
+            (Some((_, only)), None) => Some(only),
             (Some(_), Some(_)) | (None, _) => None,
         }
     }

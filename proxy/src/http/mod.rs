@@ -7,7 +7,7 @@
 //! for its PINGs; `expect` holds bodies back, `date` tells the time.
 
 mod body;
-mod date;
+pub(crate) mod date;
 mod exchange;
 mod expect;
 pub(crate) mod flow;

@@ -249,8 +249,9 @@ impl Document<MeshGateway> {
             admin: match &self.spec.admin {
                 Some(Text(Admin::Unix(path))) => AdminAddress::Unix(self.folder().join(path)),
                 Some(Text(Admin::Tcp(address))) => AdminAddress::Tcp(*address),
-                None => AdminAddress::Tcp(loopback(ADMIN)),
+                None => AdminAddress::Default,
             },
+            admin_token: (self.spec.admin_token.as_ref()).map(|path| self.folder().join(path)),
             probes: self
                 .spec
                 .probes
@@ -285,11 +286,9 @@ impl Document<MeshGateway> {
     }
 }
 
-/// The port of the admin API where nothing is written.
-pub(crate) const ADMIN: u16 = 15000;
-/// See [`ADMIN`].
+/// The port of `/ready` where nothing is written.
 pub(crate) const PROBES: u16 = 15021;
-/// See [`ADMIN`].
+/// The port of `/metrics` where nothing is written.
 pub(crate) const METRICS: u16 = 15020;
 
 /// Where a gateway's own services are unless something else is written.

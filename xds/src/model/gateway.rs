@@ -29,9 +29,16 @@ pub(crate) struct MeshGateway {
     pub svid: Svid,
     /// Where it accepts connections, by name; rules refer to the names. Required, at least one.
     pub listeners: BTreeMap<String, ListenerSpec>,
-    /// Where the admin API listens: `unix:/path` or a loopback address. Default `127.0.0.1:15000`.
-    /// A relative path starts from this file's folder.
+    /// Where the admin API listens: `unix:/path` or a loopback address. Default: the socket
+    /// `admin.sock` in `$RUNTIME_DIRECTORY`, else in `/run/zeugma`; where that cannot be bound, the
+    /// gateway warns and runs without. A socket has mode 0600. A relative path starts from this
+    /// file's folder.
     pub admin: Option<Text<Admin>>,
+    /// The file of the token that the admin API wants for whatever changes something where `admin` is
+    /// an address, as `authorization: Bearer TOKEN`: one line of 16 to 256 visible ASCII characters,
+    /// mode 0600. Default: none, and nothing can be changed there. A relative path starts from this
+    /// file's folder.
+    pub admin_token: Option<PathBuf>,
     /// Where `/ready` and `/livez` are served, nothing else. Default `127.0.0.1:15021`; port 0
     /// takes a free one.
     pub probes: Option<Text<SocketAddr>>,

@@ -239,6 +239,13 @@ fn check_gateway(model: &Model, gateway: &Document<MeshGateway>, findings: &mut 
             "write `unix:` and a path, or a loopback address",
         );
     }
+    if spec.admin_token.is_some() && !matches!(spec.admin, Some(Text(Admin::Tcp(_)))) {
+        check.no_effect(
+            "spec.adminToken",
+            "a Unix socket lets its user alone in, and asks for no token",
+            "remove it, or write a loopback address as `admin`",
+        );
+    }
     gateway_ranges(&mut check);
 }
 
