@@ -671,23 +671,17 @@ impl Exchange {
         let splits_cookies = !is_h2 && headers.get_all(header::COOKIE).iter().nth(1).is_some();
         // Most of all headers are none of these, which one look at the name tells.
         let passes = |name: &HeaderName| match name.as_str() {
-            // What ends at this hop, what is said anew below, and what is between gateways.
-            "connection"
-            | "keep-alive"
-            | "proxy-connection"
-            | "transfer-encoding"
-            | "upgrade"
-            | "http2-settings"
-            | "te"
-            | "expect"
-            | "host"
-            | headers::REASON
-            | "x-request-id"
-            | "x-forwarded-client-cert" => false,
+            // What is said anew below, and what is between gateways.
+            "expect" | "host" | "x-request-id" | "x-forwarded-client-cert" | headers::REASON => {
+                false
+            }
+            name if headers::ends_at_hop(name) => false,
             "traceparent" | "tracestate" => self.made_trace.is_none() && !named.contains(name),
             headers::MIRROR => self.from_gateway && !named.contains(name),
             "via" => !to_peer && !named.contains(name),
             "cookie" => !splits_cookies && !named.contains(name),
+            // Once below: HTTP/1.1 frames the body by it.
+            "content-length" => is_h2,
             _ => !named.contains(name),
         };
         if !is_h2 {
@@ -704,6 +698,12 @@ impl Exchange {
             if passes(name) {
                 tell(name, value);
             }
+        }
+        if !is_h2
+            && headers::content_length(headers).is_some()
+            && let Some(length) = headers.get(header::CONTENT_LENGTH)
+        {
+            tell(&header::CONTENT_LENGTH, length);
         }
         if headers::takes_trailers(headers) {
             // gRPC needs it (RFC 9110 §10.1.4).

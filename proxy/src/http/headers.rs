@@ -47,25 +47,27 @@ pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
 /// Removes what ends at this hop.
 pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     // Most messages have none of them, which one look at all names tells.
-    let ends_here = |name: &str| {
-        matches!(
-            name,
-            "connection"
-                | "keep-alive"
-                | "proxy-connection"
-                | "transfer-encoding"
-                | "upgrade"
-                | "http2-settings"
-                | "te"
-        )
-    };
-    if !headers.keys().any(|name| ends_here(name.as_str())) {
+    if !headers.keys().any(|name| ends_at_hop(name.as_str())) {
         return;
     }
     for name in named_by_connection(headers).iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
     headers.remove(header::TE);
+}
+
+/// Whether a header ends at this hop by its own name (RFC 9110 §7.6.1).
+pub(crate) fn ends_at_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+            | "te"
+    )
 }
 
 /// The headers that `connection` names as ending at this hop (RFC 9110 §7.6.1).
@@ -76,6 +78,9 @@ pub(crate) fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
+        // It is of the message, whatever a sender says (RFC 9110 §7.6.1): without it the body would be
+        // taken for the next message.
+        .filter(|name| *name != header::CONTENT_LENGTH)
         .collect()
 }
 

@@ -134,6 +134,11 @@ fn stated(
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     let (coding, length) = (codings.next(), lengths.next());
+    // RFC 9110 §8.6: even the same one twice may be refused.
+    if lengths.next().is_some() {
+        return Err(Malformed::ContentLength);
+    }
+    let length = length.map(digits).transpose()?;
     if let Some(coding) = coding {
         // RFC 9112 §6.1: of HTTP/1.0 its framing is faulty. Beside `chunked` we know no coding, and
         // it is not ours to be removed.
@@ -148,12 +153,8 @@ fn stated(
             is_doubtful,
         });
     }
-    // RFC 9110 §8.6: even the same one twice may be refused.
-    if lengths.next().is_some() {
-        return Err(Malformed::ContentLength);
-    }
     Ok(Stated {
-        framing: match length.map(digits).transpose()? {
+        framing: match length {
             None => otherwise,
             Some(0) => Framing::Ended,
             Some(left) => Framing::Exact(left),

@@ -213,9 +213,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             && keeps(Version::HTTP_11, &head.headers);
         let (sending, is_kept) =
             write_length(out, asked, head.status, &head.headers, body, is_kept);
-        let writes_length = head.status != StatusCode::NO_CONTENT;
         for (name, value) in &head.headers {
-            if *name != CONTENT_LENGTH || writes_length {
+            if *name != CONTENT_LENGTH {
                 head::write_header(out, name.as_str(), value.as_bytes());
             }
         }
@@ -402,7 +401,7 @@ fn write_status_line(
     out.extend_from_slice(b"\r\n");
 }
 
-/// Writes how long the body is, unless the headers say so.
+/// Writes how long the body is: once, whatever the headers say.
 fn write_length(
     out: &mut Vec<u8>,
     asked: Asked,
@@ -416,28 +415,27 @@ fn write_length(
         || status.is_informational()
         || status == StatusCode::NO_CONTENT
         || status == StatusCode::NOT_MODIFIED;
+    let stated = crate::http::headers::content_length(headers);
     if has_none {
+        // RFC 9110 §8.6: not of those that have none by definition; of others, what a GET would get.
+        let may_state = !status.is_informational() && status != StatusCode::NO_CONTENT;
+        if let Some(length) = stated.filter(|_| may_state) {
+            head::write_number(out, CONTENT_LENGTH.as_str(), length);
+        }
         return (Sending::nothing_of(body), is_kept);
     }
-    let stated = crate::http::headers::content_length(headers);
     let known = if body.is_end_stream() {
         Some(0)
     } else {
         body.size_hint().exact()
     };
-    match (stated, known) {
-        (Some(length), _) => (
-            Sending::new(body, Length::Exact(length), Vec::new()),
-            is_kept,
-        ),
-        (None, Some(length)) => {
+    match (stated.or(known), asked.version) {
+        (Some(length), _) => {
             head::write_number(out, CONTENT_LENGTH.as_str(), length);
-            (
-                Sending::new(body, Length::Exact(length), Vec::new()),
-                is_kept,
-            )
+            let sending = Sending::new(body, Length::Exact(length), Vec::new());
+            (sending, is_kept)
         }
-        (None, None) if asked.version == Version::HTTP_11 => {
+        (None, Version::HTTP_11) => {
             head::write_header(out, TRANSFER_ENCODING.as_str(), b"chunked");
             let trailers: Vec<HeaderName> = if asked.takes_trailers {
                 named_trailers(&headers.get_all(TRAILER))
@@ -447,7 +445,7 @@ fn write_length(
             (Sending::new(body, Length::Chunked, trailers), is_kept)
         }
         // RFC 9112 §6.1: HTTP/1.0 knows no chunks.
-        (None, None) => (Sending::new(body, Length::UntilClose, Vec::new()), false),
+        (None, _) => (Sending::new(body, Length::UntilClose, Vec::new()), false),
     }
 }
 

@@ -218,7 +218,7 @@ const REQUEST_LINES: &[&str] = &[
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 512,
+        cases: 1024,
         max_shrink_time: 30_000,
         failure_persistence: None,
         ..ProptestConfig::default()

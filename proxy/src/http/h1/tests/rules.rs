@@ -273,6 +273,12 @@ async fn a_body_is_sent_as_its_head_says_however_little_the_other_end_takes() {
     }
 }
 
+#[test]
+fn an_idle_connection_is_small() {
+    let bytes = size_of::<Connection<crate::transport::Stream>>();
+    assert!(bytes <= 512, "{bytes}");
+}
+
 #[tokio::test]
 async fn an_endpoint_that_closed_an_idle_connection_is_seen_before_a_request_is_sent() {
     let (near, far) = tokio::io::duplex(1024);
@@ -413,4 +419,36 @@ async fn a_caller_that_goes_takes_its_request_with_it() {
         .serve(async |_request| std::future::pending().await)
         .await;
     assert!(matches!(ended, Err(Error::Incomplete)), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_response_states_its_length_once_and_only_where_it_may() {
+    // RFC 9110 §8.6.
+    for (method, status, stated, expected) in [
+        ("GET", 200, &["2"][..], Some("content-length: 2\r\n")),
+        ("GET", 200, &["2", "3"], Some("content-length: 2\r\n")),
+        ("GET", 200, &[], Some("content-length: 2\r\n")),
+        ("HEAD", 200, &["9"], Some("content-length: 9\r\n")),
+        ("GET", 304, &["9"], Some("content-length: 9\r\n")),
+        ("GET", 204, &["9"], None),
+    ] {
+        let script = Script::says(format!("{method} / HTTP/1.1\r\n\r\n").as_bytes(), &[]);
+        let served = Served::new(script, HEAD_BYTES_MAX);
+        served
+            .serve(async |_request| {
+                let mut response = Response::builder().status(status);
+                for length in stated {
+                    response = response.header("content-length", *length);
+                }
+                response.body(Outgoing::text("ok".to_owned())).unwrap()
+            })
+            .await
+            .unwrap();
+        let heard = String::from_utf8(served.stream().unwrap().heard.clone()).unwrap();
+        let lines = heard.matches("content-length").count();
+        assert_eq!(lines, usize::from(expected.is_some()), "{heard}");
+        assert!(expected.is_none_or(|line| heard.contains(line)), "{heard}");
+        let has_body = method == "GET" && status == 200;
+        assert_eq!(heard.ends_with("\r\n\r\nok"), has_body, "{heard}");
+    }
 }
