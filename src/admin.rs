@@ -38,7 +38,7 @@ pub(crate) struct Target {
     /// Which MeshGateway of that configuration, where it has several
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// The file of the token, for what changes something on an address
+    /// The file of the token, for what changes something on an address [default: of --config]
     #[arg(long, env = "ZEUGMA_ADMIN_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
@@ -119,15 +119,16 @@ pub(crate) struct Admin {
 impl Target {
     /// Where it is.
     pub(crate) fn admin(&self) -> Result<Admin, AdminError> {
+        let (at, token_file) = self.place()?;
         Ok(Admin {
-            at: self.address()?,
-            token_file: self.token_file.clone(),
+            at,
+            token_file: self.token_file.clone().or(token_file),
         })
     }
 
-    fn address(&self) -> Result<AdminAddress, AdminError> {
+    fn place(&self) -> Result<(AdminAddress, Option<PathBuf>), AdminError> {
         if let Some(written) = &self.admin {
-            return match written.strip_prefix("unix:") {
+            let at = match written.strip_prefix("unix:") {
                 Some(path) if !path.is_empty() => Ok(AdminAddress::Unix(path.into())),
                 Some(_) => Err(AdminError::Address(written.clone())),
                 None => (written.parse::<SocketAddr>().ok())
@@ -135,9 +136,10 @@ impl Target {
                     .map(AdminAddress::Tcp)
                     .ok_or_else(|| AdminError::Address(written.clone())),
             };
+            return Ok((at?, None));
         }
         let Some(config) = &self.config else {
-            return Ok(AdminAddress::Default);
+            return Ok((AdminAddress::Default, None));
         };
         let shown = config.display().to_string();
         let sources = Sources::read(config)
@@ -199,6 +201,12 @@ impl Admin {
 
     async fn ask(&self, method: Method, path: &str) -> Result<Bytes, AdminError> {
         let mut request = Request::new(Empty::<Bytes>::new());
+        // To look wants no token, and whoever looks may not be able to read it.
+        let token = if method == Method::GET {
+            None
+        } else {
+            self.token()?
+        };
         *request.method_mut() = method;
         *request.uri_mut() = path.parse().unwrap_or_default();
         let host = match &self.at {
@@ -209,7 +217,7 @@ impl Admin {
         request
             .headers_mut()
             .insert(header::HOST, host.unwrap_or(localhost));
-        if let Some(token) = self.token()? {
+        if let Some(token) = token {
             request.headers_mut().insert(header::AUTHORIZATION, token);
         }
         let connect_failed = |error: std::io::Error| {

@@ -180,6 +180,11 @@ impl Entry {
                 .entry,
         )
     }
+
+    /// Draining does not wait for it any longer.
+    pub(crate) fn tell_overdue(&self) {
+        self.is_overdue();
+    }
 }
 
 fn decided(listed: &Listed) {

@@ -110,16 +110,16 @@ impl Sources {
         }
     }
 
-    /// Where the admin API of the gateway that `options` choose listens, as far as its own document
-    /// says it; other documents may be wrong.
+    /// Where the admin API of the gateway that `options` choose listens, and the file of its token, as
+    /// far as its own document says it; other documents may be wrong.
     #[must_use]
-    pub fn admin(&self, options: &NodeOptions) -> Option<AdminAddress> {
+    pub fn admin(&self, options: &NodeOptions) -> Option<(AdminAddress, Option<PathBuf>)> {
         let mut all = (self.documents.iter())
             .filter(|source| source.text.contains("MeshGateway"))
             .filter_map(model::admin)
-            .filter(|(name, _)| options.name.as_ref().is_none_or(|wanted| wanted == name));
+            .filter(|(name, ..)| options.name.as_ref().is_none_or(|wanted| wanted == name));
         match (all.next(), all.next()) {
-            (Some((_, only)), None) => Some(only),
+            (Some((_, address, token)), None) => Some((address, token)),
             (Some(_), Some(_)) | (None, _) => None,
         }
     }

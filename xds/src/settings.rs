@@ -89,6 +89,8 @@ pub enum StateDir {
 pub struct Limits {
     /// Open connections.
     pub connections: usize,
+    /// Connections whose handshake is under way.
+    pub handshakes: usize,
     /// For the ClientHello and the whole TLS handshake.
     pub handshake_timeout: Duration,
     /// For the head of an HTTP request.

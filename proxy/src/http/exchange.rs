@@ -26,7 +26,7 @@ use zeugma_core::snapshot::{
 use zeugma_core::verdict::Reason;
 
 use super::body::{Held, Outgoing, Progress, Source};
-use super::expect::{Answered, Gate, expects_continue};
+use super::expect::{Answered, Gate, Passing, expects_continue};
 use super::h1;
 use super::h2_client::StreamCount;
 use super::headers::{self, Claim, TRACEPARENT, ZEUGMA_REASON};
@@ -39,6 +39,7 @@ use super::{Context, Routed, Version, mirror, reply, upgrade};
 use crate::account::{Closed, Destination, RequestFacts};
 use crate::admission;
 use crate::connection::{describe, explain_denial};
+use crate::recheck::Entry;
 use crate::runtime::Published;
 use crate::tls::TlsPeer;
 use crate::upstream::{self, Pinned};
@@ -433,6 +434,13 @@ impl Exchange {
         // Only with an answer that the caller gets: another endpoint may still ask.
         held.unasked = source.gate().map(Answered);
         match self.upgrade.take() {
+            Some(_)
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS
+                    && !upgrade::has_read_our_key(&response) =>
+            {
+                let detail = "the endpoint's sec-websocket-accept is not of our key".to_owned();
+                self.refuse(Reason::UpstreamProtocol, Some(detail))
+            }
             Some(downstream) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 let downstream = downstream.into_caller(source);
                 upgrade::switch(self, to, response, downstream, held)
@@ -474,6 +482,11 @@ impl Exchange {
                 again(&cluster.retries, budget, &tried, now)
             })
             .ok()
+    }
+
+    /// Where a change finds it.
+    pub(super) const fn entry(&self) -> &Rc<Entry> {
+        self.record.entry()
     }
 
     pub(super) const fn sender(&self) -> Sender {
@@ -767,6 +780,9 @@ impl Exchange {
             let expect = HeaderValue::from_static("100-continue");
             request.headers_mut().insert(header::EXPECT, expect);
             request.extensions_mut().insert(gate);
+        }
+        if let Some(passing) = self.head.extensions.get::<Passing>() {
+            request.extensions_mut().insert(passing.clone());
         }
         if self.upgrade.is_some() {
             upgrade::ask_on_stream(&mut request);

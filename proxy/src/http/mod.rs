@@ -49,6 +49,7 @@ use crate::metrics::Latest;
 use crate::recheck::{self, Entry, Leaving};
 use crate::runtime::Worker;
 use crate::transport::Stream;
+use crate::transport::sent::Link;
 
 use self::body::Outgoing;
 use self::seldom::Seldom;
@@ -218,7 +219,8 @@ pub(crate) async fn serve(
         Version::H1 => Box::pin(serve_h1(&context, watch, io)).await,
         Version::H2 => {
             let peer = exchange::asking_peer(&visit.published, &context);
-            Box::pin(h2_server::serve(&context, watch, io, peer)).await
+            let link = Link::of(io.stream.tcp());
+            Box::pin(h2_server::serve(&context, watch, (io, link), peer)).await
         }
     };
     visit.moved.down.set(moved.written.load(Ordering::Relaxed));
@@ -226,24 +228,11 @@ pub(crate) async fn serve(
     if let Some(reason) = visit.told_to_end() {
         return reason;
     }
-    match ended {
-        Ended::Ok => Reason::Completed,
-        Ended::Idle => Reason::IdleTimeout,
-        Ended::HeadTooSlow => Reason::HelloTimeout,
-        Ended::Drained => Reason::Drained,
-        Ended::Silent => {
-            visit.detail = Some("the caller answered no PING".to_owned());
-            Reason::DownstreamClosed
-        }
-        Ended::Malformed(detail) => {
-            visit.detail = Some(detail);
-            Reason::RequestMalformed
-        }
-        Ended::Broken(detail) => {
-            visit.detail = Some(detail);
-            Reason::DownstreamClosed
-        }
+    let (reason, detail) = ended.told();
+    if detail.is_some() {
+        visit.detail = detail;
     }
+    reason
 }
 
 enum Ended {
@@ -253,6 +242,8 @@ enum Ended {
     Drained,
     /// No PING was answered.
     Silent,
+    /// More frames came that only cost than may (RFC 9113 §10.5).
+    Calmed(String),
     /// What came was no HTTP.
     Malformed(String),
     /// The connection failed.
@@ -260,6 +251,23 @@ enum Ended {
 }
 
 impl Ended {
+    /// What is told of it.
+    fn told(self) -> (Reason, Option<String>) {
+        match self {
+            Self::Ok => (Reason::Completed, None),
+            Self::Idle => (Reason::IdleTimeout, None),
+            Self::HeadTooSlow => (Reason::HelloTimeout, None),
+            Self::Drained => (Reason::Drained, None),
+            Self::Silent => {
+                let detail = "the caller answered no PING".to_owned();
+                (Reason::DownstreamClosed, Some(detail))
+            }
+            Self::Calmed(detail) => (Reason::FrameFlood, Some(detail)),
+            Self::Malformed(detail) => (Reason::RequestMalformed, Some(detail)),
+            Self::Broken(detail) => (Reason::DownstreamClosed, Some(detail)),
+        }
+    }
+
     fn of_h1(error: &h1::Error) -> Self {
         match error {
             h1::Error::Malformed(rule) => Self::Malformed(rule.to_string()),
@@ -270,6 +278,9 @@ impl Ended {
     }
 
     fn of_h2(error: &h2::Error) -> Self {
+        if error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) {
+            return Self::Calmed(error.to_string());
+        }
         Self::Broken(error.to_string())
     }
 }

@@ -233,6 +233,7 @@ impl Document<MeshGateway> {
     pub(crate) fn settings(&self, node: &Node) -> GatewaySettings {
         let files = &self.spec.svid.files;
         let limits = &self.spec.limits;
+        let connections = limits.connections.unwrap_or(50_000);
         let drain = &self.spec.drain;
         GatewaySettings {
             name: self.name.clone(),
@@ -271,7 +272,10 @@ impl Document<MeshGateway> {
                 }),
             workers: self.spec.workers,
             limits: Limits {
-                connections: limits.connections.unwrap_or(50_000),
+                connections,
+                handshakes: limits
+                    .handshakes
+                    .unwrap_or_else(|| (connections / 4).max(1)),
                 handshake_timeout: or_secs(limits.handshake_timeout.as_ref(), 10),
                 header_timeout: or_secs(limits.header_timeout.as_ref(), 10),
                 streams: limits.streams.unwrap_or(100),

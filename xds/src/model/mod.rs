@@ -7,6 +7,7 @@ mod peer;
 mod route;
 pub(crate) mod scalar;
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
@@ -293,9 +294,9 @@ pub(crate) fn state_dir(source: &Source) -> Option<(String, StateDir)> {
     Some((name, dir))
 }
 
-/// The name of the `MeshGateway` in `source`, and where its admin API listens, as [`state_dir`] reads
-/// it.
-pub(crate) fn admin(source: &Source) -> Option<(String, AdminAddress)> {
+/// The name of the `MeshGateway` in `source`, where its admin API listens, and the file of its token,
+/// as [`state_dir`] reads it.
+pub(crate) fn admin(source: &Source) -> Option<(String, AdminAddress, Option<PathBuf>)> {
     let positions = yaml::positions(source).ok()?;
     (positions.top("kind") == Some("MeshGateway")).then_some(())?;
     let name = positions.text("metadata.name")?.to_owned();
@@ -306,7 +307,8 @@ pub(crate) fn admin(source: &Source) -> Option<(String, AdminAddress)> {
             Admin::Tcp(address) => AdminAddress::Tcp(address),
         },
     };
-    Some((name, admin))
+    let token = (positions.text("spec.adminToken")).map(|written| source.folder.join(written));
+    Some((name, admin, token))
 }
 
 fn wrap<T>(

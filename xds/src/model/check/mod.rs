@@ -258,6 +258,7 @@ fn gateway_ranges(check: &mut Checker<'_, MeshGateway>) {
         limits.connections,
         1..=10_000_000,
     );
+    check.range("spec.limits.handshakes", limits.handshakes, 1..=10_000_000);
     check.range("spec.limits.streams", limits.streams, 1..=100_000);
     check.size(
         "spec.limits.headerBytes",
