@@ -778,7 +778,7 @@ impl Drop for Visit {
             service: self.service.take(),
             destination: self.arrived.take().map(|arrived| {
                 let identity = arrived.peer.map(|peer| peer.id.to_string());
-                let address = arrived.address.to_string();
+                let address = arrived.address.to_string().into();
                 let (cluster, attempt) = (arrived.cluster, &arrived.attempt);
                 describe(
                     &self.published,
@@ -792,7 +792,7 @@ impl Drop for Visit {
             request: None,
             reason: self.ended.unwrap_or_else(cut_off),
             detail: self.detail.take(),
-            rule: self.rule.take().map(Into::into),
+            rule: self.rule.take().map(Arc::from),
             bytes_sent: self.moved.down.get(),
             bytes_received: self.moved.up.get(),
             duration: self.began.elapsed(),
@@ -813,7 +813,7 @@ pub(crate) fn describe(
     published: &Published,
     cluster: ClusterIx,
     attempt: &Attempt,
-    address: String,
+    address: Arc<str>,
     identity: Option<String>,
     attempts: u32,
 ) -> Destination {
@@ -823,7 +823,7 @@ pub(crate) fn describe(
     Destination {
         address,
         backend: Arc::clone(&endpoint.backend),
-        locality: endpoint.locality.to_string(),
+        locality: endpoint.locality.clone(),
         identity,
         level: attempt.level,
         why: if attempts > 1 {

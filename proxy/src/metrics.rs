@@ -763,7 +763,12 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use std::rc::Rc;
+
+    use http::{HeaderValue, Method};
+
     use crate::account::{Caller, RequestFacts};
+    use crate::http::headers::Trace;
 
     fn record(status: Option<u16>, bytes_sent: u64) -> Closed {
         Closed {
@@ -775,11 +780,11 @@ mod tests {
             service: None,
             destination: None,
             request: status.map(|status| RequestFacts {
-                id: String::new(),
-                trace_id: String::new(),
-                method: "GET".to_owned(),
-                authority: String::new(),
-                path: "/".to_owned(),
+                id: HeaderValue::from_static("1"),
+                trace: Trace::of("4bf92f3577b34da6a3ce929d0e0e4736"),
+                method: Method::GET,
+                authority: None,
+                asked: Rc::default(),
                 version: "HTTP/1.1",
                 status,
                 attempts: 1,

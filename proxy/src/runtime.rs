@@ -33,7 +33,7 @@ use crate::admission::{Admission, UnderWay};
 use crate::connection;
 use crate::hash::Configured;
 use crate::http::flow::WindowBudget;
-use crate::http::pool::Pool;
+use crate::http::pool::{Pool, SWEEPING};
 use crate::journal::Journal;
 use crate::listener::{Accepted, Handed};
 use crate::listing::{self, Question};
@@ -497,6 +497,7 @@ pub(crate) fn work(
             alive.pulses.give().await
         }));
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        let mut sweeping = tokio::time::interval(SWEEPING);
         loop {
             // Every arm is cancel-safe by its own documentation.
             tokio::select! {
@@ -506,6 +507,7 @@ pub(crate) fn work(
                     None => break,
                 },
                 Some(_ended) = open.join_next() => {}
+                _ = sweeping.tick() => worker.pool.evict_closed(),
                 _ = housekeeping.tick() => {
                     worker.forget_unused();
                     worker.pool.evict_idle(shared.credentials.load().generation());
