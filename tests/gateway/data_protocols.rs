@@ -142,6 +142,31 @@ async fn interim_responses_reach_the_caller_in_order_and_so_many_of_them() {
     gateway.process.finish().await;
 }
 
+/// The log names the field: `version` is the caller's by default, and curl speaks HTTP/2 over TLS.
+#[tokio::test]
+async fn the_log_says_what_to_write_for_an_endpoint_without_http2() {
+    let service = TcpService::with(|mut tcp| async move {
+        let mut preface = [0; 24];
+        if tcp.read_exact(&mut preface).await.is_ok() {
+            let answer = b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-length: 0\r\n\r\n";
+            tcp.write_all(answer).await.ok();
+            // Until the gateway has gone.
+            while tcp.read(&mut preface).await.is_ok_and(|read| read > 0) {}
+        }
+    });
+    let backend = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
+    let gateway = Gateway::alone(&near_route("hello", &[&backend])).await;
+    let mut caller = caller(gateway.apps()).await;
+    let request = Request::get(format!("http://{HELLO}/")).body(()).unwrap();
+    let (response, _send) = caller.send_request(request, true).unwrap();
+    let response = within("an answer", response).await.unwrap();
+    assert_eq!(response.status(), 503);
+    let line = (gateway.process.log(|line| line["kind"] == "request")).await;
+    let error = line["error"].as_str().unwrap();
+    assert!(error.contains("`version: h1`"), "{error}");
+    gateway.process.finish().await;
+}
+
 /// An endpoint that takes WebSocket on streams of HTTP/2 and echoes.
 fn tunnels(tasks: &mut JoinSet<()>, listener: TcpListener) {
     tasks.spawn(async move {

@@ -705,7 +705,7 @@ impl Pool {
         let link = Link::of(stream.tcp());
         let connection = Multiplexed::begin(shared, stream, link, asking(to, endpoint))
             .await
-            .map_err(|error| ConnectFailure::of_http(&error))?;
+            .map_err(|error| ConnectFailure::of_h2(&error))?;
         let sender = Sender::H2(connection.first_place());
         let shareable = Shareable {
             facts: facts.clone(),
@@ -781,6 +781,17 @@ impl ConnectFailure {
             is_first_told: false,
             shed: Some(reason),
         }
+    }
+
+    /// HTTP/2 did not begin.
+    fn of_h2(error: &h2::Error) -> Self {
+        // Of its first bytes, which were no HTTP/2: the answer to a preface that was not understood.
+        if error.is_library() && error.is_go_away() {
+            return Self::of_http(&format!(
+                "the endpoint does not speak HTTP/2 ({error}); if it speaks HTTP/1.1 alone, write `version: h1` on its backend"
+            ));
+        }
+        Self::of_http(error)
     }
 
     fn of_http(error: &impl std::fmt::Display) -> Self {
