@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
@@ -135,8 +135,8 @@ fn the_tests_it_shows_exist() {
 fn every_command_and_flag_it_names_is_in_the_help() {
     let mut all_help = String::new();
     assert!(commands(&readme()).len() >= 10);
-    for file in ["README.md", "CHANGELOG.md", "examples/README.md"] {
-        let text = fs::read_to_string(root().join(file)).unwrap();
+    for file in documents() {
+        let text = fs::read_to_string(file).unwrap();
         for command in commands(&text) {
             let words: Vec<&str> = command
                 .split_whitespace()
@@ -171,10 +171,9 @@ fn every_command_and_flag_it_names_is_in_the_help() {
 
 #[test]
 fn every_place_it_links_to_is_there() {
-    let overview = "examples/README.md";
-    for file in ["README.md", "CHANGELOG.md", overview] {
-        let text = fs::read_to_string(root().join(file)).unwrap();
-        let folder = root().join(file).parent().unwrap().to_owned();
+    for file in documents() {
+        let text = fs::read_to_string(&file).unwrap();
+        let folder = file.parent().unwrap();
         for link in text
             .split("](")
             .skip(1)
@@ -185,17 +184,30 @@ fn every_place_it_links_to_is_there() {
             }
             let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
             let target = if path.is_empty() {
-                root().join(file)
+                file.clone()
             } else {
                 folder.join(path)
             };
-            assert!(target.exists(), "{file} links to {link}");
+            assert!(target.exists(), "{} links to {link}", file.display());
             if !anchor.is_empty() {
                 let headings = headings(&fs::read_to_string(target).unwrap());
-                assert!(headings.contains(anchor), "{file} links to {link}");
+                assert!(
+                    headings.contains(anchor),
+                    "{} links to {link}",
+                    file.display()
+                );
             }
         }
     }
+}
+
+/// What is written for users, but for the documents of those who change the code.
+fn documents() -> Vec<PathBuf> {
+    let named = ["README.md", "CHANGELOG.md", "examples/README.md"].map(|file| root().join(file));
+    let of_examples = crate::folders()
+        .into_iter()
+        .map(|folder| folder.join("README.md"));
+    named.into_iter().chain(of_examples).collect()
 }
 
 /// The anchors of a document's headings, as GitHub makes them.
