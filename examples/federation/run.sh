@@ -55,7 +55,7 @@ claim "and knows who called, across two roots" \
 zeugma check --config east.yaml --wait 30s
 
 say "acme is federated with nobody"
-# refused_as FOLDER RULE: a direct call to west with that certificate ends in the handshake.
+# refused_as FOLDER: a direct call to west with that certificate ends in the handshake.
 refused_as() {
   rm -f direct.txt
   ! curl -sS -k --max-time 20 --cert "$1/gw.pem" --key "$1/gw.key" -o direct.txt \
