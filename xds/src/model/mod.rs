@@ -7,6 +7,8 @@ mod peer;
 mod route;
 pub(crate) mod scalar;
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
@@ -123,6 +125,8 @@ pub(crate) struct Document<T> {
     positions: OnceLock<Positions>,
     /// The host of a route that writes none.
     host_default: OnceLock<Option<HostPattern>>,
+    /// Whether it did not serve before: of two that contradict each other, it is the one at fault.
+    is_new: bool,
 }
 
 impl<T> Document<T> {
@@ -174,6 +178,22 @@ impl<T> Document<T> {
         &self.source
     }
 
+    /// Its file and line, to be sorted by.
+    fn stands(&self) -> (Arc<str>, u32, u32) {
+        let source = &self.source;
+        (Arc::clone(&source.file), source.lines_before, source.nth)
+    }
+
+    fn known_by(&self, kind: Kind) -> (DocumentId, &Source) {
+        let id = DocumentId::new(kind, Some(&self.namespace), &self.name);
+        (id, &self.source)
+    }
+
+    /// Its number among all that were read.
+    pub(crate) const fn nth(&self) -> u32 {
+        self.source.nth
+    }
+
     /// The folder that relative paths start from.
     pub(crate) fn folder(&self) -> &std::path::Path {
         &self.source.folder
@@ -192,34 +212,202 @@ pub(crate) struct Model {
 impl Model {
     /// Reads documents; a document that cannot be read is a finding and does not hide the others.
     pub(crate) fn read(sources: Vec<Source>) -> (Self, Findings) {
-        let mut model = Self::default();
         let mut findings = Findings::new();
-        let read = parallel::map(sources, AnyDocument::read);
-        // They are large and many: room that grows would be copied, and twice what they need.
-        let routes = (read.iter()).filter(|read| matches!(read, Ok(AnyDocument::Route(_))));
-        model.routes.reserve_exact(routes.count());
-        for read in read {
+        let mut documents = Vec::with_capacity(sources.len());
+        for read in parallel::map(sources, AnyDocument::read) {
             match read {
-                Ok(AnyDocument::Gateway(gateway)) => model.gateways.push(*gateway),
-                Ok(AnyDocument::Peer(peer)) => model.peers.push(*peer),
-                Ok(AnyDocument::Route(route)) => model.routes.push(*route),
-                Err(finding) => findings.push(finding),
+                Ok(document) => documents.push(document),
+                Err(broken) => drop(findings.push(broken.1)),
             }
         }
+        (Self::of(documents), findings)
+    }
+
+    /// These documents.
+    pub(crate) fn of(documents: Vec<AnyDocument>) -> Self {
+        let mut model = Self::default();
+        // They are large and many: room that grows would be copied, and twice what they need.
+        let routes = documents.iter().filter(|one| one.kind() == Kind::Route);
+        model.routes.reserve_exact(routes.count());
+        for document in documents {
+            model.push(document);
+        }
         model.index();
-        (model, findings)
+        model
+    }
+
+    fn push(&mut self, document: AnyDocument) {
+        match document {
+            AnyDocument::Gateway(gateway) => self.gateways.push(*gateway),
+            AnyDocument::Peer(peer) => self.peers.push(*peer),
+            AnyDocument::Route(route) => self.routes.push(*route),
+        }
+    }
+
+    /// Takes out the documents of these numbers, and puts others in.
+    pub(crate) fn replace(&mut self, out: &BTreeSet<u32>, others: Vec<AnyDocument>) {
+        self.gateways
+            .retain(|gateway| !out.contains(&gateway.nth()));
+        self.peers.retain(|peer| !out.contains(&peer.nth()));
+        self.routes.retain(|route| !out.contains(&route.nth()));
+        for document in others {
+            self.push(document);
+        }
+        // As they would stand in the files: what is refused must not change the order of the rest.
+        self.gateways.sort_by_key(Document::stands);
+        self.peers.sort_by_key(Document::stands);
+        self.routes.sort_by_key(Document::stands);
+        self.index();
+    }
+}
+
+impl Model {
+    /// What each document is known by, and its text.
+    pub(crate) fn documents(&self) -> impl Iterator<Item = (DocumentId, &Source)> {
+        let gateways = self.gateways.iter().map(|one| one.known_by(Kind::Gateway));
+        let peers = self.peers.iter().map(|one| one.known_by(Kind::Peer));
+        let routes = self.routes.iter().map(|one| one.known_by(Kind::Route));
+        gateways.chain(peers).chain(routes)
+    }
+
+    /// The text of the document of this number.
+    pub(crate) fn source(&self, nth: u32) -> Option<&Source> {
+        let all = self.documents().map(|(_, source)| source);
+        all.into_iter().find(|source| source.nth == nth)
+    }
+}
+
+/// The kinds of document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Gateway,
+    Peer,
+    Route,
+}
+
+impl Kind {
+    /// As it is written.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Gateway => "MeshGateway",
+            Self::Peer => "MeshPeer",
+            Self::Route => "MeshRoute",
+        }
+    }
+
+    /// The kind that is written so.
+    pub(crate) fn of(text: &str) -> Option<Self> {
+        let all = [Self::Gateway, Self::Peer, Self::Route];
+        all.into_iter().find(|kind| kind.as_str() == text)
+    }
+
+    const fn has_namespace(self) -> bool {
+        match self {
+            Self::Route => true,
+            Self::Gateway | Self::Peer => false,
+        }
+    }
+}
+
+/// What a document is known by.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct DocumentId {
+    pub kind: Kind,
+    /// Empty for what is of no namespace.
+    pub namespace: String,
+    pub name: String,
+}
+
+impl DocumentId {
+    fn new(kind: Kind, namespace: Option<&str>, name: &str) -> Self {
+        let namespace = if kind.has_namespace() {
+            namespace.unwrap_or(NAMESPACE_DEFAULT)
+        } else {
+            ""
+        };
+        Self {
+            kind,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// What can be said of a text whose other fields may be wrong.
+    pub(crate) fn of(source: &Source) -> Option<Self> {
+        let positions = yaml::positions(source).ok()?;
+        let kind = Kind::of(positions.top("kind")?)?;
+        let name = positions.text("metadata.name")?;
+        Some(Self::new(kind, positions.text("metadata.namespace"), name))
+    }
+}
+
+impl fmt::Display for DocumentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", self.kind.as_str())?;
+        if !self.namespace.is_empty() {
+            write!(f, "{}/", self.namespace)?;
+        }
+        f.write_str(&self.name)
     }
 }
 
 /// A document of any kind.
-enum AnyDocument {
+#[derive(Debug)]
+pub(crate) enum AnyDocument {
     Gateway(Box<Document<MeshGateway>>),
     Peer(Box<Document<MeshPeer>>),
     Route(Box<Document<MeshRoute>>),
 }
 
 impl AnyDocument {
-    fn read(source: Source) -> Result<Self, Finding> {
+    const fn kind(&self) -> Kind {
+        match self {
+            Self::Gateway(_) => Kind::Gateway,
+            Self::Peer(_) => Kind::Peer,
+            Self::Route(_) => Kind::Route,
+        }
+    }
+
+    /// What it is known by.
+    pub(crate) fn id(&self) -> DocumentId {
+        let (namespace, name) = match self {
+            Self::Gateway(gateway) => (&gateway.namespace, &gateway.name),
+            Self::Peer(peer) => (&peer.namespace, &peer.name),
+            Self::Route(route) => (&route.namespace, &route.name),
+        };
+        DocumentId::new(self.kind(), Some(namespace), name)
+    }
+
+    /// Its text.
+    pub(crate) fn source(&self) -> &Source {
+        match self {
+            Self::Gateway(gateway) => &gateway.source,
+            Self::Peer(peer) => &peer.source,
+            Self::Route(route) => &route.source,
+        }
+    }
+
+    /// The place of its name.
+    pub(crate) fn name_place(&self) -> Place {
+        let path = "metadata.name";
+        match self {
+            Self::Gateway(gateway) => gateway.at(path),
+            Self::Peer(peer) => peer.at(path),
+            Self::Route(route) => route.at(path),
+        }
+    }
+
+    /// Says that it did not serve before.
+    pub(crate) fn set_new(&mut self) {
+        match self {
+            Self::Gateway(gateway) => gateway.is_new = true,
+            Self::Peer(peer) => peer.is_new = true,
+            Self::Route(route) => route.is_new = true,
+        }
+    }
+
+    /// Reads a document; one that cannot be read is given back.
+    pub(crate) fn read(source: Source) -> Result<Self, Box<(Source, Finding)>> {
         // Most documents are routes, and right.
         let source = match yaml::read_plain(&source) {
             Some(RouteDocument { metadata, spec, .. }) => {
@@ -228,7 +416,11 @@ impl AnyDocument {
             }
             None => source,
         };
-        let positions = yaml::positions(&source)?;
+        Self::read_strictly(&source).map_err(|finding| Box::new((source, finding)))
+    }
+
+    fn read_strictly(source: &Source) -> Result<Self, Finding> {
+        let positions = yaml::positions(source)?;
         let key = |name: &str| source.place_of(positions.key(name), name);
         let value = |name: &str| source.place_of(positions.value(name), name);
         match positions.top("apiVersion") {
@@ -252,21 +444,21 @@ impl AnyDocument {
         let kind = positions.top("kind").unwrap_or_default().to_owned();
         match kind.as_str() {
             "MeshGateway" => {
-                let document: GatewayDocument = yaml::read(&source, &positions)?;
+                let document: GatewayDocument = yaml::read(source, &positions)?;
                 let positions = OnceLock::from(positions);
-                let document = wrap(document.metadata, document.spec, source, positions);
+                let document = wrap(document.metadata, document.spec, source.clone(), positions);
                 Ok(Self::Gateway(Box::new(document)))
             }
             "MeshPeer" => {
-                let document: PeerDocument = yaml::read(&source, &positions)?;
+                let document: PeerDocument = yaml::read(source, &positions)?;
                 let positions = OnceLock::from(positions);
-                let document = wrap(document.metadata, document.spec, source, positions);
+                let document = wrap(document.metadata, document.spec, source.clone(), positions);
                 Ok(Self::Peer(Box::new(document)))
             }
             "MeshRoute" => {
-                let document: RouteDocument = yaml::read(&source, &positions)?;
+                let document: RouteDocument = yaml::read(source, &positions)?;
                 let positions = OnceLock::from(positions);
-                let document = wrap(document.metadata, document.spec, source, positions);
+                let document = wrap(document.metadata, document.spec, source.clone(), positions);
                 Ok(Self::Route(Box::new(document)))
             }
             "" => Err(Finding::error(Code::MissingField, "`kind` is missing")
@@ -309,6 +501,7 @@ fn wrap<T>(
         source,
         positions,
         host_default: OnceLock::new(),
+        is_new: false,
     }
 }
 

@@ -12,6 +12,7 @@ use zeugma_core::snapshot::{
 
 use super::codec::{Coded, Corrupt, Read, Reader, Writer, coded, coded_enum};
 use crate::error::{Code, Finding, Place, Severity};
+use crate::standing::{RefusedDocument, Serves};
 
 coded! {
     Snapshot { version, node, listeners, services, clusters, peers }
@@ -40,8 +41,9 @@ coded! {
     Retries { attempts, on, budget, buffer_bytes_max, any_method }
     RouteLimits { connections, pending, requests }
     Peer { name, cluster, locality, ids, attests, sources, keepalive_ping, keepalive_timeout }
-    Finding { code, severity, message, help, place }
-    Place { file, line, column, width, text, path }
+    Finding { code, severity, message, help, place, also }
+    Place { file, line, column, width, text, path, document }
+    RefusedDocument { name, serves, numbers }
 }
 
 coded_enum! {
@@ -65,8 +67,9 @@ coded_enum! {
     Code {
         0 UnknownField, 1 BadValue, 2 MissingField, 3 NotADocument, 4 Unreadable, 5 TooLarge,
         6 UnknownReference, 7 Duplicate, 8 Contradiction, 9 NoEffect, 10 Unsafe, 11 Unused,
-        12 BadResource,
+        12 BadResource, 13 Unbound,
     }
+    Serves { 0 LastGood, 1 Rest, 2 Nothing }
 }
 
 macro_rules! newtypes {

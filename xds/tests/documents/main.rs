@@ -14,4 +14,5 @@ mod load;
 #[path = "../../../tests/support/many.rs"]
 mod many;
 mod robust;
+mod standing;
 mod support;

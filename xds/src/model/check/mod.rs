@@ -13,7 +13,9 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::scalar::{Admin, Size, Text};
-use super::{Document, InboundSpec, MeshGateway, MeshPeer, Model, Port, ProtocolSpec, RoleSpec};
+use super::{
+    Document, InboundSpec, MeshGateway, MeshPeer, MeshRoute, Model, Port, ProtocolSpec, RoleSpec,
+};
 use crate::error::{Code, Finding, Findings, suggest};
 
 /// Everything that is wrong with the model as a whole.
@@ -41,15 +43,39 @@ const SUGGESTED_MAX: usize = 100;
 struct Checker<'a, T> {
     document: &'a Document<T>,
     findings: &'a mut Findings,
+    /// The numbers of the other documents that are being compared with it.
+    beside: Vec<u32>,
 }
 
-impl<T> Checker<'_, T> {
+impl<'a, T> Checker<'a, T> {
+    const fn new(document: &'a Document<T>, findings: &'a mut Findings) -> Self {
+        Self {
+            document,
+            findings,
+            beside: Vec::new(),
+        }
+    }
+
+    /// Compares it with other documents: what is found then may be the fault of any of them.
+    fn beside(&mut self, others: impl IntoIterator<Item = u32>, compare: impl FnOnce(&mut Self)) {
+        let before = self.beside.len();
+        self.beside.extend(others);
+        compare(self);
+        self.beside.truncate(before);
+    }
+
+    fn push(&mut self, finding: Finding) {
+        self.findings
+            .push(finding)
+            .also(self.beside.iter().copied());
+    }
+
     /// A finding that points at the value at `path`.
     fn value(&mut self, code: Code, path: &str, message: String, help: &str) {
         let finding = Finding::error(code, message)
             .help(help)
             .at(self.document.at(path));
-        self.findings.push(finding);
+        self.push(finding);
     }
 
     /// A finding that points at the key of `path`.
@@ -57,7 +83,7 @@ impl<T> Checker<'_, T> {
         let finding = Finding::error(code, message)
             .help(help)
             .at(self.document.at_key(path));
-        self.findings.push(finding);
+        self.push(finding);
     }
 
     /// A reference that names nothing.
@@ -77,7 +103,7 @@ impl<T> Checker<'_, T> {
         let finding = Finding::error(Code::UnknownReference, message)
             .maybe_help(help)
             .at(self.document.at(path));
-        self.findings.push(finding);
+        self.push(finding);
     }
 
     /// A field that is written but could have no effect.
@@ -143,6 +169,20 @@ impl<T> Checker<'_, T> {
     }
 }
 
+/// What served before comes first, so that of two that cannot both be it is the new one that is told.
+fn old_before_new<'a, T: 'a>(
+    documents: impl IntoIterator<Item = &'a Document<T>>,
+) -> Vec<&'a Document<T>> {
+    let mut documents: Vec<_> = documents.into_iter().collect();
+    documents.sort_by_key(|document| document.is_new);
+    documents
+}
+
+/// The numbers of all gateways.
+fn gateways(model: &Model) -> impl Iterator<Item = u32> {
+    model.gateways.iter().map(Document::nth)
+}
+
 fn duplicates(model: &Model, findings: &mut Findings) {
     fn twice<'a, T>(
         kind: &str,
@@ -154,14 +194,16 @@ fn duplicates(model: &Model, findings: &mut Findings) {
         T: 'a,
     {
         let mut seen: BTreeMap<String, &Document<T>> = BTreeMap::new();
-        for document in documents {
+        for document in old_before_new(documents) {
             let id = id(document);
             match seen.get(&id) {
-                Some(first) => findings.push(
-                    Finding::error(Code::Duplicate, format!("a second {kind} `{id}`"))
-                        .help(format!("the first is at {}", first.position(path)))
-                        .at(document.at(path)),
-                ),
+                Some(first) => {
+                    let finding =
+                        Finding::error(Code::Duplicate, format!("a second {kind} `{id}`"))
+                            .help(format!("the first is at {}", first.position(path)))
+                            .at(document.at(path));
+                    findings.push(finding).also([first.nth()]);
+                }
                 None => {
                     seen.insert(id, document);
                 }
@@ -195,10 +237,7 @@ fn duplicates(model: &Model, findings: &mut Findings) {
 }
 
 fn check_gateway(model: &Model, gateway: &Document<MeshGateway>, findings: &mut Findings) {
-    let mut check = Checker {
-        document: gateway,
-        findings,
-    };
+    let mut check = Checker::new(gateway, findings);
     let spec = &gateway.spec;
     if spec.listeners.is_empty() {
         check.key(
@@ -302,10 +341,21 @@ fn check_one_route(model: &Model, check: &mut Checker<'_, MeshGateway>, name: &s
         );
         return;
     };
+    check.beside([route.nth()], |check| {
+        one_route(check, route, &id, &path);
+    });
+}
+
+fn one_route(
+    check: &mut Checker<'_, MeshGateway>,
+    route: &Document<MeshRoute>,
+    id: &str,
+    path: &str,
+) {
     if route.ports().len() > 1 {
         check.value(
             Code::Contradiction,
-            &path,
+            path,
             format!("`{id}` has several ports, and nothing here says which is meant"),
             "give each port a route of its own",
         );
@@ -314,7 +364,7 @@ fn check_one_route(model: &Model, check: &mut Checker<'_, MeshGateway>, name: &s
     if route.ports().len() == 1 && route.ports().iter().any(is_http) {
         check.value(
             Code::Contradiction,
-            &path,
+            path,
             format!("`{id}` is http, and a one-route listener is plain TCP: one address, one route"),
             "remove `route` here, a workloads listener tells http routes apart by Host; or write `protocol: tcp` there",
         );
@@ -322,7 +372,7 @@ fn check_one_route(model: &Model, check: &mut Checker<'_, MeshGateway>, name: &s
     if route.inbound() == InboundSpec::Passthrough {
         check.value(
             Code::Contradiction,
-            &path,
+            path,
             format!("`{id}` passes TLS through by its SNI, which a one-route listener never reads"),
             "write `inbound: terminate` there, or use a workloads listener without `route`",
         );
@@ -330,10 +380,7 @@ fn check_one_route(model: &Model, check: &mut Checker<'_, MeshGateway>, name: &s
 }
 
 fn check_peer(model: &Model, peer: &Document<MeshPeer>, findings: &mut Findings) {
-    let mut check = Checker {
-        document: peer,
-        findings,
-    };
+    let mut check = Checker::new(peer, findings);
     let spec = &peer.spec;
     if spec.gateways.is_empty() {
         check.key(
