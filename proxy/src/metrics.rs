@@ -12,6 +12,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use zeugma_xds::{RefusedDocument, Serves};
 
 use crate::account::Closed;
 use crate::runtime::Published;
@@ -95,6 +96,11 @@ struct ByKind {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByServes {
+    serves: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByCause {
     cause: &'static str,
 }
@@ -143,6 +149,7 @@ pub(crate) struct Metrics {
     reloads: Family<ByResult, Counter>,
     stale: Family<ByKind, Gauge>,
     generation: Gauge,
+    documents_refused: Family<ByServes, Gauge>,
     svid_expiry: Gauge,
     crl_due: Family<ByTrustDomain, Gauge>,
     crl_stale: Family<ByTrustDomain, Gauge>,
@@ -175,6 +182,7 @@ impl Metrics {
             reloads: Family::default(),
             stale: Family::default(),
             generation: Gauge::default(),
+            documents_refused: Family::default(),
             svid_expiry: Gauge::default(),
             crl_due: Family::default(),
             crl_stale: Family::default(),
@@ -246,6 +254,11 @@ impl Metrics {
             "config_generation",
             "The generation of the configuration served",
             self.generation.clone(),
+        );
+        r.register(
+            "config_documents_refused",
+            "Documents that are refused, by what serves in their place",
+            self.documents_refused.clone(),
         );
         r.register(
             "svid_expiry_timestamp_seconds",
@@ -497,6 +510,17 @@ impl Metrics {
                 kind: what.to_owned(),
             })
             .set(i64::from(!good));
+    }
+
+    /// Of the documents, those that are refused.
+    pub(crate) fn documents_refused(&self, refused: &[RefusedDocument]) {
+        for serves in [Serves::LastGood, Serves::Rest, Serves::Nothing] {
+            let count = refused.iter().filter(|one| one.serves == serves).count();
+            let serves = serves.as_str();
+            self.documents_refused
+                .get_or_create(&ByServes { serves })
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     pub(crate) fn generation(&self, generation: u64) {

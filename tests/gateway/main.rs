@@ -20,6 +20,7 @@ mod control_inherit;
 mod control_last_good;
 mod control_limits;
 mod control_listeners;
+mod control_reload;
 mod control_state;
 mod control_upstream;
 #[path = "../support/corpus.rs"]

@@ -60,7 +60,7 @@ fn times_said(gateway: &Gateway, text: &str) -> usize {
     messages.iter().filter(|line| line.contains(text)).count()
 }
 
-const REFUSED: &str = "configuration refused; the last good one serves";
+const REFUSED: &str = "configuration refused in part";
 const CREDENTIALS_REFUSED: &str = "certificate or bundles refused; the last good ones serve";
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::error::{Code, Color, Finding, Findings, Severity};
+use crate::error::{Code, Finding, Findings, Severity};
 use crate::files::{Contents, Source};
 use crate::fnv::Fnv;
 use crate::model::{AnyDocument, DocumentId, Kind, Model, check};
@@ -86,20 +86,19 @@ impl Refused {
         &self.findings
     }
 
-    /// The documents and what is wrong with them, for a person.
+    /// The documents in one line, each with what serves in its place.
     #[must_use]
-    pub fn to_human(&self, color: Color) -> String {
-        let mut text = String::new();
-        for document in &self.documents {
-            let serves = match document.serves {
-                Serves::LastGood => "its last good version serves",
-                Serves::Rest => "it serves without what is not there",
-                Serves::Nothing => "nothing serves in its place",
-            };
-            text.push_str(&format!("{}: {serves}\n", document.name));
+    pub fn summary(&self) -> String {
+        const SHOWN_MAX: usize = 20;
+        let shown = self.documents.iter().take(SHOWN_MAX);
+        let mut text = shown
+            .map(|document| format!("{} ({})", document.name, document.serves.as_str()))
+            .collect::<Vec<_>>()
+            .join(", ");
+        let more = self.documents.len().saturating_sub(SHOWN_MAX);
+        if more > 0 {
+            text.push_str(&format!(" and {more} more"));
         }
-        text.push('\n');
-        text.push_str(&self.findings.to_human(color));
         text
     }
 
