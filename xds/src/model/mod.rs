@@ -3,10 +3,13 @@
 pub(crate) mod check;
 pub(crate) mod defaults;
 mod gateway;
+mod inherit;
+mod list;
 mod peer;
 mod route;
 pub(crate) mod scalar;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -25,13 +28,14 @@ use crate::yaml::{self, Placed, Positions};
 
 pub(crate) use defaults::Port;
 pub(crate) use gateway::*;
+pub(crate) use inherit::MeshDefaults;
 pub(crate) use peer::*;
 pub(crate) use route::*;
 use scalar::{Name, Text};
 
 /// The version of the documents this build reads.
 pub(crate) const API_VERSION: &str = "zeugma.dev/v1alpha1";
-const KINDS: [&str; 3] = ["MeshGateway", "MeshPeer", "MeshRoute"];
+const KINDS: [&str; 4] = ["MeshGateway", "MeshPeer", "MeshRoute", "MeshDefaults"];
 /// The namespace of a document that names none.
 const NAMESPACE_DEFAULT: &str = "default";
 
@@ -48,7 +52,7 @@ enum ApiVersion {
 pub(crate) struct Metadata {
     /// The name, unique among documents of its kind (and namespace).
     pub name: Placed<Text<Name>>,
-    /// The namespace of a `MeshRoute`. Default `default`.
+    /// The namespace of a `MeshRoute`, default `default`; of `MeshDefaults`, default all.
     pub namespace: Option<Text<Name>>,
 }
 
@@ -109,6 +113,25 @@ enum RouteKind {
     MeshRoute,
 }
 
+/// A `MeshDefaults` document.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct DefaultsDocument {
+    #[serde(rename = "apiVersion")]
+    _api_version: ApiVersion,
+    #[serde(rename = "kind")]
+    _kind: DefaultsKind,
+    /// Its name, and the namespace whose routes it is for.
+    metadata: Metadata,
+    /// The defaults.
+    spec: MeshDefaults,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+enum DefaultsKind {
+    MeshDefaults,
+}
+
 /// A document that was read, with the way back to its text.
 #[derive(Debug)]
 pub(crate) struct Document<T> {
@@ -125,6 +148,8 @@ pub(crate) struct Document<T> {
     positions: OnceLock<Positions>,
     /// The host of a route that writes none.
     host_default: OnceLock<Option<HostPattern>>,
+    /// What it takes from where it writes nothing, nearest first.
+    inherited: Vec<Arc<Document<MeshDefaults>>>,
     /// Whether it did not serve before: of two that contradict each other, it is the one at fault.
     is_new: bool,
 }
@@ -137,12 +162,14 @@ impl<T> Document<T> {
 
     /// The place of the value at `path`.
     pub(crate) fn at(&self, path: &str) -> Place {
-        self.source.place_of(self.positions().value(path), path)
+        let (source, positions, path) = self.written_in(path);
+        source.place_of(positions.value(&path), &path)
     }
 
     /// The place of the last key of `path`.
     pub(crate) fn at_key(&self, path: &str) -> Place {
-        self.source.place_of(self.positions().key(path), path)
+        let (source, positions, path) = self.written_in(path);
+        source.place_of(positions.key(&path), &path)
     }
 
     /// Whether `path` is written at all.
@@ -150,9 +177,44 @@ impl<T> Document<T> {
         self.positions().has(path)
     }
 
+    /// The document that writes `path`: itself, or the nearest of those it inherits from; and the
+    /// path there.
+    fn written_in<'p>(&self, path: &'p str) -> (&Source, &Positions, Cow<'p, str>) {
+        let own = (&self.source, self.positions());
+        if self.inherited.is_empty() {
+            return (own.0, own.1, path.into());
+        }
+        let from = self.inherited.iter();
+        let mut all = std::iter::once(own).chain(from.map(|from| (&from.source, from.positions())));
+        let entry = (path.strip_prefix("spec.deny[")).and_then(|rest| rest.split_once(']'));
+        let number = entry.and_then(|(nth, rest)| Some((nth.parse::<usize>().ok()?, rest)));
+        if let Some((mut nth, rest)) = number {
+            // Entries of all of them, one after the other.
+            for (source, positions) in all {
+                let count = positions.count("spec.deny");
+                match nth.checked_sub(count) {
+                    Some(left) => nth = left,
+                    None => {
+                        let path = format!("spec.deny[{nth}]{rest}");
+                        return (source, positions, path.into());
+                    }
+                }
+            }
+            return (own.0, own.1, path.into());
+        }
+        let (source, positions) = all
+            .find(|(_, positions)| positions.has(path))
+            .unwrap_or(own);
+        (source, positions, path.into())
+    }
+
     /// The line of the value at `path`, for a finding that speaks of a second place.
     pub(crate) fn position(&self, path: &str) -> Position {
-        self.position_of(self.positions().value(path).line)
+        let place = self.at(path);
+        Position {
+            file: place.file,
+            line: place.line,
+        }
     }
 
     /// Where its name is written, for the snapshot.
@@ -160,8 +222,19 @@ impl<T> Document<T> {
         self.position_of(self.name_line)
     }
 
+    /// Where a rule is written.
+    pub(crate) fn position_of_rule(&self, rule: &Placed<RuleSpec>) -> Position {
+        match usize::from(rule.of)
+            .checked_sub(1)
+            .and_then(|at| self.inherited.get(at))
+        {
+            Some(from) => from.position_of(rule.line),
+            None => self.position_of(rule.line),
+        }
+    }
+
     /// A line within it as a line of its file.
-    pub(crate) fn position_of(&self, line: u32) -> Position {
+    fn position_of(&self, line: u32) -> Position {
         Position {
             file: Arc::clone(&self.source.file),
             line: line.saturating_add(self.source.lines_before),
@@ -206,6 +279,7 @@ pub(crate) struct Model {
     pub gateways: Vec<Document<MeshGateway>>,
     pub peers: Vec<Document<MeshPeer>>,
     pub routes: Vec<Document<MeshRoute>>,
+    pub defaults: Vec<Arc<Document<MeshDefaults>>>,
     index: defaults::Index,
 }
 
@@ -232,8 +306,43 @@ impl Model {
         for document in documents {
             model.push(document);
         }
+        model.inherit();
         model.index();
         model
+    }
+
+    /// Gives routes what they do not write; whoever inherits already is passed over.
+    fn inherit(&mut self) {
+        let defaults = &self.defaults;
+        let of = |namespace: &str| defaults.iter().find(|one| one.namespace == namespace);
+        let mesh = of("");
+        for route in &mut self.routes {
+            let from: Vec<_> = of(&route.namespace).into_iter().chain(mesh).collect();
+            if !route.inherited.is_empty() || from.is_empty() {
+                continue;
+            }
+            let id = route.id();
+            for (nth, from) in (1..).zip(&from) {
+                let namespace = &route.namespace;
+                route.spec.inherit(&from.spec, &id, namespace, nth);
+            }
+            route.inherited = from.into_iter().cloned().collect();
+        }
+    }
+
+    /// Reads routes again that inherit from what is there no more, or not from what is new.
+    fn disinherit(&mut self) {
+        let routes = std::mem::take(&mut self.routes);
+        let read = |route: Document<MeshRoute>| match AnyDocument::read(route.source.clone()) {
+            Ok(AnyDocument::Route(mut again)) => {
+                again.is_new = route.is_new;
+                *again
+            }
+            // It was read before, so this is never met.
+            Ok(AnyDocument::Gateway(_) | AnyDocument::Peer(_) | AnyDocument::Defaults(_))
+            | Err(_) => route,
+        };
+        self.routes = parallel::map(routes, read);
     }
 
     fn push(&mut self, document: AnyDocument) {
@@ -241,6 +350,7 @@ impl Model {
             AnyDocument::Gateway(gateway) => self.gateways.push(*gateway),
             AnyDocument::Peer(peer) => self.peers.push(*peer),
             AnyDocument::Route(route) => self.routes.push(*route),
+            AnyDocument::Defaults(defaults) => self.defaults.push(Arc::from(defaults)),
         }
     }
 
@@ -250,13 +360,22 @@ impl Model {
             .retain(|gateway| !out.contains(&gateway.nth()));
         self.peers.retain(|peer| !out.contains(&peer.nth()));
         self.routes.retain(|route| !out.contains(&route.nth()));
+        let before = self.defaults.len();
+        self.defaults.retain(|one| !out.contains(&one.nth()));
+        let has_other_defaults = before != self.defaults.len()
+            || (others.iter()).any(|other| other.kind() == Kind::Defaults);
         for document in others {
             self.push(document);
         }
+        if has_other_defaults {
+            self.disinherit();
+        }
+        self.inherit();
         // As they would stand in the files: what is refused must not change the order of the rest.
         self.gateways.sort_by_key(Document::stands);
         self.peers.sort_by_key(Document::stands);
         self.routes.sort_by_key(Document::stands);
+        self.defaults.sort_by_key(|one| one.stands());
         self.index();
     }
 }
@@ -267,7 +386,8 @@ impl Model {
         let gateways = self.gateways.iter().map(|one| one.known_by(Kind::Gateway));
         let peers = self.peers.iter().map(|one| one.known_by(Kind::Peer));
         let routes = self.routes.iter().map(|one| one.known_by(Kind::Route));
-        gateways.chain(peers).chain(routes)
+        let defaults = (self.defaults.iter()).map(|one| one.known_by(Kind::Defaults));
+        gateways.chain(peers).chain(routes).chain(defaults)
     }
 
     /// The text of the document of this number.
@@ -283,6 +403,7 @@ pub(crate) enum Kind {
     Gateway,
     Peer,
     Route,
+    Defaults,
 }
 
 impl Kind {
@@ -292,19 +413,22 @@ impl Kind {
             Self::Gateway => "MeshGateway",
             Self::Peer => "MeshPeer",
             Self::Route => "MeshRoute",
+            Self::Defaults => "MeshDefaults",
         }
     }
 
     /// The kind that is written so.
     pub(crate) fn of(text: &str) -> Option<Self> {
-        let all = [Self::Gateway, Self::Peer, Self::Route];
+        let all = [Self::Gateway, Self::Peer, Self::Route, Self::Defaults];
         all.into_iter().find(|kind| kind.as_str() == text)
     }
 
-    const fn has_namespace(self) -> bool {
+    /// The namespace of a document that says this.
+    fn namespace(self, written: Option<&str>) -> &str {
         match self {
-            Self::Route => true,
-            Self::Gateway | Self::Peer => false,
+            Self::Route => written.unwrap_or(NAMESPACE_DEFAULT),
+            Self::Defaults => written.unwrap_or_default(),
+            Self::Gateway | Self::Peer => "",
         }
     }
 }
@@ -320,14 +444,9 @@ pub(crate) struct DocumentId {
 
 impl DocumentId {
     fn new(kind: Kind, namespace: Option<&str>, name: &str) -> Self {
-        let namespace = if kind.has_namespace() {
-            namespace.unwrap_or(NAMESPACE_DEFAULT)
-        } else {
-            ""
-        };
         Self {
             kind,
-            namespace: namespace.to_owned(),
+            namespace: kind.namespace(namespace).to_owned(),
             name: name.to_owned(),
         }
     }
@@ -357,6 +476,7 @@ pub(crate) enum AnyDocument {
     Gateway(Box<Document<MeshGateway>>),
     Peer(Box<Document<MeshPeer>>),
     Route(Box<Document<MeshRoute>>),
+    Defaults(Box<Document<MeshDefaults>>),
 }
 
 impl AnyDocument {
@@ -365,6 +485,7 @@ impl AnyDocument {
             Self::Gateway(_) => Kind::Gateway,
             Self::Peer(_) => Kind::Peer,
             Self::Route(_) => Kind::Route,
+            Self::Defaults(_) => Kind::Defaults,
         }
     }
 
@@ -374,6 +495,7 @@ impl AnyDocument {
             Self::Gateway(gateway) => (&gateway.namespace, &gateway.name),
             Self::Peer(peer) => (&peer.namespace, &peer.name),
             Self::Route(route) => (&route.namespace, &route.name),
+            Self::Defaults(defaults) => (&defaults.namespace, &defaults.name),
         };
         DocumentId::new(self.kind(), Some(namespace), name)
     }
@@ -384,6 +506,7 @@ impl AnyDocument {
             Self::Gateway(gateway) => &gateway.source,
             Self::Peer(peer) => &peer.source,
             Self::Route(route) => &route.source,
+            Self::Defaults(defaults) => &defaults.source,
         }
     }
 
@@ -394,6 +517,7 @@ impl AnyDocument {
             Self::Gateway(gateway) => gateway.at(path),
             Self::Peer(peer) => peer.at(path),
             Self::Route(route) => route.at(path),
+            Self::Defaults(defaults) => defaults.at(path),
         }
     }
 
@@ -403,6 +527,7 @@ impl AnyDocument {
             Self::Gateway(gateway) => gateway.is_new = true,
             Self::Peer(peer) => peer.is_new = true,
             Self::Route(route) => route.is_new = true,
+            Self::Defaults(defaults) => defaults.is_new = true,
         }
     }
 
@@ -461,6 +586,17 @@ impl AnyDocument {
                 let document = wrap(document.metadata, document.spec, source.clone(), positions);
                 Ok(Self::Route(Box::new(document)))
             }
+            "MeshDefaults" => {
+                let document: DefaultsDocument = yaml::read(source, &positions)?;
+                let is_of_all = document.metadata.namespace.is_none();
+                let positions = OnceLock::from(positions);
+                let mut document =
+                    wrap(document.metadata, document.spec, source.clone(), positions);
+                if is_of_all {
+                    document.namespace.clear();
+                }
+                Ok(Self::Defaults(Box::new(document)))
+            }
             "" => Err(Finding::error(Code::MissingField, "`kind` is missing")
                 .help(format!("it is one of {}", KINDS.join(", ")))
                 .at(key(""))),
@@ -501,6 +637,7 @@ fn wrap<T>(
         source,
         positions,
         host_default: OnceLock::new(),
+        inherited: Vec::new(),
         is_new: false,
     }
 }
@@ -512,6 +649,7 @@ pub(crate) fn schema() -> Value {
         generator.subschema_for::<GatewayDocument>(),
         generator.subschema_for::<PeerDocument>(),
         generator.subschema_for::<RouteDocument>(),
+        generator.subschema_for::<DefaultsDocument>(),
     ];
     let definitions = generator.take_definitions(true);
     json!({

@@ -11,6 +11,7 @@ use zeugma_core::locality::Locality;
 use zeugma_core::names::HostPattern;
 use zeugma_core::snapshot::PathPattern;
 
+use super::list::List;
 use super::scalar::{
     Cause, EndpointSpec, MaybeDuration, Method, Name, Percent, Reference, Size, Text, whole,
     whole_or_none,
@@ -59,13 +60,13 @@ pub(crate) struct MeshRoute {
     pub limits: RouteLimitsSpec,
     /// Copies of a share of the requests to other routes. http only. Default: none.
     #[serde(default)]
-    pub mirror: Vec<MirrorSpec>,
+    pub mirror: List<MirrorSpec>,
     /// Who may call it: at least one entry must match. Default: nobody.
     #[serde(default)]
-    pub allow: Vec<Placed<RuleSpec>>,
+    pub allow: List<Placed<RuleSpec>>,
     /// Who may not: an entry here wins over `allow`. Default: nothing.
     #[serde(default)]
-    pub deny: Vec<Placed<RuleSpec>>,
+    pub deny: List<Placed<RuleSpec>>,
     /// Which peers may reach it through a mesh listener. Default: none.
     #[serde(default)]
     pub export: ExportSpec,
@@ -207,7 +208,7 @@ pub(crate) struct FailoverSpec {
     pub order: Option<Vec<Selector>>,
     /// What is never used. Default: nothing.
     #[serde(default)]
-    pub never: Vec<Selector>,
+    pub never: List<Selector>,
     /// The healthy share of a level below which traffic starts to leave it. Default `70%` for http,
     /// `0%` for tcp.
     pub start: Option<Text<Percent>>,
@@ -425,5 +426,5 @@ pub(crate) struct ExportSpec {
     /// Names of MeshPeers, or `"*"` for all. Default: none. The peer of the gateway's own cluster
     /// is ignored.
     #[serde(default)]
-    pub to: Vec<String>,
+    pub to: List<String>,
 }

@@ -8,6 +8,7 @@
     reason = "tests, many of them flat tables of cases"
 )]
 
+mod defaults;
 mod findings;
 mod last_good;
 mod load;

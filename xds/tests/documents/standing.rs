@@ -9,7 +9,7 @@ use zeugma_xds::{Findings, Good, LastGood, Loaded, NodeOptions, Serves, Sources,
 use crate::support::{EAST, WEST_PEER, route};
 
 /// Files, and what was good of them when they were last read.
-struct Mesh {
+pub(crate) struct Mesh {
     dir: tempfile::TempDir,
     good: Good,
 }
@@ -29,17 +29,17 @@ impl Mesh {
     }
 
     /// The same, and read once.
-    fn served() -> Self {
+    pub(crate) fn served() -> Self {
         let mut mesh = Self::new();
         assert!(mesh.read().refused.is_empty());
         mesh
     }
 
-    fn write(&self, file: &str, text: &str) {
+    pub(crate) fn write(&self, file: &str, text: &str) {
         fs::write(self.dir.path().join(file), text).unwrap();
     }
 
-    fn remove(&self, file: &str) {
+    pub(crate) fn remove(&self, file: &str) {
         fs::remove_file(self.dir.path().join(file)).unwrap();
     }
 
@@ -51,7 +51,7 @@ impl Mesh {
     }
 
     /// Reads the files again, as a gateway does on a change.
-    fn read(&mut self) -> Loaded {
+    pub(crate) fn read(&mut self) -> Loaded {
         self.try_read(None).unwrap()
     }
 }

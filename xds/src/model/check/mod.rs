@@ -64,10 +64,25 @@ impl<'a, T> Checker<'a, T> {
         self.beside.truncate(before);
     }
 
-    fn push(&mut self, finding: Finding) {
-        self.findings
-            .push(finding)
-            .also(self.beside.iter().copied());
+    fn push(&mut self, mut finding: Finding) {
+        let document = self.document.nth();
+        let own = (finding.document() != document).then_some(document);
+        if own.is_some() && finding.code == Code::NoEffect {
+            // What is inherited need not suit everyone; but who trusts in a denial must be told.
+            let is_denial =
+                (finding.place.as_ref()).is_some_and(|at| at.path.starts_with("spec.deny"));
+            if !is_denial {
+                return;
+            }
+            finding = finding.warning();
+        }
+        let beside = self.beside.iter().copied();
+        self.findings.push(finding).also(beside.chain(own));
+    }
+
+    /// Whether what is written at `path` is another document's.
+    fn is_inherited(&self, path: &str) -> bool {
+        self.document.at(path).document != self.document.nth()
     }
 
     /// A finding that points at the value at `path`.
@@ -227,6 +242,16 @@ fn duplicates(model: &Model, findings: &mut Findings) {
         findings,
     );
     twice("MeshRoute", &model.routes, Document::id, name, findings);
+    twice(
+        "MeshDefaults",
+        model.defaults.iter().map(AsRef::as_ref),
+        |defaults| match defaults.namespace.as_str() {
+            "" => "of the mesh".to_owned(),
+            namespace => format!("of namespace {namespace}"),
+        },
+        name,
+        findings,
+    );
     twice(
         "MeshPeer of cluster",
         &model.peers,

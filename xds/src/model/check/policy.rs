@@ -154,7 +154,9 @@ fn selects_something(
         Selector::Cluster(name) => ("cluster", name),
         Selector::Backend(name) => ("backend", name),
     };
-    if !known.is_empty() && !known.contains(&name.0) {
+    // What defaults name is not in every route.
+    let is_wrong = !known.is_empty() && !known.contains(&name.0);
+    if is_wrong && !check.is_inherited(path) {
         // Of any of the peers the region may have changed.
         let peers = model.peers.iter().map(Document::nth);
         check.beside(peers, |check| {
