@@ -12,6 +12,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use zeugma_core::verdict::Reason;
 use zeugma_xds::{RefusedDocument, Serves};
 
 use crate::account::Closed;
@@ -96,6 +97,12 @@ struct ByKind {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Audited {
+    destination_service: Arc<str>,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByServes {
     serves: &'static str,
 }
@@ -145,6 +152,7 @@ pub(crate) struct Metrics {
     attempts: Family<Taken, Counter>,
     retries: Family<Retried, Counter>,
     refused: Family<Refused, Counter>,
+    audited: Family<Audited, Counter>,
     mirrored: Family<Mirrored, Counter>,
     reloads: Family<ByResult, Counter>,
     stale: Family<ByKind, Gauge>,
@@ -178,6 +186,7 @@ impl Metrics {
             attempts: Family::default(),
             retries: Family::default(),
             refused: Family::default(),
+            audited: Family::default(),
             mirrored: Family::default(),
             reloads: Family::default(),
             stale: Family::default(),
@@ -234,6 +243,11 @@ impl Metrics {
             "certificates_refused",
             "Certificates refused, by the rule they break",
             self.refused.clone(),
+        );
+        r.register(
+            "policy_audited",
+            "Connections and requests that a policy of `audit` let in and would deny, by reason",
+            self.audited.clone(),
         );
         r.register(
             "mirrored",
@@ -510,6 +524,15 @@ impl Metrics {
                 kind: what.to_owned(),
             })
             .set(i64::from(!good));
+    }
+
+    /// Counts what a service's policy would deny if it were enforced.
+    pub(crate) fn audited(&self, service: &Arc<str>, reason: Reason) {
+        let audited = Audited {
+            destination_service: Arc::clone(service),
+            reason: reason.label(),
+        };
+        self.audited.get_or_create(&audited).inc();
     }
 
     /// Of the documents, those that are refused.

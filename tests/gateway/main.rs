@@ -43,6 +43,7 @@ mod data_tcp;
 mod data_windows;
 mod mesh;
 mod security_access;
+mod security_audit;
 mod security_certificates;
 mod security_files;
 mod security_hello;

@@ -153,6 +153,18 @@ pub struct Policy {
     pub allow: Vec<Rule>,
     /// None of these may match.
     pub deny: Vec<Rule>,
+    /// What becomes of a denial.
+    pub mode: PolicyMode,
+}
+
+/// What becomes of a denial by a [`Policy`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum PolicyMode {
+    /// The caller is refused.
+    #[default]
+    Enforce,
+    /// The caller is let in, and the denial is told.
+    Audit,
 }
 
 /// One authorization rule: every non-empty field must match, by one of its values.

@@ -6,8 +6,8 @@ use serde::Deserialize;
 use super::list::List;
 use super::{
     ActiveSpec, BalanceSpec, ErrorRateSpec, ExportSpec, FailbackSpec, FailoverSpec, HealthSpec,
-    LocalitySpec, MeshRoute, MirrorSpec, PassiveSpec, ProtocolSpec, RetriesSpec, RouteLimitsSpec,
-    RuleSpec, TimeoutsSpec,
+    LocalitySpec, MeshRoute, MirrorSpec, PassiveSpec, PolicySpec, ProtocolSpec, RetriesSpec,
+    RouteLimitsSpec, RuleSpec, TimeoutsSpec,
 };
 use crate::yaml::Placed;
 
@@ -48,6 +48,8 @@ pub(crate) struct MeshDefaults {
     /// As in a `MeshRoute`, beside each route's own.
     #[serde(default)]
     pub deny: List<Placed<RuleSpec>>,
+    /// As in a `MeshRoute`.
+    pub policy: Option<PolicySpec>,
     /// As in a `MeshRoute`.
     #[serde(default)]
     pub export: ExportSpec,
@@ -150,6 +152,7 @@ impl MeshRoute {
             mirror,
             allow,
             deny,
+            policy,
             export,
         } = &defaults;
         self.balance.inherit(balance);
@@ -159,6 +162,7 @@ impl MeshRoute {
         self.timeouts.inherit(timeouts);
         self.retries.inherit(retries);
         self.limits.inherit(limits);
+        self.policy.inherit(policy);
         self.export.inherit(export);
         if !self.mirror.is_written() && mirror.is_written() {
             let others = (mirror.iter()).filter(|mirror| mirror.route.0.id(namespace) != id);

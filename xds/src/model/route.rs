@@ -67,9 +67,22 @@ pub(crate) struct MeshRoute {
     /// Who may not: an entry here wins over `allow`. Default: nothing.
     #[serde(default)]
     pub deny: List<Placed<RuleSpec>>,
+    /// What becomes of a caller whom `allow` and `deny` do not let in. Default `enforce`.
+    pub policy: Option<PolicySpec>,
     /// Which peers may reach it through a mesh listener. Default: none.
     #[serde(default)]
     pub export: ExportSpec,
+}
+
+/// What becomes of a caller whom `allow` and `deny` do not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PolicySpec {
+    /// It is refused.
+    Enforce,
+    /// It is let in; the access log says what would have denied it, and it is counted. For trying
+    /// rules before they hold. `export`, and the `sources` of a listener, hold all the same.
+    Audit,
 }
 
 /// What is inside a connection.

@@ -7,7 +7,8 @@ use zeugma_core::snapshot::{
     ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterIx, Endpoint, EndpointIx,
     EndpointKey, EndpointTls, ErrorRate, Export, Failover, Failure, HostTable, HttpVersion,
     Inbound, Level, Listener, Mirror, Node, PassiveCheck, PathPattern, Peer, PeerIx, Policy,
-    Position, Protocol, Retries, Role, Rule, Service, ServiceIx, Snapshot, Timeouts, TooFew,
+    PolicyMode, Position, Protocol, Retries, Role, Rule, Service, ServiceIx, Snapshot, Timeouts,
+    TooFew,
 };
 
 use super::codec::{Coded, Corrupt, Read, Reader, Writer, coded, coded_enum};
@@ -23,7 +24,7 @@ coded! {
         name, port, ports, hosts, protocol, inbound, outbound, own, policy, export, mirrors,
         position,
     }
-    Policy { allow, deny }
+    Policy { allow, deny, mode }
     Rule { from, via, listeners, sources, methods, paths, position }
     Position { file, line }
     Mirror { route, to, host, share, timeout, body_bytes_max, in_flight_max }
@@ -51,6 +52,7 @@ coded_enum! {
     Protocol { 0 Tcp, 1 Http }
     Inbound { 0 Passthrough, 1 Terminate }
     Export { 0 Nobody, 1 To(peers), 2 AllPeers }
+    PolicyMode { 0 Enforce, 1 Audit }
     PathPattern { 0 Exact(path), 1 Below(prefix) }
     HostPattern { 0 Exact(host), 1 Below(host) }
     Address { 0 Socket(address), 1 Name(host, port) }

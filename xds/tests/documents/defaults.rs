@@ -82,6 +82,7 @@ fn each_field_means_what_it_means_in_a_route() {
         "mirror: [{route: shop/copies, percent: 7%}]",
         "allow: [{listeners: [apps], methods: [GET]}]",
         "deny: [{sources: [10.0.0.0/8]}]",
+        "policy: audit",
         "export: {to: [west]}",
     ] {
         let own_allow = if field.starts_with("allow") {
