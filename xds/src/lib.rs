@@ -217,6 +217,9 @@ impl Sources {
         } = standing;
         let gateway = choose(&model, options, &path)?;
         let source = gateway.source().clone();
+        let domains = (model.domains.iter())
+            .map(|domain| domain.source().clone())
+            .collect();
         let (_, snapshot, findings, resources) = load_one(&model, gateway, options, warnings)?;
         drop(model);
         let made = state::Made {
@@ -224,6 +227,7 @@ impl Sources {
             path,
             fingerprint,
             gateway: source,
+            domains,
             files,
             warnings: &findings,
             refused,
@@ -354,7 +358,7 @@ fn load_one(
         findings.sort();
         return Err(findings);
     }
-    let settings = gateway.settings(&node);
+    let settings = gateway.settings(&node, &model.domains);
     let context = compile::Context {
         model,
         gateway,

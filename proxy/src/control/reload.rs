@@ -97,10 +97,11 @@ impl Files {
                 self.unbound = None;
                 self.fingerprint = None;
             }
-            let credentials = self.reload_credentials(&shared).await;
             if !self.reload_config(&shared, &tell).await {
                 return;
             }
+            // After it: the configuration says where they are.
+            let credentials = self.reload_credentials(&shared).await;
             let reloaded = Reloaded {
                 credentials,
                 by_signal,
@@ -328,6 +329,7 @@ fn watched(mut files: Vec<PathBuf>, svid: &SvidFiles) -> Vec<PathBuf> {
     ]);
     files.extend(svid.crls.clone());
     files.extend(svid.denied.clone());
+    files.extend(svid.domains.iter().map(|(_, bundle)| bundle.clone()));
     files
 }
 
@@ -339,6 +341,7 @@ pub(super) fn svid_files(settings: &GatewaySettings) -> SvidFiles {
         bundles: settings.svid.bundles.clone(),
         crls: settings.svid.crls.clone(),
         denied: settings.svid.denied.clone(),
+        domains: settings.svid.domains.clone(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 pub(crate) mod defaults;
+mod domain;
 mod gateway;
 mod inherit;
 mod list;
@@ -27,6 +28,7 @@ use crate::settings::StateDir;
 use crate::yaml::{self, Placed, Positions};
 
 pub(crate) use defaults::Port;
+pub(crate) use domain::TrustDomainSpec;
 pub(crate) use gateway::*;
 pub(crate) use inherit::MeshDefaults;
 pub(crate) use peer::*;
@@ -35,7 +37,13 @@ use scalar::{Name, Text};
 
 /// The version of the documents this build reads.
 pub(crate) const API_VERSION: &str = "zeugma.dev/v1alpha1";
-const KINDS: [&str; 4] = ["MeshGateway", "MeshPeer", "MeshRoute", "MeshDefaults"];
+const KINDS: [&str; 5] = [
+    "MeshGateway",
+    "MeshPeer",
+    "MeshRoute",
+    "MeshDefaults",
+    "TrustDomain",
+];
 /// The namespace of a document that names none.
 const NAMESPACE_DEFAULT: &str = "default";
 
@@ -130,6 +138,25 @@ struct DefaultsDocument {
 #[derive(Debug, Deserialize, JsonSchema)]
 enum DefaultsKind {
     MeshDefaults,
+}
+
+/// A `TrustDomain` document.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct TrustDomainDocument {
+    #[serde(rename = "apiVersion")]
+    _api_version: ApiVersion,
+    #[serde(rename = "kind")]
+    _kind: TrustDomainKind,
+    /// The trust domain, such as `acme.example`.
+    metadata: Metadata,
+    /// Where its bundle comes from.
+    spec: TrustDomainSpec,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+enum TrustDomainKind {
+    TrustDomain,
 }
 
 /// A document that was read, with the way back to its text.
@@ -280,6 +307,7 @@ pub(crate) struct Model {
     pub peers: Vec<Document<MeshPeer>>,
     pub routes: Vec<Document<MeshRoute>>,
     pub defaults: Vec<Arc<Document<MeshDefaults>>>,
+    pub domains: Vec<Document<TrustDomainSpec>>,
     index: defaults::Index,
 }
 
@@ -339,7 +367,12 @@ impl Model {
                 *again
             }
             // It was read before, so this is never met.
-            Ok(AnyDocument::Gateway(_) | AnyDocument::Peer(_) | AnyDocument::Defaults(_))
+            Ok(
+                AnyDocument::Gateway(_)
+                | AnyDocument::Peer(_)
+                | AnyDocument::Defaults(_)
+                | AnyDocument::TrustDomain(_),
+            )
             | Err(_) => route,
         };
         self.routes = parallel::map(routes, read);
@@ -351,6 +384,7 @@ impl Model {
             AnyDocument::Peer(peer) => self.peers.push(*peer),
             AnyDocument::Route(route) => self.routes.push(*route),
             AnyDocument::Defaults(defaults) => self.defaults.push(Arc::from(defaults)),
+            AnyDocument::TrustDomain(domain) => self.domains.push(*domain),
         }
     }
 
@@ -360,6 +394,7 @@ impl Model {
             .retain(|gateway| !out.contains(&gateway.nth()));
         self.peers.retain(|peer| !out.contains(&peer.nth()));
         self.routes.retain(|route| !out.contains(&route.nth()));
+        self.domains.retain(|domain| !out.contains(&domain.nth()));
         let before = self.defaults.len();
         self.defaults.retain(|one| !out.contains(&one.nth()));
         let has_other_defaults = before != self.defaults.len()
@@ -376,6 +411,7 @@ impl Model {
         self.peers.sort_by_key(Document::stands);
         self.routes.sort_by_key(Document::stands);
         self.defaults.sort_by_key(|one| one.stands());
+        self.domains.sort_by_key(Document::stands);
         self.index();
     }
 }
@@ -387,7 +423,12 @@ impl Model {
         let peers = self.peers.iter().map(|one| one.known_by(Kind::Peer));
         let routes = self.routes.iter().map(|one| one.known_by(Kind::Route));
         let defaults = (self.defaults.iter()).map(|one| one.known_by(Kind::Defaults));
-        gateways.chain(peers).chain(routes).chain(defaults)
+        let domains = (self.domains.iter()).map(|one| one.known_by(Kind::TrustDomain));
+        gateways
+            .chain(peers)
+            .chain(routes)
+            .chain(defaults)
+            .chain(domains)
     }
 
     /// The text of the document of this number.
@@ -404,6 +445,7 @@ pub(crate) enum Kind {
     Peer,
     Route,
     Defaults,
+    TrustDomain,
 }
 
 impl Kind {
@@ -414,12 +456,19 @@ impl Kind {
             Self::Peer => "MeshPeer",
             Self::Route => "MeshRoute",
             Self::Defaults => "MeshDefaults",
+            Self::TrustDomain => "TrustDomain",
         }
     }
 
     /// The kind that is written so.
     pub(crate) fn of(text: &str) -> Option<Self> {
-        let all = [Self::Gateway, Self::Peer, Self::Route, Self::Defaults];
+        let all = [
+            Self::Gateway,
+            Self::Peer,
+            Self::Route,
+            Self::Defaults,
+            Self::TrustDomain,
+        ];
         all.into_iter().find(|kind| kind.as_str() == text)
     }
 
@@ -428,7 +477,7 @@ impl Kind {
         match self {
             Self::Route => written.unwrap_or(NAMESPACE_DEFAULT),
             Self::Defaults => written.unwrap_or_default(),
-            Self::Gateway | Self::Peer => "",
+            Self::Gateway | Self::Peer | Self::TrustDomain => "",
         }
     }
 }
@@ -477,6 +526,7 @@ pub(crate) enum AnyDocument {
     Peer(Box<Document<MeshPeer>>),
     Route(Box<Document<MeshRoute>>),
     Defaults(Box<Document<MeshDefaults>>),
+    TrustDomain(Box<Document<TrustDomainSpec>>),
 }
 
 impl AnyDocument {
@@ -486,6 +536,7 @@ impl AnyDocument {
             Self::Peer(_) => Kind::Peer,
             Self::Route(_) => Kind::Route,
             Self::Defaults(_) => Kind::Defaults,
+            Self::TrustDomain(_) => Kind::TrustDomain,
         }
     }
 
@@ -496,6 +547,7 @@ impl AnyDocument {
             Self::Peer(peer) => (&peer.namespace, &peer.name),
             Self::Route(route) => (&route.namespace, &route.name),
             Self::Defaults(defaults) => (&defaults.namespace, &defaults.name),
+            Self::TrustDomain(domain) => (&domain.namespace, &domain.name),
         };
         DocumentId::new(self.kind(), Some(namespace), name)
     }
@@ -507,6 +559,7 @@ impl AnyDocument {
             Self::Peer(peer) => &peer.source,
             Self::Route(route) => &route.source,
             Self::Defaults(defaults) => &defaults.source,
+            Self::TrustDomain(domain) => &domain.source,
         }
     }
 
@@ -518,6 +571,7 @@ impl AnyDocument {
             Self::Peer(peer) => peer.at(path),
             Self::Route(route) => route.at(path),
             Self::Defaults(defaults) => defaults.at(path),
+            Self::TrustDomain(domain) => domain.at(path),
         }
     }
 
@@ -528,6 +582,7 @@ impl AnyDocument {
             Self::Peer(peer) => peer.is_new = true,
             Self::Route(route) => route.is_new = true,
             Self::Defaults(defaults) => defaults.is_new = true,
+            Self::TrustDomain(domain) => domain.is_new = true,
         }
     }
 
@@ -597,6 +652,12 @@ impl AnyDocument {
                 }
                 Ok(Self::Defaults(Box::new(document)))
             }
+            "TrustDomain" => {
+                let document: TrustDomainDocument = yaml::read(source, &positions)?;
+                let positions = OnceLock::from(positions);
+                let document = wrap(document.metadata, document.spec, source.clone(), positions);
+                Ok(Self::TrustDomain(Box::new(document)))
+            }
             "" => Err(Finding::error(Code::MissingField, "`kind` is missing")
                 .help(format!("it is one of {}", KINDS.join(", ")))
                 .at(key(""))),
@@ -650,6 +711,7 @@ pub(crate) fn schema() -> Value {
         generator.subschema_for::<PeerDocument>(),
         generator.subschema_for::<RouteDocument>(),
         generator.subschema_for::<DefaultsDocument>(),
+        generator.subschema_for::<TrustDomainDocument>(),
     ];
     let definitions = generator.take_definitions(true);
     json!({

@@ -72,6 +72,7 @@ struct Head {
     /// Of every file it was made from.
     fingerprint: u128,
     gateway: Source,
+    domains: Vec<Source>,
     files: Vec<PathBuf>,
     warnings: Vec<Finding>,
     refused: Vec<RefusedDocument>,
@@ -81,7 +82,7 @@ struct Head {
 
 coded! {
     Head {
-        made_by, name, locality, path, fingerprint, gateway, files, warnings, refused, refused_for,
+        made_by, name, locality, path, fingerprint, gateway, domains, files, warnings, refused, refused_for,
         resources,
     }
     Source { file, folder, lines_before, nth, text }
@@ -94,6 +95,7 @@ pub(crate) struct Made<'a> {
     pub(crate) path: PathBuf,
     pub(crate) fingerprint: u128,
     pub(crate) gateway: Source,
+    pub(crate) domains: Vec<Source>,
     pub(crate) files: Vec<PathBuf>,
     pub(crate) warnings: &'a Findings,
     pub(crate) refused: Refused,
@@ -112,6 +114,7 @@ impl LastGood {
             path: made.path,
             fingerprint: made.fingerprint,
             gateway: made.gateway,
+            domains: made.domains,
             files: made.files,
             warnings: made.warnings.iter().cloned().collect(),
             refused_for: made.refused.findings.iter().cloned().collect(),
@@ -230,7 +233,7 @@ impl LastGood {
         }
         snapshot::hold_to_its_promises(&snapshot)?;
         let gateway = Fnv::of(head.gateway.text.as_bytes());
-        let settings = settings(head.gateway, options)
+        let settings = settings(head.gateway, head.domains, options)
             .filter(|settings| *settings.name == *snapshot.node.name)
             .ok_or(LastGoodError::Damaged("its MeshGateway is not one"))?;
         let findings = |list: Vec<Finding>| {
@@ -258,14 +261,21 @@ impl LastGood {
     }
 }
 
-/// The settings that the text of a `MeshGateway` says.
-fn settings(source: Source, options: &NodeOptions) -> Option<GatewaySettings> {
-    let (model, findings) = Model::read(vec![source]);
+/// The settings that the text of a `MeshGateway` says, and those of trust domains.
+fn settings(
+    gateway: Source,
+    domains: Vec<Source>,
+    options: &NodeOptions,
+) -> Option<GatewaySettings> {
+    let sources = std::iter::once(gateway).chain(domains).collect();
+    let (model, findings) = Model::read(sources);
     let [gateway] = model.gateways.as_slice() else {
         return None;
     };
     let node = gateway.node(locality(gateway, options).ok()?);
-    findings.is_empty().then(|| gateway.settings(&node))
+    findings
+        .is_empty()
+        .then(|| gateway.settings(&node, &model.domains))
 }
 
 /// The version of this program and of the format: what is written otherwise is another format.

@@ -12,9 +12,12 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use zeugma_core::identity::TrustDomain;
+
 use super::scalar::{Admin, Size, Text};
 use super::{
     Document, InboundSpec, MeshGateway, MeshPeer, MeshRoute, Model, Port, ProtocolSpec, RoleSpec,
+    TrustDomainSpec,
 };
 use crate::error::{Code, Finding, Findings, suggest};
 
@@ -27,6 +30,9 @@ pub(crate) fn check(model: &Model) -> Findings {
     }
     for peer in &model.peers {
         check_peer(model, peer, &mut findings);
+    }
+    for domain in &model.domains {
+        check_domain(domain, &mut findings);
     }
     peers::told_apart(model, &mut findings);
     route::hosts(model, &mut findings);
@@ -243,6 +249,13 @@ fn duplicates(model: &Model, findings: &mut Findings) {
     );
     twice("MeshRoute", &model.routes, Document::id, name, findings);
     twice(
+        "TrustDomain",
+        &model.domains,
+        |domain| domain.name.clone(),
+        name,
+        findings,
+    );
+    twice(
         "MeshDefaults",
         model.defaults.iter().map(AsRef::as_ref),
         |defaults| match defaults.namespace.as_str() {
@@ -400,6 +413,25 @@ fn one_route(
             path,
             format!("`{id}` passes TLS through by its SNI, which a one-route listener never reads"),
             "write `inbound: terminate` there, or use a workloads listener without `route`",
+        );
+    }
+}
+
+fn check_domain(domain: &Document<TrustDomainSpec>, findings: &mut Findings) {
+    let mut check = Checker::new(domain, findings);
+    if let Err(error) = TrustDomain::parse(&domain.name) {
+        check.value(
+            Code::BadValue,
+            "metadata.name",
+            format!("`{}` is not a trust domain: {error}", domain.name),
+            "write the trust domain, such as `acme.example`",
+        );
+    }
+    if domain.is_written("metadata.namespace") {
+        check.no_effect(
+            "metadata.namespace",
+            "a TrustDomain is of no namespace",
+            "remove it",
         );
     }
 }
