@@ -748,9 +748,12 @@ impl Control {
         self.fleet.reconcile(&snapshot, now);
         self.names.send_replace(resolve::names_of(&snapshot));
         let shares = self.fleet.shares(now);
-        let generation = self.shared.published.load().generation + 1;
+        let before = self.shared.published.load_full();
+        let generation = before.generation + 1;
         self.shared.resources.store(Arc::new(resources));
         self.publish(generation, Arc::clone(&snapshot), shares);
+        // To take ten thousand routes apart takes its time.
+        drop(tokio::task::spawn_blocking(move || drop(before)));
         self.recheck();
         self.shared.metrics.generation(generation);
         tracing::info!(generation, version = %snapshot.version, "configuration applied");

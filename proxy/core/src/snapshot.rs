@@ -667,6 +667,28 @@ fn choose(ports: &[(u16, ServiceIx)], port: Option<u16>) -> Lookup {
 }
 
 impl Snapshot {
+    /// Takes from `before` the clusters that are the same, so that each is kept once, and is seen at
+    /// a glance to be the same.
+    pub fn share(&mut self, before: &Self) {
+        let mut by_name: BTreeMap<&str, &Arc<Cluster>> = BTreeMap::new();
+        for (at, cluster) in self.clusters.iter_mut().enumerate() {
+            let there = before.clusters.get(at);
+            let known = match there.filter(|known| known.name == cluster.name) {
+                Some(known) => Some(known),
+                None => {
+                    if by_name.is_empty() {
+                        let all = before.clusters.iter();
+                        by_name = all.map(|known| (&*known.name, known)).collect();
+                    }
+                    by_name.get(&*cluster.name).copied()
+                }
+            };
+            if let Some(known) = known.filter(|known| *known == cluster) {
+                *cluster = Arc::clone(known);
+            }
+        }
+    }
+
     /// The service at `ix`.
     ///
     /// # Panics

@@ -159,6 +159,7 @@ impl Files {
         let (path, node) = (self.config.clone(), self.node.clone());
         let (good, before) = (self.good.clone(), self.fingerprint);
         let unbound = self.unbound.clone();
+        let serves = shared.published.load_full();
         // Reading a large configuration takes its time: the control thread goes on meanwhile.
         let loading = tokio::task::spawn_blocking(move || {
             let sources = Sources::read(&path)?;
@@ -166,7 +167,8 @@ impl Files {
             if is_same {
                 return Ok(None);
             }
-            let loaded = sources.renew(&node, &good, unbound.as_ref())?;
+            let mut loaded = sources.renew(&node, &good, unbound.as_ref())?;
+            loaded.snapshot.share(&serves.snapshot);
             Ok(Some(loaded))
         });
         match loading.await {
