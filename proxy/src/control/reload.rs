@@ -34,6 +34,42 @@ pub(super) struct Files {
     unbound: Option<Unbound>,
     /// What was last said about files that are refused, so that it is said once.
     said: [Option<String>; 2],
+    reader: Reader,
+}
+
+/// The thread that reads configurations: that takes its time, and the control thread goes on
+/// meanwhile. It is always the same one, so that what it allocates stands where the one before stood.
+struct Reader(std::sync::mpsc::Sender<Box<dyn FnOnce() + Send>>);
+
+impl Reader {
+    fn new() -> Self {
+        let (ask, asked) = std::sync::mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        let thread = std::thread::Builder::new().name("config".to_owned());
+        let started = thread.spawn(move || {
+            while let Ok(task) = asked.recv() {
+                task();
+            }
+        });
+        if let Err(error) = started {
+            tracing::error!(%error, "no thread to read configurations on: changes are not seen");
+        }
+        Self(ask)
+    }
+
+    /// Has the thread do this; an error if it has ended.
+    async fn ask<T: Send + 'static>(
+        &self,
+        task: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, oneshot::error::RecvError> {
+        let (answer, answered) = oneshot::channel();
+        let task = move || {
+            // Nobody waits any more where the process ends.
+            answer.send(task()).ok();
+        };
+        // Where it does not run, the answer is dropped with the task.
+        self.0.send(Box::new(task)).ok();
+        answered.await
+    }
 }
 
 /// A configuration that was loaded.
@@ -75,6 +111,7 @@ impl Files {
             fingerprint: Some(start.fingerprint),
             unbound: None,
             said: [said, None],
+            reader: Reader::new(),
         }
     }
 
@@ -160,8 +197,7 @@ impl Files {
         let (good, before) = (self.good.clone(), self.fingerprint);
         let unbound = self.unbound.clone();
         let serves = shared.published.load_full();
-        // Reading a large configuration takes its time: the control thread goes on meanwhile.
-        let loading = tokio::task::spawn_blocking(move || {
+        let loading = self.reader.ask(move || {
             let sources = Sources::read(&path)?;
             let is_same = before == Some(sources.fingerprint()) && unbound.is_none();
             if is_same {
