@@ -8,3 +8,7 @@ pub(crate) const FINDINGS: u8 = 2;
 pub(crate) const USAGE: u8 = 64;
 /// Bad configuration or data.
 pub(crate) const DATA: u8 = 65;
+/// The other side does not answer.
+pub(crate) const UNAVAILABLE: u8 = 69;
+/// The other side does not let us.
+pub(crate) const DENIED: u8 = 77;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use zeugma_ca::authority::AuthorityError;
 use zeugma_ca::files::{self, Access, FileError};
-use zeugma_ca::keys::KeyError;
+use zeugma_ca::keys::{KeyError, Passphrase};
 use zeugma_ca::{Authority, LeafRequest, SubjectKey};
 use zeugma_core::identity::{IdentityError, SpiffeId, TrustDomain};
 use zeugma_core::locality::Locality;
@@ -129,6 +129,7 @@ fn init(args: &InitArgs) -> Result<ExitCode, InitError> {
         introduce(args, folder, peer, &cluster, &bundle)?;
     }
     keep(&args.dir.join("hello.yaml"), &cluster.hello_yaml())?;
+    make_token(&args.dir)?;
     write_cluster(&args.dir, &cluster)?;
     // Last, so that an `init` that was cut short can be run again.
     files::write_atomically(
@@ -184,6 +185,17 @@ fn authority(args: &InitArgs) -> Result<Authority, InitError> {
         Ok(_) | Err(AuthorityError::DomainExists(_)) => Ok(authority),
         Err(error) => Err(error.into()),
     }
+}
+
+/// The token of the admin interface, unless one is there.
+fn make_token(dir: &Path) -> Result<(), InitError> {
+    let path = dir.join("admin.token");
+    if path.exists() {
+        return Ok(());
+    }
+    // 256 bits, as a passphrase of keys is.
+    drop(Passphrase::generate(&path)?);
+    Ok(())
 }
 
 fn issue_gateway(

@@ -1,15 +1,24 @@
 //! The `zeugma` command: reads what was typed, calls a crate, prints.
 
+mod admin;
+mod bug_report;
 mod ca;
+mod check;
+mod completion;
 mod config;
 mod demo;
 mod exit;
 mod gateway;
+mod get;
 mod init;
+mod levers;
+mod status;
+mod table;
+mod top;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// An east-west gateway for service meshes: SPIFFE mTLS between clusters, its own CA, and failover
 /// that is always armed.
@@ -36,6 +45,22 @@ enum Command {
     /// Check a configuration, or print its schema
     #[command(subcommand)]
     Config(config::Command),
+    /// Where a running gateway sends traffic now, and why
+    Status(status::StatusArgs),
+    /// One kind of what a running gateway knows, as a table
+    Get(get::GetArgs),
+    /// Whether a running gateway can do what it is configured to do: its identity, each peer from TCP
+    /// to who answers; exit 2 where something fails
+    Check(check::CheckArgs),
+    /// What each route of a running gateway carries now: live on a terminal, else one table
+    Top(top::TopArgs),
+    /// Drain a running gateway, as SIGTERM does: not ready, still accepting for `drain.delay`, then no
+    /// new work
+    Drain(levers::DrainArgs),
+    /// Write what somebody else needs to understand a running gateway into one file, without secrets
+    BugReport(bug_report::BugReportArgs),
+    /// Completions for shells, and manual pages
+    Completion(completion::CompletionArgs),
 }
 
 fn main() -> ExitCode {
@@ -57,5 +82,12 @@ fn main() -> ExitCode {
         Command::Demo(command) => demo::run(command),
         Command::Gateway(arguments) => gateway::run(arguments),
         Command::Config(command) => config::run(command),
+        Command::Status(args) => status::run(&args),
+        Command::Get(args) => get::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Top(args) => top::run(&args),
+        Command::Drain(args) => levers::drain(&args),
+        Command::BugReport(args) => bug_report::run(&args),
+        Command::Completion(args) => completion::run(&args, Cli::command()),
     }
 }

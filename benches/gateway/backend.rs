@@ -14,10 +14,15 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::pki::Svid;
 use crate::tls;
-use crate::wire::{Command, Stream, answer, at, check_bulk, send_bulk};
+use crate::wire::{Command, Stream, answer, at, check_bulk, check_bulk2, send_bulk, send_bulk2};
 
 /// The bytes of the answer to a request.
 pub(crate) const BODY: usize = 1024;
+
+/// What begins a path that answers with as many bytes as follow.
+pub(crate) const DOWN: &str = "/down/";
+/// What begins a path that takes as many bytes as follow.
+pub(crate) const UP: &str = "/up/";
 
 /// Where the backend listens.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -82,15 +87,7 @@ async fn accept(listener: TcpListener, speaks: Speaks) {
     loop {
         match listener.accept().await {
             Ok((tcp, _)) => {
-                let speaks = speaks.clone();
-                tokio::spawn(async move {
-                    // A caller sees by itself that its answer is missing; this says why.
-                    if let Err(error) = serve(tcp, speaks).await
-                        && !is_reset(&error)
-                    {
-                        eprintln!("backend: {error:#}");
-                    }
-                });
+                tokio::spawn(told(serve(tcp, speaks.clone())));
             }
             Err(error) => {
                 eprintln!("backend: accept: {error}");
@@ -211,24 +208,54 @@ pub(crate) fn head_end(bytes: &[u8]) -> Option<usize> {
 async fn http2(tcp: TcpStream) -> Result<()> {
     let mut connection = h2::server::Builder::new()
         .max_concurrent_streams(1024)
+        .initial_window_size(1 << 20)
         .initial_connection_window_size(1 << 24)
         .handshake::<_, Bytes>(tcp)
         .await?;
-    let body = Bytes::from_static(at(0, BODY));
     while let Some(next) = connection.accept().await {
         // How a proxy leaves a connection is its own affair; its caller checks the answers.
         let Ok((request, mut respond)) = next else {
             return Ok(());
         };
-        ensure!(request.method() == http::Method::GET, "no GET");
-        let head = http::Response::builder()
-            .header("content-type", "application/octet-stream")
-            .header("content-length", BODY)
-            .body(())
-            .context("a response")?;
-        respond
-            .send_response(head, false)?
-            .send_data(body.clone(), true)?;
+        let path = request.uri().path();
+        if let Some(bytes) = path.strip_prefix(DOWN) {
+            let bytes = bytes.parse()?;
+            let stream = respond.send_response(head(bytes)?, false)?;
+            tokio::spawn(told(send_bulk2(stream, bytes)));
+        } else if let Some(bytes) = path.strip_prefix(UP) {
+            let bytes = bytes.parse()?;
+            tokio::spawn(told(async move {
+                check_bulk2(request.into_body(), bytes).await?;
+                answer2(respond)
+            }));
+        } else {
+            ensure!(request.method() == http::Method::GET, "no GET");
+            answer2(respond)?;
+        }
     }
     Ok(())
+}
+
+fn answer2(mut respond: h2::server::SendResponse<Bytes>) -> Result<()> {
+    respond
+        .send_response(head(BODY as u64)?, false)?
+        .send_data(Bytes::from_static(at(0, BODY)), true)?;
+    Ok(())
+}
+
+fn head(bytes: u64) -> Result<http::Response<()>> {
+    http::Response::builder()
+        .header("content-type", "application/octet-stream")
+        .header("content-length", bytes)
+        .body(())
+        .context("a response")
+}
+
+/// Says on standard error what a caller sees as an answer that is missing.
+async fn told(work: impl Future<Output = Result<()>>) {
+    if let Err(error) = work.await
+        && !is_reset(&error)
+    {
+        eprintln!("backend: {error:#}");
+    }
 }

@@ -17,9 +17,12 @@ use tokio::net::TcpStream;
 use tokio::task::{JoinSet, LocalSet};
 use tokio_rustls::TlsConnector;
 
-use crate::backend::{BODY, head_end};
+use crate::backend::{BODY, DOWN, UP, head_end};
 use crate::tls::{Caller, hello_config};
-use crate::wire::{Command, Hello, Stream, at, check_bulk, expect_answer, expect_end, send_bulk};
+use crate::wire::{
+    Command, Hello, Stream, at, check_bulk, check_bulk2, expect_answer, expect_end, send_bulk,
+    send_bulk2,
+};
 
 /// The most that one sample may take; a proxy that answers nothing ends the run.
 const SAMPLE_WITHIN: Duration = Duration::from_secs(120);
@@ -70,6 +73,8 @@ pub(crate) enum Job {
         connections: u64,
         streams: u64,
     },
+    /// `bytes` over one HTTP/2 stream.
+    Http2Bulk { bytes: u64, way: Way },
     /// HTTP/1.1 requests at fixed times, whether or not those before them were answered in time.
     Rate {
         per_second: u64,
@@ -155,7 +160,11 @@ impl Generator {
         let handshakes = match load.job {
             Job::Connections { count, .. } | Job::Idle { count } => count,
             Job::Bulk { streams, .. } => streams,
-            Job::PingPong { .. } | Job::Http1 { .. } | Job::Http2 { .. } | Job::Rate { .. } => 1,
+            Job::PingPong { .. }
+            | Job::Http1 { .. }
+            | Job::Http2 { .. }
+            | Job::Http2Bulk { .. }
+            | Job::Rate { .. } => 1,
         };
         let tls = match &load.opening {
             Opening::Tls(caller) => Some(caller.config(usize::try_from(handshakes)?, &[])?),
@@ -186,6 +195,7 @@ impl Generator {
                 connections,
                 streams,
             } => self.http2(count, connections, streams).await?,
+            Job::Http2Bulk { bytes, way } => self.http2_bulk(bytes, way).await?,
             Job::Rate { .. } => bail!("a rate needs threads"),
         }
         Ok(held)
@@ -324,18 +334,7 @@ impl Generator {
     async fn http2(self: &Rc<Self>, count: u64, connections: u64, streams: u64) -> Result<()> {
         let mut senders = Vec::new();
         for _ in 0..connections {
-            let (sender, connection) = h2::client::Builder::new()
-                .initial_window_size(1 << 20)
-                .initial_connection_window_size(1 << 24)
-                .handshake::<_, Bytes>(self.tcp().await?)
-                .await?;
-            tokio::task::spawn_local(async move {
-                if let Err(error) = connection.await {
-                    eprintln!("load: {error}");
-                }
-            });
-            let sender = request2(sender, &self.load.name).await?;
-            senders.push(sender);
+            senders.push(self.open2().await?);
         }
         let start = ready()?;
         let mut tasks = JoinSet::new();
@@ -354,6 +353,47 @@ impl Generator {
         all(tasks).await?;
         tell(&Done::of((each * connections * streams) as f64, start))
     }
+
+    async fn http2_bulk(self: &Rc<Self>, bytes: u64, way: Way) -> Result<()> {
+        let sender = self.open2().await?;
+        let start = ready()?;
+        let name = &self.load.name;
+        match way {
+            Way::Down => {
+                let request = http::Request::get(format!("http://{name}{DOWN}{bytes}"));
+                let (response, _) = sender
+                    .ready()
+                    .await?
+                    .send_request(request.body(())?, true)?;
+                check_body2(response, bytes).await?;
+            }
+            Way::Up => {
+                let request = http::Request::post(format!("http://{name}{UP}{bytes}"));
+                let (response, stream) = sender
+                    .ready()
+                    .await?
+                    .send_request(request.body(())?, false)?;
+                send_bulk2(stream, bytes).await?;
+                check_body2(response, BODY as u64).await?;
+            }
+        }
+        tell(&Done::of(bytes as f64 / f64::from(1 << 20), start))
+    }
+
+    /// An HTTP/2 connection that has answered once.
+    async fn open2(&self) -> Result<h2::client::SendRequest<Bytes>> {
+        let (sender, connection) = h2::client::Builder::new()
+            .initial_window_size(1 << 20)
+            .initial_connection_window_size(1 << 24)
+            .handshake::<_, Bytes>(self.tcp().await?)
+            .await?;
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                eprintln!("load: {error}");
+            }
+        });
+        request2(sender, &self.load.name).await
+    }
 }
 
 async fn all(mut tasks: JoinSet<Result<()>>) -> Result<()> {
@@ -371,18 +411,14 @@ async fn request2(
     let mut sender = sender.ready().await?;
     let request = http::Request::get(format!("http://{name}/item")).body(())?;
     let (response, _) = sender.send_request(request, true)?;
+    check_body2(response, BODY as u64).await?;
+    Ok(sender)
+}
+
+async fn check_body2(response: h2::client::ResponseFuture, bytes: u64) -> Result<()> {
     let response = response.await?;
     ensure!(response.status() == 200, "status {}", response.status());
-    let mut body = response.into_body();
-    let mut read = 0;
-    while let Some(data) = body.data().await {
-        let data = data?;
-        ensure!(*data == *at(read, data.len()), "a wrong body");
-        read += data.len() as u64;
-        body.flow_control().release_capacity(data.len())?;
-    }
-    ensure!(read == BODY as u64, "a body of {read} bytes");
-    Ok(sender)
+    check_bulk2(response.into_body(), bytes).await
 }
 
 /// A kept-alive HTTP/1.1 connection.

@@ -1,7 +1,8 @@
 //! Measures the gateway beside Envoy, HAProxy and nginx, in one run on one machine.
 //!
 //! `cargo bench --bench gateway -- --quick` looks; `cargo bench --bench gateway` measures everything
-//! and writes `benches/RESULTS.json` and, from it, `benches/RESULTS.md`.
+//! and writes `benches/RESULTS.json` and, from it, `benches/RESULTS.md`. With `--only` it measures
+//! some of it and replaces their rows there: each row says which run it is of.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -14,30 +15,36 @@
 )]
 
 mod backend;
+mod facts;
 mod load;
+#[path = "../../tests/support/long_way.rs"]
+mod long_way;
+#[path = "../support/machine.rs"]
+mod machine;
 mod measure;
 #[path = "../../tests/support/peers.rs"]
 #[expect(dead_code, reason = "the tests' peers are more than ours")]
 mod peers;
 mod pki;
 mod proxies;
+mod relay;
 mod report;
+mod results;
 mod run;
+mod spread;
 mod tls;
 mod wire;
 mod workloads;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use clap::Parser;
 
-use proxies::Peer;
-use report::{Machine, Measured, Program, Results, Settings};
+use results::{Failure, Measured, Metric, Peer, Results, Run, Settings};
 use run::{Bench, Contestant, Effort};
-use workloads::{Metric, Workload};
+use workloads::Workload;
 
 /// Open files that a proxy needs for 5,000 connections: two for each, and HAProxy wants those of
 /// `maxconn` when it starts.
@@ -63,7 +70,8 @@ struct Arguments {
     /// Measures every proxy twice and fails if it does not agree with itself
     #[arg(long)]
     self_check: bool,
-    /// Where the JSON goes, and the table beside it; benches/RESULTS.json if everything is measured
+    /// Where the rows go, in place of those of the same workloads, and the table beside it;
+    /// benches/RESULTS.json unless `--quick` or `--peers` is there
     #[arg(long)]
     out: Option<PathBuf>,
     /// Writes the table of a JSON of before, and measures nothing
@@ -100,6 +108,8 @@ fn main() -> Result<()> {
 fn measure(arguments: &Arguments) -> Result<()> {
     let begin = Instant::now();
     let chosen = choose(&arguments.only)?;
+    // Before anything is measured: what cannot be read cannot be kept.
+    let kept = kept(arguments)?;
     let wanted = match arguments.peers.as_slice() {
         [] => Peer::ALL.to_vec(),
         names => names
@@ -118,40 +128,38 @@ fn measure(arguments: &Arguments) -> Result<()> {
     let folder =
         Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
-    let mut machine = Machine::here()?;
     let bench = Bench::start(&folder, &wanted)?;
-    let programs = bench
-        .site
-        .programs
-        .iter()
-        .map(|(peer, path)| Ok((*peer, Program::of(*peer, path, &folder)?)))
-        .collect::<Result<BTreeMap<_, _>>>()?;
-    let contestants = contestants(programs.keys().copied(), arguments.self_check);
+    let settings = Settings {
+        repetitions: effort.repetitions,
+        quick: effort.quick,
+        seconds: 0,
+    };
+    let mut run = Run::begin(settings, &bench.site.programs, &folder)?;
+    let contestants = contestants(run.programs.keys().copied(), arguments.self_check);
     let mut measured = Vec::new();
     let mut failures = Vec::new();
     for workload in &chosen {
         let since = Instant::now();
         // A wrong answer fails the run, but not before the rest of it is known.
-        let one = match bench.measure(workload, &contestants, effort) {
+        let one = match bench.measure(&run.id, workload, &contestants, effort) {
             Ok(one) => one,
             Err(error) => {
                 println!("{:38} FAILED: {error:#}", workload.name);
-                failures.push(format!("{}: {error:#}", workload.name));
+                failures.push(Failure {
+                    workload: workload.name.to_owned(),
+                    run: run.id.clone(),
+                    error: format!("{error:#}"),
+                });
                 continue;
             }
         };
         say(&one, since.elapsed());
         measured.push(one);
     }
-    machine.ended()?;
+    run.machine.ended()?;
+    run.settings.seconds = begin.elapsed().as_secs();
     let results = Results {
-        machine,
-        programs,
-        settings: Settings {
-            repetitions: effort.repetitions,
-            quick: effort.quick,
-            seconds: begin.elapsed().as_secs(),
-        },
+        runs: vec![run],
         workloads: measured,
         failures,
     };
@@ -163,19 +171,35 @@ fn measure(arguments: &Arguments) -> Result<()> {
     if arguments.self_check {
         return agrees(&results);
     }
-    let everything = arguments.only.is_empty() && arguments.peers.is_empty() && !effort.quick;
-    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/RESULTS.json");
-    match &arguments.out {
-        Some(path) => results.write(path)?,
-        None if everything => results.write(&default())?,
-        None => {}
+    let failed = !results.failures.is_empty();
+    if let Some((path, kept)) = kept {
+        let names: Vec<_> = workloads::all().iter().map(|one| one.name).collect();
+        kept.with(results, &names).write(&path)?;
     }
     ensure!(
-        results.failures.is_empty(),
+        !failed,
         "not everything was measured; the logs are in {}",
         folder.display()
     );
     Ok(())
+}
+
+/// Where the rows go, and what is kept there.
+fn kept(arguments: &Arguments) -> Result<Option<(PathBuf, Results)>> {
+    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/RESULTS.json");
+    // What is to be quoted is measured in full, and beside everyone.
+    let quotable = arguments.peers.is_empty() && !arguments.quick && !arguments.self_check;
+    let path = match &arguments.out {
+        Some(path) => path.clone(),
+        None if quotable => default(),
+        None => return Ok(None),
+    };
+    let results = if path.exists() {
+        Results::read(&path)?
+    } else {
+        Results::default()
+    };
+    Ok(Some((path, results)))
 }
 
 /// Shows that the run goes on, and how.

@@ -14,7 +14,7 @@ const QUIET_NS: u64 = 100_000;
 /// How long to wait for quiet; what is not over by then is counted as far as it has come.
 const QUIET_WITHIN: Duration = Duration::from_secs(2);
 
-/// The CPU time of every thread of a process tree.
+/// The CPU time of every thread of some process trees.
 #[derive(Debug, Clone)]
 pub(crate) struct Cpu {
     threads: BTreeMap<(u32, u32), u64>,
@@ -22,9 +22,9 @@ pub(crate) struct Cpu {
 
 impl Cpu {
     /// Reads the first field of `/proc/<pid>/task/*/schedstat`: nanoseconds on a CPU.
-    pub(crate) fn of(root: u32) -> Result<Self> {
+    pub(crate) fn of(roots: &[u32]) -> Result<Self> {
         let mut threads = BTreeMap::new();
-        for pid in tree(root) {
+        for pid in roots.iter().flat_map(|root| tree(*root)) {
             for tid in numbers(&format!("/proc/{pid}/task")) {
                 // A thread that has just ended is not there to be read; `since` notices.
                 let Ok(text) = fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat"))
@@ -39,18 +39,18 @@ impl Cpu {
             }
         }
         if threads.is_empty() {
-            bail!("process {root} is not running");
+            bail!("no process of {roots:?} is running");
         }
         Ok(Self { threads })
     }
 
-    /// Reads again and again until the tree has come to rest.
-    pub(crate) fn at_rest(root: u32) -> Result<Self> {
+    /// Reads again and again until all of it has come to rest.
+    pub(crate) fn at_rest(roots: &[u32]) -> Result<Self> {
         let until = Instant::now() + QUIET_WITHIN;
-        let mut last = Self::of(root)?;
+        let mut last = Self::of(roots)?;
         loop {
             thread::sleep(QUIET_STEP);
-            let next = Self::of(root)?;
+            let next = Self::of(roots)?;
             let moved = next.total().saturating_sub(last.total());
             if moved < QUIET_NS || Instant::now() > until {
                 return Ok(next);
@@ -130,44 +130,4 @@ fn numbers(folder: &str) -> Vec<u32> {
     entries
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .collect()
-}
-
-/// The middle of some values, and how far they lie from it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Spread {
-    /// The median.
-    pub(crate) median: f64,
-    /// The median of the distances to it.
-    pub(crate) deviation: f64,
-}
-
-impl Spread {
-    /// Of at least one value.
-    pub(crate) fn of(values: &[f64]) -> Option<Self> {
-        let median = middle(values.to_vec())?;
-        let distances = values.iter().map(|value| (value - median).abs()).collect();
-        Some(Self {
-            median,
-            deviation: middle(distances)?,
-        })
-    }
-
-    /// The deviation as a share of the median.
-    pub(crate) fn relative(&self) -> f64 {
-        if self.median == 0.0 {
-            0.0
-        } else {
-            self.deviation / self.median
-        }
-    }
-}
-
-fn middle(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    let upper = *values.get(values.len() / 2)?;
-    if values.len() % 2 == 1 {
-        return Some(upper);
-    }
-    let lower = *values.get((values.len() / 2).checked_sub(1)?)?;
-    Some(f64::midpoint(lower, upper))
 }

@@ -1,191 +1,13 @@
-//! The figures: kept as JSON, and shown as a table made from that JSON.
+//! The report: a table made from what is kept.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::fs;
-use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use anyhow::Result;
 
-use crate::measure::Spread;
-use crate::proxies::{Peer, version};
-use crate::workloads::{Goal, Metric};
-
-/// What one sample says.
-pub(crate) type Sample = BTreeMap<Metric, f64>;
-
-/// A run.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Results {
-    pub(crate) machine: Machine,
-    pub(crate) programs: BTreeMap<Peer, Program>,
-    pub(crate) settings: Settings,
-    pub(crate) workloads: Vec<Measured>,
-    /// What was not measured, and why.
-    pub(crate) failures: Vec<String>,
-}
-
-/// Where it ran.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Machine {
-    date: String,
-    cpu: String,
-    cores: usize,
-    kernel: String,
-    memory: String,
-    /// `/proc/loadavg` when it began and when it ended: what else ran.
-    load: Vec<String>,
-}
-
-/// What ran.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Program {
-    version: String,
-    bytes: u64,
-    /// Without symbols; `None` where `strip` is missing.
-    stripped_bytes: Option<u64>,
-}
-
-/// How it ran.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Settings {
-    pub(crate) repetitions: usize,
-    pub(crate) quick: bool,
-    pub(crate) seconds: u64,
-}
-
-/// The samples of a workload.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Measured {
-    pub(crate) name: String,
-    pub(crate) title: String,
-    pub(crate) goals: Vec<Goal>,
-    /// By who took part.
-    pub(crate) samples: BTreeMap<String, Vec<Sample>>,
-}
-
-impl Measured {
-    /// What one of them reached.
-    pub(crate) fn spread(&self, label: &str, metric: Metric) -> Option<Spread> {
-        let values: Vec<f64> = self
-            .samples
-            .get(label)?
-            .iter()
-            .filter_map(|sample| sample.get(&metric).copied())
-            .collect();
-        Spread::of(&values)
-    }
-
-    fn metrics(&self) -> BTreeSet<Metric> {
-        let samples = self.samples.values().flatten();
-        samples.flat_map(|sample| sample.keys().copied()).collect()
-    }
-}
-
-impl Machine {
-    /// This one, now.
-    pub(crate) fn here() -> Result<Self> {
-        let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
-        let meminfo = fs::read_to_string("/proc/meminfo")?;
-        let field = |text: &str, name: &str| -> String {
-            text.lines()
-                .find_map(|line| line.strip_prefix(name)?.split_once(':'))
-                .map(|(_, value)| value.trim().to_owned())
-                .unwrap_or_default()
-        };
-        Ok(Self {
-            date: OffsetDateTime::now_utc().format(&Rfc3339)?,
-            cpu: field(&cpuinfo, "model name"),
-            cores: cpuinfo
-                .lines()
-                .filter(|line| line.starts_with("processor"))
-                .count(),
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
-                .trim()
-                .to_owned(),
-            memory: field(&meminfo, "MemTotal"),
-            load: vec![Self::load_now()?],
-        })
-    }
-
-    /// Notes how busy the machine is at the end.
-    pub(crate) fn ended(&mut self) -> Result<()> {
-        self.load.push(Self::load_now()?);
-        Ok(())
-    }
-
-    fn load_now() -> Result<String> {
-        let text = fs::read_to_string("/proc/loadavg")?;
-        Ok(text.trim().to_owned())
-    }
-}
-
-impl Program {
-    /// What is to be said of one.
-    pub(crate) fn of(peer: Peer, path: &Path, folder: &Path) -> Result<Self> {
-        let stripped = folder.join(format!("{}.stripped", peer.name()));
-        let output = Command::new("strip")
-            .arg("-o")
-            .arg(&stripped)
-            .arg(path)
-            .output();
-        let stripped_bytes = match output {
-            Ok(output) if output.status.success() => Some(fs::metadata(&stripped)?.len()),
-            _ => None,
-        };
-        Ok(Self {
-            version: version(peer, path)?,
-            bytes: fs::metadata(path)?.len(),
-            stripped_bytes,
-        })
-    }
-}
-
-impl Metric {
-    const fn unit(self) -> &'static str {
-        match self {
-            Self::CpuNs => "CPU µs",
-            Self::CpuMs => "CPU ms",
-            Self::WallMs => "ms",
-            Self::P50Us => "p50 µs",
-            Self::P99Us => "p99 µs",
-            Self::PssBytes => "PSS kB",
-            Self::PssMib => "PSS MiB",
-        }
-    }
-
-    /// A figure in [`unit`](Self::unit)s.
-    fn scaled(self, value: f64) -> f64 {
-        match self {
-            Self::CpuNs | Self::PssBytes => value / 1e3,
-            Self::CpuMs | Self::WallMs | Self::P50Us | Self::P99Us | Self::PssMib => value,
-        }
-    }
-}
+use crate::results::{Goal, Mark, Measured, Metric, Peer, Program, Results, Run, Settings};
 
 impl Results {
-    /// Reads one that was kept.
-    pub(crate) fn read(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        Ok(serde_json::from_str(&text)?)
-    }
-
-    /// Keeps it as JSON, and its table beside it.
-    pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        let mut json = serde_json::to_string(self)?;
-        // One sample set a line: a diff of two runs can be read.
-        for mark in ["{\"name\":", "\"samples\":"] {
-            json = json.replace(mark, &format!("\n{mark}"));
-        }
-        fs::write(path, json + "\n")?;
-        fs::write(path.with_extension("md"), self.table()?)?;
-        Ok(())
-    }
-
     /// The report.
     pub(crate) fn table(&self) -> Result<String> {
         let mut out = String::new();
@@ -209,51 +31,28 @@ impl Results {
     }
 
     fn head(&self, out: &mut String) -> Result<()> {
-        let Machine {
-            date,
-            cpu,
-            cores,
-            kernel,
-            memory,
-            load,
-        } = &self.machine;
-        write!(
-            out,
-            "# The gateway beside its peers\n\n\
-             Written by `cargo bench --bench gateway` from `RESULTS.json`; do not edit.\n\n\
-             - {date}, {cpu}, {cores} cores, {memory} memory, Linux {kernel}; load average before \
-             and after: {}\n",
-            load.join("; ")
-        )?;
-        for (peer, program) in &self.programs {
-            let size = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
-            writeln!(
-                out,
-                "- {}: `{}`; the program's file is {}, stripped {}",
-                peer.name(),
-                program.version,
-                size(program.bytes),
-                program
-                    .stripped_bytes
-                    .map_or_else(|| "unknown".to_owned(), size)
-            )?;
-        }
-        let Settings {
-            repetitions,
-            quick,
-            seconds,
-        } = self.settings;
         writeln!(
             out,
-            "- {repetitions} repetitions{}, interleaved, after one that is not kept (up to 3 of idle \
-             memory and starts); {seconds} s in all",
-            if quick {
-                " of a quick run: too few and too short to be quoted"
-            } else {
-                ""
+            "# The gateway beside its peers\n\n\
+             Written by `cargo bench --bench gateway` from `RESULTS.json`; do not edit. {}\n",
+            match self.runs.len() {
+                0 | 1 => "All rows are of one run:".to_owned(),
+                several => format!(
+                    "The rows are of {several} runs; each row is of the one that its column \"run\" \
+                     names, and only figures of one run are compared:"
+                ),
             }
         )?;
+        for (at, run) in self.runs.iter().enumerate() {
+            run.tell(at + 1, out)?;
+        }
         Ok(())
+    }
+
+    /// What a row says its run is: its place among those in the head.
+    fn run_number(&self, id: &str) -> String {
+        let at = self.runs.iter().position(|run| run.id == id);
+        at.map_or_else(|| "unknown".to_owned(), |at| (at + 1).to_string())
     }
 
     fn labels(&self) -> Vec<String> {
@@ -282,11 +81,11 @@ impl Results {
         for label in &others {
             write!(out, " to {label} |")?;
         }
-        write!(out, " goal | |\n|---|---|")?;
+        write!(out, " goal | | run | samples |\n|---|---|")?;
         for _ in 0..labels.len() + others.len() {
             write!(out, "--:|")?;
         }
-        writeln!(out, "---|---|")?;
+        writeln!(out, "---|---|--:|--:|")?;
         for (one, metric) in rows {
             write!(out, "| {} | {} |", one.title, metric.unit())?;
             for label in &labels {
@@ -311,7 +110,8 @@ impl Results {
             }
             let goal = one.goals.iter().find(|goal| goal.metric == *metric);
             let (text, met) = goal.map_or_else(Default::default, |goal| judge(one, goal));
-            writeln!(out, " {text} | {met} |")?;
+            let run = self.run_number(&one.run);
+            writeln!(out, " {text} | {met} | {run} | {} |", one.count())?;
         }
         Ok(())
     }
@@ -319,19 +119,94 @@ impl Results {
     fn foot(&self, out: &mut String) -> Result<()> {
         for failure in &self.failures {
             // Of a chain of causes and logs, the first line.
-            let first = failure.lines().next().unwrap_or_default();
-            writeln!(out, "\n**Failed:** {first}")?;
+            let first = failure.error.lines().next().unwrap_or_default();
+            let run = self.run_number(&failure.run);
+            writeln!(
+                out,
+                "\n**Failed** in run {run}: {}: {first}",
+                failure.workload
+            )?;
         }
         out.push_str(HOW);
+        Ok(())
+    }
+}
+
+impl Run {
+    fn tell(&self, number: usize, out: &mut String) -> Result<()> {
+        let Settings {
+            repetitions,
+            quick,
+            seconds,
+        } = self.settings;
+        let how = if quick {
+            " of a quick run: too few and too short to be quoted"
+        } else {
+            ""
+        };
+        writeln!(
+            out,
+            "- run {number}: {}, commit {}; {repetitions} repetitions{how}, interleaved, after one \
+             that is not kept; {seconds} s in all\n  \
+             - {}",
+            self.id, self.commit, self.machine
+        )?;
+        for (peer, program) in &self.programs {
+            program.tell(*peer, out)?;
+        }
         let missing: Vec<_> = Peer::ALL
             .iter()
             .filter(|peer| !self.programs.contains_key(peer))
             .map(|peer| peer.name())
             .collect();
         if !missing.is_empty() {
-            writeln!(out, "\nNot measured: {}.", missing.join(", "))?;
+            writeln!(out, "  - not measured: {}", missing.join(", "))?;
         }
         Ok(())
+    }
+}
+
+impl Program {
+    fn tell(&self, peer: Peer, out: &mut String) -> Result<()> {
+        let size = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+        writeln!(
+            out,
+            "  - {}: `{}`; the program's file is {}, stripped {}",
+            peer.name(),
+            self.version,
+            size(self.bytes),
+            self.stripped_bytes
+                .map_or_else(|| "unknown".to_owned(), size)
+        )?;
+        Ok(())
+    }
+}
+
+impl Metric {
+    const fn unit(self) -> &'static str {
+        match self {
+            Self::CpuNs => "CPU µs",
+            Self::CpuMs => "CPU ms",
+            Self::StreamMbPerS => "MB/s a stream",
+            Self::WallMs => "ms",
+            Self::P50Us => "p50 µs",
+            Self::P99Us => "p99 µs",
+            Self::PssBytes => "PSS kB",
+            Self::PssMib => "PSS MiB",
+        }
+    }
+
+    /// A figure in [`unit`](Self::unit)s.
+    fn scaled(self, value: f64) -> f64 {
+        match self {
+            Self::CpuNs | Self::PssBytes => value / 1e3,
+            Self::CpuMs
+            | Self::StreamMbPerS
+            | Self::WallMs
+            | Self::P50Us
+            | Self::P99Us
+            | Self::PssMib => value,
+        }
     }
 }
 
@@ -342,32 +217,37 @@ fn is_judged(one: &Measured, metric: Metric) -> bool {
             Metric::CpuNs | Metric::CpuMs | Metric::PssBytes => true,
             // Where memory for one connection is told, the sum is a remark.
             Metric::PssMib => !one.metrics().contains(&Metric::PssBytes),
-            Metric::WallMs | Metric::P50Us | Metric::P99Us => false,
+            Metric::StreamMbPerS | Metric::WallMs | Metric::P50Us | Metric::P99Us => false,
         }
 }
 
 /// A goal in words, and whether it is reached.
 fn judge(one: &Measured, goal: &Goal) -> (String, &'static str) {
-    let ours = one.spread(Peer::Zeugma.name(), goal.metric);
-    let (text, reached) = match goal.against {
+    let (sign, mark) = match goal.mark {
+        Mark::AtMost(mark) => ("≤", mark),
+        Mark::AtLeast(mark) => ("≥", mark),
+    };
+    let (text, limit) = match goal.against {
         Some(peer) => (
-            format!("≤ {:.2} × {}", goal.at_most, peer.name()),
-            ours.zip(one.spread(peer.name(), goal.metric))
-                .map(|(ours, theirs)| ours.median <= goal.at_most * theirs.median),
+            format!("{sign} {mark:.2} × {}", peer.name()),
+            one.spread(peer.name(), goal.metric)
+                .map(|theirs| mark * theirs.median),
         ),
         None => (
             format!(
-                "≤ {} {}",
-                figure(goal.metric.scaled(goal.at_most)),
+                "{sign} {} {}",
+                figure(goal.metric.scaled(mark)),
                 goal.metric.unit()
             ),
-            ours.map(|ours| ours.median <= goal.at_most),
+            Some(mark),
         ),
     };
-    let met = match reached {
-        Some(true) => "met",
-        Some(false) => "**missed**",
-        None => "not measured",
+    let ours = one.spread(Peer::Zeugma.name(), goal.metric);
+    let met = match (ours.zip(limit), goal.mark) {
+        (None, _) => "not measured",
+        (Some((ours, limit)), Mark::AtMost(_)) if ours.median <= limit => "met",
+        (Some((ours, limit)), Mark::AtLeast(_)) if ours.median >= limit => "met",
+        (Some(_), Mark::AtMost(_) | Mark::AtLeast(_)) => "**missed**",
     };
     (text, met)
 }
@@ -401,8 +281,13 @@ const HOW: &str = "
   resumption, no tickets. Towards an mTLS backend zeugma prefers X25519MLKEM768, makes its share for
   the first connection, and that of X25519, which the backend takes, for the others.
 - HAProxy is told to splice what is bulk (`option splice-request`, `splice-response`) and may decide
-  by itself (`splice-auto`) elsewhere; each is the cheaper for it. Otherwise each proxy has the settings it comes with, and limits
-  that are not reached.
+  by itself (`splice-auto`) elsewhere; each is the cheaper for it. Otherwise each proxy has the
+  settings it comes with, and limits that are not reached.
+- Two proxies of a kind share core 0, and their CPU is added. The one that takes requests in trusts
+  and is trusted as a gateway is; the way between the two is HTTP/2 in mTLS. A way that takes 50 ms
+  each way is a relay that holds up to 64 MiB; a run in which it was full ends. It ends TCP at either
+  side, so that the windows of HTTP/2 are what is measured, not those of TCP. MB/s are the bytes of a
+  body by the time from the request to its last byte, or, up, to the answer.
 - A passthrough connection: ClientHello there, 64 bytes back, the backend closes. An mTLS
   connection: the same inside, after the handshake. A request: GET, answered with 1 KiB.
 ";

@@ -14,11 +14,12 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::load::{Done, Job, Load, Opening};
 use crate::measure::{Cpu, lifetime, pss};
 use crate::pki::Domain;
-use crate::proxies::{Peer, Proxy, Site, programs};
-use crate::report::{Measured, Sample};
+use crate::proxies::{Between, Proxy, Site, Work, programs};
+use crate::relay::Relay;
+use crate::results::{Measured, Metric, Peer, Sample};
 use crate::tls::{Caller, hello_config};
 use crate::wire::{ANSWER, Command as Wire, Hello, answer};
-use crate::workloads::{Begins, Measure, Metric, Workload};
+use crate::workloads::{Begins, Measure, Workload};
 
 /// The core of everything but the proxy.
 const LOAD_CORE: &str = "1";
@@ -64,6 +65,7 @@ impl Bench {
         let site = Site {
             folder: folder.to_owned(),
             gateway: east.svid("/zeugma/gateway", None)?,
+            entry: west.svid("/zeugma/gateway", None)?,
             service,
             east,
             west,
@@ -76,16 +78,17 @@ impl Bench {
         })
     }
 
-    /// Takes all samples of a workload.
+    /// Takes all samples of a workload, for a run.
     pub(crate) fn measure(
         &self,
+        run: &str,
         workload: &Workload,
         contestants: &[Contestant],
         effort: Effort,
     ) -> Result<Measured> {
         let contestants: Vec<_> = contestants
             .iter()
-            .filter(|one| workload.peers.contains(&one.peer) && workload.work.fits(one.peer))
+            .filter(|one| workload.peers.contains(&one.peer) && workload.between.fits(one.peer))
             .cloned()
             .collect();
         let mut samples: BTreeMap<String, Vec<Sample>> = BTreeMap::new();
@@ -94,7 +97,7 @@ impl Bench {
                 let job = if effort.quick { quick } else { full };
                 let proxies = contestants
                     .iter()
-                    .map(|one| Proxy::start(&self.site, one.peer, workload.work, &one.label))
+                    .map(|one| Course::start(&self.site, workload.between, one))
                     .collect::<Result<Vec<_>>>()?;
                 // The first of each fills pools, caches and branch predictors, and is not kept.
                 for repetition in 0..=effort.repetitions {
@@ -128,25 +131,32 @@ impl Bench {
         }
         Ok(Measured {
             name: workload.name.to_owned(),
+            run: run.to_owned(),
             title: workload.title.to_owned(),
             goals: workload.goals.clone(),
             samples,
         })
     }
 
-    fn cpu(&self, workload: &Workload, job: Job, proxy: &Proxy) -> Result<Sample> {
+    fn cpu(&self, workload: &Workload, job: Job, course: &Course) -> Result<Sample> {
+        let pids = course.pids();
         for _ in 0..RETAKES {
-            let mut helper = self.load(workload, job, proxy.address)?;
-            let before = Cpu::at_rest(proxy.pid())?;
+            let mut helper = self.load(workload, job, course.address)?;
+            let before = Cpu::at_rest(&pids)?;
             let done = helper.go()?;
-            let after = Cpu::at_rest(proxy.pid())?;
+            let after = Cpu::at_rest(&pids)?;
             helper.finish()?;
-            Cpu::at_rest(proxy.pid())?;
+            Cpu::at_rest(&pids)?;
+            course.check()?;
             let Some(spent) = after.since(&before) else {
                 continue;
             };
             let mut sample = Sample::from([(Metric::CpuNs, spent as f64 / done.units)]);
             sample.insert(Metric::WallMs, done.wall_ns as f64 / 1e6);
+            if let Job::Http2Bulk { bytes, .. } = job {
+                let rate = bytes as f64 / (done.wall_ns as f64 / 1e3);
+                sample.insert(Metric::StreamMbPerS, rate);
+            }
             if let (Some(p50), Some(p99)) = (done.p50_ns, done.p99_ns) {
                 sample.insert(Metric::P50Us, p50 as f64 / 1e3);
                 sample.insert(Metric::P99Us, p99 as f64 / 1e3);
@@ -160,7 +170,8 @@ impl Bench {
     }
 
     fn idle(&self, workload: &Workload, count: u64, one: &Contestant) -> Result<Sample> {
-        let proxy = Proxy::start(&self.site, one.peer, workload.work, &one.label)?;
+        let proxy = Proxy::start(&self.site, one.peer, workload.alone()?, &one.label)?;
+        let pids = [proxy.pid()];
         // Code and arenas that the first connections need are no cost of the next thousand.
         let first = Job::Connections {
             count: 64,
@@ -169,11 +180,11 @@ impl Bench {
         let mut helper = self.load(workload, first, proxy.address)?;
         helper.go()?;
         helper.finish()?;
-        Cpu::at_rest(proxy.pid())?;
+        Cpu::at_rest(&pids)?;
         let before = pss(proxy.pid())?;
         let mut helper = self.load(workload, Job::Idle { count }, proxy.address)?;
         helper.go()?;
-        Cpu::at_rest(proxy.pid())?;
+        Cpu::at_rest(&pids)?;
         thread::sleep(SETTLE);
         let after = pss(proxy.pid())?;
         helper.finish()?;
@@ -185,9 +196,9 @@ impl Bench {
     }
 
     fn start_time(&self, workload: &Workload, one: &Contestant) -> Result<Sample> {
-        let hello = Hello::new(&hello_config()?, &workload.work.host())?.with(Wire::Close);
+        let hello = Hello::new(&hello_config()?, &workload.between.host())?.with(Wire::Close);
         let works = |address| answers(address, &hello).unwrap_or(false);
-        let mut proxy = Proxy::spawn(&self.site, one.peer, workload.work, &one.label)?;
+        let mut proxy = Proxy::spawn(&self.site, one.peer, workload.alone()?, &one.label)?;
         if workload.measure == Measure::Restart {
             proxy = proxy.wait(works)?;
             proxy = proxy.again(&self.site, &one.label)?;
@@ -196,7 +207,7 @@ impl Bench {
         let wall = proxy.started.elapsed();
         // What reads the configuration has ended by then.
         let cpu = lifetime(proxy.pid())?;
-        Cpu::at_rest(proxy.pid())?;
+        Cpu::at_rest(&[proxy.pid()])?;
         Ok(Sample::from([
             (Metric::WallMs, wall.as_secs_f64() * 1e3),
             (Metric::CpuMs, cpu as f64 / 1e6),
@@ -207,7 +218,7 @@ impl Bench {
     fn load(&self, workload: &Workload, job: Job, target: SocketAddr) -> Result<Helper> {
         let load = Load {
             target,
-            name: workload.work.host(),
+            name: workload.between.host(),
             opening: match workload.begins {
                 Begins::Hello => Opening::Hello,
                 Begins::Http => Opening::Http,
@@ -224,6 +235,51 @@ impl Bench {
         let line = helper.line()?;
         ensure!(line == "ready", "a load generator said {line:?}");
         Ok(helper)
+    }
+}
+
+/// What one contestant has between load generator and backend, started.
+#[derive(Debug)]
+struct Course {
+    /// Where the load goes.
+    address: SocketAddr,
+    proxies: Vec<Proxy>,
+    relay: Option<Relay>,
+}
+
+impl Course {
+    fn start(site: &Site, between: Between, one: &Contestant) -> Result<Self> {
+        let Contestant { label, peer } = one;
+        let one_way = match between {
+            Between::One(work) => {
+                let proxy = Proxy::start(site, *peer, work, label)?;
+                return Ok(Self {
+                    address: proxy.address,
+                    proxies: vec![proxy],
+                    relay: None,
+                });
+            }
+            Between::Two { one_way } => one_way,
+        };
+        let far = Proxy::start(site, *peer, Work::Exit, &format!("{label}-exit"))?;
+        let relay = (!one_way.is_zero())
+            .then(|| Relay::start(far.address, one_way))
+            .transpose()?;
+        let exit = relay.as_ref().map_or(far.address, |relay| relay.address);
+        let near = Proxy::start(site, *peer, Work::Entry { exit }, label)?;
+        Ok(Self {
+            address: near.address,
+            proxies: vec![near, far],
+            relay,
+        })
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        self.proxies.iter().map(Proxy::pid).collect()
+    }
+
+    fn check(&self) -> Result<()> {
+        self.relay.as_ref().map_or(Ok(()), Relay::check)
     }
 }
 

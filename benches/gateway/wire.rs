@@ -5,7 +5,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::OnceLock;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
 use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -193,6 +194,40 @@ pub(crate) async fn check_bulk(stream: &mut (impl Stream + ?Sized), count: u64) 
         );
         position += read as u64;
     }
+    Ok(())
+}
+
+/// The same over an HTTP/2 stream, which it ends.
+pub(crate) async fn send_bulk2(mut stream: h2::SendStream<Bytes>, count: u64) -> Result<()> {
+    let mut position = 0;
+    while position < count {
+        stream.reserve_capacity(CHUNK.min((count - position) as usize));
+        let capacity = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await;
+        let capacity = capacity.context("a stream that was closed")??;
+        let length = capacity.min((count - position) as usize).min(CHUNK);
+        position += length as u64;
+        stream.send_data(
+            Bytes::from_static(at(position - length as u64, length)),
+            position == count,
+        )?;
+    }
+    Ok(())
+}
+
+/// Reads an HTTP/2 body of `count` bytes, as [`check_bulk`] does.
+pub(crate) async fn check_bulk2(mut body: h2::RecvStream, count: u64) -> Result<()> {
+    let mut position = 0;
+    while let Some(data) = body.data().await {
+        let data = data?;
+        // A frame is shorter than what `at` can give.
+        ensure!(
+            *data == *at(position, data.len()),
+            "wrong bytes after {position} of {count}"
+        );
+        position += data.len() as u64;
+        body.flow_control().release_capacity(data.len())?;
+    }
+    ensure!(position == count, "a body of {position} bytes, not {count}");
     Ok(())
 }
 

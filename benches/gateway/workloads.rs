@@ -1,7 +1,12 @@
 //! What is measured, and the marks to reach.
 
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
 use crate::load::{Job, Way};
-use crate::proxies::{Carries, Peer, Work, knows_state_dir};
+use crate::proxies::{Between, Carries, Work, knows_state_dir};
+use crate::results::{Goal, Mark, Metric, Peer};
 use crate::tls::{Certificates, KeyExchange};
 
 const MIB: u64 = 1 << 20;
@@ -13,12 +18,25 @@ pub(crate) struct Workload {
     pub(crate) name: &'static str,
     /// What a reader knows it by.
     pub(crate) title: &'static str,
-    pub(crate) work: Work,
+    pub(crate) between: Between,
     pub(crate) begins: Begins,
     pub(crate) measure: Measure,
     pub(crate) goals: Vec<Goal>,
     /// Who takes part, if not all that can.
     pub(crate) peers: &'static [Peer],
+}
+
+impl Workload {
+    /// What its proxy does.
+    ///
+    /// # Errors
+    /// It has two.
+    pub(crate) fn alone(&self) -> Result<Work> {
+        match self.between {
+            Between::One(work) => Ok(work),
+            Between::Two { .. } => bail!("{}: only one proxy can be measured so", self.name),
+        }
+    }
 }
 
 /// How its connections begin.
@@ -45,42 +63,11 @@ pub(crate) enum Measure {
     Restart,
 }
 
-/// A number of a sample.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Metric {
-    /// CPU time for a unit of work, in nanoseconds.
-    CpuNs,
-    /// CPU time in all, in milliseconds.
-    CpuMs,
-    /// Time from the start, in milliseconds.
-    WallMs,
-    /// The median answer's time, in microseconds.
-    P50Us,
-    /// The time that one in a hundred answers took longer than, in microseconds.
-    P99Us,
-    /// PSS for a connection, in bytes.
-    PssBytes,
-    /// PSS in all, in MiB.
-    PssMib,
-}
-
-/// A mark to reach.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Goal {
-    pub(crate) metric: Metric,
-    /// The peer whose figure it is a ratio to; the figure itself is limited where there is none.
-    pub(crate) against: Option<Peer>,
-    pub(crate) at_most: f64,
-}
-
 const fn ratio(against: Peer, at_most: f64) -> Goal {
     Goal {
         metric: Metric::CpuNs,
         against: Some(against),
-        at_most,
+        mark: Mark::AtMost(at_most),
     }
 }
 
@@ -88,7 +75,7 @@ const fn limit(metric: Metric, at_most: f64) -> Goal {
     Goal {
         metric,
         against: None,
-        at_most,
+        mark: Mark::AtMost(at_most),
     }
 }
 
@@ -99,6 +86,7 @@ pub(crate) fn all() -> Vec<Workload> {
     all.extend(handshakes());
     all.extend(tls_bulk());
     all.extend(http());
+    all.extend(mesh());
     all.extend(latency());
     all.extend(starts());
     all
@@ -123,7 +111,7 @@ fn workload(
     Workload {
         name,
         title,
-        work,
+        between: Between::One(work),
         begins,
         measure,
         goals,
@@ -325,19 +313,25 @@ fn tls_bulk() -> Vec<Workload> {
     ]
 }
 
+/// HTTP/2 requests, 64 at once.
+const fn requests2() -> Measure {
+    const fn job(count: u64) -> Job {
+        Job::Http2 {
+            count,
+            connections: 4,
+            streams: 16,
+        }
+    }
+    Measure::Cpu {
+        full: job(20_480),
+        quick: job(5120),
+    }
+}
+
 fn http() -> Vec<Workload> {
     let http1 = |count| Job::Http1 {
         count,
         connections: 32,
-    };
-    let http2 = |count| Job::Http2 {
-        count,
-        connections: 4,
-        streams: 16,
-    };
-    let both2 = Measure::Cpu {
-        full: http2(20_480),
-        quick: http2(5120),
     };
     vec![
         workload(
@@ -354,15 +348,64 @@ fn http() -> Vec<Workload> {
             "http2",
             "HTTP/2 request, 4 connections of 16 streams",
             (Work::Http2, Begins::Http),
-            both2,
+            requests2(),
             vec![ratio(Peer::Haproxy, 1.15)],
         ),
         workload(
             "http2-to-http1",
             "HTTP/2 request to HTTP/1.1, 4 connections of 16 streams",
             (Work::Http2ToHttp1, Begins::Http),
-            both2,
+            requests2(),
             vec![],
+        ),
+    ]
+}
+
+/// From gateway to gateway: what a request costs both, and what one stream carries over a way as
+/// long as that between continents. Less than 20 MB/s there would change the HTTP/2 windows.
+fn mesh() -> Vec<Workload> {
+    let of = |name, title, one_way, measure, goals| Workload {
+        name,
+        title,
+        between: Between::Two { one_way },
+        begins: Begins::Http,
+        measure,
+        goals,
+        peers: &Peer::ALL,
+    };
+    let far = |name, title, way| {
+        let job = |mebibytes| Job::Http2Bulk {
+            bytes: mebibytes * MIB,
+            way,
+        };
+        let measure = Measure::Cpu {
+            full: job(64),
+            quick: job(16),
+        };
+        let goal = Goal {
+            metric: Metric::StreamMbPerS,
+            against: None,
+            mark: Mark::AtLeast(20.0),
+        };
+        of(name, title, Duration::from_millis(50), measure, vec![goal])
+    };
+    vec![
+        of(
+            "mesh-http2",
+            "HTTP/2 request, two proxies with mTLS between them, 4 connections of 16 streams",
+            Duration::ZERO,
+            requests2(),
+            vec![],
+        ),
+        far(
+            "mesh-down-100ms",
+            "HTTP/2 MiB down, 1 stream, two proxies 100 ms of round trip apart",
+            Way::Down,
+        ),
+        far(
+            "mesh-up-100ms",
+            "HTTP/2 MiB up, 1 stream, two proxies 100 ms of round trip apart",
+            Way::Up,
         ),
     ]
 }

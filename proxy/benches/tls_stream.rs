@@ -10,11 +10,8 @@
 #![expect(clippy::print_stdout, reason = "the figures")]
 
 use std::fs;
-use std::io;
-use std::pin::Pin;
 use std::process::Command;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::thread;
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
@@ -23,7 +20,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::{PrivateKeyDer, ServerName};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use zeugma_proxy::tls::TlsStream;
@@ -78,76 +75,27 @@ impl Sides {
 }
 
 /// A session of either implementation.
-enum Session {
-    Ours(Box<TlsStream<TcpStream>>),
-    Server(Box<tokio_rustls::server::TlsStream<TcpStream>>),
-    Client(Box<tokio_rustls::client::TlsStream<TcpStream>>),
-}
+trait Session: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Session for T {}
 
-async fn accept(kind: Kind, sides: &Sides, tcp: TcpStream) -> Session {
+async fn accept(kind: Kind, sides: &Sides, tcp: TcpStream) -> Box<dyn Session> {
     tcp.set_nodelay(true).unwrap();
     let config = Arc::clone(&sides.server);
     match kind {
-        Kind::Ours => Session::Ours(TlsStream::accept(config, tcp).await.unwrap()),
-        Kind::TokioRustls => Session::Server(Box::new(
-            TlsAcceptor::from(config).accept(tcp).await.unwrap(),
-        )),
+        Kind::Ours => TlsStream::accept(config, tcp).await.unwrap(),
+        Kind::TokioRustls => Box::new(TlsAcceptor::from(config).accept(tcp).await.unwrap()),
     }
 }
 
-async fn connect(kind: Kind, sides: &Sides, tcp: TcpStream) -> Session {
+async fn connect(kind: Kind, sides: &Sides, tcp: TcpStream) -> Box<dyn Session> {
     tcp.set_nodelay(true).unwrap();
     let config = Arc::clone(&sides.client);
     let name = ServerName::try_from("orders.shop").unwrap();
     match kind {
-        Kind::Ours => Session::Ours(TlsStream::connect(config, name, tcp).await.unwrap()),
+        Kind::Ours => TlsStream::connect(config, name, tcp).await.unwrap(),
         Kind::TokioRustls => {
             let connecting = TlsConnector::from(config).connect(name, tcp);
-            Session::Client(Box::new(connecting.await.unwrap()))
-        }
-    }
-}
-
-impl AsyncRead for Session {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Ours(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Server(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Client(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Session {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Ours(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Server(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Client(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Ours(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Server(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Client(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Ours(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Server(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Client(stream) => Pin::new(stream).poll_shutdown(cx),
+            Box::new(connecting.await.unwrap())
         }
     }
 }

@@ -1,9 +1,15 @@
 //! What a gateway tells of itself: probes, metrics, and the admin interface. Never a secret.
 
+mod api;
+mod check;
+mod events;
+mod levers;
+mod ui;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -13,8 +19,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper::service::{Service as _, service_fn};
@@ -29,9 +36,10 @@ use tokio_util::sync::CancellationToken;
 use zeugma_core::shares::EndpointStatus;
 use zeugma_xds::{AdminAddress, GatewaySettings};
 
+use self::levers::Access;
 use crate::control::handover::Offered;
 use crate::control::inherit::{Adopted, At, Place, Role};
-use crate::metrics::CONTENT_TYPE;
+use crate::metrics::{CLASSIC_TYPE, OPEN_TYPE, classic};
 use crate::runtime::{Published, Shared};
 
 /// Connections to one of these interfaces at once.
@@ -59,6 +67,8 @@ pub(crate) struct Interfaces {
 pub(crate) enum AdminListener {
     Tcp(TcpListener),
     Unix(UnixListener, SocketFile),
+    /// Nowhere: nothing is written, and the default place cannot be used.
+    Nowhere,
 }
 
 /// A Unix socket's file, removed when the gateway ends.
@@ -121,16 +131,22 @@ impl Interfaces {
                 AdminListener::Tcp(bind_tcp("spec.admin", *address, given)?)
             }
             AdminAddress::Unix(path) => {
-                let bound = match adopted.unix(&Role::Admin) {
-                    Some(given) => UnixListener::from_std(given)
-                        .and_then(|given| Ok(AdminListener::Unix(given, SocketFile::of(path)?))),
-                    None => bind_unix(path),
-                };
-                bound.map_err(|source| BindError {
+                bind_or_adopt(path, adopted).map_err(|source| BindError {
                     what: "spec.admin",
                     address: format!("unix:{}", path.display()),
                     source,
                 })?
+            }
+            AdminAddress::Default => {
+                let path = default_socket();
+                bind_or_adopt(&path, adopted).unwrap_or_else(|error| {
+                    tracing::warn!(
+                        path = %path.display(), %error,
+                        "no admin interface: the socket's default place cannot be used; write \
+                         spec.admin"
+                    );
+                    AdminListener::Nowhere
+                })
             }
         };
         let (probes, metrics) = (adopted.tcp(&Role::Probes), adopted.tcp(&Role::Metrics));
@@ -146,32 +162,29 @@ impl Interfaces {
     /// # Errors
     /// Too many open files.
     pub(crate) fn offered(&self, settings: &GatewaySettings) -> io::Result<Vec<Offered>> {
-        let (admin, at) = match (&self.admin, &settings.admin) {
+        let admin = match (&self.admin, &settings.admin) {
             (AdminListener::Unix(listener, file), _) => {
-                (listener.as_fd(), At::Unix(file.path.clone()))
+                Some((listener.as_fd(), At::Unix(file.path.clone())))
             }
             (AdminListener::Tcp(listener), AdminAddress::Tcp(address)) => {
-                (listener.as_fd(), At::Tcp(*address))
+                Some((listener.as_fd(), At::Tcp(*address)))
             }
-            (AdminListener::Tcp(listener), AdminAddress::Unix(_)) => {
-                (listener.as_fd(), At::Tcp(listener.local_addr()?))
+            (AdminListener::Tcp(listener), AdminAddress::Unix(_) | AdminAddress::Default) => {
+                Some((listener.as_fd(), At::Tcp(listener.local_addr()?)))
             }
+            (AdminListener::Nowhere, _) => None,
         };
         let probes = (self.probes.as_fd(), At::Tcp(settings.probes));
         let metrics = (self.metrics.as_fd(), At::Tcp(settings.metrics));
-        [
-            (Role::Admin, (admin, at)),
-            (Role::Probes, probes),
-            (Role::Metrics, metrics),
-        ]
-        .into_iter()
-        .map(|(role, (socket, at))| {
-            Ok(Offered {
-                place: Place { role, at },
-                socket: socket.try_clone_to_owned()?,
+        (admin.into_iter().map(|admin| (Role::Admin, admin)))
+            .chain([(Role::Probes, probes), (Role::Metrics, metrics)])
+            .map(|(role, (socket, at))| {
+                Ok(Offered {
+                    place: Place { role, at },
+                    socket: socket.try_clone_to_owned()?,
+                })
             })
-        })
-        .collect()
+            .collect()
     }
 }
 
@@ -188,6 +201,22 @@ fn bind_tcp(
             address: address.to_string(),
             source,
         })
+}
+
+/// Where the admin interface listens unless something else is written: the folder that systemd made
+/// for the process, else `/run/zeugma`.
+pub(crate) fn default_socket() -> PathBuf {
+    zeugma_xds::admin_socket_default(std::env::var_os("RUNTIME_DIRECTORY").as_deref())
+}
+
+fn bind_or_adopt(path: &Path, adopted: &mut Adopted) -> io::Result<AdminListener> {
+    match adopted.unix(&Role::Admin) {
+        Some(given) => {
+            let given = UnixListener::from_std(given)?;
+            Ok(AdminListener::Unix(given, SocketFile::of(path)?))
+        }
+        None => bind_unix(path),
+    }
 }
 
 /// Binds a socket that only this user can connect, from its first moment on.
@@ -266,22 +295,43 @@ pub(crate) async fn serve(
         )
         .route("/clusters", get(clusters).with_state(Arc::clone(&shared)))
         .route("/listeners", get(listeners).with_state(Arc::clone(&shared)))
-        .route("/certs", get(certs).with_state(Arc::clone(&shared)));
+        .route("/certs", get(certs).with_state(Arc::clone(&shared)))
+        .route(
+            "/api/v1/events",
+            get(events::events).with_state(Arc::clone(&shared)),
+        )
+        .route(
+            "/events",
+            get(events::events).with_state(Arc::clone(&shared)),
+        )
+        .merge(api::routes(&shared))
+        .merge(ui::routes(&shared));
     let admin = async {
         match admin {
             AdminListener::Tcp(listener) => {
+                let access =
+                    (shared.settings.admin_token.clone()).map_or(Access::Nobody, Access::Token);
+                let routes = (admin_routes.merge(levers::routes(&shared, access)))
+                    .layer(middleware::from_fn(from_this_host));
                 let accept = async || Ok(listener.accept().await?.0);
-                serve_on(accept, admin_routes, passed_on).await;
+                serve_on(accept, routes, passed_on).await;
             }
             AdminListener::Unix(listener, file) => {
+                let routes = admin_routes.merge(levers::routes(&shared, Access::Socket));
                 let accept = async || Ok(listener.accept().await?.0);
                 let leaving = async {
                     passed_on.cancelled().await;
                     file.leave();
                 };
-                tokio::join!(serve_on(accept, admin_routes, passed_on), leaving);
+                tokio::join!(serve_on(accept, routes, passed_on), leaving);
             }
+            AdminListener::Nowhere => {}
         }
+    };
+    let listeners_end = async {
+        passed_on.cancelled().await;
+        // They ask the next process for what comes.
+        shared.admin.journal.close();
     };
     tokio::join!(
         serve_on(
@@ -295,7 +345,30 @@ pub(crate) async fn serve(
             passed_on
         ),
         admin,
+        listeners_end,
     );
+}
+
+/// Answers only who names this host: a page that a browser loaded from elsewhere may have its own
+/// name resolve to a loopback address, and would read what is answered.
+async fn from_this_host(request: Request, next: Next) -> Response {
+    let named = (request.headers().get(header::HOST)).and_then(|host| host.to_str().ok());
+    if named.is_some_and(is_this_host) {
+        return next.run(request).await;
+    }
+    let text = "name this host as it is bound: a loopback address, or localhost\n";
+    (StatusCode::MISDIRECTED_REQUEST, text).into_response()
+}
+
+/// Whether a Host header means a loopback address, whatever its port.
+fn is_this_host(host: &str) -> bool {
+    let name = match host.strip_prefix('[').map(|rest| rest.split_once(']')) {
+        Some(Some((name, rest))) if rest.is_empty() || rest.starts_with(':') => name,
+        Some(_) => return false,
+        None => host.split_once(':').map_or(host, |(name, _port)| name),
+    };
+    name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        || name.eq_ignore_ascii_case("localhost")
 }
 
 async fn serve_on<S>(
@@ -373,11 +446,20 @@ async fn ready(
     }
 }
 
-async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
+/// OpenMetrics for whoever asks for it, else the text format that every scraper reads.
+async fn metrics_text(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
     shared.metrics.log_dropped(shared.log.dropped());
+    let asked = headers.get_all(header::ACCEPT).iter();
+    let is_open = asked.into_iter().any(|accepted| {
+        (accepted.to_str()).is_ok_and(|text| text.contains("application/openmetrics-text"))
+    });
     beside(move || {
         let text = shared.metrics.encode(Some(shared.published.load_full()));
-        ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
+        if is_open {
+            ([(header::CONTENT_TYPE, OPEN_TYPE)], text).into_response()
+        } else {
+            ([(header::CONTENT_TYPE, CLASSIC_TYPE)], classic(&text)).into_response()
+        }
     })
     .await
 }
@@ -542,6 +624,32 @@ mod tests {
         assert_eq!(mode(&path), 0o600, "it is not the first one's file");
         drop(second);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn only_a_loopback_host_is_this_host() {
+        for host in [
+            "127.0.0.1:15000",
+            "127.0.0.1",
+            "127.9.9.9:1",
+            "localhost:15000",
+            "LocalHost",
+            "[::1]:15000",
+            "[::1]",
+        ] {
+            assert!(is_this_host(host), "{host}");
+        }
+        for host in [
+            "",
+            ":15000",
+            "10.0.0.1:15000",
+            "example.com:15000",
+            "localhost.example.com",
+            "127.0.0.1.example.com:15000",
+            "[2001:db8::1]:15000",
+        ] {
+            assert!(!is_this_host(host), "{host}");
+        }
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 //! guards, so that it falls again however the work ends.
 //!
 //! ```text
-//! accept      a source's rate, memory, open connections          -> Reason, closed at once
+//! accept      a source's rate, memory, connections, handshakes    -> Reason, closed at once
 //! walk        the route's connections                            -> Reason, alert or close
 //! request     memory, the route's requests                       -> Reason, 503
 //! pool        the route's requests that wait for a connection    -> Reason, 503
@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use zeugma_core::admission::{
@@ -34,6 +34,7 @@ const LOOK: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Admission {
     connections_max: usize,
+    handshakes: AtomicUsize,
     is_memory_short: AtomicBool,
 }
 
@@ -53,6 +54,7 @@ impl Admission {
         }
         Self {
             connections_max,
+            handshakes: AtomicUsize::new(0),
             is_memory_short: AtomicBool::new(false),
         }
     }
@@ -84,6 +86,10 @@ impl Admission {
         if shared.open.load(Ordering::Relaxed) >= shared.admission.connections_max {
             return Err(Reason::ConnectionLimit);
         }
+        let handshakes = shared.admission.handshakes.load(Ordering::Relaxed);
+        if handshakes >= shared.settings.limits.handshakes {
+            return Err(Reason::HandshakeLimit);
+        }
         Ok(())
     }
 
@@ -92,6 +98,23 @@ impl Admission {
             return Err(Reason::MemoryPressure);
         }
         Ok(())
+    }
+}
+
+/// A connection whose handshake is under way, until dropped.
+#[derive(Debug)]
+pub(crate) struct Shaking(Arc<Shared>);
+
+impl Shaking {
+    pub(crate) fn begin(shared: &Arc<Shared>) -> Self {
+        shared.admission.handshakes.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Shaking {
+    fn drop(&mut self) {
+        self.0.admission.handshakes.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

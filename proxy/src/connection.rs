@@ -157,8 +157,15 @@ async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Result<Relaying, Reason
         service,
         any_port: true,
     };
+    let routed = route(&published.snapshot, listener, &first);
+    match routed {
+        Routed::Terminate(_) | Routed::TerminateAnyPort(_) => {}
+        Routed::Passthrough(_) | Routed::Plain(_) | Routed::PlainHttp | Routed::Refuse(_) => {
+            visit.open.has_shaken();
+        }
+    }
     // Each branch is boxed: an idle connection pays for the one it is in.
-    match (route(&published.snapshot, listener, &first), &first) {
+    match (routed, &first) {
         (Routed::Passthrough(service), _) => {
             let hello = first.hello_bytes();
             Box::pin(passthrough(visit, listener, service, stream, hello)).await
@@ -265,6 +272,7 @@ async fn terminate(
         Ok(session) => session,
         Err(error) => return Err(visit.refuse_session(error, &refused)),
     };
+    visit.open.has_shaken();
     visit.caller.identity = Some(session.peer.id.to_string());
     visit.listed.is_by(&session.peer);
     let trusted = Some(credentials.generation());
@@ -476,6 +484,8 @@ impl Visit {
     ) -> Self {
         let undecided = recheck::Open::Undecided;
         let listed = worker.registry.list(listener, source, undecided);
+        let role = published.listener(&listed.listener).map(|at| at.role);
+        listed.comes_by(role);
         Self {
             listed,
             worker,

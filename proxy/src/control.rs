@@ -11,14 +11,14 @@ mod reload;
 mod succession;
 mod systemd;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::runtime::LocalOptions;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -44,7 +44,7 @@ use crate::metrics::Metrics;
 use crate::probe::{Finding, probe};
 use crate::resolve::{self, Names};
 use crate::runtime::{
-    OBSERVATIONS_MAX, Phase, Published, RECORDS_GRACE, SOCKETS_MAX, Shared, work,
+    AdminSide, OBSERVATIONS_MAX, Phase, Published, RECORDS_GRACE, SOCKETS_MAX, Shared, work,
 };
 use crate::state::{State, StateError};
 use crate::tls::{Credentials, CredentialsError};
@@ -229,6 +229,7 @@ async fn control(
         findings: ArcSwap::from_pointee(Value::Null),
         open: AtomicUsize::new(0),
         windows: Arc::default(),
+        admin: AdminSide::default(),
         admission,
         started: Instant::now(),
     });
@@ -469,13 +470,15 @@ impl Control {
         let mut interrupt = listen(SignalKind::interrupt())?;
         let mut batch = Vec::with_capacity(OBSERVATIONS_BATCH);
         let mut failed = None;
+        let shared = Arc::clone(&self.shared);
+        let levers = &shared.admin.levers;
         loop {
             let is_starting = matches!(stage, Stage::Starting { .. });
             if !is_starting {
                 self.start_probes();
             }
             let wake = self.wake();
-            // Every arm is cancel-safe: channels, signals, and sleeps until a fixed moment.
+            // Every arm is cancel-safe: channels, signals, levers, and sleeps until a fixed moment.
             let signalled = tokio::select! {
                 _ = observed.recv_many(&mut batch, OBSERVATIONS_BATCH) => {
                     self.observe(batch.drain(..).flatten());
@@ -529,12 +532,15 @@ impl Control {
                     Stage::Draining { .. } => break,
                 },
                 _ = terminate.recv() => Some(self.shared.settings.drain.delay),
+                () = levers.drain.notified() => Some(self.shared.settings.drain.delay),
                 _ = interrupt.recv() => Some(Duration::ZERO),
+                () = levers.quit.notified() => Some(Duration::ZERO),
             };
             if let Some(delay) = signalled {
                 stage = self.leave(stage, delay);
             }
         }
+        self.shared.admin.journal.close();
         self.end_interfaces().await;
         self.shared.log.flush();
         tracing::info!("drained");
@@ -543,6 +549,8 @@ impl Control {
 
     fn become_ready(&self) -> Stage {
         self.shared.ready.store(true, Ordering::Release);
+        let data = json!({ "name": self.shared.settings.name });
+        self.shared.admin.journal.add("ready", data);
         tracing::info!(
             name = %self.shared.settings.name,
             cluster = %self.shared.settings.cluster,
@@ -559,6 +567,8 @@ impl Control {
             Stage::Starting { .. } | Stage::Serving if !delay.is_zero() => {
                 self.shared.ready.store(false, Ordering::Release);
                 systemd::stopping();
+                let data = json!({ "delay_seconds": delay.as_secs_f64() });
+                self.shared.admin.journal.add("drain-begun", data);
                 tracing::info!(?delay, "draining: not ready, still accepting");
                 Stage::Leaving {
                     until: Instant::now() + delay,
@@ -585,6 +595,8 @@ impl Control {
         self.phase.send_replace(Phase::Draining {
             deadline: deadline.into(),
         });
+        let data = json!({ "open": open, "timeout_seconds": timeout.as_secs_f64() });
+        self.shared.admin.journal.add("draining", data);
         tracing::info!(open, ?timeout, "draining: no new connections");
         let workers = std::mem::take(&mut self.workers);
         let ended = tokio::task::spawn_blocking(move || {
@@ -657,8 +669,16 @@ impl Control {
                 shares,
             );
         }
-        for event in events.into_iter().chain(self.fleet.drain_events()) {
-            tell_event(&event);
+        self.tell_events(events, None);
+    }
+
+    /// Tells what the fleet has to tell, after `before`, in log and journal.
+    fn tell_events(&mut self, before: Vec<FleetEvent>, because: Option<&str>) {
+        let mut events = before;
+        events.extend(self.fleet.drain_events());
+        self.shared.admin.journal.add_fleet(&events, because);
+        for event in &events {
+            tell_event(event);
         }
     }
 
@@ -756,6 +776,14 @@ impl Control {
         drop(tokio::task::spawn_blocking(move || drop(before)));
         self.recheck();
         self.shared.metrics.generation(generation);
+        let journal = &self.shared.admin.journal;
+        let data = json!({ "generation": generation, "version": &*snapshot.version });
+        journal.add("configuration-applied", data);
+        if journal.has_moves() {
+            let names: HashSet<&str> = snapshot.clusters.iter().map(|one| &*one.name).collect();
+            journal.keep_moves(|cluster| names.contains(cluster));
+        }
+        self.tell_events(Vec::new(), Some(&format!("configuration {generation}")));
         tracing::info!(generation, version = %snapshot.version, "configuration applied");
     }
 

@@ -25,7 +25,7 @@ use crate::account::AccessLog;
 use crate::admission::{Admission, UnderWay};
 use crate::metrics::Metrics;
 use crate::resolve::Names;
-use crate::runtime::{Phase, Published, Shared};
+use crate::runtime::{AdminSide, Phase, Published, Shared};
 use crate::tls::Credentials;
 
 /// What threads share, and the ends that the control thread would hold.
@@ -103,6 +103,7 @@ impl Alone {
             open: Default::default(),
             admission,
             windows: Arc::default(),
+            admin: AdminSide::default(),
             changes: watch::channel(0).0,
             started: Instant::now(),
         });

@@ -3,6 +3,7 @@
 //! The control thread accepts and chooses. Where there is one worker there is nothing to choose, and
 //! it accepts by itself: no connection waits for two threads to wake.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use zeugma_core::admission::Sources;
 use zeugma_core::verdict::Reason;
 
-use crate::admission::{self, Admission};
+use crate::admission::{self, Admission, Shaking};
 use crate::runtime::Shared;
 use crate::upstream;
 
@@ -90,6 +91,15 @@ pub(crate) struct Open {
     nth: usize,
     worker: Arc<AtomicUsize>,
     listener: Arc<str>,
+    /// Until its handshake has ended.
+    shaking: RefCell<Option<Shaking>>,
+}
+
+impl Open {
+    /// Its handshake has ended, or it has none.
+    pub(crate) fn has_shaken(&self) {
+        self.shaking.take();
+    }
 }
 
 impl Drop for Open {
@@ -275,6 +285,7 @@ pub(crate) fn hand_over(
         nth: worker.nth,
         worker: Arc::clone(&worker.open),
         listener: name.clone(),
+        shaking: RefCell::new(Some(Shaking::begin(shared))),
     };
     let accepted = Accepted {
         tcp,

@@ -1,7 +1,7 @@
 //! What is counted. One row here is one metric; no type of the metrics library leaves this file.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -12,14 +12,55 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use zeugma_core::verdict::Reason;
 use zeugma_xds::{RefusedDocument, Serves};
+
+use zeugma_core::verdict::{Fault, Reason};
 
 use crate::account::Closed;
 use crate::runtime::Published;
 
 /// The media type of [`Metrics::encode`].
-pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub(crate) const OPEN_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The media type of [`classic`].
+pub(crate) const CLASSIC_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// OpenMetrics text as Prometheus' older text format, where a counter's family has the name of its
+/// samples, and there are no units and no end mark.
+pub(crate) fn classic(open: &str) -> String {
+    let mut text = String::with_capacity(open.len());
+    let mut held: Vec<(&str, &str)> = Vec::new();
+    for line in open.lines() {
+        let Some(comment) = line.strip_prefix("# ") else {
+            text.push_str(line);
+            text.push('\n');
+            continue;
+        };
+        let mut words = comment.splitn(3, ' ');
+        match (words.next(), words.next(), words.next()) {
+            (Some("HELP"), Some(name), Some(help)) => held.push((name, help)),
+            (Some("TYPE"), Some(name), Some(kind)) => {
+                let (suffix, kind) = match kind {
+                    "counter" => ("_total", kind),
+                    "info" => ("_info", "gauge"),
+                    "unknown" => ("", "untyped"),
+                    _ => ("", kind),
+                };
+                let help = (held.pop())
+                    .filter(|(of, _)| *of == name)
+                    .map(|(_, help)| help);
+                if let Some(help) = help {
+                    // To write to a string never fails.
+                    writeln!(text, "# HELP {name}{suffix} {help}").ok();
+                }
+                writeln!(text, "# TYPE {name}{suffix} {kind}").ok();
+                held.clear();
+            }
+            // UNIT and EOF.
+            _ => {}
+        }
+    }
+    text
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Ended {
@@ -348,6 +389,41 @@ impl Metrics {
             "1 while new work is shed because memory is short",
             self.memory_short.clone(),
         );
+    }
+
+    /// How many connections and requests were refused by the operator's rules and limits, by reason,
+    /// most first.
+    pub(crate) fn refusals(&self) -> Vec<(String, u64)> {
+        let mut by: BTreeMap<&str, u64> = BTreeMap::new();
+        let text = self.encode(None);
+        let of_operator: Vec<&str> = (Reason::ALL.iter())
+            .filter(|reason| reason.fault() == Fault::Operator)
+            .map(|reason| reason.label())
+            .collect();
+        for line in text.lines() {
+            let is_end = ["zeugma_connections_total{", "zeugma_requests_total{"];
+            if !is_end.iter().any(|name| line.starts_with(name)) {
+                continue;
+            }
+            let reason = (line.split_once(",reason=\""))
+                .and_then(|(_, rest)| rest.split_once('"'))
+                .map(|(reason, _)| reason);
+            let count = line
+                .rsplit_once(' ')
+                .and_then(|(_, count)| count.parse().ok());
+            if let (Some(reason), Some(count)) = (reason, count)
+                && of_operator.contains(&reason)
+            {
+                let total = by.entry(reason).or_default();
+                *total += u64::to_owned(&count);
+            }
+        }
+        let mut all: Vec<(String, u64)> = by
+            .into_iter()
+            .map(|(reason, count)| (reason.to_owned(), count))
+            .collect();
+        all.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        all
     }
 
     /// Counts the end of a connection or request.
@@ -718,8 +794,6 @@ fn moved_its_own_bytes(closed: &Closed) -> bool {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
-
-    use zeugma_core::verdict::Reason;
 
     use super::*;
     use crate::account::{Caller, RequestFacts};

@@ -6,12 +6,14 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode, Version, header};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
+use time::OffsetDateTime;
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 use zeugma_core::fleet::Probe;
 use zeugma_core::snapshot::{ActiveKind, EndpointKey, HttpVersion};
 use zeugma_core::verdict::Reason;
 
+use crate::http::date;
 use crate::http::headers::{ZEUGMA_REASON, add_via};
 use crate::runtime::Shared;
 use crate::transport::Stream;
@@ -98,6 +100,14 @@ async fn ask(shared: &Arc<Shared>, probe: &Probe) -> Result<(), Failed> {
     let response = exchange(stream, question(path, host, version, way)?, is_h2);
     let (status, headers) = response.await?;
     Ok(judge(way, status, &headers)?)
+}
+
+/// When the gateway behind `stream`, which speaks HTTP/2, answered by its own clock. It is asked for a
+/// host that it does not have, so that nobody else answers.
+pub(crate) async fn date_of(stream: Stream) -> Option<OffsetDateTime> {
+    let nobody = question("/", "clock.zeugma.invalid", Version::HTTP_2, Way::Peer).ok()?;
+    let (_, headers) = exchange(stream, nobody, true).await.ok()?;
+    date::parse(headers.get(header::DATE)?)
 }
 
 async fn exchange(

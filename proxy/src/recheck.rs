@@ -25,11 +25,12 @@ use rustls_pki_types::UnixTime;
 use slab::Slab;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::recheck::{Answering, Asked, Carried, Directory, Ending, Kind, find};
-use zeugma_core::recheck::{judge, judge_answering};
-use zeugma_core::snapshot::{Address, EndpointKey};
+use zeugma_core::recheck::{judge, judge_answering, judge_copy};
+use zeugma_core::snapshot::{Address, EndpointKey, Role};
 use zeugma_core::svid::Rule;
 use zeugma_core::verdict::Reason;
 
+use crate::listing::{Carrying, Wanted};
 use crate::runtime::{Published, Shared, Worker};
 use crate::tls::{Credentials, Refusal, TlsPeer};
 
@@ -73,11 +74,15 @@ enum How {
 #[derive(Debug)]
 struct Known {
     open: Open,
+    /// Of its listener when it came in.
+    role: Option<Role>,
     service: Option<(Arc<str>, u16)>,
     peer: Option<Arc<TlsPeer>>,
     /// The identity that a gateway handed on, where its word counted.
     claimed: Option<SpiffeId>,
     upstream: Option<Box<Upstream>>,
+    /// The route that it is a copy for, if it is one.
+    mirror: Option<Arc<str>>,
 }
 
 /// Something open, as its task and the walk share it.
@@ -134,20 +139,113 @@ impl Registry {
             source,
             known: RefCell::new(Known {
                 open,
+                role: None,
                 service: None,
                 peer: None,
                 claimed: None,
                 upstream: None,
+                mirror: None,
             }),
             told: RefCell::default(),
             overdue: Cell::default(),
             waker: RefCell::default(),
         });
+        self.add(entry)
+    }
+
+    /// Lists a copy of a request for the mirror to `route`: it has no more right than the request.
+    pub(crate) fn list_copy(
+        self: &Rc<Self>,
+        of: &Entry,
+        request: (Method, Uri),
+        route: &Arc<str>,
+    ) -> Listed {
+        let original = of.known.borrow();
+        let entry = Rc::new(Entry {
+            listener: Arc::clone(&of.listener),
+            source: of.source,
+            known: RefCell::new(Known {
+                open: Open::Request(Box::new(request)),
+                role: original.role,
+                service: original.service.clone(),
+                peer: original.peer.clone(),
+                claimed: original.claimed.clone(),
+                upstream: None,
+                mirror: Some(Arc::clone(route)),
+            }),
+            told: RefCell::default(),
+            overdue: Cell::default(),
+            waker: RefCell::default(),
+        });
+        self.add(entry)
+    }
+
+    fn add(self: &Rc<Self>, entry: Rc<Entry>) -> Listed {
         let key = self.entries.borrow_mut().insert(Rc::clone(&entry));
         Listed {
             entry,
             registry: Rc::clone(self),
             key,
+        }
+    }
+}
+
+impl Registry {
+    /// What is listed of it as `wanted`, and how many there are.
+    pub(crate) fn carried(&self, wanted: &Wanted) -> (Vec<Carrying>, usize) {
+        let entries = self.entries.borrow();
+        let mut total = 0;
+        let mut carried = Vec::new();
+        for (_, entry) in entries.iter() {
+            let known = entry.known.borrow();
+            let service = known.service.as_ref().map(|(name, _)| &**name);
+            if !wanted.holds(&entry.listener, service) {
+                continue;
+            }
+            total += 1;
+            if carried.len() < wanted.limit {
+                carried.push(known.carrying(entry));
+            }
+        }
+        (carried, total)
+    }
+}
+
+impl Known {
+    fn carrying(&self, entry: &Entry) -> Carrying {
+        let request = match &self.open {
+            Open::Request(request) => Some((request.0.to_string(), request.1.path().to_owned())),
+            Open::Undecided | Open::Passthrough | Open::Bytes | Open::Session => None,
+        };
+        let upstream = self.upstream.as_ref();
+        Carrying {
+            kind: self.open.label(),
+            listener: Arc::clone(&entry.listener),
+            source: entry.source,
+            service: self.service.clone(),
+            peer: self.peer.clone(),
+            attested: self.claimed.clone(),
+            request,
+            upstream: upstream.map(|up| {
+                (
+                    Arc::clone(&up.backend),
+                    up.address.clone(),
+                    Arc::clone(&up.peer),
+                )
+            }),
+        }
+    }
+}
+
+impl Open {
+    /// The word in tables.
+    const fn label(&self) -> &'static str {
+        match self {
+            Self::Undecided => "undecided",
+            Self::Passthrough => "passthrough",
+            Self::Bytes => "tcp",
+            Self::Session => "http",
+            Self::Request(_) => "request",
         }
     }
 }
@@ -158,6 +256,16 @@ impl Entry {
         let mut known = self.known.borrow_mut();
         known.open = open;
         known.service = service.map(|(name, port)| (Arc::clone(name), port));
+    }
+
+    /// Notes the role of the listener that let it in.
+    pub(crate) fn comes_by(&self, role: Option<Role>) {
+        self.known.borrow_mut().role = role;
+    }
+
+    /// The role of the listener that let it in.
+    pub(crate) fn role(&self) -> Option<Role> {
+        self.known.borrow().role
     }
 
     /// Notes which service it asked for.
@@ -425,6 +533,7 @@ impl Judge {
         let listener = renamed.map_or(&entry.listener, |listener| &listener.name);
         let carried = Carried {
             listener,
+            role: known.role,
             source: entry.source.ip(),
             verified: known.peer.as_ref().map(|peer| &peer.id),
             claimed: known.claimed.as_ref(),
@@ -432,15 +541,20 @@ impl Judge {
             kind,
         };
         judge(snapshot, &carried).map_err(cut)?;
-        if let (Some(upstream), Asked::Service(service)) = (&known.upstream, service) {
-            let answering = Answering {
-                backend: &upstream.backend,
-                address: &upstream.address,
-                id: &upstream.peer.id,
-            };
-            judge_answering(snapshot, listener, service, &answering).map_err(cut)?;
+        let Asked::Service(service) = service else {
+            return Ok(());
+        };
+        let answering = known.upstream.as_ref().map(|upstream| Answering {
+            backend: &upstream.backend,
+            address: &upstream.address,
+            id: &upstream.peer.id,
+        });
+        match (&known.mirror, &answering) {
+            (Some(route), _) => judge_copy(snapshot, service, route, answering.as_ref()),
+            (None, Some(answering)) => judge_answering(snapshot, listener, service, answering),
+            (None, None) => Ok(()),
         }
-        Ok(())
+        .map_err(cut)
     }
 
     /// Whether the caller's certificate and what it handed on are still accepted.

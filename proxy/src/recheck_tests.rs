@@ -20,7 +20,7 @@ use crate::account::AccessLog;
 use crate::admission::{Admission, UnderWay};
 use crate::metrics::Metrics;
 use crate::resolve::Names;
-use crate::runtime::{Phase, RENAMED_MAX};
+use crate::runtime::{AdminSide, Phase, RENAMED_MAX};
 use crate::tls::SvidFiles;
 
 const GATEWAY: &str = "
@@ -128,6 +128,7 @@ impl World {
             open: AtomicUsize::new(0),
             admission: Admission::new(1_000, 20_000),
             windows: Arc::default(),
+            admin: AdminSide::default(),
             started: std::time::Instant::now(),
         };
         Self {
@@ -179,6 +180,11 @@ impl Entry {
                 .list("db".into(), source, Open::Bytes)
                 .entry,
         )
+    }
+
+    /// Draining does not wait for it any longer.
+    pub(crate) fn tell_overdue(&self) {
+        self.is_overdue();
     }
 }
 

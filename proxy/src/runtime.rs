@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use zeugma_core::fleet::Observation;
@@ -34,7 +34,9 @@ use crate::connection;
 use crate::hash::Configured;
 use crate::http::flow::WindowBudget;
 use crate::http::pool::Pool;
+use crate::journal::Journal;
 use crate::listener::{Accepted, Handed};
+use crate::listing::{self, Question};
 use crate::metrics::{Latest, Metrics};
 use crate::recheck::{self, Registry};
 use crate::relay::Pipes;
@@ -77,6 +79,36 @@ pub(crate) enum Phase {
     },
 }
 
+/// What the admin interface asks of the control thread, each as a signal would.
+#[derive(Debug, Default)]
+pub(crate) struct Levers {
+    /// Drain, as SIGTERM does.
+    pub(crate) drain: Notify,
+    /// Drain without the delay, as SIGINT does.
+    pub(crate) quit: Notify,
+}
+
+/// What the admin interface shares with the others.
+#[derive(Debug)]
+pub(crate) struct AdminSide {
+    /// What happened.
+    pub(crate) journal: Journal,
+    /// What the workers are asked.
+    pub(crate) questions: broadcast::Sender<Question>,
+    /// What the control thread is asked.
+    pub(crate) levers: Levers,
+}
+
+impl Default for AdminSide {
+    fn default() -> Self {
+        Self {
+            journal: Journal::default(),
+            questions: broadcast::channel(listing::QUESTIONS_MAX).0,
+            levers: Levers::default(),
+        }
+    }
+}
+
 /// What all threads share.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -99,6 +131,7 @@ pub(crate) struct Shared {
     /// What HTTP/2 windows may grow into.
     pub(crate) windows: Arc<WindowBudget>,
     pub(crate) admission: Admission,
+    pub(crate) admin: AdminSide,
     pub(crate) started: Instant,
 }
 
@@ -452,8 +485,11 @@ pub(crate) fn work(
         let mut telling = JoinSet::new();
         telling.spawn_local(async move { teller.keep_telling().await });
         let mut open = JoinSet::new();
-        // Ends with the runtime.
+        // Both end with the runtime.
         drop(tokio::task::spawn_local(recheck::run(Rc::clone(&worker))));
+        drop(tokio::task::spawn_local(listing::answer(Rc::clone(
+            &worker,
+        ))));
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         loop {
             // Every arm is cancel-safe by its own documentation.

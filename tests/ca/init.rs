@@ -29,6 +29,7 @@ fn a_cluster_alone_has_all_that_a_gateway_needs() {
     assert_eq!(
         names,
         [
+            "admin.token",
             "bundles/east.example.json",
             "gateway.yaml",
             "gw.key",

@@ -65,6 +65,29 @@ impl Busy {
             _services: (hello, tcp, vault),
         }
     }
+
+    /// A connection to `db` that is open: its banner was read.
+    async fn hold(&self) -> TcpStream {
+        let Some(Kind::Tcp(db)) = self.kinds.get(3) else {
+            panic!("{:?}", self.kinds);
+        };
+        let mut tcp = TcpStream::connect(*db.borrow()).await.unwrap();
+        let mut banner = vec![0; BANNER.len()];
+        within("the banner", tcp.read_exact(&mut banner))
+            .await
+            .unwrap();
+        tcp
+    }
+}
+
+/// Starts a successor that ends with this status; returns what it said.
+async fn cannot_take_over(cluster: &Cluster, status: i32) -> String {
+    let mut command = tokio::process::Command::from(mesh::Gateway::command(&cluster.config()));
+    let output = within("its end", command.arg("--takeover").output())
+        .await
+        .unwrap();
+    assert_eq!(output.status.code(), Some(status));
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// East alone with one HTTP service.
@@ -299,14 +322,7 @@ async fn a_peers_replicas_restart_one_by_one_and_nothing_is_lost() {
 #[tokio::test]
 async fn what_is_open_ends_on_the_process_that_accepted_it() {
     let mut busy = Busy::start().await;
-    let Some(Kind::Tcp(db)) = busy.kinds.get(3) else {
-        panic!("{:?}", busy.kinds);
-    };
-    let mut tcp = TcpStream::connect(*db.borrow()).await.unwrap();
-    let mut banner = vec![0; BANNER.len()];
-    within("the banner", tcp.read_exact(&mut banner))
-        .await
-        .unwrap();
+    let mut tcp = busy.hold().await;
     let next = busy.gateway.cluster.take_over().await;
     let mut old = std::mem::replace(&mut busy.gateway.process, next);
     old.message("draining: no new connections").await;
@@ -414,12 +430,7 @@ async fn a_successor_with_a_broken_configuration_changes_nothing() {
     for file in &more {
         std::fs::write(file, "").unwrap();
     }
-    let mut command = tokio::process::Command::from(mesh::Gateway::command(&config));
-    let output = within("its end", command.arg("--takeover").output())
-        .await
-        .unwrap();
-    assert_eq!(output.status.code(), Some(65));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let said = cannot_take_over(&gateway.cluster, 65).await;
     assert!(said.contains("at most 10000 are read"), "{said}");
     for file in &more {
         std::fs::remove_file(file).unwrap();
@@ -438,13 +449,7 @@ async fn a_successor_that_fails_with_the_sockets_in_hand_changes_nothing() {
     gateway.cluster.listen("more", "role: workloads");
     gateway.cluster.relisten("more", at, "role: workloads");
     gateway.cluster.write_gateway();
-    let mut command =
-        tokio::process::Command::from(mesh::Gateway::command(&gateway.cluster.config()));
-    let output = within("its end", command.arg("--takeover").output())
-        .await
-        .unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let said = cannot_take_over(&gateway.cluster, 1).await;
     assert!(
         said.contains(&format!("spec.listeners.more.address `{at}`")),
         "{said}"
@@ -469,14 +474,8 @@ async fn a_successor_that_fails_with_the_sockets_in_hand_changes_nothing() {
 async fn a_predecessor_that_hangs_is_given_up() {
     let (gateway, _service) = quiet().await;
     gateway.process.freeze().await;
-    let config = gateway.cluster.config();
-    let mut command = tokio::process::Command::from(mesh::Gateway::command(&config));
-    let output = within("giving up", command.arg("--takeover").output())
-        .await
-        .unwrap();
+    let said = cannot_take_over(&gateway.cluster, 1).await;
     gateway.process.signal(Signal::CONT);
-    assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let pid = gateway.process.pid();
     let expected = format!("the handover from the gateway of pid {pid} failed");
     assert!(said.contains(&expected), "{said}");
@@ -489,24 +488,11 @@ async fn a_predecessor_that_hangs_is_given_up() {
 #[tokio::test]
 async fn a_gateway_that_drains_refuses_its_successor() {
     let mut busy = Busy::start().await;
-    let Some(Kind::Tcp(db)) = busy.kinds.get(3) else {
-        panic!("{:?}", busy.kinds);
-    };
-    let mut held = TcpStream::connect(*db.borrow()).await.unwrap();
-    let mut banner = vec![0; BANNER.len()];
-    within("the banner", held.read_exact(&mut banner))
-        .await
-        .unwrap();
+    let held = busy.hold().await;
     let process = &mut busy.gateway.process;
     process.signal(Signal::TERM);
     process.message("draining: no new connections").await;
-    let config = busy.gateway.cluster.config();
-    let mut command = tokio::process::Command::from(mesh::Gateway::command(&config));
-    let output = within("its end", command.arg("--takeover").output())
-        .await
-        .unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let said = cannot_take_over(&busy.gateway.cluster, 1).await;
     assert!(
         said.contains("it drains and its listeners are closed"),
         "{said}"

@@ -263,6 +263,56 @@ async fn few_open_files_lower_the_limit_of_connections_and_it_is_said() {
     gateway.finish().await;
 }
 
+#[tokio::test]
+async fn so_many_handshakes_are_under_way_and_what_is_open_does_not_count() {
+    let service = Service::echo().await;
+    let mut east = Cluster::new("east");
+    let caller = east.identity("ns/shop/sa/cart");
+    let db = db(&mut east, service.address, "");
+    let web = Service::http("orders").await;
+    east.route(
+        "shop/orders",
+        &format!(
+            "
+            protocol: http
+            backends: [{{ endpoints: ['{}'] }}]
+            allow: [{{ from: ['spiffe://east.example/*'] }}]",
+            web.address
+        ),
+    );
+    east.set("limits", "{ handshakes: 2 }");
+    let gateway = east.start().await;
+    // Plaintext and TLS that are through it: as many as there may be, and more.
+    let mut open = Vec::new();
+    let mut sessions = Vec::new();
+    for _ in 0..3 {
+        open.push(echoing(db).await);
+        sessions.push(caller.dial(east.apps, ORDERS, &[b"h2"]).await.unwrap());
+    }
+    let half = async || {
+        let mut tcp = TcpStream::connect(east.apps).await.unwrap();
+        tcp.write_all(&hello(Some(ORDERS.as_bytes()))[..7])
+            .await
+            .unwrap();
+        tcp
+    };
+    let one = half().await;
+    let two = half().await;
+    assert_eq!(shed(&gateway, east.apps).await, "handshake-limit");
+    assert_eq!(shed(&gateway, db).await, "handshake-limit");
+    for tcp in &mut open {
+        echoes(tcp).await;
+    }
+    // A place that is free again is given again.
+    drop(one);
+    eventually("a place", async || {
+        caller.dial(east.apps, ORDERS, &[b"h2"]).await.ok()
+    })
+    .await;
+    drop((two, sessions, open));
+    gateway.finish().await;
+}
+
 fn descriptors(gateway: &Gateway) -> usize {
     let table = fs::read_dir(format!("/proc/{}/fd", gateway.pid())).unwrap();
     table.count()

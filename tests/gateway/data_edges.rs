@@ -11,8 +11,8 @@ use tokio::task::JoinSet;
 use crate::data_client::{Client, Wire, finish, read_head};
 use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route};
 use crate::data_relay::memory;
-use crate::data_services::{AnyBody, HttpService, TcpService, pattern, summary};
-use crate::mesh::within;
+use crate::data_services::{AnyBody, HttpService, Mode, TcpService, accept_of, pattern, summary};
+use crate::mesh::{Cluster, within};
 
 async fn before(service: &HttpService, more: &[&str]) -> Gateway {
     let backend = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
@@ -300,9 +300,15 @@ async fn an_answer_without_a_date_gets_one_by_either_version() {
 #[tokio::test]
 async fn a_stream_of_websocket_that_the_endpoint_ends_is_over() {
     let service = TcpService::with(|mut tcp| async move {
-        read_head(&mut tcp).await.ok();
-        let switched = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
-                        upgrade: websocket\r\n\r\n";
+        let head = read_head(&mut tcp).await.unwrap_or_default();
+        let key = head
+            .lines()
+            .find_map(|line| line.strip_prefix("sec-websocket-key: "));
+        let accept = key.map(accept_of).unwrap_or_default();
+        let switched = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
+             upgrade: websocket\r\nsec-websocket-accept: {accept}\r\n\r\n"
+        );
         tcp.write_all(switched.as_bytes()).await.ok();
         tcp.read_u8().await.ok();
         tcp.set_zero_linger().unwrap();
@@ -349,6 +355,142 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
+async fn an_answer_to_head_that_ends_behind_its_head_is_complete() {
+    let service = TcpService::with(|tcp| async move {
+        let Ok(mut connection) = h2::server::handshake(tcp).await else {
+            return;
+        };
+        while let Some(Ok((_request, mut respond))) = connection.accept().await {
+            let mut send = respond.send_response(Response::new(()), false).unwrap();
+            send.send_data(Bytes::new(), true).unwrap();
+        }
+    });
+    let address = endpoints(&[service.address()]);
+    let near = format!("backends: [{{ version: h2, {address} }}]");
+    let gateway = Gateway::alone(&near_route("hello", &[&near])).await;
+    let mut caller = caller(&gateway).await;
+    let request = Request::head(format!("http://{HELLO}/")).header("x-request-id", "head");
+    let (response, _) = caller
+        .send_request(request.body(()).unwrap(), true)
+        .unwrap();
+    let response = within("an answer", response).await.unwrap();
+    assert!(response.body().is_end_stream());
+    let line = gateway.request("head").await;
+    assert_eq!(line["verdict"], "completed", "{line}");
+    gateway.process.finish().await;
+}
+
+/// An endpoint by HTTP/2 that on its first connection takes two requests, says by GOAWAY that it has
+/// processed the first one alone, and answers that or does not; on others it answers each.
+fn leaves_after_one(answers: bool) -> TcpService {
+    const HEADERS: u8 = 0x1;
+    const SETTINGS: u8 = 0x4;
+    const GOAWAY: u8 = 0x7;
+    // END_STREAM and END_HEADERS; RFC 7541 §A: `:status: 200`.
+    let ok = |stream| frame(HEADERS, 0x5, stream, &[0x88]);
+    let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    TcpService::with(move |mut tcp| {
+        let nth = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        async move {
+            let mut preface = [0; 24];
+            tcp.read_exact(&mut preface).await.unwrap();
+            tcp.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+            let mut begun = 0;
+            let mut head = [0; 9];
+            while tcp.read_exact(&mut head).await.is_ok() {
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+                let mut payload = vec![0; usize::try_from(length).unwrap()];
+                tcp.read_exact(&mut payload).await.unwrap();
+                let stream = u32::from_be_bytes(*head.last_chunk().unwrap());
+                if head[3] != HEADERS {
+                    continue;
+                }
+                begun += 1;
+                if nth > 0 {
+                    tcp.write_all(&ok(stream)).await.unwrap();
+                } else if begun == 2 {
+                    // RFC 9113 §6.8: the last stream processed, NO_ERROR.
+                    let leaves = [&1_u32.to_be_bytes()[..], &[0; 4]].concat();
+                    tcp.write_all(&frame(GOAWAY, 0, 0, &leaves)).await.unwrap();
+                    if !answers {
+                        return;
+                    }
+                    tcp.write_all(&ok(1)).await.unwrap();
+                }
+            }
+        }
+    })
+}
+
+/// RFC 9113 §6.8: what is above the last stream was not processed, and any method may be tried again;
+/// what is not above it may have been.
+#[tokio::test]
+async fn a_request_that_a_leaving_endpoint_did_not_process_is_sent_again_whatever_its_method() {
+    for answers in [true, false] {
+        let service = leaves_after_one(answers);
+        let address = endpoints(&[service.address()]);
+        let near = format!("backends: [{{ version: h2, {address} }}]");
+        let gateway = Gateway::alone(&near_route("hello", &[&near])).await;
+        let mut caller = caller(&gateway).await;
+        let mut post = |id: &str| {
+            let request = Request::post(format!("http://{HELLO}/")).header("x-request-id", id);
+            let request = request.body(()).unwrap();
+            caller.send_request(request, true).unwrap().0
+        };
+        let (first, second) = (post("first"), post("second"));
+        let both = async { tokio::join!(first, second) };
+        let (first, second) = within("both answers", both).await;
+        assert_eq!(second.unwrap().status(), 200);
+        let expected = if answers { 200 } else { 502 };
+        assert_eq!(first.unwrap().status(), expected);
+        assert_eq!(service.hits(), 2, "connections");
+        gateway.process.finish().await;
+    }
+}
+
+/// CVE-2023-44487, slowly enough for each request to be begun.
+#[tokio::test]
+async fn who_resets_more_streams_than_can_be_meant_is_told_to_calm_down() {
+    let service = HttpService::start("near");
+    service.set(Mode::Hang);
+    let near = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
+    let mut east = Cluster::new("east");
+    // Ten resets a second.
+    east.set("limits", "{ streams: 1 }");
+    let gateway = Gateway::of(east, &near_route("hello", &[&near])).await;
+    let tcp = TcpStream::connect(gateway.apps()).await.unwrap();
+    let source = tcp.local_addr().unwrap();
+    let (mut caller, connection) = h2::client::handshake(tcp).await.unwrap();
+    let mut connection = tokio::spawn(connection);
+    let mut begun = 0;
+    let ended = loop {
+        let request = Request::get(format!("http://{HELLO}/")).body(()).unwrap();
+        let ready = within("a place", caller.ready()).await;
+        let begins = ready.and_then(|mut ready| {
+            let (_response, stream) = ready.send_request(request, false)?;
+            Ok((ready, stream))
+        });
+        let Ok((next, mut stream)) = begins else {
+            break within("the end", connection).await;
+        };
+        caller = next;
+        begun += 1;
+        // Both only wait.
+        tokio::select! {
+            ended = &mut connection => break ended,
+            () = service.arrived(begun) => stream.send_reset(h2::Reason::CANCEL),
+        }
+    };
+    assert!(begun > 10, "{begun}");
+    let error = ended.unwrap().unwrap_err();
+    assert_eq!(error.reason(), Some(h2::Reason::ENHANCE_YOUR_CALM));
+    assert!(error.is_go_away() && error.is_remote(), "{error}");
+    let line = gateway.process.connection(source).await;
+    assert_eq!(line["verdict"], "frame-flood", "{line}");
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
 async fn a_flood_of_frames_ends_its_connection_and_no_other() {
     const HEADERS: u8 = 0x1;
     const RST_STREAM: u8 = 0x3;
@@ -375,10 +517,15 @@ async fn a_flood_of_frames_ends_its_connection_and_no_other() {
     let continued = frame(HEADERS, 0, 1, &head).into_iter().chain(continued);
     // Answers to PINGs that nobody reads.
     let pings = (0..1_000_000).flat_map(|_| frame(PING, 0, 0, &[7; 8]));
-    for (what, flood, is_refused) in [
-        ("resets", resets.collect::<Vec<u8>>(), true),
-        ("continuations", continued.collect(), true),
-        ("pings", pings.collect(), false),
+    for (what, flood, refused) in [
+        ("resets", resets.collect::<Vec<u8>>(), Some("frame-flood")),
+        // What h2 no longer takes is no frame any more.
+        (
+            "continuations",
+            continued.collect(),
+            Some("downstream-closed"),
+        ),
+        ("pings", pings.collect(), None),
     ] {
         let before = memory(&gateway.process);
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
@@ -394,12 +541,12 @@ async fn a_flood_of_frames_ends_its_connection_and_no_other() {
         assert_eq!(got.text(), "near", "{what}");
         let held = memory(&gateway.process).saturating_sub(before);
         assert!(held < 16 << 20, "{what}: {held} bytes more");
-        if is_refused {
+        if let Some(verdict) = refused {
             let mut rest = Vec::new();
             within("the end", tcp.read_to_end(&mut rest)).await.ok();
             let line = gateway.process.connection(tcp.local_addr().unwrap());
             let line = line.await;
-            assert_eq!(line["verdict"], "downstream-closed", "{what}: {line}");
+            assert_eq!(line["verdict"], verdict, "{what}: {line}");
         } else {
             assert!(writing.is_err(), "{what}: all were taken");
         }

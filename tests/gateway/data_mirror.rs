@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::data_client::{Client, Wire};
 use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route};
 use crate::data_services::{HttpService, Mode, Refusing, pattern, summary};
+use crate::mesh::eventually;
 
 const MIRRORED: &str = "zeugma_mirrored_total";
 
@@ -184,4 +185,45 @@ async fn a_copy_in_another_cluster_has_the_canarys_host_and_is_not_copied_again(
     assert_eq!(pair.west.counted(MIRRORED, &[]).await, 0.0);
     assert_eq!(third.hits(), 0);
     pair.finish().await;
+}
+
+#[tokio::test]
+async fn copies_under_way_end_with_their_mirror_and_with_the_right_of_their_request() {
+    let (primary, canary) = (HttpService::start("primary"), HttpService::start("canary"));
+    canary.set(Mode::Hang);
+    let hello = |more: &[&str]| {
+        let primary = backends(primary.address());
+        near_route("hello", &[&[&*primary][..], more].concat())
+    };
+    let mirror = "mirror: [{ route: demo/canary, timeout: 60s }]";
+    let copied = hello(&[mirror]);
+    let denied = hello(&[mirror, "deny: [{ paths: ['/sum'] }]"]);
+    let canary_route = near_route("canary", &[&backends(canary.address())]);
+    let gateway = mirrored(&primary, canary.address(), ", timeout: 60s").await;
+    let mut client = Client::connect(gateway.apps(), &Wire::H2).await.unwrap();
+    let ended = &[("result", "ended")];
+    for without in [hello(&[]), denied] {
+        let write = |hello: &str| {
+            let routes = format!("{hello}{canary_route}");
+            gateway.cluster.write("routes.yaml", &routes);
+        };
+        let before = canary.hits();
+        copied_anew(&mut client, &canary, before).await;
+        let so_far = gateway.counted(MIRRORED, ended).await;
+        write(&without);
+        gateway.until_counted(MIRRORED, ended, so_far + 1.0).await;
+        canary.given_up(before + 1).await;
+        write(&copied);
+    }
+    gateway.process.finish().await;
+}
+
+/// Asks until a request was copied: a change takes a while.
+async fn copied_anew(client: &mut Client, canary: &HttpService, before: usize) {
+    eventually("a copy", async || {
+        let answer = client.get(HELLO, "/sum").await.unwrap();
+        assert!(answer.status == 200 || answer.status == 403);
+        (canary.hits() > before).then_some(())
+    })
+    .await;
 }

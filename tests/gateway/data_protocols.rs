@@ -2,6 +2,8 @@
 //! that wait to be asked for.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::Poll;
 
 use bytes::Bytes;
 use h2::ext::Protocol;
@@ -64,6 +66,80 @@ async fn talk(apps: SocketAddr) -> String {
     })
     .await;
     String::from_utf8(heard).unwrap()
+}
+
+/// An endpoint by HTTP/2 that sends `hints` interim responses before its answer.
+fn hinting(hints: usize) -> TcpService {
+    TcpService::with(move |tcp| async move {
+        let Ok(mut connection) = h2::server::handshake(tcp).await else {
+            return;
+        };
+        while let Some(Ok((_request, mut respond))) = connection.accept().await {
+            for nth in 0..hints {
+                let hint = Response::builder().status(103).header("x-nth", nth);
+                let hint = hint.header("link", "</style.css>; rel=preload");
+                respond.send_informational(hint.body(()).unwrap()).unwrap();
+            }
+            let mut send = respond.send_response(Response::new(()), false).unwrap();
+            send.send_data(Bytes::from_static(b"final"), true).unwrap();
+        }
+    })
+}
+
+/// The interim responses to a request, and its answer's body.
+async fn hints(apps: SocketAddr) -> (Vec<Response<()>>, Vec<u8>) {
+    let mut caller = caller(apps).await;
+    let request = Request::get(format!("http://{HELLO}/")).body(()).unwrap();
+    let (mut response, _send) = caller.send_request(request, true).unwrap();
+    let mut hints = Vec::new();
+    let answered = std::future::poll_fn(|cx| {
+        while let Poll::Ready(Some(hint)) = response.poll_informational(cx) {
+            hints.push(hint.unwrap());
+        }
+        Pin::new(&mut response).poll(cx)
+    });
+    let response = within("an answer", answered).await.unwrap();
+    let mut body = response.into_body();
+    let mut all = Vec::new();
+    while let Some(bytes) = within("a body", body.data()).await {
+        all.extend_from_slice(&bytes.unwrap());
+    }
+    (hints, all)
+}
+
+/// RFC 9110 §15.2: a proxy forwards interim responses that it did not ask for itself.
+#[tokio::test]
+async fn interim_responses_reach_the_caller_in_order_and_so_many_of_them() {
+    let service = hinting(2);
+    let near = format!(
+        "backends: [{{ version: h2, {} }}]",
+        endpoints(&[service.address()])
+    );
+    let pair = Pair::new(
+        &http_route("hello", &["backends: [{ peer: west }]"]),
+        &http_route("hello", &[&near]),
+    )
+    .await;
+    let (heard, body) = hints(pair.east.apps()).await;
+    assert_eq!(body, b"final");
+    assert_eq!(heard.len(), 2);
+    for (nth, hint) in heard.iter().enumerate() {
+        assert_eq!(hint.status(), 103);
+        assert_eq!(hint.headers()["x-nth"], nth.to_string());
+        assert_eq!(hint.headers()["link"], "</style.css>; rel=preload");
+    }
+    pair.finish().await;
+
+    // More than anybody needs.
+    let service = hinting(40);
+    let near = format!(
+        "backends: [{{ version: h2, {} }}]",
+        endpoints(&[service.address()])
+    );
+    let gateway = Gateway::alone(&near_route("hello", &[&near])).await;
+    let (heard, body) = hints(gateway.apps()).await;
+    assert_eq!((heard.len(), &*body), (16, &b"final"[..]));
+    gateway.process.finish().await;
 }
 
 /// An endpoint that takes WebSocket on streams of HTTP/2 and echoes.
@@ -131,6 +207,39 @@ async fn websocket_on_a_stream_reaches_endpoints_of_both_versions_near_and_far()
     let line = pair.west.process.log(is_it).await;
     assert_eq!(line["http.version"], "HTTP/2", "{line}");
     pair.finish().await;
+}
+
+/// RFC 6455 §4.1: what answers another key, or none, does not speak WebSocket.
+#[tokio::test]
+async fn an_endpoint_that_has_not_read_our_key_is_no_websocket() {
+    let of_the_rfc = "sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
+    for accept in ["", of_the_rfc] {
+        let service = TcpService::with(move |mut tcp| async move {
+            if read_head(&mut tcp).await.is_ok() {
+                let switched = format!(
+                    "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
+                     upgrade: websocket\r\n{accept}\r\nhello"
+                );
+                tcp.write_all(switched.as_bytes()).await.ok();
+                tcp.read_u8().await.ok();
+            }
+        });
+        let near = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
+        let gateway = Gateway::alone(&near_route("hello", &[&near])).await;
+        let mut caller = caller(gateway.apps()).await;
+        let asked = asks_for("websocket", "/switch");
+        let (response, _send) = caller.send_request(asked, false).unwrap();
+        let response = within("an answer", response).await.unwrap();
+        assert_eq!(response.status(), StatusCode::BAD_GATEWAY, "{accept}");
+        let line = (gateway.process)
+            .log(|line| line["verdict"] == "upstream-protocol")
+            .await;
+        assert!(
+            line["error"].as_str().unwrap().contains("our key"),
+            "{line}"
+        );
+        gateway.process.finish().await;
+    }
 }
 
 #[tokio::test]

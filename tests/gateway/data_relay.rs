@@ -3,7 +3,6 @@
 
 use std::env;
 use std::net::SocketAddr;
-use std::process::Command;
 use std::sync::LazyLock;
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
@@ -14,7 +13,7 @@ use tokio::task::JoinSet;
 use crate::data_mesh::{endpoints, route};
 use crate::data_services::TcpService;
 use crate::mesh::hello::hello;
-use crate::mesh::{Cluster, Gateway, eventually, within};
+use crate::mesh::{Cluster, Gateway, Namespace, eventually, within};
 
 const HOST: &str = "db.demo.svc.clusterset.local";
 /// What a service answers a hello with: not an alert, and so it has committed itself.
@@ -244,44 +243,6 @@ async fn without_descriptors_for_pipes_bulk_is_copied_whole() {
     gateway.finish().await;
 }
 
-/// A network namespace and its loopback, whose sockets buffer less than is sent; removed when dropped.
-struct Namespace(String);
-
-impl Namespace {
-    fn new() -> Self {
-        let this = Self(format!("zeugma-relay-{}", std::process::id()));
-        run(Command::new("ip").args(["netns", "add", &this.0]));
-        run(this.command("ip").args(["link", "set", "lo", "up"]));
-        for setting in ["net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"] {
-            run(this
-                .command("sysctl")
-                .args(["-qw", &format!("{setting}=4096 524288 1048576")]));
-        }
-        this
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.0, program]);
-        command
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        // What cannot be removed is told by the next `ip netns list`.
-        Command::new("ip")
-            .args(["netns", "del", &self.0])
-            .status()
-            .ok();
-    }
-}
-
-fn run(command: &mut Command) {
-    let status = command.status().unwrap();
-    assert!(status.success(), "{command:?}: {status}");
-}
-
 /// Set where a test runs inside its namespace.
 const INSIDE: &str = "ZEUGMA_TEST_IN_NAMESPACE";
 /// `nobody`.
@@ -293,15 +254,15 @@ async fn where_a_users_quota_of_pipes_ends_bulk_is_copied_whole() {
     if env::var_os(INSIDE).is_some() {
         return bulk_beyond_the_quota().await;
     }
-    if !rustix::process::geteuid().is_root() {
-        assert!(
-            env::var_os("ZEUGMA_REQUIRE_PEERS").is_none(),
-            "network namespaces and other users need root"
-        );
-        skip("network namespaces and other users need root");
+    let Some(namespace) = Namespace::new() else {
         return;
+    };
+    // Its sockets buffer less than is sent.
+    for setting in ["net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"] {
+        let setting = format!("{setting}=4096 524288 1048576");
+        let set = namespace.command("sysctl").args(["-qw", &setting]).status();
+        assert!(set.unwrap().success(), "{setting}");
     }
-    let namespace = Namespace::new();
     let this = env::current_exe().unwrap();
     let mut inside = namespace.command(this.to_str().unwrap());
     inside
@@ -309,14 +270,6 @@ async fn where_a_users_quota_of_pipes_ends_bulk_is_copied_whole() {
         .env(INSIDE, "1");
     let status = tokio::task::spawn_blocking(move || inside.status()).await;
     assert!(status.unwrap().unwrap().success(), "see above");
-}
-
-#[expect(
-    clippy::print_stderr,
-    reason = "a test that did not run must not look like one that did"
-)]
-fn skip(why: &str) {
-    eprintln!("SKIPPED: {why}");
 }
 
 /// A user without privileges has 64 pipes of 1 MiB (pipe(7), `pipe-user-pages-soft`), and two

@@ -9,6 +9,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use aws_lc_rs::digest;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::BodyExt;
@@ -423,6 +426,8 @@ fn switch(mut request: Request<Incoming>) -> Response<AnyBody> {
     let Some(protocol) = request.headers().get(header::UPGRADE).cloned() else {
         return status(426);
     };
+    let key = request.headers().get("sec-websocket-key");
+    let accept = key.map(|key| accept_of(key.to_str().unwrap()));
     let upgrade = hyper::upgrade::on(&mut request);
     io().spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
@@ -437,7 +442,17 @@ fn switch(mut request: Request<Incoming>) -> Response<AnyBody> {
     let headers = response.headers_mut();
     headers.insert(header::UPGRADE, protocol);
     headers.insert(header::CONNECTION, "upgrade".parse().unwrap());
+    if let Some(accept) = accept {
+        headers.insert("sec-websocket-accept", accept.parse().unwrap());
+    }
     response
+}
+
+/// What is answered to a WebSocket key (RFC 6455 §4.2.2).
+pub(crate) fn accept_of(key: &str) -> String {
+    let text = format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    let digest = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
+    STANDARD.encode(digest)
 }
 
 /// Bytes that tell where they are: no two positions within 251 are alike.

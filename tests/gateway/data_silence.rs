@@ -65,7 +65,9 @@ async fn all_go_elsewhere(apps: SocketAddr, asked: JoinSet<String>) {
 
 #[tokio::test]
 async fn a_link_between_gateways_that_goes_down_under_load_loses_no_get() {
-    let namespace = Namespace::new();
+    let Some(namespace) = Namespace::new() else {
+        return;
+    };
     let link = namespace.link();
     let service = HttpService::start_on(link.near, "west");
     let backup = HttpService::start("backup");
@@ -140,7 +142,9 @@ async fn an_http_2_endpoint_that_is_stopped_costs_its_requests_seconds_and_no_mi
 
 #[tokio::test]
 async fn a_host_that_vanishes_with_its_http_1_endpoint_is_given_up_in_seconds() {
-    let namespace = Namespace::new();
+    let Some(namespace) = Namespace::new() else {
+        return;
+    };
     let (callers, vanishing) = (namespace.link(), namespace.link());
     let near = HttpService::start_on(vanishing.near, "near");
     let far = HttpService::start_on(callers.near, "backup");

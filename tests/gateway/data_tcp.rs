@@ -1,11 +1,15 @@
 //! Bytes: one-route listeners, TCP between gateways, passthrough of the callers' own TLS.
 
+use std::io::ErrorKind;
+
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 
 use crate::data_mesh::{Gateway, Pair, endpoints, route};
 use crate::data_services::{BANNER, Refusing, TcpService, echo, pattern, read_all};
+use crate::mesh::hello::hello;
 use crate::mesh::{Cluster, Identity, Service, h1, within};
 
 const DB: &str = "db.demo.svc.clusterset.local";
@@ -37,7 +41,7 @@ async fn far(service: &TcpService, west: &str) -> (Pair, std::net::SocketAddr) {
     (pair, db)
 }
 
-async fn banner(stream: &mut (impl tokio::io::AsyncRead + Unpin)) {
+async fn banner(stream: &mut (impl AsyncRead + Unpin)) {
     let mut first = vec![0; BANNER.len()];
     within("the banner", stream.read_exact(&mut first))
         .await
@@ -104,6 +108,112 @@ async fn a_service_that_ends_first_still_hears_its_caller() {
         (&line["bytes_recv"], &line["bytes_sent"]),
         (&json!(10), &json!(3))
     );
+}
+
+/// Reads what comes until the connection is reset.
+async fn read_until_reset(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
+    let mut all = Vec::new();
+    let error = within("a reset", stream.read_to_end(&mut all)).await;
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    all
+}
+
+/// A service that sends half of an answer, and resets the connection when it is told to `stop`; and
+/// what it tells of how its callers ended.
+fn halves() -> (TcpService, mpsc::Receiver<Result<Vec<u8>, ErrorKind>>) {
+    let (heard, hears) = mpsc::channel(1);
+    let service = TcpService::with(move |mut tcp| {
+        let heard = heard.clone();
+        async move {
+            tcp.write_all(b"half").await.unwrap();
+            let mut all = Vec::new();
+            let ended = loop {
+                match tcp.read_buf(&mut all).await {
+                    Ok(0) => break Ok(all),
+                    Ok(_) if all.ends_with(b"stop") => return tcp.set_zero_linger().unwrap(),
+                    Ok(_) => {}
+                    Err(error) => break Err(error.kind()),
+                }
+            };
+            heard.send(ended).await.unwrap();
+        }
+    });
+    (service, hears)
+}
+
+/// Says `say` to such a service, once its half of an answer has come.
+async fn half_an_answer(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), say: &[u8]) {
+    let mut half = [0; 4];
+    within("half an answer", stream.read_exact(&mut half))
+        .await
+        .unwrap();
+    stream.write_all(say).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_reset_reaches_the_other_end_through_both_gateways_and_never_looks_like_the_end() {
+    let (service, mut hears) = halves();
+    let (pair, db) = far(&service, "").await;
+    let mut tcp = TcpStream::connect(db).await.unwrap();
+    half_an_answer(&mut tcp, b"stop").await;
+    assert_eq!(read_until_reset(&mut tcp).await, b"");
+    let mut tcp = TcpStream::connect(db).await.unwrap();
+    half_an_answer(&mut tcp, b"go on").await;
+    tcp.set_zero_linger().unwrap();
+    drop(tcp);
+    let heard = within("the end of a caller", hears.recv()).await.unwrap();
+    assert_eq!(heard, Err(ErrorKind::ConnectionReset));
+    // An orderly end is none.
+    let mut tcp = TcpStream::connect(db).await.unwrap();
+    half_an_answer(&mut tcp, b"done, bye").await;
+    tcp.shutdown().await.unwrap();
+    let heard = within("the end of a caller", hears.recv()).await.unwrap();
+    assert_eq!(heard.unwrap(), b"done, bye");
+    pair.finish().await;
+}
+
+#[tokio::test]
+async fn a_callers_tls_that_ends_without_close_notify_ends_by_a_reset_at_the_endpoint() {
+    let (service, mut hears) = halves();
+    let mut east = Cluster::new("east");
+    let caller = east.identity("ns/shop/sa/cart");
+    let backend = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
+    let routes = tcp_route(&[&backend, "inbound: terminate", FROM_EAST]);
+    let gateway = Gateway::of(east, &routes).await;
+    let mut tls = caller.dial(gateway.apps(), DB, &[]).await.unwrap();
+    half_an_answer(&mut tls, b"go on").await;
+    // RFC 8446 §6.1: without close_notify the bytes may have been cut short.
+    tls.get_mut().0.shutdown().await.unwrap();
+    let heard = within("the end of a caller", hears.recv()).await.unwrap();
+    assert_eq!(heard, Err(ErrorKind::ConnectionReset));
+
+    // And the caller hears of an endpoint's reset, without close_notify.
+    let mut tls = caller.dial(gateway.apps(), DB, &[]).await.unwrap();
+    half_an_answer(&mut tls, b"stop").await;
+    assert_eq!(read_until_reset(&mut tls).await, b"");
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn a_reset_passes_through_both_gateways_with_the_callers_own_tls() {
+    let (service, mut hears) = halves();
+    let own = format!("backends: [{}]", workload_backend(service.address()));
+    let clusters = (Cluster::new("east"), Cluster::new("west"));
+    let pair = passing(clusters, "backends: [{ peer: west }]", &own).await;
+    let hello = hello(Some(DB.as_bytes()));
+    let mut tcp = TcpStream::connect(pair.east.apps()).await.unwrap();
+    tcp.write_all(&hello).await.unwrap();
+    half_an_answer(&mut tcp, b"go on").await;
+    tcp.set_zero_linger().unwrap();
+    drop(tcp);
+    let heard = within("the end of a caller", hears.recv()).await.unwrap();
+    assert_eq!(heard, Err(ErrorKind::ConnectionReset));
+
+    let mut tcp = TcpStream::connect(pair.east.apps()).await.unwrap();
+    tcp.write_all(&hello).await.unwrap();
+    half_an_answer(&mut tcp, b"stop").await;
+    assert_eq!(read_until_reset(&mut tcp).await, b"");
+    pair.finish().await;
 }
 
 #[tokio::test]

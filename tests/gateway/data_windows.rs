@@ -11,11 +11,10 @@ use http_body_util::BodyExt as _;
 use hyper::body::Body as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use crate::data_mesh::{Gateway, HELLO, endpoints, http_route, near_route};
+use crate::long_way::LongWay;
 use crate::mesh::{Cluster, Service, empty, eventually, frames, h1, within};
 
 /// One way between the clusters; a round trip takes twice as long.
@@ -23,85 +22,13 @@ const ONE_WAY: Duration = Duration::from_millis(200);
 /// 20 MB/s fill a way of 50 ms with this. What is on its way at once is what windows allow, however
 /// fast the machine is: here a way four times as long is filled by a fourth of that.
 const ON_THE_WAY: usize = 1_000_000;
-/// More than the way between two gateways ever holds.
-const QUEUE: usize = 1024;
 const CHUNK: usize = 64 * 1024;
-
-/// A long way between two clusters: bytes arrive as they were sent, [`ONE_WAY`] later.
-#[derive(Debug)]
-struct LongWay {
-    address: SocketAddr,
-    /// The most that was on its way at once, there and back.
-    most: [Arc<AtomicUsize>; 2],
-    _tasks: JoinSet<()>,
-}
-
-impl LongWay {
-    async fn to(target: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let most = [(); 2].map(|()| Arc::<AtomicUsize>::default());
-        let [there, back] = most.clone();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut open = JoinSet::new();
-            loop {
-                let (near, _) = listener.accept().await.unwrap();
-                let far = TcpStream::connect(target).await.unwrap();
-                near.set_nodelay(true).unwrap();
-                far.set_nodelay(true).unwrap();
-                let (near_read, near_write) = near.into_split();
-                let (far_read, far_write) = far.into_split();
-                open.spawn(carry(near_read, far_write, Arc::clone(&there)));
-                open.spawn(carry(far_read, near_write, Arc::clone(&back)));
-                while open.try_join_next().is_some() {}
-            }
-        });
-        Self {
-            address,
-            most,
-            _tasks: tasks,
-        }
-    }
-}
-
-async fn carry(
-    mut from: tokio::net::tcp::OwnedReadHalf,
-    mut to: tokio::net::tcp::OwnedWriteHalf,
-    most: Arc<AtomicUsize>,
-) {
-    let (send, mut receive) = mpsc::channel::<(Instant, Bytes)>(QUEUE);
-    let on_the_way = AtomicUsize::new(0);
-    let reading = async {
-        let mut buffer = vec![0; CHUNK];
-        while let Ok(n @ 1..) = from.read(&mut buffer).await {
-            let now = on_the_way.fetch_add(n, Ordering::Relaxed) + n;
-            most.fetch_max(now, Ordering::Relaxed);
-            let due = Instant::now() + ONE_WAY;
-            let bytes = Bytes::copy_from_slice(&buffer[..n]);
-            if send.send((due, bytes)).await.is_err() {
-                break;
-            }
-        }
-        drop(send);
-    };
-    let writing = async {
-        while let Some((due, bytes)) = receive.recv().await {
-            tokio::time::sleep_until(due).await;
-            on_the_way.fetch_sub(bytes.len(), Ordering::Relaxed);
-            if to.write_all(&bytes).await.is_err() {
-                break;
-            }
-        }
-    };
-    tokio::join!(reading, writing);
-}
 
 /// East, whose workloads call what is in west, a long way off.
 async fn far_apart(service: &Service) -> (Gateway, Gateway, LongWay) {
     let (east, west) = (Cluster::new("east"), Cluster::new("west"));
     east.meet(&west);
-    let way = LongWay::to(west.mesh).await;
+    let way = LongWay::to(west.mesh, ONE_WAY).await.unwrap();
     let spec = format!(
         "
         cluster: west

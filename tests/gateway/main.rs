@@ -14,6 +14,8 @@
     reason = "tests, mostly tables of cases"
 )]
 
+mod control_admin;
+mod control_cli;
 mod control_drain;
 mod control_handover;
 mod control_inherit;
@@ -22,6 +24,7 @@ mod control_limits;
 mod control_listeners;
 mod control_reload;
 mod control_state;
+mod control_ui;
 mod control_upstream;
 #[path = "../support/corpus.rs"]
 mod corpus;
@@ -41,6 +44,8 @@ mod data_silence;
 mod data_strict;
 mod data_tcp;
 mod data_windows;
+#[path = "../support/long_way.rs"]
+mod long_way;
 mod mesh;
 mod security_access;
 mod security_audit;

@@ -102,6 +102,14 @@ impl Domain {
         self.issue_below(&self.anchor, "", cluster, path)
     }
 
+    /// As [`issue`](Self::issue), with a serial that another issuer has used.
+    pub(crate) fn issue_again(&self, cluster: &Cluster, path: &str, serial: [u8; 2]) -> Issued {
+        self.issued.set(serial[1] - 1);
+        let issued = self.issue(cluster, path);
+        assert_eq!(issued.serial, serial);
+        issued
+    }
+
     /// As [`issue`](Self::issue), and shows the certificate that the root gave the anchor.
     pub(crate) fn issue_crossed(&self, cluster: &Cluster, path: &str) -> Issued {
         self.issue_below(&self.anchor, &self.cross, cluster, path)
@@ -156,8 +164,27 @@ impl Domain {
         }
     }
 
+    /// The intermediate's certificate, as PEM.
+    pub(crate) fn intermediate(&self) -> String {
+        self.intermediate.pem()
+    }
+
     /// A CRL of the anchor, as PEM; due in `due` from now.
     pub(crate) fn crl(&self, number: u64, serials: &[[u8; 2]], due: Duration) -> String {
+        Self::crl_of(&self.anchor, number, serials, due)
+    }
+
+    /// A CRL of the intermediate.
+    pub(crate) fn crl_deep(&self, number: u64, serials: &[[u8; 2]], due: Duration) -> String {
+        Self::crl_of(&self.intermediate, number, serials, due)
+    }
+
+    fn crl_of(
+        issuer: &CertifiedIssuer<'static, KeyPair>,
+        number: u64,
+        serials: &[[u8; 2]],
+        due: Duration,
+    ) -> String {
         let now = OffsetDateTime::now_utc();
         let revoked = |serial: &[u8; 2]| RevokedCertParams {
             serial_number: SerialNumber::from_slice(serial),
@@ -173,7 +200,7 @@ impl Domain {
             revoked_certs: serials.iter().map(revoked).collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        params.signed_by(&self.anchor).unwrap().pem().unwrap()
+        params.signed_by(issuer).unwrap().pem().unwrap()
     }
 
     /// Gives a cluster's gateway a CRL, at once.

@@ -415,15 +415,22 @@ async fn a_policy_that_no_longer_lets_in_ends_what_it_let_in() {
     gateway.finish().await;
 }
 
-#[tokio::test]
-async fn an_export_that_is_taken_back_ends_its_connections_alone() {
+/// What a workload of west has open, as far as its TLS ends here; and the rest, all that one of north
+/// has open included.
+async fn west_and_north() -> (World, Gateway, Vec<Held>, Vec<Held>) {
     let world = World::new().await;
     let cart = world.west.issue(&world.east, "ns/shop/sa/cart").identity;
     let north = world.north.issue(&world.east, "ns/shop/sa/cart").identity;
     let gateway = world.east.start().await;
     let held = world.open(&cart, "127.0.0.2").await;
-    let (mut concerned, mut others) = split(held, &TERMINATED);
+    let (concerned, mut others) = split(held, &TERMINATED);
     others.extend(world.open(&north, "127.0.0.3").await);
+    (world, gateway, concerned, others)
+}
+
+#[tokio::test]
+async fn an_export_that_is_taken_back_ends_its_connections_alone() {
+    let (world, gateway, mut concerned, mut others) = west_and_north().await;
     let allow = format!("[{{ from: [{EVERYBODY}] }}]");
     for name in KINDS {
         world.route(name, &allow, "[]", "[north]");
@@ -450,13 +457,7 @@ async fn an_export_that_is_taken_back_ends_its_connections_alone() {
 
 #[tokio::test]
 async fn what_a_trust_domain_is_not_believed_any_more_ends() {
-    let world = World::new().await;
-    let cart = world.west.issue(&world.east, "ns/shop/sa/cart").identity;
-    let north = world.north.issue(&world.east, "ns/shop/sa/cart").identity;
-    let gateway = world.east.start().await;
-    let held = world.open(&cart, "127.0.0.2").await;
-    let (mut concerned, mut others) = split(held, &TERMINATED);
-    others.extend(world.open(&north, "127.0.0.3").await);
+    let (world, gateway, mut concerned, mut others) = west_and_north().await;
     // Another anchor of the same name.
     world.west.write_other_bundle(&world.east);
     let says = Says {

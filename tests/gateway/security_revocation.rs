@@ -135,6 +135,54 @@ async fn a_revoked_certificate_is_refused_in_the_handshake_by_a_rule_of_its_own(
     world.gateway.finish().await;
 }
 
+/// RFC 5280 §6.3.3: the list of who issued the leaf counts, below an anchor too.
+#[tokio::test]
+async fn a_list_of_an_intermediate_counts_where_its_own_certificate_leads_to_an_anchor() {
+    let world = World::tcp().await;
+    let deep = world.west.issue_deep(&world.east, "ns/shop/sa/deep");
+    let other = world.west.issue_deep(&world.east, "ns/shop/sa/other");
+    // Of another issuer, with the same serial: it is not the one that the list names.
+    let twin = world
+        .west
+        .issue_again(&world.east, "ns/shop/sa/twin", deep.serial);
+    let mut relayed = world.dial(&deep.identity).await;
+    let list = |number, serials: &[[u8; 2]]| world.west.crl_deep(number, serials, DUE);
+
+    // By itself nobody knows whose it is.
+    world
+        .west
+        .write_crl(&world.crls(), &list(1, &[deep.serial]));
+    let said = world.gateway.message("CRL 0 is not signed by").await;
+    assert!(said.contains("last good"), "{said}");
+    world.call(&deep.identity).await.unwrap();
+    // The intermediate of another CA of the same names.
+    let stranger = Domain::new("west.example");
+    let foreign = stranger.crl_deep(1, &[deep.serial], DUE) + &stranger.intermediate();
+    world.west.write_crl(&world.crls(), &foreign);
+    world.gateway.message("CRL 0 is not signed by").await;
+    world.call(&deep.identity).await.unwrap();
+
+    let both = list(7, &[deep.serial]) + &world.west.intermediate() + &world.west.crl(1, &[], DUE);
+    world.west.write_crl(&world.crls(), &both);
+    let (alert, line) = world.is_refused(&deep.identity).await;
+    assert_eq!(alert, AlertDescription::CertificateRevoked);
+    assert_eq!(line["verdict"], "certificate-revoked", "{line}");
+    // What was open by then is ended.
+    assert!(within("an end", relayed.read_u8()).await.is_err());
+    world.call(&other.identity).await.unwrap();
+    world.call(&twin.identity).await.unwrap();
+
+    // R9 holds for it, over a time without its list too.
+    world
+        .west
+        .write_crl(&world.crls(), &world.west.crl(2, &[], DUE));
+    eventually("no list", async || world.call(&deep.identity).await.ok()).await;
+    let older = list(6, &[]) + &world.west.intermediate();
+    world.west.write_crl(&world.crls(), &older);
+    world.gateway.message("crlNumber 06 after 07").await;
+    world.gateway.finish().await;
+}
+
 /// A path around the anchor is no way around its CRL: while the root is trusted too, the chain with
 /// the cross certificate leads there as well.
 #[tokio::test]

@@ -25,7 +25,9 @@ mod yaml;
 pub use compile::ResourceList;
 pub use error::{Code, Color, Finding, Findings, Place, Severity};
 pub use meaning::{LevelMeaning, ServiceMeaning, meaning};
-pub use settings::{AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles};
+pub use settings::{
+    AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles, admin_socket_default,
+};
 pub use standing::{Refused, RefusedDocument, Serves, Unbound};
 pub use state::{Good, LastGood, LastGoodError, STATE_BYTES_MAX};
 
@@ -134,6 +136,20 @@ impl Sources {
             .filter(|(name, _)| options.name.as_ref().is_none_or(|wanted| wanted == name));
         match (all.next(), all.next()) {
             (Some(only), None) => Some(only),
+            (Some(_), Some(_)) | (None, _) => None,
+        }
+    }
+
+    /// Where the admin API of the gateway that `options` choose listens, and the file of its token, as
+    /// far as its own document says it; other documents may be wrong.
+    #[must_use]
+    pub fn admin(&self, options: &NodeOptions) -> Option<(AdminAddress, Option<PathBuf>)> {
+        let mut all = (self.contents.documents.iter())
+            .filter(|source| source.text.contains("MeshGateway"))
+            .filter_map(model::admin)
+            .filter(|(name, ..)| options.name.as_ref().is_none_or(|wanted| wanted == name));
+        match (all.next(), all.next()) {
+            (Some((_, address, token)), None) => Some((address, token)),
             (Some(_), Some(_)) | (None, _) => None,
         }
     }

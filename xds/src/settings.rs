@@ -1,5 +1,6 @@
 //! What a gateway process needs beside the [`Snapshot`](zeugma_core::snapshot::Snapshot).
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,6 +23,8 @@ pub struct GatewaySettings {
     pub svid: SvidFiles,
     /// Where the admin API listens.
     pub admin: AdminAddress,
+    /// The file of the token that it wants, on an address, for what changes something.
+    pub admin_token: Option<PathBuf>,
     /// Where `/ready` and `/livez` are served.
     pub probes: SocketAddr,
     /// Where `/metrics` is served.
@@ -60,6 +63,18 @@ pub enum AdminAddress {
     Unix(PathBuf),
     /// A loopback address.
     Tcp(SocketAddr),
+    /// The Unix socket [`admin_socket_default`], if it can be bound.
+    Default,
+}
+
+/// Where the admin API listens unless something else is written: `admin.sock` in `runtime_directory`,
+/// the first folder of systemd's `$RUNTIME_DIRECTORY`, else in `/run/zeugma`.
+#[must_use]
+pub fn admin_socket_default(runtime_directory: Option<&OsStr>) -> PathBuf {
+    let first = (runtime_directory.and_then(OsStr::to_str))
+        .and_then(|folders| folders.split(':').next())
+        .filter(|folder| !folder.is_empty());
+    PathBuf::from(first.unwrap_or("/run/zeugma")).join("admin.sock")
 }
 
 /// Where a gateway keeps what outlives it; each gateway has a folder of its name in it.
@@ -76,6 +91,8 @@ pub enum StateDir {
 pub struct Limits {
     /// Open connections.
     pub connections: usize,
+    /// Connections whose handshake is under way.
+    pub handshakes: usize,
     /// For the ClientHello and the whole TLS handshake.
     pub handshake_timeout: Duration,
     /// For the head of an HTTP request.

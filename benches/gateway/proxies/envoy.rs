@@ -8,6 +8,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{Peer, Plan, Site, Work, free_port, host, text};
+use crate::pki::Svid;
 
 const TYPES: &str = "type.googleapis.com/envoy";
 
@@ -28,7 +29,7 @@ pub(super) fn plan(site: &Site, work: Work, folder: &Path) -> Result<Plan> {
             chain["transport_socket"] = downstream_tls(site);
             let cluster = if work == Work::Originate {
                 let mut cluster = cluster("c", backend.tls);
-                cluster["transport_socket"] = upstream_tls(site);
+                cluster["transport_socket"] = upstream_tls(site, &site.gateway, &site.service);
                 cluster
             } else {
                 cluster("c", backend.plain)
@@ -37,15 +38,19 @@ pub(super) fn plan(site: &Site, work: Work, folder: &Path) -> Result<Plan> {
         }
         Work::Http1 => (vec![http_chain("HTTP1")], vec![cluster("c", backend.http1)]),
         Work::Http2ToHttp1 => (vec![http_chain("HTTP2")], vec![cluster("c", backend.http1)]),
-        Work::Http2 => {
-            let mut cluster = cluster("c", backend.http2);
-            cluster["typed_extension_protocol_options"] = json!({
-                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                    "@type": format!("{TYPES}.extensions.upstreams.http.v3.HttpProtocolOptions"),
-                    "explicit_http_config": { "http2_protocol_options": {} }
-                }
-            });
+        Work::Http2 => (
+            vec![http_chain("HTTP2")],
+            vec![http2_cluster(backend.http2)],
+        ),
+        Work::Entry { exit } => {
+            let mut cluster = http2_cluster(exit);
+            cluster["transport_socket"] = upstream_tls(site, &site.entry, &site.gateway);
             (vec![http_chain("HTTP2")], vec![cluster])
+        }
+        Work::Exit => {
+            let mut chain = http_chain("HTTP2");
+            chain["transport_socket"] = downstream_tls(site);
+            (vec![chain], vec![http2_cluster(backend.http2)])
         }
     };
     let mut listener = json!({
@@ -156,7 +161,18 @@ fn cluster(name: &str, address: SocketAddr) -> Value {
     })
 }
 
-fn common_tls(site: &Site, groups: &[&str], trusted: &Path, id: &Value) -> Value {
+fn http2_cluster(address: SocketAddr) -> Value {
+    let mut cluster = cluster("c", address);
+    cluster["typed_extension_protocol_options"] = json!({
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": format!("{TYPES}.extensions.upstreams.http.v3.HttpProtocolOptions"),
+            "explicit_http_config": { "http2_protocol_options": {} }
+        }
+    });
+    cluster
+}
+
+fn common_tls(own: &Svid, groups: &[&str], trusted: &Path, id: &Value) -> Value {
     json!({
         "tls_params": {
             "tls_minimum_protocol_version": "TLSv1_3",
@@ -164,8 +180,8 @@ fn common_tls(site: &Site, groups: &[&str], trusted: &Path, id: &Value) -> Value
             "ecdh_curves": groups,
         },
         "tls_certificates": [{
-            "certificate_chain": { "filename": text(&site.gateway.certificate) },
-            "private_key": { "filename": text(&site.gateway.key) },
+            "certificate_chain": { "filename": text(&own.certificate) },
+            "private_key": { "filename": text(&own.key) },
         }],
         "validation_context": {
             "trusted_ca": { "filename": text(trusted) },
@@ -185,12 +201,12 @@ fn downstream_tls(site: &Site) -> Value {
             "disable_stateful_session_resumption": true,
             // The second is for the callers that offer it alone.
             "common_tls_context":
-                common_tls(site, &["X25519", "X25519MLKEM768"], &site.west.anchor, &callers),
+                common_tls(&site.gateway, &["X25519", "X25519MLKEM768"], &site.west.anchor, &callers),
         },
     })
 }
 
-fn upstream_tls(site: &Site) -> Value {
+fn upstream_tls(site: &Site, own: &Svid, server: &Svid) -> Value {
     json!({
         "name": "envoy.transport_sockets.tls",
         "typed_config": {
@@ -198,10 +214,10 @@ fn upstream_tls(site: &Site) -> Value {
             "sni": host(0),
             "max_session_keys": 0,
             "common_tls_context": common_tls(
-                site,
+                own,
                 &["X25519"],
                 &site.east.anchor,
-                &json!({ "exact": site.service.id }),
+                &json!({ "exact": server.id }),
             ),
         },
     })

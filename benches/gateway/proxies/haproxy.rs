@@ -5,7 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::{Carries, Peer, Plan, Site, Work, free_port, host, text};
 
@@ -19,6 +19,7 @@ const SERVER_TLS: &str =
 pub(super) fn plan(site: &Site, work: Work, folder: &Path) -> Result<Plan> {
     let address = free_port()?;
     let mode = match work {
+        Work::Entry { .. } | Work::Exit => bail!("it does not stand between two clusters here"),
         Work::Http1 | Work::Http2 | Work::Http2ToHttp1 => "mode http\n  option httplog",
         // Left to itself it splices hardly anything of what bulk there is on loopback; told to, it
         // does, at two thirds of the cost, but then each connection costs a sixth more.
@@ -83,6 +84,7 @@ frontend in
             writeln!(config, "  bind {address} proto h2")?;
             backend.http1.to_string()
         }
+        Work::Entry { .. } | Work::Exit => bail!("it does not stand between two clusters here"),
     };
     write!(
         config,

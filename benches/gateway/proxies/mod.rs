@@ -17,11 +17,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde::{Deserialize, Serialize};
 
 use crate::backend::Addresses;
 use crate::peers::{self, Debian};
 use crate::pki::{Domain, Svid};
+use crate::results::Peer;
 
 /// The core of the proxy that is measured.
 const PROXY_CORE: &str = "0";
@@ -29,36 +29,6 @@ const PROXY_CORE: &str = "0";
 const LISTENS_WITHIN: Duration = Duration::from_secs(60);
 /// How long a proxy may take to end on SIGTERM before it is killed.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
-
-/// A proxy that can be measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Peer {
-    Zeugma,
-    Envoy,
-    Haproxy,
-    Nginx,
-}
-
-impl Peer {
-    pub(crate) const ALL: [Self; 4] = [Self::Zeugma, Self::Envoy, Self::Haproxy, Self::Nginx];
-
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Zeugma => "zeugma",
-            Self::Envoy => "envoy",
-            Self::Haproxy => "haproxy",
-            Self::Nginx => "nginx",
-        }
-    }
-
-    pub(crate) fn parse(name: &str) -> Result<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|peer| peer.name() == name)
-            .with_context(|| format!("no peer {name:?}; there are zeugma, envoy, haproxy, nginx"))
-    }
-}
 
 /// What a proxy does with what comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +45,37 @@ pub(crate) enum Work {
     Http2,
     /// HTTP/2 to HTTP/1.1.
     Http2ToHttp1,
+    /// HTTP/2 to HTTP/2 in mTLS, which another of its kind ends.
+    Entry { exit: SocketAddr },
+    /// HTTP/2 in mTLS, which it ends, to HTTP/2.
+    Exit,
+}
+
+/// What stands between load generator and backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Between {
+    /// One proxy.
+    One(Work),
+    /// Two of a kind: [`Work::Entry`], then [`Work::Exit`], `one_way` apart.
+    Two { one_way: Duration },
+}
+
+impl Between {
+    /// Whether proxies of a kind can do it.
+    pub(crate) fn fits(self, peer: Peer) -> bool {
+        match self {
+            Self::One(work) => work.fits(peer),
+            Self::Two { .. } => matches!(peer, Peer::Zeugma | Peer::Envoy),
+        }
+    }
+
+    /// The host that is asked for: that of the last route.
+    pub(crate) fn host(self) -> String {
+        match self {
+            Self::One(work) => host(work.routes().saturating_sub(1)),
+            Self::Two { .. } => host(0),
+        }
+    }
 }
 
 /// What connections are for: HAProxy is to be told whether to splice.
@@ -87,8 +88,7 @@ pub(crate) enum Carries {
 }
 
 impl Work {
-    /// Whether a proxy can do it.
-    pub(crate) fn fits(self, peer: Peer) -> bool {
+    fn fits(self, peer: Peer) -> bool {
         // nginx speaks HTTP/2 to callers alone.
         !(self == Self::Http2 && peer == Peer::Nginx)
     }
@@ -96,13 +96,14 @@ impl Work {
     fn routes(self) -> usize {
         match self {
             Self::Passthrough { routes, .. } => routes,
-            Self::Terminate | Self::Originate | Self::Http1 | Self::Http2 | Self::Http2ToHttp1 => 1,
+            Self::Terminate
+            | Self::Originate
+            | Self::Http1
+            | Self::Http2
+            | Self::Http2ToHttp1
+            | Self::Entry { .. }
+            | Self::Exit => 1,
         }
-    }
-
-    /// The host that is asked for: that of the last route.
-    pub(crate) fn host(self) -> String {
-        host(self.routes().saturating_sub(1))
     }
 }
 
@@ -120,6 +121,8 @@ pub(crate) struct Site {
     pub(crate) west: Domain,
     /// The proxy's own certificate.
     pub(crate) gateway: Svid,
+    /// That of a proxy in the callers' trust domain.
+    pub(crate) entry: Svid,
     /// The backend's.
     pub(crate) service: Svid,
     pub(crate) backend: Addresses,

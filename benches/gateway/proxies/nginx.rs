@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::{Peer, Plan, Site, Work, free_port, host, text};
 
@@ -21,6 +21,7 @@ pub(super) fn plan(site: &Site, work: Work, folder: &Path) -> Result<Plan> {
         }
         Work::Passthrough { routes, .. } => passthrough(site, routes, address.to_string())?,
         Work::Terminate | Work::Originate => tls(site, work, address.to_string()),
+        Work::Entry { .. } | Work::Exit => bail!("it does not stand between two clusters here"),
     };
     let user = if rustix::process::geteuid().is_root() {
         // Files of the run are root's then.

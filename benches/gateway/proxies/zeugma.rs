@@ -8,14 +8,25 @@ use std::sync::OnceLock;
 
 use anyhow::Result;
 
-use super::{Plan, Site, Work, free_port, text};
+use super::{Peer, Plan, Site, Work, free_port, text};
 
 /// The one place where a measured gateway's configuration is made.
 pub(super) fn plan(site: &Site, work: Work, folder: &Path) -> Result<Plan> {
     let bundles = folder.join("bundles");
     fs::create_dir(&bundles)?;
-    fs::copy(&site.gateway.certificate, folder.join("gw.pem"))?;
-    fs::copy(&site.gateway.key, folder.join("gw.key"))?;
+    // Both know each other; only one that takes requests in for the other ever calls it.
+    let (own, other, svid, gateway) = match work {
+        Work::Entry { exit } => ("west", "east", &site.entry, exit.to_string()),
+        Work::Passthrough { .. }
+        | Work::Terminate
+        | Work::Originate
+        | Work::Http1
+        | Work::Http2
+        | Work::Http2ToHttp1
+        | Work::Exit => ("east", "west", &site.gateway, "127.0.0.1:9".to_owned()),
+    };
+    fs::copy(&svid.certificate, folder.join("gw.pem"))?;
+    fs::copy(&svid.key, folder.join("gw.key"))?;
     fs::copy(&site.east.anchor, bundles.join("east.example.pem"))?;
     fs::copy(&site.west.anchor, bundles.join("west.example.pem"))?;
     let (mesh, apps) = (free_port()?, free_port()?);
@@ -29,11 +40,11 @@ pub(super) fn plan(site: &Site, work: Work, folder: &Path) -> Result<Plan> {
     let mut documents = format!(
         "apiVersion: zeugma.dev/v1alpha1
 kind: MeshGateway
-metadata: {{ name: east-gw }}
+metadata: {{ name: {own}-gw }}
 spec:
-  trustDomain: east.example
-  cluster: east
-  locality: eu/eu-1
+  trustDomain: {own}.example
+  cluster: {own}
+  locality: {own}/{own}-1
   svid: {{ files: {{ certificate: gw.pem, key: gw.key, bundles: bundles/ }} }}
   listeners:
     mesh: {{ address: '{mesh}', role: mesh }}
@@ -46,12 +57,12 @@ spec:
 {state}---
 apiVersion: zeugma.dev/v1alpha1
 kind: MeshPeer
-metadata: {{ name: west }}
+metadata: {{ name: {other} }}
 spec:
-  cluster: west
-  locality: us/us-1
-  gateways: ['127.0.0.1:9'] # it only calls us
-  spiffeIDs: ['spiffe://west.example/zeugma/gateway']
+  cluster: {other}
+  locality: {other}/{other}-1
+  gateways: ['{gateway}']
+  spiffeIDs: ['spiffe://{other}.example/zeugma/gateway']
   sources: ['127.0.0.1/32']
 ",
         free_port()?,
@@ -72,13 +83,13 @@ spec:
     }
     fs::write(folder.join("mesh.yaml"), documents)?;
     Ok(Plan {
-        program: site.program(super::Peer::Zeugma)?,
+        program: site.program(Peer::Zeugma)?,
         arguments: ["gateway", "--config", "mesh.yaml"]
             .map(str::to_owned)
             .into(),
         address: match work {
-            Work::Passthrough { .. } | Work::Terminate | Work::Originate => mesh,
-            Work::Http1 | Work::Http2 | Work::Http2ToHttp1 => apps,
+            Work::Passthrough { .. } | Work::Terminate | Work::Originate | Work::Exit => mesh,
+            Work::Http1 | Work::Http2 | Work::Http2ToHttp1 | Work::Entry { .. } => apps,
         },
     })
 }
@@ -116,6 +127,21 @@ fn route_spec(site: &Site, work: Work) -> String {
 ",
             backend.tls, site.service.id
         ),
+        Work::Exit => format!(
+            "  protocol: http
+  backends: [{{ endpoints: ['{}'], version: h2 }}]
+  allow: [{{ from: ['spiffe://west.example/*'] }}]
+  export: {{ to: [west] }}
+  timeouts: {{ connect: 5s }}
+",
+            backend.http2
+        ),
+        Work::Entry { .. } => "  protocol: http
+  backends: [{ peer: east }]
+  allow: [{ listeners: [apps] }]
+  timeouts: { connect: 5s }
+"
+        .to_owned(),
         Work::Http1 | Work::Http2 | Work::Http2ToHttp1 => {
             let (endpoint, version) = if work == Work::Http2 {
                 (backend.http2, "h2")

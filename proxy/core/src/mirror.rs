@@ -31,6 +31,8 @@ pub enum Dropped {
     Timeout,
     /// No endpoint took it.
     Unreachable,
+    /// A change took its right to go on.
+    Ended,
 }
 
 impl Dropped {
@@ -43,6 +45,7 @@ impl Dropped {
             Self::Slow => "slow",
             Self::Timeout => "timeout",
             Self::Unreachable => "unreachable",
+            Self::Ended => "ended",
         }
     }
 }

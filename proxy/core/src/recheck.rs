@@ -11,7 +11,8 @@ use crate::authorize::{Asking, Verdict, authorize, authorize_session, evidence};
 use crate::engine::cluster_of;
 use crate::identity::SpiffeId;
 use crate::snapshot::{
-    Address, EndpointTls, Inbound, Listener, Protocol, Service, ServiceIx, Snapshot,
+    Address, ClusterIx, EndpointTls, Inbound, Listener, Protocol, Role, Service, ServiceIx,
+    Snapshot,
 };
 use crate::verdict::Reason;
 
@@ -20,6 +21,8 @@ use crate::verdict::Reason;
 pub struct Carried<'a> {
     /// The listener it came in on.
     pub listener: &'a str,
+    /// The role that the listener had then; `None` if it is not known.
+    pub role: Option<Role>,
     /// The address it came from.
     pub source: IpAddr,
     /// The verified ID of its caller; `None` where no TLS ended here.
@@ -147,6 +150,11 @@ pub fn judge(snapshot: &Snapshot, carried: &Carried<'_>) -> Result<(), Ending> {
             ),
         });
     }
+    // What may come in, what it reaches and whose rules hold all follow from it.
+    if carried.role.is_some_and(|role| role != listener.role) {
+        let detail = format!("the listener `{}` has another role", listener.name);
+        return Err(Ending::not_served(detail));
+    }
     let ix = match carried.service {
         Asked::Nothing => return Ok(()),
         Asked::Gone => return Err(Ending::not_served("its service is gone")),
@@ -257,6 +265,35 @@ pub fn judge_answering(
     let Ok(cluster) = cluster_of(snapshot, listener, service) else {
         return Ok(());
     };
+    judge_answering_in(snapshot, cluster, service, answering)
+}
+
+/// As [`judge_answering`], of a copy for the mirror to `route`.
+///
+/// # Errors
+/// As there; or the service is not copied to that route any more.
+pub fn judge_copy(
+    snapshot: &Snapshot,
+    service: ServiceIx,
+    route: &str,
+    answering: Option<&Answering<'_>>,
+) -> Result<(), Ending> {
+    let mut mirrors = snapshot.service(service).mirrors.iter();
+    let Some(mirror) = mirrors.find(|mirror| *mirror.route == *route) else {
+        let detail = format!("its service is not mirrored to {route} any more");
+        return Err(Ending::not_served(detail));
+    };
+    answering.map_or(Ok(()), |answering| {
+        judge_answering_in(snapshot, mirror.to, service, answering)
+    })
+}
+
+fn judge_answering_in(
+    snapshot: &Snapshot,
+    cluster: ClusterIx,
+    service: ServiceIx,
+    answering: &Answering<'_>,
+) -> Result<(), Ending> {
     let same = (snapshot.cluster(cluster).endpoints.iter()).filter(|endpoint| {
         *endpoint.backend == *answering.backend && endpoint.address == *answering.address
     });

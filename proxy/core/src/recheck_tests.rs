@@ -38,6 +38,7 @@ fn carried<'a>(
     let port = if name == "shop/db" { 5432 } else { 80 };
     Carried {
         listener: "mesh",
+        role: Some(Role::Mesh),
         source: "192.0.2.1".parse().unwrap(),
         verified: Some(verified),
         claimed: None,
@@ -48,6 +49,36 @@ fn carried<'a>(
 
 fn bytes_of(world: &Snapshot, who: &SpiffeId) -> Result<(), Ending> {
     judge(world, &carried(world, "shop/db", who, Kind::Bytes))
+}
+
+#[test]
+fn what_came_in_by_a_listener_of_another_role_ends() {
+    let mut world = world();
+    let cart = id(CART);
+    let request = Kind::Request {
+        method: "GET",
+        path: "/v1/x",
+    };
+    let all = [
+        ("shop/db", Kind::Bytes),
+        ("shop/web", Kind::Session),
+        ("shop/web", request),
+    ];
+    for (service, kind) in all {
+        judge(&world, &carried(&world, service, &cart, kind)).unwrap();
+    }
+    for listener in &mut world.listeners {
+        listener.role = Role::Workloads;
+    }
+    for (service, kind) in all {
+        let mut carried = carried(&world, service, &cart, kind);
+        let ending = judge(&world, &carried).unwrap_err();
+        assert_eq!(ending.reason, Reason::NoLongerServed);
+        assert!(ending.detail.contains("`mesh` has another role"));
+        // Also before it has asked for anything.
+        carried.service = Asked::Nothing;
+        judge(&world, &carried).unwrap_err();
+    }
 }
 
 #[test]

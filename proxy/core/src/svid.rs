@@ -13,7 +13,7 @@ mod rule;
 use std::fmt;
 
 pub use certificate::Certificate;
-pub use crl::{CrlError, CrlFacts};
+pub use crl::{CrlError, CrlFacts, Signed};
 pub use rule::Rule;
 
 use crate::identity::{SpiffeId, TrustDomain};

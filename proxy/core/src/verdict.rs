@@ -79,6 +79,7 @@ reasons! {
     AuthorityMissing, "authority-missing", "-", Downstream, "the request names no host";
     AuthorityUnknown, "authority-unknown", "NR", Downstream, "no service has the request's host";
     Misdirected, "misdirected", "-", Downstream, "the request's host is not the SNI's service";
+    FrameFlood, "frame-flood", "RL", Downstream, "the caller sends more HTTP/2 frames that only cost than it may: resets, continuations, empty data";
     RequestMalformed, "request-malformed", "DPE", Downstream, "the request is not valid HTTP";
     SourceRefused, "source-refused", "RBAC", Operator, "the listener does not accept that source address";
     Denied, "denied", "RBAC", Operator, "a deny rule matched";
@@ -98,6 +99,7 @@ reasons! {
     UpstreamTimeout, "upstream-timeout", "UT", Upstream, "the endpoint did not answer in time";
     UpstreamProtocol, "upstream-protocol", "UPE", Upstream, "the endpoint's answer is not valid HTTP";
     ConnectionLimit, "connection-limit", "UO", Operator, "the gateway's connection limit is reached";
+    HandshakeLimit, "handshake-limit", "UO", Operator, "the gateway's limit of handshakes under way is reached";
     HandshakeRate, "handshake-rate", "RL", Operator, "the source begins more connections than the listener lets it";
     RouteConnectionLimit, "route-connection-limit", "UO", Operator, "the route's connection limit is reached";
     RequestLimit, "request-limit", "UO", Operator, "the route's limit of requests under way is reached";

@@ -264,6 +264,7 @@ pub(crate) fn places(settings: &GatewaySettings, snapshot: &Snapshot) -> Vec<Pla
     let admin = match &settings.admin {
         AdminAddress::Tcp(address) => At::Tcp(*address),
         AdminAddress::Unix(path) => At::Unix(path.clone()),
+        AdminAddress::Default => At::Unix(crate::admin::default_socket()),
     };
     let listeners = snapshot.listeners.iter().map(|listener| Place {
         role: Role::Listener(listener.name.to_string()),

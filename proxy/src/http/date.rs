@@ -5,9 +5,9 @@ use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
-use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
+use time::{OffsetDateTime, PrimitiveDateTime};
 
 /// IMF-fixdate (RFC 9110 §5.6.7), of a time in UTC.
 const FORMAT: &[BorrowedFormatItem<'_>] = format_description!(
@@ -34,6 +34,12 @@ pub(super) fn now() -> Option<HeaderValue> {
     })
 }
 
+/// What a `date` says; `None` where it is not of the preferred form.
+pub(crate) fn parse(date: &HeaderValue) -> Option<OffsetDateTime> {
+    let parsed = PrimitiveDateTime::parse(date.to_str().ok()?, FORMAT).ok()?;
+    Some(parsed.assume_utc())
+}
+
 fn format(at: OffsetDateTime) -> Option<HeaderValue> {
     HeaderValue::try_from(at.format(FORMAT).ok()?).ok()
 }
@@ -45,7 +51,9 @@ mod tests {
     #[test]
     fn a_date_is_written_as_the_rfc_does() {
         let at = OffsetDateTime::from_unix_timestamp(784_111_777).unwrap();
-        assert_eq!(format(at).unwrap(), "Sun, 06 Nov 1994 08:49:37 GMT");
+        let date = format(at).unwrap();
+        assert_eq!(date, "Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(parse(&date), Some(at));
         assert_eq!(now().unwrap().len(), 29);
     }
 }

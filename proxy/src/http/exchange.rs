@@ -23,7 +23,7 @@ use zeugma_core::snapshot::{
 use zeugma_core::verdict::Reason;
 
 use super::body::{Held, Outgoing, Progress, Source};
-use super::expect::{Answered, Gate, expects_continue};
+use super::expect::{Answered, Gate, Passing, expects_continue};
 use super::h2_client::StreamCount;
 use super::headers::{self, Claim, TRACEPARENT, TRACESTATE, ZEUGMA_REASON};
 use super::keepalive::{Pings, When};
@@ -35,6 +35,7 @@ use super::{Context, Routed, Version, mirror, reply, upgrade};
 use crate::account::{Closed, Destination, RequestFacts};
 use crate::admission;
 use crate::connection::{describe, explain_audit, explain_denial};
+use crate::recheck::Entry;
 use crate::runtime::Published;
 use crate::tls::TlsPeer;
 use crate::upstream::{self, Pinned};
@@ -413,6 +414,13 @@ impl Exchange {
         // Only with an answer that the caller gets: another endpoint may still ask.
         held.unasked = source.gate().map(Answered);
         match self.upgrade.take() {
+            Some(_)
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS
+                    && !upgrade::has_read_our_key(&response) =>
+            {
+                let detail = "the endpoint's sec-websocket-accept is not of our key".to_owned();
+                self.refuse(Reason::UpstreamProtocol, Some(detail))
+            }
             Some(downstream) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 let downstream = downstream.into_caller(source);
                 upgrade::switch(self, to, response, downstream, held)
@@ -454,6 +462,11 @@ impl Exchange {
                 again(&cluster.retries, budget, &tried, now)
             })
             .ok()
+    }
+
+    /// Where a change finds it.
+    pub(super) const fn entry(&self) -> &Rc<Entry> {
+        self.record.entry()
     }
 
     pub(super) const fn sender(&self) -> Sender {
@@ -645,7 +658,11 @@ impl Exchange {
     }
 
     fn outgoing(&self, endpoint: &Endpoint, lease: &Lease, body: Outgoing) -> Request<Outgoing> {
-        Request::from_parts(self.outgoing_head(endpoint, lease.is_h2()), body)
+        let mut head = self.outgoing_head(endpoint, lease.is_h2());
+        if let Some(passing) = self.head.extensions.get::<Passing>() {
+            head.extensions.insert(passing.clone());
+        }
+        Request::from_parts(head, body)
     }
 
     /// Notes which endpoint is tried.

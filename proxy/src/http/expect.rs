@@ -1,15 +1,18 @@
-//! `expect: 100-continue`: a caller is asked for its body when the endpoint asks for it (RFC 9110
-//! §10.1.1), or is slow to.
+//! Interim responses. `expect: 100-continue`: a caller is asked for its body when the endpoint asks
+//! for it (RFC 9110 §10.1.1), or is slow to. Other interim responses are passed on (§15.2).
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, Response, StatusCode, header};
 use tokio::time::Sleep;
+
+use super::headers;
 
 /// An endpoint that has not asked by then is sent the body: some never ask (RFC 9110 §10.1.1: not
 /// to be waited for indefinitely).
@@ -124,5 +127,48 @@ impl Interim {
         let mut asking = self.0.borrow_mut();
         asking.waker = Some(cx.waker().clone());
         std::mem::take(&mut asking.asks)
+    }
+}
+
+/// Interim responses of one request that are passed on; the rest is dropped.
+const PASSED_MAX: usize = 16;
+
+/// An endpoint's interim responses on their way to an HTTP/2 caller. hyper has no way to send one to
+/// a caller by HTTP/1.1.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Passing(Arc<Mutex<Passed>>);
+
+#[derive(Debug, Default)]
+struct Passed {
+    heads: VecDeque<Response<()>>,
+    count: usize,
+    waker: Option<Waker>,
+}
+
+impl Passing {
+    /// Passes one on that is not only for us: 100 is answered by [`Interim`], and 101 is none (RFC
+    /// 9113 §8.6).
+    pub(crate) fn push(&self, mut response: Response<()>) {
+        let status = response.status();
+        if status == StatusCode::CONTINUE || status == StatusCode::SWITCHING_PROTOCOLS {
+            return;
+        }
+        headers::remove_hop_by_hop(response.headers_mut());
+        // Nothing that holds it can fail.
+        let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if passed.count < PASSED_MAX {
+            passed.count += 1;
+            passed.heads.push_back(response);
+            if let Some(waker) = passed.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// The next one, if there is one now.
+    pub(crate) fn pop(&self, cx: &Context<'_>) -> Option<Response<()>> {
+        let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        passed.waker = Some(cx.waker().clone());
+        passed.heads.pop_front()
     }
 }

@@ -34,13 +34,21 @@ pub(crate) const WINDOW_MIN: u32 = 65_535;
 pub(crate) const WINDOW_MAX: u32 = 4 * 1024 * 1024;
 /// What all windows of the process may be larger than [`WINDOW_MIN`], together.
 const BUDGET_BYTES: usize = 64 * 1024 * 1024;
-/// Above this, windows that are not used are made smaller.
-const BUDGET_TIGHT_BYTES: usize = BUDGET_BYTES / 4 * 3;
+/// Above this, windows that are not used are made smaller: no more can be as large as they may be.
+const BUDGET_TIGHT_BYTES: usize = BUDGET_BYTES / 2;
+/// A window grows by no more than this part of what is free then: eight streams have the largest
+/// there is, eight more the half of it, and so on. What was granted to a stream that stops cannot be
+/// taken back (RFC 9113 §6.9.2), so it must not be all there is.
+const BUDGET_PART: usize = 8;
 /// The window that `h2` is told of (RFC 9113 §6.9.1: the largest there is).
 pub(crate) const H2_WINDOW: u32 = (1 << 31) - 1;
 
 /// Streams that windows are kept for, at least; those that `h2` refuses at once included.
 const STREAMS_MAX: usize = 4096;
+/// Resets in a second for each stream that may be open at once. Streams that live a tenth of a second
+/// cannot be reset more often than this: whoever does begins requests only to have them begun
+/// (CVE-2023-44487), since a reset stream no longer counts as open.
+const RESETS_PER_STREAM: u32 = 10;
 /// What is held back of what a driver writes in one turn: a frame of the size that everybody takes
 /// (RFC 9113 §4.2). Longer pieces are not copied.
 const HELD_BYTES: usize = 16 * 1024;
@@ -68,12 +76,14 @@ pub(crate) struct WindowBudget {
 }
 
 impl WindowBudget {
-    fn take(&self, bytes: u32) -> bool {
-        let bytes = bytes as usize;
+    /// Has a window that has grown by `grown` grow by `more`, if that leaves enough to others.
+    fn take(&self, grown: u32, more: u32) -> bool {
+        let (grown, more) = (grown as usize, more as usize);
         let taken = self
             .used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(bytes).filter(|sum| *sum <= BUDGET_BYTES)
+                let used = used.checked_add(more)?;
+                (grown + more <= part_of_free(used)).then_some(used)
             });
         taken.is_ok()
     }
@@ -84,6 +94,40 @@ impl WindowBudget {
 
     fn is_tight(&self) -> bool {
         self.used.load(Ordering::Relaxed) > BUDGET_TIGHT_BYTES
+    }
+
+    /// Whether a window that has grown by `grown` has more than its part by now.
+    fn is_exceeded_by(&self, grown: u32) -> bool {
+        grown as usize > part_of_free(self.used.load(Ordering::Relaxed))
+    }
+}
+
+const fn part_of_free(used: usize) -> usize {
+    BUDGET_BYTES.saturating_sub(used) / BUDGET_PART
+}
+
+/// The streams that a caller has reset in the second under way.
+#[derive(Debug, Clone, Copy, Default)]
+struct Resets {
+    since: Option<Instant>,
+    count: u32,
+}
+
+impl Resets {
+    /// With one more; and whether there are more than `max`.
+    fn with(self, max: u32, now: Instant) -> (Self, bool) {
+        let is_same_second = |since| now.saturating_duration_since(since) < Duration::from_secs(1);
+        let this = match self.since {
+            Some(since) if is_same_second(since) => Self {
+                since: Some(since),
+                count: self.count.saturating_add(1),
+            },
+            Some(_) | None => Self {
+                since: Some(now),
+                count: 1,
+            },
+        };
+        (this, this.count > max)
     }
 }
 
@@ -103,6 +147,8 @@ struct Inner {
     budget: Arc<WindowBudget>,
     side: Side,
     streams_max: usize,
+    /// Streams that a caller may reset in a second.
+    resets_max: u32,
     streams: RefCell<HashMap<u32, Window, BuildHasherDefault<ById>>>,
     /// The highest stream that the other end opened.
     opened: Cell<u32>,
@@ -118,6 +164,9 @@ struct Inner {
     settled: Cell<bool>,
     leaving: Cell<bool>,
     silent: Cell<bool>,
+    resets: Cell<Resets>,
+    /// The other end has reset too many streams: nothing more is read.
+    flooded: Cell<bool>,
     /// The driver is at work: what it writes may wait for what it writes next.
     gathers: Cell<bool>,
     /// Something waits.
@@ -163,6 +212,8 @@ struct Window {
     /// Since when the reader's pace is measured, and what it read since.
     since: Option<Instant>,
     paced: u64,
+    /// Whether it read anything since [`Flow::trim`] last looked.
+    is_used: bool,
 }
 
 impl Window {
@@ -174,17 +225,36 @@ impl Window {
             is_whole: false,
             since: None,
             paced: 0,
+            is_used: true,
         }
     }
 
-    /// Makes the window as large as its reader's pace needs: twice what it reads in a round trip.
+    const fn grown(&self) -> u32 {
+        self.size - WINDOW_MIN
+    }
+
+    fn shrink(&mut self, less: u32, budget: &WindowBudget) {
+        let less = less.min(self.grown());
+        self.size -= less;
+        budget.give_back(less);
+    }
+
+    /// Makes the window as large as its reader's pace needs: twice what it reads in a round trip, as
+    /// the time that half a window took tells it.
     fn resize(&mut self, round_trip: Option<Duration>, budget: &WindowBudget) {
         let now = Instant::now();
-        let since = *self.since.get_or_insert(now);
+        let Some(since) = self.since else {
+            self.since = Some(now);
+            self.paced = 0;
+            return;
+        };
         let (Some(round_trip), elapsed) = (round_trip, now.duration_since(since)) else {
             return;
         };
-        if elapsed < round_trip || elapsed.is_zero() {
+        // Half a window is pace enough to tell, however soon it was read: to wait for a round trip to be
+        // over would cost the start of every stream another one for each doubling.
+        let is_enough = self.paced >= u64::from(self.size / 2);
+        if elapsed.is_zero() || (elapsed < round_trip && !is_enough) {
             return;
         }
         let size = u128::from(self.size);
@@ -195,15 +265,23 @@ impl Window {
         // A whole window may come at once, and half of it is not read yet when this is asked: what is
         // read in a round trip tells how well the reader keeps up, and a slow one fails that.
         let keeps_up = self.unread <= i64::from(self.size / 2);
-        if keeps_up && in_round_trip * 2 >= size && self.size < WINDOW_MAX {
+        let is_idle = in_round_trip * 8 < size && budget.is_tight();
+        if is_idle || budget.is_exceeded_by(self.grown()) {
+            self.shrink(self.size / 2, budget);
+        } else if keeps_up && in_round_trip * 2 >= size && self.size < WINDOW_MAX {
             let more = self.size.min(WINDOW_MAX - self.size);
-            if budget.take(more) {
+            if budget.take(self.grown(), more) {
                 self.size += more;
             }
-        } else if in_round_trip * 8 < size && self.size > WINDOW_MIN && budget.is_tight() {
-            let less = (self.size / 2).min(self.size - WINDOW_MIN);
-            self.size -= less;
-            budget.give_back(less);
+        }
+    }
+
+    /// Gives back what was not granted yet, if nothing was read since the last look: all that the
+    /// stream may hold then is what it was sent and may still be sent.
+    fn trim(&mut self, budget: &WindowBudget) {
+        if !std::mem::take(&mut self.is_used) {
+            let missing = i64::from(self.size) - self.credit - self.unread;
+            self.shrink(u32::try_from(missing).unwrap_or(0), budget);
         }
     }
 }
@@ -214,6 +292,7 @@ impl Flow {
             budget: Arc::clone(budget),
             side,
             streams_max: (streams_max as usize).saturating_mul(2).max(STREAMS_MAX),
+            resets_max: streams_max.saturating_mul(RESETS_PER_STREAM),
             streams: RefCell::default(),
             opened: Cell::new(0),
             updates: RefCell::default(),
@@ -225,6 +304,8 @@ impl Flow {
             settled: Cell::new(false),
             leaving: Cell::new(false),
             silent: Cell::new(false),
+            resets: Cell::default(),
+            flooded: Cell::new(false),
             gathers: Cell::new(false),
             holds: Cell::new(false),
         }))
@@ -304,6 +385,20 @@ impl Flow {
         self.0.silent.get()
     }
 
+    /// To be called now and then: where memory is tight, streams whose readers have stopped give back
+    /// what they can.
+    pub(crate) fn trim(&self) {
+        if self.0.budget.is_tight() {
+            let mut streams = self.0.streams.borrow_mut();
+            (streams.values_mut()).for_each(|window| window.trim(&self.0.budget));
+        }
+    }
+
+    /// Whether the other end has reset more streams than it may.
+    pub(crate) fn is_flooded(&self) -> bool {
+        self.0.flooded.get()
+    }
+
     fn wake(&self) {
         if let Some(waker) = self.0.driver.borrow().as_ref() {
             waker.wake_by_ref();
@@ -318,6 +413,7 @@ impl Flow {
         let bytes = bytes as u64;
         window.unread = window.unread.saturating_sub_unsigned(bytes);
         window.paced += bytes;
+        window.is_used = true;
         let missing = |window: &Window| i64::from(window.size) - window.credit - window.unread;
         if missing(window) < i64::from(window.size / 2) {
             return;
@@ -373,6 +469,12 @@ impl Flow {
                     window.is_whole = true;
                 }
             }
+            RST_STREAM if self.0.side == Side::Server => {
+                let resets = self.0.resets.get();
+                let (resets, too_many) = resets.with(self.0.resets_max, Instant::now());
+                self.0.resets.set(resets);
+                self.0.flooded.set(self.0.flooded.get() || too_many);
+            }
             SETTINGS if head.flags & ACK == 0 => self.0.settled.set(true),
             GOAWAY => self.0.leaving.set(true),
             _ => {}
@@ -383,15 +485,14 @@ impl Flow {
     fn forget(&self, stream: u32) {
         let mut streams = self.0.streams.borrow_mut();
         if let Some(window) = streams.remove(&stream) {
-            self.0.budget.give_back(window.size - WINDOW_MIN);
+            self.0.budget.give_back(window.grown());
         }
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let grown = |window: &Window| window.size - WINDOW_MIN;
-        let grown: u32 = self.streams.get_mut().values().map(grown).sum();
+        let grown: u32 = self.streams.get_mut().values().map(Window::grown).sum();
         self.budget.give_back(grown);
     }
 }
@@ -726,6 +827,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for FlowIo<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.flow.is_flooded() {
+            // Its driver says so and ends the connection.
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
         let came = buf.filled().get(before..).unwrap_or_default();
@@ -851,6 +956,17 @@ mod tests {
         let mut stopped = Window::new();
         stopped.unread = i64::from(WINDOW_MIN);
         keeps_up(&mut stopped, &budget);
+        // Half of it, in much less than a round trip, is pace enough; what was read before it was
+        // measured is none.
+        let mut early = Window::new();
+        early.paced = u64::from(WINDOW_MIN);
+        early.resize(Some(ROUND_TRIP), &budget);
+        early.paced += u64::from(WINDOW_MIN / 2) - 1;
+        early.resize(Some(ROUND_TRIP), &budget);
+        assert_eq!(early.size, WINDOW_MIN);
+        early.paced += 1;
+        early.resize(Some(ROUND_TRIP), &budget);
+        assert_eq!(early.size, 2 * WINDOW_MIN);
         let mut slow = Window::new();
         slow.since = Some(Instant::now() - ROUND_TRIP);
         slow.paced = u64::from(WINDOW_MIN / 4);
@@ -868,8 +984,7 @@ mod tests {
             }
         }
         let grown = |windows: &[Window]| -> usize {
-            let grown = windows.iter().map(|window| window.size - WINDOW_MIN);
-            grown.map(|bytes| bytes as usize).sum()
+            (windows.iter()).map(|window| window.grown() as usize).sum()
         };
         assert!(grown(&windows) <= BUDGET_BYTES);
         assert_eq!(grown(&windows), budget.used.load(Ordering::Relaxed));
@@ -882,6 +997,90 @@ mod tests {
         assert!(idle.size < before);
         windows.push(idle);
         assert_eq!(grown(&windows), budget.used.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn streams_that_have_stopped_leave_room_for_the_next() {
+        let budget = WindowBudget::default();
+        let largest = || {
+            let mut window = Window::new();
+            for _ in 0..10 {
+                keeps_up(&mut window, &budget);
+            }
+            window
+        };
+        // They keep up until they have the most that they get, and then they stop for good.
+        let sixteen: Vec<Window> = (0..16).map(|_| largest()).collect();
+        assert!(sixteen.iter().take(8).all(|one| one.size == WINDOW_MAX));
+        assert!(sixteen.iter().all(|one| one.size >= 32 * WINDOW_MIN));
+        assert!(largest().size >= 16 * WINDOW_MIN);
+        // And so on, by halves: twice as many have stopped, and the next one has more than the least.
+        let more: Vec<Window> = (16..40).map(|_| largest()).collect();
+        assert!(more.iter().all(|one| one.size > WINDOW_MIN));
+        assert!(budget.used.load(Ordering::Relaxed) < BUDGET_BYTES);
+    }
+
+    #[test]
+    fn streams_that_go_on_make_room_for_others() {
+        let budget = WindowBudget::default();
+        let mut windows: Vec<Window> = (0..8).map(|_| Window::new()).collect();
+        let all_keep_up = |windows: &mut [Window]| {
+            for _ in 0..20 {
+                for window in &mut *windows {
+                    keeps_up(window, &budget);
+                }
+            }
+        };
+        all_keep_up(&mut windows);
+        assert!(windows.iter().all(|one| one.size == WINDOW_MAX));
+        windows.extend((8..32).map(|_| Window::new()));
+        all_keep_up(&mut windows);
+        let (least, most) = (windows.iter().map(|one| one.size))
+            .fold((u32::MAX, 0), |(a, b), size| (a.min(size), b.max(size)));
+        // 64 MiB for 32 and as much as eight of them free.
+        assert!(
+            least >= 16 * WINDOW_MIN && most <= WINDOW_MAX / 2,
+            "{least} to {most}"
+        );
+    }
+
+    #[test]
+    fn what_a_reader_that_has_stopped_was_not_granted_is_given_back_once_memory_is_tight() {
+        let budget = Arc::<WindowBudget>::default();
+        let flow = Flow::new(&budget, Side::Client, 100);
+        let mut open = Vec::new();
+        while !budget.is_tight() {
+            let stream = 2 * u32::try_from(open.len()).unwrap() + 1;
+            open.push(flow.open(stream));
+            let mut streams = flow.0.streams.borrow_mut();
+            let window = streams.get_mut(&stream).unwrap();
+            for _ in 0..10 {
+                keeps_up(window, &budget);
+            }
+            // Two thirds are on their way or came, and a third was read and not granted again.
+            window.credit = i64::from(window.size / 3);
+            window.unread = i64::from(window.size / 3);
+        }
+        let before = budget.used.load(Ordering::Relaxed);
+        // Whoever reads meanwhile keeps what it has.
+        flow.trim();
+        open[0].consumed(1);
+        assert_eq!(budget.used.load(Ordering::Relaxed), before);
+        flow.trim();
+        let after = budget.used.load(Ordering::Relaxed);
+        assert!(after < before / 4 * 3, "{after} of {before}");
+        let streams = flow.0.streams.borrow();
+        assert_eq!(streams[&1].size, WINDOW_MAX);
+        let stopped = &streams[&3];
+        let most = i64::from(stopped.size);
+        assert_eq!(most, stopped.credit + stopped.unread);
+        // One that reads on is granted no more than that at once.
+        let stopped = stopped.unread;
+        drop(streams);
+        open[1].consumed(usize::try_from(stopped).unwrap());
+        assert!(flow.0.streams.borrow()[&3].credit <= most);
+        drop(open);
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
     }
 
     /// Sends `bytes` and gets them back, over a pipe that takes `cut` bytes at once.
@@ -1052,6 +1251,29 @@ mod tests {
         for cut in [1_000, 1_013, 1 << 20] {
             assert_eq!(echo(cut, &bytes).await, bytes, "{cut} bytes at once");
         }
+    }
+
+    #[test]
+    fn as_many_streams_may_be_reset_in_a_second_and_no_more() {
+        let began = Instant::now();
+        let mut resets = Resets::default();
+        for _ in 0..2 {
+            for (after, count) in [(0, 7), (999, 3)] {
+                for _ in 0..count {
+                    let at = began + Duration::from_millis(after);
+                    let (next, too_many) = resets.with(10, at);
+                    assert!(!too_many);
+                    resets = next;
+                }
+            }
+            let (_, too_many) = resets.with(10, began + Duration::from_millis(999));
+            assert!(too_many);
+            resets = Resets::default();
+        }
+        // The next second begins anew.
+        let (next, _) = resets.with(1, began);
+        let (next, too_many) = next.with(1, began + Duration::from_secs(1));
+        assert!(!too_many && next.count == 1);
     }
 
     #[test]

@@ -15,13 +15,14 @@ use tokio::time::timeout;
 use zeugma_core::snapshot::Failure;
 
 use super::body::Outgoing;
-use super::expect::Gate;
+use super::expect::{Gate, Passing};
 use super::flow::{Flow, FlowIo, H2_WINDOW, Side};
 use super::keepalive::{Keepalive, Pings};
 use super::pool::SendError;
 use super::stream::{self, Incoming, Sending};
 use super::{DATA_FRAME_BUDGET, STREAM_SEND_BYTES};
 use crate::runtime::Shared;
+use crate::transport::sent::Link;
 
 /// Streams on one connection before another is opened.
 const STREAMS_MAX: u32 = 100;
@@ -78,6 +79,7 @@ impl Multiplexed {
     pub(crate) async fn begin<S>(
         shared: &Shared,
         stream: S,
+        link: Option<Link>,
         asking: Pings,
     ) -> Result<Self, h2::Error>
     where
@@ -107,7 +109,7 @@ impl Multiplexed {
         let streams = Rc::<Cell<usize>>::default();
         let streams_max = Rc::new(Cell::new(most(connection.max_concurrent_send_streams())));
         let ended = Rc::<Cell<bool>>::default();
-        let mut keepalive = Keepalive::new(connection.ping_pong(), &flow, asking);
+        let mut keepalive = Keepalive::new(connection.ping_pong(), &flow, link, asking);
         let driving = {
             let (flow, streams) = (flow.clone(), Rc::clone(&streams));
             let (streams_max, ended) = (Rc::clone(&streams_max), Rc::clone(&ended));
@@ -198,6 +200,7 @@ impl Place {
     ) -> Result<(Response<Incoming>, StreamCount), SendError> {
         let (mut head, body) = request.into_parts();
         let gate = head.extensions.remove::<Gate>();
+        let passing = head.extensions.remove::<Passing>();
         let is_end = body.is_end_stream();
         let unsent = |error: h2::Error| SendError {
             failure: Failure::RefusedStream,
@@ -221,11 +224,14 @@ impl Place {
             Sending(task.abort_handle())
         });
         let responding = std::future::poll_fn(|cx| {
-            if let Some(gate) = &gate {
-                while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
-                    if interim.status() == StatusCode::CONTINUE {
-                        gate.open();
-                    }
+            while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+                if interim.status() == StatusCode::CONTINUE
+                    && let Some(gate) = &gate
+                {
+                    gate.open();
+                }
+                if let Some(passing) = &passing {
+                    passing.push(interim);
                 }
             }
             pin!(&mut response).poll(cx)

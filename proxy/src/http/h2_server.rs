@@ -12,16 +12,19 @@ use bytes::Bytes;
 use h2::server::{Builder, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body::Body as _;
+use http_body::{Body as _, Frame};
+use http_body_util::BodyExt as _;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
 
 use super::body::Outgoing;
 use super::date;
-use super::expect::{self, Interim};
+use super::expect::{self, Interim, Passing};
 use super::flow::{Flow, FlowIo, H2_WINDOW, Side};
 use super::keepalive::{Keepalive, Pings, When};
 use super::stream::{self, Incoming};
 use super::{Context, DATA_FRAME_BUDGET, Ended, Look, STREAM_SEND_BYTES, Watch, exchange};
+use crate::transport::sent::Link;
 
 /// When a caller that is no peer's gateway is asked whether it is there.
 const CALLER: Pings = Pings {
@@ -30,11 +33,17 @@ const CALLER: Pings = Pings {
     when: When::Always,
 };
 
+/// Streams reset by the caller that `h2` keeps until they are looked at; one more ends the connection
+/// (CVE-2023-44487).
+const RESET_UNSEEN_MAX: usize = 20;
+/// Streams of a connection that `h2` may have to reset for breaking the protocol; one more ends it.
+const RESET_BY_ERROR_MAX: usize = 1024;
+
 /// Carries an HTTP/2 connection of a caller until it ends.
 pub(super) async fn serve<S>(
     context: &Rc<Context>,
     mut watch: Watch,
-    stream: S,
+    (stream, link): (S, Option<Link>),
     peer: Option<Pings>,
 ) -> Ended
 where
@@ -55,6 +64,8 @@ where
             .initial_connection_window_size(H2_WINDOW)
             .max_send_buffer_size(STREAM_SEND_BYTES)
             .data_frame_budget(DATA_FRAME_BUDGET)
+            .max_pending_accept_reset_streams(RESET_UNSEEN_MAX)
+            .max_local_error_reset_streams(Some(RESET_BY_ERROR_MAX))
             .enable_connect_protocol()
             .handshake::<_, Bytes>(io)
     );
@@ -72,7 +83,9 @@ where
             }
         }
     };
-    let mut keepalive = Keepalive::new(connection.ping_pong(), &flow, peer.unwrap_or(CALLER));
+    let asking = peer.unwrap_or(CALLER);
+    let mut keepalive = Keepalive::new(connection.ping_pong(), &flow, link, asking);
+    let mut is_told = false;
     loop {
         let driving = std::future::poll_fn(|cx| {
             flow.driven_by(cx);
@@ -83,7 +96,15 @@ where
                         begin(context, &flow, request, respond)
                     }
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(Ended::of_h2(&error)),
+                    Poll::Ready(None) if flow.is_flooded() => {
+                        let detail = "the caller reset more streams than it may".to_owned();
+                        return Poll::Ready(Ended::Calmed(detail));
+                    }
                     Poll::Ready(None) => return Poll::Ready(Ended::Ok),
+                    Poll::Pending if flow.is_flooded() && !is_told => {
+                        is_told = true;
+                        connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                    }
                     // Writes what it has gathered meanwhile.
                     Poll::Pending if flow.release() => {}
                     Poll::Pending => break,
@@ -117,27 +138,51 @@ fn begin(
     let (head, recv) = request.into_parts();
     let interim = expect::expects_continue(&head.headers).then(Interim::default);
     let body = Incoming::h2(recv, window, &head.headers, None, interim.clone());
-    let request = Request::from_parts(head, body);
+    let mut request = Request::from_parts(head, body);
+    let asked = Asked {
+        is_head: request.method() == Method::HEAD,
+        interim,
+        passing: Passing::default(),
+    };
+    request.extensions_mut().insert(asked.passing.clone());
     let context = Rc::clone(context);
     // Ends with its stream: when the caller resets it or its connection ends.
     drop(tokio::task::spawn_local(async move {
-        answer(&context, request, respond, interim).await;
+        answer(&context, request, respond, asked).await;
     }));
+}
+
+/// What its answer has to know of a request.
+#[derive(Debug)]
+struct Asked {
+    is_head: bool,
+    /// It waits to be asked for its body.
+    interim: Option<Interim>,
+    passing: Passing,
 }
 
 async fn answer(
     context: &Rc<Context>,
     request: Request<Incoming>,
     mut respond: SendResponse<Bytes>,
-    interim: Option<Interim>,
+    asked: Asked,
 ) {
-    let is_head = request.method() == Method::HEAD;
+    let is_head = asked.is_head;
     let mut answering = Box::pin(exchange::exchange(context, request));
     let answered = std::future::poll_fn(|cx| {
-        if let Poll::Ready(response) = answering.as_mut().poll(cx) {
+        let answered = answering.as_mut().poll(cx);
+        while let Some(interim) = asked.passing.pop(cx) {
+            // An error is seen by what comes behind it.
+            respond.send_informational(interim).ok();
+        }
+        if let Poll::Ready(response) = answered {
             return Poll::Ready(Some(response));
         }
-        if interim.as_ref().is_some_and(|interim| interim.take(cx)) {
+        if asked
+            .interim
+            .as_ref()
+            .is_some_and(|interim| interim.take(cx))
+        {
             let mut asks = Response::new(());
             *asks.status_mut() = StatusCode::CONTINUE;
             // An error is seen by what reads the body.
@@ -158,7 +203,7 @@ async fn answer(
     let patience = body.patience().unwrap_or(limits.header_timeout);
     let sent = respond.send_response(Response::from_parts(head, ()), is_end);
     match sent {
-        Ok(_stream) if is_end => {}
+        Ok(_stream) if is_end => read_away(body, patience).await,
         Ok(mut stream) => {
             if let Err(error) = stream::send(body, &mut stream, Some(patience)).await {
                 tracing::debug!(%error, "a response was not sent to its end");
@@ -169,6 +214,19 @@ async fn answer(
             respond.send_reset(Reason::INTERNAL_ERROR);
         }
     }
+}
+
+/// Reads to the end what has no bytes: an answer to HEAD, whose end may come behind its head.
+async fn read_away(mut body: Outgoing, patience: Duration) {
+    let is_empty = |frame: Frame<Bytes>| frame.into_data().is_ok_and(|bytes| bytes.is_empty());
+    let reading = async {
+        // One that has bytes all the same is not listened to.
+        while let Some(Ok(frame)) = body.frame().await
+            && is_empty(frame)
+        {}
+    };
+    // Who does not end it is not waited for: the record says so.
+    timeout(patience, reading).await.ok();
 }
 
 /// Leaves the headers that HTTP/2 has, and names the length of a body that is known, and the time.

@@ -16,6 +16,7 @@ use super::body::{Outgoing, Source};
 use super::exchange::Exchange;
 use super::headers::{self, ZEUGMA_MIRROR};
 use super::pool::Wire;
+use crate::recheck::Entry;
 use crate::runtime::{Published, Worker};
 use crate::upstream::Pinned;
 
@@ -82,7 +83,13 @@ fn start(
         return;
     };
     let endpoint = to.cluster().endpoint(attempt.endpoint).clone();
+    let method = exchange.head.method.clone();
+    let request = (method, exchange.head.uri.clone());
+    let listed = (worker.registry).list_copy(exchange.entry(), request, &mirror.route);
+    // Something may have been published since the request was let in.
+    listed.settle(&worker.shared, published.generation, None);
     let copy = Copy {
+        entry: Rc::clone(&listed.entry),
         heads: [false, true].map(|is_h2| copy_head(exchange, &endpoint, mirror, is_h2)),
         wire: if endpoint.peer.is_some() {
             Wire::Negotiated
@@ -105,14 +112,22 @@ fn start(
                 Err(_primary_ended_early) => Dropped::Slow.label(),
             }
         };
-        let result = timeout(deadline, Box::pin(copying)).await;
-        let result = result.unwrap_or(Dropped::Timeout.label());
+        // Dropped, it ends the copy under way.
+        let result = tokio::select! {
+            biased;
+            () = listed.cut() => Dropped::Ended.label(),
+            result = timeout(deadline, Box::pin(copying)) => {
+                result.unwrap_or(Dropped::Timeout.label())
+            }
+        };
         worker.shared.metrics.mirrored(&name, &route, result);
         drop(place);
     }));
 }
 
 struct Copy {
+    /// Where a change finds it.
+    entry: Rc<Entry>,
     heads: [http::request::Parts; 2],
     wire: Wire,
     to: Pinned,
@@ -128,6 +143,12 @@ impl Copy {
         else {
             return Dropped::Unreachable.label();
         };
+        if let Some(peer) = &lease.facts.peer {
+            let endpoint = &self.endpoint;
+            (self.entry).goes_to(&endpoint.backend, &endpoint.address, Some(peer));
+            let generation = self.to.published.generation;
+            (self.entry).settle(&worker.shared, generation, Some(lease.credentials()));
+        }
         let [h1, h2] = self.heads;
         let head = if lease.is_h2() { h2 } else { h1 };
         match lease

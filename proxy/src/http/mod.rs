@@ -7,7 +7,7 @@
 //! for its PINGs; `expect` holds bodies back, `date` tells the time.
 
 mod body;
-mod date;
+pub(crate) mod date;
 mod exchange;
 mod expect;
 pub(crate) mod flow;
@@ -50,6 +50,7 @@ use crate::metrics::Latest;
 use crate::recheck::{self, Entry, Leaving};
 use crate::runtime::Worker;
 use crate::transport::Stream;
+use crate::transport::sent::Link;
 
 use self::body::Outgoing;
 use self::stream::Incoming;
@@ -196,7 +197,8 @@ pub(crate) async fn serve(
         Version::H1 => Box::pin(serve_h1(&context, watch, io)).await,
         Version::H2 => {
             let peer = exchange::asking_peer(&visit.published, &context);
-            Box::pin(h2_server::serve(&context, watch, io, peer)).await
+            let link = Link::of(io.stream.tcp());
+            Box::pin(h2_server::serve(&context, watch, (io, link), peer)).await
         }
     };
     visit.moved.down.set(moved.written.load(Ordering::Relaxed));
@@ -212,6 +214,10 @@ pub(crate) async fn serve(
         Ended::Silent => {
             visit.detail = Some("the caller answered no PING".to_owned());
             Reason::DownstreamClosed
+        }
+        Ended::Calmed(detail) => {
+            visit.detail = Some(detail);
+            Reason::FrameFlood
         }
         Ended::Malformed(detail) => {
             visit.detail = Some(detail);
@@ -231,6 +237,8 @@ enum Ended {
     Drained,
     /// No PING was answered.
     Silent,
+    /// More frames came that only cost than may (RFC 9113 §10.5).
+    Calmed(String),
     /// What came was no HTTP.
     Malformed(String),
     /// The connection failed.
@@ -247,6 +255,9 @@ impl Ended {
     }
 
     fn of_h2(error: &h2::Error) -> Self {
+        if error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) {
+            return Self::Calmed(error.to_string());
+        }
         Self::Broken(error.to_string())
     }
 }

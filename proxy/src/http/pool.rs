@@ -32,6 +32,7 @@ use crate::runtime::{Shared, Worker};
 use crate::tls::TlsPeer;
 use crate::transport::Stream;
 use crate::transport::mtls::{ALPN_H2, ALPN_HTTP1};
+use crate::transport::sent::Link;
 use crate::upstream::{self, ConnectError, Pinned, Upstream};
 
 /// An idle connection is kept this long.
@@ -544,7 +545,8 @@ impl Pool {
                 }),
             });
         }
-        let connection = Multiplexed::begin(shared, stream, asking(to, endpoint))
+        let link = Link::of(stream.tcp());
+        let connection = Multiplexed::begin(shared, stream, link, asking(to, endpoint))
             .await
             .map_err(|error| ConnectFailure::of_http(&error))?;
         let sender = Sender::H2(connection.first_place());

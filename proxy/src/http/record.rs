@@ -38,6 +38,7 @@ impl Record {
         let open = Open::Request(Box::new((method, head.uri.clone())));
         let registry = &context.worker.registry;
         let listed = registry.list(Arc::clone(&context.listener), context.source, open);
+        listed.comes_by(context.entry.role());
         if let Some(peer) = context.entry.peer() {
             listed.is_by(&peer);
         }

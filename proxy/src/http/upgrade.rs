@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use aws_lc_rs::digest::{Context as Digesting, SHA1_FOR_LEGACY_USE_ONLY};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use h2::ext::Protocol;
@@ -122,10 +123,12 @@ pub(super) async fn try_endpoint(
     let out = &mut head.headers;
     out.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     out.insert(UPGRADE, HeaderValue::from_static(WEBSOCKET));
+    let mut accepts = None;
     if matches!(exchange.upgrade, Some(Upgrade::Stream)) {
         // RFC 8441 §5: a stream has none; HTTP/1.1 must (RFC 6455 §4.1).
         let nonce = [worker.draw().to_be_bytes(), worker.draw().to_be_bytes()].concat();
         if let Ok(key) = HeaderValue::try_from(STANDARD.encode(nonce)) {
+            accepts = Some(Accepts::of(&key));
             out.insert(SEC_WEBSOCKET_KEY, key);
         }
     }
@@ -136,7 +139,12 @@ pub(super) async fn try_endpoint(
         .per_try
         .map_or(patience, |per_try| per_try.min(patience));
     let (failure, detail) = match timeout(patience, Box::pin(send(upstream, outgoing))).await {
-        Ok(Ok(response)) => return Ok(response),
+        Ok(Ok(mut response)) => {
+            if let Some(accepts) = accepts {
+                response.extensions_mut().insert(accepts);
+            }
+            return Ok(response);
+        }
         Ok(Err(error)) => (Failure::Reset, error.to_string()),
         Err(_elapsed) => (
             Failure::Timeout,
@@ -145,6 +153,31 @@ pub(super) async fn try_endpoint(
     };
     worker.observe(&endpoint.key, Err(failure));
     Err(TryError::untold(failure, detail))
+}
+
+/// What an endpoint answers to a key of ours.
+#[derive(Debug, Clone)]
+struct Accepts(String);
+
+impl Accepts {
+    /// RFC 6455 §1.3.
+    fn of(key: &HeaderValue) -> Self {
+        let mut digesting = Digesting::new(&SHA1_FOR_LEGACY_USE_ONLY);
+        digesting.update(key.as_bytes());
+        digesting.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+        Self(STANDARD.encode(digesting.finish()))
+    }
+}
+
+/// Whether an endpoint that changes to WebSocket has read our key, where it is ours: one that has
+/// not, or a cache before it, does not speak WebSocket (RFC 6455 §4.1).
+pub(super) fn has_read_our_key(response: &Response<Incoming>) -> bool {
+    let Some(accepts) = response.extensions().get::<Accepts>() else {
+        return true;
+    };
+    let mut said = response.headers().get_all(SEC_WEBSOCKET_ACCEPT).iter();
+    let is_it = |said: &HeaderValue| said.as_bytes().trim_ascii() == accepts.0.as_bytes();
+    said.next().is_some_and(is_it) && said.next().is_none()
 }
 
 async fn send(
@@ -273,5 +306,17 @@ impl Record {
             closed.bytes_received = received;
         }
         self.body_ended(Ok(()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_answered_as_the_rfc_shows() {
+        // RFC 6455 §1.3.
+        let key = HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==");
+        assert_eq!(Accepts::of(&key).0, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }
 }

@@ -149,6 +149,11 @@ impl Direction {
         matches!(self.state, State::Empty | State::Flushing)
     }
 
+    /// Whether the sink has not taken all that was read.
+    pub(super) const fn holds_bytes(&self) -> bool {
+        matches!(self.state, State::Kept(_) | State::Piped(_))
+    }
+
     /// Moves bytes until the source has none, the sink takes none, or others should have their
     /// turn; ready once the end of the source has been passed on.
     pub(super) fn poll<S, T>(

@@ -91,6 +91,8 @@ pub(crate) fn relay_streams(
         upstream: Stream::socket,
         cork_downstream: Stream::cork,
         cork_upstream: Stream::cork,
+        reset_downstream: Stream::reset_when_dropped,
+        reset_upstream: Stream::reset_when_dropped,
         settle: |upstream| tune(upstream.tcp()),
     };
     let sockets = Sockets { ends: ENDS, pipes };
@@ -123,6 +125,9 @@ struct Ends<D, U> {
     /// Has the last bytes leave together with the end.
     cork_downstream: fn(&D),
     cork_upstream: fn(&U),
+    /// Has dropping it tell the other end that something is missing.
+    reset_downstream: fn(&D),
+    reset_upstream: fn(&U),
     /// Sets what a connection needs that stays.
     settle: fn(&U),
 }
@@ -193,6 +198,19 @@ where
         }
     }
 
+    /// Passes on that one side failed: what it sent may be cut short, and to the other side, which
+    /// would see FIN, it must not look whole (RFC 9293 §3.10.5: ABORT, not CLOSE).
+    fn pass_on(&self, end: &RelayEnd) {
+        let Some(sockets) = &self.sockets else {
+            return;
+        };
+        match end {
+            RelayEnd::Downstream(_) => (sockets.ends.reset_upstream)(&self.upstream),
+            RelayEnd::Upstream(_) => (sockets.ends.reset_downstream)(&self.downstream),
+            RelayEnd::Closed | RelayEnd::Idle | RelayEnd::Told => {}
+        }
+    }
+
     /// Has TLS say that nothing follows (RFC 8446 §6.1), as far as that needs no waiting. Where
     /// bytes are held back it says nothing: what they belong to is cut short, and must look so.
     fn take_leave(&mut self, cx: &mut Context<'_>) {
@@ -209,6 +227,14 @@ where
         }
         if down && self.down.holds_nothing() {
             drop(Pin::new(&mut self.downstream).poll_shutdown(cx));
+        }
+        if let Some(sockets) = &self.sockets {
+            if self.up.holds_bytes() {
+                (sockets.ends.reset_upstream)(&self.upstream);
+            }
+            if self.down.holds_bytes() {
+                (sockets.ends.reset_downstream)(&self.downstream);
+            }
         }
     }
 
@@ -239,6 +265,7 @@ where
 {
     fn poll(&mut self, cx: &mut Context<'_>, mut alarm: Pin<&mut Sleep>) -> Poll<RelayEnd> {
         if let Poll::Ready(end) = self.pair.poll(cx, &self.moved) {
+            self.pair.pass_on(&end);
             return Poll::Ready(end);
         }
         if self.entry.poll_over(cx).is_ready() {

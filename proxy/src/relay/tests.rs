@@ -333,6 +333,93 @@ async fn a_reset_while_a_pipe_is_full_is_told_apart_by_its_side_and_costs_the_pi
     assert_eq!(pipes.counts(), (0, 0));
 }
 
+/// Reads what comes until the other end resets the connection.
+async fn read_until_reset(tcp: &mut TcpStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    let read = tokio::time::timeout(DEADLINE, tcp.read_to_end(&mut all));
+    let error = read.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    all
+}
+
+#[tokio::test]
+async fn a_reset_is_passed_on_as_a_reset_behind_what_came_before_it() {
+    for upwards in [true, false] {
+        // A message, which is copied, and a stream, which is spliced where there are pipes.
+        for (bytes, max) in [(1000, 0), (4 << 20, 0), (4 << 20, ENOUGH)] {
+            let pipes = Pipes::with_max(max);
+            let Wired {
+                caller,
+                near,
+                far,
+                endpoint,
+            } = Wired::new().await;
+            let relaying = relay_streams(
+                Stream::plain(near),
+                Stream::plain(far),
+                IDLE,
+                Rc::default(),
+                pipes,
+                Entry::unlisted(),
+            );
+            let (mut resets, mut hears) = if upwards {
+                (caller, endpoint)
+            } else {
+                (endpoint, caller)
+            };
+            let story = async {
+                let sent = vec![3; bytes];
+                let mut heard = vec![0; bytes];
+                let (write, read) =
+                    tokio::join!(resets.write_all(&sent), hears.read_exact(&mut heard));
+                write.unwrap();
+                read.unwrap();
+                reset(resets);
+                assert_eq!(read_until_reset(&mut hears).await, b"");
+            };
+            let (end, ()) = tokio::join!(relaying, story);
+            let is_told_apart = match end {
+                RelayEnd::Downstream(_) => upwards,
+                RelayEnd::Upstream(_) => !upwards,
+                RelayEnd::Closed | RelayEnd::Idle | RelayEnd::Told => false,
+            };
+            assert!(is_told_apart, "{end:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_is_still_being_written_to_when_a_relay_is_told_to_end_is_reset() {
+    let pipes = Pipes::with_max(ENOUGH);
+    let Wired {
+        mut caller,
+        near,
+        far,
+        mut endpoint,
+    } = Wired::new().await;
+    let moved = Rc::<Moved>::default();
+    let entry = Entry::unlisted();
+    let relaying = relay_streams(
+        Stream::plain(near),
+        Stream::plain(far),
+        IDLE,
+        Rc::clone(&moved),
+        Rc::clone(&pipes),
+        Rc::clone(&entry),
+    );
+    let bytes = noise(12);
+    let story = async {
+        tokio::select! {
+            _ = caller.write_all(&bytes) => panic!("more than all buffers hold"),
+            () = until_full(&moved.up, &pipes, ENOUGH) => {}
+        }
+        entry.tell_overdue();
+    };
+    let (end, ()) = tokio::join!(relaying, story);
+    assert!(matches!(end, RelayEnd::Told), "{end:?}");
+    assert!(bytes.starts_with(&read_until_reset(&mut endpoint).await));
+}
+
 #[tokio::test]
 async fn what_was_moved_is_known_of_a_relay_that_is_dropped_midway() {
     for max in [0, ENOUGH] {

@@ -1,4 +1,8 @@
-//! CRLs: one file for each trust domain, each list signed by an anchor of its bundle.
+//! CRLs: one file for each trust domain, each list signed by an anchor of its bundle or by an issuer
+//! below one.
+//!
+//! The certificate of an issuer below an anchor stands in the file with its list: what is open when
+//! a list comes is judged by it at once, and no peer has to show that certificate first.
 //!
 //! A list speaks of what its issuer issued, whatever path leads there: an issuer is a name and a
 //! key, which an anchor and a certificate of another CA for it (a cross certificate) have in common.
@@ -9,11 +13,11 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateRevocationListDer, pem};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, pem};
 use zeugma_core::identity::{IdentityError, TrustDomain};
-use zeugma_core::svid::{Certificate, CrlError, CrlFacts, Rule, Serial, Violation};
+use zeugma_core::svid::{Certificate, CrlError, CrlFacts, Origin, Rule, Serial, Signed, Violation};
 
-use super::bundle::{Anchor, Bundle, Bundles};
+use super::bundle::{Bundle, Bundles};
 use super::config::{provider, sha256};
 use super::credentials::{ReadError, read_bounded};
 
@@ -21,6 +25,11 @@ use super::credentials::{ReadError, read_bounded};
 pub const CRL_BYTES_MAX: u64 = 8 << 20;
 /// The most CRLs of one file.
 pub const CRLS_MAX: usize = 16;
+/// The most certificates of issuers in one file.
+pub const CRL_ISSUERS_MAX: usize = 16;
+/// The most issuers below the anchors of a trust domain whose newest CRLs are remembered when their
+/// lists are gone.
+const ISSUERS_REMEMBERED_MAX: usize = 256;
 /// The most entries of one CRL.
 pub const CRL_ENTRIES_MAX: usize = 100_000;
 /// The most files of CRLs in one folder.
@@ -98,9 +107,26 @@ pub enum CrlsError {
         #[source]
         source: CrlError,
     },
-    /// No anchor that may sign CRLs signed it.
+    /// The file holds too many certificates.
+    #[error("{}: over {CRL_ISSUERS_MAX} certificates; keep those of issuers whose CRLs are here", path.display())]
+    TooManyIssuers {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A certificate is not one of an issuer.
+    #[error("{}: certificate {index} is not one of an issuer of its trust domain", path.display())]
+    Issuer {
+        /// The file.
+        path: PathBuf,
+        /// Its position among the certificates, from 0.
+        index: usize,
+        /// The rule that it breaks.
+        #[source]
+        source: Violation,
+    },
+    /// Nobody who may sign CRLs signed it.
     #[error(
-        "{}: CRL {index} is not signed by an anchor of the bundle of {domain} that has cRLSign; get a new one from its CA, or remove it",
+        "{}: CRL {index} is not signed by an anchor of the bundle of {domain} that has cRLSign, nor by an issuer below one whose certificate is in the file; add that certificate, get a new CRL from its CA, or remove it",
         path.display()
     )]
     Signature {
@@ -140,8 +166,9 @@ pub(super) fn authority(certificate: &Certificate<'_>) -> Authority {
 /// One list whose signature was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Crl {
-    /// Who signed it.
+    /// Who signed it, and the anchor that this is or is below.
     issuer: Authority,
+    anchor: Authority,
     number: Box<[u8]>,
     digest: [u8; 32],
     next_update: i64,
@@ -185,6 +212,8 @@ pub struct CrlNumbers(BTreeMap<(TrustDomain, Authority), Newest>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Newest {
+    /// The issuer's anchor, if it is not one itself.
+    anchor: Option<Authority>,
     number: Box<[u8]>,
     digest: [u8; 32],
 }
@@ -193,13 +222,23 @@ impl CrlNumbers {
     /// Adds what was loaded, and forgets issuers that no bundle trusts any more: a list of theirs is
     /// refused anyhow.
     pub(super) fn note(&mut self, crls: &Crls, bundles: &Bundles) {
-        self.0.retain(|(domain, issuer), _| {
+        self.0.retain(|(domain, issuer), newest| {
             let anchors = bundles.get(domain).map_or(&[][..], Bundle::anchors);
-            anchors.iter().any(|anchor| anchor.authority == *issuer)
+            let trusted = newest.anchor.unwrap_or(*issuer);
+            anchors.iter().any(|anchor| anchor.authority == trusted)
         });
         for (domain, lists) in &crls.0 {
+            let is_below = |newest: &Newest| newest.anchor.is_some();
+            let below =
+                (self.0.iter()).filter(|((of, _), newest)| of == domain && is_below(newest));
+            if below.count() >= ISSUERS_REMEMBERED_MAX {
+                // Issuers come and go: those whose lists are gone are forgotten at last.
+                self.0
+                    .retain(|(of, _), newest| of != domain || !is_below(newest));
+            }
             for list in lists {
                 let newest = Newest {
+                    anchor: (list.anchor != list.issuer).then_some(list.anchor),
                     number: list.number.clone(),
                     digest: list.digest,
                 };
@@ -214,13 +253,17 @@ impl CrlNumbers {
         self.0.is_empty()
     }
 
-    /// As text: for each issuer a line of trust domain, issuer, number and digest.
+    /// As text: for each issuer a line of trust domain, issuer, number and digest, and the anchor
+    /// that it is below.
     #[must_use]
     pub fn to_text(&self) -> String {
         let lines = self.0.iter().map(|((domain, issuer), newest)| {
             let [issuer, number, digest] =
                 [&issuer[..], &newest.number, &newest.digest].map(hexadecimal);
-            format!("{} {issuer} {number} {digest}\n", domain.as_str())
+            let below = newest
+                .anchor
+                .map_or_else(String::new, |anchor| format!(" {}", hexadecimal(&anchor)));
+            format!("{} {issuer} {number} {digest}{below}\n", domain.as_str())
         });
         lines.collect()
     }
@@ -234,7 +277,15 @@ impl CrlNumbers {
             let issuer = octets(words.next()?)?.try_into().ok()?;
             let number = octets(words.next()?)?.into();
             let digest = octets(words.next()?)?.try_into().ok()?;
-            let newest = Newest { number, digest };
+            let anchor = match words.next() {
+                Some(anchor) => Some(octets(anchor)?.try_into().ok()?),
+                None => None,
+            };
+            let newest = Newest {
+                anchor,
+                number,
+                digest,
+            };
             (words.next().is_none()).then_some(((domain, issuer), newest))
         };
         text.lines().map(line).collect::<Option<_>>().map(Self)
@@ -343,12 +394,16 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, CrlsError> {
 
 fn load_file(path: &Path, bundle: &Bundle, newest: &CrlNumbers) -> Result<Vec<Crl>, CrlsError> {
     let bytes = read_bounded(path, CRL_BYTES_MAX)?;
+    let pem = |source| CrlsError::Pem {
+        path: path.to_owned(),
+        source,
+    };
+    let certificates = CertificateDer::pem_slice_iter(&bytes).take(CRL_ISSUERS_MAX + 1);
+    let certificates = certificates.collect::<Result<Vec<_>, _>>().map_err(pem)?;
+    let signers = signers(&certificates, bundle, path)?;
     let mut lists: Vec<Crl> = Vec::new();
     for (index, der) in CertificateRevocationListDer::pem_slice_iter(&bytes).enumerate() {
-        let der = der.map_err(|source| CrlsError::Pem {
-            path: path.to_owned(),
-            source,
-        })?;
+        let der = der.map_err(pem)?;
         if index >= CRLS_MAX {
             return Err(CrlsError::TooMany {
                 path: path.to_owned(),
@@ -359,7 +414,7 @@ fn load_file(path: &Path, bundle: &Bundle, newest: &CrlNumbers) -> Result<Vec<Cr
             index,
             source,
         })?;
-        let list = verified(facts, &der, bundle).ok_or_else(|| CrlsError::Signature {
+        let list = verified(facts, &der, &signers).ok_or_else(|| CrlsError::Signature {
             path: path.to_owned(),
             index,
             domain: bundle.domain().clone(),
@@ -390,11 +445,91 @@ fn load_file(path: &Path, bundle: &Bundle, newest: &CrlNumbers) -> Result<Vec<Cr
     Ok(lists)
 }
 
-/// The list, if an anchor of the bundle signed it.
-fn verified(facts: CrlFacts<'_>, der: &[u8], bundle: &Bundle) -> Option<Crl> {
-    let signer = (bundle.anchors().iter()).find(|anchor| signs(anchor, &facts))?;
+/// Who may have signed a list.
+struct Signer<'a> {
+    certificate: Certificate<'a>,
+    authority: Authority,
+    /// The authority of the anchor that it is or is below.
+    anchor: Authority,
+    /// How many issuers may stand below it; none: any number.
+    room: Option<u32>,
+}
+
+/// The anchors of a bundle, and those of `certificates` that have a path to one (RFC 5280 §6.3.3
+/// (f)). Their time is not looked at: nothing below an issuer that has expired is accepted.
+fn signers<'a>(
+    certificates: &'a [CertificateDer<'_>],
+    bundle: &'a Bundle,
+    path: &Path,
+) -> Result<Vec<Signer<'a>>, CrlsError> {
+    if certificates.len() > CRL_ISSUERS_MAX {
+        return Err(CrlsError::TooManyIssuers {
+            path: path.to_owned(),
+        });
+    }
+    let anchors = bundle.anchors().iter().filter_map(|anchor| {
+        Some(Signer {
+            certificate: Certificate::parse(&anchor.der).ok()?,
+            authority: anchor.authority,
+            anchor: anchor.authority,
+            room: anchor.path_len,
+        })
+    });
+    let mut signers: Vec<Signer<'_>> = anchors.collect();
+    let mut below = Vec::new();
+    for (index, der) in certificates.iter().enumerate() {
+        let parsed = Certificate::parse(der).and_then(|certificate| {
+            let facts = certificate.check_issuer(bundle.domain(), Origin::Presented)?;
+            Ok((certificate, facts.path_len))
+        });
+        below.push(parsed.map_err(|source| CrlsError::Issuer {
+            path: path.to_owned(),
+            index,
+            source,
+        })?);
+    }
+    // In any order; each turn but the last finds the place of one.
+    while let Some((at, signer)) = below
+        .iter()
+        .enumerate()
+        .find_map(|(at, (child, path_len))| {
+            let parent = signers.iter().find(|parent| {
+                let signed = child.signed();
+                parent.room != Some(0)
+                    && parent.certificate.subject() == child.issuer()
+                    && signed.is_some_and(|signed| signs(&parent.certificate, &signed))
+            })?;
+            let above = parent.room.map(|room| room.saturating_sub(1));
+            let room = match (above, *path_len) {
+                (Some(above), Some(own)) => Some(above.min(own)),
+                (room, None) | (None, room) => room,
+            };
+            Some((at, (authority(child), parent.anchor, room)))
+        })
+    {
+        let (certificate, _) = below.swap_remove(at);
+        let (authority, anchor, room) = signer;
+        signers.push(Signer {
+            certificate,
+            authority,
+            anchor,
+            room,
+        });
+    }
+    Ok(signers)
+}
+
+/// The list, if one of `signers` signed it and may.
+fn verified(facts: CrlFacts<'_>, der: &[u8], signers: &[Signer<'_>]) -> Option<Crl> {
+    let signer = signers.iter().find(|signer| {
+        let certificate = &signer.certificate;
+        certificate.subject() == &*facts.issuer
+            && certificate.signs_crls()
+            && signs(certificate, &facts.signed)
+    })?;
     Some(Crl {
         issuer: signer.authority,
+        anchor: signer.anchor,
         number: facts.number,
         digest: sha256(der),
         next_update: facts.next_update,
@@ -402,39 +537,40 @@ fn verified(facts: CrlFacts<'_>, der: &[u8], bundle: &Bundle) -> Option<Crl> {
     })
 }
 
-/// Whether the anchor signed the list and may.
-fn signs(anchor: &Anchor, facts: &CrlFacts<'_>) -> bool {
-    let Ok(certificate) = Certificate::parse(&anchor.der) else {
-        return false;
-    };
-    if certificate.subject() != &*facts.issuer || !certificate.signs_crls() {
-        return false;
-    }
+/// Whether the certificate's key signed it.
+fn signs(certificate: &Certificate<'_>, signed: &Signed<'_>) -> bool {
     let Some((algorithm, key)) = certificate.public_key_parts() else {
         return false;
     };
     let algorithms = provider().signature_verification_algorithms.all;
     algorithms.iter().any(|one| {
         one.public_key_alg_id().as_ref() == algorithm
-            && one.signature_alg_id().as_ref() == facts.algorithm
-            && (one.verify_signature(key, facts.signed, &facts.signature)).is_ok()
+            && one.signature_alg_id().as_ref() == signed.algorithm
+            && (one.verify_signature(key, signed.bytes, &signed.signature)).is_ok()
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+        DistinguishedName, DnType, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, SanType,
+        SerialNumber, date_time_ymd,
+    };
+
     use super::*;
 
     #[test]
     fn numbers_are_the_same_after_they_were_text() {
         let domain = TrustDomain::parse("west.example").unwrap();
-        let newest = |number: &[u8]| Newest {
+        let newest = |anchor, number: &[u8]| Newest {
+            anchor,
             number: number.into(),
             digest: [0xa7; 32],
         };
         let numbers = CrlNumbers(BTreeMap::from([
-            ((domain.clone(), [1; 32]), newest(&[0, 255])),
-            ((domain, [2; 32]), newest(&[])),
+            ((domain.clone(), [1; 32]), newest(None, &[0, 255])),
+            ((domain, [2; 32]), newest(Some([1; 32]), &[])),
         ]));
         assert_eq!(CrlNumbers::from_text(&numbers.to_text()), Some(numbers));
         let empty = CrlNumbers::default();
@@ -465,5 +601,111 @@ mod tests {
         assert!(order(&[1, 0]) > order(&[255]));
         assert_eq!(order(&[0, 0, 7]), order(&[7]));
         assert!(order(&[0]) < order(&[1]));
+    }
+
+    fn ca(name: &str, path_len: u8, usages: &[KeyUsagePurpose]) -> CertificateParams {
+        let mut ca = CertificateParams::default();
+        ca.distinguished_name = DistinguishedName::new();
+        ca.distinguished_name.push(DnType::CommonName, name);
+        ca.subject_alt_names = vec![SanType::URI("spiffe://west.example".try_into().unwrap())];
+        ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_len));
+        ca.key_usages = usages.to_vec();
+        ca.use_authority_key_identifier_extension = true;
+        ca
+    }
+
+    fn list(issuer: &CertifiedIssuer<'_, KeyPair>) -> String {
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2026, 1, 1),
+            next_update: date_time_ymd(2026, 1, 2),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(issuer).unwrap().pem().unwrap()
+    }
+
+    #[test]
+    fn an_issuer_counts_on_a_path_that_a_leaf_could_have_too() {
+        const BOTH: &[KeyUsagePurpose] = &[KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = || KeyPair::generate().unwrap();
+        let below = |params: CertificateParams, issuer: &CertifiedIssuer<'_, KeyPair>| {
+            CertifiedIssuer::signed_by(params, key(), issuer).unwrap()
+        };
+        let anchor = CertifiedIssuer::self_signed(ca("anchor", 2, BOTH), key()).unwrap();
+        let first = below(ca("first", 2, BOTH), &anchor);
+        let second = below(ca("second", 2, BOTH), &first);
+        let third = below(ca("third", 2, BOTH), &second);
+        let able = below(ca("silent", 0, BOTH), &anchor);
+        let same_key = KeyPair::from_pem(&able.key().serialize_pem()).unwrap();
+        let silent = ca("silent", 0, &BOTH[..1]);
+        let silent = CertifiedIssuer::signed_by(silent, same_key, &anchor).unwrap();
+        let narrow = below(ca("narrow", 0, BOTH), &anchor);
+        let under_narrow = below(ca("under", 0, BOTH), &narrow);
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("west.example.pem");
+        fs::write(&path, anchor.pem()).unwrap();
+        let bundles = Bundles::load(folder.path()).unwrap();
+        let load = |certificates: &[&str], crl: &str| {
+            fs::write(&path, certificates.concat() + crl).unwrap();
+            Crls::load(folder.path(), &bundles, &CrlNumbers::default())
+        };
+        let [one, two, three] = [&first, &second, &third].map(|issuer| issuer.pem());
+        let of_two = list(&second);
+        // In any order.
+        load(&[&two, &one], &of_two).unwrap();
+        load(&[&one, &two], &of_two).unwrap();
+        load(&[&able.pem()], &list(&able)).unwrap();
+        let (dumb, tight, under) = (silent.pem(), narrow.pem(), under_narrow.pem());
+        for (certificates, crl) in [
+            // A gap in the path.
+            (&[&*two][..], &of_two),
+            // RFC 5280 §4.2.1.9: longer than the anchor's pathLen, and than one below it.
+            (&[&*one, &*two, &*three], &list(&third)),
+            (&[&*tight, &*under], &list(&under_narrow)),
+            // §6.3.3 (f): without cRLSign.
+            (&[&*dumb], &list(&able)),
+        ] {
+            let refused = load(certificates, crl).unwrap_err();
+            assert!(matches!(refused, CrlsError::Signature { .. }), "{refused}");
+        }
+        let refused = load(&vec![&*one; CRL_ISSUERS_MAX + 1], &of_two).unwrap_err();
+        assert!(matches!(refused, CrlsError::TooManyIssuers { .. }));
+        load(&[&vec![&*one; CRL_ISSUERS_MAX - 1].concat(), &two], &of_two).unwrap();
+    }
+
+    #[test]
+    fn of_issuers_whose_lists_are_gone_so_many_are_remembered() {
+        let domain = TrustDomain::parse("west.example").unwrap();
+        let list = |nth: usize| Crl {
+            issuer: sha256(&nth.to_ne_bytes()),
+            anchor: [1; 32],
+            number: Box::new([1]),
+            digest: [0; 32],
+            next_update: 0,
+            serials: BTreeSet::new(),
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let key = KeyPair::generate().unwrap();
+        let usages = [KeyUsagePurpose::KeyCertSign];
+        let anchor = ca("anchor", 1, &usages).self_signed(&key).unwrap();
+        fs::write(folder.path().join("west.example.pem"), anchor.pem()).unwrap();
+        let bundles = Bundles::load(folder.path()).unwrap();
+        let trusted = bundles.get(&domain).unwrap().anchors()[0].authority;
+        let mut numbers = CrlNumbers::default();
+        for nth in 0..2 * ISSUERS_REMEMBERED_MAX {
+            let mut one = list(nth);
+            one.anchor = trusted;
+            let crls = Crls(BTreeMap::from([(domain.clone(), vec![one.clone()])]));
+            numbers.note(&crls, &bundles);
+            assert!(numbers.0.len() <= ISSUERS_REMEMBERED_MAX);
+            assert!(numbers.0.contains_key(&(domain.clone(), one.issuer)));
+        }
+        assert!(numbers.0.len() > 1);
+        // With its anchor an issuer is forgotten.
+        numbers.note(&Crls::default(), &Bundles::default());
+        assert!(numbers.is_empty());
     }
 }

@@ -22,8 +22,8 @@ pub(crate) use config::{Admit, admitting_server_config, client_config_towards};
 pub use config::{PeerSlot, client_config, server_config};
 pub use credentials::{Credentials, CredentialsError, ReadError, SVID_BYTES_MAX, SvidFiles};
 pub use crl::{
-    CRL_BYTES_MAX, CRL_ENTRIES_MAX, CRL_FILES_MAX, CRL_GRACE_SECONDS, CRLS_MAX, CrlNumbers, Crls,
-    CrlsError,
+    CRL_BYTES_MAX, CRL_ENTRIES_MAX, CRL_FILES_MAX, CRL_GRACE_SECONDS, CRL_ISSUERS_MAX, CRLS_MAX,
+    CrlNumbers, Crls, CrlsError,
 };
 pub use denied::{DENIED_BYTES_MAX, DENIED_MAX, DeniedError, DeniedIds};
 pub use groups::KNOWN_GROUPS_MAX;

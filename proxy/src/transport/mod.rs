@@ -6,10 +6,12 @@
 pub(crate) mod alert;
 pub(crate) mod mtls;
 pub(crate) mod prefixed;
+pub(crate) mod sent;
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -58,6 +60,13 @@ impl Stream {
     pub(crate) fn cork(&self) {
         // Where it fails they leave in several.
         SockRef::from(self.tcp()).set_tcp_cork(true).ok();
+    }
+
+    /// Has dropping the stream reset the connection: no FIN and, of TLS, no close_notify, which the
+    /// other end would take for the end of all there is.
+    pub(crate) fn reset_when_dropped(&self) {
+        // Where it fails the other end sees FIN.
+        (SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO))).ok();
     }
 
     /// Puts back bytes that were read from a plain stream, before any that come next.

@@ -211,11 +211,15 @@ impl Cluster {
 
     /// Writes the `MeshGateway`.
     pub(crate) fn write_gateway(&self) {
+        // A test of the interface sets its own.
+        let admin = match self.settings.get("admin") {
+            Some(_) => String::new(),
+            None => format!("admin: '{}'\n", self.admin),
+        };
         let mut spec = format!(
             "trustDomain: {domain}\ncluster: {name}\n\
              svid: {{ files: {{ certificate: gw.pem, key: gw.key, bundles: bundles/{more} }} }}\n\
-             admin: '{}'\nprobes: '{}'\nmetrics: '{}'\nlisteners:\n",
-            self.admin,
+             {admin}probes: '{}'\nmetrics: '{}'\nlisteners:\n",
             self.probes,
             self.metrics,
             domain = self.trust_domain(),

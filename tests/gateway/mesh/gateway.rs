@@ -225,7 +225,7 @@ impl Gateway {
 
     /// A page of the admin interface.
     pub(crate) async fn admin(&self, path: &str) -> Reply {
-        get(self.admin, "admin", path).await
+        get(self.admin, "localhost", path).await
     }
 
     /// A page of the admin interface, as JSON.

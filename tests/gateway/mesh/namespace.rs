@@ -25,12 +25,33 @@ pub(crate) struct Link {
 static LINKS: AtomicU32 = AtomicU32::new(0);
 
 impl Namespace {
-    pub(crate) fn new() -> Self {
+    /// A new one. Without root there is none: the test is skipped, and says so.
+    ///
+    /// # Panics
+    /// Where every test is required to run.
+    #[expect(
+        clippy::print_stderr,
+        reason = "a test that did not run must not look like one that did"
+    )]
+    pub(crate) fn new() -> Option<Self> {
+        const WHY: &str = "network namespaces need root: run the tests as root";
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("ZEUGMA_REQUIRE_PEERS").is_none(), "{WHY}");
+            eprintln!("SKIPPED: {WHY}");
+            return None;
+        }
         let nth = LINKS.fetch_add(1, Ordering::Relaxed);
         let name = format!("zeugma-{}-{nth}", id());
         ip(&format!("netns add {name}"));
         ip(&format!("-n {name} link set lo up"));
-        Self { name }
+        Some(Self { name })
+    }
+
+    /// A command that runs inside it.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name, program]);
+        command
     }
 
     /// Another link to it.

@@ -238,6 +238,7 @@ impl Document<MeshGateway> {
     ) -> GatewaySettings {
         let files = &self.spec.svid.files;
         let limits = &self.spec.limits;
+        let connections = limits.connections.unwrap_or(50_000);
         let drain = &self.spec.drain;
         GatewaySettings {
             name: self.name.clone(),
@@ -260,8 +261,9 @@ impl Document<MeshGateway> {
             admin: match &self.spec.admin {
                 Some(Text(Admin::Unix(path))) => AdminAddress::Unix(self.folder().join(path)),
                 Some(Text(Admin::Tcp(address))) => AdminAddress::Tcp(*address),
-                None => AdminAddress::Tcp(loopback(ADMIN)),
+                None => AdminAddress::Default,
             },
+            admin_token: (self.spec.admin_token.as_ref()).map(|path| self.folder().join(path)),
             probes: self
                 .spec
                 .probes
@@ -281,7 +283,10 @@ impl Document<MeshGateway> {
                 }),
             workers: self.spec.workers,
             limits: Limits {
-                connections: limits.connections.unwrap_or(50_000),
+                connections,
+                handshakes: limits
+                    .handshakes
+                    .unwrap_or_else(|| (connections / 4).max(1)),
                 handshake_timeout: or_secs(limits.handshake_timeout.as_ref(), 10),
                 header_timeout: or_secs(limits.header_timeout.as_ref(), 10),
                 streams: limits.streams.unwrap_or(100),
@@ -296,11 +301,9 @@ impl Document<MeshGateway> {
     }
 }
 
-/// The port of the admin API where nothing is written.
-pub(crate) const ADMIN: u16 = 15000;
-/// See [`ADMIN`].
+/// The port of `/ready` where nothing is written.
 pub(crate) const PROBES: u16 = 15021;
-/// See [`ADMIN`].
+/// The port of `/metrics` where nothing is written.
 pub(crate) const METRICS: u16 = 15020;
 
 /// Where a gateway's own services are unless something else is written.

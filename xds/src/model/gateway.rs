@@ -29,9 +29,16 @@ pub(crate) struct MeshGateway {
     pub svid: Svid,
     /// Where it accepts connections, by name; rules refer to the names. Required, at least one.
     pub listeners: BTreeMap<String, ListenerSpec>,
-    /// Where the admin API listens: `unix:/path` or a loopback address. Default `127.0.0.1:15000`.
-    /// A relative path starts from this file's folder.
+    /// Where the admin API listens: `unix:/path` or a loopback address. Default: the socket
+    /// `admin.sock` in `$RUNTIME_DIRECTORY`, else in `/run/zeugma`; where that cannot be bound, the
+    /// gateway warns and runs without. A socket has mode 0600. A relative path starts from this
+    /// file's folder.
     pub admin: Option<Text<Admin>>,
+    /// The file of the token that the admin API wants for whatever changes something where `admin` is
+    /// an address, as `authorization: Bearer TOKEN`: one line of 16 to 256 visible ASCII characters,
+    /// mode 0600. Default: none, and nothing can be changed there. A relative path starts from this
+    /// file's folder.
+    pub admin_token: Option<PathBuf>,
     /// Where `/ready` and `/livez` are served, nothing else. Default `127.0.0.1:15021`; port 0
     /// takes a free one.
     pub probes: Option<Text<SocketAddr>>,
@@ -74,7 +81,8 @@ pub(crate) struct SvidFilesSpec {
     /// The folder of trust bundles: `<trust domain>.json` (SPIFFE bundle) or `.pem`.
     pub bundles: PathBuf,
     /// The folder of CRLs: `<trust domain>.pem`, each of one to 16 CRLs signed by anchors of that
-    /// trust domain's bundle. Default: none. A revoked certificate is refused, and connections made
+    /// trust domain's bundle, or by issuers below them whose certificates (at most 16) stand in the
+    /// file too. Default: none. A revoked certificate is refused, and connections made
     /// with it are ended. A CRL past its nextUpdate is honoured for 24 h and told in log and metrics;
     /// then its trust domain is refused. A CRL with a lower crlNumber than the one in use is refused.
     pub crls: Option<PathBuf>,
@@ -93,8 +101,10 @@ pub(crate) struct ListenerSpec {
     pub address: Text<SocketAddr>,
     /// Who connects here. Required.
     pub role: RoleSpec,
-    /// Makes it a plain TCP listener for this one route, `namespace/name`. Only with
-    /// `role: workloads`; the route must have one port and not be `inbound: passthrough`.
+    /// Makes it a plain listener for this one route, `namespace/name`, whatever is asked for there: a
+    /// TCP route gets the bytes, an HTTP route each request, whatever its Host or :authority (which
+    /// is handed on as it is). Only with `role: workloads`; the route must have one port and not be
+    /// `inbound: passthrough`.
     pub route: Option<Text<Reference>>,
     /// The networks that may connect at all. Default: any; required for `role: workloads` off
     /// loopback.
@@ -134,6 +144,11 @@ pub(crate) struct GatewayLimits {
     /// process may have, less 128. One more is closed at once and counted.
     #[serde(default, deserialize_with = "whole_or_none")]
     pub connections: Option<usize>,
+    /// Connections whose TLS handshake has not ended, or whose first bytes have not come. Default: a
+    /// quarter of `connections`; 1 to 10000000. One more is closed at once and counted: the slow ones
+    /// of many sources must not take every place.
+    #[serde(default, deserialize_with = "whole_or_none")]
+    pub handshakes: Option<usize>,
     /// For the whole TLS handshake, ClientHello included. Default `10s`; over it the connection is closed.
     pub handshake_timeout: Option<Text<Duration>>,
     /// For the head of an HTTP request. Default `10s`; over it the connection is closed.
@@ -146,7 +161,8 @@ pub(crate) struct GatewayLimits {
     /// The memory above which new connections and requests are shed; those under way go on, and
     /// work is let in again below 95 % of it. What counts is the process' resident memory, or that
     /// of its cgroup without the file cache, if the cgroup has a limit. 1MiB to 1024GiB. Default:
-    /// 80 % of the cgroup's `memory.max`, none where there is none.
+    /// 80 % of the cgroup's `memory.max` (cgroup v1: `memory.limit_in_bytes`), none where there is
+    /// none.
     pub memory: Option<Text<Size>>,
 }
 

@@ -28,6 +28,12 @@ impl<T> Default for List<T> {
     }
 }
 
+impl<T> From<Vec<T>> for List<T> {
+    fn from(list: Vec<T>) -> Self {
+        Self(Some(list))
+    }
+}
+
 impl<T> Deref for List<T> {
     type Target = [T];
 
@@ -47,7 +53,7 @@ impl<'a, T> IntoIterator for &'a List<T> {
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for List<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Vec::deserialize(deserializer).map(|list| Self(Some(list)))
+        Vec::deserialize(deserializer).map(Self::from)
     }
 }
 

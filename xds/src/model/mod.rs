@@ -13,6 +13,7 @@ pub(crate) mod scalar;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
@@ -24,7 +25,7 @@ use zeugma_core::snapshot::Position;
 use crate::error::{Code, Finding, Findings, Place, suggest};
 use crate::files::Source;
 use crate::parallel;
-use crate::settings::StateDir;
+use crate::settings::{AdminAddress, StateDir};
 use crate::yaml::{self, Placed, Positions};
 
 pub(crate) use defaults::Port;
@@ -33,7 +34,7 @@ pub(crate) use gateway::*;
 pub(crate) use inherit::MeshDefaults;
 pub(crate) use peer::*;
 pub(crate) use route::*;
-use scalar::{Name, Text};
+use scalar::{Admin, FromText as _, Name, Text};
 
 /// The version of the documents this build reads.
 pub(crate) const API_VERSION: &str = "zeugma.dev/v1alpha1";
@@ -680,6 +681,23 @@ pub(crate) fn state_dir(source: &Source) -> Option<(String, StateDir)> {
         StateDir::Given(source.folder.join(written))
     });
     Some((name, dir))
+}
+
+/// The name of the `MeshGateway` in `source`, where its admin API listens, and the file of its token,
+/// as [`state_dir`] reads it.
+pub(crate) fn admin(source: &Source) -> Option<(String, AdminAddress, Option<PathBuf>)> {
+    let positions = yaml::positions(source).ok()?;
+    (positions.top("kind") == Some("MeshGateway")).then_some(())?;
+    let name = positions.text("metadata.name")?.to_owned();
+    let admin = match positions.text("spec.admin") {
+        None => AdminAddress::Default,
+        Some(written) => match Admin::from_text(written).ok()? {
+            Admin::Unix(path) => AdminAddress::Unix(source.folder.join(path)),
+            Admin::Tcp(address) => AdminAddress::Tcp(address),
+        },
+    };
+    let token = (positions.text("spec.adminToken")).map(|written| source.folder.join(written));
+    Some((name, admin, token))
 }
 
 fn wrap<T>(

@@ -555,6 +555,19 @@ fn what_would_leave_a_door_open_is_an_error() {
 }
 
 #[test]
+fn a_token_has_no_effect_on_a_socket() {
+    let token = EAST.replace("  cluster:", "  adminToken: token\n  cluster:");
+    let on_an_address = token.replace("  cluster:", "  admin: '127.0.0.1:15000'\n  cluster:");
+    assert!(findings(&[&on_an_address]).is_empty());
+    check(
+        &only(&[&token], "adminToken"),
+        Code::NoEffect,
+        "spec.adminToken",
+        "asks for no token",
+    );
+}
+
+#[test]
 fn what_is_missing_is_found() {
     use Code::MissingField as M;
 
@@ -1233,7 +1246,7 @@ fn no_two_sockets_of_a_gateway_may_ask_for_one_address() {
         (
             "0.0.0.0:15443",
             "127.0.0.1:15001",
-            "probes: 127.0.0.1:15000",
+            "admin: 127.0.0.1:15000\n  probes: 127.0.0.1:15000",
             "spec.probes",
             "`admin` has the address",
         ),

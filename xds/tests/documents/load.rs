@@ -174,10 +174,8 @@ fn the_settings_have_the_manuals_defaults_and_paths_start_at_the_file() {
     let folder = loaded.files[0].parent().unwrap();
     assert_eq!(settings.svid.certificate, folder.join("gw.pem"));
     assert_eq!(settings.svid.bundles, folder.join("bundles/"));
-    assert_eq!(
-        settings.admin,
-        AdminAddress::Tcp("127.0.0.1:15000".parse().unwrap())
-    );
+    assert_eq!(settings.admin, AdminAddress::Default);
+    assert_eq!(settings.admin_token, None);
     assert_eq!(settings.probes.to_string(), "127.0.0.1:15021");
     assert_eq!(settings.metrics.to_string(), "127.0.0.1:15020");
     assert_eq!(settings.workers, None);

@@ -10,7 +10,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 use x509_parser::x509::X509Version;
 
-use super::crl::content;
+use super::crl::{Signed, content};
 use super::{
     EXTENSIONS_MAX, IssuerFacts, LeafFacts, Origin, ROOT_PATH_LEN_MAX, Rule, SERIAL_OCTETS_MAX,
     Serial, Violation, key,
@@ -20,6 +20,7 @@ use crate::identity::{SpiffeId, TrustDomain};
 /// A parsed certificate, on which the rules are checked in the order its reader wants.
 #[derive(Debug)]
 pub struct Certificate<'a> {
+    der: &'a [u8],
     x509: X509Certificate<'a>,
     uris: Vec<&'a str>,
     san_critical: bool,
@@ -46,6 +47,7 @@ impl<'a> Certificate<'a> {
             return Err(malformed(detail));
         }
         let mut certificate = Self {
+            der,
             x509,
             uris: Vec::new(),
             san_critical: false,
@@ -315,6 +317,13 @@ impl<'a> Certificate<'a> {
         let info = &self.x509.tbs_certificate.subject_pki;
         let algorithm = content(content(info.raw)?)?;
         Some((algorithm, &info.subject_public_key.data))
+    }
+
+    /// What its issuer signed, and how. Whether the signature is right is for the TLS library to say.
+    #[must_use]
+    pub fn signed(&self) -> Option<Signed<'a>> {
+        let signed_bytes = self.x509.tbs_certificate.as_ref().len();
+        Signed::split(self.der, signed_bytes, &self.x509.signature_value.data)
     }
 
     /// Whether its key may sign CRLs (R9).

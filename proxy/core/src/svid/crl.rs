@@ -33,17 +33,35 @@ pub enum CrlError {
     TooMany(usize),
 }
 
+/// The signed part of a certificate or a CRL, which have the same form (RFC 5280 §4.1, §5.1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signed<'a> {
+    /// The bytes that are signed.
+    pub bytes: &'a [u8],
+    /// The content of the signature's algorithm identifier.
+    pub algorithm: &'a [u8],
+    /// The signature.
+    pub signature: Box<[u8]>,
+}
+
+impl<'a> Signed<'a> {
+    pub(super) fn split(der: &'a [u8], signed_bytes: usize, signature: &[u8]) -> Option<Self> {
+        let (bytes, rest) = content(der)?.split_at_checked(signed_bytes)?;
+        Some(Self {
+            bytes,
+            algorithm: content(rest)?,
+            signature: signature.into(),
+        })
+    }
+}
+
 /// What a CRL says. Whether its signature is right is for the TLS library to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CrlFacts<'a> {
     /// The issuer, as its DER bytes.
     pub issuer: Box<[u8]>,
-    /// The bytes that are signed.
-    pub signed: &'a [u8],
-    /// The content of the signature's algorithm identifier.
-    pub algorithm: &'a [u8],
-    /// The signature.
-    pub signature: Box<[u8]>,
+    /// What its issuer signed, and how.
+    pub signed: Signed<'a>,
     /// When it was issued, in Unix seconds.
     pub this_update: i64,
     /// When a newer one comes at the latest, in Unix seconds.
@@ -93,14 +111,11 @@ impl<'a> CrlFacts<'a> {
         }
         let serials = tbs.revoked_certificates.iter();
         let serials = serials.map(|entry| Serial(entry.raw_serial().into()));
-        let parts = content(der).and_then(|inner| inner.split_at_checked(tbs.as_ref().len()));
-        let (signed, rest) = parts.ok_or_else(|| malformed("no signature"))?;
-        let algorithm = content(rest).ok_or_else(|| malformed("no signature algorithm"))?;
+        let signed = Signed::split(der, tbs.as_ref().len(), &crl.signature_value.data)
+            .ok_or_else(|| malformed("no signature"))?;
         Ok(Self {
             issuer: tbs.issuer.as_raw().into(),
             signed,
-            algorithm,
-            signature: crl.signature_value.data.as_ref().into(),
             this_update: tbs.this_update.timestamp(),
             next_update: next_update.timestamp(),
             number,
@@ -159,8 +174,11 @@ mod tests {
         let serials: Vec<String> = facts.serials.iter().map(ToString::to_string).collect();
         assert_eq!(serials, ["7f01", "7f02"]);
         // RFC 5758 §3.2: ecdsa-with-SHA256, 1.2.840.10045.4.3.2.
-        assert_eq!(facts.algorithm, [6, 8, 42, 134, 72, 206, 61, 4, 3, 2]);
-        assert_eq!(facts.signed.first(), Some(&0x30));
+        assert_eq!(
+            facts.signed.algorithm,
+            [6, 8, 42, 134, 72, 206, 61, 4, 3, 2]
+        );
+        assert_eq!(facts.signed.bytes.first(), Some(&0x30));
         assert_eq!(CrlFacts::parse(&der, 1), Err(CrlError::TooMany(1)));
     }
 

@@ -316,6 +316,13 @@ fn check_gateway(model: &Model, gateway: &Document<MeshGateway>, findings: &mut 
             "write `unix:` and a path, or a loopback address",
         );
     }
+    if spec.admin_token.is_some() && !matches!(spec.admin, Some(Text(Admin::Tcp(_)))) {
+        check.no_effect(
+            "spec.adminToken",
+            "a Unix socket lets its user alone in, and asks for no token",
+            "remove it, or write a loopback address as `admin`",
+        );
+    }
     gateway_ranges(&mut check);
 }
 
@@ -328,6 +335,7 @@ fn gateway_ranges(check: &mut Checker<'_, MeshGateway>) {
         limits.connections,
         1..=10_000_000,
     );
+    check.range("spec.limits.handshakes", limits.handshakes, 1..=10_000_000);
     check.range("spec.limits.streams", limits.streams, 1..=100_000);
     check.size(
         "spec.limits.headerBytes",

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::Checker;
 use crate::error::Code;
 use crate::model::MeshGateway;
-use crate::model::defaults::{ADMIN, METRICS, PROBES, loopback};
+use crate::model::defaults::{METRICS, PROBES, loopback};
 use crate::model::scalar::{Admin, Text};
 
 struct Bound {
@@ -58,9 +58,8 @@ fn bound(check: &Checker<'_, MeshGateway>) -> Vec<Bound> {
         })
         .collect();
     let admin = match &spec.admin {
-        Some(Text(Admin::Unix(_))) => None,
         Some(Text(Admin::Tcp(address))) => Some(*address),
-        None => Some(loopback(ADMIN)),
+        Some(Text(Admin::Unix(_))) | None => None,
     };
     let of = |written: &Option<Text<SocketAddr>>, port| {
         Some(written.as_ref().map_or_else(|| loopback(port), |at| at.0))

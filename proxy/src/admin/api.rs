@@ -1,0 +1,482 @@
+//! `/api/v1`: what the gateway knows, as documents that programs read. Never a secret.
+//!
+//! Each is made from what is published at that moment, by functions of that alone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Query, State};
+use axum::response::Response;
+use axum::routing::get;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use zeugma_core::shares::{ClusterShares, EndpointStatus, SHARE_EPSILON};
+use zeugma_core::snapshot::{
+    Cluster, ClusterIx, Endpoint, Export, Inbound, Mirror, Peer, PeerIx, Protocol, Service,
+};
+
+use super::{as_json, beside};
+use crate::journal::Journal;
+use crate::listing::{self, ENTRIES_MAX, Wanted};
+use crate::resolve::Names;
+use crate::runtime::{Published, Shared};
+use crate::tls::Credentials;
+
+/// What the documents' form is called; a field may be added under the same name.
+const VERSION: &str = "api.zeugma.dev/v1";
+/// Entries of `/api/v1/connections` where no `limit` is asked for.
+const LISTED: usize = 1000;
+
+/// The paths of the interface.
+pub(super) fn routes(shared: &Arc<Shared>) -> Router {
+    Router::new()
+        .route("/api/v1/routes", get(services))
+        .route("/api/v1/services", get(services))
+        .route("/api/v1/peers", get(peers))
+        .route("/api/v1/failovers", get(failovers))
+        .route("/api/v1/identities", get(identities))
+        .route("/api/v1/findings", get(findings))
+        .route("/api/v1/connections", get(connections))
+        .route("/api/v1/topology", get(topology))
+        .with_state(Arc::clone(shared))
+}
+
+/// Which entries are wanted; unknown words are an error.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Filter {
+    /// `namespace/name` of the route.
+    service: Option<String>,
+    /// The name of a listener.
+    listener: Option<String>,
+    /// The most entries.
+    limit: Option<usize>,
+}
+
+async fn services(State(shared): State<Arc<Shared>>, Query(filter): Query<Filter>) -> Response {
+    beside(move || {
+        let published = shared.published.load_full();
+        let limit = filter.limit.unwrap_or(usize::MAX);
+        let all: Vec<Value> = (published.snapshot.services.iter())
+            .filter(|service| {
+                (filter.service.as_deref()).is_none_or(|wanted| *service.name == *wanted)
+            })
+            .take(limit)
+            .map(|service| service_json(&published, &shared.admin.journal, service))
+            .collect();
+        document(&published, "routes", all.into())
+    })
+    .await
+}
+
+fn document(published: &Published, name: &str, content: Value) -> Response {
+    as_json(&json!({
+        "apiVersion": VERSION,
+        "gateway": &*published.snapshot.node.name,
+        "generation": published.generation,
+        name: content,
+    }))
+}
+
+pub(super) fn service_json(published: &Published, journal: &Journal, service: &Service) -> Value {
+    let peer_name = |ix: &PeerIx| published.snapshot.peer(*ix).name.to_string();
+    let exported_to = match &service.export {
+        Export::Nobody => json!([]),
+        Export::AllPeers => json!(["*"]),
+        Export::To(peers) => peers.iter().map(peer_name).collect(),
+    };
+    let hosts: Vec<String> = service.hosts.iter().map(ToString::to_string).collect();
+    let mirrors: Vec<Value> = (service.mirrors.iter()).map(mirror_json).collect();
+    let view = |ix| cluster_json(published, journal, ix);
+    json!({
+        "service": &*service.name,
+        "port": service.port,
+        "hosts": hosts,
+        "protocol": match service.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Http => "http",
+        },
+        "inbound": match service.inbound {
+            Inbound::Passthrough => "passthrough",
+            Inbound::Terminate => "terminate",
+        },
+        "exported_to": exported_to,
+        "allow": service.policy.allow.len(),
+        "deny": service.policy.deny.len(),
+        "mirrors": mirrors,
+        "written": service.position.as_ref().map(ToString::to_string),
+        "outbound": view(service.outbound),
+        "own": service.own.map(view),
+    })
+}
+
+fn mirror_json(mirror: &Mirror) -> Value {
+    json!({
+        "route": &*mirror.route,
+        "percent": mirror.share * 100.0,
+    })
+}
+
+/// A cluster: its levels, what each takes, and why.
+fn cluster_json(published: &Published, journal: &Journal, ix: ClusterIx) -> Value {
+    let cluster = published.snapshot.cluster(ix);
+    let shares = published.shares_of(ix);
+    let levels: Vec<Value> = (cluster.levels.iter().zip(&shares.levels))
+        .map(|(level, share)| {
+            let status = |ix: usize| shares.endpoints.get(ix).copied();
+            let is_healthy = |ix: usize| status(ix).is_some_and(EndpointStatus::is_healthy);
+            let healthy = level.members.iter().filter(|ix| is_healthy(ix.0)).count();
+            let endpoints: Vec<Value> = (level.members.iter())
+                .map(|ix| endpoint_json(cluster.endpoint(*ix), status(ix.0)))
+                .collect();
+            json!({
+                "name": &*level.name,
+                "share": share,
+                "healthy": healthy,
+                "total": level.members.len(),
+                "endpoints": endpoints,
+            })
+        })
+        .collect();
+    let moved = journal.moved(&cluster.name);
+    json!({
+        "cluster": &*cluster.name,
+        "levels": levels,
+        "why": why(shares),
+        "too_few": shares.too_few,
+        "since": moved.as_ref().map(|moved| moved.at.as_str()),
+        "causes": moved.as_ref().map(|moved| moved.causes.as_slice()).unwrap_or_default(),
+    })
+}
+
+fn endpoint_json(endpoint: &Endpoint, status: Option<EndpointStatus>) -> Value {
+    json!({
+        "address": endpoint.address.to_string(),
+        "backend": &*endpoint.backend,
+        "locality": endpoint.locality.to_string(),
+        "weight": endpoint.weight,
+        "status": status.map(EndpointStatus::label),
+    })
+}
+
+/// In a word, why traffic is shared out as it is.
+fn why(shares: &ClusterShares) -> &'static str {
+    let first = shares.levels.first().copied().unwrap_or(0.0);
+    let all: f64 = shares.levels.iter().sum();
+    if all < SHARE_EPSILON {
+        "refused"
+    } else if shares.too_few {
+        "too-few"
+    } else if first > 1.0 - SHARE_EPSILON {
+        "preferred"
+    } else if first > SHARE_EPSILON {
+        "spill"
+    } else {
+        "failover"
+    }
+}
+
+async fn peers(State(shared): State<Arc<Shared>>) -> Response {
+    beside(move || {
+        let published = shared.published.load_full();
+        let content = peers_json(&published, &shared.names.load());
+        document(&published, "peers", content)
+    })
+    .await
+}
+
+/// What the routes that go to one gateway of a peer make of it.
+#[derive(Debug, Default)]
+struct Gateway {
+    healthy: usize,
+    total: usize,
+    addresses: Vec<String>,
+}
+
+pub(super) fn peers_json(published: &Published, names: &Names) -> Value {
+    let snapshot = &published.snapshot;
+    let mut gateways: Vec<BTreeMap<String, Gateway>> = Vec::new();
+    gateways.resize_with(snapshot.peers.len(), BTreeMap::default);
+    for (cluster, shares) in snapshot.clusters.iter().zip(&published.shares.clusters) {
+        for (endpoint, status) in cluster.endpoints.iter().zip(&shares.endpoints) {
+            let Some(known) = endpoint.peer.and_then(|ix| gateways.get_mut(ix.0)) else {
+                continue;
+            };
+            let gateway = (known.entry(endpoint.address.to_string())).or_insert_with(|| {
+                let resolved = names.addresses(&endpoint.address, 0);
+                Gateway {
+                    addresses: resolved.iter().map(ToString::to_string).collect(),
+                    ..Gateway::default()
+                }
+            });
+            gateway.total += 1;
+            gateway.healthy += usize::from(status.is_healthy());
+        }
+    }
+    (snapshot.peers.iter().zip(&gateways))
+        .map(|(peer, gateways)| peer_json(peer, gateways))
+        .collect()
+}
+
+fn peer_json(peer: &Peer, gateways: &BTreeMap<String, Gateway>) -> Value {
+    let (healthy, total) = (gateways.values()).fold((0, 0), |(healthy, total), gateway| {
+        (healthy + gateway.healthy, total + gateway.total)
+    });
+    let state = match (healthy, total) {
+        (_, 0) => "unused",
+        (0, _) => "down",
+        (healthy, total) if healthy == total => "healthy",
+        _ => "degraded",
+    };
+    let texts = |all: &mut dyn Iterator<Item = String>| all.collect::<Vec<String>>();
+    let gateways: Vec<Value> = (gateways.iter())
+        .map(|(address, gateway)| {
+            json!({
+                "address": address,
+                "resolved": gateway.addresses,
+                "healthy": gateway.healthy,
+                "total": gateway.total,
+            })
+        })
+        .collect();
+    json!({
+        "name": &*peer.name,
+        "cluster": &*peer.cluster,
+        "locality": peer.locality.to_string(),
+        "state": state,
+        "gateways": gateways,
+        "spiffe_ids": texts(&mut peer.ids.iter().map(ToString::to_string)),
+        "attests": texts(&mut peer.attests.iter().map(ToString::to_string)),
+        "sources": texts(&mut peer.sources.iter().map(ToString::to_string)),
+    })
+}
+
+async fn failovers(State(shared): State<Arc<Shared>>) -> Response {
+    beside(move || {
+        let published = shared.published.load_full();
+        let content = failovers_json(&published, &shared.admin.journal);
+        document(&published, "failovers", content)
+    })
+    .await
+}
+
+pub(super) fn failovers_json(published: &Published, journal: &Journal) -> Value {
+    let snapshot = &published.snapshot;
+    let active: Vec<Value> = (snapshot.services.iter())
+        .filter(|service| why(published.shares_of(service.outbound)) != "preferred")
+        .map(|service| {
+            json!({
+                "service": &*service.name,
+                "port": service.port,
+                "outbound": cluster_json(published, journal, service.outbound),
+            })
+        })
+        .collect();
+    let timeline: Vec<Value> = (journal.since(0).iter())
+        .filter(|event| {
+            event.kind == "shares-moved"
+                || event.kind == "fails-alike"
+                || event.kind.starts_with("endpoint-")
+        })
+        .map(|event| event.to_json())
+        .collect();
+    json!({ "active": active, "timeline": timeline })
+}
+
+async fn identities(State(shared): State<Arc<Shared>>) -> Response {
+    beside(move || {
+        let published = shared.published.load_full();
+        let content = identities_json(&shared.credentials.load());
+        document(&published, "identities", content)
+    })
+    .await
+}
+
+pub(super) fn identities_json(credentials: &Credentials) -> Value {
+    let due: BTreeMap<&str, i64> = (credentials.crls().due())
+        .map(|(domain, due)| (domain.as_str(), due))
+        .collect();
+    let bundles: Vec<Value> = (credentials.bundles().iter())
+        .map(|bundle| {
+            let anchors: Vec<Value> = (bundle.anchors().iter())
+                .map(|anchor| {
+                    json!({
+                        "fingerprint": hex(&anchor.fingerprint),
+                        "not_before": moment(anchor.not_before),
+                        "not_after": moment(anchor.not_after),
+                    })
+                })
+                .collect();
+            let domain = bundle.domain().as_str();
+            json!({
+                "trust_domain": domain,
+                "sequence": bundle.sequence(),
+                "refresh_hint_seconds": bundle.refresh_hint().map(|hint| hint.as_secs()),
+                "anchors": anchors,
+                "crl_next_update": due.get(domain).map(|due| moment(*due)),
+            })
+        })
+        .collect();
+    let own = credentials.own();
+    json!({
+        "own": {
+            "spiffe_id": own.id.as_str(),
+            "serials": own.serials.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "anchor": hex(&own.anchor),
+            "not_before": moment(credentials.not_before()),
+            "not_after": moment(credentials.not_after()),
+            "path_not_after": moment(own.not_after),
+            "generation": credentials.generation(),
+        },
+        "bundles": bundles,
+        "verified_chains": credentials.cached_chains(),
+    })
+}
+
+async fn findings(State(shared): State<Arc<Shared>>) -> Response {
+    let published = shared.published.load();
+    let found = Value::clone(&shared.findings.load());
+    let found = if found.is_null() {
+        json!([])
+    } else if let Some(text) = found.as_str() {
+        // A failure to bind, told as text.
+        json!([{ "severity": "error", "message": text }])
+    } else {
+        found
+    };
+    document(&published, "findings", found)
+}
+
+async fn connections(State(shared): State<Arc<Shared>>, Query(filter): Query<Filter>) -> Response {
+    let published = shared.published.load_full();
+    let wanted = Wanted {
+        service: filter.service,
+        listener: filter.listener,
+        limit: filter.limit.unwrap_or(LISTED).min(ENTRIES_MAX),
+    };
+    let content = listing::list(&shared, wanted).await;
+    document(&published, "carried", content)
+}
+
+async fn topology(State(shared): State<Arc<Shared>>) -> Response {
+    beside(move || {
+        let published = shared.published.load_full();
+        let node = &published.snapshot.node;
+        let links: Vec<Value> = (published.snapshot.services.iter())
+            .map(|service| {
+                let cluster = published.snapshot.cluster(service.outbound);
+                let shares = published.shares_of(service.outbound);
+                json!({
+                    "service": &*service.name,
+                    "port": service.port,
+                    "clusters": shares_by_cluster(&published, cluster, shares),
+                })
+            })
+            .collect();
+        let content = json!({
+            "cluster": &*node.cluster,
+            "locality": node.locality.to_string(),
+            "trust_domain": node.trust_domain.as_str(),
+            "peers": peers_json(&published, &shared.names.load()),
+            "services": links,
+        });
+        document(&published, "topology", content)
+    })
+    .await
+}
+
+/// What share of a service goes to which cluster.
+pub(super) fn shares_by_cluster(
+    published: &Published,
+    cluster: &Cluster,
+    shares: &ClusterShares,
+) -> Value {
+    let mut by: BTreeMap<&str, f64> = BTreeMap::new();
+    for (level, share) in cluster.levels.iter().zip(&shares.levels) {
+        let usable = |ix: usize| {
+            (shares.endpoints.get(ix)).is_some_and(|status| status.is_usable(shares.too_few))
+        };
+        let members = || level.members.iter().filter(|ix| usable(ix.0));
+        let weight: f64 = members().map(|ix| cluster.endpoint(*ix).weight).sum();
+        if weight <= 0.0 {
+            continue;
+        }
+        for ix in members() {
+            let endpoint = cluster.endpoint(*ix);
+            let to = endpoint
+                .peer
+                .map_or(&*published.snapshot.node.cluster, |peer| {
+                    &*published.snapshot.peer(peer).cluster
+                });
+            *by.entry(to).or_default() += share * endpoint.weight / weight;
+        }
+    }
+    json!(by)
+}
+
+/// A field of a document; null where it has none of that name.
+pub(super) fn field<'v>(of: &'v Value, name: &str) -> &'v Value {
+    of.get(name).unwrap_or(&Value::Null)
+}
+
+/// A text of a document, or nothing.
+pub(super) fn word<'v>(of: &'v Value, name: &str) -> &'v str {
+    field(of, name).as_str().unwrap_or_default()
+}
+
+/// A list, or nothing.
+pub(super) fn list(of: &Value) -> &[Value] {
+    of.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// Unix seconds as RFC 3339; the number where it has none.
+fn moment(unix: i64) -> Value {
+    let formatted = OffsetDateTime::from_unix_timestamp(unix)
+        .ok()
+        .and_then(|at| at.format(&Rfc3339).ok());
+    formatted.map_or_else(|| json!(unix), Value::String)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // To write to a string never fails.
+        write!(text, "{byte:02x}").ok();
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shares(levels: &[f64], too_few: bool) -> ClusterShares {
+        ClusterShares {
+            levels: levels.to_vec(),
+            endpoints: Vec::new(),
+            too_few,
+        }
+    }
+
+    #[test]
+    fn one_word_says_why_traffic_is_where_it_is() {
+        for (levels, too_few, word) in [
+            (&[1.0, 0.0][..], false, "preferred"),
+            (&[0.7, 0.3], false, "spill"),
+            (&[0.0, 1.0], false, "failover"),
+            (&[0.0, 0.0], false, "refused"),
+            (&[1.0, 0.0], true, "too-few"),
+        ] {
+            assert_eq!(why(&shares(levels, too_few)), word, "{levels:?}");
+        }
+    }
+
+    #[test]
+    fn moments_are_rfc_3339() {
+        assert_eq!(moment(0), "1970-01-01T00:00:00Z");
+        assert_eq!(moment(i64::MAX), json!(i64::MAX));
+    }
+}

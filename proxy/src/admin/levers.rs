@@ -1,0 +1,215 @@
+//! What the admin interface changes: each lever is a POST, and leaves an event in the journal.
+//!
+//! On the Unix socket, whose mode lets its user alone in, nothing more is asked. On a loopback
+//! address, where every process of the host gets in, the token of `adminToken` is, and without one
+//! nothing can be changed.
+
+use std::fs::Metadata;
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::post;
+use serde_json::json;
+
+use super::check;
+use crate::runtime::Shared;
+
+/// The shortest token.
+const TOKEN_BYTES_MIN: usize = 16;
+/// The longest token.
+const TOKEN_BYTES_MAX: usize = 256;
+
+/// Who may change something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Whoever gets in: the socket is of its user alone.
+    Socket,
+    /// Whoever knows the token of this file.
+    Token(PathBuf),
+    /// Nobody.
+    Nobody,
+}
+
+/// Why a lever is refused.
+#[derive(Debug, thiserror::Error)]
+enum AccessError {
+    #[error(
+        "nothing can be changed on an address without a token; set spec.admin to a unix socket, or spec.adminToken to a file"
+    )]
+    Nobody,
+    #[error("send the token of spec.adminToken as `authorization: Bearer TOKEN`")]
+    Unknown,
+    #[error("the token of spec.adminToken cannot be used: {0}")]
+    Unusable(#[from] io::Error),
+}
+
+/// The paths that change something.
+pub(super) fn routes(shared: &Arc<Shared>, access: Access) -> Router {
+    let access = Arc::new(access);
+    Router::new()
+        .route("/drain_listeners", post(drain))
+        .route("/quitquitquit", post(quit))
+        .route("/api/v1/check", post(check::check))
+        .with_state(Arc::clone(shared))
+        .layer(middleware::from_fn_with_state(access, authorized))
+}
+
+async fn authorized(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
+    match access.check(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(error) => {
+            let status = match error {
+                AccessError::Nobody => StatusCode::FORBIDDEN,
+                AccessError::Unknown => StatusCode::UNAUTHORIZED,
+                AccessError::Unusable(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            (status, format!("{error}\n")).into_response()
+        }
+    }
+}
+
+impl Access {
+    fn check(&self, headers: &HeaderMap) -> Result<(), AccessError> {
+        let path = match self {
+            Self::Socket => return Ok(()),
+            Self::Nobody => return Err(AccessError::Nobody),
+            Self::Token(path) => path,
+        };
+        // Read each time: another token needs no restart.
+        let token = read_token(path)?;
+        let said = (headers.get(header::AUTHORIZATION))
+            .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        if said.is_some_and(|said| is_same(said, token.as_bytes())) {
+            Ok(())
+        } else {
+            Err(AccessError::Unknown)
+        }
+    }
+}
+
+/// Compares every byte, so that the time says nothing of which is wrong.
+fn is_same(said: &[u8], token: &[u8]) -> bool {
+    let differs = (said.iter().zip(token)).fold(0, |differs, (a, b)| differs | (a ^ b));
+    said.len() == token.len() && differs == 0
+}
+
+fn read_token(path: &Path) -> io::Result<String> {
+    let file = std::fs::File::open(path)?;
+    check_mode(&file.metadata()?)?;
+    let mut text = String::new();
+    // A line end may follow; one byte more tells a longer one.
+    file.take(TOKEN_BYTES_MAX as u64 + 2)
+        .read_to_string(&mut text)?;
+    let token = text.trim_end();
+    let is_token = (TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX).contains(&token.len())
+        && token.bytes().all(|byte| byte.is_ascii_graphic());
+    if is_token {
+        Ok(token.to_owned())
+    } else {
+        Err(io::Error::other(format!(
+            "it is not one line of {TOKEN_BYTES_MIN} to {TOKEN_BYTES_MAX} visible ASCII characters"
+        )))
+    }
+}
+
+fn check_mode(metadata: &Metadata) -> io::Result<()> {
+    if metadata.mode() & 0o077 == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::other(
+            "others may read or write it; `chmod 600` it",
+        ))
+    }
+}
+
+async fn drain(State(shared): State<Arc<Shared>>) -> &'static str {
+    shared
+        .admin
+        .journal
+        .add("lever", json!({ "lever": "drain" }));
+    tracing::info!("draining: asked by the admin interface");
+    shared.admin.levers.drain.notify_one();
+    "draining\n"
+}
+
+async fn quit(State(shared): State<Arc<Shared>>) -> &'static str {
+    shared
+        .admin
+        .journal
+        .add("lever", json!({ "lever": "quit" }));
+    tracing::info!("draining without a delay: asked by the admin interface");
+    shared.admin.levers.quit.notify_one();
+    "draining without a delay\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    const TOKEN: &str = "0123456789abcdef";
+
+    fn said(value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_static(value))])
+    }
+
+    fn write(path: &Path, text: &str, mode: u32) {
+        std::fs::write(path, text).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_lever_on_an_address_wants_the_token_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        write(&path, &format!("{TOKEN}\n"), 0o600);
+        let access = Access::Token(path);
+        assert!(access.check(&said("Bearer 0123456789abcdef")).is_ok());
+        for wrong in [
+            "Bearer 0123456789abcdeg",
+            "Bearer 0123456789abcde",
+            "Bearer ",
+            "Basic 0123456789abcdef",
+            "0123456789abcdef",
+        ] {
+            let error = access.check(&said(wrong)).unwrap_err();
+            assert!(matches!(error, AccessError::Unknown), "{wrong}: {error}");
+        }
+        assert!(access.check(&HeaderMap::new()).is_err());
+        assert!(Access::Socket.check(&HeaderMap::new()).is_ok());
+        let nobody = Access::Nobody.check(&said("Bearer 0123456789abcdef"));
+        assert!(matches!(nobody, Err(AccessError::Nobody)));
+    }
+
+    #[test]
+    fn a_token_that_others_may_read_or_that_is_none_opens_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let access = Access::Token(path.clone());
+        let long = "x".repeat(TOKEN_BYTES_MAX + 1);
+        for (text, mode, why) in [
+            (TOKEN, 0o640, "chmod 600"),
+            (TOKEN, 0o602, "chmod 600"),
+            ("short", 0o600, "visible ASCII"),
+            ("0123456789 abcdef", 0o600, "visible ASCII"),
+            (long.as_str(), 0o600, "visible ASCII"),
+            ("", 0o600, "visible ASCII"),
+        ] {
+            write(&path, text, mode);
+            let error = access.check(&said("Bearer 0123456789abcdef")).unwrap_err();
+            assert!(error.to_string().contains(why), "{text}: {error}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(access.check(&said("Bearer 0123456789abcdef")).is_err());
+    }
+}

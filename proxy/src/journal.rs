@@ -1,0 +1,367 @@
+//! What happened to the gateway, kept for a while and told to whoever listens.
+//!
+//! ```text
+//! control thread --add--> [the last EVENTS_MAX] --since--> /api/v1/failovers
+//!                             `--> each listener's queue --> /api/v1/events (SSE)
+//! ```
+//!
+//! A listener that does not keep up is ended. It asks again with the number of the last event that it
+//! saw, and gets what came after it as far as that is kept.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::mpsc;
+use zeugma_core::fleet::FleetEvent;
+use zeugma_core::snapshot::EndpointKey;
+
+/// Events that are kept.
+pub(crate) const EVENTS_MAX: usize = 1024;
+/// Listeners at once.
+pub(crate) const LISTENERS_MAX: usize = 16;
+/// Events on their way to one listener; with one more it is ended.
+const WAITING_MAX: usize = 256;
+/// Causes that one move of traffic names.
+const CAUSES_MAX: usize = 8;
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Event {
+    /// Its number, from 1; it never falls while the process lives.
+    pub(crate) nth: u64,
+    /// When, RFC 3339.
+    pub(crate) at: String,
+    /// What, in a word with `-`.
+    pub(crate) kind: &'static str,
+    /// The rest, by kind.
+    pub(crate) data: Value,
+}
+
+impl Event {
+    /// As programs read it.
+    pub(crate) fn to_json(&self) -> Value {
+        json!({ "nth": self.nth, "at": self.at, "kind": self.kind, "data": self.data })
+    }
+}
+
+/// The last move of a cluster's traffic.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Move {
+    /// When, RFC 3339.
+    pub(crate) at: String,
+    /// Why, for people.
+    pub(crate) causes: Vec<String>,
+}
+
+/// What happened, the last of it.
+#[derive(Debug, Default)]
+pub(crate) struct Journal(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    last: u64,
+    events: VecDeque<Arc<Event>>,
+    listeners: Vec<mpsc::Sender<Arc<Event>>>,
+    moves: BTreeMap<Arc<str>, Move>,
+    is_closed: bool,
+}
+
+/// A listener's part of the journal.
+#[derive(Debug)]
+pub(crate) struct Listening {
+    /// What had happened when it began.
+    pub(crate) before: Vec<Arc<Event>>,
+    /// What happens; ends with the gateway, or when it is not read.
+    pub(crate) live: mpsc::Receiver<Arc<Event>>,
+}
+
+impl Journal {
+    /// Notes something that happened just now.
+    pub(crate) fn add(&self, kind: &'static str, data: Value) {
+        let at = now();
+        self.kept().add(at, kind, data);
+    }
+
+    /// Notes what the fleet tells, in one batch: what happened to endpoints is the cause of what moved.
+    ///
+    /// `because` is the cause where it is something else, such as another configuration.
+    pub(crate) fn add_fleet(&self, events: &[FleetEvent], because: Option<&str>) {
+        if events.is_empty() {
+            return;
+        }
+        let at = now();
+        let mut kept = self.kept();
+        for event in events {
+            let FleetEvent::SharesMoved { cluster, route, .. } = event else {
+                let (kind, data) = told(event, &[]);
+                kept.add(at.clone(), kind, data);
+                continue;
+            };
+            let mut causes: Vec<String> = (events.iter())
+                .filter_map(|event| cause_of(event, route))
+                .take(CAUSES_MAX)
+                .collect();
+            if causes.is_empty() {
+                let by_time = "by the clock: hold, failback or ramp";
+                causes.push(because.unwrap_or(by_time).to_owned());
+            }
+            let (kind, data) = told(event, &causes);
+            let at = at.clone();
+            kept.moves.insert(
+                Arc::clone(cluster),
+                Move {
+                    at: at.clone(),
+                    causes,
+                },
+            );
+            kept.add(at, kind, data);
+        }
+    }
+
+    /// Whether any traffic has moved.
+    pub(crate) fn has_moves(&self) -> bool {
+        !self.kept().moves.is_empty()
+    }
+
+    /// Forgets the moves of clusters that are gone.
+    pub(crate) fn keep_moves(&self, is_there: impl Fn(&str) -> bool) {
+        self.kept().moves.retain(|cluster, _| is_there(cluster));
+    }
+
+    /// When and why the traffic of a cluster moved last.
+    pub(crate) fn moved(&self, cluster: &str) -> Option<Move> {
+        self.kept().moves.get(cluster).cloned()
+    }
+
+    /// What is kept of what came after event `nth`, oldest first.
+    pub(crate) fn since(&self, nth: u64) -> Vec<Arc<Event>> {
+        let kept = self.kept();
+        let after = kept.events.iter().filter(|event| event.nth > nth);
+        after.cloned().collect()
+    }
+
+    /// Listens to what happens after event `nth`; `None` once the gateway ends, or where
+    /// [`LISTENERS_MAX`] listen.
+    pub(crate) fn listen(&self, nth: u64) -> Option<Listening> {
+        let mut kept = self.kept();
+        kept.listeners.retain(|listener| !listener.is_closed());
+        if kept.is_closed || kept.listeners.len() >= LISTENERS_MAX {
+            return None;
+        }
+        let (listener, live) = mpsc::channel(WAITING_MAX);
+        kept.listeners.push(listener);
+        let after = kept.events.iter().filter(|event| event.nth > nth);
+        Some(Listening {
+            before: after.cloned().collect(),
+            live,
+        })
+    }
+
+    /// Ends every listener, and lets none begin.
+    pub(crate) fn close(&self) {
+        let mut kept = self.kept();
+        kept.is_closed = true;
+        kept.listeners.clear();
+    }
+
+    /// A lock is held to move pointers alone: nobody fails meanwhile.
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn add(&mut self, at: String, kind: &'static str, data: Value) {
+        self.last += 1;
+        let event = Arc::new(Event {
+            nth: self.last,
+            at,
+            kind,
+            data,
+        });
+        if self.events.len() >= EVENTS_MAX {
+            self.events.pop_front();
+        }
+        self.events.push_back(Arc::clone(&event));
+        self.listeners
+            .retain(|listener| listener.try_send(Arc::clone(&event)).is_ok());
+    }
+}
+
+fn now() -> String {
+    let now = OffsetDateTime::now_utc();
+    // It fails for years beyond 9999 alone.
+    (now.replace_millisecond(now.millisecond()).unwrap_or(now))
+        .format(&Rfc3339)
+        .unwrap_or_default()
+}
+
+/// What an event of an endpoint of `route` is to the traffic that moved.
+fn cause_of(event: &FleetEvent, route: &str) -> Option<String> {
+    let (key, what) = match event {
+        FleetEvent::Ejected { key, cause, .. } => (key, format!("ejected: {}", cause.label())),
+        FleetEvent::Readmitted { key } => (key, "readmitted".to_owned()),
+        FleetEvent::Unhealthy { key } => (key, "fails its active check".to_owned()),
+        FleetEvent::Healthy { key } => (key, "passes its active check".to_owned()),
+        FleetEvent::FailsAlike { .. } | FleetEvent::SharesMoved { .. } | _ => return None,
+    };
+    let is_of_route = (key.0.strip_prefix(route)).is_some_and(|rest| rest.starts_with('|'));
+    is_of_route.then(|| format!("{} {what}", endpoint(key)))
+}
+
+/// An endpoint as people know it: its backend and address, without the route and its TLS.
+fn endpoint(key: &EndpointKey) -> String {
+    let mut parts = key.0.split('|').skip(1);
+    match (parts.next(), parts.next()) {
+        (Some(backend), Some(address)) => format!("{backend} {address}"),
+        _ => key.0.to_string(),
+    }
+}
+
+fn told(event: &FleetEvent, causes: &[String]) -> (&'static str, Value) {
+    match event {
+        FleetEvent::Ejected { key, cause, lasts } => (
+            "endpoint-ejected",
+            json!({
+                "endpoint": endpoint(key),
+                "route": route_of(key),
+                "cause": cause.label(),
+                "seconds": lasts.as_secs_f64(),
+            }),
+        ),
+        FleetEvent::Readmitted { key } => ("endpoint-readmitted", of_endpoint(key)),
+        FleetEvent::Unhealthy { key } => ("endpoint-unhealthy", of_endpoint(key)),
+        FleetEvent::Healthy { key } => ("endpoint-healthy", of_endpoint(key)),
+        FleetEvent::FailsAlike { route } => ("fails-alike", json!({ "route": &**route })),
+        FleetEvent::SharesMoved {
+            cluster,
+            route,
+            levels,
+            too_few,
+            moving,
+        } => {
+            let levels: Vec<Value> = (levels.iter())
+                .map(|(name, before, now)| json!({ "name": &**name, "before": before, "now": now }))
+                .collect();
+            (
+                "shares-moved",
+                json!({
+                    "cluster": &**cluster,
+                    "route": &**route,
+                    "levels": levels,
+                    "too_few": too_few,
+                    "moving": moving,
+                    "causes": causes,
+                }),
+            )
+        }
+        other => ("health", json!({ "text": format!("{other:?}") })),
+    }
+}
+
+fn of_endpoint(key: &EndpointKey) -> Value {
+    json!({ "endpoint": endpoint(key), "route": route_of(key) })
+}
+
+fn route_of(key: &EndpointKey) -> &str {
+    key.0.split('|').next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use zeugma_core::outlier::EjectCause;
+
+    use super::*;
+
+    fn moved(route: &str) -> FleetEvent {
+        FleetEvent::SharesMoved {
+            cluster: format!("{route}:80").into(),
+            route: route.into(),
+            levels: vec![("eu".into(), 1.0, 0.0), ("us".into(), 0.0, 1.0)],
+            too_few: false,
+            moving: false,
+        }
+    }
+
+    fn ejected(route: &str) -> FleetEvent {
+        FleetEvent::Ejected {
+            key: EndpointKey(format!("{route}|eu-1|10.0.0.1:80|none").into()),
+            cause: EjectCause::Consecutive,
+            lasts: Duration::from_secs(30),
+        }
+    }
+
+    #[test]
+    fn a_move_names_what_happened_to_the_endpoints_of_its_route_alone() {
+        let journal = Journal::default();
+        let events = [
+            ejected("shop/orders"),
+            ejected("shop/orders-canary"),
+            moved("shop/orders"),
+            moved("shop/cart"),
+        ];
+        journal.add_fleet(&events, Some("configuration 7"));
+        let moves = |cluster: &str| journal.moved(cluster).unwrap().causes;
+        assert_eq!(
+            moves("shop/orders:80"),
+            ["eu-1 10.0.0.1:80 ejected: consecutive"]
+        );
+        assert_eq!(moves("shop/cart:80"), ["configuration 7"]);
+        let told = journal.since(2);
+        assert_eq!(told.len(), 2);
+        assert_eq!(told[0].data["causes"][0], moves("shop/orders:80")[0]);
+        journal.keep_moves(|cluster| cluster == "shop/cart:80");
+        assert_eq!(journal.moved("shop/orders:80"), None);
+    }
+
+    #[test]
+    fn the_oldest_events_are_forgotten_and_numbers_go_on() {
+        let journal = Journal::default();
+        for nth in 0..=EVENTS_MAX {
+            journal.add("ready", json!(nth));
+        }
+        let kept = journal.since(0);
+        assert_eq!(kept.len(), EVENTS_MAX);
+        assert_eq!(kept.first().unwrap().nth, 2);
+        assert_eq!(kept.last().unwrap().nth, EVENTS_MAX as u64 + 1);
+    }
+
+    #[test]
+    fn a_listener_gets_what_it_missed_and_then_what_happens() {
+        let journal = Journal::default();
+        journal.add("ready", json!(1));
+        journal.add("ready", json!(2));
+        let mut listening = journal.listen(1).unwrap();
+        let before: Vec<u64> = listening.before.iter().map(|event| event.nth).collect();
+        assert_eq!(before, [2]);
+        journal.add("ready", json!(3));
+        assert_eq!(listening.live.try_recv().unwrap().nth, 3);
+    }
+
+    #[test]
+    fn a_listener_that_does_not_read_is_ended_and_there_are_not_too_many() {
+        let journal = Journal::default();
+        let mut slow = journal.listen(0).unwrap();
+        for nth in 0..=WAITING_MAX {
+            journal.add("ready", json!(nth));
+        }
+        let mut read = 0;
+        while slow.live.blocking_recv().is_some() {
+            read += 1;
+        }
+        assert_eq!(read, WAITING_MAX, "what was on its way, and then the end");
+        let all: Vec<_> = (0..LISTENERS_MAX)
+            .map(|_| journal.listen(0).unwrap())
+            .collect();
+        assert!(journal.listen(0).is_none());
+        drop(all);
+        assert!(journal.listen(0).is_some(), "those who left make room");
+        journal.close();
+        assert!(journal.listen(0).is_none());
+    }
+}

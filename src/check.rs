@@ -1,0 +1,357 @@
+//! `zeugma check`: whether a gateway can do what it is configured to do, step by step.
+
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::admin::{self, Admin, AdminError, Output, Target, field};
+use crate::exit;
+use crate::status::{list, until, word};
+use crate::table::Table;
+
+/// Between two looks of `--wait`.
+const LOOK: Duration = Duration::from_secs(1);
+/// A clock that is further off than this is told: TLS still works, tokens and short SVIDs may not.
+const SKEW_SECONDS_WARN: i64 = 5;
+/// Less than this part of its life left, and the SVID should have been renewed.
+const LIFE_LEFT_WARN: f64 = 0.2;
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    target: Target,
+    /// Reach for this peer alone
+    #[arg(long, value_name = "NAME")]
+    peer: Option<String>,
+    /// Check again until all is well, for so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    wait: Option<Duration>,
+    /// How to answer
+    #[arg(short, long, value_enum, default_value_t = Output::Human)]
+    output: Output,
+}
+
+/// `60s` or `60`.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number = text.strip_suffix('s').unwrap_or(text);
+    let seconds: u64 = (number.parse()).map_err(|_| "write seconds, such as `60s`".to_owned())?;
+    if seconds > 86_400 {
+        return Err("at most 86400s".to_owned());
+    }
+    Ok(Duration::from_secs(seconds))
+}
+
+/// How one thing is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Well,
+    Warning,
+    Failed,
+}
+
+/// One thing that was looked at.
+#[derive(Debug)]
+struct Item {
+    verdict: Verdict,
+    what: String,
+    found: String,
+}
+
+/// Runs `zeugma check`.
+pub(crate) fn run(args: &CheckArgs) -> ExitCode {
+    try_run(args).unwrap_or_else(|error| error.fail())
+}
+
+fn try_run(args: &CheckArgs) -> Result<ExitCode, AdminError> {
+    let admin = args.target.admin()?;
+    let until = Instant::now() + args.wait.unwrap_or_default();
+    let items = loop {
+        let looked = look(&admin, args.peer.as_deref());
+        let is_well = (looked.as_ref())
+            .is_ok_and(|items| items.iter().all(|item| item.verdict != Verdict::Failed));
+        if is_well || Instant::now() >= until {
+            break looked?;
+        }
+        sleep(LOOK);
+    };
+    match args.output {
+        Output::Json => admin::print_json("Check", to_json(&items))?,
+        Output::Human => admin::print(&to_text(&items))?,
+    };
+    let failed = items.iter().any(|item| item.verdict == Verdict::Failed);
+    Ok(if failed {
+        ExitCode::from(exit::FINDINGS)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn look(admin: &Admin, peer: Option<&str>) -> Result<Vec<Item>, AdminError> {
+    let path = match peer {
+        Some(name) => format!("/api/v1/check?peer={name}"),
+        None => "/api/v1/check".to_owned(),
+    };
+    let server = admin.get("/server_info")?;
+    let identities = admin.part("/api/v1/identities", "identities")?;
+    let findings = admin.part("/api/v1/findings", "findings")?;
+    let reached = admin.post(&path)?;
+    let reached: Value = serde_json::from_slice(&reached)
+        .map_err(|error| AdminError::Json(admin.shown(), path, error))?;
+    let now = OffsetDateTime::now_utc();
+    let mut items = vec![of_server(&server), of_own(field(&identities, "own"), now)];
+    items.extend(
+        list(field(&identities, "bundles"))
+            .iter()
+            .map(|one| of_bundle(one, now)),
+    );
+    items.extend(of_findings(&findings));
+    items.extend(
+        list(field(&reached, "gateways"))
+            .iter()
+            .flat_map(of_gateway),
+    );
+    items.extend(list(field(&reached, "unused")).iter().map(|name| Item {
+        verdict: Verdict::Warning,
+        what: format!("peer {}", word(name)),
+        found: "no route goes to it; nothing to reach for".to_owned(),
+    }));
+    Ok(items)
+}
+
+fn of_server(server: &Value) -> Item {
+    let state = word(field(server, "state"));
+    Item {
+        verdict: if state == "LIVE" {
+            Verdict::Well
+        } else {
+            Verdict::Failed
+        },
+        what: format!("gateway {}", word(field(server, "name"))),
+        found: format!(
+            "{state}, configuration generation {}",
+            field(server, "config_generation")
+        ),
+    }
+}
+
+fn moment(value: &Value) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(word(value), &Rfc3339).ok()
+}
+
+fn of_own(own: &Value, now: OffsetDateTime) -> Item {
+    let what = format!("identity {}", word(field(own, "spiffe_id")));
+    let (Some(from), Some(to)) = (
+        moment(field(own, "not_before")),
+        moment(field(own, "not_after")),
+    ) else {
+        return Item {
+            verdict: Verdict::Failed,
+            what,
+            found: "its validity cannot be read".to_owned(),
+        };
+    };
+    let left = (to - now) / (to - from);
+    let (verdict, why) = if now < from {
+        (
+            Verdict::Failed,
+            ": not valid yet; is the clock of this machine behind?",
+        )
+    } else if now >= to {
+        (
+            Verdict::Failed,
+            ": renew it; the gateway reads the files when they change",
+        )
+    } else if left < LIFE_LEFT_WARN {
+        (
+            Verdict::Warning,
+            ": most of its life is over; does its renewal work?",
+        )
+    } else {
+        (Verdict::Well, "")
+    };
+    Item {
+        verdict,
+        what,
+        found: format!("expires {}{why}", until(field(own, "not_after"), now)),
+    }
+}
+
+fn of_bundle(bundle: &Value, now: OffsetDateTime) -> Item {
+    let anchors = list(field(bundle, "anchors"));
+    let is_valid = |anchor: &&Value| moment(field(anchor, "not_after")).is_some_and(|to| to > now);
+    let shown: Vec<String> = (anchors.iter())
+        .map(|anchor| {
+            let print = word(field(anchor, "fingerprint"));
+            let short: String = print.chars().take(16).collect();
+            format!("{short} expires {}", until(field(anchor, "not_after"), now))
+        })
+        .collect();
+    Item {
+        verdict: match anchors.iter().filter(is_valid).count() {
+            0 => Verdict::Failed,
+            n if n < anchors.len() => Verdict::Warning,
+            _ => Verdict::Well,
+        },
+        what: format!("trust domain {}", word(field(bundle, "trust_domain"))),
+        found: shown.join("; "),
+    }
+}
+
+fn of_findings(findings: &Value) -> Vec<Item> {
+    (list(findings).iter())
+        .map(|finding| Item {
+            verdict: match word(field(finding, "severity")) {
+                "error" => Verdict::Failed,
+                _ => Verdict::Warning,
+            },
+            what: match (field(finding, "file").as_str(), field(finding, "line")) {
+                (Some(file), line) => format!("{file}:{line}"),
+                (None, _) => "configuration".to_owned(),
+            },
+            found: format!(
+                "{} {}",
+                word(field(finding, "message")),
+                word(field(finding, "help"))
+            ),
+        })
+        .collect()
+}
+
+/// How far the gateway came with one of a peer's: each step that was taken.
+fn of_gateway(reached: &Value) -> Vec<Item> {
+    let what = format!(
+        "peer {} at {}",
+        word(field(reached, "peer")),
+        word(field(reached, "address"))
+    );
+    let failed = word(field(reached, "failed"));
+    let error = word(field(reached, "error"));
+    let step = |name: &str, verdict, found: String| Item {
+        verdict,
+        what: format!("{what}: {name}"),
+        found,
+    };
+    let mut items = Vec::new();
+    for (name, says) in [("name", ""), ("tcp", "round_trip_ms"), ("tls", "tls_ms")] {
+        if failed == name {
+            let rule = match word(field(reached, "rule")) {
+                "" => String::new(),
+                rule => format!(" (rule {rule})"),
+            };
+            items.push(step(name, Verdict::Failed, format!("{error}{rule}")));
+            return items;
+        }
+        if let Some(took) = field(reached, says).as_f64() {
+            items.push(step(name, Verdict::Well, format!("{took} ms")));
+        }
+    }
+    if let Some(identity) = field(reached, "identity").as_str() {
+        items.push(step("identity", Verdict::Well, identity.to_owned()));
+    }
+    if let Some(skew) = field(reached, "clock_skew_seconds").as_i64() {
+        let verdict = if skew.abs() > SKEW_SECONDS_WARN {
+            Verdict::Warning
+        } else {
+            Verdict::Well
+        };
+        items.push(step("clock", verdict, format!("{skew:+} s against ours")));
+    }
+    items
+}
+
+impl Verdict {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Well => "ok",
+            Self::Warning => "warning",
+            Self::Failed => "FAILED",
+        }
+    }
+}
+
+fn to_text(items: &[Item]) -> String {
+    let mut table = Table::new(&["RESULT", "WHAT", "FOUND"]);
+    for item in items {
+        table.row(vec![
+            item.verdict.word().to_owned(),
+            item.what.clone(),
+            item.found.clone(),
+        ]);
+    }
+    table.to_string()
+}
+
+fn to_json(items: &[Item]) -> Value {
+    let all: Vec<Value> = (items.iter())
+        .map(|item| {
+            json!({
+                "result": item.verdict.word().to_lowercase(),
+                "what": item.what,
+                "found": item.found,
+            })
+        })
+        .collect();
+    json!({ "items": all })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_is_told_as_far_as_it_was_reached() {
+        let verdicts = |reached: Value| -> Vec<(String, &'static str)> {
+            (of_gateway(&reached).iter())
+                .map(|item| {
+                    let step = item.what.rsplit(' ').next().unwrap_or_default();
+                    (step.to_owned(), item.verdict.word())
+                })
+                .collect()
+        };
+        let owned = |steps: &[(&str, &'static str)]| -> Vec<(String, &'static str)> {
+            steps
+                .iter()
+                .map(|(step, word)| ((*step).to_owned(), *word))
+                .collect()
+        };
+        let refused = json!({ "round_trip_ms": 0.2, "failed": "tls", "error": "x", "rule": "V1" });
+        assert_eq!(
+            verdicts(refused),
+            owned(&[("tcp", "ok"), ("tls", "FAILED")])
+        );
+        let whole = json!({
+            "round_trip_ms": 0.2, "tls_ms": 3.0, "identity": "spiffe://a/b", "clock_skew_seconds": -9,
+        });
+        let steps = [
+            ("tcp", "ok"),
+            ("tls", "ok"),
+            ("identity", "ok"),
+            ("clock", "warning"),
+        ];
+        assert_eq!(verdicts(whole), owned(&steps));
+        let unknown = json!({ "failed": "name", "error": "x" });
+        assert_eq!(verdicts(unknown), owned(&[("name", "FAILED")]));
+    }
+
+    #[test]
+    fn an_identity_is_judged_by_what_is_left_of_its_life() {
+        let own = json!({
+            "spiffe_id": "spiffe://a/b",
+            "not_before": "2026-01-01T00:00:00Z",
+            "not_after": "2026-01-02T00:00:00Z",
+        });
+        let at = |hour: i64| {
+            let begin = moment(&own["not_before"]).unwrap();
+            of_own(&own, begin + time::Duration::hours(hour)).verdict
+        };
+        assert_eq!(at(-1), Verdict::Failed);
+        assert_eq!(at(1), Verdict::Well);
+        assert_eq!(at(20), Verdict::Warning);
+        assert_eq!(at(24), Verdict::Failed);
+    }
+}

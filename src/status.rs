@@ -1,0 +1,247 @@
+//! `zeugma status`: where traffic goes now, and why.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::admin::{self, Admin, AdminError, Output, Target, field};
+use crate::table::Table;
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    target: Target,
+    /// Only this route
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    service: Option<String>,
+    /// How to answer
+    #[arg(short, long, value_enum, default_value_t = Output::Human)]
+    output: Output,
+}
+
+/// Runs `zeugma status`.
+pub(crate) fn run(args: &StatusArgs) -> ExitCode {
+    try_run(args).unwrap_or_else(|error| error.fail())
+}
+
+fn try_run(args: &StatusArgs) -> Result<ExitCode, AdminError> {
+    let admin = args.target.admin()?;
+    let state = State::ask(&admin, args.service.as_deref())?;
+    match args.output {
+        Output::Json => admin::print_json("Status", state.to_json()),
+        Output::Human => admin::print(&state.to_text(OffsetDateTime::now_utc())),
+    }
+}
+
+/// What a gateway says of itself.
+#[derive(Debug)]
+struct State {
+    server: Value,
+    identities: Value,
+    findings: Value,
+    peers: Value,
+    routes: Value,
+}
+
+impl State {
+    fn ask(admin: &Admin, service: Option<&str>) -> Result<Self, AdminError> {
+        let routes = match service {
+            Some(service) => format!("/api/v1/routes?service={service}"),
+            None => "/api/v1/routes".to_owned(),
+        };
+        Ok(Self {
+            server: admin.get("/server_info")?,
+            identities: admin.part("/api/v1/identities", "identities")?,
+            findings: admin.part("/api/v1/findings", "findings")?,
+            peers: admin.part("/api/v1/peers", "peers")?,
+            routes: admin.part(&routes, "routes")?,
+        })
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "gateway": self.server,
+            "identity": field(&self.identities, "own"),
+            "findings": self.findings,
+            "peers": self.peers,
+            "routes": self.routes,
+        })
+    }
+
+    fn to_text(&self, now: OffsetDateTime) -> String {
+        let mut text = String::new();
+        let server = &self.server;
+        // To write to a string never fails.
+        writeln!(
+            text,
+            "gateway {}  cluster {}  {}  {}  version {}  up {}",
+            word(field(server, "name")),
+            word(field(server, "cluster")),
+            word(field(server, "locality")),
+            word(field(server, "state")),
+            word(field(server, "version")),
+            span(field(server, "uptime_seconds").as_i64().unwrap_or_default()),
+        )
+        .ok();
+        let findings = self.findings.as_array().map_or(0, Vec::len);
+        let refused = match findings {
+            0 => String::new(),
+            n => format!("  {n} finding(s): `zeugma get findings` shows them"),
+        };
+        writeln!(
+            text,
+            "configuration generation {}{refused}",
+            field(server, "config_generation")
+        )
+        .ok();
+        let own = field(&self.identities, "own");
+        writeln!(
+            text,
+            "identity {}  expires {}",
+            word(field(own, "spiffe_id")),
+            until(field(own, "not_after"), now)
+        )
+        .ok();
+        for peer in list(&self.peers) {
+            let count = |name: &str| {
+                let gateways = list(field(peer, "gateways")).iter();
+                gateways
+                    .filter_map(|one| field(one, name).as_u64())
+                    .sum::<u64>()
+            };
+            writeln!(
+                text,
+                "peer {}  {}  {}  {}/{} ways healthy",
+                word(field(peer, "name")),
+                word(field(peer, "locality")),
+                word(field(peer, "state")),
+                count("healthy"),
+                count("total"),
+            )
+            .ok();
+        }
+        let mut table = Table::new(&[
+            "SERVICE",
+            "PORT",
+            "LEVELS(healthy/total)",
+            "SHARE",
+            "WHY",
+            "SINCE",
+            "EXPORTED-TO",
+        ]);
+        for route in list(&self.routes) {
+            table.row(row(route, now));
+        }
+        if table.is_empty() {
+            text.push_str("no routes\n");
+        } else {
+            write!(text, "\n{table}").ok();
+        }
+        text
+    }
+}
+
+fn row(route: &Value, now: OffsetDateTime) -> Vec<String> {
+    let outbound = field(route, "outbound");
+    let levels: Vec<String> = (list(field(outbound, "levels")).iter())
+        .map(|level| {
+            format!(
+                "{} {}/{}",
+                word(field(level, "name")),
+                field(level, "healthy"),
+                field(level, "total")
+            )
+        })
+        .collect();
+    let shares: Vec<String> = (list(field(outbound, "levels")).iter())
+        .map(|level| percent(field(level, "share").as_f64().unwrap_or_default()))
+        .collect();
+    let exported: Vec<&str> = list(field(route, "exported_to")).iter().map(word).collect();
+    vec![
+        word(field(route, "service")).to_owned(),
+        field(route, "port").to_string(),
+        levels.join(", "),
+        shares.join(", "),
+        word(field(outbound, "why")).to_owned(),
+        since(field(outbound, "since"), now),
+        exported.join(", "),
+    ]
+}
+
+/// A JSON string, or nothing.
+pub(crate) fn word(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// A JSON list, or nothing.
+pub(crate) fn list(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.0} %", share * 100.0)
+}
+
+/// How long ago a moment was.
+fn since(moment: &Value, now: OffsetDateTime) -> String {
+    let moment = OffsetDateTime::parse(word(moment), &Rfc3339).ok();
+    moment.map_or_else(String::new, |moment| span((now - moment).whole_seconds()))
+}
+
+/// A moment to come, and how long it is until then.
+pub(crate) fn until(moment: &Value, now: OffsetDateTime) -> String {
+    let Ok(at) = OffsetDateTime::parse(word(moment), &Rfc3339) else {
+        return "at an unknown time".to_owned();
+    };
+    let left = (at - now).whole_seconds();
+    if left > 0 {
+        format!("in {} ({})", span(left), word(moment))
+    } else {
+        format!("{} ago ({})", span(-left), word(moment))
+    }
+}
+
+/// Seconds in the largest unit that has two digits or fewer before it.
+fn span(seconds: i64) -> String {
+    match seconds {
+        ..120 => format!("{}s", seconds.max(0)),
+        120..7_200 => format!("{}m", seconds / 60),
+        7_200..172_800 => format!("{}h", seconds / 3_600),
+        172_800.. => format!("{}d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_told_in_the_unit_people_use() {
+        for (seconds, text) in [
+            (-1, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (7_199, "119m"),
+            (7_200, "2h"),
+            (172_799, "47h"),
+            (172_800, "2d"),
+        ] {
+            assert_eq!(span(seconds), text, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn what_expired_is_told_as_past() {
+        let now = OffsetDateTime::from_unix_timestamp(10_000).unwrap();
+        let at = |unix: i64| {
+            let at = OffsetDateTime::from_unix_timestamp(unix).unwrap();
+            until(&Value::from(at.format(&Rfc3339).unwrap()), now)
+        };
+        assert_eq!(at(10_060), "in 60s (1970-01-01T02:47:40Z)");
+        assert_eq!(at(9_940), "60s ago (1970-01-01T02:45:40Z)");
+    }
+}

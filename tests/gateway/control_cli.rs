@@ -1,0 +1,249 @@
+//! The commands that ask a running gateway.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::mesh::{Cluster, Gateway, Service, eventually, get};
+
+const ORDERS: &str = "orders.shop.svc.clusterset.local";
+
+/// Runs `zeugma` with these words and east's configuration.
+fn zeugma(east: &Cluster, words: &[&str]) -> Output {
+    let (command, rest) = words.split_first().unwrap();
+    Command::new(env!("CARGO_BIN_EXE_zeugma"))
+        .arg(command)
+        .args(rest)
+        .arg("--config")
+        .arg(east.config())
+        .env_remove("ZEUGMA_ADMIN")
+        .output()
+        .unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    assert_eq!(output.status.code(), Some(0), "{}", err(output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+struct Pair {
+    east: Cluster,
+    west: Cluster,
+    gateway: Gateway,
+    other: Gateway,
+    near: Service,
+    _far: Service,
+}
+
+impl Pair {
+    async fn new() -> Self {
+        let (near, far) = (Service::http("near").await, Service::http("far").await);
+        let (mut east, west) = (Cluster::new("east"), Cluster::new("west"));
+        east.set("admin", "'unix:admin.sock'");
+        east.meet(&west);
+        for (cluster, own, peer, rule) in [
+            (&east, &near, "west", "{ listeners: [apps] }"),
+            (&west, &far, "east", "{ from: ['spiffe://east.example/*'] }"),
+        ] {
+            cluster.route(
+                "shop/orders",
+                &format!(
+                    "
+                    protocol: http
+                    backends: [{{ name: own, endpoints: ['{}'] }}, {{ peer: {peer} }}]
+                    allow: [{rule}]
+                    export: {{ to: [{peer}] }}",
+                    own.address
+                ),
+            );
+        }
+        let (gateway, other) = (east.start().await, west.start().await);
+        Self {
+            east,
+            west,
+            gateway,
+            other,
+            near,
+            _far: far,
+        }
+    }
+}
+
+#[tokio::test]
+async fn status_says_where_traffic_goes_and_get_says_why_it_moved() {
+    let pair = Pair::new().await;
+    let status = zeugma(&pair.east, &["status"]);
+    let text = out(&status);
+    assert_eq!(status.status.code(), Some(0), "{}", err(&status));
+    assert!(text.contains("gateway east-gw  cluster east"), "{text}");
+    assert!(
+        text.contains("peer west  west/west-1  healthy  1/1 ways"),
+        "{text}"
+    );
+    let row = text.lines().find(|line| line.starts_with("shop/orders"));
+    let words: Vec<&str> = row.unwrap().split_whitespace().collect();
+    assert!(
+        words.contains(&"preferred") && words.contains(&"west"),
+        "{row:?}"
+    );
+
+    drop(pair.near);
+    eventually("a move to west", async || {
+        assert_eq!(get(pair.east.apps, ORDERS, "/").await.status, 200);
+        let status = json(&zeugma(&pair.east, &["status", "-o", "json"]));
+        assert_eq!(status["apiVersion"], "cli.zeugma.dev/v1");
+        (status["routes"][0]["outbound"]["why"] == "failover").then_some(())
+    })
+    .await;
+    let failovers = out(&zeugma(&pair.east, &["get", "failovers"]));
+    assert!(failovers.contains("endpoint-ejected"), "{failovers}");
+    assert!(failovers.contains("ejected: unreachable"), "{failovers}");
+    for what in ["routes", "peers", "identities"] {
+        let table = out(&zeugma(&pair.east, &["get", what]));
+        assert!(table.lines().count() > 1, "{what}: {table}");
+    }
+    assert_eq!(out(&zeugma(&pair.east, &["get", "findings"])), "none\n");
+    let one = json(&zeugma(
+        &pair.east,
+        &["get", "routes", "--service", "shop/none", "-o", "json"],
+    ));
+    assert_eq!(one["routes"].as_array().unwrap().len(), 0);
+    pair.gateway.finish().await;
+    pair.other.finish().await;
+}
+
+#[tokio::test]
+async fn check_follows_the_way_to_a_peer_and_says_where_it_ends() {
+    let pair = Pair::new().await;
+    let check = zeugma(&pair.east, &["check"]);
+    let text = out(&check);
+    assert_eq!(check.status.code(), Some(0), "{text}{}", err(&check));
+    for step in ["tcp", "tls", "identity", "clock"] {
+        let line = format!("{}: {step}", pair.west.mesh);
+        let found = text.lines().find(|one| one.contains(&line));
+        assert!(
+            found.is_some_and(|one| one.starts_with("ok")),
+            "{step}: {text}"
+        );
+    }
+    assert!(
+        text.contains("spiffe://west.example/zeugma/gateway"),
+        "{text}"
+    );
+    let unknown = zeugma(&pair.east, &["check", "--peer", "north"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(
+        err(&unknown).contains("no peer `north`; there are: west"),
+        "{}",
+        err(&unknown)
+    );
+
+    // Somebody else answers there.
+    let id = pair.west.gateway_id();
+    pair.east.peer(
+        "west",
+        &format!(
+            "
+            cluster: west
+            locality: west/west-1
+            gateways: ['{}']
+            spiffeIDs: ['{id}-of-another']",
+            pair.west.mesh
+        ),
+    );
+    pair.gateway.message("generation=2").await;
+    let check = zeugma(&pair.east, &["check", "--peer", "west", "-o", "json"]);
+    assert_eq!(check.status.code(), Some(2), "{}", err(&check));
+    let items: Value = serde_json::from_slice(&check.stdout).unwrap();
+    let failed: Vec<&Value> = (items["items"].as_array().unwrap().iter())
+        .filter(|item| item["result"] == "failed")
+        .collect();
+    assert_eq!(failed.len(), 1, "{items}");
+    assert!(
+        failed[0]["what"].as_str().unwrap().ends_with(": tls"),
+        "{failed:?}"
+    );
+
+    // Nobody listens there.
+    pair.other.finish().await;
+    let check = zeugma(&pair.east, &["check", "--wait", "1s"]);
+    assert_eq!(check.status.code(), Some(2));
+    let text = out(&check);
+    let line = format!("{}: tcp", pair.west.mesh);
+    let found = text.lines().find(|one| one.contains(&line)).unwrap();
+    assert!(
+        found.starts_with("FAILED") && found.contains("refused"),
+        "{text}"
+    );
+    pair.gateway.finish().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_does_not_run_is_no_riddle() {
+    let mut east = Cluster::new("east");
+    east.set("admin", "'unix:admin.sock'");
+    east.write_gateway();
+    let away = zeugma(&east, &["status"]);
+    assert_eq!(away.status.code(), Some(69));
+    assert!(
+        err(&away).contains("admin.sock; does it run"),
+        "{}",
+        err(&away)
+    );
+    let wrong = Command::new(env!("CARGO_BIN_EXE_zeugma"))
+        .args(["status", "--admin", "10.0.0.1:15000"])
+        .output()
+        .unwrap();
+    assert_eq!(wrong.status.code(), Some(64), "{}", err(&wrong));
+}
+
+#[tokio::test]
+async fn drain_drains_and_a_report_holds_what_is_needed() {
+    let mut pair = Pair::new().await;
+    let to = pair.east.config().join("report");
+    let report = zeugma(&pair.east, &["bug-report", "--to", to.to_str().unwrap()]);
+    assert_eq!(report.status.code(), Some(0), "{}", err(&report));
+    let text = std::fs::read_to_string(&to).unwrap();
+    let document: Value = serde_json::from_str(&text).unwrap();
+    let pages = document["gateway"].as_object().unwrap();
+    assert!(pages.len() >= 12, "{:?}", pages.keys());
+    assert!(pages.values().all(|page| page.get("error").is_none()));
+    let key = std::fs::read_to_string(pair.east.svid().key).unwrap();
+    let secret = key.lines().nth(1).unwrap();
+    assert!(!text.contains(secret) && !text.contains("PRIVATE KEY"));
+    let again = zeugma(&pair.east, &["bug-report", "--to", to.to_str().unwrap()]);
+    assert_eq!(again.status.code(), Some(1), "no file is replaced");
+
+    let drain = zeugma(&pair.east, &["drain"]);
+    assert_eq!(drain.status.code(), Some(0), "{}", err(&drain));
+    assert!(pair.gateway.ended().await.success());
+    pair.other.finish().await;
+}
+
+#[test]
+fn completions_and_manual_pages_are_made_from_the_command_itself() {
+    let run = |words: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_zeugma"))
+            .arg("completion")
+            .args(words)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+        out(&output)
+    };
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(run(&["shell", shell]).contains("bug-report"), "{shell}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    run(&["man", folder.path().to_str().unwrap()]);
+    let page = std::fs::read_to_string(folder.path().join("zeugma-status.1")).unwrap();
+    assert!(page.contains("ZEUGMA_ADMIN"), "{page}");
+}
