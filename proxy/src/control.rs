@@ -200,7 +200,9 @@ async fn control(
         findings,
         is_kept,
     } = start;
-    let files = Files::new(config, node, &loaded);
+    // Where the last good ones serve in place of files that are refused, the same again is news.
+    let read = findings.is_none().then_some(loaded.fingerprint);
+    let files = Files::new(config, node, &loaded, read);
     let unkept = (!is_kept).then_some(loaded.last_good);
     let keeper = (arrival.state.as_ref()).map(|state| Keeper::begin(state.path(""), unkept));
     let snapshot = Arc::new(loaded.snapshot);

@@ -94,7 +94,13 @@ pub(super) struct Reloaded {
 }
 
 impl Files {
-    pub(super) fn new(config: PathBuf, node: NodeOptions, start: &Loaded) -> Self {
+    /// Those of what the gateway starts with, and the fingerprint of the files it was made from.
+    pub(super) fn new(
+        config: PathBuf,
+        node: NodeOptions,
+        start: &Loaded,
+        fingerprint: Option<u128>,
+    ) -> Self {
         let settings = &start.settings;
         let svid = svid_files(settings);
         let mut watch = Watch::new();
@@ -108,7 +114,7 @@ impl Files {
             settings: settings.clone(),
             latest: settings.clone(),
             good: start.good.clone(),
-            fingerprint: Some(start.fingerprint),
+            fingerprint,
             unbound: None,
             said: [said, None],
             reader: Reader::new(),
