@@ -195,14 +195,12 @@ async fn control(
     let (phase, phase_read) = watch::channel(Phase::Serving);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
     let mut fleet = Fleet::new();
+    let files = Files::new(config, node, &start);
     let Beginning {
         loaded,
         findings,
         is_kept,
     } = start;
-    // Where the last good ones serve in place of files that are refused, the same again is news.
-    let read = findings.is_none().then_some(loaded.fingerprint);
-    let files = Files::new(config, node, &loaded, read);
     let unkept = (!is_kept).then_some(loaded.last_good);
     let keeper = (arrival.state.as_ref()).map(|state| Keeper::begin(state.path(""), unkept));
     let snapshot = Arc::new(loaded.snapshot);

@@ -12,6 +12,7 @@ use zeugma_xds::{
     Sources, Unbound,
 };
 
+use super::last_good::Beginning;
 use super::systemd;
 use crate::runtime::Shared;
 use crate::tls::{Credentials, CredentialsError, SvidFiles};
@@ -94,13 +95,11 @@ pub(super) struct Reloaded {
 }
 
 impl Files {
-    /// Those of what the gateway starts with, and the fingerprint of the files it was made from.
-    pub(super) fn new(
-        config: PathBuf,
-        node: NodeOptions,
-        start: &Loaded,
-        fingerprint: Option<u128>,
-    ) -> Self {
+    /// Those of what the gateway starts with.
+    pub(super) fn new(config: PathBuf, node: NodeOptions, beginning: &Beginning) -> Self {
+        let start = &beginning.loaded;
+        // Where the last good ones serve in place of files that are refused, the same again is news.
+        let fingerprint = (beginning.findings.is_none()).then_some(start.fingerprint);
         let settings = &start.settings;
         let svid = svid_files(settings);
         let mut watch = Watch::new();
@@ -140,7 +139,7 @@ impl Files {
                 self.unbound = None;
                 self.fingerprint = None;
             }
-            if !self.reload_config(&shared, &tell).await {
+            if !Box::pin(self.reload_config(&shared, &tell)).await {
                 return;
             }
             // After it: the configuration says where they are.
