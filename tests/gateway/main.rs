@@ -46,6 +46,8 @@ mod data_tcp;
 mod data_windows;
 #[path = "../support/long_way.rs"]
 mod long_way;
+#[path = "../support/many.rs"]
+mod many;
 mod mesh;
 mod security_access;
 mod security_audit;
