@@ -4,12 +4,17 @@ use std::cell::RefCell;
 use std::io::Write;
 use std::mem;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use http::{HeaderValue, Method, Uri};
 use time::OffsetDateTime;
+use zeugma_core::locality::Locality;
 use zeugma_core::verdict::Reason;
+
+use crate::http::headers::Trace;
 
 /// Lines waiting to be written; more are dropped and counted.
 const LINES_MAX: usize = 8192;
@@ -42,7 +47,7 @@ pub(crate) struct Closed {
     /// What exactly happened, for people.
     pub(crate) detail: Option<String>,
     /// The rule that decided: an authorization rule's position, or the id of a certificate rule.
-    pub(crate) rule: Option<String>,
+    pub(crate) rule: Option<Arc<str>>,
     /// Bytes to the caller.
     pub(crate) bytes_sent: u64,
     /// Bytes from the caller.
@@ -73,9 +78,9 @@ pub(crate) struct TlsFacts {
 /// The endpoint that was used last.
 #[derive(Debug, Clone)]
 pub(crate) struct Destination {
-    pub(crate) address: String,
+    pub(crate) address: Arc<str>,
     pub(crate) backend: Arc<str>,
-    pub(crate) locality: String,
+    pub(crate) locality: Locality,
     pub(crate) identity: Option<String>,
     pub(crate) level: usize,
     /// Why this endpoint: local, spill, failover, retry, too-few.
@@ -87,11 +92,12 @@ pub(crate) struct Destination {
 /// The HTTP part of a record.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestFacts {
-    pub(crate) id: String,
-    pub(crate) trace_id: String,
-    pub(crate) method: String,
-    pub(crate) authority: String,
-    pub(crate) path: String,
+    pub(crate) id: HeaderValue,
+    pub(crate) trace: Trace,
+    pub(crate) method: Method,
+    pub(crate) authority: Option<Arc<str>>,
+    /// What it asks for, as rules know it.
+    pub(crate) asked: Rc<(Method, Uri)>,
     pub(crate) version: &'static str,
     pub(crate) status: u16,
     pub(crate) attempts: u32,
@@ -104,89 +110,93 @@ impl Closed {
     /// `policy.rule` and `flags`. JSON escapes every control character, so that a line stays one.
     fn write_line(&self, line: &mut Object, now: SystemTime) {
         line.begin();
-        line.time("time", now);
+        line.time(r#"{"time":"#, now);
         let kind = if self.request.is_some() {
             "request"
         } else {
             "connection"
         };
-        line.text("kind", kind);
-        line.text("listener", &*self.listener);
-        line.address("src.addr", self.source);
-        line.text("src.identity", self.caller.identity.as_deref());
-        line.text("src.attested", self.caller.attested.as_deref());
-        line.text("src.peer", self.caller.peer.as_deref());
+        line.text(r#","kind":"#, kind);
+        line.text(r#","listener":"#, &*self.listener);
+        line.address(r#","src.addr":"#, self.source);
+        line.text(r#","src.identity":"#, self.caller.identity.as_deref());
+        line.text(r#","src.attested":"#, self.caller.attested.as_deref());
+        line.text(r#","src.peer":"#, self.caller.peer.as_deref());
         if let Some(tls) = &self.tls {
-            line.text("sni", tls.sni.as_deref());
-            line.text("tls.group", tls.group.as_deref());
-            line.text("tls.alert", tls.alert);
+            line.text(r#","sni":"#, tls.sni.as_deref());
+            line.text(r#","tls.group":"#, tls.group.as_deref());
+            line.text(r#","tls.alert":"#, tls.alert);
         }
-        line.text("dst.service", self.service.as_deref());
+        line.text(r#","dst.service":"#, self.service.as_deref());
         if let Some(destination) = &self.destination {
-            line.text("dst.addr", &*destination.address);
-            line.text("dst.backend", &*destination.backend);
-            line.text("dst.locality", &*destination.locality);
-            line.text("dst.identity", destination.identity.as_deref());
-            line.number("level", destination.level as u64);
-            line.text("reason", destination.why);
-            line.text("failover_from", destination.failover_from.as_deref());
+            line.text(r#","dst.addr":"#, &*destination.address);
+            line.text(r#","dst.backend":"#, &*destination.backend);
+            line.locality(r#","dst.locality":"#, &destination.locality);
+            line.text(r#","dst.identity":"#, destination.identity.as_deref());
+            line.number(r#","level":"#, destination.level as u64);
+            line.text(r#","reason":"#, destination.why);
+            line.text(r#","failover_from":"#, destination.failover_from.as_deref());
         }
         if let Some(request) = &self.request {
-            line.text("request.id", &*request.id);
-            line.text("trace.id", &*request.trace_id);
-            line.text("http.method", &*request.method);
-            line.text("http.authority", &*request.authority);
-            line.text("http.path", &*request.path);
-            line.text("http.version", request.version);
-            line.number("http.status", u64::from(request.status));
-            line.number("attempts", u64::from(request.attempts));
+            line.text(r#","request.id":"#, request.id.to_str().ok());
+            line.text(r#","trace.id":"#, request.trace.id());
+            line.text(r#","http.method":"#, request.method.as_str());
+            line.text(
+                r#","http.authority":"#,
+                request.authority.as_deref().unwrap_or_default(),
+            );
+            line.text(r#","http.path":"#, request.asked.1.path());
+            line.text(r#","http.version":"#, request.version);
+            line.number(r#","http.status":"#, u64::from(request.status));
+            line.number(r#","attempts":"#, u64::from(request.attempts));
         }
-        line.text("verdict", self.reason.label());
-        line.text("flags", self.reason.flag());
-        line.text("policy.rule", self.rule.as_deref());
-        line.text("error", self.detail.as_deref());
-        line.number("bytes_sent", self.bytes_sent);
-        line.number("bytes_recv", self.bytes_received);
-        line.milliseconds("duration", self.duration);
-        line.number("config.generation", self.generation);
+        line.text(r#","verdict":"#, self.reason.label());
+        line.text(r#","flags":"#, self.reason.flag());
+        line.text(r#","policy.rule":"#, self.rule.as_deref());
+        line.text(r#","error":"#, self.detail.as_deref());
+        line.number(r#","bytes_sent":"#, self.bytes_sent);
+        line.number(r#","bytes_recv":"#, self.bytes_received);
+        line.milliseconds(r#","duration":"#, self.duration);
+        line.number(r#","config.generation":"#, self.generation);
         line.end();
     }
 }
 
 /// A JSON object in the making: text written once, no tree of values.
 #[derive(Debug)]
-struct Object(Vec<u8>);
+struct Object {
+    text: Vec<u8>,
+    /// The second that was written last, since 1970, and how.
+    second: Option<(u64, Vec<u8>)>,
+}
 
+/// Keys are given as they stand in the line, with what is around them: they are a third of it.
 impl Object {
     /// Most lines are shorter; what a longer one needed is given back.
     const BYTES: usize = 2048;
 
     fn new() -> Self {
-        Self(Vec::with_capacity(Self::BYTES))
+        Self {
+            text: Vec::with_capacity(Self::BYTES),
+            second: None,
+        }
     }
 
     fn begin(&mut self) {
-        self.0.clear();
-        self.0.shrink_to(Self::BYTES);
-        self.0.push(b'{');
+        self.text.clear();
+        self.text.shrink_to(Self::BYTES);
     }
 
     fn end(&mut self) {
-        self.0.push(b'}');
+        self.text.push(b'}');
     }
 
     fn bytes(&self) -> &[u8] {
-        &self.0
+        &self.text
     }
 
-    /// A key of ours, which needs no escaping.
     fn key(&mut self, key: &'static str) {
-        if self.0.len() > 1 {
-            self.0.push(b',');
-        }
-        self.0.push(b'"');
-        self.0.extend_from_slice(key.as_bytes());
-        self.0.extend_from_slice(b"\":");
+        self.text.extend_from_slice(key.as_bytes());
     }
 
     /// Text of anybody's, if there is some, escaped (RFC 8259 §7).
@@ -202,7 +212,7 @@ impl Object {
             .fold(false, |found, byte| found | is_special(byte));
         if needs_escaping {
             // Neither a `str` nor a `Vec` makes it fail.
-            serde_json::to_writer(&mut self.0, text).ok();
+            serde_json::to_writer(&mut self.text, text).ok();
         } else {
             self.plain(text);
         }
@@ -210,28 +220,42 @@ impl Object {
 
     /// Text that needs no escaping.
     fn plain(&mut self, text: &str) {
-        self.0.push(b'"');
-        self.0.extend_from_slice(text.as_bytes());
-        self.0.push(b'"');
+        self.text.push(b'"');
+        self.text.extend_from_slice(text.as_bytes());
+        self.text.push(b'"');
+    }
+
+    /// Its parts need no escaping.
+    fn locality(&mut self, key: &'static str, locality: &Locality) {
+        self.key(key);
+        self.text.push(b'"');
+        self.text.extend_from_slice(locality.region.as_bytes());
+        for part in [&locality.zone, &locality.subzone] {
+            if !part.is_empty() {
+                self.text.push(b'/');
+                self.text.extend_from_slice(part.as_bytes());
+            }
+        }
+        self.text.push(b'"');
     }
 
     fn address(&mut self, key: &'static str, address: SocketAddr) {
         self.key(key);
         match address {
             SocketAddr::V4(address) => {
-                self.0.push(b'"');
+                self.text.push(b'"');
                 for (nth, octet) in address.ip().octets().into_iter().enumerate() {
                     if nth > 0 {
-                        self.0.push(b'.');
+                        self.text.push(b'.');
                     }
                     self.digits(u64::from(octet), 1);
                 }
-                self.0.push(b':');
+                self.text.push(b':');
                 self.digits(u64::from(address.port()), 1);
-                self.0.push(b'"');
+                self.text.push(b'"');
             }
             // A `Vec` takes everything.
-            SocketAddr::V6(address) => drop(write!(self.0, "\"{address}\"")),
+            SocketAddr::V6(address) => drop(write!(self.text, "\"{address}\"")),
         }
     }
 
@@ -242,17 +266,38 @@ impl Object {
 
     fn milliseconds(&mut self, key: &'static str, duration: Duration) {
         self.key(key);
-        self.0.push(b'"');
+        self.text.push(b'"');
         let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         self.digits(milliseconds, 1);
-        self.0.extend_from_slice(b"ms\"");
+        self.text.extend_from_slice(b"ms\"");
     }
 
     /// A moment in UTC with milliseconds (RFC 3339 §5.6).
     fn time(&mut self, key: &'static str, at: SystemTime) {
+        // None of a gateway's moments is before that.
+        let since = at
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        self.key(key);
+        match &self.second {
+            Some((second, text)) if *second == since.as_secs() => {
+                self.text.extend_from_slice(text);
+            }
+            _ => {
+                let from = self.text.len();
+                self.date(at);
+                let text = self.text.get(from..).unwrap_or_default().to_vec();
+                self.second = Some((since.as_secs(), text));
+            }
+        }
+        self.digits(u64::from(since.subsec_millis()), 3);
+        self.text.extend_from_slice(b"Z\"");
+    }
+
+    /// A moment up to its seconds, and the point behind them.
+    fn date(&mut self, at: SystemTime) {
         let at = OffsetDateTime::from(at);
         let (year, month, day) = at.to_calendar_date();
-        self.key(key);
         for (before, number, width) in [
             (b'"', u64::try_from(year).unwrap_or_default(), 4),
             (b'-', u64::from(u8::from(month)), 2),
@@ -260,12 +305,11 @@ impl Object {
             (b'T', u64::from(at.hour()), 2),
             (b':', u64::from(at.minute()), 2),
             (b':', u64::from(at.second()), 2),
-            (b'.', u64::from(at.millisecond()), 3),
         ] {
-            self.0.push(before);
+            self.text.push(before);
             self.digits(number, width);
         }
-        self.0.extend_from_slice(b"Z\"");
+        self.text.push(b'.');
     }
 
     /// A decimal number, with zeros in front up to `width`: what `fmt` does at several times the
@@ -283,7 +327,7 @@ impl Object {
             rest /= 10;
             from -= 1;
         }
-        self.0
+        self.text
             .extend_from_slice(text.get(from..).unwrap_or_default());
     }
 }
@@ -490,7 +534,7 @@ mod tests {
     fn line_of(closed: &Closed) -> String {
         let mut line = Object::new();
         closed.write_line(&mut line, SystemTime::UNIX_EPOCH);
-        String::from_utf8(line.0).unwrap()
+        String::from_utf8(line.text).unwrap()
     }
 
     #[test]
@@ -517,26 +561,26 @@ mod tests {
             },
             service: Some("shop/\u{1}orders".into()),
             destination: Some(Destination {
-                address: "[::1]:443".to_owned(),
+                address: "[::1]:443".into(),
                 backend: "blue".into(),
-                locality: "eu/a".to_owned(),
+                locality: Locality::parse("eu/a").unwrap(),
                 identity: None,
                 level: 2,
                 why: "failover",
                 failover_from: Some("near".into()),
             }),
             request: Some(RequestFacts {
-                id: "42".to_owned(),
-                trace_id: "4bf92f3577b34da6a3ce929d0e0e4736".to_owned(),
-                method: "GET".to_owned(),
-                authority: "a".to_owned(),
-                path: "/\"\u{7f}\u{2028}".to_owned(),
+                id: HeaderValue::from_static("42"),
+                trace: Trace::of("4bf92f3577b34da6a3ce929d0e0e4736"),
+                method: Method::GET,
+                authority: Some("a\u{7f}\u{2028}".into()),
+                asked: Rc::new((Method::GET, "/\"".parse().unwrap())),
                 version: "HTTP/2",
                 status: 200,
                 attempts: 3,
             }),
             detail: Some("line\r\nbreak".to_owned()),
-            rule: Some("a.yaml:7".to_owned()),
+            rule: Some("a.yaml:7".into()),
             ..record()
         };
         let line = line_of(&closed);
@@ -554,7 +598,7 @@ mod tests {
             "dst.addr": "[::1]:443", "dst.backend": "blue", "dst.locality": "eu/a", "level": 2,
             "reason": "failover", "failover_from": "near", "request.id": "42",
             "trace.id": "4bf92f3577b34da6a3ce929d0e0e4736",
-            "http.method": "GET", "http.authority": "a", "http.path": "/\"\u{7f}\u{2028}",
+            "http.method": "GET", "http.authority": "a\u{7f}\u{2028}", "http.path": "/\"",
             "http.version": "HTTP/2", "http.status": 200, "attempts": 3,
             "verdict": "sni-malformed", "flags": "NR", "policy.rule": "a.yaml:7",
             "error": "line\r\nbreak", "bytes_sent": 1, "bytes_recv": 2, "duration": "3ms",
@@ -570,15 +614,15 @@ mod tests {
             line.begin();
             write(&mut line);
             line.end();
-            String::from_utf8(line.0).unwrap()
+            String::from_utf8(line.text).unwrap()
         };
         for number in [0, 7, 10, 99, 100, 12_345, u64::MAX] {
-            let line = of(&|line| line.number("n", number));
+            let line = of(&|line| line.number(r#"{"n":"#, number));
             assert_eq!(line, format!(r#"{{"n":{number}}}"#));
         }
         for address in ["127.0.0.1:1", "10.255.100.9:65535", "[2001:db8::1]:443"] {
             let address: SocketAddr = address.parse().unwrap();
-            let line = of(&|line| line.address("a", address));
+            let line = of(&|line| line.address(r#"{"a":"#, address));
             assert_eq!(line, format!(r#"{{"a":"{address}"}}"#));
         }
         // The second is the last of a leap day.
@@ -589,11 +633,11 @@ mod tests {
         ] {
             let at = SystemTime::UNIX_EPOCH + Duration::new(seconds, millis * 1_000_000);
             assert_eq!(
-                of(&|line| line.time("t", at)),
+                of(&|line| line.time(r#"{"t":"#, at)),
                 format!(r#"{{"t":"{expected}"}}"#)
             );
         }
-        let line = of(&|line| line.milliseconds("d", Duration::from_micros(1_234_567)));
+        let line = of(&|line| line.milliseconds(r#"{"d":"#, Duration::from_micros(1_234_567)));
         assert_eq!(line, r#"{"d":"1234ms"}"#);
     }
 

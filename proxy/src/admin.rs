@@ -449,6 +449,7 @@ async fn ready(
 /// OpenMetrics for whoever asks for it, else the text format that every scraper reads.
 async fn metrics_text(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
     shared.metrics.log_dropped(shared.log.dropped());
+    shared.metrics.workers_stalled(shared.pulses.stalled());
     let asked = headers.get_all(header::ACCEPT).iter();
     let is_open = asked.into_iter().any(|accepted| {
         (accepted.to_str()).is_ok_and(|text| text.contains("application/openmetrics-text"))

@@ -53,7 +53,7 @@ pub(crate) struct Visit {
     service: Option<Arc<str>>,
     arrived: Option<Arrived>,
     pub(crate) detail: Option<String>,
-    rule: Option<String>,
+    rule: Option<Box<str>>,
     pub(crate) moved: Rc<Moved>,
     began: Instant,
     /// Why it ended; `None`: it was cut off.
@@ -433,8 +433,8 @@ async fn carry_tcp(
         Ok((to, reached)) => Ok(visit.start_relay(to, downstream, reached)),
         Err(Unreached { reason, last, rule }) => {
             visit.detail = last;
-            if rule.is_some() {
-                visit.rule = rule;
+            if let Some(rule) = rule {
+                visit.rule = Some(rule.into());
             }
             // In order, so that the answer above is read; it is as good as closed if nobody takes it.
             timeout(deadline, downstream.shutdown()).await.ok();
@@ -592,7 +592,7 @@ impl Visit {
     pub(crate) fn told_to_end(&mut self) -> Option<Reason> {
         let ending = self.listed.ending()?;
         self.detail = Some(ending.detail);
-        self.rule = ending.rule;
+        self.rule = ending.rule.map(Into::into);
         Some(ending.reason)
     }
 
@@ -645,7 +645,7 @@ impl Visit {
         };
         self.rule = rule
             .and_then(|rule| rule.position.as_ref())
-            .map(ToString::to_string);
+            .map(|position| position.to_string().into());
         verdict
     }
 
@@ -696,7 +696,7 @@ impl Visit {
                     self.caller.identity = Some(id.to_string());
                     return *reason;
                 }
-                self.rule = Some(refusal.label().to_owned());
+                self.rule = Some(refusal.label().into());
                 self.worker
                     .shared
                     .metrics
@@ -783,7 +783,7 @@ impl Drop for Visit {
             service: self.service.take(),
             destination: self.arrived.take().map(|arrived| {
                 let identity = arrived.peer.map(|peer| peer.id.to_string());
-                let address = arrived.address.to_string();
+                let address = arrived.address.to_string().into();
                 let (cluster, attempt) = (arrived.cluster, &arrived.attempt);
                 describe(
                     &self.published,
@@ -797,7 +797,7 @@ impl Drop for Visit {
             request: None,
             reason: self.ended.unwrap_or_else(cut_off),
             detail: self.detail.take(),
-            rule: self.rule.take(),
+            rule: self.rule.take().map(Arc::from),
             bytes_sent: self.moved.down.get(),
             bytes_received: self.moved.up.get(),
             duration: self.began.elapsed(),
@@ -827,7 +827,7 @@ pub(crate) fn describe(
     published: &Published,
     cluster: ClusterIx,
     attempt: &Attempt,
-    address: String,
+    address: Arc<str>,
     identity: Option<String>,
     attempts: u32,
 ) -> Destination {
@@ -837,7 +837,7 @@ pub(crate) fn describe(
     Destination {
         address,
         backend: Arc::clone(&endpoint.backend),
-        locality: endpoint.locality.to_string(),
+        locality: endpoint.locality.clone(),
         identity,
         level: attempt.level,
         why: if attempts > 1 {

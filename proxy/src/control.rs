@@ -42,6 +42,7 @@ use crate::admission::{self, Admission, UnderWay};
 use crate::listener::WorkerHandle;
 use crate::metrics::Metrics;
 use crate::probe::{Finding, probe};
+use crate::pulse::Pulses;
 use crate::resolve::{self, Names};
 use crate::runtime::{
     AdminSide, OBSERVATIONS_MAX, Phase, Published, RECORDS_GRACE, SOCKETS_MAX, Shared, work,
@@ -231,6 +232,7 @@ async fn control(
         windows: Arc::default(),
         admin: AdminSide::default(),
         admission,
+        pulses: Pulses::new(),
         started: Instant::now(),
     });
     tell_beginning(&shared, findings.as_ref(), &loaded.refused);
@@ -263,10 +265,8 @@ async fn control(
         workers_ended,
     };
     control.tell_credentials();
-    let starting = Stage::Starting {
-        names_asked,
-        until: Instant::now() + NAMES_WAIT,
-    };
+    let until = Instant::now() + NAMES_WAIT;
+    let starting = Stage::Starting { names_asked, until };
     let (stage, asked, begun) = control.begin(starting, bound, arrival.taking, before).await;
     control.serve(stage, observed, reloaded, asked).await?;
     Ok(begun?)
@@ -311,6 +311,7 @@ fn begin_beside(
     let mut beside = JoinSet::new();
     beside.spawn_local(admission::watch_memory(Arc::clone(shared)));
     beside.spawn_local(alarms::watch_crls(Arc::clone(shared)));
+    beside.spawn_local(systemd::watch(Arc::clone(shared)));
     beside.spawn_local(resolving);
     beside.spawn_local(reloading);
     if let Some(keeper) = keeper {

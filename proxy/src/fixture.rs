@@ -24,6 +24,7 @@ use zeugma_xds::NodeOptions;
 use crate::account::AccessLog;
 use crate::admission::{Admission, UnderWay};
 use crate::metrics::Metrics;
+use crate::pulse::Pulses;
 use crate::resolve::Names;
 use crate::runtime::{AdminSide, Phase, Published, Shared};
 use crate::tls::Credentials;
@@ -102,6 +103,7 @@ impl Alone {
             findings: ArcSwap::from_pointee(Value::Null),
             open: Default::default(),
             admission,
+            pulses: Pulses::new(),
             windows: Arc::default(),
             admin: AdminSide::default(),
             changes: watch::channel(0).0,

@@ -205,6 +205,7 @@ pub(crate) struct Metrics {
     pooled_ended: Family<ByReason, Counter>,
     dropped: Family<ByKind, Counter>,
     panics: Counter,
+    workers_stalled: Gauge,
     pub(crate) pipes: PipeMeter,
 }
 
@@ -239,6 +240,7 @@ impl Metrics {
             pooled_ended: Family::default(),
             dropped: Family::default(),
             panics: Counter::default(),
+            workers_stalled: Gauge::default(),
             pipes: PipeMeter::default(),
         };
         this.register_traffic();
@@ -344,6 +346,11 @@ impl Metrics {
             "panics",
             "Connections ended by a panic",
             self.panics.clone(),
+        );
+        r.register(
+            "workers_stalled",
+            "Workers whose event loop has not turned for 5 s",
+            self.workers_stalled.clone(),
         );
         r.register(
             "relay_pipes",
@@ -667,6 +674,11 @@ impl Metrics {
         counter.inc_by(total.saturating_sub(counter.get()));
     }
 
+    pub(crate) fn workers_stalled(&self, count: usize) {
+        self.workers_stalled
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
     pub(crate) fn panicked(&self) {
         self.panics.inc();
     }
@@ -793,10 +805,16 @@ fn moved_its_own_bytes(closed: &Closed) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::time::Duration;
 
     use super::*;
+    use std::rc::Rc;
+
+    use http::{HeaderValue, Method};
+
     use crate::account::{Caller, RequestFacts};
+    use crate::http::headers::Trace;
 
     fn record(status: Option<u16>, bytes_sent: u64) -> Closed {
         Closed {
@@ -808,11 +826,11 @@ mod tests {
             service: None,
             destination: None,
             request: status.map(|status| RequestFacts {
-                id: String::new(),
-                trace_id: String::new(),
-                method: "GET".to_owned(),
-                authority: String::new(),
-                path: "/".to_owned(),
+                id: HeaderValue::from_static("1"),
+                trace: Trace::of("4bf92f3577b34da6a3ce929d0e0e4736"),
+                method: Method::GET,
+                authority: None,
+                asked: Rc::default(),
                 version: "HTTP/1.1",
                 status,
                 attempts: 1,
@@ -892,5 +910,124 @@ mod tests {
         let text = metrics.encode(None);
         assert!(text.contains(r#"rule="a\"b\nc\\""#), "{text}");
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    /// A series of every metric.
+    fn everything() -> Vec<(String, BTreeSet<String>)> {
+        let documents = "---\napiVersion: zeugma.dev/v1alpha1\nkind: MeshRoute\nmetadata: \
+            { name: a, namespace: shop }\nspec: { protocol: http, backends: [{ endpoints: ['127.0.0.1:1'] }], \
+            allow: [{ listeners: [apps] }] }\n";
+        let listeners = "{ apps: { address: '127.0.0.1:0', role: workloads } }";
+        let alone = crate::fixture::Alone::new(listeners, documents, 1);
+        let metrics = Metrics::new();
+        let (apps, service) = (Arc::from("apps"), Arc::from("shop/a"));
+        metrics.closed(&record(Some(200), 1));
+        metrics.closed(&record(None, 1));
+        metrics.opened(&apps);
+        metrics.entered_worker(0);
+        metrics.accept_failed(&apps);
+        metrics.attempt(&service, &apps, 0, "local", &Latest::default());
+        metrics.retried("shop/a", "reset");
+        metrics.certificate_refused("upstream", "L1");
+        metrics.mirrored("shop/a", "shop/b", "sent");
+        metrics.reloaded("config", true);
+        metrics.crl("east.example", 1, false);
+        metrics.pooled_ended("removed");
+        metrics.dropped("observations", 1);
+        metrics.pipes.fell_back("pipes");
+        let text = metrics.encode(Some(alone.shared.published.load_full()));
+        let series = text.lines().filter(|line| !line.starts_with('#'));
+        let all: Vec<_> = series
+            .map(|line| {
+                let (name, rest) = line.split_once(['{', ' ']).unwrap();
+                let labels = rest.rsplit_once('}').map_or("", |(labels, _)| labels);
+                let keys = labels.split("\",").filter_map(|one| one.split_once('='));
+                (
+                    name.to_owned(),
+                    keys.map(|(key, _)| key.to_owned()).collect(),
+                )
+            })
+            .collect();
+        // A metric that has no series is not told of at all, and this test would not know it.
+        let described = text.matches("# TYPE ").count();
+        let registered = include_str!("metrics.rs")
+            .matches(concat!("r.regis", "ter("))
+            .count();
+        assert_eq!(
+            described,
+            registered + 2,
+            "and the two of `Targets`: {text}"
+        );
+        all
+    }
+
+    /// Every `zeugma_...` in a text, and the names in the `{...}` that follows it.
+    fn metrics_in(text: &str) -> Vec<(&str, Vec<&str>)> {
+        let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        let starts = text.match_indices("zeugma_");
+        let named = starts.map(|(at, _)| {
+            let rest = &text[at..];
+            let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
+            let (name, rest) = rest.split_at(end);
+            let matchers = rest.strip_prefix('{').and_then(|rest| rest.split_once('}'));
+            let matchers = matchers.map_or("", |(inside, _)| inside).split(", ");
+            let keys = matchers.filter_map(|one| one.split_once(['=', '!']));
+            (name, keys.map(|(key, _)| key.trim()).collect())
+        });
+        named.collect()
+    }
+
+    #[test]
+    fn alerts_and_dashboard_ask_for_metrics_and_labels_that_there_are() {
+        let ours = everything();
+        // What Prometheus adds.
+        let added = ["job", "instance"];
+        let mut asked = 0;
+        for (file, text) in [
+            (
+                "alerts.yaml",
+                include_str!("../../deploy/prometheus/alerts.yaml"),
+            ),
+            (
+                "alerts_test.yaml",
+                include_str!("../../deploy/prometheus/alerts_test.yaml"),
+            ),
+            (
+                "zeugma.json",
+                include_str!("../../deploy/grafana/zeugma.json"),
+            ),
+        ] {
+            for (name, keys) in metrics_in(text) {
+                let found = ours.iter().find(|(known, _)| known == name);
+                let (_, labels) = found.unwrap_or_else(|| panic!("{file}: no metric {name}"));
+                for key in keys {
+                    let is_known = added.contains(&key) || labels.contains(key);
+                    assert!(is_known, "{file}: {name} has no label {key}: {labels:?}");
+                }
+                asked += 1;
+            }
+            for grouping in text.split("by (").skip(1) {
+                let (names, _) = grouping.split_once(')').unwrap();
+                for name in names.split(", ") {
+                    let mut labels = ours.iter().flat_map(|(_, labels)| labels);
+                    let is_known = added.contains(&name) || labels.any(|label| label == name);
+                    assert!(is_known, "{file}: nothing has the label {name}");
+                }
+            }
+            for reasons in text.split("reason=~").skip(1) {
+                let reasons = reasons.trim_start_matches(['\\', '"']);
+                let (reasons, _) = reasons.split_once(['\\', '"']).unwrap();
+                for reason in reasons.split('|') {
+                    let (start, is_prefix) = reason
+                        .strip_suffix(".*")
+                        .map_or((reason, false), |start| (start, true));
+                    let is_known = Reason::ALL.iter().any(|known| {
+                        known.label() == reason || (is_prefix && known.label().starts_with(start))
+                    });
+                    assert!(is_known, "{file}: no reason {reason}");
+                }
+            }
+        }
+        assert!(asked > 150, "{asked}");
     }
 }

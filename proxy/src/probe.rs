@@ -14,7 +14,7 @@ use zeugma_core::snapshot::{ActiveKind, EndpointKey, HttpVersion};
 use zeugma_core::verdict::Reason;
 
 use crate::http::date;
-use crate::http::headers::{ZEUGMA_REASON, add_via};
+use crate::http::headers::{ZEUGMA_REASON, via};
 use crate::runtime::Shared;
 use crate::transport::Stream;
 use crate::transport::mtls::{ALPN_H2, ALPN_HTTP1};
@@ -197,7 +197,7 @@ fn question(
     {
         // A check begins as HTTP/1.1, as it does where we ask the endpoint ourselves. Else the
         // peer's `version: same` endpoints would be asked by HTTP/2, only because gateways speak it.
-        add_via(headers, Version::HTTP_11);
+        headers.append(header::VIA, via(Version::HTTP_11));
     }
     request
         .body(Empty::new())

@@ -51,7 +51,7 @@ pub(crate) enum Open {
     /// A HTTP connection: it is asked to leave, and its requests have entries of their own.
     Session,
     /// A HTTP request, or what it was upgraded to.
-    Request(Box<(Method, Uri)>),
+    Request(Rc<(Method, Uri)>),
 }
 
 /// An endpoint whose certificate was verified.
@@ -165,7 +165,7 @@ impl Registry {
             listener: Arc::clone(&of.listener),
             source: of.source,
             known: RefCell::new(Known {
-                open: Open::Request(Box::new(request)),
+                open: Open::Request(Rc::new(request)),
                 role: original.role,
                 service: original.service.clone(),
                 peer: original.peer.clone(),

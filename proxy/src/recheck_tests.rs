@@ -127,6 +127,7 @@ impl World {
             findings: ArcSwap::from_pointee(serde_json::Value::Null),
             open: AtomicUsize::new(0),
             admission: Admission::new(1_000, 20_000),
+            pulses: crate::pulse::Pulses::new(),
             windows: Arc::default(),
             admin: AdminSide::default(),
             started: std::time::Instant::now(),
@@ -348,7 +349,7 @@ async fn at_the_deadline_of_draining_all_relays_are_told_and_nothing_else_is() {
         .run_until(async {
             drop(tokio::task::spawn_local(run(Rc::clone(&world.worker))));
             let request = world.list(1);
-            request.asks(Open::Request(Box::default()), None);
+            request.asks(Open::Request(Rc::default()), None);
             let mut ended = wait_for_each(&world, Entry::poll_over);
             tokio::task::yield_now().await;
             let deadline = tokio::time::Instant::now() + Duration::from_millis(50);
@@ -412,7 +413,7 @@ async fn a_certificate_that_ran_out_ends_sessions_in_peace_and_nothing_else() {
     let bytes = world.list(3);
     decided(&bytes);
     let request = world.list(4);
-    request.asks(Open::Request(Box::default()), None);
+    request.asks(Open::Request(Rc::default()), None);
     let late = ran_out(&world, 60);
     for listed in [&session, &bytes, &request] {
         listed.is_by(&late);

@@ -4,6 +4,7 @@
 //! slowly when there is none. A slow name holds up no other.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,6 +89,36 @@ pub(crate) async fn run(
     };
     let publish = |names| shared.names.store(Arc::new(names));
     keep(wanted, asked, ask, publish).await;
+}
+
+/// The addresses of `host:port`, found as the gateway finds them; waits for the answer.
+///
+/// The standard library asks the C library, which in a static binary needs files of the very same
+/// version beside it.
+///
+/// # Errors
+/// It is no host and port, or the name has no address at present.
+pub fn addresses_of(address: &str) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(socket) = address.parse() {
+        return Ok(vec![socket]);
+    }
+    let not_an_address = || io::Error::from(io::ErrorKind::InvalidInput);
+    let (host, port) = address.rsplit_once(':').ok_or_else(not_an_address)?;
+    let host = Host::parse(host).map_err(io::Error::other)?;
+    let port: u16 = port.parse().map_err(|_| not_an_address())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    match runtime.block_on(async { look_up(host, system_resolver()).await }) {
+        Answer::Addresses(found, _) if !found.is_empty() => Ok(found
+            .into_iter()
+            .map(|ip| SocketAddr::new(ip, port))
+            .collect()),
+        Answer::Addresses(..) | Answer::Failed => {
+            let none = "the name has no address at present";
+            Err(io::Error::new(io::ErrorKind::NotFound, none))
+        }
+    }
 }
 
 /// What asking for a name brought, and for how long it holds.
@@ -293,6 +324,18 @@ mod tests {
     fn ips(last: &[u8]) -> Vec<IpAddr> {
         let ip = |last: &u8| IpAddr::from([192, 0, 2, *last]);
         last.iter().map(ip).collect()
+    }
+
+    #[test]
+    fn an_address_is_itself_and_localhost_asks_nobody() {
+        let found = |text| addresses_of(text).map_err(|error| error.kind());
+        let socket = |text: &str| Ok(vec![text.parse().unwrap()]);
+        assert_eq!(found("192.0.2.1:443"), socket("192.0.2.1:443"));
+        assert_eq!(found("[2001:db8::1]:443"), socket("[2001:db8::1]:443"));
+        assert_eq!(found("localhost:443"), socket("127.0.0.1:443"));
+        for bad in ["localhost", "localhost:x", "localhost:65536", ":1"] {
+            assert!(addresses_of(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

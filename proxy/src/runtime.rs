@@ -33,11 +33,12 @@ use crate::admission::{Admission, UnderWay};
 use crate::connection;
 use crate::hash::Configured;
 use crate::http::flow::WindowBudget;
-use crate::http::pool::Pool;
+use crate::http::pool::{Pool, SWEEPING};
 use crate::journal::Journal;
 use crate::listener::{Accepted, Handed};
 use crate::listing::{self, Question};
 use crate::metrics::{Latest, Metrics};
+use crate::pulse::Pulses;
 use crate::recheck::{self, Registry};
 use crate::relay::Pipes;
 use crate::resolve::Names;
@@ -131,6 +132,7 @@ pub(crate) struct Shared {
     /// What HTTP/2 windows may grow into.
     pub(crate) windows: Arc<WindowBudget>,
     pub(crate) admission: Admission,
+    pub(crate) pulses: Pulses,
     pub(crate) admin: AdminSide,
     pub(crate) started: Instant,
 }
@@ -485,12 +487,17 @@ pub(crate) fn work(
         let mut telling = JoinSet::new();
         telling.spawn_local(async move { teller.keep_telling().await });
         let mut open = JoinSet::new();
-        // Both end with the runtime.
+        // They end with the runtime.
         drop(tokio::task::spawn_local(recheck::run(Rc::clone(&worker))));
         drop(tokio::task::spawn_local(listing::answer(Rc::clone(
             &worker,
         ))));
+        let alive = Arc::clone(&shared);
+        drop(tokio::task::spawn_local(async move {
+            alive.pulses.give().await
+        }));
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        let mut sweeping = tokio::time::interval(SWEEPING);
         loop {
             // Every arm is cancel-safe by its own documentation.
             tokio::select! {
@@ -500,6 +507,7 @@ pub(crate) fn work(
                     None => break,
                 },
                 Some(_ended) = open.join_next() => {}
+                _ = sweeping.tick() => worker.pool.evict_closed(),
                 _ = housekeeping.tick() => {
                     worker.forget_unused();
                     worker.pool.evict_idle(shared.credentials.load().generation());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -221,7 +221,6 @@ pub(crate) async fn connect(
         let (tcp, address) = dial(&addresses, deadline)
             .await
             .map_err(ConnectError::Tcp)?;
-        note_untuned(tcp.set_nodelay(true));
         let EndpointTls::Mesh { sni, expected } = &endpoint.tls else {
             let stream = Stream::plain(tcp);
             return Ok(Upstream {
@@ -262,7 +261,7 @@ async fn dial(
     deadline: Duration,
 ) -> std::io::Result<(TcpStream, SocketAddr)> {
     if let [only] = addresses {
-        return Ok((TcpStream::connect(only).await?, *only));
+        return Ok((dial_one(*only).await?, *only));
     }
     let stagger = stagger(addresses.len(), deadline);
     let mut rest = addresses.iter().copied();
@@ -270,7 +269,7 @@ async fn dial(
     let mut failed: Option<std::io::Error> = None;
     loop {
         if let Some(address) = rest.next() {
-            dialled.spawn(async move { (TcpStream::connect(address).await, address) });
+            dialled.spawn(async move { (dial_one(address).await, address) });
         }
         // Both arms are cancel-safe: tasks of their own, and a sleep that begins anew on purpose.
         let ended = tokio::select! {
@@ -293,6 +292,27 @@ async fn dial(
             }
         }
     }
+}
+
+/// Connects one address. Where that takes no time, as on the same machine, the event loop is not
+/// waited for.
+async fn dial_one(address: SocketAddr) -> std::io::Result<TcpStream> {
+    let kind = Type::STREAM.nonblocking();
+    let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
+    note_untuned(socket.set_tcp_nodelay(true));
+    match socket.connect(&address.into()) {
+        Err(error) if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let tcp = TcpStream::from_std(socket.into())?;
+    // A socket that is not connected yet, or no more, has no peer.
+    if tcp.peer_addr().is_err() {
+        tcp.writable().await?;
+        if let Some(error) = tcp.take_error()? {
+            return Err(error);
+        }
+    }
+    Ok(tcp)
 }
 
 /// So that every address has its turn before the deadline.
@@ -372,8 +392,6 @@ impl Pinned {
 #[cfg(test)]
 mod tests {
     use std::io;
-
-    use socket2::{Domain, Socket, Type};
 
     use tokio::time::Instant;
 

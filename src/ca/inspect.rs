@@ -1,7 +1,7 @@
 //! `zeugma ca inspect`: what certificates say, for people. Nothing is trusted, nothing is refused.
 
 use std::io::{self, Write as _};
-use std::net::{TcpStream, ToSocketAddrs as _};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -134,7 +134,7 @@ fn connect(address: &str) -> Result<TcpStream, ProbeError> {
         source,
     };
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for candidate in address.to_socket_addrs().map_err(fail)? {
+    for candidate in zeugma_proxy::addresses_of(address).map_err(fail)? {
         match TcpStream::connect_timeout(&candidate, PROBE_TIMEOUT) {
             Ok(socket) => return Ok(socket),
             Err(error) => last = error,

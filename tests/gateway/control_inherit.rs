@@ -13,19 +13,27 @@ use crate::data_mesh::{HELLO, endpoints, near_route};
 use crate::data_services::HttpService;
 use crate::mesh::{Cluster, DEADLINE, Gateway, within};
 
-/// A gateway that is given a socket as systemd gives it: descriptor 3, and the variables of
-/// sd_listen_fds(3), of which LISTEN_PID must be the process's own.
-fn given(east: &Cluster, socket: &TcpListener, name: &str) -> Command {
-    let script = "exec 3<&0 0</dev/null; export LISTEN_PID=$$; exec \"$0\" \"$@\"";
+/// A gateway whose process this script of a shell prepares: `$$` is its own PID from the start.
+fn prepared(east: &Cluster, script: &str) -> Command {
     let gateway = Gateway::command(&east.config());
     let mut command = Command::new("sh");
     command
-        .args(["-c", script])
+        .arg("-c")
+        .arg(format!("{script}; exec \"$0\" \"$@\""))
         .arg(gateway.get_program())
         .args(gateway.get_args())
+        .env_remove("ZEUGMA_LOG")
+        .stdin(Stdio::null());
+    command
+}
+
+/// A gateway that is given a socket as systemd gives it: descriptor 3, and the variables of
+/// sd_listen_fds(3), of which LISTEN_PID must be the process's own.
+fn given(east: &Cluster, socket: &TcpListener, name: &str) -> Command {
+    let mut command = prepared(east, "exec 3<&0 0</dev/null; export LISTEN_PID=$$");
+    command
         .env("LISTEN_FDS", "1")
         .env("LISTEN_FDNAMES", name)
-        .env_remove("ZEUGMA_LOG")
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(
             socket.try_clone().unwrap(),
         )));
@@ -197,4 +205,37 @@ async fn the_service_manager_hears_of_ready_reloading_stopping_and_the_next_proc
         .set_read_timeout(Some(Duration::from_millis(1)))
         .unwrap();
     assert!(manager.0.recv(&mut [0; 16]).is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_service_manager_hears_that_all_is_well_as_often_as_it_asks() {
+    let east = Cluster::new("east");
+    east.write_gateway();
+    let (manager, path) = Manager::new(&east);
+    // WATCHDOG_PID is the process's own, as sd_watchdog_enabled(3) has it.
+    let watched = |pid: &str| {
+        let mut command = prepared(&east, &format!("export WATCHDOG_PID={pid}"));
+        command.env("NOTIFY_SOCKET", &path);
+        command.env("WATCHDOG_USEC", "100000");
+        east.spawn(command)
+    };
+    let gateway = watched("$$");
+    let mut heard = Vec::new();
+    while heard.iter().filter(|word| **word == "WATCHDOG=1").count() < 5 {
+        heard.extend(manager.hears());
+    }
+    assert!(heard.contains(&"READY=1".to_owned()), "{heard:?}");
+    let stalled = gateway.metrics().await;
+    assert_eq!(stalled.value("zeugma_workers_stalled", &[]), 0.0);
+    gateway.finish().await;
+    while manager.hears() != ["STOPPING=1"] {}
+    manager.0.set_nonblocking(true).unwrap();
+    while manager.0.recv(&mut [0; 64]).is_ok() {}
+    manager.0.set_nonblocking(false).unwrap();
+
+    // Another process was meant: not a word but the usual.
+    let gateway = watched("1");
+    assert_eq!(manager.hears(), ["READY=1"]);
+    gateway.finish().await;
+    assert_eq!(manager.hears(), ["STOPPING=1"]);
 }

@@ -312,6 +312,27 @@ async fn what_the_gateway_takes_for_one_request_is_one_at_the_endpoint() {
     shop.gateway.finish().await;
 }
 
+#[tokio::test]
+async fn a_body_is_framed_by_its_length_whatever_the_caller_says_of_it() {
+    let shop = shop().await;
+    // RFC 9110 §7.6.1: `connection` may not name it, and without it the body is the next request.
+    let body = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    let request = format!(
+        "POST /a HTTP/1.1\r\nHost: {ORDERS}\r\nConnection: close, Content-Length\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = plain(shop.east.apps, request.as_bytes()).await;
+    assert_eq!(answer.status(), 200, "{answer:?}");
+    let seen = shop.orders.requests();
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    assert_eq!(
+        (seen[0].uri.path(), &*seen[0].body),
+        ("/a", body.as_bytes())
+    );
+    shop.gateway.finish().await;
+}
+
 /// The paths of the requests in the log.
 fn told(gateway: &Gateway) -> Vec<String> {
     let lines = gateway.log_so_far();

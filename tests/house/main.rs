@@ -332,6 +332,8 @@ fn the_cores_clippy_limits_are_the_workspaces() {
     let core = read("proxy/core/clippy.toml");
     let found: Vec<_> = read("clippy.toml")
         .lines()
+        // Behind the limits is what may not be called, of which the core's list has more.
+        .take_while(|line| !line.starts_with("disallowed-"))
         .filter(|line| line.contains('='))
         .filter(|line| !core.lines().any(|other| other == *line))
         .map(|line| format!("proxy/core/clippy.toml: `{line}` of clippy.toml is missing"))

@@ -4,6 +4,7 @@
 //! ours.
 
 #[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "the peers of other tests are in it as well")]
 mod support;
 
 mod curl;

@@ -18,9 +18,9 @@ use tokio_util::io::poll_read_buf;
 
 use super::expect::{Answered, Gate, Stands};
 use super::h2_client::StreamCount;
-use super::headers;
 use super::record::Record;
 use super::stream::Incoming;
+use super::{h1, headers};
 use crate::runtime::InFlight;
 
 /// What is read at once of another protocol.
@@ -39,12 +39,12 @@ const fn frames_max(bytes_max: usize) -> usize {
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {
-    /// The other side's body failed.
-    #[error(transparent)]
-    Hyper(#[from] hyper::Error),
     /// The other side's body failed, or the side that it goes to.
     #[error(transparent)]
     Http2(#[from] h2::Error),
+    /// The other side's body failed, or the side that it goes to.
+    #[error(transparent)]
+    Http1(#[from] h1::Error),
     /// The other side is gone.
     #[error("no PING was answered")]
     Unanswered,
@@ -78,7 +78,7 @@ impl BodyError {
                 reason => reason.unwrap_or(h2::Reason::CANCEL),
             },
             Self::Superseded | Self::Closed | Self::Refused | Self::Unread(_) => h2::Reason::CANCEL,
-            Self::Hyper(_) | Self::Unanswered | Self::Silent(_) => h2::Reason::INTERNAL_ERROR,
+            Self::Http1(_) | Self::Unanswered | Self::Silent(_) => h2::Reason::INTERNAL_ERROR,
         }
     }
 }
@@ -127,8 +127,9 @@ struct Tee {
 }
 
 impl Source {
-    /// Takes a request's body; up to `keep_bytes_max` bytes are kept for another try.
-    pub(crate) fn new(incoming: Incoming, keep_bytes_max: usize) -> Self {
+    /// Takes the body of a request that came `now`; up to `keep_bytes_max` bytes are kept for another
+    /// try.
+    pub(crate) fn new(incoming: Incoming, keep_bytes_max: usize, now: Instant) -> Self {
         let ended = incoming.is_end_stream();
         Self(Rc::new(RefCell::new(SourceState {
             incoming,
@@ -140,7 +141,7 @@ impl Source {
             ended,
             failed: false,
             received: 0,
-            progressed: Instant::now(),
+            progressed: now,
             starved: false,
             current: 0,
             tees: Vec::new(),
@@ -602,7 +603,7 @@ mod tests {
             let (head, recv) = request.into_parts();
             let window = Flow::new(&Arc::default(), Side::Server, 1).open(1);
             let incoming = Incoming::h2(recv, window, &head.headers, None, None);
-            let source = Source::new(incoming, KEPT_MAX);
+            let source = Source::new(incoming, KEPT_MAX, Instant::now());
             let copy = source.tee(KEPT_MAX);
             let body = source.next_try();
             let driving = std::future::poll_fn(|cx| connection.poll_accept(cx).map(drop));

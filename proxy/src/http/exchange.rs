@@ -1,16 +1,19 @@
 //! The life of a request: route -> authorize -> plan -> connect -> send -> answer -> account.
 
+use std::cell::RefCell;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version as HttpVersion,
-    header, request,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
+    Version as HttpVersion, header, request,
 };
 use http_body::Body as _;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep_until};
 use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, peer_of};
 use zeugma_core::engine::{cluster_of, nothing_healthy};
 use zeugma_core::identity::SpiffeId;
@@ -24,10 +27,11 @@ use zeugma_core::verdict::Reason;
 
 use super::body::{Held, Outgoing, Progress, Source};
 use super::expect::{Answered, Gate, Passing, expects_continue};
+use super::h1;
 use super::h2_client::StreamCount;
-use super::headers::{self, Claim, TRACEPARENT, TRACESTATE, ZEUGMA_REASON};
+use super::headers::{self, Claim, TRACEPARENT, ZEUGMA_REASON};
 use super::keepalive::{Pings, When};
-use super::pool::{ConnectFailure, Lease, SendError, Wire};
+use super::pool::{ConnectFailure, Lease, SendError, Turn, Wire};
 use super::record::Record;
 use super::stream::Incoming;
 use super::upgrade::Upgrade;
@@ -42,12 +46,14 @@ use crate::upstream::{self, Pinned};
 
 /// Times a request is sent anew because a pooled connection turned out to be closed.
 const STALE_MAX: u32 = 3;
+/// Room for the headers that are added to a request.
+const ADDED: usize = 6;
 
 /// A request that is being answered.
 pub(super) struct Exchange {
     pub(super) context: Rc<Context>,
     pub(super) head: request::Parts,
-    pub(super) request_id: String,
+    pub(super) request_id: HeaderValue,
     pub(super) is_grpc: bool,
     /// The identity handed on to whoever answers.
     pub(super) caller: Option<SpiffeId>,
@@ -57,6 +63,7 @@ pub(super) struct Exchange {
     pub(super) upgrade: Option<Upgrade>,
     /// What is sent instead of a trace that is missing or invalid.
     made_trace: Option<HeaderValue>,
+    began: std::time::Instant,
     /// A gateway whose word counts says who calls, but not so that it can be read.
     is_unreadable: bool,
     record: Record,
@@ -68,8 +75,7 @@ pub(super) async fn exchange(
     request: Request<Incoming>,
 ) -> Response<Outgoing> {
     let published = context.worker.shared.published.load_full();
-    let mut request = request;
-    let upgrade = upgrade::asked_for(context.version, &mut request);
+    let upgrade = upgrade::asked_for(context.version, &request);
     let (head, incoming) = request.into_parts();
     let gate = (expects_continue(&head.headers) && !incoming.is_end_stream()).then(Gate::default);
     let mut exchange = Exchange::begin(context, &published, head);
@@ -104,7 +110,11 @@ pub(super) async fn exchange(
         Err(reason) => return exchange.refuse(reason, None),
     }
     context.note_idle(to.cluster().timeouts.idle);
-    let source = Source::new(incoming, to.cluster().retries.buffer_bytes_max);
+    let source = Source::new(
+        incoming,
+        to.cluster().retries.buffer_bytes_max,
+        exchange.began,
+    );
     exchange.record.counts(source.clone());
     if let Some(gate) = gate {
         source.keep_back(gate);
@@ -156,7 +166,15 @@ impl Exchange {
                 }
             }
         };
-        let closed = Closed {
+        // What is asked on a stream of HTTP/2 by CONNECT is judged as the GET it stands for.
+        let method = if head.method == Method::CONNECT {
+            Method::GET
+        } else {
+            head.method.clone()
+        };
+        let asked = Rc::new((method, head.uri.clone()));
+        let made_trace = trace.is_made.then(|| trace.parent().clone());
+        let closed = Box::new(Closed {
             listener: Arc::clone(&context.listener),
             source: context.source,
             generation: published.generation,
@@ -166,10 +184,10 @@ impl Exchange {
             destination: None,
             request: Some(RequestFacts {
                 id: request_id.clone(),
-                trace_id: trace.id,
-                method: head.method.as_str().to_owned(),
-                authority: String::new(),
-                path: head.uri.path().to_owned(),
+                trace,
+                method: head.method.clone(),
+                authority: None,
+                asked: Rc::clone(&asked),
                 version: match context.version {
                     Version::H1 => "HTTP/1.1",
                     Version::H2 => "HTTP/2",
@@ -183,8 +201,9 @@ impl Exchange {
             bytes_sent: 0,
             bytes_received: 0,
             duration: Duration::ZERO,
-        };
-        let record = Record::new(context, closed, &head);
+        });
+        let began = std::time::Instant::now();
+        let record = Record::new(context, closed, asked, began);
         let attests = |verified| {
             gateway_of(published, context, verified).is_some_and(|p| !p.attests.is_empty())
         };
@@ -199,7 +218,8 @@ impl Exchange {
             caller,
             from_gateway,
             upgrade: None,
-            made_trace: trace.made,
+            made_trace,
+            began,
             is_unreadable,
             record,
         }
@@ -211,10 +231,27 @@ impl Exchange {
             return Err(Reason::RequestMalformed);
         }
         let authority = headers::authority(&self.head).ok_or(Reason::AuthorityMissing)?;
+        let (authority, known) = {
+            // Callers keep to one on a connection, mostly.
+            let before = self.context.routed.borrow();
+            match before.as_ref().filter(|one| *one.authority == *authority) {
+                None => (Arc::from(authority), None),
+                Some(one) => {
+                    let is_current = one.generation == published.generation;
+                    (
+                        Arc::clone(&one.authority),
+                        is_current.then_some(one.service),
+                    )
+                }
+            }
+        };
         if let Some(request) = self.record.facts().and_then(|facts| facts.request.as_mut()) {
-            authority.clone_into(&mut request.authority);
+            request.authority = Some(Arc::clone(&authority));
         }
-        let service = self.find(published, authority)?;
+        let service = match known {
+            Some(service) => service,
+            None => self.find(published, authority)?,
+        };
         let at = published.snapshot.service(service);
         let name = Arc::clone(&at.name);
         (self.record.entry()).is_of(&name, at.port);
@@ -225,14 +262,7 @@ impl Exchange {
     }
 
     /// The service that an authority stands for on this connection.
-    fn find(&self, published: &Published, authority: &str) -> Result<ServiceIx, Reason> {
-        // Callers keep to one on a connection, mostly.
-        if let Some(before) = &*self.context.routed.borrow()
-            && before.generation == published.generation
-            && before.authority == authority
-        {
-            return Ok(before.service);
-        }
+    fn find(&self, published: &Published, authority: Arc<str>) -> Result<ServiceIx, Reason> {
         let snapshot = &published.snapshot;
         let listener = published
             .listener(&self.context.listener)
@@ -250,17 +280,17 @@ impl Exchange {
                     ServiceIx(again.ok_or(Reason::SniUnknown)?)
                 };
                 if any_port {
-                    check_authority_port(snapshot, listener, sni, authority)?
+                    check_authority_port(snapshot, listener, sni, &authority)?
                 } else {
-                    check_authority(snapshot, listener, sni, authority)?
+                    check_authority(snapshot, listener, sni, &authority)?
                 }
             }
             (_, Some(only)) => only,
-            (None, None) => route_authority(snapshot, listener, authority)?,
+            (None, None) => route_authority(snapshot, listener, &authority)?,
         };
         self.context.routed.replace(Some(Routed {
             generation: published.generation,
-            authority: authority.to_owned(),
+            authority,
             service,
         }));
         Ok(service)
@@ -327,15 +357,15 @@ impl Exchange {
         let credentials = self.context.worker.shared.credentials.load();
         let on_list = (self.context.identity.iter().chain(handed_on))
             .find_map(|id| credentials.denied().position(id));
-        let position = rule
-            .and_then(|rule| rule.position.as_ref())
-            .map(ToString::to_string);
+        let position = rule.and_then(|rule| rule.position.as_ref());
+        let position = position.map(|at| self.context.latest_rule.text(published.generation, at));
+        let is_on_list = on_list.is_some();
         if let Some(closed) = self.record.facts() {
             closed.caller.attested = attested;
             closed.detail = denial;
-            closed.rule = on_list.clone().or(position);
+            closed.rule = on_list.map(Arc::from).or(position);
         }
-        if on_list.is_some() {
+        if is_on_list {
             return Err(Reason::IdentityDenied);
         }
         verdict
@@ -488,7 +518,12 @@ impl Exchange {
         let worker = Rc::clone(&self.context.worker);
         let cluster = to.cluster();
         let endpoint = cluster.endpoint(attempt.endpoint);
-        let began = Instant::now();
+        // The first try begins with the request.
+        let began = if nth == 1 {
+            Instant::from_std(self.began)
+        } else {
+            Instant::now()
+        };
         if self.upgrade.is_some() && !self.tunnels_on_stream(endpoint) {
             let response = upgrade::try_endpoint(self, to, attempt, nth).await?;
             return Ok((response, None));
@@ -498,19 +533,7 @@ impl Exchange {
             let wire = self.wire(endpoint);
             let lease = match worker.pool.lease(&worker, to, endpoint, wire).await {
                 Ok(lease) => lease,
-                Err(ConnectFailure {
-                    shed: Some(reason), ..
-                }) => return Err(TryError::Shed(reason)),
-                Err(error) => {
-                    self.arrive(to, attempt, nth, None);
-                    if let Some(rule) = error.refused_rule {
-                        self.note(|closed, _| *closed.rule = Some(rule));
-                    }
-                    if error.is_first_told {
-                        worker.observe(&endpoint.key, Err(Failure::Connect));
-                    }
-                    return Err(TryError::untold(Failure::Connect, error.detail));
-                }
+                Err(failure) => return Err(self.unleased(to, attempt, nth, failure)),
             };
             if self.upgrade.is_some() && !lease.takes_extended_connect() {
                 drop(lease);
@@ -520,23 +543,26 @@ impl Exchange {
             self.arrive(to, attempt, nth, Some(&lease));
             let reused = lease.reused;
             let is_kept = reused && !lease.is_h2();
-            let mut request = self.outgoing(endpoint, &lease, source.next_try());
-            if let Some(gate) = source.gate() {
-                let expect = HeaderValue::from_static("100-continue");
-                request.headers_mut().insert(header::EXPECT, expect);
-                request.extensions_mut().insert(gate);
-            }
-            if self.upgrade.is_some() {
-                upgrade::ask_on_stream(&mut request);
-            }
-            let sending = Box::pin(lease.send(&worker, request));
             let deadlines = Deadlines {
                 began,
                 response_headers: cluster.timeouts.response_headers,
                 per_try: cluster.timeouts.per_try,
                 idle: cluster.timeouts.idle,
             };
-            match deadlines.hold(source, sending).await {
+            let timer = &self.context.timer;
+            let sent = match lease.into_turn() {
+                Ok(mut turn) => {
+                    self.begin_turn(endpoint, &mut turn, source);
+                    deadlines.hold(timer, source, turn.response(&worker)).await
+                }
+                Err(place) => {
+                    let request = self.for_stream(endpoint, source);
+                    let sending = Box::pin(place.send(request));
+                    let sent = deadlines.hold(timer, source, sending).await;
+                    sent.map(|sent| sent.map(|(response, stream)| (response, Some(stream))))
+                }
+            };
+            match sent {
                 Err(Late::Caller) => return Err(TryError::Caller),
                 Err(Late::Endpoint) => {
                     worker.observe(&endpoint.key, Err(Failure::Timeout));
@@ -562,6 +588,26 @@ impl Exchange {
                 }
             }
         }
+    }
+
+    /// Tells of an endpoint to which there is no connection.
+    fn unleased(
+        &mut self,
+        to: &Pinned,
+        attempt: &Attempt,
+        nth: u32,
+        failure: ConnectFailure,
+    ) -> TryError {
+        if let Some(reason) = failure.shed {
+            return TryError::Shed(reason);
+        }
+        self.arrive(to, attempt, nth, None);
+        self.note_refused(failure.refused_rule);
+        if failure.is_first_told {
+            let endpoint = to.cluster().endpoint(attempt.endpoint);
+            (self.context.worker).observe(&endpoint.key, Err(Failure::Connect));
+        }
+        TryError::untold(Failure::Connect, failure.detail)
     }
 
     /// Whether the endpoint may have closed a kept HTTP/1.1 connection before the request reached
@@ -627,50 +673,139 @@ impl Exchange {
     }
 
     fn outgoing_headers(&self, authority: &str, endpoint: &Endpoint, is_h2: bool) -> HeaderMap {
-        let mut out = self.head.headers.clone();
-        headers::remove_hop_by_hop(&mut out);
-        headers::remove(&mut out, |name| match name {
-            "expect" | headers::REASON => true,
-            "host" => is_h2,
-            headers::MIRROR => !self.from_gateway,
-            _ => false,
+        let mut out = HeaderMap::with_capacity(self.head.headers.len() + ADDED);
+        self.each_outgoing(authority, endpoint, is_h2, |name, value| {
+            out.append(name.clone(), value.clone());
         });
-        if !is_h2 {
-            headers::join_cookies(&mut out);
-            headers::set(&mut out, header::HOST, authority);
-        }
-        if let Some(made) = &self.made_trace {
-            headers::remove(&mut out, |name| name == TRACESTATE.as_str());
-            out.insert(TRACEPARENT, made.clone());
-        }
-        headers::set(&mut out, headers::REQUEST_ID, &self.request_id);
-        let credentials = self.context.worker.shared.credentials.load();
-        headers::hand_on(&mut out, credentials.id(), self.caller.as_ref());
-        if endpoint.peer.is_some() {
-            // Our word on where the request began is the first one that the peer reads.
-            out.remove(header::VIA);
-            headers::add_via(&mut out, self.head.version);
-            for value in self.head.headers.get_all(header::VIA) {
-                out.append(header::VIA, value.clone());
-            }
-        }
         out
     }
 
-    fn outgoing(&self, endpoint: &Endpoint, lease: &Lease, body: Outgoing) -> Request<Outgoing> {
-        let mut head = self.outgoing_head(endpoint, lease.is_h2());
-        if let Some(passing) = self.head.extensions.get::<Passing>() {
-            head.extensions.insert(passing.clone());
+    /// The headers of the request as it leaves this hop, one by one.
+    fn each_outgoing(
+        &self,
+        authority: &str,
+        endpoint: &Endpoint,
+        is_h2: bool,
+        mut tell: impl FnMut(&HeaderName, &HeaderValue),
+    ) {
+        let headers = &self.head.headers;
+        let named = headers::named_by_connection(headers);
+        let to_peer = endpoint.peer.is_some();
+        let splits_cookies = !is_h2 && headers.get_all(header::COOKIE).iter().nth(1).is_some();
+        // Most of all headers are none of these, which one look at the name tells.
+        let passes = |name: &HeaderName| match name.as_str() {
+            // What is said anew below, and what is between gateways.
+            "expect" | "host" | "x-request-id" | "x-forwarded-client-cert" | headers::REASON => {
+                false
+            }
+            name if headers::ends_at_hop(name) => false,
+            "traceparent" | "tracestate" => self.made_trace.is_none() && !named.contains(name),
+            headers::MIRROR => self.from_gateway && !named.contains(name),
+            "via" => !to_peer && !named.contains(name),
+            "cookie" => !splits_cookies && !named.contains(name),
+            // Once below: HTTP/1.1 frames the body by it.
+            "content-length" => is_h2,
+            _ => !named.contains(name),
+        };
+        if !is_h2 {
+            match headers.get(header::HOST) {
+                Some(host) if host == authority => tell(&header::HOST, host),
+                Some(_) | None => {
+                    if let Ok(host) = HeaderValue::try_from(authority) {
+                        tell(&header::HOST, &host);
+                    }
+                }
+            }
         }
-        Request::from_parts(head, body)
+        for (name, value) in headers {
+            if passes(name) {
+                tell(name, value);
+            }
+        }
+        if !is_h2
+            && headers::content_length(headers).is_some()
+            && let Some(length) = headers.get(header::CONTENT_LENGTH)
+        {
+            tell(&header::CONTENT_LENGTH, length);
+        }
+        if headers::takes_trailers(headers) {
+            // gRPC needs it (RFC 9110 §10.1.4).
+            tell(&header::TE, &HeaderValue::from_static("trailers"));
+        }
+        if splits_cookies
+            && !named.contains(&header::COOKIE)
+            && let Some(joined) = headers::joined_cookies(headers)
+        {
+            tell(&header::COOKIE, &joined);
+        }
+        if let Some(made) = &self.made_trace {
+            tell(&TRACEPARENT, made);
+        }
+        tell(&headers::REQUEST_ID, &self.request_id);
+        if let Some(caller) = &self.caller {
+            // Whatever the caller sent, this is the one element that we vouch for.
+            let credentials = self.context.worker.shared.credentials.load();
+            if let Some(value) = headers::handed_on(credentials.id(), caller) {
+                tell(&headers::XFCC, &value);
+            }
+        }
+        if to_peer {
+            // Our word on where the request began is the first one that the peer reads.
+            tell(&header::VIA, &headers::via(self.head.version));
+            if !named.contains(&header::VIA) {
+                for value in headers.get_all(header::VIA) {
+                    tell(&header::VIA, value);
+                }
+            }
+        }
+    }
+
+    /// Begins the request on an HTTP/1.1 connection: written, without a map of its headers.
+    fn begin_turn(&self, endpoint: &Endpoint, turn: &mut Turn, source: &Source) {
+        let gate = source.gate();
+        let asks = gate.is_some();
+        let headers = &self.head.headers;
+        let asked = h1::Asked {
+            to_head: self.head.method == Method::HEAD,
+            length: headers::content_length(headers),
+            trailers: headers.get_all(header::TRAILER),
+        };
+        turn.begin(asked, source.next_try(), gate, |out| {
+            h1::write_request_line(out, self.method(), &self.head.uri);
+            let authority = headers::authority(&self.head).unwrap_or_default();
+            self.each_outgoing(authority, endpoint, false, |name, value| {
+                h1::write_header(out, name.as_str(), value.as_bytes());
+            });
+            if asks {
+                h1::write_header(out, header::EXPECT.as_str(), b"100-continue");
+            }
+        });
+    }
+
+    /// The request for a stream of HTTP/2.
+    fn for_stream(&self, endpoint: &Endpoint, source: &Source) -> Request<Outgoing> {
+        let head = self.outgoing_head(endpoint, true);
+        let mut request = Request::from_parts(head, source.next_try());
+        if let Some(gate) = source.gate() {
+            let expect = HeaderValue::from_static("100-continue");
+            request.headers_mut().insert(header::EXPECT, expect);
+            request.extensions_mut().insert(gate);
+        }
+        if let Some(passing) = self.head.extensions.get::<Passing>() {
+            request.extensions_mut().insert(passing.clone());
+        }
+        if self.upgrade.is_some() {
+            upgrade::ask_on_stream(&mut request);
+        }
+        request
     }
 
     /// Notes which endpoint is tried.
     pub(super) fn arrive(&mut self, to: &Pinned, attempt: &Attempt, nth: u32, at: Option<&Lease>) {
         let endpoint = to.cluster().endpoint(attempt.endpoint);
         let address = at.map_or_else(
-            || endpoint.address.to_string(),
-            |lease| lease.facts.address.to_string(),
+            || endpoint.address.to_string().into(),
+            |lease| Arc::clone(&lease.facts.address),
         );
         let peer = at.and_then(|lease| lease.facts.peer.as_ref());
         self.goes_to(to, attempt, peer, at.map(Lease::credentials));
@@ -711,7 +846,7 @@ impl Exchange {
     /// Notes the rule that an endpoint's certificate breaks.
     pub(super) fn note_refused(&mut self, rule: Option<String>) {
         if rule.is_some() {
-            self.note(|closed, _| *closed.rule = rule);
+            self.note(|closed, _| *closed.rule = rule.map(Arc::from));
         }
     }
 
@@ -793,7 +928,7 @@ impl Exchange {
 /// What of a record an exchange adds to.
 pub(super) struct NotedClosed<'a> {
     pub(super) destination: &'a mut Option<Destination>,
-    pub(super) rule: &'a mut Option<String>,
+    pub(super) rule: &'a mut Option<Arc<str>>,
     pub(super) detail: &'a mut Option<String>,
     pub(super) reason: &'a mut Reason,
 }
@@ -846,6 +981,7 @@ struct Deadlines {
     idle: Duration,
 }
 
+#[derive(Debug, Clone, Copy)]
 enum Late {
     /// The endpoint took too long to read the request or to answer it.
     Endpoint,
@@ -856,42 +992,89 @@ enum Late {
 impl Deadlines {
     /// Waits for the response's head: `response_headers` from the end of the request, or while the
     /// endpoint does not read it; `idle` while the caller sends none of it; `per_try` in all.
-    async fn hold<T>(&self, source: &Source, sending: impl Future<Output = T>) -> Result<T, Late> {
+    ///
+    /// The timer is the connection's, and is left running for its next request: to set one costs more
+    /// than the rest of this.
+    async fn hold<T>(
+        &self,
+        timer: &Timer,
+        source: &Source,
+        sending: impl Future<Output = T>,
+    ) -> Result<T, Late> {
         let mut sending = std::pin::pin!(sending);
-        loop {
-            let (since, patience, late) = match source.progress() {
-                Progress::Ended(at) | Progress::AwaitsEndpoint(at) => {
-                    (at, self.response_headers, Late::Endpoint)
+        let mut sleep = timer.take();
+        let mut now = self.began;
+        let mut waits = self.waits(source, now);
+        let held = std::future::poll_fn(|cx| {
+            if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
+                return Poll::Ready(Ok(sent));
+            }
+            loop {
+                let sleep = sleep.get_or_insert_with(|| Box::pin(sleep_until(waits.look)));
+                if sleep.deadline() > waits.look {
+                    sleep.as_mut().reset(waits.look);
                 }
-                Progress::AwaitsCaller(at) => (at, self.idle, Late::Caller),
-            };
-            let due = self.began.max(Instant::from_std(since)) + patience;
-            let per_try = self.per_try.map(|per_try| self.began + per_try);
-            // Looked at anew now and then: what is waited for changes under way.
-            let look = due.min(Instant::now() + self.response_headers);
-            let look = per_try.map_or(look, |per_try| look.min(per_try));
-            // The sending is pinned outside of the loop; the other arm only waits.
-            tokio::select! {
-                sent = &mut sending => return Ok(sent),
-                () = tokio::time::sleep_until(look) => {}
-            }
-            let now = Instant::now();
-            if per_try.is_some_and(|per_try| now >= per_try) {
-                return Err(Late::Endpoint);
-            }
-            if now >= due {
-                let moved = match source.progress() {
-                    Progress::Ended(at)
-                    | Progress::AwaitsEndpoint(at)
-                    | Progress::AwaitsCaller(at) => at != since,
-                };
-                if !moved {
-                    return Err(late);
+                ready!(sleep.as_mut().poll(cx));
+                now = Instant::now();
+                if now >= waits.look {
+                    if let Some(late) = self.is_late(source, &waits, now) {
+                        return Poll::Ready(Err(late));
+                    }
+                    waits = self.waits(source, now);
                 }
+                sleep.as_mut().reset(waits.look);
             }
+        });
+        let held = held.await;
+        timer.replace(sleep);
+        held
+    }
+
+    /// What is waited for, from `now` on.
+    fn waits(&self, source: &Source, now: Instant) -> Waits {
+        let (since, patience, late) = match source.progress() {
+            Progress::Ended(at) | Progress::AwaitsEndpoint(at) => {
+                (at, self.response_headers, Late::Endpoint)
+            }
+            Progress::AwaitsCaller(at) => (at, self.idle, Late::Caller),
+        };
+        let due = self.began.max(Instant::from_std(since)) + patience;
+        // Looked at anew now and then: what is waited for changes under way.
+        let look = due.min(now + self.response_headers);
+        let per_try = self.per_try.map(|per_try| self.began + per_try);
+        Waits {
+            since,
+            due,
+            late,
+            look: per_try.map_or(look, |per_try| look.min(per_try)),
         }
     }
+
+    fn is_late(&self, source: &Source, waits: &Waits, now: Instant) -> Option<Late> {
+        if self
+            .per_try
+            .is_some_and(|per_try| now >= self.began + per_try)
+        {
+            return Some(Late::Endpoint);
+        }
+        let (Progress::Ended(at) | Progress::AwaitsEndpoint(at) | Progress::AwaitsCaller(at)) =
+            source.progress();
+        (now >= waits.due && at == waits.since).then_some(waits.late)
+    }
 }
+
+/// What a try waits for.
+#[derive(Debug)]
+struct Waits {
+    since: std::time::Instant,
+    due: Instant,
+    late: Late,
+    /// When it is looked at.
+    look: Instant,
+}
+
+/// The timer of a connection, while no request of it has it.
+pub(crate) type Timer = RefCell<Option<Pin<Box<Sleep>>>>;
 
 /// When the caller of a connection is asked whether it is there, if it is a peer's gateway.
 pub(super) fn asking_peer(published: &Published, context: &Context) -> Option<Pings> {

@@ -11,8 +11,6 @@ pub(crate) const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The trace that a request is part of (W3C Trace Context).
 pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-/// What tracing systems say of it besides; nothing without a valid `traceparent`.
-pub(crate) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// Why a gateway answered itself, for the gateway that called it.
 pub(crate) const ZEUGMA_REASON: HeaderName = HeaderName::from_static(REASON);
 /// Its name.
@@ -46,68 +44,52 @@ pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
     }
 }
 
-/// Removes what ends at this hop; `te: trailers` is kept, since gRPC needs it (RFC 9110 §10.1.4).
+/// Removes what ends at this hop.
 pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     // Most messages have none of them, which one look at all names tells.
-    let ends_here = |name: &str| {
-        matches!(
-            name,
-            "connection"
-                | "keep-alive"
-                | "proxy-connection"
-                | "transfer-encoding"
-                | "upgrade"
-                | "http2-settings"
-                | "te"
-        )
-    };
-    if !headers.keys().any(|name| ends_here(name.as_str())) {
+    if !headers.keys().any(|name| ends_at_hop(name.as_str())) {
         return;
     }
-    let named: Vec<HeaderName> = headers
+    for name in named_by_connection(headers).iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+    headers.remove(header::TE);
+}
+
+/// Whether a header ends at this hop by its own name (RFC 9110 §7.6.1).
+pub(crate) fn ends_at_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+            | "te"
+    )
+}
+
+/// The headers that `connection` names as ending at this hop (RFC 9110 §7.6.1).
+pub(crate) fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    headers
         .get_all(header::CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
-        .filter(|name| *name != header::TE)
-        .collect();
-    if headers.contains_key(header::TRANSFER_ENCODING) {
-        // RFC 9112 §6.3: it was not the length of what came.
-        headers.remove(header::CONTENT_LENGTH);
-    }
-    for name in named.iter().chain(&HOP_BY_HOP) {
-        headers.remove(name);
-    }
-    let trailers = headers.get_all(header::TE).iter().any(|value| {
-        value
-            .to_str()
-            .is_ok_and(|te| te.split(',').any(|one| one.trim() == "trailers"))
-    });
-    headers.remove(header::TE);
-    if trailers {
-        headers.insert(header::TE, HeaderValue::from_static("trailers"));
-    }
+        // It is of the message, whatever a sender says (RFC 9110 §7.6.1): without it the body would be
+        // taken for the next message.
+        .filter(|name| *name != header::CONTENT_LENGTH)
+        .collect()
 }
 
-/// Removes what `is_unwanted`; where nothing is, at the cost of one look at all names.
-pub(crate) fn remove(headers: &mut HeaderMap, is_unwanted: impl Fn(&str) -> bool) {
-    while let Some(name) = headers.keys().find(|name| is_unwanted(name.as_str())) {
-        let name = name.clone();
-        headers.remove(name);
-    }
-}
-
-/// Has a header say this alone; that it does already is the usual case.
-pub(crate) fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    let mut before = headers.get_all(&name).iter();
-    let is_there = before.next().is_some_and(|before| before == value);
-    if is_there && before.next().is_none() {
-        return;
-    }
-    if let Ok(value) = HeaderValue::try_from(value) {
-        headers.insert(name, value);
-    }
+/// Whether a request takes trailers (RFC 9110 §10.1.4).
+pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
+    headers.get_all(header::TE).iter().any(|value| {
+        let mut codings = value.as_bytes().split(|byte| *byte == b',');
+        codings.any(|one| one.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+    })
 }
 
 /// Whether a message changes the protocol to WebSocket, and to nothing else (RFC 6455 §4).
@@ -125,20 +107,11 @@ pub(crate) fn upgrades_to_websocket(headers: &HeaderMap) -> bool {
     connection && only.is_some_and(|only| only.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
-/// Joins the lines that HTTP/2 splits a cookie into (RFC 9113 §8.2.3).
-pub(crate) fn join_cookies(headers: &mut HeaderMap) {
-    let mut crumbs = headers.get_all(header::COOKIE).iter();
-    if crumbs.nth(1).is_none() {
-        return;
-    }
-    let crumbs: Vec<&[u8]> = headers
-        .get_all(header::COOKIE)
-        .iter()
-        .map(HeaderValue::as_bytes)
-        .collect();
-    if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
-        headers.insert(header::COOKIE, joined);
-    }
+/// The lines that HTTP/2 splits a cookie into as one (RFC 9113 §8.2.3).
+pub(crate) fn joined_cookies(headers: &HeaderMap) -> Option<HeaderValue> {
+    let crumbs = headers.get_all(header::COOKIE).iter();
+    let crumbs: Vec<&[u8]> = crumbs.map(HeaderValue::as_bytes).collect();
+    HeaderValue::from_bytes(&crumbs.join(&b"; "[..])).ok()
 }
 
 /// The host a request is for; `None` if it names none, or two that differ.
@@ -161,25 +134,48 @@ pub(crate) fn authority(request: &request::Parts) -> Option<&str> {
 }
 
 /// The request's ID if it is short and printable, else a new one.
-pub(crate) fn request_id(headers: &HeaderMap, draw: impl Fn() -> u64) -> String {
-    let kept = headers
-        .get(&REQUEST_ID)
-        .and_then(|value| value.to_str().ok())
-        .filter(|id| {
-            !id.is_empty()
-                && id.len() <= REQUEST_ID_BYTES_MAX
-                && id.bytes().all(|byte| byte.is_ascii_graphic())
-        });
-    kept.map_or_else(|| hex([draw(), draw()]), str::to_owned)
+pub(crate) fn request_id(headers: &HeaderMap, draw: impl Fn() -> u64) -> HeaderValue {
+    let kept = headers.get(&REQUEST_ID).filter(|id| {
+        !id.is_empty()
+            && id.len() <= REQUEST_ID_BYTES_MAX
+            && id.as_bytes().iter().all(u8::is_ascii_graphic)
+    });
+    kept.cloned().unwrap_or_else(|| {
+        let mut id = [0; 32];
+        write_hex(&mut id, [draw(), draw()]);
+        of_digits(&id)
+    })
 }
 
 /// The trace that a request is part of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Trace {
+    /// A valid `traceparent`.
+    parent: HeaderValue,
+    /// Whether the caller has sent none that is valid.
+    pub(crate) is_made: bool,
+}
+
+impl Trace {
     /// Its ID, in hexadecimal.
-    pub(crate) id: String,
-    /// The `traceparent` that is sent instead of the caller's, which has none that is valid.
-    pub(crate) made: Option<HeaderValue>,
+    pub(crate) fn id(&self) -> &str {
+        let text = self.parent.to_str().unwrap_or_default();
+        text.get(3..35).unwrap_or_default()
+    }
+
+    /// What is sent.
+    pub(crate) const fn parent(&self) -> &HeaderValue {
+        &self.parent
+    }
+
+    /// None that a request has.
+    #[cfg(test)]
+    pub(crate) fn of(id: &str) -> Self {
+        Self {
+            parent: format!("00-{id}-0000000000000001-00").parse().unwrap(),
+            is_made: true,
+        }
+    }
 }
 
 /// The request's trace if its `traceparent` is valid, else a new one (W3C Trace Context §3.2).
@@ -188,32 +184,41 @@ pub(crate) struct Trace {
 pub(crate) fn trace(headers: &HeaderMap, draw: impl Fn() -> u64) -> Trace {
     let mut values = headers.get_all(&TRACEPARENT).iter();
     let only = values.next().filter(|_| values.next().is_none());
-    if let Some(id) = only.and_then(|value| trace_id(value.as_bytes())) {
+    if let Some(parent) = only.filter(|value| trace_id(value.as_bytes()).is_some()) {
         return Trace {
-            id: id.to_owned(),
-            made: None,
+            parent: parent.clone(),
+            is_made: false,
         };
     }
-    // Neither ID may be all zeros.
-    let id = hex([draw(), draw() | 1]);
     // Not sampled, as far as we know (§3.2.2.5).
-    let made = HeaderValue::try_from(["00-", &id, "-", &hex([draw() | 1]), "-00"].concat());
+    let mut parent = *b"00-00000000000000000000000000000000-0000000000000000-00";
+    let [_, _, _, ids @ ..] = &mut parent;
+    let (trace, span) = ids.split_at_mut(32);
+    // Neither ID may be all zeros.
+    write_hex(trace, [draw(), draw() | 1]);
+    if let [_, span @ ..] = span {
+        write_hex(span, [draw() | 1]);
+    }
     Trace {
-        id,
-        made: made.ok(),
+        parent: of_digits(&parent),
+        is_made: true,
     }
 }
 
-/// Numbers of 16 hexadecimal digits each.
-fn hex<const N: usize>(numbers: [u64; N]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let bytes = numbers.into_iter().flat_map(u64::to_be_bytes);
-    let digits = bytes.flat_map(|byte| [byte >> 4, byte & 0xf]);
-    let mut text = String::with_capacity(N * 16);
-    text.extend(
-        digits.map(|digit| char::from(DIGITS.get(usize::from(digit)).copied().unwrap_or(b'0'))),
-    );
-    text
+fn of_digits(digits: &[u8]) -> HeaderValue {
+    HeaderValue::from_bytes(digits).unwrap_or_else(|_| HeaderValue::from_static("-"))
+}
+
+/// Writes numbers of 16 hexadecimal digits each.
+fn write_hex<const N: usize>(to: &mut [u8], numbers: [u64; N]) {
+    for (digits, number) in to.chunks_mut(16).zip(numbers) {
+        for (nth, digit) in digits.iter_mut().rev().enumerate() {
+            let value = (number >> (4 * nth)) & 0xf;
+            // Without a branch, so that it is done for many at once.
+            let value = u8::try_from(value).unwrap_or_default();
+            *digit = value + b'0' + (b'a' - b'0' - 10) * u8::from(value > 9);
+        }
+    }
 }
 
 /// The trace ID of a valid `traceparent`.
@@ -291,27 +296,18 @@ pub(crate) fn attested(headers: &HeaderMap) -> Claim {
     id.map_or(Claim::Unreadable, Claim::Of)
 }
 
-/// Replaces whatever the caller sent by the one element that we vouch for.
-pub(crate) fn hand_on(headers: &mut HeaderMap, us: &SpiffeId, caller: Option<&SpiffeId>) {
-    remove(headers, |name| name == XFCC.as_str());
-    if let Some(caller) = caller
-        && let Ok(value) = HeaderValue::try_from(format!("By={us};URI={caller}"))
-    {
-        headers.insert(XFCC, value);
-    }
+/// The one element of `x-forwarded-client-cert` that we vouch for.
+pub(crate) fn handed_on(us: &SpiffeId, caller: &SpiffeId) -> Option<HeaderValue> {
+    HeaderValue::try_from(format!("By={us};URI={caller}")).ok()
 }
 
-/// Adds this gateway to `via`, with the version that the request came in by (RFC 9110 §7.6.3).
-pub(crate) fn add_via(headers: &mut HeaderMap, version: Version) {
-    headers.append(header::VIA, HeaderValue::from_static(via(version)));
-}
-
-const fn via(version: Version) -> &'static str {
-    match version {
+/// This gateway in `via`, with the version that the request came in by (RFC 9110 §7.6.3).
+pub(crate) const fn via(version: Version) -> HeaderValue {
+    HeaderValue::from_static(match version {
         Version::HTTP_10 => "1.0 zeugma",
         Version::HTTP_2 => "2.0 zeugma",
         _ => "1.1 zeugma",
-    }
+    })
 }
 
 /// Whether the first gateway on the way says that the request came in by HTTP/2.
@@ -369,8 +365,10 @@ mod tests {
             ("te", "trailers, deflate"),
             ("x-kept", "1"),
         ]);
+        assert!(takes_trailers(&headers));
         remove_hop_by_hop(&mut headers);
-        assert_eq!(headers, map(&[("x-kept", "1"), ("te", "trailers")]));
+        assert_eq!(headers, map(&[("x-kept", "1")]));
+        assert!(!takes_trailers(&headers));
     }
 
     #[test]
@@ -393,32 +391,11 @@ mod tests {
     }
 
     #[test]
-    fn what_the_caller_claims_is_replaced() {
+    fn a_caller_is_handed_on_as_one_element() {
         let us = SpiffeId::parse("spiffe://east.example/zeugma/gateway").unwrap();
-        let mut headers = map(&[("x-forwarded-client-cert", "URI=spiffe://a/admin")]);
-        hand_on(&mut headers, &us, None);
-        assert!(headers.is_empty());
         let caller = SpiffeId::parse("spiffe://a/x").unwrap();
-        hand_on(&mut headers, &us, Some(&caller));
         let expected = "By=spiffe://east.example/zeugma/gateway;URI=spiffe://a/x";
-        assert_eq!(headers.get(XFCC).unwrap(), expected);
-    }
-
-    #[test]
-    fn a_header_is_set_alone_whatever_was_there() {
-        for before in [
-            &[][..],
-            &[("host", "a")],
-            &[("host", "b")],
-            &[("host", "a"), ("host", "b")],
-        ] {
-            let mut headers = map(before);
-            set(&mut headers, header::HOST, "a");
-            assert_eq!(headers, map(&[("host", "a")]));
-        }
-        let mut headers = map(&[("expect", "1"), ("x-a", "1"), ("x-b", "1"), ("x-b", "2")]);
-        remove(&mut headers, |name| matches!(name, "expect" | "x-b"));
-        assert_eq!(headers, map(&[("x-a", "1")]));
+        assert_eq!(handed_on(&us, &caller).unwrap(), expected);
     }
 
     #[test]
@@ -465,24 +442,18 @@ mod tests {
         let draw = || 0;
         let id = "4bf92f3577b34da6a3ce929d0e0e4736";
         let of = |value: &str| trace(&map(&[("traceparent", value)]), draw);
-        let kept = Trace {
-            id: id.to_owned(),
-            made: None,
-        };
         // The first is the example of W3C Trace Context §3.2.
         for valid in [
             format!("00-{id}-00f067aa0ba902b7-01"),
             format!("01-{id}-00f067aa0ba902b7-01"),
             format!("01-{id}-00f067aa0ba902b7-01-more"),
         ] {
-            assert_eq!(of(&valid), kept, "{valid}");
+            let kept = of(&valid);
+            assert_eq!((kept.id(), kept.is_made), (id, false));
+            assert_eq!(kept.parent(), &valid);
         }
-        let made = Trace {
-            id: "00000000000000000000000000000001".to_owned(),
-            made: Some(HeaderValue::from_static(
-                "00-00000000000000000000000000000001-0000000000000001-00",
-            )),
-        };
+        let made = Trace::of("00000000000000000000000000000001");
+        assert_eq!(made.id(), "00000000000000000000000000000001");
         for invalid in [
             String::new(),
             format!("00-{id}-00f067aa0ba902b7"),
@@ -524,8 +495,7 @@ mod tests {
 
     #[test]
     fn cookie_crumbs_are_joined_in_order() {
-        let mut headers = map(&[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3")]);
-        join_cookies(&mut headers);
-        assert_eq!(headers, map(&[("cookie", "a=1; b=2; c=3")]));
+        let headers = map(&[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3")]);
+        assert_eq!(joined_cookies(&headers).unwrap(), "a=1; b=2; c=3");
     }
 }

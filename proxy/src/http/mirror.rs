@@ -135,7 +135,7 @@ struct Copy {
 }
 
 impl Copy {
-    async fn send(self, worker: &Worker, body: Outgoing) -> &'static str {
+    async fn send(self, worker: &Rc<Worker>, body: Outgoing) -> &'static str {
         let Ok(lease) = worker
             .pool
             .lease(worker, &self.to, &self.endpoint, self.wire)

@@ -11,6 +11,7 @@ pub(crate) mod date;
 mod exchange;
 mod expect;
 pub(crate) mod flow;
+mod h1;
 mod h2_client;
 mod h2_server;
 pub(crate) mod headers;
@@ -19,28 +20,26 @@ mod mirror;
 pub(crate) mod pool;
 mod record;
 mod reply;
+mod seldom;
 mod stream;
 mod upgrade;
 
 use std::cell::{Cell, RefCell};
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context as TaskContext, Poll};
+use std::task::{Context as TaskContext, Poll, ready};
 use std::time::{Duration, Instant};
 
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode};
 use hyper::rt::Executor;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Interval, MissedTickBehavior};
 use zeugma_core::identity::SpiffeId;
-use zeugma_core::snapshot::ServiceIx;
+use zeugma_core::snapshot::{Position, ServiceIx};
 use zeugma_core::verdict::Reason;
 
 use crate::account::{Caller, TlsFacts};
@@ -53,6 +52,7 @@ use crate::transport::Stream;
 use crate::transport::sent::Link;
 
 use self::body::Outgoing;
+use self::seldom::Seldom;
 use self::stream::Incoming;
 
 /// A connection without a request is asked to end after this long.
@@ -69,8 +69,6 @@ const LOOK_MIN: Duration = Duration::from_millis(1);
 const STREAM_SEND_BYTES: usize = 64 * 1024;
 /// What frames that hold next to nothing may cost a connection, while they wait to be read.
 const DATA_FRAME_BUDGET: usize = 16 * 1024 * 1024;
-/// The least that hyper takes as its buffer; the model takes no smaller limit of a head.
-const HEAD_BYTES_MIN: usize = 8192;
 
 /// The HTTP version a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,10 +109,13 @@ pub(crate) struct Context {
     requests: Cell<u64>,
     /// The counters of the request before: mostly the next wants the same.
     pub(crate) latest: Latest,
+    /// The rule that let the request before in.
+    pub(crate) latest_rule: LatestRule,
     /// What the authority of the request before stood for.
     pub(crate) routed: RefCell<Option<Routed>>,
     /// How long nothing may move while requests are open: the longest of their routes.
     idle: Cell<Duration>,
+    pub(crate) timer: exchange::Timer,
 }
 
 impl Context {
@@ -124,11 +125,30 @@ impl Context {
     }
 }
 
+/// Where the rule stands that decided a request, as the log writes it: mostly that of the request
+/// before on the same connection.
+#[derive(Debug, Default)]
+pub(crate) struct LatestRule(RefCell<Option<(u64, Position, Arc<str>)>>);
+
+impl LatestRule {
+    fn text(&self, generation: u64, at: &Position) -> Arc<str> {
+        let mut latest = self.0.borrow_mut();
+        if let Some((_, _, text)) = (latest.as_ref())
+            .filter(|(before, position, _)| *before == generation && position == at)
+        {
+            return Arc::clone(text);
+        }
+        let text: Arc<str> = at.to_string().into();
+        *latest = Some((generation, at.clone(), Arc::clone(&text)));
+        text
+    }
+}
+
 /// Where a request's authority led, for the requests behind it on the same connection.
 #[derive(Debug)]
 pub(crate) struct Routed {
     pub(crate) generation: u64,
-    pub(crate) authority: String,
+    pub(crate) authority: Arc<str>,
     pub(crate) service: ServiceIx,
 }
 
@@ -184,8 +204,10 @@ pub(crate) async fn serve(
         in_flight: Cell::new(0),
         requests: Cell::new(0),
         latest: Latest::default(),
+        latest_rule: LatestRule::default(),
         routed: RefCell::default(),
         idle: Cell::default(),
+        timer: exchange::Timer::default(),
     });
     let moved = Arc::new(Moved::default());
     let io = Counted {
@@ -206,28 +228,11 @@ pub(crate) async fn serve(
     if let Some(reason) = visit.told_to_end() {
         return reason;
     }
-    match ended {
-        Ended::Ok => Reason::Completed,
-        Ended::Idle => Reason::IdleTimeout,
-        Ended::HeadTooSlow => Reason::HelloTimeout,
-        Ended::Drained => Reason::Drained,
-        Ended::Silent => {
-            visit.detail = Some("the caller answered no PING".to_owned());
-            Reason::DownstreamClosed
-        }
-        Ended::Calmed(detail) => {
-            visit.detail = Some(detail);
-            Reason::FrameFlood
-        }
-        Ended::Malformed(detail) => {
-            visit.detail = Some(detail);
-            Reason::RequestMalformed
-        }
-        Ended::Broken(detail) => {
-            visit.detail = Some(detail);
-            Reason::DownstreamClosed
-        }
+    let (reason, detail) = ended.told();
+    if detail.is_some() {
+        visit.detail = detail;
     }
+    reason
 }
 
 enum Ended {
@@ -246,11 +251,29 @@ enum Ended {
 }
 
 impl Ended {
-    fn of_hyper(error: &hyper::Error) -> Self {
-        if error.is_parse() {
-            Self::Malformed(error.to_string())
-        } else {
-            Self::Broken(error.to_string())
+    /// What is told of it.
+    fn told(self) -> (Reason, Option<String>) {
+        match self {
+            Self::Ok => (Reason::Completed, None),
+            Self::Idle => (Reason::IdleTimeout, None),
+            Self::HeadTooSlow => (Reason::HelloTimeout, None),
+            Self::Drained => (Reason::Drained, None),
+            Self::Silent => {
+                let detail = "the caller answered no PING".to_owned();
+                (Reason::DownstreamClosed, Some(detail))
+            }
+            Self::Calmed(detail) => (Reason::FrameFlood, Some(detail)),
+            Self::Malformed(detail) => (Reason::RequestMalformed, Some(detail)),
+            Self::Broken(detail) => (Reason::DownstreamClosed, Some(detail)),
+        }
+    }
+
+    fn of_h1(error: &h1::Error) -> Self {
+        match error {
+            h1::Error::Malformed(rule) => Self::Malformed(rule.to_string()),
+            h1::Error::Incomplete | h1::Error::Io(_) | h1::Error::Body(_) | h1::Error::Length => {
+                Self::Broken(error.to_string())
+            }
         }
     }
 
@@ -264,47 +287,41 @@ impl Ended {
 
 async fn serve_h1(context: &Rc<Context>, mut watch: Watch, io: Counted) -> Ended {
     let limits = &context.worker.shared.settings.limits;
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(None)
-        .max_buf_size(limits.header_bytes.max(HEAD_BYTES_MIN))
-        // However the head is cut: the buffer may hold more than was asked for.
-        .max_header_size(limits.header_bytes)
-        .serve_connection(
-            TokioIo::new(io),
-            service_fn(|request| answer(Rc::clone(context), request)),
-        )
-        .with_upgrades();
-    let mut connection = pin!(connection);
-    loop {
-        // The connection is pinned outside of the loop; the other arm only waits.
-        tokio::select! {
-            biased;
-            ended = &mut connection => {
-                return ended.map_or_else(|error| Ended::of_hyper(&error), |()| Ended::Ok);
-            }
-            look = watch.next() => match look {
+    let served = h1::Served::new(io, limits.header_bytes);
+    let watching = Seldom::new(async {
+        loop {
+            match watch.next().await {
                 Look::Fine => {}
-                Look::Leave => connection.as_mut().graceful_shutdown(),
+                Look::Leave => served.leave(),
                 Look::End(ended) => return ended,
             }
         }
-    }
+    });
+    let serving = served.serve(async |request| answer(context, request).await);
+    let (mut watching, mut serving) = (pin!(watching), pin!(serving));
+    // What is watched tells first: whoever serves looks at it.
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(ended) = watching.as_mut().poll(cx) {
+            return Poll::Ready(ended);
+        }
+        let served = ready!(serving.as_mut().poll(cx));
+        Poll::Ready(served.map_or_else(|error| Ended::of_h1(&error), |()| Ended::Ok))
+    })
+    .await
 }
 
 async fn answer(
-    context: Rc<Context>,
-    request: Request<hyper::body::Incoming>,
-) -> Result<Response<Outgoing>, Infallible> {
-    let request = request.map(Incoming::H1);
-    let mut response = Box::pin(exchange::exchange(&context, request)).await;
+    context: &Rc<Context>,
+    request: Request<h1::RequestBody<Counted>>,
+) -> Response<Outgoing> {
+    let mut response = exchange::exchange(context, request.map(Incoming::H1)).await;
     let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    if context.version == Version::H1 && !is_switching && context.worker.shared.is_draining() {
+    if !is_switching && context.worker.shared.is_draining() {
         // RFC 9112 §9.6: the caller sends nothing more on it, so nothing is lost when it closes.
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(CONNECTION, close);
     }
-    Ok(response)
+    response
 }
 
 /// Looks after a connection: slow heads, idleness, draining.
@@ -489,7 +506,7 @@ struct Moved {
 
 /// A stream whose bytes are counted.
 #[derive(Debug)]
-struct Counted {
+pub(crate) struct Counted {
     stream: Stream,
     moved: Arc<Moved>,
 }
@@ -623,7 +640,9 @@ mod tests {
                 in_flight: Cell::new(in_flight),
                 requests: Cell::new(1),
                 idle: Cell::default(),
+                timer: exchange::Timer::default(),
                 latest: Latest::default(),
+                latest_rule: LatestRule::default(),
                 routed: RefCell::default(),
             });
             let moved = Arc::new(Moved::default());

@@ -1,26 +1,22 @@
 //! Connections to endpoints, kept by each worker for itself.
 
 use std::cell::{Cell, RefCell};
-use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
+use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body::Body as _;
-use hyper::client::conn::{TrySendError, http1};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use http_body::{Body as _, Frame, SizeHint};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use zeugma_core::snapshot::{Endpoint, EndpointKey, EndpointTls, Failure};
 use zeugma_core::verdict::Reason;
 
-use super::body::Outgoing;
+use super::body::{BodyError, Outgoing};
 use super::expect::Gate;
+use super::h1::{Asked, Connection, Rewound};
 use super::h2_client::{Multiplexed, Place, StreamCount};
 use super::keepalive::{Pings, When};
 use super::stream::Incoming;
@@ -35,11 +31,15 @@ use crate::transport::mtls::{ALPN_H2, ALPN_HTTP1};
 use crate::transport::sent::Link;
 use crate::upstream::{self, ConnectError, Pinned, Upstream};
 
+/// How often a pool lets go of idle connections that their endpoints have closed.
+pub(crate) const SWEEPING: Duration = Duration::from_secs(1);
 /// An idle connection is kept this long.
 const IDLE: Duration = Duration::from_secs(60);
 /// Idle HTTP/1.1 connections kept for one endpoint.
 const IDLE_MAX: usize = 256;
-/// What is buffered of an HTTP/1.1 response, its head included.
+/// How long the rest of a request is sent whose response is complete.
+const REST_MAX: Duration = Duration::from_secs(60);
+/// What the head of an HTTP/1.1 response may be long, at least.
 const READ_BYTES: usize = 64 * 1024;
 /// A request body that every kernel takes whole though nobody reads it: Linux gives a new connection
 /// a window of 64 KiB (`tcp_rmem`), and heads are shorter than the rest of it.
@@ -77,7 +77,7 @@ impl Wire {
 }
 
 /// Connections are shared only by requests for the same endpoint, TLS and credentials.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Key {
     endpoint: EndpointKey,
     tls: EndpointTls,
@@ -85,19 +85,60 @@ struct Key {
     credentials: u64,
 }
 
+impl Key {
+    fn of(endpoint: &Endpoint, wire: Wire, credentials: u64) -> Self {
+        Self {
+            endpoint: endpoint.key.clone(),
+            tls: endpoint.tls.clone(),
+            wire,
+            credentials,
+        }
+    }
+
+    fn is_of(&self, endpoint: &Endpoint, wire: Wire, credentials: u64) -> bool {
+        self.wire == wire
+            && self.credentials == credentials
+            && self.tls == endpoint.tls
+            && self.endpoint == endpoint.key
+    }
+}
+
 /// The connections of one worker.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
-    entries: RefCell<Configured<Key, Entry>>,
+    /// By endpoint; most have one entry.
+    entries: RefCell<Configured<EndpointKey, Vec<Entry>>>,
+    /// How often it was swept: a clock that costs nothing to read.
+    sweeps: Cell<u64>,
+    /// How often connections were judged: those that were leased meanwhile were not.
+    rechecks: Cell<u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Entry {
-    h1: Vec<(Facts, Alternating, Instant)>,
+    key: Rc<Key>,
+    /// The last is when each was used, in sweeps.
+    h1: Vec<(Facts, Alternating, u64)>,
     h2: Vec<Shareable>,
     connecting: Option<watch::Receiver<Option<String>>>,
     /// The endpoint agreed on HTTP/1.1 before: nobody waits for a connection to share.
     speaks_h1: bool,
+}
+
+impl Entry {
+    const fn new(key: Rc<Key>) -> Self {
+        Self {
+            key,
+            h1: Vec::new(),
+            h2: Vec::new(),
+            connecting: None,
+            speaks_h1: false,
+        }
+    }
+
+    const fn is_needed(&self) -> bool {
+        !self.h1.is_empty() || !self.h2.is_empty() || self.connecting.is_some()
+    }
 }
 
 /// A connection that many requests share.
@@ -111,96 +152,143 @@ struct Shareable {
 /// An HTTP/1.1 connection, for one request after the other.
 #[derive(Debug)]
 struct Alternating {
-    sender: http1::SendRequest<Outgoing>,
-    /// Whether the request under way is long enough to meet a slow reader.
-    may_be_slow: Rc<Cell<bool>>,
+    connection: Box<Connection<Stream>>,
+    /// Whether the socket awaits a slow reader.
+    is_told_slow: bool,
 }
 
 impl Alternating {
-    async fn send(
-        &mut self,
-        mut request: Request<Outgoing>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Outgoing>>> {
-        let length = request.body().size_hint().upper();
-        self.may_be_slow
-            .set(length.is_none_or(|length| length > SHORT_BYTES));
-        if !request.body().is_end_stream()
-            && request.body().size_hint().exact().is_none()
-            && !request.headers().contains_key(CONTENT_LENGTH)
-        {
-            // Not told, hyper takes GET and HEAD for requests that have no body.
-            let chunked = HeaderValue::from_static("chunked");
-            request.headers_mut().insert(TRANSFER_ENCODING, chunked);
+    fn new(stream: Stream, head_bytes_max: usize) -> Self {
+        Self {
+            connection: Box::new(Connection::new(stream, head_bytes_max)),
+            is_told_slow: false,
         }
-        if let Some(gate) = request.extensions_mut().remove::<Gate>() {
-            hyper::ext::on_informational(&mut request, move |interim| {
-                if interim.status() == StatusCode::CONTINUE {
-                    gate.open();
-                }
-            });
+    }
+
+    /// What is not taken of the body is given up on, unless its reader may be slow.
+    fn mind(&mut self, body: &Outgoing) {
+        let length = body.size_hint().upper();
+        let may_be_slow = length.is_none_or(|length| length > SHORT_BYTES);
+        if may_be_slow != self.is_told_slow {
+            self.is_told_slow = may_be_slow;
+            upstream::await_slow_reader(self.connection.stream().tcp(), may_be_slow);
         }
-        let response = self.sender.try_send_request(request).await?;
-        Ok(response.map(Incoming::H1))
+    }
+
+    fn begin(&mut self, mut request: Request<Outgoing>) {
+        self.mind(request.body());
+        let gate = request.extensions_mut().remove::<Gate>();
+        self.connection.begin(request, gate);
+    }
+
+    /// Sends what was begun and waits for the head of its response.
+    async fn response(&mut self) -> Result<Response<()>, SendError> {
+        let sent = std::future::poll_fn(|cx| self.connection.poll_head(cx)).await;
+        sent.map_err(|error| SendError {
+            failure: if self.connection.has_sent_nothing() {
+                Failure::RefusedStream
+            } else {
+                Failure::Reset
+            },
+            detail: error.to_string(),
+        })
     }
 }
 
-/// A stream whose bytes are given up on if nobody takes them, unless its reader may be slow.
+/// What an endpoint answers, on a connection that goes back to the pool behind it.
 #[derive(Debug)]
-struct Minded {
-    stream: Stream,
-    may_be_slow: Rc<Cell<bool>>,
-    is_told: bool,
+pub(crate) struct Answer {
+    under_way: Option<UnderWay>,
 }
 
-impl Minded {
-    fn tell(&mut self) {
-        let may_be_slow = self.may_be_slow.get();
-        if may_be_slow != self.is_told {
-            self.is_told = may_be_slow;
-            upstream::await_slow_reader(self.stream.tcp(), may_be_slow);
+#[derive(Debug)]
+struct UnderWay {
+    one: Alternating,
+    home: Option<Home>,
+}
+
+/// Where a connection is kept.
+#[derive(Debug)]
+struct Home {
+    worker: Rc<Worker>,
+    key: Rc<Key>,
+    facts: Facts,
+    rechecks: u64,
+}
+
+impl Answer {
+    fn new(one: Alternating, home: Option<Home>) -> Self {
+        let mut this = Self {
+            under_way: Some(UnderWay { one, home }),
+        };
+        this.finish_if_ended();
+        this
+    }
+
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(under_way) = &mut self.under_way else {
+            return Poll::Ready(None);
+        };
+        let polled = under_way.one.connection.poll_frame(cx);
+        if polled.is_ready() {
+            self.finish_if_ended();
+        }
+        polled
+    }
+
+    fn finish_if_ended(&mut self) {
+        if let Some(under_way) = (self.under_way).take_if(|on| on.one.connection.has_ended()) {
+            under_way.finish();
         }
     }
-}
 
-impl AsyncRead for Minded {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+    /// The connection, which speaks another protocol from here on.
+    pub(super) fn into_upgraded(self) -> Option<Rewound<Stream>> {
+        let (stream, ahead) = self.under_way?.one.connection.into_parts();
+        Some(Rewound::new(stream, ahead))
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        (self.under_way.as_ref()).is_none_or(|under_way| under_way.one.connection.has_ended())
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        (self.under_way.as_ref()).map_or_else(
+            || SizeHint::with_exact(0),
+            |under_way| under_way.one.connection.size_hint(),
+        )
     }
 }
 
-impl AsyncWrite for Minded {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.tell();
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+impl UnderWay {
+    /// The response has ended: keeps the connection, if it is to be kept.
+    fn finish(mut self) {
+        if self.one.connection.is_sending() {
+            // The endpoint takes the rest, as far as it does; the caller has its answer.
+            drop(tokio::task::spawn_local(async move {
+                let connection = &mut self.one.connection;
+                let rest = std::future::poll_fn(|cx| connection.poll_rest(cx));
+                if let Ok(Ok(())) = timeout(REST_MAX, rest).await {
+                    self.keep();
+                }
+            }));
+        } else {
+            self.keep();
+        }
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.tell();
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn keep(self) {
+        let Self { mut one, home } = self;
+        if let Some(home) = home
+            && one.connection.is_done()
+        {
+            one.connection.rest();
+            let worker = Rc::clone(&home.worker);
+            worker.pool.give_back(&worker, home, one);
+        }
     }
 }
 
@@ -219,7 +307,9 @@ pub(crate) struct Lease {
     pub(crate) facts: Facts,
     /// Whether it has carried requests before.
     pub(crate) reused: bool,
-    key: Key,
+    key: Rc<Key>,
+    /// How often the pool was judged when it was leased.
+    rechecks: u64,
     sender: Sender,
 }
 
@@ -238,7 +328,7 @@ pub(crate) struct SendError {
 
 impl Lease {
     /// The generation of the credentials it was opened with.
-    pub(crate) const fn credentials(&self) -> u64 {
+    pub(crate) fn credentials(&self) -> u64 {
         self.key.credentials
     }
 
@@ -261,25 +351,102 @@ impl Lease {
     /// Dropping it resets the stream, or closes the HTTP/1.1 connection.
     pub(crate) async fn send(
         self,
-        worker: &Worker,
+        worker: &Rc<Worker>,
         request: Request<Outgoing>,
     ) -> Result<(Response<Incoming>, Option<StreamCount>), SendError> {
-        match self.sender {
-            Sender::H1(mut one) => {
-                let response = one.send(request).await.map_err(explain)?;
-                let trusted = worker.shared.credentials.load().generation();
-                // Nobody would get one that was opened with older credentials.
-                if self.facts.peer.is_none() || self.key.credentials == trusted {
-                    worker.pool.give_back(&self.key, self.facts, one);
-                }
-                Ok((response, None))
+        match self.into_turn() {
+            Ok(mut turn) => {
+                turn.one.begin(request);
+                turn.response(worker).await
             }
-            Sender::H2(place) => {
+            Err(place) => {
                 let (response, stream) = place.send(request).await?;
                 Ok((response, Some(stream)))
             }
         }
     }
+
+    /// The turn on the connection, if it speaks HTTP/1.1.
+    pub(crate) fn into_turn(self) -> Result<Turn, Place> {
+        match self.sender {
+            Sender::H1(one) => Ok(Turn {
+                one,
+                key: self.key,
+                facts: self.facts,
+                rechecks: self.rechecks,
+            }),
+            Sender::H2(place) => Err(place),
+        }
+    }
+}
+
+/// A turn on an HTTP/1.1 connection: for one request.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    one: Alternating,
+    key: Rc<Key>,
+    facts: Facts,
+    rechecks: u64,
+}
+
+impl Turn {
+    /// Begins a request whose head is written by `write`.
+    pub(crate) fn begin(
+        &mut self,
+        asked: Asked<'_>,
+        body: Outgoing,
+        gate: Option<Gate>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        self.one.mind(&body);
+        self.one.connection.begin_written(asked, body, gate, write);
+    }
+
+    /// Sends what was begun and waits for the head of its response.
+    ///
+    /// # Errors
+    /// The connection broke.
+    ///
+    /// # Cancel safety
+    /// Dropping it closes the connection.
+    pub(crate) async fn response(
+        mut self,
+        worker: &Rc<Worker>,
+    ) -> Result<(Response<Incoming>, Option<StreamCount>), SendError> {
+        let response = self.one.response().await?;
+        let home = Home {
+            worker: Rc::clone(worker),
+            key: self.key,
+            facts: self.facts,
+            rechecks: self.rechecks,
+        };
+        let answer = Answer::new(self.one, Some(home));
+        Ok((response.map(|()| Incoming::Answer(answer)), None))
+    }
+}
+
+/// Asks an endpoint for another protocol, on a connection of its own.
+///
+/// # Errors
+/// The connection broke.
+///
+/// # Cancel safety
+/// Dropping it closes the connection.
+pub(super) async fn ask_upgrade(
+    stream: Stream,
+    request: Request<Outgoing>,
+) -> Result<Response<Incoming>, SendError> {
+    let mut one = Alternating::new(stream, READ_BYTES);
+    one.begin(request);
+    let response = one.response().await?;
+    let answer = if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        Answer {
+            under_way: Some(UnderWay { one, home: None }),
+        }
+    } else {
+        Answer::new(one, None)
+    };
+    Ok(response.map(|()| Incoming::Answer(answer)))
 }
 
 impl Pool {
@@ -298,16 +465,11 @@ impl Pool {
             EndpointTls::Mesh { .. } => worker.shared.credentials.load().generation(),
             EndpointTls::None | EndpointTls::Workload => 0,
         };
-        let key = Key {
-            endpoint: endpoint.key.clone(),
-            tls: endpoint.tls.clone(),
-            wire,
-            credentials,
-        };
         // Nearly always: no timer is made for it.
-        if let Some(lease) = self.free(&key) {
+        if let Some(lease) = self.free(|key| key.is_of(endpoint, wire, credentials), endpoint) {
             return Ok(lease);
         }
+        let key = Rc::new(Key::of(endpoint, wire, credentials));
         // Whoever connects meets the connect timeout itself and tells of it; this bounds waiting.
         let patience = upstream::connect_deadline(to.cluster(), endpoint) + WAIT_MARGIN;
         let leasing = Box::pin(self.free_or_new(worker, to, endpoint, key));
@@ -327,11 +489,11 @@ impl Pool {
         worker: &Worker,
         to: &Pinned,
         endpoint: &Endpoint,
-        key: Key,
+        key: Rc<Key>,
     ) -> Result<Lease, ConnectFailure> {
         let mut waiting = None;
         loop {
-            if let Some(lease) = self.free(&key) {
+            if let Some(lease) = self.free(|other| *other == *key, endpoint) {
                 return Ok(lease);
             }
             if waiting.is_none() {
@@ -358,35 +520,42 @@ impl Pool {
         }
     }
 
-    fn speaks_h1(&self, key: &Key) -> bool {
-        self.entries
-            .borrow()
-            .get(key)
-            .is_some_and(|entry| entry.speaks_h1)
+    fn speaks_h1(&self, key: &Rc<Key>) -> bool {
+        let mut entries = self.entries.borrow_mut();
+        entry(&mut entries, key).speaks_h1
     }
 
     /// Forgets connections that are closed, were idle for long, or were opened with credentials
     /// other than those of `generation` and are idle.
     pub(crate) fn evict_idle(&self, generation: u64) {
-        self.entries.borrow_mut().retain(|key, entry| {
-            let is_old = key.credentials != 0 && key.credentials != generation;
+        let sweeps = self.sweeps.get();
+        self.retain(|entry| {
+            let is_old = entry.key.credentials != 0 && entry.key.credentials != generation;
             let keep = if is_old { Duration::ZERO } else { IDLE };
-            entry
-                .h1
-                .retain(|(_, one, used)| !one.sender.is_closed() && used.elapsed() < keep);
+            entry.h1.retain_mut(|(_, one, used)| {
+                let unused = SWEEPING * u32::try_from(sweeps - *used).unwrap_or(u32::MAX);
+                !is_old && unused < keep && one.connection.is_ready()
+            });
             entry.h2.retain(|one| {
                 let connection = &one.connection;
                 !connection.is_closed() && (!connection.is_idle() || one.used.elapsed() < keep)
             });
-            !entry.h1.is_empty() || !entry.h2.is_empty() || entry.connecting.is_some()
         });
+    }
+
+    /// Forgets idle connections that their endpoints have closed: nobody else waits for it. Done every
+    /// [`SWEEPING`].
+    pub(crate) fn evict_closed(&self) {
+        self.sweeps.set(self.sweeps.get() + 1);
+        self.retain(|entry| entry.h1.retain_mut(|(_, one, _)| one.connection.is_ready()));
     }
 
     /// Takes out the connections that may not serve further requests; returns how many. Idle ones are
     /// closed by that; the requests on others have entries of their own.
     pub(crate) fn recheck(&self, judge: &Judge, metrics: &Metrics) -> usize {
         let mut ended = 0;
-        self.entries.borrow_mut().retain(|key, entry| {
+        self.rechecks.set(self.rechecks.get() + 1);
+        self.retain(|Entry { key, h1, h2, .. }| {
             let mut keeps = |facts: &Facts| {
                 let pooled = Pooled {
                     endpoint: &key.endpoint,
@@ -401,60 +570,69 @@ impl Pool {
                 tracing::debug!(endpoint = %key.endpoint, detail = ending.detail, "taken out of the pool");
                 false
             };
-            entry.h1.retain(|(facts, _, _)| keeps(facts));
-            entry.h2.retain(|one| keeps(&one.facts));
-            !entry.h1.is_empty() || !entry.h2.is_empty() || entry.connecting.is_some()
+            h1.retain(|(facts, _, _)| keeps(facts));
+            h2.retain(|one| keeps(&one.facts));
         });
         ended
     }
 
-    fn free(&self, key: &Key) -> Option<Lease> {
-        let mut entries = self.entries.borrow_mut();
-        let entry = entries.get_mut(key)?;
-        entry.h2.retain(|one| !one.connection.is_closed());
-        let place = entry.h2.iter_mut().find_map(|one| {
-            let place = one.connection.place()?;
-            one.used = Instant::now();
-            Some((one.facts.clone(), place))
-        });
-        if let Some((facts, place)) = place {
-            return Some(Lease {
-                facts,
-                reused: true,
-                key: key.clone(),
-                sender: Sender::H2(place),
+    /// Looks at every entry, and forgets those that nothing is left in.
+    fn retain(&self, mut look: impl FnMut(&mut Entry)) {
+        self.entries.borrow_mut().retain(|_, of_endpoint| {
+            of_endpoint.retain_mut(|entry| {
+                look(entry);
+                entry.is_needed()
             });
-        }
-        entry.h1.retain(|(_, one, _)| !one.sender.is_closed());
-        // The one used last is the least likely to be closed by the endpoint right now.
-        let ready = entry
-            .h1
-            .iter()
-            .rposition(|(_, one, _)| one.sender.is_ready())?;
-        let (facts, one, _) = entry.h1.swap_remove(ready);
-        Some(Lease {
+            !of_endpoint.is_empty()
+        });
+    }
+
+    fn free(&self, is_key: impl Fn(&Key) -> bool, endpoint: &Endpoint) -> Option<Lease> {
+        let mut entries = self.entries.borrow_mut();
+        let of_endpoint = entries.get_mut(&endpoint.key)?;
+        let entry = of_endpoint.iter_mut().find(|entry| is_key(&entry.key))?;
+        let lease = |facts, sender| Lease {
             facts,
             reused: true,
-            key: key.clone(),
-            sender: Sender::H1(one),
-        })
+            key: Rc::clone(&entry.key),
+            rechecks: self.rechecks.get(),
+            sender,
+        };
+        entry.h2.retain(|one| !one.connection.is_closed());
+        for one in &mut entry.h2 {
+            if let Some(place) = one.connection.place() {
+                one.used = Instant::now();
+                return Some(lease(one.facts.clone(), Sender::H2(place)));
+            }
+        }
+        // The one used last is the least likely to be closed by the endpoint right now.
+        while let Some((facts, mut one, _)) = entry.h1.pop() {
+            if one.connection.is_ready() {
+                return Some(lease(facts, Sender::H1(one)));
+            }
+        }
+        None
     }
 
-    fn give_back(&self, key: &Key, facts: Facts, one: Alternating) {
+    /// Keeps a connection whose response is complete, if it may still serve others.
+    fn give_back(&self, worker: &Worker, home: Home, one: Alternating) {
+        let trusted = worker.shared.credentials.load().generation();
+        // Nobody would get one that was opened with older credentials; and what was judged while it
+        // was under way, it was not.
+        let is_old = home.facts.peer.is_some() && home.key.credentials != trusted;
+        if is_old || home.rechecks != self.rechecks.get() {
+            return;
+        }
         let mut entries = self.entries.borrow_mut();
-        let entry = match entries.get_mut(key) {
-            Some(entry) => entry,
-            None => entries.entry(key.clone()).or_default(),
-        };
+        let entry = entry(&mut entries, &home.key);
         if entry.h1.len() < IDLE_MAX {
-            // It is ready again once the response body was read; until then nobody gets it.
-            entry.h1.push((facts, one, Instant::now()));
+            entry.h1.push((home.facts, one, self.sweeps.get()));
         }
     }
 
-    fn connecting(&self, key: &Key) -> Option<watch::Receiver<Option<String>>> {
+    fn connecting(&self, key: &Rc<Key>) -> Option<watch::Receiver<Option<String>>> {
         let mut entries = self.entries.borrow_mut();
-        let entry = entries.get_mut(key)?;
+        let entry = entry(&mut entries, key);
         let connecting = entry.connecting.as_ref()?;
         if connecting.has_changed().is_err() {
             entry.connecting = None;
@@ -469,18 +647,12 @@ impl Pool {
         worker: &Worker,
         to: &Pinned,
         endpoint: &Endpoint,
-        key: Key,
+        key: Rc<Key>,
     ) -> Result<Lease, ConnectFailure> {
         let (done, connecting) = watch::channel(None);
-        self.entries
-            .borrow_mut()
-            .entry(key.clone())
-            .or_default()
-            .connecting = Some(connecting);
-        let opened = self.open(worker, to, endpoint, key.clone()).await;
-        if let Some(entry) = self.entries.borrow_mut().get_mut(&key) {
-            entry.connecting = None;
-        }
+        entry(&mut self.entries.borrow_mut(), &key).connecting = Some(connecting);
+        let opened = self.open(worker, to, endpoint, Rc::clone(&key)).await;
+        entry(&mut self.entries.borrow_mut(), &key).connecting = None;
         let told = opened.as_ref().err().map(|failure| failure.detail.clone());
         // Nobody may be waiting.
         drop(done.send(told));
@@ -492,10 +664,11 @@ impl Pool {
         worker: &Worker,
         to: &Pinned,
         endpoint: &Endpoint,
-        key: Key,
+        key: Rc<Key>,
     ) -> Result<Lease, ConnectFailure> {
         let shared: &Arc<Shared> = &worker.shared;
         let deadline = upstream::connect_deadline(to.cluster(), endpoint);
+        let rechecks = self.rechecks.get();
         let connected = upstream::connect(shared, deadline, endpoint, key.wire.alpn()).await;
         let Upstream {
             stream,
@@ -518,31 +691,15 @@ impl Pool {
         };
         if !is_h2 {
             if key.wire == Wire::Negotiated {
-                let mut entries = self.entries.borrow_mut();
-                entries.entry(key.clone()).or_default().speaks_h1 = true;
+                entry(&mut self.entries.borrow_mut(), &key).speaks_h1 = true;
             }
-            let may_be_slow = Rc::<Cell<bool>>::default();
-            let minded = Minded {
-                stream,
-                may_be_slow: Rc::clone(&may_be_slow),
-                is_told: false,
-            };
-            let (sender, connection) = http1::Builder::new()
-                .max_buf_size(READ_BYTES.max(shared.settings.limits.header_bytes))
-                .handshake(TokioIo::new(minded))
-                .await
-                .map_err(|error| ConnectFailure::of_http(&error))?;
-            drop(tokio::task::spawn_local(async move {
-                note_end(connection.await)
-            }));
+            let head_bytes_max = READ_BYTES.max(shared.settings.limits.header_bytes);
             return Ok(Lease {
                 facts,
                 reused: false,
                 key,
-                sender: Sender::H1(Alternating {
-                    sender,
-                    may_be_slow,
-                }),
+                rechecks,
+                sender: Sender::H1(Alternating::new(stream, head_bytes_max)),
             });
         }
         let link = Link::of(stream.tcp());
@@ -555,15 +712,32 @@ impl Pool {
             connection,
             used: Instant::now(),
         };
-        let mut entries = self.entries.borrow_mut();
-        entries.entry(key.clone()).or_default().h2.push(shareable);
+        entry(&mut self.entries.borrow_mut(), &key)
+            .h2
+            .push(shareable);
         Ok(Lease {
             facts,
             reused: false,
             key,
+            rechecks,
             sender,
         })
     }
+}
+
+/// The entry of a key, made if there is none.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "found, or pushed on the line before"
+)]
+fn entry<'a>(entries: &'a mut Configured<EndpointKey, Vec<Entry>>, key: &Rc<Key>) -> &'a mut Entry {
+    let of_endpoint = entries.entry(key.endpoint.clone()).or_default();
+    let nth = of_endpoint.iter().position(|entry| entry.key == *key);
+    let nth = nth.unwrap_or_else(|| {
+        of_endpoint.push(Entry::new(Rc::clone(key)));
+        of_endpoint.len() - 1
+    });
+    &mut of_endpoint[nth]
 }
 
 /// When an endpoint that speaks HTTP/2 is asked whether it is there.
@@ -617,24 +791,4 @@ impl ConnectFailure {
             shed: None,
         }
     }
-}
-
-fn note_end(ended: Result<(), hyper::Error>) {
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection to an endpoint ended");
-    }
-}
-
-fn explain(error: TrySendError<Request<Outgoing>>) -> SendError {
-    let failure = if error.message().is_some() {
-        Failure::RefusedStream
-    } else {
-        Failure::Reset
-    };
-    let error = error.into_error();
-    let mut detail = error.to_string();
-    if let Some(cause) = std::error::Error::source(&error) {
-        detail = format!("{detail}: {cause}");
-    }
-    SendError { failure, detail }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Instant;
 
-use http::{Method, request};
+use http::{Method, Uri};
 use zeugma_core::verdict::Reason;
 
 use super::Context;
@@ -28,14 +28,13 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn new(context: &Rc<Context>, closed: Closed, head: &request::Parts) -> Self {
-        // What is asked on a stream of HTTP/2 by CONNECT is judged as the GET it stands for.
-        let method = if head.method == Method::CONNECT {
-            Method::GET
-        } else {
-            head.method.clone()
-        };
-        let open = Open::Request(Box::new((method, head.uri.clone())));
+    pub(crate) fn new(
+        context: &Rc<Context>,
+        closed: Box<Closed>,
+        asked: Rc<(Method, Uri)>,
+        began: Instant,
+    ) -> Self {
+        let open = Open::Request(asked);
         let registry = &context.worker.registry;
         let listed = registry.list(Arc::clone(&context.listener), context.source, open);
         listed.comes_by(context.entry.role());
@@ -46,10 +45,10 @@ impl Record {
         context.requests.set(context.requests.get() + 1);
         Self {
             context: Rc::clone(context),
-            closed: Some(Box::new(closed)),
+            closed: Some(closed),
             source: None,
             counted: None,
-            began: Instant::now(),
+            began,
             listed,
         }
     }
@@ -122,7 +121,7 @@ impl Record {
         if let Some(ending) = self.listed.ending() {
             closed.reason = ending.reason;
             closed.detail = Some(ending.detail);
-            closed.rule = ending.rule;
+            closed.rule = ending.rule.map(Arc::from);
         }
         if let Some(source) = &self.source {
             closed.bytes_received = source.received();

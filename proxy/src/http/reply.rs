@@ -52,9 +52,10 @@ const fn grpc_status(status: StatusCode) -> &'static str {
 }
 
 /// The answer for `reason`; a gRPC caller gets it as a trailers-only response.
-pub(crate) fn reply(reason: Reason, request_id: &str, is_grpc: bool) -> Response<Outgoing> {
+pub(crate) fn reply(reason: Reason, request_id: &HeaderValue, is_grpc: bool) -> Response<Outgoing> {
     let status = status(reason);
-    let text = format!("zeugma: {} (request {request_id})\n", status.as_str());
+    let id = request_id.to_str().unwrap_or_default();
+    let text = format!("zeugma: {} (request {id})\n", status.as_str());
     let mut response = if is_grpc {
         let mut response = Response::new(Outgoing::Empty);
         *response.version_mut() = Version::HTTP_2;
@@ -75,9 +76,7 @@ pub(crate) fn reply(reason: Reason, request_id: &str, is_grpc: bool) -> Response
         response
     };
     let headers = response.headers_mut();
-    if let Ok(id) = HeaderValue::try_from(request_id) {
-        headers.insert(REQUEST_ID, id);
-    }
+    headers.insert(REQUEST_ID, request_id.clone());
     if reason == Reason::Drained {
         // Its listener is gone or going: the next request had better begin elsewhere.
         headers.insert(CONNECTION, HeaderValue::from_static("close"));

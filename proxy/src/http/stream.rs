@@ -11,16 +11,22 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep};
 
+use super::Counted;
 use super::body::{BodyError, Outgoing};
 use super::expect::Interim;
 use super::flow::OpenWindow;
+use super::h1::{self, Rewound};
 use super::headers;
+use super::pool::Answer;
+use crate::transport::Stream;
 
 /// The body of a message that came in.
 #[derive(Debug)]
 pub(crate) enum Incoming {
-    /// By HTTP/1.1.
-    H1(hyper::body::Incoming),
+    /// By HTTP/1.1, of a caller.
+    H1(h1::RequestBody<Counted>),
+    /// By HTTP/1.1, of an endpoint.
+    Answer(Answer),
     /// By HTTP/2.
     H2(Box<Recv>),
 }
@@ -69,6 +75,16 @@ impl Incoming {
     }
 }
 
+impl Incoming {
+    /// The connection of an endpoint that changed the protocol.
+    pub(super) fn into_upgraded(self) -> Option<Rewound<Stream>> {
+        match self {
+            Self::Answer(answer) => answer.into_upgraded(),
+            Self::H1(_) | Self::H2(_) => None,
+        }
+    }
+}
+
 impl Body for Incoming {
     type Data = Bytes;
     type Error = BodyError;
@@ -78,7 +94,8 @@ impl Body for Incoming {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
-            Self::H1(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
+            Self::H1(body) => Pin::new(body).poll_frame(cx),
+            Self::Answer(answer) => answer.poll_frame(cx),
             Self::H2(recv) => recv.poll(cx),
         }
     }
@@ -86,6 +103,7 @@ impl Body for Incoming {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::H1(body) => body.is_end_stream(),
+            Self::Answer(answer) => answer.has_ended(),
             Self::H2(recv) => recv.ended,
         }
     }
@@ -93,6 +111,7 @@ impl Body for Incoming {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::H1(body) => body.size_hint(),
+            Self::Answer(answer) => answer.size_hint(),
             Self::H2(recv) if recv.ended => SizeHint::with_exact(0),
             Self::H2(recv) => recv.left.map_or_else(SizeHint::new, SizeHint::with_exact),
         }

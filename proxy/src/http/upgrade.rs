@@ -13,30 +13,34 @@ use http::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::BodyExt as _;
-use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, DuplexStream, WriteHalf};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use zeugma_core::plan::Attempt;
 use zeugma_core::snapshot::Failure;
 use zeugma_core::verdict::Reason;
 
-use super::Version;
 use super::body::{Held, Outgoing, Source, Tunnel};
 use super::exchange::{Exchange, TryError};
-use super::headers;
+use super::h1::Rewound;
 use super::record::Record;
 use super::stream::Incoming;
+use super::{Counted, Version};
+use super::{headers, pool};
 use crate::admission;
 use crate::connection::describe;
 use crate::relay::{Moved, RelayEnd, relay};
+use crate::transport::Stream;
 use crate::transport::mtls::ALPN_HTTP1;
-use crate::upstream::{self, Pinned, Upstream};
+use crate::upstream::{self, Pinned};
 
 /// The one protocol that is changed to.
 const WEBSOCKET: &str = "websocket";
 /// What waits between a stream and an endpoint's connection.
 const TUNNEL_BYTES: usize = 16 * 1024;
+
+/// The caller's connection, once it was told that it changes.
+type OnUpgrade = oneshot::Receiver<Rewound<Counted>>;
 
 /// What a request asks to go on as WebSocket.
 #[derive(Debug)]
@@ -67,13 +71,16 @@ impl Upgrade {
 /// What the request asks to go on as WebSocket, if it does.
 ///
 /// Any other `:protocol` is no request that is passed: rules say nothing of what it would carry.
-pub(super) fn asked_for(version: Version, request: &mut Request<Incoming>) -> Option<Upgrade> {
+pub(super) fn asked_for(version: Version, request: &Request<Incoming>) -> Option<Upgrade> {
     match version {
         Version::H1 => {
             let asked = request.method() == Method::GET
                 && request.body().is_end_stream()
                 && headers::upgrades_to_websocket(request.headers());
-            asked.then(|| Upgrade::Connection(hyper::upgrade::on(request)))
+            match request.body() {
+                Incoming::H1(body) if asked => Some(Upgrade::Connection(body.on_upgrade())),
+                Incoming::H1(_) | Incoming::Answer(_) | Incoming::H2(_) => None,
+            }
         }
         Version::H2 => {
             let protocol = request.extensions().get::<Protocol>();
@@ -115,7 +122,7 @@ pub(super) async fn try_endpoint(
         }
     };
     upstream::tune(upstream.stream.tcp());
-    let (address, identity) = (upstream.address.to_string(), upstream.identity());
+    let (address, identity) = (upstream.address.to_string().into(), upstream.identity());
     exchange.goes_to(to, attempt, upstream.peer.as_ref(), None);
     let destination = describe(&to.published, to.cluster, attempt, address, identity, nth);
     exchange.arrived(destination, nth);
@@ -138,14 +145,15 @@ pub(super) async fn try_endpoint(
         .timeouts
         .per_try
         .map_or(patience, |per_try| per_try.min(patience));
-    let (failure, detail) = match timeout(patience, Box::pin(send(upstream, outgoing))).await {
+    let asking = pool::ask_upgrade(upstream.stream, outgoing);
+    let (failure, detail) = match timeout(patience, Box::pin(asking)).await {
         Ok(Ok(mut response)) => {
             if let Some(accepts) = accepts {
                 response.extensions_mut().insert(accepts);
             }
             return Ok(response);
         }
-        Ok(Err(error)) => (Failure::Reset, error.to_string()),
+        Ok(Err(error)) => (Failure::Reset, error.detail),
         Err(_elapsed) => (
             Failure::Timeout,
             format!("no response from {} in time", endpoint.key),
@@ -180,32 +188,18 @@ pub(super) fn has_read_our_key(response: &Response<Incoming>) -> bool {
     said.next().is_some_and(is_it) && said.next().is_none()
 }
 
-async fn send(
-    upstream: Upstream,
-    request: Request<Outgoing>,
-) -> Result<Response<Incoming>, hyper::Error> {
-    let io = TokioIo::new(upstream.stream);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
-    // Ends with the exchange: when the sender and the upgraded halves are dropped.
-    drop(tokio::task::spawn_local(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "an upgraded connection to an endpoint ended");
-        }
-    }));
-    let response = sender.send_request(request).await?;
-    Ok(response.map(Incoming::H1))
-}
-
 /// Tells the caller `101`, or `200` on a stream, and relays between it and the endpoint.
 pub(super) fn switch(
     exchange: Exchange,
     to: &Pinned,
-    mut response: Response<Incoming>,
+    response: Response<Incoming>,
     caller: Caller,
     held: Held,
 ) -> Response<Outgoing> {
-    let upstream = hyper::upgrade::on(&mut response);
-    let (mut head, _no_body) = response.into_parts();
+    let (mut head, answer) = response.into_parts();
+    let Some(upstream) = answer.into_upgraded() else {
+        return exchange.refuse(Reason::Internal, None);
+    };
     headers::remove_hop_by_hop(&mut head.headers);
     let idle = to.cluster().timeouts.idle;
     let relaying = Relaying { idle, held };
@@ -219,11 +213,11 @@ pub(super) fn switch(
                 .insert(UPGRADE, HeaderValue::from_static(WEBSOCKET));
             let mut record = exchange.into_record(head.status);
             drop(tasks.spawn_local(async move {
-                let (Ok(down), Ok(up)) = tokio::join!(connection, upstream) else {
-                    record.ended(Reason::UpstreamReset, (0, 0));
+                let Ok(down) = connection.await else {
+                    record.ended(Reason::DownstreamClosed, (0, 0));
                     return;
                 };
-                relaying.run(TokioIo::new(down), up, &mut record).await;
+                relaying.run(down, upstream, &mut record).await;
             }));
             Response::from_parts(head, Outgoing::Empty)
         }
@@ -235,11 +229,7 @@ pub(super) fn switch(
             let (near, far) = tokio::io::duplex(TUNNEL_BYTES);
             let (to_caller, from_caller) = tokio::io::split(near);
             drop(tasks.spawn_local(async move {
-                let Ok(up) = upstream.await else {
-                    record.ended(Reason::UpstreamReset, (0, 0));
-                    return;
-                };
-                let mut relayed = pin!(relaying.run(far, up, &mut record));
+                let mut relayed = pin!(relaying.run(far, upstream, &mut record));
                 // The relay is pinned outside: pouring ends with what the caller sends, and is given
                 // up with the relay, which leaves nobody to read it.
                 tokio::select! {
@@ -273,13 +263,13 @@ struct Relaying {
 }
 
 impl Relaying {
-    async fn run<D>(self, down: D, up: Upgraded, record: &mut Record)
+    async fn run<D>(self, down: D, up: Rewound<Stream>, record: &mut Record)
     where
         D: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let entry = Rc::clone(record.entry());
         let moved = Moved::default();
-        let relaying = relay(down, TokioIo::new(up), self.idle, &moved, entry);
+        let relaying = relay(down, up, self.idle, &moved, entry);
         let reason = reason_of(&Box::pin(relaying).await);
         record.ended(reason, (moved.down.get(), moved.up.get()));
         drop(self.held);

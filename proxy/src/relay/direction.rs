@@ -123,7 +123,7 @@ pub(super) struct Splicing<'a, S, T> {
     pub(super) source: fn(&S) -> Option<&TcpStream>,
     pub(super) sink: fn(&T) -> Option<&TcpStream>,
     /// Keeps back what does not fill a packet until the sink is told of the end.
-    pub(super) cork: fn(&T),
+    pub(super) cork: fn(&mut T),
     /// Whether the other direction has ended: both sockets are closed when this one has, too.
     pub(super) is_last: bool,
     pub(super) pipes: &'a Rc<Pipes>,
@@ -485,7 +485,7 @@ mod tests {
         let splicing = Splicing {
             source: |_| None,
             sink: |_| None,
-            cork: |sink: &Noting| sink.0.borrow_mut().push("cork"),
+            cork: |sink: &mut Noting| sink.0.borrow_mut().push("cork"),
             is_last: false,
             pipes: &pipes,
         };

@@ -123,8 +123,8 @@ struct Ends<D, U> {
     downstream: fn(&D) -> Option<&TcpStream>,
     upstream: fn(&U) -> Option<&TcpStream>,
     /// Has the last bytes leave together with the end.
-    cork_downstream: fn(&D),
-    cork_upstream: fn(&U),
+    cork_downstream: fn(&mut D),
+    cork_upstream: fn(&mut U),
     /// Has dropping it tell the other end that something is missing.
     reset_downstream: fn(&D),
     reset_upstream: fn(&U),

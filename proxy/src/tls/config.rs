@@ -20,6 +20,7 @@ use zeugma_core::svid::Rule;
 
 use super::credentials::Credentials;
 use super::groups::GroupsAlone;
+use super::hkdf::deriving;
 use super::verify::{Refusal, TlsPeer, Usage};
 
 /// The schemes a peer may sign the handshake with: those of R4's keys (RFC 8446 §4.2.3).
@@ -38,9 +39,9 @@ pub(super) fn provider() -> &'static Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
         Arc::new(CryptoProvider {
             cipher_suites: vec![
-                cipher_suite::TLS13_AES_128_GCM_SHA256,
-                cipher_suite::TLS13_AES_256_GCM_SHA384,
-                cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+                deriving(cipher_suite::TLS13_AES_128_GCM_SHA256),
+                deriving(cipher_suite::TLS13_AES_256_GCM_SHA384),
+                deriving(cipher_suite::TLS13_CHACHA20_POLY1305_SHA256),
             ],
             kx_groups: vec![
                 kx_group::X25519MLKEM768,

@@ -1,12 +1,13 @@
 //! Our own SVID and the bundles beside it: loaded whole, checked as a peer's would be, or refused.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fmt, io};
 
+use rustix::process::geteuid;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem};
@@ -29,7 +30,7 @@ pub const SVID_BYTES_MAX: u64 = 64 * 1024;
 pub struct SvidFiles {
     /// PEM: the leaf first, then the certificates up to but without the anchor.
     pub certificate: PathBuf,
-    /// PEM: the key of the leaf, readable by its owner alone.
+    /// PEM: the key of the leaf, readable by its owner alone; one of root's also by a group.
     pub key: PathBuf,
     /// A folder of `<trust domain>.json` and `<trust domain>.pem`.
     pub bundles: PathBuf,
@@ -78,7 +79,8 @@ pub enum CredentialsError {
     /// The deny list cannot be used.
     #[error(transparent)]
     Denied(#[from] DeniedError),
-    /// The key is readable by others (C5).
+    /// The key is readable by others (C5); one of root's may be read by a group, for a gateway that
+    /// is not root.
     #[error("{}: readable or writable by others (mode {mode:03o}); run `chmod 600` on it", path.display())]
     KeyMode {
         /// The key file.
@@ -454,11 +456,12 @@ fn load_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, CredentialsEr
 }
 
 fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, CredentialsError> {
-    let (mut file, mode) = open(path)?;
-    if mode & 0o066 != 0 {
+    let mut file = open(path)?;
+    let found = metadata(&file, path)?;
+    if !is_private(found.mode(), found.uid(), geteuid().as_raw()) {
         return Err(CredentialsError::KeyMode {
             path: path.to_owned(),
-            mode: mode & 0o777,
+            mode: found.mode() & 0o777,
         });
     }
     let bytes = read_open(&mut file, path, SVID_BYTES_MAX)?;
@@ -471,19 +474,31 @@ fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, CredentialsError> {
 
 /// Reads a file of at most `max` bytes.
 pub(super) fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, ReadError> {
-    let (mut file, _) = open(path)?;
-    read_open(&mut file, path, max)
+    read_open(&mut open(path)?, path, max)
 }
 
-fn open(path: &Path) -> Result<(File, u32), ReadError> {
-    let fail = |source| ReadError::Io {
+/// Whether no user but its owner and `us` can read or write a file.
+///
+/// A user who is not root reads root's files by group: so does a container whose key Kubernetes
+/// mounts from a Secret (`fsGroup`), and a service whose key a package owns.
+fn is_private(mode: u32, owner: u32, us: u32) -> bool {
+    let others = if owner == 0 && us != 0 { 0o026 } else { 0o066 };
+    mode & others == 0
+}
+
+fn open(path: &Path) -> Result<File, ReadError> {
+    File::open(path).map_err(|source| ReadError::Io {
         path: path.to_owned(),
         source,
-    };
-    let file = File::open(path).map_err(fail)?;
-    // Of the open file, not of the path: the two may differ by the time it is read.
-    let mode = file.metadata().map_err(fail)?.permissions().mode();
-    Ok((file, mode))
+    })
+}
+
+/// Of the open file, not of the path: the two may differ by the time it is read.
+fn metadata(file: &File, path: &Path) -> Result<Metadata, ReadError> {
+    file.metadata().map_err(|source| ReadError::Io {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn read_open(file: &mut File, path: &Path, max: u64) -> Result<Vec<u8>, ReadError> {
@@ -501,4 +516,34 @@ fn read_open(file: &mut File, path: &Path, max: u64) -> Result<Vec<u8>, ReadErro
         });
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_of_roots_may_be_read_by_the_group_of_a_gateway_that_is_not_root() {
+        let (root, us, other) = (0, 65532, 1000);
+        for mode in [0o100_400, 0o100_600, 0o100_700] {
+            for owner in [root, us, other] {
+                assert!(is_private(mode, owner, us), "{mode:o} of {owner}");
+            }
+        }
+        // As Kubernetes mounts a Secret for a pod that has `fsGroup`.
+        assert!(is_private(0o100_440, root, us));
+        assert!(is_private(0o100_640, root, us));
+        for (mode, owner, us) in [
+            (0o100_440, us, us),
+            (0o100_440, other, us),
+            (0o100_440, root, root),
+            (0o100_444, root, us),
+            (0o100_404, root, us),
+            (0o100_460, root, us),
+            (0o100_420, root, us),
+            (0o100_402, root, us),
+        ] {
+            assert!(!is_private(mode, owner, us), "{mode:o} of {owner} for {us}");
+        }
+    }
 }

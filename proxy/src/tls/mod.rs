@@ -11,6 +11,7 @@ mod credentials;
 mod crl;
 mod denied;
 mod groups;
+mod hkdf;
 mod stream;
 mod verify;
 

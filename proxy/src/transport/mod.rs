@@ -29,7 +29,7 @@ pub(crate) enum Stream {
     /// TLS ended here.
     Terminated(Box<TlsStream<Prefixed>>),
     /// TLS begun here.
-    Originated(Box<TlsStream<TcpStream>>),
+    Originated(Box<TlsStream<Prefixed>>),
 }
 
 impl Stream {
@@ -42,8 +42,7 @@ impl Stream {
     pub(crate) const fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream.tcp(),
-            Self::Terminated(stream) => stream.carrier().tcp(),
-            Self::Originated(stream) => stream.carrier(),
+            Self::Terminated(stream) | Self::Originated(stream) => stream.carrier().tcp(),
         }
     }
 
@@ -57,9 +56,14 @@ impl Stream {
 
     /// Keeps back what does not fill a packet until the stream is shut down: its last bytes, TLS's
     /// close_notify and TCP's FIN then leave in one.
-    pub(crate) fn cork(&self) {
-        // Where it fails they leave in several.
-        SockRef::from(self.tcp()).set_tcp_cork(true).ok();
+    pub(crate) const fn cork(&mut self) {
+        match self {
+            Self::Plain(stream) => stream.cork(),
+            Self::Terminated(stream) | Self::Originated(stream) => {
+                stream.hold_last();
+                stream.carrier_mut().cork();
+            }
+        }
     }
 
     /// Has dropping the stream reset the connection: no FIN and, of TLS, no close_notify, which the

@@ -106,10 +106,11 @@ pub(crate) async fn originate(
         .map_err(|_invalid| SessionError::ServerName(Arc::clone(sni)))?;
     let (config, slot) = client_config_towards(credentials, Some(address), expected, alpn)
         .map_err(SessionError::Setup)?;
-    let stream = match TlsStream::connect(config, name, tcp).await {
-        Err((error, tcp)) => {
+    let carrier = Prefixed::new(tcp, Vec::new());
+    let stream = match TlsStream::connect(config, name, carrier).await {
+        Err((error, carrier)) => {
             // Another endpoint may be tried: nobody waits for this one to have read the alert.
-            hang_up_after_alert(tcp).await;
+            hang_up_after_alert(carrier.into_tcp()).await;
             return Err(explain(error, &slot));
         }
         Ok(stream) => stream,

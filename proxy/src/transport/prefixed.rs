@@ -5,6 +5,8 @@ use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -18,6 +20,18 @@ pub(crate) struct Prefixed {
     tcp: TcpStream,
     /// Most of its life there is none.
     prefix: Option<Box<Prefix>>,
+    sending: Sending,
+}
+
+/// How the socket is given bytes.
+#[derive(Debug, Clone, Copy)]
+enum Sending {
+    /// None were sent yet, so that there is room, whether or not the event loop has told so: what
+    /// is sent to an endpoint that is connected at once does not wait for it.
+    First,
+    Steady,
+    /// The end follows, which the kernel sends with what fills no packet.
+    Last,
 }
 
 /// Bytes read ahead, not empty.
@@ -29,7 +43,11 @@ struct Prefix {
 
 impl Prefixed {
     pub(crate) fn new(tcp: TcpStream, prefix: Vec<u8>) -> Self {
-        let mut this = Self { tcp, prefix: None };
+        let mut this = Self {
+            tcp,
+            prefix: None,
+            sending: Sending::First,
+        };
         this.unread(prefix);
         this
     }
@@ -37,6 +55,27 @@ impl Prefixed {
     /// The connection below.
     pub(crate) const fn tcp(&self) -> &TcpStream {
         &self.tcp
+    }
+
+    /// Keeps back what fills no packet until the stream is shut down.
+    pub(crate) const fn cork(&mut self) {
+        self.sending = Sending::Last;
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let flags = match self.sending {
+            Sending::First => SendFlags::NOSIGNAL,
+            Sending::Steady => return Pin::new(&mut self.tcp).poll_write(cx, buf),
+            Sending::Last => SendFlags::NOSIGNAL | SendFlags::MORE,
+        };
+        if matches!(self.sending, Sending::First) {
+            self.sending = Sending::Steady;
+        }
+        match send(&self.tcp, buf, flags) {
+            Ok(sent) => Poll::Ready(Ok(sent)),
+            Err(Errno::AGAIN | Errno::INTR) => Pin::new(&mut self.tcp).poll_write(cx, buf),
+            Err(errno) => Poll::Ready(Err(errno.into())),
+        }
     }
 
     /// The socket, if nothing is left of what was read ahead.
@@ -94,31 +133,31 @@ impl AsyncRead for Prefixed {
 
 impl AsyncWrite for Prefixed {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(cx, buf)
+        self.get_mut().poll_send(cx, buf)
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let tcp = Pin::new(&mut self.tcp);
+        let this = self.get_mut();
         if let [only] = bufs {
-            return tcp.poll_write(cx, only);
+            return this.poll_send(cx, only);
         }
         if bufs.iter().map(|buf| buf.len()).sum::<usize>() > GATHER_BYTES {
-            return tcp.poll_write_vectored(cx, bufs);
+            return Pin::new(&mut this.tcp).poll_write_vectored(cx, bufs);
         }
         let mut room = [const { MaybeUninit::uninit() }; GATHER_BYTES];
         let mut gathered = ReadBuf::uninit(&mut room);
         for buf in bufs {
             gathered.put_slice(buf);
         }
-        tcp.poll_write(cx, gathered.filled())
+        this.poll_send(cx, gathered.filled())
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -174,6 +213,28 @@ mod tests {
             far.read_exact(&mut read).await.unwrap();
             assert_eq!(read, all);
         }
+    }
+
+    #[tokio::test]
+    async fn the_first_bytes_do_not_wait_for_the_event_loop_and_the_last_for_the_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        near.set_nonblocking(true).unwrap();
+        let (mut far, _) = listener.accept().await.unwrap();
+        // It has no turn between these.
+        let mut stream = Prefixed::new(TcpStream::from_std(near).unwrap(), Vec::new());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let sent = Pin::new(&mut stream).poll_write(&mut cx, b"first");
+        assert!(matches!(sent, Poll::Ready(Ok(5))), "{sent:?}");
+        let mut read = [0; 5];
+        far.read_exact(&mut read).await.unwrap();
+        stream.cork();
+        let sent = Pin::new(&mut stream).poll_write(&mut cx, b" last");
+        assert!(matches!(sent, Poll::Ready(Ok(5))), "{sent:?}");
+        stream.shutdown().await.unwrap();
+        let mut rest = String::new();
+        far.read_to_string(&mut rest).await.unwrap();
+        assert_eq!((&read, &*rest), (b"first", " last"));
     }
 
     #[tokio::test]

@@ -76,7 +76,8 @@ pub(crate) struct Svid {
 pub(crate) struct SvidFilesSpec {
     /// The certificate chain, PEM, leaf first.
     pub certificate: PathBuf,
-    /// The private key, PEM.
+    /// The private key, PEM. It is refused if other users can read it, but a group may read one that
+    /// root owns, where the gateway is not root.
     pub key: PathBuf,
     /// The folder of trust bundles: `<trust domain>.json` (SPIFFE bundle) or `.pem`.
     pub bundles: PathBuf,

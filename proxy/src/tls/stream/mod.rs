@@ -85,6 +85,9 @@ enum Writing {
     /// most protocols a client speaks first, and both then leave in one packet.
     Opening,
     Open,
+    /// What is written next is the last: it waits in `outgoing` for close_notify, if it is no more
+    /// than a record.
+    Closing,
     /// Our close_notify is sent or queued.
     Closed,
 }
@@ -294,6 +297,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
             return Poll::Ready(Ok(0));
         }
         let opens = self.writing == Writing::Opening;
+        let closes = self.writing == Writing::Closing;
         if opens {
             self.writing = Writing::Open;
         }
@@ -322,6 +326,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         self.connection.seal(&mut self.held, &mut sealing)?;
         let (taken, len) = (sealing.taken, sealing.len);
         let mut rest = buffers.ciphertext.get(..len).unwrap_or_default();
+        if closes && len <= WIRE_BYTES {
+            self.outgoing.push(rest);
+            return Poll::Ready(Ok(taken));
+        }
         while !rest.is_empty() {
             match Pin::new(&mut self.carrier).poll_write(cx, rest) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -346,6 +354,21 @@ impl<S> TlsStream<S> {
     /// What carries the bytes.
     pub const fn carrier(&self) -> &S {
         &self.carrier
+    }
+
+    /// As [`Self::carrier`].
+    pub const fn carrier_mut(&mut self) -> &mut S {
+        &mut self.carrier
+    }
+
+    /// Says that the stream is shut down behind what is written next: both then leave in one.
+    pub const fn hold_last(&mut self) {
+        match self.writing {
+            // The last flight may be waited for though nothing is written.
+            Writing::Opening if !self.outgoing.is_empty() => {}
+            Writing::Opening | Writing::Open => self.writing = Writing::Closing,
+            Writing::Closing | Writing::Closed => {}
+        }
     }
 
     /// What was agreed on in the handshake.

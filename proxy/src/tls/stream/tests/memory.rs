@@ -76,6 +76,33 @@ async fn a_batch_is_one_write_and_one_read_of_the_carrier() {
 }
 
 #[tokio::test]
+async fn the_last_bytes_leave_with_close_notify() {
+    // A record's worth, and more.
+    for (len, writes) in [(1, 1), (RECORD_BYTES, 1), (2 * RECORD_BYTES, 2)] {
+        let (mut client, mut server) = pair(1 << 20).await;
+        client.hold_last();
+        let before = client.carrier.writes;
+        client.write_all(&vec![3; len]).await.unwrap();
+        client.shutdown().await.unwrap();
+        assert_eq!(client.carrier.writes - before, writes, "{len}");
+        assert_eq!(owned(&client), 0);
+        let mut read = Vec::new();
+        // Its end is no truncation.
+        server.read_to_end(&mut read).await.unwrap();
+        assert_eq!(read, vec![3; len]);
+    }
+    // Whoever flushes instead loses nothing.
+    let (mut client, mut server) = pair(1 << 20).await;
+    client.hold_last();
+    client.write_all(b"one").await.unwrap();
+    client.write_all(b"two").await.unwrap();
+    client.flush().await.unwrap();
+    let mut read = [0; 6];
+    server.read_exact(&mut read).await.unwrap();
+    assert_eq!(&read, b"onetwo");
+}
+
+#[tokio::test]
 async fn small_slices_share_records() {
     let (mut client, mut server) = pair(1 << 20).await;
     let (small, large) = ([1_u8; 9], [2_u8; RECORD_BYTES]);

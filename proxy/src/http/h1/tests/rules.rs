@@ -1,0 +1,454 @@
+//! Each rule with its source.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+
+use crate::http::h1::Malformed;
+
+use super::*;
+
+/// A head of a response, and what is behind it.
+fn answers(head: &str, rest: &str) -> Script {
+    let bytes = format!("HTTP/1.1 200 OK\r\n{head}\r\n{rest}");
+    Script::says(bytes.as_bytes(), &[])
+}
+
+/// Why a response is refused.
+async fn refusal(script: Script) -> Option<Error> {
+    match asked(Method::GET, script).await {
+        Err(error) => Some(error),
+        Ok((mut connection, _)) => loop {
+            match std::future::poll_fn(|cx| connection.poll_frame(cx)).await? {
+                Ok(_) => {}
+                Err(BodyError::Http1(error)) => return Some(error),
+                Err(other) => panic!("{other}"),
+            }
+        },
+    }
+}
+
+/// Has each of these responses refused by this rule, however it comes.
+async fn refuses(responses: &[(&str, &str, Malformed)]) {
+    for (head, rest, rule) in responses {
+        for portions in [&[][..], &[1]] {
+            let bytes = format!("HTTP/1.1 200 OK\r\n{head}\r\n{rest}");
+            let error = refusal(Script::says(bytes.as_bytes(), portions)).await;
+            assert!(
+                matches!(&error, Some(Error::Malformed(broken)) if broken == rule),
+                "{:.60} {:.40}: {error:?}",
+                head.escape_debug(),
+                rest.escape_debug()
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_the_head_of_a_response_breaks_is_named() {
+    let many = "x: 1\r\n".repeat(101);
+    let long = format!("x: {}\r\n", "1".repeat(HEAD_BYTES_MAX));
+    let twice = "transfer-encoding: chunked\r\n".repeat(2);
+    let lengths = "content-length: 1\r\n".repeat(2);
+    let name = Malformed::Head(httparse::Error::HeaderName);
+    let value = Malformed::Head(httparse::Error::HeaderValue);
+    refuses(&[
+        // RFC 9112 §6.1: of HTTP/1.1 no coding but `chunked`, once.
+        (
+            "transfer-encoding: gzip, chunked\r\n",
+            "",
+            Malformed::TransferEncoding,
+        ),
+        (&twice, "", Malformed::TransferEncoding),
+        // RFC 9110 §8.6: `1*DIGIT`, once.
+        (&lengths, "a", Malformed::ContentLength),
+        ("content-length: 1, 1\r\n", "a", Malformed::ContentLength),
+        ("content-length: +1\r\n", "a", Malformed::ContentLength),
+        ("content-length: -1\r\n", "a", Malformed::ContentLength),
+        ("content-length: 0x1\r\n", "a", Malformed::ContentLength),
+        ("content-length:\r\n", "a", Malformed::ContentLength),
+        (
+            "content-length: 18446744073709551616\r\n",
+            "a",
+            Malformed::ContentLength,
+        ),
+        // RFC 9112 §2.2: a line ends by CR LF.
+        ("x: 1\ncontent-length: 1\r\n", "a", Malformed::LineEnd),
+        // RFC 9112 §5.1, §5.2: no space before the colon, no folding.
+        ("x : 1\r\n", "", name),
+        ("x: 1\r\n y\r\n", "", name),
+        // RFC 9110 §5.5: no CR, LF or NUL in a value.
+        ("x: 1\ry\r\n", "", value),
+        ("x: 1\0y\r\n", "", value),
+        // RFC 9110 §5.4: limits of ours.
+        (&many, "", Malformed::TooMany),
+        (&long, "", Malformed::TooLong),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_chunks_of_a_response_break_is_named() {
+    const CHUNKED: &str = "transfer-encoding: chunked\r\n";
+    let extension = format!("1;{}\r\n", "x".repeat(17 * 1024));
+    let trailers = format!("0\r\nt: {}\r\n\r\n", "x".repeat(17 * 1024));
+    refuses(&[
+        // RFC 9112 §7.1: `1*HEXDIG`, and what would not fit into 64 bits is no size.
+        (CHUNKED, "\r\n", Malformed::Chunk),
+        (CHUNKED, "+1\r\na\r\n0\r\n\r\n", Malformed::Chunk),
+        (CHUNKED, "0x1\r\na\r\n0\r\n\r\n", Malformed::Chunk),
+        (
+            CHUNKED,
+            "10000000000000001\r\na\r\n0\r\n\r\n",
+            Malformed::Chunk,
+        ),
+        (CHUNKED, "1\na\r\n0\r\n\r\n", Malformed::Chunk),
+        (CHUNKED, "1\r\nab\r\n0\r\n\r\n", Malformed::Chunk),
+        (CHUNKED, "1\r\na\n0\r\n\r\n", Malformed::Chunk),
+        (CHUNKED, "1;a\nb\r\na\r\n0\r\n\r\n", Malformed::Chunk),
+        // RFC 9112 §7.1.1: a recipient limits the extensions.
+        (CHUNKED, &extension, Malformed::Chunk),
+        // RFC 9112 §7.1.2.
+        (CHUNKED, &trailers, Malformed::Trailers),
+        (CHUNKED, "0\r\nbad trailer\r\n\r\n", Malformed::Trailers),
+        (CHUNKED, "0\r\na: 1\nb: 2\r\n\r\n", Malformed::LineEnd),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_message_that_breaks_off_is_incomplete() {
+    // RFC 9112 §8.
+    for (head, rest) in [
+        ("content-length: 5\r\n", "hell"),
+        ("transfer-encoding: chunked\r\n", "5\r\nhell"),
+        ("transfer-encoding: chunked\r\n", "5\r\nhello\r\n"),
+        ("transfer-encoding: chunked\r\n", "5\r\nhello\r\n0\r\n"),
+    ] {
+        let error = refusal(answers(head, rest)).await;
+        assert!(
+            matches!(error, Some(Error::Incomplete)),
+            "{head} {rest}: {error:?}"
+        );
+    }
+    let error = refusal(Script::says(b"HTTP/1.1 200 OK\r\nx: ", &[])).await;
+    assert!(matches!(error, Some(Error::Incomplete)), "{error:?}");
+}
+
+/// What is read, and whether the connection is kept behind it.
+async fn read(method: Method, head: &str, rest: &str) -> (String, bool) {
+    let bytes = format!("{head}\r\n{rest}");
+    let mut script = Script::says(bytes.as_bytes(), &[]);
+    script.stays = !head.contains("until-close");
+    let (mut connection, _) = asked(method, script).await.unwrap();
+    let (body, _) = rest_of(&mut connection).await.unwrap();
+    (
+        String::from_utf8(body.to_vec()).unwrap(),
+        connection.is_ready(),
+    )
+}
+
+#[tokio::test]
+async fn the_end_of_a_response_is_found_and_its_connection_kept_where_both_sides_want_it() {
+    const CHUNKS: &str = "5\r\nhello\r\n0\r\n\r\n";
+    let ok = |lines: &str| format!("HTTP/1.1 200 OK\r\n{lines}");
+    let old = |lines: &str| format!("HTTP/1.0 200 OK\r\ncontent-length: 5\r\n{lines}");
+    let bare = |status: u16| format!("HTTP/1.1 {status} x\r\ncontent-length: 5\r\n");
+    let (get, head) = (Method::GET, Method::HEAD);
+    let both = "content-length: 3\r\ntransfer-encoding: chunked\r\n";
+    let more = "helloHTTP/1.1 200 OK\r\n\r\n";
+    // RFC 9112 §6.3, its rules in their order, and §9.3.
+    for (method, head, rest, body, is_kept) in [
+        (&head, ok("content-length: 5\r\n"), "", "", true),
+        (&head, ok("transfer-encoding: chunked\r\n"), "", "", true),
+        (&get, bare(204), "", "", true),
+        (&get, bare(304), "", "", true),
+        (
+            &get,
+            ok("transfer-encoding: Chunked\r\n"),
+            CHUNKS,
+            "hello",
+            true,
+        ),
+        // RFC 9112 §6.1: may be an attempt at smuggling.
+        (&get, ok(both), CHUNKS, "hello", false),
+        (&get, ok("content-length: 5\r\n"), "hello", "hello", true),
+        (&get, ok("content-length: 0\r\n"), "", "", true),
+        (&get, ok("x: until-close\r\n"), "hello", "hello", false),
+        (
+            &get,
+            ok("content-length: 5\r\nconnection: x, Close\r\n"),
+            "hello",
+            "hello",
+            false,
+        ),
+        (&get, old(""), "hello", "hello", false),
+        (
+            &get,
+            old("connection: keep-alive\r\n"),
+            "hello",
+            "hello",
+            true,
+        ),
+        // RFC 9112 §9.2: what nobody asked for is nobody's answer.
+        (&get, ok("content-length: 5\r\n"), more, "hello", false),
+    ] {
+        let found = read(method.clone(), &head, rest).await;
+        assert_eq!(found, (body.to_owned(), is_kept), "{head:?}");
+    }
+}
+
+#[tokio::test]
+async fn interim_responses_are_read_over_and_bounded() {
+    // RFC 9110 §15.2.
+    let with = |interims: usize| {
+        let interims = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n".repeat(interims);
+        let answer = format!("{interims}HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+        Script::says(answer.as_bytes(), &[7])
+    };
+    let read = response(Method::GET, with(32)).await.unwrap();
+    assert_eq!((&*read.start, read.is_whole()), ("200 OK", true));
+    let error = refusal(with(33)).await;
+    assert!(
+        matches!(error, Some(Error::Malformed(Malformed::Interims))),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_protocol_that_was_changed_begins_behind_the_head() {
+    // RFC 9110 §15.2.2.
+    let script = Script::says(
+        b"HTTP/1.1 101 Go\r\nupgrade: websocket\r\n\r\n\x81\x00",
+        &[],
+    );
+    let (connection, head) = asked(Method::GET, script).await.unwrap();
+    assert_eq!(head.status(), StatusCode::SWITCHING_PROTOCOLS);
+    assert!(connection.has_ended() && !connection.is_done());
+    let (_, ahead) = connection.into_parts();
+    assert_eq!(&ahead[..], b"\x81\x00");
+}
+
+#[tokio::test]
+async fn a_body_is_sent_as_its_head_says_however_little_the_other_end_takes() {
+    let pieces = |pieces: &[&'static str]| -> Outgoing {
+        let bytes: VecDeque<Bytes> = pieces
+            .iter()
+            .map(|one| Bytes::from_static(one.as_bytes()))
+            .collect();
+        Outgoing::Bytes(bytes)
+    };
+    for takes in [None, Some(1), Some(7)] {
+        let mut script = answers("content-length: 0\r\n", "");
+        (script.takes, script.stays) = (takes, true);
+        let mut connection = Connection::new(script, HEAD_BYTES_MAX);
+        let request = Request::post("/a").header("host", "a.example");
+        connection.begin(request.body(pieces(&["hello ", "world"])).unwrap(), None);
+        std::future::poll_fn(|cx| connection.poll_head(cx))
+            .await
+            .unwrap();
+        std::future::poll_fn(|cx| connection.poll_rest(cx))
+            .await
+            .unwrap();
+        assert!(connection.is_ready());
+        let expected =
+            "POST /a HTTP/1.1\r\nhost: a.example\r\ncontent-length: 11\r\n\r\nhello world";
+        assert_eq!(
+            String::from_utf8_lossy(&connection.stream().heard),
+            expected
+        );
+    }
+    // RFC 9112 §6.2: neither more nor less than was said.
+    for length in [10, 12] {
+        let mut connection = Connection::new(
+            Script {
+                stays: true,
+                ..Script::default()
+            },
+            HEAD_BYTES_MAX,
+        );
+        let request = Request::post("/a").header("content-length", length);
+        connection.begin(request.body(pieces(&["hello ", "world"])).unwrap(), None);
+        let error = std::future::poll_fn(|cx| connection.poll_head(cx)).await;
+        assert!(matches!(error, Err(Error::Length)), "{length}: {error:?}");
+    }
+}
+
+#[test]
+fn an_idle_connection_is_small() {
+    let bytes = size_of::<Connection<crate::transport::Stream>>();
+    assert!(bytes <= 512, "{bytes}");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_closed_an_idle_connection_is_seen_before_a_request_is_sent() {
+    let (near, far) = tokio::io::duplex(1024);
+    let mut connection = Connection::new(near, HEAD_BYTES_MAX);
+    assert!(connection.is_ready());
+    drop(far);
+    assert!(!connection.is_ready());
+    let (near, mut far) = tokio::io::duplex(1024);
+    let mut connection = Connection::new(near, HEAD_BYTES_MAX);
+    // RFC 9112 §9.2: what comes before a request answers none.
+    tokio::io::AsyncWriteExt::write_all(&mut far, b"H")
+        .await
+        .unwrap();
+    assert!(!connection.is_ready());
+}
+
+#[tokio::test]
+async fn a_caller_is_told_which_kind_of_rule_it_broke() {
+    let many = "x: 1\r\n".repeat(101);
+    let long = format!("x: {}\r\n", "1".repeat(HEAD_BYTES_MAX));
+    for (request, status) in [
+        ("GET / HTTP/1.1\nhost: a\r\n\r\n".to_owned(), "400"),
+        ("GET / HTTP/1.1\r\nhost : a\r\n\r\n".to_owned(), "400"),
+        (
+            "GET / HTTP/1.1\r\nx: 1\r\n folded\r\n\r\n".to_owned(),
+            "400",
+        ),
+        (
+            "GET / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\n".to_owned(),
+            "400",
+        ),
+        (
+            "GET / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n".to_owned(),
+            "400",
+        ),
+        (
+            "GET / HTTP/1.1\r\ntransfer-encoding: xchunked\r\n\r\n".to_owned(),
+            "400",
+        ),
+        ("GET / HTTP/3.0\r\n\r\n".to_owned(), "400"),
+        (format!("GET / HTTP/1.1\r\n{many}\r\n"), "431"),
+        (format!("GET / HTTP/1.1\r\n{long}\r\n"), "431"),
+    ] {
+        let (seen, heard, ended) = requests(Script::says(request.as_bytes(), &[100])).await;
+        assert!(
+            seen.is_empty() && matches!(ended, Err(Error::Malformed(_))),
+            "{request:?}: {ended:?}"
+        );
+        assert_eq!(statuses(&heard), [status], "{request:?}");
+        assert!(heard.contains("connection: close\r\n"), "{heard}");
+    }
+}
+
+#[tokio::test]
+async fn requests_are_answered_one_by_one_until_one_says_that_it_is_the_last() {
+    let mut all = String::new();
+    for (nth, end) in ["", "connection: close\r\n", ""].into_iter().enumerate() {
+        write!(
+            all,
+            "POST /{nth} HTTP/1.1\r\ncontent-length: 2\r\n{end}\r\nok"
+        )
+        .unwrap();
+    }
+    for portions in [&[][..], &[1], &[40]] {
+        let (seen, heard, ended) = requests(Script::says(all.as_bytes(), portions)).await;
+        let starts: Vec<&str> = seen.iter().map(|one| &*one.start).collect();
+        assert_eq!(starts, ["POST /0", "POST /1"]);
+        assert!(seen.iter().all(|one| one.body.as_ref().unwrap().0 == "ok"));
+        assert_eq!(statuses(&heard), ["200", "200"]);
+        // RFC 9112 §9.6.
+        assert_eq!(heard.matches("connection: close\r\n").count(), 1, "{heard}");
+        assert!(ended.is_ok());
+    }
+    // RFC 9112 §6.1: both lengths in a request are its connection's end.
+    let both = "POST /a HTTP/1.1\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /b HTTP/1.1\r\n\r\n";
+    let (seen, heard, _) = requests(Script::says(both.as_bytes(), &[])).await;
+    assert_eq!((seen.len(), statuses(&heard)), (1, vec!["200"]));
+    assert!(!seen[0].headers.contains_key("content-length"));
+}
+
+#[tokio::test]
+async fn a_body_that_nobody_reads_is_dropped_within_a_bound() {
+    for (bytes, answered) in [(1000, 2), (1024 * 1024, 1)] {
+        let head = format!("POST /a HTTP/1.1\r\ncontent-length: {bytes}\r\n\r\n");
+        let all = [
+            head.into_bytes(),
+            vec![b'x'; bytes],
+            b"GET /b HTTP/1.1\r\n\r\n".to_vec(),
+        ]
+        .concat();
+        let served = Served::new(Script::says(&all, &[]), HEAD_BYTES_MAX);
+        let count = std::cell::Cell::new(0);
+        served
+            .serve(async |_request| {
+                count.set(count.get() + 1);
+                Response::new(Outgoing::Empty)
+            })
+            .await
+            .ok();
+        assert_eq!(count.get(), answered, "{bytes}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_asked_for_when_it_is_read_and_not_before() {
+    // RFC 9110 §10.1.1.
+    let head = "POST /a HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n";
+    for (reads, expected) in [(true, &["100", "200"][..]), (false, &["200"])] {
+        let mut script = Script::says(head.as_bytes(), &[]);
+        if reads {
+            script.says.push_back(b"ok".to_vec());
+        }
+        let served = Served::new(script, HEAD_BYTES_MAX);
+        served
+            .serve(async |request| {
+                if reads {
+                    assert_eq!(collected(request.into_body()).await.unwrap().0, "ok");
+                }
+                Response::new(Outgoing::Empty)
+            })
+            .await
+            .ok();
+        let heard = String::from_utf8(served.stream().unwrap().heard.clone()).unwrap();
+        assert_eq!(statuses(&heard), expected);
+        assert_eq!(
+            heard.contains("connection: close"),
+            !reads,
+            "the body may still come"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_takes_its_request_with_it() {
+    let script = Script::says(b"GET / HTTP/1.1\r\n\r\n", &[]);
+    let served = Served::new(script, HEAD_BYTES_MAX);
+    let ended = served
+        .serve(async |_request| std::future::pending().await)
+        .await;
+    assert!(matches!(ended, Err(Error::Incomplete)), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_response_states_its_length_once_and_only_where_it_may() {
+    // RFC 9110 §8.6.
+    for (method, status, stated, expected) in [
+        ("GET", 200, &["2"][..], Some("content-length: 2\r\n")),
+        ("GET", 200, &["2", "3"], Some("content-length: 2\r\n")),
+        ("GET", 200, &[], Some("content-length: 2\r\n")),
+        ("HEAD", 200, &["9"], Some("content-length: 9\r\n")),
+        ("GET", 304, &["9"], Some("content-length: 9\r\n")),
+        ("GET", 204, &["9"], None),
+    ] {
+        let script = Script::says(format!("{method} / HTTP/1.1\r\n\r\n").as_bytes(), &[]);
+        let served = Served::new(script, HEAD_BYTES_MAX);
+        served
+            .serve(async |_request| {
+                let mut response = Response::builder().status(status);
+                for length in stated {
+                    response = response.header("content-length", *length);
+                }
+                response.body(Outgoing::text("ok".to_owned())).unwrap()
+            })
+            .await
+            .unwrap();
+        let heard = String::from_utf8(served.stream().unwrap().heard.clone()).unwrap();
+        let lines = heard.matches("content-length").count();
+        assert_eq!(lines, usize::from(expected.is_some()), "{heard}");
+        assert!(expected.is_none_or(|line| heard.contains(line)), "{heard}");
+        let has_body = method == "GET" && status == 200;
+        assert_eq!(heard.ends_with("\r\n\r\nok"), has_body, "{heard}");
+    }
+}

@@ -1,0 +1,276 @@
+//! The bytes of one connection, both ways.
+
+use std::cell::Cell;
+use std::io::{self, IoSlice};
+use std::mem;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::io::poll_read_buf;
+
+use super::sending::Piece;
+
+/// What is allocated at once for reading: it serves many short messages, of one connection after the
+/// other.
+const BLOCK_BYTES: usize = 32 * 1024;
+/// The room of a read, at least.
+const ROOM_BYTES: usize = 8 * 1024;
+/// The room of a read on a connection that fills it each time.
+const ROOM_BYTES_MAX: usize = 64 * 1024;
+/// Pieces of a body up to this are copied behind what waits: cheaper than a `writev`.
+const COPY_BYTES: usize = 16 * 1024;
+/// What waits to be written before it is.
+const GATHER_BYTES: usize = 16 * 1024;
+/// How many reads of what nobody wants are made.
+const UNREAD_MAX: usize = 16;
+/// What a spare keeps of its memory.
+const SPARE_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    /// The rest of a block: connections that wait hold none.
+    static READ: Cell<BytesMut> = Cell::new(BytesMut::new());
+    static OUT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// A stream, what was read of it and not used, and what waits to be written.
+#[derive(Debug)]
+pub(super) struct Wire<S> {
+    stream: S,
+    pub(super) read: BytesMut,
+    room: usize,
+    /// The other end has sent all.
+    is_eof: bool,
+    out: Vec<u8>,
+    written: usize,
+    /// Behind `out`, too long to be copied; and what is behind that.
+    piece: Bytes,
+    tail: &'static [u8],
+    /// Bytes that the stream took.
+    taken: u64,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self {
+            stream,
+            read: BytesMut::new(),
+            room: ROOM_BYTES,
+            is_eof: false,
+            out: Vec::new(),
+            written: 0,
+            piece: Bytes::new(),
+            tail: &[],
+            taken: 0,
+        }
+    }
+
+    pub(super) const fn stream(&self) -> &S {
+        &self.stream
+    }
+
+    /// Bytes that the stream took so far.
+    pub(super) const fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// The stream, and what was read of it and not used.
+    pub(super) fn into_parts(self) -> (S, Bytes) {
+        (self.stream, self.read.freeze())
+    }
+
+    /// Reads more; 0 is the end.
+    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.is_eof {
+            return Poll::Ready(Ok(0));
+        }
+        if self.read.capacity() == 0 {
+            self.read = READ.take();
+        }
+        if self.read.capacity() - self.read.len() < self.room {
+            self.read.reserve(BLOCK_BYTES.max(self.room));
+        }
+        let room = self.read.capacity() - self.read.len();
+        let polled = poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.read);
+        match &polled {
+            Poll::Ready(Ok(0)) => self.is_eof = true,
+            Poll::Ready(Ok(n)) if *n == room => {
+                self.room = (self.room * 2).min(ROOM_BYTES_MAX);
+            }
+            Poll::Ready(_) => {}
+            Poll::Pending => self.rest(),
+        }
+        polled
+    }
+
+    /// Reads away what has come: a connection that is closed over it is reset, and what was written
+    /// to it may be lost (RFC 1122 §4.2.2.13).
+    pub(super) fn drop_unread(&mut self, cx: &mut Context<'_>) {
+        for _ in 0..UNREAD_MAX {
+            self.read.clear();
+            match self.poll_fill(cx) {
+                Poll::Ready(Ok(1..)) => {}
+                Poll::Ready(Ok(0) | Err(_)) | Poll::Pending => return,
+            }
+        }
+    }
+
+    /// Gives the rest of the block back, if nothing is left to use of it.
+    pub(super) fn rest(&mut self) {
+        if self.read.is_empty() {
+            let spare = mem::take(&mut self.read);
+            if spare.capacity() <= SPARE_BYTES {
+                READ.set(spare);
+            }
+        }
+    }
+
+    /// Whether nothing has come that nobody has asked for, and the other end is there, as far as is
+    /// known without a system call.
+    pub(super) fn is_quiet(&mut self) -> bool {
+        if self.is_eof || !self.read.is_empty() || self.waiting() > 0 {
+            return false;
+        }
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut byte = [0];
+        let mut byte = ReadBuf::new(&mut byte);
+        Pin::new(&mut self.stream)
+            .poll_read(&mut cx, &mut byte)
+            .is_pending()
+    }
+
+    /// Where a head is written to.
+    pub(super) fn out(&mut self) -> &mut Vec<u8> {
+        debug_assert!(self.piece.is_empty(), "nothing goes before a piece");
+        if self.out.capacity() == 0 {
+            self.out = OUT.take();
+        }
+        &mut self.out
+    }
+
+    /// Adds a piece of a body.
+    pub(super) fn push(&mut self, piece: Piece) {
+        let is_short = piece.bytes.len() <= COPY_BYTES;
+        let out = self.out();
+        out.extend_from_slice(piece.before());
+        if is_short {
+            out.extend_from_slice(&piece.bytes);
+            out.extend_from_slice(piece.behind);
+        } else {
+            self.piece = piece.bytes;
+            self.tail = piece.behind;
+        }
+    }
+
+    /// Bytes that wait to be written.
+    pub(super) const fn waiting(&self) -> usize {
+        self.out.len() - self.written + self.piece.len() + self.tail.len()
+    }
+
+    /// Whether more may be pushed before what waits is written.
+    pub(super) fn may_gather(&self) -> bool {
+        self.waiting() < GATHER_BYTES && self.piece.is_empty() && self.tail.is_empty()
+    }
+
+    /// Writes all that waits.
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.waiting() > 0 {
+            let out = self.out.get(self.written..).unwrap_or_default();
+            let stream = Pin::new(&mut self.stream);
+            let polled = if self.piece.is_empty() && self.tail.is_empty() {
+                stream.poll_write(cx, out)
+            } else {
+                let slices = [out, &self.piece, self.tail].map(IoSlice::new);
+                let from = usize::from(out.is_empty());
+                stream.poll_write_vectored(cx, slices.get(from..).unwrap_or_default())
+            };
+            let n = ready!(polled)?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.advance(n);
+        }
+        if self.out.capacity() > 0 {
+            self.written = 0;
+            let mut spare = mem::take(&mut self.out);
+            if spare.capacity() <= SPARE_BYTES {
+                spare.clear();
+                OUT.set(spare);
+            }
+        }
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn advance(&mut self, n: usize) {
+        self.taken += n as u64;
+        let of_out = n.min(self.out.len() - self.written);
+        self.written += of_out;
+        let of_piece = (n - of_out).min(self.piece.len());
+        self.piece.advance(of_piece);
+        let of_tail = n - of_out - of_piece;
+        self.tail = self.tail.get(of_tail..).unwrap_or_default();
+    }
+
+    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// A stream of which some bytes were read ahead.
+#[derive(Debug)]
+pub(crate) struct Rewound<S> {
+    ahead: Bytes,
+    stream: S,
+}
+
+impl<S> Rewound<S> {
+    pub(crate) const fn new(stream: S, ahead: Bytes) -> Self {
+        Self { ahead, stream }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let n = self.ahead.len().min(buf.remaining());
+        buf.put_slice(&self.ahead.split_to(n));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,155 @@
+//! The key derivation of TLS 1.3 from keys that are made ready once (RFC 5869, RFC 8446 §7.1).
+//!
+//! rustls hands every derivation to the library's own HKDF, which hashes the two blocks of its key
+//! anew each time. A handshake derives some twenty secrets from half as many keys: here a key's
+//! state is kept for as long as rustls keeps the key, in the same library.
+
+use aws_lc_rs::hmac;
+use rustls::crypto::hash::HashAlgorithm;
+use rustls::crypto::hmac::{Hmac, Key, Tag};
+use rustls::crypto::tls13::HkdfUsingHmac;
+use rustls::{CipherSuiteCommon, SupportedCipherSuite, Tls13CipherSuite};
+
+static SHA256: HkdfUsingHmac<'static> = HkdfUsingHmac(&Hash(hmac::HMAC_SHA256));
+static SHA384: HkdfUsingHmac<'static> = HkdfUsingHmac(&Hash(hmac::HMAC_SHA384));
+
+/// As `suite`, with this derivation. Lives as long as the process: for what is made once.
+pub(super) fn deriving(suite: SupportedCipherSuite) -> SupportedCipherSuite {
+    let Some(of) = suite.tls13() else {
+        return suite;
+    };
+    let hash = of.common.hash_provider;
+    let hkdf_provider = if hash.algorithm() == HashAlgorithm::SHA256 {
+        &SHA256
+    } else if hash.algorithm() == HashAlgorithm::SHA384 {
+        &SHA384
+    } else {
+        return suite;
+    };
+    SupportedCipherSuite::Tls13(Box::leak(Box::new(Tls13CipherSuite {
+        common: CipherSuiteCommon {
+            suite: of.common.suite,
+            hash_provider: hash,
+            confidentiality_limit: of.common.confidentiality_limit,
+        },
+        hkdf_provider,
+        aead_alg: of.aead_alg,
+        quic: of.quic,
+    })))
+}
+
+struct Hash(hmac::Algorithm);
+
+impl Hmac for Hash {
+    fn with_key(&self, key: &[u8]) -> Box<dyn Key> {
+        Box::new(Ready(hmac::Key::new(self.0, key)))
+    }
+
+    fn hash_output_len(&self) -> usize {
+        self.0.tag_len()
+    }
+}
+
+struct Ready(hmac::Key);
+
+impl Key for Ready {
+    fn sign_concat(&self, first: &[u8], middle: &[&[u8]], last: &[u8]) -> Tag {
+        let mut context = hmac::Context::with_key(&self.0);
+        context.update(first);
+        for part in middle {
+            context.update(part);
+        }
+        context.update(last);
+        Tag::new(context.sign().as_ref())
+    }
+
+    fn tag_len(&self) -> usize {
+        self.0.algorithm().tag_len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::crypto::aws_lc_rs::cipher_suite;
+    use rustls::crypto::tls13::Hkdf;
+
+    use super::*;
+
+    fn of(suite: SupportedCipherSuite) -> &'static dyn Hkdf {
+        suite.tls13().unwrap().hkdf_provider
+    }
+
+    /// RFC 5869 A.1 and A.3.
+    #[test]
+    fn what_is_derived_is_what_the_rfc_says() {
+        let salt: Vec<u8> = (0..=0x0c).collect();
+        let info: Vec<u8> = (0xf0..=0xf9).collect();
+        let hkdf = of(deriving(cipher_suite::TLS13_AES_128_GCM_SHA256));
+        for (salt, info, expected) in [
+            (
+                Some(&salt[..]),
+                &info[..],
+                [
+                    0x3c, 0xb2, 0x5f, 0x25, 0xfa, 0xac, 0xd5, 0x7a, 0x90, 0x43, 0x4f, 0x64, 0xd0,
+                    0x36, 0x2f, 0x2a, 0x2d, 0x2d, 0x0a, 0x90, 0xcf, 0x1a, 0x5a, 0x4c, 0x5d, 0xb0,
+                    0x2d, 0x56, 0xec, 0xc4, 0xc5, 0xbf, 0x34, 0x00, 0x72, 0x08, 0xd5, 0xb8, 0x87,
+                    0x18, 0x58, 0x65,
+                ],
+            ),
+            (
+                None,
+                &[],
+                [
+                    0x8d, 0xa4, 0xe7, 0x75, 0xa5, 0x63, 0xc1, 0x8f, 0x71, 0x5f, 0x80, 0x2a, 0x06,
+                    0x3c, 0x5a, 0x31, 0xb8, 0xa1, 0x1f, 0x5c, 0x5e, 0xe1, 0x87, 0x9e, 0xc3, 0x45,
+                    0x4e, 0x5f, 0x3c, 0x73, 0x8d, 0x2d, 0x9d, 0x20, 0x13, 0x95, 0xfa, 0xa4, 0xb6,
+                    0x1a, 0x96, 0xc8,
+                ],
+            ),
+        ] {
+            let mut okm = [0; 42];
+            let expander = hkdf.extract_from_secret(salt, &[0x0b; 22]);
+            // In pieces, as rustls gives it.
+            let (front, back) = info.split_at(info.len() / 2);
+            expander.expand_slice(&[front, back], &mut okm).unwrap();
+            assert_eq!(okm, expected);
+        }
+    }
+
+    #[test]
+    fn every_suite_derives_as_the_library_does() {
+        for suite in [
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+        ] {
+            let (ours, theirs) = (of(deriving(suite)), of(suite));
+            let derived = |hkdf: &dyn Hkdf| {
+                let early = hkdf.extract_from_zero_ikm(None);
+                let salt = early.expand_block(&[b"derived", &[1; 70]]);
+                let next = hkdf.extract_from_secret(Some(salt.as_ref()), &[7; 32]);
+                let secret = next.expand_block(&[&[2; 200]]);
+                let mut long = [0; 500];
+                let expander = hkdf.expander_for_okm(&secret);
+                expander
+                    .expand_slice(&[b"a", b"", b"b"], &mut long)
+                    .unwrap();
+                let signed = hkdf.hmac_sign(&secret, b"finished");
+                let last = hkdf.extract_from_zero_ikm(Some(secret.as_ref()));
+                let end = last.expand_block(&[]);
+                let too_long = expander.expand_slice(&[], &mut [0; 255 * 64 + 1]).is_err();
+                let parts = [
+                    salt.as_ref(),
+                    secret.as_ref(),
+                    &long,
+                    signed.as_ref(),
+                    end.as_ref(),
+                ];
+                (parts.concat(), too_long, expander.hash_len())
+            };
+            assert_eq!(derived(ours), derived(theirs), "{suite:?}");
+            let suites = (deriving(suite).suite(), suite.suite());
+            assert_eq!(suites.0, suites.1);
+        }
+    }
+}
