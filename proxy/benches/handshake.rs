@@ -81,6 +81,7 @@ fn credentials(
         bundles: folder.join("bundles"),
         crls: None,
         denied: None,
+        domains: Vec::new(),
     };
     let chain = format!("{}{}", certificate.pem(), issuer.pem());
     std::fs::write(&files.certificate, chain).unwrap();

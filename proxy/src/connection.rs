@@ -621,25 +621,30 @@ impl Visit {
             method: None,
             path: None,
         };
+        let policy = &snapshot.service(service).policy;
         let (verdict, rule) = match authorize(&snapshot, service, &asking) {
-            Verdict::Allow { rule } => (Ok(()), Some(rule)),
+            Verdict::Allow { rule } => (Ok(()), policy.allow.get(rule)),
+            Verdict::Audit {
+                reason,
+                rule,
+                nearest,
+            } => {
+                self.detail = Some(explain_audit(snapshot.service(service), reason, nearest));
+                let metrics = &self.worker.shared.metrics;
+                metrics.audited(&snapshot.service(service).name, reason);
+                (Ok(()), rule.and_then(|nth| policy.deny.get(nth)))
+            }
             Verdict::Deny {
                 reason,
                 rule,
                 nearest,
             } => {
                 self.detail = explain_denial(snapshot.service(service), nearest);
-                (Err(reason), rule)
+                (Err(reason), rule.and_then(|nth| policy.deny.get(nth)))
             }
         };
-        let policy = &snapshot.service(service).policy;
-        let rules = if verdict.is_ok() {
-            &policy.allow
-        } else {
-            &policy.deny
-        };
         self.rule = rule
-            .and_then(|nth| rules.get(nth)?.position.as_ref())
+            .and_then(|rule| rule.position.as_ref())
             .map(|position| position.to_string().into());
         verdict
     }
@@ -668,7 +673,7 @@ impl Visit {
                 path: None,
             };
             match authorize(snapshot, service, &asking) {
-                Verdict::Allow { .. } => true,
+                Verdict::Allow { .. } | Verdict::Audit { .. } => true,
                 Verdict::Deny { .. } if decides_later => true,
                 Verdict::Deny { reason, .. } => {
                     // One handshake asks once.
@@ -806,6 +811,15 @@ pub(crate) fn explain_denial(service: &Service, nearest: Option<usize>) -> Optio
     Some(format!(
         "the allow rule at {position} is the nearest to a match"
     ))
+}
+
+/// What a policy of `audit` would have done.
+pub(crate) fn explain_audit(service: &Service, reason: Reason, nearest: Option<usize>) -> String {
+    let denied = format!("let in by `policy: audit`; enforced: {}", reason.label());
+    match explain_denial(service, nearest) {
+        Some(why) => format!("{denied}: {why}"),
+        None => denied,
+    }
 }
 
 /// Describes the endpoint that an attempt reached.

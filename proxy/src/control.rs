@@ -29,13 +29,13 @@ use zeugma_core::names::Host;
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{EndpointKey, Snapshot};
 use zeugma_core::time::Time;
-use zeugma_xds::{Findings, NodeOptions, ResourceList};
+use zeugma_xds::{Findings, NodeOptions, Refused, ResourceList};
 
 use self::accepting::Accepting;
 use self::handover::{Arrival, Asked, HandoverError, Offered};
 use self::inherit::InheritError;
 use self::last_good::{Beginning, Keeper};
-use self::reload::{Configured, Files, Reloaded};
+use self::reload::{Configured, Files, NotBound, Reloaded};
 use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
 use crate::admission::{self, Admission, UnderWay};
@@ -196,6 +196,7 @@ async fn control(
     let (phase, phase_read) = watch::channel(Phase::Serving);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
     let mut fleet = Fleet::new();
+    let files = Files::new(config, node, &start);
     let Beginning {
         loaded,
         findings,
@@ -212,7 +213,6 @@ async fn control(
     let passed = interfaces.offered(&settings);
     let passed = passed.map_err(system("its interfaces cannot be passed on"))?;
     let log = AccessLog::start(Box::new(std::io::stdout())).map_err(system("no log thread"))?;
-    let files = Files::new(config, node, loaded.files, &settings);
     let workers = settings.workers;
     let admission = Admission::new(settings.limits.connections, open_files);
     let shared = Arc::new(Shared {
@@ -227,7 +227,7 @@ async fn control(
         phase: phase_read,
         ready: AtomicBool::new(false),
         resources: ArcSwap::from_pointee(loaded.resources),
-        findings: ArcSwap::from_pointee((findings.as_ref()).map_or(Value::Null, Findings::to_json)),
+        findings: ArcSwap::from_pointee(Value::Null),
         open: AtomicUsize::new(0),
         windows: Arc::default(),
         admin: AdminSide::default(),
@@ -235,7 +235,7 @@ async fn control(
         pulses: Pulses::new(),
         started: Instant::now(),
     });
-    tell_beginning(&shared, findings.as_ref());
+    tell_beginning(&shared, findings.as_ref(), &loaded.refused);
     let (handles, threads, workers_ended) = start_workers(&shared, workers)?;
     let accepting = Accepting::new(Arc::clone(&shared), handles);
     let bound = accepting.bind_new(&snapshot, &mut arrival.adopted)?;
@@ -272,12 +272,21 @@ async fn control(
     Ok(begun?)
 }
 
-fn tell_beginning(shared: &Shared, refused: Option<&Findings>) {
+fn tell_beginning(shared: &Shared, refused: Option<&Findings>, in_part: &Refused) {
     let metrics = &shared.metrics;
     metrics.connections_max(shared.admission.connections_max());
     metrics.generation(1);
-    if refused.is_some() {
-        metrics.reloaded("config", false);
+    match refused {
+        Some(findings) => {
+            metrics.reloaded("config", false);
+            shared.findings.store(Arc::new(findings.to_json()));
+        }
+        None => {
+            reload::tell_refused(in_part, shared);
+            if let Some(text) = reload::refused_in_part(in_part) {
+                tracing::error!("{text}");
+            }
+        }
     }
 }
 
@@ -491,6 +500,7 @@ impl Control {
                     }
                     if self.handing.is_some() && let Some(config) = reloaded.config.take() {
                         // A successor has the sockets of the configuration that was offered to it.
+                        // Nobody waits for the answer as long as that may take.
                         self.waiting = Some(config);
                     }
                     self.apply(reloaded, &stage);
@@ -700,35 +710,56 @@ impl Control {
             self.recheck();
         }
         if let Some(config) = reloaded.config {
-            self.configure(config, stage);
+            let configured = self.configure(config, stage);
+            if let Some(answer) = reloaded.answer {
+                // An error is a reader that has ended with the process.
+                answer.send(configured).ok();
+            }
+        }
+        if let (Some(last_good), Some(keeper)) = (reloaded.keep, &self.keeper) {
+            keeper.keep(last_good);
         }
     }
 
-    fn configure(&mut self, (snapshot, resources, last_good): Configured, stage: &Stage) {
+    /// Has a configuration serve.
+    ///
+    /// # Errors
+    /// The first listener that cannot be bound; nothing has changed then.
+    fn configure(
+        &mut self,
+        (snapshot, resources, last_good): Configured,
+        stage: &Stage,
+    ) -> Result<(), NotBound> {
         if matches!(stage, Stage::Draining { .. }) {
             // Nothing is accepted any more, and the files are the successor's to keep: but what is
             // open may be so for long, and has no right that the configuration took away.
             self.publish_next(Arc::new(snapshot), resources);
-            return;
+            return Ok(());
         }
         let bound = match self
             .accepting
             .bind_new(&snapshot, &mut inherit::Adopted::default())
         {
             Ok(bound) => bound,
-            Err(error) => {
-                tracing::error!(%error, "configuration refused; the last good one serves");
-                self.shared.metrics.reloaded("config", false);
-                self.shared
-                    .findings
-                    .store(Arc::new(Value::String(error.to_string())));
-                return;
-            }
+            Err(error) => return Err(not_bound(&error)),
         };
         self.publish_next(Arc::new(snapshot), resources);
         self.accepting.commit(bound);
         if let Some(keeper) = &self.keeper {
             keeper.keep(last_good);
+        }
+        Ok(())
+    }
+
+    /// Has a configuration serve that had to wait: who loaded it does not wait for the answer any more.
+    fn configure_late(&mut self, config: Configured, stage: &Stage) {
+        if let Err((listener, error)) = self.configure(config, stage) {
+            tracing::error!(
+                listener,
+                error,
+                "configuration refused; the last good one serves: send SIGHUP to have it tried again"
+            );
+            self.shared.metrics.reloaded("config", false);
         }
     }
 
@@ -738,9 +769,12 @@ impl Control {
         self.fleet.reconcile(&snapshot, now);
         self.names.send_replace(resolve::names_of(&snapshot));
         let shares = self.fleet.shares(now);
-        let generation = self.shared.published.load().generation + 1;
+        let before = self.shared.published.load_full();
+        let generation = before.generation + 1;
         self.shared.resources.store(Arc::new(resources));
         self.publish(generation, Arc::clone(&snapshot), shares);
+        // To take ten thousand routes apart takes its time.
+        drop(tokio::task::spawn_blocking(move || drop(before)));
         self.recheck();
         self.shared.metrics.generation(generation);
         let journal = &self.shared.admin.journal;
@@ -767,6 +801,17 @@ impl Control {
             keeper.keep_numbers(credentials.crl_numbers());
         }
     }
+}
+
+/// The listener and why it cannot be bound, in one line.
+fn not_bound(error: &GatewayError) -> NotBound {
+    let why = reload::with_causes(error);
+    let name = if let GatewayError::Listener { name, .. } = error {
+        name.clone()
+    } else {
+        String::new()
+    };
+    (name, why)
 }
 
 fn tell_event(event: &FleetEvent) {

@@ -82,6 +82,7 @@ impl Alone {
             bundles: folder.path().join("bundles"),
             crls: None,
             denied: None,
+            domains: Vec::new(),
         };
         let snapshot = Arc::new(loaded.snapshot);
         let lines = Lines::default();

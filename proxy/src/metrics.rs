@@ -12,6 +12,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use zeugma_xds::{RefusedDocument, Serves};
 
 use zeugma_core::verdict::{Fault, Reason};
 
@@ -137,6 +138,17 @@ struct ByKind {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Audited {
+    destination_service: Arc<str>,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByServes {
+    serves: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByCause {
     cause: &'static str,
 }
@@ -181,10 +193,12 @@ pub(crate) struct Metrics {
     attempts: Family<Taken, Counter>,
     retries: Family<Retried, Counter>,
     refused: Family<Refused, Counter>,
+    audited: Family<Audited, Counter>,
     mirrored: Family<Mirrored, Counter>,
     reloads: Family<ByResult, Counter>,
     stale: Family<ByKind, Gauge>,
     generation: Gauge,
+    documents_refused: Family<ByServes, Gauge>,
     svid_expiry: Gauge,
     crl_due: Family<ByTrustDomain, Gauge>,
     crl_stale: Family<ByTrustDomain, Gauge>,
@@ -214,10 +228,12 @@ impl Metrics {
             attempts: Family::default(),
             retries: Family::default(),
             refused: Family::default(),
+            audited: Family::default(),
             mirrored: Family::default(),
             reloads: Family::default(),
             stale: Family::default(),
             generation: Gauge::default(),
+            documents_refused: Family::default(),
             svid_expiry: Gauge::default(),
             crl_due: Family::default(),
             crl_stale: Family::default(),
@@ -272,6 +288,11 @@ impl Metrics {
             self.refused.clone(),
         );
         r.register(
+            "policy_audited",
+            "Connections and requests that a policy of `audit` let in and would deny, by reason",
+            self.audited.clone(),
+        );
+        r.register(
             "mirrored",
             "Mirrored requests, by what became of them",
             self.mirrored.clone(),
@@ -290,6 +311,11 @@ impl Metrics {
             "config_generation",
             "The generation of the configuration served",
             self.generation.clone(),
+        );
+        r.register(
+            "config_documents_refused",
+            "Documents that are refused, by what serves in their place",
+            self.documents_refused.clone(),
         );
         r.register(
             "svid_expiry_timestamp_seconds",
@@ -581,6 +607,26 @@ impl Metrics {
                 kind: what.to_owned(),
             })
             .set(i64::from(!good));
+    }
+
+    /// Counts what a service's policy would deny if it were enforced.
+    pub(crate) fn audited(&self, service: &Arc<str>, reason: Reason) {
+        let audited = Audited {
+            destination_service: Arc::clone(service),
+            reason: reason.label(),
+        };
+        self.audited.get_or_create(&audited).inc();
+    }
+
+    /// Of the documents, those that are refused.
+    pub(crate) fn documents_refused(&self, refused: &[RefusedDocument]) {
+        for serves in [Serves::LastGood, Serves::Rest, Serves::Nothing] {
+            let count = refused.iter().filter(|one| one.serves == serves).count();
+            let serves = serves.as_str();
+            self.documents_refused
+                .get_or_create(&ByServes { serves })
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     pub(crate) fn generation(&self, generation: u64) {

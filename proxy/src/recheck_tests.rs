@@ -97,6 +97,7 @@ fn credentials(folder: &tempfile::TempDir) -> Credentials {
         bundles: at("bundles"),
         crls: None,
         denied: None,
+        domains: Vec::new(),
     };
     Credentials::load(&files, 1).unwrap()
 }
@@ -463,6 +464,7 @@ fn a_known_chain_is_judged_by_the_time_of_each_handshake() {
         bundles: world.folder.path().join("bundles"),
         crls: None,
         denied: Some(world.folder.path().join("denied")),
+        domains: Vec::new(),
     };
     let list = format!("{}\n", first.id);
     std::fs::write(files.denied.as_ref().unwrap(), list).unwrap();

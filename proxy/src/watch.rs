@@ -1,8 +1,10 @@
 //! Files that changed: told by the kernel where it can, and found by looking where it cannot.
 
 use std::collections::BTreeMap;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use notify::event::{AccessKind, AccessMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
@@ -14,26 +16,55 @@ use tokio::time::Instant;
 const SETTLE: Duration = Duration::from_millis(100);
 /// How often everything is looked at, for file systems that tell nothing.
 const POLL: Duration = Duration::from_secs(5);
+/// How often a change is told though nothing looks changed, so that the content itself is compared:
+/// a file system may show times and numbers that do not change with it.
+const READ: Duration = Duration::from_secs(60);
 /// Files of one folder that are looked at.
 const FILES_MAX: usize = 10_000;
 
-/// What a file looked like: when it was written, and how long it is.
-type Look = BTreeMap<PathBuf, (Option<SystemTime>, u64)>;
+/// What a file looked like. Its time alone would not do: a file that was moved here may be as old and
+/// as long as the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Looks {
+    inode: (u64, u64),
+    len: u64,
+    written: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl From<Metadata> for Looks {
+    fn from(file: Metadata) -> Self {
+        Self {
+            inode: (file.dev(), file.ino()),
+            len: file.len(),
+            written: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
+        }
+    }
+}
+
+type Look = BTreeMap<PathBuf, Looks>;
+
+/// Folders under watch, and which ones they are: another may have taken a folder's name.
+type Folders = BTreeMap<PathBuf, (u64, u64)>;
 
 /// Files and folders under watch.
 #[derive(Debug)]
 pub(crate) struct Watch {
     paths: Vec<PathBuf>,
+    folders: Folders,
     seen: Look,
     // Held: dropping it ends the watch.
     watcher: Option<RecommendedWatcher>,
     told: mpsc::Receiver<()>,
     tell: mpsc::Sender<()>,
-    // Both are kept here: a busy caller drops `changed` hundreds of times a second.
+    // All are kept here: a busy caller drops `changed` hundreds of times a second.
     /// When the changes told are looked at.
     settled: Option<Instant>,
     /// When to look though nothing was told.
     poll: Instant,
+    /// When to tell a change whatever it looks like.
+    read: Instant,
 }
 
 impl Watch {
@@ -41,21 +72,34 @@ impl Watch {
         let (tell, told) = mpsc::channel(1);
         Self {
             paths: Vec::new(),
+            folders: Folders::new(),
             seen: Look::new(),
             watcher: None,
             told,
             tell,
             settled: None,
             poll: Instant::now() + POLL,
+            read: Instant::now() + READ,
         }
     }
 
-    /// Watches these files and folders instead of those before.
+    /// Watches these files and folders instead of those before. What is new among them counts as
+    /// changed: it may have been read before it was watched.
     pub(crate) fn set(&mut self, paths: Vec<PathBuf>) {
-        self.seen = look(&paths);
-        if paths == self.paths {
+        let folders: Folders = (paths.iter().flat_map(|path| folders_of(path)))
+            .map(|folder| {
+                let which = std::fs::metadata(&folder).map(|folder| (folder.dev(), folder.ino()));
+                (folder, which.unwrap_or_default())
+            })
+            .collect();
+        if paths != self.paths {
+            self.paths = paths;
+            self.settled = Some(Instant::now() + SETTLE);
+        }
+        if folders == self.folders {
             return;
         }
+        self.settled = Some(Instant::now() + SETTLE);
         let tell = self.tell.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
             if event.is_ok_and(|event| is_read(event.kind)) {
@@ -67,9 +111,7 @@ impl Watch {
         });
         self.watcher = match watcher {
             Ok(mut watcher) => {
-                let folders: std::collections::BTreeSet<&Path> =
-                    paths.iter().map(|path| folder_of(path)).collect();
-                for folder in folders {
+                for folder in folders.keys() {
                     if let Err(error) = watcher.watch(folder, RecursiveMode::NonRecursive) {
                         tracing::warn!(
                             folder = %folder.display(), %error,
@@ -84,10 +126,10 @@ impl Watch {
                 None
             }
         };
-        self.paths = paths;
+        self.folders = folders;
     }
 
-    /// Waits until a watched file changed.
+    /// Waits until a watched file changed, or may have.
     ///
     /// # Cancel safety
     /// A change that was not returned is found by the next call.
@@ -102,11 +144,17 @@ impl Watch {
                 () = tokio::time::sleep_until(due) => {}
             }
             while self.told.try_recv().is_ok() {}
+            // Until the look is taken it is still due: another call may have to take it.
+            let paths = self.paths.clone();
+            let Ok(now) = tokio::task::spawn_blocking(move || look(&paths)).await else {
+                self.poll = Instant::now() + POLL;
+                continue;
+            };
             self.settled = None;
             self.poll = Instant::now() + POLL;
-            let now = look(&self.paths);
-            if now != self.seen {
+            if now != self.seen || Instant::now() >= self.read {
                 self.seen = now;
+                self.read = Instant::now() + READ;
                 return;
             }
         }
@@ -126,14 +174,17 @@ fn is_read(event: EventKind) -> bool {
     }
 }
 
-/// The folder whose changes say that `path` changed; for a folder, itself.
-fn folder_of(path: &Path) -> &Path {
-    if path.is_dir() {
-        return path;
-    }
-    match path.parent() {
+/// The folders whose changes say that `path` changed: its own, and for a folder itself; of a link to
+/// a folder, which may be made to lead elsewhere, both.
+fn folders_of(path: &Path) -> Vec<PathBuf> {
+    let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
+    };
+    match (path.is_dir(), path.is_symlink()) {
+        (true, false) => vec![path.to_owned()],
+        (true, true) => vec![path.to_owned(), parent.to_owned()],
+        (false, _) => vec![parent.to_owned()],
     }
 }
 
@@ -155,7 +206,7 @@ fn note(seen: &mut Look, path: &Path) {
     if let Ok(metadata) = std::fs::metadata(path)
         && metadata.is_file()
     {
-        seen.insert(path.to_owned(), (metadata.modified().ok(), metadata.len()));
+        seen.insert(path.to_owned(), metadata.into());
     }
 }
 
@@ -184,6 +235,32 @@ mod tests {
         assert!(is_told(&mut watch).await);
         std::fs::write(folder.path().join("b.yaml"), "").unwrap();
         assert!(is_told(&mut watch).await);
+    }
+
+    #[tokio::test]
+    async fn a_change_that_keeps_length_and_time_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.yaml");
+        std::fs::write(&file, "1").unwrap();
+        let written = std::fs::metadata(&file).unwrap().modified().unwrap();
+        let mut watch = Watch::new();
+        watch.set(vec![folder.path().to_owned()]);
+        // What was there before it was watched may have been read before it changed.
+        assert!(is_told(&mut watch).await);
+        std::fs::write(&file, "2").unwrap();
+        let open = std::fs::File::options().write(true).open(&file).unwrap();
+        open.set_modified(written).unwrap();
+        assert!(is_told(&mut watch).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_content_is_read_again_though_nothing_looks_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut watch = Watch::new();
+        watch.set(vec![folder.path().to_owned()]);
+        let started = Instant::now();
+        watch.changed().await;
+        assert!(started.elapsed() >= READ, "{:?}", started.elapsed());
     }
 
     /// What the kernel tells of our own looks is no reason to look again.

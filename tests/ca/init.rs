@@ -187,6 +187,7 @@ fn load(bench: &Bench, cluster: &str) -> Loaded {
         bundles: loaded.settings.svid.bundles.clone(),
         crls: loaded.settings.svid.crls.clone(),
         denied: loaded.settings.svid.denied.clone(),
+        domains: Vec::new(),
     };
     let credentials = Credentials::load(&files, 1).unwrap();
     assert_eq!(

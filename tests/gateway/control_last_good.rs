@@ -8,18 +8,21 @@ use crate::data_mesh::HELLO;
 use crate::data_services::HttpService;
 use crate::mesh::{Cluster, Gateway, eventually, get};
 
+const OTHER: &str = "other.demo.svc.clusterset.local";
+
+fn near(service: &HttpService) -> String {
+    format!(
+        "
+        protocol: http
+        backends: [{{ endpoints: ['{}'] }}]
+        allow: [{{ listeners: [apps] }}]",
+        service.address()
+    )
+}
+
 fn cluster(service: &HttpService) -> Cluster {
     let east = Cluster::new("east");
-    east.route(
-        "demo/hello",
-        &format!(
-            "
-            protocol: http
-            backends: [{{ endpoints: ['{}'] }}]
-            allow: [{{ listeners: [apps] }}]",
-            service.address()
-        ),
-    );
+    east.route("demo/hello", &near(service));
     east
 }
 
@@ -39,16 +42,74 @@ async fn version(gateway: &Gateway) -> String {
     gateway.admin_json("/server_info").await["config_version"].to_string()
 }
 
+/// One document cannot be used; all others are as the files say.
 #[tokio::test]
-async fn a_restart_with_files_that_are_refused_serves_the_last_good_routes() {
-    let service = HttpService::start("hello");
-    let east = cluster(&service);
+async fn a_restart_serves_the_last_good_text_of_what_is_refused_and_the_files_otherwise() {
+    let (hello, other) = (HttpService::start("hello"), HttpService::start("other"));
+    let east = cluster(&hello);
+    east.route("demo/other", &near(&hello));
     let first = east.start().await;
+    kept(&east).await;
+    first.finish().await;
+    east.write("demo-hello.yaml", "kind: MeshRoute\nmetadata: {name: [\n");
+    east.route("demo/other", &near(&other));
+    let second = east.start().await;
+    let said = second.message("configuration refused in part").await;
+    assert!(said.contains("demo-hello.yaml:1"), "{said}");
+    assert_eq!(get(east.apps, HELLO, "/").await.text(), "hello");
+    assert_eq!(get(east.apps, OTHER, "/").await.text(), "other");
+    let kept_serves = [("serves", "last-good")];
+    let metrics = second.metrics().await;
+    let refused = |serves| metrics.value("zeugma_config_documents_refused", serves);
+    assert_eq!(refused(&kept_serves), 1.0);
+    assert_eq!(refused(&[("serves", "nothing")]), 0.0);
+    let dump = second.admin_json("/config_dump").await;
+    assert_eq!(dump["findings"][0]["serves"], "last-good", "{dump}");
+    second.finish().await;
+    // The same files again, from what was kept of them: it still says so.
+    let third = east.start().await;
+    third.message("configuration refused in part").await;
+    assert_eq!(get(east.apps, HELLO, "/").await.text(), "hello");
+    fs::remove_file(east.config().join("demo-hello.yaml")).unwrap();
+    third
+        .metric_becomes("zeugma_config_documents_refused", &kept_serves, 0.0)
+        .await;
+    third
+        .metric_becomes("zeugma_last_good_in_use", &[("kind", "config")], 0.0)
+        .await;
+    eventually("its end", async || {
+        (get(east.apps, HELLO, "/").await.status == 404).then_some(())
+    })
+    .await;
+    third.finish().await;
+}
+
+#[tokio::test]
+async fn a_restart_without_files_serves_the_last_good_configuration() {
+    let service = HttpService::start("hello");
+    let mut east = cluster(&service);
+    east.unset("stateDir");
+    east.write_gateway();
+    let start = async || {
+        let mut command = Gateway::command(&east.config());
+        command.args(["--name", "east-gw"]);
+        command.env("STATE_DIRECTORY", east.config().join("state"));
+        Gateway::start(east.name, command, east.probes, east.metrics, east.admin).await
+    };
+    let first = start().await;
     let before = version(&first).await;
     kept(&east).await;
     first.finish().await;
-    east.write("broken.yaml", "kind: Nonsense\n");
-    let second = east.start().await;
+    let rename = |from: &str, to: &str| {
+        for entry in fs::read_dir(east.config()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|end| end == from) {
+                fs::rename(&path, path.with_extension(to)).unwrap();
+            }
+        }
+    };
+    rename("yaml", "aside");
+    let second = start().await;
     second
         .message("configuration refused; the last good one, which was kept, serves")
         .await;
@@ -60,7 +121,7 @@ async fn a_restart_with_files_that_are_refused_serves_the_last_good_routes() {
         .await;
     let dump = second.admin_json("/config_dump").await;
     assert!(
-        dump["findings"].to_string().contains("broken.yaml"),
+        dump["findings"].to_string().contains("no file here"),
         "{dump}"
     );
     assert!(
@@ -68,7 +129,7 @@ async fn a_restart_with_files_that_are_refused_serves_the_last_good_routes() {
             .to_string()
             .contains("demo/hello")
     );
-    fs::remove_file(east.config().join("broken.yaml")).unwrap();
+    rename("aside", "yaml");
     second
         .metric_becomes("zeugma_last_good_in_use", &stale, 0.0)
         .await;
@@ -114,7 +175,7 @@ async fn a_damaged_one_is_told_and_not_used() {
     second.finish().await;
     // It alone is left, and it is damaged: there is nothing to start with.
     fs::write(file(&east), "zeugma state\n").unwrap();
-    east.write("broken.yaml", "kind: Nonsense\n");
+    east.write("demo-hello.yaml", "kind: Nonsense\n");
     let third = Gateway::try_start(&east.config());
     assert_eq!(third.status.code(), Some(65), "{third:?}");
 }
@@ -151,7 +212,7 @@ async fn what_is_older_than_what_serves_is_not_left_behind() {
         .await;
     eventually("its end", async || (!file(&east).exists()).then_some(())).await;
     first.finish().await;
-    east.write("broken.yaml", "kind: Nonsense\n");
+    east.write("demo-hello.yaml", "kind: Nonsense\n");
     let second = Gateway::try_start(&east.config());
     assert_eq!(second.status.code(), Some(65), "{second:?}");
 }
@@ -166,10 +227,11 @@ async fn a_folder_that_others_can_write_is_not_believed() {
     first.finish().await;
     let folder = east.config().join("state/east-gw");
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o770)).unwrap();
-    east.write("broken.yaml", "kind: Nonsense\n");
+    let route = fs::read(east.config().join("demo-hello.yaml")).unwrap();
+    east.write("demo-hello.yaml", "kind: Nonsense\n");
     let refused = Gateway::try_start(&east.config());
     assert_eq!(refused.status.code(), Some(65), "{refused:?}");
-    fs::remove_file(east.config().join("broken.yaml")).unwrap();
+    fs::write(east.config().join("demo-hello.yaml"), route).unwrap();
     let refused = Gateway::try_start(&east.config());
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();

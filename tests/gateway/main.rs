@@ -22,6 +22,7 @@ mod control_inherit;
 mod control_last_good;
 mod control_limits;
 mod control_listeners;
+mod control_reload;
 mod control_state;
 mod control_ui;
 mod control_upstream;
@@ -45,8 +46,11 @@ mod data_tcp;
 mod data_windows;
 #[path = "../support/long_way.rs"]
 mod long_way;
+#[path = "../support/many.rs"]
+mod many;
 mod mesh;
 mod security_access;
+mod security_audit;
 mod security_certificates;
 mod security_files;
 mod security_hello;

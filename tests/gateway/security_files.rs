@@ -60,7 +60,7 @@ fn times_said(gateway: &Gateway, text: &str) -> usize {
     messages.iter().filter(|line| line.contains(text)).count()
 }
 
-const REFUSED: &str = "configuration refused; the last good one serves";
+const REFUSED: &str = "configuration refused in part";
 const CREDENTIALS_REFUSED: &str = "certificate or bundles refused; the last good ones serve";
 
 #[tokio::test]
@@ -407,5 +407,67 @@ async fn nothing_a_gateway_tells_holds_a_secret() {
             }
         }
     }
+    gateway.finish().await;
+}
+
+/// The bundle of one trust domain, where a document says it is.
+#[tokio::test]
+async fn a_trust_domain_that_a_document_names_is_trusted_as_long_as_it_does() {
+    let service = Service::http("orders").await;
+    let (east, west) = (Cluster::new("east"), Cluster::new("west"));
+    let mut north = Cluster::of("north", Arc::new(Ca::new()));
+    east.meet(&west);
+    east.route(
+        "shop/orders",
+        &spec(service.address, "'spiffe://north.example/*'"),
+    );
+    east.peer(
+        "north",
+        &format!(
+            "
+            cluster: north
+            locality: north/north-1
+            gateways: ['{}']
+            spiffeIDs: ['{}']",
+            north.mesh,
+            north.gateway_id()
+        ),
+    );
+    let gateway = east.start().await;
+    east.ca.write_bundle("east.example", &north.svid().bundles);
+    let stranger = north.identity("ns/shop/sa/cart");
+    let is_let_in = async || {
+        let mut stream = stranger.dial(east.mesh, ORDERS, &[b"h2"]).await.ok()?;
+        // Accepted, the first byte is of HTTP/2's settings.
+        stream.read_u8().await.ok()
+    };
+    assert!(is_let_in().await.is_none());
+    // Beside the bundles, in a folder of its own.
+    let foreign = east.config().join("foreign");
+    fs::create_dir(&foreign).unwrap();
+    north.ca.write_bundle("north.example", &foreign);
+    let document = "apiVersion: zeugma.dev/v1alpha1\nkind: TrustDomain\n\
+                    metadata: { name: north.example }\nspec: { bundle: foreign/north.example.json }\n";
+    east.write("north.yaml", document);
+    eventually("it is trusted", is_let_in).await;
+    // The file is watched: another CA of the same trust domain.
+    let bundle = foreign.join("north.example.json");
+    let good = fs::read(&bundle).unwrap();
+    Ca::new().write_bundle("north.example", &foreign);
+    eventually("it is not trusted", async || {
+        is_let_in().await.is_none().then_some(())
+    })
+    .await;
+    fs::write(&bundle, good).unwrap();
+    eventually("it is trusted again", is_let_in).await;
+    // A restart knows it, too.
+    gateway.finish().await;
+    let gateway = east.start().await;
+    assert!(is_let_in().await.is_some());
+    fs::remove_file(east.config().join("north.yaml")).unwrap();
+    eventually("it is not trusted any more", async || {
+        is_let_in().await.is_none().then_some(())
+    })
+    .await;
     gateway.finish().await;
 }

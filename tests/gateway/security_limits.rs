@@ -395,9 +395,9 @@ async fn a_gateway_that_cannot_start_says_why_and_ends() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(65), "{text}");
     assert!(text.contains("gw.key"), "{text}");
-    east.write("broken.yaml", "kind: [");
+    east.write("gateway.yaml", "kind: [");
     let output = Gateway::try_start(&east.config());
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(65), "{text}");
-    assert!(text.contains("broken.yaml:1"), "{text}");
+    assert!(text.contains("gateway.yaml:1"), "{text}");
 }

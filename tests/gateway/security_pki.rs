@@ -153,6 +153,7 @@ impl Domain {
             bundles: cluster.svid().bundles,
             crls: None,
             denied: None,
+            domains: Vec::new(),
         };
         let chain = format!("{}{rest}", certificate.pem());
         write_atomically(&files.certificate, chain.as_bytes(), Access::Public).unwrap();

@@ -326,7 +326,10 @@ async fn a_body_is_framed_by_its_length_whatever_the_caller_says_of_it() {
     assert_eq!(answer.status(), 200, "{answer:?}");
     let seen = shop.orders.requests();
     assert_eq!(seen.len(), 1, "{seen:?}");
-    assert_eq!((seen[0].uri.path(), &*seen[0].body), ("/a", body.as_bytes()));
+    assert_eq!(
+        (seen[0].uri.path(), &*seen[0].body),
+        ("/a", body.as_bytes())
+    );
     shop.gateway.finish().await;
 }
 

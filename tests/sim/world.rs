@@ -219,6 +219,7 @@ impl Route {
             policy: Policy {
                 allow: vec![Rule::default()],
                 deny: if self.denies { vec![deny] } else { Vec::new() },
+                mode: PolicyMode::Enforce,
             },
             export: Export::AllPeers,
             mirrors: Vec::new(),

@@ -198,6 +198,7 @@ impl World {
             bundles: folder.join("bundles"),
             crls: None,
             denied: None,
+            domains: Vec::new(),
         };
         let leaf = self.leaf_of(&self.east, GATEWAY_ID).sign(&self.east.key);
         let chain = [leaf, self.east.cross.clone()];

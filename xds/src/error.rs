@@ -1,6 +1,6 @@
 //! Findings: what is wrong with a configuration, where, and what to do about it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -35,6 +35,8 @@ pub enum Code {
     Unsafe,
     /// Something written that this gateway does not use.
     Unused,
+    /// A listener whose address cannot be bound.
+    Unbound,
     /// An xDS resource that this gateway cannot use.
     BadResource,
 }
@@ -56,6 +58,7 @@ impl Code {
             Self::NoEffect => "ZG0110",
             Self::Unsafe => "ZG0111",
             Self::Unused => "ZG0112",
+            Self::Unbound => "ZG0113",
             Self::BadResource => "ZG0501",
         }
     }
@@ -91,6 +94,8 @@ pub struct Place {
     pub text: Arc<str>,
     /// The path inside the document, such as `spec.backends[1].peer`; empty for a whole document.
     pub path: String,
+    /// The number of the document among all that were read, from 1; 0 where no document is meant.
+    pub(crate) document: u32,
 }
 
 /// One thing that is wrong, or worth knowing.
@@ -106,6 +111,8 @@ pub struct Finding {
     pub help: Option<String>,
     /// Where.
     pub place: Option<Box<Place>>,
+    /// The numbers of the documents that it speaks of beside the one it points at.
+    pub(crate) also: Vec<u32>,
 }
 
 impl Finding {
@@ -117,7 +124,13 @@ impl Finding {
             message: message.into(),
             help: None,
             place: None,
+            also: Vec::new(),
         }
+    }
+
+    /// The number of the document it points at.
+    pub(crate) fn document(&self) -> u32 {
+        self.place.as_ref().map_or(0, |place| place.document)
     }
 
     /// The same, with advice.
@@ -230,8 +243,8 @@ impl fmt::Display for Finding {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Findings {
     list: Vec<Finding>,
-    /// The same: several gateways of one file find the same things.
-    known: BTreeSet<Finding>,
+    /// The same, and their places in the list: several gateways of one file find the same things.
+    known: BTreeMap<Finding, usize>,
 }
 
 impl Findings {
@@ -240,15 +253,25 @@ impl Findings {
     pub const fn new() -> Self {
         Self {
             list: Vec::new(),
-            known: BTreeSet::new(),
+            known: BTreeMap::new(),
         }
     }
 
-    /// Adds a finding.
-    pub(crate) fn push(&mut self, finding: Finding) {
-        if self.known.insert(finding.clone()) {
-            self.list.push(finding);
+    /// Adds a finding, to say of which other documents it speaks.
+    pub(crate) fn push(&mut self, mut finding: Finding) -> Pushed<'_> {
+        let also = std::mem::take(&mut finding.also);
+        let at = match self.known.get(&finding) {
+            Some(at) => *at,
+            None => {
+                self.known.insert(finding.clone(), self.list.len());
+                self.list.push(finding);
+                self.list.len() - 1
+            }
+        };
+        Pushed {
+            finding: self.list.get_mut(at),
         }
+        .also(also)
     }
 
     /// Adds all of `other`.
@@ -289,6 +312,12 @@ impl Findings {
                 .as_ref()
                 .map(|place| (Arc::clone(&place.file), place.line, place.column))
         });
+        self.known.clear();
+        for (at, finding) in self.list.iter().enumerate() {
+            let mut key = finding.clone();
+            key.also.clear();
+            self.known.insert(key, at);
+        }
     }
 
     /// The findings for a person: each with its line of the file, as rustc shows them.
@@ -311,6 +340,29 @@ impl Findings {
     #[must_use]
     pub fn to_json(&self) -> Value {
         self.list.iter().map(Finding::to_json).collect()
+    }
+}
+
+/// A finding that was just added.
+#[derive(Debug)]
+pub(crate) struct Pushed<'a> {
+    finding: Option<&'a mut Finding>,
+}
+
+impl Pushed<'_> {
+    /// The documents of these numbers are concerned as well.
+    pub(crate) fn also(self, documents: impl IntoIterator<Item = u32>) -> Self {
+        let Some(finding) = self.finding else {
+            return self;
+        };
+        for document in documents {
+            if !finding.also.contains(&document) {
+                finding.also.push(document);
+            }
+        }
+        Self {
+            finding: Some(finding),
+        }
     }
 }
 

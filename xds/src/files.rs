@@ -33,6 +33,8 @@ pub(crate) struct Source {
     pub folder: PathBuf,
     /// How many lines of the file stand before the document.
     pub lines_before: u32,
+    /// Its number among all that were read, from 1.
+    pub nth: u32,
     /// The text.
     pub text: String,
 }
@@ -52,46 +54,58 @@ impl Source {
             width: width.clamp(1, rest.max(1)),
             text: text.into(),
             path: path.to_owned(),
+            document: self.nth,
         }
     }
 }
 
-/// Every document below `path`, and the paths to watch.
-pub(crate) fn read(
-    path: &Path,
-    limits: ReadLimits,
-) -> Result<(Vec<Source>, Vec<PathBuf>), Findings> {
+/// What stands below a path.
+#[derive(Debug)]
+pub(crate) struct Contents {
+    /// Every document.
+    pub documents: Vec<Source>,
+    /// The paths to watch.
+    pub watched: Vec<PathBuf>,
+    /// The files that cannot be read, and why.
+    pub unread: Vec<(Arc<str>, Finding)>,
+}
+
+/// Everything below `path`.
+///
+/// # Errors
+/// Where it cannot even be told what there is, or there is more than may be.
+pub(crate) fn read(path: &Path, limits: ReadLimits) -> Result<Contents, Findings> {
     let files = list(path, limits)?;
-    let mut findings = Findings::new();
-    let mut sources = Vec::new();
+    let mut unread = Vec::new();
+    let mut documents = Vec::new();
     for file in &files {
         match read_file(file, limits) {
-            Ok(text) => sources.extend(split(file, &text)),
-            Err(finding) => findings.push(finding),
+            Ok(text) => documents.extend(split(file, &text)),
+            Err(finding) => unread.push((file.display().to_string().into(), finding)),
         }
     }
-    if sources.len() > limits.documents_max {
-        findings.push(
-            whole(
-                path,
-                Code::TooLarge,
-                format!(
-                    "{} documents; at most {} are read",
-                    sources.len(),
-                    limits.documents_max
-                ),
-            )
-            .help("load fewer files into one gateway"),
+    if documents.len() > limits.documents_max {
+        let message = format!(
+            "{} documents; at most {} are read",
+            documents.len(),
+            limits.documents_max
         );
+        return Err(whole(path, Code::TooLarge, message)
+            .help("load fewer files into one gateway")
+            .into());
     }
-    if !findings.is_empty() {
-        return Err(findings);
+    for (nth, document) in (1..).zip(&mut documents) {
+        document.nth = nth;
     }
     let mut watched = files;
     if path.is_dir() {
         watched.push(path.to_owned());
     }
-    Ok((sources, watched))
+    Ok(Contents {
+        documents,
+        watched,
+        unread,
+    })
 }
 
 fn list(path: &Path, limits: ReadLimits) -> Result<Vec<PathBuf>, Finding> {
@@ -108,7 +122,9 @@ fn list(path: &Path, limits: ReadLimits) -> Result<Vec<PathBuf>, Finding> {
         let is_hidden = entry
             .file_name()
             .is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        if is_yaml && !is_hidden && entry.is_file() {
+        // A link that leads nowhere is a file that cannot be read, and no file that was removed.
+        let is_file = || fs::metadata(&entry).map_or(true, |meta| meta.is_file());
+        if is_yaml && !is_hidden && is_file() {
             files.push(entry);
         }
     }
@@ -177,6 +193,7 @@ fn split(path: &Path, text: &str) -> Vec<Source> {
                 file: Arc::clone(&file),
                 folder: folder.clone(),
                 lines_before,
+                nth: 0,
                 text,
             });
         }
@@ -225,6 +242,7 @@ fn whole(path: &Path, code: Code, message: impl Into<String>) -> Finding {
         width: 0,
         text: "".into(),
         path: String::new(),
+        document: 0,
     })
 }
 
@@ -264,8 +282,9 @@ mod tests {
             files_max: 2,
             documents_max: 4,
         };
-        let (sources, watched) = read(dir.path(), limits).unwrap();
-        assert_eq!((sources.len(), watched.len()), (4, 3));
+        let all = read(dir.path(), limits).unwrap();
+        assert_eq!((all.documents.len(), all.watched.len()), (4, 3));
+        assert!(all.documents.iter().map(|one| one.nth).eq(1..=4));
         for (limits, words) in [
             (
                 ReadLimits {
@@ -289,7 +308,7 @@ mod tests {
                 "4 documents; at most 3",
             ),
         ] {
-            let findings = read(dir.path(), limits).unwrap_err();
+            let findings = all_findings(dir.path(), limits);
             assert!(findings.to_string().contains(words), "{findings}");
             assert!(findings.iter().all(|f| f.code == Code::TooLarge));
         }
@@ -298,7 +317,7 @@ mod tests {
             .unwrap()
             .set_len(LIMITS.file_bytes_max + 1)
             .unwrap();
-        assert!(read(&large, LIMITS).is_err());
+        assert!(!all_findings(&large, LIMITS).is_empty());
     }
 
     #[test]
@@ -306,24 +325,34 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("missing.yaml");
         assert!(
-            read(&missing, LIMITS)
-                .unwrap_err()
+            all_findings(&missing, LIMITS)
                 .to_string()
                 .contains("missing.yaml: cannot read")
         );
         assert!(
-            read(dir.path(), LIMITS)
-                .unwrap_err()
+            all_findings(dir.path(), LIMITS)
                 .to_string()
                 .contains("no file here ends in")
         );
         let binary = dir.path().join("binary.yaml");
         fs::write(&binary, b"a: \xff").unwrap();
         assert!(
-            read(&binary, LIMITS)
-                .unwrap_err()
+            all_findings(&binary, LIMITS)
                 .to_string()
                 .contains("not UTF-8 at byte 3")
         );
+    }
+    fn all_findings(path: &Path, limits: ReadLimits) -> Findings {
+        let mut findings = Findings::new();
+        match read(path, limits) {
+            Ok(contents) => {
+                for (file, finding) in contents.unread {
+                    assert!(finding.to_string().starts_with(&*file));
+                    findings.push(finding);
+                }
+            }
+            Err(all) => findings = all,
+        }
+        findings
     }
 }

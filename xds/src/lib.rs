@@ -18,6 +18,7 @@ mod packed;
 mod parallel;
 mod pb;
 mod settings;
+mod standing;
 mod state;
 mod yaml;
 
@@ -27,7 +28,8 @@ pub use meaning::{LevelMeaning, ServiceMeaning, meaning};
 pub use settings::{
     AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles, admin_socket_default,
 };
-pub use state::{LastGood, LastGoodError, STATE_BYTES_MAX};
+pub use standing::{Refused, RefusedDocument, Serves, Unbound};
+pub use state::{Good, LastGood, LastGoodError, STATE_BYTES_MAX};
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,9 +38,10 @@ use std::thread;
 use zeugma_core::locality::Locality;
 use zeugma_core::snapshot::Snapshot;
 
-use files::Source;
+use files::{Contents, Source};
 use fnv::Fnv;
 use model::{Document, MeshGateway, Model};
+use standing::{Asked, Standing};
 
 /// What the command line adds to the files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -58,6 +61,14 @@ pub struct Loaded {
     pub snapshot: Snapshot,
     /// Findings that refuse nothing.
     pub warnings: Findings,
+    /// The documents that are refused while this serves; none where all had to be right.
+    pub refused: Refused,
+    /// Of the text of its own document.
+    pub gateway: u128,
+    /// [`Sources::fingerprint`] of what it was made from.
+    pub fingerprint: u128,
+    /// The last good text of each document.
+    pub good: Good,
     /// The files and folders to watch.
     pub files: Vec<PathBuf>,
     /// The xDS resources by type and name, for `/config_dump`.
@@ -78,29 +89,48 @@ pub fn load(path: &Path, options: &NodeOptions) -> Result<Loaded, Findings> {
 #[derive(Debug)]
 pub struct Sources {
     path: PathBuf,
-    documents: Vec<Source>,
-    files: Vec<PathBuf>,
+    contents: Contents,
+}
+
+/// What is done about a document that is wrong.
+#[derive(Debug, Clone, Copy)]
+enum Wrong<'a> {
+    /// Everything is refused.
+    RefusesAll,
+    /// It alone is refused, and its last good text serves.
+    StandsAlone(&'a Good, Option<&'a Unbound>),
 }
 
 impl Sources {
     /// Reads the YAML file or directory `path`.
     ///
     /// # Errors
-    /// What cannot be read, and what is too large.
+    /// Where it cannot be told what files there are, or there is more than may be. A file that cannot
+    /// be read is a finding of what is made of the rest.
     pub fn read(path: &Path) -> Result<Self, Findings> {
-        let (documents, files) = files::read(path, files::LIMITS)?;
         Ok(Self {
             path: path.to_owned(),
-            documents,
-            files,
+            contents: files::read(path, files::LIMITS)?,
         })
+    }
+
+    /// The documents, if every file could be read.
+    fn whole(mut self) -> Result<Self, Findings> {
+        if self.contents.unread.is_empty() {
+            return Ok(self);
+        }
+        let mut findings = Findings::new();
+        for (_, finding) in self.contents.unread.drain(..) {
+            findings.push(finding);
+        }
+        Err(findings)
     }
 
     /// The name of the gateway that `options` choose, and where it keeps its state, as far as its
     /// own document says it: the others, and the rest of this one, may be wrong.
     #[must_use]
     pub fn state_dir(&self, options: &NodeOptions) -> Option<(String, StateDir)> {
-        let mut all = (self.documents.iter())
+        let mut all = (self.contents.documents.iter())
             .filter(|source| source.text.contains("MeshGateway"))
             .filter_map(model::state_dir)
             .filter(|(name, _)| options.name.as_ref().is_none_or(|wanted| wanted == name));
@@ -114,7 +144,7 @@ impl Sources {
     /// far as its own document says it; other documents may be wrong.
     #[must_use]
     pub fn admin(&self, options: &NodeOptions) -> Option<(AdminAddress, Option<PathBuf>)> {
-        let mut all = (self.documents.iter())
+        let mut all = (self.contents.documents.iter())
             .filter(|source| source.text.contains("MeshGateway"))
             .filter_map(model::admin)
             .filter(|(name, ..)| options.name.as_ref().is_none_or(|wanted| wanted == name));
@@ -132,17 +162,36 @@ impl Sources {
         Ok(last_good.fingerprint(&self.path, options)? == self.fingerprint())
     }
 
-    /// Makes what one gateway needs of the documents.
+    /// Makes what one gateway needs of the documents, all of which must be right.
     ///
     /// # Errors
     /// As [`load`].
     pub fn load(self, options: &NodeOptions) -> Result<Loaded, Findings> {
+        self.whole()?.make(options, Wrong::RefusesAll)
+    }
+
+    /// Makes what one gateway needs of the documents that are right, and of the last good text of
+    /// those that are not. `unbound` is a listener that could not be bound.
+    ///
+    /// # Errors
+    /// Where not even the gateway itself is known, or not one route ever was.
+    pub fn renew(
+        self,
+        options: &NodeOptions,
+        good: &Good,
+        unbound: Option<&Unbound>,
+    ) -> Result<Loaded, Findings> {
+        self.make(options, Wrong::StandsAlone(good, unbound))
+    }
+
+    fn make(self, options: &NodeOptions, wrong: Wrong<'_>) -> Result<Loaded, Findings> {
         let path = self.path.clone();
         // What is allocated on the way is ten times what stays, and between it. It is made on a
         // thread of its own, whose memory goes back with it; only the bytes stay, and are read
         // here.
         let made = thread::scope(|scope| {
-            let making = thread::Builder::new().spawn_scoped(scope, || self.compile(options));
+            let compile = || self.compile(options, wrong);
+            let making = thread::Builder::new().spawn_scoped(scope, compile);
             match making.map(thread::ScopedJoinHandle::join) {
                 Ok(Ok(made)) => Ok(made),
                 Ok(Err(panic)) => std::panic::resume_unwind(panic),
@@ -161,42 +210,53 @@ impl Sources {
         })
     }
 
-    fn compile(self, options: &NodeOptions) -> Result<LastGood, Findings> {
+    fn compile(self, options: &NodeOptions, wrong: Wrong<'_>) -> Result<LastGood, Findings> {
         let fingerprint = self.fingerprint();
-        let Self {
-            path,
-            documents,
-            files,
-        } = self;
-        let (model, mut findings) = understand(documents);
-        let gateway = match choose(&model, options, &path) {
-            Ok(gateway) => gateway,
-            Err(finding) => {
-                // A gateway that could not be read has its own finding already.
-                if !findings.has_errors() || options.name.is_some() {
-                    findings.push(finding);
-                }
-                findings.sort();
-                return Err(findings);
+        let Self { path, mut contents } = self;
+        let files = std::mem::take(&mut contents.watched);
+        let standing = match wrong {
+            Wrong::RefusesAll => all_right(contents, options, &path)?,
+            Wrong::StandsAlone(good, unbound) => {
+                let asked = Asked {
+                    path: &path,
+                    options,
+                    unbound,
+                };
+                standing::stand(contents, good, asked)?
             }
         };
+        let Standing {
+            model,
+            warnings,
+            refused,
+            good,
+        } = standing;
+        let gateway = choose(&model, options, &path)?;
         let source = gateway.source().clone();
-        let (_, snapshot, findings, resources) = load_one(&model, gateway, options, findings)?;
+        let domains = (model.domains.iter())
+            .map(|domain| domain.source().clone())
+            .collect();
+        let (_, snapshot, findings, resources) = load_one(&model, gateway, options, warnings)?;
         drop(model);
         let made = state::Made {
             options,
             path,
             fingerprint,
             gateway: source,
+            domains,
             files,
             warnings: &findings,
+            refused,
+            good,
             resources,
         };
         Ok(LastGood::new(made, &snapshot))
     }
 
-    /// Of every document, where it stands, and the program that reads it.
-    fn fingerprint(&self) -> u128 {
+    /// Of every document, where it stands, and the program that reads it: equal only for equal
+    /// content.
+    #[must_use]
+    pub fn fingerprint(&self) -> u128 {
         let mut fnv = Fnv::default();
         if let Ok(program) = std::env::current_exe().and_then(std::fs::metadata) {
             use std::os::unix::fs::MetadataExt as _;
@@ -204,7 +264,13 @@ impl Sources {
             fnv.add(&program.mtime().to_le_bytes());
             fnv.add(&program.mtime_nsec().to_le_bytes());
         }
-        for source in &self.documents {
+        for (file, finding) in &self.contents.unread {
+            fnv.add(file.as_bytes());
+            fnv.add(&[0xfe]);
+            fnv.add(finding.message.as_bytes());
+            fnv.add(&[0xff]);
+        }
+        for source in &self.contents.documents {
             // No text and no path holds this byte, so that none of them can stand for two.
             fnv.add(source.file.as_bytes());
             fnv.add(&[0xff]);
@@ -214,6 +280,27 @@ impl Sources {
         }
         fnv.end()
     }
+}
+
+/// Everything that was read, if all of it is right.
+fn all_right(contents: Contents, options: &NodeOptions, path: &Path) -> Result<Standing, Findings> {
+    let (model, mut findings) = understand(contents.documents);
+    if let Err(finding) = choose(&model, options, path)
+        && (!findings.has_errors() || options.name.is_some())
+    {
+        // A gateway that could not be read has its own finding already.
+        findings.push(finding);
+    }
+    if findings.has_errors() {
+        findings.sort();
+        return Err(findings);
+    }
+    Ok(Standing {
+        good: Good::of(model.documents()),
+        model,
+        warnings: findings,
+        refused: Refused::default(),
+    })
 }
 
 fn understand(documents: Vec<Source>) -> (Model, Findings) {
@@ -287,7 +374,7 @@ fn load_one(
         findings.sort();
         return Err(findings);
     }
-    let settings = gateway.settings(&node);
+    let settings = gateway.settings(&node, &model.domains);
     let context = compile::Context {
         model,
         gateway,
@@ -329,14 +416,14 @@ pub fn check(path: &Path, options: &NodeOptions) -> Checked {
         findings: Findings::new(),
         gateways: Vec::new(),
     };
-    let sources = match Sources::read(path) {
+    let sources = match Sources::read(path).and_then(Sources::whole) {
         Ok(sources) => sources,
         Err(findings) => {
             checked.findings = findings;
             return checked;
         }
     };
-    let (model, findings) = understand(sources.documents);
+    let (model, findings) = understand(sources.contents.documents);
     let chosen: Vec<&Document<MeshGateway>> = if options.name.is_none() && model.gateways.len() > 1
     {
         model.gateways.iter().collect()

@@ -33,6 +33,8 @@ pub(crate) struct ServiceMeta {
     pub hosts: Vec<String>,
     pub protocol: ProtocolMeta,
     pub inbound: InboundMeta,
+    /// Whether a denial is only told. An RBAC filter of Envoy's enforces it.
+    pub is_audited: bool,
     pub own: Option<String>,
     pub export: ExportMeta,
     pub position: PositionMeta,

@@ -52,6 +52,8 @@ pub struct SvidFiles {
     pub crls: Option<PathBuf>,
     /// The file of SPIFFE IDs that are refused.
     pub denied: Option<PathBuf>,
+    /// Further trust domains, and the files of their bundles.
+    pub domains: Vec<(TrustDomain, PathBuf)>,
 }
 
 /// Where the admin API listens.

@@ -53,6 +53,8 @@ impl Default for Positions {
 pub(crate) struct Placed<T> {
     pub value: T,
     pub line: u32,
+    /// 0: of this document; else the place, from 1, among those it inherits from.
+    pub of: u8,
 }
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Placed<T> {
@@ -61,6 +63,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Placed<T> {
         Ok(Self {
             value: spanned.value,
             line: Spot::from(spanned.referenced).line,
+            of: 0,
         })
     }
 }
@@ -334,6 +337,21 @@ impl Positions {
             }
         }
         key
+    }
+
+    /// How many entries the list at `path` has.
+    pub(crate) fn count(&self, path: &str) -> usize {
+        let mut node = self;
+        for step in steps(path) {
+            match node.step(step) {
+                Some((_, next)) => node = next,
+                None => return 0,
+            }
+        }
+        match &node.inside {
+            Inside::List(items) => items.len(),
+            Inside::Scalar(_) | Inside::Map(_) => 0,
+        }
     }
 
     /// Whether `path` is written.

@@ -6,7 +6,9 @@ pub mod path;
 use std::net::IpAddr;
 
 use crate::identity::{IdPattern, SpiffeId};
-use crate::snapshot::{Export, Listener, Peer, PeerIx, Policy, Role, Rule, ServiceIx, Snapshot};
+use crate::snapshot::{
+    Export, Listener, Peer, PeerIx, Policy, PolicyMode, Role, Rule, Service, ServiceIx, Snapshot,
+};
 use crate::verdict::Reason;
 
 use path::RequestPath;
@@ -52,6 +54,15 @@ pub enum Verdict {
         /// The index of the allow rule that matched.
         rule: usize,
     },
+    /// It may, since the policy is audited only; enforced, it would not.
+    Audit {
+        /// [`Reason::Denied`] or [`Reason::NotAllowed`].
+        reason: Reason,
+        /// As in [`Verdict::Deny`].
+        rule: Option<usize>,
+        /// As in [`Verdict::Deny`].
+        nearest: Option<usize>,
+    },
     /// It may not.
     Deny {
         /// [`Reason::SourceRefused`], [`Reason::NotExported`], [`Reason::Denied`] or
@@ -67,6 +78,33 @@ pub enum Verdict {
 /// Decides whether a service may be called.
 #[must_use]
 pub fn authorize(snapshot: &Snapshot, service: ServiceIx, asking: &Asking<'_>) -> Verdict {
+    audited(
+        snapshot.service(service),
+        enforced(snapshot, service, asking),
+    )
+}
+
+/// What becomes of a verdict on a service whose policy may be audited only: who may connect to a
+/// listener and what is exported is no part of it.
+const fn audited(service: &Service, verdict: Verdict) -> Verdict {
+    match (service.policy.mode, verdict) {
+        (
+            PolicyMode::Audit,
+            Verdict::Deny {
+                reason: reason @ (Reason::Denied | Reason::NotAllowed),
+                rule,
+                nearest,
+            },
+        ) => Verdict::Audit {
+            reason,
+            rule,
+            nearest,
+        },
+        (PolicyMode::Audit | PolicyMode::Enforce, verdict) => verdict,
+    }
+}
+
+fn enforced(snapshot: &Snapshot, service: ServiceIx, asking: &Asking<'_>) -> Verdict {
     let service = snapshot.service(service);
     let caller = Caller::new(snapshot, &service.policy, asking);
     let deny = |reason, rule, nearest| Verdict::Deny {
@@ -81,7 +119,9 @@ pub fn authorize(snapshot: &Snapshot, service: ServiceIx, asking: &Asking<'_>) -
     if listener.role == Role::Mesh && !is_exported(snapshot, &service.export, &caller) {
         return deny(Reason::NotExported, None, None);
     }
-    let Policy { allow, deny: never } = &service.policy;
+    let Policy {
+        allow, deny: never, ..
+    } = &service.policy;
     if let Some(rule) = never.iter().position(|rule| caller.is_denied_by(rule)) {
         return deny(Reason::Denied, Some(rule), None);
     }
@@ -98,6 +138,11 @@ pub fn authorize(snapshot: &Snapshot, service: ServiceIx, asking: &Asking<'_>) -
 /// an identity handed on) counts as if it suited the rules that let in.
 #[must_use]
 pub fn authorize_session(snapshot: &Snapshot, service: ServiceIx, asking: &Asking<'_>) -> Verdict {
+    let verdict = enforced_on_session(snapshot, service, asking);
+    audited(snapshot.service(service), verdict)
+}
+
+fn enforced_on_session(snapshot: &Snapshot, service: ServiceIx, asking: &Asking<'_>) -> Verdict {
     let at = snapshot.service(service);
     let caller = Caller::new(snapshot, &at.policy, asking);
     let gateway_of = match caller.evidence {
@@ -106,7 +151,7 @@ pub fn authorize_session(snapshot: &Snapshot, service: ServiceIx, asking: &Askin
         }
         Evidence::Network => None,
     };
-    let verdict = authorize(snapshot, service, asking);
+    let verdict = enforced(snapshot, service, asking);
     let Verdict::Deny { reason, rule, .. } = verdict else {
         return verdict;
     };

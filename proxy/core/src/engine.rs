@@ -85,8 +85,8 @@ pub enum Decision<'a> {
 pub struct Carry<'a> {
     /// The service.
     pub service: ServiceIx,
-    /// The index of the allow rule that matched.
-    pub rule: usize,
+    /// The index of the allow rule that matched; `None` where a policy that is audited only let it in.
+    pub rule: Option<usize>,
     /// Where it goes.
     pub cluster: ClusterIx,
     /// The endpoints to try.
@@ -202,7 +202,8 @@ fn carry<'a>(
         rule,
     };
     let rule = match authorize(snapshot, service, &asking) {
-        Verdict::Allow { rule } => rule,
+        Verdict::Allow { rule } => Some(rule),
+        Verdict::Audit { .. } => None,
         Verdict::Deny {
             reason,
             rule,
@@ -235,7 +236,7 @@ mod tests {
         let open = |service: Service| Service {
             policy: Policy {
                 allow: vec![Rule::default()],
-                deny: vec![],
+                ..Policy::default()
             },
             outbound: ClusterIx(0),
             own: Some(ClusterIx(1)),
@@ -274,7 +275,7 @@ mod tests {
                 "{} to {} by {}, {} attempts",
                 carry.service.0,
                 carry.cluster.0,
-                carry.rule,
+                carry.rule.unwrap(),
                 carry.plan.count()
             ),
             Decision::Terminate(ix, port) => format!("terminate {} {port:?}", ix.0),

@@ -153,6 +153,19 @@ struct ClusterState {
     fails_alike: bool,
 }
 
+impl ClusterState {
+    /// One of which nothing is known.
+    fn blank(cluster: &Arc<Cluster>) -> Self {
+        Self {
+            cluster: Arc::clone(cluster),
+            levels: Vec::new(),
+            told: None,
+            wake: None,
+            fails_alike: false,
+        }
+    }
+}
+
 /// Small, for there are many; what most endpoints never need is made when it is.
 #[derive(Debug, Default)]
 struct EndpointState {
@@ -203,8 +216,130 @@ impl Fleet {
     }
 
     /// Takes over the endpoints and levels of `snapshot`, keeping what is known of those it knows.
+    ///
+    /// Where the same clusters stand in the same places, it costs what the routes that changed do.
     pub fn reconcile(&mut self, snapshot: &Snapshot, now: Time) {
         self.advance(now);
+        match self.changed_routes(snapshot) {
+            Some(routes) => {
+                for route in routes {
+                    self.reconcile_route(&route, snapshot, now);
+                }
+                self.check_invariants(now);
+            }
+            None => self.reconcile_all(snapshot, now),
+        }
+    }
+
+    /// The routes of which a cluster changed; `None` where clusters came, went or moved, or most
+    /// changed.
+    fn changed_routes(&self, snapshot: &Snapshot) -> Option<BTreeSet<Arc<str>>> {
+        if self.clusters.len() != snapshot.clusters.len() {
+            return None;
+        }
+        let mut changed = BTreeSet::new();
+        for (state, next) in self.clusters.iter().zip(&snapshot.clusters) {
+            let before = &state.cluster;
+            if Arc::ptr_eq(before, next) {
+                continue;
+            }
+            if before.name != next.name || before.route != next.route {
+                return None;
+            }
+            changed.insert(Arc::clone(&next.route));
+        }
+        (changed.len() <= self.routes.len() / 4).then_some(changed)
+    }
+
+    /// As [`reconcile_all`](Self::reconcile_all) for one route, whose clusters stand where they stood.
+    /// Its endpoints are no other's: their keys begin with it.
+    fn reconcile_route(&mut self, route: &str, snapshot: &Snapshot, now: Time) {
+        let members = self.routes.get(route).cloned().unwrap_or_default();
+        let mut known = Vec::with_capacity(members.len());
+        for ix in &members {
+            let (Some(state), Some(next)) =
+                (self.clusters.get_mut(*ix), snapshot.clusters.get(*ix))
+            else {
+                return;
+            };
+            if let Some(wake) = state.wake {
+                self.moves.remove(&(wake, *ix));
+            }
+            known.push(std::mem::replace(state, ClusterState::blank(next)));
+        }
+        self.rehome_route(&members, &known, snapshot, now);
+        let known = Known::new(&known);
+        for ix in &members {
+            if let Some(next) = snapshot.clusters.get(*ix) {
+                let taken = self.take_over(next, &known);
+                if let Some(state) = self.clusters.get_mut(*ix) {
+                    *state = taken;
+                }
+            }
+        }
+        self.step_route(route, now);
+    }
+
+    /// As [`rehome`](Self::rehome) for the clusters of one route.
+    fn rehome_route(
+        &mut self,
+        members: &[usize],
+        known: &[ClusterState],
+        snapshot: &Snapshot,
+        now: Time,
+    ) {
+        let clusters = members
+            .iter()
+            .filter_map(|ix| Some((*ix, snapshot.clusters.get(*ix)?)));
+        let homes = homes(clusters);
+        let of_before = known.iter().flat_map(|state| &state.cluster.endpoints);
+        let keys: BTreeSet<EndpointKey> = (of_before.map(|endpoint| endpoint.key.clone()))
+            .chain(homes.keys().cloned())
+            .collect();
+        let mut before = BTreeMap::new();
+        for key in &keys {
+            let Some(state) = self.endpoints.get_mut(key) else {
+                continue;
+            };
+            if let Some(active) = &state.active {
+                self.checks.remove(&(active.wake(), key.clone()));
+                let lost = usize::from(active.is_in_flight());
+                self.checks_in_flight = self.checks_in_flight.saturating_sub(lost);
+            }
+            if let Some(home) = state.home.take() {
+                before.insert(key.clone(), home);
+            }
+        }
+        for (key, home) in homes {
+            let now_asked =
+                (snapshot.clusters.get(home.cluster())).and_then(|cluster| cluster.active.clone());
+            let was = before.get(&key).and_then(|home: &Home| {
+                let at = members.iter().position(|ix| *ix == home.cluster())?;
+                known.get(at)
+            });
+            let was_asked = was.and_then(|state| state.cluster.active.clone());
+            let state = self.endpoints.entry(key).or_default();
+            state.settle(home, now_asked.as_ref(), was_asked.as_ref(), now);
+        }
+        for key in keys {
+            let Some(state) = self.endpoints.get_mut(&key) else {
+                continue;
+            };
+            if state.home.is_none() {
+                state.active = None;
+                if state.ejection().is_none() {
+                    self.endpoints.remove(&key);
+                    continue;
+                }
+            }
+            if let Some(active) = &state.active {
+                self.checks_in_flight += usize::from(active.is_in_flight());
+                self.checks.insert((active.wake(), key));
+            }
+        }
+    }
+
+    fn reconcile_all(&mut self, snapshot: &Snapshot, now: Time) {
         let known = std::mem::take(&mut self.clusters);
         self.routes.clear();
         for (ix, cluster) in snapshot.clusters.iter().enumerate() {
@@ -614,22 +749,7 @@ impl Fleet {
 
     /// Gives every endpoint of the snapshot its place and check, and forgets those that left.
     fn rehome(&mut self, snapshot: &Snapshot, known: &[ClusterState], now: Time) {
-        let mut homes: BTreeMap<EndpointKey, Home> = BTreeMap::new();
-        let widest = |home: &Home| {
-            (snapshot.clusters.get(home.cluster())).map_or(0, |cluster| cluster.levels.len())
-        };
-        for (ix, cluster) in snapshot.clusters.iter().enumerate() {
-            for (level, members) in cluster.levels.iter().enumerate() {
-                for member in &members.members {
-                    let home = Home::new(ix, level, member.0);
-                    let key = cluster.endpoint(*member).key.clone();
-                    let known = homes.entry(key).or_insert(home);
-                    if widest(known) < widest(&home) {
-                        *known = home;
-                    }
-                }
-            }
-        }
+        let homes = homes(snapshot.clusters.iter().enumerate());
         let before: BTreeMap<EndpointKey, Home> = (self.endpoints.iter_mut())
             .filter_map(|(key, state)| Some((key.clone(), state.home.take()?)))
             .collect();
@@ -641,13 +761,7 @@ impl Fleet {
                 .and_then(|home| known.get(home.cluster()))
                 .and_then(|state| asked(&state.cluster));
             let state = self.endpoints.entry(key).or_default();
-            state.home = Some(home);
-            match &mut state.active {
-                active if now_asked.is_none() => *active = None,
-                None => state.active = Some(Box::new(Active::new(now))),
-                Some(active) if now_asked != was_asked => active.asked_anew(now),
-                Some(_) => {}
-            }
+            state.settle(home, now_asked.as_ref(), was_asked.as_ref(), now);
         }
         self.endpoints
             .retain(|_, state| state.home.is_some() || state.ejection().is_some());
@@ -768,7 +882,47 @@ impl Fleet {
     }
 }
 
+/// Where each endpoint of these clusters is judged.
+fn homes<'c>(
+    clusters: impl Iterator<Item = (usize, &'c Arc<Cluster>)>,
+) -> BTreeMap<EndpointKey, Home> {
+    let mut homes: BTreeMap<EndpointKey, (Home, usize)> = BTreeMap::new();
+    for (ix, cluster) in clusters {
+        let width = cluster.levels.len();
+        for (level, members) in cluster.levels.iter().enumerate() {
+            for member in &members.members {
+                let home = Home::new(ix, level, member.0);
+                let key = cluster.endpoint(*member).key.clone();
+                let known = homes.entry(key).or_insert((home, width));
+                if known.1 < width {
+                    *known = (home, width);
+                }
+            }
+        }
+    }
+    (homes.into_iter())
+        .map(|(key, (home, _))| (key, home))
+        .collect()
+}
+
 impl EndpointState {
+    /// Gives it its place, and the check that is asked there.
+    fn settle(
+        &mut self,
+        home: Home,
+        now_asked: Option<&ActiveCheck>,
+        was_asked: Option<&ActiveCheck>,
+        now: Time,
+    ) {
+        self.home = Some(home);
+        match &mut self.active {
+            active if now_asked.is_none() => *active = None,
+            None => self.active = Some(Box::new(Active::new(now))),
+            Some(active) if now_asked != was_asked => active.asked_anew(now),
+            Some(_) => {}
+        }
+    }
+
     fn ejection(&self) -> Option<Ejection> {
         self.outlier.as_ref()?.ejection()
     }

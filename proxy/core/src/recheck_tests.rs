@@ -169,7 +169,7 @@ fn a_session_stays_while_any_request_of_it_could_be_allowed() {
             via: vec![crate::snapshot::PeerIx(0)],
             ..rule(&[CART], 13)
         }],
-        deny: Vec::new(),
+        ..Policy::default()
     };
     let gateway = id(GATEWAY);
     judge(

@@ -153,6 +153,18 @@ pub struct Policy {
     pub allow: Vec<Rule>,
     /// None of these may match.
     pub deny: Vec<Rule>,
+    /// What becomes of a denial.
+    pub mode: PolicyMode,
+}
+
+/// What becomes of a denial by a [`Policy`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum PolicyMode {
+    /// The caller is refused.
+    #[default]
+    Enforce,
+    /// The caller is let in, and the denial is told.
+    Audit,
 }
 
 /// One authorization rule: every non-empty field must match, by one of its values.
@@ -655,6 +667,28 @@ fn choose(ports: &[(u16, ServiceIx)], port: Option<u16>) -> Lookup {
 }
 
 impl Snapshot {
+    /// Takes from `before` the clusters that are the same, so that each is kept once, and is seen at
+    /// a glance to be the same.
+    pub fn share(&mut self, before: &Self) {
+        let mut by_name: BTreeMap<&str, &Arc<Cluster>> = BTreeMap::new();
+        for (at, cluster) in self.clusters.iter_mut().enumerate() {
+            let there = before.clusters.get(at);
+            let known = match there.filter(|known| known.name == cluster.name) {
+                Some(known) => Some(known),
+                None => {
+                    if by_name.is_empty() {
+                        let all = before.clusters.iter();
+                        by_name = all.map(|known| (&*known.name, known)).collect();
+                    }
+                    by_name.get(&*cluster.name).copied()
+                }
+            };
+            if let Some(known) = known.filter(|known| *known == cluster) {
+                *cluster = Arc::clone(known);
+            }
+        }
+    }
+
     /// The service at `ix`.
     ///
     /// # Panics

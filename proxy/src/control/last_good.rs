@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! files unchanged since it was kept ----> it, without reading them as YAML
-//! files good ---------------------------> the files; kept once they serve
+//! files that say what a gateway is -----> the files, and of each document that is refused the last
+//!                                         good text; kept once they serve
 //! files refused, and it is usable ------> it, told loudly
 //! files refused otherwise --------------> no start
 //! ```
@@ -14,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 use zeugma_xds::{
-    Findings, GatewaySettings, LastGood, LastGoodError, Loaded, NodeOptions, STATE_BYTES_MAX,
+    Findings, GatewaySettings, Good, LastGood, LastGoodError, Loaded, NodeOptions, STATE_BYTES_MAX,
     Sources, StateDir,
 };
 
@@ -60,7 +61,8 @@ impl Beginning {
                         is_kept: true,
                     });
                 }
-                match sources.load(node) {
+                let good = kept.as_ref().and_then(Kept::good).unwrap_or_default();
+                match sources.renew(node, &good, None) {
                     Ok(loaded) => {
                         return Ok(Self {
                             loaded,
@@ -116,6 +118,10 @@ impl Kept {
     fn is_of(&self, sources: &Sources, node: &NodeOptions) -> bool {
         self.told(sources.made(&self.content, node))
             .unwrap_or(false)
+    }
+
+    fn good(&self) -> Option<Good> {
+        self.told(self.content.good())
     }
 
     fn load(&self, config: &Path, node: &NodeOptions) -> Option<Loaded> {

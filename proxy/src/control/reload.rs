@@ -1,14 +1,18 @@
-//! Files that changed are loaded anew; what cannot be used leaves the last good content serving.
+//! Files that changed are loaded anew; of a document that cannot be used the last good text serves.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::Value;
 use tokio::signal::unix::Signal;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use zeugma_core::snapshot::Snapshot;
-use zeugma_xds::{Color, Findings, GatewaySettings, LastGood, Loaded, NodeOptions, ResourceList};
+use zeugma_xds::{
+    Color, Findings, GatewaySettings, Good, LastGood, Loaded, NodeOptions, Refused, ResourceList,
+    Sources, Unbound,
+};
 
+use super::last_good::Beginning;
 use super::systemd;
 use crate::runtime::Shared;
 use crate::tls::{Credentials, CredentialsError, SvidFiles};
@@ -23,34 +27,84 @@ pub(super) struct Files {
     settings: GatewaySettings,
     /// Those of the files as they were last loaded.
     latest: GatewaySettings,
+    /// Of what is applied.
+    good: Good,
+    /// Of the files as they were last loaded: the same again is not read.
+    fingerprint: Option<u128>,
+    /// The listener that could not be bound.
+    unbound: Option<Unbound>,
     /// What was last said about files that are refused, so that it is said once.
     said: [Option<String>; 2],
+    reader: Reader,
+}
+
+/// The thread that reads configurations: that takes its time, and the control thread goes on
+/// meanwhile. It is always the same one, so that what it allocates stands where the one before stood.
+struct Reader(std::sync::mpsc::Sender<Box<dyn FnOnce() + Send>>);
+
+impl Reader {
+    fn new() -> Self {
+        let (ask, asked) = std::sync::mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        let thread = std::thread::Builder::new().name("config".to_owned());
+        let started = thread.spawn(move || {
+            while let Ok(task) = asked.recv() {
+                task();
+            }
+        });
+        if let Err(error) = started {
+            tracing::error!(%error, "no thread to read configurations on: changes are not seen");
+        }
+        Self(ask)
+    }
+
+    /// Has the thread do this; an error if it has ended.
+    async fn ask<T: Send + 'static>(
+        &self,
+        task: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, oneshot::error::RecvError> {
+        let (answer, answered) = oneshot::channel();
+        let task = move || {
+            // Nobody waits any more where the process ends.
+            answer.send(task()).ok();
+        };
+        // Where it does not run, the answer is dropped with the task.
+        self.0.send(Box::new(task)).ok();
+        answered.await
+    }
 }
 
 /// A configuration that was loaded.
 pub(super) type Configured = (Snapshot, ResourceList, LastGood);
 
+/// A listener of a configuration that cannot be bound, and why.
+pub(super) type NotBound = (String, String);
+
 /// What a reload brought; `None` is what stays as it is.
 #[derive(Debug, Default)]
 pub(super) struct Reloaded {
     pub(super) config: Option<Configured>,
+    /// Told what became of it.
+    pub(super) answer: Option<oneshot::Sender<Result<(), NotBound>>>,
     /// The configuration was loaded, and it is the one that serves.
     pub(super) is_published: bool,
+    /// The one that serves, of other files.
+    pub(super) keep: Option<LastGood>,
     pub(super) credentials: Option<Credentials>,
     /// Asked for by a signal: the service manager waits to hear that it is done.
     pub(super) by_signal: bool,
 }
 
 impl Files {
-    pub(super) fn new(
-        config: PathBuf,
-        node: NodeOptions,
-        files: Vec<PathBuf>,
-        settings: &GatewaySettings,
-    ) -> Self {
+    /// Those of what the gateway starts with.
+    pub(super) fn new(config: PathBuf, node: NodeOptions, beginning: &Beginning) -> Self {
+        let start = &beginning.loaded;
+        // Where the last good ones serve in place of files that are refused, the same again is news.
+        let fingerprint = (beginning.findings.is_none()).then_some(start.fingerprint);
+        let settings = &start.settings;
         let svid = svid_files(settings);
         let mut watch = Watch::new();
-        watch.set(watched(files, &svid));
+        watch.set(watched(start.files.clone(), &svid));
+        let said = refused_in_part(&start.refused);
         Self {
             config,
             node,
@@ -58,7 +112,11 @@ impl Files {
             watch,
             settings: settings.clone(),
             latest: settings.clone(),
-            said: [None, None],
+            good: start.good.clone(),
+            fingerprint,
+            unbound: None,
+            said: [said, None],
+            reader: Reader::new(),
         }
     }
 
@@ -77,26 +135,104 @@ impl Files {
             };
             if by_signal {
                 systemd::reloading();
+                // Whoever asks wants everything tried again.
+                self.unbound = None;
+                self.fingerprint = None;
             }
-            let mut reloaded = self.reload(&shared).await;
-            reloaded.by_signal = by_signal;
+            if !Box::pin(self.reload_config(&shared, &tell)).await {
+                return;
+            }
+            // After it: the configuration says where they are.
+            let credentials = self.reload_credentials(&shared).await;
+            let reloaded = Reloaded {
+                credentials,
+                by_signal,
+                ..Reloaded::default()
+            };
             if tell.send(reloaded).await.is_err() {
                 return;
             }
         }
     }
 
-    /// Loads everything and returns what is new.
-    async fn reload(&mut self, shared: &Arc<Shared>) -> Reloaded {
-        let (path, node) = (self.config.clone(), self.node.clone());
-        // Parsing a large configuration takes its time: the control thread goes on meanwhile.
-        let loading = tokio::task::spawn_blocking(move || zeugma_xds::load(&path, &node));
-        let mut reloaded = Reloaded::default();
-        match loading.await {
-            Ok(Ok(loaded)) => self.take_config(loaded, shared, &mut reloaded),
-            Ok(Err(findings)) => self.refuse_config(&findings, shared),
-            Err(error) => tracing::error!(%error, "loading the configuration failed"),
+    /// Loads the configuration, and says whether anyone still wants it.
+    async fn reload_config(&mut self, shared: &Shared, tell: &mpsc::Sender<Reloaded>) -> bool {
+        while let Some(loaded) = self.load(shared).await {
+            let (is_news, gateway) = (self.is_news(&loaded), loaded.gateway);
+            self.fingerprint = Some(loaded.fingerprint);
+            let serves = shared.published.load().snapshot.version == loaded.snapshot.version;
+            let (answer, answered) = oneshot::channel();
+            let said = Said::of(&loaded);
+            let next = (loaded.settings, loaded.files, loaded.good);
+            let reloaded = if serves {
+                Reloaded {
+                    is_published: true,
+                    keep: is_news.then_some(loaded.last_good),
+                    ..Reloaded::default()
+                }
+            } else {
+                Reloaded {
+                    config: Some((loaded.snapshot, loaded.resources, loaded.last_good)),
+                    answer: Some(answer),
+                    ..Reloaded::default()
+                }
+            };
+            if tell.send(reloaded).await.is_err() {
+                return false;
+            }
+            // Of a configuration that serves already nobody answers.
+            if !serves && let Ok(Err((listener, why))) = answered.await {
+                // Each text of the gateway's document is tried once: this ends.
+                self.unbound = Some(Unbound {
+                    gateway,
+                    listener,
+                    why,
+                });
+                continue;
+            }
+            self.take_config(next, said, !serves, shared);
+            break;
         }
+        true
+    }
+
+    /// Loads the files, unless they are the same as before or all of them are refused.
+    async fn load(&mut self, shared: &Shared) -> Option<Loaded> {
+        let (path, node) = (self.config.clone(), self.node.clone());
+        let (good, before) = (self.good.clone(), self.fingerprint);
+        let unbound = self.unbound.clone();
+        let serves = shared.published.load_full();
+        let loading = self.reader.ask(move || {
+            let sources = Sources::read(&path)?;
+            let is_same = before == Some(sources.fingerprint()) && unbound.is_none();
+            if is_same {
+                return Ok(None);
+            }
+            let mut loaded = sources.renew(&node, &good, unbound.as_ref())?;
+            loaded.snapshot.share(&serves.snapshot);
+            Ok(Some(loaded))
+        });
+        match loading.await {
+            Ok(Ok(loaded)) => loaded,
+            Ok(Err(findings)) => {
+                self.fingerprint = None;
+                self.refuse_config(&findings, shared);
+                None
+            }
+            Err(error) => {
+                tracing::error!(%error, "loading the configuration failed");
+                None
+            }
+        }
+    }
+
+    /// Whether what is kept on disk is not of these very files any more.
+    fn is_news(&self, loaded: &Loaded) -> bool {
+        self.fingerprint != Some(loaded.fingerprint)
+    }
+
+    /// Loads certificate and bundles; `None` where they are those that serve, or are refused.
+    async fn reload_credentials(&mut self, shared: &Shared) -> Option<Credentials> {
         let (svid, before) = (self.svid.clone(), shared.credentials.load_full());
         let loading = tokio::task::spawn_blocking(move || before.reload(&svid)).await;
         match loading {
@@ -104,37 +240,44 @@ impl Files {
                 self.said[1] = None;
                 if shared.credentials.load().differs(&credentials) {
                     tracing::info!(id = %credentials.id(), "certificate and bundles applied");
-                    reloaded.credentials = Some(credentials);
-                } else {
-                    shared.metrics.reloaded("credentials", true);
+                    return Some(credentials);
                 }
+                shared.metrics.reloaded("credentials", true);
             }
             Ok(Err(error)) => self.refuse_credentials(&error, shared),
             Err(error) => tracing::error!(%error, "loading the certificate failed"),
         }
-        reloaded
+        None
     }
 
-    fn take_config(&mut self, loaded: Loaded, shared: &Shared, reloaded: &mut Reloaded) {
-        self.said[0] = None;
-        shared.metrics.reloaded("config", true);
-        shared.findings.store(Arc::new(Value::Null));
-        self.svid = svid_files(&loaded.settings);
-        self.watch.set(watched(loaded.files.clone(), &self.svid));
-        let is_news = needs_restart(&self.latest, &loaded.settings);
-        self.latest = loaded.settings;
+    /// Takes a configuration that serves.
+    fn take_config(
+        &mut self,
+        (settings, files, good): (GatewaySettings, Vec<PathBuf>, Good),
+        said: Said,
+        is_new: bool,
+        shared: &Shared,
+    ) {
+        self.good = good;
+        self.svid = svid_files(&settings);
+        self.watch.set(watched(files, &self.svid));
+        let is_news = needs_restart(&self.latest, &settings);
+        self.latest = settings;
         if is_news && needs_restart(&self.settings, &self.latest) {
             tracing::warn!(
                 "admin, probes, metrics, stateDir, workers, limits and drain of a MeshGateway are read at \
                  start only; restart the gateway to apply their change"
             );
         }
-        if shared.published.load().snapshot.version == loaded.snapshot.version {
-            reloaded.is_published = true;
-            return;
+        tell_refused(&said.refused, shared);
+        let text = refused_in_part(&said.refused);
+        if text.is_some() && self.said[0] != text {
+            tracing::error!("{}", text.as_deref().unwrap_or_default());
         }
-        warn(&loaded.warnings);
-        reloaded.config = Some((loaded.snapshot, loaded.resources, loaded.last_good));
+        self.said[0] = text;
+        if is_new {
+            warn(&said.warnings);
+        }
     }
 
     fn refuse_config(&mut self, findings: &Findings, shared: &Shared) {
@@ -158,7 +301,7 @@ impl Files {
 }
 
 /// An error and its causes in one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -166,6 +309,44 @@ fn with_causes(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+/// What is to be said of a configuration.
+struct Said {
+    refused: Refused,
+    warnings: Findings,
+}
+
+impl Said {
+    fn of(loaded: &Loaded) -> Self {
+        Self {
+            refused: loaded.refused.clone(),
+            warnings: loaded.warnings.clone(),
+        }
+    }
+}
+
+/// What is said of documents that are refused while all else serves.
+pub(super) fn refused_in_part(refused: &Refused) -> Option<String> {
+    (!refused.is_empty()).then(|| {
+        format!(
+            "configuration refused in part: {}; all else serves\n{}",
+            refused.summary(),
+            describe(refused.findings())
+        )
+    })
+}
+
+/// Shows which documents of what serves are refused.
+pub(super) fn tell_refused(refused: &Refused, shared: &Shared) {
+    shared.metrics.reloaded("config", refused.is_empty());
+    shared.metrics.documents_refused(refused.documents());
+    let findings = if refused.is_empty() {
+        Value::Null
+    } else {
+        refused.to_json()
+    };
+    shared.findings.store(Arc::new(findings));
 }
 
 fn needs_restart(before: &GatewaySettings, now: &GatewaySettings) -> bool {
@@ -191,6 +372,7 @@ fn watched(mut files: Vec<PathBuf>, svid: &SvidFiles) -> Vec<PathBuf> {
     ]);
     files.extend(svid.crls.clone());
     files.extend(svid.denied.clone());
+    files.extend(svid.domains.iter().map(|(_, bundle)| bundle.clone()));
     files
 }
 
@@ -202,6 +384,7 @@ pub(super) fn svid_files(settings: &GatewaySettings) -> SvidFiles {
         bundles: settings.svid.bundles.clone(),
         crls: settings.svid.crls.clone(),
         denied: settings.svid.denied.clone(),
+        domains: settings.svid.domains.clone(),
     }
 }
 

@@ -116,7 +116,7 @@ impl Control {
                 self.handing = None;
                 tracing::warn!(pid, error = %why, "not handed over; serving on");
                 if let Some(config) = self.waiting.take() {
-                    self.configure(config, &stage);
+                    self.configure_late(config, &stage);
                 }
                 stage
             }
@@ -125,7 +125,7 @@ impl Control {
                 tracing::info!("handing over to pid {pid}: {} sockets", adopted.len());
                 let stage = self.hand_over(pid, &adopted, stage);
                 if let Some(config) = self.waiting.take() {
-                    self.configure(config, &stage);
+                    self.configure_late(config, &stage);
                 }
                 stage
             }

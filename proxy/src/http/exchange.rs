@@ -38,7 +38,7 @@ use super::upgrade::Upgrade;
 use super::{Context, Routed, Version, mirror, reply, upgrade};
 use crate::account::{Closed, Destination, RequestFacts};
 use crate::admission;
-use crate::connection::{describe, explain_denial};
+use crate::connection::{describe, explain_audit, explain_denial};
 use crate::recheck::Entry;
 use crate::runtime::Published;
 use crate::tls::TlsPeer;
@@ -329,6 +329,16 @@ impl Exchange {
         let mut denial = None;
         let (verdict, rule) = match authorize(snapshot, service, &asking) {
             Verdict::Allow { rule } => (Ok(()), policy.allow.get(rule)),
+            Verdict::Audit {
+                reason,
+                rule,
+                nearest,
+            } => {
+                denial = Some(explain_audit(snapshot.service(service), reason, nearest));
+                let metrics = &self.context.worker.shared.metrics;
+                metrics.audited(&snapshot.service(service).name, reason);
+                (Ok(()), rule.and_then(|nth| policy.deny.get(nth)))
+            }
             Verdict::Deny {
                 reason,
                 rule,

@@ -368,12 +368,23 @@ impl Bundles {
                 path: path.clone(),
                 source,
             })?;
-            if bundles.get(&domain).is_some() {
-                return Err(BundleError::Twice { path, domain });
-            }
-            bundles.insert(Bundle::load(&path, domain)?);
+            bundles.add(&path, domain)?;
         }
         Ok(bundles)
+    }
+
+    /// Reads the bundle of one more trust domain.
+    ///
+    /// # Errors
+    /// [`BundleError::Twice`] if it has one already; a file that cannot be used.
+    pub fn add(&mut self, path: &Path, domain: TrustDomain) -> Result<(), BundleError> {
+        if self.get(&domain).is_some() {
+            let path = path.to_owned();
+            return Err(BundleError::Twice { path, domain });
+        }
+        let bundle = Bundle::load(path, domain)?;
+        self.0.insert(bundle.domain.clone(), bundle);
+        Ok(())
     }
 
     /// Adds a bundle in place of the one its trust domain had, which is returned.

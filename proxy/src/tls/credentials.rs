@@ -11,7 +11,7 @@ use rustix::process::geteuid;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem};
-use zeugma_core::identity::SpiffeId;
+use zeugma_core::identity::{SpiffeId, TrustDomain};
 use zeugma_core::svid::Rule;
 
 use super::bundle::{Bundle, BundleError, Bundles};
@@ -38,6 +38,8 @@ pub struct SvidFiles {
     pub crls: Option<PathBuf>,
     /// A file of SPIFFE IDs that are refused.
     pub denied: Option<PathBuf>,
+    /// Further trust domains, and the files of their bundles.
+    pub domains: Vec<(TrustDomain, PathBuf)>,
 }
 
 /// Why a file cannot be read.
@@ -152,7 +154,10 @@ struct Trust {
 
 impl Trust {
     fn load(files: &SvidFiles, newest: &CrlNumbers) -> Result<Self, CredentialsError> {
-        let bundles = Bundles::load(&files.bundles)?;
+        let mut bundles = Bundles::load(&files.bundles)?;
+        for (domain, path) in &files.domains {
+            bundles.add(path, domain.clone())?;
+        }
         let crls = match &files.crls {
             Some(folder) => Crls::load(folder, &bundles, newest)?,
             None => Crls::default(),

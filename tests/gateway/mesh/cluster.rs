@@ -105,6 +105,7 @@ impl Cluster {
             bundles: config.join("bundles"),
             crls: None,
             denied: None,
+            domains: Vec::new(),
         }
     }
 
@@ -247,6 +248,7 @@ impl Cluster {
             bundles: self.svid().bundles,
             crls: None,
             denied: None,
+            domains: Vec::new(),
         };
         let id = format!("spiffe://{}/{path}", self.trust_domain());
         self.ca.issue(&id, &files.certificate, &files.key);

@@ -19,8 +19,8 @@ use crate::meta::{
 use crate::model::defaults::{or_secs, passive_on, retry_on};
 use crate::model::scalar::Text;
 use crate::model::{
-    BalancePolicy, Document, InboundSpec, MeshPeer, MeshRoute, Port, ProtocolSpec, RouteLimitsSpec,
-    TooFewSpec,
+    BalancePolicy, Document, InboundSpec, MeshPeer, MeshRoute, PolicySpec, Port, ProtocolSpec,
+    RouteLimitsSpec, TooFewSpec,
 };
 use crate::pb::{self, cluster, core, endpoint, tls, upstream_http};
 
@@ -88,6 +88,7 @@ fn describe(service: &Service<'_>) -> ServiceMeta {
             InboundSpec::Passthrough => InboundMeta::Passthrough,
             InboundSpec::Terminate => InboundMeta::Terminate,
         },
+        is_audited: service.route.spec.policy == Some(PolicySpec::Audit),
         own: service
             .has_own
             .then(|| cluster_name(Scope::Own, &service.id)),

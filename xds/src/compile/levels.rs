@@ -266,7 +266,7 @@ mod tests {
                 &list,
                 None,
                 &FailoverSpec {
-                    never: vec![backend("eu-1")],
+                    never: vec![backend("eu-1")].into(),
                     ..order(vec![region("eu"), region("us")])
                 }
             ),

@@ -213,7 +213,7 @@ impl<'m> Compiled<'m> {
         for name in self.context.gateway.listeners_as_written() {
             match listeners::listener(self.context, &self.services, name, &of) {
                 Some(built) => all.push(built),
-                None => findings.push(not_bound(self.context.gateway, name)),
+                None => drop(findings.push(not_bound(self.context.gateway, name))),
             }
         }
         all
@@ -494,7 +494,9 @@ spec: { port: 5432, backends: [{ endpoints: ["10.0.5.1:5432"] }], allow: [{ list
     }
 
     fn with_context<R>(path: &Path, of: impl FnOnce(Context<'_>, &mut Findings) -> R) -> R {
-        let (sources, _) = crate::files::read(path, crate::files::LIMITS).unwrap();
+        let sources = crate::files::read(path, crate::files::LIMITS)
+            .unwrap()
+            .documents;
         let (model, mut findings) = Model::read(sources);
         findings.extend(crate::model::check::check(&model));
         assert!(findings.is_empty(), "{findings}");

@@ -34,14 +34,15 @@ pub(crate) fn rules(
 ) -> (rbac::Rbac, rbac::Rbac) {
     let list = |specs: &[Placed<RuleSpec>], action: rbac::rbac::Action| {
         let mut policies = HashMap::new();
-        for (at, Placed { value: spec, line }) in specs.iter().enumerate() {
+        for (at, rule) in specs.iter().enumerate() {
+            let spec = &rule.value;
             let Some(here) = on_this_gateway(model, gateway, node, spec) else {
                 continue;
             };
             if !here.listeners.is_empty() && !here.listeners.iter().any(|name| name == listener) {
                 continue;
             }
-            let position = route.position_of(*line);
+            let position = route.position_of_rule(rule);
             let position = PositionMeta {
                 file: position.file.to_string(),
                 line: position.line,

@@ -11,7 +11,7 @@ use zeugma_core::names::{Host, HostPattern};
 use zeugma_core::snapshot::{
     ActiveCheck, ActiveKind, Address, Balance, Cluster, Endpoint, EndpointIx, EndpointKey,
     EndpointTls, ErrorRate, Export, Failover, Failure, HttpVersion, Inbound, Level, PassiveCheck,
-    Peer, Policy, Position, Protocol, Retries, Service, Timeouts, TooFew,
+    Peer, Policy, PolicyMode, Position, Protocol, Retries, Service, Timeouts, TooFew,
 };
 
 use super::Names;
@@ -113,7 +113,14 @@ pub(super) fn service(
         },
         outbound: names.cluster(outbound)?,
         own: (meta.own.as_deref().map(|name| names.cluster(name))).transpose()?,
-        policy: Policy::default(),
+        policy: Policy {
+            mode: if meta.is_audited {
+                PolicyMode::Audit
+            } else {
+                PolicyMode::Enforce
+            },
+            ..Policy::default()
+        },
         export: match &meta.export {
             ExportMeta::Nobody => Export::Nobody,
             ExportMeta::AllPeers => Export::AllPeers,

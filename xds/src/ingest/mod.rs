@@ -189,7 +189,7 @@ impl Ingest {
         }
         for (at, service) in snapshot.services.iter_mut().enumerate() {
             if let Some(rules) = gathered.rules.remove(&ServiceIx(at)) {
-                service.policy = rules.into_policy();
+                service.policy = rules.into_policy(service.policy.mode);
             }
             if let Some(mirrors) = gathered.mirrors.remove(&ServiceIx(at)) {
                 service.mirrors = mirrors;

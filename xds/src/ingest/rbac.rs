@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use zeugma_core::authorize::path::is_usable;
 use zeugma_core::identity::IdPattern;
-use zeugma_core::snapshot::{PathPattern, Policy, Position, Rule};
+use zeugma_core::snapshot::{PathPattern, Policy, PolicyMode, Position, Rule};
 
 use super::Names;
 use crate::compile::rbac::ATTESTED_BY;
@@ -73,8 +73,9 @@ impl Numbered {
     }
 
     /// The rules in the order written.
-    pub(super) fn into_policy(self) -> Policy {
+    pub(super) fn into_policy(self, mode: PolicyMode) -> Policy {
         Policy {
+            mode,
             allow: self.allow.into_values().collect(),
             deny: self.deny.into_values().collect(),
         }

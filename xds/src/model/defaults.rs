@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use zeugma_core::identity::TrustDomain;
 use zeugma_core::locality::Locality;
 use zeugma_core::names::{Host, HostPattern};
 use zeugma_core::snapshot::{Failure, Node};
@@ -11,7 +12,7 @@ use zeugma_core::snapshot::{Failure, Node};
 use super::scalar::{Admin, Reference, Text};
 use super::{
     BackendSpec, Document, InboundSpec, MeshGateway, MeshPeer, MeshRoute, Model, ProtocolSpec,
-    TlsSpec,
+    TlsSpec, TrustDomainSpec,
 };
 use crate::settings::{AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles};
 
@@ -230,7 +231,11 @@ impl Document<MeshGateway> {
     }
 
     /// Everything but the listeners, with its defaults.
-    pub(crate) fn settings(&self, node: &Node) -> GatewaySettings {
+    pub(crate) fn settings(
+        &self,
+        node: &Node,
+        domains: &[Document<TrustDomainSpec>],
+    ) -> GatewaySettings {
         let files = &self.spec.svid.files;
         let limits = &self.spec.limits;
         let connections = limits.connections.unwrap_or(50_000);
@@ -246,6 +251,12 @@ impl Document<MeshGateway> {
                 bundles: self.folder().join(&files.bundles),
                 crls: files.crls.as_ref().map(|path| self.folder().join(path)),
                 denied: files.denied.as_ref().map(|path| self.folder().join(path)),
+                domains: (domains.iter())
+                    .filter_map(|domain| {
+                        let name = TrustDomain::parse(&domain.name).ok()?;
+                        Some((name, domain.folder().join(&domain.spec.bundle)))
+                    })
+                    .collect(),
             },
             admin: match &self.spec.admin {
                 Some(Text(Admin::Unix(path))) => AdminAddress::Unix(self.folder().join(path)),

@@ -11,6 +11,7 @@ use zeugma_core::locality::Locality;
 use zeugma_core::names::HostPattern;
 use zeugma_core::snapshot::PathPattern;
 
+use super::list::List;
 use super::scalar::{
     Cause, EndpointSpec, MaybeDuration, Method, Name, Percent, Reference, Size, Text, whole,
     whole_or_none,
@@ -59,16 +60,29 @@ pub(crate) struct MeshRoute {
     pub limits: RouteLimitsSpec,
     /// Copies of a share of the requests to other routes. http only. Default: none.
     #[serde(default)]
-    pub mirror: Vec<MirrorSpec>,
+    pub mirror: List<MirrorSpec>,
     /// Who may call it: at least one entry must match. Default: nobody.
     #[serde(default)]
-    pub allow: Vec<Placed<RuleSpec>>,
+    pub allow: List<Placed<RuleSpec>>,
     /// Who may not: an entry here wins over `allow`. Default: nothing.
     #[serde(default)]
-    pub deny: Vec<Placed<RuleSpec>>,
+    pub deny: List<Placed<RuleSpec>>,
+    /// What becomes of a caller whom `allow` and `deny` do not let in. Default `enforce`.
+    pub policy: Option<PolicySpec>,
     /// Which peers may reach it through a mesh listener. Default: none.
     #[serde(default)]
     pub export: ExportSpec,
+}
+
+/// What becomes of a caller whom `allow` and `deny` do not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PolicySpec {
+    /// It is refused.
+    Enforce,
+    /// It is let in; the access log says what would have denied it, and it is counted. For trying
+    /// rules before they hold. `export`, and the `sources` of a listener, hold all the same.
+    Audit,
 }
 
 /// What is inside a connection.
@@ -207,7 +221,7 @@ pub(crate) struct FailoverSpec {
     pub order: Option<Vec<Selector>>,
     /// What is never used. Default: nothing.
     #[serde(default)]
-    pub never: Vec<Selector>,
+    pub never: List<Selector>,
     /// The healthy share of a level below which traffic starts to leave it. Default `70%` for http,
     /// `0%` for tcp.
     pub start: Option<Text<Percent>>,
@@ -425,5 +439,5 @@ pub(crate) struct ExportSpec {
     /// Names of MeshPeers, or `"*"` for all. Default: none. The peer of the gateway's own cluster
     /// is ignored.
     #[serde(default)]
-    pub to: Vec<String>,
+    pub to: List<String>,
 }

@@ -91,7 +91,12 @@ impl<'a> Reader<'a> {
         self.rest.is_empty()
     }
 
-    fn bytes(&mut self, len: usize) -> Read<&'a [u8]> {
+    /// What is left.
+    pub(crate) const fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    pub(crate) fn bytes(&mut self, len: usize) -> Read<&'a [u8]> {
         let (bytes, rest) = (self.rest.split_at_checked(len)).ok_or(Corrupt("it ends too soon"))?;
         self.rest = rest;
         Ok(bytes)

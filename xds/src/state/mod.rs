@@ -2,19 +2,23 @@
 //! configuration, compiled.
 //!
 //! ```text
-//! "zeugma state\n" | FNV-1a of the rest | Head | snapshot
+//! "zeugma state\n" | FNV-1a of the rest | length | the text of each document | Head | snapshot
 //! ```
 //!
-//! It is of one version of this program alone: another one reads the YAML. What was read back is
-//! checked like anything that comes from outside.
+//! Head and snapshot are of one version of this program alone: another one reads the YAML, and the
+//! texts where the YAML is refused. What was read back is checked like anything that comes from
+//! outside.
 
 mod codec;
+mod good;
 mod snapshot;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use zeugma_core::snapshot::Snapshot;
+
+pub use self::good::Good;
 
 use self::codec::{Coded, Corrupt, Read, Reader, Writer, coded};
 use crate::compile::ResourceList;
@@ -23,6 +27,7 @@ use crate::files::Source;
 use crate::fnv::Fnv;
 use crate::model::Model;
 use crate::settings::GatewaySettings;
+use crate::standing::{Refused, RefusedDocument};
 use crate::{Loaded, NodeOptions, locality};
 
 const MAGIC: &[u8] = b"zeugma state\n";
@@ -67,14 +72,20 @@ struct Head {
     /// Of every file it was made from.
     fingerprint: u128,
     gateway: Source,
+    domains: Vec<Source>,
     files: Vec<PathBuf>,
     warnings: Vec<Finding>,
+    refused: Vec<RefusedDocument>,
+    refused_for: Vec<Finding>,
     resources: ResourceList,
 }
 
 coded! {
-    Head { made_by, name, locality, path, fingerprint, gateway, files, warnings, resources }
-    Source { file, folder, lines_before, text }
+    Head {
+        made_by, name, locality, path, fingerprint, gateway, domains, files, warnings, refused, refused_for,
+        resources,
+    }
+    Source { file, folder, lines_before, nth, text }
     ResourceList { lines }
 }
 
@@ -84,8 +95,11 @@ pub(crate) struct Made<'a> {
     pub(crate) path: PathBuf,
     pub(crate) fingerprint: u128,
     pub(crate) gateway: Source,
+    pub(crate) domains: Vec<Source>,
     pub(crate) files: Vec<PathBuf>,
     pub(crate) warnings: &'a Findings,
+    pub(crate) refused: Refused,
+    pub(crate) good: Good,
     pub(crate) resources: ResourceList,
 }
 
@@ -100,13 +114,22 @@ impl LastGood {
             path: made.path,
             fingerprint: made.fingerprint,
             gateway: made.gateway,
+            domains: made.domains,
             files: made.files,
             warnings: made.warnings.iter().cloned().collect(),
+            refused_for: made.refused.findings.iter().cloned().collect(),
+            refused: made.refused.documents,
             resources: made.resources,
         };
         head.write(&mut to);
         snapshot.write(&mut to);
-        let body = to.into_bytes();
+        let rest = to.into_bytes();
+        let mut body = Writer::default();
+        body.number(made.good.as_bytes().len() as u64);
+        let mut body = body.into_bytes();
+        body.extend_from_slice(made.good.as_bytes());
+        body.extend_from_slice(&rest);
+        drop(rest);
         let mut bytes = Vec::with_capacity(MAGIC.len() + size_of::<u128>() + body.len());
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&Fnv::of(&body).to_le_bytes());
@@ -126,12 +149,8 @@ impl LastGood {
         &self.bytes
     }
 
-    /// What it was made with: whole, of this version, for these options and this path.
-    fn open(
-        &self,
-        path: &std::path::Path,
-        options: &NodeOptions,
-    ) -> Result<(Head, Reader<'_>), LastGoodError> {
+    /// The texts in it, and what follows them: whole, of any version.
+    fn parts(&self) -> Result<(&[u8], &[u8]), LastGoodError> {
         let damaged = LastGoodError::Damaged;
         let rest =
             (self.bytes.strip_prefix(MAGIC)).ok_or_else(|| damaged("it is no state file"))?;
@@ -139,6 +158,27 @@ impl LastGood {
         if Fnv::of(body) != u128::from_le_bytes(*sum) {
             return Err(damaged("its checksum is wrong"));
         }
+        let mut from = Reader::new(body);
+        let len = usize::try_from(from.number()?).unwrap_or(usize::MAX);
+        let texts = from.bytes(len)?;
+        Ok((texts, from.rest()))
+    }
+
+    /// The last good text of each document; nothing where they are of another version's form.
+    ///
+    /// # Errors
+    /// [`LastGoodError::Damaged`].
+    pub fn good(&self) -> Result<Good, LastGoodError> {
+        Ok(Good::from_bytes(self.parts()?.0))
+    }
+
+    /// What it was made with: whole, of this version, for these options and this path.
+    fn open(
+        &self,
+        path: &std::path::Path,
+        options: &NodeOptions,
+    ) -> Result<(Head, Reader<'_>), LastGoodError> {
+        let (_, body) = self.parts()?;
         let mut from = Reader::new(body);
         // Before all else: another version writes the rest otherwise.
         let by = String::read(&mut Reader::new(body))?;
@@ -192,17 +232,28 @@ impl LastGood {
             return Err(LastGoodError::Damaged("something follows"));
         }
         snapshot::hold_to_its_promises(&snapshot)?;
-        let settings = settings(head.gateway, options)
+        let gateway = Fnv::of(head.gateway.text.as_bytes());
+        let settings = settings(head.gateway, head.domains, options)
             .filter(|settings| *settings.name == *snapshot.node.name)
             .ok_or(LastGoodError::Damaged("its MeshGateway is not one"))?;
-        let mut warnings = Findings::new();
-        for warning in head.warnings {
-            warnings.push(warning);
-        }
+        let findings = |list: Vec<Finding>| {
+            let mut findings = Findings::new();
+            for finding in list {
+                findings.push(finding);
+            }
+            findings
+        };
         Ok(Loaded {
             settings,
             snapshot,
-            warnings,
+            warnings: findings(head.warnings),
+            refused: Refused {
+                documents: head.refused,
+                findings: findings(head.refused_for),
+            },
+            gateway,
+            fingerprint: head.fingerprint,
+            good: self.good()?,
             files: head.files,
             resources: head.resources,
             last_good: self,
@@ -210,14 +261,21 @@ impl LastGood {
     }
 }
 
-/// The settings that the text of a `MeshGateway` says.
-fn settings(source: Source, options: &NodeOptions) -> Option<GatewaySettings> {
-    let (model, findings) = Model::read(vec![source]);
+/// The settings that the text of a `MeshGateway` says, and those of trust domains.
+fn settings(
+    gateway: Source,
+    domains: Vec<Source>,
+    options: &NodeOptions,
+) -> Option<GatewaySettings> {
+    let sources = std::iter::once(gateway).chain(domains).collect();
+    let (model, findings) = Model::read(sources);
     let [gateway] = model.gateways.as_slice() else {
         return None;
     };
     let node = gateway.node(locality(gateway, options).ok()?);
-    findings.is_empty().then(|| gateway.settings(&node))
+    findings
+        .is_empty()
+        .then(|| gateway.settings(&node, &model.domains))
 }
 
 /// The version of this program and of the format: what is written otherwise is another format.

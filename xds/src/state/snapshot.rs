@@ -7,11 +7,13 @@ use zeugma_core::snapshot::{
     ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterIx, Endpoint, EndpointIx,
     EndpointKey, EndpointTls, ErrorRate, Export, Failover, Failure, HostTable, HttpVersion,
     Inbound, Level, Listener, Mirror, Node, PassiveCheck, PathPattern, Peer, PeerIx, Policy,
-    Position, Protocol, Retries, Role, Rule, Service, ServiceIx, Snapshot, Timeouts, TooFew,
+    PolicyMode, Position, Protocol, Retries, Role, Rule, Service, ServiceIx, Snapshot, Timeouts,
+    TooFew,
 };
 
 use super::codec::{Coded, Corrupt, Read, Reader, Writer, coded, coded_enum};
 use crate::error::{Code, Finding, Place, Severity};
+use crate::standing::{RefusedDocument, Serves};
 
 coded! {
     Snapshot { version, node, listeners, services, clusters, peers }
@@ -22,7 +24,7 @@ coded! {
         name, port, ports, hosts, protocol, inbound, outbound, own, policy, export, mirrors,
         position,
     }
-    Policy { allow, deny }
+    Policy { allow, deny, mode }
     Rule { from, via, listeners, sources, methods, paths, position }
     Position { file, line }
     Mirror { route, to, host, share, timeout, body_bytes_max, in_flight_max }
@@ -40,8 +42,9 @@ coded! {
     Retries { attempts, on, budget, buffer_bytes_max, any_method }
     RouteLimits { connections, pending, requests }
     Peer { name, cluster, locality, ids, attests, sources, keepalive_ping, keepalive_timeout }
-    Finding { code, severity, message, help, place }
-    Place { file, line, column, width, text, path }
+    Finding { code, severity, message, help, place, also }
+    Place { file, line, column, width, text, path, document }
+    RefusedDocument { name, serves, numbers }
 }
 
 coded_enum! {
@@ -49,6 +52,7 @@ coded_enum! {
     Protocol { 0 Tcp, 1 Http }
     Inbound { 0 Passthrough, 1 Terminate }
     Export { 0 Nobody, 1 To(peers), 2 AllPeers }
+    PolicyMode { 0 Enforce, 1 Audit }
     PathPattern { 0 Exact(path), 1 Below(prefix) }
     HostPattern { 0 Exact(host), 1 Below(host) }
     Address { 0 Socket(address), 1 Name(host, port) }
@@ -65,8 +69,9 @@ coded_enum! {
     Code {
         0 UnknownField, 1 BadValue, 2 MissingField, 3 NotADocument, 4 Unreadable, 5 TooLarge,
         6 UnknownReference, 7 Duplicate, 8 Contradiction, 9 NoEffect, 10 Unsafe, 11 Unused,
-        12 BadResource,
+        12 BadResource, 13 Unbound,
     }
+    Serves { 0 LastGood, 1 Rest, 2 Nothing }
 }
 
 macro_rules! newtypes {

@@ -868,13 +868,13 @@ fn fields_of_later_versions_and_typos_are_unknown() {
     ] {
         check(&of_route(&spec), Code::UnknownField, path, help);
     }
-    let defaults = WEST_PEER.replace("MeshPeer", "MeshDefaults");
+    let defaults = WEST_PEER.replace("MeshPeer", "MeshPolicy");
     let finding = only(&[EAST, &defaults], "kind");
     check(
         &finding,
         Code::NotADocument,
         "kind",
-        "unknown kind `MeshDefaults`",
+        "unknown kind `MeshPolicy`",
     );
     let version = WEST_PEER.replace("v1alpha1", "v2");
     check(

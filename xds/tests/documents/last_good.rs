@@ -180,10 +180,11 @@ fn the_state_directory_is_known_though_the_rest_is_wrong() {
     assert_eq!(of("kind: MeshGateway\nmetadata: {name: [\n", None), None);
 }
 
-/// What grows with the routes grows in proportion to them, and by no more than this for each.
+/// What grows with the routes grows in proportion to them, and by no more than this for each: what
+/// was compiled, and the text itself.
 #[test]
 fn a_thousand_more_routes_take_a_thousand_times_one() {
-    const ROUTE_BYTES_MAX: usize = 1100;
+    const ROUTE_BYTES_MAX: usize = 1400;
     let bytes = |routes: usize| {
         let dir = tempfile::tempdir().unwrap();
         let documents = many::mesh(routes).join("---\n");

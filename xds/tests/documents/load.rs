@@ -850,3 +850,46 @@ fn a_level_may_be_left_all_at_once() {
     assert!(share.total_cmp(&0.0).is_eq());
     assert!(zeugma_core::shares::capacity(0.51, failover) >= 1.0);
 }
+
+#[test]
+fn a_trust_domain_names_the_file_of_its_bundle() {
+    let domain = |name: &str, spec: &str| {
+        format!(
+            "\n---\napiVersion: zeugma.dev/v1alpha1\nkind: TrustDomain\nmetadata: {{ name: {name} }}\nspec: {{ {spec} }}\n"
+        )
+    };
+    let orders = route(
+        "orders",
+        "protocol: http, backends: [{endpoints: ['10.0.0.1:80']}]",
+    );
+    let load = |documents: &[&str]| {
+        let mut all = vec![EAST, &orders];
+        all.extend(documents);
+        try_load(&all, None)
+    };
+    let acme = domain("acme.example", "bundle: acme.json");
+    let domains = load(&[&acme]).unwrap().settings.svid.domains;
+    let [(name, path)] = domains.as_slice() else {
+        panic!("{domains:?}");
+    };
+    assert_eq!(name.as_str(), "acme.example");
+    assert!(
+        path.is_absolute() && path.ends_with("acme.json"),
+        "{path:?}"
+    );
+    for (documents, words) in [
+        (
+            vec![domain("ACME", "bundle: acme.json")],
+            "`ACME` is not a trust domain",
+        ),
+        (vec![domain("acme.example", "")], "`bundle` is missing"),
+        (
+            vec![acme.clone(), acme],
+            "a second TrustDomain `acme.example`",
+        ),
+    ] {
+        let documents: Vec<&str> = documents.iter().map(String::as_str).collect();
+        let findings = load(&documents).unwrap_err();
+        assert!(findings.to_string().contains(words), "{findings}");
+    }
+}

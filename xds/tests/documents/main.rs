@@ -8,10 +8,12 @@
     reason = "tests, many of them flat tables of cases"
 )]
 
+mod defaults;
 mod findings;
 mod last_good;
 mod load;
 #[path = "../../../tests/support/many.rs"]
 mod many;
 mod robust;
+mod standing;
 mod support;

@@ -9,8 +9,64 @@ const CART: &str = "spiffe://west.example/ns/shop/sa/cart";
 
 fn world(allow: Vec<Rule>, deny: Vec<Rule>) -> Snapshot {
     let mut world = snapshot(vec![service("a/one", "one.a", 80)]);
-    world.services[0].policy = Policy { allow, deny };
+    world.services[0].policy = Policy {
+        allow,
+        deny,
+        ..Policy::default()
+    };
     world
+}
+
+/// Both reasons of a policy are told and let in; those that are no part of it refuse.
+#[test]
+fn a_policy_that_is_audited_lets_in_whom_it_would_deny() {
+    let cart = id(CART);
+    let called = mesh(Evidence::Verified(&cart));
+    let mut world = world(vec![from("spiffe://east.example/*")], vec![]);
+    world.services[0].export = Export::AllPeers;
+    world.peers = vec![peer("west", "west.example", GATEWAY)];
+    let refused = ask(&world, &called);
+    world.services[0].policy.mode = PolicyMode::Audit;
+    let (reason, rule, nearest) = (Reason::NotAllowed, None, Some(0));
+    assert_eq!(
+        refused,
+        Verdict::Deny {
+            reason,
+            rule,
+            nearest
+        }
+    );
+    let audited = Verdict::Audit {
+        reason,
+        rule,
+        nearest,
+    };
+    assert_eq!(ask(&world, &called), audited);
+    world.services[0].policy.deny = vec![any()];
+    let (reason, rule, nearest) = (Reason::Denied, Some(0), None);
+    let audited = Verdict::Audit {
+        reason,
+        rule,
+        nearest,
+    };
+    assert_eq!(ask(&world, &called), audited);
+    world.services[0].export = Export::Nobody;
+    assert!(matches!(
+        ask(&world, &called),
+        Verdict::Deny {
+            reason: Reason::NotExported,
+            ..
+        }
+    ));
+    world.services[0].export = Export::AllPeers;
+    world.listeners[0].sources = nets(&["10.0.0.0/8"]);
+    assert!(matches!(
+        ask(&world, &called),
+        Verdict::Deny {
+            reason: Reason::SourceRefused,
+            ..
+        }
+    ));
 }
 
 fn from(pattern: &str) -> Rule {
@@ -65,7 +121,7 @@ fn ask(world: &Snapshot, ask: &Ask<'_>) -> Verdict {
 
 fn reason(verdict: Verdict) -> Option<Reason> {
     match verdict {
-        Verdict::Allow { .. } => None,
+        Verdict::Allow { .. } | Verdict::Audit { .. } => None,
         Verdict::Deny { reason, .. } => Some(reason),
     }
 }

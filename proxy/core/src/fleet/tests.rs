@@ -568,7 +568,8 @@ fn a_push_of_thousands_of_clusters_is_not_quadratic() {
     fleet.reconcile(&snapshot, Time::ZERO);
     // A look at every known cluster for each would be 9 million comparisons of names a push.
     for second in 1..4 {
-        fleet.reconcile(&snapshot, at(f64::from(second)));
+        fleet.advance(at(f64::from(second)));
+        fleet.reconcile_all(&snapshot, at(f64::from(second)));
     }
     let known = Known::new(&fleet.clusters);
     assert_eq!((known.by_name.len(), known.by_route.len()), (3000, 3000));
@@ -707,4 +708,88 @@ fn fail_refuses_where_use_all_would_try() {
     let shares = use_all.shares(at(0.0));
     assert!(shares.clusters[0].too_few);
     assert!(shares.clusters[0].is_usable(EndpointIx(0)));
+}
+
+/// What is done for the routes that changed alone comes to the same as doing it for all.
+#[test]
+fn a_push_that_changes_few_routes_leaves_the_fleet_as_one_that_is_looked_at_whole() {
+    const ROUTES: usize = 12;
+    const ROUNDS: usize = 3000;
+    let mut seed = 7_u64;
+    let mut draw = |below: usize| {
+        seed =
+            (seed.wrapping_mul(6_364_136_223_846_793_005)).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(seed >> 33).unwrap() % below
+    };
+    let cluster = |route: usize, shape: usize, name: &str| {
+        let keys: Vec<String> = (0..4).map(|nth| format!("{route}/{nth}")).collect();
+        let all: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let levels: [&[&[&str]]; 4] = [
+            &[&all[0..2], &all[2..3]],
+            &[&all[0..1], &all[1..3]],
+            &[&all[0..4]],
+            &[&all[1..2], &all[3..4], &all[0..1]],
+        ];
+        let mut cluster = fixture::cluster(levels[shape % 4]);
+        cluster.route = format!("shop/{route}").into();
+        cluster.name = format!("{name}/{route}").into();
+        if shape.is_multiple_of(3) {
+            active(cluster)
+        } else {
+            cluster
+        }
+    };
+    let of_route = |route: usize, shape: usize| {
+        let own = cluster(route, shape + 1, "own");
+        [cluster(route, shape, "outbound"), own].map(Arc::new)
+    };
+    let mut now_served = snapshot(vec![]);
+    now_served.clusters = (0..ROUTES)
+        .flat_map(|route| of_route(route, route))
+        .collect();
+    let (mut quick, mut whole) = (Fleet::new(), Fleet::new());
+    quick.reconcile(&now_served, Time::ZERO);
+    whole.reconcile_all(&now_served, Time::ZERO);
+    let (mut seconds, mut pushes) = (0.0, 0);
+    for round in 0..ROUNDS {
+        seconds += [0.0, 0.3, 2.0, 20.0][draw(4)];
+        let now = at(seconds);
+        let name = format!("{}/{}", draw(ROUTES), draw(4));
+        match draw(3) {
+            0 => {
+                let result = [Ok(()), Err(Failure::Connect), Err(Failure::Reset)][draw(3)];
+                let times = 1 + draw(6);
+                see(&mut quick, &name, result, times, now);
+                see(&mut whole, &name, result, times, now);
+            }
+            1 => {
+                let due = quick.due_probes(now, 3);
+                assert_eq!(due, whole.due_probes(now, 3), "round {round}");
+                for probe in due {
+                    let good = draw(3) > 0;
+                    quick.probed(&probe.key, good, now);
+                    whole.probed(&probe.key, good, now);
+                }
+            }
+            _ => {
+                let mut next = now_served.clone();
+                for _ in 0..=draw(2) {
+                    let (route, shape) = (draw(ROUTES), draw(9));
+                    for (nth, cluster) in of_route(route, shape).into_iter().enumerate() {
+                        next.clusters[route * 2 + nth] = cluster;
+                    }
+                }
+                next.share(&now_served);
+                pushes += usize::from(quick.changed_routes(&next).is_some());
+                quick.reconcile(&next, now);
+                whole.advance(now);
+                whole.reconcile_all(&next, now);
+                now_served = next;
+            }
+        }
+        assert_eq!(quick.shares(now), whole.shares(now), "round {round}");
+        assert_eq!(quick.next_wake(), whole.next_wake(), "round {round}");
+        assert_eq!(quick.drain_events(), whole.drain_events(), "round {round}");
+    }
+    assert!(pushes > ROUNDS / 4, "{pushes} pushes were quick");
 }

@@ -12,8 +12,13 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use zeugma_core::identity::TrustDomain;
+
 use super::scalar::{Admin, Size, Text};
-use super::{Document, InboundSpec, MeshGateway, MeshPeer, Model, Port, ProtocolSpec, RoleSpec};
+use super::{
+    Document, InboundSpec, MeshGateway, MeshPeer, MeshRoute, Model, Port, ProtocolSpec, RoleSpec,
+    TrustDomainSpec,
+};
 use crate::error::{Code, Finding, Findings, suggest};
 
 /// Everything that is wrong with the model as a whole.
@@ -25,6 +30,9 @@ pub(crate) fn check(model: &Model) -> Findings {
     }
     for peer in &model.peers {
         check_peer(model, peer, &mut findings);
+    }
+    for domain in &model.domains {
+        check_domain(domain, &mut findings);
     }
     peers::told_apart(model, &mut findings);
     route::hosts(model, &mut findings);
@@ -41,15 +49,54 @@ const SUGGESTED_MAX: usize = 100;
 struct Checker<'a, T> {
     document: &'a Document<T>,
     findings: &'a mut Findings,
+    /// The numbers of the other documents that are being compared with it.
+    beside: Vec<u32>,
 }
 
-impl<T> Checker<'_, T> {
+impl<'a, T> Checker<'a, T> {
+    const fn new(document: &'a Document<T>, findings: &'a mut Findings) -> Self {
+        Self {
+            document,
+            findings,
+            beside: Vec::new(),
+        }
+    }
+
+    /// Compares it with other documents: what is found then may be the fault of any of them.
+    fn beside(&mut self, others: impl IntoIterator<Item = u32>, compare: impl FnOnce(&mut Self)) {
+        let before = self.beside.len();
+        self.beside.extend(others);
+        compare(self);
+        self.beside.truncate(before);
+    }
+
+    fn push(&mut self, mut finding: Finding) {
+        let document = self.document.nth();
+        let own = (finding.document() != document).then_some(document);
+        if own.is_some() && finding.code == Code::NoEffect {
+            // What is inherited need not suit everyone; but who trusts in a denial must be told.
+            let is_denial =
+                (finding.place.as_ref()).is_some_and(|at| at.path.starts_with("spec.deny"));
+            if !is_denial {
+                return;
+            }
+            finding = finding.warning();
+        }
+        let beside = self.beside.iter().copied();
+        self.findings.push(finding).also(beside.chain(own));
+    }
+
+    /// Whether what is written at `path` is another document's.
+    fn is_inherited(&self, path: &str) -> bool {
+        self.document.at(path).document != self.document.nth()
+    }
+
     /// A finding that points at the value at `path`.
     fn value(&mut self, code: Code, path: &str, message: String, help: &str) {
         let finding = Finding::error(code, message)
             .help(help)
             .at(self.document.at(path));
-        self.findings.push(finding);
+        self.push(finding);
     }
 
     /// A finding that points at the key of `path`.
@@ -57,7 +104,7 @@ impl<T> Checker<'_, T> {
         let finding = Finding::error(code, message)
             .help(help)
             .at(self.document.at_key(path));
-        self.findings.push(finding);
+        self.push(finding);
     }
 
     /// A reference that names nothing.
@@ -77,7 +124,7 @@ impl<T> Checker<'_, T> {
         let finding = Finding::error(Code::UnknownReference, message)
             .maybe_help(help)
             .at(self.document.at(path));
-        self.findings.push(finding);
+        self.push(finding);
     }
 
     /// A field that is written but could have no effect.
@@ -143,6 +190,20 @@ impl<T> Checker<'_, T> {
     }
 }
 
+/// What served before comes first, so that of two that cannot both be it is the new one that is told.
+fn old_before_new<'a, T: 'a>(
+    documents: impl IntoIterator<Item = &'a Document<T>>,
+) -> Vec<&'a Document<T>> {
+    let mut documents: Vec<_> = documents.into_iter().collect();
+    documents.sort_by_key(|document| document.is_new);
+    documents
+}
+
+/// The numbers of all gateways.
+fn gateways(model: &Model) -> impl Iterator<Item = u32> {
+    model.gateways.iter().map(Document::nth)
+}
+
 fn duplicates(model: &Model, findings: &mut Findings) {
     fn twice<'a, T>(
         kind: &str,
@@ -154,14 +215,16 @@ fn duplicates(model: &Model, findings: &mut Findings) {
         T: 'a,
     {
         let mut seen: BTreeMap<String, &Document<T>> = BTreeMap::new();
-        for document in documents {
+        for document in old_before_new(documents) {
             let id = id(document);
             match seen.get(&id) {
-                Some(first) => findings.push(
-                    Finding::error(Code::Duplicate, format!("a second {kind} `{id}`"))
-                        .help(format!("the first is at {}", first.position(path)))
-                        .at(document.at(path)),
-                ),
+                Some(first) => {
+                    let finding =
+                        Finding::error(Code::Duplicate, format!("a second {kind} `{id}`"))
+                            .help(format!("the first is at {}", first.position(path)))
+                            .at(document.at(path));
+                    findings.push(finding).also([first.nth()]);
+                }
                 None => {
                     seen.insert(id, document);
                 }
@@ -186,6 +249,23 @@ fn duplicates(model: &Model, findings: &mut Findings) {
     );
     twice("MeshRoute", &model.routes, Document::id, name, findings);
     twice(
+        "TrustDomain",
+        &model.domains,
+        |domain| domain.name.clone(),
+        name,
+        findings,
+    );
+    twice(
+        "MeshDefaults",
+        model.defaults.iter().map(AsRef::as_ref),
+        |defaults| match defaults.namespace.as_str() {
+            "" => "of the mesh".to_owned(),
+            namespace => format!("of namespace {namespace}"),
+        },
+        name,
+        findings,
+    );
+    twice(
         "MeshPeer of cluster",
         &model.peers,
         |peer| peer.spec.cluster.0.0.clone(),
@@ -195,10 +275,7 @@ fn duplicates(model: &Model, findings: &mut Findings) {
 }
 
 fn check_gateway(model: &Model, gateway: &Document<MeshGateway>, findings: &mut Findings) {
-    let mut check = Checker {
-        document: gateway,
-        findings,
-    };
+    let mut check = Checker::new(gateway, findings);
     let spec = &gateway.spec;
     if spec.listeners.is_empty() {
         check.key(
@@ -310,10 +387,21 @@ fn check_one_route(model: &Model, check: &mut Checker<'_, MeshGateway>, name: &s
         );
         return;
     };
+    check.beside([route.nth()], |check| {
+        one_route(check, route, &id, &path);
+    });
+}
+
+fn one_route(
+    check: &mut Checker<'_, MeshGateway>,
+    route: &Document<MeshRoute>,
+    id: &str,
+    path: &str,
+) {
     if route.ports().len() > 1 {
         check.value(
             Code::Contradiction,
-            &path,
+            path,
             format!("`{id}` has several ports, and nothing here says which is meant"),
             "give each port a route of its own",
         );
@@ -322,7 +410,7 @@ fn check_one_route(model: &Model, check: &mut Checker<'_, MeshGateway>, name: &s
     if route.ports().len() == 1 && route.ports().iter().any(is_http) {
         check.value(
             Code::Contradiction,
-            &path,
+            path,
             format!("`{id}` is http, and a one-route listener is plain TCP: one address, one route"),
             "remove `route` here, a workloads listener tells http routes apart by Host; or write `protocol: tcp` there",
         );
@@ -330,18 +418,34 @@ fn check_one_route(model: &Model, check: &mut Checker<'_, MeshGateway>, name: &s
     if route.inbound() == InboundSpec::Passthrough {
         check.value(
             Code::Contradiction,
-            &path,
+            path,
             format!("`{id}` passes TLS through by its SNI, which a one-route listener never reads"),
             "write `inbound: terminate` there, or use a workloads listener without `route`",
         );
     }
 }
 
+fn check_domain(domain: &Document<TrustDomainSpec>, findings: &mut Findings) {
+    let mut check = Checker::new(domain, findings);
+    if let Err(error) = TrustDomain::parse(&domain.name) {
+        check.value(
+            Code::BadValue,
+            "metadata.name",
+            format!("`{}` is not a trust domain: {error}", domain.name),
+            "write the trust domain, such as `acme.example`",
+        );
+    }
+    if domain.is_written("metadata.namespace") {
+        check.no_effect(
+            "metadata.namespace",
+            "a TrustDomain is of no namespace",
+            "remove it",
+        );
+    }
+}
+
 fn check_peer(model: &Model, peer: &Document<MeshPeer>, findings: &mut Findings) {
-    let mut check = Checker {
-        document: peer,
-        findings,
-    };
+    let mut check = Checker::new(peer, findings);
     let spec = &peer.spec;
     if spec.gateways.is_empty() {
         check.key(

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 use zeugma_core::identity::IdPattern;
 
-use super::Checker;
+use super::{Checker, old_before_new};
 use crate::error::{Code, Finding, Findings};
 use crate::model::scalar::Text;
 use crate::model::{Document, MeshPeer, MeshRoute, Model};
@@ -43,15 +43,16 @@ pub(super) fn attests(model: &Model, check: &mut Checker<'_, MeshPeer>) {
             .warning()
             .help("leave it out, unless the workloads behind that gateway are of this trust domain")
             .at(peer.at(&format!("spec.attests[{at}]")));
-            check.findings.push(finding);
+            check.push(finding);
         }
     }
 }
 
 /// Two peers whose gateways may have the same ID, where it matters which one calls.
 pub(super) fn told_apart(model: &Model, findings: &mut Findings) {
-    for (at, peer) in model.peers.iter().enumerate() {
-        for first in model.peers.iter().take(at) {
+    let peers = old_before_new(&model.peers);
+    for (at, peer) in peers.iter().enumerate() {
+        for first in peers.iter().take(at) {
             let Some((ix, id)) = shared_id(first, peer) else {
                 continue;
             };
@@ -61,8 +62,8 @@ pub(super) fn told_apart(model: &Model, findings: &mut Findings) {
             let Some(why) = relied_on(model, first, peer) else {
                 continue;
             };
-            findings.push(
-                Finding::error(
+            let (why, because_of) = why;
+            let finding = Finding::error(
                     Code::Unsafe,
                     format!(
                         "`{id}` may be a gateway of MeshPeer `{}` too, and {why}",
@@ -70,8 +71,8 @@ pub(super) fn told_apart(model: &Model, findings: &mut Findings) {
                     ),
                 )
                 .help("give the gateways of each peer IDs of their own, or write `sources` that do not overlap in both")
-                .at(peer.at(&format!("spec.spiffeIDs[{ix}]"))),
-            );
+                .at(peer.at(&format!("spec.spiffeIDs[{ix}]")));
+            findings.push(finding).also([first.nth()]).also(because_of);
         }
     }
 }
@@ -116,21 +117,20 @@ fn sources_tell(first: &Document<MeshPeer>, second: &Document<MeshPeer>) -> bool
     }
 }
 
-/// What makes a difference between the two.
+/// What makes a difference between the two, and the number of the route that does.
 fn relied_on(
     model: &Model,
     first: &Document<MeshPeer>,
     second: &Document<MeshPeer>,
-) -> Option<String> {
+) -> Option<(String, Option<u32>)> {
     let domains = |peer: &Document<MeshPeer>| -> BTreeSet<String> {
         (peer.spec.attests.iter())
             .map(|domain| domain.0.to_string())
             .collect()
     };
     if let Some(domain) = domains(first).symmetric_difference(&domains(second)).next() {
-        return Some(format!(
-            "only one of them is believed about callers of `{domain}`"
-        ));
+        let why = format!("only one of them is believed about callers of `{domain}`");
+        return Some((why, None));
     }
     let names_one = |names: &mut dyn Iterator<Item = &str>| {
         let (mut has_first, mut has_second) = (false, false);
@@ -145,20 +145,19 @@ fn relied_on(
         let is_exported_to_one =
             !to.iter().any(|to| to == "*") && names_one(&mut to.iter().map(String::as_str));
         if is_exported_to_one {
-            return Some(format!(
-                "route `{}` is exported to one of them alone",
-                route.id()
-            ));
+            let why = format!("route `{}` is exported to one of them alone", route.id());
+            return Some((why, Some(route.nth())));
         }
         let rules = route.spec.allow.iter().chain(&route.spec.deny);
         rules
             .filter_map(|rule| rule.value.via.as_ref())
             .any(|via| names_one(&mut via.iter().map(|name| name.0.0.as_str())))
             .then(|| {
-                format!(
+                let why = format!(
                     "a rule of route `{}` is about one of them alone",
                     route.id()
-                )
+                );
+                (why, Some(route.nth()))
             })
     })
 }

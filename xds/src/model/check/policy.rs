@@ -154,18 +154,26 @@ fn selects_something(
         Selector::Cluster(name) => ("cluster", name),
         Selector::Backend(name) => ("backend", name),
     };
-    if !known.is_empty() && !known.contains(&name.0) {
-        check.unknown(
-            &format!("{path}.{kind}"),
-            match selector {
-                Selector::Backend(_) => format!("no backend of this route is called `{}`", name.0),
-                Selector::Region(_) | Selector::Cluster(_) => {
-                    format!("no backend of this route is in {kind} `{}`", name.0)
-                }
-            },
-            &name.0,
-            known.iter().map(String::as_str),
-        );
+    // What defaults name is not in every route.
+    let is_wrong = !known.is_empty() && !known.contains(&name.0);
+    if is_wrong && !check.is_inherited(path) {
+        // Of any of the peers the region may have changed.
+        let peers = model.peers.iter().map(Document::nth);
+        check.beside(peers, |check| {
+            check.unknown(
+                &format!("{path}.{kind}"),
+                match selector {
+                    Selector::Backend(_) => {
+                        format!("no backend of this route is called `{}`", name.0)
+                    }
+                    Selector::Region(_) | Selector::Cluster(_) => {
+                        format!("no backend of this route is in {kind} `{}`", name.0)
+                    }
+                },
+                &name.0,
+                known.iter().map(String::as_str),
+            )
+        });
     }
 }
 
@@ -338,7 +346,9 @@ fn mirror(model: &Model, check: &mut Checker<'_, MeshRoute>, spec: &MirrorSpec, 
             "a route cannot be its own mirror".to_owned(),
             "name another route",
         ),
-        Some(to) => mirror_target(check, to, &id, &route_path),
+        Some(to) => check.beside([to.nth()], |check| {
+            mirror_target(check, to, &id, &route_path);
+        }),
     }
     if let Some(Text(peer)) = &spec.peer
         && model.peer(&peer.0).is_none()

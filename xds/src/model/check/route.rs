@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Checker, backends, policy, rules};
+use super::{Checker, backends, gateways, old_before_new, policy, rules};
 use crate::error::{Code, Finding, Findings};
 use crate::model::{
     BackendSpec, Document, InboundSpec, MeshGateway, MeshPeer, MeshRoute, Model, ProtocolSpec,
@@ -10,22 +10,21 @@ use crate::model::{
 };
 
 pub(super) fn check(model: &Model, route: &Document<MeshRoute>, findings: &mut Findings) {
-    let mut check = Checker {
-        document: route,
-        findings,
-    };
+    let mut check = Checker::new(route, findings);
     ports(&mut check);
     inbound(&mut check);
-    backends::check(model, &mut check);
-    policy::check(model, &mut check);
+    check.beside(gateways(model), |check| {
+        backends::check(model, check);
+        policy::check(model, check);
+    });
     export(model, &mut check);
-    rules::check(model, &mut check);
+    check.beside(gateways(model), |check| rules::check(model, check));
 }
 
 /// Two routes with the same host and port.
 pub(super) fn hosts(model: &Model, findings: &mut Findings) {
     let mut seen = BTreeMap::new();
-    for route in &model.routes {
+    for route in old_before_new(&model.routes) {
         for (at, host) in route.hosts().into_iter().enumerate() {
             for port in route.ports() {
                 let Some((first, first_at)) = seen.insert((host.clone(), port.port), (route, at))
@@ -38,18 +37,17 @@ pub(super) fn hosts(model: &Model, findings: &mut Findings) {
                     continue;
                 }
                 let first_path = host_path(first, first_at);
-                findings.push(
-                    Finding::error(
-                        Code::Duplicate,
-                        format!(
-                            "host `{host}` with port {} is of route `{}` already",
-                            port.port,
-                            first.id()
-                        ),
-                    )
-                    .help(format!("the first is at {}", first.position(&first_path)))
-                    .at(route.at(&host_path(route, at))),
-                );
+                let finding = Finding::error(
+                    Code::Duplicate,
+                    format!(
+                        "host `{host}` with port {} is of route `{}` already",
+                        port.port,
+                        first.id()
+                    ),
+                )
+                .help(format!("the first is at {}", first.position(&first_path)))
+                .at(route.at(&host_path(route, at)));
+                findings.push(finding).also([first.nth()]);
             }
         }
     }
@@ -191,12 +189,12 @@ fn export(model: &Model, check: &mut Checker<'_, MeshRoute>) {
             continue;
         };
         if route.inbound() == InboundSpec::Passthrough && peer.spec.sources.is_empty() {
-            check.value(
+            check.beside([peer.nth()], |check| check.value(
                 Code::Unsafe,
                 &path,
                 format!("nothing would tell peer `{name}` from others: who calls is inside the TLS that is passed through"),
                 &format!("write `sources`, where its gateways call from, in MeshPeer `{name}`"),
-            );
+            ));
         }
     }
     if to.is_empty() {
@@ -219,7 +217,7 @@ fn export(model: &Model, check: &mut Checker<'_, MeshRoute>) {
         .warning()
         .help("write a MeshPeer for each cluster that may call")
         .at(route.at_key("spec.export"));
-        check.findings.push(finding);
+        check.push(finding);
     }
     let is_own = |backend: &BackendSpec| {
         backend.peer.is_none()
@@ -236,7 +234,7 @@ fn export(model: &Model, check: &mut Checker<'_, MeshRoute>) {
         .warning()
         .help("add a backend with `endpoints`, or remove this: peers are told `no-local-endpoint`")
         .at(route.at_key("spec.export"));
-        check.findings.push(finding);
+        check.push(finding);
     }
     let has_mesh = model
         .gateways
@@ -244,10 +242,12 @@ fn export(model: &Model, check: &mut Checker<'_, MeshRoute>) {
         .flat_map(|gateway| gateway.spec.listeners.values())
         .any(|listener| listener.role == RoleSpec::Mesh);
     if !has_mesh && !model.gateways.is_empty() {
-        check.no_effect(
-            "spec.export",
-            "no gateway here has a mesh listener",
-            "add a listener with `role: mesh`, or remove this",
-        );
+        check.beside(gateways(model), |check| {
+            check.no_effect(
+                "spec.export",
+                "no gateway here has a mesh listener",
+                "add a listener with `role: mesh`, or remove this",
+            );
+        });
     }
 }

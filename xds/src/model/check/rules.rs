@@ -4,7 +4,7 @@ use super::Checker;
 use super::backends::empty;
 use crate::error::{Code, Finding};
 use crate::model::scalar::Text;
-use crate::model::{InboundSpec, MeshRoute, Model, ProtocolSpec, RoleSpec, RuleSpec};
+use crate::model::{Document, InboundSpec, MeshRoute, Model, ProtocolSpec, RoleSpec, RuleSpec};
 use crate::yaml::Placed;
 
 /// One way a connection reaches a route, by the table "What each path does".
@@ -126,7 +126,11 @@ fn references(
             "say whom: `from`, `via`, `listeners`, `sources`, `methods` or `paths`",
         );
     }
-    attested(model, check, rule, path);
+    let via = rule.via.iter().flatten();
+    let peers = via.filter_map(|name| model.peer(&name.0.0));
+    check.beside(peers.map(Document::nth), |check| {
+        attested(model, check, rule, path);
+    });
     is_known
 }
 
@@ -175,7 +179,7 @@ fn attested(model: &Model, check: &mut Checker<'_, MeshRoute>, rule: &RuleSpec, 
             ))
             .at(check.document.at(&format!("{path}.from[{at}]")));
             // What is not allowed stays out; what is not denied may come in.
-            check.findings.push(match path.starts_with("spec.deny") {
+            check.push(match path.starts_with("spec.deny") {
                 true => finding,
                 false => finding.warning(),
             });

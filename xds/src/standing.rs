@@ -1,0 +1,586 @@
+//! Each document stands for itself: which text of each serves.
+//!
+//! ```text
+//! good ----------------------------------> it serves, and is the last good
+//! cannot be read, or contradicts others -> its last good serves, where there is one
+//! not there, all of its file was read ---> deleted
+//! not there, its file could not be read -> its last good serves
+//! ```
+//!
+//! Of documents that contradict each other the one that changed is at fault. A document that did not
+//! change and refers to one that was deleted serves without it, and is told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::error::{Code, Finding, Findings, Severity};
+use crate::files::{Contents, Source};
+use crate::fnv::Fnv;
+use crate::model::{AnyDocument, DocumentId, Kind, Model, check};
+use crate::state::Good;
+use crate::{NodeOptions, choose, locality, parallel};
+
+/// Times that refusing documents makes others wrong, before all that changed is refused.
+const ROUNDS_MAX: usize = 8;
+
+/// What serves in place of a document that is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Serves {
+    /// Its last good text.
+    LastGood,
+    /// The document, without what it refers to and is not there.
+    Rest,
+    /// Nothing: it never was good, or its last good text suits the others no more.
+    Nothing,
+}
+
+impl Serves {
+    /// As it is shown.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::LastGood => "last-good",
+            Self::Rest => "rest",
+            Self::Nothing => "nothing",
+        }
+    }
+}
+
+/// A document that is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedDocument {
+    /// `MeshRoute shop/orders`, or `shop.yaml:12` where not even that can be read.
+    pub name: String,
+    /// What serves instead.
+    pub serves: Serves,
+    /// Its numbers: of the text that is refused, and of the one that serves.
+    pub(crate) numbers: Vec<u32>,
+}
+
+/// The documents that are refused while all others serve.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Refused {
+    pub(crate) documents: Vec<RefusedDocument>,
+    pub(crate) findings: Findings,
+}
+
+impl Refused {
+    /// Whether every document serves as it stands in the files.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.documents.is_empty()
+    }
+
+    /// The documents.
+    #[must_use]
+    pub fn documents(&self) -> &[RefusedDocument] {
+        &self.documents
+    }
+
+    /// What is wrong with them.
+    #[must_use]
+    pub const fn findings(&self) -> &Findings {
+        &self.findings
+    }
+
+    /// The documents in one line, each with what serves in its place.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        const SHOWN_MAX: usize = 20;
+        let shown = self.documents.iter().take(SHOWN_MAX);
+        let mut text = shown
+            .map(|document| format!("{} ({})", document.name, document.serves.as_str()))
+            .collect::<Vec<_>>()
+            .join(", ");
+        let more = self.documents.len().saturating_sub(SHOWN_MAX);
+        if more > 0 {
+            text.push_str(&format!(" and {more} more"));
+        }
+        text
+    }
+
+    /// The findings for a script, each with the `document` that is refused for it and what `serves`.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let mut json = self.findings.to_json();
+        let all = json.as_array_mut().into_iter().flatten();
+        for (finding, value) in self.findings.iter().zip(all) {
+            let numbers = std::iter::once(&finding.place.as_ref().map_or(0, |at| at.document))
+                .chain(&finding.also)
+                .copied()
+                .collect::<Vec<_>>();
+            let document = numbers.iter().find_map(|nth| {
+                (self.documents.iter()).find(|document| document.numbers.contains(nth))
+            });
+            let (Some(value), Some(document)) = (value.as_object_mut(), document) else {
+                continue;
+            };
+            value.insert("document".to_owned(), document.name.as_str().into());
+            value.insert("serves".to_owned(), document.serves.as_str().into());
+        }
+        json
+    }
+}
+
+/// A listener that could not be bound: why the gateway's document is refused though it reads well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unbound {
+    /// [`Loaded::gateway`](crate::Loaded::gateway) of the configuration that asked for it.
+    pub gateway: u128,
+    /// The listener.
+    pub listener: String,
+    /// Why not.
+    pub why: String,
+}
+
+/// Whose configuration it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    pub path: &'a Path,
+    pub options: &'a NodeOptions,
+    pub unbound: Option<&'a Unbound>,
+}
+
+/// What serves.
+#[derive(Debug)]
+pub(crate) struct Standing {
+    pub model: Model,
+    pub warnings: Findings,
+    pub refused: Refused,
+    pub good: Good,
+}
+
+/// Decides of every document what serves.
+///
+/// # Errors
+/// Where nothing is left that a gateway could be made of.
+pub(crate) fn stand(
+    contents: Contents,
+    good: &Good,
+    asked: Asked<'_>,
+) -> Result<Standing, Findings> {
+    let mut round = Round::begin(contents, good, asked);
+    for nth in 0.. {
+        let found = round.check(asked);
+        let at_fault = round.at_fault(found, nth >= ROUNDS_MAX)?;
+        if at_fault.is_empty() {
+            break;
+        }
+        round.refuse(at_fault);
+    }
+    round.end()
+}
+
+/// Where a text that is checked comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The files; it did not serve before.
+    New,
+    /// The files; it served before.
+    Same,
+    /// What was kept: the one in the files is refused, or cannot be read.
+    Kept,
+}
+
+#[derive(Debug)]
+struct Slot {
+    id: DocumentId,
+    state: State,
+    /// The last good text of what is new.
+    before: Option<Source>,
+    /// The place of what is said of it in [`Refused::documents`].
+    told: Option<usize>,
+}
+
+struct Round {
+    model: Model,
+    slots: BTreeMap<u32, Slot>,
+    refused: Refused,
+    warnings: Findings,
+    /// The last good text of what is refused and serves in no form.
+    kept_aside: Vec<(DocumentId, Source)>,
+    next: u32,
+    had_routes: bool,
+}
+
+impl Round {
+    fn begin(contents: Contents, good: &Good, asked: Asked<'_>) -> Self {
+        let mut before: BTreeMap<DocumentId, Source> = good.documents(asked.path);
+        let had_routes = before.keys().any(|id| id.kind == Kind::Route);
+        let next = u32::try_from(contents.documents.len()).unwrap_or(u32::MAX - 1) + 1;
+        let mut this = Self {
+            model: Model::default(),
+            slots: BTreeMap::new(),
+            refused: Refused::default(),
+            warnings: Findings::new(),
+            kept_aside: Vec::new(),
+            next,
+            had_routes,
+        };
+        let mut documents = Vec::with_capacity(contents.documents.len());
+        let mut broken = Vec::new();
+        for read in parallel::map(contents.documents, AnyDocument::read) {
+            match read {
+                Ok(document) => documents.push(document),
+                Err(one) => broken.push(*one),
+            }
+        }
+        let documents = this.take(documents, &mut before);
+        this.model = Model::of(documents);
+        let doubted = this.take_broken(broken, contents.unread, &mut before);
+        this.keep_rest(before, &doubted, asked);
+        this
+    }
+
+    /// Takes what could be read; of several documents of one name the one that served before.
+    fn take(
+        &mut self,
+        documents: Vec<AnyDocument>,
+        before: &mut BTreeMap<DocumentId, Source>,
+    ) -> Vec<AnyDocument> {
+        let mut best: BTreeMap<DocumentId, (u8, u32)> = BTreeMap::new();
+        for document in &documents {
+            let (id, source) = (document.id(), document.source());
+            let rank = match before.get(&id) {
+                Some(good) if good.text == source.text => 2,
+                Some(good) if good.file == source.file => 1,
+                Some(_) | None => 0,
+            };
+            let first = best.entry(id).or_insert((rank, source.nth));
+            if rank > first.0 {
+                *first = (rank, source.nth);
+            }
+        }
+        let mut taken = Vec::with_capacity(documents.len());
+        let mut others = Vec::new();
+        for mut document in documents {
+            let (id, nth) = (document.id(), document.source().nth);
+            if best.get(&id).is_none_or(|(_, winner)| *winner != nth) {
+                others.push((id, document));
+                continue;
+            }
+            let good = before.remove(&id);
+            let is_same = (good.as_ref()).is_some_and(|good| good.text == document.source().text);
+            if !is_same {
+                document.set_new();
+            }
+            let state = if is_same { State::Same } else { State::New };
+            let slot = Slot {
+                id,
+                state,
+                before: good.filter(|_| !is_same),
+                told: None,
+            };
+            self.slots.insert(nth, slot);
+            taken.push(document);
+        }
+        for (id, document) in others {
+            let first = best.get(&id).map(|(_, nth)| *nth);
+            let first = (taken.iter()).find(|taken| Some(taken.source().nth) == first);
+            let finding = second(&document, first);
+            self.tell(id.to_string(), document.source().nth, Serves::Nothing);
+            self.refused.findings.push(finding);
+        }
+        taken
+    }
+
+    /// Tells what could not be read, and takes what is known of it; returns the files whose other
+    /// documents may be in what could not be read.
+    fn take_broken(
+        &mut self,
+        broken: Vec<(Source, Finding)>,
+        unread: Vec<(Arc<str>, Finding)>,
+        before: &mut BTreeMap<DocumentId, Source>,
+    ) -> BTreeSet<Arc<str>> {
+        let mut doubted = BTreeSet::new();
+        let mut kept = Vec::new();
+        for (source, finding) in broken {
+            self.refused.findings.push(finding);
+            let is_taken = |id: &DocumentId| self.slots.values().any(|slot| slot.id == *id);
+            match DocumentId::of(&source) {
+                Some(id) if !is_taken(&id) => {
+                    let told = self.tell(id.to_string(), source.nth, Serves::Nothing);
+                    if let Some(good) = before.remove(&id) {
+                        kept.extend(self.keep(id, good, Some(told)));
+                    }
+                }
+                Some(id) => drop(self.tell(id.to_string(), source.nth, Serves::Nothing)),
+                None => {
+                    let name = format!("{}:{}", source.file, source.lines_before + 1);
+                    let serves = serves_in(&source.file, before);
+                    self.tell(name, source.nth, serves);
+                    doubted.insert(source.file);
+                }
+            }
+        }
+        for (file, finding) in unread {
+            self.refused.findings.push(finding);
+            self.tell(file.to_string(), 0, serves_in(&file, before));
+            doubted.insert(file);
+        }
+        self.model.replace(&BTreeSet::new(), kept);
+        doubted
+    }
+
+    /// Of what is in no file any more: keeps what may be in a file that could not be read, and what
+    /// the gateway cannot be without; the rest is deleted.
+    fn keep_rest(
+        &mut self,
+        before: BTreeMap<DocumentId, Source>,
+        doubted: &BTreeSet<Arc<str>>,
+        asked: Asked<'_>,
+    ) {
+        let has_routes = !self.model.routes.is_empty()
+            || (before.iter())
+                .any(|(id, source)| id.kind == Kind::Route && doubted.contains(&source.file));
+        // Files that were renamed and cannot be read would look like the end of every route.
+        let keeps_all = !doubted.is_empty() && self.had_routes && !has_routes;
+        let is_own = |id: &DocumentId| {
+            id.kind == Kind::Gateway && (asked.options.name.as_ref()).is_none_or(|n| *n == id.name)
+        };
+        let needs_own = choose(&self.model, asked.options, asked.path).err();
+        let mut kept = Vec::new();
+        for (id, source) in before {
+            if keeps_all || doubted.contains(&source.file) {
+                kept.extend(self.keep(id, source, None));
+            } else if let Some(finding) = needs_own.as_ref().filter(|_| is_own(&id)) {
+                let told = self.tell(id.to_string(), 0, Serves::Nothing);
+                self.refused.findings.push(finding.clone());
+                kept.extend(self.keep(id, source, Some(told)));
+            }
+        }
+        self.model.replace(&BTreeSet::new(), kept);
+    }
+
+    /// Has the last good text of a document serve, if this program can still read it.
+    fn keep(
+        &mut self,
+        id: DocumentId,
+        mut good: Source,
+        told: Option<usize>,
+    ) -> Option<AnyDocument> {
+        good.nth = self.next;
+        self.next = self.next.saturating_add(1);
+        let nth = good.nth;
+        let document = AnyDocument::read(good).ok()?;
+        if let Some(told) = told.and_then(|told| self.refused.documents.get_mut(told)) {
+            told.serves = Serves::LastGood;
+            told.numbers.push(nth);
+        }
+        let slot = Slot {
+            id,
+            state: State::Kept,
+            before: None,
+            told,
+        };
+        self.slots.insert(nth, slot);
+        Some(document)
+    }
+
+    fn tell(&mut self, name: String, nth: u32, serves: Serves) -> usize {
+        let numbers = if nth == 0 { Vec::new() } else { vec![nth] };
+        self.refused.documents.push(RefusedDocument {
+            name,
+            serves,
+            numbers,
+        });
+        self.refused.documents.len() - 1
+    }
+
+    fn check(&self, asked: Asked<'_>) -> Findings {
+        let mut found = check::check(&self.model);
+        match choose(&self.model, asked.options, asked.path) {
+            Err(finding) => drop(found.push(finding)),
+            Ok(gateway) => {
+                if let Err(finding) = locality(gateway, asked.options) {
+                    found.push(finding);
+                }
+                if let Some(unbound) = (asked.unbound)
+                    .filter(|unbound| unbound.gateway == Fnv::of(gateway.source().text.as_bytes()))
+                {
+                    let path = format!("spec.listeners.{}.address", unbound.listener);
+                    found.push(
+                        Finding::error(Code::Unbound, unbound.why.clone())
+                            .help("choose another address, or end what holds it and send SIGHUP")
+                            .at(gateway.at(&path)),
+                    );
+                }
+            }
+        }
+        found
+    }
+
+    /// The documents that are at fault for what was found, with their findings; the rest is told.
+    fn at_fault(
+        &mut self,
+        found: Findings,
+        is_last: bool,
+    ) -> Result<BTreeMap<u32, Vec<Finding>>, Findings> {
+        let mut at_fault: BTreeMap<u32, Vec<Finding>> = BTreeMap::new();
+        let mut rest = Vec::new();
+        self.warnings = Findings::new();
+        for finding in &found {
+            if finding.severity == Severity::Warning {
+                self.warnings.push(finding.clone());
+                continue;
+            }
+            let document = finding.document();
+            let is_new =
+                |nth: &u32| (self.slots.get(nth)).is_some_and(|slot| slot.state == State::New);
+            let slot = self.slots.get(&document);
+            let faulty: Vec<u32> = match slot.map(|slot| slot.state) {
+                // Of no document: nothing can be made without what it asks for.
+                None => {
+                    let mut findings = std::mem::take(&mut self.refused.findings);
+                    findings.push(finding.clone());
+                    findings.sort();
+                    return Err(findings);
+                }
+                Some(State::New) if self.would_end_all(document, finding) => Vec::new(),
+                Some(State::New) => vec![document],
+                Some(State::Same) => finding.also.iter().copied().filter(is_new).collect(),
+                Some(State::Kept) => Vec::new(),
+            };
+            if faulty.is_empty() && is_dangling(finding) {
+                rest.push(finding.clone());
+            } else if faulty.is_empty() {
+                at_fault.entry(document).or_default().push(finding.clone());
+            }
+            for nth in faulty {
+                at_fault.entry(nth).or_default().push(finding.clone());
+            }
+        }
+        if at_fault.is_empty() {
+            for finding in rest {
+                self.tell_rest(finding);
+            }
+        } else if is_last {
+            let new = self
+                .slots
+                .iter()
+                .filter(|(_, slot)| slot.state == State::New);
+            for (nth, _) in new {
+                at_fault.entry(*nth).or_default();
+            }
+        }
+        Ok(at_fault)
+    }
+
+    /// Whether a gateway that never was good would go for a reference that leads nowhere.
+    fn would_end_all(&self, document: u32, finding: &Finding) -> bool {
+        let slot = self.slots.get(&document);
+        is_dangling(finding)
+            && slot.is_some_and(|slot| slot.id.kind == Kind::Gateway && slot.before.is_none())
+    }
+
+    fn tell_rest(&mut self, finding: Finding) {
+        let nth = finding.document();
+        self.refused.findings.push(finding);
+        let Some((name, told)) =
+            (self.slots.get(&nth)).map(|slot| (slot.id.to_string(), slot.told))
+        else {
+            return;
+        };
+        let told = told.unwrap_or_else(|| self.tell(name, nth, Serves::Rest));
+        if let Some(document) = self.refused.documents.get_mut(told) {
+            document.serves = Serves::Rest;
+        }
+        if let Some(slot) = self.slots.get_mut(&nth) {
+            slot.told = Some(told);
+        }
+    }
+
+    /// Takes documents out; the last good text of each serves, where there is one.
+    fn refuse(&mut self, at_fault: BTreeMap<u32, Vec<Finding>>) {
+        let mut out = BTreeSet::new();
+        let mut instead = Vec::new();
+        for (nth, findings) in at_fault {
+            out.insert(nth);
+            for finding in findings {
+                self.refused.findings.push(finding);
+            }
+            let Some(slot) = self.slots.remove(&nth) else {
+                continue;
+            };
+            let told = match slot.told {
+                Some(told) => {
+                    if let Some(told) = self.refused.documents.get_mut(told) {
+                        told.serves = Serves::Nothing;
+                    }
+                    told
+                }
+                None => self.tell(slot.id.to_string(), nth, Serves::Nothing),
+            };
+            if let Some(before) = slot.before {
+                instead.extend(self.keep(slot.id, before, Some(told)));
+            } else if slot.state != State::New
+                && let Some(source) = self.model.source(nth)
+            {
+                // It may suit the others again.
+                self.kept_aside.push((slot.id, source.clone()));
+            }
+        }
+        self.model.replace(&out, instead);
+    }
+
+    fn end(self) -> Result<Standing, Findings> {
+        let Self {
+            model,
+            mut refused,
+            warnings,
+            kept_aside,
+            had_routes,
+            ..
+        } = self;
+        refused.findings.sort();
+        // Of a mesh that never was, a gateway without a single route would only seem to be one.
+        if model.routes.is_empty() && !refused.is_empty() && !had_routes {
+            return Err(refused.findings);
+        }
+        let aside = kept_aside.iter().map(|(id, source)| (id.clone(), source));
+        let good = Good::of(model.documents().chain(aside));
+        Ok(Standing {
+            model,
+            warnings,
+            refused,
+            good,
+        })
+    }
+}
+
+/// Whether a document can serve without what it asks for: what is not there is left out of it, and
+/// nothing gets in by that.
+fn is_dangling(finding: &Finding) -> bool {
+    matches!(
+        finding.code,
+        Code::UnknownReference | Code::NoEffect | Code::Unused
+    )
+}
+
+/// What serves of a file that cannot be read, in part or at all.
+fn serves_in(file: &Arc<str>, before: &BTreeMap<DocumentId, Source>) -> Serves {
+    if before.values().any(|source| source.file == *file) {
+        Serves::LastGood
+    } else {
+        Serves::Nothing
+    }
+}
+
+fn second(document: &AnyDocument, first: Option<&AnyDocument>) -> Finding {
+    let id = document.id();
+    let finding =
+        Finding::error(Code::Duplicate, format!("a second {id}")).at(document.name_place());
+    match first {
+        Some(first) => {
+            let at = first.name_place();
+            finding.help(format!(
+                "the first, which serves, is at {}:{}",
+                at.file, at.line
+            ))
+        }
+        None => finding,
+    }
+}
