@@ -47,15 +47,28 @@ cat answer.txt
 eventually "the access log says who it was, and that no rule matched" \
   logged '"src.identity":"spiffe://east.example/ns/shop/sa/cart".*"verdict":"not-allowed"'
 
-say "now with \`allow\` and \`deny\`; the gateway sees the changed file"
-cp orders.yaml mesh/orders.yaml
+say "rules are tried before they hold: \`allow\`, \`deny\` and \`policy: audit\`; the gateway sees the changed file"
+sed 's/policy: enforce/policy: audit/' orders.yaml >mesh/orders.yaml
 zeugma config check --config mesh
+eventually "cart is let in, whom the rules allow" gets 200 GET /v1/items cart
+claim "so is web, whom they do not" gets 200 GET /v1/items web
+claim "and oncall at /v1/export, whom they deny" gets 200 GET /v1/export/all oncall
+eventually "the access log says what would become of web" \
+  grep -E '"src.identity":"spiffe://east.example/ns/shop/sa/web".*policy: audit.*not-allowed' east_gw.log
+cat last.out
+audited() { curl -fsS "http://127.0.0.1:$(port 15020)/metrics" | grep '^zeugma_policy_audited_total' | tee /dev/stderr | grep -c ' 1$' | grep -qx 2; }
+eventually "and the metrics count both, and nobody else" audited
+cat last.out
+
+say "what the log told is mended, or meant: now the rules hold"
+cp orders.yaml mesh/orders.yaml
+eventually "web is refused" gets 403 GET /v1/items web
 eventually "cart may GET below /v1" gets 200 GET /v1/items cart
 cat answer.txt
 claim "but not POST" gets 403 POST /v1/items cart
 claim "and nothing else" gets 403 GET /admin cart
 claim "not by a detour, either" gets 403 GET /v1/../admin cart
-claim "web is of the same namespace and may do nothing" gets 403 GET /v1/items web
+claim "web is of the same namespace and may still do nothing" gets 403 GET /v1/items web
 claim "oncall may do all" gets 200 DELETE /v1/items oncall
 claim "even /admin" gets 200 GET /admin oncall
 claim "but \`deny\` wins: not /v1/export" gets 403 GET /v1/export/all oncall
