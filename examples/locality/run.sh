@@ -58,7 +58,7 @@ say "rack-a is back, and well for a second: everything comes home"
 service rack_a 15081
 served rack-a rack-a rack-a
 
-say "what moved traffic, and when: the end of it"
-zeugma get failovers --config east.yaml | tail -n 8
+say "what moved traffic of orders, and when"
+zeugma get failovers --config east.yaml | grep -F 'outbound|shop/orders'
 
 say "done: everything above held"
