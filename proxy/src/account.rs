@@ -21,7 +21,7 @@ const LINES_MAX: usize = 8192;
 /// The bytes of them: a path may be as long as a head.
 const LINES_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// What the buffers keep of it when all is written.
-const BATCH_BYTES_KEPT: usize = 256 * 1024;
+const BATCH_BYTES_KEPT: usize = 1024 * 1024;
 
 /// How a connection or request ended, and everything that is told of it.
 #[derive(Debug, Clone)]

@@ -934,6 +934,8 @@ mod tests {
         metrics.crl("east.example", 1, false);
         metrics.pooled_ended("removed");
         metrics.dropped("observations", 1);
+        metrics.audited(&service, Reason::NotAllowed);
+        metrics.documents_refused(&[]);
         metrics.pipes.fell_back("pipes");
         let text = metrics.encode(Some(alone.shared.published.load_full()));
         let series = text.lines().filter(|line| !line.starts_with('#'));

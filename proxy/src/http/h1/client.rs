@@ -38,6 +38,8 @@ pub(in crate::http) struct Connection<S> {
     is_kept: bool,
     /// What the stream had taken before this request.
     taken: u64,
+    /// Nothing of this request was sent yet, nor have others had their turn.
+    is_early: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
@@ -54,6 +56,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             framing: Framing::Ended,
             is_kept: true,
             taken: 0,
+            is_early: false,
         }
     }
 
@@ -112,6 +115,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.gate = gate;
         self.interims = 0;
         self.taken = self.wire.taken();
+        self.is_early = true;
         let out = self.wire.out();
         write(out);
         self.sending = length_of(&asked, body, out);
@@ -127,6 +131,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<()>, Error>> {
+        if std::mem::take(&mut self.is_early) {
+            return super::others_first(cx);
+        }
         // An endpoint may answer without having read all of it, and close.
         let failed = self.poll_send(cx)?;
         loop {

@@ -124,6 +124,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             };
             let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
             let (mut sending, is_kept) = self.begin_response(asked, response);
+            let mut is_early = true;
+            std::future::poll_fn(|cx| {
+                if std::mem::take(&mut is_early) {
+                    return super::others_first(cx);
+                }
+                Poll::Ready(())
+            })
+            .await;
             std::future::poll_fn(|cx| self.poll_send(&mut sending, cx)).await?;
             if is_switching {
                 return self.switch();

@@ -1,6 +1,7 @@
 //! The bytes of one connection, both ways.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::mem;
 use std::pin::Pin;
@@ -25,13 +26,21 @@ const COPY_BYTES: usize = 16 * 1024;
 const GATHER_BYTES: usize = 16 * 1024;
 /// How many reads of what nobody wants are made.
 const UNREAD_MAX: usize = 16;
-/// What a spare keeps of its memory.
+/// What a spare block keeps of its memory.
 const SPARE_BYTES: usize = 64 * 1024;
+/// Blocks that are kept until they can be used again.
+const SPENT_MAX: usize = 8;
+/// Spares to write into, and what each of them keeps of its memory.
+const SPARE_OUTS_MAX: usize = 64;
+const SPARE_OUT_BYTES: usize = 20 * 1024;
 
 thread_local! {
     /// The rest of a block: connections that wait hold none.
     static READ: Cell<BytesMut> = Cell::new(BytesMut::new());
-    static OUT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    /// Blocks that are full, of which somebody may still hold a part; oldest first.
+    static SPENT: RefCell<VecDeque<BytesMut>> = const { RefCell::new(VecDeque::new()) };
+    /// What was written from: as many connections as are ready at once write into one each.
+    static OUT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A stream, what was read of it and not used, and what waits to be written.
@@ -89,7 +98,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             self.read = READ.take();
         }
         if self.read.capacity() - self.read.len() < self.room {
-            self.read.reserve(BLOCK_BYTES.max(self.room));
+            self.make_room();
         }
         let room = self.read.capacity() - self.read.len();
         let polled = poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.read);
@@ -102,6 +111,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             Poll::Pending => self.rest(),
         }
         polled
+    }
+
+    /// Reads go on in a block of before that nobody holds a part of any more, if there is one: memory that
+    /// the allocator gives back to the kernel and takes again costs a page fault for each page.
+    fn make_room(&mut self) {
+        let wanted = BLOCK_BYTES.max(self.room);
+        if !self.read.is_empty() {
+            self.read.reserve(wanted);
+            return;
+        }
+        let spent = mem::take(&mut self.read);
+        self.read = SPENT.with_borrow_mut(|blocks| {
+            if spent.capacity() > 0 || blocks.is_empty() {
+                blocks.push_back(spent);
+            }
+            if let Some(oldest) = blocks.front_mut()
+                && oldest.try_reclaim(wanted)
+                && let Some(block) = blocks.pop_front()
+            {
+                return block;
+            }
+            if blocks.len() > SPENT_MAX {
+                blocks.pop_front();
+            }
+            BytesMut::with_capacity(wanted)
+        });
     }
 
     /// Reads away what has come: a connection that is closed over it is reset, and what was written
@@ -144,7 +179,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     pub(super) fn out(&mut self) -> &mut Vec<u8> {
         debug_assert!(self.piece.is_empty(), "nothing goes before a piece");
         if self.out.capacity() == 0 {
-            self.out = OUT.take();
+            self.out = OUT.with_borrow_mut(Vec::pop).unwrap_or_default();
         }
         &mut self.out
     }
@@ -194,9 +229,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         if self.out.capacity() > 0 {
             self.written = 0;
             let mut spare = mem::take(&mut self.out);
-            if spare.capacity() <= SPARE_BYTES {
+            if spare.capacity() <= SPARE_OUT_BYTES {
                 spare.clear();
-                OUT.set(spare);
+                OUT.with_borrow_mut(|spares| {
+                    if spares.len() < SPARE_OUTS_MAX {
+                        spares.push(spare);
+                    }
+                });
             }
         }
         Pin::new(&mut self.stream).poll_flush(cx)
