@@ -153,6 +153,8 @@ impl Journal {
         }
         let (listener, live) = mpsc::channel(WAITING_MAX);
         kept.listeners.push(listener);
+        // A number that was not given out yet is another process's: all of this one's is news.
+        let nth = if nth > kept.last { 0 } else { nth };
         let after = kept.events.iter().filter(|event| event.nth > nth);
         Some(Listening {
             before: after.cloned().collect(),
@@ -341,6 +343,8 @@ mod tests {
         assert_eq!(before, [2]);
         journal.add("ready", json!(3));
         assert_eq!(listening.live.try_recv().unwrap().nth, 3);
+        let of_another_process = journal.listen(500).unwrap();
+        assert_eq!(of_another_process.before.len(), 3);
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub(crate) struct Wanted {
     pub(crate) service: Option<String>,
     /// Of this listener alone.
     pub(crate) listener: Option<String>,
-    /// Entries of one worker.
+    /// The most entries, of all workers together.
     pub(crate) limit: usize,
 }
 
@@ -91,30 +91,53 @@ impl Carrying {
     }
 }
 
-/// Asks every worker, and makes one document of their answers.
-pub(crate) async fn list(shared: &Shared, wanted: Wanted) -> Value {
+/// What all workers have answered.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    carried: Vec<Carrying>,
+    total: usize,
+    workers: usize,
+    /// Every worker has answered.
+    is_whole: bool,
+}
+
+impl Listed {
+    pub(crate) fn to_json(&self) -> Value {
+        let connections: Vec<Value> = self.carried.iter().map(Carrying::to_json).collect();
+        json!({
+            "total": self.total,
+            "listed": connections.len(),
+            "workers": self.workers,
+            "complete": self.is_whole && self.total == connections.len(),
+            "connections": connections,
+        })
+    }
+}
+
+/// Asks every worker.
+pub(crate) async fn ask(shared: &Shared, wanted: Wanted) -> Listed {
+    let limit = wanted.limit;
     let (answers, mut answered) = mpsc::channel(WORKERS_MAX);
     let question = Question { wanted, answers };
     // Nobody to ask: the gateway ends.
     let asked = shared.admin.questions.send(question).unwrap_or(0);
-    let (mut listed, mut total, mut workers) = (Vec::new(), 0, 0);
+    let (mut carried, mut total, mut workers) = (Vec::new(), 0, 0);
     let gathering = async {
         // Each worker drops its sender once it has answered.
         while let Some(answer) = answered.recv().await {
             workers += 1;
             total += answer.total;
-            listed.extend(answer.carried);
+            let room = limit.saturating_sub(carried.len());
+            carried.extend(answer.carried.into_iter().take(room));
         }
     };
     let is_whole = tokio::time::timeout(DEADLINE, gathering).await.is_ok() && workers == asked;
-    let connections: Vec<Value> = listed.iter().map(Carrying::to_json).collect();
-    json!({
-        "total": total,
-        "listed": connections.len(),
-        "workers": workers,
-        "complete": is_whole && total == connections.len(),
-        "connections": connections,
-    })
+    Listed {
+        carried,
+        total,
+        workers,
+        is_whole,
+    }
 }
 
 /// Answers for one worker, for ever.

@@ -68,6 +68,8 @@ pub(crate) struct Contents {
     pub watched: Vec<PathBuf>,
     /// The files that cannot be read, and why.
     pub unread: Vec<(Arc<str>, Finding)>,
+    /// The files that hold nothing at all, not even a comment: cut short, as far as can be known.
+    pub emptied: Vec<Arc<str>>,
 }
 
 /// Everything below `path`.
@@ -76,10 +78,13 @@ pub(crate) struct Contents {
 /// Where it cannot even be told what there is, or there is more than may be.
 pub(crate) fn read(path: &Path, limits: ReadLimits) -> Result<Contents, Findings> {
     let files = list(path, limits)?;
-    let mut unread = Vec::new();
+    let (mut unread, mut emptied) = (Vec::new(), Vec::new());
     let mut documents = Vec::new();
     for file in &files {
         match read_file(file, limits) {
+            Ok(text) if text.trim_ascii().is_empty() => {
+                emptied.push(file.display().to_string().into());
+            }
             Ok(text) => documents.extend(split(file, &text)),
             Err(finding) => unread.push((file.display().to_string().into(), finding)),
         }
@@ -105,7 +110,15 @@ pub(crate) fn read(path: &Path, limits: ReadLimits) -> Result<Contents, Findings
         documents,
         watched,
         unread,
+        emptied,
     })
+}
+
+/// What is said of a file that holds nothing where it held documents before.
+pub(crate) fn emptied(file: &Arc<str>) -> Finding {
+    let message = "the file is empty; what it held before goes on serving";
+    whole(Path::new(&**file), Code::Unreadable, message)
+        .help("write it again, or remove the file to remove its documents")
 }
 
 fn list(path: &Path, limits: ReadLimits) -> Result<Vec<PathBuf>, Finding> {

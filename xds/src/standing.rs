@@ -17,7 +17,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::error::{Code, Finding, Findings, Severity};
-use crate::files::{Contents, Source};
+use crate::files::{self, Contents, Source};
 use crate::fnv::Fnv;
 use crate::model::{AnyDocument, DocumentId, Kind, Model, check};
 use crate::state::Good;
@@ -230,7 +230,14 @@ impl Round {
         }
         let documents = this.take(documents, &mut before);
         this.model = Model::of(documents);
-        let doubted = this.take_broken(broken, contents.unread, &mut before);
+        let held = |file: &Arc<str>| before.values().any(|source| source.file == *file);
+        let emptied = contents.emptied.into_iter().filter(held);
+        let emptied = emptied.map(|file| {
+            let finding = files::emptied(&file);
+            (file, finding)
+        });
+        let unread: Vec<_> = contents.unread.into_iter().chain(emptied).collect();
+        let doubted = this.take_broken(broken, unread, &mut before);
         this.keep_rest(before, &doubted, asked);
         this
     }
@@ -441,8 +448,12 @@ impl Round {
                 }
                 Some(State::New) if self.would_end_all(document, finding) => Vec::new(),
                 Some(State::New) => vec![document],
-                Some(State::Same) => finding.also.iter().copied().filter(is_new).collect(),
-                Some(State::Kept) => Vec::new(),
+                // One that is refused does not hold back others for what it can serve without.
+                Some(State::Kept) if is_dangling(finding) => Vec::new(),
+                // Neither has changed what serves: what is new beside it has.
+                Some(State::Same | State::Kept) => {
+                    finding.also.iter().copied().filter(is_new).collect()
+                }
             };
             if faulty.is_empty() && is_dangling(finding) {
                 rest.push(finding.clone());
@@ -536,8 +547,12 @@ impl Round {
             ..
         } = self;
         refused.findings.sort();
-        // Of a mesh that never was, a gateway without a single route would only seem to be one.
-        if model.routes.is_empty() && !refused.is_empty() && !had_routes {
+        // Of a mesh that never was, a gateway without a single route would only seem to be one; and what
+        // routes inherit that is lost may be who must not call them.
+        let has_lost_defaults = (refused.documents.iter()).any(|document| {
+            document.serves == Serves::Nothing && document.name.starts_with("MeshDefaults ")
+        });
+        if !had_routes && !refused.is_empty() && (model.routes.is_empty() || has_lost_defaults) {
             return Err(refused.findings);
         }
         let aside = kept_aside.iter().map(|(id, source)| (id.clone(), source));
@@ -552,12 +567,13 @@ impl Round {
 }
 
 /// Whether a document can serve without what it asks for: what is not there is left out of it, and
-/// nothing gets in by that.
+/// nothing gets in by that. A denial that is left out, in whole or in part, lets somebody in.
 fn is_dangling(finding: &Finding) -> bool {
-    matches!(
-        finding.code,
-        Code::UnknownReference | Code::NoEffect | Code::Unused
-    )
+    let is_denial = (finding.place.as_ref()).is_some_and(|at| at.path.starts_with("spec.deny"));
+    match finding.code {
+        Code::UnknownReference => !is_denial,
+        code => matches!(code, Code::NoEffect | Code::Unused),
+    }
 }
 
 /// What serves of a file that cannot be read, in part or at all.

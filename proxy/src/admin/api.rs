@@ -357,8 +357,8 @@ async fn connections(State(shared): State<Arc<Shared>>, Query(filter): Query<Fil
         listener: filter.listener,
         limit: filter.limit.unwrap_or(LISTED).min(ENTRIES_MAX),
     };
-    let content = listing::list(&shared, wanted).await;
-    document(&published, "carried", content)
+    let listed = listing::ask(&shared, wanted).await;
+    beside(move || document(&published, "carried", listed.to_json())).await
 }
 
 async fn topology(State(shared): State<Arc<Shared>>) -> Response {

@@ -48,7 +48,9 @@ impl Reader {
         let thread = std::thread::Builder::new().name("config".to_owned());
         let started = thread.spawn(move || {
             while let Ok(task) = asked.recv() {
-                task();
+                // A panic is told by the hook, and by the answer that does not come; the next
+                // configuration may be another.
+                drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(task)));
             }
         });
         if let Err(error) = started {
@@ -265,7 +267,7 @@ impl Files {
         self.latest = settings;
         if is_news && needs_restart(&self.settings, &self.latest) {
             tracing::warn!(
-                "admin, probes, metrics, stateDir, workers, limits and drain of a MeshGateway are read at \
+                "admin, adminToken, probes, metrics, stateDir, workers, limits and drain of a MeshGateway are read at \
                  start only; restart the gateway to apply their change"
             );
         }
@@ -352,7 +354,7 @@ pub(super) fn tell_refused(refused: &Refused, shared: &Shared) {
 fn needs_restart(before: &GatewaySettings, now: &GatewaySettings) -> bool {
     let fixed = |s: &GatewaySettings| {
         (
-            s.admin.clone(),
+            (s.admin.clone(), s.admin_token.clone()),
             s.probes,
             s.metrics,
             s.state_dir.clone(),

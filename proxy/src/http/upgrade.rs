@@ -9,7 +9,9 @@ use aws_lc_rs::digest::{Context as Digesting, SHA1_FOR_LEGACY_USE_ONLY};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use h2::ext::Protocol;
-use http::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE,
+};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::BodyExt as _;
@@ -134,6 +136,8 @@ pub(super) async fn try_endpoint(
     if matches!(exchange.upgrade, Some(Upgrade::Stream)) {
         // RFC 8441 §5: a stream has none; HTTP/1.1 must (RFC 6455 §4.1).
         let nonce = [worker.draw().to_be_bytes(), worker.draw().to_be_bytes()].concat();
+        // What the stream says of its length is none of a request without a body.
+        out.remove(CONTENT_LENGTH);
         if let Ok(key) = HeaderValue::try_from(STANDARD.encode(nonce)) {
             accepts = Some(Accepts::of(&key));
             out.insert(SEC_WEBSOCKET_KEY, key);

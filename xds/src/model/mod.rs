@@ -274,6 +274,11 @@ impl<T> Document<T> {
             .get_or_init(|| yaml::positions(&self.source).unwrap_or_default())
     }
 
+    /// The numbers of the documents that it takes something from.
+    pub(crate) fn inherited(&self) -> impl Iterator<Item = u32> {
+        self.inherited.iter().map(|defaults| defaults.nth())
+    }
+
     /// Its text.
     pub(crate) fn source(&self) -> &Source {
         &self.source

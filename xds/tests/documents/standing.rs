@@ -448,3 +448,84 @@ fn an_address_that_cannot_be_bound_refuses_the_gateways_document_alone() {
     unbound.gateway ^= 1;
     assert!(mesh.try_read(Some(&unbound)).unwrap().refused.is_empty());
 }
+
+#[test]
+fn a_file_that_is_cut_to_nothing_keeps_its_documents_and_one_that_is_removed_does_not() {
+    let mut mesh = Mesh::served();
+    mesh.write("orders.yaml", "\n");
+    let loaded = mesh.read();
+    assert_eq!(
+        served(&loaded),
+        orders_and_cart("10.0.0.1:80", "10.0.0.2:80")
+    );
+    assert_eq!(loaded.refused.documents()[0].serves, Serves::LastGood);
+    // And again, as long as it is empty.
+    assert_eq!(served(&mesh.read()).len(), 2);
+    mesh.write("orders.yaml", "# nothing here any more\n");
+    assert_eq!(served(&mesh.read()).len(), 1);
+    mesh.remove("orders.yaml");
+    assert!(mesh.read().refused.is_empty());
+}
+
+/// The route `shop/orders`, whose denial names a peer.
+fn denying(more: &str) -> String {
+    route(
+        "orders",
+        &format!(
+            "protocol: http, backends: [{{endpoints: ['10.0.0.1:80']}}], export: {{to: ['*']}}, \
+             allow: [{{from: ['spiffe://west.example/*']}}], \
+             deny: [{{from: ['spiffe://west.example/ns/bad/*'], via: [west]}}]{more}"
+        ),
+    )
+}
+
+#[test]
+fn a_route_whose_denial_names_a_peer_that_is_gone_does_not_serve_without_it() {
+    let mut mesh = Mesh::new();
+    let attesting = WEST_PEER.replace("spec:", "spec:\n  attests: [west.example]");
+    mesh.write("west.yaml", &attesting);
+    mesh.write("orders.yaml", &denying(""));
+    let first = mesh.read();
+    assert!(first.refused.is_empty(), "{:?}", first.refused);
+    mesh.write(
+        "west.yaml",
+        &attesting.replace("name: west", "name: us-west"),
+    );
+    let loaded = mesh.read();
+    let orders = (loaded.snapshot.services.iter()).find(|service| &*service.name == "shop/orders");
+    assert!(
+        orders.is_none_or(|orders| orders.policy.deny.len() == 1),
+        "it serves without its denial: {:?}",
+        loaded.refused
+    );
+}
+
+#[test]
+fn defaults_that_contradict_routes_are_at_fault_and_the_routes_go_on() {
+    let mut mesh = Mesh::new();
+    let full = "protocol: http, backends: [{endpoints: ['10.0.0.1:80']}], allow: [{listeners: [apps]}], \
+                failover: {full: 20%}";
+    mesh.write("orders.yaml", &route("orders", full));
+    assert!(mesh.read().refused.is_empty());
+    mesh.write(
+        "defaults.yaml",
+        "apiVersion: zeugma.dev/v1alpha1\nkind: MeshDefaults\nmetadata: {name: mesh}\n\
+         spec: {failover: {start: 10%}}\n",
+    );
+    let loaded = mesh.read();
+    assert_eq!(served(&loaded).len(), 2, "{:?}", loaded.refused);
+    assert_eq!(refused(&loaded), [("MeshDefaults mesh", Serves::Nothing)]);
+}
+
+#[test]
+fn a_first_start_does_not_go_without_defaults_that_may_hold_a_denial() {
+    let mut mesh = Mesh::new();
+    mesh.write(
+        "defaults.yaml",
+        "apiVersion: zeugma.dev/v1alpha1\nkind: MeshDefaults\nmetadata: {name: mesh}\n\
+         spec: {deny: [{sources: ['not a network']}]}\n",
+    );
+    assert!(mesh.try_read(None).is_err());
+    mesh.remove("defaults.yaml");
+    assert!(mesh.read().refused.is_empty());
+}

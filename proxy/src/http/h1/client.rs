@@ -81,7 +81,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Whether some of the request is still to be sent.
     pub(in crate::http) const fn is_sending(&self) -> bool {
-        !self.is_broken && (!self.sending.is_done() || self.wire.waiting() > 0)
+        !self.is_broken && (!self.sending.is_done() || !self.wire.is_flushed())
     }
 
     /// Whether nothing of the request has left.

@@ -242,6 +242,10 @@ pub(in crate::http) fn write_request_line(out: &mut Vec<u8>, method: &Method, ta
     out.extend_from_slice(method.as_str().as_bytes());
     out.push(b' ');
     let path = target.path_and_query().map_or("/", |path| path.as_str());
+    // RFC 9112 §3.2.1: an empty path is `/`, a query alone no target.
+    if !path.starts_with(['/', '*']) {
+        out.push(b'/');
+    }
     out.extend_from_slice(path.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
 }

@@ -136,7 +136,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             if is_switching {
                 return self.switch();
             }
-            if !is_kept || !std::future::poll_fn(|cx| self.poll_unwanted(cx)).await? {
+            // It may hold what is to come of the request.
+            drop(sending);
+            // In any case: what goes on to the endpoint must not be read away from under it.
+            let is_at_end = std::future::poll_fn(|cx| self.poll_unwanted(cx)).await?;
+            if !is_kept || !is_at_end {
                 return self.close().await;
             }
         }

@@ -58,6 +58,8 @@ pub(super) struct Wire<S> {
     tail: &'static [u8],
     /// Bytes that the stream took.
     taken: u64,
+    /// The stream keeps nothing back of what it took: TLS may, and writes it when it is flushed.
+    is_flushed: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
@@ -72,6 +74,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             piece: Bytes::new(),
             tail: &[],
             taken: 0,
+            is_flushed: true,
         }
     }
 
@@ -84,9 +87,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.taken
     }
 
-    /// The stream, and what was read of it and not used.
-    pub(super) fn into_parts(self) -> (S, Bytes) {
-        (self.stream, self.read.freeze())
+    /// Whether all that was written has left.
+    pub(super) const fn is_flushed(&self) -> bool {
+        self.is_flushed && self.waiting() == 0
+    }
+
+    /// The stream, and what was read of it and not used; a copy, for it may be kept for long.
+    pub(super) fn into_parts(mut self) -> (S, Bytes) {
+        let read = Bytes::copy_from_slice(&self.read);
+        self.read.clear();
+        self.rest();
+        (self.stream, read)
     }
 
     /// Reads more; 0 is the end.
@@ -164,7 +175,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Whether nothing has come that nobody has asked for, and the other end is there, as far as is
     /// known without a system call.
     pub(super) fn is_quiet(&mut self) -> bool {
-        if self.is_eof || !self.read.is_empty() || self.waiting() > 0 {
+        if self.is_eof || !self.read.is_empty() || !self.is_flushed() {
             return false;
         }
         let mut cx = Context::from_waker(std::task::Waker::noop());
@@ -238,10 +249,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 });
             }
         }
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.is_flushed = true;
+        Poll::Ready(Ok(()))
     }
 
     fn advance(&mut self, n: usize) {
+        self.is_flushed = false;
         self.taken += n as u64;
         let of_out = n.min(self.out.len() - self.written);
         self.written += of_out;

@@ -72,6 +72,7 @@ impl<'a, T> Checker<'a, T> {
 
     fn push(&mut self, mut finding: Finding) {
         let document = self.document.nth();
+        let at = finding.document();
         let own = (finding.document() != document).then_some(document);
         if own.is_some() && finding.code == Code::NoEffect {
             // What is inherited need not suit everyone; but who trusts in a denial must be told.
@@ -83,7 +84,12 @@ impl<'a, T> Checker<'a, T> {
             finding = finding.warning();
         }
         let beside = self.beside.iter().copied();
-        self.findings.push(finding).also(beside.chain(own));
+        // What it inherits may be at fault as well.
+        let inherited = self.document.inherited();
+        let also = beside.chain(own).chain(inherited);
+        self.findings
+            .push(finding)
+            .also(also.filter(|nth| *nth != at));
     }
 
     /// Whether what is written at `path` is another document's.

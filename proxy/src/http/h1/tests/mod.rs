@@ -31,6 +31,10 @@ struct Script {
     /// Takes so much at once, and nothing every other time.
     takes: Option<usize>,
     is_full: bool,
+    /// Takes everything, and lets the other end hear of it only when it is flushed, so much each time,
+    /// as TLS over a full socket does.
+    behind: Option<usize>,
+    kept: Vec<u8>,
 }
 
 impl Script {
@@ -58,6 +62,10 @@ impl AsyncRead for Script {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.kept.is_empty() {
+            // The other end answers when it has heard all.
+            return Poll::Pending;
+        }
         self.rests = !self.rests;
         if self.rests && !self.says.is_empty() {
             cx.waker().wake_by_ref();
@@ -93,12 +101,23 @@ impl AsyncWrite for Script {
             return Poll::Pending;
         }
         let n = buf.len().min(most);
-        self.heard.extend_from_slice(&buf[..n]);
+        if self.behind.is_some() {
+            self.kept.extend_from_slice(&buf[..n]);
+        } else {
+            self.heard.extend_from_slice(&buf[..n]);
+        }
         Poll::Ready(Ok(n))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let n = self.behind.unwrap_or_default().min(self.kept.len());
+        let sent: Vec<u8> = self.kept.drain(..n).collect();
+        self.heard.extend_from_slice(&sent);
+        if self.kept.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -257,6 +257,21 @@ async fn a_body_is_sent_as_its_head_says_however_little_the_other_end_takes() {
             expected
         );
     }
+    // As TLS does over a full socket: taken at once, sent as it is flushed.
+    let mut script = answers("content-length: 0\r\n", "");
+    (script.behind, script.stays) = (Some(3), true);
+    let mut connection = Connection::new(script, HEAD_BYTES_MAX);
+    let request = Request::post("http://a.example?x=1").header("host", "a.example");
+    connection.begin(request.body(pieces(&["hello ", "world"])).unwrap(), None);
+    let answered = std::future::poll_fn(|cx| connection.poll_head(cx));
+    tokio::time::timeout(std::time::Duration::from_secs(20), answered)
+        .await
+        .expect("it is flushed to its end")
+        .unwrap();
+    assert!(connection.is_ready());
+    let heard = String::from_utf8_lossy(&connection.stream().heard).into_owned();
+    assert!(heard.starts_with("POST /?x=1 HTTP/1.1\r\n"), "{heard}");
+    assert!(heard.ends_with("hello world"), "{heard}");
     // RFC 9112 §6.2: neither more nor less than was said.
     for length in [10, 12] {
         let mut connection = Connection::new(
@@ -357,6 +372,37 @@ async fn requests_are_answered_one_by_one_until_one_says_that_it_is_the_last() {
     let (seen, heard, _) = requests(Script::says(both.as_bytes(), &[])).await;
     assert_eq!((seen.len(), statuses(&heard)), (1, vec!["200"]));
     assert!(!seen[0].headers.contains_key("content-length"));
+}
+
+#[tokio::test]
+async fn a_body_that_still_goes_on_is_not_read_away_by_the_end_of_its_connection() {
+    let chunks: String = (0..200).map(|nth| format!("3\r\n{nth:03}\r\n")).collect();
+    let all = format!(
+        "POST /a HTTP/1.1\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n{chunks}0\r\n\r\n"
+    );
+    let served = Served::new(Script::says(all.as_bytes(), &[40]), HEAD_BYTES_MAX);
+    let held = std::cell::RefCell::new(None);
+    let serving = served.serve(async |request| {
+        held.replace(Some(request.into_body()));
+        Response::new(Outgoing::Empty)
+    });
+    let reading = async {
+        // The answer is given, and whoever forwards the body goes on.
+        let body = loop {
+            if let Some(body) = held.take() {
+                break body;
+            }
+            tokio::task::yield_now().await;
+        };
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        collected(body).await
+    };
+    let (ended, read) = tokio::join!(serving, reading);
+    assert!(ended.is_ok());
+    let expected: String = (0..200).map(|nth| format!("{nth:03}")).collect();
+    assert_eq!(read.unwrap().0, expected);
 }
 
 #[tokio::test]
