@@ -570,10 +570,8 @@ impl Round {
 /// nothing gets in by that. A denial that is left out, in whole or in part, lets somebody in.
 fn is_dangling(finding: &Finding) -> bool {
     let is_denial = (finding.place.as_ref()).is_some_and(|at| at.path.starts_with("spec.deny"));
-    match finding.code {
-        Code::UnknownReference => !is_denial,
-        code => matches!(code, Code::NoEffect | Code::Unused),
-    }
+    matches!(finding.code, Code::NoEffect | Code::Unused)
+        || (finding.code == Code::UnknownReference && !is_denial)
 }
 
 /// What serves of a file that cannot be read, in part or at all.

@@ -316,7 +316,9 @@ impl Gateway {
                 let end = end.unix_timestamp_nanos() / 1_000_000;
                 let lasted = line["duration"].as_str().unwrap();
                 let lasted: i128 = lasted.strip_suffix("ms").unwrap().parse().unwrap();
-                (line["src.addr"].to_string(), end - lasted, end)
+                // The kernel gives one port to connections to several listeners at once.
+                let source = format!("{} {}", line["listener"], line["src.addr"]);
+                (source, end - lasted, end)
             })
             .collect();
         lives.sort_unstable();
