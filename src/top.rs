@@ -86,11 +86,11 @@ impl Look {
 /// Requests, and connections of what has none, by service.
 fn ended(metrics: &str) -> BTreeMap<String, (u64, u64)> {
     let mut all: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-    for line in metrics.lines() {
-        let is_request = line.starts_with("zeugma_requests_total{");
-        if !is_request && !line.starts_with("zeugma_connections_total{") {
-            continue;
-        }
+    let of = |name: &'static str| metrics.lines().filter(move |line| line.starts_with(name));
+    // Requests first, wherever they stand: the connection of requests is no work of its own.
+    let requests = of("zeugma_requests_total{").map(|line| (true, line));
+    let connections = of("zeugma_connections_total{").map(|line| (false, line));
+    for (is_request, line) in requests.chain(connections) {
         let label = |name: &str| {
             let (_, rest) = line.split_once(&format!("{name}=\""))?;
             Some(rest.split_once('"')?.0)
@@ -108,7 +108,6 @@ fn ended(metrics: &str) -> BTreeMap<String, (u64, u64)> {
                 Some("completed" | "drained" | "idle-timeout")
             ),
         };
-        // The connection of requests is no work of its own.
         if !is_request && is_good && all.contains_key(service) {
             continue;
         }
@@ -300,9 +299,9 @@ mod tests {
     use super::*;
 
     const METRICS: &str = r#"
+zeugma_connections_total{listener="apps",destination_service="shop/orders",reason="completed",response_flags="-"} 9
 zeugma_requests_total{listener="apps",destination_service="shop/orders",response_code="200",reason="completed",response_flags="-"} 70
 zeugma_requests_total{listener="apps",destination_service="shop/orders",response_code="503",reason="no-healthy-endpoint",response_flags="UH"} 5
-zeugma_connections_total{listener="apps",destination_service="shop/orders",reason="completed",response_flags="-"} 9
 zeugma_connections_total{listener="db",destination_service="shop/db",reason="completed",response_flags="-"} 3
 zeugma_connections_total{listener="db",destination_service="shop/db",reason="connect-failed",response_flags="UF"} 2
 "#;
