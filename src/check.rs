@@ -116,7 +116,12 @@ fn look(admin: &Admin, peer: Option<&str>) -> Result<Vec<Item>, AdminError> {
             .flat_map(of_gateway),
     );
     items.extend(list(field(&reached, "unused")).iter().map(|name| Item {
-        verdict: Verdict::Warning,
+        // Who asked for one peer alone is told that it was not reached.
+        verdict: if peer.is_some() {
+            Verdict::Failed
+        } else {
+            Verdict::Warning
+        },
         what: format!("peer {}", word(name)),
         found: "no route goes to it; nothing to reach for".to_owned(),
     }));
