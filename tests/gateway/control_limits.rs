@@ -287,7 +287,10 @@ async fn so_many_handshakes_are_under_way_and_what_is_open_does_not_count() {
     let mut sessions = Vec::new();
     for _ in 0..3 {
         open.push(echoing(db).await);
-        sessions.push(caller.dial(east.apps, ORDERS, &[b"h2"]).await.unwrap());
+        let mut session = caller.dial(east.apps, ORDERS, &[b"h2"]).await.unwrap();
+        // The caller is through before the gateway is, which tells by its first byte.
+        within("SETTINGS", session.read_u8()).await.unwrap();
+        sessions.push(session);
     }
     let half = async || {
         let mut tcp = TcpStream::connect(east.apps).await.unwrap();
