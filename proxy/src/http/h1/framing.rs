@@ -275,8 +275,10 @@ fn trailers(read: &mut BytesMut) -> Result<Decoded, Malformed> {
         read.advance(2);
         return Ok(Decoded::End);
     }
-    let end = read.windows(4).position(|four| four == b"\r\n\r\n");
-    let Some(end) = end else {
+    if read.starts_with(b"\n") {
+        return Err(Malformed::LineEnd);
+    }
+    let Some(end) = head::end_of(read) else {
         if read.len() > TRAILER_BYTES_MAX {
             return Err(Malformed::Trailers);
         }
@@ -285,7 +287,7 @@ fn trailers(read: &mut BytesMut) -> Result<Decoded, Malformed> {
     if end > TRAILER_BYTES_MAX {
         return Err(Malformed::Trailers);
     }
-    let lines = read.split_to(end + 4).freeze();
+    let lines = read.split_to(end).freeze();
     if !head::ends_lines_well(&lines) {
         return Err(Malformed::LineEnd);
     }

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
@@ -18,6 +19,9 @@ use crate::http::body::{BodyError, Outgoing};
 
 /// What a head may be long in these tests.
 const HEAD_BYTES_MAX: usize = 4096;
+
+/// Far more than any of it takes.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A stream that says what it is told to in portions, and keeps what it hears.
 #[derive(Debug, Default)]

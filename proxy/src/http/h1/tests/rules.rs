@@ -264,7 +264,7 @@ async fn a_body_is_sent_as_its_head_says_however_little_the_other_end_takes() {
     let request = Request::post("http://a.example?x=1").header("host", "a.example");
     connection.begin(request.body(pieces(&["hello ", "world"])).unwrap(), None);
     let answered = std::future::poll_fn(|cx| connection.poll_head(cx));
-    tokio::time::timeout(std::time::Duration::from_secs(20), answered)
+    tokio::time::timeout(DEADLINE, answered)
         .await
         .expect("it is flushed to its end")
         .unwrap();
@@ -344,6 +344,35 @@ async fn a_caller_is_told_which_kind_of_rule_it_broke() {
         );
         assert_eq!(statuses(&heard), [status], "{request:?}");
         assert!(heard.contains("connection: close\r\n"), "{heard}");
+    }
+}
+
+#[tokio::test]
+async fn a_bare_line_feed_at_the_end_is_refused_as_soon_as_it_is_there() {
+    // RFC 9112 §2.2; the other end has nothing more to say, and would wait.
+    for (start, line) in [
+        ("GET / HTTP/1.1", "a: 1"),
+        ("GET / HTTP/1.1\r\na: 1", "b: 2"),
+    ] {
+        for end in ["\n\r\n", "\n\n", "\r\n\n"] {
+            let mut script = Script::says(format!("{start}\r\n{line}{end}").as_bytes(), &[1]);
+            script.stays = true;
+            let answered = tokio::time::timeout(DEADLINE, requests(script)).await;
+            let (seen, heard, _) = answered.unwrap_or_else(|_| panic!("{end:?} was waited for"));
+            assert_eq!((seen.len(), statuses(&heard)), (0, vec!["400"]));
+        }
+    }
+    for end in ["\n", "a: 1\n\r\n", "a: 1\n\n", "a: 1\r\n\n"] {
+        let chunks = format!("1\r\na\r\n0\r\n{end}");
+        let bytes = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunks}");
+        let mut script = Script::says(bytes.as_bytes(), &[1]);
+        script.stays = true;
+        let refused = tokio::time::timeout(DEADLINE, refusal(script)).await;
+        let error = refused.unwrap_or_else(|_| panic!("{end:?} was waited for"));
+        assert!(
+            matches!(error, Some(Error::Malformed(Malformed::LineEnd))),
+            "{end:?}: {error:?}"
+        );
     }
 }
 
