@@ -44,8 +44,7 @@ struct State<S> {
     awaited: Awaited,
     /// What is to come of the request's body.
     framing: Framing,
-    /// Whether the caller waits to be asked for it.
-    is_unasked: bool,
+    asking: Asking,
     /// The request under way: a body of one before reads nothing.
     nth: u64,
     is_body_held: bool,
@@ -53,6 +52,18 @@ struct State<S> {
     waiter: Option<Waker>,
     is_leaving: bool,
     upgrade: Option<oneshot::Sender<Rewound<S>>>,
+}
+
+/// Whether the caller waits to be asked for its body (RFC 9110 §10.1.1).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Asking {
+    /// It does not.
+    #[default]
+    Done,
+    /// Some of the question is still to be sent.
+    UnderWay,
+    /// It does.
+    Unasked,
 }
 
 /// What of a request decides how it is answered.
@@ -71,7 +82,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             head_bytes_max,
             awaited: Awaited::default(),
             framing: Framing::Ended,
-            is_unasked: false,
+            asking: Asking::Done,
             nth: 0,
             is_body_held: false,
             waiter: None,
@@ -160,7 +171,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
                 state.is_leaving |= stated.is_doubtful;
                 let asks = !state.framing.is_ended() && expect::expects_continue(&head.headers);
                 // RFC 9110 §10.1.1: not of HTTP/1.0.
-                state.is_unasked = asks && head.version == Version::HTTP_11;
+                state.asking = if asks && head.version == Version::HTTP_11 {
+                    Asking::Unasked
+                } else {
+                    Asking::Done
+                };
                 return Poll::Ready(Ok(Some(head)));
             }
             if state.is_leaving && wire.read.is_empty() {
@@ -211,8 +226,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
     /// Writes the head of a response; says how its body goes, and whether the connection is kept.
     fn begin_response(&self, asked: Asked, response: Response<Outgoing>) -> (Sending, bool) {
         let state = &mut *self.0.borrow_mut();
-        // RFC 9110 §10.1.1: the body may come all the same, or not.
-        let is_unasked = std::mem::take(&mut state.is_unasked);
+        // RFC 9110 §10.1.1: the body may come all the same, or not. What is left of the question
+        // leaves with the response.
+        let is_unasked = std::mem::take(&mut state.asking) == Asking::Unasked;
         let Some(wire) = &mut state.wire else {
             return (Sending::nothing(), false);
         };
@@ -497,15 +513,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RequestBody<S> {
             return Poll::Ready(Ok(Decoded::End));
         }
         let wire = state.wire.as_mut().ok_or(Error::Incomplete)?;
-        if state.is_unasked {
+        if state.asking == Asking::Unasked {
+            state.asking = Asking::Done;
             // RFC 9110 §10.1.1: not needed where it has begun to come.
-            state.is_unasked = false;
             if wire.read.is_empty() {
                 wire.out()
                     .extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-                // The little that does not fit leaves with the response.
-                let _left = wire.poll_write(cx)?;
+                state.asking = Asking::UnderWay;
             }
+        }
+        if state.asking == Asking::UnderWay && wire.poll_write(cx)?.is_ready() {
+            state.asking = Asking::Done;
         }
         loop {
             let decoded = state.framing.decode(&mut wire.read)?;

@@ -27,6 +27,8 @@ const DEADLINE: Duration = Duration::from_secs(20);
 #[derive(Debug, Default)]
 struct Script {
     says: VecDeque<Vec<u8>>,
+    /// What it says once it has heard something that ends so.
+    asked_says: Option<(Vec<u8>, Vec<u8>)>,
     heard: Vec<u8>,
     /// A portion has just been read: the next comes with the next turn.
     rests: bool,
@@ -74,6 +76,15 @@ impl AsyncRead for Script {
         if self.rests && !self.says.is_empty() {
             cx.waker().wake_by_ref();
             return Poll::Pending;
+        }
+        if self.says.is_empty()
+            && let Some((asked, says)) = self.asked_says.take()
+        {
+            if !self.heard.ends_with(&asked) {
+                self.asked_says = Some((asked, says));
+                return Poll::Pending;
+            }
+            self.says.push_back(says);
         }
         let Some(portion) = self.says.front_mut() else {
             return if self.stays {

@@ -487,6 +487,26 @@ async fn a_body_is_asked_for_when_it_is_read_and_not_before() {
 }
 
 #[tokio::test]
+async fn a_caller_is_asked_for_its_body_however_little_it_takes_at_once() {
+    let head = "POST /a HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\
+                connection: close\r\n\r\n";
+    for (takes, behind) in [(Some(1), None), (None, Some(3))] {
+        let mut script = Script::says(head.as_bytes(), &[]);
+        (script.takes, script.behind, script.stays) = (takes, behind, true);
+        script.asked_says = Some((b"100 Continue\r\n\r\n".to_vec(), b"ok".to_vec()));
+        let served = Served::new(script, HEAD_BYTES_MAX);
+        let serving = served.serve(async |request| {
+            assert_eq!(collected(request.into_body()).await.unwrap().0, "ok");
+            Response::new(Outgoing::Empty)
+        });
+        let ended = tokio::time::timeout(DEADLINE, serving).await;
+        ended.expect("it is asked to the end").unwrap();
+        let heard = String::from_utf8(served.stream().unwrap().heard.clone()).unwrap();
+        assert_eq!(statuses(&heard), ["100", "200"]);
+    }
+}
+
+#[tokio::test]
 async fn a_caller_that_goes_takes_its_request_with_it() {
     let script = Script::says(b"GET / HTTP/1.1\r\n\r\n", &[]);
     let served = Served::new(script, HEAD_BYTES_MAX);
