@@ -271,9 +271,11 @@ impl Ended {
     fn of_h1(error: &h1::Error) -> Self {
         match error {
             h1::Error::Malformed(rule) => Self::Malformed(rule.to_string()),
-            h1::Error::Incomplete | h1::Error::Io(_) | h1::Error::Body(_) | h1::Error::Length => {
-                Self::Broken(error.to_string())
-            }
+            h1::Error::Incomplete
+            | h1::Error::NotQuiet
+            | h1::Error::Io(_)
+            | h1::Error::Body(_)
+            | h1::Error::Length => Self::Broken(error.to_string()),
         }
     }
 

@@ -38,8 +38,18 @@ pub(in crate::http) struct Connection<S> {
     is_kept: bool,
     /// What the stream had taken before this request.
     taken: u64,
-    /// Nothing of this request was sent yet, nor have others had their turn.
-    is_early: bool,
+    start: Start,
+}
+
+/// How far a request is before it is sent.
+#[derive(Debug, Clone, Copy)]
+enum Start {
+    /// Others have their turn first.
+    Early,
+    /// They have had it.
+    Due,
+    /// It is sent as the other end takes it.
+    Made,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
@@ -56,7 +66,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             framing: Framing::Ended,
             is_kept: true,
             taken: 0,
-            is_early: false,
+            start: Start::Made,
         }
     }
 
@@ -71,7 +81,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Whether it may carry another request: the endpoint has not closed it, nor said anything.
     pub(in crate::http) fn is_ready(&mut self) -> bool {
-        self.is_done() && self.wire.is_quiet()
+        self.is_done() && self.wire.is_flushed() && self.wire.is_quiet()
     }
 
     /// Whether request and response are complete, and the connection outlives them.
@@ -115,7 +125,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.gate = gate;
         self.interims = 0;
         self.taken = self.wire.taken();
-        self.is_early = true;
+        self.start = Start::Early;
         let out = self.wire.out();
         write(out);
         self.sending = length_of(&asked, body, out);
@@ -131,8 +141,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<()>, Error>> {
-        if std::mem::take(&mut self.is_early) {
-            return super::others_first(cx);
+        match self.start {
+            Start::Early => {
+                self.start = Start::Due;
+                return super::others_first(cx);
+            }
+            Start::Due => {
+                self.start = Start::Made;
+                // RFC 9112 §9.2: what has come before the request answers none. A new connection has
+                // no other request that it could be for.
+                if self.taken > 0 && !self.wire.is_quiet() {
+                    self.is_broken = true;
+                    return Poll::Ready(Err(Error::NotQuiet));
+                }
+            }
+            Start::Made => {}
         }
         // An endpoint may answer without having read all of it, and close.
         let failed = self.poll_send(cx)?;

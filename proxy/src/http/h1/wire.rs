@@ -175,7 +175,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Whether nothing has come that nobody has asked for, and the other end is there, as far as is
     /// known without a system call.
     pub(super) fn is_quiet(&mut self) -> bool {
-        if self.is_eof || !self.read.is_empty() || !self.is_flushed() {
+        if self.is_eof || !self.read.is_empty() {
             return false;
         }
         let mut cx = Context::from_waker(std::task::Waker::noop());

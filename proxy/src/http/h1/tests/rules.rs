@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use crate::http::h1::Malformed;
 
 use super::*;
@@ -304,10 +306,47 @@ async fn an_endpoint_that_closed_an_idle_connection_is_seen_before_a_request_is_
     let (near, mut far) = tokio::io::duplex(1024);
     let mut connection = Connection::new(near, HEAD_BYTES_MAX);
     // RFC 9112 §9.2: what comes before a request answers none.
-    tokio::io::AsyncWriteExt::write_all(&mut far, b"H")
-        .await
-        .unwrap();
+    far.write_all(b"H").await.unwrap();
     assert!(!connection.is_ready());
+}
+
+#[tokio::test]
+async fn what_an_endpoint_says_before_a_request_is_sent_does_not_answer_it() {
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    for says in [Some(ANSWER), None] {
+        let (near, mut far) = tokio::io::duplex(1024);
+        let mut connection = Connection::new(near, HEAD_BYTES_MAX);
+        let ask = || Request::post("/").body(Outgoing::Empty).unwrap();
+        connection.begin(ask(), None);
+        let first = async {
+            assert!(far.read_u8().await.is_ok());
+            far.write_all(ANSWER).await.unwrap();
+        };
+        let (answered, ()) =
+            tokio::join!(std::future::poll_fn(|cx| connection.poll_head(cx)), first);
+        answered.unwrap();
+        // It is free, and taken by a request, which lets others go first.
+        assert!(connection.is_ready());
+        connection.begin(ask(), None);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(connection.poll_head(&mut cx).is_pending());
+        let mut before = [0; 1024];
+        assert!(far.read(&mut before).await.unwrap() > 0);
+        // RFC 9112 §9.2: nobody has asked for it; §9.5: or it closes.
+        match says {
+            Some(answer) => far.write_all(answer).await.unwrap(),
+            None => far.shutdown().await.unwrap(),
+        }
+        let error = std::future::poll_fn(|cx| connection.poll_head(cx)).await;
+        assert!(matches!(error, Err(Error::NotQuiet)), "{error:?}");
+        assert!(connection.has_sent_nothing() && !connection.is_done());
+        drop(connection);
+        assert_eq!(
+            far.read(&mut before).await.unwrap(),
+            0,
+            "a request was sent"
+        );
+    }
 }
 
 #[tokio::test]
