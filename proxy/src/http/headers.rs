@@ -33,12 +33,30 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     HeaderName::from_static("http2-settings"),
 ];
 
-/// Removes what says who calls, or is between gateways, from trailers: some services take them for
-/// headers (RFC 9110 §6.5.1 warns of it), and nothing else vouches for them.
+/// What nobody may read in trailers (RFC 9110 §6.5.1), besides what ends at this hop: it frames,
+/// routes, authenticates or describes the message.
+const OF_HEADS: [HeaderName; 11] = [
+    header::AUTHORIZATION,
+    header::CACHE_CONTROL,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::CONTENT_RANGE,
+    header::CONTENT_TYPE,
+    header::HOST,
+    header::MAX_FORWARDS,
+    header::SET_COOKIE,
+    header::TE,
+    header::TRAILER,
+];
+
+/// Removes from trailers what belongs into a head, ends at this hop, says who calls, or is between
+/// gateways: some take them for headers (RFC 9110 §6.5.1 warns of it), and nothing else vouches for
+/// them.
 pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
     for name in [XFCC, ZEUGMA_REASON, ZEUGMA_MIRROR]
         .iter()
         .chain(&HOP_BY_HOP)
+        .chain(&OF_HEADS)
     {
         trailers.remove(name);
     }
