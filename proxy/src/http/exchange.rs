@@ -769,6 +769,7 @@ impl Exchange {
             to_head: self.head.method == Method::HEAD,
             length: headers::content_length(headers),
             trailers: headers.get_all(header::TRAILER),
+            passing: self.head.extensions.get(),
         };
         turn.begin(asked, source.next_try(), gate, |out| {
             h1::write_request_line(out, self.method(), &self.head.uri);

@@ -16,7 +16,7 @@ use super::sending::{Length, Sending, named_trailers};
 use super::wire::Wire;
 use super::{Error, Malformed};
 use crate::http::body::{BodyError, Outgoing};
-use crate::http::expect::Gate;
+use crate::http::expect::{Gate, Passing};
 
 /// Interim responses to one request.
 const INTERIMS_MAX: u32 = 32;
@@ -31,6 +31,8 @@ pub(in crate::http) struct Connection<S> {
     is_broken: bool,
     to_head: bool,
     gate: Option<Gate>,
+    /// Takes interim responses on to the caller.
+    passing: Option<Passing>,
     awaited: Awaited,
     interims: u32,
     framing: Framing,
@@ -61,6 +63,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             is_broken: false,
             to_head: false,
             gate: None,
+            passing: None,
             awaited: Awaited::default(),
             interims: 0,
             framing: Framing::Ended,
@@ -106,6 +109,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             to_head: head.method == Method::HEAD,
             length: crate::http::headers::content_length(&head.headers),
             trailers: head.headers.get_all(TRAILER),
+            passing: None,
         };
         self.begin_written(asked, body, gate, |out| {
             head::write_request_line(out, &head.method, &head.uri);
@@ -123,6 +127,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     ) {
         self.to_head = asked.to_head;
         self.gate = gate;
+        self.passing = asked.passing.cloned();
         self.interims = 0;
         self.taken = self.wire.taken();
         self.start = Start::Early;
@@ -226,7 +231,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn take_head(&mut self, mut response: Response<()>) -> Result<Option<Response<()>>, Error> {
         let status = response.status();
         if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
-            // RFC 9110 §15.2: any number of them; those that ask for the body are passed on.
+            // RFC 9110 §15.2: any number of them, which a proxy passes on.
             self.interims += 1;
             if self.interims > INTERIMS_MAX {
                 return Err(Malformed::Interims.into());
@@ -235,6 +240,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 && let Some(gate) = &self.gate
             {
                 gate.open();
+            }
+            if let Some(passing) = &self.passing {
+                passing.push(response);
             }
             return Ok(None);
         }
@@ -301,6 +309,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Gives back what only a message under way needs.
     pub(in crate::http) fn rest(&mut self) {
         self.gate = None;
+        self.passing = None;
         self.wire.rest();
     }
 }
@@ -313,6 +322,8 @@ pub(crate) struct Asked<'a> {
     pub(in crate::http) length: Option<u64>,
     /// The trailers that it names.
     pub(in crate::http) trailers: GetAll<'a, HeaderValue>,
+    /// What takes interim responses on to its caller, if something does.
+    pub(in crate::http) passing: Option<&'a Passing>,
 }
 
 /// How the body of a request is sent, which its head has to say.
