@@ -1,12 +1,13 @@
 //! HTTP/1.1 at its edges: answers that are cut where only the connection's end tells of theirs, or
 //! that come before the request has; what is behind a body; targets that are none.
 
-use http::header;
+use http::{Request, StatusCode, header};
 use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 
-use crate::data_client::{Client, Wire, read_head};
+use crate::data_client::{Client, Wire, raw, read_head};
 use crate::data_mesh::{Gateway, HELLO, endpoints, near_route};
-use crate::data_services::{AnyBody, TcpService};
+use crate::data_services::{AnyBody, HttpService, TcpService};
 use crate::mesh::within;
 
 /// An endpoint by HTTP/1.1 that answers every head with these bytes, and then closes or does not.
@@ -51,6 +52,44 @@ async fn what_belongs_into_a_head_does_not_reach_the_caller_in_trailers() {
         let trailers = answer.trailers.unwrap();
         let names: Vec<_> = trailers.keys().map(http::HeaderName::as_str).collect();
         assert_eq!(names, ["x-sum"], "{wire:?}");
+    }
+    gateway.process.finish().await;
+}
+
+/// RFC 9113 §8.3.1: `:path` begins with `/`, or is the `*` of `OPTIONS`; RFC 9112 §3.2 likewise.
+#[tokio::test]
+async fn a_target_that_is_no_path_is_refused_by_either_version() {
+    let service = HttpService::start("near");
+    let backend = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
+    let gateway = Gateway::alone(&near_route("hello", &[&backend])).await;
+    for (method, target, status) in [
+        ("GET", "?x", 400),
+        ("GET", "*", 400),
+        ("POST", "*", 400),
+        ("OPTIONS", "*", 200),
+        ("GET", "/?x", 200),
+    ] {
+        let end = "connection: close\r\n\r\n";
+        let head = format!("{method} {target} HTTP/1.1\r\nhost: {HELLO}\r\n{end}");
+        let answer = raw(gateway.apps(), &head).await;
+        let told = answer.get(9..12).unwrap_or_default();
+        assert_eq!(told, status.to_string(), "{method} {target}: {answer}");
+
+        let tcp = TcpStream::connect(gateway.apps()).await.unwrap();
+        let (mut caller, connection) = h2::client::handshake(tcp).await.unwrap();
+        let driving = tokio::spawn(connection);
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(http::uri::Scheme::HTTP);
+        parts.authority = Some(HELLO.parse().unwrap());
+        parts.path_and_query = Some(target.parse().unwrap());
+        let uri = http::Uri::from_parts(parts).unwrap();
+        let request = Request::builder().method(method).uri(uri).body(()).unwrap();
+        let (response, _) = caller.send_request(request, true).unwrap();
+        let response = within("an answer", response).await.unwrap();
+        let expected = StatusCode::from_u16(status).unwrap();
+        assert_eq!(response.status(), expected, "{method} {target} by HTTP/2");
+        drop((caller, response));
+        driving.abort();
     }
     gateway.process.finish().await;
 }

@@ -1,8 +1,8 @@
 //! Headers that the gateway reads, adds and removes.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::uri::Authority;
-use http::{Version, request};
+use http::uri::{Authority, PathAndQuery};
+use http::{Method, Version, request};
 use zeugma_core::identity::SpiffeId;
 
 /// The caller's identity as the gateway hands it on (Envoy's `x-forwarded-client-cert`).
@@ -130,6 +130,19 @@ pub(crate) fn joined_cookies(headers: &HeaderMap) -> Option<HeaderValue> {
     let crumbs = headers.get_all(header::COOKIE).iter();
     let crumbs: Vec<&[u8]> = crumbs.map(HeaderValue::as_bytes).collect();
     HeaderValue::from_bytes(&crumbs.join(&b"; "[..])).ok()
+}
+
+/// Whether a request's target is a path, or the `*` of `OPTIONS` (RFC 9112 §3.2, RFC 9113 §8.3.1).
+pub(crate) fn has_target(request: &request::Parts) -> bool {
+    match request.uri.path_and_query().map(PathAndQuery::as_str) {
+        Some("*") => request.method == Method::OPTIONS,
+        Some(target) => {
+            // RFC 9112 §3.2.2: of HTTP/1.1 a whole URI may have none, which is `/`.
+            let is_whole = request.uri.authority().is_some() && request.version != Version::HTTP_2;
+            target.starts_with('/') || is_whole
+        }
+        None => false,
+    }
 }
 
 /// The host a request is for; `None` if it names none, or two that differ.
