@@ -2,7 +2,7 @@
 //! that come before the request has; what is behind a body; targets that are none.
 
 use http::{Request, StatusCode, header};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::data_client::{Client, Wire, raw, read_head};
@@ -26,6 +26,43 @@ async fn before(service: &TcpService, more: &[&str]) -> Gateway {
     let address = endpoints(&[service.address()]);
     let backend = format!("backends: [{{ version: h1, {address} }}]");
     Gateway::alone(&near_route("hello", &[&[&*backend], more].concat())).await
+}
+
+/// What a caller by HTTP/1.0 gets, and how it ends.
+async fn by_http_1_0(gateway: &Gateway, id: &str) -> (String, std::io::Result<usize>) {
+    let mut tcp = TcpStream::connect(gateway.apps()).await.unwrap();
+    let head = format!("GET / HTTP/1.0\r\nhost: {HELLO}\r\nx-request-id: {id}\r\n\r\n");
+    tcp.write_all(head.as_bytes()).await.unwrap();
+    let mut all = Vec::new();
+    let ended = within("the end", tcp.read_to_end(&mut all)).await;
+    (String::from_utf8(all).unwrap(), ended)
+}
+
+/// RFC 9112 §8: HTTP/1.0 knows no chunks, and what is cut must not look whole.
+#[tokio::test]
+async fn an_answer_that_is_cut_does_not_look_whole_to_a_caller_by_http_1_0() {
+    const HEAD: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n";
+    let cut = answers(HEAD, true);
+    let gateway = before(&cut, &[]).await;
+    let (heard, ended) = by_http_1_0(&gateway, "cut").await;
+    assert!(ended.is_err(), "{heard:?} looks whole");
+    let line = gateway.request("cut").await;
+    assert_eq!(line["verdict"], "upstream-reset", "{line}");
+    gateway.process.finish().await;
+
+    let silent = answers(HEAD, false);
+    let gateway = before(&silent, &["timeouts: { idle: 1s }"]).await;
+    let (heard, ended) = by_http_1_0(&gateway, "silent").await;
+    assert!(ended.is_err(), "{heard:?} looks whole");
+    let line = gateway.request("silent").await;
+    assert_eq!(line["verdict"], "idle-timeout", "{line}");
+    gateway.process.finish().await;
+
+    let whole = answers("HTTP/1.1 200 OK\r\n\r\nall of it", true);
+    let gateway = before(&whole, &[]).await;
+    let (heard, ended) = by_http_1_0(&gateway, "whole").await;
+    assert!(ended.is_ok() && heard.ends_with("\r\n\r\nall of it"));
+    gateway.process.finish().await;
 }
 
 /// RFC 9110 §6.5.1: what frames, routes, authenticates or describes a message is not read in trailers.

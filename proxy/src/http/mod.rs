@@ -290,6 +290,7 @@ impl Ended {
 async fn serve_h1(context: &Rc<Context>, mut watch: Watch, io: Counted) -> Ended {
     let limits = &context.worker.shared.settings.limits;
     let served = h1::Served::new(io, limits.header_bytes);
+    let _cut = CutOff(&served);
     let watching = Seldom::new(async {
         loop {
             match watch.next().await {
@@ -310,6 +311,20 @@ async fn serve_h1(context: &Rc<Context>, mut watch: Watch, io: Counted) -> Ended
         Poll::Ready(served.map_or_else(|error| Ended::of_h1(&error), |()| Ended::Ok))
     })
     .await
+}
+
+/// Has the connection be reset where it ends within an answer whose end it would tell: a caller by
+/// HTTP/1.0 would take what was cut off for all of it.
+struct CutOff<'a>(&'a h1::Served<Counted>);
+
+impl Drop for CutOff<'_> {
+    fn drop(&mut self) {
+        if self.0.is_open_ended()
+            && let Some(io) = self.0.stream()
+        {
+            io.stream.reset_when_dropped();
+        }
+    }
 }
 
 async fn answer(

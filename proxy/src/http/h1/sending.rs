@@ -95,6 +95,11 @@ impl Sending {
         Self::nothing_of(Outgoing::Empty)
     }
 
+    /// Whether the end of the connection is to tell of its end.
+    pub(super) const fn is_until_close(&self) -> bool {
+        matches!(self.length, Length::UntilClose)
+    }
+
     /// Whether there is no more.
     pub(super) const fn is_done(&self) -> bool {
         self.is_done

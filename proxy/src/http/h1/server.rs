@@ -51,6 +51,8 @@ struct State<S> {
     /// The connection's task, where it waits for the body.
     waiter: Option<Waker>,
     is_leaving: bool,
+    /// Of the answer under way the connection's end tells the end.
+    is_open_ended: bool,
     upgrade: Option<oneshot::Sender<Rewound<S>>>,
 }
 
@@ -87,15 +89,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             is_body_held: false,
             waiter: None,
             is_leaving: false,
+            is_open_ended: false,
             upgrade: None,
         })))
     }
 
     /// What of the stream is still there.
-    #[cfg(test)]
-    pub(super) fn stream(&self) -> Option<std::cell::Ref<'_, S>> {
+    pub(in crate::http) fn stream(&self) -> Option<std::cell::Ref<'_, S>> {
         let state = std::cell::Ref::map(self.0.borrow(), |state| &state.wire);
         std::cell::Ref::filter_map(state, |wire| wire.as_ref().map(Wire::stream)).ok()
+    }
+
+    /// Whether the caller would take the end of the connection for that of an answer which is not
+    /// complete.
+    pub(in crate::http) fn is_open_ended(&self) -> bool {
+        self.0.borrow().is_open_ended
     }
 
     /// Has the connection end behind the request under way; whoever drives it polls it after this.
@@ -144,6 +152,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             })
             .await;
             std::future::poll_fn(|cx| self.poll_send(&mut sending, cx)).await?;
+            self.0.borrow_mut().is_open_ended = false;
             if is_switching {
                 return self.switch();
             }
@@ -260,6 +269,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             }
         }
         out.extend_from_slice(b"\r\n");
+        state.is_open_ended = sending.is_until_close();
         (sending, is_kept)
     }
 
