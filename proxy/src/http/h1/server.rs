@@ -77,6 +77,12 @@ struct Asked {
     takes_trailers: bool,
 }
 
+impl<S> Clone for Served<S> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
     pub(in crate::http) fn new(stream: S, head_bytes_max: usize) -> Self {
         Self(Rc::new(RefCell::new(State {
@@ -104,6 +110,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
     /// complete.
     pub(in crate::http) fn is_open_ended(&self) -> bool {
         self.0.borrow().is_open_ended
+    }
+
+    /// Whether what comes is the rest of a request that was answered, and no head.
+    pub(in crate::http) fn is_amid_body(&self) -> bool {
+        let state = self.0.borrow();
+        state.is_body_held && !state.framing.is_ended()
     }
 
     /// Has the connection end behind the request under way; whoever drives it polls it after this.
