@@ -65,6 +65,31 @@ async fn an_answer_that_is_cut_does_not_look_whole_to_a_caller_by_http_1_0() {
     gateway.process.finish().await;
 }
 
+/// RFC 9112 §9.6: closed over what still comes, a connection is reset, and the answer may be lost.
+#[tokio::test]
+async fn an_answer_reaches_a_caller_that_first_sends_all_of_its_body() {
+    const BODY: usize = 8 << 20;
+    let service = HttpService::start("near");
+    let backend = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
+    let gateway = Gateway::alone(&near_route("hello", &[&backend])).await;
+    for (host, framing) in [
+        ("nowhere.example", format!("content-length: {BODY}")),
+        // The head itself is refused.
+        (HELLO, format!("content-length : {BODY}")),
+    ] {
+        let mut tcp = TcpStream::connect(gateway.apps()).await.unwrap();
+        let head = format!("POST / HTTP/1.1\r\nhost: {host}\r\n{framing}\r\n\r\n");
+        tcp.write_all(head.as_bytes()).await.unwrap();
+        let sent = within("the body", tcp.write_all(&vec![b'x'; BODY])).await;
+        sent.unwrap();
+        let mut all = String::new();
+        let read = within("the answer", tcp.read_to_string(&mut all)).await;
+        read.unwrap();
+        assert!(all.starts_with("HTTP/1.1 40"), "{all}");
+    }
+    gateway.process.finish().await;
+}
+
 /// RFC 9110 §6.5.1: what frames, routes, authenticates or describes a message is not read in trailers.
 #[tokio::test]
 async fn what_belongs_into_a_head_does_not_reach_the_caller_in_trailers() {

@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
@@ -19,6 +20,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::client::keeps;
 use super::framing::{Decoded, Framing};
@@ -31,6 +33,11 @@ use crate::http::{date, expect};
 
 /// What is read and dropped of a body that nobody wants, so that the connection can be used again.
 const UNWANTED_BYTES_MAX: usize = 256 * 1024;
+
+/// How long a caller is listened to that may still send when its connection ends, and how much is
+/// read of it: it may first send all of a request that was answered early.
+pub(super) const LINGER_MAX: Duration = Duration::from_secs(5);
+pub(super) const LINGER_BYTES_MAX: usize = 16 << 20;
 
 /// A caller's connection, shared by its task and the body that is read from it.
 #[derive(Debug)]
@@ -53,6 +60,8 @@ struct State<S> {
     is_leaving: bool,
     /// Of the answer under way the connection's end tells the end.
     is_open_ended: bool,
+    /// The connection has ended for our part, and what still comes is dropped.
+    is_lingering: bool,
     upgrade: Option<oneshot::Sender<Rewound<S>>>,
 }
 
@@ -96,6 +105,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             waiter: None,
             is_leaving: false,
             is_open_ended: false,
+            is_lingering: false,
             upgrade: None,
         })))
     }
@@ -115,7 +125,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
     /// Whether what comes is the rest of a request that was answered, and no head.
     pub(in crate::http) fn is_amid_body(&self) -> bool {
         let state = self.0.borrow();
-        state.is_body_held && !state.framing.is_ended()
+        state.is_lingering || (state.is_body_held && !state.framing.is_ended())
     }
 
     /// Has the connection end behind the request under way; whoever drives it polls it after this.
@@ -171,9 +181,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             // It may hold what is to come of the request.
             drop(sending);
             // In any case: what goes on to the endpoint must not be read away from under it.
-            let is_at_end = std::future::poll_fn(|cx| self.poll_unwanted(cx)).await?;
-            if !is_kept || !is_at_end {
-                return self.close().await;
+            match std::future::poll_fn(|cx| self.poll_unwanted(cx)).await {
+                Ok(true) if is_kept => {}
+                Ok(true) if !self.has_more() => return self.close().await,
+                Ok(_) => return Box::pin(self.linger()).await,
+                Err(error) => {
+                    Box::pin(self.linger()).await.ok();
+                    return Err(error);
+                }
             }
         }
     }
@@ -394,8 +409,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
         // What it makes of it is its own affair.
         let sent = std::future::poll_fn(|cx| self.poll_send(&mut sending, cx)).await;
         if sent.is_ok() {
-            self.close().await.ok();
+            Box::pin(self.linger()).await.ok();
         }
+    }
+
+    /// Whether something was read behind the request.
+    fn has_more(&self) -> bool {
+        let state = self.0.borrow();
+        (state.wire.as_ref()).is_some_and(|wire| !wire.read.is_empty())
     }
 
     /// Ends the connection in order.
@@ -409,6 +430,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             None => Poll::Ready(Ok(())),
         })
         .await
+    }
+
+    /// As [`close`](Self::close), where the caller may still send: it reads the answer before it is
+    /// reset over what nobody reads (RFC 9112 §9.6).
+    async fn linger(&self) -> Result<(), Error> {
+        self.close().await?;
+        self.0.borrow_mut().is_lingering = true;
+        let mut left = LINGER_BYTES_MAX;
+        let until_gone = std::future::poll_fn(|cx| match &mut self.0.borrow_mut().wire {
+            Some(wire) => wire.poll_drop(&mut left, cx),
+            None => Poll::Ready(()),
+        });
+        timeout(LINGER_MAX, until_gone).await.ok();
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::http::h1::Malformed;
+use crate::http::h1::server::{LINGER_BYTES_MAX, LINGER_MAX};
 
 use super::*;
 
@@ -386,7 +387,7 @@ async fn a_caller_is_told_which_kind_of_rule_it_broke() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_bare_line_feed_at_the_end_is_refused_as_soon_as_it_is_there() {
     // RFC 9112 §2.2; the other end has nothing more to say, and would wait.
     for (start, line) in [
@@ -494,6 +495,46 @@ async fn a_body_that_nobody_reads_is_dropped_within_a_bound() {
             .ok();
         assert_eq!(count.get(), answered, "{bytes}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_still_sends_is_listened_to_for_so_long_and_so_much() {
+    const BODY: usize = 20 << 20;
+    let head = format!("POST /a HTTP/1.1\r\ncontent-length: {BODY}\r\n\r\n");
+    for (comes, ends_by_time) in [(1000, true), (BODY, false)] {
+        let all = [head.as_bytes(), &vec![b'x'; comes]].concat();
+        let mut script = Script::says(&all, &[64 * 1024]);
+        script.stays = true;
+        let served = Served::new(script, HEAD_BYTES_MAX);
+        let began = tokio::time::Instant::now();
+        let serving = served.serve(async |_request| Response::new(Outgoing::Empty));
+        serving.await.unwrap();
+        let lasted = began.elapsed();
+        if ends_by_time {
+            assert!((LINGER_MAX..LINGER_MAX * 2).contains(&lasted), "{lasted:?}");
+        } else {
+            assert!(lasted.is_zero(), "{lasted:?}");
+        }
+        let unread: usize = served.stream().unwrap().says.iter().map(Vec::len).sum();
+        let read = all.len() - unread;
+        let most = (LINGER_BYTES_MAX + 512 * 1024).min(all.len());
+        let least = LINGER_BYTES_MAX.min(all.len());
+        assert!((least..=most).contains(&read), "{read} of {}", all.len());
+        let heard = String::from_utf8(served.stream().unwrap().heard.clone()).unwrap();
+        assert_eq!(statuses(&heard), ["200"]);
+    }
+}
+
+#[test]
+fn a_caller_that_has_sent_all_is_not_listened_to_for_more() {
+    let mut script = Script::says(b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n", &[]);
+    script.stays = true;
+    let served = Served::new(script, HEAD_BYTES_MAX);
+    let serving = served.serve(async |_request| Response::new(Outgoing::Empty));
+    let mut serving = Box::pin(serving);
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    // Without a runtime there are no timers.
+    while serving.as_mut().poll(&mut cx).is_pending() {}
 }
 
 #[tokio::test]
