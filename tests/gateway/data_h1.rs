@@ -28,10 +28,10 @@ async fn before(service: &TcpService, more: &[&str]) -> Gateway {
     Gateway::alone(&near_route("hello", &[&[&*backend], more].concat())).await
 }
 
-/// What a caller by HTTP/1.0 gets, and how it ends.
-async fn by_http_1_0(gateway: &Gateway, id: &str) -> (String, std::io::Result<usize>) {
+/// What a caller gets, and how it ends.
+async fn asked(version: &str, gateway: &Gateway, id: &str) -> (String, std::io::Result<usize>) {
     let mut tcp = TcpStream::connect(gateway.apps()).await.unwrap();
-    let head = format!("GET / HTTP/1.0\r\nhost: {HELLO}\r\nx-request-id: {id}\r\n\r\n");
+    let head = format!("GET / HTTP/{version}\r\nhost: {HELLO}\r\nx-request-id: {id}\r\n\r\n");
     tcp.write_all(head.as_bytes()).await.unwrap();
     let mut all = Vec::new();
     let ended = within("the end", tcp.read_to_end(&mut all)).await;
@@ -44,15 +44,24 @@ async fn an_answer_that_is_cut_does_not_look_whole_to_a_caller_by_http_1_0() {
     const HEAD: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n";
     let cut = answers(HEAD, true);
     let gateway = before(&cut, &[]).await;
-    let (heard, ended) = by_http_1_0(&gateway, "cut").await;
+    let (heard, ended) = asked("1.0", &gateway, "cut").await;
     assert!(ended.is_err(), "{heard:?} looks whole");
     let line = gateway.request("cut").await;
     assert_eq!(line["verdict"], "upstream-reset", "{line}");
+    // One by HTTP/1.1 is told by the missing chunk, and gets what there was.
+    for nth in 0..20 {
+        let (heard, ended) = asked("1.1", &gateway, &format!("cut-{nth}")).await;
+        assert!(
+            ended.is_ok() && heard.starts_with("HTTP/1.1 200 OK\r\n"),
+            "{heard:?}"
+        );
+        assert!(heard.ends_with("4\r\nhalf\r\n"), "{heard:?}");
+    }
     gateway.process.finish().await;
 
     let silent = answers(HEAD, false);
     let gateway = before(&silent, &["timeouts: { idle: 1s }"]).await;
-    let (heard, ended) = by_http_1_0(&gateway, "silent").await;
+    let (heard, ended) = asked("1.0", &gateway, "silent").await;
     assert!(ended.is_err(), "{heard:?} looks whole");
     let line = gateway.request("silent").await;
     assert_eq!(line["verdict"], "idle-timeout", "{line}");
@@ -60,7 +69,7 @@ async fn an_answer_that_is_cut_does_not_look_whole_to_a_caller_by_http_1_0() {
 
     let whole = answers("HTTP/1.1 200 OK\r\n\r\nall of it", true);
     let gateway = before(&whole, &[]).await;
-    let (heard, ended) = by_http_1_0(&gateway, "whole").await;
+    let (heard, ended) = asked("1.0", &gateway, "whole").await;
     assert!(ended.is_ok() && heard.ends_with("\r\n\r\nall of it"));
     gateway.process.finish().await;
 }

@@ -305,13 +305,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             let mut is_starved = false;
             // Not while the body is polled: it may read from this connection.
             while !sending.is_done() && !is_starved && self.may_gather() {
-                match sending.poll_piece(cx)? {
-                    Poll::Ready(Some(piece)) => {
+                match sending.poll_piece(cx) {
+                    Poll::Ready(Ok(Some(piece))) => {
                         if let Some(wire) = &mut self.0.borrow_mut().wire {
                             wire.push(piece);
                         }
                     }
-                    Poll::Ready(None) => {}
+                    Poll::Ready(Ok(None)) => {}
+                    Poll::Ready(Err(error)) => {
+                        // What was gathered before leaves all the same, as far as it is taken at
+                        // once: without the head the caller would think that nothing was answered.
+                        if let Some(wire) = &mut self.0.borrow_mut().wire {
+                            let _sent = wire.poll_write(cx);
+                        }
+                        return Poll::Ready(Err(error));
+                    }
                     Poll::Pending => is_starved = true,
                 }
             }
