@@ -166,7 +166,7 @@ async fn interim_responses_of_an_endpoint_by_http_1_reach_a_caller_by_http_2() {
         assert_eq!(links, ["</a>", "</b>"]);
         assert!(heard.iter().all(|hint| hint.headers().len() == 1));
     }
-    // HTTP/1.1 callers get none of them: many take the first head for the answer.
+    // HTTP/1.1 callers get none of them.
     let mut client = Client::connect(gateway.apps(), &Wire::H1).await.unwrap();
     let answer = within("an answer", client.get(HELLO, "/")).await.unwrap();
     assert_eq!((answer.status, &*answer.text()), (StatusCode::OK, "final"));
