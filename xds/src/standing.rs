@@ -7,11 +7,12 @@
 //! not there, its file could not be read -> its last good serves
 //! ```
 //!
-//! Of documents that contradict each other the one that changed is at fault. A document that did not
-//! change and refers to one that was deleted serves without it, and is told.
+//! A document is known by its kind and name, in whatever file it stands. Of documents that contradict
+//! each other the one that changed is at fault. A document that did not change and refers to one that
+//! was deleted serves without it, and is told.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -19,7 +20,7 @@ use serde_json::Value;
 use crate::error::{Code, Finding, Findings, Severity};
 use crate::files::{self, Contents, Source};
 use crate::fnv::Fnv;
-use crate::model::{AnyDocument, DocumentId, Kind, Model, check};
+use crate::model::{AnyDocument, DocumentId, Kind, Known, Model, check};
 use crate::state::Good;
 use crate::{NodeOptions, choose, locality, parallel};
 
@@ -195,6 +196,21 @@ struct Slot {
     told: Option<usize>,
 }
 
+/// Where documents may be that are in no file which could be read.
+#[derive(Debug, Default)]
+struct Doubted {
+    files: BTreeSet<Arc<str>>,
+    /// One of them held nothing before: a file that is gone may have been renamed to it.
+    has_new_file: bool,
+}
+
+impl Doubted {
+    fn add(&mut self, file: Arc<str>, serves: Serves) {
+        self.has_new_file |= serves == Serves::Nothing;
+        self.files.insert(file);
+    }
+}
+
 struct Round {
     model: Model,
     slots: BTreeMap<u32, Slot>,
@@ -238,7 +254,7 @@ impl Round {
         });
         let unread: Vec<_> = contents.unread.into_iter().chain(emptied).collect();
         let doubted = this.take_broken(broken, unread, &mut before);
-        this.keep_rest(before, &doubted, asked);
+        this.keep_rest(before, &doubted, &contents.watched, asked);
         this
     }
 
@@ -301,13 +317,22 @@ impl Round {
         broken: Vec<(Source, Finding)>,
         unread: Vec<(Arc<str>, Finding)>,
         before: &mut BTreeMap<DocumentId, Source>,
-    ) -> BTreeSet<Arc<str>> {
-        let mut doubted = BTreeSet::new();
+    ) -> Doubted {
+        let mut doubted = Doubted::default();
         let mut kept = Vec::new();
         for (source, finding) in broken {
             self.refused.findings.push(finding);
             let is_taken = |id: &DocumentId| self.slots.values().any(|slot| slot.id == *id);
-            match DocumentId::of(&source) {
+            let id = match DocumentId::of(&source) {
+                Known::Read(id) => Some(id),
+                // Where the rest is no YAML, what is no part of it may be.
+                Known::Guessed(id) => {
+                    doubted.files.insert(Arc::clone(&source.file));
+                    Some(id)
+                }
+                Known::Not => None,
+            };
+            match id {
                 Some(id) if !is_taken(&id) => {
                     let told = self.tell(id.to_string(), source.nth, Serves::Nothing);
                     if let Some(good) = before.remove(&id) {
@@ -319,14 +344,15 @@ impl Round {
                     let name = format!("{}:{}", source.file, source.lines_before + 1);
                     let serves = serves_in(&source.file, before);
                     self.tell(name, source.nth, serves);
-                    doubted.insert(source.file);
+                    doubted.add(source.file, serves);
                 }
             }
         }
         for (file, finding) in unread {
             self.refused.findings.push(finding);
-            self.tell(file.to_string(), 0, serves_in(&file, before));
-            doubted.insert(file);
+            let serves = serves_in(&file, before);
+            self.tell(file.to_string(), 0, serves);
+            doubted.add(file, serves);
         }
         self.model.replace(&BTreeSet::new(), kept);
         doubted
@@ -337,22 +363,31 @@ impl Round {
     fn keep_rest(
         &mut self,
         before: BTreeMap<DocumentId, Source>,
-        doubted: &BTreeSet<Arc<str>>,
+        doubted: &Doubted,
+        files: &[PathBuf],
         asked: Asked<'_>,
     ) {
+        let there: BTreeSet<&Path> = files.iter().map(PathBuf::as_path).collect();
+        let is_doubted = |source: &Source| {
+            let is_gone = || !there.contains(Path::new(&*source.file));
+            doubted.files.contains(&source.file) || (doubted.has_new_file && is_gone())
+        };
         let has_routes = !self.model.routes.is_empty()
-            || (before.iter())
-                .any(|(id, source)| id.kind == Kind::Route && doubted.contains(&source.file));
+            || (before.iter()).any(|(id, source)| id.kind == Kind::Route && is_doubted(source));
         // Files that were renamed and cannot be read would look like the end of every route.
-        let keeps_all = !doubted.is_empty() && self.had_routes && !has_routes;
+        let keeps_all = !doubted.files.is_empty() && self.had_routes && !has_routes;
         let is_own = |id: &DocumentId| {
             id.kind == Kind::Gateway && (asked.options.name.as_ref()).is_none_or(|n| *n == id.name)
         };
         let needs_own = choose(&self.model, asked.options, asked.path).err();
         let mut kept = Vec::new();
         for (id, source) in before {
-            if keeps_all || doubted.contains(&source.file) {
+            if keeps_all || doubted.files.contains(&source.file) {
                 kept.extend(self.keep(id, source, None));
+            } else if is_doubted(&source) {
+                // Nothing else that is told says so.
+                let told = self.tell(id.to_string(), 0, Serves::Nothing);
+                kept.extend(self.keep(id, source, Some(told)));
             } else if let Some(finding) = needs_own.as_ref().filter(|_| is_own(&id)) {
                 let told = self.tell(id.to_string(), 0, Serves::Nothing);
                 self.refused.findings.push(finding.clone());

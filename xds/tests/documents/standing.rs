@@ -529,3 +529,58 @@ fn a_first_start_does_not_go_without_defaults_that_may_hold_a_denial() {
     mesh.remove("defaults.yaml");
     assert!(mesh.read().refused.is_empty());
 }
+
+#[test]
+fn a_document_that_moves_to_another_file_and_breaks_keeps_its_last_good_text() {
+    for wrong in [
+        to("orders", "10.0.0.9:80").replace("]}]", "]}"),
+        to("orders", "10.0.0.9:80").replace("spec: {", "spec: { a: 'b, "),
+        to("orders", "10.0.0.9:80").replace("orders", "[orders"),
+        "a: [".to_owned(),
+    ] {
+        let mut mesh = Mesh::served();
+        mesh.remove("orders.yaml");
+        mesh.write("shop-orders.yaml", &wrong);
+        let loaded = mesh.read();
+        assert_eq!(
+            served(&loaded),
+            orders_and_cart("10.0.0.1:80", "10.0.0.2:80"),
+            "{wrong}"
+        );
+        let is_told = |(name, serves): &(&str, Serves)| {
+            *name == "MeshRoute shop/orders" && *serves == Serves::LastGood
+        };
+        let all = refused(&loaded);
+        assert!(all.iter().any(is_told), "{wrong}: {all:?}");
+        let text = loaded.refused.findings().to_string();
+        assert!(text.contains("shop-orders.yaml:"), "{text}");
+        assert_eq!(mesh.read(), loaded);
+        mesh.write("shop-orders.yaml", &to("orders", "10.0.0.9:80"));
+        let mended = mesh.read();
+        assert!(mended.refused.is_empty());
+        assert_eq!(
+            served(&mended),
+            orders_and_cart("10.0.0.9:80", "10.0.0.2:80")
+        );
+    }
+}
+
+/// Two documents that run into each other are read as one, of the second's name.
+#[test]
+fn a_separator_that_is_lost_deletes_no_document() {
+    let mut mesh = Mesh::served();
+    mesh.remove("cart.yaml");
+    let both = format!(
+        "{}{}",
+        to("orders", "10.0.0.1:80"),
+        to("cart", "10.0.0.2:80")
+    );
+    mesh.write("orders.yaml", &both);
+    assert!(mesh.read().refused.is_empty());
+    let (first, second) = both.rsplit_once("---\n").unwrap();
+    mesh.write("orders.yaml", &format!("{first}{second}"));
+    let loaded = mesh.read();
+    let mut served = served(&loaded);
+    served.sort();
+    assert_eq!(served, orders_and_cart("10.0.0.1:80", "10.0.0.2:80"));
+}
