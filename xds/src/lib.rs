@@ -126,18 +126,15 @@ impl Sources {
         Err(findings)
     }
 
-    /// The name of the gateway that `options` choose, and where it keeps its state, as far as its
+    /// The name of each gateway that `options` may choose, and where it keeps its state, as far as its
     /// own document says it: the others, and the rest of this one, may be wrong.
     #[must_use]
-    pub fn state_dir(&self, options: &NodeOptions) -> Option<(String, StateDir)> {
-        let mut all = (self.contents.documents.iter())
+    pub fn state_dirs(&self, options: &NodeOptions) -> Vec<(String, StateDir)> {
+        (self.contents.documents.iter())
             .filter(|source| source.text.contains("MeshGateway"))
             .filter_map(model::state_dir)
-            .filter(|(name, _)| options.name.as_ref().is_none_or(|wanted| wanted == name));
-        match (all.next(), all.next()) {
-            (Some(only), None) => Some(only),
-            (Some(_), Some(_)) | (None, _) => None,
-        }
+            .filter(|(name, _)| options.name.as_ref().is_none_or(|wanted| wanted == name))
+            .collect()
     }
 
     /// Where the admin API of the gateway that `options` choose listens, and the file of its token, as

@@ -20,7 +20,7 @@ use serde_json::Value;
 use crate::error::{Code, Finding, Findings, Severity};
 use crate::files::{self, Contents, Source};
 use crate::fnv::Fnv;
-use crate::model::{AnyDocument, DocumentId, Kind, Known, Model, check};
+use crate::model::{AnyDocument, Document, DocumentId, Kind, Known, MeshGateway, Model, check};
 use crate::state::Good;
 use crate::{NodeOptions, choose, locality, parallel};
 
@@ -434,7 +434,12 @@ impl Round {
 
     fn check(&self, asked: Asked<'_>) -> Findings {
         let mut found = check::check(&self.model);
-        match choose(&self.model, asked.options, asked.path) {
+        let (own, strangers) = self.strangers(asked);
+        for finding in strangers {
+            found.push(finding);
+        }
+        let own = own.map_or_else(|| choose(&self.model, asked.options, asked.path), Ok);
+        match own {
             Err(finding) => drop(found.push(finding)),
             Ok(gateway) => {
                 if let Err(finding) = locality(gateway, asked.options) {
@@ -453,6 +458,32 @@ impl Round {
             }
         }
         found
+    }
+
+    /// Where no name was given and several gateways are there: the one that served before, if one
+    /// alone did, and what is wrong with the others.
+    fn strangers(&self, asked: Asked<'_>) -> (Option<&Document<MeshGateway>>, Vec<Finding>) {
+        let all = &self.model.gateways;
+        let served = |gateway: &&Document<MeshGateway>| {
+            (self.slots.get(&gateway.nth()))
+                .is_some_and(|slot| slot.state != State::New || slot.before.is_some())
+        };
+        let mut own = all.iter().filter(served);
+        let (Some(own), None) = (own.next(), own.next()) else {
+            return (None, Vec::new());
+        };
+        if asked.options.name.is_some() || all.len() == 1 {
+            return (None, Vec::new());
+        }
+        let others = all.iter().filter(|gateway| gateway.nth() != own.nth());
+        let findings = others.map(|other| {
+            let message = format!("a second MeshGateway: `{}` serves", own.name);
+            let names = format!("{}, {}", own.name, other.name);
+            Finding::error(Code::Duplicate, message)
+                .help(format!("say which with `--name`: {names}"))
+                .at(other.at("metadata.name"))
+        });
+        (Some(own), findings.collect())
     }
 
     /// The documents that are at fault for what was found, with their findings; the rest is told.

@@ -584,3 +584,41 @@ fn a_separator_that_is_lost_deletes_no_document() {
     served.sort();
     assert_eq!(served, orders_and_cart("10.0.0.1:80", "10.0.0.2:80"));
 }
+
+#[test]
+fn a_second_gateway_is_refused_and_the_one_that_served_goes_on() {
+    let mut mesh = Mesh::served();
+    let second = EAST.replace("east-gw", "other-gw");
+    mesh.write("another.yaml", &second);
+    mesh.write("cart.yaml", &to("cart", "10.0.0.3:80"));
+    let loaded = mesh.read();
+    assert_eq!(
+        refused(&loaded),
+        [("MeshGateway other-gw", Serves::Nothing)]
+    );
+    assert_eq!(
+        served(&loaded),
+        orders_and_cart("10.0.0.1:80", "10.0.0.3:80")
+    );
+    let text = loaded.refused.findings().to_string();
+    assert!(
+        text.contains("another.yaml:5:") && text.contains("say which with `--name`"),
+        "{text}"
+    );
+    // A change of the gateway's own document is taken meanwhile.
+    mesh.write("gateway.yaml", &EAST.replace("15001", "15009"));
+    let loaded = mesh.read();
+    assert_eq!(
+        refused(&loaded),
+        [("MeshGateway other-gw", Serves::Nothing)]
+    );
+    assert_eq!(loaded.snapshot.listeners[1].address.port(), 15009);
+    // Where none of them served, nobody can tell.
+    let mut mesh = Mesh::new();
+    mesh.write("another.yaml", &second);
+    let findings = mesh.try_read(None).unwrap_err();
+    assert!(
+        findings.to_string().contains("several MeshGateways"),
+        "{findings}"
+    );
+}
