@@ -9,7 +9,8 @@
 //!
 //! A document is known by its kind and name, in whatever file it stands. Of documents that contradict
 //! each other the one that changed is at fault. A document that did not change and refers to one that
-//! was deleted serves without it, and is told.
+//! was deleted serves without it, and is told; but what a denial names is not deleted before the denial
+//! is. A route that is new or changed waits for the defaults that it would go without.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -20,7 +21,10 @@ use serde_json::Value;
 use crate::error::{Code, Finding, Findings, Severity};
 use crate::files::{self, Contents, Source};
 use crate::fnv::Fnv;
-use crate::model::{AnyDocument, Document, DocumentId, Kind, Known, MeshGateway, Model, check};
+use crate::model::{
+    AnyDocument, Document, DocumentId, Kind, Known, MeshDefaults, MeshGateway, MeshRoute, Model,
+    check,
+};
 use crate::state::Good;
 use crate::{NodeOptions, choose, locality, parallel};
 
@@ -167,10 +171,11 @@ pub(crate) fn stand(
     for nth in 0.. {
         let found = round.check(asked);
         let at_fault = round.at_fault(found, nth >= ROUNDS_MAX)?;
-        if at_fault.is_empty() {
+        if at_fault.is_empty() && round.denials.is_empty() {
             break;
         }
         round.refuse(at_fault);
+        round.revive();
     }
     round.end()
 }
@@ -211,6 +216,24 @@ impl Doubted {
     }
 }
 
+/// Defaults that are refused, and nothing of theirs serves.
+#[derive(Debug)]
+struct Lost {
+    name: String,
+    /// Of whose routes; `None` where that cannot be read.
+    namespace: Option<String>,
+    /// They served, with a denial.
+    denied: bool,
+}
+
+impl Lost {
+    /// Whether a route would go without them.
+    fn concerns(&self, route: &Document<MeshRoute>) -> bool {
+        (self.namespace.as_ref())
+            .is_none_or(|namespace| namespace.is_empty() || *namespace == route.namespace)
+    }
+}
+
 struct Round {
     model: Model,
     slots: BTreeMap<u32, Slot>,
@@ -218,6 +241,11 @@ struct Round {
     warnings: Findings,
     /// The last good text of what is refused and serves in no form.
     kept_aside: Vec<(DocumentId, Source)>,
+    lost: Vec<Lost>,
+    /// The peers that are in no file any more.
+    deleted: BTreeMap<DocumentId, Source>,
+    /// Those of them that a denial names which serves.
+    denials: BTreeMap<DocumentId, Finding>,
     next: u32,
     had_routes: bool,
 }
@@ -233,6 +261,9 @@ impl Round {
             refused: Refused::default(),
             warnings: Findings::new(),
             kept_aside: Vec::new(),
+            lost: Vec::new(),
+            deleted: BTreeMap::new(),
+            denials: BTreeMap::new(),
             next,
             had_routes,
         };
@@ -320,6 +351,11 @@ impl Round {
     ) -> Doubted {
         let mut doubted = Doubted::default();
         let mut kept = Vec::new();
+        let with_defaults: BTreeSet<Arc<str>> = (before.iter())
+            .filter(|(id, _)| id.kind == Kind::Defaults)
+            .map(|(_, source)| Arc::clone(&source.file))
+            .collect();
+        let had_defaults = |source: &Source| with_defaults.contains(&source.file);
         for (source, finding) in broken {
             self.refused.findings.push(finding);
             let is_taken = |id: &DocumentId| self.slots.values().any(|slot| slot.id == *id);
@@ -335,14 +371,23 @@ impl Round {
             match id {
                 Some(id) if !is_taken(&id) => {
                     let told = self.tell(id.to_string(), source.nth, Serves::Nothing);
-                    if let Some(good) = before.remove(&id) {
-                        kept.extend(self.keep(id, good, Some(told)));
+                    match before.remove(&id) {
+                        Some(good) => kept.extend(self.keep(id, good, Some(told))),
+                        None if id.kind == Kind::Defaults => self.lose(&id, State::New),
+                        None => {}
                     }
                 }
                 Some(id) => drop(self.tell(id.to_string(), source.nth, Serves::Nothing)),
                 None => {
                     let name = format!("{}:{}", source.file, source.lines_before + 1);
                     let serves = serves_in(&source.file, before);
+                    if source.text.contains(Kind::Defaults.as_str()) && !had_defaults(&source) {
+                        self.lost.push(Lost {
+                            name: format!("MeshDefaults at {name}"),
+                            namespace: None,
+                            denied: false,
+                        });
+                    }
                     self.tell(name, source.nth, serves);
                     doubted.add(source.file, serves);
                 }
@@ -392,9 +437,24 @@ impl Round {
                 let told = self.tell(id.to_string(), 0, Serves::Nothing);
                 self.refused.findings.push(finding.clone());
                 kept.extend(self.keep(id, source, Some(told)));
+            } else if id.kind == Kind::Peer {
+                self.deleted.insert(id, source);
             }
         }
         self.model.replace(&BTreeSet::new(), kept);
+    }
+
+    fn lose(&mut self, id: &DocumentId, state: State) {
+        let of_it = |one: &&Arc<Document<MeshDefaults>>| {
+            one.namespace == id.namespace && one.name == id.name
+        };
+        let lost = self.model.defaults.iter().find(of_it);
+        let denied = state != State::New && lost.is_some_and(|one| one.spec.deny.is_written());
+        self.lost.push(Lost {
+            name: id.to_string(),
+            namespace: Some(id.namespace.clone()),
+            denied,
+        });
     }
 
     /// Has the last good text of a document serve, if this program can still read it.
@@ -435,7 +495,7 @@ impl Round {
     fn check(&self, asked: Asked<'_>) -> Findings {
         let mut found = check::check(&self.model);
         let (own, strangers) = self.strangers(asked);
-        for finding in strangers {
+        for finding in strangers.into_iter().chain(self.without_defaults()) {
             found.push(finding);
         }
         let own = own.map_or_else(|| choose(&self.model, asked.options, asked.path), Ok);
@@ -458,6 +518,26 @@ impl Round {
             }
         }
         found
+    }
+
+    /// What is wrong with routes for defaults that they would go without.
+    fn without_defaults(&self) -> Vec<Finding> {
+        // Of a mesh that never was nothing is made without them.
+        if self.lost.is_empty() || !self.had_routes {
+            return Vec::new();
+        }
+        let without = |route: &Document<MeshRoute>| {
+            let slot = self.slots.get(&route.nth());
+            let is_new = slot.is_some_and(|slot| slot.state == State::New);
+            let mut lost = self.lost.iter();
+            let lost = lost.find(|lost| (is_new || lost.denied) && lost.concerns(route))?;
+            let message = format!("it would go without the {}, which is refused", lost.name);
+            let finding = Finding::error(Code::Unsafe, message)
+                .help("mend that, or remove it")
+                .at(route.at("metadata.name"));
+            Some(finding)
+        };
+        self.model.routes.iter().filter_map(without).collect()
     }
 
     /// Where no name was given and several gateways are there: the one that served before, if one
@@ -494,6 +574,7 @@ impl Round {
     ) -> Result<BTreeMap<u32, Vec<Finding>>, Findings> {
         let mut at_fault: BTreeMap<u32, Vec<Finding>> = BTreeMap::new();
         let mut rest = Vec::new();
+        let mut denials = BTreeMap::new();
         self.warnings = Findings::new();
         for finding in &found {
             if finding.severity == Severity::Warning {
@@ -521,6 +602,12 @@ impl Round {
                     finding.also.iter().copied().filter(is_new).collect()
                 }
             };
+            if slot.is_some_and(|slot| slot.state != State::New)
+                && let Some(id) = self.deleted_for(finding)
+            {
+                denials.entry(id).or_insert_with(|| finding.clone());
+                continue;
+            }
             if faulty.is_empty() && is_dangling(finding) {
                 rest.push(finding.clone());
             } else if faulty.is_empty() {
@@ -530,7 +617,8 @@ impl Round {
                 at_fault.entry(nth).or_default().push(finding.clone());
             }
         }
-        if at_fault.is_empty() {
+        self.denials = denials;
+        if at_fault.is_empty() && self.denials.is_empty() {
             for finding in rest {
                 self.tell_rest(finding);
             }
@@ -570,6 +658,29 @@ impl Round {
         }
     }
 
+    /// The peer that was deleted though a denial names it.
+    fn deleted_for(&self, finding: &Finding) -> Option<DocumentId> {
+        let at = (finding.place.as_ref())
+            .filter(|_| finding.code == Code::UnknownReference && !is_dangling(finding))?;
+        let name = self.model.source(at.document)?.text_at(&at.path)?;
+        let id = DocumentId::of_peer(&name);
+        self.deleted.contains_key(&id).then_some(id)
+    }
+
+    /// Has peers that were deleted serve again: a denial that names one would deny nobody any more.
+    fn revive(&mut self) {
+        let mut revived = Vec::new();
+        for (id, finding) in std::mem::take(&mut self.denials) {
+            let Some(source) = self.deleted.remove(&id) else {
+                continue;
+            };
+            let told = self.tell(id.to_string(), finding.document(), Serves::Nothing);
+            self.refused.findings.push(finding);
+            revived.extend(self.keep(id, source, Some(told)));
+        }
+        self.model.replace(&BTreeSet::new(), revived);
+    }
+
     /// Takes documents out; the last good text of each serves, where there is one.
     fn refuse(&mut self, at_fault: BTreeMap<u32, Vec<Finding>>) {
         let mut out = BTreeSet::new();
@@ -593,7 +704,12 @@ impl Round {
             };
             if let Some(before) = slot.before {
                 instead.extend(self.keep(slot.id, before, Some(told)));
-            } else if slot.state != State::New
+                continue;
+            }
+            if slot.id.kind == Kind::Defaults {
+                self.lose(&slot.id, slot.state);
+            }
+            if slot.state != State::New
                 && let Some(source) = self.model.source(nth)
             {
                 // It may suit the others again.
@@ -609,16 +725,14 @@ impl Round {
             mut refused,
             warnings,
             kept_aside,
+            lost,
             had_routes,
             ..
         } = self;
         refused.findings.sort();
         // Of a mesh that never was, a gateway without a single route would only seem to be one; and what
         // routes inherit that is lost may be who must not call them.
-        let has_lost_defaults = (refused.documents.iter()).any(|document| {
-            document.serves == Serves::Nothing && document.name.starts_with("MeshDefaults ")
-        });
-        if !had_routes && !refused.is_empty() && (model.routes.is_empty() || has_lost_defaults) {
+        if !had_routes && !refused.is_empty() && (model.routes.is_empty() || !lost.is_empty()) {
             return Err(refused.findings);
         }
         let aside = kept_aside.iter().map(|(id, source)| (id.clone(), source));

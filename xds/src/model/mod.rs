@@ -525,6 +525,11 @@ impl DocumentId {
             .map_or(Known::Not, Known::Guessed)
     }
 
+    /// What a peer of this name is known by.
+    pub(crate) fn of_peer(name: &str) -> Self {
+        Self::new(Kind::Peer, None, name)
+    }
+
     fn written(positions: &Positions) -> Option<Self> {
         let kind = Kind::of(positions.top("kind")?)?;
         let name = positions.text("metadata.name")?;

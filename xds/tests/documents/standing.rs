@@ -622,3 +622,121 @@ fn a_second_gateway_is_refused_and_the_one_that_served_goes_on() {
         "{findings}"
     );
 }
+
+/// Defaults of the mesh that deny a network, or say nonsense.
+fn defaults(spec: &str) -> String {
+    format!(
+        "apiVersion: zeugma.dev/v1alpha1\nkind: MeshDefaults\nmetadata: {{name: mesh}}\nspec: {spec}\n"
+    )
+}
+
+#[test]
+fn routes_that_come_with_defaults_that_are_refused_wait_for_them() {
+    for wrong in [
+        defaults("{deny: [{sources: ['not a network']}]}"),
+        defaults("{deny: [{sources: ['10.0.0.0/8']}]"),
+        // What only the routes tell.
+        defaults("{failover: {start: 10%}, deny: [{sources: ['10.0.0.0/8']}]}"),
+        "apiVersion: zeugma.dev/v1alpha1\nkind: MeshDefaults\nmetadata: {name: [\n".to_owned(),
+    ] {
+        let mut mesh = Mesh::new();
+        let full = to("cart", "10.0.0.2:80").replace("backends", "failover: {full: 20%}, backends");
+        mesh.write("cart.yaml", &full);
+        assert!(mesh.read().refused.is_empty());
+        mesh.write("defaults.yaml", &wrong);
+        mesh.write("orders.yaml", &to("orders", "10.0.0.9:80"));
+        mesh.write("more.yaml", &to("more", "10.0.0.9:80"));
+        let loaded = mesh.read();
+        assert_eq!(
+            served(&loaded),
+            orders_and_cart("10.0.0.1:80", "10.0.0.2:80"),
+            "{wrong}"
+        );
+        let refused = refused(&loaded);
+        assert!(
+            refused.contains(&("MeshRoute shop/orders", Serves::LastGood))
+                && refused.contains(&("MeshRoute shop/more", Serves::Nothing)),
+            "{refused:?}"
+        );
+        let text = loaded.refused.findings().to_string();
+        assert!(
+            text.contains("more.yaml:5:19: metadata.name: it would go without the MeshDefaults"),
+            "{text}"
+        );
+        // It stays so until they are right, or gone.
+        assert_eq!(served(&mesh.read()).len(), 2);
+        mesh.write(
+            "defaults.yaml",
+            &defaults("{deny: [{sources: ['10.0.0.0/8']}]}"),
+        );
+        let loaded = mesh.read();
+        assert!(loaded.refused.is_empty(), "{:?}", loaded.refused);
+        let services = &loaded.snapshot.services;
+        assert!(services.iter().all(|one| one.policy.deny.len() == 1) && services.len() == 3);
+    }
+}
+
+#[test]
+fn defaults_of_another_namespace_that_are_refused_hold_back_no_route() {
+    let mut mesh = Mesh::served();
+    let wrong = defaults("{deny: [{sources: ['not a network']}]}");
+    let of_bank = wrong.replace("name: mesh", "name: mesh, namespace: bank");
+    mesh.write("defaults.yaml", &of_bank);
+    mesh.write("orders.yaml", &to("orders", "10.0.0.9:80"));
+    let loaded = mesh.read();
+    assert_eq!(
+        served(&loaded),
+        orders_and_cart("10.0.0.9:80", "10.0.0.2:80")
+    );
+}
+
+#[test]
+fn defaults_whose_denial_names_a_peer_that_is_gone_go_on_denying() {
+    let mut mesh = Mesh::new();
+    let attesting = WEST_PEER.replace("spec:", "spec:\n  attests: [west.example]");
+    mesh.write("west.yaml", &attesting);
+    mesh.write(
+        "orders.yaml",
+        &route(
+            "orders",
+            "protocol: http, backends: [{endpoints: ['10.0.0.1:80']}], export: {to: ['*']}, \
+             allow: [{from: ['spiffe://west.example/*']}]",
+        ),
+    );
+    mesh.write(
+        "defaults.yaml",
+        &defaults("{deny: [{from: ['spiffe://west.example/ns/bad/*'], via: [west]}]}"),
+    );
+    let first = mesh.read();
+    let denies = |loaded: &Loaded| {
+        let mut of_all = loaded.snapshot.services.iter();
+        of_all.all(|one| &*one.name != "shop/orders" || one.policy.deny.len() == 1)
+    };
+    assert!(denies(&first), "{:?}", first.refused);
+    mesh.write(
+        "west.yaml",
+        &attesting.replace("name: west", "name: us-west"),
+    );
+    let loaded = mesh.read();
+    assert!(denies(&loaded), "{:?}", loaded.refused);
+    assert_eq!(loaded.snapshot.services.len(), 2);
+    assert_eq!(
+        refused(&loaded),
+        [
+            ("MeshPeer west", Serves::LastGood),
+            ("MeshPeer us-west", Serves::Nothing)
+        ]
+    );
+    let json = loaded.refused.to_json();
+    let of = |name| {
+        json.as_array()
+            .unwrap()
+            .iter()
+            .any(|one| one["document"] == name)
+    };
+    assert!(of("MeshPeer west") && of("MeshPeer us-west"), "{json}");
+    let denied = defaults("{deny: [{from: ['spiffe://west.example/ns/bad/*'], via: [us-west]}]}");
+    mesh.write("defaults.yaml", &denied);
+    let loaded = mesh.read();
+    assert!(loaded.refused.is_empty() && denies(&loaded));
+}
