@@ -98,7 +98,7 @@ enum Wrong<'a> {
     /// Everything is refused.
     RefusesAll,
     /// It alone is refused, and its last good text serves.
-    StandsAlone(&'a Good, Option<&'a Unbound>),
+    StandsAlone(&'a Good, &'a [Unbound]),
 }
 
 impl Sources {
@@ -168,7 +168,7 @@ impl Sources {
     }
 
     /// Makes what one gateway needs of the documents that are right, and of the last good text of
-    /// those that are not. `unbound` is a listener that could not be bound.
+    /// those that are not. `unbound` are listeners that could not be bound.
     ///
     /// # Errors
     /// Where not even the gateway itself is known, or not one route ever was.
@@ -176,7 +176,7 @@ impl Sources {
         self,
         options: &NodeOptions,
         good: &Good,
-        unbound: Option<&Unbound>,
+        unbound: &[Unbound],
     ) -> Result<Loaded, Findings> {
         self.make(options, Wrong::StandsAlone(good, unbound))
     }

@@ -130,15 +130,14 @@ impl Refused {
     }
 }
 
-/// A listener that could not be bound: why the gateway's document is refused though it reads well.
+/// Listeners that could not be bound: why a gateway's document is refused though it reads well. One
+/// that serves already goes on without them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unbound {
-    /// [`Loaded::gateway`](crate::Loaded::gateway) of the configuration that asked for it.
+    /// [`Loaded::gateway`](crate::Loaded::gateway) of the configuration that asked for them.
     pub gateway: u128,
-    /// The listener.
-    pub listener: String,
-    /// Why not.
-    pub why: String,
+    /// Each listener, and why not.
+    pub listeners: Vec<(String, String)>,
 }
 
 /// Whose configuration it is.
@@ -146,7 +145,7 @@ pub struct Unbound {
 pub(crate) struct Asked<'a> {
     pub path: &'a Path,
     pub options: &'a NodeOptions,
-    pub unbound: Option<&'a Unbound>,
+    pub unbound: &'a [Unbound],
 }
 
 /// What serves.
@@ -177,6 +176,7 @@ pub(crate) fn stand(
         round.refuse(at_fault);
         round.revive();
     }
+    round.tell_unbound(asked);
     round.end()
 }
 
@@ -498,26 +498,35 @@ impl Round {
         for finding in strangers.into_iter().chain(self.without_defaults()) {
             found.push(finding);
         }
-        let own = own.map_or_else(|| choose(&self.model, asked.options, asked.path), Ok);
-        match own {
+        match own.map_or_else(|| choose(&self.model, asked.options, asked.path), Ok) {
             Err(finding) => drop(found.push(finding)),
             Ok(gateway) => {
                 if let Err(finding) = locality(gateway, asked.options) {
                     found.push(finding);
                 }
-                if let Some(unbound) = (asked.unbound)
-                    .filter(|unbound| unbound.gateway == Fnv::of(gateway.source().text.as_bytes()))
-                {
-                    let path = format!("spec.listeners.{}.address", unbound.listener);
-                    found.push(
-                        Finding::error(Code::Unbound, unbound.why.clone())
-                            .help("choose another address, or end what holds it and send SIGHUP")
-                            .at(gateway.at(&path)),
-                    );
+                if self.is_new(gateway) {
+                    for finding in unbound(gateway, asked) {
+                        found.push(finding);
+                    }
                 }
             }
         }
         found
+    }
+
+    fn is_new<T>(&self, document: &Document<T>) -> bool {
+        let slot = self.slots.get(&document.nth());
+        slot.is_some_and(|slot| slot.state == State::New)
+    }
+
+    /// Tells the listeners that a gateway which served before goes on without.
+    fn tell_unbound(&mut self, asked: Asked<'_>) {
+        let Ok(gateway) = choose(&self.model, asked.options, asked.path) else {
+            return;
+        };
+        for finding in unbound(gateway, asked) {
+            self.tell_rest(finding);
+        }
     }
 
     /// What is wrong with routes for defaults that they would go without.
@@ -527,8 +536,7 @@ impl Round {
             return Vec::new();
         }
         let without = |route: &Document<MeshRoute>| {
-            let slot = self.slots.get(&route.nth());
-            let is_new = slot.is_some_and(|slot| slot.state == State::New);
+            let is_new = self.is_new(route);
             let mut lost = self.lost.iter();
             let lost = lost.find(|lost| (is_new || lost.denied) && lost.concerns(route))?;
             let message = format!("it would go without the {}, which is refused", lost.name);
@@ -744,6 +752,19 @@ impl Round {
             good,
         })
     }
+}
+
+/// What is wrong with a gateway's document for listeners that could not be bound.
+fn unbound(gateway: &Document<MeshGateway>, asked: Asked<'_>) -> Vec<Finding> {
+    let text = Fnv::of(gateway.source().text.as_bytes());
+    let of_it = asked.unbound.iter().filter(|one| one.gateway == text);
+    let finding = |(listener, why): &(String, String)| {
+        let path = format!("spec.listeners.{listener}.address");
+        Finding::error(Code::Unbound, why.clone())
+            .help("choose another address, or end what holds it and send SIGHUP")
+            .at(gateway.at(&path))
+    };
+    of_it.flat_map(|one| &one.listeners).map(finding).collect()
 }
 
 /// Whether a document can serve without what it asks for: what is not there is left out of it, and

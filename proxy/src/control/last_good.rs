@@ -61,7 +61,7 @@ impl Beginning {
                     });
                 }
                 let good = kept.as_ref().and_then(Kept::good).unwrap_or_default();
-                match sources.renew(node, &good, None) {
+                match sources.renew(node, &good, &[]) {
                     Ok(loaded) => {
                         return Ok(Self {
                             loaded,

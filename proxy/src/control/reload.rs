@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::signal::unix::Signal;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
 use zeugma_core::snapshot::Snapshot;
 use zeugma_xds::{
     Color, Findings, GatewaySettings, Good, LastGood, Loaded, NodeOptions, Refused, ResourceList,
@@ -17,6 +19,12 @@ use super::systemd;
 use crate::runtime::Shared;
 use crate::tls::{Credentials, CredentialsError, SvidFiles};
 use crate::watch::Watch;
+
+/// Between two tries to bind what a gateway that serves goes on without.
+const RETRY: Duration = Duration::from_secs(2);
+/// Texts of the gateway's document of which it is known what cannot be bound: the one in the files and
+/// its last good one, and as many before.
+const UNBOUND_MAX: usize = 4;
 
 /// The files a gateway is made from.
 pub(super) struct Files {
@@ -31,8 +39,12 @@ pub(super) struct Files {
     good: Good,
     /// Of the files as they were last loaded: the same again is not read.
     fingerprint: Option<u128>,
-    /// The listener that could not be bound.
-    unbound: Option<Unbound>,
+    /// The listeners that could not be bound, of each text of the gateway's document.
+    unbound: Vec<Unbound>,
+    /// The text of it that serves.
+    gateway: Option<u128>,
+    /// When to bind what serves without them.
+    retry: Option<Instant>,
     /// What was last said about files that are refused, so that it is said once.
     said: [Option<String>; 2],
     reader: Reader,
@@ -76,10 +88,19 @@ impl Reader {
 }
 
 /// A configuration that was loaded.
-pub(super) type Configured = (Snapshot, ResourceList, LastGood);
+pub(super) type Configured = (Snapshot, ResourceList, LastGood, Binding);
 
-/// A listener of a configuration that cannot be bound, and why.
-pub(super) type NotBound = (String, String);
+/// The listeners of a configuration that cannot be bound, and why.
+pub(super) type NotBound = Vec<(String, String)>;
+
+/// What is done where a listener cannot be bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Binding {
+    /// The configuration is refused.
+    All,
+    /// It serves without: it is no change of its document.
+    WhatCan,
+}
 
 /// What a reload brought; `None` is what stays as it is.
 #[derive(Debug, Default)]
@@ -92,8 +113,16 @@ pub(super) struct Reloaded {
     /// The one that serves, of other files.
     pub(super) keep: Option<LastGood>,
     pub(super) credentials: Option<Credentials>,
+    /// Told what still cannot be bound of what serves.
+    pub(super) bind: Option<oneshot::Sender<NotBound>>,
     /// Asked for by a signal: the service manager waits to hear that it is done.
     pub(super) by_signal: bool,
+}
+
+/// What a try to bind brought.
+enum Bound {
+    News,
+    Same,
 }
 
 impl Files {
@@ -116,29 +145,46 @@ impl Files {
             latest: settings.clone(),
             good: start.good.clone(),
             fingerprint,
-            unbound: None,
+            unbound: Vec::new(),
+            gateway: Some(start.gateway),
+            retry: None,
             said: [said, None],
             reader: Reader::new(),
         }
     }
 
-    /// Loads whenever a file changed or a SIGHUP comes, and tells what is new, for ever.
+    /// Loads whenever a file changed, a SIGHUP comes or `again` asks for it, and tells what is new, for
+    /// ever.
     pub(super) async fn watch(
         mut self,
         shared: Arc<Shared>,
         tell: mpsc::Sender<Reloaded>,
         mut hangup: Signal,
+        again: Arc<Notify>,
     ) {
         loop {
-            // Both only wait; what changed meanwhile is found by the next look.
-            let by_signal = tokio::select! {
-                () = self.watch.changed() => false,
-                _ = hangup.recv() => true,
+            let retry = self.retry.unwrap_or_else(Instant::now);
+            // All only wait; what changed meanwhile is found by the next look.
+            let (by_signal, tries_again) = tokio::select! {
+                () = self.watch.changed() => (false, false),
+                _ = hangup.recv() => (true, true),
+                () = again.notified() => (false, true),
+                () = tokio::time::sleep_until(retry), if self.retry.is_some() => {
+                    match self.bind(&tell).await {
+                        Some(Bound::News) => (false, false),
+                        Some(Bound::Same) => continue,
+                        None => return,
+                    }
+                }
             };
             if by_signal {
                 systemd::reloading();
+            }
+            if tries_again {
                 // Whoever asks wants everything tried again.
-                self.unbound = None;
+                let serves = self.gateway;
+                self.unbound.retain(|one| Some(one.gateway) == serves);
+                self.retry = self.retry.map(|_| Instant::now());
                 self.fingerprint = None;
             }
             if !Box::pin(self.reload_config(&shared, &tell)).await {
@@ -157,6 +203,30 @@ impl Files {
         }
     }
 
+    /// Binds what serves without; `None` where nobody wants it any more.
+    async fn bind(&mut self, tell: &mpsc::Sender<Reloaded>) -> Option<Bound> {
+        self.retry = Some(Instant::now() + RETRY);
+        let (answer, answered) = oneshot::channel();
+        let reloaded = Reloaded {
+            bind: Some(answer),
+            ..Reloaded::default()
+        };
+        tell.send(reloaded).await.ok()?;
+        let Ok(listeners) = answered.await else {
+            return Some(Bound::Same);
+        };
+        let serves =
+            (self.unbound.iter_mut()).find(|unbound| Some(unbound.gateway) == self.gateway);
+        let Some(serves) = serves.filter(|unbound| unbound.listeners != listeners) else {
+            return Some(Bound::Same);
+        };
+        serves.listeners = listeners;
+        self.unbound.retain(|unbound| !unbound.listeners.is_empty());
+        // What is said of them is.
+        self.fingerprint = None;
+        Some(Bound::News)
+    }
+
     /// Loads the configuration, and says whether anyone still wants it.
     async fn reload_config(&mut self, shared: &Shared, tell: &mpsc::Sender<Reloaded>) -> bool {
         while let Some(loaded) = self.load(shared).await {
@@ -164,6 +234,12 @@ impl Files {
             self.fingerprint = Some(loaded.fingerprint);
             let serves = shared.published.load().snapshot.version == loaded.snapshot.version;
             let (answer, answered) = oneshot::channel();
+            let is_unbound = self.unbound.iter().any(|one| one.gateway == gateway);
+            let binding = if is_unbound {
+                Binding::WhatCan
+            } else {
+                Binding::All
+            };
             let said = Said::of(&loaded);
             let next = (loaded.settings, loaded.files, loaded.good);
             let reloaded = if serves {
@@ -174,7 +250,7 @@ impl Files {
                 }
             } else {
                 Reloaded {
-                    config: Some((loaded.snapshot, loaded.resources, loaded.last_good)),
+                    config: Some((loaded.snapshot, loaded.resources, loaded.last_good, binding)),
                     answer: Some(answer),
                     ..Reloaded::default()
                 }
@@ -183,15 +259,15 @@ impl Files {
                 return false;
             }
             // Of a configuration that serves already nobody answers.
-            if !serves && let Ok(Err((listener, why))) = answered.await {
+            if !serves && let Ok(Err(listeners)) = answered.await {
                 // Each text of the gateway's document is tried once: this ends.
-                self.unbound = Some(Unbound {
-                    gateway,
-                    listener,
-                    why,
-                });
+                self.unbound.truncate(UNBOUND_MAX - 1);
+                self.unbound.insert(0, Unbound { gateway, listeners });
                 continue;
             }
+            self.gateway = Some(gateway);
+            let due = Instant::now() + RETRY;
+            self.retry = is_unbound.then(|| self.retry.map_or(due, |at| at.min(due)));
             self.take_config(next, said, !serves, shared);
             break;
         }
@@ -206,11 +282,11 @@ impl Files {
         let serves = shared.published.load_full();
         let loading = self.reader.ask(move || {
             let sources = Sources::read(&path)?;
-            let is_same = before == Some(sources.fingerprint()) && unbound.is_none();
+            let is_same = before == Some(sources.fingerprint()) && unbound.is_empty();
             if is_same {
                 return Ok(None);
             }
-            let mut loaded = sources.renew(&node, &good, unbound.as_ref())?;
+            let mut loaded = sources.renew(&node, &good, &unbound)?;
             loaded.snapshot.share(&serves.snapshot);
             Ok(Some(loaded))
         });

@@ -43,7 +43,7 @@ impl Mesh {
         fs::remove_file(self.dir.path().join(file)).unwrap();
     }
 
-    fn try_read(&mut self, unbound: Option<&Unbound>) -> Result<Loaded, Findings> {
+    fn try_read(&mut self, unbound: &[Unbound]) -> Result<Loaded, Findings> {
         let sources = Sources::read(self.dir.path())?;
         let loaded = sources.renew(&NodeOptions::default(), &self.good, unbound)?;
         self.good = loaded.good.clone();
@@ -52,7 +52,7 @@ impl Mesh {
 
     /// Reads the files again, as a gateway does on a change.
     pub(crate) fn read(&mut self) -> Loaded {
-        self.try_read(None).unwrap()
+        self.try_read(&[]).unwrap()
     }
 }
 
@@ -374,10 +374,10 @@ fn a_folder_without_files_is_no_configuration() {
     for file in ["gateway.yaml", "west.yaml", "orders.yaml", "cart.yaml"] {
         mesh.remove(file);
     }
-    let findings = mesh.try_read(None).unwrap_err();
+    let findings = mesh.try_read(&[]).unwrap_err();
     assert!(findings.to_string().contains("no file here ends in"));
     fs::remove_dir(mesh.dir.path()).unwrap();
-    let findings = mesh.try_read(None).unwrap_err();
+    let findings = mesh.try_read(&[]).unwrap_err();
     assert!(findings.to_string().contains("cannot read"), "{findings}");
 }
 
@@ -403,12 +403,12 @@ fn the_gateway_goes_on_without_its_own_document() {
 fn nothing_begins_without_a_gateway_or_a_route_that_is_good() {
     let mut mesh = Mesh::new();
     mesh.write("gateway.yaml", &EAST.replace("role: mesh", "role: mush"));
-    let findings = mesh.try_read(None).unwrap_err();
+    let findings = mesh.try_read(&[]).unwrap_err();
     assert!(findings.to_string().contains("`mush`"), "{findings}");
     let mut mesh = Mesh::new();
     mesh.write("orders.yaml", "a: [");
     mesh.write("cart.yaml", &route("cart", "protocol: gopher"));
-    let findings = mesh.try_read(None).unwrap_err();
+    let findings = mesh.try_read(&[]).unwrap_err();
     assert_eq!(findings.iter().count(), 2, "{findings}");
 }
 
@@ -426,10 +426,12 @@ fn an_address_that_cannot_be_bound_refuses_the_gateways_document_alone() {
     mesh.good = before.good;
     let mut unbound = Unbound {
         gateway: asked.gateway,
-        listener: "apps".to_owned(),
-        why: "`127.0.0.1:15009` cannot be bound".to_owned(),
+        listeners: vec![(
+            "apps".to_owned(),
+            "`127.0.0.1:15009` cannot be bound".to_owned(),
+        )],
     };
-    let loaded = mesh.try_read(Some(&unbound)).unwrap();
+    let loaded = mesh.try_read(std::slice::from_ref(&unbound)).unwrap();
     assert_eq!(
         refused(&loaded),
         [("MeshGateway east-gw", Serves::LastGood)]
@@ -446,7 +448,12 @@ fn an_address_that_cannot_be_bound_refuses_the_gateways_document_alone() {
     );
     // Another text may be bound.
     unbound.gateway ^= 1;
-    assert!(mesh.try_read(Some(&unbound)).unwrap().refused.is_empty());
+    assert!(
+        mesh.try_read(std::slice::from_ref(&unbound))
+            .unwrap()
+            .refused
+            .is_empty()
+    );
 }
 
 #[test]
@@ -525,7 +532,7 @@ fn a_first_start_does_not_go_without_defaults_that_may_hold_a_denial() {
         "apiVersion: zeugma.dev/v1alpha1\nkind: MeshDefaults\nmetadata: {name: mesh}\n\
          spec: {deny: [{sources: ['not a network']}]}\n",
     );
-    assert!(mesh.try_read(None).is_err());
+    assert!(mesh.try_read(&[]).is_err());
     mesh.remove("defaults.yaml");
     assert!(mesh.read().refused.is_empty());
 }
@@ -616,7 +623,7 @@ fn a_second_gateway_is_refused_and_the_one_that_served_goes_on() {
     // Where none of them served, nobody can tell.
     let mut mesh = Mesh::new();
     mesh.write("another.yaml", &second);
-    let findings = mesh.try_read(None).unwrap_err();
+    let findings = mesh.try_read(&[]).unwrap_err();
     assert!(
         findings.to_string().contains("several MeshGateways"),
         "{findings}"
@@ -739,4 +746,30 @@ fn defaults_whose_denial_names_a_peer_that_is_gone_go_on_denying() {
     mesh.write("defaults.yaml", &denied);
     let loaded = mesh.read();
     assert!(loaded.refused.is_empty() && denies(&loaded));
+}
+
+#[test]
+fn an_unchanged_gateway_goes_on_without_the_listeners_that_cannot_be_bound() {
+    let mut mesh = Mesh::served();
+    mesh.write("cart.yaml", &to("cart", "10.0.0.3:80"));
+    let unbound = Unbound {
+        gateway: mesh.read().gateway,
+        listeners: ["apps", "mesh"]
+            .map(|listener| (listener.to_owned(), "it is taken".to_owned()))
+            .into(),
+    };
+    mesh.write("cart.yaml", &to("cart", "10.0.0.4:80"));
+    let loaded = mesh.try_read(&[unbound]).unwrap();
+    assert_eq!(refused(&loaded), [("MeshGateway east-gw", Serves::Rest)]);
+    assert_eq!(
+        served(&loaded),
+        orders_and_cart("10.0.0.1:80", "10.0.0.4:80")
+    );
+    let text = loaded.refused.findings().to_string();
+    for listener in ["apps", "mesh"] {
+        let path = format!("spec.listeners.{listener}.address");
+        assert!(text.contains(&path), "{text}");
+    }
+    let json = loaded.refused.to_json();
+    assert_eq!(json[0]["serves"], "rest", "{json}");
 }
