@@ -8,6 +8,7 @@ pub(crate) mod handover;
 pub(crate) mod inherit;
 mod last_good;
 mod reload;
+mod rest;
 mod succession;
 mod systemd;
 

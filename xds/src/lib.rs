@@ -24,6 +24,7 @@ mod yaml;
 
 pub use compile::ResourceList;
 pub use error::{Code, Color, Finding, Findings, Place, Severity};
+pub use files::FileLook;
 pub use meaning::{LevelMeaning, ServiceMeaning, meaning};
 pub use settings::{
     AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles, admin_socket_default,
@@ -31,8 +32,10 @@ pub use settings::{
 pub use standing::{Refused, RefusedDocument, Serves, Unbound};
 pub use state::{Good, LastGood, LastGoodError, STATE_BYTES_MAX};
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 
 use zeugma_core::locality::Locality;
@@ -124,6 +127,25 @@ impl Sources {
             findings.push(finding);
         }
         Err(findings)
+    }
+
+    /// What each file looks like, for whoever waits until it stays so.
+    #[must_use]
+    pub fn looks(&self) -> BTreeMap<Arc<str>, FileLook> {
+        self.contents.looks()
+    }
+
+    /// The files that may have been cut off while they are written: they hold less than `good`.
+    #[must_use]
+    pub fn cut(&self, good: &Good) -> BTreeSet<Arc<str>> {
+        self.contents.cut(good.documents(&self.path).values())
+    }
+
+    /// The same without these files, as if they could not be read.
+    #[must_use]
+    pub fn without(mut self, files: &BTreeSet<Arc<str>>) -> Self {
+        self.contents.hold(files);
+        self
     }
 
     /// The name of each gateway that `options` may choose, and where it keeps its state, as far as its

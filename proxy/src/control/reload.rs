@@ -15,6 +15,7 @@ use zeugma_xds::{
 };
 
 use super::last_good::Beginning;
+use super::rest::{Next, Rest};
 use super::systemd;
 use crate::runtime::Shared;
 use crate::tls::{Credentials, CredentialsError, SvidFiles};
@@ -45,6 +46,10 @@ pub(super) struct Files {
     gateway: Option<u128>,
     /// When to bind what serves without them.
     retry: Option<Instant>,
+    /// What was seen of files that are not at rest yet.
+    rest: Rest,
+    /// A signal asked for what is not at rest yet.
+    signalled: bool,
     /// What was last said about files that are refused, so that it is said once.
     said: [Option<String>; 2],
     reader: Reader,
@@ -125,6 +130,24 @@ enum Bound {
     Same,
 }
 
+/// Why the files are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    Change,
+    Signal,
+    Again,
+    /// Those of the configuration were looked at before, or what is said of them is no longer so.
+    Look,
+}
+
+/// Waits until then; for ever where there is no such time.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Files {
     /// Those of what the gateway starts with.
     pub(super) fn new(config: PathBuf, node: NodeOptions, beginning: &Beginning) -> Self {
@@ -148,6 +171,8 @@ impl Files {
             unbound: Vec::new(),
             gateway: Some(start.gateway),
             retry: None,
+            rest: Rest::default(),
+            signalled: false,
             said: [said, None],
             reader: Reader::new(),
         }
@@ -163,40 +188,50 @@ impl Files {
         again: Arc<Notify>,
     ) {
         loop {
-            let retry = self.retry.unwrap_or_else(Instant::now);
-            // All only wait; what changed meanwhile is found by the next look.
-            let (by_signal, tries_again) = tokio::select! {
-                () = self.watch.changed() => (false, false),
-                _ = hangup.recv() => (true, true),
-                () = again.notified() => (false, true),
-                () = tokio::time::sleep_until(retry), if self.retry.is_some() => {
-                    match self.bind(&tell).await {
-                        Some(Bound::News) => (false, false),
-                        Some(Bound::Same) => continue,
-                        None => return,
-                    }
-                }
+            let look = match self.rest.next() {
+                Next::Never => None,
+                Next::At(at) | Next::ForTheRest(at) => Some(at),
             };
-            if by_signal {
+            // All only wait; what changed meanwhile is found by the next look.
+            let woken = tokio::select! {
+                () = self.watch.changed() => Woken::Change,
+                _ = hangup.recv() => Woken::Signal,
+                () = again.notified() => Woken::Again,
+                () = until(look) => Woken::Look,
+                () = until(self.retry) => match self.bind(&tell).await {
+                    Some(Bound::News) => Woken::Look,
+                    Some(Bound::Same) => continue,
+                    None => return,
+                },
+            };
+            if woken == Woken::Signal {
                 systemd::reloading();
+                self.signalled = true;
             }
-            if tries_again {
+            if matches!(woken, Woken::Signal | Woken::Again) {
                 // Whoever asks wants everything tried again.
                 let serves = self.gateway;
                 self.unbound.retain(|one| Some(one.gateway) == serves);
                 self.retry = self.retry.map(|_| Instant::now());
                 self.fingerprint = None;
             }
+            let svid = self.svid.clone();
             if !Box::pin(self.reload_config(&shared, &tell)).await {
                 return;
             }
             // After it: the configuration says where they are.
-            let credentials = self.reload_credentials(&shared).await;
+            let credentials = if woken == Woken::Look && self.svid == svid {
+                None
+            } else {
+                self.reload_credentials(&shared).await
+            };
+            let is_done = !matches!(self.rest.next(), Next::At(_));
             let reloaded = Reloaded {
                 credentials,
-                by_signal,
+                by_signal: self.signalled && is_done,
                 ..Reloaded::default()
             };
+            self.signalled &= !is_done;
             if tell.send(reloaded).await.is_err() {
                 return;
             }
@@ -274,31 +309,45 @@ impl Files {
         true
     }
 
-    /// Loads the files, unless they are the same as before or all of them are refused.
+    /// Loads the files, unless they are the same as before, not at rest yet, or all of them are refused.
     async fn load(&mut self, shared: &Shared) -> Option<Loaded> {
         let (path, node) = (self.config.clone(), self.node.clone());
         let (good, before) = (self.good.clone(), self.fingerprint);
         let unbound = self.unbound.clone();
+        let mut rest = std::mem::take(&mut self.rest);
         let serves = shared.published.load_full();
         let loading = self.reader.ask(move || {
-            let sources = Sources::read(&path)?;
-            let is_same = before == Some(sources.fingerprint()) && unbound.is_empty();
-            if is_same {
-                return Ok(None);
-            }
-            let mut loaded = sources.renew(&node, &good, &unbound)?;
-            loaded.snapshot.share(&serves.snapshot);
-            Ok(Some(loaded))
+            let loaded = Sources::read(&path).and_then(|sources| {
+                let is_known = unbound.is_empty() && rest.next() == Next::Never;
+                if is_known && before == Some(sources.fingerprint()) {
+                    return Ok(None);
+                }
+                let cut = sources.cut(&good);
+                let Some(sources) = rest.believe(sources, &cut) else {
+                    return Ok(None);
+                };
+                if unbound.is_empty() && before == Some(sources.fingerprint()) {
+                    return Ok(None);
+                }
+                let mut loaded = sources.renew(&node, &good, &unbound)?;
+                loaded.snapshot.share(&serves.snapshot);
+                Ok(Some(loaded))
+            });
+            (loaded, rest)
         });
-        match loading.await {
-            Ok(Ok(loaded)) => loaded,
-            Ok(Err(findings)) => {
-                self.fingerprint = None;
-                self.refuse_config(&findings, shared);
-                None
-            }
+        let (loaded, rest) = match loading.await {
+            Ok(read) => read,
             Err(error) => {
                 tracing::error!(%error, "loading the configuration failed");
+                return None;
+            }
+        };
+        self.rest = rest;
+        match loaded {
+            Ok(loaded) => loaded,
+            Err(findings) => {
+                self.fingerprint = None;
+                self.refuse_config(&findings, shared);
                 None
             }
         }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::sync::Arc;
 
 use zeugma_core::snapshot::{Address, Export, Service};
 use zeugma_xds::{Findings, Good, LastGood, Loaded, NodeOptions, Serves, Sources, Unbound};
@@ -772,4 +773,69 @@ fn an_unchanged_gateway_goes_on_without_the_listeners_that_cannot_be_bound() {
     }
     let json = loaded.refused.to_json();
     assert_eq!(json[0]["serves"], "rest", "{json}");
+}
+
+#[test]
+fn a_file_that_may_have_been_cut_off_is_told_from_one_that_was_changed() {
+    let mut mesh = Mesh::served();
+    let both = format!(
+        "{}{}",
+        to("orders", "10.0.0.1:80"),
+        to("cart", "10.0.0.2:80")
+    );
+    mesh.remove("cart.yaml");
+    mesh.write("orders.yaml", &both);
+    mesh.read();
+    let cut = |text: &str| {
+        mesh.write("orders.yaml", text);
+        let sources = Sources::read(mesh.dir.path()).unwrap();
+        let cut = sources.cut(&mesh.good);
+        assert!(cut.iter().all(|file| file.ends_with("/orders.yaml")));
+        !cut.is_empty()
+    };
+    assert!(!cut(&both));
+    assert!(!cut(&both.replace("10.0.0.2", "10.0.0.20")));
+    assert!(!cut(&format!("{both}{}", to("more", "10.0.0.3:80"))));
+    for len in 0..both.len() - 1 {
+        assert!(cut(&both[..len]), "{len} of {}", both.len());
+    }
+    // Whoever writes no end of the last line is waited for once.
+    let unended = both.trim_end();
+    assert!(cut(unended));
+    mesh.write("orders.yaml", unended);
+    mesh.read();
+    assert!(
+        Sources::read(mesh.dir.path())
+            .unwrap()
+            .cut(&mesh.good)
+            .is_empty()
+    );
+}
+
+#[test]
+fn a_file_that_does_not_come_to_rest_is_told_and_its_documents_go_on() {
+    let mut mesh = Mesh::served();
+    mesh.write("orders.yaml", "");
+    mesh.write("cart.yaml", &to("cart", "10.0.0.3:80"));
+    let restless = mesh.dir.path().join("orders.yaml").display().to_string();
+    let sources = Sources::read(mesh.dir.path()).unwrap();
+    let looks = sources.looks();
+    assert_eq!((looks.len(), sources.looks()), (4, looks.clone()));
+    let sources = sources.without(&[Arc::from(restless.as_str())].into());
+    let loaded = sources
+        .renew(&NodeOptions::default(), &mesh.good, &[])
+        .unwrap();
+    assert_eq!(
+        served(&loaded),
+        orders_and_cart("10.0.0.1:80", "10.0.0.3:80")
+    );
+    assert_eq!(refused(&loaded), [(restless.as_str(), Serves::LastGood)]);
+    let text = loaded.refused.findings().to_string();
+    assert!(text.contains("does not come to rest"), "{text}");
+    // Of the same length, and of another content or time.
+    mesh.write("cart.yaml", &to("cart", "10.0.0.4:80"));
+    assert_ne!(Sources::read(mesh.dir.path()).unwrap().looks(), looks);
+    mesh.good = loaded.good;
+    mesh.write("orders.yaml", &to("orders", "10.0.0.9:80"));
+    assert!(mesh.read().refused.is_empty());
 }
