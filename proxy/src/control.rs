@@ -820,7 +820,8 @@ impl Control {
     fn tell_credentials(&self) {
         let credentials = self.shared.credentials.load();
         self.shared.metrics.svid_expiry(credentials.not_after());
-        self.shared.metrics.reloaded("credentials", true);
+        let is_whole = credentials.wrong().is_empty();
+        self.shared.metrics.reloaded("credentials", is_whole);
         if let Some(keeper) = &self.keeper {
             keeper.keep_numbers(credentials.crl_numbers());
         }

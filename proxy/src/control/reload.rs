@@ -364,12 +364,13 @@ impl Files {
         let loading = tokio::task::spawn_blocking(move || before.reload(&svid)).await;
         match loading {
             Ok(Ok(credentials)) => {
-                self.said[1] = None;
+                self.tell_wrong(credentials.wrong());
                 if shared.credentials.load().differs(&credentials) {
                     tracing::info!(id = %credentials.id(), "certificate and bundles applied");
                     return Some(credentials);
                 }
-                shared.metrics.reloaded("credentials", true);
+                let is_whole = credentials.wrong().is_empty();
+                shared.metrics.reloaded("credentials", is_whole);
             }
             Ok(Err(error)) => self.refuse_credentials(&error, shared),
             Err(error) => tracing::error!(%error, "loading the certificate failed"),
@@ -424,6 +425,21 @@ impl Files {
             tracing::error!(error = %text, "certificate or bundles refused; the last good ones serve");
             self.said[1] = Some(text);
         }
+    }
+
+    /// Tells what of the credentials is refused while all else serves.
+    fn tell_wrong(&mut self, wrong: &[CredentialsError]) {
+        let all: Vec<String> = wrong.iter().map(|one| with_causes(one)).collect();
+        let text = (!all.is_empty()).then(|| all.join("; "));
+        if let Some(text) = &text
+            && self.said[1].as_ref() != Some(text)
+        {
+            tracing::error!(
+                error = %text,
+                "certificate or bundles refused; the last good ones serve in their place, and all else is applied"
+            );
+        }
+        self.said[1] = text;
     }
 }
 
