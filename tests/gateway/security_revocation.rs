@@ -93,7 +93,12 @@ impl World {
                 Ok(())
             }
             // It was let in, and the change that came then cut it off.
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset
+                ) =>
+            {
                 let line = self.gateway.connection(source).await;
                 assert!(line.get("tls.alert").is_none(), "{line}");
                 Ok(())
