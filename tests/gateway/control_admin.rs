@@ -373,13 +373,29 @@ async fn no_page_holds_a_secret() {
     gateway.finish().await;
 }
 
+/// A page that a browser loaded from elsewhere may have its own name resolve to a loopback address.
+#[tokio::test]
+async fn metrics_on_a_loopback_address_are_told_to_nobody_who_names_another_host() {
+    let east = Cluster::new("east");
+    let gateway = east.start().await;
+    let status = async |host: &str| get(east.metrics, host, "/metrics").await.status;
+    let addressed = east.metrics.to_string();
+    for host in ["localhost", "127.0.0.1", "10.1.2.3:15020", &addressed] {
+        assert_eq!(status(host).await, 200, "{host}");
+    }
+    for host in ["metrics.example.com", "127.0.0.1.example.com:15020"] {
+        assert_eq!(status(host).await, 421, "{host}");
+    }
+    gateway.finish().await;
+}
+
 #[tokio::test]
 async fn metrics_are_openmetrics_for_who_asks_and_else_the_older_text() {
     let east = Cluster::new("east");
     let gateway = east.start().await;
     let ask = async |accept: &str| {
         let tcp = TcpStream::connect(east.metrics).await.unwrap();
-        let head = format!("GET /metrics HTTP/1.1\nhost: any\nconnection: close{accept}");
+        let head = format!("GET /metrics HTTP/1.1\nhost: localhost\nconnection: close{accept}");
         answer(tcp, &head).await
     };
     let open = ask("\naccept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5").await;
