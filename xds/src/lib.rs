@@ -23,7 +23,7 @@ mod state;
 mod yaml;
 
 pub use compile::ResourceList;
-pub use error::{Code, Color, Finding, Findings, Place, Severity};
+pub use error::{Code, Color, Finding, Findings, Place, Severity, suggest};
 pub use files::FileLook;
 pub use meaning::{LevelMeaning, ServiceMeaning, meaning};
 pub use settings::{
@@ -346,7 +346,7 @@ fn choose<'m>(
                     Code::UnknownReference,
                     format!("no MeshGateway is called `{name}`"),
                 )
-                .maybe_help(error::suggest(name, names()))
+                .maybe_help(suggest(name, names()))
             }),
         (None, [only]) => Ok(only),
         (None, []) => Err(Finding::error(
