@@ -306,11 +306,6 @@ pub(crate) async fn serve(
         )
         .merge(api::routes(&shared))
         .merge(ui::routes(&shared));
-    let scraped = if shared.settings.metrics.ip().is_loopback() {
-        metric_routes.layer(middleware::from_fn(from_no_name))
-    } else {
-        metric_routes
-    };
     let admin = async {
         match admin {
             AdminListener::Tcp(listener) => {
@@ -344,7 +339,11 @@ pub(crate) async fn serve(
             probe_routes,
             passed_on
         ),
-        serve_on(async || Ok(metrics.accept().await?.0), scraped, passed_on),
+        serve_on(
+            async || Ok(metrics.accept().await?.0),
+            at_their_address(metric_routes, shared.settings.metrics),
+            passed_on
+        ),
         admin,
         listeners_end,
     );
@@ -359,6 +358,15 @@ async fn from_this_host(request: Request, next: Next) -> Response {
     }
     let text = "name this host as it is bound: a loopback address, or localhost\n";
     (StatusCode::MISDIRECTED_REQUEST, text).into_response()
+}
+
+/// Routes of which a loopback address tells nothing to whoever names another host.
+fn at_their_address(routes: Router, address: SocketAddr) -> Router {
+    if address.ip().is_loopback() {
+        routes.layer(middleware::from_fn(from_no_name))
+    } else {
+        routes
+    }
 }
 
 /// As [`from_this_host`], for what is read from other hosts as well where it is forwarded to a loopback

@@ -242,12 +242,10 @@ async fn control(
     let bound = accepting.bind_new(&snapshot, &mut arrival.adopted)?;
     count_panics(&shared);
     let (names, names_wanted) = watch::channel(resolve::names_of(&snapshot));
-    let (asked, names_asked) = oneshot::channel();
-    let (reloads, reloaded) = mpsc::channel(1);
+    let ((asked, names_asked), (reloads, reloaded)) = (oneshot::channel(), mpsc::channel(1));
     let resolving = resolve::run(Arc::clone(&shared), names_wanted, asked);
-    let again = Arc::new(Notify::new());
-    let hangup = listen(SignalKind::hangup())?;
-    let reloading = files.watch(Arc::clone(&shared), reloads, hangup, Arc::clone(&again));
+    let again = files.again();
+    let reloading = files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?);
     let _beside = begin_beside(&shared, resolving, reloading, keeper.as_ref());
     let mut control = Control {
         shared,

@@ -27,12 +27,9 @@ pub(super) async fn events(State(shared): State<Arc<Shared>>, headers: HeaderMap
         let text = value.to_str().unwrap_or_default();
         text.parse::<u64>()
     });
-    let after = match seen.transpose() {
-        Ok(after) => after,
-        Err(_) => {
-            let wrong = "last-event-id is not the number of an event\n";
-            return (StatusCode::BAD_REQUEST, wrong).into_response();
-        }
+    let Ok(after) = seen.transpose() else {
+        let wrong = "last-event-id is not the number of an event\n";
+        return (StatusCode::BAD_REQUEST, wrong).into_response();
     };
     let Some(listening) = shared.admin.journal.listen(after) else {
         let text = format!(

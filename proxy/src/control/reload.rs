@@ -52,6 +52,7 @@ pub(super) struct Files {
     signalled: bool,
     /// What was last said about files that are refused, so that it is said once.
     said: [Option<String>; 2],
+    again: Arc<Notify>,
     reader: Reader,
 }
 
@@ -174,19 +175,25 @@ impl Files {
             rest: Rest::default(),
             signalled: false,
             said: [said, None],
+            again: Arc::default(),
             reader: Reader::new(),
         }
     }
 
-    /// Loads whenever a file changed, a SIGHUP comes or `again` asks for it, and tells what is new, for
-    /// ever.
+    /// Has it look again at what is there, as a SIGHUP does.
+    pub(super) fn again(&self) -> Arc<Notify> {
+        Arc::clone(&self.again)
+    }
+
+    /// Loads whenever a file changed, a SIGHUP comes or [`again`](Self::again) is told, and tells what is
+    /// new, for ever.
     pub(super) async fn watch(
         mut self,
         shared: Arc<Shared>,
         tell: mpsc::Sender<Reloaded>,
         mut hangup: Signal,
-        again: Arc<Notify>,
     ) {
+        let again = self.again();
         loop {
             let look = match self.rest.next() {
                 Next::Never => None,
