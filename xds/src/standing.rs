@@ -412,7 +412,11 @@ impl Round {
         files: &[PathBuf],
         asked: Asked<'_>,
     ) {
-        let there: BTreeSet<&Path> = files.iter().map(PathBuf::as_path).collect();
+        let there: BTreeSet<&Path> = if doubted.has_new_file {
+            files.iter().map(PathBuf::as_path).collect()
+        } else {
+            BTreeSet::new()
+        };
         let is_doubted = |source: &Source| {
             let is_gone = || !there.contains(Path::new(&*source.file));
             doubted.files.contains(&source.file) || (doubted.has_new_file && is_gone())
