@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::mesh::{Cluster, Gateway, Service, eventually, get, within};
+use crate::mesh::{Cluster, Pair, eventually, get, within};
 
 const ORDERS: &str = "orders.shop.svc.clusterset.local";
 
@@ -38,52 +38,16 @@ fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-struct Pair {
-    east: Cluster,
-    west: Cluster,
-    gateway: Gateway,
-    other: Gateway,
-    near: Service,
-    _far: Service,
-}
-
-impl Pair {
-    async fn new() -> Self {
-        let (near, far) = (Service::http("near").await, Service::http("far").await);
-        let (mut east, west) = (Cluster::new("east"), Cluster::new("west"));
-        east.set("admin", "'unix:admin.sock'");
-        east.meet(&west);
-        for (cluster, own, peer, rule) in [
-            (&east, &near, "west", "{ listeners: [apps] }"),
-            (&west, &far, "east", "{ from: ['spiffe://east.example/*'] }"),
-        ] {
-            cluster.route(
-                "shop/orders",
-                &format!(
-                    "
-                    protocol: http
-                    backends: [{{ name: own, endpoints: ['{}'] }}, {{ peer: {peer} }}]
-                    allow: [{rule}]
-                    export: {{ to: [{peer}] }}",
-                    own.address
-                ),
-            );
-        }
-        let (gateway, other) = (east.start().await, west.start().await);
-        Self {
-            east,
-            west,
-            gateway,
-            other,
-            near,
-            _far: far,
-        }
-    }
+/// East's admin interface is a socket, as it is by default.
+async fn pair() -> Pair {
+    let mut east = Cluster::new("east");
+    east.set("admin", "'unix:admin.sock'");
+    Pair::start(east, "{ listeners: [apps] }").await
 }
 
 #[tokio::test]
 async fn status_says_where_traffic_goes_and_get_says_why_it_moved() {
-    let pair = Pair::new().await;
+    let mut pair = pair().await;
     let status = zeugma(&pair.east, &["status"]);
     let text = out(&status);
     assert_eq!(status.status.code(), Some(0), "{}", err(&status));
@@ -99,7 +63,7 @@ async fn status_says_where_traffic_goes_and_get_says_why_it_moved() {
         "{row:?}"
     );
 
-    drop(pair.near);
+    drop(pair.near.take());
     eventually("a move to west", async || {
         assert_eq!(get(pair.east.apps, ORDERS, "/").await.status, 200);
         let status = json(&zeugma(&pair.east, &["status", "-o", "json"]));
@@ -128,13 +92,12 @@ async fn status_says_where_traffic_goes_and_get_says_why_it_moved() {
         &["get", "routes", "--service", "shop/none", "-o", "json"],
     ));
     assert_eq!(one["routes"].as_array().unwrap().len(), 0);
-    pair.gateway.finish().await;
-    pair.other.finish().await;
+    pair.finish().await;
 }
 
 #[tokio::test]
 async fn check_follows_the_way_to_a_peer_and_says_where_it_ends() {
-    let pair = Pair::new().await;
+    let pair = pair().await;
     let check = zeugma(&pair.east, &["check"]);
     let text = out(&check);
     assert_eq!(check.status.code(), Some(0), "{text}{}", err(&check));
@@ -265,7 +228,7 @@ async fn a_gateway_that_does_not_run_is_no_riddle() {
 
 #[tokio::test]
 async fn drain_drains_and_a_report_holds_what_is_needed() {
-    let mut pair = Pair::new().await;
+    let mut pair = pair().await;
     let to = pair.east.config().join("report");
     let report = zeugma(&pair.east, &["bug-report", "--to", to.to_str().unwrap()]);
     assert_eq!(report.status.code(), Some(0), "{}", err(&report));
