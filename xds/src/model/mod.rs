@@ -439,8 +439,14 @@ impl Model {
 
     /// The text of the document of this number.
     pub(crate) fn source(&self, nth: u32) -> Option<&Source> {
-        let all = self.documents().map(|(_, source)| source);
-        all.into_iter().find(|source| source.nth == nth)
+        let gateways = self.gateways.iter().map(Document::source);
+        let peers = self.peers.iter().map(Document::source);
+        let routes = self.routes.iter().map(Document::source);
+        let defaults = self.defaults.iter().map(|one| one.source());
+        let domains = self.domains.iter().map(Document::source);
+        (gateways.chain(peers).chain(routes).chain(defaults))
+            .chain(domains)
+            .find(|source| source.nth == nth)
     }
 }
 
