@@ -60,7 +60,7 @@ impl Awaited {
             response.extensions_mut().insert(reason);
         }
         let places = Places::of(read, parsed.headers);
-        *response.headers_mut() = places.into_map(&self.take(read, length, bytes_max)?)?;
+        *response.headers_mut() = places.to_map(&self.take(read, length, bytes_max)?)?;
         Ok(Some(response))
     }
 
@@ -98,7 +98,7 @@ impl Awaited {
         let bytes = self.take(read, length, bytes_max)?;
         head.uri =
             Uri::from_maybe_shared(bytes.slice(target_at)).map_err(|_| Malformed::StartLine)?;
-        head.headers = places.into_map(&bytes)?;
+        head.headers = places.to_map(&bytes)?;
         Ok(Some(head))
     }
 
@@ -110,9 +110,8 @@ impl Awaited {
         if self.seen == 0 {
             return Ok(true);
         }
-        let new = read.get(self.seen.saturating_sub(3)..).unwrap_or_default();
-        let ends = |end: &[u8]| new.windows(end.len()).any(|bytes| bytes == end);
-        if ends(b"\r\n\r\n") || ends(b"\n\n") {
+        let new = read.get(self.seen.saturating_sub(2)..).unwrap_or_default();
+        if end_of(new).is_some() {
             return Ok(true);
         }
         self.partial(read, bytes_max).map(|()| false)
@@ -163,6 +162,19 @@ const fn version(minor: Option<u8>) -> Version {
     }
 }
 
+/// Behind the first empty line that is not the first line: of what ends its lines by LF alone, too,
+/// which is to be refused at once and not to be waited for.
+pub(super) fn end_of(lines: &[u8]) -> Option<usize> {
+    let behind = |end: &[u8]| {
+        let at = lines.windows(end.len()).position(|bytes| bytes == end);
+        at.map(|at| at + end.len())
+    };
+    match (behind(b"\n\r\n"), behind(b"\n\n")) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
 /// Whether every line ends by CR LF. `httparse` takes LF alone, which RFC 9112 §2.2 allows and others
 /// read as part of a line.
 pub(super) fn ends_lines_well(head: &[u8]) -> bool {
@@ -199,7 +211,7 @@ impl Places {
         }
     }
 
-    fn into_map(self, head: &Bytes) -> Result<HeaderMap, Malformed> {
+    fn to_map(&self, head: &Bytes) -> Result<HeaderMap, Malformed> {
         let mut map = HeaderMap::with_capacity(self.count);
         for [name, name_bytes, value, value_bytes] in self.at.iter().take(self.count) {
             let [name, name_bytes, value, value_bytes] =
