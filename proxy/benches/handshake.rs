@@ -82,6 +82,7 @@ fn credentials(
         crls: None,
         denied: None,
         domains: Vec::new(),
+        own: None,
     };
     let chain = format!("{}{}", certificate.pem(), issuer.pem());
     std::fs::write(&files.certificate, chain).unwrap();

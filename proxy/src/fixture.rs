@@ -83,6 +83,7 @@ impl Alone {
             crls: None,
             denied: None,
             domains: Vec::new(),
+            own: None,
         };
         let snapshot = Arc::new(loaded.snapshot);
         let lines = Lines::default();

@@ -98,6 +98,7 @@ fn credentials(folder: &tempfile::TempDir) -> Credentials {
         crls: None,
         denied: None,
         domains: Vec::new(),
+        own: None,
     };
     Credentials::load(&files, 1).unwrap()
 }
@@ -465,6 +466,7 @@ fn a_known_chain_is_judged_by_the_time_of_each_handshake() {
         crls: None,
         denied: Some(world.folder.path().join("denied")),
         domains: Vec::new(),
+        own: None,
     };
     let list = format!("{}\n", first.id);
     std::fs::write(files.denied.as_ref().unwrap(), list).unwrap();

@@ -188,6 +188,7 @@ fn load(bench: &Bench, cluster: &str) -> Loaded {
         crls: loaded.settings.svid.crls.clone(),
         denied: loaded.settings.svid.denied.clone(),
         domains: Vec::new(),
+        own: None,
     };
     let credentials = Credentials::load(&files, 1).unwrap();
     assert_eq!(

@@ -112,6 +112,26 @@ async fn half_a_yaml_file_keeps_the_last_good_one_and_says_so_once() {
 }
 
 #[tokio::test]
+async fn a_certificate_of_another_trust_domain_is_not_its_own() {
+    let (east, _west, _service, gateway) = east_and_west().await;
+    gateway.finish().await;
+    let file = east.config().join("gateway.yaml");
+    let written = fs::read_to_string(&file).unwrap();
+    let other = written.replace("trustDomain: east.example", "trustDomain: west.example");
+    east.write("gateway.yaml", &other);
+    let output = Gateway::try_start(&east.config());
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(65), "{text}");
+    let why = format!(
+        "this is `{}`, and the gateway's trust domain is `west.example`",
+        east.gateway_id()
+    );
+    assert!(text.contains(&why), "{text}");
+    east.write("gateway.yaml", &written);
+    east.start().await.finish().await;
+}
+
+#[tokio::test]
 async fn half_a_certificate_keeps_the_last_good_one_and_says_so_once() {
     let (east, mut west, _service, gateway) = east_and_west().await;
     let caller = west.identity("ns/shop/sa/cart");

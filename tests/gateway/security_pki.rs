@@ -154,6 +154,7 @@ impl Domain {
             crls: None,
             denied: None,
             domains: Vec::new(),
+            own: None,
         };
         let chain = format!("{}{rest}", certificate.pem());
         write_atomically(&files.certificate, chain.as_bytes(), Access::Public).unwrap();

@@ -199,6 +199,7 @@ impl World {
             crls: None,
             denied: None,
             domains: Vec::new(),
+            own: None,
         };
         let leaf = self.leaf_of(&self.east, GATEWAY_ID).sign(&self.east.key);
         let chain = [leaf, self.east.cross.clone()];

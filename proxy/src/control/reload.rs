@@ -535,6 +535,7 @@ pub(super) fn svid_files(settings: &GatewaySettings) -> SvidFiles {
         crls: settings.svid.crls.clone(),
         denied: settings.svid.denied.clone(),
         domains: settings.svid.domains.clone(),
+        own: Some(settings.trust_domain.clone()),
     }
 }
 

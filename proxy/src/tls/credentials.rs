@@ -40,6 +40,8 @@ pub struct SvidFiles {
     pub denied: Option<PathBuf>,
     /// Further trust domains, and the files of their bundles.
     pub domains: Vec<(TrustDomain, PathBuf)>,
+    /// The trust domain that our SVID must be of; any where there is none.
+    pub own: Option<TrustDomain>,
 }
 
 /// Why a file cannot be read.
@@ -115,6 +117,16 @@ pub enum CredentialsError {
         key: PathBuf,
         /// The certificate file.
         certificate: PathBuf,
+    },
+    /// Our own SVID is of another trust domain than the configuration says.
+    #[error("{}: this is `{id}`, and the gateway's trust domain is `{own}`; issue one of that, or mend `trustDomain`", path.display())]
+    Foreign {
+        /// The certificate file.
+        path: PathBuf,
+        /// Who it is.
+        id: SpiffeId,
+        /// What the configuration says.
+        own: TrustDomain,
     },
     /// Our own SVID breaks a rule that every peer would hold against it.
     #[error("{}: every peer would refuse this SVID; issue a new one, or add its trust domain's bundle to {}", path.display(), bundles.display())]
@@ -228,6 +240,13 @@ impl Identity {
         };
         let own = verify_chain(&chain, bundles, Usage::Client, now).map_err(refused)?;
         verify_chain(&chain, bundles, Usage::Server, now).map_err(refused)?;
+        if let Some(domain) = files.own.as_ref().filter(|domain| !own.id.is_of(domain)) {
+            return Err(CredentialsError::Foreign {
+                path: files.certificate.clone(),
+                id: own.id,
+                own: domain.clone(),
+            });
+        }
         let not_before = chain
             .first()
             .and_then(|leaf| zeugma_core::svid::Certificate::parse(leaf).ok())

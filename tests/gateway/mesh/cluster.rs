@@ -106,6 +106,7 @@ impl Cluster {
             crls: None,
             denied: None,
             domains: Vec::new(),
+            own: None,
         }
     }
 
@@ -249,6 +250,7 @@ impl Cluster {
             crls: None,
             denied: None,
             domains: Vec::new(),
+            own: None,
         };
         let id = format!("spiffe://{}/{path}", self.trust_domain());
         self.ca.issue(&id, &files.certificate, &files.key);
