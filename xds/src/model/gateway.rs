@@ -103,10 +103,9 @@ pub(crate) struct ListenerSpec {
     pub address: Text<SocketAddr>,
     /// Who connects here. Required.
     pub role: RoleSpec,
-    /// Makes it a plain listener for this one route, `namespace/name`, whatever is asked for there: a
-    /// TCP route gets the bytes, an HTTP route each request, whatever its Host or :authority (which
-    /// is handed on as it is). Only with `role: workloads`; the route must have one port and not be
-    /// `inbound: passthrough`.
+    /// Makes it a plain listener for this one TCP route, `namespace/name`: it gets the bytes,
+    /// whatever they are. The namespace is this document's where none is written. Only with
+    /// `role: workloads`; the route must have one port and not be `inbound: passthrough`.
     pub route: Option<Text<Reference>>,
     /// The networks that may connect at all. Default: any; required for `role: workloads` off
     /// loopback.
