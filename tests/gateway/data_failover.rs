@@ -471,19 +471,23 @@ async fn what_no_endpoint_of_a_peer_saw_is_tried_elsewhere_even_if_it_is_a_post(
     }
 }
 
-/// East's route: west first, then a backup.
-async fn with_backup(near: &HttpService, far: &HttpService) -> Pair {
+/// East's route: west first, then a backup; and west's.
+fn backed_up(near: &HttpService, far: &HttpService) -> [String; 2] {
     let east = format!(
         "backends: [{{ peer: west }}, {{ name: backup, locality: asia/a-1, {} }}]",
         endpoints(&[near.address()])
     );
     let order = "failover: { order: [{ cluster: west }, { backend: backup }] }";
     let west = format!("backends: [{{ {} }}]", endpoints(&[far.address()]));
-    Pair::new(
-        &http_route("hello", &[&east, order]),
-        &http_route("hello", &[&west]),
-    )
-    .await
+    [
+        http_route("hello", &[&east, order]),
+        http_route("hello", &[&west]),
+    ]
+}
+
+async fn with_backup(near: &HttpService, far: &HttpService) -> Pair {
+    let [east, west] = backed_up(near, far);
+    Pair::new(&east, &west).await
 }
 
 #[tokio::test]
@@ -516,6 +520,59 @@ async fn a_peers_gateway_that_falls_silent_is_found_in_seconds() {
         began.elapsed()
     );
     pair.west.process.signal(rustix::process::Signal::CONT);
+}
+
+/// A peer that is not written about is found after 4 s, so that the word of a document shows.
+#[tokio::test]
+async fn a_peers_gateway_that_falls_silent_is_found_as_soon_as_is_written() {
+    let (backup, remote) = (HttpService::start("backup"), HttpService::start("west"));
+    for (keepalive, answered_within) in [
+        ("{ ping: 200ms, timeout: 200ms }", 0..3),
+        ("{ ping: 200ms, timeout: 5s }", 4..20),
+        ("{ ping: 5s, timeout: 200ms }", 4..20),
+    ] {
+        let (east, west) = (Cluster::new("east"), Cluster::new("west"));
+        east.meet(&west);
+        let silent = format!(
+            "
+            cluster: west
+            locality: west/west-1
+            gateways: ['{}']
+            spiffeIDs: ['{}']
+            keepalive: {keepalive}",
+            west.mesh,
+            west.gateway_id()
+        );
+        east.peer("west", &silent);
+        let [near, far] = backed_up(&backup, &remote);
+        let west = Box::pin(Gateway::of(west, &far)).await;
+        let east = Box::pin(Gateway::of(east, &near)).await;
+        let mut client = Client::connect(east.apps(), &Wire::H1).await.unwrap();
+        assert_eq!(client.get(HELLO, "/").await.unwrap().text(), "west");
+        west.process.freeze().await;
+        let began = Instant::now();
+        assert_eq!(client.get(HELLO, "/").await.unwrap().text(), "backup");
+        let took = began.elapsed().as_secs();
+        assert!(answered_within.contains(&took), "{keepalive}: {took} s");
+        west.process.signal(rustix::process::Signal::CONT);
+    }
+}
+
+#[tokio::test]
+async fn a_request_longer_than_what_is_kept_is_not_tried_again() {
+    let (one, other) = (HttpService::start("one"), HttpService::start("other"));
+    one.set(Mode::Status(503));
+    other.set(Mode::Status(503));
+    let body = Bytes::from(vec![b'x'; 2000]);
+    for (buffer, tries) in [("1KiB", 1), ("2KiB", 2)] {
+        let retries = format!("retries: {{ any: true, buffer: {buffer} }}");
+        let gateway = two(&one, &other, &[NO_EJECTION, &retries]).await;
+        let before = one.hits() + other.hits();
+        let answer = call(gateway.apps(), "POST", HELLO, "/", body.clone()).await;
+        assert_eq!(answer.status, 503);
+        assert_eq!(one.hits() + other.hits(), before + tries, "{buffer}");
+        gateway.process.finish().await;
+    }
 }
 
 #[tokio::test]
