@@ -9,6 +9,7 @@
 )]
 
 mod defaults;
+mod fields;
 mod findings;
 mod last_good;
 mod load;
