@@ -208,7 +208,7 @@ pub(crate) fn emptied(file: &Arc<str>) -> Finding {
         .help("write it again, or remove the file to remove its documents")
 }
 
-fn list(path: &Path, limits: ReadLimits) -> Result<Vec<PathBuf>, Finding> {
+pub(crate) fn list(path: &Path, limits: ReadLimits) -> Result<Vec<PathBuf>, Finding> {
     let meta = fs::metadata(path).map_err(|error| unreadable(path, &error))?;
     if !meta.is_dir() {
         return Ok(vec![path.to_owned()]);

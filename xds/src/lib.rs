@@ -7,6 +7,7 @@ mod compile;
 mod error;
 mod files;
 mod fnv;
+mod format;
 mod handover;
 mod ingest;
 mod meaning;
@@ -25,6 +26,7 @@ mod yaml;
 pub use compile::ResourceList;
 pub use error::{Code, Color, Finding, Findings, Place, Severity, suggest};
 pub use files::FileLook;
+pub use format::{FormatError, format, yaml_files};
 pub use meaning::{LevelMeaning, ServiceMeaning, meaning};
 pub use settings::{
     AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles, admin_socket_default,
