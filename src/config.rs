@@ -1,4 +1,8 @@
-//! `zeugma config`: what is wrong with a configuration, and what its numbers mean.
+//! `zeugma config`: what is wrong with a configuration, what its numbers mean, what a change of it
+//! means, and how it is laid out.
+
+mod diff;
+mod fmt;
 
 use std::io::{self, IsTerminal as _, Write};
 use std::path::PathBuf;
@@ -6,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
-use zeugma_xds::{Checked, Color, NodeOptions, ServiceMeaning, Severity};
+use zeugma_xds::{Checked, Color, Findings, NodeOptions, ServiceMeaning, Severity};
 
 use crate::exit;
 
@@ -16,6 +20,12 @@ pub(crate) enum Command {
     Check(Check),
     /// Print the JSON schema of the documents, for editors
     Schema,
+    /// Say what differs in meaning between two configurations; exit 2 where something does, 65 where
+    /// one of them is wrong
+    Diff(diff::Diff),
+    /// Lay documents out in one way; what they mean and their comments stay. Exit 65 where a file
+    /// cannot be kept so, and is left as it is
+    Fmt(fmt::Fmt),
 }
 
 #[derive(Debug, Args)]
@@ -67,6 +77,8 @@ fn try_run(command: Command) -> io::Result<ExitCode> {
             writeln!(out, "{:#}", zeugma_xds::schema())?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Diff(diff) => diff::run(&diff),
+        Command::Fmt(fmt) => fmt::run(&fmt),
     }
 }
 
@@ -92,29 +104,7 @@ fn run_check(check: &Check) -> io::Result<ExitCode> {
 }
 
 fn print_human(checked: &Checked) -> io::Result<()> {
-    let mut err = io::stderr().lock();
-    let is_colored = err.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    let color = if is_colored {
-        Color::Ansi
-    } else {
-        Color::Plain
-    };
-    write!(err, "{}", checked.findings.to_human(color))?;
-    let count = |severity| {
-        checked
-            .findings
-            .iter()
-            .filter(|finding| finding.severity == severity)
-            .count()
-    };
-    if !checked.findings.is_empty() {
-        writeln!(
-            err,
-            "{} error(s), {} warning(s)",
-            count(Severity::Error),
-            count(Severity::Warning)
-        )?;
-    }
+    print_findings(&checked.findings)?;
     if checked.findings.has_errors() {
         return Ok(());
     }
@@ -135,6 +125,30 @@ fn print_human(checked: &Checked) -> io::Result<()> {
             write!(out, "\n{service}")?;
         }
         writeln!(out)?;
+    }
+    Ok(())
+}
+
+fn print_findings(findings: &Findings) -> io::Result<()> {
+    let mut err = io::stderr().lock();
+    let is_colored = err.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let color = if is_colored {
+        Color::Ansi
+    } else {
+        Color::Plain
+    };
+    write!(err, "{}", findings.to_human(color))?;
+    let count = |severity| {
+        let all = findings.iter();
+        all.filter(|finding| finding.severity == severity).count()
+    };
+    if !findings.is_empty() {
+        writeln!(
+            err,
+            "{} error(s), {} warning(s)",
+            count(Severity::Error),
+            count(Severity::Warning)
+        )?;
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::process::{Command, Output};
 
 use serde_json::Value;
@@ -189,6 +190,160 @@ fn schema_prints_a_json_schema() {
         json["$schema"],
         "https://json-schema.org/draft/2020-12/schema"
     );
+}
+
+/// What `config diff` says of two texts, and how it exits.
+fn diff(old: &str, new: &str, args: &[&str]) -> (Option<i32>, String, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str, text: &str| {
+        let folder = dir.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("mesh.yaml"), text).unwrap();
+        folder.to_str().unwrap().to_owned()
+    };
+    let (old, new) = (path("old", old), path("new", new));
+    let output = zeugma(&[&["config", "diff", &old, &new], args].concat());
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+#[test]
+fn what_is_only_written_otherwise_is_no_difference() {
+    let other = GOOD
+        .replace(
+            "{ name: east-gw }",
+            "\n  # The gateway.\n  name: \"east-gw\"",
+        )
+        .replace("  protocol: http\n", "  port: 80\n  protocol: http\n");
+    let (code, out, err) = diff(GOOD, &other, &[]);
+    let same = "both mean the same\n";
+    assert_eq!((code, out.as_str(), err.as_str()), (Some(0), same, ""));
+}
+
+// With 1 of 2 down 71 % stay, with 1 of 3 two thirds are healthy: 67 of 70 parts, 95 %.
+#[test]
+fn diff_says_what_a_change_opens_closes_and_moves() {
+    let new = GOOD
+        .replace(
+            "\"10.0.1.11:8080\"]",
+            "\"10.0.1.11:8080\", \"10.0.1.12:8080\"]",
+        )
+        .replace(
+            "[{ listeners: [apps] }]",
+            "[{ from: ['spiffe://west.example/*'] }]\n  export: { to: [west] }",
+        )
+        .replace(
+            "    apps: {",
+            "    more: { address: \"127.0.0.1:1\", role: workloads }\n    apps: {",
+        );
+    let (code, out, err) = diff(GOOD, &new, &[]);
+    assert_eq!((code, err.as_str()), (Some(2), ""));
+    assert_eq!(
+        out,
+        "gateway east-gw
++ listener more
+    address:
+      + 127.0.0.1:1
+~ service shop/orders:80
+    endpoints:
+      + level 1: 10.0.1.12:8080
+    exported to:
+      + west
+    may call: (ends what only this let in)
+      - on listener apps
+      + from spiffe://west.example/*
+    with endpoints down:
+      - 1. eu/eu-1 (2 endpoints): with 1 of 2 endpoints down 29 % leaves eu/eu-1, with 2 down all leaves it for peer west
+      + 1. eu/eu-1 (3 endpoints): with 1 of 3 endpoints down 5 % leaves eu/eu-1, with 3 down all leaves it for peer west
+"
+    );
+    let (code, out, _) = diff(GOOD, &new, &["-o", "json"]);
+    let json: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(code, Some(2));
+    assert_eq!(json["kind"], "ConfigDiff");
+    assert_eq!(json["same"], false);
+    let service = &json["gateways"][0]["differences"][1];
+    assert_eq!(service["name"], "shop/orders:80");
+    assert_eq!(service["change"], "changed");
+    assert_eq!(service["fields"][2]["field"], "may call");
+    assert_eq!(service["fields"][2]["endsConnections"], true);
+}
+
+#[test]
+fn a_service_that_is_gone_and_a_gateway_that_is_new_are_told() {
+    let fewer = GOOD
+        .split("---\n")
+        .take(2)
+        .collect::<Vec<_>>()
+        .join("---\n");
+    let (code, out, _) = diff(GOOD, &fewer, &[]);
+    assert_eq!(code, Some(2));
+    assert!(out.contains("- service shop/orders:80\n"), "{out}");
+    let gateway = GOOD.split("---").next().unwrap();
+    let both = format!("{GOOD}---\n{}", gateway.replace("east-gw", "other-gw"));
+    let (code, out, _) = diff(GOOD, &both, &[]);
+    assert_eq!((code, out.as_str()), (Some(2), "gateway other-gw is new\n"));
+}
+
+#[test]
+fn diff_with_a_wrong_configuration_exits_65_and_shows_the_findings() {
+    let (code, out, err) = diff(GOOD, &GOOD.replace("peer: west", "peer: wset"), &[]);
+    assert_eq!((code, out.as_str()), (Some(65), ""));
+    assert!(err.contains("did you mean `west`?"), "{err}");
+}
+
+#[test]
+fn fmt_lays_files_out_and_check_names_those_that_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mesh.yaml");
+    let loose = GOOD.replace("{ name: west }", "{name:   west}   # the other side");
+    fs::write(&path, &loose).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    let link = dir.path().join("link.yaml");
+    std::os::unix::fs::symlink("mesh.yaml", &link).unwrap();
+    let fmt = |args: &[&str]| {
+        let output = zeugma(&[&["config", "fmt"], args].concat());
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), text)
+    };
+    let at = link.to_str().unwrap();
+    let named = format!("{at}\n");
+    assert_eq!(fmt(&["--check", at]), (Some(2), named.clone()));
+    assert_eq!(fs::read_to_string(&path).unwrap(), loose);
+    assert_eq!(fmt(&[at]), (Some(0), named));
+    let written = fs::read_to_string(&path).unwrap();
+    assert_eq!(
+        written,
+        GOOD.replace("{ name: west }", "{ name: west }   # the other side")
+    );
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    for args in [&[at][..], &["--check", at]] {
+        assert_eq!(fmt(args), (Some(0), String::new()));
+    }
+}
+
+#[test]
+fn fmt_leaves_what_it_cannot_keep_and_exits_65() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mesh.yaml");
+    let text = "kind: &kind MeshPeer\n";
+    fs::write(&path, text).unwrap();
+    let output = zeugma(&["config", "fmt", path.to_str().unwrap()]);
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(65), "{err}");
+    assert!(
+        err.contains("mesh.yaml: line 1: an anchor or a tag"),
+        "{err}"
+    );
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
+    let missing = zeugma(&["config", "fmt", "no/such/file.yaml"]);
+    assert_eq!(missing.status.code(), Some(1));
 }
 
 #[test]

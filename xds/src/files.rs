@@ -276,7 +276,7 @@ fn read_file(path: &Path, limits: ReadLimits) -> Result<String, Finding> {
 
 /// Splits at `---` and `...` in the first column, which no scalar may hold (YAML 1.2.2 §9.1.2,
 /// production c-forbidden): one broken document then does not hide the others.
-fn split(path: &Path, text: &str) -> Vec<Source> {
+pub(crate) fn split(path: &Path, text: &str) -> Vec<Source> {
     let file: Arc<str> = path.display().to_string().into();
     let folder = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
     let mut sources = Vec::new();

@@ -13,6 +13,7 @@ use granit_parser::{Event, Parser, ScalarStyle, Span, StructureStyle};
 
 use crate::error::Findings;
 use crate::files;
+use crate::yaml;
 
 /// Lists and maps within each other; the reader of documents takes no more.
 const DEPTH_MAX: usize = 32;
@@ -71,13 +72,20 @@ pub fn format(text: &str) -> Result<String, FormatError> {
     let changed = |what| FormatError::Changed { what };
     let same = before.documents.len() == after.documents.len()
         && (before.documents.iter().zip(&after.documents)).all(|(a, b)| a.root.means(&b.root));
-    if !same {
+    if !same || values(text) != values(&out) {
         return Err(changed("the values"));
     }
     if before.comments != after.comments {
         return Err(changed("the comments"));
     }
     Ok(out)
+}
+
+/// What a gateway would read, document by document.
+fn values(text: &str) -> Vec<Option<serde_json::Value>> {
+    let documents = files::split(Path::new(""), text);
+    let values = documents.iter().map(|source| yaml::value(&source.text));
+    values.collect()
 }
 
 /// Documents and, for comparison, every comment in their order.
@@ -156,7 +164,7 @@ impl Text {
         for event in Parser::new_from_str(text) {
             let (event, span) = event.map_err(|error| FormatError::NotYaml {
                 line: error.marker().line(),
-                message: error.info().to_owned(),
+                message: error.info(),
             })?;
             let (line, column) = (span.start.line(), span.start.col());
             if let Event::Comment(said, _) = &event {
@@ -304,6 +312,10 @@ impl<'t> Reader<'t> {
         found
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "what the parser tells beside, and may tell later, is none of these"
+    )]
     fn value(&mut self) -> Result<Value, FormatError> {
         let Some((event, span)) = self.next() else {
             return Err(unwritable(self.lines.len(), "a text that ends early"));
@@ -386,6 +398,10 @@ impl<'t> Reader<'t> {
     }
 
     /// Whether a list or map that begins before the next event is in brackets on one line.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "what the parser tells beside, and may tell later, is none of these"
+    )]
     fn is_flow(&self, style: StructureStyle, end: &Event<'_>, line: usize) -> bool {
         let mut depth = 0_usize;
         let rest = self.events.get(self.at..).unwrap_or_default();
@@ -414,6 +430,10 @@ impl<'t> Reader<'t> {
         entries
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "what the parser tells beside, and may tell later, is none of these"
+    )]
     fn entries(&mut self, end: &Event<'_>) -> Result<Vec<Entry>, FormatError> {
         let mut entries = Vec::new();
         loop {
@@ -650,7 +670,7 @@ mod tests {
     #[test]
     fn every_document_of_the_examples_keeps_its_meaning() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let mut folders = vec![root.join("examples"), root.join("deploy")];
+        let mut folders = vec![root.join("examples")];
         let mut count = 0;
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir(folder).unwrap() {
@@ -659,10 +679,8 @@ mod tests {
                     folders.push(path);
                 } else if path.extension().is_some_and(|end| end == "yaml") {
                     let text = std::fs::read_to_string(&path).unwrap();
-                    match format(&text) {
-                        Ok(formatted) => assert_eq!(format(&formatted), Ok(formatted.clone())),
-                        Err(error) => eprintln!("{}: {error}", path.display()),
-                    }
+                    let formatted = format(&text).unwrap();
+                    assert_eq!(format(&formatted), Ok(formatted.clone()));
                     count += 1;
                 }
             }

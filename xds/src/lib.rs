@@ -4,6 +4,7 @@
 //! No protobuf type leaves this crate, and it opens no socket.
 
 mod compile;
+mod diff;
 mod error;
 mod files;
 mod fnv;
@@ -24,6 +25,7 @@ mod state;
 mod yaml;
 
 pub use compile::ResourceList;
+pub use diff::{Change, Difference, FieldDifference, diff};
 pub use error::{Code, Color, Finding, Findings, Place, Severity, suggest};
 pub use files::FileLook;
 pub use format::{FormatError, format, yaml_files};

@@ -134,6 +134,11 @@ pub(crate) fn read_plain<T: DeserializeOwned>(source: &Source) -> Option<T> {
     serde_saphyr::from_str_with_options(&source.text, options(DuplicateKeyPolicy::Error)).ok()
 }
 
+/// What a document says, whatever it is for; `None` if it cannot be read.
+pub(crate) fn value(text: &str) -> Option<serde_json::Value> {
+    serde_saphyr::from_str_with_options(text, options(DuplicateKeyPolicy::Error)).ok()
+}
+
 fn options(duplicate_keys: DuplicateKeyPolicy) -> Options {
     serde_saphyr::options! {
         duplicate_keys: duplicate_keys,
