@@ -151,6 +151,8 @@ impl Closed {
             line.number(r#","attempts":"#, u64::from(request.attempts));
         }
         line.text(r#","verdict":"#, self.reason.label());
+        // Not of what went well: its line is the one that is written most.
+        line.literal(r#","code":"#, self.reason.code());
         line.text(r#","flags":"#, self.reason.flag());
         line.text(r#","policy.rule":"#, self.rule.as_deref());
         line.text(r#","error":"#, self.detail.as_deref());
@@ -215,6 +217,14 @@ impl Object {
             serde_json::to_writer(&mut self.text, text).ok();
         } else {
             self.plain(text);
+        }
+    }
+
+    /// A word of ours, if there is one, which needs no escaping.
+    fn literal(&mut self, key: &'static str, word: Option<&'static str>) {
+        if let Some(word) = word {
+            self.key(key);
+            self.plain(word);
         }
     }
 
@@ -600,7 +610,7 @@ mod tests {
             "trace.id": "4bf92f3577b34da6a3ce929d0e0e4736",
             "http.method": "GET", "http.authority": "a\u{7f}\u{2028}", "http.path": "/\"",
             "http.version": "HTTP/2", "http.status": 200, "attempts": 3,
-            "verdict": "sni-malformed", "flags": "NR", "policy.rule": "a.yaml:7",
+            "verdict": "sni-malformed", "code": "ZG0306", "flags": "NR", "policy.rule": "a.yaml:7",
             "error": "line\r\nbreak", "bytes_sent": 1, "bytes_recv": 2, "duration": "3ms",
             "config.generation": 7,
         });

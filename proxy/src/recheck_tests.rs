@@ -423,6 +423,7 @@ async fn a_certificate_that_ran_out_ends_sessions_in_peace_and_nothing_else() {
     assert_eq!(leaving, Leaving::InPeace);
     let ending = session.ending().unwrap();
     assert_eq!(ending.reason, Reason::CertificateExpired);
+    assert_eq!(ending.reason.code(), Some("ZG0312"));
     assert_eq!(ending.rule.as_deref(), Some("expired"));
     for stays in [&fresh, &bytes, &request] {
         assert_eq!(stays.ending(), None);

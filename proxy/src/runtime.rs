@@ -37,6 +37,7 @@ use crate::http::pool::{Pool, SWEEPING};
 use crate::journal::Journal;
 use crate::listener::{Accepted, Handed};
 use crate::listing::{self, Question};
+use crate::logging::Logging;
 use crate::metrics::{Latest, Metrics};
 use crate::pulse::Pulses;
 use crate::recheck::{self, Registry};
@@ -98,6 +99,8 @@ pub(crate) struct AdminSide {
     pub(crate) questions: broadcast::Sender<Question>,
     /// What the control thread is asked.
     pub(crate) levers: Levers,
+    /// How much the log tells.
+    pub(crate) logging: Logging,
 }
 
 impl Default for AdminSide {
@@ -106,6 +109,17 @@ impl Default for AdminSide {
             journal: Journal::default(),
             questions: broadcast::channel(listing::QUESTIONS_MAX).0,
             levers: Levers::default(),
+            logging: Logging::default(),
+        }
+    }
+}
+
+impl AdminSide {
+    /// With the log of the process.
+    pub(crate) fn of(logging: &Logging) -> Self {
+        Self {
+            logging: logging.clone(),
+            ..Self::default()
         }
     }
 }
@@ -526,6 +540,7 @@ pub(crate) fn work(
             .is_err()
         {
             tracing::warn!(
+                code = "ZG0904",
                 open = open.len(),
                 "connections did not end by the drain deadline; they are cut off"
             );
@@ -552,7 +567,9 @@ fn start(worker: &Rc<Worker>, accepted: Accepted, open: &mut JoinSet<()>) {
                 counted,
             ));
         }
-        Err(error) => tracing::error!(%error, "an accepted connection cannot be registered"),
+        Err(error) => {
+            tracing::error!(code = "ZG0908", %error, "an accepted connection cannot be registered")
+        }
     }
 }
 
@@ -743,6 +760,7 @@ mod tests {
         assert_eq!(panics(), 3);
 
         let verdicts = alone.until("five records", verdicts).await;
+        assert_eq!(Reason::Internal.code(), Some("ZG0906"));
         let internal = ["connection internal", "connection internal"];
         let requests = ["request completed", "request internal", "request internal"];
         assert_eq!(verdicts, [&internal[..], &requests[..]].concat());

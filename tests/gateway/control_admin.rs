@@ -258,6 +258,7 @@ async fn events_are_told_as_they_happen_and_missed_ones_again() {
     let wrong = "GET /events HTTP/1.1\nhost: localhost\nlast-event-id: x\nconnection: close";
     let refused = answer(tcp, wrong).await;
     assert!(refused.starts_with("HTTP/1.1 400"), "{refused}");
+    assert!(refused.contains("(ZG0970)"), "{refused}");
     // Listeners end with the gateway, and do not hold it up.
     pair.gateway.finish().await;
     pair.west.finish().await;
@@ -306,7 +307,10 @@ async fn levers_on_an_address_want_the_token() {
     let tcp = async || TcpStream::connect(east.admin).await.unwrap();
     let refused = answer(tcp().await, &head("")).await;
     assert!(refused.starts_with("HTTP/1.1 403"), "{refused}");
-    assert!(refused.contains("spec.adminToken"), "{refused}");
+    assert!(
+        refused.contains("spec.adminToken to a file (ZG0962)"),
+        "{refused}"
+    );
     gateway.finish().await;
 
     east.set("adminToken", "token");
@@ -319,10 +323,17 @@ async fn levers_on_an_address_want_the_token() {
     let wrong = head("\nauthorization: Bearer 0123456789abcdeF");
     let refused = answer(tcp().await, &wrong).await;
     assert!(refused.starts_with("HTTP/1.1 401"), "{refused}");
+    assert!(refused.contains("(ZG0963)"), "{refused}");
+    std::fs::write(&token, "short\n").unwrap();
+    let unusable = answer(tcp().await, &wrong).await;
+    assert!(unusable.starts_with("HTTP/1.1 500"), "{unusable}");
+    assert!(unusable.contains("(ZG0964)"), "{unusable}");
+    std::fs::write(&token, "0123456789abcdef\n").unwrap();
     // A page of another site has the browser's user ask, by a name of its own.
     let elsewhere = "GET /config_dump HTTP/1.1\nhost: rebound.example\nconnection: close";
     let refused = answer(tcp().await, elsewhere).await;
     assert!(refused.starts_with("HTTP/1.1 421"), "{refused}");
+    assert!(refused.contains("(ZG0972)"), "{refused}");
     assert_eq!(gateway.ready().await, 200);
     let right = head("\nauthorization: Bearer 0123456789abcdef");
     let done = answer(tcp().await, &right).await;

@@ -16,6 +16,7 @@ use http_body::Frame;
 use tokio::sync::mpsc;
 use tokio::time::Interval;
 
+use super::levers::refused;
 use crate::journal::{Event, LISTENERS_MAX, Listening};
 use crate::runtime::Shared;
 
@@ -32,15 +33,15 @@ pub(super) async fn events(State(shared): State<Arc<Shared>>, headers: HeaderMap
         Some(Ok(nth)) => nth,
         None => 0,
         Some(Err(_)) => {
-            let wrong = "last-event-id is not the number of an event\n";
-            return (StatusCode::BAD_REQUEST, wrong).into_response();
+            let wrong = "last-event-id is not the number of an event";
+            return refused(StatusCode::BAD_REQUEST, "ZG0970", &wrong);
         }
     };
     let Some(Listening { before, live }) = shared.admin.journal.listen(after) else {
         let text = format!(
-            "{LISTENERS_MAX} listen already, or the gateway ends; end one, or ask /api/v1/failovers\n"
+            "{LISTENERS_MAX} listen already, or the gateway ends; end one, or ask /api/v1/failovers"
         );
-        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+        return refused(StatusCode::SERVICE_UNAVAILABLE, "ZG0971", &text);
     };
     let stream = Stream {
         before: before.into(),

@@ -31,7 +31,8 @@ pub(super) const ENTRIES: &[Entry] = &[
         &[Log],
         "What was still open after `drain.timeout` is cut off.",
         "Raise `drain.timeout`, and the grace period of whatever ends the process, if that should not be.",
-    ),
+    )
+    .unprovoked("connections end by themselves at the deadline: it takes a defect"),
     entry(
         "ZG0905",
         "ended since the gateway is shutting down",
@@ -209,7 +210,8 @@ pub(super) const ENTRIES: &[Entry] = &[
         &[Log],
         "The gateway before did not let go at the last moment and serves on; this one drains.",
         "Start again with --takeover; the error in the line says what happened.",
-    ),
+    )
+    .unprovoked("the gateway before would have to fail between its last two words"),
     entry(
         "ZG0945",
         "no other process can take over from this one",
@@ -300,5 +302,47 @@ pub(super) const ENTRIES: &[Entry] = &[
         &[Admin],
         "The check names a MeshPeer that the configuration does not have.",
         "Take one of those that the answer lists.",
+    ),
+    entry(
+        "ZG0967",
+        "what the log tells was changed",
+        &[Log],
+        "Somebody set the level by `/logging` of the admin interface; it holds until the process ends.",
+        "Set it back when what was looked for is found: `debug` costs.",
+    ),
+    entry(
+        "ZG0968",
+        "what the log tells cannot be changed so",
+        &[Admin],
+        "The level or the module is not one, or too many modules have a level of their own.",
+        "POST `/logging?level=debug`, or `/logging?zeugma_proxy::probe=debug` for one module.",
+    ),
+    entry(
+        "ZG0969",
+        "the filter in ZEUGMA_LOG is not understood",
+        &[Log],
+        "The variable is not a list of levels and `module=level`, so `info` is told.",
+        "Write it as `debug` or as `info,zeugma_proxy::probe=debug`.",
+    ),
+    entry(
+        "ZG0970",
+        "not the number of an event",
+        &[Admin],
+        "`last-event-id` of a request for `/api/v1/events` is not a number.",
+        "Send the `id` of the last event that was seen, or no such header.",
+    ),
+    entry(
+        "ZG0971",
+        "too many listen to events",
+        &[Admin],
+        "Each listener costs the gateway a queue, so that their number is bounded; a gateway that ends takes no new one.",
+        "End one, or ask `/api/v1/failovers` for what has happened.",
+    ),
+    entry(
+        "ZG0972",
+        "the admin interface was asked by another name",
+        &[Admin],
+        "The Host header is neither a loopback address nor `localhost`: a page of a browser could read what is answered.",
+        "Name the address as `spec.admin` has it; a proxy before it must set that Host.",
     ),
 ];

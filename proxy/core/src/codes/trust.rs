@@ -171,8 +171,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         &[Command],
         "The CA could not make the certificate, or found that what it had just signed breaks a rule, and did not let go of it.",
         "Try again. If it happens again this is a defect or the machine has no randomness: please report it.",
-    )
-    .unprovoked("the CA would have to sign what it should not, or the kernel have no randomness"),
+    ),
     entry(
         "ZG0227",
         "no certificate in what was given",
