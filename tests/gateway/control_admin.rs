@@ -1,6 +1,8 @@
 //! The admin interface: what a gateway tells of itself, to whom, and what it lets be changed.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use tokio::io::{
@@ -8,6 +10,7 @@ use tokio::io::{
 };
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::control_ui::skip;
 use crate::mesh::{Cluster, Gateway, Service, eventually, get, within};
 
 const ORDERS: &str = "orders.shop.svc.clusterset.local";
@@ -413,4 +416,46 @@ async fn metrics_are_openmetrics_for_who_asks_and_else_the_older_text() {
         assert!(!text.contains("# EOF"));
     }
     gateway.finish().await;
+}
+
+#[tokio::test]
+async fn promtool_finds_nothing_to_say_about_the_metrics_of_a_gateway_at_work() {
+    let promtool = "promtool";
+    if Command::new(promtool).arg("--version").output().is_err() {
+        skip("no promtool in PATH; run `apt-get install prometheus`");
+        return;
+    }
+    let mut pair = Pair::new().await;
+    assert_eq!(get(pair.east.apps, ORDERS, "/").await.status, 200);
+    assert_eq!(get(pair.east.apps, "nobody.example", "/").await.status, 404);
+    drop(pair.near.take());
+    eventually("a move to west", async || {
+        get(pair.east.apps, ORDERS, "/").await;
+        let told = pair.gateway.told();
+        told.contains("ZG0426 traffic moved").then_some(())
+    })
+    .await;
+    for gateway in [&pair.gateway, &pair.west] {
+        let metrics = gateway.metrics().await.0;
+        assert!(metrics.contains("zeugma_requests_total{"), "{metrics}");
+        let mut child = Command::new(promtool)
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It reads all before it says anything; what it says is short.
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(metrics.as_bytes())
+            .unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{said}");
+    }
+    pair.gateway.finish().await;
+    pair.west.finish().await;
 }
