@@ -1,5 +1,7 @@
 //! The end of every connection and request: one record, one access-log line, one set of counters.
 
+mod text;
+
 use std::cell::RefCell;
 use std::io::Write;
 use std::mem;
@@ -13,6 +15,7 @@ use http::{HeaderValue, Method, Uri};
 use time::OffsetDateTime;
 use zeugma_core::locality::Locality;
 use zeugma_core::verdict::Reason;
+use zeugma_xds::AccessLogFormat;
 
 use crate::http::headers::Trace;
 
@@ -409,16 +412,19 @@ impl Queue {
 }
 
 impl AccessLog {
-    /// Starts the thread that writes lines to `out`.
+    /// Starts the thread that writes lines of this form to `out`.
     ///
     /// # Errors
     /// If the thread cannot be started.
-    pub(crate) fn start(out: Box<dyn Write + Send>) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        form: AccessLogFormat,
+        out: Box<dyn Write + Send>,
+    ) -> std::io::Result<Self> {
         let queue = Arc::<Queue>::default();
         let ours = Arc::new(Ours(Arc::clone(&queue)));
         std::thread::Builder::new()
             .name("access-log".to_owned())
-            .spawn(move || write_lines(&queue, out))?;
+            .spawn(move || write_lines(&queue, form, out))?;
         Ok(Self {
             ours,
             dropped: Arc::default(),
@@ -476,7 +482,7 @@ impl AccessLog {
     }
 }
 
-fn write_lines(queue: &Queue, mut out: Box<dyn Write + Send>) {
+fn write_lines(queue: &Queue, form: AccessLogFormat, mut out: Box<dyn Write + Send>) {
     let mut batch = Vec::new();
     loop {
         let mut waiting = queue.lock();
@@ -503,7 +509,11 @@ fn write_lines(queue: &Queue, mut out: Box<dyn Write + Send>) {
         waiting.taken += 1;
         drop(waiting);
         // A closed standard output ends the log, not the gateway.
-        let written = out.write_all(&batch).and_then(|()| out.flush());
+        let written = match form {
+            AccessLogFormat::Json => out.write_all(&batch),
+            AccessLogFormat::Text => text::write(&batch, &mut *out),
+        };
+        let written = written.and_then(|()| out.flush());
         batch.clear();
         // What one burst needed is not kept.
         batch.shrink_to(BATCH_BYTES_KEPT);
@@ -668,7 +678,7 @@ mod tests {
             }
         }
         let (_hold, held) = std::sync::mpsc::channel();
-        let log = AccessLog::start(Box::new(Stuck(held))).unwrap();
+        let log = AccessLog::start(AccessLogFormat::Json, Box::new(Stuck(held))).unwrap();
         for _ in 0..LINES_MAX * 3 {
             log.write(&record());
         }
@@ -692,7 +702,7 @@ mod tests {
             }
         }
         let kept = Kept::default();
-        let log = AccessLog::start(Box::new(kept.clone())).unwrap();
+        let log = AccessLog::start(AccessLogFormat::Json, Box::new(kept.clone())).unwrap();
         log.flush();
         for nth in 0..200 {
             log.write(&Closed {
@@ -728,7 +738,7 @@ mod tests {
                 Ok(())
             }
         }
-        let log = AccessLog::start(Box::new(Closed)).unwrap();
+        let log = AccessLog::start(AccessLogFormat::Json, Box::new(Closed)).unwrap();
         log.write(&record());
         log.flush();
         log.write(&record());

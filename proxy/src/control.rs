@@ -233,7 +233,8 @@ async fn control(
     let interfaces = Interfaces::bind(&settings, &mut arrival.adopted)?;
     let passed = interfaces.offered(&settings);
     let passed = passed.map_err(system("its interfaces cannot be passed on"))?;
-    let log = AccessLog::start(Box::new(std::io::stdout())).map_err(system("no log thread"))?;
+    let log = AccessLog::start(settings.access_log, Box::new(std::io::stdout()))
+        .map_err(system("no log thread"))?;
     let workers = settings.workers;
     let admission = Admission::new(settings.limits.connections, open_files);
     let shared = Arc::new(Shared {

@@ -119,7 +119,8 @@ impl World {
             names: ArcSwap::from_pointee(Names::default()),
             settings,
             metrics: Metrics::new(),
-            log: AccessLog::start(Box::new(std::io::sink())).unwrap(),
+            log: AccessLog::start(zeugma_xds::AccessLogFormat::Json, Box::new(std::io::sink()))
+                .unwrap(),
             observations: mpsc::channel(1).0,
             phase: phase_read,
             ready: AtomicBool::new(true),

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::mesh::{Cluster, Gateway, Service, empty, eventually, get, within};
+use crate::mesh::{Cluster, Gateway, Service, empty, eventually, get, hello, within};
 
 fn zeugma(words: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zeugma"));
@@ -292,6 +292,63 @@ async fn the_log_is_told_to_say_more_and_is_json_for_programs() {
     let set = ask("POST", "/logging?level=warn", TOKEN).await;
     assert!(set.ends_with(r#""filter":"zeugma=warn,off"}"#), "{set}");
     gateway.finish().await;
+}
+
+/// The same facts as in JSON, and nothing that a caller can have written as it was.
+#[tokio::test]
+async fn the_access_log_is_text_where_it_is_asked_for() {
+    let service = Service::http("near").await;
+    let mut east = Cluster::new("east");
+    east.set("accessLog", "{ format: text }");
+    east.route(
+        "shop/orders",
+        &format!(
+            "
+            protocol: http
+            backends: [{{ endpoints: ['{}'] }}]
+            allow: [{{ listeners: [apps], paths: ['/a', '/b/*'] }}]",
+            service.address
+        ),
+    );
+    let mut gateway = east.start().await;
+    let host = "orders.shop.svc.clusterset.local";
+    get(east.apps, host, "/a").await;
+    let line = gateway.access_text("http.path=/a ").await;
+    assert!(
+        line.starts_with("time=20") && line.contains(" kind=request listener=apps "),
+        "{line}"
+    );
+    assert!(
+        line.contains(" http.status=200 ") && line.contains(" verdict=completed "),
+        "{line}"
+    );
+    let path = "/b/\"b=c\\'%0a\u{202e}\u{9b}31m";
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nhost: {host}\r\nx-request-id: \"a=b \u{e9}\r\nconnection: close\r\n\r\n"
+    );
+    let mut tcp = TcpStream::connect(east.apps).await.unwrap();
+    let source = tcp.local_addr().unwrap();
+    say(&mut tcp, request.as_bytes()).await;
+    let line = gateway.access_text(&format!("src.addr={source}")).await;
+    let shown = r#" http.path="/b/\"b=c\\'%0a\u202e\u009b31m" "#;
+    assert!(line.contains(shown), "{line}");
+    let hostile = b"a\x1b[2J\nkind=request\x9b\xe2\x80\xae";
+    let (source, _) = hello::say(east.mesh, &hello::hello(Some(hostile))).await;
+    let line = gateway.access_text(&format!("src.addr={source}")).await;
+    assert!(
+        line.contains(" verdict=sni-malformed code=ZG0306 flags=NR "),
+        "{line}"
+    );
+    gateway.signal(rustix::process::Signal::TERM);
+    assert!(gateway.ended().await.success());
+    for line in gateway.access_so_far() {
+        assert!(line.starts_with("time="), "{line}");
+        assert!(
+            line.bytes()
+                .all(|byte| byte == b' ' || byte.is_ascii_graphic()),
+            "{line}"
+        );
+    }
 }
 
 #[tokio::test]

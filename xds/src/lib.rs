@@ -26,7 +26,8 @@ pub use compile::ResourceList;
 pub use error::{Code, Color, Finding, Findings, Place, Severity};
 pub use meaning::{LevelMeaning, ServiceMeaning, meaning};
 pub use settings::{
-    AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles, admin_socket_default,
+    AccessLogFormat, AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles,
+    admin_socket_default,
 };
 pub use standing::{Refused, RefusedDocument, Serves, Unbound};
 pub use state::{Good, LastGood, LastGoodError, STATE_BYTES_MAX};

@@ -270,7 +270,7 @@ impl Files {
         if is_news && needs_restart(&self.settings, &self.latest) {
             tracing::warn!(
                 code = "ZG0126",
-                "admin, adminToken, probes, metrics, stateDir, workers, limits and drain of a MeshGateway are read at \
+                "admin, adminToken, probes, metrics, stateDir, workers, limits, drain and accessLog of a MeshGateway are read at \
                  start only; restart the gateway to apply their change"
             );
         }
@@ -364,7 +364,7 @@ fn needs_restart(before: &GatewaySettings, now: &GatewaySettings) -> bool {
             s.probes,
             s.metrics,
             s.state_dir.clone(),
-            s.workers,
+            (s.workers, s.access_log),
             s.limits.clone(),
             s.drain.clone(),
         )

@@ -180,6 +180,11 @@ impl Gateway {
             .collect()
     }
 
+    /// Every access-log line so far, whatever its form.
+    pub(crate) fn access_so_far(&self) -> Vec<String> {
+        self.access.all()
+    }
+
     /// The first line on standard error, past or to come, that holds `text`.
     pub(crate) async fn message(&self, text: &str) -> String {
         let found = self
@@ -188,6 +193,17 @@ impl Gateway {
         match tokio::time::timeout(super::DEADLINE, found).await {
             Ok(Some(line)) => line,
             Ok(None) | Err(_) => panic!("{}: no message {text:?}\n{}", self.name, self.told()),
+        }
+    }
+
+    /// The first access-log line, past or to come, that holds `text`, whatever its form.
+    pub(crate) async fn access_text(&self, text: &str) -> String {
+        let found = self
+            .access
+            .find(|line| line.contains(text).then(|| line.to_owned()));
+        match tokio::time::timeout(super::DEADLINE, found).await {
+            Ok(Some(line)) => line,
+            Ok(None) | Err(_) => panic!("{}: no line {text:?}\n{}", self.name, self.told()),
         }
     }
 
