@@ -32,6 +32,7 @@ mod corpus;
 mod data_client;
 mod data_edges;
 mod data_failover;
+mod data_h1;
 mod data_http;
 mod data_load;
 mod data_mended;
