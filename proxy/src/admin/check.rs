@@ -124,6 +124,7 @@ async fn reach(shared: Arc<Shared>, peer: String, endpoint: Endpoint) -> Value {
     tell("resolved", json!(resolved));
     let Some(first) = addresses.first() else {
         tell("failed", json!("name"));
+        tell("code", json!("ZG1045"));
         tell("error", json!("the name has no address at present"));
         return told.into();
     };
@@ -135,6 +136,7 @@ async fn reach(shared: Arc<Shared>, peer: String, endpoint: Endpoint) -> Value {
     };
     if let Some(error) = failure {
         tell("failed", json!("tcp"));
+        tell("code", json!("ZG1046"));
         tell("error", json!(error));
         return told.into();
     }
@@ -159,6 +161,7 @@ async fn reach(shared: Arc<Shared>, peer: String, endpoint: Endpoint) -> Value {
         }
         Err(error) => {
             tell("failed", json!("tls"));
+            tell("code", json!("ZG1047"));
             tell("error", json!(error.to_string()));
             tell("rule", json!(upstream::refused_rule(&error)));
         }
