@@ -256,6 +256,8 @@ async fn control(
         admission,
         pulses: Pulses::new(),
         started: Instant::now(),
+        #[cfg(feature = "otlp")]
+        spans: std::sync::OnceLock::new(),
     });
     tell_beginning(&shared, findings.as_ref(), &loaded.refused);
     let (handles, threads, workers_ended) = start_workers(&shared, workers)?;
@@ -336,6 +338,10 @@ fn begin_beside(
     beside.spawn_local(systemd::watch(Arc::clone(shared)));
     beside.spawn_local(resolving);
     beside.spawn_local(reloading);
+    #[cfg(feature = "otlp")]
+    if let Some(exporter) = crate::otlp::begin(shared) {
+        beside.spawn_local(exporter.run(Arc::clone(shared)));
+    }
     if let Some(keeper) = keeper {
         beside.spawn_local(keeper.run());
     }

@@ -109,6 +109,8 @@ impl Alone {
             admin: AdminSide::default(),
             changes: watch::channel(0).0,
             started: Instant::now(),
+            #[cfg(feature = "otlp")]
+            spans: std::sync::OnceLock::new(),
         });
         Self {
             shared,

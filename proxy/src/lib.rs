@@ -18,6 +18,8 @@ mod listing;
 mod logging;
 mod memory;
 mod metrics;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod peek;
 mod probe;
 mod proxy_protocol;

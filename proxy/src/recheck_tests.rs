@@ -132,6 +132,8 @@ impl World {
             windows: Arc::default(),
             admin: AdminSide::default(),
             started: std::time::Instant::now(),
+            #[cfg(feature = "otlp")]
+            spans: std::sync::OnceLock::new(),
         };
         Self {
             worker: Rc::new(Worker::new(Arc::new(shared))),

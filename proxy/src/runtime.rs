@@ -149,6 +149,9 @@ pub(crate) struct Shared {
     pub(crate) pulses: Pulses,
     pub(crate) admin: AdminSide,
     pub(crate) started: Instant,
+    /// Where spans go; empty where no collector is named.
+    #[cfg(feature = "otlp")]
+    pub(crate) spans: std::sync::OnceLock<crate::otlp::Spans>,
 }
 
 impl Shared {
@@ -161,13 +164,27 @@ impl Shared {
     pub(crate) fn account(&self, closed: &Closed) {
         self.metrics.closed(closed);
         self.log.write(closed);
+        self.tell_span(closed);
     }
 
     /// Tells of a request, the next of many alike.
     pub(crate) fn account_request(&self, closed: &Closed, latest: &Latest) {
         self.metrics.closed_request(closed, latest);
         self.log.write(closed);
+        self.tell_span(closed);
     }
+
+    #[cfg(feature = "otlp")]
+    fn tell_span(&self, closed: &Closed) {
+        if let Some(spans) = self.spans.get()
+            && !spans.offer(closed)
+        {
+            self.metrics.dropped("spans", 1);
+        }
+    }
+
+    #[cfg(not(feature = "otlp"))]
+    const fn tell_span(&self, _: &Closed) {}
 
     /// Tells of a connection that no worker saw.
     pub(crate) fn refuse_unseen(&self, listener: &Arc<str>, source: SocketAddr, reason: Reason) {

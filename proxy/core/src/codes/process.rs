@@ -345,4 +345,18 @@ pub(super) const ENTRIES: &[Entry] = &[
         "The Host header is neither a loopback address nor `localhost`: a page of a browser could read what is answered.",
         "Name the address as `spec.admin` has it; a proxy before it must set that Host.",
     ),
+    entry(
+        "ZG0973",
+        "no spans are told",
+        &[Log],
+        "OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is not a URL that spans can go to. The gateway serves as always.",
+        "Write http://HOST:PORT of a collector that takes OTLP over HTTP, on this host or in its pod.",
+    ),
+    entry(
+        "ZG0974",
+        "the collector does not take spans",
+        &[Log],
+        "It cannot be reached, does not answer in time, or answers with an error. Spans are dropped and counted in `zeugma_dropped_total`.",
+        "Look at the reason in the line and at the collector; the gateway tries the next ones again.",
+    ),
 ];
