@@ -231,11 +231,9 @@ async fn control(
     let settings = loaded.settings;
     let before = arrival.adopted.before().to_vec();
     let interfaces = Interfaces::bind(&settings, &mut arrival.adopted)?;
-    let passed = interfaces.offered(&settings);
-    let passed = passed.map_err(system("its interfaces cannot be passed on"))?;
-    let log = AccessLog::start(settings.access_log, Box::new(std::io::stdout()))
-        .map_err(system("no log thread"))?;
-    let workers = settings.workers;
+    let passed = (interfaces.offered(&settings)).map_err(system("no sockets to pass on"))?;
+    let log = AccessLog::start(settings.access_log, Box::new(std::io::stdout()));
+    let log = log.map_err(system("no log thread"))?;
     let admission = Admission::new(settings.limits.connections, open_files);
     let shared = Arc::new(Shared {
         published: ArcSwap::from_pointee(first_published(&snapshot, shares)),
@@ -260,7 +258,7 @@ async fn control(
         spans: std::sync::OnceLock::new(),
     });
     tell_beginning(&shared, findings.as_ref(), &loaded.refused);
-    let (handles, threads, workers_ended) = start_workers(&shared, workers)?;
+    let (handles, threads, workers_ended) = start_workers(&shared, shared.settings.workers)?;
     let accepting = Accepting::new(Arc::clone(&shared), handles);
     let bound = accepting.bind_new(&snapshot, &mut arrival.adopted)?;
     count_panics(&shared);

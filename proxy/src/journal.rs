@@ -64,7 +64,14 @@ impl Event {
             "endpoint-healthy" => "ZG0424",
             "fails-alike" => "ZG0425",
             "shares-moved" => "ZG0426",
-            "lever" if self.data["lever"] == "logging" => "ZG0967",
+            "lever"
+                if self
+                    .data
+                    .get("lever")
+                    .is_some_and(|lever| lever == "logging") =>
+            {
+                "ZG0967"
+            }
             "lever" => "ZG0902",
             _ => return None,
         };

@@ -219,7 +219,7 @@ impl Exporter {
             }
             let spans = batch.len() as u64;
             let body = body(&shared, batch.drain(..).map(|Span(span)| span).collect());
-            let sent = timeout(TIMEOUT, self.collector.post(body)).await;
+            let sent = timeout(TIMEOUT, Box::pin(self.collector.post(body))).await;
             let why = match sent {
                 Ok(Ok(())) => None,
                 Ok(Err(why)) => Some(why),
@@ -316,7 +316,7 @@ mod tests {
 
     /// A request with this `traceparent` that has ended.
     fn ended(parent: &str) -> Closed {
-        let headers = HeaderMap::from_iter([(TRACEPARENT.clone(), parent.parse().unwrap())]);
+        let headers = HeaderMap::from_iter([(TRACEPARENT, parent.parse().unwrap())]);
         let trace = headers::trace(&headers, Present::of(&headers), || 7).with_span(|| 0xabc);
         Closed {
             listener: "apps".into(),
@@ -350,7 +350,7 @@ mod tests {
         let (mut tcp, _) = listener.accept().await.unwrap();
         let mut text = String::new();
         loop {
-            let mut bytes = [0; 4096];
+            let mut bytes = [0; 1024];
             let count = tcp.read(&mut bytes).await.unwrap();
             text.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
             if let Some((head, body)) = text.split_once("\r\n\r\n")

@@ -197,10 +197,7 @@ impl Exchange {
                 method: head.method.clone(),
                 authority: None,
                 asked: Rc::clone(&asked),
-                version: match context.version {
-                    Version::H1 => "HTTP/1.1",
-                    Version::H2 => "HTTP/2",
-                },
+                version: context.version.text(),
                 status: 0,
                 attempts: 0,
             }),

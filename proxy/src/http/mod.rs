@@ -78,6 +78,16 @@ pub(crate) enum Version {
     H2,
 }
 
+impl Version {
+    /// As the log writes it.
+    pub(crate) const fn text(self) -> &'static str {
+        match self {
+            Self::H1 => "HTTP/1.1",
+            Self::H2 => "HTTP/2",
+        }
+    }
+}
+
 /// Spawns on this worker, or the control thread.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OnThisWorker;
