@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::admin::{self, Admin, AdminError, Output, Target, field};
+use crate::admin::{self, Admin, AdminError, Output, Target, field, query};
 use crate::exit;
 use crate::status::{list, until, word};
 use crate::table::Table;
@@ -87,9 +87,11 @@ fn try_run(args: &CheckArgs) -> Result<ExitCode, AdminError> {
     let until = Instant::now() + args.wait.unwrap_or_default();
     let items = loop {
         let looked = look(&admin, args.peer.as_deref());
-        let is_well = (looked.as_ref())
-            .is_ok_and(|items| items.iter().all(|item| item.verdict != Verdict::Failed));
-        if is_well || Instant::now() >= until {
+        let is_last = match &looked {
+            Ok(items) => items.iter().all(|item| item.verdict != Verdict::Failed),
+            Err(error) => !error.may_pass(),
+        };
+        if is_last || Instant::now() >= until {
             break looked?;
         }
         sleep(LOOK);
@@ -107,10 +109,8 @@ fn try_run(args: &CheckArgs) -> Result<ExitCode, AdminError> {
 }
 
 fn look(admin: &Admin, peer: Option<&str>) -> Result<Vec<Item>, AdminError> {
-    let path = match peer {
-        Some(name) => format!("/api/v1/check?peer={name}"),
-        None => "/api/v1/check".to_owned(),
-    };
+    let asked: Vec<_> = peer.iter().map(|name| ("peer", *name)).collect();
+    let path = query("/api/v1/check", &asked);
     let server = admin.get("/server_info")?;
     let identities = admin.part("/api/v1/identities", "identities")?;
     let findings = admin.part("/api/v1/findings", "findings")?;
@@ -140,7 +140,16 @@ fn look(admin: &Admin, peer: Option<&str>) -> Result<Vec<Item>, AdminError> {
         let found = "no route goes to it; nothing to reach for".to_owned();
         Item::new(verdict, format!("peer {}", word(name)), found, "ZG1049")
     }));
+    items.extend(of_left_out(&reached));
     Ok(items)
+}
+
+/// That there are more gateways than one check reaches for.
+fn of_left_out(reached: &Value) -> Option<Item> {
+    let left_out = field(reached, "left_out").as_u64().filter(|n| *n > 0)?;
+    let what = format!("{left_out} more gateways of peers");
+    let found = "not reached for: one check reaches for so many; ask with --peer".to_owned();
+    Some(Item::new(Verdict::Warning, what, found, "ZG1050"))
 }
 
 fn of_server(server: &Value) -> Item {
@@ -405,7 +414,9 @@ mod tests {
         let expired = json!({ "anchors": [{ "not_after": "1969-01-01T00:00:00Z" }] });
         let draining = json!({ "state": "DRAINING" });
         let finding = json!([{ "severity": "error", "code": "ZG0107" }]);
+        let many = json!({ "left_out": 3 });
         let items = [
+            of_left_out(&many).unwrap(),
             of_bundle(&expired, now),
             of_server(&draining),
             of_findings(&finding).remove(0),
@@ -414,8 +425,8 @@ mod tests {
             .iter()
             .filter_map(|item| item.code.as_deref())
             .collect();
-        assert_eq!(codes, ["ZG1044", "ZG1041", "ZG0107"]);
+        assert_eq!(codes, ["ZG1050", "ZG1044", "ZG1041", "ZG0107"]);
         assert!(to_text(&items).contains("(ZG1041)"));
-        assert_eq!(to_json(&items)["items"][0]["code"], "ZG1044");
+        assert_eq!(to_json(&items)["items"][1]["code"], "ZG1044");
     }
 }

@@ -718,7 +718,7 @@ impl Visit {
     /// Begins to relay between the caller and the endpoint reached.
     fn start_relay(&mut self, to: ClusterIx, downstream: Stream, reached: Reached) -> Relaying {
         self.arrive(to, &reached);
-        let idle = self.published.snapshot.cluster(to).timeouts.idle;
+        let idle = self.published.snapshot.cluster(to).policy.timeouts.idle;
         let (moved, pipes) = (Rc::clone(&self.moved), Rc::clone(&self.worker.pipes));
         let entry = Rc::clone(&self.listed);
         let upstream = reached.upstream.stream;

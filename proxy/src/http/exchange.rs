@@ -113,10 +113,10 @@ pub(super) async fn exchange(
         Ok(counted) => exchange.record.holds(counted),
         Err(reason) => return exchange.refuse(reason, None),
     }
-    context.note_idle(to.cluster().timeouts.idle);
+    context.note_idle(to.cluster().policy.timeouts.idle);
     let source = Source::new(
         incoming,
-        to.cluster().retries.buffer_bytes_max,
+        to.cluster().policy.retries.buffer_bytes_max,
         exchange.began,
     );
     exchange.record.counts(source.clone());
@@ -434,7 +434,7 @@ impl Exchange {
             }) => {
                 let (response, mut held) = *answered;
                 held.unasked = source.gate().map(Answered);
-                self.pass_on(response, held, to.cluster().timeouts.idle)
+                self.pass_on(response, held, to.cluster().policy.timeouts.idle)
             }
             Some(Failed {
                 failure, detail, ..
@@ -471,7 +471,7 @@ impl Exchange {
                 let detail = "the endpoint did not change to WebSocket".to_owned();
                 self.refuse(Reason::UpstreamProtocol, Some(detail))
             }
-            Some(_) | None => self.pass_on(response, held, to.cluster().timeouts.idle),
+            Some(_) | None => self.pass_on(response, held, to.cluster().policy.timeouts.idle),
         }
     }
 
@@ -498,7 +498,7 @@ impl Exchange {
         self.context
             .worker
             .with_budget(cluster, |budget, now| {
-                again(&cluster.retries, budget, &tried, now)
+                again(&cluster.policy.retries, budget, &tried, now)
             })
             .ok()
     }
@@ -554,9 +554,9 @@ impl Exchange {
             let is_kept = reused && !lease.is_h2();
             let deadlines = Deadlines {
                 began,
-                response_headers: cluster.timeouts.response_headers,
-                per_try: cluster.timeouts.per_try,
-                idle: cluster.timeouts.idle,
+                response_headers: cluster.policy.timeouts.response_headers,
+                per_try: cluster.policy.timeouts.per_try,
+                idle: cluster.policy.timeouts.idle,
             };
             let timer = &self.context.timer;
             let sent = match lease.into_turn() {

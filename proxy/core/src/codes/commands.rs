@@ -68,6 +68,13 @@ pub(super) const ENTRIES: &[Entry] = &[
         "Give another one by --token-file.",
     ),
     entry(
+        "ZG1010",
+        "the gateway has no such route",
+        &[Command],
+        "--service names a MeshRoute that the gateway does not serve.",
+        "Write it as NAMESPACE/NAME; take what the message proposes, or look at `zeugma get routes`.",
+    ),
+    entry(
         "ZG1011",
         "there is no such code",
         &[Command],
@@ -157,5 +164,12 @@ pub(super) const ENTRIES: &[Entry] = &[
         &[Command],
         "There is a MeshPeer that no route's backends use, so that there is nothing to reach for.",
         "Add it to the backends of a route, or remove it.",
+    ),
+    entry(
+        "ZG1050",
+        "more gateways of peers than one check reaches for",
+        &[Command],
+        "A check connects to each gateway of each peer, so that their number is bounded.",
+        "Ask for one peer after the other with --peer.",
     ),
 ];
