@@ -30,7 +30,7 @@ use zeugma_core::names::Host;
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{EndpointKey, Snapshot};
 use zeugma_core::time::Time;
-use zeugma_xds::{Findings, NodeOptions, Refused, ResourceList};
+use zeugma_xds::{Findings, GatewaySettings, NodeOptions, Refused, ResourceList};
 
 use self::accepting::Accepting;
 use self::handover::{Arrival, Asked, HandoverError, Offered};
@@ -233,8 +233,7 @@ async fn control(
     let before = arrival.adopted.before().to_vec();
     let interfaces = Interfaces::bind(&settings, &mut arrival.adopted)?;
     let passed = (interfaces.offered(&settings)).map_err(system("no sockets to pass on"))?;
-    let log = AccessLog::start(settings.access_log, Box::new(std::io::stdout()));
-    let log = log.map_err(system("no log thread"))?;
+    let log = open_log(&settings)?;
     let admission = Admission::new(settings.limits.connections, open_files);
     let shared = Arc::new(Shared {
         published: ArcSwap::from_pointee(first_published(&snapshot, shares)),
@@ -294,6 +293,11 @@ async fn control(
     let (stage, asked, begun) = control.begin(starting, bound, arrival.taking, before).await;
     control.serve(stage, observed, reloaded, asked).await?;
     Ok(begun?)
+}
+
+fn open_log(settings: &GatewaySettings) -> Result<AccessLog, GatewayError> {
+    let out = Box::new(std::io::stdout());
+    AccessLog::start(settings.access_log, out).map_err(system("no log thread"))
 }
 
 fn tell_beginning(shared: &Shared, refused: Option<&Findings>, in_part: &Refused) {
