@@ -15,8 +15,11 @@ mod http;
 mod journal;
 mod listener;
 mod listing;
+mod logging;
 mod memory;
 mod metrics;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod peek;
 mod probe;
 mod proxy_protocol;
@@ -36,5 +39,6 @@ pub use admin::BindError;
 pub use control::handover::HandoverError;
 pub use control::inherit::InheritError;
 pub use control::{GatewayError, GatewayOptions, Start, run};
+pub use logging::{LogFormat, Logging};
 pub use resolve::addresses_of;
 pub use state::StateError;

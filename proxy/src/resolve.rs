@@ -271,7 +271,7 @@ fn system_resolver() -> Option<TokioResolver> {
     match built {
         Ok(resolver) => Some(resolver),
         Err(error) => {
-            tracing::error!(%error, "the system's resolver configuration is not usable");
+            tracing::error!(code = "ZG0602", %error, "the system's resolver configuration is not usable");
             None
         }
     }
@@ -296,11 +296,11 @@ async fn look_up(host: Host, resolver: Option<TokioResolver>) -> Answer {
             Answer::Addresses(addresses, ttl)
         }
         Ok(Err(error)) => {
-            tracing::warn!(%host, %error, "name not resolved; keeping its last addresses");
+            tracing::warn!(code = "ZG0601", %host, %error, "name not resolved; keeping its last addresses");
             Answer::Failed
         }
         Err(_elapsed) => {
-            tracing::warn!(%host, "name not resolved in time; keeping its last addresses");
+            tracing::warn!(code = "ZG0601", %host, "name not resolved in time; keeping its last addresses");
             Answer::Failed
         }
     }

@@ -27,7 +27,8 @@ pub use error::{Code, Color, Finding, Findings, Place, Severity, suggest};
 pub use files::FileLook;
 pub use meaning::{LevelMeaning, ServiceMeaning, meaning};
 pub use settings::{
-    AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles, admin_socket_default,
+    AccessLogFormat, AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles,
+    admin_socket_default,
 };
 pub use standing::{Refused, RefusedDocument, Serves, Unbound};
 pub use state::{Good, LastGood, LastGoodError, STATE_BYTES_MAX};
