@@ -5,6 +5,7 @@
 //!        -> originate -> relay -> account
 //! ```
 
+use std::cell::OnceCell;
 use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -830,11 +831,11 @@ pub(crate) fn describe(
     address: Arc<str>,
     identity: Option<String>,
     attempts: u32,
-) -> Destination {
+) -> Rc<Destination> {
     let cluster = published.snapshot.cluster(cluster);
     let endpoint = cluster.endpoint(attempt.endpoint);
     let preferred = cluster.levels.first().filter(|_| attempt.level > 0);
-    Destination {
+    Rc::new(Destination {
         address,
         backend: Arc::clone(&endpoint.backend),
         locality: endpoint.locality.clone(),
@@ -846,7 +847,8 @@ pub(crate) fn describe(
             attempt.why.label()
         },
         failover_from: preferred.map(|level| Arc::clone(&level.name)),
-    }
+        line: OnceCell::new(),
+    })
 }
 
 #[cfg(test)]
