@@ -158,7 +158,7 @@ async fn what_the_host_does_not_give_is_told_by_code() {
     gateway.finish().await;
 
     // A successor has nobody to ask where nothing is kept.
-    if !rustix::process::geteuid().is_root() {
+    if !crate::mesh::is_root_or_skipped("gateways of another user") {
         return;
     }
     let mut north = Cluster::new("north");
@@ -179,7 +179,7 @@ async fn what_the_host_does_not_give_is_told_by_code() {
 
 #[tokio::test]
 async fn a_resolver_without_a_usable_configuration_is_told() {
-    if !rustix::process::geteuid().is_root() {
+    if !crate::mesh::is_root_or_skipped("a broken resolv.conf") {
         return;
     }
     let east = Cluster::new("east");
@@ -513,7 +513,7 @@ async fn commands_that_fail_begin_with_their_code() {
     );
 
     // A socket of another user.
-    if rustix::process::geteuid().is_root() {
+    if crate::mesh::is_root_or_skipped("a socket of another user") {
         let _listening = std::os::unix::net::UnixListener::bind(&nobody).unwrap();
         let open = fs::Permissions::from_mode(0o755);
         fs::set_permissions(folder.path(), open).unwrap();
