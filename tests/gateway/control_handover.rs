@@ -12,7 +12,7 @@ use crate::data_client;
 use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route, route};
 use crate::data_services::{BANNER, HttpService, TcpService};
 use crate::data_strict::{Callers, Kind, at};
-use crate::mesh::{self, Cluster, Service, eventually, within};
+use crate::mesh::{self, Cluster, Service, eventually, is_root_or_skipped, within};
 
 /// A gateway with a route of every kind, and callers of all of them.
 struct Busy {
