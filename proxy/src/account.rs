@@ -62,9 +62,11 @@ pub(crate) struct Caller {
     /// The verified SPIFFE ID of the connection.
     pub(crate) identity: Option<String>,
     /// The SPIFFE ID that a peer's gateway attests.
-    pub(crate) attested: Option<String>,
+    pub(crate) attested: Option<Box<str>>,
     /// The peer it is of.
     pub(crate) peer: Option<Arc<str>>,
+    /// The load balancer that handed the connection on.
+    pub(crate) proxy: Option<Box<SocketAddr>>,
 }
 
 /// What the TLS of a connection said.
@@ -119,6 +121,9 @@ impl Closed {
         line.text(r#","kind":"#, kind);
         line.text(r#","listener":"#, &*self.listener);
         line.address(r#","src.addr":"#, self.source);
+        if let Some(proxy) = &self.caller.proxy {
+            line.address(r#","src.proxy":"#, **proxy);
+        }
         line.text(r#","src.identity":"#, self.caller.identity.as_deref());
         line.text(r#","src.attested":"#, self.caller.attested.as_deref());
         line.text(r#","src.peer":"#, self.caller.peer.as_deref());
@@ -558,6 +563,7 @@ mod tests {
                 identity: Some("spiffe://east.example/cart".to_owned()),
                 attested: None,
                 peer: Some("we\\st".into()),
+                proxy: Some(Box::new("[2001:db8::9]:7".parse().unwrap())),
             },
             service: Some("shop/\u{1}orders".into()),
             destination: Some(Destination {
@@ -594,7 +600,8 @@ mod tests {
         let expected = serde_json::json!({
             "time": "1970-01-01T00:00:00.000Z", "kind": "request", "listener": "mesh",
             "src.addr": "127.0.0.1:1", "src.identity": "spiffe://east.example/cart",
-            "src.peer": "we\\st", "sni": "a\n\"b", "dst.service": "shop/\u{1}orders",
+            "src.proxy": "[2001:db8::9]:7", "src.peer": "we\\st", "sni": "a\n\"b",
+            "dst.service": "shop/\u{1}orders",
             "dst.addr": "[::1]:443", "dst.backend": "blue", "dst.locality": "eu/a", "level": 2,
             "reason": "failover", "failover_from": "near", "request.id": "42",
             "trace.id": "4bf92f3577b34da6a3ce929d0e0e4736",

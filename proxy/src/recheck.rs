@@ -89,7 +89,7 @@ struct Known {
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) listener: Arc<str>,
-    pub(crate) source: SocketAddr,
+    source: Cell<SocketAddr>,
     known: RefCell<Known>,
     told: RefCell<Option<Box<(How, Ending)>>>,
     /// The deadline of draining has passed.
@@ -136,7 +136,7 @@ impl Registry {
     ) -> Listed {
         let entry = Rc::new(Entry {
             listener,
-            source,
+            source: Cell::new(source),
             known: RefCell::new(Known {
                 open,
                 role: None,
@@ -163,7 +163,7 @@ impl Registry {
         let original = of.known.borrow();
         let entry = Rc::new(Entry {
             listener: Arc::clone(&of.listener),
-            source: of.source,
+            source: of.source.clone(),
             known: RefCell::new(Known {
                 open: Open::Request(Rc::new(request)),
                 role: original.role,
@@ -221,7 +221,7 @@ impl Known {
         Carrying {
             kind: self.open.label(),
             listener: Arc::clone(&entry.listener),
-            source: entry.source,
+            source: entry.source(),
             service: self.service.clone(),
             peer: self.peer.clone(),
             attested: self.claimed.clone(),
@@ -251,6 +251,16 @@ impl Open {
 }
 
 impl Entry {
+    /// Where it came from.
+    pub(crate) fn source(&self) -> SocketAddr {
+        self.source.get()
+    }
+
+    /// Notes where it came from, as the load balancer says that handed it on.
+    pub(crate) fn comes_from(&self, source: SocketAddr) {
+        self.source.set(source);
+    }
+
     /// Notes what it is and which service it asked for.
     pub(crate) fn asks(&self, open: Open, service: Option<(&Arc<str>, u16)>) {
         let mut known = self.known.borrow_mut();
@@ -534,7 +544,7 @@ impl Judge {
         let carried = Carried {
             listener,
             role: known.role,
-            source: entry.source.ip(),
+            source: entry.source().ip(),
             verified: known.peer.as_ref().map(|peer| &peer.id),
             claimed: known.claimed.as_ref(),
             service,

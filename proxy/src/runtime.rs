@@ -621,7 +621,7 @@ mod tests {
                 .unwrap();
             let (far, source) = socket.accept().await.unwrap();
             let workers = std::slice::from_ref(&self.worker);
-            let mut sources = admission::sources();
+            let sources = admission::sources();
             let shared = &self.alone.shared;
             hand_over(
                 far.into_std().unwrap(),
@@ -629,7 +629,7 @@ mod tests {
                 &listener.into(),
                 shared,
                 workers,
-                &mut sources,
+                &sources,
             );
             near
         }

@@ -37,6 +37,7 @@ mod data_mended;
 mod data_mesh;
 mod data_mirror;
 mod data_protocols;
+mod data_proxied;
 mod data_relay;
 mod data_reload;
 mod data_services;

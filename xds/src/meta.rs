@@ -155,6 +155,9 @@ pub(crate) struct ListenerMeta {
     pub sources: Vec<String>,
     /// Connections that one source may begin a second.
     pub handshakes_per_source: Option<u32>,
+    /// The networks that send PROXY headers.
+    #[serde(default)]
+    pub proxies: Vec<String>,
 }
 
 /// On a route, one for each of its mirror policies, in their order.

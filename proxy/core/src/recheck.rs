@@ -140,7 +140,7 @@ pub fn judge(snapshot: &Snapshot, carried: &Carried<'_>) -> Result<(), Ending> {
         return Err(Ending::not_served(detail));
     };
     let source = carried.source.to_canonical();
-    if !listener.sources.is_empty() && !listener.sources.iter().any(|net| net.contains(&source)) {
+    if !listener.admits(source) {
         return Err(Ending {
             reason: Reason::NoLongerAllowed,
             rule: None,

@@ -76,6 +76,9 @@ pub struct Listener {
     pub sources: Vec<IpNet>,
     /// How many connections one source may begin; `None`: any.
     pub handshakes: Option<Rate>,
+    /// The networks that alone may connect, each connection with a PROXY header that says whose it
+    /// is; empty: there are no headers, and who connects is the source.
+    pub proxies: Vec<IpNet>,
 }
 
 /// Who is expected to connect to a [`Listener`].
@@ -538,6 +541,25 @@ pub struct Peer {
     pub keepalive_ping: Duration,
     /// How long an answer to a PING may take.
     pub keepalive_timeout: Duration,
+}
+
+impl Listener {
+    /// Whether `source` may connect at all.
+    #[must_use]
+    pub fn admits(&self, source: IpAddr) -> bool {
+        self.sources.is_empty() || contains(&self.sources, source)
+    }
+
+    /// Whether the word of `proxy` on a connection's source counts.
+    #[must_use]
+    pub fn trusts(&self, proxy: IpAddr) -> bool {
+        contains(&self.proxies, proxy)
+    }
+}
+
+fn contains(nets: &[IpNet], ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    nets.iter().any(|net| net.contains(&ip))
 }
 
 impl Peer {

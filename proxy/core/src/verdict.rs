@@ -63,6 +63,7 @@ reasons! {
     IdleTimeout, "idle-timeout", "SI", None, "no byte moved for the idle time";
     Drained, "drained", "-", None, "the gateway is shutting down";
     DownstreamClosed, "downstream-closed", "DC", Downstream, "the caller went away early";
+    ProxyHeader, "proxy-header", "-", Downstream, "the connection does not begin with a PROXY header, as the listener wants it";
     HelloTimeout, "hello-timeout", "-", Downstream, "no whole ClientHello or request head in time";
     HelloTooLarge, "hello-too-large", "-", Downstream, "the ClientHello is over the byte limit";
     HelloMalformed, "hello-malformed", "-", Downstream, "the first bytes are no ClientHello";

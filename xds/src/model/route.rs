@@ -141,8 +141,10 @@ pub(crate) struct BackendSpec {
     pub spiffe_ids: Option<Vec<Text<IdPattern>>>,
     /// The HTTP version spoken with its endpoints. http only. Default `same`.
     pub version: Option<VersionSpec>,
-    /// Whether a PROXY protocol v2 header with the caller's SPIFFE ID (TLV 0xD0) precedes the bytes.
-    /// tcp only. Default false.
+    /// Whether a PROXY protocol v2 header precedes the bytes, with the caller's address and, where it
+    /// was verified, its SPIFFE ID (TLV 0xD0); where TLS is passed through, before the caller's
+    /// ClientHello. An endpoint that does not expect it takes it for the first bytes. tcp only. Default
+    /// false.
     pub proxy_protocol: Option<bool>,
     /// A MeshPeer, instead of `endpoints`: where that cluster keeps its own files.
     pub peer: Option<Text<Name>>,

@@ -19,7 +19,7 @@ coded! {
     Snapshot { version, node, listeners, services, clusters, peers }
     Node { name, cluster, locality, trust_domain }
     Locality { region, zone, subzone }
-    Listener { name, address, role, only, hosts, sources, handshakes }
+    Listener { name, address, role, only, hosts, sources, handshakes, proxies }
     Service {
         name, port, ports, hosts, protocol, inbound, outbound, own, policy, export, mirrors,
         position,

@@ -843,6 +843,44 @@ fn a_rate_is_a_whole_number_above_nothing_a_second() {
 }
 
 #[test]
+fn a_listener_behind_load_balancers_says_which_they_are_and_not_everybody() {
+    for (written, path, code, words) in [
+        (
+            "[]",
+            "trusted",
+            Code::MissingField,
+            "there is no load balancer",
+        ),
+        (
+            "['10.0.0.0/8', '0.0.0.0/0']",
+            "trusted[1]",
+            Code::Unsafe,
+            "0.0.0.0/0 is everybody",
+        ),
+        (
+            "['::/0']",
+            "trusted[0]",
+            Code::BadValue,
+            "`0.0.0.0/0` for all",
+        ),
+        ("[10.0.0.0/33]", "trusted[0]", Code::BadValue, "10.0.0.0/33"),
+    ] {
+        let with = format!("role: mesh, proxyProtocol: {{trusted: {written}}}");
+        let gateway = EAST.replace("role: mesh", &with);
+        let finding = only(&[&gateway], written);
+        let at = format!("spec.listeners.mesh.proxyProtocol.{path}");
+        assert_eq!(finding.place.as_ref().unwrap().path, at, "{finding}");
+        assert_eq!(finding.code, code, "{finding}");
+        assert!(finding.to_string().contains(words), "{finding}");
+    }
+    let without = EAST.replace("role: mesh", "role: mesh, proxyProtocol: {}");
+    let finding = only(&[&without], "no networks");
+    assert_eq!(finding.code, Code::MissingField, "{finding}");
+    let bool = EAST.replace("role: mesh", "role: mesh, proxyProtocol: true");
+    assert_eq!(only(&[&bool], "true").code, Code::BadValue);
+}
+
+#[test]
 fn fields_of_later_versions_and_typos_are_unknown() {
     for (spec, path, help) in [
         (

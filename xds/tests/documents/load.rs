@@ -197,7 +197,10 @@ fn the_settings_have_the_manuals_defaults_and_paths_start_at_the_file() {
 #[test]
 fn limits_of_a_gateway_its_listeners_and_a_tcp_route_arrive() {
     let gateway = EAST
-        .replace("role: mesh", "role: mesh, handshakes: {perSource: 100/s}")
+        .replace(
+            "role: mesh",
+            "role: mesh, handshakes: {perSource: 100/s}, proxyProtocol: {trusted: [10.0.0.0/8, '2001:db8::1']}",
+        )
         .replace(
             "  cluster: east",
             "  limits: {memory: 3GiB}\n  cluster: east",
@@ -215,6 +218,11 @@ fn limits_of_a_gateway_its_listeners_and_a_tcp_route_arrive() {
         .map(|l| l.handshakes)
         .collect();
     assert_eq!(rates, [Rate::per_second(100), None]);
+    let listeners = loaded.snapshot.listeners.iter();
+    let proxies: Vec<Vec<String>> = listeners
+        .map(|l| l.proxies.iter().map(ToString::to_string).collect())
+        .collect();
+    assert_eq!(proxies, [vec!["10.0.0.0/8", "2001:db8::1/128"], vec![]]);
     let pg = service(&loaded.snapshot, "pg", 5432);
     let limits = &loaded.snapshot.cluster(pg.outbound).limits;
     assert_eq!((limits.connections, limits.requests), (Some(2), None));

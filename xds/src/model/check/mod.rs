@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use zeugma_core::identity::TrustDomain;
 
 use super::scalar::{Admin, Size, Text};
@@ -310,6 +311,14 @@ fn check_gateway(model: &Model, gateway: &Document<MeshGateway>, findings: &mut 
         if listener.route.is_some() {
             check_one_route(model, &mut check, name);
         }
+        if let Some(proxy) = &listener.proxy_protocol {
+            let trusted: Vec<IpNet> = proxy.trusted.iter().map(|net| net.0).collect();
+            check_trusted(
+                &mut check,
+                &format!("{path}.proxyProtocol.trusted"),
+                &trusted,
+            );
+        }
     }
     sockets::check(&mut check);
     if let Some(Text(Admin::Tcp(address))) = &spec.admin
@@ -330,6 +339,21 @@ fn check_gateway(model: &Model, gateway: &Document<MeshGateway>, findings: &mut 
         );
     }
     gateway_ranges(&mut check);
+}
+
+/// Who may say of a connection that it is somebody else's.
+fn check_trusted(check: &mut Checker<'_, MeshGateway>, path: &str, trusted: &[IpNet]) {
+    const HELP: &str = "write the networks of the load balancers, or remove `proxyProtocol`";
+    if trusted.is_empty() {
+        let message = "nobody could connect: there is no load balancer".to_owned();
+        check.key(Code::MissingField, path, message, HELP);
+    }
+    for (at, net) in trusted.iter().enumerate() {
+        if net.prefix_len() == 0 {
+            let message = format!("{net} is everybody, and any caller could name any source");
+            check.value(Code::Unsafe, &format!("{path}[{at}]"), message, HELP);
+        }
+    }
 }
 
 fn gateway_ranges(check: &mut Checker<'_, MeshGateway>) {
