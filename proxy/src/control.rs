@@ -7,11 +7,12 @@ mod alarms;
 pub(crate) mod handover;
 pub(crate) mod inherit;
 mod last_good;
+mod names;
 mod reload;
 mod succession;
 mod systemd;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -25,7 +26,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use zeugma_core::fleet::{Fleet, FleetEvent, Observation};
-use zeugma_core::names::Host;
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{EndpointKey, Snapshot};
 use zeugma_core::time::Time;
@@ -35,6 +35,7 @@ use self::accepting::Accepting;
 use self::handover::{Arrival, Asked, HandoverError, Offered};
 use self::inherit::InheritError;
 use self::last_good::{Beginning, Keeper};
+use self::names::Named;
 use self::reload::{Configured, Files, NotBound, Reloaded};
 use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
@@ -43,7 +44,7 @@ use crate::listener::WorkerHandle;
 use crate::metrics::Metrics;
 use crate::probe::{Finding, probe};
 use crate::pulse::Pulses;
-use crate::resolve::{self, Names};
+use crate::resolve::Names;
 use crate::runtime::{
     AdminSide, OBSERVATIONS_MAX, Phase, Published, RECORDS_GRACE, SOCKETS_MAX, Shared, work,
 };
@@ -240,10 +241,8 @@ async fn control(
     let accepting = Accepting::new(Arc::clone(&shared), handles);
     let bound = accepting.bind_new(&snapshot, &mut arrival.adopted)?;
     count_panics(&shared);
-    let (names, names_wanted) = watch::channel(resolve::names_of(&snapshot));
-    let (asked, names_asked) = oneshot::channel();
+    let (names, resolving, names_asked) = Named::begin(&snapshot, &shared);
     let (reloads, reloaded) = mpsc::channel(1);
-    let resolving = resolve::run(Arc::clone(&shared), names_wanted, asked);
     let reloading = files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?);
     let _beside = begin_beside(&shared, resolving, reloading, keeper.as_ref());
     let mut control = Control {
@@ -410,8 +409,7 @@ struct Control {
     fleet: Fleet,
     probes: JoinSet<(EndpointKey, Finding)>,
     accepting: Accepting,
-    /// Told the names of every snapshot, for what resolves them beside the control loop.
-    names: watch::Sender<BTreeSet<Host>>,
+    names: Named,
     phase: watch::Sender<Phase>,
     workers: Vec<std::thread::JoinHandle<()>>,
     /// Held until the end, or until a successor has it: the lock is in it.
@@ -479,6 +477,7 @@ impl Control {
                 self.start_probes();
             }
             let wake = self.wake();
+            let renamed = self.names.changed();
             // Every arm is cancel-safe: channels, signals, levers, and sleeps until a fixed moment.
             let signalled = tokio::select! {
                 _ = observed.recv_many(&mut batch, OBSERVATIONS_BATCH) => {
@@ -491,6 +490,10 @@ impl Control {
                 }
                 () = wake, if !is_starting => {
                     self.publish_shares();
+                    None
+                }
+                () = renamed => {
+                    self.publish_names();
                     None
                 }
                 Some(mut reloaded) = reloaded.recv() => {
@@ -514,13 +517,7 @@ impl Control {
                     None
                 }
                 Some(worker) = self.workers_ended.recv() => {
-                    if !matches!(stage, Stage::Draining { .. }) {
-                        tracing::error!(
-                            worker,
-                            "a worker ended by itself: a defect of the gateway; the others drain, and the process ends"
-                        );
-                        failed = Some(GatewayError::Worker(worker));
-                    }
+                    failed = failed.or_else(|| stage.lost(worker));
                     failed.is_some().then_some(Duration::ZERO)
                 }
                 () = stage.over() => match &stage {
@@ -548,7 +545,9 @@ impl Control {
         failed.map_or(Ok(()), Err)
     }
 
-    fn become_ready(&self) -> Stage {
+    fn become_ready(&mut self) -> Stage {
+        // Whoever is told that it is ready may call at once.
+        self.publish_names();
         self.shared.ready.store(true, Ordering::Release);
         let data = json!({ "name": self.shared.settings.name });
         self.shared.admin.journal.add("ready", data);
@@ -766,10 +765,10 @@ impl Control {
     /// Publishes a configuration under the next generation, and has what is open judged by it.
     fn publish_next(&mut self, snapshot: Arc<Snapshot>, resources: ResourceList) {
         let now = self.shared.now();
-        self.fleet.reconcile(&snapshot, now);
-        self.names.send_replace(resolve::names_of(&snapshot));
-        let shares = self.fleet.shares(now);
         let before = self.shared.published.load_full();
+        let snapshot = (self.names).next(snapshot, &before.snapshot, &self.shared);
+        self.fleet.reconcile(&snapshot, now);
+        let shares = self.fleet.shares(now);
         let generation = before.generation + 1;
         self.shared.resources.store(Arc::new(resources));
         self.publish(generation, Arc::clone(&snapshot), shares);
@@ -848,6 +847,18 @@ fn tell_event(event: &FleetEvent) {
 }
 
 impl Stage {
+    /// Why the gateway fails where this worker ended; none ends by itself but while it drains.
+    fn lost(&self, worker: usize) -> Option<GatewayError> {
+        if matches!(self, Self::Draining { .. }) {
+            return None;
+        }
+        tracing::error!(
+            worker,
+            "a worker ended by itself: a defect of the gateway; the others drain, and the process ends"
+        );
+        Some(GatewayError::Worker(worker))
+    }
+
     /// Waits until this stage is over by time, or all that it waits for has ended.
     ///
     /// # Cancel safety
@@ -900,7 +911,7 @@ mod tests {
             keeper: None,
             probes: JoinSet::new(),
             accepting: Accepting::new(Arc::clone(&alone.shared), vec![handle]),
-            names: watch::channel(BTreeSet::new()).0,
+            names: Named::of(&alone.snapshot).0,
             phase: alone.phase,
             workers: vec![works.unwrap(), works_not.unwrap()],
             state: None,

@@ -133,6 +133,11 @@ struct ByResult {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfResult {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByKind {
     kind: String,
 }
@@ -205,6 +210,9 @@ pub(crate) struct Metrics {
     pooled_ended: Family<ByReason, Counter>,
     dropped: Family<ByKind, Counter>,
     panics: Counter,
+    names: Gauge,
+    names_failing: Gauge,
+    names_asked: Family<OfResult, Counter>,
     workers_stalled: Gauge,
     pub(crate) pipes: PipeMeter,
 }
@@ -240,6 +248,9 @@ impl Metrics {
             pooled_ended: Family::default(),
             dropped: Family::default(),
             panics: Counter::default(),
+            names: Gauge::default(),
+            names_failing: Gauge::default(),
+            names_asked: Family::default(),
             workers_stalled: Gauge::default(),
             pipes: PipeMeter::default(),
         };
@@ -301,6 +312,21 @@ impl Metrics {
 
     fn register_state(&mut self) {
         let r = &mut self.registry;
+        r.register(
+            "names",
+            "Names of endpoints and of peers' gateways that are kept resolved",
+            self.names.clone(),
+        );
+        r.register(
+            "names_failing",
+            "Names that do not resolve at present",
+            self.names_failing.clone(),
+        );
+        r.register(
+            "name_questions",
+            "Questions for names, by what was answered",
+            self.names_asked.clone(),
+        );
         r.register("reloads", "Loads of files, by result", self.reloads.clone());
         r.register(
             "last_good_in_use",
@@ -634,6 +660,17 @@ impl Metrics {
             .set(i64::try_from(generation).unwrap_or(i64::MAX));
     }
 
+    /// So many names are kept resolved, and so many do not resolve.
+    pub(crate) fn names(&self, all: usize, failing: usize) {
+        let count = |n| i64::try_from(n).unwrap_or(i64::MAX);
+        self.names.set(count(all));
+        self.names_failing.set(count(failing));
+    }
+
+    pub(crate) fn name_asked(&self, result: &'static str) {
+        self.names_asked.get_or_create(&OfResult { result }).inc();
+    }
+
     pub(crate) fn svid_expiry(&self, unix_seconds: i64) {
         self.svid_expiry.set(unix_seconds);
     }
@@ -935,6 +972,7 @@ mod tests {
         metrics.pooled_ended("removed");
         metrics.dropped("observations", 1);
         metrics.audited(&service, Reason::NotAllowed);
+        metrics.name_asked("failed");
         metrics.documents_refused(&[]);
         metrics.pipes.fell_back("pipes");
         let text = metrics.encode(Some(alone.shared.published.load_full()));

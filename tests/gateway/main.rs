@@ -29,6 +29,7 @@ mod control_upstream;
 #[path = "../support/corpus.rs"]
 mod corpus;
 mod data_client;
+mod data_dns;
 mod data_edges;
 mod data_failover;
 mod data_http;

@@ -124,6 +124,9 @@ pub(crate) struct EndpointMeta {
     /// Whether the endpoint speaks TLS itself, which is raw bytes to Envoy.
     pub workload: bool,
     pub version: VersionMeta,
+    /// Whether every address of the name is an endpoint of its own.
+    #[serde(default)]
+    pub each: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

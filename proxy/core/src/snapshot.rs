@@ -251,7 +251,8 @@ pub struct Cluster {
     pub route: Arc<str>,
     /// Every endpoint.
     pub endpoints: Vec<Endpoint>,
-    /// The levels, preferred first; each endpoint is in exactly one. Never empty.
+    /// The levels, preferred first; each endpoint is in exactly one. Never empty, but a level is while
+    /// its names have no addresses.
     pub levels: Vec<Level>,
     /// How one endpoint of a level is picked.
     pub balance: Balance,
@@ -316,15 +317,18 @@ pub struct Endpoint {
 pub enum Address {
     /// An address.
     Socket(SocketAddr),
-    /// A name that is resolved by its TTL, and a port.
+    /// A name that is resolved by its TTL, and a port: one endpoint, whatever its addresses.
     Name(Host, u16),
+    /// A name, and a port: in a snapshot as it is written, every address of it is an endpoint (see
+    /// [`resolved`](crate::resolved::resolved)).
+    Each(Host, u16),
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Socket(address) => write!(f, "{address}"),
-            Self::Name(host, port) => write!(f, "{host}:{port}"),
+            Self::Name(host, port) | Self::Each(host, port) => write!(f, "{host}:{port}"),
         }
     }
 }

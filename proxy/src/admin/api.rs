@@ -347,6 +347,10 @@ async fn findings(State(shared): State<Arc<Shared>>) -> Response {
     } else {
         found
     };
+    let mut found = found;
+    if let Some(list) = found.as_array_mut() {
+        list.extend(shared.names.load().findings());
+    }
     document(&published, "findings", found)
 }
 

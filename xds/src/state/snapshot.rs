@@ -55,7 +55,7 @@ coded_enum! {
     PolicyMode { 0 Enforce, 1 Audit }
     PathPattern { 0 Exact(path), 1 Below(prefix) }
     HostPattern { 0 Exact(host), 1 Below(host) }
-    Address { 0 Socket(address), 1 Name(host, port) }
+    Address { 0 Socket(address), 1 Name(host, port), 2 Each(host, port) }
     EndpointTls { 0 None, 1 Workload, 2 Mesh { sni, expected } }
     HttpVersion { 0 Same, 1 H1, 2 H2 }
     Balance { 0 LeastRequest, 1 RoundRobin, 2 Random }

@@ -229,6 +229,39 @@ fn limits_of_a_gateway_its_listeners_and_a_tcp_route_arrive() {
 }
 
 #[test]
+fn a_name_by_dns_arrives_with_its_port_or_that_of_the_route() {
+    let db = route(
+        "db",
+        "ports: {a: {port: 5432, targetPort: 15432}, b: {port: 9}}, backends: [{dns: DB.internal}]",
+    );
+    let web = route(
+        "web",
+        "protocol: http, port: 80, backends: [{dns: 'web.internal:8080'}]",
+    );
+    let loaded = loaded(&[EAST, &db, &web], None);
+    let addresses = |name: &str, port| -> Vec<Address> {
+        let cluster = loaded
+            .snapshot
+            .cluster(service(&loaded.snapshot, name, port).outbound);
+        cluster
+            .endpoints
+            .iter()
+            .map(|one| one.address.clone())
+            .collect()
+    };
+    let each = |host: &str, port| vec![Address::Each(Host::parse(host).unwrap(), port)];
+    assert_eq!(addresses("db", 5432), each("db.internal", 15432));
+    assert_eq!(addresses("db", 9), each("db.internal", 9));
+    assert_eq!(addresses("web", 80), each("web.internal", 8080));
+    let meaning = zeugma_xds::meaning(&loaded.snapshot);
+    let web = meaning
+        .iter()
+        .find(|one| one.service.starts_with("shop/web"));
+    let text = web.unwrap().to_string();
+    assert!(text.contains("(the addresses of web.internal)"), "{text}");
+}
+
+#[test]
 fn everything_that_is_written_arrives() {
     let orders = route(
         "orders",
