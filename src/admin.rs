@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 use zeugma_xds::{AdminAddress, NodeOptions, Sources, admin_socket_default};
 
 use crate::{ca, exit};
@@ -24,6 +26,10 @@ use crate::{ca, exit};
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a stream of lines may be silent: a gateway says every 15 s that it lives.
+const SILENCE: Duration = Duration::from_secs(45);
+/// The longest line of one.
+const LINE_BYTES_MAX: usize = 4 << 20;
 
 /// Which gateway.
 #[derive(Debug, Clone, Args)]
@@ -97,6 +103,8 @@ impl AdminError {
             Self::Refused(_, _, why) if why.starts_with("403") || why.starts_with("401") => {
                 exit::DENIED
             }
+            Self::Refused(_, _, why) if why.starts_with("400") => exit::USAGE,
+            Self::Refused(_, _, why) if why.starts_with("503") => exit::UNAVAILABLE,
             Self::Connect(..) | Self::Timeout(_) => exit::UNAVAILABLE,
             Self::Http(..)
             | Self::Body(_)
@@ -108,6 +116,13 @@ impl AdminError {
         ca::fail(self, code)
     }
 }
+
+/// A connection of either kind.
+trait Socket: AsyncRead + AsyncWrite + Unpin {}
+
+impl Socket for TcpStream {}
+
+impl Socket for UnixStream {}
 
 /// A gateway's admin interface.
 #[derive(Debug, Clone)]
@@ -188,18 +203,29 @@ impl Admin {
     }
 
     fn text(&self, method: Method, path: &str) -> Result<Bytes, AdminError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(AdminError::Runtime)?;
-        runtime.block_on(async {
-            tokio::time::timeout(TIMEOUT, self.ask(method, path))
+        runtime()?.block_on(async {
+            timeout(TIMEOUT, self.ask(method, path))
                 .await
                 .unwrap_or_else(|_elapsed| Err(AdminError::Timeout(self.shown())))
         })
     }
 
     async fn ask(&self, method: Method, path: &str) -> Result<Bytes, AdminError> {
+        let request = self.request(method, path)?;
+        let (status, body) = self.exchange(self.connect().await?, request).await?;
+        if status == StatusCode::OK {
+            return Ok(body);
+        }
+        Err(self.refused(path, status, &body))
+    }
+
+    fn refused(&self, path: &str, status: StatusCode, body: &[u8]) -> AdminError {
+        let said = String::from_utf8_lossy(body).trim().to_owned();
+        let why = format!("{} {said}", status.as_u16());
+        AdminError::Refused(self.shown(), path.to_owned(), why)
+    }
+
+    fn request(&self, method: Method, path: &str) -> Result<Request<Empty<Bytes>>, AdminError> {
         let mut request = Request::new(Empty::<Bytes>::new());
         // To look wants no token, and whoever looks may not be able to read it.
         let token = if method == Method::GET {
@@ -220,44 +246,91 @@ impl Admin {
         if let Some(token) = token {
             request.headers_mut().insert(header::AUTHORIZATION, token);
         }
-        let connect_failed = |error: std::io::Error| {
-            if error.kind() == std::io::ErrorKind::PermissionDenied {
-                AdminError::Denied(self.shown(), error)
-            } else {
-                AdminError::Connect(self.shown(), error)
-            }
-        };
-        let (status, body) = match &self.at {
-            AdminAddress::Tcp(address) => {
-                let stream = TcpStream::connect(address).await.map_err(connect_failed)?;
-                self.exchange(stream, request).await?
-            }
-            AdminAddress::Unix(path) => {
-                let stream = UnixStream::connect(path).await.map_err(connect_failed)?;
-                self.exchange(stream, request).await?
-            }
-            AdminAddress::Default => {
-                let stream = UnixStream::connect(default_socket()).await;
-                self.exchange(stream.map_err(connect_failed)?, request)
-                    .await?
-            }
-        };
-        if status == StatusCode::OK {
-            return Ok(body);
-        }
-        let said = String::from_utf8_lossy(&body).trim().to_owned();
-        let why = format!("{} {said}", status.as_u16());
-        Err(AdminError::Refused(self.shown(), path.to_owned(), why))
+        Ok(request)
     }
 
-    async fn exchange<S>(
+    async fn connect(&self) -> Result<Box<dyn Socket>, AdminError> {
+        let path = match &self.at {
+            AdminAddress::Tcp(address) => {
+                let stream = TcpStream::connect(address).await;
+                let stream = stream.map_err(|error| self.unconnected(error))?;
+                return Ok(Box::new(stream));
+            }
+            AdminAddress::Unix(path) => path.clone(),
+            AdminAddress::Default => default_socket(),
+        };
+        let stream = UnixStream::connect(path).await;
+        let stream = stream.map_err(|error| self.unconnected(error))?;
+        Ok(Box::new(stream))
+    }
+
+    fn unconnected(&self, error: std::io::Error) -> AdminError {
+        if error.kind() == std::io::ErrorKind::PermissionDenied {
+            AdminError::Denied(self.shown(), error)
+        } else {
+            AdminError::Connect(self.shown(), error)
+        }
+    }
+
+    /// Reads the lines that `GET path` answers, until `each` has seen enough or the answer ends.
+    ///
+    /// # Errors
+    /// As of [`AdminError`]; those of `each`. There is no deadline but for the head of the answer and
+    /// for silence.
+    pub(crate) async fn lines(
         &self,
-        stream: S,
+        path: &str,
+        mut each: impl FnMut(&[u8]) -> Result<ControlFlow<()>, AdminError>,
+    ) -> Result<ControlFlow<()>, AdminError> {
+        let http = |error| AdminError::Http(self.shown(), error);
+        let late = |_elapsed| AdminError::Timeout(self.shown());
+        let asking = async {
+            let stream = self.connect().await?;
+            let (send, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
+            Ok((send, connection))
+        };
+        let (mut send, connection) = timeout(TIMEOUT, asking).await.map_err(late)??;
+        let reading = async {
+            let asked = send.send_request(self.request(Method::GET, path)?);
+            let response = timeout(TIMEOUT, asked).await.map_err(late)?.map_err(http)?;
+            let (status, mut body) = (response.status(), response.into_body());
+            let mut held = Vec::new();
+            while let Some(frame) = timeout(SILENCE, body.frame()).await.map_err(late)? {
+                let Ok(frame) = frame else {
+                    // A gateway that ends, or hands over, has no time for a better end.
+                    break;
+                };
+                let data = frame.into_data().unwrap_or_default();
+                held.extend_from_slice(&data);
+                if status != StatusCode::OK {
+                    return Err(self.refused(path, status, &held));
+                }
+                while let Some(end) = held.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = held.drain(..=end).collect();
+                    if each(line.trim_ascii_end())?.is_break() {
+                        return Ok(ControlFlow::Break(()));
+                    }
+                }
+                if held.len() > LINE_BYTES_MAX {
+                    return Err(AdminError::Body(self.shown()));
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        };
+        tokio::pin!(reading);
+        tokio::select! {
+            // Both are futures of this call: whichever ends first, the other is dropped with it.
+            read = &mut reading => read,
+            // What had come by then is read.
+            _ended = connection => reading.await,
+        }
+    }
+
+    async fn exchange(
+        &self,
+        stream: Box<dyn Socket>,
         request: Request<Empty<Bytes>>,
-    ) -> Result<(StatusCode, Bytes), AdminError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
+    ) -> Result<(StatusCode, Bytes), AdminError> {
         let http = |error| AdminError::Http(self.shown(), error);
         let (mut send, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
         let answer = async {
@@ -291,6 +364,14 @@ impl Admin {
         value.set_sensitive(true);
         Ok(Some(value))
     }
+}
+
+/// What asks.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, AdminError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(AdminError::Runtime)
 }
 
 fn default_socket() -> PathBuf {

@@ -15,6 +15,7 @@ use zeugma_core::locality::Locality;
 use zeugma_core::verdict::Reason;
 
 use crate::http::headers::Trace;
+use crate::tap::Taps;
 
 /// Lines waiting to be written; more are dropped and counted.
 const LINES_MAX: usize = 8192;
@@ -416,10 +417,14 @@ impl AccessLog {
         })
     }
 
-    /// Queues the record's line, or counts it as dropped; never waits for the writer.
-    pub(crate) fn write(&self, closed: &Closed) {
+    /// Queues the record's line, or counts it as dropped; never waits for the writer. Whoever
+    /// watches has it too.
+    pub(crate) fn write(&self, closed: &Closed, taps: &Taps) {
         LINE.with_borrow_mut(|line| {
             closed.write_line(line, SystemTime::now());
+            if taps.are_watching() {
+                taps.offer(closed, line.bytes());
+            }
             if !self.queue(line.bytes()) {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
@@ -663,7 +668,7 @@ mod tests {
         let (_hold, held) = std::sync::mpsc::channel();
         let log = AccessLog::start(Box::new(Stuck(held))).unwrap();
         for _ in 0..LINES_MAX * 3 {
-            log.write(&record());
+            log.write(&record(), &Taps::default());
         }
         // It holds one batch, at the most, besides what waits.
         let dropped = usize::try_from(log.dropped()).unwrap();
@@ -688,10 +693,11 @@ mod tests {
         let log = AccessLog::start(Box::new(kept.clone())).unwrap();
         log.flush();
         for nth in 0..200 {
-            log.write(&Closed {
+            let closed = Closed {
                 generation: nth,
                 ..record()
-            });
+            };
+            log.write(&closed, &Taps::default());
             if nth % 50 == 0 {
                 log.flush();
                 let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
@@ -722,9 +728,9 @@ mod tests {
             }
         }
         let log = AccessLog::start(Box::new(Closed)).unwrap();
-        log.write(&record());
+        log.write(&record(), &Taps::default());
         log.flush();
-        log.write(&record());
+        log.write(&record(), &Taps::default());
         assert_eq!(log.dropped(), 1);
     }
 }

@@ -538,7 +538,7 @@ impl Control {
                 stage = self.leave(stage, delay);
             }
         }
-        self.shared.admin.journal.close();
+        self.shared.admin.end_streams();
         self.end_interfaces().await;
         self.shared.log.flush();
         tracing::info!("drained");

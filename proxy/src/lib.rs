@@ -26,6 +26,7 @@ mod relay;
 mod resolve;
 mod runtime;
 mod state;
+mod tap;
 pub mod tls;
 mod transport;
 mod upstream;

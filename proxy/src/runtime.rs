@@ -42,6 +42,7 @@ use crate::pulse::Pulses;
 use crate::recheck::{self, Registry};
 use crate::relay::Pipes;
 use crate::resolve::Names;
+use crate::tap::Taps;
 use crate::tls::Credentials;
 use crate::upstream::ConnectError;
 
@@ -94,16 +95,27 @@ pub(crate) struct Levers {
 pub(crate) struct AdminSide {
     /// What happened.
     pub(crate) journal: Journal,
+    /// Who watches what ends.
+    pub(crate) taps: Arc<Taps>,
     /// What the workers are asked.
     pub(crate) questions: broadcast::Sender<Question>,
     /// What the control thread is asked.
     pub(crate) levers: Levers,
 }
 
+impl AdminSide {
+    /// Ends what is answered without an end of its own; nobody begins another.
+    pub(crate) fn end_streams(&self) {
+        self.journal.close();
+        self.taps.close();
+    }
+}
+
 impl Default for AdminSide {
     fn default() -> Self {
         Self {
             journal: Journal::default(),
+            taps: Arc::default(),
             questions: broadcast::channel(listing::QUESTIONS_MAX).0,
             levers: Levers::default(),
         }
@@ -146,13 +158,13 @@ impl Shared {
     /// Tells of a connection that ended, or a request.
     pub(crate) fn account(&self, closed: &Closed) {
         self.metrics.closed(closed);
-        self.log.write(closed);
+        self.log.write(closed, &self.admin.taps);
     }
 
     /// Tells of a request, the next of many alike.
     pub(crate) fn account_request(&self, closed: &Closed, latest: &Latest) {
         self.metrics.closed_request(closed, latest);
-        self.log.write(closed);
+        self.log.write(closed, &self.admin.taps);
     }
 
     /// Tells of a connection that no worker saw.

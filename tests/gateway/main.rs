@@ -24,6 +24,7 @@ mod control_limits;
 mod control_listeners;
 mod control_reload;
 mod control_state;
+mod control_tap;
 mod control_ui;
 mod control_upstream;
 #[path = "../support/corpus.rs"]
