@@ -21,6 +21,10 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+/// Of everything, C libraries too. How it is set stands in `.cargo/config.toml`.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// An east-west gateway for service meshes: SPIFFE mTLS between clusters, its own CA, and failover
 /// that is always armed.
 #[derive(Debug, Parser)]

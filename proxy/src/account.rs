@@ -119,14 +119,14 @@ impl Closed {
         } else {
             "connection"
         };
-        line.text(r#","kind":"#, kind);
+        line.known(r#","kind":"#, kind);
         line.text(r#","listener":"#, &*self.listener);
         line.address(r#","src.addr":"#, self.source);
         if let Some(proxy) = &self.caller.proxy {
             line.address(r#","src.proxy":"#, **proxy);
         }
-        line.text(r#","src.identity":"#, self.caller.identity.as_deref());
-        line.text(r#","src.attested":"#, self.caller.attested.as_deref());
+        line.known(r#","src.identity":"#, self.caller.identity.as_deref());
+        line.known(r#","src.attested":"#, self.caller.attested.as_deref());
         line.text(r#","src.peer":"#, self.caller.peer.as_deref());
         if let Some(tls) = &self.tls {
             line.text(r#","sni":"#, tls.sni.as_deref());
@@ -138,26 +138,26 @@ impl Closed {
             line.text(r#","dst.addr":"#, &*destination.address);
             line.text(r#","dst.backend":"#, &*destination.backend);
             line.locality(r#","dst.locality":"#, &destination.locality);
-            line.text(r#","dst.identity":"#, destination.identity.as_deref());
+            line.known(r#","dst.identity":"#, destination.identity.as_deref());
             line.number(r#","level":"#, destination.level as u64);
-            line.text(r#","reason":"#, destination.why);
+            line.known(r#","reason":"#, destination.why);
             line.text(r#","failover_from":"#, destination.failover_from.as_deref());
         }
         if let Some(request) = &self.request {
             line.text(r#","request.id":"#, request.id.to_str().ok());
-            line.text(r#","trace.id":"#, request.trace.id());
+            line.known(r#","trace.id":"#, request.trace.id());
             line.text(r#","http.method":"#, request.method.as_str());
             line.text(
                 r#","http.authority":"#,
                 request.authority.as_deref().unwrap_or_default(),
             );
             line.text(r#","http.path":"#, request.asked.1.path());
-            line.text(r#","http.version":"#, request.version);
+            line.known(r#","http.version":"#, request.version);
             line.number(r#","http.status":"#, u64::from(request.status));
             line.number(r#","attempts":"#, u64::from(request.attempts));
         }
-        line.text(r#","verdict":"#, self.reason.label());
-        line.text(r#","flags":"#, self.reason.flag());
+        line.known(r#","verdict":"#, self.reason.label());
+        line.known(r#","flags":"#, self.reason.flag());
         line.text(r#","policy.rule":"#, self.rule.as_deref());
         line.text(r#","error":"#, self.detail.as_deref());
         line.number(r#","bytes_sent":"#, self.bytes_sent);
@@ -211,12 +211,7 @@ impl Object {
             return;
         };
         self.key(key);
-        // To the end in any case: so it is done for many bytes at once.
-        let is_special = |byte: u8| (byte < b' ') | (byte == b'"') | (byte == b'\\');
-        let needs_escaping = text
-            .bytes()
-            .fold(false, |found, byte| found | is_special(byte));
-        if needs_escaping {
+        if needs_escaping(text) {
             // Neither a `str` nor a `Vec` makes it fail.
             serde_json::to_writer(&mut self.text, text).ok();
         } else {
@@ -224,7 +219,16 @@ impl Object {
         }
     }
 
-    /// Text that needs no escaping.
+    /// An identity (SPIFFE-ID §2.2, §2.3) or a word of ours, if there is one: what they are made of
+    /// needs no escaping.
+    fn known<'a>(&mut self, key: &'static str, text: impl Into<Option<&'a str>>) {
+        if let Some(text) = text.into() {
+            debug_assert!(!needs_escaping(text), "{key} {text}");
+            self.key(key);
+            self.plain(text);
+        }
+    }
+
     fn plain(&mut self, text: &str) {
         self.text.push(b'"');
         self.text.extend_from_slice(text.as_bytes());
@@ -336,6 +340,14 @@ impl Object {
         self.text
             .extend_from_slice(text.get(from..).unwrap_or_default());
     }
+}
+
+/// Whether text cannot stand in JSON as it is.
+fn needs_escaping(text: &str) -> bool {
+    // To the end in any case: so it is done for many bytes at once.
+    let is_special = |byte: u8| (byte < b' ') | (byte == b'"') | (byte == b'\\');
+    text.bytes()
+        .fold(false, |found, byte| found | is_special(byte))
 }
 
 /// How long the writer lets lines gather after the first: while it rests, a line wakes nobody.

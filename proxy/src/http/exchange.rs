@@ -29,7 +29,7 @@ use super::body::{Held, Outgoing, Progress, Source};
 use super::expect::{Answered, Gate, Passing, expects_continue};
 use super::h1;
 use super::h2_client::StreamCount;
-use super::headers::{self, Claim, TRACEPARENT, ZEUGMA_REASON};
+use super::headers::{self, Claim, Present, TRACEPARENT, ZEUGMA_REASON};
 use super::keepalive::{Pings, When};
 use super::pool::{ConnectFailure, Lease, SendError, Turn, Wire};
 use super::record::Record;
@@ -53,6 +53,8 @@ const ADDED: usize = 6;
 pub(super) struct Exchange {
     pub(super) context: Rc<Context>,
     pub(super) head: request::Parts,
+    /// What its headers have.
+    present: Present,
     pub(super) request_id: HeaderValue,
     pub(super) is_grpc: bool,
     /// The identity handed on to whoever answers.
@@ -75,10 +77,12 @@ pub(super) async fn exchange(
     request: Request<Incoming>,
 ) -> Response<Outgoing> {
     let published = context.worker.shared.published.load_full();
-    let upgrade = upgrade::asked_for(context.version, &request);
+    let present = Present::of(request.headers());
+    let upgrade = upgrade::asked_for(context.version, &request, present);
     let (head, incoming) = request.into_parts();
-    let gate = (expects_continue(&head.headers) && !incoming.is_end_stream()).then(Gate::default);
-    let mut exchange = Exchange::begin(context, &published, head);
+    let asks = present.has(Present::EXPECT) && expects_continue(&head.headers);
+    let gate = (asks && !incoming.is_end_stream()).then(Gate::default);
+    let mut exchange = Exchange::begin(context, &published, head, present);
     exchange.upgrade = upgrade;
     if exchange.is_unreadable {
         return exchange.refuse(Reason::RequestMalformed, None);
@@ -140,10 +144,15 @@ pub(super) async fn exchange(
 }
 
 impl Exchange {
-    fn begin(context: &Rc<Context>, published: &Published, head: request::Parts) -> Self {
-        let request_id = headers::request_id(&head.headers, || context.worker.draw());
-        let trace = headers::trace(&head.headers, || context.worker.draw());
-        let is_grpc = headers::is_grpc(&head.headers) && context.version == Version::H2;
+    fn begin(
+        context: &Rc<Context>,
+        published: &Published,
+        head: request::Parts,
+        present: Present,
+    ) -> Self {
+        let request_id = headers::request_id(&head.headers, present, || context.worker.draw());
+        let trace = headers::trace(&head.headers, present, || context.worker.draw());
+        let is_grpc = context.version == Version::H2 && headers::is_grpc(&head.headers);
         // Nobody else's word counts.
         let claim = match &context.identity {
             Some(_) => headers::attested(&head.headers),
@@ -213,6 +222,7 @@ impl Exchange {
         Self {
             context,
             head,
+            present,
             request_id,
             is_grpc,
             caller,
@@ -668,13 +678,13 @@ impl Exchange {
         } else {
             HttpVersion::HTTP_11
         };
-        head.headers = self.outgoing_headers(authority, endpoint, is_h2);
+        head.headers = self.outgoing_headers(endpoint, is_h2);
         head
     }
 
-    fn outgoing_headers(&self, authority: &str, endpoint: &Endpoint, is_h2: bool) -> HeaderMap {
+    fn outgoing_headers(&self, endpoint: &Endpoint, is_h2: bool) -> HeaderMap {
         let mut out = HeaderMap::with_capacity(self.head.headers.len() + ADDED);
-        self.each_outgoing(authority, endpoint, is_h2, |name, value| {
+        self.each_outgoing(endpoint, is_h2, |name, value| {
             out.append(name.clone(), value.clone());
         });
         out
@@ -683,15 +693,21 @@ impl Exchange {
     /// The headers of the request as it leaves this hop, one by one.
     fn each_outgoing(
         &self,
-        authority: &str,
         endpoint: &Endpoint,
         is_h2: bool,
         mut tell: impl FnMut(&HeaderName, &HeaderValue),
     ) {
         let headers = &self.head.headers;
-        let named = headers::named_by_connection(headers);
+        let has = |one| self.present.has(one);
+        let named = if has(Present::CONNECTION) {
+            headers::named_by_connection(headers)
+        } else {
+            Vec::new()
+        };
         let to_peer = endpoint.peer.is_some();
-        let splits_cookies = !is_h2 && headers.get_all(header::COOKIE).iter().nth(1).is_some();
+        let splits_cookies = !is_h2
+            && has(Present::COOKIE)
+            && headers.get_all(header::COOKIE).iter().nth(1).is_some();
         // Most of all headers are none of these, which one look at the name tells.
         let passes = |name: &HeaderName| match name.as_str() {
             // What is said anew below, and what is between gateways.
@@ -708,9 +724,11 @@ impl Exchange {
             _ => !named.contains(name),
         };
         if !is_h2 {
+            // It was routed by the one host that it names (RFC 9112 §3.2.2: the target's wins).
             match headers.get(header::HOST) {
-                Some(host) if host == authority => tell(&header::HOST, host),
+                Some(host) if self.head.uri.authority().is_none() => tell(&header::HOST, host),
                 Some(_) | None => {
+                    let authority = headers::authority(&self.head).unwrap_or_default();
                     if let Ok(host) = HeaderValue::try_from(authority) {
                         tell(&header::HOST, &host);
                     }
@@ -723,12 +741,13 @@ impl Exchange {
             }
         }
         if !is_h2
+            && has(Present::CONTENT_LENGTH)
             && headers::content_length(headers).is_some()
             && let Some(length) = headers.get(header::CONTENT_LENGTH)
         {
             tell(&header::CONTENT_LENGTH, length);
         }
-        if headers::takes_trailers(headers) {
+        if has(Present::TE) && headers::takes_trailers(headers) {
             // gRPC needs it (RFC 9110 §10.1.4).
             tell(&header::TE, &HeaderValue::from_static("trailers"));
         }
@@ -767,13 +786,16 @@ impl Exchange {
         let headers = &self.head.headers;
         let asked = h1::Asked {
             to_head: self.head.method == Method::HEAD,
-            length: headers::content_length(headers),
+            length: if self.present.has(Present::CONTENT_LENGTH) {
+                headers::content_length(headers)
+            } else {
+                None
+            },
             trailers: headers.get_all(header::TRAILER),
         };
         turn.begin(asked, source.next_try(), gate, |out| {
             h1::write_request_line(out, self.method(), &self.head.uri);
-            let authority = headers::authority(&self.head).unwrap_or_default();
-            self.each_outgoing(authority, endpoint, false, |name, value| {
+            self.each_outgoing(endpoint, false, |name, value| {
                 h1::write_header(out, name.as_str(), value.as_bytes());
             });
             if asks {
@@ -885,9 +907,14 @@ impl Exchange {
         idle: Duration,
     ) -> Response<Outgoing> {
         let (mut head, incoming) = response.into_parts();
-        headers::remove_hop_by_hop(&mut head.headers);
-        // It is between gateways; ours to the calling one is made by `reply`.
-        head.headers.remove(&ZEUGMA_REASON);
+        let present = Present::of(&head.headers);
+        if present.has(Present::HOP_BY_HOP) {
+            headers::remove_hop_by_hop(&mut head.headers);
+        }
+        if present.has(Present::ZEUGMA_REASON) {
+            // It is between gateways; ours to the calling one is made by `reply`.
+            head.headers.remove(&ZEUGMA_REASON);
+        }
         head.version = self.head.version;
         let status = head.status.as_u16();
         self.note(|_, request| request.status = status);
@@ -1112,7 +1139,8 @@ fn failure_in(
         let agreed = asks_upgrade && headers::upgrades_to_websocket(headers);
         return (!agreed).then_some(Failure::Reset);
     }
-    let unavailable = headers.get("grpc-status").is_some_and(|code| code == "14");
+    let unavailable = Present::of(headers).has(Present::GRPC_STATUS)
+        && headers.get("grpc-status").is_some_and(|code| code == "14");
     if endpoint.peer.is_some() && (status == StatusCode::SERVICE_UNAVAILABLE || unavailable) {
         let why = headers.get(&ZEUGMA_REASON).map(HeaderValue::as_bytes);
         let is = |reason: Reason| why == Some(reason.label().as_bytes());

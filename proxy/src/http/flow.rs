@@ -32,6 +32,10 @@ pub(crate) const WINDOW_MIN: u32 = 65_535;
 /// What a stream may be sent whose reader keeps up: 20 MB/s over 100 ms need 2 MB, and half of a
 /// window is on its way back when the other half is used.
 pub(crate) const WINDOW_MAX: u32 = 4 * 1024 * 1024;
+/// What of a window is granted again at once: half of it, and of a large one this. What is read and
+/// not granted is on no way: with half of it waiting for the other half, what was sent in one go comes
+/// in one go, is granted in one go, and only half of the window moves in a round trip.
+const GRANT_BYTES_MAX: u32 = 256 * 1024;
 /// What all windows of the process may be larger than [`WINDOW_MIN`], together.
 const BUDGET_BYTES: usize = 64 * 1024 * 1024;
 /// Above this, windows that are not used are made smaller: no more can be as large as they may be.
@@ -415,7 +419,7 @@ impl Flow {
         window.paced += bytes;
         window.is_used = true;
         let missing = |window: &Window| i64::from(window.size) - window.credit - window.unread;
-        if missing(window) < i64::from(window.size / 2) {
+        if missing(window) < i64::from(GRANT_BYTES_MAX.min(window.size / 2)) {
             return;
         }
         window.resize(self.0.round_trip.get(), &self.0.budget);
@@ -972,6 +976,29 @@ mod tests {
         slow.paced = u64::from(WINDOW_MIN / 4);
         slow.resize(Some(ROUND_TRIP), &budget);
         assert_eq!((stopped.size, slow.size), (WINDOW_MIN, WINDOW_MIN));
+    }
+
+    #[test]
+    fn a_large_window_is_granted_again_long_before_half_of_it_is_read() {
+        let flow = Flow::new(&Arc::default(), Side::Client, 1);
+        let window = flow.open(1);
+        (flow.0.streams.borrow_mut().get_mut(&1).unwrap()).size = WINDOW_MAX;
+        let granted = || std::mem::take(&mut *flow.0.updates.borrow_mut());
+        // What it has grown by.
+        window.consumed(0);
+        assert!(!granted().is_empty());
+        for _ in 0..4 {
+            window.consumed(GRANT_BYTES_MAX as usize - 1);
+            assert!(granted().is_empty());
+            window.consumed(1);
+            let update = granted();
+            assert_eq!(update[9..], GRANT_BYTES_MAX.to_be_bytes());
+        }
+        let small = flow.open(3);
+        small.consumed(WINDOW_MIN as usize / 2 - 1);
+        assert!(granted().is_empty());
+        small.consumed(1);
+        assert!(!granted().is_empty());
     }
 
     #[test]

@@ -33,6 +33,58 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     HeaderName::from_static("http2-settings"),
 ];
 
+/// Which of the headers that the gateway looks for a message has. Most have few of them, which one
+/// look at all names tells at less than what it costs to ask for two.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Present(u16);
+
+impl Present {
+    pub(crate) const CONNECTION: Self = Self(1);
+    pub(crate) const CONTENT_LENGTH: Self = Self(1 << 1);
+    pub(crate) const COOKIE: Self = Self(1 << 2);
+    pub(crate) const EXPECT: Self = Self(1 << 3);
+    pub(crate) const GRPC_STATUS: Self = Self(1 << 4);
+    pub(crate) const REQUEST_ID: Self = Self(1 << 5);
+    pub(crate) const TE: Self = Self(1 << 6);
+    pub(crate) const TRACEPARENT: Self = Self(1 << 7);
+    pub(crate) const UPGRADE: Self = Self(1 << 8);
+    pub(crate) const ZEUGMA_REASON: Self = Self(1 << 9);
+    /// Any that ends at this hop by its own name.
+    pub(crate) const HOP_BY_HOP: Self = Self(1 << 10);
+
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        headers
+            .keys()
+            .fold(Self::default(), |all, name| Self(all.0 | Self::by(name).0))
+    }
+
+    fn by(name: &HeaderName) -> Self {
+        let name = name.as_str();
+        let known = match name {
+            "connection" => Self::CONNECTION,
+            "content-length" => Self::CONTENT_LENGTH,
+            "cookie" => Self::COOKIE,
+            "expect" => Self::EXPECT,
+            "grpc-status" => Self::GRPC_STATUS,
+            "x-request-id" => Self::REQUEST_ID,
+            "te" => Self::TE,
+            "traceparent" => Self::TRACEPARENT,
+            "upgrade" => Self::UPGRADE,
+            REASON => Self::ZEUGMA_REASON,
+            _ => Self::default(),
+        };
+        if ends_at_hop(name) {
+            Self(known.0 | Self::HOP_BY_HOP.0)
+        } else {
+            known
+        }
+    }
+
+    pub(crate) const fn has(self, one: Self) -> bool {
+        self.0 & one.0 != 0
+    }
+}
+
 /// Removes what says who calls, or is between gateways, from trailers: some services take them for
 /// headers (RFC 9110 §6.5.1 warns of it), and nothing else vouches for them.
 pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
@@ -46,10 +98,6 @@ pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
 
 /// Removes what ends at this hop.
 pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    // Most messages have none of them, which one look at all names tells.
-    if !headers.keys().any(|name| ends_at_hop(name.as_str())) {
-        return;
-    }
     for name in named_by_connection(headers).iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
@@ -134,8 +182,14 @@ pub(crate) fn authority(request: &request::Parts) -> Option<&str> {
 }
 
 /// The request's ID if it is short and printable, else a new one.
-pub(crate) fn request_id(headers: &HeaderMap, draw: impl Fn() -> u64) -> HeaderValue {
-    let kept = headers.get(&REQUEST_ID).filter(|id| {
+pub(crate) fn request_id(
+    headers: &HeaderMap,
+    present: Present,
+    draw: impl Fn() -> u64,
+) -> HeaderValue {
+    let sent = present.has(Present::REQUEST_ID);
+    let sent = sent.then(|| headers.get(&REQUEST_ID)).flatten();
+    let kept = sent.filter(|id| {
         !id.is_empty()
             && id.len() <= REQUEST_ID_BYTES_MAX
             && id.as_bytes().iter().all(u8::is_ascii_graphic)
@@ -181,9 +235,13 @@ impl Trace {
 /// The request's trace if its `traceparent` is valid, else a new one (W3C Trace Context §3.2).
 ///
 /// A valid one goes on as it is: the gateway records no span of its own.
-pub(crate) fn trace(headers: &HeaderMap, draw: impl Fn() -> u64) -> Trace {
-    let mut values = headers.get_all(&TRACEPARENT).iter();
-    let only = values.next().filter(|_| values.next().is_none());
+pub(crate) fn trace(headers: &HeaderMap, present: Present, draw: impl Fn() -> u64) -> Trace {
+    let only = if present.has(Present::TRACEPARENT) {
+        let mut values = headers.get_all(&TRACEPARENT).iter();
+        values.next().filter(|_| values.next().is_none())
+    } else {
+        None
+    };
     if let Some(parent) = only.filter(|value| trace_id(value.as_bytes()).is_some()) {
         return Trace {
             parent: parent.clone(),
@@ -356,6 +414,36 @@ mod tests {
     }
 
     #[test]
+    fn one_look_tells_which_headers_there_are() {
+        let all = [
+            ("connection", Present::CONNECTION),
+            ("content-length", Present::CONTENT_LENGTH),
+            ("cookie", Present::COOKIE),
+            ("expect", Present::EXPECT),
+            ("grpc-status", Present::GRPC_STATUS),
+            ("x-request-id", Present::REQUEST_ID),
+            ("te", Present::TE),
+            ("traceparent", Present::TRACEPARENT),
+            ("upgrade", Present::UPGRADE),
+            ("x-zeugma-reason", Present::ZEUGMA_REASON),
+        ];
+        for (name, one) in all {
+            let present = Present::of(&map(&[("accept", "a"), (name, "b")]));
+            for (other, bit) in all {
+                assert_eq!(present.has(bit), other == name, "{other} beside {name}");
+            }
+            assert_eq!(
+                present.has(Present::HOP_BY_HOP),
+                ends_at_hop(name),
+                "{name}"
+            );
+            assert!(Present::of(&map(&[(name, "b"), ("accept", "a")])).has(one));
+        }
+        let hop = Present::of(&map(&[("keep-alive", "timeout=5")]));
+        assert!(hop.has(Present::HOP_BY_HOP));
+    }
+
+    #[test]
     fn hop_by_hop_headers_and_those_that_connection_names_are_removed() {
         let mut headers = map(&[
             ("connection", "close, X-Secret"),
@@ -426,29 +514,26 @@ mod tests {
 
     #[test]
     fn a_request_id_is_kept_only_if_it_is_short_and_printable() {
-        let new = || 7;
-        assert_eq!(request_id(&map(&[("x-request-id", "abc-1")]), new), "abc-1");
+        let id = |headers: &HeaderMap| request_id(headers, Present::of(headers), || 7);
+        assert_eq!(id(&map(&[("x-request-id", "abc-1")])), "abc-1");
         let made = "00000000000000070000000000000007";
-        assert_eq!(request_id(&map(&[("x-request-id", "a b")]), new), made);
-        assert_eq!(
-            request_id(&map(&[("x-request-id", &"a".repeat(129))]), new),
-            made
-        );
-        assert_eq!(request_id(&HeaderMap::new(), new), made);
+        assert_eq!(id(&map(&[("x-request-id", "a b")])), made);
+        assert_eq!(id(&map(&[("x-request-id", &"a".repeat(129))])), made);
+        assert_eq!(id(&HeaderMap::new()), made);
     }
 
     #[test]
     fn a_valid_trace_is_kept_and_any_other_replaced() {
-        let draw = || 0;
         let id = "4bf92f3577b34da6a3ce929d0e0e4736";
-        let of = |value: &str| trace(&map(&[("traceparent", value)]), draw);
+        let of = |headers: &HeaderMap| trace(headers, Present::of(headers), || 0);
+        let only = |value: &str| of(&map(&[("traceparent", value)]));
         // The first is the example of W3C Trace Context §3.2.
         for valid in [
             format!("00-{id}-00f067aa0ba902b7-01"),
             format!("01-{id}-00f067aa0ba902b7-01"),
             format!("01-{id}-00f067aa0ba902b7-01-more"),
         ] {
-            let kept = of(&valid);
+            let kept = only(&valid);
             assert_eq!((kept.id(), kept.is_made), (id, false));
             assert_eq!(kept.parent(), &valid);
         }
@@ -464,14 +549,14 @@ mod tests {
             format!("00-{id}-0000000000000000-01"),
             format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)),
         ] {
-            assert_eq!(of(&invalid), made, "{invalid}");
+            assert_eq!(only(&invalid), made, "{invalid}");
         }
-        assert_eq!(trace(&HeaderMap::new(), draw), made);
+        assert_eq!(of(&HeaderMap::new()), made);
         let twice = (
             "traceparent",
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
         );
-        assert_eq!(trace(&map(&[twice, twice]), draw), made);
+        assert_eq!(of(&map(&[twice, twice])), made);
     }
 
     #[test]

@@ -25,6 +25,7 @@ use zeugma_core::verdict::Reason;
 use super::body::{Held, Outgoing, Source, Tunnel};
 use super::exchange::{Exchange, TryError};
 use super::h1::Rewound;
+use super::headers::Present;
 use super::record::Record;
 use super::stream::Incoming;
 use super::{Counted, Version};
@@ -73,10 +74,15 @@ impl Upgrade {
 /// What the request asks to go on as WebSocket, if it does.
 ///
 /// Any other `:protocol` is no request that is passed: rules say nothing of what it would carry.
-pub(super) fn asked_for(version: Version, request: &Request<Incoming>) -> Option<Upgrade> {
+pub(super) fn asked_for(
+    version: Version,
+    request: &Request<Incoming>,
+    present: Present,
+) -> Option<Upgrade> {
     match version {
         Version::H1 => {
-            let asked = request.method() == Method::GET
+            let asked = present.has(Present::UPGRADE)
+                && request.method() == Method::GET
                 && request.body().is_end_stream()
                 && headers::upgrades_to_websocket(request.headers());
             match request.body() {

@@ -60,7 +60,7 @@ impl Awaited {
             response.extensions_mut().insert(reason);
         }
         let places = Places::of(read, parsed.headers);
-        *response.headers_mut() = places.into_map(&self.take(read, length, bytes_max)?)?;
+        *response.headers_mut() = places.to_map(&self.take(read, length, bytes_max)?)?;
         Ok(Some(response))
     }
 
@@ -98,7 +98,7 @@ impl Awaited {
         let bytes = self.take(read, length, bytes_max)?;
         head.uri =
             Uri::from_maybe_shared(bytes.slice(target_at)).map_err(|_| Malformed::StartLine)?;
-        head.headers = places.into_map(&bytes)?;
+        head.headers = places.to_map(&bytes)?;
         Ok(Some(head))
     }
 
@@ -199,7 +199,7 @@ impl Places {
         }
     }
 
-    fn into_map(self, head: &Bytes) -> Result<HeaderMap, Malformed> {
+    fn to_map(&self, head: &Bytes) -> Result<HeaderMap, Malformed> {
         let mut map = HeaderMap::with_capacity(self.count);
         for [name, name_bytes, value, value_bytes] in self.at.iter().take(self.count) {
             let [name, name_bytes, value, value_bytes] =

@@ -6,7 +6,7 @@
 //! ```
 
 use std::cell::RefCell;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
@@ -115,7 +115,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             let asked = Asked::by(&head);
             let body = self.body();
             let response = {
-                let mut answering = Box::pin(answer(Request::from_parts(head, body)));
+                let mut answering = pin!(answer(Request::from_parts(head, body)));
                 let answered = std::future::poll_fn(|cx| match answering.as_mut().poll(cx) {
                     Poll::Ready(response) => Poll::Ready(Ok(response)),
                     Poll::Pending => self.poll_gone(cx).map(Err),
