@@ -29,17 +29,19 @@ use zeugma_core::fleet::{Fleet, FleetEvent, Observation};
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{EndpointKey, Snapshot};
 use zeugma_core::time::Time;
-use zeugma_xds::{Findings, NodeOptions, Refused, ResourceList};
+use zeugma_xds::{Findings, LastGood, NodeOptions, Refused, ResourceList};
 
 use self::accepting::Accepting;
 use self::handover::{Arrival, Asked, HandoverError, Offered};
 use self::inherit::InheritError;
 use self::last_good::{Beginning, Keeper};
 use self::names::Named;
+pub(crate) use self::reload::with_causes;
 use self::reload::{Configured, Files, NotBound, Reloaded};
 use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
 use crate::admission::{self, Admission, UnderWay};
+use crate::federation::{self, Federation};
 use crate::listener::WorkerHandle;
 use crate::metrics::Metrics;
 use crate::probe::{Finding, probe};
@@ -153,7 +155,9 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
     reload::warn(&start.loaded.warnings);
     let settings = &start.loaded.settings;
     let newest = last_good::crl_numbers(settings);
-    let credentials = Credentials::load_after(&reload::svid_files(settings), 1, &newest)?;
+    let federation = Federation::kept(settings);
+    let files = federation.beside(reload::svid_files(settings));
+    let credentials = Credentials::load_after(&files, 1, &newest)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
@@ -165,7 +169,7 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
             options.config.clone(),
             node,
             start,
-            credentials,
+            (credentials, federation),
             open_files,
             arrival,
         ))
@@ -190,7 +194,7 @@ async fn control(
     config: PathBuf,
     node: NodeOptions,
     start: Beginning,
-    credentials: Credentials,
+    (credentials, federation): (Credentials, Federation),
     open_files: u64,
     mut arrival: Arrival,
 ) -> Result<(), GatewayError> {
@@ -204,7 +208,7 @@ async fn control(
         is_kept,
     } = start;
     let unkept = (!is_kept).then_some(loaded.last_good);
-    let keeper = (arrival.state.as_ref()).map(|state| Keeper::begin(state.path(""), unkept));
+    let keeper = begin_keeping(arrival.state.as_ref(), &federation, unkept);
     let snapshot = Arc::new(loaded.snapshot);
     fleet.reconcile(&snapshot, Time::ZERO);
     let shares = fleet.shares(Time::ZERO);
@@ -221,6 +225,7 @@ async fn control(
         credentials: ArcSwap::from_pointee(credentials),
         changes: watch::channel(0).0,
         names: ArcSwap::from_pointee(Names::default()),
+        federation,
         settings,
         metrics: Metrics::new(),
         log,
@@ -271,6 +276,17 @@ async fn control(
     Ok(begun?)
 }
 
+/// Has what outlives the process be kept in its folder, if it has one.
+fn begin_keeping(
+    state: Option<&State>,
+    federation: &Federation,
+    unkept: Option<LastGood>,
+) -> Option<Keeper> {
+    let folder = state?.path("");
+    federation.keep_in(folder.clone());
+    Some(Keeper::begin(folder, unkept))
+}
+
 fn tell_beginning(shared: &Shared, refused: Option<&Findings>, in_part: &Refused) {
     let metrics = &shared.metrics;
     metrics.connections_max(shared.admission.connections_max());
@@ -311,6 +327,7 @@ fn begin_beside(
     beside.spawn_local(admission::watch_memory(Arc::clone(shared)));
     beside.spawn_local(alarms::watch_crls(Arc::clone(shared)));
     beside.spawn_local(systemd::watch(Arc::clone(shared)));
+    beside.spawn_local(federation::run(Arc::clone(shared)));
     beside.spawn_local(resolving);
     beside.spawn_local(reloading);
     if let Some(keeper) = keeper {
@@ -804,7 +821,7 @@ impl Control {
 
 /// The listener and why it cannot be bound, in one line.
 fn not_bound(error: &GatewayError) -> NotBound {
-    let why = reload::with_causes(error);
+    let why = with_causes(error);
     let name = if let GatewayError::Listener { name, .. } = error {
         name.clone()
     } else {

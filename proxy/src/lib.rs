@@ -8,6 +8,7 @@ mod admin;
 mod admission;
 mod connection;
 mod control;
+mod federation;
 #[cfg(test)]
 mod fixture;
 mod hash;

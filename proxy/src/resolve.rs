@@ -213,6 +213,26 @@ pub fn addresses_of(address: &str) -> io::Result<Vec<SocketAddr>> {
     }
 }
 
+/// The addresses of a host that is asked for once: a name, or an address.
+///
+/// # Errors
+/// Why there is none, in words.
+pub(crate) async fn addresses_now(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+    if let Ok(ip) = host.parse() {
+        return Ok(vec![SocketAddr::new(ip, port)]);
+    }
+    let name = Host::parse(host).map_err(|error| error.to_string())?;
+    match Box::pin(look_up(name, Resolvers::of_system())).await {
+        Answer::Addresses(found, _) => Ok(found
+            .into_iter()
+            .take(ADDRESSES_MAX)
+            .map(|ip| SocketAddr::new(ip, port))
+            .collect()),
+        Answer::None(_) => Err(format!("the name `{host}` has no addresses")),
+        Answer::Failed(why) => Err(format!("the name `{host}` does not resolve: {why}")),
+    }
+}
+
 /// What asking for a name brought, and for how long it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {

@@ -31,6 +31,7 @@ use zeugma_xds::{GatewaySettings, ResourceList};
 use crate::account::{AccessLog, Caller, Closed};
 use crate::admission::{Admission, UnderWay};
 use crate::connection;
+use crate::federation::Federation;
 use crate::hash::Configured;
 use crate::http::flow::WindowBudget;
 use crate::http::pool::{Pool, SWEEPING};
@@ -130,6 +131,8 @@ pub(crate) struct Shared {
     /// Counts publications that may take a right away; sent after what it tells of was stored.
     pub(crate) changes: watch::Sender<u64>,
     pub(crate) names: ArcSwap<Names>,
+    /// Bundles that are fetched.
+    pub(crate) federation: Federation,
     pub(crate) settings: GatewaySettings,
     pub(crate) metrics: Metrics,
     pub(crate) log: AccessLog,

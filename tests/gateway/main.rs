@@ -55,6 +55,7 @@ mod mesh;
 mod security_access;
 mod security_audit;
 mod security_certificates;
+mod security_federation;
 mod security_files;
 mod security_hello;
 mod security_limits;

@@ -351,6 +351,7 @@ async fn findings(State(shared): State<Arc<Shared>>) -> Response {
     let mut found = found;
     if let Some(list) = found.as_array_mut() {
         list.extend(shared.names.load().findings());
+        list.extend(shared.federation.findings());
     }
     document(&published, "findings", found)
 }

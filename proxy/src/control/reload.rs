@@ -15,7 +15,7 @@ use zeugma_xds::{
 use super::last_good::Beginning;
 use super::systemd;
 use crate::runtime::Shared;
-use crate::tls::{Credentials, CredentialsError, SvidFiles};
+use crate::tls::{Credentials, CredentialsError, DomainBundle, SvidFiles};
 use crate::watch::Watch;
 
 /// The files a gateway is made from.
@@ -133,6 +133,7 @@ impl Files {
             // Both only wait; what changed meanwhile is found by the next look.
             let by_signal = tokio::select! {
                 () = self.watch.changed() => false,
+                () = shared.federation.changed() => false,
                 _ = hangup.recv() => true,
             };
             if by_signal {
@@ -143,6 +144,10 @@ impl Files {
             }
             if !Box::pin(self.reload_config(&shared, &tell)).await {
                 return;
+            }
+            if by_signal {
+                // Where the configuration says by now.
+                shared.federation.want_anew();
             }
             // After it: the configuration says where they are.
             let credentials = self.reload_credentials(&shared).await;
@@ -235,7 +240,8 @@ impl Files {
 
     /// Loads certificate and bundles; `None` where they are those that serve, or are refused.
     async fn reload_credentials(&mut self, shared: &Shared) -> Option<Credentials> {
-        let (svid, before) = (self.svid.clone(), shared.credentials.load_full());
+        let svid = shared.federation.beside(self.svid.clone());
+        let before = shared.credentials.load_full();
         let loading = tokio::task::spawn_blocking(move || before.reload(&svid)).await;
         match loading {
             Ok(Ok(credentials)) => {
@@ -262,6 +268,7 @@ impl Files {
     ) {
         self.good = good;
         self.svid = svid_files(&settings);
+        shared.federation.want(&settings.svid.domains);
         self.watch.set(watched(files, &self.svid));
         let is_news = needs_restart(&self.latest, &settings);
         self.latest = settings;
@@ -303,7 +310,7 @@ impl Files {
 }
 
 /// An error and its causes in one line.
-pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -374,7 +381,7 @@ fn watched(mut files: Vec<PathBuf>, svid: &SvidFiles) -> Vec<PathBuf> {
     ]);
     files.extend(svid.crls.clone());
     files.extend(svid.denied.clone());
-    files.extend(svid.domains.iter().map(|(_, bundle)| bundle.clone()));
+    files.extend(svid.domains.iter().filter_map(|one| one.file.clone()));
     files
 }
 
@@ -386,7 +393,14 @@ pub(super) fn svid_files(settings: &GatewaySettings) -> SvidFiles {
         bundles: settings.svid.bundles.clone(),
         crls: settings.svid.crls.clone(),
         denied: settings.svid.denied.clone(),
-        domains: settings.svid.domains.clone(),
+        domains: (settings.svid.domains.iter())
+            .map(|one| DomainBundle {
+                domain: one.domain.clone(),
+                file: one.bundle.clone(),
+                is_fetched: one.endpoint.is_some(),
+                fetched: None,
+            })
+            .collect(),
     }
 }
 

@@ -14,7 +14,7 @@ use zeugma_core::identity::{IdentityError, TrustDomain};
 use zeugma_core::svid::{Certificate, Origin, Rule, Violation};
 
 use super::config::sha256;
-use super::credentials::{ReadError, read_bounded};
+use super::credentials::{DomainBundle, ReadError, read_bounded};
 use super::crl::{Authority, authority};
 
 /// The largest bundle file read, in bytes.
@@ -197,6 +197,14 @@ impl Bundle {
         } else {
             Self::from_pem(&bytes, domain, path)
         }
+    }
+
+    /// Reads a SPIFFE bundle that is no file; `named` stands for it in errors.
+    ///
+    /// # Errors
+    /// Any [`BundleError`] of one file.
+    pub fn parse(bytes: &[u8], domain: TrustDomain, named: &Path) -> Result<Self, BundleError> {
+        Self::from_json(bytes, domain, named)
     }
 
     /// Makes a bundle of certificates; an empty one refuses every SVID of the trust domain (B1).
@@ -384,6 +392,35 @@ impl Bundles {
         }
         let bundle = Bundle::load(path, domain)?;
         self.0.insert(bundle.domain.clone(), bundle);
+        Ok(())
+    }
+
+    /// Takes the bundle of one more trust domain, if there is one by now: the newer of its file's and
+    /// of what was fetched. `folder` is that of the others.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub(super) fn add_foreign(
+        &mut self,
+        one: &DomainBundle,
+        folder: &Path,
+    ) -> Result<(), BundleError> {
+        match &one.file {
+            Some(path) => self.add(path, one.domain.clone())?,
+            None if self.get(&one.domain).is_some() => {
+                return Err(BundleError::Twice {
+                    path: folder.to_owned(),
+                    domain: one.domain.clone(),
+                });
+            }
+            None => {}
+        }
+        let of_file = self.get(&one.domain).and_then(Bundle::sequence);
+        if let Some(fetched) = &one.fetched
+            && of_file <= fetched.sequence()
+        {
+            self.insert(fetched.clone());
+        }
         Ok(())
     }
 

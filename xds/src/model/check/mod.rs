@@ -17,8 +17,8 @@ use zeugma_core::identity::TrustDomain;
 
 use super::scalar::{Admin, Size, Text};
 use super::{
-    Document, InboundSpec, MeshGateway, MeshPeer, MeshRoute, Model, Port, ProtocolSpec, RoleSpec,
-    TrustDomainSpec,
+    Document, InboundSpec, MeshGateway, MeshPeer, MeshRoute, Model, Port, ProfileType,
+    ProtocolSpec, RoleSpec, TrustDomainSpec,
 };
 use crate::error::{Code, Finding, Findings, suggest};
 
@@ -471,6 +471,64 @@ fn check_domain(domain: &Document<TrustDomainSpec>, findings: &mut Findings) {
             "a TrustDomain is of no namespace",
             "remove it",
         );
+    }
+    check_endpoint(&mut check);
+}
+
+/// Where the bundle of a trust domain comes from; nothing of it is inferred (F1).
+fn check_endpoint(check: &mut Checker<'_, TrustDomainSpec>) {
+    const PROFILE: &str = "spec.bundleEndpointProfile";
+    let spec = &check.document.spec;
+    let profile = match (&spec.bundle_endpoint_url, &spec.bundle_endpoint_profile) {
+        (None, None) if spec.bundle.is_none() => {
+            return check.key(
+                Code::MissingField,
+                "spec",
+                "there is neither `bundle` nor `bundleEndpointURL`".to_owned(),
+                "write the file of its bundle, or where it is served",
+            );
+        }
+        (None, None) => return,
+        (None, Some(_)) => {
+            return check.no_effect(
+                PROFILE,
+                "nothing is fetched without `bundleEndpointURL`",
+                "write where the bundle is served, or remove it",
+            );
+        }
+        (Some(_), None) => {
+            return check.key(
+                Code::MissingField,
+                "spec.bundleEndpointURL",
+                "`bundleEndpointProfile` is missing: how the endpoint is verified".to_owned(),
+                "write `bundleEndpointProfile: {type: https_web}`, or https_spiffe with its `endpointSPIFFEID`",
+            );
+        }
+        (Some(_), Some(profile)) => profile,
+    };
+    match (profile.kind, &profile.endpoint_spiffe_id) {
+        (ProfileType::HttpsWeb, Some(_)) => check.no_effect(
+            &format!("{PROFILE}.endpointSPIFFEID"),
+            "`https_web` verifies the name in the URL",
+            "write `type: https_spiffe`, or remove it",
+        ),
+        (ProfileType::HttpsSpiffe, None) => check.key(
+            Code::MissingField,
+            &format!("{PROFILE}.type"),
+            "`endpointSPIFFEID` is missing: who must answer".to_owned(),
+            "write the endpoint's SPIFFE ID, as its operator tells it",
+        ),
+        (ProfileType::HttpsSpiffe, Some(Text(id)))
+            if spec.bundle.is_none() && id.trust_domain().as_str() == check.document.name =>
+        {
+            check.key(
+                Code::MissingField,
+                PROFILE,
+                "`bundle` is missing: nothing verifies the first answer".to_owned(),
+                "write the file of a bundle that came another way",
+            );
+        }
+        (ProfileType::HttpsWeb, None) | (ProfileType::HttpsSpiffe, Some(_)) => {}
     }
 }
 
