@@ -142,6 +142,37 @@ async fn interim_responses_reach_the_caller_in_order_and_so_many_of_them() {
     gateway.process.finish().await;
 }
 
+#[tokio::test]
+async fn interim_responses_of_an_endpoint_by_http_1_reach_a_caller_by_http_2() {
+    let service = TcpService::with(|mut tcp| async move {
+        while read_head(&mut tcp).await.is_ok() {
+            let answer = "HTTP/1.1 100 Continue\r\n\r\n\
+                          HTTP/1.1 103 Early Hints\r\nlink: </a>\r\nconnection: x\r\nx: 1\r\n\r\n\
+                          HTTP/1.1 103 Early Hints\r\nlink: </b>\r\n\r\n\
+                          HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nfinal";
+            tcp.write_all(answer.as_bytes()).await.ok();
+        }
+    });
+    let near = format!(
+        "backends: [{{ version: h1, {} }}]",
+        endpoints(&[service.address()])
+    );
+    let gateway = Gateway::alone(&near_route("hello", &[&near])).await;
+    // The second time on a connection that has passed some on before.
+    for _ in 0..2 {
+        let (heard, body) = hints(gateway.apps()).await;
+        assert_eq!(body, b"final");
+        let links: Vec<_> = heard.iter().map(|hint| &hint.headers()["link"]).collect();
+        assert_eq!(links, ["</a>", "</b>"]);
+        assert!(heard.iter().all(|hint| hint.headers().len() == 1));
+    }
+    // HTTP/1.1 callers get none of them.
+    let mut client = Client::connect(gateway.apps(), &Wire::H1).await.unwrap();
+    let answer = within("an answer", client.get(HELLO, "/")).await.unwrap();
+    assert_eq!((answer.status, &*answer.text()), (StatusCode::OK, "final"));
+    gateway.process.finish().await;
+}
+
 /// The log names the field: `version` is the caller's by default, and curl speaks HTTP/2 over TLS.
 #[tokio::test]
 async fn the_log_says_what_to_write_for_an_endpoint_without_http2() {

@@ -33,6 +33,7 @@ mod data_client;
 mod data_dns;
 mod data_edges;
 mod data_failover;
+mod data_h1;
 mod data_http;
 mod data_load;
 mod data_mended;

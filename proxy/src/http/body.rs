@@ -505,8 +505,8 @@ impl Response {
             self.finish(Ok(()));
             return Poll::Ready(Some(Err(BodyError::Refused)));
         }
-        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
-        match &polled {
+        let mut polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        match &mut polled {
             Poll::Pending => {
                 let idle = self.idle;
                 let until = self
@@ -530,6 +530,8 @@ impl Response {
                 self.has_moved = true;
                 if let Some(bytes) = frame.data_ref() {
                     self.record.sent(bytes.len());
+                } else if let Some(trailers) = frame.trailers_mut() {
+                    headers::clean_trailers(trailers);
                 }
                 if self.incoming.is_end_stream() {
                     self.finish(Ok(()));

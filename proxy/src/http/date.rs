@@ -1,5 +1,4 @@
-//! `date`: whoever forwards an answer without one adds it (RFC 9110 §6.6.1). hyper does so for
-//! HTTP/1.1.
+//! `date`: whoever forwards an answer without one adds it (RFC 9110 §6.6.1).
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};

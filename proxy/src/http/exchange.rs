@@ -237,7 +237,9 @@ impl Exchange {
 
     /// Finds the service that the request's host names, within what the SNI allows.
     fn route(&mut self, published: &Published) -> Result<ServiceIx, Reason> {
-        if self.head.method == Method::CONNECT && self.upgrade.is_none() {
+        if (self.head.method == Method::CONNECT && self.upgrade.is_none())
+            || !headers::has_target(&self.head)
+        {
             return Err(Reason::RequestMalformed);
         }
         let authority = headers::authority(&self.head).ok_or(Reason::AuthorityMissing)?;
@@ -792,6 +794,7 @@ impl Exchange {
                 None
             },
             trailers: headers.get_all(header::TRAILER),
+            passing: self.head.extensions.get(),
         };
         turn.begin(asked, source.next_try(), gate, |out| {
             h1::write_request_line(out, self.method(), &self.head.uri);

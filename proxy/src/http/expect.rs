@@ -101,8 +101,7 @@ impl Drop for Answered {
     }
 }
 
-/// Asks an HTTP/2 caller for its body when it is read for the first time; hyper does so for
-/// HTTP/1.1.
+/// Asks an HTTP/2 caller for its body when it is read for the first time; `h1` does so by itself.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Interim(Rc<RefCell<Asking>>);
 
@@ -133,8 +132,7 @@ impl Interim {
 /// Interim responses of one request that are passed on; the rest is dropped.
 const PASSED_MAX: usize = 16;
 
-/// An endpoint's interim responses on their way to an HTTP/2 caller. hyper has no way to send one to
-/// a caller by HTTP/1.1.
+/// An endpoint's interim responses on their way to an HTTP/2 caller. One by HTTP/1.1 gets none.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Passing(Arc<Mutex<Passed>>);
 

@@ -1,8 +1,8 @@
 //! Headers that the gateway reads, adds and removes.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::uri::Authority;
-use http::{Version, request};
+use http::uri::{Authority, PathAndQuery};
+use http::{Method, Version, request};
 use zeugma_core::identity::SpiffeId;
 
 /// The caller's identity as the gateway hands it on (Envoy's `x-forwarded-client-cert`).
@@ -85,12 +85,30 @@ impl Present {
     }
 }
 
-/// Removes what says who calls, or is between gateways, from trailers: some services take them for
-/// headers (RFC 9110 §6.5.1 warns of it), and nothing else vouches for them.
+/// What nobody may read in trailers (RFC 9110 §6.5.1), besides what ends at this hop: it frames,
+/// routes, authenticates or describes the message.
+const OF_HEADS: [HeaderName; 11] = [
+    header::AUTHORIZATION,
+    header::CACHE_CONTROL,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::CONTENT_RANGE,
+    header::CONTENT_TYPE,
+    header::HOST,
+    header::MAX_FORWARDS,
+    header::SET_COOKIE,
+    header::TE,
+    header::TRAILER,
+];
+
+/// Removes from trailers what belongs into a head, ends at this hop, says who calls, or is between
+/// gateways: some take them for headers (RFC 9110 §6.5.1 warns of it), and nothing else vouches for
+/// them.
 pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
     for name in [XFCC, ZEUGMA_REASON, ZEUGMA_MIRROR]
         .iter()
         .chain(&HOP_BY_HOP)
+        .chain(&OF_HEADS)
     {
         trailers.remove(name);
     }
@@ -160,6 +178,19 @@ pub(crate) fn joined_cookies(headers: &HeaderMap) -> Option<HeaderValue> {
     let crumbs = headers.get_all(header::COOKIE).iter();
     let crumbs: Vec<&[u8]> = crumbs.map(HeaderValue::as_bytes).collect();
     HeaderValue::from_bytes(&crumbs.join(&b"; "[..])).ok()
+}
+
+/// Whether a request's target is a path, or the `*` of `OPTIONS` (RFC 9112 §3.2, RFC 9113 §8.3.1).
+pub(crate) fn has_target(request: &request::Parts) -> bool {
+    match request.uri.path_and_query().map(PathAndQuery::as_str) {
+        Some("*") => request.method == Method::OPTIONS,
+        Some(target) => {
+            // RFC 9112 §3.2.2: of HTTP/1.1 a whole URI may have none, which is `/`.
+            let is_whole = request.uri.authority().is_some() && request.version != Version::HTTP_2;
+            target.starts_with('/') || is_whole
+        }
+        None => false,
+    }
 }
 
 /// The host a request is for; `None` if it names none, or two that differ.

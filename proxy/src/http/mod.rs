@@ -271,9 +271,11 @@ impl Ended {
     fn of_h1(error: &h1::Error) -> Self {
         match error {
             h1::Error::Malformed(rule) => Self::Malformed(rule.to_string()),
-            h1::Error::Incomplete | h1::Error::Io(_) | h1::Error::Body(_) | h1::Error::Length => {
-                Self::Broken(error.to_string())
-            }
+            h1::Error::Incomplete
+            | h1::Error::NotQuiet
+            | h1::Error::Io(_)
+            | h1::Error::Body(_)
+            | h1::Error::Length => Self::Broken(error.to_string()),
         }
     }
 
@@ -288,6 +290,8 @@ impl Ended {
 async fn serve_h1(context: &Rc<Context>, mut watch: Watch, io: Counted) -> Ended {
     let limits = &context.worker.shared.settings.limits;
     let served = h1::Served::new(io, limits.header_bytes);
+    let _cut = CutOff(&served);
+    watch.h1 = Some(served.clone());
     let watching = Seldom::new(async {
         loop {
             match watch.next().await {
@@ -308,6 +312,20 @@ async fn serve_h1(context: &Rc<Context>, mut watch: Watch, io: Counted) -> Ended
         Poll::Ready(served.map_or_else(|error| Ended::of_h1(&error), |()| Ended::Ok))
     })
     .await
+}
+
+/// Has the connection be reset where it ends within an answer whose end it would tell: a caller by
+/// HTTP/1.0 would take what was cut off for all of it.
+struct CutOff<'a>(&'a h1::Served<Counted>);
+
+impl Drop for CutOff<'_> {
+    fn drop(&mut self) {
+        if self.0.is_open_ended()
+            && let Some(io) = self.0.stream()
+        {
+            io.stream.reset_when_dropped();
+        }
+    }
 }
 
 async fn answer(
@@ -338,6 +356,8 @@ struct Watch {
     looks: Interval,
     draining: Pin<Box<dyn Future<Output = tokio::time::Instant>>>,
     drain: Option<Drain>,
+    /// What is served by HTTP/1.1.
+    h1: Option<h1::Served<Counted>>,
 }
 
 /// How an HTTP/1.1 connection drains: it may not be closed under a request that is on its way, so it
@@ -374,6 +394,7 @@ impl Watch {
             leaving: None,
             told: None,
             drain: None,
+            h1: None,
         }
     }
 
@@ -437,7 +458,10 @@ impl Watch {
         let read = self.moved.read.load(Ordering::Relaxed);
         let moved = read + self.moved.written.load(Ordering::Relaxed);
         let requests = self.context.requests.get();
-        let in_flight = self.context.in_flight.get() > 0;
+        // What comes of a request behind its answer is under way as well: an endpoint takes it, or it
+        // is dropped, and either has a limit of its own.
+        let in_flight = self.context.in_flight.get() > 0
+            || self.h1.as_ref().is_some_and(h1::Served::is_amid_body);
         // By HTTP/2 PINGs move as well: it is busy with streams, each of which has its own deadlines.
         let is_busy = match self.context.version {
             Version::H1 => moved != self.moved_then,
@@ -568,6 +592,7 @@ impl AsyncWrite for Counted {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
     use tokio::sync::mpsc;
 
@@ -607,6 +632,90 @@ mod tests {
         }
     }
 
+    /// A connection of a caller that has just come in, with so many requests under way.
+    async fn context(
+        alone: &Alone,
+        worker: &Rc<Worker>,
+        version: Version,
+        in_flight: usize,
+    ) -> Rc<Context> {
+        let Accepted {
+            source,
+            listener,
+            open,
+            ..
+        } = accepted(alone).await;
+        let listed = (worker.registry).list(Arc::clone(&listener), source, recheck::Open::Session);
+        Rc::new(Context {
+            worker: Rc::clone(worker),
+            listener,
+            source,
+            sni_service: None,
+            identity: None,
+            caller: Caller::default(),
+            tls: None,
+            version,
+            entry: Rc::clone(&listed),
+            _open: Rc::new(open),
+            in_flight: Cell::new(in_flight),
+            requests: Cell::new(1),
+            idle: Cell::default(),
+            timer: exchange::Timer::default(),
+            latest: Latest::default(),
+            latest_rule: LatestRule::default(),
+            routed: RefCell::default(),
+        })
+    }
+
+    #[tokio::test]
+    async fn a_body_that_outlives_its_answer_is_no_slow_head() {
+        let alone = Alone::new(APPS, "", 1);
+        let worker = Rc::new(Worker::new(Arc::clone(&alone.shared)));
+        let context = context(&alone, &worker, Version::H1, 0).await;
+        let moved = Arc::new(Moved::default());
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut near = TcpStream::connect(socket.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (far, _) = socket.accept().await.unwrap();
+        let io = Counted {
+            stream: Stream::plain(far),
+            moved: Arc::clone(&moved),
+        };
+        let served = h1::Served::new(io, 4096);
+        let held = RefCell::new(None);
+        let serving = served.serve(async |request| {
+            held.replace(Some(request.into_body()));
+            Response::new(Outgoing::Empty)
+        });
+        let answered = async {
+            let half = b"POST / HTTP/1.1\r\ncontent-length: 1000\r\n\r\nhalf";
+            near.write_all(half).await.unwrap();
+            let mut answer = [0; 12];
+            near.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 200");
+        };
+        let mut serving = Box::pin(serving);
+        tokio::select! {
+            biased;
+            ended = &mut serving => panic!("{ended:?}"),
+            () = answered => {}
+        }
+        let mut watch = Watch::new(&context, &moved);
+        watch.h1 = Some(served.clone());
+        assert!(matches!(watch.look(), Look::Fine));
+        let long_ago = alone.shared.settings.limits.header_timeout * 2;
+        let mut more = || {
+            moved.read.fetch_add(1, Ordering::Relaxed);
+            watch.head_since = Some(Instant::now() - long_ago);
+            watch.look()
+        };
+        // The endpoint still takes it, and then nobody does.
+        assert!(matches!(more(), Look::Fine));
+        held.take();
+        assert!(matches!(more(), Look::End(Ended::HeadTooSlow)));
+    }
+
     #[tokio::test]
     async fn pings_keep_no_connection_open_that_has_no_streams() {
         let alone = Alone::new(APPS, "", 1);
@@ -616,35 +725,7 @@ mod tests {
             (Version::H2, 1, true),
             (Version::H1, 1, true),
         ] {
-            let Accepted {
-                source,
-                listener,
-                open,
-                ..
-            } = accepted(&alone).await;
-            let listed =
-                worker
-                    .registry
-                    .list(Arc::clone(&listener), source, recheck::Open::Session);
-            let context = Rc::new(Context {
-                worker: Rc::clone(&worker),
-                listener,
-                source,
-                sni_service: None,
-                identity: None,
-                caller: Caller::default(),
-                tls: None,
-                version,
-                entry: Rc::clone(&listed),
-                _open: Rc::new(open),
-                in_flight: Cell::new(in_flight),
-                requests: Cell::new(1),
-                idle: Cell::default(),
-                timer: exchange::Timer::default(),
-                latest: Latest::default(),
-                latest_rule: LatestRule::default(),
-                routed: RefCell::default(),
-            });
+            let context = context(&alone, &worker, version, in_flight).await;
             let moved = Arc::new(Moved::default());
             let mut watch = Watch::new(&context, &moved);
             assert!(matches!(watch.look(), Look::Fine));

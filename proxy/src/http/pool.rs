@@ -803,3 +803,57 @@ impl ConnectFailure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::oneshot;
+    use tokio::task::LocalSet;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// Bytes that tell when nobody holds them any more.
+    struct Told(
+        Vec<u8>,
+        #[expect(dead_code, reason = "held for its drop")] oneshot::Sender<()>,
+    );
+
+    impl AsRef<[u8]> for Told {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rest_of_a_request_that_is_answered_is_given_up_where_the_endpoint_does_not_read() {
+        /// More than all buffers on the way.
+        const BODY: usize = 64 << 20;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (mut far, _) = listener.accept().await.unwrap();
+        let answer = b"HTTP/1.1 413 x\r\ncontent-length: 0\r\n\r\n";
+        far.write_all(answer).await.unwrap();
+        let (held, mut dropped) = oneshot::channel();
+        let body = Bytes::from_owner(Told(vec![0; BODY], held));
+        let body = Outgoing::Bytes([body].into());
+        let given_up = async {
+            let mut one = Alternating::new(Stream::plain(near), READ_BYTES);
+            one.begin(Request::post("/").body(body).unwrap());
+            let head = one.response().await.unwrap();
+            assert_eq!(head.status(), StatusCode::PAYLOAD_TOO_LARGE);
+            let began = Instant::now();
+            assert!(Answer::new(one, None).has_ended());
+            assert!(dropped.try_recv() == Err(oneshot::error::TryRecvError::Empty));
+            let given_up = timeout(REST_MAX * 2, dropped).await;
+            given_up.expect("it was not given up").unwrap_err();
+            began.elapsed()
+        };
+        let after = LocalSet::new().run_until(given_up).await;
+        assert!(after >= REST_MAX, "{after:?}");
+        drop(far);
+    }
+}

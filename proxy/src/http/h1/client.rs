@@ -16,7 +16,7 @@ use super::sending::{Length, Sending, named_trailers};
 use super::wire::Wire;
 use super::{Error, Malformed};
 use crate::http::body::{BodyError, Outgoing};
-use crate::http::expect::Gate;
+use crate::http::expect::{Gate, Passing};
 
 /// Interim responses to one request.
 const INTERIMS_MAX: u32 = 32;
@@ -31,6 +31,8 @@ pub(in crate::http) struct Connection<S> {
     is_broken: bool,
     to_head: bool,
     gate: Option<Gate>,
+    /// Takes interim responses on to the caller.
+    passing: Option<Passing>,
     awaited: Awaited,
     interims: u32,
     framing: Framing,
@@ -38,8 +40,18 @@ pub(in crate::http) struct Connection<S> {
     is_kept: bool,
     /// What the stream had taken before this request.
     taken: u64,
-    /// Nothing of this request was sent yet, nor have others had their turn.
-    is_early: bool,
+    start: Start,
+}
+
+/// How far a request is before it is sent.
+#[derive(Debug, Clone, Copy)]
+enum Start {
+    /// Others have their turn first.
+    Early,
+    /// They have had it.
+    Due,
+    /// It is sent as the other end takes it.
+    Made,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
@@ -51,12 +63,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             is_broken: false,
             to_head: false,
             gate: None,
+            passing: None,
             awaited: Awaited::default(),
             interims: 0,
             framing: Framing::Ended,
             is_kept: true,
             taken: 0,
-            is_early: false,
+            start: Start::Made,
         }
     }
 
@@ -71,7 +84,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Whether it may carry another request: the endpoint has not closed it, nor said anything.
     pub(in crate::http) fn is_ready(&mut self) -> bool {
-        self.is_done() && self.wire.is_quiet()
+        self.is_done() && self.wire.is_flushed() && self.wire.is_quiet()
     }
 
     /// Whether request and response are complete, and the connection outlives them.
@@ -96,6 +109,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             to_head: head.method == Method::HEAD,
             length: crate::http::headers::content_length(&head.headers),
             trailers: head.headers.get_all(TRAILER),
+            passing: None,
         };
         self.begin_written(asked, body, gate, |out| {
             head::write_request_line(out, &head.method, &head.uri);
@@ -113,9 +127,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     ) {
         self.to_head = asked.to_head;
         self.gate = gate;
+        self.passing = asked.passing.cloned();
         self.interims = 0;
         self.taken = self.wire.taken();
-        self.is_early = true;
+        self.start = Start::Early;
         let out = self.wire.out();
         write(out);
         self.sending = length_of(&asked, body, out);
@@ -131,8 +146,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Response<()>, Error>> {
-        if std::mem::take(&mut self.is_early) {
-            return super::others_first(cx);
+        match self.start {
+            Start::Early => {
+                self.start = Start::Due;
+                return super::others_first(cx);
+            }
+            Start::Due => {
+                self.start = Start::Made;
+                // RFC 9112 §9.2: what has come before the request answers none. A new connection has
+                // no other request that it could be for.
+                if self.taken > 0 && !self.wire.is_quiet() {
+                    self.is_broken = true;
+                    return Poll::Ready(Err(Error::NotQuiet));
+                }
+            }
+            Start::Made => {}
         }
         // An endpoint may answer without having read all of it, and close.
         let failed = self.poll_send(cx)?;
@@ -203,7 +231,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn take_head(&mut self, mut response: Response<()>) -> Result<Option<Response<()>>, Error> {
         let status = response.status();
         if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
-            // RFC 9110 §15.2: any number of them; those that ask for the body are passed on.
+            // RFC 9110 §15.2: any number of them, which a proxy passes on.
             self.interims += 1;
             if self.interims > INTERIMS_MAX {
                 return Err(Malformed::Interims.into());
@@ -212,6 +240,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 && let Some(gate) = &self.gate
             {
                 gate.open();
+            }
+            if let Some(passing) = &self.passing {
+                passing.push(response);
             }
             return Ok(None);
         }
@@ -278,6 +309,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Gives back what only a message under way needs.
     pub(in crate::http) fn rest(&mut self) {
         self.gate = None;
+        self.passing = None;
         self.wire.rest();
     }
 }
@@ -290,6 +322,8 @@ pub(crate) struct Asked<'a> {
     pub(in crate::http) length: Option<u64>,
     /// The trailers that it names.
     pub(in crate::http) trailers: GetAll<'a, HeaderValue>,
+    /// What takes interim responses on to its caller, if something does.
+    pub(in crate::http) passing: Option<&'a Passing>,
 }
 
 /// How the body of a request is sent, which its head has to say.

@@ -197,13 +197,25 @@ pub(super) struct Chunks {
 /// ```
 #[derive(Debug)]
 enum At {
-    Size { size: u64, digits: u8 },
-    Extension { size: u64 },
-    SizeLf { size: u64 },
-    Data { left: u64 },
+    Size {
+        size: u64,
+        digits: u8,
+    },
+    Extension {
+        size: u64,
+    },
+    SizeLf {
+        size: u64,
+    },
+    Data {
+        left: u64,
+    },
     DataCr,
     DataLf,
-    Trailers,
+    /// So much was looked at without finding their end.
+    Trailers {
+        seen: usize,
+    },
 }
 
 impl Default for At {
@@ -215,8 +227,8 @@ impl Default for At {
 impl Chunks {
     fn decode(&mut self, read: &mut BytesMut) -> Result<Decoded, Malformed> {
         loop {
-            if let At::Trailers = self.at {
-                return trailers(read);
+            if let At::Trailers { seen } = &mut self.at {
+                return trailers(read, seen);
             }
             let Some(&byte) = read.first() else {
                 return Ok(Decoded::Starved);
@@ -259,7 +271,7 @@ impl Chunks {
                 }
                 At::Extension { size: *size }
             }
-            (At::SizeLf { size: 0 }, b'\n') => At::Trailers,
+            (At::SizeLf { size: 0 }, b'\n') => At::Trailers { seen: 0 },
             (At::SizeLf { size }, b'\n') => At::Data { left: *size },
             (At::DataCr, b'\r') => At::DataLf,
             (At::DataLf, b'\n') => At::default(),
@@ -270,22 +282,27 @@ impl Chunks {
 }
 
 /// What is behind the last chunk: headers, maybe, and an empty line.
-fn trailers(read: &mut BytesMut) -> Result<Decoded, Malformed> {
+fn trailers(read: &mut BytesMut, seen: &mut usize) -> Result<Decoded, Malformed> {
     if read.starts_with(b"\r\n") {
         read.advance(2);
         return Ok(Decoded::End);
     }
-    let end = read.windows(4).position(|four| four == b"\r\n\r\n");
-    let Some(end) = end else {
+    if read.starts_with(b"\n") {
+        return Err(Malformed::LineEnd);
+    }
+    let from = seen.saturating_sub(2);
+    let Some(end) = head::end_of(read.get(from..).unwrap_or_default()) else {
+        *seen = read.len();
         if read.len() > TRAILER_BYTES_MAX {
             return Err(Malformed::Trailers);
         }
         return Ok(Decoded::Starved);
     };
+    let end = from + end;
     if end > TRAILER_BYTES_MAX {
         return Err(Malformed::Trailers);
     }
-    let lines = read.split_to(end + 4).freeze();
+    let lines = read.split_to(end).freeze();
     if !head::ends_lines_well(&lines) {
         return Err(Malformed::LineEnd);
     }

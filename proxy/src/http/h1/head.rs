@@ -110,9 +110,8 @@ impl Awaited {
         if self.seen == 0 {
             return Ok(true);
         }
-        let new = read.get(self.seen.saturating_sub(3)..).unwrap_or_default();
-        let ends = |end: &[u8]| new.windows(end.len()).any(|bytes| bytes == end);
-        if ends(b"\r\n\r\n") || ends(b"\n\n") {
+        let new = read.get(self.seen.saturating_sub(2)..).unwrap_or_default();
+        if end_of(new).is_some() {
             return Ok(true);
         }
         self.partial(read, bytes_max).map(|()| false)
@@ -160,6 +159,19 @@ const fn version(minor: Option<u8>) -> Version {
     match minor {
         Some(1) => Version::HTTP_11,
         _ => Version::HTTP_10,
+    }
+}
+
+/// Behind the first empty line that is not the first line: of what ends its lines by LF alone, too,
+/// which is to be refused at once and not to be waited for.
+pub(super) fn end_of(lines: &[u8]) -> Option<usize> {
+    let behind = |end: &[u8]| {
+        let at = lines.windows(end.len()).position(|bytes| bytes == end);
+        at.map(|at| at + end.len())
+    };
+    match (behind(b"\n\r\n"), behind(b"\n\n")) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }
 

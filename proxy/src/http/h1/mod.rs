@@ -38,6 +38,9 @@ pub(crate) enum Error {
     /// It closed the connection within a message, or before one.
     #[error("the connection was closed before the message was complete")]
     Incomplete,
+    /// The other end said something, or closed it, before the request was sent.
+    #[error("the connection was closed or spoken on before the request was sent")]
+    NotQuiet,
     /// The connection failed.
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),

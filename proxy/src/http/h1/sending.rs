@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{self, GetAll, HeaderMap, HeaderName, HeaderValue};
+use http::header::{GetAll, HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body as _, Frame};
 
 use super::{Error, head};
@@ -15,23 +15,6 @@ use crate::http::body::Outgoing;
 const SIZE_LINE_BYTES: usize = 18;
 /// Behind the last bytes of a body.
 const LAST_CHUNK_BEHIND: &[u8] = b"\r\n0\r\n\r\n";
-
-/// Trailers that nobody may take for what the head said (RFC 9110 §6.5.1).
-const NO_TRAILERS: [HeaderName; 13] = [
-    header::AUTHORIZATION,
-    header::CACHE_CONTROL,
-    header::CONTENT_ENCODING,
-    header::CONTENT_LENGTH,
-    header::CONTENT_RANGE,
-    header::CONTENT_TYPE,
-    header::CONNECTION,
-    header::HOST,
-    header::MAX_FORWARDS,
-    header::SET_COOKIE,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-];
 
 /// How the other end finds the end of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +95,11 @@ impl Sending {
         Self::nothing_of(Outgoing::Empty)
     }
 
+    /// Whether the end of the connection is to tell of its end.
+    pub(super) const fn is_until_close(&self) -> bool {
+        matches!(self.length, Length::UntilClose)
+    }
+
     /// Whether there is no more.
     pub(super) const fn is_done(&self) -> bool {
         self.is_done
@@ -172,7 +160,7 @@ impl Sending {
             Length::Chunked => {
                 let mut end = b"0\r\n".to_vec();
                 for (name, value) in trailers.iter().flatten() {
-                    if self.trailers.contains(name) && !NO_TRAILERS.contains(name) {
+                    if self.trailers.contains(name) {
                         head::write_header(&mut end, name.as_str(), value.as_bytes());
                     }
                 }

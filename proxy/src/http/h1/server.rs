@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
@@ -19,6 +20,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::client::keeps;
 use super::framing::{Decoded, Framing};
@@ -32,6 +34,11 @@ use crate::http::{date, expect};
 /// What is read and dropped of a body that nobody wants, so that the connection can be used again.
 const UNWANTED_BYTES_MAX: usize = 256 * 1024;
 
+/// How long a caller is listened to that may still send when its connection ends, and how much is
+/// read of it: it may first send all of a request that was answered early.
+pub(super) const LINGER_MAX: Duration = Duration::from_secs(5);
+pub(super) const LINGER_BYTES_MAX: usize = 16 << 20;
+
 /// A caller's connection, shared by its task and the body that is read from it.
 #[derive(Debug)]
 pub(in crate::http) struct Served<S>(Rc<RefCell<State<S>>>);
@@ -44,15 +51,30 @@ struct State<S> {
     awaited: Awaited,
     /// What is to come of the request's body.
     framing: Framing,
-    /// Whether the caller waits to be asked for it.
-    is_unasked: bool,
+    asking: Asking,
     /// The request under way: a body of one before reads nothing.
     nth: u64,
     is_body_held: bool,
     /// The connection's task, where it waits for the body.
     waiter: Option<Waker>,
     is_leaving: bool,
+    /// Of the answer under way the connection's end tells the end.
+    is_open_ended: bool,
+    /// The connection has ended for our part, and what still comes is dropped.
+    is_lingering: bool,
     upgrade: Option<oneshot::Sender<Rewound<S>>>,
+}
+
+/// Whether the caller waits to be asked for its body (RFC 9110 §10.1.1).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Asking {
+    /// It does not.
+    #[default]
+    Done,
+    /// Some of the question is still to be sent.
+    UnderWay,
+    /// It does.
+    Unasked,
 }
 
 /// What of a request decides how it is answered.
@@ -64,6 +86,12 @@ struct Asked {
     takes_trailers: bool,
 }
 
+impl<S> Clone for Served<S> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
     pub(in crate::http) fn new(stream: S, head_bytes_max: usize) -> Self {
         Self(Rc::new(RefCell::new(State {
@@ -71,20 +99,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             head_bytes_max,
             awaited: Awaited::default(),
             framing: Framing::Ended,
-            is_unasked: false,
+            asking: Asking::Done,
             nth: 0,
             is_body_held: false,
             waiter: None,
             is_leaving: false,
+            is_open_ended: false,
+            is_lingering: false,
             upgrade: None,
         })))
     }
 
     /// What of the stream is still there.
-    #[cfg(test)]
-    pub(super) fn stream(&self) -> Option<std::cell::Ref<'_, S>> {
+    pub(in crate::http) fn stream(&self) -> Option<std::cell::Ref<'_, S>> {
         let state = std::cell::Ref::map(self.0.borrow(), |state| &state.wire);
         std::cell::Ref::filter_map(state, |wire| wire.as_ref().map(Wire::stream)).ok()
+    }
+
+    /// Whether the caller would take the end of the connection for that of an answer which is not
+    /// complete.
+    pub(in crate::http) fn is_open_ended(&self) -> bool {
+        self.0.borrow().is_open_ended
+    }
+
+    /// Whether what comes is the rest of a request that was answered, and no head.
+    pub(in crate::http) fn is_amid_body(&self) -> bool {
+        let state = self.0.borrow();
+        state.is_lingering || (state.is_body_held && !state.framing.is_ended())
     }
 
     /// Has the connection end behind the request under way; whoever drives it polls it after this.
@@ -133,15 +174,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             })
             .await;
             std::future::poll_fn(|cx| self.poll_send(&mut sending, cx)).await?;
+            self.0.borrow_mut().is_open_ended = false;
             if is_switching {
                 return self.switch();
             }
             // It may hold what is to come of the request.
             drop(sending);
             // In any case: what goes on to the endpoint must not be read away from under it.
-            let is_at_end = std::future::poll_fn(|cx| self.poll_unwanted(cx)).await?;
-            if !is_kept || !is_at_end {
-                return self.close().await;
+            match std::future::poll_fn(|cx| self.poll_unwanted(cx)).await {
+                Ok(true) if is_kept => {}
+                Ok(true) if !self.has_more() => return self.close().await,
+                Ok(_) => return Box::pin(self.linger()).await,
+                Err(error) => {
+                    Box::pin(self.linger()).await.ok();
+                    return Err(error);
+                }
             }
         }
     }
@@ -160,7 +207,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
                 state.is_leaving |= stated.is_doubtful;
                 let asks = !state.framing.is_ended() && expect::expects_continue(&head.headers);
                 // RFC 9110 §10.1.1: not of HTTP/1.0.
-                state.is_unasked = asks && head.version == Version::HTTP_11;
+                state.asking = if asks && head.version == Version::HTTP_11 {
+                    Asking::Unasked
+                } else {
+                    Asking::Done
+                };
                 return Poll::Ready(Ok(Some(head)));
             }
             if state.is_leaving && wire.read.is_empty() {
@@ -211,8 +262,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
     /// Writes the head of a response; says how its body goes, and whether the connection is kept.
     fn begin_response(&self, asked: Asked, response: Response<Outgoing>) -> (Sending, bool) {
         let state = &mut *self.0.borrow_mut();
-        // RFC 9110 §10.1.1: the body may come all the same, or not.
-        let is_unasked = std::mem::take(&mut state.is_unasked);
+        // RFC 9110 §10.1.1: the body may come all the same, or not. What is left of the question
+        // leaves with the response.
+        let is_unasked = std::mem::take(&mut state.asking) == Asking::Unasked;
         let Some(wire) = &mut state.wire else {
             return (Sending::nothing(), false);
         };
@@ -244,6 +296,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             }
         }
         out.extend_from_slice(b"\r\n");
+        state.is_open_ended = sending.is_until_close();
         (sending, is_kept)
     }
 
@@ -252,13 +305,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             let mut is_starved = false;
             // Not while the body is polled: it may read from this connection.
             while !sending.is_done() && !is_starved && self.may_gather() {
-                match sending.poll_piece(cx)? {
-                    Poll::Ready(Some(piece)) => {
+                match sending.poll_piece(cx) {
+                    Poll::Ready(Ok(Some(piece))) => {
                         if let Some(wire) = &mut self.0.borrow_mut().wire {
                             wire.push(piece);
                         }
                     }
-                    Poll::Ready(None) => {}
+                    Poll::Ready(Ok(None)) => {}
+                    Poll::Ready(Err(error)) => {
+                        // What was gathered before leaves all the same, as far as it is taken at
+                        // once: without the head the caller would think that nothing was answered.
+                        if let Some(wire) = &mut self.0.borrow_mut().wire {
+                            let _sent = wire.poll_write(cx);
+                        }
+                        return Poll::Ready(Err(error));
+                    }
                     Poll::Pending => is_starved = true,
                 }
             }
@@ -356,8 +417,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
         // What it makes of it is its own affair.
         let sent = std::future::poll_fn(|cx| self.poll_send(&mut sending, cx)).await;
         if sent.is_ok() {
-            self.close().await.ok();
+            Box::pin(self.linger()).await.ok();
         }
+    }
+
+    /// Whether something was read behind the request.
+    fn has_more(&self) -> bool {
+        let state = self.0.borrow();
+        (state.wire.as_ref()).is_some_and(|wire| !wire.read.is_empty())
     }
 
     /// Ends the connection in order.
@@ -371,6 +438,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             None => Poll::Ready(Ok(())),
         })
         .await
+    }
+
+    /// As [`close`](Self::close), where the caller may still send: it reads the answer before it is
+    /// reset over what nobody reads (RFC 9112 §9.6).
+    async fn linger(&self) -> Result<(), Error> {
+        self.close().await?;
+        self.0.borrow_mut().is_lingering = true;
+        let mut left = LINGER_BYTES_MAX;
+        let until_gone = std::future::poll_fn(|cx| match &mut self.0.borrow_mut().wire {
+            Some(wire) => wire.poll_drop(&mut left, cx),
+            None => Poll::Ready(()),
+        });
+        timeout(LINGER_MAX, until_gone).await.ok();
+        Ok(())
     }
 }
 
@@ -497,15 +578,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RequestBody<S> {
             return Poll::Ready(Ok(Decoded::End));
         }
         let wire = state.wire.as_mut().ok_or(Error::Incomplete)?;
-        if state.is_unasked {
+        if state.asking == Asking::Unasked {
+            state.asking = Asking::Done;
             // RFC 9110 §10.1.1: not needed where it has begun to come.
-            state.is_unasked = false;
             if wire.read.is_empty() {
                 wire.out()
                     .extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-                // The little that does not fit leaves with the response.
-                let _left = wire.poll_write(cx)?;
+                state.asking = Asking::UnderWay;
             }
+        }
+        if state.asking == Asking::UnderWay && wire.poll_write(cx)?.is_ready() {
+            state.asking = Asking::Done;
         }
         loop {
             let decoded = state.framing.decode(&mut wire.read)?;

@@ -162,6 +162,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
+    /// Reads what comes, and drops it, until the other end has no more or nothing is `left`.
+    pub(super) fn poll_drop(&mut self, left: &mut usize, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            self.read.clear();
+            match ready!(self.poll_fill(cx)) {
+                Ok(n @ 1..) if n < *left => *left -= n,
+                Ok(_) | Err(_) => return Poll::Ready(()),
+            }
+        }
+    }
+
     /// Gives the rest of the block back, if nothing is left to use of it.
     pub(super) fn rest(&mut self) {
         if self.read.is_empty() {
@@ -175,7 +186,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Whether nothing has come that nobody has asked for, and the other end is there, as far as is
     /// known without a system call.
     pub(super) fn is_quiet(&mut self) -> bool {
-        if self.is_eof || !self.read.is_empty() || !self.is_flushed() {
+        if self.is_eof || !self.read.is_empty() {
             return false;
         }
         let mut cx = Context::from_waker(std::task::Waker::noop());

@@ -332,10 +332,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         }
         while !rest.is_empty() {
             match Pin::new(&mut self.carrier).poll_write(cx, rest) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(n)) => rest = rest.get(n..).unwrap_or_default(),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => {
+                Poll::Ready(Ok(n @ 1..)) => rest = rest.get(n..).unwrap_or_default(),
+                Poll::Ready(failed) if rest.len() == len => {
+                    return Poll::Ready(failed.and_then(|_| Err(io::ErrorKind::WriteZero.into())));
+                }
+                // A part has left, and an error would say that nothing has: what is sent next meets
+                // it again.
+                Poll::Ready(_) | Poll::Pending => {
                     self.outgoing.push(rest);
                     break;
                 }

@@ -292,6 +292,22 @@ async fn the_last_flight_of_a_client_does_not_wait_where_the_server_speaks_first
 }
 
 #[tokio::test]
+async fn a_write_fails_only_while_none_of_it_has_left() {
+    for (takes, written) in [(0, None), (7, Some(8))] {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let accept = TlsAcceptor::from(Arc::clone(&SIDES.server)).accept(far);
+        let (mut ours, _theirs) = tokio::join!(connect_whole(Tampered::counted(near)), accept);
+        ours.carrier.takes = takes;
+        let wrote = ours.write(b"question").await;
+        assert_eq!(wrote.ok(), written, "{takes}");
+        let error = ours.flush().await.err();
+        assert_eq!(error.is_some(), written.is_some(), "{takes}");
+        let more = ours.write(b"more").await.unwrap_err();
+        assert_eq!(more.kind(), io::ErrorKind::ConnectionReset, "{takes}");
+    }
+}
+
+#[tokio::test]
 async fn traffic_keys_change_in_both_directions() {
     let (mut ours, mut theirs) = with_oracle_server().await;
     let mut message = [0; 4];

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
@@ -19,10 +20,15 @@ use crate::http::body::{BodyError, Outgoing};
 /// What a head may be long in these tests.
 const HEAD_BYTES_MAX: usize = 4096;
 
+/// Far more than any of it takes.
+const DEADLINE: Duration = Duration::from_secs(20);
+
 /// A stream that says what it is told to in portions, and keeps what it hears.
 #[derive(Debug, Default)]
 struct Script {
     says: VecDeque<Vec<u8>>,
+    /// What it says once it has heard something that ends so.
+    asked_says: Option<(Vec<u8>, Vec<u8>)>,
     heard: Vec<u8>,
     /// A portion has just been read: the next comes with the next turn.
     rests: bool,
@@ -70,6 +76,15 @@ impl AsyncRead for Script {
         if self.rests && !self.says.is_empty() {
             cx.waker().wake_by_ref();
             return Poll::Pending;
+        }
+        if self.says.is_empty()
+            && let Some((asked, says)) = self.asked_says.take()
+        {
+            if !self.heard.ends_with(&asked) {
+                self.asked_says = Some((asked, says));
+                return Poll::Pending;
+            }
+            self.says.push_back(says);
         }
         let Some(portion) = self.says.front_mut() else {
             return if self.stays {

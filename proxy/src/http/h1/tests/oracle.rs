@@ -174,6 +174,7 @@ fn hostile(starts: &'static [&'static str], most: usize) -> impl Strategy<Value 
 
 fn run<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
         .build()
         .unwrap();
     runtime.block_on(future)

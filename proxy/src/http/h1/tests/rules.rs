@@ -3,7 +3,10 @@
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use crate::http::h1::Malformed;
+use crate::http::h1::server::{LINGER_BYTES_MAX, LINGER_MAX};
 
 use super::*;
 
@@ -264,7 +267,7 @@ async fn a_body_is_sent_as_its_head_says_however_little_the_other_end_takes() {
     let request = Request::post("http://a.example?x=1").header("host", "a.example");
     connection.begin(request.body(pieces(&["hello ", "world"])).unwrap(), None);
     let answered = std::future::poll_fn(|cx| connection.poll_head(cx));
-    tokio::time::timeout(std::time::Duration::from_secs(20), answered)
+    tokio::time::timeout(DEADLINE, answered)
         .await
         .expect("it is flushed to its end")
         .unwrap();
@@ -304,10 +307,47 @@ async fn an_endpoint_that_closed_an_idle_connection_is_seen_before_a_request_is_
     let (near, mut far) = tokio::io::duplex(1024);
     let mut connection = Connection::new(near, HEAD_BYTES_MAX);
     // RFC 9112 §9.2: what comes before a request answers none.
-    tokio::io::AsyncWriteExt::write_all(&mut far, b"H")
-        .await
-        .unwrap();
+    far.write_all(b"H").await.unwrap();
     assert!(!connection.is_ready());
+}
+
+#[tokio::test]
+async fn what_an_endpoint_says_before_a_request_is_sent_does_not_answer_it() {
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    for says in [Some(ANSWER), None] {
+        let (near, mut far) = tokio::io::duplex(1024);
+        let mut connection = Connection::new(near, HEAD_BYTES_MAX);
+        let ask = || Request::post("/").body(Outgoing::Empty).unwrap();
+        connection.begin(ask(), None);
+        let first = async {
+            assert!(far.read_u8().await.is_ok());
+            far.write_all(ANSWER).await.unwrap();
+        };
+        let (answered, ()) =
+            tokio::join!(std::future::poll_fn(|cx| connection.poll_head(cx)), first);
+        answered.unwrap();
+        // It is free, and taken by a request, which lets others go first.
+        assert!(connection.is_ready());
+        connection.begin(ask(), None);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(connection.poll_head(&mut cx).is_pending());
+        let mut before = [0; 1024];
+        assert!(far.read(&mut before).await.unwrap() > 0);
+        // RFC 9112 §9.2: nobody has asked for it; §9.5: or it closes.
+        match says {
+            Some(answer) => far.write_all(answer).await.unwrap(),
+            None => far.shutdown().await.unwrap(),
+        }
+        let error = std::future::poll_fn(|cx| connection.poll_head(cx)).await;
+        assert!(matches!(error, Err(Error::NotQuiet)), "{error:?}");
+        assert!(connection.has_sent_nothing() && !connection.is_done());
+        drop(connection);
+        assert_eq!(
+            far.read(&mut before).await.unwrap(),
+            0,
+            "a request was sent"
+        );
+    }
 }
 
 #[tokio::test]
@@ -344,6 +384,35 @@ async fn a_caller_is_told_which_kind_of_rule_it_broke() {
         );
         assert_eq!(statuses(&heard), [status], "{request:?}");
         assert!(heard.contains("connection: close\r\n"), "{heard}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bare_line_feed_at_the_end_is_refused_as_soon_as_it_is_there() {
+    // RFC 9112 §2.2; the other end has nothing more to say, and would wait.
+    for (start, line) in [
+        ("GET / HTTP/1.1", "a: 1"),
+        ("GET / HTTP/1.1\r\na: 1", "b: 2"),
+    ] {
+        for end in ["\n\r\n", "\n\n", "\r\n\n"] {
+            let mut script = Script::says(format!("{start}\r\n{line}{end}").as_bytes(), &[1]);
+            script.stays = true;
+            let answered = tokio::time::timeout(DEADLINE, requests(script)).await;
+            let (seen, heard, _) = answered.unwrap_or_else(|_| panic!("{end:?} was waited for"));
+            assert_eq!((seen.len(), statuses(&heard)), (0, vec!["400"]));
+        }
+    }
+    for end in ["\n", "a: 1\n\r\n", "a: 1\n\n", "a: 1\r\n\n"] {
+        let chunks = format!("1\r\na\r\n0\r\n{end}");
+        let bytes = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunks}");
+        let mut script = Script::says(bytes.as_bytes(), &[1]);
+        script.stays = true;
+        let refused = tokio::time::timeout(DEADLINE, refusal(script)).await;
+        let error = refused.unwrap_or_else(|_| panic!("{end:?} was waited for"));
+        assert!(
+            matches!(error, Some(Error::Malformed(Malformed::LineEnd))),
+            "{end:?}: {error:?}"
+        );
     }
 }
 
@@ -428,6 +497,46 @@ async fn a_body_that_nobody_reads_is_dropped_within_a_bound() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_still_sends_is_listened_to_for_so_long_and_so_much() {
+    const BODY: usize = 20 << 20;
+    let head = format!("POST /a HTTP/1.1\r\ncontent-length: {BODY}\r\n\r\n");
+    for (comes, ends_by_time) in [(1000, true), (BODY, false)] {
+        let all = [head.as_bytes(), &vec![b'x'; comes]].concat();
+        let mut script = Script::says(&all, &[64 * 1024]);
+        script.stays = true;
+        let served = Served::new(script, HEAD_BYTES_MAX);
+        let began = tokio::time::Instant::now();
+        let serving = served.serve(async |_request| Response::new(Outgoing::Empty));
+        serving.await.unwrap();
+        let lasted = began.elapsed();
+        if ends_by_time {
+            assert!((LINGER_MAX..LINGER_MAX * 2).contains(&lasted), "{lasted:?}");
+        } else {
+            assert!(lasted.is_zero(), "{lasted:?}");
+        }
+        let unread: usize = served.stream().unwrap().says.iter().map(Vec::len).sum();
+        let read = all.len() - unread;
+        let most = (LINGER_BYTES_MAX + 512 * 1024).min(all.len());
+        let least = LINGER_BYTES_MAX.min(all.len());
+        assert!((least..=most).contains(&read), "{read} of {}", all.len());
+        let heard = String::from_utf8(served.stream().unwrap().heard.clone()).unwrap();
+        assert_eq!(statuses(&heard), ["200"]);
+    }
+}
+
+#[test]
+fn a_caller_that_has_sent_all_is_not_listened_to_for_more() {
+    let mut script = Script::says(b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n", &[]);
+    script.stays = true;
+    let served = Served::new(script, HEAD_BYTES_MAX);
+    let serving = served.serve(async |_request| Response::new(Outgoing::Empty));
+    let mut serving = Box::pin(serving);
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    // Without a runtime there are no timers.
+    while serving.as_mut().poll(&mut cx).is_pending() {}
+}
+
 #[tokio::test]
 async fn a_body_is_asked_for_when_it_is_read_and_not_before() {
     // RFC 9110 §10.1.1.
@@ -454,6 +563,26 @@ async fn a_body_is_asked_for_when_it_is_read_and_not_before() {
             !reads,
             "the body may still come"
         );
+    }
+}
+
+#[tokio::test]
+async fn a_caller_is_asked_for_its_body_however_little_it_takes_at_once() {
+    let head = "POST /a HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\
+                connection: close\r\n\r\n";
+    for (takes, behind) in [(Some(1), None), (None, Some(3))] {
+        let mut script = Script::says(head.as_bytes(), &[]);
+        (script.takes, script.behind, script.stays) = (takes, behind, true);
+        script.asked_says = Some((b"100 Continue\r\n\r\n".to_vec(), b"ok".to_vec()));
+        let served = Served::new(script, HEAD_BYTES_MAX);
+        let serving = served.serve(async |request| {
+            assert_eq!(collected(request.into_body()).await.unwrap().0, "ok");
+            Response::new(Outgoing::Empty)
+        });
+        let ended = tokio::time::timeout(DEADLINE, serving).await;
+        ended.expect("it is asked to the end").unwrap();
+        let heard = String::from_utf8(served.stream().unwrap().heard.clone()).unwrap();
+        assert_eq!(statuses(&heard), ["100", "200"]);
     }
 }
 

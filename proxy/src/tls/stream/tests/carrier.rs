@@ -88,6 +88,8 @@ pub(super) struct Tampered<S> {
     pub(super) tamper: Tamper,
     pub(super) reads: usize,
     pub(super) writes: usize,
+    /// How much more is taken before it fails.
+    pub(super) takes: usize,
 }
 
 impl<S> Tampered<S> {
@@ -97,6 +99,7 @@ impl<S> Tampered<S> {
             tamper,
             reads: 0,
             writes: 0,
+            takes: usize::MAX,
         }
     }
 
@@ -165,7 +168,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Tampered<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.writes += 1;
-        Pin::new(&mut self.carrier).poll_write(cx, buf)
+        let buf = &buf[..buf.len().min(self.takes)];
+        if buf.is_empty() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        let n = ready!(Pin::new(&mut self.carrier).poll_write(cx, buf))?;
+        self.takes -= n;
+        Poll::Ready(Ok(n))
     }
 
     fn poll_write_vectored(
