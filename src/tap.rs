@@ -94,6 +94,7 @@ fn try_run(args: &TapArgs) -> Result<ExitCode, AdminError> {
 async fn watch(admin: &Admin, args: &TapArgs, shown: &mut u64) -> Result<(), AdminError> {
     let path = args.path_of();
     let mut is_first = true;
+    let mut is_again = false;
     loop {
         let mut is_silent = true;
         let each = |line: &[u8]| -> Result<ControlFlow<()>, AdminError> {
@@ -119,9 +120,18 @@ async fn watch(admin: &Admin, args: &TapArgs, shown: &mut u64) -> Result<(), Adm
                 ControlFlow::Continue(())
             })
         };
-        if admin.lines(&path, each).await?.is_break() {
+        let read = admin.lines(&path, each).await;
+        let read = read.map_err(|error| match error {
+            // A gateway that ends may still have accepted, and answers nobody.
+            AdminError::Http(at, why) if is_again => {
+                AdminError::Connect(at, std::io::Error::other(why))
+            }
+            other => other,
+        });
+        if read?.is_break() {
             return Ok(());
         }
+        is_again = true;
         if is_silent {
             // Each begins with a line: to ask again at once would go on for ever.
             return Err(AdminError::Body(admin.shown()));
