@@ -189,10 +189,6 @@ impl Federation {
                 judge(before.as_ref(), &bundle).map_err(|why| (REFUSED, why))?;
                 Ok((bundle, document))
             });
-        let interval = |bundle: Option<&Bundle>| {
-            let hint = bundle.and_then(Bundle::refresh_hint);
-            hint.unwrap_or(REFRESH).clamp(REFRESH_MIN, REFRESH_MAX)
-        };
         let mut all = self.lock();
         let known = all.entry(domain.clone()).or_default();
         match judged {
@@ -201,7 +197,7 @@ impl Federation {
                     let times = failing.in_a_row;
                     tracing::info!(trust_domain = %domain, times, "bundle fetched again");
                 }
-                let next = interval(Some(&bundle));
+                let next = interval(bundle.refresh_hint());
                 let is_new = known.bundle.as_ref() != Some(&bundle);
                 if is_new {
                     let (sequence, anchors) = (bundle.sequence(), bundle.anchors().len());
@@ -230,7 +226,8 @@ impl Federation {
                         "bundle not taken; the last one stays in use"
                     );
                 }
-                let next = interval(known.bundle.as_ref()).min(REFRESH);
+                let hint = known.bundle.as_ref().and_then(Bundle::refresh_hint);
+                let next = interval(hint).min(REFRESH);
                 known.failing = Some(Failing {
                     code,
                     in_a_row,
@@ -259,6 +256,11 @@ impl Federation {
             }
         }));
     }
+}
+
+/// When a bundle is asked for again (F10).
+fn interval(hint: Option<Duration>) -> Duration {
+    hint.unwrap_or(REFRESH).clamp(REFRESH_MIN, REFRESH_MAX)
 }
 
 /// Whether a bundle that was fetched may take the place of `before` (F12).
@@ -313,22 +315,42 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 
 /// Fetches what is wanted when it is due, until the gateway drains.
 pub(crate) async fn run(shared: Arc<Shared>) {
-    let mut wanted = shared.federation.wanted.subscribe();
-    let mut due: BTreeMap<TrustDomain, (BundleEndpoint, Instant)> = BTreeMap::new();
+    let wanted = shared.federation.wanted.subscribe();
+    let look = |domain: TrustDomain, endpoint: BundleEndpoint| {
+        let shared = Arc::clone(&shared);
+        async move { Box::pin(fetch(&shared, &domain, &endpoint)).await }
+    };
+    let take = |domain: &TrustDomain, fetched| shared.federation.take(&shared, domain, fetched);
+    // Both only wait; a look that is cut off has taken nothing.
+    tokio::select! {
+        () = keep(wanted, look, take) => {}
+        _deadline = shared.draining() => {}
+    }
+}
+
+/// What is under way: for which trust domain and endpoint, and what came of it.
+type Look<T> = (TrustDomain, BundleEndpoint, T);
+
+/// Looks at what is due, [`FETCHES_MAX`] at once; `take` says when each is due again.
+async fn keep<T: 'static, F>(
+    mut wanted: watch::Receiver<(u64, Vec<ForeignDomain>)>,
+    look: impl Fn(TrustDomain, BundleEndpoint) -> F,
+    take: impl Fn(&TrustDomain, T) -> Duration,
+) where
+    F: Future<Output = T> + 'static,
+{
+    let mut due = BTreeMap::new();
     let mut under_way: BTreeSet<TrustDomain> = BTreeSet::new();
-    let mut looks = JoinSet::new();
-    reconcile(&mut due, &wanted.borrow_and_update().1, false);
-    let mut times = wanted.borrow().0;
+    let mut looks: JoinSet<Look<T>> = JoinSet::new();
+    let (mut times, domains) = wanted.borrow_and_update().clone();
+    reconcile(&mut due, &domains, false);
     loop {
         let now = Instant::now();
         for (domain, (endpoint, at)) in &due {
             if *at <= now && looks.len() < FETCHES_MAX && under_way.insert(domain.clone()) {
-                let (shared, domain, endpoint) =
-                    (Arc::clone(&shared), domain.clone(), endpoint.clone());
-                looks.spawn_local(async move {
-                    let fetched = Box::pin(fetch(&shared, &domain, &endpoint)).await;
-                    (domain, endpoint, fetched)
-                });
+                let (domain, endpoint) = (domain.clone(), endpoint.clone());
+                let looking = look(domain.clone(), endpoint.clone());
+                looks.spawn_local(async move { (domain, endpoint, looking.await) });
             }
         }
         let waiting = due
@@ -349,11 +371,10 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                 if let Some((wanted, at)) = due.get_mut(&domain)
                     && *wanted == endpoint
                 {
-                    *at = Instant::now() + shared.federation.take(&shared, &domain, fetched);
+                    *at = Instant::now() + take(&domain, fetched);
                 }
             }
             () = until(next) => {}
-            _deadline = shared.draining() => return,
             changed = wanted.changed() => {
                 if changed.is_err() {
                     return;
@@ -476,16 +497,79 @@ mod tests {
         assert_eq!(of(&"a".repeat(238)), None);
     }
 
+    /// SPIFFE_Federation.md §5.3 (F10), within our bounds.
+    #[test]
+    fn a_hint_counts_within_its_bounds() {
+        let of = |hint: Option<u64>| interval(hint.map(Duration::from_secs)).as_secs();
+        for (hint, next) in [
+            (None, 300),
+            (Some(0), 10),
+            (Some(60), 60),
+            (Some(86_400), 86_400),
+            (Some(u64::MAX), 86_400),
+        ] {
+            assert_eq!(of(hint), next);
+        }
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn what_is_new_is_due_at_once_and_the_rest_when_it_was() {
-        let one = |name: &str, url: &str| ForeignDomain {
+    async fn each_is_asked_when_it_is_due_and_never_twice_at_once() {
+        let local = tokio::task::LocalSet::new();
+        local.run_until(asked_by_the_clock()).await;
+    }
+
+    async fn asked_by_the_clock() {
+        let (want, wanted) =
+            watch::channel((0, vec![one("a", "https://a/"), one("b", "https://b/")]));
+        let asked = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+        let began = Instant::now();
+        let noted = std::rc::Rc::clone(&asked);
+        let look = move |domain: TrustDomain, _| {
+            noted
+                .borrow_mut()
+                .push((domain.to_string(), began.elapsed().as_secs()));
+            // Each look takes two seconds.
+            tokio::time::sleep(Duration::from_secs(2))
+        };
+        let take = |domain: &TrustDomain, ()| match domain.as_str() {
+            "a" => Duration::from_secs(60),
+            _ => Duration::from_secs(3600),
+        };
+        let story = async {
+            tokio::time::sleep(Duration::from_secs(100)).await;
+            // A signal: both, though one is due soon; and again while they are under way.
+            want.send_modify(|(times, _)| *times += 1);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            want.send_modify(|(times, _)| *times += 1);
+            tokio::time::sleep(Duration::from_secs(50)).await;
+        };
+        tokio::select! {
+            () = keep(wanted, look, take) => panic!("it ended"),
+            () = story => {}
+        }
+        let moments = |name: &str| -> Vec<u64> {
+            let asked = asked.borrow();
+            let of = asked.iter().filter(|(domain, _)| domain == name);
+            of.map(|(_, at)| *at).collect()
+        };
+        // By hand: 60 s after the end of the one before, and what was under way is not asked twice.
+        assert_eq!(moments("a"), [0, 62, 100]);
+        assert_eq!(moments("b"), [0, 100]);
+    }
+
+    fn one(name: &str, url: &str) -> ForeignDomain {
+        ForeignDomain {
             domain: TrustDomain::parse(name).unwrap(),
             bundle: None,
             endpoint: Some(BundleEndpoint {
                 url: zeugma_xds::BundleUrl::parse(url).unwrap(),
                 profile: zeugma_xds::BundleProfile::Web,
             }),
-        };
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_new_is_due_at_once_and_the_rest_when_it_was() {
         let mut due = BTreeMap::new();
         let mut wanted = vec![one("a", "https://a/"), one("b", "https://b/")];
         reconcile(&mut due, &wanted, false);
