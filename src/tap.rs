@@ -120,15 +120,15 @@ async fn watch(admin: &Admin, args: &TapArgs, shown: &mut u64) -> Result<(), Adm
                 ControlFlow::Continue(())
             })
         };
-        let read = admin.lines(&path, each).await;
-        let read = read.map_err(|error| match error {
+        let read = match admin.lines(&path, each).await {
+            Ok(read) => read,
             // A gateway that ends may still have accepted, and answers nobody.
-            AdminError::Http(at, why) if is_again => {
-                AdminError::Connect(at, std::io::Error::other(why))
+            Err(AdminError::Http(at, why)) if is_again => {
+                return Err(AdminError::Connect(at, std::io::Error::other(why)));
             }
-            other => other,
-        });
-        if read?.is_break() {
+            Err(error) => return Err(error),
+        };
+        if read.is_break() {
             return Ok(());
         }
         is_again = true;

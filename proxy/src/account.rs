@@ -61,7 +61,7 @@ pub(crate) struct Closed {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Caller {
     /// The verified SPIFFE ID of the connection.
-    pub(crate) identity: Option<String>,
+    pub(crate) identity: Option<Box<str>>,
     /// The SPIFFE ID that a peer's gateway attests.
     pub(crate) attested: Option<Box<str>>,
     /// The peer it is of.
@@ -577,7 +577,7 @@ mod tests {
     fn everything_a_record_knows_is_in_its_line() {
         let closed = Closed {
             caller: Caller {
-                identity: Some("spiffe://east.example/cart".to_owned()),
+                identity: Some("spiffe://east.example/cart".into()),
                 attested: None,
                 peer: Some("we\\st".into()),
                 proxy: Some(Box::new("[2001:db8::9]:7".parse().unwrap())),

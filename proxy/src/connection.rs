@@ -272,7 +272,7 @@ async fn terminate(
         Err(error) => return Err(visit.refuse_session(error, &refused)),
     };
     visit.open.has_shaken();
-    visit.caller.identity = Some(session.peer.id.to_string());
+    visit.caller.identity = Some(session.peer.id.as_str().into());
     visit.listed.is_by(&session.peer);
     let trusted = Some(credentials.generation());
     // A service of several ports is each request's to name.
@@ -543,7 +543,7 @@ impl Visit {
             }
         };
         if let Some(source) = told {
-            self.listed.comes_from(source);
+            self.listed.comes_from(source, proxy);
             self.caller.proxy = Some(Box::new(proxy));
         }
         self.open.admits(listener, self.listed.source().ip())
@@ -737,7 +737,7 @@ impl Visit {
                     tls.alert = name_of(refusal.alert);
                 }
                 if let Some((id, reason)) = refused.get() {
-                    self.caller.identity = Some(id.to_string());
+                    self.caller.identity = Some(id.as_str().into());
                     return *reason;
                 }
                 self.rule = Some(refusal.label().into());

@@ -280,7 +280,7 @@ mod tests {
             source: "10.0.0.7:1".parse().unwrap(),
             generation: 1,
             caller: Caller {
-                identity: Some("spiffe://east.example/ns/shop/sa/cart".to_owned()),
+                identity: Some("spiffe://east.example/ns/shop/sa/cart".into()),
                 attested: Some("spiffe://west.example/ns/shop/sa/web".into()),
                 ..Caller::default()
             },

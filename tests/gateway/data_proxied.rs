@@ -204,6 +204,30 @@ async fn sources_and_rates_are_of_the_callers_and_not_of_the_load_balancer() {
 }
 
 #[tokio::test]
+async fn what_a_load_balancer_handed_on_ends_when_its_word_counts_no_more() {
+    let service = Service::echo().await;
+    let (mut east, gateway, db) = behind("", FROM_CALLER, service.address).await;
+    let (mut tcp, _) = dial(db, &[CALLER.as_bytes(), b"ping"]).await;
+    let mut echo = [0; 4];
+    within("an echo", tcp.read_exact(&mut echo)).await.unwrap();
+    let others = "role: workloads, route: shop/db, proxyProtocol: { trusted: ['127.0.0.2/32'] }";
+    east.relisten("db", db, others);
+    east.write_gateway();
+    let mut rest = Vec::new();
+    within("the end", tcp.read_to_end(&mut rest)).await.ok();
+    let line = gateway
+        .log(|line| line["src.addr"] == "203.0.113.7:4660")
+        .await;
+    assert_eq!(line["verdict"], "no-longer-allowed", "{line}");
+    let told = line["error"].as_str().unwrap();
+    assert!(
+        told.contains("no longer takes the word of 127.0.0.1"),
+        "{told}"
+    );
+    gateway.finish().await;
+}
+
+#[tokio::test]
 async fn tls_and_http_begin_behind_the_header() {
     let service = Service::http("one").await;
     let mut east = Cluster::new("east");

@@ -25,6 +25,8 @@ pub struct Carried<'a> {
     pub role: Option<Role>,
     /// The address it came from.
     pub source: IpAddr,
+    /// Who handed it on, and said so.
+    pub proxy: Option<IpAddr>,
     /// The verified ID of its caller; `None` where no TLS ended here.
     pub verified: Option<&'a SpiffeId>,
     /// The ID that a gateway handed on with it.
@@ -146,6 +148,16 @@ pub fn judge(snapshot: &Snapshot, carried: &Carried<'_>) -> Result<(), Ending> {
             rule: None,
             detail: format!(
                 "the listener `{}` no longer accepts {source}",
+                listener.name
+            ),
+        });
+    }
+    if let Some(proxy) = carried.proxy.filter(|proxy| !listener.trusts(*proxy)) {
+        return Err(Ending {
+            reason: Reason::NoLongerAllowed,
+            rule: None,
+            detail: format!(
+                "the listener `{}` no longer takes the word of {proxy} for who calls",
                 listener.name
             ),
         });

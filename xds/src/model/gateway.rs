@@ -129,7 +129,8 @@ pub(crate) struct ProxyProtocolSpec {
     /// else may connect (`source-refused`). The header is required, of at most 107 bytes (v1) or 2612
     /// (v2), within `limits.handshakeTimeout`; without one the connection is closed (`proxy-header`,
     /// `hello-timeout`). A header that names nobody (v2 LOCAL, v1 UNKNOWN: the load balancer's own
-    /// health checks) leaves the load balancer the source. A SPIFFE ID in it counts for nothing.
+    /// health checks) leaves the load balancer the source. A SPIFFE ID in it counts for nothing. What
+    /// came by a load balancer that is no longer among them ends.
     /// Required, at least one.
     pub trusted: Vec<Text<IpNet>>,
 }
