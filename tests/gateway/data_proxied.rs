@@ -7,8 +7,9 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 
+use crate::control_limits::connect_from;
 use crate::data_services::read_all;
 use crate::mesh::hello::{alert, hello};
 use crate::mesh::{Cluster, Gateway, Service, eventually, get, within};
@@ -154,9 +155,7 @@ async fn what_begins_otherwise_is_closed_and_so_is_who_is_no_load_balancer() {
     assert_eq!(read_all(&mut tcp).await, b"");
     assert_eq!(gateway.connection(source).await["verdict"], "hello-timeout");
     // Somebody else writes a fine header.
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
-    let mut tcp = socket.connect(db).await.unwrap();
+    let mut tcp = connect_from("127.0.0.2", db).await;
     let source = tcp.local_addr().unwrap();
     tcp.write_all(CALLER.as_bytes()).await.unwrap();
     within("the end", tcp.read_to_end(&mut Vec::new()))
@@ -407,9 +406,7 @@ async fn haproxy_hands_callers_on_to_a_listener_in_both_versions() {
     };
     for address in [v1, v2] {
         up(address).await;
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind("127.0.0.3:0".parse().unwrap()).unwrap();
-        let tcp = socket.connect(address).await.unwrap();
+        let tcp = connect_from("127.0.0.3", address).await;
         let caller = tcp.local_addr().unwrap().to_string();
         let mut http = crate::mesh::h1(tcp).await;
         let request = http::Request::get("/").header("host", "orders.shop.svc.clusterset.local");

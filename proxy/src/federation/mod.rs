@@ -557,6 +557,29 @@ mod tests {
         assert_eq!(moments("b"), [0, 100]);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn only_so_many_endpoints_are_asked_at_once() {
+        let local = tokio::task::LocalSet::new();
+        local.run_until(asked_a_few_at_a_time()).await;
+    }
+
+    async fn asked_a_few_at_a_time() {
+        let domains = (0..FETCHES_MAX + 2).map(|nth| one(&format!("d{nth}"), "https://a/"));
+        let (_want, wanted) = watch::channel((0, domains.collect()));
+        let began = Instant::now();
+        let asked = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+        let noted = std::rc::Rc::clone(&asked);
+        let look = move |_, _| {
+            noted.borrow_mut().push(began.elapsed().as_secs());
+            tokio::time::sleep(Duration::from_secs(2))
+        };
+        tokio::select! {
+            () = keep(wanted, look, |_, ()| REFRESH_MAX) => panic!("it ended"),
+            () = tokio::time::sleep(Duration::from_secs(60)) => {}
+        }
+        assert_eq!(*asked.borrow(), [0, 0, 0, 0, 2, 2]);
+    }
+
     fn one(name: &str, url: &str) -> ForeignDomain {
         ForeignDomain {
             domain: TrustDomain::parse(name).unwrap(),
