@@ -14,6 +14,7 @@ use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -81,8 +82,10 @@ pub(crate) enum AdminError {
     Body(String),
     #[error("no answer from {0} within {TIMEOUT:?}")]
     Timeout(String),
-    #[error("{0} refused {1}: {2}")]
-    Refused(String, String, String),
+    #[error("{0} refused {1}: {code} {3}", code = .2.as_u16())]
+    Refused(String, String, StatusCode, String),
+    #[error("{0} has no route `{1}`{help}", help = .2.as_ref().map_or_else(String::new, |help| format!("; {help}")))]
+    Service(String, String, Option<String>),
     #[error("the answer of {0} to {1} is not JSON")]
     Json(String, String, #[source] serde_json::Error),
     #[error("the token file {0} cannot be read")]
@@ -100,21 +103,53 @@ impl AdminError {
             Self::Address(_) => exit::USAGE,
             Self::Config(_) | Self::Sources(..) | Self::Token(..) => exit::DATA,
             Self::Denied(..) => exit::DENIED,
-            Self::Refused(_, _, why) if why.starts_with("403") || why.starts_with("401") => {
+            Self::Refused(_, _, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED, _) => {
                 exit::DENIED
             }
-            Self::Refused(_, _, why) if why.starts_with("400") => exit::USAGE,
-            Self::Refused(_, _, why) if why.starts_with("503") => exit::UNAVAILABLE,
+            Self::Refused(_, _, StatusCode::BAD_REQUEST, _) => exit::USAGE,
+            Self::Refused(_, _, StatusCode::SERVICE_UNAVAILABLE, _) => exit::UNAVAILABLE,
             Self::Connect(..) | Self::Timeout(_) => exit::UNAVAILABLE,
             Self::Http(..)
             | Self::Body(_)
             | Self::Refused(..)
+            | Self::Service(..)
             | Self::Json(..)
             | Self::Runtime(_)
             | Self::Print(_) => exit::FAILED,
         };
         ca::fail(self, code)
     }
+
+    /// Whether to ask again may help: it did not answer, or was busy.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::Connect(..) | Self::Http(..) | Self::Body(_) | Self::Timeout(_) => true,
+            Self::Refused(_, _, status, _) => {
+                status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS
+            }
+            Self::Address(_)
+            | Self::Config(_)
+            | Self::Sources(..)
+            | Self::Denied(..)
+            | Self::Service(..)
+            | Self::Json(..)
+            | Self::Token(..)
+            | Self::Runtime(_)
+            | Self::Print(_) => false,
+        }
+    }
+}
+
+/// A path with what is asked of it.
+pub(crate) fn query(path: &str, asked: &[(&str, &str)]) -> String {
+    let mut text = path.to_owned();
+    for (nth, (name, value)) in asked.iter().enumerate() {
+        text.push(if nth == 0 { '?' } else { '&' });
+        text.push_str(name);
+        text.push('=');
+        text.extend(utf8_percent_encode(value, NON_ALPHANUMERIC));
+    }
+    text
 }
 
 /// A connection of either kind.
@@ -221,8 +256,7 @@ impl Admin {
 
     fn refused(&self, path: &str, status: StatusCode, body: &[u8]) -> AdminError {
         let said = String::from_utf8_lossy(body).trim().to_owned();
-        let why = format!("{} {said}", status.as_u16());
-        AdminError::Refused(self.shown(), path.to_owned(), why)
+        AdminError::Refused(self.shown(), path.to_owned(), status, said)
     }
 
     fn request(&self, method: Method, path: &str) -> Result<Request<Empty<Bytes>>, AdminError> {

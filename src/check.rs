@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::admin::{self, Admin, AdminError, Output, Target, field};
+use crate::admin::{self, Admin, AdminError, Output, Target, field, query};
 use crate::exit;
 use crate::status::{list, until, word};
 use crate::table::Table;
@@ -72,9 +72,11 @@ fn try_run(args: &CheckArgs) -> Result<ExitCode, AdminError> {
     let until = Instant::now() + args.wait.unwrap_or_default();
     let items = loop {
         let looked = look(&admin, args.peer.as_deref());
-        let is_well = (looked.as_ref())
-            .is_ok_and(|items| items.iter().all(|item| item.verdict != Verdict::Failed));
-        if is_well || Instant::now() >= until {
+        let is_last = match &looked {
+            Ok(items) => items.iter().all(|item| item.verdict != Verdict::Failed),
+            Err(error) => !error.may_pass(),
+        };
+        if is_last || Instant::now() >= until {
             break looked?;
         }
         sleep(LOOK);
@@ -92,10 +94,8 @@ fn try_run(args: &CheckArgs) -> Result<ExitCode, AdminError> {
 }
 
 fn look(admin: &Admin, peer: Option<&str>) -> Result<Vec<Item>, AdminError> {
-    let path = match peer {
-        Some(name) => format!("/api/v1/check?peer={name}"),
-        None => "/api/v1/check".to_owned(),
-    };
+    let asked: Vec<_> = peer.iter().map(|name| ("peer", *name)).collect();
+    let path = query("/api/v1/check", &asked);
     let server = admin.get("/server_info")?;
     let identities = admin.part("/api/v1/identities", "identities")?;
     let findings = admin.part("/api/v1/findings", "findings")?;
@@ -125,7 +125,18 @@ fn look(admin: &Admin, peer: Option<&str>) -> Result<Vec<Item>, AdminError> {
         what: format!("peer {}", word(name)),
         found: "no route goes to it; nothing to reach for".to_owned(),
     }));
+    items.extend(of_left_out(&reached));
     Ok(items)
+}
+
+/// That there are more gateways than one check reaches for.
+fn of_left_out(reached: &Value) -> Option<Item> {
+    let left_out = field(reached, "left_out").as_u64().filter(|n| *n > 0)?;
+    Some(Item {
+        verdict: Verdict::Warning,
+        what: format!("{left_out} more gateways of peers"),
+        found: "not reached for: one check reaches for so many; ask with --peer".to_owned(),
+    })
 }
 
 fn of_server(server: &Value) -> Item {

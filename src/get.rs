@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use crate::admin::{self, AdminError, Output, Target, field};
+use crate::admin::{self, AdminError, Output, Target, field, query};
 use crate::status::{list, word};
 use crate::table::Table;
 
@@ -63,13 +63,12 @@ fn try_run(args: &GetArgs) -> Result<ExitCode, AdminError> {
 
 impl GetArgs {
     fn path(&self) -> String {
-        let mut query = Vec::new();
-        if let Some(service) = &self.service {
-            query.push(format!("service={service}"));
-        }
-        if let Some(limit) = self.limit {
-            query.push(format!("limit={limit}"));
-        }
+        let limit = self.limit.map(|limit| limit.to_string());
+        let asked = [("service", &self.service), ("limit", &limit)];
+        let asked = asked.into_iter();
+        let asked: Vec<_> = asked
+            .filter_map(|(name, value)| Some((name, value.as_deref()?)))
+            .collect();
         let path = match self.what {
             What::Routes => "routes",
             What::Peers => "peers",
@@ -78,7 +77,7 @@ impl GetArgs {
             What::Findings => "findings",
             What::Connections => "connections",
         };
-        format!("/api/v1/{path}?{}", query.join("&"))
+        query(&format!("/api/v1/{path}"), &asked)
     }
 }
 

@@ -7,8 +7,9 @@ use clap::Args;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use zeugma_xds::suggest;
 
-use crate::admin::{self, Admin, AdminError, Output, Target, field};
+use crate::admin::{self, Admin, AdminError, Output, Target, field, query};
 use crate::table::Table;
 
 #[derive(Debug, Args)]
@@ -49,16 +50,24 @@ struct State {
 
 impl State {
     fn ask(admin: &Admin, service: Option<&str>) -> Result<Self, AdminError> {
-        let routes = match service {
-            Some(service) => format!("/api/v1/routes?service={service}"),
-            None => "/api/v1/routes".to_owned(),
-        };
+        const ROUTES: &str = "/api/v1/routes";
+        let asked: Vec<_> = service.iter().map(|name| ("service", *name)).collect();
+        let routes = admin.part(&query(ROUTES, &asked), "routes")?;
+        if let Some(service) = service
+            && list(&routes).is_empty()
+        {
+            let all = admin.part(ROUTES, "routes")?;
+            let names = list(&all).iter().map(|route| word(field(route, "service")));
+            let (shown, service) = (admin.shown(), service.to_owned());
+            let help = suggest(&service, names);
+            return Err(AdminError::Service(shown, service, help));
+        }
         Ok(Self {
             server: admin.get("/server_info")?,
             identities: admin.part("/api/v1/identities", "identities")?,
             findings: admin.part("/api/v1/findings", "findings")?,
             peers: admin.part("/api/v1/peers", "peers")?,
-            routes: admin.part(&routes, "routes")?,
+            routes,
         })
     }
 

@@ -1,6 +1,6 @@
 //! The end of every connection and request: one record, one access-log line, one set of counters.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::io::Write;
 use std::mem;
 use std::net::SocketAddr;
@@ -40,7 +40,7 @@ pub(crate) struct Closed {
     /// The service it asked for.
     pub(crate) service: Option<Arc<str>>,
     /// Where it was taken.
-    pub(crate) destination: Option<Destination>,
+    pub(crate) destination: Option<Rc<Destination>>,
     /// The request, where it is one.
     pub(crate) request: Option<RequestFacts>,
     /// Why it ended.
@@ -90,6 +90,8 @@ pub(crate) struct Destination {
     pub(crate) why: &'static str,
     /// The level that would have been used, had it been healthy.
     pub(crate) failover_from: Option<Arc<str>>,
+    /// Its stretch of a line, once one request was told of: the next ones are the same.
+    pub(crate) line: OnceCell<Box<[u8]>>,
 }
 
 /// The HTTP part of a record.
@@ -134,14 +136,12 @@ impl Closed {
             line.text(r#","tls.alert":"#, tls.alert);
         }
         line.text(r#","dst.service":"#, self.service.as_deref());
-        if let Some(destination) = &self.destination {
-            line.text(r#","dst.addr":"#, &*destination.address);
-            line.text(r#","dst.backend":"#, &*destination.backend);
-            line.locality(r#","dst.locality":"#, &destination.locality);
-            line.known(r#","dst.identity":"#, destination.identity.as_deref());
-            line.number(r#","level":"#, destination.level as u64);
-            line.known(r#","reason":"#, destination.why);
-            line.text(r#","failover_from":"#, destination.failover_from.as_deref());
+        match &self.destination {
+            Some(destination) if self.request.is_some() => {
+                line.same(&destination.line, |line| destination.write(line));
+            }
+            Some(destination) => destination.write(line),
+            None => {}
         }
         if let Some(request) = &self.request {
             line.text(r#","request.id":"#, request.id.to_str().ok());
@@ -165,6 +165,18 @@ impl Closed {
         line.milliseconds(r#","duration":"#, self.duration);
         line.number(r#","config.generation":"#, self.generation);
         line.end();
+    }
+}
+
+impl Destination {
+    fn write(&self, line: &mut Object) {
+        line.text(r#","dst.addr":"#, &*self.address);
+        line.text(r#","dst.backend":"#, &*self.backend);
+        line.locality(r#","dst.locality":"#, &self.locality);
+        line.known(r#","dst.identity":"#, self.identity.as_deref());
+        line.number(r#","level":"#, self.level as u64);
+        line.known(r#","reason":"#, self.why);
+        line.text(r#","failover_from":"#, self.failover_from.as_deref());
     }
 }
 
@@ -203,6 +215,18 @@ impl Object {
 
     fn key(&mut self, key: &'static str) {
         self.text.extend_from_slice(key.as_bytes());
+    }
+
+    /// What `write` writes, which is kept.
+    fn same(&mut self, kept: &OnceCell<Box<[u8]>>, write: impl FnOnce(&mut Self)) {
+        if let Some(stretch) = kept.get() {
+            self.text.extend_from_slice(stretch);
+            return;
+        }
+        let from = self.text.len();
+        write(self);
+        let stretch = self.text.get(from..).unwrap_or_default();
+        kept.get_or_init(|| stretch.into());
     }
 
     /// Text of anybody's, if there is some, escaped (RFC 8259 §7).
@@ -583,7 +607,7 @@ mod tests {
                 proxy: Some(Box::new("[2001:db8::9]:7".parse().unwrap())),
             },
             service: Some("shop/\u{1}orders".into()),
-            destination: Some(Destination {
+            destination: Some(Rc::new(Destination {
                 address: "[::1]:443".into(),
                 backend: "blue".into(),
                 locality: Locality::parse("eu/a").unwrap(),
@@ -591,7 +615,8 @@ mod tests {
                 level: 2,
                 why: "failover",
                 failover_from: Some("near".into()),
-            }),
+                line: OnceCell::new(),
+            })),
             request: Some(RequestFacts {
                 id: HeaderValue::from_static("42"),
                 trace: Trace::of("4bf92f3577b34da6a3ce929d0e0e4736"),

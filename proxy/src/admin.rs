@@ -342,7 +342,7 @@ pub(crate) async fn serve(
         ),
         serve_on(
             async || Ok(metrics.accept().await?.0),
-            metric_routes,
+            at_their_address(metric_routes, shared.settings.metrics),
             passed_on
         ),
         admin,
@@ -361,15 +361,47 @@ async fn from_this_host(request: Request, next: Next) -> Response {
     (StatusCode::MISDIRECTED_REQUEST, text).into_response()
 }
 
+/// Routes of which a loopback address tells nothing to whoever names another host.
+fn at_their_address(routes: Router, address: SocketAddr) -> Router {
+    if address.ip().is_loopback() {
+        routes.layer(middleware::from_fn(from_no_name))
+    } else {
+        routes
+    }
+}
+
+/// As [`from_this_host`], for what is read from other hosts as well where it is forwarded to a loopback
+/// address: by any number, since a name alone can be made to resolve to another.
+async fn from_no_name(request: Request, next: Next) -> Response {
+    let named = (request.headers().get(header::HOST)).and_then(|host| host.to_str().ok());
+    if named.is_some_and(|host| is_this_host(host) || is_number(host)) {
+        return next.run(request).await;
+    }
+    let text = "name this host by its address, or localhost\n";
+    (StatusCode::MISDIRECTED_REQUEST, text).into_response()
+}
+
 /// Whether a Host header means a loopback address, whatever its port.
 fn is_this_host(host: &str) -> bool {
-    let name = match host.strip_prefix('[').map(|rest| rest.split_once(']')) {
-        Some(Some((name, rest))) if rest.is_empty() || rest.starts_with(':') => name,
-        Some(_) => return false,
-        None => host.split_once(':').map_or(host, |(name, _port)| name),
+    let Some(name) = name_of(host) else {
+        return false;
     };
     name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
         || name.eq_ignore_ascii_case("localhost")
+}
+
+/// Whether a Host header is an address.
+fn is_number(host: &str) -> bool {
+    name_of(host).is_some_and(|name| name.parse::<IpAddr>().is_ok())
+}
+
+/// A Host header without its port.
+fn name_of(host: &str) -> Option<&str> {
+    match host.strip_prefix('[').map(|rest| rest.split_once(']')) {
+        Some(Some((name, rest))) if rest.is_empty() || rest.starts_with(':') => Some(name),
+        Some(_) => None,
+        None => Some(host.split_once(':').map_or(host, |(name, _port)| name)),
+    }
 }
 
 async fn serve_on<S>(
@@ -651,6 +683,11 @@ mod tests {
             "[2001:db8::1]:15000",
         ] {
             assert!(!is_this_host(host), "{host}");
+            assert_eq!(
+                is_number(host),
+                host.contains("10.") || host.contains("2001"),
+                "{host}"
+            );
         }
     }
 

@@ -255,7 +255,7 @@ pub(crate) fn pending(to: &Pinned) -> Result<Counted, Reason> {
 
 fn enter(published: &Published, to: ClusterIx, what: What) -> Result<Counted, Reason> {
     let under_way = Arc::clone(published.under_way_of(to));
-    let limit = what.limit(&published.snapshot.cluster(to).limits);
+    let limit = what.limit(&published.snapshot.cluster(to).policy.limits);
     let limit = limit.unwrap_or(u32::MAX);
     // One step, so that workers that enter at once never are one too many, nor one too few.
     let entered =

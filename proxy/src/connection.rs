@@ -5,6 +5,7 @@
 //!        -> originate -> relay -> account
 //! ```
 
+use std::cell::OnceCell;
 use std::mem;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -762,7 +763,7 @@ impl Visit {
     /// Begins to relay between the caller and the endpoint reached.
     fn start_relay(&mut self, to: ClusterIx, downstream: Stream, reached: Reached) -> Relaying {
         self.arrive(to, &reached);
-        let idle = self.published.snapshot.cluster(to).timeouts.idle;
+        let idle = self.published.snapshot.cluster(to).policy.timeouts.idle;
         let (moved, pipes) = (Rc::clone(&self.moved), Rc::clone(&self.worker.pipes));
         let entry = Rc::clone(&self.listed);
         let upstream = reached.upstream.stream;
@@ -874,11 +875,11 @@ pub(crate) fn describe(
     address: Arc<str>,
     identity: Option<String>,
     attempts: u32,
-) -> Destination {
+) -> Rc<Destination> {
     let cluster = published.snapshot.cluster(cluster);
     let endpoint = cluster.endpoint(attempt.endpoint);
     let preferred = cluster.levels.first().filter(|_| attempt.level > 0);
-    Destination {
+    Rc::new(Destination {
         address,
         backend: Arc::clone(&endpoint.backend),
         locality: endpoint.locality.clone(),
@@ -890,7 +891,8 @@ pub(crate) fn describe(
             attempt.why.label()
         },
         failover_from: preferred.map(|level| Arc::clone(&level.name)),
-    }
+        line: OnceCell::new(),
+    })
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ pub(crate) mod inherit;
 mod last_good;
 mod names;
 mod reload;
+mod rest;
 mod succession;
 mod systemd;
 
@@ -22,7 +23,7 @@ use arc_swap::ArcSwap;
 use serde_json::{Value, json};
 use tokio::runtime::LocalOptions;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use zeugma_core::fleet::{Fleet, FleetEvent, Observation};
@@ -37,7 +38,7 @@ use self::inherit::InheritError;
 use self::last_good::{Beginning, Keeper};
 use self::names::Named;
 pub(crate) use self::reload::with_causes;
-use self::reload::{Configured, Files, NotBound, Reloaded};
+use self::reload::{Binding, Configured, Files, NotBound, Reloaded};
 use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
 use crate::admission::{self, Admission, UnderWay};
@@ -248,6 +249,7 @@ async fn control(
     count_panics(&shared);
     let (names, resolving, names_asked) = Named::begin(&snapshot, &shared);
     let (reloads, reloaded) = mpsc::channel(1);
+    let again = files.again();
     let reloading = files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?);
     let _beside = begin_beside(&shared, resolving, reloading, keeper.as_ref());
     let mut control = Control {
@@ -265,6 +267,7 @@ async fn control(
         passed_on: CancellationToken::new(),
         handing: None,
         waiting: None,
+        again,
         beside: JoinSet::new(),
         workers_ended,
     };
@@ -443,6 +446,8 @@ struct Control {
     handing: Option<i32>,
     /// A configuration that came since then.
     waiting: Option<Configured>,
+    /// Has the files looked at again.
+    again: Arc<Notify>,
     beside: JoinSet<()>,
     /// Told the number of each worker that ends, whatever the cause.
     workers_ended: mpsc::Receiver<usize>,
@@ -732,6 +737,11 @@ impl Control {
                 answer.send(configured).ok();
             }
         }
+        if let Some(answer) = reloaded.bind
+            && let Some(unbound) = self.bind_missing(stage)
+        {
+            answer.send(unbound).ok();
+        }
         if let (Some(last_good), Some(keeper)) = (reloaded.keep, &self.keeper) {
             keeper.keep(last_good);
         }
@@ -740,10 +750,10 @@ impl Control {
     /// Has a configuration serve.
     ///
     /// # Errors
-    /// The first listener that cannot be bound; nothing has changed then.
+    /// The listeners that cannot be bound; nothing has changed then.
     fn configure(
         &mut self,
-        (snapshot, resources, last_good): Configured,
+        (snapshot, resources, last_good, binding): Configured,
         stage: &Stage,
     ) -> Result<(), NotBound> {
         if matches!(stage, Stage::Draining { .. }) {
@@ -752,13 +762,11 @@ impl Control {
             self.publish_next(Arc::new(snapshot), resources);
             return Ok(());
         }
-        let bound = match self
-            .accepting
-            .bind_new(&snapshot, &mut inherit::Adopted::default())
-        {
-            Ok(bound) => bound,
-            Err(error) => return Err(not_bound(&error)),
-        };
+        let mut adopted = inherit::Adopted::default();
+        let (bound, unbound) = self.accepting.bind_what_can(&snapshot, &mut adopted);
+        if binding == Binding::All && !unbound.is_empty() {
+            return Err(unbound.iter().map(not_bound).collect());
+        }
         self.publish_next(Arc::new(snapshot), resources);
         self.accepting.commit(bound);
         if let Some(keeper) = &self.keeper {
@@ -769,14 +777,29 @@ impl Control {
 
     /// Has a configuration serve that had to wait: who loaded it does not wait for the answer any more.
     fn configure_late(&mut self, config: Configured, stage: &Stage) {
-        if let Err((listener, error)) = self.configure(config, stage) {
-            tracing::error!(
-                listener,
-                error,
-                "configuration refused; the last good one serves: send SIGHUP to have it tried again"
-            );
-            self.shared.metrics.reloaded("config", false);
+        if let Err(unbound) = self.configure(config, stage) {
+            for (listener, error) in unbound {
+                tracing::error!(
+                    listener,
+                    error,
+                    "a configuration that had to wait is tried again"
+                );
+            }
+            self.again.notify_one();
         }
+    }
+
+    /// Binds what the present snapshot listens on and could not be bound before; tells what still
+    /// cannot. `None` where its sockets are not this process's to change.
+    fn bind_missing(&mut self, stage: &Stage) -> Option<NotBound> {
+        if matches!(stage, Stage::Draining { .. }) || self.handing.is_some() {
+            return None;
+        }
+        let snapshot = Arc::clone(&self.shared.published.load().snapshot);
+        let mut adopted = inherit::Adopted::default();
+        let (bound, unbound) = self.accepting.bind_what_can(&snapshot, &mut adopted);
+        self.accepting.commit(bound);
+        Some(unbound.iter().map(not_bound).collect())
     }
 
     /// Publishes a configuration under the next generation, and has what is open judged by it.
@@ -812,7 +835,8 @@ impl Control {
     fn tell_credentials(&self) {
         let credentials = self.shared.credentials.load();
         self.shared.metrics.svid_expiry(credentials.not_after());
-        self.shared.metrics.reloaded("credentials", true);
+        let is_whole = credentials.wrong().is_empty();
+        self.shared.metrics.reloaded("credentials", is_whole);
         if let Some(keeper) = &self.keeper {
             keeper.keep_numbers(credentials.crl_numbers());
         }
@@ -820,7 +844,7 @@ impl Control {
 }
 
 /// The listener and why it cannot be bound, in one line.
-fn not_bound(error: &GatewayError) -> NotBound {
+fn not_bound(error: &GatewayError) -> (String, String) {
     let why = with_causes(error);
     let name = if let GatewayError::Listener { name, .. } = error {
         name.clone()
@@ -937,6 +961,7 @@ mod tests {
             passed_on: CancellationToken::new(),
             handing: None,
             waiting: None,
+            again: Arc::default(),
             beside: JoinSet::new(),
             workers_ended,
             shared: alone.shared,

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! control thread --add--> [the last EVENTS_MAX] --since--> /api/v1/failovers
-//!                             `--> each listener's queue --> /api/v1/events (SSE)
+//!           `--wakes--> each listener --after what it saw--> /api/v1/events (SSE)
 //! ```
 //!
-//! A listener that does not keep up is ended. It asks again with the number of the last event that it
-//! saw, and gets what came after it as far as that is kept.
+//! A listener that does not keep up is told how many events it missed. One that comes back asks with
+//! the number of the last event that it saw, and gets what came after it as far as that is kept.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use zeugma_core::fleet::FleetEvent;
 use zeugma_core::snapshot::EndpointKey;
 
@@ -22,8 +23,8 @@ use zeugma_core::snapshot::EndpointKey;
 pub(crate) const EVENTS_MAX: usize = 1024;
 /// Listeners at once.
 pub(crate) const LISTENERS_MAX: usize = 16;
-/// Events on their way to one listener; with one more it is ended.
-const WAITING_MAX: usize = 256;
+/// Events that one listener takes at once.
+const TAKEN_MAX: usize = 256;
 /// Causes that one move of traffic names.
 const CAUSES_MAX: usize = 8;
 
@@ -64,7 +65,7 @@ pub(crate) struct Journal(Mutex<Kept>);
 struct Kept {
     last: u64,
     events: VecDeque<Arc<Event>>,
-    listeners: Vec<mpsc::Sender<Arc<Event>>>,
+    listeners: Vec<mpsc::Sender<()>>,
     moves: BTreeMap<Arc<str>, Move>,
     is_closed: bool,
 }
@@ -72,10 +73,19 @@ struct Kept {
 /// A listener's part of the journal.
 #[derive(Debug)]
 pub(crate) struct Listening {
-    /// What had happened when it began.
-    pub(crate) before: Vec<Arc<Event>>,
-    /// What happens; ends with the gateway, or when it is not read.
-    pub(crate) live: mpsc::Receiver<Arc<Event>>,
+    /// The last event that it knows of.
+    pub(crate) seen: u64,
+    /// Told that there is more; ends with the gateway.
+    pub(crate) woken: mpsc::Receiver<()>,
+}
+
+/// What comes next for a listener.
+#[derive(Debug, Default)]
+pub(crate) struct Next {
+    /// Events that are not kept any more, before the others.
+    pub(crate) missed: u64,
+    /// The next of them.
+    pub(crate) events: VecDeque<Arc<Event>>,
 }
 
 impl Journal {
@@ -93,6 +103,15 @@ impl Journal {
             return;
         }
         let at = now();
+        let mut causes: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for event in events {
+            if let Some((route, cause)) = cause_of(event) {
+                let causes = causes.entry(route).or_default();
+                if causes.len() < CAUSES_MAX {
+                    causes.push(cause);
+                }
+            }
+        }
         let mut kept = self.kept();
         for event in events {
             let FleetEvent::SharesMoved { cluster, route, .. } = event else {
@@ -100,14 +119,10 @@ impl Journal {
                 kept.add(at.clone(), kind, data);
                 continue;
             };
-            let mut causes: Vec<String> = (events.iter())
-                .filter_map(|event| cause_of(event, route))
-                .take(CAUSES_MAX)
-                .collect();
-            if causes.is_empty() {
+            let causes = causes.get(&**route).cloned().unwrap_or_else(|| {
                 let by_time = "by the clock: hold, failback or ramp";
-                causes.push(because.unwrap_or(by_time).to_owned());
-            }
+                vec![because.unwrap_or(by_time).to_owned()]
+            });
             let (kind, data) = told(event, &causes);
             let at = at.clone();
             kept.moves.insert(
@@ -118,6 +133,21 @@ impl Journal {
                 },
             );
             kept.add(at, kind, data);
+        }
+    }
+
+    /// What comes after event `seen`, at most [`TAKEN_MAX`] of it.
+    pub(crate) fn after(&self, seen: u64) -> Next {
+        let kept = self.kept();
+        let first = kept.first();
+        let skip = (seen + 1).saturating_sub(first);
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+        Next {
+            missed: first.saturating_sub(seen + 1),
+            events: (kept.events.iter().skip(skip))
+                .take(TAKEN_MAX)
+                .cloned()
+                .collect(),
         }
     }
 
@@ -143,23 +173,21 @@ impl Journal {
         after.cloned().collect()
     }
 
-    /// Listens to what happens after event `nth`; `None` once the gateway ends, or where
+    /// Listens to what happens after event `nth`, or to all that is kept; `None` once the gateway ends, or where
     /// [`LISTENERS_MAX`] listen.
-    pub(crate) fn listen(&self, nth: u64) -> Option<Listening> {
+    pub(crate) fn listen(&self, nth: Option<u64>) -> Option<Listening> {
         let mut kept = self.kept();
         kept.listeners.retain(|listener| !listener.is_closed());
         if kept.is_closed || kept.listeners.len() >= LISTENERS_MAX {
             return None;
         }
-        let (listener, live) = mpsc::channel(WAITING_MAX);
+        // That there is more is said once.
+        let (listener, woken) = mpsc::channel(1);
         kept.listeners.push(listener);
         // A number that was not given out yet is another process's: all of this one's is news.
-        let nth = if nth > kept.last { 0 } else { nth };
-        let after = kept.events.iter().filter(|event| event.nth > nth);
-        Some(Listening {
-            before: after.cloned().collect(),
-            live,
-        })
+        let nth = nth.filter(|nth| *nth <= kept.last);
+        let seen = nth.unwrap_or_else(|| kept.first().saturating_sub(1));
+        Some(Listening { seen, woken })
     }
 
     /// Ends every listener, and lets none begin.
@@ -187,9 +215,16 @@ impl Kept {
         if self.events.len() >= EVENTS_MAX {
             self.events.pop_front();
         }
-        self.events.push_back(Arc::clone(&event));
-        self.listeners
-            .retain(|listener| listener.try_send(Arc::clone(&event)).is_ok());
+        self.events.push_back(event);
+        self.listeners.retain(|listener| {
+            // One that was woken and has not looked yet finds this as well.
+            !matches!(listener.try_send(()), Err(TrySendError::Closed(())))
+        });
+    }
+
+    /// The number of the first event that is kept, or will be.
+    fn first(&self) -> u64 {
+        self.events.front().map_or(self.last + 1, |event| event.nth)
     }
 }
 
@@ -201,8 +236,8 @@ fn now() -> String {
         .unwrap_or_default()
 }
 
-/// What an event of an endpoint of `route` is to the traffic that moved.
-fn cause_of(event: &FleetEvent, route: &str) -> Option<String> {
+/// What an event of an endpoint is to the traffic of its route.
+fn cause_of(event: &FleetEvent) -> Option<(&str, String)> {
     let (key, what) = match event {
         FleetEvent::Ejected { key, cause, .. } => (key, format!("ejected: {}", cause.label())),
         FleetEvent::Readmitted { key } => (key, "readmitted".to_owned()),
@@ -210,8 +245,7 @@ fn cause_of(event: &FleetEvent, route: &str) -> Option<String> {
         FleetEvent::Healthy { key } => (key, "passes its active check".to_owned()),
         FleetEvent::FailsAlike { .. } | FleetEvent::SharesMoved { .. } | _ => return None,
     };
-    let is_of_route = (key.0.strip_prefix(route)).is_some_and(|rest| rest.starts_with('|'));
-    is_of_route.then(|| format!("{} {what}", endpoint(key)))
+    Some((route_of(key), format!("{} {what}", endpoint(key))))
 }
 
 /// An endpoint as people know it: its backend and address, without the route and its TLS.
@@ -338,34 +372,64 @@ mod tests {
         let journal = Journal::default();
         journal.add("ready", json!(1));
         journal.add("ready", json!(2));
-        let mut listening = journal.listen(1).unwrap();
-        let before: Vec<u64> = listening.before.iter().map(|event| event.nth).collect();
-        assert_eq!(before, [2]);
+        let mut listening = journal.listen(Some(1)).unwrap();
+        let numbers = |seen: u64| -> Vec<u64> {
+            let next = journal.after(seen);
+            assert_eq!(next.missed, 0);
+            next.events.iter().map(|event| event.nth).collect()
+        };
+        assert_eq!(numbers(listening.seen), [2]);
+        assert!(listening.woken.try_recv().is_err(), "nothing is new");
         journal.add("ready", json!(3));
-        assert_eq!(listening.live.try_recv().unwrap().nth, 3);
-        let of_another_process = journal.listen(500).unwrap();
-        assert_eq!(of_another_process.before.len(), 3);
+        assert!(listening.woken.try_recv().is_ok());
+        assert_eq!(numbers(2), [3]);
+        let of_another_process = journal.listen(Some(500)).unwrap();
+        assert_eq!(numbers(of_another_process.seen), [1, 2, 3]);
     }
 
     #[test]
-    fn a_listener_that_does_not_read_is_ended_and_there_are_not_too_many() {
+    fn a_batch_reaches_every_listener_and_the_slow_one_is_told_what_it_missed() {
         let journal = Journal::default();
-        let mut slow = journal.listen(0).unwrap();
-        for nth in 0..=WAITING_MAX {
+        let (mut quick, slow) = (journal.listen(None).unwrap(), journal.listen(None).unwrap());
+        let count = 2 * TAKEN_MAX + 1;
+        for nth in 0..count {
             journal.add("ready", json!(nth));
         }
-        let mut read = 0;
-        while slow.live.blocking_recv().is_some() {
-            read += 1;
+        assert!(quick.woken.try_recv().is_ok());
+        let mut seen = quick.seen;
+        let mut taken = Vec::new();
+        loop {
+            let next = journal.after(seen);
+            assert_eq!(next.missed, 0);
+            let Some(last) = next.events.back() else {
+                break;
+            };
+            seen = last.nth;
+            taken.push(next.events.len());
         }
-        assert_eq!(read, WAITING_MAX, "what was on its way, and then the end");
+        assert_eq!(taken, [TAKEN_MAX, TAKEN_MAX, 1]);
+        for nth in count..EVENTS_MAX + 7 {
+            journal.add("ready", json!(nth));
+        }
+        let next = journal.after(slow.seen);
+        assert_eq!((next.missed, next.events.front().unwrap().nth), (7, 8));
+        assert_eq!(journal.after(seen).missed, 0);
+        // Whoever begins has missed nothing.
+        let new = journal.listen(None).unwrap();
+        assert_eq!(journal.after(new.seen).missed, 0);
+    }
+
+    #[test]
+    fn there_are_not_too_many_listeners() {
+        let journal = Journal::default();
         let all: Vec<_> = (0..LISTENERS_MAX)
-            .map(|_| journal.listen(0).unwrap())
+            .map(|_| journal.listen(None).unwrap())
             .collect();
-        assert!(journal.listen(0).is_none());
+        assert!(journal.listen(None).is_none());
         drop(all);
-        assert!(journal.listen(0).is_some(), "those who left make room");
+        let mut last = journal.listen(None).expect("those who left make room");
         journal.close();
-        assert!(journal.listen(0).is_none());
+        assert!(last.woken.blocking_recv().is_none());
+        assert!(journal.listen(None).is_none());
     }
 }

@@ -176,10 +176,10 @@ pub(crate) fn refused_rule(error: &ConnectError) -> Option<String> {
 }
 
 /// How long connecting an endpoint may take, TLS included.
-pub(crate) const fn connect_deadline(cluster: &Cluster, endpoint: &Endpoint) -> Duration {
+pub(crate) fn connect_deadline(cluster: &Cluster, endpoint: &Endpoint) -> Duration {
     match endpoint.peer {
-        Some(_) => cluster.timeouts.connect_peer,
-        None => cluster.timeouts.connect,
+        Some(_) => cluster.policy.timeouts.connect_peer,
+        None => cluster.policy.timeouts.connect,
     }
 }
 

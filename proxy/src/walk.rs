@@ -68,7 +68,7 @@ pub(crate) async fn walk(
     let cluster = visit.published.snapshot.cluster(to);
     let counted = admission::route_connection(&visit.published, to).map_err(Unreached::for_now)?;
     let budget = match commit {
-        Commit::Hello(_) => cluster.timeouts.response_headers + connect_budget(cluster),
+        Commit::Hello(_) => cluster.policy.timeouts.response_headers + connect_budget(cluster),
         Commit::Tcp { .. } => connect_budget(cluster),
     };
     let mut failed = Failed::default();
@@ -149,7 +149,7 @@ async fn try_each(
             }
         };
         let patience = match commit {
-            Commit::Hello(_) => cluster.timeouts.response_headers,
+            Commit::Hello(_) => cluster.policy.timeouts.response_headers,
             Commit::Tcp { .. } => deadline,
         };
         let committing = commit_to(visit, &mut upstream, endpoint, commit);

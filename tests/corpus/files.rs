@@ -12,7 +12,7 @@ use rustls_pki_types::CertificateDer;
 use zeugma_core::identity::TrustDomain;
 use zeugma_proxy::tls::{
     ANCHORS_MAX, BUNDLE_BYTES_MAX, BUNDLES_MAX, Bundle, BundleError, Bundles, Credentials,
-    CredentialsError, SVID_BYTES_MAX, SvidFiles,
+    CredentialsError, DomainBundle, SVID_BYTES_MAX, SvidFiles,
 };
 
 use crate::corpus::{GATEWAY_ID, World, certificates_pem, der, pem};
@@ -335,4 +335,87 @@ fn other_files_beside_the_bundles_are_ignored() {
         error.to_string(),
         "/nonexistent/bundles: cannot list the folder of bundles"
     );
+}
+
+#[test]
+fn of_a_reload_each_trust_domain_stands_alone() {
+    let mut disk = Disk::new();
+    let denied = disk.folder.path().join("denied");
+    fs::write(&denied, "spiffe://west.example/ns/shop/sa/a\n").unwrap();
+    disk.files.denied = Some(denied.clone());
+    let acme = disk.folder.path().join("acme.json");
+    disk.files.domains = vec![DomainBundle {
+        domain: domain("acme.example"),
+        file: Some(acme.clone()),
+        is_fetched: false,
+        fetched: None,
+    }];
+    let no_keys = r#"{"keys":[],"spiffe_sequence":1}"#;
+    fs::write(&acme, no_keys).unwrap();
+    let before = disk.load().unwrap();
+    assert!(before.wrong().is_empty());
+    let write = |name: &str, text: &str| fs::write(disk.files.bundles.join(name), text).unwrap();
+    let anchor = certificates_pem(std::slice::from_ref(&disk.world.west.anchor));
+    write("west.example.pem", &anchor[..anchor.len() / 2]);
+    write("deep.example.pem", "");
+    write("stale.example.json", no_keys);
+    write("new.example.pem", &anchor);
+    write("no domain.pem", &anchor);
+    fs::write(&acme, no_keys.replace('1', "2")).unwrap();
+    write("pooled.example.json", no_keys);
+    fs::remove_file(disk.files.bundles.join("pooled.example.pem")).unwrap();
+    fs::write(&denied, "nobody at all\n").unwrap();
+    fs::remove_file(disk.files.bundles.join("renewed.example.pem")).unwrap();
+    let after = before.reload(&disk.files).unwrap();
+    let same = |name| before.bundles().get(&domain(name)) == after.bundles().get(&domain(name));
+    // Those that are broken, or of which there are two, stay; one that never was good is not there.
+    for name in [
+        "west.example",
+        "deep.example",
+        "stale.example",
+        "east.example",
+    ] {
+        assert!(same(name), "{name}");
+    }
+    assert_eq!(after.bundles().get(&domain("new.example")), None);
+    // All else is applied.
+    let sequence = |name| after.bundles().get(&domain(name)).unwrap().sequence();
+    assert_eq!(sequence("acme.example"), Some(2));
+    assert_eq!(sequence("pooled.example"), Some(1));
+    assert_eq!(after.bundles().get(&domain("renewed.example")), None);
+    assert_eq!(before.denied(), after.denied());
+    let wrong: Vec<String> = after.wrong().iter().map(ToString::to_string).collect();
+    let told = |text: &str| wrong.iter().any(|one| one.contains(text));
+    for text in [
+        "west.example.pem",
+        "deep.example.pem",
+        "second bundle of trust domain stale.example",
+        "new.example.pem",
+        "no domain.pem",
+        "denied",
+    ] {
+        assert!(told(text), "{text}: {wrong:?}");
+    }
+    assert_eq!(wrong.len(), 6, "{wrong:?}");
+}
+
+#[test]
+fn a_reload_keeps_the_svid_where_the_next_one_is_broken_and_the_bundle_has_its_anchor() {
+    let disk = Disk::new();
+    let before = disk.load().unwrap();
+    fs::write(&disk.files.certificate, "half").unwrap();
+    fs::remove_file(disk.files.bundles.join("west.example.pem")).unwrap();
+    let after = before.reload(&disk.files).unwrap();
+    assert_eq!(after.chain(), before.chain());
+    assert_eq!(after.generation(), 8);
+    assert_eq!(after.bundles().get(&domain("west.example")), None);
+    assert_eq!(after.wrong().len(), 1);
+    // It is nobody's any more: nothing is used.
+    let other = certificates_pem(std::slice::from_ref(&disk.world.renewed.anchor));
+    fs::write(disk.files.bundles.join("east.example.pem"), other).unwrap();
+    assert!(after.reload(&disk.files).is_ok(), "a broken bundle");
+    let nobody = r#"{"keys":[]}"#;
+    fs::remove_file(disk.files.bundles.join("east.example.pem")).unwrap();
+    fs::write(disk.files.bundles.join("east.example.json"), nobody).unwrap();
+    assert!(after.reload(&disk.files).is_err());
 }

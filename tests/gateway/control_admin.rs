@@ -8,58 +8,12 @@ use tokio::io::{
 };
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::mesh::{Cluster, Gateway, Service, eventually, get, within};
+use crate::mesh::{Cluster, Pair, Service, eventually, get, within};
 
 const ORDERS: &str = "orders.shop.svc.clusterset.local";
 
-/// East with a service of its own and one of west behind it; west's gateway runs too.
-struct Pair {
-    east: Cluster,
-    gateway: Gateway,
-    west: Gateway,
-    near: Option<Service>,
-    _west: Cluster,
-    _far: Service,
-}
-
-impl Pair {
-    async fn new() -> Self {
-        let (near, far) = (Service::http("near").await, Service::http("far").await);
-        let (east, west) = (Cluster::new("east"), Cluster::new("west"));
-        east.meet(&west);
-        east.route(
-            "shop/orders",
-            &format!(
-                "
-                protocol: http
-                backends: [{{ name: eu, endpoints: ['{}'] }}, {{ peer: west }}]
-                health: {{ passive: {{ eject: 30s }} }}
-                allow: [{{ listeners: [apps] }}]
-                export: {{ to: [west] }}",
-                near.address
-            ),
-        );
-        west.route(
-            "shop/orders",
-            &format!(
-                "
-                protocol: http
-                backends: [{{ endpoints: ['{}'] }}]
-                allow: [{{ from: ['spiffe://east.example/*'] }}]
-                export: {{ to: [east] }}",
-                far.address
-            ),
-        );
-        let (gateway, west_gateway) = (east.start().await, west.start().await);
-        Self {
-            east,
-            gateway,
-            west: west_gateway,
-            near: Some(near),
-            _west: west,
-            _far: far,
-        }
-    }
+async fn pair() -> Pair {
+    Pair::start(Cluster::new("east"), "{ listeners: [apps] }").await
 }
 
 fn texts(list: &Value) -> Vec<&str> {
@@ -69,7 +23,7 @@ fn texts(list: &Value) -> Vec<&str> {
 
 #[tokio::test]
 async fn the_api_says_where_traffic_goes_why_and_since_when() {
-    let mut pair = Pair::new().await;
+    let mut pair = pair().await;
     let east = &pair.gateway;
     let routes = east.admin_json("/api/v1/routes?service=shop/orders").await;
     assert_eq!(routes["apiVersion"], "api.zeugma.dev/v1");
@@ -96,7 +50,7 @@ async fn the_api_says_where_traffic_goes_why_and_since_when() {
     .await;
     let failovers = east.admin_json("/api/v1/failovers").await;
     let active = &failovers["failovers"]["active"][0];
-    let cause = format!("eu {endpoint} ejected: unreachable");
+    let cause = format!("own {endpoint} ejected: unreachable");
     assert_eq!(texts(&active["outbound"]["causes"]), [cause.as_str()]);
     assert!(active["outbound"]["since"].is_string());
     let timeline = failovers["failovers"]["timeline"].as_array().unwrap();
@@ -122,13 +76,12 @@ async fn the_api_says_where_traffic_goes_why_and_since_when() {
     let topology = east.admin_json("/api/v1/topology").await;
     let to = &topology["topology"]["services"][0]["clusters"];
     assert_eq!(to["west"], 1.0, "{to}");
-    pair.gateway.finish().await;
-    pair.west.finish().await;
+    pair.finish().await;
 }
 
 #[tokio::test]
 async fn what_is_carried_is_listed_with_who_called() {
-    let pair = Pair::new().await;
+    let pair = pair().await;
     let db = Service::echo().await;
     let (mut east, gateway) = (pair.east, pair.gateway);
     let port = east.listen("db", "role: workloads, route: shop/db");
@@ -175,7 +128,7 @@ async fn what_is_carried_is_listed_with_who_called() {
     assert!(wrong.text().contains("colour"), "{}", wrong.text());
     drop(open);
     gateway.finish().await;
-    pair.west.finish().await;
+    pair.other.finish().await;
 }
 
 /// Sends a request as text; the answer as it comes.
@@ -203,7 +156,7 @@ where
 
 #[tokio::test]
 async fn events_are_told_as_they_happen_and_missed_ones_again() {
-    let mut pair = Pair::new().await;
+    let mut pair = pair().await;
     let tcp = TcpStream::connect(pair.east.admin).await.unwrap();
     let events = "GET /api/v1/events HTTP/1.1\nhost: localhost\nlast-event-id: 0";
     let mut lines = ask(tcp, events).await.lines();
@@ -259,8 +212,7 @@ async fn events_are_told_as_they_happen_and_missed_ones_again() {
     let refused = answer(tcp, wrong).await;
     assert!(refused.starts_with("HTTP/1.1 400"), "{refused}");
     // Listeners end with the gateway, and do not hold it up.
-    pair.gateway.finish().await;
-    pair.west.finish().await;
+    pair.finish().await;
 }
 
 /// A gateway whose admin interface is a socket in its folder.
@@ -373,13 +325,29 @@ async fn no_page_holds_a_secret() {
     gateway.finish().await;
 }
 
+/// A page that a browser loaded from elsewhere may have its own name resolve to a loopback address.
+#[tokio::test]
+async fn metrics_on_a_loopback_address_are_told_to_nobody_who_names_another_host() {
+    let east = Cluster::new("east");
+    let gateway = east.start().await;
+    let status = async |host: &str| get(east.metrics, host, "/metrics").await.status;
+    let addressed = east.metrics.to_string();
+    for host in ["localhost", "127.0.0.1", "10.1.2.3:15020", &addressed] {
+        assert_eq!(status(host).await, 200, "{host}");
+    }
+    for host in ["metrics.example.com", "127.0.0.1.example.com:15020"] {
+        assert_eq!(status(host).await, 421, "{host}");
+    }
+    gateway.finish().await;
+}
+
 #[tokio::test]
 async fn metrics_are_openmetrics_for_who_asks_and_else_the_older_text() {
     let east = Cluster::new("east");
     let gateway = east.start().await;
     let ask = async |accept: &str| {
         let tcp = TcpStream::connect(east.metrics).await.unwrap();
-        let head = format!("GET /metrics HTTP/1.1\nhost: any\nconnection: close{accept}");
+        let head = format!("GET /metrics HTTP/1.1\nhost: localhost\nconnection: close{accept}");
         answer(tcp, &head).await
     };
     let open = ask("\naccept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5").await;

@@ -4,21 +4,25 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-use crate::mesh::{Cluster, Gateway, Service, eventually, get};
+use crate::mesh::{Cluster, Pair, eventually, get, within};
 
 const ORDERS: &str = "orders.shop.svc.clusterset.local";
 
-/// Runs `zeugma` with these words and east's configuration.
-fn zeugma(east: &Cluster, words: &[&str]) -> Output {
-    let (command, rest) = words.split_first().unwrap();
-    Command::new(env!("CARGO_BIN_EXE_zeugma"))
-        .arg(command)
+/// `zeugma` with these words and east's configuration.
+fn command(east: &Cluster, words: &[&str]) -> Command {
+    let (first, rest) = words.split_first().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zeugma"));
+    command
+        .arg(first)
         .args(rest)
         .arg("--config")
         .arg(east.config())
-        .env_remove("ZEUGMA_ADMIN")
-        .output()
-        .unwrap()
+        .env_remove("ZEUGMA_ADMIN");
+    command
+}
+
+fn zeugma(east: &Cluster, words: &[&str]) -> Output {
+    command(east, words).output().unwrap()
 }
 
 fn out(output: &Output) -> String {
@@ -34,52 +38,16 @@ fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-struct Pair {
-    east: Cluster,
-    west: Cluster,
-    gateway: Gateway,
-    other: Gateway,
-    near: Service,
-    _far: Service,
-}
-
-impl Pair {
-    async fn new() -> Self {
-        let (near, far) = (Service::http("near").await, Service::http("far").await);
-        let (mut east, west) = (Cluster::new("east"), Cluster::new("west"));
-        east.set("admin", "'unix:admin.sock'");
-        east.meet(&west);
-        for (cluster, own, peer, rule) in [
-            (&east, &near, "west", "{ listeners: [apps] }"),
-            (&west, &far, "east", "{ from: ['spiffe://east.example/*'] }"),
-        ] {
-            cluster.route(
-                "shop/orders",
-                &format!(
-                    "
-                    protocol: http
-                    backends: [{{ name: own, endpoints: ['{}'] }}, {{ peer: {peer} }}]
-                    allow: [{rule}]
-                    export: {{ to: [{peer}] }}",
-                    own.address
-                ),
-            );
-        }
-        let (gateway, other) = (east.start().await, west.start().await);
-        Self {
-            east,
-            west,
-            gateway,
-            other,
-            near,
-            _far: far,
-        }
-    }
+/// East's admin interface is a socket, as it is by default.
+async fn pair() -> Pair {
+    let mut east = Cluster::new("east");
+    east.set("admin", "'unix:admin.sock'");
+    Pair::start(east, "{ listeners: [apps] }").await
 }
 
 #[tokio::test]
 async fn status_says_where_traffic_goes_and_get_says_why_it_moved() {
-    let pair = Pair::new().await;
+    let mut pair = pair().await;
     let status = zeugma(&pair.east, &["status"]);
     let text = out(&status);
     assert_eq!(status.status.code(), Some(0), "{}", err(&status));
@@ -95,7 +63,7 @@ async fn status_says_where_traffic_goes_and_get_says_why_it_moved() {
         "{row:?}"
     );
 
-    drop(pair.near);
+    drop(pair.near.take());
     eventually("a move to west", async || {
         assert_eq!(get(pair.east.apps, ORDERS, "/").await.status, 200);
         let status = json(&zeugma(&pair.east, &["status", "-o", "json"]));
@@ -106,23 +74,30 @@ async fn status_says_where_traffic_goes_and_get_says_why_it_moved() {
     let failovers = out(&zeugma(&pair.east, &["get", "failovers"]));
     assert!(failovers.contains("endpoint-ejected"), "{failovers}");
     assert!(failovers.contains("ejected: unreachable"), "{failovers}");
+    let moves = (failovers.lines()).filter(|line| line.contains("shares-moved"));
+    let moves: Vec<&str> = moves.collect();
+    assert_eq!(moves.len(), 1, "{failovers}");
+    assert!(moves[0].contains("outbound|shop/orders"), "{failovers}");
     for what in ["routes", "peers", "identities"] {
         let table = out(&zeugma(&pair.east, &["get", what]));
         assert!(table.lines().count() > 1, "{what}: {table}");
     }
     assert_eq!(out(&zeugma(&pair.east, &["get", "findings"])), "none\n");
+    let typo = zeugma(&pair.east, &["status", "--service", "shop/odrers"]);
+    assert_eq!(typo.status.code(), Some(1), "{}", out(&typo));
+    let said = err(&typo);
+    assert!(said.contains("did you mean `shop/orders`?"), "{said}");
     let one = json(&zeugma(
         &pair.east,
         &["get", "routes", "--service", "shop/none", "-o", "json"],
     ));
     assert_eq!(one["routes"].as_array().unwrap().len(), 0);
-    pair.gateway.finish().await;
-    pair.other.finish().await;
+    pair.finish().await;
 }
 
 #[tokio::test]
 async fn check_follows_the_way_to_a_peer_and_says_where_it_ends() {
-    let pair = Pair::new().await;
+    let pair = pair().await;
     let check = zeugma(&pair.east, &["check"]);
     let text = out(&check);
     assert_eq!(check.status.code(), Some(0), "{text}{}", err(&check));
@@ -145,6 +120,16 @@ async fn check_follows_the_way_to_a_peer_and_says_where_it_ends() {
         "{}",
         err(&unknown)
     );
+
+    // What is refused is not asked again, and a name is asked for as it was typed.
+    let asked = ["check", "--peer", "no&rth +1%", "--wait", "3600s"];
+    let refused = tokio::process::Command::from(command(&pair.east, &asked))
+        .kill_on_drop(true)
+        .output();
+    let refused = within("an answer at once", refused).await.unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    let said = err(&refused);
+    assert!(said.contains("no peer `no&rth +1%`"), "{said}");
 
     // Somebody else answers there.
     let id = pair.west.gateway_id();
@@ -186,6 +171,42 @@ async fn check_follows_the_way_to_a_peer_and_says_where_it_ends() {
     pair.gateway.finish().await;
 }
 
+/// One check reaches for so many; those that it left out are not passed over in silence.
+#[tokio::test]
+async fn check_says_that_there_are_more_gateways_than_it_reached_for() {
+    let mut east = Cluster::new("east");
+    east.set("admin", "'unix:admin.sock'");
+    // Nobody listens at this port of any of them.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let gateways: Vec<String> = (0..258)
+        .map(|nth| format!("127.0.{}.{}:{port}", 1 + nth / 200, 1 + nth % 200))
+        .collect();
+    east.peer(
+        "west",
+        &format!(
+            "
+            cluster: west
+            locality: west/west-1
+            gateways: {gateways:?}
+            spiffeIDs: ['spiffe://west.example/zeugma/gateway']"
+        ),
+    );
+    east.route(
+        "shop/orders",
+        "
+        protocol: http
+        backends: [{ peer: west }]
+        allow: [{ listeners: [apps] }]",
+    );
+    let gateway = east.start().await;
+    let text = out(&zeugma(&east, &["check"]));
+    let row = text.lines().find(|line| line.contains("2 more gateways"));
+    assert!(row.is_some_and(|row| row.starts_with("warning")), "{text}");
+    gateway.finish().await;
+}
+
 #[tokio::test]
 async fn a_gateway_that_does_not_run_is_no_riddle() {
     let mut east = Cluster::new("east");
@@ -207,7 +228,7 @@ async fn a_gateway_that_does_not_run_is_no_riddle() {
 
 #[tokio::test]
 async fn drain_drains_and_a_report_holds_what_is_needed() {
-    let mut pair = Pair::new().await;
+    let mut pair = pair().await;
     let to = pair.east.config().join("report");
     let report = zeugma(&pair.east, &["bug-report", "--to", to.to_str().unwrap()]);
     assert_eq!(report.status.code(), Some(0), "{}", err(&report));

@@ -638,6 +638,56 @@ async fn a_successor_that_hangs_holds_up_no_revocation() {
     gateway.process.finish().await;
 }
 
+/// What had to wait counts as applied to whoever read it: it is no change any more, and a listener of
+/// it that cannot be bound must not hold up all else.
+#[tokio::test]
+async fn a_listener_that_is_taken_while_its_configuration_waits_holds_up_nothing() {
+    let (mut gateway, _service) = quiet().await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let (cluster, process) = (&mut gateway.cluster, &gateway.process);
+    let mut hangs = within("the door", UnixStream::connect(socket(cluster)))
+        .await
+        .unwrap();
+    hangs.write_all(OUR_HELLO.as_bytes()).await.unwrap();
+    process.message("a successor asks for the sockets").await;
+    let applied = [("what", "config"), ("result", "applied")];
+    let reloads = async || (process.metrics().await).value("zeugma_reloads_total", &applied);
+    let before = reloads().await;
+    cluster.relisten("more", address, "role: workloads");
+    cluster.write_gateway();
+    eventually("a configuration that is loaded", async || {
+        (reloads().await > before).then_some(())
+    })
+    .await;
+    drop(hangs);
+    process
+        .message("configuration refused in part: MeshGateway east-gw (rest)")
+        .await;
+    let findings = process.admin_json("/config_dump").await["findings"].clone();
+    assert_eq!(
+        findings[0]["path"], "spec.listeners.more.address",
+        "{findings}"
+    );
+    // All else goes on, and changes.
+    let more = ["backends: [{ endpoints: ['127.0.0.1:9'] }]"];
+    let version = async || process.admin_json("/server_info").await["config_version"].clone();
+    let first = version().await;
+    cluster.write("more.yaml", &near_route("more", &more));
+    eventually("a configuration that is applied", async || {
+        (version().await != first).then_some(())
+    })
+    .await;
+    let rest = [("serves", "rest")];
+    let refused = "zeugma_config_documents_refused";
+    process.metric_becomes(refused, &rest, 1.0).await;
+    // It is tried again, without being asked.
+    drop(taken);
+    process.metric_becomes(refused, &rest, 0.0).await;
+    TcpStream::connect(address).await.unwrap();
+    gateway.process.finish().await;
+}
+
 #[tokio::test]
 async fn another_user_is_not_let_in() {
     if !rustix::process::geteuid().is_root() {

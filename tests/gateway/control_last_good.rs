@@ -157,6 +157,41 @@ async fn a_restart_with_unchanged_files_serves_the_very_same() {
     second.finish().await;
 }
 
+/// Nothing says which of two it is, but what was kept.
+#[tokio::test]
+async fn a_second_gateways_document_holds_up_neither_a_change_nor_a_restart() {
+    let (hello, other) = (HttpService::start("hello"), HttpService::start("other"));
+    let east = cluster(&hello);
+    let first = east.start().await;
+    kept(&east).await;
+    let own = fs::read_to_string(east.config().join("gateway.yaml")).unwrap();
+    east.write("another.yaml", &own.replace("east-gw", "another-gw"));
+    let refused = "configuration refused in part: MeshGateway another-gw (nothing)";
+    first.message(refused).await;
+    first.message("say which with `--name`").await;
+    let both = async |gateway: &Gateway, word: &str| {
+        eventually(word, async || {
+            (get(east.apps, HELLO, "/").await.text() == word).then_some(())
+        })
+        .await;
+        let info = gateway.admin_json("/server_info").await;
+        assert_eq!(info["name"], "east-gw", "{info}");
+    };
+    east.route("demo/hello", &near(&other));
+    both(&first, "other").await;
+    first.finish().await;
+    let second = east.start().await;
+    second.message(refused).await;
+    both(&second, "other").await;
+    second.finish().await;
+    // Files that changed meanwhile.
+    east.route("demo/hello", &near(&hello));
+    let third = east.start().await;
+    third.message(refused).await;
+    both(&third, "hello").await;
+    third.finish().await;
+}
+
 #[tokio::test]
 async fn a_damaged_one_is_told_and_not_used() {
     let service = HttpService::start("hello");

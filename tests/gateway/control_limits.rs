@@ -349,7 +349,7 @@ async fn without_descriptors_accepting_waits_and_what_is_open_goes_on() {
     let mut late = Vec::new();
     eventually("several tries", async || {
         scraper.ready().await.unwrap();
-        let scrape = Request::get("/metrics").header("host", "metrics");
+        let scrape = Request::get("/metrics").header("host", "localhost");
         let scrape = scraper.send_request(scrape.body(empty()).unwrap());
         let metrics = crate::mesh::Metrics(collect(scrape.await.unwrap()).await.text());
         let errors = metrics.value("zeugma_accept_errors_total", &labels);

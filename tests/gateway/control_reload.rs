@@ -138,6 +138,42 @@ async fn a_deleted_document_is_deleted_and_an_empty_folder_deletes_nothing() {
     gateway.finish().await;
 }
 
+/// An editor, `cp` or a network writes a file in pieces: what is not there yet is not deleted.
+#[tokio::test]
+async fn a_file_that_is_written_slowly_deletes_nothing() {
+    const OTHER: &str = "other.demo.svc.clusterset.local";
+    let (old, new, east) = world();
+    let hello = fs::read_to_string(file(&east)).unwrap();
+    let other = hello.replace("name: hello", "name: other");
+    east.write("demo-hello.yaml", &format!("{hello}---\n{other}"));
+    let gateway = east.start().await;
+    let (before, now) = (old.address().to_string(), new.address().to_string());
+    let text = format!("{hello}---\n{other}").replace(&before, &now);
+    let path = file(&east);
+    let writes = std::thread::spawn(move || {
+        use std::io::Write as _;
+        let mut file = fs::File::create(path).unwrap();
+        for piece in text.as_bytes().chunks(text.len().div_ceil(6)) {
+            file.write_all(piece).unwrap();
+            // Longer than what is gathered, and no wait for anything.
+            std::thread::sleep(std::time::Duration::from_millis(300));
+        }
+    });
+    eventually("both routes as they were written", async || {
+        let (hello, other) = (
+            get(east.apps, HELLO, "/").await,
+            get(east.apps, OTHER, "/").await,
+        );
+        assert_eq!((hello.status, other.status), (200, 200));
+        (hello.text() == "new" && other.text() == "new").then_some(())
+    })
+    .await;
+    writes.join().unwrap();
+    let said = gateway.told();
+    assert!(!said.contains("refused"), "{said}");
+    gateway.finish().await;
+}
+
 /// As kubelet does it: links to files below a link to a folder, which is replaced at once.
 #[tokio::test]
 async fn a_config_map_is_swapped() {

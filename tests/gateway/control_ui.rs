@@ -3,53 +3,30 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::mesh::{Cluster, Gateway, Service, eventually, get};
+use crate::mesh::{Cluster, Pair, eventually, get};
 
 const ORDERS: &str = "orders.shop.svc.clusterset.local";
 
 /// East whose traffic has failed over to west, and an answer that was refused.
-async fn failed_over() -> (Cluster, Gateway, Gateway, Service) {
-    let (near, far) = (Service::http("near").await, Service::http("far").await);
-    let (east, west) = (Cluster::new("east"), Cluster::new("west"));
-    east.meet(&west);
-    for (cluster, own, peer, rule) in [
-        (
-            &east,
-            &near,
-            "west",
-            "{ listeners: [apps], paths: ['/', '/open/*'] }",
-        ),
-        (&west, &far, "east", "{ from: ['spiffe://east.example/*'] }"),
-    ] {
-        cluster.route(
-            "shop/orders",
-            &format!(
-                "
-                protocol: http
-                backends: [{{ name: own, endpoints: ['{}'] }}, {{ peer: {peer} }}]
-                allow: [{rule}]
-                export: {{ to: [{peer}] }}",
-                own.address
-            ),
-        );
-    }
-    let (gateway, other) = (east.start().await, west.start().await);
-    assert_eq!(get(east.apps, ORDERS, "/secret").await.status, 403);
-    drop(near);
+async fn failed_over() -> Pair {
+    let rule = "{ listeners: [apps], paths: ['/', '/open/*'] }";
+    let mut pair = Pair::start(Cluster::new("east"), rule).await;
+    assert_eq!(get(pair.east.apps, ORDERS, "/secret").await.status, 403);
+    drop(pair.near.take());
     eventually("a move to west", async || {
-        assert_eq!(get(east.apps, ORDERS, "/").await.status, 200);
-        let failovers = gateway.admin_json("/api/v1/failovers").await;
+        assert_eq!(get(pair.east.apps, ORDERS, "/").await.status, 200);
+        let failovers = pair.gateway.admin_json("/api/v1/failovers").await;
         let active = failovers["failovers"]["active"].as_array()?.len();
         (active == 1).then_some(())
     })
     .await;
-    (east, gateway, other, far)
+    pair
 }
 
 #[tokio::test]
 async fn the_page_has_its_tables_without_a_script_and_lets_nothing_else_in() {
-    let (_east, gateway, other, _far) = failed_over().await;
-    let page = gateway.admin("/ui").await;
+    let pair = failed_over().await;
+    let page = pair.gateway.admin("/ui").await;
     assert_eq!(page.status, 200);
     let policy = page.header("content-security-policy");
     assert!(
@@ -74,11 +51,10 @@ async fn the_page_has_its_tables_without_a_script_and_lets_nothing_else_in() {
         ("/ui/style.css", "text/css"),
         ("/ui/script.js", "text/javascript"),
     ] {
-        let part = gateway.admin(path).await;
+        let part = pair.gateway.admin(path).await;
         assert_eq!((part.status, part.header("content-type")), (200, kind));
     }
-    gateway.finish().await;
-    other.finish().await;
+    pair.finish().await;
 }
 
 #[tokio::test]
@@ -88,8 +64,8 @@ async fn a_browser_shows_the_page_and_refuses_nothing_of_it() {
         skip("no chromium in PATH; run `apt-get install chromium`");
         return;
     }
-    let (east, gateway, other, _far) = failed_over().await;
-    let url = format!("http://{}/ui", east.admin);
+    let pair = failed_over().await;
+    let url = format!("http://{}/ui", pair.east.admin);
     // Kept, so that a person can look at it.
     let shot = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ui.png");
     let profile = tempfile::tempdir().unwrap();
@@ -123,8 +99,7 @@ async fn a_browser_shows_the_page_and_refuses_nothing_of_it() {
         "{} bytes",
         png.len()
     );
-    gateway.finish().await;
-    other.finish().await;
+    pair.finish().await;
 }
 
 #[expect(

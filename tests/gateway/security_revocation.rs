@@ -93,7 +93,12 @@ impl World {
                 Ok(())
             }
             // It was let in, and the change that came then cut it off.
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset
+                ) =>
+            {
                 let line = self.gateway.connection(source).await;
                 assert!(line.get("tls.alert").is_none(), "{line}");
                 Ok(())
@@ -318,6 +323,29 @@ async fn crls_that_are_old_foreign_or_broken_leave_the_last_good_one() {
     world.west.write_crl(&world.crls(), &next);
     world.is_refused(&pay.identity).await;
     world.call(&cart.identity).await.unwrap();
+    world.gateway.finish().await;
+}
+
+/// Whoever runs another trust domain must not be able to hold up what this one revokes.
+#[tokio::test]
+async fn a_broken_bundle_of_another_trust_domain_holds_up_no_revocation() {
+    let world = World::tcp().await;
+    let cart = world.west.issue(&world.east, "ns/shop/sa/cart");
+    world.call(&cart.identity).await.unwrap();
+    let bundles = world.crls().with_file_name("bundles");
+    fs::write(bundles.join("acme.example.pem"), "half of it\n").unwrap();
+    let line = world.gateway.message("acme.example.pem").await;
+    assert!(line.contains("all else is applied"), "{line}");
+    let list = world.west.crl(7, &[cart.serial], DUE);
+    world.west.write_crl(&world.crls(), &list);
+    let (alert, _) = world.is_refused(&cart.identity).await;
+    assert_eq!(alert, AlertDescription::CertificateRevoked);
+    // It is told for as long as it is so.
+    let refused = [("kind", "credentials")];
+    let in_use = "zeugma_last_good_in_use";
+    world.gateway.metric_becomes(in_use, &refused, 1.0).await;
+    fs::remove_file(bundles.join("acme.example.pem")).unwrap();
+    world.gateway.metric_becomes(in_use, &refused, 0.0).await;
     world.gateway.finish().await;
 }
 

@@ -146,7 +146,7 @@ impl History {
             failback_after: after,
             failback_ramp: ramp,
             ..
-        } = cluster.failover;
+        } = cluster.policy.failover;
         let waited = at.since(since);
         assert!(
             waited >= after,
@@ -172,7 +172,7 @@ impl History {
             failback_after,
             failback_ramp,
             ..
-        } = cluster.failover;
+        } = cluster.policy.failover;
         let longest = hold.max(failback_after + failback_ramp) + Duration::from_secs(3);
         if now.since(self.steady_since) < longest || self.shares.too_few {
             return 0;
@@ -221,10 +221,10 @@ fn check_now(cluster: &Cluster, of: &ClusterShares) {
 /// Everything is refused, or ejected endpoints are used, only where the formula has no other way.
 fn check_emptiness(cluster: &Cluster, of: &ClusterShares, capacities: &[f64]) {
     let nothing = capacities.iter().all(|capacity| *capacity == 0.0);
-    let last_resort = cluster.failover.too_few == TooFew::UseAll
+    let last_resort = cluster.policy.failover.too_few == TooFew::UseAll
         && (of.endpoints.iter()).any(|status| *status != EndpointStatus::Unhealthy);
     // A hold keeps what is healthy in use for a while, though it is too little.
-    let held = cluster.failover.hold > Duration::ZERO && !of.too_few && !of.refuses();
+    let held = cluster.policy.failover.hold > Duration::ZERO && !of.too_few && !of.refuses();
     let nothing = nothing && !held;
     assert_eq!(of.too_few, nothing && last_resort, "{}", cluster.name);
     assert_eq!(of.refuses(), nothing && !last_resort, "{}", cluster.name);
@@ -253,7 +253,7 @@ fn route_capacities(snapshot: &Snapshot, shares: &Shares, ix: usize) -> Vec<f64>
             *least = least.min(if all > 0.0 { weight(true) / all } else { 0.0 });
         }
     }
-    let Failover { start, full, .. } = cluster.failover;
+    let Failover { start, full, .. } = cluster.policy.failover;
     (least.into_iter())
         .map(|h| match h {
             h if h <= full => 0.0,

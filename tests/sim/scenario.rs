@@ -390,7 +390,7 @@ impl Scenario {
                 response: ResponseSeen::Nothing,
                 sender: Sender::Caller,
             };
-            match again(&cluster.retries, &mut self.budget, &failed, self.now) {
+            match again(&cluster.policy.retries, &mut self.budget, &failed, self.now) {
                 Ok(kind) => counted += u32::from(kind == Again::Counted),
                 Err(_) => return,
             }

@@ -1,5 +1,6 @@
 //! Random configurations, and how they are written anew by a push.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -181,25 +182,27 @@ impl Route {
             route: self.name.as_str().into(),
             endpoints,
             levels,
-            balance,
-            failover,
-            active,
-            passive,
-            timeouts: Timeouts {
-                connect: Duration::from_secs(1),
-                connect_peer: Duration::from_secs(3),
-                response_headers: Duration::from_secs(15),
-                idle: Duration::from_secs(3600),
-                per_try: None,
-            },
-            retries: Retries {
-                attempts: 2,
-                on: vec![Failure::Reset, Failure::Status(503)],
-                budget: 0.2,
-                buffer_bytes_max: 65536,
-                any_method: false,
-            },
-            limits: RouteLimits::default(),
+            policy: Arc::new(ClusterPolicy {
+                balance,
+                failover,
+                active,
+                passive,
+                timeouts: Timeouts {
+                    connect: Duration::from_secs(1),
+                    connect_peer: Duration::from_secs(3),
+                    response_headers: Duration::from_secs(15),
+                    idle: Duration::from_secs(3600),
+                    per_try: None,
+                },
+                retries: Retries {
+                    attempts: 2,
+                    on: vec![Failure::Reset, Failure::Status(503)],
+                    budget: 0.2,
+                    buffer_bytes_max: 65536,
+                    any_method: false,
+                },
+                limits: RouteLimits::default(),
+            }),
         }
     }
 

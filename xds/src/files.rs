@@ -1,10 +1,13 @@
 //! Reads a file or a directory into documents; knows nothing of what they say.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Code, Finding, Findings, Place};
+use crate::fnv::Fnv;
 
 /// What the reader accepts.
 #[derive(Debug, Clone, Copy)]
@@ -59,17 +62,99 @@ impl Source {
     }
 }
 
+/// What a file looked like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileLook {
+    /// Device, inode, length, and when it was written, in seconds and nanoseconds.
+    pub stat: Option<(u64, u64, u64, i64, i64)>,
+    /// A sum of what was read of it.
+    pub content: u128,
+}
+
 /// What stands below a path.
 #[derive(Debug)]
 pub(crate) struct Contents {
     /// Every document.
     pub documents: Vec<Source>,
-    /// The paths to watch.
+    /// The paths to watch: the files, and their folder.
     pub watched: Vec<PathBuf>,
+    /// How many of them are files.
+    pub files: usize,
     /// The files that cannot be read, and why.
     pub unread: Vec<(Arc<str>, Finding)>,
     /// The files that hold nothing at all, not even a comment: cut short, as far as can be known.
     pub emptied: Vec<Arc<str>>,
+}
+
+impl Contents {
+    /// What each file looks like now, with what was read of it before.
+    pub(crate) fn looks(&self) -> BTreeMap<Arc<str>, FileLook> {
+        let mut sums: BTreeMap<Arc<str>, Fnv> = BTreeMap::new();
+        for source in &self.documents {
+            let sum = sums.entry(Arc::clone(&source.file)).or_default();
+            sum.add(&source.lines_before.to_le_bytes());
+            sum.add(source.text.as_bytes());
+        }
+        for (file, finding) in &self.unread {
+            let sum = sums.entry(Arc::clone(file)).or_default();
+            sum.add(finding.message.as_bytes());
+        }
+        let looks = self.files().map(|file| {
+            let stat = fs::metadata(&*file).ok();
+            let stat = stat.map(|s| (s.dev(), s.ino(), s.len(), s.mtime(), s.mtime_nsec()));
+            let content = sums.remove(&file).unwrap_or_default().end();
+            (file, FileLook { stat, content })
+        });
+        looks.collect()
+    }
+
+    /// The files that hold less than `good`, the documents that serve, in a way that is seen where a
+    /// file is still being written: fewer documents, the beginning of the last one, or no end of its
+    /// last line.
+    pub(crate) fn cut<'a>(&self, good: impl Iterator<Item = &'a Source>) -> BTreeSet<Arc<str>> {
+        let mut before: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for source in good {
+            before.entry(&source.file).or_default().push(&source.text);
+        }
+        let mut now: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
+        for source in &self.documents {
+            let (count, last) = now.entry(&source.file).or_default();
+            (*count, *last) = (*count + 1, &source.text);
+        }
+        let is_cut = |file: &Arc<str>| {
+            let before = before.get(&**file).map_or(&[][..], Vec::as_slice);
+            let (count, last) = now.get(&**file).copied().unwrap_or_default();
+            let is_part = |whole: &&str| whole.starts_with(last);
+            let ends = || last.ends_with('\n') || before.contains(&last);
+            let is_begun = || before.iter().any(is_part) && !before.contains(&last);
+            count < before.len() || (count > 0 && (!ends() || is_begun()))
+        };
+        self.files().filter(is_cut).collect()
+    }
+
+    /// Holds back what was read of these files: they are still being written.
+    pub(crate) fn hold(&mut self, files: &BTreeSet<Arc<str>>) {
+        if files.is_empty() {
+            return;
+        }
+        self.documents
+            .retain(|source| !files.contains(&source.file));
+        self.unread.retain(|(file, _)| !files.contains(file));
+        self.emptied.retain(|file| !files.contains(file));
+        let held = files.iter().map(|file| {
+            let message = "the file does not come to rest; what it held before goes on serving";
+            let finding = whole(Path::new(&**file), Code::Unreadable, message)
+                .help("write it beside and rename it, or end what keeps writing to it");
+            (Arc::clone(file), finding)
+        });
+        self.unread.extend(held);
+    }
+
+    /// Every file, as documents name it.
+    fn files(&self) -> impl Iterator<Item = Arc<str>> {
+        let files = self.watched.iter().take(self.files);
+        files.map(|file| file.display().to_string().into())
+    }
 }
 
 /// Everything below `path`.
@@ -103,12 +188,14 @@ pub(crate) fn read(path: &Path, limits: ReadLimits) -> Result<Contents, Findings
         document.nth = nth;
     }
     let mut watched = files;
+    let files = watched.len();
     if path.is_dir() {
         watched.push(path.to_owned());
     }
     Ok(Contents {
         documents,
         watched,
+        files,
         unread,
         emptied,
     })

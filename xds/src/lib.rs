@@ -25,7 +25,8 @@ mod yaml;
 
 pub use bundle_url::BundleUrl;
 pub use compile::ResourceList;
-pub use error::{Code, Color, Finding, Findings, Place, Severity};
+pub use error::{Code, Color, Finding, Findings, Place, Severity, suggest};
+pub use files::FileLook;
 pub use meaning::{LevelMeaning, ServiceMeaning, meaning};
 pub use settings::{
     AdminAddress, BundleEndpoint, BundleProfile, Drain, ForeignDomain, GatewaySettings, Limits,
@@ -34,8 +35,10 @@ pub use settings::{
 pub use standing::{Refused, RefusedDocument, Serves, Unbound};
 pub use state::{Good, LastGood, LastGoodError, STATE_BYTES_MAX};
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 
 use zeugma_core::locality::Locality;
@@ -101,7 +104,7 @@ enum Wrong<'a> {
     /// Everything is refused.
     RefusesAll,
     /// It alone is refused, and its last good text serves.
-    StandsAlone(&'a Good, Option<&'a Unbound>),
+    StandsAlone(&'a Good, &'a [Unbound]),
 }
 
 impl Sources {
@@ -129,18 +132,34 @@ impl Sources {
         Err(findings)
     }
 
-    /// The name of the gateway that `options` choose, and where it keeps its state, as far as its
+    /// What each file looks like, for whoever waits until it stays so.
+    #[must_use]
+    pub fn looks(&self) -> BTreeMap<Arc<str>, FileLook> {
+        self.contents.looks()
+    }
+
+    /// The files that may have been cut off while they are written: they hold less than `good`.
+    #[must_use]
+    pub fn cut(&self, good: &Good) -> BTreeSet<Arc<str>> {
+        self.contents.cut(good.documents(&self.path).values())
+    }
+
+    /// The same without these files, as if they could not be read.
+    #[must_use]
+    pub fn without(mut self, files: &BTreeSet<Arc<str>>) -> Self {
+        self.contents.hold(files);
+        self
+    }
+
+    /// The name of each gateway that `options` may choose, and where it keeps its state, as far as its
     /// own document says it: the others, and the rest of this one, may be wrong.
     #[must_use]
-    pub fn state_dir(&self, options: &NodeOptions) -> Option<(String, StateDir)> {
-        let mut all = (self.contents.documents.iter())
+    pub fn state_dirs(&self, options: &NodeOptions) -> Vec<(String, StateDir)> {
+        (self.contents.documents.iter())
             .filter(|source| source.text.contains("MeshGateway"))
             .filter_map(model::state_dir)
-            .filter(|(name, _)| options.name.as_ref().is_none_or(|wanted| wanted == name));
-        match (all.next(), all.next()) {
-            (Some(only), None) => Some(only),
-            (Some(_), Some(_)) | (None, _) => None,
-        }
+            .filter(|(name, _)| options.name.as_ref().is_none_or(|wanted| wanted == name))
+            .collect()
     }
 
     /// Where the admin API of the gateway that `options` choose listens, and the file of its token, as
@@ -174,7 +193,7 @@ impl Sources {
     }
 
     /// Makes what one gateway needs of the documents that are right, and of the last good text of
-    /// those that are not. `unbound` is a listener that could not be bound.
+    /// those that are not. `unbound` are listeners that could not be bound.
     ///
     /// # Errors
     /// Where not even the gateway itself is known, or not one route ever was.
@@ -182,7 +201,7 @@ impl Sources {
         self,
         options: &NodeOptions,
         good: &Good,
-        unbound: Option<&Unbound>,
+        unbound: &[Unbound],
     ) -> Result<Loaded, Findings> {
         self.make(options, Wrong::StandsAlone(good, unbound))
     }
@@ -330,7 +349,7 @@ fn choose<'m>(
                     Code::UnknownReference,
                     format!("no MeshGateway is called `{name}`"),
                 )
-                .maybe_help(error::suggest(name, names()))
+                .maybe_help(suggest(name, names()))
             }),
         (None, [only]) => Ok(only),
         (None, []) => Err(Finding::error(

@@ -46,7 +46,7 @@ pub fn meaning(snapshot: &Snapshot) -> Vec<ServiceMeaning> {
                     .iter()
                     .map(|level| level_meaning(cluster, level))
                     .collect(),
-                too_few: cluster.failover.too_few,
+                too_few: cluster.policy.failover.too_few,
             }
         })
         .collect()
@@ -75,7 +75,7 @@ fn level_meaning(cluster: &Cluster, level: &Level) -> LevelMeaning {
         } else {
             (total - gone) / total
         };
-        1.0 - kept(&cluster.failover, healthy)
+        1.0 - kept(&cluster.policy.failover, healthy)
     };
     let endpoints = weights.len();
     let first = (1..=endpoints)

@@ -7,133 +7,40 @@
 //! not there, its file could not be read -> its last good serves
 //! ```
 //!
-//! Of documents that contradict each other the one that changed is at fault. A document that did not
-//! change and refers to one that was deleted serves without it, and is told.
+//! A document is known by its kind and name, in whatever file it stands. Of documents that contradict
+//! each other the one that changed is at fault. A document that did not change and refers to one that
+//! was deleted serves without it, and is told; but what a denial names is not deleted before the denial
+//! is. A route that is new or changed waits for the defaults that it would go without.
+
+mod refused;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-use serde_json::Value;
 
 use crate::error::{Code, Finding, Findings, Severity};
 use crate::files::{self, Contents, Source};
 use crate::fnv::Fnv;
-use crate::model::{AnyDocument, DocumentId, Kind, Model, check};
+use crate::model::{
+    AnyDocument, Document, DocumentId, Kind, Known, MeshDefaults, MeshGateway, MeshRoute, Model,
+    check,
+};
 use crate::state::Good;
 use crate::{NodeOptions, choose, locality, parallel};
+
+pub use refused::{Refused, RefusedDocument, Serves};
 
 /// Times that refusing documents makes others wrong, before all that changed is refused.
 const ROUNDS_MAX: usize = 8;
 
-/// What serves in place of a document that is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Serves {
-    /// Its last good text.
-    LastGood,
-    /// The document, without what it refers to and is not there.
-    Rest,
-    /// Nothing: it never was good, or its last good text suits the others no more.
-    Nothing,
-}
-
-impl Serves {
-    /// As it is shown.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::LastGood => "last-good",
-            Self::Rest => "rest",
-            Self::Nothing => "nothing",
-        }
-    }
-}
-
-/// A document that is refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RefusedDocument {
-    /// `MeshRoute shop/orders`, or `shop.yaml:12` where not even that can be read.
-    pub name: String,
-    /// What serves instead.
-    pub serves: Serves,
-    /// Its numbers: of the text that is refused, and of the one that serves.
-    pub(crate) numbers: Vec<u32>,
-}
-
-/// The documents that are refused while all others serve.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Refused {
-    pub(crate) documents: Vec<RefusedDocument>,
-    pub(crate) findings: Findings,
-}
-
-impl Refused {
-    /// Whether every document serves as it stands in the files.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.documents.is_empty()
-    }
-
-    /// The documents.
-    #[must_use]
-    pub fn documents(&self) -> &[RefusedDocument] {
-        &self.documents
-    }
-
-    /// What is wrong with them.
-    #[must_use]
-    pub const fn findings(&self) -> &Findings {
-        &self.findings
-    }
-
-    /// The documents in one line, each with what serves in its place.
-    #[must_use]
-    pub fn summary(&self) -> String {
-        const SHOWN_MAX: usize = 20;
-        let shown = self.documents.iter().take(SHOWN_MAX);
-        let mut text = shown
-            .map(|document| format!("{} ({})", document.name, document.serves.as_str()))
-            .collect::<Vec<_>>()
-            .join(", ");
-        let more = self.documents.len().saturating_sub(SHOWN_MAX);
-        if more > 0 {
-            text.push_str(&format!(" and {more} more"));
-        }
-        text
-    }
-
-    /// The findings for a script, each with the `document` that is refused for it and what `serves`.
-    #[must_use]
-    pub fn to_json(&self) -> Value {
-        let mut json = self.findings.to_json();
-        let all = json.as_array_mut().into_iter().flatten();
-        for (finding, value) in self.findings.iter().zip(all) {
-            let numbers = std::iter::once(&finding.place.as_ref().map_or(0, |at| at.document))
-                .chain(&finding.also)
-                .copied()
-                .collect::<Vec<_>>();
-            let document = numbers.iter().find_map(|nth| {
-                (self.documents.iter()).find(|document| document.numbers.contains(nth))
-            });
-            let (Some(value), Some(document)) = (value.as_object_mut(), document) else {
-                continue;
-            };
-            value.insert("document".to_owned(), document.name.as_str().into());
-            value.insert("serves".to_owned(), document.serves.as_str().into());
-        }
-        json
-    }
-}
-
-/// A listener that could not be bound: why the gateway's document is refused though it reads well.
+/// Listeners that could not be bound: why a gateway's document is refused though it reads well. One
+/// that serves already goes on without them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unbound {
-    /// [`Loaded::gateway`](crate::Loaded::gateway) of the configuration that asked for it.
+    /// [`Loaded::gateway`](crate::Loaded::gateway) of the configuration that asked for them.
     pub gateway: u128,
-    /// The listener.
-    pub listener: String,
-    /// Why not.
-    pub why: String,
+    /// Each listener, and why not.
+    pub listeners: Vec<(String, String)>,
 }
 
 /// Whose configuration it is.
@@ -141,7 +48,7 @@ pub struct Unbound {
 pub(crate) struct Asked<'a> {
     pub path: &'a Path,
     pub options: &'a NodeOptions,
-    pub unbound: Option<&'a Unbound>,
+    pub unbound: &'a [Unbound],
 }
 
 /// What serves.
@@ -166,11 +73,13 @@ pub(crate) fn stand(
     for nth in 0.. {
         let found = round.check(asked);
         let at_fault = round.at_fault(found, nth >= ROUNDS_MAX)?;
-        if at_fault.is_empty() {
+        if at_fault.is_empty() && round.denials.is_empty() {
             break;
         }
         round.refuse(at_fault);
+        round.revive();
     }
+    round.tell_unbound(asked);
     round.end()
 }
 
@@ -195,6 +104,39 @@ struct Slot {
     told: Option<usize>,
 }
 
+/// Where documents may be that are in no file which could be read.
+#[derive(Debug, Default)]
+struct Doubted {
+    files: BTreeSet<Arc<str>>,
+    /// One of them held nothing before: a file that is gone may have been renamed to it.
+    has_new_file: bool,
+}
+
+impl Doubted {
+    fn add(&mut self, file: Arc<str>, serves: Serves) {
+        self.has_new_file |= serves == Serves::Nothing;
+        self.files.insert(file);
+    }
+}
+
+/// Defaults that are refused, and nothing of theirs serves.
+#[derive(Debug)]
+struct Lost {
+    name: String,
+    /// Of whose routes; `None` where that cannot be read.
+    namespace: Option<String>,
+    /// They served, with a denial.
+    denied: bool,
+}
+
+impl Lost {
+    /// Whether a route would go without them.
+    fn concerns(&self, route: &Document<MeshRoute>) -> bool {
+        (self.namespace.as_ref())
+            .is_none_or(|namespace| namespace.is_empty() || *namespace == route.namespace)
+    }
+}
+
 struct Round {
     model: Model,
     slots: BTreeMap<u32, Slot>,
@@ -202,6 +144,11 @@ struct Round {
     warnings: Findings,
     /// The last good text of what is refused and serves in no form.
     kept_aside: Vec<(DocumentId, Source)>,
+    lost: Vec<Lost>,
+    /// The peers that are in no file any more.
+    deleted: BTreeMap<DocumentId, Source>,
+    /// Those of them that a denial names which serves.
+    denials: BTreeMap<DocumentId, Finding>,
     next: u32,
     had_routes: bool,
 }
@@ -217,6 +164,9 @@ impl Round {
             refused: Refused::default(),
             warnings: Findings::new(),
             kept_aside: Vec::new(),
+            lost: Vec::new(),
+            deleted: BTreeMap::new(),
+            denials: BTreeMap::new(),
             next,
             had_routes,
         };
@@ -238,7 +188,7 @@ impl Round {
         });
         let unread: Vec<_> = contents.unread.into_iter().chain(emptied).collect();
         let doubted = this.take_broken(broken, unread, &mut before);
-        this.keep_rest(before, &doubted, asked);
+        this.keep_rest(before, &doubted, &contents.watched, asked);
         this
     }
 
@@ -301,32 +251,56 @@ impl Round {
         broken: Vec<(Source, Finding)>,
         unread: Vec<(Arc<str>, Finding)>,
         before: &mut BTreeMap<DocumentId, Source>,
-    ) -> BTreeSet<Arc<str>> {
-        let mut doubted = BTreeSet::new();
+    ) -> Doubted {
+        let mut doubted = Doubted::default();
         let mut kept = Vec::new();
+        let with_defaults: BTreeSet<Arc<str>> = (before.iter())
+            .filter(|(id, _)| id.kind == Kind::Defaults)
+            .map(|(_, source)| Arc::clone(&source.file))
+            .collect();
+        let had_defaults = |source: &Source| with_defaults.contains(&source.file);
         for (source, finding) in broken {
             self.refused.findings.push(finding);
             let is_taken = |id: &DocumentId| self.slots.values().any(|slot| slot.id == *id);
-            match DocumentId::of(&source) {
+            let id = match DocumentId::of(&source) {
+                Known::Read(id) => Some(id),
+                // Where the rest is no YAML, what is no part of it may be.
+                Known::Guessed(id) => {
+                    doubted.files.insert(Arc::clone(&source.file));
+                    Some(id)
+                }
+                Known::Not => None,
+            };
+            match id {
                 Some(id) if !is_taken(&id) => {
                     let told = self.tell(id.to_string(), source.nth, Serves::Nothing);
-                    if let Some(good) = before.remove(&id) {
-                        kept.extend(self.keep(id, good, Some(told)));
+                    match before.remove(&id) {
+                        Some(good) => kept.extend(self.keep(id, good, Some(told))),
+                        None if id.kind == Kind::Defaults => self.lose(&id, State::New),
+                        None => {}
                     }
                 }
                 Some(id) => drop(self.tell(id.to_string(), source.nth, Serves::Nothing)),
                 None => {
                     let name = format!("{}:{}", source.file, source.lines_before + 1);
                     let serves = serves_in(&source.file, before);
+                    if source.text.contains(Kind::Defaults.as_str()) && !had_defaults(&source) {
+                        self.lost.push(Lost {
+                            name: format!("MeshDefaults at {name}"),
+                            namespace: None,
+                            denied: false,
+                        });
+                    }
                     self.tell(name, source.nth, serves);
-                    doubted.insert(source.file);
+                    doubted.add(source.file, serves);
                 }
             }
         }
         for (file, finding) in unread {
             self.refused.findings.push(finding);
-            self.tell(file.to_string(), 0, serves_in(&file, before));
-            doubted.insert(file);
+            let serves = serves_in(&file, before);
+            self.tell(file.to_string(), 0, serves);
+            doubted.add(file, serves);
         }
         self.model.replace(&BTreeSet::new(), kept);
         doubted
@@ -337,29 +311,57 @@ impl Round {
     fn keep_rest(
         &mut self,
         before: BTreeMap<DocumentId, Source>,
-        doubted: &BTreeSet<Arc<str>>,
+        doubted: &Doubted,
+        files: &[PathBuf],
         asked: Asked<'_>,
     ) {
+        let there: BTreeSet<&Path> = if doubted.has_new_file {
+            files.iter().map(PathBuf::as_path).collect()
+        } else {
+            BTreeSet::new()
+        };
+        let is_doubted = |source: &Source| {
+            let is_gone = || !there.contains(Path::new(&*source.file));
+            doubted.files.contains(&source.file) || (doubted.has_new_file && is_gone())
+        };
         let has_routes = !self.model.routes.is_empty()
-            || (before.iter())
-                .any(|(id, source)| id.kind == Kind::Route && doubted.contains(&source.file));
+            || (before.iter()).any(|(id, source)| id.kind == Kind::Route && is_doubted(source));
         // Files that were renamed and cannot be read would look like the end of every route.
-        let keeps_all = !doubted.is_empty() && self.had_routes && !has_routes;
+        let keeps_all = !doubted.files.is_empty() && self.had_routes && !has_routes;
         let is_own = |id: &DocumentId| {
             id.kind == Kind::Gateway && (asked.options.name.as_ref()).is_none_or(|n| *n == id.name)
         };
         let needs_own = choose(&self.model, asked.options, asked.path).err();
         let mut kept = Vec::new();
         for (id, source) in before {
-            if keeps_all || doubted.contains(&source.file) {
+            if keeps_all || doubted.files.contains(&source.file) {
                 kept.extend(self.keep(id, source, None));
+            } else if is_doubted(&source) {
+                // Nothing else that is told says so.
+                let told = self.tell(id.to_string(), 0, Serves::Nothing);
+                kept.extend(self.keep(id, source, Some(told)));
             } else if let Some(finding) = needs_own.as_ref().filter(|_| is_own(&id)) {
                 let told = self.tell(id.to_string(), 0, Serves::Nothing);
                 self.refused.findings.push(finding.clone());
                 kept.extend(self.keep(id, source, Some(told)));
+            } else if id.kind == Kind::Peer {
+                self.deleted.insert(id, source);
             }
         }
         self.model.replace(&BTreeSet::new(), kept);
+    }
+
+    fn lose(&mut self, id: &DocumentId, state: State) {
+        let of_it = |one: &&Arc<Document<MeshDefaults>>| {
+            one.namespace == id.namespace && one.name == id.name
+        };
+        let lost = self.model.defaults.iter().find(of_it);
+        let denied = state != State::New && lost.is_some_and(|one| one.spec.deny.is_written());
+        self.lost.push(Lost {
+            name: id.to_string(),
+            namespace: Some(id.namespace.clone()),
+            denied,
+        });
     }
 
     /// Has the last good text of a document serve, if this program can still read it.
@@ -399,25 +401,84 @@ impl Round {
 
     fn check(&self, asked: Asked<'_>) -> Findings {
         let mut found = check::check(&self.model);
-        match choose(&self.model, asked.options, asked.path) {
+        let (own, strangers) = self.strangers(asked);
+        for finding in strangers.into_iter().chain(self.without_defaults()) {
+            found.push(finding);
+        }
+        match own.map_or_else(|| choose(&self.model, asked.options, asked.path), Ok) {
             Err(finding) => drop(found.push(finding)),
             Ok(gateway) => {
                 if let Err(finding) = locality(gateway, asked.options) {
                     found.push(finding);
                 }
-                if let Some(unbound) = (asked.unbound)
-                    .filter(|unbound| unbound.gateway == Fnv::of(gateway.source().text.as_bytes()))
-                {
-                    let path = format!("spec.listeners.{}.address", unbound.listener);
-                    found.push(
-                        Finding::error(Code::Unbound, unbound.why.clone())
-                            .help("choose another address, or end what holds it and send SIGHUP")
-                            .at(gateway.at(&path)),
-                    );
+                if self.is_new(gateway) {
+                    for finding in unbound(gateway, asked) {
+                        found.push(finding);
+                    }
                 }
             }
         }
         found
+    }
+
+    fn is_new<T>(&self, document: &Document<T>) -> bool {
+        let slot = self.slots.get(&document.nth());
+        slot.is_some_and(|slot| slot.state == State::New)
+    }
+
+    /// Tells the listeners that a gateway which served before goes on without.
+    fn tell_unbound(&mut self, asked: Asked<'_>) {
+        let Ok(gateway) = choose(&self.model, asked.options, asked.path) else {
+            return;
+        };
+        for finding in unbound(gateway, asked) {
+            self.tell_rest(finding);
+        }
+    }
+
+    /// What is wrong with routes for defaults that they would go without.
+    fn without_defaults(&self) -> Vec<Finding> {
+        // Of a mesh that never was nothing is made without them.
+        if self.lost.is_empty() || !self.had_routes {
+            return Vec::new();
+        }
+        let without = |route: &Document<MeshRoute>| {
+            let is_new = self.is_new(route);
+            let mut lost = self.lost.iter();
+            let lost = lost.find(|lost| (is_new || lost.denied) && lost.concerns(route))?;
+            let message = format!("it would go without the {}, which is refused", lost.name);
+            let finding = Finding::error(Code::Unsafe, message)
+                .help("mend that, or remove it")
+                .at(route.at("metadata.name"));
+            Some(finding)
+        };
+        self.model.routes.iter().filter_map(without).collect()
+    }
+
+    /// Where no name was given and several gateways are there: the one that served before, if one
+    /// alone did, and what is wrong with the others.
+    fn strangers(&self, asked: Asked<'_>) -> (Option<&Document<MeshGateway>>, Vec<Finding>) {
+        let all = &self.model.gateways;
+        let served = |gateway: &&Document<MeshGateway>| {
+            (self.slots.get(&gateway.nth()))
+                .is_some_and(|slot| slot.state != State::New || slot.before.is_some())
+        };
+        let mut own = all.iter().filter(served);
+        let (Some(own), None) = (own.next(), own.next()) else {
+            return (None, Vec::new());
+        };
+        if asked.options.name.is_some() || all.len() == 1 {
+            return (None, Vec::new());
+        }
+        let others = all.iter().filter(|gateway| gateway.nth() != own.nth());
+        let findings = others.map(|other| {
+            let message = format!("a second MeshGateway: `{}` serves", own.name);
+            let names = format!("{}, {}", own.name, other.name);
+            Finding::error(Code::Duplicate, message)
+                .help(format!("say which with `--name`: {names}"))
+                .at(other.at("metadata.name"))
+        });
+        (Some(own), findings.collect())
     }
 
     /// The documents that are at fault for what was found, with their findings; the rest is told.
@@ -428,6 +489,7 @@ impl Round {
     ) -> Result<BTreeMap<u32, Vec<Finding>>, Findings> {
         let mut at_fault: BTreeMap<u32, Vec<Finding>> = BTreeMap::new();
         let mut rest = Vec::new();
+        let mut denials = BTreeMap::new();
         self.warnings = Findings::new();
         for finding in &found {
             if finding.severity == Severity::Warning {
@@ -455,6 +517,12 @@ impl Round {
                     finding.also.iter().copied().filter(is_new).collect()
                 }
             };
+            if slot.is_some_and(|slot| slot.state != State::New)
+                && let Some(id) = self.deleted_for(finding)
+            {
+                denials.entry(id).or_insert_with(|| finding.clone());
+                continue;
+            }
             if faulty.is_empty() && is_dangling(finding) {
                 rest.push(finding.clone());
             } else if faulty.is_empty() {
@@ -464,7 +532,8 @@ impl Round {
                 at_fault.entry(nth).or_default().push(finding.clone());
             }
         }
-        if at_fault.is_empty() {
+        self.denials = denials;
+        if at_fault.is_empty() && self.denials.is_empty() {
             for finding in rest {
                 self.tell_rest(finding);
             }
@@ -504,6 +573,29 @@ impl Round {
         }
     }
 
+    /// The peer that was deleted though a denial names it.
+    fn deleted_for(&self, finding: &Finding) -> Option<DocumentId> {
+        let at = (finding.place.as_ref())
+            .filter(|_| finding.code == Code::UnknownReference && !is_dangling(finding))?;
+        let name = self.model.source(at.document)?.text_at(&at.path)?;
+        let id = DocumentId::of_peer(&name);
+        self.deleted.contains_key(&id).then_some(id)
+    }
+
+    /// Has peers that were deleted serve again: a denial that names one would deny nobody any more.
+    fn revive(&mut self) {
+        let mut revived = Vec::new();
+        for (id, finding) in std::mem::take(&mut self.denials) {
+            let Some(source) = self.deleted.remove(&id) else {
+                continue;
+            };
+            let told = self.tell(id.to_string(), finding.document(), Serves::Nothing);
+            self.refused.findings.push(finding);
+            revived.extend(self.keep(id, source, Some(told)));
+        }
+        self.model.replace(&BTreeSet::new(), revived);
+    }
+
     /// Takes documents out; the last good text of each serves, where there is one.
     fn refuse(&mut self, at_fault: BTreeMap<u32, Vec<Finding>>) {
         let mut out = BTreeSet::new();
@@ -527,7 +619,12 @@ impl Round {
             };
             if let Some(before) = slot.before {
                 instead.extend(self.keep(slot.id, before, Some(told)));
-            } else if slot.state != State::New
+                continue;
+            }
+            if slot.id.kind == Kind::Defaults {
+                self.lose(&slot.id, slot.state);
+            }
+            if slot.state != State::New
                 && let Some(source) = self.model.source(nth)
             {
                 // It may suit the others again.
@@ -543,16 +640,14 @@ impl Round {
             mut refused,
             warnings,
             kept_aside,
+            lost,
             had_routes,
             ..
         } = self;
         refused.findings.sort();
         // Of a mesh that never was, a gateway without a single route would only seem to be one; and what
         // routes inherit that is lost may be who must not call them.
-        let has_lost_defaults = (refused.documents.iter()).any(|document| {
-            document.serves == Serves::Nothing && document.name.starts_with("MeshDefaults ")
-        });
-        if !had_routes && !refused.is_empty() && (model.routes.is_empty() || has_lost_defaults) {
+        if !had_routes && !refused.is_empty() && (model.routes.is_empty() || !lost.is_empty()) {
             return Err(refused.findings);
         }
         let aside = kept_aside.iter().map(|(id, source)| (id.clone(), source));
@@ -564,6 +659,19 @@ impl Round {
             good,
         })
     }
+}
+
+/// What is wrong with a gateway's document for listeners that could not be bound.
+fn unbound(gateway: &Document<MeshGateway>, asked: Asked<'_>) -> Vec<Finding> {
+    let text = Fnv::of(gateway.source().text.as_bytes());
+    let of_it = asked.unbound.iter().filter(|one| one.gateway == text);
+    let finding = |(listener, why): &(String, String)| {
+        let path = format!("spec.listeners.{listener}.address");
+        Finding::error(Code::Unbound, why.clone())
+            .help("choose another address, or end what holds it and send SIGHUP")
+            .at(gateway.at(&path))
+    };
+    of_it.flat_map(|one| &one.listeners).map(finding).collect()
 }
 
 /// Whether a document can serve without what it asks for: what is not there is left out of it, and

@@ -455,6 +455,11 @@ impl Source {
     pub(crate) fn place_of(&self, spot: Spot, path: &str) -> Place {
         self.place(spot.line, spot.column, spot.width, path)
     }
+
+    /// The text of the scalar at `path`.
+    pub(crate) fn text_at(&self, path: &str) -> Option<String> {
+        positions(self).ok()?.text(path).map(str::to_owned)
+    }
 }
 
 /// What [`positions`] reads: any value, with spans.

@@ -33,7 +33,7 @@ pub fn pick(
     load: &dyn Fn(EndpointIx) -> u32,
     draw: u64,
 ) -> Option<EndpointIx> {
-    match candidates.cluster.balance {
+    match candidates.cluster.policy.balance {
         Balance::LeastRequest => least_request::pick(candidates, load, draw),
         Balance::RoundRobin => round_robin::pick(candidates, draw),
         Balance::Random => random::pick(candidates, draw),
@@ -86,13 +86,15 @@ pub fn mix(draw: u64, part: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::fixture::cluster;
 
     fn counts(balance: Balance, weights: &[f64], draws: u64) -> Vec<u32> {
         let keys = ["a", "b", "c", "d"];
         let mut cluster = cluster(&[&keys[..weights.len()]]);
-        cluster.balance = balance;
+        Arc::make_mut(&mut cluster.policy).balance = balance;
         for (endpoint, weight) in cluster.endpoints.iter_mut().zip(weights) {
             endpoint.weight = *weight;
         }
@@ -151,7 +153,7 @@ mod tests {
     fn nothing_usable_is_no_pick() {
         for balance in [Balance::Random, Balance::RoundRobin, Balance::LeastRequest] {
             let mut cluster = cluster(&[&["a", "b"]]);
-            cluster.balance = balance;
+            Arc::make_mut(&mut cluster.policy).balance = balance;
             let candidates = |usable| Candidates {
                 cluster: &cluster,
                 level: &cluster.levels[0],

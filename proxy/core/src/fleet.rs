@@ -311,13 +311,13 @@ impl Fleet {
             }
         }
         for (key, home) in homes {
-            let now_asked =
-                (snapshot.clusters.get(home.cluster())).and_then(|cluster| cluster.active.clone());
+            let now_asked = (snapshot.clusters.get(home.cluster()))
+                .and_then(|cluster| cluster.policy.active.clone());
             let was = before.get(&key).and_then(|home: &Home| {
                 let at = members.iter().position(|ix| *ix == home.cluster())?;
                 known.get(at)
             });
-            let was_asked = was.and_then(|state| state.cluster.active.clone());
+            let was_asked = was.and_then(|state| state.cluster.policy.active.clone());
             let state = self.endpoints.entry(key).or_default();
             state.settle(home, now_asked.as_ref(), was_asked.as_ref(), now);
         }
@@ -371,7 +371,7 @@ impl Fleet {
         let Some(cluster) = self.clusters.get_mut(home.cluster()) else {
             return;
         };
-        let passive = &cluster.cluster.passive;
+        let passive = &cluster.cluster.policy.passive;
         let counted = count(passive, observation.result);
         if let Some(level) = cluster.levels.get_mut(home.level()) {
             match counted {
@@ -403,7 +403,7 @@ impl Fleet {
         let Some(cluster) = self.clusters.get(home.cluster()) else {
             return;
         };
-        let Some(check) = &cluster.cluster.active else {
+        let Some(check) = &cluster.cluster.policy.active else {
             return;
         };
         let (before, was_in_flight) = (active.wake(), active.is_in_flight());
@@ -438,7 +438,7 @@ impl Fleet {
             let active = state.and_then(|state| Some((state.home?, state.active.as_mut()?)));
             let found = active.and_then(|(home, active)| {
                 let cluster = &self.clusters.get(home.cluster())?.cluster;
-                let check = cluster.active.as_ref()?;
+                let check = cluster.policy.active.as_ref()?;
                 Some((
                     active,
                     cluster,
@@ -458,8 +458,8 @@ impl Fleet {
             }
             self.checks.pop_first();
             let connect = match endpoint.peer {
-                Some(_) => cluster.timeouts.connect_peer,
-                None => cluster.timeouts.connect,
+                Some(_) => cluster.policy.timeouts.connect_peer,
+                None => cluster.policy.timeouts.connect,
             };
             let part = u64::try_from(probes.len()).unwrap_or(u64::MAX);
             active.started(check, connect, now, mix(draw, part));
@@ -574,7 +574,7 @@ impl Fleet {
         let Some(state) = self.clusters.get(home.cluster()) else {
             return;
         };
-        let eject = state.cluster.passive.eject;
+        let eject = state.cluster.policy.passive.eject;
         if !self.has_room_to_eject(&state.cluster, home, None) {
             // What is kept fails, and what is out may be back: a restart takes a second, an ejection
             // its whole time.
@@ -610,7 +610,7 @@ impl Fleet {
         });
         let (until, key) = ejected.min()?;
         let left = until.since(now);
-        (left + EXCHANGED_AFTER <= cluster.passive.eject).then(|| key.clone())
+        (left + EXCHANGED_AFTER <= cluster.policy.passive.eject).then(|| key.clone())
     }
 
     /// Whether one more ejection leaves enough, in its level and in all, if `again` is taken back.
@@ -620,7 +620,7 @@ impl Fleet {
         home: Home,
         again: Option<&EndpointKey>,
     ) -> bool {
-        let passive = &cluster.passive;
+        let passive = &cluster.policy.passive;
         let is_again = |ix: usize| {
             (cluster.endpoints.get(ix)).is_some_and(|endpoint| Some(&endpoint.key) == again)
         };
@@ -754,7 +754,7 @@ impl Fleet {
             .filter_map(|(key, state)| Some((key.clone(), state.home.take()?)))
             .collect();
         for (key, home) in homes {
-            let asked = |cluster: &Cluster| cluster.active.clone();
+            let asked = |cluster: &Cluster| cluster.policy.active.clone();
             let now_asked =
                 (snapshot.clusters.get(home.cluster())).and_then(|cluster| asked(cluster));
             let was_asked = (before.get(&key))
@@ -787,7 +787,7 @@ impl Fleet {
             .map(|(level, known)| {
                 known.unwrap_or_else(|| {
                     let healthy = healthy_share(cluster, &statuses, level);
-                    LevelState::new(capacity(healthy, &cluster.failover))
+                    LevelState::new(capacity(healthy, &cluster.policy.failover))
                 })
             })
             .collect();
@@ -939,7 +939,7 @@ impl EndpointState {
 
 impl ClusterState {
     fn step(&mut self, healthy: &[f64], now: Time) {
-        let failover = &self.cluster.failover;
+        let failover = &self.cluster.policy.failover;
         for (level, healthy) in self.levels.iter_mut().zip(healthy) {
             level.step(capacity(*healthy, failover), *healthy > 0.0, failover, now);
         }
@@ -953,7 +953,7 @@ impl ClusterState {
 
     fn next_move(&self, now: Time) -> Option<Time> {
         (self.levels.iter())
-            .filter_map(|level| level.wake(&self.cluster.failover, now))
+            .filter_map(|level| level.wake(&self.cluster.policy.failover, now))
             .min()
     }
 
@@ -1088,7 +1088,12 @@ fn least_of_ports(
 /// Whether every level of a cluster fails alike: there are several, and each is over the error
 /// rate. One without enough requests counts as good.
 fn fails_alike(state: &ClusterState, now: Time) -> bool {
-    let rate = state.cluster.passive.error_rate.unwrap_or(ALIKE_RATE);
+    let rate = state
+        .cluster
+        .policy
+        .passive
+        .error_rate
+        .unwrap_or(ALIKE_RATE);
     let tried = || {
         (state.cluster.levels.iter().zip(&state.levels))
             .filter(|(level, _)| !level.members.is_empty())

@@ -240,7 +240,7 @@ mod tests {
     }
 
     fn passive() -> PassiveCheck {
-        cluster(&[&["a"]]).passive
+        cluster(&[&["a"]]).policy.passive.clone()
     }
 
     #[test]

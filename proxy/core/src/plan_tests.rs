@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -16,7 +18,12 @@ fn world(levels: &[&[EndpointStatus]]) -> (Cluster, ClusterShares) {
 
 fn shares(cluster: &Cluster, endpoints: Vec<EndpointStatus>) -> ClusterShares {
     let capacities: Vec<f64> = (0..cluster.levels.len())
-        .map(|level| capacity(healthy_share(cluster, &endpoints, level), &cluster.failover))
+        .map(|level| {
+            capacity(
+                healthy_share(cluster, &endpoints, level),
+                &cluster.policy.failover,
+            )
+        })
         .collect();
     ClusterShares::new(cluster, endpoints, &capacities)
 }
@@ -72,7 +79,7 @@ fn without_a_nearest_endpoint_it_is_failover_and_without_any_too_few_or_nothing(
         attempts(&too_few, 1),
         [(0, 0, Why::TooFew), (1, 2, Why::TooFew)]
     );
-    too_few.0.failover.too_few = TooFew::Fail;
+    Arc::make_mut(&mut too_few.0.policy).failover.too_few = TooFew::Fail;
     too_few.1 = shares(&too_few.0, too_few.1.endpoints);
     assert_eq!(attempts(&too_few, 1), []);
     assert_eq!(attempts(&world(&[&[Unhealthy]]), 1), []);
@@ -109,7 +116,7 @@ proptest! {
     ) {
         let levels: Vec<&[EndpointStatus]> = levels.iter().map(Vec::as_slice).collect();
         let mut world = world(&levels);
-        world.0.balance = balance;
+        Arc::make_mut(&mut world.0.policy).balance = balance;
         let tried = attempts(&world, draw);
         let mut endpoints: Vec<usize> = tried.iter().map(|(_, ix, _)| *ix).collect();
         endpoints.sort_unstable();

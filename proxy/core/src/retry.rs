@@ -186,7 +186,7 @@ mod tests {
     }
 
     fn ask(tried: &Tried<'_>) -> Result<Again, Stop> {
-        let retries = cluster(&[&["a"]]).retries;
+        let retries = cluster(&[&["a"]]).policy.retries.clone();
         again(&retries, &mut RetryBudget::default(), tried, Time::ZERO)
     }
 
@@ -258,7 +258,7 @@ mod tests {
         ] {
             assert_eq!(ask(&Tried { method, ..reset }), Err(Stop::Method));
         }
-        let mut retries = cluster(&[&["a"]]).retries;
+        let mut retries = cluster(&[&["a"]]).policy.retries.clone();
         retries.any_method = true;
         let post = Tried {
             method: Some("POST"),

@@ -192,7 +192,12 @@ impl Shares {
         let of = |cluster: &Cluster| {
             let endpoints = vec![EndpointStatus::Healthy; cluster.endpoints.len()];
             let capacities: Vec<f64> = (0..cluster.levels.len())
-                .map(|level| capacity(healthy_share(cluster, &endpoints, level), &cluster.failover))
+                .map(|level| {
+                    capacity(
+                        healthy_share(cluster, &endpoints, level),
+                        &cluster.policy.failover,
+                    )
+                })
                 .collect();
             ClusterShares::new(cluster, endpoints, &capacities)
         };
@@ -211,7 +216,7 @@ impl ClusterShares {
         let mut levels = spread(capacities);
         let mut too_few = false;
         if levels.iter().sum::<f64>() == 0.0 {
-            match cluster.failover.too_few {
+            match cluster.policy.failover.too_few {
                 TooFew::UseAll => {
                     let nearest = (cluster.levels.iter()).position(|level| {
                         (level.members.iter()).any(|ix| status(&endpoints, *ix).is_usable(true))
@@ -326,7 +331,7 @@ mod tests {
             .map(|level| {
                 capacity(
                     healthy_share(&cluster, &endpoints, level),
-                    &cluster.failover,
+                    &cluster.policy.failover,
                 )
             })
             .collect();
@@ -389,8 +394,8 @@ mod tests {
     fn full_and_start_bound_the_way_out() {
         let bounds = |start, full| {
             move |c: &mut Cluster| {
-                c.failover.start = start;
-                c.failover.full = full;
+                Arc::make_mut(&mut c.policy).failover.start = start;
+                Arc::make_mut(&mut c.policy).failover.full = full;
             }
         };
         close(&of(&[&[H, J], &[H]], bounds(0.0, 0.0)), &[1.0, 0.0]);
@@ -421,7 +426,12 @@ mod tests {
         assert!(shares.too_few);
         assert!(shares.is_usable(EndpointIx(2)) && !shares.is_usable(EndpointIx(3)));
         assert!(of(&[&[U], &[U]], |_| {}).refuses());
-        assert!(of(&[&[J], &[J]], |c| c.failover.too_few = TooFew::Fail).refuses());
+        assert!(
+            of(&[&[J], &[J]], |c| Arc::make_mut(&mut c.policy)
+                .failover
+                .too_few = TooFew::Fail)
+            .refuses()
+        );
         assert!(of(&[&[], &[]], |_| {}).refuses());
     }
 

@@ -254,6 +254,13 @@ pub struct Cluster {
     /// The levels, preferred first; each endpoint is in exactly one. Never empty, but a level is while
     /// its names have no addresses.
     pub levels: Vec<Level>,
+    /// How it is used.
+    pub policy: Arc<ClusterPolicy>,
+}
+
+/// How a cluster is used. Most say the same as others, and share it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClusterPolicy {
     /// How one endpoint of a level is picked.
     pub balance: Balance,
     /// When traffic leaves a level and how it comes back.

@@ -13,6 +13,7 @@
 )]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -224,7 +225,7 @@ fn levels(input: &Value) -> (Vec<Vec<(f64, bool)>>, f64) {
 fn shares_of(levels: &[Vec<(f64, bool)>], start: f64) -> (Cluster, ClusterShares) {
     let sizes: Vec<usize> = levels.iter().map(Vec::len).collect();
     let mut cluster = cluster(&sizes);
-    cluster.failover.start = start;
+    Arc::make_mut(&mut cluster.policy).failover.start = start;
     let hosts = levels.concat();
     for (endpoint, (weight, _)) in cluster.endpoints.iter_mut().zip(&hosts) {
         endpoint.weight = *weight;
@@ -235,7 +236,12 @@ fn shares_of(levels: &[Vec<(f64, bool)>], start: f64) -> (Cluster, ClusterShares
     };
     let statuses: Vec<_> = hosts.iter().map(status).collect();
     let capacities: Vec<f64> = (0..levels.len())
-        .map(|level| capacity(healthy_share(&cluster, &statuses, level), &cluster.failover))
+        .map(|level| {
+            capacity(
+                healthy_share(&cluster, &statuses, level),
+                &cluster.policy.failover,
+            )
+        })
         .collect();
     let shares = ClusterShares::new(&cluster, statuses, &capacities);
     (cluster, shares)
@@ -274,7 +280,7 @@ fn ask_panic(id: &str, input: &Value, expected: &Value) {
     .concat();
     let (mut cluster, mut shares) = shares_of(&[level], 0.7);
     if input["threshold"] == 0 {
-        cluster.failover.too_few = TooFew::Fail;
+        Arc::make_mut(&mut cluster.policy).failover.too_few = TooFew::Fail;
         shares = ClusterShares::new(&cluster, shares.endpoints, &[0.0]);
     }
     let tried: Vec<_> = plan(&cluster, &shares, &|_| 0, 1).collect();
@@ -306,7 +312,7 @@ fn ask_wrr(id: &str, input: &Value, expected: &Value) {
         }
     };
     let mut cluster = cluster(&[weights.len()]);
-    cluster.balance = Balance::RoundRobin;
+    Arc::make_mut(&mut cluster.policy).balance = Balance::RoundRobin;
     for (endpoint, weight) in cluster.endpoints.iter_mut().zip(&weights) {
         endpoint.weight = *weight;
     }
@@ -335,7 +341,8 @@ fn ask_outlier(id: &str, input: &Value, expected: &Value) {
         Some(_) => &[500, 502, 503, 504],
         None => &[502, 503, 504],
     };
-    std::sync::Arc::make_mut(&mut world.clusters[0]).passive.on =
+    let first = Arc::make_mut(&mut world.clusters[0]);
+    Arc::make_mut(&mut first.policy).passive.on =
         listed.iter().map(|code| Failure::Status(*code)).collect();
     let mut fleet = Fleet::new();
     fleet.reconcile(&world, Time::ZERO);
@@ -345,7 +352,7 @@ fn ask_outlier(id: &str, input: &Value, expected: &Value) {
         .collect();
     if let Some(lasts) = input["base_ejection_ms"].as_u64() {
         assert_eq!(
-            world.clusters[0].passive.eject,
+            world.clusters[0].policy.passive.eject,
             Duration::from_millis(lasts)
         );
         codes = vec![503; 5];
@@ -490,39 +497,41 @@ fn cluster(sizes: &[usize]) -> Cluster {
         route: "a/b".into(),
         endpoints,
         levels,
-        limits: RouteLimits::default(),
-        balance: Balance::LeastRequest,
-        failover: Failover {
-            start: 0.7,
-            full: 0.0,
-            hold: Duration::ZERO,
-            failback_after: Duration::from_secs(60),
-            failback_ramp: Duration::from_secs(60),
-            too_few: TooFew::UseAll,
-        },
-        active: None,
-        passive: PassiveCheck {
-            consecutive: 5,
-            on: vec![Failure::Connect],
-            error_rate: None,
-            eject: Duration::from_secs(30),
-            max_ejected: 1.0,
-            keep_at_least: 1,
-        },
-        timeouts: Timeouts {
-            connect: Duration::from_secs(1),
-            connect_peer: Duration::from_secs(3),
-            response_headers: Duration::from_secs(15),
-            idle: Duration::from_secs(3600),
-            per_try: None,
-        },
-        retries: Retries {
-            attempts: 2,
-            on: vec![],
-            budget: 0.2,
-            buffer_bytes_max: 65536,
-            any_method: false,
-        },
+        policy: Arc::new(ClusterPolicy {
+            balance: Balance::LeastRequest,
+            failover: Failover {
+                start: 0.7,
+                full: 0.0,
+                hold: Duration::ZERO,
+                failback_after: Duration::from_secs(60),
+                failback_ramp: Duration::from_secs(60),
+                too_few: TooFew::UseAll,
+            },
+            active: None,
+            passive: PassiveCheck {
+                consecutive: 5,
+                on: vec![Failure::Connect],
+                error_rate: None,
+                eject: Duration::from_secs(30),
+                max_ejected: 1.0,
+                keep_at_least: 1,
+            },
+            timeouts: Timeouts {
+                connect: Duration::from_secs(1),
+                connect_peer: Duration::from_secs(3),
+                response_headers: Duration::from_secs(15),
+                idle: Duration::from_secs(3600),
+                per_try: None,
+            },
+            retries: Retries {
+                attempts: 2,
+                on: vec![],
+                budget: 0.2,
+                buffer_bytes_max: 65536,
+                any_method: false,
+            },
+            limits: RouteLimits::default(),
+        }),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Each is made from what is published at that moment, by functions of that alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::Router;
@@ -19,7 +19,7 @@ use zeugma_core::snapshot::{
 };
 
 use super::{as_json, beside};
-use crate::journal::Journal;
+use crate::journal::{Event, Journal};
 use crate::listing::{self, ENTRIES_MAX, Wanted};
 use crate::resolve::Names;
 use crate::runtime::{Published, Shared};
@@ -276,7 +276,17 @@ pub(super) fn failovers_json(published: &Published, journal: &Journal) -> Value 
             })
         })
         .collect();
-    let timeline: Vec<Value> = (journal.since(0).iter())
+    let events = journal.since(0);
+    // Of a move that takes own traffic along, what other clusters see of it says nothing more.
+    let outbound: BTreeSet<(&str, &str)> = (events.iter())
+        .filter_map(|event| Some((&*event.at, moved(event)?.strip_prefix("outbound|")?)))
+        .collect();
+    let is_told = |event: &Event| {
+        let own = moved(event).and_then(|cluster| cluster.strip_prefix("own|"));
+        own.is_some_and(|own| outbound.contains(&(&*event.at, own)))
+    };
+    let timeline: Vec<Value> = (events.iter())
+        .filter(|event| !is_told(event))
         .filter(|event| {
             event.kind == "shares-moved"
                 || event.kind == "fails-alike"
@@ -285,6 +295,11 @@ pub(super) fn failovers_json(published: &Published, journal: &Journal) -> Value 
         .map(|event| event.to_json())
         .collect();
     json!({ "active": active, "timeline": timeline })
+}
+
+/// The cluster whose traffic an event moved.
+fn moved(event: &Event) -> Option<&str> {
+    (event.kind == "shares-moved").then(|| event.data.get("cluster")?.as_str())?
 }
 
 async fn identities(State(shared): State<Arc<Shared>>) -> Response {

@@ -66,6 +66,7 @@ pub(super) async fn check(
     let mut reaching = JoinSet::new();
     let gateways = gateways(&published, wanted.peer.as_deref());
     let unused = unused(&published, wanted.peer.as_deref(), &gateways);
+    let left_out = gateways.len().saturating_sub(GATEWAYS_MAX);
     for ((peer, _), endpoint) in gateways.into_iter().take(GATEWAYS_MAX) {
         // The ways to endpoints are of one thread.
         reaching.spawn_local(reach(Arc::clone(&shared), peer, endpoint));
@@ -75,7 +76,12 @@ pub(super) async fn check(
         reached.extend(one);
     }
     reached.sort_by_key(|one| (one["peer"].to_string(), one["address"].to_string()));
-    as_json(&json!({ "apiVersion": "api.zeugma.dev/v1", "gateways": reached, "unused": unused }))
+    as_json(&json!({
+        "apiVersion": "api.zeugma.dev/v1",
+        "gateways": reached,
+        "unused": unused,
+        "left_out": left_out,
+    }))
 }
 
 /// One endpoint for each gateway of the peers, by peer and address.

@@ -13,10 +13,9 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body::Frame;
-use tokio::sync::mpsc;
 use tokio::time::Interval;
 
-use crate::journal::{Event, LISTENERS_MAX, Listening};
+use crate::journal::{Event, LISTENERS_MAX, Listening, Next};
 use crate::runtime::Shared;
 
 /// How often a quiet stream says that it lives.
@@ -28,23 +27,20 @@ pub(super) async fn events(State(shared): State<Arc<Shared>>, headers: HeaderMap
         let text = value.to_str().unwrap_or_default();
         text.parse::<u64>()
     });
-    let after = match seen {
-        Some(Ok(nth)) => nth,
-        None => 0,
-        Some(Err(_)) => {
-            let wrong = "last-event-id is not the number of an event\n";
-            return (StatusCode::BAD_REQUEST, wrong).into_response();
-        }
+    let Ok(after) = seen.transpose() else {
+        let wrong = "last-event-id is not the number of an event\n";
+        return (StatusCode::BAD_REQUEST, wrong).into_response();
     };
-    let Some(Listening { before, live }) = shared.admin.journal.listen(after) else {
+    let Some(listening) = shared.admin.journal.listen(after) else {
         let text = format!(
             "{LISTENERS_MAX} listen already, or the gateway ends; end one, or ask /api/v1/failovers\n"
         );
         return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     };
     let stream = Stream {
-        before: before.into(),
-        live,
+        shared,
+        next: VecDeque::new(),
+        listening,
         alive: tokio::time::interval(ALIVE),
     };
     let kind = [
@@ -55,10 +51,10 @@ pub(super) async fn events(State(shared): State<Arc<Shared>>, headers: HeaderMap
 }
 
 /// Events on their way to one listener.
-#[derive(Debug)]
 struct Stream {
-    before: VecDeque<Arc<Event>>,
-    live: mpsc::Receiver<Arc<Event>>,
+    shared: Arc<Shared>,
+    next: VecDeque<Arc<Event>>,
+    listening: Listening,
     alive: Interval,
 }
 
@@ -71,13 +67,27 @@ impl http_body::Body for Stream {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = &mut *self;
-        if let Some(event) = this.before.pop_front() {
-            return Poll::Ready(Some(Ok(Frame::data(text(&event)))));
-        }
-        match this.live.poll_recv(cx) {
-            Poll::Ready(Some(event)) => return Poll::Ready(Some(Ok(Frame::data(text(&event))))),
-            Poll::Ready(None) => return Poll::Ready(None),
-            Poll::Pending => {}
+        loop {
+            if let Some(event) = this.next.pop_front() {
+                this.listening.seen = event.nth;
+                return Poll::Ready(Some(Ok(Frame::data(text(&event)))));
+            }
+            let Next { missed, events } = this.shared.admin.journal.after(this.listening.seen);
+            this.next = events;
+            if missed > 0 {
+                this.listening.seen += missed;
+                let gap = gap(this.listening.seen, missed);
+                return Poll::Ready(Some(Ok(Frame::data(gap))));
+            }
+            if !this.next.is_empty() {
+                continue;
+            }
+            // What came after that look has woken it.
+            match this.listening.woken.poll_recv(cx) {
+                Poll::Ready(Some(())) => {}
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Pending => break,
+            }
         }
         if this.alive.poll_tick(cx).is_ready() {
             return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b": alive\n\n")))));
@@ -90,4 +100,9 @@ impl http_body::Body for Stream {
 fn text(event: &Event) -> Bytes {
     let data = event.to_json();
     format!("id: {}\nevent: {}\ndata: {data}\n\n", event.nth, event.kind).into()
+}
+
+/// That events up to number `last` are not kept any more.
+fn gap(last: u64, missed: u64) -> Bytes {
+    format!("id: {last}\nevent: gap\ndata: {{\"missed\":{missed}}}\n\n").into()
 }

@@ -73,7 +73,17 @@ impl Accepting {
         snapshot: &Snapshot,
         adopted: &mut Adopted,
     ) -> Result<New, GatewayError> {
-        let mut new = Vec::new();
+        let (new, unbound) = self.bind_what_can(snapshot, adopted);
+        unbound.into_iter().next().map_or(Ok(new), Err)
+    }
+
+    /// As [`bind_new`](Self::bind_new), without those that cannot be bound, each of which is told.
+    pub(super) fn bind_what_can(
+        &self,
+        snapshot: &Snapshot,
+        adopted: &mut Adopted,
+    ) -> (New, Vec<GatewayError>) {
+        let (mut new, mut unbound) = (Vec::new(), Vec::new());
         for (listener, kept) in snapshot
             .listeners
             .iter()
@@ -83,13 +93,18 @@ impl Accepting {
                 Some(nth) => Socket::Kept(nth),
                 None => {
                     let role = Role::Listener(listener.name.to_string());
-                    let (socket, passed) = listening(listener, adopted.tcp(&role))?;
-                    Socket::Fresh(socket, passed)
+                    match listening(listener, adopted.tcp(&role)) {
+                        Ok((socket, passed)) => Socket::Fresh(socket, passed),
+                        Err(error) => {
+                            unbound.push(error);
+                            continue;
+                        }
+                    }
                 }
             };
             new.push((Arc::clone(&listener.name), listener.address, socket));
         }
-        Ok(New(new))
+        (New(new), unbound)
     }
 
     /// The open socket that each listener keeps: one of its address, of its name if there are

@@ -27,6 +27,8 @@ use crate::tls::CrlNumbers;
 const FILE: &str = "last-good";
 /// The name of the file of CRL numbers.
 const NUMBERS: &str = "crl-numbers";
+/// Gateways of one configuration whose state is looked for where no name says which it is.
+const GATEWAYS_MAX: usize = 64;
 /// The largest one: 16 issuers of 1,024 trust domains, at 430 bytes each.
 const NUMBERS_BYTES_MAX: u64 = 8 << 20;
 
@@ -47,10 +49,7 @@ impl Beginning {
     /// [`GatewayError::Config`], where neither can be used.
     pub(super) fn load(config: &Path, node: &NodeOptions) -> Result<Self, GatewayError> {
         let sources = Sources::read(config);
-        let told = (sources.as_ref().ok()).and_then(|sources| sources.state_dir(node));
-        // Where not even the gateway's own document says it, its name alone may lead there.
-        let named = || Some((node.name.clone()?, StateDir::Default));
-        let kept = (told.or_else(named)).and_then(|(name, dir)| Kept::read(&dir, &name));
+        let kept = Kept::find(sources.as_ref().ok(), node);
         let refused = match sources {
             Ok(sources) => {
                 let is_same = kept.as_ref().filter(|kept| kept.is_of(&sources, node));
@@ -62,7 +61,7 @@ impl Beginning {
                     });
                 }
                 let good = kept.as_ref().and_then(Kept::good).unwrap_or_default();
-                match sources.renew(node, &good, None) {
+                match sources.renew(node, &good, &[]) {
                     Ok(loaded) => {
                         return Ok(Self {
                             loaded,
@@ -98,6 +97,35 @@ struct Kept {
 }
 
 impl Kept {
+    /// What the gateway kept that these options choose.
+    fn find(sources: Option<&Sources>, node: &NodeOptions) -> Option<Self> {
+        let told = sources.map(|sources| sources.state_dirs(node));
+        let told = told.unwrap_or_default();
+        match told.as_slice() {
+            // Where not even the gateway's own document says it, its name alone may lead there.
+            [] => Self::read(&StateDir::Default, node.name.as_ref()?),
+            [(name, dir)] => Self::read(dir, name),
+            // One of them may be new: it is the one that ran here with these options.
+            several => {
+                let mut all = several
+                    .iter()
+                    .take(GATEWAYS_MAX)
+                    .filter_map(|(name, dir)| Self::read(dir, name))
+                    .filter(|kept| sources.is_some_and(|sources| kept.suits(sources, node)));
+                let only = all.next();
+                only.filter(|_| all.next().is_none())
+            }
+        }
+    }
+
+    /// Whether it is not known to be made with other options.
+    fn suits(&self, sources: &Sources, node: &NodeOptions) -> bool {
+        !matches!(
+            sources.made(&self.content, node),
+            Err(LastGoodError::OtherOptions(_) | LastGoodError::Damaged(_))
+        )
+    }
+
     fn read(dir: &StateDir, name: &str) -> Option<Self> {
         let path = state::folder_of(dir, name).join(FILE);
         match state::read(dir, name, FILE, STATE_BYTES_MAX) {

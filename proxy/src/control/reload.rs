@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::signal::unix::Signal;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
 use zeugma_core::snapshot::Snapshot;
 use zeugma_xds::{
     Color, Findings, GatewaySettings, Good, LastGood, Loaded, NodeOptions, Refused, ResourceList,
@@ -13,10 +15,17 @@ use zeugma_xds::{
 };
 
 use super::last_good::Beginning;
+use super::rest::{Next, Rest};
 use super::systemd;
 use crate::runtime::Shared;
 use crate::tls::{Credentials, CredentialsError, DomainBundle, SvidFiles};
 use crate::watch::Watch;
+
+/// Between two tries to bind what a gateway that serves goes on without.
+const RETRY: Duration = Duration::from_secs(2);
+/// Texts of the gateway's document of which it is known what cannot be bound: the one in the files and
+/// its last good one, and as many before.
+const UNBOUND_MAX: usize = 4;
 
 /// The files a gateway is made from.
 pub(super) struct Files {
@@ -31,10 +40,19 @@ pub(super) struct Files {
     good: Good,
     /// Of the files as they were last loaded: the same again is not read.
     fingerprint: Option<u128>,
-    /// The listener that could not be bound.
-    unbound: Option<Unbound>,
+    /// The listeners that could not be bound, of each text of the gateway's document.
+    unbound: Vec<Unbound>,
+    /// The text of it that serves.
+    gateway: Option<u128>,
+    /// When to bind what serves without them.
+    retry: Option<Instant>,
+    /// What was seen of files that are not at rest yet.
+    rest: Rest,
+    /// A signal asked for what is not at rest yet.
+    signalled: bool,
     /// What was last said about files that are refused, so that it is said once.
     said: [Option<String>; 2],
+    again: Arc<Notify>,
     reader: Reader,
 }
 
@@ -76,10 +94,19 @@ impl Reader {
 }
 
 /// A configuration that was loaded.
-pub(super) type Configured = (Snapshot, ResourceList, LastGood);
+pub(super) type Configured = (Snapshot, ResourceList, LastGood, Binding);
 
-/// A listener of a configuration that cannot be bound, and why.
-pub(super) type NotBound = (String, String);
+/// The listeners of a configuration that cannot be bound, and why.
+pub(super) type NotBound = Vec<(String, String)>;
+
+/// What is done where a listener cannot be bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Binding {
+    /// The configuration is refused.
+    All,
+    /// It serves without: it is no change of its document.
+    WhatCan,
+}
 
 /// What a reload brought; `None` is what stays as it is.
 #[derive(Debug, Default)]
@@ -92,8 +119,34 @@ pub(super) struct Reloaded {
     /// The one that serves, of other files.
     pub(super) keep: Option<LastGood>,
     pub(super) credentials: Option<Credentials>,
+    /// Told what still cannot be bound of what serves.
+    pub(super) bind: Option<oneshot::Sender<NotBound>>,
     /// Asked for by a signal: the service manager waits to hear that it is done.
     pub(super) by_signal: bool,
+}
+
+/// What a try to bind brought.
+enum Bound {
+    News,
+    Same,
+}
+
+/// Why the files are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    Change,
+    Signal,
+    Again,
+    /// Those of the configuration were looked at before, or what is said of them is no longer so.
+    Look,
+}
+
+/// Waits until then; for ever where there is no such time.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Files {
@@ -116,50 +169,109 @@ impl Files {
             latest: settings.clone(),
             good: start.good.clone(),
             fingerprint,
-            unbound: None,
+            unbound: Vec::new(),
+            gateway: Some(start.gateway),
+            retry: None,
+            rest: Rest::default(),
+            signalled: false,
             said: [said, None],
+            again: Arc::default(),
             reader: Reader::new(),
         }
     }
 
-    /// Loads whenever a file changed or a SIGHUP comes, and tells what is new, for ever.
+    /// Has it look again at what is there, as a SIGHUP does.
+    pub(super) fn again(&self) -> Arc<Notify> {
+        Arc::clone(&self.again)
+    }
+
+    /// Loads whenever a file changed, a SIGHUP comes or [`again`](Self::again) is told, and tells what is
+    /// new, for ever.
     pub(super) async fn watch(
         mut self,
         shared: Arc<Shared>,
         tell: mpsc::Sender<Reloaded>,
         mut hangup: Signal,
     ) {
+        let again = self.again();
         loop {
-            // Both only wait; what changed meanwhile is found by the next look.
-            let by_signal = tokio::select! {
-                () = self.watch.changed() => false,
-                () = shared.federation.changed() => false,
-                _ = hangup.recv() => true,
+            let look = match self.rest.next() {
+                Next::Never => None,
+                Next::At(at) | Next::ForTheRest(at) => Some(at),
             };
-            if by_signal {
+            // All only wait; what changed meanwhile is found by the next look.
+            let woken = tokio::select! {
+                () = self.watch.changed() => Woken::Change,
+                () = shared.federation.changed() => Woken::Change,
+                _ = hangup.recv() => Woken::Signal,
+                () = again.notified() => Woken::Again,
+                () = until(look) => Woken::Look,
+                () = until(self.retry) => match self.bind(&tell).await {
+                    Some(Bound::News) => Woken::Look,
+                    Some(Bound::Same) => continue,
+                    None => return,
+                },
+            };
+            if woken == Woken::Signal {
                 systemd::reloading();
+                self.signalled = true;
+            }
+            if matches!(woken, Woken::Signal | Woken::Again) {
                 // Whoever asks wants everything tried again.
-                self.unbound = None;
+                let serves = self.gateway;
+                self.unbound.retain(|one| Some(one.gateway) == serves);
+                self.retry = self.retry.map(|_| Instant::now());
                 self.fingerprint = None;
             }
+            let svid = self.svid.clone();
             if !Box::pin(self.reload_config(&shared, &tell)).await {
                 return;
             }
-            if by_signal {
+            if woken == Woken::Signal {
                 // Where the configuration says by now.
                 shared.federation.want_anew();
             }
             // After it: the configuration says where they are.
-            let credentials = self.reload_credentials(&shared).await;
+            let credentials = if woken == Woken::Look && self.svid == svid {
+                None
+            } else {
+                self.reload_credentials(&shared).await
+            };
+            let is_done = !matches!(self.rest.next(), Next::At(_));
             let reloaded = Reloaded {
                 credentials,
-                by_signal,
+                by_signal: self.signalled && is_done,
                 ..Reloaded::default()
             };
+            self.signalled &= !is_done;
             if tell.send(reloaded).await.is_err() {
                 return;
             }
         }
+    }
+
+    /// Binds what serves without; `None` where nobody wants it any more.
+    async fn bind(&mut self, tell: &mpsc::Sender<Reloaded>) -> Option<Bound> {
+        self.retry = Some(Instant::now() + RETRY);
+        let (answer, answered) = oneshot::channel();
+        let reloaded = Reloaded {
+            bind: Some(answer),
+            ..Reloaded::default()
+        };
+        tell.send(reloaded).await.ok()?;
+        let Ok(listeners) = answered.await else {
+            return Some(Bound::Same);
+        };
+        let serves =
+            (self.unbound.iter_mut()).find(|unbound| Some(unbound.gateway) == self.gateway);
+        let Some(serves) = serves.filter(|unbound| unbound.listeners != listeners) else {
+            return Some(Bound::Same);
+        };
+        serves.listeners = listeners;
+        self.unbound.retain(|unbound| !unbound.listeners.is_empty());
+        // What is said of them is.
+        self.fingerprint = None;
+        Some(Bound::News)
     }
 
     /// Loads the configuration, and says whether anyone still wants it.
@@ -169,6 +281,12 @@ impl Files {
             self.fingerprint = Some(loaded.fingerprint);
             let serves = shared.published.load().snapshot.version == loaded.snapshot.version;
             let (answer, answered) = oneshot::channel();
+            let is_unbound = self.unbound.iter().any(|one| one.gateway == gateway);
+            let binding = if is_unbound {
+                Binding::WhatCan
+            } else {
+                Binding::All
+            };
             let said = Said::of(&loaded);
             let next = (loaded.settings, loaded.files, loaded.good);
             let reloaded = if serves {
@@ -179,7 +297,7 @@ impl Files {
                 }
             } else {
                 Reloaded {
-                    config: Some((loaded.snapshot, loaded.resources, loaded.last_good)),
+                    config: Some((loaded.snapshot, loaded.resources, loaded.last_good, binding)),
                     answer: Some(answer),
                     ..Reloaded::default()
                 }
@@ -188,46 +306,60 @@ impl Files {
                 return false;
             }
             // Of a configuration that serves already nobody answers.
-            if !serves && let Ok(Err((listener, why))) = answered.await {
+            if !serves && let Ok(Err(listeners)) = answered.await {
                 // Each text of the gateway's document is tried once: this ends.
-                self.unbound = Some(Unbound {
-                    gateway,
-                    listener,
-                    why,
-                });
+                self.unbound.truncate(UNBOUND_MAX - 1);
+                self.unbound.insert(0, Unbound { gateway, listeners });
                 continue;
             }
+            self.gateway = Some(gateway);
+            let due = Instant::now() + RETRY;
+            self.retry = is_unbound.then(|| self.retry.map_or(due, |at| at.min(due)));
             self.take_config(next, said, !serves, shared);
             break;
         }
         true
     }
 
-    /// Loads the files, unless they are the same as before or all of them are refused.
+    /// Loads the files, unless they are the same as before, not at rest yet, or all of them are refused.
     async fn load(&mut self, shared: &Shared) -> Option<Loaded> {
         let (path, node) = (self.config.clone(), self.node.clone());
         let (good, before) = (self.good.clone(), self.fingerprint);
         let unbound = self.unbound.clone();
+        let mut rest = std::mem::take(&mut self.rest);
         let serves = shared.published.load_full();
         let loading = self.reader.ask(move || {
-            let sources = Sources::read(&path)?;
-            let is_same = before == Some(sources.fingerprint()) && unbound.is_none();
-            if is_same {
-                return Ok(None);
-            }
-            let mut loaded = sources.renew(&node, &good, unbound.as_ref())?;
-            loaded.snapshot.share(&serves.snapshot);
-            Ok(Some(loaded))
+            let loaded = Sources::read(&path).and_then(|sources| {
+                let is_known = unbound.is_empty() && rest.next() == Next::Never;
+                if is_known && before == Some(sources.fingerprint()) {
+                    return Ok(None);
+                }
+                let cut = sources.cut(&good);
+                let Some(sources) = rest.believe(sources, &cut) else {
+                    return Ok(None);
+                };
+                if unbound.is_empty() && before == Some(sources.fingerprint()) {
+                    return Ok(None);
+                }
+                let mut loaded = sources.renew(&node, &good, &unbound)?;
+                loaded.snapshot.share(&serves.snapshot);
+                Ok(Some(loaded))
+            });
+            (loaded, rest)
         });
-        match loading.await {
-            Ok(Ok(loaded)) => loaded,
-            Ok(Err(findings)) => {
-                self.fingerprint = None;
-                self.refuse_config(&findings, shared);
-                None
-            }
+        let (loaded, rest) = match loading.await {
+            Ok(read) => read,
             Err(error) => {
                 tracing::error!(%error, "loading the configuration failed");
+                return None;
+            }
+        };
+        self.rest = rest;
+        match loaded {
+            Ok(loaded) => loaded,
+            Err(findings) => {
+                self.fingerprint = None;
+                self.refuse_config(&findings, shared);
                 None
             }
         }
@@ -245,12 +377,13 @@ impl Files {
         let loading = tokio::task::spawn_blocking(move || before.reload(&svid)).await;
         match loading {
             Ok(Ok(credentials)) => {
-                self.said[1] = None;
+                self.tell_wrong(credentials.wrong());
                 if shared.credentials.load().differs(&credentials) {
                     tracing::info!(id = %credentials.id(), "certificate and bundles applied");
                     return Some(credentials);
                 }
-                shared.metrics.reloaded("credentials", true);
+                let is_whole = credentials.wrong().is_empty();
+                shared.metrics.reloaded("credentials", is_whole);
             }
             Ok(Err(error)) => self.refuse_credentials(&error, shared),
             Err(error) => tracing::error!(%error, "loading the certificate failed"),
@@ -306,6 +439,21 @@ impl Files {
             tracing::error!(error = %text, "certificate or bundles refused; the last good ones serve");
             self.said[1] = Some(text);
         }
+    }
+
+    /// Tells what of the credentials is refused while all else serves.
+    fn tell_wrong(&mut self, wrong: &[CredentialsError]) {
+        let all: Vec<String> = wrong.iter().map(|one| with_causes(one)).collect();
+        let text = (!all.is_empty()).then(|| all.join("; "));
+        if let Some(text) = &text
+            && self.said[1].as_ref() != Some(text)
+        {
+            tracing::error!(
+                error = %text,
+                "certificate or bundles refused; the last good ones serve in their place, and all else is applied"
+            );
+        }
+        self.said[1] = text;
     }
 }
 

@@ -113,10 +113,10 @@ pub(super) async fn exchange(
         Ok(counted) => exchange.record.holds(counted),
         Err(reason) => return exchange.refuse(reason, None),
     }
-    context.note_idle(to.cluster().timeouts.idle);
+    context.note_idle(to.cluster().policy.timeouts.idle);
     let source = Source::new(
         incoming,
-        to.cluster().retries.buffer_bytes_max,
+        to.cluster().policy.retries.buffer_bytes_max,
         exchange.began,
     );
     exchange.record.counts(source.clone());
@@ -158,23 +158,10 @@ impl Exchange {
             Some(_) => headers::attested(&head.headers),
             None => Claim::Absent,
         };
-        let (caller, from_gateway) = match &context.identity {
-            None => (None, false),
-            Some(verified) => {
-                match evidence(
-                    &published.snapshot,
-                    context.source.ip(),
-                    verified,
-                    claim.id(),
-                ) {
-                    Evidence::Asserted { id, .. } => (Some(id.clone()), true),
-                    Evidence::Verified(_) | Evidence::Network => (
-                        Some(verified.clone()),
-                        gateway_of(published, context, verified).is_some(),
-                    ),
-                }
-            }
-        };
+        let (caller, from_gateway) = (context.identity.as_ref())
+            .map_or((None, false), |verified| {
+                caller_of(published, context, verified, &claim)
+            });
         // What is asked on a stream of HTTP/2 by CONNECT is judged as the GET it stands for.
         let method = if head.method == Method::CONNECT {
             Method::GET
@@ -437,7 +424,7 @@ impl Exchange {
             }) => {
                 let (response, mut held) = *answered;
                 held.unasked = source.gate().map(Answered);
-                self.pass_on(response, held, to.cluster().timeouts.idle)
+                self.pass_on(response, held, to.cluster().policy.timeouts.idle)
             }
             Some(Failed {
                 failure, detail, ..
@@ -474,7 +461,7 @@ impl Exchange {
                 let detail = "the endpoint did not change to WebSocket".to_owned();
                 self.refuse(Reason::UpstreamProtocol, Some(detail))
             }
-            Some(_) | None => self.pass_on(response, held, to.cluster().timeouts.idle),
+            Some(_) | None => self.pass_on(response, held, to.cluster().policy.timeouts.idle),
         }
     }
 
@@ -501,7 +488,7 @@ impl Exchange {
         self.context
             .worker
             .with_budget(cluster, |budget, now| {
-                again(&cluster.retries, budget, &tried, now)
+                again(&cluster.policy.retries, budget, &tried, now)
             })
             .ok()
     }
@@ -557,9 +544,9 @@ impl Exchange {
             let is_kept = reused && !lease.is_h2();
             let deadlines = Deadlines {
                 began,
-                response_headers: cluster.timeouts.response_headers,
-                per_try: cluster.timeouts.per_try,
-                idle: cluster.timeouts.idle,
+                response_headers: cluster.policy.timeouts.response_headers,
+                per_try: cluster.policy.timeouts.per_try,
+                idle: cluster.policy.timeouts.idle,
             };
             let timer = &self.context.timer;
             let sent = match lease.into_turn() {
@@ -827,15 +814,15 @@ impl Exchange {
 
     /// Notes which endpoint is tried.
     pub(super) fn arrive(&mut self, to: &Pinned, attempt: &Attempt, nth: u32, at: Option<&Lease>) {
-        let endpoint = to.cluster().endpoint(attempt.endpoint);
-        let address = at.map_or_else(
-            || endpoint.address.to_string().into(),
-            |lease| Arc::clone(&lease.facts.address),
-        );
         let peer = at.and_then(|lease| lease.facts.peer.as_ref());
         self.goes_to(to, attempt, peer, at.map(Lease::credentials));
-        let identity = peer.map(|peer| peer.id.to_string());
-        let destination = describe(&to.published, to.cluster, attempt, address, identity, nth);
+        let destination = if let Some(lease) = at {
+            lease.facts.destination(to, attempt, nth)
+        } else {
+            let endpoint = to.cluster().endpoint(attempt.endpoint);
+            let address = endpoint.address.to_string().into();
+            describe(&to.published, to.cluster, attempt, address, None, nth)
+        };
         self.arrived(destination, nth);
     }
 
@@ -861,7 +848,7 @@ impl Exchange {
     }
 
     /// Notes the endpoint that was reached.
-    pub(super) fn arrived(&mut self, destination: Destination, attempts: u32) {
+    pub(super) fn arrived(&mut self, destination: Rc<Destination>, attempts: u32) {
         self.note(|closed, request| {
             *closed.destination = Some(destination);
             request.attempts = attempts;
@@ -957,7 +944,7 @@ impl Exchange {
 
 /// What of a record an exchange adds to.
 pub(super) struct NotedClosed<'a> {
-    pub(super) destination: &'a mut Option<Destination>,
+    pub(super) destination: &'a mut Option<Rc<Destination>>,
     pub(super) rule: &'a mut Option<Arc<str>>,
     pub(super) detail: &'a mut Option<String>,
     pub(super) reason: &'a mut Reason,
@@ -1128,6 +1115,23 @@ fn gateway_of<'a>(
         .iter()
         .any(|pattern| pattern.matches(verified))
         .then_some(peer)
+}
+
+/// Who calls, whoever hands it on, and whether a peer's gateway sent it.
+fn caller_of(
+    published: &Published,
+    context: &Context,
+    verified: &SpiffeId,
+    claim: &Claim,
+) -> (Option<SpiffeId>, bool) {
+    let from = context.source.ip();
+    match evidence(&published.snapshot, from, verified, claim.id()) {
+        Evidence::Asserted { id, .. } => (Some(id.clone()), true),
+        Evidence::Verified(_) | Evidence::Network => {
+            let is_gateway = gateway_of(published, context, verified).is_some();
+            (Some(verified.clone()), is_gateway)
+        }
+    }
 }
 
 /// The failure that a response is a sign of, if it is.

@@ -49,6 +49,7 @@ impl Present {
     pub(crate) const TRACEPARENT: Self = Self(1 << 7);
     pub(crate) const UPGRADE: Self = Self(1 << 8);
     pub(crate) const ZEUGMA_REASON: Self = Self(1 << 9);
+    pub(crate) const DATE: Self = Self(1 << 11);
     /// Any that ends at this hop by its own name.
     pub(crate) const HOP_BY_HOP: Self = Self(1 << 10);
 
@@ -64,6 +65,7 @@ impl Present {
             "connection" => Self::CONNECTION,
             "content-length" => Self::CONTENT_LENGTH,
             "cookie" => Self::COOKIE,
+            "date" => Self::DATE,
             "expect" => Self::EXPECT,
             "grpc-status" => Self::GRPC_STATUS,
             "x-request-id" => Self::REQUEST_ID,
@@ -450,6 +452,7 @@ mod tests {
             ("connection", Present::CONNECTION),
             ("content-length", Present::CONTENT_LENGTH),
             ("cookie", Present::COOKIE),
+            ("date", Present::DATE),
             ("expect", Present::EXPECT),
             ("grpc-status", Present::GRPC_STATUS),
             ("x-request-id", Present::REQUEST_ID),

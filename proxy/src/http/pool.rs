@@ -11,7 +11,8 @@ use http::{Request, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::sync::watch;
 use tokio::time::timeout;
-use zeugma_core::snapshot::{Endpoint, EndpointKey, EndpointTls, Failure};
+use zeugma_core::plan::Attempt;
+use zeugma_core::snapshot::{ClusterIx, Endpoint, EndpointKey, EndpointTls, Failure};
 use zeugma_core::verdict::Reason;
 
 use super::body::{BodyError, Outgoing};
@@ -20,7 +21,9 @@ use super::h1::{Asked, Connection, Rewound};
 use super::h2_client::{Multiplexed, Place, StreamCount};
 use super::keepalive::{Pings, When};
 use super::stream::Incoming;
+use crate::account::Destination;
 use crate::admission;
+use crate::connection::describe;
 use crate::hash::Configured;
 use crate::metrics::Metrics;
 use crate::recheck::{Judge, Pooled};
@@ -299,6 +302,41 @@ pub(crate) struct Facts {
     pub(crate) address: Arc<str>,
     /// Who answered, where we originated TLS.
     pub(crate) peer: Option<Arc<TlsPeer>>,
+    /// What was told last of a request that it carried.
+    told: Rc<RefCell<Option<Told>>>,
+}
+
+type Told = (Reached, Rc<Destination>);
+
+/// What a request came to a connection by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Reached {
+    generation: u64,
+    cluster: ClusterIx,
+    attempt: Attempt,
+    is_first: bool,
+}
+
+impl Facts {
+    /// What is told of a request that is sent over it at the `nth` attempt: mostly what was told of
+    /// the one before.
+    pub(crate) fn destination(&self, to: &Pinned, attempt: &Attempt, nth: u32) -> Rc<Destination> {
+        let reached = Reached {
+            generation: to.published.generation,
+            cluster: to.cluster,
+            attempt: *attempt,
+            is_first: nth == 1,
+        };
+        let mut told = self.told.borrow_mut();
+        if let Some((_, same)) = told.as_ref().filter(|(before, _)| *before == reached) {
+            return Rc::clone(same);
+        }
+        let address = Arc::clone(&self.address);
+        let identity = self.peer.as_ref().map(|peer| peer.id.to_string());
+        let new = describe(&to.published, to.cluster, attempt, address, identity, nth);
+        *told = Some((reached, Rc::clone(&new)));
+        new
+    }
 }
 
 /// A connection for one request.
@@ -682,6 +720,7 @@ impl Pool {
         let facts = Facts {
             address: address.to_string().into(),
             peer,
+            told: Rc::default(),
         };
         upstream::tune_requests(stream.tcp());
         let is_h2 = match key.wire {

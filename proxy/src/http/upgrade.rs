@@ -150,8 +150,9 @@ pub(super) async fn try_endpoint(
         }
     }
     let outgoing = Request::from_parts(head, Outgoing::Empty);
-    let patience = cluster.timeouts.response_headers;
+    let patience = cluster.policy.timeouts.response_headers;
     let patience = cluster
+        .policy
         .timeouts
         .per_try
         .map_or(patience, |per_try| per_try.min(patience));
@@ -211,7 +212,7 @@ pub(super) fn switch(
         return exchange.refuse(Reason::Internal, None);
     };
     headers::remove_hop_by_hop(&mut head.headers);
-    let idle = to.cluster().timeouts.idle;
+    let idle = to.cluster().policy.timeouts.idle;
     let relaying = Relaying { idle, held };
     let tasks = exchange.context.worker.tasks.clone();
     // The relay holds its record and its place; draining waits for it until the deadline.

@@ -345,40 +345,72 @@ impl Bundles {
     /// # Errors
     /// The first file that cannot be used: a folder is taken whole or not at all.
     pub fn load(folder: &Path) -> Result<Self, BundleError> {
-        let list = |source| BundleError::Folder {
-            path: folder.to_owned(),
-            source,
-        };
-        let mut paths = Vec::new();
-        for entry in fs::read_dir(folder).map_err(list)? {
-            let path = entry.map_err(list)?.path();
-            let bundle = path
-                .extension()
-                .is_some_and(|extension| extension == "json" || extension == "pem");
-            let hidden = path
-                .file_name()
-                .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-            if !bundle || hidden {
-                continue;
-            }
-            if paths.len() >= BUNDLES_MAX {
-                return Err(BundleError::TooMany {
-                    path: folder.to_owned(),
-                });
-            }
-            paths.push(path);
-        }
-        paths.sort();
         let mut bundles = Self::default();
-        for path in paths {
-            let name = path.file_stem().unwrap_or_default().to_string_lossy();
-            let domain = TrustDomain::parse(&name).map_err(|source| BundleError::Name {
-                path: path.clone(),
-                source,
-            })?;
+        for path in files(folder)? {
+            let domain = domain_of(&path)?;
             bundles.add(&path, domain)?;
         }
         Ok(bundles)
+    }
+
+    /// As [`load`](Self::load), with these files beside the folder's, and each trust domain for itself:
+    /// where its bundle cannot be used the one of `before` stays, if it had one.
+    pub(super) fn renew(
+        folder: &Path,
+        beside: &[DomainBundle],
+        before: &Self,
+    ) -> (Self, Vec<BundleError>) {
+        let mut wrong = Vec::new();
+        let mut found: BTreeMap<TrustDomain, Vec<PathBuf>> = BTreeMap::new();
+        let mut bundles = Self::default();
+        match files(folder) {
+            Ok(paths) => {
+                for path in paths {
+                    match domain_of(&path) {
+                        Ok(domain) => found.entry(domain).or_default().push(path),
+                        Err(error) => wrong.push(error),
+                    }
+                }
+            }
+            Err(error) => {
+                wrong.push(error);
+                bundles = before.clone();
+            }
+        }
+        for one in beside {
+            match (&one.file, found.get_mut(&one.domain)) {
+                (Some(path), _) => {
+                    let paths = found.entry(one.domain.clone()).or_default();
+                    paths.push(path.clone());
+                }
+                // What is fetched alone has none in the folder either.
+                (None, Some(paths)) => paths.push(folder.to_owned()),
+                (None, None) => {}
+            }
+        }
+        for (domain, paths) in found {
+            let bundle = match paths.as_slice() {
+                [.., second] if paths.len() > 1 => Err(BundleError::Twice {
+                    path: second.clone(),
+                    domain: domain.clone(),
+                }),
+                [path, ..] => Bundle::load(path, domain.clone()),
+                [] => continue,
+            };
+            let bundle = bundle.map_err(|error| wrong.push(error)).ok();
+            if let Some(bundle) = bundle.or_else(|| before.get(&domain).cloned()) {
+                bundles.insert(bundle);
+            }
+        }
+        for one in beside {
+            bundles.prefer_fetched(one);
+        }
+        (bundles, wrong)
+    }
+
+    /// Takes out the bundle of a trust domain: nobody of it is trusted.
+    pub(super) fn remove(&mut self, domain: &TrustDomain) {
+        self.0.remove(domain);
     }
 
     /// Reads the bundle of one more trust domain.
@@ -415,13 +447,18 @@ impl Bundles {
             }
             None => {}
         }
+        self.prefer_fetched(one);
+        Ok(())
+    }
+
+    /// Takes what was fetched, unless the file's sequence is higher.
+    fn prefer_fetched(&mut self, one: &DomainBundle) {
         let of_file = self.get(&one.domain).and_then(Bundle::sequence);
         if let Some(fetched) = &one.fetched
             && of_file <= fetched.sequence()
         {
             self.insert(fetched.clone());
         }
-        Ok(())
     }
 
     /// Adds a bundle in place of the one its trust domain had, which is returned.
@@ -439,6 +476,44 @@ impl Bundles {
     pub fn iter(&self) -> impl Iterator<Item = &Bundle> {
         self.0.values()
     }
+}
+
+/// The bundles of a folder.
+fn files(folder: &Path) -> Result<Vec<PathBuf>, BundleError> {
+    let list = |source| BundleError::Folder {
+        path: folder.to_owned(),
+        source,
+    };
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(folder).map_err(list)? {
+        let path = entry.map_err(list)?.path();
+        let bundle = path
+            .extension()
+            .is_some_and(|extension| extension == "json" || extension == "pem");
+        let hidden = path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !bundle || hidden {
+            continue;
+        }
+        if paths.len() >= BUNDLES_MAX {
+            return Err(BundleError::TooMany {
+                path: folder.to_owned(),
+            });
+        }
+        paths.push(path);
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// Whose bundle a file is by its name.
+fn domain_of(path: &Path) -> Result<TrustDomain, BundleError> {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    TrustDomain::parse(&name).map_err(|source| BundleError::Name {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The document of Trust_Domain_and_Bundle.md §4; what it may hold beyond this is not asked for (B7).

@@ -145,16 +145,24 @@ pub enum CredentialsError {
 /// Who we are and whom we trust: immutable, replaced as a whole under a new generation.
 pub struct Credentials {
     generation: u64,
-    own: TlsPeer,
-    not_before: i64,
-    chain: Vec<CertificateDer<'static>>,
-    resolver: Arc<SingleCertAndKey>,
+    identity: Identity,
+    /// What of the files is not in it.
+    wrong: Vec<CredentialsError>,
     bundles: Bundles,
     crls: Crls,
     crl_numbers: CrlNumbers,
     denied: DeniedIds,
     verified: Box<ChainCache>,
     known_groups: Arc<KnownGroups>,
+}
+
+/// Who we are.
+#[derive(Clone)]
+struct Identity {
+    own: TlsPeer,
+    not_before: i64,
+    chain: Vec<CertificateDer<'static>>,
+    resolver: Arc<SingleCertAndKey>,
 }
 
 /// Whom we trust, and whom not.
@@ -179,70 +187,60 @@ impl Trust {
             Some(file) => DeniedIds::load(file)?,
             None => DeniedIds::default(),
         };
+        Ok(Self::of(bundles, crls, denied, newest))
+    }
+
+    /// Each part for itself: what cannot be used stays as it was in `before`.
+    fn renew(files: &SvidFiles, before: &Credentials) -> (Self, Vec<CredentialsError>) {
+        let mut wrong: Vec<CredentialsError> = Vec::new();
+        let trusted = &before.bundles;
+        let (mut bundles, refused) = Bundles::renew(&files.bundles, &files.domains, trusted);
+        wrong.extend(refused.into_iter().map(CredentialsError::from));
+        let newest = &before.crl_numbers;
+        let crls = match &files.crls {
+            Some(folder) => {
+                let (crls, refused) =
+                    Crls::renew(folder, &mut bundles, newest, &before.crls, trusted);
+                wrong.extend(refused.into_iter().map(CredentialsError::from));
+                crls
+            }
+            None => Crls::default(),
+        };
+        let denied = files.denied.as_deref().map(DeniedIds::load).transpose();
+        let denied = denied.map_or_else(
+            |error| {
+                wrong.push(error.into());
+                before.denied.clone()
+            },
+            Option::unwrap_or_default,
+        );
+        (Self::of(bundles, crls, denied, newest), wrong)
+    }
+
+    fn of(bundles: Bundles, crls: Crls, denied: DeniedIds, newest: &CrlNumbers) -> Self {
         let mut crl_numbers = newest.clone();
         crl_numbers.note(&crls, &bundles);
-        Ok(Self {
+        Self {
             bundles,
             crls,
             crl_numbers,
             denied,
-        })
+        }
     }
 }
 
-impl Credentials {
-    /// Reads and checks everything; the caller keeps the last good credentials if this fails.
-    ///
-    /// # Errors
-    /// Any [`CredentialsError`]: nothing is used in part.
-    pub fn load(files: &SvidFiles, generation: u64) -> Result<Self, CredentialsError> {
-        Self::load_after(files, generation, &CrlNumbers::default())
-    }
-
-    /// Reads and checks everything anew, under the next generation.
-    ///
-    /// # Errors
-    /// As [`load`](Self::load); also if a CRL is older than one that was used before (R9).
-    pub fn reload(&self, files: &SvidFiles) -> Result<Self, CredentialsError> {
-        Self::load_after(files, self.generation.saturating_add(1), &self.crl_numbers)
-    }
-
-    /// As [`load`](Self::load), and no CRL may be older than one of `newest` (R9).
-    ///
-    /// # Errors
-    /// As [`load`](Self::load).
-    pub fn load_after(
-        files: &SvidFiles,
-        generation: u64,
-        newest: &CrlNumbers,
-    ) -> Result<Self, CredentialsError> {
-        let trust = Trust::load(files, newest)?;
+impl Identity {
+    fn load(files: &SvidFiles, bundles: &Bundles) -> Result<Self, CredentialsError> {
         let chain = load_chain(&files.certificate)?;
         let key = load_key(&files.key)?;
-        Self::new(chain, key, trust, generation, files)
-    }
-
-    fn new(
-        chain: Vec<CertificateDer<'static>>,
-        key: PrivateKeyDer<'static>,
-        trust: Trust,
-        generation: u64,
-        files: &SvidFiles,
-    ) -> Result<Self, CredentialsError> {
-        let Trust {
-            bundles,
-            crls,
-            crl_numbers,
-            denied,
-        } = trust;
         let now = UnixTime::now();
         let refused = |source| CredentialsError::Refused {
             path: files.certificate.clone(),
             bundles: files.bundles.clone(),
             source,
         };
-        let own = verify_chain(&chain, &bundles, Usage::Client, now).map_err(refused)?;
-        verify_chain(&chain, &bundles, Usage::Server, now).map_err(refused)?;
+        let own = verify_chain(&chain, bundles, Usage::Client, now).map_err(refused)?;
+        verify_chain(&chain, bundles, Usage::Server, now).map_err(refused)?;
         let not_before = chain
             .first()
             .and_then(|leaf| zeugma_core::svid::Certificate::parse(leaf).ok())
@@ -262,18 +260,94 @@ impl Credentials {
                 }
             })?;
         Ok(Self {
-            generation,
             own,
             not_before,
             chain,
             resolver: Arc::new(certified.into()),
+        })
+    }
+
+    /// Whether these bundles have the anchor of it.
+    fn is_anchored(&self, bundles: &Bundles) -> bool {
+        let anchors = (bundles.get(&self.own.id.trust_domain())).map_or(&[][..], Bundle::anchors);
+        (anchors.iter()).any(|anchor| anchor.fingerprint == self.own.anchor)
+    }
+}
+
+impl Credentials {
+    /// Reads and checks everything; the caller keeps the last good credentials if this fails.
+    ///
+    /// # Errors
+    /// Any [`CredentialsError`]: nothing is used in part.
+    pub fn load(files: &SvidFiles, generation: u64) -> Result<Self, CredentialsError> {
+        Self::load_after(files, generation, &CrlNumbers::default())
+    }
+
+    /// Reads and checks everything anew, under the next generation. The bundle and the CRLs of each
+    /// trust domain, the deny list and our own SVID stand each for itself: of what cannot be used, and
+    /// of a CRL that is older than one that was used before (R9), the one before stays, and
+    /// [`wrong`](Self::wrong) tells why.
+    ///
+    /// # Errors
+    /// Any [`CredentialsError`] of our own SVID where the one before has no anchor any more: nothing is
+    /// used then.
+    pub fn reload(&self, files: &SvidFiles) -> Result<Self, CredentialsError> {
+        let (trust, mut wrong) = Trust::renew(files, self);
+        let identity = match Identity::load(files, &trust.bundles) {
+            Ok(identity) => identity,
+            Err(error) if self.identity.is_anchored(&trust.bundles) => {
+                wrong.push(error);
+                self.identity.clone()
+            }
+            Err(error) => return Err(error),
+        };
+        let generation = self.generation.saturating_add(1);
+        Ok(Self::new(identity, trust, generation, wrong))
+    }
+
+    /// As [`load`](Self::load), and no CRL may be older than one of `newest` (R9).
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_after(
+        files: &SvidFiles,
+        generation: u64,
+        newest: &CrlNumbers,
+    ) -> Result<Self, CredentialsError> {
+        let trust = Trust::load(files, newest)?;
+        let identity = Identity::load(files, &trust.bundles)?;
+        Ok(Self::new(identity, trust, generation, Vec::new()))
+    }
+
+    fn new(
+        identity: Identity,
+        trust: Trust,
+        generation: u64,
+        wrong: Vec<CredentialsError>,
+    ) -> Self {
+        let Trust {
+            bundles,
+            crls,
+            crl_numbers,
+            denied,
+        } = trust;
+        Self {
+            generation,
+            identity,
+            wrong,
             bundles,
             crls,
             crl_numbers,
             denied,
             verified: Box::default(),
             known_groups: Arc::default(),
-        })
+        }
+    }
+
+    /// What of the files could not be used, in whose place what was there before stays.
+    #[must_use]
+    pub fn wrong(&self) -> &[CredentialsError] {
+        &self.wrong
     }
 
     /// Which load this is of: pools and caches are keyed by it.
@@ -285,31 +359,31 @@ impl Credentials {
     /// Who we are.
     #[must_use]
     pub const fn id(&self) -> &SpiffeId {
-        &self.own.id
+        &self.identity.own.id
     }
 
     /// Start of validity of our leaf, in Unix seconds: renewal counts from it (C4).
     #[must_use]
     pub const fn not_before(&self) -> i64 {
-        self.not_before
+        self.identity.not_before
     }
 
     /// When the first certificate of our own path expires, in Unix seconds.
     #[must_use]
     pub const fn not_after(&self) -> i64 {
-        self.own.not_after
+        self.identity.own.not_after
     }
 
     /// What we present: the leaf first.
     #[must_use]
     pub fn chain(&self) -> &[CertificateDer<'static>] {
-        &self.chain
+        &self.identity.chain
     }
 
     /// Our own path, as a peer with our bundles sees it.
     #[must_use]
     pub const fn own(&self) -> &TlsPeer {
-        &self.own
+        &self.identity.own
     }
 
     /// Whom we trust.
@@ -321,7 +395,7 @@ impl Credentials {
     /// Whether the other load brought anything else than this one.
     #[must_use]
     pub fn differs(&self, other: &Self) -> bool {
-        self.chain != other.chain
+        self.identity.chain != other.identity.chain
             || self.bundles != other.bundles
             || self.crls != other.crls
             || self.denied != other.denied
@@ -438,7 +512,7 @@ impl Credentials {
     }
 
     pub(super) fn resolver(&self) -> Arc<SingleCertAndKey> {
-        Arc::clone(&self.resolver)
+        Arc::clone(&self.identity.resolver)
     }
 }
 
@@ -446,8 +520,8 @@ impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials")
             .field("generation", &self.generation)
-            .field("id", &self.own.id)
-            .field("not_after", &self.own.not_after)
+            .field("id", &self.identity.own.id)
+            .field("not_after", &self.identity.own.not_after)
             .finish_non_exhaustive()
     }
 }

@@ -306,18 +306,49 @@ impl Crls {
     pub fn load(folder: &Path, bundles: &Bundles, newest: &CrlNumbers) -> Result<Self, CrlsError> {
         let mut crls = Self::default();
         for path in files(folder)? {
-            let name = path.file_stem().unwrap_or_default().to_string_lossy();
-            let domain = TrustDomain::parse(&name).map_err(|source| CrlsError::Name {
-                path: path.clone(),
-                source,
-            })?;
-            let Some(bundle) = bundles.get(&domain) else {
-                return Err(CrlsError::NoBundle { path, domain });
-            };
-            let lists = load_file(&path, bundle, newest)?;
+            let domain = domain_of(&path)?;
+            let lists = load_of(&path, &domain, bundles, newest)?;
             crls.0.insert(domain, lists);
         }
         Ok(crls)
+    }
+
+    /// As [`load`](Self::load), and each trust domain for itself: where its lists cannot be used those
+    /// of `before` stay. Where there were none its bundle is taken out, for nobody could tell who of it
+    /// is revoked; one that was in `trusted`, without lists, stays as it was.
+    pub(super) fn renew(
+        folder: &Path,
+        bundles: &mut Bundles,
+        newest: &CrlNumbers,
+        before: &Self,
+        trusted: &Bundles,
+    ) -> (Self, Vec<CrlsError>) {
+        let mut crls = Self::default();
+        let mut wrong = Vec::new();
+        let paths = match files(folder) {
+            Ok(paths) => paths,
+            Err(error) => return (before.clone(), vec![error]),
+        };
+        for path in paths {
+            let domain = match domain_of(&path) {
+                Ok(domain) => domain,
+                Err(error) => {
+                    wrong.push(error);
+                    continue;
+                }
+            };
+            let lists = load_of(&path, &domain, bundles, newest);
+            let lists = lists.map_err(|error| wrong.push(error)).ok();
+            if bundles.get(&domain).is_none() {
+                continue;
+            }
+            match lists.or_else(|| before.0.get(&domain).cloned()) {
+                Some(lists) => drop(crls.0.insert(domain, lists)),
+                None if trusted.get(&domain).is_none() => bundles.remove(&domain),
+                None => {}
+            }
+        }
+        (crls, wrong)
     }
 
     /// Checks the certificates of a path: the serial of each, and who issued it.
@@ -390,6 +421,30 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, CrlsError> {
     }
     paths.sort();
     Ok(paths)
+}
+
+/// Whose lists a file holds by its name.
+fn domain_of(path: &Path) -> Result<TrustDomain, CrlsError> {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    TrustDomain::parse(&name).map_err(|source| CrlsError::Name {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn load_of(
+    path: &Path,
+    domain: &TrustDomain,
+    bundles: &Bundles,
+    newest: &CrlNumbers,
+) -> Result<Vec<Crl>, CrlsError> {
+    let Some(bundle) = bundles.get(domain) else {
+        return Err(CrlsError::NoBundle {
+            path: path.to_owned(),
+            domain: domain.clone(),
+        });
+    };
+    load_file(path, bundle, newest)
 }
 
 fn load_file(path: &Path, bundle: &Bundle, newest: &CrlNumbers) -> Result<Vec<Crl>, CrlsError> {

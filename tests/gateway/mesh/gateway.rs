@@ -206,7 +206,7 @@ impl Gateway {
     }
 
     pub(crate) async fn metrics(&self) -> Metrics {
-        let reply = get(self.metrics, "metrics", "/metrics").await;
+        let reply = get(self.metrics, "localhost", "/metrics").await;
         assert_eq!(reply.status, 200);
         Metrics(reply.text())
     }

@@ -21,6 +21,7 @@ mod gateway;
 pub(crate) mod hello;
 mod http;
 mod namespace;
+mod pair;
 mod service;
 
 use std::time::Duration;
@@ -31,6 +32,7 @@ pub(crate) use dns::{NameServer, Zone};
 pub(crate) use gateway::{Gateway, Metrics};
 pub(crate) use http::{Body, Reply, collect, empty, frames, full, get, h1, h2, send};
 pub(crate) use namespace::Namespace;
+pub(crate) use pair::Pair;
 pub(crate) use service::Service;
 
 /// How long anything may take; far above what it takes on a busy machine.

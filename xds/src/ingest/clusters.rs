@@ -9,9 +9,9 @@ use zeugma_core::identity::{IdPattern, TrustDomain};
 use zeugma_core::locality::Locality;
 use zeugma_core::names::{Host, HostPattern};
 use zeugma_core::snapshot::{
-    ActiveCheck, ActiveKind, Address, Balance, Cluster, Endpoint, EndpointIx, EndpointKey,
-    EndpointTls, ErrorRate, Export, Failover, Failure, HttpVersion, Inbound, Level, PassiveCheck,
-    Peer, Policy, PolicyMode, Position, Protocol, Retries, Service, Timeouts, TooFew,
+    ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterPolicy, Endpoint, EndpointIx,
+    EndpointKey, EndpointTls, ErrorRate, Export, Failover, Failure, HttpVersion, Inbound, Level,
+    PassiveCheck, Peer, Policy, PolicyMode, Position, Protocol, Retries, Service, Timeouts, TooFew,
 };
 
 use super::Names;
@@ -151,24 +151,26 @@ pub(super) fn traffic(
         route: meta.route.as_str().into(),
         endpoints,
         levels,
-        balance: balance(cluster)?,
-        failover: Failover {
-            start: share(meta.failover.start)?,
-            full: share(meta.failover.full)?,
-            hold: Duration::from_millis(meta.failover.hold_millis),
-            failback_after: Duration::from_millis(meta.failover.failback_after_millis),
-            failback_ramp: Duration::from_millis(meta.failover.failback_ramp_millis),
-            too_few: if meta.failover.use_all {
-                TooFew::UseAll
-            } else {
-                TooFew::Fail
+        policy: Arc::new(ClusterPolicy {
+            balance: balance(cluster)?,
+            failover: Failover {
+                start: share(meta.failover.start)?,
+                full: share(meta.failover.full)?,
+                hold: Duration::from_millis(meta.failover.hold_millis),
+                failback_after: Duration::from_millis(meta.failover.failback_after_millis),
+                failback_ramp: Duration::from_millis(meta.failover.failback_ramp_millis),
+                too_few: if meta.failover.use_all {
+                    TooFew::UseAll
+                } else {
+                    TooFew::Fail
+                },
             },
-        },
-        active: cluster.health_checks.first().map(active).transpose()?,
-        passive: passive(cluster, meta)?,
-        timeouts: timeouts(cluster, &meta.timeouts)?,
-        retries: retries(&meta.retries)?,
-        limits: limits(cluster)?,
+            active: cluster.health_checks.first().map(active).transpose()?,
+            passive: passive(cluster, meta)?,
+            timeouts: timeouts(cluster, &meta.timeouts)?,
+            retries: retries(&meta.retries)?,
+            limits: limits(cluster)?,
+        }),
     })
 }
 

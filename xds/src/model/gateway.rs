@@ -43,6 +43,7 @@ pub(crate) struct MeshGateway {
     /// takes a free one.
     pub probes: Option<Text<SocketAddr>>,
     /// Where `/metrics` is served. Default `127.0.0.1:15020`; port 0 takes a free one.
+    /// On a loopback address nothing is told to whoever asks for it by another name than `localhost`.
     pub metrics: Option<Text<SocketAddr>>,
     /// The folder where it keeps what outlives it: the last good configuration, evacuations; never a
     /// secret. Each gateway has a folder of its name in it, mode 0700 and locked: a second gateway of

@@ -439,8 +439,14 @@ impl Model {
 
     /// The text of the document of this number.
     pub(crate) fn source(&self, nth: u32) -> Option<&Source> {
-        let all = self.documents().map(|(_, source)| source);
-        all.into_iter().find(|source| source.nth == nth)
+        let gateways = self.gateways.iter().map(Document::source);
+        let peers = self.peers.iter().map(Document::source);
+        let routes = self.routes.iter().map(Document::source);
+        let defaults = self.defaults.iter().map(|one| one.source());
+        let domains = self.domains.iter().map(Document::source);
+        (gateways.chain(peers).chain(routes).chain(defaults))
+            .chain(domains)
+            .find(|source| source.nth == nth)
     }
 }
 
@@ -507,12 +513,61 @@ impl DocumentId {
     }
 
     /// What can be said of a text whose other fields may be wrong.
-    pub(crate) fn of(source: &Source) -> Option<Self> {
-        let positions = yaml::positions(source).ok()?;
+    pub(crate) fn of(source: &Source) -> Known {
+        if let Ok(positions) = yaml::positions(source) {
+            let kinds = (source.text.lines()).filter(|line| line.starts_with("kind:"));
+            // Of two that run into each other nobody can tell which one it is.
+            return match Self::written(&positions) {
+                Some(id) if kinds.count() <= 1 => Known::Read(id),
+                Some(_) | None => Known::Not,
+            };
+        }
+        let head = Source {
+            text: without_spec(&source.text),
+            ..source.clone()
+        };
+        let positions = yaml::positions(&head).ok();
+        (positions.and_then(|positions| Self::written(&positions)))
+            .map_or(Known::Not, Known::Guessed)
+    }
+
+    /// What a peer of this name is known by.
+    pub(crate) fn of_peer(name: &str) -> Self {
+        Self::new(Kind::Peer, None, name)
+    }
+
+    fn written(positions: &Positions) -> Option<Self> {
         let kind = Kind::of(positions.top("kind")?)?;
         let name = positions.text("metadata.name")?;
         Some(Self::new(kind, positions.text("metadata.namespace"), name))
     }
+}
+
+/// What a document is known by, as far as its text can be read.
+#[derive(Debug)]
+pub(crate) enum Known {
+    /// All of it is YAML.
+    Read(DocumentId),
+    /// All but its `spec` is.
+    Guessed(DocumentId),
+    /// Nobody can tell.
+    Not,
+}
+
+/// A text without the field `spec`, in block style: where nearly all that is written stands, and
+/// nearly all that can be wrong.
+fn without_spec(text: &str) -> String {
+    let mut is_spec = false;
+    let mut rest = String::with_capacity(text.len().min(1024));
+    for line in text.split_inclusive('\n') {
+        if line.starts_with(|c: char| c.is_ascii_alphabetic()) {
+            is_spec = line.starts_with("spec:");
+        }
+        if !is_spec {
+            rest.push_str(line);
+        }
+    }
+    rest
 }
 
 impl fmt::Display for DocumentId {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use zeugma_core::identity::{IdPattern, TrustDomain};
 use zeugma_core::names::Host;
+use zeugma_core::snapshot::ClusterPolicy;
 
 /// The bytes are not what [`Writer`] writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub(crate) trait Coded: Sized {
 pub(crate) struct Writer {
     bytes: Vec<u8>,
     texts: HashMap<Box<str>, u64>,
+    /// What clusters share, in the order it was written.
+    pub(super) policies: Vec<Arc<ClusterPolicy>>,
 }
 
 impl Writer {
@@ -76,6 +79,8 @@ struct Known {
 pub(crate) struct Reader<'a> {
     rest: &'a [u8],
     texts: Vec<Known>,
+    /// What clusters share, in the order it was read.
+    pub(super) policies: Vec<Arc<ClusterPolicy>>,
 }
 
 impl<'a> Reader<'a> {
@@ -83,6 +88,7 @@ impl<'a> Reader<'a> {
         Self {
             rest: bytes,
             texts: Vec::new(),
+            policies: Vec::new(),
         }
     }
 

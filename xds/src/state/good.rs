@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::codec::{Coded as _, Read, Reader, Writer};
 use crate::files::Source;
@@ -14,7 +15,8 @@ const FORM: u8 = 1;
 /// routes are the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Good {
-    bytes: Box<[u8]>,
+    /// Shared: it goes to and fro between threads with every look at the files.
+    bytes: Arc<[u8]>,
 }
 
 impl Good {
@@ -44,7 +46,7 @@ impl Good {
         }
     }
 
-    pub(crate) const fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 

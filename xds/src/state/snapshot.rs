@@ -1,14 +1,16 @@
 //! A snapshot as bytes. What is added to a type there is added to its line here.
 
+use std::sync::Arc;
+
 use zeugma_core::admission::{Rate, RouteLimits};
 use zeugma_core::locality::Locality;
 use zeugma_core::names::HostPattern;
 use zeugma_core::snapshot::{
-    ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterIx, Endpoint, EndpointIx,
-    EndpointKey, EndpointTls, ErrorRate, Export, Failover, Failure, HostTable, HttpVersion,
-    Inbound, Level, Listener, Mirror, Node, PassiveCheck, PathPattern, Peer, PeerIx, Policy,
-    PolicyMode, Position, Protocol, Retries, Role, Rule, Service, ServiceIx, Snapshot, Timeouts,
-    TooFew,
+    ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterIx, ClusterPolicy, Endpoint,
+    EndpointIx, EndpointKey, EndpointTls, ErrorRate, Export, Failover, Failure, HostTable,
+    HttpVersion, Inbound, Level, Listener, Mirror, Node, PassiveCheck, PathPattern, Peer, PeerIx,
+    Policy, PolicyMode, Position, Protocol, Retries, Role, Rule, Service, ServiceIx, Snapshot,
+    Timeouts, TooFew,
 };
 
 use super::codec::{Coded, Corrupt, Read, Reader, Writer, coded, coded_enum};
@@ -28,10 +30,7 @@ coded! {
     Rule { from, via, listeners, sources, methods, paths, position }
     Position { file, line }
     Mirror { route, to, host, share, timeout, body_bytes_max, in_flight_max }
-    Cluster {
-        name, route, endpoints, levels, balance, failover, active, passive, timeouts, retries,
-        limits,
-    }
+    ClusterPolicy { balance, failover, active, passive, timeouts, retries, limits }
     Level { name, members }
     Endpoint { key, backend, address, weight, locality, peer, tls, version, proxy_protocol }
     Failover { start, full, hold, failback_after, failback_ramp, too_few }
@@ -45,6 +44,55 @@ coded! {
     Finding { code, severity, message, help, place, also }
     Place { file, line, column, width, text, path, document }
     RefusedDocument { name, serves, numbers }
+}
+
+/// How many of the policies that were written last one is compared with.
+const POLICIES_COMPARED: usize = 16;
+
+impl Coded for Cluster {
+    fn write(&self, to: &mut Writer) {
+        let Self {
+            name,
+            route,
+            endpoints,
+            levels,
+            policy,
+        } = self;
+        name.write(to);
+        route.write(to);
+        endpoints.write(to);
+        levels.write(to);
+        let mut latest = to.policies.iter().enumerate().rev().take(POLICIES_COMPARED);
+        match latest.find(|(_, one)| *one == policy) {
+            Some((nth, _)) => to.number(nth as u64 + 1),
+            None => {
+                to.number(0);
+                policy.write(to);
+                to.policies.push(Arc::clone(policy));
+            }
+        }
+    }
+
+    fn read(from: &mut Reader<'_>) -> Read<Self> {
+        let (name, route) = (Coded::read(from)?, Coded::read(from)?);
+        let (endpoints, levels) = (Coded::read(from)?, Coded::read(from)?);
+        let policy = match usize::read(from)?.checked_sub(1) {
+            Some(nth) => (from.policies.get(nth).cloned())
+                .ok_or(Corrupt("a policy is named before it is written"))?,
+            None => {
+                let policy = Arc::<ClusterPolicy>::read(from)?;
+                from.policies.push(Arc::clone(&policy));
+                policy
+            }
+        };
+        Ok(Self {
+            name,
+            route,
+            endpoints,
+            levels,
+            policy,
+        })
+    }
 }
 
 coded_enum! {
@@ -170,12 +218,16 @@ pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
                 "an endpoint is not one",
             )?;
         }
-        let over = cluster.passive.error_rate.map_or(0.0, |rate| rate.over);
+        let over = cluster
+            .policy
+            .passive
+            .error_rate
+            .map_or(0.0, |rate| rate.over);
         let shares = [
-            cluster.failover.start,
-            cluster.failover.full,
-            cluster.passive.max_ejected,
-            cluster.retries.budget,
+            cluster.policy.failover.start,
+            cluster.policy.failover.full,
+            cluster.policy.passive.max_ejected,
+            cluster.policy.retries.budget,
             over,
         ];
         good(

@@ -182,9 +182,12 @@ fn what_suits_only_some_routes_is_left_out_of_the_others() {
     let all = [&*mesh, &db, &http("orders", ""), &http("copies", "")];
     let snapshot = snapshot(&all);
     let db = snapshot.cluster(snapshot.services[0].outbound);
-    assert_eq!(db.limits.connections, Some(6));
-    assert_eq!((db.limits.pending, db.limits.requests), (None, None));
-    let active = db.active.as_ref().unwrap();
+    assert_eq!(db.policy.limits.connections, Some(6));
+    assert_eq!(
+        (db.policy.limits.pending, db.policy.limits.requests),
+        (None, None)
+    );
+    let active = db.policy.active.as_ref().unwrap();
     assert_eq!(active.kind, zeugma_core::snapshot::ActiveKind::Tcp);
     assert_eq!(active.every.as_secs(), 9);
     let mirrors = |at: usize| snapshot.services[at].mirrors.len();
@@ -278,7 +281,7 @@ fn defaults_that_are_wrong_keep_their_last_good_text() {
         let refused: Vec<String> = (loaded.refused.documents().iter())
             .map(|document| document.name.clone())
             .collect();
-        (orders.timeouts.connect.as_secs(), refused)
+        (orders.policy.timeouts.connect.as_secs(), refused)
     };
     mesh.write("defaults.yaml", &defaults(None, "timeouts: {connect: 2s}"));
     assert_eq!(connect(&mut mesh), (2, vec![]));

@@ -165,19 +165,20 @@ fn the_state_directory_is_known_though_the_rest_is_wrong() {
         fs::write(dir.path().join("mesh.yaml"), text).unwrap();
         Sources::read(dir.path())
             .unwrap()
-            .state_dir(&options(name, None))
+            .state_dirs(&options(name, None))
     };
     let given = |path: &str| StateDir::Given(dir.path().join(path));
     let gateway = "kind: MeshGateway\nmetadata: {name: a}\nspec: {stateDir: s, nonsense: 1}\n";
-    assert_eq!(of(gateway, None), Some(("a".to_owned(), given("s"))));
-    assert_eq!(of(gateway, Some("b")), None);
-    let two = format!("{gateway}---\nkind: MeshGateway\nmetadata: {{name: b}}\n---\na: [\n");
-    assert_eq!(of(&two, None), None);
-    assert_eq!(
-        of(&two, Some("b")),
-        Some(("b".to_owned(), StateDir::Default))
+    let (a, b) = (
+        ("a".to_owned(), given("s")),
+        ("b".to_owned(), StateDir::Default),
     );
-    assert_eq!(of("kind: MeshGateway\nmetadata: {name: [\n", None), None);
+    assert_eq!(of(gateway, None), std::slice::from_ref(&a));
+    assert_eq!(of(gateway, Some("b")), []);
+    let two = format!("{gateway}---\nkind: MeshGateway\nmetadata: {{name: b}}\n---\na: [\n");
+    assert_eq!(of(&two, Some("b")), std::slice::from_ref(&b));
+    assert_eq!(of(&two, None), [a, b]);
+    assert_eq!(of("kind: MeshGateway\nmetadata: {name: [\n", None), []);
 }
 
 /// What grows with the routes grows in proportion to them, and by no more than this for each: what

@@ -80,8 +80,8 @@ fn the_defaults_of_an_http_route_are_the_manuals() {
     let snapshot = loaded(&[EAST, WEST_PEER, SMALLEST], None).snapshot;
     let cluster = snapshot.cluster(service(&snapshot, "orders", 80).outbound);
     let secs = Duration::from_secs;
-    assert_eq!(cluster.balance, Balance::LeastRequest);
-    let failover = &cluster.failover;
+    assert_eq!(cluster.policy.balance, Balance::LeastRequest);
+    let failover = &cluster.policy.failover;
     assert_eq!((failover.start, failover.full), (0.7, 0.0));
     assert_eq!(failover.hold, secs(0));
     assert_eq!(
@@ -89,9 +89,9 @@ fn the_defaults_of_an_http_route_are_the_manuals() {
         (secs(60), secs(60))
     );
     assert_eq!(failover.too_few, TooFew::UseAll);
-    assert_eq!(cluster.active, None);
+    assert_eq!(cluster.policy.active, None);
     let statuses = [502, 503, 504].map(Failure::Status);
-    let passive = &cluster.passive;
+    let passive = &cluster.policy.passive;
     assert_eq!(
         passive.on,
         [
@@ -109,7 +109,7 @@ fn the_defaults_of_an_http_route_are_the_manuals() {
     );
     assert_eq!((passive.consecutive, passive.eject), (5, secs(30)));
     assert_eq!((passive.max_ejected, passive.keep_at_least), (1.0, 1));
-    let timeouts = &cluster.timeouts;
+    let timeouts = &cluster.policy.timeouts;
     assert_eq!(
         (timeouts.connect, timeouts.connect_peer),
         (secs(1), secs(3))
@@ -118,7 +118,7 @@ fn the_defaults_of_an_http_route_are_the_manuals() {
         (timeouts.response_headers, timeouts.idle, timeouts.per_try),
         (secs(15), secs(3600), None)
     );
-    let retries = &cluster.retries;
+    let retries = &cluster.policy.retries;
     assert_eq!(
         retries.on,
         [
@@ -154,7 +154,7 @@ fn the_defaults_of_a_tcp_route_are_the_manuals() {
     );
     assert_eq!(pg.export, Export::Nobody);
     let cluster = snapshot.cluster(pg.outbound);
-    let failover = &cluster.failover;
+    let failover = &cluster.policy.failover;
     assert_eq!((failover.start, failover.full), (0.0, 0.0));
     assert_eq!(
         (failover.failback_after, failover.failback_ramp),
@@ -162,7 +162,7 @@ fn the_defaults_of_a_tcp_route_are_the_manuals() {
     );
     assert_eq!(failover.too_few, TooFew::Fail);
     assert_eq!(
-        cluster.passive.on,
+        cluster.policy.passive.on,
         [Failure::Connect, Failure::Reset, Failure::Timeout]
     );
 }
@@ -224,7 +224,7 @@ fn limits_of_a_gateway_its_listeners_and_a_tcp_route_arrive() {
         .collect();
     assert_eq!(proxies, [vec!["10.0.0.0/8", "2001:db8::1/128"], vec![]]);
     let pg = service(&loaded.snapshot, "pg", 5432);
-    let limits = &loaded.snapshot.cluster(pg.outbound).limits;
+    let limits = &loaded.snapshot.cluster(pg.outbound).policy.limits;
     assert_eq!((limits.connections, limits.requests), (Some(2), None));
 }
 
@@ -327,8 +327,8 @@ fn everything_that_is_written_arrives() {
     );
     assert_eq!((endpoint(3).weight, endpoint(4).weight), (0.5, 0.5));
 
-    assert_eq!(cluster.balance, Balance::RoundRobin);
-    let failover = &cluster.failover;
+    assert_eq!(cluster.policy.balance, Balance::RoundRobin);
+    let failover = &cluster.policy.failover;
     assert_eq!((failover.start, failover.full), (0.8, 0.2));
     assert_eq!(
         (
@@ -339,7 +339,7 @@ fn everything_that_is_written_arrives() {
         (millis(5000), millis(3000), millis(7000))
     );
     assert_eq!(failover.too_few, TooFew::Fail);
-    let active = cluster.active.as_ref().unwrap();
+    let active = cluster.policy.active.as_ref().unwrap();
     assert_eq!(
         active.kind,
         ActiveKind::Http {
@@ -351,7 +351,7 @@ fn everything_that_is_written_arrives() {
         (active.every, active.timeout, active.up, active.down),
         (millis(500), millis(200), 1, 4)
     );
-    let passive = &cluster.passive;
+    let passive = &cluster.policy.passive;
     assert_eq!(passive.on, [Failure::Reset, Failure::Status(500)]);
     assert_eq!(
         passive.error_rate,
@@ -367,10 +367,10 @@ fn everything_that_is_written_arrives() {
         pending: Some(7),
         requests: Some(9),
     };
-    assert_eq!(cluster.limits, limits);
+    assert_eq!(cluster.policy.limits, limits);
     let own = snapshot.cluster(orders.own.unwrap());
-    assert_eq!(own.limits, limits);
-    let timeouts = &cluster.timeouts;
+    assert_eq!(own.policy.limits, limits);
+    let timeouts = &cluster.policy.timeouts;
     assert_eq!(
         (timeouts.connect, timeouts.connect_peer),
         (millis(250), millis(250))
@@ -379,7 +379,7 @@ fn everything_that_is_written_arrives() {
         (timeouts.response_headers, timeouts.idle, timeouts.per_try),
         (millis(4000), millis(120_000), Some(millis(900)))
     );
-    let retries = &cluster.retries;
+    let retries = &cluster.policy.retries;
     assert_eq!(retries.on, [Failure::Timeout, Failure::Status(429)]);
     assert_eq!(
         (
@@ -838,7 +838,7 @@ fn what_other_clusters_reach_is_refused_at_once_where_nothing_is_healthy() {
         let orders = route("orders", &format!("protocol: http, {spec}{written}"));
         let loaded = loaded(&[EAST, WEST_PEER, &orders], None);
         let orders = service(&loaded.snapshot, "orders", 80);
-        let too_few = |ix| loaded.snapshot.cluster(ix).failover.too_few;
+        let too_few = |ix| loaded.snapshot.cluster(ix).policy.failover.too_few;
         assert_eq!(too_few(orders.outbound), TooFew::UseAll);
         assert_eq!(too_few(orders.own.unwrap()), TooFew::Fail);
     }
@@ -853,7 +853,13 @@ fn a_check_by_http_asks_http_ports_alone() {
     let loaded = loaded(&[EAST, &orders], None);
     let check = |port| {
         let cluster = service(&loaded.snapshot, "orders", port).outbound;
-        loaded.snapshot.cluster(cluster).active.clone().unwrap()
+        loaded
+            .snapshot
+            .cluster(cluster)
+            .policy
+            .active
+            .clone()
+            .unwrap()
     };
     assert!(matches!(check(80).kind, ActiveKind::Http { .. }));
     assert_eq!(check(9000).kind, ActiveKind::Tcp);
@@ -885,7 +891,7 @@ fn a_level_may_be_left_all_at_once() {
         "protocol: http, backends: [{endpoints: ['10.0.0.1:80']}], failover: {start: 50%, full: 50%}",
     );
     let loaded = loaded(&[EAST, &orders], None);
-    let failover = &loaded.snapshot.clusters[0].failover;
+    let failover = &loaded.snapshot.clusters[0].policy.failover;
     assert!(failover.start.total_cmp(&failover.full).is_eq());
     let share = zeugma_core::shares::capacity(0.5, failover);
     assert!(share.total_cmp(&0.0).is_eq());

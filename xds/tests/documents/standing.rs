@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::sync::Arc;
 
 use zeugma_core::snapshot::{Address, Export, Service};
 use zeugma_xds::{Findings, Good, LastGood, Loaded, NodeOptions, Serves, Sources, Unbound};
@@ -43,7 +44,7 @@ impl Mesh {
         fs::remove_file(self.dir.path().join(file)).unwrap();
     }
 
-    fn try_read(&mut self, unbound: Option<&Unbound>) -> Result<Loaded, Findings> {
+    fn try_read(&mut self, unbound: &[Unbound]) -> Result<Loaded, Findings> {
         let sources = Sources::read(self.dir.path())?;
         let loaded = sources.renew(&NodeOptions::default(), &self.good, unbound)?;
         self.good = loaded.good.clone();
@@ -52,7 +53,7 @@ impl Mesh {
 
     /// Reads the files again, as a gateway does on a change.
     pub(crate) fn read(&mut self) -> Loaded {
-        self.try_read(None).unwrap()
+        self.try_read(&[]).unwrap()
     }
 }
 
@@ -374,10 +375,10 @@ fn a_folder_without_files_is_no_configuration() {
     for file in ["gateway.yaml", "west.yaml", "orders.yaml", "cart.yaml"] {
         mesh.remove(file);
     }
-    let findings = mesh.try_read(None).unwrap_err();
+    let findings = mesh.try_read(&[]).unwrap_err();
     assert!(findings.to_string().contains("no file here ends in"));
     fs::remove_dir(mesh.dir.path()).unwrap();
-    let findings = mesh.try_read(None).unwrap_err();
+    let findings = mesh.try_read(&[]).unwrap_err();
     assert!(findings.to_string().contains("cannot read"), "{findings}");
 }
 
@@ -403,12 +404,12 @@ fn the_gateway_goes_on_without_its_own_document() {
 fn nothing_begins_without_a_gateway_or_a_route_that_is_good() {
     let mut mesh = Mesh::new();
     mesh.write("gateway.yaml", &EAST.replace("role: mesh", "role: mush"));
-    let findings = mesh.try_read(None).unwrap_err();
+    let findings = mesh.try_read(&[]).unwrap_err();
     assert!(findings.to_string().contains("`mush`"), "{findings}");
     let mut mesh = Mesh::new();
     mesh.write("orders.yaml", "a: [");
     mesh.write("cart.yaml", &route("cart", "protocol: gopher"));
-    let findings = mesh.try_read(None).unwrap_err();
+    let findings = mesh.try_read(&[]).unwrap_err();
     assert_eq!(findings.iter().count(), 2, "{findings}");
 }
 
@@ -426,10 +427,12 @@ fn an_address_that_cannot_be_bound_refuses_the_gateways_document_alone() {
     mesh.good = before.good;
     let mut unbound = Unbound {
         gateway: asked.gateway,
-        listener: "apps".to_owned(),
-        why: "`127.0.0.1:15009` cannot be bound".to_owned(),
+        listeners: vec![(
+            "apps".to_owned(),
+            "`127.0.0.1:15009` cannot be bound".to_owned(),
+        )],
     };
-    let loaded = mesh.try_read(Some(&unbound)).unwrap();
+    let loaded = mesh.try_read(std::slice::from_ref(&unbound)).unwrap();
     assert_eq!(
         refused(&loaded),
         [("MeshGateway east-gw", Serves::LastGood)]
@@ -446,7 +449,12 @@ fn an_address_that_cannot_be_bound_refuses_the_gateways_document_alone() {
     );
     // Another text may be bound.
     unbound.gateway ^= 1;
-    assert!(mesh.try_read(Some(&unbound)).unwrap().refused.is_empty());
+    assert!(
+        mesh.try_read(std::slice::from_ref(&unbound))
+            .unwrap()
+            .refused
+            .is_empty()
+    );
 }
 
 #[test]
@@ -525,7 +533,309 @@ fn a_first_start_does_not_go_without_defaults_that_may_hold_a_denial() {
         "apiVersion: zeugma.dev/v1alpha1\nkind: MeshDefaults\nmetadata: {name: mesh}\n\
          spec: {deny: [{sources: ['not a network']}]}\n",
     );
-    assert!(mesh.try_read(None).is_err());
+    assert!(mesh.try_read(&[]).is_err());
     mesh.remove("defaults.yaml");
+    assert!(mesh.read().refused.is_empty());
+}
+
+#[test]
+fn a_document_that_moves_to_another_file_and_breaks_keeps_its_last_good_text() {
+    for wrong in [
+        to("orders", "10.0.0.9:80").replace("]}]", "]}"),
+        to("orders", "10.0.0.9:80").replace("spec: {", "spec: { a: 'b, "),
+        to("orders", "10.0.0.9:80").replace("orders", "[orders"),
+        "a: [".to_owned(),
+    ] {
+        let mut mesh = Mesh::served();
+        mesh.remove("orders.yaml");
+        mesh.write("shop-orders.yaml", &wrong);
+        let loaded = mesh.read();
+        assert_eq!(
+            served(&loaded),
+            orders_and_cart("10.0.0.1:80", "10.0.0.2:80"),
+            "{wrong}"
+        );
+        let is_told = |(name, serves): &(&str, Serves)| {
+            *name == "MeshRoute shop/orders" && *serves == Serves::LastGood
+        };
+        let all = refused(&loaded);
+        assert!(all.iter().any(is_told), "{wrong}: {all:?}");
+        let text = loaded.refused.findings().to_string();
+        assert!(text.contains("shop-orders.yaml:"), "{text}");
+        assert_eq!(mesh.read(), loaded);
+        mesh.write("shop-orders.yaml", &to("orders", "10.0.0.9:80"));
+        let mended = mesh.read();
+        assert!(mended.refused.is_empty());
+        assert_eq!(
+            served(&mended),
+            orders_and_cart("10.0.0.9:80", "10.0.0.2:80")
+        );
+    }
+}
+
+/// Two documents that run into each other are read as one, of the second's name.
+#[test]
+fn a_separator_that_is_lost_deletes_no_document() {
+    let mut mesh = Mesh::served();
+    mesh.remove("cart.yaml");
+    let both = format!(
+        "{}{}",
+        to("orders", "10.0.0.1:80"),
+        to("cart", "10.0.0.2:80")
+    );
+    mesh.write("orders.yaml", &both);
+    assert!(mesh.read().refused.is_empty());
+    let (first, second) = both.rsplit_once("---\n").unwrap();
+    mesh.write("orders.yaml", &format!("{first}{second}"));
+    let loaded = mesh.read();
+    let mut served = served(&loaded);
+    served.sort();
+    assert_eq!(served, orders_and_cart("10.0.0.1:80", "10.0.0.2:80"));
+}
+
+#[test]
+fn a_second_gateway_is_refused_and_the_one_that_served_goes_on() {
+    let mut mesh = Mesh::served();
+    let second = EAST.replace("east-gw", "other-gw");
+    mesh.write("another.yaml", &second);
+    mesh.write("cart.yaml", &to("cart", "10.0.0.3:80"));
+    let loaded = mesh.read();
+    assert_eq!(
+        refused(&loaded),
+        [("MeshGateway other-gw", Serves::Nothing)]
+    );
+    assert_eq!(
+        served(&loaded),
+        orders_and_cart("10.0.0.1:80", "10.0.0.3:80")
+    );
+    let text = loaded.refused.findings().to_string();
+    assert!(
+        text.contains("another.yaml:5:") && text.contains("say which with `--name`"),
+        "{text}"
+    );
+    // A change of the gateway's own document is taken meanwhile.
+    mesh.write("gateway.yaml", &EAST.replace("15001", "15009"));
+    let loaded = mesh.read();
+    assert_eq!(
+        refused(&loaded),
+        [("MeshGateway other-gw", Serves::Nothing)]
+    );
+    assert_eq!(loaded.snapshot.listeners[1].address.port(), 15009);
+    // Where none of them served, nobody can tell.
+    let mut mesh = Mesh::new();
+    mesh.write("another.yaml", &second);
+    let findings = mesh.try_read(&[]).unwrap_err();
+    assert!(
+        findings.to_string().contains("several MeshGateways"),
+        "{findings}"
+    );
+}
+
+/// Defaults of the mesh that deny a network, or say nonsense.
+fn defaults(spec: &str) -> String {
+    format!(
+        "apiVersion: zeugma.dev/v1alpha1\nkind: MeshDefaults\nmetadata: {{name: mesh}}\nspec: {spec}\n"
+    )
+}
+
+#[test]
+fn routes_that_come_with_defaults_that_are_refused_wait_for_them() {
+    for wrong in [
+        defaults("{deny: [{sources: ['not a network']}]}"),
+        defaults("{deny: [{sources: ['10.0.0.0/8']}]"),
+        // What only the routes tell.
+        defaults("{failover: {start: 10%}, deny: [{sources: ['10.0.0.0/8']}]}"),
+        "apiVersion: zeugma.dev/v1alpha1\nkind: MeshDefaults\nmetadata: {name: [\n".to_owned(),
+    ] {
+        let mut mesh = Mesh::new();
+        let full = to("cart", "10.0.0.2:80").replace("backends", "failover: {full: 20%}, backends");
+        mesh.write("cart.yaml", &full);
+        assert!(mesh.read().refused.is_empty());
+        mesh.write("defaults.yaml", &wrong);
+        mesh.write("orders.yaml", &to("orders", "10.0.0.9:80"));
+        mesh.write("more.yaml", &to("more", "10.0.0.9:80"));
+        let loaded = mesh.read();
+        assert_eq!(
+            served(&loaded),
+            orders_and_cart("10.0.0.1:80", "10.0.0.2:80"),
+            "{wrong}"
+        );
+        let refused = refused(&loaded);
+        assert!(
+            refused.contains(&("MeshRoute shop/orders", Serves::LastGood))
+                && refused.contains(&("MeshRoute shop/more", Serves::Nothing)),
+            "{refused:?}"
+        );
+        let text = loaded.refused.findings().to_string();
+        assert!(
+            text.contains("more.yaml:5:19: metadata.name: it would go without the MeshDefaults"),
+            "{text}"
+        );
+        // It stays so until they are right, or gone.
+        assert_eq!(served(&mesh.read()).len(), 2);
+        mesh.write(
+            "defaults.yaml",
+            &defaults("{deny: [{sources: ['10.0.0.0/8']}]}"),
+        );
+        let loaded = mesh.read();
+        assert!(loaded.refused.is_empty(), "{:?}", loaded.refused);
+        let services = &loaded.snapshot.services;
+        assert!(services.iter().all(|one| one.policy.deny.len() == 1) && services.len() == 3);
+    }
+}
+
+#[test]
+fn defaults_of_another_namespace_that_are_refused_hold_back_no_route() {
+    let mut mesh = Mesh::served();
+    let wrong = defaults("{deny: [{sources: ['not a network']}]}");
+    let of_bank = wrong.replace("name: mesh", "name: mesh, namespace: bank");
+    mesh.write("defaults.yaml", &of_bank);
+    mesh.write("orders.yaml", &to("orders", "10.0.0.9:80"));
+    let loaded = mesh.read();
+    assert_eq!(
+        served(&loaded),
+        orders_and_cart("10.0.0.9:80", "10.0.0.2:80")
+    );
+}
+
+#[test]
+fn defaults_whose_denial_names_a_peer_that_is_gone_go_on_denying() {
+    let mut mesh = Mesh::new();
+    let attesting = WEST_PEER.replace("spec:", "spec:\n  attests: [west.example]");
+    mesh.write("west.yaml", &attesting);
+    mesh.write(
+        "orders.yaml",
+        &route(
+            "orders",
+            "protocol: http, backends: [{endpoints: ['10.0.0.1:80']}], export: {to: ['*']}, \
+             allow: [{from: ['spiffe://west.example/*']}]",
+        ),
+    );
+    mesh.write(
+        "defaults.yaml",
+        &defaults("{deny: [{from: ['spiffe://west.example/ns/bad/*'], via: [west]}]}"),
+    );
+    let first = mesh.read();
+    let denies = |loaded: &Loaded| {
+        let mut of_all = loaded.snapshot.services.iter();
+        of_all.all(|one| &*one.name != "shop/orders" || one.policy.deny.len() == 1)
+    };
+    assert!(denies(&first), "{:?}", first.refused);
+    mesh.write(
+        "west.yaml",
+        &attesting.replace("name: west", "name: us-west"),
+    );
+    let loaded = mesh.read();
+    assert!(denies(&loaded), "{:?}", loaded.refused);
+    assert_eq!(loaded.snapshot.services.len(), 2);
+    assert_eq!(
+        refused(&loaded),
+        [
+            ("MeshPeer west", Serves::LastGood),
+            ("MeshPeer us-west", Serves::Nothing)
+        ]
+    );
+    let json = loaded.refused.to_json();
+    let of = |name| {
+        json.as_array()
+            .unwrap()
+            .iter()
+            .any(|one| one["document"] == name)
+    };
+    assert!(of("MeshPeer west") && of("MeshPeer us-west"), "{json}");
+    let denied = defaults("{deny: [{from: ['spiffe://west.example/ns/bad/*'], via: [us-west]}]}");
+    mesh.write("defaults.yaml", &denied);
+    let loaded = mesh.read();
+    assert!(loaded.refused.is_empty() && denies(&loaded));
+}
+
+#[test]
+fn an_unchanged_gateway_goes_on_without_the_listeners_that_cannot_be_bound() {
+    let mut mesh = Mesh::served();
+    mesh.write("cart.yaml", &to("cart", "10.0.0.3:80"));
+    let unbound = Unbound {
+        gateway: mesh.read().gateway,
+        listeners: ["apps", "mesh"]
+            .map(|listener| (listener.to_owned(), "it is taken".to_owned()))
+            .into(),
+    };
+    mesh.write("cart.yaml", &to("cart", "10.0.0.4:80"));
+    let loaded = mesh.try_read(&[unbound]).unwrap();
+    assert_eq!(refused(&loaded), [("MeshGateway east-gw", Serves::Rest)]);
+    assert_eq!(
+        served(&loaded),
+        orders_and_cart("10.0.0.1:80", "10.0.0.4:80")
+    );
+    let text = loaded.refused.findings().to_string();
+    for listener in ["apps", "mesh"] {
+        let path = format!("spec.listeners.{listener}.address");
+        assert!(text.contains(&path), "{text}");
+    }
+    let json = loaded.refused.to_json();
+    assert_eq!(json[0]["serves"], "rest", "{json}");
+}
+
+#[test]
+fn a_file_that_may_have_been_cut_off_is_told_from_one_that_was_changed() {
+    let mut mesh = Mesh::served();
+    let both = format!(
+        "{}{}",
+        to("orders", "10.0.0.1:80"),
+        to("cart", "10.0.0.2:80")
+    );
+    mesh.remove("cart.yaml");
+    mesh.write("orders.yaml", &both);
+    mesh.read();
+    let cut = |text: &str| {
+        mesh.write("orders.yaml", text);
+        let sources = Sources::read(mesh.dir.path()).unwrap();
+        let cut = sources.cut(&mesh.good);
+        assert!(cut.iter().all(|file| file.ends_with("/orders.yaml")));
+        !cut.is_empty()
+    };
+    assert!(!cut(&both));
+    assert!(!cut(&both.replace("10.0.0.2", "10.0.0.20")));
+    assert!(!cut(&format!("{both}{}", to("more", "10.0.0.3:80"))));
+    for len in 0..both.len() - 1 {
+        assert!(cut(&both[..len]), "{len} of {}", both.len());
+    }
+    // Whoever writes no end of the last line is waited for once.
+    let unended = both.trim_end();
+    assert!(cut(unended));
+    mesh.write("orders.yaml", unended);
+    mesh.read();
+    assert!(
+        Sources::read(mesh.dir.path())
+            .unwrap()
+            .cut(&mesh.good)
+            .is_empty()
+    );
+}
+
+#[test]
+fn a_file_that_does_not_come_to_rest_is_told_and_its_documents_go_on() {
+    let mut mesh = Mesh::served();
+    mesh.write("orders.yaml", "");
+    mesh.write("cart.yaml", &to("cart", "10.0.0.3:80"));
+    let restless = mesh.dir.path().join("orders.yaml").display().to_string();
+    let sources = Sources::read(mesh.dir.path()).unwrap();
+    let looks = sources.looks();
+    assert_eq!((looks.len(), sources.looks()), (4, looks.clone()));
+    let sources = sources.without(&[Arc::from(restless.as_str())].into());
+    let loaded = sources
+        .renew(&NodeOptions::default(), &mesh.good, &[])
+        .unwrap();
+    assert_eq!(
+        served(&loaded),
+        orders_and_cart("10.0.0.1:80", "10.0.0.3:80")
+    );
+    assert_eq!(refused(&loaded), [(restless.as_str(), Serves::LastGood)]);
+    let text = loaded.refused.findings().to_string();
+    assert!(text.contains("does not come to rest"), "{text}");
+    // Of the same length, and of another content or time.
+    mesh.write("cart.yaml", &to("cart", "10.0.0.4:80"));
+    assert_ne!(Sources::read(mesh.dir.path()).unwrap().looks(), looks);
+    mesh.good = loaded.good;
+    mesh.write("orders.yaml", &to("orders", "10.0.0.9:80"));
     assert!(mesh.read().refused.is_empty());
 }

@@ -26,7 +26,7 @@ fn fleet(clusters: Vec<Cluster>) -> Fleet {
 }
 
 fn active(mut cluster: Cluster) -> Cluster {
-    cluster.active = Some(ActiveCheck {
+    Arc::make_mut(&mut cluster.policy).active = Some(ActiveCheck {
         kind: ActiveKind::Tcp,
         every: Duration::from_secs(5),
         timeout: Duration::from_secs(1),
@@ -143,7 +143,7 @@ fn next_wake_leads_through_the_whole_way_back_in_small_steps() {
 #[test]
 fn hold_keeps_a_level_that_is_bad_but_never_one_that_is_dead() {
     let mut cluster = fixture::cluster(&[&["a", "b"], &["c"]]);
-    cluster.failover.hold = Duration::from_secs(10);
+    Arc::make_mut(&mut cluster.policy).failover.hold = Duration::from_secs(10);
     let mut fleet = fleet(vec![cluster]);
     kill(&mut fleet, "a", at(0.0));
     assert_eq!(shares(&mut fleet, at(0.0)), [1000, 0]);
@@ -178,7 +178,7 @@ fn a_little_too_little_is_too_little_for_damping() {
 #[test]
 fn the_last_endpoints_of_a_route_are_never_ejected() {
     let mut cluster = fixture::cluster(&[&["a", "b"], &["c"]]);
-    cluster.passive.keep_at_least = 2;
+    Arc::make_mut(&mut cluster.policy).passive.keep_at_least = 2;
     let mut fleet = fleet(vec![cluster]);
     kill(&mut fleet, "a", at(0.0));
     see(&mut fleet, "b", Err(Failure::Connect), 50, at(0.5));
@@ -223,7 +223,7 @@ fn no_more_than_max_ejected_of_a_level_is_out() {
     let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
     for (count, expected) in [(9, EndpointStatus::Healthy), (10, EndpointStatus::Ejected)] {
         let mut cluster = fixture::cluster(&[&names[..count]]);
-        cluster.passive.max_ejected = 0.1;
+        Arc::make_mut(&mut cluster.policy).passive.max_ejected = 0.1;
         let mut fleet = fleet(vec![cluster]);
         see(&mut fleet, "a", Err(Failure::Connect), 9, at(0.0));
         assert_eq!(fleet.status(&key("a")), Some(expected), "{count}");
@@ -280,8 +280,8 @@ fn a_level_that_cannot_be_reached_does_not_fail_alike() {
 fn connect_failures_over_the_error_rate_eject_though_every_level_fails_alike() {
     for consecutive in [0, 5] {
         let mut cluster = fixture::cluster(&[&["a", "b"], &["c"]]);
-        cluster.passive.consecutive = consecutive;
-        cluster.passive.keep_at_least = 0;
+        Arc::make_mut(&mut cluster.policy).passive.consecutive = consecutive;
+        Arc::make_mut(&mut cluster.policy).passive.keep_at_least = 0;
         let mut fleet = fleet(vec![cluster]);
         let poison = Err(Failure::Status(503));
         see(&mut fleet, "b", poison, 40, at(0.0));
@@ -410,7 +410,7 @@ fn a_push_forgets_no_ejection_no_check_and_no_ramp() {
     assert_eq!(thousandths(&before.clusters[0].levels), [250, 750]);
     // Another cluster comes first, a level and an endpoint are added, the address changes.
     let mut changed = fixture::cluster(&[&["a"], &["b", "x"], &["c"]]);
-    changed.active = cluster().active;
+    Arc::make_mut(&mut changed.policy).active = cluster().policy.active.clone();
     changed.endpoints[0].address = Address::Name(Host::parse("a.example").unwrap(), 80);
     changed.endpoints[1].locality = Locality::parse("us").unwrap();
     let other = Cluster {
@@ -541,7 +541,7 @@ fn a_level_that_is_called_otherwise_goes_on_waiting_for_failback() {
 #[test]
 fn a_level_that_is_held_stays_held_when_a_rack_joins_it() {
     let with_hold = |mut cluster: Cluster| {
-        cluster.failover.hold = Duration::from_secs(20);
+        Arc::make_mut(&mut cluster.policy).failover.hold = Duration::from_secs(20);
         cluster
     };
     let before = named(&[("eu/1/a", &["a1", "a2"]), ("us", &["b"])]);
@@ -580,7 +580,7 @@ fn a_cluster_that_fails_where_too_few_are_left_never_uses_what_is_ejected() {
     // As the two clusters of a service are: what arrives from other clusters is refused at once.
     let mut own = fixture::cluster(&[&["a", "b"]]);
     own.name = "own".into();
-    own.failover.too_few = TooFew::Fail;
+    Arc::make_mut(&mut own.policy).failover.too_few = TooFew::Fail;
     let mut fleet = fleet(vec![fixture::cluster(&[&["a", "b"], &["c"]]), own]);
     kill(&mut fleet, "a", at(0.0));
     kill(&mut fleet, "b", at(0.0));
@@ -596,7 +596,7 @@ fn a_cluster_that_fails_where_too_few_are_left_never_uses_what_is_ejected() {
 fn a_check_that_asks_otherwise_is_due_at_once() {
     let with_check = |change: fn(&mut ActiveCheck)| {
         let mut cluster = active(fixture::cluster(&[&["a"], &["b"]]));
-        change(cluster.active.as_mut().unwrap());
+        change(Arc::make_mut(&mut cluster.policy).active.as_mut().unwrap());
         cluster
     };
     let mut fleet = fleet(vec![with_check(|check| {
@@ -664,7 +664,7 @@ fn unknown_endpoints_and_answers_nobody_waits_for_change_nothing() {
 #[test]
 fn events_nobody_drains_are_bounded() {
     let mut cluster = fixture::cluster(&[&["a", "b"]]);
-    cluster.passive.eject = Duration::from_secs(1);
+    Arc::make_mut(&mut cluster.policy).passive.eject = Duration::from_secs(1);
     let mut fleet = fleet(vec![cluster]);
     for second in 0..3000u32 {
         kill(&mut fleet, "a", at(f64::from(second)));
@@ -693,16 +693,16 @@ fn shares_of_a_fleet_that_saw_nothing_are_all_healthy() {
 #[test]
 fn fail_refuses_where_use_all_would_try() {
     let mut cluster = fixture::cluster(&[&["a", "b"]]);
-    cluster.failover = Failover {
+    Arc::make_mut(&mut cluster.policy).failover = Failover {
         full: 0.6,
         start: 0.9,
         too_few: TooFew::Fail,
-        ..cluster.failover
+        ..cluster.policy.failover
     };
     let mut fail = fleet(vec![cluster.clone()]);
     kill(&mut fail, "a", at(0.0));
     assert!(fail.shares(at(0.0)).clusters[0].refuses());
-    cluster.failover.too_few = TooFew::UseAll;
+    Arc::make_mut(&mut cluster.policy).failover.too_few = TooFew::UseAll;
     let mut use_all = fleet(vec![cluster]);
     kill(&mut use_all, "a", at(0.0));
     let shares = use_all.shares(at(0.0));

@@ -17,6 +17,8 @@ use super::wire::Wire;
 use super::{Error, Malformed};
 use crate::http::body::{BodyError, Outgoing};
 use crate::http::expect::{Gate, Passing};
+use crate::http::headers::Present;
+use crate::runtime::others_first;
 
 /// Interim responses to one request.
 const INTERIMS_MAX: u32 = 32;
@@ -149,7 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         match self.start {
             Start::Early => {
                 self.start = Start::Due;
-                return super::others_first(cx);
+                return others_first(cx);
             }
             Start::Due => {
                 self.start = Start::Made;
@@ -248,9 +250,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         let version = response.version();
         let headers = response.headers_mut();
-        let stated = Framing::of_response(self.to_head, status, version, headers)?;
+        let present = Present::of(headers);
+        let stated = Framing::of_response(self.to_head, status, version, headers, present)?;
         self.framing = stated.framing;
-        self.is_kept = keeps(version, headers)
+        self.is_kept = keeps(version, headers, present)
             && status != StatusCode::SWITCHING_PROTOCOLS
             && !stated.is_doubtful
             && !matches!(self.framing, Framing::UntilClose);
@@ -348,7 +351,10 @@ fn length_of(asked: &Asked<'_>, body: Outgoing, out: &mut Vec<u8>) -> Sending {
 }
 
 /// Whether the other end keeps the connection (RFC 9112 §9.3).
-pub(super) fn keeps(version: Version, headers: &HeaderMap) -> bool {
+pub(super) fn keeps(version: Version, headers: &HeaderMap, present: Present) -> bool {
+    if !present.has(Present::CONNECTION) {
+        return version == Version::HTTP_11;
+    }
     let says = |option: &str| {
         headers.get_all(CONNECTION).iter().any(|value| {
             let mut options = value.as_bytes().split(|byte| *byte == b',');

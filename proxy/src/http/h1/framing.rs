@@ -7,6 +7,7 @@ use http_body::SizeHint;
 
 use super::Malformed;
 use super::head::{self, HEADERS_MAX};
+use crate::http::headers::Present;
 
 /// What the extensions of all chunks of a message may be long (RFC 9112 §7.1.1).
 const EXTENSION_BYTES_MAX: usize = 16 * 1024;
@@ -49,9 +50,10 @@ impl Framing {
         status: StatusCode,
         version: Version,
         headers: &mut HeaderMap,
+        present: Present,
     ) -> Result<Stated, Malformed> {
         // RFC 9112 §6.3 rule 8: a response of no stated length ends with its connection.
-        let mut stated = stated(version, headers, Self::UntilClose)?;
+        let mut stated = stated(version, headers, present, Self::UntilClose)?;
         // Rule 1, whatever the headers say.
         let has_none = to_head
             || status.is_informational()
@@ -70,9 +72,10 @@ impl Framing {
     pub(super) fn of_request(
         version: Version,
         headers: &mut HeaderMap,
+        present: Present,
     ) -> Result<Stated, Malformed> {
         // RFC 9112 §6.3 rule 7: without a stated length there is none.
-        stated(version, headers, Self::Ended)
+        stated(version, headers, present, Self::Ended)
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {
@@ -129,8 +132,16 @@ pub(super) struct Stated {
 fn stated(
     version: Version,
     headers: &mut HeaderMap,
+    present: Present,
     otherwise: Framing,
 ) -> Result<Stated, Malformed> {
+    // `transfer-encoding` ends at the hop.
+    if !present.has(Present::CONTENT_LENGTH) && !present.has(Present::HOP_BY_HOP) {
+        return Ok(Stated {
+            framing: otherwise,
+            is_doubtful: false,
+        });
+    }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     let (coding, length) = (codings.next(), lengths.next());

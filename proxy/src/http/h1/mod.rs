@@ -19,7 +19,6 @@ mod server;
 mod wire;
 
 use std::io;
-use std::task::{Context, Poll};
 
 pub(crate) use self::client::Asked;
 pub(in crate::http) use self::client::Connection;
@@ -88,15 +87,6 @@ pub(crate) enum Malformed {
     /// RFC 9110 §15.2.
     #[error("too many interim responses")]
     Interims,
-}
-
-/// Lets every other task that is ready have its turn; polled again after that.
-///
-/// What all of them have to send then leaves in one go, and the other end, which is woken by the first,
-/// is awake for the rest: to wake a processor costs more than all that we do for a request.
-fn others_first<T>(cx: &Context<'_>) -> Poll<T> {
-    cx.waker().wake_by_ref();
-    Poll::Pending
 }
 
 #[cfg(test)]

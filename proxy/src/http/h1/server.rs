@@ -12,9 +12,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, DATE, HeaderMap, HeaderName, TRAILER, TRANSFER_ENCODING,
-};
+use http::header::{CONTENT_LENGTH, DATE, HeaderMap, HeaderName, TRAILER, TRANSFER_ENCODING};
 use http::{Method, Request, Response, StatusCode, Version, request};
 use http_body::{Body, Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
@@ -29,7 +27,9 @@ use super::sending::{Length, Sending, named_trailers};
 use super::wire::{Rewound, Wire};
 use super::{Error, Malformed};
 use crate::http::body::{BodyError, Outgoing};
+use crate::http::headers::Present;
 use crate::http::{date, expect};
+use crate::runtime::others_first;
 
 /// What is read and dropped of a body that nobody wants, so that the connection can be used again.
 const UNWANTED_BYTES_MAX: usize = 256 * 1024;
@@ -49,6 +49,8 @@ struct State<S> {
     wire: Option<Wire<S>>,
     head_bytes_max: usize,
     awaited: Awaited,
+    /// What the headers of the request under way have.
+    present: Present,
     /// What is to come of the request's body.
     framing: Framing,
     asking: Asking,
@@ -98,6 +100,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             wire: Some(Wire::new(stream)),
             head_bytes_max,
             awaited: Awaited::default(),
+            present: Present::default(),
             framing: Framing::Ended,
             asking: Asking::Done,
             nth: 0,
@@ -153,7 +156,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
                     return Err(error);
                 }
             };
-            let asked = Asked::by(&head);
+            let asked = Asked::by(&head, self.0.borrow().present);
             let body = self.body();
             let response = {
                 let mut answering = pin!(answer(Request::from_parts(head, body)));
@@ -168,7 +171,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             let mut is_early = true;
             std::future::poll_fn(|cx| {
                 if std::mem::take(&mut is_early) {
-                    return super::others_first(cx);
+                    return others_first(cx);
                 }
                 Poll::Ready(())
             })
@@ -202,7 +205,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
                 .awaited
                 .request(&mut wire.read, state.head_bytes_max)?
             {
-                let stated = Framing::of_request(head.version, &mut head.headers)?;
+                let present = Present::of(&head.headers);
+                let stated = Framing::of_request(head.version, &mut head.headers, present)?;
+                state.present = present;
                 state.framing = stated.framing;
                 state.is_leaving |= stated.is_doubtful;
                 let asks = !state.framing.is_ended() && expect::expects_continue(&head.headers);
@@ -269,25 +274,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             return (Sending::nothing(), false);
         };
         let (head, body) = response.into_parts();
+        let present = Present::of(&head.headers);
         let out = wire.out();
         write_status_line(out, asked.version, head.status, head.extensions.get());
         let is_kept = asked.is_kept
             && !is_unasked
             && !state.is_leaving
-            && keeps(Version::HTTP_11, &head.headers);
-        let (sending, is_kept) =
-            write_length(out, asked, head.status, &head.headers, body, is_kept);
+            && keeps(Version::HTTP_11, &head.headers, present);
+        let headers = (&head.headers, present);
+        let (sending, is_kept) = write_length(out, asked, head.status, headers, body, is_kept);
         for (name, value) in &head.headers {
             if *name != CONTENT_LENGTH {
                 head::write_header(out, name.as_str(), value.as_bytes());
             }
         }
-        if !head.headers.contains_key(DATE)
+        if !present.has(Present::DATE)
             && let Some(now) = date::now()
         {
             head::write_header(out, DATE.as_str(), now.as_bytes());
         }
-        if !head.headers.contains_key(CONNECTION) {
+        if !present.has(Present::CONNECTION) {
             // RFC 9112 §9.3: each version is told what it does not take for granted.
             match (asked.version, is_kept) {
                 (Version::HTTP_11, false) => head::write_header(out, "connection", b"close"),
@@ -465,12 +471,13 @@ impl<S> State<S> {
 }
 
 impl Asked {
-    fn by(head: &request::Parts) -> Self {
+    fn by(head: &request::Parts, present: Present) -> Self {
         Self {
             is_head: head.method == Method::HEAD,
             version: head.version,
-            is_kept: keeps(head.version, &head.headers),
-            takes_trailers: crate::http::headers::takes_trailers(&head.headers),
+            is_kept: keeps(head.version, &head.headers, present),
+            takes_trailers: present.has(Present::TE)
+                && crate::http::headers::takes_trailers(&head.headers),
         }
     }
 }
@@ -499,7 +506,7 @@ fn write_length(
     out: &mut Vec<u8>,
     asked: Asked,
     status: StatusCode,
-    headers: &HeaderMap,
+    (headers, present): (&HeaderMap, Present),
     body: Outgoing,
     is_kept: bool,
 ) -> (Sending, bool) {
@@ -508,7 +515,11 @@ fn write_length(
         || status.is_informational()
         || status == StatusCode::NO_CONTENT
         || status == StatusCode::NOT_MODIFIED;
-    let stated = crate::http::headers::content_length(headers);
+    let stated = if present.has(Present::CONTENT_LENGTH) {
+        crate::http::headers::content_length(headers)
+    } else {
+        None
+    };
     if has_none {
         // RFC 9110 §8.6: not of those that have none by definition; of others, what a GET would get.
         let may_state = !status.is_informational() && status != StatusCode::NO_CONTENT;

@@ -33,6 +33,8 @@ use backlog::Backlog;
 use connection::{Connection, Gains, Sealing, Step};
 use scratch::Scratch;
 
+use crate::runtime::others_first;
+
 /// The plaintext of a record (RFC 8446 §5.1: at most 2^14 bytes).
 const RECORD_BYTES: usize = 1 << 14;
 /// A record on the wire: header, plaintext, what encryption adds (RFC 8446 §5.2: at most 256 bytes).
@@ -64,6 +66,8 @@ pub struct TlsStream<S> {
     outgoing: Backlog,
     reading: Reading,
     writing: Writing,
+    /// Whether others had their turn since a flight of the handshake became ready.
+    has_let_others: bool,
     batch_bytes: usize,
 }
 
@@ -149,6 +153,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
                 outgoing: Backlog::default(),
                 reading: Reading::Open,
                 writing,
+                has_let_others: false,
                 batch_bytes: BATCH_BYTES_MIN,
             })),
             Err(error) => Err((io::Error::other(error), carrier)),
@@ -172,6 +177,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
             if self.holds_last_flight() {
                 return Poll::Ready(Ok(()));
             }
+            // To make a flight takes long: what several have made leaves in one go.
+            if !self.outgoing.is_empty() && !std::mem::replace(&mut self.has_let_others, true) {
+                return others_first(cx);
+            }
             // The last flight of a server, and an alert too, goes out before the handshake ends.
             let sent = ready!(self.poll_send_and_flush(cx));
             if let Some(Err(error)) = self.reading.end() {
@@ -182,6 +191,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
                 return Poll::Ready(Ok(()));
             }
             ready!(self.poll_receive(cx, None))?;
+            self.has_let_others = false;
         }
     }
 
@@ -217,9 +227,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         if let Some(place) = bytes.get_mut(..held) {
             place.copy_from_slice(&self.held);
         }
-        let idle = self.outgoing.is_empty();
+        // Whoever shakes hands sends by itself.
+        let is_idle = self.outgoing.is_empty() && !self.connection.is_handshaking();
         self.take_in(bytes, reader);
-        if idle && !self.outgoing.is_empty() && !self.holds_last_flight() {
+        if is_idle && !self.outgoing.is_empty() {
             // Nobody waits to send, so nobody loses its waker; if the socket takes nothing now, the
             // next write, flush or shutdown sends it.
             drop(self.poll_send(cx));
