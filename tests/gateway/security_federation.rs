@@ -443,15 +443,17 @@ async fn a_web_endpoint_needs_no_first_bundle_and_what_it_does_wrong_is_told() {
     }
     assert!(is_let_in(&north.new_caller, &east).await.is_some());
     // Another name than the certificate's.
-    endpoint.serve(two);
     over_web(&east, "127.0.0.1", port);
+    look(&gateway, "ZG0211", "is not verified").await;
+    endpoint.serve(two);
     look(&gateway, "ZG0211", "is not verified").await;
     assert!(is_let_in(&north.old_caller, &east).await.is_none());
     gateway.finish().await;
 
     // Another authority.
     over_web(&east, "localhost", port);
-    let gateway = start(&east, &Web::new("localhost").roots()).await;
+    let other = Web::new("localhost");
+    let gateway = start(&east, &other.roots()).await;
     look(&gateway, "ZG0211", "is not verified").await;
     assert!(
         is_let_in(&north.new_caller, &east).await.is_some(),

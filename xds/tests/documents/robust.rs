@@ -196,8 +196,6 @@ fn the_schema_names_every_field_and_refuses_others() {
         "slowStart",
         "compare",
         "mode",
-        "bundleEndpointURL",
-        "bundleEndpointProfile",
     ] {
         assert!(!names.contains(later), "`{later}` would do nothing");
     }
