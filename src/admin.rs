@@ -97,9 +97,25 @@ pub(crate) enum AdminError {
 }
 
 impl AdminError {
+    /// Its code in [`zeugma_core::codes`].
+    const fn code(&self) -> &'static str {
+        match self {
+            Self::Address(_) => "ZG1003",
+            Self::Config(_) | Self::Sources(..) => "ZG1004",
+            Self::Connect(..) | Self::Timeout(_) => "ZG1005",
+            Self::Denied(..) => "ZG1006",
+            Self::Http(..) | Self::Body(_) | Self::Json(..) => "ZG1007",
+            Self::Refused(..) => "ZG1008",
+            Self::Token(..) => "ZG1009",
+            Self::Service(..) => "ZG1010",
+            Self::Runtime(_) => "ZG0908",
+            Self::Print(_) => "ZG1002",
+        }
+    }
+
     /// Ends the command.
     pub(crate) fn fail(&self) -> ExitCode {
-        let code = match self {
+        let exit = match self {
             Self::Address(_) => exit::USAGE,
             Self::Config(_) | Self::Sources(..) | Self::Token(..) => exit::DATA,
             Self::Denied(..) => exit::DENIED,
@@ -117,7 +133,7 @@ impl AdminError {
             | Self::Runtime(_)
             | Self::Print(_) => exit::FAILED,
         };
-        ca::fail(self, code)
+        ca::fail(self, self.code(), exit)
     }
 
     /// Whether to ask again may help: it did not answer, or was busy.

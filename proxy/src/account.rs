@@ -1,5 +1,7 @@
 //! The end of every connection and request: one record, one access-log line, one set of counters.
 
+mod text;
+
 use std::cell::{OnceCell, RefCell};
 use std::io::Write;
 use std::mem;
@@ -13,6 +15,7 @@ use http::{HeaderValue, Method, Uri};
 use time::OffsetDateTime;
 use zeugma_core::locality::Locality;
 use zeugma_core::verdict::Reason;
+use zeugma_xds::AccessLogFormat;
 
 use crate::http::headers::Trace;
 use crate::tap::Taps;
@@ -157,6 +160,8 @@ impl Closed {
             line.number(r#","attempts":"#, u64::from(request.attempts));
         }
         line.known(r#","verdict":"#, self.reason.label());
+        // Not of what went well: its line is the one that is written most.
+        line.known(r#","code":"#, self.reason.code());
         line.known(r#","flags":"#, self.reason.flag());
         line.text(r#","policy.rule":"#, self.rule.as_deref());
         line.text(r#","error":"#, self.detail.as_deref());
@@ -437,16 +442,19 @@ impl Queue {
 }
 
 impl AccessLog {
-    /// Starts the thread that writes lines to `out`.
+    /// Starts the thread that writes lines of this form to `out`.
     ///
     /// # Errors
     /// If the thread cannot be started.
-    pub(crate) fn start(out: Box<dyn Write + Send>) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        form: AccessLogFormat,
+        out: Box<dyn Write + Send>,
+    ) -> std::io::Result<Self> {
         let queue = Arc::<Queue>::default();
         let ours = Arc::new(Ours(Arc::clone(&queue)));
         std::thread::Builder::new()
             .name("access-log".to_owned())
-            .spawn(move || write_lines(&queue, out))?;
+            .spawn(move || write_lines(&queue, form, out))?;
         Ok(Self {
             ours,
             dropped: Arc::default(),
@@ -508,7 +516,7 @@ impl AccessLog {
     }
 }
 
-fn write_lines(queue: &Queue, mut out: Box<dyn Write + Send>) {
+fn write_lines(queue: &Queue, form: AccessLogFormat, mut out: Box<dyn Write + Send>) {
     let mut batch = Vec::new();
     loop {
         let mut waiting = queue.lock();
@@ -535,7 +543,11 @@ fn write_lines(queue: &Queue, mut out: Box<dyn Write + Send>) {
         waiting.taken += 1;
         drop(waiting);
         // A closed standard output ends the log, not the gateway.
-        let written = out.write_all(&batch).and_then(|()| out.flush());
+        let written = match form {
+            AccessLogFormat::Json => out.write_all(&batch),
+            AccessLogFormat::Text => text::write(&batch, &mut *out),
+        };
+        let written = written.and_then(|()| out.flush());
         batch.clear();
         // What one burst needed is not kept.
         batch.shrink_to(BATCH_BYTES_KEPT);
@@ -649,7 +661,7 @@ mod tests {
             "trace.id": "4bf92f3577b34da6a3ce929d0e0e4736",
             "http.method": "GET", "http.authority": "a\u{7f}\u{2028}", "http.path": "/\"",
             "http.version": "HTTP/2", "http.status": 200, "attempts": 3,
-            "verdict": "sni-malformed", "flags": "NR", "policy.rule": "a.yaml:7",
+            "verdict": "sni-malformed", "code": "ZG0306", "flags": "NR", "policy.rule": "a.yaml:7",
             "error": "line\r\nbreak", "bytes_sent": 1, "bytes_recv": 2, "duration": "3ms",
             "config.generation": 7,
         });
@@ -703,7 +715,7 @@ mod tests {
             }
         }
         let (_hold, held) = std::sync::mpsc::channel();
-        let log = AccessLog::start(Box::new(Stuck(held))).unwrap();
+        let log = AccessLog::start(AccessLogFormat::Json, Box::new(Stuck(held))).unwrap();
         for _ in 0..LINES_MAX * 3 {
             log.write(&record(), &Taps::default());
         }
@@ -727,7 +739,7 @@ mod tests {
             }
         }
         let kept = Kept::default();
-        let log = AccessLog::start(Box::new(kept.clone())).unwrap();
+        let log = AccessLog::start(AccessLogFormat::Json, Box::new(kept.clone())).unwrap();
         log.flush();
         for nth in 0..200 {
             let closed = Closed {
@@ -764,7 +776,7 @@ mod tests {
                 Ok(())
             }
         }
-        let log = AccessLog::start(Box::new(Closed)).unwrap();
+        let log = AccessLog::start(AccessLogFormat::Json, Box::new(Closed)).unwrap();
         log.write(&record(), &Taps::default());
         log.flush();
         log.write(&record(), &Taps::default());

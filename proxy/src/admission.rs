@@ -46,6 +46,7 @@ impl Admission {
         if connections_max < wanted {
             let needed = descriptors_for(wanted);
             tracing::warn!(
+                code = "ZG0924",
                 limit = wanted,
                 open_files = descriptors_max,
                 "limits.connections is more than the limit of open files holds: at most \
@@ -301,7 +302,7 @@ fn look_at_memory(
             // No descriptor is left, or its cgroup is gone: what was short must not shed for
             // ever, and the next look may see again.
             if std::mem::replace(is_readable, false) {
-                tracing::error!(%error, "the memory in use cannot be read; limits.memory has no effect meanwhile");
+                tracing::error!(code = "ZG0920", %error, "the memory in use cannot be read; limits.memory has no effect meanwhile");
             }
             watermark.forget();
             shared
@@ -320,11 +321,13 @@ fn look_at_memory(
     match now {
         _ if !changed => {}
         Memory::Short => tracing::warn!(
+            code = "ZG0918",
             used,
             watermark = watermark.bytes(),
             "memory is short: new connections and requests are shed"
         ),
         Memory::Enough => tracing::info!(
+            code = "ZG0919",
             used,
             watermark = watermark.bytes(),
             "memory is enough again: new connections and requests are let in"

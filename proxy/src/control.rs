@@ -30,7 +30,7 @@ use zeugma_core::fleet::{Fleet, FleetEvent, Observation};
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{EndpointKey, Snapshot};
 use zeugma_core::time::Time;
-use zeugma_xds::{Findings, LastGood, NodeOptions, Refused, ResourceList};
+use zeugma_xds::{Findings, GatewaySettings, LastGood, NodeOptions, Refused, ResourceList};
 
 use self::accepting::Accepting;
 use self::handover::{Arrival, Asked, HandoverError, Offered};
@@ -44,6 +44,7 @@ use crate::admin::{BindError, Interfaces};
 use crate::admission::{self, Admission, UnderWay};
 use crate::federation::{self, Federation};
 use crate::listener::WorkerHandle;
+use crate::logging::Logging;
 use crate::metrics::Metrics;
 use crate::probe::{Finding, probe};
 use crate::pulse::Pulses;
@@ -77,6 +78,8 @@ pub struct GatewayOptions {
     pub locality: Option<String>,
     /// What it does where a gateway of its name runs.
     pub start: Start,
+    /// Its log, which can be told to say more.
+    pub logging: Logging,
 }
 
 /// What a process does where a gateway of its name runs already.
@@ -92,7 +95,7 @@ pub enum Start {
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     /// The configuration has errors: the findings, ready to be shown.
-    #[error("{0}")]
+    #[error("the configuration is refused, and none is kept that could serve\n{0}")]
     Config(String),
     /// Its own certificate or bundles cannot be used.
     #[error(transparent)]
@@ -138,6 +141,24 @@ pub enum GatewayError {
     },
 }
 
+impl GatewayError {
+    /// Its code in [`zeugma_core::codes`].
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Config(_) => "ZG0128",
+            Self::Credentials(error) => error.code(),
+            Self::State(error) => error.code(),
+            Self::Inherit(error) => error.code(),
+            Self::Handover(error) => error.code(),
+            Self::Interface(error) => error.code(),
+            Self::Listener { .. } => "ZG0113",
+            Self::Worker(_) => "ZG0906",
+            Self::System { .. } => "ZG0908",
+        }
+    }
+}
+
 fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> GatewayError {
     move |source| GatewayError::System { what, source }
 }
@@ -167,7 +188,7 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
     runtime.block_on(async {
         let arrival = Box::pin(handover::arrive(options.start, &start)).await?;
         Box::pin(control(
-            options.config.clone(),
+            options,
             node,
             start,
             (credentials, federation),
@@ -185,14 +206,14 @@ fn raise_open_files() -> u64 {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::warn!(%error, "the limit of open files cannot be raised");
+        tracing::warn!(code = "ZG0923", %error, "the limit of open files cannot be raised");
     }
     // None: without a limit.
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 async fn control(
-    config: PathBuf,
+    options: &GatewayOptions,
     node: NodeOptions,
     start: Beginning,
     (credentials, federation): (Credentials, Federation),
@@ -202,7 +223,7 @@ async fn control(
     let (phase, phase_read) = watch::channel(Phase::Serving);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
     let mut fleet = Fleet::new();
-    let files = Files::new(config, node, &start);
+    let files = Files::new(options.config.clone(), node, &start);
     let Beginning {
         loaded,
         findings,
@@ -216,10 +237,8 @@ async fn control(
     let settings = loaded.settings;
     let before = arrival.adopted.before().to_vec();
     let interfaces = Interfaces::bind(&settings, &mut arrival.adopted)?;
-    let passed = interfaces.offered(&settings);
-    let passed = passed.map_err(system("its interfaces cannot be passed on"))?;
-    let log = AccessLog::start(Box::new(std::io::stdout())).map_err(system("no log thread"))?;
-    let workers = settings.workers;
+    let passed = (interfaces.offered(&settings)).map_err(system("no sockets to pass on"))?;
+    let log = open_log(&settings)?;
     let admission = Admission::new(settings.limits.connections, open_files);
     let shared = Arc::new(Shared {
         published: ArcSwap::from_pointee(first_published(&snapshot, shares)),
@@ -237,13 +256,15 @@ async fn control(
         findings: ArcSwap::from_pointee(Value::Null),
         open: AtomicUsize::new(0),
         windows: Arc::default(),
-        admin: AdminSide::default(),
+        admin: AdminSide::of(&options.logging),
         admission,
         pulses: Pulses::new(),
         started: Instant::now(),
+        #[cfg(feature = "otlp")]
+        spans: std::sync::OnceLock::new(),
     });
     tell_beginning(&shared, findings.as_ref(), &loaded.refused);
-    let (handles, threads, workers_ended) = start_workers(&shared, workers)?;
+    let (handles, threads, workers_ended) = start_workers(&shared, shared.settings.workers)?;
     let accepting = Accepting::new(Arc::clone(&shared), handles);
     let bound = accepting.bind_new(&snapshot, &mut arrival.adopted)?;
     count_panics(&shared);
@@ -290,6 +311,11 @@ fn begin_keeping(
     Some(Keeper::begin(folder, unkept))
 }
 
+fn open_log(settings: &GatewaySettings) -> Result<AccessLog, GatewayError> {
+    let out = Box::new(std::io::stdout());
+    AccessLog::start(settings.access_log, out).map_err(system("no log thread"))
+}
+
 fn tell_beginning(shared: &Shared, refused: Option<&Findings>, in_part: &Refused) {
     let metrics = &shared.metrics;
     metrics.connections_max(shared.admission.connections_max());
@@ -302,7 +328,7 @@ fn tell_beginning(shared: &Shared, refused: Option<&Findings>, in_part: &Refused
         None => {
             reload::tell_refused(in_part, shared);
             if let Some(text) = reload::refused_in_part(in_part) {
-                tracing::error!("{text}");
+                tracing::error!(code = "ZG0122", "{text}");
             }
         }
     }
@@ -333,6 +359,10 @@ fn begin_beside(
     beside.spawn_local(federation::run(Arc::clone(shared)));
     beside.spawn_local(resolving);
     beside.spawn_local(reloading);
+    #[cfg(feature = "otlp")]
+    if let Some(exporter) = crate::otlp::begin(shared) {
+        beside.spawn_local(exporter.run(Arc::clone(shared)));
+    }
     if let Some(keeper) = keeper {
         beside.spawn_local(keeper.run());
     }
@@ -348,6 +378,7 @@ pub(crate) fn count_panics(shared: &Arc<Shared>) {
         let at = panic.location().map(ToString::to_string);
         let said = panic.payload_as_str().unwrap_or("(no text)");
         tracing::error!(
+            code = "ZG0906",
             at,
             said,
             "a connection panicked and is ended: a defect of the gateway; please report this line"
@@ -377,7 +408,7 @@ fn start_workers(shared: &Arc<Shared>, configured: Option<usize>) -> Result<Work
             // Nobody waits any more if it took too long.
             let running = move || tell_running.send(()).unwrap_or_default();
             if let Err(error) = work(shared, queue, running) {
-                tracing::error!(%error, "a worker has no event loop");
+                tracing::error!(code = "ZG0908", %error, "a worker has no event loop");
             }
         });
         handles.push(WorkerHandle {
@@ -563,7 +594,7 @@ impl Control {
         self.shared.admin.end_streams();
         self.end_interfaces().await;
         self.shared.log.flush();
-        tracing::info!("drained");
+        tracing::info!(code = "ZG0903", "drained");
         failed.map_or(Ok(()), Err)
     }
 
@@ -574,6 +605,7 @@ impl Control {
         let data = json!({ "name": self.shared.settings.name });
         self.shared.admin.journal.add("ready", data);
         tracing::info!(
+            code = "ZG0901",
             name = %self.shared.settings.name,
             cluster = %self.shared.settings.cluster,
             listeners = %self.accepting,
@@ -591,7 +623,11 @@ impl Control {
                 systemd::stopping();
                 let data = json!({ "delay_seconds": delay.as_secs_f64() });
                 self.shared.admin.journal.add("drain-begun", data);
-                tracing::info!(?delay, "draining: not ready, still accepting");
+                tracing::info!(
+                    code = "ZG0902",
+                    ?delay,
+                    "draining: not ready, still accepting"
+                );
                 Stage::Leaving {
                     until: Instant::now() + delay,
                 }
@@ -619,12 +655,17 @@ impl Control {
         });
         let data = json!({ "open": open, "timeout_seconds": timeout.as_secs_f64() });
         self.shared.admin.journal.add("draining", data);
-        tracing::info!(open, ?timeout, "draining: no new connections");
+        tracing::info!(
+            code = "ZG0902",
+            open,
+            ?timeout,
+            "draining: no new connections"
+        );
         let workers = std::mem::take(&mut self.workers);
         let ended = tokio::task::spawn_blocking(move || {
             for worker in workers {
                 if worker.join().is_err() {
-                    tracing::error!("a worker panicked");
+                    tracing::error!(code = "ZG0906", "a worker panicked");
                 }
             }
         });
@@ -780,6 +821,7 @@ impl Control {
         if let Err(unbound) = self.configure(config, stage) {
             for (listener, error) in unbound {
                 tracing::error!(
+                    code = "ZG0113",
                     listener,
                     error,
                     "a configuration that had to wait is tried again"
@@ -824,7 +866,7 @@ impl Control {
             journal.keep_moves(|cluster| names.contains(cluster));
         }
         self.tell_events(Vec::new(), Some(&format!("configuration {generation}")));
-        tracing::info!(generation, version = %snapshot.version, "configuration applied");
+        tracing::info!(code = "ZG0120", generation, version = %snapshot.version, "configuration applied");
     }
 
     /// Has the workers judge what is open by what was just stored.
@@ -857,17 +899,19 @@ fn not_bound(error: &GatewayError) -> (String, String) {
 fn tell_event(event: &FleetEvent) {
     match event {
         FleetEvent::Ejected { key, cause, lasts } => {
-            tracing::warn!(endpoint = %key, ?cause, ?lasts, "endpoint ejected");
+            tracing::warn!(code = "ZG0421", endpoint = %key, ?cause, ?lasts, "endpoint ejected");
         }
-        FleetEvent::Readmitted { key } => tracing::info!(endpoint = %key, "endpoint readmitted"),
+        FleetEvent::Readmitted { key } => {
+            tracing::info!(code = "ZG0422", endpoint = %key, "endpoint readmitted")
+        }
         FleetEvent::Unhealthy { key } => {
-            tracing::warn!(endpoint = %key, "endpoint fails its active check");
+            tracing::warn!(code = "ZG0423", endpoint = %key, "endpoint fails its active check");
         }
         FleetEvent::Healthy { key } => {
-            tracing::info!(endpoint = %key, "endpoint passes its active check");
+            tracing::info!(code = "ZG0424", endpoint = %key, "endpoint passes its active check");
         }
         FleetEvent::FailsAlike { route } => {
-            tracing::warn!(%route, "every level fails alike; nothing is ejected: look at the requests");
+            tracing::warn!(code = "ZG0425", %route, "every level fails alike; nothing is ejected: look at the requests");
         }
         FleetEvent::SharesMoved {
             cluster,
@@ -881,9 +925,9 @@ fn tell_event(event: &FleetEvent) {
                     format!("{name} {:.0} % -> {:.0} %", before * 100.0, now * 100.0)
                 })
                 .collect();
-            tracing::info!(%cluster, shares = shares.join(", "), too_few, "traffic moved");
+            tracing::info!(code = "ZG0426", %cluster, shares = shares.join(", "), too_few, "traffic moved");
         }
-        other => tracing::info!(event = ?other, "health"),
+        other => tracing::debug!(event = ?other, "health"),
     }
 }
 
@@ -894,6 +938,7 @@ impl Stage {
             return None;
         }
         tracing::error!(
+            code = "ZG0906",
             worker,
             "a worker ended by itself: a defect of the gateway; the others drain, and the process ends"
         );
@@ -917,7 +962,7 @@ impl Stage {
                     .await
                     .is_err()
                 {
-                    tracing::warn!("workers did not end by the drain deadline");
+                    tracing::warn!(code = "ZG0904", "workers did not end by the drain deadline");
                 }
             }
         }

@@ -16,8 +16,11 @@ mod http;
 mod journal;
 mod listener;
 mod listing;
+mod logging;
 mod memory;
 mod metrics;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod peek;
 mod probe;
 mod proxy_protocol;
@@ -38,5 +41,6 @@ pub use admin::BindError;
 pub use control::handover::HandoverError;
 pub use control::inherit::InheritError;
 pub use control::{GatewayError, GatewayOptions, Start, run};
+pub use logging::{LogFormat, Logging};
 pub use resolve::addresses_of;
 pub use state::StateError;

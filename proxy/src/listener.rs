@@ -182,7 +182,7 @@ async fn accept(listening: Listening) {
     let socket = match watch(socket) {
         Ok(socket) => socket,
         Err(error) => {
-            tracing::error!(listener = %name.get(), %error, "a listener cannot be watched");
+            tracing::error!(code = "ZG0908", listener = %name.get(), %error, "a listener cannot be watched");
             return;
         }
     };
@@ -231,6 +231,7 @@ impl Pause {
         if self.since.is_none() {
             self.since = Some(Instant::now());
             tracing::error!(
+                code = "ZG0921",
                 listener = %name.get(), %error,
                 "cannot accept; trying again every {BACK_OFF:?}. Raise the limit of open files if it is reached"
             );
@@ -240,6 +241,7 @@ impl Pause {
     fn is_over(&mut self, name: &ServedName) {
         if let Some(since) = self.since.take() {
             tracing::info!(
+                code = "ZG0922",
                 listener = %name.get(), failures = self.failures, lasted = ?since.elapsed(),
                 "accepting again"
             );

@@ -684,6 +684,7 @@ async fn walk(worker: &Worker) {
             (judge.published.generation, judge.credentials.generation());
         let took = began.elapsed();
         tracing::info!(
+            code = "ZG0706",
             generation,
             credentials,
             ended,

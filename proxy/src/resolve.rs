@@ -463,12 +463,12 @@ impl Known {
             }
             (Some(failing), None) => {
                 let times = failing.in_a_row;
-                tracing::info!(%host, times, "name resolved again");
+                tracing::info!(code = "ZG0603", %host, times, "name resolved again");
             }
             (Some(_), Some(_)) | (None, None) => {}
         }
         if self.told == Told::Gone && before.told == Told::Addresses {
-            tracing::warn!(code = UNRESOLVED, %host, "the name has no addresses any more");
+            tracing::warn!(code = "ZG0604", %host, "the name has no addresses any more");
         }
         if (self.told, &self.addresses) != (before.told, &before.addresses) {
             Changed::Addresses
@@ -501,7 +501,7 @@ impl Resolvers {
         match both {
             Ok(both) => Some(Self(both)),
             Err(error) => {
-                tracing::error!(%error, "the system's resolver configuration is not usable");
+                tracing::error!(code = "ZG0602", %error, "the system's resolver configuration is not usable");
                 None
             }
         }

@@ -39,6 +39,7 @@ use crate::http::pool::{Pool, SWEEPING};
 use crate::journal::Journal;
 use crate::listener::{Accepted, Handed};
 use crate::listing::{self, Question};
+use crate::logging::Logging;
 use crate::metrics::{Latest, Metrics};
 use crate::pulse::Pulses;
 use crate::recheck::{self, Registry};
@@ -103,6 +104,8 @@ pub(crate) struct AdminSide {
     pub(crate) questions: broadcast::Sender<Question>,
     /// What the control thread is asked.
     pub(crate) levers: Levers,
+    /// How much the log tells.
+    pub(crate) logging: Logging,
 }
 
 impl AdminSide {
@@ -120,6 +123,17 @@ impl Default for AdminSide {
             taps: Arc::default(),
             questions: broadcast::channel(listing::QUESTIONS_MAX).0,
             levers: Levers::default(),
+            logging: Logging::default(),
+        }
+    }
+}
+
+impl AdminSide {
+    /// With the log of the process.
+    pub(crate) fn of(logging: &Logging) -> Self {
+        Self {
+            logging: logging.clone(),
+            ..Self::default()
         }
     }
 }
@@ -151,6 +165,9 @@ pub(crate) struct Shared {
     pub(crate) pulses: Pulses,
     pub(crate) admin: AdminSide,
     pub(crate) started: Instant,
+    /// Where spans go; empty where no collector is named.
+    #[cfg(feature = "otlp")]
+    pub(crate) spans: std::sync::OnceLock<crate::otlp::Spans>,
 }
 
 impl Shared {
@@ -163,13 +180,27 @@ impl Shared {
     pub(crate) fn account(&self, closed: &Closed) {
         self.metrics.closed(closed);
         self.log.write(closed, &self.admin.taps);
+        self.tell_span(closed);
     }
 
     /// Tells of a request, the next of many alike.
     pub(crate) fn account_request(&self, closed: &Closed, latest: &Latest) {
         self.metrics.closed_request(closed, latest);
         self.log.write(closed, &self.admin.taps);
+        self.tell_span(closed);
     }
+
+    #[cfg(feature = "otlp")]
+    fn tell_span(&self, closed: &Closed) {
+        if let Some(spans) = self.spans.get()
+            && !spans.offer(closed)
+        {
+            self.metrics.dropped("spans", 1);
+        }
+    }
+
+    #[cfg(not(feature = "otlp"))]
+    const fn tell_span(&self, _: &Closed) {}
 
     /// Tells of a connection that no worker saw.
     pub(crate) fn refuse_unseen(&self, listener: &Arc<str>, source: SocketAddr, reason: Reason) {
@@ -542,6 +573,7 @@ pub(crate) fn work(
             .is_err()
         {
             tracing::warn!(
+                code = "ZG0904",
                 open = open.len(),
                 "connections did not end by the drain deadline; they are cut off"
             );
@@ -568,7 +600,9 @@ fn start(worker: &Rc<Worker>, accepted: Accepted, open: &mut JoinSet<()>) {
                 counted,
             ));
         }
-        Err(error) => tracing::error!(%error, "an accepted connection cannot be registered"),
+        Err(error) => {
+            tracing::error!(code = "ZG0908", %error, "an accepted connection cannot be registered")
+        }
     }
 }
 
@@ -768,6 +802,7 @@ mod tests {
         assert_eq!(panics(), 3);
 
         let verdicts = alone.until("five records", verdicts).await;
+        assert_eq!(Reason::Internal.code(), Some("ZG0906"));
         let internal = ["connection internal", "connection internal"];
         let requests = ["request completed", "request internal", "request internal"];
         assert_eq!(verdicts, [&internal[..], &requests[..]].concat());

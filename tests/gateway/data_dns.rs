@@ -197,7 +197,7 @@ async fn while_a_name_does_not_resolve_its_last_addresses_stay_and_that_is_told(
     assert_eq!(warned.count(), 1);
 
     names.set("db.internal", has(&["127.0.2.1"]));
-    gateway.message("name resolved again").await;
+    gateway.message("ZG0603 name resolved again").await;
     assert_eq!(findings().await, Value::Array(Vec::new()));
     gateway.finish().await;
 }
@@ -229,6 +229,8 @@ async fn a_name_that_is_gone_leaves_its_traffic_to_the_next_level_until_it_is_ba
         message.contains("there are no endpoints of it"),
         "{message}"
     );
+
+    gateway.message("ZG0604 the name has no addresses").await;
 
     names.set("db.internal", has(&["127.0.2.1"]));
     until_endpoints(&gateway, &[&[format!("127.0.2.1:{port}")], &[far]]).await;

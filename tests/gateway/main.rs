@@ -16,6 +16,7 @@
 
 mod control_admin;
 mod control_cli;
+mod control_codes;
 mod control_drain;
 mod control_handover;
 mod control_inherit;

@@ -238,16 +238,17 @@ async fn an_endpoint_with_an_svid_renews_its_bundle_and_never_goes_back() {
     endpoint.serve(document(&[&north.old, &north.new], Some(5)));
     east.set("workers", "1");
     let gateway = east.start().await;
+    gateway.message("ZG0253 bundle fetched").await;
     until_let_in(&north.new_caller, &east).await;
     until_let_in(&north.old_caller, &east).await;
 
     // F12: neither an older one nor another one of the same number.
     endpoint.serve(document(&[&north.old], Some(4)));
-    look(&gateway, "ZG0212", "its sequence went back from 5 to 4").await;
+    look(&gateway, "ZG0252", "its sequence went back from 5 to 4").await;
     endpoint.serve(document(&[&north.old], Some(5)));
-    look(&gateway, "ZG0212", "its sequence is 5 as before").await;
+    look(&gateway, "ZG0252", "its sequence is 5 as before").await;
     endpoint.serve(document(&[&north.old], None));
-    look(&gateway, "ZG0212", "it has no sequence").await;
+    look(&gateway, "ZG0252", "it has no sequence").await;
     assert!(is_let_in(&north.new_caller, &east).await.is_some());
     let metrics = gateway.metrics().await;
     let labels = [("trust_domain", "north.example"), ("result", "refused")];
@@ -259,7 +260,7 @@ async fn an_endpoint_with_an_svid_renews_its_bundle_and_never_goes_back() {
     endpoint.answer(|_| (503, None, String::new()));
     let gateway = east.start().await;
     assert!(is_let_in(&north.new_caller, &east).await.is_some());
-    look(&gateway, "ZG0211", "answered 503").await;
+    look(&gateway, "ZG0251", "answered 503").await;
     assert!(is_let_in(&north.new_caller, &east).await.is_some());
 
     // F9, B1: the old key is gone, and with it the certificate of the endpoint itself (F6: by the
@@ -268,7 +269,7 @@ async fn an_endpoint_with_an_svid_renews_its_bundle_and_never_goes_back() {
     gateway.signal(Signal::HUP);
     until_refused(&north.old_caller, &east).await;
     assert!(is_let_in(&north.new_caller, &east).await.is_some());
-    look(&gateway, "ZG0211", "is not verified").await;
+    look(&gateway, "ZG0251", "is not verified").await;
 
     // The operator's word, newer than any that was fetched, takes its place.
     fs::write(&first, document(&[&north.old], Some(9))).unwrap();
@@ -310,10 +311,10 @@ async fn only_the_spiffe_id_that_is_expected_is_believed() {
     forged.serve(both.clone());
     expect(other.address);
     let gateway = east.start().await;
-    look(&gateway, "ZG0211", "expected spiffe://north.example/ca").await;
+    look(&gateway, "ZG0251", "expected spiffe://north.example/ca").await;
     expect(forged.address);
     let forged_at = forged.address.to_string();
-    look(&gateway, "ZG0211", &forged_at).await;
+    look(&gateway, "ZG0251", &forged_at).await;
     assert!(other.asked() > 0 && forged.asked() > 0);
     assert!(is_let_in(&north.new_caller, &east).await.is_none());
     // A redirect is held to the same profile and the same ID (F7).
@@ -323,7 +324,7 @@ async fn only_the_spiffe_id_that_is_expected_is_believed() {
     expect(good.address);
     look(
         &gateway,
-        "ZG0211",
+        "ZG0251",
         &format!("https://{forged_at}/ is not verified"),
     )
     .await;
@@ -393,7 +394,7 @@ async fn a_web_endpoint_needs_no_first_bundle_and_what_it_does_wrong_is_told() {
     let port = endpoint.address.port();
     over_web(&east, "localhost", port);
     let gateway = start(&east, &web.roots()).await;
-    look(&gateway, "ZG0211", "answered 404").await;
+    look(&gateway, "ZG0251", "answered 404").await;
     assert!(is_let_in(&north.new_caller, &east).await.is_none());
 
     let good = document(&[&north.new], Some(2));
@@ -439,14 +440,14 @@ async fn a_web_endpoint_needs_no_first_bundle_and_what_it_does_wrong_is_told() {
     ] {
         let (status, location, body) = (answer.0, answer.1, answer.2.to_owned());
         endpoint.answer(move |_| (status, location.clone(), body.clone()));
-        look(&gateway, "ZG0211", words).await;
+        look(&gateway, "ZG0251", words).await;
     }
     assert!(is_let_in(&north.new_caller, &east).await.is_some());
     // Another name than the certificate's.
     over_web(&east, "127.0.0.1", port);
-    look(&gateway, "ZG0211", "is not verified").await;
+    look(&gateway, "ZG0251", "is not verified").await;
     endpoint.serve(two);
-    look(&gateway, "ZG0211", "is not verified").await;
+    look(&gateway, "ZG0251", "is not verified").await;
     assert!(is_let_in(&north.old_caller, &east).await.is_none());
     gateway.finish().await;
 
@@ -454,14 +455,21 @@ async fn a_web_endpoint_needs_no_first_bundle_and_what_it_does_wrong_is_told() {
     over_web(&east, "localhost", port);
     let other = Web::new("localhost");
     let gateway = start(&east, &other.roots()).await;
-    look(&gateway, "ZG0211", "is not verified").await;
+    look(&gateway, "ZG0251", "is not verified").await;
     assert!(
         is_let_in(&north.new_caller, &east).await.is_some(),
         "it was kept"
     );
     gateway.finish().await;
+    // What was kept is damaged: there is nothing to begin with.
+    let kept = east
+        .config()
+        .join("state/east-gw/bundle-north.example.json");
+    fs::write(&kept, "{").unwrap();
     let gateway = start(&east, Path::new("/nowhere")).await;
-    look(&gateway, "ZG0211", "/nowhere").await;
+    gateway.message("ZG0254 the bundle that was kept").await;
+    assert!(is_let_in(&north.new_caller, &east).await.is_none());
+    look(&gateway, "ZG0251", "/nowhere").await;
     gateway.finish().await;
 }
 

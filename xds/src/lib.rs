@@ -29,8 +29,8 @@ pub use error::{Code, Color, Finding, Findings, Place, Severity, suggest};
 pub use files::FileLook;
 pub use meaning::{LevelMeaning, ServiceMeaning, meaning};
 pub use settings::{
-    AdminAddress, BundleEndpoint, BundleProfile, Drain, ForeignDomain, GatewaySettings, Limits,
-    StateDir, SvidFiles, admin_socket_default,
+    AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, Drain, ForeignDomain,
+    GatewaySettings, Limits, StateDir, SvidFiles, admin_socket_default,
 };
 pub use standing::{Refused, RefusedDocument, Serves, Unbound};
 pub use state::{Good, LastGood, LastGoodError, STATE_BYTES_MAX};

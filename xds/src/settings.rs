@@ -39,6 +39,17 @@ pub struct GatewaySettings {
     pub limits: Limits,
     /// How it stops.
     pub drain: Drain,
+    /// How the lines of its access log look.
+    pub access_log: AccessLogFormat,
+}
+
+/// How the lines of an access log look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessLogFormat {
+    /// One JSON object each.
+    Json,
+    /// `name=value` for each fact.
+    Text,
 }
 
 /// The files of a gateway's identity, resolved against the folder of the YAML file.

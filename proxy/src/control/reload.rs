@@ -72,7 +72,7 @@ impl Reader {
             }
         });
         if let Err(error) = started {
-            tracing::error!(%error, "no thread to read configurations on: changes are not seen");
+            tracing::error!(code = "ZG0908", %error, "no thread to read configurations on: changes are not seen");
         }
         Self(ask)
     }
@@ -350,7 +350,7 @@ impl Files {
         let (loaded, rest) = match loading.await {
             Ok(read) => read,
             Err(error) => {
-                tracing::error!(%error, "loading the configuration failed");
+                tracing::error!(code = "ZG0906", %error, "loading the configuration failed");
                 return None;
             }
         };
@@ -379,14 +379,16 @@ impl Files {
             Ok(Ok(credentials)) => {
                 self.tell_wrong(credentials.wrong());
                 if shared.credentials.load().differs(&credentials) {
-                    tracing::info!(id = %credentials.id(), "certificate and bundles applied");
+                    tracing::info!(code = "ZG0201", id = %credentials.id(), "certificate and bundles applied");
                     return Some(credentials);
                 }
                 let is_whole = credentials.wrong().is_empty();
                 shared.metrics.reloaded("credentials", is_whole);
             }
             Ok(Err(error)) => self.refuse_credentials(&error, shared),
-            Err(error) => tracing::error!(%error, "loading the certificate failed"),
+            Err(error) => {
+                tracing::error!(code = "ZG0906", %error, "loading the certificate failed")
+            }
         }
         None
     }
@@ -407,14 +409,15 @@ impl Files {
         self.latest = settings;
         if is_news && needs_restart(&self.settings, &self.latest) {
             tracing::warn!(
-                "admin, adminToken, probes, metrics, stateDir, workers, limits and drain of a MeshGateway are read at \
+                code = "ZG0126",
+                "admin, adminToken, probes, metrics, stateDir, workers, limits, drain and accessLog of a MeshGateway are read at \
                  start only; restart the gateway to apply their change"
             );
         }
         tell_refused(&said.refused, shared);
         let text = refused_in_part(&said.refused);
         if text.is_some() && self.said[0] != text {
-            tracing::error!("{}", text.as_deref().unwrap_or_default());
+            tracing::error!(code = "ZG0122", "{}", text.as_deref().unwrap_or_default());
         }
         self.said[0] = text;
         if is_new {
@@ -427,7 +430,10 @@ impl Files {
         shared.findings.store(Arc::new(findings.to_json()));
         let text = describe(findings);
         if self.said[0].as_ref() != Some(&text) {
-            tracing::error!("configuration refused; the last good one serves\n{text}");
+            tracing::error!(
+                code = "ZG0121",
+                "configuration refused; the last good one serves\n{text}"
+            );
             self.said[0] = Some(text);
         }
     }
@@ -436,7 +442,7 @@ impl Files {
         shared.metrics.reloaded("credentials", false);
         let text = with_causes(error);
         if self.said[1].as_ref() != Some(&text) {
-            tracing::error!(error = %text, "certificate or bundles refused; the last good ones serve");
+            tracing::error!(code = error.code(), error = %text, "certificate or bundles refused; the last good ones serve");
             self.said[1] = Some(text);
         }
     }
@@ -449,6 +455,7 @@ impl Files {
             && self.said[1].as_ref() != Some(text)
         {
             tracing::error!(
+                code = wrong.first().map_or("ZG0202", CredentialsError::code),
                 error = %text,
                 "certificate or bundles refused; the last good ones serve in their place, and all else is applied"
             );
@@ -513,7 +520,7 @@ fn needs_restart(before: &GatewaySettings, now: &GatewaySettings) -> bool {
             s.probes,
             s.metrics,
             s.state_dir.clone(),
-            s.workers,
+            (s.workers, s.access_log),
             s.limits.clone(),
             s.drain.clone(),
         )
@@ -560,6 +567,6 @@ pub(super) fn describe(findings: &Findings) -> String {
 /// Tells of warnings.
 pub(super) fn warn(warnings: &Findings) {
     if warnings.iter().next().is_some() {
-        tracing::warn!("configuration\n{}", describe(warnings));
+        tracing::warn!(code = "ZG0127", "configuration\n{}", describe(warnings));
     }
 }

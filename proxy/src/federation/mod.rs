@@ -40,9 +40,9 @@ const FETCHES_MAX: usize = 4;
 /// The longest name of a file.
 const FILE_BYTES_MAX: usize = 255;
 /// The code of a bundle that is not fetched.
-const NOT_FETCHED: &str = "ZG0211";
+const NOT_FETCHED: &str = "ZG0251";
 /// The code of a bundle that was fetched and is refused.
-const REFUSED: &str = "ZG0212";
+const REFUSED: &str = "ZG0252";
 
 /// What was fetched, and what is wrong.
 #[derive(Debug)]
@@ -195,13 +195,13 @@ impl Federation {
             Ok((bundle, document)) => {
                 if let Some(failing) = known.failing.take() {
                     let times = failing.in_a_row;
-                    tracing::info!(trust_domain = %domain, times, "bundle fetched again");
+                    tracing::info!(code = "ZG0253", trust_domain = %domain, times, "bundle fetched again");
                 }
                 let next = interval(bundle.refresh_hint());
                 let is_new = known.bundle.as_ref() != Some(&bundle);
                 if is_new {
                     let (sequence, anchors) = (bundle.sequence(), bundle.anchors().len());
-                    tracing::info!(trust_domain = %domain, sequence, anchors, "bundle fetched");
+                    tracing::info!(code = "ZG0253", trust_domain = %domain, sequence, anchors, "bundle fetched");
                     known.bundle = Some(bundle);
                     drop(all);
                     self.keep(domain, document);
@@ -222,7 +222,7 @@ impl Federation {
                     .is_some_and(|before| (before.code, &before.why) == (code, &why));
                 if !is_told {
                     tracing::warn!(
-                        code, trust_domain = %domain, %why,
+                        code = code, trust_domain = %domain, %why,
                         "bundle not taken; the last one stays in use"
                     );
                 }
@@ -250,6 +250,7 @@ impl Federation {
         drop(tokio::task::spawn_blocking(move || {
             if let Err(error) = state::write(&folder, &file, &document) {
                 tracing::warn!(
+                    code = "ZG0254",
                     path = %folder.join(&file).display(), trust_domain = %domain, %error,
                     "the bundle that was fetched cannot be kept: a restart begins with an older one"
                 );
@@ -299,6 +300,7 @@ fn read_kept(settings: &GatewaySettings, domain: &TrustDomain) -> Option<Bundle>
     let read = state::read(dir, &settings.name, &file, BUNDLE_BYTES_MAX);
     let unused = |error: &dyn std::fmt::Display| {
         tracing::warn!(
+            code = "ZG0254",
             path = %path.display(), trust_domain = %domain, error = %error,
             "the bundle that was kept is not used"
         );

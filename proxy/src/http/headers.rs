@@ -241,6 +241,9 @@ pub(crate) struct Trace {
     parent: HeaderValue,
     /// Whether the caller has sent none that is valid.
     pub(crate) is_made: bool,
+    /// The caller's span, where the gateway records one of its own.
+    #[cfg(feature = "otlp")]
+    caller: Option<Box<str>>,
 }
 
 impl Trace {
@@ -255,19 +258,67 @@ impl Trace {
         &self.parent
     }
 
+    /// Whether another `traceparent` is sent than the caller's.
+    pub(crate) const fn is_said_anew(&self) -> bool {
+        #[cfg(feature = "otlp")]
+        if self.caller.is_some() {
+            return true;
+        }
+        self.is_made
+    }
+
+    /// The same with a span of the gateway's own, if the caller has it sampled (W3C Trace Context
+    /// §3.3: the parent's ID is ours then, and all else goes on).
+    #[cfg(feature = "otlp")]
+    pub(crate) fn with_span(self, draw: impl Fn() -> u64) -> Self {
+        let text = self.parent.to_str().unwrap_or_default();
+        let (false, Some(caller)) = (self.is_made, text.get(36..52)) else {
+            return self;
+        };
+        if !is_sampled(&self.parent) {
+            return self;
+        }
+        let mut span = [0; 16];
+        write_hex(&mut span, [draw() | 1]);
+        let caller = Box::from(caller);
+        // Whoever changes it says the version that it knows.
+        let mut parent = b"00".to_vec();
+        parent.extend_from_slice(text.get(2..36).unwrap_or_default().as_bytes());
+        parent.extend_from_slice(&span);
+        parent.extend_from_slice(text.get(52..55).unwrap_or_default().as_bytes());
+        Self {
+            parent: of_digits(&parent),
+            is_made: false,
+            caller: Some(caller),
+        }
+    }
+
+    /// The IDs of the gateway's own span, where it records one.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn recorded(&self) -> Option<crate::otlp::Ids<'_>> {
+        let text = self.parent.to_str().ok()?;
+        Some(crate::otlp::Ids {
+            trace: text.get(3..35)?,
+            span: text.get(36..52)?,
+            parent: self.caller.as_deref()?,
+        })
+    }
+
     /// None that a request has.
     #[cfg(test)]
     pub(crate) fn of(id: &str) -> Self {
         Self {
             parent: format!("00-{id}-0000000000000001-00").parse().unwrap(),
             is_made: true,
+            #[cfg(feature = "otlp")]
+            caller: None,
         }
     }
 }
 
 /// The request's trace if its `traceparent` is valid, else a new one (W3C Trace Context §3.2).
 ///
-/// A valid one goes on as it is: the gateway records no span of its own.
+/// A valid one goes on as it is, unless the gateway records a span of its own ([`Trace::with_span`]).
 pub(crate) fn trace(headers: &HeaderMap, present: Present, draw: impl Fn() -> u64) -> Trace {
     let only = if present.has(Present::TRACEPARENT) {
         let mut values = headers.get_all(&TRACEPARENT).iter();
@@ -279,6 +330,8 @@ pub(crate) fn trace(headers: &HeaderMap, present: Present, draw: impl Fn() -> u6
         return Trace {
             parent: parent.clone(),
             is_made: false,
+            #[cfg(feature = "otlp")]
+            caller: None,
         };
     }
     // Not sampled, as far as we know (§3.2.2.5).
@@ -293,7 +346,15 @@ pub(crate) fn trace(headers: &HeaderMap, present: Present, draw: impl Fn() -> u6
     Trace {
         parent: of_digits(&parent),
         is_made: true,
+        #[cfg(feature = "otlp")]
+        caller: None,
     }
+}
+
+/// Whether whoever sent a valid `traceparent` records the trace (W3C Trace Context §3.2.2.5).
+pub(crate) fn is_sampled(parent: &HeaderValue) -> bool {
+    let digit = parent.as_bytes().get(54).copied().map(char::from);
+    (digit.and_then(|digit| digit.to_digit(16))).is_some_and(|flags| flags & 1 == 1)
 }
 
 fn of_digits(digits: &[u8]) -> HeaderValue {

@@ -116,6 +116,14 @@ pub enum BundleError {
     },
 }
 
+impl BundleError {
+    /// Its code in [`zeugma_core::codes`].
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        "ZG0203"
+    }
+}
+
 /// A certificate that a bundle trusts.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Anchor {

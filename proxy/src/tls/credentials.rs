@@ -142,6 +142,24 @@ pub enum CredentialsError {
     },
 }
 
+impl CredentialsError {
+    /// Its code in [`zeugma_core::codes`].
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Read(_) => "ZG0206",
+            Self::Bundle(error) => error.code(),
+            Self::Crls(_) => "ZG0204",
+            Self::Denied(_) => "ZG0205",
+            Self::KeyMode { .. }
+            | Self::Pem { .. }
+            | Self::Key { .. }
+            | Self::KeyMismatch { .. }
+            | Self::Refused { .. } => "ZG0202",
+        }
+    }
+}
+
 /// Who we are and whom we trust: immutable, replaced as a whole under a new generation.
 pub struct Credentials {
     generation: u64,

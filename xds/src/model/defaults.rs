@@ -11,12 +11,12 @@ use zeugma_core::snapshot::{Failure, Node};
 
 use super::scalar::{Admin, Reference, Text};
 use super::{
-    BackendSpec, Document, InboundSpec, MeshGateway, MeshPeer, MeshRoute, Model, ProfileType,
-    ProtocolSpec, TlsSpec, TrustDomainSpec,
+    AccessLogFormatSpec, BackendSpec, Document, InboundSpec, MeshGateway, MeshPeer, MeshRoute,
+    Model, ProfileType, ProtocolSpec, TlsSpec, TrustDomainSpec,
 };
 use crate::settings::{
-    AdminAddress, BundleEndpoint, BundleProfile, Drain, ForeignDomain, GatewaySettings, Limits,
-    StateDir, SvidFiles,
+    AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, Drain, ForeignDomain,
+    GatewaySettings, Limits, StateDir, SvidFiles,
 };
 
 /// One port of a route.
@@ -299,6 +299,10 @@ impl Document<MeshGateway> {
             drain: Drain {
                 delay: or_secs(drain.delay.as_ref(), 10),
                 timeout: or_secs(drain.timeout.as_ref(), 45),
+            },
+            access_log: match self.spec.access_log.format {
+                Some(AccessLogFormatSpec::Text) => AccessLogFormat::Text,
+                Some(AccessLogFormatSpec::Json) | None => AccessLogFormat::Json,
             },
         }
     }

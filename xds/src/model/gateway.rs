@@ -61,6 +61,28 @@ pub(crate) struct MeshGateway {
     /// How it stops.
     #[serde(default)]
     pub drain: DrainSpec,
+    /// The log of connections and requests, on standard output.
+    #[serde(default)]
+    pub access_log: AccessLogSpec,
+}
+
+/// The log of connections and requests.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct AccessLogSpec {
+    /// How its lines look. Default `json`. What is in them is the same.
+    pub format: Option<AccessLogFormatSpec>,
+}
+
+/// How the lines of the access log look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum AccessLogFormatSpec {
+    /// One JSON object each.
+    Json,
+    /// `name=value` for each fact, a value in quotes with the escapes of JSON where it holds more than
+    /// visible ASCII.
+    Text,
 }
 
 /// A gateway's own certificate.

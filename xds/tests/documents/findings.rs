@@ -39,6 +39,28 @@ fn check(finding: &Finding, code: Code, path: &str, words: &str) {
 
 const OWN: &str = "backends: [{name: a, endpoints: ['10.0.0.1:80']}]";
 
+/// What is told by code, in logs, the API and `zeugma explain`; ZG0105 and ZG0113 are the system's.
+#[test]
+fn each_kind_of_finding_has_the_code_that_is_explained() {
+    let route = |more: &str| route("orders", &format!("protocol: http, {OWN}{more}"));
+    let deep = format!("\n---\n{}{}\n", "[".repeat(100), "]".repeat(100));
+    for (document, code) in [
+        (route(", retry: {}"), "ZG0101"),
+        (route(", timeouts: {connect: soon}"), "ZG0102"),
+        (route(", allow: [{from: []}]"), "ZG0103"),
+        ("\n---\nkind: [\n".to_owned(), "ZG0104"),
+        (deep, "ZG0106"),
+        (route(", allow: [{listeners: [aps]}]"), "ZG0107"),
+        (EAST.to_owned(), "ZG0108"),
+        (route(", allow: [{}]"), "ZG0111"),
+    ] {
+        let finding = only(&[EAST, &document], &document);
+        assert_eq!(finding.code.as_str(), code, "{finding}");
+    }
+    let token = EAST.replace("  cluster:", "  adminToken: token\n  cluster:");
+    assert_eq!(only(&[&token], "adminToken").code.as_str(), "ZG0110");
+}
+
 #[test]
 fn references_that_name_nothing_are_found_with_a_suggestion() {
     use Code::UnknownReference as Unknown;

@@ -11,7 +11,7 @@ use zeugma_core::snapshot::{
     ActiveKind, Address, Balance, EndpointTls, ErrorRate, Export, Failure, HttpVersion, Inbound,
     Lookup, PathPattern, PeerIx, Protocol, Role, TooFew,
 };
-use zeugma_xds::{AdminAddress, BundleProfile, NodeOptions, load};
+use zeugma_xds::{AccessLogFormat, AdminAddress, BundleProfile, NodeOptions, load};
 
 /// The smallest useful route of the manual, as it stands there.
 const SMALLEST: &str = r#"
@@ -179,6 +179,7 @@ fn the_settings_have_the_manuals_defaults_and_paths_start_at_the_file() {
     assert_eq!(settings.probes.to_string(), "127.0.0.1:15021");
     assert_eq!(settings.metrics.to_string(), "127.0.0.1:15020");
     assert_eq!(settings.workers, None);
+    assert_eq!(settings.access_log, AccessLogFormat::Json);
     let limits = &settings.limits;
     let ten = Duration::from_secs(10);
     assert_eq!((limits.connections, limits.streams), (50_000, 100));
