@@ -300,7 +300,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::account::{Caller, Destination};
+    use crate::account::Caller;
     use crate::fixture::Alone;
     use crate::http::headers::{self, Present, TRACEPARENT};
 
@@ -325,7 +325,7 @@ mod tests {
             caller: Caller::default(),
             tls: None,
             service: Some("shop/orders".into()),
-            destination: None::<Destination>,
+            destination: None,
             request: Some(RequestFacts {
                 id: HeaderValue::from_static("1"),
                 trace,

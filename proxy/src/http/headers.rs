@@ -363,12 +363,18 @@ fn of_digits(digits: &[u8]) -> HeaderValue {
 
 /// Writes numbers of 16 hexadecimal digits each.
 fn write_hex<const N: usize>(to: &mut [u8], numbers: [u64; N]) {
+    const EACH: u128 = u128::MAX / 0xff;
     for (digits, number) in to.chunks_mut(16).zip(numbers) {
-        for (nth, digit) in digits.iter_mut().rev().enumerate() {
-            let value = (number >> (4 * nth)) & 0xf;
-            // Without a branch, so that it is done for many at once.
-            let value = u8::try_from(value).unwrap_or_default();
-            *digit = value + b'0' + (b'a' - b'0' - 10) * u8::from(value > 9);
+        // Four bits to a byte, by halves; then all of them become digits at once.
+        let mut bytes = u128::from(number);
+        for shift in [32, 16, 8, 4] {
+            let kept = u128::MAX / ((1 << shift) + 1);
+            bytes = (bytes | (bytes << shift)) & kept;
+        }
+        let letters = ((bytes + EACH * 6) >> 4) & EACH;
+        let text = bytes + EACH * u128::from(b'0') + letters * u128::from(b'a' - b'0' - 10);
+        if let Ok(digits) = <&mut [u8; 16]>::try_from(digits) {
+            *digits = text.to_be_bytes();
         }
     }
 }
@@ -605,6 +611,26 @@ mod tests {
             .into_parts()
             .0;
         assert_eq!(authority(&request), Some("a.b:80"));
+    }
+
+    #[test]
+    fn numbers_are_written_as_format_writes_them() {
+        for number in [
+            0,
+            1,
+            9,
+            10,
+            15,
+            16,
+            0x0123_4567_89ab_cdef,
+            u64::MAX / 3,
+            u64::MAX,
+        ] {
+            let mut text = [0; 32];
+            write_hex(&mut text, [number, !number]);
+            let wanted = format!("{number:016x}{:016x}", !number);
+            assert_eq!(text, wanted.as_bytes());
+        }
     }
 
     #[test]

@@ -187,20 +187,16 @@ impl Gateway {
 
     /// The first line on standard error, past or to come, that holds `text`.
     pub(crate) async fn message(&self, text: &str) -> String {
-        let found = self
-            .messages
-            .find(|line| line.contains(text).then(|| line.to_owned()));
-        match tokio::time::timeout(super::DEADLINE, found).await {
-            Ok(Some(line)) => line,
-            Ok(None) | Err(_) => panic!("{}: no message {text:?}\n{}", self.name, self.told()),
-        }
+        self.line_of(&self.messages, text).await
     }
 
     /// The first access-log line, past or to come, that holds `text`, whatever its form.
     pub(crate) async fn access_text(&self, text: &str) -> String {
-        let found = self
-            .access
-            .find(|line| line.contains(text).then(|| line.to_owned()));
+        self.line_of(&self.access, text).await
+    }
+
+    async fn line_of(&self, lines: &Lines, text: &str) -> String {
+        let found = lines.find(|line| line.contains(text).then(|| line.to_owned()));
         match tokio::time::timeout(super::DEADLINE, found).await {
             Ok(Some(line)) => line,
             Ok(None) | Err(_) => panic!("{}: no line {text:?}\n{}", self.name, self.told()),
