@@ -111,7 +111,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     ),
     entry(
         "ZG0316",
-        "the connection does not begin with a PROXY header, as the listener wants it",
+        "the connection does not begin with a PROXY header",
         &[AccessLog],
         "The listener stands behind load balancers (`proxyProtocol`), and each connection must begin with a whole header of version 1 or 2.",
         "Switch the PROXY protocol on at the load balancer, or remove `proxyProtocol` here where none sends it.",
