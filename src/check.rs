@@ -38,7 +38,7 @@ pub(crate) struct CheckArgs {
 }
 
 /// `60s` or `60`.
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let number = text.strip_suffix('s').unwrap_or(text);
     let seconds: u64 = (number.parse()).map_err(|_| "write seconds, such as `60s`".to_owned())?;
     if seconds > 86_400 {

@@ -15,6 +15,7 @@ mod init;
 mod levers;
 mod status;
 mod table;
+mod tap;
 mod top;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -61,6 +62,9 @@ enum Command {
     Check(check::CheckArgs),
     /// What each route of a running gateway carries now: live on a terminal, else one table
     Top(top::TopArgs),
+    /// What a running gateway carries, live: each request and connection as it ends; exit 2 where
+    /// --count is not reached within --for, and 69 where the gateway ends
+    Tap(tap::TapArgs),
     /// Drain a running gateway, as SIGTERM does: not ready, still accepting for `drain.delay`, then no
     /// new work
     Drain(levers::DrainArgs),
@@ -92,6 +96,7 @@ fn main() -> ExitCode {
         Command::Get(args) => get::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Top(args) => top::run(&args),
+        Command::Tap(args) => tap::run(&args),
         Command::Drain(args) => levers::drain(&args),
         Command::BugReport(args) => bug_report::run(&args),
         Command::Explain(args) => explain::run(&args),

@@ -18,6 +18,7 @@ use zeugma_core::verdict::Reason;
 use zeugma_xds::AccessLogFormat;
 
 use crate::http::headers::Trace;
+use crate::tap::Taps;
 
 /// Lines waiting to be written; more are dropped and counted.
 const LINES_MAX: usize = 8192;
@@ -63,11 +64,13 @@ pub(crate) struct Closed {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Caller {
     /// The verified SPIFFE ID of the connection.
-    pub(crate) identity: Option<String>,
+    pub(crate) identity: Option<Box<str>>,
     /// The SPIFFE ID that a peer's gateway attests.
-    pub(crate) attested: Option<String>,
+    pub(crate) attested: Option<Box<str>>,
     /// The peer it is of.
     pub(crate) peer: Option<Arc<str>>,
+    /// The load balancer that handed the connection on.
+    pub(crate) proxy: Option<Box<SocketAddr>>,
 }
 
 /// What the TLS of a connection said.
@@ -124,6 +127,9 @@ impl Closed {
         line.known(r#","kind":"#, kind);
         line.text(r#","listener":"#, &*self.listener);
         line.address(r#","src.addr":"#, self.source);
+        if let Some(proxy) = &self.caller.proxy {
+            line.address(r#","src.proxy":"#, **proxy);
+        }
         line.known(r#","src.identity":"#, self.caller.identity.as_deref());
         line.known(r#","src.attested":"#, self.caller.attested.as_deref());
         line.text(r#","src.peer":"#, self.caller.peer.as_deref());
@@ -455,10 +461,14 @@ impl AccessLog {
         })
     }
 
-    /// Queues the record's line, or counts it as dropped; never waits for the writer.
-    pub(crate) fn write(&self, closed: &Closed) {
+    /// Queues the record's line, or counts it as dropped; never waits for the writer. Whoever
+    /// watches has it too.
+    pub(crate) fn write(&self, closed: &Closed, taps: &Taps) {
         LINE.with_borrow_mut(|line| {
             closed.write_line(line, SystemTime::now());
+            if taps.are_watching() {
+                taps.offer(closed, line.bytes());
+            }
             if !self.queue(line.bytes()) {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
@@ -603,9 +613,10 @@ mod tests {
     fn everything_a_record_knows_is_in_its_line() {
         let closed = Closed {
             caller: Caller {
-                identity: Some("spiffe://east.example/cart".to_owned()),
+                identity: Some("spiffe://east.example/cart".into()),
                 attested: None,
                 peer: Some("we\\st".into()),
+                proxy: Some(Box::new("[2001:db8::9]:7".parse().unwrap())),
             },
             service: Some("shop/\u{1}orders".into()),
             destination: Some(Rc::new(Destination {
@@ -643,7 +654,8 @@ mod tests {
         let expected = serde_json::json!({
             "time": "1970-01-01T00:00:00.000Z", "kind": "request", "listener": "mesh",
             "src.addr": "127.0.0.1:1", "src.identity": "spiffe://east.example/cart",
-            "src.peer": "we\\st", "sni": "a\n\"b", "dst.service": "shop/\u{1}orders",
+            "src.proxy": "[2001:db8::9]:7", "src.peer": "we\\st", "sni": "a\n\"b",
+            "dst.service": "shop/\u{1}orders",
             "dst.addr": "[::1]:443", "dst.backend": "blue", "dst.locality": "eu/a", "level": 2,
             "reason": "failover", "failover_from": "near", "request.id": "42",
             "trace.id": "4bf92f3577b34da6a3ce929d0e0e4736",
@@ -705,7 +717,7 @@ mod tests {
         let (_hold, held) = std::sync::mpsc::channel();
         let log = AccessLog::start(AccessLogFormat::Json, Box::new(Stuck(held))).unwrap();
         for _ in 0..LINES_MAX * 3 {
-            log.write(&record());
+            log.write(&record(), &Taps::default());
         }
         // It holds one batch, at the most, besides what waits.
         let dropped = usize::try_from(log.dropped()).unwrap();
@@ -730,10 +742,11 @@ mod tests {
         let log = AccessLog::start(AccessLogFormat::Json, Box::new(kept.clone())).unwrap();
         log.flush();
         for nth in 0..200 {
-            log.write(&Closed {
+            let closed = Closed {
                 generation: nth,
                 ..record()
-            });
+            };
+            log.write(&closed, &Taps::default());
             if nth % 50 == 0 {
                 log.flush();
                 let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
@@ -764,9 +777,9 @@ mod tests {
             }
         }
         let log = AccessLog::start(AccessLogFormat::Json, Box::new(Closed)).unwrap();
-        log.write(&record());
+        log.write(&record(), &Taps::default());
         log.flush();
-        log.write(&record());
+        log.write(&record(), &Taps::default());
         assert_eq!(log.dropped(), 1);
     }
 }

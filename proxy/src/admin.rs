@@ -4,6 +4,7 @@ mod api;
 mod check;
 mod events;
 mod levers;
+mod tap;
 mod ui;
 
 use std::collections::BTreeMap;
@@ -340,7 +341,7 @@ pub(crate) async fn serve(
     let listeners_end = async {
         passed_on.cancelled().await;
         // They ask the next process for what comes.
-        shared.admin.journal.close();
+        shared.admin.end_streams();
     };
     tokio::join!(
         serve_on(

@@ -7,12 +7,13 @@ mod alarms;
 pub(crate) mod handover;
 pub(crate) mod inherit;
 mod last_good;
+mod names;
 mod reload;
 mod rest;
 mod succession;
 mod systemd;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -26,26 +27,28 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use zeugma_core::fleet::{Fleet, FleetEvent, Observation};
-use zeugma_core::names::Host;
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{EndpointKey, Snapshot};
 use zeugma_core::time::Time;
-use zeugma_xds::{Findings, GatewaySettings, NodeOptions, Refused, ResourceList};
+use zeugma_xds::{Findings, GatewaySettings, LastGood, NodeOptions, Refused, ResourceList};
 
 use self::accepting::Accepting;
 use self::handover::{Arrival, Asked, HandoverError, Offered};
 use self::inherit::InheritError;
 use self::last_good::{Beginning, Keeper};
+use self::names::Named;
+pub(crate) use self::reload::with_causes;
 use self::reload::{Binding, Configured, Files, NotBound, Reloaded};
 use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
 use crate::admission::{self, Admission, UnderWay};
+use crate::federation::{self, Federation};
 use crate::listener::WorkerHandle;
 use crate::logging::Logging;
 use crate::metrics::Metrics;
 use crate::probe::{Finding, probe};
 use crate::pulse::Pulses;
-use crate::resolve::{self, Names};
+use crate::resolve::Names;
 use crate::runtime::{
     AdminSide, OBSERVATIONS_MAX, Phase, Published, RECORDS_GRACE, SOCKETS_MAX, Shared, work,
 };
@@ -174,7 +177,9 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
     reload::warn(&start.loaded.warnings);
     let settings = &start.loaded.settings;
     let newest = last_good::crl_numbers(settings);
-    let credentials = Credentials::load_after(&reload::svid_files(settings), 1, &newest)?;
+    let federation = Federation::kept(settings);
+    let files = federation.beside(reload::svid_files(settings));
+    let credentials = Credentials::load_after(&files, 1, &newest)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
@@ -186,7 +191,7 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
             options,
             node,
             start,
-            credentials,
+            (credentials, federation),
             open_files,
             arrival,
         ))
@@ -211,7 +216,7 @@ async fn control(
     options: &GatewayOptions,
     node: NodeOptions,
     start: Beginning,
-    credentials: Credentials,
+    (credentials, federation): (Credentials, Federation),
     open_files: u64,
     mut arrival: Arrival,
 ) -> Result<(), GatewayError> {
@@ -225,7 +230,7 @@ async fn control(
         is_kept,
     } = start;
     let unkept = (!is_kept).then_some(loaded.last_good);
-    let keeper = (arrival.state.as_ref()).map(|state| Keeper::begin(state.path(""), unkept));
+    let keeper = begin_keeping(arrival.state.as_ref(), &federation, unkept);
     let snapshot = Arc::new(loaded.snapshot);
     fleet.reconcile(&snapshot, Time::ZERO);
     let shares = fleet.shares(Time::ZERO);
@@ -240,6 +245,7 @@ async fn control(
         credentials: ArcSwap::from_pointee(credentials),
         changes: watch::channel(0).0,
         names: ArcSwap::from_pointee(Names::default()),
+        federation,
         settings,
         metrics: Metrics::new(),
         log,
@@ -262,9 +268,8 @@ async fn control(
     let accepting = Accepting::new(Arc::clone(&shared), handles);
     let bound = accepting.bind_new(&snapshot, &mut arrival.adopted)?;
     count_panics(&shared);
-    let (names, names_wanted) = watch::channel(resolve::names_of(&snapshot));
-    let ((asked, names_asked), (reloads, reloaded)) = (oneshot::channel(), mpsc::channel(1));
-    let resolving = resolve::run(Arc::clone(&shared), names_wanted, asked);
+    let (names, resolving, names_asked) = Named::begin(&snapshot, &shared);
+    let (reloads, reloaded) = mpsc::channel(1);
     let again = files.again();
     let reloading = files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?);
     let _beside = begin_beside(&shared, resolving, reloading, keeper.as_ref());
@@ -293,6 +298,17 @@ async fn control(
     let (stage, asked, begun) = control.begin(starting, bound, arrival.taking, before).await;
     control.serve(stage, observed, reloaded, asked).await?;
     Ok(begun?)
+}
+
+/// Has what outlives the process be kept in its folder, if it has one.
+fn begin_keeping(
+    state: Option<&State>,
+    federation: &Federation,
+    unkept: Option<LastGood>,
+) -> Option<Keeper> {
+    let folder = state?.path("");
+    federation.keep_in(folder.clone());
+    Some(Keeper::begin(folder, unkept))
 }
 
 fn open_log(settings: &GatewaySettings) -> Result<AccessLog, GatewayError> {
@@ -340,6 +356,7 @@ fn begin_beside(
     beside.spawn_local(admission::watch_memory(Arc::clone(shared)));
     beside.spawn_local(alarms::watch_crls(Arc::clone(shared)));
     beside.spawn_local(systemd::watch(Arc::clone(shared)));
+    beside.spawn_local(federation::run(Arc::clone(shared)));
     beside.spawn_local(resolving);
     beside.spawn_local(reloading);
     #[cfg(feature = "otlp")]
@@ -443,8 +460,7 @@ struct Control {
     fleet: Fleet,
     probes: JoinSet<(EndpointKey, Finding)>,
     accepting: Accepting,
-    /// Told the names of every snapshot, for what resolves them beside the control loop.
-    names: watch::Sender<BTreeSet<Host>>,
+    names: Named,
     phase: watch::Sender<Phase>,
     workers: Vec<std::thread::JoinHandle<()>>,
     /// Held until the end, or until a successor has it: the lock is in it.
@@ -514,6 +530,7 @@ impl Control {
                 self.start_probes();
             }
             let wake = self.wake();
+            let renamed = self.names.changed();
             // Every arm is cancel-safe: channels, signals, levers, and sleeps until a fixed moment.
             let signalled = tokio::select! {
                 _ = observed.recv_many(&mut batch, OBSERVATIONS_BATCH) => {
@@ -526,6 +543,10 @@ impl Control {
                 }
                 () = wake, if !is_starting => {
                     self.publish_shares();
+                    None
+                }
+                () = renamed => {
+                    self.publish_names();
                     None
                 }
                 Some(mut reloaded) = reloaded.recv() => {
@@ -549,14 +570,7 @@ impl Control {
                     None
                 }
                 Some(worker) = self.workers_ended.recv() => {
-                    if !matches!(stage, Stage::Draining { .. }) {
-                        tracing::error!(
-                            code = "ZG0906",
-                            worker,
-                            "a worker ended by itself: a defect of the gateway; the others drain, and the process ends"
-                        );
-                        failed = Some(GatewayError::Worker(worker));
-                    }
+                    failed = failed.or_else(|| stage.lost(worker));
                     failed.is_some().then_some(Duration::ZERO)
                 }
                 () = stage.over() => match &stage {
@@ -577,14 +591,16 @@ impl Control {
                 stage = self.leave(stage, delay);
             }
         }
-        self.shared.admin.journal.close();
+        self.shared.admin.end_streams();
         self.end_interfaces().await;
         self.shared.log.flush();
         tracing::info!(code = "ZG0903", "drained");
         failed.map_or(Ok(()), Err)
     }
 
-    fn become_ready(&self) -> Stage {
+    fn become_ready(&mut self) -> Stage {
+        // Whoever is told that it is ready may call at once.
+        self.publish_names();
         self.shared.ready.store(true, Ordering::Release);
         let data = json!({ "name": self.shared.settings.name });
         self.shared.admin.journal.add("ready", data);
@@ -831,10 +847,10 @@ impl Control {
     /// Publishes a configuration under the next generation, and has what is open judged by it.
     fn publish_next(&mut self, snapshot: Arc<Snapshot>, resources: ResourceList) {
         let now = self.shared.now();
-        self.fleet.reconcile(&snapshot, now);
-        self.names.send_replace(resolve::names_of(&snapshot));
-        let shares = self.fleet.shares(now);
         let before = self.shared.published.load_full();
+        let snapshot = (self.names).next(snapshot, &before.snapshot, &self.shared);
+        self.fleet.reconcile(&snapshot, now);
+        let shares = self.fleet.shares(now);
         let generation = before.generation + 1;
         self.shared.resources.store(Arc::new(resources));
         self.publish(generation, Arc::clone(&snapshot), shares);
@@ -871,7 +887,7 @@ impl Control {
 
 /// The listener and why it cannot be bound, in one line.
 fn not_bound(error: &GatewayError) -> (String, String) {
-    let why = reload::with_causes(error);
+    let why = with_causes(error);
     let name = if let GatewayError::Listener { name, .. } = error {
         name.clone()
     } else {
@@ -916,6 +932,19 @@ fn tell_event(event: &FleetEvent) {
 }
 
 impl Stage {
+    /// Why the gateway fails where this worker ended; none ends by itself but while it drains.
+    fn lost(&self, worker: usize) -> Option<GatewayError> {
+        if matches!(self, Self::Draining { .. }) {
+            return None;
+        }
+        tracing::error!(
+            code = "ZG0906",
+            worker,
+            "a worker ended by itself: a defect of the gateway; the others drain, and the process ends"
+        );
+        Some(GatewayError::Worker(worker))
+    }
+
     /// Waits until this stage is over by time, or all that it waits for has ended.
     ///
     /// # Cancel safety
@@ -968,7 +997,7 @@ mod tests {
             keeper: None,
             probes: JoinSet::new(),
             accepting: Accepting::new(Arc::clone(&alone.shared), vec![handle]),
-            names: watch::channel(BTreeSet::new()).0,
+            names: Named::of(&alone.snapshot).0,
             phase: alone.phase,
             workers: vec![works.unwrap(), works_not.unwrap()],
             state: None,

@@ -92,6 +92,7 @@ impl Alone {
         let shared = Arc::new(Shared {
             published: ArcSwap::from_pointee(published(&snapshot, shares(&snapshot))),
             credentials: ArcSwap::from_pointee(Credentials::load(&files, 1).unwrap()),
+            federation: crate::federation::Federation::kept(&loaded.settings),
             names: ArcSwap::from_pointee(Names::default()),
             settings: loaded.settings,
             metrics: Metrics::new(),

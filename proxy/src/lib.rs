@@ -8,6 +8,7 @@ mod admin;
 mod admission;
 mod connection;
 mod control;
+mod federation;
 #[cfg(test)]
 mod fixture;
 mod hash;
@@ -29,6 +30,7 @@ mod relay;
 mod resolve;
 mod runtime;
 mod state;
+mod tap;
 pub mod tls;
 mod transport;
 mod upstream;

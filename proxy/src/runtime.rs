@@ -32,6 +32,7 @@ use zeugma_xds::{GatewaySettings, ResourceList};
 use crate::account::{AccessLog, Caller, Closed};
 use crate::admission::{Admission, UnderWay};
 use crate::connection;
+use crate::federation::Federation;
 use crate::hash::Configured;
 use crate::http::flow::WindowBudget;
 use crate::http::pool::{Pool, SWEEPING};
@@ -44,6 +45,7 @@ use crate::pulse::Pulses;
 use crate::recheck::{self, Registry};
 use crate::relay::Pipes;
 use crate::resolve::Names;
+use crate::tap::Taps;
 use crate::tls::Credentials;
 use crate::upstream::ConnectError;
 
@@ -96,6 +98,8 @@ pub(crate) struct Levers {
 pub(crate) struct AdminSide {
     /// What happened.
     pub(crate) journal: Journal,
+    /// Who watches what ends.
+    pub(crate) taps: Arc<Taps>,
     /// What the workers are asked.
     pub(crate) questions: broadcast::Sender<Question>,
     /// What the control thread is asked.
@@ -104,10 +108,19 @@ pub(crate) struct AdminSide {
     pub(crate) logging: Logging,
 }
 
+impl AdminSide {
+    /// Ends what is answered without an end of its own; nobody begins another.
+    pub(crate) fn end_streams(&self) {
+        self.journal.close();
+        self.taps.close();
+    }
+}
+
 impl Default for AdminSide {
     fn default() -> Self {
         Self {
             journal: Journal::default(),
+            taps: Arc::default(),
             questions: broadcast::channel(listing::QUESTIONS_MAX).0,
             levers: Levers::default(),
             logging: Logging::default(),
@@ -133,6 +146,8 @@ pub(crate) struct Shared {
     /// Counts publications that may take a right away; sent after what it tells of was stored.
     pub(crate) changes: watch::Sender<u64>,
     pub(crate) names: ArcSwap<Names>,
+    /// Bundles that are fetched.
+    pub(crate) federation: Federation,
     pub(crate) settings: GatewaySettings,
     pub(crate) metrics: Metrics,
     pub(crate) log: AccessLog,
@@ -164,14 +179,14 @@ impl Shared {
     /// Tells of a connection that ended, or a request.
     pub(crate) fn account(&self, closed: &Closed) {
         self.metrics.closed(closed);
-        self.log.write(closed);
+        self.log.write(closed, &self.admin.taps);
         self.tell_span(closed);
     }
 
     /// Tells of a request, the next of many alike.
     pub(crate) fn account_request(&self, closed: &Closed, latest: &Latest) {
         self.metrics.closed_request(closed, latest);
-        self.log.write(closed);
+        self.log.write(closed, &self.admin.taps);
         self.tell_span(closed);
     }
 
@@ -665,7 +680,7 @@ mod tests {
                 .unwrap();
             let (far, source) = socket.accept().await.unwrap();
             let workers = std::slice::from_ref(&self.worker);
-            let mut sources = admission::sources();
+            let sources = admission::sources();
             let shared = &self.alone.shared;
             hand_over(
                 far.into_std().unwrap(),
@@ -673,7 +688,7 @@ mod tests {
                 &listener.into(),
                 shared,
                 workers,
-                &mut sources,
+                &sources,
             );
             near
         }

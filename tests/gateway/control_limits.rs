@@ -383,7 +383,7 @@ async fn without_descriptors_accepting_waits_and_what_is_open_goes_on() {
 }
 
 /// Connects from one address of the loopback network.
-async fn connect_from(source: &str, to: SocketAddr) -> TcpStream {
+pub(crate) async fn connect_from(source: &str, to: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(format!("{source}:0").parse().unwrap()).unwrap();
     socket.connect(to).await.unwrap()

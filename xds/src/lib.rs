@@ -3,6 +3,7 @@
 //!
 //! No protobuf type leaves this crate, and it opens no socket.
 
+mod bundle_url;
 mod compile;
 mod error;
 mod files;
@@ -22,13 +23,14 @@ mod standing;
 mod state;
 mod yaml;
 
+pub use bundle_url::BundleUrl;
 pub use compile::ResourceList;
 pub use error::{Code, Color, Finding, Findings, Place, Severity, suggest};
 pub use files::FileLook;
 pub use meaning::{LevelMeaning, ServiceMeaning, meaning};
 pub use settings::{
-    AccessLogFormat, AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles,
-    admin_socket_default,
+    AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, Drain, ForeignDomain,
+    GatewaySettings, Limits, StateDir, SvidFiles, admin_socket_default,
 };
 pub use standing::{Refused, RefusedDocument, Serves, Unbound};
 pub use state::{Good, LastGood, LastGoodError, STATE_BYTES_MAX};

@@ -69,6 +69,7 @@ reasons! {
     IdleTimeout, Some("ZG0401"), "idle-timeout", "SI", None, "no byte moved for the idle time";
     Drained, Some("ZG0905"), "drained", "-", None, "the gateway is shutting down";
     DownstreamClosed, Some("ZG0402"), "downstream-closed", "DC", Downstream, "the caller went away early";
+    ProxyHeader, Some("ZG0316"), "proxy-header", "-", Downstream, "the connection does not begin with a PROXY header";
     HelloTimeout, Some("ZG0301"), "hello-timeout", "-", Downstream, "no whole ClientHello or request head in time";
     HelloTooLarge, Some("ZG0302"), "hello-too-large", "-", Downstream, "the ClientHello is over the byte limit";
     HelloMalformed, Some("ZG0303"), "hello-malformed", "-", Downstream, "the first bytes are no ClientHello";

@@ -595,6 +595,7 @@ fn snapshot(services: Vec<Service>) -> Snapshot {
             hosts,
             sources: Vec::new(),
             handshakes: None,
+            proxies: Vec::new(),
         }],
         services,
         clusters: Vec::new(),

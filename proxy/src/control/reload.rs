@@ -18,7 +18,7 @@ use super::last_good::Beginning;
 use super::rest::{Next, Rest};
 use super::systemd;
 use crate::runtime::Shared;
-use crate::tls::{Credentials, CredentialsError, SvidFiles};
+use crate::tls::{Credentials, CredentialsError, DomainBundle, SvidFiles};
 use crate::watch::Watch;
 
 /// Between two tries to bind what a gateway that serves goes on without.
@@ -202,6 +202,7 @@ impl Files {
             // All only wait; what changed meanwhile is found by the next look.
             let woken = tokio::select! {
                 () = self.watch.changed() => Woken::Change,
+                () = shared.federation.changed() => Woken::Change,
                 _ = hangup.recv() => Woken::Signal,
                 () = again.notified() => Woken::Again,
                 () = until(look) => Woken::Look,
@@ -225,6 +226,10 @@ impl Files {
             let svid = self.svid.clone();
             if !Box::pin(self.reload_config(&shared, &tell)).await {
                 return;
+            }
+            if woken == Woken::Signal {
+                // Where the configuration says by now.
+                shared.federation.want_anew();
             }
             // After it: the configuration says where they are.
             let credentials = if woken == Woken::Look && self.svid == svid {
@@ -367,7 +372,8 @@ impl Files {
 
     /// Loads certificate and bundles; `None` where they are those that serve, or are refused.
     async fn reload_credentials(&mut self, shared: &Shared) -> Option<Credentials> {
-        let (svid, before) = (self.svid.clone(), shared.credentials.load_full());
+        let svid = shared.federation.beside(self.svid.clone());
+        let before = shared.credentials.load_full();
         let loading = tokio::task::spawn_blocking(move || before.reload(&svid)).await;
         match loading {
             Ok(Ok(credentials)) => {
@@ -397,6 +403,7 @@ impl Files {
     ) {
         self.good = good;
         self.svid = svid_files(&settings);
+        shared.federation.want(&settings.svid.domains);
         self.watch.set(watched(files, &self.svid));
         let is_news = needs_restart(&self.latest, &settings);
         self.latest = settings;
@@ -458,7 +465,7 @@ impl Files {
 }
 
 /// An error and its causes in one line.
-pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -529,7 +536,7 @@ fn watched(mut files: Vec<PathBuf>, svid: &SvidFiles) -> Vec<PathBuf> {
     ]);
     files.extend(svid.crls.clone());
     files.extend(svid.denied.clone());
-    files.extend(svid.domains.iter().map(|(_, bundle)| bundle.clone()));
+    files.extend(svid.domains.iter().filter_map(|one| one.file.clone()));
     files
 }
 
@@ -541,7 +548,14 @@ pub(super) fn svid_files(settings: &GatewaySettings) -> SvidFiles {
         bundles: settings.svid.bundles.clone(),
         crls: settings.svid.crls.clone(),
         denied: settings.svid.denied.clone(),
-        domains: settings.svid.domains.clone(),
+        domains: (settings.svid.domains.iter())
+            .map(|one| DomainBundle {
+                domain: one.domain.clone(),
+                file: one.bundle.clone(),
+                is_fetched: one.endpoint.is_some(),
+                fetched: None,
+            })
+            .collect(),
     }
 }
 

@@ -349,7 +349,7 @@ impl Exchange {
             Evidence::Verified(_) | Evidence::Network => None,
         };
         self.record.entry().is_for(handed_on);
-        let attested = handed_on.map(ToString::to_string);
+        let attested = handed_on.map(|id| id.as_str().into());
         let credentials = self.context.worker.shared.credentials.load();
         let on_list = (self.context.identity.iter().chain(handed_on))
             .find_map(|id| credentials.denied().position(id));

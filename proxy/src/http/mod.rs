@@ -215,7 +215,7 @@ pub(crate) async fn serve(
     let context = Rc::new(Context {
         worker: Rc::clone(&visit.worker),
         listener: Arc::clone(&visit.listed.listener),
-        source: visit.listed.source,
+        source: visit.listed.source(),
         sni_service,
         identity,
         caller: visit.caller.clone(),
@@ -639,14 +639,14 @@ mod tests {
             open: Arc::default(),
         };
         let tcp = far.into_std().unwrap();
-        let (workers, mut sources) = ([worker], admission::sources());
+        let (workers, sources) = ([worker], admission::sources());
         hand_over(
             tcp,
             source,
             &"apps".into(),
             &alone.shared,
             &workers,
-            &mut sources,
+            &sources,
         );
         match queue.recv().await {
             Some(Handed::Connection(accepted)) => accepted,

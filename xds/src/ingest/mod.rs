@@ -285,6 +285,7 @@ mod tests {
             only: None,
             sources: Vec::new(),
             handshakes_per_source: None,
+            proxies: Vec::new(),
         };
         let resources = Resources {
             clusters: vec![

@@ -109,4 +109,11 @@ pub(super) const ENTRIES: &[Entry] = &[
         "The connection to the endpoint was made under a trust or a configuration that has changed since.",
         "Nothing if that was meant: the next connection goes where it may.",
     ),
+    entry(
+        "ZG0316",
+        "the connection does not begin with a PROXY header",
+        &[AccessLog],
+        "The listener stands behind load balancers (`proxyProtocol`), and each connection must begin with a whole header of version 1 or 2.",
+        "Switch the PROXY protocol on at the load balancer, or remove `proxyProtocol` here where none sends it.",
+    ),
 ];

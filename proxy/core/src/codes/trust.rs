@@ -186,4 +186,32 @@ pub(super) const ENTRIES: &[Entry] = &[
         "The address cannot be connected, is no TLS 1.3 server, or the name to ask it for is not one.",
         "Check the address and give the name by --sni.",
     ),
+    entry(
+        "ZG0251",
+        "the bundle of a foreign trust domain is not fetched",
+        &[Log],
+        "The endpoint of `bundleEndpointURL` does not answer, is not who its profile says, or its answer is no bundle. The last bundle stays in use.",
+        "Look at the URL and the profile of the TrustDomain, and ask who runs the endpoint; SIGHUP has it tried at once.",
+    ),
+    entry(
+        "ZG0252",
+        "a bundle that was fetched is refused",
+        &[Log],
+        "Its `spiffe_sequence` is lower than that of the bundle in use, is gone, or is the same over other anchors. The last bundle stays in use.",
+        "Ask who runs that trust domain. Where its numbers began anew, put its bundle into the file of `bundle` and remove what `stateDir` keeps of it.",
+    ),
+    entry(
+        "ZG0253",
+        "the bundle of a foreign trust domain was fetched",
+        &[Log],
+        "It is another one than before, or the first after failures; it is used from now on.",
+        "Nothing.",
+    ),
+    entry(
+        "ZG0254",
+        "a fetched bundle cannot be kept, or what was kept is not used",
+        &[Log],
+        "The gateway's folder in `stateDir` does not take it, or its file is damaged. A restart begins with an older bundle, or with the file of `bundle`.",
+        "Mend what the message says; what is fetched next is kept again.",
+    ),
 ];
