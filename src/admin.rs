@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 use zeugma_xds::{AdminAddress, NodeOptions, Sources, admin_socket_default};
 
 use crate::{ca, exit};
@@ -25,6 +27,10 @@ use crate::{ca, exit};
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a stream of lines may be silent: a gateway says every 15 s that it lives.
+const SILENCE: Duration = Duration::from_secs(45);
+/// The longest line of one.
+const LINE_BYTES_MAX: usize = 4 << 20;
 
 /// Which gateway.
 #[derive(Debug, Clone, Args)]
@@ -91,15 +97,33 @@ pub(crate) enum AdminError {
 }
 
 impl AdminError {
+    /// Its code in [`zeugma_core::codes`].
+    const fn code(&self) -> &'static str {
+        match self {
+            Self::Address(_) => "ZG1003",
+            Self::Config(_) | Self::Sources(..) => "ZG1004",
+            Self::Connect(..) | Self::Timeout(_) => "ZG1005",
+            Self::Denied(..) => "ZG1006",
+            Self::Http(..) | Self::Body(_) | Self::Json(..) => "ZG1007",
+            Self::Refused(..) => "ZG1008",
+            Self::Token(..) => "ZG1009",
+            Self::Service(..) => "ZG1010",
+            Self::Runtime(_) => "ZG0908",
+            Self::Print(_) => "ZG1002",
+        }
+    }
+
     /// Ends the command.
     pub(crate) fn fail(&self) -> ExitCode {
-        let code = match self {
+        let exit = match self {
             Self::Address(_) => exit::USAGE,
             Self::Config(_) | Self::Sources(..) | Self::Token(..) => exit::DATA,
             Self::Denied(..) => exit::DENIED,
             Self::Refused(_, _, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED, _) => {
                 exit::DENIED
             }
+            Self::Refused(_, _, StatusCode::BAD_REQUEST, _) => exit::USAGE,
+            Self::Refused(_, _, StatusCode::SERVICE_UNAVAILABLE, _) => exit::UNAVAILABLE,
             Self::Connect(..) | Self::Timeout(_) => exit::UNAVAILABLE,
             Self::Http(..)
             | Self::Body(_)
@@ -109,7 +133,7 @@ impl AdminError {
             | Self::Runtime(_)
             | Self::Print(_) => exit::FAILED,
         };
-        ca::fail(self, code)
+        ca::fail(self, self.code(), exit)
     }
 
     /// Whether to ask again may help: it did not answer, or was busy.
@@ -143,6 +167,13 @@ pub(crate) fn query(path: &str, asked: &[(&str, &str)]) -> String {
     }
     text
 }
+
+/// A connection of either kind.
+trait Socket: AsyncRead + AsyncWrite + Unpin {}
+
+impl Socket for TcpStream {}
+
+impl Socket for UnixStream {}
 
 /// A gateway's admin interface.
 #[derive(Debug, Clone)]
@@ -223,18 +254,28 @@ impl Admin {
     }
 
     fn text(&self, method: Method, path: &str) -> Result<Bytes, AdminError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(AdminError::Runtime)?;
-        runtime.block_on(async {
-            tokio::time::timeout(TIMEOUT, self.ask(method, path))
+        runtime()?.block_on(async {
+            timeout(TIMEOUT, self.ask(method, path))
                 .await
                 .unwrap_or_else(|_elapsed| Err(AdminError::Timeout(self.shown())))
         })
     }
 
     async fn ask(&self, method: Method, path: &str) -> Result<Bytes, AdminError> {
+        let request = self.request(method, path)?;
+        let (status, body) = self.exchange(self.connect().await?, request).await?;
+        if status == StatusCode::OK {
+            return Ok(body);
+        }
+        Err(self.refused(path, status, &body))
+    }
+
+    fn refused(&self, path: &str, status: StatusCode, body: &[u8]) -> AdminError {
+        let said = String::from_utf8_lossy(body).trim().to_owned();
+        AdminError::Refused(self.shown(), path.to_owned(), status, said)
+    }
+
+    fn request(&self, method: Method, path: &str) -> Result<Request<Empty<Bytes>>, AdminError> {
         let mut request = Request::new(Empty::<Bytes>::new());
         // To look wants no token, and whoever looks may not be able to read it.
         let token = if method == Method::GET {
@@ -255,44 +296,91 @@ impl Admin {
         if let Some(token) = token {
             request.headers_mut().insert(header::AUTHORIZATION, token);
         }
-        let connect_failed = |error: std::io::Error| {
-            if error.kind() == std::io::ErrorKind::PermissionDenied {
-                AdminError::Denied(self.shown(), error)
-            } else {
-                AdminError::Connect(self.shown(), error)
-            }
-        };
-        let (status, body) = match &self.at {
-            AdminAddress::Tcp(address) => {
-                let stream = TcpStream::connect(address).await.map_err(connect_failed)?;
-                self.exchange(stream, request).await?
-            }
-            AdminAddress::Unix(path) => {
-                let stream = UnixStream::connect(path).await.map_err(connect_failed)?;
-                self.exchange(stream, request).await?
-            }
-            AdminAddress::Default => {
-                let stream = UnixStream::connect(default_socket()).await;
-                self.exchange(stream.map_err(connect_failed)?, request)
-                    .await?
-            }
-        };
-        if status == StatusCode::OK {
-            return Ok(body);
-        }
-        let said = String::from_utf8_lossy(&body).trim().to_owned();
-        let path = path.to_owned();
-        Err(AdminError::Refused(self.shown(), path, status, said))
+        Ok(request)
     }
 
-    async fn exchange<S>(
+    async fn connect(&self) -> Result<Box<dyn Socket>, AdminError> {
+        let path = match &self.at {
+            AdminAddress::Tcp(address) => {
+                let stream = TcpStream::connect(address).await;
+                let stream = stream.map_err(|error| self.unconnected(error))?;
+                return Ok(Box::new(stream));
+            }
+            AdminAddress::Unix(path) => path.clone(),
+            AdminAddress::Default => default_socket(),
+        };
+        let stream = UnixStream::connect(path).await;
+        let stream = stream.map_err(|error| self.unconnected(error))?;
+        Ok(Box::new(stream))
+    }
+
+    fn unconnected(&self, error: std::io::Error) -> AdminError {
+        if error.kind() == std::io::ErrorKind::PermissionDenied {
+            AdminError::Denied(self.shown(), error)
+        } else {
+            AdminError::Connect(self.shown(), error)
+        }
+    }
+
+    /// Reads the lines that `GET path` answers, until `each` has seen enough or the answer ends.
+    ///
+    /// # Errors
+    /// As of [`AdminError`]; those of `each`. There is no deadline but for the head of the answer and
+    /// for silence.
+    pub(crate) async fn lines(
         &self,
-        stream: S,
+        path: &str,
+        mut each: impl FnMut(&[u8]) -> Result<ControlFlow<()>, AdminError>,
+    ) -> Result<ControlFlow<()>, AdminError> {
+        let http = |error| AdminError::Http(self.shown(), error);
+        let late = |_elapsed| AdminError::Timeout(self.shown());
+        let asking = async {
+            let stream = self.connect().await?;
+            let (send, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
+            Ok((send, connection))
+        };
+        let (mut send, connection) = timeout(TIMEOUT, asking).await.map_err(late)??;
+        let reading = async {
+            let asked = send.send_request(self.request(Method::GET, path)?);
+            let response = timeout(TIMEOUT, asked).await.map_err(late)?.map_err(http)?;
+            let (status, mut body) = (response.status(), response.into_body());
+            let mut held = Vec::new();
+            while let Some(frame) = timeout(SILENCE, body.frame()).await.map_err(late)? {
+                let Ok(frame) = frame else {
+                    // A gateway that ends, or hands over, has no time for a better end.
+                    break;
+                };
+                let data = frame.into_data().unwrap_or_default();
+                held.extend_from_slice(&data);
+                if status != StatusCode::OK {
+                    return Err(self.refused(path, status, &held));
+                }
+                while let Some(end) = held.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = held.drain(..=end).collect();
+                    if each(line.trim_ascii_end())?.is_break() {
+                        return Ok(ControlFlow::Break(()));
+                    }
+                }
+                if held.len() > LINE_BYTES_MAX {
+                    return Err(AdminError::Body(self.shown()));
+                }
+            }
+            Ok(ControlFlow::Continue(()))
+        };
+        tokio::pin!(reading);
+        tokio::select! {
+            // Both are futures of this call: whichever ends first, the other is dropped with it.
+            read = &mut reading => read,
+            // What had come by then is read.
+            _ended = connection => reading.await,
+        }
+    }
+
+    async fn exchange(
+        &self,
+        stream: Box<dyn Socket>,
         request: Request<Empty<Bytes>>,
-    ) -> Result<(StatusCode, Bytes), AdminError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
+    ) -> Result<(StatusCode, Bytes), AdminError> {
         let http = |error| AdminError::Http(self.shown(), error);
         let (mut send, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
         let answer = async {
@@ -326,6 +414,14 @@ impl Admin {
         value.set_sensitive(true);
         Ok(Some(value))
     }
+}
+
+/// What asks.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, AdminError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(AdminError::Runtime)
 }
 
 fn default_socket() -> PathBuf {

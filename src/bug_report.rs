@@ -56,7 +56,7 @@ pub(crate) fn run(args: &BugReportArgs) -> ExitCode {
     });
     if let Err(error) = write_new(&args.to, &format!("{report:#}\n")) {
         let error = WriteError(args.to.display().to_string(), error);
-        return ca::fail(&error, exit::FAILED);
+        return ca::fail(&error, "ZG1002", exit::FAILED);
     }
     let text = format!(
         "{} written. It names routes, addresses and identities, and holds no key and no token; read \

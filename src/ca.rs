@@ -139,8 +139,24 @@ pub(crate) enum CaError {
 }
 
 impl CaError {
+    /// Its code in [`zeugma_core::codes`].
+    const fn code(&self) -> &'static str {
+        match self {
+            Self::Authority(error) => error.code(),
+            Self::File(error) => error.code(),
+            Self::Key(error) => error.code(),
+            Self::Taken { .. } => "ZG0212",
+            Self::NoCertificate { .. } | Self::Pem { .. } => "ZG0227",
+            Self::Bundles(error) => error.code(),
+            Self::Stdin(_) => "ZG0222",
+            Self::Stdout(_) => "ZG1002",
+            Self::Inspect(error) => error.code(),
+            Self::Usage(_) => "ZG1001",
+        }
+    }
+
     /// The exit code that says whose fault it is.
-    fn code(&self) -> u8 {
+    fn exit(&self) -> u8 {
         match self {
             Self::Usage(_) => exit::USAGE,
             Self::NoCertificate { .. }
@@ -183,12 +199,12 @@ pub(crate) fn run(args: CaArgs) -> ExitCode {
         Command::Inspect(args) => inspect::inspect(&place, &args),
         Command::Bundle(args) => manage::bundle(&place, &args),
     };
-    outcome.unwrap_or_else(|error| fail(&error, error.code()))
+    outcome.unwrap_or_else(|error| fail(&error, error.code(), error.exit()))
 }
 
 /// Prints an error and the causes below it on standard error.
-pub(crate) fn fail(error: &dyn std::error::Error, code: u8) -> ExitCode {
-    let mut text = format!("error: {error}");
+pub(crate) fn fail(error: &dyn std::error::Error, code: &str, exit: u8) -> ExitCode {
+    let mut text = format!("error[{code}]: {error}");
     let mut cause = error.source();
     while let Some(below) = cause {
         text.push_str(&format!("\n  because: {below}"));
@@ -196,7 +212,7 @@ pub(crate) fn fail(error: &dyn std::error::Error, code: u8) -> ExitCode {
     }
     // Nobody is left to tell if standard error is closed.
     writeln!(std::io::stderr(), "{text}").ok();
-    ExitCode::from(code)
+    ExitCode::from(exit)
 }
 
 /// Prints text on standard output.

@@ -1,5 +1,6 @@
 //! `zeugma check`: whether a gateway can do what it is configured to do, step by step.
 
+use std::borrow::Cow;
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -37,7 +38,7 @@ pub(crate) struct CheckArgs {
 }
 
 /// `60s` or `60`.
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let number = text.strip_suffix('s').unwrap_or(text);
     let seconds: u64 = (number.parse()).map_err(|_| "write seconds, such as `60s`".to_owned())?;
     if seconds > 86_400 {
@@ -60,6 +61,20 @@ struct Item {
     verdict: Verdict,
     what: String,
     found: String,
+    /// Of what is not well.
+    code: Option<Cow<'static, str>>,
+}
+
+impl Item {
+    /// Something with the code that it has where it is not well.
+    fn new(verdict: Verdict, what: String, found: String, code: &'static str) -> Self {
+        Self {
+            code: (verdict != Verdict::Well).then_some(Cow::Borrowed(code)),
+            verdict,
+            what,
+            found,
+        }
+    }
 }
 
 /// Runs `zeugma check`.
@@ -115,15 +130,15 @@ fn look(admin: &Admin, peer: Option<&str>) -> Result<Vec<Item>, AdminError> {
             .iter()
             .flat_map(of_gateway),
     );
-    items.extend(list(field(&reached, "unused")).iter().map(|name| Item {
+    items.extend(list(field(&reached, "unused")).iter().map(|name| {
         // Who asked for one peer alone is told that it was not reached.
-        verdict: if peer.is_some() {
+        let verdict = if peer.is_some() {
             Verdict::Failed
         } else {
             Verdict::Warning
-        },
-        what: format!("peer {}", word(name)),
-        found: "no route goes to it; nothing to reach for".to_owned(),
+        };
+        let found = "no route goes to it; nothing to reach for".to_owned();
+        Item::new(verdict, format!("peer {}", word(name)), found, "ZG1049")
     }));
     items.extend(of_left_out(&reached));
     Ok(items)
@@ -132,27 +147,22 @@ fn look(admin: &Admin, peer: Option<&str>) -> Result<Vec<Item>, AdminError> {
 /// That there are more gateways than one check reaches for.
 fn of_left_out(reached: &Value) -> Option<Item> {
     let left_out = field(reached, "left_out").as_u64().filter(|n| *n > 0)?;
-    Some(Item {
-        verdict: Verdict::Warning,
-        what: format!("{left_out} more gateways of peers"),
-        found: "not reached for: one check reaches for so many; ask with --peer".to_owned(),
-    })
+    let what = format!("{left_out} more gateways of peers");
+    let found = "not reached for: one check reaches for so many; ask with --peer".to_owned();
+    Some(Item::new(Verdict::Warning, what, found, "ZG1050"))
 }
 
 fn of_server(server: &Value) -> Item {
     let state = word(field(server, "state"));
-    Item {
-        verdict: if state == "LIVE" {
-            Verdict::Well
-        } else {
-            Verdict::Failed
-        },
-        what: format!("gateway {}", word(field(server, "name"))),
-        found: format!(
-            "{state}, configuration generation {}",
-            field(server, "config_generation")
-        ),
-    }
+    let verdict = if state == "LIVE" {
+        Verdict::Well
+    } else {
+        Verdict::Failed
+    };
+    let what = format!("gateway {}", word(field(server, "name")));
+    let generation = field(server, "config_generation");
+    let found = format!("{state}, configuration generation {generation}");
+    Item::new(verdict, what, found, "ZG1041")
 }
 
 fn moment(value: &Value) -> Option<OffsetDateTime> {
@@ -165,11 +175,8 @@ fn of_own(own: &Value, now: OffsetDateTime) -> Item {
         moment(field(own, "not_before")),
         moment(field(own, "not_after")),
     ) else {
-        return Item {
-            verdict: Verdict::Failed,
-            what,
-            found: "its validity cannot be read".to_owned(),
-        };
+        let found = "its validity cannot be read".to_owned();
+        return Item::new(Verdict::Failed, what, found, "ZG1042");
     };
     let left = (to - now) / (to - from);
     let (verdict, why) = if now < from {
@@ -190,11 +197,13 @@ fn of_own(own: &Value, now: OffsetDateTime) -> Item {
     } else {
         (Verdict::Well, "")
     };
-    Item {
-        verdict,
-        what,
-        found: format!("expires {}{why}", until(field(own, "not_after"), now)),
-    }
+    let found = format!("expires {}{why}", until(field(own, "not_after"), now));
+    let code = if verdict == Verdict::Warning {
+        "ZG1043"
+    } else {
+        "ZG1042"
+    };
+    Item::new(verdict, what, found, code)
 }
 
 fn of_bundle(bundle: &Value, now: OffsetDateTime) -> Item {
@@ -207,15 +216,13 @@ fn of_bundle(bundle: &Value, now: OffsetDateTime) -> Item {
             format!("{short} expires {}", until(field(anchor, "not_after"), now))
         })
         .collect();
-    Item {
-        verdict: match anchors.iter().filter(is_valid).count() {
-            0 => Verdict::Failed,
-            n if n < anchors.len() => Verdict::Warning,
-            _ => Verdict::Well,
-        },
-        what: format!("trust domain {}", word(field(bundle, "trust_domain"))),
-        found: shown.join("; "),
-    }
+    let verdict = match anchors.iter().filter(is_valid).count() {
+        0 => Verdict::Failed,
+        n if n < anchors.len() => Verdict::Warning,
+        _ => Verdict::Well,
+    };
+    let what = format!("trust domain {}", word(field(bundle, "trust_domain")));
+    Item::new(verdict, what, shown.join("; "), "ZG1044")
 }
 
 fn of_findings(findings: &Value) -> Vec<Item> {
@@ -234,6 +241,9 @@ fn of_findings(findings: &Value) -> Vec<Item> {
                 word(field(finding, "message")),
                 word(field(finding, "help"))
             ),
+            code: field(finding, "code")
+                .as_str()
+                .map(|code| Cow::Owned(code.to_owned())),
         })
         .collect()
 }
@@ -247,27 +257,34 @@ fn of_gateway(reached: &Value) -> Vec<Item> {
     );
     let failed = word(field(reached, "failed"));
     let error = word(field(reached, "error"));
-    let step = |name: &str, verdict, found: String| Item {
-        verdict,
-        what: format!("{what}: {name}"),
-        found,
+    let step = |name: &str, verdict, found: String, code: &'static str| {
+        Item::new(verdict, format!("{what}: {name}"), found, code)
     };
     let mut items = Vec::new();
-    for (name, says) in [("name", ""), ("tcp", "round_trip_ms"), ("tls", "tls_ms")] {
+    for (name, says, code) in [
+        ("name", "", "ZG1045"),
+        ("tcp", "round_trip_ms", "ZG1046"),
+        ("tls", "tls_ms", "ZG1047"),
+    ] {
         if failed == name {
             let rule = match word(field(reached, "rule")) {
                 "" => String::new(),
                 rule => format!(" (rule {rule})"),
             };
-            items.push(step(name, Verdict::Failed, format!("{error}{rule}")));
+            items.push(step(name, Verdict::Failed, format!("{error}{rule}"), code));
             return items;
         }
         if let Some(took) = field(reached, says).as_f64() {
-            items.push(step(name, Verdict::Well, format!("{took} ms")));
+            items.push(step(name, Verdict::Well, format!("{took} ms"), code));
         }
     }
     if let Some(identity) = field(reached, "identity").as_str() {
-        items.push(step("identity", Verdict::Well, identity.to_owned()));
+        items.push(step(
+            "identity",
+            Verdict::Well,
+            identity.to_owned(),
+            "ZG1047",
+        ));
     }
     if let Some(skew) = field(reached, "clock_skew_seconds").as_i64() {
         let verdict = if skew.abs() > SKEW_SECONDS_WARN {
@@ -275,7 +292,12 @@ fn of_gateway(reached: &Value) -> Vec<Item> {
         } else {
             Verdict::Well
         };
-        items.push(step("clock", verdict, format!("{skew:+} s against ours")));
+        items.push(step(
+            "clock",
+            verdict,
+            format!("{skew:+} s against ours"),
+            "ZG1048",
+        ));
     }
     items
 }
@@ -296,7 +318,10 @@ fn to_text(items: &[Item]) -> String {
         table.row(vec![
             item.verdict.word().to_owned(),
             item.what.clone(),
-            item.found.clone(),
+            match &item.code {
+                Some(code) => format!("{} ({code})", item.found),
+                None => item.found.clone(),
+            },
         ]);
     }
     table.to_string()
@@ -309,6 +334,7 @@ fn to_json(items: &[Item]) -> Value {
                 "result": item.verdict.word().to_lowercase(),
                 "what": item.what,
                 "found": item.found,
+                "code": item.code,
             })
         })
         .collect();
@@ -325,7 +351,14 @@ mod tests {
             (of_gateway(&reached).iter())
                 .map(|item| {
                     let step = item.what.rsplit(' ').next().unwrap_or_default();
-                    (step.to_owned(), item.verdict.word())
+                    let told = item.code.as_deref().map_or_else(
+                        || item.verdict.word(),
+                        |code| {
+                            let known = zeugma_core::codes::find(code);
+                            known.map_or("no such code", |entry| entry.code)
+                        },
+                    );
+                    (step.to_owned(), told)
                 })
                 .collect()
         };
@@ -338,7 +371,7 @@ mod tests {
         let refused = json!({ "round_trip_ms": 0.2, "failed": "tls", "error": "x", "rule": "V1" });
         assert_eq!(
             verdicts(refused),
-            owned(&[("tcp", "ok"), ("tls", "FAILED")])
+            owned(&[("tcp", "ok"), ("tls", "ZG1047")])
         );
         let whole = json!({
             "round_trip_ms": 0.2, "tls_ms": 3.0, "identity": "spiffe://a/b", "clock_skew_seconds": -9,
@@ -347,11 +380,13 @@ mod tests {
             ("tcp", "ok"),
             ("tls", "ok"),
             ("identity", "ok"),
-            ("clock", "warning"),
+            ("clock", "ZG1048"),
         ];
         assert_eq!(verdicts(whole), owned(&steps));
         let unknown = json!({ "failed": "name", "error": "x" });
-        assert_eq!(verdicts(unknown), owned(&[("name", "FAILED")]));
+        assert_eq!(verdicts(unknown), owned(&[("name", "ZG1045")]));
+        let nobody = json!({ "failed": "tcp", "error": "x" });
+        assert_eq!(verdicts(nobody), owned(&[("tcp", "ZG1046")]));
     }
 
     #[test]
@@ -363,11 +398,35 @@ mod tests {
         });
         let at = |hour: i64| {
             let begin = moment(&own["not_before"]).unwrap();
-            of_own(&own, begin + time::Duration::hours(hour)).verdict
+            let item = of_own(&own, begin + time::Duration::hours(hour));
+            (item.verdict, item.code.unwrap_or_default().into_owned())
         };
-        assert_eq!(at(-1), Verdict::Failed);
-        assert_eq!(at(1), Verdict::Well);
-        assert_eq!(at(20), Verdict::Warning);
-        assert_eq!(at(24), Verdict::Failed);
+        let code = |verdict, code: &str| (verdict, code.to_owned());
+        assert_eq!(at(-1), code(Verdict::Failed, "ZG1042"));
+        assert_eq!(at(1), code(Verdict::Well, ""));
+        assert_eq!(at(20), code(Verdict::Warning, "ZG1043"));
+        assert_eq!(at(24), code(Verdict::Failed, "ZG1042"));
+    }
+
+    #[test]
+    fn what_a_gateway_says_of_itself_is_told_by_code() {
+        let now = OffsetDateTime::from_unix_timestamp(0).unwrap();
+        let expired = json!({ "anchors": [{ "not_after": "1969-01-01T00:00:00Z" }] });
+        let draining = json!({ "state": "DRAINING" });
+        let finding = json!([{ "severity": "error", "code": "ZG0107" }]);
+        let many = json!({ "left_out": 3 });
+        let items = [
+            of_left_out(&many).unwrap(),
+            of_bundle(&expired, now),
+            of_server(&draining),
+            of_findings(&finding).remove(0),
+        ];
+        let codes: Vec<_> = items
+            .iter()
+            .filter_map(|item| item.code.as_deref())
+            .collect();
+        assert_eq!(codes, ["ZG1050", "ZG1044", "ZG1041", "ZG0107"]);
+        assert!(to_text(&items).contains("(ZG1041)"));
+        assert_eq!(to_json(&items)["items"][1]["code"], "ZG1044");
     }
 }

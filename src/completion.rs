@@ -47,7 +47,7 @@ pub(crate) fn run(args: &CompletionArgs, command: Command) -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 let error = ManError(folder.display().to_string(), error);
-                ca::fail(&error, exit::FAILED)
+                ca::fail(&error, "ZG1002", exit::FAILED)
             }
         },
     }

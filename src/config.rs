@@ -63,7 +63,7 @@ pub(crate) fn run(command: Command) -> ExitCode {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be closed as well; the exit code says it then.
-            writeln!(io::stderr(), "cannot print: {error}").ok();
+            writeln!(io::stderr(), "error[ZG1002]: cannot print: {error}").ok();
             ExitCode::from(exit::FAILED)
         }
     }

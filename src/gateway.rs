@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use tracing_subscriber::EnvFilter;
-use zeugma_proxy::{GatewayError, GatewayOptions, Start};
+use zeugma_proxy::{GatewayError, GatewayOptions, LogFormat, Logging, Start};
 
 use crate::{ca, exit};
 
@@ -24,26 +23,32 @@ pub(crate) struct Arguments {
     /// turned away, while it ends what it has open. Starts as always where none runs.
     #[arg(long)]
     takeover: bool,
+    /// How its own log on standard error looks
+    #[arg(
+        long,
+        env = "ZEUGMA_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    log_format: Form,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Form {
+    /// For people
+    Text,
+    /// For programs: a JSON object a line
+    Json,
 }
 
 /// Runs until drained; returns the exit code.
 pub(crate) fn run(arguments: Arguments) -> ExitCode {
-    // The access log has standard output for itself.
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .with_target(false)
-        // Told on the same stream that cannot be written, by a macro that panics then.
-        .log_internal_errors(false)
-        .with_env_filter(
-            EnvFilter::try_from_env("ZEUGMA_LOG").unwrap_or_else(|_unset| EnvFilter::new("info")),
-        )
-        .init();
     let Arguments {
         config,
         name,
         locality,
         takeover,
+        log_format,
     } = arguments;
     let options = GatewayOptions {
         config,
@@ -54,11 +59,15 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         } else {
             Start::Alone
         },
+        logging: Logging::start(match log_format {
+            Form::Text => LogFormat::Text,
+            Form::Json => LogFormat::Json,
+        }),
     };
     match zeugma_proxy::run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let code = match error {
+            let exit = match error {
                 GatewayError::Config(_) | GatewayError::Credentials(_) => exit::DATA,
                 GatewayError::Interface(_)
                 | GatewayError::State(_)
@@ -68,7 +77,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
                 | GatewayError::Worker(_)
                 | GatewayError::System { .. } => exit::FAILED,
             };
-            ca::fail(&error, code)
+            ca::fail(&error, error.code(), exit)
         }
     }
 }

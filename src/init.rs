@@ -88,7 +88,24 @@ enum InitError {
 }
 
 impl InitError {
-    fn code(&self) -> u8 {
+    /// Its code in [`zeugma_core::codes`].
+    const fn code(&self) -> &'static str {
+        match self {
+            Self::Taken(_) => "ZG0212",
+            Self::NoCluster { .. } => "ZG1021",
+            Self::SameName(_)
+            | Self::SamePorts(_)
+            | Self::TooManyPeers(_)
+            | Self::SameDomain(_) => "ZG1022",
+            Self::Authority(error) => error.code(),
+            Self::Key(error) => error.code(),
+            Self::File(error) => error.code(),
+            Self::Identity(_) => "ZG0217",
+            Self::Stdout(_) => "ZG1002",
+        }
+    }
+
+    fn exit(&self) -> u8 {
         match self {
             Self::NoCluster { .. }
             | Self::SameName(_)
@@ -106,7 +123,7 @@ impl InitError {
 pub(crate) fn run(args: &InitArgs) -> ExitCode {
     match init(args) {
         Ok(code) => code,
-        Err(error) => ca::fail(&error, error.code()),
+        Err(error) => ca::fail(&error, error.code(), error.exit()),
     }
 }
 

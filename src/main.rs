@@ -8,16 +8,20 @@ mod completion;
 mod config;
 mod demo;
 mod exit;
+mod explain;
 mod gateway;
 mod get;
 mod init;
 mod levers;
 mod status;
 mod table;
+mod tap;
 mod top;
 
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// Of everything, C libraries too. How it is set stands in `.cargo/config.toml`.
@@ -58,11 +62,16 @@ enum Command {
     Check(check::CheckArgs),
     /// What each route of a running gateway carries now: live on a terminal, else one table
     Top(top::TopArgs),
+    /// What a running gateway carries, live: each request and connection as it ends; exit 2 where
+    /// --count is not reached within --for, and 69 where the gateway ends
+    Tap(tap::TapArgs),
     /// Drain a running gateway, as SIGTERM does: not ready, still accepting for `drain.delay`, then no
     /// new work
     Drain(levers::DrainArgs),
     /// Write what somebody else needs to understand a running gateway into one file, without secrets
     BugReport(bug_report::BugReportArgs),
+    /// What a code such as ZG0702 means, and what to do about it
+    Explain(explain::ExplainArgs),
     /// Completions for shells, and manual pages
     Completion(completion::CompletionArgs),
 }
@@ -70,14 +79,11 @@ enum Command {
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
+        Err(error) if error.use_stderr() => return not_a_command(&error),
+        Err(help) => {
             // Nobody is left to tell if the streams are closed.
-            error.print().ok();
-            return if error.use_stderr() {
-                ExitCode::from(exit::USAGE)
-            } else {
-                ExitCode::SUCCESS
-            };
+            help.print().ok();
+            return ExitCode::SUCCESS;
         }
     };
     match cli.command {
@@ -90,8 +96,30 @@ fn main() -> ExitCode {
         Command::Get(args) => get::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Top(args) => top::run(&args),
+        Command::Tap(args) => tap::run(&args),
         Command::Drain(args) => levers::drain(&args),
         Command::BugReport(args) => bug_report::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Completion(args) => completion::run(&args, Cli::command()),
     }
+}
+
+/// What was typed is no command: as clap says it, with the code of that.
+fn not_a_command(error: &clap::Error) -> ExitCode {
+    let is_colored = std::io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+    let text = error.render();
+    let text = if is_colored {
+        text.ansi().to_string()
+    } else {
+        text.to_string()
+    };
+    let text = if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        format!("error[ZG1001]: a command is missing\n\n{text}")
+    } else {
+        text.replacen("error:", "error[ZG1001]:", 1)
+    };
+    // Nobody is left to tell if standard error is closed.
+    write!(std::io::stderr(), "{text}").ok();
+    ExitCode::from(exit::USAGE)
 }

@@ -33,7 +33,7 @@ impl Table {
 }
 
 /// Text of anybody's, without what would move a terminal's cursor or colours.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()

@@ -116,6 +116,29 @@ pub enum AuthorityError {
     Random(#[source] getrandom::Error),
 }
 
+impl AuthorityError {
+    /// Its code in [`zeugma_core::codes`].
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Missing(_) => "ZG0211",
+            Self::Exists(_) | Self::DomainExists(_) => "ZG0212",
+            Self::UnknownDomain { .. } => "ZG0213",
+            Self::NoPassphrase(_) => "ZG0214",
+            Self::WrongKey { .. } | Self::OtherKey(_) => "ZG0215",
+            Self::BeyondIssuer { .. } | Self::Time => "ZG0216",
+            Self::NotOurs(_) => "ZG0218",
+            Self::Corrupt(_) => "ZG0224",
+            Self::Csr(error) => error.code(),
+            Self::Policy(error) => error.code(),
+            Self::File(error) => error.code(),
+            Self::Key(error) => error.code(),
+            Self::Ledger(error) => error.code(),
+            Self::Finding(_) | Self::Sign(_) | Self::Random(_) => "ZG0226",
+        }
+    }
+}
+
 fn serving(domains: &[String]) -> String {
     if domains.is_empty() {
         String::new()

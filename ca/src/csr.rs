@@ -62,6 +62,22 @@ pub enum CsrError {
     Key(#[from] KeyError),
 }
 
+impl CsrError {
+    /// Its code in [`zeugma_core::codes`].
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Parse | Self::TooLarge(_) => "ZG0219",
+            Self::WeakSignature(_) | Self::Possession => "ZG0220",
+            Self::AsksForCa
+            | Self::AsksForKeyUsage(_)
+            | Self::AsksForExtendedKeyUsage
+            | Self::AsksForName { .. } => "ZG0221",
+            Self::Key(error) => error.code(),
+        }
+    }
+}
+
 /// The public key of a request that proves possession and asks for nothing but what it gets.
 pub(crate) fn public_key(
     csr: &[u8],

@@ -64,6 +64,18 @@ pub enum FileError {
     NoName(PathBuf),
 }
 
+impl FileError {
+    /// Its code in [`zeugma_core::codes`].
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Io { .. } | Self::TooLarge(_) | Self::NoName(_) => "ZG0222",
+            Self::Exposed { .. } => "ZG0223",
+            Self::Exists(_) => "ZG0212",
+        }
+    }
+}
+
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
     let path = path.to_owned();
     move |source| FileError::Io { what, path, source }

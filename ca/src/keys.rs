@@ -57,6 +57,19 @@ pub enum KeyError {
     Algorithm(String),
 }
 
+impl KeyError {
+    /// Its code in [`zeugma_core::codes`].
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::File(error) => error.code(),
+            Self::Passphrase(_) | Self::PassphraseLength { .. } => "ZG0214",
+            Self::Parse { .. } | Self::Algorithm(_) => "ZG0215",
+            Self::Generate(_) => "ZG0226",
+        }
+    }
+}
+
 /// The SHA-256 of a certificate's DER, in hexadecimal.
 #[must_use]
 pub fn fingerprint(der: &[u8]) -> String {

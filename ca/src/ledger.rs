@@ -66,6 +66,20 @@ pub enum LedgerError {
     AuditBroken(i64),
 }
 
+impl LedgerError {
+    /// Its code in [`zeugma_core::codes`].
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Sqlite { .. } => "ZG0222",
+            Self::Newer { .. } => "ZG0225",
+            Self::SerialReused { .. } => "ZG0226",
+            Self::DomainTaken(_) => "ZG0212",
+            Self::Damaged { .. } | Self::AuditBroken(_) => "ZG0224",
+        }
+    }
+}
+
 /// Which of our certificates a row records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -583,6 +597,7 @@ mod tests {
         ledger.record(&record("0a", b"one"), 1).unwrap();
         let error = ledger.record(&record("0a", b"two"), 2).unwrap_err();
         assert!(matches!(error, LedgerError::SerialReused { .. }), "{error}");
+        assert_eq!(error.code(), "ZG0226");
         let other = Record {
             issuer: "bb",
             ..record("0a", b"three")
@@ -615,7 +630,7 @@ mod tests {
         drop(ledger);
         let error = Ledger::open(&folder.path().join("ca.db")).unwrap_err();
         assert!(
-            matches!(error, LedgerError::Newer { found: 99, .. }),
+            matches!(error, LedgerError::Newer { found: 99, .. }) && error.code() == "ZG0225",
             "{error}"
         );
     }
@@ -650,7 +665,9 @@ mod tests {
             .connection
             .execute_batch("DROP TRIGGER audit_fixed; UPDATE audit SET subject = 'x' WHERE id = 2")
             .unwrap();
-        assert!(matches!(ledger.verify(), Err(LedgerError::AuditBroken(2))));
+        let broken = ledger.verify().unwrap_err();
+        assert!(matches!(broken, LedgerError::AuditBroken(2)));
+        assert_eq!(broken.code(), "ZG0224");
     }
 
     #[test]

@@ -118,6 +118,20 @@ pub enum PolicyError {
     TrustDomainLength(usize),
 }
 
+impl PolicyError {
+    /// Its code in [`zeugma_core::codes`].
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Ttl { .. } => "ZG0216",
+            Self::NoPath(_)
+            | Self::DnsName { .. }
+            | Self::DnsNames(_)
+            | Self::TrustDomainLength(_) => "ZG0217",
+        }
+    }
+}
+
 impl Policy {
     /// Decides whether a leaf may be issued, from what it asks for alone.
     ///

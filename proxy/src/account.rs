@@ -1,5 +1,7 @@
 //! The end of every connection and request: one record, one access-log line, one set of counters.
 
+mod text;
+
 use std::cell::{OnceCell, RefCell};
 use std::io::Write;
 use std::mem;
@@ -13,8 +15,10 @@ use http::{HeaderValue, Method, Uri};
 use time::OffsetDateTime;
 use zeugma_core::locality::Locality;
 use zeugma_core::verdict::Reason;
+use zeugma_xds::AccessLogFormat;
 
 use crate::http::headers::Trace;
+use crate::tap::Taps;
 
 /// Lines waiting to be written; more are dropped and counted.
 const LINES_MAX: usize = 8192;
@@ -60,11 +64,13 @@ pub(crate) struct Closed {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Caller {
     /// The verified SPIFFE ID of the connection.
-    pub(crate) identity: Option<String>,
+    pub(crate) identity: Option<Box<str>>,
     /// The SPIFFE ID that a peer's gateway attests.
-    pub(crate) attested: Option<String>,
+    pub(crate) attested: Option<Box<str>>,
     /// The peer it is of.
     pub(crate) peer: Option<Arc<str>>,
+    /// The load balancer that handed the connection on.
+    pub(crate) proxy: Option<Box<SocketAddr>>,
 }
 
 /// What the TLS of a connection said.
@@ -121,6 +127,9 @@ impl Closed {
         line.known(r#","kind":"#, kind);
         line.text(r#","listener":"#, &*self.listener);
         line.address(r#","src.addr":"#, self.source);
+        if let Some(proxy) = &self.caller.proxy {
+            line.address(r#","src.proxy":"#, **proxy);
+        }
         line.known(r#","src.identity":"#, self.caller.identity.as_deref());
         line.known(r#","src.attested":"#, self.caller.attested.as_deref());
         line.text(r#","src.peer":"#, self.caller.peer.as_deref());
@@ -151,6 +160,8 @@ impl Closed {
             line.number(r#","attempts":"#, u64::from(request.attempts));
         }
         line.known(r#","verdict":"#, self.reason.label());
+        // Not of what went well: its line is the one that is written most.
+        line.known(r#","code":"#, self.reason.code());
         line.known(r#","flags":"#, self.reason.flag());
         line.text(r#","policy.rule":"#, self.rule.as_deref());
         line.text(r#","error":"#, self.detail.as_deref());
@@ -431,26 +442,33 @@ impl Queue {
 }
 
 impl AccessLog {
-    /// Starts the thread that writes lines to `out`.
+    /// Starts the thread that writes lines of this form to `out`.
     ///
     /// # Errors
     /// If the thread cannot be started.
-    pub(crate) fn start(out: Box<dyn Write + Send>) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        form: AccessLogFormat,
+        out: Box<dyn Write + Send>,
+    ) -> std::io::Result<Self> {
         let queue = Arc::<Queue>::default();
         let ours = Arc::new(Ours(Arc::clone(&queue)));
         std::thread::Builder::new()
             .name("access-log".to_owned())
-            .spawn(move || write_lines(&queue, out))?;
+            .spawn(move || write_lines(&queue, form, out))?;
         Ok(Self {
             ours,
             dropped: Arc::default(),
         })
     }
 
-    /// Queues the record's line, or counts it as dropped; never waits for the writer.
-    pub(crate) fn write(&self, closed: &Closed) {
+    /// Queues the record's line, or counts it as dropped; never waits for the writer. Whoever
+    /// watches has it too.
+    pub(crate) fn write(&self, closed: &Closed, taps: &Taps) {
         LINE.with_borrow_mut(|line| {
             closed.write_line(line, SystemTime::now());
+            if taps.are_watching() {
+                taps.offer(closed, line.bytes());
+            }
             if !self.queue(line.bytes()) {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
@@ -498,7 +516,7 @@ impl AccessLog {
     }
 }
 
-fn write_lines(queue: &Queue, mut out: Box<dyn Write + Send>) {
+fn write_lines(queue: &Queue, form: AccessLogFormat, mut out: Box<dyn Write + Send>) {
     let mut batch = Vec::new();
     loop {
         let mut waiting = queue.lock();
@@ -525,7 +543,11 @@ fn write_lines(queue: &Queue, mut out: Box<dyn Write + Send>) {
         waiting.taken += 1;
         drop(waiting);
         // A closed standard output ends the log, not the gateway.
-        let written = out.write_all(&batch).and_then(|()| out.flush());
+        let written = match form {
+            AccessLogFormat::Json => out.write_all(&batch),
+            AccessLogFormat::Text => text::write(&batch, &mut *out),
+        };
+        let written = written.and_then(|()| out.flush());
         batch.clear();
         // What one burst needed is not kept.
         batch.shrink_to(BATCH_BYTES_KEPT);
@@ -591,9 +613,10 @@ mod tests {
     fn everything_a_record_knows_is_in_its_line() {
         let closed = Closed {
             caller: Caller {
-                identity: Some("spiffe://east.example/cart".to_owned()),
+                identity: Some("spiffe://east.example/cart".into()),
                 attested: None,
                 peer: Some("we\\st".into()),
+                proxy: Some(Box::new("[2001:db8::9]:7".parse().unwrap())),
             },
             service: Some("shop/\u{1}orders".into()),
             destination: Some(Rc::new(Destination {
@@ -631,13 +654,14 @@ mod tests {
         let expected = serde_json::json!({
             "time": "1970-01-01T00:00:00.000Z", "kind": "request", "listener": "mesh",
             "src.addr": "127.0.0.1:1", "src.identity": "spiffe://east.example/cart",
-            "src.peer": "we\\st", "sni": "a\n\"b", "dst.service": "shop/\u{1}orders",
+            "src.proxy": "[2001:db8::9]:7", "src.peer": "we\\st", "sni": "a\n\"b",
+            "dst.service": "shop/\u{1}orders",
             "dst.addr": "[::1]:443", "dst.backend": "blue", "dst.locality": "eu/a", "level": 2,
             "reason": "failover", "failover_from": "near", "request.id": "42",
             "trace.id": "4bf92f3577b34da6a3ce929d0e0e4736",
             "http.method": "GET", "http.authority": "a\u{7f}\u{2028}", "http.path": "/\"",
             "http.version": "HTTP/2", "http.status": 200, "attempts": 3,
-            "verdict": "sni-malformed", "flags": "NR", "policy.rule": "a.yaml:7",
+            "verdict": "sni-malformed", "code": "ZG0306", "flags": "NR", "policy.rule": "a.yaml:7",
             "error": "line\r\nbreak", "bytes_sent": 1, "bytes_recv": 2, "duration": "3ms",
             "config.generation": 7,
         });
@@ -691,9 +715,9 @@ mod tests {
             }
         }
         let (_hold, held) = std::sync::mpsc::channel();
-        let log = AccessLog::start(Box::new(Stuck(held))).unwrap();
+        let log = AccessLog::start(AccessLogFormat::Json, Box::new(Stuck(held))).unwrap();
         for _ in 0..LINES_MAX * 3 {
-            log.write(&record());
+            log.write(&record(), &Taps::default());
         }
         // It holds one batch, at the most, besides what waits.
         let dropped = usize::try_from(log.dropped()).unwrap();
@@ -715,13 +739,14 @@ mod tests {
             }
         }
         let kept = Kept::default();
-        let log = AccessLog::start(Box::new(kept.clone())).unwrap();
+        let log = AccessLog::start(AccessLogFormat::Json, Box::new(kept.clone())).unwrap();
         log.flush();
         for nth in 0..200 {
-            log.write(&Closed {
+            let closed = Closed {
                 generation: nth,
                 ..record()
-            });
+            };
+            log.write(&closed, &Taps::default());
             if nth % 50 == 0 {
                 log.flush();
                 let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
@@ -751,10 +776,10 @@ mod tests {
                 Ok(())
             }
         }
-        let log = AccessLog::start(Box::new(Closed)).unwrap();
-        log.write(&record());
+        let log = AccessLog::start(AccessLogFormat::Json, Box::new(Closed)).unwrap();
+        log.write(&record(), &Taps::default());
         log.flush();
-        log.write(&record());
+        log.write(&record(), &Taps::default());
         assert_eq!(log.dropped(), 1);
     }
 }

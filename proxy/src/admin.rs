@@ -4,6 +4,7 @@ mod api;
 mod check;
 mod events;
 mod levers;
+mod tap;
 mod ui;
 
 use std::collections::BTreeMap;
@@ -116,6 +117,14 @@ pub struct BindError {
     source: io::Error,
 }
 
+impl BindError {
+    /// Its code in [`zeugma_core::codes`].
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        "ZG0113"
+    }
+}
+
 impl Interfaces {
     /// Binds all of them, but those that were opened for us.
     ///
@@ -141,6 +150,7 @@ impl Interfaces {
                 let path = default_socket();
                 bind_or_adopt(&path, adopted).unwrap_or_else(|error| {
                     tracing::warn!(
+                        code = "ZG0961",
                         path = %path.display(), %error,
                         "no admin interface: the socket's default place cannot be used; write \
                          spec.admin"
@@ -331,7 +341,7 @@ pub(crate) async fn serve(
     let listeners_end = async {
         passed_on.cancelled().await;
         // They ask the next process for what comes.
-        shared.admin.journal.close();
+        shared.admin.end_streams();
     };
     tokio::join!(
         serve_on(
@@ -356,8 +366,8 @@ async fn from_this_host(request: Request, next: Next) -> Response {
     if named.is_some_and(is_this_host) {
         return next.run(request).await;
     }
-    let text = "name this host as it is bound: a loopback address, or localhost\n";
-    (StatusCode::MISDIRECTED_REQUEST, text).into_response()
+    let text = "name this host as it is bound: a loopback address, or localhost";
+    levers::refused(StatusCode::MISDIRECTED_REQUEST, "ZG0972", &text)
 }
 
 /// Routes of which a loopback address tells nothing to whoever names another host.

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! accept      a source's rate, memory, connections, handshakes    -> Reason, closed at once
+//! header      a source's rate, where a load balancer tells it     -> Reason, closed at once
 //! walk        the route's connections                            -> Reason, alert or close
 //! request     memory, the route's requests                       -> Reason, 503
 //! pool        the route's requests that wait for a connection    -> Reason, 503
@@ -13,14 +14,14 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use zeugma_core::admission::{
     Memory, RouteLimits, Sources, Watermark, connections_within, descriptors_for,
 };
-use zeugma_core::snapshot::{ClusterIx, Snapshot};
+use zeugma_core::snapshot::{ClusterIx, Listener, Snapshot};
 use zeugma_core::verdict::Reason;
 
 use crate::memory::MemoryUse;
@@ -45,6 +46,7 @@ impl Admission {
         if connections_max < wanted {
             let needed = descriptors_for(wanted);
             tracing::warn!(
+                code = "ZG0924",
                 limit = wanted,
                 open_files = descriptors_max,
                 "limits.connections is more than the limit of open files holds: at most \
@@ -64,7 +66,8 @@ impl Admission {
         self.connections_max
     }
 
-    /// Whether one more connection is let in; `sources` are those of its listener.
+    /// Whether one more connection is let in; `sources` are those of its listener. Behind a load
+    /// balancer its source is not known yet: see [`Rated::admit`].
     ///
     /// # Errors
     /// Why it is shed. Only one thread asks, the control thread or the one worker, so that nobody takes
@@ -73,14 +76,13 @@ impl Admission {
         shared: &Shared,
         listener: &str,
         source: IpAddr,
-        sources: &mut Sources,
+        sources: &Rated,
     ) -> Result<(), Reason> {
         let published = shared.published.load();
-        let listener = published.listener(listener);
-        if let Some(rate) = listener.and_then(|listener| listener.handshakes)
-            && !sources.admit(source, rate, shared.now())
+        if let Some(listener) = published.listener(listener)
+            && listener.proxies.is_empty()
         {
-            return Err(Reason::HandshakeRate);
+            sources.admit(shared, listener, source)?;
         }
         shared.admission.memory()?;
         if shared.open.load(Ordering::Relaxed) >= shared.admission.connections_max {
@@ -101,20 +103,56 @@ impl Admission {
     }
 }
 
+/// The sources of one listening socket, counted under a key that callers do not know.
+#[derive(Debug, Clone)]
+pub(crate) struct Rated(Arc<Mutex<Sources>>);
+
+impl Rated {
+    /// Whether one more connection of `source` is within the listener's rate.
+    ///
+    /// # Errors
+    /// It is not.
+    pub(crate) fn admit(
+        &self,
+        shared: &Shared,
+        listener: &Listener,
+        source: IpAddr,
+    ) -> Result<(), Reason> {
+        let Some(rate) = listener.handshakes else {
+            return Ok(());
+        };
+        // A panic while it was held left counts that are as good.
+        let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if sources.admit(source, rate, shared.now()) {
+            Ok(())
+        } else {
+            Err(Reason::HandshakeRate)
+        }
+    }
+}
+
 /// A connection whose handshake is under way, until dropped.
 #[derive(Debug)]
-pub(crate) struct Shaking(Arc<Shared>);
+pub(crate) struct Shaking {
+    shared: Arc<Shared>,
+    /// For its source, which may still be to be told.
+    pub(crate) sources: Rated,
+}
 
 impl Shaking {
-    pub(crate) fn begin(shared: &Arc<Shared>) -> Self {
+    pub(crate) fn begin(shared: &Arc<Shared>, sources: &Rated) -> Self {
         shared.admission.handshakes.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(shared))
+        Self {
+            shared: Arc::clone(shared),
+            sources: sources.clone(),
+        }
     }
 }
 
 impl Drop for Shaking {
     fn drop(&mut self) {
-        self.0.admission.handshakes.fetch_sub(1, Ordering::Relaxed);
+        let admission = &self.shared.admission;
+        admission.handshakes.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -264,7 +302,7 @@ fn look_at_memory(
             // No descriptor is left, or its cgroup is gone: what was short must not shed for
             // ever, and the next look may see again.
             if std::mem::replace(is_readable, false) {
-                tracing::error!(%error, "the memory in use cannot be read; limits.memory has no effect meanwhile");
+                tracing::error!(code = "ZG0920", %error, "the memory in use cannot be read; limits.memory has no effect meanwhile");
             }
             watermark.forget();
             shared
@@ -283,11 +321,13 @@ fn look_at_memory(
     match now {
         _ if !changed => {}
         Memory::Short => tracing::warn!(
+            code = "ZG0918",
             used,
             watermark = watermark.bytes(),
             "memory is short: new connections and requests are shed"
         ),
         Memory::Enough => tracing::info!(
+            code = "ZG0919",
             used,
             watermark = watermark.bytes(),
             "memory is enough again: new connections and requests are let in"
@@ -295,9 +335,9 @@ fn look_at_memory(
     }
 }
 
-/// The sources of one listening socket, counted under a key that callers do not know.
-pub(crate) fn sources() -> Sources {
-    Sources::new(fastrand::u64(..))
+/// Nobody has come to a listening socket yet.
+pub(crate) fn sources() -> Rated {
+    Rated(Arc::new(Mutex::new(Sources::new(fastrand::u64(..)))))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 
 use std::cell::OnceCell;
 use std::mem;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
@@ -30,6 +30,7 @@ use crate::account::{Caller, Closed, Destination, TlsFacts};
 use crate::admission::Counted;
 use crate::listener::Open;
 use crate::peek::{First, PeekError, peek};
+use crate::proxy_protocol::incoming::{self, IncomingError};
 use crate::recheck::{self, Listed};
 use crate::relay::{Moved, RelayEnd, relay_streams};
 use crate::runtime::{InFlight, Published, Worker};
@@ -141,10 +142,13 @@ async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Result<Relaying, Reason
     let Some(listener) = published.listener(&visit.listed.listener) else {
         return Err(Reason::Drained);
     };
-    if !admits(listener, visit.listed.source.ip()) {
+    let mut prefix = Vec::new();
+    if !listener.proxies.is_empty() {
+        Box::pin(visit.handed_on(listener, &mut tcp, &mut prefix)).await?;
+    }
+    if !listener.admits(visit.listed.source().ip()) {
         return Err(Reason::SourceRefused);
     }
-    let mut prefix = Vec::new();
     let first = match visit.first_bytes(listener, &mut tcp, &mut prefix).await {
         Ok(first) => first,
         Err(error) => return Err(refuse_bytes(visit, tcp, error).await),
@@ -187,11 +191,6 @@ async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Result<Relaying, Reason
         (Routed::Refuse(reason), _) => Err(refuse(visit, stream.into_tcp(), reason).await),
         (Routed::Terminate(_) | Routed::TerminateAnyPort(_), _) => Err(Reason::Internal),
     }
-}
-
-fn admits(listener: &Listener, source: IpAddr) -> bool {
-    let source = source.to_canonical();
-    listener.sources.is_empty() || listener.sources.iter().any(|net| net.contains(&source))
 }
 
 fn route(snapshot: &Snapshot, listener: &Listener, first: &First) -> Routed {
@@ -274,7 +273,7 @@ async fn terminate(
         Err(error) => return Err(visit.refuse_session(error, &refused)),
     };
     visit.open.has_shaken();
-    visit.caller.identity = Some(session.peer.id.to_string());
+    visit.caller.identity = Some(session.peer.id.as_str().into());
     visit.listed.is_by(&session.peer);
     let trusted = Some(credentials.generation());
     // A service of several ports is each request's to name.
@@ -288,7 +287,7 @@ async fn terminate(
     }
     let peer = peer_of(
         &visit.published.snapshot,
-        visit.listed.source.ip(),
+        visit.listed.source().ip(),
         &session.peer.id,
     );
     visit.caller.peer = peer.map(|ix| Arc::clone(&visit.published.snapshot.peer(ix).name));
@@ -359,12 +358,12 @@ async fn tcp_session(
     let snapshot = Arc::clone(&visit.published.snapshot);
     let evidence = evidence(
         &snapshot,
-        visit.listed.source.ip(),
+        visit.listed.source().ip(),
         caller,
         attested.as_ref(),
     );
     if let Evidence::Asserted { id, .. } = evidence {
-        visit.caller.attested = Some(id.to_string());
+        visit.caller.attested = Some(id.as_str().into());
         visit.listed.is_for(Some(id));
     }
     visit.authorize(listener, service, evidence)?;
@@ -510,6 +509,47 @@ impl Visit {
         self.ended = Some(self.told_to_end().unwrap_or(reason));
     }
 
+    /// Hears from the load balancer that connected whose connection it is; what came behind that is
+    /// left in `behind`.
+    ///
+    /// # Errors
+    /// It is no load balancer, does not say it, or hands on more than its source may begin.
+    async fn handed_on(
+        &mut self,
+        listener: &Listener,
+        tcp: &mut TcpStream,
+        behind: &mut Vec<u8>,
+    ) -> Result<(), Reason> {
+        let proxy = self.listed.source();
+        if !listener.trusts(proxy.ip()) {
+            self.detail = Some("it is none of `proxyProtocol.trusted`".to_owned());
+            return Err(Reason::SourceRefused);
+        }
+        let limit = self.worker.shared.settings.limits.handshake_timeout;
+        let told = match timeout(limit, incoming::read_source(tcp, behind)).await {
+            Ok(Ok(told)) => told,
+            Ok(Err(error)) => {
+                self.detail = Some(error.to_string());
+                return Err(match error {
+                    IncomingError::Gone(_) => Reason::DownstreamClosed,
+                    IncomingError::Missing
+                    | IncomingError::TooLong(_)
+                    | IncomingError::Malformed(_) => Reason::ProxyHeader,
+                });
+            }
+            Err(_elapsed) => {
+                let bytes = behind.len();
+                self.detail = Some(format!("{bytes} bytes in {limit:?} and no PROXY header"));
+                return Err(Reason::HelloTimeout);
+            }
+        };
+        if let Some(source) = told {
+            self.listed.comes_from(source, proxy);
+            self.caller.proxy = Some(Box::new(proxy));
+        }
+        self.open.admits(listener, self.listed.source().ip())
+    }
+
     /// Reads what the caller begins with; not on a one-route listener of a TCP service, since in
     /// some protocols the server speaks first.
     async fn first_bytes(
@@ -524,7 +564,11 @@ impl Visit {
         if only == Some(Protocol::Tcp) {
             return Ok(First::Unpeeked);
         }
-        let deadline = self.worker.shared.settings.limits.handshake_timeout;
+        let mut deadline = self.worker.shared.settings.limits.handshake_timeout;
+        if self.caller.proxy.is_some() {
+            // The header has had its part of the time.
+            deadline = deadline.saturating_sub(self.began.elapsed());
+        }
         let first = peek(tcp, prefix, deadline).await?;
         if let First::Hello(hello) = &first {
             self.tls = Some(TlsFacts {
@@ -617,7 +661,7 @@ impl Visit {
         let snapshot = Arc::clone(&self.published.snapshot);
         let asking = Asking {
             listener,
-            source: self.listed.source.ip(),
+            source: self.listed.source().ip(),
             evidence,
             method: None,
             path: None,
@@ -656,7 +700,7 @@ impl Visit {
     /// has rules with `via` admits every gateway of such a peer and decides afterwards.
     fn admission(&self, service: ServiceIx, refused: Refused) -> Admit {
         let published = Arc::clone(&self.published);
-        let (listener, source) = (Arc::clone(&self.listed.listener), self.listed.source.ip());
+        let (listener, source) = (Arc::clone(&self.listed.listener), self.listed.source().ip());
         Box::new(move |id: &SpiffeId| {
             let snapshot = &published.snapshot;
             let Some(listener) = published.listener(&listener) else {
@@ -694,7 +738,7 @@ impl Visit {
                     tls.alert = name_of(refusal.alert);
                 }
                 if let Some((id, reason)) = refused.get() {
-                    self.caller.identity = Some(id.to_string());
+                    self.caller.identity = Some(id.as_str().into());
                     return *reason;
                 }
                 self.rule = Some(refusal.label().into());
@@ -777,7 +821,7 @@ impl Drop for Visit {
         };
         shared.account(&Closed {
             listener: Arc::clone(&self.listed.listener),
-            source: self.listed.source,
+            source: self.listed.source(),
             generation: self.published.generation,
             caller: mem::take(&mut self.caller),
             tls: self.tls.take(),

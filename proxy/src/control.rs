@@ -7,12 +7,13 @@ mod alarms;
 pub(crate) mod handover;
 pub(crate) mod inherit;
 mod last_good;
+mod names;
 mod reload;
 mod rest;
 mod succession;
 mod systemd;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -26,25 +27,28 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use zeugma_core::fleet::{Fleet, FleetEvent, Observation};
-use zeugma_core::names::Host;
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{EndpointKey, Snapshot};
 use zeugma_core::time::Time;
-use zeugma_xds::{Findings, NodeOptions, Refused, ResourceList};
+use zeugma_xds::{Findings, GatewaySettings, LastGood, NodeOptions, Refused, ResourceList};
 
 use self::accepting::Accepting;
 use self::handover::{Arrival, Asked, HandoverError, Offered};
 use self::inherit::InheritError;
 use self::last_good::{Beginning, Keeper};
+use self::names::Named;
+pub(crate) use self::reload::with_causes;
 use self::reload::{Binding, Configured, Files, NotBound, Reloaded};
 use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
 use crate::admission::{self, Admission, UnderWay};
+use crate::federation::{self, Federation};
 use crate::listener::WorkerHandle;
+use crate::logging::Logging;
 use crate::metrics::Metrics;
 use crate::probe::{Finding, probe};
 use crate::pulse::Pulses;
-use crate::resolve::{self, Names};
+use crate::resolve::Names;
 use crate::runtime::{
     AdminSide, OBSERVATIONS_MAX, Phase, Published, RECORDS_GRACE, SOCKETS_MAX, Shared, work,
 };
@@ -74,6 +78,8 @@ pub struct GatewayOptions {
     pub locality: Option<String>,
     /// What it does where a gateway of its name runs.
     pub start: Start,
+    /// Its log, which can be told to say more.
+    pub logging: Logging,
 }
 
 /// What a process does where a gateway of its name runs already.
@@ -89,7 +95,7 @@ pub enum Start {
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     /// The configuration has errors: the findings, ready to be shown.
-    #[error("{0}")]
+    #[error("the configuration is refused, and none is kept that could serve\n{0}")]
     Config(String),
     /// Its own certificate or bundles cannot be used.
     #[error(transparent)]
@@ -135,6 +141,24 @@ pub enum GatewayError {
     },
 }
 
+impl GatewayError {
+    /// Its code in [`zeugma_core::codes`].
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Config(_) => "ZG0128",
+            Self::Credentials(error) => error.code(),
+            Self::State(error) => error.code(),
+            Self::Inherit(error) => error.code(),
+            Self::Handover(error) => error.code(),
+            Self::Interface(error) => error.code(),
+            Self::Listener { .. } => "ZG0113",
+            Self::Worker(_) => "ZG0906",
+            Self::System { .. } => "ZG0908",
+        }
+    }
+}
+
 fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> GatewayError {
     move |source| GatewayError::System { what, source }
 }
@@ -153,7 +177,9 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
     reload::warn(&start.loaded.warnings);
     let settings = &start.loaded.settings;
     let newest = last_good::crl_numbers(settings);
-    let credentials = Credentials::load_after(&reload::svid_files(settings), 1, &newest)?;
+    let federation = Federation::kept(settings);
+    let files = federation.beside(reload::svid_files(settings));
+    let credentials = Credentials::load_after(&files, 1, &newest)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
@@ -162,10 +188,10 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
     runtime.block_on(async {
         let arrival = Box::pin(handover::arrive(options.start, &start)).await?;
         Box::pin(control(
-            options.config.clone(),
+            options,
             node,
             start,
-            credentials,
+            (credentials, federation),
             open_files,
             arrival,
         ))
@@ -180,47 +206,46 @@ fn raise_open_files() -> u64 {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::warn!(%error, "the limit of open files cannot be raised");
+        tracing::warn!(code = "ZG0923", %error, "the limit of open files cannot be raised");
     }
     // None: without a limit.
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 async fn control(
-    config: PathBuf,
+    options: &GatewayOptions,
     node: NodeOptions,
     start: Beginning,
-    credentials: Credentials,
+    (credentials, federation): (Credentials, Federation),
     open_files: u64,
     mut arrival: Arrival,
 ) -> Result<(), GatewayError> {
     let (phase, phase_read) = watch::channel(Phase::Serving);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
     let mut fleet = Fleet::new();
-    let files = Files::new(config, node, &start);
+    let files = Files::new(options.config.clone(), node, &start);
     let Beginning {
         loaded,
         findings,
         is_kept,
     } = start;
     let unkept = (!is_kept).then_some(loaded.last_good);
-    let keeper = (arrival.state.as_ref()).map(|state| Keeper::begin(state.path(""), unkept));
+    let keeper = begin_keeping(arrival.state.as_ref(), &federation, unkept);
     let snapshot = Arc::new(loaded.snapshot);
     fleet.reconcile(&snapshot, Time::ZERO);
     let shares = fleet.shares(Time::ZERO);
     let settings = loaded.settings;
     let before = arrival.adopted.before().to_vec();
     let interfaces = Interfaces::bind(&settings, &mut arrival.adopted)?;
-    let passed = interfaces.offered(&settings);
-    let passed = passed.map_err(system("its interfaces cannot be passed on"))?;
-    let log = AccessLog::start(Box::new(std::io::stdout())).map_err(system("no log thread"))?;
-    let workers = settings.workers;
+    let passed = (interfaces.offered(&settings)).map_err(system("no sockets to pass on"))?;
+    let log = open_log(&settings)?;
     let admission = Admission::new(settings.limits.connections, open_files);
     let shared = Arc::new(Shared {
         published: ArcSwap::from_pointee(first_published(&snapshot, shares)),
         credentials: ArcSwap::from_pointee(credentials),
         changes: watch::channel(0).0,
         names: ArcSwap::from_pointee(Names::default()),
+        federation,
         settings,
         metrics: Metrics::new(),
         log,
@@ -231,19 +256,20 @@ async fn control(
         findings: ArcSwap::from_pointee(Value::Null),
         open: AtomicUsize::new(0),
         windows: Arc::default(),
-        admin: AdminSide::default(),
+        admin: AdminSide::of(&options.logging),
         admission,
         pulses: Pulses::new(),
         started: Instant::now(),
+        #[cfg(feature = "otlp")]
+        spans: std::sync::OnceLock::new(),
     });
     tell_beginning(&shared, findings.as_ref(), &loaded.refused);
-    let (handles, threads, workers_ended) = start_workers(&shared, workers)?;
+    let (handles, threads, workers_ended) = start_workers(&shared, shared.settings.workers)?;
     let accepting = Accepting::new(Arc::clone(&shared), handles);
     let bound = accepting.bind_new(&snapshot, &mut arrival.adopted)?;
     count_panics(&shared);
-    let (names, names_wanted) = watch::channel(resolve::names_of(&snapshot));
-    let ((asked, names_asked), (reloads, reloaded)) = (oneshot::channel(), mpsc::channel(1));
-    let resolving = resolve::run(Arc::clone(&shared), names_wanted, asked);
+    let (names, resolving, names_asked) = Named::begin(&snapshot, &shared);
+    let (reloads, reloaded) = mpsc::channel(1);
     let again = files.again();
     let reloading = files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?);
     let _beside = begin_beside(&shared, resolving, reloading, keeper.as_ref());
@@ -274,6 +300,22 @@ async fn control(
     Ok(begun?)
 }
 
+/// Has what outlives the process be kept in its folder, if it has one.
+fn begin_keeping(
+    state: Option<&State>,
+    federation: &Federation,
+    unkept: Option<LastGood>,
+) -> Option<Keeper> {
+    let folder = state?.path("");
+    federation.keep_in(folder.clone());
+    Some(Keeper::begin(folder, unkept))
+}
+
+fn open_log(settings: &GatewaySettings) -> Result<AccessLog, GatewayError> {
+    let out = Box::new(std::io::stdout());
+    AccessLog::start(settings.access_log, out).map_err(system("no log thread"))
+}
+
 fn tell_beginning(shared: &Shared, refused: Option<&Findings>, in_part: &Refused) {
     let metrics = &shared.metrics;
     metrics.connections_max(shared.admission.connections_max());
@@ -286,7 +328,7 @@ fn tell_beginning(shared: &Shared, refused: Option<&Findings>, in_part: &Refused
         None => {
             reload::tell_refused(in_part, shared);
             if let Some(text) = reload::refused_in_part(in_part) {
-                tracing::error!("{text}");
+                tracing::error!(code = "ZG0122", "{text}");
             }
         }
     }
@@ -314,8 +356,13 @@ fn begin_beside(
     beside.spawn_local(admission::watch_memory(Arc::clone(shared)));
     beside.spawn_local(alarms::watch_crls(Arc::clone(shared)));
     beside.spawn_local(systemd::watch(Arc::clone(shared)));
+    beside.spawn_local(federation::run(Arc::clone(shared)));
     beside.spawn_local(resolving);
     beside.spawn_local(reloading);
+    #[cfg(feature = "otlp")]
+    if let Some(exporter) = crate::otlp::begin(shared) {
+        beside.spawn_local(exporter.run(Arc::clone(shared)));
+    }
     if let Some(keeper) = keeper {
         beside.spawn_local(keeper.run());
     }
@@ -331,6 +378,7 @@ pub(crate) fn count_panics(shared: &Arc<Shared>) {
         let at = panic.location().map(ToString::to_string);
         let said = panic.payload_as_str().unwrap_or("(no text)");
         tracing::error!(
+            code = "ZG0906",
             at,
             said,
             "a connection panicked and is ended: a defect of the gateway; please report this line"
@@ -360,7 +408,7 @@ fn start_workers(shared: &Arc<Shared>, configured: Option<usize>) -> Result<Work
             // Nobody waits any more if it took too long.
             let running = move || tell_running.send(()).unwrap_or_default();
             if let Err(error) = work(shared, queue, running) {
-                tracing::error!(%error, "a worker has no event loop");
+                tracing::error!(code = "ZG0908", %error, "a worker has no event loop");
             }
         });
         handles.push(WorkerHandle {
@@ -412,8 +460,7 @@ struct Control {
     fleet: Fleet,
     probes: JoinSet<(EndpointKey, Finding)>,
     accepting: Accepting,
-    /// Told the names of every snapshot, for what resolves them beside the control loop.
-    names: watch::Sender<BTreeSet<Host>>,
+    names: Named,
     phase: watch::Sender<Phase>,
     workers: Vec<std::thread::JoinHandle<()>>,
     /// Held until the end, or until a successor has it: the lock is in it.
@@ -483,6 +530,7 @@ impl Control {
                 self.start_probes();
             }
             let wake = self.wake();
+            let renamed = self.names.changed();
             // Every arm is cancel-safe: channels, signals, levers, and sleeps until a fixed moment.
             let signalled = tokio::select! {
                 _ = observed.recv_many(&mut batch, OBSERVATIONS_BATCH) => {
@@ -495,6 +543,10 @@ impl Control {
                 }
                 () = wake, if !is_starting => {
                     self.publish_shares();
+                    None
+                }
+                () = renamed => {
+                    self.publish_names();
                     None
                 }
                 Some(mut reloaded) = reloaded.recv() => {
@@ -518,13 +570,7 @@ impl Control {
                     None
                 }
                 Some(worker) = self.workers_ended.recv() => {
-                    if !matches!(stage, Stage::Draining { .. }) {
-                        tracing::error!(
-                            worker,
-                            "a worker ended by itself: a defect of the gateway; the others drain, and the process ends"
-                        );
-                        failed = Some(GatewayError::Worker(worker));
-                    }
+                    failed = failed.or_else(|| stage.lost(worker));
                     failed.is_some().then_some(Duration::ZERO)
                 }
                 () = stage.over() => match &stage {
@@ -545,18 +591,21 @@ impl Control {
                 stage = self.leave(stage, delay);
             }
         }
-        self.shared.admin.journal.close();
+        self.shared.admin.end_streams();
         self.end_interfaces().await;
         self.shared.log.flush();
-        tracing::info!("drained");
+        tracing::info!(code = "ZG0903", "drained");
         failed.map_or(Ok(()), Err)
     }
 
-    fn become_ready(&self) -> Stage {
+    fn become_ready(&mut self) -> Stage {
+        // Whoever is told that it is ready may call at once.
+        self.publish_names();
         self.shared.ready.store(true, Ordering::Release);
         let data = json!({ "name": self.shared.settings.name });
         self.shared.admin.journal.add("ready", data);
         tracing::info!(
+            code = "ZG0901",
             name = %self.shared.settings.name,
             cluster = %self.shared.settings.cluster,
             listeners = %self.accepting,
@@ -574,7 +623,11 @@ impl Control {
                 systemd::stopping();
                 let data = json!({ "delay_seconds": delay.as_secs_f64() });
                 self.shared.admin.journal.add("drain-begun", data);
-                tracing::info!(?delay, "draining: not ready, still accepting");
+                tracing::info!(
+                    code = "ZG0902",
+                    ?delay,
+                    "draining: not ready, still accepting"
+                );
                 Stage::Leaving {
                     until: Instant::now() + delay,
                 }
@@ -602,12 +655,17 @@ impl Control {
         });
         let data = json!({ "open": open, "timeout_seconds": timeout.as_secs_f64() });
         self.shared.admin.journal.add("draining", data);
-        tracing::info!(open, ?timeout, "draining: no new connections");
+        tracing::info!(
+            code = "ZG0902",
+            open,
+            ?timeout,
+            "draining: no new connections"
+        );
         let workers = std::mem::take(&mut self.workers);
         let ended = tokio::task::spawn_blocking(move || {
             for worker in workers {
                 if worker.join().is_err() {
-                    tracing::error!("a worker panicked");
+                    tracing::error!(code = "ZG0906", "a worker panicked");
                 }
             }
         });
@@ -763,6 +821,7 @@ impl Control {
         if let Err(unbound) = self.configure(config, stage) {
             for (listener, error) in unbound {
                 tracing::error!(
+                    code = "ZG0113",
                     listener,
                     error,
                     "a configuration that had to wait is tried again"
@@ -788,10 +847,10 @@ impl Control {
     /// Publishes a configuration under the next generation, and has what is open judged by it.
     fn publish_next(&mut self, snapshot: Arc<Snapshot>, resources: ResourceList) {
         let now = self.shared.now();
-        self.fleet.reconcile(&snapshot, now);
-        self.names.send_replace(resolve::names_of(&snapshot));
-        let shares = self.fleet.shares(now);
         let before = self.shared.published.load_full();
+        let snapshot = (self.names).next(snapshot, &before.snapshot, &self.shared);
+        self.fleet.reconcile(&snapshot, now);
+        let shares = self.fleet.shares(now);
         let generation = before.generation + 1;
         self.shared.resources.store(Arc::new(resources));
         self.publish(generation, Arc::clone(&snapshot), shares);
@@ -807,7 +866,7 @@ impl Control {
             journal.keep_moves(|cluster| names.contains(cluster));
         }
         self.tell_events(Vec::new(), Some(&format!("configuration {generation}")));
-        tracing::info!(generation, version = %snapshot.version, "configuration applied");
+        tracing::info!(code = "ZG0120", generation, version = %snapshot.version, "configuration applied");
     }
 
     /// Has the workers judge what is open by what was just stored.
@@ -828,7 +887,7 @@ impl Control {
 
 /// The listener and why it cannot be bound, in one line.
 fn not_bound(error: &GatewayError) -> (String, String) {
-    let why = reload::with_causes(error);
+    let why = with_causes(error);
     let name = if let GatewayError::Listener { name, .. } = error {
         name.clone()
     } else {
@@ -840,17 +899,19 @@ fn not_bound(error: &GatewayError) -> (String, String) {
 fn tell_event(event: &FleetEvent) {
     match event {
         FleetEvent::Ejected { key, cause, lasts } => {
-            tracing::warn!(endpoint = %key, ?cause, ?lasts, "endpoint ejected");
+            tracing::warn!(code = "ZG0421", endpoint = %key, ?cause, ?lasts, "endpoint ejected");
         }
-        FleetEvent::Readmitted { key } => tracing::info!(endpoint = %key, "endpoint readmitted"),
+        FleetEvent::Readmitted { key } => {
+            tracing::info!(code = "ZG0422", endpoint = %key, "endpoint readmitted")
+        }
         FleetEvent::Unhealthy { key } => {
-            tracing::warn!(endpoint = %key, "endpoint fails its active check");
+            tracing::warn!(code = "ZG0423", endpoint = %key, "endpoint fails its active check");
         }
         FleetEvent::Healthy { key } => {
-            tracing::info!(endpoint = %key, "endpoint passes its active check");
+            tracing::info!(code = "ZG0424", endpoint = %key, "endpoint passes its active check");
         }
         FleetEvent::FailsAlike { route } => {
-            tracing::warn!(%route, "every level fails alike; nothing is ejected: look at the requests");
+            tracing::warn!(code = "ZG0425", %route, "every level fails alike; nothing is ejected: look at the requests");
         }
         FleetEvent::SharesMoved {
             cluster,
@@ -864,13 +925,26 @@ fn tell_event(event: &FleetEvent) {
                     format!("{name} {:.0} % -> {:.0} %", before * 100.0, now * 100.0)
                 })
                 .collect();
-            tracing::info!(%cluster, shares = shares.join(", "), too_few, "traffic moved");
+            tracing::info!(code = "ZG0426", %cluster, shares = shares.join(", "), too_few, "traffic moved");
         }
-        other => tracing::info!(event = ?other, "health"),
+        other => tracing::debug!(event = ?other, "health"),
     }
 }
 
 impl Stage {
+    /// Why the gateway fails where this worker ended; none ends by itself but while it drains.
+    fn lost(&self, worker: usize) -> Option<GatewayError> {
+        if matches!(self, Self::Draining { .. }) {
+            return None;
+        }
+        tracing::error!(
+            code = "ZG0906",
+            worker,
+            "a worker ended by itself: a defect of the gateway; the others drain, and the process ends"
+        );
+        Some(GatewayError::Worker(worker))
+    }
+
     /// Waits until this stage is over by time, or all that it waits for has ended.
     ///
     /// # Cancel safety
@@ -888,7 +962,7 @@ impl Stage {
                     .await
                     .is_err()
                 {
-                    tracing::warn!("workers did not end by the drain deadline");
+                    tracing::warn!(code = "ZG0904", "workers did not end by the drain deadline");
                 }
             }
         }
@@ -923,7 +997,7 @@ mod tests {
             keeper: None,
             probes: JoinSet::new(),
             accepting: Accepting::new(Arc::clone(&alone.shared), vec![handle]),
-            names: watch::channel(BTreeSet::new()).0,
+            names: Named::of(&alone.snapshot).0,
             phase: alone.phase,
             workers: vec![works.unwrap(), works_not.unwrap()],
             state: None,

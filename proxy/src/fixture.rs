@@ -93,10 +93,12 @@ impl Alone {
         let shared = Arc::new(Shared {
             published: ArcSwap::from_pointee(published(&snapshot, shares(&snapshot))),
             credentials: ArcSwap::from_pointee(Credentials::load(&files, 1).unwrap()),
+            federation: crate::federation::Federation::kept(&loaded.settings),
             names: ArcSwap::from_pointee(Names::default()),
             settings: loaded.settings,
             metrics: Metrics::new(),
-            log: AccessLog::start(Box::new(lines.clone())).unwrap(),
+            log: AccessLog::start(zeugma_xds::AccessLogFormat::Json, Box::new(lines.clone()))
+                .unwrap(),
             observations,
             phase: phase_read,
             ready: AtomicBool::new(true),
@@ -109,6 +111,8 @@ impl Alone {
             admin: AdminSide::default(),
             changes: watch::channel(0).0,
             started: Instant::now(),
+            #[cfg(feature = "otlp")]
+            spans: std::sync::OnceLock::new(),
         });
         Self {
             shared,

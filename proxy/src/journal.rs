@@ -44,7 +44,39 @@ pub(crate) struct Event {
 impl Event {
     /// As programs read it.
     pub(crate) fn to_json(&self) -> Value {
-        json!({ "nth": self.nth, "at": self.at, "kind": self.kind, "data": self.data })
+        json!({
+            "nth": self.nth,
+            "at": self.at,
+            "kind": self.kind,
+            "code": self.code(),
+            "data": self.data,
+        })
+    }
+
+    /// The code of what the log says of the same.
+    fn code(&self) -> Option<&'static str> {
+        let code = match self.kind {
+            "ready" => "ZG0901",
+            "drain-begun" | "draining" => "ZG0902",
+            "configuration-applied" => "ZG0120",
+            "endpoint-ejected" => "ZG0421",
+            "endpoint-readmitted" => "ZG0422",
+            "endpoint-unhealthy" => "ZG0423",
+            "endpoint-healthy" => "ZG0424",
+            "fails-alike" => "ZG0425",
+            "shares-moved" => "ZG0426",
+            "lever"
+                if self
+                    .data
+                    .get("lever")
+                    .is_some_and(|lever| lever == "logging") =>
+            {
+                "ZG0967"
+            }
+            "lever" => "ZG0902",
+            _ => return None,
+        };
+        Some(code)
     }
 }
 
@@ -351,6 +383,10 @@ mod tests {
         let told = journal.since(2);
         assert_eq!(told.len(), 2);
         assert_eq!(told[0].data["causes"][0], moves("shop/orders:80")[0]);
+        let codes: Vec<_> = (journal.since(0).iter())
+            .map(|event| event.to_json()["code"].clone())
+            .collect();
+        assert_eq!(codes, ["ZG0421", "ZG0421", "ZG0426", "ZG0426"]);
         journal.keep_moves(|cluster| cluster == "shop/cart:80");
         assert_eq!(journal.moved("shop/orders:80"), None);
     }

@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,10 +16,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
-use zeugma_core::admission::Sources;
+use zeugma_core::snapshot::Listener;
 use zeugma_core::verdict::Reason;
 
-use crate::admission::{self, Admission, Shaking};
+use crate::admission::{self, Admission, Rated, Shaking};
 use crate::runtime::Shared;
 use crate::upstream;
 
@@ -96,6 +96,17 @@ pub(crate) struct Open {
 }
 
 impl Open {
+    /// Whether its source, which a load balancer has told by now, may begin one more connection.
+    ///
+    /// # Errors
+    /// It may not.
+    pub(crate) fn admits(&self, listener: &Listener, source: IpAddr) -> Result<(), Reason> {
+        match &*self.shaking.borrow() {
+            Some(shaking) => shaking.sources.admit(&self.shared, listener, source),
+            None => Ok(()),
+        }
+    }
+
     /// Its handshake has ended, or it has none.
     pub(crate) fn has_shaken(&self) {
         self.shaking.take();
@@ -171,11 +182,11 @@ async fn accept(listening: Listening) {
     let socket = match watch(socket) {
         Ok(socket) => socket,
         Err(error) => {
-            tracing::error!(listener = %name.get(), %error, "a listener cannot be watched");
+            tracing::error!(code = "ZG0908", listener = %name.get(), %error, "a listener cannot be watched");
             return;
         }
     };
-    let mut sources = admission::sources();
+    let sources = admission::sources();
     let mut pause = Pause::default();
     loop {
         // Both arms are cancel-safe by their own documentation.
@@ -189,7 +200,7 @@ async fn accept(listening: Listening) {
         match accepted {
             Ok((tcp, source)) => {
                 pause.is_over(&name);
-                hand_over(tcp, source, &name.get(), &shared, &workers, &mut sources);
+                hand_over(tcp, source, &name.get(), &shared, &workers, &sources);
             }
             Err(error) if is_of_that_connection(&error) => {}
             Err(error) => {
@@ -202,7 +213,7 @@ async fn accept(listening: Listening) {
     }
     // Never blocks; an error is the end of the queue, or as bad.
     while let Ok((tcp, source)) = accept_one(socket.get_ref()) {
-        hand_over(tcp, source, &name.get(), &shared, &workers, &mut sources);
+        hand_over(tcp, source, &name.get(), &shared, &workers, &sources);
     }
 }
 
@@ -220,6 +231,7 @@ impl Pause {
         if self.since.is_none() {
             self.since = Some(Instant::now());
             tracing::error!(
+                code = "ZG0921",
                 listener = %name.get(), %error,
                 "cannot accept; trying again every {BACK_OFF:?}. Raise the limit of open files if it is reached"
             );
@@ -229,6 +241,7 @@ impl Pause {
     fn is_over(&mut self, name: &ServedName) {
         if let Some(since) = self.since.take() {
             tracing::info!(
+                code = "ZG0922",
                 listener = %name.get(), failures = self.failures, lasted = ?since.elapsed(),
                 "accepting again"
             );
@@ -261,7 +274,7 @@ pub(crate) fn hand_over(
     name: &Arc<str>,
     shared: &Arc<Shared>,
     workers: &[WorkerHandle],
-    sources: &mut Sources,
+    sources: &Rated,
 ) {
     if let Err(reason) = Admission::connection(shared, name, source.ip(), sources) {
         shared.refuse_unseen(name, source, reason);
@@ -285,7 +298,7 @@ pub(crate) fn hand_over(
         nth: worker.nth,
         worker: Arc::clone(&worker.open),
         listener: name.clone(),
-        shaking: RefCell::new(Some(Shaking::begin(shared))),
+        shaking: RefCell::new(Some(Shaking::begin(shared, sources))),
     };
     let accepted = Accepted {
         tcp,
@@ -355,14 +368,14 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (worker, mut taken) = queue(0);
         let name: Arc<str> = "apps".into();
-        let mut sources = admission::sources();
+        let sources = admission::sources();
         let mut near = Vec::new();
         let mut hand = |count: usize| {
             for _ in 0..count {
                 let (end, far, source) = pair(&listener);
                 near.push(end);
                 let workers = std::slice::from_ref(&worker);
-                hand_over(far, source, &name, &alone.shared, workers, &mut sources);
+                hand_over(far, source, &name, &alone.shared, workers, &sources);
             }
         };
         hand(SOCKETS_MAX);
@@ -410,24 +423,17 @@ mod tests {
         let ((dead, ended), (alive, mut taken)) = (queue(0), queue(1));
         drop(ended);
         let name: Arc<str> = "apps".into();
-        let mut sources = admission::sources();
+        let sources = admission::sources();
         let workers = [dead, alive];
         for _ in 0..3 {
             let (_near, far, source) = pair(&listener);
-            hand_over(far, source, &name, &alone.shared, &workers, &mut sources);
+            hand_over(far, source, &name, &alone.shared, &workers, &sources);
         }
         let taken = std::iter::from_fn(|| taken.try_recv().ok()).count();
         assert_eq!((taken, alone.lines().len()), (3, 0));
         // None is left: every connection has its record all the same.
         let (_near, far, source) = pair(&listener);
-        hand_over(
-            far,
-            source,
-            &name,
-            &alone.shared,
-            &workers[..1],
-            &mut sources,
-        );
+        hand_over(far, source, &name, &alone.shared, &workers[..1], &sources);
         assert_eq!(alone.lines().len(), 1);
     }
 }

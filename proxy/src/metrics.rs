@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, text};
@@ -133,6 +134,17 @@ struct ByResult {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfDomain {
+    trust_domain: String,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfResult {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByKind {
     kind: String,
 }
@@ -205,6 +217,11 @@ pub(crate) struct Metrics {
     pooled_ended: Family<ByReason, Counter>,
     dropped: Family<ByKind, Counter>,
     panics: Counter,
+    names: Gauge,
+    names_failing: Gauge,
+    names_asked: Family<OfResult, Counter>,
+    bundles_fetched: Family<OfDomain, Counter>,
+    bundle_fetched_at: Family<ByTrustDomain, Gauge>,
     workers_stalled: Gauge,
     pub(crate) pipes: PipeMeter,
 }
@@ -240,11 +257,17 @@ impl Metrics {
             pooled_ended: Family::default(),
             dropped: Family::default(),
             panics: Counter::default(),
+            names: Gauge::default(),
+            names_failing: Gauge::default(),
+            names_asked: Family::default(),
+            bundles_fetched: Family::default(),
+            bundle_fetched_at: Family::default(),
             workers_stalled: Gauge::default(),
             pipes: PipeMeter::default(),
         };
         this.register_traffic();
         this.register_state();
+        this.register_sources();
         this.register_limits();
         this
     }
@@ -296,6 +319,36 @@ impl Metrics {
             "mirrored",
             "Mirrored requests, by what became of them",
             self.mirrored.clone(),
+        );
+    }
+
+    /// What is asked of others, again and again.
+    fn register_sources(&mut self) {
+        let r = &mut self.registry;
+        r.register(
+            "names",
+            "Names of endpoints and of peers' gateways that are kept resolved",
+            self.names.clone(),
+        );
+        r.register(
+            "names_failing",
+            "Names that do not resolve at present",
+            self.names_failing.clone(),
+        );
+        r.register(
+            "bundle_fetches",
+            "Looks at bundle endpoints, by what came of them",
+            self.bundles_fetched.clone(),
+        );
+        r.register(
+            "bundle_fetched_timestamp_seconds",
+            "When the bundle of a trust domain was fetched last, Unix time",
+            self.bundle_fetched_at.clone(),
+        );
+        r.register(
+            "name_questions",
+            "Questions for names, by what was answered",
+            self.names_asked.clone(),
         );
     }
 
@@ -634,6 +687,34 @@ impl Metrics {
             .set(i64::try_from(generation).unwrap_or(i64::MAX));
     }
 
+    /// So many names are kept resolved, and so many do not resolve.
+    pub(crate) fn names(&self, all: usize, failing: usize) {
+        let count = |n| i64::try_from(n).unwrap_or(i64::MAX);
+        self.names.set(count(all));
+        self.names_failing.set(count(failing));
+    }
+
+    pub(crate) fn bundle_fetched(&self, trust_domain: &str, result: &'static str) {
+        let labels = OfDomain {
+            trust_domain: trust_domain.to_owned(),
+            result,
+        };
+        self.bundles_fetched.get_or_create(&labels).inc();
+    }
+
+    /// At this moment, since 1970.
+    pub(crate) fn bundle_fetched_at(&self, trust_domain: &str, at: Duration) {
+        let labels = ByTrustDomain {
+            trust_domain: trust_domain.to_owned(),
+        };
+        let seconds = i64::try_from(at.as_secs()).unwrap_or(i64::MAX);
+        self.bundle_fetched_at.get_or_create(&labels).set(seconds);
+    }
+
+    pub(crate) fn name_asked(&self, result: &'static str) {
+        self.names_asked.get_or_create(&OfResult { result }).inc();
+    }
+
     pub(crate) fn svid_expiry(&self, unix_seconds: i64) {
         self.svid_expiry.set(unix_seconds);
     }
@@ -935,6 +1016,9 @@ mod tests {
         metrics.pooled_ended("removed");
         metrics.dropped("observations", 1);
         metrics.audited(&service, Reason::NotAllowed);
+        metrics.name_asked("failed");
+        metrics.bundle_fetched("acme.example", "new");
+        metrics.bundle_fetched_at("acme.example", Duration::from_secs(1));
         metrics.documents_refused(&[]);
         metrics.pipes.fell_back("pipes");
         let text = metrics.encode(Some(alone.shared.published.load_full()));

@@ -53,7 +53,8 @@ pub(crate) struct PeekError {
     pub(crate) detail: String,
 }
 
-/// Reads until it is known what the caller speaks, keeping every byte in `prefix`.
+/// Reads until it is known what the caller speaks, keeping every byte in `prefix`, which may hold
+/// the first ones already.
 ///
 /// At most [`HELLO_BYTES_MAX`] bytes are read, for at most `deadline`.
 ///
@@ -79,6 +80,15 @@ pub(crate) async fn peek(
 
 async fn read_first(tcp: &mut TcpStream, prefix: &mut Vec<u8>) -> Result<First, PeekError> {
     loop {
+        if let Some(first) = make_out(prefix)? {
+            return Ok(first);
+        }
+        if prefix.len() > HELLO_BYTES_MAX {
+            return Err(PeekError {
+                reason: Reason::HelloTooLarge,
+                detail: format!("over {HELLO_BYTES_MAX} bytes and no whole hello"),
+            });
+        }
         prefix.reserve(READ_BYTES);
         let mut room = AsyncReadExt::take(&mut *tcp, READ_BYTES as u64);
         match room.read_buf(prefix).await {
@@ -90,15 +100,6 @@ async fn read_first(tcp: &mut TcpStream, prefix: &mut Vec<u8>) -> Result<First, 
             }
             Ok(_) => {}
             Err(error) => return Err(gone(error.to_string())),
-        }
-        if let Some(first) = make_out(prefix)? {
-            return Ok(first);
-        }
-        if prefix.len() > HELLO_BYTES_MAX {
-            return Err(PeekError {
-                reason: Reason::HelloTooLarge,
-                detail: format!("over {HELLO_BYTES_MAX} bytes and no whole hello"),
-            });
         }
     }
 }

@@ -51,6 +51,7 @@ pub(crate) async fn probe(shared: Arc<Shared>, probe: Probe) -> (EndpointKey, Fi
         }
         Ok(Err(Failed::Ours(why))) => {
             tracing::warn!(
+                code = "ZG0427",
                 endpoint = %probe.key, %why,
                 "active check cannot be made; the endpoint's health stays as it is"
             );

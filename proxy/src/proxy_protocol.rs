@@ -1,7 +1,10 @@
-//! PROXY protocol v2 with the caller's SPIFFE ID, in front of the bytes of a TCP service.
+//! PROXY protocol v2 with the caller's SPIFFE ID, in front of the bytes of a TCP service; what load
+//! balancers send is [`incoming`].
 //!
 //! Source: "The PROXY protocol", versions 1 & 2, §2.2. The ID is the value of a TLV of type 0xD0,
 //! the one that ztunnel uses.
+
+pub(crate) mod incoming;
 
 use std::net::SocketAddr;
 

@@ -81,15 +81,23 @@ struct Known {
     /// The identity that a gateway handed on, where its word counted.
     claimed: Option<SpiffeId>,
     upstream: Option<Box<Upstream>>,
+    /// Small, for there are many: what most have nothing of.
+    seldom: Option<Box<Seldom>>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Seldom {
     /// The route that it is a copy for, if it is one.
     mirror: Option<Arc<str>>,
+    /// The load balancer that handed it on.
+    proxy: Option<SocketAddr>,
 }
 
 /// Something open, as its task and the walk share it.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) listener: Arc<str>,
-    pub(crate) source: SocketAddr,
+    source: Cell<SocketAddr>,
     known: RefCell<Known>,
     told: RefCell<Option<Box<(How, Ending)>>>,
     /// The deadline of draining has passed.
@@ -136,7 +144,7 @@ impl Registry {
     ) -> Listed {
         let entry = Rc::new(Entry {
             listener,
-            source,
+            source: Cell::new(source),
             known: RefCell::new(Known {
                 open,
                 role: None,
@@ -144,7 +152,7 @@ impl Registry {
                 peer: None,
                 claimed: None,
                 upstream: None,
-                mirror: None,
+                seldom: None,
             }),
             told: RefCell::default(),
             overdue: Cell::default(),
@@ -163,7 +171,7 @@ impl Registry {
         let original = of.known.borrow();
         let entry = Rc::new(Entry {
             listener: Arc::clone(&of.listener),
-            source: of.source,
+            source: of.source.clone(),
             known: RefCell::new(Known {
                 open: Open::Request(Rc::new(request)),
                 role: original.role,
@@ -171,7 +179,10 @@ impl Registry {
                 peer: original.peer.clone(),
                 claimed: original.claimed.clone(),
                 upstream: None,
-                mirror: Some(Arc::clone(route)),
+                seldom: Some(Box::new(Seldom {
+                    mirror: Some(Arc::clone(route)),
+                    proxy: original.seldom.as_ref().and_then(|seldom| seldom.proxy),
+                })),
             }),
             told: RefCell::default(),
             overdue: Cell::default(),
@@ -221,7 +232,7 @@ impl Known {
         Carrying {
             kind: self.open.label(),
             listener: Arc::clone(&entry.listener),
-            source: entry.source,
+            source: entry.source(),
             service: self.service.clone(),
             peer: self.peer.clone(),
             attested: self.claimed.clone(),
@@ -251,6 +262,18 @@ impl Open {
 }
 
 impl Entry {
+    /// Where it came from.
+    pub(crate) fn source(&self) -> SocketAddr {
+        self.source.get()
+    }
+
+    /// Notes where it came from, as the load balancer says that handed it on.
+    pub(crate) fn comes_from(&self, source: SocketAddr, proxy: SocketAddr) {
+        self.source.set(source);
+        let mut known = self.known.borrow_mut();
+        known.seldom.get_or_insert_default().proxy = Some(proxy);
+    }
+
     /// Notes what it is and which service it asked for.
     pub(crate) fn asks(&self, open: Open, service: Option<(&Arc<str>, u16)>) {
         let mut known = self.known.borrow_mut();
@@ -509,6 +532,8 @@ impl Judge {
 
     fn verdict(&self, entry: &Entry) -> Result<(), (How, Ending)> {
         let known = entry.known.borrow();
+        let nothing = Seldom::default();
+        let seldom = known.seldom.as_deref().unwrap_or(&nothing);
         let cut = |ending| (How::Cut, ending);
         self.trusted(&known)?;
         if let Some(upstream) = &known.upstream {
@@ -534,7 +559,8 @@ impl Judge {
         let carried = Carried {
             listener,
             role: known.role,
-            source: entry.source.ip(),
+            source: entry.source().ip(),
+            proxy: seldom.proxy.map(|proxy| proxy.ip()),
             verified: known.peer.as_ref().map(|peer| &peer.id),
             claimed: known.claimed.as_ref(),
             service,
@@ -549,7 +575,7 @@ impl Judge {
             address: &upstream.address,
             id: &upstream.peer.id,
         });
-        match (&known.mirror, &answering) {
+        match (&seldom.mirror, &answering) {
             (Some(route), _) => judge_copy(snapshot, service, route, answering.as_ref()),
             (None, Some(answering)) => judge_answering(snapshot, listener, service, answering),
             (None, None) => Ok(()),
@@ -658,6 +684,7 @@ async fn walk(worker: &Worker) {
             (judge.published.generation, judge.credentials.generation());
         let took = began.elapsed();
         tracing::info!(
+            code = "ZG0706",
             generation,
             credentials,
             ended,

@@ -117,10 +117,12 @@ impl World {
             published: ArcSwap::from_pointee(published(1, snapshot)),
             credentials: ArcSwap::from_pointee(credentials(&folder)),
             changes: watch::channel(0).0,
+            federation: crate::federation::Federation::kept(&settings),
             names: ArcSwap::from_pointee(Names::default()),
             settings,
             metrics: Metrics::new(),
-            log: AccessLog::start(Box::new(std::io::sink())).unwrap(),
+            log: AccessLog::start(zeugma_xds::AccessLogFormat::Json, Box::new(std::io::sink()))
+                .unwrap(),
             observations: mpsc::channel(1).0,
             phase: phase_read,
             ready: AtomicBool::new(true),
@@ -132,6 +134,8 @@ impl World {
             windows: Arc::default(),
             admin: AdminSide::default(),
             started: std::time::Instant::now(),
+            #[cfg(feature = "otlp")]
+            spans: std::sync::OnceLock::new(),
         };
         Self {
             worker: Rc::new(Worker::new(Arc::new(shared))),
@@ -424,6 +428,7 @@ async fn a_certificate_that_ran_out_ends_sessions_in_peace_and_nothing_else() {
     assert_eq!(leaving, Leaving::InPeace);
     let ending = session.ending().unwrap();
     assert_eq!(ending.reason, Reason::CertificateExpired);
+    assert_eq!(ending.reason.code(), Some("ZG0312"));
     assert_eq!(ending.rule.as_deref(), Some("expired"));
     for stays in [&fresh, &bytes, &request] {
         assert_eq!(stays.ending(), None);

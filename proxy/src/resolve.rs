@@ -10,7 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
-use tokio::sync::{oneshot, watch};
+use hickory_resolver::config::LookupIpStrategy;
+use hickory_resolver::net::{DnsError, NetError};
+use serde_json::{Value, json};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use zeugma_core::names::Host;
@@ -35,24 +38,97 @@ const LOOKUPS_MAX: usize = 16;
 /// Addresses of one name that are used.
 const ADDRESSES_MAX: usize = 64;
 
+/// A negative answer is believed once it came so many times in a row: a zone that is being replaced
+/// has no names for a moment.
+const NEGATIVES: u32 = 2;
+/// The code of a name that does not resolve.
+pub(crate) const UNRESOLVED: &str = "ZG0601";
+
 /// What each name resolves to at present.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Names(BTreeMap<Host, Vec<IpAddr>>);
+pub(crate) struct Names(BTreeMap<Host, Known>);
+
+/// What is known of a name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Known {
+    /// Those of the last answer that had some.
+    addresses: Vec<IpAddr>,
+    /// Whether it has been answered at all, and what.
+    told: Told,
+    /// What its last question came to, where that was no answer.
+    failing: Option<Failing>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Told {
+    /// Nothing, up to now.
+    #[default]
+    Nothing,
+    Addresses,
+    /// That it has no addresses.
+    Gone,
+}
+
+/// Why a name does not resolve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Failing {
+    in_a_row: u32,
+    why: String,
+}
 
 impl Names {
-    /// All addresses to connect, beginning with the one that `draw` falls on; none if the name has
-    /// none at present.
+    /// All addresses to connect, beginning with the one that `draw` falls on; none if the name never
+    /// had any. Those of a name that is gone stay: whoever is given by a name is verified, or was
+    /// written to be one endpoint.
     pub(crate) fn addresses(&self, address: &Address, draw: usize) -> Vec<SocketAddr> {
         match address {
             Address::Socket(socket) => vec![*socket],
             Address::Name(host, port) => {
-                let known = self.0.get(host).map_or(&[][..], Vec::as_slice);
+                let known = self.0.get(host).map_or(&[][..], |known| &known.addresses);
                 let first = draw.checked_rem(known.len()).unwrap_or(0);
                 let (before, after) = known.split_at_checked(first).unwrap_or((&[], known));
                 let from_first = after.iter().chain(before);
                 from_first.map(|ip| SocketAddr::new(*ip, *port)).collect()
             }
+            // Once it has addresses they are endpoints themselves.
+            Address::Each(..) => Vec::new(),
         }
+    }
+
+    /// The addresses of a name that are endpoints; `None` before its first answer.
+    pub(crate) fn endpoints(&self, host: &Host) -> Option<&[IpAddr]> {
+        let known = self.0.get(host)?;
+        match known.told {
+            Told::Nothing => None,
+            Told::Addresses => Some(&known.addresses),
+            Told::Gone => Some(&[]),
+        }
+    }
+
+    /// What is wrong with names at present, as findings.
+    pub(crate) fn findings(&self) -> Vec<Value> {
+        let failing = self.0.iter().filter_map(|(host, known)| {
+            let failing = known.failing.as_ref()?;
+            Some((host, known, failing))
+        });
+        failing
+            .map(|(host, known, failing)| {
+                let (held, times) = (known.addresses.len(), failing.in_a_row);
+                let what = match (known.told, held) {
+                    (Told::Gone, _) => "there are no endpoints of it".to_owned(),
+                    (Told::Nothing, _) => "nobody can be connected there".to_owned(),
+                    (Told::Addresses, 1) => "its last address stays in use".to_owned(),
+                    (Told::Addresses, _) => format!("its last {held} addresses stay in use"),
+                };
+                let why = &failing.why;
+                json!({
+                    "code": UNRESOLVED,
+                    "severity": "warning",
+                    "message": format!("the name `{host}` does not resolve, {times} times in a row: {why}; {what}"),
+                    "help": "ask for it on this machine, and look at the name servers in /etc/resolv.conf",
+                })
+            })
+            .collect()
     }
 }
 
@@ -61,34 +137,49 @@ pub(crate) fn names_of(snapshot: &Snapshot) -> BTreeSet<Host> {
     let endpoints = (snapshot.clusters.iter()).flat_map(|cluster| &cluster.endpoints);
     endpoints
         .filter_map(|endpoint| match &endpoint.address {
-            Address::Name(host, _) => Some(host.clone()),
+            Address::Name(host, _) | Address::Each(host, _) => Some(host.clone()),
             Address::Socket(_) => None,
         })
         .collect()
 }
 
 /// Keeps the names that are wanted resolved, for ever; `asked` is told when each of the first ones
-/// has been asked once, whatever the answer.
+/// has been asked once, whatever the answer, and `changed` whenever addresses are others.
 pub(crate) async fn run(
     shared: Arc<Shared>,
     wanted: watch::Receiver<BTreeSet<Host>>,
     asked: oneshot::Sender<()>,
+    changed: Arc<Notify>,
 ) {
-    // One resolver for all; made when the first name is configured.
+    // One for all names; made when the first is configured.
     let mut system = None;
     let ask = move |host: &Host| {
-        let resolver = if host.as_str() == "localhost" {
+        let resolvers = if host.as_str() == "localhost" {
             None
         } else {
             if system.is_none() {
-                system = system_resolver();
+                system = Resolvers::of_system();
             }
             system.clone()
         };
-        look_up(host.clone(), resolver)
+        look_up(host.clone(), resolvers)
     };
-    let publish = |names| shared.names.store(Arc::new(names));
-    keep(wanted, asked, ask, publish).await;
+    let publish = |names: &Names, what: Changed| {
+        shared.metrics.names(
+            names.0.len(),
+            names
+                .0
+                .values()
+                .filter(|known| known.failing.is_some())
+                .count(),
+        );
+        shared.names.store(Arc::new(names.clone()));
+        if what == Changed::Addresses {
+            changed.notify_one();
+        }
+    };
+    let count = |result| shared.metrics.name_asked(result);
+    keep(wanted, asked, ask, (publish, count)).await;
 }
 
 /// The addresses of `host:port`, found as the gateway finds them; waits for the answer.
@@ -109,23 +200,82 @@ pub fn addresses_of(address: &str) -> io::Result<Vec<SocketAddr>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    match runtime.block_on(async { look_up(host, system_resolver()).await }) {
-        Answer::Addresses(found, _) if !found.is_empty() => Ok(found
+    let looking = async { Box::pin(look_up(host, Resolvers::of_system())).await };
+    match runtime.block_on(looking) {
+        Answer::Addresses(found, _) => Ok(found
             .into_iter()
             .map(|ip| SocketAddr::new(ip, port))
             .collect()),
-        Answer::Addresses(..) | Answer::Failed => {
+        Answer::None(_) | Answer::Failed(_) => {
             let none = "the name has no address at present";
             Err(io::Error::new(io::ErrorKind::NotFound, none))
         }
     }
 }
 
+/// The addresses of a host that is asked for once: a name, or an address.
+///
+/// # Errors
+/// Why there is none, in words.
+pub(crate) async fn addresses_now(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+    if let Ok(ip) = host.parse() {
+        return Ok(vec![SocketAddr::new(ip, port)]);
+    }
+    let name = Host::parse(host).map_err(|error| error.to_string())?;
+    match Box::pin(look_up(name, Resolvers::of_system())).await {
+        Answer::Addresses(found, _) => Ok(found
+            .into_iter()
+            .take(ADDRESSES_MAX)
+            .map(|ip| SocketAddr::new(ip, port))
+            .collect()),
+        Answer::None(_) => Err(format!("the name `{host}` has no addresses")),
+        Answer::Failed(why) => Err(format!("the name `{host}` does not resolve: {why}")),
+    }
+}
+
 /// What asking for a name brought, and for how long it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {
+    /// At least one.
     Addresses(Vec<IpAddr>, Duration),
-    Failed,
+    /// The name does not exist, or has no addresses.
+    None(Duration),
+    /// Nobody knows, and why.
+    Failed(String),
+}
+
+impl Answer {
+    /// The word in metrics.
+    const fn label(&self) -> &'static str {
+        match self {
+            Self::Addresses(..) => "addresses",
+            Self::None(_) => "none",
+            Self::Failed(_) => "failed",
+        }
+    }
+
+    /// What two families of addresses were answered, as one: what one has counts where nobody knows
+    /// of the other, and there are none where neither has any.
+    fn of_both(one: Self, other: Self) -> Self {
+        match (one, other) {
+            (Self::Addresses(mut all, one), Self::Addresses(more, other)) => {
+                all.extend(more);
+                Self::Addresses(all, one.min(other))
+            }
+            (found @ Self::Addresses(..), _) | (_, found @ Self::Addresses(..)) => found,
+            (Self::Failed(why), _) | (_, Self::Failed(why)) => Self::Failed(why),
+            (Self::None(one), Self::None(other)) => Self::None(one.min(other)),
+        }
+    }
+}
+
+/// What an answer changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Changed {
+    Nothing,
+    /// What is said of the name.
+    Told,
+    Addresses,
 }
 
 /// Asks for what is due, [`LOOKUPS_MAX`] at once, and publishes what changed.
@@ -133,7 +283,7 @@ async fn keep<F>(
     mut wanted: watch::Receiver<BTreeSet<Host>>,
     asked: oneshot::Sender<()>,
     mut ask: impl FnMut(&Host) -> F,
-    publish: impl Fn(Names),
+    (publish, count): (impl Fn(&Names, Changed), impl Fn(&'static str)),
 ) where
     F: Future<Output = Answer> + 'static,
 {
@@ -160,15 +310,20 @@ async fn keep<F>(
         // Every arm is cancel-safe: tasks of their own, a fixed moment, and state that is watched.
         tokio::select! {
             Some(ended) = under_way.join_next() => {
-                if let Ok((host, answer)) = ended
-                    && questions.answered(&host, answer, Instant::now())
-                {
-                    publish(questions.names.clone());
+                if let Ok((host, answer)) = ended {
+                    count(answer.label());
+                    let changed = questions.answered(&host, answer, Instant::now());
+                    if changed > Changed::Nothing {
+                        publish(&questions.names, changed);
+                    }
                 }
             }
             () = until(next) => {}
             changed = wanted.changed() => match changed {
-                Ok(()) => questions.reconcile(&wanted.borrow_and_update(), Instant::now()),
+                Ok(()) => {
+                    questions.reconcile(&wanted.borrow_and_update(), Instant::now());
+                    publish(&questions.names, Changed::Told);
+                }
                 Err(_ended) => return,
             },
         }
@@ -194,6 +349,7 @@ struct Question {
     /// While it is under way: when it counts as lost.
     due: Instant,
     failed_in_a_row: u32,
+    negative_in_a_row: u32,
     was_answered: bool,
 }
 
@@ -208,6 +364,7 @@ impl Questions {
                 let new = Question {
                     due: now,
                     failed_in_a_row: 0,
+                    negative_in_a_row: 0,
                     was_answered: false,
                 };
                 self.hosts.insert(host.clone(), new);
@@ -234,56 +391,135 @@ impl Questions {
         self.hosts.values().all(|question| question.was_answered)
     }
 
-    /// Takes an answer; returns whether any address changed. One that fails keeps the last good
-    /// addresses.
-    fn answered(&mut self, host: &Host, answer: Answer, now: Instant) -> bool {
+    /// Takes an answer. One that fails keeps the last good addresses, and so does the first that
+    /// there are none.
+    fn answered(&mut self, host: &Host, answer: Answer, now: Instant) -> Changed {
         // A name that is no longer wanted is of no interest.
         let Some(question) = self.hosts.get_mut(host) else {
-            return false;
+            return Changed::Nothing;
         };
         question.was_answered = true;
+        let known = self.names.0.entry(host.clone()).or_default();
+        let before = known.clone();
         match answer {
-            Answer::Addresses(addresses, ttl) => {
+            Answer::Addresses(mut addresses, ttl) => {
+                // The same set in another order is the same, and so are the first of many.
+                addresses.sort_unstable();
+                addresses.dedup();
+                addresses.truncate(ADDRESSES_MAX);
                 question.failed_in_a_row = 0;
+                question.negative_in_a_row = 0;
                 question.due = now + ttl.clamp(TTL_MIN, TTL_MAX);
-                let before = self.names.0.insert(host.clone(), addresses);
-                before.as_ref() != self.names.0.get(host)
+                *known = Known {
+                    addresses,
+                    told: Told::Addresses,
+                    failing: None,
+                };
             }
-            Answer::Failed => {
+            Answer::None(ttl) => {
+                question.negative_in_a_row = question.negative_in_a_row.saturating_add(1);
+                let is_believed =
+                    question.negative_in_a_row >= NEGATIVES || known.told != Told::Addresses;
+                question.due = now
+                    + if is_believed {
+                        ttl.clamp(RETRY_MIN, RETRY_MAX)
+                    } else {
+                        RETRY_MIN
+                    };
+                question.failed_in_a_row = question.failed_in_a_row.saturating_add(1);
+                if is_believed {
+                    known.told = Told::Gone;
+                }
+                known.fails(question.failed_in_a_row, "it has no addresses".to_owned());
+            }
+            Answer::Failed(why) => {
                 let doubled = 1_u32
                     .checked_shl(question.failed_in_a_row)
                     .unwrap_or(u32::MAX);
                 question.due = now + RETRY_MIN.saturating_mul(doubled).min(RETRY_MAX);
                 question.failed_in_a_row = question.failed_in_a_row.saturating_add(1);
-                false
+                question.negative_in_a_row = 0;
+                known.fails(question.failed_in_a_row, why);
+            }
+        }
+        known.tell(host, &before)
+    }
+}
+
+impl Known {
+    fn fails(&mut self, in_a_row: u32, why: String) {
+        self.failing = Some(Failing { in_a_row, why });
+    }
+
+    /// Tells what is new of the name since `before`, once.
+    fn tell(&self, host: &Host, before: &Self) -> Changed {
+        match (&before.failing, &self.failing) {
+            (None, Some(Failing { why, .. })) => {
+                let held = self.addresses.len();
+                tracing::warn!(
+                    code = UNRESOLVED, %host, %why, held,
+                    "name not resolved; keeping its last addresses"
+                );
+            }
+            (Some(failing), None) => {
+                let times = failing.in_a_row;
+                tracing::info!(code = "ZG0603", %host, times, "name resolved again");
+            }
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        if self.told == Told::Gone && before.told == Told::Addresses {
+            tracing::warn!(code = "ZG0604", %host, "the name has no addresses any more");
+        }
+        if (self.told, &self.addresses) != (before.told, &before.addresses) {
+            Changed::Addresses
+        } else if self != before {
+            Changed::Told
+        } else {
+            Changed::Nothing
+        }
+    }
+}
+
+/// The system's name servers, asked for each family of addresses by itself: of an answer that holds
+/// for both nobody could tell whether one of them is not known.
+#[derive(Debug, Clone)]
+struct Resolvers([TokioResolver; 2]);
+
+impl Resolvers {
+    fn of_system() -> Option<Self> {
+        let of = |family| {
+            let mut builder = TokioResolver::builder_tokio()?;
+            let options = builder.options_mut();
+            options.ip_strategy = family;
+            // When to ask again is decided here: nothing is remembered beyond that.
+            options.positive_max_ttl = Some(TTL_MAX);
+            options.negative_max_ttl = Some(RETRY_MIN);
+            builder.build()
+        };
+        let both =
+            of(LookupIpStrategy::Ipv4Only).and_then(|v4| Ok([v4, of(LookupIpStrategy::Ipv6Only)?]));
+        match both {
+            Ok(both) => Some(Self(both)),
+            Err(error) => {
+                tracing::error!(code = "ZG0602", %error, "the system's resolver configuration is not usable");
+                None
             }
         }
     }
 }
 
-/// A resolver with the system's name servers.
-fn system_resolver() -> Option<TokioResolver> {
-    let built = TokioResolver::builder_tokio().and_then(|mut builder| {
-        // When to ask again is decided here: a failure is not remembered beyond that.
-        builder.options_mut().negative_max_ttl = Some(RETRY_MIN);
-        builder.build()
-    });
-    match built {
-        Ok(resolver) => Some(resolver),
-        Err(error) => {
-            tracing::error!(%error, "the system's resolver configuration is not usable");
-            None
-        }
-    }
-}
-
-async fn look_up(host: Host, resolver: Option<TokioResolver>) -> Answer {
+async fn look_up(host: Host, resolvers: Option<Resolvers>) -> Answer {
     if host.as_str() == "localhost" {
         return Answer::Addresses(vec![IpAddr::V4(Ipv4Addr::LOCALHOST)], TTL_MAX);
     }
-    let Some(resolver) = resolver else {
-        return Answer::Failed;
+    let Some(Resolvers([v4, v6])) = resolvers else {
+        return Answer::Failed("the system's resolver configuration is not usable".to_owned());
     };
+    let (v4, v6) = tokio::join!(ask(&host, &v4), ask(&host, &v6));
+    Answer::of_both(v4, v6)
+}
+
+async fn ask(host: &Host, resolver: &TokioResolver) -> Answer {
     // The final dot keeps search domains out of it.
     let asking = resolver.lookup_ip(format!("{host}."));
     match tokio::time::timeout(LOOKUP_TIMEOUT, asking).await {
@@ -291,18 +527,19 @@ async fn look_up(host: Host, resolver: Option<TokioResolver>) -> Answer {
             let ttl = found
                 .valid_until()
                 .saturating_duration_since(std::time::Instant::now());
-            let mut addresses: Vec<IpAddr> = found.iter().take(ADDRESSES_MAX).collect();
-            addresses.sort_unstable();
-            Answer::Addresses(addresses, ttl)
+            let addresses: Vec<IpAddr> = found.iter().collect();
+            if addresses.is_empty() {
+                Answer::None(ttl)
+            } else {
+                Answer::Addresses(addresses, ttl)
+            }
         }
-        Ok(Err(error)) => {
-            tracing::warn!(%host, %error, "name not resolved; keeping its last addresses");
-            Answer::Failed
+        Ok(Err(NetError::Dns(DnsError::NoRecordsFound(none)))) => {
+            let ttl = none.negative_ttl.unwrap_or_default();
+            Answer::None(Duration::from_secs(ttl.into()))
         }
-        Err(_elapsed) => {
-            tracing::warn!(%host, "name not resolved in time; keeping its last addresses");
-            Answer::Failed
-        }
+        Ok(Err(error)) => Answer::Failed(error.to_string()),
+        Err(_elapsed) => Answer::Failed(format!("no answer within {LOOKUP_TIMEOUT:?}")),
     }
 }
 
@@ -340,7 +577,11 @@ mod tests {
 
     #[test]
     fn a_name_gives_all_its_addresses_from_a_drawn_start() {
-        let names = Names(BTreeMap::from([(host("a.example"), ips(&[1, 2, 3]))]));
+        let known = Known {
+            addresses: ips(&[1, 2, 3]),
+            ..Known::default()
+        };
+        let names = Names(BTreeMap::from([(host("a.example"), known)]));
         let to = Address::Name(host("a.example"), 7);
         let lasts = |draw| -> Vec<String> {
             let all = names.addresses(&to, draw);
@@ -366,26 +607,114 @@ mod tests {
         assert_eq!(questions.take_due(start), None, "it is under way");
         assert!(!questions.were_all_asked());
         let good = Answer::Addresses(ips(&[1]), Duration::from_secs(60));
-        assert!(questions.answered(&a, good.clone(), start));
+        assert_eq!(
+            questions.answered(&a, good.clone(), start),
+            Changed::Addresses
+        );
         assert!(questions.were_all_asked());
-        assert!(!questions.answered(&a, good, start), "nothing changed");
+        assert_eq!(questions.answered(&a, good, start), Changed::Nothing);
         assert_eq!(questions.next_due(), Some(start + Duration::from_secs(60)));
         for wait in [1, 2, 4, 8, 16, 30, 30] {
-            assert!(!questions.answered(&a, Answer::Failed, start));
+            assert_eq!(questions.answered(&a, failed(), start), Changed::Told);
             let due = questions.next_due().unwrap();
             assert_eq!(due.duration_since(start), Duration::from_secs(wait));
         }
         for _ in 0..100 {
-            questions.answered(&a, Answer::Failed, start);
+            questions.answered(&a, failed(), start);
         }
         assert_eq!(questions.next_due(), Some(start + RETRY_MAX));
-        assert_eq!(questions.names.0.get(&a), Some(&ips(&[1])));
+        assert_eq!(questions.names.endpoints(&a), Some(&*ips(&[1])));
         // A TTL of 0 does not mean without a pause, nor one of a day for ever.
         for (ttl, asked) in [(0, TTL_MIN), (86_400, TTL_MAX)] {
             let answer = Answer::Addresses(ips(&[2]), Duration::from_secs(ttl));
             questions.answered(&a, answer, start);
             assert_eq!(questions.next_due(), Some(start + asked));
         }
+    }
+
+    fn failed() -> Answer {
+        Answer::Failed("SERVFAIL".to_owned())
+    }
+
+    #[test]
+    fn an_answer_without_addresses_is_believed_the_second_time_and_at_first() {
+        let start = Instant::now();
+        let mut questions = Questions::default();
+        let (a, new) = (host("a.example"), host("new.example"));
+        questions.reconcile(&hosts(&["a.example", "new.example"]), start);
+        let none = |seconds| Answer::None(Duration::from_secs(seconds));
+        let good = Answer::Addresses(ips(&[2, 1, 2]), Duration::from_secs(60));
+        assert_eq!(questions.names.endpoints(&a), None);
+        questions.answered(&a, good.clone(), start);
+        assert_eq!(questions.names.endpoints(&a), Some(&*ips(&[1, 2])));
+        assert!(questions.names.findings().is_empty());
+        // Not the first, and not one behind a failure.
+        for answer in [none(600), failed(), none(600)] {
+            assert_eq!(questions.answered(&a, answer, start), Changed::Told);
+            assert_eq!(questions.names.endpoints(&a), Some(&*ips(&[1, 2])));
+        }
+        let findings = questions.names.findings();
+        let message = findings[0]["message"].as_str().unwrap();
+        assert_eq!(
+            message,
+            "the name `a.example` does not resolve, 3 times in a row: it has no addresses; its last 2 addresses stay in use"
+        );
+        assert_eq!(questions.answered(&a, none(600), start), Changed::Addresses);
+        assert_eq!(questions.names.endpoints(&a), Some(&[][..]));
+        // It is asked again by the zone's own word, within the bounds.
+        for (seconds, asked) in [
+            (600, RETRY_MAX),
+            (7, Duration::from_secs(7)),
+            (0, RETRY_MIN),
+        ] {
+            questions.answered(&a, none(seconds), start);
+            assert_eq!(questions.hosts[&a].due, start + asked);
+        }
+        // Whoever is given by that name alone keeps its addresses.
+        let gateway = Address::Name(a.clone(), 1);
+        assert_eq!(questions.names.addresses(&gateway, 0).len(), 2);
+        // A failure does not bring back what is gone.
+        questions.answered(&a, failed(), start);
+        assert_eq!(questions.names.endpoints(&a), Some(&[][..]));
+        assert_eq!(questions.answered(&a, good, start), Changed::Addresses);
+        assert!(questions.names.findings().is_empty());
+        // There is nothing to keep.
+        assert_eq!(questions.answered(&new, none(1), start), Changed::Addresses);
+        assert_eq!(questions.names.endpoints(&new), Some(&[][..]));
+    }
+
+    #[test]
+    fn what_one_family_has_counts_and_none_is_none_of_both() {
+        let some =
+            |last: &[u8], seconds| Answer::Addresses(ips(last), Duration::from_secs(seconds));
+        let none = |seconds| Answer::None(Duration::from_secs(seconds));
+        for (one, other, both) in [
+            (some(&[1], 5), some(&[2], 3), some(&[1, 2], 3)),
+            (some(&[1], 5), none(1), some(&[1], 5)),
+            (failed(), some(&[1], 5), some(&[1], 5)),
+            (none(4), none(3), none(3)),
+            (none(4), failed(), failed()),
+            (failed(), none(4), failed()),
+        ] {
+            assert_eq!(Answer::of_both(one, other), both);
+        }
+    }
+
+    #[test]
+    fn of_many_addresses_the_same_are_used_in_whatever_order_they_come() {
+        let start = Instant::now();
+        let mut questions = Questions::default();
+        let a = host("a.example");
+        questions.reconcile(&hosts(&["a.example"]), start);
+        let mut many: Vec<u8> = (0..=255).collect();
+        let answer = |many: &[u8]| Answer::Addresses(ips(many), TTL_MAX);
+        questions.answered(&a, answer(&many), start);
+        assert_eq!(questions.names.endpoints(&a).unwrap().len(), ADDRESSES_MAX);
+        many.reverse();
+        assert_eq!(
+            questions.answered(&a, answer(&many), start),
+            Changed::Nothing
+        );
     }
 
     #[test]
@@ -398,8 +727,10 @@ mod tests {
         assert_eq!(questions.take_due(start), Some(host("c.example")));
         assert_eq!(questions.take_due(start), None);
         let answer = Answer::Addresses(ips(&[1]), TTL_MAX);
-        assert!(!questions.answered(&host("b.example"), answer.clone(), start));
-        assert!(questions.answered(&host("a.example"), answer, start));
+        let gone = questions.answered(&host("b.example"), answer.clone(), start);
+        assert_eq!(gone, Changed::Nothing);
+        let new = questions.answered(&host("a.example"), answer, start);
+        assert_eq!(new, Changed::Addresses);
         assert_eq!(questions.names.0.len(), 1);
         // A question that is never answered is asked again.
         let lost = start + LOST_AFTER;
@@ -432,9 +763,10 @@ mod tests {
         };
         let published = Rc::new(RefCell::new(Names::default()));
         let kept = Rc::clone(&published);
-        let keeping = keep(wanted, asked, ask, move |names| {
-            kept.replace(names);
-        });
+        let publish = move |names: &Names, _| {
+            kept.replace(names.clone());
+        };
+        let keeping = keep(wanted, asked, ask, (publish, |_| {}));
         let began = Instant::now();
         let story = async {
             tokio::time::sleep(Duration::from_secs(1)).await;

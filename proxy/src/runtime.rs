@@ -32,17 +32,20 @@ use zeugma_xds::{GatewaySettings, ResourceList};
 use crate::account::{AccessLog, Caller, Closed};
 use crate::admission::{Admission, UnderWay};
 use crate::connection;
+use crate::federation::Federation;
 use crate::hash::Configured;
 use crate::http::flow::WindowBudget;
 use crate::http::pool::{Pool, SWEEPING};
 use crate::journal::Journal;
 use crate::listener::{Accepted, Handed};
 use crate::listing::{self, Question};
+use crate::logging::Logging;
 use crate::metrics::{Latest, Metrics};
 use crate::pulse::Pulses;
 use crate::recheck::{self, Registry};
 use crate::relay::Pipes;
 use crate::resolve::Names;
+use crate::tap::Taps;
 use crate::tls::Credentials;
 use crate::upstream::ConnectError;
 
@@ -95,18 +98,42 @@ pub(crate) struct Levers {
 pub(crate) struct AdminSide {
     /// What happened.
     pub(crate) journal: Journal,
+    /// Who watches what ends.
+    pub(crate) taps: Arc<Taps>,
     /// What the workers are asked.
     pub(crate) questions: broadcast::Sender<Question>,
     /// What the control thread is asked.
     pub(crate) levers: Levers,
+    /// How much the log tells.
+    pub(crate) logging: Logging,
+}
+
+impl AdminSide {
+    /// Ends what is answered without an end of its own; nobody begins another.
+    pub(crate) fn end_streams(&self) {
+        self.journal.close();
+        self.taps.close();
+    }
 }
 
 impl Default for AdminSide {
     fn default() -> Self {
         Self {
             journal: Journal::default(),
+            taps: Arc::default(),
             questions: broadcast::channel(listing::QUESTIONS_MAX).0,
             levers: Levers::default(),
+            logging: Logging::default(),
+        }
+    }
+}
+
+impl AdminSide {
+    /// With the log of the process.
+    pub(crate) fn of(logging: &Logging) -> Self {
+        Self {
+            logging: logging.clone(),
+            ..Self::default()
         }
     }
 }
@@ -119,6 +146,8 @@ pub(crate) struct Shared {
     /// Counts publications that may take a right away; sent after what it tells of was stored.
     pub(crate) changes: watch::Sender<u64>,
     pub(crate) names: ArcSwap<Names>,
+    /// Bundles that are fetched.
+    pub(crate) federation: Federation,
     pub(crate) settings: GatewaySettings,
     pub(crate) metrics: Metrics,
     pub(crate) log: AccessLog,
@@ -136,6 +165,9 @@ pub(crate) struct Shared {
     pub(crate) pulses: Pulses,
     pub(crate) admin: AdminSide,
     pub(crate) started: Instant,
+    /// Where spans go; empty where no collector is named.
+    #[cfg(feature = "otlp")]
+    pub(crate) spans: std::sync::OnceLock<crate::otlp::Spans>,
 }
 
 impl Shared {
@@ -147,14 +179,28 @@ impl Shared {
     /// Tells of a connection that ended, or a request.
     pub(crate) fn account(&self, closed: &Closed) {
         self.metrics.closed(closed);
-        self.log.write(closed);
+        self.log.write(closed, &self.admin.taps);
+        self.tell_span(closed);
     }
 
     /// Tells of a request, the next of many alike.
     pub(crate) fn account_request(&self, closed: &Closed, latest: &Latest) {
         self.metrics.closed_request(closed, latest);
-        self.log.write(closed);
+        self.log.write(closed, &self.admin.taps);
+        self.tell_span(closed);
     }
+
+    #[cfg(feature = "otlp")]
+    fn tell_span(&self, closed: &Closed) {
+        if let Some(spans) = self.spans.get()
+            && !spans.offer(closed)
+        {
+            self.metrics.dropped("spans", 1);
+        }
+    }
+
+    #[cfg(not(feature = "otlp"))]
+    const fn tell_span(&self, _: &Closed) {}
 
     /// Tells of a connection that no worker saw.
     pub(crate) fn refuse_unseen(&self, listener: &Arc<str>, source: SocketAddr, reason: Reason) {
@@ -527,6 +573,7 @@ pub(crate) fn work(
             .is_err()
         {
             tracing::warn!(
+                code = "ZG0904",
                 open = open.len(),
                 "connections did not end by the drain deadline; they are cut off"
             );
@@ -553,7 +600,9 @@ fn start(worker: &Rc<Worker>, accepted: Accepted, open: &mut JoinSet<()>) {
                 counted,
             ));
         }
-        Err(error) => tracing::error!(%error, "an accepted connection cannot be registered"),
+        Err(error) => {
+            tracing::error!(code = "ZG0908", %error, "an accepted connection cannot be registered")
+        }
     }
 }
 
@@ -631,7 +680,7 @@ mod tests {
                 .unwrap();
             let (far, source) = socket.accept().await.unwrap();
             let workers = std::slice::from_ref(&self.worker);
-            let mut sources = admission::sources();
+            let sources = admission::sources();
             let shared = &self.alone.shared;
             hand_over(
                 far.into_std().unwrap(),
@@ -639,7 +688,7 @@ mod tests {
                 &listener.into(),
                 shared,
                 workers,
-                &mut sources,
+                &sources,
             );
             near
         }
@@ -753,6 +802,7 @@ mod tests {
         assert_eq!(panics(), 3);
 
         let verdicts = alone.until("five records", verdicts).await;
+        assert_eq!(Reason::Internal.code(), Some("ZG0906"));
         let internal = ["connection internal", "connection internal"];
         let requests = ["request completed", "request internal", "request internal"];
         assert_eq!(verdicts, [&internal[..], &requests[..]].concat());

@@ -48,6 +48,17 @@ pub enum StateError {
     },
 }
 
+impl StateError {
+    /// Its code in [`zeugma_core::codes`].
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Unusable { .. } => "ZG0932",
+            Self::Held { .. } => "ZG0933",
+        }
+    }
+}
+
 /// The folder of one gateway, not locked yet.
 #[derive(Debug)]
 pub(crate) struct Folder {
@@ -79,6 +90,7 @@ impl Folder {
                 Ok(folder) => Ok(Some(folder)),
                 Err(StateError::Unusable { path, source }) => {
                     tracing::warn!(
+                        code = "ZG0931",
                         path = %path.display(), error = %source,
                         "no state directory: nothing is kept for the next start and no other \
                          gateway can take over; set spec.stateDir to a folder to write in"

@@ -256,7 +256,7 @@ pub(crate) async fn connect(
 ///
 /// # Errors
 /// What the last one said, of the endpoint if any said something of it and not of us.
-async fn dial(
+pub(crate) async fn dial(
     addresses: &[SocketAddr],
     deadline: Duration,
 ) -> std::io::Result<(TcpStream, SocketAddr)> {

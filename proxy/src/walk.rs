@@ -3,6 +3,8 @@
 //! Until then nothing has reached the caller, so that the next endpoint can still be tried. What
 //! commits an endpoint differs: see [`Commit`].
 
+use std::borrow::Cow;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 use zeugma_core::engine::nothing_healthy;
@@ -181,7 +183,13 @@ async fn commit_to(
 ) -> Result<(), Failure> {
     match commit {
         Commit::Hello(hello) => {
-            let answer = greet(&mut upstream.stream, hello).await?;
+            let mut first = Cow::Borrowed(hello);
+            if endpoint.proxy_protocol {
+                let source = visit.listed.source();
+                let header = proxy_protocol::header(source, upstream.address, None);
+                first = Cow::Owned([&header, hello].concat());
+            }
+            let answer = greet(&mut upstream.stream, &first).await?;
             upstream.stream.unread(answer);
             Ok(())
         }
@@ -190,7 +198,7 @@ async fn commit_to(
             if !to_gateway && !endpoint.proxy_protocol {
                 return Ok(());
             }
-            let header = proxy_protocol::header(visit.listed.source, upstream.address, caller);
+            let header = proxy_protocol::header(visit.listed.source(), upstream.address, caller);
             let stream = &mut upstream.stream;
             stream
                 .write_all(&header)

@@ -114,6 +114,7 @@ impl Watch {
                 for folder in folders.keys() {
                     if let Err(error) = watcher.watch(folder, RecursiveMode::NonRecursive) {
                         tracing::warn!(
+                            code = "ZG0129",
                             folder = %folder.display(), %error,
                             "changes are not told by the kernel; looking every {POLL:?}"
                         );
@@ -122,7 +123,7 @@ impl Watch {
                 Some(watcher)
             }
             Err(error) => {
-                tracing::warn!(%error, "changes are not told by the kernel; looking every {POLL:?}");
+                tracing::warn!(code = "ZG0129", %error, "changes are not told by the kernel; looking every {POLL:?}");
                 None
             }
         };

@@ -52,6 +52,16 @@ pub(crate) enum ProbeError {
     Tls(#[source] rustls::Error),
 }
 
+impl ProbeError {
+    /// Its code in [`zeugma_core::codes`].
+    pub(crate) const fn code(&self) -> &'static str {
+        match self {
+            Self::Name(_) | Self::Connect { .. } | Self::Handshake { .. } => "ZG0228",
+            Self::Tls(_) => "ZG0908",
+        }
+    }
+}
+
 pub(super) fn inspect(place: &Place, args: &InspectArgs) -> Result<ExitCode, CaError> {
     let path = PathBuf::from(&args.what);
     let (chain, secured) = match args.what.rsplit_once(':') {

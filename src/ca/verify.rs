@@ -44,8 +44,8 @@ pub(super) fn verify(place: &Place, args: &VerifyArgs) -> Result<ExitCode, CaErr
             let detail = &refusal.violation.detail;
             (
                 ExitCode::from(exit::FINDINGS),
-                format!("{name}: {rule}: {detail}\n"),
-                json!({ "valid": false, "rule": rule, "detail": detail }),
+                format!("{name}: {rule}: {detail} (ZG0310)\n"),
+                json!({ "valid": false, "rule": rule, "detail": detail, "code": "ZG0310" }),
             )
         }
     };

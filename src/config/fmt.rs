@@ -58,7 +58,11 @@ fn one(file: &Path, is_check: bool) -> io::Result<Outcome> {
     let text = match fs::read_to_string(file) {
         Ok(text) => text,
         Err(error) => {
-            writeln!(err, "{}: cannot be read: {error}", file.display())?;
+            writeln!(
+                err,
+                "error[ZG0105]: {}: cannot be read: {error}",
+                file.display()
+            )?;
             return Ok(Outcome::Failed);
         }
     };
@@ -66,7 +70,7 @@ fn one(file: &Path, is_check: bool) -> io::Result<Outcome> {
         Ok(formatted) if formatted == text => return Ok(Outcome::Good),
         Ok(formatted) => formatted,
         Err(error) => {
-            writeln!(err, "{}: {error}", file.display())?;
+            writeln!(err, "error[{}]: {}: {error}", error.code(), file.display())?;
             return Ok(Outcome::Refused);
         }
     };
@@ -77,7 +81,11 @@ fn one(file: &Path, is_check: bool) -> io::Result<Outcome> {
     match replace(file, &formatted) {
         Ok(()) => writeln!(io::stdout(), "{}", file.display()).map(|()| Outcome::Good),
         Err(error) => {
-            writeln!(err, "{}: cannot be written: {error}", file.display())?;
+            writeln!(
+                err,
+                "error[ZG1002]: {}: cannot be written: {error}",
+                file.display()
+            )?;
             Ok(Outcome::Failed)
         }
     }

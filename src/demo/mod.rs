@@ -120,7 +120,7 @@ fn ended(name: &str, result: io::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            writeln!(io::stderr(), "{name}: {error}").ok();
+            writeln!(io::stderr(), "error[ZG1031]: {name}: {error}").ok();
             ExitCode::from(exit::FAILED)
         }
     }
@@ -134,7 +134,7 @@ fn failed(error: &dyn Error) -> ExitCode {
         text.push_str(&format!(": {cause}"));
         source = cause.source();
     }
-    writeln!(io::stderr(), "error: {text}").ok();
+    writeln!(io::stderr(), "error[ZG1031]: {text}").ok();
     ExitCode::from(exit::FAILED)
 }
 

@@ -69,7 +69,7 @@ fn b8_the_bundles_of_two_trust_domains_share_nothing() {
     let error = bench.fails("ca bundle north.example", 65);
     assert_eq!(
         error,
-        "error: this CA has no issuer for `north.example`; run `zeugma ca trust-domain add north.example` \
+        "error[ZG0213]: this CA has no issuer for `north.example`; run `zeugma ca trust-domain add north.example` \
          (it serves east.example, west.example)\n"
     );
 }

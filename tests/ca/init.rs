@@ -122,27 +122,29 @@ fn contents(bench: &Bench) -> Vec<(std::path::PathBuf, Vec<u8>)> {
 fn what_cannot_work_is_refused_before_anything_is_made() {
     let bench = Bench::new();
     bench.ok(EAST);
+    std::fs::create_dir(bench.path("other")).unwrap();
+    std::fs::write(bench.path("other/init.json"), "{}").unwrap();
     let before = contents(&bench);
     for (words, code, why) in [
         (
             "init west --trust-domain west.example --cluster east --peer east",
             65,
-            "is a cluster named `east` too",
+            "error[ZG1022]: --peer is a cluster named `east` too",
         ),
         (
             "init west --trust-domain east.example --cluster west --peer east",
             65,
-            "is of the trust domain `east.example` too",
+            "error[ZG1022]: --peer is of the trust domain `east.example` too",
         ),
         (
             "init west --trust-domain west.example --cluster west --peer east --base-port 15000",
             65,
-            "has the base port 15000 too",
+            "error[ZG1022]: --peer has the base port 15000 too",
         ),
         (
             "init west --trust-domain west.example --cluster west --peer nowhere",
             1,
-            "cannot read nowhere/init.json",
+            "error[ZG0222]: cannot read nowhere/init.json",
         ),
         ("init west --trust-domain West --cluster west", 64, "ID2"),
         (
@@ -150,7 +152,16 @@ fn what_cannot_work_is_refused_before_anything_is_made() {
             64,
             "a cluster's name is",
         ),
-        ("init west --trust-domain west.example", 64, "--cluster"),
+        (
+            "init west --trust-domain west.example",
+            64,
+            "error[ZG1001]: the following required arguments",
+        ),
+        (
+            "init west --trust-domain west.example --cluster west --peer other",
+            65,
+            "error[ZG1021]: other/init.json was not made by `zeugma init`",
+        ),
     ] {
         let said = bench.fails(words, code);
         assert!(said.contains(why), "{words}: {said}");

@@ -109,9 +109,10 @@ fn garbage_is_named() {
     let said = bench.fails("ca inspect junk", 65);
     assert_eq!(
         said,
-        "error: junk holds no certificate; give a PEM or DER certificate or a SPIFFE bundle\n"
+        "error[ZG0227]: junk holds no certificate; give a PEM or DER certificate or a SPIFFE bundle\n"
     );
-    bench.fails("ca inspect nowhere.pem", 1);
+    let said = bench.fails("ca inspect nowhere.pem", 1);
+    assert!(said.starts_with("error[ZG0222]: "), "{said}");
     // Base64 that is no certificate is shown as such.
     std::fs::write(bench.path("junk.pem"), pem("CERTIFICATE", b"junk")).unwrap();
     let said = bench.ok("ca inspect junk.pem");
@@ -198,7 +199,10 @@ fn a_port_that_is_closed_or_speaks_no_tls_is_named() {
         socket.write_all(b"220 hello\r\n").unwrap();
     });
     let said = bench.fails(&format!("ca inspect {address}"), 1);
-    assert!(said.contains("presented no certificate"), "{said}");
+    assert!(
+        said.contains("error[ZG0228]: ") && said.contains("presented no certificate"),
+        "{said}"
+    );
     server.join().unwrap();
     // The listener is gone with its thread.
     let said = bench.fails(&format!("ca inspect {address}"), 1);

@@ -44,7 +44,7 @@ fn c5_keys_that_others_may_read_are_refused() {
         assert_eq!(
             said,
             format!(
-                "error: a.key is readable by others (mode {mode:04o}); run `chmod 600 a.key` (C5)\n"
+                "error[ZG0223]: a.key is readable by others (mode {mode:04o}); run `chmod 600 a.key` (C5)\n"
             )
         );
     }
@@ -69,7 +69,7 @@ fn a_passphrase_can_be_kept_elsewhere_and_a_wrong_or_missing_one_is_named() {
     let said = bench.fails("ca trust-domain add east.example", 1);
     assert_eq!(
         said,
-        "error: ca/root.key is encrypted and there is no passphrase; give --passphrase-file or set \
+        "error[ZG0214]: ca/root.key is encrypted and there is no passphrase; give --passphrase-file or set \
          ZEUGMA_CA_PASSPHRASE_FILE\n"
     );
     let run = crate::support::Run::of(
@@ -88,7 +88,10 @@ fn a_passphrase_can_be_kept_elsewhere_and_a_wrong_or_missing_one_is_named() {
         "ca --passphrase-file wrong issue spiffe://east.example/a",
         65,
     );
-    assert!(said.contains("does not decrypt"), "{said}");
+    assert!(
+        said.contains("error[ZG0214]: ") && said.contains("does not decrypt"),
+        "{said}"
+    );
     bench.ok("ca --passphrase-file secret issue spiffe://east.example/a");
 }
 
@@ -112,7 +115,10 @@ fn another_authoritys_key_is_refused() {
         "ca --passphrase-file secret trust-domain add west.example",
         1,
     );
-    assert!(said.contains("is not the key the ledger names"), "{said}");
+    assert!(
+        said.contains("error[ZG0215]: ") && said.contains("is not the key the ledger names"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -121,7 +127,10 @@ fn init_never_replaces_an_authority_or_a_root_key() {
     let root = std::fs::read(bench.path("ca/root.pem")).unwrap();
     let key = std::fs::read(bench.path("ca/root.key")).unwrap();
     let said = bench.fails("ca init", 1);
-    assert_eq!(said, "error: ca holds a CA already; nothing was changed\n");
+    assert_eq!(
+        said,
+        "error[ZG0212]: ca holds a CA already; nothing was changed\n"
+    );
     assert_eq!(std::fs::read(bench.path("ca/root.pem")).unwrap(), root);
     // With its ledger lost, a new one is made around the key that is left.
     for lost in ["ca.db", "ca.db-wal", "ca.db-shm"] {
@@ -130,7 +139,7 @@ fn init_never_replaces_an_authority_or_a_root_key() {
     let said = bench.fails("ca issue spiffe://east.example/a", 65);
     assert_eq!(
         said,
-        "error: there is no CA in ca; run `zeugma ca init --dir ca`\n"
+        "error[ZG0211]: there is no CA in ca; run `zeugma ca init --dir ca`\n"
     );
     bench.ok("ca init");
     assert_eq!(std::fs::read(bench.path("ca/root.key")).unwrap(), key);

@@ -128,7 +128,10 @@ fn xl1_xl2_a_leaf_has_exactly_one_uri_and_it_is_its_id() {
 fn xl3_the_id_of_a_trust_domain_is_not_issued() {
     let bench = Bench::with_ca(&["east.example"]);
     let said = bench.fails("ca issue spiffe://east.example", 65);
-    assert!(said.contains("(XL3)"), "{said}");
+    assert!(
+        said.starts_with("error[ZG0217]: ") && said.contains("(XL3)"),
+        "{said}"
+    );
     assert!(!bench.path("svid.pem").exists());
     assert!(!bench.path("svid.key").exists());
 }
@@ -463,7 +466,7 @@ fn a_lifetime_beyond_the_policy_is_refused_with_its_limits() {
     let said = bench.fails(&format!("ca issue {ID} --ttl 91d"), 65);
     assert_eq!(
         said,
-        "error: a lifetime of 7862400 s is outside the policy's 1 s to 7776000 s; ask for one between\n"
+        "error[ZG0216]: a lifetime of 7862400 s is outside the policy's 1 s to 7776000 s; ask for one between\n"
     );
     assert!(!bench.path("svid.pem").exists());
 }

@@ -52,6 +52,7 @@ fn xl4_without_a_bundle_a_trust_domain_is_refused() {
     let json: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!(json["valid"], false);
     assert_eq!(json["rule"], "XL4");
+    assert_eq!(json["code"], "ZG0310");
 }
 
 #[test]
@@ -59,7 +60,10 @@ fn xc4_a_bundle_with_another_trust_domains_anchor_is_refused() {
     let bench = bench();
     bench.ok("ca bundle east.example --out bundles/west.example.json");
     let said = bench.fails("ca verify west.pem", 65);
-    assert!(said.contains("bundles/west.example.json"), "{said}");
+    assert!(
+        said.contains("error[ZG0203]: bundles/west.example.json"),
+        "{said}"
+    );
     assert!(said.contains("XC4"), "{said}");
 }
 
@@ -267,7 +271,10 @@ fn renew_knows_only_certificates_of_its_own_ledger() {
         std::fs::copy(other.path(file), bench.path(file)).unwrap();
     }
     let error = bench.fails("ca renew east.pem --key east.key", 65);
-    assert!(error.contains("is not in the ledger of ca"), "{error}");
+    assert!(
+        error.contains("error[ZG0218]: this certificate is not in the ledger of ca"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -285,6 +292,7 @@ fn issue_never_overwrites_a_certificate_and_uses_a_key_that_is_there() {
 fn what_is_typed_wrong_ends_with_64_and_help_with_0() {
     for (words, code) in [
         (&["ca"][..], 64),
+        (&["ca", "issue", "--frob"], 64),
         (&["ca", "frob"], 64),
         (&["ca", "issue"], 64),
         (&["ca", "issue", "spiffe://a/b", "--ttl", "1w"], 64),
@@ -294,5 +302,6 @@ fn what_is_typed_wrong_ends_with_64_and_help_with_0() {
     ] {
         let run = Run::of(zeugma().args(words));
         assert_eq!(run.code, code, "{words:?}: {}", run.stderr);
+        assert_eq!(run.stderr.starts_with("error[ZG1001]: "), code == 64);
     }
 }

@@ -337,6 +337,7 @@ fn fmt_leaves_what_it_cannot_keep_and_exits_65() {
     let output = zeugma(&["config", "fmt", path.to_str().unwrap()]);
     let err = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(65), "{err}");
+    assert!(err.starts_with("error[ZG0114]: "), "{err}");
     assert!(
         err.contains("mesh.yaml: line 1: an anchor or a tag"),
         "{err}"

@@ -12,7 +12,7 @@ use rustls_pki_types::CertificateDer;
 use zeugma_core::identity::TrustDomain;
 use zeugma_proxy::tls::{
     ANCHORS_MAX, BUNDLE_BYTES_MAX, BUNDLES_MAX, Bundle, BundleError, Bundles, Credentials,
-    CredentialsError, SVID_BYTES_MAX, SvidFiles,
+    CredentialsError, DomainBundle, SVID_BYTES_MAX, SvidFiles,
 };
 
 use crate::corpus::{GATEWAY_ID, World, certificates_pem, der, pem};
@@ -344,7 +344,12 @@ fn of_a_reload_each_trust_domain_stands_alone() {
     fs::write(&denied, "spiffe://west.example/ns/shop/sa/a\n").unwrap();
     disk.files.denied = Some(denied.clone());
     let acme = disk.folder.path().join("acme.json");
-    disk.files.domains = vec![(domain("acme.example"), acme.clone())];
+    disk.files.domains = vec![DomainBundle {
+        domain: domain("acme.example"),
+        file: Some(acme.clone()),
+        is_fetched: false,
+        fetched: None,
+    }];
     let no_keys = r#"{"keys":[],"spiffe_sequence":1}"#;
     fs::write(&acme, no_keys).unwrap();
     let before = disk.load().unwrap();

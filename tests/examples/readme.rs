@@ -67,6 +67,81 @@ exit 1
 }
 
 #[test]
+fn a_route_is_broken_and_mended_and_a_gateway_drained_as_written() {
+    let clusters = section("Two clusters of your own").blocks("sh");
+    let section = section("Break it, mend it, drain it");
+    let commands = section.blocks("sh");
+    let [spoil, findings, mend, load, status, drain] = &commands[..] else {
+        panic!("other blocks than these six: {commands:?}");
+    };
+    let [found, moved] = &section.blocks("text")[..] else {
+        panic!("other texts than findings and status");
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let bin = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(ZEUGMA, bin.path().join("zeugma")).unwrap();
+    let script = format!(
+        r#"set -eu
+trap 'kill -9 $(jobs -p); wait; while pgrep -x "sleep|curl" >/dev/null; do :; done' EXIT
+cd "$FOLDER"
+# until WHAT COMMAND...: waits until it holds.
+until_() {{
+  what=$1; shift
+  for try in $(seq 300); do "$@" >last.out 2>&1 && return; sleep 0.1; done
+  echo "not within its time: $what" >&2; cat last.out lost.txt >&2; exit 1
+}}
+says() {{ text=$1; shift; "$@" | grep -qF "$text"; }}
+{five}
+{ask}
+{spoil}
+until_ "the finding" says 'did you mean' zeugma get findings --config east
+echo "== findings"
+{findings}
+{ask}
+{mend}
+until_ "no finding" says none zeugma get findings --config east
+zeugma explain ZG0102
+{load}
+until_ "the failover" says failover zeugma status --config east
+echo "== status"
+{status}
+west=$(pgrep -f 'gateway --config west')
+{drain}
+gone() {{ ! kill -0 "$west"; }}
+until_ "the end of west's gateway" gone
+since=$(wc -l < east.log)
+answered() {{ [ "$(tail -n +"$since" east.log | grep -c '"dst.addr":"127.0.0.1:15080".*"http.status":200')" -ge 20 ]; }}
+until_ "answers of east" answered
+echo "== lost"
+cat lost.txt
+echo "== end"
+"#,
+        five = clusters[1],
+        ask = clusters[2].replace("curl ", "curl -o /dev/null "),
+    );
+    let file = bin.path().join("readme.sh");
+    fs::write(&file, script).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let output = isolated(&file)
+        .env("PATH", format!("{}:{path}", bin.path().display()))
+        .env("FOLDER", folder.path())
+        .output()
+        .unwrap();
+    let said = text_of(&output);
+    assert!(output.status.success(), "{said}");
+    let part = |name: &str| {
+        let (_, rest) = said.split_once(&format!("== {name}\n")).unwrap();
+        rest.split("== ").next().unwrap().to_owned()
+    };
+    assert!(part("findings").contains(found), "{said}");
+    let real: Vec<String> = part("status").lines().map(shape).collect();
+    for line in moved.lines() {
+        assert!(real.contains(&shape(line)), "{line}: {real:?}");
+    }
+    assert_eq!(part("lost"), "", "{said}");
+}
+
+#[test]
 fn the_failover_document_means_what_it_says() {
     let section = section("Failover, in one document");
     let yaml = section.block("yaml");

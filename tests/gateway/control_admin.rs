@@ -1,6 +1,8 @@
 //! The admin interface: what a gateway tells of itself, to whom, and what it lets be changed.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use tokio::io::{
@@ -8,6 +10,7 @@ use tokio::io::{
 };
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::control_ui::skip;
 use crate::mesh::{Cluster, Pair, Service, eventually, get, within};
 
 const ORDERS: &str = "orders.shop.svc.clusterset.local";
@@ -211,6 +214,7 @@ async fn events_are_told_as_they_happen_and_missed_ones_again() {
     let wrong = "GET /events HTTP/1.1\nhost: localhost\nlast-event-id: x\nconnection: close";
     let refused = answer(tcp, wrong).await;
     assert!(refused.starts_with("HTTP/1.1 400"), "{refused}");
+    assert!(refused.contains("(ZG0970)"), "{refused}");
     // Listeners end with the gateway, and do not hold it up.
     pair.finish().await;
 }
@@ -258,7 +262,10 @@ async fn levers_on_an_address_want_the_token() {
     let tcp = async || TcpStream::connect(east.admin).await.unwrap();
     let refused = answer(tcp().await, &head("")).await;
     assert!(refused.starts_with("HTTP/1.1 403"), "{refused}");
-    assert!(refused.contains("spec.adminToken"), "{refused}");
+    assert!(
+        refused.contains("spec.adminToken to a file (ZG0962)"),
+        "{refused}"
+    );
     gateway.finish().await;
 
     east.set("adminToken", "token");
@@ -271,10 +278,17 @@ async fn levers_on_an_address_want_the_token() {
     let wrong = head("\nauthorization: Bearer 0123456789abcdeF");
     let refused = answer(tcp().await, &wrong).await;
     assert!(refused.starts_with("HTTP/1.1 401"), "{refused}");
+    assert!(refused.contains("(ZG0963)"), "{refused}");
+    std::fs::write(&token, "short\n").unwrap();
+    let unusable = answer(tcp().await, &wrong).await;
+    assert!(unusable.starts_with("HTTP/1.1 500"), "{unusable}");
+    assert!(unusable.contains("(ZG0964)"), "{unusable}");
+    std::fs::write(&token, "0123456789abcdef\n").unwrap();
     // A page of another site has the browser's user ask, by a name of its own.
     let elsewhere = "GET /config_dump HTTP/1.1\nhost: rebound.example\nconnection: close";
     let refused = answer(tcp().await, elsewhere).await;
     assert!(refused.starts_with("HTTP/1.1 421"), "{refused}");
+    assert!(refused.contains("(ZG0972)"), "{refused}");
     assert_eq!(gateway.ready().await, 200);
     let right = head("\nauthorization: Bearer 0123456789abcdef");
     let done = answer(tcp().await, &right).await;
@@ -370,4 +384,45 @@ async fn metrics_are_openmetrics_for_who_asks_and_else_the_older_text() {
         assert!(!text.contains("# EOF"));
     }
     gateway.finish().await;
+}
+
+#[tokio::test]
+async fn promtool_finds_nothing_to_say_about_the_metrics_of_a_gateway_at_work() {
+    let promtool = "promtool";
+    if Command::new(promtool).arg("--version").output().is_err() {
+        skip("no promtool in PATH; run `apt-get install prometheus`");
+        return;
+    }
+    let mut pair = pair().await;
+    assert_eq!(get(pair.east.apps, ORDERS, "/").await.status, 200);
+    assert_eq!(get(pair.east.apps, "nobody.example", "/").await.status, 404);
+    drop(pair.near.take());
+    eventually("a move to west", async || {
+        get(pair.east.apps, ORDERS, "/").await;
+        let told = pair.gateway.told();
+        told.contains("ZG0426 traffic moved").then_some(())
+    })
+    .await;
+    for gateway in [&pair.gateway, &pair.other] {
+        let metrics = gateway.metrics().await.0;
+        assert!(metrics.contains("zeugma_requests_total{"), "{metrics}");
+        let mut child = Command::new(promtool)
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It reads all before it says anything; what it says is short.
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(metrics.as_bytes())
+            .unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{said}");
+    }
+    pair.finish().await;
 }

@@ -86,7 +86,10 @@ async fn status_says_where_traffic_goes_and_get_says_why_it_moved() {
     let typo = zeugma(&pair.east, &["status", "--service", "shop/odrers"]);
     assert_eq!(typo.status.code(), Some(1), "{}", out(&typo));
     let said = err(&typo);
-    assert!(said.contains("did you mean `shop/orders`?"), "{said}");
+    assert!(
+        said.starts_with("error[ZG1010]: ") && said.contains("did you mean `shop/orders`?"),
+        "{said}"
+    );
     let one = json(&zeugma(
         &pair.east,
         &["get", "routes", "--service", "shop/none", "-o", "json"],
@@ -116,7 +119,8 @@ async fn check_follows_the_way_to_a_peer_and_says_where_it_ends() {
     let unknown = zeugma(&pair.east, &["check", "--peer", "north"]);
     assert_eq!(unknown.status.code(), Some(1));
     assert!(
-        err(&unknown).contains("no peer `north`; there are: west"),
+        err(&unknown).starts_with("error[ZG1008]: ")
+            && err(&unknown).contains("no peer `north`; there are: west (ZG0966)"),
         "{}",
         err(&unknown)
     );
@@ -215,7 +219,8 @@ async fn a_gateway_that_does_not_run_is_no_riddle() {
     let away = zeugma(&east, &["status"]);
     assert_eq!(away.status.code(), Some(69));
     assert!(
-        err(&away).contains("admin.sock; does it run"),
+        err(&away).starts_with("error[ZG1005]: no gateway answers at ")
+            && err(&away).contains("admin.sock; does it run"),
         "{}",
         err(&away)
     );
@@ -224,6 +229,11 @@ async fn a_gateway_that_does_not_run_is_no_riddle() {
         .output()
         .unwrap();
     assert_eq!(wrong.status.code(), Some(64), "{}", err(&wrong));
+    let said = err(&wrong);
+    assert!(
+        said.starts_with("error[ZG1003]: `10.0.0.1:15000` is no admin address"),
+        "{said}"
+    );
 }
 
 #[tokio::test]
@@ -242,6 +252,11 @@ async fn drain_drains_and_a_report_holds_what_is_needed() {
     assert!(!text.contains(secret) && !text.contains("PRIVATE KEY"));
     let again = zeugma(&pair.east, &["bug-report", "--to", to.to_str().unwrap()]);
     assert_eq!(again.status.code(), Some(1), "no file is replaced");
+    let said = err(&again);
+    assert!(
+        said.starts_with("error[ZG1002]: the report cannot be written"),
+        "{said}"
+    );
 
     let drain = zeugma(&pair.east, &["drain"]);
     assert_eq!(drain.status.code(), Some(0), "{}", err(&drain));

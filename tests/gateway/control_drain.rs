@@ -67,7 +67,7 @@ async fn a_right_that_is_taken_away_ends_what_drains() {
     };
     assert_eq!(echoes().await, b'x');
     gateway.signal(Signal::TERM);
-    gateway.message("draining: no new connections").await;
+    gateway.message("ZG0902 draining: no new connections").await;
     assert_eq!(echoes().await, b'x');
     east.route("demo/db", &route("[{ sources: ['192.0.2.0/24'] }]"));
     assert!(within("its end", tcp.read_u8()).await.is_err());

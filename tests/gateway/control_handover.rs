@@ -12,7 +12,7 @@ use crate::data_client;
 use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route, route};
 use crate::data_services::{BANNER, HttpService, TcpService};
 use crate::data_strict::{Callers, Kind, at};
-use crate::mesh::{self, Cluster, Service, eventually, within};
+use crate::mesh::{self, Cluster, Service, eventually, is_root_or_skipped, within};
 
 /// A gateway with a route of every kind, and callers of all of them.
 struct Busy {
@@ -111,9 +111,11 @@ async fn restarts_by_handover_lose_nothing_of_any_kind() {
     for _ in 0..4 {
         let next = busy.gateway.cluster.take_over().await;
         let pid = next.pid();
+        next.message("ZG0941 taken over from the gateway before")
+            .await;
         let old = std::mem::replace(&mut busy.gateway.process, next);
         // The listeners mesh, apps and db; admin, probes and metrics.
-        old.message(&format!("handing over to pid {pid}: 6 sockets"))
+        old.message(&format!("ZG0942 handing over to pid {pid}: 6 sockets"))
             .await;
         callers.go_on(3).await;
         before.push(old);
@@ -122,7 +124,7 @@ async fn restarts_by_handover_lose_nothing_of_any_kind() {
     for mut old in before {
         let status = old.ended().await;
         assert!(status.success(), "{status}\n{}", old.told());
-        old.message("drained").await;
+        old.message("ZG0903 drained").await;
         let told = old.told();
         assert!(!told.contains("\"drained\""), "something was cut:\n{told}");
         assert!(!told.contains("panicked"), "{told}");
@@ -325,7 +327,7 @@ async fn what_is_open_ends_on_the_process_that_accepted_it() {
     let mut tcp = busy.hold().await;
     let next = busy.gateway.cluster.take_over().await;
     let mut old = std::mem::replace(&mut busy.gateway.process, next);
-    old.message("draining: no new connections").await;
+    old.message("ZG0902 draining: no new connections").await;
     tcp.write_all(b"still here").await.unwrap();
     let mut heard = [0; 10];
     within("the echo", tcp.read_exact(&mut heard))
@@ -402,7 +404,7 @@ async fn start_with_unix_admin(east: &Cluster, more: &[&str]) -> mesh::Gateway {
     let mut command = mesh::Gateway::command(&east.config());
     command.args(more);
     let gateway = east.spawn(command);
-    gateway.message("gateway ready").await;
+    gateway.message("ZG0901 gateway ready").await;
     gateway
 }
 
@@ -456,9 +458,12 @@ async fn a_successor_that_fails_with_the_sockets_in_hand_changes_nothing() {
     );
     gateway
         .process
-        .message("a successor asks for the sockets")
+        .message("ZG0942 a successor asks for the sockets")
         .await;
-    gateway.process.message("not handed over; serving on").await;
+    gateway
+        .process
+        .message("ZG0943 not handed over; serving on")
+        .await;
     assert_eq!(gateway.get("/").await.text(), "hello");
     // Beside those a worker may keep a connection to the endpoint that no worker had before.
     gateway.process.sockets_fall_to(open + 1).await;
@@ -477,11 +482,14 @@ async fn a_predecessor_that_hangs_is_given_up() {
     let said = cannot_take_over(&gateway.cluster, 1).await;
     gateway.process.signal(Signal::CONT);
     let pid = gateway.process.pid();
-    let expected = format!("the handover from the gateway of pid {pid} failed");
+    let expected = format!("error[ZG0949]: the handover from the gateway of pid {pid} failed");
     assert!(said.contains(&expected), "{said}");
     assert!(said.contains("no answer within 10s"), "{said}");
     assert_eq!(gateway.get("/").await.text(), "hello");
-    gateway.process.message("not handed over; serving on").await;
+    gateway
+        .process
+        .message("ZG0943 not handed over; serving on")
+        .await;
     gateway.process.finish().await;
 }
 
@@ -491,7 +499,7 @@ async fn a_gateway_that_drains_refuses_its_successor() {
     let held = busy.hold().await;
     let process = &mut busy.gateway.process;
     process.signal(Signal::TERM);
-    process.message("draining: no new connections").await;
+    process.message("ZG0902 draining: no new connections").await;
     let said = cannot_take_over(&busy.gateway.cluster, 1).await;
     assert!(
         said.contains("it drains and its listeners are closed"),
@@ -617,7 +625,9 @@ async fn a_successor_that_hangs_holds_up_no_revocation() {
         .await
         .unwrap();
     hangs.write_all(OUR_HELLO.as_bytes()).await.unwrap();
-    process.message("a successor asks for the sockets").await;
+    process
+        .message("ZG0942 a successor asks for the sockets")
+        .await;
     let more = ["backends: [{ endpoints: ['127.0.0.1:9'] }]"];
     cluster.write("more.yaml", &near_route("more", &more));
     eventually("a configuration that is loaded", async || {
@@ -690,7 +700,7 @@ async fn a_listener_that_is_taken_while_its_configuration_waits_holds_up_nothing
 
 #[tokio::test]
 async fn another_user_is_not_let_in() {
-    if !rustix::process::geteuid().is_root() {
+    if !is_root_or_skipped("another user") {
         return;
     }
     let (gateway, _service) = quiet().await;
@@ -713,7 +723,12 @@ async fn another_user_is_not_let_in() {
         .arg(OUR_HELLO)
         .stdin(Stdio::null());
     let status = within("its end", python.status()).await.unwrap();
-    gateway.process.message("its user is 65534, not 0").await;
+    gateway
+        .process
+        .message(
+            "ZG0946 a process at the handover socket is not let in error=its user is 65534, not 0",
+        )
+        .await;
     assert!(status.success());
     assert!(!gateway.process.told().contains("asks for the sockets"));
     gateway.process.finish().await;
@@ -735,7 +750,7 @@ async fn a_request_on_a_connection_kept_through_the_drain_is_answered_and_closes
     gateway.process.signal(Signal::TERM);
     gateway
         .process
-        .message("draining: no new connections")
+        .message("ZG0902 draining: no new connections")
         .await;
     // The caller cannot know yet: this request is on its way while the gateway drains.
     kept.write_all(request.as_bytes()).await.unwrap();

@@ -77,7 +77,7 @@ async fn a_socket_of_systemd_is_served_and_outlives_the_gateway() {
         // Queued before anybody accepts: the socket is the manager's.
         let early = ask(at).await;
         let gateway = east.spawn(given(&east, &socket, "any"));
-        gateway.message("gateway ready").await;
+        gateway.message("ZG0901 gateway ready").await;
         answered(early).await;
         answered(ask(at).await).await;
         // Killed: what comes next waits for the next one.
@@ -92,7 +92,7 @@ async fn a_socket_is_found_by_its_name_where_its_address_is_another() {
     let at = socket.local_addr().unwrap();
     let east = fronted("127.0.0.1:0", &service);
     let gateway = east.spawn(given(&east, &socket, "front"));
-    let ready = gateway.message("gateway ready").await;
+    let ready = gateway.message("ZG0901 gateway ready").await;
     assert!(ready.contains(&format!("front {at}")), "{ready}");
     answered(ask(at).await).await;
     gateway.finish().await;
@@ -107,13 +107,14 @@ async fn a_socket_that_belongs_to_no_listener_is_refused() {
     let output = given(&east, &socket, "zeugma.socket").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let expected = format!("sockets of systemd belong to no listener: `zeugma.socket` on {at}");
+    let expected =
+        format!("error[ZG0952]: sockets of systemd belong to no listener: `zeugma.socket` on {at}");
     assert!(said.contains(&expected), "{said}");
     // Not for this process: not looked at.
     let mut other = Gateway::command(&east.config());
     other.env("LISTEN_FDS", "1").env("LISTEN_PID", "1");
     let gateway = east.spawn(other);
-    gateway.message("gateway ready").await;
+    gateway.message("ZG0901 gateway ready").await;
     gateway.finish().await;
 }
 
@@ -126,7 +127,7 @@ async fn descriptors_that_are_no_listening_sockets_are_refused() {
         (
             "LISTEN_FDS",
             "2000",
-            "LISTEN_FDS=2000 is not a number of sockets",
+            "error[ZG0952]: LISTEN_FDS=2000 is not a number of sockets",
         ),
         (
             "LISTEN_FDS",
@@ -182,7 +183,7 @@ async fn the_service_manager_hears_of_ready_reloading_stopping_and_the_next_proc
     };
     let mut first = told(&[]);
     assert_eq!(manager.hears(), ["READY=1"]);
-    first.message("gateway ready").await;
+    first.message("ZG0901 gateway ready").await;
     first.signal(Signal::HUP);
     assert_eq!(manager.hears(), ["RELOADING=1", "MONOTONIC_USEC"]);
     assert_eq!(manager.hears(), ["READY=1"]);

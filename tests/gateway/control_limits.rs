@@ -224,7 +224,9 @@ async fn few_open_files_lower_the_limit_of_connections_and_it_is_said() {
     let db = db(&mut east, service.address, "");
     // By hand: half of 160 is for connections of two descriptors each.
     let gateway = east.start_under(&["prlimit", "--nofile=160:160"]).await;
-    let told = gateway.message("limits.connections is more than").await;
+    let told = gateway
+        .message("ZG0924 limits.connections is more than")
+        .await;
     assert!(
         told.contains("at most 40 connections") && told.contains("LimitNOFILE=100128"),
         "{told}"
@@ -366,7 +368,7 @@ async fn without_descriptors_accepting_waits_and_what_is_open_goes_on() {
     let told = gateway.messages_so_far();
     let told: Vec<_> = told
         .iter()
-        .filter(|line| line.contains("cannot accept;"))
+        .filter(|line| line.contains("ZG0921 cannot accept;"))
         .collect();
     assert_eq!(told.len(), 1, "once, not with every try: {told:?}");
     drop(hoard);
@@ -375,13 +377,13 @@ async fn without_descriptors_accepting_waits_and_what_is_open_goes_on() {
     within("an echo", late.read_exact(&mut answer))
         .await
         .unwrap();
-    gateway.message("accepting again").await;
+    gateway.message("ZG0922 accepting again").await;
     drop((scraper, open, late));
     gateway.finish().await;
 }
 
 /// Connects from one address of the loopback network.
-async fn connect_from(source: &str, to: SocketAddr) -> TcpStream {
+pub(crate) async fn connect_from(source: &str, to: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(format!("{source}:0").parse().unwrap()).unwrap();
     socket.connect(to).await.unwrap()
@@ -975,7 +977,10 @@ async fn over_the_memory_watermark_new_work_is_shed_and_what_is_open_goes_on() {
         let mut tcp = TcpStream::connect(east.apps).await.unwrap();
         tcp.write_all(half.as_bytes()).await.ok();
         heads.push(tcp);
-        gateway.told().contains("memory is short").then_some(())
+        gateway
+            .told()
+            .contains("ZG0918 memory is short")
+            .then_some(())
     })
     .await;
     assert_eq!(shed(&gateway, db).await, "memory-pressure");
@@ -995,11 +1000,13 @@ async fn over_the_memory_watermark_new_work_is_shed_and_what_is_open_goes_on() {
         "{used}"
     );
     let told = gateway.messages_so_far();
-    let told = told.iter().filter(|line| line.contains("memory is short"));
+    let told = told
+        .iter()
+        .filter(|line| line.contains("ZG0918 memory is short"));
     assert_eq!(told.count(), 1, "once, not with every look");
     // What was taken goes back, and new work is let in.
     drop(heads);
-    gateway.message("memory is enough again").await;
+    gateway.message("ZG0919 memory is enough again").await;
     drop(echoing(db).await);
     let reply = requests.send_request(request()).await.unwrap();
     assert_eq!(collect(reply).await.status, 200);

@@ -47,7 +47,7 @@ async fn a_typo_in_one_document_stops_no_other_change() {
     let gateway = east.start().await;
     east.write("demo-hello.yaml", &broken(&file(&east)));
     gateway
-        .message("configuration refused in part: MeshRoute demo/hello (last-good)")
+        .message("ZG0122 configuration refused in part: MeshRoute demo/hello (last-good)")
         .await;
     // Another document, and the gateway's own.
     east.route("demo/other", &near(&new));
@@ -93,10 +93,10 @@ async fn an_address_that_is_taken_refuses_the_gateways_document_alone() {
     let address = taken.local_addr().unwrap();
     east.relisten("more", address, "role: workloads");
     east.write_gateway();
-    let said = gateway.message("cannot be bound").await;
+    let said = gateway.message("ZG0113").await;
     assert!(said.contains(&address.to_string()), "{said}");
     gateway
-        .message("configuration refused in part: MeshGateway east-gw (last-good)")
+        .message("ZG0122 configuration refused in part: MeshGateway east-gw (last-good)")
         .await;
     east.route("demo/hello", &near(&new));
     says(&east, "new").await;
@@ -132,7 +132,7 @@ async fn a_deleted_document_is_deleted_and_an_empty_folder_deletes_nothing() {
         }
     }
     gateway
-        .message("configuration refused; the last good one serves")
+        .message("ZG0121 configuration refused; the last good one serves")
         .await;
     assert_eq!(get(east.apps, HELLO, "/").await.text(), "old");
     gateway.finish().await;
@@ -234,7 +234,9 @@ async fn a_change_that_the_kernel_does_not_tell_is_found_by_looking() {
         "sh",
     ];
     let gateway = east.start_under(&wrapper).await;
-    gateway.message("changes are not told by the kernel").await;
+    gateway
+        .message("ZG0129 changes are not told by the kernel")
+        .await;
     east.route("demo/hello", &near(&new));
     says(&east, "new").await;
     gateway.finish().await;

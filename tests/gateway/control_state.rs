@@ -10,7 +10,7 @@ async fn a_second_gateway_of_the_name_is_refused_while_the_first_runs() {
     assert_eq!(second.status.code(), Some(1));
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(
-        said.contains("a gateway of the name `east-gw` runs already"),
+        said.contains("error[ZG0933]: a gateway of the name `east-gw` runs already"),
         "{said}"
     );
     assert_eq!(first.ready().await, 200);
@@ -28,7 +28,10 @@ async fn a_state_directory_that_was_asked_for_must_be_usable() {
     let output = Gateway::try_start(&east.config());
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("cannot be used"), "{said}");
+    assert!(
+        said.contains("error[ZG0932]: ") && said.contains("cannot be used"),
+        "{said}"
+    );
     assert!(
         said.contains("name another folder in spec.stateDir"),
         "{said}"

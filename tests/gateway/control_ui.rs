@@ -106,7 +106,7 @@ async fn a_browser_shows_the_page_and_refuses_nothing_of_it() {
     clippy::print_stderr,
     reason = "a test that did not run must not look like one that did"
 )]
-fn skip(why: &str) {
+pub(crate) fn skip(why: &str) {
     assert!(std::env::var_os("ZEUGMA_REQUIRE_PEERS").is_none(), "{why}");
     eprintln!("SKIPPED: {why}");
 }

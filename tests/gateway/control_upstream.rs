@@ -73,8 +73,11 @@ async fn a_name_without_an_address_keeps_nobody_waiting_and_is_not_held_against_
         let error = line["error"].as_str().unwrap();
         assert!(error.contains("has no address at present"), "{line}");
     }
-    gateway.process.message("name not resolved").await;
-    gateway.process.message("active check cannot be made").await;
+    gateway.process.message("ZG0601 name not resolved").await;
+    gateway
+        .process
+        .message("ZG0427 active check cannot be made")
+        .await;
     assert_eq!(statuses(&gateway.shares("db").await), ["unknown"]);
     gateway.process.finish().await;
 }

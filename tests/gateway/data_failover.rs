@@ -227,6 +227,10 @@ async fn active_checks_find_the_dead_and_the_living_without_traffic() {
         gateway
             .until("hello", "unhealthy", |now| statuses(now) == ["unhealthy"])
             .await;
+        let process = &gateway.process;
+        process
+            .message("ZG0423 endpoint fails its active check")
+            .await;
         // Failing active checks is not forgiven by tooFew.
         assert_eq!(gateway.get("/").await.status, 503);
         checked.set(Mode::Normal);
@@ -235,6 +239,9 @@ async fn active_checks_find_the_dead_and_the_living_without_traffic() {
         }
         gateway
             .until("hello", "healthy again", |now| statuses(now) == ["healthy"])
+            .await;
+        process
+            .message("ZG0424 endpoint passes its active check")
             .await;
         assert_eq!(gateway.get("/").await.text(), "checked");
     }
@@ -297,6 +304,13 @@ async fn killing_every_local_endpoint_under_load_loses_no_get_and_traffic_comes_
     east.until("hello", "all to be back", |now| levels(now) == [1.0, 0.0])
         .await;
     load.goes_on(20).await;
+    for said in [
+        "ZG0421 endpoint ejected",
+        "ZG0426 traffic moved",
+        "ZG0422 endpoint readmitted",
+    ] {
+        east.process.message(said).await;
+    }
     let tally = load.end().await;
     assert_eq!(tally.lost, Vec::<String>::new(), "of {}", tally.answered);
     let arrived = local[0].hits() + local[1].hits() + remote.hits();

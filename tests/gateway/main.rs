@@ -16,6 +16,7 @@
 
 mod control_admin;
 mod control_cli;
+mod control_codes;
 mod control_drain;
 mod control_handover;
 mod control_inherit;
@@ -24,11 +25,13 @@ mod control_limits;
 mod control_listeners;
 mod control_reload;
 mod control_state;
+mod control_tap;
 mod control_ui;
 mod control_upstream;
 #[path = "../support/corpus.rs"]
 mod corpus;
 mod data_client;
+mod data_dns;
 mod data_edges;
 mod data_failover;
 mod data_h1;
@@ -38,6 +41,7 @@ mod data_mended;
 mod data_mesh;
 mod data_mirror;
 mod data_protocols;
+mod data_proxied;
 mod data_relay;
 mod data_reload;
 mod data_services;
@@ -53,6 +57,7 @@ mod mesh;
 mod security_access;
 mod security_audit;
 mod security_certificates;
+mod security_federation;
 mod security_files;
 mod security_hello;
 mod security_limits;

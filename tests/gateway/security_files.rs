@@ -60,7 +60,7 @@ fn times_said(gateway: &Gateway, text: &str) -> usize {
     messages.iter().filter(|line| line.contains(text)).count()
 }
 
-const REFUSED: &str = "configuration refused in part";
+const REFUSED: &str = "ZG0122 configuration refused in part";
 const CREDENTIALS_REFUSED: &str = "certificate or bundles refused; the last good ones serve";
 
 #[tokio::test]
@@ -218,12 +218,19 @@ async fn half_a_certificate_keeps_the_last_good_one_and_says_so_once() {
             .await;
         assert_eq!(serial(&east, &caller).await, first, "{what}");
     }
+    for code in ["ZG0202", "ZG0203"] {
+        let said = format!("{code} {CREDENTIALS_REFUSED}");
+        gateway.message(&said).await;
+    }
     // And a good one is taken.
     let second = east.renew();
     eventually("the new certificate", async || {
         (serial(&east, &caller).await == second).then_some(())
     })
     .await;
+    gateway
+        .message("ZG0201 certificate and bundles applied")
+        .await;
     gateway.finish().await;
 }
 

@@ -308,7 +308,7 @@ async fn sigterm_says_so_accepts_for_the_delay_and_lets_what_is_open_end() {
         assert_eq!(during.status, 200);
     }
     assert!(noticed < Duration::from_millis(1500), "{noticed:?}");
-    gateway.message("draining: no new connections").await;
+    gateway.message("ZG0902 draining: no new connections").await;
     assert!(began.elapsed() >= Duration::from_millis(1500));
     eventually("no new connection", async || {
         TcpStream::connect(east.apps).await.is_err().then_some(())
@@ -324,7 +324,7 @@ async fn sigterm_says_so_accepts_for_the_delay_and_lets_what_is_open_end() {
     let status = gateway.ended().await;
     assert_eq!(status.code(), Some(0), "{}", gateway.told());
     assert!(began.elapsed() < Duration::from_secs(15));
-    gateway.message("drained").await;
+    gateway.message("ZG0903 drained").await;
     let line = gateway.log(|line| line["bytes_sent"] == 10).await;
     assert_eq!(line["verdict"], "completed", "{line}");
 }
@@ -386,7 +386,10 @@ async fn a_gateway_that_cannot_start_says_why_and_ends() {
     let output = Gateway::try_start(&east.config());
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("cannot be bound"), "{text}");
+    assert!(
+        text.contains("error[ZG0113]: ") && text.contains("cannot be bound"),
+        "{text}"
+    );
     assert_eq!(output.stdout, b"");
     gateway.finish().await;
 
@@ -394,10 +397,16 @@ async fn a_gateway_that_cannot_start_says_why_and_ends() {
     let output = Gateway::try_start(&east.config());
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(65), "{text}");
-    assert!(text.contains("gw.key"), "{text}");
+    assert!(
+        text.contains("error[ZG0206]: ") && text.contains("gw.key"),
+        "{text}"
+    );
     east.write("gateway.yaml", "kind: [");
     let output = Gateway::try_start(&east.config());
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(65), "{text}");
-    assert!(text.contains("gateway.yaml:1"), "{text}");
+    assert!(
+        text.starts_with("error[ZG0128]: ") && text.contains("gateway.yaml:1"),
+        "{text}"
+    );
 }

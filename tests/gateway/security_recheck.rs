@@ -680,8 +680,15 @@ async fn an_endpoint_that_is_denied_or_is_expected_to_be_another_ends_and_one_th
     outwards
         .ends_one(&mut one, &mut two, "upstream-refused", 1.0)
         .await;
+    outwards
+        .gateway
+        .message("ZG0706 open connections rechecked")
+        .await;
     write_outwards(&outwards.east, 0, "one", relay, pooled);
-    outwards.gateway.message("configuration applied").await;
+    outwards
+        .gateway
+        .message("ZG0120 configuration applied")
+        .await;
     let mut one = eventually("one is called again", async || {
         let reply = get(outwards.east.apps, &host("api-one"), "/").await;
         if reply.status != 200 {

@@ -230,7 +230,10 @@ async fn a_denied_identity_is_refused_in_the_handshake_and_let_in_again_when_it_
         .east
         .write("denied", "spiffe://west.example/ns/pay/*\nnobody\n");
     let said = world.gateway.message("denied:2: not a SPIFFE ID").await;
-    assert!(said.contains("last good"), "{said}");
+    assert!(
+        said.contains("ZG0205 certificate or bundles refused; the last good"),
+        "{said}"
+    );
     world.call(&other.identity).await.unwrap();
     world.is_refused(&cart.identity).await;
     world.east.write("denied", "");
@@ -309,7 +312,11 @@ async fn crls_that_are_old_foreign_or_broken_leave_the_last_good_one() {
     ] {
         world.west.write_crl(&world.crls(), &bad);
         let line = world.gateway.message(said).await;
-        assert!(line.contains(path) && line.contains("last good"), "{line}");
+        assert!(
+            line.contains(path)
+                && line.contains("ZG0204 certificate or bundles refused; the last good"),
+            "{line}"
+        );
         let (alert, _) = world.call(&cart.identity).await.unwrap_err();
         assert_eq!(alert, AlertDescription::CertificateRevoked, "{said}");
         world.call(&pay.identity).await.unwrap();
@@ -390,7 +397,10 @@ async fn a_crl_past_its_time_alarms_and_a_day_later_its_trust_domain_is_refused(
     let late = world.west.crl(1, &[cart.serial], -Duration::hours(1));
     world.west.write_crl(&world.crls(), &late);
     world.is_refused(&cart.identity).await;
-    let said = world.gateway.message("past its nextUpdate").await;
+    let said = world
+        .gateway
+        .message("ZG0207 the CRL is past its nextUpdate")
+        .await;
     assert!(said.contains("west.example"), "{said}");
     let labels = [("trust_domain", "west.example")];
     world

@@ -110,7 +110,7 @@ async fn half_of_many_connections_end_at_once_and_the_other_half_moves_bytes() {
         }
     }
     write_route(&east, &service, "127.2.0.0/16");
-    gateway.message("configuration applied").await;
+    gateway.message("ZG0120 configuration applied").await;
     let applied = Instant::now();
     for tcp in &mut go {
         // In order, or reset: it is over.

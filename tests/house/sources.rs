@@ -15,13 +15,24 @@ pub(crate) fn rust_files(folder: &str) -> Vec<String> {
 /// `fixture.rs`, what tests share.
 pub(crate) fn own_files(folder: &str) -> Vec<String> {
     let mut files = rust_files(folder);
-    files.retain(|file| {
-        let test = ["/tests.rs", "_tests.rs", "/fixture.rs"]
-            .iter()
-            .any(|end| file.ends_with(end));
-        !test && !file.contains("/tests/")
-    });
+    files.retain(|file| !is_test(file));
     files
+}
+
+fn is_test(file: &str) -> bool {
+    let is_named = ["/tests.rs", "_tests.rs", "/fixture.rs"]
+        .iter()
+        .any(|end| file.ends_with(end));
+    is_named || file.contains("/tests/")
+}
+
+/// What of a file is tests: all of it, its test module, or nothing.
+pub(crate) fn tests_of(file: &str, text: &str) -> String {
+    if is_test(file) {
+        return text.to_owned();
+    }
+    let own = without_tests(text);
+    text.get(own.len()..).unwrap_or_default().to_owned()
 }
 
 /// The text before the test module, which by the style of this repository stands last.

@@ -10,6 +10,7 @@ use zeugma_core::authorize::Evidence;
 use zeugma_core::engine::{Arrival, Carry, Decision, Request, Wants, decide};
 use zeugma_core::fleet::{Fleet, FleetEvent, Observation};
 use zeugma_core::identity::SpiffeId;
+use zeugma_core::plan::LEVEL_ATTEMPTS_MAX;
 use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
 use zeugma_core::shares::{EndpointStatus, Shares};
 use zeugma_core::snapshot::{EndpointIx, EndpointKey, Failure, ServiceIx, Snapshot};
@@ -366,8 +367,15 @@ impl Scenario {
         let mut counted = 0;
         for attempt in carry.plan {
             let status = of.endpoints[attempt.endpoint.0];
-            // Nothing goes to an ejected endpoint while a healthy one is to be had.
-            assert!(status.is_healthy() || of.too_few, "{status:?} was picked");
+            // Nothing goes to an ejected endpoint while a healthy one is to be had: to one that was
+            // not tried, of a level that still has a turn.
+            let is_left =
+                |ix: usize| of.endpoints[ix].is_healthy() && !tried.contains(&EndpointIx(ix));
+            let left = (0..of.endpoints.len()).filter(|ix| is_left(*ix)).count();
+            assert!(
+                status.is_healthy() || of.too_few || left == 0 || tried.len() >= LEVEL_ATTEMPTS_MAX,
+                "{status:?} was picked, {left} healthy ones were not"
+            );
             assert!(
                 status != EndpointStatus::Unhealthy,
                 "a dead endpoint was picked"

@@ -117,6 +117,7 @@ impl Blueprint {
             hosts: hosts.clone(),
             sources: Vec::new(),
             handshakes: None,
+            proxies: Vec::new(),
         };
         Snapshot {
             version: "sim".into(),

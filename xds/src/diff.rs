@@ -13,7 +13,9 @@ use zeugma_core::snapshot::{
 
 use crate::CheckedGateway;
 use crate::meaning::meaning;
-use crate::settings::{AdminAddress, GatewaySettings, Limits, StateDir};
+use crate::settings::{
+    AccessLogFormat, AdminAddress, BundleProfile, GatewaySettings, Limits, StateDir,
+};
 
 /// What one thing of a gateway says, by the name of its field.
 type Fields = BTreeMap<&'static str, BTreeSet<String>>;
@@ -124,7 +126,7 @@ fn fields(was: &Fields, is: &Fields, change: Change) -> Vec<FieldDifference> {
                 MAY_CALL | EXPORTED | ANSWERS | ATTESTS | "spiffeIDs" => !removed.is_empty(),
                 MAY_NOT_CALL => !added.is_empty(),
                 // The first network that is named shuts out all others.
-                "sources" => !removed.is_empty() || was.is_empty(),
+                "sources" | "proxyProtocol.trusted" => !removed.is_empty() || was.is_empty(),
                 "policy" => is.contains("enforce"),
                 "role" => true,
                 _ => false,
@@ -219,6 +221,7 @@ fn of_settings(settings: &GatewaySettings, folder: &Path) -> Fields {
         workers,
         limits,
         drain,
+        access_log,
     } = settings;
     let Limits {
         connections,
@@ -236,8 +239,22 @@ fn of_settings(settings: &GatewaySettings, folder: &Path) -> Fields {
             .to_string()
     };
     let given = |written: Option<&PathBuf>| maybe(written.map(|written| path(written)));
-    let domains = svid.domains.iter();
-    let domains = domains.map(|(domain, bundle)| format!("{domain} by {}", path(bundle)));
+    let domains = svid.domains.iter().map(|foreign| {
+        let bundle = foreign.bundle.as_ref().map(|bundle| path(bundle));
+        let endpoint = foreign.endpoint.as_ref().map(|endpoint| {
+            let by = match &endpoint.profile {
+                BundleProfile::Web => "https_web".to_owned(),
+                BundleProfile::Spiffe(id) => id.to_string(),
+            };
+            format!("{} verified by {by}", endpoint.url)
+        });
+        let from: Vec<_> = bundle.into_iter().chain(endpoint).collect();
+        format!("{} by {}", foreign.domain, from.join(" and "))
+    });
+    let access_log = match access_log {
+        AccessLogFormat::Json => "json",
+        AccessLogFormat::Text => "text",
+    };
     let admin = match admin {
         AdminAddress::Unix(socket) => Some(format!("unix:{}", path(socket))),
         AdminAddress::Tcp(address) => Some(address.to_string()),
@@ -273,6 +290,7 @@ fn of_settings(settings: &GatewaySettings, folder: &Path) -> Fields {
             "limits.memory",
             maybe(memory_bytes.map(|bytes| format!("{bytes}B"))),
         ),
+        ("accessLog.format", one(access_log)),
         ("drain.delay", one(duration(drain.delay))),
         ("drain.timeout", one(duration(drain.timeout))),
     ])
@@ -287,6 +305,7 @@ fn of_listener(snapshot: &Snapshot, listener: &Listener) -> Fields {
         // What services say of themselves.
         hosts: _,
         sources,
+        proxies,
         handshakes,
     } = listener;
     let role = match role {
@@ -299,6 +318,7 @@ fn of_listener(snapshot: &Snapshot, listener: &Listener) -> Fields {
         ("role", one(role)),
         ("route", maybe(only.map(|ix| &snapshot.service(ix).name))),
         ("sources", all(sources)),
+        ("proxyProtocol.trusted", all(proxies)),
         ("handshakes.perSource", maybe(rate)),
     ])
 }

@@ -45,6 +45,17 @@ pub enum FormatError {
     },
 }
 
+impl FormatError {
+    /// Its code in [`zeugma_core::codes`].
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::NotYaml { .. } => "ZG0104",
+            Self::Unwritable { .. } | Self::Changed { .. } => "ZG0114",
+        }
+    }
+}
+
 /// The YAML files that a configuration at `path` consists of.
 ///
 /// # Errors

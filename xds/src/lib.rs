@@ -3,6 +3,7 @@
 //!
 //! No protobuf type leaves this crate, and it opens no socket.
 
+mod bundle_url;
 mod compile;
 mod diff;
 mod error;
@@ -24,6 +25,7 @@ mod standing;
 mod state;
 mod yaml;
 
+pub use bundle_url::BundleUrl;
 pub use compile::ResourceList;
 pub use diff::{Change, Difference, FieldDifference, diff};
 pub use error::{Code, Color, Finding, Findings, Place, Severity, suggest};
@@ -31,7 +33,8 @@ pub use files::FileLook;
 pub use format::{FormatError, format, yaml_files};
 pub use meaning::{LevelMeaning, ServiceMeaning, meaning};
 pub use settings::{
-    AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles, admin_socket_default,
+    AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, Drain, ForeignDomain,
+    GatewaySettings, Limits, StateDir, SvidFiles, admin_socket_default,
 };
 pub use standing::{Refused, RefusedDocument, Serves, Unbound};
 pub use state::{Good, LastGood, LastGoodError, STATE_BYTES_MAX};

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use zeugma_core::snapshot::{Cluster, Failover, Level, Snapshot, TooFew};
+use zeugma_core::snapshot::{Address, Cluster, Failover, Level, Snapshot, TooFew};
 
 /// Where a service's traffic goes, level by level.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,8 +20,10 @@ pub struct ServiceMeaning {
 pub struct LevelMeaning {
     /// The localities and peers in it.
     pub name: String,
-    /// How many endpoints it has.
+    /// How many endpoints it has; a name whose addresses are endpoints counts as one.
     pub endpoints: usize,
+    /// The names whose addresses are endpoints: how many those are is not known.
+    pub names: Vec<String>,
     /// How many must be down for something to leave, and the share of all its traffic that leaves
     /// then; an endpoint counts by its weight, and the heaviest go first.
     pub first: (usize, f64),
@@ -57,6 +59,14 @@ fn level_meaning(cluster: &Cluster, level: &Level) -> LevelMeaning {
         .map(|ix| cluster.endpoint(*ix).weight)
         .collect();
     weights.sort_by(|a, b| b.total_cmp(a));
+    let addresses = level
+        .members
+        .iter()
+        .map(|ix| &cluster.endpoint(*ix).address);
+    let names = addresses.filter_map(|address| match address {
+        Address::Each(host, _) => Some(host.to_string()),
+        Address::Name(..) | Address::Socket(_) => None,
+    });
     let total: f64 = weights.iter().sum();
     let leaving = |down: usize| {
         let gone: f64 = weights.iter().take(down).sum();
@@ -77,6 +87,7 @@ fn level_meaning(cluster: &Cluster, level: &Level) -> LevelMeaning {
     LevelMeaning {
         name: level.name.to_string(),
         endpoints,
+        names: names.collect(),
         first: (first, leaving(first)),
         all,
     }
@@ -126,6 +137,9 @@ impl LevelMeaning {
     fn leaving(&self) -> String {
         let (down, share) = self.first;
         let (n, noun, name) = (self.endpoints, self.noun(), &self.name);
+        if !self.names.is_empty() {
+            return format!("with all of them down all leaves {name}");
+        }
         if n == 1 {
             return format!("with it down all leaves {name}");
         }
@@ -142,6 +156,14 @@ impl LevelMeaning {
 
 impl fmt::Display for LevelMeaning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.names.is_empty() {
+            return write!(
+                f,
+                "{} (the addresses of {})",
+                self.name,
+                self.names.join(", ")
+            );
+        }
         write!(f, "{} ({} {})", self.name, self.endpoints, self.noun())
     }
 }

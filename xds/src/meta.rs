@@ -124,6 +124,9 @@ pub(crate) struct EndpointMeta {
     /// Whether the endpoint speaks TLS itself, which is raw bytes to Envoy.
     pub workload: bool,
     pub version: VersionMeta,
+    /// Whether every address of the name is an endpoint of its own.
+    #[serde(default)]
+    pub each: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,6 +158,9 @@ pub(crate) struct ListenerMeta {
     pub sources: Vec<String>,
     /// Connections that one source may begin a second.
     pub handshakes_per_source: Option<u32>,
+    /// The networks that send PROXY headers.
+    #[serde(default)]
+    pub proxies: Vec<String>,
 }
 
 /// On a route, one for each of its mirror policies, in their order.

@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use zeugma_core::identity::TrustDomain;
+use zeugma_core::identity::{SpiffeId, TrustDomain};
 use zeugma_core::locality::Locality;
+
+use crate::bundle_url::BundleUrl;
 
 /// A `MeshGateway` without its listeners, every default filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +39,17 @@ pub struct GatewaySettings {
     pub limits: Limits,
     /// How it stops.
     pub drain: Drain,
+    /// How the lines of its access log look.
+    pub access_log: AccessLogFormat,
+}
+
+/// How the lines of an access log look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessLogFormat {
+    /// One JSON object each.
+    Json,
+    /// `name=value` for each fact.
+    Text,
 }
 
 /// The files of a gateway's identity, resolved against the folder of the YAML file.
@@ -52,8 +65,37 @@ pub struct SvidFiles {
     pub crls: Option<PathBuf>,
     /// The file of SPIFFE IDs that are refused.
     pub denied: Option<PathBuf>,
-    /// Further trust domains, and the files of their bundles.
-    pub domains: Vec<(TrustDomain, PathBuf)>,
+    /// Further trust domains, and where their bundles come from.
+    pub domains: Vec<ForeignDomain>,
+}
+
+/// A `TrustDomain`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignDomain {
+    /// Whose bundle it is.
+    pub domain: TrustDomain,
+    /// The file of its bundle.
+    pub bundle: Option<PathBuf>,
+    /// Where a newer one is fetched.
+    pub endpoint: Option<BundleEndpoint>,
+}
+
+/// Where a trust domain serves its bundle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BundleEndpoint {
+    /// The address.
+    pub url: BundleUrl,
+    /// How it is verified.
+    pub profile: BundleProfile,
+}
+
+/// How a bundle endpoint is verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BundleProfile {
+    /// By its name, as web sites are (`https_web`).
+    Web,
+    /// By this SPIFFE ID (`https_spiffe`).
+    Spiffe(SpiffeId),
 }
 
 /// Where the admin API listens.

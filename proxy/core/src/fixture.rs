@@ -170,6 +170,7 @@ pub(crate) fn snapshot(services: Vec<Service>) -> Snapshot {
         hosts: hosts.clone(),
         sources: Vec::new(),
         handshakes: None,
+        proxies: Vec::new(),
     };
     Snapshot {
         version: "1".into(),

@@ -8,6 +8,7 @@
 pub mod admission;
 pub mod authorize;
 pub mod balance;
+pub mod codes;
 pub mod engine;
 pub mod fleet;
 pub mod health;
@@ -19,6 +20,7 @@ pub mod names;
 pub mod outlier;
 pub mod plan;
 pub mod recheck;
+pub mod resolved;
 pub mod retry;
 pub mod route;
 pub mod shares;

@@ -1,8 +1,8 @@
 //! In which order a request's endpoints are tried: preferred first, then failover.
 
 use crate::balance::{Candidates, fraction, mix, pick};
-use crate::shares::ClusterShares;
-use crate::snapshot::{Cluster, EndpointIx};
+use crate::shares::{ClusterShares, EndpointStatus};
+use crate::snapshot::{Cluster, EndpointIx, TooFew};
 
 /// The most attempts one plan yields.
 pub const ATTEMPTS_MAX: usize = 32;
@@ -50,7 +50,9 @@ impl Why {
 /// The endpoints to try for one connection or request, in order; each at most once.
 ///
 /// The first is of a level drawn by the shares, picked by the cluster's policy. Then come others of
-/// that level, then the other levels that have a healthy endpoint, nearest first.
+/// that level, then the other levels that have a healthy endpoint, nearest first. Whoever has seen all
+/// of them fail knows that nothing is healthy, before the shares say so: then come those that only
+/// their traffic found bad, unless the cluster refuses in that case.
 #[must_use]
 pub fn plan<'a>(
     cluster: &'a Cluster,
@@ -67,6 +69,7 @@ pub fn plan<'a>(
         drawn,
         next_level: 0,
         turn: drawn.map(Turn::new),
+        is_last_resort: false,
         attempts: 0,
     }
 }
@@ -86,6 +89,8 @@ pub struct Plan<'a> {
     /// The nearest level that has not had its turn, the drawn one apart.
     next_level: usize,
     turn: Option<Turn>,
+    /// Whether all that are healthy had their turn.
+    is_last_resort: bool,
     attempts: usize,
 }
 
@@ -156,7 +161,7 @@ impl Plan<'_> {
                 Candidates {
                     cluster: self.cluster,
                     level,
-                    usable: &|ix| self.shares.is_usable(ix),
+                    usable: &|ix| self.is_usable(ix),
                 },
                 self.load,
                 self.draw,
@@ -172,7 +177,7 @@ impl Plan<'_> {
             let ix = level.members.get(at).copied();
             if let Some(ix) = ix
                 && turn.first != Some(ix)
-                && self.shares.is_usable(ix)
+                && self.is_usable(ix)
             {
                 return Some(ix);
             }
@@ -180,15 +185,30 @@ impl Plan<'_> {
         None
     }
 
-    fn next_turn(&mut self) -> Option<Turn> {
-        while self.next_level < self.cluster.levels.len() {
-            let level = self.next_level;
-            self.next_level += 1;
-            if Some(level) != self.drawn {
-                return Some(Turn::new(level));
-            }
+    fn is_usable(&self, ix: EndpointIx) -> bool {
+        if self.is_last_resort {
+            self.shares.endpoints.get(ix.0) == Some(&EndpointStatus::Ejected)
+        } else {
+            self.shares.is_usable(ix)
         }
-        None
+    }
+
+    fn next_turn(&mut self) -> Option<Turn> {
+        loop {
+            while self.next_level < self.cluster.levels.len() {
+                let level = self.next_level;
+                self.next_level += 1;
+                if self.is_last_resort || Some(level) != self.drawn {
+                    return Some(Turn::new(level));
+                }
+            }
+            let is_over = self.is_last_resort || self.shares.too_few;
+            if is_over || self.cluster.policy.failover.too_few == TooFew::Fail {
+                return None;
+            }
+            self.is_last_resort = true;
+            self.next_level = 0;
+        }
     }
 
     fn why(&self, level: usize, endpoint: EndpointIx) -> Why {

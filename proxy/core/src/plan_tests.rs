@@ -59,10 +59,12 @@ fn traffic_spills_by_the_shares() {
     for draw in 0..7000 {
         let tried = attempts(&world, draw);
         match tried[0] {
-            (0, 0, Why::Local) => assert_eq!(tried[1..], [(1, 2, Why::Failover)]),
+            (0, 0, Why::Local) => {
+                assert_eq!(tried[1..], [(1, 2, Why::Failover), (0, 1, Why::TooFew)]);
+            }
             (1, 2, Why::Spill) => {
                 spilled += 1;
-                assert_eq!(tried[1..], [(0, 0, Why::Local)]);
+                assert_eq!(tried[1..], [(0, 0, Why::Local), (0, 1, Why::TooFew)]);
             }
             other => panic!("{other:?}"),
         }
@@ -72,7 +74,7 @@ fn traffic_spills_by_the_shares() {
 
 #[test]
 fn without_a_nearest_endpoint_it_is_failover_and_without_any_too_few_or_nothing() {
-    let failed_over = world(&[&[Ejected], &[Healthy]]);
+    let failed_over = world(&[&[Unhealthy], &[Healthy]]);
     assert_eq!(attempts(&failed_over, 1), [(1, 1, Why::Failover)]);
     let mut too_few = world(&[&[Ejected, Unhealthy], &[Ejected]]);
     assert_eq!(
@@ -83,6 +85,19 @@ fn without_a_nearest_endpoint_it_is_failover_and_without_any_too_few_or_nothing(
     too_few.1 = shares(&too_few.0, too_few.1.endpoints);
     assert_eq!(attempts(&too_few, 1), []);
     assert_eq!(attempts(&world(&[&[Unhealthy]]), 1), []);
+}
+
+#[test]
+fn once_all_that_are_healthy_have_failed_those_that_traffic_found_bad_have_a_turn() {
+    let mut world = world(&[&[Ejected, Unhealthy], &[Healthy], &[Ejected]]);
+    let healthy = (1, 2, Why::Failover);
+    assert_eq!(
+        attempts(&world, 1),
+        [healthy, (0, 0, Why::TooFew), (2, 3, Why::TooFew)]
+    );
+    // Whoever says so is refused instead.
+    Arc::make_mut(&mut world.0.policy).failover.too_few = TooFew::Fail;
+    assert_eq!(attempts(&world, 1), [healthy]);
 }
 
 #[test]
@@ -118,12 +133,17 @@ proptest! {
         let mut world = world(&levels);
         Arc::make_mut(&mut world.0.policy).balance = balance;
         let tried = attempts(&world, draw);
+        let all = levels.concat();
+        // The healthy ones, and after them those that only traffic found bad.
+        let mut last = false;
+        for (_, ix, _) in &tried {
+            last |= !all[*ix].is_healthy();
+            prop_assert_eq!(last, !all[*ix].is_healthy());
+        }
         let mut endpoints: Vec<usize> = tried.iter().map(|(_, ix, _)| *ix).collect();
         endpoints.sort_unstable();
-        let all = levels.concat();
-        let any_healthy = all.iter().any(|s| s.is_healthy());
         let expected: Vec<usize> = (0..all.len())
-            .filter(|ix| if any_healthy { all[*ix].is_healthy() } else { all[*ix] == Ejected })
+            .filter(|ix| all[*ix].is_healthy() || all[*ix] == Ejected)
             .collect();
         prop_assert_eq!(endpoints, expected);
         if let Some((level, _, _)) = tried.first() {

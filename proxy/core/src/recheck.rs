@@ -25,6 +25,8 @@ pub struct Carried<'a> {
     pub role: Option<Role>,
     /// The address it came from.
     pub source: IpAddr,
+    /// Who handed it on, and said so.
+    pub proxy: Option<IpAddr>,
     /// The verified ID of its caller; `None` where no TLS ended here.
     pub verified: Option<&'a SpiffeId>,
     /// The ID that a gateway handed on with it.
@@ -140,12 +142,22 @@ pub fn judge(snapshot: &Snapshot, carried: &Carried<'_>) -> Result<(), Ending> {
         return Err(Ending::not_served(detail));
     };
     let source = carried.source.to_canonical();
-    if !listener.sources.is_empty() && !listener.sources.iter().any(|net| net.contains(&source)) {
+    if !listener.admits(source) {
         return Err(Ending {
             reason: Reason::NoLongerAllowed,
             rule: None,
             detail: format!(
                 "the listener `{}` no longer accepts {source}",
+                listener.name
+            ),
+        });
+    }
+    if let Some(proxy) = carried.proxy.filter(|proxy| !listener.trusts(*proxy)) {
+        return Err(Ending {
+            reason: Reason::NoLongerAllowed,
+            rule: None,
+            detail: format!(
+                "the listener `{}` no longer takes the word of {proxy} for who calls",
                 listener.name
             ),
         });

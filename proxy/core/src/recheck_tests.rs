@@ -40,6 +40,7 @@ fn carried<'a>(
         listener: "mesh",
         role: Some(Role::Mesh),
         source: "192.0.2.1".parse().unwrap(),
+        proxy: None,
         verified: Some(verified),
         claimed: None,
         service: find(world, name, port),
@@ -49,6 +50,31 @@ fn carried<'a>(
 
 fn bytes_of(world: &Snapshot, who: &SpiffeId) -> Result<(), Ending> {
     judge(world, &carried(world, "shop/db", who, Kind::Bytes))
+}
+
+#[test]
+fn what_a_load_balancer_handed_on_ends_where_its_word_counts_no_more() {
+    let mut world = world();
+    let cart = id(CART);
+    let handed_on = |world: &Snapshot| {
+        let carried = Carried {
+            proxy: Some("10.0.0.7".parse().unwrap()),
+            ..carried(world, "shop/db", &cart, Kind::Bytes)
+        };
+        judge(world, &carried).map_err(|ending| ending.detail)
+    };
+    world.listeners[0].proxies = nets(&["10.0.0.0/8"]);
+    assert_eq!(handed_on(&world), Ok(()));
+    // What came without a word, before one was asked for, goes on.
+    assert_eq!(bytes_of(&world, &cart), Ok(()));
+    for others in [nets(&["10.1.0.0/16"]), Vec::new()] {
+        world.listeners[0].proxies = others;
+        let told = handed_on(&world).unwrap_err();
+        assert!(
+            told.contains("no longer takes the word of 10.0.0.7"),
+            "{told}"
+        );
+    }
 }
 
 #[test]

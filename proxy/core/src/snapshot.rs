@@ -76,6 +76,9 @@ pub struct Listener {
     pub sources: Vec<IpNet>,
     /// How many connections one source may begin; `None`: any.
     pub handshakes: Option<Rate>,
+    /// The networks that alone may connect, each connection with a PROXY header that says whose it
+    /// is; empty: there are no headers, and who connects is the source.
+    pub proxies: Vec<IpNet>,
 }
 
 /// Who is expected to connect to a [`Listener`].
@@ -248,7 +251,8 @@ pub struct Cluster {
     pub route: Arc<str>,
     /// Every endpoint.
     pub endpoints: Vec<Endpoint>,
-    /// The levels, preferred first; each endpoint is in exactly one. Never empty.
+    /// The levels, preferred first; each endpoint is in exactly one. Never empty, but a level is while
+    /// its names have no addresses.
     pub levels: Vec<Level>,
     /// How it is used.
     pub policy: Arc<ClusterPolicy>,
@@ -320,15 +324,18 @@ pub struct Endpoint {
 pub enum Address {
     /// An address.
     Socket(SocketAddr),
-    /// A name that is resolved by its TTL, and a port.
+    /// A name that is resolved by its TTL, and a port: one endpoint, whatever its addresses.
     Name(Host, u16),
+    /// A name, and a port: in a snapshot as it is written, every address of it is an endpoint (see
+    /// [`resolved`](crate::resolved::resolved)).
+    Each(Host, u16),
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Socket(address) => write!(f, "{address}"),
-            Self::Name(host, port) => write!(f, "{host}:{port}"),
+            Self::Name(host, port) | Self::Each(host, port) => write!(f, "{host}:{port}"),
         }
     }
 }
@@ -545,6 +552,25 @@ pub struct Peer {
     pub keepalive_ping: Duration,
     /// How long an answer to a PING may take.
     pub keepalive_timeout: Duration,
+}
+
+impl Listener {
+    /// Whether `source` may connect at all.
+    #[must_use]
+    pub fn admits(&self, source: IpAddr) -> bool {
+        self.sources.is_empty() || contains(&self.sources, source)
+    }
+
+    /// Whether the word of `proxy` on a connection's source counts.
+    #[must_use]
+    pub fn trusts(&self, proxy: IpAddr) -> bool {
+        contains(&self.proxies, proxy)
+    }
+}
+
+fn contains(nets: &[IpNet], ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    nets.iter().any(|net| net.contains(&ip))
 }
 
 impl Peer {

@@ -41,6 +41,7 @@ pub(super) fn routes(shared: &Arc<Shared>) -> Router {
         .route("/api/v1/findings", get(findings))
         .route("/api/v1/connections", get(connections))
         .route("/api/v1/topology", get(topology))
+        .route("/api/v1/tap", get(super::tap::tap))
         .with_state(Arc::clone(shared))
 }
 
@@ -362,6 +363,11 @@ async fn findings(State(shared): State<Arc<Shared>>) -> Response {
     } else {
         found
     };
+    let mut found = found;
+    if let Some(list) = found.as_array_mut() {
+        list.extend(shared.names.load().findings());
+        list.extend(shared.federation.findings());
+    }
     document(&published, "findings", found)
 }
 

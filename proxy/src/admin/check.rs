@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use zeugma_core::snapshot::{Endpoint, EndpointTls};
 
 use super::as_json;
+use super::levers::refused;
 use crate::probe;
 use crate::runtime::{Published, Shared};
 use crate::transport::mtls::{ALPN_H2, ALPN_TCP};
@@ -43,8 +44,8 @@ pub(super) async fn check(
     Query(wanted): Query<Wanted>,
 ) -> Response {
     let Ok(_running) = RUNNING.try_acquire() else {
-        let text = "a check is under way; ask again when it has ended\n";
-        return (StatusCode::TOO_MANY_REQUESTS, text).into_response();
+        let text = "a check is under way; ask again when it has ended";
+        return refused(StatusCode::TOO_MANY_REQUESTS, "ZG0965", &text);
     };
     let published = shared.published.load_full();
     if let Some(name) = &wanted.peer
@@ -60,8 +61,8 @@ pub(super) async fn check(
             .iter()
             .map(|peer| &*peer.name)
             .collect();
-        let text = format!("no peer `{name}`; there are: {}\n", known.join(", "));
-        return (StatusCode::NOT_FOUND, text).into_response();
+        let text = format!("no peer `{name}`; there are: {}", known.join(", "));
+        return refused(StatusCode::NOT_FOUND, "ZG0966", &text);
     }
     let mut reaching = JoinSet::new();
     let gateways = gateways(&published, wanted.peer.as_deref());
@@ -129,6 +130,7 @@ async fn reach(shared: Arc<Shared>, peer: String, endpoint: Endpoint) -> Value {
     tell("resolved", json!(resolved));
     let Some(first) = addresses.first() else {
         tell("failed", json!("name"));
+        tell("code", json!("ZG1045"));
         tell("error", json!("the name has no address at present"));
         return told.into();
     };
@@ -140,6 +142,7 @@ async fn reach(shared: Arc<Shared>, peer: String, endpoint: Endpoint) -> Value {
     };
     if let Some(error) = failure {
         tell("failed", json!("tcp"));
+        tell("code", json!("ZG1046"));
         tell("error", json!(error));
         return told.into();
     }
@@ -164,6 +167,7 @@ async fn reach(shared: Arc<Shared>, peer: String, endpoint: Endpoint) -> Value {
         }
         Err(error) => {
             tell("failed", json!("tls"));
+            tell("code", json!("ZG1047"));
             tell("error", json!(error.to_string()));
             tell("rule", json!(upstream::refused_rule(&error)));
         }

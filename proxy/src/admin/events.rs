@@ -15,6 +15,7 @@ use bytes::Bytes;
 use http_body::Frame;
 use tokio::time::Interval;
 
+use super::levers::refused;
 use crate::journal::{Event, LISTENERS_MAX, Listening, Next};
 use crate::runtime::Shared;
 
@@ -28,14 +29,14 @@ pub(super) async fn events(State(shared): State<Arc<Shared>>, headers: HeaderMap
         text.parse::<u64>()
     });
     let Ok(after) = seen.transpose() else {
-        let wrong = "last-event-id is not the number of an event\n";
-        return (StatusCode::BAD_REQUEST, wrong).into_response();
+        let wrong = "last-event-id is not the number of an event";
+        return refused(StatusCode::BAD_REQUEST, "ZG0970", &wrong);
     };
     let Some(listening) = shared.admin.journal.listen(after) else {
         let text = format!(
-            "{LISTENERS_MAX} listen already, or the gateway ends; end one, or ask /api/v1/failovers\n"
+            "{LISTENERS_MAX} listen already, or the gateway ends; end one, or ask /api/v1/failovers"
         );
-        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+        return refused(StatusCode::SERVICE_UNAVAILABLE, "ZG0971", &text);
     };
     let stream = Stream {
         shared,

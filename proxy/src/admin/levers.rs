@@ -4,6 +4,7 @@
 //! address, where every process of the host gets in, the token of `adminToken` is, and without one
 //! nothing can be changed.
 
+use std::fmt::Display;
 use std::fs::Metadata;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -11,14 +12,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{Query, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::post;
+use axum::routing::{get, post};
 use serde_json::json;
 
-use super::check;
+use super::{as_json, check};
+use crate::logging::LevelError;
 use crate::runtime::Shared;
 
 /// The shortest token.
@@ -50,6 +52,17 @@ enum AccessError {
     Unusable(#[from] io::Error),
 }
 
+impl AccessError {
+    /// The answer's status, and the code in [`zeugma_core::codes`].
+    const fn answer(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::Nobody => (StatusCode::FORBIDDEN, "ZG0962"),
+            Self::Unknown => (StatusCode::UNAUTHORIZED, "ZG0963"),
+            Self::Unusable(_) => (StatusCode::INTERNAL_SERVER_ERROR, "ZG0964"),
+        }
+    }
+}
+
 /// The paths that change something.
 pub(super) fn routes(shared: &Arc<Shared>, access: Access) -> Router {
     let access = Arc::new(access);
@@ -57,20 +70,22 @@ pub(super) fn routes(shared: &Arc<Shared>, access: Access) -> Router {
         .route("/drain_listeners", post(drain))
         .route("/quitquitquit", post(quit))
         .route("/api/v1/check", post(check::check))
+        .route("/logging", get(logging).post(logging))
         .with_state(Arc::clone(shared))
         .layer(middleware::from_fn_with_state(access, authorized))
+}
+
+/// What was asked for is not done: why, and the code that `zeugma explain` knows more of.
+pub(super) fn refused(status: StatusCode, code: &str, why: &dyn Display) -> Response {
+    (status, format!("{why} ({code})\n")).into_response()
 }
 
 async fn authorized(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
     match access.check(request.headers()) {
         Ok(()) => next.run(request).await,
         Err(error) => {
-            let status = match error {
-                AccessError::Nobody => StatusCode::FORBIDDEN,
-                AccessError::Unknown => StatusCode::UNAUTHORIZED,
-                AccessError::Unusable(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            };
-            (status, format!("{error}\n")).into_response()
+            let (status, code) = error.answer();
+            refused(status, code, &error)
         }
     }
 }
@@ -134,7 +149,7 @@ async fn drain(State(shared): State<Arc<Shared>>) -> &'static str {
         .admin
         .journal
         .add("lever", json!({ "lever": "drain" }));
-    tracing::info!("draining: asked by the admin interface");
+    tracing::info!(code = "ZG0902", "draining: asked by the admin interface");
     shared.admin.levers.drain.notify_one();
     "draining\n"
 }
@@ -144,9 +159,39 @@ async fn quit(State(shared): State<Arc<Shared>>) -> &'static str {
         .admin
         .journal
         .add("lever", json!({ "lever": "quit" }));
-    tracing::info!("draining without a delay: asked by the admin interface");
+    tracing::info!(
+        code = "ZG0902",
+        "draining without a delay: asked by the admin interface"
+    );
     shared.admin.levers.quit.notify_one();
     "draining without a delay\n"
+}
+
+/// What the log tells; `?level=debug` and `?zeugma_proxy::probe=debug` change it, by POST.
+async fn logging(
+    method: Method,
+    State(shared): State<Arc<Shared>>,
+    Query(levels): Query<Vec<(String, String)>>,
+) -> Response {
+    let logging = &shared.admin.logging;
+    let is_change = method == Method::POST && !levels.is_empty();
+    let done = if is_change {
+        logging.set(&levels)
+    } else {
+        Ok(())
+    };
+    match done.and_then(|()| logging.filter()) {
+        Ok(filter) => {
+            if is_change {
+                let data = json!({ "lever": "logging", "filter": filter });
+                shared.admin.journal.add("lever", data);
+                tracing::info!(code = "ZG0967", filter, "what the log tells was changed");
+            }
+            as_json(&json!({ "apiVersion": "api.zeugma.dev/v1", "filter": filter }))
+        }
+        Err(error @ LevelError::NotOurs) => refused(StatusCode::CONFLICT, "ZG0968", &error),
+        Err(error) => refused(StatusCode::BAD_REQUEST, "ZG0968", &error),
+    }
 }
 
 #[cfg(test)]

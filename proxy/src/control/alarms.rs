@@ -42,6 +42,7 @@ fn look(shared: &Shared, now: i64, told: &mut BTreeMap<TrustDomain, i64>) {
         }
         if told.get(domain) != Some(&due) {
             tracing::warn!(
+                code = "ZG0207",
                 trust_domain = %domain,
                 next_update = due,
                 refused_from = due.saturating_add(CRL_GRACE_SECONDS),

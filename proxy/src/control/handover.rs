@@ -101,6 +101,17 @@ pub enum HandoverError {
     },
 }
 
+impl HandoverError {
+    /// Its code in [`zeugma_core::codes`].
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::NoState => "ZG0948",
+            Self::Unreachable { .. } | Self::Refused { .. } | Self::Failed { .. } => "ZG0949",
+        }
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 enum Message {
@@ -178,7 +189,7 @@ impl Door {
             let (stream, pid) = match self.admit().await {
                 Ok(admitted) => admitted,
                 Err(error) => {
-                    tracing::warn!(%error, "a process at the handover socket is not let in");
+                    tracing::warn!(code = "ZG0946", %error, "a process at the handover socket is not let in");
                     tokio::time::sleep(AGAIN).await;
                     continue;
                 }
@@ -567,7 +578,7 @@ pub(super) async fn arrive(start: Start, beginning: &Beginning) -> Result<Arriva
             let (ours, rest) = inherited.assign(&places);
             let pid = taking.pid;
             if !rest.is_empty() {
-                tracing::info!(pid, sockets = %rest, "these stay behind: the configuration has no place for them");
+                tracing::info!(code = "ZG0947", pid, sockets = %rest, "these stay behind: the configuration has no place for them");
             }
             adopted.extend(ours);
             (Some(state), Some(taking))

@@ -93,6 +93,16 @@ pub enum InheritError {
     Unwanted(String),
 }
 
+impl InheritError {
+    /// Its code in [`zeugma_core::codes`].
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Count(_) | Self::Unusable { .. } | Self::Unwanted(_) => "ZG0952",
+        }
+    }
+}
+
 impl Inherited {
     /// Takes the descriptors that systemd passed, if it did (sd_listen_fds(3)).
     ///

@@ -79,6 +79,7 @@ impl Beginning {
             return Err(GatewayError::Config(text));
         };
         tracing::error!(
+            code = "ZG0123",
             version = %loaded.snapshot.version,
             "configuration refused; the last good one, which was kept, serves\n{text}"
         );
@@ -135,6 +136,7 @@ impl Kept {
             }),
             Err(error) => {
                 tracing::warn!(
+                    code = "ZG0124",
                     path = %path.display(), %error,
                     "the last good configuration cannot be read"
                 );
@@ -159,6 +161,7 @@ impl Kept {
     fn told<T>(&self, result: Result<T, LastGoodError>) -> Option<T> {
         if let Err(error) = &result {
             tracing::warn!(
+                code = "ZG0124",
                 path = %self.path.display(), %error,
                 "the last good configuration that was kept is not used"
             );
@@ -177,6 +180,7 @@ pub(super) fn crl_numbers(settings: &GatewaySettings) -> CrlNumbers {
     });
     read.unwrap_or_else(|error| {
         tracing::warn!(
+            code = "ZG0208",
             path = %state::folder_of(dir, name).join(NUMBERS).display(), %error,
             "the numbers of CRLs that were used before cannot be read: an older CRL is not told"
         );
@@ -244,11 +248,14 @@ impl Keeper {
                 match written {
                     Ok(Ok(())) => tracing::debug!("the last good configuration is kept"),
                     Ok(Err(error)) => tracing::warn!(
+                        code = "ZG0125",
                         path = %this.folder.join(FILE).display(), %error,
                         "the last good configuration cannot be kept: a start with files that are \
                          refused will fail"
                     ),
-                    Err(error) => tracing::error!(%error, "keeping the configuration failed"),
+                    Err(error) => {
+                        tracing::error!(code = "ZG0906", %error, "keeping the configuration failed")
+                    }
                 }
             }
         }
@@ -260,6 +267,7 @@ impl Keeper {
             && let Err(error) = state::write(&self.folder, NUMBERS, numbers.to_text().as_bytes())
         {
             tracing::warn!(
+                code = "ZG0208",
                 path = %self.folder.join(NUMBERS).display(), %error,
                 "the numbers of CRLs cannot be kept: after a restart an older CRL is not told"
             );

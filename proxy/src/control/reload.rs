@@ -18,7 +18,7 @@ use super::last_good::Beginning;
 use super::rest::{Next, Rest};
 use super::systemd;
 use crate::runtime::Shared;
-use crate::tls::{Credentials, CredentialsError, SvidFiles};
+use crate::tls::{Credentials, CredentialsError, DomainBundle, SvidFiles};
 use crate::watch::Watch;
 
 /// Between two tries to bind what a gateway that serves goes on without.
@@ -72,7 +72,7 @@ impl Reader {
             }
         });
         if let Err(error) = started {
-            tracing::error!(%error, "no thread to read configurations on: changes are not seen");
+            tracing::error!(code = "ZG0908", %error, "no thread to read configurations on: changes are not seen");
         }
         Self(ask)
     }
@@ -202,6 +202,7 @@ impl Files {
             // All only wait; what changed meanwhile is found by the next look.
             let woken = tokio::select! {
                 () = self.watch.changed() => Woken::Change,
+                () = shared.federation.changed() => Woken::Change,
                 _ = hangup.recv() => Woken::Signal,
                 () = again.notified() => Woken::Again,
                 () = until(look) => Woken::Look,
@@ -225,6 +226,10 @@ impl Files {
             let svid = self.svid.clone();
             if !Box::pin(self.reload_config(&shared, &tell)).await {
                 return;
+            }
+            if woken == Woken::Signal {
+                // Where the configuration says by now.
+                shared.federation.want_anew();
             }
             // After it: the configuration says where they are.
             let credentials = if woken == Woken::Look && self.svid == svid {
@@ -345,7 +350,7 @@ impl Files {
         let (loaded, rest) = match loading.await {
             Ok(read) => read,
             Err(error) => {
-                tracing::error!(%error, "loading the configuration failed");
+                tracing::error!(code = "ZG0906", %error, "loading the configuration failed");
                 return None;
             }
         };
@@ -367,20 +372,23 @@ impl Files {
 
     /// Loads certificate and bundles; `None` where they are those that serve, or are refused.
     async fn reload_credentials(&mut self, shared: &Shared) -> Option<Credentials> {
-        let (svid, before) = (self.svid.clone(), shared.credentials.load_full());
+        let svid = shared.federation.beside(self.svid.clone());
+        let before = shared.credentials.load_full();
         let loading = tokio::task::spawn_blocking(move || before.reload(&svid)).await;
         match loading {
             Ok(Ok(credentials)) => {
                 self.tell_wrong(credentials.wrong());
                 if shared.credentials.load().differs(&credentials) {
-                    tracing::info!(id = %credentials.id(), "certificate and bundles applied");
+                    tracing::info!(code = "ZG0201", id = %credentials.id(), "certificate and bundles applied");
                     return Some(credentials);
                 }
                 let is_whole = credentials.wrong().is_empty();
                 shared.metrics.reloaded("credentials", is_whole);
             }
             Ok(Err(error)) => self.refuse_credentials(&error, shared),
-            Err(error) => tracing::error!(%error, "loading the certificate failed"),
+            Err(error) => {
+                tracing::error!(code = "ZG0906", %error, "loading the certificate failed")
+            }
         }
         None
     }
@@ -395,19 +403,21 @@ impl Files {
     ) {
         self.good = good;
         self.svid = svid_files(&settings);
+        shared.federation.want(&settings.svid.domains);
         self.watch.set(watched(files, &self.svid));
         let is_news = needs_restart(&self.latest, &settings);
         self.latest = settings;
         if is_news && needs_restart(&self.settings, &self.latest) {
             tracing::warn!(
-                "admin, adminToken, probes, metrics, stateDir, workers, limits and drain of a MeshGateway are read at \
+                code = "ZG0126",
+                "admin, adminToken, probes, metrics, stateDir, workers, limits, drain and accessLog of a MeshGateway are read at \
                  start only; restart the gateway to apply their change"
             );
         }
         tell_refused(&said.refused, shared);
         let text = refused_in_part(&said.refused);
         if text.is_some() && self.said[0] != text {
-            tracing::error!("{}", text.as_deref().unwrap_or_default());
+            tracing::error!(code = "ZG0122", "{}", text.as_deref().unwrap_or_default());
         }
         self.said[0] = text;
         if is_new {
@@ -420,7 +430,10 @@ impl Files {
         shared.findings.store(Arc::new(findings.to_json()));
         let text = describe(findings);
         if self.said[0].as_ref() != Some(&text) {
-            tracing::error!("configuration refused; the last good one serves\n{text}");
+            tracing::error!(
+                code = "ZG0121",
+                "configuration refused; the last good one serves\n{text}"
+            );
             self.said[0] = Some(text);
         }
     }
@@ -429,7 +442,7 @@ impl Files {
         shared.metrics.reloaded("credentials", false);
         let text = with_causes(error);
         if self.said[1].as_ref() != Some(&text) {
-            tracing::error!(error = %text, "certificate or bundles refused; the last good ones serve");
+            tracing::error!(code = error.code(), error = %text, "certificate or bundles refused; the last good ones serve");
             self.said[1] = Some(text);
         }
     }
@@ -442,6 +455,7 @@ impl Files {
             && self.said[1].as_ref() != Some(text)
         {
             tracing::error!(
+                code = wrong.first().map_or("ZG0202", CredentialsError::code),
                 error = %text,
                 "certificate or bundles refused; the last good ones serve in their place, and all else is applied"
             );
@@ -451,7 +465,7 @@ impl Files {
 }
 
 /// An error and its causes in one line.
-pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -506,7 +520,7 @@ fn needs_restart(before: &GatewaySettings, now: &GatewaySettings) -> bool {
             s.probes,
             s.metrics,
             s.state_dir.clone(),
-            s.workers,
+            (s.workers, s.access_log),
             s.limits.clone(),
             s.drain.clone(),
         )
@@ -522,7 +536,7 @@ fn watched(mut files: Vec<PathBuf>, svid: &SvidFiles) -> Vec<PathBuf> {
     ]);
     files.extend(svid.crls.clone());
     files.extend(svid.denied.clone());
-    files.extend(svid.domains.iter().map(|(_, bundle)| bundle.clone()));
+    files.extend(svid.domains.iter().filter_map(|one| one.file.clone()));
     files
 }
 
@@ -534,8 +548,15 @@ pub(super) fn svid_files(settings: &GatewaySettings) -> SvidFiles {
         bundles: settings.svid.bundles.clone(),
         crls: settings.svid.crls.clone(),
         denied: settings.svid.denied.clone(),
-        domains: settings.svid.domains.clone(),
         own: Some(settings.trust_domain.clone()),
+        domains: (settings.svid.domains.iter())
+            .map(|one| DomainBundle {
+                domain: one.domain.clone(),
+                file: one.bundle.clone(),
+                is_fetched: one.endpoint.is_some(),
+                fetched: None,
+            })
+            .collect(),
     }
 }
 
@@ -547,6 +568,6 @@ pub(super) fn describe(findings: &Findings) -> String {
 /// Tells of warnings.
 pub(super) fn warn(warnings: &Findings) {
     if warnings.iter().next().is_some() {
-        tracing::warn!("configuration\n{}", describe(warnings));
+        tracing::warn!(code = "ZG0127", "configuration\n{}", describe(warnings));
     }
 }

@@ -33,6 +33,7 @@ impl Control {
             Ok(()) => (self.become_ready(), self.open_door(), Ok(())),
             Err(error) => {
                 tracing::error!(
+                    code = "ZG0944",
                     %error,
                     "not taken over: what was accepted meanwhile is served to its end"
                 );
@@ -69,7 +70,7 @@ impl Control {
                 self.beside.spawn_local(door.serve(ask));
             }
             Some(Err(error)) => {
-                tracing::warn!(%error, "no other process can take over from this one");
+                tracing::warn!(code = "ZG0945", %error, "no other process can take over from this one");
             }
             // It was told of when the folder could not be had.
             None => {}
@@ -94,7 +95,12 @@ impl Control {
         self.open_interfaces();
         let sockets = before.len();
         taking.finish(before).await?;
-        tracing::info!(pid, sockets, "taken over from the gateway before");
+        tracing::info!(
+            code = "ZG0941",
+            pid,
+            sockets,
+            "taken over from the gateway before"
+        );
         Ok(())
     }
 
@@ -105,7 +111,12 @@ impl Control {
                 let offered = self.offer(&stage);
                 if let Ok(offered) = &offered {
                     let sockets = offered.len();
-                    tracing::info!(pid, sockets, "a successor asks for the sockets");
+                    tracing::info!(
+                        code = "ZG0942",
+                        pid,
+                        sockets,
+                        "a successor asks for the sockets"
+                    );
                     self.handing = Some(pid);
                 }
                 // Nobody listens where the successor has gone; then it is told of as abandoned.
@@ -114,7 +125,7 @@ impl Control {
             }
             Asked::Abandoned { pid, why } => {
                 self.handing = None;
-                tracing::warn!(pid, error = %why, "not handed over; serving on");
+                tracing::warn!(code = "ZG0943", pid, error = %why, "not handed over; serving on");
                 if let Some(config) = self.waiting.take() {
                     self.configure_late(config, &stage);
                 }
@@ -122,7 +133,11 @@ impl Control {
             }
             Asked::Done { pid, adopted } => {
                 self.handing = None;
-                tracing::info!("handing over to pid {pid}: {} sockets", adopted.len());
+                tracing::info!(
+                    code = "ZG0942",
+                    "handing over to pid {pid}: {} sockets",
+                    adopted.len()
+                );
                 let stage = self.hand_over(pid, &adopted, stage);
                 if let Some(config) = self.waiting.take() {
                     self.configure_late(config, &stage);

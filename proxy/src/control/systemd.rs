@@ -11,7 +11,7 @@ use crate::runtime::Shared;
 /// Tells it all of these at once.
 pub(super) fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(false, states) {
-        tracing::warn!(%error, "systemd is not told: {states:?}");
+        tracing::warn!(code = "ZG0951", %error, "systemd is not told: {states:?}");
     }
 }
 
@@ -24,7 +24,7 @@ pub(super) fn ready() {
 pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(error) => tracing::warn!(%error, "systemd is not told of reloading"),
+        Err(error) => tracing::warn!(code = "ZG0951", %error, "systemd is not told of reloading"),
     }
 }
 
@@ -59,6 +59,7 @@ async fn keep_telling(pulses: &Pulses, within: Duration, mut tell: impl FnMut())
         match pulses.stalled() {
             0 => tell(),
             stalled => tracing::error!(
+                code = "ZG0907",
                 stalled,
                 "workers do not turn: a defect of the gateway; systemd is not told that all is well"
             ),

@@ -63,7 +63,7 @@ pub(super) struct Exchange {
     pub(super) from_gateway: bool,
     /// The caller's connection, where it asks for another protocol on it.
     pub(super) upgrade: Option<Upgrade>,
-    /// What is sent instead of a trace that is missing or invalid.
+    /// What is sent instead of the caller's `traceparent`.
     made_trace: Option<HeaderValue>,
     began: std::time::Instant,
     /// A gateway whose word counts says who calls, but not so that it can be read.
@@ -151,7 +151,7 @@ impl Exchange {
         present: Present,
     ) -> Self {
         let request_id = headers::request_id(&head.headers, present, || context.worker.draw());
-        let trace = headers::trace(&head.headers, present, || context.worker.draw());
+        let trace = context.trace(&head.headers, present);
         let is_grpc = context.version == Version::H2 && headers::is_grpc(&head.headers);
         // Nobody else's word counts.
         let claim = match &context.identity {
@@ -169,7 +169,7 @@ impl Exchange {
             head.method.clone()
         };
         let asked = Rc::new((method, head.uri.clone()));
-        let made_trace = trace.is_made.then(|| trace.parent().clone());
+        let made_trace = trace.is_said_anew().then(|| trace.parent().clone());
         let closed = Box::new(Closed {
             listener: Arc::clone(&context.listener),
             source: context.source,
@@ -184,10 +184,7 @@ impl Exchange {
                 method: head.method.clone(),
                 authority: None,
                 asked: Rc::clone(&asked),
-                version: match context.version {
-                    Version::H1 => "HTTP/1.1",
-                    Version::H2 => "HTTP/2",
-                },
+                version: context.version.text(),
                 status: 0,
                 attempts: 0,
             }),
@@ -352,7 +349,7 @@ impl Exchange {
             Evidence::Verified(_) | Evidence::Network => None,
         };
         self.record.entry().is_for(handed_on);
-        let attested = handed_on.map(ToString::to_string);
+        let attested = handed_on.map(|id| id.as_str().into());
         let credentials = self.context.worker.shared.credentials.load();
         let on_list = (self.context.identity.iter().chain(handed_on))
             .find_map(|id| credentials.denied().position(id));
@@ -704,7 +701,11 @@ impl Exchange {
                 false
             }
             name if headers::ends_at_hop(name) => false,
-            "traceparent" | "tracestate" => self.made_trace.is_none() && !named.contains(name),
+            "traceparent" => self.made_trace.is_none() && !named.contains(name),
+            // Of a trace that goes on, which one that we begin does not: that is never sampled.
+            "tracestate" => {
+                self.made_trace.as_ref().is_none_or(headers::is_sampled) && !named.contains(name)
+            }
             headers::MIRROR => self.from_gateway && !named.contains(name),
             "via" => !to_peer && !named.contains(name),
             "cookie" => !splits_cookies && !named.contains(name),

@@ -241,6 +241,9 @@ pub(crate) struct Trace {
     parent: HeaderValue,
     /// Whether the caller has sent none that is valid.
     pub(crate) is_made: bool,
+    /// The caller's span, where the gateway records one of its own.
+    #[cfg(feature = "otlp")]
+    caller: Option<Box<str>>,
 }
 
 impl Trace {
@@ -255,19 +258,67 @@ impl Trace {
         &self.parent
     }
 
+    /// Whether another `traceparent` is sent than the caller's.
+    pub(crate) const fn is_said_anew(&self) -> bool {
+        #[cfg(feature = "otlp")]
+        if self.caller.is_some() {
+            return true;
+        }
+        self.is_made
+    }
+
+    /// The same with a span of the gateway's own, if the caller has it sampled (W3C Trace Context
+    /// §3.3: the parent's ID is ours then, and all else goes on).
+    #[cfg(feature = "otlp")]
+    pub(crate) fn with_span(self, draw: impl Fn() -> u64) -> Self {
+        let text = self.parent.to_str().unwrap_or_default();
+        let (false, Some(caller)) = (self.is_made, text.get(36..52)) else {
+            return self;
+        };
+        if !is_sampled(&self.parent) {
+            return self;
+        }
+        let mut span = [0; 16];
+        write_hex(&mut span, [draw() | 1]);
+        let caller = Box::from(caller);
+        // Whoever changes it says the version that it knows.
+        let mut parent = b"00".to_vec();
+        parent.extend_from_slice(text.get(2..36).unwrap_or_default().as_bytes());
+        parent.extend_from_slice(&span);
+        parent.extend_from_slice(text.get(52..55).unwrap_or_default().as_bytes());
+        Self {
+            parent: of_digits(&parent),
+            is_made: false,
+            caller: Some(caller),
+        }
+    }
+
+    /// The IDs of the gateway's own span, where it records one.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn recorded(&self) -> Option<crate::otlp::Ids<'_>> {
+        let text = self.parent.to_str().ok()?;
+        Some(crate::otlp::Ids {
+            trace: text.get(3..35)?,
+            span: text.get(36..52)?,
+            parent: self.caller.as_deref()?,
+        })
+    }
+
     /// None that a request has.
     #[cfg(test)]
     pub(crate) fn of(id: &str) -> Self {
         Self {
             parent: format!("00-{id}-0000000000000001-00").parse().unwrap(),
             is_made: true,
+            #[cfg(feature = "otlp")]
+            caller: None,
         }
     }
 }
 
 /// The request's trace if its `traceparent` is valid, else a new one (W3C Trace Context §3.2).
 ///
-/// A valid one goes on as it is: the gateway records no span of its own.
+/// A valid one goes on as it is, unless the gateway records a span of its own ([`Trace::with_span`]).
 pub(crate) fn trace(headers: &HeaderMap, present: Present, draw: impl Fn() -> u64) -> Trace {
     let only = if present.has(Present::TRACEPARENT) {
         let mut values = headers.get_all(&TRACEPARENT).iter();
@@ -279,6 +330,8 @@ pub(crate) fn trace(headers: &HeaderMap, present: Present, draw: impl Fn() -> u6
         return Trace {
             parent: parent.clone(),
             is_made: false,
+            #[cfg(feature = "otlp")]
+            caller: None,
         };
     }
     // Not sampled, as far as we know (§3.2.2.5).
@@ -293,7 +346,15 @@ pub(crate) fn trace(headers: &HeaderMap, present: Present, draw: impl Fn() -> u6
     Trace {
         parent: of_digits(&parent),
         is_made: true,
+        #[cfg(feature = "otlp")]
+        caller: None,
     }
+}
+
+/// Whether whoever sent a valid `traceparent` records the trace (W3C Trace Context §3.2.2.5).
+pub(crate) fn is_sampled(parent: &HeaderValue) -> bool {
+    let digit = parent.as_bytes().get(54).copied().map(char::from);
+    (digit.and_then(|digit| digit.to_digit(16))).is_some_and(|flags| flags & 1 == 1)
 }
 
 fn of_digits(digits: &[u8]) -> HeaderValue {
@@ -302,12 +363,18 @@ fn of_digits(digits: &[u8]) -> HeaderValue {
 
 /// Writes numbers of 16 hexadecimal digits each.
 fn write_hex<const N: usize>(to: &mut [u8], numbers: [u64; N]) {
+    const EACH: u128 = u128::MAX / 0xff;
     for (digits, number) in to.chunks_mut(16).zip(numbers) {
-        for (nth, digit) in digits.iter_mut().rev().enumerate() {
-            let value = (number >> (4 * nth)) & 0xf;
-            // Without a branch, so that it is done for many at once.
-            let value = u8::try_from(value).unwrap_or_default();
-            *digit = value + b'0' + (b'a' - b'0' - 10) * u8::from(value > 9);
+        // Four bits to a byte, by halves; then all of them become digits at once.
+        let mut bytes = u128::from(number);
+        for shift in [32, 16, 8, 4] {
+            let kept = u128::MAX / ((1 << shift) + 1);
+            bytes = (bytes | (bytes << shift)) & kept;
+        }
+        let letters = ((bytes + EACH * 6) >> 4) & EACH;
+        let text = bytes + EACH * u128::from(b'0') + letters * u128::from(b'a' - b'0' - 10);
+        if let Ok(digits) = <&mut [u8; 16]>::try_from(digits) {
+            *digits = text.to_be_bytes();
         }
     }
 }
@@ -544,6 +611,26 @@ mod tests {
             .into_parts()
             .0;
         assert_eq!(authority(&request), Some("a.b:80"));
+    }
+
+    #[test]
+    fn numbers_are_written_as_format_writes_them() {
+        for number in [
+            0,
+            1,
+            9,
+            10,
+            15,
+            16,
+            0x0123_4567_89ab_cdef,
+            u64::MAX / 3,
+            u64::MAX,
+        ] {
+            let mut text = [0; 32];
+            write_hex(&mut text, [number, !number]);
+            let wanted = format!("{number:016x}{:016x}", !number);
+            assert_eq!(text, wanted.as_bytes());
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ use std::task::{Context as TaskContext, Poll, ready};
 use std::time::{Duration, Instant};
 
 use http::header::{CONNECTION, HeaderValue};
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::rt::Executor;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Interval, MissedTickBehavior};
@@ -52,6 +52,7 @@ use crate::transport::Stream;
 use crate::transport::sent::Link;
 
 use self::body::Outgoing;
+use self::headers::{Present, Trace};
 use self::seldom::Seldom;
 use self::stream::Incoming;
 
@@ -75,6 +76,16 @@ const DATA_FRAME_BUDGET: usize = 16 * 1024 * 1024;
 pub(crate) enum Version {
     H1,
     H2,
+}
+
+impl Version {
+    /// As the log writes it.
+    pub(crate) const fn text(self) -> &'static str {
+        match self {
+            Self::H1 => "HTTP/1.1",
+            Self::H2 => "HTTP/2",
+        }
+    }
 }
 
 /// Spawns on this worker, or the control thread.
@@ -122,6 +133,17 @@ impl Context {
     /// Takes up the idle time of a request's route.
     pub(crate) fn note_idle(&self, idle: Duration) {
         self.idle.set(self.idle.get().max(idle));
+    }
+
+    /// The trace of a request that came in.
+    pub(crate) fn trace(&self, headers: &HeaderMap, present: Present) -> Trace {
+        let draw = || self.worker.draw();
+        let trace = headers::trace(headers, present, draw);
+        #[cfg(feature = "otlp")]
+        if self.worker.shared.spans.get().is_some() {
+            return trace.with_span(draw);
+        }
+        trace
     }
 }
 
@@ -193,7 +215,7 @@ pub(crate) async fn serve(
     let context = Rc::new(Context {
         worker: Rc::clone(&visit.worker),
         listener: Arc::clone(&visit.listed.listener),
-        source: visit.listed.source,
+        source: visit.listed.source(),
         sni_service,
         identity,
         caller: visit.caller.clone(),
@@ -617,14 +639,14 @@ mod tests {
             open: Arc::default(),
         };
         let tcp = far.into_std().unwrap();
-        let (workers, mut sources) = ([worker], admission::sources());
+        let (workers, sources) = ([worker], admission::sources());
         hand_over(
             tcp,
             source,
             &"apps".into(),
             &alone.shared,
             &workers,
-            &mut sources,
+            &sources,
         );
         match queue.recv().await {
             Some(Handed::Connection(accepted)) => accepted,

@@ -38,6 +38,9 @@ impl Record {
         let registry = &context.worker.registry;
         let listed = registry.list(Arc::clone(&context.listener), context.source, open);
         listed.comes_by(context.entry.role());
+        if let Some(proxy) = &context.caller.proxy {
+            listed.comes_from(context.source, **proxy);
+        }
         if let Some(peer) = context.entry.peer() {
             listed.is_by(&peer);
         }

@@ -14,7 +14,7 @@ use zeugma_core::identity::{IdentityError, TrustDomain};
 use zeugma_core::svid::{Certificate, Origin, Rule, Violation};
 
 use super::config::sha256;
-use super::credentials::{ReadError, read_bounded};
+use super::credentials::{DomainBundle, ReadError, read_bounded};
 use super::crl::{Authority, authority};
 
 /// The largest bundle file read, in bytes.
@@ -116,6 +116,14 @@ pub enum BundleError {
     },
 }
 
+impl BundleError {
+    /// Its code in [`zeugma_core::codes`].
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        "ZG0203"
+    }
+}
+
 /// A certificate that a bundle trusts.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Anchor {
@@ -197,6 +205,14 @@ impl Bundle {
         } else {
             Self::from_pem(&bytes, domain, path)
         }
+    }
+
+    /// Reads a SPIFFE bundle that is no file; `named` stands for it in errors.
+    ///
+    /// # Errors
+    /// Any [`BundleError`] of one file.
+    pub fn parse(bytes: &[u8], domain: TrustDomain, named: &Path) -> Result<Self, BundleError> {
+        Self::from_json(bytes, domain, named)
     }
 
     /// Makes a bundle of certificates; an empty one refuses every SVID of the trust domain (B1).
@@ -349,7 +365,7 @@ impl Bundles {
     /// where its bundle cannot be used the one of `before` stays, if it had one.
     pub(super) fn renew(
         folder: &Path,
-        beside: &[(TrustDomain, PathBuf)],
+        beside: &[DomainBundle],
         before: &Self,
     ) -> (Self, Vec<BundleError>) {
         let mut wrong = Vec::new();
@@ -369,8 +385,16 @@ impl Bundles {
                 bundles = before.clone();
             }
         }
-        for (domain, path) in beside {
-            found.entry(domain.clone()).or_default().push(path.clone());
+        for one in beside {
+            match (&one.file, found.get_mut(&one.domain)) {
+                (Some(path), _) => {
+                    let paths = found.entry(one.domain.clone()).or_default();
+                    paths.push(path.clone());
+                }
+                // What is fetched alone has none in the folder either.
+                (None, Some(paths)) => paths.push(folder.to_owned()),
+                (None, None) => {}
+            }
         }
         for (domain, paths) in found {
             let bundle = match paths.as_slice() {
@@ -385,6 +409,9 @@ impl Bundles {
             if let Some(bundle) = bundle.or_else(|| before.get(&domain).cloned()) {
                 bundles.insert(bundle);
             }
+        }
+        for one in beside {
+            bundles.prefer_fetched(one);
         }
         (bundles, wrong)
     }
@@ -406,6 +433,40 @@ impl Bundles {
         let bundle = Bundle::load(path, domain)?;
         self.0.insert(bundle.domain.clone(), bundle);
         Ok(())
+    }
+
+    /// Takes the bundle of one more trust domain, if there is one by now: the newer of its file's and
+    /// of what was fetched. `folder` is that of the others.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub(super) fn add_foreign(
+        &mut self,
+        one: &DomainBundle,
+        folder: &Path,
+    ) -> Result<(), BundleError> {
+        match &one.file {
+            Some(path) => self.add(path, one.domain.clone())?,
+            None if self.get(&one.domain).is_some() => {
+                return Err(BundleError::Twice {
+                    path: folder.to_owned(),
+                    domain: one.domain.clone(),
+                });
+            }
+            None => {}
+        }
+        self.prefer_fetched(one);
+        Ok(())
+    }
+
+    /// Takes what was fetched, unless the file's sequence is higher.
+    fn prefer_fetched(&mut self, one: &DomainBundle) {
+        let of_file = self.get(&one.domain).and_then(Bundle::sequence);
+        if let Some(fetched) = &one.fetched
+            && of_file <= fetched.sequence()
+        {
+            self.insert(fetched.clone());
+        }
     }
 
     /// Adds a bundle in place of the one its trust domain had, which is returned.

@@ -11,8 +11,8 @@ use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, PeerMisbehaved, ServerConfig,
-    SignatureScheme,
+    ClientConfig, DigitallySignedStruct, DistinguishedName, PeerMisbehaved, RootCertStore,
+    ServerConfig, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use zeugma_core::identity::{IdPattern, SpiffeId};
@@ -230,6 +230,47 @@ pub(crate) fn client_config_towards(
     config.enable_early_data = false;
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok((Arc::new(config), slot))
+}
+
+/// What a bundle endpoint is asked with: it must be `expected`, and hears nothing of us (F4).
+///
+/// # Errors
+/// Only if rustls refuses our own provider.
+pub(crate) fn endpoint_config(
+    credentials: &Arc<Credentials>,
+    expected: &SpiffeId,
+) -> Result<(Arc<ClientConfig>, PeerSlot), rustls::Error> {
+    let slot = PeerSlot::default();
+    // An empty list accepts nobody.
+    let expected = IdPattern::parse(expected.as_str()).into_iter().collect();
+    let verifier = Arc::new(UpstreamVerifier {
+        credentials: Arc::clone(credentials),
+        expected,
+        slot: slot.clone(),
+    });
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    // T2: rustls never asks the verifier on resumption.
+    config.resumption = Resumption::disabled();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok((Arc::new(config), slot))
+}
+
+/// What a web site is asked with: its name must be one that `roots` vouch for.
+///
+/// # Errors
+/// Only if rustls refuses our own provider.
+pub(crate) fn web_config(roots: Arc<RootCertStore>) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
 }
 
 fn no_tls12() -> rustls::Error {

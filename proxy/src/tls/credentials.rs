@@ -38,10 +38,23 @@ pub struct SvidFiles {
     pub crls: Option<PathBuf>,
     /// A file of SPIFFE IDs that are refused.
     pub denied: Option<PathBuf>,
-    /// Further trust domains, and the files of their bundles.
-    pub domains: Vec<(TrustDomain, PathBuf)>,
+    /// Further trust domains, and where their bundles are.
+    pub domains: Vec<DomainBundle>,
     /// The trust domain that our SVID must be of; any where there is none.
     pub own: Option<TrustDomain>,
+}
+
+/// Where the bundle of one more trust domain is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DomainBundle {
+    /// Whose it is.
+    pub domain: TrustDomain,
+    /// A SPIFFE bundle or PEM.
+    pub file: Option<PathBuf>,
+    /// Whether it is fetched too.
+    pub is_fetched: bool,
+    /// What was fetched last; it counts unless the file's sequence is higher.
+    pub fetched: Option<Bundle>,
 }
 
 /// Why a file cannot be read.
@@ -141,6 +154,25 @@ pub enum CredentialsError {
     },
 }
 
+impl CredentialsError {
+    /// Its code in [`zeugma_core::codes`].
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Read(_) => "ZG0206",
+            Self::Bundle(error) => error.code(),
+            Self::Crls(_) => "ZG0204",
+            Self::Denied(_) => "ZG0205",
+            Self::KeyMode { .. }
+            | Self::Pem { .. }
+            | Self::Key { .. }
+            | Self::KeyMismatch { .. }
+            | Self::Foreign { .. }
+            | Self::Refused { .. } => "ZG0202",
+        }
+    }
+}
+
 /// Who we are and whom we trust: immutable, replaced as a whole under a new generation.
 pub struct Credentials {
     generation: u64,
@@ -175,8 +207,8 @@ struct Trust {
 impl Trust {
     fn load(files: &SvidFiles, newest: &CrlNumbers) -> Result<Self, CredentialsError> {
         let mut bundles = Bundles::load(&files.bundles)?;
-        for (domain, path) in &files.domains {
-            bundles.add(path, domain.clone())?;
+        for one in &files.domains {
+            bundles.add_foreign(one, &files.bundles)?;
         }
         let crls = match &files.crls {
             Some(folder) => Crls::load(folder, &bundles, newest)?,

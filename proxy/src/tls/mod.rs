@@ -19,9 +19,13 @@ pub use bundle::{
     ANCHORS_MAX, Anchor, BUNDLE_BYTES_MAX, BUNDLES_MAX, Bundle, BundleError, Bundles,
 };
 pub use cache::CACHED_CHAINS_MAX;
-pub(crate) use config::{Admit, admitting_server_config, client_config_towards};
+pub(crate) use config::{
+    Admit, admitting_server_config, client_config_towards, endpoint_config, web_config,
+};
 pub use config::{PeerSlot, client_config, server_config};
-pub use credentials::{Credentials, CredentialsError, ReadError, SVID_BYTES_MAX, SvidFiles};
+pub use credentials::{
+    Credentials, CredentialsError, DomainBundle, ReadError, SVID_BYTES_MAX, SvidFiles,
+};
 pub use crl::{
     CRL_BYTES_MAX, CRL_ENTRIES_MAX, CRL_FILES_MAX, CRL_GRACE_SECONDS, CRL_ISSUERS_MAX, CRLS_MAX,
     CrlNumbers, Crls, CrlsError,

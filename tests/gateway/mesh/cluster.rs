@@ -325,7 +325,7 @@ impl Cluster {
         let mut command = Gateway::command(&self.config());
         command.arg("--takeover");
         let next = self.spawn(command);
-        next.message("gateway ready").await;
+        next.message("ZG0901 gateway ready").await;
         next
     }
 }

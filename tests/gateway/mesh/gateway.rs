@@ -13,6 +13,8 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
+use zeugma_core::codes;
+use zeugma_core::verdict::Reason;
 
 use super::{Reply, eventually, get, within};
 
@@ -89,7 +91,7 @@ impl Gateway {
         admin: SocketAddr,
     ) -> Self {
         let this = Self::spawn(name, command, [probes, metrics, admin]);
-        this.message("gateway ready").await;
+        this.message("ZG0901 gateway ready").await;
         assert_eq!(this.ready().await, 200);
         this
     }
@@ -155,7 +157,7 @@ impl Gateway {
     /// The first access-log line, past or to come, that `wanted` accepts.
     pub(crate) async fn log(&self, mut wanted: impl FnMut(&Value) -> bool) -> Value {
         let found = self.access.find(|line| {
-            let line: Value = serde_json::from_str(line).unwrap();
+            let line = access_line(line);
             wanted(&line).then_some(line)
         });
         match tokio::time::timeout(super::DEADLINE, found).await {
@@ -173,18 +175,31 @@ impl Gateway {
 
     /// Every access-log line so far.
     pub(crate) fn log_so_far(&self) -> Vec<Value> {
-        let parse = |line: &String| serde_json::from_str(line).unwrap();
-        self.access.all().iter().map(parse).collect()
+        (self.access.all().iter().map(String::as_str))
+            .map(access_line)
+            .collect()
+    }
+
+    /// Every access-log line so far, whatever its form.
+    pub(crate) fn access_so_far(&self) -> Vec<String> {
+        self.access.all()
     }
 
     /// The first line on standard error, past or to come, that holds `text`.
     pub(crate) async fn message(&self, text: &str) -> String {
-        let found = self
-            .messages
-            .find(|line| line.contains(text).then(|| line.to_owned()));
+        self.line_of(&self.messages, text).await
+    }
+
+    /// The first access-log line, past or to come, that holds `text`, whatever its form.
+    pub(crate) async fn access_text(&self, text: &str) -> String {
+        self.line_of(&self.access, text).await
+    }
+
+    async fn line_of(&self, lines: &Lines, text: &str) -> String {
+        let found = lines.find(|line| line.contains(text).then(|| line.to_owned()));
         match tokio::time::timeout(super::DEADLINE, found).await {
             Ok(Some(line)) => line,
-            Ok(None) | Err(_) => panic!("{}: no message {text:?}\n{}", self.name, self.told()),
+            Ok(None) | Err(_) => panic!("{}: no line {text:?}\n{}", self.name, self.told()),
         }
     }
 
@@ -301,6 +316,7 @@ impl Gateway {
         assert!(status.success(), "{status}\n{}", self.told());
         let messages = self.messages_so_far().join("\n");
         assert!(!messages.contains("panicked"), "{messages}");
+        messages.lines().for_each(has_a_code);
         self.one_line_for_each_connection();
     }
 
@@ -337,6 +353,25 @@ impl Drop for Gateway {
         self.child.kill().ok();
         self.child.wait().ok();
     }
+}
+
+/// Holds a message of the log to have a code that is explained.
+fn has_a_code(line: &str) {
+    let words: Vec<&str> = line.split_whitespace().take(3).collect();
+    if let [_time, "INFO" | "WARN" | "ERROR", code] = words[..] {
+        assert!(codes::find(code).is_some(), "{line}");
+    }
+}
+
+/// A line of the access log, held to the code of its verdict.
+fn access_line(line: &str) -> Value {
+    let line: Value = serde_json::from_str(line).unwrap();
+    let mut all = Reason::ALL.iter();
+    let reason = all
+        .find(|reason| line["verdict"] == reason.label())
+        .unwrap();
+    assert_eq!(line["code"].as_str(), reason.code(), "{line}");
+    line
 }
 
 /// One scrape.

@@ -16,6 +16,7 @@
 
 mod ca;
 mod cluster;
+mod dns;
 mod gateway;
 pub(crate) mod hello;
 mod http;
@@ -27,9 +28,10 @@ use std::time::Duration;
 
 pub(crate) use ca::{Ca, Identity, alert_of};
 pub(crate) use cluster::Cluster;
+pub(crate) use dns::{NameServer, Zone};
 pub(crate) use gateway::{Gateway, Metrics};
 pub(crate) use http::{Body, Reply, collect, empty, frames, full, get, h1, h2, send};
-pub(crate) use namespace::Namespace;
+pub(crate) use namespace::{Namespace, is_root_or_skipped};
 pub(crate) use pair::Pair;
 pub(crate) use service::Service;
 

@@ -29,15 +29,8 @@ impl Namespace {
     ///
     /// # Panics
     /// Where every test is required to run.
-    #[expect(
-        clippy::print_stderr,
-        reason = "a test that did not run must not look like one that did"
-    )]
     pub(crate) fn new() -> Option<Self> {
-        const WHY: &str = "network namespaces need root: run the tests as root";
-        if !rustix::process::geteuid().is_root() {
-            assert!(std::env::var_os("ZEUGMA_REQUIRE_PEERS").is_none(), "{WHY}");
-            eprintln!("SKIPPED: {WHY}");
+        if !is_root_or_skipped("network namespaces") {
             return None;
         }
         let nth = LINKS.fetch_add(1, Ordering::Relaxed);
@@ -132,4 +125,22 @@ fn ip(arguments: &str) {
         "ip {arguments} (as root): {}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// Whether this user may do `what` of a test, which is skipped otherwise.
+///
+/// # Panics
+/// Where every test is required to run.
+#[expect(
+    clippy::print_stderr,
+    reason = "a test that did not run must not look like one that did"
+)]
+pub(crate) fn is_root_or_skipped(what: &str) -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        let required = std::env::var_os("ZEUGMA_REQUIRE_PEERS").is_some();
+        assert!(!required, "{what}: run the tests as root");
+        eprintln!("SKIPPED: {what}, which need root: run the tests as root");
+    }
+    is_root
 }

@@ -131,7 +131,7 @@ fn build(context: Context<'_>, service: &Service<'_>, targets: &[&Target], built
     let is_dns = targets
         .iter()
         .flat_map(|target| &target.endpoints)
-        .any(|(address, _)| matches!(address, Address::Name(..)));
+        .any(|(address, _)| !matches!(address, Address::Socket(_)));
     let kind = if is_dns {
         cluster::cluster::DiscoveryType::StrictDns
     } else {
@@ -348,6 +348,7 @@ fn lb_endpoint(target: &Target, address: &Address, weight: u32) -> endpoint::LbE
         peer: target.peer.clone(),
         workload: target.tls == EndpointTls::Workload,
         version: target.version,
+        each: matches!(address, Address::Each(..)),
     });
     metadata
         .filter_metadata
@@ -359,7 +360,9 @@ fn lb_endpoint(target: &Target, address: &Address, weight: u32) -> endpoint::LbE
             endpoint::Endpoint {
                 address: Some(match address {
                     Address::Socket(socket) => pb::address(&socket.ip().to_string(), socket.port()),
-                    Address::Name(host, port) => pb::address(host.as_str(), *port),
+                    Address::Name(host, port) | Address::Each(host, port) => {
+                        pb::address(host.as_str(), *port)
+                    }
                 }),
                 ..Default::default()
             },

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use ipnet::IpNet;
 use zeugma_core::snapshot::Failure;
 
 use super::clusters::{ads, common_tls, socket};
@@ -9,6 +10,7 @@ use super::rbac::rules;
 use super::{Context, Scope, Service, Services, cluster_name, mirror_cluster_name};
 use crate::meta::{ListenerMeta, MirrorMeta, RouteMeta};
 use crate::model::defaults::{or_secs, retry_on};
+use crate::model::scalar::Text;
 use crate::model::{InboundSpec, ListenerSpec, MeshRoute, ProtocolSpec, RoleSpec};
 use crate::parallel;
 use crate::pb::{self, hcm, http_rbac, listener, network_rbac, percent, rbac, route, tcp_proxy};
@@ -44,8 +46,9 @@ pub(crate) fn listener<R: Send>(
     let chains = parallel::map(planned, |planned| {
         let mut chain = planned.build(context, name, spec.role);
         if let Some(matched) = &mut chain.filter_chain_match {
-            matched.source_prefix_ranges =
-                spec.sources.iter().map(|net| pb::cidr(&net.0)).collect();
+            let cidrs = |nets: &[Text<IpNet>]| nets.iter().map(|net| pb::cidr(&net.0)).collect();
+            matched.source_prefix_ranges = cidrs(&spec.sources);
+            matched.direct_source_prefix_ranges = cidrs(proxies(spec));
         }
         of(chain)
     });
@@ -56,7 +59,10 @@ pub(crate) fn listener<R: Send>(
             &spec.address.0.ip().to_string(),
             spec.address.0.port(),
         )),
-        listener_filters: inspects.then(inspector).into_iter().collect(),
+        listener_filters: (spec.proxy_protocol.as_ref().map(|_| proxy_header()))
+            .into_iter()
+            .chain(inspects.then(inspector))
+            .collect(),
         listener_filters_timeout: pb::duration(or_secs(
             context.gateway.spec.limits.handshake_timeout.as_ref(),
             10,
@@ -66,6 +72,9 @@ pub(crate) fn listener<R: Send>(
             only: only.map(|service| service.id.clone()),
             sources: spec.sources.iter().map(|net| net.0.to_string()).collect(),
             handshakes_per_source: spec.handshakes.per_source.as_ref().map(|rate| rate.0.get()),
+            proxies: (proxies(spec).iter())
+                .map(|net| net.0.to_string())
+                .collect(),
         })),
         ..Default::default()
     };
@@ -73,13 +82,31 @@ pub(crate) fn listener<R: Send>(
 }
 
 fn inspector() -> listener::ListenerFilter {
+    listener_filter(
+        "envoy.filters.listener.tls_inspector",
+        pb::pack(&pb::TlsInspector::default()),
+    )
+}
+
+/// Before any other: what they look at comes behind it.
+fn proxy_header() -> listener::ListenerFilter {
+    listener_filter(
+        "envoy.filters.listener.proxy_protocol",
+        pb::pack(&pb::ProxyProtocol::default()),
+    )
+}
+
+fn listener_filter(name: &str, config: pb::Any) -> listener::ListenerFilter {
     listener::ListenerFilter {
-        name: "envoy.filters.listener.tls_inspector".to_owned(),
-        config_type: Some(listener::listener_filter::ConfigType::TypedConfig(
-            pb::pack(&pb::TlsInspector::default()),
-        )),
+        name: name.to_owned(),
+        config_type: Some(listener::listener_filter::ConfigType::TypedConfig(config)),
         ..Default::default()
     }
+}
+
+/// The networks that send PROXY headers to a listener.
+fn proxies(spec: &ListenerSpec) -> &[Text<IpNet>] {
+    (spec.proxy_protocol.as_ref()).map_or(&[], |proxy| proxy.trusted.as_slice())
 }
 
 /// Whether a service is reachable by name on a listener of this role.

@@ -429,7 +429,7 @@ spec:
   locality: eu/eu-1
   svid: { files: { certificate: gw.pem, key: gw.key, bundles: bundles/ } }
   listeners:
-    mesh: { address: "0.0.0.0:15443", role: mesh, sources: ["192.0.2.0/24"] }
+    mesh: { address: "0.0.0.0:15443", role: mesh, sources: ["192.0.2.0/24"], proxyProtocol: { trusted: ["10.0.0.0/8"] } }
     apps: { address: "127.0.0.1:15001", role: workloads }
     pg: { address: "127.0.0.1:15432", role: workloads, route: shop/pg }
 ---
@@ -661,6 +661,27 @@ spec:
                 .source_prefix_ranges;
             assert_eq!(ranges.len(), 1);
             assert_eq!(ranges[0].address_prefix, "192.0.2.0");
+        }
+    }
+
+    #[test]
+    fn a_proxy_header_is_read_before_anything_else_and_from_load_balancers_alone() {
+        let listeners = listeners();
+        let filters = |listener: &listener::Listener| -> Vec<String> {
+            let filters = listener.listener_filters.iter();
+            filters.map(|filter| filter.name.clone()).collect()
+        };
+        let (header, inspector) = (
+            "envoy.filters.listener.proxy_protocol",
+            "envoy.filters.listener.tls_inspector",
+        );
+        assert_eq!(filters(&listeners[0]), [header, inspector]);
+        assert_eq!(filters(&listeners[1]), [inspector]);
+        for chain in &listeners[0].filter_chains {
+            let matched = chain.filter_chain_match.as_ref().unwrap();
+            let ranges = &matched.direct_source_prefix_ranges;
+            assert_eq!(ranges.len(), 1);
+            assert_eq!(ranges[0].address_prefix, "10.0.0.0");
         }
     }
 

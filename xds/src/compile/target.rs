@@ -165,17 +165,7 @@ fn own(
             .as_ref()
             .map_or_else(|| node.locality.clone(), |locality| locality.0.clone()),
         peer: None,
-        endpoints: backend
-            .endpoints
-            .iter()
-            .flatten()
-            .map(|endpoint| {
-                (
-                    address(&endpoint.address, port.target_port),
-                    endpoint.weight.unwrap_or(1),
-                )
-            })
-            .collect(),
+        endpoints: own_endpoints(backend, port.target_port),
         tls: match backend.tls.unwrap_or(TlsSpec::None) {
             TlsSpec::None => EndpointTls::None,
             TlsSpec::Workload => EndpointTls::Workload,
@@ -191,6 +181,25 @@ fn own(
         },
         proxy_protocol: backend.proxy_protocol.unwrap_or(false),
     }
+}
+
+/// Where a backend of this cluster answers, with its weights.
+fn own_endpoints(backend: &BackendSpec, target_port: u16) -> Vec<(Address, u32)> {
+    if let Some(Text(name)) = &backend.dns {
+        return match address(name, target_port) {
+            Address::Name(host, port) => vec![(Address::Each(host, port), 1)],
+            address @ (Address::Socket(_) | Address::Each(..)) => vec![(address, 1)],
+        };
+    }
+    let endpoints = backend.endpoints.iter().flatten();
+    endpoints
+        .map(|endpoint| {
+            (
+                address(&endpoint.address, target_port),
+                endpoint.weight.unwrap_or(1),
+            )
+        })
+        .collect()
 }
 
 fn patterns(ids: &[Text<IdPattern>]) -> Vec<IdPattern> {

@@ -478,12 +478,13 @@ fn endpoint(
         return Err("an endpoint has no address".to_owned());
     };
     let (host, port) = pb::from_address(host.address.as_ref())?;
+    let meta: EndpointMeta = pb::from_metadata(lb.metadata.as_ref())
+        .map_err(|error| format!("endpoint {host}:{port}: {error}"))?;
     let address = match host.parse() {
         Ok(ip) => Address::Socket(std::net::SocketAddr::new(ip, port)),
+        Err(_) if meta.each => Address::Each(parsed(&host, Host::parse)?, port),
         Err(_) => Address::Name(parsed(&host, Host::parse)?, port),
     };
-    let meta: EndpointMeta = pb::from_metadata(lb.metadata.as_ref())
-        .map_err(|error| format!("endpoint {address}: {error}"))?;
     let socket = sockets
         .get(socket_name(lb).as_str())
         .ok_or_else(|| format!("endpoint {address}: no transport socket matches it"))?;

@@ -190,6 +190,7 @@ impl Reader<'_> {
             hosts,
             sources: all(&meta.sources, crate::net::parse)?,
             handshakes: meta.handshakes_per_source.map(handshakes).transpose()?,
+            proxies: all(&meta.proxies, crate::net::parse)?,
         })
     }
 

@@ -285,6 +285,7 @@ mod tests {
             only: None,
             sources: Vec::new(),
             handshakes_per_source: None,
+            proxies: Vec::new(),
         };
         let resources = Resources {
             clusters: vec![
@@ -336,5 +337,6 @@ mod tests {
             assert!(text.contains(expected), "{expected}: {text}");
         }
         assert_eq!(findings.iter().count(), 7, "{text}");
+        assert_eq!(text.matches("(ZG0501)").count(), 7, "{text}");
     }
 }

@@ -11,10 +11,13 @@ use zeugma_core::snapshot::{Failure, Node};
 
 use super::scalar::{Admin, Reference, Text};
 use super::{
-    BackendSpec, Document, InboundSpec, MeshGateway, MeshPeer, MeshRoute, Model, ProtocolSpec,
-    TlsSpec, TrustDomainSpec,
+    AccessLogFormatSpec, BackendSpec, Document, InboundSpec, MeshGateway, MeshPeer, MeshRoute,
+    Model, ProfileType, ProtocolSpec, TlsSpec, TrustDomainSpec,
 };
-use crate::settings::{AdminAddress, Drain, GatewaySettings, Limits, StateDir, SvidFiles};
+use crate::settings::{
+    AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, Drain, ForeignDomain,
+    GatewaySettings, Limits, StateDir, SvidFiles,
+};
 
 /// One port of a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -254,7 +257,7 @@ impl Document<MeshGateway> {
                 domains: (domains.iter())
                     .filter_map(|domain| {
                         let name = TrustDomain::parse(&domain.name).ok()?;
-                        Some((name, domain.folder().join(&domain.spec.bundle)))
+                        Some(foreign(name, domain))
                     })
                     .collect(),
             },
@@ -297,6 +300,10 @@ impl Document<MeshGateway> {
                 delay: or_secs(drain.delay.as_ref(), 10),
                 timeout: or_secs(drain.timeout.as_ref(), 45),
             },
+            access_log: match self.spec.access_log.format {
+                Some(AccessLogFormatSpec::Text) => AccessLogFormat::Text,
+                Some(AccessLogFormatSpec::Json) | None => AccessLogFormat::Json,
+            },
         }
     }
 }
@@ -334,4 +341,26 @@ pub(crate) fn retry_on(protocol: ProtocolSpec) -> Vec<Failure> {
         on.push(Failure::Unavailable);
     }
     on
+}
+
+fn foreign(name: TrustDomain, document: &Document<TrustDomainSpec>) -> ForeignDomain {
+    let spec = &document.spec;
+    let profile = spec.bundle_endpoint_profile.as_ref();
+    let profile = profile.and_then(|profile| match profile.kind {
+        ProfileType::HttpsWeb => Some(BundleProfile::Web),
+        ProfileType::HttpsSpiffe => {
+            let id = profile.endpoint_spiffe_id.as_ref()?;
+            Some(BundleProfile::Spiffe(id.0.clone()))
+        }
+    });
+    ForeignDomain {
+        domain: name,
+        bundle: (spec.bundle.as_ref()).map(|path| document.folder().join(path)),
+        endpoint: (spec.bundle_endpoint_url.as_ref().zip(profile)).map(|(url, profile)| {
+            BundleEndpoint {
+                url: url.0.clone(),
+                profile,
+            }
+        }),
+    }
 }

@@ -61,6 +61,28 @@ pub(crate) struct MeshGateway {
     /// How it stops.
     #[serde(default)]
     pub drain: DrainSpec,
+    /// The log of connections and requests, on standard output.
+    #[serde(default)]
+    pub access_log: AccessLogSpec,
+}
+
+/// The log of connections and requests.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct AccessLogSpec {
+    /// How its lines look. Default `json`. What is in them is the same.
+    pub format: Option<AccessLogFormatSpec>,
+}
+
+/// How the lines of the access log look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum AccessLogFormatSpec {
+    /// One JSON object each.
+    Json,
+    /// `name=value` for each fact, a value in quotes with the escapes of JSON where it holds more than
+    /// visible ASCII.
+    Text,
 }
 
 /// A gateway's own certificate.
@@ -114,6 +136,25 @@ pub(crate) struct ListenerSpec {
     /// How fast connections may begin here.
     #[serde(default)]
     pub handshakes: HandshakesSpec,
+    /// For a listener behind load balancers: each connection begins with a PROXY protocol header, v1
+    /// or v2, and the source that it names is what `sources`, `handshakes`, the rules of routes,
+    /// `MeshPeer.sources` and the log see (which names the load balancer as `src.proxy`). Default:
+    /// none, and who connects is the source.
+    pub proxy_protocol: Option<ProxyProtocolSpec>,
+}
+
+/// Who sends PROXY protocol headers to a listener.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct ProxyProtocolSpec {
+    /// The networks of the load balancers, whose word on the source counts; not all addresses. Nobody
+    /// else may connect (`source-refused`). The header is required, of at most 107 bytes (v1) or 2612
+    /// (v2), within `limits.handshakeTimeout`; without one the connection is closed (`proxy-header`,
+    /// `hello-timeout`). A header that names nobody (v2 LOCAL, v1 UNKNOWN: the load balancer's own
+    /// health checks) leaves the load balancer the source. A SPIFFE ID in it counts for nothing. What
+    /// came by a load balancer that is no longer among them ends.
+    /// Required, at least one.
+    pub trusted: Vec<Text<IpNet>>,
 }
 
 /// How fast connections may begin.

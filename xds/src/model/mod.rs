@@ -29,7 +29,7 @@ use crate::settings::{AdminAddress, StateDir};
 use crate::yaml::{self, Placed, Positions};
 
 pub(crate) use defaults::Port;
-pub(crate) use domain::TrustDomainSpec;
+pub(crate) use domain::{ProfileType, TrustDomainSpec};
 pub(crate) use gateway::*;
 pub(crate) use inherit::MeshDefaults;
 pub(crate) use peer::*;

@@ -13,8 +13,8 @@ use zeugma_core::snapshot::PathPattern;
 
 use super::list::List;
 use super::scalar::{
-    Cause, EndpointSpec, MaybeDuration, Method, Name, Percent, Reference, Size, Text, whole,
-    whole_or_none,
+    Cause, EndpointSpec, MaybeDuration, Method, Name, Percent, Reference, Size, Target, Text,
+    whole, whole_or_none,
 };
 use crate::yaml::Placed;
 
@@ -131,8 +131,16 @@ pub(crate) struct BackendSpec {
     pub cluster: Option<Text<Name>>,
     /// Where it stands. Default: where the gateway stands, or where the MeshPeer does.
     pub locality: Option<Text<Locality>>,
-    /// Where it answers: addresses, or `{address, weight}`.
+    /// Where it answers: addresses, or `{address, weight}`. A name here is one endpoint, whatever
+    /// its addresses.
     pub endpoints: Option<Vec<EndpointSpec>>,
+    /// A name, instead of `endpoints`: each of its addresses, IPv4 and IPv6, is an endpoint of weight
+    /// 1, at most 64 of them. `name` or `name:port`; default: the route's `targetPort`. It is resolved
+    /// anew when its TTL is over, after 1 s at the least and 5 min at the most; what is open goes on
+    /// where an address leaves the answer. While it cannot be resolved the addresses of the last answer
+    /// stay, and the gateway says so. An answer that there are none is believed when it came twice in a
+    /// row, or at first; then there is no endpoint.
+    pub dns: Option<Text<Target>>,
     /// What TLS is spoken with its endpoints. Default `none`.
     pub tls: Option<TlsSpec>,
     /// Who must answer: with `tls: mesh` the endpoints (required), with `peer` the workload behind
@@ -141,8 +149,10 @@ pub(crate) struct BackendSpec {
     pub spiffe_ids: Option<Vec<Text<IdPattern>>>,
     /// The HTTP version spoken with its endpoints. http only. Default `same`.
     pub version: Option<VersionSpec>,
-    /// Whether a PROXY protocol v2 header with the caller's SPIFFE ID (TLV 0xD0) precedes the bytes.
-    /// tcp only. Default false.
+    /// Whether a PROXY protocol v2 header precedes the bytes, with the caller's address and, where it
+    /// was verified, its SPIFFE ID (TLV 0xD0); where TLS is passed through, before the caller's
+    /// ClientHello. An endpoint that does not expect it takes it for the first bytes. tcp only. Default
+    /// false.
     pub proxy_protocol: Option<bool>,
     /// A MeshPeer, instead of `endpoints`: where that cluster keeps its own files.
     pub peer: Option<Text<Name>>,

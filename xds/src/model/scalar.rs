@@ -14,10 +14,12 @@ use serde::Deserialize as DeriveDeserialize;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use zeugma_core::admission::Rate;
 use zeugma_core::authorize::path::is_usable;
-use zeugma_core::identity::{IdPattern, TrustDomain};
+use zeugma_core::identity::{IdPattern, SpiffeId, TrustDomain};
 use zeugma_core::locality::Locality;
 use zeugma_core::names::{Host, HostPattern};
 use zeugma_core::snapshot::{Failure, PathPattern};
+
+use crate::bundle_url::BundleUrl;
 
 /// A type with one textual form.
 pub(crate) trait FromText: Sized {
@@ -207,6 +209,29 @@ impl FromText for TrustDomain {
 
     fn from_text(text: &str) -> Result<Self, String> {
         Self::parse(text).map_err(|error| error.to_string())
+    }
+}
+
+impl FromText for SpiffeId {
+    const FORM: &'static str = "a SPIFFE ID such as `spiffe://acme.example/ca`";
+    const EXAMPLE: &'static str = "spiffe://acme.example/ca";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let id = Self::parse(text).map_err(|error| error.to_string())?;
+        if id.path().is_empty() {
+            // X.509-SVID §4 (XL3).
+            return Err("it names a trust domain, and nobody in it".to_owned());
+        }
+        Ok(id)
+    }
+}
+
+impl FromText for BundleUrl {
+    const FORM: &'static str = "a URL such as `https://acme.example/bundle`";
+    const EXAMPLE: &'static str = "https://acme.example/bundle";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        Self::parse(text)
     }
 }
 

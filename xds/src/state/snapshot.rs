@@ -21,7 +21,7 @@ coded! {
     Snapshot { version, node, listeners, services, clusters, peers }
     Node { name, cluster, locality, trust_domain }
     Locality { region, zone, subzone }
-    Listener { name, address, role, only, hosts, sources, handshakes }
+    Listener { name, address, role, only, hosts, sources, handshakes, proxies }
     Service {
         name, port, ports, hosts, protocol, inbound, outbound, own, policy, export, mirrors,
         position,
@@ -103,7 +103,7 @@ coded_enum! {
     PolicyMode { 0 Enforce, 1 Audit }
     PathPattern { 0 Exact(path), 1 Below(prefix) }
     HostPattern { 0 Exact(host), 1 Below(host) }
-    Address { 0 Socket(address), 1 Name(host, port) }
+    Address { 0 Socket(address), 1 Name(host, port), 2 Each(host, port) }
     EndpointTls { 0 None, 1 Workload, 2 Mesh { sni, expected } }
     HttpVersion { 0 Same, 1 H1, 2 H2 }
     Balance { 0 LeastRequest, 1 RoundRobin, 2 Random }

@@ -220,7 +220,7 @@ fn every_field_of_the_schema_has_a_row_and_every_row_a_field() {
             Some(said) => {
                 let is_said = |word: &&String| {
                     let mut parts =
-                        said.split(|c: char| !(c.is_alphanumeric() || "-./".contains(c)));
+                        said.split(|c: char| !(c.is_alphanumeric() || "-._/".contains(c)));
                     parts.any(|part| part == **word)
                 };
                 let unsaid = words.iter().filter(|word| !is_said(word));

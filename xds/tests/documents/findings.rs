@@ -39,6 +39,28 @@ fn check(finding: &Finding, code: Code, path: &str, words: &str) {
 
 const OWN: &str = "backends: [{name: a, endpoints: ['10.0.0.1:80']}]";
 
+/// What is told by code, in logs, the API and `zeugma explain`; ZG0105 and ZG0113 are the system's.
+#[test]
+fn each_kind_of_finding_has_the_code_that_is_explained() {
+    let route = |more: &str| route("orders", &format!("protocol: http, {OWN}{more}"));
+    let deep = format!("\n---\n{}{}\n", "[".repeat(100), "]".repeat(100));
+    for (document, code) in [
+        (route(", retry: {}"), "ZG0101"),
+        (route(", timeouts: {connect: soon}"), "ZG0102"),
+        (route(", allow: [{from: []}]"), "ZG0103"),
+        ("\n---\nkind: [\n".to_owned(), "ZG0104"),
+        (deep, "ZG0106"),
+        (route(", allow: [{listeners: [aps]}]"), "ZG0107"),
+        (EAST.to_owned(), "ZG0108"),
+        (route(", allow: [{}]"), "ZG0111"),
+    ] {
+        let finding = only(&[EAST, &document], &document);
+        assert_eq!(finding.code.as_str(), code, "{finding}");
+    }
+    let token = EAST.replace("  cluster:", "  adminToken: token\n  cluster:");
+    assert_eq!(only(&[&token], "adminToken").code.as_str(), "ZG0110");
+}
+
 #[test]
 fn references_that_name_nothing_are_found_with_a_suggestion() {
     use Code::UnknownReference as Unknown;
@@ -581,7 +603,7 @@ fn what_is_missing_is_found() {
         (
             "protocol: http, backends: [{}]",
             "spec.backends[0]",
-            "neither `endpoints` nor `peer`",
+            "neither `endpoints`, `dns` nor `peer`",
         ),
         (
             "protocol: http, backends: [{endpoints: []}]",
@@ -840,6 +862,107 @@ fn a_rate_is_a_whole_number_above_nothing_a_second() {
         finding.to_string().contains("did you mean `perSource`?"),
         "{finding}"
     );
+}
+
+#[test]
+fn a_backend_by_dns_is_a_name_alone() {
+    for (backend, more, path, code, words) in [
+        (
+            "dns: 10.0.0.1",
+            "",
+            "dns",
+            Code::BadValue,
+            "nothing to resolve",
+        ),
+        (
+            "dns: '[::1]:80'",
+            "",
+            "dns",
+            Code::BadValue,
+            "nothing to resolve",
+        ),
+        ("dns: 'no name'", "", "dns", Code::BadValue, "is not"),
+        ("dns: a.example:0", "", "dns", Code::BadValue, "a.example:0"),
+        (
+            "dns: a.example, endpoints: ['10.0.0.1:80']",
+            "",
+            "dns",
+            Code::Contradiction,
+            "already",
+        ),
+        (
+            "name: a",
+            "",
+            "",
+            Code::MissingField,
+            "neither `endpoints`, `dns` nor `peer`",
+        ),
+        (
+            "dns: a.example:81",
+            "ports: {a: {port: 80}, b: {port: 90}}, ",
+            "dns",
+            Code::Contradiction,
+            "all of them would go to this one",
+        ),
+    ] {
+        let port = if more.is_empty() { "port: 80, " } else { more };
+        let spec = format!("{port}backends: [{{{backend}}}]");
+        let finding = only(&[EAST, &route("orders", &spec)], backend);
+        let at = format!("spec.backends[0].{path}");
+        assert_eq!(
+            finding.place.as_ref().unwrap().path,
+            at.trim_end_matches('.'),
+            "{finding}"
+        );
+        assert_eq!(finding.code, code, "{finding}");
+        assert!(finding.to_string().contains(words), "{finding}");
+    }
+    let peer = "protocol: http, backends: [{peer: west, dns: a.example}]";
+    let finding = only(&[EAST, WEST_PEER, &route("orders", peer)], peer);
+    assert_eq!(finding.code, Code::NoEffect, "{finding}");
+    assert_eq!(finding.place.unwrap().path, "spec.backends[0].dns");
+    // `targetPort` is that of names without a port.
+    let unused = "ports: {a: {port: 80, targetPort: 81}}, backends: [{dns: 'a.example:82'}]";
+    let finding = only(&[EAST, &route("orders", unused)], unused);
+    assert_eq!(finding.code, Code::NoEffect, "{finding}");
+}
+
+#[test]
+fn a_listener_behind_load_balancers_says_which_they_are_and_not_everybody() {
+    for (written, path, code, words) in [
+        (
+            "[]",
+            "trusted",
+            Code::MissingField,
+            "there is no load balancer",
+        ),
+        (
+            "['10.0.0.0/8', '0.0.0.0/0']",
+            "trusted[1]",
+            Code::Unsafe,
+            "0.0.0.0/0 is everybody",
+        ),
+        (
+            "['::/0']",
+            "trusted[0]",
+            Code::BadValue,
+            "`0.0.0.0/0` for all",
+        ),
+        ("[10.0.0.0/33]", "trusted[0]", Code::BadValue, "10.0.0.0/33"),
+    ] {
+        let with = format!("role: mesh, proxyProtocol: {{trusted: {written}}}");
+        let gateway = EAST.replace("role: mesh", &with);
+        let finding = only(&[&gateway], written);
+        let at = format!("spec.listeners.mesh.proxyProtocol.{path}");
+        assert_eq!(finding.place.as_ref().unwrap().path, at, "{finding}");
+        assert_eq!(finding.code, code, "{finding}");
+        assert!(finding.to_string().contains(words), "{finding}");
+    }
+    let without = EAST.replace("role: mesh", "role: mesh, proxyProtocol: {}");
+    let finding = only(&[&without], "no networks");
+    assert_eq!(finding.code, Code::MissingField, "{finding}");
+    let bool = EAST.replace("role: mesh", "role: mesh, proxyProtocol: true");
+    assert_eq!(only(&[&bool], "true").code, Code::BadValue);
 }
 
 #[test]

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use crate::support::{EAST, WEST_PEER, level_names, levels, loaded, route, service, try_load};
 use zeugma_core::admission::{Rate, RouteLimits};
-use zeugma_core::identity::IdPattern;
+use zeugma_core::identity::{IdPattern, SpiffeId};
 use zeugma_core::names::{Host, SniTarget};
 use zeugma_core::snapshot::{
     ActiveKind, Address, Balance, EndpointTls, ErrorRate, Export, Failure, HttpVersion, Inbound,
     Lookup, PathPattern, PeerIx, Protocol, Role, TooFew,
 };
-use zeugma_xds::{AdminAddress, NodeOptions, load};
+use zeugma_xds::{AccessLogFormat, AdminAddress, BundleProfile, NodeOptions, load};
 
 /// The smallest useful route of the manual, as it stands there.
 const SMALLEST: &str = r#"
@@ -179,6 +179,7 @@ fn the_settings_have_the_manuals_defaults_and_paths_start_at_the_file() {
     assert_eq!(settings.probes.to_string(), "127.0.0.1:15021");
     assert_eq!(settings.metrics.to_string(), "127.0.0.1:15020");
     assert_eq!(settings.workers, None);
+    assert_eq!(settings.access_log, AccessLogFormat::Json);
     let limits = &settings.limits;
     let ten = Duration::from_secs(10);
     assert_eq!((limits.connections, limits.streams), (50_000, 100));
@@ -197,7 +198,10 @@ fn the_settings_have_the_manuals_defaults_and_paths_start_at_the_file() {
 #[test]
 fn limits_of_a_gateway_its_listeners_and_a_tcp_route_arrive() {
     let gateway = EAST
-        .replace("role: mesh", "role: mesh, handshakes: {perSource: 100/s}")
+        .replace(
+            "role: mesh",
+            "role: mesh, handshakes: {perSource: 100/s}, proxyProtocol: {trusted: [10.0.0.0/8, '2001:db8::1']}",
+        )
         .replace(
             "  cluster: east",
             "  limits: {memory: 3GiB}\n  cluster: east",
@@ -215,9 +219,47 @@ fn limits_of_a_gateway_its_listeners_and_a_tcp_route_arrive() {
         .map(|l| l.handshakes)
         .collect();
     assert_eq!(rates, [Rate::per_second(100), None]);
+    let listeners = loaded.snapshot.listeners.iter();
+    let proxies: Vec<Vec<String>> = listeners
+        .map(|l| l.proxies.iter().map(ToString::to_string).collect())
+        .collect();
+    assert_eq!(proxies, [vec!["10.0.0.0/8", "2001:db8::1/128"], vec![]]);
     let pg = service(&loaded.snapshot, "pg", 5432);
     let limits = &loaded.snapshot.cluster(pg.outbound).policy.limits;
     assert_eq!((limits.connections, limits.requests), (Some(2), None));
+}
+
+#[test]
+fn a_name_by_dns_arrives_with_its_port_or_that_of_the_route() {
+    let db = route(
+        "db",
+        "ports: {a: {port: 5432, targetPort: 15432}, b: {port: 9}}, backends: [{dns: DB.internal}]",
+    );
+    let web = route(
+        "web",
+        "protocol: http, port: 80, backends: [{dns: 'web.internal:8080'}]",
+    );
+    let loaded = loaded(&[EAST, &db, &web], None);
+    let addresses = |name: &str, port| -> Vec<Address> {
+        let cluster = loaded
+            .snapshot
+            .cluster(service(&loaded.snapshot, name, port).outbound);
+        cluster
+            .endpoints
+            .iter()
+            .map(|one| one.address.clone())
+            .collect()
+    };
+    let each = |host: &str, port| vec![Address::Each(Host::parse(host).unwrap(), port)];
+    assert_eq!(addresses("db", 5432), each("db.internal", 15432));
+    assert_eq!(addresses("db", 9), each("db.internal", 9));
+    assert_eq!(addresses("web", 80), each("web.internal", 8080));
+    let meaning = zeugma_xds::meaning(&loaded.snapshot);
+    let web = meaning
+        .iter()
+        .find(|one| one.service.starts_with("shop/web"));
+    let text = web.unwrap().to_string();
+    assert!(text.contains("(the addresses of web.internal)"), "{text}");
 }
 
 #[test]
@@ -875,20 +917,97 @@ fn a_trust_domain_names_the_file_of_its_bundle() {
     };
     let acme = domain("acme.example", "bundle: acme.json");
     let domains = load(&[&acme]).unwrap().settings.svid.domains;
-    let [(name, path)] = domains.as_slice() else {
+    let [one] = domains.as_slice() else {
         panic!("{domains:?}");
     };
-    assert_eq!(name.as_str(), "acme.example");
+    assert_eq!(
+        (one.domain.as_str(), &one.endpoint),
+        ("acme.example", &None)
+    );
+    let path = one.bundle.as_ref().unwrap();
     assert!(
         path.is_absolute() && path.ends_with("acme.json"),
         "{path:?}"
     );
+    let url = "bundleEndpointURL: 'https://acme.example/b'";
+    let web = "bundleEndpointProfile: {type: https_web}";
+    let spiffe =
+        "bundleEndpointProfile: {type: https_spiffe, endpointSPIFFEID: 'spiffe://acme.example/ca'}";
+    for (spec, profile) in [
+        (format!("{url}, {web}"), BundleProfile::Web),
+        (
+            format!("bundle: acme.json, {url}, {spiffe}"),
+            BundleProfile::Spiffe(SpiffeId::parse("spiffe://acme.example/ca").unwrap()),
+        ),
+    ] {
+        let loaded = load(&[&domain("acme.example", &spec)]).unwrap();
+        let endpoint = loaded.settings.svid.domains[0].endpoint.clone().unwrap();
+        assert_eq!(endpoint.url.to_string(), "https://acme.example/b");
+        assert_eq!(endpoint.profile, profile);
+    }
+    for (spec, path, words) in [
+        (
+            String::new(),
+            "spec",
+            "neither `bundle` nor `bundleEndpointURL`",
+        ),
+        (
+            url.to_owned(),
+            "spec.bundleEndpointURL",
+            "`bundleEndpointProfile` is missing",
+        ),
+        (
+            format!("bundle: a.json, {web}"),
+            "spec.bundleEndpointProfile",
+            "has no effect",
+        ),
+        (
+            format!("{url}, bundleEndpointProfile: {{type: https_spiffe}}"),
+            "spec.bundleEndpointProfile.type",
+            "`endpointSPIFFEID` is missing",
+        ),
+        (
+            format!("{url}, {}", spiffe.replace("https_spiffe", "https_web")),
+            "spec.bundleEndpointProfile.endpointSPIFFEID",
+            "has no effect",
+        ),
+        (
+            format!("{url}, {spiffe}"),
+            "spec.bundleEndpointProfile",
+            "nothing verifies the first answer",
+        ),
+        (
+            format!("{}, {web}", url.replace("https:", "http:")),
+            "spec.bundleEndpointURL",
+            "does not begin with `https://`",
+        ),
+        (
+            format!("{}, {web}", url.replace("acme", "u@acme")),
+            "spec.bundleEndpointURL",
+            "no user",
+        ),
+        (
+            format!("{url}, {}", web.replace("web", "wob")),
+            "spec.bundleEndpointProfile.type",
+            "https_wob",
+        ),
+        (
+            format!("{url}, {}", spiffe.replace("/ca", "")),
+            "spec.bundleEndpointProfile.endpointSPIFFEID",
+            "spiffe://acme.example",
+        ),
+    ] {
+        let findings = load(&[&domain("acme.example", &spec)]).unwrap_err();
+        let finding = findings.iter().next().unwrap();
+        let at = finding.place.as_ref().unwrap();
+        assert_eq!(at.path, path, "{finding}");
+        assert!(finding.to_string().contains(words), "{words}: {finding}");
+    }
     for (documents, words) in [
         (
             vec![domain("ACME", "bundle: acme.json")],
             "`ACME` is not a trust domain",
         ),
-        (vec![domain("acme.example", "")], "`bundle` is missing"),
         (
             vec![acme.clone(), acme],
             "a second TrustDomain `acme.example`",

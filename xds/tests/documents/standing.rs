@@ -71,7 +71,7 @@ fn served(loaded: &Loaded) -> Vec<(String, String)> {
     let address =
         |service: &Service| match &loaded.snapshot.cluster(service.outbound).endpoints[0].address {
             Address::Socket(address) => address.to_string(),
-            Address::Name(host, port) => format!("{host}:{port}"),
+            Address::Name(host, port) | Address::Each(host, port) => format!("{host}:{port}"),
         };
     let services = loaded.snapshot.services.iter();
     services

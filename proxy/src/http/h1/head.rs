@@ -1,5 +1,6 @@
 //! The head of a message: parsed, and written.
 
+use std::cell::Cell;
 use std::mem::MaybeUninit;
 
 use bytes::{Bytes, BytesMut};
@@ -60,7 +61,7 @@ impl Awaited {
             response.extensions_mut().insert(reason);
         }
         let places = Places::of(read, parsed.headers);
-        *response.headers_mut() = places.to_map(&self.take(read, length, bytes_max)?)?;
+        *response.headers_mut() = places.into_map(&self.take(read, length, bytes_max)?)?;
         Ok(Some(response))
     }
 
@@ -98,7 +99,7 @@ impl Awaited {
         let bytes = self.take(read, length, bytes_max)?;
         head.uri =
             Uri::from_maybe_shared(bytes.slice(target_at)).map_err(|_| Malformed::StartLine)?;
-        head.headers = places.to_map(&bytes)?;
+        head.headers = places.into_map(&bytes)?;
         Ok(Some(head))
     }
 
@@ -187,38 +188,38 @@ pub(super) fn ends_lines_well(head: &[u8]) -> bool {
     !bare && head.first() != Some(&b'\n')
 }
 
-/// Where headers stand in a head that is still to be split off.
-struct Places {
-    count: usize,
-    /// Name and value, each its begin and its length.
-    at: [[u32; 4]; HEADERS_MAX],
+thread_local! {
+    /// Room for [`Places`]: most heads need a hundredth of it, and all of it would be cleared.
+    static ROOM: Cell<Vec<[u32; 4]>> = const { Cell::new(Vec::new()) };
 }
+
+/// Where headers stand in a head that is still to be split off: name and value, each its begin and its
+/// length.
+struct Places(Vec<[u32; 4]>);
 
 impl Places {
     fn of(head: &[u8], headers: &[httparse::Header<'_>]) -> Self {
-        let mut at = [[0; 4]; HEADERS_MAX];
         let base = head.as_ptr().addr();
         let place = |part: &[u8]| {
             [part.as_ptr().addr() - base, part.len()].map(|n| u32::try_from(n).unwrap_or(u32::MAX))
         };
-        for (at, header) in at.iter_mut().zip(headers) {
+        let mut places = ROOM.take();
+        places.clear();
+        places.extend(headers.iter().map(|header| {
             let [name, value] = [header.name.as_bytes(), header.value].map(place);
-            *at = [name[0], name[1], value[0], value[1]];
-        }
-        Self {
-            count: headers.len(),
-            at,
-        }
+            [name[0], name[1], value[0], value[1]]
+        }));
+        Self(places)
     }
 
-    fn to_map(&self, head: &Bytes) -> Result<HeaderMap, Malformed> {
-        let mut map = HeaderMap::with_capacity(self.count);
-        for [name, name_bytes, value, value_bytes] in self.at.iter().take(self.count) {
-            let [name, name_bytes, value, value_bytes] =
-                [*name, *name_bytes, *value, *value_bytes].map(|n| n as usize);
+    fn into_map(self, head: &Bytes) -> Result<HeaderMap, Malformed> {
+        let mut map = HeaderMap::with_capacity(self.0.len());
+        for place in &self.0 {
+            let [name, name_bytes, value, value_bytes] = place.map(|n| n as usize);
             let name = head.get(name..name + name_bytes).unwrap_or_default();
             append(&mut map, name, head.slice(value..value + value_bytes))?;
         }
+        ROOM.set(self.0);
         Ok(map)
     }
 }

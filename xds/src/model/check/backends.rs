@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Checker;
 use crate::error::Code;
-use crate::model::scalar::Text;
+use crate::model::scalar::{Target, TargetHost, Text};
 use crate::model::{BackendSpec, InboundSpec, MeshRoute, Model, ProtocolSpec, TlsSpec};
 
 const WEIGHT_MAX: u32 = 10_000;
@@ -92,6 +92,7 @@ fn peer_backend(
     }
     for (is_written, field) in [
         (backend.endpoints.is_some(), "endpoints"),
+        (backend.dns.is_some(), "dns"),
         (backend.cluster.is_some(), "cluster"),
         (backend.locality.is_some(), "locality"),
         (backend.tls.is_some(), "tls"),
@@ -181,11 +182,14 @@ fn own_backend(
 }
 
 fn endpoints(check: &mut Checker<'_, MeshRoute>, backend: &BackendSpec, path: &str) {
+    if let Some(Text(name)) = &backend.dns {
+        return dns(check, backend, name, &format!("{path}.dns"));
+    }
     let Some(endpoints) = &backend.endpoints else {
         check.key(
             Code::MissingField,
             path,
-            "the backend has neither `endpoints` nor `peer`".to_owned(),
+            "the backend has neither `endpoints`, `dns` nor `peer`".to_owned(),
             "write where it answers",
         );
         return;
@@ -219,6 +223,33 @@ fn endpoints(check: &mut Checker<'_, MeshRoute>, backend: &BackendSpec, path: &s
                 "leave the port out: `targetPort` of each port is used",
             );
         }
+    }
+}
+
+fn dns(check: &mut Checker<'_, MeshRoute>, backend: &BackendSpec, name: &Target, path: &str) {
+    if backend.endpoints.is_some() {
+        check.key(
+            Code::Contradiction,
+            path,
+            "the backend has `endpoints` already".to_owned(),
+            "write either; two kinds of endpoints are two backends",
+        );
+    }
+    if let TargetHost::Ip(ip) = name.host {
+        check.value(
+            Code::BadValue,
+            path,
+            format!("`{ip}` is an address, and there is nothing to resolve"),
+            "write a name, or the address in `endpoints`",
+        );
+    }
+    if check.document.ports().len() > 1 && name.port.is_some() {
+        check.value(
+            Code::Contradiction,
+            path,
+            "the route has several ports, and all of them would go to this one".to_owned(),
+            "leave the port out: `targetPort` of each port is used",
+        );
     }
 }
 

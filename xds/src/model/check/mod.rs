@@ -12,12 +12,13 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use zeugma_core::identity::TrustDomain;
 
 use super::scalar::{Admin, Size, Text};
 use super::{
-    Document, InboundSpec, MeshGateway, MeshPeer, MeshRoute, Model, Port, ProtocolSpec, RoleSpec,
-    TrustDomainSpec,
+    Document, InboundSpec, MeshGateway, MeshPeer, MeshRoute, Model, Port, ProfileType,
+    ProtocolSpec, RoleSpec, TrustDomainSpec,
 };
 use crate::error::{Code, Finding, Findings, suggest};
 
@@ -310,6 +311,14 @@ fn check_gateway(model: &Model, gateway: &Document<MeshGateway>, findings: &mut 
         if listener.route.is_some() {
             check_one_route(model, &mut check, name);
         }
+        if let Some(proxy) = &listener.proxy_protocol {
+            let trusted: Vec<IpNet> = proxy.trusted.iter().map(|net| net.0).collect();
+            check_trusted(
+                &mut check,
+                &format!("{path}.proxyProtocol.trusted"),
+                &trusted,
+            );
+        }
     }
     sockets::check(&mut check);
     if let Some(Text(Admin::Tcp(address))) = &spec.admin
@@ -330,6 +339,21 @@ fn check_gateway(model: &Model, gateway: &Document<MeshGateway>, findings: &mut 
         );
     }
     gateway_ranges(&mut check);
+}
+
+/// Who may say of a connection that it is somebody else's.
+fn check_trusted(check: &mut Checker<'_, MeshGateway>, path: &str, trusted: &[IpNet]) {
+    const HELP: &str = "write the networks of the load balancers, or remove `proxyProtocol`";
+    if trusted.is_empty() {
+        let message = "nobody could connect: there is no load balancer".to_owned();
+        check.key(Code::MissingField, path, message, HELP);
+    }
+    for (at, net) in trusted.iter().enumerate() {
+        if net.prefix_len() == 0 {
+            let message = format!("{net} is everybody, and any caller could name any source");
+            check.value(Code::Unsafe, &format!("{path}[{at}]"), message, HELP);
+        }
+    }
 }
 
 fn gateway_ranges(check: &mut Checker<'_, MeshGateway>) {
@@ -447,6 +471,64 @@ fn check_domain(domain: &Document<TrustDomainSpec>, findings: &mut Findings) {
             "a TrustDomain is of no namespace",
             "remove it",
         );
+    }
+    check_endpoint(&mut check);
+}
+
+/// Where the bundle of a trust domain comes from; nothing of it is inferred (F1).
+fn check_endpoint(check: &mut Checker<'_, TrustDomainSpec>) {
+    const PROFILE: &str = "spec.bundleEndpointProfile";
+    let spec = &check.document.spec;
+    let profile = match (&spec.bundle_endpoint_url, &spec.bundle_endpoint_profile) {
+        (None, None) if spec.bundle.is_none() => {
+            return check.key(
+                Code::MissingField,
+                "spec",
+                "there is neither `bundle` nor `bundleEndpointURL`".to_owned(),
+                "write the file of its bundle, or where it is served",
+            );
+        }
+        (None, None) => return,
+        (None, Some(_)) => {
+            return check.no_effect(
+                PROFILE,
+                "nothing is fetched without `bundleEndpointURL`",
+                "write where the bundle is served, or remove it",
+            );
+        }
+        (Some(_), None) => {
+            return check.key(
+                Code::MissingField,
+                "spec.bundleEndpointURL",
+                "`bundleEndpointProfile` is missing: how the endpoint is verified".to_owned(),
+                "write `bundleEndpointProfile: {type: https_web}`, or https_spiffe with its `endpointSPIFFEID`",
+            );
+        }
+        (Some(_), Some(profile)) => profile,
+    };
+    match (profile.kind, &profile.endpoint_spiffe_id) {
+        (ProfileType::HttpsWeb, Some(_)) => check.no_effect(
+            &format!("{PROFILE}.endpointSPIFFEID"),
+            "`https_web` verifies the name in the URL",
+            "write `type: https_spiffe`, or remove it",
+        ),
+        (ProfileType::HttpsSpiffe, None) => check.key(
+            Code::MissingField,
+            &format!("{PROFILE}.type"),
+            "`endpointSPIFFEID` is missing: who must answer".to_owned(),
+            "write the endpoint's SPIFFE ID, as its operator tells it",
+        ),
+        (ProfileType::HttpsSpiffe, Some(Text(id)))
+            if spec.bundle.is_none() && id.trust_domain().as_str() == check.document.name =>
+        {
+            check.key(
+                Code::MissingField,
+                PROFILE,
+                "`bundle` is missing: nothing verifies the first answer".to_owned(),
+                "write the file of a bundle that came another way",
+            );
+        }
+        (ProfileType::HttpsWeb, None) | (ProfileType::HttpsSpiffe, Some(_)) => {}
     }
 }
 

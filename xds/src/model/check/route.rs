@@ -107,7 +107,14 @@ fn ports(check: &mut Checker<'_, MeshRoute>) {
         .backends
         .iter()
         .flat_map(|backend| backend.endpoints.iter().flatten())
-        .any(|endpoint| endpoint.address.port.is_none());
+        .map(|endpoint| &endpoint.address)
+        .chain(
+            spec.backends
+                .iter()
+                .flat_map(|backend| &backend.dns)
+                .map(|dns| &dns.0),
+        )
+        .any(|address| address.port.is_none());
     for (name, port) in ports {
         let path = format!("spec.ports.{name}");
         check.map_key(&path, name);

@@ -157,6 +157,13 @@ impl World {
         self.asks(ORDERS, "GET", "/")
     }
 
+    /// The names of which `shop/orders` takes every address.
+    pub(super) fn names(&self) -> String {
+        let endpoints = self.cluster("shop/orders").endpoints.iter();
+        let names = endpoints.filter(|one| matches!(one.address, Address::Each(..)));
+        names.map(|one| one.address.to_string()).collect()
+    }
+
     /// The same from another address.
     pub(super) fn orders_from(&self, source: &str) -> String {
         let request = Request {

@@ -19,6 +19,7 @@ pub(super) fn rows() -> Vec<Row> {
         gateway_limits(),
         peer(),
         heads(),
+        federation(),
         route(),
         backends(),
         levels(),
@@ -73,6 +74,10 @@ fn gateway() -> Vec<Row> {
         row("east-gw", "spec.metrics", "", "127.0.0.1:15023").seen_by("control_admin::metrics_on_a_loopback_address_are_told_to_nobody_who_names_another_host"),
         row("east-gw", "spec.stateDir", "", "state").seen_by("control_state::a_state_directory_that_was_asked_for_must_be_usable"),
         row("east-gw", "spec.workers", "", "3").seen_by("control_limits::there_are_as_many_workers_as_processors_it_may_use_or_as_written"),
+        row("east-gw", "spec.accessLog.format", "json", "text")
+            .seen_by("control_codes::the_access_log_is_text_where_it_is_asked_for"),
+        row("east-gw", "spec.listeners.apps.proxyProtocol.trusted", "", "['127.0.0.2/32']")
+            .seen_by("data_proxied::what_a_load_balancer_handed_on_ends_when_its_word_counts_no_more"),
         row("east-gw", "spec.drain.delay", "", "1s").seen_by("security_limits::sigterm_says_so_accepts_for_the_delay_and_lets_what_is_open_end"),
         row("east-gw", "spec.drain.timeout", "", "1s").seen_by("security_limits::the_drain_deadline_ends_what_does_not_end"),
     ]
@@ -292,6 +297,33 @@ fn route() -> Vec<Row> {
     ]
 }
 
+/// A row of a trust domain whose bundle is fetched.
+fn fetched(field: &'static str, before: &'static str, after: &'static str) -> Row {
+    row("acme", field, before, after)
+        .given(
+            "acme",
+            "spec.bundleEndpointURL",
+            "'https://acme.example/bundle'",
+        )
+        .given("acme", "spec.bundleEndpointProfile.type", "https_spiffe")
+        .given(
+            "acme",
+            "spec.bundleEndpointProfile.endpointSPIFFEID",
+            "'spiffe://east.example/acme'",
+        )
+}
+
+fn federation() -> Vec<Row> {
+    vec![
+        fetched("spec.bundleEndpointURL", "'https://acme.example/bundle'", "'https://acme.example/other'")
+            .seen_by("security_federation::an_endpoint_with_an_svid_renews_its_bundle_and_never_goes_back"),
+        fetched("spec.bundleEndpointProfile.type", "https_spiffe", "https_web")
+            .seen_by("security_federation::a_web_endpoint_needs_no_first_bundle_and_what_it_does_wrong_is_told"),
+        fetched("spec.bundleEndpointProfile.endpointSPIFFEID", "'spiffe://east.example/acme'", "'spiffe://east.example/other'")
+            .seen_by("security_federation::only_the_spiffe_id_that_is_expected_is_believed"),
+    ]
+}
+
 fn backends() -> Vec<Row> {
     vec![
         row("orders", "spec.backends[1].name", "far", "farther")
@@ -325,6 +357,14 @@ fn backends() -> Vec<Row> {
             ALL,
             "10.0.1.1:80 + 10.0.1.2:80, 10.0.2.2:80, 192.0.2.7:15443",
         ),
+        row(
+            "orders",
+            "spec.backends[1].dns",
+            "'a.internal:80'",
+            "'b.internal:80'",
+        )
+        .given("orders", "spec.backends[1].endpoints", "")
+        .decides(World::names, "a.internal:80", "b.internal:80"),
         row(
             "orders",
             "spec.backends[1].endpoints[0].address",
