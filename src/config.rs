@@ -20,6 +20,8 @@ pub(crate) enum Command {
     Check(Check),
     /// Print the JSON schema of the documents, for editors
     Schema,
+    /// Print the manual of the documents, as Markdown
+    Reference,
     /// Say what differs in meaning between two configurations; exit 2 where something does, 65 where
     /// one of them is wrong
     Diff(diff::Diff),
@@ -75,6 +77,10 @@ fn try_run(command: Command) -> io::Result<ExitCode> {
         Command::Schema => {
             let mut out = io::stdout().lock();
             writeln!(out, "{:#}", zeugma_xds::schema())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Reference => {
+            write!(io::stdout().lock(), "{}", zeugma_xds::reference())?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Diff(diff) => diff::run(&diff),

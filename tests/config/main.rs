@@ -348,6 +348,29 @@ fn fmt_leaves_what_it_cannot_keep_and_exits_65() {
 }
 
 #[test]
+fn the_reference_is_what_the_program_prints() {
+    let printed = zeugma(&["config", "reference"]);
+    assert_eq!(printed.status.code(), Some(0));
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference.md");
+    let written = fs::read(path).unwrap_or_default();
+    assert!(
+        written == printed.stdout,
+        "docs/reference.md is stale: cargo run -- config reference > docs/reference.md"
+    );
+}
+
+#[test]
+fn each_command_has_its_manual_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = zeugma(&["completion", "man", dir.path().to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0));
+    for command in ["check", "diff", "fmt", "reference", "schema"] {
+        let page = dir.path().join(format!("zeugma-config-{command}.1"));
+        assert!(page.exists(), "{}", page.display());
+    }
+}
+
+#[test]
 fn what_is_no_command_exits_64() {
     assert_eq!(zeugma(&["config", "chekc"]).status.code(), Some(64));
 }

@@ -14,7 +14,7 @@ use zeugma_core::snapshot::{
 use crate::CheckedGateway;
 use crate::meaning::meaning;
 use crate::settings::{
-    AccessLogFormat, AdminAddress, BundleProfile, GatewaySettings, Limits, StateDir,
+    AccessLogFormat, AdminAddress, BundleProfile, ForeignDomain, GatewaySettings, Limits, StateDir,
 };
 
 /// What one thing of a gateway says, by the name of its field.
@@ -239,18 +239,7 @@ fn of_settings(settings: &GatewaySettings, folder: &Path) -> Fields {
             .to_string()
     };
     let given = |written: Option<&PathBuf>| maybe(written.map(|written| path(written)));
-    let domains = svid.domains.iter().map(|foreign| {
-        let bundle = foreign.bundle.as_ref().map(|bundle| path(bundle));
-        let endpoint = foreign.endpoint.as_ref().map(|endpoint| {
-            let by = match &endpoint.profile {
-                BundleProfile::Web => "https_web".to_owned(),
-                BundleProfile::Spiffe(id) => id.to_string(),
-            };
-            format!("{} verified by {by}", endpoint.url)
-        });
-        let from: Vec<_> = bundle.into_iter().chain(endpoint).collect();
-        format!("{} by {}", foreign.domain, from.join(" and "))
-    });
+    let domains = svid.domains.iter().map(|foreign| of_domain(foreign, path));
     let access_log = match access_log {
         AccessLogFormat::Json => "json",
         AccessLogFormat::Text => "text",
@@ -294,6 +283,19 @@ fn of_settings(settings: &GatewaySettings, folder: &Path) -> Fields {
         ("drain.delay", one(duration(drain.delay))),
         ("drain.timeout", one(duration(drain.timeout))),
     ])
+}
+
+fn of_domain(foreign: &ForeignDomain, path: impl Fn(&Path) -> String) -> String {
+    let bundle = foreign.bundle.as_ref().map(|bundle| path(bundle));
+    let endpoint = foreign.endpoint.as_ref().map(|endpoint| {
+        let by = match &endpoint.profile {
+            BundleProfile::Web => "https_web".to_owned(),
+            BundleProfile::Spiffe(id) => id.to_string(),
+        };
+        format!("{} verified by {by}", endpoint.url)
+    });
+    let from: Vec<_> = bundle.into_iter().chain(endpoint).collect();
+    format!("{} by {}", foreign.domain, from.join(" and "))
 }
 
 fn of_listener(snapshot: &Snapshot, listener: &Listener) -> Fields {

@@ -20,6 +20,7 @@ mod net;
 mod packed;
 mod parallel;
 mod pb;
+mod reference;
 mod settings;
 mod standing;
 mod state;
@@ -486,4 +487,10 @@ pub fn check(path: &Path, options: &NodeOptions) -> Checked {
 #[must_use]
 pub fn schema() -> serde_json::Value {
     model::schema()
+}
+
+/// The manual of the documents, as Markdown.
+#[must_use]
+pub fn reference() -> String {
+    reference::reference()
 }

@@ -205,6 +205,7 @@ pub(crate) struct GatewayLimits {
     /// of its cgroup without the file cache, if the cgroup has a limit. 1MiB to 1024GiB. Default:
     /// 80 % of the cgroup's `memory.max` (cgroup v1: `memory.limit_in_bytes`), none where there is
     /// none.
+    #[schemars(extend("examples" = ["2GiB"]))]
     pub memory: Option<Text<Size>>,
 }
 

@@ -140,6 +140,7 @@ pub(crate) struct BackendSpec {
     /// where an address leaves the answer. While it cannot be resolved the addresses of the last answer
     /// stay, and the gateway says so. An answer that there are none is believed when it came twice in a
     /// row, or at first; then there is no endpoint.
+    #[schemars(extend("examples" = ["orders.eu-1.internal:8080"]))]
     pub dns: Option<Text<Target>>,
     /// What TLS is spoken with its endpoints. Default `none`.
     pub tls: Option<TlsSpec>,

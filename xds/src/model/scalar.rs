@@ -72,7 +72,13 @@ impl<T: FromText> JsonSchema for Text<T> {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "description": T::FORM, "examples": [T::EXAMPLE]})
+        json_schema!({
+            "type": "string",
+            // A field says here what it is for; its form is for the manual then.
+            "$comment": T::FORM,
+            "description": T::FORM,
+            "examples": [T::EXAMPLE],
+        })
     }
 }
 

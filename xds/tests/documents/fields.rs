@@ -295,6 +295,68 @@ fn outcome(world: &World, decide: fn(&World) -> String) -> String {
     }
 }
 
+/// What the schema gives as an example of each field, as YAML.
+fn examples(schema: &Value) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for path in leaves(schema).into_keys() {
+        let (kind, fields) = path.split_once('.').unwrap();
+        let mut node = (schema["oneOf"].as_array().unwrap().iter())
+            .map(|document| resolved(schema, document))
+            .find(|document| {
+                let said = resolved(schema, &document["properties"]["kind"]);
+                words(schema, said).contains(kind)
+            })
+            .unwrap();
+        for step in fields.split('.') {
+            let (name, is_list) = step
+                .strip_suffix("[]")
+                .map_or((step, false), |name| (name, true));
+            node = match name {
+                "*" => &node["additionalProperties"],
+                name => {
+                    let parts = [node].into_iter().chain(alternatives(node));
+                    let parts = parts.map(|part| resolved(schema, part));
+                    let mut with = parts.filter(|part| part["properties"][name].is_object());
+                    match with.next() {
+                        Some(part) => &part["properties"][name],
+                        None => break,
+                    }
+                }
+            };
+            node = resolved(schema, node);
+            if is_list {
+                node = resolved(schema, &node["items"]);
+            }
+        }
+        let of = |node: &Value| Some(node["examples"].get(0)?.as_str()?.to_owned());
+        let listed = of(&node["items"]).map(|example| format!("['{example}']"));
+        if let Some(example) = of(node).map(|one| format!("'{one}'")).or(listed) {
+            found.insert(path, example);
+        }
+    }
+    found
+}
+
+#[test]
+fn every_example_of_the_schema_is_a_value_of_its_field() {
+    let schema = zeugma_xds::schema();
+    let (leaves, examples) = (leaves(&schema), examples(&schema));
+    assert!(examples.len() > 40, "{}", examples.len());
+    let mut wrong = Vec::new();
+    for row in table::rows() {
+        let Some(example) = examples.get(&row.path(&leaves)) else {
+            continue;
+        };
+        let (mut mesh, _) = row.meshes();
+        mesh.set(row.document, row.field, example);
+        let world = mesh.world();
+        if world.findings().contains("ZG0102") {
+            wrong.push(format!("{}: {example}{}", row.field, world.said()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 /// Whether two gateways get the same, wherever it was written.
 fn same(a: &World, b: &World) -> bool {
     let (Some(_), Some(_)) = (a.try_loaded(), b.try_loaded()) else {
