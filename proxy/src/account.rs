@@ -94,7 +94,7 @@ pub(crate) struct Destination {
     /// The level that would have been used, had it been healthy.
     pub(crate) failover_from: Option<Arc<str>>,
     /// Its stretch of a line, once one request was told of: the next ones are the same.
-    pub(crate) line: OnceCell<Box<[u8]>>,
+    pub(crate) line: Stretch,
 }
 
 /// The HTTP part of a record.
@@ -109,16 +109,16 @@ pub(crate) struct RequestFacts {
     pub(crate) version: &'static str,
     pub(crate) status: u16,
     pub(crate) attempts: u32,
+    /// How what it came by stands in a line: shared by the requests of a connection.
+    pub(crate) origin: Rc<Stretch>,
 }
 
+/// A part of a line that is written once and kept.
+pub(crate) type Stretch = OnceCell<Box<[u8]>>;
+
 impl Closed {
-    /// The access-log line, without the newline.
-    ///
-    /// Keys are ztunnel's where it has them, plus `sni`, `tls.group`, `failover_from`,
-    /// `policy.rule` and `flags`. JSON escapes every control character, so that a line stays one.
-    fn write_line(&self, line: &mut Object, now: SystemTime) {
-        line.begin();
-        line.time(r#"{"time":"#, now);
+    /// Where it came from: of the requests of one connection, the same.
+    fn write_origin(&self, line: &mut Object) {
         let kind = if self.request.is_some() {
             "request"
         } else {
@@ -137,6 +137,22 @@ impl Closed {
             line.text(r#","sni":"#, tls.sni.as_deref());
             line.text(r#","tls.group":"#, tls.group.as_deref());
             line.text(r#","tls.alert":"#, tls.alert);
+        }
+    }
+
+    /// The access-log line, without the newline.
+    ///
+    /// Keys are ztunnel's where it has them, plus `sni`, `tls.group`, `failover_from`,
+    /// `policy.rule` and `flags`. JSON escapes every control character, so that a line stays one.
+    fn write_line(&self, line: &mut Object, now: SystemTime) {
+        line.begin();
+        line.time(r#"{"time":"#, now);
+        match &self.request {
+            // Who is handed on may be another one in each request.
+            Some(request) if self.caller.attested.is_none() => {
+                line.same(&request.origin, |line| self.write_origin(line));
+            }
+            Some(_) | None => self.write_origin(line),
         }
         line.text(r#","dst.service":"#, self.service.as_deref());
         match &self.destination {
@@ -223,7 +239,7 @@ impl Object {
     }
 
     /// What `write` writes, which is kept.
-    fn same(&mut self, kept: &OnceCell<Box<[u8]>>, write: impl FnOnce(&mut Self)) {
+    fn same(&mut self, kept: &Stretch, write: impl FnOnce(&mut Self)) {
         if let Some(stretch) = kept.get() {
             self.text.extend_from_slice(stretch);
             return;
@@ -638,6 +654,7 @@ mod tests {
                 version: "HTTP/2",
                 status: 200,
                 attempts: 3,
+                origin: Rc::default(),
             }),
             detail: Some("line\r\nbreak".to_owned()),
             rule: Some("a.yaml:7".into()),
@@ -666,6 +683,15 @@ mod tests {
             "config.generation": 7,
         });
         assert_eq!(read, expected);
+        // What is kept of it is what was written, and nobody's who is handed on in another request.
+        assert_eq!(line_of(&closed), line);
+        let mut next = closed.clone();
+        next.caller.attested = Some("spiffe://west.example/cart".into());
+        let line = line_of(&next);
+        assert!(
+            line.contains(r#""src.attested":"spiffe://west.example/cart""#),
+            "{line}"
+        );
     }
 
     #[test]

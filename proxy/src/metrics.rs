@@ -915,6 +915,7 @@ mod tests {
                 version: "HTTP/1.1",
                 status,
                 attempts: 1,
+                origin: Rc::default(),
             }),
             reason: Reason::Completed,
             detail: None,

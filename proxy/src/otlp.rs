@@ -335,6 +335,7 @@ mod tests {
                 version: "HTTP/1.1",
                 status: 503,
                 attempts: 2,
+                origin: Rc::default(),
             }),
             reason: Reason::NoHealthyEndpoint,
             detail: None,

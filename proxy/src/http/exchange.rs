@@ -187,6 +187,7 @@ impl Exchange {
                 version: context.version.text(),
                 status: 0,
                 attempts: 0,
+                origin: Rc::clone(&context.origin),
             }),
             reason: Reason::Completed,
             detail: None,

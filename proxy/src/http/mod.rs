@@ -42,7 +42,7 @@ use zeugma_core::identity::SpiffeId;
 use zeugma_core::snapshot::{Position, ServiceIx};
 use zeugma_core::verdict::Reason;
 
-use crate::account::{Caller, TlsFacts};
+use crate::account::{Caller, Stretch, TlsFacts};
 use crate::connection::{SniTarget, Visit};
 use crate::listener::Open;
 use crate::metrics::Latest;
@@ -111,6 +111,8 @@ pub(crate) struct Context {
     pub(crate) identity: Option<SpiffeId>,
     pub(crate) caller: Caller,
     pub(crate) tls: Option<TlsFacts>,
+    /// How these stand in the line of a request.
+    pub(crate) origin: Rc<Stretch>,
     pub(crate) version: Version,
     /// The connection's own entry: a change asks it to leave.
     pub(crate) entry: Rc<Entry>,
@@ -220,6 +222,7 @@ pub(crate) async fn serve(
         identity,
         caller: visit.caller.clone(),
         tls: visit.tls.clone(),
+        origin: Rc::default(),
         version,
         entry: Rc::clone(&visit.listed),
         _open: Rc::clone(&visit.open),
@@ -676,6 +679,7 @@ mod tests {
             identity: None,
             caller: Caller::default(),
             tls: None,
+            origin: Rc::default(),
             version,
             entry: Rc::clone(&listed),
             _open: Rc::new(open),
