@@ -35,18 +35,34 @@ pub(crate) struct Check {
     /// The YAML file, or a directory of them
     #[arg(long, value_name = "FILE|DIR")]
     config: PathBuf,
-    /// The MeshGateway to check for; default: each one found
-    #[arg(long)]
-    name: Option<String>,
-    /// Where the gateway stands, instead of its `locality`
-    #[arg(long, value_name = "REGION/ZONE")]
-    locality: Option<String>,
+    #[command(flatten)]
+    gateway: Gateway,
     /// How to print
     #[arg(short, long, value_enum, default_value_t = Output::Human)]
     output: Output,
     /// Fail on warnings as well
     #[arg(long)]
     strict: bool,
+}
+
+/// Which gateway is meant.
+#[derive(Debug, Args)]
+struct Gateway {
+    /// The MeshGateway that is meant; default: each one found
+    #[arg(long)]
+    name: Option<String>,
+    /// Where the gateway stands, instead of its `locality`
+    #[arg(long, value_name = "REGION/ZONE")]
+    locality: Option<String>,
+}
+
+impl Gateway {
+    fn options(&self) -> NodeOptions {
+        NodeOptions {
+            name: self.name.clone(),
+            locality: self.locality.clone(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -89,10 +105,7 @@ fn try_run(command: Command) -> io::Result<ExitCode> {
 }
 
 fn run_check(check: &Check) -> io::Result<ExitCode> {
-    let options = NodeOptions {
-        name: check.name.clone(),
-        locality: check.locality.clone(),
-    };
+    let options = check.gateway.options();
     let checked = zeugma_xds::check(&check.config, &options);
     let is_bad = checked.findings.has_errors() || (check.strict && !checked.findings.is_empty());
     match check.output {

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
-use zeugma_xds::{Change, CheckedGateway, Difference, NodeOptions};
+use zeugma_xds::{Change, CheckedGateway, Difference};
 
-use super::{Output, print_findings};
+use super::{Gateway, Output, print_findings};
 use crate::exit;
 
 #[derive(Debug, Args)]
@@ -19,12 +19,8 @@ pub(crate) struct Diff {
     /// The configuration as it shall be
     #[arg(value_name = "NEW")]
     new: PathBuf,
-    /// The MeshGateway to compare; default: each one found
-    #[arg(long)]
-    name: Option<String>,
-    /// Where the gateway stands, instead of its `locality`
-    #[arg(long, value_name = "REGION/ZONE")]
-    locality: Option<String>,
+    #[command(flatten)]
+    gateway: Gateway,
     /// How to print
     #[arg(short, long, value_enum, default_value_t = Output::Human)]
     output: Output,
@@ -38,10 +34,7 @@ struct OfGateway {
 }
 
 pub(super) fn run(diff: &Diff) -> io::Result<ExitCode> {
-    let options = NodeOptions {
-        name: diff.name.clone(),
-        locality: diff.locality.clone(),
-    };
+    let options = diff.gateway.options();
     let old = zeugma_xds::check(&diff.old, &options);
     let new = zeugma_xds::check(&diff.new, &options);
     let mut out = io::stdout().lock();

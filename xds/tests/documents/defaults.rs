@@ -4,7 +4,7 @@ use zeugma_core::snapshot::{Cluster, Service, Snapshot};
 use zeugma_xds::{Code, Severity};
 
 use crate::standing::Mesh;
-use crate::support::{EAST, WEST_PEER, loaded, route, try_load};
+use crate::support::{EAST, WEST_PEER, loaded, route, try_load, unplaced};
 
 const ALLOW: &str = "allow: [{listeners: [apps]}]";
 
@@ -22,23 +22,10 @@ fn http(name: &str, more: &str) -> String {
     route(name, &format!("protocol: http, {backends}{comma}{more}"))
 }
 
-/// What a snapshot does, without the lines that made it.
-fn meaning(mut snapshot: Snapshot) -> Snapshot {
-    snapshot.version = "".into();
-    for service in &mut snapshot.services {
-        service.position = None;
-        let policy = &mut service.policy;
-        for rule in policy.allow.iter_mut().chain(&mut policy.deny) {
-            rule.position = None;
-        }
-    }
-    snapshot
-}
-
 fn snapshot(documents: &[&str]) -> Snapshot {
     let mut all = vec![EAST, WEST_PEER];
     all.extend(documents);
-    meaning(loaded(&all, None).snapshot)
+    unplaced(loaded(&all, None).snapshot)
 }
 
 /// Every field of the document, each alone: it is as if the route had written it.

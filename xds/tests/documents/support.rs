@@ -90,3 +90,16 @@ pub(crate) fn levels(cluster: &Cluster) -> Vec<(String, Vec<String>)> {
 pub(crate) fn level_names(cluster: &Cluster) -> Vec<String> {
     levels(cluster).into_iter().map(|(name, _)| name).collect()
 }
+
+/// What a snapshot does, without the lines that made it.
+pub(crate) fn unplaced(mut snapshot: Snapshot) -> Snapshot {
+    snapshot.version = "".into();
+    for service in &mut snapshot.services {
+        service.position = None;
+        let policy = &mut service.policy;
+        for rule in policy.allow.iter_mut().chain(&mut policy.deny) {
+            rule.position = None;
+        }
+    }
+    snapshot
+}

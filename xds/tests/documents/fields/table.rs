@@ -410,9 +410,9 @@ fn backends() -> Vec<Row> {
             "upstream-refused",
         ),
         row("orders", "spec.backends[1].version", "h1", "h2")
-            .seen_by("data_edges::a_body_that_get_has_arrives_whole"),
+            .seen_by("data_http::a_service_configured_for_http_2_gets_it_from_every_caller"),
         row("orders", "spec.backends[1].version", "h1", "same")
-            .seen_by("data_edges::a_body_that_get_has_arrives_whole"),
+            .seen_by("data_http::a_service_that_knows_only_http_1_gets_it_from_every_caller"),
         row("pg", "spec.backends[0].proxyProtocol", "", "true")
             .seen_by("data_tcp::the_callers_identity_reaches_the_endpoint_that_wants_it"),
         row("orders", "spec.backends[2].peer", "west", "north").decides(
