@@ -410,6 +410,22 @@ fn what_mesh_defaults_says_is_as_if_the_route_said_it() {
     assert_eq!(fields.cloned().collect::<BTreeSet<_>>(), tried);
 }
 
+#[test]
+fn laid_out_otherwise_every_field_means_the_same() {
+    for row in table::rows() {
+        let (_, after) = row.meshes();
+        let text = after.text();
+        let formatted = zeugma_xds::format(&text).unwrap();
+        assert_ne!(formatted, text);
+        let (one, other) = (World::of(&text), World::of(&formatted));
+        assert_eq!(one.findings(), other.findings(), "{formatted}");
+        assert!(
+            one.try_loaded().is_none() || same(&one, &other),
+            "{formatted}"
+        );
+    }
+}
+
 /// What a field is called by in a test's text, where it is not written as in the schema.
 fn spelled(field: &str) -> &str {
     match field {

@@ -1,6 +1,7 @@
 //! What the core decides with a configuration, in words that a table can hold.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -35,7 +36,12 @@ pub(super) const ORDERS: &str = "orders.shop.svc.clusterset.local";
 pub(super) const PG: &str = "pg.db.svc.clusterset.local";
 
 impl World {
-    pub(super) const fn new(loaded: Result<Loaded, Findings>, folder: TempDir) -> Self {
+    /// What a gateway makes of this file.
+    pub(super) fn of(text: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mesh.yaml");
+        fs::write(&path, text).unwrap();
+        let loaded = load(&path, &NodeOptions::default());
         Self { loaded, folder }
     }
 

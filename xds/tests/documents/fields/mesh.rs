@@ -1,9 +1,6 @@
 //! The configuration whose fields are changed, one at a time.
 
-use std::fs;
-
 use serde_json::Value;
-use zeugma_xds::{NodeOptions, load};
 
 use super::decided::World;
 
@@ -141,15 +138,15 @@ impl Mesh {
         Some(moved)
     }
 
+    /// It as a file: JSON is YAML.
+    pub(super) fn text(&self) -> String {
+        let texts: Vec<String> = self.0.iter().map(|one| format!("{one:#}")).collect();
+        texts.join("\n---\n")
+    }
+
     /// What a gateway makes of it.
     pub(super) fn world(&self) -> World {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("mesh.yaml");
-        // JSON is YAML.
-        let texts: Vec<String> = self.0.iter().map(|one| format!("{one:#}")).collect();
-        fs::write(&path, texts.join("\n---\n")).unwrap();
-        let options = NodeOptions::default();
-        World::new(load(&path, &options), folder)
+        World::of(&self.text())
     }
 }
 
