@@ -685,7 +685,7 @@ mod tests {
         assert_eq!(read, expected);
         // What is kept of it is what was written, and nobody's who is handed on in another request.
         assert_eq!(line_of(&closed), line);
-        let mut next = closed.clone();
+        let mut next = closed;
         next.caller.attested = Some("spiffe://west.example/cart".into());
         let line = line_of(&next);
         assert!(
