@@ -223,7 +223,8 @@ async fn control(
     let (phase, phase_read) = watch::channel(Phase::Serving);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
     let mut fleet = Fleet::new();
-    let files = Files::new(options.config.clone(), node, &start);
+    let mut files = Files::new(options.config.clone(), node, &start);
+    files.tell_wrong(credentials.wrong());
     let Beginning {
         loaded,
         findings,

@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::mesh::{Body, Ca, Cluster, Gateway, Identity, eventually, full};
+use crate::security_pki::Domain;
 
 const ORDERS: &str = "orders.shop.svc.clusterset.local";
 const ENDPOINT: &str = "spiffe://north.example/ca";
@@ -485,5 +486,80 @@ async fn without_its_trust_domain_what_was_fetched_counts_no_more() {
     until_let_in(&north.new_caller, &east).await;
     fs::remove_file(east.config().join("north.yaml")).unwrap();
     until_refused(&north.new_caller, &east).await;
+    gateway.finish().await;
+}
+
+/// A trust domain beside the others, with keys that the test holds: it can revoke.
+fn revoking(east: &mut Cluster) -> (Domain, [Identity; 2], [u8; 2], PathBuf) {
+    let north = Domain::new("north.example");
+    north.write_bundle(east);
+    let cart = north.issue(east, "ns/shop/sa/cart");
+    let pay = north.issue(east, "ns/shop/sa/pay");
+    fs::remove_file(east.svid().bundles.join("north.example.pem")).unwrap();
+    let crls = east.config().join("crls");
+    fs::create_dir(&crls).unwrap();
+    east.trusting("crls: crls/");
+    east.write_gateway();
+    (north, [cart.identity, pay.identity], cart.serial, crls)
+}
+
+#[tokio::test]
+async fn a_start_leaves_out_no_more_than_the_trust_domain_that_cannot_be_used() {
+    const DUE: time::Duration = time::Duration::hours(12);
+    let mut east = east();
+    let (north, [cart, pay], serial, crls) = revoking(&mut east);
+    let web = Web::new("localhost");
+    let endpoint = web.endpoint().await;
+    let port = endpoint.address.port();
+
+    // Its list is there, and its bundle is still to be fetched.
+    north.write_crl(&crls, &north.crl(7, &[serial], DUE));
+    over_web(&east, "localhost", port);
+    let gateway = start(&east, &web.roots()).await;
+    gateway
+        .message("no bundle of trust domain north.example")
+        .await;
+    gateway
+        .metric_becomes("zeugma_last_good_in_use", &[("kind", "credentials")], 1.0)
+        .await;
+    endpoint.serve(north.document(1));
+    gateway.signal(Signal::HUP);
+    until_let_in(&pay, &east).await;
+    assert!(is_let_in(&cart, &east).await.is_none());
+    gateway
+        .metric_becomes("zeugma_last_good_in_use", &[("kind", "credentials")], 0.0)
+        .await;
+    let numbers = east.config().join("state/east-gw/crl-numbers");
+    eventually("the numbers", async || numbers.is_file().then_some(())).await;
+    gateway.finish().await;
+
+    // The operator's file is broken: what was fetched serves.
+    endpoint.answer(|_| (503, None, String::new()));
+    fs::write(east.config().join("north.json"), "{").unwrap();
+    trust(
+        &east,
+        &format!(
+            "bundle: north.json, bundleEndpointURL: 'https://localhost:{port}/bundle', \
+             bundleEndpointProfile: {{ type: https_web }}"
+        ),
+    );
+    let gateway = start(&east, &web.roots()).await;
+    let said = gateway.message("north.json: not a SPIFFE bundle").await;
+    assert!(said.contains("ZG0203"), "{said}");
+    assert!(is_let_in(&pay, &east).await.is_some());
+    assert!(is_let_in(&cart, &east).await.is_none());
+    gateway.finish().await;
+
+    // R9: an older list, at the start and after it; nobody of it is let in.
+    north.write_crl(&crls, &north.crl(6, &[], DUE));
+    let gateway = start(&east, &web.roots()).await;
+    gateway.message("crlNumber 06 after 07").await;
+    assert!(is_let_in(&pay, &east).await.is_none());
+    north.write_crl(&crls, &north.crl(5, &[], DUE));
+    gateway.message("crlNumber 05 after 07").await;
+    assert!(is_let_in(&cart, &east).await.is_none());
+    north.write_crl(&crls, &north.crl(8, &[serial], DUE));
+    until_let_in(&pay, &east).await;
+    assert!(is_let_in(&cart, &east).await.is_none());
     gateway.finish().await;
 }

@@ -448,7 +448,7 @@ impl Files {
     }
 
     /// Tells what of the credentials is refused while all else serves.
-    fn tell_wrong(&mut self, wrong: &[CredentialsError]) {
+    pub(super) fn tell_wrong(&mut self, wrong: &[CredentialsError]) {
         let all: Vec<String> = wrong.iter().map(|one| with_causes(one)).collect();
         let text = (!all.is_empty()).then(|| all.join("; "));
         if let Some(text) = &text
@@ -457,7 +457,7 @@ impl Files {
             tracing::error!(
                 code = wrong.first().map_or("ZG0202", CredentialsError::code),
                 error = %text,
-                "certificate or bundles refused; the last good ones serve in their place, and all else is applied"
+                "certificate or bundles refused; the last good ones serve in their place where there are any, and all else is applied"
             );
         }
         self.said[1] = text;

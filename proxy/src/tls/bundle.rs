@@ -416,6 +416,11 @@ impl Bundles {
         (bundles, wrong)
     }
 
+    /// Takes out the bundles of all trust domains but these.
+    pub(super) fn retain(&mut self, mut is_trusted: impl FnMut(&TrustDomain) -> bool) {
+        self.0.retain(|domain, _| is_trusted(domain));
+    }
+
     /// Takes out the bundle of a trust domain: nobody of it is trusted.
     pub(super) fn remove(&mut self, domain: &TrustDomain) {
         self.0.remove(domain);
@@ -439,24 +444,26 @@ impl Bundles {
     /// of what was fetched. `folder` is that of the others.
     ///
     /// # Errors
-    /// As [`add`](Self::add).
+    /// As [`add`](Self::add). What was fetched counts alone then; of two bundles none does.
     pub(super) fn add_foreign(
         &mut self,
         one: &DomainBundle,
         folder: &Path,
     ) -> Result<(), BundleError> {
-        match &one.file {
-            Some(path) => self.add(path, one.domain.clone())?,
-            None if self.get(&one.domain).is_some() => {
-                return Err(BundleError::Twice {
-                    path: folder.to_owned(),
-                    domain: one.domain.clone(),
-                });
-            }
-            None => {}
+        let added = match &one.file {
+            Some(path) => self.add(path, one.domain.clone()),
+            None if self.get(&one.domain).is_some() => Err(BundleError::Twice {
+                path: folder.to_owned(),
+                domain: one.domain.clone(),
+            }),
+            None => Ok(()),
+        };
+        if matches!(added, Err(BundleError::Twice { .. })) {
+            self.remove(&one.domain);
+        } else {
+            self.prefer_fetched(one);
         }
-        self.prefer_fetched(one);
-        Ok(())
+        added
     }
 
     /// Takes what was fetched, unless the file's sequence is higher.
