@@ -500,3 +500,29 @@ fn who_comes_while_the_crls_cannot_be_listed_is_left_out() {
     let after = after.reload(&disk.files).unwrap();
     assert!(after.bundles().get(&domain("new.example")).is_some());
 }
+
+#[test]
+fn a_bundle_that_is_only_numbered_anew_makes_no_other_credentials() {
+    let disk = Disk::new();
+    let x5c = |der: &CertificateDer<'_>| {
+        let text = STANDARD.encode(der);
+        format!(r#"{{"use":"x509-svid","kty":"EC","x5c":["{text}"]}}"#)
+    };
+    let path = disk.files.bundles.join("west.example.json");
+    fs::remove_file(disk.files.bundles.join("west.example.pem")).unwrap();
+    let west = x5c(&disk.world.west.anchor);
+    let other = x5c(&World::new().west.anchor);
+    let load = |keys: &[&str], sequence: u64| {
+        let keys = keys.join(",");
+        let text = format!(
+            r#"{{"keys":[{keys}],"spiffe_sequence":{sequence},"spiffe_refresh_hint":{sequence}}}"#
+        );
+        fs::write(&path, text).unwrap();
+        disk.load().unwrap()
+    };
+    let before = load(&[&west, &other], 1);
+    assert!(!before.differs(&load(&[&other, &west], 2)));
+    assert!(before.differs(&load(&[&west], 2)));
+    assert!(load(&[&west], 2).differs(&before));
+    assert!(load(&[&west], 2).differs(&load(&[&other], 2)));
+}

@@ -563,3 +563,52 @@ async fn a_start_leaves_out_no_more_than_the_trust_domain_that_cannot_be_used() 
     assert!(is_let_in(&cart, &east).await.is_none());
     gateway.finish().await;
 }
+
+/// Has the gateway load its credentials anew.
+async fn reload(gateway: &Gateway) {
+    let loads = async || {
+        let metrics = gateway.metrics().await;
+        let of = |result| {
+            metrics.value(
+                "zeugma_reloads_total",
+                &[("what", "credentials"), ("result", result)],
+            )
+        };
+        ["applied", "refused"].map(of).iter().sum::<f64>()
+    };
+    let before = loads().await;
+    gateway.signal(Signal::HUP);
+    eventually("another load", async || {
+        (loads().await > before).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_bundle_that_is_only_numbered_anew_closes_nothing() {
+    let east = east();
+    let north = North::new(&east);
+    let web = Web::new("localhost");
+    let endpoint = web.endpoint().await;
+    endpoint.serve(document(&[&north.old, &north.new], Some(1)));
+    over_web(&east, "localhost", endpoint.address.port());
+    let gateway = start(&east, &web.roots()).await;
+    until_let_in(&north.new_caller, &east).await;
+    let applied = || {
+        let said = gateway.messages_so_far();
+        said.iter().filter(|line| line.contains("ZG0201")).count()
+    };
+    let before = applied();
+    // In another order, too; as a trust domain does that takes the time for its number.
+    endpoint.serve(document(&[&north.new, &north.old], Some(1_790_000_000)));
+    gateway.signal(Signal::HUP);
+    let labels = [("trust_domain", "north.example"), ("result", "new")];
+    let fetches = "zeugma_bundle_fetches_total";
+    gateway.metric_becomes(fetches, &labels, 2.0).await;
+    reload(&gateway).await;
+    assert_eq!(applied(), before, "{}", gateway.told());
+    // Its number holds all the same.
+    endpoint.serve(document(&[&north.old], Some(1_789_999_999)));
+    look(&gateway, "ZG0252", "its sequence went back").await;
+    gateway.finish().await;
+}

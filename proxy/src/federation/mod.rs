@@ -272,7 +272,7 @@ fn judge(before: Option<&Bundle>, next: &Bundle) -> Result<(), String> {
     let Some(before) = before else {
         return Ok(());
     };
-    let is_same = before.anchors() == next.anchors();
+    let is_same = before.trusts_as(next);
     match (before.sequence(), next.sequence()) {
         (Some(before), Some(next)) if next < before => {
             Err(format!("its sequence went back from {before} to {next}"))
@@ -452,6 +452,7 @@ mod tests {
     #[test]
     fn a_sequence_never_goes_back_and_never_stands_for_two_contents() {
         let (one, two) = (anchor(), anchor());
+        let (both, turned) = (&[&*one, &*two][..], [&*two, &*one]);
         let (one, two) = (&[&*one][..], &[&*two][..]);
         for (before, next, refused) in [
             (None, bundle(Some(1), one), None),
@@ -459,6 +460,13 @@ mod tests {
             (Some(bundle(Some(2), one)), bundle(Some(2), one), None),
             (Some(bundle(None, one)), bundle(None, two), None),
             (Some(bundle(None, one)), bundle(Some(1), two), None),
+            // In another order.
+            (Some(bundle(Some(2), both)), bundle(Some(2), &turned), None),
+            (
+                Some(bundle(Some(2), both)),
+                bundle(Some(2), one),
+                Some("is 2 as before"),
+            ),
             // It revokes all (B1).
             (Some(bundle(Some(1), one)), bundle(Some(2), &[]), None),
             (

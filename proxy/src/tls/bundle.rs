@@ -258,6 +258,15 @@ impl Bundle {
         &self.anchors
     }
 
+    /// Whether both trust the same certificates, in whatever order.
+    #[must_use]
+    pub fn trusts_as(&self, other: &Self) -> bool {
+        // None is there twice.
+        self.domain == other.domain
+            && self.anchors.len() == other.anchors.len()
+            && (self.anchors.iter()).all(|anchor| other.anchors.contains(anchor))
+    }
+
     /// `spiffe_sequence`, where the file has one (B2).
     #[must_use]
     pub const fn sequence(&self) -> Option<u64> {
@@ -474,6 +483,12 @@ impl Bundles {
         {
             self.insert(fetched.clone());
         }
+    }
+
+    /// Whether both trust the same certificates for the same trust domains.
+    pub(super) fn trust_as(&self, other: &Self) -> bool {
+        self.0.len() == other.0.len()
+            && (self.0.values().zip(other.0.values())).all(|(one, other)| one.trusts_as(other))
     }
 
     /// Adds a bundle in place of the one its trust domain had, which is returned.
