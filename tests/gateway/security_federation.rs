@@ -612,3 +612,33 @@ async fn a_bundle_that_is_only_numbered_anew_closes_nothing() {
     look(&gateway, "ZG0252", "its sequence went back").await;
     gateway.finish().await;
 }
+
+#[tokio::test]
+async fn of_two_bundles_of_a_trust_domain_what_is_fetched_is_not_taken() {
+    let east = east();
+    let north = North::new(&east);
+    let web = Web::new("localhost");
+    let endpoint = web.endpoint().await;
+    endpoint.serve(document(&[&north.new], Some(2)));
+    let bundles = east.svid().bundles;
+    north.old.write_bundle("north.example", &bundles);
+    let gateway = start(&east, &web.roots()).await;
+    until_let_in(&north.old_caller, &east).await;
+    over_web(&east, "localhost", endpoint.address.port());
+    let twice = "second bundle of trust domain north.example";
+    gateway.message(twice).await;
+    gateway.message("ZG0253 bundle fetched").await;
+    reload(&gateway).await;
+    assert!(is_let_in(&north.new_caller, &east).await.is_none());
+    assert!(is_let_in(&north.old_caller, &east).await.is_some());
+    gateway.finish().await;
+    // At the start there is none that was good before.
+    let gateway = start(&east, &web.roots()).await;
+    gateway.message(twice).await;
+    assert!(is_let_in(&north.new_caller, &east).await.is_none());
+    assert!(is_let_in(&north.old_caller, &east).await.is_none());
+    fs::remove_file(bundles.join("north.example.json")).unwrap();
+    until_let_in(&north.new_caller, &east).await;
+    assert!(is_let_in(&north.old_caller, &east).await.is_none());
+    gateway.finish().await;
+}

@@ -405,7 +405,11 @@ impl Bundles {
                 (None, None) => {}
             }
         }
+        let mut twice = Vec::new();
         for (domain, paths) in found {
+            if paths.len() > 1 {
+                twice.push(domain.clone());
+            }
             let bundle = match paths.as_slice() {
                 [.., second] if paths.len() > 1 => Err(BundleError::Twice {
                     path: second.clone(),
@@ -419,7 +423,8 @@ impl Bundles {
                 bundles.insert(bundle);
             }
         }
-        for one in beside {
+        // Of two, nobody knows which is meant: what was fetched is one of them.
+        for one in beside.iter().filter(|one| !twice.contains(&one.domain)) {
             bundles.prefer_fetched(one);
         }
         (bundles, wrong)
