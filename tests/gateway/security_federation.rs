@@ -642,3 +642,61 @@ async fn of_two_bundles_of_a_trust_domain_what_is_fetched_is_not_taken() {
     assert!(is_let_in(&north.old_caller, &east).await.is_none());
     gateway.finish().await;
 }
+
+#[tokio::test]
+async fn a_trust_domain_that_comes_later_begins_with_what_was_kept_until_that_is_removed() {
+    let east = east();
+    let north = North::new(&east);
+    let web = Web::new("localhost");
+    let endpoint = web.endpoint().await;
+    let port = endpoint.address.port();
+    endpoint.serve(document(&[&north.new], Some(5)));
+    over_web(&east, "localhost", port);
+    let gateway = start(&east, &web.roots()).await;
+    until_let_in(&north.new_caller, &east).await;
+    let kept = east
+        .config()
+        .join("state/east-gw/bundle-north.example.json");
+    eventually("it is kept", async || kept.is_file().then_some(())).await;
+    gateway.finish().await;
+
+    fs::remove_file(east.config().join("north.yaml")).unwrap();
+    let gateway = start(&east, &web.roots()).await;
+    assert!(is_let_in(&north.new_caller, &east).await.is_none());
+    endpoint.serve(document(&[&north.old], Some(4)));
+    over_web(&east, "localhost", port);
+    look(&gateway, "ZG0252", "its sequence went back from 5 to 4").await;
+    until_let_in(&north.new_caller, &east).await;
+    assert!(is_let_in(&north.old_caller, &east).await.is_none());
+
+    // The operator's word.
+    fs::remove_file(&kept).unwrap();
+    gateway.signal(Signal::HUP);
+    gateway.message("ZG0255 what was kept of the bundle").await;
+    until_let_in(&north.old_caller, &east).await;
+    until_refused(&north.new_caller, &east).await;
+    gateway.finish().await;
+}
+
+#[tokio::test]
+async fn the_first_look_is_verified_by_the_bundle_that_came_with_it() {
+    let east = east();
+    let north = North::new(&east);
+    let endpoint = Endpoint::spiffe(&north.old, ENDPOINT).await;
+    endpoint.serve(document(&[&north.old, &north.new], Some(2)));
+    let gateway = east.start().await;
+    let first = document(&[&north.old], Some(1));
+    fs::write(east.config().join("north.json"), first).unwrap();
+    trust(
+        &east,
+        &format!(
+            "bundle: north.json, bundleEndpointURL: 'https://{}/', \
+             bundleEndpointProfile: {{ type: https_spiffe, endpointSPIFFEID: '{ENDPOINT}' }}",
+            endpoint.address
+        ),
+    );
+    gateway.message("ZG0253 bundle fetched").await;
+    assert!(!gateway.told().contains("ZG0251"), "{}", gateway.told());
+    until_let_in(&north.new_caller, &east).await;
+    gateway.finish().await;
+}

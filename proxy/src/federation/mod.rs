@@ -19,10 +19,10 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 use tokio::time::Instant;
 use zeugma_core::identity::TrustDomain;
-use zeugma_xds::{BundleEndpoint, ForeignDomain, GatewaySettings};
+use zeugma_xds::{BundleEndpoint, ForeignDomain, GatewaySettings, StateDir};
 
 use self::fetch::{FetchError, Fetched, fetch};
 use crate::runtime::Shared;
@@ -47,7 +47,7 @@ const REFUSED: &str = "ZG0252";
 /// What was fetched, and what is wrong.
 #[derive(Debug)]
 pub(crate) struct Federation {
-    known: Mutex<BTreeMap<TrustDomain, Known>>,
+    known: Arc<Mutex<Knowledge>>,
     /// The trust domains of the configuration that serves; counts the times that all are wanted anew.
     wanted: watch::Sender<(u64, Vec<ForeignDomain>)>,
     /// Told when there is a bundle that the credentials have not.
@@ -56,10 +56,25 @@ pub(crate) struct Federation {
     folder: OnceLock<PathBuf>,
 }
 
+type Knowledge = BTreeMap<TrustDomain, Known>;
+
 #[derive(Debug, Default)]
 struct Known {
     bundle: Option<Bundle>,
     failing: Option<Failing>,
+    /// The gateway's folder was asked for it.
+    is_read: bool,
+    /// There is a file of it in the gateway's folder.
+    is_kept: bool,
+}
+
+/// What is to be fetched.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// The trust domains of the configuration that serves.
+    pub(crate) domains: Vec<ForeignDomain>,
+    /// Every endpoint is asked at once.
+    pub(crate) anew: bool,
 }
 
 #[derive(Debug)]
@@ -73,25 +88,39 @@ impl Federation {
     /// What was kept of it in the folder of a gateway, which may not be its own yet.
     pub(crate) fn kept(settings: &GatewaySettings) -> Self {
         let domains = settings.svid.domains.clone();
-        let mut known = BTreeMap::new();
-        for one in domains.iter().filter(|one| one.endpoint.is_some()) {
-            if let Some(bundle) = read_kept(settings, &one.domain) {
-                let bundle = Some(bundle);
-                known.insert(
-                    one.domain.clone(),
-                    Known {
-                        bundle,
-                        failing: None,
-                    },
-                );
-            }
-        }
-        Self {
-            known: Mutex::new(known),
+        let federation = Self {
+            known: Arc::default(),
             wanted: watch::channel((0, domains)).0,
             changed: Notify::new(),
             folder: OnceLock::new(),
+        };
+        federation.read(settings);
+        federation
+    }
+
+    /// Reads again what is kept, where a gateway before this one may have fetched meanwhile.
+    pub(crate) fn read_again(&self, settings: &GatewaySettings) {
+        if self.read(settings) {
+            self.changed.notify_one();
         }
+    }
+
+    /// Reads what is kept, and says whether that is news.
+    fn read(&self, settings: &GatewaySettings) -> bool {
+        let domains: Vec<_> = fetched(&settings.svid.domains).cloned().collect();
+        let kept = read_all(&settings.state_dir, &settings.name, domains);
+        let mut all = self.lock();
+        let mut is_news = false;
+        for (domain, bundle) in kept {
+            let known = all.entry(domain).or_default();
+            known.is_read = true;
+            if bundle.is_some() && known.bundle != bundle {
+                known.bundle = bundle;
+                known.is_kept = true;
+                is_news = true;
+            }
+        }
+        is_news
     }
 
     /// Keeps what is fetched in this folder, which is the gateway's own.
@@ -100,20 +129,74 @@ impl Federation {
         drop(self.folder.set(folder));
     }
 
-    /// Takes the trust domains of another configuration.
-    pub(crate) fn want(&self, domains: &[ForeignDomain]) {
-        self.wanted.send_if_modified(|(_, wanted)| {
-            let is_new = *wanted != domains;
-            if is_new {
-                *wanted = domains.to_vec();
-            }
-            is_new
-        });
+    /// Reads what is kept of trust domains that came after the start; `settings` are those of the start.
+    /// To be done before they are wanted, lest something older be taken.
+    pub(crate) async fn remember(&self, settings: &GatewaySettings, domains: &[ForeignDomain]) {
+        let unread: Vec<_> = {
+            let known = self.lock();
+            let is_read = |domain: &&TrustDomain| known.get(domain).is_some_and(|one| one.is_read);
+            let unread = fetched(domains).filter(|domain| !is_read(domain));
+            unread.cloned().collect()
+        };
+        if unread.is_empty() {
+            return;
+        }
+        let (dir, name) = (settings.state_dir.clone(), settings.name.clone());
+        let reading = task::spawn_blocking(move || read_all(&dir, &name, unread));
+        // A panic is told by the hook; they are read the next time.
+        let kept = reading.await.unwrap_or_default();
+        let mut all = self.lock();
+        for (domain, bundle) in kept {
+            let known = all.entry(domain).or_default();
+            known.is_read = true;
+            known.is_kept = bundle.is_some();
+            known.bundle = known.bundle.take().or(bundle);
+        }
     }
 
-    /// Has every endpoint be asked now.
-    pub(crate) fn want_anew(&self) {
-        self.wanted.send_modify(|(times, _)| *times += 1);
+    /// Forgets the bundles whose files the operator has removed from the gateway's folder.
+    pub(crate) async fn forget_removed(&self) {
+        let Some(folder) = self.folder.get().cloned() else {
+            return;
+        };
+        let kept: Vec<TrustDomain> = {
+            let known = self.lock();
+            let kept = known.iter().filter(|(_, one)| one.is_kept);
+            kept.map(|(domain, _)| domain.clone()).collect()
+        };
+        let looking = task::spawn_blocking(move || {
+            let is_gone = |domain: &TrustDomain| {
+                let file = file_of(domain).map(|file| folder.join(file));
+                file.is_some_and(|file| matches!(file.try_exists(), Ok(false)))
+            };
+            // Where the whole folder is away nobody meant this.
+            let gone = kept
+                .into_iter()
+                .filter(|one| folder.is_dir() && is_gone(one));
+            gone.collect::<Vec<_>>()
+        });
+        let gone = looking.await.unwrap_or_default();
+        let mut all = self.lock();
+        for domain in gone {
+            if let Some(known) = all.get_mut(&domain) {
+                known.bundle = None;
+                known.is_kept = false;
+                tracing::warn!(
+                    code = "ZG0255", trust_domain = %domain,
+                    "what was kept of the bundle is removed: what was fetched is forgotten"
+                );
+            }
+        }
+    }
+
+    /// Takes the trust domains of a configuration that serves, once its credentials do.
+    pub(crate) fn want(&self, next: Wanted) {
+        self.wanted.send_if_modified(|(times, wanted)| {
+            let is_new = *wanted != next.domains;
+            *wanted = next.domains;
+            *times += u64::from(next.anew);
+            is_new || next.anew
+        });
     }
 
     /// Waits until there is a bundle that credentials loaded before have not.
@@ -149,7 +232,7 @@ impl Federation {
                     failing.in_a_row, failing.why,
                 ),
                 "help": match failing.code {
-                    REFUSED => "ask who runs that trust domain; where this is right, remove what is kept of it in stateDir",
+                    REFUSED => "ask who runs that trust domain; where this is right, remove what is kept of it in stateDir and send SIGHUP",
                     _ => "look at `bundleEndpointURL` and its profile, and at the endpoint",
                 },
             }))
@@ -157,9 +240,8 @@ impl Federation {
         failing.collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<TrustDomain, Known>> {
-        // Nothing that holds it can fail.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Knowledge> {
+        lock(&self.known)
     }
 
     /// The newest bundle of a trust domain: what was fetched, or what `trusted` is.
@@ -247,16 +329,33 @@ impl Federation {
             return;
         };
         let (folder, domain) = (folder.clone(), domain.clone());
-        drop(tokio::task::spawn_blocking(move || {
-            if let Err(error) = state::write(&folder, &file, &document) {
-                tracing::warn!(
+        let known = Arc::clone(&self.known);
+        drop(task::spawn_blocking(move || {
+            match state::write(&folder, &file, &document) {
+                Ok(()) => {
+                    if let Some(known) = lock(&known).get_mut(&domain) {
+                        known.is_kept = true;
+                    }
+                }
+                Err(error) => tracing::warn!(
                     code = "ZG0254",
                     path = %folder.join(&file).display(), trust_domain = %domain, %error,
                     "the bundle that was fetched cannot be kept: a restart begins with an older one"
-                );
+                ),
             }
         }));
     }
+}
+
+fn lock(known: &Mutex<Knowledge>) -> MutexGuard<'_, Knowledge> {
+    // Nothing that holds it can fail.
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Those whose bundle is fetched.
+fn fetched(domains: &[ForeignDomain]) -> impl Iterator<Item = &TrustDomain> {
+    let fetched = domains.iter().filter(|one| one.endpoint.is_some());
+    fetched.map(|one| &one.domain)
 }
 
 /// When a bundle is asked for again (F10).
@@ -294,10 +393,20 @@ fn file_of(domain: &TrustDomain) -> Option<String> {
     (file.len() + 6 <= FILE_BYTES_MAX).then_some(file)
 }
 
-fn read_kept(settings: &GatewaySettings, domain: &TrustDomain) -> Option<Bundle> {
-    let (dir, file) = (&settings.state_dir, file_of(domain)?);
-    let path = state::folder_of(dir, &settings.name).join(&file);
-    let read = state::read(dir, &settings.name, &file, BUNDLE_BYTES_MAX);
+fn read_all(
+    dir: &StateDir,
+    name: &str,
+    domains: Vec<TrustDomain>,
+) -> Vec<(TrustDomain, Option<Bundle>)> {
+    let read = |domain| (read_kept(dir, name, &domain), domain);
+    let kept = domains.into_iter().map(read);
+    kept.map(|(bundle, domain)| (domain, bundle)).collect()
+}
+
+fn read_kept(dir: &StateDir, name: &str, domain: &TrustDomain) -> Option<Bundle> {
+    let file = file_of(domain)?;
+    let path = state::folder_of(dir, name).join(&file);
+    let read = state::read(dir, name, &file, BUNDLE_BYTES_MAX);
     let unused = |error: &dyn std::fmt::Display| {
         tracing::warn!(
             code = "ZG0254",
@@ -524,7 +633,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_is_asked_when_it_is_due_and_never_twice_at_once() {
-        let local = tokio::task::LocalSet::new();
+        let local = task::LocalSet::new();
         local.run_until(asked_by_the_clock()).await;
     }
 
@@ -569,7 +678,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn only_so_many_endpoints_are_asked_at_once() {
-        let local = tokio::task::LocalSet::new();
+        let local = task::LocalSet::new();
         local.run_until(asked_a_few_at_a_time()).await;
     }
 
