@@ -11,7 +11,7 @@
 
 mod fetch;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -451,31 +451,40 @@ async fn keep<T: 'static, F>(
     F: Future<Output = T> + 'static,
 {
     let mut due = BTreeMap::new();
-    let mut under_way: BTreeSet<TrustDomain> = BTreeSet::new();
+    let mut under_way: BTreeMap<TrustDomain, task::Id> = BTreeMap::new();
     let mut looks: JoinSet<Look<T>> = JoinSet::new();
     let (mut times, domains) = wanted.borrow_and_update().clone();
     reconcile(&mut due, &domains, false);
     loop {
         let now = Instant::now();
         for (domain, (endpoint, at)) in &due {
-            if *at <= now && looks.len() < FETCHES_MAX && under_way.insert(domain.clone()) {
-                let (domain, endpoint) = (domain.clone(), endpoint.clone());
-                let looking = look(domain.clone(), endpoint.clone());
-                looks.spawn_local(async move { (domain, endpoint, looking.await) });
+            if *at <= now && looks.len() < FETCHES_MAX && !under_way.contains_key(domain) {
+                let (of, endpoint) = (domain.clone(), endpoint.clone());
+                let looking = look(of.clone(), endpoint.clone());
+                let task = looks.spawn_local(async move { (of, endpoint, looking.await) });
+                under_way.insert(domain.clone(), task.id());
             }
         }
         let waiting = due
             .iter()
-            .filter(|(domain, _)| !under_way.contains(*domain));
+            .filter(|(domain, _)| !under_way.contains_key(*domain));
         let next = waiting.map(|(_, (_, at))| *at).min();
         let next = next.filter(|_| looks.len() < FETCHES_MAX);
         // Every arm is cancel-safe: tasks of their own, a fixed moment, and state that is watched.
         tokio::select! {
             Some(ended) = looks.join_next() => {
-                let Ok((domain, endpoint, fetched)) = ended else {
-                    // It panicked, which is told: nobody knows which one it was.
-                    under_way.clear();
-                    continue;
+                let (domain, endpoint, fetched) = match ended {
+                    Ok(came) => came,
+                    Err(panicked) => {
+                        // Which is told: the others are asked, and this one in a while.
+                        let is_it = |_: &TrustDomain, task: &mut task::Id| *task == panicked.id();
+                        for (domain, _) in under_way.extract_if(.., is_it) {
+                            if let Some((_, at)) = due.get_mut(&domain) {
+                                *at = Instant::now() + REFRESH_MIN;
+                            }
+                        }
+                        continue;
+                    }
                 };
                 under_way.remove(&domain);
                 // Of an endpoint that is not wanted any more nothing is taken.
@@ -674,6 +683,37 @@ mod tests {
         // By hand: 60 s after the end of the one before, and what was under way is not asked twice.
         assert_eq!(moments("a"), [0, 62, 100]);
         assert_eq!(moments("b"), [0, 100]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_that_panics_is_made_again_in_a_while() {
+        let local = task::LocalSet::new();
+        local.run_until(asked_though_one_panics()).await;
+    }
+
+    async fn asked_though_one_panics() {
+        let (_want, wanted) =
+            watch::channel((0, vec![one("a", "https://a/"), one("b", "https://b/")]));
+        let began = Instant::now();
+        let asked = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+        let noted = std::rc::Rc::clone(&asked);
+        let look = move |domain: TrustDomain, _| {
+            let at = began.elapsed().as_secs();
+            noted.borrow_mut().push((domain.to_string(), at));
+            async move {
+                assert!(domain.as_str() != "a" || at >= 20, "as a defect would");
+                tokio::time::sleep(Duration::from_secs(15)).await;
+            }
+        };
+        tokio::select! {
+            () = keep(wanted, look, |_, ()| REFRESH_MAX) => panic!("it ended"),
+            () = tokio::time::sleep(Duration::from_secs(60)) => {}
+        }
+        let asked: Vec<_> = (asked.borrow().iter())
+            .map(|(domain, at)| (domain.clone(), *at))
+            .collect();
+        let of = |text: &str, at| (text.to_owned(), at);
+        assert_eq!(asked, [of("a", 0), of("b", 0), of("a", 10), of("a", 20)]);
     }
 
     #[tokio::test(start_paused = true)]
