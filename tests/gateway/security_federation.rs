@@ -422,8 +422,10 @@ async fn a_web_endpoint_needs_no_first_bundle_and_what_it_does_wrong_is_told() {
     let plain = format!("http://localhost:{port}/bundle");
     let over = format!("{good}{}", " ".repeat(1 << 20));
     let two = document(&[&north.new, &north.old], Some(3));
+    let long = format!("http://localhost/{}", "a".repeat(4000));
     for (answer, words) in [
         ((302, Some("/bundle".to_owned()), ""), "over 5 redirects"),
+        ((302, Some(long), ""), "aaa ...`: "),
         ((301, Some("/other".to_owned()), ""), "answered 301"),
         ((302, None, ""), "it does not say where"),
         ((302, Some(plain), ""), "does not begin with `https://`"),

@@ -37,6 +37,8 @@ const REFRESH_MIN: Duration = Duration::from_secs(10);
 const REFRESH_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Endpoints that are asked at once.
 const FETCHES_MAX: usize = 4;
+/// The most characters that are told of why there is no bundle: much of it is another's text.
+const WHY_MAX: usize = 1000;
 /// The longest name of a file.
 const FILE_BYTES_MAX: usize = 255;
 /// The code of a bundle that is not fetched.
@@ -266,7 +268,7 @@ impl Federation {
         let credentials = shared.credentials.load();
         let before = self.newest(domain, credentials.bundles().get(domain));
         let judged = fetched
-            .map_err(|error| (NOT_FETCHED, error.to_string()))
+            .map_err(|error| (NOT_FETCHED, cut(&error.to_string(), WHY_MAX)))
             .and_then(|(bundle, document)| {
                 judge(before.as_ref(), &bundle).map_err(|why| (REFUSED, why))?;
                 Ok((bundle, document))
@@ -356,6 +358,14 @@ fn lock(known: &Mutex<Knowledge>) -> MutexGuard<'_, Knowledge> {
 fn fetched(domains: &[ForeignDomain]) -> impl Iterator<Item = &TrustDomain> {
     let fetched = domains.iter().filter(|one| one.endpoint.is_some());
     fetched.map(|one| &one.domain)
+}
+
+/// The beginning of a text.
+fn cut(text: &str, characters_max: usize) -> String {
+    match text.char_indices().nth(characters_max) {
+        Some((at, _)) => format!("{} ...", text.get(..at).unwrap_or_default()),
+        None => text.to_owned(),
+    }
 }
 
 /// When a bundle is asked for again (F10).
@@ -714,6 +724,12 @@ mod tests {
             .collect();
         let of = |text: &str, at| (text.to_owned(), at);
         assert_eq!(asked, [of("a", 0), of("b", 0), of("a", 10), of("a", 20)]);
+    }
+
+    #[test]
+    fn of_a_long_text_the_beginning_is_told() {
+        assert_eq!(cut("\u{e4}\u{e4}", 2), "\u{e4}\u{e4}");
+        assert_eq!(cut("\u{e4}\u{e4}b", 2), "\u{e4}\u{e4} ...");
     }
 
     #[tokio::test(start_paused = true)]
