@@ -650,6 +650,64 @@ mod tests {
         }
     }
 
+    fn fetching(folder: &Path) -> GatewaySettings {
+        let text = "apiVersion: zeugma.dev/v1alpha1\nkind: MeshGateway\nmetadata: { name: east-gw }\n\
+                    spec:\n  trustDomain: east.example\n  cluster: east\n  locality: eu/eu-1\n  \
+                    stateDir: state\n  \
+                    svid: { files: { certificate: gw.pem, key: gw.key, bundles: bundles/ } }\n  \
+                    listeners: { mesh: { address: '127.0.0.1:1', role: mesh } }\n\
+                    ---\napiVersion: zeugma.dev/v1alpha1\nkind: TrustDomain\n\
+                    metadata: { name: acme.example }\nspec:\n  \
+                    bundleEndpointURL: 'https://acme.example/'\n  \
+                    bundleEndpointProfile: { type: https_web }\n";
+        std::fs::write(folder.join("east.yaml"), text).unwrap();
+        let node = zeugma_xds::NodeOptions {
+            name: None,
+            locality: None,
+        };
+        zeugma_xds::load(folder, &node).unwrap().settings
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_gateway_before_it_fetched_meanwhile_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = fetching(folder.path());
+        let own = state::Folder::open(&settings.state_dir, &settings.name).unwrap();
+        let own = own.unwrap().path("");
+        let federation = Federation::kept(&settings);
+        let domain = TrustDomain::parse("acme.example").unwrap();
+        let is_news = async || {
+            let waiting = federation.changed();
+            (tokio::time::timeout(Duration::from_secs(1), waiting).await).is_ok()
+        };
+        let sequence = || {
+            federation
+                .newest(&domain, None)
+                .and_then(|one| one.sequence())
+        };
+        for (nth, news) in [(5, true), (5, false), (6, true)] {
+            let document = format!(r#"{{"keys":[],"spiffe_sequence":{nth}}}"#);
+            state::write(&own, "bundle-acme.example.json", document.as_bytes()).unwrap();
+            federation.read_again(&settings);
+            assert_eq!(is_news().await, news);
+            assert_eq!(sequence(), Some(nth));
+        }
+        // One that is not there any more takes nothing away.
+        std::fs::remove_file(own.join("bundle-acme.example.json")).unwrap();
+        federation.read_again(&settings);
+        assert!(!is_news().await);
+        assert_eq!(sequence(), Some(6));
+
+        // Nor does a folder that is away: nobody meant that.
+        federation.keep_in(own.clone());
+        std::fs::remove_dir_all(&own).unwrap();
+        federation.forget_removed().await;
+        assert_eq!(sequence(), Some(6));
+        std::fs::create_dir(&own).unwrap();
+        federation.forget_removed().await;
+        assert_eq!(sequence(), None);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn each_is_asked_when_it_is_due_and_never_twice_at_once() {
         let local = task::LocalSet::new();
