@@ -224,18 +224,14 @@ async fn control(
     let (phase, phase_read) = watch::channel(Phase::Serving);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
     let mut fleet = Fleet::new();
-    let mut files = Files::new(options.config.clone(), node, &start);
-    files.tell_wrong(credentials.wrong());
+    let files = Files::new(options.config.clone(), node, &start, credentials.wrong());
     let Beginning {
         loaded,
         findings,
         is_kept,
     } = start;
     let unkept = (!is_kept).then_some(loaded.last_good);
-    let keeper = begin_keeping(arrival.state.as_ref(), &federation, unkept);
-    if arrival.taking.is_some() {
-        federation.read_again(&loaded.settings);
-    }
+    let keeper = begin_keeping(&arrival, &federation, &loaded.settings, unkept);
     let snapshot = Arc::new(loaded.snapshot);
     fleet.reconcile(&snapshot, Time::ZERO);
     let shares = fleet.shares(Time::ZERO);
@@ -307,12 +303,16 @@ async fn control(
 
 /// Has what outlives the process be kept in its folder, if it has one.
 fn begin_keeping(
-    state: Option<&State>,
+    arrival: &Arrival,
     federation: &Federation,
+    settings: &GatewaySettings,
     unkept: Option<LastGood>,
 ) -> Option<Keeper> {
-    let folder = state?.path("");
+    let folder = arrival.state.as_ref()?.path("");
     federation.keep_in(folder.clone());
+    if arrival.taking.is_some() {
+        federation.read_again(settings);
+    }
     Some(Keeper::begin(folder, unkept))
 }
 

@@ -153,8 +153,13 @@ async fn until(at: Option<Instant>) {
 }
 
 impl Files {
-    /// Those of what the gateway starts with.
-    pub(super) fn new(config: PathBuf, node: NodeOptions, beginning: &Beginning) -> Self {
+    /// Those of what the gateway starts with, without what is `wrong` of its credentials.
+    pub(super) fn new(
+        config: PathBuf,
+        node: NodeOptions,
+        beginning: &Beginning,
+        wrong: &[CredentialsError],
+    ) -> Self {
         let start = &beginning.loaded;
         // Where the last good ones serve in place of files that are refused, the same again is news.
         let fingerprint = (beginning.findings.is_none()).then_some(start.fingerprint);
@@ -163,7 +168,7 @@ impl Files {
         let mut watch = Watch::new();
         watch.set(watched(start.files.clone(), &svid));
         let said = refused_in_part(&start.refused);
-        Self {
+        let mut files = Self {
             config,
             node,
             svid,
@@ -180,7 +185,9 @@ impl Files {
             said: [said, None],
             again: Arc::default(),
             reader: Reader::new(),
-        }
+        };
+        files.tell_wrong(wrong);
+        files
     }
 
     /// Has it look again at what is there, as a SIGHUP does.
@@ -456,7 +463,7 @@ impl Files {
     }
 
     /// Tells what of the credentials is refused while all else serves.
-    pub(super) fn tell_wrong(&mut self, wrong: &[CredentialsError]) {
+    fn tell_wrong(&mut self, wrong: &[CredentialsError]) {
         let all: Vec<String> = wrong.iter().map(|one| with_causes(one)).collect();
         let text = (!all.is_empty()).then(|| all.join("; "));
         if let Some(text) = &text
