@@ -27,7 +27,7 @@ use zeugma_core::svid::Rule;
 use zeugma_core::verdict::Reason;
 
 use crate::account::{Caller, Closed, Destination, TlsFacts};
-use crate::admission::Counted;
+use crate::admission::{Counted, NO_LOAD_BALANCER};
 use crate::listener::Open;
 use crate::peek::{First, PeekError, peek};
 use crate::proxy_protocol::incoming::{self, IncomingError};
@@ -522,7 +522,8 @@ impl Visit {
     ) -> Result<(), Reason> {
         let proxy = self.listed.source();
         if !listener.trusts(proxy.ip()) {
-            self.detail = Some("it is none of `proxyProtocol.trusted`".to_owned());
+            // It was one when it was accepted.
+            self.detail = Some(NO_LOAD_BALANCER.to_owned());
             return Err(Reason::SourceRefused);
         }
         let limit = self.worker.shared.settings.limits.handshake_timeout;

@@ -163,6 +163,8 @@ async fn what_begins_otherwise_is_closed_and_so_is_who_is_no_load_balancer() {
         .ok();
     let line = gateway.connection(source).await;
     assert_eq!(line["verdict"], "source-refused", "{line}");
+    let told = line["error"].as_str().unwrap();
+    assert!(told.contains("none of `proxyProtocol.trusted`"), "{told}");
     assert_eq!(service.connections(), 0);
     gateway.finish().await;
 }
