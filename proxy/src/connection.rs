@@ -544,10 +544,9 @@ impl Visit {
                 return Err(Reason::HelloTimeout);
             }
         };
-        if let Some(source) = told {
-            self.listed.comes_from(source, proxy);
-            self.caller.proxy = Some(Box::new(proxy));
-        }
+        // Of its own it calls in its own name, and is let in as a load balancer all the same.
+        self.listed.comes_from(told.unwrap_or(proxy), proxy);
+        self.caller.proxy = told.map(|_| Box::new(proxy));
         self.open.admits(listener, self.listed.source().ip())
     }
 
@@ -566,7 +565,7 @@ impl Visit {
             return Ok(First::Unpeeked);
         }
         let mut deadline = self.worker.shared.settings.limits.handshake_timeout;
-        if self.caller.proxy.is_some() {
+        if !listener.proxies.is_empty() {
             // The header has had its part of the time.
             deadline = deadline.saturating_sub(self.began.elapsed());
         }
