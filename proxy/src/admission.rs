@@ -25,7 +25,7 @@ use zeugma_core::admission::{
 use zeugma_core::snapshot::{ClusterIx, Listener, Snapshot};
 use zeugma_core::verdict::Reason;
 
-use crate::memory::MemoryUse;
+use crate::memory::{self, MemoryUse};
 use crate::runtime::{Published, Shared};
 use crate::upstream::Pinned;
 
@@ -322,6 +322,9 @@ fn look_at_memory(
     *is_readable = true;
     let (now, changed) = watermark.look(used);
     let is_short = now == Memory::Short;
+    if is_short {
+        memory::give_back(memory::IN_NEED);
+    }
     let admission = &shared.admission;
     admission.is_memory_short.store(is_short, Ordering::Relaxed);
     shared.metrics.memory(used, is_short);

@@ -45,6 +45,7 @@ use crate::admission::{self, Admission, UnderWay};
 use crate::federation::{self, Federation};
 use crate::listener::WorkerHandle;
 use crate::logging::Logging;
+use crate::memory;
 use crate::metrics::Metrics;
 use crate::probe::{Finding, probe};
 use crate::pulse::Pulses;
@@ -354,6 +355,7 @@ fn begin_beside(
 ) -> JoinSet<()> {
     let mut beside = JoinSet::new();
     beside.spawn_local(admission::watch_memory(Arc::clone(shared)));
+    beside.spawn_local(memory::give_back_at_rest());
     beside.spawn_local(alarms::watch_crls(Arc::clone(shared)));
     beside.spawn_local(systemd::watch(Arc::clone(shared)));
     beside.spawn_local(federation::run(Arc::clone(shared)));

@@ -1,9 +1,10 @@
 //! The memory in use, as the kernel tells it: of this process, and of its cgroup where that has a
-//! limit (cgroups(7), v2 and v1).
+//! limit (cgroups(7), v2 and v1). And what is free of it, given back.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where the memory of this process is told.
 #[derive(Debug)]
@@ -138,6 +139,34 @@ fn in_use(cgroup: &Cgroup) -> io::Result<u64> {
         .find_map(|line| line.strip_prefix(files.inactive)?.trim().parse().ok())
         .unwrap_or(0);
     Ok(current.saturating_sub(inactive))
+}
+
+/// How often a gateway that rests has free memory given back.
+const EVERY: Duration = Duration::from_secs(1);
+/// What is asked for each time: it takes about a thousand for the allocator to look, so that nothing
+/// is kept for longer than some twenty seconds, and costs some 50 us.
+const AT_REST: usize = 64;
+/// As much as makes it look at once.
+pub(crate) const IN_NEED: usize = 2048;
+/// A piece that no thread keeps one of (jemalloc(3), `opt.tcache_max`); none of it is touched.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// Has the allocator give back what is free: it looks for that while it is asked for memory, and a
+/// gateway at rest asks for none.
+pub(crate) fn give_back(pieces: usize) {
+    for _ in 0..pieces {
+        drop(std::hint::black_box(Vec::<u8>::with_capacity(PIECE_BYTES)));
+    }
+}
+
+/// Gives back what is free, for ever.
+pub(crate) async fn give_back_at_rest() {
+    let mut ticks = tokio::time::interval(EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        give_back(AT_REST);
+    }
 }
 
 #[cfg(test)]

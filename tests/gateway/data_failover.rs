@@ -101,6 +101,33 @@ async fn a_503_is_tried_again_elsewhere_and_the_last_one_is_passed_on() {
 }
 
 #[tokio::test]
+async fn an_answer_is_passed_on_though_others_fail_without_one() {
+    let service = HttpService::start("bad");
+    service.set(Mode::Status(503));
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = closed.local_addr().unwrap();
+    drop(closed);
+    let backends = format!(
+        "backends: [{{ {} }}]",
+        endpoints(&[service.address(), nobody])
+    );
+    let gateway = Gateway::alone(&near_route("hello", &[&backends, NO_EJECTION])).await;
+    // Whichever comes first.
+    for nth in 0..6 {
+        let answer = gateway.get(&format!("/{nth}")).await;
+        assert_eq!(
+            (answer.status, answer.header("x-zeugma-reason")),
+            (503.try_into().unwrap(), "")
+        );
+        let path = format!("/{nth}");
+        let line = gateway.process.log(|line| line["http.path"] == path).await;
+        assert_eq!(line["dst.addr"], service.address().to_string(), "{line}");
+        assert_eq!(line["verdict"], "completed", "{line}");
+    }
+    assert_eq!(service.hits(), 6);
+}
+
+#[tokio::test]
 async fn an_endpoint_that_does_not_answer_in_time_costs_its_time_and_no_more() {
     let service = HttpService::start("slow");
     service.set(Mode::Hang);
@@ -162,6 +189,8 @@ async fn failures_in_a_row_eject_an_endpoint_but_never_the_last_ones() {
         statuses(&gateway.shares("hello").await),
         ["ejected", "healthy"]
     );
+    // It answers: that is no reason to ask the one that is out.
+    assert_eq!(bad.hits(), hits);
 }
 
 #[tokio::test]

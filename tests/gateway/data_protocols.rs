@@ -147,9 +147,11 @@ async fn interim_responses_of_an_endpoint_by_http_1_reach_a_caller_by_http_2() {
     let service = TcpService::with(|mut tcp| async move {
         while read_head(&mut tcp).await.is_ok() {
             let answer = "HTTP/1.1 100 Continue\r\n\r\n\
-                          HTTP/1.1 103 Early Hints\r\nlink: </a>\r\nconnection: x\r\nx: 1\r\n\r\n\
+                          HTTP/1.1 103 Early Hints\r\nlink: </a>\r\nconnection: x\r\nx: 1\r\n\
+                          content-length: 0\r\nx-zeugma-reason: x\r\n\r\n\
                           HTTP/1.1 103 Early Hints\r\nlink: </b>\r\n\r\n\
-                          HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nfinal";
+                          HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n\
+                          5\r\nfinal\r\n0\r\n\r\n";
             tcp.write_all(answer.as_bytes()).await.ok();
         }
     });

@@ -9,6 +9,9 @@ pub const ATTEMPTS_MAX: usize = 32;
 /// The most attempts in one level, so that a large dead level does not use up a plan before the
 /// next one had a turn.
 pub const LEVEL_ATTEMPTS_MAX: usize = 8;
+/// The most attempts at endpoints that were found bad, where all that are healthy have failed: it is
+/// not their turn, and each may take as long as a connection may.
+pub const LAST_RESORT_MAX: usize = 2;
 
 /// One endpoint to try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +22,15 @@ pub struct Attempt {
     pub level: usize,
     /// Why it was chosen.
     pub why: Why,
+}
+
+impl Attempt {
+    /// Whether it is one that was found bad, of a cluster in which others are healthy: they have
+    /// failed.
+    #[must_use]
+    pub fn is_last_resort(&self, shares: &ClusterShares) -> bool {
+        self.why == Why::TooFew && !shares.too_few
+    }
 }
 
 /// Why an endpoint was chosen.
@@ -71,6 +83,7 @@ pub fn plan<'a>(
         turn: drawn.map(Turn::new),
         is_last_resort: false,
         attempts: 0,
+        attempts_max: ATTEMPTS_MAX,
     }
 }
 
@@ -92,6 +105,7 @@ pub struct Plan<'a> {
     /// Whether all that are healthy had their turn.
     is_last_resort: bool,
     attempts: usize,
+    attempts_max: usize,
 }
 
 /// The attempts in one level.
@@ -130,7 +144,7 @@ impl Iterator for Plan<'_> {
     type Item = Attempt;
 
     fn next(&mut self) -> Option<Attempt> {
-        while self.attempts < ATTEMPTS_MAX {
+        while self.attempts < self.attempts_max {
             let mut turn = self.turn?;
             match self.next_in(&mut turn) {
                 Some(endpoint) => {
@@ -207,6 +221,7 @@ impl Plan<'_> {
                 return None;
             }
             self.is_last_resort = true;
+            self.attempts_max = ATTEMPTS_MAX.min(self.attempts + LAST_RESORT_MAX);
             self.next_level = 0;
         }
     }

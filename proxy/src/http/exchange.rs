@@ -42,7 +42,7 @@ use crate::connection::{describe, explain_audit, explain_denial};
 use crate::recheck::Entry;
 use crate::runtime::Published;
 use crate::tls::TlsPeer;
-use crate::upstream::{self, Pinned};
+use crate::upstream::{self, Pinned, connect_budget};
 
 /// Times a request is sent anew because a pooled connection turned out to be closed.
 const STALE_MAX: u32 = 3;
@@ -376,9 +376,22 @@ impl Exchange {
         let load = |endpoint: EndpointIx| worker.load(cluster, endpoint);
         let (mut attempts, mut counted) = (0, 0);
         let mut failed: Option<Failed> = None;
+        let mut give_up = None;
         let shares = to.published.shares_of(to.cluster);
         for attempt in plan(cluster, shares, &load, worker.draw_for(cluster)) {
             if let Some(before) = &failed {
+                let is_unseen = before.failure.is_unseen();
+                // One that answers or that may be at work on it is there: nothing is sent to those that
+                // were found bad for that.
+                if attempt.is_last_resort(shares) && !is_unseen {
+                    break;
+                }
+                // Nothing else limits attempts that cost an endpoint nothing.
+                let now = Instant::now();
+                if is_unseen && now >= *give_up.get_or_insert_with(|| now + connect_budget(cluster))
+                {
+                    break;
+                }
                 match self.may_try_again(cluster, before.failure, source, counted) {
                     None => break,
                     Some(Again::Free) => {}
@@ -391,10 +404,10 @@ impl Exchange {
             upstream::note_attempt(&worker, cluster, &attempt, attempts, &self.context.latest);
             let endpoint = cluster.endpoint(attempt.endpoint);
             let in_flight = worker.enter(&endpoint.key);
-            failed = match self.try_endpoint(to, &attempt, attempts, source).await {
+            let now_failed = match self.try_endpoint(to, &attempt, attempts, source).await {
                 Err(TryError::Caller) => return self.refuse(Reason::DownstreamClosed, None),
                 Err(TryError::Shed(reason)) => return self.refuse(reason, None),
-                Err(TryError::Failed(failed)) => Some(failed),
+                Err(TryError::Failed(failed)) => failed,
                 Ok((response, stream)) => {
                     let held = Held {
                         in_flight,
@@ -408,11 +421,15 @@ impl Exchange {
                         }
                         Some(failure) => {
                             worker.observe(&endpoint.key, Err(failure));
-                            Some(Failed::by(failure, response, held))
+                            let destination = self.record.facts();
+                            let destination =
+                                destination.and_then(|closed| closed.destination.clone());
+                            Failed::by(failure, response, held, destination)
                         }
                     }
                 }
             };
+            failed = Some(now_failed.after(failed));
         }
         match failed {
             None => self.refuse(nothing_healthy(role), None),
@@ -420,7 +437,13 @@ impl Exchange {
                 response: Some(answered),
                 ..
             }) => {
-                let (response, mut held) = *answered;
+                let LastAnswer {
+                    response,
+                    mut held,
+                    destination,
+                } = *answered;
+                // Others may have been tried since.
+                self.note(|closed, _| *closed.destination = destination);
                 held.unasked = source.gate().map(Answered);
                 self.pass_on(response, held, to.cluster().policy.timeouts.idle)
             }
@@ -975,11 +998,24 @@ pub(super) struct Failed {
     failure: Failure,
     detail: String,
     /// What the caller gets if no other endpoint answers better.
-    response: Option<Box<(Response<Incoming>, Held)>>,
+    response: Option<Box<LastAnswer>>,
+}
+
+/// An answer that another endpoint may better.
+struct LastAnswer {
+    response: Response<Incoming>,
+    held: Held,
+    /// Whose it is.
+    destination: Option<Rc<Destination>>,
 }
 
 impl Failed {
-    fn by(failure: Failure, response: Response<Incoming>, held: Held) -> Self {
+    fn by(
+        failure: Failure,
+        response: Response<Incoming>,
+        held: Held,
+        destination: Option<Rc<Destination>>,
+    ) -> Self {
         let is_answer = matches!(
             failure,
             Failure::Status(_) | Failure::Unavailable | Failure::RefusedStream
@@ -988,8 +1024,22 @@ impl Failed {
         Self {
             failure,
             detail,
-            response: is_answer.then(|| Box::new((response, held))),
+            response: is_answer.then(|| {
+                Box::new(LastAnswer {
+                    response,
+                    held,
+                    destination,
+                })
+            }),
         }
+    }
+
+    /// This, after what failed before: an answer of that is better than none.
+    fn after(mut self, before: Option<Self>) -> Self {
+        if self.response.is_none() {
+            self.response = before.and_then(|before| before.response);
+        }
+        self
     }
 }
 

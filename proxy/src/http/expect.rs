@@ -151,7 +151,12 @@ impl Passing {
         if status == StatusCode::CONTINUE || status == StatusCode::SWITCHING_PROTOCOLS {
             return;
         }
-        headers::remove_hop_by_hop(response.headers_mut());
+        let heads = response.headers_mut();
+        headers::remove_hop_by_hop(heads);
+        // RFC 9110 §8.6: not of these; some take it for the length of what follows. The other is between
+        // gateways.
+        heads.remove(header::CONTENT_LENGTH);
+        heads.remove(&headers::ZEUGMA_REASON);
         // Nothing that holds it can fail.
         let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if passed.count < PASSED_MAX {
