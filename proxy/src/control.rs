@@ -224,7 +224,8 @@ async fn control(
     let (phase, phase_read) = watch::channel(Phase::Serving);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
     let mut fleet = Fleet::new();
-    let files = Files::new(options.config.clone(), node, &start);
+    let mut files = Files::new(options.config.clone(), node, &start);
+    files.tell_wrong(credentials.wrong());
     let Beginning {
         loaded,
         findings,
@@ -232,6 +233,9 @@ async fn control(
     } = start;
     let unkept = (!is_kept).then_some(loaded.last_good);
     let keeper = begin_keeping(arrival.state.as_ref(), &federation, unkept);
+    if arrival.taking.is_some() {
+        federation.read_again(&loaded.settings);
+    }
     let snapshot = Arc::new(loaded.snapshot);
     fleet.reconcile(&snapshot, Time::ZERO);
     let shares = fleet.shares(Time::ZERO);
@@ -772,6 +776,9 @@ impl Control {
             self.shared.credentials.store(Arc::new(credentials));
             self.tell_credentials();
             self.recheck();
+        }
+        if let Some(wanted) = reloaded.wanted {
+            self.shared.federation.want(wanted);
         }
         if let Some(config) = reloaded.config {
             let configured = self.configure(config, stage);

@@ -419,3 +419,110 @@ fn a_reload_keeps_the_svid_where_the_next_one_is_broken_and_the_bundle_has_its_a
     fs::write(disk.files.bundles.join("east.example.json"), nobody).unwrap();
     assert!(after.reload(&disk.files).is_err());
 }
+
+#[test]
+fn at_the_start_a_foreign_trust_domain_that_cannot_be_used_is_left_out_alone() {
+    let mut disk = Disk::new();
+    let crls = disk.folder.path().join("crls");
+    fs::create_dir(&crls).unwrap();
+    fs::write(crls.join("fetched.example.pem"), "no list").unwrap();
+    fs::write(crls.join("late.example.pem"), "no list").unwrap();
+    disk.files.crls = Some(crls);
+    let no_keys = r#"{"keys":[],"spiffe_sequence":3}"#;
+    let kept = |name: &str| {
+        let bundle = Bundle::parse(no_keys.as_bytes(), domain(name), Path::new("kept"));
+        Some(bundle.unwrap())
+    };
+    let missing = || Some(disk.folder.path().join("missing.json"));
+    let foreign = |name: &str, file, fetched| DomainBundle {
+        domain: domain(name),
+        file,
+        is_fetched: true,
+        fetched,
+    };
+    disk.files.domains = vec![
+        foreign("missing.example", missing(), None),
+        foreign("kept.example", missing(), kept("kept.example")),
+        // In the folder, too: nobody knows which is meant.
+        foreign("west.example", None, kept("west.example")),
+        // Who of it is revoked is not known: with a bundle and without.
+        foreign("fetched.example", None, kept("fetched.example")),
+        foreign("late.example", None, None),
+    ];
+    let credentials = disk.load().unwrap();
+    let has = |name: &str| credentials.bundles().get(&domain(name)).is_some();
+    for name in ["missing", "west", "fetched", "late"] {
+        assert!(!has(&format!("{name}.example")), "{name}");
+    }
+    assert!(has("kept.example") && has("east.example"));
+    let wrong: Vec<String> = (credentials.wrong().iter())
+        .map(ToString::to_string)
+        .collect();
+    for text in [
+        "missing.json: cannot be read",
+        "second bundle of trust domain west.example",
+        "fetched.example.pem: no CRL in it",
+        "no bundle of trust domain late.example",
+    ] {
+        assert!(
+            wrong.iter().any(|one| one.contains(text)),
+            "{text}: {wrong:?}"
+        );
+    }
+    assert_eq!(wrong.len(), 5, "{wrong:?}");
+
+    // Our own is not to be left out.
+    disk.files.own = Some(domain("east.example"));
+    disk.files.domains = vec![foreign("east.example", missing(), None)];
+    assert!(
+        disk.error()
+            .contains("second bundle of trust domain east.example")
+    );
+}
+
+#[test]
+fn who_comes_while_the_crls_cannot_be_listed_is_left_out() {
+    let mut disk = Disk::new();
+    let crls = disk.folder.path().join("crls");
+    fs::create_dir(&crls).unwrap();
+    disk.files.crls = Some(crls.clone());
+    let before = disk.load().unwrap();
+    fs::remove_dir(&crls).unwrap();
+    fs::write(
+        disk.files.bundles.join("new.example.json"),
+        r#"{"keys":[]}"#,
+    )
+    .unwrap();
+    let after = before.reload(&disk.files).unwrap();
+    assert_eq!(after.bundles(), before.bundles());
+    assert_eq!(after.wrong().len(), 1, "{:?}", after.wrong());
+    fs::create_dir(&crls).unwrap();
+    let after = after.reload(&disk.files).unwrap();
+    assert!(after.bundles().get(&domain("new.example")).is_some());
+}
+
+#[test]
+fn a_bundle_that_is_only_numbered_anew_makes_no_other_credentials() {
+    let disk = Disk::new();
+    let x5c = |der: &CertificateDer<'_>| {
+        let text = STANDARD.encode(der);
+        format!(r#"{{"use":"x509-svid","kty":"EC","x5c":["{text}"]}}"#)
+    };
+    let path = disk.files.bundles.join("west.example.json");
+    fs::remove_file(disk.files.bundles.join("west.example.pem")).unwrap();
+    let west = x5c(&disk.world.west.anchor);
+    let other = x5c(&World::new().west.anchor);
+    let load = |keys: &[&str], sequence: u64| {
+        let keys = keys.join(",");
+        let text = format!(
+            r#"{{"keys":[{keys}],"spiffe_sequence":{sequence},"spiffe_refresh_hint":{sequence}}}"#
+        );
+        fs::write(&path, text).unwrap();
+        disk.load().unwrap()
+    };
+    let before = load(&[&west, &other], 1);
+    assert!(!before.differs(&load(&[&other, &west], 2)));
+    assert!(before.differs(&load(&[&west], 2)));
+    assert!(load(&[&west], 2).differs(&before));
+    assert!(load(&[&west], 2).differs(&load(&[&other], 2)));
+}

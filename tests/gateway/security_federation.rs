@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::mesh::{Body, Ca, Cluster, Gateway, Identity, eventually, full};
+use crate::security_pki::Domain;
 
 const ORDERS: &str = "orders.shop.svc.clusterset.local";
 const ENDPOINT: &str = "spiffe://north.example/ca";
@@ -421,8 +422,10 @@ async fn a_web_endpoint_needs_no_first_bundle_and_what_it_does_wrong_is_told() {
     let plain = format!("http://localhost:{port}/bundle");
     let over = format!("{good}{}", " ".repeat(1 << 20));
     let two = document(&[&north.new, &north.old], Some(3));
+    let long = format!("http://localhost/{}", "a".repeat(4000));
     for (answer, words) in [
         ((302, Some("/bundle".to_owned()), ""), "over 5 redirects"),
+        ((302, Some(long), ""), "aaa ...`: "),
         ((301, Some("/other".to_owned()), ""), "answered 301"),
         ((302, None, ""), "it does not say where"),
         ((302, Some(plain), ""), "does not begin with `https://`"),
@@ -485,5 +488,217 @@ async fn without_its_trust_domain_what_was_fetched_counts_no_more() {
     until_let_in(&north.new_caller, &east).await;
     fs::remove_file(east.config().join("north.yaml")).unwrap();
     until_refused(&north.new_caller, &east).await;
+    gateway.finish().await;
+}
+
+/// A trust domain beside the others, with keys that the test holds: it can revoke.
+fn revoking(east: &mut Cluster) -> (Domain, [Identity; 2], [u8; 2], PathBuf) {
+    let north = Domain::new("north.example");
+    north.write_bundle(east);
+    let cart = north.issue(east, "ns/shop/sa/cart");
+    let pay = north.issue(east, "ns/shop/sa/pay");
+    fs::remove_file(east.svid().bundles.join("north.example.pem")).unwrap();
+    let crls = east.config().join("crls");
+    fs::create_dir(&crls).unwrap();
+    east.trusting("crls: crls/");
+    east.write_gateway();
+    (north, [cart.identity, pay.identity], cart.serial, crls)
+}
+
+#[tokio::test]
+async fn a_start_leaves_out_no_more_than_the_trust_domain_that_cannot_be_used() {
+    const DUE: time::Duration = time::Duration::hours(12);
+    let mut east = east();
+    let (north, [cart, pay], serial, crls) = revoking(&mut east);
+    let web = Web::new("localhost");
+    let endpoint = web.endpoint().await;
+    let port = endpoint.address.port();
+
+    // Its list is there, and its bundle is still to be fetched.
+    north.write_crl(&crls, &north.crl(7, &[serial], DUE));
+    over_web(&east, "localhost", port);
+    let gateway = start(&east, &web.roots()).await;
+    gateway
+        .message("no bundle of trust domain north.example")
+        .await;
+    gateway
+        .metric_becomes("zeugma_last_good_in_use", &[("kind", "credentials")], 1.0)
+        .await;
+    endpoint.serve(north.document(1));
+    gateway.signal(Signal::HUP);
+    until_let_in(&pay, &east).await;
+    assert!(is_let_in(&cart, &east).await.is_none());
+    gateway
+        .metric_becomes("zeugma_last_good_in_use", &[("kind", "credentials")], 0.0)
+        .await;
+    let numbers = east.config().join("state/east-gw/crl-numbers");
+    eventually("the numbers", async || numbers.is_file().then_some(())).await;
+    gateway.finish().await;
+
+    // The operator's file is broken: what was fetched serves.
+    endpoint.answer(|_| (503, None, String::new()));
+    fs::write(east.config().join("north.json"), "{").unwrap();
+    trust(
+        &east,
+        &format!(
+            "bundle: north.json, bundleEndpointURL: 'https://localhost:{port}/bundle', \
+             bundleEndpointProfile: {{ type: https_web }}"
+        ),
+    );
+    let gateway = start(&east, &web.roots()).await;
+    let said = gateway.message("north.json: not a SPIFFE bundle").await;
+    assert!(said.contains("ZG0203"), "{said}");
+    assert!(is_let_in(&pay, &east).await.is_some());
+    assert!(is_let_in(&cart, &east).await.is_none());
+    gateway.finish().await;
+
+    // R9: an older list, at the start and after it; nobody of it is let in.
+    north.write_crl(&crls, &north.crl(6, &[], DUE));
+    let gateway = start(&east, &web.roots()).await;
+    gateway.message("crlNumber 06 after 07").await;
+    assert!(is_let_in(&pay, &east).await.is_none());
+    north.write_crl(&crls, &north.crl(5, &[], DUE));
+    gateway.message("crlNumber 05 after 07").await;
+    assert!(is_let_in(&cart, &east).await.is_none());
+    north.write_crl(&crls, &north.crl(8, &[serial], DUE));
+    until_let_in(&pay, &east).await;
+    assert!(is_let_in(&cart, &east).await.is_none());
+    gateway.finish().await;
+}
+
+/// Has the gateway load its credentials anew.
+async fn reload(gateway: &Gateway) {
+    let loads = async || {
+        let metrics = gateway.metrics().await;
+        let of = |result| {
+            metrics.value(
+                "zeugma_reloads_total",
+                &[("what", "credentials"), ("result", result)],
+            )
+        };
+        ["applied", "refused"].map(of).iter().sum::<f64>()
+    };
+    let before = loads().await;
+    gateway.signal(Signal::HUP);
+    eventually("another load", async || {
+        (loads().await > before).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_bundle_that_is_only_numbered_anew_closes_nothing() {
+    let east = east();
+    let north = North::new(&east);
+    let web = Web::new("localhost");
+    let endpoint = web.endpoint().await;
+    endpoint.serve(document(&[&north.old, &north.new], Some(1)));
+    over_web(&east, "localhost", endpoint.address.port());
+    let gateway = start(&east, &web.roots()).await;
+    until_let_in(&north.new_caller, &east).await;
+    let applied = || {
+        let said = gateway.messages_so_far();
+        said.iter().filter(|line| line.contains("ZG0201")).count()
+    };
+    let before = applied();
+    // In another order, too; as a trust domain does that takes the time for its number.
+    endpoint.serve(document(&[&north.new, &north.old], Some(1_790_000_000)));
+    gateway.signal(Signal::HUP);
+    let labels = [("trust_domain", "north.example"), ("result", "new")];
+    let fetches = "zeugma_bundle_fetches_total";
+    gateway.metric_becomes(fetches, &labels, 2.0).await;
+    reload(&gateway).await;
+    assert_eq!(applied(), before, "{}", gateway.told());
+    // Its number holds all the same.
+    endpoint.serve(document(&[&north.old], Some(1_789_999_999)));
+    look(&gateway, "ZG0252", "its sequence went back").await;
+    gateway.finish().await;
+}
+
+#[tokio::test]
+async fn of_two_bundles_of_a_trust_domain_what_is_fetched_is_not_taken() {
+    let east = east();
+    let north = North::new(&east);
+    let web = Web::new("localhost");
+    let endpoint = web.endpoint().await;
+    endpoint.serve(document(&[&north.new], Some(2)));
+    let bundles = east.svid().bundles;
+    north.old.write_bundle("north.example", &bundles);
+    let gateway = start(&east, &web.roots()).await;
+    until_let_in(&north.old_caller, &east).await;
+    over_web(&east, "localhost", endpoint.address.port());
+    let twice = "second bundle of trust domain north.example";
+    gateway.message(twice).await;
+    gateway.message("ZG0253 bundle fetched").await;
+    reload(&gateway).await;
+    assert!(is_let_in(&north.new_caller, &east).await.is_none());
+    assert!(is_let_in(&north.old_caller, &east).await.is_some());
+    gateway.finish().await;
+    // At the start there is none that was good before.
+    let gateway = start(&east, &web.roots()).await;
+    gateway.message(twice).await;
+    assert!(is_let_in(&north.new_caller, &east).await.is_none());
+    assert!(is_let_in(&north.old_caller, &east).await.is_none());
+    fs::remove_file(bundles.join("north.example.json")).unwrap();
+    until_let_in(&north.new_caller, &east).await;
+    assert!(is_let_in(&north.old_caller, &east).await.is_none());
+    gateway.finish().await;
+}
+
+#[tokio::test]
+async fn a_trust_domain_that_comes_later_begins_with_what_was_kept_until_that_is_removed() {
+    let east = east();
+    let north = North::new(&east);
+    let web = Web::new("localhost");
+    let endpoint = web.endpoint().await;
+    let port = endpoint.address.port();
+    endpoint.serve(document(&[&north.new], Some(5)));
+    over_web(&east, "localhost", port);
+    let gateway = start(&east, &web.roots()).await;
+    until_let_in(&north.new_caller, &east).await;
+    let kept = east
+        .config()
+        .join("state/east-gw/bundle-north.example.json");
+    eventually("it is kept", async || kept.is_file().then_some(())).await;
+    gateway.finish().await;
+
+    fs::remove_file(east.config().join("north.yaml")).unwrap();
+    let gateway = start(&east, &web.roots()).await;
+    assert!(is_let_in(&north.new_caller, &east).await.is_none());
+    endpoint.serve(document(&[&north.old], Some(4)));
+    over_web(&east, "localhost", port);
+    look(&gateway, "ZG0252", "its sequence went back from 5 to 4").await;
+    until_let_in(&north.new_caller, &east).await;
+    assert!(is_let_in(&north.old_caller, &east).await.is_none());
+
+    // The operator's word.
+    fs::remove_file(&kept).unwrap();
+    gateway.signal(Signal::HUP);
+    gateway.message("ZG0255 what was kept of the bundle").await;
+    until_let_in(&north.old_caller, &east).await;
+    until_refused(&north.new_caller, &east).await;
+    gateway.finish().await;
+}
+
+#[tokio::test]
+async fn the_first_look_is_verified_by_the_bundle_that_came_with_it() {
+    let east = east();
+    let north = North::new(&east);
+    let endpoint = Endpoint::spiffe(&north.old, ENDPOINT).await;
+    endpoint.serve(document(&[&north.old, &north.new], Some(2)));
+    let gateway = east.start().await;
+    let first = document(&[&north.old], Some(1));
+    fs::write(east.config().join("north.json"), first).unwrap();
+    trust(
+        &east,
+        &format!(
+            "bundle: north.json, bundleEndpointURL: 'https://{}/', \
+             bundleEndpointProfile: {{ type: https_spiffe, endpointSPIFFEID: '{ENDPOINT}' }}",
+            endpoint.address
+        ),
+    );
+    gateway.message("ZG0253 bundle fetched").await;
+    assert!(!gateway.told().contains("ZG0251"), "{}", gateway.told());
+    until_let_in(&north.new_caller, &east).await;
     gateway.finish().await;
 }

@@ -85,6 +85,14 @@ impl Domain {
         write_atomically(&path, self.anchor.pem().as_bytes(), Access::Public).unwrap();
     }
 
+    /// Its bundle as an endpoint serves it.
+    pub(crate) fn document(&self, sequence: u64) -> String {
+        let pem = self.anchor.pem();
+        let x5c: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+        let key = serde_json::json!({ "use": "x509-svid", "kty": "EC", "x5c": [x5c] });
+        serde_json::json!({ "keys": [key], "spiffe_sequence": sequence }).to_string()
+    }
+
     /// As [`write_bundle`](Self::write_bundle), and the root is trusted as well.
     pub(crate) fn write_bundle_with_root(&self, cluster: &Cluster) {
         let path = cluster.svid().bundles.join(format!("{}.pem", self.name));

@@ -17,6 +17,7 @@ use zeugma_xds::{
 use super::last_good::Beginning;
 use super::rest::{Next, Rest};
 use super::systemd;
+use crate::federation::Wanted;
 use crate::runtime::Shared;
 use crate::tls::{Credentials, CredentialsError, DomainBundle, SvidFiles};
 use crate::watch::Watch;
@@ -119,6 +120,8 @@ pub(super) struct Reloaded {
     /// The one that serves, of other files.
     pub(super) keep: Option<LastGood>,
     pub(super) credentials: Option<Credentials>,
+    /// Fetched once the credentials serve: they verify the endpoints.
+    pub(super) wanted: Option<Wanted>,
     /// Told what still cannot be bound of what serves.
     pub(super) bind: Option<oneshot::Sender<NotBound>>,
     /// Asked for by a signal: the service manager waits to hear that it is done.
@@ -227,9 +230,11 @@ impl Files {
             if !Box::pin(self.reload_config(&shared, &tell)).await {
                 return;
             }
+            // Before its endpoint is asked, and before something older is taken for the newest.
+            let domains = self.latest.svid.domains.clone();
+            (shared.federation.remember(&shared.settings, &domains)).await;
             if woken == Woken::Signal {
-                // Where the configuration says by now.
-                shared.federation.want_anew();
+                shared.federation.forget_removed().await;
             }
             // After it: the configuration says where they are.
             let credentials = if woken == Woken::Look && self.svid == svid {
@@ -240,6 +245,10 @@ impl Files {
             let is_done = !matches!(self.rest.next(), Next::At(_));
             let reloaded = Reloaded {
                 credentials,
+                wanted: Some(Wanted {
+                    domains,
+                    anew: woken == Woken::Signal,
+                }),
                 by_signal: self.signalled && is_done,
                 ..Reloaded::default()
             };
@@ -403,7 +412,6 @@ impl Files {
     ) {
         self.good = good;
         self.svid = svid_files(&settings);
-        shared.federation.want(&settings.svid.domains);
         self.watch.set(watched(files, &self.svid));
         let is_news = needs_restart(&self.latest, &settings);
         self.latest = settings;
@@ -448,7 +456,7 @@ impl Files {
     }
 
     /// Tells what of the credentials is refused while all else serves.
-    fn tell_wrong(&mut self, wrong: &[CredentialsError]) {
+    pub(super) fn tell_wrong(&mut self, wrong: &[CredentialsError]) {
         let all: Vec<String> = wrong.iter().map(|one| with_causes(one)).collect();
         let text = (!all.is_empty()).then(|| all.join("; "));
         if let Some(text) = &text
@@ -457,7 +465,7 @@ impl Files {
             tracing::error!(
                 code = wrong.first().map_or("ZG0202", CredentialsError::code),
                 error = %text,
-                "certificate or bundles refused; the last good ones serve in their place, and all else is applied"
+                "certificate or bundles refused; the last good ones serve in their place where there are any, and all else is applied"
             );
         }
         self.said[1] = text;

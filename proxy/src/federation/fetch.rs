@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use zeugma_core::identity::TrustDomain;
 use zeugma_xds::{BundleEndpoint, BundleProfile, BundleUrl};
 
+use super::cut;
 use crate::runtime::Shared;
 use crate::tls::{
     BUNDLE_BYTES_MAX, Bundle, BundleError, PeerSlot, TlsStream, endpoint_config, web_config,
@@ -31,6 +32,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many redirects are followed (F7).
 const REDIRECTS_MAX: u32 = 5;
+/// The most characters that are told of an address to which a server sends us.
+const SHOWN_MAX: usize = 300;
 /// What we say of ourselves.
 const USER_AGENT: &str = concat!("zeugma/", env!("CARGO_PKG_VERSION"));
 /// The authorities for the web, as systems have them.
@@ -96,9 +99,14 @@ pub(super) async fn fetch(
         Ok(found) => found?,
         Err(_elapsed) => return Err(FetchError::Timeout),
     };
-    let named = PathBuf::from(url.to_string());
+    let named = PathBuf::from(shown(&url));
     let bundle = Bundle::parse(&document, domain.clone(), &named).map_err(FetchError::Bundle)?;
     Ok((bundle, document))
+}
+
+/// An address as it is told.
+fn shown(url: &BundleUrl) -> String {
+    cut(&url.to_string(), SHOWN_MAX)
 }
 
 /// Follows temporary redirects; each target is verified as the first is (F7).
@@ -113,7 +121,7 @@ async fn follow(
             Answer::Elsewhere(next) => url = next,
         }
     }
-    let first = endpoint.url.to_string();
+    let first = shown(&endpoint.url);
     let many = format!("over {REDIRECTS_MAX} redirects");
     Err(FetchError::Redirect(first, many))
 }
@@ -128,7 +136,7 @@ async fn ask(
     url: &BundleUrl,
     profile: &BundleProfile,
 ) -> Result<Answer, FetchError> {
-    let shown = url.to_string();
+    let shown = shown(url);
     let stream = connect(shared, url, profile).await?;
     let http = |error| FetchError::Http(shown.clone(), error);
     let request = Request::get(&url.path)
@@ -168,13 +176,13 @@ fn elsewhere(
     response: &http::Response<Incoming>,
 ) -> Result<BundleUrl, FetchError> {
     let to = (response.headers().get(header::LOCATION)).and_then(|to| to.to_str().ok());
-    let refused = |why: &str| FetchError::Redirect(from.to_string(), why.to_owned());
+    let refused = |why: &str| FetchError::Redirect(shown(from), why.to_owned());
     let to = to.ok_or_else(|| refused("it does not say where"))?;
     if to.starts_with('/') && !to.starts_with("//") {
         let base = format!("https://{}", from.authority());
         return BundleUrl::parse(&(base + to)).map_err(|why| refused(&why));
     }
-    BundleUrl::parse(to).map_err(|why| refused(&format!("`{to}`: {why}")))
+    BundleUrl::parse(to).map_err(|why| refused(&format!("`{}`: {why}", cut(to, SHOWN_MAX))))
 }
 
 async fn connect(
@@ -182,7 +190,7 @@ async fn connect(
     url: &BundleUrl,
     profile: &BundleProfile,
 ) -> Result<Stream, FetchError> {
-    let shown = url.to_string();
+    let shown = shown(url);
     let addresses = resolve::addresses_now(&url.host, url.port).await;
     let addresses = addresses.map_err(FetchError::Name)?;
     let dialling = upstream::dial(&addresses, CONNECT_TIMEOUT);

@@ -11,7 +11,7 @@
 
 mod fetch;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -19,10 +19,10 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 use tokio::time::Instant;
 use zeugma_core::identity::TrustDomain;
-use zeugma_xds::{BundleEndpoint, ForeignDomain, GatewaySettings};
+use zeugma_xds::{BundleEndpoint, ForeignDomain, GatewaySettings, StateDir};
 
 use self::fetch::{FetchError, Fetched, fetch};
 use crate::runtime::Shared;
@@ -37,6 +37,8 @@ const REFRESH_MIN: Duration = Duration::from_secs(10);
 const REFRESH_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Endpoints that are asked at once.
 const FETCHES_MAX: usize = 4;
+/// The most characters that are told of why there is no bundle: much of it is another's text.
+const WHY_MAX: usize = 1000;
 /// The longest name of a file.
 const FILE_BYTES_MAX: usize = 255;
 /// The code of a bundle that is not fetched.
@@ -47,7 +49,7 @@ const REFUSED: &str = "ZG0252";
 /// What was fetched, and what is wrong.
 #[derive(Debug)]
 pub(crate) struct Federation {
-    known: Mutex<BTreeMap<TrustDomain, Known>>,
+    known: Arc<Mutex<Knowledge>>,
     /// The trust domains of the configuration that serves; counts the times that all are wanted anew.
     wanted: watch::Sender<(u64, Vec<ForeignDomain>)>,
     /// Told when there is a bundle that the credentials have not.
@@ -56,10 +58,25 @@ pub(crate) struct Federation {
     folder: OnceLock<PathBuf>,
 }
 
+type Knowledge = BTreeMap<TrustDomain, Known>;
+
 #[derive(Debug, Default)]
 struct Known {
     bundle: Option<Bundle>,
     failing: Option<Failing>,
+    /// The gateway's folder was asked for it.
+    is_read: bool,
+    /// There is a file of it in the gateway's folder.
+    is_kept: bool,
+}
+
+/// What is to be fetched.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// The trust domains of the configuration that serves.
+    pub(crate) domains: Vec<ForeignDomain>,
+    /// Every endpoint is asked at once.
+    pub(crate) anew: bool,
 }
 
 #[derive(Debug)]
@@ -73,25 +90,39 @@ impl Federation {
     /// What was kept of it in the folder of a gateway, which may not be its own yet.
     pub(crate) fn kept(settings: &GatewaySettings) -> Self {
         let domains = settings.svid.domains.clone();
-        let mut known = BTreeMap::new();
-        for one in domains.iter().filter(|one| one.endpoint.is_some()) {
-            if let Some(bundle) = read_kept(settings, &one.domain) {
-                let bundle = Some(bundle);
-                known.insert(
-                    one.domain.clone(),
-                    Known {
-                        bundle,
-                        failing: None,
-                    },
-                );
-            }
-        }
-        Self {
-            known: Mutex::new(known),
+        let federation = Self {
+            known: Arc::default(),
             wanted: watch::channel((0, domains)).0,
             changed: Notify::new(),
             folder: OnceLock::new(),
+        };
+        federation.read(settings);
+        federation
+    }
+
+    /// Reads again what is kept, where a gateway before this one may have fetched meanwhile.
+    pub(crate) fn read_again(&self, settings: &GatewaySettings) {
+        if self.read(settings) {
+            self.changed.notify_one();
         }
+    }
+
+    /// Reads what is kept, and says whether that is news.
+    fn read(&self, settings: &GatewaySettings) -> bool {
+        let domains: Vec<_> = fetched(&settings.svid.domains).cloned().collect();
+        let kept = read_all(&settings.state_dir, &settings.name, domains);
+        let mut all = self.lock();
+        let mut is_news = false;
+        for (domain, bundle) in kept {
+            let known = all.entry(domain).or_default();
+            known.is_read = true;
+            if bundle.is_some() && known.bundle != bundle {
+                known.bundle = bundle;
+                known.is_kept = true;
+                is_news = true;
+            }
+        }
+        is_news
     }
 
     /// Keeps what is fetched in this folder, which is the gateway's own.
@@ -100,20 +131,74 @@ impl Federation {
         drop(self.folder.set(folder));
     }
 
-    /// Takes the trust domains of another configuration.
-    pub(crate) fn want(&self, domains: &[ForeignDomain]) {
-        self.wanted.send_if_modified(|(_, wanted)| {
-            let is_new = *wanted != domains;
-            if is_new {
-                *wanted = domains.to_vec();
-            }
-            is_new
-        });
+    /// Reads what is kept of trust domains that came after the start; `settings` are those of the start.
+    /// To be done before they are wanted, lest something older be taken.
+    pub(crate) async fn remember(&self, settings: &GatewaySettings, domains: &[ForeignDomain]) {
+        let unread: Vec<_> = {
+            let known = self.lock();
+            let is_read = |domain: &&TrustDomain| known.get(domain).is_some_and(|one| one.is_read);
+            let unread = fetched(domains).filter(|domain| !is_read(domain));
+            unread.cloned().collect()
+        };
+        if unread.is_empty() {
+            return;
+        }
+        let (dir, name) = (settings.state_dir.clone(), settings.name.clone());
+        let reading = task::spawn_blocking(move || read_all(&dir, &name, unread));
+        // A panic is told by the hook; they are read the next time.
+        let kept = reading.await.unwrap_or_default();
+        let mut all = self.lock();
+        for (domain, bundle) in kept {
+            let known = all.entry(domain).or_default();
+            known.is_read = true;
+            known.is_kept = bundle.is_some();
+            known.bundle = known.bundle.take().or(bundle);
+        }
     }
 
-    /// Has every endpoint be asked now.
-    pub(crate) fn want_anew(&self) {
-        self.wanted.send_modify(|(times, _)| *times += 1);
+    /// Forgets the bundles whose files the operator has removed from the gateway's folder.
+    pub(crate) async fn forget_removed(&self) {
+        let Some(folder) = self.folder.get().cloned() else {
+            return;
+        };
+        let kept: Vec<TrustDomain> = {
+            let known = self.lock();
+            let kept = known.iter().filter(|(_, one)| one.is_kept);
+            kept.map(|(domain, _)| domain.clone()).collect()
+        };
+        let looking = task::spawn_blocking(move || {
+            let is_gone = |domain: &TrustDomain| {
+                let file = file_of(domain).map(|file| folder.join(file));
+                file.is_some_and(|file| matches!(file.try_exists(), Ok(false)))
+            };
+            // Where the whole folder is away nobody meant this.
+            let gone = kept
+                .into_iter()
+                .filter(|one| folder.is_dir() && is_gone(one));
+            gone.collect::<Vec<_>>()
+        });
+        let gone = looking.await.unwrap_or_default();
+        let mut all = self.lock();
+        for domain in gone {
+            if let Some(known) = all.get_mut(&domain) {
+                known.bundle = None;
+                known.is_kept = false;
+                tracing::warn!(
+                    code = "ZG0255", trust_domain = %domain,
+                    "what was kept of the bundle is removed: what was fetched is forgotten"
+                );
+            }
+        }
+    }
+
+    /// Takes the trust domains of a configuration that serves, once its credentials do.
+    pub(crate) fn want(&self, next: Wanted) {
+        self.wanted.send_if_modified(|(times, wanted)| {
+            let is_new = *wanted != next.domains;
+            *wanted = next.domains;
+            *times += u64::from(next.anew);
+            is_new || next.anew
+        });
     }
 
     /// Waits until there is a bundle that credentials loaded before have not.
@@ -149,7 +234,7 @@ impl Federation {
                     failing.in_a_row, failing.why,
                 ),
                 "help": match failing.code {
-                    REFUSED => "ask who runs that trust domain; where this is right, remove what is kept of it in stateDir",
+                    REFUSED => "ask who runs that trust domain; where this is right, remove what is kept of it in stateDir and send SIGHUP",
                     _ => "look at `bundleEndpointURL` and its profile, and at the endpoint",
                 },
             }))
@@ -157,9 +242,8 @@ impl Federation {
         failing.collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<TrustDomain, Known>> {
-        // Nothing that holds it can fail.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Knowledge> {
+        lock(&self.known)
     }
 
     /// The newest bundle of a trust domain: what was fetched, or what `trusted` is.
@@ -184,7 +268,7 @@ impl Federation {
         let credentials = shared.credentials.load();
         let before = self.newest(domain, credentials.bundles().get(domain));
         let judged = fetched
-            .map_err(|error| (NOT_FETCHED, error.to_string()))
+            .map_err(|error| (NOT_FETCHED, cut(&error.to_string(), WHY_MAX)))
             .and_then(|(bundle, document)| {
                 judge(before.as_ref(), &bundle).map_err(|why| (REFUSED, why))?;
                 Ok((bundle, document))
@@ -247,15 +331,40 @@ impl Federation {
             return;
         };
         let (folder, domain) = (folder.clone(), domain.clone());
-        drop(tokio::task::spawn_blocking(move || {
-            if let Err(error) = state::write(&folder, &file, &document) {
-                tracing::warn!(
+        let known = Arc::clone(&self.known);
+        drop(task::spawn_blocking(move || {
+            match state::write(&folder, &file, &document) {
+                Ok(()) => {
+                    if let Some(known) = lock(&known).get_mut(&domain) {
+                        known.is_kept = true;
+                    }
+                }
+                Err(error) => tracing::warn!(
                     code = "ZG0254",
                     path = %folder.join(&file).display(), trust_domain = %domain, %error,
                     "the bundle that was fetched cannot be kept: a restart begins with an older one"
-                );
+                ),
             }
         }));
+    }
+}
+
+fn lock(known: &Mutex<Knowledge>) -> MutexGuard<'_, Knowledge> {
+    // Nothing that holds it can fail.
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Those whose bundle is fetched.
+fn fetched(domains: &[ForeignDomain]) -> impl Iterator<Item = &TrustDomain> {
+    let fetched = domains.iter().filter(|one| one.endpoint.is_some());
+    fetched.map(|one| &one.domain)
+}
+
+/// The beginning of a text.
+fn cut(text: &str, characters_max: usize) -> String {
+    match text.char_indices().nth(characters_max) {
+        Some((at, _)) => format!("{} ...", text.get(..at).unwrap_or_default()),
+        None => text.to_owned(),
     }
 }
 
@@ -272,7 +381,7 @@ fn judge(before: Option<&Bundle>, next: &Bundle) -> Result<(), String> {
     let Some(before) = before else {
         return Ok(());
     };
-    let is_same = before.anchors() == next.anchors();
+    let is_same = before.trusts_as(next);
     match (before.sequence(), next.sequence()) {
         (Some(before), Some(next)) if next < before => {
             Err(format!("its sequence went back from {before} to {next}"))
@@ -294,10 +403,20 @@ fn file_of(domain: &TrustDomain) -> Option<String> {
     (file.len() + 6 <= FILE_BYTES_MAX).then_some(file)
 }
 
-fn read_kept(settings: &GatewaySettings, domain: &TrustDomain) -> Option<Bundle> {
-    let (dir, file) = (&settings.state_dir, file_of(domain)?);
-    let path = state::folder_of(dir, &settings.name).join(&file);
-    let read = state::read(dir, &settings.name, &file, BUNDLE_BYTES_MAX);
+fn read_all(
+    dir: &StateDir,
+    name: &str,
+    domains: Vec<TrustDomain>,
+) -> Vec<(TrustDomain, Option<Bundle>)> {
+    let read = |domain| (read_kept(dir, name, &domain), domain);
+    let kept = domains.into_iter().map(read);
+    kept.map(|(bundle, domain)| (domain, bundle)).collect()
+}
+
+fn read_kept(dir: &StateDir, name: &str, domain: &TrustDomain) -> Option<Bundle> {
+    let file = file_of(domain)?;
+    let path = state::folder_of(dir, name).join(&file);
+    let read = state::read(dir, name, &file, BUNDLE_BYTES_MAX);
     let unused = |error: &dyn std::fmt::Display| {
         tracing::warn!(
             code = "ZG0254",
@@ -342,31 +461,40 @@ async fn keep<T: 'static, F>(
     F: Future<Output = T> + 'static,
 {
     let mut due = BTreeMap::new();
-    let mut under_way: BTreeSet<TrustDomain> = BTreeSet::new();
+    let mut under_way: BTreeMap<TrustDomain, task::Id> = BTreeMap::new();
     let mut looks: JoinSet<Look<T>> = JoinSet::new();
     let (mut times, domains) = wanted.borrow_and_update().clone();
     reconcile(&mut due, &domains, false);
     loop {
         let now = Instant::now();
         for (domain, (endpoint, at)) in &due {
-            if *at <= now && looks.len() < FETCHES_MAX && under_way.insert(domain.clone()) {
-                let (domain, endpoint) = (domain.clone(), endpoint.clone());
-                let looking = look(domain.clone(), endpoint.clone());
-                looks.spawn_local(async move { (domain, endpoint, looking.await) });
+            if *at <= now && looks.len() < FETCHES_MAX && !under_way.contains_key(domain) {
+                let (of, endpoint) = (domain.clone(), endpoint.clone());
+                let looking = look(of.clone(), endpoint.clone());
+                let task = looks.spawn_local(async move { (of, endpoint, looking.await) });
+                under_way.insert(domain.clone(), task.id());
             }
         }
         let waiting = due
             .iter()
-            .filter(|(domain, _)| !under_way.contains(*domain));
+            .filter(|(domain, _)| !under_way.contains_key(*domain));
         let next = waiting.map(|(_, (_, at))| *at).min();
         let next = next.filter(|_| looks.len() < FETCHES_MAX);
         // Every arm is cancel-safe: tasks of their own, a fixed moment, and state that is watched.
         tokio::select! {
             Some(ended) = looks.join_next() => {
-                let Ok((domain, endpoint, fetched)) = ended else {
-                    // It panicked, which is told: nobody knows which one it was.
-                    under_way.clear();
-                    continue;
+                let (domain, endpoint, fetched) = match ended {
+                    Ok(came) => came,
+                    Err(panicked) => {
+                        // Which is told: the others are asked, and this one in a while.
+                        let is_it = |_: &TrustDomain, task: &mut task::Id| *task == panicked.id();
+                        for (domain, _) in under_way.extract_if(.., is_it) {
+                            if let Some((_, at)) = due.get_mut(&domain) {
+                                *at = Instant::now() + REFRESH_MIN;
+                            }
+                        }
+                        continue;
+                    }
                 };
                 under_way.remove(&domain);
                 // Of an endpoint that is not wanted any more nothing is taken.
@@ -452,6 +580,7 @@ mod tests {
     #[test]
     fn a_sequence_never_goes_back_and_never_stands_for_two_contents() {
         let (one, two) = (anchor(), anchor());
+        let (both, turned) = (&[&*one, &*two][..], [&*two, &*one]);
         let (one, two) = (&[&*one][..], &[&*two][..]);
         for (before, next, refused) in [
             (None, bundle(Some(1), one), None),
@@ -459,6 +588,13 @@ mod tests {
             (Some(bundle(Some(2), one)), bundle(Some(2), one), None),
             (Some(bundle(None, one)), bundle(None, two), None),
             (Some(bundle(None, one)), bundle(Some(1), two), None),
+            // In another order.
+            (Some(bundle(Some(2), both)), bundle(Some(2), &turned), None),
+            (
+                Some(bundle(Some(2), both)),
+                bundle(Some(2), one),
+                Some("is 2 as before"),
+            ),
             // It revokes all (B1).
             (Some(bundle(Some(1), one)), bundle(Some(2), &[]), None),
             (
@@ -514,9 +650,67 @@ mod tests {
         }
     }
 
+    fn fetching(folder: &Path) -> GatewaySettings {
+        let text = "apiVersion: zeugma.dev/v1alpha1\nkind: MeshGateway\nmetadata: { name: east-gw }\n\
+                    spec:\n  trustDomain: east.example\n  cluster: east\n  locality: eu/eu-1\n  \
+                    stateDir: state\n  \
+                    svid: { files: { certificate: gw.pem, key: gw.key, bundles: bundles/ } }\n  \
+                    listeners: { mesh: { address: '127.0.0.1:1', role: mesh } }\n\
+                    ---\napiVersion: zeugma.dev/v1alpha1\nkind: TrustDomain\n\
+                    metadata: { name: acme.example }\nspec:\n  \
+                    bundleEndpointURL: 'https://acme.example/'\n  \
+                    bundleEndpointProfile: { type: https_web }\n";
+        std::fs::write(folder.join("east.yaml"), text).unwrap();
+        let node = zeugma_xds::NodeOptions {
+            name: None,
+            locality: None,
+        };
+        zeugma_xds::load(folder, &node).unwrap().settings
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_gateway_before_it_fetched_meanwhile_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = fetching(folder.path());
+        let own = state::Folder::open(&settings.state_dir, &settings.name).unwrap();
+        let own = own.unwrap().path("");
+        let federation = Federation::kept(&settings);
+        let domain = TrustDomain::parse("acme.example").unwrap();
+        let is_news = async || {
+            let waiting = federation.changed();
+            (tokio::time::timeout(Duration::from_secs(1), waiting).await).is_ok()
+        };
+        let sequence = || {
+            federation
+                .newest(&domain, None)
+                .and_then(|one| one.sequence())
+        };
+        for (nth, news) in [(5, true), (5, false), (6, true)] {
+            let document = format!(r#"{{"keys":[],"spiffe_sequence":{nth}}}"#);
+            state::write(&own, "bundle-acme.example.json", document.as_bytes()).unwrap();
+            federation.read_again(&settings);
+            assert_eq!(is_news().await, news);
+            assert_eq!(sequence(), Some(nth));
+        }
+        // One that is not there any more takes nothing away.
+        std::fs::remove_file(own.join("bundle-acme.example.json")).unwrap();
+        federation.read_again(&settings);
+        assert!(!is_news().await);
+        assert_eq!(sequence(), Some(6));
+
+        // Nor does a folder that is away: nobody meant that.
+        federation.keep_in(own.clone());
+        std::fs::remove_dir_all(&own).unwrap();
+        federation.forget_removed().await;
+        assert_eq!(sequence(), Some(6));
+        std::fs::create_dir(&own).unwrap();
+        federation.forget_removed().await;
+        assert_eq!(sequence(), None);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn each_is_asked_when_it_is_due_and_never_twice_at_once() {
-        let local = tokio::task::LocalSet::new();
+        let local = task::LocalSet::new();
         local.run_until(asked_by_the_clock()).await;
     }
 
@@ -560,8 +754,45 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_look_that_panics_is_made_again_in_a_while() {
+        let local = task::LocalSet::new();
+        local.run_until(asked_though_one_panics()).await;
+    }
+
+    async fn asked_though_one_panics() {
+        let (_want, wanted) =
+            watch::channel((0, vec![one("a", "https://a/"), one("b", "https://b/")]));
+        let began = Instant::now();
+        let asked = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+        let noted = std::rc::Rc::clone(&asked);
+        let look = move |domain: TrustDomain, _| {
+            let at = began.elapsed().as_secs();
+            noted.borrow_mut().push((domain.to_string(), at));
+            async move {
+                assert!(domain.as_str() != "a" || at >= 20, "as a defect would");
+                tokio::time::sleep(Duration::from_secs(15)).await;
+            }
+        };
+        tokio::select! {
+            () = keep(wanted, look, |_, ()| REFRESH_MAX) => panic!("it ended"),
+            () = tokio::time::sleep(Duration::from_secs(60)) => {}
+        }
+        let asked: Vec<_> = (asked.borrow().iter())
+            .map(|(domain, at)| (domain.clone(), *at))
+            .collect();
+        let of = |text: &str, at| (text.to_owned(), at);
+        assert_eq!(asked, [of("a", 0), of("b", 0), of("a", 10), of("a", 20)]);
+    }
+
+    #[test]
+    fn of_a_long_text_the_beginning_is_told() {
+        assert_eq!(cut("\u{e4}\u{e4}", 2), "\u{e4}\u{e4}");
+        assert_eq!(cut("\u{e4}\u{e4}b", 2), "\u{e4}\u{e4} ...");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn only_so_many_endpoints_are_asked_at_once() {
-        let local = tokio::task::LocalSet::new();
+        let local = task::LocalSet::new();
         local.run_until(asked_a_few_at_a_time()).await;
     }
 

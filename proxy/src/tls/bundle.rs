@@ -258,6 +258,15 @@ impl Bundle {
         &self.anchors
     }
 
+    /// Whether both trust the same certificates, in whatever order.
+    #[must_use]
+    pub fn trusts_as(&self, other: &Self) -> bool {
+        // None is there twice.
+        self.domain == other.domain
+            && self.anchors.len() == other.anchors.len()
+            && (self.anchors.iter()).all(|anchor| other.anchors.contains(anchor))
+    }
+
     /// `spiffe_sequence`, where the file has one (B2).
     #[must_use]
     pub const fn sequence(&self) -> Option<u64> {
@@ -396,7 +405,11 @@ impl Bundles {
                 (None, None) => {}
             }
         }
+        let mut twice = Vec::new();
         for (domain, paths) in found {
+            if paths.len() > 1 {
+                twice.push(domain.clone());
+            }
             let bundle = match paths.as_slice() {
                 [.., second] if paths.len() > 1 => Err(BundleError::Twice {
                     path: second.clone(),
@@ -410,10 +423,16 @@ impl Bundles {
                 bundles.insert(bundle);
             }
         }
-        for one in beside {
+        // Of two, nobody knows which is meant: what was fetched is one of them.
+        for one in beside.iter().filter(|one| !twice.contains(&one.domain)) {
             bundles.prefer_fetched(one);
         }
         (bundles, wrong)
+    }
+
+    /// Takes out the bundles of all trust domains but these.
+    pub(super) fn retain(&mut self, mut is_trusted: impl FnMut(&TrustDomain) -> bool) {
+        self.0.retain(|domain, _| is_trusted(domain));
     }
 
     /// Takes out the bundle of a trust domain: nobody of it is trusted.
@@ -439,24 +458,26 @@ impl Bundles {
     /// of what was fetched. `folder` is that of the others.
     ///
     /// # Errors
-    /// As [`add`](Self::add).
+    /// As [`add`](Self::add). What was fetched counts alone then; of two bundles none does.
     pub(super) fn add_foreign(
         &mut self,
         one: &DomainBundle,
         folder: &Path,
     ) -> Result<(), BundleError> {
-        match &one.file {
-            Some(path) => self.add(path, one.domain.clone())?,
-            None if self.get(&one.domain).is_some() => {
-                return Err(BundleError::Twice {
-                    path: folder.to_owned(),
-                    domain: one.domain.clone(),
-                });
-            }
-            None => {}
+        let added = match &one.file {
+            Some(path) => self.add(path, one.domain.clone()),
+            None if self.get(&one.domain).is_some() => Err(BundleError::Twice {
+                path: folder.to_owned(),
+                domain: one.domain.clone(),
+            }),
+            None => Ok(()),
+        };
+        if matches!(added, Err(BundleError::Twice { .. })) {
+            self.remove(&one.domain);
+        } else {
+            self.prefer_fetched(one);
         }
-        self.prefer_fetched(one);
-        Ok(())
+        added
     }
 
     /// Takes what was fetched, unless the file's sequence is higher.
@@ -467,6 +488,12 @@ impl Bundles {
         {
             self.insert(fetched.clone());
         }
+    }
+
+    /// Whether both trust the same certificates for the same trust domains.
+    pub(super) fn trust_as(&self, other: &Self) -> bool {
+        self.0.len() == other.0.len()
+            && (self.0.values().zip(other.0.values())).all(|(one, other)| one.trusts_as(other))
     }
 
     /// Adds a bundle in place of the one its trust domain had, which is returned.

@@ -44,6 +44,13 @@ pub struct SvidFiles {
     pub own: Option<TrustDomain>,
 }
 
+impl SvidFiles {
+    /// Whether a trust domain is one of [`domains`](Self::domains), and not our own.
+    fn is_foreign(&self, domain: &TrustDomain) -> bool {
+        self.own.as_ref() != Some(domain) && self.domains.iter().any(|one| one.domain == *domain)
+    }
+}
+
 /// Where the bundle of one more trust domain is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DomainBundle {
@@ -205,20 +212,33 @@ struct Trust {
 }
 
 impl Trust {
-    fn load(files: &SvidFiles, newest: &CrlNumbers) -> Result<Self, CredentialsError> {
+    /// Each foreign trust domain for itself: what of it cannot be used is left out.
+    fn load(
+        files: &SvidFiles,
+        newest: &CrlNumbers,
+    ) -> Result<(Self, Vec<CredentialsError>), CredentialsError> {
+        let mut wrong: Vec<CredentialsError> = Vec::new();
         let mut bundles = Bundles::load(&files.bundles)?;
         for one in &files.domains {
-            bundles.add_foreign(one, &files.bundles)?;
+            match bundles.add_foreign(one, &files.bundles) {
+                Err(error) if files.is_foreign(&one.domain) => wrong.push(error.into()),
+                added => added?,
+            }
         }
         let crls = match &files.crls {
-            Some(folder) => Crls::load(folder, &bundles, newest)?,
+            Some(folder) => {
+                let is_foreign = |domain: &TrustDomain| files.is_foreign(domain);
+                let (crls, refused) = Crls::begin(folder, &mut bundles, newest, is_foreign)?;
+                wrong.extend(refused.into_iter().map(CredentialsError::from));
+                crls
+            }
             None => Crls::default(),
         };
         let denied = match &files.denied {
             Some(file) => DeniedIds::load(file)?,
             None => DeniedIds::default(),
         };
-        Ok(Self::of(bundles, crls, denied, newest))
+        Ok((Self::of(files, bundles, crls, denied, newest), wrong))
     }
 
     /// Each part for itself: what cannot be used stays as it was in `before`.
@@ -245,12 +265,18 @@ impl Trust {
             },
             Option::unwrap_or_default,
         );
-        (Self::of(bundles, crls, denied, newest), wrong)
+        (Self::of(files, bundles, crls, denied, newest), wrong)
     }
 
-    fn of(bundles: Bundles, crls: Crls, denied: DeniedIds, newest: &CrlNumbers) -> Self {
+    fn of(
+        files: &SvidFiles,
+        bundles: Bundles,
+        crls: Crls,
+        denied: DeniedIds,
+        newest: &CrlNumbers,
+    ) -> Self {
         let mut crl_numbers = newest.clone();
-        crl_numbers.note(&crls, &bundles);
+        crl_numbers.note(&crls, &bundles, |domain| files.is_foreign(domain));
         Self {
             bundles,
             crls,
@@ -316,7 +342,8 @@ impl Credentials {
     /// Reads and checks everything; the caller keeps the last good credentials if this fails.
     ///
     /// # Errors
-    /// Any [`CredentialsError`]: nothing is used in part.
+    /// Any [`CredentialsError`], but of the trust domains of [`SvidFiles::domains`]: each of those is
+    /// left out where it cannot be used, and [`wrong`](Self::wrong) tells why.
     pub fn load(files: &SvidFiles, generation: u64) -> Result<Self, CredentialsError> {
         Self::load_after(files, generation, &CrlNumbers::default())
     }
@@ -352,9 +379,9 @@ impl Credentials {
         generation: u64,
         newest: &CrlNumbers,
     ) -> Result<Self, CredentialsError> {
-        let trust = Trust::load(files, newest)?;
+        let (trust, wrong) = Trust::load(files, newest)?;
         let identity = Identity::load(files, &trust.bundles)?;
-        Ok(Self::new(identity, trust, generation, Vec::new()))
+        Ok(Self::new(identity, trust, generation, wrong))
     }
 
     fn new(
@@ -382,7 +409,7 @@ impl Credentials {
         }
     }
 
-    /// What of the files could not be used, in whose place what was there before stays.
+    /// What of the files could not be used, in whose place what was there before stays, if there was.
     #[must_use]
     pub fn wrong(&self) -> &[CredentialsError] {
         &self.wrong
@@ -430,11 +457,12 @@ impl Credentials {
         &self.bundles
     }
 
-    /// Whether the other load brought anything else than this one.
+    /// Whether the other load brought anything that counts for a peer and this one has not: with the
+    /// credentials pooled connections end, and how often a bundle is numbered anew is not ours to say.
     #[must_use]
     pub fn differs(&self, other: &Self) -> bool {
         self.identity.chain != other.identity.chain
-            || self.bundles != other.bundles
+            || !self.bundles.trust_as(&other.bundles)
             || self.crls != other.crls
             || self.denied != other.denied
     }

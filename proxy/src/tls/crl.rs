@@ -220,12 +220,20 @@ struct Newest {
 
 impl CrlNumbers {
     /// Adds what was loaded, and forgets issuers that no bundle trusts any more: a list of theirs is
-    /// refused anyhow.
-    pub(super) fn note(&mut self, crls: &Crls, bundles: &Bundles) {
+    /// refused anyhow. Those of a trust domain that only waits for its bundle are not forgotten: an
+    /// older list would come in with it.
+    pub(super) fn note(
+        &mut self,
+        crls: &Crls,
+        bundles: &Bundles,
+        awaits: impl Fn(&TrustDomain) -> bool,
+    ) {
         self.0.retain(|(domain, issuer), newest| {
-            let anchors = bundles.get(domain).map_or(&[][..], Bundle::anchors);
+            let Some(bundle) = bundles.get(domain) else {
+                return awaits(domain);
+            };
             let trusted = newest.anchor.unwrap_or(*issuer);
-            anchors.iter().any(|anchor| anchor.authority == trusted)
+            (bundle.anchors().iter()).any(|anchor| anchor.authority == trusted)
         });
         for (domain, lists) in &crls.0 {
             let is_below = |newest: &Newest| newest.anchor.is_some();
@@ -304,13 +312,35 @@ impl Crls {
     /// The first file that cannot be used, or that would bring back an older list than one of `newest`
     /// (R9): a folder is taken whole or not at all.
     pub fn load(folder: &Path, bundles: &Bundles, newest: &CrlNumbers) -> Result<Self, CrlsError> {
+        let mut bundles = bundles.clone();
+        Self::begin(folder, &mut bundles, newest, |_| false).map(|(crls, _)| crls)
+    }
+
+    /// As [`load`](Self::load), and the trust domains that `is_foreign` each for itself: where its
+    /// lists cannot be used its bundle is taken out, for nobody could tell who of it is revoked.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), of the others.
+    pub(super) fn begin(
+        folder: &Path,
+        bundles: &mut Bundles,
+        newest: &CrlNumbers,
+        is_foreign: impl Fn(&TrustDomain) -> bool,
+    ) -> Result<(Self, Vec<CrlsError>), CrlsError> {
         let mut crls = Self::default();
+        let mut wrong = Vec::new();
         for path in files(folder)? {
             let domain = domain_of(&path)?;
-            let lists = load_of(&path, &domain, bundles, newest)?;
-            crls.0.insert(domain, lists);
+            match load_of(&path, &domain, bundles, newest) {
+                Ok(lists) => drop(crls.0.insert(domain, lists)),
+                Err(error) if is_foreign(&domain) => {
+                    wrong.push(error);
+                    bundles.remove(&domain);
+                }
+                Err(error) => return Err(error),
+            }
         }
-        Ok(crls)
+        Ok((crls, wrong))
     }
 
     /// As [`load`](Self::load), and each trust domain for itself: where its lists cannot be used those
@@ -327,7 +357,11 @@ impl Crls {
         let mut wrong = Vec::new();
         let paths = match files(folder) {
             Ok(paths) => paths,
-            Err(error) => return (before.clone(), vec![error]),
+            Err(error) => {
+                // Who came just now may have lists there: nobody could tell who of it is revoked.
+                bundles.retain(|domain| trusted.get(domain).is_some());
+                return (before.clone(), vec![error]);
+            }
         };
         for path in paths {
             let domain = match domain_of(&path) {
@@ -754,13 +788,15 @@ mod tests {
             let mut one = list(nth);
             one.anchor = trusted;
             let crls = Crls(BTreeMap::from([(domain.clone(), vec![one.clone()])]));
-            numbers.note(&crls, &bundles);
+            numbers.note(&crls, &bundles, |_| false);
             assert!(numbers.0.len() <= ISSUERS_REMEMBERED_MAX);
             assert!(numbers.0.contains_key(&(domain.clone(), one.issuer)));
         }
         assert!(numbers.0.len() > 1);
-        // With its anchor an issuer is forgotten.
-        numbers.note(&Crls::default(), &Bundles::default());
+        // With its anchor an issuer is forgotten, unless its trust domain only waits for its bundle.
+        numbers.note(&Crls::default(), &Bundles::default(), |of| *of == domain);
+        assert!(numbers.0.len() > 1);
+        numbers.note(&Crls::default(), &Bundles::default(), |_| false);
         assert!(numbers.is_empty());
     }
 }

@@ -257,7 +257,8 @@ impl Document<MeshGateway> {
                 domains: (domains.iter())
                     .filter_map(|domain| {
                         let name = TrustDomain::parse(&domain.name).ok()?;
-                        Some(foreign(name, domain))
+                        // What is another gateway's foreign one may be our own.
+                        (name != node.trust_domain).then(|| foreign(name, domain))
                     })
                     .collect(),
             },

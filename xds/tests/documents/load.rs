@@ -1012,9 +1012,21 @@ fn a_trust_domain_names_the_file_of_its_bundle() {
             vec![acme.clone(), acme],
             "a second TrustDomain `acme.example`",
         ),
+        (
+            vec![domain("east.example", "bundle: east.json")],
+            "(ZG0109)",
+        ),
     ] {
         let documents: Vec<&str> = documents.iter().map(String::as_str).collect();
         let findings = load(&documents).unwrap_err();
         assert!(findings.to_string().contains(words), "{findings}");
+    }
+    // What is foreign to one of two gateways is the other one's own.
+    let two = ["east", "west"].map(|name| domain(&format!("{name}.example"), "bundle: b.json"));
+    let both = [EAST, BOTH_GATEWAYS, WEST_PEER, &orders, &two[0], &two[1]];
+    for (gateway, foreign) in [("east-gw", "west.example"), ("west-gw", "east.example")] {
+        let domains = loaded(&both, Some(gateway)).settings.svid.domains;
+        let names: Vec<&str> = domains.iter().map(|one| one.domain.as_str()).collect();
+        assert_eq!(names, [foreign], "{gateway}");
     }
 }

@@ -198,7 +198,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         "a bundle that was fetched is refused",
         &[Log],
         "Its `spiffe_sequence` is lower than that of the bundle in use, is gone, or is the same over other anchors. The last bundle stays in use.",
-        "Ask who runs that trust domain. Where its numbers began anew, put its bundle into the file of `bundle` and remove what `stateDir` keeps of it.",
+        "Ask who runs that trust domain. Where its numbers began anew, put its bundle into the file of `bundle`, remove what `stateDir` keeps of it and send SIGHUP.",
     ),
     entry(
         "ZG0253",
@@ -213,5 +213,12 @@ pub(super) const ENTRIES: &[Entry] = &[
         &[Log],
         "The gateway's folder in `stateDir` does not take it, or its file is damaged. A restart begins with an older bundle, or with the file of `bundle`.",
         "Mend what the message says; what is fetched next is kept again.",
+    ),
+    entry(
+        "ZG0255",
+        "what was kept of a fetched bundle was removed",
+        &[Log],
+        "The operator removed the file of a foreign trust domain's bundle in `stateDir` and sent SIGHUP. What was fetched of it does not count any more: its endpoint is asked again, and any sequence is taken that is not below that of the file of `bundle`.",
+        "Nothing, if that was meant.",
     ),
 ];

@@ -33,7 +33,7 @@ pub(crate) fn check(model: &Model) -> Findings {
         check_peer(model, peer, &mut findings);
     }
     for domain in &model.domains {
-        check_domain(domain, &mut findings);
+        check_domain(model, domain, &mut findings);
     }
     peers::told_apart(model, &mut findings);
     route::hosts(model, &mut findings);
@@ -455,8 +455,24 @@ fn one_route(
     }
 }
 
-fn check_domain(domain: &Document<TrustDomainSpec>, findings: &mut Findings) {
+fn check_domain(model: &Model, domain: &Document<TrustDomainSpec>, findings: &mut Findings) {
     let mut check = Checker::new(domain, findings);
+    let is_own =
+        |gateway: &Document<MeshGateway>| gateway.spec.trust_domain.0.as_str() == domain.name;
+    // Of several gateways one may be what another one calls foreign.
+    if !model.gateways.is_empty() && model.gateways.iter().all(is_own) {
+        check.beside(gateways(model), |check| {
+            check.value(
+                Code::Contradiction,
+                "metadata.name",
+                format!(
+                    "`{}` is the gateway's own trust domain, whose bundle is in `svid.files.bundles` alone",
+                    domain.name
+                ),
+                "remove the document, and put the bundle into that folder if it is not there",
+            );
+        });
+    }
     if let Err(error) = TrustDomain::parse(&domain.name) {
         check.value(
             Code::BadValue,
