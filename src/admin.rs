@@ -45,7 +45,7 @@ pub(crate) struct Target {
     /// Which MeshGateway of that configuration, where it has several
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// The file of the token, for what changes something on an address [default: of --config]
+    /// The file of the token, for `tap` and what changes something on an address [default: of --config]
     #[arg(long, env = "ZEUGMA_ADMIN_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
@@ -262,7 +262,13 @@ impl Admin {
     }
 
     async fn ask(&self, method: Method, path: &str) -> Result<Bytes, AdminError> {
-        let request = self.request(method, path)?;
+        // To look wants no token, and whoever looks may not be able to read it.
+        let token = if method == Method::GET {
+            None
+        } else {
+            self.token()?
+        };
+        let request = self.request(method, path, token);
         let (status, body) = self.exchange(self.connect().await?, request).await?;
         if status == StatusCode::OK {
             return Ok(body);
@@ -275,14 +281,13 @@ impl Admin {
         AdminError::Refused(self.shown(), path.to_owned(), status, said)
     }
 
-    fn request(&self, method: Method, path: &str) -> Result<Request<Empty<Bytes>>, AdminError> {
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        token: Option<HeaderValue>,
+    ) -> Request<Empty<Bytes>> {
         let mut request = Request::new(Empty::<Bytes>::new());
-        // To look wants no token, and whoever looks may not be able to read it.
-        let token = if method == Method::GET {
-            None
-        } else {
-            self.token()?
-        };
         *request.method_mut() = method;
         *request.uri_mut() = path.parse().unwrap_or_default();
         let host = match &self.at {
@@ -296,7 +301,7 @@ impl Admin {
         if let Some(token) = token {
             request.headers_mut().insert(header::AUTHORIZATION, token);
         }
-        Ok(request)
+        request
     }
 
     async fn connect(&self) -> Result<Box<dyn Socket>, AdminError> {
@@ -322,7 +327,8 @@ impl Admin {
         }
     }
 
-    /// Reads the lines that `GET path` answers, until `each` has seen enough or the answer ends.
+    /// Reads the lines that `GET path` answers to who has the token, until `each` has seen enough or
+    /// the answer ends.
     ///
     /// # Errors
     /// As of [`AdminError`]; those of `each`. There is no deadline but for the head of the answer and
@@ -341,7 +347,8 @@ impl Admin {
         };
         let (mut send, connection) = timeout(TIMEOUT, asking).await.map_err(late)??;
         let reading = async {
-            let asked = send.send_request(self.request(Method::GET, path)?);
+            let request = self.request(Method::GET, path, self.token()?);
+            let asked = send.send_request(request);
             let response = timeout(TIMEOUT, asked).await.map_err(late)?.map_err(http)?;
             let (status, mut body) = (response.status(), response.into_body());
             let mut held = Vec::new();

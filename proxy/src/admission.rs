@@ -2,7 +2,8 @@
 //! guards, so that it falls again however the work ends.
 //!
 //! ```text
-//! accept      a source's rate, memory, connections, handshakes    -> Reason, closed at once
+//! accept      a source's rate, or whether it is a load balancer   -> Reason, closed at once
+//!             memory, connections, handshakes
 //! header      a source's rate, where a load balancer tells it     -> Reason, closed at once
 //! walk        the route's connections                            -> Reason, alert or close
 //! request     memory, the route's requests                       -> Reason, 503
@@ -27,6 +28,9 @@ use zeugma_core::verdict::Reason;
 use crate::memory::{self, MemoryUse};
 use crate::runtime::{Published, Shared};
 use crate::upstream::Pinned;
+
+/// What is told of who may not say whose connection it is.
+pub(crate) const NO_LOAD_BALANCER: &str = "it is none of `proxyProtocol.trusted`";
 
 /// How often memory is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -67,7 +71,8 @@ impl Admission {
     }
 
     /// Whether one more connection is let in; `sources` are those of its listener. Behind a load
-    /// balancer its source is not known yet: see [`Rated::admit`].
+    /// balancer its source is not known yet: see [`Rated::admit`]. Whoever else connects there has
+    /// no rate, and must cost no more than to be closed.
     ///
     /// # Errors
     /// Why it is shed. Only one thread asks, the control thread or the one worker, so that nobody takes
@@ -79,10 +84,12 @@ impl Admission {
         sources: &Rated,
     ) -> Result<(), Reason> {
         let published = shared.published.load();
-        if let Some(listener) = published.listener(listener)
-            && listener.proxies.is_empty()
-        {
-            sources.admit(shared, listener, source)?;
+        if let Some(listener) = published.listener(listener) {
+            if listener.proxies.is_empty() {
+                sources.admit(shared, listener, source)?;
+            } else if !listener.trusts(source) {
+                return Err(Reason::SourceRefused);
+            }
         }
         shared.admission.memory()?;
         if shared.open.load(Ordering::Relaxed) >= shared.admission.connections_max {
@@ -347,6 +354,26 @@ pub(crate) fn sources() -> Rated {
 mod tests {
     use super::*;
     use crate::fixture::Alone;
+
+    #[test]
+    fn who_is_no_load_balancer_is_shed_before_anything_is_done_for_it() {
+        let alone = Alone::new(
+            "{ apps: { address: '127.0.0.1:0', role: workloads, handshakes: { perSource: 1/s }, \
+             proxyProtocol: { trusted: ['127.0.0.1/32'] } } }",
+            "",
+            1,
+        );
+        let sources = sources();
+        let connection = |source: &str| {
+            Admission::connection(&alone.shared, "apps", source.parse().unwrap(), &sources)
+        };
+        for _ in 0..3 {
+            assert_eq!(connection("127.0.0.2"), Err(Reason::SourceRefused));
+            // The callers that it hands on have a rate each, and it has none.
+            assert_eq!(connection("127.0.0.1"), Ok(()));
+            assert_eq!(connection("::ffff:127.0.0.1"), Ok(()));
+        }
+    }
 
     #[test]
     fn memory_that_cannot_be_read_for_a_while_sheds_nothing_and_is_read_again() {

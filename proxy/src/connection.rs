@@ -27,7 +27,7 @@ use zeugma_core::svid::Rule;
 use zeugma_core::verdict::Reason;
 
 use crate::account::{Caller, Closed, Destination, TlsFacts};
-use crate::admission::Counted;
+use crate::admission::{Counted, NO_LOAD_BALANCER};
 use crate::listener::Open;
 use crate::peek::{First, PeekError, peek};
 use crate::proxy_protocol::incoming::{self, IncomingError};
@@ -522,7 +522,8 @@ impl Visit {
     ) -> Result<(), Reason> {
         let proxy = self.listed.source();
         if !listener.trusts(proxy.ip()) {
-            self.detail = Some("it is none of `proxyProtocol.trusted`".to_owned());
+            // It was one when it was accepted.
+            self.detail = Some(NO_LOAD_BALANCER.to_owned());
             return Err(Reason::SourceRefused);
         }
         let limit = self.worker.shared.settings.limits.handshake_timeout;
@@ -543,10 +544,9 @@ impl Visit {
                 return Err(Reason::HelloTimeout);
             }
         };
-        if let Some(source) = told {
-            self.listed.comes_from(source, proxy);
-            self.caller.proxy = Some(Box::new(proxy));
-        }
+        // Of its own it calls in its own name, and is let in as a load balancer all the same.
+        self.listed.comes_from(told.unwrap_or(proxy), proxy);
+        self.caller.proxy = told.map(|_| Box::new(proxy));
         self.open.admits(listener, self.listed.source().ip())
     }
 
@@ -565,7 +565,7 @@ impl Visit {
             return Ok(First::Unpeeked);
         }
         let mut deadline = self.worker.shared.settings.limits.handshake_timeout;
-        if self.caller.proxy.is_some() {
+        if !listener.proxies.is_empty() {
             // The header has had its part of the time.
             deadline = deadline.saturating_sub(self.began.elapsed());
         }

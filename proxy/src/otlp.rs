@@ -59,12 +59,26 @@ struct Collector {
     path: String,
 }
 
-/// Why spans do not go to where they should.
-#[derive(Debug, thiserror::Error)]
+/// Why spans do not go to where they should. Of a URL that names a host, its scheme and host: all
+/// else in it may be a secret.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is no collector; write http://HOST:PORT, since spans go without TLS to one on this host"
+    "{0} is no collector; write http://HOST:PORT, since spans go without TLS to one on this host"
 )]
 pub(crate) struct CollectorError(String);
+
+impl CollectorError {
+    fn of(url: &str) -> Self {
+        let uri: Option<Uri> = url.parse().ok();
+        let named = uri
+            .as_ref()
+            .and_then(|uri| uri.scheme_str().zip(uri.host()));
+        Self(match named {
+            Some((scheme, host)) => format!("`{scheme}://{host}`"),
+            None => "what the environment names".to_owned(),
+        })
+    }
+}
 
 /// Has spans left for the collector that the environment names, if it does.
 pub(crate) fn begin(shared: &Shared) -> Option<Exporter> {
@@ -98,7 +112,7 @@ fn of(collector: Collector) -> (Spans, Exporter) {
 
 impl Collector {
     fn parse(url: &str) -> Result<Self, CollectorError> {
-        let wrong = || CollectorError(url.to_owned());
+        let wrong = || CollectorError::of(url);
         let uri: Uri = url.parse().map_err(|_| wrong())?;
         let host = uri.host().filter(|_| uri.scheme_str() == Some("http"));
         let port = uri.port_u16().unwrap_or(80);
@@ -483,6 +497,19 @@ mod tests {
             "/v1/traces",
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        for (secret, told) in [
+            (
+                "https://me:s3cret@otel:4318/s3cret?key=s3cret",
+                "`https://otel` is",
+            ),
+            ("s3cret@otel:4318", "what the environment names is"),
+            ("s3cret", "what the environment names is"),
+            ("https://otel/s3cret key", "what the environment names is"),
+        ] {
+            let error = parse(secret).unwrap_err();
+            let all = format!("{error} {error:?}");
+            assert!(all.starts_with(told) && !all.contains("s3cret"), "{all}");
         }
         for code in ["ZG0973", "ZG0974"] {
             assert!(zeugma_core::codes::find(code).is_some());

@@ -267,7 +267,7 @@ impl Entry {
         self.source.get()
     }
 
-    /// Notes where it came from, as the load balancer says that handed it on.
+    /// Notes where it came from, as the load balancer `proxy` says.
     pub(crate) fn comes_from(&self, source: SocketAddr, proxy: SocketAddr) {
         self.source.set(source);
         let mut known = self.known.borrow_mut();

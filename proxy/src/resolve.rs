@@ -202,7 +202,7 @@ pub fn addresses_of(address: &str) -> io::Result<Vec<SocketAddr>> {
         .build()?;
     let looking = async { Box::pin(look_up(host, Resolvers::of_system())).await };
     match runtime.block_on(looking) {
-        Answer::Addresses(found, _) => Ok(found
+        Answer::Addresses(found, _) | Answer::Half { found, .. } => Ok(found
             .into_iter()
             .map(|ip| SocketAddr::new(ip, port))
             .collect()),
@@ -223,7 +223,7 @@ pub(crate) async fn addresses_now(host: &str, port: u16) -> Result<Vec<SocketAdd
     }
     let name = Host::parse(host).map_err(|error| error.to_string())?;
     match Box::pin(look_up(name, Resolvers::of_system())).await {
-        Answer::Addresses(found, _) => Ok(found
+        Answer::Addresses(found, _) | Answer::Half { found, .. } => Ok(found
             .into_iter()
             .take(ADDRESSES_MAX)
             .map(|ip| SocketAddr::new(ip, port))
@@ -238,31 +238,71 @@ pub(crate) async fn addresses_now(host: &str, port: u16) -> Result<Vec<SocketAdd
 enum Answer {
     /// At least one.
     Addresses(Vec<IpAddr>, Duration),
+    /// At least one, of one family; nobody knows of the other, and why.
+    Half {
+        found: Vec<IpAddr>,
+        ttl: Duration,
+        unknown: Family,
+        why: String,
+    },
     /// The name does not exist, or has no addresses.
     None(Duration),
     /// Nobody knows, and why.
     Failed(String),
 }
 
+/// A family of addresses, for which a name is asked by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    const fn holds(self, ip: &IpAddr) -> bool {
+        match self {
+            Self::V4 => ip.is_ipv4(),
+            Self::V6 => ip.is_ipv6(),
+        }
+    }
+
+    /// The type of its records (RFC 1035 §3.2.2, RFC 3596 §2.1).
+    const fn records(self) -> &'static str {
+        match self {
+            Self::V4 => "A",
+            Self::V6 => "AAAA",
+        }
+    }
+}
+
 impl Answer {
     /// The word in metrics.
     const fn label(&self) -> &'static str {
         match self {
-            Self::Addresses(..) => "addresses",
+            Self::Addresses(..) | Self::Half { .. } => "addresses",
             Self::None(_) => "none",
             Self::Failed(_) => "failed",
         }
     }
 
-    /// What two families of addresses were answered, as one: what one has counts where nobody knows
+    /// What both families of addresses were answered, as one: what one has counts where nobody knows
     /// of the other, and there are none where neither has any.
-    fn of_both(one: Self, other: Self) -> Self {
-        match (one, other) {
+    fn of_both(v4: Self, v6: Self) -> Self {
+        let half = |found, ttl, unknown, why| Self::Half {
+            found,
+            ttl,
+            unknown,
+            why,
+        };
+        match (v4, v6) {
             (Self::Addresses(mut all, one), Self::Addresses(more, other)) => {
                 all.extend(more);
                 Self::Addresses(all, one.min(other))
             }
-            (found @ Self::Addresses(..), _) | (_, found @ Self::Addresses(..)) => found,
+            (Self::Addresses(found, ttl), Self::Failed(why)) => half(found, ttl, Family::V6, why),
+            (Self::Failed(why), Self::Addresses(found, ttl)) => half(found, ttl, Family::V4, why),
+            (found @ (Self::Addresses(..) | Self::Half { .. }), _)
+            | (_, found @ (Self::Addresses(..) | Self::Half { .. })) => found,
             (Self::Failed(why), _) | (_, Self::Failed(why)) => Self::Failed(why),
             (Self::None(one), Self::None(other)) => Self::None(one.min(other)),
         }
@@ -349,6 +389,8 @@ struct Question {
     /// While it is under way: when it counts as lost.
     due: Instant,
     failed_in_a_row: u32,
+    /// How often one family failed and the other did not.
+    half_in_a_row: u32,
     negative_in_a_row: u32,
     was_answered: bool,
 }
@@ -364,6 +406,7 @@ impl Questions {
                 let new = Question {
                     due: now,
                     failed_in_a_row: 0,
+                    half_in_a_row: 0,
                     negative_in_a_row: 0,
                     was_answered: false,
                 };
@@ -391,8 +434,8 @@ impl Questions {
         self.hosts.values().all(|question| question.was_answered)
     }
 
-    /// Takes an answer. One that fails keeps the last good addresses, and so does the first that
-    /// there are none.
+    /// Takes an answer. One that fails keeps the last good addresses, those of a family where that
+    /// one fails, and so does the first that there are none.
     fn answered(&mut self, host: &Host, answer: Answer, now: Instant) -> Changed {
         // A name that is no longer wanted is of no interest.
         let Some(question) = self.hosts.get_mut(host) else {
@@ -402,19 +445,36 @@ impl Questions {
         let known = self.names.0.entry(host.clone()).or_default();
         let before = known.clone();
         match answer {
-            Answer::Addresses(mut addresses, ttl) => {
-                // The same set in another order is the same, and so are the first of many.
-                addresses.sort_unstable();
-                addresses.dedup();
-                addresses.truncate(ADDRESSES_MAX);
+            Answer::Addresses(addresses, ttl) => {
                 question.failed_in_a_row = 0;
+                question.half_in_a_row = 0;
                 question.negative_in_a_row = 0;
                 question.due = now + ttl.clamp(TTL_MIN, TTL_MAX);
-                *known = Known {
-                    addresses,
-                    told: Told::Addresses,
-                    failing: None,
-                };
+                *known = Known::of(addresses, None);
+            }
+            Answer::Half {
+                mut found,
+                ttl,
+                unknown,
+                why,
+            } => {
+                let retry = retry_after(question.half_in_a_row);
+                question.failed_in_a_row = 0;
+                question.half_in_a_row = question.half_in_a_row.saturating_add(1);
+                question.negative_in_a_row = 0;
+                question.due = now + ttl.clamp(TTL_MIN, TTL_MAX).min(retry);
+                let count = found.len();
+                // A name that was gone comes back with what it has.
+                if known.told == Told::Addresses {
+                    let last = known.addresses.iter().copied();
+                    found.extend(last.filter(|ip| unknown.holds(ip)));
+                }
+                // Many a name server fails for a family that the name has nothing of.
+                let failing = (found.len() > count).then(|| Failing {
+                    in_a_row: question.half_in_a_row,
+                    why: format!("its {} records: {why}", unknown.records()),
+                });
+                *known = Known::of(found, failing);
             }
             Answer::None(ttl) => {
                 question.negative_in_a_row = question.negative_in_a_row.saturating_add(1);
@@ -433,10 +493,7 @@ impl Questions {
                 known.fails(question.failed_in_a_row, "it has no addresses".to_owned());
             }
             Answer::Failed(why) => {
-                let doubled = 1_u32
-                    .checked_shl(question.failed_in_a_row)
-                    .unwrap_or(u32::MAX);
-                question.due = now + RETRY_MIN.saturating_mul(doubled).min(RETRY_MAX);
+                question.due = now + retry_after(question.failed_in_a_row);
                 question.failed_in_a_row = question.failed_in_a_row.saturating_add(1);
                 question.negative_in_a_row = 0;
                 known.fails(question.failed_in_a_row, why);
@@ -446,7 +503,26 @@ impl Questions {
     }
 }
 
+/// How long to wait before a name is asked again that failed so many times before this one.
+fn retry_after(in_a_row: u32) -> Duration {
+    let doubled = 1_u32.checked_shl(in_a_row).unwrap_or(u32::MAX);
+    RETRY_MIN.saturating_mul(doubled).min(RETRY_MAX)
+}
+
 impl Known {
+    /// What an answer with addresses makes of it.
+    fn of(mut addresses: Vec<IpAddr>, failing: Option<Failing>) -> Self {
+        // The same set in another order is the same, and so are the first of many.
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses.truncate(ADDRESSES_MAX);
+        Self {
+            addresses,
+            told: Told::Addresses,
+            failing,
+        }
+    }
+
     fn fails(&mut self, in_a_row: u32, why: String) {
         self.failing = Some(Failing { in_a_row, why });
     }
@@ -683,6 +759,79 @@ mod tests {
         assert_eq!(questions.names.endpoints(&new), Some(&[][..]));
     }
 
+    fn half(found: Vec<IpAddr>, unknown: Family) -> Answer {
+        Answer::Half {
+            found,
+            ttl: Duration::from_secs(60),
+            unknown,
+            why: "SERVFAIL".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_family_that_fails_keeps_its_last_addresses_and_is_asked_again_soon() {
+        let start = Instant::now();
+        let mut questions = Questions::default();
+        let a = host("a.example");
+        questions.reconcile(&hosts(&["a.example"]), start);
+        let six = |last: u16| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, last]);
+        let all = |v4: &[u8], v6: &[u16]| -> Vec<IpAddr> {
+            let v6 = v6.iter().map(|last| six(*last));
+            ips(v4).into_iter().chain(v6).collect()
+        };
+        let good = |both: Vec<IpAddr>| Answer::Addresses(both, TTL_MAX);
+        // Nothing is known of the other family yet, and of many names there is nothing to know.
+        let changed = questions.answered(&a, half(ips(&[1]), Family::V6), start);
+        assert_eq!(changed, Changed::Addresses);
+        assert_eq!(questions.next_due(), Some(start + RETRY_MIN));
+        assert!(questions.names.findings().is_empty());
+
+        questions.answered(&a, good(all(&[1, 2], &[1, 2])), start);
+        for (wait, changed) in [
+            (1, Changed::Addresses),
+            (2, Changed::Told),
+            (4, Changed::Told),
+            (8, Changed::Told),
+            (16, Changed::Told),
+            (30, Changed::Told),
+            (30, Changed::Told),
+        ] {
+            // What the other one says is used.
+            let answer = half(ips(&[3]), Family::V6);
+            assert_eq!(questions.answered(&a, answer, start), changed);
+            assert_eq!(questions.names.endpoints(&a), Some(&*all(&[3], &[1, 2])));
+            let due = questions.next_due().unwrap();
+            assert_eq!(due.duration_since(start), Duration::from_secs(wait));
+        }
+        let findings = questions.names.findings();
+        assert_eq!(
+            findings[0]["message"].as_str().unwrap(),
+            "the name `a.example` does not resolve, 7 times in a row: its AAAA records: SERVFAIL; its last 3 addresses stay in use"
+        );
+        // The other way round, and no later than the TTL of what was found.
+        let answer = Answer::Half {
+            found: vec![six(9)],
+            ttl: Duration::from_secs(3),
+            unknown: Family::V4,
+            why: "SERVFAIL".to_owned(),
+        };
+        questions.answered(&a, answer, start);
+        assert_eq!(questions.names.endpoints(&a), Some(&*all(&[3], &[9])));
+        assert_eq!(questions.next_due(), Some(start + Duration::from_secs(3)));
+        // It is known again that there are none.
+        questions.answered(&a, good(ips(&[3])), start);
+        assert_eq!(questions.names.endpoints(&a), Some(&*ips(&[3])));
+        assert!(questions.names.findings().is_empty());
+        // What is gone does not come back by half.
+        questions.answered(&a, good(all(&[1], &[1])), start);
+        for _ in 0..NEGATIVES {
+            questions.answered(&a, Answer::None(TTL_MAX), start);
+        }
+        questions.answered(&a, half(ips(&[1]), Family::V6), start);
+        assert_eq!(questions.names.endpoints(&a), Some(&*ips(&[1])));
+        assert_eq!(questions.next_due(), Some(start + RETRY_MIN));
+    }
+
     #[test]
     fn what_one_family_has_counts_and_none_is_none_of_both() {
         let some =
@@ -691,7 +840,8 @@ mod tests {
         for (one, other, both) in [
             (some(&[1], 5), some(&[2], 3), some(&[1, 2], 3)),
             (some(&[1], 5), none(1), some(&[1], 5)),
-            (failed(), some(&[1], 5), some(&[1], 5)),
+            (failed(), some(&[1], 60), half(ips(&[1]), Family::V4)),
+            (some(&[1], 60), failed(), half(ips(&[1]), Family::V6)),
             (none(4), none(3), none(3)),
             (none(4), failed(), failed()),
             (failed(), none(4), failed()),

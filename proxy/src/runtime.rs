@@ -30,7 +30,7 @@ use zeugma_core::verdict::Reason;
 use zeugma_xds::{GatewaySettings, ResourceList};
 
 use crate::account::{AccessLog, Caller, Closed};
-use crate::admission::{Admission, UnderWay};
+use crate::admission::{Admission, NO_LOAD_BALANCER, UnderWay};
 use crate::connection;
 use crate::federation::Federation;
 use crate::hash::Configured;
@@ -214,7 +214,8 @@ impl Shared {
             destination: None,
             request: None,
             reason,
-            detail: None,
+            // Of the others the reason says all; unseen, a source is refused for this alone.
+            detail: (reason == Reason::SourceRefused).then(|| NO_LOAD_BALANCER.to_owned()),
             rule: None,
             bytes_sent: 0,
             bytes_received: 0,

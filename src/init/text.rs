@@ -73,7 +73,7 @@ spec:
     mesh: {{ address: "127.0.0.1:{mesh}", role: mesh }}
     # This cluster's workloads come here: HTTP by Host, TLS by SNI. Plaintext, so keep it on loopback.
     apps: {{ address: "127.0.0.1:{apps}", role: workloads }}
-  # What it knows, for every process of this machine (a page at /ui); what changes it wants the token.
+  # What it knows, for every process of this machine (a page at /ui); what changes it and `tap` want the token.
   # Without a browser, `unix:admin.sock` is for this user alone.
   admin: "127.0.0.1:{base_port}"
   adminToken: admin.token

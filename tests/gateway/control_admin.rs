@@ -269,10 +269,7 @@ async fn levers_on_an_address_want_the_token() {
     gateway.finish().await;
 
     east.set("adminToken", "token");
-    let token = east.config().join("token");
-    std::fs::write(&token, "0123456789abcdef\n").unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(&token, mode).unwrap();
+    let token = east.write_token();
     let mut gateway = east.start().await;
     let tcp = async || TcpStream::connect(east.admin).await.unwrap();
     let wrong = head("\nauthorization: Bearer 0123456789abcdeF");

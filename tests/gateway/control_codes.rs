@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::mesh::{Cluster, Gateway, Service, empty, eventually, get, hello, within};
+use crate::mesh::{Cluster, Gateway, Service, TOKEN, empty, eventually, get, hello, within};
 
 fn zeugma(words: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zeugma"));
@@ -235,9 +235,7 @@ async fn changes_that_need_a_restart_or_look_like_mistakes_are_told() {
 async fn the_log_is_told_to_say_more_and_is_json_for_programs() {
     let mut east = Cluster::new("east");
     east.set("adminToken", "token");
-    let token = east.config().join("token");
-    fs::write(&token, "0123456789abcdef\n").unwrap();
-    fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+    east.write_token();
     east.write_gateway();
     let mut command = Gateway::command(&east.config());
     command.args(["--log-format", "json"]);
@@ -254,7 +252,6 @@ async fn the_log_is_told_to_say_more_and_is_json_for_programs() {
         let head = format!("{head}authorization: Bearer {token}\r\ncontent-length: 0\r\n\r\n");
         say(&mut tcp, head.as_bytes()).await
     };
-    const TOKEN: &str = "0123456789abcdef";
     for (method, token) in [("GET", "no"), ("POST", "no")] {
         let refused = ask(method, "/logging?level=trace", token).await;
         assert!(refused.starts_with("HTTP/1.1 401"), "{refused}");

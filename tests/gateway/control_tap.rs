@@ -2,20 +2,23 @@
 
 use std::process::Stdio;
 
+use http::Request;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStdout, Command};
 
-use crate::mesh::{Cluster, Gateway, Service, get, within};
+use crate::mesh::{Cluster, Gateway, Reply, Service, TOKEN, empty, get, send, within};
 
 const ORDERS: &str = "orders.shop.svc.clusterset.local";
 
 /// East with an HTTP route whose `/secret` nobody may have.
 async fn east() -> (Cluster, Gateway, Service) {
     let service = Service::http("one").await;
-    let east = Cluster::new("east");
+    let mut east = Cluster::new("east");
+    east.set("adminToken", "token");
+    east.write_token();
     east.route(
         "shop/orders",
         &format!(
@@ -26,6 +29,14 @@ async fn east() -> (Cluster, Gateway, Service) {
     );
     let gateway = east.start().await;
     (east, gateway, service)
+}
+
+/// What asking for a tap is answered, with the token.
+async fn ask(east: &Cluster, query: &str) -> Reply {
+    let request = Request::get(format!("/api/v1/tap?{query}"))
+        .header("host", "localhost")
+        .header("authorization", format!("Bearer {TOKEN}"));
+    send(east.admin, request.body(empty()).unwrap()).await
 }
 
 /// A running `zeugma tap`, which has told that it watches.
@@ -43,9 +54,19 @@ impl Tap {
     }
 
     fn spawn(east: &Cluster, words: &[&str]) -> Self {
+        Self::spawn_with(east, "token", words)
+    }
+
+    /// With the token of this file of the configuration.
+    fn spawn_with(east: &Cluster, token: &str, words: &[&str]) -> Self {
+        let (admin, token) = (east.admin.to_string(), east.config().join(token));
+        let at = ["--admin", &admin, "--token-file", token.to_str().unwrap()];
+        Self::run(&[&at[..], words].concat())
+    }
+
+    fn run(words: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_zeugma"))
             .arg("tap")
-            .args(["--admin", &east.admin.to_string()])
             .args(words)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -161,7 +182,7 @@ async fn only_so_many_watch_and_what_is_no_filter_is_refused() {
     drop(open.pop());
     // Its place is free as soon as the gateway has noticed.
     crate::mesh::eventually("a place", async || {
-        let reply = gateway.admin("/api/v1/tap?rate=0").await;
+        let reply = ask(&east, "rate=0").await;
         assert_eq!(reply.status, 400);
         let mut tap = Tap::spawn(&east, &[]);
         tap.line().await.map(drop)
@@ -176,16 +197,52 @@ async fn only_so_many_watch_and_what_is_no_filter_is_refused() {
         ("status=ok", "status `ok`"),
         ("rate=10001", "1 to 10000"),
     ] {
-        let reply = gateway.admin(&format!("/api/v1/tap?{query}")).await;
+        let reply = ask(&east, query).await;
         assert_eq!(
             (reply.status, reply.text().contains(word)),
             (400, true),
             "{query}"
         );
     }
-    assert_eq!(gateway.admin("/api/v1/tap?colour=red").await.status, 400);
+    assert_eq!(ask(&east, "colour=red").await.status, 400);
     let (code, said) = Tap::spawn(&east, &["--verdict", "bad"]).end().await;
     assert_eq!(code, Some(64), "{said}");
+    gateway.finish().await;
+}
+
+#[tokio::test]
+async fn on_an_address_nobody_watches_without_the_token() {
+    let (mut east, gateway, _service) = east().await;
+    east.write("other", "0123456789abcdeF");
+    let (code, said) = Tap::spawn_with(&east, "other", &[]).end().await;
+    assert_eq!(code, Some(77), "{said}");
+    assert!(said.contains("(ZG0963)"), "{said}");
+    let (code, said) = Tap::spawn_with(&east, "missing", &[]).end().await;
+    assert_eq!(code, Some(65), "{said}");
+    assert!(said.contains("ZG1009"), "{said}");
+    let reply = gateway.admin("/api/v1/tap").await;
+    assert_eq!(
+        (reply.status, reply.text().contains("(ZG0963)")),
+        (401, true)
+    );
+    gateway.finish().await;
+
+    // Without one to know, nobody does.
+    east.unset("adminToken");
+    let gateway = east.start().await;
+    let (code, said) = Tap::spawn(&east, &[]).end().await;
+    assert_eq!(code, Some(77), "{said}");
+    assert!(said.contains("(ZG0962)"), "{said}");
+    gateway.finish().await;
+
+    // A Unix socket is of its user alone.
+    east.set("admin", "'unix:admin.sock'");
+    let gateway = east.start().await;
+    let at = format!("unix:{}", east.config().join("admin.sock").display());
+    let mut tap = Tap::run(&["--admin", &at]);
+    let first = tap.line().await.unwrap();
+    assert!(first.contains("east-gw"), "{first}");
+    drop(tap);
     gateway.finish().await;
 }
 

@@ -203,6 +203,35 @@ async fn while_a_name_does_not_resolve_its_last_addresses_stay_and_that_is_told(
 }
 
 #[tokio::test]
+async fn while_one_family_does_not_resolve_its_last_addresses_stay_beside_those_of_the_other() {
+    let Some(names) = NameServer::new().await else {
+        return;
+    };
+    let services = Services::on(&["127.0.2.1", "127.0.2.2", "::1"]);
+    let port = services.port();
+    let at = |ip: &str| format!("{ip}:{port}");
+    names.set("db.internal", has(&["127.0.2.1", "::1"]));
+    let (_east, gateway, db) = east(&names, &format!("{{ dns: 'db.internal:{port}' }}")).await;
+    until_endpoints(&gateway, &[&[at("127.0.2.1"), at("[::1]")]]).await;
+
+    let v4 = vec!["127.0.2.2".parse().unwrap()];
+    names.set("db.internal", Zone::HasV4(v4, 1));
+    until_endpoints(&gateway, &[&[at("127.0.2.2"), at("[::1]")]]).await;
+    let mut seen = [connect(db).await.1, connect(db).await.1];
+    seen.sort();
+    assert_eq!(seen, ["127.0.2.2", "::1"]);
+    let told = gateway.admin_json("/api/v1/findings").await["findings"].clone();
+    assert_eq!(told[0]["code"], "ZG0601", "{told}");
+    let message = told[0]["message"].as_str().unwrap();
+    assert!(message.contains("its AAAA records"), "{message}");
+
+    // An answer that there are none is believed.
+    names.set("db.internal", has(&["127.0.2.2"]));
+    until_endpoints(&gateway, &[&[at("127.0.2.2")]]).await;
+    gateway.finish().await;
+}
+
+#[tokio::test]
 async fn a_name_that_is_gone_leaves_its_traffic_to_the_next_level_until_it_is_back() {
     let Some(names) = NameServer::new().await else {
         return;

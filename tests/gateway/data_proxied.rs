@@ -163,6 +163,8 @@ async fn what_begins_otherwise_is_closed_and_so_is_who_is_no_load_balancer() {
         .ok();
     let line = gateway.connection(source).await;
     assert_eq!(line["verdict"], "source-refused", "{line}");
+    let told = line["error"].as_str().unwrap();
+    assert!(told.contains("none of `proxyProtocol.trusted`"), "{told}");
     assert_eq!(service.connections(), 0);
     gateway.finish().await;
 }
@@ -223,6 +225,33 @@ async fn what_a_load_balancer_handed_on_ends_when_its_word_counts_no_more() {
         told.contains("no longer takes the word of 127.0.0.1"),
         "{told}"
     );
+    gateway.finish().await;
+}
+
+#[tokio::test]
+async fn what_a_load_balancer_began_of_its_own_ends_with_its_trust_as_well() {
+    let service = Service::echo().await;
+    let everyone = "allow: [{ listeners: [db] }]";
+    let (mut east, gateway, db) = behind("", everyone, service.address).await;
+    let mut open = Vec::new();
+    for own in ["PROXY UNKNOWN\r\n", "\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"] {
+        let (mut tcp, port) = dial(db, &[own.as_bytes(), b"ping"]).await;
+        let mut echo = [0; 4];
+        within("an echo", tcp.read_exact(&mut echo)).await.unwrap();
+        open.push((tcp, port));
+    }
+    let others = "role: workloads, route: shop/db, proxyProtocol: { trusted: ['127.0.0.2/32'] }";
+    east.relisten("db", db, others);
+    east.write_gateway();
+    for (tcp, port) in open {
+        let (_, line) = end(&gateway, tcp, &port).await;
+        assert_eq!(line["verdict"], "no-longer-allowed", "{line}");
+        let told = line["error"].as_str().unwrap();
+        assert!(
+            told.contains("no longer takes the word of 127.0.0.1"),
+            "{told}"
+        );
+    }
     gateway.finish().await;
 }
 

@@ -25,7 +25,7 @@ pub struct GatewaySettings {
     pub svid: SvidFiles,
     /// Where the admin API listens.
     pub admin: AdminAddress,
-    /// The file of the token that it wants, on an address, for what changes something.
+    /// The file of the token that it wants, on an address, for what changes something and for its tap.
     pub admin_token: Option<PathBuf>,
     /// Where `/ready` and `/livez` are served.
     pub probes: SocketAddr,

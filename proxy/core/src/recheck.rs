@@ -25,7 +25,7 @@ pub struct Carried<'a> {
     pub role: Option<Role>,
     /// The address it came from.
     pub source: IpAddr,
-    /// Who handed it on, and said so.
+    /// The load balancer that connected: who handed it on, or `source` itself.
     pub proxy: Option<IpAddr>,
     /// The verified ID of its caller; `None` where no TLS ended here.
     pub verified: Option<&'a SpiffeId>,

@@ -41,7 +41,6 @@ pub(super) fn routes(shared: &Arc<Shared>) -> Router {
         .route("/api/v1/findings", get(findings))
         .route("/api/v1/connections", get(connections))
         .route("/api/v1/topology", get(topology))
-        .route("/api/v1/tap", get(super::tap::tap))
         .with_state(Arc::clone(shared))
 }
 

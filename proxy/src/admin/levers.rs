@@ -1,8 +1,9 @@
-//! What the admin interface changes: each lever is a POST, and leaves an event in the journal.
+//! What the admin interface changes: each lever is a POST, and leaves an event in the journal; and
+//! what it does not tell everybody: the tap, which shows who asks for what.
 //!
 //! On the Unix socket, whose mode lets its user alone in, nothing more is asked. On a loopback
 //! address, where every process of the host gets in, the token of `adminToken` is, and without one
-//! nothing can be changed.
+//! nothing can be changed or tapped.
 
 use std::fmt::Display;
 use std::fs::Metadata;
@@ -19,7 +20,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use serde_json::json;
 
-use super::{as_json, check};
+use super::{as_json, check, tap};
 use crate::logging::LevelError;
 use crate::runtime::Shared;
 
@@ -28,7 +29,7 @@ const TOKEN_BYTES_MIN: usize = 16;
 /// The longest token.
 const TOKEN_BYTES_MAX: usize = 256;
 
-/// Who may change something.
+/// Who may change or tap something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Access {
     /// Whoever gets in: the socket is of its user alone.
@@ -43,7 +44,7 @@ pub(super) enum Access {
 #[derive(Debug, thiserror::Error)]
 enum AccessError {
     #[error(
-        "nothing can be changed on an address without a token; set spec.admin to a unix socket, or spec.adminToken to a file"
+        "nothing can be changed or tapped on an address without a token; set spec.admin to a unix socket, or spec.adminToken to a file"
     )]
     Nobody,
     #[error("send the token of spec.adminToken as `authorization: Bearer TOKEN`")]
@@ -63,13 +64,14 @@ impl AccessError {
     }
 }
 
-/// The paths that change something.
+/// The paths that change something, and the tap.
 pub(super) fn routes(shared: &Arc<Shared>, access: Access) -> Router {
     let access = Arc::new(access);
     Router::new()
         .route("/drain_listeners", post(drain))
         .route("/quitquitquit", post(quit))
         .route("/api/v1/check", post(check::check))
+        .route("/api/v1/tap", get(tap::tap))
         .route("/logging", get(logging).post(logging))
         .with_state(Arc::clone(shared))
         .layer(middleware::from_fn_with_state(access, authorized))

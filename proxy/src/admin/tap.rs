@@ -1,4 +1,5 @@
-//! `/api/v1/tap`: requests and connections as each ends, one JSON object a line.
+//! `/api/v1/tap`: requests and connections as each ends, one JSON object a line. Paths and identities
+//! are nothing for every process of the host: on an address it wants the token.
 //!
 //! The first line says what is watched; `dropped` ones say what was lost since the one before.
 

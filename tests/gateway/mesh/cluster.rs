@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,6 +17,9 @@ use zeugma_proxy::tls::SvidFiles;
 use super::ca::Ca;
 use super::namespace::Link;
 use super::{Gateway, Identity};
+
+/// What [`Cluster::write_token`] writes.
+pub(crate) const TOKEN: &str = "0123456789abcdef";
 
 /// A cluster of the trust domain `<name>.example` in the locality `<name>/<name>-1`.
 #[derive(Debug)]
@@ -283,6 +286,14 @@ impl Cluster {
     /// Starts the gateway in a network namespace and waits until it is ready.
     pub(crate) async fn start_in(&self, namespace: &str) -> Gateway {
         self.start_under(&["ip", "netns", "exec", namespace]).await
+    }
+
+    /// Writes [`TOKEN`] to the file `token` of the configuration; returns its path.
+    pub(crate) fn write_token(&self) -> PathBuf {
+        let path = self.config().join("token");
+        fs::write(&path, TOKEN).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path
     }
 
     /// Leaves a field of the `MeshGateway`'s `spec` to its default.

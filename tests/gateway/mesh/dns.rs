@@ -16,6 +16,8 @@ use tokio::task::JoinSet;
 pub(crate) enum Zone {
     /// Addresses of both families, and their TTL in seconds.
     Has(Vec<IpAddr>, u32),
+    /// IPv4 addresses and their TTL in seconds, and SERVFAIL for AAAA.
+    HasV4(Vec<IpAddr>, u32),
     /// NXDOMAIN (RFC 1035 §4.1.1).
     NoSuchName,
     /// SERVFAIL.
@@ -110,7 +112,10 @@ fn answer(question: &[u8], zones: &Mutex<BTreeMap<String, Zone>>) -> Vec<u8> {
     let kind = question[at + 2];
     let zones = zones.lock().unwrap_or_else(PoisonError::into_inner);
     let (code, addresses, ttl) = match zones.get(&labels.join(".")) {
-        Some(Zone::Has(addresses, ttl)) => (0, addresses.clone(), *ttl),
+        Some(Zone::HasV4(..)) if kind == 28 => (2, Vec::new(), 0),
+        Some(Zone::Has(addresses, ttl) | Zone::HasV4(addresses, ttl)) => {
+            (0, addresses.clone(), *ttl)
+        }
         Some(Zone::NoSuchName) | None => (3, Vec::new(), 0),
         Some(Zone::Broken) => (2, Vec::new(), 0),
     };

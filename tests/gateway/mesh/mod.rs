@@ -27,7 +27,7 @@ mod service;
 use std::time::Duration;
 
 pub(crate) use ca::{Ca, Identity, alert_of};
-pub(crate) use cluster::Cluster;
+pub(crate) use cluster::{Cluster, TOKEN};
 pub(crate) use dns::{NameServer, Zone};
 pub(crate) use gateway::{Gateway, Metrics};
 pub(crate) use http::{Body, Reply, collect, empty, frames, full, get, h1, h2, send};

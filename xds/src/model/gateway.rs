@@ -34,10 +34,10 @@ pub(crate) struct MeshGateway {
     /// gateway warns and runs without. A socket has mode 0600. A relative path starts from this
     /// file's folder.
     pub admin: Option<Text<Admin>>,
-    /// The file of the token that the admin API wants for whatever changes something where `admin` is
-    /// an address, as `authorization: Bearer TOKEN`: one line of 16 to 256 visible ASCII characters,
-    /// mode 0600. Default: none, and nothing can be changed there. A relative path starts from this
-    /// file's folder.
+    /// The file of the token that the admin API wants for whatever changes something and for
+    /// `/api/v1/tap` where `admin` is an address, as `authorization: Bearer TOKEN`: one line of 16 to
+    /// 256 visible ASCII characters, mode 0600. Default: none, and nothing can be changed or tapped
+    /// there. A relative path starts from this file's folder.
     pub admin_token: Option<PathBuf>,
     /// Where `/ready` and `/livez` are served, nothing else. Default `127.0.0.1:15021`; port 0
     /// takes a free one.

@@ -8,7 +8,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         "ZG0601",
         "a name is not resolved; its last addresses are kept",
         &[Log],
-        "The name servers gave an error or no answer in time. What was known of the name goes on being used.",
+        "The name servers gave an error or no answer in time, at least for one family of its addresses (A, AAAA). What was known of the name, or of that family, goes on being used.",
         "Ask the servers of /etc/resolv.conf for it by hand; a name that never resolved has no endpoint.",
     ),
     entry(

@@ -22,8 +22,8 @@ pub(super) const ENTRIES: &[Entry] = &[
         "ZG0703",
         "the listener does not accept that source address",
         &[AccessLog],
-        "The caller's address is in none of the networks under `sources` of the listener.",
-        "Add its network to `sources`, or have it use another listener.",
+        "The caller's address is in none of the networks under `sources` of the listener; or the listener is behind load balancers, and who connected is in none under `proxyProtocol.trusted`.",
+        "Add its network to `sources`, that of a load balancer to `proxyProtocol.trusted`, or have it use another listener.",
     ),
     entry(
         "ZG0704",

@@ -270,9 +270,9 @@ pub(super) const ENTRIES: &[Entry] = &[
     ),
     entry(
         "ZG0962",
-        "nothing can be changed on an address without a token",
+        "nothing can be changed or tapped on an address without a token",
         &[Admin],
-        "Every process of the host reaches a loopback address, so that changes are refused there.",
+        "Every process of the host reaches a loopback address, so that changes and `zeugma tap` are refused there.",
         "Set `spec.admin` to a unix socket, or `spec.adminToken` to a file.",
     ),
     entry(
