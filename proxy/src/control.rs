@@ -226,12 +226,8 @@ async fn control(
     let mut fleet = Fleet::new();
     let mut files = Files::new(options.config.clone(), node, &start);
     files.tell_wrong(credentials.wrong());
-    let Beginning {
-        loaded,
-        findings,
-        is_kept,
-    } = start;
-    let unkept = (!is_kept).then_some(loaded.last_good);
+    let (loaded, findings) = (start.loaded, start.findings);
+    let unkept = (!start.is_kept).then_some(loaded.last_good);
     let keeper = begin_keeping(arrival.state.as_ref(), &federation, unkept);
     if arrival.taking.is_some() {
         federation.read_again(&loaded.settings);
