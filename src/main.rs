@@ -50,7 +50,7 @@ enum Command {
     /// Standard output is the access log, one JSON line for each connection and request. Everything
     /// else goes to standard error; ZEUGMA_LOG=debug tells more.
     Gateway(gateway::Arguments),
-    /// Check a configuration, or print its schema
+    /// Check, compare and lay out a configuration; print its schema or its reference
     #[command(subcommand)]
     Config(config::Command),
     /// Where a running gateway sends traffic now, and why

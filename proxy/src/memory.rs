@@ -143,8 +143,8 @@ fn in_use(cgroup: &Cgroup) -> io::Result<u64> {
 
 /// How often a gateway that rests has free memory given back.
 const EVERY: Duration = Duration::from_secs(1);
-/// What is asked for each time: it takes about a thousand for the allocator to look, so that nothing
-/// is kept for longer than some twenty seconds, and costs some 50 us.
+/// What is asked for each time: the allocator looks about once in a thousand times that it is asked or
+/// given back, so that a gateway at rest keeps nothing for long.
 const AT_REST: usize = 64;
 /// As much as makes it look at once.
 pub(crate) const IN_NEED: usize = 2048;

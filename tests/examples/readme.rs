@@ -22,8 +22,6 @@ fn two_clusters_run_as_written() {
     assert!(look.len() >= 8, "{look:?}");
 
     let folder = tempfile::tempdir().unwrap();
-    let bin = tempfile::tempdir().unwrap();
-    std::os::unix::fs::symlink(ZEUGMA, bin.path().join("zeugma")).unwrap();
     // Not an orderly end: the gateways of `zeugma init` would drain for their whole delay first.
     let script = format!(
         r#"set -eu
@@ -41,16 +39,7 @@ exit 1
 "#,
         look = look.join("\n")
     );
-    let file = bin.path().join("readme.sh");
-    fs::write(&file, script).unwrap();
-    let path = std::env::var("PATH").unwrap();
-    let output = isolated(&file)
-        .env("PATH", format!("{}:{path}", bin.path().display()))
-        .env("FOLDER", folder.path())
-        .output()
-        .unwrap();
-    let said = text_of(&output);
-    assert!(output.status.success(), "{said}");
+    let said = run(&script, folder.path());
     assert!(said.contains("Directory listing for /"), "{said}");
 
     let log = fs::read_to_string(folder.path().join("east.log")).unwrap();
@@ -78,8 +67,6 @@ fn a_route_is_broken_and_mended_and_a_gateway_drained_as_written() {
         panic!("other texts than findings and status");
     };
     let folder = tempfile::tempdir().unwrap();
-    let bin = tempfile::tempdir().unwrap();
-    std::os::unix::fs::symlink(ZEUGMA, bin.path().join("zeugma")).unwrap();
     let script = format!(
         r#"set -eu
 trap 'kill -9 $(jobs -p); wait; while pgrep -x "sleep|curl" >/dev/null; do :; done' EXIT
@@ -119,16 +106,7 @@ echo "== end"
         five = clusters[1],
         ask = clusters[2].replace("curl ", "curl -o /dev/null "),
     );
-    let file = bin.path().join("readme.sh");
-    fs::write(&file, script).unwrap();
-    let path = std::env::var("PATH").unwrap();
-    let output = isolated(&file)
-        .env("PATH", format!("{}:{path}", bin.path().display()))
-        .env("FOLDER", folder.path())
-        .output()
-        .unwrap();
-    let said = text_of(&output);
-    assert!(output.status.success(), "{said}");
+    let said = run(&script, folder.path());
     let part = |name: &str| {
         let (_, rest) = said.split_once(&format!("== {name}\n")).unwrap();
         rest.split("== ").next().unwrap().to_owned()
@@ -274,6 +252,23 @@ fn every_place_it_links_to_is_there() {
             }
         }
     }
+}
+
+/// What a script says that is run in `folder`, where `zeugma` is on the `PATH`.
+fn run(script: &str, folder: &Path) -> String {
+    let bin = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(ZEUGMA, bin.path().join("zeugma")).unwrap();
+    let file = bin.path().join("readme.sh");
+    fs::write(&file, script).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let output = isolated(&file)
+        .env("PATH", format!("{}:{path}", bin.path().display()))
+        .env("FOLDER", folder)
+        .output()
+        .unwrap();
+    let said = text_of(&output);
+    assert!(output.status.success(), "{said}");
+    said
 }
 
 /// What is written for users, but for the documents of those who change the code.
