@@ -8,9 +8,10 @@ use std::time::Duration;
 use fastrand::Rng;
 use zeugma_core::authorize::Evidence;
 use zeugma_core::engine::{Arrival, Carry, Decision, Request, Wants, decide};
+use zeugma_core::explain::{Chance, Question, explain};
 use zeugma_core::fleet::{Fleet, FleetEvent, Observation};
 use zeugma_core::identity::SpiffeId;
-use zeugma_core::plan::LEVEL_ATTEMPTS_MAX;
+use zeugma_core::plan::{Attempt, LEVEL_ATTEMPTS_MAX};
 use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
 use zeugma_core::shares::{EndpointStatus, Shares};
 use zeugma_core::snapshot::{EndpointIx, EndpointKey, Failure, ServiceIx, Snapshot};
@@ -23,6 +24,8 @@ use crate::world::{Blueprint, Route};
 const STEPS: u32 = 40;
 /// Times that a fleet may ask to be woken within one step.
 const WAKES_MAX: u32 = 2000;
+/// One of so many requests is explained.
+const EXPLAINED_EVERY: u64 = 8;
 
 /// How an endpoint really is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -55,6 +58,7 @@ pub(crate) struct Tally {
     pushes: u64,
     rises: u64,
     settled: u64,
+    explained: u64,
 }
 
 impl Tally {
@@ -76,7 +80,7 @@ impl Tally {
         );
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 14] {
+    fn counts_mut(&mut self) -> [&mut u64; 15] {
         [
             &mut self.requests,
             &mut self.answered,
@@ -92,6 +96,7 @@ impl Tally {
             &mut self.pushes,
             &mut self.rises,
             &mut self.settled,
+            &mut self.explained,
         ]
     }
 }
@@ -336,7 +341,13 @@ impl Scenario {
         let load = |at: EndpointIx| u32::try_from((draw >> (at.0 % 60)) & 7).unwrap();
         let own = service.own.unwrap();
         let has_own = (shares.clusters[own.0].endpoints.iter()).any(|status| status.is_healthy());
-        match decide(&snapshot, &shares, &arrival, &load, draw) {
+        let decision = decide(&snapshot, &shares, &arrival, &load, draw);
+        if self.tally.requests.is_multiple_of(EXPLAINED_EVERY) {
+            let chance = Chance { load: &load, draw };
+            self.explain(&arrival, &authority, chance, &decision);
+            self.tally.explained += 1;
+        }
+        match decision {
             Decision::Carry(carry) => {
                 // None healthy: refused at once, for the calling gateway tries elsewhere.
                 assert!(
@@ -356,6 +367,44 @@ impl Scenario {
             other @ (Decision::Terminate(..) | Decision::ReadHttp) => {
                 assert!(matches!(other, Decision::Carry(_)), "{other:?}");
             }
+        }
+    }
+
+    /// What is told of a decision is that decision.
+    fn explain(
+        &self,
+        arrival: &Arrival<'_>,
+        authority: &str,
+        chance: Chance<'_>,
+        decision: &Decision<'_>,
+    ) {
+        let from = match arrival.evidence {
+            Evidence::Verified(id) => Some(id.clone()),
+            _ => None,
+        };
+        let question = Question {
+            host: authority.to_owned(),
+            method: "GET".to_owned(),
+            path: "/".to_owned(),
+            from,
+            via: None,
+            source: Some(arrival.source),
+            listener: Some(arrival.listener.name.to_string()),
+        };
+        let told = explain(&self.snapshot, &self.shares, &self.fleet, &question, chance).unwrap();
+        let attempts = |plan: &Carry<'_>| plan.plan.collect::<Vec<Attempt>>();
+        match decision {
+            Decision::Carry(carry) => {
+                let to = told.to.unwrap();
+                assert_eq!(told.refused, None);
+                assert_eq!((to.cluster, to.attempts), (carry.cluster, attempts(carry)));
+                for level in to.levels {
+                    let view = level.view.unwrap();
+                    assert!((0.0..=1.0).contains(&view.capacity));
+                }
+            }
+            Decision::Refuse(refusal) => assert_eq!(told.refused, Some(refusal.reason)),
+            other => assert!(matches!(other, Decision::Carry(_)), "{other:?}"),
         }
     }
 

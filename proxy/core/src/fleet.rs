@@ -15,6 +15,7 @@
 //! it, and it says in [`Fleet::next_wake`] when time alone will change something.
 
 mod level;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use level::LevelState;
 
 pub use crate::shares::{ClusterShares, EndpointStatus, Shares};
 use crate::shares::{SHARE_EPSILON, capacity, healthy_share};
+pub use view::{EndpointView, LevelMotion, LevelView};
 
 /// The most active checks under way at once.
 pub const PROBES_IN_FLIGHT_MAX: usize = 512;
@@ -711,18 +713,7 @@ impl Fleet {
     /// Moves the levels of a route's clusters by the health of their endpoints.
     fn step_route(&mut self, route: &str, now: Time) {
         let members = self.routes.get(route).cloned().unwrap_or_default();
-        let healthy: Vec<Vec<f64>> = (members.iter())
-            .filter_map(|ix| self.clusters.get(*ix))
-            .map(|state| {
-                let statuses = self.statuses(&state.cluster);
-                (0..state.cluster.levels.len())
-                    .map(|level| healthy_share(&state.cluster, &statuses, level))
-                    .collect()
-            })
-            .collect();
-        let least: Vec<Vec<f64>> = (members.iter())
-            .map(|ix| least_of_ports(&self.clusters, &members, &healthy, *ix))
-            .collect();
+        let least = self.least_healthy(&members);
         for (ix, least) in members.iter().zip(least) {
             let Some(state) = self.clusters.get_mut(*ix) else {
                 continue;
@@ -737,6 +728,22 @@ impl Fleet {
             }
         }
         self.changed.extend(members);
+    }
+
+    /// h of each level of the clusters of one route.
+    fn least_healthy(&self, members: &[usize]) -> Vec<Vec<f64>> {
+        let healthy: Vec<Vec<f64>> = (members.iter())
+            .filter_map(|ix| self.clusters.get(*ix))
+            .map(|state| {
+                let statuses = self.statuses(&state.cluster);
+                (0..state.cluster.levels.len())
+                    .map(|level| healthy_share(&state.cluster, &statuses, level))
+                    .collect()
+            })
+            .collect();
+        (members.iter())
+            .map(|ix| least_of_ports(&self.clusters, members, &healthy, *ix))
+            .collect()
     }
 
     fn statuses(&self, cluster: &Cluster) -> Vec<EndpointStatus> {

@@ -10,6 +10,7 @@ pub mod authorize;
 pub mod balance;
 pub mod codes;
 pub mod engine;
+pub mod explain;
 pub mod fleet;
 pub mod health;
 pub mod hello;

@@ -1,0 +1,469 @@
+//! Why something goes where it goes: the engine's own decisions about it, each kept, and beside them
+//! what the fleet knows of the levels and endpoints that they chose from.
+//!
+//! ```text
+//! Question --assume--> Arrival --decide--> Terminate, ReadHttp --decide--> Carry, Refuse
+//!                                   each is a Step                  |
+//!                            verdict, levels, candidates, attempts <'
+//! ```
+//!
+//! Nothing is decided here, and nothing is changed: [`decide`] is what a worker and a simulation
+//! call, and the fleet is only looked at.
+
+mod assume;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::authorize::{Evidence, RuleField, Verdict, authorize, mismatches};
+use crate::engine::{
+    Arrival, Carry, Decision, Refusal, Request, SniPort, Wants, cluster_of, decide,
+};
+use crate::fleet::{EndpointView, Fleet, LevelView};
+use crate::hello::ClientHello;
+use crate::identity::SpiffeId;
+use crate::plan::Attempt;
+use crate::shares::{ClusterShares, EndpointStatus, Shares};
+use crate::snapshot::{
+    Cluster, ClusterIx, EndpointIx, Level, PeerIx, Protocol, ServiceIx, Snapshot,
+};
+use crate::verdict::Reason;
+
+pub use assume::{Assumed, QuestionError};
+
+/// The most candidates that are shown of one level; the rest is counted.
+pub const CANDIDATES_MAX: usize = 10;
+/// The most levels that are shown; the rest is counted.
+pub const LEVELS_MAX: usize = 32;
+
+/// What is asked: what would become of this connection or request?
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// What is called, as in `Host` or an SNI; a port may follow.
+    pub host: String,
+    /// The method, where it is a request.
+    pub method: String,
+    /// The path, where it is a request.
+    pub path: String,
+    /// Who calls; `None`: nobody that is verified.
+    pub from: Option<SpiffeId>,
+    /// The peer whose gateway hands it on.
+    pub via: Option<String>,
+    /// The address that it comes from.
+    pub source: Option<IpAddr>,
+    /// The listener that it comes in on.
+    pub listener: Option<String>,
+}
+
+/// What decides beside the configuration and its health.
+#[derive(Clone, Copy)]
+pub struct Chance<'a> {
+    /// What one worker has under way at an endpoint.
+    pub load: &'a dyn Fn(EndpointIx) -> u32,
+    /// The random number, or the turn of a round robin.
+    pub draw: u64,
+}
+
+impl std::fmt::Debug for Chance<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Chance")
+            .field("draw", &self.draw)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What would become of it, and why. Its indexes are of the snapshot that was asked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Explanation {
+    /// Where it comes in.
+    pub listener: Arc<str>,
+    /// From which address.
+    pub source: IpAddr,
+    /// From whom, as far as what decided knew.
+    pub caller: Caller,
+    /// What the question left open.
+    pub assumed: Vec<Assumed>,
+    /// The engine's decisions, in order; the last is how it ends.
+    pub steps: Vec<Step>,
+    /// The service, where one was found.
+    pub service: Option<ServiceIx>,
+    /// Whether the service may be called; `None` where it was not asked.
+    pub judged: Option<Judged>,
+    /// Where it would go; `None` where it does not come that far.
+    pub to: Option<Destination>,
+    /// `None`: it is carried.
+    pub refused: Option<Reason>,
+    /// As in the question's [`Chance`].
+    pub draw: u64,
+}
+
+/// Who calls, as evidence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// Only its address is known.
+    Network,
+    /// A certificate says it.
+    Verified(SpiffeId),
+    /// A peer's gateway says it.
+    Asserted {
+        /// The gateway's own ID.
+        by: SpiffeId,
+        /// The peer.
+        peer: PeerIx,
+        /// The caller's ID.
+        id: SpiffeId,
+    },
+}
+
+/// One decision of the engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// What was asked.
+    pub asks: Asks,
+    /// What the answer was.
+    pub answer: Answer,
+}
+
+/// What the engine was asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asks {
+    /// A ClientHello with this SNI.
+    Hello(String),
+    /// A connection that does not begin with TLS.
+    Plaintext,
+    /// A request with this authority.
+    Request(String),
+    /// A request with this authority, inside TLS that was ended here.
+    RequestInside(String),
+    /// Bytes inside TLS that was ended here.
+    Inside,
+}
+
+/// What the engine answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// End the TLS for this service, and see what is inside.
+    Terminate(ServiceIx),
+    /// Read HTTP, and see each request.
+    ReadHttp,
+    /// Carry it.
+    Carry,
+    /// Refuse it.
+    Refuse(Reason),
+}
+
+/// Whether a service may be called, and which rule says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    /// What the policy says.
+    pub verdict: Verdict,
+    /// The fields in which the nearest allow rule does not match, where none does.
+    pub mismatches: Vec<RuleField>,
+}
+
+/// Where it would go.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Destination {
+    /// The cluster.
+    pub cluster: ClusterIx,
+    /// Its levels, preferred first, at most [`LEVELS_MAX`].
+    pub levels: Vec<LevelSeen>,
+    /// How many levels are not shown.
+    pub levels_left_out: usize,
+    /// Whether nothing is healthy and ejected endpoints are used.
+    pub too_few: bool,
+    /// The endpoints that would be tried, in order: each where those before it fail.
+    pub attempts: Vec<Attempt>,
+}
+
+/// A level, and what it is chosen by.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LevelSeen {
+    /// Its share of the traffic.
+    pub share: f64,
+    /// What the fleet knows of it; `None` where it knows nothing.
+    pub view: Option<LevelView>,
+    /// How many endpoints are of each status.
+    pub counts: Vec<(EndpointStatus, usize)>,
+    /// Endpoints, those first that are not healthy; at most [`CANDIDATES_MAX`].
+    pub candidates: Vec<Candidate>,
+    /// How many are not shown.
+    pub left_out: usize,
+}
+
+impl LevelSeen {
+    /// How many of its endpoints are healthy.
+    #[must_use]
+    pub fn healthy(&self) -> usize {
+        let healthy = self.counts.iter().filter(|(status, _)| status.is_healthy());
+        healthy.map(|(_, count)| count).sum()
+    }
+
+    /// How many endpoints it has.
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.counts.iter().map(|(_, count)| count).sum()
+    }
+}
+
+/// An endpoint that may be chosen, or may not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    /// Which.
+    pub endpoint: EndpointIx,
+    /// Its health, as the shares have it.
+    pub status: EndpointStatus,
+    /// What the fleet knows of it.
+    pub view: Option<EndpointView>,
+}
+
+/// Has the engine decide about a question, and keeps why.
+///
+/// `shares` are of `snapshot`, and `fleet` reconciled it last.
+///
+/// # Errors
+/// What the question names is not configured: a listener, a peer.
+pub fn explain(
+    snapshot: &Snapshot,
+    shares: &Shares,
+    fleet: &Fleet,
+    question: &Question,
+    chance: Chance<'_>,
+) -> Result<Explanation, QuestionError> {
+    let assume::Facts {
+        listener,
+        source,
+        begins_with_tls,
+        verified,
+        claimed,
+        mut assumed,
+    } = assume::facts(snapshot, question)?;
+    let request = Request {
+        authority: &question.host,
+        method: &question.method,
+        path: &question.path,
+    };
+    let hello = begins_with_tls.then(|| ClientHello {
+        sni: Some(assume::sni(&question.host)),
+        ..ClientHello::default()
+    });
+    let mut asked = Asked {
+        world: (snapshot, shares),
+        chance,
+        steps: Vec::new(),
+    };
+    let arrival = |evidence, wants| Arrival {
+        listener,
+        source,
+        evidence,
+        wants,
+    };
+    let begins = hello.as_ref().map_or(Wants::Plaintext, Wants::Hello);
+    let mut last = arrival(Evidence::Network, begins);
+    let mut decision = asked.decide(&last);
+    if let Decision::ReadHttp = decision {
+        last = arrival(Evidence::Network, Wants::Request(request));
+        decision = asked.decide(&last);
+    } else if let Decision::Terminate(sni, port) = decision {
+        let Some(verified) = &verified else {
+            let reason = Reason::CertificateMissing;
+            let refused = asked.refuse(reason, sni);
+            return Ok(asked.end(&last, refused, fleet, assumed));
+        };
+        let evidence = crate::authorize::evidence(snapshot, source, verified, claimed.as_ref());
+        last = arrival(evidence, inside(snapshot, sni, port, request));
+        decision = asked.decide(&last);
+    }
+    if verified.is_some() && last.evidence == Evidence::Network {
+        assumed.push(Assumed::NobodyVerified);
+    }
+    Ok(asked.end(&last, decision, fleet, assumed))
+}
+
+fn inside<'a>(
+    snapshot: &Snapshot,
+    sni: ServiceIx,
+    port: SniPort,
+    request: Request<'a>,
+) -> Wants<'a> {
+    match snapshot.service(sni).protocol {
+        Protocol::Tcp => Wants::Inside(sni),
+        Protocol::Http => Wants::RequestInside { sni, port, request },
+    }
+}
+
+/// The engine, with every question to it kept.
+struct Asked<'a> {
+    world: (&'a Snapshot, &'a Shares),
+    chance: Chance<'a>,
+    steps: Vec<Step>,
+}
+
+impl<'a> Asked<'a> {
+    fn decide(&mut self, arrival: &Arrival<'_>) -> Decision<'a> {
+        let (snapshot, shares) = self.world;
+        let Chance { load, draw } = self.chance;
+        let decision = decide(snapshot, shares, arrival, load, draw);
+        let asks = match arrival.wants {
+            Wants::Hello(hello) => Asks::Hello(hello.sni.clone().unwrap_or_default()),
+            Wants::Plaintext => Asks::Plaintext,
+            Wants::Inside(_) => Asks::Inside,
+            Wants::Request(request) => Asks::Request(request.authority.to_owned()),
+            Wants::RequestInside { request, .. } => {
+                Asks::RequestInside(request.authority.to_owned())
+            }
+        };
+        let answer = match &decision {
+            Decision::Carry(_) => Answer::Carry,
+            Decision::Terminate(ix, _) => Answer::Terminate(*ix),
+            Decision::ReadHttp => Answer::ReadHttp,
+            Decision::Refuse(refusal) => Answer::Refuse(refusal.reason),
+        };
+        self.steps.push(Step { asks, answer });
+        decision
+    }
+
+    /// What the handshake refuses, which no decision is asked about.
+    fn refuse(&mut self, reason: Reason, service: ServiceIx) -> Decision<'a> {
+        self.steps.push(Step {
+            asks: Asks::Inside,
+            answer: Answer::Refuse(reason),
+        });
+        Decision::Refuse(Refusal {
+            reason,
+            service: Some(service),
+            rule: None,
+        })
+    }
+
+    fn end(
+        self,
+        arrival: &Arrival<'_>,
+        decision: Decision<'_>,
+        fleet: &Fleet,
+        assumed: Vec<Assumed>,
+    ) -> Explanation {
+        let (snapshot, shares) = self.world;
+        let (service, refused, attempts) = match decision {
+            Decision::Carry(Carry { service, plan, .. }) => (Some(service), None, plan.collect()),
+            Decision::Refuse(refusal) => (refusal.service, Some(refusal.reason), Vec::new()),
+            // Each is followed by another question.
+            Decision::Terminate(service, _) => (Some(service), Some(Reason::Internal), Vec::new()),
+            Decision::ReadHttp => (None, Some(Reason::Internal), Vec::new()),
+        };
+        let is_judged = refused != Some(Reason::CertificateMissing);
+        let judged = (service.filter(|_| is_judged)).map(|ix| judge(snapshot, ix, arrival));
+        let may = matches!(
+            judged.as_ref().map(|judged| judged.verdict),
+            Some(Verdict::Allow { .. } | Verdict::Audit { .. })
+        );
+        let to = (service.filter(|_| may))
+            .and_then(|ix| cluster_of(snapshot, arrival.listener, ix).ok())
+            .and_then(|ix| Some((ix, shares.clusters.get(ix.0)?)))
+            .map(|(ix, of)| see(snapshot, ix, of, fleet, attempts));
+        Explanation {
+            listener: Arc::clone(&arrival.listener.name),
+            source: arrival.source,
+            caller: Caller::of(arrival.evidence),
+            assumed,
+            steps: self.steps,
+            service,
+            judged,
+            to,
+            refused,
+            draw: self.chance.draw,
+        }
+    }
+}
+
+impl Caller {
+    fn of(evidence: Evidence<'_>) -> Self {
+        match evidence {
+            Evidence::Network => Self::Network,
+            Evidence::Verified(id) => Self::Verified(id.clone()),
+            Evidence::Asserted { by, peer, id } => Self::Asserted {
+                by: by.clone(),
+                peer,
+                id: id.clone(),
+            },
+        }
+    }
+}
+
+fn judge(snapshot: &Snapshot, service: ServiceIx, arrival: &Arrival<'_>) -> Judged {
+    let asking = arrival.asking();
+    let verdict = authorize(snapshot, service, &asking);
+    let nearest = match verdict {
+        Verdict::Allow { .. } => None,
+        Verdict::Audit { nearest, .. } | Verdict::Deny { nearest, .. } => nearest,
+    };
+    Judged {
+        verdict,
+        mismatches: nearest.map_or_else(Vec::new, |rule| {
+            mismatches(snapshot, service, rule, &asking)
+        }),
+    }
+}
+
+fn see(
+    snapshot: &Snapshot,
+    ix: ClusterIx,
+    of: &ClusterShares,
+    fleet: &Fleet,
+    attempts: Vec<Attempt>,
+) -> Destination {
+    let cluster = snapshot.cluster(ix);
+    let views = fleet.levels(ix);
+    let levels = (cluster.levels.iter().enumerate())
+        .take(LEVELS_MAX)
+        .map(|(at, level)| LevelSeen {
+            share: of.levels.get(at).copied().unwrap_or_default(),
+            view: views.get(at).copied(),
+            ..see_level(cluster, level, of, fleet)
+        })
+        .collect();
+    Destination {
+        cluster: ix,
+        levels,
+        levels_left_out: cluster.levels.len().saturating_sub(LEVELS_MAX),
+        too_few: of.too_few,
+        attempts,
+    }
+}
+
+/// A level's endpoints: those first that are no good, for they are what is asked about.
+fn see_level(cluster: &Cluster, level: &Level, of: &ClusterShares, fleet: &Fleet) -> LevelSeen {
+    const ORDER: [EndpointStatus; 4] = [
+        EndpointStatus::Unhealthy,
+        EndpointStatus::Ejected,
+        EndpointStatus::Unknown,
+        EndpointStatus::Healthy,
+    ];
+    let status = |ix: EndpointIx| of.endpoints.get(ix.0).copied();
+    let of_status = |wanted| {
+        let members = level.members.iter().copied();
+        members.filter(move |ix| status(*ix) == Some(wanted))
+    };
+    let candidates: Vec<Candidate> = (ORDER.into_iter())
+        .flat_map(|wanted| of_status(wanted).map(move |ix| (ix, wanted)))
+        .take(CANDIDATES_MAX)
+        .map(|(endpoint, status)| Candidate {
+            endpoint,
+            status,
+            view: fleet.endpoint(&cluster.endpoint(endpoint).key),
+        })
+        .collect();
+    LevelSeen {
+        share: 0.0,
+        view: None,
+        counts: ORDER
+            .map(|wanted| (wanted, of_status(wanted).count()))
+            .into(),
+        left_out: level.members.len().saturating_sub(candidates.len()),
+        candidates,
+    }
+}
+
+#[cfg(test)]
+#[path = "explain/tests.rs"]
+mod tests;
