@@ -70,7 +70,8 @@ enum Command {
     Drain(levers::DrainArgs),
     /// Write what somebody else needs to understand a running gateway into one file, without secrets
     BugReport(bug_report::BugReportArgs),
-    /// What a code such as ZG0702 means, and what to do about it
+    /// What a code such as ZG0702 means and what to do about it; with `route`, where a request would go
+    /// and why
     Explain(explain::ExplainArgs),
     /// Completions for shells, and manual pages
     Completion(completion::CompletionArgs),

@@ -3,6 +3,7 @@
 mod api;
 mod check;
 mod events;
+mod explain;
 mod levers;
 mod tap;
 mod ui;

@@ -530,6 +530,7 @@ impl Control {
         let mut failed = None;
         let shared = Arc::clone(&self.shared);
         let levers = &shared.admin.levers;
+        let mut explains = shared.admin.explains.subscribe();
         loop {
             let is_starting = matches!(stage, Stage::Starting { .. });
             if !is_starting {
@@ -555,24 +556,17 @@ impl Control {
                     self.publish_names();
                     None
                 }
-                Some(mut reloaded) = reloaded.recv() => {
-                    let by_signal = reloaded.by_signal;
-                    if reloaded.is_published {
-                        self.waiting = None;
-                    }
-                    if self.handing.is_some() && let Some(config) = reloaded.config.take() {
-                        // A successor has the sockets of the configuration that was offered to it.
-                        // Nobody waits for the answer as long as that may take.
-                        self.waiting = Some(config);
-                    }
-                    self.apply(reloaded, &stage);
-                    if by_signal {
-                        systemd::ready();
-                    }
+                Some(reloaded) = reloaded.recv() => {
+                    self.take(reloaded, &stage);
                     None
                 }
                 Some(asked) = asked.recv() => {
                     stage = self.asked(asked, stage);
+                    None
+                }
+                // What it missed has given up by its deadline.
+                Ok(asked) = explains.recv() => {
+                    asked.answer(&self.shared, &self.fleet);
                     None
                 }
                 Some(worker) = self.workers_ended.recv() => {
@@ -769,6 +763,25 @@ impl Control {
             renamed,
         };
         self.shared.published.store(Arc::new(published));
+    }
+
+    /// Applies what was loaded, or has it wait until a successor has taken over.
+    fn take(&mut self, mut reloaded: Reloaded, stage: &Stage) {
+        let by_signal = reloaded.by_signal;
+        if reloaded.is_published {
+            self.waiting = None;
+        }
+        if self.handing.is_some()
+            && let Some(config) = reloaded.config.take()
+        {
+            // A successor has the sockets of the configuration that was offered to it.
+            // Nobody waits for the answer as long as that may take.
+            self.waiting = Some(config);
+        }
+        self.apply(reloaded, stage);
+        if by_signal {
+            systemd::ready();
+        }
     }
 
     fn apply(&mut self, reloaded: Reloaded, stage: &Stage) {

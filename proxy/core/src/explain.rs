@@ -236,7 +236,7 @@ pub fn explain(
         begins_with_tls,
         verified,
         claimed,
-        mut assumed,
+        assumed,
     } = assume::facts(snapshot, question)?;
     let request = Request {
         authority: &question.host,
@@ -274,10 +274,11 @@ pub fn explain(
         last = arrival(evidence, inside(snapshot, sni, port, request));
         decision = asked.decide(&last);
     }
-    if verified.is_some() && last.evidence == Evidence::Network {
-        assumed.push(Assumed::NobodyVerified);
+    let mut told = asked.end(&last, decision, fleet, assumed);
+    if verified.is_some() && told.service.is_some() && told.caller == Caller::Network {
+        told.assumed.push(Assumed::NobodyVerified);
     }
-    Ok(asked.end(&last, decision, fleet, assumed))
+    Ok(told)
 }
 
 fn inside<'a>(

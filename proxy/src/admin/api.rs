@@ -18,7 +18,7 @@ use zeugma_core::snapshot::{
     Cluster, ClusterIx, Endpoint, Export, Inbound, Mirror, Peer, PeerIx, Protocol, Service,
 };
 
-use super::{as_json, beside};
+use super::{as_json, beside, explain};
 use crate::journal::{Event, Journal};
 use crate::listing::{self, ENTRIES_MAX, Wanted};
 use crate::resolve::Names;
@@ -41,6 +41,7 @@ pub(super) fn routes(shared: &Arc<Shared>) -> Router {
         .route("/api/v1/findings", get(findings))
         .route("/api/v1/connections", get(connections))
         .route("/api/v1/topology", get(topology))
+        .route("/api/v1/explain", get(explain::explain))
         .with_state(Arc::clone(shared))
 }
 
@@ -72,7 +73,7 @@ async fn services(State(shared): State<Arc<Shared>>, Query(filter): Query<Filter
     .await
 }
 
-fn document(published: &Published, name: &str, content: Value) -> Response {
+pub(super) fn document(published: &Published, name: &str, content: Value) -> Response {
     as_json(&json!({
         "apiVersion": VERSION,
         "gateway": &*published.snapshot.node.name,

@@ -172,4 +172,11 @@ pub(super) const ENTRIES: &[Entry] = &[
         "A check connects to each gateway of each peer, so that their number is bounded.",
         "Ask for one peer after the other with --peer.",
     ),
+    entry(
+        "ZG1061",
+        "nothing can be told of files that have errors",
+        &[Command],
+        "`zeugma explain route` and `zeugma simulate` need a configuration that is right. The exit code is 65.",
+        "Mend what the findings name; `zeugma config check` shows the same.",
+    ),
 ];
