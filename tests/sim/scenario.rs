@@ -14,6 +14,7 @@ use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, LEVEL_ATTEMPTS_MAX};
 use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
 use zeugma_core::shares::{EndpointStatus, Shares};
+use zeugma_core::simulate::Truth;
 use zeugma_core::snapshot::{EndpointIx, EndpointKey, Failure, ServiceIx, Snapshot};
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
@@ -26,20 +27,6 @@ const STEPS: u32 = 40;
 const WAKES_MAX: u32 = 2000;
 /// One of so many requests is explained.
 const EXPLAINED_EVERY: u64 = 8;
-
-/// How an endpoint really is.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Truth {
-    Up,
-    /// Nothing listens.
-    Down,
-    /// This share of answers is a 503.
-    Errors(f64),
-    /// No answer in time.
-    Slow,
-    /// Up and down by turns.
-    Flapping(Duration),
-}
 
 /// What happened, so that a run can tell that it tried everything.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -237,8 +224,11 @@ impl Scenario {
             2 | 3 => Truth::Down,
             4 => Truth::Errors(self.rng.f64()),
             5 => Truth::Errors(1.0),
-            6 => Truth::Slow,
-            _ => Truth::Flapping(Duration::from_millis(self.rng.u64(100..10_000))),
+            6 => Truth::Slow(Duration::MAX),
+            _ => Truth::Flapping {
+                turn: Duration::from_millis(self.rng.u64(100..10_000)),
+                from: self.now,
+            },
         };
         let cluster = self.rng.choice(&self.snapshot.clusters).unwrap();
         let (all, level) = (self.rng.u8(0..4), self.rng.usize(..cluster.levels.len()));
@@ -456,21 +446,9 @@ impl Scenario {
     }
 
     fn attempt(&mut self, key: &EndpointKey) -> Result<(), Failure> {
-        match self.truth.get(key).copied().unwrap_or(Truth::Up) {
-            Truth::Up => Ok(()),
-            Truth::Down => Err(Failure::Connect),
-            Truth::Errors(share) if self.rng.f64() < share => Err(Failure::Status(503)),
-            Truth::Errors(_) => Ok(()),
-            Truth::Slow => Err(Failure::Timeout),
-            Truth::Flapping(period) => {
-                let turn = self.now.since_origin().as_millis() / period.as_millis();
-                if turn.is_multiple_of(2) {
-                    Ok(())
-                } else {
-                    Err(Failure::Connect)
-                }
-            }
-        }
+        let truth = self.truth.get(key).copied().unwrap_or_default();
+        let (limit, error) = (Duration::from_secs(15), Failure::Status(503));
+        truth.attempt(self.now, limit, error, self.rng.u64(..)).0
     }
 
     /// With every fault gone all traffic ends up at the nearest level that has endpoints.

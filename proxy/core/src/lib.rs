@@ -25,6 +25,7 @@ pub mod resolved;
 pub mod retry;
 pub mod route;
 pub mod shares;
+pub mod simulate;
 pub mod snapshot;
 pub mod svid;
 pub mod time;

@@ -1,0 +1,503 @@
+//! The world of a simulation: time, requests, the truth about endpoints, and a fleet that does not
+//! know it.
+
+use std::cell::RefCell;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::balance::mix;
+use crate::fleet::{Fleet, FleetEvent, Observation, Probe};
+use crate::plan::{Plan, plan};
+use crate::retry::{Again, RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
+use crate::shares::{ClusterShares, Shares};
+use crate::snapshot::{
+    ActiveKind, Balance, Cluster, ClusterIx, EndpointIx, EndpointKey, Failure, Protocol, ServiceIx,
+    Snapshot,
+};
+use crate::time::Time;
+
+use super::fault::Truth;
+use super::measure::Measure;
+use super::{COARSE_PER_SECOND, Counts, EVENTS_MAX, FINE, FINE_MAX, Report, Scenario, TICKS};
+
+/// How long a check takes where nothing is slow.
+const CHECK: Duration = Duration::from_millis(1);
+/// The most times that one planned request is tried; each counts as its part.
+const RUNS_MAX: f64 = 32.0;
+/// The most good outcomes that one planned request is counted as: as many as decide anything.
+const OUTCOMES_MAX: u32 = 32;
+
+pub(super) struct World<'a> {
+    snapshot: &'a Snapshot,
+    scenario: &'a Scenario,
+    services: Vec<Called>,
+    fleet: Fleet,
+    shares: Arc<Shares>,
+    now: Time,
+    truths: BTreeMap<EndpointKey, Truth>,
+    /// Beginnings and ends of faults to come, the last first.
+    edges: Vec<Time>,
+    arriving: BinaryHeap<Reverse<Arriving>>,
+    /// Attempts that wait for a slow endpoint.
+    waiting: Rc<RefCell<BTreeMap<EndpointKey, u32>>>,
+    draws: u64,
+    /// Planned requests so far.
+    turn: usize,
+    fine_until: Time,
+    fine_left: u64,
+    measure: Measure,
+    /// The clusters that are called.
+    called: BTreeSet<Arc<str>>,
+    /// Their endpoints.
+    endpoints: BTreeSet<EndpointKey>,
+    /// What active checks have found bad.
+    unhealthy: BTreeSet<EndpointKey>,
+    events: Vec<(Time, FleetEvent)>,
+    events_left_out: usize,
+    weight_max: f64,
+}
+
+/// A service, and what a worker keeps of it.
+struct Called {
+    ix: ServiceIx,
+    cluster: ClusterIx,
+    budget: RetryBudget,
+    turn: u64,
+}
+
+/// Something that is known at a later time; in the order of time, then of its number.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Arriving {
+    at: Time,
+    nth: u64,
+    what: Arrives,
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Arrives {
+    Check(EndpointKey, bool),
+    Outcome(EndpointKey, Result<(), Failure>),
+}
+
+impl<'a> World<'a> {
+    pub(super) fn new(snapshot: &'a Snapshot, scenario: &'a Scenario) -> Self {
+        let mut fleet = Fleet::new();
+        fleet.reconcile(snapshot, Time::ZERO);
+        let shares = Arc::new(fleet.shares(Time::ZERO));
+        let all = (0..snapshot.services.len()).map(ServiceIx);
+        let wanted: Vec<ServiceIx> = if scenario.services.is_empty() {
+            all.collect()
+        } else {
+            scenario.services.clone()
+        };
+        let services: Vec<Called> = (wanted.into_iter())
+            .map(|ix| Called {
+                ix,
+                cluster: snapshot.service(ix).outbound,
+                budget: RetryBudget::default(),
+                turn: 0,
+            })
+            .collect();
+        let mut edges: Vec<Time> = (scenario.faults.iter())
+            .flat_map(|fault| [Some(fault.from), fault.to].into_iter().flatten())
+            .filter(|at| at.since_origin() < scenario.lasts)
+            .collect();
+        edges.sort_unstable_by(|a, b| b.cmp(a));
+        edges.dedup();
+        let clusters: Vec<_> = services.iter().map(|one| (one.ix, one.cluster)).collect();
+        let measure = Measure::new(snapshot, scenario, &clusters, &shares);
+        let mut world = Self {
+            snapshot,
+            scenario,
+            services,
+            fleet,
+            shares,
+            now: Time::ZERO,
+            truths: BTreeMap::new(),
+            edges,
+            arriving: BinaryHeap::new(),
+            waiting: Rc::default(),
+            draws: 0,
+            turn: 0,
+            fine_until: Time::ZERO,
+            fine_left: FINE_MAX,
+            measure,
+            called: (clusters.iter())
+                .map(|(_, ix)| Arc::clone(&snapshot.cluster(*ix).name))
+                .collect(),
+            endpoints: (clusters.iter())
+                .flat_map(|(_, ix)| &snapshot.cluster(*ix).endpoints)
+                .map(|endpoint| endpoint.key.clone())
+                .collect(),
+            unhealthy: BTreeSet::new(),
+            events: Vec::new(),
+            events_left_out: 0,
+            weight_max: 1.0,
+        };
+        world.set_truths();
+        world
+    }
+
+    pub(super) fn play(mut self) -> Report {
+        let end = Time::from_origin(self.scenario.lasts);
+        let mut request_at = Time::ZERO;
+        loop {
+            let edge = self.edges.last().copied();
+            let arriving = self.arriving.peek().map(|Reverse(next)| next.at);
+            let wake = self.fleet.next_wake();
+            let next = [edge, arriving, wake, Some(request_at)]
+                .into_iter()
+                .flatten()
+                .min();
+            let Some(next) = next.filter(|next| *next < end) else {
+                break;
+            };
+            self.now = next.max(self.now);
+            if edge.is_some_and(|at| at <= self.now) {
+                self.edges.pop();
+                self.measure.edge(self.now, &self.fleet);
+                self.set_truths();
+                self.disturbed();
+            }
+            while let Some(Reverse(next)) = self.arriving.peek()
+                && next.at <= self.now
+            {
+                self.take_arrived();
+            }
+            if wake.is_some_and(|at| at <= self.now) {
+                self.wake();
+            }
+            if request_at <= self.now {
+                let weight = self.requests();
+                let apart = weight / (self.scenario.rate * self.services.len().max(1) as f64);
+                request_at = self.now + Duration::from_secs_f64(apart.max(1e-9));
+            }
+        }
+        self.now = end;
+        let shares = self.fleet.shares(end);
+        self.publish(shares);
+        self.measure.edge(end, &self.fleet);
+        let (counts, services) = self.measure.report();
+        Report {
+            counts,
+            services,
+            events: self.events,
+            events_left_out: self.events_left_out,
+            weight_max: self.weight_max,
+            tick: self.scenario.lasts / TICKS,
+        }
+    }
+
+    fn draw(&mut self) -> u64 {
+        self.draws += 1;
+        mix(self.scenario.seed, self.draws)
+    }
+
+    /// Each request counts from here on, for a while.
+    fn disturbed(&mut self) {
+        self.fine_until = self.now + FINE;
+    }
+
+    fn set_truths(&mut self) {
+        self.truths.clear();
+        for fault in &self.scenario.faults {
+            if let Some(truth) = fault.truth(self.now) {
+                self.truths
+                    .extend(fault.hit.iter().map(|key| (key.clone(), truth)));
+            }
+        }
+    }
+
+    fn truth(&self, key: &EndpointKey) -> Truth {
+        if self.truths.is_empty() {
+            return Truth::Up;
+        }
+        self.truths.get(key).copied().unwrap_or_default()
+    }
+
+    fn later(&mut self, after: Duration, what: Arrives) {
+        let nth = self.draws;
+        self.draws += 1;
+        self.arriving.push(Reverse(Arriving {
+            at: self.now + after,
+            nth,
+            what,
+        }));
+    }
+
+    fn take_arrived(&mut self) {
+        let Some(Reverse(arrived)) = self.arriving.pop() else {
+            return;
+        };
+        match arrived.what {
+            Arrives::Check(key, good) => {
+                self.fleet.probed(&key, good, self.now);
+                self.refresh();
+            }
+            Arrives::Outcome(key, result) => {
+                if let Some(count) = self.waiting.borrow_mut().get_mut(&key) {
+                    *count = count.saturating_sub(1);
+                }
+                self.observe(key, result);
+            }
+        }
+    }
+
+    fn observe(&mut self, key: EndpointKey, result: Result<(), Failure>) {
+        if result.is_err() {
+            self.disturbed();
+        }
+        self.fleet.observe(&Observation { key, result }, self.now);
+        self.refresh();
+    }
+
+    fn wake(&mut self) {
+        let draw = self.draw();
+        for probe in self.fleet.due_probes(self.now, draw) {
+            self.check(probe);
+        }
+        self.refresh();
+    }
+
+    fn check(&mut self, probe: Probe) {
+        let truth = match (self.truth(&probe.key), &probe.check.kind) {
+            // Whoever takes connections takes a check's.
+            (Truth::Errors(_), ActiveKind::Tcp) => Truth::Up,
+            (truth, _) => truth,
+        };
+        let draw = self.draw();
+        let error = Failure::Status(503);
+        let (result, took) = truth.attempt(self.now, probe.check.timeout, error, draw);
+        self.later(took.max(CHECK), Arrives::Check(probe.key, result.is_ok()));
+    }
+
+    /// Publishes the shares, if they may have changed.
+    fn refresh(&mut self) {
+        if self.fleet.has_changed() {
+            let shares = self.fleet.shares(self.now);
+            self.publish(shares);
+        }
+    }
+
+    fn publish(&mut self, shares: Shares) {
+        for event in self.fleet.drain_events() {
+            if !self.is_news(&event) {
+                continue;
+            }
+            self.disturbed();
+            if self.events.len() < EVENTS_MAX {
+                self.events.push((self.now, event));
+            } else {
+                self.events_left_out += 1;
+            }
+        }
+        if shares != *self.shares {
+            self.measure.shares(self.now, &shares, &self.shares);
+            self.shares = Arc::new(shares);
+        }
+    }
+
+    /// Whether an event is about what is called; the first good answer of an endpoint tells nothing.
+    fn is_news(&mut self, event: &FleetEvent) -> bool {
+        match event {
+            FleetEvent::Unhealthy { key } => {
+                self.endpoints.contains(key) && self.unhealthy.insert(key.clone())
+            }
+            FleetEvent::Healthy { key } => self.unhealthy.remove(key),
+            FleetEvent::SharesMoved { cluster, .. } => self.called.contains(cluster),
+            FleetEvent::Ejected { key, .. } | FleetEvent::Readmitted { key } => {
+                self.endpoints.contains(key)
+            }
+            FleetEvent::FailsAlike { .. } => true,
+        }
+    }
+
+    /// Sends the next request, or as many as it stands for; returns how many.
+    fn requests(&mut self) -> f64 {
+        let all = self.scenario.rate * self.services.len() as f64;
+        let coarse = (all / COARSE_PER_SECOND).floor().max(1.0);
+        // Each service in its turn.
+        self.turn += 1;
+        let nth = self.turn % self.services.len().max(1);
+        let Some(called) = self.services.get_mut(nth) else {
+            return coarse;
+        };
+        called.turn += 1;
+        let (ix, turn) = (called.cluster, called.turn);
+        let cluster = self.snapshot.cluster(ix);
+        let draw = match cluster.policy.balance {
+            Balance::RoundRobin => turn,
+            Balance::LeastRequest | Balance::Random => self.draw(),
+        };
+        let shares = Arc::clone(&self.shares);
+        let Some(of) = shares.clusters.get(ix.0) else {
+            return coarse;
+        };
+        let waiting = Rc::clone(&self.waiting);
+        let load = move |ix: EndpointIx| -> u32 {
+            let waiting = waiting.borrow();
+            let key = &cluster.endpoint(ix).key;
+            // Most of the time nothing is slow.
+            (!waiting.is_empty())
+                .then(|| waiting.get(key).copied())
+                .flatten()
+                .unwrap_or_default()
+        };
+        let plan = plan(cluster, of, &load, draw);
+        let first = { plan }.next();
+        let key = first.map(|attempt| cluster.endpoint(attempt.endpoint).key.clone());
+        let well = key.filter(|key| self.truth(key) == Truth::Up);
+        let weight = self.weight(coarse, well.is_some());
+        match well {
+            Some(key) => self.answered(nth, key, weight),
+            None => {
+                let runs = weight.min(RUNS_MAX).ceil();
+                let mut run = 0.0;
+                while run < runs {
+                    self.request(nth, (cluster, of), plan, weight / runs);
+                    run += 1.0;
+                }
+            }
+        }
+        weight
+    }
+
+    /// How many requests the next one stands for.
+    fn weight(&mut self, coarse: f64, is_well: bool) -> f64 {
+        if !is_well {
+            // What fails is looked at one by one.
+            self.disturbed();
+        }
+        let weight = if coarse > 1.0 && self.now < self.fine_until && self.fine_left > 0 {
+            self.fine_left -= 1;
+            1.0
+        } else {
+            coarse
+        };
+        self.weight_max = self.weight_max.max(weight);
+        weight
+    }
+
+    /// So many requests were answered by an endpoint that is well.
+    fn answered(&mut self, nth: usize, key: EndpointKey, weight: f64) {
+        self.measure.count(
+            nth,
+            self.now,
+            &Counts {
+                sent: weight,
+                answered: weight,
+                ..Counts::default()
+            },
+        );
+        let mut outcomes = 0;
+        while f64::from(outcomes) < weight && outcomes < OUTCOMES_MAX {
+            outcomes += 1;
+            if let Some(called) = self.services.get_mut(nth) {
+                called.budget.request(self.now);
+            }
+            let observation = Observation {
+                key: key.clone(),
+                result: Ok(()),
+            };
+            self.fleet.observe(&observation, self.now);
+        }
+        self.refresh();
+    }
+
+    /// One request, as a worker carries it; it counts as so many.
+    fn request(
+        &mut self,
+        nth: usize,
+        (cluster, of): (&Cluster, &ClusterShares),
+        plan: Plan<'_>,
+        weight: f64,
+    ) {
+        let Some(called) = self.services.get_mut(nth) else {
+            return;
+        };
+        let is_http = self.snapshot.service(called.ix).protocol == Protocol::Http;
+        called.budget.request(self.now);
+        let mut counts = Counts {
+            sent: weight,
+            ..Counts::default()
+        };
+        let (mut counted, mut failed, mut answer) = (0, None, None);
+        for attempt in plan {
+            if let Some(failure) = failed {
+                if attempt.is_last_resort(of) && !Failure::is_unseen(failure) {
+                    break;
+                }
+                match self.may_try_again(nth, cluster, failure, is_http, counted) {
+                    None => break,
+                    Some(kind) => counted += u32::from(kind == Again::Counted),
+                }
+                counts.retried += weight;
+            }
+            let key = &cluster.endpoint(attempt.endpoint).key;
+            match self.attempt(cluster, key, is_http) {
+                (Ok(()), took) => {
+                    answer = Some(took);
+                    break;
+                }
+                (Err(failure), _) => failed = Some(failure),
+            }
+        }
+        match (answer, failed) {
+            (Some(took), _) => {
+                counts.answered = weight;
+                counts.slow = if took.is_zero() { 0.0 } else { weight };
+            }
+            (None, Some(_)) => counts.failed = weight,
+            (None, None) => counts.refused = weight,
+        }
+        self.measure.count(nth, self.now, &counts);
+    }
+
+    fn may_try_again(
+        &mut self,
+        nth: usize,
+        cluster: &Cluster,
+        failure: Failure,
+        is_http: bool,
+        counted: u32,
+    ) -> Option<Again> {
+        let tried = Tried {
+            failure,
+            method: is_http.then_some(&*self.scenario.method),
+            counted,
+            request: RequestLeft::Whole,
+            response: ResponseSeen::Nothing,
+            sender: Sender::Caller,
+        };
+        let budget = &mut self.services.get_mut(nth)?.budget;
+        again(&cluster.policy.retries, budget, &tried, self.now).ok()
+    }
+
+    /// One attempt; the fleet learns of it when it ends.
+    fn attempt(
+        &mut self,
+        cluster: &Cluster,
+        key: &EndpointKey,
+        is_http: bool,
+    ) -> (Result<(), Failure>, Duration) {
+        let timeouts = &cluster.policy.timeouts;
+        let limit = timeouts.per_try.unwrap_or(timeouts.response_headers);
+        let error = if is_http {
+            Failure::Status(503)
+        } else {
+            Failure::Reset
+        };
+        let draw = self.draw();
+        let (result, took) = self.truth(key).attempt(self.now, limit, error, draw);
+        if took.is_zero() {
+            self.observe(key.clone(), result);
+        } else {
+            *self.waiting.borrow_mut().entry(key.clone()).or_default() += 1;
+            self.later(took, Arrives::Outcome(key.clone(), result));
+        }
+        (result, took)
+    }
+}
