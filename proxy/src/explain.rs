@@ -14,15 +14,18 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use zeugma_core::authorize::{RuleField, Verdict};
 use zeugma_core::explain::{
-    Answer, Asks, Assumed, Caller, Candidate, Chance, Destination, Explanation, Judged, LevelSeen,
-    Question, QuestionError, Step, explain,
+    Answer, Asks, Assumed, Beside, Caller, Candidate, Destination, Explanation, Judged, LevelSeen,
+    Question, QuestionError, Step, Vouched, explain,
 };
 use zeugma_core::fleet::{Fleet, LevelMotion};
 use zeugma_core::health::ActiveVerdict;
+use zeugma_core::identity::SpiffeId;
 use zeugma_core::snapshot::{Cluster, Inbound, Protocol, Role, Rule, Service, ServiceIx, Snapshot};
 use zeugma_core::time::Time;
+use zeugma_core::verdict::Reason;
 
 use crate::runtime::{Published, Shared};
+use crate::tls::Credentials;
 
 /// Questions on their way to the control thread.
 pub(crate) const ASKED_MAX: usize = 4;
@@ -62,12 +65,14 @@ impl Asked {
     /// Answers, on the thread that has the fleet.
     pub(crate) fn answer(&self, shared: &Shared, fleet: &Fleet) {
         let published = shared.published.load_full();
-        let chance = Chance {
+        let credentials = shared.credentials.load();
+        let beside = Beside {
             load: &|_| 0,
             draw: self.draw,
+            refuses: &|id, vouched| refuses(&credentials, id, vouched),
         };
         let (snapshot, shares) = (&published.snapshot, &published.shares);
-        let told = explain(snapshot, shares, fleet, &self.question, chance);
+        let told = explain(snapshot, shares, fleet, &self.question, beside);
         let told = told.map(|explanation| Told {
             explanation,
             now: shared.now(),
@@ -76,6 +81,16 @@ impl Asked {
         // There is room for the one answer, or nobody waits.
         drop(self.answer.try_send(told));
     }
+}
+
+/// Why an identity is refused whatever the policy says.
+fn refuses(credentials: &Credentials, id: &SpiffeId, vouched: Vouched) -> Option<Reason> {
+    if credentials.denied().position(id).is_some() {
+        return Some(Reason::IdentityDenied);
+    }
+    let mut bundles = credentials.bundles().iter();
+    let is_trusted = vouched == Vouched::Gateway || bundles.any(|of| id.is_of(of.domain()));
+    (!is_trusted).then_some(Reason::CertificateRefused)
 }
 
 /// Asks the control thread.
@@ -123,8 +138,12 @@ pub fn offline(
     let mut fleet = Fleet::new();
     fleet.reconcile(snapshot, Time::ZERO);
     let shares = fleet.shares(Time::ZERO);
-    let chance = Chance { load: &|_| 0, draw };
-    let explanation = explain(snapshot, &shares, &fleet, question, chance)?;
+    let beside = Beside {
+        load: &|_| 0,
+        draw,
+        refuses: &|_, _| None,
+    };
+    let explanation = explain(snapshot, &shares, &fleet, question, beside)?;
     Ok(document(snapshot, question, &explanation, Health::Assumed))
 }
 
@@ -168,6 +187,7 @@ pub fn document(
             .map(|(service, judged)| policy(snapshot, service, judged)),
         "destination": destination,
         "attempts": attempts,
+        "extra_tries_max": extra_tries(snapshot, told),
         // As text: not every reader of JSON has numbers of 64 bits.
         "draw": told.draw.to_string(),
     })
@@ -393,6 +413,12 @@ fn attempts(snapshot: &Snapshot, to: &Destination) -> Vec<Value> {
             })
         })
         .collect()
+}
+
+/// How often it may be tried again where an endpoint may have seen it.
+fn extra_tries(snapshot: &Snapshot, told: &Explanation) -> Option<u32> {
+    let to = told.to.as_ref()?;
+    Some(snapshot.cluster(to.cluster).policy.retries.attempts)
 }
 
 /// To a millisecond, for people.

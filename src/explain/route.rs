@@ -201,6 +201,9 @@ impl Told {
         text.line("");
         self.arrival(&mut text);
         decisions(told, &mut text);
+        if let Some(position) = field(told, "deny_list").as_str() {
+            text.part("deny list", &format!("names the caller at {position}"));
+        }
         policy(field(told, "policy"), &mut text);
         destination(field(told, "destination"), &mut text);
         attempts(told, &mut text);
@@ -413,8 +416,10 @@ fn attempts(told: &Value, text: &mut Text) {
         ]);
     }
     text.line(&format!(
-        "\nThis time (--draw {}), each where those before it fail and the request may be tried again:",
-        word(field(told, "draw"))
+        "\nThis time (--draw {}), each where those before it fail; at most {} extra tries where one may \
+         have seen the request:",
+        word(field(told, "draw")),
+        field(told, "extra_tries_max")
     ));
     text.line(table.to_string().trim_end());
 }

@@ -112,6 +112,16 @@ async fn a_denial_names_the_nearest_rule_and_the_line_that_would_let_it_in() {
     // Nobody at all, where somebody has to be.
     let nobody = json(&pair.east, &["--listener", "mesh", ORDERS]);
     assert_eq!(nobody["reason"], "certificate-missing");
+    // By a trust domain that the gateway has no bundle of.
+    let stranger = [
+        "--from",
+        "spiffe://north.example/x",
+        "--listener",
+        "mesh",
+        ORDERS,
+    ];
+    let stranger = json(&pair.east, &stranger);
+    assert_eq!(stranger["reason"], "certificate-refused");
     // Through the peer, which attests for nobody.
     let via = json(&pair.east, &["--from", cart, "--via", "west", ORDERS]);
     assert_eq!(via["caller"]["source_principal"], pair.west.gateway_id());

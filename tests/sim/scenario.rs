@@ -8,7 +8,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use zeugma_core::authorize::Evidence;
 use zeugma_core::engine::{Arrival, Carry, Decision, Request, Wants, decide};
-use zeugma_core::explain::{Chance, Question, explain};
+use zeugma_core::explain::{Beside, Question, explain};
 use zeugma_core::fleet::{Fleet, FleetEvent, Observation};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, LEVEL_ATTEMPTS_MAX};
@@ -333,8 +333,12 @@ impl Scenario {
         let has_own = (shares.clusters[own.0].endpoints.iter()).any(|status| status.is_healthy());
         let decision = decide(&snapshot, &shares, &arrival, &load, draw);
         if self.tally.requests.is_multiple_of(EXPLAINED_EVERY) {
-            let chance = Chance { load: &load, draw };
-            self.explain(&arrival, &authority, chance, &decision);
+            let beside = Beside {
+                load: &load,
+                draw,
+                refuses: &|_, _| None,
+            };
+            self.explain(&arrival, &authority, beside, &decision);
             self.tally.explained += 1;
         }
         match decision {
@@ -365,7 +369,7 @@ impl Scenario {
         &self,
         arrival: &Arrival<'_>,
         authority: &str,
-        chance: Chance<'_>,
+        beside: Beside<'_>,
         decision: &Decision<'_>,
     ) {
         let from = match arrival.evidence {
@@ -381,7 +385,7 @@ impl Scenario {
             source: Some(arrival.source),
             listener: Some(arrival.listener.name.to_string()),
         };
-        let told = explain(&self.snapshot, &self.shares, &self.fleet, &question, chance).unwrap();
+        let told = explain(&self.snapshot, &self.shares, &self.fleet, &question, beside).unwrap();
         let attempts = |plan: &Carry<'_>| plan.plan.collect::<Vec<Attempt>>();
         match decision {
             Decision::Carry(carry) => {

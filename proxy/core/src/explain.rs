@@ -12,6 +12,7 @@
 
 mod assume;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -57,16 +58,27 @@ pub struct Question {
 
 /// What decides beside the configuration and its health.
 #[derive(Clone, Copy)]
-pub struct Chance<'a> {
+pub struct Beside<'a> {
     /// What one worker has under way at an endpoint.
     pub load: &'a dyn Fn(EndpointIx) -> u32,
     /// The random number, or the turn of a round robin.
     pub draw: u64,
+    /// Why an identity is refused whatever the policy says.
+    pub refuses: &'a dyn Fn(&SpiffeId, Vouched) -> Option<Reason>,
 }
 
-impl std::fmt::Debug for Chance<'_> {
+/// Who says that a caller is who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Vouched {
+    /// Its certificate.
+    Certificate,
+    /// A peer's gateway that hands it on.
+    Gateway,
+}
+
+impl std::fmt::Debug for Beside<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Chance")
+        f.debug_struct("Beside")
             .field("draw", &self.draw)
             .finish_non_exhaustive()
     }
@@ -93,7 +105,7 @@ pub struct Explanation {
     pub to: Option<Destination>,
     /// `None`: it is carried.
     pub refused: Option<Reason>,
-    /// As in the question's [`Chance`].
+    /// As in [`Beside`].
     pub draw: u64,
 }
 
@@ -228,7 +240,7 @@ pub fn explain(
     shares: &Shares,
     fleet: &Fleet,
     question: &Question,
-    chance: Chance<'_>,
+    beside: Beside<'_>,
 ) -> Result<Explanation, QuestionError> {
     let assume::Facts {
         listener,
@@ -249,7 +261,7 @@ pub fn explain(
     });
     let mut asked = Asked {
         world: (snapshot, shares),
-        chance,
+        beside,
         steps: Vec::new(),
     };
     let arrival = |evidence, wants| Arrival {
@@ -265,20 +277,38 @@ pub fn explain(
         last = arrival(Evidence::Network, Wants::Request(request));
         decision = asked.decide(&last);
     } else if let Decision::Terminate(sni, port) = decision {
-        let Some(verified) = &verified else {
-            let reason = Reason::CertificateMissing;
-            let refused = asked.refuse(reason, sni);
+        let refused = match &verified {
+            None => Some(Reason::CertificateMissing),
+            Some(id) => (beside.refuses)(id, Vouched::Certificate),
+        };
+        let Some(verified) = verified.as_ref().filter(|_| refused.is_none()) else {
+            let refused = asked.refuse(refused.unwrap_or(Reason::Internal), sni);
             return Ok(asked.end(&last, refused, fleet, assumed));
         };
         let evidence = crate::authorize::evidence(snapshot, source, verified, claimed.as_ref());
         last = arrival(evidence, inside(snapshot, sni, port, request));
         decision = asked.decide(&last);
+        if let Evidence::Asserted { id, .. } = evidence
+            && let Some(reason) = (beside.refuses)(id, Vouched::Gateway)
+            && let Some(service) = is_known(&decision)
+        {
+            decision = asked.refuse(reason, service);
+        }
     }
     let mut told = asked.end(&last, decision, fleet, assumed);
     if verified.is_some() && told.service.is_some() && told.caller == Caller::Network {
         told.assumed.push(Assumed::NobodyVerified);
     }
     Ok(told)
+}
+
+/// The service, where it came so far that the identity is looked at.
+const fn is_known(decision: &Decision<'_>) -> Option<ServiceIx> {
+    match decision {
+        Decision::Carry(carry) => Some(carry.service),
+        Decision::Refuse(refusal) => refusal.service,
+        Decision::Terminate(..) | Decision::ReadHttp => None,
+    }
 }
 
 fn inside<'a>(
@@ -296,14 +326,14 @@ fn inside<'a>(
 /// The engine, with every question to it kept.
 struct Asked<'a> {
     world: (&'a Snapshot, &'a Shares),
-    chance: Chance<'a>,
+    beside: Beside<'a>,
     steps: Vec<Step>,
 }
 
 impl<'a> Asked<'a> {
     fn decide(&mut self, arrival: &Arrival<'_>) -> Decision<'a> {
         let (snapshot, shares) = self.world;
-        let Chance { load, draw } = self.chance;
+        let Beside { load, draw, .. } = self.beside;
         let decision = decide(snapshot, shares, arrival, load, draw);
         let asks = match arrival.wants {
             Wants::Hello(hello) => Asks::Hello(hello.sni.clone().unwrap_or_default()),
@@ -324,7 +354,12 @@ impl<'a> Asked<'a> {
         decision
     }
 
-    /// What the handshake refuses, which no decision is asked about.
+    fn is_passed_through(&self) -> bool {
+        let mut terminated = self.steps.iter();
+        !terminated.any(|step| matches!(step.answer, Answer::Terminate(_)))
+    }
+
+    /// What is refused for who calls, which no decision is asked about.
     fn refuse(&mut self, reason: Reason, service: ServiceIx) -> Decision<'a> {
         self.steps.push(Step {
             asks: Asks::Inside,
@@ -352,13 +387,14 @@ impl<'a> Asked<'a> {
             Decision::Terminate(service, _) => (Some(service), Some(Reason::Internal), Vec::new()),
             Decision::ReadHttp => (None, Some(Reason::Internal), Vec::new()),
         };
-        let is_judged = refused != Some(Reason::CertificateMissing);
+        // What the handshake refuses never comes to the policy.
+        let is_judged = !matches!(arrival.wants, Wants::Hello(_)) || self.is_passed_through();
         let judged = (service.filter(|_| is_judged)).map(|ix| judge(snapshot, ix, arrival));
         let may = matches!(
             judged.as_ref().map(|judged| judged.verdict),
             Some(Verdict::Allow { .. } | Verdict::Audit { .. })
         );
-        let to = (service.filter(|_| may))
+        let to = (service.filter(|_| may && refused.is_none_or(is_of_health)))
             .and_then(|ix| cluster_of(snapshot, arrival.listener, ix).ok())
             .and_then(|ix| Some((ix, shares.clusters.get(ix.0)?)))
             .map(|(ix, of)| see(snapshot, ix, of, fleet, attempts));
@@ -372,9 +408,14 @@ impl<'a> Asked<'a> {
             judged,
             to,
             refused,
-            draw: self.chance.draw,
+            draw: self.beside.draw,
         }
     }
+}
+
+/// Whether a refusal is one that levels and endpoints explain.
+fn is_of_health(reason: Reason) -> bool {
+    matches!(reason, Reason::NoHealthyEndpoint | Reason::NoLocalEndpoint)
 }
 
 impl Caller {
@@ -434,19 +475,19 @@ fn see(
 
 /// A level's endpoints: those first that are no good, for they are what is asked about.
 fn see_level(cluster: &Cluster, level: &Level, of: &ClusterShares, fleet: &Fleet) -> LevelSeen {
-    const ORDER: [EndpointStatus; 4] = [
-        EndpointStatus::Unhealthy,
-        EndpointStatus::Ejected,
-        EndpointStatus::Unknown,
-        EndpointStatus::Healthy,
-    ];
     let status = |ix: EndpointIx| of.endpoints.get(ix.0).copied();
+    let mut counts: BTreeMap<EndpointStatus, usize> = BTreeMap::new();
+    for status in level.members.iter().filter_map(|ix| status(*ix)) {
+        *counts.entry(status).or_default() += 1;
+    }
+    let mut counts: Vec<(EndpointStatus, usize)> = counts.into_iter().collect();
+    counts.sort_by_key(|(status, _)| told_first(*status));
     let of_status = |wanted| {
         let members = level.members.iter().copied();
         members.filter(move |ix| status(*ix) == Some(wanted))
     };
-    let candidates: Vec<Candidate> = (ORDER.into_iter())
-        .flat_map(|wanted| of_status(wanted).map(move |ix| (ix, wanted)))
+    let candidates: Vec<Candidate> = (counts.iter())
+        .flat_map(|(wanted, _)| of_status(*wanted).map(|ix| (ix, *wanted)))
         .take(CANDIDATES_MAX)
         .map(|(endpoint, status)| Candidate {
             endpoint,
@@ -457,11 +498,19 @@ fn see_level(cluster: &Cluster, level: &Level, of: &ClusterShares, fleet: &Fleet
     LevelSeen {
         share: 0.0,
         view: None,
-        counts: ORDER
-            .map(|wanted| (wanted, of_status(wanted).count()))
-            .into(),
+        counts,
         left_out: level.members.len().saturating_sub(candidates.len()),
         candidates,
+    }
+}
+
+/// What is no good is what is asked about.
+const fn told_first(status: EndpointStatus) -> u8 {
+    match status {
+        EndpointStatus::Unhealthy => 0,
+        EndpointStatus::Ejected => 1,
+        EndpointStatus::Unknown => 2,
+        EndpointStatus::Healthy => 3,
     }
 }
 

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use zeugma_core::explain::Question;
 use zeugma_core::identity::SpiffeId;
+use zeugma_core::verdict::Reason;
 
 use super::api::document;
 use super::beside;
@@ -75,6 +76,14 @@ pub(super) async fn explain(
             &told.explanation,
             Health::Live(told.now),
         );
+        if told.explanation.refused == Some(Reason::IdentityDenied)
+            && let Some(content) = content.as_object_mut()
+        {
+            let credentials = shared.credentials.load();
+            let from = question.from.as_ref();
+            let position = from.and_then(|id| credentials.denied().position(id));
+            content.insert("deny_list".to_owned(), json!(position));
+        }
         if let Some(to) = &told.explanation.to
             && let Some(Value::Object(destination)) = content.get_mut("destination")
         {

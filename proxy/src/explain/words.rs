@@ -159,6 +159,11 @@ pub(super) fn to_do(snapshot: &Snapshot, question: &Question, told: &Explanation
     }
     if reason == Reason::CertificateMissing {
         all.push("say who calls: --from SPIFFE-ID".to_owned());
+    } else if reason == Reason::CertificateRefused {
+        all.push(
+            "the gateway has no bundle of the caller's trust domain: add it to its bundles"
+                .to_owned(),
+        );
     } else if let Some(entry) = reason.code().and_then(codes::find) {
         all.push(entry.action.to_owned());
     }

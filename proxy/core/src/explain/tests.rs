@@ -29,6 +29,14 @@ fn question(host: &str) -> Question {
     }
 }
 
+fn beside(draw: u64) -> Beside<'static> {
+    Beside {
+        load: &|_| 0,
+        draw,
+        refuses: &|_, _| None,
+    }
+}
+
 fn at(seconds: u64) -> Time {
     Time::from_origin(Duration::from_secs(seconds))
 }
@@ -74,11 +82,14 @@ impl World {
     }
 
     fn ask(&self, question: &Question) -> Explanation {
-        let chance = Chance {
-            load: &|_| 0,
-            draw: 7,
-        };
-        explain(&self.snapshot, &self.shares, &self.fleet, question, chance).unwrap()
+        explain(
+            &self.snapshot,
+            &self.shares,
+            &self.fleet,
+            question,
+            beside(7),
+        )
+        .unwrap()
     }
 }
 
@@ -238,7 +249,7 @@ fn as_the_gateway(world: &World, question: &Question, draw: u64) -> Result<Vec<A
 
 #[test]
 fn an_explanation_is_what_the_gateway_would_do() {
-    let mut met = std::collections::BTreeMap::<String, u32>::new();
+    let mut met = BTreeMap::<String, u32>::new();
     for seed in 0..400 {
         let mut draws = Draws(seed * 1_000_003);
         let world = random_world(&mut draws);
@@ -259,13 +270,12 @@ fn an_explanation_is_what_the_gateway_would_do() {
                 listener: Some((*draws.of(&["mesh", "apps", "alone"])).to_owned()),
             };
             let draw = draws.next(u64::MAX);
-            let chance = Chance { load: &|_| 0, draw };
             let told = explain(
                 &world.snapshot,
                 &world.shares,
                 &world.fleet,
                 &question,
-                chance,
+                beside(draw),
             );
             let told = told.unwrap();
             let expected = as_the_gateway(&world, &question, draw);
@@ -367,6 +377,52 @@ fn who_calls_through_a_peer_is_who_its_gateway_attests() {
 }
 
 #[test]
+fn an_identity_that_is_refused_everywhere_is_refused_here() {
+    let cart = id("spiffe://west.example/cart");
+    let open = allowing(vec![Rule::default()], service("a/one", "one.a", 80));
+    let world = World::of(snapshot(vec![open]));
+    let refuses = |id: &SpiffeId, vouched| {
+        (*id == cart).then_some(match vouched {
+            Vouched::Certificate => Reason::CertificateRefused,
+            Vouched::Gateway => Reason::IdentityDenied,
+        })
+    };
+    let ask = |question: &Question| {
+        let beside = Beside {
+            refuses: &refuses,
+            ..beside(0)
+        };
+        explain(
+            &world.snapshot,
+            &world.shares,
+            &world.fleet,
+            question,
+            beside,
+        )
+        .unwrap()
+    };
+    let itself = Question {
+        from: Some(cart.clone()),
+        ..question("one.a")
+    };
+    let told = ask(&itself);
+    assert_eq!(told.refused, Some(Reason::CertificateRefused));
+    assert_eq!(
+        (told.judged, told.to),
+        (None, None),
+        "the handshake ends it"
+    );
+    let through = Question {
+        via: Some("west".to_owned()),
+        ..itself
+    };
+    let told = ask(&through);
+    assert_eq!(told.refused, Some(Reason::IdentityDenied));
+    assert!(told.judged.is_some(), "it was known after the policy");
+    assert_eq!(told.to, None);
+}
+
+#[test]
 fn what_is_left_open_is_told() {
     let mut world = snapshot(vec![
         allowing(vec![Rule::default()], service("a/web", "web.a", 80)),
@@ -424,17 +480,13 @@ fn what_is_left_open_is_told() {
 #[test]
 fn what_is_not_configured_is_told_with_what_is() {
     let world = World::of(snapshot(vec![]));
-    let chance = Chance {
-        load: &|_| 0,
-        draw: 0,
-    };
     let ask = |question: &Question| {
         explain(
             &world.snapshot,
             &world.shares,
             &world.fleet,
             question,
-            chance,
+            beside(0),
         )
         .unwrap_err()
         .to_string()
