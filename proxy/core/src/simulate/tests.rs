@@ -6,6 +6,7 @@ use crate::locality::Locality;
 use crate::outlier::EjectCause;
 use crate::snapshot::{
     ActiveCheck, ActiveKind, Address, Cluster, ClusterPolicy, EndpointKey, Failure, PeerIx,
+    Protocol,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -186,6 +187,23 @@ fn a_post_is_not_tried_again_after_an_error_and_a_get_is() {
         post.counts.failed > 100.0 && post.counts.retried == 0.0,
         "{:?}",
         post.counts
+    );
+}
+
+#[test]
+fn bytes_are_tried_elsewhere_only_where_nothing_was_connected() {
+    let mut world = world(2, |_| {});
+    world.services[0].protocol = Protocol::Tcp;
+    let report = play(&world, &[("down", "eu-1=50%@60s..120s")]);
+    assert_eq!(report.counts.lost(), 0.0);
+    assert!(report.counts.retried >= 5.0, "{:?}", report.counts);
+    // An answer that is none is a reset here, and may have been acted on.
+    let report = play(&world, &[("errors", "eu-1=50%@60s..120s")]);
+    assert_eq!(report.counts.retried, 0.0);
+    assert!(
+        (5.0..=30.0).contains(&report.counts.failed),
+        "{:?}",
+        report.counts
     );
 }
 
