@@ -26,8 +26,8 @@ const FAULTS_MAX: usize = 256;
 
 /// In each fault, WHAT is an endpoint's address, a backend, a peer, a cluster, or a locality or its
 /// beginning; SHARE says how many of its endpoints are hit [default: 100%], and FROM and TO when
-/// [default: from a tenth to six tenths of --for]. Where several hit one endpoint at once, `down`
-/// counts before `flap`, `flap` before `errors`, and `errors` before `slow`.
+/// [default: from a tenth to six tenths of --for]. Of several that hit one endpoint at once the first
+/// of `down`, `cut`, `flap`, `errors` and `slow` counts.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct SimulateArgs {
@@ -46,6 +46,9 @@ pub(crate) struct SimulateArgs {
     /// Nothing listens there, such as eu/eu-1=60%@10s..40s
     #[arg(long, value_name = "WHAT[=SHARE][@FROM[..TO]]")]
     down: Vec<String>,
+    /// Nothing comes through and nobody says so, as where a link is cut, such as west@1m..2m
+    #[arg(long, value_name = "WHAT[=SHARE][@FROM[..TO]]")]
+    cut: Vec<String>,
     /// Down and up by turns [default: of 2s], such as eu-1=50%,5s
     #[arg(long, value_name = "WHAT[=SHARE[,TURN]][@FROM[..TO]]")]
     flap: Vec<String>,
@@ -193,6 +196,7 @@ impl SimulateArgs {
             ("slow", &self.slow),
             ("errors", &self.errors),
             ("flap", &self.flap),
+            ("cut", &self.cut),
             ("down", &self.down),
         ];
         let mut faults = Vec::new();

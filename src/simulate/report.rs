@@ -312,7 +312,7 @@ fn at_seconds(at: Time) -> f64 {
 /// A fault in words.
 pub(super) fn told(fault: &Fault) -> String {
     let how = match fault.kind {
-        FaultKind::Down => String::new(),
+        FaultKind::Down | FaultKind::Cut => String::new(),
         FaultKind::Flap(turn) => format!(" by turns of {}", seconds(turn)),
         FaultKind::Slow(by) => format!(" by {}", seconds(by)),
         FaultKind::Errors(share) => format!(" in {} of answers", percent(share)),

@@ -100,6 +100,34 @@ fn an_expectation_that_fails_is_exit_2_and_says_what_was_measured() {
         .map(|one| one["met"].as_bool().unwrap())
         .collect();
     assert_eq!(met, [false, false, true]);
+    // A field may come, none may go.
+    let service = &told["services"][0];
+    for (of, fields) in [
+        (
+            &told,
+            "apiVersion gateway locality seed seconds rate method faults requests services \
+             series_left_out events events_left_out one_request_stands_for_at_most",
+        ),
+        (&told["faults"][0], "kind what endpoints of from to"),
+        (
+            &told["requests"],
+            "sent answered late retried lost failed refused",
+        ),
+        (
+            service,
+            "service port requests levels room_min phases series",
+        ),
+        (
+            &service["levels"][0],
+            "name share share_min share_max share_end endpoint_rate_max",
+        ),
+        (&service["phases"][0], "at fault edge settled_after_seconds"),
+        (&service["series"], "step_seconds shares sent lost retried"),
+    ] {
+        for field in fields.split_whitespace() {
+            assert!(of.get(field).is_some(), "{field} in {of}");
+        }
+    }
 }
 
 #[test]
@@ -156,6 +184,10 @@ fn what_is_not_understood_is_told_with_what_there_is() {
             "there are: eu-1, eu-2, eu/eu-1, eu/eu-2, us/us-1, west",
         ),
         (["--down", "eu=5"], "`5` is no share; write `0%` to `100%`"),
+        (
+            ["--cut", "eu=5%,1s"],
+            "`down` and `cut` have a share and nothing else",
+        ),
         (
             ["--slow", "eu=5%"],
             "write how late it is, such as `=50%,3s`",

@@ -48,6 +48,50 @@ fn first_line(text: &str) -> &str {
     text.lines().next().unwrap()
 }
 
+/// What scripts read stays: a field may come, none may go.
+fn holds_its_form(told: &Value) {
+    let level = &told["destination"]["levels"][0];
+    for (of, fields) in [
+        (
+            told,
+            "apiVersion kind gateway generation answer carried reason code to_do health host listener \
+             caller assumed steps route policy destination attempts extra_tries_max draw",
+        ),
+        (
+            &told["caller"],
+            "source source_principal source_attested attested_by",
+        ),
+        (&told["steps"][0], "asks what answer service reason"),
+        (&told["route"], "service port protocol inbound written"),
+        (
+            &told["policy"],
+            "verdict reason rule nearest nearest_failed",
+        ),
+        (
+            &told["destination"],
+            "cluster levels levels_left_out too_few since causes",
+        ),
+        (
+            level,
+            "name share healthy total healthy_share capacity damped_capacity state statuses \
+             endpoints endpoints_left_out",
+        ),
+        (&level["state"], "is for_seconds ends_in_seconds"),
+        (
+            &level["endpoints"][0],
+            "address backend locality weight peer status ejected_by ejected_for_seconds active_check",
+        ),
+        (
+            &told["attempts"][0],
+            "address backend locality level reason",
+        ),
+    ] {
+        for field in fields.split_whitespace() {
+            assert!(of.get(field).is_some(), "{field} in {of}");
+        }
+    }
+}
+
 async fn pair() -> Pair {
     Pair::start(Cluster::new("east"), "{ listeners: [apps] }").await
 }
@@ -64,6 +108,7 @@ async fn what_goes_its_usual_way_and_what_fails_over_is_told_with_its_cause() {
     let rule = "by the allow rule at ";
     assert!(told.contains(rule) && told.contains("{ listeners: [apps] }"));
     let usual = json(&pair.east, &[ORDERS]);
+    holds_its_form(&usual);
     assert_eq!(usual["health"], "live");
     assert_eq!(usual["attempts"][0]["reason"], "local");
     assert_eq!(access_reason(&pair, "usual").await, "local");

@@ -14,7 +14,7 @@ use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, LEVEL_ATTEMPTS_MAX};
 use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
 use zeugma_core::shares::{EndpointStatus, Shares};
-use zeugma_core::simulate::Truth;
+use zeugma_core::simulate::{Deadlines, Truth};
 use zeugma_core::snapshot::{EndpointIx, EndpointKey, Failure, ServiceIx, Snapshot};
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
@@ -451,8 +451,14 @@ impl Scenario {
 
     fn attempt(&mut self, key: &EndpointKey) -> Result<(), Failure> {
         let truth = self.truth.get(key).copied().unwrap_or_default();
-        let (limit, error) = (Duration::from_secs(15), Failure::Status(503));
-        truth.attempt(self.now, limit, error, self.rng.u64(..)).0
+        let deadlines = Deadlines {
+            connect: Duration::from_secs(1),
+            answer: Duration::from_secs(15),
+        };
+        let error = Failure::Status(503);
+        truth
+            .attempt(self.now, deadlines, error, self.rng.u64(..))
+            .0
     }
 
     /// With every fault gone all traffic ends up at the nearest level that has endpoints.

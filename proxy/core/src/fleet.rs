@@ -463,10 +463,7 @@ impl Fleet {
                 break;
             }
             self.checks.pop_first();
-            let connect = match endpoint.peer {
-                Some(_) => cluster.policy.timeouts.connect_peer,
-                None => cluster.policy.timeouts.connect,
-            };
+            let connect = cluster.connect_deadline(endpoint);
             let part = u64::try_from(probes.len()).unwrap_or(u64::MAX);
             active.started(check, connect, now, mix(draw, part));
             self.checks_in_flight += 1;

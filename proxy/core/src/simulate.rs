@@ -29,7 +29,7 @@ use crate::snapshot::{ServiceIx, Snapshot};
 use crate::time::Time;
 
 pub use expect::{ExpectError, Expectation, Judgement};
-pub use fault::{Fault, FaultError, FaultKind, Truth};
+pub use fault::{Deadlines, Fault, FaultError, FaultKind, Truth};
 pub use text::{TextError, duration, rate, share};
 
 /// How long after the last failure or move each request is looked at one by one.
@@ -84,7 +84,7 @@ pub struct Counts {
     pub sent: f64,
     /// Those that were answered.
     pub answered: f64,
-    /// Of those, the ones that waited for a slow endpoint.
+    /// Of those, the ones that waited for an endpoint that is slow or cut off.
     pub slow: f64,
     /// Attempts after the first.
     pub retried: f64,

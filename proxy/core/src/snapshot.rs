@@ -770,7 +770,32 @@ impl Snapshot {
     }
 }
 
+/// How many times the longest connect deadline of its cluster all attempts of one caller may take.
+const CONNECT_BUDGET_FACTOR: u32 = 3;
+
 impl Cluster {
+    /// How long a connection to an endpoint may take, TLS included.
+    #[must_use]
+    pub fn connect_deadline(&self, endpoint: &Endpoint) -> Duration {
+        match endpoint.peer {
+            Some(_) => self.policy.timeouts.connect_peer,
+            None => self.policy.timeouts.connect,
+        }
+    }
+
+    /// How long all attempts of one caller to connect an endpoint may take together: a plan has up to
+    /// 32, and no caller waits that long.
+    #[must_use]
+    pub fn connect_budget(&self) -> Duration {
+        let deadlines = self.endpoints.iter();
+        let longest = deadlines
+            .map(|endpoint| self.connect_deadline(endpoint))
+            .max();
+        longest
+            .unwrap_or_default()
+            .saturating_mul(CONNECT_BUDGET_FACTOR)
+    }
+
     /// The endpoint at `ix`.
     ///
     /// # Panics

@@ -9,6 +9,9 @@ use crate::snapshot::{Listener, Lookup, Peer, Protocol, Role, Service, ServiceIx
 
 use super::Question;
 
+/// The longest host that is looked for, a port behind it included.
+const HOST_BYTES_MAX: usize = 300;
+
 /// Why a question has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum QuestionError {
@@ -28,6 +31,9 @@ pub enum QuestionError {
         /// Those that there are.
         known: Vec<Arc<str>>,
     },
+    /// What is called is longer than a host and a port can be.
+    #[error("the host is over {HOST_BYTES_MAX} bytes")]
+    HostTooLong,
     /// There is no listener at all.
     #[error("the gateway has no listener")]
     NoListener,
@@ -73,6 +79,9 @@ pub(super) fn facts<'a>(
     snapshot: &'a Snapshot,
     question: &Question,
 ) -> Result<Facts<'a>, QuestionError> {
+    if question.host.len() > HOST_BYTES_MAX {
+        return Err(QuestionError::HostTooLong);
+    }
     let mut assumed = Vec::new();
     let via = (question.via.as_deref())
         .map(|name| peer(snapshot, name))

@@ -501,6 +501,8 @@ fn what_is_not_configured_is_told_with_what_is() {
         ..question("one.a")
     };
     assert_eq!(ask(&nobody), "no peer `north`; there are: west");
+    let long = question(&"a".repeat(301));
+    assert_eq!(ask(&long), "the host is over 300 bytes");
     assert_eq!(names(&vec!["p".into(); 21]).matches('p').count(), 20);
 }
 

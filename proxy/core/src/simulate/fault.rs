@@ -20,6 +20,8 @@ const TO: f64 = 0.6;
 pub enum FaultKind {
     /// Nothing listens.
     Down,
+    /// Nothing comes through, and nobody says so.
+    Cut,
     /// Up and down by turns of this length, down first.
     Flap(Duration),
     /// It answers so much later.
@@ -34,6 +36,7 @@ impl FaultKind {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Down => "down",
+            Self::Cut => "cut",
             Self::Flap(_) => "flap",
             Self::Slow(_) => "slow",
             Self::Errors(_) => "errors",
@@ -118,8 +121,9 @@ impl Fault {
             ("slow", None) => return Err(wrong("write how late it is, such as `=50%,3s`")),
             ("errors", Some(value)) => FaultKind::Errors(text::share(value)?),
             ("errors", None) => FaultKind::Errors(1.0),
+            ("cut", None) => FaultKind::Cut,
             (_, None) => FaultKind::Down,
-            (_, Some(_)) => return Err(wrong("`down` has a share and nothing else")),
+            (_, Some(_)) => return Err(wrong("`down` and `cut` have a share and nothing else")),
         };
         if kind == FaultKind::Flap(Duration::ZERO) {
             return Err(wrong("a turn of `flap` is longer than nothing"));
@@ -151,6 +155,7 @@ impl Fault {
         let is_on = self.from <= now && self.to.is_none_or(|to| now < to);
         is_on.then_some(match self.kind {
             FaultKind::Down => Truth::Down,
+            FaultKind::Cut => Truth::Cut,
             FaultKind::Slow(by) => Truth::Slow(by),
             FaultKind::Errors(share) => Truth::Errors(share),
             FaultKind::Flap(turn) => Truth::Flapping {
@@ -235,6 +240,8 @@ pub enum Truth {
     Up,
     /// Nothing listens.
     Down,
+    /// Whoever connects it waits until its deadline.
+    Cut,
     /// This share of answers is an error.
     Errors(f64),
     /// It answers so much later.
@@ -248,19 +255,30 @@ pub enum Truth {
     },
 }
 
+/// How long the parts of an attempt may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// To connect.
+    pub connect: Duration,
+    /// To answer.
+    pub answer: Duration,
+}
+
 impl Truth {
-    /// How an attempt that begins at `now` ends, and after how long: one that takes longer than
-    /// `limit` has timed out. `error` is what the protocol has for an answer that is none.
+    /// How an attempt that begins at `now` ends, and after how long. `error` is what the protocol has
+    /// for an answer that is none.
     pub fn attempt(
         self,
         now: Time,
-        limit: Duration,
+        deadlines: Deadlines,
         error: Failure,
         draw: u64,
     ) -> (Result<(), Failure>, Duration) {
+        let limit = deadlines.answer;
         match self {
             Self::Up => (Ok(()), Duration::ZERO),
             Self::Down => (Err(Failure::Connect), Duration::ZERO),
+            Self::Cut => (Err(Failure::Connect), deadlines.connect),
             Self::Errors(share) if fraction(draw, 0) < share => (Err(error), Duration::ZERO),
             Self::Errors(_) => (Ok(()), Duration::ZERO),
             Self::Slow(by) if by > limit => (Err(Failure::Timeout), limit),

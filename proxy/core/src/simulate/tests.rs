@@ -269,6 +269,28 @@ fn what_is_slow_times_out_and_what_is_a_little_slow_only_waits() {
 }
 
 #[test]
+fn what_is_cut_off_is_found_by_the_deadline_of_connecting() {
+    let world = world(2, |_| {});
+    let report = play(&world, &[("cut", "eu-1=50%@60s..120s")]);
+    assert_eq!(report.counts.lost(), 0.0);
+    // Nobody says that nothing listens: each of five failures takes a second, two or so at a time.
+    let ejected = report
+        .events
+        .iter()
+        .find(|(_, event)| matches!(event, FleetEvent::Ejected { .. }));
+    let at = ejected.unwrap().0.since_origin().as_secs_f64();
+    assert!((61.0..=66.0).contains(&at), "{at}");
+    // Until then some wait, and are answered by another; the busier it is the fewer are sent there.
+    assert!(
+        (5.0..=100.0).contains(&report.counts.slow),
+        "{:?}",
+        report.counts
+    );
+    let down = play(&world, &[("down", "eu-1=50%@60s..120s")]);
+    assert_eq!(down.counts.slow, 0.0);
+}
+
+#[test]
 fn active_checks_find_what_no_request_meets() {
     let checked = |policy: &mut ClusterPolicy| {
         policy.active = Some(ActiveCheck {
@@ -383,7 +405,11 @@ fn faults_are_read_and_what_is_none_is_told() {
             "is called `e`; there are: eu-1, eu/eu-1/a, us/us-1, west",
         ),
         ("down", "eu=60", "`60` is no share"),
-        ("down", "eu=60%,2s", "`down` has a share and nothing else"),
+        (
+            "down",
+            "eu=60%,2s",
+            "`down` and `cut` have a share and nothing else",
+        ),
         ("down", "eu@40s..10s", "begins after it ends"),
         ("down", "eu@6m", "or after the simulation"),
         ("down", "eu@soon", "`soon` is no duration"),
@@ -440,7 +466,11 @@ fn expectations_are_read_and_what_is_none_is_told() {
 fn a_truth_is_what_its_name_says() {
     let attempt = |truth: Truth, second: u64| {
         let now = Time::from_origin(Duration::from_secs(second));
-        truth.attempt(now, Duration::from_secs(2), Failure::Reset, 1)
+        let deadlines = Deadlines {
+            connect: Duration::from_secs(1),
+            answer: Duration::from_secs(2),
+        };
+        truth.attempt(now, deadlines, Failure::Reset, 1)
     };
     let flaps = Truth::Flapping {
         turn: Duration::from_secs(2),
@@ -453,6 +483,8 @@ fn a_truth_is_what_its_name_says() {
     let slow = |seconds| attempt(Truth::Slow(Duration::from_secs(seconds)), 0);
     assert_eq!(slow(2), (Ok(()), Duration::from_secs(2)));
     assert_eq!(slow(3), (Err(Failure::Timeout), Duration::from_secs(2)));
+    let cut = attempt(Truth::Cut, 0);
+    assert_eq!(cut, (Err(Failure::Connect), Duration::from_secs(1)));
     assert_eq!(attempt(Truth::Errors(1.0), 0).0, Err(Failure::Reset));
     assert_eq!(attempt(Truth::Errors(0.0), 0).0, Ok(()));
 }

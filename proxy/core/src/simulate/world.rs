@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::balance::mix;
+use crate::balance::{fraction, mix};
 use crate::fleet::{Fleet, FleetEvent, Observation, Probe};
 use crate::plan::{Plan, plan};
 use crate::retry::{Again, RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
@@ -19,12 +19,14 @@ use crate::snapshot::{
 };
 use crate::time::Time;
 
-use super::fault::Truth;
+use super::fault::{Deadlines, Truth};
 use super::measure::Measure;
 use super::{COARSE_PER_SECOND, Counts, EVENTS_MAX, FINE, FINE_MAX, Report, Scenario, TICKS};
 
 /// How long a check takes where nothing is slow.
 const CHECK: Duration = Duration::from_millis(1);
+/// How long an endpoint that is well has a request, as far as it makes others look less busy.
+const ANSWER: Duration = Duration::from_millis(5);
 /// The most times that one planned request is tried; each counts as its part.
 const RUNS_MAX: f64 = 32.0;
 /// The most good outcomes that one planned request is counted as: as many as decide anything.
@@ -79,7 +81,8 @@ struct Arriving {
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Arrives {
     Check(EndpointKey, bool),
-    Outcome(EndpointKey, Result<(), Failure>),
+    /// The last is how many requests waited for it there.
+    Outcome(EndpointKey, Result<(), Failure>, u32),
 }
 
 impl<'a> World<'a> {
@@ -237,10 +240,15 @@ impl<'a> World<'a> {
                 self.fleet.probed(&key, good, self.now);
                 self.refresh();
             }
-            Arrives::Outcome(key, result) => {
-                if let Some(count) = self.waiting.borrow_mut().get_mut(&key) {
-                    *count = count.saturating_sub(1);
+            Arrives::Outcome(key, result, waited) => {
+                let mut waiting = self.waiting.borrow_mut();
+                if let Some(count) = waiting.get_mut(&key) {
+                    *count = count.saturating_sub(waited);
+                    if *count == 0 {
+                        waiting.remove(&key);
+                    }
                 }
+                drop(waiting);
                 self.observe(key, result);
             }
         }
@@ -270,7 +278,11 @@ impl<'a> World<'a> {
         };
         let draw = self.draw();
         let error = Failure::Status(503);
-        let (result, took) = truth.attempt(self.now, probe.check.timeout, error, draw);
+        let deadlines = Deadlines {
+            connect: probe.connect.min(probe.check.timeout),
+            answer: probe.check.timeout,
+        };
+        let (result, took) = truth.attempt(self.now, deadlines, error, draw);
         self.later(took.max(CHECK), Arrives::Check(probe.key, result.is_ok()));
     }
 
@@ -337,14 +349,16 @@ impl<'a> World<'a> {
             return coarse;
         };
         let waiting = Rc::clone(&self.waiting);
+        let usual = self.scenario.rate * ANSWER.as_secs_f64() / cluster.endpoints.len() as f64;
         let load = move |ix: EndpointIx| -> u32 {
             let waiting = waiting.borrow();
+            // Most of the time nobody waits, and all are as busy.
+            if waiting.is_empty() {
+                return 0;
+            }
             let key = &cluster.endpoint(ix).key;
-            // Most of the time nothing is slow.
-            (!waiting.is_empty())
-                .then(|| waiting.get(key).copied())
-                .flatten()
-                .unwrap_or_default()
+            let usual = usual + fraction(draw, ix.0 as u64);
+            waiting.get(key).copied().unwrap_or_else(|| whole(usual))
         };
         let plan = plan(cluster, of, &load, draw);
         let first = { plan }.next();
@@ -424,10 +438,19 @@ impl<'a> World<'a> {
             sent: weight,
             ..Counts::default()
         };
-        let (mut counted, mut failed, mut answer) = (0, None, None);
+        let (mut counted, mut failed, mut is_answered) = (0, None, false);
+        let mut elapsed = Duration::ZERO;
+        let mut give_up = None;
         for attempt in plan {
             if let Some(failure) = failed {
-                if attempt.is_last_resort(of) && !Failure::is_unseen(failure) {
+                let is_unseen = Failure::is_unseen(failure);
+                if attempt.is_last_resort(of) && !is_unseen {
+                    break;
+                }
+                // Nothing else limits attempts that cost an endpoint nothing.
+                if is_unseen
+                    && elapsed >= *give_up.get_or_insert_with(|| elapsed + cluster.connect_budget())
+                {
                     break;
                 }
                 match self.may_try_again(nth, cluster, failure, is_http, counted) {
@@ -436,22 +459,21 @@ impl<'a> World<'a> {
                 }
                 counts.retried += weight;
             }
-            let key = &cluster.endpoint(attempt.endpoint).key;
-            match self.attempt(cluster, key, is_http) {
-                (Ok(()), took) => {
-                    answer = Some(took);
-                    break;
-                }
-                (Err(failure), _) => failed = Some(failure),
+            let (result, took) = self.attempt(cluster, attempt.endpoint, is_http, elapsed);
+            elapsed += took;
+            is_answered = result.is_ok();
+            if is_answered {
+                break;
             }
+            failed = result.err();
         }
-        match (answer, failed) {
-            (Some(took), _) => {
-                counts.answered = weight;
-                counts.slow = if took.is_zero() { 0.0 } else { weight };
-            }
-            (None, Some(_)) => counts.failed = weight,
-            (None, None) => counts.refused = weight,
+        if is_answered {
+            counts.answered = weight;
+            counts.slow = if elapsed.is_zero() { 0.0 } else { weight };
+        } else if failed.is_some() {
+            counts.failed = weight;
+        } else {
+            counts.refused = weight;
         }
         self.measure.count(nth, self.now, &counts);
     }
@@ -476,28 +498,47 @@ impl<'a> World<'a> {
         again(&cluster.policy.retries, budget, &tried, self.now).ok()
     }
 
-    /// One attempt; the fleet learns of it when it ends.
+    /// One attempt, so long after its request came; the fleet learns of it when it ends.
     fn attempt(
         &mut self,
         cluster: &Cluster,
-        key: &EndpointKey,
+        ix: EndpointIx,
         is_http: bool,
+        after: Duration,
     ) -> (Result<(), Failure>, Duration) {
+        let endpoint = cluster.endpoint(ix);
+        let key = &endpoint.key;
         let timeouts = &cluster.policy.timeouts;
-        let limit = timeouts.per_try.unwrap_or(timeouts.response_headers);
+        let deadlines = Deadlines {
+            connect: cluster.connect_deadline(endpoint),
+            answer: timeouts.per_try.unwrap_or(timeouts.response_headers),
+        };
         let error = if is_http {
             Failure::Status(503)
         } else {
             Failure::Reset
         };
         let draw = self.draw();
-        let (result, took) = self.truth(key).attempt(self.now, limit, error, draw);
-        if took.is_zero() {
+        let begins = self.now + after;
+        let (result, took) = self.truth(key).attempt(begins, deadlines, error, draw);
+        if (after + took).is_zero() {
             self.observe(key.clone(), result);
         } else {
-            *self.waiting.borrow_mut().entry(key.clone()).or_default() += 1;
-            self.later(took, Arrives::Outcome(key.clone(), result));
+            let waits = if took.is_zero() { 0 } else { 1 };
+            if waits > 0 {
+                *self.waiting.borrow_mut().entry(key.clone()).or_default() += waits;
+            }
+            self.later(after + took, Arrives::Outcome(key.clone(), result, waits));
         }
         (result, took)
     }
+}
+
+/// A small number without its fraction.
+fn whole(number: f64) -> u32 {
+    (1..=100)
+        .take_while(|whole| f64::from(*whole) <= number)
+        .count()
+        .try_into()
+        .unwrap_or(0)
 }
