@@ -611,7 +611,7 @@ async fn listeners(State(shared): State<Arc<Shared>>) -> Response {
             json!({
                 "name": &*listener.name,
                 "address": listener.address.to_string(),
-                "role": format!("{:?}", listener.role).to_lowercase(),
+                "role": listener.role.label(),
             })
         })
         .collect();

@@ -20,7 +20,7 @@ use zeugma_core::explain::{
 use zeugma_core::fleet::{Fleet, LevelMotion};
 use zeugma_core::health::ActiveVerdict;
 use zeugma_core::identity::SpiffeId;
-use zeugma_core::snapshot::{Cluster, Inbound, Protocol, Role, Rule, Service, ServiceIx, Snapshot};
+use zeugma_core::snapshot::{Cluster, Rule, Service, ServiceIx, Snapshot};
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
 
@@ -161,10 +161,7 @@ pub fn document(
         Health::Live(now) => now,
         Health::Assumed => Time::ZERO,
     };
-    let role = (snapshot.listener(&told.listener)).map(|listener| match listener.role {
-        Role::Mesh => "mesh",
-        Role::Workloads => "workloads",
-    });
+    let role = (snapshot.listener(&told.listener)).map(|listener| listener.role.label());
     let destination = (told.to.as_ref()).map(|to| destination(snapshot, to, now));
     let attempts = (told.to.as_ref()).map_or_else(Vec::new, |to| attempts(snapshot, to));
     json!({
@@ -253,14 +250,8 @@ fn route(service: &Service) -> Value {
     json!({
         "service": &*service.name,
         "port": service.port,
-        "protocol": match service.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Http => "http",
-        },
-        "inbound": match service.inbound {
-            Inbound::Passthrough => "passthrough",
-            Inbound::Terminate => "terminate",
-        },
+        "protocol": service.protocol.label(),
+        "inbound": service.inbound.label(),
         "written": service.position.as_ref().map(ToString::to_string),
     })
 }

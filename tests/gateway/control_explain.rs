@@ -323,3 +323,47 @@ async fn files_alone_are_explained_where_no_gateway_answers_or_none_is_wanted() 
         .unwrap();
     assert_eq!(at.status.code(), Some(64), "without --config");
 }
+
+/// The same engine on a virtual clock and on sockets.
+#[tokio::test]
+async fn what_is_simulated_of_a_fault_is_what_the_gateway_then_does() {
+    let (near, gone) = (Service::http("near").await, Service::http("gone").await);
+    let far = Service::http("far").await;
+    let east = Cluster::new("east");
+    east.route(
+        "shop/orders",
+        &format!(
+            "
+            protocol: http
+            backends:
+              - {{ name: own, endpoints: ['{}', '{}'] }}
+              - {{ name: other, locality: east/east-2, endpoints: ['{}'] }}
+            allow: [{{ listeners: [apps] }}]",
+            near.address, gone.address, far.address
+        ),
+    );
+    let gateway = east.start().await;
+    let fault = gone.address.to_string();
+    let simulated = Command::new(env!("CARGO_BIN_EXE_zeugma"))
+        .args(["simulate", "-o", "json", "--expect", "lost<=0"])
+        .args(["--down", &fault, "--config"])
+        .arg(east.config())
+        .output()
+        .unwrap();
+    let simulated: Value = serde_json::from_str(&text(&simulated)).unwrap();
+    let level = &simulated["services"][0]["levels"][0];
+    let expected = level["share_min"]["value"].as_f64().unwrap();
+
+    drop(gone);
+    let told = eventually("a share that moves", async || {
+        // None is lost here either.
+        assert_eq!(get(east.apps, ORDERS, "/").await.status, 200);
+        let told = json(&east, &[ORDERS]);
+        (told["destination"]["levels"][0]["share"] != 1.0).then_some(told)
+    })
+    .await;
+    let share = told["destination"]["levels"][0]["share"].as_f64().unwrap();
+    assert!((share - expected).abs() < 1e-9, "{share}, not {expected}");
+    assert_eq!(told["destination"]["levels"][0]["healthy"], 1);
+    gateway.finish().await;
+}

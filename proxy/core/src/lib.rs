@@ -15,6 +15,7 @@ pub mod fleet;
 pub mod health;
 pub mod hello;
 pub mod identity;
+mod listed;
 pub mod locality;
 pub mod mirror;
 pub mod names;

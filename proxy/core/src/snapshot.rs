@@ -91,6 +91,17 @@ pub enum Role {
     Workloads,
 }
 
+impl Role {
+    /// The word in a configuration.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Mesh => "mesh",
+            Self::Workloads => "workloads",
+        }
+    }
+}
+
 /// One port of one route: the unit that is authorized, exported and balanced.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Service {
@@ -129,6 +140,17 @@ pub enum Protocol {
     Http,
 }
 
+impl Protocol {
+    /// The word in a configuration.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Http => "http",
+        }
+    }
+}
+
 /// What a listener does with TLS that asks for a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Inbound {
@@ -136,6 +158,17 @@ pub enum Inbound {
     Passthrough,
     /// End it here with the gateway's own SVID and verify the caller's.
     Terminate,
+}
+
+impl Inbound {
+    /// The word in a configuration.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Passthrough => "passthrough",
+            Self::Terminate => "terminate",
+        }
+    }
 }
 
 /// Which peers may reach a service through a mesh listener.

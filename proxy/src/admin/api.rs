@@ -14,9 +14,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use zeugma_core::shares::{ClusterShares, EndpointStatus, SHARE_EPSILON};
-use zeugma_core::snapshot::{
-    Cluster, ClusterIx, Endpoint, Export, Inbound, Mirror, Peer, PeerIx, Protocol, Service,
-};
+use zeugma_core::snapshot::{Cluster, ClusterIx, Endpoint, Export, Mirror, Peer, PeerIx, Service};
 
 use super::{as_json, beside, explain};
 use crate::journal::{Event, Journal};
@@ -96,14 +94,8 @@ pub(super) fn service_json(published: &Published, journal: &Journal, service: &S
         "service": &*service.name,
         "port": service.port,
         "hosts": hosts,
-        "protocol": match service.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Http => "http",
-        },
-        "inbound": match service.inbound {
-            Inbound::Passthrough => "passthrough",
-            Inbound::Terminate => "terminate",
-        },
+        "protocol": service.protocol.label(),
+        "inbound": service.inbound.label(),
         "exported_to": exported_to,
         "allow": service.policy.allow.len(),
         "deny": service.policy.deny.len(),

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use crate::identity::{IdPattern, SpiffeId};
+use crate::listed::listed;
 use crate::names::{Host, SniTarget, parse_authority};
 use crate::snapshot::{Listener, Lookup, Peer, Protocol, Role, Service, ServiceIx, Snapshot};
 
@@ -16,7 +17,7 @@ const HOST_BYTES_MAX: usize = 300;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum QuestionError {
     /// It names a listener that there is not.
-    #[error("no listener `{name}`; there are: {known}", known = names(.known))]
+    #[error("no listener `{name}`; there are: {known}", known = listed(.known))]
     Listener {
         /// As asked.
         name: String,
@@ -24,7 +25,7 @@ pub enum QuestionError {
         known: Vec<Arc<str>>,
     },
     /// It names a peer that there is not.
-    #[error("no peer `{name}`; there are: {known}", known = names(.known))]
+    #[error("no peer `{name}`; there are: {known}", known = listed(.known))]
     Peer {
         /// As asked.
         name: String,
@@ -37,16 +38,6 @@ pub enum QuestionError {
     /// There is no listener at all.
     #[error("the gateway has no listener")]
     NoListener,
-}
-
-pub(super) fn names(known: &[Arc<str>]) -> String {
-    const SHOWN_MAX: usize = 20;
-    let shown: Vec<&str> = known.iter().take(SHOWN_MAX).map(|name| &**name).collect();
-    match (shown.as_slice(), known.len() - shown.len()) {
-        ([], _) => "none".to_owned(),
-        (_, 0) => shown.join(", "),
-        (_, more) => format!("{} and {more} more", shown.join(", ")),
-    }
 }
 
 /// What the question did not say, and what is taken in its place.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::listed::listed;
 use crate::snapshot::Snapshot;
 use crate::time::Time;
 
@@ -261,7 +262,6 @@ fn percent(value: &str) -> Result<f64, ExpectError> {
 }
 
 fn check_level(level: &str, snapshot: &Snapshot) -> Result<(), ExpectError> {
-    const SHOWN_MAX: usize = 20;
     let mut known: Vec<&Arc<str>> = (snapshot.services.iter())
         .flat_map(|service| &snapshot.cluster(service.outbound).levels)
         .map(|level| &level.name)
@@ -271,8 +271,7 @@ fn check_level(level: &str, snapshot: &Snapshot) -> Result<(), ExpectError> {
     }
     known.sort_unstable();
     known.dedup();
-    let shown: Vec<&str> = known.iter().take(SHOWN_MAX).map(|name| &***name).collect();
-    Err(ExpectError::Level(level.to_owned(), shown.join(", ")))
+    Err(ExpectError::Level(level.to_owned(), listed(&known)))
 }
 
 /// Whether a level is called so: by its whole name, or by one of the places and peers in it.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::balance::{fraction, mix};
+use crate::listed::listed;
 use crate::locality::Locality;
 use crate::snapshot::{Endpoint, EndpointKey, Failure, Snapshot};
 use crate::time::Time;
@@ -197,17 +198,8 @@ fn select(snapshot: &Snapshot, what: &str) -> Result<Vec<EndpointKey>, FaultErro
             ]
         })
         .collect();
-    Err(FaultError::Nothing(what.to_owned(), some_of(known)))
-}
-
-fn some_of(known: BTreeSet<Arc<str>>) -> String {
-    const SHOWN_MAX: usize = 20;
-    let more = known.len().saturating_sub(SHOWN_MAX);
-    let shown: Vec<&str> = known.iter().take(SHOWN_MAX).map(|name| &**name).collect();
-    match more {
-        0 => shown.join(", "),
-        more => format!("{} and {more} more", shown.join(", ")),
-    }
+    let known: Vec<Arc<str>> = known.into_iter().collect();
+    Err(FaultError::Nothing(what.to_owned(), listed(&known)))
 }
 
 /// Whether `what` is a locality that holds this one: its beginning, up to a border.
