@@ -26,7 +26,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use zeugma_core::fleet::{Fleet, FleetEvent, Observation};
+use zeugma_core::fleet::{Fleet, FleetEvent};
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{EndpointKey, Snapshot};
 use zeugma_core::time::Time;
@@ -51,7 +51,8 @@ use crate::probe::{Finding, probe};
 use crate::pulse::Pulses;
 use crate::resolve::Names;
 use crate::runtime::{
-    AdminSide, OBSERVATIONS_MAX, Phase, Published, RECORDS_GRACE, SOCKETS_MAX, Shared, work,
+    AdminSide, OBSERVATIONS_MAX, Outcomes, Phase, Published, RECORDS_GRACE, SOCKETS_MAX, Shared,
+    work,
 };
 use crate::state::{State, StateError};
 use crate::tls::{Credentials, CredentialsError};
@@ -520,7 +521,7 @@ impl Control {
     async fn serve(
         &mut self,
         mut stage: Stage,
-        mut observed: mpsc::Receiver<Vec<Observation>>,
+        mut observed: mpsc::Receiver<Vec<Outcomes>>,
         mut reloaded: mpsc::Receiver<Reloaded>,
         mut asked: mpsc::Receiver<Asked>,
     ) -> Result<(), GatewayError> {
@@ -717,10 +718,14 @@ impl Control {
         }
     }
 
-    fn observe(&mut self, observations: impl Iterator<Item = Observation>) {
+    fn observe(&mut self, outcomes: impl Iterator<Item = Outcomes>) {
         let now = self.shared.now();
-        for observation in observations {
-            self.fleet.observe(&observation, now);
+        for Outcomes { observation, times } in outcomes {
+            if observation.result.is_ok() {
+                self.fleet.observe_successes(&observation.key, times, now);
+            } else {
+                self.fleet.observe(&observation, now);
+            }
         }
         self.publish_shares();
     }

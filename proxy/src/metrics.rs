@@ -488,7 +488,7 @@ impl Metrics {
 
     /// Counts the end of a connection or request.
     pub(crate) fn closed(&self, closed: &Closed) {
-        let listener = Arc::clone(&closed.listener);
+        let listener = Arc::clone(&closed.origin.listener);
         let service = Arc::clone(closed.service.as_ref().unwrap_or(&self.unknown));
         let (reason, flags) = (closed.reason.label(), closed.reason.flag());
         if moved_its_own_bytes(closed) {
@@ -536,10 +536,10 @@ impl Metrics {
             before.response_code == request.status
                 && before.reason == reason
                 && is_one(&before.destination_service, service)
-                && is_one(&before.listener, &closed.listener)
+                && is_one(&before.listener, &closed.origin.listener)
         };
         count(&latest.answered, &self.requests, is_same, || Answered {
-            listener: Arc::clone(&closed.listener),
+            listener: Arc::clone(&closed.origin.listener),
             destination_service: Arc::clone(service),
             response_code: request.status,
             reason,
@@ -892,30 +892,32 @@ mod tests {
     use super::*;
     use std::rc::Rc;
 
-    use http::{HeaderValue, Method};
+    use http::Method;
 
-    use crate::account::{Caller, RequestFacts};
-    use crate::http::headers::Trace;
+    use crate::account::{Caller, Origin, RequestFacts, Stretch};
+    use crate::http::headers::Ids;
 
     fn record(status: Option<u16>, bytes_sent: u64) -> Closed {
         Closed {
-            listener: "apps".into(),
-            source: "127.0.0.1:1".parse().unwrap(),
+            origin: Rc::new(Origin {
+                listener: "apps".into(),
+                source: "127.0.0.1:1".parse().unwrap(),
+                caller: Caller::default(),
+                tls: None,
+                line: Stretch::new(),
+            }),
+            attested: None,
             generation: 1,
-            caller: Caller::default(),
-            tls: None,
             service: None,
             destination: None,
             request: status.map(|status| RequestFacts {
-                id: HeaderValue::from_static("1"),
-                trace: Trace::of("4bf92f3577b34da6a3ce929d0e0e4736"),
+                ids: Ids::of("1", "4bf92f3577b34da6a3ce929d0e0e4736"),
                 method: Method::GET,
-                authority: None,
+                routed: None,
                 asked: Rc::default(),
                 version: "HTTP/1.1",
                 status,
                 attempts: 1,
-                origin: Rc::default(),
             }),
             reason: Reason::Completed,
             detail: None,

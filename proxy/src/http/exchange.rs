@@ -29,7 +29,7 @@ use super::body::{Held, Outgoing, Progress, Source};
 use super::expect::{Answered, Gate, Passing, expects_continue};
 use super::h1;
 use super::h2_client::StreamCount;
-use super::headers::{self, Claim, Present, TRACEPARENT, ZEUGMA_REASON};
+use super::headers::{self, Claim, Ids, Present, Said, TRACEPARENT, ZEUGMA_REASON};
 use super::keepalive::{Pings, When};
 use super::pool::{ConnectFailure, Lease, SendError, Turn, Wire};
 use super::record::Record;
@@ -40,7 +40,7 @@ use crate::account::{Closed, Destination, RequestFacts};
 use crate::admission;
 use crate::connection::{describe, explain_audit, explain_denial};
 use crate::recheck::Entry;
-use crate::runtime::Published;
+use crate::runtime::{Polled, Published, unless_others_first};
 use crate::tls::TlsPeer;
 use crate::upstream::{self, Pinned, connect_budget};
 
@@ -55,7 +55,7 @@ pub(super) struct Exchange {
     pub(super) head: request::Parts,
     /// What its headers have.
     present: Present,
-    pub(super) request_id: HeaderValue,
+    pub(super) ids: Rc<Ids>,
     pub(super) is_grpc: bool,
     /// The identity handed on to whoever answers.
     pub(super) caller: Option<SpiffeId>,
@@ -63,8 +63,6 @@ pub(super) struct Exchange {
     pub(super) from_gateway: bool,
     /// The caller's connection, where it asks for another protocol on it.
     pub(super) upgrade: Option<Upgrade>,
-    /// What is sent instead of the caller's `traceparent`.
-    made_trace: Option<HeaderValue>,
     began: std::time::Instant,
     /// A gateway whose word counts says who calls, but not so that it can be read.
     is_unreadable: bool,
@@ -77,7 +75,8 @@ pub(super) async fn exchange(
     request: Request<Incoming>,
 ) -> Response<Outgoing> {
     let published = context.worker.shared.published.load_full();
-    let present = Present::of(request.headers());
+    let present = request.body().present();
+    let present = present.unwrap_or_else(|| Present::of(request.headers()));
     let upgrade = upgrade::asked_for(context.version, &request, present);
     let (head, incoming) = request.into_parts();
     let asks = present.has(Present::EXPECT) && expects_continue(&head.headers);
@@ -98,7 +97,7 @@ pub(super) async fn exchange(
     if let Some(ending) = context.entry.cut_off() {
         return exchange.refuse(ending.reason, None);
     }
-    let Some(listener) = published.listener(&context.listener) else {
+    let Some(listener) = published.listener(&context.origin.listener) else {
         return exchange.refuse(Reason::Drained, None);
     };
     let cluster = match cluster_of(&published.snapshot, listener, service) {
@@ -128,7 +127,7 @@ pub(super) async fn exchange(
         mirror::start_all(&exchange, &published, target, &source);
     }
     let entry = Rc::clone(exchange.record.entry());
-    let (request_id, is_grpc) = (exchange.request_id.clone(), exchange.is_grpc);
+    let (ids, is_grpc) = (Rc::clone(&exchange.ids), exchange.is_grpc);
     // Dropped, it ends the try under way; its record says why.
     let answered = tokio::select! {
         biased;
@@ -139,7 +138,7 @@ pub(super) async fn exchange(
         let reason = entry
             .ending()
             .map_or(Reason::NoLongerAllowed, |ending| ending.reason);
-        reply::reply(reason, &request_id, is_grpc)
+        reply::reply(reason, &ids.request, is_grpc)
     })
 }
 
@@ -150,8 +149,10 @@ impl Exchange {
         head: request::Parts,
         present: Present,
     ) -> Self {
-        let request_id = headers::request_id(&head.headers, present, || context.worker.draw());
-        let trace = context.trace(&head.headers, present);
+        let ids = Rc::new(Ids {
+            request: headers::request_id(&head.headers, present, || context.worker.draw()),
+            trace: context.trace(&head.headers, present),
+        });
         let is_grpc = context.version == Version::H2 && headers::is_grpc(&head.headers);
         // Nobody else's word counts.
         let claim = match &context.identity {
@@ -169,25 +170,20 @@ impl Exchange {
             head.method.clone()
         };
         let asked = Rc::new((method, head.uri.clone()));
-        let made_trace = trace.is_said_anew().then(|| trace.parent().clone());
         let closed = Box::new(Closed {
-            listener: Arc::clone(&context.listener),
-            source: context.source,
+            origin: Rc::clone(&context.origin),
+            attested: None,
             generation: published.generation,
-            caller: context.caller.clone(),
-            tls: context.tls.clone(),
             service: None,
             destination: None,
             request: Some(RequestFacts {
-                id: request_id.clone(),
-                trace,
+                ids: Rc::clone(&ids),
                 method: head.method.clone(),
-                authority: None,
+                routed: None,
                 asked: Rc::clone(&asked),
                 version: context.version.text(),
                 status: 0,
                 attempts: 0,
-                origin: Rc::clone(&context.origin),
             }),
             reason: Reason::Completed,
             detail: None,
@@ -208,12 +204,11 @@ impl Exchange {
             context,
             head,
             present,
-            request_id,
+            ids,
             is_grpc,
             caller,
             from_gateway,
             upgrade: None,
-            made_trace,
             began,
             is_unreadable,
             record,
@@ -228,27 +223,32 @@ impl Exchange {
             return Err(Reason::RequestMalformed);
         }
         let authority = headers::authority(&self.head).ok_or(Reason::AuthorityMissing)?;
-        let (authority, known) = {
-            // Callers keep to one on a connection, mostly.
-            let before = self.context.routed.borrow();
-            match before.as_ref().filter(|one| *one.authority == *authority) {
-                None => (Arc::from(authority), None),
-                Some(one) => {
-                    let is_current = one.generation == published.generation;
-                    (
-                        Arc::clone(&one.authority),
-                        is_current.then_some(one.service),
-                    )
+        // Callers keep to one on a connection, mostly.
+        let before = self.context.routed.borrow().as_ref().map(Rc::clone);
+        let known = before
+            .filter(|one| one.generation == published.generation && *one.authority == *authority);
+        let (routed, service) = match known {
+            Some(routed) => {
+                let service = routed.service.ok_or(Reason::AuthorityUnknown);
+                (routed, service)
+            }
+            None => {
+                let service = self.find(published, authority);
+                let routed = Rc::new(Routed {
+                    generation: published.generation,
+                    service: service.ok(),
+                    ..Routed::unknown(authority.into())
+                });
+                if service.is_ok() {
+                    self.context.routed.replace(Some(Rc::clone(&routed)));
                 }
+                (routed, service)
             }
         };
         if let Some(request) = self.record.facts().and_then(|facts| facts.request.as_mut()) {
-            request.authority = Some(Arc::clone(&authority));
+            request.routed = Some(routed);
         }
-        let service = match known {
-            Some(service) => service,
-            None => self.find(published, authority)?,
-        };
+        let service = service?;
         let at = published.snapshot.service(service);
         let name = Arc::clone(&at.name);
         (self.record.entry()).is_of(&name, at.port);
@@ -259,12 +259,12 @@ impl Exchange {
     }
 
     /// The service that an authority stands for on this connection.
-    fn find(&self, published: &Published, authority: Arc<str>) -> Result<ServiceIx, Reason> {
+    fn find(&self, published: &Published, authority: &str) -> Result<ServiceIx, Reason> {
         let snapshot = &published.snapshot;
         let listener = published
-            .listener(&self.context.listener)
+            .listener(&self.context.origin.listener)
             .ok_or(Reason::Drained)?;
-        let service = match (&self.context.sni_service, listener.only) {
+        match (&self.context.sni_service, listener.only) {
             (Some(sni), None) => {
                 let any_port = sni.any_port;
                 let sni = if sni.generation == published.generation {
@@ -277,20 +277,14 @@ impl Exchange {
                     ServiceIx(again.ok_or(Reason::SniUnknown)?)
                 };
                 if any_port {
-                    check_authority_port(snapshot, listener, sni, &authority)?
+                    check_authority_port(snapshot, listener, sni, authority)
                 } else {
-                    check_authority(snapshot, listener, sni, &authority)?
+                    check_authority(snapshot, listener, sni, authority)
                 }
             }
-            (_, Some(only)) => only,
-            (None, None) => route_authority(snapshot, listener, &authority)?,
-        };
-        self.context.routed.replace(Some(Routed {
-            generation: published.generation,
-            authority,
-            service,
-        }));
-        Ok(service)
+            (_, Some(only)) => Ok(only),
+            (None, None) => route_authority(snapshot, listener, authority),
+        }
     }
 
     /// The method as rules know it: WebSocket by HTTP/2 has `CONNECT` in place of the `GET` of
@@ -305,19 +299,24 @@ impl Exchange {
     fn authorize(&mut self, published: &Published, service: ServiceIx) -> Result<(), Reason> {
         let snapshot = &published.snapshot;
         let listener = published
-            .listener(&self.context.listener)
+            .listener(&self.context.origin.listener)
             .ok_or(Reason::Drained)?;
         let claim;
         let evidence = match &self.context.identity {
             None => Evidence::Network,
             Some(verified) => {
                 claim = headers::attested(&self.head.headers);
-                evidence(snapshot, self.context.source.ip(), verified, claim.id())
+                evidence(
+                    snapshot,
+                    self.context.origin.source.ip(),
+                    verified,
+                    claim.id(),
+                )
             }
         };
         let asking = Asking {
             listener,
-            source: self.context.source.ip(),
+            source: self.context.origin.source.ip(),
             evidence,
             method: Some(self.method().as_str()),
             path: Some(self.head.uri.path()),
@@ -358,7 +357,7 @@ impl Exchange {
         let position = position.map(|at| self.context.latest_rule.text(published.generation, at));
         let is_on_list = on_list.is_some();
         if let Some(closed) = self.record.facts() {
-            closed.caller.attested = attested;
+            closed.attested = attested;
             closed.detail = denial;
             closed.rule = on_list.map(Arc::from).or(position);
         }
@@ -372,7 +371,7 @@ impl Exchange {
     async fn answer(mut self, to: &Pinned, role: Role, source: &Source) -> Response<Outgoing> {
         let worker = Rc::clone(&self.context.worker);
         let cluster = to.cluster();
-        worker.with_budget(cluster, |budget, now| budget.request(now));
+        worker.with_budget(cluster, self.began, |budget, now| budget.request(now));
         let load = |endpoint: EndpointIx| worker.load(cluster, endpoint);
         let (mut attempts, mut counted) = (0, 0);
         let mut failed: Option<Failed> = None;
@@ -508,7 +507,7 @@ impl Exchange {
         };
         self.context
             .worker
-            .with_budget(cluster, |budget, now| {
+            .with_budget(cluster, std::time::Instant::now(), |budget, now| {
                 again(&cluster.policy.retries, budget, &tried, now)
             })
             .ok()
@@ -695,7 +694,7 @@ impl Exchange {
     fn outgoing_headers(&self, endpoint: &Endpoint, is_h2: bool) -> HeaderMap {
         let mut out = HeaderMap::with_capacity(self.head.headers.len() + ADDED);
         self.each_outgoing(endpoint, is_h2, |name, value| {
-            out.append(name.clone(), value.clone());
+            out.append(name.clone(), value.to_value());
         });
         out
     }
@@ -705,7 +704,7 @@ impl Exchange {
         &self,
         endpoint: &Endpoint,
         is_h2: bool,
-        mut tell: impl FnMut(&HeaderName, &HeaderValue),
+        mut tell: impl FnMut(&HeaderName, Said<'_>),
     ) {
         let headers = &self.head.headers;
         let has = |one| self.present.has(one);
@@ -718,17 +717,20 @@ impl Exchange {
         let splits_cookies = !is_h2
             && has(Present::COOKIE)
             && headers.get_all(header::COOKIE).iter().nth(1).is_some();
+        let trace = Some(&self.ids.trace).filter(|trace| trace.is_said_anew());
+        // It was routed by the one host that it names (RFC 9112 §3.2.2: the target's wins).
+        let host_goes_on = !is_h2 && self.head.uri.authority().is_none();
         // Most of all headers are none of these, which one look at the name tells.
         let passes = |name: &HeaderName| match name.as_str() {
+            "host" => host_goes_on,
             // What is said anew below, and what is between gateways.
-            "expect" | "host" | "x-request-id" | "x-forwarded-client-cert" | headers::REASON => {
-                false
-            }
+            "expect" | "x-request-id" | "x-forwarded-client-cert" | headers::REASON => false,
             name if headers::ends_at_hop(name) => false,
-            "traceparent" => self.made_trace.is_none() && !named.contains(name),
+            "traceparent" => trace.is_none() && !named.contains(name),
             // Of a trace that goes on, which one that we begin does not: that is never sampled.
             "tracestate" => {
-                self.made_trace.as_ref().is_none_or(headers::is_sampled) && !named.contains(name)
+                trace.is_none_or(|trace| headers::is_sampled(trace.parent().as_bytes()))
+                    && !named.contains(name)
             }
             headers::MIRROR => self.from_gateway && !named.contains(name),
             "via" => !to_peer && !named.contains(name),
@@ -737,21 +739,15 @@ impl Exchange {
             "content-length" => is_h2,
             _ => !named.contains(name),
         };
-        if !is_h2 {
-            // It was routed by the one host that it names (RFC 9112 §3.2.2: the target's wins).
-            match headers.get(header::HOST) {
-                Some(host) if self.head.uri.authority().is_none() => tell(&header::HOST, host),
-                Some(_) | None => {
-                    let authority = headers::authority(&self.head).unwrap_or_default();
-                    if let Ok(host) = HeaderValue::try_from(authority) {
-                        tell(&header::HOST, &host);
-                    }
-                }
+        if !is_h2 && !host_goes_on {
+            let authority = headers::authority(&self.head).unwrap_or_default();
+            if let Ok(host) = HeaderValue::try_from(authority) {
+                tell(&header::HOST, Said::Value(&host));
             }
         }
         for (name, value) in headers {
             if passes(name) {
-                tell(name, value);
+                tell(name, Said::Value(value));
             }
         }
         if !is_h2
@@ -759,35 +755,35 @@ impl Exchange {
             && headers::content_length(headers).is_some()
             && let Some(length) = headers.get(header::CONTENT_LENGTH)
         {
-            tell(&header::CONTENT_LENGTH, length);
+            tell(&header::CONTENT_LENGTH, Said::Value(length));
         }
         if has(Present::TE) && headers::takes_trailers(headers) {
             // gRPC needs it (RFC 9110 §10.1.4).
-            tell(&header::TE, &HeaderValue::from_static("trailers"));
+            tell(&header::TE, Said::Text(b"trailers"));
         }
         if splits_cookies
             && !named.contains(&header::COOKIE)
             && let Some(joined) = headers::joined_cookies(headers)
         {
-            tell(&header::COOKIE, &joined);
+            tell(&header::COOKIE, Said::Value(&joined));
         }
-        if let Some(made) = &self.made_trace {
-            tell(&TRACEPARENT, made);
+        if let Some(trace) = trace {
+            tell(&TRACEPARENT, trace.parent().into());
         }
-        tell(&headers::REQUEST_ID, &self.request_id);
+        tell(&headers::REQUEST_ID, (&self.ids.request).into());
         if let Some(caller) = &self.caller {
             // Whatever the caller sent, this is the one element that we vouch for.
             let credentials = self.context.worker.shared.credentials.load();
             if let Some(value) = headers::handed_on(credentials.id(), caller) {
-                tell(&headers::XFCC, &value);
+                tell(&headers::XFCC, Said::Value(&value));
             }
         }
         if to_peer {
             // Our word on where the request began is the first one that the peer reads.
-            tell(&header::VIA, &headers::via(self.head.version));
+            tell(&header::VIA, Said::Value(&headers::via(self.head.version)));
             if !named.contains(&header::VIA) {
                 for value in headers.get_all(header::VIA) {
-                    tell(&header::VIA, value);
+                    tell(&header::VIA, Said::Value(value));
                 }
             }
         }
@@ -805,7 +801,7 @@ impl Exchange {
             } else {
                 None
             },
-            trailers: headers.get_all(header::TRAILER),
+            headers,
             passing: self.head.extensions.get(),
         };
         turn.begin(asked, source.next_try(), gate, |out| {
@@ -922,7 +918,8 @@ impl Exchange {
         idle: Duration,
     ) -> Response<Outgoing> {
         let (mut head, incoming) = response.into_parts();
-        let present = Present::of(&head.headers);
+        let present = incoming.present();
+        let present = present.unwrap_or_else(|| Present::of(&head.headers));
         if present.has(Present::HOP_BY_HOP) {
             headers::remove_hop_by_hop(&mut head.headers);
         }
@@ -938,7 +935,7 @@ impl Exchange {
 
     /// Answers ourselves.
     pub(super) fn refuse(mut self, reason: Reason, detail: Option<String>) -> Response<Outgoing> {
-        let mut response = reply::reply(reason, &self.request_id, self.is_grpc);
+        let mut response = reply::reply(reason, &self.ids.request, self.is_grpc);
         if self.head.method == Method::HEAD {
             reply::drop_body(&mut response);
         }
@@ -1075,8 +1072,10 @@ impl Deadlines {
         let mut now = self.began;
         let mut waits = self.waits(source, now);
         let held = std::future::poll_fn(|cx| {
-            if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
-                return Poll::Ready(Ok(sent));
+            match unless_others_first(|| sending.as_mut().poll(cx)) {
+                Polled::Ready(sent) => return Poll::Ready(Ok(sent)),
+                Polled::OthersFirst => return Poll::Pending,
+                Polled::Pending => {}
             }
             loop {
                 let sleep = sleep.get_or_insert_with(|| Box::pin(sleep_until(waits.look)));
@@ -1162,7 +1161,7 @@ fn gateway_of<'a>(
     verified: &SpiffeId,
 ) -> Option<&'a Peer> {
     let snapshot = &published.snapshot;
-    let peer = snapshot.peer(peer_of(snapshot, context.source.ip(), verified)?);
+    let peer = snapshot.peer(peer_of(snapshot, context.origin.source.ip(), verified)?);
     peer.ids
         .iter()
         .any(|pattern| pattern.matches(verified))
@@ -1176,7 +1175,7 @@ fn caller_of(
     verified: &SpiffeId,
     claim: &Claim,
 ) -> (Option<SpiffeId>, bool) {
-    let from = context.source.ip();
+    let from = context.origin.source.ip();
     match evidence(&published.snapshot, from, verified, claim.id()) {
         Evidence::Asserted { id, .. } => (Some(id.clone()), true),
         Evidence::Verified(_) | Evidence::Network => {
@@ -1198,7 +1197,9 @@ fn failure_in(
         let agreed = asks_upgrade && headers::upgrades_to_websocket(headers);
         return (!agreed).then_some(Failure::Reset);
     }
-    let unavailable = Present::of(headers).has(Present::GRPC_STATUS)
+    let present = response.body().present();
+    let present = present.unwrap_or_else(|| Present::of(headers));
+    let unavailable = present.has(Present::GRPC_STATUS)
         && headers.get("grpc-status").is_some_and(|code| code == "14");
     if endpoint.peer.is_some() && (status == StatusCode::SERVICE_UNAVAILABLE || unavailable) {
         let why = headers.get(&ZEUGMA_REASON).map(HeaderValue::as_bytes);

@@ -35,11 +35,12 @@ impl Record {
         began: Instant,
     ) -> Self {
         let open = Open::Request(asked);
+        let origin = &context.origin;
         let registry = &context.worker.registry;
-        let listed = registry.list(Arc::clone(&context.listener), context.source, open);
+        let listed = registry.list(Arc::clone(&origin.listener), origin.source, open);
         listed.comes_by(context.entry.role());
-        if let Some(proxy) = &context.caller.proxy {
-            listed.comes_from(context.source, **proxy);
+        if let Some(proxy) = &origin.caller.proxy {
+            listed.comes_from(origin.source, **proxy);
         }
         if let Some(peer) = context.entry.peer() {
             listed.is_by(&peer);
