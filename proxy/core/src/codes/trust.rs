@@ -221,4 +221,32 @@ pub(super) const ENTRIES: &[Entry] = &[
         "The operator removed the file of a foreign trust domain's bundle in `stateDir` and sent SIGHUP. What was fetched of it does not count any more: its endpoint is asked again, and any sequence is taken that is not below that of the file of `bundle`.",
         "Nothing, if that was meant.",
     ),
+    entry(
+        "ZG0261",
+        "the Workload API fails",
+        &[Log],
+        "The agent of `svid.workloadApi` cannot be connected, does not answer, refuses (PermissionDenied: it issues no identity to this process), or ended its answer. What it gave last stays in use until it expires, and it is asked again, at most 10 s later.",
+        "Look at the reason: start the agent, let the gateway's user reach its socket, or register the gateway at it. SIGHUP has it asked at once.",
+    ),
+    entry(
+        "ZG0262",
+        "an answer of the Workload API is refused",
+        &[Log],
+        "Something that must be in it is missing or is not what it must be, its SVID is not of the gateway's `trustDomain`, or every peer would refuse that SVID. The last good answer stays in use, whole.",
+        "Look at the gateway's registration at its agent, and at `trustDomain`.",
+    ),
+    entry(
+        "ZG0263",
+        "the Workload API answers",
+        &[Log],
+        "It is the first answer, or the first after failures.",
+        "Nothing.",
+    ),
+    entry(
+        "ZG0264",
+        "the gateway waits for its first SVID",
+        &[Log],
+        "The Workload API of `svid.workloadApi` has given nothing since the start. The gateway accepts connections, refuses those that need its certificate, and is not ready.",
+        "Look at what is said of the Workload API beside this: the gateway goes on by itself when it answers.",
+    ),
 ];
