@@ -776,6 +776,23 @@ async fn a_successor_takes_over_once_its_agent_has_given_it_an_svid() {
     next.finish().await;
 }
 
+/// C4: whoever issues renews at half of a life; when a fifth is left, nobody does.
+#[tokio::test]
+async fn a_certificate_that_nobody_renews_is_told_of_before_it_expires() {
+    let world = World::new().await;
+    let minutes = time::Duration::minutes;
+    let domain = Domain::new("east.example");
+    domain.certify(&world.east, minutes(-90), minutes(10));
+    let agent = world.agent();
+    let gateway = world.start().await;
+    drop(agent);
+    let said = gateway.message("ZG0265").await;
+    assert!(said.contains("expires soon"), "{said}");
+    let (_, check) = world.command(&["check"]);
+    assert!(check.contains("(ZG1043)"), "{check}");
+    gateway.finish().await;
+}
+
 /// By TCP on the loopback interface, which the specification allows too.
 #[tokio::test]
 async fn an_agent_on_a_loopback_address_is_asked_as_one_on_a_socket() {

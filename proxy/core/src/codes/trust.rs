@@ -249,4 +249,11 @@ pub(super) const ENTRIES: &[Entry] = &[
         "The Workload API of `svid.workloadApi` has given nothing since the start. The gateway accepts connections, refuses those that need its certificate, and is not ready.",
         "Look at what is said of the Workload API beside this: the gateway goes on by itself when it answers.",
     ),
+    entry(
+        "ZG0265",
+        "the gateway's own certificate expires soon, or has expired",
+        &[Log],
+        "Less than a fifth of its life is left, and no newer one came. When it has expired every peer refuses the gateway.",
+        "Renew the files of `svid.files`, or see why the agent of `svid.workloadApi` gives no newer one.",
+    ),
 ];
