@@ -270,6 +270,10 @@ async fn terminate(
     let limit = shared.settings.limits.handshake_timeout;
     let deadline = limit.saturating_sub(visit.began.elapsed());
     let credentials = shared.credentials.load_full();
+    if credentials.id().is_none() {
+        visit.alert(stream.into_tcp(), Alert::InternalError).await;
+        return Err(Reason::NoIdentity);
+    }
     let session = match mtls::terminate(stream, &credentials, alpn, admit, deadline).await {
         Ok(session) => session,
         Err(error) => return Err(visit.refuse_session(error, &refused)),

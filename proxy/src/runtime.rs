@@ -36,6 +36,7 @@ use crate::federation::Federation;
 use crate::hash::Configured;
 use crate::http::flow::WindowBudget;
 use crate::http::pool::{Pool, SWEEPING};
+use crate::identity::WorkloadApi;
 use crate::journal::Journal;
 use crate::listener::{Accepted, Handed};
 use crate::listing::{self, Question};
@@ -148,6 +149,8 @@ pub(crate) struct Shared {
     pub(crate) names: ArcSwap<Names>,
     /// Bundles that are fetched.
     pub(crate) federation: Federation,
+    /// Where our SVID may come from.
+    pub(crate) workload_api: WorkloadApi,
     pub(crate) settings: GatewaySettings,
     pub(crate) metrics: Metrics,
     pub(crate) log: AccessLog,

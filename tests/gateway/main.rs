@@ -67,3 +67,4 @@ mod security_requests;
 mod security_revocation;
 mod security_scale;
 mod security_tls;
+mod security_workload;

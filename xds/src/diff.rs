@@ -15,6 +15,7 @@ use crate::CheckedGateway;
 use crate::meaning::meaning;
 use crate::settings::{
     AccessLogFormat, AdminAddress, BundleProfile, ForeignDomain, GatewaySettings, Limits, StateDir,
+    SvidFiles, SvidSource,
 };
 
 /// What one thing of a gateway says, by the name of its field.
@@ -213,6 +214,7 @@ fn of_settings(settings: &GatewaySettings, folder: &Path) -> Fields {
         trust_domain,
         locality,
         svid,
+        domains,
         admin,
         admin_token,
         probes,
@@ -239,7 +241,7 @@ fn of_settings(settings: &GatewaySettings, folder: &Path) -> Fields {
             .to_string()
     };
     let given = |written: Option<&PathBuf>| maybe(written.map(|written| path(written)));
-    let domains = svid.domains.iter().map(|foreign| of_domain(foreign, path));
+    let domains = domains.iter().map(|foreign| of_domain(foreign, path));
     let access_log = match access_log {
         AccessLogFormat::Json => "json",
         AccessLogFormat::Text => "text",
@@ -253,15 +255,10 @@ fn of_settings(settings: &GatewaySettings, folder: &Path) -> Fields {
         StateDir::Given(folder) => Some(path(folder)),
         StateDir::Default => None,
     };
-    Fields::from([
+    let mut fields = Fields::from([
         ("cluster", one(cluster)),
         ("trustDomain", one(trust_domain)),
         ("locality", one(locality)),
-        ("svid.files.certificate", one(path(&svid.certificate))),
-        ("svid.files.key", one(path(&svid.key))),
-        ("svid.files.bundles", one(path(&svid.bundles))),
-        ("svid.files.crls", given(svid.crls.as_ref())),
-        ("svid.files.denied", given(svid.denied.as_ref())),
         ("trusted domains", domains.collect()),
         ("admin", maybe(admin)),
         ("adminToken", given(admin_token.as_ref())),
@@ -282,6 +279,23 @@ fn of_settings(settings: &GatewaySettings, folder: &Path) -> Fields {
         ("accessLog.format", one(access_log)),
         ("drain.delay", one(duration(drain.delay))),
         ("drain.timeout", one(duration(drain.timeout))),
+    ]);
+    fields.extend(of_svid(svid, path));
+    fields
+}
+
+fn of_svid(svid: &SvidSource, path: impl Fn(&Path) -> String) -> Fields {
+    let of = |written: fn(&SvidFiles) -> Option<&PathBuf>| {
+        let written = svid.files().and_then(written);
+        maybe(written.map(|written| path(written)))
+    };
+    Fields::from([
+        ("svid.files.certificate", of(|one| Some(&one.certificate))),
+        ("svid.files.key", of(|one| Some(&one.key))),
+        ("svid.files.bundles", of(|one| Some(&one.bundles))),
+        ("svid.files.crls", of(|one| one.crls.as_ref())),
+        ("svid.files.denied", of(|one| one.denied.as_ref())),
+        ("svid.workloadApi", maybe(svid.workload_api())),
     ])
 }
 

@@ -99,6 +99,7 @@ reasons! {
     RevocationUnknown, Some("ZG0313"), "revocation-unknown", "-", Operator, "the CRL of the caller's trust domain is out of date for too long";
     AnchorRemoved, Some("ZG0314"), "anchor-removed", "-", Operator, "the caller's certificate was verified by an anchor that the bundle no longer has";
     UpstreamRefused, Some("ZG0315"), "upstream-refused", "UC", Operator, "the endpoint's certificate or identity is not accepted any more";
+    NoIdentity, Some("ZG0319"), "no-identity", "-", Operator, "the gateway has no SVID yet: its Workload API has given none";
     NoLocalEndpoint, Some("ZG0412"), "no-local-endpoint", "UH", Upstream, "no healthy endpoint in this cluster";
     NoHealthyEndpoint, Some("ZG0413"), "no-healthy-endpoint", "UH", Upstream, "no healthy endpoint anywhere";
     ConnectFailed, Some("ZG0414"), "connect-failed", "UF", Upstream, "no endpoint could be connected";

@@ -23,7 +23,6 @@ use crate::journal::{Event, Journal};
 use crate::listing::{self, ENTRIES_MAX, Wanted};
 use crate::resolve::Names;
 use crate::runtime::{Published, Shared};
-use crate::tls::Credentials;
 
 /// What the documents' form is called; a field may be added under the same name.
 const VERSION: &str = "api.zeugma.dev/v1";
@@ -304,13 +303,14 @@ fn moved(event: &Event) -> Option<&str> {
 async fn identities(State(shared): State<Arc<Shared>>) -> Response {
     beside(move || {
         let published = shared.published.load_full();
-        let content = identities_json(&shared.credentials.load());
+        let content = identities_json(&shared);
         document(&published, "identities", content)
     })
     .await
 }
 
-pub(super) fn identities_json(credentials: &Credentials) -> Value {
+pub(super) fn identities_json(shared: &Shared) -> Value {
+    let credentials = shared.credentials.load();
     let due: BTreeMap<&str, i64> = (credentials.crls().due())
         .map(|(domain, due)| (domain.as_str(), due))
         .collect();
@@ -335,17 +335,20 @@ pub(super) fn identities_json(credentials: &Credentials) -> Value {
             })
         })
         .collect();
-    let own = credentials.own();
-    json!({
-        "own": {
+    let own = credentials.own().map(|own| {
+        json!({
             "spiffe_id": own.id.as_str(),
             "serials": own.serials.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "anchor": hex(&own.anchor),
-            "not_before": moment(credentials.not_before()),
-            "not_after": moment(credentials.not_after()),
+            "not_before": credentials.not_before().map(moment),
+            "not_after": credentials.not_after().map(moment),
             "path_not_after": moment(own.not_after),
             "generation": credentials.generation(),
-        },
+        })
+    });
+    json!({
+        "own": own,
+        "workload_api": shared.workload_api.to_json(),
         "bundles": bundles,
         "verified_chains": credentials.cached_chains(),
     })
@@ -366,6 +369,8 @@ async fn findings(State(shared): State<Arc<Shared>>) -> Response {
     if let Some(list) = found.as_array_mut() {
         list.extend(shared.names.load().findings());
         list.extend(shared.federation.findings());
+        let has_svid = shared.credentials.load().id().is_some();
+        list.extend(shared.workload_api.findings(has_svid));
     }
     document(&published, "findings", found)
 }

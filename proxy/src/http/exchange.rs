@@ -774,7 +774,8 @@ impl Exchange {
         if let Some(caller) = &self.caller {
             // Whatever the caller sent, this is the one element that we vouch for.
             let credentials = self.context.worker.shared.credentials.load();
-            if let Some(value) = headers::handed_on(credentials.id(), caller) {
+            let us = credentials.id();
+            if let Some(value) = us.and_then(|us| headers::handed_on(us, caller)) {
                 tell(&headers::XFCC, Said::Value(&value));
             }
         }

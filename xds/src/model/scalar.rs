@@ -20,6 +20,7 @@ use zeugma_core::names::{Host, HostPattern};
 use zeugma_core::snapshot::{Failure, PathPattern};
 
 use crate::bundle_url::BundleUrl;
+use crate::workload_address::WorkloadAddress;
 
 /// A type with one textual form.
 pub(crate) trait FromText: Sized {
@@ -235,6 +236,16 @@ impl FromText for SpiffeId {
 impl FromText for BundleUrl {
     const FORM: &'static str = "a URL such as `https://acme.example/bundle`";
     const EXAMPLE: &'static str = "https://acme.example/bundle";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        Self::parse(text)
+    }
+}
+
+impl FromText for WorkloadAddress {
+    const FORM: &'static str =
+        "`unix://` and an absolute path, or `tcp://` and a loopback address with a port";
+    const EXAMPLE: &'static str = "unix:///run/zeugma/workload.sock";
 
     fn from_text(text: &str) -> Result<Self, String> {
         Self::parse(text)
