@@ -23,7 +23,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize};
-use zeugma_core::engine::{Arrival, Decision, Request, Wants, decide};
+use zeugma_core::engine::{Arrival, Decision, Headers, Request, Wants, decide};
 use zeugma_core::hello::{ClientHello, HelloProgress, parse};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::plan;
@@ -378,6 +378,7 @@ impl World<'_> {
                 authority: WEB,
                 method: "GET",
                 path: "/item",
+                headers: Headers::NONE,
             }),
         };
         let load = |_| 0;

@@ -18,6 +18,7 @@ use zeugma_core::verdict::Reason;
 use zeugma_xds::AccessLogFormat;
 
 use crate::http::headers::Trace;
+use crate::http::ruled::Ruled;
 use crate::tap::Taps;
 
 /// Lines waiting to be written; more are dropped and counted.
@@ -109,6 +110,8 @@ pub(crate) struct RequestFacts {
     pub(crate) version: &'static str,
     pub(crate) status: u16,
     pub(crate) attempts: u32,
+    /// The rule that it is for, where its route has some.
+    pub(crate) ruled: Option<Ruled>,
     /// How what it came by stands in a line: shared by the requests of a connection.
     pub(crate) origin: Rc<Stretch>,
 }
@@ -174,6 +177,10 @@ impl Closed {
             line.known(r#","http.version":"#, request.version);
             line.number(r#","http.status":"#, u64::from(request.status));
             line.number(r#","attempts":"#, u64::from(request.attempts));
+            if let Some(ruled) = &request.ruled {
+                line.text(r#","http.rule":"#, ruled.label());
+                line.text(r#","http.split":"#, ruled.part().map(|part| &*part.label));
+            }
         }
         line.known(r#","verdict":"#, self.reason.label());
         // Not of what went well: its line is the one that is written most.
@@ -654,6 +661,7 @@ mod tests {
                 version: "HTTP/2",
                 status: 200,
                 attempts: 3,
+                ruled: None,
                 origin: Rc::default(),
             }),
             detail: Some("line\r\nbreak".to_owned()),

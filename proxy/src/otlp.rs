@@ -349,6 +349,7 @@ mod tests {
                 version: "HTTP/1.1",
                 status: 503,
                 attempts: 2,
+                ruled: None,
                 origin: std::rc::Rc::default(),
             }),
             reason: Reason::NoHealthyEndpoint,

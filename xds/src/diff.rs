@@ -5,6 +5,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use zeugma_core::rules::{
+    Field, HeaderChanges, HttpRule, Match, PathMatch, RuleRetries, RuleTimeouts, Rules,
+};
 use zeugma_core::snapshot::{
     ActiveKind, Cluster, ClusterPolicy, Endpoint, EndpointTls, Export, Failover, Failure,
     HttpVersion, Listener, Mirror, PassiveCheck, Peer, PeerIx, PolicyMode, Retries, Role, Rule,
@@ -360,6 +363,7 @@ fn of_service(snapshot: &Snapshot, service: &Service) -> Fields {
         policy,
         export,
         mirrors,
+        rules: http_rules,
         position: _,
     } = service;
     let peers = |peers: &[PeerIx]| {
@@ -391,6 +395,7 @@ fn of_service(snapshot: &Snapshot, service: &Service) -> Fields {
             },
         ),
         ("mirror", mirrors.collect()),
+        ("rules", of_http_rules(http_rules.as_deref())),
         ("endpoints", of_endpoints(cluster)),
     ]);
     of_policy(&cluster.policy, &mut fields);
@@ -422,6 +427,116 @@ fn of_rule(snapshot: &Snapshot, rule: &Rule) -> String {
         list("at", paths.iter().map(ToString::to_string).collect()),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// Each rule with what it matches and does. Which endpoints its parts have is said of their backends.
+fn of_http_rules(rules: Option<&Rules>) -> BTreeSet<String> {
+    let list = rules.iter().flat_map(|rules| &rules.list).enumerate();
+    list.map(|(nth, rule)| {
+        let wanted = rules.iter().flat_map(|rules| &rules.matches);
+        let wanted = wanted.filter(|one| one.rule == nth).map(of_match);
+        let wanted: Vec<_> = wanted.collect();
+        [wanted.join(" or "), of_http_rule(nth, rule)].concat()
+    })
+    .collect()
+}
+
+fn of_match(one: &Match) -> String {
+    let Match {
+        rule: _,
+        path,
+        method,
+        headers,
+        query,
+    } = one;
+    let fields = |fields: &[Field], sign: &str| -> Vec<String> {
+        let texts = fields
+            .iter()
+            .map(|field| format!("{}{sign}{}", field.name, field.value));
+        texts.collect()
+    };
+    let path = match path {
+        PathMatch::Any => None,
+        PathMatch::Exact(path) => Some(path.to_string()),
+        PathMatch::Prefix(prefix) => Some(format!("{prefix}/*")),
+    };
+    let parts: Vec<String> = (method.iter().map(ToString::to_string).chain(path))
+        .chain(fields(query, "="))
+        .chain(fields(headers, ": "))
+        .collect();
+    if parts.is_empty() {
+        "all".to_owned()
+    } else {
+        parts.join(" ")
+    }
+}
+
+fn of_http_rule(nth: usize, rule: &HttpRule) -> String {
+    let HttpRule {
+        label,
+        split,
+        timeouts: RuleTimeouts {
+            response_headers,
+            per_try,
+        },
+        retries:
+            RuleRetries {
+                attempts,
+                on,
+                any_method,
+            },
+        request,
+        response,
+        position: _,
+    } = rule;
+    let mut text = String::new();
+    let mut add = |what: &str, value: String| {
+        text += &format!(", {what} {value}");
+    };
+    if *nth.to_string() != **label {
+        add("name", label.to_string());
+    }
+    if let Some(split) = split {
+        let parts = split
+            .iter()
+            .map(|part| format!("{} of {}", part.weight, part.label));
+        add("split", parts.collect::<Vec<_>>().join(" and "));
+    }
+    if let Some(limit) = response_headers {
+        add("timeouts.responseHeaders", duration(*limit));
+    }
+    if let Some(limit) = per_try {
+        add("timeouts.perTry", limit.map_or("none".to_owned(), duration));
+    }
+    if let Some(attempts) = attempts {
+        add("retries.attempts", attempts.to_string());
+    }
+    if let Some(on) = on {
+        let on = on.iter().map(|failure| crate::compile::cause(*failure));
+        add("retries.on", on.collect::<Vec<_>>().join(" "));
+    }
+    if let Some(any) = any_method {
+        add("retries.any", any.to_string());
+    }
+    for (way, changes) in [("request", request), ("response", response)] {
+        let HeaderChanges {
+            set,
+            add: more,
+            remove,
+        } = changes;
+        for (kind, fields) in [("set", set), ("add", more)] {
+            for field in fields {
+                add(
+                    &format!("{way} {kind}"),
+                    format!("{}: {}", field.name, field.value),
+                );
+            }
+        }
+        for name in remove {
+            add(&format!("{way} remove"), name.to_string());
+        }
+    }
+    text
 }
 
 fn of_mirror(snapshot: &Snapshot, mirror: &Mirror) -> String {
