@@ -314,7 +314,7 @@ impl Metrics {
         );
         r.register(
             "rule_requests",
-            "Requests of routes with rules, by rule and part of its split; without a rule those refused",
+            "Requests of routes with rules, by rule and the part of its split drawn for them; without a rule those refused",
             self.ruled.clone(),
         );
         r.register(

@@ -304,7 +304,11 @@ fn to_parts(parts: &[PartMeta], scope: Scope) -> route::route_action::ClusterSpe
             })
         })
         .collect();
-    if clusters.is_empty() {
+    // Envoy takes no weights that are 0 together.
+    let has_weight = |one: &route::weighted_cluster::ClusterWeight| {
+        one.weight.is_some_and(|weight| weight.value > 0)
+    };
+    if !clusters.iter().any(has_weight) {
         return ClusterSpecifier::Cluster(NOTHING.to_owned());
     }
     ClusterSpecifier::WeightedClusters(route::WeightedCluster {

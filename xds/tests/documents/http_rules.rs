@@ -133,7 +133,7 @@ fn what_is_wrong_with_rules_is_said_where_it_stands() {
             matched("{ query: { '': a } }"),
             B,
             "[0].matches[0].query",
-            "without a name",
+            "1 to 1024 characters",
         ),
         (split("[]"), M, "[0].split", "the list is empty"),
         (

@@ -20,6 +20,9 @@ pub(crate) fn full() -> String {
     passive: {consecutive: 9, on: [reset, 500], errorRate: {over: 25%, requests: 40}, eject: 2s, maxEjected: 50%, keepAtLeast: 2}},
   timeouts: {connect: 250ms, responseHeaders: 4s, idle: 2m, perTry: none},
   retries: {attempts: 4, on: [timeout, 429], budget: 12.5%, buffer: 1MiB, any: true}, limits: {pending: 7, requests: 9},
+  rules: [{name: rest}, {matches: [{path: {prefix: /v1}, method: GET, headers: {x-beta: "1"}, query: {q: "2"}}, {grpc: {service: shop.Orders, method: Get}}, {path: {exact: /a}}],
+    split: [{backends: [a, west], weight: 9}, {backends: [west]}], timeouts: {responseHeaders: 1s, perTry: none}, retries: {attempts: 1, on: [503, internal], any: true},
+    headers: {request: {set: {x-a: b}, add: {x-c: d}, remove: [x-e]}, response: {add: {x-f: g}}}}],
   allow: [{from: ["spiffe://east.example/ns/shop/*"], methods: [GET], paths: ["/v1/*"]}, {listeners: [apps], sources: ["10.0.0.0/8"]}],
   deny: [{sources: ["10.9.0.0/16"]}], export: {to: [west]}"#,
     )

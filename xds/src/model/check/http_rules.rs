@@ -19,6 +19,8 @@ const RULES_MAX: usize = 64;
 const MATCHES_MAX: usize = 16;
 /// Headers, and query parameters, of one match.
 const FIELDS_MAX: usize = 16;
+/// What Envoy takes as the name of a query parameter.
+const QUERY_NAME_BYTES_MAX: usize = 1024;
 /// Headers that are set, added or removed.
 const CHANGES_MAX: usize = 32;
 /// The largest weight of a part.
@@ -144,12 +146,13 @@ fn one_match(check: &mut Checker<'_, MeshRoute>, one: &MatchSpec, path: &str) {
     if let Some(query) = &one.query {
         let path = format!("{path}.query");
         at_most(check, &path, "query parameters", query.len(), FIELDS_MAX);
-        if query.contains_key("") {
+        let is_name = |name: &String| (1..=QUERY_NAME_BYTES_MAX).contains(&name.len());
+        if !query.keys().all(is_name) {
             check.key(
                 Code::BadValue,
                 &path,
-                "a query parameter without a name".to_owned(),
-                "write its name",
+                format!("a name has 1 to {QUERY_NAME_BYTES_MAX} characters"),
+                "write the name as it is sent, its escapes undone",
             );
         }
     }
