@@ -2,10 +2,13 @@
 
 use bytes::Bytes;
 use http::{Request, Response};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 
-use crate::data_client::{Answer, Client, Wire, call};
+use crate::data_client::{Answer, Client, Wire, call, read_head};
 use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route};
-use crate::data_services::{AnyBody, HttpService, Mode};
+use crate::data_protocols::talk;
+use crate::data_services::{AnyBody, HttpService, Mode, Refusing};
 use crate::mesh::{Service, eventually, full};
 
 const RULED: &str = "zeugma_rule_requests_total";
@@ -419,5 +422,64 @@ async fn a_reload_changes_rules_under_an_open_connection() {
         .message("no backend of this route is called `nobody`")
         .await;
     assert_eq!(h1.get(HELLO, "/").await.unwrap().text(), "one");
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn a_websocket_is_led_by_a_rule_as_the_get_it_begins_as() {
+    let (rest, talks) = (HttpService::start("rest"), HttpService::start("talks"));
+    let dead = Refusing::new();
+    let backends = [
+        backend("rest", &rest),
+        backend("talks", &talks),
+        format!("{{ name: dead, {} }}", endpoints(&[dead.address])),
+    ];
+    // Nearly always the dead part first, which nobody is told of.
+    let rules = "{ split: [{ backends: [rest] }] }, \
+        { matches: [{ method: GET, path: { prefix: /switch } }], \
+          split: [{ backends: [dead], weight: 1000000 }, { backends: [talks] }], \
+          headers: { request: { set: { x-led: '1' } }, response: { set: { x-back: '1' } } } }";
+    let gateway = Gateway::alone(&hello(&backends, rules)).await;
+    assert_eq!(talk(gateway.apps()).await, "echo:hello:end");
+    let mut tcp = TcpStream::connect(gateway.apps()).await.unwrap();
+    let head = format!(
+        "GET /switch HTTP/1.1\r\nhost: {HELLO}\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    tcp.write_all(head.as_bytes()).await.unwrap();
+    let answer = read_head(&mut tcp).await.unwrap().to_lowercase();
+    assert!(answer.starts_with("http/1.1 101 "), "{answer}");
+    assert!(answer.contains("x-back: 1"), "{answer}");
+    drop(tcp);
+    assert!(talks.seen().iter().all(|one| one.header("x-led") == "1"));
+    assert_eq!((talks.hits(), rest.hits()), (2, 0));
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn a_split_to_another_route_is_held_to_the_limits_of_that_route() {
+    let (stable, canary) = (HttpService::start("stable"), HttpService::start("canary"));
+    canary.set(Mode::Hang);
+    let to_canary = near_route(
+        "canary",
+        &[
+            &format!("backends: [{}]", backend("c", &canary)),
+            "limits: { requests: 1 }",
+        ],
+    );
+    let rules = "{ matches: [{ path: { exact: /c } }], split: [{ route: demo/canary }] }, \
+        { split: [{ backends: [s] }] }";
+    let route = hello(&[backend("s", &stable)], rules);
+    let gateway = Gateway::alone(&format!("{route}{to_canary}")).await;
+    let mut first = Client::connect(gateway.apps(), &Wire::H2).await.unwrap();
+    let held = tokio::spawn(async move { first.get(HELLO, "/c").await });
+    canary.arrived(1).await;
+    let mut client = Client::connect(gateway.apps(), &Wire::H2).await.unwrap();
+    let shed = client.get(HELLO, "/c").await.unwrap();
+    assert_eq!(shed.status, 503);
+    let line = gateway.request(shed.header("x-request-id")).await;
+    assert_eq!(line["verdict"], "request-limit");
+    assert_eq!(client.get(HELLO, "/").await.unwrap().text(), "stable");
+    held.abort();
     gateway.process.finish().await;
 }

@@ -5,9 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use zeugma_core::rules::{
-    Field, HeaderChanges, HttpRule, Match, PathMatch, RuleRetries, RuleTimeouts, Rules,
-};
+use zeugma_core::rules::{HeaderChanges, HttpRule, RuleRetries, RuleTimeouts, Rules};
 use zeugma_core::snapshot::{
     ActiveKind, Cluster, ClusterPolicy, Endpoint, EndpointTls, Export, Failover, Failure,
     HttpVersion, Listener, Mirror, PassiveCheck, Peer, PeerIx, PolicyMode, Retries, Role, Rule,
@@ -15,7 +13,7 @@ use zeugma_core::snapshot::{
 };
 
 use crate::CheckedGateway;
-use crate::meaning::meaning;
+use crate::meaning::{match_text, meaning};
 use crate::settings::{
     AccessLogFormat, AdminAddress, BundleProfile, ForeignDomain, GatewaySettings, Limits, StateDir,
 };
@@ -434,41 +432,11 @@ fn of_http_rules(rules: Option<&Rules>) -> BTreeSet<String> {
     let list = rules.iter().flat_map(|rules| &rules.list).enumerate();
     list.map(|(nth, rule)| {
         let wanted = rules.iter().flat_map(|rules| &rules.matches);
-        let wanted = wanted.filter(|one| one.rule == nth).map(of_match);
+        let wanted = wanted.filter(|one| one.rule == nth).map(match_text);
         let wanted: Vec<_> = wanted.collect();
         [wanted.join(" or "), of_http_rule(nth, rule)].concat()
     })
     .collect()
-}
-
-fn of_match(one: &Match) -> String {
-    let Match {
-        rule: _,
-        path,
-        method,
-        headers,
-        query,
-    } = one;
-    let fields = |fields: &[Field], sign: &str| -> Vec<String> {
-        let texts = fields
-            .iter()
-            .map(|field| format!("{}{sign}{}", field.name, field.value));
-        texts.collect()
-    };
-    let path = match path {
-        PathMatch::Any => None,
-        PathMatch::Exact(path) => Some(path.to_string()),
-        PathMatch::Prefix(prefix) => Some(format!("{prefix}/*")),
-    };
-    let parts: Vec<String> = (method.iter().map(ToString::to_string).chain(path))
-        .chain(fields(query, "="))
-        .chain(fields(headers, ": "))
-        .collect();
-    if parts.is_empty() {
-        "all".to_owned()
-    } else {
-        parts.join(" ")
-    }
 }
 
 fn of_http_rule(nth: usize, rule: &HttpRule) -> String {
