@@ -6,10 +6,10 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use crate::data_client::{Answer, Client, Wire, call, read_head};
-use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route};
+use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route, statuses};
 use crate::data_protocols::talk;
 use crate::data_services::{AnyBody, HttpService, Mode, Refusing};
-use crate::mesh::{Service, eventually, full};
+use crate::mesh::{Cluster, Identity, Service, collect, empty, eventually, full, h2, within};
 
 const RULED: &str = "zeugma_rule_requests_total";
 /// The host of the route `canary` in `demo`.
@@ -481,5 +481,72 @@ async fn a_split_to_another_route_is_held_to_the_limits_of_that_route() {
     assert_eq!(line["verdict"], "request-limit");
     assert_eq!(client.get(HELLO, "/").await.unwrap().text(), "stable");
     held.abort();
+    gateway.process.finish().await;
+}
+
+/// A request inside mTLS to a mesh listener.
+async fn inside(to: &Cluster, caller: &Identity, path: &str) -> (u16, String) {
+    let dialled = caller.dial(to.mesh, HELLO, &[b"h2"]);
+    let stream = within("a handshake", dialled).await.unwrap();
+    let request = Request::get(format!("http://{HELLO}{path}"));
+    let mut sender = h2(stream).await;
+    let sent = sender.send_request(request.body(empty()).unwrap());
+    let reply = collect(within("a response", sent).await.unwrap()).await;
+    (reply.status, reply.text())
+}
+
+#[tokio::test]
+async fn at_a_mesh_listener_rules_are_for_workloads_and_lead_to_own_backends_alone() {
+    let (a, b) = (HttpService::start("a"), HttpService::start("b"));
+    let (east, mut west) = (Cluster::new("east"), Cluster::new("west"));
+    east.meet(&west);
+    let backends = format!(
+        "backends: [{}, {}, {{ peer: west }}]",
+        backend("a", &a),
+        backend("b", &b)
+    );
+    let rules = "rules: [{ matches: [{ path: { prefix: /v1 } }], \
+            split: [{ backends: [west], weight: 1000000 }, { backends: [a] }] }, \
+        { matches: [{ path: { prefix: /v2 } }], split: [{ backends: [west] }] }]";
+    let gateway = Gateway::of(east, &http_route("hello", &[&backends, rules])).await;
+    let cart = west.identity("ns/shop/sa/cart");
+    for (path, expected) in [("/v1", 200), ("/v2", 503), ("/x", 404)] {
+        let (status, text) = inside(&gateway.cluster, &cart, path).await;
+        assert_eq!(status, expected, "{path}: {text}");
+        assert!(status != 200 || text == "a", "{path}: {text}");
+    }
+    let by = west.gateway_identity();
+    for path in ["/v1", "/v2", "/x"] {
+        let (status, text) = inside(&gateway.cluster, &by, path).await;
+        assert_eq!(status, 200, "{path}: {text}");
+    }
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn what_was_ejected_is_not_tried_while_another_part_is_healthy() {
+    let (stable, canary) = (HttpService::start("stable"), HttpService::start("canary"));
+    let backends = format!("backends: [{}]", backend("c", &canary));
+    let health = "health: { passive: { keepAtLeast: 0, eject: 1h } }";
+    let to_canary = near_route("canary", &[&backends, health]);
+    let rules = "{ split: [{ route: demo/canary, weight: 9 }, { backends: [s] }] }";
+    let route = hello(&[backend("s", &stable)], rules);
+    let gateway = Gateway::alone(&format!("{route}{to_canary}")).await;
+    canary.kill().await;
+    let mut client = Client::connect(gateway.apps(), &Wire::H2).await.unwrap();
+    for _ in 0..40 {
+        assert_eq!(client.get(HELLO, "/").await.unwrap().text(), "stable");
+    }
+    let is_out = |shares: &serde_json::Value| statuses(shares) == ["ejected"];
+    gateway
+        .until("demo/canary", "the canary to be ejected", is_out)
+        .await;
+    let tried = [("destination_service", "demo/canary")];
+    let before = gateway.counted("zeugma_attempts_total", &tried).await;
+    for _ in 0..40 {
+        assert_eq!(client.get(HELLO, "/").await.unwrap().text(), "stable");
+    }
+    let after = gateway.counted("zeugma_attempts_total", &tried).await;
+    assert_eq!((before > 0.0, after), (true, before));
     gateway.process.finish().await;
 }

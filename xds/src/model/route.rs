@@ -481,6 +481,8 @@ pub(crate) struct PartSpec {
     pub backends: Option<Vec<Text<Name>>>,
     /// Another http route, `namespace/name`, with its own backends, failover, timeouts, retries and
     /// limits. Its `rules`, `mirror`, `allow` and `export` are not asked: the request was let in here.
+    /// The only endpoint of a route is not ejected unless its `health.passive.keepAtLeast` is 0: a
+    /// request tries it before it goes to another part.
     pub route: Option<Text<Reference>>,
     /// Its share of the requests relative to the other parts. Default 1; 0 to 1000000.
     #[serde(default, deserialize_with = "whole_or_none")]
