@@ -19,6 +19,7 @@ use zeugma_xds::AccessLogFormat;
 
 use crate::http::Routed;
 use crate::http::headers::{Id, Ids};
+use crate::http::ruled::Ruled;
 use crate::tap::Taps;
 
 /// Lines waiting to be written; more are dropped and counted.
@@ -119,6 +120,8 @@ pub(crate) struct RequestFacts {
     pub(crate) version: &'static str,
     pub(crate) status: u16,
     pub(crate) attempts: u32,
+    /// The rule that it is for, where its route has some.
+    pub(crate) ruled: Option<Ruled>,
 }
 
 /// A part of a line that is written once and kept.
@@ -192,6 +195,10 @@ impl Closed {
             // RFC 9110 §5.6.2: a token holds nothing that needs escaping.
             line.known(r#","http.method":"#, request.method.as_str());
             line.text(r#","http.path":"#, request.asked.1.path());
+            if let Some(ruled) = &request.ruled {
+                line.text(r#","http.rule":"#, ruled.label());
+                line.text(r#","http.split":"#, ruled.part().map(|part| &*part.label));
+            }
         }
         line.ending(self);
         line.text(r#","policy.rule":"#, self.rule.as_deref());
@@ -733,6 +740,7 @@ mod tests {
                 version: "HTTP/2",
                 status: 200,
                 attempts: 3,
+                ruled: None,
             }),
             detail: Some("line\r\nbreak".to_owned()),
             rule: Some("a.yaml:7".into()),

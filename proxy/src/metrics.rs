@@ -109,6 +109,13 @@ struct Taken {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RuledBy {
+    destination_service: Arc<str>,
+    rule: Arc<str>,
+    part: Arc<str>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Retried {
     destination_service: String,
     cause: String,
@@ -191,6 +198,8 @@ pub(crate) struct Metrics {
     registry: Registry,
     /// What stands for the service of a connection that named none.
     unknown: Arc<str>,
+    /// What stands where there is no rule, or no split.
+    nothing: Arc<str>,
     connections: Family<Ended, Counter>,
     requests: Family<Answered, Counter>,
     open: Family<ByListener, Gauge>,
@@ -203,6 +212,7 @@ pub(crate) struct Metrics {
     sent: Family<ByListener, Counter>,
     received: Family<ByListener, Counter>,
     attempts: Family<Taken, Counter>,
+    ruled: Family<RuledBy, Counter>,
     retries: Family<Retried, Counter>,
     refused: Family<Refused, Counter>,
     audited: Family<Audited, Counter>,
@@ -231,6 +241,7 @@ impl Metrics {
         let mut this = Self {
             registry: Registry::with_prefix("zeugma"),
             unknown: "unknown".into(),
+            nothing: "".into(),
             connections: Family::default(),
             requests: Family::default(),
             open: Family::default(),
@@ -243,6 +254,7 @@ impl Metrics {
             sent: Family::default(),
             received: Family::default(),
             attempts: Family::default(),
+            ruled: Family::default(),
             retries: Family::default(),
             refused: Family::default(),
             audited: Family::default(),
@@ -299,6 +311,11 @@ impl Metrics {
             "attempts",
             "Attempts at endpoints, by why the endpoint was chosen",
             self.attempts.clone(),
+        );
+        r.register(
+            "rule_requests",
+            "Requests of routes with rules, by rule and the part of its split drawn for them; without a rule those refused",
+            self.ruled.clone(),
         );
         r.register(
             "retries",
@@ -617,6 +634,22 @@ impl Metrics {
         });
     }
 
+    /// Counts a request of a service with rules, by what chose where it goes.
+    pub(crate) fn ruled(
+        &self,
+        service: &Arc<str>,
+        rule: Option<&Arc<str>>,
+        part: Option<&Arc<str>>,
+    ) {
+        self.ruled
+            .get_or_create(&RuledBy {
+                destination_service: Arc::clone(service),
+                rule: Arc::clone(rule.unwrap_or(&self.nothing)),
+                part: Arc::clone(part.unwrap_or(&self.nothing)),
+            })
+            .inc();
+    }
+
     pub(crate) fn retried(&self, service: &str, cause: &str) {
         self.retries
             .get_or_create(&Retried {
@@ -918,6 +951,7 @@ mod tests {
                 version: "HTTP/1.1",
                 status,
                 attempts: 1,
+                ruled: None,
             }),
             reason: Reason::Completed,
             detail: None,
@@ -1011,6 +1045,7 @@ mod tests {
         metrics.entered_worker(0);
         metrics.accept_failed(&apps);
         metrics.attempt(&service, &apps, 0, "local", &Latest::default());
+        metrics.ruled(&service, Some(&apps), None);
         metrics.retried("shop/a", "reset");
         metrics.certificate_refused("upstream", "L1");
         metrics.mirrored("shop/a", "shop/b", "sent");

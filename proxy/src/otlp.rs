@@ -362,6 +362,7 @@ mod tests {
                 version: "HTTP/1.1",
                 status: 503,
                 attempts: 2,
+                ruled: None,
             }),
             reason: Reason::NoHealthyEndpoint,
             detail: None,

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use zeugma_core::rules::{HeaderChanges, HttpRule, RuleRetries, RuleTimeouts, Rules};
 use zeugma_core::snapshot::{
     ActiveKind, Cluster, ClusterPolicy, Endpoint, EndpointTls, Export, Failover, Failure,
     HttpVersion, Listener, Mirror, PassiveCheck, Peer, PeerIx, PolicyMode, Retries, Role, Rule,
@@ -12,7 +13,7 @@ use zeugma_core::snapshot::{
 };
 
 use crate::CheckedGateway;
-use crate::meaning::meaning;
+use crate::meaning::{match_text, meaning};
 use crate::settings::{
     AccessLogFormat, AdminAddress, BundleProfile, ForeignDomain, GatewaySettings, Limits, StateDir,
     SvidFiles, SvidSource,
@@ -374,6 +375,7 @@ fn of_service(snapshot: &Snapshot, service: &Service) -> Fields {
         policy,
         export,
         mirrors,
+        rules: http_rules,
         position: _,
     } = service;
     let peers = |peers: &[PeerIx]| {
@@ -405,6 +407,7 @@ fn of_service(snapshot: &Snapshot, service: &Service) -> Fields {
             },
         ),
         ("mirror", mirrors.collect()),
+        ("rules", of_http_rules(http_rules.as_deref())),
         ("endpoints", of_endpoints(cluster)),
     ]);
     of_policy(&cluster.policy, &mut fields);
@@ -436,6 +439,86 @@ fn of_rule(snapshot: &Snapshot, rule: &Rule) -> String {
         list("at", paths.iter().map(ToString::to_string).collect()),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// Each rule with what it matches and does. Which endpoints its parts have is said of their backends.
+fn of_http_rules(rules: Option<&Rules>) -> BTreeSet<String> {
+    let list = rules.iter().flat_map(|rules| &rules.list).enumerate();
+    list.map(|(nth, rule)| {
+        let wanted = rules.iter().flat_map(|rules| &rules.matches);
+        let wanted = wanted.filter(|one| one.rule == nth).map(match_text);
+        let wanted: Vec<_> = wanted.collect();
+        [wanted.join(" or "), of_http_rule(nth, rule)].concat()
+    })
+    .collect()
+}
+
+fn of_http_rule(nth: usize, rule: &HttpRule) -> String {
+    let HttpRule {
+        label,
+        split,
+        timeouts: RuleTimeouts {
+            response_headers,
+            per_try,
+        },
+        retries:
+            RuleRetries {
+                attempts,
+                on,
+                any_method,
+            },
+        request,
+        response,
+        position: _,
+    } = rule;
+    let mut text = String::new();
+    let mut add = |what: &str, value: String| {
+        text += &format!(", {what} {value}");
+    };
+    if *nth.to_string() != **label {
+        add("name", label.to_string());
+    }
+    if let Some(split) = split {
+        let parts = split
+            .iter()
+            .map(|part| format!("{} of {}", part.weight, part.label));
+        add("split", parts.collect::<Vec<_>>().join(" and "));
+    }
+    if let Some(limit) = response_headers {
+        add("timeouts.responseHeaders", duration(*limit));
+    }
+    if let Some(limit) = per_try {
+        add("timeouts.perTry", limit.map_or("none".to_owned(), duration));
+    }
+    if let Some(attempts) = attempts {
+        add("retries.attempts", attempts.to_string());
+    }
+    if let Some(on) = on {
+        let on = on.iter().map(|failure| crate::compile::cause(*failure));
+        add("retries.on", on.collect::<Vec<_>>().join(" "));
+    }
+    if let Some(any) = any_method {
+        add("retries.any", any.to_string());
+    }
+    for (way, changes) in [("request", request), ("response", response)] {
+        let HeaderChanges {
+            set,
+            add: more,
+            remove,
+        } = changes;
+        for (kind, fields) in [("set", set), ("add", more)] {
+            for field in fields {
+                add(
+                    &format!("{way} {kind}"),
+                    format!("{}: {}", field.name, field.value),
+                );
+            }
+        }
+        for name in remove {
+            add(&format!("{way} remove"), name.to_string());
+        }
+    }
+    text
 }
 
 fn of_mirror(snapshot: &Snapshot, mirror: &Mirror) -> String {

@@ -33,7 +33,7 @@ pub use diff::{Change, Difference, FieldDifference, diff};
 pub use error::{Code, Color, Finding, Findings, Place, Severity, suggest};
 pub use files::FileLook;
 pub use format::{FormatError, format, yaml_files};
-pub use meaning::{LevelMeaning, ServiceMeaning, meaning};
+pub use meaning::{LevelMeaning, MatchMeaning, ServiceMeaning, meaning};
 pub use settings::{
     AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, Drain, ForeignDomain,
     GatewaySettings, Limits, StateDir, SvidFiles, SvidSource, admin_socket_default,

@@ -23,6 +23,7 @@ pub mod recheck;
 pub mod resolved;
 pub mod retry;
 pub mod route;
+pub mod rules;
 pub mod shares;
 pub mod snapshot;
 pub mod svid;

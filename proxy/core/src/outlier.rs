@@ -65,7 +65,7 @@ pub fn count(passive: &PassiveCheck, result: Result<(), Failure>) -> Counted {
             Counted::Unreachable
         }
         _ if listed => Counted::Bad,
-        Failure::Status(_) | Failure::Unavailable => Counted::Good,
+        Failure::Status(_) | Failure::Unavailable | Failure::Grpc(_) => Counted::Good,
         Failure::Connect
         | Failure::NoLocalEndpoint
         | Failure::RefusedStream
@@ -378,6 +378,7 @@ mod tests {
             (Failure::Status(503), Counted::Bad),
             (Failure::Status(500), Counted::Good),
             (Failure::Unavailable, Counted::Good),
+            (Failure::Grpc(13), Counted::Good),
             (Failure::RefusedStream, Counted::Nothing),
         ] {
             assert_eq!(count(&passive, Err(failure)), expected, "{failure:?}");

@@ -85,6 +85,7 @@ reasons! {
     CertificateRefused, Some("ZG0310"), "certificate-refused", "-", Downstream, "the caller's certificate breaks a rule";
     AuthorityMissing, Some("ZG0406"), "authority-missing", "-", Downstream, "the request names no host";
     AuthorityUnknown, Some("ZG0407"), "authority-unknown", "NR", Downstream, "no service has the request's host";
+    NoRule, Some("ZG0418"), "no-rule", "NR", Downstream, "no rule of the route matches the request";
     Misdirected, Some("ZG0408"), "misdirected", "-", Downstream, "the request's host is not the SNI's service";
     FrameFlood, Some("ZG0410"), "frame-flood", "RL", Downstream, "the caller sends more HTTP/2 frames that only cost than it may: resets, continuations, empty data";
     RequestMalformed, Some("ZG0409"), "request-malformed", "DPE", Downstream, "the request is not valid HTTP";

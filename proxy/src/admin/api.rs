@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use zeugma_core::rules::{Field, HttpRule, Match, Part, PathMatch, Rules};
 use zeugma_core::shares::{ClusterShares, EndpointStatus, SHARE_EPSILON};
 use zeugma_core::snapshot::{
     Cluster, ClusterIx, Endpoint, Export, Inbound, Mirror, Peer, PeerIx, Protocol, Service,
@@ -106,10 +107,58 @@ pub(super) fn service_json(published: &Published, journal: &Journal, service: &S
         "allow": service.policy.allow.len(),
         "deny": service.policy.deny.len(),
         "mirrors": mirrors,
+        "rules": service.rules.as_ref().map(|rules| rules_json(published, journal, rules)),
         "written": service.position.as_ref().map(ToString::to_string),
         "outbound": view(service.outbound),
         "own": service.own.map(view),
     })
+}
+
+/// The rules in the order written, each with what it matches and the place of that in the order asked.
+fn rules_json(published: &Published, journal: &Journal, rules: &Rules) -> Value {
+    let fields = |fields: &[Field]| -> BTreeMap<String, String> {
+        let all = fields.iter();
+        all.map(|field| (field.name.to_string(), field.value.to_string()))
+            .collect()
+    };
+    let match_json = |(asked, one): (usize, &Match)| {
+        let (exact, prefix) = match &one.path {
+            PathMatch::Any => (None, None),
+            PathMatch::Exact(path) => (Some(&**path), None),
+            PathMatch::Prefix(prefix) => (None, Some(&**prefix)),
+        };
+        json!({
+            "asked": asked,
+            "exact": exact,
+            "prefix": prefix,
+            "method": one.method.as_deref(),
+            "headers": fields(&one.headers),
+            "query": fields(&one.query),
+        })
+    };
+    let part_json = |part: &Part| {
+        json!({
+            "part": &*part.label,
+            "weight": part.weight,
+            "outbound": cluster_json(published, journal, part.outbound),
+            "own": part.own.map(|own| cluster_json(published, journal, own)),
+        })
+    };
+    let rule_json = |(nth, rule): (usize, &HttpRule)| {
+        let matches = rules
+            .matches
+            .iter()
+            .enumerate()
+            .filter(|(_, one)| one.rule == nth);
+        let split = rule.split.as_ref();
+        json!({
+            "rule": &*rule.label,
+            "matches": matches.map(match_json).collect::<Vec<_>>(),
+            "split": split.map(|split| split.iter().map(part_json).collect::<Vec<_>>()),
+            "written": rule.position.as_ref().map(ToString::to_string),
+        })
+    };
+    rules.list.iter().enumerate().map(rule_json).collect()
 }
 
 fn mirror_json(mirror: &Mirror) -> Value {

@@ -14,8 +14,8 @@ use http::{
 };
 use http_body::Body as _;
 use tokio::time::{Instant, Sleep, sleep_until};
-use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, peer_of};
-use zeugma_core::engine::{cluster_of, nothing_healthy};
+use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, gateway_of};
+use zeugma_core::engine::nothing_healthy;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
 use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, Sender, Tried, again, is_idempotent};
@@ -33,11 +33,12 @@ use super::headers::{self, Claim, Ids, Present, Said, TRACEPARENT, ZEUGMA_REASON
 use super::keepalive::{Pings, When};
 use super::pool::{ConnectFailure, Lease, SendError, Turn, Wire};
 use super::record::Record;
+use super::ruled::{self, Ruled};
 use super::stream::Incoming;
 use super::upgrade::Upgrade;
 use super::{Context, Routed, Version, mirror, reply, upgrade};
 use crate::account::{Closed, Destination, RequestFacts};
-use crate::admission;
+use crate::admission::{self, Counted};
 use crate::connection::{describe, explain_audit, explain_denial};
 use crate::recheck::Entry;
 use crate::runtime::{Polled, Published, unless_others_first};
@@ -100,9 +101,9 @@ pub(super) async fn exchange(
     let Some(listener) = published.listener(&context.origin.listener) else {
         return exchange.refuse(Reason::Drained, None);
     };
-    let cluster = match cluster_of(&published.snapshot, listener, service) {
+    let cluster = match exchange.choose(&published, listener, service) {
         Ok(cluster) => cluster,
-        Err(reason) => return exchange.refuse(reason, None),
+        Err((reason, detail)) => return exchange.refuse(reason, detail),
     };
     let to = Pinned {
         published: Arc::clone(&published),
@@ -131,7 +132,7 @@ pub(super) async fn exchange(
     // Dropped, it ends the try under way; its record says why.
     let answered = tokio::select! {
         biased;
-        response = exchange.answer(&to, listener.role, &source) => Some(response),
+        response = exchange.answer(&to, listener.role, &source, None) => Some(response),
         () = entry.cut() => None,
     };
     answered.unwrap_or_else(|| {
@@ -184,6 +185,7 @@ impl Exchange {
                 version: context.version.text(),
                 status: 0,
                 attempts: 0,
+                ruled: None,
             }),
             reason: Reason::Completed,
             detail: None,
@@ -195,7 +197,7 @@ impl Exchange {
         let began = std::time::Instant::now();
         let record = Record::new(context, closed, asked, began);
         let attests = |verified| {
-            gateway_of(published, context, verified).is_some_and(|p| !p.attests.is_empty())
+            peer_of_gateway(published, context, verified).is_some_and(|p| !p.attests.is_empty())
         };
         let is_unreadable =
             matches!(claim, Claim::Unreadable) && context.identity.as_ref().is_some_and(attests);
@@ -289,7 +291,7 @@ impl Exchange {
 
     /// The method as rules know it: WebSocket by HTTP/2 has `CONNECT` in place of the `GET` of
     /// HTTP/1.1 (RFC 8441 §5).
-    const fn method(&self) -> &Method {
+    pub(super) const fn method(&self) -> &Method {
         match self.upgrade {
             Some(Upgrade::Stream) => &Method::GET,
             Some(Upgrade::Connection(_)) | None => &self.head.method,
@@ -367,22 +369,32 @@ impl Exchange {
         verdict
     }
 
-    /// Tries one endpoint after the other until one answers.
-    async fn answer(mut self, to: &Pinned, role: Role, source: &Source) -> Response<Outgoing> {
+    /// Tries one endpoint after the other until one answers; `before` says what other parts of a split
+    /// made of it.
+    async fn answer(
+        mut self,
+        to: &Pinned,
+        role: Role,
+        source: &Source,
+        before: Option<Box<Tries>>,
+    ) -> Response<Outgoing> {
         let worker = Rc::clone(&self.context.worker);
         let cluster = to.cluster();
         worker.with_budget(cluster, self.began, |budget, now| budget.request(now));
         let load = |endpoint: EndpointIx| worker.load(cluster, endpoint);
-        let (mut attempts, mut counted) = (0, 0);
-        let mut failed: Option<Failed> = None;
+        let Tries {
+            mut attempts,
+            mut counted,
+            mut failed,
+        } = before.map_or_else(Tries::default, |before| *before);
         let mut give_up = None;
         let shares = to.published.shares_of(to.cluster);
         for attempt in plan(cluster, shares, &load, worker.draw_for(cluster)) {
             if let Some(before) = &failed {
                 let is_unseen = before.failure.is_unseen();
                 // One that answers or that may be at work on it is there: nothing is sent to those that
-                // were found bad for that.
-                if attempt.is_last_resort(shares) && !is_unseen {
+                // were found bad for that. Before them come the other parts of a split.
+                if attempt.is_last_resort(shares) && (!is_unseen || self.has_other_part(to, role)) {
                     break;
                 }
                 // Nothing else limits attempts that cost an endpoint nothing.
@@ -423,13 +435,48 @@ impl Exchange {
                             let destination = self.record.facts();
                             let destination =
                                 destination.and_then(|closed| closed.destination.clone());
-                            Failed::by(failure, response, held, destination)
+                            let whose = (destination, self.ruled().cloned());
+                            Failed::by(failure, response, held, whose)
                         }
                     }
                 }
             };
             failed = Some(now_failed.after(failed));
         }
+        let may_go_on = failed.as_ref().is_none_or(|before| {
+            let tried = self.tried(before.failure, source, counted);
+            self.would_try_again(cluster, &tried)
+        });
+        if may_go_on && let Some(next) = self.next_part(to, role) {
+            let before = Box::new(Tries {
+                attempts,
+                counted,
+                failed,
+            });
+            return self.answer_by(next, role, source, before).await;
+        }
+        self.give_up(failed, to, role, source)
+    }
+
+    /// As [`answer`](Self::answer), for another part of a split.
+    fn answer_by(
+        self,
+        to: Pinned,
+        role: Role,
+        source: &Source,
+        before: Box<Tries>,
+    ) -> Pin<Box<dyn Future<Output = Response<Outgoing>> + '_>> {
+        Box::pin(async move { self.answer(&to, role, source, Some(before)).await })
+    }
+
+    /// Tells what came of a request that nobody answered as it should be.
+    fn give_up(
+        mut self,
+        failed: Option<Failed>,
+        to: &Pinned,
+        role: Role,
+        source: &Source,
+    ) -> Response<Outgoing> {
         match failed {
             None => self.refuse(nothing_healthy(role), None),
             Some(Failed {
@@ -440,9 +487,13 @@ impl Exchange {
                     response,
                     mut held,
                     destination,
+                    ruled,
                 } = *answered;
                 // Others may have been tried since.
-                self.note(|closed, _| *closed.destination = destination);
+                self.note(|closed, request| {
+                    *closed.destination = destination;
+                    request.ruled = ruled;
+                });
                 held.unasked = source.gate().map(Answered);
                 self.pass_on(response, held, to.cluster().policy.timeouts.idle)
             }
@@ -493,7 +544,18 @@ impl Exchange {
         source: &Source,
         counted: u32,
     ) -> Option<Again> {
-        let tried = Tried {
+        let tried = self.tried(failure, source, counted);
+        self.context
+            .worker
+            .with_budget(cluster, std::time::Instant::now(), |budget, now| {
+                again(&self.retries(cluster), budget, &tried, now)
+            })
+            .ok()
+    }
+
+    /// A try that failed so.
+    fn tried(&self, failure: Failure, source: &Source, counted: u32) -> Tried<'_> {
+        Tried {
             failure,
             method: Some(self.method().as_str()),
             counted,
@@ -504,13 +566,7 @@ impl Exchange {
             },
             response: ResponseSeen::Nothing,
             sender: self.sender(),
-        };
-        self.context
-            .worker
-            .with_budget(cluster, std::time::Instant::now(), |budget, now| {
-                again(&cluster.policy.retries, budget, &tried, now)
-            })
-            .ok()
+        }
     }
 
     /// Where a change finds it.
@@ -562,10 +618,11 @@ impl Exchange {
             self.arrive(to, attempt, nth, Some(&lease));
             let reused = lease.reused;
             let is_kept = reused && !lease.is_h2();
+            let (response_headers, per_try) = self.timeouts(cluster);
             let deadlines = Deadlines {
                 began,
-                response_headers: cluster.policy.timeouts.response_headers,
-                per_try: cluster.policy.timeouts.per_try,
+                response_headers,
+                per_try,
                 idle: cluster.policy.timeouts.idle,
             };
             let timer = &self.context.timer;
@@ -667,7 +724,8 @@ impl Exchange {
 
     /// The request as it leaves this hop.
     pub(super) fn outgoing_head(&self, endpoint: &Endpoint, is_h2: bool) -> request::Parts {
-        let authority = headers::authority(&self.head).unwrap_or_default();
+        let authority = (self.other_host(endpoint))
+            .unwrap_or_else(|| headers::authority(&self.head).unwrap_or_default());
         let path = self.head.uri.path_and_query().cloned();
         let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
         let mut parts = http::uri::Parts::default();
@@ -719,7 +777,8 @@ impl Exchange {
             && headers.get_all(header::COOKIE).iter().nth(1).is_some();
         let trace = Some(&self.ids.trace).filter(|trace| trace.is_said_anew());
         // It was routed by the one host that it names (RFC 9112 §3.2.2: the target's wins).
-        let host_goes_on = !is_h2 && self.head.uri.authority().is_none();
+        let other = self.other_host(endpoint);
+        let host_goes_on = !is_h2 && other.is_none() && self.head.uri.authority().is_none();
         // Most of all headers are none of these, which one look at the name tells.
         let passes = |name: &HeaderName| match name.as_str() {
             "host" => host_goes_on,
@@ -740,14 +799,22 @@ impl Exchange {
             _ => !named.contains(name),
         };
         if !is_h2 && !host_goes_on {
-            let authority = headers::authority(&self.head).unwrap_or_default();
-            if let Ok(host) = HeaderValue::try_from(authority) {
+            let own = || headers::authority(&self.head).unwrap_or_default();
+            if let Ok(host) = HeaderValue::try_from(other.unwrap_or_else(own)) {
                 tell(&header::HOST, Said::Value(&host));
             }
         }
+        let changes = self.request_changes();
+        let keeps = |name: &str| changes.is_none_or(|changes| changes.keeps(name));
         for (name, value) in headers {
-            if passes(name) {
+            if passes(name) && keeps(name.as_str()) {
                 tell(name, Said::Value(value));
+            }
+        }
+        if let Some(changes) = changes {
+            let more = changes.set.iter().chain(&changes.add);
+            for (name, value) in more.filter_map(ruled::header) {
+                tell(&name, Said::Value(&value));
             }
         }
         if !is_h2
@@ -763,6 +830,7 @@ impl Exchange {
         }
         if splits_cookies
             && !named.contains(&header::COOKIE)
+            && keeps(header::COOKIE.as_str())
             && let Some(joined) = headers::joined_cookies(headers)
         {
             tell(&header::COOKIE, Said::Value(&joined));
@@ -928,6 +996,7 @@ impl Exchange {
             // It is between gateways; ours to the calling one is made by `reply`.
             head.headers.remove(&ZEUGMA_REASON);
         }
+        self.change_response(&mut head.headers);
         head.version = self.head.version;
         let status = head.status.as_u16();
         self.note(|_, request| request.status = status);
@@ -956,6 +1025,16 @@ impl Exchange {
         });
         self.record.body_ended(Ok(()));
         response
+    }
+
+    /// The rule that it is for, where its route has some.
+    pub(super) fn ruled(&self) -> Option<&Ruled> {
+        self.record.request()?.ruled.as_ref()
+    }
+
+    /// Holds a place in the route that the request goes to.
+    pub(super) fn holds(&mut self, counted: Counted) {
+        self.record.holds(counted);
     }
 
     /// The record, for an answer that outlives the exchange.
@@ -992,6 +1071,15 @@ impl TryError {
     }
 }
 
+/// What became of a request so far.
+#[derive(Default)]
+struct Tries {
+    attempts: u32,
+    /// Extra tries that count.
+    counted: u32,
+    failed: Option<Failed>,
+}
+
 pub(super) struct Failed {
     failure: Failure,
     detail: String,
@@ -1005,6 +1093,7 @@ struct LastAnswer {
     held: Held,
     /// Whose it is.
     destination: Option<Rc<Destination>>,
+    ruled: Option<Ruled>,
 }
 
 impl Failed {
@@ -1012,11 +1101,11 @@ impl Failed {
         failure: Failure,
         response: Response<Incoming>,
         held: Held,
-        destination: Option<Rc<Destination>>,
+        (destination, ruled): (Option<Rc<Destination>>, Option<Ruled>),
     ) -> Self {
         let is_answer = matches!(
             failure,
-            Failure::Status(_) | Failure::Unavailable | Failure::RefusedStream
+            Failure::Status(_) | Failure::Unavailable | Failure::Grpc(_) | Failure::RefusedStream
         );
         let detail = format!("answered {}", response.status());
         Self {
@@ -1027,6 +1116,7 @@ impl Failed {
                     response,
                     held,
                     destination,
+                    ruled,
                 })
             }),
         }
@@ -1147,7 +1237,7 @@ pub(crate) type Timer = RefCell<Option<Pin<Box<Sleep>>>>;
 
 /// When the caller of a connection is asked whether it is there, if it is a peer's gateway.
 pub(super) fn asking_peer(published: &Published, context: &Context) -> Option<Pings> {
-    let peer = gateway_of(published, context, context.identity.as_ref()?)?;
+    let peer = peer_of_gateway(published, context, context.identity.as_ref()?)?;
     Some(Pings {
         interval: peer.keepalive_ping,
         timeout: peer.keepalive_timeout,
@@ -1156,17 +1246,13 @@ pub(super) fn asking_peer(published: &Published, context: &Context) -> Option<Pi
 }
 
 /// The peer whose gateway a verified caller is.
-fn gateway_of<'a>(
+fn peer_of_gateway<'a>(
     published: &'a Published,
     context: &Context,
     verified: &SpiffeId,
 ) -> Option<&'a Peer> {
     let snapshot = &published.snapshot;
-    let peer = snapshot.peer(peer_of(snapshot, context.origin.source.ip(), verified)?);
-    peer.ids
-        .iter()
-        .any(|pattern| pattern.matches(verified))
-        .then_some(peer)
+    Some(snapshot.peer(gateway_of(snapshot, context.origin.source.ip(), verified)?))
 }
 
 /// Who calls, whoever hands it on, and whether a peer's gateway sent it.
@@ -1180,7 +1266,7 @@ fn caller_of(
     match evidence(&published.snapshot, from, verified, claim.id()) {
         Evidence::Asserted { id, .. } => (Some(id.clone()), true),
         Evidence::Verified(_) | Evidence::Network => {
-            let is_gateway = gateway_of(published, context, verified).is_some();
+            let is_gateway = peer_of_gateway(published, context, verified).is_some();
             (Some(verified.clone()), is_gateway)
         }
     }
@@ -1200,8 +1286,12 @@ fn failure_in(
     }
     let present = response.body().present();
     let present = present.unwrap_or_else(|| Present::of(headers));
-    let unavailable = present.has(Present::GRPC_STATUS)
-        && headers.get("grpc-status").is_some_and(|code| code == "14");
+    let grpc = if present.has(Present::GRPC_STATUS) {
+        headers.get("grpc-status").map(HeaderValue::as_bytes)
+    } else {
+        None
+    };
+    let unavailable = grpc == Some(b"14");
     if endpoint.peer.is_some() && (status == StatusCode::SERVICE_UNAVAILABLE || unavailable) {
         let why = headers.get(&ZEUGMA_REASON).map(HeaderValue::as_bytes);
         let is = |reason: Reason| why == Some(reason.label().as_bytes());
@@ -1216,9 +1306,16 @@ fn failure_in(
     if unavailable {
         return Some(Failure::Unavailable);
     }
-    status
-        .is_server_error()
-        .then(|| Failure::Status(status.as_u16()))
+    match grpc {
+        // Those that `on` can name; of others the endpoint has done what was asked.
+        Some(b"1") => Some(Failure::Grpc(1)),
+        Some(b"4") => Some(Failure::Grpc(4)),
+        Some(b"8") => Some(Failure::Grpc(8)),
+        Some(b"13") => Some(Failure::Grpc(13)),
+        Some(_) | None => status
+            .is_server_error()
+            .then(|| Failure::Status(status.as_u16())),
+    }
 }
 
 const fn reason_of(failure: Failure) -> Reason {
@@ -1226,8 +1323,10 @@ const fn reason_of(failure: Failure) -> Reason {
         Failure::Connect => Reason::ConnectFailed,
         Failure::Timeout => Reason::UpstreamTimeout,
         Failure::NoLocalEndpoint => Reason::NoHealthyEndpoint,
-        Failure::RefusedStream | Failure::Reset | Failure::Status(_) | Failure::Unavailable => {
-            Reason::UpstreamReset
-        }
+        Failure::RefusedStream
+        | Failure::Reset
+        | Failure::Status(_)
+        | Failure::Unavailable
+        | Failure::Grpc(_) => Reason::UpstreamReset,
     }
 }

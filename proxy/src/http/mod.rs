@@ -1,8 +1,8 @@
 //! HTTP: one connection, many requests, each decided on its own.
 //!
 //! `mod` carries the connection; `exchange` the life of one request; `pool` the connections to
-//! endpoints; `body` what is kept of a request for another try; `headers` what is added and
-//! removed; `upgrade` and `mirror` what their names say; `reply` our own answers. HTTP/2 has
+//! endpoints; `ruled` what a route's rules make of a request; `body` what is kept of it for another
+//! try; `headers` what is added and removed; `upgrade` and `mirror` what their names say; `reply` our own answers. HTTP/2 has
 //! `h2_server` and `h2_client`, `stream` for its bodies, `flow` for its windows and `keepalive`
 //! for its PINGs; `expect` holds bodies back, `date` tells the time.
 
@@ -20,6 +20,7 @@ mod mirror;
 pub(crate) mod pool;
 mod record;
 mod reply;
+pub(crate) mod ruled;
 mod seldom;
 mod stream;
 mod upgrade;

@@ -10,7 +10,7 @@ use zeugma_core::verdict::Reason;
 
 use super::Context;
 use super::body::Source;
-use crate::account::Closed;
+use crate::account::{Closed, RequestFacts};
 use crate::admission::Counted;
 use crate::recheck::{Entry, Listed, Open};
 
@@ -70,6 +70,11 @@ impl Record {
     /// What is known so far, to be added to.
     pub(crate) fn facts(&mut self) -> Option<&mut Closed> {
         self.closed.as_deref_mut()
+    }
+
+    /// What is known of the request so far.
+    pub(crate) fn request(&self) -> Option<&RequestFacts> {
+        self.closed.as_ref()?.request.as_ref()
     }
 
     /// Counts no body: what moved is told otherwise.

@@ -18,7 +18,7 @@ pub(crate) const fn status(reason: Reason) -> StatusCode {
         Reason::AuthorityMissing | Reason::RequestMalformed | Reason::PortNeeded => {
             StatusCode::BAD_REQUEST
         }
-        Reason::AuthorityUnknown | Reason::SniUnknown => StatusCode::NOT_FOUND,
+        Reason::AuthorityUnknown | Reason::SniUnknown | Reason::NoRule => StatusCode::NOT_FOUND,
         Reason::Misdirected => StatusCode::MISDIRECTED_REQUEST,
         Reason::Denied
         | Reason::NotAllowed

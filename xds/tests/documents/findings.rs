@@ -969,8 +969,13 @@ fn a_listener_behind_load_balancers_says_which_they_are_and_not_everybody() {
 fn fields_of_later_versions_and_typos_are_unknown() {
     for (spec, path, help) in [
         (
-            format!("protocol: http, {OWN}, rules: []"),
-            "spec.rules",
+            format!("protocol: http, {OWN}, hedging: {{}}"),
+            "spec.hedging",
+            "known are",
+        ),
+        (
+            format!("protocol: http, {OWN}, rules: [{{mirror: []}}]"),
+            "spec.rules[0].mirror",
             "known are",
         ),
         (

@@ -2,6 +2,7 @@
 //! that could never have an effect.
 
 mod backends;
+mod http_rules;
 mod peers;
 mod policy;
 mod route;
