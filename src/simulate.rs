@@ -65,6 +65,9 @@ pub(crate) struct SimulateArgs {
     /// The method of the requests
     #[arg(long, default_value = "GET")]
     method: String,
+    /// Their path, which rules look at; they have no headers
+    #[arg(long, default_value = "/")]
+    path: String,
     /// How long, on the virtual clock
     #[arg(long = "for", value_name = "TIME", default_value = "5m", value_parser = lasts)]
     lasts: Duration,
@@ -142,6 +145,7 @@ impl SimulateArgs {
             services: self.services(snapshot)?,
             rate: self.rate,
             method: self.method.clone(),
+            path: self.path.clone(),
             lasts: self.lasts,
             faults: self.faults(snapshot)?,
             seed: self.seed,

@@ -108,13 +108,17 @@ impl State {
         )
         .ok();
         let own = field(&self.identities, "own");
-        writeln!(
-            text,
-            "identity {}  expires {}",
-            word(field(own, "spiffe_id")),
-            until(field(own, "not_after"), now)
-        )
-        .ok();
+        let identity = match word(field(own, "spiffe_id")) {
+            "" => "none yet".to_owned(),
+            id => format!("{id}  expires {}", until(field(own, "not_after"), now)),
+        };
+        let api = field(&self.identities, "workload_api");
+        let from = match (word(field(api, "address")), field(api, "answers").as_bool()) {
+            ("", _) => String::new(),
+            (address, Some(true)) => format!("  by {address}"),
+            (address, _) => format!("  by {address}, which does not answer"),
+        };
+        writeln!(text, "identity {identity}{from}").ok();
         for peer in list(&self.peers) {
             let count = |name: &str| {
                 let gateways = list(field(peer, "gateways")).iter();

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use zeugma_core::authorize::{RuleField, Verdict};
+use zeugma_core::engine::Matched;
 use zeugma_core::explain::{
     Answer, Asks, Assumed, Beside, Caller, Candidate, Destination, Explanation, Judged, LevelSeen,
     Question, QuestionError, Step, Vouched, explain,
@@ -180,6 +181,7 @@ pub fn document(
         "assumed": told.assumed.iter().map(assumed).collect::<Vec<_>>(),
         "steps": told.steps.iter().map(|one| step(snapshot, one)).collect::<Vec<_>>(),
         "route": service.map(route),
+        "rule": service.and_then(|service| http_rule(service, told.matched?)),
         "policy": (service.zip(told.judged.as_ref()))
             .map(|(service, judged)| policy(snapshot, service, judged)),
         "destination": destination,
@@ -254,6 +256,28 @@ fn route(service: &Service) -> Value {
         "inbound": service.inbound.label(),
         "written": service.position.as_ref().map(ToString::to_string),
     })
+}
+
+/// The rule that a request is for, and the parts of its split.
+fn http_rule(service: &Service, matched: Matched) -> Option<Value> {
+    let rule = service.rules.as_ref()?.list.get(matched.rule)?;
+    let split: Option<Vec<Value>> = rule.split.as_ref().map(|split| {
+        let parts = split.iter().enumerate();
+        parts
+            .map(|(nth, part)| {
+                json!({
+                    "to": &*part.label,
+                    "weight": part.weight,
+                    "drawn": matched.part == Some(nth),
+                })
+            })
+            .collect()
+    });
+    Some(json!({
+        "name": &*rule.label,
+        "written": rule.position.as_ref().map(ToString::to_string),
+        "split": split,
+    }))
 }
 
 fn policy(snapshot: &Snapshot, service: &Service, judged: &Judged) -> Value {
@@ -408,8 +432,15 @@ fn attempts(snapshot: &Snapshot, to: &Destination) -> Vec<Value> {
 
 /// How often it may be tried again where an endpoint may have seen it.
 fn extra_tries(snapshot: &Snapshot, told: &Explanation) -> Option<u32> {
-    let to = told.to.as_ref()?;
-    Some(snapshot.cluster(to.cluster).policy.retries.attempts)
+    let of_cluster = &snapshot.cluster(told.to.as_ref()?.cluster).policy.retries;
+    let rules = told
+        .service
+        .and_then(|ix| snapshot.service(ix).rules.as_ref());
+    let rule = rules.zip(told.matched);
+    let rule = rule.and_then(|(rules, matched)| rules.list.get(matched.rule));
+    Some(rule.map_or(of_cluster.attempts, |rule| {
+        rule.retries(of_cluster).attempts
+    }))
 }
 
 /// To a millisecond, for people.
@@ -430,6 +461,7 @@ mod tests {
             host: "one.a".to_owned(),
             method: "GET".to_owned(),
             path: "/".to_owned(),
+            headers: Vec::new(),
             from: None,
             via: None,
             source: None,

@@ -14,6 +14,7 @@ mod federation;
 mod fixture;
 mod hash;
 mod http;
+mod identity;
 mod journal;
 mod listener;
 mod listing;

@@ -43,6 +43,9 @@ pub(super) struct RouteArgs {
     /// The path, where it is a request
     #[arg(long, default_value = "/")]
     path: String,
+    /// A header, where it is a request and rules look at it
+    #[arg(long = "header", value_name = "NAME=VALUE", value_parser = header)]
+    headers: Vec<(String, String)>,
     /// The caller that a certificate, or the gateway of --via, vouches for [default: nobody]
     #[arg(long, value_name = "SPIFFE-ID", value_parser = SpiffeId::parse)]
     from: Option<SpiffeId>,
@@ -61,6 +64,15 @@ pub(super) struct RouteArgs {
     /// How to answer
     #[arg(short, long, value_enum, default_value_t = Output::Human)]
     output: Output,
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    let (name, value) = pair.ok_or("write NAME=VALUE")?;
+    if text.contains(char::is_control) {
+        return Err("a header is one line".to_owned());
+    }
+    Ok((name.to_ascii_lowercase(), value.to_owned()))
 }
 
 /// Why there is no explanation.
@@ -119,7 +131,12 @@ impl RouteArgs {
         let from = self.from.as_ref().map(ToString::to_string);
         let source = self.source.map(|source| source.to_string());
         let draw = self.draw.map(|draw| draw.to_string());
+        let headers: Vec<String> = (self.headers.iter())
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        let headers = (!headers.is_empty()).then(|| headers.join("\n"));
         let given = [
+            ("headers", &headers),
             ("from", &from),
             ("via", &self.via),
             ("source", &source),
@@ -161,6 +178,7 @@ impl RouteArgs {
             host: self.host.clone(),
             method: self.method.clone(),
             path: self.path.clone(),
+            headers: self.headers.clone(),
             from: self.from.clone(),
             via: self.via.clone(),
             source: self.source,
@@ -205,6 +223,7 @@ impl Told {
             text.part("deny list", &format!("names the caller at {position}"));
         }
         policy(field(told, "policy"), &mut text);
+        http_rule(field(told, "rule"), &mut text);
         destination(field(told, "destination"), &mut text);
         attempts(told, &mut text);
         text.0
@@ -279,6 +298,25 @@ fn decisions(told: &Value, text: &mut Text) {
                 word(field(route, "written")),
             ),
         );
+    }
+}
+
+fn http_rule(rule: &Value, text: &mut Text) {
+    if rule.is_null() {
+        return;
+    }
+    let name = word(field(rule, "name"));
+    text.part("rule", &format!("{name} {}", word(field(rule, "written"))));
+    let parts: Vec<String> = (list(field(rule, "split")).iter())
+        .map(|part| {
+            let to = word(field(part, "to"));
+            let drawn = field(part, "drawn").as_bool() == Some(true);
+            let drawn = if drawn { " (this time)" } else { "" };
+            format!("{to} by {}{drawn}", field(part, "weight"))
+        })
+        .collect();
+    if !parts.is_empty() {
+        text.part("", &format!("splits to {}", parts.join(", ")));
     }
 }
 

@@ -29,16 +29,16 @@ pub(super) struct Played<'a> {
 }
 
 impl Played<'_> {
-    /// `namespace/name:port`.
+    /// `namespace/name:port`, and the part of a split.
     pub(super) fn name(&self, service: &ServiceReport) -> String {
-        let service = self.snapshot.service(service.service);
-        format!("{}:{}", service.name, service.port)
+        let at = self.snapshot.service(service.service);
+        let part = (service.part.as_ref()).map_or_else(String::new, |part| format!(" to {part}"));
+        format!("{}:{}{part}", at.name, at.port)
     }
 
     /// The names of a service's levels.
     pub(super) fn levels(&self, service: &ServiceReport) -> Vec<&str> {
-        let service = self.snapshot.service(service.service);
-        let levels = &self.snapshot.cluster(service.outbound).levels;
+        let levels = &self.snapshot.cluster(service.cluster).levels;
         levels.iter().map(|level| &*level.name).collect()
     }
 
@@ -110,7 +110,7 @@ impl Played<'_> {
             line,
             ": {} in a second to each of {} service(s), for {}",
             self.scenario.rate,
-            self.report.services.len(),
+            self.scenario.services.len(),
             seconds(self.scenario.lasts)
         )
         .ok();
@@ -208,6 +208,7 @@ impl Played<'_> {
             "seconds": self.scenario.lasts.as_secs_f64(),
             "rate": self.scenario.rate,
             "method": self.scenario.method,
+            "path": self.scenario.path,
             "faults": self.scenario.faults.iter().map(fault_json).collect::<Vec<_>>(),
             "requests": counts_json(&report.counts),
             "services": services,
@@ -251,6 +252,7 @@ impl Played<'_> {
         json!({
             "service": &*at.name,
             "port": at.port,
+            "part": service.part.as_deref(),
             "requests": counts_json(&service.counts),
             "levels": levels,
             "room_min": extreme_json(service.room_min),

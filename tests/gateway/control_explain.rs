@@ -55,7 +55,7 @@ fn holds_its_form(told: &Value) {
         (
             told,
             "apiVersion kind gateway generation answer carried reason code to_do health host listener \
-             caller assumed steps route policy destination attempts extra_tries_max draw",
+             caller assumed steps route rule policy destination attempts extra_tries_max draw",
         ),
         (
             &told["caller"],
@@ -204,6 +204,41 @@ async fn an_unknown_host_is_told_with_what_was_meant_and_a_wrong_question_with_w
     let events = pair.gateway.admin_json("/api/v1/failovers").await;
     assert_eq!(events["failovers"]["timeline"].as_array().unwrap().len(), 0);
     pair.finish().await;
+}
+
+#[tokio::test]
+async fn the_rule_of_a_request_is_told_with_its_line_and_its_split() {
+    let (main, canary) = (Service::http("main").await, Service::http("canary").await);
+    let east = Cluster::new("east");
+    east.route(
+        "shop/orders",
+        &format!(
+            "
+            protocol: http
+            backends:
+              - {{ name: main, endpoints: ['{}'] }}
+              - {{ name: canary, endpoints: ['{}'] }}
+            rules:
+              - {{ name: beta, matches: [{{ headers: {{ x-beta: '1' }} }}], split: [{{ backends: [canary] }}] }}
+              - {{ name: rest, split: [{{ backends: [main] }}] }}
+            allow: [{{ listeners: [apps] }}]",
+            main.address, canary.address
+        ),
+    );
+    let gateway = east.start().await;
+    let beta = json(&east, &[ORDERS, "--header", "X-Beta=1"]);
+    assert_eq!(beta["rule"]["name"], "beta");
+    let written = beta["rule"]["written"].as_str().unwrap();
+    assert!(written.contains("shop-orders.yaml:"), "{written}");
+    assert_eq!(beta["attempts"][0]["address"], canary.address.to_string());
+    let offline = json(&east, &[ORDERS, "--header", "x-beta=1", "--offline"]);
+    assert_eq!(offline["rule"], beta["rule"]);
+    let rest = text(&explain(&east, &[ORDERS]));
+    assert!(rest.contains("rule       rest "), "{rest}");
+    assert!(rest.contains(&main.address.to_string()), "{rest}");
+    let wrong = explain(&east, &[ORDERS, "--header", "x-beta"]);
+    assert_eq!(wrong.status.code(), Some(64));
+    gateway.finish().await;
 }
 
 /// One of two endpoints is gone, and its level holds what it had.

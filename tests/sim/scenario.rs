@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use zeugma_core::authorize::Evidence;
-use zeugma_core::engine::{Arrival, Carry, Decision, Request, Wants, decide};
+use zeugma_core::engine::{Arrival, Carry, Decision, Headers, Request, Wants, decide};
 use zeugma_core::explain::{Beside, Question, explain};
 use zeugma_core::fleet::{Fleet, FleetEvent, Observation};
 use zeugma_core::identity::SpiffeId;
@@ -309,6 +309,7 @@ impl Scenario {
             authority: &authority,
             method: "GET",
             path: "/",
+            headers: Headers::NONE,
         };
         let snapshot = Rc::clone(&self.snapshot);
         let shares = Rc::clone(&self.shares);
@@ -380,6 +381,7 @@ impl Scenario {
             host: authority.to_owned(),
             method: "GET".to_owned(),
             path: "/".to_owned(),
+            headers: Vec::new(),
             from,
             via: None,
             source: Some(arrival.source),

@@ -268,6 +268,14 @@ pub fn peer_of(snapshot: &Snapshot, source: IpAddr, id: &SpiffeId) -> Option<Pee
         .map(|(ix, _)| ix)
 }
 
+/// The peer whose gateway a verified caller is.
+#[must_use]
+pub fn gateway_of(snapshot: &Snapshot, source: IpAddr, id: &SpiffeId) -> Option<PeerIx> {
+    let ix = peer_of(snapshot, source, id)?;
+    let mut ids = snapshot.peer(ix).ids.iter();
+    ids.any(|pattern| pattern.matches(id)).then_some(ix)
+}
+
 /// The peers that fit a caller best, all equally well.
 fn candidates<'s>(
     snapshot: &'s Snapshot,
@@ -335,7 +343,7 @@ struct Caller<'a> {
     evidence: Evidence<'a>,
     method: Option<&'a str>,
     /// `None` also where no rule asks for it.
-    path: Option<RequestPath>,
+    path: Option<RequestPath<'a>>,
 }
 
 impl<'a> Caller<'a> {

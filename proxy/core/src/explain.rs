@@ -18,7 +18,8 @@ use std::sync::Arc;
 
 use crate::authorize::{Evidence, RuleField, Verdict, authorize, mismatches};
 use crate::engine::{
-    Arrival, Carry, Decision, Refusal, Request, SniPort, Wants, cluster_of, decide,
+    Arrival, Carry, Decision, Headers, Matched, Refusal, Request, SniPort, Target, Wants, aimed,
+    decide,
 };
 use crate::fleet::{EndpointView, Fleet, LevelView};
 use crate::hello::ClientHello;
@@ -46,6 +47,8 @@ pub struct Question {
     pub method: String,
     /// The path, where it is a request.
     pub path: String,
+    /// Its headers, the names in lower case.
+    pub headers: Vec<(String, String)>,
     /// Who calls; `None`: nobody that is verified.
     pub from: Option<SpiffeId>,
     /// The peer whose gateway hands it on.
@@ -101,6 +104,8 @@ pub struct Explanation {
     pub service: Option<ServiceIx>,
     /// Whether the service may be called; `None` where it was not asked.
     pub judged: Option<Judged>,
+    /// The rule of the service's own that it is for, where it has some that apply.
+    pub matched: Option<Matched>,
     /// Where it would go; `None` where it does not come that far.
     pub to: Option<Destination>,
     /// `None`: it is carried.
@@ -184,7 +189,8 @@ pub struct Destination {
     pub levels_left_out: usize,
     /// Whether nothing is healthy and ejected endpoints are used.
     pub too_few: bool,
-    /// The endpoints that would be tried, in order: each where those before it fail.
+    /// The endpoints that would be tried, in order: each where those before it fail. Of a split
+    /// those of the part that was drawn, before those of others.
     pub attempts: Vec<Attempt>,
 }
 
@@ -250,10 +256,15 @@ pub fn explain(
         claimed,
         assumed,
     } = assume::facts(snapshot, question)?;
+    let has = |name: &str, value: &str| {
+        let mut named = (question.headers.iter()).filter(|(header, _)| header == name);
+        named.next().is_some_and(|(_, is)| is == value) && named.next().is_none()
+    };
     let request = Request {
         authority: &question.host,
         method: &question.method,
         path: &question.path,
+        headers: Headers(&has),
     };
     let hello = begins_with_tls.then(|| ClientHello {
         sni: Some(assume::sni(&question.host)),
@@ -394,9 +405,11 @@ impl<'a> Asked<'a> {
             judged.as_ref().map(|judged| judged.verdict),
             Some(Verdict::Allow { .. } | Verdict::Audit { .. })
         );
-        let to = (service.filter(|_| may && refused.is_none_or(is_of_health)))
-            .and_then(|ix| cluster_of(snapshot, arrival.listener, ix).ok())
-            .and_then(|ix| Some((ix, shares.clusters.get(ix.0)?)))
+        // What nothing healthy answers has somewhere to go as well.
+        let aimed = (service.filter(|_| may && refused.is_none_or(is_of_health)))
+            .and_then(|ix| aimed(snapshot, shares, arrival, ix, self.beside.draw).ok());
+        let to = aimed
+            .and_then(|Target { cluster, .. }| Some((cluster, shares.clusters.get(cluster.0)?)))
             .map(|(ix, of)| see(snapshot, ix, of, fleet, attempts));
         Explanation {
             listener: Arc::clone(&arrival.listener.name),
@@ -406,6 +419,7 @@ impl<'a> Asked<'a> {
             steps: self.steps,
             service,
             judged,
+            matched: aimed.and_then(|target| target.matched),
             to,
             refused,
             draw: self.beside.draw,

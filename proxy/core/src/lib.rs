@@ -25,6 +25,7 @@ pub mod recheck;
 pub mod resolved;
 pub mod retry;
 pub mod route;
+pub mod rules;
 pub mod shares;
 pub mod simulate;
 pub mod snapshot;

@@ -22,10 +22,11 @@ mod measure;
 mod text;
 mod world;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::fleet::FleetEvent;
-use crate::snapshot::{ServiceIx, Snapshot};
+use crate::snapshot::{ClusterIx, ServiceIx, Snapshot};
 use crate::time::Time;
 
 pub use expect::{ExpectError, Expectation, Judgement};
@@ -52,6 +53,8 @@ pub struct Scenario {
     pub rate: f64,
     /// The method of its requests, where it is HTTP.
     pub method: String,
+    /// Their path, which rules look at; they have no headers.
+    pub path: String,
     /// How long.
     pub lasts: Duration,
     /// What goes wrong; of several that hit one endpoint at a time the last counts.
@@ -111,11 +114,15 @@ impl Counts {
     }
 }
 
-/// One service.
+/// One service, or one part of the split that its requests are for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServiceReport {
     /// Which.
     pub service: ServiceIx,
+    /// Where its requests go.
+    pub cluster: ClusterIx,
+    /// The part of the split; requests count where they are sent first.
+    pub part: Option<Arc<str>>,
     /// What became of its requests.
     pub counts: Counts,
     /// Its levels, preferred first.

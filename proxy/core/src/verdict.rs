@@ -85,6 +85,7 @@ reasons! {
     CertificateRefused, Some("ZG0310"), "certificate-refused", "-", Downstream, "the caller's certificate breaks a rule";
     AuthorityMissing, Some("ZG0406"), "authority-missing", "-", Downstream, "the request names no host";
     AuthorityUnknown, Some("ZG0407"), "authority-unknown", "NR", Downstream, "no service has the request's host";
+    NoRule, Some("ZG0418"), "no-rule", "NR", Downstream, "no rule of the route matches the request";
     Misdirected, Some("ZG0408"), "misdirected", "-", Downstream, "the request's host is not the SNI's service";
     FrameFlood, Some("ZG0410"), "frame-flood", "RL", Downstream, "the caller sends more HTTP/2 frames that only cost than it may: resets, continuations, empty data";
     RequestMalformed, Some("ZG0409"), "request-malformed", "DPE", Downstream, "the request is not valid HTTP";
@@ -99,6 +100,7 @@ reasons! {
     RevocationUnknown, Some("ZG0313"), "revocation-unknown", "-", Operator, "the CRL of the caller's trust domain is out of date for too long";
     AnchorRemoved, Some("ZG0314"), "anchor-removed", "-", Operator, "the caller's certificate was verified by an anchor that the bundle no longer has";
     UpstreamRefused, Some("ZG0315"), "upstream-refused", "UC", Operator, "the endpoint's certificate or identity is not accepted any more";
+    NoIdentity, Some("ZG0319"), "no-identity", "-", Operator, "the gateway has no SVID yet: its Workload API has given none";
     NoLocalEndpoint, Some("ZG0412"), "no-local-endpoint", "UH", Upstream, "no healthy endpoint in this cluster";
     NoHealthyEndpoint, Some("ZG0413"), "no-healthy-endpoint", "UH", Upstream, "no healthy endpoint anywhere";
     ConnectFailed, Some("ZG0414"), "connect-failed", "UF", Upstream, "no endpoint could be connected";

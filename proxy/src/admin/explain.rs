@@ -25,6 +25,8 @@ pub(super) struct Asked {
     host: String,
     method: Option<String>,
     path: Option<String>,
+    /// `name=value`, one on each line.
+    headers: Option<String>,
     from: Option<String>,
     via: Option<String>,
     source: Option<IpAddr>,
@@ -41,6 +43,7 @@ impl Asked {
             host: self.host,
             method: self.method.unwrap_or_else(|| "GET".to_owned()),
             path: self.path.unwrap_or_else(|| "/".to_owned()),
+            headers: headers(self.headers.as_deref().unwrap_or_default())?,
             from,
             via: self.via,
             source: self.source,
@@ -48,6 +51,15 @@ impl Asked {
         };
         Ok((question, self.draw.unwrap_or_else(|| fastrand::u64(..))))
     }
+}
+
+fn headers(text: &str) -> Result<Vec<(String, String)>, String> {
+    let pairs = text.lines().map(|line| {
+        let pair = line.split_once('=').filter(|(name, _)| !name.is_empty());
+        let (name, value) = pair.ok_or_else(|| format!("headers: `{line}` is not name=value"))?;
+        Ok((name.to_ascii_lowercase(), value.to_owned()))
+    });
+    pairs.collect()
 }
 
 /// Has the control thread explain, and tells it.

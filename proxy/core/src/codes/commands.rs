@@ -173,6 +173,13 @@ pub(super) const ENTRIES: &[Entry] = &[
         "Ask for one peer after the other with --peer.",
     ),
     entry(
+        "ZG1059",
+        "the Workload API does not answer",
+        &[Command],
+        "`zeugma check` found that the agent of `svid.workloadApi` does not answer the gateway, or that its last call failed.",
+        "The findings beside it say why: start the agent, let the gateway's user reach its socket, or register the gateway at it.",
+    ),
+    entry(
         "ZG1061",
         "nothing can be told of files that have errors",
         &[Command],

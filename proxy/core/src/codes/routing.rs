@@ -124,6 +124,13 @@ pub(super) const ENTRIES: &[Entry] = &[
         "`error` says what is wrong with it; look at `protocol`, `version` and `targetPort` of the route.",
     ),
     entry(
+        "ZG0418",
+        "no rule of the route matches the request",
+        &[AccessLog],
+        "`rules` of the route are written, and none of their matches fits path, method, headers and query. A path that servers read differently, such as one with `..` or `%2F`, fits no rule where rules look at paths.",
+        "Compare the request with `rules` of the route; a rule without `matches` takes what no other does.",
+    ),
+    entry(
         "ZG0421",
         "endpoint ejected",
         &[Log],

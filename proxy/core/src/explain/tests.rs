@@ -2,13 +2,14 @@ use std::time::Duration;
 
 use super::*;
 use crate::balance::mix;
-use crate::fixture::{cluster, id, ids, nets, service, snapshot};
+use crate::fixture::{cluster, http_rule, id, ids, nets, part, service, snapshot};
 use crate::fleet::{LevelMotion, Observation};
 use crate::outlier::EjectCause;
 use crate::plan::{Why, plan};
 use crate::route::{
     Routed, check_authority, check_authority_port, route_authority, route_plaintext, route_tls,
 };
+use crate::rules::{Field, Match, PathMatch, Rules};
 use crate::snapshot::{
     Export, Failure, HostTable, Inbound, Policy, PolicyMode, Role, Rule, Service,
 };
@@ -21,6 +22,7 @@ fn question(host: &str) -> Question {
         host: host.to_owned(),
         method: "GET".to_owned(),
         path: "/".to_owned(),
+        headers: Vec::new(),
         from: None,
         via: None,
         source: None,
@@ -237,7 +239,7 @@ fn as_the_gateway(world: &World, question: &Question, draw: u64) -> Result<Vec<A
     if let Verdict::Deny { reason, .. } = authorize(snapshot, ix, &asking) {
         return Err(reason);
     }
-    let to = cluster_of(snapshot, listener, ix)?;
+    let to = crate::engine::cluster_of(snapshot, listener, ix)?;
     let of = &world.shares.clusters[to.0];
     let attempts: Vec<Attempt> = plan(snapshot.cluster(to), of, &|_| 0, draw).collect();
     if attempts.is_empty() {
@@ -263,6 +265,7 @@ fn an_explanation_is_what_the_gateway_would_do() {
                 host: (*draws.of(&["one.a", "two.a", "three.a", "four.a", "no.a"])).to_owned(),
                 method: (*draws.of(&["GET", "POST"])).to_owned(),
                 path: "/".to_owned(),
+                headers: Vec::new(),
                 from: (!from.is_empty()).then(|| id(from)),
                 via: (draws.next(3) == 0).then(|| "west".to_owned()),
                 source: Some(draws.of(&["10.0.0.1", "192.0.2.1"]).parse().unwrap()),
@@ -419,6 +422,62 @@ fn an_identity_that_is_refused_everywhere_is_refused_here() {
     assert_eq!(told.refused, Some(Reason::IdentityDenied));
     assert!(told.judged.is_some(), "it was known after the policy");
     assert_eq!(told.to, None);
+}
+
+#[test]
+fn a_request_is_told_with_the_rule_that_it_is_for() {
+    let mut one = allowing(vec![Rule::default()], service("a/one", "one.a", 80));
+    let beta = Match {
+        rule: 0,
+        headers: vec![Field {
+            name: "x-beta".into(),
+            value: "1".into(),
+        }],
+        ..Match::default()
+    };
+    let v1 = Match {
+        rule: 1,
+        path: PathMatch::Prefix("/v1".into()),
+        ..Match::default()
+    };
+    one.rules = Some(Arc::new(Rules {
+        matches: vec![beta, v1],
+        list: vec![
+            http_rule("beta", Some(vec![part(1, 1)])),
+            http_rule("v1", None),
+        ],
+    }));
+    let mut snapshot = snapshot(vec![one]);
+    snapshot.clusters = vec![
+        cluster(&[&["e0"], &["e1"]]).into(),
+        cluster(&[&["beta"]]).into(),
+    ];
+    let world = World::of(snapshot);
+    let asked = |path: &str, headers: &[(&str, &str)]| {
+        let headers = headers.iter();
+        world.ask(&Question {
+            path: path.to_owned(),
+            headers: headers
+                .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
+                .collect(),
+            ..question("one.a")
+        })
+    };
+    let beta = asked("/", &[("x-beta", "1")]);
+    let split = Matched {
+        rule: 0,
+        part: Some(0),
+    };
+    assert_eq!(
+        (beta.matched, beta.to.unwrap().cluster),
+        (Some(split), ClusterIx(1))
+    );
+    let v1 = asked("/v1/x", &[]);
+    assert_eq!(v1.matched.map(|matched| matched.rule), Some(1));
+    assert_eq!(v1.to.unwrap().cluster, ClusterIx(0));
+    // A header that comes twice is none that a rule knows.
+    let twice = asked("/", &[("x-beta", "1"), ("x-beta", "1")]);
+    assert_eq!((twice.refused, twice.to), (Some(Reason::NoRule), None));
 }
 
 #[test]

@@ -151,7 +151,8 @@ impl Expectation {
         (wants_little, tick): (bool, Duration),
     ) -> Option<Measured> {
         let at = snapshot.service(service.service);
-        let of = format!("{}:{}", at.name, at.port);
+        let part = (service.part.as_ref()).map_or_else(String::new, |part| format!(" to {part}"));
+        let of = format!("{}:{}{part}", at.name, at.port);
         let percent = |value: f64| format!("{:.2} %", value * 100.0);
         let told = |value: f64, text: String| {
             Some(Measured {
@@ -262,8 +263,8 @@ fn percent(value: &str) -> Result<f64, ExpectError> {
 }
 
 fn check_level(level: &str, snapshot: &Snapshot) -> Result<(), ExpectError> {
-    let mut known: Vec<&Arc<str>> = (snapshot.services.iter())
-        .flat_map(|service| &snapshot.cluster(service.outbound).levels)
+    let mut known: Vec<&Arc<str>> = (snapshot.clusters.iter())
+        .flat_map(|cluster| &cluster.levels)
         .map(|level| &level.name)
         .collect();
     if known.iter().any(|name| is_called(name, level)) {
@@ -292,7 +293,7 @@ fn levels_of<'a>(
     snapshot: &'a Snapshot,
     level: &'a str,
 ) -> impl Iterator<Item = usize> + 'a {
-    let cluster = snapshot.cluster(snapshot.service(service.service).outbound);
+    let cluster = snapshot.cluster(service.cluster);
     (cluster.levels.iter().enumerate())
         .filter(move |(_, one)| is_called(&one.name, level))
         .map(|(ix, _)| ix)

@@ -1,6 +1,7 @@
 //! What is measured while a simulation runs.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::fleet::{Fleet, LevelMotion};
@@ -17,6 +18,16 @@ const STAYS: Duration = Duration::from_secs(5);
 /// Changes of one service's shares that are kept for a phase; of more, every second one goes.
 const CHANGES_MAX: usize = 4096;
 
+/// Where requests for a service go: its cluster, or that of one part of a split.
+pub(super) struct Lane {
+    pub(super) service: ServiceIx,
+    pub(super) cluster: ClusterIx,
+    /// The part's label.
+    pub(super) part: Option<Arc<str>>,
+    /// Requests in a second, as the weights of parts have it.
+    pub(super) rate: f64,
+}
+
 pub(super) struct Measure {
     services: Vec<Service>,
     /// The services of each cluster.
@@ -31,6 +42,7 @@ pub(super) struct Measure {
 struct Service {
     ix: ServiceIx,
     cluster: ClusterIx,
+    part: Option<Arc<str>>,
     rate: f64,
     levels: Vec<LevelReport>,
     room_min: Extreme,
@@ -50,13 +62,13 @@ impl Measure {
     pub(super) fn new(
         snapshot: &Snapshot,
         scenario: &Scenario,
-        services: &[(ServiceIx, ClusterIx)],
+        lanes: &[Lane],
         shares: &Shares,
     ) -> Self {
         let tick = scenario.lasts / TICKS;
         let mut by_cluster: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for (nth, (_, cluster)) in services.iter().enumerate() {
-            by_cluster.entry(cluster.0).or_default().push(nth);
+        for (nth, lane) in lanes.iter().enumerate() {
+            by_cluster.entry(lane.cluster.0).or_default().push(nth);
         }
         let mut edges: Vec<(Time, usize, Edge)> = (scenario.faults.iter().enumerate())
             .flat_map(|(nth, fault)| {
@@ -68,10 +80,13 @@ impl Measure {
             .filter(|(at, ..)| at.since_origin() < scenario.lasts)
             .collect();
         edges.sort_unstable();
-        let services = (services.iter())
-            .filter_map(|(ix, cluster)| {
-                let of = shares.clusters.get(cluster.0)?;
-                Some(Service::new(*ix, *cluster, snapshot, scenario.rate, of))
+        let services = (lanes.iter())
+            .filter_map(|lane| {
+                Some(Service::new(
+                    lane,
+                    snapshot,
+                    shares.clusters.get(lane.cluster.0)?,
+                ))
             })
             .collect();
         Self {
@@ -141,14 +156,8 @@ impl Measure {
 }
 
 impl Service {
-    fn new(
-        ix: ServiceIx,
-        cluster: ClusterIx,
-        snapshot: &Snapshot,
-        rate: f64,
-        of: &ClusterShares,
-    ) -> Self {
-        let at = snapshot.cluster(cluster);
+    fn new(lane: &Lane, snapshot: &Snapshot, of: &ClusterShares) -> Self {
+        let at = snapshot.cluster(lane.cluster);
         let levels = of.levels.iter().map(|share| LevelReport {
             start: *share,
             end: *share,
@@ -163,9 +172,10 @@ impl Service {
             endpoint_rate_max: 0.0,
         });
         let mut this = Self {
-            ix,
-            cluster,
-            rate,
+            ix: lane.service,
+            cluster: lane.cluster,
+            part: lane.part.clone(),
+            rate: lane.rate,
             levels: levels.collect(),
             room_min: Extreme {
                 value: f64::INFINITY,
@@ -315,6 +325,8 @@ impl Service {
         series.truncate(usize::try_from(TICKS).unwrap_or(usize::MAX));
         ServiceReport {
             service: self.ix,
+            cluster: self.cluster,
+            part: self.part,
             counts,
             levels: self.levels,
             series,

@@ -50,6 +50,7 @@ fn scenario(snapshot: &Snapshot, faults: &[(&str, &str)]) -> Scenario {
         services: Vec::new(),
         rate: 200.0,
         method: "GET".to_owned(),
+        path: "/".to_owned(),
         lasts,
         faults: faults.iter().map(fault).collect(),
         seed: 1,

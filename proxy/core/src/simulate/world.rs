@@ -1,6 +1,7 @@
 //! The world of a simulation: time, requests, the truth about endpoints, and a fleet that does not
 //! know it.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -9,18 +10,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::balance::{fraction, mix};
+use crate::engine::{Headers, Request};
 use crate::fleet::{Fleet, FleetEvent, Observation, Probe};
-use crate::plan::{Plan, plan};
+use crate::plan::plan;
 use crate::retry::{Again, RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
-use crate::shares::{ClusterShares, Shares};
+use crate::rules::{HttpRule, Part, Tried as Parts, choose};
+use crate::shares::Shares;
 use crate::snapshot::{
-    ActiveKind, Balance, Cluster, ClusterIx, EndpointIx, EndpointKey, Failure, Protocol, ServiceIx,
-    Snapshot,
+    ActiveKind, Balance, Cluster, ClusterIx, EndpointIx, EndpointKey, Failure, Protocol, Role,
+    ServiceIx, Snapshot,
 };
 use crate::time::Time;
 
 use super::fault::{Deadlines, Truth};
-use super::measure::Measure;
+use super::measure::{Lane, Measure};
 use super::{COARSE_PER_SECOND, Counts, EVENTS_MAX, FINE, FINE_MAX, Report, Scenario, TICKS};
 
 /// How long a check takes where nothing is slow.
@@ -36,6 +39,8 @@ pub(super) struct World<'a> {
     snapshot: &'a Snapshot,
     scenario: &'a Scenario,
     services: Vec<Called>,
+    /// The clusters that are measured.
+    lanes: Vec<ClusterIx>,
     fleet: Fleet,
     shares: Arc<Shares>,
     now: Time,
@@ -65,9 +70,36 @@ pub(super) struct World<'a> {
 /// A service, and what a worker keeps of it.
 struct Called {
     ix: ServiceIx,
-    cluster: ClusterIx,
+    /// The rule that its requests are for, where it has rules.
+    rule: Option<usize>,
+    /// Where each part of the rule's split goes, or all.
+    lanes: Vec<usize>,
     budget: RetryBudget,
     turn: u64,
+}
+
+/// A request on its way.
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    /// The service that it is for.
+    nth: usize,
+    draw: u64,
+    /// The part that it goes to first.
+    part: Option<usize>,
+}
+
+/// What became of a request so far.
+#[derive(Debug, Default)]
+struct Tries {
+    weight: f64,
+    been: Parts,
+    counted: u32,
+    retried: f64,
+    failed: Option<Failure>,
+    elapsed: Duration,
+    give_up: Option<Duration>,
+    is_answered: bool,
+    is_over: bool,
 }
 
 /// Something that is known at a later time; in the order of time, then of its number.
@@ -96,26 +128,20 @@ impl<'a> World<'a> {
         } else {
             scenario.services.clone()
         };
-        let services: Vec<Called> = (wanted.into_iter())
-            .map(|ix| Called {
-                ix,
-                cluster: snapshot.service(ix).outbound,
-                budget: RetryBudget::default(),
-                turn: 0,
-            })
-            .collect();
+        let (services, lanes) = called(snapshot, scenario, wanted);
         let mut edges: Vec<Time> = (scenario.faults.iter())
             .flat_map(|fault| [Some(fault.from), fault.to].into_iter().flatten())
             .filter(|at| at.since_origin() < scenario.lasts)
             .collect();
         edges.sort_unstable_by(|a, b| b.cmp(a));
         edges.dedup();
-        let clusters: Vec<_> = services.iter().map(|one| (one.ix, one.cluster)).collect();
-        let measure = Measure::new(snapshot, scenario, &clusters, &shares);
+        let clusters: Vec<ClusterIx> = lanes.iter().map(|lane| lane.cluster).collect();
+        let measure = Measure::new(snapshot, scenario, &lanes, &shares);
         let mut world = Self {
             snapshot,
             scenario,
             services,
+            lanes: Vec::new(),
             fleet,
             shares,
             now: Time::ZERO,
@@ -129,10 +155,10 @@ impl<'a> World<'a> {
             fine_left: FINE_MAX,
             measure,
             called: (clusters.iter())
-                .map(|(_, ix)| Arc::clone(&snapshot.cluster(*ix).name))
+                .map(|ix| Arc::clone(&snapshot.cluster(*ix).name))
                 .collect(),
             endpoints: (clusters.iter())
-                .flat_map(|(_, ix)| &snapshot.cluster(*ix).endpoints)
+                .flat_map(|ix| &snapshot.cluster(*ix).endpoints)
                 .map(|endpoint| endpoint.key.clone())
                 .collect(),
             unhealthy: BTreeSet::new(),
@@ -140,6 +166,7 @@ impl<'a> World<'a> {
             events_left_out: 0,
             weight_max: 1.0,
         };
+        world.lanes = clusters;
         world.set_truths();
         world
     }
@@ -334,23 +361,61 @@ impl<'a> World<'a> {
         // Each service in its turn.
         self.turn += 1;
         let nth = self.turn % self.services.len().max(1);
-        let Some(called) = self.services.get_mut(nth) else {
-            return coarse;
+        let draw = self.draw();
+        let sent = Sent {
+            nth,
+            draw,
+            part: self.part(nth, draw, Parts::default()),
         };
-        called.turn += 1;
-        let (ix, turn) = (called.cluster, called.turn);
-        let cluster = self.snapshot.cluster(ix);
-        let draw = match cluster.policy.balance {
-            Balance::RoundRobin => turn,
-            Balance::LeastRequest | Balance::Random => self.draw(),
-        };
-        let shares = Arc::clone(&self.shares);
-        let Some(of) = shares.clusters.get(ix.0) else {
-            return coarse;
-        };
+        let first = sent.part.and_then(|part| self.first(sent, part));
+        let well = first.filter(|key| self.truth(key) == Truth::Up);
+        let weight = self.weight(coarse, well.is_some());
+        match well {
+            Some(key) => self.answered(sent, key, weight),
+            None => {
+                let runs = weight.min(RUNS_MAX).ceil();
+                let mut run = 0.0;
+                while run < runs {
+                    self.request(sent, weight / runs);
+                    run += 1.0;
+                }
+            }
+        }
+        if let Some(called) = self.services.get_mut(nth) {
+            called.turn += 1;
+        }
+        weight
+    }
+
+    /// The part of its rule's split that a request goes to, of those that it has not been to; the only
+    /// one where there is no split. `None`: there is none, or no rule is for it.
+    fn part(&self, nth: usize, draw: u64, been: Parts) -> Option<usize> {
+        let called = self.services.get(nth)?;
+        match self.snapshot.split(called.ix, called.rule)? {
+            Some(split) => choose(split, Role::Workloads, &self.shares, draw, been),
+            None => (!been.has(0)).then_some(0),
+        }
+    }
+
+    /// Where a part's requests go.
+    fn cluster_of(&self, nth: usize, part: usize) -> Option<(usize, ClusterIx)> {
+        let lane = *self.services.get(nth)?.lanes.get(part)?;
+        Some((lane, *self.lanes.get(lane)?))
+    }
+
+    /// What a plan of this cluster draws.
+    fn draw_for(&self, cluster: &Cluster, sent: Sent) -> u64 {
+        match cluster.policy.balance {
+            Balance::RoundRobin => (self.services.get(sent.nth)).map_or(0, |called| called.turn),
+            Balance::LeastRequest | Balance::Random => sent.draw,
+        }
+    }
+
+    /// How busy an endpoint looks.
+    fn load_of(&self, cluster: &'a Cluster, draw: u64) -> impl Fn(EndpointIx) -> u32 + use<'a> {
         let waiting = Rc::clone(&self.waiting);
         let usual = self.scenario.rate * ANSWER.as_secs_f64() / cluster.endpoints.len() as f64;
-        let load = move |ix: EndpointIx| -> u32 {
+        move |ix: EndpointIx| -> u32 {
             let waiting = waiting.borrow();
             // Most of the time nobody waits, and all are as busy.
             if waiting.is_empty() {
@@ -359,24 +424,18 @@ impl<'a> World<'a> {
             let key = &cluster.endpoint(ix).key;
             let usual = usual + fraction(draw, ix.0 as u64);
             waiting.get(key).copied().unwrap_or_else(|| whole(usual))
-        };
-        let plan = plan(cluster, of, &load, draw);
-        let first = { plan }.next();
-        let key = first.map(|attempt| cluster.endpoint(attempt.endpoint).key.clone());
-        let well = key.filter(|key| self.truth(key) == Truth::Up);
-        let weight = self.weight(coarse, well.is_some());
-        match well {
-            Some(key) => self.answered(nth, key, weight),
-            None => {
-                let runs = weight.min(RUNS_MAX).ceil();
-                let mut run = 0.0;
-                while run < runs {
-                    self.request(nth, (cluster, of), plan, weight / runs);
-                    run += 1.0;
-                }
-            }
         }
-        weight
+    }
+
+    /// The endpoint that is tried first.
+    fn first(&self, sent: Sent, part: usize) -> Option<EndpointKey> {
+        let (_, ix) = self.cluster_of(sent.nth, part)?;
+        let cluster = self.snapshot.cluster(ix);
+        let draw = self.draw_for(cluster, sent);
+        let load = self.load_of(cluster, draw);
+        let of = self.shares.clusters.get(ix.0)?;
+        let first = plan(cluster, of, &load, draw).next()?;
+        Some(cluster.endpoint(first.endpoint).key.clone())
     }
 
     /// How many requests the next one stands for.
@@ -396,20 +455,17 @@ impl<'a> World<'a> {
     }
 
     /// So many requests were answered by an endpoint that is well.
-    fn answered(&mut self, nth: usize, key: EndpointKey, weight: f64) {
-        self.measure.count(
-            nth,
-            self.now,
-            &Counts {
-                sent: weight,
-                answered: weight,
-                ..Counts::default()
-            },
-        );
+    fn answered(&mut self, sent: Sent, key: EndpointKey, weight: f64) {
+        let counts = Counts {
+            sent: weight,
+            answered: weight,
+            ..Counts::default()
+        };
+        self.count(sent, &counts);
         let mut outcomes = 0;
         while f64::from(outcomes) < weight && outcomes < OUTCOMES_MAX {
             outcomes += 1;
-            if let Some(called) = self.services.get_mut(nth) {
+            if let Some(called) = self.services.get_mut(sent.nth) {
                 called.budget.request(self.now);
             }
             let observation = Observation {
@@ -421,61 +477,85 @@ impl<'a> World<'a> {
         self.refresh();
     }
 
+    /// Counts it where it was sent first.
+    fn count(&mut self, sent: Sent, counts: &Counts) {
+        let lane = self.cluster_of(sent.nth, sent.part.unwrap_or_default());
+        if let Some((lane, _)) = lane {
+            self.measure.count(lane, self.now, counts);
+        }
+    }
+
     /// One request, as a worker carries it; it counts as so many.
-    fn request(
-        &mut self,
-        nth: usize,
-        (cluster, of): (&Cluster, &ClusterShares),
-        plan: Plan<'_>,
-        weight: f64,
-    ) {
-        let Some(called) = self.services.get_mut(nth) else {
-            return;
+    fn request(&mut self, sent: Sent, weight: f64) {
+        if let Some(called) = self.services.get_mut(sent.nth) {
+            called.budget.request(self.now);
+        }
+        let mut tries = Tries {
+            weight,
+            ..Tries::default()
         };
-        let is_http = self.snapshot.service(called.ix).protocol == Protocol::Http;
-        called.budget.request(self.now);
+        let mut next = sent.part;
+        while let Some(part) = next.filter(|_| !tries.is_over) {
+            tries.been = tries.been.and(part);
+            next = self.part(sent.nth, sent.draw, tries.been);
+            self.try_part(sent, part, next.is_some(), &mut tries);
+        }
         let mut counts = Counts {
             sent: weight,
+            retried: tries.retried,
             ..Counts::default()
         };
-        let (mut counted, mut failed, mut is_answered) = (0, None, false);
-        let mut elapsed = Duration::ZERO;
-        let mut give_up = None;
-        for attempt in plan {
-            if let Some(failure) = failed {
-                let is_unseen = Failure::is_unseen(failure);
-                if attempt.is_last_resort(of) && !is_unseen {
-                    break;
-                }
-                // Nothing else limits attempts that cost an endpoint nothing.
-                if is_unseen
-                    && elapsed >= *give_up.get_or_insert_with(|| elapsed + cluster.connect_budget())
-                {
-                    break;
-                }
-                match self.may_try_again(nth, cluster, failure, is_http, counted) {
-                    None => break,
-                    Some(kind) => counted += u32::from(kind == Again::Counted),
-                }
-                counts.retried += weight;
-            }
-            let (result, took) = self.attempt(cluster, attempt.endpoint, is_http, elapsed);
-            elapsed += took;
-            is_answered = result.is_ok();
-            if is_answered {
-                break;
-            }
-            failed = result.err();
-        }
-        if is_answered {
+        if tries.is_answered {
             counts.answered = weight;
-            counts.slow = if elapsed.is_zero() { 0.0 } else { weight };
-        } else if failed.is_some() {
+            counts.slow = if tries.elapsed.is_zero() { 0.0 } else { weight };
+        } else if tries.failed.is_some() {
             counts.failed = weight;
         } else {
             counts.refused = weight;
         }
-        self.measure.count(nth, self.now, &counts);
+        self.count(sent, &counts);
+    }
+
+    /// Tries the endpoints of one part, one after the other.
+    fn try_part(&mut self, sent: Sent, part: usize, has_other: bool, tries: &mut Tries) {
+        let Some((_, ix)) = self.cluster_of(sent.nth, part) else {
+            return;
+        };
+        let cluster = self.snapshot.cluster(ix);
+        let shares = Arc::clone(&self.shares);
+        let Some(of) = shares.clusters.get(ix.0) else {
+            return;
+        };
+        let draw = self.draw_for(cluster, sent);
+        let load = self.load_of(cluster, draw);
+        for attempt in plan(cluster, of, &load, draw) {
+            if let Some(failure) = tries.failed {
+                let is_unseen = Failure::is_unseen(failure);
+                // Before those that were found bad come the other parts of a split.
+                if attempt.is_last_resort(of) && (!is_unseen || has_other) {
+                    return;
+                }
+                // Nothing else limits attempts that cost an endpoint nothing.
+                let elapsed = tries.elapsed;
+                let give_up =
+                    (tries.give_up).get_or_insert_with(|| elapsed + cluster.connect_budget());
+                let is_late = is_unseen && elapsed >= *give_up;
+                let again = self.may_try_again(sent.nth, cluster, failure, tries.counted);
+                let Some(kind) = again.filter(|_| !is_late) else {
+                    tries.is_over = true;
+                    return;
+                };
+                tries.counted += u32::from(kind == Again::Counted);
+                tries.retried += tries.weight;
+            }
+            let (result, took) = self.attempt(sent.nth, cluster, attempt.endpoint, tries.elapsed);
+            tries.elapsed += took;
+            if result.is_ok() {
+                (tries.is_answered, tries.is_over) = (true, true);
+                return;
+            }
+            tries.failed = result.err();
+        }
     }
 
     fn may_try_again(
@@ -483,9 +563,13 @@ impl<'a> World<'a> {
         nth: usize,
         cluster: &Cluster,
         failure: Failure,
-        is_http: bool,
         counted: u32,
     ) -> Option<Again> {
+        let called = self.services.get_mut(nth)?;
+        let is_http = self.snapshot.service(called.ix).protocol == Protocol::Http;
+        let rule = self.snapshot.http_rule(called.ix, called.rule);
+        let retries = &cluster.policy.retries;
+        let retries = rule.map_or(Cow::Borrowed(retries), |rule| rule.retries(retries));
         let tried = Tried {
             failure,
             method: is_http.then_some(&*self.scenario.method),
@@ -494,25 +578,33 @@ impl<'a> World<'a> {
             response: ResponseSeen::Nothing,
             sender: Sender::Caller,
         };
-        let budget = &mut self.services.get_mut(nth)?.budget;
-        again(&cluster.policy.retries, budget, &tried, self.now).ok()
+        again(&retries, &mut called.budget, &tried, self.now).ok()
     }
 
     /// One attempt, so long after its request came; the fleet learns of it when it ends.
     fn attempt(
         &mut self,
+        nth: usize,
         cluster: &Cluster,
         ix: EndpointIx,
-        is_http: bool,
         after: Duration,
     ) -> (Result<(), Failure>, Duration) {
         let endpoint = cluster.endpoint(ix);
         let key = &endpoint.key;
         let timeouts = &cluster.policy.timeouts;
+        let (service, rule) = (self.services.get(nth)).map_or((None, None), |called| {
+            let rule = self.snapshot.http_rule(called.ix, called.rule);
+            (Some(self.snapshot.service(called.ix)), rule)
+        });
+        let (answer, per_try) = rule
+            .map_or((timeouts.response_headers, timeouts.per_try), |rule| {
+                rule.timeouts(timeouts)
+            });
         let deadlines = Deadlines {
             connect: cluster.connect_deadline(endpoint),
-            answer: timeouts.per_try.unwrap_or(timeouts.response_headers),
+            answer: per_try.unwrap_or(answer),
         };
+        let is_http = service.is_some_and(|service| service.protocol == Protocol::Http);
         let error = if is_http {
             Failure::Status(503)
         } else {
@@ -541,4 +633,69 @@ fn whole(number: f64) -> u32 {
         .count()
         .try_into()
         .unwrap_or(0)
+}
+
+/// The services that are called, and where their requests may go.
+fn called(
+    snapshot: &Snapshot,
+    scenario: &Scenario,
+    wanted: Vec<ServiceIx>,
+) -> (Vec<Called>, Vec<Lane>) {
+    let request = Request {
+        authority: "",
+        method: &scenario.method,
+        path: &scenario.path,
+        headers: Headers::NONE,
+    };
+    let mut lanes = Vec::new();
+    let services = wanted.into_iter().map(|ix| {
+        let service = snapshot.service(ix);
+        let rule = service
+            .rules
+            .as_ref()
+            .and_then(|rules| rules.find(&request));
+        let first = lanes.len();
+        match snapshot.split(ix, rule).flatten() {
+            Some(split) => {
+                let all: u32 = split.iter().map(|part| part.weight).sum();
+                lanes.extend(split.iter().map(|part| Lane {
+                    service: ix,
+                    cluster: part.outbound,
+                    part: Some(Arc::clone(&part.label)),
+                    rate: scenario.rate * f64::from(part.weight) / f64::from(all.max(1)),
+                }));
+            }
+            None => lanes.push(Lane {
+                service: ix,
+                cluster: service.outbound,
+                part: None,
+                rate: scenario.rate,
+            }),
+        }
+        Called {
+            ix,
+            rule,
+            lanes: (first..lanes.len()).collect(),
+            budget: RetryBudget::default(),
+            turn: 0,
+        }
+    });
+    let services = services.collect();
+    (services, lanes)
+}
+
+impl Snapshot {
+    /// The rule at `rule` of a service.
+    fn http_rule(&self, service: ServiceIx, rule: Option<usize>) -> Option<&HttpRule> {
+        self.service(service).rules.as_ref()?.list.get(rule?)
+    }
+
+    /// The split that a request for a service goes by, if there is one; `None` where the service has
+    /// rules, and none of them is for it.
+    fn split(&self, service: ServiceIx, rule: Option<usize>) -> Option<Option<&[Part]>> {
+        if self.service(service).rules.is_none() {
+            return Some(None);
+        }
+        Some(self.http_rule(service, rule)?.split.as_deref())
+    }
 }
