@@ -151,6 +151,8 @@ struct ClusterState {
     cluster: Arc<Cluster>,
     /// Its endpoints in the order of their keys, in which [`Fleet::endpoints`] has them too.
     by_key: Vec<u32>,
+    /// The names of each level's backends.
+    backends: Vec<BTreeSet<Arc<str>>>,
     levels: Vec<LevelState>,
     /// The shares last told by an event.
     told: Option<(Vec<f64>, bool)>,
@@ -164,6 +166,7 @@ impl ClusterState {
         Self {
             cluster: Arc::clone(cluster),
             by_key: Vec::new(),
+            backends: Vec::new(),
             levels: Vec::new(),
             told: None,
             wake: None,
@@ -870,6 +873,7 @@ impl Fleet {
         ClusterState {
             cluster: Arc::clone(cluster),
             by_key: by_key(cluster),
+            backends: backends(cluster),
             levels,
             told: (itself.and_then(|state| state.told.clone()))
                 .filter(|(shares, _)| shares.len() == cluster.levels.len()),
@@ -960,6 +964,16 @@ impl Fleet {
     }
 }
 
+fn backends(cluster: &Cluster) -> Vec<BTreeSet<Arc<str>>> {
+    let of_level = |level: &Level| {
+        let members = level.members.iter();
+        members
+            .map(|ix| Arc::clone(&cluster.endpoint(*ix).backend))
+            .collect()
+    };
+    cluster.levels.iter().map(of_level).collect()
+}
+
 /// The places of a cluster's endpoints, in the order of their keys.
 fn by_key(cluster: &Cluster) -> Vec<u32> {
     let mut places: Vec<u32> = (0..).take(cluster.endpoints.len()).collect();
@@ -1036,6 +1050,13 @@ impl EndpointState {
 }
 
 impl ClusterState {
+    /// Whether each level is of the same backends, as another port's is, and the parts of a split are
+    /// not; a level without endpoints may be of any.
+    fn is_port_of(&self, other: &Self) -> bool {
+        let mut levels = self.backends.iter().zip(&other.backends);
+        levels.all(|(one, other)| one.is_empty() || other.is_empty() || one == other)
+    }
+
     fn step(&mut self, healthy: &[f64], now: Time) {
         let failover = &self.cluster.policy.failover;
         for (level, healthy) in self.levels.iter_mut().zip(healthy) {
@@ -1156,8 +1177,8 @@ fn cluster_route(clusters: &[ClusterState], home: Home) -> Arc<str> {
         .map_or_else(|| "".into(), |state| state.cluster.route.clone())
 }
 
-/// h of each level of a cluster: over the ports of its route, which have the same levels, the
-/// least.
+/// h of each level of a cluster: over the ports of its route, which have the same levels of the same
+/// backends, the least.
 fn least_of_ports(
     clusters: &[ClusterState],
     members: &[usize],
@@ -1170,7 +1191,9 @@ fn least_of_ports(
     };
     let mut least: Vec<f64> = Vec::new();
     for (other, healthy) in members.iter().zip(healthy) {
-        if !names(*other).eq(names(ix)) {
+        let is_port = (clusters.get(*other).zip(clusters.get(ix)))
+            .is_some_and(|(other, this)| other.is_port_of(this));
+        if !is_port || !names(*other).eq(names(ix)) {
             continue;
         }
         if least.is_empty() {

@@ -1,9 +1,10 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::fixture::{cluster, service, snapshot};
+use crate::fixture::{cluster, http_rule, part, service, snapshot};
 use crate::locality::Locality;
 use crate::outlier::EjectCause;
+use crate::rules::{Match, PathMatch, Rules};
 use crate::snapshot::{
     ActiveCheck, ActiveKind, Address, Cluster, ClusterPolicy, EndpointKey, Failure, PeerIx,
     Protocol,
@@ -206,6 +207,71 @@ fn bytes_are_tried_elsewhere_only_where_nothing_was_connected() {
         "{:?}",
         report.counts
     );
+}
+
+/// Nine of ten requests below `/v1` go to one cluster, the rest to another; no other path has a rule.
+fn split() -> Snapshot {
+    let mut snapshot = world(2, |_| {});
+    for (key, port) in [("most", 8001), ("few", 8002)] {
+        let mut part = cluster(&[&[key]]);
+        part.name = format!("part {key}").into();
+        Arc::make_mut(&mut part.policy).passive.keep_at_least = 0;
+        part.endpoints[0].address = Address::Socket(([10, 0, 0, 2], port).into());
+        part.endpoints[0].backend = key.into();
+        snapshot.clusters.push(part.into());
+    }
+    snapshot.services[0].rules = Some(Arc::new(Rules {
+        matches: vec![Match {
+            path: PathMatch::Prefix("/v1".into()),
+            ..Match::default()
+        }],
+        list: vec![http_rule("v1", Some(vec![part(1, 90), part(2, 10)]))],
+    }));
+    snapshot
+}
+
+#[test]
+fn a_split_is_drawn_by_weight_and_what_a_dead_part_had_goes_to_the_others() {
+    let world = split();
+    let to_v1 = |faults: &[(&str, &str)]| Scenario {
+        path: "/v1/orders".to_owned(),
+        ..scenario(&world, faults)
+    };
+    let report = simulate(&world, &to_v1(&[]));
+    let parts: Vec<f64> = report.services.iter().map(|one| one.counts.sent).collect();
+    assert_eq!(report.services.len(), 2);
+    assert!(
+        (parts[0] / (parts[0] + parts[1]) - 0.9).abs() < 0.01,
+        "{parts:?}"
+    );
+    let report = simulate(&world, &to_v1(&[("down", "10.0.0.2:8002@60s")]));
+    assert_eq!(report.counts.lost(), 0.0, "{:?}", report.counts);
+    assert!(report.counts.retried >= 5.0);
+    // A dead canary is no reason to leave what is well.
+    let most = &report.services[0];
+    assert_eq!((most.levels[0].min.value, most.room_min.value), (1.0, 1.0));
+    let told = |name: &str| {
+        let moved = |event: &FleetEvent| matches!(event, FleetEvent::SharesMoved { cluster, .. } if **cluster == *name);
+        report.events.iter().any(|(_, event)| moved(event))
+    };
+    assert!(told("part few") && !told("part most"));
+    let few = &report.services[1];
+    assert_eq!(few.part.as_deref(), Some("2"));
+    let late: f64 = few
+        .series
+        .iter()
+        .skip(120)
+        .map(|tick| tick.counts.sent)
+        .sum();
+    // Only what it is tried again with, once its ejection is over.
+    assert!(late < 100.0, "{late}");
+}
+
+#[test]
+fn what_no_rule_is_for_is_refused() {
+    let world = split();
+    let report = play(&world, &[]);
+    assert_eq!(report.counts.refused, report.counts.sent);
 }
 
 #[test]
