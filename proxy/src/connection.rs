@@ -165,7 +165,11 @@ async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Result<Relaying, Reason
     let routed = route(&published.snapshot, listener, &first);
     match routed {
         Routed::Terminate(_) | Routed::TerminateAnyPort(_) => {}
-        Routed::Passthrough(_) | Routed::Plain(_) | Routed::PlainHttp | Routed::Refuse(_) => {
+        Routed::Passthrough(_)
+        | Routed::Plain(_)
+        | Routed::PlainHttp
+        | Routed::Reports
+        | Routed::Refuse(_) => {
             visit.open.has_shaken();
         }
     }
@@ -188,6 +192,7 @@ async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Result<Relaying, Reason
             let stream = Stream::Plain(stream);
             Err(Box::pin(http::serve(visit, None, None, first.version(), stream)).await)
         }
+        (Routed::Reports, _) => Err(refuse(visit, stream.into_tcp(), Reason::SniUnknown).await),
         (Routed::Refuse(reason), _) => Err(refuse(visit, stream.into_tcp(), reason).await),
         (Routed::Terminate(_) | Routed::TerminateAnyPort(_), _) => Err(Reason::Internal),
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use zeugma_core::snapshot::{
     ActiveKind, Cluster, ClusterPolicy, Endpoint, EndpointTls, Export, Failover, Failure,
     HttpVersion, Listener, Mirror, PassiveCheck, Peer, PeerIx, PolicyMode, Retries, Role, Rule,
-    Service, Snapshot, Timeouts,
+    Service, Snapshot, Timeouts, WhenStale,
 };
 
 use crate::CheckedGateway;
@@ -335,7 +335,12 @@ fn of_peer(peer: &Peer) -> Fields {
         sources,
         keepalive_ping,
         keepalive_timeout,
+        when_stale,
     } = peer;
+    let when_stale = match when_stale {
+        WhenStale::Hold => "hold",
+        WhenStale::Drop => "drop",
+    };
     Fields::from([
         ("cluster", one(cluster)),
         ("locality", one(locality)),
@@ -344,6 +349,7 @@ fn of_peer(peer: &Peer) -> Fields {
         ("sources", all(sources)),
         ("keepalive.ping", one(duration(*keepalive_ping))),
         ("keepalive.timeout", one(duration(*keepalive_timeout))),
+        ("whenStale", one(when_stale)),
     ])
 }
 

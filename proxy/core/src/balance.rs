@@ -4,6 +4,7 @@ mod least_request;
 mod random;
 mod round_robin;
 
+use crate::shares::Worth;
 use crate::snapshot::{Balance, Cluster, EndpointIx, Level};
 
 /// The endpoints of a level among which one is picked.
@@ -13,6 +14,8 @@ pub struct Candidates<'a> {
     pub cluster: &'a Cluster,
     /// The level they are of.
     pub level: &'a Level,
+    /// What each endpoint of the cluster is worth; empty where all are worth what is configured.
+    pub worths: &'a [Worth],
     /// Which of the level's members may be picked.
     pub usable: &'a dyn Fn(EndpointIx) -> bool,
 }
@@ -44,7 +47,14 @@ impl<'a> Candidates<'a> {
     fn iter(self) -> impl Iterator<Item = (EndpointIx, f64)> + 'a {
         (self.level.members.iter().copied())
             .filter(move |ix| (self.usable)(*ix))
-            .map(move |ix| (ix, self.cluster.endpoint(ix).weight))
+            .map(move |ix| (ix, self.weight(ix)))
+    }
+
+    /// What an endpoint is picked by: the healthy part of its weight; where that is nothing, and it
+    /// is picked from all the same, the configured one.
+    fn weight(self, ix: EndpointIx) -> f64 {
+        let healthy = self.worths.get(ix.0).map(|worth| worth.healthy);
+        (healthy.filter(|weight| *weight > 0.0)).unwrap_or_else(|| self.cluster.endpoint(ix).weight)
     }
 
     /// The endpoint in whose part of the weights, laid end to end, the point lies (0 to 1).
@@ -103,6 +113,7 @@ mod tests {
             let candidates = Candidates {
                 cluster: &cluster,
                 level: &cluster.levels[0],
+                worths: &[],
                 usable: &|_| true,
             };
             counts[pick(candidates, &|_| 0, draw).unwrap().0] += 1;
@@ -136,6 +147,7 @@ mod tests {
                     let candidates = Candidates {
                         cluster,
                         level: &cluster.levels[0],
+                        worths: &[],
                         usable: &|_| true,
                     };
                     pick(candidates, &|ix| loads[ix.0], *draw) == Some(EndpointIx(0))
@@ -157,6 +169,7 @@ mod tests {
             let candidates = |usable| Candidates {
                 cluster: &cluster,
                 level: &cluster.levels[0],
+                worths: &[],
                 usable,
             };
             assert_eq!(pick(candidates(&|_| false), &|_| 0, 7), None);

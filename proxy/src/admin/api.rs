@@ -477,6 +477,7 @@ mod tests {
         ClusterShares {
             levels: levels.to_vec(),
             endpoints: Vec::new(),
+            worths: Vec::new(),
             too_few,
         }
     }
