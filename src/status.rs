@@ -10,6 +10,7 @@ use time::format_description::well_known::Rfc3339;
 use zeugma_xds::suggest;
 
 use crate::admin::{self, Admin, AdminError, Output, Target, field, query};
+use crate::get::report;
 use crate::table::Table;
 
 #[derive(Debug, Args)]
@@ -122,9 +123,18 @@ impl State {
                     .filter_map(|one| field(one, name).as_u64())
                     .sum::<u64>()
             };
+            let reports = list(field(peer, "gateways")).iter();
+            let reports: Vec<String> = (reports.map(|one| report(field(one, "report"))))
+                .filter(|words| !words.is_empty())
+                .collect();
+            let reports = if reports.is_empty() {
+                String::new()
+            } else {
+                format!("  reports: {}", reports.join(", "))
+            };
             writeln!(
                 text,
-                "peer {}  {}  {}  {}/{} ways healthy",
+                "peer {}  {}  {}  {}/{} ways healthy{reports}",
                 word(field(peer, "name")),
                 word(field(peer, "locality")),
                 word(field(peer, "state")),

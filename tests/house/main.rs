@@ -63,7 +63,7 @@ const OWNED: &[Owned] = &[
     },
     Owned {
         name: "prost",
-        owners: &["zeugma-xds"],
+        owners: &["zeugma-xds", "zeugma-proxy"],
         in_tests: InTests::OwnersOnly,
     },
     Owned {
@@ -227,6 +227,24 @@ fn only_the_ca_signs() {
                         found.push(format!("{file}:{number}: {call}: only `ca` signs"));
                     }
                 }
+            }
+        }
+    }
+    assert_none(&found);
+}
+
+#[test]
+fn protobuf_is_the_business_of_one_file_of_the_gateway() {
+    let mut found = Vec::new();
+    for file in rust_files("proxy/src") {
+        if file == "proxy/src/peer/message.rs" {
+            continue;
+        }
+        for (number, line) in code_lines(&read(&file)) {
+            if words(&line, "prost") {
+                found.push(format!(
+                    "{file}:{number}: protobuf types stay in proxy/src/peer/message.rs"
+                ));
             }
         }
     }

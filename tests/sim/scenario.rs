@@ -366,7 +366,7 @@ impl Scenario {
             .find(|(of, at, _)| of == host && *at == port);
         let drains = report.is_draining;
         let of = match found {
-            None if drains => Standing::new(1, 1, 1.0, 1.0).unwrap(),
+            None if drains => Standing::new(1, 1, 1.0, 1.0)?,
             None => return None,
             Some((_, _, standing)) => standing,
         };

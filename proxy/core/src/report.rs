@@ -262,32 +262,48 @@ impl Report {
     /// What makes this one of `before`.
     #[must_use]
     pub fn since(&self, before: &Self) -> Vec<Change> {
-        let other = |host: &HostPattern, port| before.standing(host, port);
-        let set = (self.entries())
-            .filter(|(host, port, standing)| other(host, *port) != Some(*standing))
-            .map(|(host, port, standing)| Change {
-                host,
-                port,
-                standing: Some(standing),
-            });
-        let gone = (before.entries())
-            .filter(|(host, port, _)| self.standing(host, *port).is_none())
-            .map(|(host, port, _)| Change {
-                host,
-                port,
-                standing: None,
-            });
-        set.chain(gone).collect()
+        let mut changes = Vec::new();
+        self.exact
+            .since(&before.exact, HostPattern::Exact, &mut changes);
+        self.below
+            .since(&before.below, HostPattern::Below, &mut changes);
+        changes
     }
+}
 
-    fn standing(&self, host: &HostPattern, port: u16) -> Option<Standing> {
-        let ports = match host {
-            HostPattern::Exact(host) => self.exact.0.get(host),
-            HostPattern::Below(host) => self.below.0.get(host),
+impl Hosts {
+    /// Most hosts are as they were: they cost one look.
+    fn since(&self, before: &Self, named: fn(Host) -> HostPattern, changes: &mut Vec<Change>) {
+        let standing = |ports: &[(u16, Standing)], port| {
+            let mut ports = ports.iter();
+            ports.find_map(|(of, standing)| (*of == port).then_some(*standing))
         };
-        (ports?.iter())
-            .find(|(of, _)| *of == port)
-            .map(|(_, standing)| *standing)
+        let mut change = |host: &Host, port, standing| {
+            changes.push(Change {
+                host: named(host.clone()),
+                port,
+                standing,
+            });
+        };
+        for (host, ports) in &self.0 {
+            let were = before.0.get(host).map_or(&[][..], Vec::as_slice);
+            if were == ports.as_slice() {
+                continue;
+            }
+            for (port, now) in ports {
+                if standing(were, *port) != Some(*now) {
+                    change(host, *port, Some(*now));
+                }
+            }
+        }
+        for (host, were) in &before.0 {
+            let ports = self.0.get(host).map_or(&[][..], Vec::as_slice);
+            for (port, _) in were {
+                if standing(ports, *port).is_none() {
+                    change(host, *port, None);
+                }
+            }
+        }
     }
 }
 
