@@ -454,6 +454,27 @@ mod tests {
     }
 
     #[test]
+    fn a_report_that_turns_nothing_is_told_as_a_cause_alone() {
+        let reported = |healthy, turned| FleetEvent::Reported {
+            key: EndpointKey("shop/orders|west|192.0.2.1:15443|tls".into()),
+            peer: "west".into(),
+            said: Said::Healthy(Counts { healthy, total: 3 }),
+            turned,
+        };
+        let journal = Journal::default();
+        journal.add_fleet(&[reported(2, false), moved("shop/orders")], None);
+        journal.add_fleet(&[reported(0, true)], None);
+        journal.add_fleet(&[reported(1, false)], None);
+        let told = journal.since(0);
+        let kinds: Vec<_> = told.iter().map(|event| event.kind).collect();
+        assert_eq!(kinds, ["shares-moved", "endpoint-reported"]);
+        let cause = "west 192.0.2.1:15443 reports 2 of 3 healthy";
+        assert_eq!(told[0].data["causes"][0], cause);
+        assert_eq!(told[1].to_json()["code"], "ZG0428");
+        assert_eq!(told[1].data["healthy"], 0);
+    }
+
+    #[test]
     fn the_oldest_events_are_forgotten_and_numbers_go_on() {
         let journal = Journal::default();
         for nth in 0..=EVENTS_MAX {

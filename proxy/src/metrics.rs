@@ -1070,6 +1070,8 @@ mod tests {
         metrics.bundle_fetched("acme.example", "new");
         metrics.bundle_fetched_at("acme.example", Duration::from_secs(1));
         metrics.documents_refused(&[]);
+        let gateway = Address::Socket(([192, 0, 2, 1], 15443).into());
+        metrics.peer_reports("west", &gateway, Some(SystemTime::now()));
         metrics.pipes.fell_back("pipes");
         let text = metrics.encode(Some(alone.shared.published.load_full()));
         let series = text.lines().filter(|line| !line.starts_with('#'));

@@ -684,3 +684,73 @@ impl Allowance {
         self.left > 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gateway_may_say_so_much_within_a_window_and_no_more() {
+        let mut allowance = Allowance::new();
+        assert!(allowance.spend(COST_MAX - 1));
+        assert!(!allowance.spend(1));
+        tokio::time::advance(WINDOW + Duration::from_millis(1)).await;
+        assert!(allowance.spend(COST_MAX - 1));
+        // The most that a gateway of ours says: ten reports a second of all there is room for would be
+        // too much, of a thousand services they are not.
+        let mut reading = Reading::default();
+        let mut report = Report::default();
+        for nth in 0..1000 {
+            let host = zeugma_core::names::HostPattern::parse(&format!("host-{nth}.shop.x"));
+            let standing = zeugma_core::report::Standing::new(nth, 1000, 0.0, 1.0);
+            report.set(&host.unwrap(), 80, standing.unwrap());
+        }
+        let messages = super::super::message::messages(None, &report).concat();
+        let mut allowance = Allowance::new();
+        for nth in 0..100 {
+            reading.push(&messages);
+            assert!(reading.next().unwrap().is_some());
+            assert!(allowance.spend(reading.take_cost()), "report {nth}");
+        }
+    }
+
+    #[test]
+    fn what_a_status_says_is_told_apart() {
+        let ends = |status| match ended_by(status) {
+            None => "goes on",
+            Some(Ended::Silent(_)) => "silent",
+            Some(Ended::Broken(_)) => "broken",
+            Some(Ended::Malformed(_) | Ended::Draining(_)) => "malformed",
+        };
+        for (status, end) in [
+            ("0", "goes on"),
+            ("14", "goes on"),
+            ("5", "silent"),
+            ("7", "silent"),
+            ("12", "silent"),
+            ("8", "broken"),
+            ("13", "broken"),
+            ("what?", "broken"),
+        ] {
+            assert_eq!(ends(status), end, "{status}");
+        }
+    }
+
+    #[test]
+    fn only_an_alert_that_is_a_refusal_says_that_it_does_not_report() {
+        let of = |alert| {
+            // As HTTP/2 hands it on, and as TLS does.
+            let error = rustls::Error::AlertReceived(alert);
+            let text = io::Error::new(io::ErrorKind::InvalidData, error.to_string());
+            let whole = io::Error::new(io::ErrorKind::InvalidData, error);
+            assert_eq!(refusal(&text), refusal(&whole));
+            refusal(&whole).is_some()
+        };
+        assert!(of(AlertDescription::AccessDenied));
+        assert!(of(AlertDescription::UnrecognisedName));
+        assert!(of(AlertDescription::NoApplicationProtocol));
+        assert!(!of(AlertDescription::InternalError));
+        assert!(!of(AlertDescription::CertificateExpired));
+        assert_eq!(refusal(&io::ErrorKind::ConnectionReset.into()), None);
+    }
+}

@@ -248,9 +248,12 @@ async fn answer(to: &To<'_>, entry: &crate::recheck::Entry, asked: Asked) -> End
     drop(place);
     connection.graceful_shutdown();
     let leaving = poll_fn(|cx| connection.poll_closed(cx));
-    // It is as good as closed if it takes longer.
-    timeout(LEAVE, leaving).await.ok();
-    ended
+    let has_left = timeout(LEAVE, leaving).await.is_ok();
+    match ended {
+        // It was told, and has gone as it should.
+        Ended::Drained if has_left => Ended::Gone(None),
+        ended => ended,
+    }
 }
 
 /// Moves the connection's bytes until one of the others has ended.
