@@ -189,9 +189,9 @@ fn peers(content: &Value) -> Table {
 /// How things stand with the reports of a peer's gateway, in words.
 pub(crate) fn report(of: &Value) -> String {
     let state = word(field(of, "state"));
-    let is_draining = field(of, "draining") == &Value::Bool(true);
+    let is_leaving = word(field(of, "presence")) == "leaving";
     match field(of, "age_seconds").as_f64() {
-        Some(age) if state == "reporting" && is_draining => format!("draining, {age:.0}s ago"),
+        Some(age) if state == "reporting" && is_leaving => format!("leaving, {age:.0}s ago"),
         Some(age) if state == "reporting" => format!("{age:.0}s ago"),
         Some(age) if state == "reaching" => format!("last {age:.0}s ago"),
         Some(_) | None => state.to_owned(),

@@ -984,15 +984,15 @@ fn tell_reported(endpoint: &EndpointKey, peer: &str, said: Said) {
             let (healthy, total) = (of.healthy, of.total);
             tracing::info!(code = "ZG0429", %endpoint, peer, healthy, total, "a peer's gateway is of use again");
         }
-        Said::Nothing => {
+        Said::Leaving | Said::Nothing => {
             tracing::info!(code = "ZG0429", %endpoint, peer, "a peer's gateway is of use again: what it reported is forgotten");
         }
         Said::Healthy(of) => {
             let total = of.total;
             tracing::warn!(code = "ZG0428", %endpoint, peer, total, "a peer's gateway reports that nothing healthy is behind it");
         }
-        Said::Draining => {
-            tracing::warn!(code = "ZG0428", %endpoint, peer, "a peer's gateway reports that it is on its way out");
+        Said::Gone => {
+            tracing::warn!(code = "ZG0428", %endpoint, peer, "a peer's gateway is gone, as it reported it would be");
         }
     }
 }

@@ -300,7 +300,8 @@ fn said_text(said: Said) -> String {
         Said::Healthy(Counts { healthy, total }) => {
             format!("reports {healthy} of {total} healthy")
         }
-        Said::Draining => "reports that it is on its way out".to_owned(),
+        Said::Leaving => "reports that it is on its way out".to_owned(),
+        Said::Gone => "is gone, as it reported it would be".to_owned(),
         Said::Nothing => "reports nothing any more".to_owned(),
     }
 }
@@ -333,12 +334,12 @@ fn told(event: &FleetEvent, causes: &[String]) -> (&'static str, Value) {
         } => {
             let counts = match said {
                 Said::Healthy(counts) => Some(counts),
-                Said::Draining | Said::Nothing => None,
+                Said::Leaving | Said::Gone | Said::Nothing => None,
             };
             let is_empty = match said {
                 Said::Healthy(counts) => counts.healthy == 0,
-                Said::Draining => true,
-                Said::Nothing => false,
+                Said::Gone => true,
+                Said::Leaving | Said::Nothing => false,
             };
             (
                 "endpoint-reported",

@@ -367,7 +367,7 @@ impl Metrics {
         );
         r.register(
             "peer_reporting",
-            "1 while a peer's gateway reports its health, 0 while it is asked and does not",
+            "1 while a peer's gateway reports how what it exports stands, 0 while it is asked and does not",
             self.peer_reporting.clone(),
         );
         r.register(

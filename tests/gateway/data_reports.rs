@@ -325,30 +325,40 @@ fn mesh_command(cluster: &Cluster) -> Command {
 }
 
 #[tokio::test]
-async fn a_gateway_on_its_way_out_says_so_while_it_still_accepts() {
+async fn a_gateway_on_its_way_out_serves_until_it_is_gone_and_no_request_finds_that_out() {
     let mut west = Cluster::new("west");
     west.set("drain", "{ delay: 30s, timeout: 5s }");
     let two = Box::pin(Two::of(Cluster::new("east"), west)).await;
     let (east, west) = (&two.pair.east, &two.pair.west);
     west.process.signal(Signal::TERM);
+    eventually("west to say that it leaves", async || {
+        let report = gateway_of(east, "west").await["report"].clone();
+        (report["presence"] == "leaving").then_some(())
+    })
+    .await;
+    // It still accepts, and there is no other gateway of west's.
+    for name in ["orders", "carts"] {
+        assert_eq!(levels(&east.shares(name).await), [1.0, 0.0]);
+        assert_eq!(get(east.apps(), &host(name), "/").await.text(), name);
+    }
+    west.process.signal(Signal::INT);
     for name in ["orders", "carts"] {
         let shares = until_levels(east, name, &[0.0, 1.0]).await;
         assert_eq!(statuses(&shares), ["empty", "healthy"]);
         assert_eq!(get(east.apps(), &host(name), "/").await.text(), "backup");
     }
-    let gateway = gateway_of(east, "west").await;
-    assert_eq!(gateway["report"]["draining"], true, "{gateway}");
-    east.process
-        .message("ZG0428 a peer's gateway reports that it is on its way out")
-        .await;
-    // It has accepted all along, and is asked to hurry.
-    TcpStream::connect(west.cluster.mesh).await.unwrap();
-    west.process.signal(Signal::INT);
+    let report = gateway_of(east, "west").await["report"].clone();
+    assert_eq!(report["presence"], "gone", "{report}");
+    (east
+        .process
+        .message("ZG0428 a peer's gateway is gone, as it reported"))
+    .await;
     let line = (west.process)
         .log(|line| line["sni"] == SNI && line["kind"] == "connection")
         .await;
     assert_eq!(line["verdict"], "completed", "{line}");
     assert_eq!(east.counted("zeugma_retries_total", &[]).await, 0.0);
+    assert_eq!(events(east, "endpoint-ejected").await, Vec::<Value>::new());
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ const EPSILON: f64 = 1e-6;
 pub(crate) struct Said {
     /// Of all that stands behind it.
     pub(crate) weight: f64,
-    /// Of what is healthy of that; 0 where the gateway drains.
+    /// Of what is healthy of that; 0 where the gateway is gone.
     pub(crate) healthy: f64,
     /// So long ago that it may be otherwise.
     pub(crate) is_old: bool,

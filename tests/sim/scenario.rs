@@ -13,7 +13,7 @@ use zeugma_core::fleet::{Fleet, FleetEvent, Observation, STALE_AFTER};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::names::HostPattern;
 use zeugma_core::plan::LEVEL_ATTEMPTS_MAX;
-use zeugma_core::report::{Report, Standing};
+use zeugma_core::report::{Presence, Report, Standing};
 use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
 use zeugma_core::shares::{EndpointStatus, Shares};
 use zeugma_core::snapshot::{EndpointIx, EndpointKey, Failure, ServiceIx, Snapshot, WhenStale};
@@ -291,7 +291,11 @@ impl Scenario {
                 report.set(&service.hosts[0], service.port, standing.unwrap());
             }
         }
-        report.is_draining = self.rng.u8(..10) == 0;
+        report.presence = match self.rng.u8(..10) {
+            0 => Presence::Leaving,
+            1 => Presence::Gone,
+            _ => Presence::Serving,
+        };
         let now = self.now;
         let reporter = self.reporters.get_mut(&port).unwrap();
         match self.rng.u8(..10) {
@@ -364,15 +368,15 @@ impl Scenario {
         let found = report
             .entries()
             .find(|(of, at, _)| of == host && *at == port);
-        let drains = report.is_draining;
+        let is_there = report.presence != Presence::Gone;
         let of = match found {
-            None if drains => Standing::new(1, 1, 1.0, 1.0)?,
+            None if report.presence != Presence::Serving => Standing::new(1, 1, 1.0, 1.0)?,
             None => return None,
             Some((_, _, standing)) => standing,
         };
         Some(Said {
             weight: of.weight(),
-            healthy: if drains { 0.0 } else { of.healthy_weight() },
+            healthy: if is_there { of.healthy_weight() } else { 0.0 },
             is_old,
         })
     }

@@ -50,16 +50,23 @@ impl<'a> Candidates<'a> {
             .map(move |ix| (ix, self.weight(ix)))
     }
 
-    /// What an endpoint is picked by: the healthy part of its weight; where that is nothing, and it
-    /// is picked from all the same, the configured one.
+    /// What an endpoint is picked by.
     fn weight(self, ix: EndpointIx) -> f64 {
-        let healthy = self.worths.get(ix.0).map(|worth| worth.healthy);
-        (healthy.filter(|weight| *weight > 0.0)).unwrap_or_else(|| self.cluster.endpoint(ix).weight)
+        let drawn = self.worths.get(ix.0).map(|worth| worth.drawn);
+        drawn.unwrap_or_else(|| self.cluster.endpoint(ix).weight)
     }
 
     /// The endpoint in whose part of the weights, laid end to end, the point lies (0 to 1).
     fn at(self, point: f64) -> Option<EndpointIx> {
         let total: f64 = self.iter().map(|(_, weight)| weight).sum();
+        if total <= 0.0 && !self.worths.is_empty() {
+            // None is better than the others: as is configured.
+            return Self {
+                worths: &[],
+                ..self
+            }
+            .at(point);
+        }
         let mut rest = point * total;
         let mut last = None;
         for (ix, weight) in self.iter() {

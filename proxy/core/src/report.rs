@@ -4,7 +4,7 @@
 //! A report names services by host and port, as the SNI between gateways does: that is what decides
 //! which of its services a gateway carries a call to, whatever the routes are called on both sides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::names::{Host, HostPattern};
@@ -118,11 +118,35 @@ pub struct Change {
     pub standing: Option<Standing>,
 }
 
+/// Whether a gateway takes new work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Presence {
+    /// It does.
+    #[default]
+    Serving,
+    /// It still does, and is on its way out: others beside it are better.
+    Leaving,
+    /// It was on its way out, and nobody answers there any more.
+    Gone,
+}
+
+impl Presence {
+    /// The word in documents.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Leaving => "leaving",
+            Self::Gone => "gone",
+        }
+    }
+}
+
 /// What one gateway reports.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Report {
-    /// It is on its way out, and takes no new work.
-    pub is_draining: bool,
+    /// Whether it takes new work.
+    pub presence: Presence,
     exact: Hosts,
     below: Hosts,
     count: usize,
@@ -148,6 +172,49 @@ impl Report {
             }
         }
         report
+    }
+
+    /// Makes it what [`Self::to`] gives for the same snapshot and peers with `now` where it was made
+    /// with `before`; returns what changes by that. It costs what the clusters that changed do.
+    pub fn update(
+        &mut self,
+        snapshot: &Snapshot,
+        (before, now): (&Shares, &Shares),
+        peers: &[PeerIx],
+    ) -> Vec<Change> {
+        let changed: BTreeSet<usize> = now.clusters.changed_since(&before.clusters).collect();
+        let mut changes = Vec::new();
+        if changed.is_empty() {
+            return changes;
+        }
+        for service in &snapshot.services {
+            let has_changed = service.own.is_some_and(|own| changed.contains(&own.0));
+            if !has_changed || !is_exported(&service.export, peers) {
+                continue;
+            }
+            let standing = Standing::of(snapshot, now, service);
+            for host in &service.hosts {
+                if self.standing(host, service.port) != Some(standing)
+                    && self.set(host, service.port, standing)
+                {
+                    changes.push(Change {
+                        host: host.clone(),
+                        port: service.port,
+                        standing: Some(standing),
+                    });
+                }
+            }
+        }
+        changes
+    }
+
+    fn standing(&self, host: &HostPattern, port: u16) -> Option<Standing> {
+        let ports = match host {
+            HostPattern::Exact(host) => self.exact.0.get(host),
+            HostPattern::Below(host) => self.below.0.get(host),
+        };
+        let mut ports = ports?.iter();
+        ports.find_map(|(of, standing)| (*of == port).then_some(*standing))
     }
 
     /// Sets how a service stands; whether there was room for it.

@@ -94,8 +94,20 @@ fn a_peer_is_told_of_what_is_exported_to_it_and_of_own_endpoints_alone() {
         told(&mut fleet, 1),
         [far, "one.a:80 3 of 3 healthy, 4 of 4"]
     );
+    let before = fleet.shares(Time::ZERO);
+    let mut followed = Report::to(&world, &before, &[PeerIx(1)]);
     kill(&mut fleet, "e2");
     assert_eq!(told(&mut fleet, 1)[1], "one.a:80 2 of 3 healthy, 2 of 4");
+    // What follows the changes comes to the same, and says what they are.
+    let now = fleet.shares(Time::ZERO);
+    let changes = followed.update(&world, (&before, &now), &[PeerIx(1)]);
+    assert_eq!(followed, Report::to(&world, &now, &[PeerIx(1)]));
+    assert_eq!(
+        changes,
+        followed.since(&Report::to(&world, &before, &[PeerIx(1)]))
+    );
+    assert_eq!(changes.len(), 1);
+    assert_eq!(followed.update(&world, (&now, &now), &[PeerIx(1)]), []);
     kill(&mut fleet, "e0");
     kill(&mut fleet, "e1");
     assert_eq!(told(&mut fleet, 1)[1], "one.a:80 0 of 3 healthy, 0 of 4");

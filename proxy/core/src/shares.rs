@@ -57,6 +57,8 @@ pub struct Worth {
     pub weight: f64,
     /// The part of it that is healthy, if the endpoint itself is.
     pub healthy: f64,
+    /// What it is picked by among the others of its level that are of use.
+    pub drawn: f64,
     /// What its peer reports of it.
     pub reported: Option<Counts>,
 }
@@ -68,6 +70,7 @@ impl Worth {
         Self {
             weight,
             healthy: weight,
+            drawn: weight,
             reported: None,
         }
     }
@@ -93,7 +96,7 @@ pub enum EndpointStatus {
     Ejected,
     /// Its active checks fail.
     Unhealthy,
-    /// It is a peer's gateway, and says that nothing healthy is behind it, or that it drains.
+    /// It is a peer's gateway, and says that nothing healthy is behind it, or has left as it said.
     Empty,
     /// So it said, and has said nothing for long.
     EmptyOnce,

@@ -301,7 +301,7 @@ fn report_json(standing: &Standing) -> Value {
         "age_seconds": age.map(|age| age.as_secs_f64()),
         "stale": age.is_some_and(|age| age >= STALE_AFTER),
         "services": standing.report.as_ref().map(|report| report.len()),
-        "draining": standing.report.as_ref().is_some_and(|report| report.is_draining),
+        "presence": standing.report.as_ref().map(|report| report.presence.label()),
         "why": standing.why,
     })
 }

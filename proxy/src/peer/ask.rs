@@ -4,8 +4,9 @@
 //!            connected, ALPN agreed            a report
 //! Reaching ------------------------> Asked --------------> Reporting
 //!   ^  ^  ^                            |                     |   |
-//!   |  |  `--- wait (doubles, drawn) --+---- it broke off ---'   | it drains: asked anew at once,
-//!   |  |                                                         | since another may answer there
+//!   |  |  `--- wait (doubles, drawn) --+---- it broke off ---'   | it was on its way out: at once,
+//!   |  |                                                         | for another may answer there; if
+//!   |  |                                                         | nobody does, it is gone
 //!   |  `------ a minute: it does not report, or says nonsense ---+
 //!   `------------------------------------------------------------'
 //! ```
@@ -13,7 +14,7 @@
 //! A gateway that does not report is judged by its refusals and by active checks, as one that is no
 //! Zeugma.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
@@ -32,9 +33,11 @@ use tokio::time::{Instant, sleep, timeout};
 use zeugma_core::fleet::STALE_AFTER;
 use zeugma_core::identity::IdPattern;
 use zeugma_core::locality::Locality;
-use zeugma_core::report::Report;
+use zeugma_core::report::{Presence, Report};
 use zeugma_core::route::{REPORTS_ALPN, REPORTS_SNI};
-use zeugma_core::snapshot::{Address, Endpoint, EndpointKey, EndpointTls, HttpVersion, Snapshot};
+use zeugma_core::snapshot::{
+    Address, Endpoint, EndpointKey, EndpointTls, HttpVersion, PeerIx, Snapshot,
+};
 use zeugma_core::svid::Rule;
 
 use super::message::{Malformed, Reading, question};
@@ -146,22 +149,18 @@ struct Gateway {
 
 /// The gateways that routes of `snapshot` go to.
 fn gateways_of(snapshot: &Snapshot) -> BTreeMap<GatewayId, Gateway> {
-    let mut gateways = BTreeMap::new();
-    for endpoint in snapshot
-        .clusters
-        .iter()
-        .flat_map(|cluster| &cluster.endpoints)
-    {
-        let Some(peer) = endpoint.peer.map(|ix| snapshot.peer(ix)) else {
-            continue;
-        };
-        let id = (Arc::clone(&peer.name), endpoint.address.clone());
-        gateways.entry(id).or_insert_with_key(|id| Gateway {
-            id: id.clone(),
-            expected: peer.ids.clone(),
-        });
-    }
-    gateways
+    let endpoints = (snapshot.clusters.iter()).flat_map(|cluster| &cluster.endpoints);
+    // Ten thousand routes go to a few gateways: nothing is copied before that is known.
+    let used: BTreeSet<(PeerIx, &Address)> = endpoints
+        .filter_map(|endpoint| Some((endpoint.peer?, &endpoint.address)))
+        .collect();
+    let gateway = |(peer, address): (PeerIx, &Address)| {
+        let peer = snapshot.peer(peer);
+        let id = (Arc::clone(&peer.name), address.clone());
+        let expected = peer.ids.clone();
+        (id.clone(), Gateway { id, expected })
+    };
+    used.into_iter().map(gateway).collect()
 }
 
 /// Asks every gateway in use for as long as it is, and says what comes.
@@ -223,8 +222,6 @@ enum Ended {
     Silent(String),
     /// It says what cannot be.
     Malformed(String),
-    /// It is on its way out, and has not been asked again.
-    Draining(Arc<Report>),
 }
 
 impl From<Malformed> for Ended {
@@ -240,8 +237,10 @@ struct Asker {
     connects: Arc<Semaphore>,
     gateway: Gateway,
     endpoint: Endpoint,
-    /// What it said of itself when it was on its way out: that counts if nobody else answers there.
-    draining: Option<Arc<Report>>,
+    /// What it said last, if it was on its way out.
+    leaving: Option<Arc<Report>>,
+    /// It has ended since, and is asked again: behind one address there may be others.
+    is_asked_again: bool,
     /// How long is waited before the next time.
     wait: Duration,
     has_reported: bool,
@@ -275,7 +274,8 @@ impl Asker {
             connects: Arc::clone(connects),
             gateway,
             endpoint,
-            draining: None,
+            leaving: None,
+            is_asked_again: false,
             wait: WAIT_MIN,
             has_reported: false,
         }
@@ -286,16 +286,15 @@ impl Asker {
         loop {
             let ended = Box::pin(self.ask()).await;
             let wait = match ended {
-                Ended::Draining(report) => {
-                    self.draining = Some(report);
-                    continue;
-                }
                 Ended::Broken(why) => {
                     tracing::debug!(peer = %self.gateway.id.0, gateway = %self.gateway.id.1, %why, "no report");
                     self.note(State::Reaching, Some(why));
-                    if let Some(draining) = self.draining.take() {
-                        // Nobody else answers there.
-                        self.say(Some(draining)).await;
+                    if self.leaving.is_some() && !self.is_asked_again {
+                        self.is_asked_again = true;
+                        continue;
+                    }
+                    if let Some(leaving) = self.leaving.take() {
+                        self.is_gone(&leaving).await;
                     }
                     self.next_wait()
                 }
@@ -329,9 +328,20 @@ impl Asker {
     }
 
     async fn is_without_report(&mut self) -> Duration {
-        (self.draining, self.has_reported) = (None, false);
+        (self.leaving, self.has_reported) = (None, false);
         self.say(None).await;
         WAIT_RARELY
+    }
+
+    /// It was on its way out, and nobody answers there any more.
+    async fn is_gone(&self, leaving: &Report) {
+        let mut gone = leaving.clone();
+        gone.presence = Presence::Gone;
+        let gone = Arc::new(gone);
+        if let Some(standing) = (self.shared.peers.standings.lock()).get_mut(&self.gateway.id) {
+            standing.report = Some(Arc::clone(&gone));
+        }
+        self.say(Some(gone)).await;
     }
 
     fn next_wait(&mut self) -> Duration {
@@ -485,11 +495,7 @@ impl Asker {
                 match reading.next() {
                     Err(malformed) => return malformed.into(),
                     Ok(None) => break,
-                    Ok(Some(report)) => {
-                        if let Some(ended) = self.take(report).await {
-                            return ended;
-                        }
-                    }
+                    Ok(Some(report)) => self.take(report).await,
                 }
                 if !allowance.spend(reading.take_cost()) {
                     return flooded();
@@ -506,19 +512,13 @@ impl Asker {
         ended_by(said).unwrap_or_else(|| Ended::Broken(format!("it ended its answer: {said}")))
     }
 
-    /// Takes a report; what ends it, if that does.
-    async fn take(&mut self, report: Arc<Report>) -> Option<Ended> {
-        if report.is_draining && self.draining.is_none() {
-            // Behind one address there may be several, and another may take its place.
-            return Some(Ended::Draining(report));
-        }
-        if !report.is_draining {
-            self.draining = None;
-        }
+    async fn take(&mut self, report: Arc<Report>) {
+        let is_leaving = report.presence != Presence::Serving;
+        self.leaving = is_leaving.then(|| Arc::clone(&report));
+        self.is_asked_again = false;
         self.has_reported = true;
         self.note_report(&report);
         self.say(Some(report)).await;
-        None
     }
 }
 
@@ -720,7 +720,7 @@ mod tests {
             None => "goes on",
             Some(Ended::Silent(_)) => "silent",
             Some(Ended::Broken(_)) => "broken",
-            Some(Ended::Malformed(_) | Ended::Draining(_)) => "malformed",
+            Some(Ended::Malformed(_)) => "malformed",
         };
         for (status, end) in [
             ("0", "goes on"),

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use bytes::{Buf as _, Bytes, BytesMut};
 use prost::Message as _;
 use zeugma_core::names::HostPattern;
-use zeugma_core::report::{Change, Report, Standing};
+use zeugma_core::report::{Change, Presence, Report, Standing};
 
 /// The longest message.
 pub(super) const BYTES_MAX: usize = 256 * 1024;
@@ -106,10 +106,14 @@ struct Service {
 /// What `report` is to who was told `before`, as messages; at least one. Who was told nothing gets all
 /// of it.
 pub(super) fn messages(before: Option<&Report>, report: &Report) -> Vec<Bytes> {
-    let changes = match before {
-        Some(before) => report.since(before),
-        None => report.since(&Report::default()),
-    };
+    match before {
+        Some(before) => changes(report.presence, &report.since(before), false),
+        None => changes(report.presence, &report.since(&Report::default()), true),
+    }
+}
+
+/// Changes as messages; at least one. With `is_whole` there was nothing before.
+pub(super) fn changes(presence: Presence, changes: &[Change], is_whole: bool) -> Vec<Bytes> {
     let mut parts: Vec<&[Change]> = changes.chunks(SERVICES_MAX).collect();
     if parts.is_empty() {
         parts.push(&[]);
@@ -117,21 +121,13 @@ pub(super) fn messages(before: Option<&Report>, report: &Report) -> Vec<Bytes> {
     let last = parts.len() - 1;
     let message = |(nth, part): (usize, &&[Change])| {
         framed(&Message {
-            whole: before.is_none() && nth == 0,
-            draining: report.is_draining,
+            whole: is_whole && nth == 0,
+            draining: presence != Presence::Serving,
             more: nth < last,
             services: part.iter().map(Service::of).collect(),
         })
     };
     parts.iter().enumerate().map(message).collect()
-}
-
-/// Says that what was told last still holds.
-pub(super) fn beat(is_draining: bool) -> Bytes {
-    framed(&Message {
-        draining: is_draining,
-        ..Message::default()
-    })
 }
 
 /// The message of who asks: it says nothing.
@@ -265,7 +261,12 @@ impl Reading {
 
     fn take(&mut self, message: Message) -> Result<(), Malformed> {
         let is_beat = !message.whole && message.services.is_empty() && self.next.is_none();
-        let same = (self.report.as_ref()).is_some_and(|of| of.is_draining == message.draining);
+        let presence = if message.draining {
+            Presence::Leaving
+        } else {
+            Presence::Serving
+        };
+        let same = (self.report.as_ref()).is_some_and(|of| of.presence == presence);
         if is_beat && same {
             return Ok(());
         }
@@ -279,7 +280,7 @@ impl Reading {
             // What finds no room is as if it had not been reported.
             let _has_room: bool = next.apply(&service.change()?);
         }
-        next.is_draining = message.draining;
+        next.presence = presence;
         if message.more {
             self.next = Some(next);
             return Ok(());
@@ -326,7 +327,7 @@ mod tests {
     #[test]
     fn the_bytes_are_those_that_protobuf_and_grpc_say() {
         let mut one = report(&[("a.b", 80, 1, 2)]);
-        one.is_draining = true;
+        one.presence = Presence::Leaving;
         // By hand: field 1, 2 and 4; a string, a port, two counts, two doubles (0.5 and 2).
         let service = [
             &b"\x0a\x03a.b\x10\x50\x20\x01\x28\x02"[..],
@@ -341,7 +342,6 @@ mod tests {
         // A beat has no fields at all.
         let calm = report(&[("a.b", 80, 1, 2)]);
         assert_eq!(messages(Some(&calm), &calm), [question()]);
-        assert_eq!(beat(false), question());
     }
 
     #[test]
@@ -387,7 +387,7 @@ mod tests {
         let mut reading = Reading::default();
         reading.push(&messages(None, &one).concat());
         let first = reading.next().unwrap().unwrap();
-        reading.push(&beat(false));
+        reading.push(&changes(Presence::Serving, &[], false).concat());
         let again = reading.next().unwrap().unwrap();
         assert!(Arc::ptr_eq(&first, &again));
         assert_eq!(reading.next(), Ok(None));
@@ -395,7 +395,7 @@ mod tests {
         reading.push(&messages(None, &one).concat());
         assert!(Arc::ptr_eq(&first, &reading.next().unwrap().unwrap()));
         let mut draining = one.clone();
-        draining.is_draining = true;
+        draining.presence = Presence::Leaving;
         reading.push(&messages(Some(&one), &draining).concat());
         assert_eq!(reading.next().unwrap().as_deref(), Some(&draining));
     }
@@ -479,10 +479,12 @@ mod tests {
         proptest::collection::vec(entry, 0..20).prop_map(|entries| {
             let hosts = ["a.x", "b.x", "*.x", "*.y.x", "c.y.x", "*.z", "d.z", "e"];
             let mut all = Report::default();
-            for (host, port, healthy, is_draining) in entries {
+            for (host, port, healthy, is_leaving) in entries {
                 let standing = Standing::new(healthy, 4, healthy.into(), 4.5).unwrap();
                 all.set(&pattern(hosts[host]), port, standing);
-                all.is_draining ^= is_draining;
+                if is_leaving {
+                    all.presence = Presence::Leaving;
+                }
             }
             all
         })

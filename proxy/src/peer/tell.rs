@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use zeugma_core::authorize::gateway_of;
 use zeugma_core::identity::SpiffeId;
-use zeugma_core::report::Report;
+use zeugma_core::report::{Presence, Report};
 use zeugma_core::verdict::Reason;
 
 use super::{BEAT, MEDIA_TYPE, METHOD, STATUS, message, status};
@@ -202,13 +202,34 @@ impl To<'_> {
         peers.first().map(|ix| Arc::clone(&snapshot.peer(*ix).name))
     }
 
-    /// How things stand.
-    fn report(&self, published: &Published, tidings: Tidings) -> Report {
+    /// How things stand, and what is to be told of it.
+    async fn report(
+        &self,
+        told: Option<(Arc<Published>, Report)>,
+        published: &Arc<Published>,
+        presence: Presence,
+    ) -> Result<(Report, Vec<Bytes>), Ended> {
         let snapshot = &published.snapshot;
         let peers = gateway_of(snapshot, self.source, self.id);
-        let mut report = Report::to(snapshot, &published.shares, &peers);
-        report.is_draining = tidings.is_leaving;
-        report
+        let before = match told {
+            Some((before, mut report)) if Arc::ptr_eq(&before.snapshot, snapshot) => {
+                let shares = (&*before.shares, &*published.shares);
+                let changes = report.update(snapshot, shares, &peers);
+                report.presence = presence;
+                return Ok((report, message::changes(presence, &changes, false)));
+            }
+            Some((_, report)) => Some(report),
+            None => None,
+        };
+        let published = Arc::clone(published);
+        // Of ten thousand services it takes milliseconds, which traffic does not wait for.
+        let whole = tokio::task::spawn_blocking(move || {
+            let mut report = Report::to(&published.snapshot, &published.shares, &peers);
+            report.presence = presence;
+            let messages = message::messages(before.as_ref(), &report);
+            (report, messages)
+        });
+        (whole.await).map_err(|error| Ended::Gone(Some(error.to_string())))
     }
 }
 
@@ -249,11 +270,11 @@ async fn answer(to: &To<'_>, entry: &crate::recheck::Entry, asked: Asked) -> End
     connection.graceful_shutdown();
     let leaving = poll_fn(|cx| connection.poll_closed(cx));
     let has_left = timeout(LEAVE, leaving).await.is_ok();
-    match ended {
+    if has_left && matches!(ended, Ended::Drained) {
         // It was told, and has gone as it should.
-        Ended::Drained if has_left => Ended::Gone(None),
-        ended => ended,
+        return Ended::Gone(None);
     }
+    ended
 }
 
 /// Moves the connection's bytes until one of the others has ended.
@@ -295,18 +316,16 @@ async fn tell(to: &To<'_>, entry: &crate::recheck::Entry, mut stream: SendStream
         let now = *tidings.borrow_and_update();
         let published = to.shared.published.load_full();
         let is_last = to.shared.is_draining();
-        let is_beat = (told.as_ref()).is_some_and(|(before, of)| {
-            is_same(before, &published) && of.is_draining == now.is_leaving
-        });
-        let messages = if is_beat {
-            vec![message::beat(now.is_leaving)]
+        let presence = if now.is_leaving {
+            Presence::Leaving
         } else {
-            let report = to.report(&published, now);
-            let before = told.as_ref().map(|(_, report)| report);
-            let messages = message::messages(before, &report);
-            told = Some((published, report));
-            messages
+            Presence::Serving
         };
+        let (report, messages) = match to.report(told.take(), &published, presence).await {
+            Ok(reported) => reported,
+            Err(ended) => return ended,
+        };
+        told = Some((published, report));
         for message in messages {
             match timeout(READ_TIMEOUT, send(&mut stream, message)).await {
                 Ok(Ok(())) => {}
@@ -333,11 +352,6 @@ async fn tell(to: &To<'_>, entry: &crate::recheck::Entry, mut stream: SendStream
             }
         }
     }
-}
-
-/// Whether a report of one is a report of the other.
-fn is_same(before: &Published, now: &Published) -> bool {
-    Arc::ptr_eq(&before.snapshot, &now.snapshot) && Arc::ptr_eq(&before.shares, &now.shares)
 }
 
 /// Waits until there is something to tell, or it is time for a beat.

@@ -190,7 +190,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         "ZG0428",
         "a peer's gateway reports that nothing healthy is behind it",
         &[Log],
-        "None of the service's endpoints in the peer's cluster is healthy, or that gateway is on its way out; it gets no traffic for this route, and all else it carries goes on.",
+        "None of the service's endpoints in the peer's cluster is healthy, or that gateway has left as it said it would; it gets no traffic for this route, and all else it carries goes on.",
         "Look at the service there; `zeugma get peers` shows what each gateway reports.",
     ),
     entry(

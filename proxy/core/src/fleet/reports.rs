@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use super::{Fleet, FleetEvent};
 use crate::names::HostPattern;
-use crate::report::Report;
+use crate::report::{Presence, Report};
 use crate::shares::{Counts, Worth};
 use crate::snapshot::{Address, Cluster, Endpoint, EndpointKey, PeerIx, Snapshot, WhenStale};
 use crate::time::Time;
@@ -53,10 +53,11 @@ pub(super) struct Asked {
 /// What is reported of what stands behind one endpoint.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Behind {
-    counts: Counts,
+    /// `None` where it does not name what is asked for.
+    counts: Option<Counts>,
     healthy_weight: f64,
     weight: f64,
-    is_draining: bool,
+    presence: Presence,
     pub(super) is_stale: bool,
 }
 
@@ -66,7 +67,9 @@ pub enum Said {
     /// So many of those behind it are healthy.
     Healthy(Counts),
     /// It is on its way out.
-    Draining,
+    Leaving,
+    /// It was, and nobody answers there any more.
+    Gone,
     /// Nothing that counts.
     Nothing,
 }
@@ -74,19 +77,24 @@ pub enum Said {
 impl Behind {
     /// Whether a call would find nothing there.
     pub(super) fn is_empty(&self) -> bool {
-        self.is_draining || self.healthy_weight <= 0.0
+        self.presence == Presence::Gone || self.healthy_weight <= 0.0
     }
 
     /// What it makes of the weight that is configured.
     pub(super) fn worth(&self, configured: f64) -> Worth {
+        let healthy = if self.is_empty() {
+            0.0
+        } else {
+            configured * self.healthy_weight
+        };
         Worth {
             weight: configured * self.weight,
-            healthy: if self.is_empty() {
-                0.0
-            } else {
-                configured * self.healthy_weight
+            healthy,
+            drawn: match self.presence {
+                Presence::Serving => healthy,
+                Presence::Leaving | Presence::Gone => 0.0,
             },
-            reported: Some(self.counts),
+            reported: self.counts,
         }
     }
 }
@@ -95,8 +103,11 @@ impl Said {
     fn of(behind: Option<&Behind>) -> Self {
         match behind {
             None => Self::Nothing,
-            Some(behind) if behind.is_draining => Self::Draining,
-            Some(behind) => Self::Healthy(behind.counts),
+            Some(behind) if behind.presence == Presence::Gone => Self::Gone,
+            Some(behind) if behind.presence == Presence::Leaving && !behind.is_empty() => {
+                Self::Leaving
+            }
+            Some(behind) => Self::Healthy(behind.counts.unwrap_or_default()),
         }
     }
 }
@@ -121,25 +132,25 @@ impl Reports {
             return None;
         }
         let standing = (heard.report).find(&asked.host, asked.port, asked.names_port);
-        let is_draining = heard.report.is_draining;
+        let presence = heard.report.presence;
         let Some(standing) = standing else {
             // What it does not name is as if it had not reported, but for its own end.
-            return is_draining.then_some(Behind {
-                counts: Counts::default(),
+            return (presence != Presence::Serving).then_some(Behind {
+                counts: None,
                 healthy_weight: 1.0,
                 weight: 1.0,
-                is_draining,
+                presence,
                 is_stale: heard.is_stale,
             });
         };
         Some(Behind {
-            counts: Counts {
+            counts: Some(Counts {
                 healthy: standing.healthy(),
                 total: standing.total(),
-            },
+            }),
             healthy_weight: standing.healthy_weight(),
             weight: standing.weight(),
-            is_draining,
+            presence,
             is_stale: heard.is_stale,
         })
     }

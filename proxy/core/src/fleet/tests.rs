@@ -3,7 +3,7 @@ use crate::fixture;
 use crate::locality::Locality;
 use crate::names::Host;
 use crate::names::HostPattern;
-use crate::report::{Report, Standing};
+use crate::report::{Presence, Report, Standing};
 use crate::shares::Counts;
 use crate::snapshot::{
     ActiveKind, Address, ClusterIx, EndpointIx, Failover, PeerIx, Service, TooFew,
@@ -787,7 +787,8 @@ fn a_push_that_changes_few_routes_leaves_the_fleet_as_one_that_is_looked_at_whol
                     let standing = Standing::new(healthy, 3, healthy.into(), 3.0).unwrap();
                     report.set(&host, 80, standing);
                 }
-                report.is_draining = draw(6) == 0;
+                report.presence =
+                    [Presence::Serving, Presence::Leaving, Presence::Gone][draw(12) % 3];
                 let report = Arc::new(report);
                 let is_forgotten = draw(8) == 0;
                 for fleet in [&mut quick, &mut whole] {
@@ -1030,21 +1031,40 @@ fn what_was_reported_holds_or_is_dropped_when_it_is_old() {
 }
 
 #[test]
-fn a_gateway_that_drains_or_does_not_report_any_more_says_nothing_of_services() {
+fn a_gateway_that_leaves_is_left_to_others_and_one_that_is_gone_is_left_out() {
     let mut fleet = served_by_west();
     for nth in [2, 3] {
         hear(&mut fleet, nth, &[("x.a", 3, 3)], at(1.0));
     }
-    let mut draining = Report::clone(&reporting(&[("x.a", 3, 3)]));
-    draining.is_draining = true;
-    fleet.report(&"west".into(), &gateway(2), &Arc::new(draining), at(2.0));
-    // It takes no new work of any service; the other gateway does.
-    for route in [0, 1] {
-        assert_eq!(
-            statuses(&mut fleet, route, at(2.0))[2..4],
-            ["empty", "healthy"]
-        );
-    }
+    let is = |presence| {
+        let mut report = Report::clone(&reporting(&[("x.a", 3, 3)]));
+        report.presence = presence;
+        Arc::new(report)
+    };
+    let both =
+        |fleet: &mut Fleet, now| [0, 1].map(|route| statuses(fleet, route, now)[2..4].to_vec());
+    // It still takes what comes, and the other gateway is preferred; the level is as it was.
+    fleet.report(&"west".into(), &gateway(2), &is(Presence::Leaving), at(2.0));
+    assert_eq!(both(&mut fleet, at(2.0)), [["healthy"; 2], ["healthy"; 2]]);
+    assert_eq!(of_both(&mut fleet, at(2.0)), [[0, 1000, 0], [0, 1000, 0]]);
+    let worth = fleet.shares(at(2.0)).clusters[0].worths[2];
+    assert_eq!((worth.healthy, worth.drawn), (1.5, 0.0));
+    let of = fleet.shares(at(2.0)).clusters[1].clone();
+    let cluster = &behind_peers().clusters[1];
+    let first = |of: &ClusterShares, draw| crate::plan::plan(cluster, of, &|_| 0, draw).next();
+    assert!((0..100).all(|draw| first(&of, draw).unwrap().endpoint == EndpointIx(3)));
+    // Where it is the only one it is picked all the same.
+    kill(&mut fleet, "a/c|3", at(2.0));
+    let of = fleet.shares(at(2.0)).clusters[1].clone();
+    let picked = (0..100).filter_map(|draw| first(&of, draw));
+    let mut at_west = picked.filter(|attempt| attempt.level == 1);
+    assert!(at_west.all(|attempt| attempt.endpoint == EndpointIx(2)));
+    // Nobody answers there any more.
+    fleet.report(&"west".into(), &gateway(2), &is(Presence::Gone), at(2.5));
+    assert_eq!(
+        both(&mut fleet, at(2.5)),
+        [["empty", "healthy"], ["empty", "ejected"]]
+    );
     fleet.forget_report("west", &gateway(2), at(3.0));
     assert_eq!(
         statuses(&mut fleet, 0, at(3.0))[2..4],
