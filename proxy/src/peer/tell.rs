@@ -33,8 +33,8 @@ const REST: Duration = Duration::from_millis(100);
 /// How long the other end may take to read what it is told.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is asked whether it is there, and how long its answer may take.
-const PING: Duration = Duration::from_secs(5);
-const PONG: Duration = Duration::from_secs(10);
+const PING: Duration = Duration::from_secs(3);
+const PONG: Duration = Duration::from_secs(5);
 /// What it gets to take the last words, and to end the connection.
 const LEAVE: Duration = Duration::from_secs(1);
 /// The longest list of headers of a question.
@@ -408,5 +408,34 @@ async fn ask_if_there(pings: Option<PingPong>) -> Ended {
                 return Ended::Gone(Some("the caller answered no PING".to_owned()));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::Alone;
+
+    #[tokio::test]
+    async fn there_is_a_place_for_so_many_of_one_peer_and_of_all() {
+        let alone = Alone::new(
+            "{ apps: { address: '127.0.0.1:0', role: workloads } }",
+            "",
+            1,
+        );
+        let take = |peer: usize| Place::take(&alone.shared, &format!("peer {peer}").into());
+        let mut places: Vec<Place> = (0..PEER_REPORTS_MAX).filter_map(|_| take(0)).collect();
+        assert_eq!(places.len(), PEER_REPORTS_MAX);
+        assert!(take(0).is_none());
+        for peer in 1..REPORTS_MAX / PEER_REPORTS_MAX {
+            places.extend((0..PEER_REPORTS_MAX).filter_map(|_| take(peer)));
+        }
+        assert_eq!(places.len(), REPORTS_MAX);
+        assert!(take(REPORTS_MAX).is_none());
+        // What ends leaves its place.
+        places.pop();
+        assert!(take(REPORTS_MAX).is_some());
+        drop(places);
+        assert_eq!(alone.shared.peers.reporting.lock().len(), 0);
     }
 }

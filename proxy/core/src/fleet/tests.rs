@@ -1145,3 +1145,35 @@ fn a_push_keeps_what_was_reported() {
         ["healthy", "healthy", "healthy"]
     );
 }
+
+#[test]
+fn an_endpoint_that_carries_several_services_is_as_good_as_the_worst_of_them() {
+    let mut of = behind_peers();
+    // Two ports of one route, whose caller's TLS is relayed as it is: one endpoint for both.
+    let mut second = Cluster::clone(&of.clusters[0]);
+    second.name = "a/b:81".into();
+    of.clusters[1] = second.into();
+    of.services[0].ports = 2;
+    of.services[1] = Service {
+        port: 81,
+        outbound: ClusterIx(1),
+        ..of.services[0].clone()
+    };
+    let mut fleet = Fleet::new();
+    fleet.reconcile(&of, Time::ZERO);
+    let host = HostPattern::parse("x.a").unwrap();
+    let mut hear = |ports: [u32; 2], now| {
+        let mut report = Report::default();
+        for (port, healthy) in [80, 81].into_iter().zip(ports) {
+            let standing = Standing::new(healthy, 3, healthy.into(), 3.0).unwrap();
+            report.set(&host, port, standing);
+        }
+        fleet.report(&"west".into(), &gateway(2), &Arc::new(report), now);
+        [0, 1].map(|cluster| statuses(&mut fleet, cluster, now)[2])
+    };
+    assert_eq!(hear([3, 0], at(1.0)), ["empty"; 2]);
+    assert_eq!(hear([3, 3], at(2.0)), ["healthy"; 2]);
+    assert_eq!(hear([0, 3], at(3.0)), ["empty"; 2]);
+    // A change of the better one makes nothing better.
+    assert_eq!(hear([0, 2], at(4.0)), ["empty"; 2]);
+}
