@@ -327,7 +327,12 @@ async fn tell(to: &To<'_>, entry: &crate::recheck::Entry, mut stream: SendStream
         };
         told = Some((published, report));
         for message in messages {
-            match timeout(READ_TIMEOUT, send(&mut stream, message)).await {
+            // Both arms end it where they are not the one that is waited for.
+            let sent = tokio::select! {
+                sent = timeout(READ_TIMEOUT, send(&mut stream, message)) => sent,
+                _ = entry.asked_to_leave(None) => return Ended::Told,
+            };
+            match sent {
                 Ok(Ok(())) => {}
                 Ok(Err(ended)) => return ended,
                 Err(_elapsed) => {
