@@ -527,7 +527,7 @@ async fn nobody_but_a_gateway_of_a_peer_is_told_anything() {
         .process
         .log(|line| line["verdict"] == "not-a-gateway")
         .await;
-    assert_eq!(line["code"], "ZG0418", "{line}");
+    assert_eq!(line["code"], "ZG0434", "{line}");
     // Who does not say what it wants to speak is not known by that name.
     let mut tls = gateway
         .dial(mesh, SNI, &[b"h2"])
@@ -583,7 +583,7 @@ async fn what_a_peer_may_not_ask_or_not_so_often_is_refused() {
         .process
         .log(|line| line["verdict"] == "report-limit")
         .await;
-    assert_eq!(line["code"], "ZG0419", "{line}");
+    assert_eq!(line["code"], "ZG0435", "{line}");
     // A place that is left is another's.
     all.pop();
     eventually("a place", async || {

@@ -13,7 +13,7 @@ use h2::{Ping, PingPong, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use zeugma_core::authorize::gateway_of;
+use zeugma_core::authorize::gateways_of;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::report::{Presence, Report};
 use zeugma_core::verdict::Reason;
@@ -198,7 +198,7 @@ impl To<'_> {
     /// The name of its peer, the first of several that it may be of.
     fn peer(&self, published: &Published) -> Option<Arc<str>> {
         let snapshot = &published.snapshot;
-        let peers = gateway_of(snapshot, self.source, self.id);
+        let peers = gateways_of(snapshot, self.source, self.id);
         peers.first().map(|ix| Arc::clone(&snapshot.peer(*ix).name))
     }
 
@@ -210,7 +210,7 @@ impl To<'_> {
         presence: Presence,
     ) -> Result<(Report, Vec<Bytes>), Ended> {
         let snapshot = &published.snapshot;
-        let peers = gateway_of(snapshot, self.source, self.id);
+        let peers = gateways_of(snapshot, self.source, self.id);
         let before = match told {
             Some((before, mut report)) if Arc::ptr_eq(&before.snapshot, snapshot) => {
                 let shares = (&*before.shares, &*published.shares);

@@ -125,17 +125,10 @@ pub(super) const ENTRIES: &[Entry] = &[
     ),
     entry(
         "ZG0418",
-        "health reports are told to the gateways of peers alone",
+        "no rule of the route matches the request",
         &[AccessLog],
-        "The caller asks for `zeugma-peer/1` and its SPIFFE ID is none of `spiffeIDs` of a MeshPeer, or it calls from elsewhere than its `sources`.",
-        "If it is a gateway, add its ID to `spiffeIDs` of the MeshPeer; if not, ask who it is.",
-    ),
-    entry(
-        "ZG0419",
-        "no more health reports are begun",
-        &[AccessLog],
-        "As many are under way as may be, of this peer or of all peers. The caller tries again by itself, and judges by its traffic until then.",
-        "Look at `zeugma get connections`: so many gateways of one peer are rare, and one that asks again and again is broken.",
+        "`rules` of the route are written, and none of their matches fits path, method, headers and query. A path that servers read differently, such as one with `..` or `%2F`, fits no rule where rules look at paths.",
+        "Compare the request with `rules` of the route; a rule without `matches` takes what no other does.",
     ),
     entry(
         "ZG0421",
@@ -227,5 +220,19 @@ pub(super) const ENTRIES: &[Entry] = &[
         &[Log],
         "Its answer breaks the rules of `zeugma-peer/1`: too long, not to be read, or numbers that cannot be. It is as if it had not come, and the gateway is asked again.",
         "The line says what is wrong; look at what answers at that address.",
+    ),
+    entry(
+        "ZG0434",
+        "health reports are told to the gateways of peers alone",
+        &[AccessLog],
+        "The caller asks for `zeugma-peer/1` and its SPIFFE ID is none of `spiffeIDs` of a MeshPeer, or it calls from elsewhere than its `sources`.",
+        "If it is a gateway, add its ID to `spiffeIDs` of the MeshPeer; if not, ask who it is.",
+    ),
+    entry(
+        "ZG0435",
+        "no more health reports are begun",
+        &[AccessLog],
+        "As many are under way as may be, of this peer or of all peers. The caller tries again by itself, and judges by its traffic until then.",
+        "Look at `zeugma get connections`: so many gateways of one peer are rare, and one that asks again and again is broken.",
     ),
 ];

@@ -51,6 +51,38 @@ fn see(fleet: &mut Fleet, name: &str, result: Result<(), Failure>, times: usize,
     }
 }
 
+/// Many successes at once are many successes.
+#[test]
+fn successes_count_alike_at_once_and_one_by_one() {
+    let of = || fleet(vec![fixture::cluster(&[&["a", "b"], &["c"]])]);
+    let (mut one_by_one, mut at_once) = (of(), of());
+    for (second, (name, good, bad)) in [
+        ("a", 30, 4),
+        ("b", 7, 0),
+        ("a", 1, 3),
+        ("c", 9, 1),
+        ("a", 0, 40),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let now = Time::ZERO + Duration::from_secs(second as u64);
+        see(&mut one_by_one, name, Ok(()), good, now);
+        if let Some(times) = u32::try_from(good).ok().filter(|times| *times > 0) {
+            at_once.observe_successes(&key(name), times, now);
+        }
+        for fleet in [&mut one_by_one, &mut at_once] {
+            see(fleet, name, Err(Failure::Reset), bad, now);
+        }
+        assert_eq!(
+            format!("{one_by_one:?}"),
+            format!("{at_once:?}"),
+            "{second}"
+        );
+    }
+    assert_eq!(at_once.status(&key("a")), Some(EndpointStatus::Ejected));
+}
+
 fn kill(fleet: &mut Fleet, name: &str, now: Time) {
     see(fleet, name, Err(Failure::Connect), 5, now);
     assert_eq!(fleet.status(&key(name)), Some(EndpointStatus::Ejected));
