@@ -330,7 +330,10 @@ async fn tell(to: &To<'_>, entry: &crate::recheck::Entry, mut stream: SendStream
             // Both arms end it where they are not the one that is waited for.
             let sent = tokio::select! {
                 sent = timeout(READ_TIMEOUT, send(&mut stream, message)) => sent,
-                _ = entry.asked_to_leave(None) => return Ended::Told,
+                _ = entry.asked_to_leave(None) => {
+                    bid_farewell(&mut stream, status::PERMISSION_DENIED);
+                    return Ended::Told;
+                }
             };
             match sent {
                 Ok(Ok(())) => {}
