@@ -628,13 +628,7 @@ async fn a_crl_of_an_answer_ends_who_is_on_it() {
         north.issue(&world.east, "bad"),
         north.issue(&world.east, "good"),
     );
-    let due = time::Duration::hours(12);
-    let crl = |number, serials: &[[u8; 2]]| {
-        let pem = north.crl(number, serials, due);
-        CertificateRevocationListDer::from_pem_slice(pem.as_bytes())
-            .unwrap()
-            .to_vec()
-    };
+    let crl = |number, serials: &[[u8; 2]]| crl_of(&north, number, serials);
     let mut answer = Answer::of(&world.east);
     let agent = Agent::at(&world.east.agent_socket(), &answer);
     let gateway = world.start().await;
@@ -650,11 +644,10 @@ async fn a_crl_of_an_answer_ends_who_is_on_it() {
     eventually("it is revoked", refused).await;
     assert!(let_in(&good.identity).await.is_some());
     // An older one that has it no longer, one of nobody, and what is no list.
-    let stranger = Domain::new("north.example").crl(9, &[], due);
-    let stranger = CertificateRevocationListDer::from_pem_slice(stranger.as_bytes()).unwrap();
+    let stranger = crl_of(&Domain::new("north.example"), 9, &[]);
     for (bytes, words) in [
         (crl(1, &[]), "is not newer than the one in use"),
-        (stranger.to_vec(), "is not signed by an anchor"),
+        (stranger, "is not signed by an anchor"),
         (vec![0x30, 0], "cannot be used"),
     ] {
         answer.crls = vec![bytes];
@@ -668,6 +661,105 @@ async fn a_crl_of_an_answer_ends_who_is_on_it() {
     answer.crls.clear();
     agent.say(&answer);
     eventually("it is let in", async || let_in(&bad.identity).await).await;
+    gateway.finish().await;
+}
+
+/// A CRL of a trust domain, as an agent gives it.
+fn crl_of(domain: &Domain, number: u64, serials: &[[u8; 2]]) -> Vec<u8> {
+    let pem = domain.crl(number, serials, time::Duration::hours(12));
+    let der = CertificateRevocationListDer::from_pem_slice(pem.as_bytes());
+    der.unwrap().to_vec()
+}
+
+/// R9 over a restart: a list that is too old once let in everybody, since none of before could stay.
+#[tokio::test]
+async fn whose_newer_crl_was_known_before_a_restart_is_not_trusted_with_an_older_one() {
+    let world = World::new().await;
+    let east = &world.east;
+    let north = Domain::new("north.example");
+    north.write_bundle(east);
+    let (bad, good) = (north.issue(east, "bad"), north.issue(east, "good"));
+    let mut answer = Answer::of(east);
+    answer.crls = vec![crl_of(&north, 2, &[bad.serial])];
+    let agent = Agent::at(&east.agent_socket(), &answer);
+    let gateway = world.start().await;
+    until_let_in(&good.identity, east.mesh).await;
+    assert!(is_let_in(&bad.identity, east.mesh).await.is_none());
+    let numbers = east.config().join("state/east-gw/crl-numbers");
+    eventually("the numbers", async || numbers.is_file().then_some(())).await;
+    gateway.finish().await;
+
+    answer.crls = vec![crl_of(&north, 1, &[])];
+    agent.say(&answer);
+    let gateway = world.start().await;
+    gateway.message("crlNumber 01 after 02").await;
+    for who in [&bad, &good] {
+        assert!(is_let_in(&who.identity, east.mesh).await.is_none());
+    }
+    assert!(is_let_in(&world.cart, east.mesh).await.is_some());
+    // With its trust domain the number is not forgotten.
+    let next = east.renew();
+    answer.svids = Answer::of(east).svids;
+    answer.crls = vec![crl_of(&north, 0, &[])];
+    agent.say(&answer);
+    until_serial(&world.cart, east.mesh, &next).await;
+    gateway.message("crlNumber 00 after 02").await;
+    for who in [&bad, &good] {
+        assert!(is_let_in(&who.identity, east.mesh).await.is_none());
+    }
+    answer.crls = vec![crl_of(&north, 3, &[bad.serial])];
+    agent.say(&answer);
+    until_let_in(&good.identity, east.mesh).await;
+    assert!(is_let_in(&bad.identity, east.mesh).await.is_none());
+    gateway.finish().await;
+}
+
+/// Nobody can tell whose list it is that cannot be read: one who comes with it may be revoked.
+#[tokio::test]
+async fn who_comes_with_a_crl_that_cannot_be_used_is_not_trusted_before_there_is_one() {
+    let world = World::new().await;
+    let east = &world.east;
+    let agent = world.agent();
+    let gateway = world.start().await;
+    until_let_in(&world.cart, east.mesh).await;
+    let north = Domain::new("north.example");
+    north.write_bundle(east);
+    let (bad, good) = (north.issue(east, "bad"), north.issue(east, "good"));
+    for _ in 0..2 {
+        let next = east.renew();
+        let mut answer = Answer::of(east);
+        answer.crls = vec![vec![0x30, 0]];
+        agent.say(&answer);
+        until_serial(&world.cart, east.mesh, &next).await;
+        for who in [&bad, &good] {
+            assert!(is_let_in(&who.identity, east.mesh).await.is_none());
+        }
+    }
+    // Who was trusted without lists before is as it was.
+    assert!(is_let_in(&world.cart, east.mesh).await.is_some());
+    gateway.message("ZG0204").await;
+    let mut answer = Answer::of(east);
+    answer.crls = vec![crl_of(&north, 1, &[bad.serial])];
+    agent.say(&answer);
+    until_let_in(&good.identity, east.mesh).await;
+    assert!(is_let_in(&bad.identity, east.mesh).await.is_none());
+    gateway.finish().await;
+}
+
+#[tokio::test]
+async fn a_first_answer_whose_crl_may_be_of_the_own_trust_domain_and_cannot_be_used_is_refused() {
+    let world = World::new().await;
+    let east = &world.east;
+    let mut answer = Answer::of(east);
+    answer.crls = vec![vec![0x30, 0]];
+    let agent = Agent::at(&east.agent_socket(), &answer);
+    let gateway = world.spawn();
+    gateway.message("ZG0204").await;
+    world.finds("ZG0262", "CRL 0 cannot be used").await;
+    assert_eq!(gateway.ready().await, 503);
+    agent.say(&Answer::of(east));
+    gateway.message("ZG0901 gateway ready").await;
+    world.finds("", "").await;
     gateway.finish().await;
 }
 

@@ -363,6 +363,9 @@ impl Trust {
 
     /// What a Workload API gave, and each foreign trust domain for itself: of one that cannot be used
     /// what it was in `before` stays.
+    ///
+    /// # Errors
+    /// What cannot be used of the own trust domain.
     fn given(
         source: &SvidGiven,
         before: Option<&Credentials>,
@@ -394,17 +397,23 @@ impl Trust {
         }
         let crls = match given {
             Some(given) => {
-                let kept = before.map(|before| &before.crls);
-                let (crls, refused) = Crls::given(given, &bundles, newest, kept);
+                // Without an SVID nobody was let in yet, whatever bundles there were.
+                let serving = before.filter(|before| before.identity.is_some());
+                let (none, nobody) = (Crls::default(), Bundles::default());
+                let kept = serving.map_or(&none, |before| &before.crls);
+                let trusted = serving.map_or(&nobody, |before| &before.bundles);
+                let (crls, refused) = Crls::given(given, &mut bundles, newest, kept, trusted)?;
                 wrong.extend(refused.into_iter().map(CredentialsError::from));
                 crls
             }
             None => Crls::default(),
         };
         let mut crl_numbers = newest.clone();
-        // Until there is a bundle, its older lists are not forgotten either.
+        // Until there is a bundle, or one that was taken out is back, its older lists are not forgotten
+        // either.
         crl_numbers.note(&crls, &bundles, |domain| {
-            given.is_none() || source.domains.iter().any(|one| one.domain == *domain)
+            given.is_none_or(|given| given.federated.contains_key(domain))
+                || source.domains.iter().any(|one| one.domain == *domain)
         });
         let trust = Self {
             bundles,

@@ -140,7 +140,7 @@ pub enum CrlsError {
     },
     /// Nobody who may sign CRLs signed one that did not come in a file.
     #[error(
-        "{}: CRL {index} is not signed by an anchor with cRLSign of a bundle beside it, nor by an issuer in the SVID's own chain; what it revokes is not known, and the CRLs of before stay",
+        "{}: CRL {index} is not signed by an anchor with cRLSign of a bundle beside it, nor by an issuer in the SVID's own chain; what it revokes is not known, so the CRLs of before stay, and who has none is trusted only if it was before",
         path.display()
     )]
     Unsigned {
@@ -230,6 +230,21 @@ struct Newest {
     digest: [u8; 32],
 }
 
+impl Newest {
+    /// Whether its `issuer` is, or is below, an anchor of this bundle.
+    fn is_trusted_by(&self, bundle: &Bundle, issuer: &Authority) -> bool {
+        let trusted = self.anchor.unwrap_or(*issuer);
+        (bundle.anchors().iter()).any(|anchor| anchor.authority == trusted)
+    }
+}
+
+/// A list that is not used.
+struct Unused {
+    why: CrlsError,
+    /// Whose it is, where that is known.
+    of: Option<Vec<TrustDomain>>,
+}
+
 impl CrlNumbers {
     /// Adds what was loaded, and forgets issuers that no bundle trusts any more: a list of theirs is
     /// refused anyhow. Those of a trust domain that only waits for its bundle are not forgotten: an
@@ -244,8 +259,7 @@ impl CrlNumbers {
             let Some(bundle) = bundles.get(domain) else {
                 return awaits(domain);
             };
-            let trusted = newest.anchor.unwrap_or(*issuer);
-            (bundle.anchors().iter()).any(|anchor| anchor.authority == trusted)
+            newest.is_trusted_by(bundle, issuer)
         });
         for (domain, lists) in &crls.0 {
             let is_below = |newest: &Newest| newest.anchor.is_some();
@@ -399,17 +413,53 @@ impl Crls {
 
     /// Takes those that came with an SVID: a list counts for each trust domain that has its issuer
     /// among its anchors, or in the SVID's own chain. Where one cannot be used, of whom nothing else
-    /// came the lists of `before` stay: nobody could tell whose is missing.
+    /// came the lists of `before` stay: nobody could tell whose is missing. A trust domain that it may
+    /// be of, was not in `trusted` and is left without a list, or without one of an issuer of `newest`,
+    /// is taken out: nobody could tell who of it is revoked.
+    ///
+    /// # Errors
+    /// That is the SVID's own trust domain.
     pub(super) fn given(
         given: &Given,
-        bundles: &Bundles,
+        bundles: &mut Bundles,
         newest: &CrlNumbers,
-        before: Option<&Self>,
-    ) -> (Self, Vec<CrlsError>) {
-        let mut crls = Self::default();
+        before: &Self,
+        trusted: &Bundles,
+    ) -> Result<(Self, Vec<CrlsError>), CrlsError> {
+        let (mut crls, unused) = Self::take_all(given, bundles, newest);
+        if !unused.is_empty() {
+            crls.keep(before, bundles);
+        }
+        let own = given.id.trust_domain();
         let mut wrong = Vec::new();
+        for Unused { why, of } in unused {
+            let in_doubt: Vec<TrustDomain> = (bundles.iter())
+                .filter(|bundle| {
+                    let domain = bundle.domain();
+                    of.as_ref().is_none_or(|of| of.contains(domain))
+                        && trusted.get(domain).is_none()
+                        && crls.lacks_one_of(bundle, newest)
+                })
+                .map(|bundle| bundle.domain().clone())
+                .collect();
+            if in_doubt.contains(&own) {
+                return Err(why);
+            }
+            for domain in &in_doubt {
+                bundles.remove(domain);
+                crls.0.remove(domain);
+            }
+            wrong.push(why);
+        }
+        Ok((crls, wrong))
+    }
+
+    /// Those that can be used, and the others.
+    fn take_all(given: &Given, bundles: &Bundles, newest: &CrlNumbers) -> (Self, Vec<Unused>) {
+        let mut crls = Self::default();
+        let mut unused = Vec::new();
         if given.crls.is_empty() {
-            return (crls, wrong);
+            return (crls, unused);
         }
         let path = Path::new(&given.from);
         let own = given.id.trust_domain();
@@ -423,25 +473,11 @@ impl Crls {
             })
             .collect();
         for (index, der) in given.crls.iter().enumerate() {
-            match crls.take(der, index, &signers, newest, path) {
-                Ok(()) => {}
-                Err(error) => wrong.push(error),
+            if let Err(error) = crls.take(der, index, &signers, newest, path) {
+                unused.push(error);
             }
         }
-        if !wrong.is_empty() {
-            for (domain, lists) in before.iter().flat_map(|before| &before.0) {
-                if bundles.get(domain).is_none() {
-                    continue;
-                }
-                let kept = crls.0.entry(domain.clone()).or_default();
-                for list in lists {
-                    if kept.iter().all(|one| one.issuer != list.issuer) {
-                        kept.push(list.clone());
-                    }
-                }
-            }
-        }
-        (crls, wrong)
+        (crls, unused)
     }
 
     /// Adds a list to those of each trust domain whose `signers` signed it.
@@ -452,11 +488,17 @@ impl Crls {
         signers: &[(&TrustDomain, Vec<Signer<'_>>)],
         newest: &CrlNumbers,
         path: &Path,
-    ) -> Result<(), CrlsError> {
-        let facts = CrlFacts::parse(der, CRL_ENTRIES_MAX).map_err(|source| CrlsError::Crl {
-            path: path.to_owned(),
-            index,
-            source,
+    ) -> Result<(), Unused> {
+        let facts = CrlFacts::parse(der, CRL_ENTRIES_MAX).map_err(|source| {
+            let path = path.to_owned();
+            Unused {
+                why: CrlsError::Crl {
+                    path,
+                    index,
+                    source,
+                },
+                of: None,
+            }
         })?;
         let mut lists = Vec::new();
         for (domain, signers) in signers {
@@ -471,19 +513,51 @@ impl Crls {
                 next_update: facts.next_update,
                 serials: facts.serials.clone(),
             };
-            check_newest(&list, domain, index, newest, path)?;
             lists.push((*domain, list));
         }
         if lists.is_empty() {
-            return Err(CrlsError::Unsigned {
-                path: path.to_owned(),
-                index,
+            let path = path.to_owned();
+            return Err(Unused {
+                why: CrlsError::Unsigned { path, index },
+                of: None,
             });
+        }
+        for (domain, list) in &lists {
+            check_newest(list, domain, index, newest, path).map_err(|why| Unused {
+                why,
+                of: Some(lists.iter().map(|(domain, _)| (*domain).clone()).collect()),
+            })?;
         }
         for (domain, list) in lists {
             add(self.0.entry(domain.clone()).or_default(), list);
         }
         Ok(())
+    }
+
+    /// Has those of `before` stay of whom nothing else came.
+    fn keep(&mut self, before: &Self, bundles: &Bundles) {
+        for (domain, lists) in &before.0 {
+            if bundles.get(domain).is_none() {
+                continue;
+            }
+            let kept = self.0.entry(domain.clone()).or_default();
+            for list in lists {
+                if kept.iter().all(|one| one.issuer != list.issuer) {
+                    kept.push(list.clone());
+                }
+            }
+        }
+    }
+
+    /// Whether a trust domain has no list, or none of an issuer whose list was used before.
+    fn lacks_one_of(&self, bundle: &Bundle, newest: &CrlNumbers) -> bool {
+        let lists = self.0.get(bundle.domain()).map_or(&[][..], Vec::as_slice);
+        let is_missed = |((of, issuer), newest): (&(TrustDomain, Authority), &Newest)| {
+            of == bundle.domain()
+                && newest.is_trusted_by(bundle, issuer)
+                && lists.iter().all(|list| list.issuer != *issuer)
+        };
+        lists.is_empty() || newest.0.iter().any(is_missed)
     }
 
     /// Checks the certificates of a path: the serial of each, and who issued it.

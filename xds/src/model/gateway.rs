@@ -101,7 +101,10 @@ pub(crate) struct Svid {
     /// gateway's, and hints are not looked at. An answer that misses something, whose SVID every
     /// peer would refuse, or whose SVID is not of `trustDomain`, is refused and told, and the last
     /// good one stays. A gateway that has had no answer accepts connections, refuses those that need
-    /// its certificate (`no-identity`), and is not ready. Where the API fails or ends it is asked
+    /// its certificate (`no-identity`), and is not ready. Where a CRL of an answer cannot be used, or is
+    /// older than one used before, those of before stay; a federated trust domain that it may be of,
+    /// was not trusted before and has no CRL, or not all that were known, is not trusted until they
+    /// come, and of its own trust domain the answer is refused. Where the API fails or ends it is asked
     /// again, after 200 ms at first and 10 s at last, and what it gave serves until it expires. The
     /// key stays in memory. An answer is at most 4 MiB, with at most 1024 federated bundles and 256
     /// CRLs.
