@@ -232,7 +232,8 @@ async fn control(
     let (phase, phase_read) = watch::channel(Phase::Serving);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
     let mut fleet = Fleet::new();
-    let files = Files::new(options.config.clone(), node, &start, credentials.wrong());
+    let credentials = Arc::new(credentials);
+    let files = Files::new(options.config.clone(), node, &start, &credentials);
     let Beginning {
         loaded,
         findings,
@@ -249,7 +250,7 @@ async fn control(
     let passed = (interfaces.offered(&settings)).map_err(system("no sockets to pass on"))?;
     let shared = Arc::new(Shared {
         published: ArcSwap::from_pointee(first_published(&snapshot, shares)),
-        credentials: ArcSwap::from_pointee(credentials),
+        credentials: ArcSwap::new(credentials),
         changes: watch::channel(0).0,
         peers: Default::default(),
         names: ArcSwap::from_pointee(Names::default()),
@@ -874,7 +875,7 @@ impl Control {
 
     fn apply(&mut self, reloaded: Reloaded, stage: &Stage) {
         if let Some(credentials) = reloaded.credentials {
-            self.shared.credentials.store(Arc::new(credentials));
+            self.shared.credentials.store(credentials);
             self.tell_credentials();
             self.recheck();
         }

@@ -36,7 +36,7 @@ pub(crate) struct Alone {
     pub(crate) observed: mpsc::Receiver<Vec<Outcomes>>,
     pub(crate) snapshot: Arc<Snapshot>,
     lines: Lines,
-    _folder: TempDir,
+    pub(crate) folder: TempDir,
 }
 
 /// The access log, in memory.
@@ -122,7 +122,7 @@ impl Alone {
             observed,
             snapshot,
             lines,
-            _folder: folder,
+            folder,
         }
     }
 

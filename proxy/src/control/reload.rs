@@ -33,6 +33,8 @@ pub(super) struct Files {
     config: PathBuf,
     node: NodeOptions,
     svid: SvidSource,
+    /// Those made last: they serve, or the control loop has them on its table.
+    made: Arc<Credentials>,
     watch: Watch,
     settings: GatewaySettings,
     /// Those of the files as they were last loaded.
@@ -119,7 +121,7 @@ pub(super) struct Reloaded {
     pub(super) is_published: bool,
     /// The one that serves, of other files.
     pub(super) keep: Option<LastGood>,
-    pub(super) credentials: Option<Credentials>,
+    pub(super) credentials: Option<Arc<Credentials>>,
     /// Fetched once the credentials serve: they verify the endpoints.
     pub(super) wanted: Option<Wanted>,
     /// Told what still cannot be bound of what serves.
@@ -155,12 +157,12 @@ async fn until(at: Option<Instant>) {
 }
 
 impl Files {
-    /// Those of what the gateway starts with, without what is `wrong` of its credentials.
+    /// Those of what the gateway starts with.
     pub(super) fn new(
         config: PathBuf,
         node: NodeOptions,
         beginning: &Beginning,
-        wrong: &[CredentialsError],
+        credentials: &Arc<Credentials>,
     ) -> Self {
         let start = &beginning.loaded;
         // Where the last good ones serve in place of files that are refused, the same again is news.
@@ -174,6 +176,7 @@ impl Files {
             config,
             node,
             svid,
+            made: Arc::clone(credentials),
             watch,
             settings: settings.clone(),
             latest: settings.clone(),
@@ -188,7 +191,7 @@ impl Files {
             again: Arc::default(),
             reader: Reader::new(),
         };
-        files.tell_wrong(wrong);
+        files.tell_wrong(credentials.wrong());
         files
     }
 
@@ -249,12 +252,12 @@ impl Files {
                 shared.workload_api.ask_anew();
             }
             // After it: the configuration says where they are.
+            let had_none = self.made.id().is_none();
             let credentials = if woken == Woken::Look && self.svid == svid {
                 None
             } else {
                 self.reload_credentials(&shared).await
             };
-            let had_none = shared.credentials.load().id().is_none();
             let is_done = !matches!(self.rest.next(), Next::At(_));
             let reloaded = Reloaded {
                 wanted: Some(Wanted {
@@ -393,30 +396,47 @@ impl Files {
         self.fingerprint != Some(loaded.fingerprint)
     }
 
-    /// Loads certificate and bundles; `None` where they are those that serve, or are refused.
-    async fn reload_credentials(&mut self, shared: &Shared) -> Option<Credentials> {
+    /// Loads certificate and bundles; `None` where they are those made last, or are refused.
+    async fn reload_credentials(&mut self, shared: &Shared) -> Option<Arc<Credentials>> {
         let given = shared.workload_api.beside(self.svid.clone());
         let source = shared.federation.beside(given);
-        let before = shared.credentials.load_full();
-        if source.is_awaited() && before.id().is_some() {
+        if source.is_awaited() && self.made.id().is_some() {
             // What serves stays until there is something to take its place.
             return None;
         }
-        let (source, renewed) = renew(before, source).await?;
+        let (source, renewed) = renew(Arc::clone(&self.made), source).await?;
         let error = match renewed {
             Ok(credentials) => {
                 shared.workload_api.used(&source);
                 self.tell_wrong(credentials.wrong());
-                return news(credentials, shared);
+                return self.news(credentials, shared);
             }
             Err(error) => error,
         };
         self.refuse_credentials(&error, shared);
         // What is beside it may have changed all the same.
         let used = (shared.workload_api).refused(&source, with_causes(&error))?;
-        let (_, renewed) = renew(shared.credentials.load_full(), used).await?;
-        let credentials = renewed.ok()?;
-        (shared.credentials.load().differs(&credentials)).then_some(credentials)
+        let (_, renewed) = renew(Arc::clone(&self.made), used).await?;
+        self.take_new(renewed.ok()?)
+    }
+
+    /// Credentials that bring something.
+    fn news(&mut self, credentials: Credentials, shared: &Shared) -> Option<Arc<Credentials>> {
+        if !self.made.differs(&credentials) {
+            tell_whole(&credentials, shared);
+            return None;
+        }
+        let id = credentials.id().map(tracing::field::display);
+        tracing::info!(code = "ZG0201", id, "certificate and bundles applied");
+        self.take_new(credentials)
+    }
+
+    /// Those that differ are the ones made last from here on.
+    fn take_new(&mut self, credentials: Credentials) -> Option<Arc<Credentials>> {
+        self.made.differs(&credentials).then(|| {
+            self.made = Arc::new(credentials);
+            Arc::clone(&self.made)
+        })
     }
 
     /// Takes a configuration that serves.
@@ -569,17 +589,6 @@ async fn renew(
     renewed.ok()
 }
 
-/// Credentials that bring something.
-fn news(credentials: Credentials, shared: &Shared) -> Option<Credentials> {
-    if shared.credentials.load().differs(&credentials) {
-        let id = credentials.id().map(tracing::field::display);
-        tracing::info!(code = "ZG0201", id, "certificate and bundles applied");
-        return Some(credentials);
-    }
-    tell_whole(&credentials, shared);
-    None
-}
-
 /// Counts credentials that serve: whole, if there is nothing newer that cannot be used.
 pub(super) fn tell_whole(credentials: &Credentials, shared: &Shared) {
     let is_whole = credentials.wrong().is_empty() && !shared.workload_api.is_refused();
@@ -638,5 +647,40 @@ pub(super) fn describe(findings: &Findings) -> String {
 pub(super) fn warn(warnings: &Findings) {
     if warnings.iter().next().is_some() {
         tracing::warn!(code = "ZG0127", "configuration\n{}", describe(warnings));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::Alone;
+
+    /// What was made and waits for the control loop once counted for nothing: an answer that was equal to
+    /// what served was dropped, and two had one generation.
+    #[tokio::test]
+    async fn credentials_follow_those_made_last_though_these_do_not_serve_yet() {
+        let listeners = "{ apps: { address: '127.0.0.1:0', role: workloads } }";
+        let (alone, other) = (Alone::new(listeners, "", 1), Alone::new(listeners, "", 1));
+        let config = alone.folder.path().to_owned();
+        let loaded = zeugma_xds::load(&config, &NodeOptions::default()).unwrap();
+        let beginning = Beginning {
+            loaded,
+            findings: None,
+            is_kept: true,
+        };
+        let serving = alone.shared.credentials.load_full();
+        let mut files = Files::new(config.clone(), NodeOptions::default(), &beginning, &serving);
+        let read = |alone: &Alone| {
+            let bundle = alone.folder.path().join("bundles/east.example.pem");
+            std::fs::read_to_string(bundle).unwrap()
+        };
+        let (first, second) = (read(&alone), read(&other));
+        let mut generations = Vec::new();
+        for anchors in [first.clone() + &second, first.clone(), first] {
+            std::fs::write(config.join("bundles/east.example.pem"), anchors).unwrap();
+            let made = files.reload_credentials(&alone.shared).await;
+            generations.push(made.map(|made| made.generation()));
+        }
+        assert_eq!(generations, [Some(2), Some(3), None]);
     }
 }
