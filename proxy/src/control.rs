@@ -643,7 +643,8 @@ impl Control {
         } else {
             stage
         };
-        if by_signal {
+        // Before it is ready it says so when it is: the manager would send whoever waits for that here.
+        if by_signal && !matches!(next, Stage::Starting { .. } | Stage::Awaiting { .. }) {
             systemd::ready();
         }
         next

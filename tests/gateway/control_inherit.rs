@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::data_mesh::{HELLO, endpoints, near_route};
 use crate::data_services::HttpService;
-use crate::mesh::{Cluster, DEADLINE, Gateway, within};
+use crate::mesh::{Agent, Answer, Cluster, DEADLINE, Gateway, Said, within};
 
 /// A gateway whose process this script of a shell prepares: `$$` is its own PID from the start.
 fn prepared(east: &Cluster, script: &str) -> Command {
@@ -206,6 +206,42 @@ async fn the_service_manager_hears_of_ready_reloading_stopping_and_the_next_proc
         .set_read_timeout(Some(Duration::from_millis(1)))
         .unwrap();
     assert!(manager.0.recv(&mut [0; 16]).is_err());
+}
+
+/// A SIGHUP before there is an SVID once had the manager send whoever waited for the gateway to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_service_manager_hears_of_ready_once_though_a_signal_asks_for_files_before() {
+    let mut east = Cluster::new("east");
+    let answer = Answer::of(&east);
+    let agent = Agent::at(&east.agent_socket(), Said::Nothing);
+    east.ask_agent(Some(&format!("unix://{}", east.agent_socket().display())));
+    east.write_gateway();
+    let (manager, path) = Manager::new(&east);
+    let mut command = Gateway::command(&east.config());
+    command.env("NOTIFY_SOCKET", &path);
+    let gateway = east.spawn(command);
+    gateway.message("ZG0264").await;
+    let mut heard = Vec::new();
+    let applied = [("what", "config"), ("result", "applied")];
+    let before = (gateway.metrics().await).value("zeugma_reloads_total", &applied);
+    for nth in 0..3 {
+        gateway.signal(Signal::HUP);
+        while !heard.ends_with(&["RELOADING=1".to_owned(), "MONOTONIC_USEC".to_owned()]) {
+            heard.extend(manager.hears());
+        }
+        heard.push("next".to_owned());
+        if nth == 0 {
+            // The files were at rest. All that the signal brought was taken before the third one is
+            // seen, since one at a time waits in between.
+            let after = before + 1.0;
+            let metric = gateway.metric_becomes("zeugma_reloads_total", &applied, after);
+            metric.await;
+        }
+    }
+    assert!(!heard.contains(&"READY=1".to_owned()), "{heard:?}");
+    agent.say(&answer);
+    while manager.hears() != ["READY=1"] {}
+    gateway.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
