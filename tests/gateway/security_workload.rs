@@ -859,7 +859,7 @@ async fn a_successor_takes_over_once_its_agent_has_given_it_an_svid() {
     let mut command = Gateway::command(&east.config());
     command.arg("--takeover");
     let mut in_vain = east.spawn(command);
-    in_vain.message("ZG0944 not taken over").await;
+    in_vain.late_message("ZG0944 not taken over").await;
     let said = in_vain.message("ZG0949").await;
     assert!(said.contains("gave no SVID in time"), "{said}");
     assert!(!in_vain.ended().await.success());

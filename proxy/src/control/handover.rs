@@ -54,7 +54,7 @@ const STEP: Duration = Duration::from_secs(5);
 /// How long a successor looks for a predecessor that lets it in: the one before may just be ending.
 const ASK: Duration = Duration::from_secs(10);
 /// How long a successor may take from the sockets to being ready.
-const READY: Duration = Duration::from_secs(60);
+pub(super) const READY: Duration = Duration::from_secs(60);
 /// How long a successor waits before it asks again, and a door after an error.
 const AGAIN: Duration = Duration::from_millis(50);
 /// Bytes of one message.

@@ -8,14 +8,19 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::accepting::New;
-use super::handover::{Asked, Door, HandoverError, Offered, Taking};
+use super::handover::{Asked, Door, HandoverError, Offered, READY, Taking};
 use super::inherit::Place;
 use super::reload::Reloaded;
-use super::{Control, Stage, systemd};
+use super::{Control, NAMES_WAIT, Stage, WORKERS_WAIT, systemd};
 use crate::admin;
 
-/// How long it waits for an SVID before it takes over: the one before waits for longer.
-const SVID_WAIT: Duration = Duration::from_secs(10);
+/// How long it waits for an SVID before it takes over: an agent may need 30 s to find out who asks, and
+/// the one before waits for longer.
+const SVID_WAIT: Duration = Duration::from_secs(35);
+const _: () = assert!(
+    WORKERS_WAIT.as_secs() + NAMES_WAIT.as_secs() + SVID_WAIT.as_secs() < READY.as_secs(),
+    "all that it may wait for, before the one before gives it up"
+);
 
 impl Control {
     /// Accepts at once, or from the moment when it takes over. Returns the stage it begins in, and

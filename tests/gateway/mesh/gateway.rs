@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -187,17 +188,23 @@ impl Gateway {
 
     /// The first line on standard error, past or to come, that holds `text`.
     pub(crate) async fn message(&self, text: &str) -> String {
-        self.line_of(&self.messages, text).await
+        self.line_of(&self.messages, text, super::DEADLINE).await
+    }
+
+    /// As [`message`](Self::message), of what the gateway itself waits for longest.
+    pub(crate) async fn late_message(&self, text: &str) -> String {
+        self.line_of(&self.messages, text, super::DEADLINE * 3)
+            .await
     }
 
     /// The first access-log line, past or to come, that holds `text`, whatever its form.
     pub(crate) async fn access_text(&self, text: &str) -> String {
-        self.line_of(&self.access, text).await
+        self.line_of(&self.access, text, super::DEADLINE).await
     }
 
-    async fn line_of(&self, lines: &Lines, text: &str) -> String {
+    async fn line_of(&self, lines: &Lines, text: &str, deadline: Duration) -> String {
         let found = lines.find(|line| line.contains(text).then(|| line.to_owned()));
-        match tokio::time::timeout(super::DEADLINE, found).await {
+        match tokio::time::timeout(deadline, found).await {
             Ok(Some(line)) => line,
             Ok(None) | Err(_) => panic!("{}: no line {text:?}\n{}", self.name, self.told()),
         }
