@@ -763,6 +763,40 @@ async fn a_first_answer_whose_crl_may_be_of_the_own_trust_domain_and_cannot_be_u
     gateway.finish().await;
 }
 
+/// What no agent says: a deny list is a file of the operator's, which is watched.
+#[tokio::test]
+async fn an_identity_on_the_deny_list_is_refused_whatever_the_agent_says() {
+    let world = World::new().await;
+    let east = &world.east;
+    let gateway = east.config().join("gateway.yaml");
+    let denied = east.config().join("denied");
+    fs::write(&denied, "").unwrap();
+    east.write_gateway();
+    let agent = world.agent();
+    let text = fs::read_to_string(&gateway).unwrap();
+    let socket = format!("workloadApi: '{}'", at(&east.agent_socket()));
+    let beside = text.replace(&socket, &format!("{socket}, denied: denied"));
+    assert_ne!(beside, text);
+    east.write("gateway.yaml", &beside);
+    let running = east.spawn(Gateway::command(&east.config()));
+    running.message("ZG0901 gateway ready").await;
+    let mut open = open(&world.cart, east.mesh).await;
+    ask(&mut open).await.unwrap();
+    east.write("denied", "spiffe://west.example/ns/shop/sa/cart\n");
+    until_refused(&world.cart, east.mesh).await;
+    eventually("its end", async || open.is_closed().then_some(())).await;
+    // One that is broken is told, and the last good one stays; so it does over what the agent says.
+    east.write("denied", "cart\n");
+    running.message("ZG0205").await;
+    let next = east.renew();
+    agent.say(&Answer::of(east));
+    until_serial(&world.cart, east.mesh, &next).await;
+    assert!(is_let_in(&world.cart, east.mesh).await.is_none());
+    east.write("denied", "# nobody\n");
+    until_let_in(&world.cart, east.mesh).await;
+    running.finish().await;
+}
+
 const ORDERS_TOO: &str = "stock.shop.svc.clusterset.local";
 
 #[tokio::test]

@@ -290,6 +290,10 @@ fn of_svid(svid: &SvidSource, path: impl Fn(&Path) -> String) -> Fields {
         let written = svid.files().and_then(written);
         maybe(written.map(|written| path(written)))
     };
+    let denied = match svid {
+        SvidSource::Files(_) => None,
+        SvidSource::WorkloadApi(api) => api.denied.as_ref(),
+    };
     Fields::from([
         ("svid.files.certificate", of(|one| Some(&one.certificate))),
         ("svid.files.key", of(|one| Some(&one.key))),
@@ -297,6 +301,7 @@ fn of_svid(svid: &SvidSource, path: impl Fn(&Path) -> String) -> Fields {
         ("svid.files.crls", of(|one| one.crls.as_ref())),
         ("svid.files.denied", of(|one| one.denied.as_ref())),
         ("svid.workloadApi", maybe(svid.workload_api())),
+        ("svid.denied", maybe(denied.map(|denied| path(denied)))),
     ])
 }
 

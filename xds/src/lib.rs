@@ -36,7 +36,7 @@ pub use format::{FormatError, format, yaml_files};
 pub use meaning::{LevelMeaning, MatchMeaning, ServiceMeaning, meaning};
 pub use settings::{
     AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, Drain, ForeignDomain,
-    GatewaySettings, Limits, StateDir, SvidFiles, SvidSource, admin_socket_default,
+    GatewaySettings, Limits, StateDir, SvidApi, SvidFiles, SvidSource, admin_socket_default,
 };
 pub use standing::{Refused, RefusedDocument, Serves, Unbound};
 pub use state::{Good, LastGood, LastGoodError, STATE_BYTES_MAX};

@@ -61,7 +61,7 @@ pub enum SvidSource {
     /// From files.
     Files(SvidFiles),
     /// From a SPIFFE Workload API.
-    WorkloadApi(WorkloadAddress),
+    WorkloadApi(SvidApi),
 }
 
 impl SvidSource {
@@ -79,9 +79,18 @@ impl SvidSource {
     pub const fn workload_api(&self) -> Option<&WorkloadAddress> {
         match self {
             Self::Files(_) => None,
-            Self::WorkloadApi(address) => Some(address),
+            Self::WorkloadApi(api) => Some(&api.address),
         }
     }
+}
+
+/// The Workload API of a gateway's identity, and what no such API says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SvidApi {
+    /// Where it is.
+    pub address: WorkloadAddress,
+    /// The file of SPIFFE IDs that are refused, resolved against the folder of the YAML file.
+    pub denied: Option<PathBuf>,
 }
 
 /// The files of a gateway's identity, resolved against the folder of the YAML file.

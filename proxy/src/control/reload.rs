@@ -596,14 +596,17 @@ pub(super) fn tell_whole(credentials: &Credentials, shared: &Shared) {
 }
 
 fn watched(mut files: Vec<PathBuf>, svid: &SvidSource) -> Vec<PathBuf> {
-    if let SvidSource::Files(svid) = svid {
-        files.extend([
-            svid.certificate.clone(),
-            svid.key.clone(),
-            svid.bundles.clone(),
-        ]);
-        files.extend(svid.crls.clone());
-        files.extend(svid.denied.clone());
+    match svid {
+        SvidSource::Files(svid) => {
+            files.extend([
+                svid.certificate.clone(),
+                svid.key.clone(),
+                svid.bundles.clone(),
+            ]);
+            files.extend(svid.crls.clone());
+            files.extend(svid.denied.clone());
+        }
+        SvidSource::Given(svid) => files.extend(svid.denied.clone()),
     }
     files.extend(svid.domains().iter().filter_map(|one| one.file.clone()));
     files
@@ -630,10 +633,11 @@ pub(super) fn svid_source(settings: &GatewaySettings) -> SvidSource {
             own: Some(own),
             domains,
         }),
-        zeugma_xds::SvidSource::WorkloadApi(_) => SvidSource::Given(SvidGiven {
+        zeugma_xds::SvidSource::WorkloadApi(api) => SvidSource::Given(SvidGiven {
             given: None,
             own,
             domains,
+            denied: api.denied.clone(),
         }),
     }
 }

@@ -70,6 +70,8 @@ pub struct SvidGiven {
     pub own: TrustDomain,
     /// Further trust domains, and where their bundles are.
     pub domains: Vec<DomainBundle>,
+    /// A file of SPIFFE IDs that are refused.
+    pub denied: Option<PathBuf>,
 }
 
 impl SvidSource {
@@ -365,7 +367,7 @@ impl Trust {
     /// what it was in `before` stays.
     ///
     /// # Errors
-    /// What cannot be used of the own trust domain.
+    /// What cannot be used of the own trust domain; a deny list where there is none of `before`.
     fn given(
         source: &SvidGiven,
         before: Option<&Credentials>,
@@ -408,6 +410,15 @@ impl Trust {
             }
             None => Crls::default(),
         };
+        let denied = source.denied.as_deref().map(DeniedIds::load).transpose();
+        let denied = match (denied, before) {
+            (Ok(denied), _) => denied.unwrap_or_default(),
+            (Err(error), Some(before)) => {
+                wrong.push(error.into());
+                before.denied.clone()
+            }
+            (Err(error), None) => return Err(error.into()),
+        };
         let mut crl_numbers = newest.clone();
         // Until there is a bundle, or one that was taken out is back, its older lists are not forgotten
         // either.
@@ -419,7 +430,7 @@ impl Trust {
             bundles,
             crls,
             crl_numbers,
-            denied: DeniedIds::default(),
+            denied,
         };
         Ok((trust, wrong))
     }

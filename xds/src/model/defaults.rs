@@ -17,7 +17,7 @@ use super::{
 };
 use crate::settings::{
     AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, Drain, ForeignDomain,
-    GatewaySettings, Limits, StateDir, SvidFiles, SvidSource,
+    GatewaySettings, Limits, StateDir, SvidApi, SvidFiles, SvidSource,
 };
 
 /// One port of a route.
@@ -316,7 +316,10 @@ impl Document<MeshGateway> {
                 crls: files.crls.as_ref().map(path),
                 denied: files.denied.as_ref().map(path),
             }),
-            (None, Some(Text(address))) => SvidSource::WorkloadApi(address.clone()),
+            (None, Some(Text(address))) => SvidSource::WorkloadApi(SvidApi {
+                address: address.clone(),
+                denied: self.spec.svid.denied.as_ref().map(path),
+            }),
             (None, None) => SvidSource::Files(SvidFiles {
                 certificate: PathBuf::new(),
                 key: PathBuf::new(),

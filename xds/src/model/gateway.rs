@@ -109,6 +109,10 @@ pub(crate) struct Svid {
     /// key stays in memory. An answer is at most 4 MiB, with at most 1024 federated bundles and 256
     /// CRLs.
     pub workload_api: Option<Text<WorkloadAddress>>,
+    /// Beside `workloadApi`, a file of SPIFFE IDs that are refused, as `files.denied` is beside
+    /// certificates of files. Default: none. It is watched; one that cannot be read or used is told,
+    /// and the last good one stays; at the start there is none, and the gateway does not start.
+    pub denied: Option<PathBuf>,
 }
 
 /// The files of a gateway's identity; relative paths start from this file's folder.

@@ -1472,6 +1472,7 @@ fn a_certificate_comes_from_files_or_from_a_workload_api() {
     let with = |svid: &str| EAST.replace(FILES, svid);
     let api = "workloadApi: unix:///run/zeugma/workload.sock";
     assert!(try_load(&[&with(api)], None).is_ok());
+    assert!(try_load(&[&with(&format!("{api}, denied: denied"))], None).is_ok());
     for (svid, code, path, words) in [
         (
             "",
@@ -1484,6 +1485,12 @@ fn a_certificate_comes_from_files_or_from_a_workload_api() {
             Code::Contradiction,
             "spec.svid.workloadApi",
             "not both",
+        ),
+        (
+            &format!("{FILES}, denied: denied"),
+            Code::Contradiction,
+            "spec.svid.denied",
+            "files.denied",
         ),
         (
             "workloadApi: /run/zeugma/workload.sock",

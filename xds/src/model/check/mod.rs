@@ -511,6 +511,15 @@ fn check_svid(check: &mut Checker<'_, MeshGateway>) {
         ),
         (Some(_), None) | (None, Some(_)) => {}
     }
+    if svid.denied.is_some() && svid.files.is_some() {
+        check.key(
+            Code::Contradiction,
+            "spec.svid.denied",
+            "it stands beside `workloadApi`, and the gateway's certificate comes from `files`"
+                .to_owned(),
+            "write it as `files.denied`",
+        );
+    }
 }
 
 /// Where the bundle of a trust domain comes from; nothing of it is inferred (F1).

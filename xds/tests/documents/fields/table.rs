@@ -66,6 +66,7 @@ fn gateway() -> Vec<Row> {
         row("east-gw", "spec.svid.files.crls", "", "crls/").seen_by("security_revocation::a_revoked_certificate_is_refused_in_the_handshake_by_a_rule_of_its_own"),
         row("east-gw", "spec.svid.files.denied", "", "denied").seen_by("security_revocation::a_denied_identity_is_refused_in_the_handshake_and_let_in_again_when_it_is_taken_off"),
         row("east-gw", "spec.svid.workloadApi", "'unix:///run/a.sock'", "'unix:///run/b.sock'").given("east-gw", "spec.svid.files", "").seen_by("security_workload::another_socket_is_taken_up_without_a_restart_and_so_are_files"),
+        row("east-gw", "spec.svid.denied", "", "denied").given("east-gw", "spec.svid.files", "").given("east-gw", "spec.svid.workloadApi", "'unix:///run/a.sock'").seen_by("security_workload::an_identity_on_the_deny_list_is_refused_whatever_the_agent_says"),
         row("east-gw", "spec.listeners.apps.address", "127.0.0.1:15001", "127.0.0.1:15002").seen_by("control_listeners::listeners_are_renamed_and_swap_their_addresses_without_closing_a_socket"),
         row("east-gw", "spec.listeners.apps.role", "workloads", "mesh").given("canary", "spec.export.to", "['*']").given("other", "spec.export.to", "['*']").decides(|w| w.plaintext("apps"), "http", "not-tls"),
         row("east-gw", "spec.listeners.pg.route", "db/pg", "").decides(|w| w.plaintext("pg"), "10.0.3.1:5432", "http"),
