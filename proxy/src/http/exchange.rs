@@ -836,6 +836,17 @@ impl Exchange {
         {
             tell(&header::COOKIE, Said::Value(&joined));
         }
+        self.each_of_ours(endpoint, &named, &mut tell);
+    }
+
+    /// What the gateway says itself.
+    fn each_of_ours(
+        &self,
+        endpoint: &Endpoint,
+        named: &[HeaderName],
+        tell: &mut impl FnMut(&HeaderName, Said<'_>),
+    ) {
+        let trace = Some(&self.ids.trace).filter(|trace| trace.is_said_anew());
         if let Some(trace) = trace {
             tell(&TRACEPARENT, trace.parent().into());
         }
@@ -848,11 +859,11 @@ impl Exchange {
                 tell(&headers::XFCC, Said::Value(&value));
             }
         }
-        if to_peer {
+        if endpoint.peer.is_some() {
             // Our word on where the request began is the first one that the peer reads.
             tell(&header::VIA, Said::Value(&headers::via(self.head.version)));
             if !named.contains(&header::VIA) {
-                for value in headers.get_all(header::VIA) {
+                for value in self.head.headers.get_all(header::VIA) {
                     tell(&header::VIA, Said::Value(value));
                 }
             }
@@ -1287,7 +1298,9 @@ fn failure_in(
     }
     let present = response.body().present();
     let present = present.unwrap_or_else(|| Present::of(headers));
-    let grpc = if present.has(Present::GRPC_STATUS) {
+    // Of others than 200 the status counts (gRPC's `http-grpc-status-mapping.md`); 14 says the same, and a
+    // peer's gateway says it so.
+    let grpc = if present.has(Present::GRPC_STATUS) && !asks_upgrade {
         headers.get("grpc-status").map(HeaderValue::as_bytes)
     } else {
         None
@@ -1307,7 +1320,7 @@ fn failure_in(
     if unavailable {
         return Some(Failure::Unavailable);
     }
-    match grpc {
+    match grpc.filter(|_| status == StatusCode::OK) {
         // Those that `on` can name; of others the endpoint has done what was asked.
         Some(b"1") => Some(Failure::Grpc(1)),
         Some(b"4") => Some(Failure::Grpc(4)),
