@@ -98,12 +98,13 @@ Written by `{}` from `FAILOVER.json`; do not edit.
 - zeugma: `{}`; envoy: `{}`
 
 Every gateway stands between the same callers and endpoints, in a mesh of its own; all meshes of a
-case run side by side, one for GET and one for POST, and meet the fault at the same time.
-{PER_SECOND} requests a second are due at fixed times over kept-alive HTTP/1.1, whether or not those
-before them were answered, from {} s before the fault on; a caller gives up after {} s. An endpoint
-works {} ms on a request, so that some are under way when it dies. The killed are processes, by
-SIGKILL; a link is a veth pair to a network namespace, of which the far end is taken down. Gateways of other clusters are of the same kind as the one
-that is called, and speak mTLS with it.
+case run side by side, one for GET and one for POST, and meet the fault at the same time, so that
+the times are those of a busy machine. {PER_SECOND} requests a second are due at fixed times over
+kept-alive HTTP/1.1, whether or not those before them were answered, from {} s before the fault on;
+a caller gives up after {} s. An endpoint works {} ms on a request, so that some are under way when
+it dies. The killed are processes, by SIGKILL; a link is a veth pair to a network namespace, of
+which the far end is taken down. Gateways of other clusters are of the same kind as the one that is
+called, and speak mTLS with it.
 
 - **sent**: requests that had not ended when the fault came, and those after, of all repetitions;
   **failed**: those of them without a 200, for each repetition.
