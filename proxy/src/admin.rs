@@ -3,6 +3,7 @@
 mod api;
 mod check;
 mod events;
+mod explain;
 mod levers;
 mod tap;
 mod ui;
@@ -611,7 +612,7 @@ async fn listeners(State(shared): State<Arc<Shared>>) -> Response {
             json!({
                 "name": &*listener.name,
                 "address": listener.address.to_string(),
-                "role": format!("{:?}", listener.role).to_lowercase(),
+                "role": listener.role.label(),
             })
         })
         .collect();

@@ -32,6 +32,7 @@ use zeugma_xds::{GatewaySettings, ResourceList};
 use crate::account::{AccessLog, Caller, Closed, Origin, Stretch};
 use crate::admission::{Admission, NO_LOAD_BALANCER, UnderWay};
 use crate::connection;
+use crate::explain;
 use crate::federation::Federation;
 use crate::hash::Configured;
 use crate::http::flow::WindowBudget;
@@ -103,6 +104,8 @@ pub(crate) struct AdminSide {
     pub(crate) taps: Arc<Taps>,
     /// What the workers are asked.
     pub(crate) questions: broadcast::Sender<Question>,
+    /// What the control thread is asked to explain.
+    pub(crate) explains: broadcast::Sender<explain::Asked>,
     /// What the control thread is asked.
     pub(crate) levers: Levers,
     /// How much the log tells.
@@ -123,6 +126,7 @@ impl Default for AdminSide {
             journal: Journal::default(),
             taps: Arc::default(),
             questions: broadcast::channel(listing::QUESTIONS_MAX).0,
+            explains: broadcast::channel(explain::ASKED_MAX).0,
             levers: Levers::default(),
             logging: Logging::default(),
         }

@@ -15,7 +15,9 @@
 //! it, and it says in [`Fleet::next_wake`] when time alone will change something.
 
 mod level;
+mod view;
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +34,7 @@ use level::LevelState;
 
 pub use crate::shares::{ClusterShares, EndpointStatus, Shares};
 use crate::shares::{SHARE_EPSILON, capacity, healthy_share};
+pub use view::{EndpointView, LevelMotion, LevelView};
 
 /// The most active checks under way at once.
 pub const PROBES_IN_FLIGHT_MAX: usize = 512;
@@ -146,6 +149,10 @@ pub struct Fleet {
 #[derive(Debug)]
 struct ClusterState {
     cluster: Arc<Cluster>,
+    /// Its endpoints in the order of their keys, in which [`Fleet::endpoints`] has them too.
+    by_key: Vec<u32>,
+    /// The names of each level's backends.
+    backends: Vec<BTreeSet<Arc<str>>>,
     levels: Vec<LevelState>,
     /// The shares last told by an event.
     told: Option<(Vec<f64>, bool)>,
@@ -158,6 +165,8 @@ impl ClusterState {
     fn blank(cluster: &Arc<Cluster>) -> Self {
         Self {
             cluster: Arc::clone(cluster),
+            by_key: Vec::new(),
+            backends: Vec::new(),
             levels: Vec::new(),
             told: None,
             wake: None,
@@ -474,10 +483,7 @@ impl Fleet {
                 break;
             }
             self.checks.pop_first();
-            let connect = match endpoint.peer {
-                Some(_) => cluster.policy.timeouts.connect_peer,
-                None => cluster.policy.timeouts.connect,
-            };
+            let connect = cluster.connect_deadline(endpoint);
             let part = u64::try_from(probes.len()).unwrap_or(u64::MAX);
             active.started(check, connect, now, mix(draw, part));
             self.checks_in_flight += 1;
@@ -533,7 +539,7 @@ impl Fleet {
                 continue;
             };
             let damped: Vec<f64> = state.levels.iter().map(LevelState::damped).collect();
-            let statuses = self.statuses(&state.cluster);
+            let statuses = self.statuses_of(state);
             let shares = ClusterShares::new(&state.cluster, statuses, &damped);
             self.tell_shares(ix, &shares);
             self.shares.clusters.set(ix, shares);
@@ -592,13 +598,12 @@ impl Fleet {
             return;
         };
         let eject = state.cluster.policy.passive.eject;
-        if !self.has_room_to_eject(&state.cluster, home, None) {
+        if !self.has_room_to_eject(state, home, None) {
             // What is kept fails, and what is out may be back: a restart takes a second, an ejection
             // its whole time.
             let out = self.longest_ejected(&state.cluster, now);
             let Some(out) = out.filter(|out| {
-                cause == EjectCause::Unreachable
-                    && self.has_room_to_eject(&state.cluster, home, Some(out))
+                cause == EjectCause::Unreachable && self.has_room_to_eject(state, home, Some(out))
             }) else {
                 return;
             };
@@ -633,34 +638,45 @@ impl Fleet {
     /// Whether one more ejection leaves enough, in its level and in all, if `again` is taken back.
     fn has_room_to_eject(
         &self,
-        cluster: &Cluster,
+        state: &ClusterState,
         home: Home,
         again: Option<&EndpointKey>,
     ) -> bool {
+        let cluster = &state.cluster;
         let passive = &cluster.policy.passive;
         let is_again = |ix: usize| {
-            (cluster.endpoints.get(ix)).is_some_and(|endpoint| Some(&endpoint.key) == again)
+            again.is_some()
+                && (cluster.endpoints.get(ix)).is_some_and(|endpoint| Some(&endpoint.key) == again)
         };
-        let is = |ix: usize, wanted: fn(&EndpointState) -> bool| {
-            (cluster.endpoints.get(ix))
-                .and_then(|endpoint| self.endpoints.get(&endpoint.key))
-                .is_some_and(wanted)
+        let statuses = self.statuses_of(state);
+        let kept = (statuses.iter().enumerate())
+            .filter(|(ix, _)| *ix != home.endpoint())
+            .filter(|(ix, status)| is_again(*ix) || status.is_healthy())
+            .count();
+        kept >= usize::try_from(passive.keep_at_least).unwrap_or(usize::MAX)
+            && (passive.max_ejected >= 1.0 || self.has_share_to_eject(cluster, home, &is_again))
+    }
+
+    /// Whether one more ejection leaves its level the share that it keeps.
+    fn has_share_to_eject(
+        &self,
+        cluster: &Cluster,
+        home: Home,
+        is_again: &dyn Fn(usize) -> bool,
+    ) -> bool {
+        let is_out = |ix: usize| {
+            let endpoint = cluster.endpoints.get(ix);
+            let state = endpoint.and_then(|endpoint| self.endpoints.get(&endpoint.key));
+            state.is_some_and(|state| state.ejection().is_some())
         };
         let members = cluster.levels.get(home.level()).map(|level| &level.members);
-        let members = members.into_iter().flatten();
         let (mut total, mut ejected) = (0u32, 1u32);
-        for member in members {
+        for member in members.into_iter().flatten() {
             total += 1;
-            let is_out = is(member.0, |state| state.ejection().is_some());
-            ejected += u32::from(is_out && !is_again(member.0));
+            ejected += u32::from(is_out(member.0) && !is_again(member.0));
         }
-        let share_left =
-            f64::from(ejected) <= f64::from(total) * passive.max_ejected + SHARE_EPSILON;
-        let kept = (0..cluster.endpoints.len())
-            .filter(|ix| *ix != home.endpoint())
-            .filter(|ix| is_again(*ix) || is(*ix, |state| state.status().is_healthy()))
-            .count();
-        share_left && kept >= usize::try_from(passive.keep_at_least).unwrap_or(usize::MAX)
+        let max = cluster.policy.passive.max_ejected;
+        f64::from(ejected) <= f64::from(total) * max + SHARE_EPSILON
     }
 
     /// Whether every level fails alike, which is told when it begins.
@@ -728,18 +744,7 @@ impl Fleet {
     /// Moves the levels of a route's clusters by the health of their endpoints.
     fn step_route(&mut self, route: &str, now: Time) {
         let members = self.routes.get(route).cloned().unwrap_or_default();
-        let healthy: Vec<Vec<f64>> = (members.iter())
-            .filter_map(|ix| self.clusters.get(*ix))
-            .map(|state| {
-                let statuses = self.statuses(&state.cluster);
-                (0..state.cluster.levels.len())
-                    .map(|level| healthy_share(&state.cluster, &statuses, level))
-                    .collect()
-            })
-            .collect();
-        let least: Vec<Vec<f64>> = (members.iter())
-            .map(|ix| least_of_ports(&self.clusters, &members, &healthy, *ix))
-            .collect();
+        let least = self.least_healthy(&members);
         for (ix, least) in members.iter().zip(least) {
             let Some(state) = self.clusters.get_mut(*ix) else {
                 continue;
@@ -754,6 +759,63 @@ impl Fleet {
             }
         }
         self.changed.extend(members);
+    }
+
+    /// h of each level of the clusters of one route.
+    fn least_healthy(&self, members: &[usize]) -> Vec<Vec<f64>> {
+        let healthy: Vec<Vec<f64>> = (members.iter())
+            .filter_map(|ix| self.clusters.get(*ix))
+            .map(|state| {
+                let statuses = self.statuses_of(state);
+                (0..state.cluster.levels.len())
+                    .map(|level| healthy_share(&state.cluster, &statuses, level))
+                    .collect()
+            })
+            .collect();
+        (members.iter())
+            .map(|ix| least_of_ports(&self.clusters, members, &healthy, *ix))
+            .collect()
+    }
+
+    /// As [`statuses`](Self::statuses), in one walk over endpoints and keys side by side: to look each
+    /// key up by itself is most of what an ejection costs where there are a thousand.
+    fn statuses_of(&self, state: &ClusterState) -> Vec<EndpointStatus> {
+        /// Endpoints of others that are passed over before the next key is looked up.
+        const PASSED_MAX: usize = 16;
+        let endpoints = &state.cluster.endpoints;
+        let mut statuses = vec![EndpointStatus::Healthy; endpoints.len()];
+        let at = |ix: u32| usize::try_from(ix).unwrap_or(usize::MAX);
+        let mut known = self.endpoints.range::<EndpointKey, _>(..).peekable();
+        let mut passed = PASSED_MAX;
+        for ix in &state.by_key {
+            let Some(key) = endpoints.get(at(*ix)).map(|endpoint| &endpoint.key) else {
+                continue;
+            };
+            loop {
+                if passed >= PASSED_MAX {
+                    known = self.endpoints.range(key..).peekable();
+                    passed = 0;
+                }
+                match known
+                    .peek()
+                    .map(|(next, of)| (compare(next, key), of.status()))
+                {
+                    Some((Ordering::Less, _)) => {
+                        known.next();
+                        passed += 1;
+                    }
+                    Some((Ordering::Equal, status)) => {
+                        if let Some(place) = statuses.get_mut(at(*ix)) {
+                            *place = status;
+                        }
+                        passed = 0;
+                        break;
+                    }
+                    Some((Ordering::Greater, _)) | None => break,
+                }
+            }
+        }
+        statuses
     }
 
     fn statuses(&self, cluster: &Cluster) -> Vec<EndpointStatus> {
@@ -810,6 +872,8 @@ impl Fleet {
             .collect();
         ClusterState {
             cluster: Arc::clone(cluster),
+            by_key: by_key(cluster),
+            backends: backends(cluster),
             levels,
             told: (itself.and_then(|state| state.told.clone()))
                 .filter(|(shares, _)| shares.len() == cluster.levels.len()),
@@ -890,12 +954,43 @@ impl Fleet {
         for state in &self.clusters {
             debug_assert_eq!(state.levels.len(), state.cluster.levels.len());
             let statuses = self.statuses(&state.cluster);
+            debug_assert_eq!(statuses, self.statuses_of(state));
             for (ix, level) in state.levels.iter().enumerate() {
                 let alive = healthy_share(&state.cluster, &statuses, ix) > 0.0;
                 debug_assert!((0.0..=1.0).contains(&level.damped()));
                 debug_assert!(alive || level.damped() == 0.0, "a dead level keeps traffic");
             }
         }
+    }
+}
+
+fn backends(cluster: &Cluster) -> Vec<BTreeSet<Arc<str>>> {
+    let of_level = |level: &Level| {
+        let members = level.members.iter();
+        members
+            .map(|ix| Arc::clone(&cluster.endpoint(*ix).backend))
+            .collect()
+    };
+    cluster.levels.iter().map(of_level).collect()
+}
+
+/// The places of a cluster's endpoints, in the order of their keys.
+fn by_key(cluster: &Cluster) -> Vec<u32> {
+    let mut places: Vec<u32> = (0..).take(cluster.endpoints.len()).collect();
+    let key = |place: &u32| {
+        let place = usize::try_from(*place).unwrap_or(usize::MAX);
+        cluster.endpoints.get(place).map(|endpoint| &endpoint.key)
+    };
+    places.sort_by(|a, b| key(a).cmp(&key(b)));
+    places
+}
+
+/// As `cmp`, at a glance where both are one text.
+fn compare(one: &EndpointKey, other: &EndpointKey) -> Ordering {
+    if Arc::ptr_eq(&one.0, &other.0) {
+        Ordering::Equal
+    } else {
+        one.cmp(other)
     }
 }
 
@@ -955,6 +1050,13 @@ impl EndpointState {
 }
 
 impl ClusterState {
+    /// Whether each level is of the same backends, as another port's is, and the parts of a split are
+    /// not; a level without endpoints may be of any.
+    fn is_port_of(&self, other: &Self) -> bool {
+        let mut levels = self.backends.iter().zip(&other.backends);
+        levels.all(|(one, other)| one.is_empty() || other.is_empty() || one == other)
+    }
+
     fn step(&mut self, healthy: &[f64], now: Time) {
         let failover = &self.cluster.policy.failover;
         for (level, healthy) in self.levels.iter_mut().zip(healthy) {
@@ -1075,8 +1177,8 @@ fn cluster_route(clusters: &[ClusterState], home: Home) -> Arc<str> {
         .map_or_else(|| "".into(), |state| state.cluster.route.clone())
 }
 
-/// h of each level of a cluster: over the ports of its route, which have the same levels, the
-/// least.
+/// h of each level of a cluster: over the ports of its route, which have the same levels of the same
+/// backends, the least.
 fn least_of_ports(
     clusters: &[ClusterState],
     members: &[usize],
@@ -1089,7 +1191,9 @@ fn least_of_ports(
     };
     let mut least: Vec<f64> = Vec::new();
     for (other, healthy) in members.iter().zip(healthy) {
-        if !names(*other).eq(names(ix)) {
+        let is_port = (clusters.get(*other).zip(clusters.get(ix)))
+            .is_some_and(|(other, this)| other.is_port_of(this));
+        if !is_port || !names(*other).eq(names(ix)) {
             continue;
         }
         if least.is_empty() {

@@ -15,11 +15,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use zeugma_core::rules::{Field, HttpRule, Match, Part, PathMatch, Rules};
 use zeugma_core::shares::{ClusterShares, EndpointStatus, SHARE_EPSILON};
-use zeugma_core::snapshot::{
-    Cluster, ClusterIx, Endpoint, Export, Inbound, Mirror, Peer, PeerIx, Protocol, Service,
-};
+use zeugma_core::snapshot::{Cluster, ClusterIx, Endpoint, Export, Mirror, Peer, PeerIx, Service};
 
-use super::{as_json, beside};
+use super::{as_json, beside, explain};
 use crate::journal::{Event, Journal};
 use crate::listing::{self, ENTRIES_MAX, Wanted};
 use crate::resolve::Names;
@@ -41,6 +39,7 @@ pub(super) fn routes(shared: &Arc<Shared>) -> Router {
         .route("/api/v1/findings", get(findings))
         .route("/api/v1/connections", get(connections))
         .route("/api/v1/topology", get(topology))
+        .route("/api/v1/explain", get(explain::explain))
         .with_state(Arc::clone(shared))
 }
 
@@ -72,7 +71,7 @@ async fn services(State(shared): State<Arc<Shared>>, Query(filter): Query<Filter
     .await
 }
 
-fn document(published: &Published, name: &str, content: Value) -> Response {
+pub(super) fn document(published: &Published, name: &str, content: Value) -> Response {
     as_json(&json!({
         "apiVersion": VERSION,
         "gateway": &*published.snapshot.node.name,
@@ -95,14 +94,8 @@ pub(super) fn service_json(published: &Published, journal: &Journal, service: &S
         "service": &*service.name,
         "port": service.port,
         "hosts": hosts,
-        "protocol": match service.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Http => "http",
-        },
-        "inbound": match service.inbound {
-            Inbound::Passthrough => "passthrough",
-            Inbound::Terminate => "terminate",
-        },
+        "protocol": service.protocol.label(),
+        "inbound": service.inbound.label(),
         "exported_to": exported_to,
         "allow": service.policy.allow.len(),
         "deny": service.policy.deny.len(),

@@ -825,3 +825,26 @@ fn a_push_that_changes_few_routes_leaves_the_fleet_as_one_that_is_looked_at_whol
     }
     assert!(pushes > ROUNDS / 4, "{pushes} pushes were quick");
 }
+
+/// Found by a simulation: a dead canary took the share of what was well.
+#[test]
+fn the_parts_of_a_split_do_not_fail_over_together_as_ports_do() {
+    let part = |name: &str, level: [&str; 2]| {
+        let mut cluster = fixture::cluster(&[&level, &["far"]]);
+        cluster.name = name.into();
+        for endpoint in &mut cluster.endpoints {
+            endpoint.backend = name.into();
+            endpoint.key = key(&format!("{name} {}", endpoint.key));
+        }
+        Arc::make_mut(&mut cluster.policy).passive.keep_at_least = 0;
+        cluster
+    };
+    let mut fleet = fleet(vec![part("main", ["a", "b"]), part("canary", ["c", "d"])]);
+    for name in ["canary c", "canary d"] {
+        see(&mut fleet, name, Err(Failure::Connect), 5, at(1.0));
+    }
+    let shares = fleet.shares(at(1.0));
+    assert_eq!(shares.clusters[0].levels, [1.0, 0.0]);
+    assert!(!shares.clusters[0].too_few);
+    assert_eq!(shares.clusters[1].levels, [0.0, 1.0]);
+}
