@@ -93,7 +93,7 @@ fn main() -> Result<()> {
     }
     let arguments = Arguments::parse();
     if let Some(path) = &arguments.render {
-        return Results::read(path)?.write(path);
+        return Results::read(path)?.render(path);
     }
     measure(&arguments)
 }

@@ -53,8 +53,12 @@ impl Results {
     /// Writes the JSON to `path` and the document beside it.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         fs::write(path, serde_json::to_string_pretty(self)? + "\n")?;
-        fs::write(path.with_extension("md"), self.document()?)?;
-        Ok(())
+        self.render(path)
+    }
+
+    /// Writes the document alone, beside the JSON at `path`.
+    pub(crate) fn render(&self, path: &Path) -> Result<()> {
+        Ok(fs::write(path.with_extension("md"), self.document()?)?)
     }
 
     pub(crate) fn has(&self, case: Case) -> bool {
