@@ -578,7 +578,7 @@ fn clusters_json(published: &Published) -> Response {
                             "backend": &*endpoint.backend,
                             "locality": endpoint.locality.to_string(),
                             "weight": endpoint.weight,
-                            "status": status.map(status_label),
+                            "status": status.map(EndpointStatus::label),
                         })
                     })
                     .collect();
@@ -591,15 +591,6 @@ fn clusters_json(published: &Published) -> Response {
         );
     }
     as_json(&json!({ "clusters": all }))
-}
-
-pub(crate) const fn status_label(status: EndpointStatus) -> &'static str {
-    match status {
-        EndpointStatus::Healthy => "healthy",
-        EndpointStatus::Unknown => "unknown",
-        EndpointStatus::Ejected => "ejected",
-        EndpointStatus::Unhealthy => "unhealthy",
-    }
 }
 
 async fn listeners(State(shared): State<Arc<Shared>>) -> Response {

@@ -231,6 +231,7 @@ fn step(snapshot: &Snapshot, step: &Step) -> Value {
     let (answer, service, reason) = match step.answer {
         Answer::Terminate(ix) => ("terminate", Some(named(snapshot, ix)), None),
         Answer::ReadHttp => ("read-http", None, None),
+        Answer::Report => ("report", None, None),
         Answer::Carry => ("carry", None, None),
         Answer::Refuse(reason) => ("refuse", None, Some(reason.label())),
     };

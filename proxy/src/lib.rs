@@ -24,6 +24,7 @@ mod metrics;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod peek;
+mod peer;
 mod probe;
 mod proxy_protocol;
 mod pulse;

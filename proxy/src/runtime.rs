@@ -43,6 +43,7 @@ use crate::listener::{Accepted, Handed};
 use crate::listing::{self, Question};
 use crate::logging::Logging;
 use crate::metrics::{Latest, Metrics};
+use crate::peer::PeerSide;
 use crate::pulse::Pulses;
 use crate::recheck::{self, Registry};
 use crate::relay::Pipes;
@@ -150,6 +151,8 @@ pub(crate) struct Shared {
     pub(crate) credentials: ArcSwap<Credentials>,
     /// Counts publications that may take a right away; sent after what it tells of was stored.
     pub(crate) changes: watch::Sender<u64>,
+    /// Health reports to peers, and theirs.
+    pub(crate) peers: PeerSide,
     pub(crate) names: ArcSwap<Names>,
     /// Bundles that are fetched.
     pub(crate) federation: Federation,

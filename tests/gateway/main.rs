@@ -45,6 +45,7 @@ mod data_protocols;
 mod data_proxied;
 mod data_relay;
 mod data_reload;
+mod data_reports;
 mod data_rules;
 mod data_services;
 mod data_silence;

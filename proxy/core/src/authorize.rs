@@ -268,6 +268,17 @@ pub fn peer_of(snapshot: &Snapshot, source: IpAddr, id: &SpiffeId) -> Option<Pee
         .map(|(ix, _)| ix)
 }
 
+/// The peers whose gateway a caller with this verified ID is: those that list the ID, which is not
+/// every workload of their trust domain. They are told how what is exported to them stands; nobody
+/// else is.
+#[must_use]
+pub fn gateways_of(snapshot: &Snapshot, source: IpAddr, id: &SpiffeId) -> Vec<PeerIx> {
+    candidates(snapshot, source.to_canonical(), id)
+        .filter(|(_, peer)| peer.ids.iter().any(|pattern| pattern.matches(id)))
+        .map(|(ix, _)| ix)
+        .collect()
+}
+
 /// The peer whose gateway a verified caller is.
 #[must_use]
 pub fn gateway_of(snapshot: &Snapshot, source: IpAddr, id: &SpiffeId) -> Option<PeerIx> {

@@ -4,6 +4,7 @@ mod least_request;
 mod random;
 mod round_robin;
 
+use crate::shares::Worth;
 use crate::snapshot::{Balance, Cluster, EndpointIx, Level};
 
 /// The endpoints of a level among which one is picked.
@@ -13,6 +14,8 @@ pub struct Candidates<'a> {
     pub cluster: &'a Cluster,
     /// The level they are of.
     pub level: &'a Level,
+    /// What each endpoint of the cluster is worth; empty where all are worth what is configured.
+    pub worths: &'a [Worth],
     /// Which of the level's members may be picked.
     pub usable: &'a dyn Fn(EndpointIx) -> bool,
 }
@@ -44,12 +47,26 @@ impl<'a> Candidates<'a> {
     fn iter(self) -> impl Iterator<Item = (EndpointIx, f64)> + 'a {
         (self.level.members.iter().copied())
             .filter(move |ix| (self.usable)(*ix))
-            .map(move |ix| (ix, self.cluster.endpoint(ix).weight))
+            .map(move |ix| (ix, self.weight(ix)))
+    }
+
+    /// What an endpoint is picked by.
+    fn weight(self, ix: EndpointIx) -> f64 {
+        let drawn = self.worths.get(ix.0).map(|worth| worth.drawn);
+        drawn.unwrap_or_else(|| self.cluster.endpoint(ix).weight)
     }
 
     /// The endpoint in whose part of the weights, laid end to end, the point lies (0 to 1).
     fn at(self, point: f64) -> Option<EndpointIx> {
         let total: f64 = self.iter().map(|(_, weight)| weight).sum();
+        if total <= 0.0 && !self.worths.is_empty() {
+            // None is better than the others: as is configured.
+            return Self {
+                worths: &[],
+                ..self
+            }
+            .at(point);
+        }
         let mut rest = point * total;
         let mut last = None;
         for (ix, weight) in self.iter() {
@@ -103,6 +120,7 @@ mod tests {
             let candidates = Candidates {
                 cluster: &cluster,
                 level: &cluster.levels[0],
+                worths: &[],
                 usable: &|_| true,
             };
             counts[pick(candidates, &|_| 0, draw).unwrap().0] += 1;
@@ -136,6 +154,7 @@ mod tests {
                     let candidates = Candidates {
                         cluster,
                         level: &cluster.levels[0],
+                        worths: &[],
                         usable: &|_| true,
                     };
                     pick(candidates, &|ix| loads[ix.0], *draw) == Some(EndpointIx(0))
@@ -157,6 +176,7 @@ mod tests {
             let candidates = |usable| Candidates {
                 cluster: &cluster,
                 level: &cluster.levels[0],
+                worths: &[],
                 usable,
             };
             assert_eq!(pick(candidates(&|_| false), &|_| 0, 7), None);

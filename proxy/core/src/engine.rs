@@ -128,6 +128,8 @@ pub enum Decision<'a> {
     Carry(Carry<'a>),
     /// End the TLS for this service, then ask again with what is inside.
     Terminate(ServiceIx, SniPort),
+    /// End the TLS, and tell the caller how exported services stand, if it is a peer's gateway.
+    Report,
     /// Read plaintext HTTP, then ask again with each request.
     ReadHttp,
     /// Refuse it.
@@ -211,6 +213,7 @@ pub fn decide<'a>(
             Routed::Passthrough(ix) | Routed::Plain(ix) => Ok(ix),
             Routed::Terminate(ix) => return Decision::Terminate(ix, SniPort::Known),
             Routed::TerminateAnyPort(ix) => return Decision::Terminate(ix, SniPort::ByAuthority),
+            Routed::Reports => return Decision::Report,
             Routed::PlainHttp => return Decision::ReadHttp,
             Routed::Refuse(reason) => Err(reason),
         },
@@ -219,9 +222,10 @@ pub fn decide<'a>(
             Routed::Plain(ix) => Ok(ix),
             Routed::PlainHttp => return Decision::ReadHttp,
             Routed::Refuse(reason) => Err(reason),
-            Routed::Passthrough(_) | Routed::Terminate(_) | Routed::TerminateAnyPort(_) => {
-                Err(Reason::NotTls)
-            }
+            Routed::Passthrough(_)
+            | Routed::Terminate(_)
+            | Routed::TerminateAnyPort(_)
+            | Routed::Reports => Err(Reason::NotTls),
         },
         Wants::Inside(ix) => Ok(ix),
         Wants::Request(request) => match listener.only {
@@ -437,6 +441,7 @@ mod tests {
                 carry.plan.count()
             ),
             Decision::Terminate(ix, port) => format!("terminate {} {port:?}", ix.0),
+            Decision::Report => "report".to_owned(),
             Decision::ReadHttp => "http".to_owned(),
             Decision::Refuse(refusal) => refusal.reason.to_string(),
         }

@@ -163,6 +163,8 @@ pub enum Answer {
     Terminate(ServiceIx),
     /// Read HTTP, and see each request.
     ReadHttp,
+    /// Tell a peer's gateway how what is exported to it stands.
+    Report,
     /// Carry it.
     Carry,
     /// Refuse it.
@@ -318,7 +320,7 @@ const fn is_known(decision: &Decision<'_>) -> Option<ServiceIx> {
     match decision {
         Decision::Carry(carry) => Some(carry.service),
         Decision::Refuse(refusal) => refusal.service,
-        Decision::Terminate(..) | Decision::ReadHttp => None,
+        Decision::Terminate(..) | Decision::ReadHttp | Decision::Report => None,
     }
 }
 
@@ -359,6 +361,7 @@ impl<'a> Asked<'a> {
             Decision::Carry(_) => Answer::Carry,
             Decision::Terminate(ix, _) => Answer::Terminate(*ix),
             Decision::ReadHttp => Answer::ReadHttp,
+            Decision::Report => Answer::Report,
             Decision::Refuse(refusal) => Answer::Refuse(refusal.reason),
         };
         self.steps.push(Step { asks, answer });
@@ -397,6 +400,8 @@ impl<'a> Asked<'a> {
             // Each is followed by another question.
             Decision::Terminate(service, _) => (Some(service), Some(Reason::Internal), Vec::new()),
             Decision::ReadHttp => (None, Some(Reason::Internal), Vec::new()),
+            // It is answered here, and carried nowhere.
+            Decision::Report => (None, None, Vec::new()),
         };
         // What the handshake refuses never comes to the policy.
         let is_judged = !matches!(arrival.wants, Wants::Hello(_)) || self.is_passed_through();
@@ -522,9 +527,10 @@ fn see_level(cluster: &Cluster, level: &Level, of: &ClusterShares, fleet: &Fleet
 const fn told_first(status: EndpointStatus) -> u8 {
     match status {
         EndpointStatus::Unhealthy => 0,
-        EndpointStatus::Ejected => 1,
-        EndpointStatus::Unknown => 2,
-        EndpointStatus::Healthy => 3,
+        EndpointStatus::Empty | EndpointStatus::EmptyOnce => 1,
+        EndpointStatus::Ejected => 2,
+        EndpointStatus::Unknown => 3,
+        EndpointStatus::Healthy => 4,
     }
 }
 

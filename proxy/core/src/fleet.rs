@@ -3,6 +3,7 @@
 //! ```text
 //!   observe (traffic) ----> Outlier: ejected, readmitted ---.
 //!   probed (active) ------> Active: unhealthy, healthy -----+--> h, c of each level (shares.rs)
+//!   report (a peer) ------> Behind: weight, healthy share --+         |
 //!   reconcile (a push) ---> endpoints and levels by key ----'         |
 //!                                                                     v
 //!   time (next_wake) ---------------------------------> d: hold, failback, ramp (level.rs)
@@ -15,6 +16,7 @@
 //! it, and it says in [`Fleet::next_wake`] when time alone will change something.
 
 mod level;
+mod reports;
 mod view;
 
 use std::cmp::Ordering;
@@ -26,12 +28,15 @@ use crate::balance::mix;
 use crate::health::{Active, ActiveVerdict};
 use crate::outlier::{Counted, EjectCause, Ejection, Outlier, count};
 use crate::snapshot::{
-    ActiveCheck, Cluster, Endpoint, EndpointKey, ErrorRate, Failure, Level, Snapshot,
+    ActiveCheck, Address, Cluster, Endpoint, EndpointKey, ErrorRate, Failure, Level, Snapshot,
+    WhenStale,
 };
 use crate::time::Time;
 
 use level::LevelState;
+use reports::{Asked, Behind, Reports, asked_of};
 
+pub use self::reports::{STALE_AFTER, Said};
 pub use crate::shares::{ClusterShares, EndpointStatus, Shares};
 use crate::shares::{SHARE_EPSILON, capacity, healthy_share};
 pub use view::{EndpointView, LevelMotion, LevelView};
@@ -103,6 +108,26 @@ pub enum FleetEvent {
         /// The endpoint.
         key: EndpointKey,
     },
+    /// A peer's gateway reports otherwise of what is behind it.
+    Reported {
+        /// The endpoint that it is.
+        key: EndpointKey,
+        /// The peer.
+        peer: Arc<str>,
+        /// What it says.
+        said: Said,
+        /// Whether the endpoint is of use by it and was not, or the reverse.
+        turned: bool,
+    },
+    /// A peer's gateway has not reported for [`STALE_AFTER`].
+    ReportStale {
+        /// The peer.
+        peer: Arc<str>,
+        /// The gateway's address.
+        gateway: Address,
+        /// What its last report is worth.
+        when_stale: WhenStale,
+    },
     /// Every level of a route fails alike: the requests are at fault, and nothing is ejected.
     FailsAlike {
         /// `namespace/name` of the route.
@@ -138,6 +163,7 @@ pub struct Fleet {
     checks_in_flight: usize,
     /// When time alone moves a cluster's levels.
     moves: BTreeSet<(Time, usize)>,
+    reports: Reports,
     /// As of the last [`Fleet::shares`].
     shares: Shares,
     /// The clusters whose shares or statuses may have changed since.
@@ -153,6 +179,8 @@ struct ClusterState {
     by_key: Vec<u32>,
     /// The names of each level's backends.
     backends: Vec<BTreeSet<Arc<str>>>,
+    /// `None` where no peer is asked.
+    asked: Option<Asked>,
     levels: Vec<LevelState>,
     /// The shares last told by an event.
     told: Option<(Vec<f64>, bool)>,
@@ -167,6 +195,7 @@ impl ClusterState {
             cluster: Arc::clone(cluster),
             by_key: Vec::new(),
             backends: Vec::new(),
+            asked: None,
             levels: Vec::new(),
             told: None,
             wake: None,
@@ -183,6 +212,8 @@ struct EndpointState {
     /// `None` until traffic taught something.
     outlier: Option<Box<Outlier>>,
     active: Option<Box<Active>>,
+    /// `None` where it is no peer's gateway, or nothing is reported that counts.
+    behind: Option<Box<Behind>>,
 }
 
 /// Where an endpoint is judged: the cluster of its route with the most levels that holds it.
@@ -229,27 +260,33 @@ impl Fleet {
     /// Where the same clusters stand in the same places, it costs what the routes that changed do.
     pub fn reconcile(&mut self, snapshot: &Snapshot, now: Time) {
         self.advance(now);
-        match self.changed_routes(snapshot) {
+        let asked = asked_of(snapshot);
+        let same_peers = self.reports.are_of(snapshot);
+        match (self.changed_routes(snapshot, &asked)).filter(|_| same_peers) {
             Some(routes) => {
                 for route in routes {
-                    self.reconcile_route(&route, snapshot, now);
+                    self.reconcile_route(&route, snapshot, &asked, now);
                 }
                 self.check_invariants(now);
             }
-            None => self.reconcile_all(snapshot, now),
+            None => self.reconcile_all(snapshot, asked, now),
         }
     }
 
     /// The routes of which a cluster changed; `None` where clusters came, went or moved, or most
     /// changed.
-    fn changed_routes(&self, snapshot: &Snapshot) -> Option<BTreeSet<Arc<str>>> {
+    fn changed_routes(
+        &self,
+        snapshot: &Snapshot,
+        asked: &[Option<Asked>],
+    ) -> Option<BTreeSet<Arc<str>>> {
         if self.clusters.len() != snapshot.clusters.len() {
             return None;
         }
         let mut changed = BTreeSet::new();
-        for (state, next) in self.clusters.iter().zip(&snapshot.clusters) {
+        for ((state, next), asked) in self.clusters.iter().zip(&snapshot.clusters).zip(asked) {
             let before = &state.cluster;
-            if Arc::ptr_eq(before, next) {
+            if Arc::ptr_eq(before, next) && state.asked == *asked {
                 continue;
             }
             if before.name != next.name || before.route != next.route {
@@ -262,7 +299,13 @@ impl Fleet {
 
     /// As [`reconcile_all`](Self::reconcile_all) for one route, whose clusters stand where they stood.
     /// Its endpoints are no other's: their keys begin with it.
-    fn reconcile_route(&mut self, route: &str, snapshot: &Snapshot, now: Time) {
+    fn reconcile_route(
+        &mut self,
+        route: &str,
+        snapshot: &Snapshot,
+        asked: &[Option<Asked>],
+        now: Time,
+    ) {
         let members = self.routes.get(route).cloned().unwrap_or_default();
         let mut known = Vec::with_capacity(members.len());
         for ix in &members {
@@ -277,10 +320,16 @@ impl Fleet {
             known.push(std::mem::replace(state, ClusterState::blank(next)));
         }
         self.rehome_route(&members, &known, snapshot, now);
+        let asked_at = |ix: usize| asked.get(ix).and_then(Option::as_ref);
+        let clusters = members.iter().filter_map(|ix| {
+            let cluster = snapshot.clusters.get(*ix)?;
+            Some((cluster, asked_at(*ix)))
+        });
+        self.hear_of(clusters);
         let known = Known::new(&known);
         for ix in &members {
             if let Some(next) = snapshot.clusters.get(*ix) {
-                let taken = self.take_over(next, &known);
+                let taken = self.take_over(next, asked_at(*ix).cloned(), &known);
                 if let Some(state) = self.clusters.get_mut(*ix) {
                     *state = taken;
                 }
@@ -336,6 +385,7 @@ impl Fleet {
             };
             if state.home.is_none() {
                 state.active = None;
+                state.behind = None;
                 if state.ejection().is_none() {
                     self.endpoints.remove(&key);
                     continue;
@@ -348,7 +398,7 @@ impl Fleet {
         }
     }
 
-    fn reconcile_all(&mut self, snapshot: &Snapshot, now: Time) {
+    fn reconcile_all(&mut self, snapshot: &Snapshot, asked: Vec<Option<Asked>>, now: Time) {
         let known = std::mem::take(&mut self.clusters);
         self.routes.clear();
         for (ix, cluster) in snapshot.clusters.iter().enumerate() {
@@ -356,9 +406,11 @@ impl Fleet {
             route.push(ix);
         }
         self.rehome(snapshot, &known, now);
+        let asked_in_order = asked.iter().map(Option::as_ref);
+        self.hear_of(snapshot.clusters.iter().zip(asked_in_order));
         let known = Known::new(&known);
-        self.clusters = (snapshot.clusters.iter())
-            .map(|cluster| self.take_over(cluster, &known))
+        self.clusters = (snapshot.clusters.iter().zip(asked))
+            .map(|(cluster, asked)| self.take_over(cluster, asked, &known))
             .collect();
         self.moves.clear();
         let routes: Vec<_> = self.routes.keys().cloned().collect();
@@ -513,7 +565,8 @@ impl Fleet {
         };
         let expiry = self.expiries.first().map(|(at, _)| *at);
         let moved = self.moves.first().map(|(at, _)| *at);
-        [check, expiry, moved].into_iter().flatten().min()
+        let stale = self.reports.next_stale();
+        [check, expiry, moved, stale].into_iter().flatten().min()
     }
 
     /// Whether the shares or an endpoint's status may have changed since [`Fleet::shares`].
@@ -540,7 +593,8 @@ impl Fleet {
             };
             let damped: Vec<f64> = state.levels.iter().map(LevelState::damped).collect();
             let statuses = self.statuses_of(state);
-            let shares = ClusterShares::new(&state.cluster, statuses, &damped);
+            let worths = self.worths(&state.cluster);
+            let shares = ClusterShares::new(&state.cluster, statuses, worths, &damped);
             self.tell_shares(ix, &shares);
             self.shares.clusters.set(ix, shares);
         }
@@ -573,6 +627,7 @@ impl Fleet {
             }
             self.readmit(&key, now);
         }
+        self.grow_stale(now);
         self.step_moving(now, |at| at <= now);
     }
 
@@ -767,8 +822,9 @@ impl Fleet {
             .filter_map(|ix| self.clusters.get(*ix))
             .map(|state| {
                 let statuses = self.statuses_of(state);
+                let worths = self.worths(&state.cluster);
                 (0..state.cluster.levels.len())
-                    .map(|level| healthy_share(&state.cluster, &statuses, level))
+                    .map(|level| healthy_share(&state.cluster, &statuses, &worths, level))
                     .collect()
             })
             .collect();
@@ -849,6 +905,7 @@ impl Fleet {
         for (key, state) in &mut self.endpoints {
             if state.home.is_none() {
                 state.active = None;
+                state.behind = None;
             }
             if let Some(active) = &state.active {
                 self.checks.insert((active.wake(), key.clone()));
@@ -859,13 +916,19 @@ impl Fleet {
 
     /// A cluster with its levels as far as they are known: from itself, else from another cluster
     /// of its route that has a level like it, for they fail over together.
-    fn take_over(&self, cluster: &Arc<Cluster>, known: &Known<'_>) -> ClusterState {
+    fn take_over(
+        &self,
+        cluster: &Arc<Cluster>,
+        asked: Option<Asked>,
+        known: &Known<'_>,
+    ) -> ClusterState {
         let itself = known.by_name.get(&*cluster.name);
         let statuses = self.statuses(cluster);
+        let worths = self.worths(cluster);
         let levels = (known.levels_like(cluster).into_iter().enumerate())
             .map(|(level, known)| {
                 known.unwrap_or_else(|| {
-                    let healthy = healthy_share(cluster, &statuses, level);
+                    let healthy = healthy_share(cluster, &statuses, &worths, level);
                     LevelState::new(capacity(healthy, &cluster.policy.failover))
                 })
             })
@@ -874,6 +937,7 @@ impl Fleet {
             cluster: Arc::clone(cluster),
             by_key: by_key(cluster),
             backends: backends(cluster),
+            asked,
             levels,
             told: (itself.and_then(|state| state.told.clone()))
                 .filter(|(shares, _)| shares.len() == cluster.levels.len()),
@@ -955,8 +1019,9 @@ impl Fleet {
             debug_assert_eq!(state.levels.len(), state.cluster.levels.len());
             let statuses = self.statuses(&state.cluster);
             debug_assert_eq!(statuses, self.statuses_of(state));
+            let worths = self.worths(&state.cluster);
             for (ix, level) in state.levels.iter().enumerate() {
-                let alive = healthy_share(&state.cluster, &statuses, ix) > 0.0;
+                let alive = healthy_share(&state.cluster, &statuses, &worths, ix) > 0.0;
                 debug_assert!((0.0..=1.0).contains(&level.damped()));
                 debug_assert!(alive || level.damped() == 0.0, "a dead level keeps traffic");
             }
@@ -1042,9 +1107,13 @@ impl EndpointState {
     fn status(&self) -> EndpointStatus {
         let active =
             (self.active.as_ref()).map_or(EndpointStatus::Healthy, |active| active.status());
-        match (active, self.ejection()) {
-            (EndpointStatus::Healthy | EndpointStatus::Unknown, Some(_)) => EndpointStatus::Ejected,
-            (active, _) => active,
+        let empty = self.behind.as_ref().filter(|behind| behind.is_empty());
+        match (active, empty, self.ejection()) {
+            (EndpointStatus::Unhealthy, _, _) => EndpointStatus::Unhealthy,
+            (_, Some(behind), _) if behind.is_stale => EndpointStatus::EmptyOnce,
+            (_, Some(_), _) => EndpointStatus::Empty,
+            (_, None, Some(_)) => EndpointStatus::Ejected,
+            (active, None, None) => active,
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod names;
 pub mod outlier;
 pub mod plan;
 pub mod recheck;
+pub mod report;
 pub mod resolved;
 pub mod retry;
 pub mod route;

@@ -591,6 +591,17 @@ pub struct Peer {
     pub keepalive_ping: Duration,
     /// How long an answer to a PING may take.
     pub keepalive_timeout: Duration,
+    /// What its last health report is worth once it is old.
+    pub when_stale: WhenStale,
+}
+
+/// What a peer's last health report is worth once it is old.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum WhenStale {
+    /// What it was: things are as they were last heard to be.
+    Hold,
+    /// Nothing: as if the peer had never reported.
+    Drop,
 }
 
 impl Listener {

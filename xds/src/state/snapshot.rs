@@ -13,7 +13,7 @@ use zeugma_core::snapshot::{
     EndpointIx, EndpointKey, EndpointTls, ErrorRate, Export, Failover, Failure, HostTable,
     HttpVersion, Inbound, Level, Listener, Mirror, Node, PassiveCheck, PathPattern, Peer, PeerIx,
     Policy, PolicyMode, Position, Protocol, Retries, Role, Rule, Service, ServiceIx, Snapshot,
-    Timeouts, TooFew,
+    Timeouts, TooFew, WhenStale,
 };
 
 use super::codec::{Coded, Corrupt, Read, Reader, Writer, coded, coded_enum};
@@ -51,7 +51,9 @@ coded! {
     Timeouts { connect, connect_peer, response_headers, idle, per_try }
     Retries { attempts, on, budget, buffer_bytes_max, any_method }
     RouteLimits { connections, pending, requests }
-    Peer { name, cluster, locality, ids, attests, sources, keepalive_ping, keepalive_timeout }
+    Peer {
+        name, cluster, locality, ids, attests, sources, keepalive_ping, keepalive_timeout, when_stale,
+    }
     Finding { code, severity, message, help, place, also }
     Place { file, line, column, width, text, path, document }
     RefusedDocument { name, serves, numbers }
@@ -119,6 +121,7 @@ coded_enum! {
     HttpVersion { 0 Same, 1 H1, 2 H2 }
     Balance { 0 LeastRequest, 1 RoundRobin, 2 Random }
     TooFew { 0 UseAll, 1 Fail }
+    WhenStale { 0 Hold, 1 Drop }
     ActiveKind { 0 Http { path, host }, 1 Tcp }
     Failure {
         0 Connect, 1 RefusedStream, 2 Reset, 3 Timeout, 4 Status(status), 5 Unavailable,

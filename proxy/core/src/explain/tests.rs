@@ -210,6 +210,7 @@ fn as_the_gateway(world: &World, question: &Question, draw: u64) -> Result<Vec<A
     let is_http = |ix| snapshot.service(ix).protocol == Protocol::Http;
     let (ix, evidence, is_request) = match routed {
         Routed::Refuse(reason) => return Err(reason),
+        Routed::Reports => panic!("no question is about reports"),
         Routed::Plain(ix) => (ix, Evidence::Network, is_http(ix)),
         Routed::Passthrough(ix) => (ix, Evidence::Network, false),
         Routed::PlainHttp => {

@@ -347,10 +347,10 @@ impl<'a> World<'a> {
             }
             FleetEvent::Healthy { key } => self.unhealthy.remove(key),
             FleetEvent::SharesMoved { cluster, .. } => self.called.contains(cluster),
-            FleetEvent::Ejected { key, .. } | FleetEvent::Readmitted { key } => {
-                self.endpoints.contains(key)
-            }
-            FleetEvent::FailsAlike { .. } => true,
+            FleetEvent::Ejected { key, .. }
+            | FleetEvent::Readmitted { key }
+            | FleetEvent::Reported { key, .. } => self.endpoints.contains(key),
+            FleetEvent::ReportStale { .. } | FleetEvent::FailsAlike { .. } => true,
         }
     }
 
