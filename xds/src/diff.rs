@@ -595,6 +595,7 @@ fn of_policy(policy: &ClusterPolicy, fields: &mut Fields) {
         let asks = match &active.kind {
             ActiveKind::Http { path, .. } => format!("http {path}"),
             ActiveKind::Tcp => "tcp".to_owned(),
+            ActiveKind::Grpc { service, .. } => format!("grpc {service:?}"),
         };
         let every = (duration(active.every), duration(active.timeout));
         let (up, down) = (active.up, active.down);

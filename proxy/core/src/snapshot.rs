@@ -434,6 +434,13 @@ pub enum ActiveKind {
     },
     /// A connection is accepted.
     Tcp,
+    /// `grpc.health.v1.Health/Check` of this service over HTTP/2; `SERVING` is good.
+    Grpc {
+        /// The service asked for; empty: the server as a whole.
+        service: Arc<str>,
+        /// The authority sent.
+        host: Arc<str>,
+    },
 }
 
 /// What is learned from traffic.

@@ -505,16 +505,16 @@ pub(crate) fn ads() -> core::ConfigSource {
 
 fn health_check(service: &Service<'_>) -> Option<core::HealthCheck> {
     let active = service.route.spec.health.active.as_ref()?;
-    // What is no http port cannot answer a GET: there a connection has to do.
-    let http = (active.http.as_ref()).filter(|_| service.port.protocol == ProtocolSpec::Http);
-    let checker = match http {
-        Some(path) => core::health_check::HealthChecker::HttpHealthCheck(
+    // What is no http port cannot answer a request: there a connection has to do.
+    let is_http = service.port.protocol == ProtocolSpec::Http;
+    let host = || {
+        let host = service.route.first_host();
+        host.map(|host| host.to_string()).unwrap_or_default()
+    };
+    let checker = match (&active.http, &active.grpc) {
+        (Some(path), _) if is_http => core::health_check::HealthChecker::HttpHealthCheck(
             core::health_check::HttpHealthCheck {
-                host: service
-                    .route
-                    .first_host()
-                    .map(|host| host.to_string())
-                    .unwrap_or_default(),
+                host: host(),
                 path: path.clone(),
                 // 2xx, where Envoy's own default is 200 alone.
                 expected_statuses: vec![pb::percent::Int64Range {
@@ -524,7 +524,14 @@ fn health_check(service: &Service<'_>) -> Option<core::HealthCheck> {
                 ..Default::default()
             },
         ),
-        None => core::health_check::HealthChecker::TcpHealthCheck(
+        (None, Some(grpc)) if is_http => core::health_check::HealthChecker::GrpcHealthCheck(
+            core::health_check::GrpcHealthCheck {
+                service_name: grpc.clone(),
+                authority: host(),
+                ..Default::default()
+            },
+        ),
+        _ => core::health_check::HealthChecker::TcpHealthCheck(
             core::health_check::TcpHealthCheck::default(),
         ),
     };

@@ -301,8 +301,12 @@ fn active(check: &core::HealthCheck) -> Result<ActiveCheck, String> {
             host: http.host.as_str().into(),
         },
         Some(HealthChecker::TcpHealthCheck(_)) => ActiveKind::Tcp,
-        Some(HealthChecker::GrpcHealthCheck(_) | HealthChecker::CustomHealthCheck(_)) | None => {
-            return Err("its health check is neither HTTP nor TCP".to_owned());
+        Some(HealthChecker::GrpcHealthCheck(grpc)) => ActiveKind::Grpc {
+            service: grpc.service_name.as_str().into(),
+            host: grpc.authority.as_str().into(),
+        },
+        Some(HealthChecker::CustomHealthCheck(_)) | None => {
+            return Err("its health check is neither HTTP, TCP nor gRPC".to_owned());
         }
     };
     Ok(ActiveCheck {

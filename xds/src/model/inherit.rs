@@ -116,15 +116,17 @@ impl Inherit for ActiveSpec {
     fn inherit(&mut self, from: &Self) {
         let Self {
             http,
+            grpc,
             tcp,
             every,
             timeout,
             up,
             down,
         } = from;
-        // What is asked is one thing, said in two fields.
-        if self.http.is_none() && self.tcp.is_none() {
+        // What is asked is one thing, said in three fields.
+        if self.http.is_none() && self.grpc.is_none() && self.tcp.is_none() {
             self.http.clone_from(http);
+            self.grpc.clone_from(grpc);
             self.tcp = *tcp;
         }
         self.every.inherit(every);
@@ -194,8 +196,9 @@ impl MeshDefaults {
             suits.limits.requests = None;
             suits.mirror = List::default();
             if let Some(active) = &mut suits.health.active
-                && active.http.take().is_some()
+                && (active.http.is_some() || active.grpc.is_some())
             {
+                (active.http, active.grpc) = (None, None);
                 active.tcp = Some(true);
             }
         }

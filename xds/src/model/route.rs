@@ -300,13 +300,20 @@ pub(crate) struct HealthSpec {
     pub passive: PassiveSpec,
 }
 
-/// Checks that the gateway makes. One of `http` and `tcp`.
+/// Checks that the gateway makes. One of `http`, `grpc` and `tcp`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct ActiveSpec {
     /// `GET` this path; a 2xx status is good. Ports of the route that are not http are checked as by
     /// `tcp: true`.
     pub http: Option<String>,
+    /// Ask `grpc.health.v1.Health/Check` for this service, `""` for the server as a whole; `SERVING` is
+    /// good. It goes by HTTP/2, whatever the backend's `version` is. Through a peer's gateway a refusal
+    /// by PERMISSION_DENIED, UNAUTHENTICATED or UNIMPLEMENTED is a sign of life: the check may need a
+    /// rule in `allow` there. Ports of the route that are not http are checked as by `tcp: true`. At
+    /// most 255 bytes.
+    #[schemars(extend("examples" = ["shop.Orders"]))]
+    pub grpc: Option<String>,
     /// `true`: a connection is accepted.
     pub tcp: Option<bool>,
     /// How often. Default `5s`; at least 100ms.

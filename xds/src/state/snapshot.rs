@@ -119,7 +119,7 @@ coded_enum! {
     HttpVersion { 0 Same, 1 H1, 2 H2 }
     Balance { 0 LeastRequest, 1 RoundRobin, 2 Random }
     TooFew { 0 UseAll, 1 Fail }
-    ActiveKind { 0 Http { path, host }, 1 Tcp }
+    ActiveKind { 0 Http { path, host }, 1 Tcp, 2 Grpc { service, host } }
     Failure {
         0 Connect, 1 RefusedStream, 2 Reset, 3 Timeout, 4 Status(status), 5 Unavailable,
         6 NoLocalEndpoint, 7 Grpc(code),

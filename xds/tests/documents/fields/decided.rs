@@ -451,6 +451,7 @@ impl Health<'_> {
             None => "nothing".to_owned(),
             Some(ActiveKind::Tcp) => "a connection".to_owned(),
             Some(ActiveKind::Http { path, host }) => format!("{host}{path}"),
+            Some(ActiveKind::Grpc { service, host }) => format!("{service} at {host}"),
         }
     }
 

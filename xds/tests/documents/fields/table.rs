@@ -525,6 +525,11 @@ fn health() -> Vec<Row> {
             "nothing",
             "orders.shop.svc.clusterset.local/healthz",
         ),
+        row("orders", "spec.health.active.grpc", "", "shop.Orders").decides(
+            |w| w.fleet("shop/orders").asked(),
+            "nothing",
+            "shop.Orders at orders.shop.svc.clusterset.local",
+        ),
         row("orders", "spec.health.active.tcp", "", "true").decides(
             |w| w.fleet("shop/orders").asked(),
             "nothing",

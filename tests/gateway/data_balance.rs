@@ -1,0 +1,146 @@
+//! Which endpoint gets a request, and what is asked of endpoints before they get any.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, Version};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+
+use crate::data_mesh::{Gateway, Pair, endpoints, http_route, near_route, route, statuses};
+use crate::mesh::{Body, Service, eventually};
+
+/// gRPC's health service: `grpc.health.v1` of one service, whose status a test sets.
+struct Health {
+    service: Service,
+    says: Arc<AtomicU8>,
+    /// How many asked as they should.
+    asked: Arc<AtomicUsize>,
+}
+
+/// Instead of a status: no answer at all, or gRPC's UNIMPLEMENTED.
+const SILENT: u8 = 100;
+const UNIMPLEMENTED: u8 = 101;
+const SERVING: u8 = 1;
+const NOT_SERVING: u8 = 2;
+
+impl Health {
+    async fn start() -> Self {
+        let (says, asked) = (
+            Arc::new(AtomicU8::new(SERVING)),
+            Arc::<AtomicUsize>::default(),
+        );
+        let state = (Arc::clone(&says), Arc::clone(&asked));
+        let service = Service::handling(move |request| {
+            let (says, asked) = state.clone();
+            async move { answer(request, &says, &asked).await }
+        })
+        .await;
+        Self {
+            service,
+            says,
+            asked,
+        }
+    }
+
+    fn say(&self, what: u8) {
+        self.says.store(what, Ordering::SeqCst);
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    says: &AtomicU8,
+    asked: &AtomicUsize,
+) -> Response<Body> {
+    let says = says.load(Ordering::SeqCst);
+    if says == SILENT {
+        return std::future::pending().await;
+    }
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    // The frame of `service: "shop.Orders"`.
+    let is_asked = head.uri.path() == "/grpc.health.v1.Health/Check"
+        && head.version == Version::HTTP_2
+        && head.headers["content-type"] == "application/grpc"
+        && *body == *b"\0\0\0\0\x0d\x0a\x0bshop.Orders";
+    asked.fetch_add(usize::from(is_asked), Ordering::SeqCst);
+    let (code, message) = match says {
+        UNIMPLEMENTED => ("12", Bytes::new()),
+        _ => ("0", Bytes::copy_from_slice(&[0, 0, 0, 0, 2, 8, says])),
+    };
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", code.parse().unwrap());
+    let body = Full::new(message).with_trailers(std::future::ready(Some(Ok(trailers))));
+    Response::builder()
+        .header("content-type", "application/grpc")
+        .body(body.map_err(|never| match never {}).boxed())
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_check_by_grpc_believes_serving_in_time_and_nothing_else() {
+    let health = Health::start().await;
+    let backends = format!("backends: [{{ {} }}]", endpoints(&[health.service.address]));
+    let check =
+        "health: { active: { grpc: shop.Orders, every: 100ms, timeout: 500ms, up: 1, down: 1 } }";
+    let gateway = Gateway::alone(&near_route("hello", &[&backends, check])).await;
+    for bad in [NOT_SERVING, SILENT, UNIMPLEMENTED, 0] {
+        gateway
+            .until("hello", "serving", |now| statuses(now) == ["healthy"])
+            .await;
+        health.say(bad);
+        gateway
+            .until("hello", "not serving", |now| statuses(now) == ["unhealthy"])
+            .await;
+        health.say(SERVING);
+    }
+    assert!(health.asked.load(Ordering::SeqCst) > 0);
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn a_check_by_grpc_reaches_the_service_behind_a_peer_and_is_no_check_of_its_gateway() {
+    let health = Health::start().await;
+    let check = "health: { active: { grpc: shop.Orders, every: 100ms, up: 1, down: 1 } }";
+    let backends = format!("backends: [{{ {} }}]", endpoints(&[health.service.address]));
+    // West lets in one workload of east's, which east's gateway is not.
+    let closed = route(
+        "hello",
+        &[
+            "protocol: http",
+            &backends,
+            "allow: [{ from: [\"spiffe://east.example/ns/shop/sa/cart\"] }]",
+            "export: { to: [\"*\"] }",
+        ],
+    );
+    let east = http_route("hello", &["backends: [{ peer: west }]", check]);
+    let pair = Pair::new(&east, &closed).await;
+    let refused = |line: &serde_json::Value| line["http.path"] == "/grpc.health.v1.Health/Check";
+    let line = pair.west.process.log(refused).await;
+    assert_eq!(line["verdict"], "not-allowed", "{line}");
+    pair.east
+        .until("hello", "the peer is alive", |now| {
+            statuses(now) == ["healthy"]
+        })
+        .await;
+    assert_eq!(health.asked.load(Ordering::SeqCst), 0);
+    health.say(NOT_SERVING);
+    let open = http_route("hello", &[&backends]);
+    pair.west.cluster.write("routes.yaml", &open);
+    pair.east
+        .until("hello", "the service's own word", |now| {
+            statuses(now) == ["unhealthy"]
+        })
+        .await;
+    health.say(SERVING);
+    pair.east
+        .until("hello", "serving", |now| statuses(now) == ["healthy"])
+        .await;
+    eventually("the question as it was asked", async || {
+        (health.asked.load(Ordering::SeqCst) > 1).then_some(())
+    })
+    .await;
+    pair.finish().await;
+}
