@@ -9,6 +9,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 
 use crate::data_mesh::{Gateway, Pair, endpoints, http_route, near_route, route, statuses};
+use crate::data_services::{HttpService, Mode};
 use crate::mesh::{Body, Service, eventually};
 
 /// gRPC's health service: `grpc.health.v1` of one service, whose status a test sets.
@@ -143,4 +144,46 @@ async fn a_check_by_grpc_reaches_the_service_behind_a_peer_and_is_no_check_of_it
     })
     .await;
     pair.finish().await;
+}
+
+/// The endpoints of the nearest level: what they are given of their weight.
+fn given(shares: &serde_json::Value) -> Vec<f64> {
+    let endpoints = shares["levels"][0]["endpoints"].as_array().unwrap();
+    let given = |one: &serde_json::Value| one["given"].as_f64().unwrap();
+    endpoints.iter().map(given).collect()
+}
+
+#[tokio::test]
+async fn an_endpoint_that_comes_back_is_given_little_at_first_and_then_its_weight() {
+    let (bad, good) = (HttpService::start("bad"), HttpService::start("good"));
+    let backends = format!(
+        "backends: [{{ {} }}]",
+        endpoints(&[bad.address(), good.address()])
+    );
+    for (slow_start, is_slow) in [("10m", true), ("100ms", false), ("0s", false)] {
+        let health = format!(
+            "health: {{ passive: {{ consecutive: 1, eject: 100ms }}, slowStart: {slow_start} }}"
+        );
+        let policy = "balance: { policy: random }";
+        let gateway = Gateway::alone(&near_route("hello", &[&backends, &health, policy])).await;
+        assert_eq!(given(&gateway.shares("hello").await), [1.0, 1.0]);
+        bad.set(Mode::Status(503));
+        let process = &gateway.process;
+        while !process.told().contains("ZG0421") {
+            gateway.get("/").await;
+        }
+        bad.set(Mode::Normal);
+        let wanted = if is_slow { [0.1, 1.0] } else { [1.0, 1.0] };
+        process.message("ZG0422").await;
+        gateway
+            .until("hello", "what it is given", |now| given(now) == wanted)
+            .await;
+        let before = bad.hits();
+        for _ in 0..200 {
+            assert_eq!(gateway.get("/").await.status, 200);
+        }
+        // 0.1 of 1.1 are 18 of 200, and a half is 100: both are far from 60.
+        assert_eq!(bad.hits() - before < 60, is_slow, "{slow_start}");
+        gateway.process.finish().await;
+    }
 }

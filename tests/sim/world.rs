@@ -35,6 +35,7 @@ struct Settings {
     failover: Failover,
     active: Option<ActiveCheck>,
     passive: PassiveCheck,
+    slow_start: Duration,
     balance: Balance,
 }
 
@@ -171,6 +172,7 @@ impl Route {
             mut failover,
             active,
             passive,
+            slow_start,
             balance,
         } = self.settings.clone();
         if kind == "own" {
@@ -187,6 +189,7 @@ impl Route {
                 failover,
                 active,
                 passive,
+                slow_start,
                 timeouts: Timeouts {
                     connect: Duration::from_secs(1),
                     connect_peer: Duration::from_secs(3),
@@ -274,6 +277,7 @@ impl Settings {
             },
             active: rng.bool().then_some(active),
             passive,
+            slow_start: seconds(rng, &[0, 0, 5, 60]),
             balance: *rng
                 .choice(&[Balance::LeastRequest, Balance::RoundRobin, Balance::Random])
                 .unwrap(),

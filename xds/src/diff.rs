@@ -585,6 +585,7 @@ fn of_policy(policy: &ClusterPolicy, fields: &mut Fields) {
         failover,
         active,
         passive,
+        slow_start,
         timeouts,
         retries,
         limits,
@@ -606,6 +607,7 @@ fn of_policy(policy: &ClusterPolicy, fields: &mut Fields) {
         fields.insert("health.active", one(text));
     }
     of_passive(passive, fields);
+    fields.insert("health.slowStart", one(duration(*slow_start)));
     let Timeouts {
         connect,
         connect_peer,

@@ -17,6 +17,8 @@ pub(crate) struct ClusterMeta {
     pub route: String,
     pub failover: FailoverMeta,
     pub passive: PassiveMeta,
+    /// Where the policy is one that Envoy starts nothing slowly with.
+    pub slow_start_millis: Option<u64>,
     pub timeouts: TimeoutsMeta,
     pub retries: RetriesMeta,
     /// On a service's outbound cluster alone.

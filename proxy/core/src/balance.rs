@@ -13,6 +13,8 @@ pub struct Candidates<'a> {
     pub cluster: &'a Cluster,
     /// The level they are of.
     pub level: &'a Level,
+    /// What part of its weight each endpoint is given; empty: all of it.
+    pub parts: &'a [f64],
     /// Which of the level's members may be picked.
     pub usable: &'a dyn Fn(EndpointIx) -> bool,
 }
@@ -44,7 +46,12 @@ impl<'a> Candidates<'a> {
     fn iter(self) -> impl Iterator<Item = (EndpointIx, f64)> + 'a {
         (self.level.members.iter().copied())
             .filter(move |ix| (self.usable)(*ix))
-            .map(move |ix| (ix, self.cluster.endpoint(ix).weight))
+            .map(move |ix| (ix, self.weight(ix)))
+    }
+
+    fn weight(self, ix: EndpointIx) -> f64 {
+        let part = self.parts.get(ix.0).copied().unwrap_or(1.0);
+        self.cluster.endpoint(ix).weight * part
     }
 
     /// The endpoint in whose part of the weights, laid end to end, the point lies (0 to 1).
@@ -103,6 +110,7 @@ mod tests {
             let candidates = Candidates {
                 cluster: &cluster,
                 level: &cluster.levels[0],
+                parts: &[],
                 usable: &|_| true,
             };
             counts[pick(candidates, &|_| 0, draw).unwrap().0] += 1;
@@ -136,6 +144,7 @@ mod tests {
                     let candidates = Candidates {
                         cluster,
                         level: &cluster.levels[0],
+                        parts: &[],
                         usable: &|_| true,
                     };
                     pick(candidates, &|ix| loads[ix.0], *draw) == Some(EndpointIx(0))
@@ -157,11 +166,33 @@ mod tests {
             let candidates = |usable| Candidates {
                 cluster: &cluster,
                 level: &cluster.levels[0],
+                parts: &[],
                 usable,
             };
             assert_eq!(pick(candidates(&|_| false), &|_| 0, 7), None);
             let second: &dyn Fn(EndpointIx) -> bool = &|ix| ix.0 == 1;
             assert_eq!(pick(candidates(second), &|_| 0, 7), Some(EndpointIx(1)));
+        }
+    }
+
+    #[test]
+    fn every_policy_gives_only_a_part_to_what_starts_slowly() {
+        for balance in [Balance::Random, Balance::RoundRobin, Balance::LeastRequest] {
+            let mut cluster = cluster(&[&["a", "b"]]);
+            Arc::make_mut(&mut cluster.policy).balance = balance;
+            let of_a = (0..8000).filter(|draw| {
+                let candidates = Candidates {
+                    cluster: &cluster,
+                    level: &cluster.levels[0],
+                    parts: &[0.25, 1.0],
+                    usable: &|_| true,
+                };
+                // Requests that take a while: each is as busy as its part of them.
+                let load = |ix: EndpointIx| if ix.0 == 0 { 1 } else { 4 };
+                pick(candidates, &load, *draw) == Some(EndpointIx(0))
+            });
+            let of_a = of_a.count();
+            assert!(of_a.abs_diff(1600) < 150, "{balance:?} {of_a}");
         }
     }
 

@@ -175,6 +175,7 @@ impl Plan<'_> {
                 Candidates {
                     cluster: self.cluster,
                     level,
+                    parts: &self.shares.parts,
                     usable: &|ix| self.is_usable(ix),
                 },
                 self.load,

@@ -45,6 +45,8 @@ pub struct ClusterShares {
     pub endpoints: Vec<EndpointStatus>,
     /// No level has enough healthy endpoints: ejected ones are used too.
     pub too_few: bool,
+    /// What part of its weight each endpoint is given while some start slowly; empty: all of it.
+    pub parts: Vec<f64>,
 }
 
 /// Whether an endpoint may be used.
@@ -233,7 +235,15 @@ impl ClusterShares {
             levels,
             endpoints,
             too_few,
+            parts: Vec::new(),
         }
+    }
+
+    /// What an endpoint weighs inside its level at this time.
+    #[must_use]
+    pub fn weight(&self, cluster: &Cluster, ix: EndpointIx) -> f64 {
+        let part = self.parts.get(ix.0).copied().unwrap_or(1.0);
+        cluster.endpoint(ix).weight * part
     }
 
     /// Whether nothing can be carried.
@@ -350,6 +360,7 @@ mod tests {
             levels: vec![level],
             endpoints: vec![H],
             too_few: false,
+            parts: Vec::new(),
         }
     }
 

@@ -272,6 +272,8 @@ pub struct ClusterPolicy {
     pub active: Option<ActiveCheck>,
     /// What is learned from traffic.
     pub passive: PassiveCheck,
+    /// For how long an endpoint that comes (back) to others gets less than its weight; zero: not.
+    pub slow_start: Duration,
     /// Deadlines.
     pub timeouts: Timeouts,
     /// Extra tries.

@@ -322,6 +322,7 @@ fn ask_wrr(id: &str, input: &Value, expected: &Value) {
     let candidates = Candidates {
         cluster: &cluster,
         level: &cluster.levels[0],
+        parts: &[],
         usable: &|_| true,
     };
     let turns = 100 * wanted.iter().sum::<usize>();
@@ -522,6 +523,7 @@ fn cluster(sizes: &[usize]) -> Cluster {
                 max_ejected: 1.0,
                 keep_at_least: 1,
             },
+            slow_start: Duration::ZERO,
             timeouts: Timeouts {
                 connect: Duration::from_secs(1),
                 connect_peer: Duration::from_secs(3),

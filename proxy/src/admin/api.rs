@@ -474,7 +474,7 @@ pub(super) fn shares_by_cluster(
             (shares.endpoints.get(ix)).is_some_and(|status| status.is_usable(shares.too_few))
         };
         let members = || level.members.iter().filter(|ix| usable(ix.0));
-        let weight: f64 = members().map(|ix| cluster.endpoint(*ix).weight).sum();
+        let weight: f64 = members().map(|ix| shares.weight(cluster, *ix)).sum();
         if weight <= 0.0 {
             continue;
         }
@@ -485,7 +485,7 @@ pub(super) fn shares_by_cluster(
                 .map_or(&*published.snapshot.node.cluster, |peer| {
                     &*published.snapshot.peer(peer).cluster
                 });
-            *by.entry(to).or_default() += share * endpoint.weight / weight;
+            *by.entry(to).or_default() += share * shares.weight(cluster, *ix) / weight;
         }
     }
     json!(by)
@@ -532,6 +532,7 @@ mod tests {
             levels: levels.to_vec(),
             endpoints: Vec::new(),
             too_few,
+            parts: Vec::new(),
         }
     }
 

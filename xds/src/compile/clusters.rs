@@ -166,6 +166,7 @@ fn build(context: Context<'_>, service: &Service<'_>, targets: &[&Target], built
         cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(kind.into())),
         connect_timeout: pb::duration(or_secs(route.timeouts.connect.as_ref(), 1)),
         lb_policy: lb_policy(route.balance.policy).into(),
+        lb_config: lb_config(route),
         load_assignment: Some(assignment(&name, targets, &levels, meta.failover.start)),
         transport_socket_matches: (targets.iter().copied()).map(socket_match).collect(),
         health_checks: health_check(service).into_iter().collect(),
@@ -190,6 +191,39 @@ fn lb_policy(policy: Option<BalancePolicy>) -> cluster::cluster::LbPolicy {
         BalancePolicy::RoundRobin => cluster::cluster::LbPolicy::RoundRobin,
         BalancePolicy::Random => cluster::cluster::LbPolicy::Random,
     }
+}
+
+/// What Envoy says with the policy: how an endpoint starts slowly.
+fn lb_config(route: &MeshRoute) -> Option<cluster::cluster::LbConfig> {
+    use cluster::cluster::{
+        LbConfig, LbPolicy, LeastRequestLbConfig, RoundRobinLbConfig, SlowStartConfig,
+    };
+
+    let lasts = slow_start(route);
+    let slow_start_config = (!lasts.is_zero()).then(|| SlowStartConfig {
+        slow_start_window: pb::duration(lasts),
+        // The rest is as Envoy's defaults are: from 10 % on, linear.
+        ..Default::default()
+    });
+    slow_start_config.as_ref()?;
+    match lb_policy(route.balance.policy) {
+        LbPolicy::LeastRequest => Some(LbConfig::LeastRequestLbConfig(LeastRequestLbConfig {
+            slow_start_config,
+            ..Default::default()
+        })),
+        LbPolicy::RoundRobin => Some(LbConfig::RoundRobinLbConfig(RoundRobinLbConfig {
+            slow_start_config,
+        })),
+        LbPolicy::RingHash
+        | LbPolicy::Random
+        | LbPolicy::Maglev
+        | LbPolicy::ClusterProvided
+        | LbPolicy::LoadBalancingPolicyConfig => None,
+    }
+}
+
+fn slow_start(route: &MeshRoute) -> Duration {
+    or_secs(route.health.slow_start.as_ref(), 0)
 }
 
 fn meta(route: &Document<MeshRoute>, port: &Port, described: Option<ServiceMeta>) -> ClusterMeta {
@@ -233,6 +267,8 @@ fn meta(route: &Document<MeshRoute>, port: &Port, described: Option<ServiceMeta>
             max_ejected: passive.max_ejected.as_ref().map_or(1.0, |share| share.0.0),
             keep_at_least: passive.keep_at_least.unwrap_or(1),
         },
+        slow_start_millis: (lb_config(spec).is_none() && !slow_start(spec).is_zero())
+            .then(|| millis(slow_start(spec))),
         timeouts: TimeoutsMeta {
             connect_peer_millis: millis(or_secs(timeouts.connect.as_ref(), 3)),
             response_headers_millis: millis(or_secs(timeouts.response_headers.as_ref(), 15)),

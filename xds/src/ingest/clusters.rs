@@ -168,6 +168,7 @@ pub(super) fn traffic(
             },
             active: cluster.health_checks.first().map(active).transpose()?,
             passive: passive(cluster, meta)?,
+            slow_start: slow_start(cluster, meta)?,
             timeouts: timeouts(cluster, &meta.timeouts)?,
             retries: retries(&meta.retries)?,
             limits: limits(cluster)?,
@@ -200,6 +201,26 @@ fn balance(cluster: &cluster::Cluster) -> Result<Balance, String> {
             other.as_str_name()
         )),
         Err(_) => Err(format!("lb_policy {} is not known", cluster.lb_policy)),
+    }
+}
+
+fn slow_start(cluster: &cluster::Cluster, meta: &ClusterMeta) -> Result<Duration, String> {
+    use cluster::cluster::LbConfig;
+
+    let config = match &cluster.lb_config {
+        Some(LbConfig::LeastRequestLbConfig(config)) => config.slow_start_config.as_ref(),
+        Some(LbConfig::RoundRobinLbConfig(config)) => config.slow_start_config.as_ref(),
+        Some(
+            LbConfig::RingHashLbConfig(_)
+            | LbConfig::MaglevLbConfig(_)
+            | LbConfig::OriginalDstLbConfig(_),
+        )
+        | None => None,
+    };
+    match config {
+        Some(config) => pb::from_duration(config.slow_start_window.as_ref())
+            .ok_or_else(|| "its slow start has no window".to_owned()),
+        None => Ok(Duration::from_millis(meta.slow_start_millis.unwrap_or(0))),
     }
 }
 

@@ -103,12 +103,17 @@ inherit_fields! {
 
 impl Inherit for HealthSpec {
     fn inherit(&mut self, from: &Self) {
-        let Self { active, passive } = from;
+        let Self {
+            active,
+            passive,
+            slow_start,
+        } = from;
         match (&mut self.active, active) {
             (Some(active), Some(from)) => active.inherit(from),
             (own, from) => own.inherit(from),
         }
         self.passive.inherit(passive);
+        self.slow_start.inherit(slow_start);
     }
 }
 

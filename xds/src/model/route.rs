@@ -298,6 +298,11 @@ pub(crate) struct HealthSpec {
     /// What is learned from traffic.
     #[serde(default)]
     pub passive: PassiveSpec,
+    /// For how long an endpoint gets less than its weight that comes back from an ejection, passes its
+    /// active checks again, or joins others that serve: 10% of it at first, then as much as of this time
+    /// has passed. How healthy its level is does not wait for it, and one that is alone gets everything.
+    /// Nobody starts slowly only because the gateway does. Default `0s`: at its weight at once.
+    pub slow_start: Option<Text<Duration>>,
 }
 
 /// Checks that the gateway makes. One of `http`, `grpc` and `tcp`.

@@ -194,7 +194,6 @@ fn the_schema_names_every_field_and_refuses_others() {
         "whenStale",
         "capacity",
         "spread",
-        "slowStart",
         "compare",
         "mode",
     ] {

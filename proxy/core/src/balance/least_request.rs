@@ -18,6 +18,6 @@ pub(super) fn pick(
         return Some(one);
     };
     // An endpoint of twice the weight is as busy with twice the requests.
-    let busy = |ix: EndpointIx| f64::from(load(ix)) / candidates.cluster.endpoint(ix).weight;
+    let busy = |ix: EndpointIx| f64::from(load(ix)) / candidates.weight(ix);
     Some(if busy(other) < busy(one) { other } else { one })
 }

@@ -441,6 +441,17 @@ impl Health<'_> {
         format!("{levels}{too_few}")
     }
 
+    /// What each endpoint is given of its weight, in percent.
+    pub(super) fn given(mut self) -> String {
+        let shares = self.fleet.shares(self.now);
+        let shares = shares.clusters.get(self.ix).unwrap();
+        let given = (0..shares.endpoints.len()).map(|ix| {
+            let part = shares.parts.get(ix).copied().unwrap_or(1.0);
+            format!("{:.0}", part * 100.0)
+        });
+        given.collect::<Vec<_>>().join("/")
+    }
+
     /// What is asked of an endpoint of `shop/orders`.
     pub(super) fn asked(mut self) -> String {
         let probes = self.fleet.due_probes(self.now, 0);

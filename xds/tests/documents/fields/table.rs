@@ -596,6 +596,14 @@ fn health() -> Vec<Row> {
                 "100/0/0",
                 "71/29/0",
             ),
+        row("orders", "spec.health.slowStart", "", "30s").decides(
+            |w| {
+                let fleet = w.fleet("shop/orders").fails(NEAR[0], Connect, 5);
+                fleet.at(45).given()
+            },
+            "100/100/100/100",
+            "50/100/100/100",
+        ),
         row("orders", "spec.health.passive.maxEjected", "", "40%")
             .decides(half_down, "71/29/0", "100/0/0"),
         row("orders", "spec.health.passive.keepAtLeast", "", "4")
