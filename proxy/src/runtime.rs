@@ -6,7 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -14,16 +14,19 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use http::HeaderMap;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
+use zeugma_core::balance::key_of;
 use zeugma_core::fleet::Observation;
 use zeugma_core::retry::RetryBudget;
 use zeugma_core::shares::{ClusterShares, Shares};
 use zeugma_core::snapshot::{
-    Balance, Cluster, ClusterIx, Endpoint, EndpointIx, EndpointKey, Failure, Listener, Snapshot,
+    Balance, Cluster, ClusterIx, Endpoint, EndpointIx, EndpointKey, Failure, HashOn, Listener,
+    Snapshot,
 };
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
@@ -268,6 +271,20 @@ impl Shared {
 /// A service and the route that gets its copies.
 type MirrorKey = (Arc<str>, Arc<str>);
 
+/// What goes to one endpoint; `None` where a request has no such header.
+fn key(on: &HashOn, source: IpAddr, headers: Option<&HeaderMap>) -> Option<u64> {
+    match on {
+        HashOn::Header(name) => {
+            let value = headers?.get(&**name)?;
+            Some(key_of(value.as_bytes()))
+        }
+        HashOn::Source => Some(match source.to_canonical() {
+            IpAddr::V4(ip) => key_of(&ip.octets()),
+            IpAddr::V6(ip) => key_of(&ip.octets()),
+        }),
+    }
+}
+
 /// One worker's own state.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -316,10 +333,17 @@ impl Worker {
         self.draws.borrow_mut().u64(..)
     }
 
-    /// What a plan of this cluster draws: a random number, or the next turn of a round robin.
-    pub(crate) fn draw_for(&self, cluster: &Cluster) -> u64 {
-        match cluster.policy.balance {
+    /// What a plan of this cluster draws for what came from `source`, with `headers` if it is a request:
+    /// a random number, the next turn of a round robin, or a key.
+    pub(crate) fn draw_for(
+        &self,
+        cluster: &Cluster,
+        source: IpAddr,
+        headers: Option<&HeaderMap>,
+    ) -> u64 {
+        match &cluster.policy.balance {
             Balance::LeastRequest | Balance::Random => self.draw(),
+            Balance::RingHash(on) => key(on, source, headers).unwrap_or_else(|| self.draw()),
             Balance::RoundRobin => {
                 let mut turns = self.turns.borrow_mut();
                 let turn = turns

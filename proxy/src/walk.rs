@@ -118,7 +118,8 @@ async fn try_each(
     let cluster = visit.published.snapshot.cluster(to);
     let load = |endpoint| worker.load(cluster, endpoint);
     let shares = visit.published.shares_of(to);
-    for attempt in plan(cluster, shares, &load, worker.draw_for(cluster)) {
+    let draw = worker.draw_for(cluster, visit.listed.source().ip(), None);
+    for attempt in plan(cluster, shares, &load, draw) {
         let endpoint = cluster.endpoint(attempt.endpoint);
         if !commit.suits(endpoint) {
             continue;

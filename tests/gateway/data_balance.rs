@@ -1,5 +1,7 @@
 //! Which endpoint gets a request, and what is asked of endpoints before they get any.
 
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
@@ -7,10 +9,12 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response, Version};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpSocket;
 
-use crate::data_mesh::{Gateway, Pair, endpoints, http_route, near_route, route, statuses};
-use crate::data_services::{HttpService, Mode};
-use crate::mesh::{Body, Service, eventually};
+use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route, route, statuses};
+use crate::data_services::{HttpService, Mode, TcpService};
+use crate::mesh::{Body, Cluster, Service, empty, eventually, send, within};
 
 /// gRPC's health service: `grpc.health.v1` of one service, whose status a test sets.
 struct Health {
@@ -186,4 +190,104 @@ async fn an_endpoint_that_comes_back_is_given_little_at_first_and_then_its_weigh
         assert_eq!(bad.hits() - before < 60, is_slow, "{slow_start}");
         gateway.process.finish().await;
     }
+}
+
+/// Which service answers each of these users, on a connection of its own each time.
+async fn homes(gateway: &Gateway, users: usize) -> BTreeMap<usize, String> {
+    let mut homes = BTreeMap::new();
+    for user in 0..users {
+        let request = Request::get("/")
+            .header("host", HELLO)
+            .header("x-user", format!("user-{user}"))
+            .body(empty());
+        let answer = send(gateway.apps(), request.unwrap()).await;
+        assert_eq!(answer.status, 200);
+        homes.insert(user, answer.text());
+    }
+    homes
+}
+
+#[tokio::test]
+async fn one_user_goes_to_one_endpoint_and_moves_only_with_it() {
+    const USERS: usize = 60;
+    let services = ["a", "b", "c"].map(HttpService::start);
+    let backends = format!(
+        "backends: [{{ {} }}]",
+        endpoints(&services.each_ref().map(HttpService::address))
+    );
+    let routes = near_route(
+        "hello",
+        &[
+            &backends,
+            "balance: { policy: { ring-hash: { header: x-user } } }",
+            "health: { passive: { consecutive: 1 } }",
+        ],
+    );
+    let gateway = Gateway::alone(&routes).await;
+    let before = homes(&gateway, USERS).await;
+    // Other workers, and later, the same.
+    assert_eq!(homes(&gateway, USERS).await, before);
+    let of = |name: &str| before.values().filter(|home| *home == name).count();
+    // A third are 20; fewer than 5 of 60 are improbable (below 1e-6), wherever the ports are.
+    assert!(
+        ["a", "b", "c"].iter().all(|name| of(name) >= 5),
+        "{before:?}"
+    );
+    services[0].kill().await;
+    let after = homes(&gateway, USERS).await;
+    for (user, home) in &before {
+        let moved = after[user] != *home;
+        assert_eq!(moved, home == "a", "user {user} of {home}");
+    }
+    // Who says no name is drawn for.
+    let mut hits = BTreeMap::<String, usize>::new();
+    for _ in 0..40 {
+        *hits.entry(gateway.get("/").await.text()).or_default() += 1;
+    }
+    assert_eq!(hits.len(), 2, "{hits:?}");
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn one_source_address_goes_to_one_endpoint_of_a_tcp_route() {
+    let say = |name: &'static [u8]| {
+        TcpService::with(move |mut tcp| async move {
+            tcp.write_all(name).await.ok();
+        })
+    };
+    let services = [say(b"a"), say(b"b"), say(b"c")];
+    let mut east = Cluster::new("east");
+    let db = east.listen("db", "role: workloads, route: demo/db");
+    let routes = route(
+        "db",
+        &[
+            "protocol: tcp",
+            "port: 5432",
+            &format!(
+                "backends: [{{ {} }}]",
+                endpoints(&services.each_ref().map(TcpService::address))
+            ),
+            "balance: { policy: { ring-hash: source } }",
+            "allow: [{ listeners: [db] }]",
+        ],
+    );
+    let gateway = Gateway::of(east, &routes).await;
+    let mut found = BTreeMap::<String, usize>::new();
+    for host in 1..=40 {
+        let mut before = None;
+        for _ in 0..3 {
+            let socket = TcpSocket::new_v4().unwrap();
+            let from = SocketAddr::from((Ipv4Addr::new(127, 0, 7, host), 0));
+            socket.bind(from).unwrap();
+            let mut tcp = within("a connection", socket.connect(db)).await.unwrap();
+            let mut said = String::new();
+            within("a name", tcp.read_to_string(&mut said))
+                .await
+                .unwrap();
+            assert_eq!(*before.get_or_insert_with(|| said.clone()), said);
+        }
+        *found.entry(before.unwrap()).or_default() += 1;
+    }
+    assert_eq!(found.len(), 3, "{found:?}");
+    gateway.process.finish().await;
 }

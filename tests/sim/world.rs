@@ -278,9 +278,15 @@ impl Settings {
             active: rng.bool().then_some(active),
             passive,
             slow_start: seconds(rng, &[0, 0, 5, 60]),
-            balance: *rng
-                .choice(&[Balance::LeastRequest, Balance::RoundRobin, Balance::Random])
-                .unwrap(),
+            balance: (*rng
+                .choice(&[
+                    &Balance::LeastRequest,
+                    &Balance::RoundRobin,
+                    &Balance::Random,
+                    &Balance::RingHash(HashOn::Source),
+                ])
+                .unwrap())
+            .clone(),
         }
     }
 }

@@ -176,6 +176,7 @@ impl Plan<'_> {
                     cluster: self.cluster,
                     level,
                     parts: &self.shares.parts,
+                    seeds: &self.shares.seeds,
                     usable: &|ix| self.is_usable(ix),
                 },
                 self.load,

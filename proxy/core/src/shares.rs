@@ -13,7 +13,8 @@
 use std::ops::Index;
 use std::sync::Arc;
 
-use crate::snapshot::{Cluster, EndpointIx, Failover, Snapshot, TooFew};
+use crate::balance::key_of;
+use crate::snapshot::{Balance, Cluster, EndpointIx, Failover, Snapshot, TooFew};
 
 /// What differs by less than this is the same share.
 pub const SHARE_EPSILON: f64 = 1e-9;
@@ -47,6 +48,8 @@ pub struct ClusterShares {
     pub too_few: bool,
     /// What part of its weight each endpoint is given while some start slowly; empty: all of it.
     pub parts: Vec<f64>,
+    /// What tells each endpoint from others by a key, where the policy is one of keys; else empty.
+    pub seeds: Vec<u64>,
 }
 
 /// Whether an endpoint may be used.
@@ -236,6 +239,7 @@ impl ClusterShares {
             endpoints,
             too_few,
             parts: Vec::new(),
+            seeds: seeds(cluster),
         }
     }
 
@@ -256,6 +260,16 @@ impl ClusterShares {
     #[must_use]
     pub fn is_usable(&self, ix: EndpointIx) -> bool {
         status(&self.endpoints, ix).is_usable(self.too_few)
+    }
+}
+
+/// What tells a cluster's endpoints from others by a key, where its policy is one of keys.
+pub(crate) fn seeds(cluster: &Cluster) -> Vec<u64> {
+    match cluster.policy.balance {
+        Balance::RingHash(_) => (cluster.endpoints.iter())
+            .map(|endpoint| key_of(endpoint.key.0.as_bytes()))
+            .collect(),
+        Balance::LeastRequest | Balance::RoundRobin | Balance::Random => Vec::new(),
     }
 }
 
@@ -361,6 +375,7 @@ mod tests {
             endpoints: vec![H],
             too_few: false,
             parts: Vec::new(),
+            seeds: Vec::new(),
         }
     }
 

@@ -373,7 +373,7 @@ pub enum HttpVersion {
 }
 
 /// How one endpoint of a level is picked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Balance {
     /// The less busy of two drawn by weight.
     LeastRequest,
@@ -381,6 +381,17 @@ pub enum Balance {
     RoundRobin,
     /// Drawn by weight.
     Random,
+    /// By a key, by weight: one key goes to one endpoint. Without it as [`Random`](Self::Random).
+    RingHash(HashOn),
+}
+
+/// What a key is made of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HashOn {
+    /// The header of this name, in lower case, of a request.
+    Header(Arc<str>),
+    /// The source address of the connection.
+    Source,
 }
 
 /// When traffic leaves a level and how it comes back (the formula stands in `fleet`).

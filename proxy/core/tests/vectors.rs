@@ -323,6 +323,7 @@ fn ask_wrr(id: &str, input: &Value, expected: &Value) {
         cluster: &cluster,
         level: &cluster.levels[0],
         parts: &[],
+        seeds: &[],
         usable: &|_| true,
     };
     let turns = 100 * wanted.iter().sum::<usize>();

@@ -533,6 +533,7 @@ mod tests {
             endpoints: Vec::new(),
             too_few,
             parts: Vec::new(),
+            seeds: Vec::new(),
         }
     }
 

@@ -389,7 +389,9 @@ impl Exchange {
         } = before.map_or_else(Tries::default, |before| *before);
         let mut give_up = None;
         let shares = to.published.shares_of(to.cluster);
-        for attempt in plan(cluster, shares, &load, worker.draw_for(cluster)) {
+        let from = self.context.origin.source.ip();
+        let draw = worker.draw_for(cluster, from, Some(&self.head.headers));
+        for attempt in plan(cluster, shares, &load, draw) {
             if let Some(before) = &failed {
                 let is_unseen = before.failure.is_unseen();
                 // One that answers or that may be at work on it is there: nothing is sent to those that

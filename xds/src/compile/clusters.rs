@@ -13,15 +13,15 @@ use super::{
     mirror_cluster_name,
 };
 use crate::meta::{
-    AnyClusterMeta, ClusterMeta, EndpointMeta, ErrorRateMeta, ExportMeta, FailoverMeta,
+    AnyClusterMeta, ClusterMeta, EndpointMeta, ErrorRateMeta, ExportMeta, FailoverMeta, HashMeta,
     InboundMeta, PassiveMeta, PeerMeta, PositionMeta, ProtocolMeta, RetriesMeta, ServiceMeta,
     TimeoutsMeta,
 };
 use crate::model::defaults::{or_secs, passive_on, retry_on};
 use crate::model::scalar::Text;
 use crate::model::{
-    BalancePolicy, Document, InboundSpec, MeshPeer, MeshRoute, PolicySpec, Port, ProtocolSpec,
-    RouteLimitsSpec, TooFewSpec,
+    BalancePolicy, Document, HashSpec, InboundSpec, MeshPeer, MeshRoute, PolicySpec, Port,
+    ProtocolSpec, RouteLimitsSpec, TooFewSpec,
 };
 use crate::pb::{self, cluster, core, endpoint, tls, upstream_http};
 
@@ -165,7 +165,7 @@ fn build(context: Context<'_>, service: &Service<'_>, targets: &[&Target], built
     let cluster = cluster::Cluster {
         cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(kind.into())),
         connect_timeout: pb::duration(or_secs(route.timeouts.connect.as_ref(), 1)),
-        lb_policy: lb_policy(route.balance.policy).into(),
+        lb_policy: lb_policy(route.balance.policy.as_ref()).into(),
         lb_config: lb_config(route),
         load_assignment: Some(assignment(&name, targets, &levels, meta.failover.start)),
         transport_socket_matches: (targets.iter().copied()).map(socket_match).collect(),
@@ -185,11 +185,25 @@ fn build(context: Context<'_>, service: &Service<'_>, targets: &[&Target], built
     Made { cluster, meta }
 }
 
-fn lb_policy(policy: Option<BalancePolicy>) -> cluster::cluster::LbPolicy {
-    match policy.unwrap_or(BalancePolicy::LeastRequest) {
+fn lb_policy(policy: Option<&BalancePolicy>) -> cluster::cluster::LbPolicy {
+    match policy.unwrap_or(&BalancePolicy::LeastRequest) {
         BalancePolicy::LeastRequest => cluster::cluster::LbPolicy::LeastRequest,
         BalancePolicy::RoundRobin => cluster::cluster::LbPolicy::RoundRobin,
         BalancePolicy::Random => cluster::cluster::LbPolicy::Random,
+        BalancePolicy::RingHash(_) => cluster::cluster::LbPolicy::RingHash,
+    }
+}
+
+/// What the key of a ring hash is made of: a connection of bytes has no headers.
+pub(super) fn hash_on(route: &MeshRoute, protocol: ProtocolSpec) -> Option<HashMeta> {
+    match (route.balance.policy.as_ref()?, protocol) {
+        (BalancePolicy::RingHash(HashSpec::Header(Text(name))), ProtocolSpec::Http) => {
+            Some(HashMeta::Header(name.0.clone()))
+        }
+        (BalancePolicy::RingHash(_), _) => Some(HashMeta::Source),
+        (BalancePolicy::LeastRequest | BalancePolicy::RoundRobin | BalancePolicy::Random, _) => {
+            None
+        }
     }
 }
 
@@ -206,7 +220,7 @@ fn lb_config(route: &MeshRoute) -> Option<cluster::cluster::LbConfig> {
         ..Default::default()
     });
     slow_start_config.as_ref()?;
-    match lb_policy(route.balance.policy) {
+    match lb_policy(route.balance.policy.as_ref()) {
         LbPolicy::LeastRequest => Some(LbConfig::LeastRequestLbConfig(LeastRequestLbConfig {
             slow_start_config,
             ..Default::default()
@@ -267,6 +281,7 @@ fn meta(route: &Document<MeshRoute>, port: &Port, described: Option<ServiceMeta>
             max_ejected: passive.max_ejected.as_ref().map_or(1.0, |share| share.0.0),
             keep_at_least: passive.keep_at_least.unwrap_or(1),
         },
+        hash_on: hash_on(spec, port.protocol),
         slow_start_millis: (lb_config(spec).is_none() && !slow_start(spec).is_zero())
             .then(|| millis(slow_start(spec))),
         timeouts: TimeoutsMeta {

@@ -10,16 +10,17 @@ use zeugma_core::locality::Locality;
 use zeugma_core::names::{Host, HostPattern};
 use zeugma_core::snapshot::{
     ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterPolicy, Endpoint, EndpointIx,
-    EndpointKey, EndpointTls, ErrorRate, Export, Failover, Failure, HttpVersion, Inbound, Level,
-    PassiveCheck, Peer, Policy, PolicyMode, Position, Protocol, Retries, Service, Timeouts, TooFew,
+    EndpointKey, EndpointTls, ErrorRate, Export, Failover, Failure, HashOn, HttpVersion, Inbound,
+    Level, PassiveCheck, Peer, Policy, PolicyMode, Position, Protocol, Retries, Service, Timeouts,
+    TooFew,
 };
 
 use super::Names;
 use super::rbac::id_pattern;
 use crate::compile::{HTTP_OPTIONS, SOCKET};
 use crate::meta::{
-    ClusterMeta, EndpointMeta, ExportMeta, InboundMeta, PeerMeta, ProtocolMeta, RetriesMeta,
-    ServiceMeta, TimeoutsMeta, VersionMeta,
+    ClusterMeta, EndpointMeta, ExportMeta, HashMeta, InboundMeta, PeerMeta, ProtocolMeta,
+    RetriesMeta, ServiceMeta, TimeoutsMeta, VersionMeta,
 };
 use crate::pb::{self, cluster, core, endpoint, tls, upstream_http};
 
@@ -153,7 +154,7 @@ pub(super) fn traffic(
         endpoints,
         levels,
         policy: Arc::new(ClusterPolicy {
-            balance: balance(cluster)?,
+            balance: balance(cluster, meta)?,
             failover: Failover {
                 start: share(meta.failover.start)?,
                 full: share(meta.failover.full)?,
@@ -184,16 +185,22 @@ fn share(value: f64) -> Result<f64, String> {
     }
 }
 
-fn balance(cluster: &cluster::Cluster) -> Result<Balance, String> {
+fn balance(cluster: &cluster::Cluster, meta: &ClusterMeta) -> Result<Balance, String> {
     use cluster::cluster::LbPolicy;
 
     match LbPolicy::try_from(cluster.lb_policy) {
         Ok(LbPolicy::RoundRobin) => Ok(Balance::RoundRobin),
         Ok(LbPolicy::LeastRequest) => Ok(Balance::LeastRequest),
         Ok(LbPolicy::Random) => Ok(Balance::Random),
+        Ok(LbPolicy::RingHash) => match &meta.hash_on {
+            Some(HashMeta::Header(name)) => {
+                Ok(Balance::RingHash(HashOn::Header(name.as_str().into())))
+            }
+            Some(HashMeta::Source) => Ok(Balance::RingHash(HashOn::Source)),
+            None => Err("its ring hash does not say of what".to_owned()),
+        },
         Ok(
-            other @ (LbPolicy::RingHash
-            | LbPolicy::Maglev
+            other @ (LbPolicy::Maglev
             | LbPolicy::ClusterProvided
             | LbPolicy::LoadBalancingPolicyConfig),
         ) => Err(format!(

@@ -5,9 +5,9 @@ use serde::Deserialize;
 
 use super::list::List;
 use super::{
-    ActiveSpec, BalanceSpec, ErrorRateSpec, ExportSpec, FailbackSpec, FailoverSpec, HealthSpec,
-    LocalitySpec, MeshRoute, MirrorSpec, PassiveSpec, PolicySpec, ProtocolSpec, RetriesSpec,
-    RouteLimitsSpec, RuleSpec, TimeoutsSpec,
+    ActiveSpec, BalancePolicy, BalanceSpec, ErrorRateSpec, ExportSpec, FailbackSpec, FailoverSpec,
+    HashSpec, HealthSpec, LocalitySpec, MeshRoute, MirrorSpec, PassiveSpec, PolicySpec,
+    ProtocolSpec, RetriesSpec, RouteLimitsSpec, RuleSpec, TimeoutsSpec,
 };
 use crate::yaml::Placed;
 
@@ -194,6 +194,9 @@ impl MeshDefaults {
     fn suiting(&self, http: bool, tcp: bool) -> Self {
         let mut suits = self.clone();
         if !http {
+            if let Some(BalancePolicy::RingHash(on)) = &mut suits.balance.policy {
+                *on = HashSpec::Source;
+            }
             suits.timeouts.response_headers = None;
             suits.timeouts.per_try = None;
             suits.retries = RetriesSpec::default();

@@ -199,7 +199,7 @@ pub(crate) struct BalanceSpec {
 }
 
 /// How one endpoint of a level is picked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum BalancePolicy {
     /// The less busy of two drawn by weight.
@@ -208,6 +208,21 @@ pub(crate) enum BalancePolicy {
     RoundRobin,
     /// Drawn by weight.
     Random,
+    /// By a key.
+    RingHash(HashSpec),
+}
+
+/// By a key of this, by weight: what has the same key goes to the same endpoint, from every gateway,
+/// while that one is healthy and of the level that the key falls on. One of n that goes takes about 1/n of
+/// the keys with it, its own, and no other key moves.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum HashSpec {
+    /// The source address of the connection; of what came through a peer's gateway, that gateway's.
+    Source,
+    /// The first header of this name; requests without it are drawn as by `random`. Ports of the route
+    /// that are not http take the source address.
+    Header(Text<FieldName>),
 }
 
 /// What is near.

@@ -10,7 +10,7 @@ use zeugma_core::rules::{
 };
 use zeugma_core::snapshot::{
     ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterIx, ClusterPolicy, Endpoint,
-    EndpointIx, EndpointKey, EndpointTls, ErrorRate, Export, Failover, Failure, HostTable,
+    EndpointIx, EndpointKey, EndpointTls, ErrorRate, Export, Failover, Failure, HashOn, HostTable,
     HttpVersion, Inbound, Level, Listener, Mirror, Node, PassiveCheck, PathPattern, Peer, PeerIx,
     Policy, PolicyMode, Position, Protocol, Retries, Role, Rule, Service, ServiceIx, Snapshot,
     Timeouts, TooFew,
@@ -117,7 +117,8 @@ coded_enum! {
     Address { 0 Socket(address), 1 Name(host, port), 2 Each(host, port) }
     EndpointTls { 0 None, 1 Workload, 2 Mesh { sni, expected } }
     HttpVersion { 0 Same, 1 H1, 2 H2 }
-    Balance { 0 LeastRequest, 1 RoundRobin, 2 Random }
+    Balance { 0 LeastRequest, 1 RoundRobin, 2 Random, 3 RingHash(on) }
+    HashOn { 0 Header(name), 1 Source }
     TooFew { 0 UseAll, 1 Fail }
     ActiveKind { 0 Http { path, host }, 1 Tcp, 2 Grpc { service, host } }
     Failure {

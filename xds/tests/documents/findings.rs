@@ -420,6 +420,11 @@ fn what_could_never_have_an_effect_is_an_error() {
             "`tcp: true`",
         ),
         (
+            format!("{tcp}, balance: {{policy: {{ring-hash: {{header: x-user}}}}}}"),
+            "spec.balance.policy.ring-hash.header",
+            "`ring-hash: source`",
+        ),
+        (
             format!("{tcp}, health: {{active: {{grpc: shop.Orders}}}}"),
             "spec.health.active.grpc",
             "`tcp: true`",

@@ -6,7 +6,10 @@ use super::Checker;
 use crate::compile::start_of;
 use crate::error::Code;
 use crate::model::scalar::{Cause, Percent, Text};
-use crate::model::{ActiveSpec, Document, MeshRoute, MirrorSpec, Model, ProtocolSpec, Selector};
+use crate::model::{
+    ActiveSpec, BalancePolicy, Document, HashSpec, MeshRoute, MirrorSpec, Model, ProtocolSpec,
+    Selector,
+};
 
 pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
     let has_http = check
@@ -16,6 +19,7 @@ pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
         .any(|port| port.protocol == ProtocolSpec::Http);
     locality(check);
     failover(model, check);
+    balance(check, has_http);
     health(check, has_http);
     timeouts(check, has_http);
     retries(check, has_http);
@@ -174,6 +178,17 @@ fn selects_something(
                 known.iter().map(String::as_str),
             )
         });
+    }
+}
+
+fn balance(check: &mut Checker<'_, MeshRoute>, has_http: bool) {
+    let policy = &check.document.spec.balance.policy;
+    if !has_http && matches!(policy, Some(BalancePolicy::RingHash(HashSpec::Header(_)))) {
+        check.no_effect(
+            "spec.balance.policy.ring-hash.header",
+            "no port of the route is http",
+            "write `ring-hash: source`",
+        );
     }
 }
 

@@ -18,7 +18,8 @@ use zeugma_core::recheck::{Answering, judge_answering};
 use zeugma_core::retry::{RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{
-    ActiveKind, Address, Cluster, EndpointIx, Failure, Service, ServiceIx, Snapshot,
+    ActiveKind, Address, Balance, Cluster, EndpointIx, Failure, HashOn, Service, ServiceIx,
+    Snapshot,
 };
 use zeugma_core::time::Time;
 use zeugma_xds::{Color, Findings, Loaded, NodeOptions, load};
@@ -301,6 +302,15 @@ impl World {
                 .nth(7)
         });
         picked.collect()
+    }
+
+    /// What goes to one endpoint of `shop/orders`.
+    pub(super) fn key(&self) -> String {
+        match &self.cluster("shop/orders").policy.balance {
+            Balance::RingHash(HashOn::Header(name)) => format!("header {name}"),
+            Balance::RingHash(HashOn::Source) => "source".to_owned(),
+            other => format!("{other:?}"),
+        }
     }
 
     /// What becomes of eight copies: `c` is copied, `-` is not, `b` and `f` are dropped for the size of

@@ -435,6 +435,23 @@ fn backends() -> Vec<Row> {
             "12121212",
             "22211121",
         ),
+        row(
+            "orders",
+            "spec.balance.policy.ring-hash.header",
+            "x-user",
+            "x-tenant",
+        )
+        .given("orders", "spec.balance.policy", "{ ring-hash: source }")
+        .given("orders", "spec.balance.policy.ring-hash", "{ header: x-a }")
+        .decides(World::key, "header x-user", "header x-tenant"),
+        row(
+            "orders",
+            "spec.balance.policy.ring-hash",
+            "{ header: x-user }",
+            "source",
+        )
+        .given("orders", "spec.balance.policy", "{ ring-hash: source }")
+        .decides(World::key, "header x-user", "source"),
     ]
 }
 
