@@ -137,12 +137,14 @@ async fn try_each(
             failed.attempts,
             &Latest::default(),
         );
+        let began = worker.begins(cluster);
         let deadline = upstream::connect_deadline(cluster, endpoint);
         let connected = upstream::connect(&worker.shared, deadline, endpoint, commit.alpn()).await;
         let mut upstream = match connected {
             Ok(upstream) => upstream,
             Err(error) => {
                 worker.observe_connect(endpoint, &error);
+                worker.failed(&endpoint.key, began);
                 upstream::note_refusal(&worker.shared, &error);
                 failed.last = Some(error.to_string());
                 failed.rule = upstream::refused_rule(&error);
@@ -156,6 +158,7 @@ async fn try_each(
         let committing = commit_to(visit, &mut upstream, endpoint, commit);
         let failure = match timeout(patience, Box::pin(committing)).await {
             Ok(Ok(())) => {
+                worker.answered(&endpoint.key, began);
                 return Some(Committed {
                     upstream,
                     attempt,
@@ -166,6 +169,7 @@ async fn try_each(
             Err(_elapsed) => Failure::Timeout,
         };
         worker.observe(&endpoint.key, Err(failure));
+        worker.failed(&endpoint.key, began);
         failed.last = Some(format!(
             "{} was connected and then: {}",
             endpoint.key,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, Version};
@@ -12,6 +13,7 @@ use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 
+use crate::data_client::{Client, Wire};
 use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route, route, statuses};
 use crate::data_services::{HttpService, Mode, TcpService};
 use crate::mesh::{Body, Cluster, Service, empty, eventually, send, within};
@@ -290,4 +292,28 @@ async fn one_source_address_goes_to_one_endpoint_of_a_tcp_route() {
     }
     assert_eq!(found.len(), 3, "{found:?}");
     gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn the_endpoint_that_answers_sooner_gets_more_by_latency() {
+    let (slow, fast) = (HttpService::start("slow"), HttpService::start("fast"));
+    slow.set(Mode::Delay(Duration::from_millis(200)));
+    let backends = format!(
+        "backends: [{{ {} }}]",
+        endpoints(&[slow.address(), fast.address()])
+    );
+    for (policy, at_most, at_least) in [("peak-ewma", 5, 1), ("least-request", 40, 6)] {
+        let policy = format!("balance: {{ policy: {policy} }}");
+        let gateway = Gateway::alone(&near_route("hello", &[&backends, &policy])).await;
+        // One connection is one worker, and each learns for itself.
+        let mut client = Client::connect(gateway.apps(), &Wire::H1).await.unwrap();
+        let before = slow.hits();
+        for _ in 0..40 {
+            assert_eq!(client.get(HELLO, "/").await.unwrap().status, 200);
+        }
+        // One after the other none is busier than the other: by load alone a half goes to each.
+        let hits = slow.hits() - before;
+        assert!((at_least..=at_most).contains(&hits), "{policy}: {hits}");
+        gateway.process.finish().await;
+    }
 }

@@ -283,6 +283,7 @@ impl Settings {
                     &Balance::LeastRequest,
                     &Balance::RoundRobin,
                     &Balance::Random,
+                    &Balance::PeakEwma,
                     &Balance::RingHash(HashOn::Source),
                 ])
                 .unwrap())

@@ -17,6 +17,9 @@ pub(crate) struct ClusterMeta {
     pub route: String,
     pub failover: FailoverMeta,
     pub passive: PassiveMeta,
+    /// Whether what Envoy takes for least requests is by latency too.
+    #[serde(default)]
+    pub peak_ewma: bool,
     /// What the key of a ring hash is made of: Envoy says it of routes.
     pub hash_on: Option<HashMeta>,
     /// Where the policy is one that Envoy starts nothing slowly with.

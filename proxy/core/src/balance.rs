@@ -1,9 +1,12 @@
 //! Which endpoint of a level is picked. One file for each policy.
 
+mod latency;
 mod least_request;
 mod random;
 mod ring_hash;
 mod round_robin;
+
+pub use latency::Latency;
 
 use crate::snapshot::{Balance, Cluster, EndpointIx, Level};
 
@@ -30,7 +33,8 @@ impl std::fmt::Debug for Candidates<'_> {
 
 /// Picks one endpoint by the cluster's policy; `None` if none is usable.
 ///
-/// `load` is what this worker has under way at an endpoint. `draw` is random, but for
+/// `load` is what this worker has under way at an endpoint, or for [`Balance::PeakEwma`] what one more
+/// costs there ([`Latency::cost`]). `draw` is random, but for
 /// [`Balance::RoundRobin`], whose turns are counted by it: there the caller passes 0, 1, 2, ...; and
 /// for [`Balance::RingHash`], whose key it is ([`key_of`]).
 #[must_use]
@@ -40,7 +44,7 @@ pub fn pick(
     draw: u64,
 ) -> Option<EndpointIx> {
     match &candidates.cluster.policy.balance {
-        Balance::LeastRequest => least_request::pick(candidates, load, draw),
+        Balance::LeastRequest | Balance::PeakEwma => least_request::pick(candidates, load, draw),
         Balance::RoundRobin => round_robin::pick(candidates, draw),
         Balance::Random => random::pick(candidates, draw),
         Balance::RingHash(_) => ring_hash::pick(candidates, draw),

@@ -269,7 +269,9 @@ pub(crate) fn seeds(cluster: &Cluster) -> Vec<u64> {
         Balance::RingHash(_) => (cluster.endpoints.iter())
             .map(|endpoint| key_of(endpoint.key.0.as_bytes()))
             .collect(),
-        Balance::LeastRequest | Balance::RoundRobin | Balance::Random => Vec::new(),
+        Balance::LeastRequest | Balance::PeakEwma | Balance::RoundRobin | Balance::Random => {
+            Vec::new()
+        }
     }
 }
 

@@ -381,6 +381,8 @@ pub enum Balance {
     RoundRobin,
     /// Drawn by weight.
     Random,
+    /// The one of two drawn by weight that costs less by its latency and what is under way there.
+    PeakEwma,
     /// By a key, by weight: one key goes to one endpoint. Without it as [`Random`](Self::Random).
     RingHash(HashOn),
 }

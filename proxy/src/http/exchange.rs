@@ -417,10 +417,14 @@ impl Exchange {
             upstream::note_attempt(&worker, cluster, &attempt, attempts, &self.context.latest);
             let endpoint = cluster.endpoint(attempt.endpoint);
             let in_flight = worker.enter(&endpoint.key);
+            let began = worker.begins(cluster);
             let now_failed = match self.try_endpoint(to, &attempt, attempts, source).await {
                 Err(TryError::Caller) => return self.refuse(Reason::DownstreamClosed, None),
                 Err(TryError::Shed(reason)) => return self.refuse(reason, None),
-                Err(TryError::Failed(failed)) => failed,
+                Err(TryError::Failed(failed)) => {
+                    worker.failed(&endpoint.key, began);
+                    failed
+                }
                 Ok((response, stream)) => {
                     let held = Held {
                         in_flight,
@@ -430,10 +434,12 @@ impl Exchange {
                     match failure_in(endpoint, &response, self.upgrade.is_some()) {
                         None => {
                             worker.observe(&endpoint.key, Ok(()));
+                            worker.answered(&endpoint.key, began);
                             return self.hand_over(to, response, source, held);
                         }
                         Some(failure) => {
                             worker.observe(&endpoint.key, Err(failure));
+                            worker.failed(&endpoint.key, began);
                             let destination = self.record.facts();
                             let destination =
                                 destination.and_then(|closed| closed.destination.clone());

@@ -187,7 +187,10 @@ fn build(context: Context<'_>, service: &Service<'_>, targets: &[&Target], built
 
 fn lb_policy(policy: Option<&BalancePolicy>) -> cluster::cluster::LbPolicy {
     match policy.unwrap_or(&BalancePolicy::LeastRequest) {
-        BalancePolicy::LeastRequest => cluster::cluster::LbPolicy::LeastRequest,
+        // Envoy's is an extension that few are built with.
+        BalancePolicy::LeastRequest | BalancePolicy::PeakEwma => {
+            cluster::cluster::LbPolicy::LeastRequest
+        }
         BalancePolicy::RoundRobin => cluster::cluster::LbPolicy::RoundRobin,
         BalancePolicy::Random => cluster::cluster::LbPolicy::Random,
         BalancePolicy::RingHash(_) => cluster::cluster::LbPolicy::RingHash,
@@ -201,9 +204,13 @@ pub(super) fn hash_on(route: &MeshRoute, protocol: ProtocolSpec) -> Option<HashM
             Some(HashMeta::Header(name.0.clone()))
         }
         (BalancePolicy::RingHash(_), _) => Some(HashMeta::Source),
-        (BalancePolicy::LeastRequest | BalancePolicy::RoundRobin | BalancePolicy::Random, _) => {
-            None
-        }
+        (
+            BalancePolicy::LeastRequest
+            | BalancePolicy::PeakEwma
+            | BalancePolicy::RoundRobin
+            | BalancePolicy::Random,
+            _,
+        ) => None,
     }
 }
 
@@ -281,6 +288,7 @@ fn meta(route: &Document<MeshRoute>, port: &Port, described: Option<ServiceMeta>
             max_ejected: passive.max_ejected.as_ref().map_or(1.0, |share| share.0.0),
             keep_at_least: passive.keep_at_least.unwrap_or(1),
         },
+        peak_ewma: spec.balance.policy == Some(BalancePolicy::PeakEwma),
         hash_on: hash_on(spec, port.protocol),
         slow_start_millis: (lb_config(spec).is_none() && !slow_start(spec).is_zero())
             .then(|| millis(slow_start(spec))),

@@ -190,6 +190,7 @@ fn balance(cluster: &cluster::Cluster, meta: &ClusterMeta) -> Result<Balance, St
 
     match LbPolicy::try_from(cluster.lb_policy) {
         Ok(LbPolicy::RoundRobin) => Ok(Balance::RoundRobin),
+        Ok(LbPolicy::LeastRequest) if meta.peak_ewma => Ok(Balance::PeakEwma),
         Ok(LbPolicy::LeastRequest) => Ok(Balance::LeastRequest),
         Ok(LbPolicy::Random) => Ok(Balance::Random),
         Ok(LbPolicy::RingHash) => match &meta.hash_on {

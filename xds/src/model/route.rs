@@ -208,6 +208,11 @@ pub(crate) enum BalancePolicy {
     RoundRobin,
     /// Drawn by weight.
     Random,
+    /// The one of two drawn by weight that costs less: how long it takes to answer, times what is under
+    /// way there and one more. Each worker learns it from the heads of responses, and of tcp from
+    /// connecting. A peak counts at once and is forgotten within tens of seconds; what fails counts as
+    /// 1 s at the least.
+    PeakEwma,
     /// By a key.
     RingHash(HashSpec),
 }

@@ -117,7 +117,7 @@ coded_enum! {
     Address { 0 Socket(address), 1 Name(host, port), 2 Each(host, port) }
     EndpointTls { 0 None, 1 Workload, 2 Mesh { sni, expected } }
     HttpVersion { 0 Same, 1 H1, 2 H2 }
-    Balance { 0 LeastRequest, 1 RoundRobin, 2 Random, 3 RingHash(on) }
+    Balance { 0 LeastRequest, 1 RoundRobin, 2 Random, 3 RingHash(on), 4 PeakEwma }
     HashOn { 0 Header(name), 1 Source }
     TooFew { 0 UseAll, 1 Fail }
     ActiveKind { 0 Http { path, host }, 1 Tcp, 2 Grpc { service, host } }

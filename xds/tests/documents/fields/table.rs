@@ -437,6 +437,13 @@ fn backends() -> Vec<Row> {
         ),
         row(
             "orders",
+            "spec.balance.policy",
+            "least-request",
+            "peak-ewma",
+        )
+        .seen_by("data_balance::the_endpoint_that_answers_sooner_gets_more_by_latency"),
+        row(
+            "orders",
             "spec.balance.policy.ring-hash.header",
             "x-user",
             "x-tenant",
