@@ -11,12 +11,14 @@ use http::{HeaderMap, Request, Response, Version};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::data_client::{Client, Wire};
 use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route, route, statuses};
 use crate::data_services::{HttpService, Mode, TcpService};
-use crate::mesh::{Body, Cluster, Service, empty, eventually, send, within};
+use crate::mesh::{
+    Body, Cluster, Service, collect, empty, eventually, frames, full, h2, send, within,
+};
 
 /// gRPC's health service: `grpc.health.v1` of one service, whose status a test sets.
 struct Health {
@@ -315,5 +317,55 @@ async fn the_endpoint_that_answers_sooner_gets_more_by_latency() {
         let hits = slow.hits() - before;
         assert!((at_least..=at_most).contains(&hits), "{policy}: {hits}");
         gateway.process.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_old_takes_no_new_request_and_loses_none() {
+    for version in ["h1", "h2"] {
+        let service = Service::handling(|request: Request<Incoming>| async move {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            Response::new(full(body))
+        })
+        .await;
+        let backends = format!(
+            "backends: [{{ {}, version: {version} }}]",
+            endpoints(&[service.address])
+        );
+        for (age, is_replaced) in [("50ms", true), ("10m", false), ("0s", false)] {
+            let balance = format!("balance: {{ maxConnectionAge: {age} }}");
+            let gateway = Gateway::alone(&near_route("hello", &[&backends, &balance])).await;
+            // One connection is one worker, and each has connections of its own.
+            let tcp = TcpStream::connect(gateway.apps()).await.unwrap();
+            let mut client = h2(tcp).await;
+            let uri = format!("http://{HELLO}/");
+            let before = service.connections();
+            // This one is under way while others find its connection too old.
+            let (parts, body) = frames();
+            let long = client.send_request(Request::post(&uri).body(body).unwrap());
+            parts.send(Bytes::from_static(b"be")).await.unwrap();
+            let long = tokio::spawn(long);
+            let opened = || service.connections() - before;
+            if is_replaced {
+                eventually("the fourth connection", async || {
+                    let short = client.send_request(Request::post(&uri).body(empty()).unwrap());
+                    assert_eq!(within("an answer", short).await.unwrap().status(), 200);
+                    (opened() >= 4).then_some(())
+                })
+                .await;
+            } else {
+                for _ in 0..50 {
+                    let short = client.send_request(Request::post(&uri).body(empty()).unwrap());
+                    assert_eq!(within("an answer", short).await.unwrap().status(), 200);
+                }
+                // Of HTTP/1.1 the long one has its own.
+                assert!(opened() <= 2, "{version} {age}: {}", opened());
+            }
+            parts.send(Bytes::from_static(b"fore")).await.unwrap();
+            drop(parts);
+            let answer = within("the long answer", long).await.unwrap().unwrap();
+            assert_eq!(collect(answer).await.text(), "before");
+            gateway.process.finish().await;
+        }
     }
 }

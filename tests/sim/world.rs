@@ -189,6 +189,7 @@ impl Route {
                 failover,
                 active,
                 passive,
+                connection_age_max: Duration::ZERO,
                 slow_start,
                 timeouts: Timeouts {
                     connect: Duration::from_secs(1),

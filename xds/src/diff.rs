@@ -585,12 +585,15 @@ fn of_policy(policy: &ClusterPolicy, fields: &mut Fields) {
         failover,
         active,
         passive,
+        connection_age_max,
         slow_start,
         timeouts,
         retries,
         limits,
     } = policy;
     fields.insert("balance.policy", one(format!("{balance:?}")));
+    let age = duration(*connection_age_max);
+    fields.insert("balance.maxConnectionAge", one(age));
     of_failover(failover, fields);
     if let Some(active) = active {
         let asks = match &active.kind {

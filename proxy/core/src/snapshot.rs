@@ -272,6 +272,8 @@ pub struct ClusterPolicy {
     pub active: Option<ActiveCheck>,
     /// What is learned from traffic.
     pub passive: PassiveCheck,
+    /// After so long an HTTP connection to an endpoint takes no new requests; zero: it takes any.
+    pub connection_age_max: Duration,
     /// For how long an endpoint that comes (back) to others gets less than its weight; zero: not.
     pub slow_start: Duration,
     /// Deadlines.

@@ -524,6 +524,7 @@ fn cluster(sizes: &[usize]) -> Cluster {
                 max_ejected: 1.0,
                 keep_at_least: 1,
             },
+            connection_age_max: Duration::ZERO,
             slow_start: Duration::ZERO,
             timeouts: Timeouts {
                 connect: Duration::from_secs(1),

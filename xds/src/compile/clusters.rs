@@ -177,7 +177,11 @@ fn build(context: Context<'_>, service: &Service<'_>, targets: &[&Target], built
             healthy_panic_threshold: Some(pb::percent::Percent { value: 0.0 }),
             ..Default::default()
         }),
-        typed_extension_protocol_options: protocol_options(targets, service.port.protocol),
+        typed_extension_protocol_options: protocol_options(
+            targets,
+            service.port.protocol,
+            or_secs(route.balance.max_connection_age.as_ref(), 0),
+        ),
         name,
         ..Default::default()
     };
@@ -654,7 +658,7 @@ fn breakers(limits: &RouteLimitsSpec, budget: f64) -> cluster::CircuitBreakers {
 type Options = std::collections::HashMap<String, pb::Any>;
 
 /// The HTTP version for Envoy, which has one for the whole cluster.
-fn protocol_options(targets: &[&Target], protocol: ProtocolSpec) -> Options {
+fn protocol_options(targets: &[&Target], protocol: ProtocolSpec, age_max: Duration) -> Options {
     use crate::meta::VersionMeta;
     use upstream_http::http_protocol_options as options;
 
@@ -691,6 +695,10 @@ fn protocol_options(targets: &[&Target], protocol: ProtocolSpec) -> Options {
     };
     packed_options(&upstream_http::HttpProtocolOptions {
         upstream_protocol_options: Some(choice),
+        common_http_protocol_options: (!age_max.is_zero()).then(|| core::HttpProtocolOptions {
+            max_connection_duration: pb::duration(age_max),
+            ..Default::default()
+        }),
         ..Default::default()
     })
 }

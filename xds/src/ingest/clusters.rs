@@ -169,6 +169,7 @@ pub(super) fn traffic(
             },
             active: cluster.health_checks.first().map(active).transpose()?,
             passive: passive(cluster, meta)?,
+            connection_age_max: connection_age_max(cluster)?,
             slow_start: slow_start(cluster, meta)?,
             timeouts: timeouts(cluster, &meta.timeouts)?,
             retries: retries(&meta.retries)?,
@@ -210,6 +211,16 @@ fn balance(cluster: &cluster::Cluster, meta: &ClusterMeta) -> Result<Balance, St
         )),
         Err(_) => Err(format!("lb_policy {} is not known", cluster.lb_policy)),
     }
+}
+
+/// Of clusters of bytes, which have no HTTP options, and where nothing is said: any age.
+fn connection_age_max(cluster: &cluster::Cluster) -> Result<Duration, String> {
+    let Some(any) = cluster.typed_extension_protocol_options.get(HTTP_OPTIONS) else {
+        return Ok(Duration::ZERO);
+    };
+    let http: upstream_http::HttpProtocolOptions = pb::unpack(any)?;
+    let common = http.common_http_protocol_options.unwrap_or_default();
+    Ok(pb::from_duration(common.max_connection_duration.as_ref()).unwrap_or_default())
 }
 
 fn slow_start(cluster: &cluster::Cluster, meta: &ClusterMeta) -> Result<Duration, String> {

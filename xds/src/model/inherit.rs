@@ -89,7 +89,7 @@ macro_rules! inherit_fields {
 }
 
 inherit_fields! {
-    BalanceSpec { policy }
+    BalanceSpec { policy, max_connection_age }
     LocalitySpec { prefer }
     FailoverSpec { order, never, start, full, hold, failback, too_few }
     FailbackSpec { after, ramp }
@@ -197,6 +197,7 @@ impl MeshDefaults {
             if let Some(BalancePolicy::RingHash(on)) = &mut suits.balance.policy {
                 *on = HashSpec::Source;
             }
+            suits.balance.max_connection_age = None;
             suits.timeouts.response_headers = None;
             suits.timeouts.per_try = None;
             suits.retries = RetriesSpec::default();

@@ -196,6 +196,11 @@ pub(crate) enum VersionSpec {
 pub(crate) struct BalanceSpec {
     /// Default `least-request`.
     pub policy: Option<BalancePolicy>,
+    /// After so long, give or take a tenth, a connection to an endpoint takes no new requests: the next
+    /// are sent over another one, which may lead elsewhere where an address stands for several. What is
+    /// under way on it goes on. http only: a tcp connection is one caller's, and is never cut for its age.
+    /// Default `0s`: any age.
+    pub max_connection_age: Option<Text<Duration>>,
 }
 
 /// How one endpoint of a level is picked.

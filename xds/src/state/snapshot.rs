@@ -41,7 +41,9 @@ coded! {
     Rule { from, via, listeners, sources, methods, paths, position }
     Position { file, line }
     Mirror { route, to, host, share, timeout, body_bytes_max, in_flight_max }
-    ClusterPolicy { balance, failover, active, passive, slow_start, timeouts, retries, limits }
+    ClusterPolicy {
+        balance, failover, active, passive, connection_age_max, slow_start, timeouts, retries, limits,
+    }
     Level { name, members }
     Endpoint { key, backend, address, weight, locality, peer, tls, version, proxy_protocol }
     Failover { start, full, hold, failback_after, failback_ramp, too_few }

@@ -425,6 +425,11 @@ fn what_could_never_have_an_effect_is_an_error() {
             "`ring-hash: source`",
         ),
         (
+            format!("{tcp}, balance: {{maxConnectionAge: 10m}}"),
+            "spec.balance.maxConnectionAge",
+            "the route is tcp",
+        ),
+        (
             format!("{tcp}, health: {{active: {{grpc: shop.Orders}}}}"),
             "spec.health.active.grpc",
             "`tcp: true`",

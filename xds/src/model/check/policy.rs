@@ -183,6 +183,9 @@ fn selects_something(
 
 fn balance(check: &mut Checker<'_, MeshRoute>, has_http: bool) {
     let policy = &check.document.spec.balance.policy;
+    if !has_http && check.document.spec.balance.max_connection_age.is_some() {
+        http_only(check, "spec.balance.maxConnectionAge");
+    }
     if !has_http && matches!(policy, Some(BalancePolicy::RingHash(HashSpec::Header(_)))) {
         check.no_effect(
             "spec.balance.policy.ring-hash.header",

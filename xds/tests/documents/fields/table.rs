@@ -435,6 +435,8 @@ fn backends() -> Vec<Row> {
             "12121212",
             "22211121",
         ),
+        row("orders", "spec.balance.maxConnectionAge", "0s", "10m")
+            .seen_by("data_balance::a_connection_that_is_old_takes_no_new_request_and_loses_none"),
         row(
             "orders",
             "spec.balance.policy",
