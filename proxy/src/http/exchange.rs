@@ -389,9 +389,7 @@ impl Exchange {
         } = before.map_or_else(Tries::default, |before| *before);
         let mut give_up = None;
         let shares = to.published.shares_of(to.cluster);
-        let from = self.context.origin.source.ip();
-        let draw = worker.draw_for(cluster, from, Some(&self.head.headers));
-        for attempt in plan(cluster, shares, &load, draw) {
+        for attempt in plan(cluster, shares, &load, self.draw(cluster)) {
             if let Some(before) = &failed {
                 let is_unseen = before.failure.is_unseen();
                 // One that answers or that may be at work on it is there: nothing is sent to those that
@@ -421,10 +419,7 @@ impl Exchange {
             let now_failed = match self.try_endpoint(to, &attempt, attempts, source).await {
                 Err(TryError::Caller) => return self.refuse(Reason::DownstreamClosed, None),
                 Err(TryError::Shed(reason)) => return self.refuse(reason, None),
-                Err(TryError::Failed(failed)) => {
-                    worker.failed(&endpoint.key, began);
-                    failed
-                }
+                Err(TryError::Failed(failed)) => failed,
                 Ok((response, stream)) => {
                     let held = Held {
                         in_flight,
@@ -439,7 +434,6 @@ impl Exchange {
                         }
                         Some(failure) => {
                             worker.observe(&endpoint.key, Err(failure));
-                            worker.failed(&endpoint.key, began);
                             let destination = self.record.facts();
                             let destination =
                                 destination.and_then(|closed| closed.destination.clone());
@@ -449,6 +443,7 @@ impl Exchange {
                     }
                 }
             };
+            worker.failed(&endpoint.key, began);
             failed = Some(now_failed.after(failed));
         }
         let may_go_on = failed.as_ref().is_none_or(|before| {
@@ -464,6 +459,12 @@ impl Exchange {
             return self.answer_by(next, role, source, before).await;
         }
         self.give_up(failed, to, role, source)
+    }
+
+    /// What a plan of this cluster draws for the request, and for its copies.
+    pub(super) fn draw(&self, cluster: &Cluster) -> u64 {
+        let source = self.context.origin.source.ip();
+        (self.context.worker).draw_for(cluster, source, Some(&self.head.headers))
     }
 
     /// As [`answer`](Self::answer), for another part of a split.

@@ -77,8 +77,7 @@ fn start(
     };
     let load = |endpoint| worker.load(to.cluster(), endpoint);
     let shares = published.shares_of(mirror.to);
-    let from = exchange.context.origin.source.ip();
-    let draw = worker.draw_for(to.cluster(), from, Some(&exchange.head.headers));
+    let draw = exchange.draw(to.cluster());
     let Some(attempt) = plan(to.cluster(), shares, &load, draw).next() else {
         worker
             .shared

@@ -124,7 +124,9 @@ fn judge(
         return (is_refusal.then_some(())).ok_or_else(|| format!("answered {status}"));
     }
     // Where there is no message, the status stands in the head.
-    let code = trailers.get(GRPC_STATUS).or(headers.get(GRPC_STATUS));
+    let code = trailers
+        .get(GRPC_STATUS)
+        .or_else(|| headers.get(GRPC_STATUS));
     match code.and_then(|code| code.to_str().ok()) {
         None => Err("answered without grpc-status".to_owned()),
         Some("0") => match decode(message)? {
