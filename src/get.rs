@@ -153,7 +153,15 @@ fn routes(content: &Value) -> Table {
 
 fn peers(content: &Value) -> Table {
     let mut table = Table::new(&[
-        "PEER", "CLUSTER", "LOCALITY", "STATE", "GATEWAY", "HEALTHY", "WAYS",
+        "PEER",
+        "CLUSTER",
+        "LOCALITY",
+        "STATE",
+        "GATEWAY",
+        "HEALTHY",
+        "WAYS",
+        "REPORT",
+        "NOT-WHOLE",
     ]);
     for peer in list(content) {
         let gateways = list(field(peer, "gateways"));
@@ -161,6 +169,14 @@ fn peers(content: &Value) -> Table {
         for gateway in gateways {
             let mut row = of_peer();
             row.extend(texts(gateway, ["address", "healthy", "total"]));
+            row.push(report(field(gateway, "report")));
+            let behind = list(field(gateway, "behind")).iter();
+            let not_whole = behind.filter(|of| field(of, "healthy") != field(of, "total"));
+            let of = |of: &Value| {
+                let (healthy, total) = (field(of, "healthy"), field(of, "total"));
+                format!("{} {healthy}/{total}", word(field(of, "service")))
+            };
+            row.push(not_whole.map(of).collect::<Vec<_>>().join(", "));
             table.row(row);
         }
         if gateways.is_empty() {
@@ -168,6 +184,18 @@ fn peers(content: &Value) -> Table {
         }
     }
     table
+}
+
+/// How things stand with the reports of a peer's gateway, in words.
+pub(crate) fn report(of: &Value) -> String {
+    let state = word(field(of, "state"));
+    let is_leaving = word(field(of, "presence")) == "leaving";
+    match field(of, "age_seconds").as_f64() {
+        Some(age) if state == "reporting" && is_leaving => format!("leaving, {age:.0}s ago"),
+        Some(age) if state == "reporting" => format!("{age:.0}s ago"),
+        Some(age) if state == "reaching" => format!("last {age:.0}s ago"),
+        Some(_) | None => state.to_owned(),
+    }
 }
 
 fn failovers(timeline: &Value) -> Table {

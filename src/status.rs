@@ -10,6 +10,7 @@ use time::format_description::well_known::Rfc3339;
 use zeugma_xds::suggest;
 
 use crate::admin::{self, Admin, AdminError, Output, Target, field, query};
+use crate::get::report;
 use crate::table::Table;
 
 #[derive(Debug, Args)]
@@ -120,22 +121,7 @@ impl State {
         };
         writeln!(text, "identity {identity}{from}").ok();
         for peer in list(&self.peers) {
-            let count = |name: &str| {
-                let gateways = list(field(peer, "gateways")).iter();
-                gateways
-                    .filter_map(|one| field(one, name).as_u64())
-                    .sum::<u64>()
-            };
-            writeln!(
-                text,
-                "peer {}  {}  {}  {}/{} ways healthy",
-                word(field(peer, "name")),
-                word(field(peer, "locality")),
-                word(field(peer, "state")),
-                count("healthy"),
-                count("total"),
-            )
-            .ok();
+            writeln!(text, "{}", peer_line(peer)).ok();
         }
         let mut table = Table::new(&[
             "SERVICE",
@@ -156,6 +142,31 @@ impl State {
         }
         text
     }
+}
+
+/// A peer in a line.
+fn peer_line(peer: &Value) -> String {
+    let gateways = || list(field(peer, "gateways")).iter();
+    let count = |name: &str| {
+        let counts = gateways().filter_map(|one| field(one, name).as_u64());
+        counts.sum::<u64>()
+    };
+    let reports: Vec<String> = (gateways().map(|one| report(field(one, "report"))))
+        .filter(|words| !words.is_empty())
+        .collect();
+    let reports = if reports.is_empty() {
+        String::new()
+    } else {
+        format!("  reports: {}", reports.join(", "))
+    };
+    format!(
+        "peer {}  {}  {}  {}/{} ways healthy{reports}",
+        word(field(peer, "name")),
+        word(field(peer, "locality")),
+        word(field(peer, "state")),
+        count("healthy"),
+        count("total"),
+    )
 }
 
 fn row(route: &Value, now: OffsetDateTime) -> Vec<String> {

@@ -3,6 +3,7 @@
 mod api;
 mod check;
 mod events;
+mod explain;
 mod levers;
 mod tap;
 mod ui;
@@ -578,7 +579,7 @@ fn clusters_json(published: &Published) -> Response {
                             "locality": endpoint.locality.to_string(),
                             "weight": endpoint.weight,
                             "given": shares.parts.get(ix.0).unwrap_or(&1.0),
-                            "status": status.map(status_label),
+                            "status": status.map(EndpointStatus::label),
                         })
                     })
                     .collect();
@@ -593,15 +594,6 @@ fn clusters_json(published: &Published) -> Response {
     as_json(&json!({ "clusters": all }))
 }
 
-pub(crate) const fn status_label(status: EndpointStatus) -> &'static str {
-    match status {
-        EndpointStatus::Healthy => "healthy",
-        EndpointStatus::Unknown => "unknown",
-        EndpointStatus::Ejected => "ejected",
-        EndpointStatus::Unhealthy => "unhealthy",
-    }
-}
-
 async fn listeners(State(shared): State<Arc<Shared>>) -> Response {
     let published = shared.published.load();
     let all: Vec<Value> = published
@@ -612,7 +604,7 @@ async fn listeners(State(shared): State<Arc<Shared>>) -> Response {
             json!({
                 "name": &*listener.name,
                 "address": listener.address.to_string(),
-                "role": format!("{:?}", listener.role).to_lowercase(),
+                "role": listener.role.label(),
             })
         })
         .collect();

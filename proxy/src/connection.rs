@@ -16,12 +16,14 @@ use std::time::Instant;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, peer_of};
+use zeugma_core::authorize::{
+    Asking, Evidence, Verdict, authorize, evidence, gateways_of, peer_of,
+};
 use zeugma_core::engine::cluster_of;
 use zeugma_core::hello::ClientHello;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
-use zeugma_core::route::{Routed, route_plaintext, route_tls};
+use zeugma_core::route::{REPORTS_ALPN, Routed, route_plaintext, route_tls};
 use zeugma_core::snapshot::{ClusterIx, Failure, Listener, Protocol, Service, ServiceIx, Snapshot};
 use zeugma_core::svid::Rule;
 use zeugma_core::verdict::Reason;
@@ -30,6 +32,7 @@ use crate::account::{Caller, Closed, Destination, Origin, Stretch, TlsFacts};
 use crate::admission::{Counted, NO_LOAD_BALANCER};
 use crate::listener::Open;
 use crate::peek::{First, PeekError, peek};
+use crate::peer::tell;
 use crate::proxy_protocol::incoming::{self, IncomingError};
 use crate::recheck::{self, Listed};
 use crate::relay::{Moved, RelayEnd, relay_streams};
@@ -166,7 +169,7 @@ async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Result<Relaying, Reason
     };
     let routed = route(&published.snapshot, listener, &first);
     match routed {
-        Routed::Terminate(_) | Routed::TerminateAnyPort(_) => {}
+        Routed::Terminate(_) | Routed::TerminateAnyPort(_) | Routed::Reports => {}
         Routed::Passthrough(_) | Routed::Plain(_) | Routed::PlainHttp | Routed::Refuse(_) => {
             visit.open.has_shaken();
         }
@@ -190,8 +193,11 @@ async fn carry(visit: &mut Visit, mut tcp: TcpStream) -> Result<Relaying, Reason
             let stream = Stream::Plain(stream);
             Err(Box::pin(http::serve(visit, None, None, first.version(), stream)).await)
         }
+        (Routed::Reports, First::Hello(_)) => Err(Box::pin(reports(visit, stream)).await),
         (Routed::Refuse(reason), _) => Err(refuse(visit, stream.into_tcp(), reason).await),
-        (Routed::Terminate(_) | Routed::TerminateAnyPort(_), _) => Err(Reason::Internal),
+        (Routed::Terminate(_) | Routed::TerminateAnyPort(_) | Routed::Reports, _) => {
+            Err(Reason::Internal)
+        }
     }
 }
 
@@ -319,6 +325,35 @@ async fn terminate(
             .await
         }
     }
+}
+
+/// Ends the TLS of a caller that asks for health reports, and tells it, if it is a peer's gateway.
+async fn reports(visit: &mut Visit, stream: Prefixed) -> Reason {
+    let shared = Arc::clone(&visit.worker.shared);
+    let published = Arc::clone(&visit.published);
+    let refused = Refused::default();
+    let admit = visit.gateways_alone(Arc::clone(&refused));
+    let limit = shared.settings.limits.handshake_timeout;
+    let deadline = limit.saturating_sub(visit.began.elapsed());
+    let credentials = shared.credentials.load_full();
+    let alpn = &[REPORTS_ALPN];
+    let session = match mtls::terminate(stream, &credentials, alpn, Some(admit), deadline).await {
+        Ok(session) => session,
+        Err(error) => return visit.refuse_session(error, &refused),
+    };
+    visit.open.has_shaken();
+    visit.caller.identity = Some(session.peer.id.as_str().into());
+    visit.listed.is_by(&session.peer);
+    visit.listed.asks(recheck::Open::Reports, None);
+    let trusted = Some(credentials.generation());
+    (visit.listed).settle(&shared, published.generation, trusted);
+    if let Some(tls) = &mut visit.tls {
+        tls.group = session.group;
+    }
+    let source = visit.listed.source().ip();
+    let peer = peer_of(&published.snapshot, source, &session.peer.id);
+    visit.caller.peer = peer.map(|ix| Arc::clone(&published.snapshot.peer(ix).name));
+    tell::serve(visit, session.stream, &session.peer.id).await
 }
 
 /// Carries a plaintext connection of a one-route listener.
@@ -733,6 +768,20 @@ impl Visit {
                     false
                 }
             }
+        })
+    }
+
+    /// A check inside the handshake that lets in the gateways of peers.
+    fn gateways_alone(&self, refused: Refused) -> Admit {
+        let published = Arc::clone(&self.published);
+        let source = self.listed.source().ip();
+        Box::new(move |id: &SpiffeId| {
+            let is_gateway = !gateways_of(&published.snapshot, source, id).is_empty();
+            if !is_gateway {
+                // One handshake asks once.
+                drop(refused.set((id.clone(), Reason::NotAGateway)));
+            }
+            is_gateway
         })
     }
 

@@ -26,7 +26,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use zeugma_core::fleet::{Fleet, FleetEvent};
+use zeugma_core::fleet::{Fleet, FleetEvent, Said};
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{EndpointKey, Snapshot};
 use zeugma_core::time::Time;
@@ -48,6 +48,7 @@ use crate::listener::WorkerHandle;
 use crate::logging::Logging;
 use crate::memory;
 use crate::metrics::Metrics;
+use crate::peer::ask::{self, HEARD_MAX, Heard};
 use crate::probe::{Finding, probe};
 use crate::pulse::Pulses;
 use crate::resolve::Names;
@@ -246,15 +247,16 @@ async fn control(
     let before = arrival.adopted.before().to_vec();
     let interfaces = Interfaces::bind(&settings, &mut arrival.adopted)?;
     let passed = (interfaces.offered(&settings)).map_err(system("no sockets to pass on"))?;
-    let admission = Admission::new(settings.limits.connections, open_files);
     let shared = Arc::new(Shared {
         published: ArcSwap::from_pointee(first_published(&snapshot, shares)),
         credentials: ArcSwap::from_pointee(credentials),
         changes: watch::channel(0).0,
+        peers: Default::default(),
         names: ArcSwap::from_pointee(Names::default()),
         federation,
         workload_api: WorkloadApi::new(settings.svid.workload_api()),
         log: open_log(&settings)?,
+        admission: Admission::new(settings.limits.connections, open_files),
         settings,
         metrics: Metrics::new(),
         observations,
@@ -265,7 +267,6 @@ async fn control(
         open: AtomicUsize::new(0),
         windows: Arc::default(),
         admin: AdminSide::of(&options.logging),
-        admission,
         pulses: Pulses::new(),
         started: Instant::now(),
         #[cfg(feature = "otlp")]
@@ -275,12 +276,12 @@ async fn control(
     let (handles, threads, workers_ended) = start_workers(&shared, shared.settings.workers)?;
     let accepting = Accepting::new(Arc::clone(&shared), handles);
     let bound = accepting.bind_new(&snapshot, &mut arrival.adopted)?;
-    count_panics(&shared);
     let (names, resolving, names_asked) = Named::begin(&snapshot, &shared);
     let (reloads, mut reloaded) = mpsc::channel(1);
     let again = files.again();
     let reloading = files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?);
-    let _beside = begin_beside(&shared, resolving, reloading, keeper.as_ref());
+    let (_beside, heard) = begin_beside(&shared, resolving, reloading, keeper.as_ref());
+    let told = (observed, heard);
     let mut control = Control {
         shared,
         fleet,
@@ -304,7 +305,7 @@ async fn control(
     let taking = (arrival.taking, before);
     let starting = Stage::starting(names_asked);
     let (stage, asked, begun) = control.begin(starting, bound, taking, &mut reloaded).await;
-    control.serve(stage, observed, reloaded, asked).await?;
+    control.serve(stage, told, reloaded, asked).await?;
     Ok(begun?)
 }
 
@@ -357,13 +358,14 @@ fn first_published(snapshot: &Arc<Snapshot>, shares: Shares) -> Published {
 }
 
 /// Begins what goes on beside the control loop: neither a slow file system nor a slow name server
-/// holds it up.
+/// holds it up. What peers report comes from there.
 fn begin_beside(
     shared: &Arc<Shared>,
     resolving: impl Future<Output = ()> + 'static,
     reloading: impl Future<Output = ()> + 'static,
     keeper: Option<&Keeper>,
-) -> JoinSet<()> {
+) -> (JoinSet<()>, mpsc::Receiver<Heard>) {
+    count_panics(shared);
     let mut beside = JoinSet::new();
     beside.spawn_local(admission::watch_memory(Arc::clone(shared)));
     beside.spawn_local(memory::give_back_at_rest());
@@ -380,7 +382,9 @@ fn begin_beside(
     if let Some(keeper) = keeper {
         beside.spawn_local(keeper.run());
     }
-    beside
+    let (tell, heard) = mpsc::channel(HEARD_MAX);
+    beside.spawn_local(ask::run(Arc::clone(shared), tell));
+    (beside, heard)
 }
 
 /// Counts every panic of the process: what panics is a connection or a request, and ends alone.
@@ -535,7 +539,7 @@ impl Control {
     async fn serve(
         &mut self,
         mut stage: Stage,
-        mut observed: mpsc::Receiver<Vec<Outcomes>>,
+        (mut observed, mut heard): (mpsc::Receiver<Vec<Outcomes>>, mpsc::Receiver<Heard>),
         mut reloaded: mpsc::Receiver<Reloaded>,
         mut asked: mpsc::Receiver<Asked>,
     ) -> Result<(), GatewayError> {
@@ -545,6 +549,7 @@ impl Control {
         let mut failed = None;
         let shared = Arc::clone(&self.shared);
         let levers = &shared.admin.levers;
+        let mut explains = shared.admin.explains.subscribe();
         loop {
             let is_starting = matches!(stage, Stage::Starting { .. } | Stage::Awaiting { .. });
             if !is_starting {
@@ -562,6 +567,7 @@ impl Control {
                     self.probed(answer);
                     None
                 }
+                Some(heard) = heard.recv() => { self.hear(&heard); None }
                 () = wake, if !is_starting => {
                     self.publish_shares();
                     None
@@ -576,6 +582,11 @@ impl Control {
                 }
                 Some(asked) = asked.recv() => {
                     stage = self.asked(asked, stage);
+                    None
+                }
+                // What it missed has given up by its deadline.
+                Ok(asked) = explains.recv() => {
+                    asked.answer(&self.shared, &self.fleet);
                     None
                 }
                 Some(worker) = self.workers_ended.recv() => {
@@ -690,6 +701,7 @@ impl Control {
                 if !delay.is_zero() =>
             {
                 self.shared.ready.store(false, Ordering::Release);
+                self.tell_leaving();
                 systemd::stopping();
                 let data = json!({ "delay_seconds": delay.as_secs_f64() });
                 self.shared.admin.journal.add("drain-begun", data);
@@ -713,6 +725,7 @@ impl Control {
     /// Ends accepting; what is open has until the deadline.
     fn drain(&mut self) -> Stage {
         self.shared.ready.store(false, Ordering::Release);
+        self.tell_leaving();
         systemd::stopping();
         self.accepting.stop();
         self.end_open()
@@ -760,6 +773,22 @@ impl Control {
         };
         self.fleet.probed(&key, good, self.shared.now());
         self.publish_shares();
+    }
+
+    /// Takes what a peer's gateway reports.
+    fn hear(&mut self, heard: &Heard) {
+        let now = self.shared.now();
+        let (peer, gateway) = (&heard.peer, &heard.gateway);
+        match &heard.report {
+            Some(report) => self.fleet.report(peer, gateway, report, now),
+            None => self.fleet.forget_report(peer, gateway, now),
+        }
+        self.publish_shares();
+    }
+
+    /// Has peers be told that this gateway takes no new work soon.
+    fn tell_leaving(&self) {
+        (self.shared.peers.tidings).send_modify(|tidings| tidings.is_leaving = true);
     }
 
     async fn wait_until(shared: &Shared, at: Time) {
@@ -840,6 +869,7 @@ impl Control {
             renamed,
         };
         self.shared.published.store(Arc::new(published));
+        (self.shared.peers.tidings).send_modify(|tidings| tidings.published += 1);
     }
 
     fn apply(&mut self, reloaded: Reloaded, stage: &Stage) {
@@ -991,6 +1021,19 @@ fn tell_event(event: &FleetEvent) {
         FleetEvent::Healthy { key } => {
             tracing::info!(code = "ZG0424", endpoint = %key, "endpoint passes its active check");
         }
+        FleetEvent::Reported {
+            key,
+            peer,
+            said,
+            turned: true,
+        } => tell_reported(key, peer, *said),
+        FleetEvent::ReportStale {
+            peer,
+            gateway,
+            when_stale,
+        } => {
+            tracing::warn!(code = "ZG0430", %peer, %gateway, ?when_stale, "a peer's gateway has stopped reporting");
+        }
         FleetEvent::FailsAlike { route } => {
             tracing::warn!(code = "ZG0425", %route, "every level fails alike; nothing is ejected: look at the requests");
         }
@@ -1008,7 +1051,28 @@ fn tell_event(event: &FleetEvent) {
                 .collect();
             tracing::info!(code = "ZG0426", %cluster, shares = shares.join(", "), too_few, "traffic moved");
         }
-        other => tracing::debug!(event = ?other, "health"),
+        other @ (FleetEvent::Reported { .. } | _) => {
+            tracing::debug!(event = ?other, "health");
+        }
+    }
+}
+
+fn tell_reported(endpoint: &EndpointKey, peer: &str, said: Said) {
+    match said {
+        Said::Healthy(of) if of.healthy > 0 => {
+            let (healthy, total) = (of.healthy, of.total);
+            tracing::info!(code = "ZG0429", %endpoint, peer, healthy, total, "a peer's gateway is of use again");
+        }
+        Said::Leaving | Said::Nothing => {
+            tracing::info!(code = "ZG0429", %endpoint, peer, "a peer's gateway is of use again: what it reported is forgotten");
+        }
+        Said::Healthy(of) => {
+            let total = of.total;
+            tracing::warn!(code = "ZG0428", %endpoint, peer, total, "a peer's gateway reports that nothing healthy is behind it");
+        }
+        Said::Gone => {
+            tracing::warn!(code = "ZG0428", %endpoint, peer, "a peer's gateway is gone, as it reported it would be");
+        }
     }
 }
 
@@ -1100,7 +1164,9 @@ mod tests {
         };
         let ((_reloads, reloaded), (_asking, asked)) = (mpsc::channel(1), mpsc::channel(1));
         let local = tokio::task::LocalSet::new();
-        let serving = control.serve(Stage::Serving, alone.observed, reloaded, asked);
+        let (_peers, heard) = mpsc::channel(1);
+        let told = (alone.observed, heard);
+        let serving = control.serve(Stage::Serving, told, reloaded, asked);
         let ended = tokio::time::timeout(Duration::from_secs(20), local.run_until(serving)).await;
         let error = ended.unwrap().unwrap_err();
         assert!(matches!(error, GatewayError::Worker(1)), "{error}");

@@ -111,6 +111,7 @@ impl Alone {
             windows: Arc::default(),
             admin: AdminSide::default(),
             changes: watch::channel(0).0,
+            peers: Default::default(),
             started: Instant::now(),
             #[cfg(feature = "otlp")]
             spans: std::sync::OnceLock::new(),

@@ -16,8 +16,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
-use zeugma_core::fleet::FleetEvent;
-use zeugma_core::snapshot::EndpointKey;
+use zeugma_core::fleet::{FleetEvent, Said};
+use zeugma_core::shares::Counts;
+use zeugma_core::snapshot::{EndpointKey, WhenStale};
 
 /// Events that are kept.
 pub(crate) const EVENTS_MAX: usize = 1024;
@@ -63,6 +64,11 @@ impl Event {
             "endpoint-readmitted" => "ZG0422",
             "endpoint-unhealthy" => "ZG0423",
             "endpoint-healthy" => "ZG0424",
+            "endpoint-reported" if self.data.get("empty").is_some_and(|empty| empty == true) => {
+                "ZG0428"
+            }
+            "endpoint-reported" => "ZG0429",
+            "peer-report-stale" => "ZG0430",
             "fails-alike" => "ZG0425",
             "shares-moved" => "ZG0426",
             "lever"
@@ -146,6 +152,10 @@ impl Journal {
         }
         let mut kept = self.kept();
         for event in events {
+            if let FleetEvent::Reported { turned: false, .. } = event {
+                // It is told where it is the cause of a move, and may change many times a second.
+                continue;
+            }
             let FleetEvent::SharesMoved { cluster, route, .. } = event else {
                 let (kind, data) = told(event, &[]);
                 kept.add(at.clone(), kind, data);
@@ -275,9 +285,25 @@ fn cause_of(event: &FleetEvent) -> Option<(&str, String)> {
         FleetEvent::Readmitted { key } => (key, "readmitted".to_owned()),
         FleetEvent::Unhealthy { key } => (key, "fails its active check".to_owned()),
         FleetEvent::Healthy { key } => (key, "passes its active check".to_owned()),
-        FleetEvent::FailsAlike { .. } | FleetEvent::SharesMoved { .. } | _ => return None,
+        FleetEvent::Reported { key, said, .. } => (key, said_text(*said)),
+        FleetEvent::FailsAlike { .. }
+        | FleetEvent::SharesMoved { .. }
+        | FleetEvent::ReportStale { .. }
+        | _ => return None,
     };
     Some((route_of(key), format!("{} {what}", endpoint(key))))
+}
+
+/// What a peer's gateway says, behind its name.
+fn said_text(said: Said) -> String {
+    match said {
+        Said::Healthy(Counts { healthy, total }) => {
+            format!("reports {healthy} of {total} healthy")
+        }
+        Said::Leaving => "reports that it is on its way out".to_owned(),
+        Said::Gone => "is gone, as it reported it would be".to_owned(),
+        Said::Nothing => "reports nothing any more".to_owned(),
+    }
 }
 
 /// An endpoint as people know it: its backend and address, without the route and its TLS.
@@ -303,6 +329,43 @@ fn told(event: &FleetEvent, causes: &[String]) -> (&'static str, Value) {
         FleetEvent::Readmitted { key } => ("endpoint-readmitted", of_endpoint(key)),
         FleetEvent::Unhealthy { key } => ("endpoint-unhealthy", of_endpoint(key)),
         FleetEvent::Healthy { key } => ("endpoint-healthy", of_endpoint(key)),
+        FleetEvent::Reported {
+            key, peer, said, ..
+        } => {
+            let counts = match said {
+                Said::Healthy(counts) => Some(counts),
+                Said::Leaving | Said::Gone | Said::Nothing => None,
+            };
+            let is_empty = match said {
+                Said::Healthy(counts) => counts.healthy == 0,
+                Said::Gone => true,
+                Said::Leaving | Said::Nothing => false,
+            };
+            (
+                "endpoint-reported",
+                json!({
+                    "endpoint": endpoint(key),
+                    "route": route_of(key),
+                    "peer": &**peer,
+                    "cause": said_text(*said),
+                    "empty": is_empty,
+                    "healthy": counts.map(|counts| counts.healthy),
+                    "total": counts.map(|counts| counts.total),
+                }),
+            )
+        }
+        FleetEvent::ReportStale {
+            peer,
+            gateway,
+            when_stale,
+        } => (
+            "peer-report-stale",
+            json!({
+                "peer": &**peer,
+                "gateway": gateway.to_string(),
+                "held": *when_stale == WhenStale::Hold,
+            }),
+        ),
         FleetEvent::FailsAlike { route } => ("fails-alike", json!({ "route": &**route })),
         FleetEvent::SharesMoved {
             cluster,
@@ -389,6 +452,27 @@ mod tests {
         assert_eq!(codes, ["ZG0421", "ZG0421", "ZG0426", "ZG0426"]);
         journal.keep_moves(|cluster| cluster == "shop/cart:80");
         assert_eq!(journal.moved("shop/orders:80"), None);
+    }
+
+    #[test]
+    fn a_report_that_turns_nothing_is_told_as_a_cause_alone() {
+        let reported = |healthy, turned| FleetEvent::Reported {
+            key: EndpointKey("shop/orders|west|192.0.2.1:15443|tls".into()),
+            peer: "west".into(),
+            said: Said::Healthy(Counts { healthy, total: 3 }),
+            turned,
+        };
+        let journal = Journal::default();
+        journal.add_fleet(&[reported(2, false), moved("shop/orders")], None);
+        journal.add_fleet(&[reported(0, true)], None);
+        journal.add_fleet(&[reported(1, false)], None);
+        let told = journal.since(0);
+        let kinds: Vec<_> = told.iter().map(|event| event.kind).collect();
+        assert_eq!(kinds, ["shares-moved", "endpoint-reported"]);
+        let cause = "west 192.0.2.1:15443 reports 2 of 3 healthy";
+        assert_eq!(told[0].data["causes"][0], cause);
+        assert_eq!(told[1].to_json()["code"], "ZG0428");
+        assert_eq!(told[1].data["healthy"], 0);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod admin;
 mod admission;
 mod connection;
 mod control;
+pub mod explain;
 mod federation;
 #[cfg(test)]
 mod fixture;
@@ -23,6 +24,7 @@ mod metrics;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod peek;
+mod peer;
 mod probe;
 mod proxy_protocol;
 mod pulse;

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, text};
@@ -15,6 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use zeugma_xds::{RefusedDocument, Serves};
 
+use zeugma_core::snapshot::Address;
 use zeugma_core::verdict::{Fault, Reason};
 
 use crate::account::Closed;
@@ -93,6 +94,21 @@ struct ByWorker {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByTrustDomain {
     trust_domain: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByGateway {
+    peer: String,
+    gateway: String,
+}
+
+impl ByGateway {
+    fn new(peer: &str, gateway: &Address) -> Self {
+        Self {
+            peer: peer.to_owned(),
+            gateway: gateway.to_string(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -232,6 +248,8 @@ pub(crate) struct Metrics {
     names_asked: Family<OfResult, Counter>,
     bundles_fetched: Family<OfDomain, Counter>,
     bundle_fetched_at: Family<ByTrustDomain, Gauge>,
+    peer_reporting: Family<ByGateway, Gauge>,
+    peer_reported_at: Family<ByGateway, Gauge>,
     workers_stalled: Gauge,
     pub(crate) pipes: PipeMeter,
 }
@@ -274,6 +292,8 @@ impl Metrics {
             names_asked: Family::default(),
             bundles_fetched: Family::default(),
             bundle_fetched_at: Family::default(),
+            peer_reporting: Family::default(),
+            peer_reported_at: Family::default(),
             workers_stalled: Gauge::default(),
             pipes: PipeMeter::default(),
         };
@@ -361,6 +381,16 @@ impl Metrics {
             "bundle_fetched_timestamp_seconds",
             "When the bundle of a trust domain was fetched last, Unix time",
             self.bundle_fetched_at.clone(),
+        );
+        r.register(
+            "peer_reporting",
+            "1 while a peer's gateway reports how what it exports stands, 0 while it is asked and does not",
+            self.peer_reporting.clone(),
+        );
+        r.register(
+            "peer_report_timestamp_seconds",
+            "When a peer's gateway reported last, Unix time",
+            self.peer_reported_at.clone(),
         );
         r.register(
             "name_questions",
@@ -744,6 +774,25 @@ impl Metrics {
         self.bundle_fetched_at.get_or_create(&labels).set(seconds);
     }
 
+    /// A peer's gateway has reported just now, or does not report.
+    pub(crate) fn peer_reports(&self, peer: &str, gateway: &Address, now: Option<SystemTime>) {
+        let labels = ByGateway::new(peer, gateway);
+        let up = self.peer_reporting.get_or_create(&labels);
+        up.set(i64::from(now.is_some()));
+        drop(up);
+        if let Some(since) = now.and_then(|now| now.duration_since(UNIX_EPOCH).ok()) {
+            let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+            self.peer_reported_at.get_or_create(&labels).set(seconds);
+        }
+    }
+
+    /// A peer's gateway is not asked any more.
+    pub(crate) fn peer_forgotten(&self, peer: &str, gateway: &Address) {
+        let labels = ByGateway::new(peer, gateway);
+        self.peer_reporting.remove(&labels);
+        self.peer_reported_at.remove(&labels);
+    }
+
     pub(crate) fn name_asked(&self, result: &'static str) {
         self.names_asked.get_or_create(&OfResult { result }).inc();
     }
@@ -1058,6 +1107,8 @@ mod tests {
         metrics.bundle_fetched("acme.example", "new");
         metrics.bundle_fetched_at("acme.example", Duration::from_secs(1));
         metrics.documents_refused(&[]);
+        let gateway = Address::Socket(([192, 0, 2, 1], 15443).into());
+        metrics.peer_reports("west", &gateway, Some(SystemTime::now()));
         metrics.pipes.fell_back("pipes");
         let text = metrics.encode(Some(alone.shared.published.load_full()));
         let series = text.lines().filter(|line| !line.starts_with('#'));

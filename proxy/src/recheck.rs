@@ -50,6 +50,8 @@ pub(crate) enum Open {
     Bytes,
     /// A HTTP connection: it is asked to leave, and its requests have entries of their own.
     Session,
+    /// Health reports to the gateway of a peer.
+    Reports,
     /// A HTTP request, or what it was upgraded to.
     Request(Rc<(Method, Uri)>),
 }
@@ -226,7 +228,9 @@ impl Known {
     fn carrying(&self, entry: &Entry) -> Carrying {
         let request = match &self.open {
             Open::Request(request) => Some((request.0.to_string(), request.1.path().to_owned())),
-            Open::Undecided | Open::Passthrough | Open::Bytes | Open::Session => None,
+            Open::Undecided | Open::Passthrough | Open::Bytes | Open::Session | Open::Reports => {
+                None
+            }
         };
         let upstream = self.upstream.as_ref();
         Carrying {
@@ -256,6 +260,7 @@ impl Open {
             Self::Passthrough => "passthrough",
             Self::Bytes => "tcp",
             Self::Session => "http",
+            Self::Reports => "reports",
             Self::Request(_) => "request",
         }
     }
@@ -408,11 +413,11 @@ impl Entry {
         std::future::poll_fn(|cx| self.poll_told(cx, How::Cut)).await;
     }
 
-    /// As [`cut`](Self::cut), but a HTTP connection is left to end itself.
+    /// As [`cut`](Self::cut), but a HTTP connection is left to end itself, and so are reports.
     pub(crate) async fn cut_unless_session(&self) {
         std::future::poll_fn(|cx| {
             let cut = self.poll_told(cx, How::Cut);
-            if matches!(self.known.borrow().open, Open::Session) {
+            if matches!(self.known.borrow().open, Open::Session | Open::Reports) {
                 return Poll::Pending;
             }
             cut
@@ -549,6 +554,7 @@ impl Judge {
             Open::Passthrough => Kind::Passthrough,
             Open::Bytes => Kind::Bytes,
             Open::Undecided | Open::Session => Kind::Session,
+            Open::Reports => Kind::Reports,
             Open::Request(request) => Kind::Request {
                 method: request.0.as_str(),
                 path: request.1.path(),
@@ -589,7 +595,7 @@ impl Judge {
             return Ok(());
         };
         if let Err(refusal) = self.credentials.judge(peer, self.now) {
-            let is_session = matches!(known.open, Open::Session);
+            let is_session = matches!(known.open, Open::Session | Open::Reports);
             let ran_out = refusal.violation.rule == Rule::Expired;
             // T3: what ran out makes no new requests; bytes and requests under way go on.
             if is_session || !ran_out {

@@ -117,6 +117,7 @@ impl World {
             published: ArcSwap::from_pointee(published(1, snapshot)),
             credentials: ArcSwap::from_pointee(credentials(&folder)),
             changes: watch::channel(0).0,
+            peers: Default::default(),
             federation: crate::federation::Federation::kept(&settings),
             workload_api: crate::identity::WorkloadApi::new(None),
             names: ArcSwap::from_pointee(Names::default()),

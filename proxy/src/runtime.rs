@@ -35,6 +35,7 @@ use zeugma_xds::{GatewaySettings, ResourceList};
 use crate::account::{AccessLog, Caller, Closed, Origin, Stretch};
 use crate::admission::{Admission, NO_LOAD_BALANCER, UnderWay};
 use crate::connection;
+use crate::explain;
 use crate::federation::Federation;
 use crate::hash::Configured;
 use crate::http::flow::WindowBudget;
@@ -45,6 +46,7 @@ use crate::listener::{Accepted, Handed};
 use crate::listing::{self, Question};
 use crate::logging::Logging;
 use crate::metrics::{Latest, Metrics};
+use crate::peer::PeerSide;
 use crate::pulse::Pulses;
 use crate::recheck::{self, Registry};
 use crate::relay::Pipes;
@@ -106,6 +108,8 @@ pub(crate) struct AdminSide {
     pub(crate) taps: Arc<Taps>,
     /// What the workers are asked.
     pub(crate) questions: broadcast::Sender<Question>,
+    /// What the control thread is asked to explain.
+    pub(crate) explains: broadcast::Sender<explain::Asked>,
     /// What the control thread is asked.
     pub(crate) levers: Levers,
     /// How much the log tells.
@@ -126,6 +130,7 @@ impl Default for AdminSide {
             journal: Journal::default(),
             taps: Arc::default(),
             questions: broadcast::channel(listing::QUESTIONS_MAX).0,
+            explains: broadcast::channel(explain::ASKED_MAX).0,
             levers: Levers::default(),
             logging: Logging::default(),
         }
@@ -149,6 +154,8 @@ pub(crate) struct Shared {
     pub(crate) credentials: ArcSwap<Credentials>,
     /// Counts publications that may take a right away; sent after what it tells of was stored.
     pub(crate) changes: watch::Sender<u64>,
+    /// Health reports to peers, and theirs.
+    pub(crate) peers: PeerSide,
     pub(crate) names: ArcSwap<Names>,
     /// Bundles that are fetched.
     pub(crate) federation: Federation,

@@ -21,7 +21,7 @@ use crate::runtime::InFlight;
 use crate::transport::Stream;
 use crate::transport::alert::is_no_local_endpoint;
 use crate::transport::mtls::ALPN_TCP;
-use crate::upstream::{self, Reached, Unreached, Upstream, connect_budget};
+use crate::upstream::{self, Reached, Unreached, Upstream};
 
 /// What the first bytes of an answer are read into, to see whether it is a refusal.
 const ANSWER_BYTES: usize = 4096;
@@ -68,8 +68,8 @@ pub(crate) async fn walk(
     let cluster = visit.published.snapshot.cluster(to);
     let counted = admission::route_connection(&visit.published, to).map_err(Unreached::for_now)?;
     let budget = match commit {
-        Commit::Hello(_) => cluster.policy.timeouts.response_headers + connect_budget(cluster),
-        Commit::Tcp { .. } => connect_budget(cluster),
+        Commit::Hello(_) => cluster.policy.timeouts.response_headers + cluster.connect_budget(),
+        Commit::Tcp { .. } => cluster.connect_budget(),
     };
     let mut failed = Failed::default();
     let give_up = Instant::now() + budget;
@@ -138,7 +138,7 @@ async fn try_each(
             &Latest::default(),
         );
         let began = worker.begins(cluster);
-        let deadline = upstream::connect_deadline(cluster, endpoint);
+        let deadline = cluster.connect_deadline(endpoint);
         let connected = upstream::connect(&worker.shared, deadline, endpoint, commit.alpn()).await;
         let mut upstream = match connected {
             Ok(upstream) => upstream,

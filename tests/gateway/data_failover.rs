@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::data_client::{Client, Wire, call};
 use crate::data_load::{Calls, Load};
 use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, levels, near_route, statuses};
+use crate::data_reports::without_reports;
 use crate::data_services::{HttpService, Mode, Refusing};
 use crate::mesh::Cluster;
 
@@ -446,7 +447,8 @@ async fn extra_tries_stay_within_their_budget() {
 async fn a_loop_of_gateways_ends_where_it_began() {
     let only_the_other =
         |peer: &str| http_route("hello", &[&format!("backends: [{{ peer: {peer} }}]")]);
-    let pair = Pair::new(&only_the_other("west"), &only_the_other("east")).await;
+    let routes = [only_the_other("west"), only_the_other("east")];
+    let (pair, _places) = Box::pin(without_reports(&routes[0], &routes[1])).await;
     for (wire, method) in [(Wire::H1, "GET"), (Wire::H2, "POST")] {
         let mut client = Client::connect(pair.east.apps(), &wire).await.unwrap();
         let head = client.head(method, HELLO, "/");
@@ -473,10 +475,10 @@ async fn what_a_peer_has_no_endpoint_for_is_tried_elsewhere_even_if_it_is_a_post
         endpoints(&[backup.address()])
     );
     let order = "failover: { order: [{ cluster: west }, { backend: backup }] }";
-    let pair = Pair::new(
+    let (pair, _places) = Box::pin(without_reports(
         &http_route("hello", &[&east, order, NO_EJECTION]),
         &http_route("hello", &["backends: [{ peer: east }]"]),
-    )
+    ))
     .await;
     for method in ["GET", "POST"] {
         let body = Bytes::from("x");

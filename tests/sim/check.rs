@@ -4,10 +4,24 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use zeugma_core::shares::{ClusterShares, EndpointStatus, Shares};
-use zeugma_core::snapshot::{Cluster, Failover, Snapshot, TooFew};
+use zeugma_core::snapshot::{Cluster, EndpointKey, Failover, Snapshot, TooFew};
 use zeugma_core::time::Time;
 
 const EPSILON: f64 = 1e-6;
+
+/// What a peer's gateway said last of an endpoint, where that counts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Said {
+    /// Of all that stands behind it.
+    pub(crate) weight: f64,
+    /// Of what is healthy of that; 0 where the gateway is gone.
+    pub(crate) healthy: f64,
+    /// So long ago that it may be otherwise.
+    pub(crate) is_old: bool,
+}
+
+/// By endpoint.
+pub(crate) type Reports = BTreeMap<EndpointKey, Said>;
 
 /// What was seen of each cluster, by name.
 #[derive(Default)]
@@ -55,12 +69,19 @@ pub(crate) enum Since {
 }
 
 impl Seen {
-    pub(crate) fn check(&mut self, snapshot: &Snapshot, shares: &Shares, now: Time, since: Since) {
+    pub(crate) fn check(
+        &mut self,
+        (snapshot, reports): (&Snapshot, &Reports),
+        shares: &Shares,
+        now: Time,
+        since: Since,
+    ) {
         assert_eq!(snapshot.clusters.len(), shares.clusters.len());
         let mut known = std::mem::take(&mut self.clusters);
         for (ix, (cluster, of)) in snapshot.clusters.iter().zip(&shares.clusters).enumerate() {
             check_now(cluster, of);
-            let capacities = route_capacities(snapshot, shares, ix);
+            check_reported(cluster, of, reports);
+            let capacities = route_capacities(snapshot, shares, reports, ix);
             check_emptiness(cluster, of, &capacities);
             let earlier = known
                 .remove(&*cluster.name)
@@ -218,11 +239,40 @@ fn check_now(cluster: &Cluster, of: &ClusterShares) {
     }
 }
 
+/// An endpoint is worth what its peer said, and of no use where that was nothing.
+fn check_reported(cluster: &Cluster, of: &ClusterShares, reports: &Reports) {
+    for (ix, endpoint) in cluster.endpoints.iter().enumerate() {
+        let (status, key) = (of.endpoints[ix], &endpoint.key);
+        let worth = (of.worths.get(ix)).map_or((endpoint.weight, endpoint.weight), |worth| {
+            (worth.weight, worth.healthy)
+        });
+        let said = reports.get(key);
+        let expected = said.map_or((1.0, 1.0), |said| (said.weight, said.healthy));
+        let close = |a: f64, b: f64| (a - b * endpoint.weight).abs() < EPSILON;
+        assert!(
+            close(worth.0, expected.0) && close(worth.1, expected.1),
+            "{key}: {worth:?}, not {expected:?}"
+        );
+        let expected = match said.filter(|said| said.healthy == 0.0) {
+            _ if status == EndpointStatus::Unhealthy => EndpointStatus::Unhealthy,
+            Some(said) if said.is_old => EndpointStatus::EmptyOnce,
+            Some(_) => EndpointStatus::Empty,
+            None => {
+                let is_empty = [EndpointStatus::Empty, EndpointStatus::EmptyOnce].contains(&status);
+                assert!(!is_empty, "{key}: nobody said so");
+                status
+            }
+        };
+        assert_eq!(status, expected, "{key}");
+    }
+}
+
 /// Everything is refused, or ejected endpoints are used, only where the formula has no other way.
 fn check_emptiness(cluster: &Cluster, of: &ClusterShares, capacities: &[f64]) {
     let nothing = capacities.iter().all(|capacity| *capacity == 0.0);
     let last_resort = cluster.policy.failover.too_few == TooFew::UseAll
-        && (of.endpoints.iter()).any(|status| *status != EndpointStatus::Unhealthy);
+        && (of.endpoints.iter())
+            .any(|status| ![EndpointStatus::Unhealthy, EndpointStatus::Empty].contains(status));
     // A hold keeps what is healthy in use for a while, though it is too little.
     let held = cluster.policy.failover.hold > Duration::ZERO && !of.too_few && !of.refuses();
     let nothing = nothing && !held;
@@ -232,7 +282,12 @@ fn check_emptiness(cluster: &Cluster, of: &ClusterShares, capacities: &[f64]) {
 
 /// c of each level: over all clusters of the route that have the same levels, the least healthy
 /// share counts.
-fn route_capacities(snapshot: &Snapshot, shares: &Shares, ix: usize) -> Vec<f64> {
+fn route_capacities(
+    snapshot: &Snapshot,
+    shares: &Shares,
+    reports: &Reports,
+    ix: usize,
+) -> Vec<f64> {
     let cluster = &snapshot.clusters[ix];
     let names = |other: &Cluster| {
         let names = other.levels.iter().map(|level| &level.name);
@@ -246,7 +301,18 @@ fn route_capacities(snapshot: &Snapshot, shares: &Shares, ix: usize) -> Vec<f64>
             let weight = |healthy_only: bool| -> f64 {
                 (level.members.iter())
                     .filter(|member| !healthy_only || of.endpoints[member.0].is_healthy())
-                    .map(|member| other.endpoints[member.0].weight)
+                    .map(|member| {
+                        let endpoint = &other.endpoints[member.0];
+                        let said = reports.get(&endpoint.key);
+                        let part = |said: &Said| {
+                            if healthy_only {
+                                said.healthy
+                            } else {
+                                said.weight
+                            }
+                        };
+                        endpoint.weight * said.map_or(1.0, part)
+                    })
                     .sum()
             };
             let all = weight(false);

@@ -18,7 +18,7 @@ mod world;
 
 use scenario::{Scenario, Tally};
 
-/// Scenarios of one run of the tests; about ten seconds of one processor without optimisation.
+/// Scenarios of one run of the tests; about fifteen seconds of one processor without optimisation.
 const SCENARIOS: u64 = 1000;
 
 #[test]

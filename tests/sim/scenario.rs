@@ -3,39 +3,49 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
 use zeugma_core::authorize::Evidence;
 use zeugma_core::engine::{Arrival, Carry, Decision, Headers, Request, Wants, decide};
-use zeugma_core::fleet::{Fleet, FleetEvent, Observation};
+use zeugma_core::explain::{Beside, Question, explain};
+use zeugma_core::fleet::{Fleet, FleetEvent, Observation, STALE_AFTER};
 use zeugma_core::identity::SpiffeId;
-use zeugma_core::plan::LEVEL_ATTEMPTS_MAX;
+use zeugma_core::names::HostPattern;
+use zeugma_core::plan::{Attempt, LEVEL_ATTEMPTS_MAX};
+use zeugma_core::report::{Presence, Report, Standing};
 use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
 use zeugma_core::shares::{EndpointStatus, Shares};
-use zeugma_core::snapshot::{EndpointIx, EndpointKey, Failure, ServiceIx, Snapshot};
+use zeugma_core::simulate::{Deadlines, Truth};
+use zeugma_core::snapshot::{EndpointIx, EndpointKey, Failure, ServiceIx, Snapshot, WhenStale};
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
 
-use crate::check::{Seen, Since};
-use crate::world::{Blueprint, Route};
+use crate::check::{Reports, Said, Seen, Since};
+use crate::world::{Blueprint, GATEWAYS, Route, gateway};
 
 const STEPS: u32 = 40;
 /// Times that a fleet may ask to be woken within one step.
 const WAKES_MAX: u32 = 2000;
+/// One of so many requests is explained.
+const EXPLAINED_EVERY: u64 = 8;
+/// How often a gateway says that its report still holds.
+const BEAT: Duration = Duration::from_secs(2);
 
-/// How an endpoint really is.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Truth {
-    Up,
-    /// Nothing listens.
-    Down,
-    /// This share of answers is a 503.
-    Errors(f64),
-    /// No answer in time.
-    Slow,
-    /// Up and down by turns.
-    Flapping(Duration),
+/// A gateway of the peer, as it reports.
+#[derive(Debug, Default)]
+struct Reporter {
+    /// What it would say; nothing before its first report.
+    says: Option<Arc<Report>>,
+    /// Nothing of what it says arrives.
+    is_mute: bool,
+    /// When it speaks next.
+    beat: Time,
+    /// What arrives later than it was said.
+    late: Vec<(Time, Arc<Report>)>,
+    /// What arrived last, and when.
+    heard: Option<(Time, Arc<Report>)>,
 }
 
 /// What happened, so that a run can tell that it tried everything.
@@ -52,9 +62,23 @@ pub(crate) struct Tally {
     ejected: u64,
     unhealthy: u64,
     alike: u64,
+    reported: u64,
+    reports_late: u64,
+    reports_old: u64,
+    reports_forgotten: u64,
     pushes: u64,
     rises: u64,
     settled: u64,
+    explained: u64,
+}
+
+impl Reporter {
+    /// When something of it arrives next.
+    fn next(&self) -> Option<Time> {
+        let beat = self.says.as_ref().map(|_| self.beat);
+        let late = self.late.iter().map(|(at, _)| *at).min();
+        [beat, late].into_iter().flatten().min()
+    }
 }
 
 impl Tally {
@@ -76,7 +100,7 @@ impl Tally {
         );
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 14] {
+    fn counts_mut(&mut self) -> [&mut u64; 19] {
         [
             &mut self.requests,
             &mut self.answered,
@@ -89,9 +113,14 @@ impl Tally {
             &mut self.ejected,
             &mut self.unhealthy,
             &mut self.alike,
+            &mut self.reported,
+            &mut self.reports_late,
+            &mut self.reports_old,
+            &mut self.reports_forgotten,
             &mut self.pushes,
             &mut self.rises,
             &mut self.settled,
+            &mut self.explained,
         ]
     }
 }
@@ -106,6 +135,7 @@ pub(crate) struct Scenario {
     truth: BTreeMap<EndpointKey, Truth>,
     /// Answers of checks on their way.
     answers: Vec<(Time, EndpointKey)>,
+    reporters: BTreeMap<u16, Reporter>,
     budget: RetryBudget,
     seen: Seen,
     /// When each ejection is over by itself.
@@ -131,6 +161,9 @@ impl Scenario {
             now: Time::ZERO,
             truth: BTreeMap::new(),
             answers: Vec::new(),
+            reporters: (GATEWAYS.iter())
+                .map(|port| (*port, Reporter::default()))
+                .collect(),
             budget: RetryBudget::default(),
             seen: Seen::default(),
             out_until: BTreeMap::new(),
@@ -147,6 +180,7 @@ impl Scenario {
             match self.rng.u8(0..10) {
                 0..=2 => self.fault(),
                 3 => self.push(),
+                4..=6 => self.report(),
                 _ => {}
             }
             for _ in 0..self.rng.u32(0..20) {
@@ -166,7 +200,9 @@ impl Scenario {
         for wakes in 0.. {
             assert!(wakes < WAKES_MAX, "the fleet wakes without end");
             let answer = self.answers.iter().map(|(at, _)| *at).min();
-            let next = [self.fleet.next_wake(), answer].into_iter().flatten().min();
+            let spoken = self.reporters.values().filter_map(Reporter::next).min();
+            let next = [self.fleet.next_wake(), answer, spoken];
+            let next = next.into_iter().flatten().min();
             let Some(next) = next.filter(|next| *next <= end) else {
                 break;
             };
@@ -185,6 +221,7 @@ impl Scenario {
             let ok = self.attempt(&key).is_ok();
             self.fleet.probed(&key, ok, self.now);
         }
+        self.speak();
         for probe in self.fleet.due_probes(self.now, self.rng.u64(..)) {
             // One in fifty is never heard of again.
             if self.rng.u8(..50) > 0 {
@@ -213,6 +250,8 @@ impl Scenario {
                     self.out_until.insert(key, self.now + lasts);
                 }
                 FleetEvent::Unhealthy { .. } => self.tally.unhealthy += 1,
+                FleetEvent::Reported { .. } => self.tally.reported += 1,
+                FleetEvent::ReportStale { .. } => self.tally.reports_old += 1,
                 FleetEvent::FailsAlike { .. } => self.tally.alike += 1,
                 // What is taken back early comes undamped.
                 FleetEvent::Readmitted { key } if self.out_until.get(&key) > Some(&self.now) => {
@@ -222,8 +261,116 @@ impl Scenario {
             }
         }
         self.tally.too_few += u64::from(self.shares.clusters.iter().any(|of| of.too_few));
-        self.seen
-            .check(&self.snapshot, &self.shares, self.now, since);
+        let reports = self.reports();
+        let asked = (&*self.snapshot, &reports);
+        self.seen.check(asked, &self.shares, self.now, since);
+    }
+
+    /// One gateway of the peer says otherwise, falls silent, speaks again, or is another program.
+    fn report(&mut self) {
+        let port = *self.rng.choice(&GATEWAYS).unwrap();
+        let mut report = Report::default();
+        for service in &self.snapshot.services {
+            // Some are exported to nobody here.
+            if self.rng.u8(..8) > 0 {
+                let total = self.rng.u32(0..=4);
+                let healthy = if self.rng.bool() {
+                    total
+                } else {
+                    self.rng.u32(0..=total)
+                };
+                let standing = Standing::new(healthy, total, healthy.into(), total.into());
+                report.set(&service.hosts[0], service.port, standing.unwrap());
+            }
+        }
+        report.presence = match self.rng.u8(..10) {
+            0 => Presence::Leaving,
+            1 => Presence::Gone,
+            _ => Presence::Serving,
+        };
+        let now = self.now;
+        let reporter = self.reporters.get_mut(&port).unwrap();
+        match self.rng.u8(..10) {
+            0 => reporter.is_mute = true,
+            1 => {
+                *reporter = Reporter::default();
+                self.tally.reports_forgotten += 1;
+                self.fleet.forget_report("west", &gateway(port), now);
+            }
+            2 if reporter.says.is_some() => {
+                let late = now + Duration::from_millis(self.rng.u64(0..3000));
+                reporter.late.push((late, Arc::new(report)));
+                self.tally.reports_late += 1;
+            }
+            _ => {
+                reporter.is_mute = false;
+                reporter.says = Some(Arc::new(report));
+                reporter.beat = now;
+            }
+        }
+        self.speak();
+    }
+
+    /// Has arrive what gateways say by now.
+    fn speak(&mut self) {
+        for (port, reporter) in &mut self.reporters {
+            let mut arrives = Vec::new();
+            let (due, later) = std::mem::take(&mut reporter.late)
+                .into_iter()
+                .partition(|(at, _)| *at <= self.now);
+            reporter.late = later;
+            for (_, report) in due {
+                reporter.says = Some(Arc::clone(&report));
+                arrives.push(report);
+            }
+            if let Some(says) = reporter.says.as_ref().filter(|_| reporter.beat <= self.now) {
+                arrives.push(Arc::clone(says));
+                reporter.beat = self.now + BEAT;
+            }
+            for report in arrives.into_iter().filter(|_| !reporter.is_mute) {
+                (self.fleet).report(&"west".into(), &gateway(*port), &report, self.now);
+                reporter.heard = Some((self.now, report));
+            }
+        }
+    }
+
+    /// What is known of each endpoint behind the peer's gateways.
+    fn reports(&self) -> Reports {
+        let mut reports = Reports::new();
+        for service in &self.snapshot.services {
+            for endpoint in &self.snapshot.cluster(service.outbound).endpoints {
+                let address = |(port, _): &(&u16, &Reporter)| gateway(**port) == endpoint.address;
+                let (_, reporter) = match self.reporters.iter().find(address) {
+                    Some(found) if endpoint.peer.is_some() => found,
+                    _ => continue,
+                };
+                let said = self.said(reporter, &service.hosts[0], service.port);
+                reports.extend(said.map(|said| (endpoint.key.clone(), said)));
+            }
+        }
+        reports
+    }
+
+    fn said(&self, reporter: &Reporter, host: &HostPattern, port: u16) -> Option<Said> {
+        let (at, report) = reporter.heard.as_ref()?;
+        let is_old = self.now.since(*at) >= STALE_AFTER;
+        if is_old && self.blueprint.when_stale == WhenStale::Drop {
+            return None;
+        }
+        let found = report
+            .entries()
+            .find(|(of, at, _)| of == host && *at == port);
+        let is_there = report.presence != Presence::Gone;
+        let of = match found {
+            None if report.presence != Presence::Serving => Standing::new(1, 1, 1.0, 1.0)?,
+            None => return None,
+            Some((_, _, standing)) => standing,
+        };
+        Some(Said {
+            weight: of.weight(),
+            healthy: if is_there { of.healthy_weight() } else { 0.0 },
+            is_old,
+        })
     }
 
     fn fault(&mut self) {
@@ -232,8 +379,11 @@ impl Scenario {
             2 | 3 => Truth::Down,
             4 => Truth::Errors(self.rng.f64()),
             5 => Truth::Errors(1.0),
-            6 => Truth::Slow,
-            _ => Truth::Flapping(Duration::from_millis(self.rng.u64(100..10_000))),
+            6 => Truth::Slow(Duration::MAX),
+            _ => Truth::Flapping {
+                turn: Duration::from_millis(self.rng.u64(100..10_000)),
+                from: self.now,
+            },
         };
         let cluster = self.rng.choice(&self.snapshot.clusters).unwrap();
         let (all, level) = (self.rng.u8(0..4), self.rng.usize(..cluster.levels.len()));
@@ -337,7 +487,17 @@ impl Scenario {
         let load = |at: EndpointIx| u32::try_from((draw >> (at.0 % 60)) & 7).unwrap();
         let own = service.own.unwrap();
         let has_own = (shares.clusters[own.0].endpoints.iter()).any(|status| status.is_healthy());
-        match decide(&snapshot, &shares, &arrival, &load, draw) {
+        let decision = decide(&snapshot, &shares, &arrival, &load, draw);
+        if self.tally.requests.is_multiple_of(EXPLAINED_EVERY) {
+            let beside = Beside {
+                load: &load,
+                draw,
+                refuses: &|_, _| None,
+            };
+            self.explain(&arrival, &authority, beside, &decision);
+            self.tally.explained += 1;
+        }
+        match decision {
             Decision::Carry(carry) => {
                 // None healthy: refused at once, for the calling gateway tries elsewhere.
                 assert!(
@@ -354,9 +514,48 @@ impl Scenario {
                 Reason::NoLocalEndpoint if mesh => self.tally.refused_to_peers += 1,
                 other => assert_eq!(other, Reason::Denied, "refused for a reason that is none"),
             },
-            other @ (Decision::Terminate(..) | Decision::ReadHttp) => {
+            other @ (Decision::Terminate(..) | Decision::ReadHttp | Decision::Report) => {
                 assert!(matches!(other, Decision::Carry(_)), "{other:?}");
             }
+        }
+    }
+
+    /// What is told of a decision is that decision.
+    fn explain(
+        &self,
+        arrival: &Arrival<'_>,
+        authority: &str,
+        beside: Beside<'_>,
+        decision: &Decision<'_>,
+    ) {
+        let from = match arrival.evidence {
+            Evidence::Verified(id) => Some(id.clone()),
+            _ => None,
+        };
+        let question = Question {
+            host: authority.to_owned(),
+            method: "GET".to_owned(),
+            path: "/".to_owned(),
+            headers: Vec::new(),
+            from,
+            via: None,
+            source: Some(arrival.source),
+            listener: Some(arrival.listener.name.to_string()),
+        };
+        let told = explain(&self.snapshot, &self.shares, &self.fleet, &question, beside).unwrap();
+        let attempts = |plan: &Carry<'_>| plan.plan.collect::<Vec<Attempt>>();
+        match decision {
+            Decision::Carry(carry) => {
+                let to = told.to.unwrap();
+                assert_eq!(told.refused, None);
+                assert_eq!((to.cluster, to.attempts), (carry.cluster, attempts(carry)));
+                for level in to.levels {
+                    let view = level.view.unwrap();
+                    assert!((0.0..=1.0).contains(&view.capacity));
+                }
+            }
+            Decision::Refuse(refusal) => assert_eq!(told.refused, Some(refusal.reason)),
+            other => assert!(matches!(other, Decision::Carry(_)), "{other:?}"),
         }
     }
 
@@ -378,7 +577,7 @@ impl Scenario {
                 "{status:?} was picked, {left} healthy ones were not"
             );
             assert!(
-                status != EndpointStatus::Unhealthy,
+                ![EndpointStatus::Unhealthy, EndpointStatus::Empty].contains(&status),
                 "a dead endpoint was picked"
             );
             assert!(!tried.contains(&attempt.endpoint), "tried twice");
@@ -408,26 +607,32 @@ impl Scenario {
     }
 
     fn attempt(&mut self, key: &EndpointKey) -> Result<(), Failure> {
-        match self.truth.get(key).copied().unwrap_or(Truth::Up) {
-            Truth::Up => Ok(()),
-            Truth::Down => Err(Failure::Connect),
-            Truth::Errors(share) if self.rng.f64() < share => Err(Failure::Status(503)),
-            Truth::Errors(_) => Ok(()),
-            Truth::Slow => Err(Failure::Timeout),
-            Truth::Flapping(period) => {
-                let turn = self.now.since_origin().as_millis() / period.as_millis();
-                if turn.is_multiple_of(2) {
-                    Ok(())
-                } else {
-                    Err(Failure::Connect)
-                }
-            }
-        }
+        let truth = self.truth.get(key).copied().unwrap_or_default();
+        let deadlines = Deadlines {
+            connect: Duration::from_secs(1),
+            answer: Duration::from_secs(15),
+        };
+        let error = Failure::Status(503);
+        truth
+            .attempt(self.now, deadlines, error, self.rng.u64(..))
+            .0
     }
 
     /// With every fault gone all traffic ends up at the nearest level that has endpoints.
     fn recover(&mut self) {
         self.truth.clear();
+        let mut well = Report::default();
+        for service in &self.snapshot.services {
+            let standing = Standing::new(2, 2, 2.0, 2.0).unwrap();
+            well.set(&service.hosts[0], service.port, standing);
+        }
+        for reporter in self.reporters.values_mut() {
+            reporter.late.clear();
+            reporter.is_mute = false;
+            reporter.says = Some(Arc::new(well.clone()));
+            reporter.beat = self.now;
+        }
+        self.speak();
         // Longer than any ejection, check, hold, failback and ramp together.
         for _ in 0..20 {
             self.pass(Duration::from_secs(10));

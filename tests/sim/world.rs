@@ -14,7 +14,16 @@ use zeugma_core::snapshot::*;
 #[derive(Debug, Clone)]
 pub(crate) struct Blueprint {
     pub(crate) routes: Vec<Route>,
+    pub(crate) when_stale: WhenStale,
     next: usize,
+}
+
+/// The gateways of the peer whose endpoints are all that are not this cluster's own.
+pub(crate) const GATEWAYS: [u16; 2] = [15_443, 15_444];
+
+/// Where one of them answers.
+pub(crate) fn gateway(port: u16) -> Address {
+    Address::Socket(([192, 0, 2, 7], port).into())
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -43,6 +52,7 @@ impl Blueprint {
     pub(crate) fn random(rng: &mut Rng) -> Self {
         let mut blueprint = Self {
             routes: Vec::new(),
+            when_stale: *rng.choice(&[WhenStale::Hold, WhenStale::Drop]).unwrap(),
             next: 0,
         };
         for _ in 0..rng.usize(1..=2) {
@@ -143,6 +153,7 @@ impl Blueprint {
                 sources: Vec::new(),
                 keepalive_ping: Duration::from_secs(2),
                 keepalive_timeout: Duration::from_secs(2),
+                when_stale: self.when_stale,
             }],
         }
     }
@@ -156,13 +167,14 @@ impl Route {
     /// The cluster of one port: its first `levels` levels; all of them, or the own ones.
     fn cluster(&self, port: u16, kind: &str, levels: usize) -> Cluster {
         let mut endpoints = Vec::new();
-        let levels: Vec<Level> = (self.levels.iter().take(levels))
-            .map(|(name, members)| Level {
+        let levels: Vec<Level> = (self.levels.iter().take(levels).enumerate())
+            .map(|(at, (name, members))| Level {
                 name: name.as_str().into(),
                 members: members
                     .iter()
                     .map(|member| {
-                        endpoints.push(endpoint(&format!("{member}:{port}")));
+                        let is_own = at < self.own;
+                        endpoints.push(endpoint(&format!("{member}:{port}"), is_own));
                         EndpointIx(endpoints.len() - 1)
                     })
                     .collect(),
@@ -297,11 +309,17 @@ fn seconds(rng: &mut Rng, of: &[u64]) -> Duration {
     Duration::from_secs(*rng.choice(of).unwrap())
 }
 
-fn endpoint(key: &str) -> Endpoint {
+fn endpoint(key: &str, is_own: bool) -> Endpoint {
+    // By its name, so that a push does not change it.
+    let gateway = gateway(GATEWAYS[usize::from(key.as_bytes()[1] % 2)]);
     Endpoint {
         key: EndpointKey(key.into()),
         backend: "b".into(),
-        address: Address::Socket("127.0.0.1:1".parse().unwrap()),
+        address: if is_own {
+            Address::Socket("127.0.0.1:1".parse().unwrap())
+        } else {
+            gateway
+        },
         // Some weigh twice, by their names, so that a push does not change it.
         weight: if key.len().is_multiple_of(2) {
             1.0
@@ -309,7 +327,7 @@ fn endpoint(key: &str) -> Endpoint {
             2.0
         },
         locality: Locality::default(),
-        peer: None,
+        peer: (!is_own).then_some(PeerIx(0)),
         tls: EndpointTls::None,
         version: HttpVersion::Same,
         proxy_protocol: false,

@@ -9,7 +9,7 @@ use zeugma_core::rules::{HeaderChanges, HttpRule, RuleRetries, RuleTimeouts, Rul
 use zeugma_core::snapshot::{
     ActiveKind, Cluster, ClusterPolicy, Endpoint, EndpointTls, Export, Failover, Failure,
     HttpVersion, Listener, Mirror, PassiveCheck, Peer, PeerIx, PolicyMode, Retries, Role, Rule,
-    Service, Snapshot, Timeouts,
+    Service, Snapshot, Timeouts, WhenStale,
 };
 
 use crate::CheckedGateway;
@@ -350,7 +350,12 @@ fn of_peer(peer: &Peer) -> Fields {
         sources,
         keepalive_ping,
         keepalive_timeout,
+        when_stale,
     } = peer;
+    let when_stale = match when_stale {
+        WhenStale::Hold => "hold",
+        WhenStale::Drop => "drop",
+    };
     Fields::from([
         ("cluster", one(cluster)),
         ("locality", one(locality)),
@@ -359,6 +364,7 @@ fn of_peer(peer: &Peer) -> Fields {
         ("sources", all(sources)),
         ("keepalive.ping", one(duration(*keepalive_ping))),
         ("keepalive.timeout", one(duration(*keepalive_timeout))),
+        ("whenStale", one(when_stale)),
     ])
 }
 

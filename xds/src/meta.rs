@@ -161,6 +161,9 @@ pub(crate) struct PeerMeta {
     pub locality: String,
     pub attests: Vec<String>,
     pub sources: Vec<String>,
+    /// Whether an old health report counts for nothing.
+    #[serde(default)]
+    pub drops_stale: bool,
 }
 
 /// On a listener.

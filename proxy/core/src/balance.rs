@@ -8,6 +8,7 @@ mod round_robin;
 
 pub use latency::Latency;
 
+use crate::shares::Worth;
 use crate::snapshot::{Balance, Cluster, EndpointIx, Level};
 
 /// The endpoints of a level among which one is picked.
@@ -17,6 +18,8 @@ pub struct Candidates<'a> {
     pub cluster: &'a Cluster,
     /// The level they are of.
     pub level: &'a Level,
+    /// What each endpoint of the cluster is worth; empty where all are worth what is configured.
+    pub worths: &'a [Worth],
     /// What part of its weight each endpoint is given; empty: all of it.
     pub parts: &'a [f64],
     /// What tells each endpoint from others by a key; empty where nothing is picked by one.
@@ -58,14 +61,24 @@ impl<'a> Candidates<'a> {
             .map(move |ix| (ix, self.weight(ix)))
     }
 
+    /// What an endpoint is picked by.
     fn weight(self, ix: EndpointIx) -> f64 {
-        let part = self.parts.get(ix.0).copied().unwrap_or(1.0);
-        self.cluster.endpoint(ix).weight * part
+        let drawn = self.worths.get(ix.0).map(|worth| worth.drawn);
+        let weight = drawn.unwrap_or_else(|| self.cluster.endpoint(ix).weight);
+        weight * self.parts.get(ix.0).copied().unwrap_or(1.0)
     }
 
     /// The endpoint in whose part of the weights, laid end to end, the point lies (0 to 1).
     fn at(self, point: f64) -> Option<EndpointIx> {
         let total: f64 = self.iter().map(|(_, weight)| weight).sum();
+        if total <= 0.0 && !self.worths.is_empty() {
+            // None is better than the others: as is configured.
+            return Self {
+                worths: &[],
+                ..self
+            }
+            .at(point);
+        }
         let mut rest = point * total;
         let mut last = None;
         for (ix, weight) in self.iter() {
@@ -134,6 +147,7 @@ mod tests {
             let candidates = Candidates {
                 cluster: &cluster,
                 level: &cluster.levels[0],
+                worths: &[],
                 parts: &[],
                 seeds: &[],
                 usable: &|_| true,
@@ -169,6 +183,7 @@ mod tests {
                     let candidates = Candidates {
                         cluster,
                         level: &cluster.levels[0],
+                        worths: &[],
                         parts: &[],
                         seeds: &[],
                         usable: &|_| true,
@@ -198,6 +213,7 @@ mod tests {
             let candidates = |usable| Candidates {
                 cluster: &cluster,
                 level: &cluster.levels[0],
+                worths: &[],
                 parts: &[],
                 seeds: &[],
                 usable,
@@ -217,6 +233,7 @@ mod tests {
                 let candidates = Candidates {
                     cluster: &cluster,
                     level: &cluster.levels[0],
+                    worths: &[],
                     parts: &[0.25, 1.0],
                     seeds: &[],
                     usable: &|_| true,
@@ -236,6 +253,7 @@ mod tests {
         let candidates = Candidates {
             cluster,
             level: &cluster.levels[0],
+            worths: &[],
             parts: &[],
             seeds: &seeds,
             usable,

@@ -179,6 +179,7 @@ pub(crate) fn peer(name: &str, trust_domain: &str, gateway: &str) -> Peer {
         sources: Vec::new(),
         keepalive_ping: Duration::from_secs(2),
         keepalive_timeout: Duration::from_secs(2),
+        when_stale: WhenStale::Hold,
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //!   observe (traffic) ----> Outlier: ejected, readmitted ---.
 //!   probed (active) ------> Active: unhealthy, healthy -----+--> h, c of each level (shares.rs)
+//!   report (a peer) ------> Behind: weight, healthy share --+         |
 //!   reconcile (a push) ---> endpoints and levels by key ----'         |
 //!                                                                     v
 //!   time (next_wake) ---------------------------------> d: hold, failback, ramp (level.rs)
@@ -15,8 +16,11 @@
 //! it, and it says in [`Fleet::next_wake`] when time alone will change something.
 
 mod level;
+mod reports;
+mod view;
 mod warming;
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,15 +29,19 @@ use crate::balance::mix;
 use crate::health::{Active, ActiveVerdict};
 use crate::outlier::{Counted, EjectCause, Ejection, Outlier, count};
 use crate::snapshot::{
-    ActiveCheck, Cluster, Endpoint, EndpointKey, ErrorRate, Failure, Level, Snapshot,
+    ActiveCheck, Address, Cluster, Endpoint, EndpointKey, ErrorRate, Failure, Level, Snapshot,
+    WhenStale,
 };
 use crate::time::Time;
 
 use level::LevelState;
+use reports::{Asked, Behind, Reports, asked_of};
 use warming::Warming;
 
+pub use self::reports::{STALE_AFTER, Said};
 pub use crate::shares::{ClusterShares, EndpointStatus, Shares};
 use crate::shares::{SHARE_EPSILON, capacity, healthy_share};
+pub use view::{EndpointView, LevelMotion, LevelView};
 
 /// The most active checks under way at once.
 pub const PROBES_IN_FLIGHT_MAX: usize = 512;
@@ -102,6 +110,26 @@ pub enum FleetEvent {
         /// The endpoint.
         key: EndpointKey,
     },
+    /// A peer's gateway reports otherwise of what is behind it.
+    Reported {
+        /// The endpoint that it is.
+        key: EndpointKey,
+        /// The peer.
+        peer: Arc<str>,
+        /// What it says.
+        said: Said,
+        /// Whether the endpoint is of use by it and was not, or the reverse.
+        turned: bool,
+    },
+    /// A peer's gateway has not reported for [`STALE_AFTER`].
+    ReportStale {
+        /// The peer.
+        peer: Arc<str>,
+        /// The gateway's address.
+        gateway: Address,
+        /// What its last report is worth.
+        when_stale: WhenStale,
+    },
     /// Every level of a route fails alike: the requests are at fault, and nothing is ejected.
     FailsAlike {
         /// `namespace/name` of the route.
@@ -137,6 +165,7 @@ pub struct Fleet {
     checks_in_flight: usize,
     /// When time alone moves a cluster's levels.
     moves: BTreeSet<(Time, usize)>,
+    reports: Reports,
     warming: Warming,
     /// As of the last [`Fleet::shares`].
     shares: Shares,
@@ -149,6 +178,12 @@ pub struct Fleet {
 #[derive(Debug)]
 struct ClusterState {
     cluster: Arc<Cluster>,
+    /// Its endpoints in the order of their keys, in which [`Fleet::endpoints`] has them too.
+    by_key: Vec<u32>,
+    /// The names of each level's backends.
+    backends: Vec<BTreeSet<Arc<str>>>,
+    /// `None` where no peer is asked.
+    asked: Option<Asked>,
     levels: Vec<LevelState>,
     /// The shares last told by an event.
     told: Option<(Vec<f64>, bool)>,
@@ -161,6 +196,9 @@ impl ClusterState {
     fn blank(cluster: &Arc<Cluster>) -> Self {
         Self {
             cluster: Arc::clone(cluster),
+            by_key: Vec::new(),
+            backends: Vec::new(),
+            asked: None,
             levels: Vec::new(),
             told: None,
             wake: None,
@@ -177,6 +215,8 @@ struct EndpointState {
     /// `None` until traffic taught something.
     outlier: Option<Box<Outlier>>,
     active: Option<Box<Active>>,
+    /// `None` where it is no peer's gateway, or nothing is reported that counts.
+    behind: Option<Box<Behind>>,
 }
 
 /// Where an endpoint is judged: the cluster of its route with the most levels that holds it.
@@ -223,27 +263,33 @@ impl Fleet {
     /// Where the same clusters stand in the same places, it costs what the routes that changed do.
     pub fn reconcile(&mut self, snapshot: &Snapshot, now: Time) {
         self.advance(now);
-        match self.changed_routes(snapshot) {
+        let asked = asked_of(snapshot);
+        let same_peers = self.reports.are_of(snapshot);
+        match (self.changed_routes(snapshot, &asked)).filter(|_| same_peers) {
             Some(routes) => {
                 for route in routes {
-                    self.reconcile_route(&route, snapshot, now);
+                    self.reconcile_route(&route, snapshot, &asked, now);
                 }
                 self.check_invariants(now);
             }
-            None => self.reconcile_all(snapshot, now),
+            None => self.reconcile_all(snapshot, asked, now),
         }
     }
 
     /// The routes of which a cluster changed; `None` where clusters came, went or moved, or most
     /// changed.
-    fn changed_routes(&self, snapshot: &Snapshot) -> Option<BTreeSet<Arc<str>>> {
+    fn changed_routes(
+        &self,
+        snapshot: &Snapshot,
+        asked: &[Option<Asked>],
+    ) -> Option<BTreeSet<Arc<str>>> {
         if self.clusters.len() != snapshot.clusters.len() {
             return None;
         }
         let mut changed = BTreeSet::new();
-        for (state, next) in self.clusters.iter().zip(&snapshot.clusters) {
+        for ((state, next), asked) in self.clusters.iter().zip(&snapshot.clusters).zip(asked) {
             let before = &state.cluster;
-            if Arc::ptr_eq(before, next) {
+            if Arc::ptr_eq(before, next) && state.asked == *asked {
                 continue;
             }
             if before.name != next.name || before.route != next.route {
@@ -256,7 +302,13 @@ impl Fleet {
 
     /// As [`reconcile_all`](Self::reconcile_all) for one route, whose clusters stand where they stood.
     /// Its endpoints are no other's: their keys begin with it.
-    fn reconcile_route(&mut self, route: &str, snapshot: &Snapshot, now: Time) {
+    fn reconcile_route(
+        &mut self,
+        route: &str,
+        snapshot: &Snapshot,
+        asked: &[Option<Asked>],
+        now: Time,
+    ) {
         let members = self.routes.get(route).cloned().unwrap_or_default();
         let mut known = Vec::with_capacity(members.len());
         for ix in &members {
@@ -271,10 +323,16 @@ impl Fleet {
             known.push(std::mem::replace(state, ClusterState::blank(next)));
         }
         let joined = self.rehome_route(&members, &known, snapshot, now);
+        let asked_at = |ix: usize| asked.get(ix).and_then(Option::as_ref);
+        let clusters = members.iter().filter_map(|ix| {
+            let cluster = snapshot.clusters.get(*ix)?;
+            Some((cluster, asked_at(*ix)))
+        });
+        self.hear_of(clusters);
         let known = Known::new(&known);
         for ix in &members {
             if let Some(next) = snapshot.clusters.get(*ix) {
-                let taken = self.take_over(next, &known);
+                let taken = self.take_over(next, asked_at(*ix).cloned(), &known);
                 if let Some(state) = self.clusters.get_mut(*ix) {
                     *state = taken;
                 }
@@ -335,6 +393,7 @@ impl Fleet {
             };
             if state.home.is_none() {
                 state.active = None;
+                state.behind = None;
                 if state.ejection().is_none() {
                     self.endpoints.remove(&key);
                     continue;
@@ -348,7 +407,7 @@ impl Fleet {
         self.of_serving(joined, &before, snapshot)
     }
 
-    fn reconcile_all(&mut self, snapshot: &Snapshot, now: Time) {
+    fn reconcile_all(&mut self, snapshot: &Snapshot, asked: Vec<Option<Asked>>, now: Time) {
         let known = std::mem::take(&mut self.clusters);
         self.routes.clear();
         for (ix, cluster) in snapshot.clusters.iter().enumerate() {
@@ -356,9 +415,11 @@ impl Fleet {
             route.push(ix);
         }
         let joined = self.rehome(snapshot, &known, now);
+        let asked_in_order = asked.iter().map(Option::as_ref);
+        self.hear_of(snapshot.clusters.iter().zip(asked_in_order));
         let known = Known::new(&known);
-        self.clusters = (snapshot.clusters.iter())
-            .map(|cluster| self.take_over(cluster, &known))
+        self.clusters = (snapshot.clusters.iter().zip(asked))
+            .map(|(cluster, asked)| self.take_over(cluster, asked, &known))
             .collect();
         self.moves.clear();
         self.start_slowly(joined, now);
@@ -490,10 +551,7 @@ impl Fleet {
                 break;
             }
             self.checks.pop_first();
-            let connect = match endpoint.peer {
-                Some(_) => cluster.policy.timeouts.connect_peer,
-                None => cluster.policy.timeouts.connect,
-            };
+            let connect = cluster.connect_deadline(endpoint);
             let part = u64::try_from(probes.len()).unwrap_or(u64::MAX);
             active.started(check, connect, now, mix(draw, part));
             self.checks_in_flight += 1;
@@ -523,8 +581,12 @@ impl Fleet {
         };
         let expiry = self.expiries.first().map(|(at, _)| *at);
         let moved = self.moves.first().map(|(at, _)| *at);
+        let stale = self.reports.next_stale();
         let warmer = self.warming.wake();
-        [check, expiry, moved, warmer].into_iter().flatten().min()
+        [check, expiry, moved, stale, warmer]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Whether the shares or an endpoint's status may have changed since [`Fleet::shares`].
@@ -550,8 +612,9 @@ impl Fleet {
                 continue;
             };
             let damped: Vec<f64> = state.levels.iter().map(LevelState::damped).collect();
-            let statuses = self.statuses(&state.cluster);
-            let mut shares = ClusterShares::new(&state.cluster, statuses, &damped);
+            let statuses = self.statuses_of(state);
+            let worths = self.worths(&state.cluster);
+            let mut shares = ClusterShares::new(&state.cluster, statuses, worths, &damped);
             shares.parts = self.parts(&state.cluster, now);
             self.tell_shares(ix, &shares);
             self.shares.clusters.set(ix, shares);
@@ -585,6 +648,7 @@ impl Fleet {
             }
             self.readmit(&key, now);
         }
+        self.grow_stale(now);
         self.step_moving(now, |at| at <= now);
         self.step_warming(now);
     }
@@ -684,13 +748,12 @@ impl Fleet {
             return;
         };
         let eject = state.cluster.policy.passive.eject;
-        if !self.has_room_to_eject(&state.cluster, home, None) {
+        if !self.has_room_to_eject(state, home, None) {
             // What is kept fails, and what is out may be back: a restart takes a second, an ejection
             // its whole time.
             let out = self.longest_ejected(&state.cluster, now);
             let Some(out) = out.filter(|out| {
-                cause == EjectCause::Unreachable
-                    && self.has_room_to_eject(&state.cluster, home, Some(out))
+                cause == EjectCause::Unreachable && self.has_room_to_eject(state, home, Some(out))
             }) else {
                 return;
             };
@@ -726,34 +789,45 @@ impl Fleet {
     /// Whether one more ejection leaves enough, in its level and in all, if `again` is taken back.
     fn has_room_to_eject(
         &self,
-        cluster: &Cluster,
+        state: &ClusterState,
         home: Home,
         again: Option<&EndpointKey>,
     ) -> bool {
+        let cluster = &state.cluster;
         let passive = &cluster.policy.passive;
         let is_again = |ix: usize| {
-            (cluster.endpoints.get(ix)).is_some_and(|endpoint| Some(&endpoint.key) == again)
+            again.is_some()
+                && (cluster.endpoints.get(ix)).is_some_and(|endpoint| Some(&endpoint.key) == again)
         };
-        let is = |ix: usize, wanted: fn(&EndpointState) -> bool| {
-            (cluster.endpoints.get(ix))
-                .and_then(|endpoint| self.endpoints.get(&endpoint.key))
-                .is_some_and(wanted)
+        let statuses = self.statuses_of(state);
+        let kept = (statuses.iter().enumerate())
+            .filter(|(ix, _)| *ix != home.endpoint())
+            .filter(|(ix, status)| is_again(*ix) || status.is_healthy())
+            .count();
+        kept >= usize::try_from(passive.keep_at_least).unwrap_or(usize::MAX)
+            && (passive.max_ejected >= 1.0 || self.has_share_to_eject(cluster, home, &is_again))
+    }
+
+    /// Whether one more ejection leaves its level the share that it keeps.
+    fn has_share_to_eject(
+        &self,
+        cluster: &Cluster,
+        home: Home,
+        is_again: &dyn Fn(usize) -> bool,
+    ) -> bool {
+        let is_out = |ix: usize| {
+            let endpoint = cluster.endpoints.get(ix);
+            let state = endpoint.and_then(|endpoint| self.endpoints.get(&endpoint.key));
+            state.is_some_and(|state| state.ejection().is_some())
         };
         let members = cluster.levels.get(home.level()).map(|level| &level.members);
-        let members = members.into_iter().flatten();
         let (mut total, mut ejected) = (0u32, 1u32);
-        for member in members {
+        for member in members.into_iter().flatten() {
             total += 1;
-            let is_out = is(member.0, |state| state.ejection().is_some());
-            ejected += u32::from(is_out && !is_again(member.0));
+            ejected += u32::from(is_out(member.0) && !is_again(member.0));
         }
-        let share_left =
-            f64::from(ejected) <= f64::from(total) * passive.max_ejected + SHARE_EPSILON;
-        let kept = (0..cluster.endpoints.len())
-            .filter(|ix| *ix != home.endpoint())
-            .filter(|ix| is_again(*ix) || is(*ix, |state| state.status().is_healthy()))
-            .count();
-        share_left && kept >= usize::try_from(passive.keep_at_least).unwrap_or(usize::MAX)
+        let max = cluster.policy.passive.max_ejected;
+        f64::from(ejected) <= f64::from(total) * max + SHARE_EPSILON
     }
 
     /// Whether every level fails alike, which is told when it begins.
@@ -824,18 +898,7 @@ impl Fleet {
     /// Moves the levels of a route's clusters by the health of their endpoints.
     fn step_route(&mut self, route: &str, now: Time) {
         let members = self.routes.get(route).cloned().unwrap_or_default();
-        let healthy: Vec<Vec<f64>> = (members.iter())
-            .filter_map(|ix| self.clusters.get(*ix))
-            .map(|state| {
-                let statuses = self.statuses(&state.cluster);
-                (0..state.cluster.levels.len())
-                    .map(|level| healthy_share(&state.cluster, &statuses, level))
-                    .collect()
-            })
-            .collect();
-        let least: Vec<Vec<f64>> = (members.iter())
-            .map(|ix| least_of_ports(&self.clusters, &members, &healthy, *ix))
-            .collect();
+        let least = self.least_healthy(&members);
         for (ix, least) in members.iter().zip(least) {
             let Some(state) = self.clusters.get_mut(*ix) else {
                 continue;
@@ -850,6 +913,64 @@ impl Fleet {
             }
         }
         self.changed.extend(members);
+    }
+
+    /// h of each level of the clusters of one route.
+    fn least_healthy(&self, members: &[usize]) -> Vec<Vec<f64>> {
+        let healthy: Vec<Vec<f64>> = (members.iter())
+            .filter_map(|ix| self.clusters.get(*ix))
+            .map(|state| {
+                let statuses = self.statuses_of(state);
+                let worths = self.worths(&state.cluster);
+                (0..state.cluster.levels.len())
+                    .map(|level| healthy_share(&state.cluster, &statuses, &worths, level))
+                    .collect()
+            })
+            .collect();
+        (members.iter())
+            .map(|ix| least_of_ports(&self.clusters, members, &healthy, *ix))
+            .collect()
+    }
+
+    /// As [`statuses`](Self::statuses), in one walk over endpoints and keys side by side: to look each
+    /// key up by itself is most of what an ejection costs where there are a thousand.
+    fn statuses_of(&self, state: &ClusterState) -> Vec<EndpointStatus> {
+        /// Endpoints of others that are passed over before the next key is looked up.
+        const PASSED_MAX: usize = 16;
+        let endpoints = &state.cluster.endpoints;
+        let mut statuses = vec![EndpointStatus::Healthy; endpoints.len()];
+        let at = |ix: u32| usize::try_from(ix).unwrap_or(usize::MAX);
+        let mut known = self.endpoints.range::<EndpointKey, _>(..).peekable();
+        let mut passed = PASSED_MAX;
+        for ix in &state.by_key {
+            let Some(key) = endpoints.get(at(*ix)).map(|endpoint| &endpoint.key) else {
+                continue;
+            };
+            loop {
+                if passed >= PASSED_MAX {
+                    known = self.endpoints.range(key..).peekable();
+                    passed = 0;
+                }
+                match known
+                    .peek()
+                    .map(|(next, of)| (compare(next, key), of.status()))
+                {
+                    Some((Ordering::Less, _)) => {
+                        known.next();
+                        passed += 1;
+                    }
+                    Some((Ordering::Equal, status)) => {
+                        if let Some(place) = statuses.get_mut(at(*ix)) {
+                            *place = status;
+                        }
+                        passed = 0;
+                        break;
+                    }
+                    Some((Ordering::Greater, _)) | None => break,
+                }
+            }
+        }
+        statuses
     }
 
     fn statuses(&self, cluster: &Cluster) -> Vec<EndpointStatus> {
@@ -893,6 +1014,7 @@ impl Fleet {
         for (key, state) in &mut self.endpoints {
             if state.home.is_none() {
                 state.active = None;
+                state.behind = None;
             }
             if let Some(active) = &state.active {
                 self.checks.insert((active.wake(), key.clone()));
@@ -904,19 +1026,28 @@ impl Fleet {
 
     /// A cluster with its levels as far as they are known: from itself, else from another cluster
     /// of its route that has a level like it, for they fail over together.
-    fn take_over(&self, cluster: &Arc<Cluster>, known: &Known<'_>) -> ClusterState {
+    fn take_over(
+        &self,
+        cluster: &Arc<Cluster>,
+        asked: Option<Asked>,
+        known: &Known<'_>,
+    ) -> ClusterState {
         let itself = known.by_name.get(&*cluster.name);
         let statuses = self.statuses(cluster);
+        let worths = self.worths(cluster);
         let levels = (known.levels_like(cluster).into_iter().enumerate())
             .map(|(level, known)| {
                 known.unwrap_or_else(|| {
-                    let healthy = healthy_share(cluster, &statuses, level);
+                    let healthy = healthy_share(cluster, &statuses, &worths, level);
                     LevelState::new(capacity(healthy, &cluster.policy.failover))
                 })
             })
             .collect();
         ClusterState {
             cluster: Arc::clone(cluster),
+            by_key: by_key(cluster),
+            backends: backends(cluster),
+            asked,
             levels,
             told: (itself.and_then(|state| state.told.clone()))
                 .filter(|(shares, _)| shares.len() == cluster.levels.len()),
@@ -997,12 +1128,44 @@ impl Fleet {
         for state in &self.clusters {
             debug_assert_eq!(state.levels.len(), state.cluster.levels.len());
             let statuses = self.statuses(&state.cluster);
+            debug_assert_eq!(statuses, self.statuses_of(state));
+            let worths = self.worths(&state.cluster);
             for (ix, level) in state.levels.iter().enumerate() {
-                let alive = healthy_share(&state.cluster, &statuses, ix) > 0.0;
+                let alive = healthy_share(&state.cluster, &statuses, &worths, ix) > 0.0;
                 debug_assert!((0.0..=1.0).contains(&level.damped()));
                 debug_assert!(alive || level.damped() == 0.0, "a dead level keeps traffic");
             }
         }
+    }
+}
+
+fn backends(cluster: &Cluster) -> Vec<BTreeSet<Arc<str>>> {
+    let of_level = |level: &Level| {
+        let members = level.members.iter();
+        members
+            .map(|ix| Arc::clone(&cluster.endpoint(*ix).backend))
+            .collect()
+    };
+    cluster.levels.iter().map(of_level).collect()
+}
+
+/// The places of a cluster's endpoints, in the order of their keys.
+fn by_key(cluster: &Cluster) -> Vec<u32> {
+    let mut places: Vec<u32> = (0..).take(cluster.endpoints.len()).collect();
+    let key = |place: &u32| {
+        let place = usize::try_from(*place).unwrap_or(usize::MAX);
+        cluster.endpoints.get(place).map(|endpoint| &endpoint.key)
+    };
+    places.sort_by(|a, b| key(a).cmp(&key(b)));
+    places
+}
+
+/// As `cmp`, at a glance where both are one text.
+fn compare(one: &EndpointKey, other: &EndpointKey) -> Ordering {
+    if Arc::ptr_eq(&one.0, &other.0) {
+        Ordering::Equal
+    } else {
+        one.cmp(other)
     }
 }
 
@@ -1065,14 +1228,25 @@ impl EndpointState {
     fn status(&self) -> EndpointStatus {
         let active =
             (self.active.as_ref()).map_or(EndpointStatus::Healthy, |active| active.status());
-        match (active, self.ejection()) {
-            (EndpointStatus::Healthy | EndpointStatus::Unknown, Some(_)) => EndpointStatus::Ejected,
-            (active, _) => active,
+        let empty = self.behind.as_ref().filter(|behind| behind.is_empty());
+        match (active, empty, self.ejection()) {
+            (EndpointStatus::Unhealthy, _, _) => EndpointStatus::Unhealthy,
+            (_, Some(behind), _) if behind.is_stale => EndpointStatus::EmptyOnce,
+            (_, Some(_), _) => EndpointStatus::Empty,
+            (_, None, Some(_)) => EndpointStatus::Ejected,
+            (active, None, None) => active,
         }
     }
 }
 
 impl ClusterState {
+    /// Whether each level is of the same backends, as another port's is, and the parts of a split are
+    /// not; a level without endpoints may be of any.
+    fn is_port_of(&self, other: &Self) -> bool {
+        let mut levels = self.backends.iter().zip(&other.backends);
+        levels.all(|(one, other)| one.is_empty() || other.is_empty() || one == other)
+    }
+
     fn step(&mut self, healthy: &[f64], now: Time) {
         let failover = &self.cluster.policy.failover;
         for (level, healthy) in self.levels.iter_mut().zip(healthy) {
@@ -1193,8 +1367,8 @@ fn cluster_route(clusters: &[ClusterState], home: Home) -> Arc<str> {
         .map_or_else(|| "".into(), |state| state.cluster.route.clone())
 }
 
-/// h of each level of a cluster: over the ports of its route, which have the same levels, the
-/// least.
+/// h of each level of a cluster: over the ports of its route, which have the same levels of the same
+/// backends, the least.
 fn least_of_ports(
     clusters: &[ClusterState],
     members: &[usize],
@@ -1207,7 +1381,9 @@ fn least_of_ports(
     };
     let mut least: Vec<f64> = Vec::new();
     for (other, healthy) in members.iter().zip(healthy) {
-        if !names(*other).eq(names(ix)) {
+        let is_port = (clusters.get(*other).zip(clusters.get(ix)))
+            .is_some_and(|(other, this)| other.is_port_of(this));
+        if !is_port || !names(*other).eq(names(ix)) {
             continue;
         }
         if least.is_empty() {

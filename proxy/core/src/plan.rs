@@ -1,7 +1,7 @@
 //! In which order a request's endpoints are tried: preferred first, then failover.
 
 use crate::balance::{Candidates, fraction, mix, pick};
-use crate::shares::{ClusterShares, EndpointStatus};
+use crate::shares::ClusterShares;
 use crate::snapshot::{Cluster, EndpointIx, TooFew};
 
 /// The most attempts one plan yields.
@@ -175,6 +175,7 @@ impl Plan<'_> {
                 Candidates {
                     cluster: self.cluster,
                     level,
+                    worths: &self.shares.worths,
                     parts: &self.shares.parts,
                     seeds: &self.shares.seeds,
                     usable: &|ix| self.is_usable(ix),
@@ -203,7 +204,8 @@ impl Plan<'_> {
 
     fn is_usable(&self, ix: EndpointIx) -> bool {
         if self.is_last_resort {
-            self.shares.endpoints.get(ix.0) == Some(&EndpointStatus::Ejected)
+            let status = self.shares.endpoints.get(ix.0);
+            status.is_some_and(|status| status.is_last_resort())
         } else {
             self.shares.is_usable(ix)
         }

@@ -20,12 +20,12 @@ fn shares(cluster: &Cluster, endpoints: Vec<EndpointStatus>) -> ClusterShares {
     let capacities: Vec<f64> = (0..cluster.levels.len())
         .map(|level| {
             capacity(
-                healthy_share(cluster, &endpoints, level),
+                healthy_share(cluster, &endpoints, &[], level),
                 &cluster.policy.failover,
             )
         })
         .collect();
-    ClusterShares::new(cluster, endpoints, &capacities)
+    ClusterShares::new(cluster, endpoints, Vec::new(), &capacities)
 }
 
 fn attempts(world: &(Cluster, ClusterShares), draw: u64) -> Vec<(usize, usize, Why)> {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::authorize::{Asking, Verdict, authorize, authorize_session, evidence};
+use crate::authorize::{Asking, Verdict, authorize, authorize_session, evidence, gateways_of};
 use crate::engine::cluster_of;
 use crate::identity::SpiffeId;
 use crate::snapshot::{
@@ -64,6 +64,8 @@ pub enum Kind<'a> {
         /// The path.
         path: &'a str,
     },
+    /// Health reports to the gateway of a peer.
+    Reports,
 }
 
 /// An endpoint with a verified certificate that something open is carried to.
@@ -167,6 +169,16 @@ pub fn judge(snapshot: &Snapshot, carried: &Carried<'_>) -> Result<(), Ending> {
         let detail = format!("the listener `{}` has another role", listener.name);
         return Err(Ending::not_served(detail));
     }
+    if matches!(carried.kind, Kind::Reports) {
+        let peers = (carried.verified).map(|id| gateways_of(snapshot, carried.source, id));
+        return if peers.is_some_and(|peers| !peers.is_empty()) {
+            Ok(())
+        } else {
+            Err(Ending::not_served(
+                "its caller is no peer's gateway any more",
+            ))
+        };
+    }
     let ix = match carried.service {
         Asked::Nothing => return Ok(()),
         Asked::Gone => return Err(Ending::not_served("its service is gone")),
@@ -180,7 +192,7 @@ pub fn judge(snapshot: &Snapshot, carried: &Carried<'_>) -> Result<(), Ending> {
     };
     let (method, path) = match carried.kind {
         Kind::Request { method, path } => (Some(method), Some(path)),
-        Kind::Passthrough | Kind::Bytes | Kind::Session => (None, None),
+        Kind::Passthrough | Kind::Bytes | Kind::Session | Kind::Reports => (None, None),
     };
     let asking = Asking {
         listener,
@@ -191,7 +203,9 @@ pub fn judge(snapshot: &Snapshot, carried: &Carried<'_>) -> Result<(), Ending> {
     };
     let verdict = match carried.kind {
         Kind::Session => authorize_session(snapshot, ix, &asking),
-        Kind::Passthrough | Kind::Bytes | Kind::Request { .. } => authorize(snapshot, ix, &asking),
+        Kind::Passthrough | Kind::Bytes | Kind::Request { .. } | Kind::Reports => {
+            authorize(snapshot, ix, &asking)
+        }
     };
     match verdict {
         Verdict::Allow { .. } | Verdict::Audit { .. } => Ok(()),
@@ -229,6 +243,8 @@ fn check_served(
         Kind::Passthrough => service.inbound == Inbound::Passthrough,
         Kind::Bytes => service.protocol == Protocol::Tcp,
         Kind::Session | Kind::Request { .. } => service.protocol == Protocol::Http,
+        // They are of no service.
+        Kind::Reports => false,
     };
     if !as_it_is {
         let detail = format!("{} is carried in another way", service.name);

@@ -79,6 +79,28 @@ fn what_a_load_balancer_handed_on_ends_where_its_word_counts_no_more() {
 }
 
 #[test]
+fn reports_end_with_the_peer_that_they_are_for() {
+    let mut world = world();
+    let (gateway, cart) = (id(GATEWAY), id(CART));
+    let reports = |world: &Snapshot, who| {
+        let carried = Carried {
+            service: Asked::Nothing,
+            ..carried(world, "shop/web", who, Kind::Reports)
+        };
+        judge(world, &carried).map_err(|ending| (ending.reason, ending.detail))
+    };
+    assert_eq!(reports(&world, &gateway), Ok(()));
+    // Who may call a service is told nothing of it.
+    let over = "its caller is no peer's gateway any more".to_owned();
+    let over = Err((Reason::NoLongerServed, over));
+    assert_eq!(reports(&world, &cart), over);
+    world.peers[0].sources = nets(&["198.51.100.0/24"]);
+    assert_eq!(reports(&world, &gateway), over);
+    world.peers.clear();
+    assert_eq!(reports(&world, &gateway), over);
+}
+
+#[test]
 fn what_came_in_by_a_listener_of_another_role_ends() {
     let mut world = world();
     let cart = id(CART);

@@ -7,6 +7,11 @@ use crate::snapshot::{
 };
 use crate::verdict::Reason;
 
+/// The server name under which gateways of peers ask each other for health reports.
+pub const REPORTS_SNI: &str = "peer.zeugma.internal";
+/// What they speak there (ALPN).
+pub const REPORTS_ALPN: &[u8] = b"zeugma-peer/1";
+
 /// What is to be done with a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Routed {
@@ -17,6 +22,8 @@ pub enum Routed {
     /// End the TLS here; it is for a port of this service's route that only each request's
     /// authority names ([`check_authority_port`]).
     TerminateAnyPort(ServiceIx),
+    /// End the TLS here; the gateway of a peer asks for health reports.
+    Reports,
     /// Relay the bytes as they are to the only service of the listener.
     Plain(ServiceIx),
     /// Read plaintext HTTP; each request's authority names its service ([`route_authority`]).
@@ -58,6 +65,12 @@ pub fn route_tls(snapshot: &Snapshot, listener: &Listener, hello: &ClientHello) 
     let Ok(target) = SniTarget::parse(sni) else {
         return Routed::Refuse(Reason::SniMalformed);
     };
+    let asks_reports = target.host.as_str() == REPORTS_SNI
+        && listener.role == Role::Mesh
+        && hello.alpn.iter().any(|offer| offer == REPORTS_ALPN);
+    if asks_reports && !snapshot.peers.is_empty() {
+        return Routed::Reports;
+    }
     match listener.hosts.lookup(&target.host, target.port) {
         Lookup::Found(ix) => route_service(snapshot, listener, ix),
         Lookup::PortNeeded => route_any_port(snapshot, listener, &target.host),

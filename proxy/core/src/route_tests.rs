@@ -42,6 +42,25 @@ fn tls(snapshot: &Snapshot, listener: &str, sni: Option<&str>) -> Routed {
 }
 
 #[test]
+fn health_reports_are_asked_for_by_name_and_protocol_where_there_are_peers() {
+    let mut world = world();
+    let ask = |world: &Snapshot, listener: &str, alpn: &[&[u8]]| {
+        let hello = ClientHello {
+            sni: Some("Peer.zeugma.internal".to_owned()),
+            alpn: alpn.iter().map(|name| name.to_vec()).collect(),
+            ..ClientHello::default()
+        };
+        route_tls(world, world.listener(listener).unwrap(), &hello)
+    };
+    let unknown = Routed::Refuse(Reason::SniUnknown);
+    assert_eq!(ask(&world, "mesh", &[b"zeugma-peer/1"]), Routed::Reports);
+    assert_eq!(ask(&world, "apps", &[b"zeugma-peer/1"]), unknown);
+    assert_eq!(ask(&world, "mesh", &[b"h2"]), unknown);
+    world.peers.clear();
+    assert_eq!(ask(&world, "mesh", &[b"zeugma-peer/1"]), unknown);
+}
+
+#[test]
 fn the_sni_decides_what_is_done_with_tls() {
     let world = world();
     let long = format!("{}.a", "x".repeat(300));

@@ -325,7 +325,7 @@ fn where_these_are(world: &Snapshot, dead: &[usize], status: EndpointStatus) -> 
     for (nth, of) in shares.clusters.iter_mut().enumerate() {
         if dead.contains(&nth) {
             let cluster = &world.clusters[nth];
-            *of = crate::shares::ClusterShares::new(cluster, vec![status], &[0.0]);
+            *of = crate::shares::ClusterShares::new(cluster, vec![status], Vec::new(), &[0.0]);
         }
     }
     shares

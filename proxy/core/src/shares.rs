@@ -44,12 +44,50 @@ pub struct ClusterShares {
     pub levels: Vec<f64>,
     /// The health of each endpoint, in their order.
     pub endpoints: Vec<EndpointStatus>,
+    /// What each endpoint is worth in its level, in their order; empty where all are worth what is
+    /// configured.
+    pub worths: Vec<Worth>,
     /// No level has enough healthy endpoints: ejected ones are used too.
     pub too_few: bool,
     /// What part of its weight each endpoint is given while some start slowly; empty: all of it.
     pub parts: Vec<f64>,
     /// What tells each endpoint from others by a key, where the policy is one of keys; else empty.
     pub seeds: Vec<u64>,
+}
+
+/// What an endpoint is worth in its level.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Worth {
+    /// Its weight.
+    pub weight: f64,
+    /// The part of it that is healthy, if the endpoint itself is.
+    pub healthy: f64,
+    /// What it is picked by among the others of its level that are of use.
+    pub drawn: f64,
+    /// What its peer reports of it.
+    pub reported: Option<Counts>,
+}
+
+impl Worth {
+    /// What is configured: nothing is reported.
+    #[must_use]
+    pub const fn configured(weight: f64) -> Self {
+        Self {
+            weight,
+            healthy: weight,
+            drawn: weight,
+            reported: None,
+        }
+    }
+}
+
+/// The endpoints behind a peer's gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Counts {
+    /// Those that are healthy.
+    pub healthy: u32,
+    /// All.
+    pub total: u32,
 }
 
 /// Whether an endpoint may be used.
@@ -63,6 +101,10 @@ pub enum EndpointStatus {
     Ejected,
     /// Its active checks fail.
     Unhealthy,
+    /// It is a peer's gateway, and says that nothing healthy is behind it, or has left as it said.
+    Empty,
+    /// So it said, and has said nothing for long.
+    EmptyOnce,
 }
 
 impl EndpointStatus {
@@ -75,7 +117,14 @@ impl EndpointStatus {
     /// Whether traffic may be sent to it.
     #[must_use]
     pub const fn is_usable(self, too_few: bool) -> bool {
-        self.is_healthy() || (too_few && matches!(self, Self::Ejected))
+        self.is_healthy() || (too_few && self.is_last_resort())
+    }
+
+    /// Whether traffic may be sent to it where nothing is healthy: what is known against it may be
+    /// over.
+    #[must_use]
+    pub const fn is_last_resort(self) -> bool {
+        matches!(self, Self::Ejected | Self::EmptyOnce)
     }
 
     /// The word in logs and tables.
@@ -86,6 +135,8 @@ impl EndpointStatus {
             Self::Unknown => "unknown",
             Self::Ejected => "ejected",
             Self::Unhealthy => "unhealthy",
+            Self::Empty => "empty",
+            Self::EmptyOnce => "empty-once",
         }
     }
 }
@@ -199,12 +250,12 @@ impl Shares {
             let capacities: Vec<f64> = (0..cluster.levels.len())
                 .map(|level| {
                     capacity(
-                        healthy_share(cluster, &endpoints, level),
+                        healthy_share(cluster, &endpoints, &[], level),
                         &cluster.policy.failover,
                     )
                 })
                 .collect();
-            ClusterShares::new(cluster, endpoints, &capacities)
+            ClusterShares::new(cluster, endpoints, Vec::new(), &capacities)
         };
         Self {
             clusters: (snapshot.clusters.iter())
@@ -217,7 +268,12 @@ impl Shares {
 impl ClusterShares {
     /// The shares of a cluster whose levels can take `capacities` (c in the formula).
     #[must_use]
-    pub fn new(cluster: &Cluster, endpoints: Vec<EndpointStatus>, capacities: &[f64]) -> Self {
+    pub fn new(
+        cluster: &Cluster,
+        endpoints: Vec<EndpointStatus>,
+        worths: Vec<Worth>,
+        capacities: &[f64],
+    ) -> Self {
         let mut levels = spread(capacities);
         let mut too_few = false;
         if levels.iter().sum::<f64>() == 0.0 {
@@ -237,17 +293,19 @@ impl ClusterShares {
         Self {
             levels,
             endpoints,
+            worths,
             too_few,
             parts: Vec::new(),
             seeds: seeds(cluster),
         }
     }
 
-    /// What an endpoint weighs inside its level at this time.
+    /// What an endpoint is picked by inside its level at this time.
     #[must_use]
     pub fn weight(&self, cluster: &Cluster, ix: EndpointIx) -> f64 {
-        let part = self.parts.get(ix.0).copied().unwrap_or(1.0);
-        cluster.endpoint(ix).weight * part
+        let drawn = self.worths.get(ix.0).map(|worth| worth.drawn);
+        let weight = drawn.unwrap_or_else(|| cluster.endpoint(ix).weight);
+        weight * self.parts.get(ix.0).copied().unwrap_or(1.0)
     }
 
     /// Whether nothing can be carried.
@@ -277,7 +335,12 @@ pub(crate) fn seeds(cluster: &Cluster) -> Vec<u64> {
 
 /// h: the healthy share of a level's weight; 0 for a level without endpoints.
 #[must_use]
-pub fn healthy_share(cluster: &Cluster, endpoints: &[EndpointStatus], level: usize) -> f64 {
+pub fn healthy_share(
+    cluster: &Cluster,
+    endpoints: &[EndpointStatus],
+    worths: &[Worth],
+    level: usize,
+) -> f64 {
     let mut healthy = 0.0;
     let mut total = 0.0;
     for ix in cluster
@@ -286,10 +349,11 @@ pub fn healthy_share(cluster: &Cluster, endpoints: &[EndpointStatus], level: usi
         .iter()
         .flat_map(|level| &level.members)
     {
-        let weight = cluster.endpoint(*ix).weight;
-        total += weight;
+        let configured = || Worth::configured(cluster.endpoint(*ix).weight);
+        let worth = worths.get(ix.0).copied().unwrap_or_else(configured);
+        total += worth.weight;
         if status(endpoints, *ix).is_healthy() {
-            healthy += weight;
+            healthy += worth.healthy;
         }
     }
     if total > 0.0 { healthy / total } else { 0.0 }
@@ -356,12 +420,12 @@ mod tests {
         let capacities: Vec<f64> = (0..levels.len())
             .map(|level| {
                 capacity(
-                    healthy_share(&cluster, &endpoints, level),
+                    healthy_share(&cluster, &endpoints, &[], level),
                     &cluster.policy.failover,
                 )
             })
             .collect();
-        ClusterShares::new(&cluster, endpoints, &capacities)
+        ClusterShares::new(&cluster, endpoints, Vec::new(), &capacities)
     }
 
     fn close(shares: &ClusterShares, expected: &[f64]) {
@@ -375,6 +439,7 @@ mod tests {
         ClusterShares {
             levels: vec![level],
             endpoints: vec![H],
+            worths: Vec::new(),
             too_few: false,
             parts: Vec::new(),
             seeds: Vec::new(),

@@ -92,6 +92,17 @@ pub enum Role {
     Workloads,
 }
 
+impl Role {
+    /// The word in a configuration.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Mesh => "mesh",
+            Self::Workloads => "workloads",
+        }
+    }
+}
+
 /// One port of one route: the unit that is authorized, exported and balanced.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Service {
@@ -132,6 +143,17 @@ pub enum Protocol {
     Http,
 }
 
+impl Protocol {
+    /// The word in a configuration.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Http => "http",
+        }
+    }
+}
+
 /// What a listener does with TLS that asks for a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Inbound {
@@ -139,6 +161,17 @@ pub enum Inbound {
     Passthrough,
     /// End it here with the gateway's own SVID and verify the caller's.
     Terminate,
+}
+
+impl Inbound {
+    /// The word in a configuration.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Passthrough => "passthrough",
+            Self::Terminate => "terminate",
+        }
+    }
 }
 
 /// Which peers may reach a service through a mesh listener.
@@ -582,6 +615,17 @@ pub struct Peer {
     pub keepalive_ping: Duration,
     /// How long an answer to a PING may take.
     pub keepalive_timeout: Duration,
+    /// What its last health report is worth once it is old.
+    pub when_stale: WhenStale,
+}
+
+/// What a peer's last health report is worth once it is old.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum WhenStale {
+    /// What it was: things are as they were last heard to be.
+    Hold,
+    /// Nothing: as if the peer had never reported.
+    Drop,
 }
 
 impl Listener {
@@ -800,7 +844,32 @@ impl Snapshot {
     }
 }
 
+/// How many times the longest connect deadline of its cluster all attempts of one caller may take.
+const CONNECT_BUDGET_FACTOR: u32 = 3;
+
 impl Cluster {
+    /// How long a connection to an endpoint may take, TLS included.
+    #[must_use]
+    pub fn connect_deadline(&self, endpoint: &Endpoint) -> Duration {
+        match endpoint.peer {
+            Some(_) => self.policy.timeouts.connect_peer,
+            None => self.policy.timeouts.connect,
+        }
+    }
+
+    /// How long all attempts of one caller to connect an endpoint may take together: a plan has up to
+    /// 32, and no caller waits that long.
+    #[must_use]
+    pub fn connect_budget(&self) -> Duration {
+        let deadlines = self.endpoints.iter();
+        let longest = deadlines
+            .map(|endpoint| self.connect_deadline(endpoint))
+            .max();
+        longest
+            .unwrap_or_default()
+            .saturating_mul(CONNECT_BUDGET_FACTOR)
+    }
+
     /// The endpoint at `ix`.
     ///
     /// # Panics

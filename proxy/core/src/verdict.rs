@@ -107,6 +107,8 @@ reasons! {
     UpstreamReset, Some("ZG0415"), "upstream-reset", "UC", Upstream, "the endpoint broke the connection";
     UpstreamTimeout, Some("ZG0416"), "upstream-timeout", "UT", Upstream, "the endpoint did not answer in time";
     UpstreamProtocol, Some("ZG0417"), "upstream-protocol", "UPE", Upstream, "the endpoint's answer is not valid HTTP";
+    NotAGateway, Some("ZG0434"), "not-a-gateway", "RBAC", Operator, "health reports are told to the gateways of peers alone";
+    ReportLimit, Some("ZG0435"), "report-limit", "UO", Operator, "so many health reports are under way as may be, of this peer or of all";
     ConnectionLimit, Some("ZG0911"), "connection-limit", "UO", Operator, "the gateway's connection limit is reached";
     HandshakeLimit, Some("ZG0912"), "handshake-limit", "UO", Operator, "the gateway's limit of handshakes under way is reached";
     HandshakeRate, Some("ZG0913"), "handshake-rate", "RL", Operator, "the source begins more connections than the listener lets it";

@@ -238,12 +238,12 @@ fn shares_of(levels: &[Vec<(f64, bool)>], start: f64) -> (Cluster, ClusterShares
     let capacities: Vec<f64> = (0..levels.len())
         .map(|level| {
             capacity(
-                healthy_share(&cluster, &statuses, level),
+                healthy_share(&cluster, &statuses, &[], level),
                 &cluster.policy.failover,
             )
         })
         .collect();
-    let shares = ClusterShares::new(&cluster, statuses, &capacities);
+    let shares = ClusterShares::new(&cluster, statuses, Vec::new(), &capacities);
     (cluster, shares)
 }
 
@@ -281,7 +281,7 @@ fn ask_panic(id: &str, input: &Value, expected: &Value) {
     let (mut cluster, mut shares) = shares_of(&[level], 0.7);
     if input["threshold"] == 0 {
         Arc::make_mut(&mut cluster.policy).failover.too_few = TooFew::Fail;
-        shares = ClusterShares::new(&cluster, shares.endpoints, &[0.0]);
+        shares = ClusterShares::new(&cluster, shares.endpoints, Vec::new(), &[0.0]);
     }
     // Not those that come when all of these have failed.
     let tried: Vec<_> = plan(&cluster, &shares, &|_| 0, 1)
@@ -322,6 +322,7 @@ fn ask_wrr(id: &str, input: &Value, expected: &Value) {
     let candidates = Candidates {
         cluster: &cluster,
         level: &cluster.levels[0],
+        worths: &[],
         parts: &[],
         seeds: &[],
         usable: &|_| true,

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::Router;
 use axum::extract::{Query, State};
@@ -13,16 +14,15 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use zeugma_core::fleet::STALE_AFTER;
 use zeugma_core::rules::{Field, HttpRule, Match, Part, PathMatch, Rules};
-use zeugma_core::shares::{ClusterShares, EndpointStatus, SHARE_EPSILON};
-use zeugma_core::snapshot::{
-    Cluster, ClusterIx, Endpoint, Export, Inbound, Mirror, Peer, PeerIx, Protocol, Service,
-};
+use zeugma_core::shares::{ClusterShares, EndpointStatus, SHARE_EPSILON, Worth};
+use zeugma_core::snapshot::{Cluster, ClusterIx, Endpoint, Export, Mirror, Peer, PeerIx, Service};
 
-use super::{as_json, beside};
+use super::{as_json, beside, explain};
 use crate::journal::{Event, Journal};
 use crate::listing::{self, ENTRIES_MAX, Wanted};
-use crate::resolve::Names;
+use crate::peer::ask::Standing;
 use crate::runtime::{Published, Shared};
 
 /// What the documents' form is called; a field may be added under the same name.
@@ -41,6 +41,7 @@ pub(super) fn routes(shared: &Arc<Shared>) -> Router {
         .route("/api/v1/findings", get(findings))
         .route("/api/v1/connections", get(connections))
         .route("/api/v1/topology", get(topology))
+        .route("/api/v1/explain", get(explain::explain))
         .with_state(Arc::clone(shared))
 }
 
@@ -72,7 +73,7 @@ async fn services(State(shared): State<Arc<Shared>>, Query(filter): Query<Filter
     .await
 }
 
-fn document(published: &Published, name: &str, content: Value) -> Response {
+pub(super) fn document(published: &Published, name: &str, content: Value) -> Response {
     as_json(&json!({
         "apiVersion": VERSION,
         "gateway": &*published.snapshot.node.name,
@@ -95,14 +96,8 @@ pub(super) fn service_json(published: &Published, journal: &Journal, service: &S
         "service": &*service.name,
         "port": service.port,
         "hosts": hosts,
-        "protocol": match service.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Http => "http",
-        },
-        "inbound": match service.inbound {
-            Inbound::Passthrough => "passthrough",
-            Inbound::Terminate => "terminate",
-        },
+        "protocol": service.protocol.label(),
+        "inbound": service.inbound.label(),
         "exported_to": exported_to,
         "allow": service.policy.allow.len(),
         "deny": service.policy.deny.len(),
@@ -178,7 +173,10 @@ fn cluster_json(published: &Published, journal: &Journal, ix: ClusterIx) -> Valu
             let is_healthy = |ix: usize| status(ix).is_some_and(EndpointStatus::is_healthy);
             let healthy = level.members.iter().filter(|ix| is_healthy(ix.0)).count();
             let endpoints: Vec<Value> = (level.members.iter())
-                .map(|ix| endpoint_json(cluster.endpoint(*ix), status(ix.0)))
+                .map(|ix| {
+                    let worth = shares.worths.get(ix.0);
+                    endpoint_json(cluster.endpoint(*ix), status(ix.0), worth)
+                })
                 .collect();
             json!({
                 "name": &*level.name,
@@ -200,13 +198,19 @@ fn cluster_json(published: &Published, journal: &Journal, ix: ClusterIx) -> Valu
     })
 }
 
-fn endpoint_json(endpoint: &Endpoint, status: Option<EndpointStatus>) -> Value {
+fn endpoint_json(
+    endpoint: &Endpoint,
+    status: Option<EndpointStatus>,
+    worth: Option<&Worth>,
+) -> Value {
+    let reported = worth.and_then(|worth| worth.reported);
     json!({
         "address": endpoint.address.to_string(),
         "backend": &*endpoint.backend,
         "locality": endpoint.locality.to_string(),
         "weight": endpoint.weight,
         "status": status.map(EndpointStatus::label),
+        "reported": reported.map(|of| json!({ "healthy": of.healthy, "total": of.total })),
     })
 }
 
@@ -230,7 +234,7 @@ fn why(shares: &ClusterShares) -> &'static str {
 async fn peers(State(shared): State<Arc<Shared>>) -> Response {
     beside(move || {
         let published = shared.published.load_full();
-        let content = peers_json(&published, &shared.names.load());
+        let content = peers_json(&published, &shared);
         document(&published, "peers", content)
     })
     .await
@@ -242,24 +246,43 @@ struct Gateway {
     healthy: usize,
     total: usize,
     addresses: Vec<String>,
+    /// How things stand with its reports.
+    report: Value,
+    /// What it reports of each route that goes to it.
+    behind: Vec<Value>,
 }
 
-pub(super) fn peers_json(published: &Published, names: &Names) -> Value {
+pub(super) fn peers_json(published: &Published, shared: &Shared) -> Value {
+    let names = shared.names.load();
+    let standings = shared.peers.standings.all();
     let snapshot = &published.snapshot;
     let mut gateways: Vec<BTreeMap<String, Gateway>> = Vec::new();
     gateways.resize_with(snapshot.peers.len(), BTreeMap::default);
     for (cluster, shares) in snapshot.clusters.iter().zip(&published.shares.clusters) {
-        for (endpoint, status) in cluster.endpoints.iter().zip(&shares.endpoints) {
+        let endpoints = cluster.endpoints.iter().zip(&shares.endpoints).enumerate();
+        for (ix, (endpoint, status)) in endpoints {
             let Some(known) = endpoint.peer.and_then(|ix| gateways.get_mut(ix.0)) else {
                 continue;
             };
             let gateway = (known.entry(endpoint.address.to_string())).or_insert_with(|| {
                 let resolved = names.addresses(&endpoint.address, 0);
+                let peer = endpoint.peer.map(|ix| Arc::clone(&snapshot.peer(ix).name));
+                let id = (peer.unwrap_or_default(), endpoint.address.clone());
                 Gateway {
                     addresses: resolved.iter().map(ToString::to_string).collect(),
+                    report: standings.get(&id).map_or(Value::Null, report_json),
                     ..Gateway::default()
                 }
             });
+            if let Some(of) = shares.worths.get(ix).and_then(|worth| worth.reported) {
+                gateway.behind.push(json!({
+                    "service": &*cluster.route,
+                    "cluster": &*cluster.name,
+                    "healthy": of.healthy,
+                    "total": of.total,
+                    "status": status.label(),
+                }));
+            }
             gateway.total += 1;
             gateway.healthy += usize::from(status.is_healthy());
         }
@@ -287,6 +310,8 @@ fn peer_json(peer: &Peer, gateways: &BTreeMap<String, Gateway>) -> Value {
                 "resolved": gateway.addresses,
                 "healthy": gateway.healthy,
                 "total": gateway.total,
+                "report": gateway.report,
+                "behind": gateway.behind,
             })
         })
         .collect();
@@ -299,6 +324,26 @@ fn peer_json(peer: &Peer, gateways: &BTreeMap<String, Gateway>) -> Value {
         "spiffe_ids": texts(&mut peer.ids.iter().map(ToString::to_string)),
         "attests": texts(&mut peer.attests.iter().map(ToString::to_string)),
         "sources": texts(&mut peer.sources.iter().map(ToString::to_string)),
+    })
+}
+
+/// How things stand with the reports of one gateway.
+fn report_json(standing: &Standing) -> Value {
+    let age = standing.last.map(|(at, _)| at.elapsed());
+    let last = standing.last.map(|(_, at)| {
+        let since = at
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        moment(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    });
+    json!({
+        "state": standing.state.label(),
+        "last": last,
+        "age_seconds": age.map(|age| age.as_secs_f64()),
+        "stale": age.is_some_and(|age| age >= STALE_AFTER),
+        "services": standing.report.as_ref().map(|report| report.len()),
+        "presence": standing.report.as_ref().map(|report| report.presence.label()),
+        "why": standing.why,
     })
 }
 
@@ -454,7 +499,7 @@ async fn topology(State(shared): State<Arc<Shared>>) -> Response {
             "cluster": &*node.cluster,
             "locality": node.locality.to_string(),
             "trust_domain": node.trust_domain.as_str(),
-            "peers": peers_json(&published, &shared.names.load()),
+            "peers": peers_json(&published, &shared),
             "services": links,
         });
         document(&published, "topology", content)
@@ -531,6 +576,7 @@ mod tests {
         ClusterShares {
             levels: levels.to_vec(),
             endpoints: Vec::new(),
+            worths: Vec::new(),
             too_few,
             parts: Vec::new(),
             seeds: Vec::new(),

@@ -100,7 +100,7 @@ impl Page {
             })
             .collect();
         Self {
-            peers: peers_json(&published, &shared.names.load()),
+            peers: peers_json(&published, shared),
             routes,
             failovers: failovers_json(&published, journal),
             identities: identities_json(shared),
@@ -246,7 +246,13 @@ impl Page {
                         td class=(word(peer, "state")) { (word(peer, "state")) }
                         td { @for one in list(field(peer, "gateways")) {
                             (word(one, "address")) " (" (field(one, "healthy")) "/"
-                            (field(one, "total")) ") "
+                            (field(one, "total")) ", " (word(field(one, "report"), "state")) ") "
+                            @for of in list(field(one, "behind")) {
+                                @if field(of, "healthy") != field(of, "total") {
+                                    br; (word(of, "service")) " " (field(of, "healthy")) "/"
+                                    (field(of, "total"))
+                                }
+                            }
                         } }
                         td { @for id in list(field(peer, "spiffe_ids")) {
                             (id.as_str().unwrap_or_default()) " "

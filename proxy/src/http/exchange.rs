@@ -43,7 +43,7 @@ use crate::connection::{describe, explain_audit, explain_denial};
 use crate::recheck::Entry;
 use crate::runtime::{Polled, Published, unless_others_first};
 use crate::tls::TlsPeer;
-use crate::upstream::{self, Pinned, connect_budget};
+use crate::upstream::{self, Pinned};
 
 /// Times a request is sent anew because a pooled connection turned out to be closed.
 const STALE_MAX: u32 = 3;
@@ -399,7 +399,8 @@ impl Exchange {
                 }
                 // Nothing else limits attempts that cost an endpoint nothing.
                 let now = Instant::now();
-                if is_unseen && now >= *give_up.get_or_insert_with(|| now + connect_budget(cluster))
+                if is_unseen
+                    && now >= *give_up.get_or_insert_with(|| now + cluster.connect_budget())
                 {
                     break;
                 }
@@ -408,8 +409,7 @@ impl Exchange {
                     Some(Again::Free) => {}
                     Some(Again::Counted) => counted += 1,
                 }
-                let cause = before.failure.label();
-                worker.shared.metrics.retried(&cluster.route, cause);
+                (worker.shared.metrics).retried(&cluster.route, before.failure.label());
             }
             attempts += 1;
             upstream::note_attempt(&worker, cluster, &attempt, attempts, &self.context.latest);

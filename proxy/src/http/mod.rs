@@ -247,10 +247,7 @@ pub(crate) async fn serve(
         timer: exchange::Timer::default(),
     });
     let moved = Arc::new(Moved::default());
-    let io = Counted {
-        stream,
-        moved: Arc::clone(&moved),
-    };
+    let io = Counted::new(stream, &moved);
     let watch = Watch::new(&context, &moved);
     let ended = match version {
         Version::H1 => Box::pin(serve_h1(&context, watch, io)).await,
@@ -260,8 +257,9 @@ pub(crate) async fn serve(
             Box::pin(h2_server::serve(&context, watch, (io, link), peer)).await
         }
     };
-    visit.moved.down.set(moved.written.load(Ordering::Relaxed));
-    visit.moved.up.set(moved.read.load(Ordering::Relaxed));
+    let (read, written) = moved.both();
+    visit.moved.down.set(written);
+    visit.moved.up.set(read);
     if let Some(reason) = visit.told_to_end() {
         return reason;
     }
@@ -560,9 +558,19 @@ async fn at(moment: Option<tokio::time::Instant>) {
 
 /// Bytes that a connection moved.
 #[derive(Debug, Default)]
-struct Moved {
+pub(crate) struct Moved {
     read: AtomicU64,
     written: AtomicU64,
+}
+
+impl Moved {
+    /// Those that were read, and those that were written.
+    pub(crate) fn both(&self) -> (u64, u64) {
+        (
+            self.read.load(Ordering::Relaxed),
+            self.written.load(Ordering::Relaxed),
+        )
+    }
 }
 
 /// A stream whose bytes are counted.
@@ -570,6 +578,15 @@ struct Moved {
 pub(crate) struct Counted {
     stream: Stream,
     moved: Arc<Moved>,
+}
+
+impl Counted {
+    pub(crate) fn new(stream: Stream, moved: &Arc<Moved>) -> Self {
+        Self {
+            stream,
+            moved: Arc::clone(moved),
+        }
+    }
 }
 
 impl AsyncRead for Counted {

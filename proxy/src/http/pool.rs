@@ -530,7 +530,7 @@ impl Pool {
         }
         let key = Rc::new(Key::of(endpoint, wire, credentials));
         // Whoever connects meets the connect timeout itself and tells of it; this bounds waiting.
-        let patience = upstream::connect_deadline(to.cluster(), endpoint) + WAIT_MARGIN;
+        let patience = to.cluster().connect_deadline(endpoint) + WAIT_MARGIN;
         let leasing = Box::pin(self.free_or_new(worker, to, endpoint, key));
         timeout(patience, leasing).await.unwrap_or_else(|_elapsed| {
             let detail = format!("no connection within {patience:?}");
@@ -734,7 +734,7 @@ impl Pool {
         key: Rc<Key>,
     ) -> Result<Lease, ConnectFailure> {
         let shared: &Arc<Shared> = &worker.shared;
-        let deadline = upstream::connect_deadline(to.cluster(), endpoint);
+        let deadline = to.cluster().connect_deadline(endpoint);
         let rechecks = self.rechecks.get();
         let connected = upstream::connect(shared, deadline, endpoint, key.wire.alpn()).await;
         let Upstream {

@@ -21,7 +21,7 @@ use crate::model::defaults::{or_secs, passive_on, retry_on};
 use crate::model::scalar::Text;
 use crate::model::{
     BalancePolicy, Document, HashSpec, InboundSpec, MeshPeer, MeshRoute, PolicySpec, Port,
-    ProtocolSpec, RouteLimitsSpec, TooFewSpec,
+    ProtocolSpec, RouteLimitsSpec, TooFewSpec, WhenStaleSpec,
 };
 use crate::pb::{self, cluster, core, endpoint, tls, upstream_http};
 
@@ -774,6 +774,7 @@ pub(crate) fn peer(peer: &Document<MeshPeer>) -> Made {
         locality: spec.locality.0.to_string(),
         attests: spec.attests.iter().map(|td| td.0.to_string()).collect(),
         sources: spec.sources.iter().map(|net| net.0.to_string()).collect(),
+        drops_stale: spec.when_stale == Some(WhenStaleSpec::Drop),
     });
     Made { cluster, meta }
 }

@@ -12,7 +12,7 @@ use zeugma_core::snapshot::{
     ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterPolicy, Endpoint, EndpointIx,
     EndpointKey, EndpointTls, ErrorRate, Export, Failover, Failure, HashOn, HttpVersion, Inbound,
     Level, PassiveCheck, Peer, Policy, PolicyMode, Position, Protocol, Retries, Service, Timeouts,
-    TooFew,
+    TooFew, WhenStale,
 };
 
 use super::Names;
@@ -50,6 +50,11 @@ pub(super) fn peer(cluster: &cluster::Cluster, meta: &PeerMeta) -> Result<Peer, 
         sources: all(&meta.sources, crate::net::parse)?,
         keepalive_ping: duration(keepalive.interval.as_ref())?,
         keepalive_timeout: duration(keepalive.timeout.as_ref())?,
+        when_stale: if meta.drops_stale {
+            WhenStale::Drop
+        } else {
+            WhenStale::Hold
+        },
     })
 }
 

@@ -31,9 +31,23 @@ pub(crate) struct MeshPeer {
     /// Where its gateways call from. Default: anywhere.
     #[serde(default)]
     pub sources: Vec<Text<IpNet>>,
+    /// What the last health report of a gateway of its is worth once nothing has come from that
+    /// gateway for 10 s: `hold` goes on as it was, `drop` goes on as if it had never reported.
+    /// Default `hold`.
+    pub when_stale: Option<WhenStaleSpec>,
     /// How a silent peer is found.
     #[serde(default)]
     pub keepalive: Keepalive,
+}
+
+/// What an old health report is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum WhenStaleSpec {
+    /// What it was.
+    Hold,
+    /// Nothing.
+    Drop,
 }
 
 /// How a silent peer is found.

@@ -13,7 +13,7 @@ use zeugma_core::snapshot::{
     EndpointIx, EndpointKey, EndpointTls, ErrorRate, Export, Failover, Failure, HashOn, HostTable,
     HttpVersion, Inbound, Level, Listener, Mirror, Node, PassiveCheck, PathPattern, Peer, PeerIx,
     Policy, PolicyMode, Position, Protocol, Retries, Role, Rule, Service, ServiceIx, Snapshot,
-    Timeouts, TooFew,
+    Timeouts, TooFew, WhenStale,
 };
 
 use super::codec::{Coded, Corrupt, Read, Reader, Writer, coded, coded_enum};
@@ -53,7 +53,9 @@ coded! {
     Timeouts { connect, connect_peer, response_headers, idle, per_try }
     Retries { attempts, on, budget, buffer_bytes_max, any_method }
     RouteLimits { connections, pending, requests }
-    Peer { name, cluster, locality, ids, attests, sources, keepalive_ping, keepalive_timeout }
+    Peer {
+        name, cluster, locality, ids, attests, sources, keepalive_ping, keepalive_timeout, when_stale,
+    }
     Finding { code, severity, message, help, place, also }
     Place { file, line, column, width, text, path, document }
     RefusedDocument { name, serves, numbers }
@@ -122,6 +124,7 @@ coded_enum! {
     Balance { 0 LeastRequest, 1 RoundRobin, 2 Random, 3 RingHash(on), 4 PeakEwma }
     HashOn { 0 Header(name), 1 Source }
     TooFew { 0 UseAll, 1 Fail }
+    WhenStale { 0 Hold, 1 Drop }
     ActiveKind { 0 Http { path, host }, 1 Tcp, 2 Grpc { service, host } }
     Failure {
         0 Connect, 1 RefusedStream, 2 Reset, 3 Timeout, 4 Status(status), 5 Unavailable,

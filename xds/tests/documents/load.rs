@@ -9,7 +9,7 @@ use zeugma_core::identity::{IdPattern, SpiffeId};
 use zeugma_core::names::{Host, SniTarget};
 use zeugma_core::snapshot::{
     ActiveKind, Address, Balance, EndpointTls, ErrorRate, Export, Failure, HttpVersion, Inbound,
-    Lookup, PathPattern, PeerIx, Protocol, Role, TooFew,
+    Lookup, PathPattern, PeerIx, Protocol, Role, TooFew, WhenStale,
 };
 use zeugma_xds::{AccessLogFormat, AdminAddress, BundleProfile, NodeOptions, load};
 
@@ -138,6 +138,7 @@ fn the_defaults_of_an_http_route_are_the_manuals() {
         (peer.keepalive_ping, peer.keepalive_timeout),
         (secs(2), secs(2))
     );
+    assert_eq!(peer.when_stale, WhenStale::Hold);
 }
 
 #[test]
@@ -293,7 +294,7 @@ fn everything_that_is_written_arrives() {
     );
     let peer = WEST_PEER.replace(
         "  cluster: west",
-        "  cluster: west\n  attests: [west.example]\n  sources: [203.0.113.7]\n  keepalive: {ping: 5s, timeout: 4s}",
+        "  cluster: west\n  attests: [west.example]\n  sources: [203.0.113.7]\n  whenStale: drop\n  keepalive: {ping: 5s, timeout: 4s}",
     );
     let snapshot = loaded(&[EAST, &peer, &orders, &canary], None).snapshot;
     let orders = service(&snapshot, "orders", 8080);
@@ -421,6 +422,7 @@ fn everything_that_is_written_arrives() {
         (peer.keepalive_ping, peer.keepalive_timeout),
         (millis(5000), millis(4000))
     );
+    assert_eq!(peer.when_stale, WhenStale::Drop);
 
     let [to_west, everywhere] = &orders.mirrors[..] else {
         panic!("{:?}", orders.mirrors);

@@ -326,6 +326,23 @@ fn an_id_handed_on_matches_allow_with_via_alone_and_deny_always() {
 }
 
 #[test]
+fn reports_are_for_the_gateways_of_peers_and_not_for_all_of_their_trust_domain() {
+    let mut world = snapshot(vec![]);
+    let here = "192.0.2.1".parse().unwrap();
+    let of = |world: &Snapshot, text: &str| gateways_of(world, here, &id(text));
+    let gateway = "spiffe://west.example/zeugma/gateway";
+    assert_eq!(of(&world, gateway), [PeerIx(0)]);
+    assert_eq!(of(&world, "spiffe://west.example/ns/shop/sa/cart"), []);
+    assert_eq!(of(&world, "spiffe://north.example/zeugma/gateway"), []);
+    // Two peers that share an ID and are not told apart by where they call from.
+    let twin = world.peers[0].clone();
+    world.peers.push(twin);
+    assert_eq!(of(&world, gateway), [PeerIx(0), PeerIx(1)]);
+    world.peers[1].sources = nets(&["198.51.100.0/24"]);
+    assert_eq!(of(&world, gateway), [PeerIx(0)]);
+}
+
+#[test]
 fn only_a_peers_gateway_may_hand_on_and_only_what_the_peer_attests() {
     let mut world = world(vec![], vec![]);
     let source = "203.0.113.7".parse().unwrap();

@@ -18,6 +18,7 @@ pub(super) fn pick(
         return Some(one);
     };
     // An endpoint of twice the weight is as busy with twice the requests.
-    let busy = |ix: EndpointIx| f64::from(load(ix)) / candidates.weight(ix);
+    let weight = |ix| candidates.weight(ix).max(f64::MIN_POSITIVE);
+    let busy = |ix: EndpointIx| f64::from(load(ix)) / weight(ix);
     Some(if busy(other) < busy(one) { other } else { one })
 }

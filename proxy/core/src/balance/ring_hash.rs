@@ -16,7 +16,7 @@ const DISTANCE_PART: u64 = 0x7269_6e67;
 
 pub(super) fn pick(candidates: Candidates<'_>, key: u64) -> Option<EndpointIx> {
     let mut nearest: Option<(EndpointIx, f64)> = None;
-    for (ix, weight) in candidates.iter() {
+    for (ix, weight) in candidates.iter().filter(|(_, weight)| *weight > 0.0) {
         let seed = candidates.seeds.get(ix.0).copied().unwrap_or_default();
         // Above 0 and at most 1, so that the logarithm is finite.
         let point = 1.0 - fraction(key ^ seed, DISTANCE_PART);
@@ -25,5 +25,15 @@ pub(super) fn pick(candidates: Candidates<'_>, key: u64) -> Option<EndpointIx> {
             nearest = Some((ix, distance));
         }
     }
-    nearest.map(|(ix, _)| ix)
+    match nearest {
+        // None is better than the others: as is configured.
+        None if !candidates.worths.is_empty() => pick(
+            Candidates {
+                worths: &[],
+                ..candidates
+            },
+            key,
+        ),
+        nearest => nearest.map(|(ix, _)| ix),
+    }
 }

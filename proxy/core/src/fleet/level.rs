@@ -35,8 +35,9 @@ pub(super) struct LevelState {
     pub(super) window: Window,
 }
 
+/// Where in the diagram it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Motion {
+pub(super) enum Motion {
     Settled,
     Holding {
         since: Time,
@@ -64,6 +65,10 @@ impl LevelState {
 
     pub(super) const fn damped(&self) -> f64 {
         self.damped
+    }
+
+    pub(super) const fn motion(&self) -> Motion {
+        self.motion
     }
 
     /// Applies c as it is: what the damped capacities together could not carry.

@@ -2,7 +2,12 @@ use super::*;
 use crate::fixture;
 use crate::locality::Locality;
 use crate::names::Host;
-use crate::snapshot::{ActiveKind, Address, EndpointIx, Failover, PeerIx, TooFew};
+use crate::names::HostPattern;
+use crate::report::{Presence, Report, Standing};
+use crate::shares::Counts;
+use crate::snapshot::{
+    ActiveKind, Address, ClusterIx, EndpointIx, Failover, PeerIx, Service, TooFew,
+};
 
 fn at(seconds: f64) -> Time {
     Time::from_origin(Duration::from_secs_f64(seconds))
@@ -350,6 +355,9 @@ fn slowly(mut cluster: Cluster, seconds: u64) -> Cluster {
     cluster
 }
 
+/// Nobody starts slowly.
+const ALL: [i64; 0] = [];
+
 /// What the endpoints of the first cluster are given of their weight, in thousandths.
 fn parts(fleet: &mut Fleet, now: Time) -> Vec<i64> {
     thousandths(&fleet.shares(now).clusters[0].parts)
@@ -359,16 +367,16 @@ fn parts(fleet: &mut Fleet, now: Time) -> Vec<i64> {
 #[test]
 fn an_endpoint_that_is_readmitted_comes_to_its_weight_by_and_by() {
     let mut fleet = fleet(vec![slowly(fixture::cluster(&[&["a", "b"]]), 20)]);
-    assert_eq!(parts(&mut fleet, at(0.0)), []);
+    assert_eq!(parts(&mut fleet, at(0.0)), ALL);
     kill(&mut fleet, "a", at(0.0));
-    assert_eq!(parts(&mut fleet, at(29.9)), []);
+    assert_eq!(parts(&mut fleet, at(29.9)), ALL);
     for (second, part) in [(30.0, 100), (31.0, 100), (35.0, 250), (49.0, 950)] {
         assert_eq!(parts(&mut fleet, at(second)), [part, 1000], "{second}");
     }
     assert!(fleet.next_wake().unwrap().since(at(49.0)) <= Duration::from_secs(1));
     // Its level is as healthy as ever.
     assert_eq!(shares(&mut fleet, at(49.0)), [1000]);
-    assert_eq!(parts(&mut fleet, at(50.0)), []);
+    assert_eq!(parts(&mut fleet, at(50.0)), ALL);
     assert_eq!(fleet.next_wake(), None);
 }
 
@@ -379,7 +387,7 @@ fn an_endpoint_that_is_out_again_starts_anew() {
     assert_eq!(parts(&mut fleet, at(30.0)), [100, 1000]);
     assert_eq!(parts(&mut fleet, at(45.0)), [750, 1000]);
     kill(&mut fleet, "a", at(45.0));
-    assert_eq!(parts(&mut fleet, at(46.0)), []);
+    assert_eq!(parts(&mut fleet, at(46.0)), ALL);
     assert_eq!(parts(&mut fleet, at(76.0)), [100, 1000]);
 }
 
@@ -388,7 +396,7 @@ fn what_joins_those_that_serve_starts_slowly_and_a_gateway_starts_nobody_so() {
     let of = |keys: &[&str]| snapshot(vec![slowly(fixture::cluster(&[keys]), 20)]);
     let mut fleet = Fleet::new();
     fleet.reconcile(&of(&["a", "b"]), at(0.0));
-    assert_eq!(parts(&mut fleet, at(0.0)), []);
+    assert_eq!(parts(&mut fleet, at(0.0)), ALL);
     fleet.reconcile(&of(&["a", "b", "c"]), at(1.0));
     assert_eq!(parts(&mut fleet, at(1.0)), [1000, 1000, 100]);
     // A push forgets no start.
@@ -396,7 +404,7 @@ fn what_joins_those_that_serve_starts_slowly_and_a_gateway_starts_nobody_so() {
     assert_eq!(parts(&mut fleet, at(11.0)), [100, 500, 1000]);
     // All are new: each is given as much as every other.
     fleet.reconcile(&of(&["d", "e"]), at(12.0));
-    assert_eq!(parts(&mut fleet, at(12.0)), []);
+    assert_eq!(parts(&mut fleet, at(12.0)), ALL);
     assert_eq!(fleet.next_wake(), None);
 }
 
@@ -404,7 +412,7 @@ fn what_joins_those_that_serve_starts_slowly_and_a_gateway_starts_nobody_so() {
 fn what_passes_its_checks_again_starts_slowly_and_what_was_never_bad_does_not() {
     let mut fleet = fleet(vec![slowly(active(fixture::cluster(&[&["a", "b"]])), 20)]);
     check_until(&mut fleet, &["a"], at(20.0));
-    assert_eq!(parts(&mut fleet, at(20.0)), []);
+    assert_eq!(parts(&mut fleet, at(20.0)), ALL);
     while fleet.status(&key("a")) != Some(EndpointStatus::Healthy) {
         let next = fleet.next_wake().unwrap();
         check_until(&mut fleet, &[], next);
@@ -669,7 +677,7 @@ fn a_push_of_thousands_of_clusters_is_not_quadratic() {
     // A look at every known cluster for each would be 9 million comparisons of names a push.
     for second in 1..4 {
         fleet.advance(at(f64::from(second)));
-        fleet.reconcile_all(&snapshot, at(f64::from(second)));
+        fleet.reconcile_all(&snapshot, asked_of(&snapshot), at(f64::from(second)));
     }
     let known = Known::new(&fleet.clusters);
     assert_eq!((known.by_name.len(), known.by_route.len()), (3000, 3000));
@@ -811,6 +819,7 @@ fn fail_refuses_where_use_all_would_try() {
 }
 
 /// What is done for the routes that changed alone comes to the same as doing it for all.
+#[expect(clippy::too_many_lines, reason = "a flat list of what may happen")]
 #[test]
 fn a_push_that_changes_few_routes_leaves_the_fleet_as_one_that_is_looked_at_whole() {
     const ROUTES: usize = 12;
@@ -833,6 +842,11 @@ fn a_push_that_changes_few_routes_leaves_the_fleet_as_one_that_is_looked_at_whol
         let mut cluster = fixture::cluster(levels[shape % 4]);
         cluster.route = format!("shop/{route}").into();
         cluster.name = format!("{name}/{route}").into();
+        for endpoint in &mut cluster.endpoints {
+            let nth: u16 = endpoint.key.0.rsplit('/').next().unwrap().parse().unwrap();
+            endpoint.peer = (nth > 1).then_some(PeerIx(0));
+            endpoint.address = gateway(nth);
+        }
         if shape.is_multiple_of(3) {
             active(cluster)
         } else {
@@ -843,19 +857,62 @@ fn a_push_that_changes_few_routes_leaves_the_fleet_as_one_that_is_looked_at_whol
         let own = cluster(route, shape + 1, "own");
         [cluster(route, shape, "outbound"), own].map(Arc::new)
     };
+    let service_of = |route: usize, host: usize| Service {
+        outbound: ClusterIx(route * 2),
+        own: Some(ClusterIx(route * 2 + 1)),
+        ..fixture::service(&format!("shop/{route}"), &format!("h{host}.x"), 80)
+    };
     let mut now_served = snapshot(vec![]);
+    now_served.services = (0..ROUTES).map(|route| service_of(route, route)).collect();
     now_served.clusters = (0..ROUTES)
         .flat_map(|route| of_route(route, route))
         .collect();
+    let look_at_all = |fleet: &mut Fleet, snapshot: &Snapshot, now| {
+        fleet.advance(now);
+        fleet.reports.are_of(snapshot);
+        fleet.reconcile_all(snapshot, asked_of(snapshot), now);
+    };
     let (mut quick, mut whole) = (Fleet::new(), Fleet::new());
     quick.reconcile(&now_served, Time::ZERO);
-    whole.reconcile_all(&now_served, Time::ZERO);
+    look_at_all(&mut whole, &now_served, Time::ZERO);
+    let west: Arc<str> = "west".into();
     let (mut seconds, mut pushes) = (0.0, 0);
     for round in 0..ROUNDS {
         seconds += [0.0, 0.3, 2.0, 20.0][draw(4)];
         let now = at(seconds);
         let name = format!("{}/{}", draw(ROUTES), draw(4));
-        match draw(3) {
+        match draw(5) {
+            3 => {
+                let (mut report, gateway) = (Report::default(), gateway([2, 3][draw(2)]));
+                for _ in 0..draw(8) {
+                    let host = HostPattern::parse(&format!("h{}.x", draw(ROUTES))).unwrap();
+                    let healthy = u32::try_from(draw(4)).unwrap();
+                    let standing = Standing::new(healthy, 3, healthy.into(), 3.0).unwrap();
+                    report.set(&host, 80, standing);
+                }
+                report.presence =
+                    [Presence::Serving, Presence::Leaving, Presence::Gone][draw(12) % 3];
+                let report = Arc::new(report);
+                let is_forgotten = draw(8) == 0;
+                for fleet in [&mut quick, &mut whole] {
+                    if is_forgotten {
+                        fleet.forget_report(&west, &gateway, now);
+                    } else {
+                        fleet.report(&west, &gateway, &report, now);
+                    }
+                }
+            }
+            4 if draw(4) == 0 => {
+                let mut next = now_served.clone();
+                let when = next.peers[0].when_stale;
+                next.peers[0].when_stale = match when {
+                    WhenStale::Hold => WhenStale::Drop,
+                    WhenStale::Drop => WhenStale::Hold,
+                };
+                quick.reconcile(&next, now);
+                look_at_all(&mut whole, &next, now);
+                now_served = next;
+            }
             0 => {
                 let result = [Ok(()), Err(Failure::Connect), Err(Failure::Reset)][draw(3)];
                 let times = 1 + draw(6);
@@ -878,12 +935,13 @@ fn a_push_that_changes_few_routes_leaves_the_fleet_as_one_that_is_looked_at_whol
                     for (nth, cluster) in of_route(route, shape).into_iter().enumerate() {
                         next.clusters[route * 2 + nth] = cluster;
                     }
+                    next.services[route] = service_of(route, draw(ROUTES));
                 }
                 next.share(&now_served);
-                pushes += usize::from(quick.changed_routes(&next).is_some());
+                let asked = asked_of(&next);
+                pushes += usize::from(quick.changed_routes(&next, &asked).is_some());
                 quick.reconcile(&next, now);
-                whole.advance(now);
-                whole.reconcile_all(&next, now);
+                look_at_all(&mut whole, &next, now);
                 now_served = next;
             }
         }
@@ -892,4 +950,356 @@ fn a_push_that_changes_few_routes_leaves_the_fleet_as_one_that_is_looked_at_whol
         assert_eq!(quick.drain_events(), whole.drain_events(), "round {round}");
     }
     assert!(pushes > ROUNDS / 4, "{pushes} pushes were quick");
+}
+
+/// Found by a simulation: a dead canary took the share of what was well.
+#[test]
+fn the_parts_of_a_split_do_not_fail_over_together_as_ports_do() {
+    let part = |name: &str, level: [&str; 2]| {
+        let mut cluster = fixture::cluster(&[&level, &["far"]]);
+        cluster.name = name.into();
+        for endpoint in &mut cluster.endpoints {
+            endpoint.backend = name.into();
+            endpoint.key = key(&format!("{name} {}", endpoint.key));
+        }
+        Arc::make_mut(&mut cluster.policy).passive.keep_at_least = 0;
+        cluster
+    };
+    let mut fleet = fleet(vec![part("main", ["a", "b"]), part("canary", ["c", "d"])]);
+    for name in ["canary c", "canary d"] {
+        see(&mut fleet, name, Err(Failure::Connect), 5, at(1.0));
+    }
+    let shares = fleet.shares(at(1.0));
+    assert_eq!(shares.clusters[0].levels, [1.0, 0.0]);
+    assert!(!shares.clusters[0].too_few);
+    assert_eq!(shares.clusters[1].levels, [0.0, 1.0]);
+}
+
+/// Where the nth gateway of a peer answers.
+fn gateway(nth: u16) -> Address {
+    Address::Socket(([192, 0, 2, 1], nth).into())
+}
+
+/// Own endpoints `a` and `b`, then west's two gateways, then north's one, which stand alone: `x.a` of
+/// the route `a/b`, and `y.a` of the route `a/c` behind the same gateways.
+fn behind_peers() -> Snapshot {
+    let route = |name: &str| {
+        let keys: Vec<String> = (0..5).map(|nth| format!("{name}|{nth}")).collect();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let mut cluster = fixture::cluster(&[&keys[..2], &keys[2..4], &keys[4..]]);
+        for (nth, endpoint) in cluster.endpoints.iter_mut().enumerate().skip(2) {
+            let is_north = nth == 4;
+            endpoint.peer = Some(PeerIx(usize::from(is_north)));
+            endpoint.address = gateway(nth.try_into().unwrap());
+            endpoint.weight = if is_north { 1.0 } else { 0.5 };
+        }
+        cluster.route = name.into();
+        cluster.name = name.into();
+        cluster
+    };
+    let service = |name: &str, host: &str, ix| Service {
+        outbound: ClusterIx(ix),
+        own: None,
+        ..fixture::service(name, host, 80)
+    };
+    let mut of = snapshot(vec![route("a/b"), route("a/c")]);
+    of.services = vec![service("a/b", "x.a", 0), service("a/c", "y.a", 1)];
+    of.peers
+        .push(fixture::peer("north", "north.a", "spiffe://north.a/gw"));
+    of
+}
+
+fn reporting(standings: &[(&str, u32, u32)]) -> Arc<Report> {
+    let mut report = Report::default();
+    for (host, healthy, total) in standings {
+        let (healthy, total) = (*healthy, *total);
+        let standing = Standing::new(healthy, total, healthy.into(), total.into()).unwrap();
+        assert!(report.set(&HostPattern::parse(host).unwrap(), 80, standing));
+    }
+    Arc::new(report)
+}
+
+fn hear(fleet: &mut Fleet, nth: u16, standings: &[(&str, u32, u32)], now: Time) {
+    let peer = if nth == 4 { "north" } else { "west" };
+    fleet.report(&peer.into(), &gateway(nth), &reporting(standings), now);
+}
+
+fn statuses(fleet: &mut Fleet, cluster: usize, now: Time) -> Vec<&'static str> {
+    let shares = fleet.shares(now);
+    let endpoints = shares.clusters[cluster].endpoints.iter();
+    endpoints.map(|status| status.label()).collect()
+}
+
+fn of_both(fleet: &mut Fleet, now: Time) -> [Vec<i64>; 2] {
+    let shares = fleet.shares(now);
+    [0, 1].map(|ix| thousandths(&shares.clusters[ix].levels))
+}
+
+/// Both routes' own endpoints are gone, so that west serves them.
+fn served_by_west() -> Fleet {
+    let mut fleet = Fleet::new();
+    fleet.reconcile(&behind_peers(), Time::ZERO);
+    for key in ["a/b|0", "a/b|1", "a/c|0", "a/c|1"] {
+        kill(&mut fleet, key, at(0.0));
+    }
+    assert_eq!(of_both(&mut fleet, at(0.0)), [[0, 1000, 0], [0, 1000, 0]]);
+    fleet.drain_events();
+    fleet
+}
+
+#[test]
+fn a_peer_that_reports_nothing_healthy_of_one_service_loses_that_one_alone() {
+    let mut fleet = served_by_west();
+    for nth in [2, 3] {
+        hear(&mut fleet, nth, &[("x.a", 3, 3), ("y.a", 3, 3)], at(1.0));
+    }
+    assert_eq!(of_both(&mut fleet, at(1.0)), [[0, 1000, 0], [0, 1000, 0]]);
+    fleet.drain_events();
+    for nth in [2, 3] {
+        hear(&mut fleet, nth, &[("x.a", 0, 3), ("y.a", 3, 3)], at(2.0));
+    }
+    assert_eq!(of_both(&mut fleet, at(2.0)), [[0, 0, 1000], [0, 1000, 0]]);
+    let west = ["ejected", "ejected", "empty", "empty", "healthy"];
+    assert_eq!(statuses(&mut fleet, 0, at(2.0)), west);
+    let told = fleet.drain_events();
+    let reported = |key: &str, healthy, turned| FleetEvent::Reported {
+        key: EndpointKey(key.into()),
+        peer: "west".into(),
+        said: Said::Healthy(Counts { healthy, total: 3 }),
+        turned,
+    };
+    assert_eq!(
+        told[..2],
+        [reported("a/b|2", 0, true), reported("a/b|3", 0, true)]
+    );
+    assert!(matches!(&told[2..], [FleetEvent::SharesMoved { route, .. }] if **route == *"a/b"));
+    // It comes back as everything does: a minute later, over a minute.
+    hear(&mut fleet, 2, &[("x.a", 3, 3), ("y.a", 3, 3)], at(3.0));
+    let told = fleet.drain_events();
+    assert_eq!(told, [reported("a/b|2", 3, true)]);
+}
+
+#[test]
+fn a_level_is_as_healthy_as_its_peers_report_by_what_they_weigh() {
+    let mut fleet = served_by_west();
+    // One of two healthy by each: c = 0.5 / 0.7.
+    hear(&mut fleet, 2, &[("x.a", 1, 2)], at(1.0));
+    hear(&mut fleet, 3, &[("x.a", 1, 2)], at(1.0));
+    assert_eq!(shares(&mut fleet, at(1.0)), [0, 714, 286]);
+    let worth = fleet.shares(at(1.0)).clusters[0].worths[2];
+    assert_eq!((worth.weight, worth.healthy), (1.0, 0.5));
+    assert_eq!(
+        worth.reported,
+        Some(Counts {
+            healthy: 1,
+            total: 2
+        })
+    );
+    // By weight: 6 of 6 and 0 of 2 (each halved) are 3/4.
+    hear(&mut fleet, 2, &[("x.a", 6, 6)], at(2.0));
+    hear(&mut fleet, 3, &[("x.a", 0, 2)], at(2.0));
+    assert_eq!(statuses(&mut fleet, 0, at(2.0))[2..4], ["healthy", "empty"]);
+    // The level could take everything again, and waits for failback.
+    assert_eq!(shares(&mut fleet, at(2.0)), [0, 714, 286]);
+    assert_eq!(fleet.shares(at(2.0)).clusters[0].worths[3].healthy, 0.0);
+    // The other route was never named, and nothing is known of it.
+    assert_eq!(fleet.shares(at(2.0)).clusters[1].worths, []);
+}
+
+#[test]
+fn the_first_report_of_what_is_well_changes_nothing() {
+    let mut fleet = served_by_west();
+    hear(&mut fleet, 2, &[("x.a", 5, 5)], at(1.0));
+    assert_eq!(of_both(&mut fleet, at(1.0)), [[0, 1000, 0], [0, 1000, 0]]);
+    assert_eq!(
+        statuses(&mut fleet, 0, at(1.0))[2..],
+        ["healthy", "healthy", "healthy"]
+    );
+}
+
+#[test]
+fn what_was_reported_holds_or_is_dropped_when_it_is_old() {
+    for (when_stale, west) in [
+        (WhenStale::Hold, "empty-once"),
+        (WhenStale::Drop, "healthy"),
+    ] {
+        let mut snapshot = behind_peers();
+        snapshot.peers[0].when_stale = when_stale;
+        let mut fleet = Fleet::new();
+        fleet.reconcile(&snapshot, Time::ZERO);
+        hear(&mut fleet, 2, &[("x.a", 0, 3)], at(1.0));
+        // The same again: it counts from here.
+        let same = reporting(&[("x.a", 0, 3)]);
+        fleet.report(&"west".into(), &gateway(2), &same, at(4.0));
+        fleet.report(&"west".into(), &gateway(2), &same, at(6.0));
+        assert_eq!(fleet.next_wake(), Some(at(16.0)));
+        assert_eq!(statuses(&mut fleet, 0, at(15.9))[2], "empty");
+        fleet.drain_events();
+        assert_eq!(statuses(&mut fleet, 0, at(16.0))[2], west);
+        let told = fleet.drain_events();
+        assert_eq!(
+            told[0],
+            FleetEvent::ReportStale {
+                peer: "west".into(),
+                gateway: gateway(2),
+                when_stale
+            }
+        );
+        assert_eq!(
+            told.len(),
+            if when_stale == WhenStale::Hold { 1 } else { 2 },
+            "{told:?}"
+        );
+        // It speaks again.
+        fleet.report(&"west".into(), &gateway(2), &same, at(20.0));
+        assert_eq!(statuses(&mut fleet, 0, at(20.0))[2], "empty");
+    }
+}
+
+#[test]
+fn a_gateway_that_leaves_is_left_to_others_and_one_that_is_gone_is_left_out() {
+    let mut fleet = served_by_west();
+    for nth in [2, 3] {
+        hear(&mut fleet, nth, &[("x.a", 3, 3)], at(1.0));
+    }
+    let is = |presence| {
+        let mut report = Report::clone(&reporting(&[("x.a", 3, 3)]));
+        report.presence = presence;
+        Arc::new(report)
+    };
+    let both =
+        |fleet: &mut Fleet, now| [0, 1].map(|route| statuses(fleet, route, now)[2..4].to_vec());
+    // It still takes what comes, and the other gateway is preferred; the level is as it was.
+    fleet.report(&"west".into(), &gateway(2), &is(Presence::Leaving), at(2.0));
+    assert_eq!(both(&mut fleet, at(2.0)), [["healthy"; 2], ["healthy"; 2]]);
+    assert_eq!(of_both(&mut fleet, at(2.0)), [[0, 1000, 0], [0, 1000, 0]]);
+    let worth = fleet.shares(at(2.0)).clusters[0].worths[2];
+    assert_eq!((worth.healthy, worth.drawn), (1.5, 0.0));
+    let of = fleet.shares(at(2.0)).clusters[1].clone();
+    let cluster = &behind_peers().clusters[1];
+    let first = |of: &ClusterShares, draw| crate::plan::plan(cluster, of, &|_| 0, draw).next();
+    assert!((0..100).all(|draw| first(&of, draw).unwrap().endpoint == EndpointIx(3)));
+    // Where it is the only one it is picked all the same.
+    kill(&mut fleet, "a/c|3", at(2.0));
+    let of = fleet.shares(at(2.0)).clusters[1].clone();
+    let picked = (0..100).filter_map(|draw| first(&of, draw));
+    let mut at_west = picked.filter(|attempt| attempt.level == 1);
+    assert!(at_west.all(|attempt| attempt.endpoint == EndpointIx(2)));
+    // Nobody answers there any more.
+    fleet.report(&"west".into(), &gateway(2), &is(Presence::Gone), at(2.5));
+    assert_eq!(
+        both(&mut fleet, at(2.5)),
+        [["empty", "healthy"], ["empty", "ejected"]]
+    );
+    fleet.forget_report("west", &gateway(2), at(3.0));
+    assert_eq!(
+        statuses(&mut fleet, 0, at(3.0))[2..4],
+        ["healthy", "healthy"]
+    );
+    let worths = fleet.shares(at(3.0)).clusters[0].worths.clone();
+    assert_eq!(worths[2], crate::shares::Worth::configured(0.5));
+    assert_eq!(worths[3].weight, 1.5);
+}
+
+#[test]
+fn reports_ejections_and_checks_are_each_enough_to_be_left_out() {
+    let mut fleet = served_by_west();
+    hear(&mut fleet, 2, &[("x.a", 2, 2)], at(1.0));
+    hear(&mut fleet, 3, &[("x.a", 2, 2)], at(1.0));
+    kill(&mut fleet, "a/b|2", at(1.0));
+    let now = at(1.0);
+    assert_eq!(statuses(&mut fleet, 0, now)[2..4], ["ejected", "healthy"]);
+    hear(&mut fleet, 2, &[("x.a", 0, 2)], now);
+    assert_eq!(statuses(&mut fleet, 0, now)[2..4], ["empty", "healthy"]);
+    // With nothing healthy left, what was ejected is tried, and what is reported empty is not.
+    hear(&mut fleet, 3, &[("x.a", 0, 2)], now);
+    hear(&mut fleet, 4, &[("x.a", 0, 2)], now);
+    let of = fleet.shares(now).clusters[0].clone();
+    assert!(of.too_few);
+    assert_eq!(thousandths(&of.levels), [1000, 0, 0]);
+    let usable: Vec<bool> = (0..5).map(|ix| of.is_usable(EndpointIx(ix))).collect();
+    assert_eq!(usable, [true, true, false, false, false]);
+    // What was said long ago may be over.
+    let of = fleet.shares(at(12.0)).clusters[0].clone();
+    assert!(of.is_usable(EndpointIx(2)) && of.is_usable(EndpointIx(4)));
+}
+
+#[test]
+fn what_is_reported_empty_is_none_of_those_that_are_kept() {
+    let mut snapshot = behind_peers();
+    for cluster in &mut snapshot.clusters {
+        let policy = &mut Arc::make_mut(cluster).policy;
+        Arc::make_mut(policy).passive.keep_at_least = 1;
+    }
+    let mut fleet = Fleet::new();
+    fleet.reconcile(&snapshot, Time::ZERO);
+    for nth in [2, 3, 4] {
+        hear(&mut fleet, nth, &[("x.a", 0, 3)], at(0.0));
+    }
+    kill(&mut fleet, "a/b|0", at(0.0));
+    see(&mut fleet, "a/b|1", Err(Failure::Reset), 5, at(0.0));
+    assert_eq!(
+        statuses(&mut fleet, 0, at(0.0))[..2],
+        ["ejected", "healthy"]
+    );
+}
+
+#[test]
+fn a_push_keeps_what_was_reported() {
+    let mut fleet = served_by_west();
+    hear(&mut fleet, 2, &[("x.a", 0, 3)], at(1.0));
+    let mut next = behind_peers();
+    // The gateway stands elsewhere among the others, and so does the peer.
+    next.peers.reverse();
+    for cluster in &mut next.clusters {
+        let cluster = Arc::make_mut(cluster);
+        for endpoint in &mut cluster.endpoints {
+            endpoint.peer = endpoint.peer.map(|ix| PeerIx(1 - ix.0));
+        }
+        cluster.endpoints.swap(2, 3);
+    }
+    fleet.reconcile(&next, at(2.0));
+    assert_eq!(
+        statuses(&mut fleet, 0, at(2.0))[2..],
+        ["healthy", "empty", "healthy"]
+    );
+    // The route has another host, of which nothing is reported.
+    next.services[0].hosts = vec![HostPattern::parse("z.a").unwrap()];
+    fleet.reconcile(&next, at(3.0));
+    assert_eq!(
+        statuses(&mut fleet, 0, at(3.0))[2..],
+        ["healthy", "healthy", "healthy"]
+    );
+}
+
+#[test]
+fn an_endpoint_that_carries_several_services_is_as_good_as_the_worst_of_them() {
+    let mut of = behind_peers();
+    // Two ports of one route, whose caller's TLS is relayed as it is: one endpoint for both.
+    let mut second = Cluster::clone(&of.clusters[0]);
+    second.name = "a/b:81".into();
+    of.clusters[1] = second.into();
+    of.services[0].ports = 2;
+    of.services[1] = Service {
+        port: 81,
+        outbound: ClusterIx(1),
+        ..of.services[0].clone()
+    };
+    let mut fleet = Fleet::new();
+    fleet.reconcile(&of, Time::ZERO);
+    let host = HostPattern::parse("x.a").unwrap();
+    let mut hear = |ports: [u32; 2], now| {
+        let mut report = Report::default();
+        for (port, healthy) in [80, 81].into_iter().zip(ports) {
+            let standing = Standing::new(healthy, 3, healthy.into(), 3.0).unwrap();
+            report.set(&host, port, standing);
+        }
+        fleet.report(&"west".into(), &gateway(2), &Arc::new(report), now);
+        [0, 1].map(|cluster| statuses(&mut fleet, cluster, now)[2])
+    };
+    assert_eq!(hear([3, 0], at(1.0)), ["empty"; 2]);
+    assert_eq!(hear([3, 3], at(2.0)), ["healthy"; 2]);
+    assert_eq!(hear([0, 3], at(3.0)), ["empty"; 2]);
+    // A change of the better one makes nothing better.
+    assert_eq!(hear([0, 2], at(4.0)), ["empty"; 2]);
 }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -14,7 +15,9 @@ use zeugma_core::fleet::{Fleet, Observation};
 use zeugma_core::hello::ClientHello;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::mirror::{Kind, Original, copying};
+use zeugma_core::names::HostPattern;
 use zeugma_core::recheck::{Answering, judge_answering};
+use zeugma_core::report::{Report, Standing};
 use zeugma_core::retry::{RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{
@@ -141,6 +144,7 @@ impl World {
             }
             Decision::Terminate(..) => "terminated".to_owned(),
             Decision::ReadHttp => "http".to_owned(),
+            Decision::Report => "reports".to_owned(),
             Decision::Refuse(refusal) => refusal.reason.to_string(),
         }
     }
@@ -168,7 +172,9 @@ impl World {
                 rules.list[carry.matched.unwrap().rule].label.to_string()
             }
             Decision::Refuse(refusal) => refusal.reason.to_string(),
-            other @ (Decision::Terminate(..) | Decision::ReadHttp) => format!("{other:?}"),
+            other @ (Decision::Terminate(..) | Decision::ReadHttp | Decision::Report) => {
+                format!("{other:?}")
+            }
         }
     }
 
@@ -309,7 +315,10 @@ impl World {
         match &self.cluster("shop/orders").policy.balance {
             Balance::RingHash(HashOn::Header(name)) => format!("header {name}"),
             Balance::RingHash(HashOn::Source) => "source".to_owned(),
-            other => format!("{other:?}"),
+            other @ (Balance::LeastRequest
+            | Balance::PeakEwma
+            | Balance::RoundRobin
+            | Balance::Random) => format!("{other:?}"),
         }
     }
 
@@ -416,6 +425,21 @@ impl Health<'_> {
     /// Attempts that fail.
     pub(super) fn fails(self, address: &str, failure: Failure, times: usize) -> Self {
         self.observed(address, Err(failure), times)
+    }
+
+    /// A peer's gateways report that nothing healthy is behind them.
+    pub(super) fn reports_nothing_healthy(mut self, peer: &str) -> Self {
+        let host = HostPattern::parse(ORDERS).unwrap();
+        let mut report = Report::default();
+        report.set(&host, 80, Standing::new(0, 1, 0.0, 1.0).unwrap());
+        let report = Arc::new(report);
+        for endpoint in &self.world.snapshot().clusters[self.ix].endpoints {
+            let of = endpoint.peer.map(|ix| self.world.snapshot().peer(ix));
+            if let Some(of) = of.filter(|of| *of.name == *peer) {
+                (self.fleet).report(&of.name, &endpoint.address, &report, self.now);
+            }
+        }
+        self
     }
 
     /// Attempts that do not.

@@ -163,6 +163,18 @@ fn peer() -> Vec<Row> {
             ALL_OWN,
             "not-exported",
         ),
+        // With all that is near ejected, west is where it goes, if what it said of itself is forgotten.
+        row("west", "spec.whenStale", "hold", "drop")
+            .given("orders", "spec.health.passive.keepAtLeast", "0")
+            .decides(
+                |w| {
+                    let fleet = w.fleet("shop/orders").reports_nothing_healthy("west");
+                    let fleet = fleet.fails(NEAR[0], Connect, 5).fails(NEAR[1], Connect, 5);
+                    fleet.fails(FAR, Connect, 5).at(12).shares()
+                },
+                "100/0/0 too few",
+                "0/0/100",
+            ),
         row("west", "spec.keepalive.ping", "", "10s").seen_by(
             "data_failover::a_peers_gateway_that_falls_silent_is_found_as_soon_as_is_written",
         ),
