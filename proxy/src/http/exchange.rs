@@ -389,7 +389,7 @@ impl Exchange {
         } = before.map_or_else(Tries::default, |before| *before);
         let mut give_up = None;
         let shares = to.published.shares_of(to.cluster);
-        for attempt in plan(cluster, shares, &load, worker.draw_for(cluster)) {
+        for attempt in plan(cluster, shares, &load, self.draw(cluster)) {
             if let Some(before) = &failed {
                 let is_unseen = before.failure.is_unseen();
                 // One that answers or that may be at work on it is there: nothing is sent to those that
@@ -409,13 +409,13 @@ impl Exchange {
                     Some(Again::Free) => {}
                     Some(Again::Counted) => counted += 1,
                 }
-                let cause = before.failure.label();
-                worker.shared.metrics.retried(&cluster.route, cause);
+                (worker.shared.metrics).retried(&cluster.route, before.failure.label());
             }
             attempts += 1;
             upstream::note_attempt(&worker, cluster, &attempt, attempts, &self.context.latest);
             let endpoint = cluster.endpoint(attempt.endpoint);
             let in_flight = worker.enter(&endpoint.key);
+            let began = worker.begins(cluster);
             let now_failed = match self.try_endpoint(to, &attempt, attempts, source).await {
                 Err(TryError::Caller) => return self.refuse(Reason::DownstreamClosed, None),
                 Err(TryError::Shed(reason)) => return self.refuse(reason, None),
@@ -429,6 +429,7 @@ impl Exchange {
                     match failure_in(endpoint, &response, self.upgrade.is_some()) {
                         None => {
                             worker.observe(&endpoint.key, Ok(()));
+                            worker.answered(&endpoint.key, began);
                             return self.hand_over(to, response, source, held);
                         }
                         Some(failure) => {
@@ -442,6 +443,7 @@ impl Exchange {
                     }
                 }
             };
+            worker.failed(&endpoint.key, began);
             failed = Some(now_failed.after(failed));
         }
         let may_go_on = failed.as_ref().is_none_or(|before| {
@@ -457,6 +459,12 @@ impl Exchange {
             return self.answer_by(next, role, source, before).await;
         }
         self.give_up(failed, to, role, source)
+    }
+
+    /// What a plan of this cluster draws for the request, and for its copies.
+    pub(super) fn draw(&self, cluster: &Cluster) -> u64 {
+        let source = self.context.origin.source.ip();
+        (self.context.worker).draw_for(cluster, source, Some(&self.head.headers))
     }
 
     /// As [`answer`](Self::answer), for another part of a split.
