@@ -188,7 +188,7 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
     let newest = last_good::crl_numbers(settings);
     let federation = Federation::kept(settings);
     let source = federation.beside(reload::svid_source(settings));
-    let credentials = Credentials::begin(&source, &newest)?;
+    let credentials = Arc::new(Credentials::begin(&source, &newest)?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
@@ -225,14 +225,13 @@ async fn control(
     options: &GatewayOptions,
     node: NodeOptions,
     start: Beginning,
-    (credentials, federation): (Credentials, Federation),
+    (credentials, federation): (Arc<Credentials>, Federation),
     open_files: u64,
     mut arrival: Arrival,
 ) -> Result<(), GatewayError> {
     let (phase, phase_read) = watch::channel(Phase::Serving);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
     let mut fleet = Fleet::new();
-    let credentials = Arc::new(credentials);
     let files = Files::new(options.config.clone(), node, &start, &credentials);
     let Beginning {
         loaded,
