@@ -12,6 +12,7 @@ use crate::data_services::{AnyBody, HttpService, Mode, Refusing};
 use crate::mesh::{Cluster, Identity, Service, collect, empty, eventually, full, h2, within};
 
 const RULED: &str = "zeugma_rule_requests_total";
+const AUDITED: &str = "zeugma_policy_audited_total";
 /// The host of the route `canary` in `demo`.
 const CANARY: &str = "canary.demo.svc.clusterset.local";
 
@@ -548,5 +549,50 @@ async fn what_was_ejected_is_not_tried_while_another_part_is_healthy() {
     }
     let after = gateway.counted("zeugma_attempts_total", &tried).await;
     assert_eq!((before > 0.0, after), (true, before));
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn a_split_gets_around_no_denial_of_the_route_that_it_leads_to() {
+    let (stable, canary) = (HttpService::start("stable"), HttpService::start("canary"));
+    let routes = |policy: &str| {
+        let to_canary = near_route(
+            "canary",
+            &[
+                &format!("backends: [{}]", backend("c", &canary)),
+                "deny: [{ methods: [POST] }]",
+                policy,
+            ],
+        );
+        let rules = "{ split: [{ route: demo/canary, weight: 1000000 }, { backends: [s] }] }, \
+            { matches: [{ path: { prefix: /c } }], split: [{ route: demo/canary }] }";
+        format!("{}{to_canary}", hello(&[backend("s", &stable)], rules))
+    };
+    let gateway = Gateway::alone(&routes("policy: enforce")).await;
+    for wire in [Wire::H1, Wire::H2] {
+        let mut client = Client::connect(gateway.apps(), &wire).await.unwrap();
+        let mut post = async |path| {
+            let body = Bytes::from_static(b"x");
+            client.post(HELLO, path, body).await.unwrap()
+        };
+        assert_eq!(post("/").await.text(), "stable", "{wire:?}");
+        let refused = post("/c").await;
+        assert_eq!(refused.status, 403, "{wire:?}");
+        let line = gateway.request(refused.header("x-request-id")).await;
+        assert_eq!(line["verdict"], "denied");
+        assert_eq!(line["error"], "the split leads to demo/canary");
+        let rule = line["policy.rule"].as_str().unwrap();
+        assert!(rule.contains(".yaml:"), "{line}");
+        assert_eq!(client.get(HELLO, "/c").await.unwrap().text(), "canary");
+    }
+    assert_eq!((canary.hits(), stable.hits()), (2, 2));
+    gateway.process.finish().await;
+
+    let gateway = Gateway::alone(&routes("policy: audit")).await;
+    let body = Bytes::from_static(b"x");
+    let answer = call(gateway.apps(), "POST", HELLO, "/c", body).await;
+    assert_eq!(answer.text(), "canary");
+    let denied = [("destination_service", "demo/canary"), ("reason", "denied")];
+    gateway.until_counted(AUDITED, &denied, 1.0).await;
     gateway.process.finish().await;
 }

@@ -21,7 +21,8 @@ use zeugma_core::plan::{Attempt, plan};
 use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, Sender, Tried, again, is_idempotent};
 use zeugma_core::route::{check_authority, check_authority_port, route_authority};
 use zeugma_core::snapshot::{
-    Cluster, Endpoint, EndpointIx, Failure, HttpVersion as EndpointVersion, Peer, Role, ServiceIx,
+    Cluster, Endpoint, EndpointIx, Failure, HttpVersion as EndpointVersion, Listener, Peer, Role,
+    ServiceIx, Snapshot,
 };
 use zeugma_core::verdict::Reason;
 
@@ -298,31 +299,42 @@ impl Exchange {
         }
     }
 
+    /// What the caller says of itself or of whom it calls for; nobody else's word counts.
+    pub(super) fn claim(&self) -> Claim {
+        match &self.context.identity {
+            Some(_) => headers::attested(&self.head.headers),
+            None => Claim::Absent,
+        }
+    }
+
+    /// What policies are asked about it.
+    pub(super) fn asking<'a>(
+        &'a self,
+        snapshot: &Snapshot,
+        listener: &'a Listener,
+        claim: &'a Claim,
+    ) -> Asking<'a> {
+        let source = self.context.origin.source.ip();
+        let evidence = match &self.context.identity {
+            None => Evidence::Network,
+            Some(verified) => evidence(snapshot, source, verified, claim.id()),
+        };
+        Asking {
+            listener,
+            source,
+            evidence,
+            method: Some(self.method().as_str()),
+            path: Some(self.head.uri.path()),
+        }
+    }
+
     fn authorize(&mut self, published: &Published, service: ServiceIx) -> Result<(), Reason> {
         let snapshot = &published.snapshot;
         let listener = published
             .listener(&self.context.origin.listener)
             .ok_or(Reason::Drained)?;
-        let claim;
-        let evidence = match &self.context.identity {
-            None => Evidence::Network,
-            Some(verified) => {
-                claim = headers::attested(&self.head.headers);
-                evidence(
-                    snapshot,
-                    self.context.origin.source.ip(),
-                    verified,
-                    claim.id(),
-                )
-            }
-        };
-        let asking = Asking {
-            listener,
-            source: self.context.origin.source.ip(),
-            evidence,
-            method: Some(self.method().as_str()),
-            path: Some(self.head.uri.path()),
-        };
+        let claim = self.claim();
+        let asking = self.asking(snapshot, listener, &claim);
         let policy = &snapshot.service(service).policy;
         let mut denial = None;
         let (verdict, rule) = match authorize(snapshot, service, &asking) {
@@ -346,7 +358,7 @@ impl Exchange {
                 (Err(reason), rule.and_then(|nth| policy.deny.get(nth)))
             }
         };
-        let handed_on = match evidence {
+        let handed_on = match asking.evidence {
             Evidence::Asserted { id, .. } => Some(id),
             Evidence::Verified(_) | Evidence::Network => None,
         };

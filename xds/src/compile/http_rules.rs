@@ -2,7 +2,8 @@
 //!
 //! Envoy asks them of everybody. That a peer's gateway has applied its own already is ours to know,
 //! and so is what Envoy has no field for: the deadline of a response's head alone, the part of a split
-//! that other clusters' requests may go to, the host that a peer knows another route by.
+//! that other clusters' requests may go to, the host that a peer knows another route by, and whose
+//! `deny` and `export` that route has.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -175,6 +176,7 @@ fn part<'s>(
                 outbound: cluster_name(Scope::Outbound, &to.id),
                 own: to.has_own.then(|| cluster_name(Scope::Own, &to.id)),
                 host: to.route.first_host().map(|host| host.to_string()),
+                service: Some(to.id.clone()),
             },
             targets: Vec::new(),
         });
@@ -217,6 +219,7 @@ fn part<'s>(
             ),
             own: (own > 0).then(|| name(Scope::Own, own == all_own, &own_names)),
             host: None,
+            service: None,
         },
         targets,
     })

@@ -33,7 +33,7 @@ coded! {
     Match { rule, path, method, headers, query }
     Field { name, value }
     HttpRule { label, split, timeouts, retries, request, response, position }
-    Part { label, weight, outbound, own, host }
+    Part { label, weight, outbound, own, host, service }
     RuleTimeouts { response_headers, per_try }
     RuleRetries { attempts, on, any_method }
     HeaderChanges { set, add, remove }
@@ -216,8 +216,13 @@ pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
                 .list
                 .iter()
                 .flat_map(|rule| rule.split.iter().flatten());
-            let leads = |part: &Part| is_cluster(&part.outbound) && part.own.iter().all(is_cluster);
-            good(parts.all(leads), "a split leads to no cluster")?;
+            let is_service = |ix: &ServiceIx| ix.0 < snapshot.services.len();
+            let leads = |part: &Part| {
+                is_cluster(&part.outbound)
+                    && part.own.iter().all(is_cluster)
+                    && part.service.iter().all(is_service)
+            };
+            good(parts.all(leads), "a split leads nowhere")?;
         }
     }
     for cluster in &snapshot.clusters {
