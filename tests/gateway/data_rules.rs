@@ -596,3 +596,40 @@ async fn a_split_gets_around_no_denial_of_the_route_that_it_leads_to() {
     gateway.until_counted(AUDITED, &denied, 1.0).await;
     gateway.process.finish().await;
 }
+
+#[tokio::test]
+async fn a_request_keeps_its_place_in_its_route_whichever_part_it_goes_to() {
+    let (stable, dead) = (HttpService::start("stable"), Refusing::new());
+    let backends = format!(
+        "backends: [{}, {{ name: dead, {} }}]",
+        backend("s", &stable),
+        endpoints(&[dead.address])
+    );
+    let rules = "rules: [{ split: [{ backends: [dead], weight: 1000000 }, { backends: [s] }] }]";
+    let lines = [&*backends, rules, "limits: { requests: 1 }"];
+    let gateway = Gateway::alone(&near_route("hello", &lines)).await;
+    let mut client = Client::connect(gateway.apps(), &Wire::H1).await.unwrap();
+    for _ in 0..4 {
+        assert_eq!(client.get(HELLO, "/").await.unwrap().text(), "stable");
+    }
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn a_request_is_one_to_the_budget_of_its_route_however_many_parts_it_goes_to() {
+    let (one, other) = (HttpService::start("one"), HttpService::start("other"));
+    for service in [&one, &other] {
+        service.set(Mode::Status(501));
+    }
+    let backends = [backend("one", &one), backend("other", &other)];
+    let rules = "{ split: [{ backends: [one] }, { backends: [other] }], \
+        retries: { attempts: 1, on: [501] } }";
+    let gateway = Gateway::alone(&hello(&backends, rules)).await;
+    let mut client = Client::connect(gateway.apps(), &Wire::H2).await.unwrap();
+    for _ in 0..100 {
+        assert_eq!(client.get(HELLO, "/").await.unwrap().status, 501);
+    }
+    // `retries.budget` is 20 % where nothing is written.
+    assert_eq!(one.hits() + other.hits(), 120);
+    gateway.process.finish().await;
+}

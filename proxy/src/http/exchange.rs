@@ -392,7 +392,9 @@ impl Exchange {
     ) -> Response<Outgoing> {
         let worker = Rc::clone(&self.context.worker);
         let cluster = to.cluster();
-        worker.with_budget(cluster, self.began, |budget, now| budget.request(now));
+        if before.is_none() {
+            worker.with_budget(cluster, self.began, |budget, now| budget.request(now));
+        }
         let load = |endpoint: EndpointIx| worker.load(cluster, endpoint);
         let Tries {
             mut attempts,

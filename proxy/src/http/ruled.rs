@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -187,8 +187,15 @@ impl Exchange {
             cluster: ruled.part()?.cluster(role)?,
         };
         // Of another route it is one of its requests, and not one of the part's before any more.
-        let counted = admission::request(&self.context.worker.shared, &next).ok()?;
-        self.holds(counted);
+        if !admission::is_one_route(to, &next) {
+            let worker = &self.context.worker;
+            let counted = admission::request(&worker.shared, &next).ok()?;
+            // Not when it began: it may have waited for the parts before.
+            worker.with_budget(next.cluster(), Instant::now(), |budget, now| {
+                budget.request(now);
+            });
+            self.holds(counted);
+        }
         self.context.note_idle(next.cluster().policy.timeouts.idle);
         let audited = ruled.part().and_then(|part| part.service);
         self.note(|_, request| request.ruled = Some(ruled));
@@ -223,7 +230,7 @@ impl Exchange {
         let retries = self.retries(cluster);
         let worker = &self.context.worker;
         // Who takes it from the budget is the try itself.
-        let again = worker.with_budget(cluster, std::time::Instant::now(), |budget, now| {
+        let again = worker.with_budget(cluster, Instant::now(), |budget, now| {
             again(&retries, &mut budget.clone(), tried, now)
         });
         again.is_ok()
