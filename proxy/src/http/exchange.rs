@@ -120,6 +120,11 @@ pub(super) async fn exchange(
         to.cluster().policy.retries.buffer_bytes_max,
         exchange.began,
     );
+    if let Some(ruled) = exchange.ruled()
+        && exchange.request_changes().is_some()
+    {
+        source.is_led_by(ruled.clone());
+    }
     exchange.record.counts(source.clone());
     if let Some(gate) = gate {
         source.keep_back(gate);

@@ -17,6 +17,7 @@ use zeugma_core::snapshot::{
 use zeugma_core::verdict::Reason;
 
 use super::exchange::Exchange;
+use super::expect::Passing;
 use super::headers;
 use crate::admission;
 use crate::connection::explain_audit;
@@ -47,6 +48,20 @@ impl Ruled {
     /// What it is called.
     pub(crate) fn label(&self) -> Option<&str> {
         self.rule().map(|rule| &*rule.label)
+    }
+
+    /// Takes out of a request's trailers what its rule sets or removes: some take them for headers.
+    pub(crate) fn clean_request(&self, trailers: &mut HeaderMap) {
+        self.rule()
+            .into_iter()
+            .for_each(|rule| drop_changed(&rule.request, trailers));
+    }
+
+    /// As [`clean_request`](Self::clean_request), of an interim response or the trailers of an answer.
+    pub(crate) fn clean_response(&self, headers: &mut HeaderMap) {
+        self.rule()
+            .into_iter()
+            .for_each(|rule| drop_changed(&rule.response, headers));
     }
 
     /// The part of its split that the request goes to.
@@ -121,6 +136,9 @@ impl Exchange {
             let rule = ruled.rule().map(|rule| &rule.label);
             metrics.ruled(&at.name, rule, ruled.part().map(|part| &part.label));
             let audited = ruled.part().and_then(|part| part.service);
+            if let Some(passing) = self.head.extensions.get::<Passing>() {
+                passing.is_led_by(ruled.clone());
+            }
             self.note(|_, request| request.ruled = Some(ruled));
             if let Some(of) = audited {
                 self.audit(published, listener, of);
@@ -267,6 +285,13 @@ impl Exchange {
                 headers.append(name, value);
             }
         }
+    }
+}
+
+fn drop_changed(changes: &HeaderChanges, from: &mut HeaderMap) {
+    let set = changes.set.iter().map(|field| &field.name);
+    for name in changes.remove.iter().chain(set) {
+        from.remove(&**name);
     }
 }
 
