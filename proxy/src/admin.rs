@@ -578,6 +578,7 @@ fn clusters_json(published: &Published) -> Response {
                             "backend": &*endpoint.backend,
                             "locality": endpoint.locality.to_string(),
                             "weight": endpoint.weight,
+                            "given": shares.parts.get(ix.0).unwrap_or(&1.0),
                             "status": status.map(EndpointStatus::label),
                         })
                     })

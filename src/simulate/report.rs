@@ -355,7 +355,10 @@ fn event_text(event: &FleetEvent) -> String {
                 .collect();
             format!("traffic of {cluster}: {}", moved.join(", "))
         }
-        other => format!("{other:?}"),
+        // No peer reports in a simulation.
+        other @ (FleetEvent::Reported { .. } | FleetEvent::ReportStale { .. } | _) => {
+            format!("{other:?}")
+        }
     }
 }
 

@@ -31,6 +31,7 @@ mod control_ui;
 mod control_upstream;
 #[path = "../support/corpus.rs"]
 mod corpus;
+mod data_balance;
 mod data_client;
 mod data_dns;
 mod data_edges;

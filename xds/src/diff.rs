@@ -591,16 +591,21 @@ fn of_policy(policy: &ClusterPolicy, fields: &mut Fields) {
         failover,
         active,
         passive,
+        connection_age_max,
+        slow_start,
         timeouts,
         retries,
         limits,
     } = policy;
     fields.insert("balance.policy", one(format!("{balance:?}")));
+    let age = duration(*connection_age_max);
+    fields.insert("balance.maxConnectionAge", one(age));
     of_failover(failover, fields);
     if let Some(active) = active {
         let asks = match &active.kind {
             ActiveKind::Http { path, .. } => format!("http {path}"),
             ActiveKind::Tcp => "tcp".to_owned(),
+            ActiveKind::Grpc { service, .. } => format!("grpc {service:?}"),
         };
         let every = (duration(active.every), duration(active.timeout));
         let (up, down) = (active.up, active.down);
@@ -611,6 +616,7 @@ fn of_policy(policy: &ClusterPolicy, fields: &mut Fields) {
         fields.insert("health.active", one(text));
     }
     of_passive(passive, fields);
+    fields.insert("health.slowStart", one(duration(*slow_start)));
     let Timeouts {
         connect,
         connect_peer,

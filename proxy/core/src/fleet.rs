@@ -18,6 +18,7 @@
 mod level;
 mod reports;
 mod view;
+mod warming;
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -35,6 +36,7 @@ use crate::time::Time;
 
 use level::LevelState;
 use reports::{Asked, Behind, Reports, asked_of};
+use warming::Warming;
 
 pub use self::reports::{STALE_AFTER, Said};
 pub use crate::shares::{ClusterShares, EndpointStatus, Shares};
@@ -164,6 +166,7 @@ pub struct Fleet {
     /// When time alone moves a cluster's levels.
     moves: BTreeSet<(Time, usize)>,
     reports: Reports,
+    warming: Warming,
     /// As of the last [`Fleet::shares`].
     shares: Shares,
     /// The clusters whose shares or statuses may have changed since.
@@ -319,7 +322,7 @@ impl Fleet {
             }
             known.push(std::mem::replace(state, ClusterState::blank(next)));
         }
-        self.rehome_route(&members, &known, snapshot, now);
+        let joined = self.rehome_route(&members, &known, snapshot, now);
         let asked_at = |ix: usize| asked.get(ix).and_then(Option::as_ref);
         let clusters = members.iter().filter_map(|ix| {
             let cluster = snapshot.clusters.get(*ix)?;
@@ -335,6 +338,7 @@ impl Fleet {
                 }
             }
         }
+        self.start_slowly(joined, now);
         self.step_route(route, now);
     }
 
@@ -345,7 +349,7 @@ impl Fleet {
         known: &[ClusterState],
         snapshot: &Snapshot,
         now: Time,
-    ) {
+    ) -> Vec<EndpointKey> {
         let clusters = members
             .iter()
             .filter_map(|ix| Some((*ix, snapshot.clusters.get(*ix)?)));
@@ -368,7 +372,11 @@ impl Fleet {
                 before.insert(key.clone(), home);
             }
         }
+        let mut joined = Vec::new();
         for (key, home) in homes {
+            if is_new_and_slow(&key, home, &before, snapshot) {
+                joined.push((key.clone(), home));
+            }
             let now_asked = (snapshot.clusters.get(home.cluster()))
                 .and_then(|cluster| cluster.policy.active.clone());
             let was = before.get(&key).and_then(|home: &Home| {
@@ -396,6 +404,7 @@ impl Fleet {
                 self.checks.insert((active.wake(), key));
             }
         }
+        self.of_serving(joined, &before, snapshot)
     }
 
     fn reconcile_all(&mut self, snapshot: &Snapshot, asked: Vec<Option<Asked>>, now: Time) {
@@ -405,7 +414,7 @@ impl Fleet {
             let route = self.routes.entry(cluster.route.clone()).or_default();
             route.push(ix);
         }
-        self.rehome(snapshot, &known, now);
+        let joined = self.rehome(snapshot, &known, now);
         let asked_in_order = asked.iter().map(Option::as_ref);
         self.hear_of(snapshot.clusters.iter().zip(asked_in_order));
         let known = Known::new(&known);
@@ -413,6 +422,7 @@ impl Fleet {
             .map(|(cluster, asked)| self.take_over(cluster, asked, &known))
             .collect();
         self.moves.clear();
+        self.start_slowly(joined, now);
         let routes: Vec<_> = self.routes.keys().cloned().collect();
         for route in routes {
             self.step_route(&route, now);
@@ -485,6 +495,7 @@ impl Fleet {
             return;
         };
         let (before, was_in_flight) = (active.wake(), active.is_in_flight());
+        let was_bad = active.verdict() == ActiveVerdict::Unhealthy;
         let change = active.finished(ok, check, now);
         if was_in_flight {
             self.checks_in_flight = self.checks_in_flight.saturating_sub(1);
@@ -499,6 +510,11 @@ impl Fleet {
             }
         };
         self.tell(event);
+        if change == Some(ActiveVerdict::Unhealthy) {
+            self.warming.stop(key);
+        } else if was_bad {
+            self.start_slowly(vec![key.clone()], now);
+        }
         let route = cluster_route(&self.clusters, home);
         self.step_route(&route, now);
         self.check_invariants(now);
@@ -566,7 +582,11 @@ impl Fleet {
         let expiry = self.expiries.first().map(|(at, _)| *at);
         let moved = self.moves.first().map(|(at, _)| *at);
         let stale = self.reports.next_stale();
-        [check, expiry, moved, stale].into_iter().flatten().min()
+        let warmer = self.warming.wake();
+        [check, expiry, moved, stale, warmer]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Whether the shares or an endpoint's status may have changed since [`Fleet::shares`].
@@ -594,7 +614,8 @@ impl Fleet {
             let damped: Vec<f64> = state.levels.iter().map(LevelState::damped).collect();
             let statuses = self.statuses_of(state);
             let worths = self.worths(&state.cluster);
-            let shares = ClusterShares::new(&state.cluster, statuses, worths, &damped);
+            let mut shares = ClusterShares::new(&state.cluster, statuses, worths, &damped);
+            shares.parts = self.parts(&state.cluster, now);
             self.tell_shares(ix, &shares);
             self.shares.clusters.set(ix, shares);
         }
@@ -629,6 +650,80 @@ impl Fleet {
         }
         self.grow_stale(now);
         self.step_moving(now, |at| at <= now);
+        self.step_warming(now);
+    }
+
+    /// Has these begin with a part of their weight, where their cluster has it so.
+    fn start_slowly(&mut self, keys: Vec<EndpointKey>, now: Time) {
+        let endpoints = &self.endpoints;
+        (self.warming).retain(|key| endpoints.get(key).is_some_and(|state| state.home.is_some()));
+        for key in keys {
+            let Some(home) = self.endpoints.get(&key).and_then(|state| state.home) else {
+                continue;
+            };
+            let cluster = self.clusters.get(home.cluster());
+            let lasts = cluster.map(|state| state.cluster.policy.slow_start);
+            if let Some(lasts) = lasts.filter(|lasts| !lasts.is_zero()) {
+                self.warming.start(key, lasts, now);
+                let route = cluster_route(&self.clusters, home);
+                let members = self.routes.get(&route).into_iter().flatten();
+                self.changed.extend(members);
+            }
+        }
+    }
+
+    /// Gives more to those that started slowly.
+    fn step_warming(&mut self, now: Time) {
+        let (endpoints, clusters) = (&self.endpoints, &self.clusters);
+        let home = |key: &EndpointKey| endpoints.get(key)?.home;
+        let moved = self.warming.step(now, |key| {
+            let state = clusters.get(home(key)?.cluster())?;
+            Some(state.cluster.policy.slow_start)
+        });
+        for home in moved.iter().filter_map(home) {
+            let route = cluster_route(clusters, home);
+            let members = self.routes.get(&route).into_iter().flatten();
+            self.changed.extend(members);
+        }
+    }
+
+    /// What part of its weight each endpoint of a cluster is given; empty: all of it.
+    fn parts(&self, cluster: &Cluster, now: Time) -> Vec<f64> {
+        let lasts = cluster.policy.slow_start;
+        if self.warming.is_empty() || lasts.is_zero() {
+            return Vec::new();
+        }
+        let part = |endpoint: &Endpoint| self.warming.part(&endpoint.key, lasts, now);
+        let parts: Vec<f64> = cluster.endpoints.iter().map(part).collect();
+        if parts.iter().all(|part| *part >= 1.0) {
+            return Vec::new();
+        }
+        parts
+    }
+
+    /// Of these that are new, those of a level that serves: another one in it was there before, and
+    /// is healthy.
+    fn of_serving(
+        &self,
+        joined: Vec<(EndpointKey, Home)>,
+        before: &BTreeMap<EndpointKey, Home>,
+        snapshot: &Snapshot,
+    ) -> Vec<EndpointKey> {
+        let serves = |cluster: &Cluster, home: Home| {
+            let members = cluster.levels.get(home.level()).map(|level| &level.members);
+            members.into_iter().flatten().any(|ix| {
+                let key = &cluster.endpoint(*ix).key;
+                let state = self.endpoints.get(key);
+                before.contains_key(key) && state.is_some_and(|state| state.status().is_healthy())
+            })
+        };
+        (joined.into_iter())
+            .filter(|(_, home)| {
+                (snapshot.clusters.get(home.cluster()))
+                    .is_some_and(|cluster| serves(cluster, *home))
+            })
+            .map(|(key, _)| key)
+            .collect()
     }
 
     /// Steps every route that time alone moves and whose next move is `due`.
@@ -670,6 +765,7 @@ impl Fleet {
             outlier.eject(Ejection { until, cause });
         }
         self.expiries.insert((until, key.clone()));
+        self.warming.stop(key);
         self.tell(FleetEvent::Ejected {
             key: key.clone(),
             cause,
@@ -766,6 +862,8 @@ impl Fleet {
         }
         for key in keys {
             self.readmit(&key, now);
+            // It was never to blame.
+            self.warming.stop(&key);
         }
         // What moved away moved for nothing: it does not wait for failback.
         let route = cluster_route(&self.clusters, home);
@@ -792,6 +890,7 @@ impl Fleet {
             return;
         };
         self.tell(FleetEvent::Readmitted { key: key.clone() });
+        self.start_slowly(vec![key.clone()], now);
         let route = cluster_route(&self.clusters, home);
         self.step_route(&route, now);
     }
@@ -882,13 +981,23 @@ impl Fleet {
         cluster.endpoints.iter().map(of).collect()
     }
 
-    /// Gives every endpoint of the snapshot its place and check, and forgets those that left.
-    fn rehome(&mut self, snapshot: &Snapshot, known: &[ClusterState], now: Time) {
+    /// Gives every endpoint of the snapshot its place and check, and forgets those that left. Returns
+    /// those that joined others that serve, and are to start slowly.
+    fn rehome(
+        &mut self,
+        snapshot: &Snapshot,
+        known: &[ClusterState],
+        now: Time,
+    ) -> Vec<EndpointKey> {
         let homes = homes(snapshot.clusters.iter().enumerate());
         let before: BTreeMap<EndpointKey, Home> = (self.endpoints.iter_mut())
             .filter_map(|(key, state)| Some((key.clone(), state.home.take()?)))
             .collect();
+        let mut joined = Vec::new();
         for (key, home) in homes {
+            if is_new_and_slow(&key, home, &before, snapshot) {
+                joined.push((key.clone(), home));
+            }
             let asked = |cluster: &Cluster| cluster.policy.active.clone();
             let now_asked =
                 (snapshot.clusters.get(home.cluster())).and_then(|cluster| asked(cluster));
@@ -912,6 +1021,7 @@ impl Fleet {
                 self.checks_in_flight += usize::from(active.is_in_flight());
             }
         }
+        self.of_serving(joined, &before, snapshot)
     }
 
     /// A cluster with its levels as far as they are known: from itself, else from another cluster
@@ -1080,6 +1190,17 @@ fn homes<'c>(
     (homes.into_iter())
         .map(|(key, (home, _))| (key, home))
         .collect()
+}
+
+/// Whether an endpoint was not there before, and its cluster has endpoints start slowly.
+fn is_new_and_slow(
+    key: &EndpointKey,
+    home: Home,
+    before: &BTreeMap<EndpointKey, Home>,
+    snapshot: &Snapshot,
+) -> bool {
+    let cluster = snapshot.clusters.get(home.cluster());
+    cluster.is_some_and(|cluster| !cluster.policy.slow_start.is_zero()) && !before.contains_key(key)
 }
 
 impl EndpointState {

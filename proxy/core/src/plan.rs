@@ -176,6 +176,8 @@ impl Plan<'_> {
                     cluster: self.cluster,
                     level,
                     worths: &self.shares.worths,
+                    parts: &self.shares.parts,
+                    seeds: &self.shares.seeds,
                     usable: &|ix| self.is_usable(ix),
                 },
                 self.load,

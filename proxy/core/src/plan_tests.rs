@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::fixture::cluster;
 use crate::shares::{EndpointStatus, EndpointStatus::*, capacity, healthy_share};
-use crate::snapshot::{Balance, TooFew};
+use crate::snapshot::{Balance, HashOn, TooFew};
 
 /// A cluster whose levels have these endpoints, and its shares.
 fn world(levels: &[&[EndpointStatus]]) -> (Cluster, ClusterShares) {
@@ -127,7 +127,12 @@ proptest! {
     fn a_plan_tries_each_usable_endpoint_once_and_no_other(
         levels in statuses(),
         draw in any::<u64>(),
-        balance in prop::sample::select(vec![Balance::LeastRequest, Balance::RoundRobin, Balance::Random]),
+        balance in prop::sample::select(vec![
+            Balance::LeastRequest,
+            Balance::RoundRobin,
+            Balance::Random,
+            Balance::RingHash(HashOn::Source),
+        ]),
     ) {
         let levels: Vec<&[EndpointStatus]> = levels.iter().map(Vec::as_slice).collect();
         let mut world = world(&levels);

@@ -13,7 +13,8 @@
 use std::ops::Index;
 use std::sync::Arc;
 
-use crate::snapshot::{Cluster, EndpointIx, Failover, Snapshot, TooFew};
+use crate::balance::key_of;
+use crate::snapshot::{Balance, Cluster, EndpointIx, Failover, Snapshot, TooFew};
 
 /// What differs by less than this is the same share.
 pub const SHARE_EPSILON: f64 = 1e-9;
@@ -48,6 +49,10 @@ pub struct ClusterShares {
     pub worths: Vec<Worth>,
     /// No level has enough healthy endpoints: ejected ones are used too.
     pub too_few: bool,
+    /// What part of its weight each endpoint is given while some start slowly; empty: all of it.
+    pub parts: Vec<f64>,
+    /// What tells each endpoint from others by a key, where the policy is one of keys; else empty.
+    pub seeds: Vec<u64>,
 }
 
 /// What an endpoint is worth in its level.
@@ -290,7 +295,17 @@ impl ClusterShares {
             endpoints,
             worths,
             too_few,
+            parts: Vec::new(),
+            seeds: seeds(cluster),
         }
+    }
+
+    /// What an endpoint is picked by inside its level at this time.
+    #[must_use]
+    pub fn weight(&self, cluster: &Cluster, ix: EndpointIx) -> f64 {
+        let drawn = self.worths.get(ix.0).map(|worth| worth.drawn);
+        let weight = drawn.unwrap_or_else(|| cluster.endpoint(ix).weight);
+        weight * self.parts.get(ix.0).copied().unwrap_or(1.0)
     }
 
     /// Whether nothing can be carried.
@@ -303,6 +318,18 @@ impl ClusterShares {
     #[must_use]
     pub fn is_usable(&self, ix: EndpointIx) -> bool {
         status(&self.endpoints, ix).is_usable(self.too_few)
+    }
+}
+
+/// What tells a cluster's endpoints from others by a key, where its policy is one of keys.
+pub(crate) fn seeds(cluster: &Cluster) -> Vec<u64> {
+    match cluster.policy.balance {
+        Balance::RingHash(_) => (cluster.endpoints.iter())
+            .map(|endpoint| key_of(endpoint.key.0.as_bytes()))
+            .collect(),
+        Balance::LeastRequest | Balance::PeakEwma | Balance::RoundRobin | Balance::Random => {
+            Vec::new()
+        }
     }
 }
 
@@ -414,6 +441,8 @@ mod tests {
             endpoints: vec![H],
             worths: Vec::new(),
             too_few: false,
+            parts: Vec::new(),
+            seeds: Vec::new(),
         }
     }
 

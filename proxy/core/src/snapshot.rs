@@ -305,6 +305,10 @@ pub struct ClusterPolicy {
     pub active: Option<ActiveCheck>,
     /// What is learned from traffic.
     pub passive: PassiveCheck,
+    /// After so long an HTTP connection to an endpoint takes no new requests; zero: it takes any.
+    pub connection_age_max: Duration,
+    /// For how long an endpoint that comes (back) to others gets less than its weight; zero: not.
+    pub slow_start: Duration,
     /// Deadlines.
     pub timeouts: Timeouts,
     /// Extra tries.
@@ -404,7 +408,7 @@ pub enum HttpVersion {
 }
 
 /// How one endpoint of a level is picked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Balance {
     /// The less busy of two drawn by weight.
     LeastRequest,
@@ -412,6 +416,19 @@ pub enum Balance {
     RoundRobin,
     /// Drawn by weight.
     Random,
+    /// The one of two drawn by weight that costs less by its latency and what is under way there.
+    PeakEwma,
+    /// By a key, by weight: one key goes to one endpoint. Without it as [`Random`](Self::Random).
+    RingHash(HashOn),
+}
+
+/// What a key is made of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HashOn {
+    /// The header of this name, in lower case, of a request.
+    Header(Arc<str>),
+    /// The source address of the connection.
+    Source,
 }
 
 /// When traffic leaves a level and how it comes back (the formula stands in `fleet`).
@@ -467,6 +484,13 @@ pub enum ActiveKind {
     },
     /// A connection is accepted.
     Tcp,
+    /// `grpc.health.v1.Health/Check` of this service over HTTP/2; `SERVING` is good.
+    Grpc {
+        /// The service asked for; empty: the server as a whole.
+        service: Arc<str>,
+        /// The authority sent.
+        host: Arc<str>,
+    },
 }
 
 /// What is learned from traffic.

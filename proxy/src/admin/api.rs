@@ -519,7 +519,7 @@ pub(super) fn shares_by_cluster(
             (shares.endpoints.get(ix)).is_some_and(|status| status.is_usable(shares.too_few))
         };
         let members = || level.members.iter().filter(|ix| usable(ix.0));
-        let weight: f64 = members().map(|ix| cluster.endpoint(*ix).weight).sum();
+        let weight: f64 = members().map(|ix| shares.weight(cluster, *ix)).sum();
         if weight <= 0.0 {
             continue;
         }
@@ -530,7 +530,7 @@ pub(super) fn shares_by_cluster(
                 .map_or(&*published.snapshot.node.cluster, |peer| {
                     &*published.snapshot.peer(peer).cluster
                 });
-            *by.entry(to).or_default() += share * endpoint.weight / weight;
+            *by.entry(to).or_default() += share * shares.weight(cluster, *ix) / weight;
         }
     }
     json!(by)
@@ -578,6 +578,8 @@ mod tests {
             endpoints: Vec::new(),
             worths: Vec::new(),
             too_few,
+            parts: Vec::new(),
+            seeds: Vec::new(),
         }
     }
 

@@ -408,7 +408,7 @@ impl Exchange {
         } = before.map_or_else(Tries::default, |before| *before);
         let mut give_up = None;
         let shares = to.published.shares_of(to.cluster);
-        for attempt in plan(cluster, shares, &load, worker.draw_for(cluster)) {
+        for attempt in plan(cluster, shares, &load, self.draw(cluster)) {
             if let Some(before) = &failed {
                 let is_unseen = before.failure.is_unseen();
                 // One that answers or that may be at work on it is there: nothing is sent to those that
@@ -428,13 +428,13 @@ impl Exchange {
                     Some(Again::Free) => {}
                     Some(Again::Counted) => counted += 1,
                 }
-                let cause = before.failure.label();
-                worker.shared.metrics.retried(&cluster.route, cause);
+                (worker.shared.metrics).retried(&cluster.route, before.failure.label());
             }
             attempts += 1;
             upstream::note_attempt(&worker, cluster, &attempt, attempts, &self.context.latest);
             let endpoint = cluster.endpoint(attempt.endpoint);
             let in_flight = worker.enter(&endpoint.key);
+            let began = worker.begins(cluster);
             let now_failed = match self.try_endpoint(to, &attempt, attempts, source).await {
                 Err(TryError::Caller) => return self.refuse(Reason::DownstreamClosed, None),
                 Err(TryError::Shed(reason)) => return self.refuse(reason, None),
@@ -448,6 +448,7 @@ impl Exchange {
                     match failure_in(endpoint, &response, self.upgrade.is_some()) {
                         None => {
                             worker.observe(&endpoint.key, Ok(()));
+                            worker.answered(&endpoint.key, began);
                             return self.hand_over(to, response, source, held);
                         }
                         Some(failure) => {
@@ -461,6 +462,7 @@ impl Exchange {
                     }
                 }
             };
+            worker.failed(&endpoint.key, began);
             failed = Some(now_failed.after(failed));
         }
         let may_go_on = failed.as_ref().is_none_or(|before| {
@@ -476,6 +478,12 @@ impl Exchange {
             return self.answer_by(next, role, source, before).await;
         }
         self.give_up(failed, to, role, source)
+    }
+
+    /// What a plan of this cluster draws for the request, and for its copies.
+    pub(super) fn draw(&self, cluster: &Cluster) -> u64 {
+        let source = self.context.origin.source.ip();
+        (self.context.worker).draw_for(cluster, source, Some(&self.head.headers))
     }
 
     /// As [`answer`](Self::answer), for another part of a split.
@@ -855,6 +863,17 @@ impl Exchange {
         {
             tell(&header::COOKIE, Said::Value(&joined));
         }
+        self.each_of_ours(endpoint, &named, &mut tell);
+    }
+
+    /// What the gateway says itself.
+    fn each_of_ours(
+        &self,
+        endpoint: &Endpoint,
+        named: &[HeaderName],
+        tell: &mut impl FnMut(&HeaderName, Said<'_>),
+    ) {
+        let trace = Some(&self.ids.trace).filter(|trace| trace.is_said_anew());
         if let Some(trace) = trace {
             tell(&TRACEPARENT, trace.parent().into());
         }
@@ -867,11 +886,11 @@ impl Exchange {
                 tell(&headers::XFCC, Said::Value(&value));
             }
         }
-        if to_peer {
+        if endpoint.peer.is_some() {
             // Our word on where the request began is the first one that the peer reads.
             tell(&header::VIA, Said::Value(&headers::via(self.head.version)));
             if !named.contains(&header::VIA) {
-                for value in headers.get_all(header::VIA) {
+                for value in self.head.headers.get_all(header::VIA) {
                     tell(&header::VIA, Said::Value(value));
                 }
             }
@@ -1306,7 +1325,9 @@ fn failure_in(
     }
     let present = response.body().present();
     let present = present.unwrap_or_else(|| Present::of(headers));
-    let grpc = if present.has(Present::GRPC_STATUS) {
+    // Of others than 200 the status counts (gRPC's `http-grpc-status-mapping.md`); 14 says the same, and a
+    // peer's gateway says it so.
+    let grpc = if present.has(Present::GRPC_STATUS) && !asks_upgrade {
         headers.get("grpc-status").map(HeaderValue::as_bytes)
     } else {
         None
@@ -1326,7 +1347,7 @@ fn failure_in(
     if unavailable {
         return Some(Failure::Unavailable);
     }
-    match grpc {
+    match grpc.filter(|_| status == StatusCode::OK) {
         // Those that `on` can name; of others the endpoint has done what was asked.
         Some(b"1") => Some(Failure::Grpc(1)),
         Some(b"4") => Some(Failure::Grpc(4)),

@@ -405,9 +405,12 @@ impl<'a> World<'a> {
 
     /// What a plan of this cluster draws.
     fn draw_for(&self, cluster: &Cluster, sent: Sent) -> u64 {
-        match cluster.policy.balance {
+        match &cluster.policy.balance {
             Balance::RoundRobin => (self.services.get(sent.nth)).map_or(0, |called| called.turn),
-            Balance::LeastRequest | Balance::Random => sent.draw,
+            // Each has a key of its own, and all answer as fast as each other.
+            Balance::LeastRequest | Balance::PeakEwma | Balance::Random | Balance::RingHash(_) => {
+                sent.draw
+            }
         }
     }
 
