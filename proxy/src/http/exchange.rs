@@ -397,9 +397,7 @@ impl Exchange {
     ) -> Response<Outgoing> {
         let worker = Rc::clone(&self.context.worker);
         let cluster = to.cluster();
-        if before.is_none() {
-            worker.with_budget(cluster, self.began, |budget, now| budget.request(now));
-        }
+        self.count(cluster, before.as_deref());
         let load = |endpoint: EndpointIx| worker.load(cluster, endpoint);
         let Tries {
             mut attempts,
@@ -484,6 +482,14 @@ impl Exchange {
     pub(super) fn draw(&self, cluster: &Cluster) -> u64 {
         let source = self.context.origin.source.ip();
         (self.context.worker).draw_for(cluster, source, Some(&self.head.headers))
+    }
+
+    /// Counts the request for the budget of its route; [`next_part`](Self::next_part) does for others.
+    fn count(&self, cluster: &Cluster, before: Option<&Tries>) {
+        if before.is_none() {
+            let worker = &self.context.worker;
+            worker.with_budget(cluster, self.began, |budget, now| budget.request(now));
+        }
     }
 
     /// As [`answer`](Self::answer), for another part of a split.
