@@ -253,6 +253,15 @@ pub(crate) fn request(shared: &Shared, to: &Pinned) -> Result<Counted, Reason> {
     enter(&to.published, to.cluster, What::Request)
 }
 
+/// Whether two clusters are one route's, so that a request that is counted for the one is for the
+/// other.
+pub(crate) fn is_one_route(one: &Pinned, other: &Pinned) -> bool {
+    Arc::ptr_eq(
+        one.published.under_way_of(one.cluster),
+        other.published.under_way_of(other.cluster),
+    )
+}
+
 /// Counts a request that waits for a connection to an endpoint.
 ///
 /// # Errors

@@ -87,7 +87,7 @@ fn hinting(hints: usize) -> TcpService {
 }
 
 /// The interim responses to a request, and its answer's body.
-async fn hints(apps: SocketAddr) -> (Vec<Response<()>>, Vec<u8>) {
+pub(crate) async fn hints(apps: SocketAddr) -> (Vec<Response<()>>, Vec<u8>) {
     let mut caller = caller(apps).await;
     let request = Request::get(format!("http://{HELLO}/")).body(()).unwrap();
     let (mut response, _send) = caller.send_request(request, true).unwrap();

@@ -1,17 +1,19 @@
 //! Routing of requests by `rules`: matches, splits, header changes, deadlines and tries.
 
 use bytes::Bytes;
-use http::{Request, Response};
-use tokio::io::AsyncWriteExt as _;
+use http::{HeaderMap, Request, Response, header};
+use hyper::body::Frame;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::data_client::{Answer, Client, Wire, call, read_head};
 use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route, statuses};
-use crate::data_protocols::talk;
-use crate::data_services::{AnyBody, HttpService, Mode, Refusing};
+use crate::data_protocols::{hints, talk};
+use crate::data_services::{AnyBody, HttpService, Mode, Refusing, TcpService};
 use crate::mesh::{Cluster, Identity, Service, collect, empty, eventually, full, h2, within};
 
 const RULED: &str = "zeugma_rule_requests_total";
+const AUDITED: &str = "zeugma_policy_audited_total";
 /// The host of the route `canary` in `demo`.
 const CANARY: &str = "canary.demo.svc.clusterset.local";
 
@@ -548,5 +550,156 @@ async fn what_was_ejected_is_not_tried_while_another_part_is_healthy() {
     }
     let after = gateway.counted("zeugma_attempts_total", &tried).await;
     assert_eq!((before > 0.0, after), (true, before));
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn a_split_gets_around_no_denial_of_the_route_that_it_leads_to() {
+    let (stable, canary) = (HttpService::start("stable"), HttpService::start("canary"));
+    let routes = |policy: &str| {
+        let to_canary = near_route(
+            "canary",
+            &[
+                &format!("backends: [{}]", backend("c", &canary)),
+                "deny: [{ methods: [POST] }]",
+                policy,
+            ],
+        );
+        let rules = "{ split: [{ route: demo/canary, weight: 1000000 }, { backends: [s] }] }, \
+            { matches: [{ path: { prefix: /c } }], split: [{ route: demo/canary }] }";
+        format!("{}{to_canary}", hello(&[backend("s", &stable)], rules))
+    };
+    let gateway = Gateway::alone(&routes("policy: enforce")).await;
+    for wire in [Wire::H1, Wire::H2] {
+        let mut client = Client::connect(gateway.apps(), &wire).await.unwrap();
+        let mut post = async |path| {
+            let body = Bytes::from_static(b"x");
+            client.post(HELLO, path, body).await.unwrap()
+        };
+        assert_eq!(post("/").await.text(), "stable", "{wire:?}");
+        let refused = post("/c").await;
+        assert_eq!(refused.status, 403, "{wire:?}");
+        let line = gateway.request(refused.header("x-request-id")).await;
+        assert_eq!(line["verdict"], "denied");
+        assert_eq!(line["error"], "the split leads to demo/canary");
+        let rule = line["policy.rule"].as_str().unwrap();
+        assert!(rule.contains(".yaml:"), "{line}");
+        assert_eq!(client.get(HELLO, "/c").await.unwrap().text(), "canary");
+    }
+    assert_eq!((canary.hits(), stable.hits()), (2, 2));
+    gateway.process.finish().await;
+
+    let gateway = Gateway::alone(&routes("policy: audit")).await;
+    let body = Bytes::from_static(b"x");
+    let answer = call(gateway.apps(), "POST", HELLO, "/c", body).await;
+    assert_eq!(answer.text(), "canary");
+    let denied = [("destination_service", "demo/canary"), ("reason", "denied")];
+    gateway.until_counted(AUDITED, &denied, 1.0).await;
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn a_request_keeps_its_place_in_its_route_whichever_part_it_goes_to() {
+    let (stable, dead) = (HttpService::start("stable"), Refusing::new());
+    let backends = format!(
+        "backends: [{}, {{ name: dead, {} }}]",
+        backend("s", &stable),
+        endpoints(&[dead.address])
+    );
+    let rules = "rules: [{ split: [{ backends: [dead], weight: 1000000 }, { backends: [s] }] }]";
+    let lines = [&*backends, rules, "limits: { requests: 1 }"];
+    let gateway = Gateway::alone(&near_route("hello", &lines)).await;
+    let mut client = Client::connect(gateway.apps(), &Wire::H1).await.unwrap();
+    for _ in 0..4 {
+        assert_eq!(client.get(HELLO, "/").await.unwrap().text(), "stable");
+    }
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn a_request_is_one_to_the_budget_of_its_route_however_many_parts_it_goes_to() {
+    let (one, other) = (HttpService::start("one"), HttpService::start("other"));
+    for service in [&one, &other] {
+        service.set(Mode::Status(501));
+    }
+    let backends = [backend("one", &one), backend("other", &other)];
+    let rules = "{ split: [{ backends: [one] }, { backends: [other] }], \
+        retries: { attempts: 1, on: [501] } }";
+    let gateway = Gateway::alone(&hello(&backends, rules)).await;
+    let mut client = Client::connect(gateway.apps(), &Wire::H2).await.unwrap();
+    for _ in 0..100 {
+        assert_eq!(client.get(HELLO, "/").await.unwrap().status, 501);
+    }
+    // `retries.budget` is 20 % where nothing is written.
+    assert_eq!(one.hits() + other.hits(), 120);
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn headers_that_are_set_or_removed_come_by_no_trailers_and_no_interim_response() {
+    // Says what it heard, and a hint and trailers with it.
+    let service = TcpService::with(|mut tcp| async move {
+        let mut all = Vec::new();
+        let has = |all: &[u8], part: &[u8]| all.windows(part.len()).any(|one| one == part);
+        let mut some = [0; 64];
+        while !all.ends_with(b"\r\n\r\n")
+            || (has(&all, b"transfer-encoding") && !has(&all, b"\r\n0\r\n"))
+        {
+            match tcp.read(&mut some).await {
+                Ok(n @ 1..) => all.extend_from_slice(&some[..n]),
+                _ => return,
+            }
+        }
+        let answer = format!(
+            "HTTP/1.1 103 Early Hints\r\nx-debug: s\r\nx-served: s\r\nx-kept: s\r\n\r\n\
+             HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\
+             trailer: x-debug, x-served, x-kept\r\n\r\n\
+             {:x}\r\n{}\r\n0\r\nx-debug: s\r\nx-served: s\r\nx-kept: s\r\n\r\n",
+            all.len(),
+            String::from_utf8_lossy(&all)
+        );
+        tcp.write_all(answer.as_bytes()).await.ok();
+    });
+    let backends = format!(
+        "backends: [{{ version: h1, {} }}]",
+        endpoints(&[service.address()])
+    );
+    let rules = "rules: [{ headers: { \
+        request: { set: { X-Mesh: east }, remove: [x-debug] }, \
+        response: { set: { X-Served: east }, remove: [X-Debug] } } }]";
+    let gateway = Gateway::alone(&near_route("hello", &[&backends, rules])).await;
+    for wire in [Wire::H1, Wire::H2] {
+        let mut client = Client::connect(gateway.apps(), &wire).await.unwrap();
+        let mut trailers = HeaderMap::new();
+        for name in ["x-mesh", "x-debug", "x-kept"] {
+            trailers.insert(name, "caller".parse().unwrap());
+        }
+        let body = [
+            Frame::data(Bytes::from_static(b"x")),
+            Frame::trailers(trailers),
+        ];
+        let request = client
+            .head("POST", HELLO, "/")
+            .header(header::TRAILER, "x-mesh, x-debug, x-kept")
+            .header(header::TE, "trailers")
+            .body(AnyBody::Frames(body.into()));
+        let answer = within("an answer", client.send(request.unwrap())).await;
+        let answer = answer.unwrap();
+        let heard = answer.text();
+        assert!(heard.contains("x-mesh: east\r\n"), "{wire:?}: {heard}");
+        assert!(heard.contains("x-kept: caller\r\n"), "{wire:?}: {heard}");
+        for gone in ["x-mesh: caller", "x-debug: caller"] {
+            assert!(!heard.contains(gone), "{wire:?}: {heard}");
+        }
+        assert_eq!(answer.header("x-served"), "east");
+        let trailers = answer.trailers.unwrap();
+        let names: Vec<_> = trailers.keys().map(http::HeaderName::as_str).collect();
+        assert_eq!(names, ["x-kept"], "{wire:?}");
+    }
+    let (heard, _body) = hints(gateway.apps()).await;
+    let names: Vec<_> = (heard.iter())
+        .flat_map(|hint| hint.headers().keys().map(http::HeaderName::as_str))
+        .collect();
+    assert_eq!(names, ["x-kept"]);
     gateway.process.finish().await;
 }

@@ -220,6 +220,9 @@ pub(crate) struct PartMeta {
     /// The cluster of other clusters' requests.
     pub own: Option<String>,
     pub host: Option<String>,
+    /// Of another route: its service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

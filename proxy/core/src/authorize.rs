@@ -116,15 +116,10 @@ fn enforced(snapshot: &Snapshot, service: ServiceIx, asking: &Asking<'_>) -> Ver
     if !listener.sources.is_empty() && !contains(&listener.sources, caller.source) {
         return deny(Reason::SourceRefused, None, None);
     }
-    if listener.role == Role::Mesh && !is_exported(snapshot, &service.export, &caller) {
-        return deny(Reason::NotExported, None, None);
+    if let Some(objection) = objected(snapshot, service, listener.role, &caller) {
+        return objection;
     }
-    let Policy {
-        allow, deny: never, ..
-    } = &service.policy;
-    if let Some(rule) = never.iter().position(|rule| caller.is_denied_by(rule)) {
-        return deny(Reason::Denied, Some(rule), None);
-    }
+    let allow = &service.policy.allow;
     match allow
         .iter()
         .position(|rule| caller.failed_fields(rule) == 0)
@@ -132,6 +127,35 @@ fn enforced(snapshot: &Snapshot, service: ServiceIx, asking: &Asking<'_>) -> Ver
         Some(rule) => Verdict::Allow { rule },
         None => deny(Reason::NotAllowed, None, nearest(allow, &caller)),
     }
+}
+
+/// What a service has against a request that the split of another one leads to it: whom it is not
+/// exported to, and whom it denies. Who else may call is for the other to say.
+#[must_use]
+pub fn objection(snapshot: &Snapshot, service: ServiceIx, asking: &Asking<'_>) -> Option<Verdict> {
+    let at = snapshot.service(service);
+    let caller = Caller::new(snapshot, &at.policy, asking);
+    let objection = objected(snapshot, at, asking.listener.role, &caller)?;
+    Some(audited(at, objection))
+}
+
+fn objected(
+    snapshot: &Snapshot,
+    service: &Service,
+    role: Role,
+    caller: &Caller<'_>,
+) -> Option<Verdict> {
+    let deny = |reason, rule| Verdict::Deny {
+        reason,
+        rule,
+        nearest: None,
+    };
+    if role == Role::Mesh && !is_exported(snapshot, &service.export, caller) {
+        return Some(deny(Reason::NotExported, None));
+    }
+    let never = &service.policy.deny;
+    let rule = never.iter().position(|rule| caller.is_denied_by(rule))?;
+    Some(deny(Reason::Denied, Some(rule)))
 }
 
 /// A field of a [`Rule`].

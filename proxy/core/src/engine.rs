@@ -2,14 +2,14 @@
 
 use std::net::IpAddr;
 
-use crate::authorize::{Asking, Evidence, Verdict, authorize, gateway_of};
+use crate::authorize::{Asking, Evidence, Verdict, authorize, gateway_of, objection};
 use crate::hello::ClientHello;
 use crate::plan::{Plan, plan};
 use crate::retry::Sender;
 use crate::route::{
     Routed, check_authority, check_authority_port, route_authority, route_plaintext, route_tls,
 };
-use crate::rules::{Tried, choose};
+use crate::rules::{Part, Tried, choose};
 use crate::shares::Shares;
 use crate::snapshot::{ClusterIx, EndpointIx, Listener, Protocol, Role, ServiceIx, Snapshot};
 use crate::verdict::Reason;
@@ -158,6 +158,49 @@ pub struct Matched {
     pub rule: usize,
     /// The part of its split, where it has one.
     pub part: Option<usize>,
+    /// The parts that it may not go to.
+    pub closed: Tried,
+}
+
+/// A request, as the rules of a service ask about it.
+#[derive(Clone, Copy)]
+pub struct Led<'a> {
+    /// What of it they look at.
+    pub request: &'a Request<'a>,
+    /// Who sent it.
+    pub sender: Sender,
+    /// What another service has against it ([`objection`]); asked where a split leads to one.
+    pub objection: &'a dyn Fn(ServiceIx) -> Option<Verdict>,
+}
+
+impl std::fmt::Debug for Led<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Led")
+            .field("request", self.request)
+            .field("sender", &self.sender)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why there is nowhere for a request to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Astray {
+    /// The reason.
+    pub reason: Reason,
+    /// The service of a part that said so.
+    pub by: Option<ServiceIx>,
+    /// Its deny rule that matched.
+    pub rule: Option<usize>,
+}
+
+impl From<Reason> for Astray {
+    fn from(reason: Reason) -> Self {
+        Self {
+            reason,
+            by: None,
+            rule: None,
+        }
+    }
 }
 
 /// Where something goes.
@@ -185,6 +228,8 @@ pub struct Refusal {
     pub reason: Reason,
     /// The service, where it is known.
     pub service: Option<ServiceIx>,
+    /// The service that its split leads to and that refused it, where that one did.
+    pub by: Option<ServiceIx>,
     /// The deny rule that matched, or the allow rule that came nearest.
     pub rule: Option<usize>,
 }
@@ -203,6 +248,7 @@ pub fn decide<'a>(
         return Decision::Refuse(Refusal {
             reason: Reason::SourceRefused,
             service: None,
+            by: None,
             rule: None,
         });
     }
@@ -244,6 +290,7 @@ pub fn decide<'a>(
         .map_err(|reason| Refusal {
             reason,
             service: None,
+            by: None,
             rule: None,
         })
         .and_then(|service| carry(snapshot, shares, arrival, service, (load, draw)));
@@ -275,35 +322,79 @@ pub fn cluster_of(
 ///
 /// # Errors
 /// As [`cluster_of`]; [`Reason::NoRule`] where none matches; [`nothing_healthy`] where no part of a
-/// split is here.
+/// split is here; [`Reason::Denied`] or [`Reason::NotExported`] where every part of it that takes
+/// something is another service's that says so.
 pub fn target(
     snapshot: &Snapshot,
     shares: &Shares,
     listener: &Listener,
     service: ServiceIx,
-    (request, sender): (&Request<'_>, Sender),
+    led: Led<'_>,
     draw: u64,
-) -> Result<Target, Reason> {
-    let rules = match (&snapshot.service(service).rules, sender) {
+) -> Result<Target, Astray> {
+    let rules = match (&snapshot.service(service).rules, led.sender) {
         (Some(rules), Sender::Caller) => rules,
         (None, _) | (Some(_), Sender::PeerGateway) => {
-            return cluster_of(snapshot, listener, service).map(Target::unruled);
+            return Ok(cluster_of(snapshot, listener, service).map(Target::unruled)?);
         }
     };
-    let nth = rules.find(request).ok_or(Reason::NoRule)?;
+    let nth = rules.find(led.request).ok_or(Reason::NoRule)?;
     let split = rules.list.get(nth).and_then(|rule| rule.split.as_deref());
-    let (cluster, part) = match split {
-        None => (cluster_of(snapshot, listener, service)?, None),
+    let (cluster, part, closed) = match split {
+        None => {
+            let cluster = cluster_of(snapshot, listener, service)?;
+            (cluster, None, Tried::default())
+        }
         Some(split) => {
-            let part = choose(split, listener.role, shares, draw, Tried::default());
+            let closed = closed(split, listener.role, led.objection)?;
+            let part = choose(split, listener.role, shares, draw, closed);
             let cluster = part.and_then(|part| split.get(part)?.cluster(listener.role));
-            (cluster.ok_or_else(|| nothing_healthy(listener.role))?, part)
+            let cluster = cluster.ok_or_else(|| nothing_healthy(listener.role))?;
+            (cluster, part, closed)
         }
     };
     Ok(Target {
         cluster,
-        matched: Some(Matched { rule: nth, part }),
+        matched: Some(Matched {
+            rule: nth,
+            part,
+            closed,
+        }),
     })
+}
+
+/// The parts of a split that are other services' and that those have closed to a request.
+///
+/// # Errors
+/// What the first of them says, where no other part takes anything.
+fn closed(
+    split: &[Part],
+    role: Role,
+    objection: &dyn Fn(ServiceIx) -> Option<Verdict>,
+) -> Result<Tried, Astray> {
+    let mut closed = Tried::default();
+    let mut first = None;
+    let mut is_any_open = false;
+    for (nth, part) in split.iter().enumerate() {
+        if part.weight == 0 || part.cluster(role).is_none() {
+            continue;
+        }
+        let said = part.service.and_then(|of| Some((of, objection(of)?)));
+        let Some((of, Verdict::Deny { reason, rule, .. })) = said else {
+            is_any_open = true;
+            continue;
+        };
+        closed = closed.and(nth);
+        first.get_or_insert(Astray {
+            reason,
+            by: Some(of),
+            rule,
+        });
+    }
+    match first {
+        Some(astray) if !is_any_open => Err(astray),
+        Some(_) | None => Ok(closed),
+    }
 }
 
 /// Why an arrival on a listener is refused when no endpoint is left to try.
@@ -326,6 +417,7 @@ fn carry<'a>(
     let refusal = |reason, rule| Refusal {
         reason,
         service: Some(service),
+        by: None,
         rule,
     };
     let rule = match authorize(snapshot, service, &asking) {
@@ -339,7 +431,10 @@ fn carry<'a>(
     };
     let nothing = || refusal(nothing_healthy(arrival.listener.role), None);
     let Target { cluster, matched } =
-        aimed(snapshot, shares, arrival, service, draw).map_err(|reason| refusal(reason, None))?;
+        aimed(snapshot, shares, arrival, service, draw).map_err(|astray| Refusal {
+            by: astray.by,
+            ..refusal(astray.reason, astray.rule)
+        })?;
     let of = shares.clusters.get(cluster.0).ok_or_else(nothing)?;
     let plan = plan(snapshot.cluster(cluster), of, load, draw);
     match { plan }.next() {
@@ -361,12 +456,16 @@ pub(crate) fn aimed(
     arrival: &Arrival<'_>,
     service: ServiceIx,
     draw: u64,
-) -> Result<Target, Reason> {
+) -> Result<Target, Astray> {
     match arrival.request() {
-        None => cluster_of(snapshot, arrival.listener, service).map(Target::unruled),
+        None => Ok(cluster_of(snapshot, arrival.listener, service).map(Target::unruled)?),
         Some(request) => {
-            let asked = (&request, sender(snapshot, service, arrival));
-            target(snapshot, shares, arrival.listener, service, asked, draw)
+            let led = Led {
+                request: &request,
+                sender: sender(snapshot, service, arrival),
+                objection: &|of| objection(snapshot, of, &arrival.asking()),
+            };
+            target(snapshot, shares, arrival.listener, service, led, draw)
         }
     }
 }
@@ -390,9 +489,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::fixture::{cluster, http_rule, id, nets, part, service, snapshot};
+    use crate::fixture::{cluster, http_rule, id, ids, nets, part, peer, service, snapshot};
+    use crate::identity::SpiffeId;
     use crate::rules::{Match, PathMatch, Rules};
-    use crate::snapshot::{HostTable, Inbound, Policy, Rule, Service};
+    use crate::snapshot::{Export, HostTable, Inbound, Policy, PolicyMode, Rule, Service};
 
     fn world() -> Snapshot {
         let open = |service: Service| Service {
@@ -561,6 +661,7 @@ mod tests {
             Decision::Refuse(Refusal {
                 reason: Reason::NoHealthyEndpoint,
                 service: Some(ServiceIx(0)),
+                by: None,
                 rule: None
             })
         ));
@@ -618,5 +719,118 @@ mod tests {
         assert_eq!(asks(workload, "/v2"), "no-rule");
         // The only part has no backend of this cluster.
         assert_eq!(asks(workload, "/v1"), "no-local-endpoint");
+    }
+    /// The ruled world, with a split of its first service between its own and the second one, which
+    /// is exported to nobody.
+    fn led_to_another(policy: Policy, weight: u32) -> Snapshot {
+        let mut world = ruled();
+        world.services[1].policy = policy;
+        world.services[1].export = Export::Nobody;
+        let here = |cluster, weight| Part {
+            own: Some(ClusterIx(cluster)),
+            ..part(cluster, weight)
+        };
+        let other = Part {
+            service: Some(ServiceIx(1)),
+            ..here(1, 9)
+        };
+        world.services[0].rules = Some(Arc::new(Rules {
+            matches: vec![Match::default()],
+            list: vec![http_rule("0", Some(vec![here(0, weight), other]))],
+        }));
+        world
+    }
+
+    fn decided(
+        world: &Snapshot,
+        listener: &str,
+        from: &SpiffeId,
+        draw: u64,
+    ) -> Result<Option<Matched>, Refusal> {
+        let shares = Shares::all_healthy(world);
+        let arrival = Arrival {
+            listener: world.listener(listener).unwrap(),
+            source: "192.0.2.1".parse().unwrap(),
+            evidence: Evidence::Verified(from),
+            wants: Wants::RequestInside {
+                sni: ServiceIx(0),
+                port: SniPort::Known,
+                request: request("one.a"),
+            },
+        };
+        match decide(world, &shares, &arrival, &|_| 0, draw) {
+            Decision::Carry(carry) => Ok(carry.matched),
+            Decision::Refuse(refusal) => Err(refusal),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// How many of a hundred go to each part, or what they are refused by.
+    fn parts(world: &Snapshot, listener: &str, from: &str) -> Result<[usize; 2], Refusal> {
+        let from = id(from);
+        let mut counts = [0; 2];
+        for draw in 0..100 {
+            let matched = decided(world, listener, &from, draw)?;
+            counts[matched.unwrap().part.unwrap()] += 1;
+        }
+        Ok(counts)
+    }
+
+    const DEV: &str = "spiffe://east.example/dev";
+    const PROD: &str = "spiffe://east.example/prod";
+
+    fn denies_dev(mode: PolicyMode) -> Policy {
+        let deny = ["spiffe://east.example/nobody", DEV].map(|who| Rule {
+            from: ids(&[who]),
+            ..Rule::default()
+        });
+        Policy {
+            deny: deny.into(),
+            mode,
+            ..Policy::default()
+        }
+    }
+
+    #[test]
+    fn a_split_leads_nobody_to_a_service_that_denies_them() {
+        let world = led_to_another(denies_dev(PolicyMode::Enforce), 1);
+        assert_eq!(parts(&world, "apps", DEV), Ok([100, 0]));
+        // Its `allow` is not asked, and nothing is exported on this side.
+        let others = parts(&world, "apps", PROD).unwrap();
+        assert!(others[1] > 50, "{others:?}");
+        let audited = led_to_another(denies_dev(PolicyMode::Audit), 1);
+        assert_eq!(parts(&audited, "apps", DEV), Ok(others));
+    }
+
+    #[test]
+    fn where_every_part_is_closed_the_service_that_closed_it_is_named_with_its_rule() {
+        // A part that takes nothing is no way out.
+        let world = led_to_another(denies_dev(PolicyMode::Enforce), 0);
+        let refused = Refusal {
+            reason: Reason::Denied,
+            service: Some(ServiceIx(0)),
+            by: Some(ServiceIx(1)),
+            rule: Some(1),
+        };
+        assert_eq!(parts(&world, "apps", DEV), Err(refused));
+        assert_eq!(parts(&world, "apps", PROD), Ok([0, 100]));
+    }
+
+    #[test]
+    fn other_clusters_workloads_are_led_to_nothing_that_is_not_exported_to_them() {
+        let mut world = led_to_another(Policy::default(), 0);
+        world.peers = vec![peer("west", "west.example", "spiffe://west.example/gw")];
+        let workload = "spiffe://west.example/cart";
+        let refused = parts(&world, "mesh", workload).unwrap_err();
+        assert_eq!(
+            (refused.reason, refused.by, refused.rule),
+            (Reason::NotExported, Some(ServiceIx(1)), None)
+        );
+        world.services[1].export = Export::AllPeers;
+        assert_eq!(parts(&world, "mesh", workload), Ok([0, 100]));
+        // A peer's gateway is led by no rule.
+        world.services[1].export = Export::Nobody;
+        let gateway = id("spiffe://west.example/gw");
+        assert_eq!(decided(&world, "mesh", &gateway, 0), Ok(None));
     }
 }

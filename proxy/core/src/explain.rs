@@ -110,6 +110,8 @@ pub struct Explanation {
     pub to: Option<Destination>,
     /// `None`: it is carried.
     pub refused: Option<Reason>,
+    /// The service that its split leads to and that refused it, and the deny rule there.
+    pub refused_by: Option<(ServiceIx, Option<usize>)>,
     /// As in [`Beside`].
     pub draw: u64,
 }
@@ -382,6 +384,7 @@ impl<'a> Asked<'a> {
         Decision::Refuse(Refusal {
             reason,
             service: Some(service),
+            by: None,
             rule: None,
         })
     }
@@ -394,6 +397,13 @@ impl<'a> Asked<'a> {
         assumed: Vec<Assumed>,
     ) -> Explanation {
         let (snapshot, shares) = self.world;
+        let refused_by = match &decision {
+            Decision::Refuse(refusal) => refusal.by.map(|by| (by, refusal.rule)),
+            Decision::Carry(_)
+            | Decision::Terminate(..)
+            | Decision::ReadHttp
+            | Decision::Report => None,
+        };
         let (service, refused, attempts) = match decision {
             Decision::Carry(Carry { service, plan, .. }) => (Some(service), None, plan.collect()),
             Decision::Refuse(refusal) => (refusal.service, Some(refusal.reason), Vec::new()),
@@ -427,6 +437,7 @@ impl<'a> Asked<'a> {
             matched: aimed.and_then(|target| target.matched),
             to,
             refused,
+            refused_by,
             draw: self.beside.draw,
         }
     }

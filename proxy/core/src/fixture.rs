@@ -166,6 +166,7 @@ pub(crate) fn part(cluster: usize, weight: u32) -> Part {
         outbound: ClusterIx(cluster),
         own: None,
         host: None,
+        service: None,
     }
 }
 

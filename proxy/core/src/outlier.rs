@@ -104,31 +104,37 @@ impl Window {
 
     /// Counts so many requests, whatever comes of them.
     pub fn add_requests(&mut self, times: u32, now: Time) {
-        let slot = self.slot(now);
-        slot.requests = slot.requests.saturating_add(times);
+        if let Some(slot) = self.slot(now) {
+            slot.requests = slot.requests.saturating_add(times);
+        }
     }
 
     /// Counts a failure of a request that was counted.
     pub fn add_failure(&mut self, now: Time) {
-        let slot = self.slot(now);
-        slot.failures = slot.failures.saturating_add(1);
+        if let Some(slot) = self.slot(now) {
+            slot.failures = slot.failures.saturating_add(1);
+        }
     }
 
     #[expect(
         clippy::indexing_slicing,
         reason = "a remainder is below the number of slots"
     )]
-    fn slot(&mut self, now: Time) -> &mut Slot {
+    fn slot(&mut self, now: Time) -> Option<&mut Slot> {
         let second = now.since_origin().as_secs();
         let slots = self.slots.get_or_insert_default();
         let slot = &mut slots[usize::try_from(second).unwrap_or_default() % SLOTS];
-        if slot.second != second {
+        // What is told so late is no part of the window any more, and the slot is another second's.
+        if slot.second > second {
+            return None;
+        }
+        if slot.second < second {
             *slot = Slot {
                 second,
                 ..Slot::default()
             };
         }
-        slot
+        Some(slot)
     }
 
     /// Requests and failures of the last 10 s.
@@ -349,6 +355,18 @@ mod tests {
         window.add(true, at(1));
         assert!(window.is_over(rate, at(1)));
         assert!(!window.is_over(rate, at(11)));
+    }
+
+    #[test]
+    fn what_is_told_ten_seconds_late_takes_nothing_from_what_came_since() {
+        let mut window = Window::default();
+        window.add(true, at(15));
+        window.add(false, at(5));
+        window.add_failure(at(5));
+        assert_eq!(window.totals(at(15)), (1, 1));
+        // Late, but of a second that is still looked at.
+        window.add(false, at(14));
+        assert_eq!(window.totals(at(15)), (2, 1));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::authorize::path::{RequestPath, undone};
 use crate::balance::fraction;
 use crate::engine::Request;
 use crate::shares::Shares;
-use crate::snapshot::{ClusterIx, Failure, Position, Retries, Role, Timeouts};
+use crate::snapshot::{ClusterIx, Failure, Position, Retries, Role, ServiceIx, Timeouts};
 
 /// How a service's requests are told apart, and what is done with them.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -96,6 +96,8 @@ pub struct Part {
     pub own: Option<ClusterIx>,
     /// Of another route: its host, which a peer's gateway knows it by.
     pub host: Option<Arc<str>>,
+    /// Of another route: its service, whose `deny` and `export` hold for what is led to it too.
+    pub service: Option<ServiceIx>,
 }
 
 /// The deadlines that a rule has of its own.
@@ -129,7 +131,7 @@ pub struct HeaderChanges {
     pub remove: Vec<Arc<str>>,
 }
 
-/// The parts of a split that a request has been to.
+/// The parts of a split that a request has been to, or may not go to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tried(u16);
 

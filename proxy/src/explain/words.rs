@@ -106,6 +106,14 @@ fn refused(snapshot: &Snapshot, told: &Explanation, reason: Reason) -> String {
     let Some((service, judged)) = service.zip(told.judged.as_ref()) else {
         return text;
     };
+    if let Some((by, rule)) = told.refused_by {
+        let by = snapshot.service(by);
+        text.push_str(&format!(", of {}, which the split leads to", by.name));
+        if let Some(position) = rule.and_then(|ix| written(by.policy.deny.get(ix))) {
+            text.push_str(&format!(", the one at {position}"));
+        }
+        return text;
+    }
     let Verdict::Deny { rule, nearest, .. } = judged.verdict else {
         return text;
     };
@@ -135,7 +143,8 @@ pub(super) fn to_do(snapshot: &Snapshot, question: &Question, told: &Explanation
     let Some(reason) = told.refused else {
         return Vec::new();
     };
-    let service = told.service.map(|ix| snapshot.service(ix));
+    let service = told.refused_by.map(|(by, _)| by).or(told.service);
+    let service = service.map(|ix| snapshot.service(ix));
     let mut all = Vec::new();
     if let Some(service) = service {
         if reason == Reason::NotAllowed {

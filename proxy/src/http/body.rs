@@ -19,6 +19,7 @@ use tokio_util::io::poll_read_buf;
 use super::expect::{Answered, Gate, Stands};
 use super::h2_client::StreamCount;
 use super::record::Record;
+use super::ruled::Ruled;
 use super::stream::Incoming;
 use super::{h1, headers};
 use crate::runtime::InFlight;
@@ -104,6 +105,8 @@ struct SourceState {
     tees: Vec<Tee>,
     /// Keeps the body back until the endpoint asks for it.
     gate: Option<Gate>,
+    /// What changes headers.
+    ruled: Option<Ruled>,
 }
 
 /// How the sending of a request's body stands, and since when.
@@ -146,12 +149,18 @@ impl Source {
             current: 0,
             tees: Vec::new(),
             gate: None,
+            ruled: None,
         })))
     }
 
     /// Keeps the body back until the endpoint asks for it.
     pub(crate) fn keep_back(&self, gate: Gate) {
         self.0.borrow_mut().gate = Some(gate);
+    }
+
+    /// Keeps from its trailers what the rule of the request takes out of headers.
+    pub(super) fn is_led_by(&self, ruled: Ruled) {
+        self.0.borrow_mut().ruled = Some(ruled);
     }
 
     /// What keeps the body back, as long as it does.
@@ -315,6 +324,9 @@ impl Replay {
                     self.next = state.kept.len();
                 } else if let Some(trailers) = frame.trailers_mut() {
                     headers::clean_trailers(trailers);
+                    if let Some(ruled) = &state.ruled {
+                        ruled.clean_request(trailers);
+                    }
                     state.trailers = Some(trailers.clone());
                     state.end();
                     self.trailers_sent = true;
@@ -532,6 +544,10 @@ impl Response {
                     self.record.sent(bytes.len());
                 } else if let Some(trailers) = frame.trailers_mut() {
                     headers::clean_trailers(trailers);
+                    let request = self.record.request();
+                    if let Some(ruled) = request.and_then(|request| request.ruled.as_ref()) {
+                        ruled.clean_response(trailers);
+                    }
                 }
                 if self.incoming.is_end_stream() {
                     self.finish(Ok(()));

@@ -21,7 +21,8 @@ use zeugma_core::plan::{Attempt, plan};
 use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, Sender, Tried, again, is_idempotent};
 use zeugma_core::route::{check_authority, check_authority_port, route_authority};
 use zeugma_core::snapshot::{
-    Cluster, Endpoint, EndpointIx, Failure, HttpVersion as EndpointVersion, Peer, Role, ServiceIx,
+    Cluster, Endpoint, EndpointIx, Failure, HttpVersion as EndpointVersion, Listener, Peer, Role,
+    ServiceIx, Snapshot,
 };
 use zeugma_core::verdict::Reason;
 
@@ -119,6 +120,11 @@ pub(super) async fn exchange(
         to.cluster().policy.retries.buffer_bytes_max,
         exchange.began,
     );
+    if let Some(ruled) = exchange.ruled()
+        && exchange.request_changes().is_some()
+    {
+        source.is_led_by(ruled.clone());
+    }
     exchange.record.counts(source.clone());
     if let Some(gate) = gate {
         source.keep_back(gate);
@@ -298,31 +304,42 @@ impl Exchange {
         }
     }
 
+    /// What the caller says of itself or of whom it calls for; nobody else's word counts.
+    pub(super) fn claim(&self) -> Claim {
+        match &self.context.identity {
+            Some(_) => headers::attested(&self.head.headers),
+            None => Claim::Absent,
+        }
+    }
+
+    /// What policies are asked about it.
+    pub(super) fn asking<'a>(
+        &'a self,
+        snapshot: &Snapshot,
+        listener: &'a Listener,
+        claim: &'a Claim,
+    ) -> Asking<'a> {
+        let source = self.context.origin.source.ip();
+        let evidence = match &self.context.identity {
+            None => Evidence::Network,
+            Some(verified) => evidence(snapshot, source, verified, claim.id()),
+        };
+        Asking {
+            listener,
+            source,
+            evidence,
+            method: Some(self.method().as_str()),
+            path: Some(self.head.uri.path()),
+        }
+    }
+
     fn authorize(&mut self, published: &Published, service: ServiceIx) -> Result<(), Reason> {
         let snapshot = &published.snapshot;
         let listener = published
             .listener(&self.context.origin.listener)
             .ok_or(Reason::Drained)?;
-        let claim;
-        let evidence = match &self.context.identity {
-            None => Evidence::Network,
-            Some(verified) => {
-                claim = headers::attested(&self.head.headers);
-                evidence(
-                    snapshot,
-                    self.context.origin.source.ip(),
-                    verified,
-                    claim.id(),
-                )
-            }
-        };
-        let asking = Asking {
-            listener,
-            source: self.context.origin.source.ip(),
-            evidence,
-            method: Some(self.method().as_str()),
-            path: Some(self.head.uri.path()),
-        };
+        let claim = self.claim();
+        let asking = self.asking(snapshot, listener, &claim);
         let policy = &snapshot.service(service).policy;
         let mut denial = None;
         let (verdict, rule) = match authorize(snapshot, service, &asking) {
@@ -346,7 +363,7 @@ impl Exchange {
                 (Err(reason), rule.and_then(|nth| policy.deny.get(nth)))
             }
         };
-        let handed_on = match evidence {
+        let handed_on = match asking.evidence {
             Evidence::Asserted { id, .. } => Some(id),
             Evidence::Verified(_) | Evidence::Network => None,
         };
@@ -380,7 +397,7 @@ impl Exchange {
     ) -> Response<Outgoing> {
         let worker = Rc::clone(&self.context.worker);
         let cluster = to.cluster();
-        worker.with_budget(cluster, self.began, |budget, now| budget.request(now));
+        self.count(cluster, before.as_deref());
         let load = |endpoint: EndpointIx| worker.load(cluster, endpoint);
         let Tries {
             mut attempts,
@@ -465,6 +482,14 @@ impl Exchange {
     pub(super) fn draw(&self, cluster: &Cluster) -> u64 {
         let source = self.context.origin.source.ip();
         (self.context.worker).draw_for(cluster, source, Some(&self.head.headers))
+    }
+
+    /// Counts the request for the budget of its route; [`next_part`](Self::next_part) does for others.
+    fn count(&self, cluster: &Cluster, before: Option<&Tries>) {
+        if before.is_none() {
+            let worker = &self.context.worker;
+            worker.with_budget(cluster, self.began, |budget, now| budget.request(now));
+        }
     }
 
     /// As [`answer`](Self::answer), for another part of a split.

@@ -13,6 +13,7 @@ use http::{HeaderMap, Response, StatusCode, header};
 use tokio::time::Sleep;
 
 use super::headers;
+use super::ruled::Ruled;
 
 /// An endpoint that has not asked by then is sent the body: some never ask (RFC 9110 §10.1.1: not
 /// to be waited for indefinitely).
@@ -140,10 +141,17 @@ pub(crate) struct Passing(Arc<Mutex<Passed>>);
 struct Passed {
     heads: VecDeque<Response<()>>,
     count: usize,
+    ruled: Option<Ruled>,
     waker: Option<Waker>,
 }
 
 impl Passing {
+    /// Keeps back what the rule of the request takes out of answers.
+    pub(super) fn is_led_by(&self, ruled: Ruled) {
+        let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        passed.ruled = Some(ruled);
+    }
+
     /// Passes one on that is not only for us: 100 is answered by [`Interim`], and 101 is none (RFC
     /// 9113 §8.6).
     pub(crate) fn push(&self, mut response: Response<()>) {
@@ -159,6 +167,9 @@ impl Passing {
         heads.remove(&headers::ZEUGMA_REASON);
         // Nothing that holds it can fail.
         let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(ruled) = &passed.ruled {
+            ruled.clean_response(heads);
+        }
         if passed.count < PASSED_MAX {
             passed.count += 1;
             passed.heads.push_back(response);

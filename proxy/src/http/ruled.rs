@@ -3,19 +3,24 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use zeugma_core::engine::{Headers, Request, Target, cluster_of, target};
+use zeugma_core::authorize::{Verdict, objection};
+use zeugma_core::engine::{Astray, Headers, Led, Request, Target, cluster_of, target};
 use zeugma_core::retry::{Tried, again};
 use zeugma_core::rules::{self, Field, HeaderChanges, HttpRule, Part, Rules, choose};
-use zeugma_core::snapshot::{Cluster, ClusterIx, Endpoint, Listener, Retries, Role, ServiceIx};
+use zeugma_core::snapshot::{
+    Cluster, ClusterIx, Endpoint, Listener, Retries, Role, Rule, ServiceIx, Snapshot,
+};
 use zeugma_core::verdict::Reason;
 
 use super::exchange::Exchange;
+use super::expect::Passing;
 use super::headers;
 use crate::admission;
+use crate::connection::explain_audit;
 use crate::runtime::Published;
 use crate::upstream::Pinned;
 
@@ -43,6 +48,20 @@ impl Ruled {
     /// What it is called.
     pub(crate) fn label(&self) -> Option<&str> {
         self.rule().map(|rule| &*rule.label)
+    }
+
+    /// Takes out of a request's trailers what its rule sets or removes: some take them for headers.
+    pub(crate) fn clean_request(&self, trailers: &mut HeaderMap) {
+        self.rule()
+            .into_iter()
+            .for_each(|rule| drop_changed(&rule.request, trailers));
+    }
+
+    /// As [`clean_request`](Self::clean_request), of an interim response or the trailers of an answer.
+    pub(crate) fn clean_response(&self, headers: &mut HeaderMap) {
+        self.rule()
+            .into_iter()
+            .for_each(|rule| drop_changed(&rule.response, headers));
     }
 
     /// The part of its split that the request goes to.
@@ -78,37 +97,89 @@ impl Exchange {
             headers: Headers(&has),
         };
         let worker = &self.context.worker;
-        let asked = (&request, self.sender());
-        let found = target(
-            snapshot,
-            &published.shares,
-            listener,
-            service,
-            asked,
-            worker.draw(),
-        );
+        let led = Led {
+            request: &request,
+            sender: self.sender(),
+            objection: &|of| self.objection(snapshot, listener, of),
+        };
+        let shares = &published.shares;
+        let found = target(snapshot, shares, listener, service, led, worker.draw());
         let metrics = &worker.shared.metrics;
         let Target { cluster, matched } = match found {
             Ok(target) => target,
-            Err(Reason::NoRule) => {
+            Err(Astray {
+                reason,
+                by: Some(by),
+                rule,
+            }) => {
+                let by = snapshot.service(by);
+                self.note_rule(published, rule.and_then(|nth| by.policy.deny.get(nth)));
+                return Err((reason, Some(format!("the split leads to {}", by.name))));
+            }
+            Err(Astray {
+                reason: Reason::NoRule,
+                ..
+            }) => {
                 metrics.ruled(&at.name, None, None);
                 let detail = format!("none of the {} rules of {}", rules.list.len(), at.name);
                 return Err((Reason::NoRule, Some(detail)));
             }
-            Err(reason) => return Err((reason, None)),
+            Err(Astray { reason, .. }) => return Err((reason, None)),
         };
         if let Some(matched) = matched {
             let ruled = Ruled {
                 rules: Arc::clone(rules),
                 nth: matched.rule,
                 part: matched.part,
-                tried: rules::Tried::default(),
+                tried: matched.closed,
             };
             let rule = ruled.rule().map(|rule| &rule.label);
             metrics.ruled(&at.name, rule, ruled.part().map(|part| &part.label));
+            let audited = ruled.part().and_then(|part| part.service);
+            if let Some(passing) = self.head.extensions.get::<Passing>() {
+                passing.is_led_by(ruled.clone());
+            }
             self.note(|_, request| request.ruled = Some(ruled));
+            if let Some(of) = audited {
+                self.audit(published, listener, of);
+            }
         }
         Ok(cluster)
+    }
+
+    /// What another service has against it, which the split of its rule leads to.
+    fn objection(
+        &self,
+        snapshot: &Snapshot,
+        listener: &Listener,
+        of: ServiceIx,
+    ) -> Option<Verdict> {
+        let claim = self.claim();
+        objection(snapshot, of, &self.asking(snapshot, listener, &claim))
+    }
+
+    /// Tells what a service that it was led to has against it, where that is audited only.
+    fn audit(&mut self, published: &Published, listener: &Listener, of: ServiceIx) {
+        let snapshot = &published.snapshot;
+        let Some(Verdict::Audit { reason, rule, .. }) = self.objection(snapshot, listener, of)
+        else {
+            return;
+        };
+        let service = snapshot.service(of);
+        let metrics = &self.context.worker.shared.metrics;
+        metrics.audited(&service.name, reason);
+        self.note_rule(published, rule.and_then(|nth| service.policy.deny.get(nth)));
+        let audited = explain_audit(service, reason, None);
+        let detail = format!("the split leads to {}: {audited}", service.name);
+        self.note(|closed, _| *closed.detail = Some(detail));
+    }
+
+    fn note_rule(&mut self, published: &Published, rule: Option<&Rule>) {
+        let position = rule.and_then(|rule| rule.position.as_ref());
+        let position = position.map(|at| self.context.latest_rule.text(published.generation, at));
+        if position.is_some() {
+            self.note(|closed, _| *closed.rule = position);
+        }
     }
 
     /// Whether the split of its rule has a part that it has not been to.
@@ -134,10 +205,22 @@ impl Exchange {
             cluster: ruled.part()?.cluster(role)?,
         };
         // Of another route it is one of its requests, and not one of the part's before any more.
-        let counted = admission::request(&self.context.worker.shared, &next).ok()?;
-        self.holds(counted);
+        if !admission::is_one_route(to, &next) {
+            let worker = &self.context.worker;
+            let counted = admission::request(&worker.shared, &next).ok()?;
+            // Not when it began: it may have waited for the parts before.
+            worker.with_budget(next.cluster(), Instant::now(), |budget, now| {
+                budget.request(now);
+            });
+            self.holds(counted);
+        }
         self.context.note_idle(next.cluster().policy.timeouts.idle);
+        let audited = ruled.part().and_then(|part| part.service);
         self.note(|_, request| request.ruled = Some(ruled));
+        let listener = to.published.listener(&self.context.origin.listener);
+        if let Some((listener, of)) = listener.zip(audited) {
+            self.audit(&to.published, listener, of);
+        }
         Some(next)
     }
 
@@ -165,7 +248,7 @@ impl Exchange {
         let retries = self.retries(cluster);
         let worker = &self.context.worker;
         // Who takes it from the budget is the try itself.
-        let again = worker.with_budget(cluster, std::time::Instant::now(), |budget, now| {
+        let again = worker.with_budget(cluster, Instant::now(), |budget, now| {
             again(&retries, &mut budget.clone(), tried, now)
         });
         again.is_ok()
@@ -202,6 +285,13 @@ impl Exchange {
                 headers.append(name, value);
             }
         }
+    }
+}
+
+fn drop_changed(changes: &HeaderChanges, from: &mut HeaderMap) {
+    let set = changes.set.iter().map(|field| &field.name);
+    for name in changes.remove.iter().chain(set) {
+        from.remove(&**name);
     }
 }
 

@@ -2,20 +2,26 @@
 //!
 //! Envoy asks them of everybody. That a peer's gateway has applied its own already is ours to know,
 //! and so is what Envoy has no field for: the deadline of a response's head alone, the part of a split
-//! that other clusters' requests may go to, the host that a peer knows another route by.
+//! that other clusters' requests may go to, the host that a peer knows another route by, and whose
+//! `deny` and `export` that route has.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use zeugma_core::rules::{Field, Match, PathMatch};
+use zeugma_core::snapshot::Node;
 
 use super::listeners::{Common, retry_words};
 use super::target::Target;
 use super::{Scope, Service, Services, cluster_name, clusters};
+use crate::error::{Code, Finding};
 use crate::meta::{PartMeta, PositionMeta, RouteMeta, RuleMeta};
 use crate::model::scalar::{FieldValue, Text};
-use crate::model::{HeaderChangesSpec, HttpRuleSpec, MatchSpec, PartSpec, PathSpec, ProtocolSpec};
+use crate::model::{
+    Document, HeaderChangesSpec, HttpRuleSpec, MatchSpec, MeshRoute, PartSpec, PathSpec,
+    ProtocolSpec,
+};
 use crate::pb::{self, route};
 
 /// A cluster that does not exist: Envoy answers 503 for it.
@@ -175,15 +181,12 @@ fn part<'s>(
                 outbound: cluster_name(Scope::Outbound, &to.id),
                 own: to.has_own.then(|| cluster_name(Scope::Own, &to.id)),
                 host: to.route.first_host().map(|host| host.to_string()),
+                service: Some(to.id.clone()),
             },
             targets: Vec::new(),
         });
     }
-    let named = |target: &&Target| {
-        let mut names = spec.backends.iter().flatten();
-        names.any(|Text(name)| target.names.contains(&name.0))
-    };
-    let targets: Vec<&Target> = service.targets.iter().filter(named).collect();
+    let targets = named(spec, &service.targets);
     let is_own = |target: &&Target| target.peer.is_none();
     let count_own = |targets: &mut dyn Iterator<Item = &Target>| {
         targets.filter(|target| target.peer.is_none()).count()
@@ -217,9 +220,61 @@ fn part<'s>(
             ),
             own: (own > 0).then(|| name(Scope::Own, own == all_own, &own_names)),
             host: None,
+            service: None,
         },
         targets,
     })
+}
+
+/// What of a route's targets a part is of.
+fn named<'t>(spec: &PartSpec, targets: &'t [Target]) -> Vec<&'t Target> {
+    let is_named = |target: &&Target| names(spec, target).next().is_some();
+    targets.iter().filter(is_named).collect()
+}
+
+/// What a part calls a target.
+fn names<'s>(spec: &'s PartSpec, target: &'s Target) -> impl Iterator<Item = &'s str> {
+    let names = spec.backends.iter().flatten().map(|name| &*name.0.0);
+    names.filter(|name| target.names.iter().any(|own| own == name))
+}
+
+/// Parts of one split that reach backends through one peer, whose gateway is told of no part.
+pub(super) fn indistinct(
+    route: &Document<MeshRoute>,
+    targets: &[Target],
+    node: &Node,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (nth, rule) in route.spec.rules.iter().enumerate() {
+        let split = rule.value.split.as_deref().unwrap_or_default();
+        for (at, part) in split.iter().enumerate() {
+            for target in named(part, targets) {
+                let Some(peer) = &target.peer else {
+                    continue;
+                };
+                // What both call by one name was meant to be in both.
+                let is_other = |before: &&PartSpec| {
+                    let mut of_both = names(before, target);
+                    let own = |name| names(part, target).any(|own| own == name);
+                    names(before, target).next().is_some() && !of_both.any(own)
+                };
+                let Some(before) = split.iter().take(at).position(|one| is_other(&one)) else {
+                    continue;
+                };
+                let message = format!(
+                    "this part and `split[{before}]` are one to gateway `{}`: both are behind peer \
+                     `{peer}`, which spreads requests over all that it has",
+                    node.name
+                );
+                let finding = Finding::error(Code::NoEffect, message)
+                    .warning()
+                    .help("make them one part, or name a route of their own for each as `route`")
+                    .at(route.at(&format!("spec.rules[{nth}].split[{at}]")));
+                findings.push(finding);
+            }
+        }
+    }
+    findings
 }
 
 /// The clusters of parts that are of some backends alone: their names, scopes and targets.

@@ -19,7 +19,9 @@ use self::target::Target;
 use crate::error::{Code, Finding, Findings};
 use crate::meta::AnyClusterMeta;
 use crate::model::scalar::Text;
-use crate::model::{Document, ExportSpec, InboundSpec, MeshGateway, MeshRoute, Model, Port};
+use crate::model::{
+    Document, ExportSpec, InboundSpec, MeshGateway, MeshRoute, Model, Port, ProtocolSpec,
+};
 use crate::parallel;
 use crate::pb::{cluster, listener, route};
 
@@ -226,6 +228,7 @@ impl<'m> Compiled<'m> {
 
 fn services<'m>(context: Context<'m>, findings: &mut Findings) -> Services<'m> {
     let mut services = Services::default();
+    let is_http = |port: &Port| port.protocol == ProtocolSpec::Http;
     for route in &context.model.routes {
         for port in route.ports() {
             let targets = target::targets(context.model, route, &port, context.node);
@@ -235,6 +238,11 @@ fn services<'m>(context: Context<'m>, findings: &mut Findings) -> Services<'m> {
                 &route.spec.locality,
                 &route.spec.failover,
             );
+            if route.ports().iter().find(|port| is_http(port)) == Some(&port) {
+                for finding in http_rules::indistinct(route, &targets, context.node) {
+                    findings.push(finding);
+                }
+            }
             let has_targets = !targets.is_empty();
             // Where nothing at all is left, one finding says why.
             let reported = if levels.is_empty() { 0 } else { targets.len() };

@@ -155,6 +155,9 @@ fn part(meta: &PartMeta, names: &Names) -> Result<Part, String> {
             .map(|name| names.cluster(name))
             .transpose()?,
         host: meta.host.as_deref().map(Into::into),
+        service: (meta.service.as_deref())
+            .map(|id| names.service(id))
+            .transpose()?,
     })
 }
 

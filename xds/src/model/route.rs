@@ -517,7 +517,9 @@ pub(crate) struct PartSpec {
     /// Some of this route's backends, by name; they fail over among each other.
     pub backends: Option<Vec<Text<Name>>>,
     /// Another http route, `namespace/name`, with its own backends, failover, timeouts, retries and
-    /// limits. Its `rules`, `mirror`, `allow` and `export` are not asked: the request was let in here.
+    /// limits. Its `deny` holds, and on mesh listeners its `export`: what they refuse goes to the
+    /// other parts, and is refused where there are none. Its `rules`, `mirror` and `allow` are not
+    /// asked: the request was let in here.
     /// The only endpoint of a route is not ejected unless its `health.passive.keepAtLeast` is 0: a
     /// request tries it before it goes to another part.
     pub route: Option<Text<Reference>>,

@@ -33,7 +33,7 @@ coded! {
     Match { rule, path, method, headers, query }
     Field { name, value }
     HttpRule { label, split, timeouts, retries, request, response, position }
-    Part { label, weight, outbound, own, host }
+    Part { label, weight, outbound, own, host, service }
     RuleTimeouts { response_headers, per_try }
     RuleRetries { attempts, on, any_method }
     HeaderChanges { set, add, remove }
@@ -213,14 +213,7 @@ pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
         let all = service.mirrors.iter().all(|mirror| is_share(mirror.share));
         good(all, "a share is over the whole")?;
         if let Some(rules) = &service.rules {
-            let is_rule = |one: &Match| one.rule < rules.list.len();
-            good(rules.matches.iter().all(is_rule), "a match is of no rule")?;
-            let mut parts = rules
-                .list
-                .iter()
-                .flat_map(|rule| rule.split.iter().flatten());
-            let leads = |part: &Part| is_cluster(&part.outbound) && part.own.iter().all(is_cluster);
-            good(parts.all(leads), "a split leads to no cluster")?;
+            hold_rules(snapshot, rules)?;
         }
     }
     for cluster in &snapshot.clusters {
@@ -265,4 +258,23 @@ pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
     }
     let is_known = snapshot.peers.iter().all(|peer| !peer.ids.is_empty());
     good(is_known, "a peer is nobody")
+}
+
+fn hold_rules(snapshot: &Snapshot, rules: &Rules) -> Read<()> {
+    let is_rule = |one: &Match| one.rule < rules.list.len();
+    if !rules.matches.iter().all(is_rule) {
+        return Err(Corrupt("a match is of no rule"));
+    }
+    let is_cluster = |ix: &ClusterIx| ix.0 < snapshot.clusters.len();
+    let is_service = |ix: &ServiceIx| ix.0 < snapshot.services.len();
+    let leads = |part: &Part| {
+        is_cluster(&part.outbound)
+            && part.own.iter().all(is_cluster)
+            && part.service.iter().all(is_service)
+    };
+    let mut parts = (rules.list.iter()).flat_map(|rule| rule.split.iter().flatten());
+    if !parts.all(leads) {
+        return Err(Corrupt("a split leads nowhere"));
+    }
+    Ok(())
 }

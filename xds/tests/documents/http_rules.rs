@@ -471,3 +471,29 @@ fn a_part_that_this_gateway_has_nothing_of_is_left_out() {
     assert_eq!(labels(0), ["a"]);
     assert_eq!(labels(1), [""; 0]);
 }
+
+#[test]
+fn parts_that_are_behind_one_peer_are_a_warning_where_they_are() {
+    let route = route(
+        "orders",
+        "protocol: http, backends: [{ name: own, endpoints: ['10.0.0.1:80'] }, \
+         { name: a, cluster: west, endpoints: ['10.0.1.1:80'] }, \
+         { name: b, cluster: west, endpoints: ['10.0.1.2:80'] }], \
+         rules: [{ matches: [{ method: PUT }], split: [{ backends: [a] }, { backends: [own] }] }, \
+         { matches: [{ method: GET }], split: [{ backends: [a] }, { backends: [own, a] }] }, \
+         { split: [{ backends: [a] }, { backends: [own] }, { backends: [b] }] }]",
+    );
+    let loaded = try_load(&[EAST, WEST_PEER, &route], None).unwrap();
+    let warnings: Vec<&Finding> = loaded.warnings.iter().collect();
+    let [warning] = warnings[..] else {
+        panic!("{warnings:?}");
+    };
+    let at = warning.place.as_ref().map(|place| &*place.path);
+    assert_eq!(at, Some("spec.rules[2].split[2]"));
+    assert_eq!(
+        (warning.code, warning.severity),
+        (Code::NoEffect, Severity::Warning)
+    );
+    let said = "this part and `split[0]` are one to gateway `east-gw`: both are behind peer `west`";
+    assert!(warning.message.starts_with(said), "{}", warning.message);
+}

@@ -9,7 +9,7 @@ use crate::plan::{Why, plan};
 use crate::route::{
     Routed, check_authority, check_authority_port, route_authority, route_plaintext, route_tls,
 };
-use crate::rules::{Field, Match, PathMatch, Rules};
+use crate::rules::{Field, Match, PathMatch, Rules, Tried};
 use crate::snapshot::{
     Export, Failure, HostTable, Inbound, Policy, PolicyMode, Role, Rule, Service,
 };
@@ -468,6 +468,7 @@ fn a_request_is_told_with_the_rule_that_it_is_for() {
     let split = Matched {
         rule: 0,
         part: Some(0),
+        closed: Tried::default(),
     };
     assert_eq!(
         (beta.matched, beta.to.unwrap().cluster),
