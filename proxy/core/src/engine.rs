@@ -741,6 +741,7 @@ mod tests {
         world
     }
 
+    #[expect(clippy::unwrap_in_result, reason = "the error is what is looked at")]
     fn decided(
         world: &Snapshot,
         listener: &str,
@@ -761,7 +762,9 @@ mod tests {
         match decide(world, &shares, &arrival, &|_| 0, draw) {
             Decision::Carry(carry) => Ok(carry.matched),
             Decision::Refuse(refusal) => Err(refusal),
-            other => panic!("{other:?}"),
+            other @ (Decision::Terminate(..) | Decision::Report | Decision::ReadHttp) => {
+                panic!("{other:?}")
+            }
         }
     }
 
