@@ -18,6 +18,7 @@ mod control_admin;
 mod control_cli;
 mod control_codes;
 mod control_drain;
+mod control_failover;
 mod control_handover;
 mod control_inherit;
 mod control_last_good;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use zeugma_core::snapshot::{
-    ActiveKind, Cluster, ClusterPolicy, Endpoint, EndpointTls, Export, Failover, Failure,
+    ActiveKind, Cluster, ClusterPolicy, Endpoint, EndpointTls, Export, Failback, Failover, Failure,
     HttpVersion, Listener, Mirror, PassiveCheck, Peer, PeerIx, PolicyMode, Retries, Role, Rule,
     Service, Snapshot, Timeouts, WhenStale,
 };
@@ -563,10 +563,16 @@ fn of_failover(failover: &Failover, fields: &mut Fields) {
         hold,
         failback_after,
         failback_ramp,
+        failback,
     } = failover;
     fields.insert("failover.hold", one(duration(*hold)));
     fields.insert("failover.failback.after", one(duration(*failback_after)));
     fields.insert("failover.failback.ramp", one(duration(*failback_ramp)));
+    let mode = match failback {
+        Failback::Auto => "auto",
+        Failback::Manual => "manual",
+    };
+    fields.insert("failover.failback.mode", one(mode));
 }
 
 fn of_passive(passive: &PassiveCheck, fields: &mut Fields) {

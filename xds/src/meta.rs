@@ -77,6 +77,8 @@ pub(crate) struct FailoverMeta {
     pub hold_millis: u64,
     pub failback_after_millis: u64,
     pub failback_ramp_millis: u64,
+    #[serde(default)]
+    pub failback_is_manual: bool,
     pub use_all: bool,
 }
 

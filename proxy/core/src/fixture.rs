@@ -76,6 +76,7 @@ pub(crate) fn cluster(levels: &[&[&str]]) -> Cluster {
                 hold: Duration::ZERO,
                 failback_after: Duration::from_secs(60),
                 failback_ramp: Duration::from_secs(60),
+                failback: Failback::Auto,
                 too_few: TooFew::UseAll,
             },
             active: None,

@@ -14,6 +14,7 @@ use std::ops::Index;
 use std::sync::Arc;
 
 use crate::snapshot::{Cluster, EndpointIx, Failover, Snapshot, TooFew};
+use crate::time::Time;
 
 /// What differs by less than this is the same share.
 pub const SHARE_EPSILON: f64 = 1e-9;
@@ -48,6 +49,61 @@ pub struct ClusterShares {
     pub worths: Vec<Worth>,
     /// No level has enough healthy endpoints: ejected ones are used too.
     pub too_few: bool,
+    /// What each level is about, in their order; empty where all are settled.
+    pub motions: Vec<LevelMotion>,
+}
+
+/// What a level's share is about besides its health, and since when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LevelMotion {
+    /// It takes what its health allows.
+    Settled,
+    /// It is worse than what it takes, for `hold`.
+    Holding {
+        /// Since when.
+        since: Time,
+    },
+    /// It is better than what it takes, for `failback.after`.
+    Waiting {
+        /// Since when.
+        since: Time,
+    },
+    /// It is better than what it takes, until somebody resets the route: `failback.mode: manual`.
+    Kept {
+        /// Since when.
+        since: Time,
+    },
+    /// It takes more and more, by `failback.ramp`.
+    Ramping {
+        /// Since when.
+        since: Time,
+    },
+}
+
+impl LevelMotion {
+    /// The words in tables.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Settled => "settled",
+            Self::Holding { .. } => "holds",
+            Self::Waiting { .. } => "waits",
+            Self::Kept { .. } => "waits for reset",
+            Self::Ramping { .. } => "comes back",
+        }
+    }
+
+    /// Since when; `None` where it is settled.
+    #[must_use]
+    pub const fn since(self) -> Option<Time> {
+        match self {
+            Self::Settled => None,
+            Self::Holding { since }
+            | Self::Waiting { since }
+            | Self::Kept { since }
+            | Self::Ramping { since } => Some(since),
+        }
+    }
 }
 
 /// What an endpoint is worth in its level.
@@ -100,6 +156,8 @@ pub enum EndpointStatus {
     Empty,
     /// So it said, and has said nothing for long.
     EmptyOnce,
+    /// An operator took all traffic off it.
+    Evacuated,
 }
 
 impl EndpointStatus {
@@ -132,6 +190,7 @@ impl EndpointStatus {
             Self::Unhealthy => "unhealthy",
             Self::Empty => "empty",
             Self::EmptyOnce => "empty-once",
+            Self::Evacuated => "evacuated",
         }
     }
 }
@@ -290,6 +349,7 @@ impl ClusterShares {
             endpoints,
             worths,
             too_few,
+            motions: Vec::new(),
         }
     }
 
@@ -414,6 +474,7 @@ mod tests {
             endpoints: vec![H],
             worths: Vec::new(),
             too_few: false,
+            motions: Vec::new(),
         }
     }
 

@@ -391,8 +391,19 @@ pub struct Failover {
     pub failback_after: Duration,
     /// How long the way back from nothing to everything takes.
     pub failback_ramp: Duration,
+    /// Who decides that traffic comes back.
+    pub failback: Failback,
     /// What happens when no level has a healthy endpoint.
     pub too_few: TooFew,
+}
+
+/// Who decides that traffic comes back to a level that is good again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Failback {
+    /// Time: [`Failover::failback_after`].
+    Auto,
+    /// An operator, by a reset.
+    Manual,
 }
 
 /// What happens when no level has a healthy endpoint.

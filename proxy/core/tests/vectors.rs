@@ -512,6 +512,7 @@ fn cluster(sizes: &[usize]) -> Cluster {
                 hold: Duration::ZERO,
                 failback_after: Duration::from_secs(60),
                 failback_ramp: Duration::from_secs(60),
+                failback: Failback::Auto,
                 too_few: TooFew::UseAll,
             },
             active: None,

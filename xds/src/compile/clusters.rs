@@ -19,8 +19,8 @@ use crate::meta::{
 use crate::model::defaults::{or_secs, passive_on, retry_on};
 use crate::model::scalar::Text;
 use crate::model::{
-    BalancePolicy, Document, InboundSpec, MeshPeer, MeshRoute, PolicySpec, Port, ProtocolSpec,
-    RouteLimitsSpec, TooFewSpec, WhenStaleSpec,
+    BalancePolicy, Document, FailbackModeSpec, InboundSpec, MeshPeer, MeshRoute, PolicySpec, Port,
+    ProtocolSpec, RouteLimitsSpec, TooFewSpec, WhenStaleSpec,
 };
 use crate::pb::{self, cluster, core, endpoint, tls, upstream_http};
 
@@ -194,6 +194,7 @@ fn meta(route: &Document<MeshRoute>, port: &Port, described: Option<ServiceMeta>
                 if is_http { 60 } else { 300 },
             )),
             failback_ramp_millis: millis(or_secs(back.ramp.as_ref(), if is_http { 60 } else { 0 })),
+            failback_is_manual: back.mode == Some(FailbackModeSpec::Manual),
             use_all: failover
                 .too_few
                 .map_or(is_http, |what| what == TooFewSpec::UseAll),

@@ -10,9 +10,9 @@ use zeugma_core::locality::Locality;
 use zeugma_core::names::{Host, HostPattern};
 use zeugma_core::snapshot::{
     ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterPolicy, Endpoint, EndpointIx,
-    EndpointKey, EndpointTls, ErrorRate, Export, Failover, Failure, HttpVersion, Inbound, Level,
-    PassiveCheck, Peer, Policy, PolicyMode, Position, Protocol, Retries, Service, Timeouts, TooFew,
-    WhenStale,
+    EndpointKey, EndpointTls, ErrorRate, Export, Failback, Failover, Failure, HttpVersion, Inbound,
+    Level, PassiveCheck, Peer, Policy, PolicyMode, Position, Protocol, Retries, Service, Timeouts,
+    TooFew, WhenStale,
 };
 
 use super::Names;
@@ -165,6 +165,11 @@ pub(super) fn traffic(
                 hold: Duration::from_millis(meta.failover.hold_millis),
                 failback_after: Duration::from_millis(meta.failover.failback_after_millis),
                 failback_ramp: Duration::from_millis(meta.failover.failback_ramp_millis),
+                failback: if meta.failover.failback_is_manual {
+                    Failback::Manual
+                } else {
+                    Failback::Auto
+                },
                 too_few: if meta.failover.use_all {
                     TooFew::UseAll
                 } else {

@@ -92,7 +92,7 @@ inherit_fields! {
     BalanceSpec { policy }
     LocalitySpec { prefer }
     FailoverSpec { order, never, start, full, hold, failback, too_few }
-    FailbackSpec { after, ramp }
+    FailbackSpec { after, ramp, mode }
     PassiveSpec { consecutive, on, error_rate, eject, max_ejected, keep_at_least }
     ErrorRateSpec { over, requests }
     TimeoutsSpec { connect, response_headers, idle, per_try }

@@ -257,6 +257,21 @@ pub(crate) struct FailbackSpec {
     pub after: Option<Text<Duration>>,
     /// How long the way back from nothing to everything takes. Default `1m` for http, `0s` for tcp.
     pub ramp: Option<Text<Duration>>,
+    /// `auto`, or `manual`: traffic comes back to a level that it left when `zeugma failover reset`
+    /// says so, by `ramp`; `after` has no say then. What the other levels cannot carry comes back
+    /// without it, and no more. A level waits across reloads, and across restarts where there is a
+    /// `stateDir`. Default `auto`.
+    pub mode: Option<FailbackModeSpec>,
+}
+
+/// Who decides that traffic comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum FailbackModeSpec {
+    /// Time: `after`.
+    Auto,
+    /// An operator, by `zeugma failover reset`.
+    Manual,
 }
 
 /// What happens when no level has a healthy endpoint.

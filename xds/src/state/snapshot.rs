@@ -7,10 +7,10 @@ use zeugma_core::locality::Locality;
 use zeugma_core::names::HostPattern;
 use zeugma_core::snapshot::{
     ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterIx, ClusterPolicy, Endpoint,
-    EndpointIx, EndpointKey, EndpointTls, ErrorRate, Export, Failover, Failure, HostTable,
-    HttpVersion, Inbound, Level, Listener, Mirror, Node, PassiveCheck, PathPattern, Peer, PeerIx,
-    Policy, PolicyMode, Position, Protocol, Retries, Role, Rule, Service, ServiceIx, Snapshot,
-    Timeouts, TooFew, WhenStale,
+    EndpointIx, EndpointKey, EndpointTls, ErrorRate, Export, Failback, Failover, Failure,
+    HostTable, HttpVersion, Inbound, Level, Listener, Mirror, Node, PassiveCheck, PathPattern,
+    Peer, PeerIx, Policy, PolicyMode, Position, Protocol, Retries, Role, Rule, Service, ServiceIx,
+    Snapshot, Timeouts, TooFew, WhenStale,
 };
 
 use super::codec::{Coded, Corrupt, Read, Reader, Writer, coded, coded_enum};
@@ -33,7 +33,7 @@ coded! {
     ClusterPolicy { balance, failover, active, passive, timeouts, retries, limits }
     Level { name, members }
     Endpoint { key, backend, address, weight, locality, peer, tls, version, proxy_protocol }
-    Failover { start, full, hold, failback_after, failback_ramp, too_few }
+    Failover { start, full, hold, failback_after, failback_ramp, failback, too_few }
     ActiveCheck { kind, every, timeout, up, down }
     PassiveCheck { consecutive, on, error_rate, eject, max_ejected, keep_at_least }
     ErrorRate { over, requests }
@@ -110,6 +110,7 @@ coded_enum! {
     HttpVersion { 0 Same, 1 H1, 2 H2 }
     Balance { 0 LeastRequest, 1 RoundRobin, 2 Random }
     TooFew { 0 UseAll, 1 Fail }
+    Failback { 0 Auto, 1 Manual }
     WhenStale { 0 Hold, 1 Drop }
     ActiveKind { 0 Http { path, host }, 1 Tcp }
     Failure {

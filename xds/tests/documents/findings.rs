@@ -979,9 +979,9 @@ fn fields_of_later_versions_and_typos_are_unknown() {
             "did you mean `timeouts`?",
         ),
         (
-            format!("protocol: http, {OWN}, failover: {{failback: {{mode: manual}}}}"),
-            "spec.failover.failback.mode",
-            "known are",
+            format!("protocol: http, {OWN}, failover: {{failback: {{moed: manual}}}}"),
+            "spec.failover.failback.moed",
+            "did you mean `mode`?",
         ),
         (
             "protocol: http, backends: [{endpoints: [{adress: '10.0.0.1:1'}]}]".to_owned(),

@@ -506,6 +506,11 @@ fn levels() -> Vec<Row> {
             "58/42/0",
             "29/71/0",
         ),
+        row("orders", "spec.failover.failback.mode", "auto", "manual").decides(
+            back_at_125,
+            "58/42/0",
+            "0/100/0",
+        ),
         row("orders", "spec.failover.tooFew", "use-all", "fail")
             .given("orders", "spec.health.passive.keepAtLeast", "0")
             .decides(all_ejected, "100/0/0 too few", "0/0/0"),
