@@ -119,6 +119,7 @@ fn look(admin: &Admin, peer: Option<&str>) -> Result<Vec<Item>, AdminError> {
         .map_err(|error| AdminError::Json(admin.shown(), path, error))?;
     let now = OffsetDateTime::now_utc();
     let mut items = vec![of_server(&server), of_own(field(&identities, "own"), now)];
+    items.extend(of_workload_api(field(&identities, "workload_api")));
     items.extend(
         list(field(&identities, "bundles"))
             .iter()
@@ -169,7 +170,25 @@ fn moment(value: &Value) -> Option<OffsetDateTime> {
     OffsetDateTime::parse(word(value), &Rfc3339).ok()
 }
 
+/// Of a Workload API what fails is told as a finding.
+fn of_workload_api(api: &Value) -> Option<Item> {
+    let what = format!("Workload API {}", field(api, "address").as_str()?);
+    let last = match word(field(api, "last_answer")) {
+        "" => "no answer yet".to_owned(),
+        at => format!("last answer {at}"),
+    };
+    let (verdict, found) = match field(api, "answers").as_bool() {
+        Some(true) => (Verdict::Well, last),
+        _ => (Verdict::Failed, format!("it does not answer; {last}")),
+    };
+    Some(Item::new(verdict, what, found, "ZG1059"))
+}
+
 fn of_own(own: &Value, now: OffsetDateTime) -> Item {
+    if own.is_null() {
+        let found = "none yet: the Workload API has given no SVID".to_owned();
+        return Item::new(Verdict::Failed, "identity".to_owned(), found, "ZG1042");
+    }
     let what = format!("identity {}", word(field(own, "spiffe_id")));
     let (Some(from), Some(to)) = (
         moment(field(own, "not_before")),
@@ -187,7 +206,7 @@ fn of_own(own: &Value, now: OffsetDateTime) -> Item {
     } else if now >= to {
         (
             Verdict::Failed,
-            ": renew it; the gateway reads the files when they change",
+            ": renew it; the gateway takes a new one when it comes",
         )
     } else if left < LIFE_LEFT_WARN {
         (
@@ -412,11 +431,14 @@ mod tests {
     fn what_a_gateway_says_of_itself_is_told_by_code() {
         let now = OffsetDateTime::from_unix_timestamp(0).unwrap();
         let expired = json!({ "anchors": [{ "not_after": "1969-01-01T00:00:00Z" }] });
+        let silent = json!({ "address": "unix:///a", "answers": false });
         let draining = json!({ "state": "DRAINING" });
         let finding = json!([{ "severity": "error", "code": "ZG0107" }]);
         let many = json!({ "left_out": 3 });
         let items = [
             of_left_out(&many).unwrap(),
+            of_workload_api(&silent).unwrap(),
+            of_own(&Value::Null, now),
             of_bundle(&expired, now),
             of_server(&draining),
             of_findings(&finding).remove(0),
@@ -425,8 +447,14 @@ mod tests {
             .iter()
             .filter_map(|item| item.code.as_deref())
             .collect();
-        assert_eq!(codes, ["ZG1050", "ZG1044", "ZG1041", "ZG0107"]);
+        assert_eq!(
+            codes,
+            ["ZG1050", "ZG1059", "ZG1042", "ZG1044", "ZG1041", "ZG0107"]
+        );
+        assert!(of_workload_api(&Value::Null).is_none(), "files");
+        let answers = json!({ "address": "unix:///a", "answers": true });
+        assert_eq!(of_workload_api(&answers).unwrap().code, None);
         assert!(to_text(&items).contains("(ZG1041)"));
-        assert_eq!(to_json(&items)["items"][1]["code"], "ZG1044");
+        assert_eq!(to_json(&items)["items"][3]["code"], "ZG1044");
     }
 }

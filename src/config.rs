@@ -212,5 +212,15 @@ fn service_json(service: &ServiceMeaning) -> serde_json::Value {
             })
         })
         .collect();
-    json!({ "service": service.service, "levels": levels })
+    let rules: Vec<_> = (service.rules.iter())
+        .map(|one| {
+            let parts = one.parts.as_ref().map(|parts| {
+                let each = parts.iter();
+                each.map(|(part, share)| json!({ "part": part, "share": share }))
+                    .collect::<Vec<_>>()
+            });
+            json!({ "match": one.wanted, "rule": one.rule, "split": parts })
+        })
+        .collect();
+    json!({ "service": service.service, "levels": levels, "rules": rules })
 }

@@ -240,7 +240,10 @@ fn identities(content: &Value) -> Table {
     let mut table = Table::new(&["TRUST-DOMAIN", "WHAT", "FINGERPRINT", "NOT-AFTER"]);
     let own = field(content, "own");
     let mut row = vec![
-        word(field(own, "spiffe_id")).to_owned(),
+        field(own, "spiffe_id")
+            .as_str()
+            .unwrap_or("none yet")
+            .to_owned(),
         "own SVID".to_owned(),
     ];
     row.extend([String::new(), word(field(own, "not_after")).to_owned()]);

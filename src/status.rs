@@ -109,39 +109,19 @@ impl State {
         )
         .ok();
         let own = field(&self.identities, "own");
-        writeln!(
-            text,
-            "identity {}  expires {}",
-            word(field(own, "spiffe_id")),
-            until(field(own, "not_after"), now)
-        )
-        .ok();
+        let identity = match word(field(own, "spiffe_id")) {
+            "" => "none yet".to_owned(),
+            id => format!("{id}  expires {}", until(field(own, "not_after"), now)),
+        };
+        let api = field(&self.identities, "workload_api");
+        let from = match (word(field(api, "address")), field(api, "answers").as_bool()) {
+            ("", _) => String::new(),
+            (address, Some(true)) => format!("  by {address}"),
+            (address, _) => format!("  by {address}, which does not answer"),
+        };
+        writeln!(text, "identity {identity}{from}").ok();
         for peer in list(&self.peers) {
-            let count = |name: &str| {
-                let gateways = list(field(peer, "gateways")).iter();
-                gateways
-                    .filter_map(|one| field(one, name).as_u64())
-                    .sum::<u64>()
-            };
-            let reports = list(field(peer, "gateways")).iter();
-            let reports: Vec<String> = (reports.map(|one| report(field(one, "report"))))
-                .filter(|words| !words.is_empty())
-                .collect();
-            let reports = if reports.is_empty() {
-                String::new()
-            } else {
-                format!("  reports: {}", reports.join(", "))
-            };
-            writeln!(
-                text,
-                "peer {}  {}  {}  {}/{} ways healthy{reports}",
-                word(field(peer, "name")),
-                word(field(peer, "locality")),
-                word(field(peer, "state")),
-                count("healthy"),
-                count("total"),
-            )
-            .ok();
+            writeln!(text, "{}", peer_line(peer)).ok();
         }
         let mut table = Table::new(&[
             "SERVICE",
@@ -162,6 +142,31 @@ impl State {
         }
         text
     }
+}
+
+/// A peer in a line.
+fn peer_line(peer: &Value) -> String {
+    let gateways = || list(field(peer, "gateways")).iter();
+    let count = |name: &str| {
+        let counts = gateways().filter_map(|one| field(one, name).as_u64());
+        counts.sum::<u64>()
+    };
+    let reports: Vec<String> = (gateways().map(|one| report(field(one, "report"))))
+        .filter(|words| !words.is_empty())
+        .collect();
+    let reports = if reports.is_empty() {
+        String::new()
+    } else {
+        format!("  reports: {}", reports.join(", "))
+    };
+    format!(
+        "peer {}  {}  {}  {}/{} ways healthy{reports}",
+        word(field(peer, "name")),
+        word(field(peer, "locality")),
+        word(field(peer, "state")),
+        count("healthy"),
+        count("total"),
+    )
 }
 
 fn row(route: &Value, now: OffsetDateTime) -> Vec<String> {

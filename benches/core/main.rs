@@ -23,7 +23,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize};
-use zeugma_core::engine::{Arrival, Decision, Request, Wants, decide};
+use zeugma_core::engine::{Arrival, Decision, Headers, Request, Wants, decide};
 use zeugma_core::hello::{ClientHello, HelloProgress, parse};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::plan;
@@ -39,6 +39,7 @@ use machine::{Machine, commit, now};
 const CALLS: u64 = 1000;
 /// The host of the one HTTP route.
 const WEB: &str = "web.bench.svc.clusterset.local";
+const RULED: &str = "ruled.bench.svc.clusterset.local";
 const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// One thing that is counted.
@@ -64,9 +65,10 @@ enum What {
     Plan,
     Decide,
     Request,
+    Ruled,
 }
 
-const CASES: [Case; 11] = [
+const CASES: [Case; 12] = [
     Case {
         name: "hello",
         title: "parse a ClientHello",
@@ -117,6 +119,15 @@ const CASES: [Case; 11] = [
         question: "can every request be decided anew?",
         at_most: 6000,
         otherwise: "keep the last decision of a connection",
+    },
+    Case {
+        name: "ruled",
+        title: "the same by the last of 16 rules, with a split",
+        routes: 10_000,
+        what: What::Ruled,
+        question: "can rules be tried one after the other?",
+        at_most: 8000,
+        otherwise: "index matches by the first element of the path",
     },
 ];
 
@@ -316,7 +327,8 @@ impl Case {
                     counted_call(|| plan(cluster, of, &|_| 0, black_box(draw)).next().is_some())
                 }
                 What::Decide => counted_call(|| world.decide(service, &known, draw)),
-                What::Request => counted_call(|| world.request(apps, draw)),
+                What::Request => counted_call(|| world.request(apps, WEB, draw)),
+                What::Ruled => counted_call(|| world.request(apps, RULED, draw)),
             };
             ensure!(right, "{}: a wrong answer", self.name);
         }
@@ -369,15 +381,16 @@ impl World<'_> {
     }
 
     /// What a workload's plaintext request is asked.
-    fn request(&self, apps: &Listener, draw: u64) -> bool {
+    fn request(&self, apps: &Listener, authority: &str, draw: u64) -> bool {
         let arrival = Arrival {
             listener: apps,
             source: HOME,
             evidence: Evidence::Network,
             wants: Wants::Request(Request {
-                authority: WEB,
+                authority,
                 method: "GET",
                 path: "/item",
+                headers: Headers::NONE,
             }),
         };
         let load = |_| 0;
@@ -449,8 +462,24 @@ spec:
   protocol: http
   backends: [{ endpoints: ['127.0.0.1:7001', '127.0.0.1:7002', '127.0.0.1:7003'] }]
   allow: [{ listeners: [apps] }]
+---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshRoute
+metadata: { name: ruled, namespace: bench }
+spec:
+  protocol: http
+  backends: [{ name: a, endpoints: ['127.0.0.1:7001'] }, { name: b, endpoints: ['127.0.0.1:7002'] }]
+  allow: [{ listeners: [apps] }]
+  rules:
+    - { split: [{ backends: [a], weight: 9 }, { backends: [b] }] }
 "
     .to_owned();
+    for rule in 1..16 {
+        writeln!(
+            text,
+            "    - {{ matches: [{{ path: {{ prefix: /item/{rule} }}, method: GET }}] }}"
+        )?;
+    }
     for route in 0..routes {
         write!(
             text,

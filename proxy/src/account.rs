@@ -11,13 +11,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderValue, Method, Uri};
+use http::{Method, Uri};
 use time::OffsetDateTime;
 use zeugma_core::locality::Locality;
 use zeugma_core::verdict::Reason;
 use zeugma_xds::AccessLogFormat;
 
-use crate::http::headers::Trace;
+use crate::http::Routed;
+use crate::http::headers::{Id, Ids};
+use crate::http::ruled::Ruled;
 use crate::tap::Taps;
 
 /// Lines waiting to be written; more are dropped and counted.
@@ -30,16 +32,12 @@ const BATCH_BYTES_KEPT: usize = 1024 * 1024;
 /// How a connection or request ended, and everything that is told of it.
 #[derive(Debug, Clone)]
 pub(crate) struct Closed {
-    /// The listener it came in on.
-    pub(crate) listener: Arc<str>,
-    /// Where it came from.
-    pub(crate) source: SocketAddr,
+    /// What it came by: of the requests of one connection, the same.
+    pub(crate) origin: Rc<Origin>,
+    /// The SPIFFE ID that a peer's gateway attests.
+    pub(crate) attested: Option<Box<str>>,
     /// The generation of the configuration that decided it.
     pub(crate) generation: u64,
-    /// Who called.
-    pub(crate) caller: Caller,
-    /// What its TLS said.
-    pub(crate) tls: Option<TlsFacts>,
     /// The service it asked for.
     pub(crate) service: Option<Arc<str>>,
     /// Where it was taken.
@@ -60,13 +58,26 @@ pub(crate) struct Closed {
     pub(crate) duration: Duration,
 }
 
+/// What a connection came by.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    /// The listener it came in on.
+    pub(crate) listener: Arc<str>,
+    /// Where it came from.
+    pub(crate) source: SocketAddr,
+    /// Who called.
+    pub(crate) caller: Caller,
+    /// What its TLS said.
+    pub(crate) tls: Option<TlsFacts>,
+    /// How these stand in the line of a request.
+    pub(crate) line: Stretch,
+}
+
 /// Who called, as far as is known.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Caller {
     /// The verified SPIFFE ID of the connection.
     pub(crate) identity: Option<Box<str>>,
-    /// The SPIFFE ID that a peer's gateway attests.
-    pub(crate) attested: Option<Box<str>>,
     /// The peer it is of.
     pub(crate) peer: Option<Arc<str>>,
     /// The load balancer that handed the connection on.
@@ -100,17 +111,17 @@ pub(crate) struct Destination {
 /// The HTTP part of a record.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestFacts {
-    pub(crate) id: HeaderValue,
-    pub(crate) trace: Trace,
+    pub(crate) ids: Rc<Ids>,
     pub(crate) method: Method,
-    pub(crate) authority: Option<Arc<str>>,
+    /// What its host stands for, where it names one.
+    pub(crate) routed: Option<Rc<Routed>>,
     /// What it asks for, as rules know it.
     pub(crate) asked: Rc<(Method, Uri)>,
     pub(crate) version: &'static str,
     pub(crate) status: u16,
     pub(crate) attempts: u32,
-    /// How what it came by stands in a line: shared by the requests of a connection.
-    pub(crate) origin: Rc<Stretch>,
+    /// The rule that it is for, where its route has some.
+    pub(crate) ruled: Option<Ruled>,
 }
 
 /// A part of a line that is written once and kept.
@@ -124,16 +135,23 @@ impl Closed {
         } else {
             "connection"
         };
+        let Origin {
+            listener,
+            source,
+            caller,
+            tls,
+            ..
+        } = &*self.origin;
         line.known(r#","kind":"#, kind);
-        line.text(r#","listener":"#, &*self.listener);
-        line.address(r#","src.addr":"#, self.source);
-        if let Some(proxy) = &self.caller.proxy {
+        line.text(r#","listener":"#, &**listener);
+        line.address(r#","src.addr":"#, *source);
+        if let Some(proxy) = &caller.proxy {
             line.address(r#","src.proxy":"#, **proxy);
         }
-        line.known(r#","src.identity":"#, self.caller.identity.as_deref());
-        line.known(r#","src.attested":"#, self.caller.attested.as_deref());
-        line.text(r#","src.peer":"#, self.caller.peer.as_deref());
-        if let Some(tls) = &self.tls {
+        line.known(r#","src.identity":"#, caller.identity.as_deref());
+        line.known(r#","src.attested":"#, self.attested.as_deref());
+        line.text(r#","src.peer":"#, caller.peer.as_deref());
+        if let Some(tls) = tls {
             line.text(r#","sni":"#, tls.sni.as_deref());
             line.text(r#","tls.group":"#, tls.group.as_deref());
             line.text(r#","tls.alert":"#, tls.alert);
@@ -149,12 +167,18 @@ impl Closed {
         line.time(r#"{"time":"#, now);
         match &self.request {
             // Who is handed on may be another one in each request.
-            Some(request) if self.caller.attested.is_none() => {
-                line.same(&request.origin, |line| self.write_origin(line));
+            Some(_) if self.attested.is_none() => {
+                line.same(&self.origin.line, |line| self.write_origin(line));
             }
             Some(_) | None => self.write_origin(line),
         }
-        line.text(r#","dst.service":"#, self.service.as_deref());
+        match self.request.as_ref().map(|request| &request.routed) {
+            None => self.write_service(line, None),
+            Some(None) => self.write_service(line, Some("")),
+            Some(Some(routed)) => line.same(&routed.line, |line| {
+                self.write_service(line, Some(&routed.authority));
+            }),
+        }
         match &self.destination {
             Some(destination) if self.request.is_some() => {
                 line.same(&destination.line, |line| destination.write(line));
@@ -163,22 +187,20 @@ impl Closed {
             None => {}
         }
         if let Some(request) = &self.request {
-            line.text(r#","request.id":"#, request.id.to_str().ok());
-            line.known(r#","trace.id":"#, request.trace.id());
-            line.text(r#","http.method":"#, request.method.as_str());
-            line.text(
-                r#","http.authority":"#,
-                request.authority.as_deref().unwrap_or_default(),
-            );
+            match &request.ids.request {
+                Id::Sent(id) => line.text(r#","request.id":"#, id.to_str().ok()),
+                Id::Made(id) => line.ours(r#","request.id":"#, id),
+            }
+            line.ours(r#","trace.id":"#, request.ids.trace.id());
+            // RFC 9110 §5.6.2: a token holds nothing that needs escaping.
+            line.known(r#","http.method":"#, request.method.as_str());
             line.text(r#","http.path":"#, request.asked.1.path());
-            line.known(r#","http.version":"#, request.version);
-            line.number(r#","http.status":"#, u64::from(request.status));
-            line.number(r#","attempts":"#, u64::from(request.attempts));
+            if let Some(ruled) = &request.ruled {
+                line.text(r#","http.rule":"#, ruled.label());
+                line.text(r#","http.split":"#, ruled.part().map(|part| &*part.label));
+            }
         }
-        line.known(r#","verdict":"#, self.reason.label());
-        // Not of what went well: its line is the one that is written most.
-        line.known(r#","code":"#, self.reason.code());
-        line.known(r#","flags":"#, self.reason.flag());
+        line.ending(self);
         line.text(r#","policy.rule":"#, self.rule.as_deref());
         line.text(r#","error":"#, self.detail.as_deref());
         line.number(r#","bytes_sent":"#, self.bytes_sent);
@@ -187,6 +209,34 @@ impl Closed {
         line.number(r#","config.generation":"#, self.generation);
         line.end();
     }
+}
+
+impl Closed {
+    /// What it asked for, and by which name.
+    fn write_service(&self, line: &mut Object, authority: Option<&str>) {
+        line.text(r#","dst.service":"#, self.service.as_deref());
+        line.text(r#","http.authority":"#, authority);
+    }
+
+    /// How it ended, as far as most of the others ended so too.
+    fn write_ending(&self, line: &mut Object) {
+        if let Some(request) = &self.request {
+            line.known(r#","http.version":"#, request.version);
+            line.number(r#","http.status":"#, u64::from(request.status));
+            line.number(r#","attempts":"#, u64::from(request.attempts));
+        }
+        line.known(r#","verdict":"#, self.reason.label());
+        // Not of what went well: its line is the one that is written most.
+        line.known(r#","code":"#, self.reason.code());
+        line.known(r#","flags":"#, self.reason.flag());
+    }
+}
+
+/// What [`Closed::write_ending`] is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ending {
+    reason: Reason,
+    request: Option<(&'static str, u16, u32)>,
 }
 
 impl Destination {
@@ -207,6 +257,8 @@ struct Object {
     text: Vec<u8>,
     /// The second that was written last, since 1970, and how.
     second: Option<(u64, Vec<u8>)>,
+    /// The ending that was written last, and how.
+    ending: Option<(Ending, Vec<u8>)>,
 }
 
 /// Keys are given as they stand in the line, with what is around them: they are a third of it.
@@ -218,6 +270,7 @@ impl Object {
         Self {
             text: Vec::with_capacity(Self::BYTES),
             second: None,
+            ending: None,
         }
     }
 
@@ -250,6 +303,24 @@ impl Object {
         kept.get_or_init(|| stretch.into());
     }
 
+    /// How something ended: mostly as what was written before.
+    fn ending(&mut self, closed: &Closed) {
+        let request = closed.request.as_ref();
+        let ending = Ending {
+            reason: closed.reason,
+            request: request.map(|one| (one.version, one.status, one.attempts)),
+        };
+        match &self.ending {
+            Some((before, text)) if *before == ending => self.text.extend_from_slice(text),
+            _ => {
+                let from = self.text.len();
+                closed.write_ending(self);
+                let text = self.text.get(from..).unwrap_or_default().to_vec();
+                self.ending = Some((ending, text));
+            }
+        }
+    }
+
     /// Text of anybody's, if there is some, escaped (RFC 8259 §7).
     fn text<'a>(&mut self, key: &'static str, text: impl Into<Option<&'a str>>) {
         let Some(text) = text.into() else {
@@ -272,6 +343,15 @@ impl Object {
             self.key(key);
             self.plain(text);
         }
+    }
+
+    /// Letters and digits.
+    fn ours(&mut self, key: &'static str, text: &[u8]) {
+        debug_assert!(text.iter().all(u8::is_ascii_alphanumeric), "{key} {text:?}");
+        self.key(key);
+        self.text.push(b'"');
+        self.text.extend_from_slice(text);
+        self.text.push(b'"');
     }
 
     fn plain(&mut self, text: &str) {
@@ -583,16 +663,24 @@ mod tests {
 
     use super::*;
 
-    fn record() -> Closed {
-        Closed {
+    fn origin(caller: Caller) -> Origin {
+        Origin {
             listener: "mesh".into(),
             source: "127.0.0.1:1".parse().unwrap(),
-            generation: 7,
-            caller: Caller::default(),
+            caller,
             tls: Some(TlsFacts {
                 sni: Some("a\n\"b".to_owned()),
                 ..TlsFacts::default()
             }),
+            line: Stretch::new(),
+        }
+    }
+
+    fn record() -> Closed {
+        Closed {
+            origin: Rc::new(origin(Caller::default())),
+            attested: None,
+            generation: 7,
             service: None,
             destination: None,
             request: None,
@@ -628,12 +716,11 @@ mod tests {
     #[test]
     fn everything_a_record_knows_is_in_its_line() {
         let closed = Closed {
-            caller: Caller {
+            origin: Rc::new(origin(Caller {
                 identity: Some("spiffe://east.example/cart".into()),
-                attested: None,
                 peer: Some("we\\st".into()),
                 proxy: Some(Box::new("[2001:db8::9]:7".parse().unwrap())),
-            },
+            })),
             service: Some("shop/\u{1}orders".into()),
             destination: Some(Rc::new(Destination {
                 address: "[::1]:443".into(),
@@ -646,15 +733,14 @@ mod tests {
                 line: OnceCell::new(),
             })),
             request: Some(RequestFacts {
-                id: HeaderValue::from_static("42"),
-                trace: Trace::of("4bf92f3577b34da6a3ce929d0e0e4736"),
+                ids: Ids::of("42", "4bf92f3577b34da6a3ce929d0e0e4736"),
                 method: Method::GET,
-                authority: Some("a\u{7f}\u{2028}".into()),
+                routed: Some(Rc::new(Routed::unknown("a\u{7f}\u{2028}".into()))),
                 asked: Rc::new((Method::GET, "/\"".parse().unwrap())),
                 version: "HTTP/2",
                 status: 200,
                 attempts: 3,
-                origin: Rc::default(),
+                ruled: None,
             }),
             detail: Some("line\r\nbreak".to_owned()),
             rule: Some("a.yaml:7".into()),
@@ -686,7 +772,7 @@ mod tests {
         // What is kept of it is what was written, and nobody's who is handed on in another request.
         assert_eq!(line_of(&closed), line);
         let mut next = closed;
-        next.caller.attested = Some("spiffe://west.example/cart".into());
+        next.attested = Some("spiffe://west.example/cart".into());
         let line = line_of(&next);
         assert!(
             line.contains(r#""src.attested":"spiffe://west.example/cart""#),

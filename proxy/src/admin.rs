@@ -34,6 +34,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use zeugma_core::identity::SpiffeId;
 use zeugma_core::shares::EndpointStatus;
 use zeugma_xds::{AdminAddress, GatewaySettings};
 
@@ -620,7 +621,7 @@ fn as_json(document: &Value) -> Response {
 async fn certs(State(shared): State<Arc<Shared>>) -> Response {
     let credentials = shared.credentials.load();
     as_json(&json!({
-        "spiffe_id": credentials.id().as_str(),
+        "spiffe_id": credentials.id().map(SpiffeId::as_str),
         "not_before": credentials.not_before(),
         "not_after": credentials.not_after(),
         "generation": credentials.generation(),

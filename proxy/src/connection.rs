@@ -16,7 +16,9 @@ use std::time::Instant;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, gateway_of, peer_of};
+use zeugma_core::authorize::{
+    Asking, Evidence, Verdict, authorize, evidence, gateways_of, peer_of,
+};
 use zeugma_core::engine::cluster_of;
 use zeugma_core::hello::ClientHello;
 use zeugma_core::identity::SpiffeId;
@@ -26,7 +28,7 @@ use zeugma_core::snapshot::{ClusterIx, Failure, Listener, Protocol, Service, Ser
 use zeugma_core::svid::Rule;
 use zeugma_core::verdict::Reason;
 
-use crate::account::{Caller, Closed, Destination, TlsFacts};
+use crate::account::{Caller, Closed, Destination, Origin, Stretch, TlsFacts};
 use crate::admission::{Counted, NO_LOAD_BALANCER};
 use crate::listener::Open;
 use crate::peek::{First, PeekError, peek};
@@ -52,6 +54,8 @@ pub(crate) struct Visit {
     pub(crate) worker: Rc<Worker>,
     pub(crate) published: Arc<Published>,
     pub(crate) caller: Caller,
+    /// The SPIFFE ID that a peer's gateway attests.
+    attested: Option<Box<str>>,
     pub(crate) tls: Option<TlsFacts>,
     service: Option<Arc<str>>,
     arrived: Option<Arrived>,
@@ -272,6 +276,10 @@ async fn terminate(
     let limit = shared.settings.limits.handshake_timeout;
     let deadline = limit.saturating_sub(visit.began.elapsed());
     let credentials = shared.credentials.load_full();
+    if credentials.id().is_none() {
+        visit.alert(stream.into_tcp(), Alert::InternalError).await;
+        return Err(Reason::NoIdentity);
+    }
     let session = match mtls::terminate(stream, &credentials, alpn, admit, deadline).await {
         Ok(session) => session,
         Err(error) => return Err(visit.refuse_session(error, &refused)),
@@ -396,7 +404,7 @@ async fn tcp_session(
         attested.as_ref(),
     );
     if let Evidence::Asserted { id, .. } = evidence {
-        visit.caller.attested = Some(id.as_str().into());
+        visit.attested = Some(id.as_str().into());
         visit.listed.is_for(Some(id));
     }
     visit.authorize(listener, service, evidence)?;
@@ -524,6 +532,7 @@ impl Visit {
             worker,
             published,
             caller: Caller::default(),
+            attested: None,
             tls: None,
             service: None,
             arrived: None,
@@ -767,7 +776,7 @@ impl Visit {
         let published = Arc::clone(&self.published);
         let source = self.listed.source().ip();
         Box::new(move |id: &SpiffeId| {
-            let is_gateway = !gateway_of(&published.snapshot, source, id).is_empty();
+            let is_gateway = !gateways_of(&published.snapshot, source, id).is_empty();
             if !is_gateway {
                 // One handshake asks once.
                 drop(refused.set((id.clone(), Reason::NotAGateway)));
@@ -867,11 +876,15 @@ impl Drop for Visit {
             }
         };
         shared.account(&Closed {
-            listener: Arc::clone(&self.listed.listener),
-            source: self.listed.source(),
+            origin: Rc::new(Origin {
+                listener: Arc::clone(&self.listed.listener),
+                source: self.listed.source(),
+                caller: mem::take(&mut self.caller),
+                tls: self.tls.take(),
+                line: Stretch::new(),
+            }),
+            attested: self.attested.take(),
             generation: self.published.generation,
-            caller: mem::take(&mut self.caller),
-            tls: self.tls.take(),
             service: self.service.take(),
             destination: self.arrived.take().map(|arrived| {
                 let identity = arrived.peer.map(|peer| peer.id.to_string());

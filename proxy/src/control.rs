@@ -27,7 +27,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use zeugma_core::fleet::{Fleet, FleetEvent, Observation, Said};
+use zeugma_core::fleet::{Fleet, FleetEvent, Said};
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{EndpointKey, Snapshot};
 use zeugma_core::time::Time;
@@ -45,6 +45,7 @@ use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
 use crate::admission::{self, Admission, UnderWay};
 use crate::federation::{self, Federation};
+use crate::identity::{self, WorkloadApi};
 use crate::listener::WorkerHandle;
 use crate::logging::Logging;
 use crate::memory;
@@ -54,7 +55,8 @@ use crate::probe::{Finding, probe};
 use crate::pulse::Pulses;
 use crate::resolve::Names;
 use crate::runtime::{
-    AdminSide, OBSERVATIONS_MAX, Phase, Published, RECORDS_GRACE, SOCKETS_MAX, Shared, work,
+    AdminSide, OBSERVATIONS_MAX, Outcomes, Phase, Published, RECORDS_GRACE, SOCKETS_MAX, Shared,
+    work,
 };
 use crate::state::{State, StateError};
 use crate::tls::{Credentials, CredentialsError};
@@ -67,6 +69,11 @@ const GRACE: Duration = RECORDS_GRACE.saturating_mul(2);
 
 /// How long being ready waits for the first answers to all names.
 const NAMES_WAIT: Duration = Duration::from_secs(5);
+
+/// After how long without an SVID that is told: an agent that is there answers sooner.
+const SVID_WAIT_TOLD: Duration = Duration::from_secs(1);
+/// How often a service manager is told of it, which would end what does not get ready.
+const SVID_WAIT_TOLD_AGAIN: Duration = Duration::from_secs(30);
 
 /// How long the start waits for the event loops of its workers, so that being ready means it.
 const WORKERS_WAIT: Duration = Duration::from_secs(5);
@@ -182,8 +189,8 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
     let settings = &start.loaded.settings;
     let newest = last_good::crl_numbers(settings);
     let federation = Federation::kept(settings);
-    let files = federation.beside(reload::svid_files(settings));
-    let credentials = Credentials::load_after(&files, 1, &newest)?;
+    let source = federation.beside(reload::svid_source(settings));
+    let credentials = Credentials::begin(&source, &newest)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
@@ -248,6 +255,7 @@ async fn control(
         peers: Default::default(),
         names: ArcSwap::from_pointee(Names::default()),
         federation,
+        workload_api: WorkloadApi::new(settings.svid.workload_api()),
         log: open_log(&settings)?,
         admission: Admission::new(settings.limits.connections, open_files),
         settings,
@@ -269,9 +277,8 @@ async fn control(
     let (handles, threads, workers_ended) = start_workers(&shared, shared.settings.workers)?;
     let accepting = Accepting::new(Arc::clone(&shared), handles);
     let bound = accepting.bind_new(&snapshot, &mut arrival.adopted)?;
-    count_panics(&shared);
     let (names, resolving, names_asked) = Named::begin(&snapshot, &shared);
-    let (reloads, reloaded) = mpsc::channel(1);
+    let (reloads, mut reloaded) = mpsc::channel(1);
     let again = files.again();
     let reloading = files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?);
     let (_beside, heard) = begin_beside(&shared, resolving, reloading, keeper.as_ref());
@@ -297,9 +304,9 @@ async fn control(
         workers_ended,
     };
     control.tell_credentials();
-    let until = Instant::now() + NAMES_WAIT;
-    let starting = Stage::Starting { names_asked, until };
-    let (stage, asked, begun) = control.begin(starting, bound, arrival.taking, before).await;
+    let taking = (arrival.taking, before);
+    let starting = Stage::starting(names_asked);
+    let (stage, asked, begun) = control.begin(starting, bound, taking, &mut reloaded).await;
     control.serve(stage, told, reloaded, asked).await?;
     Ok(begun?)
 }
@@ -360,12 +367,14 @@ fn begin_beside(
     reloading: impl Future<Output = ()> + 'static,
     keeper: Option<&Keeper>,
 ) -> (JoinSet<()>, mpsc::Receiver<Heard>) {
+    count_panics(shared);
     let mut beside = JoinSet::new();
     beside.spawn_local(admission::watch_memory(Arc::clone(shared)));
     beside.spawn_local(memory::give_back_at_rest());
-    beside.spawn_local(alarms::watch_crls(Arc::clone(shared)));
+    beside.spawn_local(alarms::watch_expiry(Arc::clone(shared)));
     beside.spawn_local(systemd::watch(Arc::clone(shared)));
     beside.spawn_local(federation::run(Arc::clone(shared)));
+    beside.spawn_local(identity::run(Arc::clone(shared)));
     beside.spawn_local(resolving);
     beside.spawn_local(reloading);
     #[cfg(feature = "otlp")]
@@ -499,15 +508,22 @@ struct Control {
 /// How far a gateway is on its way in or out.
 ///
 /// ```text
-/// Starting --names asked, or 5 s--> Serving
-/// Starting, Serving --signal--> Leaving --delay or signal--> Draining --all ended or deadline--> (end)
-/// Starting, Serving, Leaving --a successor is ready--> Draining
+/// Starting --names asked, or 5 s--> Serving, or Awaiting where there is no SVID yet
+/// Awaiting --the first SVID--> Serving
+/// Starting, Awaiting, Serving --signal--> Leaving --delay or signal--> Draining --all ended or deadline--> (end)
+/// Starting, Awaiting, Serving, Leaving --a successor is ready--> Draining
 /// ```
 enum Stage {
     /// Accepting, and not ready: an endpoint or peer given by a name could not be reached.
     Starting {
         names_asked: oneshot::Receiver<()>,
         until: Instant,
+    },
+    /// Accepting, and not ready: a Workload API has given no SVID.
+    Awaiting {
+        /// When that is told next: once for people, and again and again for the service manager.
+        told_at: Instant,
+        is_told: bool,
     },
     Serving,
     /// Not ready, still accepting.
@@ -526,7 +542,7 @@ impl Control {
     async fn serve(
         &mut self,
         mut stage: Stage,
-        (mut observed, mut heard): (mpsc::Receiver<Vec<Observation>>, mpsc::Receiver<Heard>),
+        (mut observed, mut heard): (mpsc::Receiver<Vec<Outcomes>>, mpsc::Receiver<Heard>),
         mut reloaded: mpsc::Receiver<Reloaded>,
         mut asked: mpsc::Receiver<Asked>,
     ) -> Result<(), GatewayError> {
@@ -537,7 +553,7 @@ impl Control {
         let shared = Arc::clone(&self.shared);
         let levers = &shared.admin.levers;
         loop {
-            let is_starting = matches!(stage, Stage::Starting { .. });
+            let is_starting = matches!(stage, Stage::Starting { .. } | Stage::Awaiting { .. });
             if !is_starting {
                 self.start_probes();
             }
@@ -562,20 +578,8 @@ impl Control {
                     self.publish_names();
                     None
                 }
-                Some(mut reloaded) = reloaded.recv() => {
-                    let by_signal = reloaded.by_signal;
-                    if reloaded.is_published {
-                        self.waiting = None;
-                    }
-                    if self.handing.is_some() && let Some(config) = reloaded.config.take() {
-                        // A successor has the sockets of the configuration that was offered to it.
-                        // Nobody waits for the answer as long as that may take.
-                        self.waiting = Some(config);
-                    }
-                    self.apply(reloaded, &stage);
-                    if by_signal {
-                        systemd::ready();
-                    }
+                Some(reloaded) = reloaded.recv() => {
+                    stage = self.take(reloaded, stage);
                     None
                 }
                 Some(asked) = asked.recv() => {
@@ -589,6 +593,10 @@ impl Control {
                 () = stage.over() => match &stage {
                     Stage::Starting { .. } => {
                         stage = self.become_ready();
+                        None
+                    }
+                    Stage::Awaiting { is_told, .. } => {
+                        stage = self.await_svid(*is_told);
                         None
                     }
                     Stage::Serving => None,
@@ -612,7 +620,62 @@ impl Control {
         failed.map_or(Ok(()), Err)
     }
 
+    /// Takes what a reload brought; the first SVID makes the gateway ready.
+    fn take(&mut self, mut reloaded: Reloaded, stage: Stage) -> Stage {
+        let by_signal = reloaded.by_signal;
+        if reloaded.is_published {
+            self.waiting = None;
+        }
+        if self.handing.is_some()
+            && let Some(config) = reloaded.config.take()
+        {
+            // A successor has the sockets of the configuration that was offered to it. Nobody waits
+            // for the answer as long as that may take.
+            self.waiting = Some(config);
+        }
+        self.apply(reloaded, &stage);
+        let is_awaited = matches!(stage, Stage::Awaiting { .. }) && self.has_svid();
+        let next = if is_awaited {
+            self.become_ready()
+        } else {
+            stage
+        };
+        if by_signal {
+            systemd::ready();
+        }
+        next
+    }
+
+    fn has_svid(&self) -> bool {
+        self.shared.credentials.load().id().is_some()
+    }
+
+    /// Tells what it waits for.
+    fn await_svid(&self, is_told: bool) -> Stage {
+        systemd::waiting(SVID_WAIT_TOLD_AGAIN * 2);
+        let again = Stage::Awaiting {
+            told_at: Instant::now() + SVID_WAIT_TOLD_AGAIN,
+            is_told: true,
+        };
+        if is_told {
+            return again;
+        }
+        let address = self.shared.workload_api.to_json();
+        tracing::warn!(
+            code = identity::AWAITED,
+            workload_api = %address,
+            "not ready: the gateway has no SVID yet and waits for its Workload API"
+        );
+        again
+    }
+
     fn become_ready(&mut self) -> Stage {
+        if !self.has_svid() {
+            return Stage::Awaiting {
+                told_at: Instant::now() + SVID_WAIT_TOLD,
+                is_told: false,
+            };
+        }
         // Whoever is told that it is ready may call at once.
         self.publish_names();
         self.shared.ready.store(true, Ordering::Release);
@@ -632,7 +695,9 @@ impl Control {
     /// The next stage on the way out; a second signal shortens the delay.
     fn leave(&mut self, stage: Stage, delay: Duration) -> Stage {
         match stage {
-            Stage::Starting { .. } | Stage::Serving if !delay.is_zero() => {
+            Stage::Starting { .. } | Stage::Awaiting { .. } | Stage::Serving
+                if !delay.is_zero() =>
+            {
                 self.shared.ready.store(false, Ordering::Release);
                 self.tell_leaving();
                 systemd::stopping();
@@ -647,7 +712,10 @@ impl Control {
                     until: Instant::now() + delay,
                 }
             }
-            Stage::Starting { .. } | Stage::Serving | Stage::Leaving { .. } => self.drain(),
+            Stage::Starting { .. }
+            | Stage::Awaiting { .. }
+            | Stage::Serving
+            | Stage::Leaving { .. } => self.drain(),
             Stage::Draining { .. } => stage,
         }
     }
@@ -743,10 +811,14 @@ impl Control {
         }
     }
 
-    fn observe(&mut self, observations: impl Iterator<Item = Observation>) {
+    fn observe(&mut self, outcomes: impl Iterator<Item = Outcomes>) {
         let now = self.shared.now();
-        for observation in observations {
-            self.fleet.observe(&observation, now);
+        for Outcomes { observation, times } in outcomes {
+            if observation.result.is_ok() {
+                self.fleet.observe_successes(&observation.key, times, now);
+            } else {
+                self.fleet.observe(&observation, now);
+            }
         }
         self.publish_shares();
     }
@@ -920,9 +992,10 @@ impl Control {
 
     fn tell_credentials(&self) {
         let credentials = self.shared.credentials.load();
-        self.shared.metrics.svid_expiry(credentials.not_after());
-        let is_whole = credentials.wrong().is_empty();
-        self.shared.metrics.reloaded("credentials", is_whole);
+        // Zero where there is none: it is as good as expired.
+        let not_after = credentials.not_after().unwrap_or_default();
+        self.shared.metrics.svid_expiry(not_after);
+        reload::tell_whole(&credentials, &self.shared);
         if let Some(keeper) = &self.keeper {
             keeper.keep_numbers(credentials.crl_numbers());
         }
@@ -1013,6 +1086,11 @@ fn tell_reported(endpoint: &EndpointKey, peer: &str, said: Said) {
 }
 
 impl Stage {
+    fn starting(names_asked: oneshot::Receiver<()>) -> Self {
+        let until = Instant::now() + NAMES_WAIT;
+        Self::Starting { names_asked, until }
+    }
+
     /// Why the gateway fails where this worker ended; none ends by itself but while it drains.
     fn lost(&self, worker: usize) -> Option<GatewayError> {
         if matches!(self, Self::Draining { .. }) {
@@ -1036,6 +1114,7 @@ impl Stage {
                 // Too late or never asked: it serves what it can.
                 drop(tokio::time::timeout_at((*until).into(), names_asked).await);
             }
+            Self::Awaiting { told_at, .. } => tokio::time::sleep_until((*told_at).into()).await,
             Self::Serving => std::future::pending().await,
             Self::Leaving { until } => tokio::time::sleep_until((*until).into()).await,
             Self::Draining { deadline, ended } => {

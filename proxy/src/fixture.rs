@@ -15,7 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
-use zeugma_core::fleet::{Fleet, Observation};
+use zeugma_core::fleet::Fleet;
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::Snapshot;
 use zeugma_core::time::Time;
@@ -26,14 +26,14 @@ use crate::admission::{Admission, UnderWay};
 use crate::metrics::Metrics;
 use crate::pulse::Pulses;
 use crate::resolve::Names;
-use crate::runtime::{AdminSide, Phase, Published, Shared};
+use crate::runtime::{AdminSide, Outcomes, Phase, Published, Shared};
 use crate::tls::Credentials;
 
 /// What threads share, and the ends that the control thread would hold.
 pub(crate) struct Alone {
     pub(crate) shared: Arc<Shared>,
     pub(crate) phase: watch::Sender<Phase>,
-    pub(crate) observed: mpsc::Receiver<Vec<Observation>>,
+    pub(crate) observed: mpsc::Receiver<Vec<Outcomes>>,
     pub(crate) snapshot: Arc<Snapshot>,
     lines: Lines,
     _folder: TempDir,
@@ -94,6 +94,7 @@ impl Alone {
             published: ArcSwap::from_pointee(published(&snapshot, shares(&snapshot))),
             credentials: ArcSwap::from_pointee(Credentials::load(&files, 1).unwrap()),
             federation: crate::federation::Federation::kept(&loaded.settings),
+            workload_api: crate::identity::WorkloadApi::new(None),
             names: ArcSwap::from_pointee(Names::default()),
             settings: loaded.settings,
             metrics: Metrics::new(),

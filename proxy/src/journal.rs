@@ -86,9 +86,9 @@ impl Event {
                     .get("lever")
                     .is_some_and(|lever| lever == "evacuate") =>
             {
-                "ZG0434"
+                "ZG0440"
             }
-            "lever" if self.data.get("lever").is_some_and(|lever| lever == "reset") => "ZG0435",
+            "lever" if self.data.get("lever").is_some_and(|lever| lever == "reset") => "ZG0441",
             "lever" => "ZG0902",
             _ => return None,
         };

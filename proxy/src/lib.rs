@@ -13,6 +13,7 @@ mod federation;
 mod fixture;
 mod hash;
 mod http;
+mod identity;
 mod journal;
 mod listener;
 mod listing;

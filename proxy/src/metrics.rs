@@ -125,6 +125,13 @@ struct Taken {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RuledBy {
+    destination_service: Arc<str>,
+    rule: Arc<str>,
+    part: Arc<str>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Retried {
     destination_service: String,
     cause: String,
@@ -207,6 +214,8 @@ pub(crate) struct Metrics {
     registry: Registry,
     /// What stands for the service of a connection that named none.
     unknown: Arc<str>,
+    /// What stands where there is no rule, or no split.
+    nothing: Arc<str>,
     connections: Family<Ended, Counter>,
     requests: Family<Answered, Counter>,
     open: Family<ByListener, Gauge>,
@@ -219,6 +228,7 @@ pub(crate) struct Metrics {
     sent: Family<ByListener, Counter>,
     received: Family<ByListener, Counter>,
     attempts: Family<Taken, Counter>,
+    ruled: Family<RuledBy, Counter>,
     retries: Family<Retried, Counter>,
     refused: Family<Refused, Counter>,
     audited: Family<Audited, Counter>,
@@ -249,6 +259,7 @@ impl Metrics {
         let mut this = Self {
             registry: Registry::with_prefix("zeugma"),
             unknown: "unknown".into(),
+            nothing: "".into(),
             connections: Family::default(),
             requests: Family::default(),
             open: Family::default(),
@@ -261,6 +272,7 @@ impl Metrics {
             sent: Family::default(),
             received: Family::default(),
             attempts: Family::default(),
+            ruled: Family::default(),
             retries: Family::default(),
             refused: Family::default(),
             audited: Family::default(),
@@ -319,6 +331,11 @@ impl Metrics {
             "attempts",
             "Attempts at endpoints, by why the endpoint was chosen",
             self.attempts.clone(),
+        );
+        r.register(
+            "rule_requests",
+            "Requests of routes with rules, by rule and the part of its split drawn for them; without a rule those refused",
+            self.ruled.clone(),
         );
         r.register(
             "retries",
@@ -518,7 +535,7 @@ impl Metrics {
 
     /// Counts the end of a connection or request.
     pub(crate) fn closed(&self, closed: &Closed) {
-        let listener = Arc::clone(&closed.listener);
+        let listener = Arc::clone(&closed.origin.listener);
         let service = Arc::clone(closed.service.as_ref().unwrap_or(&self.unknown));
         let (reason, flags) = (closed.reason.label(), closed.reason.flag());
         if moved_its_own_bytes(closed) {
@@ -566,10 +583,10 @@ impl Metrics {
             before.response_code == request.status
                 && before.reason == reason
                 && is_one(&before.destination_service, service)
-                && is_one(&before.listener, &closed.listener)
+                && is_one(&before.listener, &closed.origin.listener)
         };
         count(&latest.answered, &self.requests, is_same, || Answered {
-            listener: Arc::clone(&closed.listener),
+            listener: Arc::clone(&closed.origin.listener),
             destination_service: Arc::clone(service),
             response_code: request.status,
             reason,
@@ -645,6 +662,22 @@ impl Metrics {
             level,
             why,
         });
+    }
+
+    /// Counts a request of a service with rules, by what chose where it goes.
+    pub(crate) fn ruled(
+        &self,
+        service: &Arc<str>,
+        rule: Option<&Arc<str>>,
+        part: Option<&Arc<str>>,
+    ) {
+        self.ruled
+            .get_or_create(&RuledBy {
+                destination_service: Arc::clone(service),
+                rule: Arc::clone(rule.unwrap_or(&self.nothing)),
+                part: Arc::clone(part.unwrap_or(&self.nothing)),
+            })
+            .inc();
     }
 
     pub(crate) fn retried(&self, service: &str, cause: &str) {
@@ -941,30 +974,33 @@ mod tests {
     use super::*;
     use std::rc::Rc;
 
-    use http::{HeaderValue, Method};
+    use http::Method;
 
-    use crate::account::{Caller, RequestFacts};
-    use crate::http::headers::Trace;
+    use crate::account::{Caller, Origin, RequestFacts, Stretch};
+    use crate::http::headers::Ids;
 
     fn record(status: Option<u16>, bytes_sent: u64) -> Closed {
         Closed {
-            listener: "apps".into(),
-            source: "127.0.0.1:1".parse().unwrap(),
+            origin: Rc::new(Origin {
+                listener: "apps".into(),
+                source: "127.0.0.1:1".parse().unwrap(),
+                caller: Caller::default(),
+                tls: None,
+                line: Stretch::new(),
+            }),
+            attested: None,
             generation: 1,
-            caller: Caller::default(),
-            tls: None,
             service: None,
             destination: None,
             request: status.map(|status| RequestFacts {
-                id: HeaderValue::from_static("1"),
-                trace: Trace::of("4bf92f3577b34da6a3ce929d0e0e4736"),
+                ids: Ids::of("1", "4bf92f3577b34da6a3ce929d0e0e4736"),
                 method: Method::GET,
-                authority: None,
+                routed: None,
                 asked: Rc::default(),
                 version: "HTTP/1.1",
                 status,
                 attempts: 1,
-                origin: Rc::default(),
+                ruled: None,
             }),
             reason: Reason::Completed,
             detail: None,
@@ -1058,6 +1094,7 @@ mod tests {
         metrics.entered_worker(0);
         metrics.accept_failed(&apps);
         metrics.attempt(&service, &apps, 0, "local", &Latest::default());
+        metrics.ruled(&service, Some(&apps), None);
         metrics.retried("shop/a", "reset");
         metrics.certificate_refused("upstream", "L1");
         metrics.mirrored("shop/a", "shop/b", "sent");

@@ -127,7 +127,7 @@ impl Spans {
     /// Leaves the span of a request that is part of a sampled trace; false if there is no room.
     pub(crate) fn offer(&self, closed: &Closed) -> bool {
         let sampled = closed.request.as_ref().and_then(|request| {
-            let ids = request.trace.recorded()?;
+            let ids = request.ids.trace.recorded()?;
             Some((request, ids))
         });
         let Some((request, ids)) = sampled else {
@@ -169,15 +169,21 @@ impl Span {
                 "http.request.resend_count",
                 u64::from(request.attempts.saturating_sub(1)),
             ),
-            text("client.address", &closed.source.ip().to_string()),
-            text("zeugma.listener", &closed.listener),
+            text("client.address", &closed.origin.source.ip().to_string()),
+            text("zeugma.listener", &closed.origin.listener),
             text("zeugma.verdict", closed.reason.label()),
         ];
         let destination = closed.destination.as_ref();
         for (name, value) in [
-            ("server.address", request.authority.as_deref()),
+            (
+                "server.address",
+                request.routed.as_ref().map(|to| &*to.authority),
+            ),
             ("zeugma.service", closed.service.as_deref()),
-            ("zeugma.source.identity", closed.caller.identity.as_deref()),
+            (
+                "zeugma.source.identity",
+                closed.origin.caller.identity.as_deref(),
+            ),
             ("zeugma.backend", destination.map(|to| &*to.backend)),
             ("zeugma.backend.address", destination.map(|to| &*to.address)),
             ("zeugma.code", closed.reason.code()),
@@ -314,9 +320,10 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::account::Caller;
+    use crate::account::{Caller, Origin, Stretch};
     use crate::fixture::Alone;
-    use crate::http::headers::{self, Present, TRACEPARENT};
+    use crate::http::Routed;
+    use crate::http::headers::{self, Id, Ids, Present, TRACEPARENT};
 
     const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
@@ -333,23 +340,29 @@ mod tests {
         let headers = HeaderMap::from_iter([(TRACEPARENT, parent.parse().unwrap())]);
         let trace = headers::trace(&headers, Present::of(&headers), || 7).with_span(|| 0xabc);
         Closed {
-            listener: "apps".into(),
-            source: "127.0.0.1:1".parse().unwrap(),
+            origin: std::rc::Rc::new(Origin {
+                listener: "apps".into(),
+                source: "127.0.0.1:1".parse().unwrap(),
+                caller: Caller::default(),
+                tls: None,
+                line: Stretch::new(),
+            }),
+            attested: None,
             generation: 1,
-            caller: Caller::default(),
-            tls: None,
             service: Some("shop/orders".into()),
             destination: None,
             request: Some(RequestFacts {
-                id: HeaderValue::from_static("1"),
-                trace,
+                ids: std::rc::Rc::new(Ids {
+                    request: Id::Sent(HeaderValue::from_static("1")),
+                    trace,
+                }),
                 method: http::Method::GET,
-                authority: Some("orders.shop".into()),
+                routed: Some(std::rc::Rc::new(Routed::unknown("orders.shop".into()))),
                 asked: std::rc::Rc::new((http::Method::GET, Uri::from_static("/v1?token=x"))),
                 version: "HTTP/1.1",
                 status: 503,
                 attempts: 2,
-                origin: std::rc::Rc::default(),
+                ruled: None,
             }),
             reason: Reason::NoHealthyEndpoint,
             detail: None,
@@ -441,16 +454,16 @@ mod tests {
 
     #[test]
     fn our_span_is_the_parent_of_what_comes_and_all_else_goes_on() {
-        let trace = |parent: &str| ended(parent).request.unwrap().trace;
+        let trace = |parent: &str| ended(parent).request.unwrap().ids.trace.clone();
         let anew = trace(PARENT);
         assert!(anew.is_said_anew());
         let said = "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000abd-01";
-        assert_eq!(anew.parent(), said);
+        assert_eq!(anew.parent().as_str(), said);
         // A later version says more; we say what ours knows.
         let later = PARENT.replacen("00", "cc", 1) + "-what-the-future";
-        assert_eq!(trace(&later).parent(), said);
+        assert_eq!(trace(&later).parent().as_str(), said);
         let quiet = PARENT.replace("-01", "-02");
-        assert_eq!(trace(&quiet).parent(), &*quiet);
+        assert_eq!(trace(&quiet).parent().as_str(), quiet);
         assert!(!trace(&quiet).is_said_anew() && trace(&quiet).recorded().is_none());
     }
 

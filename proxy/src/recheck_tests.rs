@@ -119,6 +119,7 @@ impl World {
             changes: watch::channel(0).0,
             peers: Default::default(),
             federation: crate::federation::Federation::kept(&settings),
+            workload_api: crate::identity::WorkloadApi::new(None),
             names: ArcSwap::from_pointee(Names::default()),
             settings,
             metrics: Metrics::new(),
@@ -402,7 +403,14 @@ fn what_leaves_in_peace_may_be_told_to_end_later_but_not_the_other_way() {
 
 /// The gateway's own certificate as a caller's, out of date by `seconds`.
 fn ran_out(world: &World, seconds: i64) -> Arc<TlsPeer> {
-    let mut peer = world.worker.shared.credentials.load().own().clone();
+    let mut peer = world
+        .worker
+        .shared
+        .credentials
+        .load()
+        .own()
+        .unwrap()
+        .clone();
     let now = i64::try_from(UnixTime::now().as_secs()).unwrap();
     peer.not_after = now - seconds;
     Arc::new(peer)

@@ -29,7 +29,7 @@ use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
 use zeugma_xds::{GatewaySettings, ResourceList};
 
-use crate::account::{AccessLog, Caller, Closed};
+use crate::account::{AccessLog, Caller, Closed, Origin, Stretch};
 use crate::admission::{Admission, NO_LOAD_BALANCER, UnderWay};
 use crate::connection;
 use crate::control::decided::Wishes;
@@ -37,6 +37,7 @@ use crate::federation::Federation;
 use crate::hash::Configured;
 use crate::http::flow::WindowBudget;
 use crate::http::pool::{Pool, SWEEPING};
+use crate::identity::WorkloadApi;
 use crate::journal::Journal;
 use crate::listener::{Accepted, Handed};
 use crate::listing::{self, Question};
@@ -158,10 +159,12 @@ pub(crate) struct Shared {
     pub(crate) names: ArcSwap<Names>,
     /// Bundles that are fetched.
     pub(crate) federation: Federation,
+    /// Where our SVID may come from.
+    pub(crate) workload_api: WorkloadApi,
     pub(crate) settings: GatewaySettings,
     pub(crate) metrics: Metrics,
     pub(crate) log: AccessLog,
-    pub(crate) observations: mpsc::Sender<Vec<Observation>>,
+    pub(crate) observations: mpsc::Sender<Vec<Outcomes>>,
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) ready: AtomicBool,
     /// The xDS resources that serve, for `/config_dump`.
@@ -183,7 +186,11 @@ pub(crate) struct Shared {
 impl Shared {
     /// Now, as the core counts it.
     pub(crate) fn now(&self) -> Time {
-        Time::from_origin(self.started.elapsed())
+        self.time_of(Instant::now())
+    }
+
+    fn time_of(&self, at: Instant) -> Time {
+        Time::from_origin(at.saturating_duration_since(self.started))
     }
 
     /// Tells of a connection that ended, or a request.
@@ -215,11 +222,15 @@ impl Shared {
     /// Tells of a connection that no worker saw.
     pub(crate) fn refuse_unseen(&self, listener: &Arc<str>, source: SocketAddr, reason: Reason) {
         self.account(&Closed {
-            listener: Arc::clone(listener),
-            source,
+            origin: Rc::new(Origin {
+                listener: Arc::clone(listener),
+                source,
+                caller: Caller::default(),
+                tls: None,
+                line: Stretch::new(),
+            }),
+            attested: None,
             generation: self.published.load().generation,
-            caller: Caller::default(),
-            tls: None,
             service: None,
             destination: None,
             request: None,
@@ -282,7 +293,7 @@ pub(crate) struct Worker {
     budgets: RefCell<Configured<Arc<str>, RetryBudget>>,
     mirrors: RefCell<Configured<MirrorKey, Rc<Cell<usize>>>>,
     /// Outcomes the control thread is still to be told of.
-    untold: RefCell<Vec<Observation>>,
+    untold: RefCell<Vec<Outcomes>>,
     has_untold: Notify,
     draws: RefCell<fastrand::Rng>,
     /// The turn of each cluster that is balanced by turns.
@@ -352,10 +363,21 @@ impl Worker {
     /// Tells the control thread how an attempt went: of failures at once, of successes soon.
     pub(crate) fn observe(&self, key: &EndpointKey, result: Result<(), Failure>) {
         let mut untold = self.untold.borrow_mut();
+        if result.is_ok()
+            && let Some(before) = latest_of(&mut untold, key)
+            && before.observation.result.is_ok()
+            && let Some(times) = before.times.checked_add(1)
+        {
+            before.times = times;
+            return;
+        }
         let is_urgent = result.is_err() || untold.len() + 1 >= UNTOLD_MAX;
-        untold.push(Observation {
-            key: key.clone(),
-            result,
+        untold.push(Outcomes {
+            observation: Observation {
+                key: key.clone(),
+                result,
+            },
+            times: 1,
         });
         let is_first = untold.len() == 1;
         drop(untold);
@@ -372,7 +394,7 @@ impl Worker {
         if batch.is_empty() {
             return;
         }
-        let count = batch.len() as u64;
+        let count = batch.iter().map(|one| u64::from(one.times)).sum();
         // In one message: each would wake the control thread, which is done before the next.
         if self.shared.observations.try_send(batch).is_err() {
             self.shared.metrics.dropped("observations", count);
@@ -400,9 +422,10 @@ impl Worker {
     pub(crate) fn with_budget<T>(
         &self,
         cluster: &Cluster,
+        at: Instant,
         act: impl FnOnce(&mut RetryBudget, Time) -> T,
     ) -> T {
-        let now = self.shared.now();
+        let now = self.shared.time_of(at);
         let mut budgets = self.budgets.borrow_mut();
         if let Some(budget) = budgets.get_mut(&*cluster.route) {
             return act(budget, now);
@@ -444,6 +467,23 @@ impl Worker {
             .borrow_mut()
             .retain(|route, _| routes.contains(&**route));
     }
+}
+
+/// Outcomes of attempts at an endpoint on their way to the control thread; of those that went well, many
+/// in one.
+#[derive(Debug)]
+pub(crate) struct Outcomes {
+    pub(crate) observation: Observation,
+    pub(crate) times: u32,
+}
+
+/// How far back outcomes are looked for that one more can be added to.
+const LATEST: usize = 8;
+
+/// What was noted last of an endpoint, if that is not long ago.
+fn latest_of<'a>(untold: &'a mut [Outcomes], key: &EndpointKey) -> Option<&'a mut Outcomes> {
+    let mut latest = untold.iter_mut().rev().take(LATEST);
+    latest.find(|one| Arc::ptr_eq(&one.observation.key.0, &key.0) || one.observation.key == *key)
 }
 
 /// One connection or request counted at an endpoint.
@@ -622,8 +662,33 @@ fn start(worker: &Rc<Worker>, accepted: Accepted, open: &mut JoinSet<()>) {
 /// What all of them have to send then leaves in one go, and the other end, which is woken by the first,
 /// is awake for the rest: to wake a processor costs more than all that we do for a request.
 pub(crate) fn others_first<T>(cx: &Context<'_>) -> Poll<T> {
+    OTHERS_FIRST.set(true);
     cx.waker().wake_by_ref();
     Poll::Pending
+}
+
+thread_local! {
+    /// Whether what was polled last has given its turn away.
+    static OTHERS_FIRST: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What came of a poll.
+pub(crate) enum Polled<T> {
+    Ready(T),
+    Pending,
+    /// It gave its turn away by [`others_first`], in this very poll: the task is polled again at once,
+    /// and nothing else that it waits for needs to be looked at before.
+    OthersFirst,
+}
+
+/// Polls, and tells why nothing came of it.
+pub(crate) fn unless_others_first<T>(poll: impl FnOnce() -> Poll<T>) -> Polled<T> {
+    OTHERS_FIRST.set(false);
+    match poll() {
+        Poll::Ready(ready) => Polled::Ready(ready),
+        Poll::Pending if OTHERS_FIRST.get() => Polled::OthersFirst,
+        Poll::Pending => Polled::Pending,
+    }
 }
 
 #[cfg(test)]
@@ -845,6 +910,44 @@ mod tests {
         tokio::task::spawn_blocking(move || thread.join().unwrap().unwrap())
             .await
             .unwrap();
+    }
+
+    /// What went well is told by its number, in its place among what failed.
+    #[test]
+    fn successes_of_one_endpoint_are_told_as_one() {
+        let listeners = "{ apps: { address: '127.0.0.1:0', role: workloads } }";
+        let mut alone = Alone::new(listeners, "", 2);
+        let worker = Worker::new(Arc::clone(&alone.shared));
+        let [a, b] = ["a", "b"].map(|name| EndpointKey(name.into()));
+        for (key, result) in [
+            (&a, Ok(())),
+            (&b, Ok(())),
+            (&a, Ok(())),
+            (&a, Err(Failure::Reset)),
+            (&a, Ok(())),
+            (&b, Ok(())),
+        ] {
+            worker.observe(key, result);
+        }
+        worker.tell_observations();
+        let mut told = Vec::new();
+        while let Ok(batch) = alone.observed.try_recv() {
+            told.extend(batch.into_iter().map(|one| {
+                let Observation { key, result } = one.observation;
+                (key, result.is_ok(), one.times)
+            }));
+        }
+        let all = [
+            (&a, true, 2),
+            (&b, true, 1),
+            (&a, false, 1),
+            (&a, true, 1),
+            (&b, true, 1),
+        ];
+        assert_eq!(
+            told,
+            all.map(|(key, is_ok, times)| (key.clone(), is_ok, times))
+        );
     }
 
     #[test]

@@ -93,10 +93,10 @@ impl Filter {
         self.kind.is_none_or(|wanted| wanted == kind)
             && (self.service.as_deref())
                 .is_none_or(|wanted| closed.service.as_deref() == Some(wanted))
-            && (self.listener.as_deref()).is_none_or(|wanted| *closed.listener == *wanted)
+            && (self.listener.as_deref()).is_none_or(|wanted| *closed.origin.listener == *wanted)
             && self
                 .source
-                .is_none_or(|wanted| is_from(&wanted, closed.source.ip()))
+                .is_none_or(|wanted| is_from(&wanted, closed.origin.source.ip()))
             && (self.from.as_ref()).is_none_or(|wanted| is_by(wanted, closed))
             && self.verdict.is_none_or(|wanted| wanted == closed.reason)
             && (self.status).is_none_or(|wanted| {
@@ -113,8 +113,8 @@ fn is_from(wanted: &IpNet, source: IpAddr) -> bool {
 }
 
 fn is_by(wanted: &IdPattern, closed: &Closed) -> bool {
-    let caller = &closed.caller;
-    let ids = [caller.identity.as_deref(), caller.attested.as_deref()];
+    let verified = closed.origin.caller.identity.as_deref();
+    let ids = [verified, closed.attested.as_deref()];
     let mut ids = ids.into_iter().flatten();
     ids.any(|id| SpiffeId::parse(id).is_ok_and(|id| wanted.matches(&id)))
 }
@@ -271,20 +271,25 @@ impl Tap {
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
     use super::*;
-    use crate::account::Caller;
+    use crate::account::{Caller, Origin, Stretch};
 
     fn record() -> Closed {
         Closed {
-            listener: "apps".into(),
-            source: "10.0.0.7:1".parse().unwrap(),
+            origin: Rc::new(Origin {
+                listener: "apps".into(),
+                source: "10.0.0.7:1".parse().unwrap(),
+                caller: Caller {
+                    identity: Some("spiffe://east.example/ns/shop/sa/cart".into()),
+                    ..Caller::default()
+                },
+                tls: None,
+                line: Stretch::new(),
+            }),
+            attested: Some("spiffe://west.example/ns/shop/sa/web".into()),
             generation: 1,
-            caller: Caller {
-                identity: Some("spiffe://east.example/ns/shop/sa/cart".into()),
-                attested: Some("spiffe://west.example/ns/shop/sa/web".into()),
-                ..Caller::default()
-            },
-            tls: None,
             service: Some("shop/orders".into()),
             destination: None,
             request: None,

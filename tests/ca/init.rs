@@ -192,18 +192,19 @@ fn load(bench: &Bench, cluster: &str) -> Loaded {
         .unwrap_or_else(|findings| panic!("{}", findings.to_human(Color::Plain)));
     let warnings = loaded.warnings.to_human(Color::Plain);
     assert!(loaded.warnings.is_empty(), "{warnings}");
+    let written = loaded.settings.svid.files().unwrap();
     let files = SvidFiles {
-        certificate: loaded.settings.svid.certificate.clone(),
-        key: loaded.settings.svid.key.clone(),
-        bundles: loaded.settings.svid.bundles.clone(),
-        crls: loaded.settings.svid.crls.clone(),
-        denied: loaded.settings.svid.denied.clone(),
+        certificate: written.certificate.clone(),
+        key: written.key.clone(),
+        bundles: written.bundles.clone(),
+        crls: written.crls.clone(),
+        denied: written.denied.clone(),
         domains: Vec::new(),
         own: None,
     };
     let credentials = Credentials::load(&files, 1).unwrap();
     assert_eq!(
-        credentials.id().as_str(),
+        credentials.id().unwrap().as_str(),
         format!("spiffe://{cluster}.example/zeugma/gateway")
     );
     loaded

@@ -78,6 +78,24 @@ shop/orders:80
 }
 
 #[test]
+fn check_says_in_which_order_rules_are_asked() {
+    let rules = "  rules:\n    - { name: rest, split: [{ backends: [backend-1], weight: 3 }] }\n    \
+        - { matches: [{ method: GET, path: { prefix: /v1 } }] }\n  allow:";
+    let (code, out, err) = check(&GOOD.replace("  allow:", rules), &[]);
+    assert_eq!(code, Some(0), "{err}");
+    let first = out.find("  requests by rule 1, GET /v1/*: as above\n");
+    let second = out.find("  requests by rule rest, all: 100% to backend-1\n");
+    assert!(first.is_some() && first < second, "{out}");
+    let only = "  rules: [{ matches: [{ query: { a: b } }] }]\n  allow:";
+    let (_, out, _) = check(&GOOD.replace("  allow:", only), &[]);
+    assert!(
+        out.contains("  requests by rule 0, a=b: as above\n"),
+        "{out}"
+    );
+    assert!(out.contains("none of these are refused (404)"), "{out}");
+}
+
+#[test]
 fn check_exits_2_and_shows_each_finding() {
     let bad = GOOD
         .replace("peer: west", "peer: wset")

@@ -137,7 +137,7 @@ async fn with_manual_failback_traffic_stays_away_until_the_reset_across_reload_a
     );
     let said = two.does(&["failover", "reset", "demo/hello"]);
     assert_eq!(said, "reset: traffic comes back\n");
-    second.message("ZG0435").await;
+    second.message("ZG0441").await;
     two.becomes("near").await;
     let said = two.does(&["failover", "reset", "demo/hello"]);
     assert_eq!(said, "nothing of it waited\n");
@@ -165,7 +165,7 @@ async fn an_evacuation_holds_across_a_restart_until_its_reset_and_leaves_no_rout
     assert_eq!(two.answers().await, "200 near", "it was only asked");
     let said = two.does(&words("evacuate", &[]));
     assert!(said.ends_with("evacuated until a reset\n"), "{said}");
-    first.message("ZG0434").await;
+    first.message("ZG0440").await;
     for _ in 0..5 {
         assert_eq!(two.answers().await, "200 far");
     }

@@ -623,7 +623,7 @@ async fn a_request_longer_than_what_is_kept_is_not_tried_again() {
 #[tokio::test]
 async fn grpc_unavailable_is_tried_again_elsewhere() {
     let (bad, good) = (HttpService::start("bad"), HttpService::start("good"));
-    bad.set(Mode::Unavailable);
+    bad.set(Mode::Grpc("14"));
     let gateway = two(&bad, &good, &[NO_EJECTION, "retries: { any: true }"]).await;
     let mut client = Client::connect(gateway.apps(), &Wire::H2).await.unwrap();
     for _ in 0..4 {

@@ -41,7 +41,7 @@ fn asks_for(protocol: &'static str, path: &str) -> Request<()> {
 }
 
 /// Says `hello` on a stream, hears it again, and ends it.
-async fn talk(apps: SocketAddr) -> String {
+pub(crate) async fn talk(apps: SocketAddr) -> String {
     let mut caller = caller(apps).await;
     let (response, mut send) = caller
         .send_request(asks_for("websocket", "/switch"), false)

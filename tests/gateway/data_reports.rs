@@ -527,7 +527,7 @@ async fn nobody_but_a_gateway_of_a_peer_is_told_anything() {
         .process
         .log(|line| line["verdict"] == "not-a-gateway")
         .await;
-    assert_eq!(line["code"], "ZG0418", "{line}");
+    assert_eq!(line["code"], "ZG0434", "{line}");
     // Who does not say what it wants to speak is not known by that name.
     let mut tls = gateway
         .dial(mesh, SNI, &[b"h2"])
@@ -583,7 +583,7 @@ async fn what_a_peer_may_not_ask_or_not_so_often_is_refused() {
         .process
         .log(|line| line["verdict"] == "report-limit")
         .await;
-    assert_eq!(line["code"], "ZG0419", "{line}");
+    assert_eq!(line["code"], "ZG0435", "{line}");
     // A place that is left is another's.
     all.pop();
     eventually("a place", async || {
@@ -610,6 +610,53 @@ async fn what_a_peer_may_not_ask_or_not_so_often_is_refused() {
     east.process.finish().await;
 }
 
+#[tokio::test]
+async fn who_does_not_ask_does_not_read_or_does_not_answer_is_let_go() {
+    let service = HttpService::start("own");
+    let (mut east, west) = (Cluster::new("east"), Cluster::new("west"));
+    east.meet(&west);
+    east.set("limits", "{ headerTimeout: 1s }");
+    let backends = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
+    let east = Box::pin(Gateway::of(east, &http_route("hello", &[&backends]))).await;
+    let (gateway, mesh) = (west.gateway_identity(), east.cluster.mesh);
+    let dial = || gateway.dial(mesh, SNI, &[ALPN]);
+    // Nothing is asked.
+    let _idle = dial().await.unwrap();
+    // There is never room for an answer.
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(0);
+    let tls = dial().await.unwrap();
+    let (mut sender, connection) = builder.handshake::<_, Bytes>(tls).await.unwrap();
+    let _driving = tokio::spawn(connection);
+    let request = || {
+        let uri = format!("https://{SNI}/zeugma.peer.v1.Health/Watch");
+        Request::post(uri).body(()).unwrap()
+    };
+    poll_fn(|cx| sender.poll_ready(cx)).await.unwrap();
+    let (_answer, _stream) = sender.send_request(request(), true).unwrap();
+    // Nobody is there any more: what comes is not even looked at.
+    let tls = dial().await.unwrap();
+    let (mut gone, mut connection) = h2::client::handshake(tls).await.unwrap();
+    let (answer, _stream) = gone.send_request(request(), true).unwrap();
+    tokio::select! {
+        answer = answer => assert_eq!(answer.unwrap().status(), 200),
+        ended = &mut connection => panic!("{ended:?}"),
+    }
+    let process = &east.process;
+    let line = process.log(|line| line["verdict"] == "hello-timeout").await;
+    assert_eq!(line["sni"], SNI, "{line}");
+    for why in ["is not read for 10s", "answered no PING"] {
+        let line = process.log(|line| {
+            let error = line["error"].as_str();
+            error.is_some_and(|error| error.contains(why))
+        });
+        let line = line.await;
+        assert_eq!(line["verdict"], "downstream-closed", "{line}");
+        assert_eq!(line["sni"], SNI, "{line}");
+    }
+    assert_eq!(east.get("/").await.text(), "own");
+}
+
 /// What stands where a peer's gateway would.
 #[derive(Clone)]
 enum Stand {
@@ -621,6 +668,8 @@ enum Stand {
     Says(Vec<u8>, bool),
     /// It answers with another status.
     NotFound,
+    /// It takes the question and says nothing.
+    Mute,
 }
 
 /// Serves that at an address of its own.
@@ -630,7 +679,7 @@ async fn stand(identity: &Identity, what: Stand) -> (SocketAddr, JoinSet<()>) {
     let alpn: &[&[u8]] = match what {
         Stand::NoProtocol => &[],
         Stand::Http => &[b"h2"],
-        Stand::Says(..) | Stand::NotFound => &[ALPN],
+        Stand::Says(..) | Stand::NotFound | Stand::Mute => &[ALPN],
     };
     let (config, _) = server_config(&identity.credentials, alpn).unwrap();
     let acceptor = TlsAcceptor::from(config);
@@ -661,6 +710,7 @@ async fn stand_on(tcp: TcpStream, acceptor: &TlsAcceptor, what: Stand) -> Option
         let mut head = Response::new(());
         let (bytes, is_endless) = match what {
             Stand::Says(bytes, is_endless) => (bytes, is_endless),
+            Stand::Mute => return std::future::pending().await,
             Stand::NoProtocol | Stand::Http | Stand::NotFound => {
                 *head.status_mut() = http::StatusCode::NOT_FOUND;
                 respond.send_response(head, true).ok()?;
@@ -740,7 +790,14 @@ fn service(name: &str, healthy: u8) -> Vec<u8> {
 
 #[tokio::test]
 async fn what_is_no_report_is_told_and_the_peer_is_judged_by_its_traffic() {
-    let cases: [(&str, Stand, &str, &str); 11] = [
+    let cases: [(&str, Stand, &str, &str); 13] = [
+        ("l", Stand::Mute, "reaching", "no answer in time"),
+        (
+            "m",
+            Stand::Says(Vec::new(), false),
+            "reaching",
+            "nothing came for 10s",
+        ),
         (
             "a",
             Stand::NoProtocol,
@@ -828,9 +885,14 @@ async fn what_is_no_report_is_told_and_the_peer_is_judged_by_its_traffic() {
     let backends = format!("backends: [{}]", backends.join(", "));
     let east = Box::pin(Gateway::of(east, &http_route("hello", &[&backends]))).await;
     for (name, _, state, why) in &cases {
-        let gateway = until_state(&east, name, state).await;
-        let said = gateway["report"]["why"].as_str().unwrap_or_default();
-        assert!(said.contains(why), "{name}: {said}");
+        let what = format!("{name} to be {state}: {why}");
+        let gateway = eventually(&what, async || {
+            let gateway = gateway_of(&east, name).await;
+            let said = gateway["report"]["why"].as_str().unwrap_or_default();
+            let is_it = gateway["report"]["state"] == **state && said.contains(why);
+            is_it.then_some(gateway)
+        })
+        .await;
         // Nothing is known of it, and that is as it was.
         assert_eq!(gateway["healthy"], gateway["total"], "{name}");
         assert_eq!(gateway["behind"], Value::Array(Vec::new()), "{name}");

@@ -134,8 +134,8 @@ pub(crate) enum Mode {
     Delay(Duration),
     /// This status at once.
     Status(u16),
-    /// gRPC's `unavailable`.
-    Unavailable,
+    /// This gRPC status, and nothing but trailers.
+    Grpc(&'static str),
     /// Breaks the connection.
     Reset,
     /// Never answers.
@@ -347,11 +347,11 @@ async fn answer(
             as_the_path_says(request, &state).await
         }
         Mode::Status(code) => status(code),
-        Mode::Unavailable => {
+        Mode::Grpc(code) => {
             let mut response = status(200);
             let headers = response.headers_mut();
             headers.insert(header::CONTENT_TYPE, "application/grpc".parse().unwrap());
-            headers.insert("grpc-status", "14".parse().unwrap());
+            headers.insert("grpc-status", code.parse().unwrap());
             response
         }
         Mode::Reset => {

@@ -173,6 +173,27 @@ impl Domain {
         }
     }
 
+    /// Gives a cluster's gateway a certificate that began and ends so long from now, and this anchor
+    /// alone in place of its trust domain's.
+    pub(crate) fn certify(&self, cluster: &Cluster, began: Duration, ends: Duration) {
+        let mut leaf = CertificateParams::default();
+        leaf.not_before = OffsetDateTime::now_utc() + began;
+        leaf.not_after = OffsetDateTime::now_utc() + ends;
+        leaf.serial_number = Some(SerialNumber::from_slice(&[0x4b, 1]));
+        leaf.distinguished_name = DistinguishedName::new();
+        leaf.subject_alt_names = vec![uri(&cluster.gateway_id())];
+        leaf.is_ca = IsCa::ExplicitNoCa;
+        leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        leaf.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate().unwrap();
+        let certificate = leaf.signed_by(&key, &self.anchor).unwrap().pem();
+        let files = cluster.svid();
+        write_atomically(&files.certificate, certificate.as_bytes(), Access::Public).unwrap();
+        write_atomically(&files.key, key.serialize_pem().as_bytes(), Access::Secret).unwrap();
+        fs::remove_file(files.bundles.join(format!("{}.json", self.name))).unwrap();
+        self.write_bundle(cluster);
+    }
+
     /// The intermediate's certificate, as PEM.
     pub(crate) fn intermediate(&self) -> String {
         self.intermediate.pem()

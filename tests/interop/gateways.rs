@@ -9,7 +9,7 @@ use anyhow::Result;
 use crate::curl::{self, Version};
 use crate::envoy::{Envoy, Template, Values, identity};
 use crate::folder;
-use crate::grpc::{self, EchoService};
+use crate::grpc::{self, Agent, EchoService};
 use crate::openssl::{Call, Openssl};
 use crate::pki::{Domain, Root, Svid};
 use crate::websocket;
@@ -128,6 +128,37 @@ fn curl_passes_both_our_gateways() -> Result<()> {
     let orders = service("west-orders", &folder)?;
     let west = mesh.west(&folder, &[("orders", orders.address.port())])?;
     let east = mesh.east(&folder, west.mesh, &mesh.west_gateway.id, &["orders"])?;
+    requests_reach(east.apps, "west-orders", &mesh.east_gateway.id)
+}
+
+/// Workload_Endpoint §6 (WE1), Workload_API §5.2 (WA3): what gRPC's own server says is taken, and
+/// taken again when it changes.
+#[test]
+fn our_gateway_is_given_its_certificate_by_grpcs_own_server() -> Result<()> {
+    let folder = folder("our_gateway_is_given_its_certificate_by_grpcs_own_server")?;
+    let mesh = Mesh::new(&folder)?;
+    let trusted = [&mesh.west.trust, &mesh.east.trust];
+    let agent = Agent::start(&folder, &mesh.west_gateway, &trusted)?;
+    let orders = service("west-orders", &folder)?;
+    let west = Setup::new(&folder, WEST, &mesh.west_gateway, &[])?
+        .agent(&agent.socket)
+        .caller(EAST, &mesh.east_gateway.id)
+        .route(
+            "orders",
+            &[
+                "protocol: http",
+                &format!("backends: [{{ endpoints: [\"{}\"] }}]", orders.address),
+                "allow: [{ from: [\"spiffe://east.example/*\"] }]",
+                "export: { to: [east] }",
+            ],
+        )
+        .start()?;
+    let east = mesh.east(&folder, west.mesh, &mesh.west_gateway.id, &["orders"])?;
+    requests_reach(east.apps, "west-orders", &mesh.east_gateway.id)?;
+    // The same files again, in the same folder.
+    let renewed = mesh.west.svid("/zeugma/gateway")?;
+    assert_eq!(renewed.certificate, mesh.west_gateway.certificate);
+    west.applied(2)?;
     requests_reach(east.apps, "west-orders", &mesh.east_gateway.id)
 }
 

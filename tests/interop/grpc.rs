@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, bail};
 use serde::Deserialize;
 
+use crate::pki::{Svid, Trust};
 use crate::support::peers;
 use crate::support::process::Process;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/grpc_echo.py");
+
+const AGENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/workload_api.py");
 
 /// A running echo service, HTTP/2 without TLS.
 #[derive(Debug)]
@@ -50,6 +53,40 @@ impl EchoService {
             port,
             _process: process,
         })
+    }
+}
+
+/// A running SPIFFE Workload API.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    /// Where it listens.
+    pub(crate) socket: PathBuf,
+    _process: Process,
+}
+
+impl Agent {
+    /// Starts one that says what these files say, and says it again when they change.
+    pub(crate) fn start(folder: &Path, svid: &Svid, trusted: &[&Trust]) -> Result<Self> {
+        let socket = std::env::temp_dir().join(format!("zeugma-agent-{}", std::process::id()));
+        let mut command = Command::new(peers::python()?);
+        command.arg(AGENT).arg(&socket).arg(&svid.id);
+        command.args([&svid.certificate, &svid.key]);
+        for trust in trusted {
+            command.arg(format!("{}={}", trust.name, trust.anchor.display()));
+        }
+        let process = Process::start("agent", &mut command, folder)?;
+        process.wait_for("its word", |line| (line == "listening").then_some(()))?;
+        Ok(Self {
+            socket,
+            _process: process,
+        })
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // gRPC removes it too.
+        std::fs::remove_file(&self.socket).ok();
     }
 }
 

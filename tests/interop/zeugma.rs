@@ -99,6 +99,14 @@ spec:
         })
     }
 
+    /// Has it ask the agent at `socket` for the certificate and the bundles.
+    pub(crate) fn agent(mut self, socket: &Path) -> Self {
+        let files = "files: { certificate: gw.pem, key: gw.key, bundles: bundles/ }";
+        let api = format!("workloadApi: 'unix://{}'", socket.display());
+        self.documents = self.documents.replace(files, &api);
+        self
+    }
+
     /// Another cluster, whose gateway is at `address` and must be `id`.
     pub(crate) fn peer(mut self, cluster: Cluster, address: SocketAddr, id: &str) -> Self {
         self.documents.push_str(&format!(
@@ -167,6 +175,15 @@ spec:
 }
 
 impl Gateway {
+    /// Waits until it has applied certificates so many times.
+    pub(crate) fn applied(&self, times: usize) -> Result<()> {
+        let mut seen = 0;
+        self.process.wait_for("another certificate", |line| {
+            seen += usize::from(line.contains("ZG0201"));
+            (seen == times).then_some(())
+        })
+    }
+
     /// Waits for an access-log line that holds all of these texts.
     pub(crate) fn logged(&self, texts: &[&str]) -> Result<String> {
         self.process

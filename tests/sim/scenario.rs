@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use zeugma_core::authorize::Evidence;
-use zeugma_core::engine::{Arrival, Carry, Decision, Request, Wants, decide};
+use zeugma_core::engine::{Arrival, Carry, Decision, Headers, Request, Wants, decide};
 use zeugma_core::fleet::{Evacuation, Fleet, FleetEvent, Observation, STALE_AFTER};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::names::HostPattern;
@@ -508,6 +508,7 @@ impl Scenario {
             authority: &authority,
             method: "GET",
             path: "/",
+            headers: Headers::NONE,
         };
         let snapshot = Rc::clone(&self.snapshot);
         let shares = Rc::clone(&self.shares);

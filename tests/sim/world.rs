@@ -239,6 +239,7 @@ impl Route {
             },
             export: Export::AllPeers,
             mirrors: Vec::new(),
+            rules: None,
             position: None,
         }
     }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use zeugma_core::rules::{HeaderChanges, HttpRule, RuleRetries, RuleTimeouts, Rules};
 use zeugma_core::snapshot::{
     ActiveKind, Cluster, ClusterPolicy, Endpoint, EndpointTls, Export, Failback, Failover, Failure,
     HttpVersion, Listener, Mirror, PassiveCheck, Peer, PeerIx, PolicyMode, Retries, Role, Rule,
@@ -12,9 +13,10 @@ use zeugma_core::snapshot::{
 };
 
 use crate::CheckedGateway;
-use crate::meaning::meaning;
+use crate::meaning::{match_text, meaning};
 use crate::settings::{
     AccessLogFormat, AdminAddress, BundleProfile, ForeignDomain, GatewaySettings, Limits, StateDir,
+    SvidFiles, SvidSource,
 };
 
 /// What one thing of a gateway says, by the name of its field.
@@ -213,6 +215,7 @@ fn of_settings(settings: &GatewaySettings, folder: &Path) -> Fields {
         trust_domain,
         locality,
         svid,
+        domains,
         admin,
         admin_token,
         probes,
@@ -239,7 +242,7 @@ fn of_settings(settings: &GatewaySettings, folder: &Path) -> Fields {
             .to_string()
     };
     let given = |written: Option<&PathBuf>| maybe(written.map(|written| path(written)));
-    let domains = svid.domains.iter().map(|foreign| of_domain(foreign, path));
+    let domains = domains.iter().map(|foreign| of_domain(foreign, path));
     let access_log = match access_log {
         AccessLogFormat::Json => "json",
         AccessLogFormat::Text => "text",
@@ -253,15 +256,10 @@ fn of_settings(settings: &GatewaySettings, folder: &Path) -> Fields {
         StateDir::Given(folder) => Some(path(folder)),
         StateDir::Default => None,
     };
-    Fields::from([
+    let mut fields = Fields::from([
         ("cluster", one(cluster)),
         ("trustDomain", one(trust_domain)),
         ("locality", one(locality)),
-        ("svid.files.certificate", one(path(&svid.certificate))),
-        ("svid.files.key", one(path(&svid.key))),
-        ("svid.files.bundles", one(path(&svid.bundles))),
-        ("svid.files.crls", given(svid.crls.as_ref())),
-        ("svid.files.denied", given(svid.denied.as_ref())),
         ("trusted domains", domains.collect()),
         ("admin", maybe(admin)),
         ("adminToken", given(admin_token.as_ref())),
@@ -282,6 +280,23 @@ fn of_settings(settings: &GatewaySettings, folder: &Path) -> Fields {
         ("accessLog.format", one(access_log)),
         ("drain.delay", one(duration(drain.delay))),
         ("drain.timeout", one(duration(drain.timeout))),
+    ]);
+    fields.extend(of_svid(svid, path));
+    fields
+}
+
+fn of_svid(svid: &SvidSource, path: impl Fn(&Path) -> String) -> Fields {
+    let of = |written: fn(&SvidFiles) -> Option<&PathBuf>| {
+        let written = svid.files().and_then(written);
+        maybe(written.map(|written| path(written)))
+    };
+    Fields::from([
+        ("svid.files.certificate", of(|one| Some(&one.certificate))),
+        ("svid.files.key", of(|one| Some(&one.key))),
+        ("svid.files.bundles", of(|one| Some(&one.bundles))),
+        ("svid.files.crls", of(|one| one.crls.as_ref())),
+        ("svid.files.denied", of(|one| one.denied.as_ref())),
+        ("svid.workloadApi", maybe(svid.workload_api())),
     ])
 }
 
@@ -366,6 +381,7 @@ fn of_service(snapshot: &Snapshot, service: &Service) -> Fields {
         policy,
         export,
         mirrors,
+        rules: http_rules,
         position: _,
     } = service;
     let peers = |peers: &[PeerIx]| {
@@ -397,6 +413,7 @@ fn of_service(snapshot: &Snapshot, service: &Service) -> Fields {
             },
         ),
         ("mirror", mirrors.collect()),
+        ("rules", of_http_rules(http_rules.as_deref())),
         ("endpoints", of_endpoints(cluster)),
     ]);
     of_policy(&cluster.policy, &mut fields);
@@ -428,6 +445,86 @@ fn of_rule(snapshot: &Snapshot, rule: &Rule) -> String {
         list("at", paths.iter().map(ToString::to_string).collect()),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// Each rule with what it matches and does. Which endpoints its parts have is said of their backends.
+fn of_http_rules(rules: Option<&Rules>) -> BTreeSet<String> {
+    let list = rules.iter().flat_map(|rules| &rules.list).enumerate();
+    list.map(|(nth, rule)| {
+        let wanted = rules.iter().flat_map(|rules| &rules.matches);
+        let wanted = wanted.filter(|one| one.rule == nth).map(match_text);
+        let wanted: Vec<_> = wanted.collect();
+        [wanted.join(" or "), of_http_rule(nth, rule)].concat()
+    })
+    .collect()
+}
+
+fn of_http_rule(nth: usize, rule: &HttpRule) -> String {
+    let HttpRule {
+        label,
+        split,
+        timeouts: RuleTimeouts {
+            response_headers,
+            per_try,
+        },
+        retries:
+            RuleRetries {
+                attempts,
+                on,
+                any_method,
+            },
+        request,
+        response,
+        position: _,
+    } = rule;
+    let mut text = String::new();
+    let mut add = |what: &str, value: String| {
+        text += &format!(", {what} {value}");
+    };
+    if *nth.to_string() != **label {
+        add("name", label.to_string());
+    }
+    if let Some(split) = split {
+        let parts = split
+            .iter()
+            .map(|part| format!("{} of {}", part.weight, part.label));
+        add("split", parts.collect::<Vec<_>>().join(" and "));
+    }
+    if let Some(limit) = response_headers {
+        add("timeouts.responseHeaders", duration(*limit));
+    }
+    if let Some(limit) = per_try {
+        add("timeouts.perTry", limit.map_or("none".to_owned(), duration));
+    }
+    if let Some(attempts) = attempts {
+        add("retries.attempts", attempts.to_string());
+    }
+    if let Some(on) = on {
+        let on = on.iter().map(|failure| crate::compile::cause(*failure));
+        add("retries.on", on.collect::<Vec<_>>().join(" "));
+    }
+    if let Some(any) = any_method {
+        add("retries.any", any.to_string());
+    }
+    for (way, changes) in [("request", request), ("response", response)] {
+        let HeaderChanges {
+            set,
+            add: more,
+            remove,
+        } = changes;
+        for (kind, fields) in [("set", set), ("add", more)] {
+            for field in fields {
+                add(
+                    &format!("{way} {kind}"),
+                    format!("{}: {}", field.name, field.value),
+                );
+            }
+        }
+        for name in remove {
+            add(&format!("{way} remove"), name.to_string());
+        }
+    }
+    text
 }
 
 fn of_mirror(snapshot: &Snapshot, mirror: &Mirror) -> String {

@@ -31,7 +31,7 @@ pub(crate) fn snapshot(
         .collect();
     take(&mut list, &mut ingest, peers);
     let mut clusters = compiled.clusters(|made| read(made, &ingest));
-    clusters.extend((compiled.mirrors().into_iter()).map(|made| read(made, &ingest)));
+    clusters.extend((compiled.others().into_iter()).map(|made| read(made, &ingest)));
     take(&mut list, &mut ingest, clusters);
     let routes = compiled.routes(|host| {
         let bytes = field(host.encoded_len());

@@ -24,6 +24,7 @@ mod reference;
 mod settings;
 mod standing;
 mod state;
+mod workload_address;
 mod yaml;
 
 pub use bundle_url::BundleUrl;
@@ -32,13 +33,14 @@ pub use diff::{Change, Difference, FieldDifference, diff};
 pub use error::{Code, Color, Finding, Findings, Place, Severity, suggest};
 pub use files::FileLook;
 pub use format::{FormatError, format, yaml_files};
-pub use meaning::{LevelMeaning, ServiceMeaning, meaning};
+pub use meaning::{LevelMeaning, MatchMeaning, ServiceMeaning, meaning};
 pub use settings::{
     AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, Drain, ForeignDomain,
-    GatewaySettings, Limits, StateDir, SvidFiles, admin_socket_default,
+    GatewaySettings, Limits, StateDir, SvidFiles, SvidSource, admin_socket_default,
 };
 pub use standing::{Refused, RefusedDocument, Serves, Unbound};
 pub use state::{Good, LastGood, LastGoodError, STATE_BYTES_MAX};
+pub use workload_address::WorkloadAddress;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
+use zeugma_core::rules::{Field, Match, PathMatch, Rules};
 use zeugma_core::snapshot::{Address, Cluster, Failover, Level, Snapshot, TooFew};
+
+use crate::model::scalar::Percent;
 
 /// Where a service's traffic goes, level by level.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,6 +16,19 @@ pub struct ServiceMeaning {
     pub levels: Vec<LevelMeaning>,
     /// What happens when no level has a healthy endpoint.
     pub too_few: TooFew,
+    /// How its requests are told apart, in the order that is asked; nothing where they are all alike.
+    pub rules: Vec<MatchMeaning>,
+}
+
+/// One match of a rule.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MatchMeaning {
+    /// What it wants: `GET /v1/* x-beta: 1`, or `all`.
+    pub wanted: String,
+    /// The name or the place of its rule.
+    pub rule: String,
+    /// Each part of the rule's split with its share, 0 to 1; nothing where it has none.
+    pub parts: Option<Vec<(String, f64)>>,
 }
 
 /// One level and when traffic leaves it.
@@ -47,9 +63,67 @@ pub fn meaning(snapshot: &Snapshot) -> Vec<ServiceMeaning> {
                     .map(|level| level_meaning(cluster, level))
                     .collect(),
                 too_few: cluster.policy.failover.too_few,
+                rules: service
+                    .rules
+                    .as_deref()
+                    .map(rules_meaning)
+                    .unwrap_or_default(),
             }
         })
         .collect()
+}
+
+fn rules_meaning(rules: &Rules) -> Vec<MatchMeaning> {
+    let of = |one: &Match| {
+        let rule = rules.list.get(one.rule)?;
+        let parts = rule.split.as_ref().map(|split| {
+            let total: f64 = split.iter().map(|part| f64::from(part.weight)).sum();
+            let share = |weight: u32| f64::from(weight) / total.max(1.0);
+            let each = split.iter();
+            each.map(|part| (part.label.to_string(), share(part.weight)))
+                .collect()
+        });
+        Some(MatchMeaning {
+            wanted: match_text(one),
+            rule: rule.label.to_string(),
+            parts,
+        })
+    };
+    rules.matches.iter().filter_map(of).collect()
+}
+
+/// What is wanted where nothing is.
+const ALL: &str = "all";
+
+/// What a match wants.
+pub(crate) fn match_text(one: &Match) -> String {
+    let Match {
+        rule: _,
+        path,
+        method,
+        headers,
+        query,
+    } = one;
+    let fields = |fields: &[Field], sign: &str| -> Vec<String> {
+        let texts = fields
+            .iter()
+            .map(|field| format!("{}{sign}{}", field.name, field.value));
+        texts.collect()
+    };
+    let path = match path {
+        PathMatch::Any => None,
+        PathMatch::Exact(path) => Some(path.to_string()),
+        PathMatch::Prefix(prefix) => Some(format!("{prefix}/*")),
+    };
+    let parts: Vec<String> = (method.iter().map(ToString::to_string).chain(path))
+        .chain(fields(query, "="))
+        .chain(fields(headers, ": "))
+        .collect();
+    if parts.is_empty() {
+        ALL.to_owned()
+    } else {
+        parts.join(" ")
+    }
 }
 
 fn level_meaning(cluster: &Cluster, level: &Level) -> LevelMeaning {
@@ -115,12 +189,35 @@ impl fmt::Display for ServiceMeaning {
                 None => writeln!(f)?,
             }
         }
+        for one in &self.rules {
+            writeln!(f, "  {one}")?;
+        }
+        let takes_all = |one: &MatchMeaning| one.wanted == ALL;
+        if !self.rules.is_empty() && !self.rules.iter().any(takes_all) {
+            writeln!(f, "  requests that are none of these are refused (404)")?;
+        }
         match self.too_few {
             TooFew::UseAll => writeln!(
                 f,
                 "  with nothing healthy, endpoints that only traffic found bad are used"
             ),
             TooFew::Fail => writeln!(f, "  with nothing healthy, callers are refused"),
+        }
+    }
+}
+
+impl fmt::Display for MatchMeaning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "requests by rule {}, {}: ", self.rule, self.wanted)?;
+        match self.parts.as_deref() {
+            None => f.write_str("as above"),
+            Some([]) => f.write_str("refused, no part of the split is here"),
+            Some(parts) => {
+                let texts = parts
+                    .iter()
+                    .map(|(part, share)| format!("{} to {part}", Percent(*share)));
+                f.write_str(&texts.collect::<Vec<_>>().join(", "))
+            }
         }
     }
 }

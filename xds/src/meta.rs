@@ -168,11 +168,45 @@ pub(crate) struct ListenerMeta {
     pub proxies: Vec<String>,
 }
 
-/// On a route, one for each of its mirror policies, in their order.
+/// On a route.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct RouteMeta {
+    /// One for each of its mirror policies, in their order.
     pub mirrors: Vec<MirrorMeta>,
+    /// The rule that it is a match of; none where the service has no rules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleMeta>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct RuleMeta {
+    /// Its place among the rules, from 0.
+    pub nth: usize,
+    pub label: String,
+    /// The parts of its split that this gateway has.
+    pub parts: Option<Vec<PartMeta>>,
+    pub response_headers_millis: Option<u64>,
+    /// 0: none.
+    pub per_try_millis: Option<u64>,
+    pub attempts: Option<u32>,
+    pub on: Option<Vec<String>>,
+    pub any_method: Option<bool>,
+    pub position: PositionMeta,
+}
+
+/// Envoy has the weights of those that the listener leads to as well.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct PartMeta {
+    pub label: String,
+    pub weight: u32,
+    /// The cluster of workloads' requests.
+    pub outbound: String,
+    /// The cluster of other clusters' requests.
+    pub own: Option<String>,
+    pub host: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

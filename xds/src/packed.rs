@@ -28,7 +28,7 @@ pub(crate) fn compile(context: Context<'_>, findings: &mut Findings) -> Resource
     };
     let mut clusters: Vec<_> = compiled.peers().into_iter().map(pack).collect();
     clusters.extend(compiled.clusters(pack));
-    clusters.extend(compiled.mirrors().into_iter().map(pack));
+    clusters.extend(compiled.others().into_iter().map(pack));
     let routes = compiled.routes(|host| host).into_iter();
     let listeners = compiled.listeners(findings, |chain| chain).into_iter();
     Resources {

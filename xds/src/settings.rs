@@ -9,6 +9,7 @@ use zeugma_core::identity::{SpiffeId, TrustDomain};
 use zeugma_core::locality::Locality;
 
 use crate::bundle_url::BundleUrl;
+use crate::workload_address::WorkloadAddress;
 
 /// A `MeshGateway` without its listeners, every default filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,8 +22,10 @@ pub struct GatewaySettings {
     pub trust_domain: TrustDomain,
     /// Where it stands.
     pub locality: Locality,
-    /// Its own certificate.
-    pub svid: SvidFiles,
+    /// Where its own certificate comes from.
+    pub svid: SvidSource,
+    /// Further trust domains, and where their bundles come from.
+    pub domains: Vec<ForeignDomain>,
     /// Where the admin API listens.
     pub admin: AdminAddress,
     /// The file of the token that it wants, on an address, for what changes something and for its tap.
@@ -52,6 +55,35 @@ pub enum AccessLogFormat {
     Text,
 }
 
+/// Where a gateway's own certificate comes from, and the bundles and CRLs beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SvidSource {
+    /// From files.
+    Files(SvidFiles),
+    /// From a SPIFFE Workload API.
+    WorkloadApi(WorkloadAddress),
+}
+
+impl SvidSource {
+    /// The files, where it is files.
+    #[must_use]
+    pub const fn files(&self) -> Option<&SvidFiles> {
+        match self {
+            Self::Files(files) => Some(files),
+            Self::WorkloadApi(_) => None,
+        }
+    }
+
+    /// The Workload API, where it is one.
+    #[must_use]
+    pub const fn workload_api(&self) -> Option<&WorkloadAddress> {
+        match self {
+            Self::Files(_) => None,
+            Self::WorkloadApi(address) => Some(address),
+        }
+    }
+}
+
 /// The files of a gateway's identity, resolved against the folder of the YAML file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SvidFiles {
@@ -65,8 +97,6 @@ pub struct SvidFiles {
     pub crls: Option<PathBuf>,
     /// The file of SPIFFE IDs that are refused.
     pub denied: Option<PathBuf>,
-    /// Further trust domains, and where their bundles come from.
-    pub domains: Vec<ForeignDomain>,
 }
 
 /// A `TrustDomain`.

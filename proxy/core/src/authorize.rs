@@ -223,11 +223,19 @@ pub fn peer_of(snapshot: &Snapshot, source: IpAddr, id: &SpiffeId) -> Option<Pee
 /// every workload of their trust domain. They are told how what is exported to them stands; nobody
 /// else is.
 #[must_use]
-pub fn gateway_of(snapshot: &Snapshot, source: IpAddr, id: &SpiffeId) -> Vec<PeerIx> {
+pub fn gateways_of(snapshot: &Snapshot, source: IpAddr, id: &SpiffeId) -> Vec<PeerIx> {
     candidates(snapshot, source.to_canonical(), id)
         .filter(|(_, peer)| peer.ids.iter().any(|pattern| pattern.matches(id)))
         .map(|(ix, _)| ix)
         .collect()
+}
+
+/// The peer whose gateway a verified caller is.
+#[must_use]
+pub fn gateway_of(snapshot: &Snapshot, source: IpAddr, id: &SpiffeId) -> Option<PeerIx> {
+    let ix = peer_of(snapshot, source, id)?;
+    let mut ids = snapshot.peer(ix).ids.iter();
+    ids.any(|pattern| pattern.matches(id)).then_some(ix)
 }
 
 /// The peers that fit a caller best, all equally well.
@@ -297,7 +305,7 @@ struct Caller<'a> {
     evidence: Evidence<'a>,
     method: Option<&'a str>,
     /// `None` also where no rule asks for it.
-    path: Option<RequestPath>,
+    path: Option<RequestPath<'a>>,
 }
 
 impl<'a> Caller<'a> {

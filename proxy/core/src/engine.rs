@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 
-use crate::authorize::{Asking, Evidence, Verdict, authorize};
+use crate::authorize::{Asking, Evidence, Verdict, authorize, gateway_of};
 use crate::hello::ClientHello;
 use crate::plan::{Plan, plan};
+use crate::retry::Sender;
 use crate::route::{
     Routed, check_authority, check_authority_port, route_authority, route_plaintext, route_tls,
 };
+use crate::rules::{Tried, choose};
 use crate::shares::Shares;
 use crate::snapshot::{ClusterIx, EndpointIx, Listener, Role, ServiceIx, Snapshot};
 use crate::verdict::Reason;
@@ -63,8 +65,35 @@ pub struct Request<'a> {
     pub authority: &'a str,
     /// The method.
     pub method: &'a str,
-    /// The path as received.
+    /// The path as received, its query may follow.
     pub path: &'a str,
+    /// Its headers.
+    pub headers: Headers<'a>,
+}
+
+/// The headers of a request, to be looked up: whatever keeps them.
+#[derive(Clone, Copy)]
+pub struct Headers<'a>(
+    /// Whether the header of this name, in lower case, is there once and has this value. Of a header
+    /// that comes twice nobody can tell which one a service reads.
+    pub &'a dyn Fn(&str, &str) -> bool,
+);
+
+impl Headers<'_> {
+    /// There are none.
+    pub const NONE: Self = Self(&|_, _| false);
+
+    /// Whether the header of this name, in lower case, is there once and has this value.
+    #[must_use]
+    pub fn has(&self, name: &str, value: &str) -> bool {
+        (self.0)(name, value)
+    }
+}
+
+impl std::fmt::Debug for Headers<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Headers")
+    }
 }
 
 /// What is to be done with an arrival.
@@ -89,10 +118,39 @@ pub struct Carry<'a> {
     pub service: ServiceIx,
     /// The index of the allow rule that matched; `None` where a policy that is audited only let it in.
     pub rule: Option<usize>,
+    /// The rule of the service's own that a request is for, where it has some that apply.
+    pub matched: Option<Matched>,
     /// Where it goes.
     pub cluster: ClusterIx,
-    /// The endpoints to try.
+    /// The endpoints to try; of a split those of one part.
     pub plan: Plan<'a>,
+}
+
+/// Which rule a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Matched {
+    /// Its place in [`Rules::list`](crate::rules::Rules::list).
+    pub rule: usize,
+    /// The part of its split, where it has one.
+    pub part: Option<usize>,
+}
+
+/// Where something goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// The cluster.
+    pub cluster: ClusterIx,
+    /// What chose it, where there are rules that apply.
+    pub matched: Option<Matched>,
+}
+
+impl Target {
+    const fn unruled(cluster: ClusterIx) -> Self {
+        Self {
+            cluster,
+            matched: None,
+        }
+    }
 }
 
 /// Something that is refused.
@@ -173,6 +231,42 @@ pub fn cluster_of(
     }
 }
 
+/// Where a request for a service goes that came in on `listener`, by the service's rules. A peer's
+/// gateway has applied rules already, so its requests go where all of the service's traffic does.
+///
+/// # Errors
+/// As [`cluster_of`]; [`Reason::NoRule`] where none matches; [`nothing_healthy`] where no part of a
+/// split is here.
+pub fn target(
+    snapshot: &Snapshot,
+    shares: &Shares,
+    listener: &Listener,
+    service: ServiceIx,
+    (request, sender): (&Request<'_>, Sender),
+    draw: u64,
+) -> Result<Target, Reason> {
+    let rules = match (&snapshot.service(service).rules, sender) {
+        (Some(rules), Sender::Caller) => rules,
+        (None, _) | (Some(_), Sender::PeerGateway) => {
+            return cluster_of(snapshot, listener, service).map(Target::unruled);
+        }
+    };
+    let nth = rules.find(request).ok_or(Reason::NoRule)?;
+    let split = rules.list.get(nth).and_then(|rule| rule.split.as_deref());
+    let (cluster, part) = match split {
+        None => (cluster_of(snapshot, listener, service)?, None),
+        Some(split) => {
+            let part = choose(split, listener.role, shares, draw, Tried::default());
+            let cluster = part.and_then(|part| split.get(part)?.cluster(listener.role));
+            (cluster.ok_or_else(|| nothing_healthy(listener.role))?, part)
+        }
+    };
+    Ok(Target {
+        cluster,
+        matched: Some(Matched { rule: nth, part }),
+    })
+}
+
 /// Why an arrival on a listener is refused when no endpoint is left to try.
 #[must_use]
 pub const fn nothing_healthy(role: Role) -> Reason {
@@ -215,14 +309,21 @@ fn carry<'a>(
         } => return Err(refusal(reason, rule.or(nearest))),
     };
     let nothing = || refusal(nothing_healthy(arrival.listener.role), None);
-    let cluster =
-        cluster_of(snapshot, arrival.listener, service).map_err(|reason| refusal(reason, None))?;
+    let Target { cluster, matched } = match &request {
+        None => cluster_of(snapshot, arrival.listener, service).map(Target::unruled),
+        Some(request) => {
+            let asked = (request, sender(snapshot, service, arrival));
+            target(snapshot, shares, arrival.listener, service, asked, draw)
+        }
+    }
+    .map_err(|reason| refusal(reason, None))?;
     let of = shares.clusters.get(cluster.0).ok_or_else(nothing)?;
     let plan = plan(snapshot.cluster(cluster), of, load, draw);
     match { plan }.next() {
         Some(_) => Ok(Carry {
             service,
             rule,
+            matched,
             cluster,
             plan,
         }),
@@ -230,10 +331,27 @@ fn carry<'a>(
     }
 }
 
+/// Who sent a request, as far as it matters to rules.
+fn sender(snapshot: &Snapshot, service: ServiceIx, arrival: &Arrival<'_>) -> Sender {
+    if snapshot.service(service).rules.is_none() {
+        return Sender::Caller;
+    }
+    match arrival.evidence {
+        Evidence::Asserted { .. } => Sender::PeerGateway,
+        Evidence::Verified(id) if gateway_of(snapshot, arrival.source, id).is_some() => {
+            Sender::PeerGateway
+        }
+        Evidence::Verified(_) | Evidence::Network => Sender::Caller,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::fixture::{cluster, id, service, snapshot};
+    use crate::fixture::{cluster, http_rule, id, part, service, snapshot};
+    use crate::rules::{Match, PathMatch, Rules};
     use crate::snapshot::{Inbound, Policy, Protocol, Rule, Service};
 
     fn world() -> Snapshot {
@@ -294,6 +412,7 @@ mod tests {
             authority,
             method: "GET",
             path: "/",
+            headers: Headers::NONE,
         }
     }
 
@@ -376,5 +495,58 @@ mod tests {
             })
         ));
         assert_eq!(nothing_healthy(Role::Mesh), Reason::NoLocalEndpoint);
+    }
+
+    /// The world, whose first service has one rule: requests below `/v1` go to cluster 1.
+    fn ruled() -> Snapshot {
+        let mut world = world();
+        world.clusters[1] = cluster(&[&["e0", "e1", "e2"]]).into();
+        world.services[0].rules = Some(Arc::new(Rules {
+            matches: vec![Match {
+                path: PathMatch::Prefix("/v1".into()),
+                ..Match::default()
+            }],
+            list: vec![http_rule("0", Some(vec![part(1, 1)]))],
+        }));
+        world
+    }
+
+    #[test]
+    fn rules_choose_where_a_request_goes_once_it_is_let_in() {
+        let mut world = ruled();
+        let asks = |world: &Snapshot, path| {
+            let asked = Request {
+                path,
+                ..request("one.a")
+            };
+            outcome(world, "apps", Evidence::Network, Wants::Request(asked))
+        };
+        assert_eq!(asks(&world, "/v1/x"), "0 to 1 by 0, 3 attempts");
+        assert_eq!(asks(&world, "/v2"), "no-rule");
+        world.services[0].policy.allow.clear();
+        assert_eq!(asks(&world, "/v2"), "not-allowed");
+    }
+
+    #[test]
+    fn rules_are_for_everybody_but_the_gateways_of_peers_which_applied_theirs() {
+        let world = ruled();
+        let asks = |from: &str, path| {
+            let id = id(from);
+            let inside = Wants::RequestInside {
+                sni: ServiceIx(0),
+                port: SniPort::Known,
+                request: Request {
+                    path,
+                    ..request("one.a")
+                },
+            };
+            outcome(&world, "mesh", Evidence::Verified(&id), inside)
+        };
+        let gateway = "spiffe://west.example/zeugma/gateway";
+        assert_eq!(asks(gateway, "/v2"), "0 to 1 by 0, 3 attempts");
+        let workload = "spiffe://west.example/cart";
+        assert_eq!(asks(workload, "/v2"), "no-rule");
+        // The only part has no backend of this cluster.
+        assert_eq!(asks(workload, "/v1"), "no-local-endpoint");
     }
 }

@@ -7,6 +7,7 @@ use crate::admission::RouteLimits;
 use crate::identity::{IdPattern, SpiffeId, TrustDomain};
 use crate::locality::Locality;
 use crate::names::HostPattern;
+use crate::rules::{HeaderChanges, HttpRule, Part, RuleRetries, RuleTimeouts};
 use crate::snapshot::*;
 
 pub(crate) fn id(text: &str) -> SpiffeId {
@@ -138,7 +139,32 @@ pub(crate) fn service(name: &str, host: &str, port: u16) -> Service {
         policy: Policy::default(),
         export: Export::AllPeers,
         mirrors: Vec::new(),
+        rules: None,
         position: None,
+    }
+}
+
+/// A rule that changes nothing but where requests go.
+pub(crate) fn http_rule(label: &str, split: Option<Vec<Part>>) -> HttpRule {
+    HttpRule {
+        label: label.into(),
+        split,
+        timeouts: RuleTimeouts::default(),
+        retries: RuleRetries::default(),
+        request: HeaderChanges::default(),
+        response: HeaderChanges::default(),
+        position: None,
+    }
+}
+
+/// A part of a split, of workloads alone.
+pub(crate) fn part(cluster: usize, weight: u32) -> Part {
+    Part {
+        label: cluster.to_string().into(),
+        weight,
+        outbound: ClusterIx(cluster),
+        own: None,
+        host: None,
     }
 }
 

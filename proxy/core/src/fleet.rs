@@ -462,6 +462,23 @@ impl Fleet {
         }
     }
 
+    /// Takes so many good outcomes of attempts at one endpoint, as [`observe`](Self::observe) would one
+    /// after the other.
+    pub fn observe_successes(&mut self, key: &EndpointKey, times: u32, now: Time) {
+        self.advance(now);
+        let Some(state) = self.endpoints.get_mut(key) else {
+            return;
+        };
+        let Some(home) = state.home else { return };
+        let Some(cluster) = self.clusters.get_mut(home.cluster()) else {
+            return;
+        };
+        if let Some(level) = cluster.levels.get_mut(home.level()) {
+            level.window.add_requests(times, now);
+        }
+        (state.outlier.get_or_insert_default()).succeeded(times, now);
+    }
+
     /// Takes the answer to a [`Probe`].
     pub fn probed(&mut self, key: &EndpointKey, ok: bool, now: Time) {
         self.advance(now);

@@ -24,6 +24,7 @@ pub mod report;
 pub mod resolved;
 pub mod retry;
 pub mod route;
+pub mod rules;
 pub mod shares;
 pub mod snapshot;
 pub mod svid;

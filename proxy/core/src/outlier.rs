@@ -65,7 +65,7 @@ pub fn count(passive: &PassiveCheck, result: Result<(), Failure>) -> Counted {
             Counted::Unreachable
         }
         _ if listed => Counted::Bad,
-        Failure::Status(_) | Failure::Unavailable => Counted::Good,
+        Failure::Status(_) | Failure::Unavailable | Failure::Grpc(_) => Counted::Good,
         Failure::Connect
         | Failure::NoLocalEndpoint
         | Failure::RefusedStream
@@ -99,8 +99,13 @@ impl Window {
 
     /// Counts a request, whatever comes of it.
     pub fn add_request(&mut self, now: Time) {
+        self.add_requests(1, now);
+    }
+
+    /// Counts so many requests, whatever comes of them.
+    pub fn add_requests(&mut self, times: u32, now: Time) {
         let slot = self.slot(now);
-        slot.requests = slot.requests.saturating_add(1);
+        slot.requests = slot.requests.saturating_add(times);
     }
 
     /// Counts a failure of a request that was counted.
@@ -181,18 +186,16 @@ impl Outlier {
         passive: &PassiveCheck,
         now: Time,
     ) -> Option<EjectCause> {
-        let failed = match counted {
+        match counted {
             Counted::Nothing => return None,
-            Counted::Good => false,
-            Counted::Bad | Counted::Unreachable => true,
-        };
-        self.window.add(failed, now);
-        self.unreachable.add(counted == Counted::Unreachable, now);
-        if !failed {
-            self.in_a_row = 0;
-            self.unreachable_in_a_row = 0;
-            return None;
+            Counted::Good => {
+                self.succeeded(1, now);
+                return None;
+            }
+            Counted::Bad | Counted::Unreachable => {}
         }
+        self.window.add(true, now);
+        self.unreachable.add(counted == Counted::Unreachable, now);
         if self.ejected.is_some() {
             return None;
         }
@@ -211,6 +214,14 @@ impl Outlier {
             return Some(EjectCause::Consecutive);
         }
         over(&self.window).then_some(EjectCause::ErrorRate)
+    }
+
+    /// Counts so many good outcomes, as [`record`](Self::record) would one after the other.
+    pub fn succeeded(&mut self, times: u32, now: Time) {
+        self.window.add_requests(times, now);
+        self.unreachable.add_requests(times, now);
+        self.in_a_row = 0;
+        self.unreachable_in_a_row = 0;
     }
 
     /// The ejection under way.
@@ -367,6 +378,7 @@ mod tests {
             (Failure::Status(503), Counted::Bad),
             (Failure::Status(500), Counted::Good),
             (Failure::Unavailable, Counted::Good),
+            (Failure::Grpc(13), Counted::Good),
             (Failure::RefusedStream, Counted::Nothing),
         ] {
             assert_eq!(count(&passive, Err(failure)), expected, "{failure:?}");

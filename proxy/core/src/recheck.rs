@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::authorize::{Asking, Verdict, authorize, authorize_session, evidence, gateway_of};
+use crate::authorize::{Asking, Verdict, authorize, authorize_session, evidence, gateways_of};
 use crate::engine::cluster_of;
 use crate::identity::SpiffeId;
 use crate::snapshot::{
@@ -170,7 +170,7 @@ pub fn judge(snapshot: &Snapshot, carried: &Carried<'_>) -> Result<(), Ending> {
         return Err(Ending::not_served(detail));
     }
     if matches!(carried.kind, Kind::Reports) {
-        let peers = (carried.verified).map(|id| gateway_of(snapshot, carried.source, id));
+        let peers = (carried.verified).map(|id| gateways_of(snapshot, carried.source, id));
         return if peers.is_some_and(|peers| !peers.is_empty()) {
             Ok(())
         } else {
@@ -290,10 +290,16 @@ pub fn judge_answering(
     let Some(listener) = snapshot.listener(listener) else {
         return Ok(());
     };
-    let Ok(cluster) = cluster_of(snapshot, listener, service) else {
-        return Ok(());
-    };
-    judge_answering_in(snapshot, cluster, service, answering)
+    let rules = snapshot.service(service).rules.as_deref();
+    let splits =
+        (rules.iter().flat_map(|rules| &rules.list)).filter_map(|rule| rule.split.as_ref());
+    let parts = splits
+        .flatten()
+        .filter_map(|part| part.cluster(listener.role));
+    let all = cluster_of(snapshot, listener, service)
+        .into_iter()
+        .chain(parts);
+    judge_answering_in(snapshot, all, service, answering)
 }
 
 /// As [`judge_answering`], of a copy for the mirror to `route`.
@@ -312,17 +318,18 @@ pub fn judge_copy(
         return Err(Ending::not_served(detail));
     };
     answering.map_or(Ok(()), |answering| {
-        judge_answering_in(snapshot, mirror.to, service, answering)
+        judge_answering_in(snapshot, [mirror.to], service, answering)
     })
 }
 
 fn judge_answering_in(
     snapshot: &Snapshot,
-    cluster: ClusterIx,
+    clusters: impl IntoIterator<Item = ClusterIx>,
     service: ServiceIx,
     answering: &Answering<'_>,
 ) -> Result<(), Ending> {
-    let same = (snapshot.cluster(cluster).endpoints.iter()).filter(|endpoint| {
+    let endpoints = (clusters.into_iter()).flat_map(|ix| &snapshot.cluster(ix).endpoints);
+    let same = endpoints.filter(|endpoint| {
         *endpoint.backend == *answering.backend && endpoint.address == *answering.address
     });
     let mut unexpected = false;

@@ -1,5 +1,6 @@
 use super::*;
-use crate::fixture::{id, ids, nets, service, snapshot};
+use crate::fixture::{cluster, http_rule, id, ids, nets, part, service, snapshot};
+use crate::rules::Rules;
 use crate::snapshot::{Export, Policy, Position, Rule};
 
 const CART: &str = "spiffe://west.example/ns/shop/sa/cart";
@@ -277,4 +278,33 @@ fn an_endpoint_may_go_but_not_become_somebody_else() {
     assert_eq!(judged(&world).unwrap_err().reason, Reason::UpstreamRefused);
     Arc::make_mut(&mut world.clusters[0]).endpoints.clear();
     judged(&world).unwrap();
+}
+
+#[test]
+fn an_endpoint_of_another_route_that_a_rule_leads_to_may_not_become_somebody_else() {
+    let mut world = world();
+    let mut canary = cluster(&[&["canary"]]);
+    canary.endpoints[0].backend = "canary".into();
+    world.clusters.push(canary.into());
+    world.services[1].rules = Some(Arc::new(Rules {
+        list: vec![http_rule("0", Some(vec![part(1, 1)]))],
+        ..Rules::default()
+    }));
+    let cart = id(CART);
+    let judged = |world: &mut Snapshot, who: &[&str]| {
+        let endpoint = &mut Arc::make_mut(&mut world.clusters[1]).endpoints[0];
+        endpoint.tls = EndpointTls::Mesh {
+            sni: "canary.a".into(),
+            expected: ids(who),
+        };
+        let answering = Answering {
+            backend: "canary",
+            address: &endpoint.address.clone(),
+            id: &cart,
+        };
+        judge_answering(world, "apps", ServiceIx(1), &answering)
+    };
+    judged(&mut world, &[CART]).unwrap();
+    let ending = judged(&mut world, &[GATEWAY]).unwrap_err();
+    assert_eq!(ending.reason, Reason::UpstreamRefused);
 }

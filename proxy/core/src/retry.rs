@@ -120,7 +120,10 @@ pub fn again(
     if tried.failure.is_unseen() {
         return Ok(Again::Free);
     }
-    let answered = matches!(tried.failure, Failure::Status(_) | Failure::Unavailable);
+    let answered = matches!(
+        tried.failure,
+        Failure::Status(_) | Failure::Unavailable | Failure::Grpc(_)
+    );
     if !retries.on.contains(&tried.failure) || (answered && tried.sender == Sender::PeerGateway) {
         return Err(Stop::Failure);
     }

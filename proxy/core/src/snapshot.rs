@@ -15,6 +15,7 @@ use crate::admission::{Rate, RouteLimits};
 use crate::identity::{IdPattern, TrustDomain};
 use crate::locality::Locality;
 use crate::names::{Host, HostPattern};
+use crate::rules::Rules;
 
 /// The index of a [`Service`] in [`Snapshot::services`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -116,6 +117,8 @@ pub struct Service {
     pub export: Export,
     /// Where copies of its requests go.
     pub mirrors: Vec<Mirror>,
+    /// How its requests are told apart; `None`: they are all alike.
+    pub rules: Option<Arc<Rules>>,
     /// Where it was written.
     pub position: Option<Position>,
 }
@@ -485,6 +488,8 @@ pub enum Failure {
     Status(u16),
     /// gRPC status 14.
     Unavailable,
+    /// This gRPC status, where it is another one.
+    Grpc(u16),
     /// A peer's gateway has no healthy endpoint of its own: no endpoint saw the request.
     NoLocalEndpoint,
 }
@@ -509,6 +514,7 @@ impl Failure {
             Self::Timeout => "timeout",
             Self::Status(_) => "status",
             Self::Unavailable => "unavailable",
+            Self::Grpc(_) => "grpc-status",
             Self::NoLocalEndpoint => "no-local-endpoint",
         }
     }

@@ -85,6 +85,7 @@ reasons! {
     CertificateRefused, Some("ZG0310"), "certificate-refused", "-", Downstream, "the caller's certificate breaks a rule";
     AuthorityMissing, Some("ZG0406"), "authority-missing", "-", Downstream, "the request names no host";
     AuthorityUnknown, Some("ZG0407"), "authority-unknown", "NR", Downstream, "no service has the request's host";
+    NoRule, Some("ZG0418"), "no-rule", "NR", Downstream, "no rule of the route matches the request";
     Misdirected, Some("ZG0408"), "misdirected", "-", Downstream, "the request's host is not the SNI's service";
     FrameFlood, Some("ZG0410"), "frame-flood", "RL", Downstream, "the caller sends more HTTP/2 frames that only cost than it may: resets, continuations, empty data";
     RequestMalformed, Some("ZG0409"), "request-malformed", "DPE", Downstream, "the request is not valid HTTP";
@@ -99,14 +100,15 @@ reasons! {
     RevocationUnknown, Some("ZG0313"), "revocation-unknown", "-", Operator, "the CRL of the caller's trust domain is out of date for too long";
     AnchorRemoved, Some("ZG0314"), "anchor-removed", "-", Operator, "the caller's certificate was verified by an anchor that the bundle no longer has";
     UpstreamRefused, Some("ZG0315"), "upstream-refused", "UC", Operator, "the endpoint's certificate or identity is not accepted any more";
+    NoIdentity, Some("ZG0319"), "no-identity", "-", Operator, "the gateway has no SVID yet: its Workload API has given none";
     NoLocalEndpoint, Some("ZG0412"), "no-local-endpoint", "UH", Upstream, "no healthy endpoint in this cluster";
     NoHealthyEndpoint, Some("ZG0413"), "no-healthy-endpoint", "UH", Upstream, "no healthy endpoint anywhere";
     ConnectFailed, Some("ZG0414"), "connect-failed", "UF", Upstream, "no endpoint could be connected";
     UpstreamReset, Some("ZG0415"), "upstream-reset", "UC", Upstream, "the endpoint broke the connection";
     UpstreamTimeout, Some("ZG0416"), "upstream-timeout", "UT", Upstream, "the endpoint did not answer in time";
     UpstreamProtocol, Some("ZG0417"), "upstream-protocol", "UPE", Upstream, "the endpoint's answer is not valid HTTP";
-    NotAGateway, Some("ZG0418"), "not-a-gateway", "RBAC", Operator, "health reports are told to the gateways of peers alone";
-    ReportLimit, Some("ZG0419"), "report-limit", "UO", Operator, "so many health reports are under way as may be, of this peer or of all";
+    NotAGateway, Some("ZG0434"), "not-a-gateway", "RBAC", Operator, "health reports are told to the gateways of peers alone";
+    ReportLimit, Some("ZG0435"), "report-limit", "UO", Operator, "so many health reports are under way as may be, of this peer or of all";
     ConnectionLimit, Some("ZG0911"), "connection-limit", "UO", Operator, "the gateway's connection limit is reached";
     HandshakeLimit, Some("ZG0912"), "handshake-limit", "UO", Operator, "the gateway's limit of handshakes under way is reached";
     HandshakeRate, Some("ZG0913"), "handshake-rate", "RL", Operator, "the source begins more connections than the listener lets it";

@@ -570,6 +570,7 @@ fn service(host: &str) -> Service {
         policy: Policy::default(),
         export: Export::AllPeers,
         mirrors: Vec::new(),
+        rules: None,
         position: None,
     }
 }

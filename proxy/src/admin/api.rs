@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use zeugma_core::fleet::STALE_AFTER;
+use zeugma_core::rules::{Field, HttpRule, Match, Part, PathMatch, Rules};
 use zeugma_core::shares::{ClusterShares, EndpointStatus, LevelMotion, SHARE_EPSILON, Worth};
 use zeugma_core::snapshot::{
     Cluster, ClusterIx, Endpoint, Export, Inbound, Mirror, Peer, PeerIx, Protocol, Service,
@@ -26,7 +27,6 @@ use crate::journal::Event;
 use crate::listing::{self, ENTRIES_MAX, Wanted};
 use crate::peer::ask::Standing;
 use crate::runtime::{Published, Shared};
-use crate::tls::Credentials;
 
 /// What the documents' form is called; a field may be added under the same name.
 const VERSION: &str = "api.zeugma.dev/v1";
@@ -110,10 +110,58 @@ pub(super) fn service_json(published: &Published, shared: &Shared, service: &Ser
         "allow": service.policy.allow.len(),
         "deny": service.policy.deny.len(),
         "mirrors": mirrors,
+        "rules": service.rules.as_ref().map(|rules| rules_json(published, shared, rules)),
         "written": service.position.as_ref().map(ToString::to_string),
         "outbound": view(service.outbound),
         "own": service.own.map(view),
     })
+}
+
+/// The rules in the order written, each with what it matches and the place of that in the order asked.
+fn rules_json(published: &Published, shared: &Shared, rules: &Rules) -> Value {
+    let fields = |fields: &[Field]| -> BTreeMap<String, String> {
+        let all = fields.iter();
+        all.map(|field| (field.name.to_string(), field.value.to_string()))
+            .collect()
+    };
+    let match_json = |(asked, one): (usize, &Match)| {
+        let (exact, prefix) = match &one.path {
+            PathMatch::Any => (None, None),
+            PathMatch::Exact(path) => (Some(&**path), None),
+            PathMatch::Prefix(prefix) => (None, Some(&**prefix)),
+        };
+        json!({
+            "asked": asked,
+            "exact": exact,
+            "prefix": prefix,
+            "method": one.method.as_deref(),
+            "headers": fields(&one.headers),
+            "query": fields(&one.query),
+        })
+    };
+    let part_json = |part: &Part| {
+        json!({
+            "part": &*part.label,
+            "weight": part.weight,
+            "outbound": cluster_json(published, shared, part.outbound),
+            "own": part.own.map(|own| cluster_json(published, shared, own)),
+        })
+    };
+    let rule_json = |(nth, rule): (usize, &HttpRule)| {
+        let matches = rules
+            .matches
+            .iter()
+            .enumerate()
+            .filter(|(_, one)| one.rule == nth);
+        let split = rule.split.as_ref();
+        json!({
+            "rule": &*rule.label,
+            "matches": matches.map(match_json).collect::<Vec<_>>(),
+            "split": split.map(|split| split.iter().map(part_json).collect::<Vec<_>>()),
+            "written": rule.position.as_ref().map(ToString::to_string),
+        })
+    };
+    rules.list.iter().enumerate().map(rule_json).collect()
 }
 
 fn mirror_json(mirror: &Mirror) -> Value {
@@ -373,13 +421,14 @@ fn moved(event: &Event) -> Option<&str> {
 async fn identities(State(shared): State<Arc<Shared>>) -> Response {
     beside(move || {
         let published = shared.published.load_full();
-        let content = identities_json(&shared.credentials.load());
+        let content = identities_json(&shared);
         document(&published, "identities", content)
     })
     .await
 }
 
-pub(super) fn identities_json(credentials: &Credentials) -> Value {
+pub(super) fn identities_json(shared: &Shared) -> Value {
+    let credentials = shared.credentials.load();
     let due: BTreeMap<&str, i64> = (credentials.crls().due())
         .map(|(domain, due)| (domain.as_str(), due))
         .collect();
@@ -404,17 +453,20 @@ pub(super) fn identities_json(credentials: &Credentials) -> Value {
             })
         })
         .collect();
-    let own = credentials.own();
-    json!({
-        "own": {
+    let own = credentials.own().map(|own| {
+        json!({
             "spiffe_id": own.id.as_str(),
             "serials": own.serials.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "anchor": hex(&own.anchor),
-            "not_before": moment(credentials.not_before()),
-            "not_after": moment(credentials.not_after()),
+            "not_before": credentials.not_before().map(moment),
+            "not_after": credentials.not_after().map(moment),
             "path_not_after": moment(own.not_after),
             "generation": credentials.generation(),
-        },
+        })
+    });
+    json!({
+        "own": own,
+        "workload_api": shared.workload_api.to_json(),
         "bundles": bundles,
         "verified_chains": credentials.cached_chains(),
     })
@@ -435,6 +487,8 @@ async fn findings(State(shared): State<Arc<Shared>>) -> Response {
     if let Some(list) = found.as_array_mut() {
         list.extend(shared.names.load().findings());
         list.extend(shared.federation.findings());
+        let has_svid = shared.credentials.load().id().is_some();
+        list.extend(shared.workload_api.findings(has_svid));
     }
     document(&published, "findings", found)
 }

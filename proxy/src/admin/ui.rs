@@ -102,7 +102,7 @@ impl Page {
             peers: peers_json(&published, shared),
             routes,
             failovers: failovers_json(&published, shared),
-            identities: identities_json(&shared.credentials.load()),
+            identities: identities_json(shared),
             findings: Value::clone(&shared.findings.load()),
             refusals: shared.metrics.refusals(),
             published,

@@ -275,7 +275,7 @@ impl Control {
                 let what = evacuation.to_string();
                 let since = crate::journal::now();
                 self.decided.evacuations.push((evacuation, since));
-                tracing::warn!(code = "ZG0434", what, "evacuated: all traffic is taken off");
+                tracing::warn!(code = "ZG0440", what, "evacuated: all traffic is taken off");
                 (
                     format!("evacuated: {what}"),
                     json!({ "lever": "evacuate", "what": what }),
@@ -287,7 +287,7 @@ impl Control {
                     return Err(WishError::NotEvacuated(evacuation));
                 }
                 let what = evacuation.to_string();
-                tracing::info!(code = "ZG0435", what, "reset: traffic comes back");
+                tracing::info!(code = "ZG0441", what, "reset: traffic comes back");
                 (
                     format!("reset: {what}"),
                     json!({ "lever": "reset", "what": what }),
@@ -304,7 +304,7 @@ impl Control {
                     return Err(WishError::NoRoute(route));
                 }
                 let released = self.fleet.reset(&route, now);
-                tracing::info!(code = "ZG0435", what = %route, released, "reset: traffic comes back");
+                tracing::info!(code = "ZG0441", what = %route, released, "reset: traffic comes back");
                 (
                     format!("reset: {route}"),
                     json!({ "lever": "reset", "what": &*route, "released": released }),

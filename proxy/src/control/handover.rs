@@ -90,6 +90,14 @@ pub enum HandoverError {
         /// What it said.
         why: String,
     },
+    /// A Workload API gave us no SVID: the predecessor serves better.
+    #[error(
+        "the Workload API gave no SVID in time; the gateway of pid {pid} goes on serving. Look at the agent, and start again"
+    )]
+    NoSvid {
+        /// Whom we asked.
+        pid: i32,
+    },
     /// The predecessor did not keep to the protocol, or went away.
     #[error("the handover from the gateway of pid {pid} failed; it goes on serving if it can")]
     Failed {
@@ -107,7 +115,10 @@ impl HandoverError {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::NoState => "ZG0948",
-            Self::Unreachable { .. } | Self::Refused { .. } | Self::Failed { .. } => "ZG0949",
+            Self::Unreachable { .. }
+            | Self::Refused { .. }
+            | Self::NoSvid { .. }
+            | Self::Failed { .. } => "ZG0949",
         }
     }
 }

@@ -19,7 +19,7 @@ use super::rest::{Next, Rest};
 use super::systemd;
 use crate::federation::Wanted;
 use crate::runtime::Shared;
-use crate::tls::{Credentials, CredentialsError, DomainBundle, SvidFiles};
+use crate::tls::{Credentials, CredentialsError, DomainBundle, SvidFiles, SvidGiven, SvidSource};
 use crate::watch::Watch;
 
 /// Between two tries to bind what a gateway that serves goes on without.
@@ -32,7 +32,7 @@ const UNBOUND_MAX: usize = 4;
 pub(super) struct Files {
     config: PathBuf,
     node: NodeOptions,
-    svid: SvidFiles,
+    svid: SvidSource,
     watch: Watch,
     settings: GatewaySettings,
     /// Those of the files as they were last loaded.
@@ -138,6 +138,8 @@ enum Bound {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Woken {
     Change,
+    /// A Workload API gave something: no file changed.
+    Given,
     Signal,
     Again,
     /// Those of the configuration were looked at before, or what is said of them is no longer so.
@@ -164,7 +166,7 @@ impl Files {
         // Where the last good ones serve in place of files that are refused, the same again is news.
         let fingerprint = (beginning.findings.is_none()).then_some(start.fingerprint);
         let settings = &start.settings;
-        let svid = svid_files(settings);
+        let svid = svid_source(settings);
         let mut watch = Watch::new();
         watch.set(watched(start.files.clone(), &svid));
         let said = refused_in_part(&start.refused);
@@ -213,6 +215,7 @@ impl Files {
             let woken = tokio::select! {
                 () = self.watch.changed() => Woken::Change,
                 () = shared.federation.changed() => Woken::Change,
+                () = shared.workload_api.changed() => Woken::Given,
                 _ = hangup.recv() => Woken::Signal,
                 () = again.notified() => Woken::Again,
                 () = until(look) => Woken::Look,
@@ -234,14 +237,16 @@ impl Files {
                 self.fingerprint = None;
             }
             let svid = self.svid.clone();
-            if !Box::pin(self.reload_config(&shared, &tell)).await {
+            let is_given = woken == Woken::Given;
+            if !is_given && !Box::pin(self.reload_config(&shared, &tell)).await {
                 return;
             }
             // Before its endpoint is asked, and before something older is taken for the newest.
-            let domains = self.latest.svid.domains.clone();
+            let domains = self.latest.domains.clone();
             (shared.federation.remember(&shared.settings, &domains)).await;
             if woken == Woken::Signal {
                 shared.federation.forget_removed().await;
+                shared.workload_api.ask_anew();
             }
             // After it: the configuration says where they are.
             let credentials = if woken == Woken::Look && self.svid == svid {
@@ -249,13 +254,15 @@ impl Files {
             } else {
                 self.reload_credentials(&shared).await
             };
+            let had_none = shared.credentials.load().id().is_none();
             let is_done = !matches!(self.rest.next(), Next::At(_));
             let reloaded = Reloaded {
-                credentials,
                 wanted: Some(Wanted {
                     domains,
-                    anew: woken == Woken::Signal,
+                    // Endpoints that only the first SVID's bundles verify were in vain so far.
+                    anew: woken == Woken::Signal || (had_none && credentials.is_some()),
                 }),
+                credentials,
                 by_signal: self.signalled && is_done,
                 ..Reloaded::default()
             };
@@ -388,25 +395,28 @@ impl Files {
 
     /// Loads certificate and bundles; `None` where they are those that serve, or are refused.
     async fn reload_credentials(&mut self, shared: &Shared) -> Option<Credentials> {
-        let svid = shared.federation.beside(self.svid.clone());
+        let given = shared.workload_api.beside(self.svid.clone());
+        let source = shared.federation.beside(given);
         let before = shared.credentials.load_full();
-        let loading = tokio::task::spawn_blocking(move || before.reload(&svid)).await;
-        match loading {
-            Ok(Ok(credentials)) => {
-                self.tell_wrong(credentials.wrong());
-                if shared.credentials.load().differs(&credentials) {
-                    tracing::info!(code = "ZG0201", id = %credentials.id(), "certificate and bundles applied");
-                    return Some(credentials);
-                }
-                let is_whole = credentials.wrong().is_empty();
-                shared.metrics.reloaded("credentials", is_whole);
-            }
-            Ok(Err(error)) => self.refuse_credentials(&error, shared),
-            Err(error) => {
-                tracing::error!(code = "ZG0906", %error, "loading the certificate failed")
-            }
+        if source.is_awaited() && before.id().is_some() {
+            // What serves stays until there is something to take its place.
+            return None;
         }
-        None
+        let (source, renewed) = renew(before, source).await?;
+        let error = match renewed {
+            Ok(credentials) => {
+                shared.workload_api.used(&source);
+                self.tell_wrong(credentials.wrong());
+                return news(credentials, shared);
+            }
+            Err(error) => error,
+        };
+        self.refuse_credentials(&error, shared);
+        // What is beside it may have changed all the same.
+        let used = (shared.workload_api).refused(&source, with_causes(&error))?;
+        let (_, renewed) = renew(shared.credentials.load_full(), used).await?;
+        let credentials = renewed.ok()?;
+        (shared.credentials.load().differs(&credentials)).then_some(credentials)
     }
 
     /// Takes a configuration that serves.
@@ -418,7 +428,8 @@ impl Files {
         shared: &Shared,
     ) {
         self.good = good;
-        self.svid = svid_files(&settings);
+        self.svid = svid_source(&settings);
+        shared.workload_api.want(settings.svid.workload_api());
         self.watch.set(watched(files, &self.svid));
         let is_news = needs_restart(&self.latest, &settings);
         self.latest = settings;
@@ -543,35 +554,78 @@ fn needs_restart(before: &GatewaySettings, now: &GatewaySettings) -> bool {
     fixed(before) != fixed(now)
 }
 
-fn watched(mut files: Vec<PathBuf>, svid: &SvidFiles) -> Vec<PathBuf> {
-    files.extend([
-        svid.certificate.clone(),
-        svid.key.clone(),
-        svid.bundles.clone(),
-    ]);
-    files.extend(svid.crls.clone());
-    files.extend(svid.denied.clone());
-    files.extend(svid.domains.iter().filter_map(|one| one.file.clone()));
+/// Makes credentials of a source, beside everything else; `None` where that panicked.
+async fn renew(
+    before: Arc<Credentials>,
+    source: SvidSource,
+) -> Option<(SvidSource, Result<Credentials, CredentialsError>)> {
+    let renewing = tokio::task::spawn_blocking(move || {
+        let renewed = before.renew(&source);
+        (source, renewed)
+    });
+    let renewed = renewing.await.inspect_err(
+        |error| tracing::error!(code = "ZG0906", %error, "loading the certificate failed"),
+    );
+    renewed.ok()
+}
+
+/// Credentials that bring something.
+fn news(credentials: Credentials, shared: &Shared) -> Option<Credentials> {
+    if shared.credentials.load().differs(&credentials) {
+        let id = credentials.id().map(tracing::field::display);
+        tracing::info!(code = "ZG0201", id, "certificate and bundles applied");
+        return Some(credentials);
+    }
+    tell_whole(&credentials, shared);
+    None
+}
+
+/// Counts credentials that serve: whole, if there is nothing newer that cannot be used.
+pub(super) fn tell_whole(credentials: &Credentials, shared: &Shared) {
+    let is_whole = credentials.wrong().is_empty() && !shared.workload_api.is_refused();
+    shared.metrics.reloaded("credentials", is_whole);
+}
+
+fn watched(mut files: Vec<PathBuf>, svid: &SvidSource) -> Vec<PathBuf> {
+    if let SvidSource::Files(svid) = svid {
+        files.extend([
+            svid.certificate.clone(),
+            svid.key.clone(),
+            svid.bundles.clone(),
+        ]);
+        files.extend(svid.crls.clone());
+        files.extend(svid.denied.clone());
+    }
+    files.extend(svid.domains().iter().filter_map(|one| one.file.clone()));
     files
 }
 
-/// Where a gateway's certificate is, as the TLS part names it.
-pub(super) fn svid_files(settings: &GatewaySettings) -> SvidFiles {
-    SvidFiles {
-        certificate: settings.svid.certificate.clone(),
-        key: settings.svid.key.clone(),
-        bundles: settings.svid.bundles.clone(),
-        crls: settings.svid.crls.clone(),
-        denied: settings.svid.denied.clone(),
-        own: Some(settings.trust_domain.clone()),
-        domains: (settings.svid.domains.iter())
-            .map(|one| DomainBundle {
-                domain: one.domain.clone(),
-                file: one.bundle.clone(),
-                is_fetched: one.endpoint.is_some(),
-                fetched: None,
-            })
-            .collect(),
+/// Where a gateway's certificate comes from, as the TLS part names it.
+pub(super) fn svid_source(settings: &GatewaySettings) -> SvidSource {
+    let own = settings.trust_domain.clone();
+    let domains: Vec<_> = (settings.domains.iter())
+        .map(|one| DomainBundle {
+            domain: one.domain.clone(),
+            file: one.bundle.clone(),
+            is_fetched: one.endpoint.is_some(),
+            fetched: None,
+        })
+        .collect();
+    match &settings.svid {
+        zeugma_xds::SvidSource::Files(files) => SvidSource::Files(SvidFiles {
+            certificate: files.certificate.clone(),
+            key: files.key.clone(),
+            bundles: files.bundles.clone(),
+            crls: files.crls.clone(),
+            denied: files.denied.clone(),
+            own: Some(own),
+            domains,
+        }),
+        zeugma_xds::SvidSource::WorkloadApi(_) => SvidSource::Given(SvidGiven {
+            given: None,
+            own,
+            domains,
+        }),
     }
 }
 

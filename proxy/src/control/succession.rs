@@ -3,14 +3,19 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use super::accepting::New;
 use super::handover::{Asked, Door, HandoverError, Offered, Taking};
 use super::inherit::Place;
+use super::reload::Reloaded;
 use super::{Control, Stage, systemd};
 use crate::admin;
+
+/// How long it waits for an SVID before it takes over: the one before waits for longer.
+const SVID_WAIT: Duration = Duration::from_secs(10);
 
 impl Control {
     /// Accepts at once, or from the moment when it takes over. Returns the stage it begins in, and
@@ -19,8 +24,8 @@ impl Control {
         &mut self,
         mut starting: Stage,
         bound: New,
-        taking: Option<Taking>,
-        before: Vec<Place>,
+        (taking, before): (Option<Taking>, Vec<Place>),
+        reloaded: &mut mpsc::Receiver<Reloaded>,
     ) -> (Stage, mpsc::Receiver<Asked>, Result<(), HandoverError>) {
         let Some(taking) = taking else {
             self.accepting.commit(bound);
@@ -29,7 +34,12 @@ impl Control {
         };
         // The one before serves meanwhile: nobody waits for this one to be ready.
         starting.over().await;
-        match self.take_over(taking, bound, before).await {
+        let pid = taking.pid();
+        let taken = match self.await_svid_of(pid, &starting, reloaded).await {
+            Ok(()) => self.take_over(taking, bound, before).await,
+            Err(error) => Err(error),
+        };
+        match taken {
             Ok(()) => (self.become_ready(), self.open_door(), Ok(())),
             Err(error) => {
                 tracing::error!(
@@ -41,6 +51,34 @@ impl Control {
                 (self.drain(), asked, Err(error))
             }
         }
+    }
+
+    /// Waits for the first SVID: without one, the gateway before serves better.
+    ///
+    /// # Errors
+    /// A Workload API gave none in time.
+    async fn await_svid_of(
+        &mut self,
+        pid: i32,
+        stage: &Stage,
+        reloaded: &mut mpsc::Receiver<Reloaded>,
+    ) -> Result<(), HandoverError> {
+        let until = tokio::time::Instant::now() + SVID_WAIT;
+        let mut is_passed_over = false;
+        while !self.has_svid() {
+            let next = tokio::time::timeout_at(until, reloaded.recv()).await;
+            let Ok(Some(mut next)) = next else {
+                return Err(HandoverError::NoSvid { pid });
+            };
+            // The sockets are those of the configuration that it began with.
+            is_passed_over |= next.config.take().is_some();
+            (next.answer, next.bind) = (None, None);
+            self.apply(next, stage);
+        }
+        if is_passed_over {
+            self.again.notify_one();
+        }
+        Ok(())
     }
 
     /// Serves probes, metrics and the admin interface.
@@ -177,7 +215,10 @@ impl Control {
         self.accepting.hand_over(adopted);
         match stage {
             // Still ready, if anybody is: who asked here a moment ago means them both.
-            Stage::Starting { .. } | Stage::Serving | Stage::Leaving { .. } => self.end_open(),
+            Stage::Starting { .. }
+            | Stage::Awaiting { .. }
+            | Stage::Serving
+            | Stage::Leaving { .. } => self.end_open(),
             Stage::Draining { .. } => stage,
         }
     }

@@ -20,6 +20,12 @@ pub(super) fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
+/// Not ready yet, and alive: it is given that long to tell so again, or to be ready.
+pub(super) fn waiting(longest: Duration) {
+    let microseconds = u32::try_from(longest.as_micros()).unwrap_or(u32::MAX);
+    tell(&[NotifyState::ExtendTimeoutUsec(microseconds)]);
+}
+
 /// The configuration is being loaded anew; its next word is [`ready`].
 pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {

@@ -27,7 +27,7 @@ use zeugma_xds::{BundleEndpoint, ForeignDomain, GatewaySettings, StateDir};
 use self::fetch::{FetchError, Fetched, fetch};
 use crate::runtime::Shared;
 use crate::state;
-use crate::tls::{BUNDLE_BYTES_MAX, Bundle, SvidFiles};
+use crate::tls::{BUNDLE_BYTES_MAX, Bundle, SvidSource};
 
 /// Where a bundle says nothing of it (SPIFFE_Federation.md §5.3: F10).
 const REFRESH: Duration = Duration::from_secs(300);
@@ -89,7 +89,7 @@ struct Failing {
 impl Federation {
     /// What was kept of it in the folder of a gateway, which may not be its own yet.
     pub(crate) fn kept(settings: &GatewaySettings) -> Self {
-        let domains = settings.svid.domains.clone();
+        let domains = settings.domains.clone();
         let federation = Self {
             known: Arc::default(),
             wanted: watch::channel((0, domains)).0,
@@ -109,7 +109,7 @@ impl Federation {
 
     /// Reads what is kept, and says whether that is news.
     fn read(&self, settings: &GatewaySettings) -> bool {
-        let domains: Vec<_> = fetched(&settings.svid.domains).cloned().collect();
+        let domains: Vec<_> = fetched(&settings.domains).cloned().collect();
         let kept = read_all(&settings.state_dir, &settings.name, domains);
         let mut all = self.lock();
         let mut is_news = false;
@@ -209,16 +209,16 @@ impl Federation {
         self.changed.notified().await;
     }
 
-    /// The files of an identity, and what was fetched beside them.
-    pub(crate) fn beside(&self, mut files: SvidFiles) -> SvidFiles {
+    /// The source of an identity, and what was fetched beside it.
+    pub(crate) fn beside(&self, mut source: SvidSource) -> SvidSource {
         let known = self.lock();
-        for one in &mut files.domains {
+        for one in source.domains_mut() {
             // Of a domain without an endpoint there may be what was fetched before it lost it.
             if one.is_fetched {
                 one.fetched = (known.get(&one.domain)).and_then(|known| known.bundle.clone());
             }
         }
-        files
+        source
     }
 
     /// What is wrong at present, as findings.

@@ -14,8 +14,8 @@ use http::{
 };
 use http_body::Body as _;
 use tokio::time::{Instant, Sleep, sleep_until};
-use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, peer_of};
-use zeugma_core::engine::{cluster_of, nothing_healthy};
+use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, gateway_of};
+use zeugma_core::engine::nothing_healthy;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
 use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, Sender, Tried, again, is_idempotent};
@@ -29,18 +29,19 @@ use super::body::{Held, Outgoing, Progress, Source};
 use super::expect::{Answered, Gate, Passing, expects_continue};
 use super::h1;
 use super::h2_client::StreamCount;
-use super::headers::{self, Claim, Present, TRACEPARENT, ZEUGMA_REASON};
+use super::headers::{self, Claim, Ids, Present, Said, TRACEPARENT, ZEUGMA_REASON};
 use super::keepalive::{Pings, When};
 use super::pool::{ConnectFailure, Lease, SendError, Turn, Wire};
 use super::record::Record;
+use super::ruled::{self, Ruled};
 use super::stream::Incoming;
 use super::upgrade::Upgrade;
 use super::{Context, Routed, Version, mirror, reply, upgrade};
 use crate::account::{Closed, Destination, RequestFacts};
-use crate::admission;
+use crate::admission::{self, Counted};
 use crate::connection::{describe, explain_audit, explain_denial};
 use crate::recheck::Entry;
-use crate::runtime::Published;
+use crate::runtime::{Polled, Published, unless_others_first};
 use crate::tls::TlsPeer;
 use crate::upstream::{self, Pinned, connect_budget};
 
@@ -55,7 +56,7 @@ pub(super) struct Exchange {
     pub(super) head: request::Parts,
     /// What its headers have.
     present: Present,
-    pub(super) request_id: HeaderValue,
+    pub(super) ids: Rc<Ids>,
     pub(super) is_grpc: bool,
     /// The identity handed on to whoever answers.
     pub(super) caller: Option<SpiffeId>,
@@ -63,8 +64,6 @@ pub(super) struct Exchange {
     pub(super) from_gateway: bool,
     /// The caller's connection, where it asks for another protocol on it.
     pub(super) upgrade: Option<Upgrade>,
-    /// What is sent instead of the caller's `traceparent`.
-    made_trace: Option<HeaderValue>,
     began: std::time::Instant,
     /// A gateway whose word counts says who calls, but not so that it can be read.
     is_unreadable: bool,
@@ -77,7 +76,8 @@ pub(super) async fn exchange(
     request: Request<Incoming>,
 ) -> Response<Outgoing> {
     let published = context.worker.shared.published.load_full();
-    let present = Present::of(request.headers());
+    let present = request.body().present();
+    let present = present.unwrap_or_else(|| Present::of(request.headers()));
     let upgrade = upgrade::asked_for(context.version, &request, present);
     let (head, incoming) = request.into_parts();
     let asks = present.has(Present::EXPECT) && expects_continue(&head.headers);
@@ -98,12 +98,12 @@ pub(super) async fn exchange(
     if let Some(ending) = context.entry.cut_off() {
         return exchange.refuse(ending.reason, None);
     }
-    let Some(listener) = published.listener(&context.listener) else {
+    let Some(listener) = published.listener(&context.origin.listener) else {
         return exchange.refuse(Reason::Drained, None);
     };
-    let cluster = match cluster_of(&published.snapshot, listener, service) {
+    let cluster = match exchange.choose(&published, listener, service) {
         Ok(cluster) => cluster,
-        Err(reason) => return exchange.refuse(reason, None),
+        Err((reason, detail)) => return exchange.refuse(reason, detail),
     };
     let to = Pinned {
         published: Arc::clone(&published),
@@ -128,18 +128,18 @@ pub(super) async fn exchange(
         mirror::start_all(&exchange, &published, target, &source);
     }
     let entry = Rc::clone(exchange.record.entry());
-    let (request_id, is_grpc) = (exchange.request_id.clone(), exchange.is_grpc);
+    let (ids, is_grpc) = (Rc::clone(&exchange.ids), exchange.is_grpc);
     // Dropped, it ends the try under way; its record says why.
     let answered = tokio::select! {
         biased;
-        response = exchange.answer(&to, listener.role, &source) => Some(response),
+        response = exchange.answer(&to, listener.role, &source, None) => Some(response),
         () = entry.cut() => None,
     };
     answered.unwrap_or_else(|| {
         let reason = entry
             .ending()
             .map_or(Reason::NoLongerAllowed, |ending| ending.reason);
-        reply::reply(reason, &request_id, is_grpc)
+        reply::reply(reason, &ids.request, is_grpc)
     })
 }
 
@@ -150,8 +150,10 @@ impl Exchange {
         head: request::Parts,
         present: Present,
     ) -> Self {
-        let request_id = headers::request_id(&head.headers, present, || context.worker.draw());
-        let trace = context.trace(&head.headers, present);
+        let ids = Rc::new(Ids {
+            request: headers::request_id(&head.headers, present, || context.worker.draw()),
+            trace: context.trace(&head.headers, present),
+        });
         let is_grpc = context.version == Version::H2 && headers::is_grpc(&head.headers);
         // Nobody else's word counts.
         let claim = match &context.identity {
@@ -169,25 +171,21 @@ impl Exchange {
             head.method.clone()
         };
         let asked = Rc::new((method, head.uri.clone()));
-        let made_trace = trace.is_said_anew().then(|| trace.parent().clone());
         let closed = Box::new(Closed {
-            listener: Arc::clone(&context.listener),
-            source: context.source,
+            origin: Rc::clone(&context.origin),
+            attested: None,
             generation: published.generation,
-            caller: context.caller.clone(),
-            tls: context.tls.clone(),
             service: None,
             destination: None,
             request: Some(RequestFacts {
-                id: request_id.clone(),
-                trace,
+                ids: Rc::clone(&ids),
                 method: head.method.clone(),
-                authority: None,
+                routed: None,
                 asked: Rc::clone(&asked),
                 version: context.version.text(),
                 status: 0,
                 attempts: 0,
-                origin: Rc::clone(&context.origin),
+                ruled: None,
             }),
             reason: Reason::Completed,
             detail: None,
@@ -199,7 +197,7 @@ impl Exchange {
         let began = std::time::Instant::now();
         let record = Record::new(context, closed, asked, began);
         let attests = |verified| {
-            gateway_of(published, context, verified).is_some_and(|p| !p.attests.is_empty())
+            peer_of_gateway(published, context, verified).is_some_and(|p| !p.attests.is_empty())
         };
         let is_unreadable =
             matches!(claim, Claim::Unreadable) && context.identity.as_ref().is_some_and(attests);
@@ -208,12 +206,11 @@ impl Exchange {
             context,
             head,
             present,
-            request_id,
+            ids,
             is_grpc,
             caller,
             from_gateway,
             upgrade: None,
-            made_trace,
             began,
             is_unreadable,
             record,
@@ -228,27 +225,32 @@ impl Exchange {
             return Err(Reason::RequestMalformed);
         }
         let authority = headers::authority(&self.head).ok_or(Reason::AuthorityMissing)?;
-        let (authority, known) = {
-            // Callers keep to one on a connection, mostly.
-            let before = self.context.routed.borrow();
-            match before.as_ref().filter(|one| *one.authority == *authority) {
-                None => (Arc::from(authority), None),
-                Some(one) => {
-                    let is_current = one.generation == published.generation;
-                    (
-                        Arc::clone(&one.authority),
-                        is_current.then_some(one.service),
-                    )
+        // Callers keep to one on a connection, mostly.
+        let before = self.context.routed.borrow().as_ref().map(Rc::clone);
+        let known = before
+            .filter(|one| one.generation == published.generation && *one.authority == *authority);
+        let (routed, service) = match known {
+            Some(routed) => {
+                let service = routed.service.ok_or(Reason::AuthorityUnknown);
+                (routed, service)
+            }
+            None => {
+                let service = self.find(published, authority);
+                let routed = Rc::new(Routed {
+                    generation: published.generation,
+                    service: service.ok(),
+                    ..Routed::unknown(authority.into())
+                });
+                if service.is_ok() {
+                    self.context.routed.replace(Some(Rc::clone(&routed)));
                 }
+                (routed, service)
             }
         };
         if let Some(request) = self.record.facts().and_then(|facts| facts.request.as_mut()) {
-            request.authority = Some(Arc::clone(&authority));
+            request.routed = Some(routed);
         }
-        let service = match known {
-            Some(service) => service,
-            None => self.find(published, authority)?,
-        };
+        let service = service?;
         let at = published.snapshot.service(service);
         let name = Arc::clone(&at.name);
         (self.record.entry()).is_of(&name, at.port);
@@ -259,12 +261,12 @@ impl Exchange {
     }
 
     /// The service that an authority stands for on this connection.
-    fn find(&self, published: &Published, authority: Arc<str>) -> Result<ServiceIx, Reason> {
+    fn find(&self, published: &Published, authority: &str) -> Result<ServiceIx, Reason> {
         let snapshot = &published.snapshot;
         let listener = published
-            .listener(&self.context.listener)
+            .listener(&self.context.origin.listener)
             .ok_or(Reason::Drained)?;
-        let service = match (&self.context.sni_service, listener.only) {
+        match (&self.context.sni_service, listener.only) {
             (Some(sni), None) => {
                 let any_port = sni.any_port;
                 let sni = if sni.generation == published.generation {
@@ -277,25 +279,19 @@ impl Exchange {
                     ServiceIx(again.ok_or(Reason::SniUnknown)?)
                 };
                 if any_port {
-                    check_authority_port(snapshot, listener, sni, &authority)?
+                    check_authority_port(snapshot, listener, sni, authority)
                 } else {
-                    check_authority(snapshot, listener, sni, &authority)?
+                    check_authority(snapshot, listener, sni, authority)
                 }
             }
-            (_, Some(only)) => only,
-            (None, None) => route_authority(snapshot, listener, &authority)?,
-        };
-        self.context.routed.replace(Some(Routed {
-            generation: published.generation,
-            authority,
-            service,
-        }));
-        Ok(service)
+            (_, Some(only)) => Ok(only),
+            (None, None) => route_authority(snapshot, listener, authority),
+        }
     }
 
     /// The method as rules know it: WebSocket by HTTP/2 has `CONNECT` in place of the `GET` of
     /// HTTP/1.1 (RFC 8441 §5).
-    const fn method(&self) -> &Method {
+    pub(super) const fn method(&self) -> &Method {
         match self.upgrade {
             Some(Upgrade::Stream) => &Method::GET,
             Some(Upgrade::Connection(_)) | None => &self.head.method,
@@ -305,19 +301,24 @@ impl Exchange {
     fn authorize(&mut self, published: &Published, service: ServiceIx) -> Result<(), Reason> {
         let snapshot = &published.snapshot;
         let listener = published
-            .listener(&self.context.listener)
+            .listener(&self.context.origin.listener)
             .ok_or(Reason::Drained)?;
         let claim;
         let evidence = match &self.context.identity {
             None => Evidence::Network,
             Some(verified) => {
                 claim = headers::attested(&self.head.headers);
-                evidence(snapshot, self.context.source.ip(), verified, claim.id())
+                evidence(
+                    snapshot,
+                    self.context.origin.source.ip(),
+                    verified,
+                    claim.id(),
+                )
             }
         };
         let asking = Asking {
             listener,
-            source: self.context.source.ip(),
+            source: self.context.origin.source.ip(),
             evidence,
             method: Some(self.method().as_str()),
             path: Some(self.head.uri.path()),
@@ -358,7 +359,7 @@ impl Exchange {
         let position = position.map(|at| self.context.latest_rule.text(published.generation, at));
         let is_on_list = on_list.is_some();
         if let Some(closed) = self.record.facts() {
-            closed.caller.attested = attested;
+            closed.attested = attested;
             closed.detail = denial;
             closed.rule = on_list.map(Arc::from).or(position);
         }
@@ -368,22 +369,32 @@ impl Exchange {
         verdict
     }
 
-    /// Tries one endpoint after the other until one answers.
-    async fn answer(mut self, to: &Pinned, role: Role, source: &Source) -> Response<Outgoing> {
+    /// Tries one endpoint after the other until one answers; `before` says what other parts of a split
+    /// made of it.
+    async fn answer(
+        mut self,
+        to: &Pinned,
+        role: Role,
+        source: &Source,
+        before: Option<Box<Tries>>,
+    ) -> Response<Outgoing> {
         let worker = Rc::clone(&self.context.worker);
         let cluster = to.cluster();
-        worker.with_budget(cluster, |budget, now| budget.request(now));
+        worker.with_budget(cluster, self.began, |budget, now| budget.request(now));
         let load = |endpoint: EndpointIx| worker.load(cluster, endpoint);
-        let (mut attempts, mut counted) = (0, 0);
-        let mut failed: Option<Failed> = None;
+        let Tries {
+            mut attempts,
+            mut counted,
+            mut failed,
+        } = before.map_or_else(Tries::default, |before| *before);
         let mut give_up = None;
         let shares = to.published.shares_of(to.cluster);
         for attempt in plan(cluster, shares, &load, worker.draw_for(cluster)) {
             if let Some(before) = &failed {
                 let is_unseen = before.failure.is_unseen();
                 // One that answers or that may be at work on it is there: nothing is sent to those that
-                // were found bad for that.
-                if attempt.is_last_resort(shares) && !is_unseen {
+                // were found bad for that. Before them come the other parts of a split.
+                if attempt.is_last_resort(shares) && (!is_unseen || self.has_other_part(to, role)) {
                     break;
                 }
                 // Nothing else limits attempts that cost an endpoint nothing.
@@ -424,13 +435,48 @@ impl Exchange {
                             let destination = self.record.facts();
                             let destination =
                                 destination.and_then(|closed| closed.destination.clone());
-                            Failed::by(failure, response, held, destination)
+                            let whose = (destination, self.ruled().cloned());
+                            Failed::by(failure, response, held, whose)
                         }
                     }
                 }
             };
             failed = Some(now_failed.after(failed));
         }
+        let may_go_on = failed.as_ref().is_none_or(|before| {
+            let tried = self.tried(before.failure, source, counted);
+            self.would_try_again(cluster, &tried)
+        });
+        if may_go_on && let Some(next) = self.next_part(to, role) {
+            let before = Box::new(Tries {
+                attempts,
+                counted,
+                failed,
+            });
+            return self.answer_by(next, role, source, before).await;
+        }
+        self.give_up(failed, to, role, source)
+    }
+
+    /// As [`answer`](Self::answer), for another part of a split.
+    fn answer_by(
+        self,
+        to: Pinned,
+        role: Role,
+        source: &Source,
+        before: Box<Tries>,
+    ) -> Pin<Box<dyn Future<Output = Response<Outgoing>> + '_>> {
+        Box::pin(async move { self.answer(&to, role, source, Some(before)).await })
+    }
+
+    /// Tells what came of a request that nobody answered as it should be.
+    fn give_up(
+        mut self,
+        failed: Option<Failed>,
+        to: &Pinned,
+        role: Role,
+        source: &Source,
+    ) -> Response<Outgoing> {
         match failed {
             None => self.refuse(nothing_healthy(role), None),
             Some(Failed {
@@ -441,9 +487,13 @@ impl Exchange {
                     response,
                     mut held,
                     destination,
+                    ruled,
                 } = *answered;
                 // Others may have been tried since.
-                self.note(|closed, _| *closed.destination = destination);
+                self.note(|closed, request| {
+                    *closed.destination = destination;
+                    request.ruled = ruled;
+                });
                 held.unasked = source.gate().map(Answered);
                 self.pass_on(response, held, to.cluster().policy.timeouts.idle)
             }
@@ -494,7 +544,18 @@ impl Exchange {
         source: &Source,
         counted: u32,
     ) -> Option<Again> {
-        let tried = Tried {
+        let tried = self.tried(failure, source, counted);
+        self.context
+            .worker
+            .with_budget(cluster, std::time::Instant::now(), |budget, now| {
+                again(&self.retries(cluster), budget, &tried, now)
+            })
+            .ok()
+    }
+
+    /// A try that failed so.
+    fn tried(&self, failure: Failure, source: &Source, counted: u32) -> Tried<'_> {
+        Tried {
             failure,
             method: Some(self.method().as_str()),
             counted,
@@ -505,13 +566,7 @@ impl Exchange {
             },
             response: ResponseSeen::Nothing,
             sender: self.sender(),
-        };
-        self.context
-            .worker
-            .with_budget(cluster, |budget, now| {
-                again(&cluster.policy.retries, budget, &tried, now)
-            })
-            .ok()
+        }
     }
 
     /// Where a change finds it.
@@ -563,10 +618,11 @@ impl Exchange {
             self.arrive(to, attempt, nth, Some(&lease));
             let reused = lease.reused;
             let is_kept = reused && !lease.is_h2();
+            let (response_headers, per_try) = self.timeouts(cluster);
             let deadlines = Deadlines {
                 began,
-                response_headers: cluster.policy.timeouts.response_headers,
-                per_try: cluster.policy.timeouts.per_try,
+                response_headers,
+                per_try,
                 idle: cluster.policy.timeouts.idle,
             };
             let timer = &self.context.timer;
@@ -668,7 +724,8 @@ impl Exchange {
 
     /// The request as it leaves this hop.
     pub(super) fn outgoing_head(&self, endpoint: &Endpoint, is_h2: bool) -> request::Parts {
-        let authority = headers::authority(&self.head).unwrap_or_default();
+        let authority = (self.other_host(endpoint))
+            .unwrap_or_else(|| headers::authority(&self.head).unwrap_or_default());
         let path = self.head.uri.path_and_query().cloned();
         let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
         let mut parts = http::uri::Parts::default();
@@ -695,7 +752,7 @@ impl Exchange {
     fn outgoing_headers(&self, endpoint: &Endpoint, is_h2: bool) -> HeaderMap {
         let mut out = HeaderMap::with_capacity(self.head.headers.len() + ADDED);
         self.each_outgoing(endpoint, is_h2, |name, value| {
-            out.append(name.clone(), value.clone());
+            out.append(name.clone(), value.to_value());
         });
         out
     }
@@ -705,7 +762,7 @@ impl Exchange {
         &self,
         endpoint: &Endpoint,
         is_h2: bool,
-        mut tell: impl FnMut(&HeaderName, &HeaderValue),
+        mut tell: impl FnMut(&HeaderName, Said<'_>),
     ) {
         let headers = &self.head.headers;
         let has = |one| self.present.has(one);
@@ -718,17 +775,21 @@ impl Exchange {
         let splits_cookies = !is_h2
             && has(Present::COOKIE)
             && headers.get_all(header::COOKIE).iter().nth(1).is_some();
+        let trace = Some(&self.ids.trace).filter(|trace| trace.is_said_anew());
+        // It was routed by the one host that it names (RFC 9112 §3.2.2: the target's wins).
+        let other = self.other_host(endpoint);
+        let host_goes_on = !is_h2 && other.is_none() && self.head.uri.authority().is_none();
         // Most of all headers are none of these, which one look at the name tells.
         let passes = |name: &HeaderName| match name.as_str() {
+            "host" => host_goes_on,
             // What is said anew below, and what is between gateways.
-            "expect" | "host" | "x-request-id" | "x-forwarded-client-cert" | headers::REASON => {
-                false
-            }
+            "expect" | "x-request-id" | "x-forwarded-client-cert" | headers::REASON => false,
             name if headers::ends_at_hop(name) => false,
-            "traceparent" => self.made_trace.is_none() && !named.contains(name),
+            "traceparent" => trace.is_none() && !named.contains(name),
             // Of a trace that goes on, which one that we begin does not: that is never sampled.
             "tracestate" => {
-                self.made_trace.as_ref().is_none_or(headers::is_sampled) && !named.contains(name)
+                trace.is_none_or(|trace| headers::is_sampled(trace.parent().as_bytes()))
+                    && !named.contains(name)
             }
             headers::MIRROR => self.from_gateway && !named.contains(name),
             "via" => !to_peer && !named.contains(name),
@@ -737,21 +798,23 @@ impl Exchange {
             "content-length" => is_h2,
             _ => !named.contains(name),
         };
-        if !is_h2 {
-            // It was routed by the one host that it names (RFC 9112 §3.2.2: the target's wins).
-            match headers.get(header::HOST) {
-                Some(host) if self.head.uri.authority().is_none() => tell(&header::HOST, host),
-                Some(_) | None => {
-                    let authority = headers::authority(&self.head).unwrap_or_default();
-                    if let Ok(host) = HeaderValue::try_from(authority) {
-                        tell(&header::HOST, &host);
-                    }
-                }
+        if !is_h2 && !host_goes_on {
+            let own = || headers::authority(&self.head).unwrap_or_default();
+            if let Ok(host) = HeaderValue::try_from(other.unwrap_or_else(own)) {
+                tell(&header::HOST, Said::Value(&host));
             }
         }
+        let changes = self.request_changes();
+        let keeps = |name: &str| changes.is_none_or(|changes| changes.keeps(name));
         for (name, value) in headers {
-            if passes(name) {
-                tell(name, value);
+            if passes(name) && keeps(name.as_str()) {
+                tell(name, Said::Value(value));
+            }
+        }
+        if let Some(changes) = changes {
+            let more = changes.set.iter().chain(&changes.add);
+            for (name, value) in more.filter_map(ruled::header) {
+                tell(&name, Said::Value(&value));
             }
         }
         if !is_h2
@@ -759,35 +822,37 @@ impl Exchange {
             && headers::content_length(headers).is_some()
             && let Some(length) = headers.get(header::CONTENT_LENGTH)
         {
-            tell(&header::CONTENT_LENGTH, length);
+            tell(&header::CONTENT_LENGTH, Said::Value(length));
         }
         if has(Present::TE) && headers::takes_trailers(headers) {
             // gRPC needs it (RFC 9110 §10.1.4).
-            tell(&header::TE, &HeaderValue::from_static("trailers"));
+            tell(&header::TE, Said::Text(b"trailers"));
         }
         if splits_cookies
             && !named.contains(&header::COOKIE)
+            && keeps(header::COOKIE.as_str())
             && let Some(joined) = headers::joined_cookies(headers)
         {
-            tell(&header::COOKIE, &joined);
+            tell(&header::COOKIE, Said::Value(&joined));
         }
-        if let Some(made) = &self.made_trace {
-            tell(&TRACEPARENT, made);
+        if let Some(trace) = trace {
+            tell(&TRACEPARENT, trace.parent().into());
         }
-        tell(&headers::REQUEST_ID, &self.request_id);
+        tell(&headers::REQUEST_ID, (&self.ids.request).into());
         if let Some(caller) = &self.caller {
             // Whatever the caller sent, this is the one element that we vouch for.
             let credentials = self.context.worker.shared.credentials.load();
-            if let Some(value) = headers::handed_on(credentials.id(), caller) {
-                tell(&headers::XFCC, &value);
+            let us = credentials.id();
+            if let Some(value) = us.and_then(|us| headers::handed_on(us, caller)) {
+                tell(&headers::XFCC, Said::Value(&value));
             }
         }
         if to_peer {
             // Our word on where the request began is the first one that the peer reads.
-            tell(&header::VIA, &headers::via(self.head.version));
+            tell(&header::VIA, Said::Value(&headers::via(self.head.version)));
             if !named.contains(&header::VIA) {
                 for value in headers.get_all(header::VIA) {
-                    tell(&header::VIA, value);
+                    tell(&header::VIA, Said::Value(value));
                 }
             }
         }
@@ -805,7 +870,7 @@ impl Exchange {
             } else {
                 None
             },
-            trailers: headers.get_all(header::TRAILER),
+            headers,
             passing: self.head.extensions.get(),
         };
         turn.begin(asked, source.next_try(), gate, |out| {
@@ -922,7 +987,8 @@ impl Exchange {
         idle: Duration,
     ) -> Response<Outgoing> {
         let (mut head, incoming) = response.into_parts();
-        let present = Present::of(&head.headers);
+        let present = incoming.present();
+        let present = present.unwrap_or_else(|| Present::of(&head.headers));
         if present.has(Present::HOP_BY_HOP) {
             headers::remove_hop_by_hop(&mut head.headers);
         }
@@ -930,6 +996,7 @@ impl Exchange {
             // It is between gateways; ours to the calling one is made by `reply`.
             head.headers.remove(&ZEUGMA_REASON);
         }
+        self.change_response(&mut head.headers);
         head.version = self.head.version;
         let status = head.status.as_u16();
         self.note(|_, request| request.status = status);
@@ -938,7 +1005,7 @@ impl Exchange {
 
     /// Answers ourselves.
     pub(super) fn refuse(mut self, reason: Reason, detail: Option<String>) -> Response<Outgoing> {
-        let mut response = reply::reply(reason, &self.request_id, self.is_grpc);
+        let mut response = reply::reply(reason, &self.ids.request, self.is_grpc);
         if self.head.method == Method::HEAD {
             reply::drop_body(&mut response);
         }
@@ -958,6 +1025,16 @@ impl Exchange {
         });
         self.record.body_ended(Ok(()));
         response
+    }
+
+    /// The rule that it is for, where its route has some.
+    pub(super) fn ruled(&self) -> Option<&Ruled> {
+        self.record.request()?.ruled.as_ref()
+    }
+
+    /// Holds a place in the route that the request goes to.
+    pub(super) fn holds(&mut self, counted: Counted) {
+        self.record.holds(counted);
     }
 
     /// The record, for an answer that outlives the exchange.
@@ -994,6 +1071,15 @@ impl TryError {
     }
 }
 
+/// What became of a request so far.
+#[derive(Default)]
+struct Tries {
+    attempts: u32,
+    /// Extra tries that count.
+    counted: u32,
+    failed: Option<Failed>,
+}
+
 pub(super) struct Failed {
     failure: Failure,
     detail: String,
@@ -1007,6 +1093,7 @@ struct LastAnswer {
     held: Held,
     /// Whose it is.
     destination: Option<Rc<Destination>>,
+    ruled: Option<Ruled>,
 }
 
 impl Failed {
@@ -1014,11 +1101,11 @@ impl Failed {
         failure: Failure,
         response: Response<Incoming>,
         held: Held,
-        destination: Option<Rc<Destination>>,
+        (destination, ruled): (Option<Rc<Destination>>, Option<Ruled>),
     ) -> Self {
         let is_answer = matches!(
             failure,
-            Failure::Status(_) | Failure::Unavailable | Failure::RefusedStream
+            Failure::Status(_) | Failure::Unavailable | Failure::Grpc(_) | Failure::RefusedStream
         );
         let detail = format!("answered {}", response.status());
         Self {
@@ -1029,6 +1116,7 @@ impl Failed {
                     response,
                     held,
                     destination,
+                    ruled,
                 })
             }),
         }
@@ -1075,8 +1163,10 @@ impl Deadlines {
         let mut now = self.began;
         let mut waits = self.waits(source, now);
         let held = std::future::poll_fn(|cx| {
-            if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
-                return Poll::Ready(Ok(sent));
+            match unless_others_first(|| sending.as_mut().poll(cx)) {
+                Polled::Ready(sent) => return Poll::Ready(Ok(sent)),
+                Polled::OthersFirst => return Poll::Pending,
+                Polled::Pending => {}
             }
             loop {
                 let sleep = sleep.get_or_insert_with(|| Box::pin(sleep_until(waits.look)));
@@ -1147,7 +1237,7 @@ pub(crate) type Timer = RefCell<Option<Pin<Box<Sleep>>>>;
 
 /// When the caller of a connection is asked whether it is there, if it is a peer's gateway.
 pub(super) fn asking_peer(published: &Published, context: &Context) -> Option<Pings> {
-    let peer = gateway_of(published, context, context.identity.as_ref()?)?;
+    let peer = peer_of_gateway(published, context, context.identity.as_ref()?)?;
     Some(Pings {
         interval: peer.keepalive_ping,
         timeout: peer.keepalive_timeout,
@@ -1156,17 +1246,13 @@ pub(super) fn asking_peer(published: &Published, context: &Context) -> Option<Pi
 }
 
 /// The peer whose gateway a verified caller is.
-fn gateway_of<'a>(
+fn peer_of_gateway<'a>(
     published: &'a Published,
     context: &Context,
     verified: &SpiffeId,
 ) -> Option<&'a Peer> {
     let snapshot = &published.snapshot;
-    let peer = snapshot.peer(peer_of(snapshot, context.source.ip(), verified)?);
-    peer.ids
-        .iter()
-        .any(|pattern| pattern.matches(verified))
-        .then_some(peer)
+    Some(snapshot.peer(gateway_of(snapshot, context.origin.source.ip(), verified)?))
 }
 
 /// Who calls, whoever hands it on, and whether a peer's gateway sent it.
@@ -1176,11 +1262,11 @@ fn caller_of(
     verified: &SpiffeId,
     claim: &Claim,
 ) -> (Option<SpiffeId>, bool) {
-    let from = context.source.ip();
+    let from = context.origin.source.ip();
     match evidence(&published.snapshot, from, verified, claim.id()) {
         Evidence::Asserted { id, .. } => (Some(id.clone()), true),
         Evidence::Verified(_) | Evidence::Network => {
-            let is_gateway = gateway_of(published, context, verified).is_some();
+            let is_gateway = peer_of_gateway(published, context, verified).is_some();
             (Some(verified.clone()), is_gateway)
         }
     }
@@ -1198,8 +1284,14 @@ fn failure_in(
         let agreed = asks_upgrade && headers::upgrades_to_websocket(headers);
         return (!agreed).then_some(Failure::Reset);
     }
-    let unavailable = Present::of(headers).has(Present::GRPC_STATUS)
-        && headers.get("grpc-status").is_some_and(|code| code == "14");
+    let present = response.body().present();
+    let present = present.unwrap_or_else(|| Present::of(headers));
+    let grpc = if present.has(Present::GRPC_STATUS) {
+        headers.get("grpc-status").map(HeaderValue::as_bytes)
+    } else {
+        None
+    };
+    let unavailable = grpc == Some(b"14");
     if endpoint.peer.is_some() && (status == StatusCode::SERVICE_UNAVAILABLE || unavailable) {
         let why = headers.get(&ZEUGMA_REASON).map(HeaderValue::as_bytes);
         let is = |reason: Reason| why == Some(reason.label().as_bytes());
@@ -1214,9 +1306,16 @@ fn failure_in(
     if unavailable {
         return Some(Failure::Unavailable);
     }
-    status
-        .is_server_error()
-        .then(|| Failure::Status(status.as_u16()))
+    match grpc {
+        // Those that `on` can name; of others the endpoint has done what was asked.
+        Some(b"1") => Some(Failure::Grpc(1)),
+        Some(b"4") => Some(Failure::Grpc(4)),
+        Some(b"8") => Some(Failure::Grpc(8)),
+        Some(b"13") => Some(Failure::Grpc(13)),
+        Some(_) | None => status
+            .is_server_error()
+            .then(|| Failure::Status(status.as_u16())),
+    }
 }
 
 const fn reason_of(failure: Failure) -> Reason {
@@ -1224,8 +1323,10 @@ const fn reason_of(failure: Failure) -> Reason {
         Failure::Connect => Reason::ConnectFailed,
         Failure::Timeout => Reason::UpstreamTimeout,
         Failure::NoLocalEndpoint => Reason::NoHealthyEndpoint,
-        Failure::RefusedStream | Failure::Reset | Failure::Status(_) | Failure::Unavailable => {
-            Reason::UpstreamReset
-        }
+        Failure::RefusedStream
+        | Failure::Reset
+        | Failure::Status(_)
+        | Failure::Unavailable
+        | Failure::Grpc(_) => Reason::UpstreamReset,
     }
 }

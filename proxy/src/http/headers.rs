@@ -52,6 +52,7 @@ impl Present {
     pub(crate) const DATE: Self = Self(1 << 11);
     /// Any that ends at this hop by its own name.
     pub(crate) const HOP_BY_HOP: Self = Self(1 << 10);
+    pub(crate) const TRANSFER_ENCODING: Self = Self(1 << 12);
 
     pub(crate) fn of(headers: &HeaderMap) -> Self {
         headers
@@ -71,6 +72,7 @@ impl Present {
             "x-request-id" => Self::REQUEST_ID,
             "te" => Self::TE,
             "traceparent" => Self::TRACEPARENT,
+            "transfer-encoding" => Self::TRANSFER_ENCODING,
             "upgrade" => Self::UPGRADE,
             REASON => Self::ZEUGMA_REASON,
             _ => Self::default(),
@@ -175,6 +177,12 @@ pub(crate) fn upgrades_to_websocket(headers: &HeaderMap) -> bool {
     connection && only.is_some_and(|only| only.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
+/// Whether a header is there once and has this value.
+pub(crate) fn is_once(headers: &HeaderMap, name: &str, value: &str) -> bool {
+    let mut all = headers.get_all(name).iter();
+    all.next().is_some_and(|only| only == value) && all.next().is_none()
+}
+
 /// The lines that HTTP/2 splits a cookie into as one (RFC 9113 §8.2.3).
 pub(crate) fn joined_cookies(headers: &HeaderMap) -> Option<HeaderValue> {
     let crumbs = headers.get_all(header::COOKIE).iter();
@@ -214,12 +222,95 @@ pub(crate) fn authority(request: &request::Parts) -> Option<&str> {
     }
 }
 
+/// What a request is known by, here and behind.
+#[derive(Debug, Clone)]
+pub(crate) struct Ids {
+    pub(crate) request: RequestId,
+    pub(crate) trace: Trace,
+}
+
+/// A value that the caller sent, or `N` letters, digits and hyphens of ours: made for nearly every
+/// request, and seldom wanted as a value that can be shared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Id<const N: usize> {
+    Sent(HeaderValue),
+    Made([u8; N]),
+}
+
+pub(crate) type RequestId = Id<32>;
+
+#[cfg(test)]
+impl Ids {
+    /// Those that a request has.
+    pub(crate) fn of(request: &str, trace: &str) -> std::rc::Rc<Self> {
+        std::rc::Rc::new(Self {
+            request: Id::Sent(request.parse().unwrap()),
+            trace: Trace::of(trace),
+        })
+    }
+}
+
+impl<const N: usize> Id<N> {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Sent(value) => value.as_bytes(),
+            Self::Made(text) => text,
+        }
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
+
+    pub(crate) fn to_value(&self) -> HeaderValue {
+        match self {
+            Self::Sent(value) => value.clone(),
+            Self::Made(text) => Said::Text(text).to_value(),
+        }
+    }
+}
+
+/// The value of a header that is sent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Said<'a> {
+    Value(&'a HeaderValue),
+    /// Letters, digits and hyphens.
+    Text(&'a [u8]),
+}
+
+impl Said<'_> {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Value(value) => value.as_bytes(),
+            Self::Text(text) => text,
+        }
+    }
+
+    pub(crate) fn to_value(self) -> HeaderValue {
+        match self {
+            Self::Value(value) => value.clone(),
+            Self::Text(text) => {
+                HeaderValue::from_bytes(text).unwrap_or_else(|_| HeaderValue::from_static("-"))
+            }
+        }
+    }
+}
+
+impl<'a, const N: usize> From<&'a Id<N>> for Said<'a> {
+    fn from(id: &'a Id<N>) -> Self {
+        match id {
+            Id::Sent(value) => Self::Value(value),
+            Id::Made(text) => Self::Text(text),
+        }
+    }
+}
+
 /// The request's ID if it is short and printable, else a new one.
 pub(crate) fn request_id(
     headers: &HeaderMap,
     present: Present,
     draw: impl Fn() -> u64,
-) -> HeaderValue {
+) -> RequestId {
     let sent = present.has(Present::REQUEST_ID);
     let sent = sent.then(|| headers.get(&REQUEST_ID)).flatten();
     let kept = sent.filter(|id| {
@@ -227,18 +318,21 @@ pub(crate) fn request_id(
             && id.len() <= REQUEST_ID_BYTES_MAX
             && id.as_bytes().iter().all(u8::is_ascii_graphic)
     });
-    kept.cloned().unwrap_or_else(|| {
-        let mut id = [0; 32];
-        write_hex(&mut id, [draw(), draw()]);
-        of_digits(&id)
-    })
+    kept.cloned().map_or_else(
+        || {
+            let mut id = [0; 32];
+            write_hex(&mut id, [draw(), draw()]);
+            Id::Made(id)
+        },
+        Id::Sent,
+    )
 }
 
 /// The trace that a request is part of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Trace {
     /// A valid `traceparent`.
-    parent: HeaderValue,
+    parent: Id<55>,
     /// Whether the caller has sent none that is valid.
     pub(crate) is_made: bool,
     /// The caller's span, where the gateway records one of its own.
@@ -248,13 +342,12 @@ pub(crate) struct Trace {
 
 impl Trace {
     /// Its ID, in hexadecimal.
-    pub(crate) fn id(&self) -> &str {
-        let text = self.parent.to_str().unwrap_or_default();
-        text.get(3..35).unwrap_or_default()
+    pub(crate) fn id(&self) -> &[u8] {
+        self.parent.as_bytes().get(3..35).unwrap_or_default()
     }
 
     /// What is sent.
-    pub(crate) const fn parent(&self) -> &HeaderValue {
+    pub(crate) const fn parent(&self) -> &Id<55> {
         &self.parent
     }
 
@@ -271,23 +364,26 @@ impl Trace {
     /// §3.3: the parent's ID is ours then, and all else goes on).
     #[cfg(feature = "otlp")]
     pub(crate) fn with_span(self, draw: impl Fn() -> u64) -> Self {
-        let text = self.parent.to_str().unwrap_or_default();
+        let text = self.parent.as_str();
         let (false, Some(caller)) = (self.is_made, text.get(36..52)) else {
             return self;
         };
-        if !is_sampled(&self.parent) {
+        if !is_sampled(text.as_bytes()) {
             return self;
         }
         let mut span = [0; 16];
         write_hex(&mut span, [draw() | 1]);
         let caller = Box::from(caller);
         // Whoever changes it says the version that it knows.
-        let mut parent = b"00".to_vec();
-        parent.extend_from_slice(text.get(2..36).unwrap_or_default().as_bytes());
-        parent.extend_from_slice(&span);
-        parent.extend_from_slice(text.get(52..55).unwrap_or_default().as_bytes());
+        let mut parent = *b"00-00000000000000000000000000000000-0000000000000000-00";
+        for (to, from) in parent.iter_mut().zip(text.bytes()).skip(2) {
+            *to = from;
+        }
+        for (to, from) in parent.iter_mut().skip(36).zip(span) {
+            *to = from;
+        }
         Self {
-            parent: of_digits(&parent),
+            parent: Id::Made(parent),
             is_made: false,
             caller: Some(caller),
         }
@@ -296,7 +392,7 @@ impl Trace {
     /// The IDs of the gateway's own span, where it records one.
     #[cfg(feature = "otlp")]
     pub(crate) fn recorded(&self) -> Option<crate::otlp::Ids<'_>> {
-        let text = self.parent.to_str().ok()?;
+        let text = self.parent.as_str();
         Some(crate::otlp::Ids {
             trace: text.get(3..35)?,
             span: text.get(36..52)?,
@@ -308,7 +404,12 @@ impl Trace {
     #[cfg(test)]
     pub(crate) fn of(id: &str) -> Self {
         Self {
-            parent: format!("00-{id}-0000000000000001-00").parse().unwrap(),
+            parent: Id::Made(
+                format!("00-{id}-0000000000000001-00")
+                    .as_bytes()
+                    .try_into()
+                    .unwrap(),
+            ),
             is_made: true,
             #[cfg(feature = "otlp")]
             caller: None,
@@ -328,7 +429,7 @@ pub(crate) fn trace(headers: &HeaderMap, present: Present, draw: impl Fn() -> u6
     };
     if let Some(parent) = only.filter(|value| trace_id(value.as_bytes()).is_some()) {
         return Trace {
-            parent: parent.clone(),
+            parent: Id::Sent(parent.clone()),
             is_made: false,
             #[cfg(feature = "otlp")]
             caller: None,
@@ -344,7 +445,7 @@ pub(crate) fn trace(headers: &HeaderMap, present: Present, draw: impl Fn() -> u6
         write_hex(span, [draw() | 1]);
     }
     Trace {
-        parent: of_digits(&parent),
+        parent: Id::Made(parent),
         is_made: true,
         #[cfg(feature = "otlp")]
         caller: None,
@@ -352,13 +453,9 @@ pub(crate) fn trace(headers: &HeaderMap, present: Present, draw: impl Fn() -> u6
 }
 
 /// Whether whoever sent a valid `traceparent` records the trace (W3C Trace Context §3.2.2.5).
-pub(crate) fn is_sampled(parent: &HeaderValue) -> bool {
-    let digit = parent.as_bytes().get(54).copied().map(char::from);
+pub(crate) fn is_sampled(parent: &[u8]) -> bool {
+    let digit = parent.get(54).copied().map(char::from);
     (digit.and_then(|digit| digit.to_digit(16))).is_some_and(|flags| flags & 1 == 1)
-}
-
-fn of_digits(digits: &[u8]) -> HeaderValue {
-    HeaderValue::from_bytes(digits).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }
 
 /// Writes numbers of 16 hexadecimal digits each.
@@ -525,6 +622,7 @@ mod tests {
             ("x-request-id", Present::REQUEST_ID),
             ("te", Present::TE),
             ("traceparent", Present::TRACEPARENT),
+            ("transfer-encoding", Present::TRANSFER_ENCODING),
             ("upgrade", Present::UPGRADE),
             ("x-zeugma-reason", Present::ZEUGMA_REASON),
         ];
@@ -636,11 +734,14 @@ mod tests {
     #[test]
     fn a_request_id_is_kept_only_if_it_is_short_and_printable() {
         let id = |headers: &HeaderMap| request_id(headers, Present::of(headers), || 7);
-        assert_eq!(id(&map(&[("x-request-id", "abc-1")])), "abc-1");
+        assert_eq!(id(&map(&[("x-request-id", "abc-1")])).as_str(), "abc-1");
         let made = "00000000000000070000000000000007";
-        assert_eq!(id(&map(&[("x-request-id", "a b")])), made);
-        assert_eq!(id(&map(&[("x-request-id", &"a".repeat(129))])), made);
-        assert_eq!(id(&HeaderMap::new()), made);
+        assert_eq!(id(&map(&[("x-request-id", "a b")])).as_str(), made);
+        assert_eq!(
+            id(&map(&[("x-request-id", &"a".repeat(129))])).as_str(),
+            made
+        );
+        assert_eq!(id(&HeaderMap::new()).to_value(), made);
     }
 
     #[test]
@@ -655,11 +756,11 @@ mod tests {
             format!("01-{id}-00f067aa0ba902b7-01-more"),
         ] {
             let kept = only(&valid);
-            assert_eq!((kept.id(), kept.is_made), (id, false));
-            assert_eq!(kept.parent(), &valid);
+            assert_eq!((kept.id(), kept.is_made), (id.as_bytes(), false));
+            assert_eq!(kept.parent().as_str(), valid);
         }
         let made = Trace::of("00000000000000000000000000000001");
-        assert_eq!(made.id(), "00000000000000000000000000000001");
+        assert_eq!(made.id(), b"00000000000000000000000000000001");
         for invalid in [
             String::new(),
             format!("00-{id}-00f067aa0ba902b7"),

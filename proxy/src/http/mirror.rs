@@ -27,6 +27,9 @@ pub(super) fn start_all(
     service: &Service,
     source: &Source,
 ) {
+    if service.mirrors.is_empty() {
+        return;
+    }
     let original = Original {
         sender: exchange.sender(),
         kind: if exchange.from_gateway && exchange.head.headers.contains_key(&ZEUGMA_MIRROR) {

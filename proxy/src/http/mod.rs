@@ -1,8 +1,8 @@
 //! HTTP: one connection, many requests, each decided on its own.
 //!
 //! `mod` carries the connection; `exchange` the life of one request; `pool` the connections to
-//! endpoints; `body` what is kept of a request for another try; `headers` what is added and
-//! removed; `upgrade` and `mirror` what their names say; `reply` our own answers. HTTP/2 has
+//! endpoints; `ruled` what a route's rules make of a request; `body` what is kept of it for another
+//! try; `headers` what is added and removed; `upgrade` and `mirror` what their names say; `reply` our own answers. HTTP/2 has
 //! `h2_server` and `h2_client`, `stream` for its bodies, `flow` for its windows and `keepalive`
 //! for its PINGs; `expect` holds bodies back, `date` tells the time.
 
@@ -20,12 +20,12 @@ mod mirror;
 pub(crate) mod pool;
 mod record;
 mod reply;
+pub(crate) mod ruled;
 mod seldom;
 mod stream;
 mod upgrade;
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ use zeugma_core::identity::SpiffeId;
 use zeugma_core::snapshot::{Position, ServiceIx};
 use zeugma_core::verdict::Reason;
 
-use crate::account::{Caller, Stretch, TlsFacts};
+use crate::account::{Origin, Stretch};
 use crate::connection::{SniTarget, Visit};
 use crate::listener::Open;
 use crate::metrics::Latest;
@@ -103,16 +103,11 @@ impl<F: Future<Output = ()> + 'static> Executor<F> for OnThisWorker {
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) worker: Rc<Worker>,
-    pub(crate) listener: Arc<str>,
-    pub(crate) source: SocketAddr,
+    pub(crate) origin: Rc<Origin>,
     /// The service that the SNI named, where TLS ended here.
     pub(crate) sni_service: Option<SniService>,
     /// The verified caller, where TLS ended here.
     pub(crate) identity: Option<SpiffeId>,
-    pub(crate) caller: Caller,
-    pub(crate) tls: Option<TlsFacts>,
-    /// How these stand in the line of a request.
-    pub(crate) origin: Rc<Stretch>,
     pub(crate) version: Version,
     /// The connection's own entry: a change asks it to leave.
     pub(crate) entry: Rc<Entry>,
@@ -125,7 +120,7 @@ pub(crate) struct Context {
     /// The rule that let the request before in.
     pub(crate) latest_rule: LatestRule,
     /// What the authority of the request before stood for.
-    pub(crate) routed: RefCell<Option<Routed>>,
+    pub(crate) routed: RefCell<Option<Rc<Routed>>>,
     /// How long nothing may move while requests are open: the longest of their routes.
     idle: Cell<Duration>,
     pub(crate) timer: exchange::Timer,
@@ -168,12 +163,27 @@ impl LatestRule {
     }
 }
 
-/// Where a request's authority led, for the requests behind it on the same connection.
+/// Where a request's authority led, for the requests behind it on the same connection too.
 #[derive(Debug)]
 pub(crate) struct Routed {
     pub(crate) generation: u64,
-    pub(crate) authority: Arc<str>,
-    pub(crate) service: ServiceIx,
+    pub(crate) authority: Box<str>,
+    /// `None` where it led nowhere.
+    pub(crate) service: Option<ServiceIx>,
+    /// How it stands in the line of a request.
+    pub(crate) line: Stretch,
+}
+
+impl Routed {
+    /// One that led nowhere.
+    pub(crate) const fn unknown(authority: Box<str>) -> Self {
+        Self {
+            generation: 0,
+            authority,
+            service: None,
+            line: Stretch::new(),
+        }
+    }
 }
 
 /// A service by what stays the same when the configuration changes.
@@ -216,13 +226,15 @@ pub(crate) async fn serve(
     }
     let context = Rc::new(Context {
         worker: Rc::clone(&visit.worker),
-        listener: Arc::clone(&visit.listed.listener),
-        source: visit.listed.source(),
+        origin: Rc::new(Origin {
+            listener: Arc::clone(&visit.listed.listener),
+            source: visit.listed.source(),
+            caller: visit.caller.clone(),
+            tls: visit.tls.clone(),
+            line: Stretch::new(),
+        }),
         sni_service,
         identity,
-        caller: visit.caller.clone(),
-        tls: visit.tls.clone(),
-        origin: Rc::default(),
         version,
         entry: Rc::clone(&visit.listed),
         _open: Rc::clone(&visit.open),
@@ -690,13 +702,15 @@ mod tests {
         let listed = (worker.registry).list(Arc::clone(&listener), source, recheck::Open::Session);
         Rc::new(Context {
             worker: Rc::clone(worker),
-            listener,
-            source,
+            origin: Rc::new(Origin {
+                listener,
+                source,
+                caller: crate::account::Caller::default(),
+                tls: None,
+                line: Stretch::new(),
+            }),
             sni_service: None,
             identity: None,
-            caller: Caller::default(),
-            tls: None,
-            origin: Rc::default(),
             version,
             entry: Rc::clone(&listed),
             _open: Rc::new(open),

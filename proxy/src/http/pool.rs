@@ -19,6 +19,7 @@ use super::body::{BodyError, Outgoing};
 use super::expect::Gate;
 use super::h1::{Asked, Connection, Rewound};
 use super::h2_client::{Multiplexed, Place, StreamCount};
+use super::headers::Present;
 use super::keepalive::{Pings, When};
 use super::stream::Incoming;
 use crate::account::Destination;
@@ -202,6 +203,8 @@ impl Alternating {
 #[derive(Debug)]
 pub(crate) struct Answer {
     under_way: Option<UnderWay>,
+    /// What the headers of the response have.
+    present: Present,
 }
 
 #[derive(Debug)]
@@ -222,6 +225,7 @@ struct Home {
 impl Answer {
     fn new(one: Alternating, home: Option<Home>) -> Self {
         let mut this = Self {
+            present: one.connection.present(),
             under_way: Some(UnderWay { one, home }),
         };
         this.finish_if_ended();
@@ -252,6 +256,10 @@ impl Answer {
     pub(super) fn into_upgraded(self) -> Option<Rewound<Stream>> {
         let (stream, ahead) = self.under_way?.one.connection.into_parts();
         Some(Rewound::new(stream, ahead))
+    }
+
+    pub(super) const fn present(&self) -> Present {
+        self.present
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -479,6 +487,7 @@ pub(super) async fn ask_upgrade(
     let response = one.response().await?;
     let answer = if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         Answer {
+            present: one.connection.present(),
             under_way: Some(UnderWay { one, home: None }),
         }
     } else {

@@ -10,7 +10,7 @@ use zeugma_core::verdict::Reason;
 
 use super::Context;
 use super::body::Source;
-use crate::account::Closed;
+use crate::account::{Closed, RequestFacts};
 use crate::admission::Counted;
 use crate::recheck::{Entry, Listed, Open};
 
@@ -35,11 +35,12 @@ impl Record {
         began: Instant,
     ) -> Self {
         let open = Open::Request(asked);
+        let origin = &context.origin;
         let registry = &context.worker.registry;
-        let listed = registry.list(Arc::clone(&context.listener), context.source, open);
+        let listed = registry.list(Arc::clone(&origin.listener), origin.source, open);
         listed.comes_by(context.entry.role());
-        if let Some(proxy) = &context.caller.proxy {
-            listed.comes_from(context.source, **proxy);
+        if let Some(proxy) = &origin.caller.proxy {
+            listed.comes_from(origin.source, **proxy);
         }
         if let Some(peer) = context.entry.peer() {
             listed.is_by(&peer);
@@ -69,6 +70,11 @@ impl Record {
     /// What is known so far, to be added to.
     pub(crate) fn facts(&mut self) -> Option<&mut Closed> {
         self.closed.as_deref_mut()
+    }
+
+    /// What is known of the request so far.
+    pub(crate) fn request(&self) -> Option<&RequestFacts> {
+        self.closed.as_ref()?.request.as_ref()
     }
 
     /// Counts no body: what moved is told otherwise.

@@ -6,7 +6,7 @@ use http_body::Body;
 use zeugma_core::verdict::Reason;
 
 use super::body::Outgoing;
-use super::headers::{REQUEST_ID, ZEUGMA_REASON};
+use super::headers::{REQUEST_ID, RequestId, ZEUGMA_REASON};
 
 /// The status by which a reason is told.
 #[expect(
@@ -18,7 +18,7 @@ pub(crate) const fn status(reason: Reason) -> StatusCode {
         Reason::AuthorityMissing | Reason::RequestMalformed | Reason::PortNeeded => {
             StatusCode::BAD_REQUEST
         }
-        Reason::AuthorityUnknown | Reason::SniUnknown => StatusCode::NOT_FOUND,
+        Reason::AuthorityUnknown | Reason::SniUnknown | Reason::NoRule => StatusCode::NOT_FOUND,
         Reason::Misdirected => StatusCode::MISDIRECTED_REQUEST,
         Reason::Denied
         | Reason::NotAllowed
@@ -52,9 +52,9 @@ const fn grpc_status(status: StatusCode) -> &'static str {
 }
 
 /// The answer for `reason`; a gRPC caller gets it as a trailers-only response.
-pub(crate) fn reply(reason: Reason, request_id: &HeaderValue, is_grpc: bool) -> Response<Outgoing> {
+pub(crate) fn reply(reason: Reason, request_id: &RequestId, is_grpc: bool) -> Response<Outgoing> {
     let status = status(reason);
-    let id = request_id.to_str().unwrap_or_default();
+    let id = request_id.as_str();
     let text = format!("zeugma: {} (request {id})\n", status.as_str());
     let mut response = if is_grpc {
         let mut response = Response::new(Outgoing::Empty);
@@ -76,7 +76,7 @@ pub(crate) fn reply(reason: Reason, request_id: &HeaderValue, is_grpc: bool) -> 
         response
     };
     let headers = response.headers_mut();
-    headers.insert(REQUEST_ID, request_id.clone());
+    headers.insert(REQUEST_ID, request_id.to_value());
     if reason == Reason::Drained {
         // Its listener is gone or going: the next request had better begin elsewhere.
         headers.insert(CONNECTION, HeaderValue::from_static("close"));

@@ -16,7 +16,7 @@ use super::body::{BodyError, Outgoing};
 use super::expect::Interim;
 use super::flow::OpenWindow;
 use super::h1::{self, Rewound};
-use super::headers;
+use super::headers::{self, Present};
 use super::pool::Answer;
 use crate::transport::Stream;
 
@@ -76,6 +76,15 @@ impl Incoming {
 }
 
 impl Incoming {
+    /// What the headers of its message have, where that was looked at already.
+    pub(super) fn present(&self) -> Option<Present> {
+        match self {
+            Self::H1(body) => Some(body.present()),
+            Self::Answer(answer) => Some(answer.present()),
+            Self::H2(_) => None,
+        }
+    }
+
     /// The connection of an endpoint that changed the protocol.
     pub(super) fn into_upgraded(self) -> Option<Rewound<Stream>> {
         match self {

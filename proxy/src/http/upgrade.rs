@@ -150,12 +150,8 @@ pub(super) async fn try_endpoint(
         }
     }
     let outgoing = Request::from_parts(head, Outgoing::Empty);
-    let patience = cluster.policy.timeouts.response_headers;
-    let patience = cluster
-        .policy
-        .timeouts
-        .per_try
-        .map_or(patience, |per_try| per_try.min(patience));
+    let (patience, per_try) = exchange.timeouts(cluster);
+    let patience = per_try.map_or(patience, |per_try| per_try.min(patience));
     let asking = pool::ask_upgrade(upstream.stream, outgoing);
     let (failure, detail) = match timeout(patience, Box::pin(asking)).await {
         Ok(Ok(mut response)) => {
@@ -212,6 +208,7 @@ pub(super) fn switch(
         return exchange.refuse(Reason::Internal, None);
     };
     headers::remove_hop_by_hop(&mut head.headers);
+    exchange.change_response(&mut head.headers);
     let idle = to.cluster().policy.timeouts.idle;
     let relaying = Relaying { idle, held };
     let tasks = exchange.context.worker.tasks.clone();

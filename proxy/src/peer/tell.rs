@@ -13,7 +13,7 @@ use h2::{Ping, PingPong, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use zeugma_core::authorize::gateway_of;
+use zeugma_core::authorize::gateways_of;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::report::{Presence, Report};
 use zeugma_core::verdict::Reason;
@@ -33,8 +33,8 @@ const REST: Duration = Duration::from_millis(100);
 /// How long the other end may take to read what it is told.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often it is asked whether it is there, and how long its answer may take.
-const PING: Duration = Duration::from_secs(5);
-const PONG: Duration = Duration::from_secs(10);
+const PING: Duration = Duration::from_secs(3);
+const PONG: Duration = Duration::from_secs(5);
 /// What it gets to take the last words, and to end the connection.
 const LEAVE: Duration = Duration::from_secs(1);
 /// The longest list of headers of a question.
@@ -198,7 +198,7 @@ impl To<'_> {
     /// The name of its peer, the first of several that it may be of.
     fn peer(&self, published: &Published) -> Option<Arc<str>> {
         let snapshot = &published.snapshot;
-        let peers = gateway_of(snapshot, self.source, self.id);
+        let peers = gateways_of(snapshot, self.source, self.id);
         peers.first().map(|ix| Arc::clone(&snapshot.peer(*ix).name))
     }
 
@@ -210,7 +210,7 @@ impl To<'_> {
         presence: Presence,
     ) -> Result<(Report, Vec<Bytes>), Ended> {
         let snapshot = &published.snapshot;
-        let peers = gateway_of(snapshot, self.source, self.id);
+        let peers = gateways_of(snapshot, self.source, self.id);
         let before = match told {
             Some((before, mut report)) if Arc::ptr_eq(&before.snapshot, snapshot) => {
                 let shares = (&*before.shares, &*published.shares);
@@ -327,7 +327,15 @@ async fn tell(to: &To<'_>, entry: &crate::recheck::Entry, mut stream: SendStream
         };
         told = Some((published, report));
         for message in messages {
-            match timeout(READ_TIMEOUT, send(&mut stream, message)).await {
+            // Both arms end it where they are not the one that is waited for.
+            let sent = tokio::select! {
+                sent = timeout(READ_TIMEOUT, send(&mut stream, message)) => sent,
+                _ = entry.asked_to_leave(None) => {
+                    bid_farewell(&mut stream, status::PERMISSION_DENIED);
+                    return Ended::Told;
+                }
+            };
+            match sent {
                 Ok(Ok(())) => {}
                 Ok(Err(ended)) => return ended,
                 Err(_elapsed) => {
@@ -408,5 +416,34 @@ async fn ask_if_there(pings: Option<PingPong>) -> Ended {
                 return Ended::Gone(Some("the caller answered no PING".to_owned()));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::Alone;
+
+    #[tokio::test]
+    async fn there_is_a_place_for_so_many_of_one_peer_and_of_all() {
+        let alone = Alone::new(
+            "{ apps: { address: '127.0.0.1:0', role: workloads } }",
+            "",
+            1,
+        );
+        let take = |peer: usize| Place::take(&alone.shared, &format!("peer {peer}").into());
+        let mut places: Vec<Place> = (0..PEER_REPORTS_MAX).filter_map(|_| take(0)).collect();
+        assert_eq!(places.len(), PEER_REPORTS_MAX);
+        assert!(take(0).is_none());
+        for peer in 1..REPORTS_MAX / PEER_REPORTS_MAX {
+            places.extend((0..PEER_REPORTS_MAX).filter_map(|_| take(peer)));
+        }
+        assert_eq!(places.len(), REPORTS_MAX);
+        assert!(take(REPORTS_MAX).is_none());
+        // What ends leaves its place.
+        places.pop();
+        assert!(take(REPORTS_MAX).is_some());
+        drop(places);
+        assert_eq!(alone.shared.peers.reporting.lock().len(), 0);
     }
 }

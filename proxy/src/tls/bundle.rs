@@ -246,6 +246,19 @@ impl Bundle {
         Ok(bundle)
     }
 
+    /// Makes a bundle of anchors that `from` gave.
+    ///
+    /// # Errors
+    /// As of a file; `from` and the trust domain stand for its name.
+    pub(super) fn given(
+        domain: &TrustDomain,
+        anchors: &[CertificateDer<'static>],
+        from: &str,
+    ) -> Result<Self, BundleError> {
+        let named = PathBuf::from(format!("{from} (trust domain {domain})"));
+        Self::checked(domain.clone(), anchors.to_vec(), &named)
+    }
+
     /// Whose SVIDs it verifies.
     #[must_use]
     pub const fn domain(&self) -> &TrustDomain {

@@ -149,7 +149,7 @@ impl PeerSlot {
 /// build, beside a handshake of about 260.
 ///
 /// # Errors
-/// Only if rustls refuses our own provider.
+/// If there is no SVID yet, or rustls refuses our own provider.
 pub fn server_config(
     credentials: &Arc<Credentials>,
     alpn: &[&[u8]],
@@ -176,7 +176,7 @@ pub(crate) fn admitting_server_config(
     let mut config = ServerConfig::builder_with_provider(Arc::clone(provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(credentials.resolver());
+        .with_cert_resolver(credentials.resolver()?);
     // T2: rustls never asks the verifier on resumption.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -191,7 +191,7 @@ pub(crate) fn admitting_server_config(
 /// Made for each connection, as [`server_config`].
 ///
 /// # Errors
-/// Only if rustls refuses our own provider.
+/// If there is no SVID yet, or rustls refuses our own provider.
 pub fn client_config(
     credentials: &Arc<Credentials>,
     expected: &[IdPattern],
@@ -218,7 +218,7 @@ pub(crate) fn client_config_towards(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
-        .with_client_cert_resolver(credentials.resolver());
+        .with_client_cert_resolver(credentials.resolver()?);
     // T2: rustls never asks the verifier on resumption.
     config.resumption = match address {
         Some(address) => Resumption::store(Arc::new(GroupsAlone {

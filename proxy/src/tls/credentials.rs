@@ -19,6 +19,7 @@ use super::cache::{ChainCache, ChainKey};
 use super::config::provider;
 use super::crl::{CrlNumbers, Crls, CrlsError};
 use super::denied::{DeniedError, DeniedIds};
+use super::given::Given;
 use super::groups::KnownGroups;
 use super::verify::{Refusal, TlsPeer, Trusted, Usage, seconds, verify, verify_chain};
 
@@ -48,6 +49,53 @@ impl SvidFiles {
     /// Whether a trust domain is one of [`domains`](Self::domains), and not our own.
     fn is_foreign(&self, domain: &TrustDomain) -> bool {
         self.own.as_ref() != Some(domain) && self.domains.iter().any(|one| one.domain == *domain)
+    }
+}
+
+/// Where our SVID comes from, and what it and others are verified with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SvidSource {
+    /// From files.
+    Files(SvidFiles),
+    /// From a Workload API.
+    Given(SvidGiven),
+}
+
+/// What a Workload API gave, and what is beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SvidGiven {
+    /// What it gave last, if it gave anything.
+    pub given: Option<Arc<Given>>,
+    /// The trust domain that our SVID must be of.
+    pub own: TrustDomain,
+    /// Further trust domains, and where their bundles are.
+    pub domains: Vec<DomainBundle>,
+}
+
+impl SvidSource {
+    /// Further trust domains, and where their bundles are.
+    #[must_use]
+    pub fn domains(&self) -> &[DomainBundle] {
+        match self {
+            Self::Files(files) => &files.domains,
+            Self::Given(given) => &given.domains,
+        }
+    }
+
+    pub(crate) fn domains_mut(&mut self) -> &mut [DomainBundle] {
+        match self {
+            Self::Files(files) => &mut files.domains,
+            Self::Given(given) => &mut given.domains,
+        }
+    }
+
+    /// Whether a Workload API has given nothing yet.
+    #[must_use]
+    pub const fn is_awaited(&self) -> bool {
+        match self {
+            Self::Files(_) => false,
+            Self::Given(given) => given.given.is_none(),
+        }
     }
 }
 
@@ -138,6 +186,15 @@ pub enum CredentialsError {
         /// The certificate file.
         certificate: PathBuf,
     },
+    /// A Workload API gave an SVID that cannot be used.
+    #[error("{from}: the SVID that it gives is refused")]
+    Given {
+        /// Who gave it.
+        from: String,
+        /// Why.
+        #[source]
+        source: Unfit,
+    },
     /// Our own SVID is of another trust domain than the configuration says.
     #[error("{}: this is `{id}`, and the gateway's trust domain is `{own}`; issue one of that, or mend `trustDomain`", path.display())]
     Foreign {
@@ -176,14 +233,50 @@ impl CredentialsError {
             | Self::KeyMismatch { .. }
             | Self::Foreign { .. }
             | Self::Refused { .. } => "ZG0202",
+            Self::Given { .. } => "ZG0262",
         }
     }
+}
+
+/// Why a certificate and a key make no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    /// It breaks a rule that every peer would hold against it.
+    #[error("every peer would refuse it")]
+    Refused(#[source] Refusal),
+    /// It is of another trust domain than the configuration says.
+    #[error(
+        "it is `{id}`, and the gateway's trust domain is `{own}`; register the gateway in that one, or mend `trustDomain`"
+    )]
+    Foreign {
+        /// Who it is.
+        id: SpiffeId,
+        /// What the configuration says.
+        own: TrustDomain,
+    },
+    /// It is not who it is said to be.
+    #[error("it is said to be `{said}`, and its certificate is of `{id}`")]
+    Named {
+        /// Who it is said to be.
+        said: SpiffeId,
+        /// Who it is.
+        id: SpiffeId,
+    },
+    /// The key is not the certificate's.
+    #[error("its key is not that of its certificate")]
+    KeyMismatch,
+    /// The key is of a kind that cannot sign a TLS 1.3 handshake.
+    #[error(
+        "its key cannot be used; P-256, P-384, Ed25519 or RSA from 2048 bits are supported, as PKCS#8"
+    )]
+    Key(#[source] rustls::Error),
 }
 
 /// Who we are and whom we trust: immutable, replaced as a whole under a new generation.
 pub struct Credentials {
     generation: u64,
-    identity: Identity,
+    /// None until a Workload API has given one.
+    identity: Option<Identity>,
     /// What of the files is not in it.
     wrong: Vec<CredentialsError>,
     bundles: Bundles,
@@ -268,6 +361,60 @@ impl Trust {
         (Self::of(files, bundles, crls, denied, newest), wrong)
     }
 
+    /// What a Workload API gave, and each foreign trust domain for itself: of one that cannot be used
+    /// what it was in `before` stays.
+    fn given(
+        source: &SvidGiven,
+        before: Option<&Credentials>,
+        newest: &CrlNumbers,
+    ) -> Result<(Self, Vec<CredentialsError>), CredentialsError> {
+        let mut wrong: Vec<CredentialsError> = Vec::new();
+        let mut bundles = Bundles::default();
+        let trusted = |domain: &TrustDomain| before.and_then(|before| before.bundles.get(domain));
+        let given = source.given.as_deref();
+        if let Some(given) = given {
+            let own = given.id.trust_domain();
+            bundles.insert(Bundle::given(&own, &given.bundle, &given.from)?);
+            for (domain, anchors) in &given.federated {
+                let bundle = Bundle::given(domain, anchors, &given.from);
+                let bundle = bundle.map_err(|error| wrong.push(error.into())).ok();
+                if let Some(bundle) = bundle.or_else(|| trusted(domain).cloned()) {
+                    bundles.insert(bundle);
+                }
+            }
+        }
+        let from = given.map_or("", |given| &given.from);
+        for one in &source.domains {
+            if let Err(error) = bundles.add_foreign(one, Path::new(from)) {
+                wrong.push(error.into());
+                if let (None, Some(kept)) = (bundles.get(&one.domain), trusted(&one.domain)) {
+                    bundles.insert(kept.clone());
+                }
+            }
+        }
+        let crls = match given {
+            Some(given) => {
+                let kept = before.map(|before| &before.crls);
+                let (crls, refused) = Crls::given(given, &bundles, newest, kept);
+                wrong.extend(refused.into_iter().map(CredentialsError::from));
+                crls
+            }
+            None => Crls::default(),
+        };
+        let mut crl_numbers = newest.clone();
+        // Until there is a bundle, its older lists are not forgotten either.
+        crl_numbers.note(&crls, &bundles, |domain| {
+            given.is_none() || source.domains.iter().any(|one| one.domain == *domain)
+        });
+        let trust = Self {
+            bundles,
+            crls,
+            crl_numbers,
+            denied: DeniedIds::default(),
+        };
+        Ok((trust, wrong))
+    }
+
     fn of(
         files: &SvidFiles,
         bundles: Bundles,
@@ -290,17 +437,61 @@ impl Identity {
     fn load(files: &SvidFiles, bundles: &Bundles) -> Result<Self, CredentialsError> {
         let chain = load_chain(&files.certificate)?;
         let key = load_key(&files.key)?;
-        let now = UnixTime::now();
-        let refused = |source| CredentialsError::Refused {
-            path: files.certificate.clone(),
-            bundles: files.bundles.clone(),
+        Self::new(chain, key, bundles, files.own.as_ref()).map_err(|unfit| match unfit {
+            Unfit::Refused(source) => CredentialsError::Refused {
+                path: files.certificate.clone(),
+                bundles: files.bundles.clone(),
+                source,
+            },
+            Unfit::Foreign { id, own } => CredentialsError::Foreign {
+                path: files.certificate.clone(),
+                id,
+                own,
+            },
+            // Files say nothing of who it should be.
+            Unfit::KeyMismatch | Unfit::Named { .. } => CredentialsError::KeyMismatch {
+                key: files.key.clone(),
+                certificate: files.certificate.clone(),
+            },
+            Unfit::Key(source) => CredentialsError::Key {
+                path: files.key.clone(),
+                source,
+            },
+        })
+    }
+
+    fn given(
+        given: &Given,
+        own: &TrustDomain,
+        bundles: &Bundles,
+    ) -> Result<Self, CredentialsError> {
+        let unfit = |source| CredentialsError::Given {
+            from: given.from.clone(),
             source,
         };
-        let own = verify_chain(&chain, bundles, Usage::Client, now).map_err(refused)?;
-        verify_chain(&chain, bundles, Usage::Server, now).map_err(refused)?;
-        if let Some(domain) = files.own.as_ref().filter(|domain| !own.id.is_of(domain)) {
-            return Err(CredentialsError::Foreign {
-                path: files.certificate.clone(),
+        let key = given.key.clone_key();
+        let identity = Self::new(given.chain.clone(), key, bundles, Some(own)).map_err(unfit)?;
+        if identity.own.id != given.id {
+            return Err(unfit(Unfit::Named {
+                said: given.id.clone(),
+                id: identity.own.id,
+            }));
+        }
+        Ok(identity)
+    }
+
+    /// Checks them as a peer would.
+    fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        bundles: &Bundles,
+        domain: Option<&TrustDomain>,
+    ) -> Result<Self, Unfit> {
+        let now = UnixTime::now();
+        let own = verify_chain(&chain, bundles, Usage::Client, now).map_err(Unfit::Refused)?;
+        verify_chain(&chain, bundles, Usage::Server, now).map_err(Unfit::Refused)?;
+        if let Some(domain) = domain.filter(|domain| !own.id.is_of(domain)) {
+            return Err(Unfit::Foreign {
                 id: own.id,
                 own: domain.clone(),
             });
@@ -312,15 +503,9 @@ impl Identity {
         let certified =
             CertifiedKey::from_der(chain.clone(), key, provider()).map_err(|source| {
                 if matches!(source, rustls::Error::InconsistentKeys(_)) {
-                    CredentialsError::KeyMismatch {
-                        key: files.key.clone(),
-                        certificate: files.certificate.clone(),
-                    }
+                    Unfit::KeyMismatch
                 } else {
-                    CredentialsError::Key {
-                        path: files.key.clone(),
-                        source,
-                    }
+                    Unfit::Key(source)
                 }
             })?;
         Ok(Self {
@@ -339,6 +524,53 @@ impl Identity {
 }
 
 impl Credentials {
+    /// Those that a gateway begins with; without an identity where a Workload API is to give it.
+    /// No CRL may be older than one of `newest` (R9).
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), or as of what is given.
+    pub fn begin(source: &SvidSource, newest: &CrlNumbers) -> Result<Self, CredentialsError> {
+        match source {
+            SvidSource::Files(files) => Self::load_after(files, 1, newest),
+            SvidSource::Given(given) => Self::of_given(given, None, newest),
+        }
+    }
+
+    /// Takes everything anew, under the next generation: files as [`reload`](Self::reload) does. Of
+    /// what a Workload API gave, our SVID and its own trust domain's bundle are taken together or not
+    /// at all; each other trust domain stands for itself.
+    ///
+    /// # Errors
+    /// Any [`CredentialsError`] of what must be taken together: nothing is used then.
+    pub fn renew(&self, source: &SvidSource) -> Result<Self, CredentialsError> {
+        match source {
+            SvidSource::Files(files) => self.reload(files),
+            SvidSource::Given(given) => Self::of_given(given, Some(self), &self.crl_numbers),
+        }
+    }
+
+    fn of_given(
+        source: &SvidGiven,
+        before: Option<&Self>,
+        newest: &CrlNumbers,
+    ) -> Result<Self, CredentialsError> {
+        if let Some(given) = &source.given
+            && !given.id.is_of(&source.own)
+        {
+            // Before its bundle, which is of that other trust domain too.
+            let (id, own) = (given.id.clone(), source.own.clone());
+            return Err(CredentialsError::Given {
+                from: given.from.clone(),
+                source: Unfit::Foreign { id, own },
+            });
+        }
+        let (trust, wrong) = Trust::given(source, before, newest)?;
+        let given = source.given.as_deref();
+        let identity = given.map(|given| Identity::given(given, &source.own, &trust.bundles));
+        let generation = before.map_or(1, |before| before.generation.saturating_add(1));
+        Ok(Self::new(identity.transpose()?, trust, generation, wrong))
+    }
+
     /// Reads and checks everything; the caller keeps the last good credentials if this fails.
     ///
     /// # Errors
@@ -360,14 +592,16 @@ impl Credentials {
         let (trust, mut wrong) = Trust::renew(files, self);
         let identity = match Identity::load(files, &trust.bundles) {
             Ok(identity) => identity,
-            Err(error) if self.identity.is_anchored(&trust.bundles) => {
-                wrong.push(error);
-                self.identity.clone()
-            }
-            Err(error) => return Err(error),
+            Err(error) => match &self.identity {
+                Some(identity) if identity.is_anchored(&trust.bundles) => {
+                    wrong.push(error);
+                    identity.clone()
+                }
+                Some(_) | None => return Err(error),
+            },
         };
         let generation = self.generation.saturating_add(1);
-        Ok(Self::new(identity, trust, generation, wrong))
+        Ok(Self::new(Some(identity), trust, generation, wrong))
     }
 
     /// As [`load`](Self::load), and no CRL may be older than one of `newest` (R9).
@@ -381,11 +615,11 @@ impl Credentials {
     ) -> Result<Self, CredentialsError> {
         let (trust, wrong) = Trust::load(files, newest)?;
         let identity = Identity::load(files, &trust.bundles)?;
-        Ok(Self::new(identity, trust, generation, wrong))
+        Ok(Self::new(Some(identity), trust, generation, wrong))
     }
 
     fn new(
-        identity: Identity,
+        identity: Option<Identity>,
         trust: Trust,
         generation: u64,
         wrong: Vec<CredentialsError>,
@@ -421,34 +655,36 @@ impl Credentials {
         self.generation
     }
 
-    /// Who we are.
+    /// Who we are; nobody until a Workload API has said it.
     #[must_use]
-    pub const fn id(&self) -> &SpiffeId {
-        &self.identity.own.id
+    pub fn id(&self) -> Option<&SpiffeId> {
+        self.own().map(|own| &own.id)
     }
 
     /// Start of validity of our leaf, in Unix seconds: renewal counts from it (C4).
     #[must_use]
-    pub const fn not_before(&self) -> i64 {
-        self.identity.not_before
+    pub fn not_before(&self) -> Option<i64> {
+        self.identity.as_ref().map(|identity| identity.not_before)
     }
 
     /// When the first certificate of our own path expires, in Unix seconds.
     #[must_use]
-    pub const fn not_after(&self) -> i64 {
-        self.identity.own.not_after
+    pub fn not_after(&self) -> Option<i64> {
+        self.own().map(|own| own.not_after)
     }
 
     /// What we present: the leaf first.
     #[must_use]
     pub fn chain(&self) -> &[CertificateDer<'static>] {
-        &self.identity.chain
+        self.identity
+            .as_ref()
+            .map_or(&[], |identity| &identity.chain)
     }
 
     /// Our own path, as a peer with our bundles sees it.
     #[must_use]
-    pub const fn own(&self) -> &TlsPeer {
-        &self.identity.own
+    pub fn own(&self) -> Option<&TlsPeer> {
+        self.identity.as_ref().map(|identity| &identity.own)
     }
 
     /// Whom we trust.
@@ -461,7 +697,7 @@ impl Credentials {
     /// credentials pooled connections end, and how often a bundle is numbered anew is not ours to say.
     #[must_use]
     pub fn differs(&self, other: &Self) -> bool {
-        self.identity.chain != other.identity.chain
+        self.chain() != other.chain()
             || !self.bundles.trust_as(&other.bundles)
             || self.crls != other.crls
             || self.denied != other.denied
@@ -577,18 +813,25 @@ impl Credentials {
         &self.known_groups
     }
 
-    pub(super) fn resolver(&self) -> Arc<SingleCertAndKey> {
-        Arc::clone(&self.identity.resolver)
+    /// # Errors
+    /// There is no SVID yet.
+    pub(super) fn resolver(&self) -> Result<Arc<SingleCertAndKey>, rustls::Error> {
+        let identity = self.identity.as_ref();
+        let resolver = identity.map(|identity| Arc::clone(&identity.resolver));
+        resolver.ok_or_else(|| rustls::Error::General("the gateway has no SVID yet".to_owned()))
     }
 }
 
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials")
-            .field("generation", &self.generation)
-            .field("id", &self.identity.own.id)
-            .field("not_after", &self.identity.own.not_after)
-            .finish_non_exhaustive()
+        let mut shown = f.debug_struct("Credentials");
+        shown.field("generation", &self.generation);
+        if let Some(own) = self.own() {
+            shown
+                .field("id", &own.id)
+                .field("not_after", &own.not_after);
+        }
+        shown.finish_non_exhaustive()
     }
 }
 

@@ -20,6 +20,7 @@ use zeugma_core::svid::{Certificate, CrlError, CrlFacts, Origin, Rule, Serial, S
 use super::bundle::{Bundle, Bundles};
 use super::config::{provider, sha256};
 use super::credentials::{ReadError, read_bounded};
+use super::given::Given;
 
 /// The largest file of CRLs read, in bytes: room for [`CRL_ENTRIES_MAX`] entries.
 pub const CRL_BYTES_MAX: u64 = 8 << 20;
@@ -136,6 +137,17 @@ pub enum CrlsError {
         index: usize,
         /// The trust domain.
         domain: TrustDomain,
+    },
+    /// Nobody who may sign CRLs signed one that did not come in a file.
+    #[error(
+        "{}: CRL {index} is not signed by an anchor with cRLSign of a bundle beside it, nor by an issuer in the SVID's own chain; what it revokes is not known, and the CRLs of before stay",
+        path.display()
+    )]
+    Unsigned {
+        /// Who gave it.
+        path: PathBuf,
+        /// Its position, from 0.
+        index: usize,
     },
     /// R9: its number does not follow the one in use.
     #[error(
@@ -385,6 +397,95 @@ impl Crls {
         (crls, wrong)
     }
 
+    /// Takes those that came with an SVID: a list counts for each trust domain that has its issuer
+    /// among its anchors, or in the SVID's own chain. Where one cannot be used, of whom nothing else
+    /// came the lists of `before` stay: nobody could tell whose is missing.
+    pub(super) fn given(
+        given: &Given,
+        bundles: &Bundles,
+        newest: &CrlNumbers,
+        before: Option<&Self>,
+    ) -> (Self, Vec<CrlsError>) {
+        let mut crls = Self::default();
+        let mut wrong = Vec::new();
+        if given.crls.is_empty() {
+            return (crls, wrong);
+        }
+        let path = Path::new(&given.from);
+        let own = given.id.trust_domain();
+        let below = given.chain.get(1..).unwrap_or_default();
+        let signers: Vec<_> = (bundles.iter())
+            .map(|bundle| {
+                let below = if *bundle.domain() == own { below } else { &[] };
+                // What is wrong with a chain is told of the SVID.
+                let signers = signers(below, bundle, path).or_else(|_| signers(&[], bundle, path));
+                (bundle.domain(), signers.unwrap_or_default())
+            })
+            .collect();
+        for (index, der) in given.crls.iter().enumerate() {
+            match crls.take(der, index, &signers, newest, path) {
+                Ok(()) => {}
+                Err(error) => wrong.push(error),
+            }
+        }
+        if !wrong.is_empty() {
+            for (domain, lists) in before.iter().flat_map(|before| &before.0) {
+                if bundles.get(domain).is_none() {
+                    continue;
+                }
+                let kept = crls.0.entry(domain.clone()).or_default();
+                for list in lists {
+                    if kept.iter().all(|one| one.issuer != list.issuer) {
+                        kept.push(list.clone());
+                    }
+                }
+            }
+        }
+        (crls, wrong)
+    }
+
+    /// Adds a list to those of each trust domain whose `signers` signed it.
+    fn take(
+        &mut self,
+        der: &CertificateRevocationListDer<'_>,
+        index: usize,
+        signers: &[(&TrustDomain, Vec<Signer<'_>>)],
+        newest: &CrlNumbers,
+        path: &Path,
+    ) -> Result<(), CrlsError> {
+        let facts = CrlFacts::parse(der, CRL_ENTRIES_MAX).map_err(|source| CrlsError::Crl {
+            path: path.to_owned(),
+            index,
+            source,
+        })?;
+        let mut lists = Vec::new();
+        for (domain, signers) in signers {
+            let Some(signer) = signer_of(&facts, signers) else {
+                continue;
+            };
+            let list = Crl {
+                issuer: signer.authority,
+                anchor: signer.anchor,
+                number: facts.number.clone(),
+                digest: sha256(der),
+                next_update: facts.next_update,
+                serials: facts.serials.clone(),
+            };
+            check_newest(&list, domain, index, newest, path)?;
+            lists.push((*domain, list));
+        }
+        if lists.is_empty() {
+            return Err(CrlsError::Unsigned {
+                path: path.to_owned(),
+                index,
+            });
+        }
+        for (domain, list) in lists {
+            add(self.0.entry(domain.clone()).or_default(), list);
+        }
+        Ok(())
+    }
+
     /// Checks the certificates of a path: the serial of each, and who issued it.
     pub(super) fn check<'p>(
         &self,
@@ -508,23 +609,8 @@ fn load_file(path: &Path, bundle: &Bundle, newest: &CrlNumbers) -> Result<Vec<Cr
             index,
             domain: bundle.domain().clone(),
         })?;
-        let before = newest.0.get(&(bundle.domain().clone(), list.issuer));
-        if let Some(before) = before
-            && (list.order() < order(&before.number)
-                || (list.order() == order(&before.number) && list.digest != before.digest))
-        {
-            return Err(CrlsError::Rollback {
-                path: path.to_owned(),
-                index,
-                number: hexadecimal(&list.number),
-                before: hexadecimal(&before.number),
-            });
-        }
-        match lists.iter_mut().find(|one| one.issuer == list.issuer) {
-            Some(one) if one.order() < list.order() => *one = list,
-            Some(_) => {}
-            None => lists.push(list),
-        }
+        check_newest(&list, bundle.domain(), index, newest, path)?;
+        add(&mut lists, list);
     }
     if lists.is_empty() {
         return Err(CrlsError::Empty {
@@ -532,6 +618,39 @@ fn load_file(path: &Path, bundle: &Bundle, newest: &CrlNumbers) -> Result<Vec<Cr
         });
     }
     Ok(lists)
+}
+
+/// Holds a list against the newest one of its issuer that was ever used (R9).
+fn check_newest(
+    list: &Crl,
+    domain: &TrustDomain,
+    index: usize,
+    newest: &CrlNumbers,
+    path: &Path,
+) -> Result<(), CrlsError> {
+    match newest.0.get(&(domain.clone(), list.issuer)) {
+        Some(before)
+            if list.order() < order(&before.number)
+                || (list.order() == order(&before.number) && list.digest != before.digest) =>
+        {
+            Err(CrlsError::Rollback {
+                path: path.to_owned(),
+                index,
+                number: hexadecimal(&list.number),
+                before: hexadecimal(&before.number),
+            })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Adds a list, unless a newer one of its issuer is there.
+fn add(lists: &mut Vec<Crl>, list: Crl) {
+    match lists.iter_mut().find(|one| one.issuer == list.issuer) {
+        Some(one) if one.order() < list.order() => *one = list,
+        Some(_) => {}
+        None => lists.push(list),
+    }
 }
 
 /// Who may have signed a list.
@@ -610,12 +729,7 @@ fn signers<'a>(
 
 /// The list, if one of `signers` signed it and may.
 fn verified(facts: CrlFacts<'_>, der: &[u8], signers: &[Signer<'_>]) -> Option<Crl> {
-    let signer = signers.iter().find(|signer| {
-        let certificate = &signer.certificate;
-        certificate.subject() == &*facts.issuer
-            && certificate.signs_crls()
-            && signs(certificate, &facts.signed)
-    })?;
+    let signer = signer_of(&facts, signers)?;
     Some(Crl {
         issuer: signer.authority,
         anchor: signer.anchor,
@@ -623,6 +737,16 @@ fn verified(facts: CrlFacts<'_>, der: &[u8], signers: &[Signer<'_>]) -> Option<C
         digest: sha256(der),
         next_update: facts.next_update,
         serials: facts.serials,
+    })
+}
+
+/// Who of `signers` signed a list, and may.
+fn signer_of<'s, 'a>(facts: &CrlFacts<'_>, signers: &'s [Signer<'a>]) -> Option<&'s Signer<'a>> {
+    signers.iter().find(|signer| {
+        let certificate = &signer.certificate;
+        certificate.subject() == &*facts.issuer
+            && certificate.signs_crls()
+            && signs(certificate, &facts.signed)
     })
 }
 

@@ -10,6 +10,7 @@ mod config;
 mod credentials;
 mod crl;
 mod denied;
+mod given;
 mod groups;
 mod hkdf;
 mod stream;
@@ -24,13 +25,15 @@ pub(crate) use config::{
 };
 pub use config::{PeerSlot, client_config, server_config};
 pub use credentials::{
-    Credentials, CredentialsError, DomainBundle, ReadError, SVID_BYTES_MAX, SvidFiles,
+    Credentials, CredentialsError, DomainBundle, ReadError, SVID_BYTES_MAX, SvidFiles, SvidGiven,
+    SvidSource, Unfit,
 };
 pub use crl::{
     CRL_BYTES_MAX, CRL_ENTRIES_MAX, CRL_FILES_MAX, CRL_GRACE_SECONDS, CRL_ISSUERS_MAX, CRLS_MAX,
     CrlNumbers, Crls, CrlsError,
 };
 pub use denied::{DENIED_BYTES_MAX, DENIED_MAX, DeniedError, DeniedIds};
+pub use given::Given;
 pub use groups::KNOWN_GROUPS_MAX;
 pub use stream::TlsStream;
 pub use verify::{CHAIN_BYTES_MAX, CHAIN_CERTIFICATES_MAX, Refusal, TlsPeer, Usage, verify_chain};

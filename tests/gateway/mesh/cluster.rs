@@ -37,6 +37,8 @@ pub(crate) struct Cluster {
     settings: BTreeMap<String, String>,
     /// What else stands in `svid.files`.
     more_files: String,
+    /// What stands in `svid` in place of files.
+    svid: Option<String>,
     identities: usize,
     ports: Vec<TcpSocket>,
     folder: TempDir,
@@ -63,6 +65,7 @@ impl Cluster {
             listeners: BTreeMap::new(),
             settings: BTreeMap::new(),
             more_files: String::new(),
+            svid: None,
             identities: 0,
             ports,
             folder: tempfile::tempdir().unwrap(),
@@ -190,6 +193,16 @@ impl Cluster {
         self.more_files = format!(", {files}");
     }
 
+    /// Where an agent of this cluster listens, unless a test says otherwise.
+    pub(crate) fn agent_socket(&self) -> PathBuf {
+        self.folder.path().join("agent.sock")
+    }
+
+    /// Has the gateway ask the agent at this address for its certificate; files it is again for `None`.
+    pub(crate) fn ask_agent(&mut self, address: Option<&str>) {
+        self.svid = address.map(|address| format!("workloadApi: '{address}'"));
+    }
+
     /// Adds a listener with these further fields; returns its address.
     pub(crate) fn listen(&mut self, name: &str, fields: &str) -> SocketAddr {
         let address = reserve(&mut self.ports);
@@ -220,15 +233,17 @@ impl Cluster {
             Some(_) => String::new(),
             None => format!("admin: '{}'\n", self.admin),
         };
+        let more = &self.more_files;
+        let files =
+            format!("files: {{ certificate: gw.pem, key: gw.key, bundles: bundles/{more} }}");
         let mut spec = format!(
-            "trustDomain: {domain}\ncluster: {name}\n\
-             svid: {{ files: {{ certificate: gw.pem, key: gw.key, bundles: bundles/{more} }} }}\n\
+            "trustDomain: {domain}\ncluster: {name}\nsvid: {{ {svid} }}\n\
              {admin}probes: '{}'\nmetrics: '{}'\nlisteners:\n",
             self.probes,
             self.metrics,
             domain = self.trust_domain(),
             name = self.name,
-            more = self.more_files,
+            svid = self.svid.as_ref().unwrap_or(&files),
         );
         for (name, fields) in &self.listeners {
             writeln!(spec, "  {name}: {fields}").unwrap();

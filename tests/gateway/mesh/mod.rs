@@ -14,6 +14,7 @@
 //! gateway.finish().await;
 //! ```
 
+mod agent;
 mod ca;
 mod cluster;
 mod dns;
@@ -26,6 +27,7 @@ mod service;
 
 use std::time::Duration;
 
+pub(crate) use agent::{Agent, Answer, Said};
 pub(crate) use ca::{Ca, Identity, alert_of};
 pub(crate) use cluster::{Cluster, TOKEN};
 pub(crate) use dns::{NameServer, Zone};

@@ -9,7 +9,8 @@ use zeugma_core::snapshot::{Address, EndpointTls, Failure};
 use super::rbac::id_matcher;
 use super::target::{self, Target};
 use super::{
-    Context, Export, Made, Scope, Service, Services, cluster_name, levels, mirror_cluster_name,
+    Context, Export, Made, Scope, Service, Services, cluster_name, http_rules, levels,
+    mirror_cluster_name,
 };
 use crate::meta::{
     AnyClusterMeta, ClusterMeta, EndpointMeta, ErrorRateMeta, ExportMeta, FailoverMeta,
@@ -69,6 +70,27 @@ pub(crate) fn mirrors(
                 described: None,
             };
             Some(build(context, to, &[&target], named))
+        })
+        .collect()
+}
+
+/// The clusters of the parts of a service's splits that are of some of its backends alone.
+pub(crate) fn splits(
+    context: Context<'_>,
+    service: &Service<'_>,
+    services: &Services<'_>,
+) -> Vec<Made> {
+    if service.port.protocol == ProtocolSpec::Tcp {
+        return Vec::new();
+    }
+    (http_rules::clusters(services, service).into_iter())
+        .map(|(name, (scope, targets))| {
+            let named = Built {
+                name,
+                scope,
+                described: None,
+            };
+            build(context, service, &targets, named)
         })
         .collect()
 }
@@ -260,6 +282,7 @@ pub(crate) fn cause(failure: Failure) -> String {
         Failure::Timeout => "timeout".to_owned(),
         Failure::Status(status) => status.to_string(),
         Failure::Unavailable => "unavailable".to_owned(),
+        Failure::Grpc(code) => format!("grpc-{code}"),
         Failure::NoLocalEndpoint => "no-local-endpoint".to_owned(),
     }
 }

@@ -7,10 +7,10 @@ use zeugma_core::snapshot::Failure;
 
 use super::clusters::{ads, common_tls, socket};
 use super::rbac::rules;
-use super::{Context, Scope, Service, Services, cluster_name, mirror_cluster_name};
+use super::{Context, Scope, Service, Services, cluster_name, http_rules, mirror_cluster_name};
 use crate::meta::{ListenerMeta, MirrorMeta, RouteMeta};
 use crate::model::defaults::{or_secs, retry_on};
-use crate::model::scalar::Text;
+use crate::model::scalar::{CAUSES, Text};
 use crate::model::{InboundSpec, ListenerSpec, MeshRoute, ProtocolSpec, RoleSpec};
 use crate::parallel;
 use crate::pb::{self, hcm, http_rbac, listener, network_rbac, percent, rbac, route, tcp_proxy};
@@ -476,7 +476,7 @@ fn virtual_host(
     route::VirtualHost {
         name: service.id.clone(),
         domains,
-        routes: vec![one_route(context, services, service, scope)],
+        routes: http_routes(context, services, service, scope),
         typed_per_filter_config: HashMap::from([
             (ALLOW.to_owned(), per_route(allow)),
             (DENY.to_owned(), per_route(deny)),
@@ -485,15 +485,45 @@ fn virtual_host(
     }
 }
 
-fn one_route(
+/// What is the same for all routes of a service.
+pub(super) struct Common {
+    pub mirrors: Vec<MirrorMeta>,
+    pub action: route::RouteAction,
+}
+
+fn http_routes(
     context: Context<'_>,
     services: &Services<'_>,
     service: &Service<'_>,
     scope: Scope,
-) -> route::Route {
+) -> Vec<route::Route> {
+    let common = common(context, services, service, scope);
+    if !service.route.spec.rules.is_empty() {
+        return http_rules::routes(services, service, scope, &common);
+    }
+    vec![route::Route {
+        r#match: Some(route::RouteMatch {
+            path_specifier: Some(route::route_match::PathSpecifier::Prefix("/".to_owned())),
+            ..Default::default()
+        }),
+        metadata: Some(pb::metadata(&RouteMeta {
+            mirrors: common.mirrors,
+            rule: None,
+        })),
+        action: Some(route::route::Action::Route(common.action)),
+        ..Default::default()
+    }]
+}
+
+fn common(
+    context: Context<'_>,
+    services: &Services<'_>,
+    service: &Service<'_>,
+    scope: Scope,
+) -> Common {
     let mirrors = service.mirrors(context, services);
     let specs = &service.route.spec.mirror;
-    let meta = mirrors
+    let meta: Vec<_> = mirrors
         .iter()
         .filter_map(|(at, to, _)| {
             let spec = specs.get(*at)?;
@@ -530,13 +560,9 @@ fn one_route(
         })
         .collect();
     let timeouts = &service.route.spec.timeouts;
-    route::Route {
-        r#match: Some(route::RouteMatch {
-            path_specifier: Some(route::route_match::PathSpecifier::Prefix("/".to_owned())),
-            ..Default::default()
-        }),
-        metadata: Some(pb::metadata(&RouteMeta { mirrors: meta })),
-        action: Some(route::route::Action::Route(route::RouteAction {
+    Common {
+        mirrors: meta,
+        action: route::RouteAction {
             cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(
                 cluster_name(scope, &service.id),
             )),
@@ -546,17 +572,32 @@ fn one_route(
             retry_policy: Some(retry_policy(&service.route.spec)),
             request_mirror_policies: policies,
             ..Default::default()
-        })),
-        ..Default::default()
+        },
     }
 }
 
 /// For Envoy; ours stands in the cluster's metadata.
 fn retry_policy(spec: &MeshRoute) -> route::RetryPolicy {
-    let on = spec.retries.on.as_ref().map_or_else(
+    let on: Vec<Failure> = spec.retries.on.as_ref().map_or_else(
         || retry_on(ProtocolSpec::Http),
         |on| on.iter().map(|cause| cause.0.0).collect(),
     );
+    let (retry_on, retriable_status_codes) = retry_words(on);
+    route::RetryPolicy {
+        retry_on,
+        num_retries: pb::number(spec.retries.attempts.unwrap_or(2)),
+        per_try_timeout: spec
+            .timeouts
+            .per_try
+            .as_ref()
+            .and_then(|limit| pb::duration(limit.0.0?)),
+        retriable_status_codes,
+        ..Default::default()
+    }
+}
+
+/// What is retried, in Envoy's words and by status.
+pub(super) fn retry_words(on: impl IntoIterator<Item = Failure>) -> (String, Vec<u32>) {
     // What no endpoint saw is always tried again.
     let mut words = vec!["connect-failure", "refused-stream"];
     let mut statuses = Vec::new();
@@ -568,22 +609,18 @@ fn retry_policy(spec: &MeshRoute) -> route::RetryPolicy {
             Failure::Timeout => statuses.push(504),
             Failure::Status(status) => statuses.push(status.into()),
             Failure::Unavailable => words.push("unavailable"),
+            // Envoy's words for gRPC's codes are ours.
+            Failure::Grpc(_) => words.extend(
+                (CAUSES.iter())
+                    .filter(|(_, cause)| *cause == failure)
+                    .map(|(word, _)| *word),
+            ),
         }
     }
     if !statuses.is_empty() {
         words.push("retriable-status-codes");
     }
-    route::RetryPolicy {
-        retry_on: words.join(","),
-        num_retries: pb::number(spec.retries.attempts.unwrap_or(2)),
-        per_try_timeout: spec
-            .timeouts
-            .per_try
-            .as_ref()
-            .and_then(|limit| pb::duration(limit.0.0?)),
-        retriable_status_codes: statuses,
-        ..Default::default()
-    }
+    (words.join(","), statuses)
 }
 
 fn millionths(share: f64) -> percent::FractionalPercent {

@@ -1,6 +1,7 @@
 //! A model for one gateway, as standard xDS v3 resources.
 
 mod clusters;
+mod http_rules;
 pub(crate) mod levels;
 mod listeners;
 pub(crate) mod rbac;
@@ -11,7 +12,8 @@ use std::collections::{BTreeMap, HashMap};
 use prost::Name as _;
 use zeugma_core::snapshot::Node;
 
-pub(crate) use self::clusters::{HTTP_OPTIONS, SOCKET, start_of};
+pub(crate) use self::clusters::{HTTP_OPTIONS, SOCKET, cause, start_of};
+pub(crate) use self::http_rules::{METHOD, matches_of};
 pub(crate) use self::listeners::{ALLOW, DENY};
 use self::target::Target;
 use crate::error::{Code, Finding, Findings};
@@ -184,15 +186,17 @@ impl<'m> Compiled<'m> {
             .collect()
     }
 
-    /// The clusters of mirrors alone.
-    pub(crate) fn mirrors(&self) -> Vec<Made> {
-        let mut mirrors = BTreeMap::new();
+    /// The clusters of mirrors and of splits alone.
+    pub(crate) fn others(&self) -> Vec<Made> {
+        let mut others = BTreeMap::new();
         for service in &self.services.list {
-            for made in clusters::mirrors(self.context, service, &self.services) {
-                mirrors.insert(made.cluster.name.clone(), made);
+            let mirrors = clusters::mirrors(self.context, service, &self.services);
+            let splits = clusters::splits(self.context, service, &self.services);
+            for made in mirrors.into_iter().chain(splits) {
+                others.insert(made.cluster.name.clone(), made);
             }
         }
-        mirrors.into_values().collect()
+        others.into_values().collect()
     }
 
     /// The names of route configurations, with what each of its virtual hosts was made into.
@@ -540,6 +544,14 @@ spec:
   retries: { attempts: 3, on: [connect, 503], budget: 10% }
   limits: { connections: 10, requests: 20 }
   mirror: [{ route: orders, percent: 12.5% }, { route: orders, peer: west, bodyLimit: 1KiB }]
+  rules:
+    - { name: rest }
+    - matches: [{ path: { prefix: /v1 }, method: GET, headers: { X-Beta: "1" } }, { query: { q: "a b" } }]
+      split: [{ backends: [backend-1], weight: 9 }, { route: orders }, { backends: [west] }]
+      timeouts: { responseHeaders: 3s, perTry: none }
+      retries: { attempts: 1, on: [503, internal], any: true }
+      headers: { request: { set: { X-Mesh: east }, add: { x-a: "" }, remove: [X-Debug] }, response: { add: { x-b: b } } }
+    - { matches: [{ grpc: { service: a.B, method: C } }], split: [{ backends: [west] }], timeouts: { perTry: 1s } }
   allow:
     - { from: ["spiffe://east.example/ns/shop/sa/cart", "spiffe://west.example/*"], methods: [GET, POST], paths: [/a, "/b/*"] }
     - { from: ["spiffe://north.example/*"], via: [north] }
@@ -567,6 +579,15 @@ spec:
                 .services
                 .iter()
                 .any(|service| service.mirrors.len() == 2)
+        );
+        let rules = snapshot
+            .services
+            .iter()
+            .filter_map(|service| service.rules.as_ref());
+        // Of two ports that are http.
+        assert_eq!(
+            rules.map(|rules| rules.matches.len()).collect::<Vec<_>>(),
+            [4, 4]
         );
         let mut expected = ResourceList::default();
         for (kind, resources) in [

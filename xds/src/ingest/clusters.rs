@@ -138,6 +138,7 @@ pub(super) fn service(
             ),
         },
         mirrors: Vec::new(),
+        rules: None,
         position: Some(Position {
             file: meta.position.file.as_str().into(),
             line: meta.position.line,
@@ -239,7 +240,8 @@ fn passive(cluster: &cluster::Cluster, meta: &ClusterMeta) -> Result<PassiveChec
     })
 }
 
-fn failure(word: &str) -> Result<Failure, String> {
+pub(super) fn failure(word: &str) -> Result<Failure, String> {
+    let wrong = |_| "it is not a cause of failure".to_owned();
     Ok(match word {
         "connect" => Failure::Connect,
         "refused-stream" => Failure::RefusedStream,
@@ -247,11 +249,10 @@ fn failure(word: &str) -> Result<Failure, String> {
         "timeout" => Failure::Timeout,
         "unavailable" => Failure::Unavailable,
         "no-local-endpoint" => Failure::NoLocalEndpoint,
-        status => Failure::Status(
-            status
-                .parse()
-                .map_err(|_| "it is not a cause of failure".to_owned())?,
-        ),
+        other => match other.strip_prefix("grpc-") {
+            Some(code) => Failure::Grpc(code.parse().map_err(wrong)?),
+            None => Failure::Status(other.parse().map_err(wrong)?),
+        },
     })
 }
 

@@ -1,17 +1,18 @@
 //! Listeners: which services they reach, and the rules of each.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::Duration;
+use std::sync::Arc;
 
 use zeugma_core::admission::Rate;
+use zeugma_core::rules::Rules;
 use zeugma_core::snapshot::{HostTable, Listener, Mirror, Protocol, Role, Service, ServiceIx};
 
 use super::clusters::all;
 use super::rbac::Listed;
-use super::{Gathered, Names};
+use super::{Gathered, Names, http_rules};
 use crate::compile::{ALLOW, DENY};
-use crate::meta::{ListenerMeta, RouteMeta};
-use crate::pb::{self, hcm, http_rbac, listener, network_rbac, percent, route, tcp_proxy};
+use crate::meta::ListenerMeta;
+use crate::pb::{self, hcm, http_rbac, listener, network_rbac, route, tcp_proxy};
 
 /// What a filter chain says, its routes aside.
 #[derive(Debug)]
@@ -73,6 +74,7 @@ struct HostTo {
     ix: ServiceIx,
     rules: Vec<Listed>,
     mirrors: Vec<Mirror>,
+    http_rules: Option<Arc<Rules>>,
     name: String,
 }
 
@@ -100,42 +102,13 @@ fn virtual_host(host: &route::VirtualHost, ix: ServiceIx, names: &Names) -> Resu
         }
     }
     let route = host.routes.first().ok_or("it has no route")?;
-    let Some(route::route::Action::Route(action)) = &route.action else {
-        return Err("its route leads to no cluster".to_owned());
-    };
     Ok(HostTo {
         ix,
         rules,
-        mirrors: mirrors(route, action, names)?,
+        mirrors: http_rules::mirrors(route, names)?,
+        http_rules: http_rules::rules(&host.routes, names)?.map(Arc::new),
         name: host.name.clone(),
     })
-}
-
-fn mirrors(
-    route: &route::Route,
-    action: &route::RouteAction,
-    names: &Names,
-) -> Result<Vec<Mirror>, String> {
-    let meta: RouteMeta = pb::from_metadata(route.metadata.as_ref())?;
-    if meta.mirrors.len() != action.request_mirror_policies.len() {
-        return Err("its mirrors do not match their metadata".to_owned());
-    }
-    action
-        .request_mirror_policies
-        .iter()
-        .zip(meta.mirrors)
-        .map(|(policy, meta)| {
-            Ok(Mirror {
-                route: meta.route.into(),
-                to: names.cluster(&policy.cluster)?,
-                host: meta.host.into(),
-                share: share(policy),
-                timeout: Duration::from_millis(meta.timeout_millis),
-                body_bytes_max: meta.body_bytes_max,
-                in_flight_max: meta.in_flight_max,
-            })
-        })
-        .collect()
 }
 
 /// What putting a listener together needs.
@@ -244,13 +217,17 @@ impl Reader<'_> {
 fn gather(host: &HostTo, gathered: &mut Gathered) -> Result<(), String> {
     let rules = gathered.rules.entry(host.ix).or_default();
     (host.rules.iter()).try_for_each(|listed| rules.add(listed))?;
-    match gathered.mirrors.get(&host.ix) {
-        Some(known) if *known != host.mirrors => {
+    let said = (host.mirrors.clone(), host.http_rules.clone());
+    match gathered.routed.get(&host.ix) {
+        Some((known, _)) if *known != said.0 => {
             Err("its mirrors differ between listeners".to_owned())
+        }
+        Some((_, known)) if *known != said.1 => {
+            Err("its rules differ between listeners".to_owned())
         }
         Some(_) => Ok(()),
         None => {
-            gathered.mirrors.insert(host.ix, host.mirrors.clone());
+            gathered.routed.insert(host.ix, said);
             Ok(())
         }
     }
@@ -267,23 +244,4 @@ fn typed(filter: &listener::Filter) -> Result<&pb::Any, &'static str> {
             Err("a filter has no configuration")
         }
     }
-}
-
-/// The share of requests that is mirrored; all where nothing is written, as Envoy has it.
-fn share(policy: &route::route_action::RequestMirrorPolicy) -> f64 {
-    use percent::fractional_percent::DenominatorType;
-
-    let Some(fraction) = policy
-        .runtime_fraction
-        .as_ref()
-        .and_then(|fraction| fraction.default_value)
-    else {
-        return 1.0;
-    };
-    let whole = match DenominatorType::try_from(fraction.denominator) {
-        Ok(DenominatorType::Hundred) | Err(_) => 100.0,
-        Ok(DenominatorType::TenThousand) => 10_000.0,
-        Ok(DenominatorType::Million) => 1_000_000.0,
-    };
-    (f64::from(fraction.numerator) / whole).min(1.0)
 }

@@ -1,11 +1,14 @@
 //! xDS resources to a [`Snapshot`]: decodes, resolves every reference, collects every error.
 
 mod clusters;
+mod http_rules;
 mod listeners;
 mod rbac;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
+use zeugma_core::rules::Rules;
 use zeugma_core::snapshot::{
     Cluster, ClusterIx, Mirror, Node, Peer, PeerIx, Service, ServiceIx, Snapshot,
 };
@@ -42,7 +45,7 @@ impl Names {
 #[derive(Debug, Default)]
 struct Gathered {
     rules: BTreeMap<ServiceIx, rbac::Numbered>,
-    mirrors: BTreeMap<ServiceIx, Vec<Mirror>>,
+    routed: BTreeMap<ServiceIx, (Vec<Mirror>, Option<Arc<Rules>>)>,
 }
 
 /// A cluster as it was read.
@@ -191,8 +194,9 @@ impl Ingest {
             if let Some(rules) = gathered.rules.remove(&ServiceIx(at)) {
                 service.policy = rules.into_policy(service.policy.mode);
             }
-            if let Some(mirrors) = gathered.mirrors.remove(&ServiceIx(at)) {
+            if let Some((mirrors, rules)) = gathered.routed.remove(&ServiceIx(at)) {
                 service.mirrors = mirrors;
+                service.rules = rules;
             }
         }
         snapshot.version = state::version(&snapshot);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use zeugma_core::identity::TrustDomain;
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::settings::{
     AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, Drain, ForeignDomain,
-    GatewaySettings, Limits, StateDir, SvidFiles,
+    GatewaySettings, Limits, StateDir, SvidFiles, SvidSource,
 };
 
 /// One port of a route.
@@ -239,7 +240,6 @@ impl Document<MeshGateway> {
         node: &Node,
         domains: &[Document<TrustDomainSpec>],
     ) -> GatewaySettings {
-        let files = &self.spec.svid.files;
         let limits = &self.spec.limits;
         let connections = limits.connections.unwrap_or(50_000);
         let drain = &self.spec.drain;
@@ -248,20 +248,14 @@ impl Document<MeshGateway> {
             cluster: node.cluster.to_string(),
             trust_domain: node.trust_domain.clone(),
             locality: node.locality.clone(),
-            svid: SvidFiles {
-                certificate: self.folder().join(&files.certificate),
-                key: self.folder().join(&files.key),
-                bundles: self.folder().join(&files.bundles),
-                crls: files.crls.as_ref().map(|path| self.folder().join(path)),
-                denied: files.denied.as_ref().map(|path| self.folder().join(path)),
-                domains: (domains.iter())
-                    .filter_map(|domain| {
-                        let name = TrustDomain::parse(&domain.name).ok()?;
-                        // What is another gateway's foreign one may be our own.
-                        (name != node.trust_domain).then(|| foreign(name, domain))
-                    })
-                    .collect(),
-            },
+            svid: self.svid(),
+            domains: (domains.iter())
+                .filter_map(|domain| {
+                    let name = TrustDomain::parse(&domain.name).ok()?;
+                    // What is another gateway's foreign one may be our own.
+                    (name != node.trust_domain).then(|| foreign(name, domain))
+                })
+                .collect(),
             admin: match &self.spec.admin {
                 Some(Text(Admin::Unix(path))) => AdminAddress::Unix(self.folder().join(path)),
                 Some(Text(Admin::Tcp(address))) => AdminAddress::Tcp(*address),
@@ -305,6 +299,31 @@ impl Document<MeshGateway> {
                 Some(AccessLogFormatSpec::Text) => AccessLogFormat::Text,
                 Some(AccessLogFormatSpec::Json) | None => AccessLogFormat::Json,
             },
+        }
+    }
+}
+
+impl Document<MeshGateway> {
+    /// Where its certificate comes from. One without either is refused by the check, and has files
+    /// without a path here.
+    fn svid(&self) -> SvidSource {
+        let path = |written: &PathBuf| self.folder().join(written);
+        match (&self.spec.svid.files, &self.spec.svid.workload_api) {
+            (Some(files), _) => SvidSource::Files(SvidFiles {
+                certificate: path(&files.certificate),
+                key: path(&files.key),
+                bundles: path(&files.bundles),
+                crls: files.crls.as_ref().map(path),
+                denied: files.denied.as_ref().map(path),
+            }),
+            (None, Some(Text(address))) => SvidSource::WorkloadApi(address.clone()),
+            (None, None) => SvidSource::Files(SvidFiles {
+                certificate: PathBuf::new(),
+                key: PathBuf::new(),
+                bundles: PathBuf::new(),
+                crls: None,
+                denied: None,
+            }),
         }
     }
 }

@@ -10,7 +10,7 @@ use super::scalar::Text;
 use crate::bundle_url::BundleUrl;
 
 /// A foreign trust domain, named by `metadata.name`: whose callers and gateways are verified by its
-/// bundle, beside those in `svid.files.bundles`. It is not the gateway's own.
+/// bundle, beside those that `svid` brings. It is not the gateway's own.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct TrustDomainSpec {
@@ -18,9 +18,9 @@ pub(crate) struct TrustDomainSpec {
     /// this file's folder. Required without `bundleEndpointURL`, and with `https_spiffe` for an
     /// endpoint of this trust domain, whose first answer is verified by it. It is watched; a file that
     /// cannot be used leaves the last good bundle of this trust domain in use, at the start what was
-    /// fetched last, or else nobody of it is let in; no other trust domain is concerned. There must be
-    /// no second bundle of it in `svid.files.bundles`. What was fetched takes its place, unless the
-    /// file has a higher `spiffe_sequence`.
+    /// fetched last, or else nobody of it is let in; no other trust domain is concerned. `svid`
+    /// must bring no second bundle of it. What was fetched takes its place, unless the file has a
+    /// higher `spiffe_sequence`.
     pub bundle: Option<PathBuf>,
     /// Where the trust domain serves its bundle: `https://` and a host (SPIFFE Federation, bundle
     /// endpoint). It is fetched at the start, by SIGHUP, and every `spiffe_refresh_hint`, which counts

@@ -13,6 +13,7 @@ use zeugma_core::identity::TrustDomain;
 use zeugma_core::locality::Locality;
 
 use super::scalar::{Admin, Name, Reference, Size, Text, whole_or_none};
+use crate::workload_address::WorkloadAddress;
 
 /// One cluster's gateway.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -89,8 +90,22 @@ pub(crate) enum AccessLogFormatSpec {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Svid {
-    /// From files, which are watched: a new certificate is used without a restart.
-    pub files: SvidFilesSpec,
+    /// From files, which are watched: a new certificate is used without a restart. Required unless
+    /// `workloadApi` is written; one of the two, not both.
+    pub files: Option<SvidFilesSpec>,
+    /// From a SPIFFE Workload API, such as a SPIRE agent's: its Unix socket, `unix:///path`, or
+    /// `tcp://` with a loopback address and port, where whoever on this machine has that port is
+    /// believed. Default: none. It gives the certificate, its key,
+    /// the bundles of the own and of federated trust domains, and CRLs; each answer is the whole, so
+    /// that what is not in it any more does not count any more. Of several SVIDs the first is the
+    /// gateway's, and hints are not looked at. An answer that misses something, whose SVID every
+    /// peer would refuse, or whose SVID is not of `trustDomain`, is refused and told, and the last
+    /// good one stays. A gateway that has had no answer accepts connections, refuses those that need
+    /// its certificate (`no-identity`), and is not ready. Where the API fails or ends it is asked
+    /// again, after 200 ms at first and 10 s at last, and what it gave serves until it expires. The
+    /// key stays in memory. An answer is at most 4 MiB, with at most 1024 federated bundles and 256
+    /// CRLs.
+    pub workload_api: Option<Text<WorkloadAddress>>,
 }
 
 /// The files of a gateway's identity; relative paths start from this file's folder.

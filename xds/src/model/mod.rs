@@ -251,7 +251,7 @@ impl<T> Document<T> {
     }
 
     /// Where a rule is written.
-    pub(crate) fn position_of_rule(&self, rule: &Placed<RuleSpec>) -> Position {
+    pub(crate) fn position_of_rule<R>(&self, rule: &Placed<R>) -> Position {
         match usize::from(rule.of)
             .checked_sub(1)
             .and_then(|at| self.inherited.get(at))

@@ -13,8 +13,8 @@ use zeugma_core::snapshot::PathPattern;
 
 use super::list::List;
 use super::scalar::{
-    Cause, EndpointSpec, MaybeDuration, Method, Name, Percent, Reference, Size, Target, Text,
-    whole, whole_or_none,
+    Cause, EndpointSpec, FieldName, FieldValue, GrpcName, MaybeDuration, Method, Name, Percent,
+    Reference, RulePath, Size, Target, Text, whole, whole_or_none,
 };
 use crate::yaml::Placed;
 
@@ -37,6 +37,13 @@ pub(crate) struct MeshRoute {
     pub inbound: Option<InboundSpec>,
     /// Where it is served. Required, at least one.
     pub backends: Vec<BackendSpec>,
+    /// How requests are told apart, and what is done with them. The first match counts, in Gateway
+    /// API's order of precedence: an exact path, the longest prefix, a method, the most headers, the
+    /// most query parameters, then the order written. What no rule matches is refused (404,
+    /// `no-rule`). What a MeshPeer's gateway sends is told apart by no rule: it has applied its own.
+    /// http only; at most 64. Default: one rule that matches all and changes nothing.
+    #[serde(default)]
+    pub rules: List<Placed<HttpRuleSpec>>,
     /// How one endpoint of a level is picked.
     #[serde(default)]
     pub balance: BalanceSpec,
@@ -387,7 +394,8 @@ pub(crate) struct RetriesSpec {
     pub attempts: Option<u32>,
     /// What is retried, before any byte of a response. http only. Default `[connect-failure,
     /// refused-stream, reset, 502, 503, 504, unavailable]`; the first two, and a peer's
-    /// `no-local-endpoint`, always are, since no endpoint saw the request.
+    /// `no-local-endpoint`, always are, since no endpoint saw the request. A gRPC status is seen where
+    /// the answer is nothing but trailers.
     pub on: Option<Vec<Text<Cause>>>,
     /// Extra tries as a share of the last 10 s' requests, at least 10. http only. Default `20%`.
     pub budget: Option<Text<Percent>>,
@@ -416,6 +424,133 @@ pub(crate) struct RouteLimitsSpec {
     /// Default: any number; 1 to 10000000.
     #[serde(default, deserialize_with = "whole_or_none")]
     pub requests: Option<u32>,
+}
+
+/// One rule for requests that are let in. What it does not say is as the route, or the route that
+/// its split leads to, has it.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct HttpRuleSpec {
+    /// What it is called in the access log and in metrics. Default: its place, from 0.
+    pub name: Option<Text<Name>>,
+    /// Which requests it is for: those that one of these matches; at most 16. Default: all.
+    pub matches: Option<Vec<MatchSpec>>,
+    /// Where they go, by weight; at most 16 parts. The share of a part where nothing is healthy goes
+    /// to the others, and so does a request that its part fails. Default: where the route's traffic
+    /// goes.
+    pub split: Option<Vec<PartSpec>>,
+    /// Deadlines of their own.
+    #[serde(default)]
+    pub timeouts: RuleTimeoutsSpec,
+    /// Extra tries of their own.
+    #[serde(default)]
+    pub retries: RuleRetriesSpec,
+    /// What becomes of headers.
+    #[serde(default)]
+    pub headers: HeadersSpec,
+}
+
+/// What a request must have: all that is written. Texts are literal.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct MatchSpec {
+    /// The path, read as `allow` and `deny` read it. One that servers read differently (with `..`,
+    /// `%2F`, or `//` where that makes a difference) is matched by no rule of a route whose rules look
+    /// at paths. Default: any.
+    pub path: Option<PathSpec>,
+    /// The method; WebSocket by HTTP/2 is a `GET`. Default: any.
+    pub method: Option<Text<Method>>,
+    /// Headers, by name; one that a request has twice is matched by nothing. At most 16. Default: any.
+    pub headers: Option<BTreeMap<String, Text<FieldValue>>>,
+    /// Query parameters, by name; of several the first counts. At most 16. Default: any.
+    pub query: Option<BTreeMap<String, String>>,
+    /// A gRPC service or method, instead of `path` and `method`: `POST /service/method`.
+    pub grpc: Option<GrpcSpec>,
+}
+
+/// What a path must be.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PathSpec {
+    /// This path, or one below it: `/v1` is `/v1`, `/v1/` and `/v1/x`, and not `/v1x`.
+    Prefix(Text<RulePath>),
+    /// This path alone.
+    Exact(Text<RulePath>),
+}
+
+/// A gRPC service or method.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct GrpcSpec {
+    /// The service with its package. Required.
+    pub service: Text<GrpcName>,
+    /// The method. Default: all of the service's.
+    pub method: Option<Text<GrpcName>>,
+}
+
+/// A part of a split: `backends`, or `route`.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct PartSpec {
+    /// Some of this route's backends, by name; they fail over among each other.
+    pub backends: Option<Vec<Text<Name>>>,
+    /// Another http route, `namespace/name`, with its own backends, failover, timeouts, retries and
+    /// limits. Its `rules`, `mirror`, `allow` and `export` are not asked: the request was let in here.
+    /// The only endpoint of a route is not ejected unless its `health.passive.keepAtLeast` is 0: a
+    /// request tries it before it goes to another part.
+    pub route: Option<Text<Reference>>,
+    /// Its share of the requests relative to the other parts. Default 1; 0 to 1000000.
+    #[serde(default, deserialize_with = "whole_or_none")]
+    pub weight: Option<u32>,
+}
+
+/// Deadlines of a rule.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct RuleTimeoutsSpec {
+    /// As `timeouts.responseHeaders` of the route.
+    pub response_headers: Option<Text<Duration>>,
+    /// As `timeouts.perTry` of the route.
+    pub per_try: Option<Text<MaybeDuration>>,
+}
+
+/// Extra tries of a rule.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct RuleRetriesSpec {
+    /// As `retries.attempts` of the route.
+    #[serde(default, deserialize_with = "whole_or_none")]
+    pub attempts: Option<u32>,
+    /// As `retries.on` of the route.
+    pub on: Option<Vec<Text<Cause>>>,
+    /// As `retries.any` of the route.
+    pub any: Option<bool>,
+}
+
+/// What becomes of headers. `host`, `content-length`, what ends at each hop, and what the gateway itself
+/// writes (`x-request-id`, `x-forwarded-client-cert`, `x-zeugma-*`, `traceparent`, `via`) cannot be
+/// changed.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct HeadersSpec {
+    /// Of requests, as they leave for an endpoint or a peer.
+    #[serde(default)]
+    pub request: HeaderChangesSpec,
+    /// Of what an endpoint or a peer answers; the gateway's own answers stay as they are.
+    #[serde(default)]
+    pub response: HeaderChangesSpec,
+}
+
+/// Changes of headers, at most 32 of each kind; no name stands in two of them.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct HeaderChangesSpec {
+    /// Take the place of what is there.
+    pub set: Option<BTreeMap<String, Text<FieldValue>>>,
+    /// Come beside what is there.
+    pub add: Option<BTreeMap<String, Text<FieldValue>>>,
+    /// Are taken out, by name.
+    pub remove: Option<Vec<Text<FieldName>>>,
 }
 
 /// Copies of a share of the requests. A copy is never mirrored again, and never delays, fails or

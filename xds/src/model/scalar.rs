@@ -13,13 +13,14 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize as DeriveDeserialize;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use zeugma_core::admission::Rate;
-use zeugma_core::authorize::path::is_usable;
+use zeugma_core::authorize::path::{canonical, is_usable};
 use zeugma_core::identity::{IdPattern, SpiffeId, TrustDomain};
 use zeugma_core::locality::Locality;
 use zeugma_core::names::{Host, HostPattern};
 use zeugma_core::snapshot::{Failure, PathPattern};
 
 use crate::bundle_url::BundleUrl;
+use crate::workload_address::WorkloadAddress;
 
 /// A type with one textual form.
 pub(crate) trait FromText: Sized {
@@ -235,6 +236,16 @@ impl FromText for SpiffeId {
 impl FromText for BundleUrl {
     const FORM: &'static str = "a URL such as `https://acme.example/bundle`";
     const EXAMPLE: &'static str = "https://acme.example/bundle";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        Self::parse(text)
+    }
+}
+
+impl FromText for WorkloadAddress {
+    const FORM: &'static str =
+        "`unix://` and an absolute path, or `tcp://` and a loopback address with a port";
+    const EXAMPLE: &'static str = "unix:///run/zeugma/workload.sock";
 
     fn from_text(text: &str) -> Result<Self, String> {
         Self::parse(text)
@@ -480,22 +491,119 @@ impl FromText for PathPattern {
     }
 }
 
+/// A path that rules tell requests apart by, as requests are compared with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RulePath(pub Arc<str>);
+
+impl FromText for RulePath {
+    const FORM: &'static str = "a path such as `/v1`";
+    const EXAMPLE: &'static str = "/v1";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        if text.contains('*') {
+            return Err(
+                "`*` stands for itself nowhere; write `prefix: /v1` for all below".to_owned(),
+            );
+        }
+        match PathPattern::from_text(text)? {
+            PathPattern::Exact(path) | PathPattern::Below(path) => canonical(&path)
+                .map(|path| Self(path.into()))
+                .ok_or_else(|| "no request is matched by it".to_owned()),
+        }
+    }
+}
+
+/// The name of a gRPC service or method.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GrpcName(pub String);
+
+impl FromText for GrpcName {
+    const FORM: &'static str = "a gRPC name such as `shop.Orders`";
+    const EXAMPLE: &'static str = "shop.Orders";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let is_good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
+        match text.chars().find(|c| !is_good(*c)) {
+            Some(bad) => Err(format!("{bad:?} may not stand in it")),
+            None if text.is_empty() => Err("it is empty".to_owned()),
+            None if text.split('.').any(str::is_empty) => {
+                Err("no part between dots may be empty".to_owned())
+            }
+            None => Ok(Self(text.to_owned())),
+        }
+    }
+}
+
+/// The name of a header, in lower case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FieldName(pub String);
+
+/// The longest name of a header.
+const FIELD_NAME_BYTES_MAX: usize = 128;
+
+impl FromText for FieldName {
+    const FORM: &'static str = "the name of a header such as `x-mesh`";
+    const EXAMPLE: &'static str = "x-mesh";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        if text.is_empty() || text.len() > FIELD_NAME_BYTES_MAX {
+            return Err(format!("a name is 1 to {FIELD_NAME_BYTES_MAX} characters"));
+        }
+        // RFC 9110 §5.6.2: a token.
+        let is_good = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+        match text.chars().find(|c| !is_good(*c)) {
+            Some(bad) => Err(format!("{bad:?} may not stand in it")),
+            None => Ok(Self(text.to_ascii_lowercase())),
+        }
+    }
+}
+
+/// The value of a header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FieldValue(pub String);
+
+/// The longest value of a header.
+const FIELD_VALUE_BYTES_MAX: usize = 4096;
+
+impl FromText for FieldValue {
+    const FORM: &'static str = "the value of a header, visible ASCII";
+    const EXAMPLE: &'static str = "east";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        if text.len() > FIELD_VALUE_BYTES_MAX {
+            return Err(format!("it is over {FIELD_VALUE_BYTES_MAX} characters"));
+        }
+        // RFC 9110 §5.5: no space around it, and what is not ASCII is read differently.
+        if text.trim() != text {
+            return Err("a space at its begin or end would be lost".to_owned());
+        }
+        match text.chars().find(|c| !matches!(c, ' '..='~')) {
+            Some(bad) => Err(format!("{bad:?} may not stand in it")),
+            None => Ok(Self(text.to_owned())),
+        }
+    }
+}
+
 /// How an attempt failed, as `on` names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Cause(pub Failure);
 
 /// The words for causes, by the field that takes them.
-pub(crate) const CAUSES: [(&str, Failure); 6] = [
+pub(crate) const CAUSES: [(&str, Failure); 10] = [
     ("connect", Failure::Connect),
     ("connect-failure", Failure::Connect),
     ("refused-stream", Failure::RefusedStream),
     ("reset", Failure::Reset),
     ("timeout", Failure::Timeout),
     ("unavailable", Failure::Unavailable),
+    ("cancelled", Failure::Grpc(1)),
+    ("deadline-exceeded", Failure::Grpc(4)),
+    ("resource-exhausted", Failure::Grpc(8)),
+    ("internal", Failure::Grpc(13)),
 ];
 
 impl FromText for Cause {
-    const FORM: &'static str = "`connect`, `connect-failure` (the same), `refused-stream`, `reset`, `timeout`, `unavailable` (gRPC status 14) or an HTTP status of 400 to 599";
+    const FORM: &'static str = "`connect`, `connect-failure` (the same), `refused-stream`, `reset`, `timeout`, `unavailable` (gRPC status 14), `cancelled` (1), `deadline-exceeded` (4), `resource-exhausted` (8), `internal` (13) or an HTTP status of 400 to 599";
     const EXAMPLE: &'static str = "503";
 
     fn from_text(text: &str) -> Result<Self, String> {

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use zeugma_core::admission::{Rate, RouteLimits};
 use zeugma_core::locality::Locality;
 use zeugma_core::names::HostPattern;
+use zeugma_core::rules::{
+    Field, HeaderChanges, HttpRule, Match, Part, PathMatch, RuleRetries, RuleTimeouts, Rules,
+};
 use zeugma_core::snapshot::{
     ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterIx, ClusterPolicy, Endpoint,
     EndpointIx, EndpointKey, EndpointTls, ErrorRate, Export, Failback, Failover, Failure,
@@ -24,8 +27,16 @@ coded! {
     Listener { name, address, role, only, hosts, sources, handshakes, proxies }
     Service {
         name, port, ports, hosts, protocol, inbound, outbound, own, policy, export, mirrors,
-        position,
+        rules, position,
     }
+    Rules { matches, list }
+    Match { rule, path, method, headers, query }
+    Field { name, value }
+    HttpRule { label, split, timeouts, retries, request, response, position }
+    Part { label, weight, outbound, own, host }
+    RuleTimeouts { response_headers, per_try }
+    RuleRetries { attempts, on, any_method }
+    HeaderChanges { set, add, remove }
     Policy { allow, deny, mode }
     Rule { from, via, listeners, sources, methods, paths, position }
     Position { file, line }
@@ -115,8 +126,9 @@ coded_enum! {
     ActiveKind { 0 Http { path, host }, 1 Tcp }
     Failure {
         0 Connect, 1 RefusedStream, 2 Reset, 3 Timeout, 4 Status(status), 5 Unavailable,
-        6 NoLocalEndpoint,
+        6 NoLocalEndpoint, 7 Grpc(code),
     }
+    PathMatch { 0 Any, 1 Exact(path), 2 Prefix(path) }
     Severity { 0 Error, 1 Warning }
     Code {
         0 UnknownField, 1 BadValue, 2 MissingField, 3 NotADocument, 4 Unreadable, 5 TooLarge,
@@ -198,6 +210,16 @@ pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
         good(peers.all(is_peer), "a rule names no peer")?;
         let all = service.mirrors.iter().all(|mirror| is_share(mirror.share));
         good(all, "a share is over the whole")?;
+        if let Some(rules) = &service.rules {
+            let is_rule = |one: &Match| one.rule < rules.list.len();
+            good(rules.matches.iter().all(is_rule), "a match is of no rule")?;
+            let mut parts = rules
+                .list
+                .iter()
+                .flat_map(|rule| rule.split.iter().flatten());
+            let leads = |part: &Part| is_cluster(&part.outbound) && part.own.iter().all(is_cluster);
+            good(parts.all(leads), "a split leads to no cluster")?;
+        }
     }
     for cluster in &snapshot.clusters {
         let of_levels: usize = (cluster.levels.iter().map(|level| level.members.len())).sum();

@@ -969,8 +969,13 @@ fn a_listener_behind_load_balancers_says_which_they_are_and_not_everybody() {
 fn fields_of_later_versions_and_typos_are_unknown() {
     for (spec, path, help) in [
         (
-            format!("protocol: http, {OWN}, rules: []"),
-            "spec.rules",
+            format!("protocol: http, {OWN}, hedging: {{}}"),
+            "spec.hedging",
+            "known are",
+        ),
+        (
+            format!("protocol: http, {OWN}, rules: [{{mirror: []}}]"),
+            "spec.rules[0].mirror",
             "known are",
         ),
         (
@@ -1459,4 +1464,48 @@ fn thousands_of_wrong_names_are_found_in_time_and_a_bounded_number_of_suggestion
     };
     assert_eq!(found.iter().filter(suggested).count(), 100);
     assert!(found.iter().all(|finding| finding.help.is_some()));
+}
+
+#[test]
+fn a_certificate_comes_from_files_or_from_a_workload_api() {
+    const FILES: &str = "files: { certificate: gw.pem, key: gw.key, bundles: bundles/ }";
+    let with = |svid: &str| EAST.replace(FILES, svid);
+    let api = "workloadApi: unix:///run/zeugma/workload.sock";
+    assert!(try_load(&[&with(api)], None).is_ok());
+    for (svid, code, path, words) in [
+        (
+            "",
+            Code::MissingField,
+            "spec.svid",
+            "workloadApi: unix:///path",
+        ),
+        (
+            &format!("{FILES}, {api}"),
+            Code::Contradiction,
+            "spec.svid.workloadApi",
+            "not both",
+        ),
+        (
+            "workloadApi: /run/zeugma/workload.sock",
+            Code::BadValue,
+            "spec.svid.workloadApi",
+            "write `unix:///run/zeugma/workload.sock`",
+        ),
+        (
+            "workloadApi: 'tcp://10.0.0.1:8081'",
+            Code::BadValue,
+            "spec.svid.workloadApi",
+            "private key would cross the network",
+        ),
+    ] {
+        let finding = only(&[&with(svid)], svid);
+        let place = finding.place.as_ref().unwrap();
+        assert_eq!(
+            (finding.code, place.path.as_str()),
+            (code, path),
+            "{finding}"
+        );
+        let said = format!("{finding} {}", finding.help.as_deref().unwrap_or_default());
+        assert!(said.contains(words), "{said}");
+    }
 }

@@ -174,8 +174,9 @@ fn the_settings_have_the_manuals_defaults_and_paths_start_at_the_file() {
     let loaded = loaded(&[EAST, WEST_PEER, SMALLEST], None);
     let settings = &loaded.settings;
     let folder = loaded.files[0].parent().unwrap();
-    assert_eq!(settings.svid.certificate, folder.join("gw.pem"));
-    assert_eq!(settings.svid.bundles, folder.join("bundles/"));
+    let files = settings.svid.files().unwrap();
+    assert_eq!(files.certificate, folder.join("gw.pem"));
+    assert_eq!(files.bundles, folder.join("bundles/"));
     assert_eq!(settings.admin, AdminAddress::Default);
     assert_eq!(settings.admin_token, None);
     assert_eq!(settings.probes.to_string(), "127.0.0.1:15021");
@@ -919,7 +920,7 @@ fn a_trust_domain_names_the_file_of_its_bundle() {
         try_load(&all, None)
     };
     let acme = domain("acme.example", "bundle: acme.json");
-    let domains = load(&[&acme]).unwrap().settings.svid.domains;
+    let domains = load(&[&acme]).unwrap().settings.domains;
     let [one] = domains.as_slice() else {
         panic!("{domains:?}");
     };
@@ -944,7 +945,7 @@ fn a_trust_domain_names_the_file_of_its_bundle() {
         ),
     ] {
         let loaded = load(&[&domain("acme.example", &spec)]).unwrap();
-        let endpoint = loaded.settings.svid.domains[0].endpoint.clone().unwrap();
+        let endpoint = loaded.settings.domains[0].endpoint.clone().unwrap();
         assert_eq!(endpoint.url.to_string(), "https://acme.example/b");
         assert_eq!(endpoint.profile, profile);
     }
@@ -1028,7 +1029,7 @@ fn a_trust_domain_names_the_file_of_its_bundle() {
     let two = ["east", "west"].map(|name| domain(&format!("{name}.example"), "bundle: b.json"));
     let both = [EAST, BOTH_GATEWAYS, WEST_PEER, &orders, &two[0], &two[1]];
     for (gateway, foreign) in [("east-gw", "west.example"), ("west-gw", "east.example")] {
-        let domains = loaded(&both, Some(gateway)).settings.svid.domains;
+        let domains = loaded(&both, Some(gateway)).settings.domains;
         let names: Vec<&str> = domains.iter().map(|one| one.domain.as_str()).collect();
         assert_eq!(names, [foreign], "{gateway}");
     }

@@ -11,6 +11,7 @@
 mod defaults;
 mod fields;
 mod findings;
+mod http_rules;
 mod last_good;
 mod load;
 #[path = "../../../tests/support/many.rs"]

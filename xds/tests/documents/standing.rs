@@ -226,6 +226,34 @@ fn a_route_goes_on_without_a_peer_that_was_deleted() {
 }
 
 #[test]
+fn a_split_goes_on_without_a_route_that_was_deleted() {
+    let mut mesh = Mesh::served();
+    let split = to("orders", "10.0.0.1:80").replace(
+        "allow: [",
+        "rules: [{split: [{route: cart}, {backends: [backend-1], weight: 9}]}], allow: [",
+    );
+    mesh.write("orders.yaml", &split);
+    let parts = |loaded: &Loaded| -> Vec<String> {
+        let rules = loaded
+            .snapshot
+            .services
+            .iter()
+            .find_map(|one| one.rules.as_ref());
+        let split = rules.unwrap().list[0].split.as_ref().unwrap();
+        split.iter().map(|part| part.label.to_string()).collect()
+    };
+    assert_eq!(parts(&mesh.read()), ["shop/cart", "backend-1"]);
+    mesh.remove("cart.yaml");
+    let loaded = mesh.read();
+    assert_eq!(parts(&loaded), ["backend-1"]);
+    assert_eq!(refused(&loaded), [("MeshRoute shop/orders", Serves::Rest)]);
+    mesh.write("cart.yaml", &to("cart", "10.0.0.2:80"));
+    let loaded = mesh.read();
+    assert!(loaded.refused.is_empty());
+    assert_eq!(parts(&loaded), ["shop/cart", "backend-1"]);
+}
+
+#[test]
 fn of_two_that_claim_the_same_the_one_that_served_stays() {
     // By name; the file of the new one is read first.
     let mut mesh = Mesh::served();

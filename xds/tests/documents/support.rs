@@ -1,6 +1,7 @@
 //! Configurations to load, and what is in the snapshots that come out.
 
 use std::fs;
+use std::sync::Arc;
 
 use zeugma_core::snapshot::{Cluster, Service, Snapshot};
 use zeugma_xds::{Color, Findings, Loaded, NodeOptions, load};
@@ -99,6 +100,11 @@ pub(crate) fn unplaced(mut snapshot: Snapshot) -> Snapshot {
         let policy = &mut service.policy;
         for rule in policy.allow.iter_mut().chain(&mut policy.deny) {
             rule.position = None;
+        }
+        if let Some(rules) = &mut service.rules {
+            for rule in &mut Arc::make_mut(rules).list {
+                rule.position = None;
+            }
         }
     }
     snapshot

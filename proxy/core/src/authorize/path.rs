@@ -5,29 +5,30 @@
 //! as sent and folded, and where even these do not cover what a server may make of it, it is
 //! ambiguous. An allow rule must match every reading, a deny rule any.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use crate::snapshot::PathPattern;
 
 /// The readings of one request path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RequestPath {
-    /// Every server reads it in one of these ways.
+pub enum RequestPath<'a> {
+    /// Every server reads it in one of these ways. Most paths are as they came.
     Clear {
         /// Escapes of unreserved characters undone (RFC 3986 §6.2.2.2), others in upper case.
-        sent: String,
+        sent: Cow<'a, str>,
         /// That, with `//` read as `/` and without `;` parameters.
-        folded: String,
+        folded: Cow<'a, str>,
     },
     /// It holds a dot segment, an escaped or backward slash, a control character, an escape of an
     /// escape, or is no path: no allow rule with `paths` matches, every deny rule with `paths` does.
     Ambiguous,
 }
 
-impl RequestPath {
+impl<'a> RequestPath<'a> {
     /// Reads a path as received; a query after `?` is left out.
     #[must_use]
-    pub fn new(received: &str) -> Self {
+    pub fn new(received: &'a str) -> Self {
         let path = received.split_once('?').map_or(received, |(path, _)| path);
         let path = match path {
             // RFC 9110 §4.2.3: an empty path is `/`.
@@ -35,18 +36,27 @@ impl RequestPath {
             // RFC 9112 §3.2.4: the asterisk-form of OPTIONS.
             "*" => {
                 return Self::Clear {
-                    sent: "*".to_owned(),
-                    folded: "*".to_owned(),
+                    sent: "*".into(),
+                    folded: "*".into(),
                 };
             }
             path if path.starts_with('/') => path,
             _ => return Self::Ambiguous,
         };
+        if is_plain(path) {
+            return Self::Clear {
+                sent: path.into(),
+                folded: path.into(),
+            };
+        }
         let Some(sent) = unescape(path) else {
             return Self::Ambiguous;
         };
         match fold(&sent) {
-            Some(folded) => Self::Clear { sent, folded },
+            Some(folded) => Self::Clear {
+                sent: sent.into(),
+                folded: folded.into(),
+            },
             None => Self::Ambiguous,
         }
     }
@@ -71,20 +81,47 @@ impl RequestPath {
     }
 }
 
+/// Whether a path that begins with `/` has one reading, itself: nothing escaped, no empty or dot
+/// segment, no parameter, nothing that no path holds.
+fn is_plain(path: &str) -> bool {
+    let is_own =
+        |byte: u8| matches!(byte, b'!'..=b'~') && !matches!(byte, b'%' | b';' | b'#' | b'\\');
+    let mut before = b' ';
+    path.bytes().all(|byte| {
+        // A segment that begins with a dot may be one of dots alone.
+        let begins = before == b'/' && matches!(byte, b'/' | b'.');
+        before = byte;
+        is_own(byte) && !begins
+    })
+}
+
 /// Whether a rule's path can match anything: it begins with `/` and is not ambiguous itself.
 #[must_use]
 pub fn is_usable(pattern: &str) -> bool {
-    pattern.starts_with('/')
-        && !pattern.contains('?')
-        && matches!(RequestPath::new(pattern), RequestPath::Clear { sent, folded } if sent == folded)
+    canonical(pattern).is_some()
+}
+
+/// A rule's path as requests are compared with it; `None` where it can match nothing.
+#[must_use]
+pub fn canonical(pattern: &str) -> Option<String> {
+    match RequestPath::new(pattern) {
+        RequestPath::Clear { sent, folded }
+            if sent == folded && pattern.starts_with('/') && !pattern.contains('?') =>
+        {
+            Some(sent.into_owned())
+        }
+        RequestPath::Clear { .. } | RequestPath::Ambiguous => None,
+    }
 }
 
 fn is(path: &str, pattern: &PathPattern) -> bool {
     match pattern {
+        PathPattern::Exact(exact) if is_plain(exact) => path == &**exact,
         PathPattern::Exact(exact) => match unescape(exact) {
             Some(exact) => path == exact,
             None => false,
         },
+        PathPattern::Below(prefix) if is_plain(prefix) => path.starts_with(&**prefix),
         PathPattern::Below(prefix) => match unescape(prefix) {
             Some(prefix) => path.starts_with(&prefix),
             None => false,
@@ -159,7 +196,7 @@ mod tests {
 
     fn clear(received: &str) -> (String, String) {
         match RequestPath::new(received) {
-            RequestPath::Clear { sent, folded } => (sent, folded),
+            RequestPath::Clear { sent, folded } => (sent.into_owned(), folded.into_owned()),
             RequestPath::Ambiguous => panic!("{received} is ambiguous"),
         }
     }
@@ -182,6 +219,36 @@ mod tests {
         ] {
             assert_eq!(clear(received), (reading.to_owned(), reading.to_owned()));
         }
+    }
+
+    #[test]
+    fn a_path_that_is_plain_has_the_reading_that_the_long_way_finds() {
+        for received in [
+            "/",
+            "/a",
+            "/a/",
+            "/a/b",
+            "/a.b",
+            "/a/.b",
+            "/a/...",
+            "/a//b",
+            "/a;b",
+            "/a%20",
+            "/a b",
+            "/a\\b",
+            "/é",
+            "/a/..",
+            "/.",
+            "/a/./b",
+            "/a#b",
+            "/a\u{7f}",
+            "/~a!$&'()*+,=:@-_",
+        ] {
+            let long = unescape(received).and_then(|sent| Some((sent.clone(), fold(&sent)?)));
+            let itself = (received.to_owned(), received.to_owned());
+            assert!(!is_plain(received) || long == Some(itself), "{received}");
+        }
+        assert!(is_plain("/v1/orders/7.json") && !is_plain("/v1/%6f") && !is_plain("/v1//a"));
     }
 
     #[test]

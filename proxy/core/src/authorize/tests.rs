@@ -329,7 +329,7 @@ fn an_id_handed_on_matches_allow_with_via_alone_and_deny_always() {
 fn reports_are_for_the_gateways_of_peers_and_not_for_all_of_their_trust_domain() {
     let mut world = snapshot(vec![]);
     let here = "192.0.2.1".parse().unwrap();
-    let of = |world: &Snapshot, text: &str| gateway_of(world, here, &id(text));
+    let of = |world: &Snapshot, text: &str| gateways_of(world, here, &id(text));
     let gateway = "spiffe://west.example/zeugma/gateway";
     assert_eq!(of(&world, gateway), [PeerIx(0)]);
     assert_eq!(of(&world, "spiffe://west.example/ns/shop/sa/cart"), []);

@@ -172,4 +172,11 @@ pub(super) const ENTRIES: &[Entry] = &[
         "A check connects to each gateway of each peer, so that their number is bounded.",
         "Ask for one peer after the other with --peer.",
     ),
+    entry(
+        "ZG1059",
+        "the Workload API does not answer",
+        &[Command],
+        "`zeugma check` found that the agent of `svid.workloadApi` does not answer the gateway, or that its last call failed.",
+        "The findings beside it say why: start the agent, let the gateway's user reach its socket, or register the gateway at it.",
+    ),
 ];

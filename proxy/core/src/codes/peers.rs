@@ -116,4 +116,11 @@ pub(super) const ENTRIES: &[Entry] = &[
         "The listener stands behind load balancers (`proxyProtocol`), and each connection must begin with a whole header of version 1 or 2.",
         "Switch the PROXY protocol on at the load balancer, or remove `proxyProtocol` here where none sends it.",
     ),
+    entry(
+        "ZG0319",
+        "the gateway has no SVID yet",
+        &[AccessLog],
+        "The gateway takes its certificate from a Workload API (`svid.workloadApi`), which has given none since the start. It is not ready, and what needs its certificate is refused with a TLS alert.",
+        "`zeugma status` and `zeugma get findings` say what the Workload API answers; see that nothing sends traffic to a gateway that is not ready.",
+    ),
 ];

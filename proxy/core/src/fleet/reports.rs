@@ -205,6 +205,16 @@ pub(super) fn asked_of(snapshot: &Snapshot) -> Vec<Option<Asked>> {
     asked
 }
 
+/// The endpoints of a cluster that are a peer's gateway.
+fn gateways_in<'c>(
+    cluster: &'c Cluster,
+    peer: PeerIx,
+    gateway: &Address,
+) -> impl Iterator<Item = &'c Endpoint> {
+    let endpoints = cluster.endpoints.iter();
+    endpoints.filter(move |endpoint| endpoint.peer == Some(peer) && endpoint.address == *gateway)
+}
+
 fn has_peers(cluster: &Cluster) -> bool {
     cluster
         .endpoints
@@ -223,10 +233,12 @@ impl Fleet {
             report: Arc::clone(report),
         };
         let before = gateways.insert(gateway.clone(), next);
-        if before.is_some_and(|heard| !heard.is_stale && Arc::ptr_eq(&heard.report, report)) {
+        let before = before.filter(|heard| !heard.is_stale);
+        if (before.as_ref()).is_some_and(|heard| Arc::ptr_eq(&heard.report, report)) {
             return;
         }
-        self.hear(peer, gateway, now);
+        let before = before.map(|heard| heard.report);
+        self.hear(peer, gateway, before.as_deref().zip(Some(&**report)), now);
     }
 
     /// Forgets what a peer's gateway reported: it does not any more, or is none of the peer's.
@@ -241,7 +253,7 @@ impl Fleet {
         if gateways.is_empty() {
             self.reports.heard.remove(peer);
         }
-        self.hear(peer, gateway, now);
+        self.hear(peer, gateway, None, now);
     }
 
     /// Lets reports grow old.
@@ -257,25 +269,43 @@ impl Fleet {
                     when_stale,
                 });
             }
-            self.hear(&peer, &gateway, now);
+            self.hear(&peer, &gateway, None, now);
         }
     }
 
     /// Applies what is known of a gateway to the endpoints that it is.
-    fn hear(&mut self, peer: &str, gateway: &Address, now: Time) {
+    ///
+    /// Where one report follows another, of both nothing else is looked at than what differs.
+    fn hear(
+        &mut self,
+        peer: &str,
+        gateway: &Address,
+        reports: Option<(&Report, &Report)>,
+        now: Time,
+    ) {
         let mut peers = self.reports.peers.iter();
-        let Some(peer_ix) = peers.position(|(name, _)| **name == *peer) else {
+        let Some(peer_ix) = peers.position(|(name, _)| **name == *peer).map(PeerIx) else {
             return;
         };
+        let is_alike = |asked: &Asked| {
+            reports.is_some_and(|(before, after)| {
+                let find = |of: &Report| of.find(&asked.host, asked.port, asked.names_port);
+                before.presence == after.presence && find(before) == find(after)
+            })
+        };
+        let asking =
+            || (self.clusters.iter()).filter_map(|of| Some((&of.cluster, of.asked.as_ref()?)));
+        let turned: BTreeSet<&EndpointKey> = asking()
+            .filter(|(_, asked)| !is_alike(asked))
+            .flat_map(|(cluster, _)| gateways_in(cluster, peer_ix, gateway))
+            .map(|endpoint| &endpoint.key)
+            .collect();
         let mut behind: BTreeMap<EndpointKey, Option<Behind>> = BTreeMap::new();
-        for state in &self.clusters {
-            if let Some(asked) = &state.asked {
-                let ours = |endpoint: &&Endpoint| {
-                    endpoint.peer == Some(PeerIx(peer_ix)) && endpoint.address == *gateway
-                };
-                let endpoints = state.cluster.endpoints.iter().filter(ours);
-                self.gather(endpoints, asked, &mut behind);
-            }
+        for (cluster, asked) in asking().filter(|_| !turned.is_empty()) {
+            // One endpoint may carry several services.
+            let endpoints = gateways_in(cluster, peer_ix, gateway);
+            let endpoints = endpoints.filter(|endpoint| turned.contains(&endpoint.key));
+            self.gather(endpoints, asked, &mut behind);
         }
         let mut routes = BTreeSet::new();
         for (key, next) in behind {

@@ -51,6 +51,38 @@ fn see(fleet: &mut Fleet, name: &str, result: Result<(), Failure>, times: usize,
     }
 }
 
+/// Many successes at once are many successes.
+#[test]
+fn successes_count_alike_at_once_and_one_by_one() {
+    let of = || fleet(vec![fixture::cluster(&[&["a", "b"], &["c"]])]);
+    let (mut one_by_one, mut at_once) = (of(), of());
+    for (second, (name, good, bad)) in [
+        ("a", 30, 4),
+        ("b", 7, 0),
+        ("a", 1, 3),
+        ("c", 9, 1),
+        ("a", 0, 40),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let now = Time::ZERO + Duration::from_secs(second as u64);
+        see(&mut one_by_one, name, Ok(()), good, now);
+        if let Some(times) = u32::try_from(good).ok().filter(|times| *times > 0) {
+            at_once.observe_successes(&key(name), times, now);
+        }
+        for fleet in [&mut one_by_one, &mut at_once] {
+            see(fleet, name, Err(Failure::Reset), bad, now);
+        }
+        assert_eq!(
+            format!("{one_by_one:?}"),
+            format!("{at_once:?}"),
+            "{second}"
+        );
+    }
+    assert_eq!(at_once.status(&key("a")), Some(EndpointStatus::Ejected));
+}
+
 fn kill(fleet: &mut Fleet, name: &str, now: Time) {
     see(fleet, name, Err(Failure::Connect), 5, now);
     assert_eq!(fleet.status(&key(name)), Some(EndpointStatus::Ejected));
@@ -1318,4 +1350,36 @@ fn a_push_keeps_what_was_reported() {
         statuses(&mut fleet, 0, at(3.0))[2..],
         ["healthy", "healthy", "healthy"]
     );
+}
+
+#[test]
+fn an_endpoint_that_carries_several_services_is_as_good_as_the_worst_of_them() {
+    let mut of = behind_peers();
+    // Two ports of one route, whose caller's TLS is relayed as it is: one endpoint for both.
+    let mut second = Cluster::clone(&of.clusters[0]);
+    second.name = "a/b:81".into();
+    of.clusters[1] = second.into();
+    of.services[0].ports = 2;
+    of.services[1] = Service {
+        port: 81,
+        outbound: ClusterIx(1),
+        ..of.services[0].clone()
+    };
+    let mut fleet = Fleet::new();
+    fleet.reconcile(&of, Time::ZERO);
+    let host = HostPattern::parse("x.a").unwrap();
+    let mut hear = |ports: [u32; 2], now| {
+        let mut report = Report::default();
+        for (port, healthy) in [80, 81].into_iter().zip(ports) {
+            let standing = Standing::new(healthy, 3, healthy.into(), 3.0).unwrap();
+            report.set(&host, port, standing);
+        }
+        fleet.report(&"west".into(), &gateway(2), &Arc::new(report), now);
+        [0, 1].map(|cluster| statuses(&mut fleet, cluster, now)[2])
+    };
+    assert_eq!(hear([3, 0], at(1.0)), ["empty"; 2]);
+    assert_eq!(hear([3, 3], at(2.0)), ["healthy"; 2]);
+    assert_eq!(hear([0, 3], at(3.0)), ["empty"; 2]);
+    // A change of the better one makes nothing better.
+    assert_eq!(hear([0, 2], at(4.0)), ["empty"; 2]);
 }

@@ -3,9 +3,7 @@
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, GetAll, HeaderMap, HeaderValue, TRAILER, TRANSFER_ENCODING,
-};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, TRAILER, TRANSFER_ENCODING};
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -38,6 +36,10 @@ pub(in crate::http) struct Connection<S> {
     awaited: Awaited,
     interims: u32,
     framing: Framing,
+    /// The rest of the response's body, where all of it came with the head.
+    ahead: Bytes,
+    /// What the headers of the response have.
+    present: Present,
     /// Both ends keep the connection behind this response.
     is_kept: bool,
     /// What the stream had taken before this request.
@@ -69,6 +71,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             awaited: Awaited::default(),
             interims: 0,
             framing: Framing::Ended,
+            ahead: Bytes::new(),
+            present: Present::default(),
             is_kept: true,
             taken: 0,
             start: Start::Made,
@@ -91,7 +95,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Whether request and response are complete, and the connection outlives them.
     pub(in crate::http) const fn is_done(&self) -> bool {
-        self.is_kept && !self.is_broken && !self.is_sending() && self.framing.is_ended()
+        self.is_kept && !self.is_broken && !self.is_sending() && self.has_ended()
     }
 
     /// Whether some of the request is still to be sent.
@@ -110,7 +114,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let asked = Asked {
             to_head: head.method == Method::HEAD,
             length: crate::http::headers::content_length(&head.headers),
-            trailers: head.headers.get_all(TRAILER),
+            headers: &head.headers,
             passing: None,
         };
         self.begin_written(asked, body, gate, |out| {
@@ -172,6 +176,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 .response(&mut self.wire.read, self.head_bytes_max)?
             {
                 if let Some(response) = self.take_head(response)? {
+                    self.take_ahead()?;
                     return Poll::Ready(Ok(response));
                 }
             }
@@ -253,11 +258,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let present = Present::of(headers);
         let stated = Framing::of_response(self.to_head, status, version, headers, present)?;
         self.framing = stated.framing;
+        self.present = stated.present;
         self.is_kept = keeps(version, headers, present)
             && status != StatusCode::SWITCHING_PROTOCOLS
             && !stated.is_doubtful
             && !matches!(self.framing, Framing::UntilClose);
         Ok(Some(response))
+    }
+
+    /// Takes all of a body that is there already, so that the next connection reads on in the same block:
+    /// others have their turn before this one is sent.
+    fn take_ahead(&mut self) -> Result<(), Error> {
+        let read = &mut self.wire.read;
+        if let Framing::Exact(left) = self.framing
+            && left <= read.len() as u64
+            && let Decoded::Data(bytes) = self.framing.decode(read)?
+        {
+            self.ahead = bytes;
+            self.wire.rest();
+        }
+        Ok(())
     }
 
     /// The next piece of the response's body.
@@ -268,6 +288,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let polled = self.poll_decoded(cx);
         if let Poll::Ready(Err(_)) = &polled {
             self.framing = Framing::Ended;
+            self.ahead = Bytes::new();
             self.is_kept = false;
         }
         polled.map(|decoded| match decoded {
@@ -281,6 +302,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn poll_decoded(&mut self, cx: &mut Context<'_>) -> Poll<Result<Decoded, Error>> {
         // What is answered may depend on what comes of the request.
         self.poll_send(cx)?;
+        if !self.ahead.is_empty() {
+            return Poll::Ready(Ok(Decoded::Data(std::mem::take(&mut self.ahead))));
+        }
         loop {
             let decoded = self.framing.decode(&mut self.wire.read)?;
             if decoded != Decoded::Starved {
@@ -301,12 +325,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
+    /// What the headers of the response have.
+    pub(in crate::http) const fn present(&self) -> Present {
+        self.present
+    }
+
     pub(in crate::http) const fn has_ended(&self) -> bool {
-        self.framing.is_ended()
+        self.framing.is_ended() && self.ahead.is_empty()
     }
 
     pub(in crate::http) fn size_hint(&self) -> SizeHint {
-        self.framing.size_hint()
+        if self.ahead.is_empty() {
+            self.framing.size_hint()
+        } else {
+            SizeHint::with_exact(self.ahead.len() as u64)
+        }
     }
 
     /// Gives back what only a message under way needs.
@@ -323,8 +356,7 @@ pub(crate) struct Asked<'a> {
     pub(in crate::http) to_head: bool,
     /// The length that the head says.
     pub(in crate::http) length: Option<u64>,
-    /// The trailers that it names.
-    pub(in crate::http) trailers: GetAll<'a, HeaderValue>,
+    pub(in crate::http) headers: &'a HeaderMap,
     /// What takes interim responses on to its caller, if something does.
     pub(in crate::http) passing: Option<&'a Passing>,
 }
@@ -345,7 +377,11 @@ fn length_of(asked: &Asked<'_>, body: Outgoing, out: &mut Vec<u8>) -> Sending {
         }
         None => {
             head::write_header(out, TRANSFER_ENCODING.as_str(), b"chunked");
-            Sending::new(body, Length::Chunked, named_trailers(&asked.trailers))
+            Sending::new(
+                body,
+                Length::Chunked,
+                named_trailers(&asked.headers.get_all(TRAILER)),
+            )
         }
     }
 }

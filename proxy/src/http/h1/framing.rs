@@ -124,6 +124,8 @@ impl Framing {
 #[derive(Debug)]
 pub(super) struct Stated {
     pub(super) framing: Framing,
+    /// What the headers have that are left.
+    pub(super) present: Present,
     /// It says two things, of which one counts: the connection is not used further (RFC 9112 §6.1).
     pub(super) is_doubtful: bool,
 }
@@ -135,22 +137,20 @@ fn stated(
     present: Present,
     otherwise: Framing,
 ) -> Result<Stated, Malformed> {
-    // `transfer-encoding` ends at the hop.
-    if !present.has(Present::CONTENT_LENGTH) && !present.has(Present::HOP_BY_HOP) {
-        return Ok(Stated {
-            framing: otherwise,
-            is_doubtful: false,
-        });
-    }
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    let (coding, length) = (codings.next(), lengths.next());
-    // RFC 9110 §8.6: even the same one twice may be refused.
-    if lengths.next().is_some() {
-        return Err(Malformed::ContentLength);
-    }
-    let length = length.map(digits).transpose()?;
-    if let Some(coding) = coding {
+    let length = if present.has(Present::CONTENT_LENGTH) {
+        let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+        let length = lengths.next();
+        // RFC 9110 §8.6: even the same one twice may be refused.
+        if lengths.next().is_some() {
+            return Err(Malformed::ContentLength);
+        }
+        length.map(digits).transpose()?
+    } else {
+        None
+    };
+    if present.has(Present::TRANSFER_ENCODING) {
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        let coding = codings.next().ok_or(Malformed::TransferEncoding)?;
         // RFC 9112 §6.1: of HTTP/1.0 its framing is faulty. Beside `chunked` we know no coding, and
         // it is not ours to be removed.
         let is_chunked = coding.as_bytes().eq_ignore_ascii_case(b"chunked");
@@ -161,6 +161,11 @@ fn stated(
         let is_doubtful = headers.remove(CONTENT_LENGTH).is_some();
         return Ok(Stated {
             framing: Framing::Chunked(Chunks::default()),
+            present: if is_doubtful {
+                Present::of(headers)
+            } else {
+                present
+            },
             is_doubtful,
         });
     }
@@ -170,6 +175,7 @@ fn stated(
             Some(0) => Framing::Ended,
             Some(left) => Framing::Exact(left),
         },
+        present,
         is_doubtful: false,
     })
 }

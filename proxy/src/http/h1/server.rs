@@ -29,7 +29,7 @@ use super::{Error, Malformed};
 use crate::http::body::{BodyError, Outgoing};
 use crate::http::headers::Present;
 use crate::http::{date, expect};
-use crate::runtime::others_first;
+use crate::runtime::{Polled, others_first, unless_others_first};
 
 /// What is read and dropped of a body that nobody wants, so that the connection can be used again.
 const UNWANTED_BYTES_MAX: usize = 256 * 1024;
@@ -160,9 +160,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             let body = self.body();
             let response = {
                 let mut answering = pin!(answer(Request::from_parts(head, body)));
-                let answered = std::future::poll_fn(|cx| match answering.as_mut().poll(cx) {
-                    Poll::Ready(response) => Poll::Ready(Ok(response)),
-                    Poll::Pending => self.poll_gone(cx).map(Err),
+                let answered = std::future::poll_fn(|cx| {
+                    match unless_others_first(|| answering.as_mut().poll(cx)) {
+                        Polled::Ready(response) => Poll::Ready(Ok(response)),
+                        // It is polled again at once.
+                        Polled::OthersFirst => Poll::Pending,
+                        Polled::Pending => self.poll_gone(cx).map(Err),
+                    }
                 });
                 answered.await?
             };
@@ -207,8 +211,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             {
                 let present = Present::of(&head.headers);
                 let stated = Framing::of_request(head.version, &mut head.headers, present)?;
-                state.present = present;
+                state.present = stated.present;
                 state.framing = stated.framing;
+                // The next connection reads on in the same block.
+                wire.rest();
                 state.is_leaving |= stated.is_doubtful;
                 let asks = !state.framing.is_ended() && expect::expects_continue(&head.headers);
                 // RFC 9110 §10.1.1: not of HTTP/1.0.
@@ -561,6 +567,11 @@ pub(crate) struct RequestBody<S> {
 }
 
 impl<S> RequestBody<S> {
+    /// What the headers of its request have.
+    pub(in crate::http) fn present(&self) -> Present {
+        self.state.borrow().present
+    }
+
     /// The connection, once it was told that it speaks another protocol.
     pub(in crate::http) fn on_upgrade(&self) -> oneshot::Receiver<Rewound<S>> {
         let (sender, receiver) = oneshot::channel();

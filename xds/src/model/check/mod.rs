@@ -2,6 +2,7 @@
 //! that could never have an effect.
 
 mod backends;
+mod http_rules;
 mod peers;
 mod policy;
 mod route;
@@ -320,6 +321,7 @@ fn check_gateway(model: &Model, gateway: &Document<MeshGateway>, findings: &mut 
             );
         }
     }
+    check_svid(&mut check);
     sockets::check(&mut check);
     if let Some(Text(Admin::Tcp(address))) = &spec.admin
         && !address.ip().is_loopback()
@@ -466,10 +468,10 @@ fn check_domain(model: &Model, domain: &Document<TrustDomainSpec>, findings: &mu
                 Code::Contradiction,
                 "metadata.name",
                 format!(
-                    "`{}` is the gateway's own trust domain, whose bundle is in `svid.files.bundles` alone",
+                    "`{}` is the gateway's own trust domain, whose bundle comes by `svid` alone",
                     domain.name
                 ),
-                "remove the document, and put the bundle into that folder if it is not there",
+                "remove the document, and put the bundle into `svid.files.bundles` if it is not there",
             );
         });
     }
@@ -489,6 +491,26 @@ fn check_domain(model: &Model, domain: &Document<TrustDomainSpec>, findings: &mu
         );
     }
     check_endpoint(&mut check);
+}
+
+/// A gateway has one SVID, of one source.
+fn check_svid(check: &mut Checker<'_, MeshGateway>) {
+    let svid = &check.document.spec.svid;
+    match (&svid.files, &svid.workload_api) {
+        (None, None) => check.key(
+            Code::MissingField,
+            "spec.svid",
+            "it says nowhere where the gateway's certificate comes from".to_owned(),
+            "write `files: {certificate, key, bundles}`, or `workloadApi: unix:///path` of an agent's socket",
+        ),
+        (Some(_), Some(_)) => check.key(
+            Code::Contradiction,
+            "spec.svid.workloadApi",
+            "the gateway's certificate comes from `files` already".to_owned(),
+            "write one of `files` and `workloadApi`, not both",
+        ),
+        (Some(_), None) | (None, Some(_)) => {}
+    }
 }
 
 /// Where the bundle of a trust domain comes from; nothing of it is inferred (F1).

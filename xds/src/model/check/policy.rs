@@ -199,7 +199,7 @@ fn causes(check: &mut Checker<'_, MeshRoute>, path: &str, on: &[Text<Cause>], ha
     for (at, Text(Cause(cause))) in on.iter().enumerate() {
         let is_http = matches!(
             cause,
-            Failure::Status(_) | Failure::Unavailable | Failure::RefusedStream
+            Failure::Status(_) | Failure::Unavailable | Failure::Grpc(_) | Failure::RefusedStream
         );
         if is_http && !has_http {
             check.value(
@@ -309,9 +309,12 @@ fn limits(check: &mut Checker<'_, MeshRoute>, has_http: bool) {
     }
 }
 
+/// Extra tries of one request.
+pub(super) const ATTEMPTS_MAX: u32 = 10;
+
 fn retries(check: &mut Checker<'_, MeshRoute>, has_http: bool) {
     let spec = &check.document.spec.retries;
-    check.range("spec.retries.attempts", spec.attempts, 0..=10);
+    check.range("spec.retries.attempts", spec.attempts, 0..=ATTEMPTS_MAX);
     check.size("spec.retries.buffer", spec.buffer.as_ref(), 0..=16 << 20);
     // What no endpoint saw is always tried elsewhere; bytes that one saw never are.
     for (is_written, field) in [

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Checker, backends, gateways, old_before_new, policy, rules};
+use super::{Checker, backends, gateways, http_rules, old_before_new, policy, rules};
 use crate::error::{Code, Finding, Findings};
 use crate::model::{
     BackendSpec, Document, InboundSpec, MeshGateway, MeshPeer, MeshRoute, Model, ProtocolSpec,
@@ -13,6 +13,7 @@ pub(super) fn check(model: &Model, route: &Document<MeshRoute>, findings: &mut F
     let mut check = Checker::new(route, findings);
     ports(&mut check);
     inbound(&mut check);
+    http_rules::check(model, &mut check);
     check.beside(gateways(model), |check| {
         backends::check(model, check);
         policy::check(model, check);

@@ -1,5 +1,6 @@
 //! What the core decides with a configuration, in words that a table can hold.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use zeugma_core::admission::Sources;
 use zeugma_core::authorize::{Evidence, evidence};
-use zeugma_core::engine::{Arrival, Decision, Request, Wants, decide};
+use zeugma_core::engine::{Arrival, Decision, Headers, Request, Wants, decide};
 use zeugma_core::fleet::{Fleet, Observation};
 use zeugma_core::hello::ClientHello;
 use zeugma_core::identity::SpiffeId;
@@ -147,12 +148,42 @@ impl World {
         }
     }
 
+    /// The same with this header, and the rule that it is for before where it ends up.
+    pub(super) fn rule_of(&self, method: &str, path: &str, header: (&str, &str)) -> String {
+        let has = |name: &str, value: &str| (name, value) == header;
+        let request = Request {
+            authority: ORDERS,
+            method,
+            path,
+            headers: Headers(&has),
+        };
+        let snapshot = self.snapshot();
+        let shares = Shares::all_healthy(snapshot);
+        let arrival = Arrival {
+            listener: snapshot.listener("apps").unwrap(),
+            source: "127.0.0.1".parse().unwrap(),
+            evidence: Evidence::Network,
+            wants: Wants::Request(request),
+        };
+        match decide(snapshot, &shares, &arrival, &|_| 0, 0) {
+            Decision::Carry(carry) => {
+                let rules = self.service("shop/orders").1.rules.as_ref().unwrap();
+                rules.list[carry.matched.unwrap().rule].label.to_string()
+            }
+            Decision::Refuse(refusal) => refusal.reason.to_string(),
+            other @ (Decision::Terminate(..) | Decision::ReadHttp | Decision::Report) => {
+                format!("{other:?}")
+            }
+        }
+    }
+
     /// A plaintext request to listener `apps`.
     pub(super) fn asks(&self, authority: &str, method: &str, path: &str) -> String {
         let request = Request {
             authority,
             method,
             path,
+            headers: Headers::NONE,
         };
         self.decided(
             "apps",
@@ -180,6 +211,7 @@ impl World {
             authority: ORDERS,
             method: "GET",
             path: "/",
+            headers: Headers::NONE,
         };
         self.decided("apps", source, Evidence::Network, Wants::Request(request))
     }
@@ -215,6 +247,7 @@ impl World {
             authority: ORDERS,
             method: "GET",
             path: "/",
+            headers: Headers::NONE,
         };
         let wants = Wants::RequestInside {
             sni,
@@ -305,6 +338,10 @@ impl World {
     /// How often a try is repeated that fails so each time, and what ends it; `requests` came before.
     pub(super) fn retried(&self, failure: Failure, method: &str, requests: usize) -> String {
         let retries = &self.cluster("shop/orders").policy.retries;
+        let rules = self.service("shop/orders").1.rules.as_ref();
+        let retries = &*rules.map_or(Cow::Borrowed(retries), |rules| {
+            rules.list[0].retries(retries)
+        });
         let mut budget = RetryBudget::default();
         for _ in 0..requests {
             budget.request(Time::ZERO);

@@ -1,7 +1,7 @@
 //! One row for each field. What is expected is worked out by hand from the manual, in the comment
 //! above it where it is not plain.
 
-use zeugma_core::snapshot::Failure::{Connect, Reset, Status, Unavailable};
+use zeugma_core::snapshot::Failure::{Connect, Grpc, Reset, Status, Unavailable};
 
 use super::decided::{ORDERS, PG, World};
 use super::{Row, row};
@@ -26,6 +26,8 @@ pub(super) fn rows() -> Vec<Row> {
         health(),
         http(),
         rules(),
+        matches(),
+        ruled(),
     ]
     .into_iter()
     .flatten()
@@ -63,6 +65,7 @@ fn gateway() -> Vec<Row> {
         row("east-gw", "spec.svid.files.bundles", "bundles/", "others/").seen_by("security_files::a_new_certificate_and_a_new_trust_domain_drop_nothing_that_is_open"),
         row("east-gw", "spec.svid.files.crls", "", "crls/").seen_by("security_revocation::a_revoked_certificate_is_refused_in_the_handshake_by_a_rule_of_its_own"),
         row("east-gw", "spec.svid.files.denied", "", "denied").seen_by("security_revocation::a_denied_identity_is_refused_in_the_handshake_and_let_in_again_when_it_is_taken_off"),
+        row("east-gw", "spec.svid.workloadApi", "'unix:///run/a.sock'", "'unix:///run/b.sock'").given("east-gw", "spec.svid.files", "").seen_by("security_workload::another_socket_is_taken_up_without_a_restart_and_so_are_files"),
         row("east-gw", "spec.listeners.apps.address", "127.0.0.1:15001", "127.0.0.1:15002").seen_by("control_listeners::listeners_are_renamed_and_swap_their_addresses_without_closing_a_socket"),
         row("east-gw", "spec.listeners.apps.role", "workloads", "mesh").given("canary", "spec.export.to", "['*']").given("other", "spec.export.to", "['*']").decides(|w| w.plaintext("apps"), "http", "not-tls"),
         row("east-gw", "spec.listeners.pg.route", "db/pg", "").decides(|w| w.plaintext("pg"), "10.0.3.1:5432", "http"),
@@ -701,5 +704,90 @@ fn rules() -> Vec<Row> {
         .decides(from_lan, ALL, "denied"),
         row("orders", "spec.deny[0].methods", "[PUT]", "[POST]").decides(post, ALL, "denied"),
         row("orders", "spec.deny[0].paths", "[/v2/*]", "[/v1/*]").decides(post, ALL, "denied"),
+    ]
+}
+
+/// A row of a rule of `shop/orders` whose requests go to the far backend, all others everywhere.
+fn first_rule(field: &'static str, before: &'static str, after: &'static str) -> Row {
+    row("orders", field, before, after).given(
+        "orders",
+        "spec.rules",
+        "[{ split: [{ backends: [far] }] }, {}]",
+    )
+}
+
+fn matches() -> Vec<Row> {
+    let get = |w: &World| w.asks(ORDERS, "GET", "/v1/a?q=1");
+    let post = |w: &World| w.asks(ORDERS, "POST", "/shop.Orders/Get");
+    let beta = |w: &World| w.rule_of("GET", "/", ("x-beta", "1"));
+    vec![
+        first_rule("spec.rules[0].matches[0].path.prefix", "/v1", "/v2").decides(get, FAR, ALL),
+        first_rule("spec.rules[0].matches[0].path.exact", "/v1/a", "/v1").decides(get, FAR, ALL),
+        first_rule("spec.rules[0].matches[0].method", "GET", "POST").decides(get, FAR, ALL),
+        first_rule("spec.rules[0].matches[0].headers.x-beta", "'1'", "'2'").decides(beta, "0", "1"),
+        first_rule("spec.rules[0].matches[0].query.q", "'1'", "'2'").decides(get, FAR, ALL),
+        first_rule(
+            "spec.rules[0].matches[0].grpc.service",
+            "shop.Orders",
+            "shop.Carts",
+        )
+        .decides(post, FAR, ALL),
+        first_rule("spec.rules[0].matches[0].grpc.method", "", "Put")
+            .given(
+                "orders",
+                "spec.rules[0].matches[0].grpc.service",
+                "shop.Orders",
+            )
+            .decides(post, FAR, ALL),
+        first_rule("spec.rules[0].name", "", "far").decides(beta, "0", "far"),
+    ]
+}
+
+fn ruled() -> Vec<Row> {
+    let one = |w: &World| w.retried(Status(503), "GET", 1);
+    let two_parts = "[{ split: [{ backends: [near] }, { backends: [far] }] }]";
+    let near = "10.0.1.1:80 + 10.0.1.2:80";
+    let socket = "data_rules::headers_are_set_added_and_removed_on_the_way_there_and_back";
+    let rule = |field, before, after| {
+        row("orders", field, before, after).given("orders", "spec.rules", "[{}]")
+    };
+    vec![
+        first_rule("spec.rules[0].split[0].backends", "[far]", "[near]").decides(
+            World::orders,
+            FAR,
+            near,
+        ),
+        row(
+            "orders",
+            "spec.rules[0].split[0].route",
+            "labs/canary",
+            "labs/other",
+        )
+        .given("orders", "spec.rules", "[{ split: [{ weight: 1 }] }]")
+        .decides(World::orders, "10.0.4.1:80, 192.0.2.7:15443", "10.0.5.1:80"),
+        row("orders", "spec.rules[0].split[0].weight", "0", "1000000")
+            .given("orders", "spec.rules", two_parts)
+            .decides(World::orders, FAR, near),
+        rule("spec.rules[0].timeouts.responseHeaders", "", "1s")
+            .seen_by("data_rules::a_rule_has_deadlines_and_tries_of_its_own"),
+        rule("spec.rules[0].timeouts.perTry", "", "1s")
+            .seen_by("data_rules::a_rule_has_deadlines_and_tries_of_its_own"),
+        rule("spec.rules[0].retries.attempts", "", "4").decides(one, "2, attempts", "4, attempts"),
+        rule("spec.rules[0].retries.on", "", "[internal]").decides(
+            |w| w.retried(Grpc(13), "GET", 1),
+            "0, failure",
+            "2, attempts",
+        ),
+        rule("spec.rules[0].retries.any", "", "true").decides(
+            |w| w.retried(Status(503), "POST", 1),
+            "0, method",
+            "2, attempts",
+        ),
+        rule("spec.rules[0].headers.request.set.x-mesh", "", "east").seen_by(socket),
+        rule("spec.rules[0].headers.request.add.x-more", "", "east").seen_by(socket),
+        rule("spec.rules[0].headers.request.remove", "", "[x-debug]").seen_by(socket),
+        rule("spec.rules[0].headers.response.set.x-served", "", "east").seen_by(socket),
+        rule("spec.rules[0].headers.response.add.x-also", "", "east").seen_by(socket),
+        rule("spec.rules[0].headers.response.remove", "", "[x-debug]").seen_by(socket),
     ]
 }
