@@ -195,6 +195,7 @@ impl Route {
             endpoints,
             levels,
             policy: Arc::new(ClusterPolicy {
+                spread: Vec::new(),
                 balance,
                 failover,
                 active,

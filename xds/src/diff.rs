@@ -588,6 +588,7 @@ fn of_endpoint(endpoint: &Endpoint) -> String {
 fn of_policy(policy: &ClusterPolicy, fields: &mut Fields) {
     let ClusterPolicy {
         balance,
+        spread,
         failover,
         active,
         passive,
@@ -596,6 +597,10 @@ fn of_policy(policy: &ClusterPolicy, fields: &mut Fields) {
         limits,
     } = policy;
     fields.insert("balance.policy", one(format!("{balance:?}")));
+    let parts = spread
+        .iter()
+        .map(|part| format!("{}: {:.4}", part.locality, part.weight));
+    fields.insert("locality.spread", parts.collect());
     of_failover(failover, fields);
     if let Some(active) = active {
         let asks = match &active.kind {

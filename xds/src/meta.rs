@@ -16,6 +16,9 @@ pub(crate) enum AnyClusterMeta {
 pub(crate) struct ClusterMeta {
     pub route: String,
     pub failover: FailoverMeta,
+    /// The priority whose localities are weighed. In all others the weights are the endpoints'.
+    #[serde(default)]
+    pub spread_priority: Option<u32>,
     pub passive: PassiveMeta,
     pub timeouts: TimeoutsMeta,
     pub retries: RetriesMeta,

@@ -71,6 +71,7 @@ pub(crate) fn cluster(levels: &[&[&str]]) -> Cluster {
         levels,
         policy: Arc::new(ClusterPolicy {
             balance: Balance::LeastRequest,
+            spread: Vec::new(),
             failover: Failover {
                 start: 0.7,
                 full: 0.0,

@@ -266,6 +266,8 @@ pub struct Cluster {
 pub struct ClusterPolicy {
     /// How one endpoint of a level is picked.
     pub balance: Balance,
+    /// The localities of one level that its traffic is weighed by; empty: endpoints alone weigh.
+    pub spread: Vec<SpreadPart>,
     /// When traffic leaves a level and how it comes back.
     pub failover: Failover,
     /// The active check, if any.
@@ -278,6 +280,15 @@ pub struct ClusterPolicy {
     pub retries: Retries,
     /// How much of the route may be under way at once.
     pub limits: RouteLimits,
+}
+
+/// A locality's part of the level that it is in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpreadPart {
+    /// The locality, as its endpoints have it.
+    pub locality: Locality,
+    /// Its weight among those of the level, 0 or more.
+    pub weight: f64,
 }
 
 /// Endpoints that are equally preferred.

@@ -192,6 +192,7 @@ fn cluster_json(published: &Published, shared: &Shared, ix: ClusterIx) -> Value 
                 "name": &*level.name,
                 "share": share,
                 "state": motion.label(),
+                "spread": spread_json(cluster, shares, at),
                 "state_since": motion.since().map(|since| ago(since, now)),
                 "healthy": healthy,
                 "total": level.members.len(),
@@ -208,6 +209,20 @@ fn cluster_json(published: &Published, shared: &Shared, ix: ClusterIx) -> Value 
         "since": moved.as_ref().map(|moved| moved.at.as_str()),
         "causes": moved.as_ref().map(|moved| moved.causes.as_slice()).unwrap_or_default(),
     })
+}
+
+/// How the traffic of a level is spread over its localities; null where endpoints alone weigh.
+fn spread_json(cluster: &Cluster, shares: &ClusterShares, level: usize) -> Value {
+    let Some(spread) = shares
+        .spread
+        .as_ref()
+        .filter(|spread| spread.level == level)
+    else {
+        return Value::Null;
+    };
+    (cluster.policy.spread.iter().zip(&spread.shares))
+        .map(|(part, share)| json!({ "locality": part.locality.to_string(), "weight": part.weight, "share": share }))
+        .collect()
 }
 
 fn endpoint_json(
@@ -608,6 +623,7 @@ mod tests {
             endpoints: Vec::new(),
             worths: Vec::new(),
             too_few,
+            spread: None,
             motions: Vec::new(),
         }
     }

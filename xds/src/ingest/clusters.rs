@@ -11,8 +11,8 @@ use zeugma_core::names::{Host, HostPattern};
 use zeugma_core::snapshot::{
     ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterPolicy, Endpoint, EndpointIx,
     EndpointKey, EndpointTls, ErrorRate, Export, Failback, Failover, Failure, HttpVersion, Inbound,
-    Level, PassiveCheck, Peer, Policy, PolicyMode, Position, Protocol, Retries, Service, Timeouts,
-    TooFew, WhenStale,
+    Level, PassiveCheck, Peer, Policy, PolicyMode, Position, Protocol, Retries, Service,
+    SpreadPart, Timeouts, TooFew, WhenStale,
 };
 
 use super::Names;
@@ -160,6 +160,7 @@ pub(super) fn traffic(
         levels,
         policy: Arc::new(ClusterPolicy {
             balance: balance(cluster)?,
+            spread: spread(cluster, meta)?,
             failover: Failover {
                 start: share(meta.failover.start)?,
                 full: share(meta.failover.full)?,
@@ -184,6 +185,33 @@ pub(super) fn traffic(
             limits: limits(cluster)?,
         }),
     })
+}
+
+/// What the localities of one priority weigh among each other; nothing where endpoints alone do.
+fn spread(cluster: &cluster::Cluster, meta: &ClusterMeta) -> Result<Vec<SpreadPart>, String> {
+    let Some(priority) = meta.spread_priority else {
+        return Ok(Vec::new());
+    };
+    let groups = cluster
+        .load_assignment
+        .iter()
+        .flat_map(|all| &all.endpoints);
+    let mut parts: Vec<SpreadPart> = Vec::new();
+    for group in groups.filter(|group| group.priority == priority) {
+        let weight = group.load_balancing_weight.map_or(0, |weight| weight.value);
+        let locality = locality(&group.locality.clone().unwrap_or_default())?;
+        if parts.iter().all(|part| part.locality != locality) {
+            parts.push(SpreadPart {
+                locality,
+                weight: f64::from(weight),
+            });
+        }
+    }
+    let sum: f64 = parts.iter().map(|part| part.weight).sum();
+    if sum > 0.0 {
+        parts.iter_mut().for_each(|part| part.weight /= sum);
+    }
+    Ok(parts)
 }
 
 fn share(value: f64) -> Result<f64, String> {

@@ -90,7 +90,7 @@ macro_rules! inherit_fields {
 
 inherit_fields! {
     BalanceSpec { policy }
-    LocalitySpec { prefer }
+    LocalitySpec { prefer, spread }
     FailoverSpec { order, never, start, full, hold, failback, too_few }
     FailbackSpec { after, ramp, mode }
     PassiveSpec { consecutive, on, error_rate, eject, max_ejected, keep_at_least }

@@ -216,6 +216,12 @@ pub(crate) enum BalancePolicy {
 pub(crate) struct LocalitySpec {
     /// The levels, nearest first. Default `[subzone, zone, region]`.
     pub prefer: Option<Vec<ScopeSpec>>,
+    /// The share of each locality in the traffic of the level that they are all in, such as
+    /// `{ eu/eu-1: 80%, eu/eu-2: 20% }`, each written as its backends have it, and taken relative to
+    /// each other where they are not together `100%`. One that is not healthy enough for its share
+    /// (`failover.start`) gives of it to the others; `0%` is used where the others fail. Default:
+    /// endpoints alone weigh.
+    pub spread: Option<BTreeMap<String, Text<Percent>>>,
 }
 
 /// One step of nearness.

@@ -13,7 +13,7 @@ use zeugma_core::snapshot::{
     EndpointIx, EndpointKey, EndpointTls, ErrorRate, Export, Failback, Failover, Failure,
     HostTable, HttpVersion, Inbound, Level, Listener, Mirror, Node, PassiveCheck, PathPattern,
     Peer, PeerIx, Policy, PolicyMode, Position, Protocol, Retries, Role, Rule, Service, ServiceIx,
-    Snapshot, Timeouts, TooFew, WhenStale,
+    Snapshot, SpreadPart, Timeouts, TooFew, WhenStale,
 };
 
 use super::codec::{Coded, Corrupt, Read, Reader, Writer, coded, coded_enum};
@@ -41,7 +41,8 @@ coded! {
     Rule { from, via, listeners, sources, methods, paths, position }
     Position { file, line }
     Mirror { route, to, host, share, timeout, body_bytes_max, in_flight_max }
-    ClusterPolicy { balance, failover, active, passive, timeouts, retries, limits }
+    SpreadPart { locality, weight }
+    ClusterPolicy { balance, spread, failover, active, passive, timeouts, retries, limits }
     Level { name, members }
     Endpoint { key, backend, address, weight, locality, peer, tls, version, proxy_protocol }
     Failover { start, full, hold, failback_after, failback_ramp, failback, too_few }
@@ -244,6 +245,9 @@ pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
                 "an endpoint is not one",
             )?;
         }
+        let mut spread = cluster.policy.spread.iter();
+        let is_weight = spread.all(|part| part.weight.is_finite() && part.weight >= 0.0);
+        good(is_weight, "a locality has no weight")?;
         let over = cluster
             .policy
             .passive

@@ -89,6 +89,7 @@ fn the_defaults_of_an_http_route_are_the_manuals() {
         (secs(60), secs(60))
     );
     assert_eq!(failover.failback, Failback::Auto);
+    assert_eq!(cluster.policy.spread, []);
     assert_eq!(failover.too_few, TooFew::UseAll);
     assert_eq!(cluster.policy.active, None);
     let statuses = [502, 503, 504].map(Failure::Status);
