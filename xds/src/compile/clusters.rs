@@ -373,7 +373,7 @@ fn weigh(
                 .filter_map(|one| one.load_balancing_weight.map(|weight| weight.value))
                 .fold(0, u32::saturating_add),
         };
-        group.load_balancing_weight = (weight > 0).then(|| pb::UInt32Value { value: weight });
+        group.load_balancing_weight = (weight > 0).then_some(pb::UInt32Value { value: weight });
     }
     assigned.endpoints = merged;
 }

@@ -182,6 +182,11 @@ impl Coded for HostTable {
     }
 }
 
+fn is_spread(parts: &[SpreadPart]) -> bool {
+    let mut weights = parts.iter().map(|part| part.weight);
+    weights.all(|weight| weight.is_finite() && weight >= 0.0)
+}
+
 /// Holds what was read to what `ingest` promises of every snapshot: an index that leads nowhere
 /// would be a panic later.
 pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
@@ -231,7 +236,7 @@ pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
         }
         let is_partition = of_levels == cluster.endpoints.len() && seen.iter().all(|seen| *seen);
         good(
-            is_partition && !cluster.levels.is_empty(),
+            is_partition && !cluster.levels.is_empty() && is_spread(&cluster.policy.spread),
             "an endpoint is not in one level",
         )?;
         for endpoint in &cluster.endpoints {
@@ -245,9 +250,6 @@ pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
                 "an endpoint is not one",
             )?;
         }
-        let mut spread = cluster.policy.spread.iter();
-        let is_weight = spread.all(|part| part.weight.is_finite() && part.weight >= 0.0);
-        good(is_weight, "a locality has no weight")?;
         let over = cluster
             .policy
             .passive
