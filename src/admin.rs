@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -190,6 +190,16 @@ impl Target {
             at,
             token_file: self.token_file.clone().or(token_file),
         })
+    }
+
+    /// The configuration that was named, where no address was, and which gateway of it.
+    pub(crate) fn files(&self) -> Option<(&Path, NodeOptions)> {
+        let config = self.config.as_deref().filter(|_| self.admin.is_none())?;
+        let options = NodeOptions {
+            name: self.name.clone(),
+            locality: None,
+        };
+        Some((config, options))
     }
 
     fn place(&self) -> Result<(AdminAddress, Option<PathBuf>), AdminError> {

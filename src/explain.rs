@@ -1,8 +1,10 @@
-//! `zeugma explain`: what a code means, and what to do about it.
+//! `zeugma explain`: what a code means and what to do about it; where a request would go, and why.
+
+mod route;
 
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use zeugma_core::codes::{self, Entry, PREFIX};
 use zeugma_core::verdict::Reason;
@@ -12,7 +14,10 @@ use crate::table::Table;
 use crate::{ca, exit};
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct ExplainArgs {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// The code, such as ZG0702, or a verdict of the access log, such as `not-allowed`
     #[arg(required_unless_present = "list")]
     code: Option<String>,
@@ -22,6 +27,12 @@ pub(crate) struct ExplainArgs {
     /// How to answer
     #[arg(short, long, value_enum, default_value_t = Output::Human)]
     output: Output,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Where a connection or request would go, and why: the gateway's own decision, step by step
+    Route(route::RouteArgs),
 }
 
 /// Nothing has that code.
@@ -34,6 +45,9 @@ struct UnknownCode {
 
 /// Runs `zeugma explain`.
 pub(crate) fn run(args: &ExplainArgs) -> ExitCode {
+    if let Some(Command::Route(args)) = &args.command {
+        return route::run(args);
+    }
     let told = match &args.code {
         Some(code) => match find(code) {
             Ok(entry) => explain(entry, args.output),

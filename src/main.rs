@@ -14,6 +14,7 @@ mod gateway;
 mod get;
 mod init;
 mod levers;
+mod simulate;
 mod status;
 mod table;
 mod tap;
@@ -54,6 +55,9 @@ enum Command {
     /// Check, compare and lay out a configuration; print its schema or its reference
     #[command(subcommand)]
     Config(config::Command),
+    /// What would happen if: a configuration under load and faults, by the gateway's own engine on a
+    /// virtual clock; exit 2 where an expectation does not hold
+    Simulate(simulate::SimulateArgs),
     /// Where a running gateway sends traffic now, and why
     Status(status::StatusArgs),
     /// One kind of what a running gateway knows, as a table
@@ -74,7 +78,8 @@ enum Command {
     Failover(failover::Command),
     /// Write what somebody else needs to understand a running gateway into one file, without secrets
     BugReport(bug_report::BugReportArgs),
-    /// What a code such as ZG0702 means, and what to do about it
+    /// What a code such as ZG0702 means and what to do about it; with `route`, where a request would go
+    /// and why
     Explain(explain::ExplainArgs),
     /// Completions for shells, and manual pages
     Completion(completion::CompletionArgs),
@@ -96,6 +101,7 @@ fn main() -> ExitCode {
         Command::Demo(command) => demo::run(command),
         Command::Gateway(arguments) => gateway::run(arguments),
         Command::Config(command) => config::run(command),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Get(args) => get::run(&args),
         Command::Check(args) => check::run(&args),

@@ -26,6 +26,8 @@ mod measure;
 #[expect(dead_code, reason = "the tests' peers are more than ours")]
 mod peers;
 mod pki;
+#[path = "../support/ports.rs"]
+mod ports;
 mod proxies;
 mod relay;
 mod report;

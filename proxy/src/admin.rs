@@ -3,6 +3,7 @@
 mod api;
 mod check;
 mod events;
+mod explain;
 mod levers;
 mod tap;
 mod ui;
@@ -577,6 +578,7 @@ fn clusters_json(published: &Published) -> Response {
                             "backend": &*endpoint.backend,
                             "locality": endpoint.locality.to_string(),
                             "weight": endpoint.weight,
+                            "given": shares.parts.get(ix.0).unwrap_or(&1.0),
                             "status": status.map(EndpointStatus::label),
                         })
                     })
@@ -602,7 +604,7 @@ async fn listeners(State(shared): State<Arc<Shared>>) -> Response {
             json!({
                 "name": &*listener.name,
                 "address": listener.address.to_string(),
-                "role": format!("{:?}", listener.role).to_lowercase(),
+                "role": listener.role.label(),
             })
         })
         .collect();

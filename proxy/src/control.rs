@@ -552,6 +552,7 @@ impl Control {
         let mut failed = None;
         let shared = Arc::clone(&self.shared);
         let levers = &shared.admin.levers;
+        let mut explains = shared.admin.explains.subscribe();
         loop {
             let is_starting = matches!(stage, Stage::Starting { .. } | Stage::Awaiting { .. });
             if !is_starting {
@@ -584,6 +585,11 @@ impl Control {
                 }
                 Some(asked) = asked.recv() => {
                     stage = self.asked(asked, stage);
+                    None
+                }
+                // What it missed has given up by its deadline.
+                Ok(asked) = explains.recv() => {
+                    asked.answer(&self.shared, &self.fleet);
                     None
                 }
                 Some(worker) = self.workers_ended.recv() => {

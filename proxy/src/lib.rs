@@ -8,6 +8,7 @@ mod admin;
 mod admission;
 mod connection;
 mod control;
+pub mod explain;
 mod federation;
 #[cfg(test)]
 mod fixture;

@@ -1,5 +1,7 @@
 //! Active checks: one question to one endpoint, over the transport that its traffic takes.
 
+mod grpc;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -70,6 +72,7 @@ async fn ask(shared: &Arc<Shared>, probe: &Probe) -> Result<(), Failed> {
     let through_peer = endpoint.peer.is_some();
     let alpn: &[&[u8]] = match (&probe.check.kind, endpoint.version) {
         (ActiveKind::Tcp, _) => &[],
+        (ActiveKind::Grpc { .. }, _) => &[ALPN_H2],
         (ActiveKind::Http { .. }, _) if through_peer => &[ALPN_H2, ALPN_HTTP1],
         (ActiveKind::Http { .. }, HttpVersion::H2) => &[ALPN_H2],
         (ActiveKind::Http { .. }, HttpVersion::H1 | HttpVersion::Same) => &[ALPN_HTTP1],
@@ -85,10 +88,17 @@ async fn ask(shared: &Arc<Shared>, probe: &Probe) -> Result<(), Failed> {
             Failed::Theirs(why)
         }
     })?;
-    let ActiveKind::Http { path, host } = &probe.check.kind else {
-        // The endpoint is not left with half a handshake.
-        let flushed = stream.flush().await;
-        return flushed.map_err(|error| Failed::Theirs(error.to_string()));
+    let way = if through_peer { Way::Peer } else { Way::Direct };
+    let (path, host) = match &probe.check.kind {
+        ActiveKind::Http { path, host } => (path, host),
+        ActiveKind::Grpc { service, host } => {
+            return Ok(grpc::check(stream, service, host, way).await?);
+        }
+        ActiveKind::Tcp => {
+            // The endpoint is not left with half a handshake.
+            let flushed = stream.flush().await;
+            return flushed.map_err(|error| Failed::Theirs(error.to_string()));
+        }
     };
     let is_h2 = alpn.as_deref() == Some(ALPN_H2)
         || (alpn.is_none() && endpoint.version == HttpVersion::H2 && !through_peer);
@@ -97,7 +107,6 @@ async fn ask(shared: &Arc<Shared>, probe: &Probe) -> Result<(), Failed> {
     } else {
         Version::HTTP_11
     };
-    let way = if through_peer { Way::Peer } else { Way::Direct };
     let response = exchange(stream, question(path, host, version, way)?, is_h2);
     let (status, headers) = response.await?;
     Ok(judge(way, status, &headers)?)

@@ -6,7 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -14,16 +14,19 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use http::HeaderMap;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
+use zeugma_core::balance::{Latency as EndpointLatency, key_of};
 use zeugma_core::fleet::Observation;
 use zeugma_core::retry::RetryBudget;
 use zeugma_core::shares::{ClusterShares, Shares};
 use zeugma_core::snapshot::{
-    Balance, Cluster, ClusterIx, Endpoint, EndpointIx, EndpointKey, Failure, Listener, Snapshot,
+    Balance, Cluster, ClusterIx, Endpoint, EndpointIx, EndpointKey, Failure, HashOn, Listener,
+    Snapshot,
 };
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
@@ -33,6 +36,7 @@ use crate::account::{AccessLog, Caller, Closed, Origin, Stretch};
 use crate::admission::{Admission, NO_LOAD_BALANCER, UnderWay};
 use crate::connection;
 use crate::control::decided::Wishes;
+use crate::explain;
 use crate::federation::Federation;
 use crate::hash::Configured;
 use crate::http::flow::WindowBudget;
@@ -107,6 +111,8 @@ pub(crate) struct AdminSide {
     pub(crate) taps: Arc<Taps>,
     /// What the workers are asked.
     pub(crate) questions: broadcast::Sender<Question>,
+    /// What the control thread is asked to explain.
+    pub(crate) explains: broadcast::Sender<explain::Asked>,
     /// What the control thread is asked.
     pub(crate) levers: Levers,
     /// What traffic is taken off, for those who ask.
@@ -129,6 +135,7 @@ impl Default for AdminSide {
             journal: Journal::default(),
             taps: Arc::default(),
             questions: broadcast::channel(listing::QUESTIONS_MAX).0,
+            explains: broadcast::channel(explain::ASKED_MAX).0,
             levers: Levers::default(),
             evacuations: ArcSwap::from_pointee(serde_json::json!([])),
             logging: Logging::default(),
@@ -278,6 +285,23 @@ impl Shared {
 /// A service and the route that gets its copies.
 type MirrorKey = (Arc<str>, Arc<str>);
 
+/// What an attempt that failed counts as having taken at the least.
+const FAILED_TOOK: Duration = Duration::from_secs(1);
+
+/// What goes to one endpoint; `None` where a request has no such header.
+fn key(on: &HashOn, source: IpAddr, headers: Option<&HeaderMap>) -> Option<u64> {
+    match on {
+        HashOn::Header(name) => {
+            let value = headers?.get(&**name)?;
+            Some(key_of(value.as_bytes()))
+        }
+        HashOn::Source => Some(match source.to_canonical() {
+            IpAddr::V4(ip) => key_of(&ip.octets()),
+            IpAddr::V6(ip) => key_of(&ip.octets()),
+        }),
+    }
+}
+
 /// One worker's own state.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -290,6 +314,8 @@ pub(crate) struct Worker {
     /// What outlives the connection that began it: upgraded connections, mirrored requests.
     pub(crate) tasks: TaskTracker,
     in_flight: RefCell<Configured<EndpointKey, Rc<Cell<u32>>>>,
+    /// Of endpoints that are balanced by it.
+    latencies: RefCell<Configured<EndpointKey, EndpointLatency>>,
     budgets: RefCell<Configured<Arc<str>, RetryBudget>>,
     mirrors: RefCell<Configured<MirrorKey, Rc<Cell<usize>>>>,
     /// Outcomes the control thread is still to be told of.
@@ -311,6 +337,7 @@ impl Worker {
             registry: Rc::default(),
             tasks: TaskTracker::new(),
             in_flight: RefCell::default(),
+            latencies: RefCell::default(),
             budgets: RefCell::default(),
             mirrors: RefCell::default(),
             untold: RefCell::default(),
@@ -326,10 +353,17 @@ impl Worker {
         self.draws.borrow_mut().u64(..)
     }
 
-    /// What a plan of this cluster draws: a random number, or the next turn of a round robin.
-    pub(crate) fn draw_for(&self, cluster: &Cluster) -> u64 {
-        match cluster.policy.balance {
-            Balance::LeastRequest | Balance::Random => self.draw(),
+    /// What a plan of this cluster draws for what came from `source`, with `headers` if it is a request:
+    /// a random number, the next turn of a round robin, or a key.
+    pub(crate) fn draw_for(
+        &self,
+        cluster: &Cluster,
+        source: IpAddr,
+        headers: Option<&HeaderMap>,
+    ) -> u64 {
+        match &cluster.policy.balance {
+            Balance::LeastRequest | Balance::PeakEwma | Balance::Random => self.draw(),
+            Balance::RingHash(on) => key(on, source, headers).unwrap_or_else(|| self.draw()),
             Balance::RoundRobin => {
                 let mut turns = self.turns.borrow_mut();
                 let turn = turns
@@ -341,12 +375,39 @@ impl Worker {
         }
     }
 
-    /// How many connections or requests of this worker are at an endpoint.
+    /// How many connections or requests of this worker are at an endpoint, or what one more costs there
+    /// where the cluster is balanced by that.
     pub(crate) fn load(&self, cluster: &Cluster, endpoint: EndpointIx) -> u32 {
-        self.in_flight
-            .borrow()
-            .get(&cluster.endpoint(endpoint).key)
-            .map_or(0, |count| count.get())
+        let key = &cluster.endpoint(endpoint).key;
+        let load = (self.in_flight.borrow().get(key)).map_or(0, |count| count.get());
+        if cluster.policy.balance != Balance::PeakEwma {
+            return load;
+        }
+        let latency = self.latencies.borrow().get(key).copied();
+        latency.unwrap_or_default().cost(load, self.shared.now())
+    }
+
+    /// When an attempt begins, where the cluster is balanced by how long it takes.
+    pub(crate) fn begins(&self, cluster: &Cluster) -> Option<Time> {
+        (cluster.policy.balance == Balance::PeakEwma).then(|| self.shared.now())
+    }
+
+    /// Notes that an endpoint has answered what [`begins`](Self::begins) told of.
+    pub(crate) fn answered(&self, key: &EndpointKey, began: Option<Time>) {
+        self.took_at_least(key, began, Duration::ZERO);
+    }
+
+    /// Notes that an attempt has failed: that it did so fast is nothing to its credit.
+    pub(crate) fn failed(&self, key: &EndpointKey, began: Option<Time>) {
+        self.took_at_least(key, began, FAILED_TOOK);
+    }
+
+    fn took_at_least(&self, key: &EndpointKey, began: Option<Time>, least: Duration) {
+        let Some(began) = began else { return };
+        let now = self.shared.now();
+        let mut latencies = self.latencies.borrow_mut();
+        let latency = latencies.entry(key.clone()).or_default();
+        latency.observe(now.since(began).max(least), now);
     }
 
     /// Counts one more at an endpoint until the guard is dropped.
@@ -457,6 +518,11 @@ impl Worker {
         self.turns
             .borrow_mut()
             .retain(|name, _| names.contains(&**name));
+        let by_latency = |cluster: &&Arc<Cluster>| cluster.policy.balance == Balance::PeakEwma;
+        let keys: HashSet<&EndpointKey> = (clusters.iter().filter(by_latency))
+            .flat_map(|cluster| cluster.endpoints.iter().map(|endpoint| &endpoint.key))
+            .collect();
+        (self.latencies.borrow_mut()).retain(|key, _| keys.contains(key));
         let routes: HashSet<&str> = published
             .snapshot
             .clusters

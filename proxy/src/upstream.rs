@@ -35,8 +35,6 @@ const REQUESTS_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const REQUESTS_KEEPALIVE_PROBES: u32 = 2;
 /// What the other end did not take for this long ends a connection that carries requests (RFC 5482).
 const REQUESTS_USER_TIMEOUT: Duration = Duration::from_secs(4);
-/// How many times the longest connect deadline of its cluster all attempts of one caller may take.
-const CONNECT_BUDGET_FACTOR: u32 = 3;
 /// After how long the next address of a name is dialled beside those that have not answered
 /// (RFC 8305 §5 recommends this).
 const STAGGER_MAX: Duration = Duration::from_millis(250);
@@ -173,26 +171,6 @@ pub(crate) fn refused_rule(error: &ConnectError) -> Option<String> {
         | ConnectError::Tcp(_)
         | ConnectError::Unresolved(_) => None,
     }
-}
-
-/// How long connecting an endpoint may take, TLS included.
-pub(crate) fn connect_deadline(cluster: &Cluster, endpoint: &Endpoint) -> Duration {
-    match endpoint.peer {
-        Some(_) => cluster.policy.timeouts.connect_peer,
-        None => cluster.policy.timeouts.connect,
-    }
-}
-
-/// How long all attempts of one caller to connect an endpoint of `cluster` may take together: a plan
-/// has up to 32, and no caller waits that long.
-pub(crate) fn connect_budget(cluster: &Cluster) -> Duration {
-    let deadlines = cluster.endpoints.iter();
-    let longest = deadlines
-        .map(|endpoint| connect_deadline(cluster, endpoint))
-        .max();
-    longest
-        .unwrap_or_default()
-        .saturating_mul(CONNECT_BUDGET_FACTOR)
 }
 
 /// Connects one endpoint, TLS included where it is ours to originate.

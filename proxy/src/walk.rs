@@ -21,7 +21,7 @@ use crate::runtime::InFlight;
 use crate::transport::Stream;
 use crate::transport::alert::is_no_local_endpoint;
 use crate::transport::mtls::ALPN_TCP;
-use crate::upstream::{self, Reached, Unreached, Upstream, connect_budget};
+use crate::upstream::{self, Reached, Unreached, Upstream};
 
 /// What the first bytes of an answer are read into, to see whether it is a refusal.
 const ANSWER_BYTES: usize = 4096;
@@ -68,8 +68,8 @@ pub(crate) async fn walk(
     let cluster = visit.published.snapshot.cluster(to);
     let counted = admission::route_connection(&visit.published, to).map_err(Unreached::for_now)?;
     let budget = match commit {
-        Commit::Hello(_) => cluster.policy.timeouts.response_headers + connect_budget(cluster),
-        Commit::Tcp { .. } => connect_budget(cluster),
+        Commit::Hello(_) => cluster.policy.timeouts.response_headers + cluster.connect_budget(),
+        Commit::Tcp { .. } => cluster.connect_budget(),
     };
     let mut failed = Failed::default();
     let give_up = Instant::now() + budget;
@@ -118,7 +118,8 @@ async fn try_each(
     let cluster = visit.published.snapshot.cluster(to);
     let load = |endpoint| worker.load(cluster, endpoint);
     let shares = visit.published.shares_of(to);
-    for attempt in plan(cluster, shares, &load, worker.draw_for(cluster)) {
+    let draw = worker.draw_for(cluster, visit.listed.source().ip(), None);
+    for attempt in plan(cluster, shares, &load, draw) {
         let endpoint = cluster.endpoint(attempt.endpoint);
         if !commit.suits(endpoint) {
             continue;
@@ -136,12 +137,14 @@ async fn try_each(
             failed.attempts,
             &Latest::default(),
         );
-        let deadline = upstream::connect_deadline(cluster, endpoint);
+        let began = worker.begins(cluster);
+        let deadline = cluster.connect_deadline(endpoint);
         let connected = upstream::connect(&worker.shared, deadline, endpoint, commit.alpn()).await;
         let mut upstream = match connected {
             Ok(upstream) => upstream,
             Err(error) => {
                 worker.observe_connect(endpoint, &error);
+                worker.failed(&endpoint.key, began);
                 upstream::note_refusal(&worker.shared, &error);
                 failed.last = Some(error.to_string());
                 failed.rule = upstream::refused_rule(&error);
@@ -155,6 +158,7 @@ async fn try_each(
         let committing = commit_to(visit, &mut upstream, endpoint, commit);
         let failure = match timeout(patience, Box::pin(committing)).await {
             Ok(Ok(())) => {
+                worker.answered(&endpoint.key, began);
                 return Some(Committed {
                     upstream,
                     attempt,
@@ -165,6 +169,7 @@ async fn try_each(
             Err(_elapsed) => Failure::Timeout,
         };
         worker.observe(&endpoint.key, Err(failure));
+        worker.failed(&endpoint.key, began);
         failed.last = Some(format!(
             "{} was connected and then: {}",
             endpoint.key,

@@ -1,6 +1,8 @@
 //! `zeugma config`, as a person types it.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod simulate;
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::process::{Command, Output};

@@ -323,6 +323,7 @@ async fn no_page_holds_a_secret() {
         "/api/v1/findings",
         "/api/v1/connections",
         "/api/v1/topology",
+        "/api/v1/explain?host=orders.shop.svc.clusterset.local",
     ] {
         let reply = gateway.admin(path).await;
         assert_eq!(reply.status, 200, "{path}");

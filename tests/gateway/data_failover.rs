@@ -1,5 +1,6 @@
 //! What becomes of requests when endpoints, levels and clusters fail.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,6 +16,9 @@ use crate::mesh::Cluster;
 /// Passive checks that eject nothing.
 const NO_EJECTION: &str =
     "health: { passive: { consecutive: 0, errorRate: { over: 100%, requests: 1000 } } }";
+
+/// However late a busy machine ejects, every request may be tried again.
+const AMPLE: &str = "retries: { budget: 100% }";
 
 /// One level of two endpoints in turn.
 async fn two(one: &HttpService, other: &HttpService, spec: &[&str]) -> Gateway {
@@ -345,6 +349,67 @@ async fn killing_every_local_endpoint_under_load_loses_no_get_and_traffic_comes_
     assert_eq!(tally.lost, Vec::<String>::new(), "of {}", tally.answered);
     let arrived = local[0].hits() + local[1].hits() + remote.hits();
     assert!(arrived >= tally.answered, "{arrived} of {}", tally.answered);
+    pair.finish().await;
+}
+
+/// Callers that together make 200 requests in a second.
+fn busy(gateway: &Gateway) -> Load {
+    Load::start(20, &load(gateway, Wire::H1, "GET"))
+}
+
+/// Local endpoints before a peer's.
+async fn local_and_peer(local: &[SocketAddr], remote: &HttpService) -> Pair {
+    let east = format!("backends: [{{ {} }}, {{ peer: west }}]", endpoints(local));
+    let west = format!("backends: [{{ {} }}]", endpoints(&[remote.address()]));
+    Pair::new(
+        &http_route("hello", &[&east, AMPLE]),
+        &http_route("hello", &[&west]),
+    )
+    .await
+}
+
+/// What Envoy's and Istio's defaults lose every request of: one of two hosts is more than the 10 %
+/// that may be ejected, and the other tries go to the same priority.
+#[tokio::test]
+async fn the_only_local_endpoint_failing_beside_a_good_peer_loses_no_get() {
+    let (near, remote) = (HttpService::start("east"), HttpService::start("west"));
+    let pair = local_and_peer(&[near.address()], &remote).await;
+    let load = busy(&pair.east);
+    load.goes_on(50).await;
+    assert_eq!(remote.hits(), 0);
+    near.set(Mode::Status(503));
+    let east = &pair.east;
+    east.until("hello", "all to be in west", |now| {
+        levels(now) == [0.0, 1.0]
+    })
+    .await;
+    load.goes_on(100).await;
+    let tally = load.end().await;
+    assert_eq!(tally.lost, Vec::<String>::new(), "of {}", tally.answered);
+    pair.finish().await;
+}
+
+#[tokio::test]
+async fn killing_one_of_two_local_endpoints_under_load_loses_no_get() {
+    let local = [HttpService::start("east"), HttpService::start("east")];
+    let remote = HttpService::start("west");
+    for service in &local {
+        service.set(Mode::Delay(Duration::from_millis(50)));
+    }
+    let addresses = [local[0].address(), local[1].address()];
+    let pair = local_and_peer(&addresses, &remote).await;
+    let load = busy(&pair.east);
+    load.goes_on(50).await;
+    assert!(local[0].hits() > 0 && local[1].hits() > 0);
+    local[0].kill().await;
+    let east = &pair.east;
+    east.until("hello", "the ejection", |now| {
+        statuses(now) == ["ejected", "healthy", "healthy"]
+    })
+    .await;
+    load.goes_on(100).await;
+    let tally = load.end().await;
+    assert_eq!(tally.lost, Vec::<String>::new(), "of {}", tally.answered);
     pair.finish().await;
 }
 

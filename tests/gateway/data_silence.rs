@@ -4,13 +4,15 @@
 //! comes in time was not waited for.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
 use rustix::process::Signal;
 use tokio::task::JoinSet;
 
-use crate::data_client::get;
+use crate::data_client::{Wire, get};
+use crate::data_load::{Calls, Load};
 use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route};
 use crate::data_services::{HttpService, Mode, TcpService};
 use crate::mesh::{Cluster, Namespace, within};
@@ -165,5 +167,42 @@ async fn a_host_that_vanishes_with_its_http_1_endpoint_is_given_up_in_seconds() 
     near.arrived(REQUESTS + REQUESTS / 2).await;
     vanishing.cut_near();
     all_go_elsewhere(east.apps, asked).await;
+    process.finish().await;
+}
+
+#[tokio::test]
+async fn a_link_to_one_of_two_local_endpoints_that_is_cut_under_load_loses_no_get() {
+    let Some(namespace) = Namespace::new() else {
+        return;
+    };
+    let (callers, vanishing) = (namespace.link(), namespace.link());
+    let first = HttpService::start_on(vanishing.near, "first");
+    let other = HttpService::start_on(callers.near, "other");
+    let mut east = Cluster::new("east");
+    east.move_over(&callers);
+    let both = endpoints(&[first.address(), other.address()]);
+    let both = format!("backends: [{{ {both} }}]");
+    let spec = [&*both, PATIENT, NO_EJECTION, "retries: { budget: 100% }"];
+    east.write("routes.yaml", &near_route("hello", &spec));
+    let process = Box::pin(east.start_in(&namespace.name)).await;
+    let calls = Calls {
+        address: east.apps,
+        wire: Wire::H1,
+        method: "GET",
+        host: HELLO,
+        path: "/",
+        every: Duration::from_millis(100),
+    };
+    for service in [&first, &other] {
+        service.set(Mode::Delay(Duration::from_millis(20)));
+    }
+    let load = Load::start(20, &calls);
+    load.goes_on(50).await;
+    assert!(first.hits() > 0 && other.hits() > 0);
+    vanishing.cut_near();
+    let before = other.hits();
+    other.arrived(before + 200).await;
+    let tally = load.end().await;
+    assert_eq!(tally.lost, Vec::<String>::new(), "of {}", tally.answered);
     process.finish().await;
 }

@@ -18,6 +18,7 @@ mod control_admin;
 mod control_cli;
 mod control_codes;
 mod control_drain;
+mod control_explain;
 mod control_failover;
 mod control_handover;
 mod control_inherit;
@@ -31,6 +32,7 @@ mod control_ui;
 mod control_upstream;
 #[path = "../support/corpus.rs"]
 mod corpus;
+mod data_balance;
 mod data_client;
 mod data_dns;
 mod data_edges;

@@ -224,6 +224,18 @@ async fn a_denied_identity_is_refused_in_the_handshake_and_let_in_again_when_it_
     assert_eq!(line["policy.rule"], "denied-id", "{line}");
     let error = line["error"].as_str().unwrap();
     assert!(error.contains("denied:3"), "{line}");
+    let told = (world.gateway)
+        .admin_json(
+            "/api/v1/explain?host=orders.shop.svc.clusterset.local&listener=mesh\
+             &from=spiffe://west.example/ns/shop/sa/cart",
+        )
+        .await;
+    let told = &told["explanation"];
+    assert_eq!(told["reason"], "identity-denied", "{told}");
+    assert!(
+        told["deny_list"].as_str().unwrap().ends_with("denied:3"),
+        "{told}"
+    );
     world.call(&other.identity).await.unwrap();
     // A line that names nobody: told with file and line, and the last good list serves.
     world

@@ -198,6 +198,42 @@ fn grpc_passes_both_our_gateways_with_its_status_and_streams() -> Result<()> {
     Ok(())
 }
 
+/// gRPC's `health-checking.md`, against its own health service, through both gateways.
+#[test]
+fn our_checks_by_grpc_hear_what_grpcs_own_health_service_says() -> Result<()> {
+    let folder = folder("our_checks_by_grpc")?;
+    let mesh = Mesh::new(&folder)?;
+    let echo = EchoService::start("west-echo", &folder)?;
+    let west = mesh.west(&folder, &[("echo", echo.port)])?;
+    let trusted = [&mesh.east.trust, &mesh.west.trust];
+    let check = "{ grpc: zeugma.test.Echo, every: 100ms, up: 1, down: 1 }";
+    let east = Setup::new(&folder, EAST, &mesh.east_gateway, &trusted)?
+        .peer(WEST, west.mesh, &mesh.west_gateway.id)
+        .route(
+            "echo",
+            &[
+                "protocol: http",
+                "backends: [{ peer: west }]",
+                "allow: [{ listeners: [apps] }]",
+                &format!("health: {{ active: {check} }}"),
+            ],
+        )
+        .start()?;
+    let service = SocketAddr::from(([127, 0, 0, 1], echo.port));
+    assert_eq!(grpc::call(east.apps, ECHO, "Unary", &["a"])?.code, "OK");
+    grpc::call(service, ECHO, "Turn", &["NOT_SERVING"])?;
+    east.logged(&["ZG0423"])?;
+    let refused = grpc::call(east.apps, ECHO, "Unary", &["a"])?;
+    assert_eq!(refused.code, "UNAVAILABLE", "{refused:?}");
+    grpc::call(service, ECHO, "Turn", &["SERVING"])?;
+    for _ in 0..50 {
+        if grpc::call(east.apps, ECHO, "Unary", &["a"])?.code == "OK" {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("it does not come back")
+}
+
 #[test]
 fn websocket_passes_both_our_gateways() -> Result<()> {
     let folder = folder("websocket_passes_both_our_gateways")?;

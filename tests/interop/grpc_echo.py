@@ -5,8 +5,9 @@ call TARGET AUTHORITY METHOD TEXT ...   one call, the outcome as one line of JSO
                                         `N x T` stands for T repeated N times
 
 Methods of /zeugma.test.Echo: Unary answers its request, Fail ends with RESOURCE_EXHAUSTED,
-Chat answers each message of a stream as it comes. Every answer's initial metadata tells what the
-service saw: the authority and x-forwarded-client-cert.
+Chat answers each message of a stream as it comes, Turn has gRPC's own health service say its request
+(SERVING or NOT_SERVING) of it. Every answer's initial metadata tells what the service saw: the
+authority and x-forwarded-client-cert.
 """
 
 import json
@@ -42,6 +43,17 @@ def chat(requests, context):
 
 
 def serve():
+    # Only who serves needs protobuf.
+    from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+    statuses = health_pb2.HealthCheckResponse.ServingStatus
+    checks = health.HealthServicer()
+    checks.set(SERVICE, statuses.SERVING)
+
+    def turn(request, context):
+        checks.set(SERVICE, statuses.Value(request.decode()))
+        return request
+
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
     server.add_generic_rpc_handlers(
         [
@@ -50,11 +62,13 @@ def serve():
                 {
                     "Unary": grpc.unary_unary_rpc_method_handler(unary),
                     "Fail": grpc.unary_unary_rpc_method_handler(fail),
+                    "Turn": grpc.unary_unary_rpc_method_handler(turn),
                     "Chat": grpc.stream_stream_rpc_method_handler(chat),
                 },
             )
         ]
     )
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     print(f"listening {port}", flush=True)

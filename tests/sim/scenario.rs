@@ -9,13 +9,15 @@ use std::time::Duration;
 use fastrand::Rng;
 use zeugma_core::authorize::Evidence;
 use zeugma_core::engine::{Arrival, Carry, Decision, Headers, Request, Wants, decide};
+use zeugma_core::explain::{Beside, Question, explain};
 use zeugma_core::fleet::{Evacuation, Fleet, FleetEvent, Observation, STALE_AFTER};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::names::HostPattern;
-use zeugma_core::plan::LEVEL_ATTEMPTS_MAX;
+use zeugma_core::plan::{Attempt, LEVEL_ATTEMPTS_MAX};
 use zeugma_core::report::{Presence, Report, Standing};
 use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
 use zeugma_core::shares::{EndpointStatus, Shares};
+use zeugma_core::simulate::{Deadlines, Truth};
 use zeugma_core::snapshot::{EndpointIx, EndpointKey, Failure, ServiceIx, Snapshot, WhenStale};
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
@@ -26,6 +28,8 @@ use crate::world::{Blueprint, GATEWAYS, Route, gateway};
 const STEPS: u32 = 40;
 /// Times that a fleet may ask to be woken within one step.
 const WAKES_MAX: u32 = 2000;
+/// One of so many requests is explained.
+const EXPLAINED_EVERY: u64 = 8;
 /// How often a gateway says that its report still holds.
 const BEAT: Duration = Duration::from_secs(2);
 
@@ -42,20 +46,6 @@ struct Reporter {
     late: Vec<(Time, Arc<Report>)>,
     /// What arrived last, and when.
     heard: Option<(Time, Arc<Report>)>,
-}
-
-/// How an endpoint really is.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Truth {
-    Up,
-    /// Nothing listens.
-    Down,
-    /// This share of answers is a 503.
-    Errors(f64),
-    /// No answer in time.
-    Slow,
-    /// Up and down by turns.
-    Flapping(Duration),
 }
 
 /// What happened, so that a run can tell that it tried everything.
@@ -82,6 +72,7 @@ pub(crate) struct Tally {
     evacuated: u64,
     released: u64,
     kept: u64,
+    explained: u64,
 }
 
 impl Reporter {
@@ -112,7 +103,7 @@ impl Tally {
         );
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 21] {
+    fn counts_mut(&mut self) -> [&mut u64; 22] {
         [
             &mut self.requests,
             &mut self.answered,
@@ -135,6 +126,7 @@ impl Tally {
             &mut self.evacuated,
             &mut self.released,
             &mut self.kept,
+            &mut self.explained,
         ]
     }
 }
@@ -395,8 +387,11 @@ impl Scenario {
             2 | 3 => Truth::Down,
             4 => Truth::Errors(self.rng.f64()),
             5 => Truth::Errors(1.0),
-            6 => Truth::Slow,
-            _ => Truth::Flapping(Duration::from_millis(self.rng.u64(100..10_000))),
+            6 => Truth::Slow(Duration::MAX),
+            _ => Truth::Flapping {
+                turn: Duration::from_millis(self.rng.u64(100..10_000)),
+                from: self.now,
+            },
         };
         let cluster = self.rng.choice(&self.snapshot.clusters).unwrap();
         let (all, level) = (self.rng.u8(0..4), self.rng.usize(..cluster.levels.len()));
@@ -531,7 +526,17 @@ impl Scenario {
         let load = |at: EndpointIx| u32::try_from((draw >> (at.0 % 60)) & 7).unwrap();
         let own = service.own.unwrap();
         let has_own = (shares.clusters[own.0].endpoints.iter()).any(|status| status.is_healthy());
-        match decide(&snapshot, &shares, &arrival, &load, draw) {
+        let decision = decide(&snapshot, &shares, &arrival, &load, draw);
+        if self.tally.requests.is_multiple_of(EXPLAINED_EVERY) {
+            let beside = Beside {
+                load: &load,
+                draw,
+                refuses: &|_, _| None,
+            };
+            self.explain(&arrival, &authority, beside, &decision);
+            self.tally.explained += 1;
+        }
+        match decision {
             Decision::Carry(carry) => {
                 // None healthy: refused at once, for the calling gateway tries elsewhere.
                 assert!(
@@ -551,6 +556,45 @@ impl Scenario {
             other @ (Decision::Terminate(..) | Decision::ReadHttp | Decision::Report) => {
                 assert!(matches!(other, Decision::Carry(_)), "{other:?}");
             }
+        }
+    }
+
+    /// What is told of a decision is that decision.
+    fn explain(
+        &self,
+        arrival: &Arrival<'_>,
+        authority: &str,
+        beside: Beside<'_>,
+        decision: &Decision<'_>,
+    ) {
+        let from = match arrival.evidence {
+            Evidence::Verified(id) => Some(id.clone()),
+            _ => None,
+        };
+        let question = Question {
+            host: authority.to_owned(),
+            method: "GET".to_owned(),
+            path: "/".to_owned(),
+            headers: Vec::new(),
+            from,
+            via: None,
+            source: Some(arrival.source),
+            listener: Some(arrival.listener.name.to_string()),
+        };
+        let told = explain(&self.snapshot, &self.shares, &self.fleet, &question, beside).unwrap();
+        let attempts = |plan: &Carry<'_>| plan.plan.collect::<Vec<Attempt>>();
+        match decision {
+            Decision::Carry(carry) => {
+                let to = told.to.unwrap();
+                assert_eq!(told.refused, None);
+                assert_eq!((to.cluster, to.attempts), (carry.cluster, attempts(carry)));
+                for level in to.levels {
+                    let view = level.view.unwrap();
+                    assert!((0.0..=1.0).contains(&view.capacity));
+                }
+            }
+            Decision::Refuse(refusal) => assert_eq!(told.refused, Some(refusal.reason)),
+            other => assert!(matches!(other, Decision::Carry(_)), "{other:?}"),
         }
     }
 
@@ -602,21 +646,15 @@ impl Scenario {
     }
 
     fn attempt(&mut self, key: &EndpointKey) -> Result<(), Failure> {
-        match self.truth.get(key).copied().unwrap_or(Truth::Up) {
-            Truth::Up => Ok(()),
-            Truth::Down => Err(Failure::Connect),
-            Truth::Errors(share) if self.rng.f64() < share => Err(Failure::Status(503)),
-            Truth::Errors(_) => Ok(()),
-            Truth::Slow => Err(Failure::Timeout),
-            Truth::Flapping(period) => {
-                let turn = self.now.since_origin().as_millis() / period.as_millis();
-                if turn.is_multiple_of(2) {
-                    Ok(())
-                } else {
-                    Err(Failure::Connect)
-                }
-            }
-        }
+        let truth = self.truth.get(key).copied().unwrap_or_default();
+        let deadlines = Deadlines {
+            connect: Duration::from_secs(1),
+            answer: Duration::from_secs(15),
+        };
+        let error = Failure::Status(503);
+        truth
+            .attempt(self.now, deadlines, error, self.rng.u64(..))
+            .0
     }
 
     /// With every fault gone all traffic ends up at the nearest level that has endpoints.

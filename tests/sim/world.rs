@@ -44,6 +44,7 @@ struct Settings {
     failover: Failover,
     active: Option<ActiveCheck>,
     passive: PassiveCheck,
+    slow_start: Duration,
     balance: Balance,
 }
 
@@ -183,6 +184,7 @@ impl Route {
             mut failover,
             active,
             passive,
+            slow_start,
             balance,
         } = self.settings.clone();
         if kind == "own" {
@@ -200,6 +202,8 @@ impl Route {
                 failover,
                 active,
                 passive,
+                connection_age_max: Duration::ZERO,
+                slow_start,
                 timeouts: Timeouts {
                     connect: Duration::from_secs(1),
                     connect_peer: Duration::from_secs(3),
@@ -292,9 +296,17 @@ impl Settings {
             },
             active: rng.bool().then_some(active),
             passive,
-            balance: *rng
-                .choice(&[Balance::LeastRequest, Balance::RoundRobin, Balance::Random])
-                .unwrap(),
+            slow_start: seconds(rng, &[0, 0, 5, 60]),
+            balance: (*rng
+                .choice(&[
+                    &Balance::LeastRequest,
+                    &Balance::RoundRobin,
+                    &Balance::Random,
+                    &Balance::PeakEwma,
+                    &Balance::RingHash(HashOn::Source),
+                ])
+                .unwrap())
+            .clone(),
         }
     }
 }

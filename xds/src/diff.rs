@@ -592,11 +592,15 @@ fn of_policy(policy: &ClusterPolicy, fields: &mut Fields) {
         failover,
         active,
         passive,
+        connection_age_max,
+        slow_start,
         timeouts,
         retries,
         limits,
     } = policy;
     fields.insert("balance.policy", one(format!("{balance:?}")));
+    let age = duration(*connection_age_max);
+    fields.insert("balance.maxConnectionAge", one(age));
     let parts = spread
         .iter()
         .map(|part| format!("{}: {:.4}", part.locality, part.weight));
@@ -606,6 +610,7 @@ fn of_policy(policy: &ClusterPolicy, fields: &mut Fields) {
         let asks = match &active.kind {
             ActiveKind::Http { path, .. } => format!("http {path}"),
             ActiveKind::Tcp => "tcp".to_owned(),
+            ActiveKind::Grpc { service, .. } => format!("grpc {service:?}"),
         };
         let every = (duration(active.every), duration(active.timeout));
         let (up, down) = (active.up, active.down);
@@ -616,6 +621,7 @@ fn of_policy(policy: &ClusterPolicy, fields: &mut Fields) {
         fields.insert("health.active", one(text));
     }
     of_passive(passive, fields);
+    fields.insert("health.slowStart", one(duration(*slow_start)));
     let Timeouts {
         connect,
         connect_peer,

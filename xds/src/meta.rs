@@ -20,10 +20,25 @@ pub(crate) struct ClusterMeta {
     #[serde(default)]
     pub spread_priority: Option<u32>,
     pub passive: PassiveMeta,
+    /// Whether what Envoy takes for least requests is by latency too.
+    #[serde(default)]
+    pub peak_ewma: bool,
+    /// What the key of a ring hash is made of: Envoy says it of routes.
+    pub hash_on: Option<HashMeta>,
+    /// Where the policy is one that Envoy starts nothing slowly with.
+    pub slow_start_millis: Option<u64>,
     pub timeouts: TimeoutsMeta,
     pub retries: RetriesMeta,
     /// On a service's outbound cluster alone.
     pub service: Option<ServiceMeta>,
+}
+
+/// What a key is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum HashMeta {
+    Header(String),
+    Source,
 }
 
 /// One port of one route.

@@ -9,10 +9,9 @@ pub(crate) use zeugma::knows_state_dir;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,6 +20,7 @@ use anyhow::{Context, Result, bail};
 use crate::backend::Addresses;
 use crate::peers::{self, Debian};
 use crate::pki::{Domain, Svid};
+use crate::ports::free_port;
 use crate::results::Peer;
 
 /// The core of the proxy that is measured.
@@ -328,25 +328,6 @@ impl Drop for Proxy {
             eprintln!("a proxy does not end: {error:#}");
         }
     }
-}
-
-/// A port that is free now, below those the kernel gives to callers, so that none of the load's
-/// connections takes it.
-fn free_port() -> Result<SocketAddr> {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    const FIRST: u16 = 20_000;
-    const COUNT: u16 = 12_000;
-    for _ in 0..COUNT {
-        let turn = NEXT.fetch_add(1, Ordering::Relaxed);
-        // Two runs on one machine begin at different places.
-        let shift = (std::process::id() % u32::from(COUNT)) as u16;
-        let port = FIRST + turn.wrapping_add(shift) % COUNT;
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
-        if TcpListener::bind(address).is_ok() {
-            return Ok(address);
-        }
-    }
-    bail!("no port is free")
 }
 
 fn text(path: &Path) -> String {

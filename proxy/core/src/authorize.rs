@@ -134,6 +134,55 @@ fn enforced(snapshot: &Snapshot, service: ServiceIx, asking: &Asking<'_>) -> Ver
     }
 }
 
+/// A field of a [`Rule`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RuleField {
+    /// [`Rule::from`].
+    From,
+    /// [`Rule::via`].
+    Via,
+    /// [`Rule::listeners`].
+    Listeners,
+    /// [`Rule::sources`].
+    Sources,
+    /// [`Rule::methods`].
+    Methods,
+    /// [`Rule::paths`].
+    Paths,
+}
+
+impl RuleField {
+    /// What it is called in a configuration.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::From => "from",
+            Self::Via => "via",
+            Self::Listeners => "listeners",
+            Self::Sources => "sources",
+            Self::Methods => "methods",
+            Self::Paths => "paths",
+        }
+    }
+}
+
+/// The fields of an allow rule that do not match; none: it lets in.
+#[must_use]
+pub fn mismatches(
+    snapshot: &Snapshot,
+    service: ServiceIx,
+    rule: usize,
+    asking: &Asking<'_>,
+) -> Vec<RuleField> {
+    let policy = &snapshot.service(service).policy;
+    let caller = Caller::new(snapshot, policy, asking);
+    let fields = (policy.allow.get(rule)).map(|rule| caller.fields(rule));
+    (fields.into_iter().flatten())
+        .filter(|(_, matches)| !matches)
+        .map(|(field, _)| field)
+        .collect()
+}
+
 /// Decides whether a caller may ask anything of a service: what a request brings beside (method, path,
 /// an identity handed on) counts as if it suited the rules that let in.
 #[must_use]
@@ -336,22 +385,30 @@ impl<'a> Caller<'a> {
 
     /// How many fields of an allow rule do not match; 0: the rule matches.
     fn failed_fields(&self, rule: &Rule) -> usize {
-        let fields = [
-            rule.from.is_empty()
-                || self
-                    .allowed_as(rule)
-                    .is_some_and(|id| named(&rule.from, id)),
-            self.came_via(rule),
-            self.came_in_on(rule),
-            self.calls_from(rule),
-            // RFC 9110 §9.1: the method is case-sensitive.
-            rule.methods.is_empty()
-                || (self.method).is_some_and(|is| rule.methods.iter().any(|name| &**name == is)),
-            rule.paths.is_empty()
-                || (self.path.as_ref())
-                    .is_some_and(|path| rule.paths.iter().any(|of| path.surely_is(of))),
-        ];
-        fields.into_iter().filter(|matches| !matches).count()
+        let fields = self.fields(rule).into_iter();
+        fields.filter(|(_, matches)| !matches).count()
+    }
+
+    /// Each field of an allow rule, and whether it matches.
+    fn fields(&self, rule: &Rule) -> [(RuleField, bool); 6] {
+        let is_from = rule.from.is_empty()
+            || self
+                .allowed_as(rule)
+                .is_some_and(|id| named(&rule.from, id));
+        // RFC 9110 §9.1: the method is case-sensitive.
+        let is_method = rule.methods.is_empty()
+            || (self.method).is_some_and(|is| rule.methods.iter().any(|name| &**name == is));
+        let is_path = rule.paths.is_empty()
+            || (self.path.as_ref())
+                .is_some_and(|path| rule.paths.iter().any(|of| path.surely_is(of)));
+        [
+            (RuleField::From, is_from),
+            (RuleField::Via, self.came_via(rule)),
+            (RuleField::Listeners, self.came_in_on(rule)),
+            (RuleField::Sources, self.calls_from(rule)),
+            (RuleField::Methods, is_method),
+            (RuleField::Paths, is_path),
+        ]
     }
 
     /// Whether a deny rule matches; in doubt (an ID handed on, a path that servers read

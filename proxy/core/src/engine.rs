@@ -11,7 +11,7 @@ use crate::route::{
 };
 use crate::rules::{Tried, choose};
 use crate::shares::Shares;
-use crate::snapshot::{ClusterIx, EndpointIx, Listener, Role, ServiceIx, Snapshot};
+use crate::snapshot::{ClusterIx, EndpointIx, Listener, Protocol, Role, ServiceIx, Snapshot};
 use crate::verdict::Reason;
 
 /// A connection or request that arrived.
@@ -25,6 +25,31 @@ pub struct Arrival<'a> {
     pub evidence: Evidence<'a>,
     /// For what.
     pub wants: Wants<'a>,
+}
+
+impl<'a> Arrival<'a> {
+    /// What is authorized of it.
+    #[must_use]
+    pub const fn asking(&self) -> Asking<'a> {
+        let (method, path) = match self.request() {
+            Some(request) => (Some(request.method), Some(request.path)),
+            None => (None, None),
+        };
+        Asking {
+            listener: self.listener,
+            source: self.source,
+            evidence: self.evidence,
+            method,
+            path,
+        }
+    }
+
+    const fn request(&self) -> Option<Request<'a>> {
+        match self.wants {
+            Wants::Request(request) | Wants::RequestInside { request, .. } => Some(request),
+            Wants::Hello(_) | Wants::Plaintext | Wants::Inside(_) => None,
+        }
+    }
 }
 
 /// What an arrival asks for.
@@ -174,8 +199,17 @@ pub fn decide<'a>(
     draw: u64,
 ) -> Decision<'a> {
     let listener = arrival.listener;
+    if !listener.admits(arrival.source) {
+        return Decision::Refuse(Refusal {
+            reason: Reason::SourceRefused,
+            service: None,
+            rule: None,
+        });
+    }
+    let is_http = |ix| snapshot.service(ix).protocol == Protocol::Http;
     let service = match arrival.wants {
         Wants::Hello(hello) => match route_tls(snapshot, listener, hello) {
+            Routed::Plain(ix) if is_http(ix) => return Decision::ReadHttp,
             Routed::Passthrough(ix) | Routed::Plain(ix) => Ok(ix),
             Routed::Terminate(ix) => return Decision::Terminate(ix, SniPort::Known),
             Routed::TerminateAnyPort(ix) => return Decision::Terminate(ix, SniPort::ByAuthority),
@@ -184,6 +218,7 @@ pub fn decide<'a>(
             Routed::Refuse(reason) => Err(reason),
         },
         Wants::Plaintext => match route_plaintext(listener) {
+            Routed::Plain(ix) if is_http(ix) => return Decision::ReadHttp,
             Routed::Plain(ix) => Ok(ix),
             Routed::PlainHttp => return Decision::ReadHttp,
             Routed::Refuse(reason) => Err(reason),
@@ -193,7 +228,11 @@ pub fn decide<'a>(
             | Routed::Reports => Err(Reason::NotTls),
         },
         Wants::Inside(ix) => Ok(ix),
-        Wants::Request(request) => route_authority(snapshot, listener, request.authority),
+        Wants::Request(request) => match listener.only {
+            Some(_) if request.authority.is_empty() => Err(Reason::AuthorityMissing),
+            Some(only) => Ok(only),
+            None => route_authority(snapshot, listener, request.authority),
+        },
         Wants::RequestInside { sni, port, request } => match port {
             SniPort::Known => check_authority(snapshot, listener, sni, request.authority),
             SniPort::ByAuthority => {
@@ -283,17 +322,7 @@ fn carry<'a>(
     service: ServiceIx,
     (load, draw): (&'a dyn Fn(EndpointIx) -> u32, u64),
 ) -> Result<Carry<'a>, Refusal> {
-    let request = match arrival.wants {
-        Wants::Request(request) | Wants::RequestInside { request, .. } => Some(request),
-        Wants::Hello(_) | Wants::Plaintext | Wants::Inside(_) => None,
-    };
-    let asking = Asking {
-        listener: arrival.listener,
-        source: arrival.source,
-        evidence: arrival.evidence,
-        method: request.map(|request| request.method),
-        path: request.map(|request| request.path),
-    };
+    let asking = arrival.asking();
     let refusal = |reason, rule| Refusal {
         reason,
         service: Some(service),
@@ -309,14 +338,8 @@ fn carry<'a>(
         } => return Err(refusal(reason, rule.or(nearest))),
     };
     let nothing = || refusal(nothing_healthy(arrival.listener.role), None);
-    let Target { cluster, matched } = match &request {
-        None => cluster_of(snapshot, arrival.listener, service).map(Target::unruled),
-        Some(request) => {
-            let asked = (request, sender(snapshot, service, arrival));
-            target(snapshot, shares, arrival.listener, service, asked, draw)
-        }
-    }
-    .map_err(|reason| refusal(reason, None))?;
+    let Target { cluster, matched } =
+        aimed(snapshot, shares, arrival, service, draw).map_err(|reason| refusal(reason, None))?;
     let of = shares.clusters.get(cluster.0).ok_or_else(nothing)?;
     let plan = plan(snapshot.cluster(cluster), of, load, draw);
     match { plan }.next() {
@@ -328,6 +351,23 @@ fn carry<'a>(
             plan,
         }),
         None => Err(nothing()),
+    }
+}
+
+/// Where an arrival goes that may call a service.
+pub(crate) fn aimed(
+    snapshot: &Snapshot,
+    shares: &Shares,
+    arrival: &Arrival<'_>,
+    service: ServiceIx,
+    draw: u64,
+) -> Result<Target, Reason> {
+    match arrival.request() {
+        None => cluster_of(snapshot, arrival.listener, service).map(Target::unruled),
+        Some(request) => {
+            let asked = (&request, sender(snapshot, service, arrival));
+            target(snapshot, shares, arrival.listener, service, asked, draw)
+        }
     }
 }
 
@@ -350,9 +390,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::fixture::{cluster, http_rule, id, part, service, snapshot};
+    use crate::fixture::{cluster, http_rule, id, nets, part, service, snapshot};
     use crate::rules::{Match, PathMatch, Rules};
-    use crate::snapshot::{Inbound, Policy, Protocol, Rule, Service};
+    use crate::snapshot::{HostTable, Inbound, Policy, Rule, Service};
 
     fn world() -> Snapshot {
         let open = |service: Service| Service {
@@ -470,6 +510,36 @@ mod tests {
         assert_eq!(of("apps", closed), "not-allowed");
         let unknown = Wants::Request(request("no.a"));
         assert_eq!(of("apps", unknown), "authority-unknown");
+    }
+
+    #[test]
+    fn a_listener_of_one_route_reads_http_where_its_route_speaks_it_and_asks_for_no_host() {
+        let mut world = world();
+        for (name, service) in [("web", 0), ("db", 2)] {
+            let mut listener = world.listeners[1].clone();
+            listener.name = name.into();
+            listener.only = Some(ServiceIx(service));
+            listener.hosts = HostTable::default();
+            world.listeners.push(listener);
+        }
+        let of = |listener, wants: Wants<'_>| outcome(&world, listener, Evidence::Network, wants);
+        assert_eq!(of("web", Wants::Plaintext), "http");
+        let anything = |authority| Wants::Request(request(authority));
+        let carried = "0 to 0 by 0, 2 attempts";
+        assert_eq!(of("web", anything("localhost:8080")), carried);
+        assert_eq!(of("web", anything("")), "authority-missing");
+        assert_eq!(of("db", Wants::Plaintext), "2 to 0 by 0, 2 attempts");
+    }
+
+    #[test]
+    fn a_source_that_the_listener_does_not_admit_is_told_nothing_of_its_hosts() {
+        let mut world = world();
+        world.listeners[1].sources = nets(&["10.0.0.0/8"]);
+        for authority in ["one.a", "no.a"] {
+            let wants = Wants::Request(request(authority));
+            let told = outcome(&world, "apps", Evidence::Network, wants);
+            assert_eq!(told, "source-refused", "{authority}");
+        }
     }
 
     #[test]

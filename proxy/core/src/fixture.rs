@@ -100,6 +100,8 @@ pub(crate) fn cluster(levels: &[&[&str]]) -> Cluster {
                 max_ejected: 1.0,
                 keep_at_least: 1,
             },
+            connection_age_max: Duration::ZERO,
+            slow_start: Duration::ZERO,
             timeouts: Timeouts {
                 connect: Duration::from_secs(1),
                 connect_peer: Duration::from_secs(3),

@@ -19,7 +19,10 @@
 mod evacuation;
 mod level;
 mod reports;
+mod view;
+mod warming;
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,11 +38,13 @@ use crate::time::Time;
 
 use level::LevelState;
 use reports::{Asked, Behind, Reports, asked_of};
+use warming::Warming;
 
 pub use self::evacuation::{EVACUATIONS_MAX, Effect, Evacuation, Kept};
 pub use self::reports::{STALE_AFTER, Said};
 pub use crate::shares::{ClusterShares, EndpointStatus, LevelMotion, Shares};
 use crate::shares::{SHARE_EPSILON, capacity, healthy_share};
+pub use view::{EndpointView, LevelView};
 
 /// The most active checks under way at once.
 pub const PROBES_IN_FLIGHT_MAX: usize = 512;
@@ -177,6 +182,7 @@ pub struct Fleet {
     evacuations: BTreeSet<Evacuation>,
     /// Whether what [`Fleet::kept`] says has changed.
     kept_changed: bool,
+    warming: Warming,
     /// As of the last [`Fleet::shares`].
     shares: Shares,
     /// The clusters whose shares or statuses may have changed since.
@@ -188,6 +194,10 @@ pub struct Fleet {
 #[derive(Debug)]
 struct ClusterState {
     cluster: Arc<Cluster>,
+    /// Its endpoints in the order of their keys, in which [`Fleet::endpoints`] has them too.
+    by_key: Vec<u32>,
+    /// The names of each level's backends.
+    backends: Vec<BTreeSet<Arc<str>>>,
     /// `None` where no peer is asked.
     asked: Option<Asked>,
     levels: Vec<LevelState>,
@@ -202,6 +212,8 @@ impl ClusterState {
     fn blank(cluster: &Arc<Cluster>) -> Self {
         Self {
             cluster: Arc::clone(cluster),
+            by_key: Vec::new(),
+            backends: Vec::new(),
             asked: None,
             levels: Vec::new(),
             told: None,
@@ -327,7 +339,7 @@ impl Fleet {
             }
             known.push(std::mem::replace(state, ClusterState::blank(next)));
         }
-        self.rehome_route(&members, &known, snapshot, now);
+        let joined = self.rehome_route(&members, &known, snapshot, now);
         self.mark_evacuated(members.iter().filter_map(|ix| snapshot.clusters.get(*ix)));
         let asked_at = |ix: usize| asked.get(ix).and_then(Option::as_ref);
         let clusters = members.iter().filter_map(|ix| {
@@ -344,6 +356,7 @@ impl Fleet {
                 }
             }
         }
+        self.start_slowly(joined, now);
         self.step_route(route, now);
     }
 
@@ -354,7 +367,7 @@ impl Fleet {
         known: &[ClusterState],
         snapshot: &Snapshot,
         now: Time,
-    ) {
+    ) -> Vec<EndpointKey> {
         let clusters = members
             .iter()
             .filter_map(|ix| Some((*ix, snapshot.clusters.get(*ix)?)));
@@ -377,7 +390,11 @@ impl Fleet {
                 before.insert(key.clone(), home);
             }
         }
+        let mut joined = Vec::new();
         for (key, home) in homes {
+            if is_new_and_slow(&key, home, &before, snapshot) {
+                joined.push((key.clone(), home));
+            }
             let now_asked = (snapshot.clusters.get(home.cluster()))
                 .and_then(|cluster| cluster.policy.active.clone());
             let was = before.get(&key).and_then(|home: &Home| {
@@ -405,6 +422,7 @@ impl Fleet {
                 self.checks.insert((active.wake(), key));
             }
         }
+        self.of_serving(joined, &before, snapshot)
     }
 
     fn reconcile_all(&mut self, snapshot: &Snapshot, asked: Vec<Option<Asked>>, now: Time) {
@@ -414,7 +432,7 @@ impl Fleet {
             let route = self.routes.entry(cluster.route.clone()).or_default();
             route.push(ix);
         }
-        self.rehome(snapshot, &known, now);
+        let joined = self.rehome(snapshot, &known, now);
         self.mark_evacuated(snapshot.clusters.iter());
         let asked_in_order = asked.iter().map(Option::as_ref);
         self.hear_of(snapshot.clusters.iter().zip(asked_in_order));
@@ -423,6 +441,7 @@ impl Fleet {
             .map(|(cluster, asked)| self.take_over(cluster, asked, &known))
             .collect();
         self.moves.clear();
+        self.start_slowly(joined, now);
         let routes: Vec<_> = self.routes.keys().cloned().collect();
         for route in routes {
             self.step_route(&route, now);
@@ -495,6 +514,7 @@ impl Fleet {
             return;
         };
         let (before, was_in_flight) = (active.wake(), active.is_in_flight());
+        let was_bad = active.verdict() == ActiveVerdict::Unhealthy;
         let change = active.finished(ok, check, now);
         if was_in_flight {
             self.checks_in_flight = self.checks_in_flight.saturating_sub(1);
@@ -509,6 +529,11 @@ impl Fleet {
             }
         };
         self.tell(event);
+        if change == Some(ActiveVerdict::Unhealthy) {
+            self.warming.stop(key);
+        } else if was_bad {
+            self.start_slowly(vec![key.clone()], now);
+        }
         let route = cluster_route(&self.clusters, home);
         self.step_route(&route, now);
         self.check_invariants(now);
@@ -545,10 +570,7 @@ impl Fleet {
                 break;
             }
             self.checks.pop_first();
-            let connect = match endpoint.peer {
-                Some(_) => cluster.policy.timeouts.connect_peer,
-                None => cluster.policy.timeouts.connect,
-            };
+            let connect = cluster.connect_deadline(endpoint);
             let part = u64::try_from(probes.len()).unwrap_or(u64::MAX);
             active.started(check, connect, now, mix(draw, part));
             self.checks_in_flight += 1;
@@ -579,7 +601,11 @@ impl Fleet {
         let expiry = self.expiries.first().map(|(at, _)| *at);
         let moved = self.moves.first().map(|(at, _)| *at);
         let stale = self.reports.next_stale();
-        [check, expiry, moved, stale].into_iter().flatten().min()
+        let warmer = self.warming.wake();
+        [check, expiry, moved, stale, warmer]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Whether the shares or an endpoint's status may have changed since [`Fleet::shares`].
@@ -605,9 +631,10 @@ impl Fleet {
                 continue;
             };
             let damped: Vec<f64> = state.levels.iter().map(LevelState::damped).collect();
-            let statuses = self.statuses(&state.cluster);
+            let statuses = self.statuses_of(state);
             let worths = self.worths(&state.cluster);
             let mut shares = ClusterShares::new(&state.cluster, statuses, worths, &damped);
+            shares.parts = self.parts(&state.cluster, now);
             let motions = state.levels.iter().map(LevelState::motion);
             if motions.clone().any(|motion| motion != LevelMotion::Settled) {
                 shares.motions = motions.collect();
@@ -646,6 +673,80 @@ impl Fleet {
         }
         self.grow_stale(now);
         self.step_moving(now, |at| at <= now);
+        self.step_warming(now);
+    }
+
+    /// Has these begin with a part of their weight, where their cluster has it so.
+    fn start_slowly(&mut self, keys: Vec<EndpointKey>, now: Time) {
+        let endpoints = &self.endpoints;
+        (self.warming).retain(|key| endpoints.get(key).is_some_and(|state| state.home.is_some()));
+        for key in keys {
+            let Some(home) = self.endpoints.get(&key).and_then(|state| state.home) else {
+                continue;
+            };
+            let cluster = self.clusters.get(home.cluster());
+            let lasts = cluster.map(|state| state.cluster.policy.slow_start);
+            if let Some(lasts) = lasts.filter(|lasts| !lasts.is_zero()) {
+                self.warming.start(key, lasts, now);
+                let route = cluster_route(&self.clusters, home);
+                let members = self.routes.get(&route).into_iter().flatten();
+                self.changed.extend(members);
+            }
+        }
+    }
+
+    /// Gives more to those that started slowly.
+    fn step_warming(&mut self, now: Time) {
+        let (endpoints, clusters) = (&self.endpoints, &self.clusters);
+        let home = |key: &EndpointKey| endpoints.get(key)?.home;
+        let moved = self.warming.step(now, |key| {
+            let state = clusters.get(home(key)?.cluster())?;
+            Some(state.cluster.policy.slow_start)
+        });
+        for home in moved.iter().filter_map(home) {
+            let route = cluster_route(clusters, home);
+            let members = self.routes.get(&route).into_iter().flatten();
+            self.changed.extend(members);
+        }
+    }
+
+    /// What part of its weight each endpoint of a cluster is given; empty: all of it.
+    fn parts(&self, cluster: &Cluster, now: Time) -> Vec<f64> {
+        let lasts = cluster.policy.slow_start;
+        if self.warming.is_empty() || lasts.is_zero() {
+            return Vec::new();
+        }
+        let part = |endpoint: &Endpoint| self.warming.part(&endpoint.key, lasts, now);
+        let parts: Vec<f64> = cluster.endpoints.iter().map(part).collect();
+        if parts.iter().all(|part| *part >= 1.0) {
+            return Vec::new();
+        }
+        parts
+    }
+
+    /// Of these that are new, those of a level that serves: another one in it was there before, and
+    /// is healthy.
+    fn of_serving(
+        &self,
+        joined: Vec<(EndpointKey, Home)>,
+        before: &BTreeMap<EndpointKey, Home>,
+        snapshot: &Snapshot,
+    ) -> Vec<EndpointKey> {
+        let serves = |cluster: &Cluster, home: Home| {
+            let members = cluster.levels.get(home.level()).map(|level| &level.members);
+            members.into_iter().flatten().any(|ix| {
+                let key = &cluster.endpoint(*ix).key;
+                let state = self.endpoints.get(key);
+                before.contains_key(key) && state.is_some_and(|state| state.status().is_healthy())
+            })
+        };
+        (joined.into_iter())
+            .filter(|(_, home)| {
+                (snapshot.clusters.get(home.cluster()))
+                    .is_some_and(|cluster| serves(cluster, *home))
+            })
+            .map(|(key, _)| key)
+            .collect()
     }
 
     /// Steps every route that time alone moves and whose next move is `due`.
@@ -670,13 +771,12 @@ impl Fleet {
             return;
         };
         let eject = state.cluster.policy.passive.eject;
-        if !self.has_room_to_eject(&state.cluster, home, None) {
+        if !self.has_room_to_eject(state, home, None) {
             // What is kept fails, and what is out may be back: a restart takes a second, an ejection
             // its whole time.
             let out = self.longest_ejected(&state.cluster, now);
             let Some(out) = out.filter(|out| {
-                cause == EjectCause::Unreachable
-                    && self.has_room_to_eject(&state.cluster, home, Some(out))
+                cause == EjectCause::Unreachable && self.has_room_to_eject(state, home, Some(out))
             }) else {
                 return;
             };
@@ -688,6 +788,7 @@ impl Fleet {
             outlier.eject(Ejection { until, cause });
         }
         self.expiries.insert((until, key.clone()));
+        self.warming.stop(key);
         self.tell(FleetEvent::Ejected {
             key: key.clone(),
             cause,
@@ -711,34 +812,45 @@ impl Fleet {
     /// Whether one more ejection leaves enough, in its level and in all, if `again` is taken back.
     fn has_room_to_eject(
         &self,
-        cluster: &Cluster,
+        state: &ClusterState,
         home: Home,
         again: Option<&EndpointKey>,
     ) -> bool {
+        let cluster = &state.cluster;
         let passive = &cluster.policy.passive;
         let is_again = |ix: usize| {
-            (cluster.endpoints.get(ix)).is_some_and(|endpoint| Some(&endpoint.key) == again)
+            again.is_some()
+                && (cluster.endpoints.get(ix)).is_some_and(|endpoint| Some(&endpoint.key) == again)
         };
-        let is = |ix: usize, wanted: fn(&EndpointState) -> bool| {
-            (cluster.endpoints.get(ix))
-                .and_then(|endpoint| self.endpoints.get(&endpoint.key))
-                .is_some_and(wanted)
+        let statuses = self.statuses_of(state);
+        let kept = (statuses.iter().enumerate())
+            .filter(|(ix, _)| *ix != home.endpoint())
+            .filter(|(ix, status)| is_again(*ix) || status.is_healthy())
+            .count();
+        kept >= usize::try_from(passive.keep_at_least).unwrap_or(usize::MAX)
+            && (passive.max_ejected >= 1.0 || self.has_share_to_eject(cluster, home, &is_again))
+    }
+
+    /// Whether one more ejection leaves its level the share that it keeps.
+    fn has_share_to_eject(
+        &self,
+        cluster: &Cluster,
+        home: Home,
+        is_again: &dyn Fn(usize) -> bool,
+    ) -> bool {
+        let is_out = |ix: usize| {
+            let endpoint = cluster.endpoints.get(ix);
+            let state = endpoint.and_then(|endpoint| self.endpoints.get(&endpoint.key));
+            state.is_some_and(|state| state.ejection().is_some())
         };
         let members = cluster.levels.get(home.level()).map(|level| &level.members);
-        let members = members.into_iter().flatten();
         let (mut total, mut ejected) = (0u32, 1u32);
-        for member in members {
+        for member in members.into_iter().flatten() {
             total += 1;
-            let is_out = is(member.0, |state| state.ejection().is_some());
-            ejected += u32::from(is_out && !is_again(member.0));
+            ejected += u32::from(is_out(member.0) && !is_again(member.0));
         }
-        let share_left =
-            f64::from(ejected) <= f64::from(total) * passive.max_ejected + SHARE_EPSILON;
-        let kept = (0..cluster.endpoints.len())
-            .filter(|ix| *ix != home.endpoint())
-            .filter(|ix| is_again(*ix) || is(*ix, |state| state.status().is_healthy()))
-            .count();
-        share_left && kept >= usize::try_from(passive.keep_at_least).unwrap_or(usize::MAX)
+        let max = cluster.policy.passive.max_ejected;
+        f64::from(ejected) <= f64::from(total) * max + SHARE_EPSILON
     }
 
     /// Whether every level fails alike, which is told when it begins.
@@ -773,6 +885,8 @@ impl Fleet {
         }
         for key in keys {
             self.readmit(&key, now);
+            // It was never to blame.
+            self.warming.stop(&key);
         }
         // What moved away moved for nothing: it does not wait for failback.
         let route = cluster_route(&self.clusters, home);
@@ -799,6 +913,7 @@ impl Fleet {
             return;
         };
         self.tell(FleetEvent::Readmitted { key: key.clone() });
+        self.start_slowly(vec![key.clone()], now);
         let route = cluster_route(&self.clusters, home);
         self.step_route(&route, now);
     }
@@ -806,19 +921,7 @@ impl Fleet {
     /// Moves the levels of a route's clusters by the health of their endpoints.
     fn step_route(&mut self, route: &str, now: Time) {
         let members = self.routes.get(route).cloned().unwrap_or_default();
-        let healthy: Vec<Vec<f64>> = (members.iter())
-            .filter_map(|ix| self.clusters.get(*ix))
-            .map(|state| {
-                let statuses = self.statuses(&state.cluster);
-                let worths = self.worths(&state.cluster);
-                (0..state.cluster.levels.len())
-                    .map(|level| healthy_share(&state.cluster, &statuses, &worths, level))
-                    .collect()
-            })
-            .collect();
-        let least: Vec<Vec<f64>> = (members.iter())
-            .map(|ix| least_of_ports(&self.clusters, &members, &healthy, *ix))
-            .collect();
+        let least = self.least_healthy(&members);
         for (ix, least) in members.iter().zip(least) {
             let Some(state) = self.clusters.get_mut(*ix) else {
                 continue;
@@ -849,6 +952,64 @@ impl Fleet {
         self.changed.extend(members);
     }
 
+    /// h of each level of the clusters of one route.
+    fn least_healthy(&self, members: &[usize]) -> Vec<Vec<f64>> {
+        let healthy: Vec<Vec<f64>> = (members.iter())
+            .filter_map(|ix| self.clusters.get(*ix))
+            .map(|state| {
+                let statuses = self.statuses_of(state);
+                let worths = self.worths(&state.cluster);
+                (0..state.cluster.levels.len())
+                    .map(|level| healthy_share(&state.cluster, &statuses, &worths, level))
+                    .collect()
+            })
+            .collect();
+        (members.iter())
+            .map(|ix| least_of_ports(&self.clusters, members, &healthy, *ix))
+            .collect()
+    }
+
+    /// As [`statuses`](Self::statuses), in one walk over endpoints and keys side by side: to look each
+    /// key up by itself is most of what an ejection costs where there are a thousand.
+    fn statuses_of(&self, state: &ClusterState) -> Vec<EndpointStatus> {
+        /// Endpoints of others that are passed over before the next key is looked up.
+        const PASSED_MAX: usize = 16;
+        let endpoints = &state.cluster.endpoints;
+        let mut statuses = vec![EndpointStatus::Healthy; endpoints.len()];
+        let at = |ix: u32| usize::try_from(ix).unwrap_or(usize::MAX);
+        let mut known = self.endpoints.range::<EndpointKey, _>(..).peekable();
+        let mut passed = PASSED_MAX;
+        for ix in &state.by_key {
+            let Some(key) = endpoints.get(at(*ix)).map(|endpoint| &endpoint.key) else {
+                continue;
+            };
+            loop {
+                if passed >= PASSED_MAX {
+                    known = self.endpoints.range(key..).peekable();
+                    passed = 0;
+                }
+                match known
+                    .peek()
+                    .map(|(next, of)| (compare(next, key), of.status()))
+                {
+                    Some((Ordering::Less, _)) => {
+                        known.next();
+                        passed += 1;
+                    }
+                    Some((Ordering::Equal, status)) => {
+                        if let Some(place) = statuses.get_mut(at(*ix)) {
+                            *place = status;
+                        }
+                        passed = 0;
+                        break;
+                    }
+                    Some((Ordering::Greater, _)) | None => break,
+                }
+            }
+        }
+        statuses
+    }
+
     fn statuses(&self, cluster: &Cluster) -> Vec<EndpointStatus> {
         let of = |endpoint: &Endpoint| {
             (self.endpoints.get(&endpoint.key))
@@ -857,13 +1018,23 @@ impl Fleet {
         cluster.endpoints.iter().map(of).collect()
     }
 
-    /// Gives every endpoint of the snapshot its place and check, and forgets those that left.
-    fn rehome(&mut self, snapshot: &Snapshot, known: &[ClusterState], now: Time) {
+    /// Gives every endpoint of the snapshot its place and check, and forgets those that left. Returns
+    /// those that joined others that serve, and are to start slowly.
+    fn rehome(
+        &mut self,
+        snapshot: &Snapshot,
+        known: &[ClusterState],
+        now: Time,
+    ) -> Vec<EndpointKey> {
         let homes = homes(snapshot.clusters.iter().enumerate());
         let before: BTreeMap<EndpointKey, Home> = (self.endpoints.iter_mut())
             .filter_map(|(key, state)| Some((key.clone(), state.home.take()?)))
             .collect();
+        let mut joined = Vec::new();
         for (key, home) in homes {
+            if is_new_and_slow(&key, home, &before, snapshot) {
+                joined.push((key.clone(), home));
+            }
             let asked = |cluster: &Cluster| cluster.policy.active.clone();
             let now_asked =
                 (snapshot.clusters.get(home.cluster())).and_then(|cluster| asked(cluster));
@@ -887,6 +1058,7 @@ impl Fleet {
                 self.checks_in_flight += usize::from(active.is_in_flight());
             }
         }
+        self.of_serving(joined, &before, snapshot)
     }
 
     /// A cluster with its levels as far as they are known: from itself, else from another cluster
@@ -910,6 +1082,8 @@ impl Fleet {
             .collect();
         ClusterState {
             cluster: Arc::clone(cluster),
+            by_key: by_key(cluster),
+            backends: backends(cluster),
             asked,
             levels,
             told: (itself.and_then(|state| state.told.clone()))
@@ -991,6 +1165,7 @@ impl Fleet {
         for state in &self.clusters {
             debug_assert_eq!(state.levels.len(), state.cluster.levels.len());
             let statuses = self.statuses(&state.cluster);
+            debug_assert_eq!(statuses, self.statuses_of(state));
             let worths = self.worths(&state.cluster);
             for (ix, level) in state.levels.iter().enumerate() {
                 let alive = healthy_share(&state.cluster, &statuses, &worths, ix) > 0.0;
@@ -998,6 +1173,36 @@ impl Fleet {
                 debug_assert!(alive || level.damped() == 0.0, "a dead level keeps traffic");
             }
         }
+    }
+}
+
+fn backends(cluster: &Cluster) -> Vec<BTreeSet<Arc<str>>> {
+    let of_level = |level: &Level| {
+        let members = level.members.iter();
+        members
+            .map(|ix| Arc::clone(&cluster.endpoint(*ix).backend))
+            .collect()
+    };
+    cluster.levels.iter().map(of_level).collect()
+}
+
+/// The places of a cluster's endpoints, in the order of their keys.
+fn by_key(cluster: &Cluster) -> Vec<u32> {
+    let mut places: Vec<u32> = (0..).take(cluster.endpoints.len()).collect();
+    let key = |place: &u32| {
+        let place = usize::try_from(*place).unwrap_or(usize::MAX);
+        cluster.endpoints.get(place).map(|endpoint| &endpoint.key)
+    };
+    places.sort_by(|a, b| key(a).cmp(&key(b)));
+    places
+}
+
+/// As `cmp`, at a glance where both are one text.
+fn compare(one: &EndpointKey, other: &EndpointKey) -> Ordering {
+    if Arc::ptr_eq(&one.0, &other.0) {
+        Ordering::Equal
+    } else {
+        one.cmp(other)
     }
 }
 
@@ -1022,6 +1227,17 @@ fn homes<'c>(
     (homes.into_iter())
         .map(|(key, (home, _))| (key, home))
         .collect()
+}
+
+/// Whether an endpoint was not there before, and its cluster has endpoints start slowly.
+fn is_new_and_slow(
+    key: &EndpointKey,
+    home: Home,
+    before: &BTreeMap<EndpointKey, Home>,
+    snapshot: &Snapshot,
+) -> bool {
+    let cluster = snapshot.clusters.get(home.cluster());
+    cluster.is_some_and(|cluster| !cluster.policy.slow_start.is_zero()) && !before.contains_key(key)
 }
 
 impl EndpointState {
@@ -1062,6 +1278,13 @@ impl EndpointState {
 }
 
 impl ClusterState {
+    /// Whether each level is of the same backends, as another port's is, and the parts of a split are
+    /// not; a level without endpoints may be of any.
+    fn is_port_of(&self, other: &Self) -> bool {
+        let mut levels = self.backends.iter().zip(&other.backends);
+        levels.all(|(one, other)| one.is_empty() || other.is_empty() || one == other)
+    }
+
     fn step(&mut self, healthy: &[f64], now: Time) {
         let failover = &self.cluster.policy.failover;
         for (level, healthy) in self.levels.iter_mut().zip(healthy) {
@@ -1195,8 +1418,8 @@ fn cluster_route(clusters: &[ClusterState], home: Home) -> Arc<str> {
         .map_or_else(|| "".into(), |state| state.cluster.route.clone())
 }
 
-/// h of each level of a cluster: over the ports of its route, which have the same levels, the
-/// least.
+/// h of each level of a cluster: over the ports of its route, which have the same levels of the same
+/// backends, the least.
 fn least_of_ports(
     clusters: &[ClusterState],
     members: &[usize],
@@ -1209,7 +1432,9 @@ fn least_of_ports(
     };
     let mut least: Vec<f64> = Vec::new();
     for (other, healthy) in members.iter().zip(healthy) {
-        if !names(*other).eq(names(ix)) {
+        let is_port = (clusters.get(*other).zip(clusters.get(ix)))
+            .is_some_and(|(other, this)| other.is_port_of(this));
+        if !is_port || !names(*other).eq(names(ix)) {
             continue;
         }
         if least.is_empty() {

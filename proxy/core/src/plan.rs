@@ -187,6 +187,8 @@ impl Plan<'_> {
                     cluster: self.cluster,
                     level,
                     worths: &self.shares.worths,
+                    parts: &self.shares.parts,
+                    seeds: &self.shares.seeds,
                     usable,
                 };
                 pick(candidates, self.load, self.draw)

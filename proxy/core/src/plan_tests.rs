@@ -6,8 +6,7 @@ use super::*;
 use crate::fixture::cluster;
 use crate::locality::Locality;
 use crate::shares::{EndpointStatus, EndpointStatus::*, capacity, healthy_share};
-use crate::snapshot::SpreadPart;
-use crate::snapshot::{Balance, TooFew};
+use crate::snapshot::{Balance, HashOn, SpreadPart, TooFew};
 
 /// A cluster whose levels have these endpoints, and its shares.
 fn world(levels: &[&[EndpointStatus]]) -> (Cluster, ClusterShares) {
@@ -129,7 +128,12 @@ proptest! {
     fn a_plan_tries_each_usable_endpoint_once_and_no_other(
         levels in statuses(),
         draw in any::<u64>(),
-        balance in prop::sample::select(vec![Balance::LeastRequest, Balance::RoundRobin, Balance::Random]),
+        balance in prop::sample::select(vec![
+            Balance::LeastRequest,
+            Balance::RoundRobin,
+            Balance::Random,
+            Balance::RingHash(HashOn::Source),
+        ]),
     ) {
         let levels: Vec<&[EndpointStatus]> = levels.iter().map(Vec::as_slice).collect();
         let mut world = world(&levels);
@@ -209,4 +213,35 @@ fn a_level_is_spread_over_its_localities_by_their_shares_and_their_health() {
     let of = spread_cluster([0.0, 1.0]);
     close(first_of(&of, vec![Healthy; 4]), [0, 0, 100, 0]);
     close(first_of(&of, other_down()), [48, 48, 0, 5]);
+}
+
+#[test]
+fn in_a_spread_level_a_key_and_a_slow_start_choose_inside_the_locality() {
+    let mut of = spread_cluster([0.2, 0.8]);
+    let counts = |of: &Cluster, parts: Vec<f64>| {
+        let mut shares = shares(of, vec![Healthy; 4]);
+        shares.parts = parts;
+        let mut counts = [0u32; 4];
+        for draw in 0..10_000 {
+            let first = || plan(of, &shares, &|_| 0, draw).next().unwrap().endpoint;
+            assert_eq!(first(), first());
+            counts[first().0] += 1;
+        }
+        counts.map(|count| (count + 50) / 100)
+    };
+    // By hand: 0.25 of a weight beside a whole one is a fifth of the locality's 20.
+    Arc::make_mut(&mut of.policy).balance = Balance::Random;
+    let slow = counts(&of, vec![0.25, 1.0, 0.25, 1.0]);
+    assert!(
+        slow[0].abs_diff(4) <= 2 && slow[1].abs_diff(16) <= 2,
+        "{slow:?}"
+    );
+    assert!(slow[2].abs_diff(80) <= 2 && slow[3] == 0, "{slow:?}");
+    Arc::make_mut(&mut of.policy).balance = Balance::RingHash(HashOn::Source);
+    let keyed = counts(&of, Vec::new());
+    assert!(
+        keyed[0].abs_diff(10) <= 2 && keyed[1].abs_diff(10) <= 2,
+        "{keyed:?}"
+    );
+    assert!(keyed[2].abs_diff(80) <= 2 && keyed[3] == 0, "{keyed:?}");
 }

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::authorize::path::RequestPath;
+use crate::authorize::path::{RequestPath, undone};
 use crate::balance::fraction;
 use crate::engine::Request;
 use crate::shares::Shares;
@@ -167,14 +167,22 @@ impl Rules {
             return None;
         };
         let found = self.first(&sent, query, request);
-        if sent != folded && self.first(&folded, query, request) != found {
+        if sent != folded && self.first_folded(&folded, query, request) != found {
             return None;
         }
         found
     }
 
     fn first(&self, path: &str, query: &str, request: &Request<'_>) -> Option<usize> {
-        let found = (self.matches.iter()).find(|one| one.is_met(path, query, request));
+        let found =
+            (self.matches.iter()).find(|one| one.path.is(path) && one.is_met(query, request));
+        found.map(|one| one.rule)
+    }
+
+    /// As [`first`](Self::first), of a path of which more escapes are undone.
+    fn first_folded(&self, path: &str, query: &str, request: &Request<'_>) -> Option<usize> {
+        let found = (self.matches.iter())
+            .find(|one| one.path.is_folded(path) && one.is_met(query, request));
         found.map(|one| one.rule)
     }
 }
@@ -192,11 +200,13 @@ impl Match {
         (is_exact, length, self.method.is_some(), counts.0, counts.1)
     }
 
-    fn is_met(&self, path: &str, query: &str, request: &Request<'_>) -> bool {
+    /// Whether all but its path is met.
+    fn is_met(&self, query: &str, request: &Request<'_>) -> bool {
         let has = |field: &Field| request.headers.has(&field.name, &field.value);
-        self.path.is(path)
-            // RFC 9110 §9.1: the method is case-sensitive.
-            && self.method.as_deref().is_none_or(|method| method == request.method)
+        // RFC 9110 §9.1: the method is case-sensitive.
+        self.method
+            .as_deref()
+            .is_none_or(|method| method == request.method)
             && self.headers.iter().all(has)
             && self.query.iter().all(|field| asks(query, field))
     }
@@ -207,10 +217,21 @@ impl PathMatch {
         match self {
             Self::Any => true,
             Self::Exact(exact) => path == &**exact,
-            Self::Prefix(prefix) => (path.strip_prefix(&**prefix))
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+            Self::Prefix(prefix) => is_below(path, prefix),
         }
     }
+
+    fn is_folded(&self, path: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Exact(exact) => path == undone(exact),
+            Self::Prefix(prefix) => is_below(path, &undone(prefix)),
+        }
+    }
+}
+
+fn is_below(path: &str, prefix: &str) -> bool {
+    (path.strip_prefix(prefix)).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Whether the first parameter of this name in a query has this value.

@@ -198,6 +198,25 @@ fn the_first_of_a_query_parameter_counts_once_its_escapes_are_undone() {
     }
 }
 
+/// What some servers read as the path of another rule is no rule's.
+#[test]
+fn an_escape_leads_past_no_rule() {
+    let rules = rules(&[
+        exact("/v1/orders:cancel"),
+        exact("/v1/a%3Ab"),
+        prefix("/v1"),
+    ]);
+    for (asked, expected) in [
+        ("/v1/orders:cancel", Some(0)),
+        ("/v1/orders%3Acancel", None),
+        ("/v1/a%3ab", Some(1)),
+        ("/v1/a:b", Some(2)),
+        ("/v1/x%3Ay", Some(2)),
+    ] {
+        assert_eq!(get(&rules, asked), expected, "{asked}");
+    }
+}
+
 /// Whether a match is met, worked out another way: paths by their elements.
 fn is_met(one: &Match, asked_method: &str, path: &str, has: &[(&str, &str)], q: &str) -> bool {
     let elements = |path: &str| -> Vec<String> {

@@ -13,7 +13,8 @@
 use std::ops::Index;
 use std::sync::Arc;
 
-use crate::snapshot::{Cluster, EndpointIx, Failover, Snapshot, TooFew};
+use crate::balance::key_of;
+use crate::snapshot::{Balance, Cluster, EndpointIx, Failover, Snapshot, TooFew};
 use crate::time::Time;
 
 /// What differs by less than this is the same share.
@@ -53,6 +54,10 @@ pub struct ClusterShares {
     pub spread: Option<Arc<Spread>>,
     /// What each level is about, in their order; empty where all are settled.
     pub motions: Vec<LevelMotion>,
+    /// What part of its weight each endpoint is given while some start slowly; empty: all of it.
+    pub parts: Vec<f64>,
+    /// What tells each endpoint from others by a key, where the policy is one of keys; else empty.
+    pub seeds: Vec<u64>,
 }
 
 /// How the traffic of one level is spread over the localities in it.
@@ -406,7 +411,17 @@ impl ClusterShares {
             worths,
             too_few,
             motions: Vec::new(),
+            parts: Vec::new(),
+            seeds: seeds(cluster),
         }
+    }
+
+    /// What an endpoint is picked by inside its level at this time.
+    #[must_use]
+    pub fn weight(&self, cluster: &Cluster, ix: EndpointIx) -> f64 {
+        let drawn = self.worths.get(ix.0).map(|worth| worth.drawn);
+        let weight = drawn.unwrap_or_else(|| cluster.endpoint(ix).weight);
+        weight * self.parts.get(ix.0).copied().unwrap_or(1.0)
     }
 
     /// Whether nothing can be carried.
@@ -419,6 +434,18 @@ impl ClusterShares {
     #[must_use]
     pub fn is_usable(&self, ix: EndpointIx) -> bool {
         status(&self.endpoints, ix).is_usable(self.too_few)
+    }
+}
+
+/// What tells a cluster's endpoints from others by a key, where its policy is one of keys.
+pub(crate) fn seeds(cluster: &Cluster) -> Vec<u64> {
+    match cluster.policy.balance {
+        Balance::RingHash(_) => (cluster.endpoints.iter())
+            .map(|endpoint| key_of(endpoint.key.0.as_bytes()))
+            .collect(),
+        Balance::LeastRequest | Balance::PeakEwma | Balance::RoundRobin | Balance::Random => {
+            Vec::new()
+        }
     }
 }
 
@@ -538,6 +565,8 @@ mod tests {
             too_few: false,
             spread: None,
             motions: Vec::new(),
+            parts: Vec::new(),
+            seeds: Vec::new(),
         }
     }
 

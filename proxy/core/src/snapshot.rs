@@ -92,6 +92,17 @@ pub enum Role {
     Workloads,
 }
 
+impl Role {
+    /// The word in a configuration.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Mesh => "mesh",
+            Self::Workloads => "workloads",
+        }
+    }
+}
+
 /// One port of one route: the unit that is authorized, exported and balanced.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Service {
@@ -132,6 +143,17 @@ pub enum Protocol {
     Http,
 }
 
+impl Protocol {
+    /// The word in a configuration.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Http => "http",
+        }
+    }
+}
+
 /// What a listener does with TLS that asks for a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Inbound {
@@ -139,6 +161,17 @@ pub enum Inbound {
     Passthrough,
     /// End it here with the gateway's own SVID and verify the caller's.
     Terminate,
+}
+
+impl Inbound {
+    /// The word in a configuration.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Passthrough => "passthrough",
+            Self::Terminate => "terminate",
+        }
+    }
 }
 
 /// Which peers may reach a service through a mesh listener.
@@ -274,6 +307,10 @@ pub struct ClusterPolicy {
     pub active: Option<ActiveCheck>,
     /// What is learned from traffic.
     pub passive: PassiveCheck,
+    /// After so long an HTTP connection to an endpoint takes no new requests; zero: it takes any.
+    pub connection_age_max: Duration,
+    /// For how long an endpoint that comes (back) to others gets less than its weight; zero: not.
+    pub slow_start: Duration,
     /// Deadlines.
     pub timeouts: Timeouts,
     /// Extra tries.
@@ -382,7 +419,7 @@ pub enum HttpVersion {
 }
 
 /// How one endpoint of a level is picked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Balance {
     /// The less busy of two drawn by weight.
     LeastRequest,
@@ -390,6 +427,19 @@ pub enum Balance {
     RoundRobin,
     /// Drawn by weight.
     Random,
+    /// The one of two drawn by weight that costs less by its latency and what is under way there.
+    PeakEwma,
+    /// By a key, by weight: one key goes to one endpoint. Without it as [`Random`](Self::Random).
+    RingHash(HashOn),
+}
+
+/// What a key is made of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HashOn {
+    /// The header of this name, in lower case, of a request.
+    Header(Arc<str>),
+    /// The source address of the connection.
+    Source,
 }
 
 /// When traffic leaves a level and how it comes back (the formula stands in `fleet`).
@@ -456,6 +506,13 @@ pub enum ActiveKind {
     },
     /// A connection is accepted.
     Tcp,
+    /// `grpc.health.v1.Health/Check` of this service over HTTP/2; `SERVING` is good.
+    Grpc {
+        /// The service asked for; empty: the server as a whole.
+        service: Arc<str>,
+        /// The authority sent.
+        host: Arc<str>,
+    },
 }
 
 /// What is learned from traffic.
@@ -809,7 +866,32 @@ impl Snapshot {
     }
 }
 
+/// How many times the longest connect deadline of its cluster all attempts of one caller may take.
+const CONNECT_BUDGET_FACTOR: u32 = 3;
+
 impl Cluster {
+    /// How long a connection to an endpoint may take, TLS included.
+    #[must_use]
+    pub fn connect_deadline(&self, endpoint: &Endpoint) -> Duration {
+        match endpoint.peer {
+            Some(_) => self.policy.timeouts.connect_peer,
+            None => self.policy.timeouts.connect,
+        }
+    }
+
+    /// How long all attempts of one caller to connect an endpoint may take together: a plan has up to
+    /// 32, and no caller waits that long.
+    #[must_use]
+    pub fn connect_budget(&self) -> Duration {
+        let deadlines = self.endpoints.iter();
+        let longest = deadlines
+            .map(|endpoint| self.connect_deadline(endpoint))
+            .max();
+        longest
+            .unwrap_or_default()
+            .saturating_mul(CONNECT_BUDGET_FACTOR)
+    }
+
     /// The endpoint at `ix`.
     ///
     /// # Panics

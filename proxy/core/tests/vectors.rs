@@ -373,6 +373,8 @@ fn ask_wrr(id: &str, input: &Value, expected: &Value) {
         cluster: &cluster,
         level: &cluster.levels[0],
         worths: &[],
+        parts: &[],
+        seeds: &[],
         usable: &|_| true,
     };
     let turns = 100 * wanted.iter().sum::<usize>();
@@ -575,6 +577,8 @@ fn cluster(sizes: &[usize]) -> Cluster {
                 max_ejected: 1.0,
                 keep_at_least: 1,
             },
+            connection_age_max: Duration::ZERO,
+            slow_start: Duration::ZERO,
             timeouts: Timeouts {
                 connect: Duration::from_secs(1),
                 connect_peer: Duration::from_secs(3),

@@ -17,12 +17,10 @@ use time::format_description::well_known::Rfc3339;
 use zeugma_core::fleet::STALE_AFTER;
 use zeugma_core::rules::{Field, HttpRule, Match, Part, PathMatch, Rules};
 use zeugma_core::shares::{ClusterShares, EndpointStatus, LevelMotion, SHARE_EPSILON, Worth};
-use zeugma_core::snapshot::{
-    Cluster, ClusterIx, Endpoint, Export, Inbound, Mirror, Peer, PeerIx, Protocol, Service,
-};
+use zeugma_core::snapshot::{Cluster, ClusterIx, Endpoint, Export, Mirror, Peer, PeerIx, Service};
 use zeugma_core::time::Time;
 
-use super::{as_json, beside};
+use super::{as_json, beside, explain};
 use crate::journal::Event;
 use crate::listing::{self, ENTRIES_MAX, Wanted};
 use crate::peer::ask::Standing;
@@ -44,6 +42,7 @@ pub(super) fn routes(shared: &Arc<Shared>) -> Router {
         .route("/api/v1/findings", get(findings))
         .route("/api/v1/connections", get(connections))
         .route("/api/v1/topology", get(topology))
+        .route("/api/v1/explain", get(explain::explain))
         .with_state(Arc::clone(shared))
 }
 
@@ -75,7 +74,7 @@ async fn services(State(shared): State<Arc<Shared>>, Query(filter): Query<Filter
     .await
 }
 
-fn document(published: &Published, name: &str, content: Value) -> Response {
+pub(super) fn document(published: &Published, name: &str, content: Value) -> Response {
     as_json(&json!({
         "apiVersion": VERSION,
         "gateway": &*published.snapshot.node.name,
@@ -98,14 +97,8 @@ pub(super) fn service_json(published: &Published, shared: &Shared, service: &Ser
         "service": &*service.name,
         "port": service.port,
         "hosts": hosts,
-        "protocol": match service.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Http => "http",
-        },
-        "inbound": match service.inbound {
-            Inbound::Passthrough => "passthrough",
-            Inbound::Terminate => "terminate",
-        },
+        "protocol": service.protocol.label(),
+        "inbound": service.inbound.label(),
         "exported_to": exported_to,
         "allow": service.policy.allow.len(),
         "deny": service.policy.deny.len(),
@@ -558,7 +551,7 @@ pub(super) fn shares_by_cluster(
             (shares.endpoints.get(ix)).is_some_and(|status| status.is_usable(shares.too_few))
         };
         let members = || level.members.iter().filter(|ix| usable(ix.0));
-        let weight: f64 = members().map(|ix| cluster.endpoint(*ix).weight).sum();
+        let weight: f64 = members().map(|ix| shares.weight(cluster, *ix)).sum();
         if weight <= 0.0 {
             continue;
         }
@@ -569,7 +562,7 @@ pub(super) fn shares_by_cluster(
                 .map_or(&*published.snapshot.node.cluster, |peer| {
                     &*published.snapshot.peer(peer).cluster
                 });
-            *by.entry(to).or_default() += share * endpoint.weight / weight;
+            *by.entry(to).or_default() += share * shares.weight(cluster, *ix) / weight;
         }
     }
     json!(by)
@@ -625,6 +618,8 @@ mod tests {
             too_few,
             spread: None,
             motions: Vec::new(),
+            parts: Vec::new(),
+            seeds: Vec::new(),
         }
     }
 

@@ -21,15 +21,17 @@ thread_local! {
 
 /// The time, up to half a second ago.
 pub(super) fn now() -> Option<HeaderValue> {
+    with_now(HeaderValue::clone)
+}
+
+/// What `tell` makes of it.
+pub(super) fn with_now<T>(tell: impl FnOnce(&HeaderValue) -> T) -> Option<T> {
     LAST.with_borrow_mut(|last| {
-        if let Some((at, date)) = last
-            && at.elapsed() < FRESH
-        {
-            return Some(date.clone());
+        if last.as_ref().is_none_or(|(at, _)| at.elapsed() >= FRESH) {
+            let date = format(OffsetDateTime::now_utc())?;
+            *last = Some((Instant::now(), date));
         }
-        let date = format(OffsetDateTime::now_utc())?;
-        *last = Some((Instant::now(), date.clone()));
-        Some(date)
+        last.as_ref().map(|(_, date)| tell(date))
     })
 }
 

@@ -43,7 +43,7 @@ use crate::connection::{describe, explain_audit, explain_denial};
 use crate::recheck::Entry;
 use crate::runtime::{Polled, Published, unless_others_first};
 use crate::tls::TlsPeer;
-use crate::upstream::{self, Pinned, connect_budget};
+use crate::upstream::{self, Pinned};
 
 /// Times a request is sent anew because a pooled connection turned out to be closed.
 const STALE_MAX: u32 = 3;
@@ -389,7 +389,7 @@ impl Exchange {
         } = before.map_or_else(Tries::default, |before| *before);
         let mut give_up = None;
         let shares = to.published.shares_of(to.cluster);
-        for attempt in plan(cluster, shares, &load, worker.draw_for(cluster)) {
+        for attempt in plan(cluster, shares, &load, self.draw(cluster)) {
             if let Some(before) = &failed {
                 let is_unseen = before.failure.is_unseen();
                 // One that answers or that may be at work on it is there: nothing is sent to those that
@@ -399,7 +399,8 @@ impl Exchange {
                 }
                 // Nothing else limits attempts that cost an endpoint nothing.
                 let now = Instant::now();
-                if is_unseen && now >= *give_up.get_or_insert_with(|| now + connect_budget(cluster))
+                if is_unseen
+                    && now >= *give_up.get_or_insert_with(|| now + cluster.connect_budget())
                 {
                     break;
                 }
@@ -408,13 +409,13 @@ impl Exchange {
                     Some(Again::Free) => {}
                     Some(Again::Counted) => counted += 1,
                 }
-                let cause = before.failure.label();
-                worker.shared.metrics.retried(&cluster.route, cause);
+                (worker.shared.metrics).retried(&cluster.route, before.failure.label());
             }
             attempts += 1;
             upstream::note_attempt(&worker, cluster, &attempt, attempts, &self.context.latest);
             let endpoint = cluster.endpoint(attempt.endpoint);
             let in_flight = worker.enter(&endpoint.key);
+            let began = worker.begins(cluster);
             let now_failed = match self.try_endpoint(to, &attempt, attempts, source).await {
                 Err(TryError::Caller) => return self.refuse(Reason::DownstreamClosed, None),
                 Err(TryError::Shed(reason)) => return self.refuse(reason, None),
@@ -428,6 +429,7 @@ impl Exchange {
                     match failure_in(endpoint, &response, self.upgrade.is_some()) {
                         None => {
                             worker.observe(&endpoint.key, Ok(()));
+                            worker.answered(&endpoint.key, began);
                             return self.hand_over(to, response, source, held);
                         }
                         Some(failure) => {
@@ -441,6 +443,7 @@ impl Exchange {
                     }
                 }
             };
+            worker.failed(&endpoint.key, began);
             failed = Some(now_failed.after(failed));
         }
         let may_go_on = failed.as_ref().is_none_or(|before| {
@@ -456,6 +459,12 @@ impl Exchange {
             return self.answer_by(next, role, source, before).await;
         }
         self.give_up(failed, to, role, source)
+    }
+
+    /// What a plan of this cluster draws for the request, and for its copies.
+    pub(super) fn draw(&self, cluster: &Cluster) -> u64 {
+        let source = self.context.origin.source.ip();
+        (self.context.worker).draw_for(cluster, source, Some(&self.head.headers))
     }
 
     /// As [`answer`](Self::answer), for another part of a split.
@@ -835,6 +844,17 @@ impl Exchange {
         {
             tell(&header::COOKIE, Said::Value(&joined));
         }
+        self.each_of_ours(endpoint, &named, &mut tell);
+    }
+
+    /// What the gateway says itself.
+    fn each_of_ours(
+        &self,
+        endpoint: &Endpoint,
+        named: &[HeaderName],
+        tell: &mut impl FnMut(&HeaderName, Said<'_>),
+    ) {
+        let trace = Some(&self.ids.trace).filter(|trace| trace.is_said_anew());
         if let Some(trace) = trace {
             tell(&TRACEPARENT, trace.parent().into());
         }
@@ -847,11 +867,11 @@ impl Exchange {
                 tell(&headers::XFCC, Said::Value(&value));
             }
         }
-        if to_peer {
+        if endpoint.peer.is_some() {
             // Our word on where the request began is the first one that the peer reads.
             tell(&header::VIA, Said::Value(&headers::via(self.head.version)));
             if !named.contains(&header::VIA) {
-                for value in headers.get_all(header::VIA) {
+                for value in self.head.headers.get_all(header::VIA) {
                     tell(&header::VIA, Said::Value(value));
                 }
             }
@@ -1286,7 +1306,9 @@ fn failure_in(
     }
     let present = response.body().present();
     let present = present.unwrap_or_else(|| Present::of(headers));
-    let grpc = if present.has(Present::GRPC_STATUS) {
+    // Of others than 200 the status counts (gRPC's `http-grpc-status-mapping.md`); 14 says the same, and a
+    // peer's gateway says it so.
+    let grpc = if present.has(Present::GRPC_STATUS) && !asks_upgrade {
         headers.get("grpc-status").map(HeaderValue::as_bytes)
     } else {
         None
@@ -1306,7 +1328,7 @@ fn failure_in(
     if unavailable {
         return Some(Failure::Unavailable);
     }
-    match grpc {
+    match grpc.filter(|_| status == StatusCode::OK) {
         // Those that `on` can name; of others the endpoint has done what was asked.
         Some(b"1") => Some(Failure::Grpc(1)),
         Some(b"4") => Some(Failure::Grpc(4)),

@@ -77,8 +77,8 @@ fn start(
     };
     let load = |endpoint| worker.load(to.cluster(), endpoint);
     let shares = published.shares_of(mirror.to);
-    let Some(attempt) = plan(to.cluster(), shares, &load, worker.draw_for(to.cluster())).next()
-    else {
+    let draw = exchange.draw(to.cluster());
+    let Some(attempt) = plan(to.cluster(), shares, &load, draw).next() else {
         worker
             .shared
             .metrics

@@ -11,6 +11,7 @@ use http::{Request, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::sync::watch;
 use tokio::time::timeout;
+use zeugma_core::balance::fraction;
 use zeugma_core::plan::Attempt;
 use zeugma_core::snapshot::{ClusterIx, Endpoint, EndpointKey, EndpointTls, Failure};
 use zeugma_core::verdict::Reason;
@@ -310,6 +311,9 @@ pub(crate) struct Facts {
     pub(crate) address: Arc<str>,
     /// Who answered, where we originated TLS.
     pub(crate) peer: Option<Arc<TlsPeer>>,
+    opened: Instant,
+    /// Which part of the time around its age it is given, 0 to 1.
+    jitter: f64,
     /// What was told last of a request that it carried.
     told: Rc<RefCell<Option<Told>>>,
 }
@@ -326,6 +330,12 @@ struct Reached {
 }
 
 impl Facts {
+    /// Whether it takes no new requests where that is so after `age_max`, give or take a tenth: what
+    /// was opened together is not opened anew together.
+    fn is_old(&self, age_max: Duration) -> bool {
+        !age_max.is_zero() && self.opened.elapsed() >= age_max.mul_f64(0.9 + 0.2 * self.jitter)
+    }
+
     /// What is told of a request that is sent over it at the `nth` attempt: mostly what was told of
     /// the one before.
     pub(crate) fn destination(&self, to: &Pinned, attempt: &Attempt, nth: u32) -> Rc<Destination> {
@@ -513,12 +523,14 @@ impl Pool {
             EndpointTls::None | EndpointTls::Workload => 0,
         };
         // Nearly always: no timer is made for it.
-        if let Some(lease) = self.free(|key| key.is_of(endpoint, wire, credentials), endpoint) {
+        let age_max = to.cluster().policy.connection_age_max;
+        let is_key = |key: &Key| key.is_of(endpoint, wire, credentials);
+        if let Some(lease) = self.free(is_key, endpoint, age_max) {
             return Ok(lease);
         }
         let key = Rc::new(Key::of(endpoint, wire, credentials));
         // Whoever connects meets the connect timeout itself and tells of it; this bounds waiting.
-        let patience = upstream::connect_deadline(to.cluster(), endpoint) + WAIT_MARGIN;
+        let patience = to.cluster().connect_deadline(endpoint) + WAIT_MARGIN;
         let leasing = Box::pin(self.free_or_new(worker, to, endpoint, key));
         timeout(patience, leasing).await.unwrap_or_else(|_elapsed| {
             let detail = format!("no connection within {patience:?}");
@@ -540,7 +552,8 @@ impl Pool {
     ) -> Result<Lease, ConnectFailure> {
         let mut waiting = None;
         loop {
-            if let Some(lease) = self.free(|other| *other == *key, endpoint) {
+            let age_max = to.cluster().policy.connection_age_max;
+            if let Some(lease) = self.free(|other| *other == *key, endpoint, age_max) {
                 return Ok(lease);
             }
             if waiting.is_none() {
@@ -634,7 +647,12 @@ impl Pool {
         });
     }
 
-    fn free(&self, is_key: impl Fn(&Key) -> bool, endpoint: &Endpoint) -> Option<Lease> {
+    fn free(
+        &self,
+        is_key: impl Fn(&Key) -> bool,
+        endpoint: &Endpoint,
+        age_max: Duration,
+    ) -> Option<Lease> {
         let mut entries = self.entries.borrow_mut();
         let of_endpoint = entries.get_mut(&endpoint.key)?;
         let entry = of_endpoint.iter_mut().find(|entry| is_key(&entry.key))?;
@@ -645,7 +663,9 @@ impl Pool {
             rechecks: self.rechecks.get(),
             sender,
         };
-        entry.h2.retain(|one| !one.connection.is_closed());
+        // The streams on one that is let go of go on.
+        let keeps = |one: &Shareable| !one.connection.is_closed() && !one.facts.is_old(age_max);
+        entry.h2.retain(keeps);
         for one in &mut entry.h2 {
             if let Some(place) = one.connection.place() {
                 one.used = Instant::now();
@@ -654,7 +674,7 @@ impl Pool {
         }
         // The one used last is the least likely to be closed by the endpoint right now.
         while let Some((facts, mut one, _)) = entry.h1.pop() {
-            if one.connection.is_ready() {
+            if one.connection.is_ready() && !facts.is_old(age_max) {
                 return Some(lease(facts, Sender::H1(one)));
             }
         }
@@ -714,7 +734,7 @@ impl Pool {
         key: Rc<Key>,
     ) -> Result<Lease, ConnectFailure> {
         let shared: &Arc<Shared> = &worker.shared;
-        let deadline = upstream::connect_deadline(to.cluster(), endpoint);
+        let deadline = to.cluster().connect_deadline(endpoint);
         let rechecks = self.rechecks.get();
         let connected = upstream::connect(shared, deadline, endpoint, key.wire.alpn()).await;
         let Upstream {
@@ -729,6 +749,8 @@ impl Pool {
         let facts = Facts {
             address: address.to_string().into(),
             peer,
+            opened: Instant::now(),
+            jitter: fraction(worker.draw(), 0),
             told: Rc::default(),
         };
         upstream::tune_requests(stream.tcp());

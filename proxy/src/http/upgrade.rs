@@ -116,7 +116,7 @@ pub(super) async fn try_endpoint(
     let worker = Rc::clone(&exchange.context.worker);
     let cluster = to.cluster();
     let endpoint = cluster.endpoint(attempt.endpoint);
-    let deadline = upstream::connect_deadline(cluster, endpoint);
+    let deadline = cluster.connect_deadline(endpoint);
     let waiting = admission::pending(to).map_err(TryError::Shed)?;
     let connected = upstream::connect(&worker.shared, deadline, endpoint, &[ALPN_HTTP1]).await;
     drop(waiting);

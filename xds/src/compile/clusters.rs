@@ -13,15 +13,15 @@ use super::{
     mirror_cluster_name,
 };
 use crate::meta::{
-    AnyClusterMeta, ClusterMeta, EndpointMeta, ErrorRateMeta, ExportMeta, FailoverMeta,
+    AnyClusterMeta, ClusterMeta, EndpointMeta, ErrorRateMeta, ExportMeta, FailoverMeta, HashMeta,
     InboundMeta, PassiveMeta, PeerMeta, PositionMeta, ProtocolMeta, RetriesMeta, ServiceMeta,
     TimeoutsMeta,
 };
 use crate::model::defaults::{or_secs, passive_on, retry_on};
 use crate::model::scalar::Text;
 use crate::model::{
-    BalancePolicy, Document, FailbackModeSpec, InboundSpec, MeshPeer, MeshRoute, PolicySpec, Port,
-    ProtocolSpec, RouteLimitsSpec, TooFewSpec, WhenStaleSpec,
+    BalancePolicy, Document, FailbackModeSpec, HashSpec, InboundSpec, MeshPeer, MeshRoute,
+    PolicySpec, Port, ProtocolSpec, RouteLimitsSpec, TooFewSpec, WhenStaleSpec,
 };
 use crate::pb::{self, cluster, core, endpoint, tls, upstream_http};
 
@@ -175,7 +175,8 @@ fn build(context: Context<'_>, service: &Service<'_>, targets: &[&Target], built
     let cluster = cluster::Cluster {
         cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(kind.into())),
         connect_timeout: pb::duration(or_secs(route.timeouts.connect.as_ref(), 1)),
-        lb_policy: lb_policy(route.balance.policy).into(),
+        lb_policy: lb_policy(route.balance.policy.as_ref()).into(),
+        lb_config: lb_config(route),
         load_assignment: Some(assigned),
         transport_socket_matches: (targets.iter().copied()).map(socket_match).collect(),
         health_checks: health_check(service).into_iter().collect(),
@@ -187,7 +188,11 @@ fn build(context: Context<'_>, service: &Service<'_>, targets: &[&Target], built
             locality_config_specifier: spread_level.map(|_| by_locality()),
             ..Default::default()
         }),
-        typed_extension_protocol_options: protocol_options(targets, service.port.protocol),
+        typed_extension_protocol_options: protocol_options(
+            targets,
+            service.port.protocol,
+            or_secs(route.balance.max_connection_age.as_ref(), 0),
+        ),
         name,
         ..Default::default()
     };
@@ -195,12 +200,66 @@ fn build(context: Context<'_>, service: &Service<'_>, targets: &[&Target], built
     Made { cluster, meta }
 }
 
-fn lb_policy(policy: Option<BalancePolicy>) -> cluster::cluster::LbPolicy {
-    match policy.unwrap_or(BalancePolicy::LeastRequest) {
-        BalancePolicy::LeastRequest => cluster::cluster::LbPolicy::LeastRequest,
+fn lb_policy(policy: Option<&BalancePolicy>) -> cluster::cluster::LbPolicy {
+    match policy.unwrap_or(&BalancePolicy::LeastRequest) {
+        // Envoy's is an extension that few are built with.
+        BalancePolicy::LeastRequest | BalancePolicy::PeakEwma => {
+            cluster::cluster::LbPolicy::LeastRequest
+        }
         BalancePolicy::RoundRobin => cluster::cluster::LbPolicy::RoundRobin,
         BalancePolicy::Random => cluster::cluster::LbPolicy::Random,
+        BalancePolicy::RingHash(_) => cluster::cluster::LbPolicy::RingHash,
     }
+}
+
+/// What the key of a ring hash is made of: a connection of bytes has no headers.
+pub(super) fn hash_on(route: &MeshRoute, protocol: ProtocolSpec) -> Option<HashMeta> {
+    match (route.balance.policy.as_ref()?, protocol) {
+        (BalancePolicy::RingHash(HashSpec::Header(Text(name))), ProtocolSpec::Http) => {
+            Some(HashMeta::Header(name.0.clone()))
+        }
+        (BalancePolicy::RingHash(_), _) => Some(HashMeta::Source),
+        (
+            BalancePolicy::LeastRequest
+            | BalancePolicy::PeakEwma
+            | BalancePolicy::RoundRobin
+            | BalancePolicy::Random,
+            _,
+        ) => None,
+    }
+}
+
+/// What Envoy says with the policy: how an endpoint starts slowly.
+fn lb_config(route: &MeshRoute) -> Option<cluster::cluster::LbConfig> {
+    use cluster::cluster::{
+        LbConfig, LbPolicy, LeastRequestLbConfig, RoundRobinLbConfig, SlowStartConfig,
+    };
+
+    let lasts = slow_start(route);
+    let slow_start_config = (!lasts.is_zero()).then(|| SlowStartConfig {
+        slow_start_window: pb::duration(lasts),
+        // The rest is as Envoy's defaults are: from 10 % on, linear.
+        ..Default::default()
+    });
+    slow_start_config.as_ref()?;
+    match lb_policy(route.balance.policy.as_ref()) {
+        LbPolicy::LeastRequest => Some(LbConfig::LeastRequestLbConfig(LeastRequestLbConfig {
+            slow_start_config,
+            ..Default::default()
+        })),
+        LbPolicy::RoundRobin => Some(LbConfig::RoundRobinLbConfig(RoundRobinLbConfig {
+            slow_start_config,
+        })),
+        LbPolicy::RingHash
+        | LbPolicy::Random
+        | LbPolicy::Maglev
+        | LbPolicy::ClusterProvided
+        | LbPolicy::LoadBalancingPolicyConfig => None,
+    }
+}
+
+fn slow_start(route: &MeshRoute) -> Duration {
+    or_secs(route.health.slow_start.as_ref(), 0)
 }
 
 fn meta(route: &Document<MeshRoute>, port: &Port, described: Option<ServiceMeta>) -> ClusterMeta {
@@ -246,6 +305,10 @@ fn meta(route: &Document<MeshRoute>, port: &Port, described: Option<ServiceMeta>
             max_ejected: passive.max_ejected.as_ref().map_or(1.0, |share| share.0.0),
             keep_at_least: passive.keep_at_least.unwrap_or(1),
         },
+        peak_ewma: spec.balance.policy == Some(BalancePolicy::PeakEwma),
+        hash_on: hash_on(spec, port.protocol),
+        slow_start_millis: (lb_config(spec).is_none() && !slow_start(spec).is_zero())
+            .then(|| millis(slow_start(spec))),
         timeouts: TimeoutsMeta {
             connect_peer_millis: millis(or_secs(timeouts.connect.as_ref(), 3)),
             response_headers_millis: millis(or_secs(timeouts.response_headers.as_ref(), 15)),
@@ -566,16 +629,16 @@ pub(crate) fn ads() -> core::ConfigSource {
 
 fn health_check(service: &Service<'_>) -> Option<core::HealthCheck> {
     let active = service.route.spec.health.active.as_ref()?;
-    // What is no http port cannot answer a GET: there a connection has to do.
-    let http = (active.http.as_ref()).filter(|_| service.port.protocol == ProtocolSpec::Http);
-    let checker = match http {
-        Some(path) => core::health_check::HealthChecker::HttpHealthCheck(
+    // What is no http port cannot answer a request: there a connection has to do.
+    let is_http = service.port.protocol == ProtocolSpec::Http;
+    let host = || {
+        let host = service.route.first_host();
+        host.map(|host| host.to_string()).unwrap_or_default()
+    };
+    let checker = match (&active.http, &active.grpc) {
+        (Some(path), _) if is_http => core::health_check::HealthChecker::HttpHealthCheck(
             core::health_check::HttpHealthCheck {
-                host: service
-                    .route
-                    .first_host()
-                    .map(|host| host.to_string())
-                    .unwrap_or_default(),
+                host: host(),
                 path: path.clone(),
                 // 2xx, where Envoy's own default is 200 alone.
                 expected_statuses: vec![pb::percent::Int64Range {
@@ -585,7 +648,14 @@ fn health_check(service: &Service<'_>) -> Option<core::HealthCheck> {
                 ..Default::default()
             },
         ),
-        None => core::health_check::HealthChecker::TcpHealthCheck(
+        (None, Some(grpc)) if is_http => core::health_check::HealthChecker::GrpcHealthCheck(
+            core::health_check::GrpcHealthCheck {
+                service_name: grpc.clone(),
+                authority: host(),
+                ..Default::default()
+            },
+        ),
+        _ => core::health_check::HealthChecker::TcpHealthCheck(
             core::health_check::TcpHealthCheck::default(),
         ),
     };
@@ -649,7 +719,7 @@ fn breakers(limits: &RouteLimitsSpec, budget: f64) -> cluster::CircuitBreakers {
 type Options = std::collections::HashMap<String, pb::Any>;
 
 /// The HTTP version for Envoy, which has one for the whole cluster.
-fn protocol_options(targets: &[&Target], protocol: ProtocolSpec) -> Options {
+fn protocol_options(targets: &[&Target], protocol: ProtocolSpec, age_max: Duration) -> Options {
     use crate::meta::VersionMeta;
     use upstream_http::http_protocol_options as options;
 
@@ -686,6 +756,10 @@ fn protocol_options(targets: &[&Target], protocol: ProtocolSpec) -> Options {
     };
     packed_options(&upstream_http::HttpProtocolOptions {
         upstream_protocol_options: Some(choice),
+        common_http_protocol_options: (!age_max.is_zero()).then(|| core::HttpProtocolOptions {
+            max_connection_duration: pb::duration(age_max),
+            ..Default::default()
+        }),
         ..Default::default()
     })
 }

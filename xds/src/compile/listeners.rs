@@ -5,10 +5,10 @@ use std::collections::{BTreeSet, HashMap};
 use ipnet::IpNet;
 use zeugma_core::snapshot::Failure;
 
-use super::clusters::{ads, common_tls, socket};
+use super::clusters::{ads, common_tls, hash_on, socket};
 use super::rbac::rules;
 use super::{Context, Scope, Service, Services, cluster_name, http_rules, mirror_cluster_name};
-use crate::meta::{ListenerMeta, MirrorMeta, RouteMeta};
+use crate::meta::{HashMeta, ListenerMeta, MirrorMeta, RouteMeta};
 use crate::model::defaults::{or_secs, retry_on};
 use crate::model::scalar::{CAUSES, Text};
 use crate::model::{InboundSpec, ListenerSpec, MeshRoute, ProtocolSpec, RoleSpec};
@@ -292,6 +292,10 @@ fn tcp_filters(
                 )),
                 // What no endpoint saw is tried on each of them.
                 max_connect_attempts: pb::number(service.endpoints(scope)),
+                hash_policy: hash_on(&service.route.spec, ProtocolSpec::Tcp)
+                    .map(|_| source_hash())
+                    .into_iter()
+                    .collect(),
                 cluster_specifier: Some(tcp_proxy::tcp_proxy::ClusterSpecifier::Cluster(
                     cluster_name(scope, &service.id),
                 )),
@@ -571,8 +575,39 @@ fn common(
             idle_timeout: pb::duration(or_secs(timeouts.idle.as_ref(), 3600)),
             retry_policy: Some(retry_policy(&service.route.spec)),
             request_mirror_policies: policies,
+            hash_policy: hash_policy(&service.route.spec).into_iter().collect(),
             ..Default::default()
         },
+    }
+}
+
+/// For Envoy; ours stands in the cluster's metadata.
+fn hash_policy(spec: &MeshRoute) -> Option<route::route_action::HashPolicy> {
+    use route::route_action::{HashPolicy, hash_policy};
+
+    let policy_specifier =
+        match hash_on(spec, ProtocolSpec::Http)? {
+            HashMeta::Header(header_name) => {
+                hash_policy::PolicySpecifier::Header(hash_policy::Header {
+                    header_name,
+                    ..Default::default()
+                })
+            }
+            HashMeta::Source => hash_policy::PolicySpecifier::ConnectionProperties(
+                hash_policy::ConnectionProperties { source_ip: true },
+            ),
+        };
+    Some(HashPolicy {
+        terminal: true,
+        policy_specifier: Some(policy_specifier),
+    })
+}
+
+fn source_hash() -> percent::HashPolicy {
+    use percent::hash_policy::{PolicySpecifier, SourceIp};
+
+    percent::HashPolicy {
+        policy_specifier: Some(PolicySpecifier::SourceIp(SourceIp {})),
     }
 }
 

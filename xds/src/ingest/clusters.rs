@@ -10,8 +10,8 @@ use zeugma_core::locality::Locality;
 use zeugma_core::names::{Host, HostPattern};
 use zeugma_core::snapshot::{
     ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterPolicy, Endpoint, EndpointIx,
-    EndpointKey, EndpointTls, ErrorRate, Export, Failback, Failover, Failure, HttpVersion, Inbound,
-    Level, PassiveCheck, Peer, Policy, PolicyMode, Position, Protocol, Retries, Service,
+    EndpointKey, EndpointTls, ErrorRate, Export, Failback, Failover, Failure, HashOn, HttpVersion,
+    Inbound, Level, PassiveCheck, Peer, Policy, PolicyMode, Position, Protocol, Retries, Service,
     SpreadPart, Timeouts, TooFew, WhenStale,
 };
 
@@ -19,8 +19,8 @@ use super::Names;
 use super::rbac::id_pattern;
 use crate::compile::{HTTP_OPTIONS, SOCKET};
 use crate::meta::{
-    ClusterMeta, EndpointMeta, ExportMeta, InboundMeta, PeerMeta, ProtocolMeta, RetriesMeta,
-    ServiceMeta, TimeoutsMeta, VersionMeta,
+    ClusterMeta, EndpointMeta, ExportMeta, HashMeta, InboundMeta, PeerMeta, ProtocolMeta,
+    RetriesMeta, ServiceMeta, TimeoutsMeta, VersionMeta,
 };
 use crate::pb::{self, cluster, core, endpoint, tls, upstream_http};
 
@@ -159,7 +159,7 @@ pub(super) fn traffic(
         endpoints,
         levels,
         policy: Arc::new(ClusterPolicy {
-            balance: balance(cluster)?,
+            balance: balance(cluster, meta)?,
             spread: spread(cluster, meta)?,
             failover: Failover {
                 start: share(meta.failover.start)?,
@@ -180,6 +180,8 @@ pub(super) fn traffic(
             },
             active: cluster.health_checks.first().map(active).transpose()?,
             passive: passive(cluster, meta)?,
+            connection_age_max: connection_age_max(cluster)?,
+            slow_start: slow_start(cluster, meta)?,
             timeouts: timeouts(cluster, &meta.timeouts)?,
             retries: retries(&meta.retries)?,
             limits: limits(cluster)?,
@@ -222,16 +224,23 @@ fn share(value: f64) -> Result<f64, String> {
     }
 }
 
-fn balance(cluster: &cluster::Cluster) -> Result<Balance, String> {
+fn balance(cluster: &cluster::Cluster, meta: &ClusterMeta) -> Result<Balance, String> {
     use cluster::cluster::LbPolicy;
 
     match LbPolicy::try_from(cluster.lb_policy) {
         Ok(LbPolicy::RoundRobin) => Ok(Balance::RoundRobin),
+        Ok(LbPolicy::LeastRequest) if meta.peak_ewma => Ok(Balance::PeakEwma),
         Ok(LbPolicy::LeastRequest) => Ok(Balance::LeastRequest),
         Ok(LbPolicy::Random) => Ok(Balance::Random),
+        Ok(LbPolicy::RingHash) => match &meta.hash_on {
+            Some(HashMeta::Header(name)) => {
+                Ok(Balance::RingHash(HashOn::Header(name.as_str().into())))
+            }
+            Some(HashMeta::Source) => Ok(Balance::RingHash(HashOn::Source)),
+            None => Err("its ring hash does not say of what".to_owned()),
+        },
         Ok(
-            other @ (LbPolicy::RingHash
-            | LbPolicy::Maglev
+            other @ (LbPolicy::Maglev
             | LbPolicy::ClusterProvided
             | LbPolicy::LoadBalancingPolicyConfig),
         ) => Err(format!(
@@ -239,6 +248,36 @@ fn balance(cluster: &cluster::Cluster) -> Result<Balance, String> {
             other.as_str_name()
         )),
         Err(_) => Err(format!("lb_policy {} is not known", cluster.lb_policy)),
+    }
+}
+
+/// Of clusters of bytes, which have no HTTP options, and where nothing is said: any age.
+fn connection_age_max(cluster: &cluster::Cluster) -> Result<Duration, String> {
+    let Some(any) = cluster.typed_extension_protocol_options.get(HTTP_OPTIONS) else {
+        return Ok(Duration::ZERO);
+    };
+    let http: upstream_http::HttpProtocolOptions = pb::unpack(any)?;
+    let common = http.common_http_protocol_options.unwrap_or_default();
+    Ok(pb::from_duration(common.max_connection_duration.as_ref()).unwrap_or_default())
+}
+
+fn slow_start(cluster: &cluster::Cluster, meta: &ClusterMeta) -> Result<Duration, String> {
+    use cluster::cluster::LbConfig;
+
+    let config = match &cluster.lb_config {
+        Some(LbConfig::LeastRequestLbConfig(config)) => config.slow_start_config.as_ref(),
+        Some(LbConfig::RoundRobinLbConfig(config)) => config.slow_start_config.as_ref(),
+        Some(
+            LbConfig::RingHashLbConfig(_)
+            | LbConfig::MaglevLbConfig(_)
+            | LbConfig::OriginalDstLbConfig(_),
+        )
+        | None => None,
+    };
+    match config {
+        Some(config) => pb::from_duration(config.slow_start_window.as_ref())
+            .ok_or_else(|| "its slow start has no window".to_owned()),
+        None => Ok(Duration::from_millis(meta.slow_start_millis.unwrap_or(0))),
     }
 }
 
@@ -340,8 +379,12 @@ fn active(check: &core::HealthCheck) -> Result<ActiveCheck, String> {
             host: http.host.as_str().into(),
         },
         Some(HealthChecker::TcpHealthCheck(_)) => ActiveKind::Tcp,
-        Some(HealthChecker::GrpcHealthCheck(_) | HealthChecker::CustomHealthCheck(_)) | None => {
-            return Err("its health check is neither HTTP nor TCP".to_owned());
+        Some(HealthChecker::GrpcHealthCheck(grpc)) => ActiveKind::Grpc {
+            service: grpc.service_name.as_str().into(),
+            host: grpc.authority.as_str().into(),
+        },
+        Some(HealthChecker::CustomHealthCheck(_)) | None => {
+            return Err("its health check is neither HTTP, TCP nor gRPC".to_owned());
         }
     };
     Ok(ActiveCheck {

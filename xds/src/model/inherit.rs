@@ -5,9 +5,9 @@ use serde::Deserialize;
 
 use super::list::List;
 use super::{
-    ActiveSpec, BalanceSpec, ErrorRateSpec, ExportSpec, FailbackSpec, FailoverSpec, HealthSpec,
-    LocalitySpec, MeshRoute, MirrorSpec, PassiveSpec, PolicySpec, ProtocolSpec, RetriesSpec,
-    RouteLimitsSpec, RuleSpec, TimeoutsSpec,
+    ActiveSpec, BalancePolicy, BalanceSpec, ErrorRateSpec, ExportSpec, FailbackSpec, FailoverSpec,
+    HashSpec, HealthSpec, LocalitySpec, MeshRoute, MirrorSpec, PassiveSpec, PolicySpec,
+    ProtocolSpec, RetriesSpec, RouteLimitsSpec, RuleSpec, TimeoutsSpec,
 };
 use crate::yaml::Placed;
 
@@ -89,7 +89,7 @@ macro_rules! inherit_fields {
 }
 
 inherit_fields! {
-    BalanceSpec { policy }
+    BalanceSpec { policy, max_connection_age }
     LocalitySpec { prefer, spread }
     FailoverSpec { order, never, start, full, hold, failback, too_few }
     FailbackSpec { after, ramp, mode }
@@ -103,12 +103,17 @@ inherit_fields! {
 
 impl Inherit for HealthSpec {
     fn inherit(&mut self, from: &Self) {
-        let Self { active, passive } = from;
+        let Self {
+            active,
+            passive,
+            slow_start,
+        } = from;
         match (&mut self.active, active) {
             (Some(active), Some(from)) => active.inherit(from),
             (own, from) => own.inherit(from),
         }
         self.passive.inherit(passive);
+        self.slow_start.inherit(slow_start);
     }
 }
 
@@ -116,15 +121,17 @@ impl Inherit for ActiveSpec {
     fn inherit(&mut self, from: &Self) {
         let Self {
             http,
+            grpc,
             tcp,
             every,
             timeout,
             up,
             down,
         } = from;
-        // What is asked is one thing, said in two fields.
-        if self.http.is_none() && self.tcp.is_none() {
+        // What is asked is one thing, said in three fields.
+        if self.http.is_none() && self.grpc.is_none() && self.tcp.is_none() {
             self.http.clone_from(http);
+            self.grpc.clone_from(grpc);
             self.tcp = *tcp;
         }
         self.every.inherit(every);
@@ -187,6 +194,10 @@ impl MeshDefaults {
     fn suiting(&self, http: bool, tcp: bool) -> Self {
         let mut suits = self.clone();
         if !http {
+            if let Some(BalancePolicy::RingHash(on)) = &mut suits.balance.policy {
+                *on = HashSpec::Source;
+            }
+            suits.balance.max_connection_age = None;
             suits.timeouts.response_headers = None;
             suits.timeouts.per_try = None;
             suits.retries = RetriesSpec::default();
@@ -194,8 +205,9 @@ impl MeshDefaults {
             suits.limits.requests = None;
             suits.mirror = List::default();
             if let Some(active) = &mut suits.health.active
-                && active.http.take().is_some()
+                && (active.http.is_some() || active.grpc.is_some())
             {
+                (active.http, active.grpc) = (None, None);
                 active.tcp = Some(true);
             }
         }

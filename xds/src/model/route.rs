@@ -196,10 +196,15 @@ pub(crate) enum VersionSpec {
 pub(crate) struct BalanceSpec {
     /// Default `least-request`.
     pub policy: Option<BalancePolicy>,
+    /// After so long, give or take a tenth, a connection to an endpoint takes no new requests: the next
+    /// are sent over another one, which may lead elsewhere where an address stands for several. What is
+    /// under way on it goes on. http only: a tcp connection is one caller's, and is never cut for its age.
+    /// Default `0s`: any age.
+    pub max_connection_age: Option<Text<Duration>>,
 }
 
 /// How one endpoint of a level is picked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum BalancePolicy {
     /// The less busy of two drawn by weight.
@@ -208,6 +213,26 @@ pub(crate) enum BalancePolicy {
     RoundRobin,
     /// Drawn by weight.
     Random,
+    /// The one of two drawn by weight that costs less: how long it takes to answer, times what is under
+    /// way there and one more. Each worker learns it from the heads of responses, and of tcp from
+    /// connecting. A peak counts at once and is forgotten within tens of seconds; what fails counts as
+    /// 1 s at the least.
+    PeakEwma,
+    /// By a key.
+    RingHash(HashSpec),
+}
+
+/// By a key of this, by weight: what has the same key goes to the same endpoint, from every gateway,
+/// while that one is healthy and of the level that the key falls on. One of n that goes takes about 1/n of
+/// the keys with it, its own, and no other key moves.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum HashSpec {
+    /// The source address of the connection; of what came through a peer's gateway, that gateway's.
+    Source,
+    /// The first header of this name; requests without it are drawn as by `random`. Ports of the route
+    /// that are not http take the source address.
+    Header(Text<FieldName>),
 }
 
 /// What is near.
@@ -319,15 +344,27 @@ pub(crate) struct HealthSpec {
     /// What is learned from traffic.
     #[serde(default)]
     pub passive: PassiveSpec,
+    /// For how long an endpoint gets less than its weight that comes back from an ejection, passes its
+    /// active checks again, or joins others that serve: 10% of it at first, then as much as of this time
+    /// has passed. How healthy its level is does not wait for it, and one that is alone gets everything.
+    /// Nobody starts slowly only because the gateway does. Default `0s`: at its weight at once.
+    pub slow_start: Option<Text<Duration>>,
 }
 
-/// Checks that the gateway makes. One of `http` and `tcp`.
+/// Checks that the gateway makes. One of `http`, `grpc` and `tcp`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct ActiveSpec {
     /// `GET` this path; a 2xx status is good. Ports of the route that are not http are checked as by
     /// `tcp: true`.
     pub http: Option<String>,
+    /// Ask `grpc.health.v1.Health/Check` for this service, `""` for the server as a whole; `SERVING` is
+    /// good. It goes by HTTP/2, whatever the backend's `version` is. Through a peer's gateway a refusal
+    /// by PERMISSION_DENIED, UNAUTHENTICATED or UNIMPLEMENTED is a sign of life: the check may need a
+    /// rule in `allow` there. Ports of the route that are not http are checked as by `tcp: true`. At
+    /// most 255 bytes.
+    #[schemars(extend("examples" = ["shop.Orders"]))]
+    pub grpc: Option<String>,
     /// `true`: a connection is accepted.
     pub tcp: Option<bool>,
     /// How often. Default `5s`; at least 100ms.

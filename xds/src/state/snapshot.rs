@@ -10,7 +10,7 @@ use zeugma_core::rules::{
 };
 use zeugma_core::snapshot::{
     ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterIx, ClusterPolicy, Endpoint,
-    EndpointIx, EndpointKey, EndpointTls, ErrorRate, Export, Failback, Failover, Failure,
+    EndpointIx, EndpointKey, EndpointTls, ErrorRate, Export, Failback, Failover, Failure, HashOn,
     HostTable, HttpVersion, Inbound, Level, Listener, Mirror, Node, PassiveCheck, PathPattern,
     Peer, PeerIx, Policy, PolicyMode, Position, Protocol, Retries, Role, Rule, Service, ServiceIx,
     Snapshot, SpreadPart, Timeouts, TooFew, WhenStale,
@@ -42,7 +42,10 @@ coded! {
     Position { file, line }
     Mirror { route, to, host, share, timeout, body_bytes_max, in_flight_max }
     SpreadPart { locality, weight }
-    ClusterPolicy { balance, spread, failover, active, passive, timeouts, retries, limits }
+    ClusterPolicy {
+        balance, spread, failover, active, passive, connection_age_max, slow_start, timeouts,
+        retries, limits,
+    }
     Level { name, members }
     Endpoint { key, backend, address, weight, locality, peer, tls, version, proxy_protocol }
     Failover { start, full, hold, failback_after, failback_ramp, failback, too_few }
@@ -120,11 +123,12 @@ coded_enum! {
     Address { 0 Socket(address), 1 Name(host, port), 2 Each(host, port) }
     EndpointTls { 0 None, 1 Workload, 2 Mesh { sni, expected } }
     HttpVersion { 0 Same, 1 H1, 2 H2 }
-    Balance { 0 LeastRequest, 1 RoundRobin, 2 Random }
+    Balance { 0 LeastRequest, 1 RoundRobin, 2 Random, 3 RingHash(on), 4 PeakEwma }
+    HashOn { 0 Header(name), 1 Source }
     TooFew { 0 UseAll, 1 Fail }
     Failback { 0 Auto, 1 Manual }
     WhenStale { 0 Hold, 1 Drop }
-    ActiveKind { 0 Http { path, host }, 1 Tcp }
+    ActiveKind { 0 Http { path, host }, 1 Tcp, 2 Grpc { service, host } }
     Failure {
         0 Connect, 1 RefusedStream, 2 Reset, 3 Timeout, 4 Status(status), 5 Unavailable,
         6 NoLocalEndpoint, 7 Grpc(code),

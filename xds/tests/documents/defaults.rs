@@ -1,6 +1,6 @@
 //! `MeshDefaults`: what routes mean where they write nothing.
 
-use zeugma_core::snapshot::{Cluster, Service, Snapshot};
+use zeugma_core::snapshot::{Balance, Cluster, HashOn, Service, Snapshot};
 use zeugma_xds::{Code, Severity};
 
 use crate::standing::Mesh;
@@ -161,6 +161,7 @@ fn what_suits_only_some_routes_is_left_out_of_the_others() {
         "timeouts: {responseHeaders: 2s, perTry: 1s}, retries: {attempts: 3}, \
          limits: {pending: 5, requests: 5, connections: 6}, health: {active: {http: /healthz, every: 9s}}, \
          mirror: [{route: shop/copies}], failover: {order: [{region: mars}]}, \
+         balance: {policy: {ring-hash: {header: x-user}}}, \
          allow: [{listeners: [apps]}, {listeners: [apps], methods: [GET]}]",
     );
     let db = route(
@@ -178,6 +179,11 @@ fn what_suits_only_some_routes_is_left_out_of_the_others() {
     let active = db.policy.active.as_ref().unwrap();
     assert_eq!(active.kind, zeugma_core::snapshot::ActiveKind::Tcp);
     assert_eq!(active.every.as_secs(), 9);
+    // A connection of bytes has no header.
+    assert_eq!(db.policy.balance, Balance::RingHash(HashOn::Source));
+    let orders = snapshot.cluster(snapshot.services[1].outbound);
+    let by_header = Balance::RingHash(HashOn::Header("x-user".into()));
+    assert_eq!(orders.policy.balance, by_header);
     let mirrors = |at: usize| snapshot.services[at].mirrors.len();
     // The route of the copies is not its own mirror.
     assert_eq!((mirrors(0), mirrors(1), mirrors(2)), (0, 1, 0));

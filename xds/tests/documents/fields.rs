@@ -161,8 +161,8 @@ fn walk(
     }
     // What may be written short as well is a field in its short form, too.
     let is_scalar = |one: &&Value| resolved(schema, one)["type"] == "string";
-    if has_fields && path.ends_with(']') && alternatives(node).any(|one| is_scalar(&one)) {
-        found.insert(path.to_owned(), BTreeSet::new());
+    if has_fields && alternatives(node).any(|one| is_scalar(&one)) {
+        found.insert(path.to_owned(), words(schema, node));
     }
     has_fields
 }

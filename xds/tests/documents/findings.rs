@@ -264,7 +264,17 @@ fn contradictions_are_found() {
         (
             &format!("protocol: http, {OWN}, health: {{active: {{every: 1s}}}}"),
             "spec.health.active",
-            "write `http: /path`, or `tcp: true`",
+            "write `http: /path`, `grpc: package.Service`, or `tcp: true`",
+        ),
+        (
+            &format!("protocol: http, {OWN}, health: {{active: {{http: /a, grpc: a.B}}}}"),
+            "spec.health.active",
+            "asks one thing",
+        ),
+        (
+            &format!("protocol: http, {OWN}, hosts: ['*.a.b'], health: {{active: {{grpc: a.B}}}}"),
+            "spec.health.active.grpc",
+            "only wildcards",
         ),
         (
             &format!("protocol: http, {OWN}, health: {{active: {{http: /a, tcp: true}}}}"),
@@ -407,6 +417,21 @@ fn what_could_never_have_an_effect_is_an_error() {
         (
             format!("{tcp}, health: {{active: {{http: /healthz}}}}"),
             "spec.health.active.http",
+            "`tcp: true`",
+        ),
+        (
+            format!("{tcp}, balance: {{policy: {{ring-hash: {{header: x-user}}}}}}"),
+            "spec.balance.policy.ring-hash.header",
+            "`ring-hash: source`",
+        ),
+        (
+            format!("{tcp}, balance: {{maxConnectionAge: 10m}}"),
+            "spec.balance.maxConnectionAge",
+            "the route is tcp",
+        ),
+        (
+            format!("{tcp}, health: {{active: {{grpc: shop.Orders}}}}"),
+            "spec.health.active.grpc",
             "`tcp: true`",
         ),
         (
@@ -788,6 +813,14 @@ fn values_that_cannot_be_read_are_found_where_they_stand() {
             format!("protocol: http, {OWN}, health: {{active: {{http: healthz}}}}"),
             "spec.health.active.http",
             "begins with `/`",
+        ),
+        (
+            format!(
+                "protocol: http, {OWN}, health: {{active: {{grpc: {}}}}}",
+                "a".repeat(256)
+            ),
+            "spec.health.active.grpc",
+            "at most 255 bytes",
         ),
         (
             format!("protocol: http, {OWN}, health: {{active: {{tcp: true, every: 1ms}}}}"),

@@ -851,10 +851,21 @@ fn what_other_clusters_reach_is_refused_at_once_where_nothing_is_healthy() {
 }
 
 #[test]
-fn a_check_by_http_asks_http_ports_alone() {
+fn a_check_by_http_or_grpc_asks_http_ports_alone() {
+    for (asks, service) in [
+        ("http: /healthz", None),
+        ("grpc: shop.Orders", Some("shop.Orders")),
+    ] {
+        check_of_http_ports(asks, service);
+    }
+}
+
+fn check_of_http_ports(asks: &str, of: Option<&str>) {
     let orders = route(
         "orders",
-        "ports: {web: {port: 80, protocol: http}, raw: {port: 9000, protocol: tcp}}, backends: [{endpoints: [10.0.0.1]}], health: {active: {http: /healthz, every: 7s}}",
+        &format!(
+            "ports: {{web: {{port: 80, protocol: http}}, raw: {{port: 9000, protocol: tcp}}}}, backends: [{{endpoints: [10.0.0.1]}}], health: {{active: {{{asks}, every: 7s}}}}"
+        ),
     );
     let loaded = loaded(&[EAST, &orders], None);
     let check = |port| {
@@ -867,7 +878,18 @@ fn a_check_by_http_asks_http_ports_alone() {
             .clone()
             .unwrap()
     };
-    assert!(matches!(check(80).kind, ActiveKind::Http { .. }));
+    let host = "orders.shop.svc.clusterset.local".into();
+    let expected = match of {
+        None => ActiveKind::Http {
+            path: "/healthz".into(),
+            host,
+        },
+        Some(of) => ActiveKind::Grpc {
+            service: of.into(),
+            host,
+        },
+    };
+    assert_eq!(check(80).kind, expected);
     assert_eq!(check(9000).kind, ActiveKind::Tcp);
     assert_eq!(check(9000).every, Duration::from_secs(7));
 }

@@ -17,7 +17,8 @@ pub enum RequestPath<'a> {
     Clear {
         /// Escapes of unreserved characters undone (RFC 3986 §6.2.2.2), others in upper case.
         sent: Cow<'a, str>,
-        /// That, with `//` read as `/` and without `;` parameters.
+        /// That, with `//` read as `/`, without `;` parameters, and with the escapes undone of what a
+        /// path holds as it is: many servers take `/a%3Ab` for `/a:b`, though the two differ (§2.2).
         folded: Cow<'a, str>,
     },
     /// It holds a dot segment, an escaped or backward slash, a control character, an escape of an
@@ -52,7 +53,7 @@ impl<'a> RequestPath<'a> {
         let Some(sent) = unescape(path) else {
             return Self::Ambiguous;
         };
-        match fold(&sent) {
+        match fold(&undone(&sent)) {
             Some(folded) => Self::Clear {
                 sent: sent.into(),
                 folded: folded.into(),
@@ -65,7 +66,7 @@ impl<'a> RequestPath<'a> {
     #[must_use]
     pub fn surely_is(&self, pattern: &PathPattern) -> bool {
         match self {
-            Self::Clear { sent, folded } => is(sent, pattern) && is(folded, pattern),
+            Self::Clear { sent, folded } => is(sent, pattern) && is(folded, &as_folded(pattern)),
             Self::Ambiguous => false,
         }
     }
@@ -75,7 +76,9 @@ impl<'a> RequestPath<'a> {
     #[must_use]
     pub fn may_be(&self, pattern: &PathPattern) -> bool {
         match self {
-            Self::Clear { sent, folded } => is_alike(sent, pattern) || is_alike(folded, pattern),
+            Self::Clear { sent, folded } => {
+                is_alike(sent, pattern) || is_alike(folded, &as_folded(pattern))
+            }
             Self::Ambiguous => true,
         }
     }
@@ -106,12 +109,58 @@ pub fn is_usable(pattern: &str) -> bool {
 pub fn canonical(pattern: &str) -> Option<String> {
     match RequestPath::new(pattern) {
         RequestPath::Clear { sent, folded }
-            if sent == folded && pattern.starts_with('/') && !pattern.contains('?') =>
+            if undone(&sent) == folded && pattern.starts_with('/') && !pattern.contains('?') =>
         {
             Some(sent.into_owned())
         }
         RequestPath::Clear { .. } | RequestPath::Ambiguous => None,
     }
+}
+
+/// A pattern as folded readings are compared with it.
+fn as_folded(pattern: &PathPattern) -> Cow<'_, PathPattern> {
+    let (PathPattern::Exact(named) | PathPattern::Below(named)) = pattern;
+    if !named.contains('%') {
+        return Cow::Borrowed(pattern);
+    }
+    let Some(sent) = unescape(named) else {
+        return Cow::Borrowed(pattern);
+    };
+    let named = undone(&sent).into();
+    Cow::Owned(match pattern {
+        PathPattern::Exact(_) => PathPattern::Exact(named),
+        PathPattern::Below(_) => PathPattern::Below(named),
+    })
+}
+
+/// Undoes the escapes of what stands in a path as it is; not of what would end or divide it, or begin an
+/// escape.
+pub(crate) fn undone(path: &str) -> Cow<'_, str> {
+    if !path.contains('%') {
+        return Cow::Borrowed(path);
+    }
+    let mut out = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((before, after)) = rest.split_once('%') {
+        out.push_str(before);
+        let byte = (after.as_bytes().first_chunk()).and_then(hex);
+        match byte.filter(|byte| is_in_paths(*byte)) {
+            Some(byte) => {
+                out.push(char::from(byte));
+                rest = after.get(2..).unwrap_or_default();
+            }
+            None => {
+                out.push('%');
+                rest = after;
+            }
+        }
+    }
+    out.push_str(rest);
+    Cow::Owned(out)
+}
+
+const fn is_in_paths(byte: u8) -> bool {
+    matches!(byte, b'!'..=b'~') && !matches!(byte, b'/' | b'\\' | b'%' | b';' | b'?' | b'#')
 }
 
 fn is(path: &str, pattern: &PathPattern) -> bool {
@@ -327,6 +376,39 @@ mod tests {
         let root = PathPattern::Exact("/".into());
         assert!(path("//").may_be(&root) && !path("/a").may_be(&root));
         assert!(path("/v1/é").surely_is(&PathPattern::Exact("/v1/%c3%a9".into())));
+    }
+
+    /// Go's `net/http`, for one, serves both alike; others do not.
+    #[test]
+    fn an_escape_of_what_a_path_may_hold_is_read_both_ways() {
+        let path = RequestPath::new;
+        let exact = |named: &str| PathPattern::Exact(named.into());
+        let below = |named: &str| PathPattern::Below(named.into());
+        assert_eq!(clear("/a%3ab"), ("/a%3Ab".into(), "/a:b".into()));
+        for (received, pattern) in [
+            ("/v1/orders%3Acancel", exact("/v1/orders:cancel")),
+            ("/v1//orders%3Acancel", exact("/v1/orders:cancel")),
+            ("/v1/orders:cancel", exact("/v1/orders%3Acancel")),
+            ("/%40fs/x", below("/@fs/")),
+            ("/@fs/x", below("/%40fs/")),
+            ("/%7Ba%7D/x", below("/{a}/")),
+        ] {
+            assert!(path(received).may_be(&pattern), "{received}");
+            assert!(!path(received).surely_is(&pattern), "{received}");
+        }
+        for (received, pattern) in [
+            ("/a%3Ab", exact("/a%3ab")),
+            ("/a:b", exact("/a:b")),
+            ("/a%20b/%3A", below("/a%20b/")),
+        ] {
+            assert!(path(received).surely_is(&pattern), "{received}");
+        }
+        // What would divide it, or end it, is nobody's to undo.
+        for received in ["/a%3Bb", "/a%3Fb", "/a%23b", "/100%25", "/a%20b"] {
+            let (sent, folded) = clear(received);
+            assert_eq!(sent, folded, "{received}");
+        }
+        assert!(is_usable("/a%3Ab") && canonical("/a%3ab").as_deref() == Some("/a%3Ab"));
     }
 
     #[test]

@@ -179,4 +179,25 @@ pub(super) const ENTRIES: &[Entry] = &[
         "`zeugma check` found that the agent of `svid.workloadApi` does not answer the gateway, or that its last call failed.",
         "The findings beside it say why: start the agent, let the gateway's user reach its socket, or register the gateway at it.",
     ),
+    entry(
+        "ZG1061",
+        "nothing can be told of files that have errors",
+        &[Command],
+        "`zeugma explain route` and `zeugma simulate` need a configuration that is right. The exit code is 65.",
+        "Mend what the findings name; `zeugma config check` shows the same.",
+    ),
+    entry(
+        "ZG1062",
+        "what is to be simulated or expected is not understood",
+        &[Command],
+        "A fault or an expectation is not written as it should be, or names what the configuration does not have. The exit code is 64.",
+        "Write it as the message says; `zeugma simulate --help` has the forms.",
+    ),
+    entry(
+        "ZG1063",
+        "an expectation of a simulation does not hold",
+        &[Command],
+        "What was measured, which the message tells with its time and service, is not what --expect says. The exit code is 2.",
+        "Change the configuration, or expect something else; `-o svg` draws what happened.",
+    ),
 ];

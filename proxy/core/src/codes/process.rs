@@ -358,4 +358,18 @@ pub(super) const ENTRIES: &[Entry] = &[
         "It cannot be reached, does not answer in time, or answers with an error. Spans are dropped and counted in `zeugma_dropped_total`.",
         "Look at the reason in the line and at the collector; the gateway tries the next ones again.",
     ),
+    entry(
+        "ZG0981",
+        "a question about a route that names what is not there",
+        &[Admin, Command],
+        "An explanation was asked for with a listener, a peer or an identity that the gateway does not know, or that is none.",
+        "Take one of those that the message lists; an identity is written `spiffe://TRUST-DOMAIN/PATH`.",
+    ),
+    entry(
+        "ZG0982",
+        "no explanation in time",
+        &[Admin],
+        "The thread that knows the health of endpoints did not answer within two seconds: it is ending, or has much to do.",
+        "Ask again; if it happens often, look at `zeugma_workers_stalled` and at how fast configurations follow each other.",
+    ),
 ];

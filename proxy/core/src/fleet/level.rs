@@ -38,6 +38,7 @@ pub(super) struct LevelState {
     pub(super) window: Window,
 }
 
+/// Where in the diagram it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Motion {
     Settled,
@@ -221,6 +222,19 @@ impl LevelState {
             Motion::Waiting { since } => LevelMotion::Waiting { since },
             Motion::Kept { since } => LevelMotion::Kept { since },
             Motion::Ramping { since, .. } => LevelMotion::Ramping { since },
+        }
+    }
+
+    /// When that ends by time alone, if c stays as it is.
+    pub(super) fn until(&self, capacity: f64, failover: &Failover) -> Option<Time> {
+        match self.motion {
+            Motion::Settled | Motion::Free | Motion::Kept { .. } => None,
+            Motion::Holding { since } => Some(since + failover.hold),
+            Motion::Waiting { since } => Some(since + failover.failback_after),
+            Motion::Ramping { since, from } => {
+                let left = (capacity - from).clamp(0.0, 1.0);
+                Some(since + failover.failback_ramp.mul_f64(left))
+            }
         }
     }
 }

@@ -524,6 +524,77 @@ fn a_level_that_answers_keeps_its_share_though_others_fail() {
     assert_eq!(shares(&mut fleet, at(0.0)), [0, 0, 1000]);
 }
 
+fn slowly(mut cluster: Cluster, seconds: u64) -> Cluster {
+    Arc::make_mut(&mut cluster.policy).slow_start = Duration::from_secs(seconds);
+    cluster
+}
+
+/// Nobody starts slowly.
+const ALL: [i64; 0] = [];
+
+/// What the endpoints of the first cluster are given of their weight, in thousandths.
+fn parts(fleet: &mut Fleet, now: Time) -> Vec<i64> {
+    thousandths(&fleet.shares(now).clusters[0].parts)
+}
+
+/// Envoy's formula with `aggression` 1: the larger of 10 % and the share of the time that has passed.
+#[test]
+fn an_endpoint_that_is_readmitted_comes_to_its_weight_by_and_by() {
+    let mut fleet = fleet(vec![slowly(fixture::cluster(&[&["a", "b"]]), 20)]);
+    assert_eq!(parts(&mut fleet, at(0.0)), ALL);
+    kill(&mut fleet, "a", at(0.0));
+    assert_eq!(parts(&mut fleet, at(29.9)), ALL);
+    for (second, part) in [(30.0, 100), (31.0, 100), (35.0, 250), (49.0, 950)] {
+        assert_eq!(parts(&mut fleet, at(second)), [part, 1000], "{second}");
+    }
+    assert!(fleet.next_wake().unwrap().since(at(49.0)) <= Duration::from_secs(1));
+    // Its level is as healthy as ever.
+    assert_eq!(shares(&mut fleet, at(49.0)), [1000]);
+    assert_eq!(parts(&mut fleet, at(50.0)), ALL);
+    assert_eq!(fleet.next_wake(), None);
+}
+
+#[test]
+fn an_endpoint_that_is_out_again_starts_anew() {
+    let mut fleet = fleet(vec![slowly(fixture::cluster(&[&["a", "b"]]), 20)]);
+    kill(&mut fleet, "a", at(0.0));
+    assert_eq!(parts(&mut fleet, at(30.0)), [100, 1000]);
+    assert_eq!(parts(&mut fleet, at(45.0)), [750, 1000]);
+    kill(&mut fleet, "a", at(45.0));
+    assert_eq!(parts(&mut fleet, at(46.0)), ALL);
+    assert_eq!(parts(&mut fleet, at(76.0)), [100, 1000]);
+}
+
+#[test]
+fn what_joins_those_that_serve_starts_slowly_and_a_gateway_starts_nobody_so() {
+    let of = |keys: &[&str]| snapshot(vec![slowly(fixture::cluster(&[keys]), 20)]);
+    let mut fleet = Fleet::new();
+    fleet.reconcile(&of(&["a", "b"]), at(0.0));
+    assert_eq!(parts(&mut fleet, at(0.0)), ALL);
+    fleet.reconcile(&of(&["a", "b", "c"]), at(1.0));
+    assert_eq!(parts(&mut fleet, at(1.0)), [1000, 1000, 100]);
+    // A push forgets no start.
+    fleet.reconcile(&of(&["z", "c", "a"]), at(11.0));
+    assert_eq!(parts(&mut fleet, at(11.0)), [100, 500, 1000]);
+    // All are new: each is given as much as every other.
+    fleet.reconcile(&of(&["d", "e"]), at(12.0));
+    assert_eq!(parts(&mut fleet, at(12.0)), ALL);
+    assert_eq!(fleet.next_wake(), None);
+}
+
+#[test]
+fn what_passes_its_checks_again_starts_slowly_and_what_was_never_bad_does_not() {
+    let mut fleet = fleet(vec![slowly(active(fixture::cluster(&[&["a", "b"]])), 20)]);
+    check_until(&mut fleet, &["a"], at(20.0));
+    assert_eq!(parts(&mut fleet, at(20.0)), ALL);
+    while fleet.status(&key("a")) != Some(EndpointStatus::Healthy) {
+        let next = fleet.next_wake().unwrap();
+        check_until(&mut fleet, &[], next);
+    }
+    let now = fleet.shares(at(20.0));
+    assert_eq!(thousandths(&now.clusters[0].parts), [100, 1000]);
+}
+
 #[test]
 fn active_checks_start_at_once_and_unknown_is_not_dead() {
     let mut fleet = fleet(vec![active(fixture::cluster(&[&["a"], &["b"]]))]);
@@ -1053,6 +1124,29 @@ fn a_push_that_changes_few_routes_leaves_the_fleet_as_one_that_is_looked_at_whol
         assert_eq!(quick.drain_events(), whole.drain_events(), "round {round}");
     }
     assert!(pushes > ROUNDS / 4, "{pushes} pushes were quick");
+}
+
+/// Found by a simulation: a dead canary took the share of what was well.
+#[test]
+fn the_parts_of_a_split_do_not_fail_over_together_as_ports_do() {
+    let part = |name: &str, level: [&str; 2]| {
+        let mut cluster = fixture::cluster(&[&level, &["far"]]);
+        cluster.name = name.into();
+        for endpoint in &mut cluster.endpoints {
+            endpoint.backend = name.into();
+            endpoint.key = key(&format!("{name} {}", endpoint.key));
+        }
+        Arc::make_mut(&mut cluster.policy).passive.keep_at_least = 0;
+        cluster
+    };
+    let mut fleet = fleet(vec![part("main", ["a", "b"]), part("canary", ["c", "d"])]);
+    for name in ["canary c", "canary d"] {
+        see(&mut fleet, name, Err(Failure::Connect), 5, at(1.0));
+    }
+    let shares = fleet.shares(at(1.0));
+    assert_eq!(shares.clusters[0].levels, [1.0, 0.0]);
+    assert!(!shares.clusters[0].too_few);
+    assert_eq!(shares.clusters[1].levels, [0.0, 1.0]);
 }
 
 /// Where the nth gateway of a peer answers.

@@ -1,6 +1,6 @@
 //! The head of a message: parsed, and written.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::mem::MaybeUninit;
 
 use bytes::{Bytes, BytesMut};
@@ -188,7 +188,15 @@ pub(super) fn ends_lines_well(head: &[u8]) -> bool {
     !bare && head.first() != Some(&b'\n')
 }
 
+/// Names that are kept, and how long each may be.
+const NAMES_KEPT: usize = 128;
+const NAME_BYTES_KEPT: usize = 64;
+
+/// A name as it was written, and which header it is.
+type Name = (Box<[u8]>, HeaderName);
+
 thread_local! {
+    static NAMES: RefCell<[Option<Name>; NAMES_KEPT]> = const { RefCell::new([const { None }; NAMES_KEPT]) };
     /// Room for [`Places`]: most heads need a hundredth of it, and all of it would be cleared.
     static ROOM: Cell<Vec<[u32; 4]>> = const { Cell::new(Vec::new()) };
 }
@@ -226,12 +234,34 @@ impl Places {
 
 fn append(map: &mut HeaderMap, name: &[u8], value: Bytes) -> Result<(), Malformed> {
     let invalid_name = Malformed::Head(httparse::Error::HeaderName);
-    let name = HeaderName::from_bytes(name).map_err(|_| invalid_name)?;
+    let name = known_name(name).ok_or(invalid_name)?;
     let value = HeaderValue::from_maybe_shared(value)
         .map_err(|_| Malformed::Head(httparse::Error::HeaderValue))?;
     map.try_append(name, value)
         .map_err(|_| Malformed::TooMany)?;
     Ok(())
+}
+
+/// The header that is written so. Callers and endpoints send the same few names again and again, and to
+/// look at one that was seen before costs a fraction of making it.
+fn known_name(written: &[u8]) -> Option<HeaderName> {
+    let (first, last) = (written.first()?, written.last()?);
+    let place = usize::from(*first) * 5 + usize::from(*last) * 3 + written.len();
+    NAMES.with_borrow_mut(|names| {
+        let Some(kept) = names.get_mut(place % NAMES_KEPT) else {
+            return HeaderName::from_bytes(written).ok();
+        };
+        if let Some((as_written, name)) = kept
+            && **as_written == *written
+        {
+            return Some(name.clone());
+        }
+        let name = HeaderName::from_bytes(written).ok()?;
+        if written.len() <= NAME_BYTES_KEPT {
+            *kept = Some((written.into(), name.clone()));
+        }
+        Some(name)
+    })
 }
 
 /// The map of headers that were parsed out of `bytes`.
@@ -294,4 +324,43 @@ fn itoa(number: u64, room: &mut [u8; 20]) -> &[u8] {
         }
     }
     room.get(from..).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However names are written and whatever came before, they are what they are.
+    #[test]
+    fn names_that_share_a_place_are_told_apart() {
+        let long = "x-".to_owned() + &"a".repeat(NAME_BYTES_KEPT);
+        let written = [
+            "host",
+            "Host",
+            "HOST",
+            "x-ab",
+            "x-ba",
+            "X-Ab",
+            "te",
+            long.as_str(),
+        ];
+        for _ in 0..3 {
+            for name in written {
+                let known = known_name(name.as_bytes()).unwrap();
+                assert_eq!(
+                    known,
+                    HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                    "{name}"
+                );
+            }
+            for bad in [&b""[..], b" ", b"a b", b"a\0", b"\xff"] {
+                assert_eq!(known_name(bad), None);
+            }
+        }
+        // More than are kept.
+        for nth in 0..10 * NAMES_KEPT {
+            let name = format!("x-{nth}");
+            assert_eq!(known_name(name.as_bytes()).unwrap(), *name);
+        }
+    }
 }

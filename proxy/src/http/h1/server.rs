@@ -294,10 +294,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
                 head::write_header(out, name.as_str(), value.as_bytes());
             }
         }
-        if !present.has(Present::DATE)
-            && let Some(now) = date::now()
-        {
-            head::write_header(out, DATE.as_str(), now.as_bytes());
+        if !present.has(Present::DATE) {
+            date::with_now(|now| head::write_header(out, DATE.as_str(), now.as_bytes()));
         }
         if !present.has(Present::CONNECTION) {
             // RFC 9112 §9.3: each version is told what it does not take for granted.

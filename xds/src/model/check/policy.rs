@@ -9,7 +9,8 @@ use crate::compile::{levels, start_of};
 use crate::error::Code;
 use crate::model::scalar::{Cause, Percent, Text};
 use crate::model::{
-    ActiveSpec, Document, MeshGateway, MeshRoute, MirrorSpec, Model, ProtocolSpec, Selector,
+    ActiveSpec, BalancePolicy, Document, HashSpec, MeshGateway, MeshRoute, MirrorSpec, Model,
+    ProtocolSpec, Selector,
 };
 
 pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
@@ -20,6 +21,7 @@ pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
         .any(|port| port.protocol == ProtocolSpec::Http);
     locality(model, check);
     failover(model, check);
+    balance(check, has_http);
     health(check, has_http);
     timeouts(check, has_http);
     retries(check, has_http);
@@ -244,6 +246,20 @@ fn selects_something(
     }
 }
 
+fn balance(check: &mut Checker<'_, MeshRoute>, has_http: bool) {
+    let policy = &check.document.spec.balance.policy;
+    if !has_http && check.document.spec.balance.max_connection_age.is_some() {
+        http_only(check, "spec.balance.maxConnectionAge");
+    }
+    if !has_http && matches!(policy, Some(BalancePolicy::RingHash(HashSpec::Header(_)))) {
+        check.no_effect(
+            "spec.balance.policy.ring-hash.header",
+            "no port of the route is http",
+            "write `ring-hash: source`",
+        );
+    }
+}
+
 fn health(check: &mut Checker<'_, MeshRoute>, has_http: bool) {
     let health = &check.document.spec.health;
     if let Some(spec) = &health.active {
@@ -279,40 +295,53 @@ fn causes(check: &mut Checker<'_, MeshRoute>, path: &str, on: &[Text<Cause>], ha
     }
 }
 
+/// The longest service that a check asks for.
+const GRPC_SERVICE_BYTES_MAX: usize = 255;
+
 fn active(check: &mut Checker<'_, MeshRoute>, spec: &ActiveSpec, has_http: bool) {
     let path = "spec.health.active";
-    match (&spec.http, spec.tcp) {
-        (Some(_), Some(_)) | (None, None | Some(false)) => check.key(
+    match (&spec.http, &spec.grpc, spec.tcp) {
+        (Some(_), None, None) | (None, Some(_), None) | (None, None, Some(true)) => {}
+        _ => check.key(
             Code::Contradiction,
             path,
             "an active check asks one thing".to_owned(),
-            "write `http: /path`, or `tcp: true`",
+            "write `http: /path`, `grpc: package.Service`, or `tcp: true`",
         ),
-        (Some(_), None) | (None, Some(true)) => {}
     }
-    if let Some(http) = &spec.http {
-        if !http.starts_with('/') || http.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            check.value(
-                Code::BadValue,
-                &format!("{path}.http"),
-                format!("`{http}` is not a path"),
-                "write a path that begins with `/`, such as `/healthz`",
-            );
-        }
-        if !has_http {
-            check.no_effect(
-                &format!("{path}.http"),
-                "no port of the route is http",
-                "write `tcp: true`",
-            );
-        } else if check.document.first_host().is_none() {
+    for (field, is_written) in [("http", spec.http.is_some()), ("grpc", spec.grpc.is_some())] {
+        let field = format!("{path}.{field}");
+        if is_written && !has_http {
+            let why = "no port of the route is http";
+            check.no_effect(&field, why, "write `tcp: true`");
+        } else if is_written && check.document.first_host().is_none() {
             check.key(
                 Code::Contradiction,
-                &format!("{path}.http"),
+                &field,
                 "the route has only wildcards, and a check asks for one host".to_owned(),
                 "add a host without `*`, or write `tcp: true`",
             );
         }
+    }
+    if let Some(grpc) = &spec.grpc
+        && (grpc.len() > GRPC_SERVICE_BYTES_MAX || grpc.chars().any(char::is_control))
+    {
+        check.value(
+            Code::BadValue,
+            &format!("{path}.grpc"),
+            "it is not the name of a service".to_owned(),
+            "write a name of at most 255 bytes, such as `shop.Orders`, or \"\"",
+        );
+    }
+    if let Some(http) = &spec.http
+        && (!http.starts_with('/') || http.chars().any(|c| c.is_whitespace() || c.is_control()))
+    {
+        check.value(
+            Code::BadValue,
+            &format!("{path}.http"),
+            format!("`{http}` is not a path"),
+            "write a path that begins with `/`, such as `/healthz`",
+        );
     }
     check.at_least(&format!("{path}.every"), spec.every.as_ref(), 100);
     check.at_least(&format!("{path}.timeout"), spec.timeout.as_ref(), 1);

@@ -21,7 +21,8 @@ use zeugma_core::report::{Report, Standing};
 use zeugma_core::retry::{RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
 use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{
-    ActiveKind, Address, Cluster, EndpointIx, Failure, Service, ServiceIx, Snapshot,
+    ActiveKind, Address, Balance, Cluster, EndpointIx, Failure, HashOn, Service, ServiceIx,
+    Snapshot,
 };
 use zeugma_core::time::Time;
 use zeugma_xds::{Color, Findings, Loaded, NodeOptions, load};
@@ -321,6 +322,18 @@ impl World {
         picked.collect()
     }
 
+    /// What goes to one endpoint of `shop/orders`.
+    pub(super) fn key(&self) -> String {
+        match &self.cluster("shop/orders").policy.balance {
+            Balance::RingHash(HashOn::Header(name)) => format!("header {name}"),
+            Balance::RingHash(HashOn::Source) => "source".to_owned(),
+            other @ (Balance::LeastRequest
+            | Balance::PeakEwma
+            | Balance::RoundRobin
+            | Balance::Random) => format!("{other:?}"),
+        }
+    }
+
     /// What becomes of eight copies: `c` is copied, `-` is not, `b` and `f` are dropped for the size of
     /// the body and for what is under way; and where they go.
     pub(super) fn copies(&self, body_bytes: u64, in_flight: usize) -> String {
@@ -474,6 +487,17 @@ impl Health<'_> {
         format!("{levels}{too_few}")
     }
 
+    /// What each endpoint is given of its weight, in percent.
+    pub(super) fn given(mut self) -> String {
+        let shares = self.fleet.shares(self.now);
+        let shares = shares.clusters.get(self.ix).unwrap();
+        let given = (0..shares.endpoints.len()).map(|ix| {
+            let part = shares.parts.get(ix).copied().unwrap_or(1.0);
+            format!("{:.0}", part * 100.0)
+        });
+        given.collect::<Vec<_>>().join("/")
+    }
+
     /// What is asked of an endpoint of `shop/orders`.
     pub(super) fn asked(mut self) -> String {
         let probes = self.fleet.due_probes(self.now, 0);
@@ -484,6 +508,7 @@ impl Health<'_> {
             None => "nothing".to_owned(),
             Some(ActiveKind::Tcp) => "a connection".to_owned(),
             Some(ActiveKind::Http { path, host }) => format!("{host}{path}"),
+            Some(ActiveKind::Grpc { service, host }) => format!("{service} at {host}"),
         }
     }
 

@@ -447,6 +447,32 @@ fn backends() -> Vec<Row> {
             "12121212",
             "22211121",
         ),
+        row("orders", "spec.balance.maxConnectionAge", "0s", "10m")
+            .seen_by("data_balance::a_connection_that_is_old_takes_no_new_request_and_loses_none"),
+        row(
+            "orders",
+            "spec.balance.policy",
+            "least-request",
+            "peak-ewma",
+        )
+        .seen_by("data_balance::the_endpoint_that_answers_sooner_gets_more_by_latency"),
+        row(
+            "orders",
+            "spec.balance.policy.ring-hash.header",
+            "x-user",
+            "x-tenant",
+        )
+        .given("orders", "spec.balance.policy", "{ ring-hash: source }")
+        .given("orders", "spec.balance.policy.ring-hash", "{ header: x-a }")
+        .decides(World::key, "header x-user", "header x-tenant"),
+        row(
+            "orders",
+            "spec.balance.policy.ring-hash",
+            "{ header: x-user }",
+            "source",
+        )
+        .given("orders", "spec.balance.policy", "{ ring-hash: source }")
+        .decides(World::key, "header x-user", "source"),
     ]
 }
 
@@ -552,6 +578,11 @@ fn health() -> Vec<Row> {
             "nothing",
             "orders.shop.svc.clusterset.local/healthz",
         ),
+        row("orders", "spec.health.active.grpc", "", "shop.Orders").decides(
+            |w| w.fleet("shop/orders").asked(),
+            "nothing",
+            "shop.Orders at orders.shop.svc.clusterset.local",
+        ),
         row("orders", "spec.health.active.tcp", "", "true").decides(
             |w| w.fleet("shop/orders").asked(),
             "nothing",
@@ -618,6 +649,14 @@ fn health() -> Vec<Row> {
                 "100/0/0",
                 "71/29/0",
             ),
+        row("orders", "spec.health.slowStart", "", "30s").decides(
+            |w| {
+                let fleet = w.fleet("shop/orders").fails(NEAR[0], Connect, 5);
+                fleet.at(45).given()
+            },
+            "100/100/100/100",
+            "50/100/100/100",
+        ),
         row("orders", "spec.health.passive.maxEjected", "", "40%")
             .decides(half_down, "71/29/0", "100/0/0"),
         row("orders", "spec.health.passive.keepAtLeast", "", "4")

@@ -1,0 +1,539 @@
+//! Why something goes where it goes: the engine's own decisions about it, each kept, and beside them
+//! what the fleet knows of the levels and endpoints that they chose from.
+//!
+//! ```text
+//! Question --assume--> Arrival --decide--> Terminate, ReadHttp --decide--> Carry, Refuse
+//!                                   each is a Step                  |
+//!                            verdict, levels, candidates, attempts <'
+//! ```
+//!
+//! Nothing is decided here, and nothing is changed: [`decide`] is what a worker and a simulation
+//! call, and the fleet is only looked at.
+
+mod assume;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::authorize::{Evidence, RuleField, Verdict, authorize, mismatches};
+use crate::engine::{
+    Arrival, Carry, Decision, Headers, Matched, Refusal, Request, SniPort, Target, Wants, aimed,
+    decide,
+};
+use crate::fleet::{EndpointView, Fleet, LevelView};
+use crate::hello::ClientHello;
+use crate::identity::SpiffeId;
+use crate::plan::Attempt;
+use crate::shares::{ClusterShares, EndpointStatus, Shares};
+use crate::snapshot::{
+    Cluster, ClusterIx, EndpointIx, Level, PeerIx, Protocol, ServiceIx, Snapshot,
+};
+use crate::verdict::Reason;
+
+pub use assume::{Assumed, QuestionError};
+
+/// The most candidates that are shown of one level; the rest is counted.
+pub const CANDIDATES_MAX: usize = 10;
+/// The most levels that are shown; the rest is counted.
+pub const LEVELS_MAX: usize = 32;
+
+/// What is asked: what would become of this connection or request?
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// What is called, as in `Host` or an SNI; a port may follow.
+    pub host: String,
+    /// The method, where it is a request.
+    pub method: String,
+    /// The path, where it is a request.
+    pub path: String,
+    /// Its headers, the names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// Who calls; `None`: nobody that is verified.
+    pub from: Option<SpiffeId>,
+    /// The peer whose gateway hands it on.
+    pub via: Option<String>,
+    /// The address that it comes from.
+    pub source: Option<IpAddr>,
+    /// The listener that it comes in on.
+    pub listener: Option<String>,
+}
+
+/// What decides beside the configuration and its health.
+#[derive(Clone, Copy)]
+pub struct Beside<'a> {
+    /// What one worker has under way at an endpoint.
+    pub load: &'a dyn Fn(EndpointIx) -> u32,
+    /// The random number, or the turn of a round robin.
+    pub draw: u64,
+    /// Why an identity is refused whatever the policy says.
+    pub refuses: &'a dyn Fn(&SpiffeId, Vouched) -> Option<Reason>,
+}
+
+/// Who says that a caller is who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Vouched {
+    /// Its certificate.
+    Certificate,
+    /// A peer's gateway that hands it on.
+    Gateway,
+}
+
+impl std::fmt::Debug for Beside<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Beside")
+            .field("draw", &self.draw)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What would become of it, and why. Its indexes are of the snapshot that was asked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Explanation {
+    /// Where it comes in.
+    pub listener: Arc<str>,
+    /// From which address.
+    pub source: IpAddr,
+    /// From whom, as far as what decided knew.
+    pub caller: Caller,
+    /// What the question left open.
+    pub assumed: Vec<Assumed>,
+    /// The engine's decisions, in order; the last is how it ends.
+    pub steps: Vec<Step>,
+    /// The service, where one was found.
+    pub service: Option<ServiceIx>,
+    /// Whether the service may be called; `None` where it was not asked.
+    pub judged: Option<Judged>,
+    /// The rule of the service's own that it is for, where it has some that apply.
+    pub matched: Option<Matched>,
+    /// Where it would go; `None` where it does not come that far.
+    pub to: Option<Destination>,
+    /// `None`: it is carried.
+    pub refused: Option<Reason>,
+    /// As in [`Beside`].
+    pub draw: u64,
+}
+
+/// Who calls, as evidence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// Only its address is known.
+    Network,
+    /// A certificate says it.
+    Verified(SpiffeId),
+    /// A peer's gateway says it.
+    Asserted {
+        /// The gateway's own ID.
+        by: SpiffeId,
+        /// The peer.
+        peer: PeerIx,
+        /// The caller's ID.
+        id: SpiffeId,
+    },
+}
+
+/// One decision of the engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// What was asked.
+    pub asks: Asks,
+    /// What the answer was.
+    pub answer: Answer,
+}
+
+/// What the engine was asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asks {
+    /// A ClientHello with this SNI.
+    Hello(String),
+    /// A connection that does not begin with TLS.
+    Plaintext,
+    /// A request with this authority.
+    Request(String),
+    /// A request with this authority, inside TLS that was ended here.
+    RequestInside(String),
+    /// Bytes inside TLS that was ended here.
+    Inside,
+}
+
+/// What the engine answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// End the TLS for this service, and see what is inside.
+    Terminate(ServiceIx),
+    /// Read HTTP, and see each request.
+    ReadHttp,
+    /// Tell a peer's gateway how what is exported to it stands.
+    Report,
+    /// Carry it.
+    Carry,
+    /// Refuse it.
+    Refuse(Reason),
+}
+
+/// Whether a service may be called, and which rule says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    /// What the policy says.
+    pub verdict: Verdict,
+    /// The fields in which the nearest allow rule does not match, where none does.
+    pub mismatches: Vec<RuleField>,
+}
+
+/// Where it would go.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Destination {
+    /// The cluster.
+    pub cluster: ClusterIx,
+    /// Its levels, preferred first, at most [`LEVELS_MAX`].
+    pub levels: Vec<LevelSeen>,
+    /// How many levels are not shown.
+    pub levels_left_out: usize,
+    /// Whether nothing is healthy and ejected endpoints are used.
+    pub too_few: bool,
+    /// The endpoints that would be tried, in order: each where those before it fail. Of a split
+    /// those of the part that was drawn, before those of others.
+    pub attempts: Vec<Attempt>,
+}
+
+/// A level, and what it is chosen by.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LevelSeen {
+    /// Its share of the traffic.
+    pub share: f64,
+    /// What the fleet knows of it; `None` where it knows nothing.
+    pub view: Option<LevelView>,
+    /// How many endpoints are of each status.
+    pub counts: Vec<(EndpointStatus, usize)>,
+    /// Endpoints, those first that are not healthy; at most [`CANDIDATES_MAX`].
+    pub candidates: Vec<Candidate>,
+    /// How many are not shown.
+    pub left_out: usize,
+}
+
+impl LevelSeen {
+    /// How many of its endpoints are healthy.
+    #[must_use]
+    pub fn healthy(&self) -> usize {
+        let healthy = self.counts.iter().filter(|(status, _)| status.is_healthy());
+        healthy.map(|(_, count)| count).sum()
+    }
+
+    /// How many endpoints it has.
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.counts.iter().map(|(_, count)| count).sum()
+    }
+}
+
+/// An endpoint that may be chosen, or may not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    /// Which.
+    pub endpoint: EndpointIx,
+    /// Its health, as the shares have it.
+    pub status: EndpointStatus,
+    /// What the fleet knows of it.
+    pub view: Option<EndpointView>,
+}
+
+/// Has the engine decide about a question, and keeps why.
+///
+/// `shares` are of `snapshot`, and `fleet` reconciled it last.
+///
+/// # Errors
+/// What the question names is not configured: a listener, a peer.
+pub fn explain(
+    snapshot: &Snapshot,
+    shares: &Shares,
+    fleet: &Fleet,
+    question: &Question,
+    beside: Beside<'_>,
+) -> Result<Explanation, QuestionError> {
+    let assume::Facts {
+        listener,
+        source,
+        begins_with_tls,
+        verified,
+        claimed,
+        assumed,
+    } = assume::facts(snapshot, question)?;
+    let has = |name: &str, value: &str| {
+        let mut named = (question.headers.iter()).filter(|(header, _)| header == name);
+        named.next().is_some_and(|(_, is)| is == value) && named.next().is_none()
+    };
+    let request = Request {
+        authority: &question.host,
+        method: &question.method,
+        path: &question.path,
+        headers: Headers(&has),
+    };
+    let hello = begins_with_tls.then(|| ClientHello {
+        sni: Some(assume::sni(&question.host)),
+        ..ClientHello::default()
+    });
+    let mut asked = Asked {
+        world: (snapshot, shares),
+        beside,
+        steps: Vec::new(),
+    };
+    let arrival = |evidence, wants| Arrival {
+        listener,
+        source,
+        evidence,
+        wants,
+    };
+    let begins = hello.as_ref().map_or(Wants::Plaintext, Wants::Hello);
+    let mut last = arrival(Evidence::Network, begins);
+    let mut decision = asked.decide(&last);
+    if let Decision::ReadHttp = decision {
+        last = arrival(Evidence::Network, Wants::Request(request));
+        decision = asked.decide(&last);
+    } else if let Decision::Terminate(sni, port) = decision {
+        let refused = match &verified {
+            None => Some(Reason::CertificateMissing),
+            Some(id) => (beside.refuses)(id, Vouched::Certificate),
+        };
+        let Some(verified) = verified.as_ref().filter(|_| refused.is_none()) else {
+            let refused = asked.refuse(refused.unwrap_or(Reason::Internal), sni);
+            return Ok(asked.end(&last, refused, fleet, assumed));
+        };
+        let evidence = crate::authorize::evidence(snapshot, source, verified, claimed.as_ref());
+        last = arrival(evidence, inside(snapshot, sni, port, request));
+        decision = asked.decide(&last);
+        if let Evidence::Asserted { id, .. } = evidence
+            && let Some(reason) = (beside.refuses)(id, Vouched::Gateway)
+            && let Some(service) = is_known(&decision)
+        {
+            decision = asked.refuse(reason, service);
+        }
+    }
+    let mut told = asked.end(&last, decision, fleet, assumed);
+    if verified.is_some() && told.service.is_some() && told.caller == Caller::Network {
+        told.assumed.push(Assumed::NobodyVerified);
+    }
+    Ok(told)
+}
+
+/// The service, where it came so far that the identity is looked at.
+const fn is_known(decision: &Decision<'_>) -> Option<ServiceIx> {
+    match decision {
+        Decision::Carry(carry) => Some(carry.service),
+        Decision::Refuse(refusal) => refusal.service,
+        Decision::Terminate(..) | Decision::ReadHttp | Decision::Report => None,
+    }
+}
+
+fn inside<'a>(
+    snapshot: &Snapshot,
+    sni: ServiceIx,
+    port: SniPort,
+    request: Request<'a>,
+) -> Wants<'a> {
+    match snapshot.service(sni).protocol {
+        Protocol::Tcp => Wants::Inside(sni),
+        Protocol::Http => Wants::RequestInside { sni, port, request },
+    }
+}
+
+/// The engine, with every question to it kept.
+struct Asked<'a> {
+    world: (&'a Snapshot, &'a Shares),
+    beside: Beside<'a>,
+    steps: Vec<Step>,
+}
+
+impl<'a> Asked<'a> {
+    fn decide(&mut self, arrival: &Arrival<'_>) -> Decision<'a> {
+        let (snapshot, shares) = self.world;
+        let Beside { load, draw, .. } = self.beside;
+        let decision = decide(snapshot, shares, arrival, load, draw);
+        let asks = match arrival.wants {
+            Wants::Hello(hello) => Asks::Hello(hello.sni.clone().unwrap_or_default()),
+            Wants::Plaintext => Asks::Plaintext,
+            Wants::Inside(_) => Asks::Inside,
+            Wants::Request(request) => Asks::Request(request.authority.to_owned()),
+            Wants::RequestInside { request, .. } => {
+                Asks::RequestInside(request.authority.to_owned())
+            }
+        };
+        let answer = match &decision {
+            Decision::Carry(_) => Answer::Carry,
+            Decision::Terminate(ix, _) => Answer::Terminate(*ix),
+            Decision::ReadHttp => Answer::ReadHttp,
+            Decision::Report => Answer::Report,
+            Decision::Refuse(refusal) => Answer::Refuse(refusal.reason),
+        };
+        self.steps.push(Step { asks, answer });
+        decision
+    }
+
+    fn is_passed_through(&self) -> bool {
+        let mut terminated = self.steps.iter();
+        !terminated.any(|step| matches!(step.answer, Answer::Terminate(_)))
+    }
+
+    /// What is refused for who calls, which no decision is asked about.
+    fn refuse(&mut self, reason: Reason, service: ServiceIx) -> Decision<'a> {
+        self.steps.push(Step {
+            asks: Asks::Inside,
+            answer: Answer::Refuse(reason),
+        });
+        Decision::Refuse(Refusal {
+            reason,
+            service: Some(service),
+            rule: None,
+        })
+    }
+
+    fn end(
+        self,
+        arrival: &Arrival<'_>,
+        decision: Decision<'_>,
+        fleet: &Fleet,
+        assumed: Vec<Assumed>,
+    ) -> Explanation {
+        let (snapshot, shares) = self.world;
+        let (service, refused, attempts) = match decision {
+            Decision::Carry(Carry { service, plan, .. }) => (Some(service), None, plan.collect()),
+            Decision::Refuse(refusal) => (refusal.service, Some(refusal.reason), Vec::new()),
+            // Each is followed by another question.
+            Decision::Terminate(service, _) => (Some(service), Some(Reason::Internal), Vec::new()),
+            Decision::ReadHttp => (None, Some(Reason::Internal), Vec::new()),
+            // It is answered here, and carried nowhere.
+            Decision::Report => (None, None, Vec::new()),
+        };
+        // What the handshake refuses never comes to the policy.
+        let is_judged = !matches!(arrival.wants, Wants::Hello(_)) || self.is_passed_through();
+        let judged = (service.filter(|_| is_judged)).map(|ix| judge(snapshot, ix, arrival));
+        let may = matches!(
+            judged.as_ref().map(|judged| judged.verdict),
+            Some(Verdict::Allow { .. } | Verdict::Audit { .. })
+        );
+        // What nothing healthy answers has somewhere to go as well.
+        let aimed = (service.filter(|_| may && refused.is_none_or(is_of_health)))
+            .and_then(|ix| aimed(snapshot, shares, arrival, ix, self.beside.draw).ok());
+        let to = aimed
+            .and_then(|Target { cluster, .. }| Some((cluster, shares.clusters.get(cluster.0)?)))
+            .map(|(ix, of)| see(snapshot, ix, of, fleet, attempts));
+        Explanation {
+            listener: Arc::clone(&arrival.listener.name),
+            source: arrival.source,
+            caller: Caller::of(arrival.evidence),
+            assumed,
+            steps: self.steps,
+            service,
+            judged,
+            matched: aimed.and_then(|target| target.matched),
+            to,
+            refused,
+            draw: self.beside.draw,
+        }
+    }
+}
+
+/// Whether a refusal is one that levels and endpoints explain.
+fn is_of_health(reason: Reason) -> bool {
+    matches!(reason, Reason::NoHealthyEndpoint | Reason::NoLocalEndpoint)
+}
+
+impl Caller {
+    fn of(evidence: Evidence<'_>) -> Self {
+        match evidence {
+            Evidence::Network => Self::Network,
+            Evidence::Verified(id) => Self::Verified(id.clone()),
+            Evidence::Asserted { by, peer, id } => Self::Asserted {
+                by: by.clone(),
+                peer,
+                id: id.clone(),
+            },
+        }
+    }
+}
+
+fn judge(snapshot: &Snapshot, service: ServiceIx, arrival: &Arrival<'_>) -> Judged {
+    let asking = arrival.asking();
+    let verdict = authorize(snapshot, service, &asking);
+    let nearest = match verdict {
+        Verdict::Allow { .. } => None,
+        Verdict::Audit { nearest, .. } | Verdict::Deny { nearest, .. } => nearest,
+    };
+    Judged {
+        verdict,
+        mismatches: nearest.map_or_else(Vec::new, |rule| {
+            mismatches(snapshot, service, rule, &asking)
+        }),
+    }
+}
+
+fn see(
+    snapshot: &Snapshot,
+    ix: ClusterIx,
+    of: &ClusterShares,
+    fleet: &Fleet,
+    attempts: Vec<Attempt>,
+) -> Destination {
+    let cluster = snapshot.cluster(ix);
+    let views = fleet.levels(ix);
+    let levels = (cluster.levels.iter().enumerate())
+        .take(LEVELS_MAX)
+        .map(|(at, level)| LevelSeen {
+            share: of.levels.get(at).copied().unwrap_or_default(),
+            view: views.get(at).copied(),
+            ..see_level(cluster, level, of, fleet)
+        })
+        .collect();
+    Destination {
+        cluster: ix,
+        levels,
+        levels_left_out: cluster.levels.len().saturating_sub(LEVELS_MAX),
+        too_few: of.too_few,
+        attempts,
+    }
+}
+
+/// A level's endpoints: those first that are no good, for they are what is asked about.
+fn see_level(cluster: &Cluster, level: &Level, of: &ClusterShares, fleet: &Fleet) -> LevelSeen {
+    let status = |ix: EndpointIx| of.endpoints.get(ix.0).copied();
+    let mut counts: BTreeMap<EndpointStatus, usize> = BTreeMap::new();
+    for status in level.members.iter().filter_map(|ix| status(*ix)) {
+        *counts.entry(status).or_default() += 1;
+    }
+    let mut counts: Vec<(EndpointStatus, usize)> = counts.into_iter().collect();
+    counts.sort_by_key(|(status, _)| told_first(*status));
+    let of_status = |wanted| {
+        let members = level.members.iter().copied();
+        members.filter(move |ix| status(*ix) == Some(wanted))
+    };
+    let candidates: Vec<Candidate> = (counts.iter())
+        .flat_map(|(wanted, _)| of_status(*wanted).map(|ix| (ix, *wanted)))
+        .take(CANDIDATES_MAX)
+        .map(|(endpoint, status)| Candidate {
+            endpoint,
+            status,
+            view: fleet.endpoint(&cluster.endpoint(endpoint).key),
+        })
+        .collect();
+    LevelSeen {
+        share: 0.0,
+        view: None,
+        counts,
+        left_out: level.members.len().saturating_sub(candidates.len()),
+        candidates,
+    }
+}
+
+/// What is no good is what is asked about.
+const fn told_first(status: EndpointStatus) -> u8 {
+    match status {
+        EndpointStatus::Unhealthy | EndpointStatus::Evacuated => 0,
+        EndpointStatus::Empty | EndpointStatus::EmptyOnce => 1,
+        EndpointStatus::Ejected => 2,
+        EndpointStatus::Unknown => 3,
+        EndpointStatus::Healthy => 4,
+    }
+}
+
+#[cfg(test)]
+#[path = "explain/tests.rs"]
+mod tests;

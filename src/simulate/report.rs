@@ -1,0 +1,389 @@
+//! What a simulation came to, for people and for scripts.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use zeugma_core::fleet::FleetEvent;
+use zeugma_core::simulate::{
+    Counts, Edge, Extreme, Fault, FaultKind, Judgement, Phase, Report, Scenario, ServiceReport,
+};
+use zeugma_core::snapshot::{EndpointKey, Snapshot};
+use zeugma_core::time::Time;
+
+use crate::table::{Table, printable};
+
+/// Services that are told one by one to people.
+const SERVICES_MAX: usize = 10;
+/// Services of which scripts get the series.
+const SERIES_MAX: usize = 50;
+/// Lines of what happened, for people.
+const EVENTS_MAX: usize = 40;
+
+/// A simulation and what came of it.
+pub(super) struct Played<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) scenario: &'a Scenario,
+    pub(super) report: &'a Report,
+    pub(super) judged: &'a [Judgement],
+}
+
+impl Played<'_> {
+    /// `namespace/name:port`, and the part of a split.
+    pub(super) fn name(&self, service: &ServiceReport) -> String {
+        let at = self.snapshot.service(service.service);
+        let part = (service.part.as_ref()).map_or_else(String::new, |part| format!(" to {part}"));
+        format!("{}:{}{part}", at.name, at.port)
+    }
+
+    /// The names of a service's levels.
+    pub(super) fn levels(&self, service: &ServiceReport) -> Vec<&str> {
+        let levels = &self.snapshot.cluster(service.cluster).levels;
+        levels.iter().map(|level| &*level.name).collect()
+    }
+
+    pub(super) fn to_text(&self) -> String {
+        let mut text = String::new();
+        // To write to a string never fails.
+        writeln!(text, "{}", self.first_line()).ok();
+        for fault in &self.scenario.faults {
+            writeln!(text, "  {}", printable(&told(fault))).ok();
+        }
+        for service in self.report.services.iter().take(SERVICES_MAX) {
+            self.service(service, &mut text);
+        }
+        let more = self.report.services.len().saturating_sub(SERVICES_MAX);
+        if more > 0 {
+            writeln!(
+                text,
+                "\nand {more} more; --route tells of one, -o json of all"
+            )
+            .ok();
+        }
+        self.events(&mut text);
+        if !self.judged.is_empty() {
+            let mut table = Table::new(&["EXPECTED", "HOLDS", "MEASURED"]);
+            for one in self.judged {
+                let holds = if one.met { "yes" } else { "NO" };
+                let cells = [&*one.expected, holds, &*one.measured];
+                table.row(cells.map(str::to_owned).to_vec());
+            }
+            write!(text, "\n{table}").ok();
+        }
+        if self.report.weight_max > 1.0 {
+            writeln!(
+                text,
+                "\nWhere nothing failed or moved, one planned request stood for up to {:.0}.",
+                self.report.weight_max
+            )
+            .ok();
+        }
+        text
+    }
+
+    fn first_line(&self) -> String {
+        let Counts {
+            sent,
+            retried,
+            failed,
+            refused,
+            slow,
+            ..
+        } = self.report.counts;
+        let lost = self.report.counts.lost();
+        let mut line = format!("of {sent:.0} requests ");
+        if lost > 0.0 {
+            write!(
+                line,
+                "{lost:.0} are lost ({}; {failed:.0} failed, {refused:.0} refused)",
+                percent(lost / sent.max(1.0))
+            )
+            .ok();
+        } else {
+            line.push_str("none is lost");
+        }
+        write!(line, ", {retried:.0} extra tries").ok();
+        if slow > 0.0 {
+            write!(line, ", {slow:.0} answers came late").ok();
+        }
+        write!(
+            line,
+            ": {} in a second to each of {} service(s), for {}",
+            self.scenario.rate,
+            self.scenario.services.len(),
+            seconds(self.scenario.lasts)
+        )
+        .ok();
+        line
+    }
+
+    fn service(&self, service: &ServiceReport, text: &mut String) {
+        writeln!(text, "\n{}", printable(&self.name(service))).ok();
+        let mut table = Table::new(&[
+            "LEVEL",
+            "SHARE",
+            "LEAST",
+            "MOST",
+            "AT THE END",
+            "ONE ENDPOINT",
+        ]);
+        for (name, level) in self.levels(service).into_iter().zip(&service.levels) {
+            table.row(vec![
+                name.to_owned(),
+                percent(level.start),
+                extreme(level.min, level.start),
+                extreme(level.max, level.start),
+                percent(level.end),
+                format!("<= {:.1}/s", level.endpoint_rate_max),
+            ]);
+        }
+        write!(text, "{table}").ok();
+        let room = service.room_min;
+        writeln!(
+            text,
+            "room: all levels together have room for {} of the traffic at the least, at {}",
+            percent(room.value),
+            seconds(room.at.since_origin())
+        )
+        .ok();
+        let lost = service.counts.lost();
+        if lost > 0.0 {
+            writeln!(text, "lost: {lost:.0} of {:.0}", service.counts.sent).ok();
+        }
+        for phase in &service.phases {
+            writeln!(text, "{}", printable(&self.phase(phase))).ok();
+        }
+    }
+
+    fn phase(&self, phase: &Phase) -> String {
+        let fault = self.scenario.faults.get(phase.fault);
+        let fault = fault.map_or_else(String::new, |fault| {
+            format!("{} {}", fault.kind.label(), fault.what)
+        });
+        let edge = match phase.edge {
+            Edge::Begins => "begins",
+            Edge::Ends => "ends",
+        };
+        let after = match phase.settled_after {
+            Some(after) => format!("shares stay after {}", seconds(after)),
+            None => "shares still move when the next change comes, or at the end".to_owned(),
+        };
+        let at = seconds(phase.at.since_origin());
+        format!("{fault} {edge} at {at}: {after}")
+    }
+
+    fn events(&self, text: &mut String) {
+        let all = &self.report.events;
+        if all.is_empty() {
+            return;
+        }
+        text.push('\n');
+        for (at, event) in all.iter().take(EVENTS_MAX) {
+            let line = format!("{:>8}  {}", seconds(at.since_origin()), event_text(event));
+            writeln!(text, "{}", printable(&line)).ok();
+        }
+        let more = all.len().saturating_sub(EVENTS_MAX) + self.report.events_left_out;
+        if more > 0 {
+            writeln!(text, "{:>8}  and {more} more events", "").ok();
+        }
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        let report = self.report;
+        let services: Vec<Value> = (report.services.iter().enumerate())
+            .map(|(nth, service)| self.service_json(service, nth < SERIES_MAX))
+            .collect();
+        let events: Vec<Value> = (report.events.iter())
+            .map(|(at, event)| json!({ "at": at_seconds(*at), "event": event_text(event) }))
+            .collect();
+        let expectations: Vec<Value> = (self.judged.iter())
+            .map(
+                |one| json!({ "expected": one.expected, "met": one.met, "measured": one.measured }),
+            )
+            .collect();
+        json!({
+            "gateway": &*self.snapshot.node.name,
+            "locality": self.snapshot.node.locality.to_string(),
+            "seed": self.scenario.seed,
+            "seconds": self.scenario.lasts.as_secs_f64(),
+            "rate": self.scenario.rate,
+            "method": self.scenario.method,
+            "path": self.scenario.path,
+            "faults": self.scenario.faults.iter().map(fault_json).collect::<Vec<_>>(),
+            "requests": counts_json(&report.counts),
+            "services": services,
+            "series_left_out": report.services.len().saturating_sub(SERIES_MAX),
+            "events": events,
+            "events_left_out": report.events_left_out,
+            "expectations": expectations,
+            "ok": self.judged.iter().all(|one| one.met),
+            "one_request_stands_for_at_most": report.weight_max,
+        })
+    }
+
+    fn service_json(&self, service: &ServiceReport, with_series: bool) -> Value {
+        let names = self.levels(service);
+        let levels: Vec<Value> = (names.iter().zip(&service.levels))
+            .map(|(name, level)| {
+                json!({
+                    "name": name,
+                    "share": level.start,
+                    "share_min": extreme_json(level.min),
+                    "share_max": extreme_json(level.max),
+                    "share_end": level.end,
+                    "endpoint_rate_max": level.endpoint_rate_max,
+                })
+            })
+            .collect();
+        let phases: Vec<Value> = (service.phases.iter())
+            .map(|phase| {
+                json!({
+                    "at": at_seconds(phase.at),
+                    "fault": phase.fault,
+                    "edge": match phase.edge {
+                        Edge::Begins => "begins",
+                        Edge::Ends => "ends",
+                    },
+                    "settled_after_seconds": phase.settled_after.map(|after| after.as_secs_f64()),
+                })
+            })
+            .collect();
+        let at = self.snapshot.service(service.service);
+        json!({
+            "service": &*at.name,
+            "port": at.port,
+            "part": service.part.as_deref(),
+            "requests": counts_json(&service.counts),
+            "levels": levels,
+            "room_min": extreme_json(service.room_min),
+            "phases": phases,
+            "series": with_series.then(|| self.series_json(service)),
+        })
+    }
+
+    fn series_json(&self, service: &ServiceReport) -> Value {
+        let of = |count: &dyn Fn(&Counts) -> f64| -> Vec<f64> {
+            service
+                .series
+                .iter()
+                .map(|tick| count(&tick.counts))
+                .collect()
+        };
+        let shares: Vec<&[f64]> = service.series.iter().map(|tick| &*tick.shares).collect();
+        json!({
+            "step_seconds": self.report.tick.as_secs_f64(),
+            "shares": shares,
+            "sent": of(&|counts| counts.sent),
+            "lost": of(&Counts::lost),
+            "retried": of(&|counts| counts.retried),
+        })
+    }
+}
+
+fn fault_json(fault: &Fault) -> Value {
+    json!({
+        "kind": fault.kind.label(),
+        "what": fault.what,
+        "endpoints": fault.hit.len(),
+        "of": fault.of,
+        "from": at_seconds(fault.from),
+        "to": fault.to.map(at_seconds),
+    })
+}
+
+fn counts_json(counts: &Counts) -> Value {
+    json!({
+        "sent": counts.sent,
+        "answered": counts.answered,
+        "late": counts.slow,
+        "retried": counts.retried,
+        "lost": counts.lost(),
+        "failed": counts.failed,
+        "refused": counts.refused,
+    })
+}
+
+fn extreme_json(extreme: Extreme) -> Value {
+    json!({ "value": extreme.value, "at": at_seconds(extreme.at) })
+}
+
+fn at_seconds(at: Time) -> f64 {
+    at.since_origin().as_secs_f64()
+}
+
+/// A fault in words.
+pub(super) fn told(fault: &Fault) -> String {
+    let how = match fault.kind {
+        FaultKind::Down | FaultKind::Cut => String::new(),
+        FaultKind::Flap(turn) => format!(" by turns of {}", seconds(turn)),
+        FaultKind::Slow(by) => format!(" by {}", seconds(by)),
+        FaultKind::Errors(share) => format!(" in {} of answers", percent(share)),
+    };
+    let from = seconds(fault.from.since_origin());
+    let to = fault
+        .to
+        .map_or_else(|| "the end".to_owned(), |to| seconds(to.since_origin()));
+    format!(
+        "{} {}{how}: {} of {} endpoint(s), from {from} to {to}",
+        fault.kind.label(),
+        fault.what,
+        fault.hit.len(),
+        fault.of
+    )
+}
+
+fn event_text(event: &FleetEvent) -> String {
+    match event {
+        FleetEvent::Ejected { key, cause, lasts } => {
+            let lasts = seconds(*lasts);
+            format!("{} ejected for {lasts}: {}", endpoint(key), cause.label())
+        }
+        FleetEvent::Readmitted { key } => format!("{} readmitted", endpoint(key)),
+        FleetEvent::Unhealthy { key } => format!("{} fails its active check", endpoint(key)),
+        FleetEvent::Healthy { key } => format!("{} passes its active check", endpoint(key)),
+        FleetEvent::FailsAlike { route } => {
+            format!("every level of {route} fails alike: nothing is ejected")
+        }
+        FleetEvent::SharesMoved {
+            cluster, levels, ..
+        } => {
+            let moved: Vec<String> = (levels.iter())
+                .filter(|(_, before, after)| (before - after).abs() > 1e-3)
+                .map(|(name, before, after)| {
+                    format!("{name} {} -> {}", percent(*before), percent(*after))
+                })
+                .collect();
+            format!("traffic of {cluster}: {}", moved.join(", "))
+        }
+        FleetEvent::WaitsForReset { cluster, level, .. } => {
+            format!("{level} of {cluster} is well again, and waits for a reset")
+        }
+        // No peer reports in a simulation.
+        other @ (FleetEvent::Reported { .. } | FleetEvent::ReportStale { .. } | _) => {
+            format!("{other:?}")
+        }
+    }
+}
+
+/// An endpoint as people know it: its route, backend and address, without its TLS.
+fn endpoint(key: &EndpointKey) -> String {
+    let parts: Vec<&str> = key.0.split('|').take(3).collect();
+    parts.join(" ")
+}
+
+fn extreme(extreme: Extreme, start: f64) -> String {
+    if (extreme.value - start).abs() < 1e-9 {
+        return percent(extreme.value);
+    }
+    let at = seconds(extreme.at.since_origin());
+    format!("{} at {at}", percent(extreme.value))
+}
+
+pub(super) fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}
+
+pub(super) fn seconds(time: Duration) -> String {
+    let seconds = (time.as_secs_f64() * 10.0).round() / 10.0;
+    format!("{seconds}s")
+}
