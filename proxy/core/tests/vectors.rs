@@ -286,7 +286,7 @@ fn ask_locality_weight(id: &str, input: &Value, expected: &Value) {
     let ours = &shares.spread.unwrap().shares;
     let theirs = expected["picks"]
         .as_array()
-        .or(expected["counts"].as_array());
+        .or_else(|| expected["counts"].as_array());
     let theirs: Vec<f64> = theirs.unwrap().iter().map(number).collect();
     let all: f64 = theirs.iter().sum();
     for (ours, theirs) in ours.iter().zip(&theirs) {
