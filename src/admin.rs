@@ -254,6 +254,12 @@ impl Admin {
         self.text(Method::POST, path)
     }
 
+    /// The JSON that `POST path` answers.
+    pub(crate) fn post_json(&self, path: &str) -> Result<Value, AdminError> {
+        serde_json::from_slice(&self.post(path)?)
+            .map_err(|error| AdminError::Json(self.shown(), path.to_owned(), error))
+    }
+
     /// Where it is, for people.
     pub(crate) fn shown(&self) -> String {
         match &self.at {

@@ -9,6 +9,7 @@ mod config;
 mod demo;
 mod exit;
 mod explain;
+mod failover;
 mod gateway;
 mod get;
 mod init;
@@ -72,6 +73,9 @@ enum Command {
     /// Drain a running gateway, as SIGTERM does: not ready, still accepting for `drain.delay`, then no
     /// new work
     Drain(levers::DrainArgs),
+    /// Take traffic off a place, or let it come back
+    #[command(subcommand)]
+    Failover(failover::Command),
     /// Write what somebody else needs to understand a running gateway into one file, without secrets
     BugReport(bug_report::BugReportArgs),
     /// What a code such as ZG0702 means and what to do about it; with `route`, where a request would go
@@ -104,6 +108,7 @@ fn main() -> ExitCode {
         Command::Top(args) => top::run(&args),
         Command::Tap(args) => tap::run(&args),
         Command::Drain(args) => levers::drain(&args),
+        Command::Failover(command) => failover::run(&command),
         Command::BugReport(args) => bug_report::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Completion(args) => completion::run(&args, Cli::command()),

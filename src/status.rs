@@ -173,8 +173,15 @@ fn row(route: &Value, now: OffsetDateTime) -> Vec<String> {
     let outbound = field(route, "outbound");
     let levels: Vec<String> = (list(field(outbound, "levels")).iter())
         .map(|level| {
+            let state = match word(field(level, "state")) {
+                "waits for reset" => {
+                    let since = since(field(level, "state_since"), now);
+                    format!(" (waits for reset since {since})")
+                }
+                _ => String::new(),
+            };
             format!(
-                "{} {}/{}",
+                "{} {}/{}{state}",
                 word(field(level, "name")),
                 field(level, "healthy"),
                 field(level, "total")

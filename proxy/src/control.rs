@@ -4,6 +4,7 @@
 
 mod accepting;
 mod alarms;
+pub(crate) mod decided;
 pub(crate) mod handover;
 pub(crate) mod inherit;
 mod last_good;
@@ -33,6 +34,7 @@ use zeugma_core::time::Time;
 use zeugma_xds::{Findings, GatewaySettings, LastGood, NodeOptions, Refused, ResourceList};
 
 use self::accepting::Accepting;
+use self::decided::Decided;
 use self::handover::{Arrival, Asked, HandoverError, Offered};
 use self::inherit::InheritError;
 use self::last_good::{Beginning, Keeper};
@@ -231,7 +233,6 @@ async fn control(
 ) -> Result<(), GatewayError> {
     let (phase, phase_read) = watch::channel(Phase::Serving);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
-    let mut fleet = Fleet::new();
     let files = Files::new(options.config.clone(), node, &start, &credentials);
     let Beginning {
         loaded,
@@ -241,7 +242,7 @@ async fn control(
     let unkept = (!is_kept).then_some(loaded.last_good);
     let keeper = begin_keeping(&arrival, &federation, &loaded.settings, unkept);
     let snapshot = Arc::new(loaded.snapshot);
-    fleet.reconcile(&snapshot, Time::ZERO);
+    let (mut fleet, decided) = Decided::begin(arrival.state.as_ref(), &snapshot);
     let shares = fleet.shares(Time::ZERO);
     let settings = loaded.settings;
     let before = arrival.adopted.before().to_vec();
@@ -266,7 +267,7 @@ async fn control(
         findings: ArcSwap::from_pointee(Value::Null),
         open: AtomicUsize::new(0),
         windows: Arc::default(),
-        admin: AdminSide::of(&options.logging),
+        admin: AdminSide::of(&options.logging, decided.told()),
         pulses: Pulses::new(),
         started: Instant::now(),
         #[cfg(feature = "otlp")]
@@ -285,6 +286,7 @@ async fn control(
     let mut control = Control {
         shared,
         fleet,
+        decided,
         probes: JoinSet::new(),
         accepting,
         names,
@@ -476,6 +478,7 @@ fn start_worker(
 struct Control {
     shared: Arc<Shared>,
     fleet: Fleet,
+    decided: Decided,
     probes: JoinSet<(EndpointKey, Finding)>,
     accepting: Accepting,
     names: Named,
@@ -607,6 +610,7 @@ impl Control {
                     Stage::Draining { .. } => break,
                 },
                 _ = terminate.recv() => Some(self.shared.settings.drain.delay),
+                () = levers.failover.told.notified() => { self.grant_wishes(); None }
                 () = levers.drain.notified() => Some(self.shared.settings.drain.delay),
                 _ = interrupt.recv() => Some(Duration::ZERO),
                 () = levers.quit.notified() => Some(Duration::ZERO),
@@ -828,6 +832,11 @@ impl Control {
 
     /// Publishes the shares of the present snapshot, if they changed.
     fn publish_shares(&mut self) {
+        self.publish_shares_because(None);
+    }
+
+    /// The same; `because` is why, where it is not something that happened to an endpoint.
+    fn publish_shares_because(&mut self, because: Option<&str>) {
         let now = self.shared.now();
         let events = self.fleet.drain_events();
         let published = self.shared.published.load();
@@ -839,7 +848,7 @@ impl Control {
                 shares,
             );
         }
-        self.tell_events(events, None);
+        self.tell_events(events, because);
     }
 
     /// Tells what the fleet has to tell, after `before`, in log and journal.
@@ -847,6 +856,9 @@ impl Control {
         let mut events = before;
         events.extend(self.fleet.drain_events());
         self.shared.admin.journal.add_fleet(&events, because);
+        if self.fleet.take_kept_changed() {
+            self.keep_decided();
+        }
         for event in &events {
             tell_event(event);
         }
@@ -1038,6 +1050,9 @@ fn tell_event(event: &FleetEvent) {
         FleetEvent::FailsAlike { route } => {
             tracing::warn!(code = "ZG0425", %route, "every level fails alike; nothing is ejected: look at the requests");
         }
+        FleetEvent::WaitsForReset { route, level, .. } => {
+            tracing::warn!(code = "ZG0436", %route, %level, "a level is good again and waits for `zeugma failover reset`");
+        }
         FleetEvent::SharesMoved {
             cluster,
             levels,
@@ -1146,6 +1161,7 @@ mod tests {
         };
         let mut control = Control {
             fleet: Fleet::new(),
+            decided: Decided::default(),
             keeper: None,
             probes: JoinSet::new(),
             accepting: Accepting::new(Arc::clone(&alone.shared), vec![handle]),

@@ -18,7 +18,7 @@ use zeugma_core::explain::{
     Answer, Asks, Assumed, Beside, Caller, Candidate, Destination, Explanation, Judged, LevelSeen,
     Question, QuestionError, Step, Vouched, explain,
 };
-use zeugma_core::fleet::{Fleet, LevelMotion};
+use zeugma_core::fleet::{Fleet, LevelMotion, LevelView};
 use zeugma_core::health::ActiveVerdict;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::snapshot::{Cluster, Rule, Service, ServiceIx, Snapshot};
@@ -371,24 +371,26 @@ fn level_json(
         "healthy_share": seen.view.map(|view| view.healthy),
         "capacity": seen.view.map(|view| view.capacity),
         "damped_capacity": seen.view.map(|view| view.damped),
-        "state": seen.view.map(|view| motion(view.motion, now)),
+        "state": seen.view.map(|view| motion(&view, now)),
         "statuses": counts,
         "endpoints": candidates,
         "endpoints_left_out": seen.left_out,
     })
 }
 
-fn motion(motion: LevelMotion, now: Time) -> Value {
-    let (word, times) = match motion {
-        LevelMotion::Settled => ("settled", None),
-        LevelMotion::Holding { since, until } => ("holding", Some((since, until))),
-        LevelMotion::Waiting { since, until } => ("waiting", Some((since, until))),
-        LevelMotion::Ramping { since, until } => ("ramping", Some((since, until))),
+fn motion(view: &LevelView, now: Time) -> Value {
+    let word = match view.motion {
+        LevelMotion::Settled => "settled",
+        LevelMotion::Holding { .. } => "holding",
+        LevelMotion::Waiting { .. } => "waiting",
+        LevelMotion::Kept { .. } => "waiting-for-reset",
+        LevelMotion::Ramping { .. } => "ramping",
     };
+    let since = view.motion.since();
     json!({
         "is": word,
-        "for_seconds": times.map(|(since, _)| seconds(now.since(since))),
-        "ends_in_seconds": times.map(|(_, until)| seconds(until.since(now))),
+        "for_seconds": since.map(|since| seconds(now.since(since))),
+        "ends_in_seconds": view.until.map(|until| seconds(until.since(now))),
     })
 }
 

@@ -70,6 +70,7 @@ impl Event {
             "endpoint-reported" => "ZG0429",
             "peer-report-stale" => "ZG0430",
             "fails-alike" => "ZG0425",
+            "waits-for-reset" => "ZG0436",
             "shares-moved" => "ZG0426",
             "lever"
                 if self
@@ -79,6 +80,15 @@ impl Event {
             {
                 "ZG0967"
             }
+            "lever"
+                if self
+                    .data
+                    .get("lever")
+                    .is_some_and(|lever| lever == "evacuate") =>
+            {
+                "ZG0440"
+            }
+            "lever" if self.data.get("lever").is_some_and(|lever| lever == "reset") => "ZG0441",
             "lever" => "ZG0902",
             _ => return None,
         };
@@ -270,7 +280,8 @@ impl Kept {
     }
 }
 
-fn now() -> String {
+/// This moment, RFC 3339.
+pub(crate) fn now() -> String {
     let now = OffsetDateTime::now_utc();
     // It fails for years beyond 9999 alone.
     (now.replace_millisecond(now.millisecond()).unwrap_or(now))
@@ -287,6 +298,7 @@ fn cause_of(event: &FleetEvent) -> Option<(&str, String)> {
         FleetEvent::Healthy { key } => (key, "passes its active check".to_owned()),
         FleetEvent::Reported { key, said, .. } => (key, said_text(*said)),
         FleetEvent::FailsAlike { .. }
+        | FleetEvent::WaitsForReset { .. }
         | FleetEvent::SharesMoved { .. }
         | FleetEvent::ReportStale { .. }
         | _ => return None,
@@ -313,6 +325,10 @@ fn endpoint(key: &EndpointKey) -> String {
         (Some(backend), Some(address)) => format!("{backend} {address}"),
         _ => key.0.to_string(),
     }
+}
+
+fn of_level(route: &str, level: &str) -> Value {
+    json!({ "route": route, "level": level })
 }
 
 fn told(event: &FleetEvent, causes: &[String]) -> (&'static str, Value) {
@@ -366,6 +382,9 @@ fn told(event: &FleetEvent, causes: &[String]) -> (&'static str, Value) {
                 "held": *when_stale == WhenStale::Hold,
             }),
         ),
+        FleetEvent::WaitsForReset { route, level, .. } => {
+            ("waits-for-reset", of_level(route, level))
+        }
         FleetEvent::FailsAlike { route } => ("fails-alike", json!({ "route": &**route })),
         FleetEvent::SharesMoved {
             cluster,

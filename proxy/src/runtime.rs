@@ -35,6 +35,7 @@ use zeugma_xds::{GatewaySettings, ResourceList};
 use crate::account::{AccessLog, Caller, Closed, Origin, Stretch};
 use crate::admission::{Admission, NO_LOAD_BALANCER, UnderWay};
 use crate::connection;
+use crate::control::decided::Wishes;
 use crate::explain;
 use crate::federation::Federation;
 use crate::hash::Configured;
@@ -97,6 +98,8 @@ pub(crate) struct Levers {
     pub(crate) drain: Notify,
     /// Drain without the delay, as SIGINT does.
     pub(crate) quit: Notify,
+    /// What operators decide of failover.
+    pub(crate) failover: Wishes,
 }
 
 /// What the admin interface shares with the others.
@@ -112,6 +115,8 @@ pub(crate) struct AdminSide {
     pub(crate) explains: broadcast::Sender<explain::Asked>,
     /// What the control thread is asked.
     pub(crate) levers: Levers,
+    /// What traffic is taken off, for those who ask.
+    pub(crate) evacuations: ArcSwap<serde_json::Value>,
     /// How much the log tells.
     pub(crate) logging: Logging,
 }
@@ -132,16 +137,18 @@ impl Default for AdminSide {
             questions: broadcast::channel(listing::QUESTIONS_MAX).0,
             explains: broadcast::channel(explain::ASKED_MAX).0,
             levers: Levers::default(),
+            evacuations: ArcSwap::from_pointee(serde_json::json!([])),
             logging: Logging::default(),
         }
     }
 }
 
 impl AdminSide {
-    /// With the log of the process.
-    pub(crate) fn of(logging: &Logging) -> Self {
+    /// With the log of the process, and what traffic is taken off.
+    pub(crate) fn of(logging: &Logging, evacuations: serde_json::Value) -> Self {
         Self {
             logging: logging.clone(),
+            evacuations: ArcSwap::from_pointee(evacuations),
             ..Self::default()
         }
     }

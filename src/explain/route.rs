@@ -421,6 +421,9 @@ fn state(state: &Value) -> String {
     match word(field(state, "is")) {
         "holding" => format!("holds for {left:.1} s more (hold; worse since {since:.1} s)"),
         "waiting" => format!("waits {left:.1} s more (failback.after; well since {since:.1} s)"),
+        "waiting-for-reset" => {
+            format!("waits for a reset (failback.mode: manual; well since {since:.1} s)")
+        }
         "ramping" => format!("comes back, whole in {left:.1} s (failback.ramp)"),
         other => other.to_owned(),
     }

@@ -355,6 +355,9 @@ fn event_text(event: &FleetEvent) -> String {
                 .collect();
             format!("traffic of {cluster}: {}", moved.join(", "))
         }
+        FleetEvent::WaitsForReset { cluster, level, .. } => {
+            format!("{level} of {cluster} is well again, and waits for a reset")
+        }
         // No peer reports in a simulation.
         other @ (FleetEvent::Reported { .. } | FleetEvent::ReportStale { .. } | _) => {
             format!("{other:?}")

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use zeugma_core::shares::{ClusterShares, EndpointStatus, Shares};
-use zeugma_core::snapshot::{Cluster, EndpointKey, Failover, Snapshot, TooFew};
+use zeugma_core::snapshot::{Cluster, EndpointKey, Failback, Failover, Snapshot, TooFew};
 use zeugma_core::time::Time;
 
 const EPSILON: f64 = 1e-6;
@@ -66,6 +66,8 @@ pub(crate) enum Since {
     Push,
     /// Levels that fail alike took everything back, undamped.
     Alike,
+    /// An operator's word, which is not to be waited for.
+    Lever,
 }
 
 impl Seen {
@@ -166,8 +168,14 @@ impl History {
         let Failover {
             failback_after: after,
             failback_ramp: ramp,
+            failback,
             ..
         } = cluster.policy.failover;
+        assert!(
+            failback == Failback::Auto,
+            "{}: came back without a reset",
+            cluster.name
+        );
         let waited = at.since(since);
         assert!(
             waited >= after,
@@ -192,8 +200,12 @@ impl History {
             hold,
             failback_after,
             failback_ramp,
+            failback,
             ..
         } = cluster.policy.failover;
+        if failback == Failback::Manual {
+            return 0;
+        }
         let longest = hold.max(failback_after + failback_ramp) + Duration::from_secs(3);
         if now.since(self.steady_since) < longest || self.shares.too_few {
             return 0;
@@ -254,6 +266,7 @@ fn check_reported(cluster: &Cluster, of: &ClusterShares, reports: &Reports) {
             "{key}: {worth:?}, not {expected:?}"
         );
         let expected = match said.filter(|said| said.healthy == 0.0) {
+            _ if status == EndpointStatus::Evacuated => EndpointStatus::Evacuated,
             _ if status == EndpointStatus::Unhealthy => EndpointStatus::Unhealthy,
             Some(said) if said.is_old => EndpointStatus::EmptyOnce,
             Some(_) => EndpointStatus::Empty,
@@ -271,8 +284,7 @@ fn check_reported(cluster: &Cluster, of: &ClusterShares, reports: &Reports) {
 fn check_emptiness(cluster: &Cluster, of: &ClusterShares, capacities: &[f64]) {
     let nothing = capacities.iter().all(|capacity| *capacity == 0.0);
     let last_resort = cluster.policy.failover.too_few == TooFew::UseAll
-        && (of.endpoints.iter())
-            .any(|status| ![EndpointStatus::Unhealthy, EndpointStatus::Empty].contains(status));
+        && (of.endpoints.iter()).any(|status| status.is_healthy() || status.is_last_resort());
     // A hold keeps what is healthy in use for a while, though it is too little.
     let held = cluster.policy.failover.hold > Duration::ZERO && !of.too_few && !of.refuses();
     let nothing = nothing && !held;

@@ -10,7 +10,7 @@ use fastrand::Rng;
 use zeugma_core::authorize::Evidence;
 use zeugma_core::engine::{Arrival, Carry, Decision, Headers, Request, Wants, decide};
 use zeugma_core::explain::{Beside, Question, explain};
-use zeugma_core::fleet::{Fleet, FleetEvent, Observation, STALE_AFTER};
+use zeugma_core::fleet::{Evacuation, Fleet, FleetEvent, Observation, STALE_AFTER};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::names::HostPattern;
 use zeugma_core::plan::{Attempt, LEVEL_ATTEMPTS_MAX};
@@ -69,6 +69,9 @@ pub(crate) struct Tally {
     pushes: u64,
     rises: u64,
     settled: u64,
+    evacuated: u64,
+    released: u64,
+    kept: u64,
     explained: u64,
 }
 
@@ -100,7 +103,7 @@ impl Tally {
         );
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 19] {
+    fn counts_mut(&mut self) -> [&mut u64; 22] {
         [
             &mut self.requests,
             &mut self.answered,
@@ -120,6 +123,9 @@ impl Tally {
             &mut self.pushes,
             &mut self.rises,
             &mut self.settled,
+            &mut self.evacuated,
+            &mut self.released,
+            &mut self.kept,
             &mut self.explained,
         ]
     }
@@ -181,6 +187,7 @@ impl Scenario {
                 0..=2 => self.fault(),
                 3 => self.push(),
                 4..=6 => self.report(),
+                7 => self.pull(),
                 _ => {}
             }
             for _ in 0..self.rng.u32(0..20) {
@@ -253,6 +260,7 @@ impl Scenario {
                 FleetEvent::Reported { .. } => self.tally.reported += 1,
                 FleetEvent::ReportStale { .. } => self.tally.reports_old += 1,
                 FleetEvent::FailsAlike { .. } => self.tally.alike += 1,
+                FleetEvent::WaitsForReset { .. } => self.tally.kept += 1,
                 // What is taken back early comes undamped.
                 FleetEvent::Readmitted { key } if self.out_until.get(&key) > Some(&self.now) => {
                     since = Since::Alike;
@@ -396,6 +404,37 @@ impl Scenario {
         for key in hit {
             self.truth.insert(key, truth);
         }
+    }
+
+    /// An operator takes traffic off something, or lets it come back.
+    fn pull(&mut self) {
+        self.look(Since::Events);
+        let cluster = Arc::clone(self.rng.choice(&self.snapshot.clusters).unwrap());
+        let endpoint = self.rng.choice(&cluster.endpoints);
+        let evacuated: Vec<_> = self.fleet.evacuations().cloned().collect();
+        match (self.rng.u8(0..6), endpoint) {
+            (0, Some(endpoint)) => {
+                let of = match self.rng.u8(0..3) {
+                    0 => Evacuation::Locality(endpoint.locality.clone()),
+                    1 => Evacuation::Peer("west".into()),
+                    _ => Evacuation::Backend {
+                        route: Arc::clone(&cluster.route),
+                        backend: Arc::clone(&endpoint.backend),
+                    },
+                };
+                self.tally.evacuated += u64::from(self.fleet.evacuate(of, self.now));
+            }
+            (1..=3, _) => {
+                for of in evacuated {
+                    assert!(self.fleet.end_evacuation(&of, self.now));
+                }
+            }
+            _ => {
+                let released = self.fleet.reset(&cluster.route, self.now);
+                self.tally.released += u64::from(released > 0);
+            }
+        }
+        self.look(Since::Lever);
     }
 
     fn push(&mut self) {
@@ -577,7 +616,7 @@ impl Scenario {
                 "{status:?} was picked, {left} healthy ones were not"
             );
             assert!(
-                ![EndpointStatus::Unhealthy, EndpointStatus::Empty].contains(&status),
+                status.is_healthy() || status.is_last_resort(),
                 "a dead endpoint was picked"
             );
             assert!(!tried.contains(&attempt.endpoint), "tried twice");
@@ -621,6 +660,10 @@ impl Scenario {
     /// With every fault gone all traffic ends up at the nearest level that has endpoints.
     fn recover(&mut self) {
         self.truth.clear();
+        for of in self.fleet.evacuations().cloned().collect::<Vec<_>>() {
+            assert!(self.fleet.end_evacuation(&of, self.now));
+        }
+        self.look(Since::Lever);
         let mut well = Report::default();
         for service in &self.snapshot.services {
             let standing = Standing::new(2, 2, 2.0, 2.0).unwrap();
@@ -637,6 +680,15 @@ impl Scenario {
         for _ in 0..20 {
             self.pass(Duration::from_secs(10));
             self.request();
+        }
+        self.look(Since::Events);
+        // What waits for an operator.
+        for cluster in &self.snapshot.clusters {
+            self.fleet.reset(&cluster.route, self.now);
+        }
+        self.look(Since::Lever);
+        for _ in 0..7 {
+            self.pass(Duration::from_secs(10));
         }
         self.look(Since::Events);
         assert!(self.statuses().values().all(|status| status.is_healthy()));

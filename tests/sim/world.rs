@@ -197,6 +197,7 @@ impl Route {
             endpoints,
             levels,
             policy: Arc::new(ClusterPolicy {
+                spread: Vec::new(),
                 balance,
                 failover,
                 active,
@@ -282,6 +283,11 @@ impl Settings {
                 hold: seconds(rng, &[0, 0, 2, 10]),
                 failback_after: seconds(rng, &[0, 3, 60]),
                 failback_ramp: seconds(rng, &[0, 5, 60]),
+                failback: if rng.u8(0..4) == 0 {
+                    Failback::Manual
+                } else {
+                    Failback::Auto
+                },
                 too_few: if rng.bool() {
                     TooFew::UseAll
                 } else {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use zeugma_core::rules::{HeaderChanges, HttpRule, RuleRetries, RuleTimeouts, Rules};
 use zeugma_core::snapshot::{
-    ActiveKind, Cluster, ClusterPolicy, Endpoint, EndpointTls, Export, Failover, Failure,
+    ActiveKind, Cluster, ClusterPolicy, Endpoint, EndpointTls, Export, Failback, Failover, Failure,
     HttpVersion, Listener, Mirror, PassiveCheck, Peer, PeerIx, PolicyMode, Retries, Role, Rule,
     Service, Snapshot, Timeouts, WhenStale,
 };
@@ -593,6 +593,7 @@ fn of_endpoint(endpoint: &Endpoint) -> String {
 fn of_policy(policy: &ClusterPolicy, fields: &mut Fields) {
     let ClusterPolicy {
         balance,
+        spread,
         failover,
         active,
         passive,
@@ -605,6 +606,10 @@ fn of_policy(policy: &ClusterPolicy, fields: &mut Fields) {
     fields.insert("balance.policy", one(format!("{balance:?}")));
     let age = duration(*connection_age_max);
     fields.insert("balance.maxConnectionAge", one(age));
+    let parts = spread
+        .iter()
+        .map(|part| format!("{}: {:.4}", part.locality, part.weight));
+    fields.insert("locality.spread", parts.collect());
     of_failover(failover, fields);
     if let Some(active) = active {
         let asks = match &active.kind {
@@ -671,10 +676,16 @@ fn of_failover(failover: &Failover, fields: &mut Fields) {
         hold,
         failback_after,
         failback_ramp,
+        failback,
     } = failover;
     fields.insert("failover.hold", one(duration(*hold)));
     fields.insert("failover.failback.after", one(duration(*failback_after)));
     fields.insert("failover.failback.ramp", one(duration(*failback_ramp)));
+    let mode = match failback {
+        Failback::Auto => "auto",
+        Failback::Manual => "manual",
+    };
+    fields.insert("failover.failback.mode", one(mode));
 }
 
 fn of_passive(passive: &PassiveCheck, fields: &mut Fields) {

@@ -277,6 +277,7 @@ mod tests {
             hold: Duration::ZERO,
             failback_after: Duration::ZERO,
             failback_ramp: Duration::ZERO,
+            failback: zeugma_core::snapshot::Failback::Auto,
             too_few: TooFew::Fail,
         }
     }

@@ -16,6 +16,9 @@ pub(crate) enum AnyClusterMeta {
 pub(crate) struct ClusterMeta {
     pub route: String,
     pub failover: FailoverMeta,
+    /// The priority whose localities are weighed. In all others the weights are the endpoints'.
+    #[serde(default)]
+    pub spread_priority: Option<u32>,
     pub passive: PassiveMeta,
     /// Whether what Envoy takes for least requests is by latency too.
     #[serde(default)]
@@ -92,6 +95,8 @@ pub(crate) struct FailoverMeta {
     pub hold_millis: u64,
     pub failback_after_millis: u64,
     pub failback_ramp_millis: u64,
+    #[serde(default)]
+    pub failback_is_manual: bool,
     pub use_all: bool,
 }
 

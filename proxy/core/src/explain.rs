@@ -537,7 +537,7 @@ fn see_level(cluster: &Cluster, level: &Level, of: &ClusterShares, fleet: &Fleet
 /// What is no good is what is asked about.
 const fn told_first(status: EndpointStatus) -> u8 {
     match status {
-        EndpointStatus::Unhealthy => 0,
+        EndpointStatus::Unhealthy | EndpointStatus::Evacuated => 0,
         EndpointStatus::Empty | EndpointStatus::EmptyOnce => 1,
         EndpointStatus::Ejected => 2,
         EndpointStatus::Unknown => 3,

@@ -69,61 +69,67 @@ pub(crate) fn cluster(levels: &[&[&str]]) -> Cluster {
         route: "a/b".into(),
         endpoints,
         levels,
-        policy: Arc::new(ClusterPolicy {
-            balance: Balance::LeastRequest,
-            failover: Failover {
-                start: 0.7,
-                full: 0.0,
-                hold: Duration::ZERO,
-                failback_after: Duration::from_secs(60),
-                failback_ramp: Duration::from_secs(60),
-                too_few: TooFew::UseAll,
-            },
-            active: None,
-            passive: PassiveCheck {
-                consecutive: 5,
-                on: vec![
-                    Failure::Connect,
-                    Failure::Reset,
-                    Failure::Timeout,
-                    Failure::Status(502),
-                    Failure::Status(503),
-                    Failure::Status(504),
-                ],
-                error_rate: Some(ErrorRate {
-                    over: 0.5,
-                    requests: 20,
-                }),
-                eject: Duration::from_secs(30),
-                max_ejected: 1.0,
-                keep_at_least: 1,
-            },
-            connection_age_max: Duration::ZERO,
-            slow_start: Duration::ZERO,
-            timeouts: Timeouts {
-                connect: Duration::from_secs(1),
-                connect_peer: Duration::from_secs(3),
-                response_headers: Duration::from_secs(15),
-                idle: Duration::from_secs(3600),
-                per_try: None,
-            },
-            retries: Retries {
-                attempts: 2,
-                on: vec![
-                    Failure::Connect,
-                    Failure::RefusedStream,
-                    Failure::Reset,
-                    Failure::Status(502),
-                    Failure::Status(503),
-                    Failure::Status(504),
-                    Failure::Unavailable,
-                ],
-                budget: 0.2,
-                buffer_bytes_max: 65536,
-                any_method: false,
-            },
-            limits: RouteLimits::default(),
-        }),
+        policy: Arc::new(policy()),
+    }
+}
+
+fn policy() -> ClusterPolicy {
+    ClusterPolicy {
+        balance: Balance::LeastRequest,
+        spread: Vec::new(),
+        failover: Failover {
+            start: 0.7,
+            full: 0.0,
+            hold: Duration::ZERO,
+            failback_after: Duration::from_secs(60),
+            failback_ramp: Duration::from_secs(60),
+            failback: Failback::Auto,
+            too_few: TooFew::UseAll,
+        },
+        active: None,
+        passive: PassiveCheck {
+            consecutive: 5,
+            on: vec![
+                Failure::Connect,
+                Failure::Reset,
+                Failure::Timeout,
+                Failure::Status(502),
+                Failure::Status(503),
+                Failure::Status(504),
+            ],
+            error_rate: Some(ErrorRate {
+                over: 0.5,
+                requests: 20,
+            }),
+            eject: Duration::from_secs(30),
+            max_ejected: 1.0,
+            keep_at_least: 1,
+        },
+        connection_age_max: Duration::ZERO,
+        slow_start: Duration::ZERO,
+        timeouts: Timeouts {
+            connect: Duration::from_secs(1),
+            connect_peer: Duration::from_secs(3),
+            response_headers: Duration::from_secs(15),
+            idle: Duration::from_secs(3600),
+            per_try: None,
+        },
+        retries: Retries {
+            attempts: 2,
+            on: vec![
+                Failure::Connect,
+                Failure::RefusedStream,
+                Failure::Reset,
+                Failure::Status(502),
+                Failure::Status(503),
+                Failure::Status(504),
+                Failure::Unavailable,
+            ],
+            budget: 0.2,
+            buffer_bytes_max: 65536,
+            any_method: false,
+        },
+        limits: RouteLimits::default(),
     }
 }
 

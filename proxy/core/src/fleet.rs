@@ -4,6 +4,7 @@
 //!   observe (traffic) ----> Outlier: ejected, readmitted ---.
 //!   probed (active) ------> Active: unhealthy, healthy -----+--> h, c of each level (shares.rs)
 //!   report (a peer) ------> Behind: weight, healthy share --+         |
+//!   evacuate (a person) --> is_evacuated -------------------+         |
 //!   reconcile (a push) ---> endpoints and levels by key ----'         |
 //!                                                                     v
 //!   time (next_wake) ---------------------------------> d: hold, failback, ramp (level.rs)
@@ -15,6 +16,7 @@
 //! snapshot: a push forgets no ejection, hold or ramp. One thread owns a fleet; time is given to
 //! it, and it says in [`Fleet::next_wake`] when time alone will change something.
 
+mod evacuation;
 mod level;
 mod reports;
 mod view;
@@ -29,8 +31,8 @@ use crate::balance::mix;
 use crate::health::{Active, ActiveVerdict};
 use crate::outlier::{Counted, EjectCause, Ejection, Outlier, count};
 use crate::snapshot::{
-    ActiveCheck, Address, Cluster, Endpoint, EndpointKey, ErrorRate, Failure, Level, Snapshot,
-    WhenStale,
+    ActiveCheck, Address, Cluster, Endpoint, EndpointKey, ErrorRate, Failback, Failure, Level,
+    Snapshot, WhenStale,
 };
 use crate::time::Time;
 
@@ -38,10 +40,11 @@ use level::LevelState;
 use reports::{Asked, Behind, Reports, asked_of};
 use warming::Warming;
 
+pub use self::evacuation::{EVACUATIONS_MAX, Effect, Evacuation, Kept};
 pub use self::reports::{STALE_AFTER, Said};
-pub use crate::shares::{ClusterShares, EndpointStatus, Shares};
+pub use crate::shares::{ClusterShares, EndpointStatus, LevelMotion, Shares};
 use crate::shares::{SHARE_EPSILON, capacity, healthy_share};
-pub use view::{EndpointView, LevelMotion, LevelView};
+pub use view::{EndpointView, LevelView};
 
 /// The most active checks under way at once.
 pub const PROBES_IN_FLIGHT_MAX: usize = 512;
@@ -135,6 +138,15 @@ pub enum FleetEvent {
         /// `namespace/name` of the route.
         route: Arc<str>,
     },
+    /// A level is good again and waits for a reset: `failback.mode` of its route is manual.
+    WaitsForReset {
+        /// `namespace/name` of the route.
+        route: Arc<str>,
+        /// The cluster.
+        cluster: Arc<str>,
+        /// The level's name.
+        level: Arc<str>,
+    },
     /// The shares of a cluster's levels changed.
     SharesMoved {
         /// The cluster.
@@ -166,6 +178,10 @@ pub struct Fleet {
     /// When time alone moves a cluster's levels.
     moves: BTreeSet<(Time, usize)>,
     reports: Reports,
+    /// What operators took traffic off.
+    evacuations: BTreeSet<Evacuation>,
+    /// Whether what [`Fleet::kept`] says has changed.
+    kept_changed: bool,
     warming: Warming,
     /// As of the last [`Fleet::shares`].
     shares: Shares,
@@ -217,6 +233,7 @@ struct EndpointState {
     active: Option<Box<Active>>,
     /// `None` where it is no peer's gateway, or nothing is reported that counts.
     behind: Option<Box<Behind>>,
+    is_evacuated: bool,
 }
 
 /// Where an endpoint is judged: the cluster of its route with the most levels that holds it.
@@ -323,6 +340,7 @@ impl Fleet {
             known.push(std::mem::replace(state, ClusterState::blank(next)));
         }
         let joined = self.rehome_route(&members, &known, snapshot, now);
+        self.mark_evacuated(members.iter().filter_map(|ix| snapshot.clusters.get(*ix)));
         let asked_at = |ix: usize| asked.get(ix).and_then(Option::as_ref);
         let clusters = members.iter().filter_map(|ix| {
             let cluster = snapshot.clusters.get(*ix)?;
@@ -415,6 +433,7 @@ impl Fleet {
             route.push(ix);
         }
         let joined = self.rehome(snapshot, &known, now);
+        self.mark_evacuated(snapshot.clusters.iter());
         let asked_in_order = asked.iter().map(Option::as_ref);
         self.hear_of(snapshot.clusters.iter().zip(asked_in_order));
         let known = Known::new(&known);
@@ -616,6 +635,10 @@ impl Fleet {
             let worths = self.worths(&state.cluster);
             let mut shares = ClusterShares::new(&state.cluster, statuses, worths, &damped);
             shares.parts = self.parts(&state.cluster, now);
+            let motions = state.levels.iter().map(LevelState::motion);
+            if motions.clone().any(|motion| motion != LevelMotion::Settled) {
+                shares.motions = motions.collect();
+            }
             self.tell_shares(ix, &shares);
             self.shares.clusters.set(ix, shares);
         }
@@ -903,7 +926,20 @@ impl Fleet {
             let Some(state) = self.clusters.get_mut(*ix) else {
                 continue;
             };
+            let before: Vec<_> = state.kept().collect();
             state.step(&least, now);
+            let mut told = Vec::new();
+            if !state.kept().eq(before.iter().copied()) {
+                self.kept_changed = true;
+                let is_new = |(ix, _): &(usize, f64)| before.iter().all(|(was, _)| was != ix);
+                let names = (state.kept().filter(is_new))
+                    .filter_map(|(ix, _)| state.cluster.levels.get(ix));
+                told.extend(names.map(|level| FleetEvent::WaitsForReset {
+                    route: Arc::clone(&state.cluster.route),
+                    cluster: Arc::clone(&state.cluster.name),
+                    level: Arc::clone(&level.name),
+                }));
+            }
             if let Some(wake) = state.wake.take() {
                 self.moves.remove(&(wake, *ix));
             }
@@ -911,6 +947,7 @@ impl Fleet {
             if let Some(wake) = state.wake {
                 self.moves.insert((wake, *ix));
             }
+            told.into_iter().for_each(|event| self.tell(event));
         }
         self.changed.extend(members);
     }
@@ -1230,6 +1267,7 @@ impl EndpointState {
             (self.active.as_ref()).map_or(EndpointStatus::Healthy, |active| active.status());
         let empty = self.behind.as_ref().filter(|behind| behind.is_empty());
         match (active, empty, self.ejection()) {
+            _ if self.is_evacuated => EndpointStatus::Evacuated,
             (EndpointStatus::Unhealthy, _, _) => EndpointStatus::Unhealthy,
             (_, Some(behind), _) if behind.is_stale => EndpointStatus::EmptyOnce,
             (_, Some(_), _) => EndpointStatus::Empty,
@@ -1253,11 +1291,24 @@ impl ClusterState {
             level.step(capacity(*healthy, failover), *healthy > 0.0, failover, now);
         }
         let damped: f64 = self.levels.iter().map(LevelState::damped).sum();
-        if damped < 1.0 - SHARE_EPSILON {
+        let mut missing = 1.0 - damped;
+        if failover.failback == Failback::Manual {
+            // Nobody decides that traffic is refused: no more than what is missing comes back.
+            for (level, healthy) in self.levels.iter_mut().zip(healthy) {
+                missing -= level.lend(capacity(*healthy, failover), missing.max(0.0));
+            }
+        }
+        if missing > SHARE_EPSILON {
             for (level, healthy) in self.levels.iter_mut().zip(healthy) {
                 level.undamp(capacity(*healthy, failover));
             }
         }
+    }
+
+    /// The levels that wait for a reset, and what each takes.
+    fn kept(&self) -> impl Iterator<Item = (usize, f64)> {
+        let levels = self.levels.iter().enumerate();
+        (levels.filter(|(_, level)| level.is_kept())).map(|(ix, level)| (ix, level.damped()))
     }
 
     fn next_move(&self, now: Time) -> Option<Time> {

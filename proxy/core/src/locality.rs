@@ -90,6 +90,15 @@ impl Locality {
             && (scope >= Scope::Zone || self.subzone == other.subzone)
     }
 
+    /// Whether it is `other`, or a region or zone that `other` is in.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let is = |part: &str, other: &str| part.is_empty() || part == other;
+        self.region == other.region
+            && is(&self.zone, &other.zone)
+            && is(&self.subzone, &other.subzone)
+    }
+
     /// The nearest scope both share; `None` where not even the region is the same.
     #[must_use]
     pub fn nearest_shared(&self, other: &Self) -> Option<Scope> {

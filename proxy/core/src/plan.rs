@@ -61,7 +61,8 @@ impl Why {
 
 /// The endpoints to try for one connection or request, in order; each at most once.
 ///
-/// The first is of a level drawn by the shares, picked by the cluster's policy. Then come others of
+/// The first is of a level drawn by the shares, and of a locality of it where it is spread, picked by
+/// the cluster's policy. Then come others of
 /// that level, then the other levels that have a healthy endpoint, nearest first. Whoever has seen all
 /// of them fail knows that nothing is healthy, before the shares say so: then come those that only
 /// their traffic found bad, unless the cluster refuses in that case.
@@ -72,13 +73,18 @@ pub fn plan<'a>(
     load: &'a dyn Fn(EndpointIx) -> u32,
     draw: u64,
 ) -> Plan<'a> {
-    let drawn = draw_level(&shares.levels, fraction(draw, LEVEL_PART));
+    let drawn = draw_of(&shares.levels, fraction(draw, LEVEL_PART));
+    let spread = shares.spread.as_deref();
+    let part = spread
+        .filter(|spread| Some(spread.level) == drawn)
+        .and_then(|spread| draw_of(&spread.shares, fraction(draw, SPREAD_PART)));
     Plan {
         cluster,
         shares,
         load,
         draw,
         drawn,
+        part,
         next_level: 0,
         turn: drawn.map(Turn::new),
         is_last_resort: false,
@@ -89,6 +95,8 @@ pub fn plan<'a>(
 
 /// Tells the draw of the level from those of the endpoint.
 const LEVEL_PART: u64 = 0x6c65_7665;
+/// Tells the draw of the locality from both.
+const SPREAD_PART: u64 = 0x7370_7265;
 
 /// See [`plan()`].
 #[derive(Clone, Copy)]
@@ -99,6 +107,8 @@ pub struct Plan<'a> {
     draw: u64,
     /// The level drawn; `None`: everything is refused.
     drawn: Option<usize>,
+    /// The locality drawn in it, where the level is spread.
+    part: Option<usize>,
     /// The nearest level that has not had its turn, the drawn one apart.
     next_level: usize,
     turn: Option<Turn>,
@@ -171,18 +181,25 @@ impl Plan<'_> {
         }
         let level = self.cluster.levels.get(turn.level)?;
         if turn.first.is_none() {
-            turn.first = pick(
-                Candidates {
+            let part = self.part.filter(|_| self.attempts == 0);
+            let pick_of = |usable: &dyn Fn(EndpointIx) -> bool| {
+                let candidates = Candidates {
                     cluster: self.cluster,
                     level,
                     worths: &self.shares.worths,
                     parts: &self.shares.parts,
                     seeds: &self.shares.seeds,
-                    usable: &|ix| self.is_usable(ix),
-                },
-                self.load,
-                self.draw,
-            );
+                    usable,
+                };
+                pick(candidates, self.load, self.draw)
+            };
+            let is_of = |ix: EndpointIx, part: usize| {
+                let spread = self.shares.spread.as_deref();
+                spread.is_some_and(|spread| spread.is_of(ix, part))
+            };
+            turn.first = part
+                .and_then(|part| pick_of(&|ix| is_of(ix, part) && self.is_usable(ix)))
+                .or_else(|| pick_of(&|ix| self.is_usable(ix)));
             return turn.first;
         }
         // The rest of the members, from a drawn place on, so that not all go to the same second.
@@ -243,8 +260,8 @@ impl Plan<'_> {
     }
 }
 
-/// The level in whose share the point lies (0 to below 1); `None` if every share is 0.
-fn draw_level(shares: &[f64], point: f64) -> Option<usize> {
+/// Where the point lies (0 to below 1) of these shares laid end to end; `None` if every share is 0.
+fn draw_of(shares: &[f64], point: f64) -> Option<usize> {
     let mut rest = point;
     let mut last = None;
     for (level, share) in shares.iter().enumerate() {

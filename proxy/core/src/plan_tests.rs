@@ -4,8 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fixture::cluster;
+use crate::locality::Locality;
 use crate::shares::{EndpointStatus, EndpointStatus::*, capacity, healthy_share};
-use crate::snapshot::{Balance, HashOn, TooFew};
+use crate::snapshot::{Balance, HashOn, SpreadPart, TooFew};
 
 /// A cluster whose levels have these endpoints, and its shares.
 fn world(levels: &[&[EndpointStatus]]) -> (Cluster, ClusterShares) {
@@ -162,4 +163,85 @@ proptest! {
             prop_assert!(world.1.levels[*level] > 0.0);
         }
     }
+}
+
+/// Two endpoints in one locality and one in another, of one level, and a further level.
+fn spread_cluster(weights: [f64; 2]) -> Cluster {
+    let mut spread = cluster(&[&["a", "b", "c"], &["d"]]);
+    let places = ["eu/1", "eu/1", "eu/2", "us"].map(|text| Locality::parse(text).unwrap());
+    for (endpoint, place) in spread.endpoints.iter_mut().zip(&places) {
+        endpoint.locality = place.clone();
+    }
+    let policy = Arc::make_mut(&mut spread.policy);
+    policy.spread = [(&places[0], weights[0]), (&places[2], weights[1])]
+        .map(|(locality, weight)| SpreadPart {
+            locality: locality.clone(),
+            weight,
+        })
+        .to_vec();
+    spread
+}
+
+/// How many of 10,000 draws go to each endpoint first, in hundreds.
+fn first_of(cluster: &Cluster, endpoints: Vec<EndpointStatus>) -> Vec<u32> {
+    let shares = shares(cluster, endpoints);
+    let mut counts = vec![0u32; cluster.endpoints.len()];
+    for draw in 0..10_000 {
+        if let Some(first) = plan(cluster, &shares, &|_| 0, draw).next() {
+            counts[first.endpoint.0] += 1;
+        }
+    }
+    counts.iter().map(|count| (count + 50) / 100).collect()
+}
+
+#[test]
+fn a_level_is_spread_over_its_localities_by_their_shares_and_their_health() {
+    let close = |ours: Vec<u32>, hand: [u32; 4]| {
+        let is = (ours.iter().zip(hand)).all(|(ours, hand)| ours.abs_diff(hand) <= 2);
+        assert!(is, "{ours:?}, not {hand:?}");
+    };
+    let of = spread_cluster([0.2, 0.8]);
+    close(first_of(&of, vec![Healthy; 4]), [10, 10, 80, 0]);
+    // By hand: h of the first locality is 1/2, c = 5/7: 1/7 to 4/5, so 15 and 85 of the level, which
+    // has 2/3 of its weight and takes 20/21.
+    let one_down = vec![Ejected, Healthy, Healthy, Healthy];
+    close(first_of(&of, one_down), [0, 14, 81, 5]);
+    // The other locality is gone: all that the level takes (20/21) is the first one's.
+    let other_down = || vec![Healthy, Healthy, Ejected, Healthy];
+    close(first_of(&of, other_down()), [48, 48, 0, 5]);
+    // What weighs nothing is used where nothing else of the level is.
+    let of = spread_cluster([0.0, 1.0]);
+    close(first_of(&of, vec![Healthy; 4]), [0, 0, 100, 0]);
+    close(first_of(&of, other_down()), [48, 48, 0, 5]);
+}
+
+#[test]
+fn in_a_spread_level_a_key_and_a_slow_start_choose_inside_the_locality() {
+    let mut of = spread_cluster([0.2, 0.8]);
+    let counts = |of: &Cluster, parts: Vec<f64>| {
+        let mut shares = shares(of, vec![Healthy; 4]);
+        shares.parts = parts;
+        let mut counts = [0u32; 4];
+        for draw in 0..10_000 {
+            let first = || plan(of, &shares, &|_| 0, draw).next().unwrap().endpoint;
+            assert_eq!(first(), first());
+            counts[first().0] += 1;
+        }
+        counts.map(|count| (count + 50) / 100)
+    };
+    // By hand: 0.25 of a weight beside a whole one is a fifth of the locality's 20.
+    Arc::make_mut(&mut of.policy).balance = Balance::Random;
+    let slow = counts(&of, vec![0.25, 1.0, 0.25, 1.0]);
+    assert!(
+        slow[0].abs_diff(4) <= 2 && slow[1].abs_diff(16) <= 2,
+        "{slow:?}"
+    );
+    assert!(slow[2].abs_diff(80) <= 2 && slow[3] == 0, "{slow:?}");
+    Arc::make_mut(&mut of.policy).balance = Balance::RingHash(HashOn::Source);
+    let keyed = counts(&of, Vec::new());
+    assert!(
+        keyed[0].abs_diff(10) <= 2 && keyed[1].abs_diff(10) <= 2,
+        "{keyed:?}"
+    );
+    assert!(keyed[2].abs_diff(80) <= 2 && keyed[3] == 0, "{keyed:?}");
 }

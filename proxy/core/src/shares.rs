@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use crate::balance::key_of;
 use crate::snapshot::{Balance, Cluster, EndpointIx, Failover, Snapshot, TooFew};
+use crate::time::Time;
 
 /// What differs by less than this is the same share.
 pub const SHARE_EPSILON: f64 = 1e-9;
@@ -49,10 +50,119 @@ pub struct ClusterShares {
     pub worths: Vec<Worth>,
     /// No level has enough healthy endpoints: ejected ones are used too.
     pub too_few: bool,
+    /// How a level is spread over localities; `None` where none is.
+    pub spread: Option<Arc<Spread>>,
+    /// What each level is about, in their order; empty where all are settled.
+    pub motions: Vec<LevelMotion>,
     /// What part of its weight each endpoint is given while some start slowly; empty: all of it.
     pub parts: Vec<f64>,
     /// What tells each endpoint from others by a key, where the policy is one of keys; else empty.
     pub seeds: Vec<u64>,
+}
+
+/// How the traffic of one level is spread over the localities in it.
+///
+/// As Envoy's locality weights: each is its weight times c of what is healthy in it, of their sum.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spread {
+    /// The level.
+    pub level: usize,
+    /// The share of each, in the order of [`ClusterPolicy::spread`](crate::snapshot::ClusterPolicy);
+    /// together 1, or all 0: nothing that weighs is healthy, and endpoints alone weigh.
+    pub shares: Vec<f64>,
+    /// Which of them each endpoint is of, in their order; none where it is as many as there are.
+    of: Vec<usize>,
+}
+
+impl Spread {
+    fn new(cluster: &Cluster, endpoints: &[EndpointStatus], worths: &[Worth]) -> Option<Self> {
+        let parts = &cluster.policy.spread;
+        if parts.is_empty() {
+            return None;
+        }
+        let of: Vec<usize> = (cluster.endpoints.iter())
+            .map(|endpoint| {
+                let part = parts
+                    .iter()
+                    .position(|part| part.locality == endpoint.locality);
+                part.unwrap_or(parts.len())
+            })
+            .collect();
+        let is_of = |ix: &EndpointIx| of.get(ix.0).is_some_and(|part| *part < parts.len());
+        let level = (cluster.levels.iter()).position(|level| level.members.iter().any(is_of))?;
+        let members = &cluster.levels.get(level)?.members;
+        let mut shares: Vec<f64> = (parts.iter().enumerate())
+            .map(|(at, part)| {
+                let members = members.iter().filter(|ix| of.get(ix.0) == Some(&at));
+                let healthy = healthy_share_of(cluster, endpoints, worths, members);
+                part.weight * capacity(healthy, &cluster.policy.failover)
+            })
+            .collect();
+        let sum: f64 = shares.iter().sum();
+        if sum > 0.0 {
+            shares.iter_mut().for_each(|share| *share /= sum);
+        }
+        Some(Self { level, shares, of })
+    }
+
+    /// Whether an endpoint is of one of the localities.
+    #[must_use]
+    pub fn is_of(&self, ix: EndpointIx, part: usize) -> bool {
+        self.of.get(ix.0) == Some(&part)
+    }
+}
+
+/// What a level's share is about besides its health, and since when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LevelMotion {
+    /// It takes what its health allows.
+    Settled,
+    /// It is worse than what it takes, for `hold`.
+    Holding {
+        /// Since when.
+        since: Time,
+    },
+    /// It is better than what it takes, for `failback.after`.
+    Waiting {
+        /// Since when.
+        since: Time,
+    },
+    /// It is better than what it takes, until somebody resets the route: `failback.mode: manual`.
+    Kept {
+        /// Since when.
+        since: Time,
+    },
+    /// It takes more and more, by `failback.ramp`.
+    Ramping {
+        /// Since when.
+        since: Time,
+    },
+}
+
+impl LevelMotion {
+    /// The words in tables.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Settled => "settled",
+            Self::Holding { .. } => "holds",
+            Self::Waiting { .. } => "waits",
+            Self::Kept { .. } => "waits for reset",
+            Self::Ramping { .. } => "comes back",
+        }
+    }
+
+    /// Since when; `None` where it is settled.
+    #[must_use]
+    pub const fn since(self) -> Option<Time> {
+        match self {
+            Self::Settled => None,
+            Self::Holding { since }
+            | Self::Waiting { since }
+            | Self::Kept { since }
+            | Self::Ramping { since } => Some(since),
+        }
+    }
 }
 
 /// What an endpoint is worth in its level.
@@ -105,6 +215,8 @@ pub enum EndpointStatus {
     Empty,
     /// So it said, and has said nothing for long.
     EmptyOnce,
+    /// An operator took all traffic off it.
+    Evacuated,
 }
 
 impl EndpointStatus {
@@ -137,6 +249,7 @@ impl EndpointStatus {
             Self::Unhealthy => "unhealthy",
             Self::Empty => "empty",
             Self::EmptyOnce => "empty-once",
+            Self::Evacuated => "evacuated",
         }
     }
 }
@@ -290,11 +403,14 @@ impl ClusterShares {
                 TooFew::Fail => {}
             }
         }
+        let spread = Spread::new(cluster, &endpoints, &worths).map(Arc::new);
         Self {
             levels,
             endpoints,
+            spread,
             worths,
             too_few,
+            motions: Vec::new(),
             parts: Vec::new(),
             seeds: seeds(cluster),
         }
@@ -341,14 +457,20 @@ pub fn healthy_share(
     worths: &[Worth],
     level: usize,
 ) -> f64 {
+    let level = cluster.levels.get(level).into_iter();
+    let members = level.flat_map(|level| &level.members);
+    healthy_share_of(cluster, endpoints, worths, members)
+}
+
+fn healthy_share_of<'m>(
+    cluster: &Cluster,
+    endpoints: &[EndpointStatus],
+    worths: &[Worth],
+    members: impl Iterator<Item = &'m EndpointIx>,
+) -> f64 {
     let mut healthy = 0.0;
     let mut total = 0.0;
-    for ix in cluster
-        .levels
-        .get(level)
-        .iter()
-        .flat_map(|level| &level.members)
-    {
+    for ix in members {
         let configured = || Worth::configured(cluster.endpoint(*ix).weight);
         let worth = worths.get(ix.0).copied().unwrap_or_else(configured);
         total += worth.weight;
@@ -441,6 +563,8 @@ mod tests {
             endpoints: vec![H],
             worths: Vec::new(),
             too_few: false,
+            spread: None,
+            motions: Vec::new(),
             parts: Vec::new(),
             seeds: Vec::new(),
         }

@@ -299,6 +299,8 @@ pub struct Cluster {
 pub struct ClusterPolicy {
     /// How one endpoint of a level is picked.
     pub balance: Balance,
+    /// The localities of one level that its traffic is weighed by; empty: endpoints alone weigh.
+    pub spread: Vec<SpreadPart>,
     /// When traffic leaves a level and how it comes back.
     pub failover: Failover,
     /// The active check, if any.
@@ -315,6 +317,15 @@ pub struct ClusterPolicy {
     pub retries: Retries,
     /// How much of the route may be under way at once.
     pub limits: RouteLimits,
+}
+
+/// A locality's part of the level that it is in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpreadPart {
+    /// The locality, as its endpoints have it.
+    pub locality: Locality,
+    /// Its weight among those of the level, 0 or more.
+    pub weight: f64,
 }
 
 /// Endpoints that are equally preferred.
@@ -444,8 +455,19 @@ pub struct Failover {
     pub failback_after: Duration,
     /// How long the way back from nothing to everything takes.
     pub failback_ramp: Duration,
+    /// Who decides that traffic comes back.
+    pub failback: Failback,
     /// What happens when no level has a healthy endpoint.
     pub too_few: TooFew,
+}
+
+/// Who decides that traffic comes back to a level that is good again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Failback {
+    /// Time: [`Failover::failback_after`].
+    Auto,
+    /// An operator, by a reset.
+    Manual,
 }
 
 /// What happens when no level has a healthy endpoint.

@@ -72,14 +72,9 @@ const OTHERWISE: &[(&str, &str)] = &[
 const NOT_OURS: &[(&str, &str)] = &[
     ("priority-21", DEGRADED),
     ("priority-22", DEGRADED),
-    ("locality-weight-01", SPREAD),
-    ("locality-weight-02", SPREAD),
-    ("locality-weight-04", SPREAD),
-    ("locality-weight-06", SPREAD),
-    ("locality-weight-07", SPREAD),
-    ("locality-weight-09", SPREAD),
-    ("locality-weight-11", SPREAD),
-    ("locality-weight-12", SPREAD),
+    ("locality-weight-07", IN_TURN),
+    ("locality-weight-09", IN_TURN),
+    ("locality-weight-12", IN_TURN),
     ("zone-aware-01", ZONE),
     ("zone-aware-02", ZONE),
     ("zone-aware-04", ZONE),
@@ -110,7 +105,9 @@ const NOT_OURS: &[(&str, &str)] = &[
     ("sni-filter-chain-27", SOURCE_CHAIN),
 ];
 const DEGRADED: &str = "there is no degraded state: an endpoint is used or not";
-const SPREAD: &str = "`locality.spread` (weights of localities inside a level) is not built yet";
+const SPREAD: &str =
+    "`locality.spread` is weights of localities inside one level, and an error over several";
+const IN_TURN: &str = "the locality is drawn by its share, not taken in turn";
 const ZONE: &str = "there is no routing by the callers' distribution over zones: the nearest \
     level comes first and spills by health and capacity";
 const DEVIATION: &str = "ejection is by share of failures (`errorRate`), not by deviation from \
@@ -160,6 +157,7 @@ fn ask(id: &str, vector: &Value) -> &'static str {
         "priority" | "priority-weighted" | "priority-measured" => {
             return ask_shares(id, input, expected);
         }
+        "locality-weight" => ask_locality_weight(id, input, expected),
         "panic" => ask_panic(id, input, expected),
         "wrr" => ask_wrr(id, input, expected),
         "outlier" => ask_outlier(id, input, expected),
@@ -245,6 +243,58 @@ fn shares_of(levels: &[Vec<(f64, bool)>], start: f64) -> (Cluster, ClusterShares
         .collect();
     let shares = ClusterShares::new(&cluster, statuses, Vec::new(), &capacities);
     (cluster, shares)
+}
+
+fn ask_locality_weight(id: &str, input: &Value, expected: &Value) {
+    let weights: Vec<f64> = input["weights"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(number)
+        .collect();
+    let list = |name: &str| -> Vec<usize> {
+        let list = input[name].as_array();
+        list.map_or_else(
+            || vec![1; weights.len()],
+            |list| list.iter().map(count).collect(),
+        )
+    };
+    let (hosts, healthy) = (list("hosts"), list("healthy"));
+    let mut cluster = cluster(&[hosts.iter().sum()]);
+    let policy = Arc::make_mut(&mut cluster.policy);
+    let factor = input["opf"].as_f64().unwrap_or(140.0);
+    policy.failover.start = 100.0 / factor;
+    let place = |at: usize| Locality::parse(&format!("r/z{at}")).unwrap();
+    let parts = weights.iter().enumerate();
+    policy.spread = parts
+        .map(|(at, weight)| SpreadPart {
+            locality: place(at),
+            weight: *weight,
+        })
+        .collect();
+    let mut statuses = Vec::new();
+    for (at, (hosts, healthy)) in hosts.iter().zip(&healthy).enumerate() {
+        for nth in 0..*hosts {
+            cluster.endpoints[statuses.len()].locality = place(at);
+            statuses.push(match nth < *healthy {
+                true => EndpointStatus::Healthy,
+                false => EndpointStatus::Ejected,
+            });
+        }
+    }
+    let shares = ClusterShares::new(&cluster, statuses, Vec::new(), &[1.0]);
+    let ours = &shares.spread.unwrap().shares;
+    let theirs = expected["picks"]
+        .as_array()
+        .or_else(|| expected["counts"].as_array());
+    let theirs: Vec<f64> = theirs.unwrap().iter().map(number).collect();
+    let all: f64 = theirs.iter().sum();
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        assert!(
+            (ours - theirs / all).abs() < 0.005,
+            "{id}: {ours}, not {theirs} of {all}"
+        );
+    }
 }
 
 fn ask_shares(id: &str, input: &Value, expected: &Value) -> &'static str {
@@ -508,12 +558,14 @@ fn cluster(sizes: &[usize]) -> Cluster {
         levels,
         policy: Arc::new(ClusterPolicy {
             balance: Balance::LeastRequest,
+            spread: Vec::new(),
             failover: Failover {
                 start: 0.7,
                 full: 0.0,
                 hold: Duration::ZERO,
                 failback_after: Duration::from_secs(60),
                 failback_ramp: Duration::from_secs(60),
+                failback: Failback::Auto,
                 too_few: TooFew::UseAll,
             },
             active: None,

@@ -16,11 +16,12 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use zeugma_core::fleet::STALE_AFTER;
 use zeugma_core::rules::{Field, HttpRule, Match, Part, PathMatch, Rules};
-use zeugma_core::shares::{ClusterShares, EndpointStatus, SHARE_EPSILON, Worth};
+use zeugma_core::shares::{ClusterShares, EndpointStatus, LevelMotion, SHARE_EPSILON, Worth};
 use zeugma_core::snapshot::{Cluster, ClusterIx, Endpoint, Export, Mirror, Peer, PeerIx, Service};
+use zeugma_core::time::Time;
 
 use super::{as_json, beside, explain};
-use crate::journal::{Event, Journal};
+use crate::journal::Event;
 use crate::listing::{self, ENTRIES_MAX, Wanted};
 use crate::peer::ask::Standing;
 use crate::runtime::{Published, Shared};
@@ -66,7 +67,7 @@ async fn services(State(shared): State<Arc<Shared>>, Query(filter): Query<Filter
                 (filter.service.as_deref()).is_none_or(|wanted| *service.name == *wanted)
             })
             .take(limit)
-            .map(|service| service_json(&published, &shared.admin.journal, service))
+            .map(|service| service_json(&published, &shared, service))
             .collect();
         document(&published, "routes", all.into())
     })
@@ -82,7 +83,7 @@ pub(super) fn document(published: &Published, name: &str, content: Value) -> Res
     }))
 }
 
-pub(super) fn service_json(published: &Published, journal: &Journal, service: &Service) -> Value {
+pub(super) fn service_json(published: &Published, shared: &Shared, service: &Service) -> Value {
     let peer_name = |ix: &PeerIx| published.snapshot.peer(*ix).name.to_string();
     let exported_to = match &service.export {
         Export::Nobody => json!([]),
@@ -91,7 +92,7 @@ pub(super) fn service_json(published: &Published, journal: &Journal, service: &S
     };
     let hosts: Vec<String> = service.hosts.iter().map(ToString::to_string).collect();
     let mirrors: Vec<Value> = (service.mirrors.iter()).map(mirror_json).collect();
-    let view = |ix| cluster_json(published, journal, ix);
+    let view = |ix| cluster_json(published, shared, ix);
     json!({
         "service": &*service.name,
         "port": service.port,
@@ -102,7 +103,7 @@ pub(super) fn service_json(published: &Published, journal: &Journal, service: &S
         "allow": service.policy.allow.len(),
         "deny": service.policy.deny.len(),
         "mirrors": mirrors,
-        "rules": service.rules.as_ref().map(|rules| rules_json(published, journal, rules)),
+        "rules": service.rules.as_ref().map(|rules| rules_json(published, shared, rules)),
         "written": service.position.as_ref().map(ToString::to_string),
         "outbound": view(service.outbound),
         "own": service.own.map(view),
@@ -110,7 +111,7 @@ pub(super) fn service_json(published: &Published, journal: &Journal, service: &S
 }
 
 /// The rules in the order written, each with what it matches and the place of that in the order asked.
-fn rules_json(published: &Published, journal: &Journal, rules: &Rules) -> Value {
+fn rules_json(published: &Published, shared: &Shared, rules: &Rules) -> Value {
     let fields = |fields: &[Field]| -> BTreeMap<String, String> {
         let all = fields.iter();
         all.map(|field| (field.name.to_string(), field.value.to_string()))
@@ -135,8 +136,8 @@ fn rules_json(published: &Published, journal: &Journal, rules: &Rules) -> Value 
         json!({
             "part": &*part.label,
             "weight": part.weight,
-            "outbound": cluster_json(published, journal, part.outbound),
-            "own": part.own.map(|own| cluster_json(published, journal, own)),
+            "outbound": cluster_json(published, shared, part.outbound),
+            "own": part.own.map(|own| cluster_json(published, shared, own)),
         })
     };
     let rule_json = |(nth, rule): (usize, &HttpRule)| {
@@ -164,11 +165,12 @@ fn mirror_json(mirror: &Mirror) -> Value {
 }
 
 /// A cluster: its levels, what each takes, and why.
-fn cluster_json(published: &Published, journal: &Journal, ix: ClusterIx) -> Value {
+fn cluster_json(published: &Published, shared: &Shared, ix: ClusterIx) -> Value {
+    let now = shared.now();
     let cluster = published.snapshot.cluster(ix);
     let shares = published.shares_of(ix);
-    let levels: Vec<Value> = (cluster.levels.iter().zip(&shares.levels))
-        .map(|(level, share)| {
+    let levels: Vec<Value> = (cluster.levels.iter().zip(&shares.levels).enumerate())
+        .map(|(at, (level, share))| {
             let status = |ix: usize| shares.endpoints.get(ix).copied();
             let is_healthy = |ix: usize| status(ix).is_some_and(EndpointStatus::is_healthy);
             let healthy = level.members.iter().filter(|ix| is_healthy(ix.0)).count();
@@ -178,16 +180,20 @@ fn cluster_json(published: &Published, journal: &Journal, ix: ClusterIx) -> Valu
                     endpoint_json(cluster.endpoint(*ix), status(ix.0), worth)
                 })
                 .collect();
+            let motion = (shares.motions.get(at).copied()).unwrap_or(LevelMotion::Settled);
             json!({
                 "name": &*level.name,
                 "share": share,
+                "state": motion.label(),
+                "spread": spread_json(cluster, shares, at),
+                "state_since": motion.since().map(|since| ago(since, now)),
                 "healthy": healthy,
                 "total": level.members.len(),
                 "endpoints": endpoints,
             })
         })
         .collect();
-    let moved = journal.moved(&cluster.name);
+    let moved = shared.admin.journal.moved(&cluster.name);
     json!({
         "cluster": &*cluster.name,
         "levels": levels,
@@ -196,6 +202,20 @@ fn cluster_json(published: &Published, journal: &Journal, ix: ClusterIx) -> Valu
         "since": moved.as_ref().map(|moved| moved.at.as_str()),
         "causes": moved.as_ref().map(|moved| moved.causes.as_slice()).unwrap_or_default(),
     })
+}
+
+/// How the traffic of a level is spread over its localities; null where endpoints alone weigh.
+fn spread_json(cluster: &Cluster, shares: &ClusterShares, level: usize) -> Value {
+    let Some(spread) = shares
+        .spread
+        .as_ref()
+        .filter(|spread| spread.level == level)
+    else {
+        return Value::Null;
+    };
+    (cluster.policy.spread.iter().zip(&spread.shares))
+        .map(|(part, share)| json!({ "locality": part.locality.to_string(), "weight": part.weight, "share": share }))
+        .collect()
 }
 
 fn endpoint_json(
@@ -350,13 +370,13 @@ fn report_json(standing: &Standing) -> Value {
 async fn failovers(State(shared): State<Arc<Shared>>) -> Response {
     beside(move || {
         let published = shared.published.load_full();
-        let content = failovers_json(&published, &shared.admin.journal);
+        let content = failovers_json(&published, &shared);
         document(&published, "failovers", content)
     })
     .await
 }
 
-pub(super) fn failovers_json(published: &Published, journal: &Journal) -> Value {
+pub(super) fn failovers_json(published: &Published, shared: &Shared) -> Value {
     let snapshot = &published.snapshot;
     let active: Vec<Value> = (snapshot.services.iter())
         .filter(|service| why(published.shares_of(service.outbound)) != "preferred")
@@ -364,11 +384,11 @@ pub(super) fn failovers_json(published: &Published, journal: &Journal) -> Value 
             json!({
                 "service": &*service.name,
                 "port": service.port,
-                "outbound": cluster_json(published, journal, service.outbound),
+                "outbound": cluster_json(published, shared, service.outbound),
             })
         })
         .collect();
-    let events = journal.since(0);
+    let events = shared.admin.journal.since(0);
     // Of a move that takes own traffic along, what other clusters see of it says nothing more.
     let outbound: BTreeSet<(&str, &str)> = (events.iter())
         .filter_map(|event| Some((&*event.at, moved(event)?.strip_prefix("outbound|")?)))
@@ -382,11 +402,23 @@ pub(super) fn failovers_json(published: &Published, journal: &Journal) -> Value 
         .filter(|event| {
             event.kind == "shares-moved"
                 || event.kind == "fails-alike"
+                || event.kind == "waits-for-reset"
+                || is_of_failover(event)
                 || event.kind.starts_with("endpoint-")
         })
         .map(|event| event.to_json())
         .collect();
-    json!({ "active": active, "timeline": timeline })
+    json!({
+        "active": active,
+        "evacuations": Value::clone(&shared.admin.evacuations.load()),
+        "timeline": timeline,
+    })
+}
+
+/// Whether an event is an operator's word on failover.
+fn is_of_failover(event: &Event) -> bool {
+    let lever = event.data.get("lever").and_then(Value::as_str);
+    event.kind == "lever" && matches!(lever, Some("evacuate" | "reset"))
 }
 
 /// The cluster whose traffic an event moved.
@@ -559,6 +591,12 @@ fn moment(unix: i64) -> Value {
     formatted.map_or_else(|| json!(unix), Value::String)
 }
 
+/// When something was, by the clock on the wall.
+fn ago(then: Time, now: Time) -> Value {
+    let at = OffsetDateTime::now_utc() - now.since(then);
+    moment(at.unix_timestamp())
+}
+
 fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
@@ -578,6 +616,8 @@ mod tests {
             endpoints: Vec::new(),
             worths: Vec::new(),
             too_few,
+            spread: None,
+            motions: Vec::new(),
             parts: Vec::new(),
             seeds: Vec::new(),
         }

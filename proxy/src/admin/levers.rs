@@ -18,9 +18,13 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
+use serde::Deserialize;
 use serde_json::json;
+use zeugma_core::fleet::Evacuation;
+use zeugma_core::locality::{Locality, LocalityError};
 
 use super::{as_json, check, tap};
+use crate::control::decided::{Care, Wish, WishError};
 use crate::logging::LevelError;
 use crate::runtime::Shared;
 
@@ -70,6 +74,8 @@ pub(super) fn routes(shared: &Arc<Shared>, access: Access) -> Router {
     Router::new()
         .route("/drain_listeners", post(drain))
         .route("/quitquitquit", post(quit))
+        .route("/api/v1/failover/evacuate", post(evacuate))
+        .route("/api/v1/failover/reset", post(reset))
         .route("/api/v1/check", post(check::check))
         .route("/api/v1/tap", get(tap::tap))
         .route("/logging", get(logging).post(logging))
@@ -167,6 +173,96 @@ async fn quit(State(shared): State<Arc<Shared>>) -> &'static str {
     );
     shared.admin.levers.quit.notify_one();
     "draining without a delay\n"
+}
+
+/// What is meant by a lever of failover: one of these, and for a backend its route too.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Of {
+    locality: Option<String>,
+    peer: Option<String>,
+    backend: Option<String>,
+    /// `namespace/name`.
+    route: Option<String>,
+    #[serde(default)]
+    dry_run: bool,
+    #[serde(default)]
+    force: bool,
+}
+
+/// What failover is asked for cannot be understood.
+#[derive(Debug, thiserror::Error)]
+enum OfError {
+    #[error("say one of `locality`, `peer`, or `backend` with its `route`")]
+    NotOne,
+    #[error("`locality`: {0}")]
+    Locality(#[from] LocalityError),
+}
+
+impl Of {
+    /// What is meant but for a route alone.
+    fn evacuation(&self) -> Result<Evacuation, OfError> {
+        match (&self.locality, &self.peer, &self.backend, &self.route) {
+            (Some(place), None, None, None) => Ok(Evacuation::Locality(Locality::parse(place)?)),
+            (None, Some(peer), None, None) => Ok(Evacuation::Peer(peer.as_str().into())),
+            (None, None, Some(backend), Some(route)) => Ok(Evacuation::Backend {
+                route: route.as_str().into(),
+                backend: backend.as_str().into(),
+            }),
+            _ => Err(OfError::NotOne),
+        }
+    }
+
+    fn wish_to_reset(&self) -> Result<Wish, OfError> {
+        match (&self.locality, &self.peer, &self.backend, &self.route) {
+            (None, None, None, Some(route)) => Ok(Wish::Reset(route.as_str().into())),
+            _ => self.evacuation().map(Wish::End),
+        }
+    }
+}
+
+/// Takes all traffic off a place.
+async fn evacuate(State(shared): State<Arc<Shared>>, Query(of): Query<Of>) -> Response {
+    let care = match (of.dry_run, of.force) {
+        (true, _) => Care::DryRun,
+        (false, true) => Care::Force,
+        (false, false) => Care::Careful,
+    };
+    let wish = of.evacuation().map(|of| Wish::Evacuate(of, care));
+    ask(&shared, wish).await
+}
+
+/// Lets traffic come back.
+async fn reset(State(shared): State<Arc<Shared>>, Query(of): Query<Of>) -> Response {
+    ask(&shared, of.wish_to_reset()).await
+}
+
+async fn ask(shared: &Shared, wish: Result<Wish, OfError>) -> Response {
+    let wish = match wish {
+        Ok(wish) => wish,
+        Err(error) => return refused(StatusCode::BAD_REQUEST, "ZG0438", &error),
+    };
+    match shared.admin.levers.failover.ask(wish).await {
+        Ok(mut answer) => {
+            if let Some(fields) = answer.as_object_mut() {
+                fields.insert("apiVersion".to_owned(), "api.zeugma.dev/v1".into());
+            }
+            as_json(&answer)
+        }
+        Err(error) => {
+            let (status, code) = match &error {
+                WishError::Nothing(_) | WishError::NotEvacuated(_) | WishError::NoRoute(_) => {
+                    (StatusCode::NOT_FOUND, "ZG0438")
+                }
+                WishError::LeavesNothing(_) => (StatusCode::CONFLICT, "ZG0437"),
+                WishError::Already(_) => (StatusCode::CONFLICT, "ZG0438"),
+                WishError::HandingOver | WishError::Busy => {
+                    (StatusCode::SERVICE_UNAVAILABLE, "ZG0438")
+                }
+            };
+            refused(status, code, &error)
+        }
+    }
 }
 
 /// What the log tells; `?level=debug` and `?zeugma_proxy::probe=debug` change it, by POST.

@@ -85,11 +85,10 @@ struct Page {
 impl Page {
     fn of(shared: &Shared) -> Self {
         let published = shared.published.load_full();
-        let journal = &shared.admin.journal;
         let routes = (published.snapshot.services.iter())
             .take(ROUTES_MAX)
             .map(|service| {
-                let mut route = service_json(&published, journal, service);
+                let mut route = service_json(&published, shared, service);
                 let cluster = published.snapshot.cluster(service.outbound);
                 let shares = published.shares_of(service.outbound);
                 if let Some(fields) = route.as_object_mut() {
@@ -102,7 +101,7 @@ impl Page {
         Self {
             peers: peers_json(&published, shared),
             routes,
-            failovers: failovers_json(&published, journal),
+            failovers: failovers_json(&published, shared),
             identities: identities_json(shared),
             findings: Value::clone(&shared.findings.load()),
             refusals: shared.metrics.refusals(),

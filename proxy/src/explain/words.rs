@@ -6,7 +6,7 @@ use zeugma_core::authorize::{RuleField, Verdict};
 use zeugma_core::codes;
 use zeugma_core::explain::{Caller, Destination, Explanation, LevelSeen, Question};
 use zeugma_core::fleet::LevelMotion;
-use zeugma_core::shares::SHARE_EPSILON;
+use zeugma_core::shares::{EndpointStatus, SHARE_EPSILON};
 use zeugma_core::snapshot::{Role, Rule, Service, Snapshot};
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
@@ -75,27 +75,32 @@ fn goes(snapshot: &Snapshot, to: &Destination, now: Time) -> String {
 
 /// What a level has, and what it waits for.
 fn has(seen: &LevelSeen, now: Time) -> String {
+    let evacuated = (seen.counts.iter())
+        .find(|(status, count)| *status == EndpointStatus::Evacuated && *count > 0)
+        .map_or_else(String::new, |(_, count)| format!(", {count} evacuated"));
     let of = format!(
-        "{} of {} endpoint{} healthy",
+        "{} of {} endpoint{} healthy{evacuated}",
         seen.healthy(),
         seen.total(),
         if seen.total() == 1 { "" } else { "s" }
     );
-    let left = |until: Time| span(until.since(now));
-    match seen.view.map(|view| view.motion) {
-        None | Some(LevelMotion::Settled) => of,
-        Some(LevelMotion::Holding { until, .. }) => {
-            format!("{of}, and holds what it had for another {}", left(until))
+    let Some(view) = seen.view else {
+        return of;
+    };
+    let left = span(view.until.map_or(Duration::ZERO, |until| until.since(now)));
+    match view.motion {
+        LevelMotion::Settled => of,
+        LevelMotion::Holding { .. } => {
+            format!("{of}, and holds what it had for another {left}")
         }
-        Some(LevelMotion::Waiting { until, .. }) => {
-            let left = left(until);
+        LevelMotion::Waiting { .. } => {
             format!("{of}, and nothing comes back to it for another {left} (failback.after)")
         }
-        Some(LevelMotion::Ramping { until, .. }) => {
-            format!(
-                "{of}, and all of it is back in {} (failback.ramp)",
-                left(until)
-            )
+        LevelMotion::Kept { .. } => {
+            format!("{of}, and nothing comes back to it until a reset (failback.mode: manual)")
+        }
+        LevelMotion::Ramping { .. } => {
+            format!("{of}, and all of it is back in {left} (failback.ramp)")
         }
     }
 }

@@ -20,8 +20,8 @@ use crate::meta::{
 use crate::model::defaults::{or_secs, passive_on, retry_on};
 use crate::model::scalar::Text;
 use crate::model::{
-    BalancePolicy, Document, HashSpec, InboundSpec, MeshPeer, MeshRoute, PolicySpec, Port,
-    ProtocolSpec, RouteLimitsSpec, TooFewSpec, WhenStaleSpec,
+    BalancePolicy, Document, FailbackModeSpec, HashSpec, InboundSpec, MeshPeer, MeshRoute,
+    PolicySpec, Port, ProtocolSpec, RouteLimitsSpec, TooFewSpec, WhenStaleSpec,
 };
 use crate::pb::{self, cluster, core, endpoint, tls, upstream_http};
 
@@ -159,15 +159,25 @@ fn build(context: Context<'_>, service: &Service<'_>, targets: &[&Target], built
     } else {
         cluster::cluster::DiscoveryType::Static
     };
+    let spread = levels::spread(&route.locality);
+    let spread_level = levels.iter().position(|level| {
+        let mut targets = level.iter().filter_map(|at| targets.get(*at));
+        targets.any(|target| spread.contains_key(&target.locality))
+    });
     let mut meta = meta(service.route, &service.port, described);
     // The calling gateway has other places to try: it must hear `no-local-endpoint` at once.
     meta.failover.use_all &= scope == Scope::Outbound;
+    let mut assigned = assignment(&name, targets, &levels, meta.failover.start);
+    if let Some(level) = spread_level {
+        meta.spread_priority = u32::try_from(level).ok();
+        weigh(&mut assigned, meta.spread_priority, &spread);
+    }
     let cluster = cluster::Cluster {
         cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(kind.into())),
         connect_timeout: pb::duration(or_secs(route.timeouts.connect.as_ref(), 1)),
         lb_policy: lb_policy(route.balance.policy.as_ref()).into(),
         lb_config: lb_config(route),
-        load_assignment: Some(assignment(&name, targets, &levels, meta.failover.start)),
+        load_assignment: Some(assigned),
         transport_socket_matches: (targets.iter().copied()).map(socket_match).collect(),
         health_checks: health_check(service).into_iter().collect(),
         outlier_detection: Some(outlier(service.route)),
@@ -175,6 +185,7 @@ fn build(context: Context<'_>, service: &Service<'_>, targets: &[&Target], built
         common_lb_config: Some(cluster::cluster::CommonLbConfig {
             // Envoy's panic uses what active checks found dead; we never do.
             healthy_panic_threshold: Some(pb::percent::Percent { value: 0.0 }),
+            locality_config_specifier: spread_level.map(|_| by_locality()),
             ..Default::default()
         }),
         typed_extension_protocol_options: protocol_options(
@@ -266,6 +277,7 @@ fn meta(route: &Document<MeshRoute>, port: &Port, described: Option<ServiceMeta>
     let retries = &spec.retries;
     ClusterMeta {
         route: route.id(),
+        spread_priority: None,
         failover: FailoverMeta {
             start: start_of(spec, port.protocol),
             full: failover.full.as_ref().map_or(0.0, |full| full.0.0),
@@ -275,6 +287,7 @@ fn meta(route: &Document<MeshRoute>, port: &Port, described: Option<ServiceMeta>
                 if is_http { 60 } else { 300 },
             )),
             failback_ramp_millis: millis(or_secs(back.ramp.as_ref(), if is_http { 60 } else { 0 })),
+            failback_is_manual: back.mode == Some(FailbackModeSpec::Manual),
             use_all: failover
                 .too_few
                 .map_or(is_http, |what| what == TooFewSpec::UseAll),
@@ -389,6 +402,54 @@ fn assignment(
             ..Default::default()
         }),
         ..Default::default()
+    }
+}
+
+fn by_locality() -> cluster::cluster::common_lb_config::LocalityConfigSpecifier {
+    use cluster::cluster::common_lb_config::{LocalityConfigSpecifier, LocalityWeightedLbConfig};
+
+    LocalityConfigSpecifier::LocalityWeightedLbConfig(LocalityWeightedLbConfig::default())
+}
+
+/// Gives localities their weights: of one priority by `spread`, of the others what their endpoints
+/// weigh together, for to Envoy a locality without a weight is not to be used.
+fn weigh(
+    assigned: &mut endpoint::ClusterLoadAssignment,
+    priority: Option<u32>,
+    spread: &BTreeMap<Locality, f64>,
+) {
+    let mut merged: Vec<endpoint::LocalityLbEndpoints> = Vec::new();
+    for group in std::mem::take(&mut assigned.endpoints) {
+        let same = (merged.iter_mut())
+            .find(|one| one.priority == group.priority && one.locality == group.locality);
+        match same {
+            Some(one) => one.lb_endpoints.extend(group.lb_endpoints),
+            None => merged.push(group),
+        }
+    }
+    for group in &mut merged {
+        let share = (spread.iter()).find(|(place, _)| Some(locality(place)) == group.locality);
+        let endpoints = group.lb_endpoints.iter();
+        let weight = match share.filter(|_| Some(group.priority) == priority) {
+            Some((_, share)) => parts_per_million(*share),
+            None => endpoints
+                .filter_map(|one| one.load_balancing_weight.map(|weight| weight.value))
+                .fold(0, u32::saturating_add),
+        };
+        group.load_balancing_weight = (weight > 0).then_some(pb::UInt32Value { value: weight });
+    }
+    assigned.endpoints = merged;
+}
+
+/// A percentage has at most four decimal places.
+fn parts_per_million(share: f64) -> u32 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "0 to 1,000,000"
+    )]
+    {
+        (share.clamp(0.0, 1.0) * 1e6).round() as u32
     }
 }
 

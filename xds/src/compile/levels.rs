@@ -1,5 +1,7 @@
 //! Which backends are equally preferred, and which come first.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use zeugma_core::locality::{Locality, Scope};
 
 use super::target::Target;
@@ -80,6 +82,56 @@ pub(crate) fn selects(selector: &Selector, target: &Target) -> bool {
     }
 }
 
+/// What is wrong with `locality.spread` as seen from one gateway: what, and what to do.
+pub(crate) fn spread_error(
+    targets: &[&Target],
+    levels: &[Vec<usize>],
+    spread: &BTreeMap<Locality, f64>,
+) -> Option<(String, String)> {
+    let of = |level: &Vec<usize>| -> BTreeSet<Locality> {
+        let targets = level.iter().filter_map(|at| targets.get(*at));
+        targets.map(|target| target.locality.clone()).collect()
+    };
+    let places: Vec<BTreeSet<Locality>> = levels.iter().map(of).collect();
+    let level_of = |place: &Locality| places.iter().position(|level| level.contains(place));
+    let mut first: Option<(&Locality, usize)> = None;
+    for place in spread.keys() {
+        let Some(level) = level_of(place) else {
+            let known: BTreeSet<String> =
+                (places.iter().flatten()).map(ToString::to_string).collect();
+            let known: Vec<&str> = known.iter().map(String::as_str).collect();
+            return Some((
+                format!("no backend that is used stands in `{place}`"),
+                format!("backends stand in {}", known.join(", ")),
+            ));
+        };
+        match first {
+            None => first = Some((place, level)),
+            Some((_, of)) if of == level => {}
+            Some((other, _)) => {
+                return Some((
+                    format!("`{other}` and `{place}` are not in one level, so no traffic is spread over them"),
+                    "have `locality.prefer` leave out the step that tells them apart, such as `prefer: [region]`"
+                        .to_owned(),
+                ));
+            }
+        }
+    }
+    let level = places.get(first?.1)?;
+    let left_out = level.iter().find(|place| !spread.contains_key(*place))?;
+    Some((
+        format!("`{left_out}` is in the same level and has no share"),
+        format!("add `{left_out}: 0%`, or its share"),
+    ))
+}
+
+/// The localities that a level is spread over, and their shares.
+pub(crate) fn spread(locality: &LocalitySpec) -> BTreeMap<Locality, f64> {
+    (locality.spread.iter().flatten())
+        .filter_map(|(place, share)| Some((Locality::parse(place).ok()?, share.0.0)))
+        .collect()
+}
+
 fn scopes(locality: &LocalitySpec) -> Vec<Scope> {
     let Some(prefer) = &locality.prefer else {
         return vec![Scope::Subzone, Scope::Zone, Scope::Region];
@@ -124,6 +176,7 @@ mod tests {
         let targets = targets(list);
         let locality = LocalitySpec {
             prefer: prefer.map(<[ScopeSpec]>::to_vec),
+            spread: None,
         };
         levels(
             &targets.iter().collect::<Vec<_>>(),
@@ -281,6 +334,33 @@ mod tests {
         assert_eq!(named(&[ScopeSpec::Region]), ["a+b+c", "d"]);
         assert_eq!(named(&[ScopeSpec::Zone]), ["a+b", "c+d"]);
         assert_eq!(named(&[]), ["a+b+c+d"]);
+    }
+
+    #[test]
+    fn what_is_spread_over_is_one_level_and_all_of_it() {
+        let list = targets(&["a@eu/eu-1", "b@eu/eu-2", "c@eu/eu-3", "*west@us/us-1"]);
+        let list: Vec<&Target> = list.iter().collect();
+        let said = |levels: &[&[usize]], spread: &[&str]| {
+            let levels: Vec<Vec<usize>> = levels.iter().map(|level| level.to_vec()).collect();
+            let spread = spread
+                .iter()
+                .map(|text| (Locality::parse(text).unwrap(), 0.5));
+            spread_error(&list, &levels, &spread.collect()).map(|(what, _)| what)
+        };
+        let two: &[&[usize]] = &[&[0, 1], &[2], &[3]];
+        assert_eq!(said(two, &["eu/eu-1", "eu/eu-2"]), None);
+        let apart = said(two, &["eu/eu-1", "eu/eu-3"]).unwrap();
+        assert!(
+            apart.contains("`eu/eu-1` and `eu/eu-3` are not in one level"),
+            "{apart}"
+        );
+        let left_out = said(two, &["eu/eu-1"]).unwrap();
+        assert!(
+            left_out.contains("`eu/eu-2` is in the same level"),
+            "{left_out}"
+        );
+        let nobody = said(two, &["eu/eu-9"]).unwrap();
+        assert!(nobody.contains("stands in `eu/eu-9`"), "{nobody}");
     }
 
     #[test]

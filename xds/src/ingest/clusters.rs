@@ -10,9 +10,9 @@ use zeugma_core::locality::Locality;
 use zeugma_core::names::{Host, HostPattern};
 use zeugma_core::snapshot::{
     ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterPolicy, Endpoint, EndpointIx,
-    EndpointKey, EndpointTls, ErrorRate, Export, Failover, Failure, HashOn, HttpVersion, Inbound,
-    Level, PassiveCheck, Peer, Policy, PolicyMode, Position, Protocol, Retries, Service, Timeouts,
-    TooFew, WhenStale,
+    EndpointKey, EndpointTls, ErrorRate, Export, Failback, Failover, Failure, HashOn, HttpVersion,
+    Inbound, Level, PassiveCheck, Peer, Policy, PolicyMode, Position, Protocol, Retries, Service,
+    SpreadPart, Timeouts, TooFew, WhenStale,
 };
 
 use super::Names;
@@ -160,12 +160,18 @@ pub(super) fn traffic(
         levels,
         policy: Arc::new(ClusterPolicy {
             balance: balance(cluster, meta)?,
+            spread: spread(cluster, meta)?,
             failover: Failover {
                 start: share(meta.failover.start)?,
                 full: share(meta.failover.full)?,
                 hold: Duration::from_millis(meta.failover.hold_millis),
                 failback_after: Duration::from_millis(meta.failover.failback_after_millis),
                 failback_ramp: Duration::from_millis(meta.failover.failback_ramp_millis),
+                failback: if meta.failover.failback_is_manual {
+                    Failback::Manual
+                } else {
+                    Failback::Auto
+                },
                 too_few: if meta.failover.use_all {
                     TooFew::UseAll
                 } else {
@@ -181,6 +187,33 @@ pub(super) fn traffic(
             limits: limits(cluster)?,
         }),
     })
+}
+
+/// What the localities of one priority weigh among each other; nothing where endpoints alone do.
+fn spread(cluster: &cluster::Cluster, meta: &ClusterMeta) -> Result<Vec<SpreadPart>, String> {
+    let Some(priority) = meta.spread_priority else {
+        return Ok(Vec::new());
+    };
+    let groups = cluster
+        .load_assignment
+        .iter()
+        .flat_map(|all| &all.endpoints);
+    let mut parts: Vec<SpreadPart> = Vec::new();
+    for group in groups.filter(|group| group.priority == priority) {
+        let weight = group.load_balancing_weight.map_or(0, |weight| weight.value);
+        let locality = locality(&group.locality.clone().unwrap_or_default())?;
+        if parts.iter().all(|part| part.locality != locality) {
+            parts.push(SpreadPart {
+                locality,
+                weight: f64::from(weight),
+            });
+        }
+    }
+    let sum: f64 = parts.iter().map(|part| part.weight).sum();
+    if sum > 0.0 {
+        parts.iter_mut().for_each(|part| part.weight /= sum);
+    }
+    Ok(parts)
 }
 
 fn share(value: f64) -> Result<f64, String> {

@@ -90,9 +90,9 @@ macro_rules! inherit_fields {
 
 inherit_fields! {
     BalanceSpec { policy, max_connection_age }
-    LocalitySpec { prefer }
+    LocalitySpec { prefer, spread }
     FailoverSpec { order, never, start, full, hold, failback, too_few }
-    FailbackSpec { after, ramp }
+    FailbackSpec { after, ramp, mode }
     PassiveSpec { consecutive, on, error_rate, eject, max_ejected, keep_at_least }
     ErrorRateSpec { over, requests }
     TimeoutsSpec { connect, response_headers, idle, per_try }

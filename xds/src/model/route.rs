@@ -241,6 +241,12 @@ pub(crate) enum HashSpec {
 pub(crate) struct LocalitySpec {
     /// The levels, nearest first. Default `[subzone, zone, region]`.
     pub prefer: Option<Vec<ScopeSpec>>,
+    /// The share of each locality in the traffic of the level that they are all in, such as
+    /// `{ eu/eu-1: 80%, eu/eu-2: 20% }`, each written as its backends have it, and taken relative to
+    /// each other where they are not together `100%`. One that is not healthy enough for its share
+    /// (`failover.start`) gives of it to the others; `0%` is used where the others fail. Default:
+    /// endpoints alone weigh.
+    pub spread: Option<BTreeMap<String, Text<Percent>>>,
 }
 
 /// One step of nearness.
@@ -289,6 +295,21 @@ pub(crate) struct FailbackSpec {
     pub after: Option<Text<Duration>>,
     /// How long the way back from nothing to everything takes. Default `1m` for http, `0s` for tcp.
     pub ramp: Option<Text<Duration>>,
+    /// `auto`, or `manual`: traffic comes back to a level that it left when `zeugma failover reset`
+    /// says so, by `ramp`; `after` has no say then. What the other levels cannot carry comes back
+    /// without it, and no more. A level waits across reloads, and across restarts where there is a
+    /// `stateDir`. Default `auto`.
+    pub mode: Option<FailbackModeSpec>,
+}
+
+/// Who decides that traffic comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum FailbackModeSpec {
+    /// Time: `after`.
+    Auto,
+    /// An operator, by `zeugma failover reset`.
+    Manual,
 }
 
 /// What happens when no level has a healthy endpoint.

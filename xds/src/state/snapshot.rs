@@ -10,10 +10,10 @@ use zeugma_core::rules::{
 };
 use zeugma_core::snapshot::{
     ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterIx, ClusterPolicy, Endpoint,
-    EndpointIx, EndpointKey, EndpointTls, ErrorRate, Export, Failover, Failure, HashOn, HostTable,
-    HttpVersion, Inbound, Level, Listener, Mirror, Node, PassiveCheck, PathPattern, Peer, PeerIx,
-    Policy, PolicyMode, Position, Protocol, Retries, Role, Rule, Service, ServiceIx, Snapshot,
-    Timeouts, TooFew, WhenStale,
+    EndpointIx, EndpointKey, EndpointTls, ErrorRate, Export, Failback, Failover, Failure, HashOn,
+    HostTable, HttpVersion, Inbound, Level, Listener, Mirror, Node, PassiveCheck, PathPattern,
+    Peer, PeerIx, Policy, PolicyMode, Position, Protocol, Retries, Role, Rule, Service, ServiceIx,
+    Snapshot, SpreadPart, Timeouts, TooFew, WhenStale,
 };
 
 use super::codec::{Coded, Corrupt, Read, Reader, Writer, coded, coded_enum};
@@ -41,12 +41,14 @@ coded! {
     Rule { from, via, listeners, sources, methods, paths, position }
     Position { file, line }
     Mirror { route, to, host, share, timeout, body_bytes_max, in_flight_max }
+    SpreadPart { locality, weight }
     ClusterPolicy {
-        balance, failover, active, passive, connection_age_max, slow_start, timeouts, retries, limits,
+        balance, spread, failover, active, passive, connection_age_max, slow_start, timeouts,
+        retries, limits,
     }
     Level { name, members }
     Endpoint { key, backend, address, weight, locality, peer, tls, version, proxy_protocol }
-    Failover { start, full, hold, failback_after, failback_ramp, too_few }
+    Failover { start, full, hold, failback_after, failback_ramp, failback, too_few }
     ActiveCheck { kind, every, timeout, up, down }
     PassiveCheck { consecutive, on, error_rate, eject, max_ejected, keep_at_least }
     ErrorRate { over, requests }
@@ -124,6 +126,7 @@ coded_enum! {
     Balance { 0 LeastRequest, 1 RoundRobin, 2 Random, 3 RingHash(on), 4 PeakEwma }
     HashOn { 0 Header(name), 1 Source }
     TooFew { 0 UseAll, 1 Fail }
+    Failback { 0 Auto, 1 Manual }
     WhenStale { 0 Hold, 1 Drop }
     ActiveKind { 0 Http { path, host }, 1 Tcp, 2 Grpc { service, host } }
     Failure {
@@ -183,6 +186,11 @@ impl Coded for HostTable {
     }
 }
 
+fn is_spread(parts: &[SpreadPart]) -> bool {
+    let mut weights = parts.iter().map(|part| part.weight);
+    weights.all(|weight| weight.is_finite() && weight >= 0.0)
+}
+
 /// Holds what was read to what `ingest` promises of every snapshot: an index that leads nowhere
 /// would be a panic later.
 pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
@@ -225,7 +233,7 @@ pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
         }
         let is_partition = of_levels == cluster.endpoints.len() && seen.iter().all(|seen| *seen);
         good(
-            is_partition && !cluster.levels.is_empty(),
+            is_partition && !cluster.levels.is_empty() && is_spread(&cluster.policy.spread),
             "an endpoint is not in one level",
         )?;
         for endpoint in &cluster.endpoints {

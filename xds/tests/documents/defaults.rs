@@ -42,6 +42,7 @@ fn each_field_means_what_it_means_in_a_route() {
         "failover: {hold: 3s}",
         "failover: {failback: {after: 3s}}",
         "failover: {failback: {ramp: 3s}}",
+        "failover: {failback: {mode: manual}}",
         "failover: {tooFew: fail}",
         "health: {active: {http: /healthz}}",
         "health: {active: {tcp: true, every: 2s}}",

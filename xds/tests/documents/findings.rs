@@ -999,6 +999,29 @@ fn a_listener_behind_load_balancers_says_which_they_are_and_not_everybody() {
 }
 
 #[test]
+fn what_traffic_is_spread_over_is_one_level_and_all_of_it() {
+    let backends = "protocol: http, backends: [{name: a, locality: eu/eu-1, endpoints: ['10.0.0.1:1']}, {name: b, locality: eu/eu-2, endpoints: ['10.0.0.2:1']}]";
+    for (locality, says) in [
+        (
+            "{prefer: [region], spread: {eu/eu-1: 0%, eu/eu-2: 0%}}",
+            "no locality has a share",
+        ),
+        ("{spread: {eu/eu-1: 80%, eu/eu-2: 20%}}", "not in one level"),
+        (
+            "{prefer: [region], spread: {eu/eu-1: 100%}}",
+            "`eu/eu-2` is in the same level",
+        ),
+        (
+            "{prefer: [region], spread: {eu/eu-1: 50%, eu/eu-2: 0%, eu/eu-9: 50%}}",
+            "stands in `eu/eu-9`",
+        ),
+    ] {
+        let finding = of_route(&format!("{backends}, locality: {locality}"));
+        assert!(finding.message.contains(says), "{finding}");
+    }
+}
+
+#[test]
 fn fields_of_later_versions_and_typos_are_unknown() {
     for (spec, path, help) in [
         (
@@ -1017,9 +1040,9 @@ fn fields_of_later_versions_and_typos_are_unknown() {
             "did you mean `timeouts`?",
         ),
         (
-            format!("protocol: http, {OWN}, failover: {{failback: {{mode: manual}}}}"),
-            "spec.failover.failback.mode",
-            "known are",
+            format!("protocol: http, {OWN}, failover: {{failback: {{moed: manual}}}}"),
+            "spec.failover.failback.moed",
+            "did you mean `mode`?",
         ),
         (
             "protocol: http, backends: [{endpoints: [{adress: '10.0.0.1:1'}]}]".to_owned(),

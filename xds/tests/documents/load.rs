@@ -8,8 +8,8 @@ use zeugma_core::admission::{Rate, RouteLimits};
 use zeugma_core::identity::{IdPattern, SpiffeId};
 use zeugma_core::names::{Host, SniTarget};
 use zeugma_core::snapshot::{
-    ActiveKind, Address, Balance, EndpointTls, ErrorRate, Export, Failure, HttpVersion, Inbound,
-    Lookup, PathPattern, PeerIx, Protocol, Role, TooFew, WhenStale,
+    ActiveKind, Address, Balance, EndpointTls, ErrorRate, Export, Failback, Failure, HttpVersion,
+    Inbound, Lookup, PathPattern, PeerIx, Protocol, Role, TooFew, WhenStale,
 };
 use zeugma_xds::{AccessLogFormat, AdminAddress, BundleProfile, NodeOptions, load};
 
@@ -88,6 +88,8 @@ fn the_defaults_of_an_http_route_are_the_manuals() {
         (failover.failback_after, failover.failback_ramp),
         (secs(60), secs(60))
     );
+    assert_eq!(failover.failback, Failback::Auto);
+    assert_eq!(cluster.policy.spread, []);
     assert_eq!(failover.too_few, TooFew::UseAll);
     assert_eq!(cluster.policy.active, None);
     let statuses = [502, 503, 504].map(Failure::Status);
@@ -274,7 +276,7 @@ fn everything_that_is_written_arrives() {
           {name: b, locality: eu/eu-2, endpoints: ["10.0.2.10:8443"], tls: mesh, spiffeIDs: ["spiffe://east.example/ns/shop/sa/orders"]},
           {peer: west, spiffeIDs: ["spiffe://west.example/ns/shop/*"]}],
         balance: {policy: round-robin},
-        failover: {start: 80%, full: 20%, hold: 5s, failback: {after: 3s, ramp: 7s}, tooFew: fail},
+        failover: {start: 80%, full: 20%, hold: 5s, failback: {after: 3s, ramp: 7s, mode: manual}, tooFew: fail},
         health: {active: {http: /healthz, every: 500ms, timeout: 200ms, up: 1, down: 4},
                  passive: {consecutive: 9, on: [reset, 500], errorRate: {over: 25%, requests: 40}, eject: 2s, maxEjected: 50%, keepAtLeast: 2}},
         timeouts: {connect: 250ms, responseHeaders: 4s, idle: 2m, perTry: 900ms},

@@ -15,7 +15,7 @@ pub(crate) fn full() -> String {
     {name: b, cluster: east, endpoints: ["10.0.2.10:8443"], tls: mesh, spiffeIDs: ["spiffe://east.example/ns/shop/sa/orders"]},
     {peer: west, spiffeIDs: ["spiffe://west.example/ns/shop/*"]}],
   balance: {policy: round-robin}, locality: {prefer: [zone, region]},
-  failover: {order: [{region: us}, {backend: b}], never: [{cluster: east}], start: 80%, full: 20%, hold: 5s, failback: {after: 3s, ramp: 7s}, tooFew: fail},
+  failover: {order: [{region: us}, {backend: b}], never: [{cluster: east}], start: 80%, full: 20%, hold: 5s, failback: {after: 3s, ramp: 7s, mode: manual}, tooFew: fail},
   health: {active: {http: /healthz, every: 500ms, timeout: 200ms, up: 1, down: 4},
     passive: {consecutive: 9, on: [reset, 500], errorRate: {over: 25%, requests: 40}, eject: 2s, maxEjected: 50%, keepAtLeast: 2}},
   timeouts: {connect: 250ms, responseHeaders: 4s, idle: 2m, perTry: none},
@@ -186,10 +186,10 @@ fn the_schema_names_every_field_and_refuses_others() {
     let mut names = BTreeSet::new();
     properties(&schema, &mut names);
     // The words of the manual's example that this version reads.
-    for name in "apiVersion kind metadata spec name namespace trustDomain cluster locality svid files workloadApi certificate key bundles crls denied stateDir listeners address role route sources admin adminToken probes metrics workers limits connections handshakeTimeout headerTimeout streams headerBytes drain accessLog format delay timeout gateways spiffeIDs attests whenStale keepalive ping hosts protocol port ports targetPort inbound backends endpoints dns weight tls version proxyProtocol peer balance policy prefer failover order never start full hold failback after ramp tooFew health active http tcp every up down passive consecutive on errorRate over requests eject maxEjected keepAtLeast timeouts connect responseHeaders idle perTry retries attempts budget buffer any handshakes perSource trusted memory pending requests rules matches path prefix exact method headers query grpc service split request response set add remove mirror percent bodyLimit inFlight allow deny from via methods paths export to bundle bundleEndpointURL bundleEndpointProfile type endpointSPIFFEID".split(' ') {
+    for name in "apiVersion kind metadata spec name namespace trustDomain cluster locality svid files workloadApi certificate key bundles crls denied stateDir listeners address role route sources admin adminToken probes metrics workers limits connections handshakeTimeout headerTimeout streams headerBytes drain accessLog format delay timeout gateways spiffeIDs attests whenStale keepalive ping hosts protocol port ports targetPort inbound backends endpoints dns weight tls version proxyProtocol peer balance policy prefer spread failover order never start full hold failback after ramp mode tooFew health active http tcp every up down passive consecutive on errorRate over requests eject maxEjected keepAtLeast timeouts connect responseHeaders idle perTry retries attempts budget buffer any handshakes perSource trusted memory pending requests rules matches path prefix exact method headers query grpc service split request response set add remove mirror percent bodyLimit inFlight allow deny from via methods paths export to bundle bundleEndpointURL bundleEndpointProfile type endpointSPIFFEID".split(' ') {
         assert!(names.contains(name), "the schema lacks `{name}`");
     }
-    for later in ["controlPlane", "capacity", "spread", "compare", "mode"] {
+    for later in ["controlPlane", "capacity", "compare"] {
         assert!(!names.contains(later), "`{later}` would do nothing");
     }
 }

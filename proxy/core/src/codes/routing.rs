@@ -1,6 +1,6 @@
 //! 04: routes, endpoints, failover, requests.
 
-use super::Seen::{AccessLog, Log};
+use super::Seen::{AccessLog, Admin, Log};
 use super::{Entry, entry};
 
 pub(super) const ENTRIES: &[Entry] = &[
@@ -234,5 +234,47 @@ pub(super) const ENTRIES: &[Entry] = &[
         &[AccessLog],
         "As many are under way as may be, of this peer or of all peers. The caller tries again by itself, and judges by its traffic until then.",
         "Look at `zeugma get connections`: so many gateways of one peer are rare, and one that asks again and again is broken.",
+    ),
+    entry(
+        "ZG0436",
+        "a level is good again and waits for a reset",
+        &[Log],
+        "`failover.failback.mode` of the route is `manual`: traffic that left the level comes back when somebody says so, but for what the other levels cannot carry.",
+        "`zeugma failover reset NAMESPACE/NAME` when it may.",
+    ),
+    entry(
+        "ZG0437",
+        "the evacuation would leave nothing",
+        &[Admin],
+        "No healthy endpoint of the clusters that are named would be left, so everything there would be refused.",
+        "Evacuate less, or repeat it with --force if that is meant.",
+    ),
+    entry(
+        "ZG0438",
+        "not to be evacuated or reset",
+        &[Admin],
+        "Nothing is called so, it is evacuated already or not at all, or the gateway ends or is being taken over from.",
+        "Compare with `zeugma get routes` and with `evacuations` in `/api/v1/failovers`.",
+    ),
+    entry(
+        "ZG0439",
+        "what operators decided of failover is not kept",
+        &[Log],
+        "The file `failover` in the gateway's folder of `stateDir` cannot be read or written. What was decided holds until the process ends.",
+        "Look at the cause: rights, a full disk.",
+    ),
+    entry(
+        "ZG0440",
+        "evacuated",
+        &[Log],
+        "An operator took all traffic off what the line names, by `zeugma failover evacuate`. It stays off across reloads and restarts; what is open ends by itself.",
+        "`zeugma failover reset` with the same words, when it may be used again.",
+    ),
+    entry(
+        "ZG0441",
+        "reset",
+        &[Log],
+        "An operator let traffic come back, by `zeugma failover reset`: by `failover.failback.ramp`, without `after`.",
+        "Nothing.",
     ),
 ];

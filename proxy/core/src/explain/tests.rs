@@ -584,11 +584,9 @@ fn a_level_says_why_it_has_its_share() {
     world.fails("e0", Failure::Connect, 5);
     let (seen, view) = level(&world);
     assert_eq!((seen.healthy(), seen.total(), seen.share), (1, 2, 1.0));
-    let held = LevelMotion::Holding {
-        since: at(5),
-        until: at(15),
-    };
+    let held = LevelMotion::Holding { since: at(5) };
     assert_eq!((view.healthy, view.damped, view.motion), (0.5, 1.0, held));
+    assert_eq!(view.until, Some(at(15)));
     let first = seen.candidates[0];
     let ejection = first.view.unwrap().ejection.unwrap();
     assert_eq!(first.status, EndpointStatus::Ejected);
@@ -603,18 +601,14 @@ fn a_level_says_why_it_has_its_share() {
     assert_eq!(view.motion, LevelMotion::Settled);
     // Well again after 30 s: for a minute nothing comes back, then it takes its ramp.
     world.shares = world.fleet.shares(at(35));
-    let waits = LevelMotion::Waiting {
-        since: at(35),
-        until: at(95),
-    };
-    assert_eq!(level(&world).1.motion, waits);
+    let view = level(&world).1;
+    assert_eq!(view.motion, LevelMotion::Waiting { since: at(35) });
+    assert_eq!(view.until, Some(at(95)));
     world.shares = world.fleet.shares(at(96));
-    let LevelMotion::Ramping { since, until } = level(&world).1.motion else {
-        panic!("{:?}", level(&world));
-    };
+    let view = level(&world).1;
+    assert_eq!(view.motion, LevelMotion::Ramping { since: at(95) });
     // 2/7 of a minute.
-    assert_eq!(since, at(95));
-    let ramp = until.since(since).as_secs_f64();
+    let ramp = view.until.unwrap().since(at(95)).as_secs_f64();
     assert!((ramp - 120.0 / 7.0).abs() < 1e-6, "{ramp}");
 }
 

@@ -13,12 +13,15 @@
 //! ```
 //!
 //! From every state c < d leads to Holding, and the rest as from Settled.
+//!
+//! With `failback.mode: manual` Waiting is Kept, which ends by a reset alone: what the others cannot
+//! carry is lent (d rises by what is missing), and everything else waits.
 
 use std::time::Duration;
 
 use crate::outlier::Window;
-use crate::shares::SHARE_EPSILON;
-use crate::snapshot::Failover;
+use crate::shares::{LevelMotion, SHARE_EPSILON};
+use crate::snapshot::{Failback, Failover};
 use crate::time::Time;
 
 /// The longest and shortest time between two steps of a ramp.
@@ -37,12 +40,16 @@ pub(super) struct LevelState {
 
 /// Where in the diagram it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Motion {
+enum Motion {
     Settled,
     Holding {
         since: Time,
     },
     Waiting {
+        since: Time,
+    },
+    /// Good again, and left until somebody resets it.
+    Kept {
         since: Time,
     },
     Ramping {
@@ -67,10 +74,6 @@ impl LevelState {
         self.damped
     }
 
-    pub(super) const fn motion(&self) -> Motion {
-        self.motion
-    }
-
     /// Applies c as it is: what the damped capacities together could not carry.
     pub(super) fn undamp(&mut self, capacity: f64) {
         self.damped = capacity;
@@ -91,6 +94,7 @@ impl LevelState {
                 Motion::Holding { since } => since,
                 Motion::Settled
                 | Motion::Waiting { .. }
+                | Motion::Kept { .. }
                 | Motion::Ramping { .. }
                 | Motion::Free => now,
             };
@@ -107,10 +111,27 @@ impl LevelState {
 
     fn rise(&mut self, capacity: f64, failover: &Failover, now: Time) {
         let after = failover.failback_after;
+        let is_released = matches!(self.motion, Motion::Ramping { .. });
+        if failover.failback == Failback::Manual && !is_released {
+            let since = match self.motion {
+                Motion::Waiting { since } | Motion::Kept { since } => since,
+                Motion::Settled
+                | Motion::Holding { .. }
+                | Motion::Ramping { .. }
+                | Motion::Free => now,
+            };
+            self.motion = Motion::Kept { since };
+            return;
+        }
         let (since, from) = match self.motion {
             Motion::Ramping { since, from } => (since, from),
-            Motion::Waiting { since } if now.since(since) >= after => (since + after, self.damped),
-            Motion::Waiting { .. } => return,
+            Motion::Waiting { since } | Motion::Kept { since } if now.since(since) >= after => {
+                (since + after, self.damped)
+            }
+            Motion::Waiting { since } | Motion::Kept { since } => {
+                self.motion = Motion::Waiting { since };
+                return;
+            }
             Motion::Settled | Motion::Holding { .. } | Motion::Free if after.is_zero() => {
                 (now, self.damped)
             }
@@ -136,7 +157,7 @@ impl LevelState {
     /// When time alone changes d next.
     pub(super) fn wake(&self, failover: &Failover, now: Time) -> Option<Time> {
         match self.motion {
-            Motion::Settled | Motion::Free => None,
+            Motion::Settled | Motion::Free | Motion::Kept { .. } => None,
             Motion::Holding { since } => Some(since + failover.hold),
             Motion::Waiting { since } => Some(since + failover.failback_after),
             Motion::Ramping { .. } => {
@@ -148,7 +169,73 @@ impl LevelState {
 
     /// Whether d is on its way.
     pub(super) fn is_moving(&self) -> bool {
-        self.motion != Motion::Settled
+        !matches!(self.motion, Motion::Settled | Motion::Kept { .. })
+    }
+
+    /// Whether it waits for a reset.
+    pub(super) const fn is_kept(&self) -> bool {
+        matches!(self.motion, Motion::Kept { .. })
+    }
+
+    /// Takes as much of `missing` as c allows, without a wait; what it took.
+    pub(super) fn lend(&mut self, capacity: f64, missing: f64) -> f64 {
+        if self.damped >= capacity - SHARE_EPSILON {
+            return 0.0;
+        }
+        let lent = (capacity - self.damped).min(missing);
+        if self.damped + lent >= capacity - SHARE_EPSILON {
+            self.undamp(capacity);
+        } else if lent > 0.0 {
+            self.damped += lent;
+            if let Motion::Ramping { from, .. } = &mut self.motion {
+                *from += lent;
+            }
+        }
+        lent
+    }
+
+    /// Lets traffic come back, by the ramp; whether it waited for that.
+    pub(super) fn release(&mut self, now: Time) -> bool {
+        let waits = matches!(self.motion, Motion::Waiting { .. } | Motion::Kept { .. });
+        if waits {
+            self.motion = Motion::Ramping {
+                since: now,
+                from: self.damped,
+            };
+        }
+        waits
+    }
+
+    /// Has it wait for a reset with no more than `damped`, as it did before the gateway started.
+    pub(super) fn keep(&mut self, damped: f64, now: Time) {
+        if damped < self.damped - SHARE_EPSILON {
+            self.damped = damped;
+            self.motion = Motion::Kept { since: now };
+        }
+    }
+
+    /// What it is about, for those who ask.
+    pub(super) const fn motion(&self) -> LevelMotion {
+        match self.motion {
+            Motion::Settled | Motion::Free => LevelMotion::Settled,
+            Motion::Holding { since } => LevelMotion::Holding { since },
+            Motion::Waiting { since } => LevelMotion::Waiting { since },
+            Motion::Kept { since } => LevelMotion::Kept { since },
+            Motion::Ramping { since, .. } => LevelMotion::Ramping { since },
+        }
+    }
+
+    /// When that ends by time alone, if c stays as it is.
+    pub(super) fn until(&self, capacity: f64, failover: &Failover) -> Option<Time> {
+        match self.motion {
+            Motion::Settled | Motion::Free | Motion::Kept { .. } => None,
+            Motion::Holding { since } => Some(since + failover.hold),
+            Motion::Waiting { since } => Some(since + failover.failback_after),
+            Motion::Ramping { since, from } => {
+                let left = (capacity - from).clamp(0.0, 1.0);
+                Some(since + failover.failback_ramp.mul_f64(left))
+            }
+        }
     }
 }
 
@@ -164,6 +251,7 @@ mod tests {
             hold: Duration::from_secs(5),
             failback_after: Duration::from_secs(60),
             failback_ramp: Duration::from_secs(20),
+            failback: Failback::Auto,
             too_few: TooFew::UseAll,
         }
     }

@@ -32,7 +32,7 @@ pub(super) struct Reports {
     /// By the peer's name and the gateway's address.
     heard: BTreeMap<Arc<str>, BTreeMap<Address, Heard>>,
     /// The peers of the snapshot last reconciled.
-    peers: Vec<(Arc<str>, WhenStale)>,
+    pub(super) peers: Vec<(Arc<str>, WhenStale)>,
 }
 
 #[derive(Debug)]

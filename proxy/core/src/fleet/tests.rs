@@ -99,6 +99,180 @@ fn thousandths(shares: &[f64]) -> Vec<i64> {
     shares.iter().map(|s| (s * 1000.0).round() as i64).collect()
 }
 
+fn manual(mut cluster: Cluster) -> Cluster {
+    Arc::make_mut(&mut cluster.policy).failover.failback = Failback::Manual;
+    cluster
+}
+
+fn waits(fleet: &mut Fleet, now: Time) -> Vec<LevelMotion> {
+    fleet.shares(now).clusters[0].motions.clone()
+}
+
+fn told_to_wait(fleet: &mut Fleet) -> usize {
+    let is = |event: &FleetEvent| matches!(event, FleetEvent::WaitsForReset { level, .. } if &**level == "level 0");
+    fleet
+        .drain_events()
+        .iter()
+        .filter(|event| is(event))
+        .count()
+}
+
+#[test]
+fn with_manual_failback_a_level_waits_for_a_reset_and_then_takes_the_ramp() {
+    let mut fleet = fleet(vec![manual(fixture::cluster(&[&["a"], &["b"]]))]);
+    assert_eq!(fleet.reset("a/b", at(0.0)), 0, "nothing waits");
+    kill(&mut fleet, "a", at(0.0));
+    assert_eq!(shares(&mut fleet, at(29.0)), [0, 1000]);
+    assert_eq!(told_to_wait(&mut fleet), 0);
+    let kept = [LevelMotion::Kept { since: at(30.0) }, LevelMotion::Settled];
+    for seconds in [30.0, 100.0, 10_000.0] {
+        assert_eq!(shares(&mut fleet, at(seconds)), [0, 1000], "{seconds}");
+        assert_eq!(waits(&mut fleet, at(seconds)), kept);
+    }
+    assert_eq!(told_to_wait(&mut fleet), 1);
+    assert_eq!(fleet.next_wake(), None);
+    // A push forgets no wait.
+    let same = snapshot(vec![manual(fixture::cluster(&[&["a"], &["b"]]))]);
+    fleet.reconcile(&same, at(10_000.0));
+    assert_eq!(waits(&mut fleet, at(10_000.0)), kept);
+    assert_eq!(fleet.reset("a/other", at(10_000.0)), 0);
+    assert_eq!(fleet.reset("a/b", at(10_000.0)), 1);
+    // By the ramp, without `after`.
+    for (seconds, local) in [(10_000.0, 0), (10_030.0, 500), (10_060.0, 1000)] {
+        let now = at(seconds);
+        assert_eq!(shares(&mut fleet, now), [local, 1000 - local], "{seconds}");
+    }
+    assert_eq!(waits(&mut fleet, at(10_060.0)), []);
+    // It left once more: the reset was for once.
+    kill(&mut fleet, "a", at(11_000.0));
+    assert_eq!(shares(&mut fleet, at(12_000.0)), [0, 1000]);
+}
+
+#[test]
+fn a_level_that_waits_for_a_reset_lends_what_the_others_lack_and_no_more() {
+    let mut fleet = fleet(vec![manual(fixture::cluster(&[&["a"], &["b", "c"]]))]);
+    kill(&mut fleet, "a", at(0.0));
+    assert_eq!(shares(&mut fleet, at(100.0)), [0, 1000]);
+    // By hand: half of the second level takes 5/7.
+    kill(&mut fleet, "b", at(100.0));
+    assert_eq!(shares(&mut fleet, at(100.0)), [286, 714]);
+    assert_eq!(shares(&mut fleet, at(200.0)), [286, 714], "nearest first");
+    kill(&mut fleet, "b", at(200.0));
+    kill(&mut fleet, "c", at(200.0));
+    assert_eq!(shares(&mut fleet, at(200.0)), [1000, 0]);
+}
+
+#[test]
+fn a_level_waits_as_it_did_before_the_gateway_started() {
+    let clusters = || vec![manual(fixture::cluster(&[&["a"], &["b"]]))];
+    let mut before = fleet(clusters());
+    assert!(!before.take_kept_changed());
+    kill(&mut before, "a", at(0.0));
+    assert_eq!(shares(&mut before, at(40.0)), [0, 1000]);
+    assert!(before.take_kept_changed() && !before.take_kept_changed());
+    let kept: Vec<Kept> = before.kept().collect();
+    assert_eq!(kept.len(), 1);
+    let mut after = fleet(clusters());
+    after.keep(&kept, at(0.0));
+    assert_eq!(shares(&mut after, at(1_000.0)), [0, 1000]);
+    assert_eq!(after.reset("a/b", at(1_000.0)), 1);
+    assert_eq!(shares(&mut after, at(1_060.0)), [1000, 0]);
+    // What may come back by the clock does.
+    let mut auto = fleet(vec![fixture::cluster(&[&["a"], &["b"]])]);
+    auto.keep(&kept, at(0.0));
+    assert_eq!(shares(&mut auto, at(1.0)), [0, 1000]);
+    assert_eq!(shares(&mut auto, at(120.0)), [1000, 0]);
+    // Nothing is kept from traffic that nobody else carries.
+    let mut alone = fleet(vec![manual(fixture::cluster(&[&["a"]]))]);
+    let level = Kept {
+        level: "level 0".into(),
+        ..kept[0].clone()
+    };
+    alone.keep(&[level], at(0.0));
+    assert_eq!(shares(&mut alone, at(0.0)), [1000]);
+}
+
+fn standing_in(mut cluster: Cluster, localities: &[&str]) -> Cluster {
+    for (endpoint, locality) in cluster.endpoints.iter_mut().zip(localities) {
+        endpoint.locality = Locality::parse(locality).unwrap();
+        endpoint.backend = (*locality).into();
+    }
+    cluster
+}
+
+fn place(text: &str) -> Evacuation {
+    Evacuation::Locality(Locality::parse(text).unwrap())
+}
+
+#[test]
+fn an_evacuation_takes_all_traffic_off_a_place_until_it_is_reset() {
+    let cluster = || {
+        let levels = fixture::cluster(&[&["a", "b"], &["c"]]);
+        standing_in(levels, &["eu/eu-1/r1", "eu/eu-10", "us/us-1"])
+    };
+    let mut fleet = fleet(vec![cluster()]);
+    let effect = fleet.effect(&place("eu/eu-1"));
+    let close = |a: f64, b: f64| (a - b).abs() < SHARE_EPSILON;
+    assert_eq!((effect.len(), effect[0].endpoints), (1, 1));
+    assert!(close(effect[0].levels[0].1, 1.0) && close(effect[0].levels[0].2, 5.0 / 7.0));
+    assert!(!effect[0].leaves_nothing);
+    assert!(fleet.evacuate(place("eu/eu-1"), at(0.0)));
+    assert!(!fleet.evacuate(place("eu/eu-1"), at(0.0)), "once is enough");
+    assert_eq!(fleet.status(&key("a")), Some(EndpointStatus::Evacuated));
+    assert_eq!(fleet.status(&key("b")), Some(EndpointStatus::Healthy));
+    assert_eq!(shares(&mut fleet, at(0.0)), [714, 286]);
+    // What is in it by a push, too.
+    let mut more = cluster();
+    more.endpoints[1].locality = Locality::parse("eu/eu-1").unwrap();
+    fleet.reconcile(&snapshot(vec![more]), at(10.0));
+    assert_eq!(fleet.status(&key("b")), Some(EndpointStatus::Evacuated));
+    assert_eq!(shares(&mut fleet, at(10.0)), [0, 1000]);
+    assert!(fleet.evacuate(place("us"), at(10.0)));
+    assert_eq!(
+        shares(&mut fleet, at(10.0)),
+        [0, 0],
+        "not for want of others either"
+    );
+    assert!(fleet.end_evacuation(&place("us"), at(10.0)));
+    assert_eq!(shares(&mut fleet, at(10.0)), [0, 1000]);
+    assert!(fleet.end_evacuation(&place("eu/eu-1"), at(1_000.0)));
+    assert!(!fleet.end_evacuation(&place("eu/eu-1"), at(1_000.0)));
+    // The reset says that it is good: only the ramp is left.
+    assert_eq!(shares(&mut fleet, at(1_030.0)), [500, 500]);
+    assert_eq!(shares(&mut fleet, at(1_060.0)), [1000, 0]);
+}
+
+#[test]
+fn a_backend_of_one_route_is_evacuated_and_the_reset_of_the_route_ends_that() {
+    let cluster = standing_in(fixture::cluster(&[&["a"], &["b"]]), &["eu", "us"]);
+    let mut fleet = fleet(vec![manual(cluster)]);
+    let backend = |route: &str| Evacuation::Backend {
+        route: route.into(),
+        backend: "eu".into(),
+    };
+    assert!(fleet.effect(&backend("a/other")).is_empty());
+    assert!(fleet.evacuate(backend("a/b"), at(0.0)));
+    assert_eq!(shares(&mut fleet, at(0.0)), [0, 1000]);
+    let rest = Evacuation::Locality(Locality::parse("us").unwrap());
+    assert!(fleet.effect(&rest)[0].leaves_nothing);
+    assert_eq!(
+        fleet.reset("a/b", at(100.0)),
+        2,
+        "the backend and its level"
+    );
+    assert_eq!(shares(&mut fleet, at(130.0)), [500, 500]);
+}
+
+#[test]
+fn there_are_no_more_evacuations_than_are_kept() {
+    let mut fleet = fleet(vec![fixture::cluster(&[&["a"], &["b"]])]);
+    for nth in 0..EVACUATIONS_MAX {
+        assert!(fleet.evacuate(place(&format!("r{nth}")), at(0.0)), "{nth}");
+    }
+    assert!(!fleet.evacuate(place("more"), at(0.0)));
+    assert_eq!(fleet.evacuations().count(), EVACUATIONS_MAX);
+}
+
 #[test]
 fn five_connect_failures_eject_for_as_long_as_configured() {
     let mut fleet = fleet(vec![fixture::cluster(&[&["a", "b"], &["c"]])]);

@@ -1,15 +1,13 @@
 //! What a fleet knows of a level or an endpoint, for whoever asks why: it is only looked at.
 
-use std::time::Duration;
-
 use crate::health::ActiveVerdict;
 use crate::outlier::Ejection;
-use crate::shares::{EndpointStatus, capacity};
+use crate::shares::{EndpointStatus, LevelMotion, capacity};
 use crate::snapshot::{ClusterIx, EndpointKey, Failover};
 use crate::time::Time;
 
 use super::Fleet;
-use super::level::{LevelState, Motion};
+use super::level::LevelState;
 
 /// One level of one cluster.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -22,34 +20,8 @@ pub struct LevelView {
     pub damped: f64,
     /// How d follows c.
     pub motion: LevelMotion,
-}
-
-/// How d follows c (the diagram stands in `fleet/level.rs`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LevelMotion {
-    /// It is the same.
-    Settled,
-    /// c fell, and the level keeps what it had.
-    Holding {
-        /// Since when c is lower.
-        since: Time,
-        /// When it gives up what it has no room for.
-        until: Time,
-    },
-    /// c rose, and nothing comes back yet.
-    Waiting {
-        /// Since when c is higher.
-        since: Time,
-        /// When it begins to come back.
-        until: Time,
-    },
-    /// It comes back bit by bit.
-    Ramping {
-        /// Since when.
-        since: Time,
-        /// When d will be c.
-        until: Time,
-    },
+    /// When that ends by time alone; `None` where it does not.
+    pub until: Option<Time>,
 }
 
 /// One endpoint.
@@ -98,30 +70,12 @@ impl Fleet {
 impl LevelState {
     fn view(&self, healthy: f64, failover: &Failover) -> LevelView {
         let capacity = capacity(healthy, failover);
-        let motion = match self.motion() {
-            Motion::Settled | Motion::Free => LevelMotion::Settled,
-            Motion::Holding { since } => LevelMotion::Holding {
-                since,
-                until: since + failover.hold,
-            },
-            Motion::Waiting { since } => LevelMotion::Waiting {
-                since,
-                until: since + failover.failback_after,
-            },
-            Motion::Ramping { since, from } => LevelMotion::Ramping {
-                since,
-                until: since + part(failover.failback_ramp, capacity - from),
-            },
-        };
         LevelView {
             healthy,
             capacity,
             damped: self.damped(),
-            motion,
+            motion: self.motion(),
+            until: self.until(capacity, failover),
         }
     }
-}
-
-fn part(of: Duration, share: f64) -> Duration {
-    of.mul_f64(share.clamp(0.0, 1.0))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::fleet::{Fleet, LevelMotion};
+use crate::fleet::Fleet;
 use crate::shares::{ClusterShares, Shares, capacity};
 use crate::snapshot::{Cluster, ClusterIx, Failover, ServiceIx, Snapshot};
 use crate::time::Time;
@@ -132,9 +132,7 @@ impl Measure {
         for service in &mut self.services {
             service.spend(now, self.tick);
             let levels = fleet.levels(service.cluster);
-            let is_moving = levels
-                .iter()
-                .any(|level| level.motion != LevelMotion::Settled);
+            let is_moving = levels.iter().any(|level| level.until.is_some());
             service.end_phases(now, is_moving);
             service.open.clone_from(&begun);
             service.changes.clear();

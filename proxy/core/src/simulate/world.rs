@@ -346,7 +346,9 @@ impl<'a> World<'a> {
                 self.endpoints.contains(key) && self.unhealthy.insert(key.clone())
             }
             FleetEvent::Healthy { key } => self.unhealthy.remove(key),
-            FleetEvent::SharesMoved { cluster, .. } => self.called.contains(cluster),
+            FleetEvent::SharesMoved { cluster, .. } | FleetEvent::WaitsForReset { cluster, .. } => {
+                self.called.contains(cluster)
+            }
             FleetEvent::Ejected { key, .. }
             | FleetEvent::Readmitted { key }
             | FleetEvent::Reported { key, .. } => self.endpoints.contains(key),

@@ -1,14 +1,16 @@
 //! Locality, failover, health, timeouts, retries and mirrors of a route.
 
+use zeugma_core::locality::Locality;
 use zeugma_core::snapshot::Failure;
 
 use super::Checker;
-use crate::compile::start_of;
+use crate::compile::target::{self, Target};
+use crate::compile::{levels, start_of};
 use crate::error::Code;
 use crate::model::scalar::{Cause, Percent, Text};
 use crate::model::{
-    ActiveSpec, BalancePolicy, Document, HashSpec, MeshRoute, MirrorSpec, Model, ProtocolSpec,
-    Selector,
+    ActiveSpec, BalancePolicy, Document, HashSpec, MeshGateway, MeshRoute, MirrorSpec, Model,
+    ProtocolSpec, Selector,
 };
 
 pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
@@ -17,7 +19,7 @@ pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
         .ports()
         .iter()
         .any(|port| port.protocol == ProtocolSpec::Http);
-    locality(check);
+    locality(model, check);
     failover(model, check);
     balance(check, has_http);
     health(check, has_http);
@@ -37,7 +39,70 @@ pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
     }
 }
 
-fn locality(check: &mut Checker<'_, MeshRoute>) {
+/// The most localities that a level is spread over.
+const SPREAD_MAX: usize = 64;
+
+fn spread(model: &Model, check: &mut Checker<'_, MeshRoute>) {
+    const PATH: &str = "spec.locality.spread";
+    let Some(spread) = &check.document.spec.locality.spread else {
+        return;
+    };
+    for place in spread.keys() {
+        if let Err(error) = Locality::parse(place) {
+            check.value(
+                Code::BadValue,
+                PATH,
+                format!("`{place}`: {error}"),
+                "write localities and their shares, such as `{ eu/eu-1: 80%, eu/eu-2: 20% }`",
+            );
+        }
+    }
+    if spread.values().all(|share| share.0.0 == 0.0) {
+        check.value(
+            Code::Contradiction,
+            PATH,
+            "no locality has a share".to_owned(),
+            "give one of them more than 0%",
+        );
+    }
+    if spread.len() > SPREAD_MAX {
+        check.value(
+            Code::TooLarge,
+            PATH,
+            format!("{} localities are more than {SPREAD_MAX}", spread.len()),
+            "name fewer localities, or leave it to the endpoints",
+        );
+    }
+    let seen = model.gateways.iter().find_map(|gateway| {
+        let error = spread_seen_by(model, check.document, gateway)?;
+        Some((&gateway.name, error))
+    });
+    if let Some((name, (what, help))) = seen {
+        let what = format!("seen from gateway `{name}`, {what}");
+        check.value(Code::Contradiction, PATH, what, &help);
+    }
+}
+
+/// What is wrong with it as one gateway sees the localities.
+fn spread_seen_by(
+    model: &Model,
+    route: &Document<MeshRoute>,
+    gateway: &Document<MeshGateway>,
+) -> Option<(String, String)> {
+    let here = gateway.spec.locality.as_ref();
+    let node = gateway.node(here.map(|here| here.0.clone()).unwrap_or_default());
+    let ports = route.ports();
+    let targets = target::targets(model, route, ports.first()?, &node);
+    let targets: Vec<&Target> = targets.iter().collect();
+    let (locality, failover) = (&route.spec.locality, &route.spec.failover);
+    let levels = levels::levels(&targets, &node.locality, locality, failover);
+    // Where nothing is left, another finding says so.
+    (!levels.is_empty())
+        .then(|| levels::spread_error(&targets, &levels, &levels::spread(locality)))?
+}
+
+fn locality(model: &Model, check: &mut Checker<'_, MeshRoute>) {
+    spread(model, check);
     let Some(prefer) = &check.document.spec.locality.prefer else {
         return;
     };

@@ -286,6 +286,18 @@ impl World {
         }
     }
 
+    /// How the level of `shop/orders` that is spread is.
+    pub(super) fn spread(&self) -> String {
+        let of = Shares::all_healthy(self.snapshot());
+        let ix = self.service("shop/orders").1.outbound.0;
+        let Some(spread) = &of.clusters[ix].spread else {
+            return "none".to_owned();
+        };
+        let shares = spread.shares.iter();
+        let shares = shares.map(|share| format!("{:.0}", share * 100.0));
+        shares.collect::<Vec<_>>().join("/")
+    }
+
     /// Which of two endpoints eight draws pick, where the first has five requests under way.
     pub(super) fn picks(&self) -> String {
         let cluster = self.cluster("shop/orders");

@@ -536,6 +536,21 @@ fn levels() -> Vec<Row> {
             "58/42/0",
             "29/71/0",
         ),
+        // Both zones are one level.
+        row(
+            "orders",
+            "spec.locality.spread.eu/eu-1/rack-a",
+            "30%",
+            "100%",
+        )
+        .given("orders", "spec.locality.prefer", "[region]")
+        .given("orders", "spec.locality.spread.eu/eu-2", "70%")
+        .decides(World::spread, "30/70", "59/41"),
+        row("orders", "spec.failover.failback.mode", "auto", "manual").decides(
+            back_at_125,
+            "58/42/0",
+            "0/100/0",
+        ),
         row("orders", "spec.failover.tooFew", "use-all", "fail")
             .given("orders", "spec.health.passive.keepAtLeast", "0")
             .decides(all_ejected, "100/0/0 too few", "0/0/0"),
