@@ -1,9 +1,17 @@
 //! One call of a Workload API: connected, asked, listened to until it ends.
 
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
+use tokio_util::either::Either;
 use tonic::client::Grpc;
+use tonic::codegen::Service;
+use tonic::codegen::http::Uri;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
@@ -104,14 +112,42 @@ pub(super) async fn call(address: &WorkloadAddress, mut tell: impl FnMut(Event))
 
 async fn connect(address: &WorkloadAddress) -> Result<Channel, tonic::transport::Error> {
     let uri = match address {
-        WorkloadAddress::Unix(_) => address.to_string(),
+        // A name is wanted in HTTP, and whoever listens at a path has none.
+        WorkloadAddress::Unix(_) => "http://localhost".to_owned(),
         WorkloadAddress::Tcp(address) => format!("http://{address}"),
     };
     let endpoint = Endpoint::from_shared(uri)?
         .http2_keep_alive_interval(PING)
         .keep_alive_timeout(PING_TIMEOUT)
         .http2_max_header_list_size(HEAD_BYTES_MAX);
-    endpoint.connect().await
+    endpoint.connect_with_connector(Dial(address.clone())).await
+}
+
+/// Opens the socket: by tonic's own connector the C library would be linked to look up names.
+struct Dial(WorkloadAddress);
+
+type Dialled = io::Result<TokioIo<Either<UnixStream, TcpStream>>>;
+
+impl Service<Uri> for Dial {
+    type Response = TokioIo<Either<UnixStream, TcpStream>>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = Dialled> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let address = self.0.clone();
+        // Bounded by whoever connects.
+        Box::pin(async move {
+            let io = match address {
+                WorkloadAddress::Unix(path) => Either::Left(UnixStream::connect(path).await?),
+                WorkloadAddress::Tcp(address) => Either::Right(TcpStream::connect(address).await?),
+            };
+            Ok(TokioIo::new(io))
+        })
+    }
 }
 
 /// The first answer, and those to come.
