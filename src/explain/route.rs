@@ -213,7 +213,7 @@ impl Told {
         if word(field(told, "health")) == "assumed" {
             let because = (self.unanswered.as_deref()).unwrap_or("no gateway was asked");
             text.line(&format!(
-                "NOT LIVE: {because}; told by the files, with every endpoint taken for good"
+                "NOT LIVE: {because}; told by the files, with every endpoint taken for good; deny list, bundles and CRLs are not looked at"
             ));
         }
         text.line("");

@@ -47,6 +47,26 @@ fn half_of_a_cluster_down_is_told_with_shares_losses_and_times() {
     }
 }
 
+/// A pipeline must not pass for want of a measurement.
+#[test]
+fn an_expectation_of_what_was_never_measured_fails() {
+    for words in [
+        // The fault has no end, so nothing recovers.
+        &["--down", "eu/eu-1@30s", "--expect", "recover<=1s"][..],
+        &["--expect", "converge<=0s"],
+    ] {
+        let said = simulate(words);
+        assert_eq!(said.code, Some(2), "{}", said.out);
+        assert!(said.err.contains("it was nothing"), "{}", said.err);
+    }
+}
+
+#[test]
+fn a_rate_of_nearly_nothing_is_played_too() {
+    let said = simulate(&["--rate", "0.00000000000000000001/s", "--for", "1m"]);
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+}
+
 #[test]
 fn an_expectation_that_fails_is_exit_2_and_says_what_was_measured() {
     let down = ["--down", "eu/eu-1@60s..2m", "--for", "4m"];

@@ -135,11 +135,16 @@ impl Expectation {
                 worst = Some(measured);
             }
         }
-        let met = (worst.as_ref()).is_none_or(|worst| self.operator.holds(worst.value, self.value));
+        // What was never measured was not as expected.
+        let met =
+            (worst.as_ref()).is_some_and(|worst| self.operator.holds(worst.value, self.value));
         Judgement {
             expected: self.text.clone(),
             met,
-            measured: worst.map_or_else(|| "nothing".to_owned(), |worst| worst.text),
+            measured: worst.map_or_else(
+                || "nothing: it has no value here".to_owned(),
+                |worst| worst.text,
+            ),
         }
     }
 

@@ -26,6 +26,8 @@ use super::fault::{Deadlines, Truth};
 use super::measure::{Lane, Measure};
 use super::{COARSE_PER_SECOND, Counts, EVENTS_MAX, FINE, FINE_MAX, Report, Scenario, TICKS};
 
+/// The longest time between two requests that is counted with, in seconds.
+const APART_MAX: f64 = 86_400.0;
 /// How long a check takes where nothing is slow.
 const CHECK: Duration = Duration::from_millis(1);
 /// How long an endpoint that is well has a request, as far as it makes others look less busy.
@@ -203,7 +205,7 @@ impl<'a> World<'a> {
             if request_at <= self.now {
                 let weight = self.requests();
                 let apart = weight / (self.scenario.rate * self.services.len().max(1) as f64);
-                request_at = self.now + Duration::from_secs_f64(apart.max(1e-9));
+                request_at = self.now + Duration::from_secs_f64(apart.clamp(1e-9, APART_MAX));
             }
         }
         self.now = end;
