@@ -152,9 +152,11 @@ pub struct Report {
     count: usize,
 }
 
-/// The ports of each host, and how they stand, in their order.
+/// How the services of a host stand, by port: a peer may name every port of one host.
+type Ports = BTreeMap<u16, Standing>;
+
 #[derive(Debug, Clone, PartialEq, Default)]
-struct Hosts(BTreeMap<Host, Vec<(u16, Standing)>>);
+struct Hosts(BTreeMap<Host, Ports>);
 
 impl Report {
     /// What this gateway tells a caller that is of all of `peers` alike: how each service stands that
@@ -213,17 +215,14 @@ impl Report {
             HostPattern::Exact(host) => self.exact.0.get(host),
             HostPattern::Below(host) => self.below.0.get(host),
         };
-        let mut ports = ports?.iter();
-        ports.find_map(|(of, standing)| (*of == port).then_some(*standing))
+        ports?.get(&port).copied()
     }
 
     /// Sets how a service stands; whether there was room for it.
     pub fn set(&mut self, host: &HostPattern, port: u16, standing: Standing) -> bool {
         let is_full = self.count >= ENTRIES_MAX;
         let (hosts, host) = self.hosts_mut(host);
-        if let Some((_, known)) =
-            (hosts.0.get_mut(host)).and_then(|ports| ports.iter_mut().find(|(of, _)| *of == port))
-        {
+        if let Some(known) = (hosts.0.get_mut(host)).and_then(|ports| ports.get_mut(&port)) {
             *known = standing;
             return true;
         }
@@ -231,8 +230,7 @@ impl Report {
             return false;
         }
         let ports = hosts.0.entry(host.clone()).or_default();
-        ports.push((port, standing));
-        ports.sort_unstable_by_key(|(port, _)| *port);
+        ports.insert(port, standing);
         self.count += 1;
         true
     }
@@ -253,9 +251,7 @@ impl Report {
         let Some(ports) = hosts.0.get_mut(host) else {
             return;
         };
-        let before = ports.len();
-        ports.retain(|(of, _)| *of != port);
-        let removed = before - ports.len();
+        let removed = usize::from(ports.remove(&port).is_some());
         if ports.is_empty() {
             hosts.0.remove(host);
         }
@@ -288,14 +284,12 @@ impl Report {
     #[must_use]
     pub fn find(&self, host: &HostPattern, port: u16, names_port: bool) -> Option<Standing> {
         let ports = self.ports(host)?;
-        let same = ports.iter().find(|(of, _)| *of == port);
-        match (ports, same) {
-            ([(_, only)], None) if !names_port => Some(*only),
-            (_, same) => same.map(|(_, standing)| *standing),
-        }
+        let same = ports.get(&port).copied();
+        let only = || ports.values().next().copied().filter(|_| ports.len() == 1);
+        same.or_else(|| if names_port { None } else { only() })
     }
 
-    fn ports(&self, host: &HostPattern) -> Option<&[(u16, Standing)]> {
+    fn ports(&self, host: &HostPattern) -> Option<&Ports> {
         let mut rest = match host {
             HostPattern::Exact(host) => match self.exact.0.get(host) {
                 Some(ports) => return Some(ports),
@@ -341,10 +335,7 @@ impl Report {
 impl Hosts {
     /// Most hosts are as they were: they cost one look.
     fn since(&self, before: &Self, named: fn(Host) -> HostPattern, changes: &mut Vec<Change>) {
-        let standing = |ports: &[(u16, Standing)], port| {
-            let mut ports = ports.iter();
-            ports.find_map(|(of, standing)| (*of == port).then_some(*standing))
-        };
+        let none = Ports::new();
         let mut change = |host: &Host, port, standing| {
             changes.push(Change {
                 host: named(host.clone()),
@@ -353,20 +344,20 @@ impl Hosts {
             });
         };
         for (host, ports) in &self.0 {
-            let were = before.0.get(host).map_or(&[][..], Vec::as_slice);
-            if were == ports.as_slice() {
+            let were = before.0.get(host).unwrap_or(&none);
+            if were == ports {
                 continue;
             }
             for (port, now) in ports {
-                if standing(were, *port) != Some(*now) {
+                if were.get(port) != Some(now) {
                     change(host, *port, Some(*now));
                 }
             }
         }
         for (host, were) in &before.0 {
-            let ports = self.0.get(host).map_or(&[][..], Vec::as_slice);
-            for (port, _) in were {
-                if standing(ports, *port).is_none() {
+            let ports = self.0.get(host).unwrap_or(&none);
+            for port in were.keys() {
+                if !ports.contains_key(port) {
                     change(host, *port, None);
                 }
             }

@@ -223,3 +223,27 @@ proptest! {
         prop_assert_eq!(made.len(), made.entries().count());
     }
 }
+
+/// As many as a peer may send, in the order that costs a sorted list the most.
+#[test]
+fn one_host_may_have_every_port() {
+    let mut report = Report::default();
+    let host = HostPattern::parse("a.x").unwrap();
+    let standing = Standing::new(1, 1, 1.0, 1.0).unwrap();
+    for _ in 0..2 {
+        for port in (1..=u16::MAX).rev() {
+            assert!(report.set(&host, port, standing));
+        }
+    }
+    assert_eq!(report.len(), usize::from(u16::MAX));
+    assert_eq!(report.find(&host, 7, false), Some(standing));
+    let mut fewer = report.clone();
+    let change = Change {
+        host: host.clone(),
+        port: 7,
+        standing: None,
+    };
+    assert!(fewer.apply(&change));
+    assert_eq!(fewer.since(&report), [change]);
+    assert_eq!(fewer.find(&host, 7, false), None);
+}

@@ -14,6 +14,7 @@
 //! A gateway that does not report is judged by its refusals and by active checks, as one that is no
 //! Zeugma.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::io;
@@ -241,6 +242,8 @@ struct Asker {
     leaving: Option<Arc<Report>>,
     /// It has ended since, and is asked again: behind one address there may be others.
     is_asked_again: bool,
+    /// Its identity was verified when it was asked last.
+    is_reached: Cell<bool>,
     /// How long is waited before the next time.
     wait: Duration,
     has_reported: bool,
@@ -276,6 +279,7 @@ impl Asker {
             endpoint,
             leaving: None,
             is_asked_again: false,
+            is_reached: Cell::default(),
             wait: WAIT_MIN,
             has_reported: false,
         }
@@ -293,8 +297,11 @@ impl Asker {
                         self.is_asked_again = true;
                         continue;
                     }
-                    if let Some(leaving) = self.leaving.take() {
-                        self.is_gone(&leaving).await;
+                    match self.leaving.take() {
+                        // Another one is there, which has not said how it stands.
+                        Some(_) if self.is_reached.get() => self.say(None).await,
+                        Some(leaving) => self.is_gone(&leaving).await,
+                        None => {}
                     }
                     self.next_wait()
                 }
@@ -413,10 +420,12 @@ impl Asker {
 
     /// Asks once, and listens for as long as it says something.
     async fn ask(&mut self) -> Ended {
+        self.is_reached.set(false);
         let asking = async {
             // Never closed.
             let _connecting = self.connects.acquire().await;
             let reached = self.connect().await?;
+            self.is_reached.set(true);
             let answering = Box::pin(question_and_answer(reached));
             (timeout(ANSWER_TIMEOUT, answering).await)
                 .unwrap_or_else(|_elapsed| Err(Ended::Broken("no answer in time".to_owned())))

@@ -115,6 +115,8 @@ impl Fleet {
         let taken: Vec<f64> = levels.iter().map(LevelState::damped).collect();
         let names = cluster.levels.iter().map(|level| Arc::clone(&level.name));
         let is_left = |of: &[EndpointStatus]| of.iter().any(|status| status.is_healthy());
+        // What carries traffic for want of something healthy is something, too.
+        let is_tried = |of: &[EndpointStatus]| of.iter().any(|status| status.is_usable(true));
         Some(Effect {
             cluster: Arc::clone(&cluster.name),
             route: Arc::clone(&cluster.route),
@@ -122,7 +124,8 @@ impl Fleet {
             levels: (names.zip(spread(&taken)).zip(spread(&of(&after))))
                 .map(|((name, before), after)| (name, before, after))
                 .collect(),
-            leaves_nothing: is_left(&before) && !is_left(&after),
+            leaves_nothing: (is_left(&before) && !is_left(&after))
+                || (is_tried(&before) && !is_tried(&after)),
         })
     }
 

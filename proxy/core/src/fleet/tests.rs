@@ -242,6 +242,21 @@ fn an_evacuation_takes_all_traffic_off_a_place_until_it_is_reset() {
     assert_eq!(shares(&mut fleet, at(1_060.0)), [1000, 0]);
 }
 
+/// All that there is is ejected at this moment, and carries what comes: it is something to lose.
+#[test]
+fn to_evacuate_what_is_tried_for_want_of_better_leaves_nothing() {
+    let mut cluster = standing_in(fixture::cluster(&[&["a"], &["b"]]), &["eu", "us"]);
+    Arc::make_mut(&mut cluster.policy).passive.keep_at_least = 0;
+    let mut fleet = fleet(vec![cluster]);
+    for name in ["a", "b"] {
+        kill(&mut fleet, name, at(0.0));
+    }
+    let place = |text: &str| Evacuation::Locality(Locality::parse(text).unwrap());
+    assert!(!fleet.effect(&place("us"))[0].leaves_nothing);
+    assert!(fleet.evacuate(place("us"), at(0.0)));
+    assert!(fleet.effect(&place("eu"))[0].leaves_nothing);
+}
+
 #[test]
 fn a_backend_of_one_route_is_evacuated_and_the_reset_of_the_route_ends_that() {
     let cluster = standing_in(fixture::cluster(&[&["a"], &["b"]]), &["eu", "us"]);
