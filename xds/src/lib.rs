@@ -4,6 +4,8 @@
 //! No protobuf type leaves this crate, and it opens no socket.
 
 mod bundle_url;
+mod canonical;
+mod catalog;
 mod compile;
 mod diff;
 mod error;
@@ -21,6 +23,7 @@ mod packed;
 mod parallel;
 mod pb;
 mod reference;
+mod session;
 mod settings;
 mod standing;
 mod state;
