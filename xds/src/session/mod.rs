@@ -1,5 +1,7 @@
 //! Conversations in xDS, without sockets and clocks.
 
+pub(crate) mod server;
+
 /// The types of resources that are served, in the order that makes before it breaks (P30).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
