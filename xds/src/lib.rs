@@ -1,7 +1,7 @@
 //! Configuration: YAML documents become a model, the model compiles for one gateway into xDS v3
 //! resources, and those are ingested into a [`Snapshot`].
 //!
-//! No protobuf type leaves this crate, and it opens no socket.
+//! No protobuf type leaves this crate, and it opens no socket: the [`Server`] is given connections.
 
 mod bundle_url;
 mod canonical;
@@ -22,7 +22,9 @@ mod net;
 mod packed;
 mod parallel;
 mod pb;
+mod plane;
 mod reference;
+mod server;
 mod session;
 mod settings;
 mod standing;
@@ -37,6 +39,8 @@ pub use error::{Code, Color, Finding, Findings, Place, Severity, suggest};
 pub use files::FileLook;
 pub use format::{FormatError, format, yaml_files};
 pub use meaning::{LevelMeaning, MatchMeaning, ServiceMeaning, meaning};
+pub use plane::Plane;
+pub use server::{Admission, Caller, Server, ServerLimits, Visitor};
 pub use settings::{
     AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, Drain, ForeignDomain,
     GatewaySettings, Limits, StateDir, SvidApi, SvidFiles, SvidSource, admin_socket_default,
@@ -57,7 +61,7 @@ use zeugma_core::snapshot::Snapshot;
 use files::{Contents, Source};
 use fnv::Fnv;
 use model::{Document, MeshGateway, Model};
-use standing::{Asked, Standing};
+use standing::{Asked, Standing, Whose};
 
 /// What the command line adds to the files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -251,7 +255,7 @@ impl Sources {
             Wrong::StandsAlone(good, unbound) => {
                 let asked = Asked {
                     path: &path,
-                    options,
+                    whose: Whose::One(options),
                     unbound,
                 };
                 standing::stand(contents, good, asked)?
