@@ -34,6 +34,7 @@ mod control_upstream;
 mod corpus;
 mod data_balance;
 mod data_client;
+mod data_compare;
 mod data_dns;
 mod data_edges;
 mod data_failover;

@@ -238,4 +238,6 @@ pub(crate) struct MirrorMeta {
     pub timeout_millis: u64,
     pub body_bytes_max: usize,
     pub in_flight_max: usize,
+    #[serde(default)]
+    pub compare: bool,
 }

@@ -542,6 +542,7 @@ fn common(
                     .unwrap_or(u64::MAX),
                 body_bytes_max: spec.body_limit.as_ref().map_or(1 << 20, |size| size.0.0),
                 in_flight_max: spec.in_flight.unwrap_or(64),
+                compare: spec.compare.unwrap_or(false),
             })
         })
         .collect();

@@ -208,6 +208,7 @@ pub(super) fn mirrors(route: &route::Route, names: &Names) -> Result<Vec<Mirror>
                 timeout: Duration::from_millis(meta.timeout_millis),
                 body_bytes_max: meta.body_bytes_max,
                 in_flight_max: meta.in_flight_max,
+                compare: meta.compare,
             })
         })
         .collect()

@@ -617,6 +617,11 @@ pub(crate) struct MirrorSpec {
     /// 10000.
     #[serde(default, deserialize_with = "whole_or_none")]
     pub in_flight: Option<usize>,
+    /// Whether the status and the body of the copy's answer are compared with those of the answer that
+    /// the caller got; differences are counted, and logged with the request's id. Of gRPC the status is
+    /// that of the trailers. Bodies above `bodyLimit`, and such as are encoded differently, are not
+    /// compared. Default false.
+    pub compare: Option<bool>,
 }
 
 /// One rule: every field that is written must match, by one of its values. At least one field.

@@ -277,4 +277,11 @@ pub(super) const ENTRIES: &[Entry] = &[
         "An operator let traffic come back, by `zeugma failover reset`: by `failover.failback.ramp`, without `after`.",
         "Nothing.",
     ),
+    entry(
+        "ZG0450",
+        "a copy was answered otherwise than its request",
+        &[Log],
+        "The mirror of the route has `compare: true`, and the copy's answer has another status or another body than the one that the caller got. All are counted in `zeugma_mirror_compared_total`; of each mirror a worker logs one in 10 s, with the number of those it did not.",
+        "Find the request by its id in the logs of both services. Bodies that name times or ids of their own always differ: compare a route whose answers do not.",
+    ),
 ];

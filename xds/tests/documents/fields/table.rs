@@ -688,6 +688,7 @@ fn http() -> Vec<Row> {
         row("orders", "spec.mirror[0].timeout", "", "1s").given("orders", "spec.mirror[0]", mirror).seen_by("data_mirror::a_canary_that_hangs_or_fails_or_is_gone_is_not_noticed"),
         row("orders", "spec.mirror[0].bodyLimit", "", "1KiB").given("orders", "spec.mirror[0]", mirror).decides(|w| w.copies(2000, 0), "cccccccc 10.0.4.1:80 192.0.2.7:15443", "bbbbbbbb 10.0.4.1:80 192.0.2.7:15443"),
         row("orders", "spec.mirror[0].inFlight", "", "2").given("orders", "spec.mirror[0]", mirror).decides(|w| w.copies(0, 2), "cccccccc 10.0.4.1:80 192.0.2.7:15443", "iiiiiiii 10.0.4.1:80 192.0.2.7:15443"),
+        row("orders", "spec.mirror[0].compare", "", "true").given("orders", "spec.mirror[0]", mirror).seen_by("data_compare::another_status_and_another_body_are_counted_and_told_with_the_requests_id"),
     ]
 }
 
