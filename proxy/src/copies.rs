@@ -1,8 +1,15 @@
 //! Copies for a service's mirror: how many are under way, and how often it is said that they differ.
+//! Those of requests are made in `http/mirror`, those of connections here.
+
+mod connection;
+mod feed;
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+
+pub(crate) use self::connection::copied;
+pub(crate) use self::feed::Copied;
 
 /// Of each mirror a worker logs no more than one difference in so long; all are counted.
 pub(crate) const TOLD_EVERY: Duration = Duration::from_secs(10);

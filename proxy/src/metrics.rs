@@ -356,7 +356,7 @@ impl Metrics {
         );
         r.register(
             "mirrored",
-            "Mirrored requests, by what became of them",
+            "Mirrored requests and connections, by what became of them",
             self.mirrored.clone(),
         );
         r.register(

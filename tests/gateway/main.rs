@@ -44,6 +44,7 @@ mod data_load;
 mod data_mended;
 mod data_mesh;
 mod data_mirror;
+mod data_mirror_tcp;
 mod data_protocols;
 mod data_proxied;
 mod data_relay;

@@ -21,7 +21,7 @@ use super::exchange::Exchange;
 use super::headers::{self, Ids, ZEUGMA_MIRROR};
 use super::pool::Wire;
 use crate::copies::{Copies, Place};
-use crate::recheck::Listed;
+use crate::recheck::{Listed, Open};
 use crate::runtime::{Published, Worker};
 use crate::upstream::Pinned;
 
@@ -190,7 +190,7 @@ impl Copy {
         let attempt = plan(to.cluster(), shares, &load, draw).next()?;
         let endpoint = to.cluster().endpoint(attempt.endpoint).clone();
         let method = exchange.head.method.clone();
-        let request = (method, exchange.head.uri.clone());
+        let request = Open::Request(Rc::new((method, exchange.head.uri.clone())));
         let listed = (worker.registry).list_copy(exchange.entry(), request, &mirror.route);
         // Something may have been published since the request was let in.
         listed.settle(&worker.shared, published.generation, None);
