@@ -38,6 +38,7 @@ mod data_compare;
 mod data_dns;
 mod data_edges;
 mod data_failover;
+mod data_fields;
 mod data_h1;
 mod data_http;
 mod data_load;

@@ -1,6 +1,8 @@
 //! Whether a request or connection is copied to another route, and what the copy's answer says beside
 //! the primary's. A copy never delays or changes the primary.
 
+use std::time::Duration;
+
 use crate::balance::fraction;
 use crate::retry::Sender;
 use crate::snapshot::Mirror;
@@ -12,11 +14,21 @@ const MIRROR_PART: u64 = 0x6d69_7272;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Copying {
     /// It is copied, and one more copy is under way.
-    Copy,
+    Copy(Terms),
     /// It is not meant to be copied.
     Skip,
     /// It should have been copied and is not; this is counted.
     Drop(Dropped),
+}
+
+/// What a copy gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// How long it may take; of a connection to be connected, and once its primary is over.
+    pub within: Duration,
+    /// How many bytes of its answer's body, and of the primary's, are compared at most; `None`: nothing
+    /// is.
+    pub compared_bytes_max: Option<usize>,
 }
 
 /// Why a copy that should have been made was not, or was given up.
@@ -215,13 +227,14 @@ pub fn copying(
     if in_flight >= mirror.in_flight_max {
         return Copying::Drop(Dropped::InFlight);
     }
-    Copying::Copy
+    Copying::Copy(Terms {
+        within: mirror.timeout,
+        compared_bytes_max: mirror.compare.then_some(mirror.body_bytes_max),
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::snapshot::ClusterIx;
 
@@ -244,10 +257,30 @@ mod tests {
         body_bytes: None,
     };
 
+    const fn is_copied(copying: Copying) -> bool {
+        matches!(copying, Copying::Copy(_))
+    }
+
+    #[test]
+    fn a_copy_gets_the_time_of_its_mirror_and_is_compared_where_that_is_asked_for() {
+        for compare in [true, false] {
+            let mirror = Mirror {
+                compare,
+                ..mirror(1.0)
+            };
+            let terms = Terms {
+                within: Duration::from_secs(2),
+                compared_bytes_max: compare.then_some(1024),
+            };
+            let copying = copying(&mirror, 0, &ORIGINAL, 0, 1);
+            assert_eq!(copying, Copying::Copy(terms));
+        }
+    }
+
     #[test]
     fn the_share_is_drawn_and_each_mirror_draws_for_itself() {
         let mirror = mirror(0.05);
-        let is = |ix, draw| copying(&mirror, ix, &ORIGINAL, 0, draw) == Copying::Copy;
+        let is = |ix, draw| is_copied(copying(&mirror, ix, &ORIGINAL, 0, draw));
         let first = (0..100_000).filter(|draw| is(0, *draw)).count();
         assert!(first.abs_diff(5000) < 300, "{first}");
         let both = (0..100_000)
@@ -259,7 +292,7 @@ mod tests {
     #[test]
     fn all_and_nothing_are_exact() {
         for draw in 0..1000 {
-            assert_eq!(copying(&mirror(1.0), 0, &ORIGINAL, 0, draw), Copying::Copy);
+            assert!(is_copied(copying(&mirror(1.0), 0, &ORIGINAL, 0, draw)));
             assert_eq!(copying(&mirror(0.0), 0, &ORIGINAL, 0, draw), Copying::Skip);
         }
     }
@@ -287,7 +320,7 @@ mod tests {
             };
             copying(&mirror(1.0), 0, &original, in_flight, 1)
         };
-        assert_eq!(of(63, Some(1024)), Copying::Copy);
+        assert!(is_copied(of(63, Some(1024))));
         assert_eq!(of(64, None), Copying::Drop(Dropped::InFlight));
         assert_eq!(of(0, Some(1025)), Copying::Drop(Dropped::Body));
     }

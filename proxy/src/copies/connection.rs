@@ -60,7 +60,7 @@ pub(crate) fn copied(
                 let metrics = &worker.shared.metrics;
                 metrics.mirrored(&service.name, &mirror.route, why.label());
             }
-            Copying::Copy => {
+            Copying::Copy(terms) => {
                 let (giver, taker) = feed(mirror.body_bytes_max);
                 givers.push(giver);
                 let listed = (worker.registry).list_copy(&visit.listed, Open::Bytes, &mirror.route);
@@ -76,7 +76,7 @@ pub(crate) fn copied(
                     },
                     source: visit.listed.source(),
                     caller: caller.cloned(),
-                    timeout: mirror.timeout,
+                    timeout: terms.within,
                     listed,
                 };
                 // It ends with the connection that it is a copy of, and is counted in its place.
@@ -262,9 +262,9 @@ impl Pumping {
         loop {
             let stream = &mut self.stream;
             let is_empty = ready!(taker.poll_take(|bytes| {
-                match Pin::new(stream).poll_write(cx, bytes) {
-                    Poll::Ready(Ok(0)) => Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
-                    polled => polled,
+                match ready!(Pin::new(stream).poll_write(cx, bytes))? {
+                    0 => Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+                    n => Poll::Ready(Ok(n)),
                 }
             }))?;
             if is_empty {

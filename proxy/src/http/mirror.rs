@@ -55,21 +55,21 @@ pub(super) fn start_all(
             service: Arc::clone(&service.name),
             route: Arc::clone(&mirror.route),
             ids: Rc::clone(&exchange.ids),
-            timeout: mirror.timeout,
+            timeout: Duration::ZERO,
             comparing: None,
         };
         match copying(mirror, ix, &original, copies.under_way(), draw) {
             Copying::Skip => {}
             Copying::Drop(why) => about.ended(why.label()),
-            Copying::Copy => {
+            Copying::Copy(terms) => {
                 let Some(copy) = Copy::new(exchange, published, mirror) else {
                     about.ended(Dropped::Unreachable.label());
                     continue;
                 };
-                about.comparing = mirror.compare.then(|| {
+                about.timeout = terms.within;
+                about.comparing = terms.compared_bytes_max.map(|bytes_max| {
                     let primary: &mut Box<Primary> = primary.get_or_insert_default();
-                    let told = primary.told_to_one(mirror.body_bytes_max);
-                    (told, mirror.body_bytes_max)
+                    (primary.told_to_one(bytes_max), bytes_max)
                 });
                 let body = source.tee(mirror.body_bytes_max);
                 let place = Place::new(copies);
