@@ -313,11 +313,11 @@ fn at_seconds(at: Time) -> f64 {
 
 /// A fault in words.
 pub(super) fn told(fault: &Fault) -> String {
-    let how = match fault.kind {
-        FaultKind::Down | FaultKind::Cut => String::new(),
-        FaultKind::Flap(turn) => format!(" by turns of {}", seconds(turn)),
-        FaultKind::Slow(by) => format!(" by {}", seconds(by)),
-        FaultKind::Errors(share) => format!(" in {} of answers", percent(share)),
+    let how = match &fault.kind {
+        FaultKind::Down | FaultKind::Cut | FaultKind::Lever(_) => String::new(),
+        FaultKind::Flap(turn) => format!(" by turns of {}", seconds(*turn)),
+        FaultKind::Slow(by) => format!(" by {}", seconds(*by)),
+        FaultKind::Errors(share) => format!(" in {} of answers", percent(*share)),
     };
     let from = seconds(fault.from.since_origin());
     let to = fault
