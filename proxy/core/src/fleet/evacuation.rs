@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Fleet, LevelState};
+use super::{ClusterState, Fleet, LevelState};
 use crate::locality::Locality;
 use crate::shares::{EndpointStatus, capacity, healthy_share, spread};
 use crate::snapshot::{Cluster, Endpoint, EndpointIx, EndpointKey, PeerIx};
@@ -165,10 +165,11 @@ impl Fleet {
         true
     }
 
-    /// Whether a cluster has nothing healthy, and would have without this evacuation.
+    /// Whether a cluster, of this route where one is named, has nothing healthy, and would have without
+    /// this evacuation.
     #[must_use]
-    pub fn is_missed(&self, evacuation: &Evacuation) -> bool {
-        self.clusters.iter().any(|state| {
+    pub fn is_missed(&self, evacuation: &Evacuation, route: Option<&str>) -> bool {
+        let is_missed = |state: &ClusterState| {
             let statuses = self.statuses_of(state);
             if statuses.iter().any(|status| status.is_healthy()) {
                 return false;
@@ -179,7 +180,12 @@ impl Fleet {
                 evacuation.covers(&state.cluster, endpoint, peer)
                     && known.is_some_and(|known| known.status_otherwise().is_healthy())
             })
-        })
+        };
+        let Some(route) = route else {
+            return self.clusters.iter().any(is_missed);
+        };
+        let mut members = self.routes.get(route).into_iter().flatten();
+        members.any(|ix| self.clusters.get(*ix).is_some_and(is_missed))
     }
 
     /// The endpoints that are no good at this moment, but for those that operators took traffic off.

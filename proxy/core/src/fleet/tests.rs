@@ -345,19 +345,19 @@ fn an_evacuation_is_missed_once_nothing_else_is_healthy() {
         &["eu", "us"],
     )]);
     assert!(fleet.evacuate(place("eu"), at(0.0)));
-    assert!(!fleet.is_missed(&place("eu")));
+    assert!(!fleet.is_missed(&place("eu"), None));
     fleet.end_evacuation(&place("eu"), at(0.0));
     let mut cluster = standing_in(fixture::cluster(&[&["a"], &["b"]]), &["eu", "us"]);
     Arc::make_mut(&mut cluster.policy).passive.keep_at_least = 0;
     fleet.reconcile(&snapshot(vec![cluster]), at(0.0));
     assert!(fleet.evacuate(place("eu"), at(0.0)));
     kill(&mut fleet, "b", at(0.0));
-    assert!(fleet.is_missed(&place("eu")) && !fleet.is_missed(&place("us")));
+    assert!(fleet.is_missed(&place("eu"), None) && !fleet.is_missed(&place("us"), Some("a/b")));
     assert_eq!(fleet.unwell().collect::<Vec<_>>(), [&key("b")]);
     // Whoever is let back for that takes everything at once.
     assert!(fleet.end_evacuation(&place("eu"), at(0.0)));
     assert_eq!(shares(&mut fleet, at(0.0)), [1000, 0]);
-    assert!(!fleet.is_missed(&place("eu")));
+    assert!(!fleet.is_missed(&place("eu"), None));
 }
 
 #[test]

@@ -733,7 +733,7 @@ fn levers(scenario: &Scenario) -> Vec<(Time, Lever)> {
             }
         }
     }
-    levers.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+    levers.sort_by_key(|(at, _)| Reverse(*at));
     levers
 }
 
