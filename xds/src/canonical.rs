@@ -210,7 +210,7 @@ fn flush(map: Option<u32>, entries: &mut Vec<(&[u8], Vec<u8>)>, to: &mut Vec<u8>
     let Some(number) = map else {
         return;
     };
-    entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+    entries.sort_by_key(|(key, _)| *key);
     for (_, entry) in entries.drain(..) {
         put(number, &entry, to);
     }

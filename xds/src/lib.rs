@@ -41,6 +41,7 @@ pub use format::{FormatError, format, yaml_files};
 pub use meaning::{LevelMeaning, MatchMeaning, ServiceMeaning, meaning};
 pub use plane::Plane;
 pub use server::{Admission, Caller, Server, ServerLimits, Visitor};
+pub use session::Kind;
 pub use settings::{
     AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, Drain, ForeignDomain,
     GatewaySettings, Limits, StateDir, SvidApi, SvidFiles, SvidSource, admin_socket_default,

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::locality::Locality;
 
-use crate::catalog::{Catalog, Store, catalog};
+use crate::catalog::{Catalog, Flavor, Store, catalog};
 use crate::compile::Context;
-use crate::error::{Finding, Findings};
+use crate::error::Findings;
 use crate::model::{Document, MeshGateway, Model};
 use crate::standing::{self, Asked, Refused, Standing, Whose};
 use crate::state::Good;
@@ -29,6 +29,8 @@ pub(crate) struct Claim {
     pub id: String,
     pub cluster: String,
     pub locality: String,
+    /// The program.
+    pub agent: String,
 }
 
 /// What is made for a node: whose gateway's configuration, as seen from where. Replicas that stand in
@@ -37,6 +39,7 @@ pub(crate) struct Claim {
 pub(crate) struct View {
     pub gateway: String,
     pub locality: String,
+    pub flavor: Flavor,
 }
 
 impl Sources {
@@ -59,9 +62,10 @@ impl Sources {
             refused,
             good,
         } = standing;
-        let folder = match self.path.is_dir() {
-            true => Some(self.path.as_path()),
-            false => self.path.parent(),
+        let folder = if self.path.is_dir() {
+            Some(self.path.as_path())
+        } else {
+            self.path.parent()
         };
         model.name_files_from(folder.unwrap_or(&self.path));
         Ok(Plane {
@@ -146,6 +150,12 @@ impl Plane {
         Ok(View {
             gateway: gateway.name.clone(),
             locality: locality.to_string(),
+            // "gRPC C-core", "gRPC Go", "gRPC Java".
+            flavor: if claim.agent.starts_with("gRPC") {
+                Flavor::Grpc
+            } else {
+                Flavor::Proxy
+            },
         })
     }
 
@@ -178,9 +188,8 @@ impl Plane {
             node: &node,
         };
         let mut findings = Findings::new();
-        let made = catalog(context, store, before, &mut findings);
         // What is of no use here is of use elsewhere, or `config check` says so.
-        findings.iter().for_each(|_finding: &Finding| ());
+        let made = catalog((context, view.flavor), store, before, &mut findings);
         Some(made)
     }
 }

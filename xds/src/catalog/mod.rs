@@ -4,6 +4,7 @@
 //! version is made of its content, so that another server, or the same after a restart, calls the same
 //! content by the same version.
 
+mod grpc;
 mod pack;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 use crate::fnv::Fnv;
 use crate::session::Kind;
 
-pub(crate) use self::pack::catalog;
+pub(crate) use self::pack::{Flavor, catalog};
 
 /// Of content: equal for equal content alone, as far as 64 bits go.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -268,10 +269,6 @@ impl Shelf {
         self.list.iter()
     }
 
-    pub(crate) const fn len(&self) -> usize {
-        self.list.len()
-    }
-
     /// What is other than on `before`.
     pub(crate) fn difference(&self, before: &Self) -> Arc<Difference> {
         let lock = || (self.differences.lock()).unwrap_or_else(PoisonError::into_inner);
@@ -336,7 +333,7 @@ impl Catalog {
             Kind::Cluster => clusters,
             Kind::Endpoints => endpoints,
             Kind::Listener => listeners,
-            Kind::Route => routes,
+            Kind::Routes => routes,
         }
     }
 
@@ -361,7 +358,7 @@ mod tests {
     use crate::pb::Any;
 
     fn put(store: &mut Store, name: &str, content: &str) -> Arc<Resource> {
-        store.put(Kind::Route, name, content.as_bytes(), Traits::default())
+        store.put(Kind::Routes, name, content.as_bytes(), Traits::default())
     }
 
     #[test]
@@ -370,7 +367,7 @@ mod tests {
             let content = "x".repeat(len);
             let made = put(&mut Store::default(), "shop/orders", &content);
             let any = Any {
-                type_url: Kind::Route.type_url().to_owned(),
+                type_url: Kind::Routes.type_url().to_owned(),
                 value: content.into_bytes(),
             };
             let delta = DeltaDiscoveryResponse {
@@ -408,7 +405,7 @@ mod tests {
             is_on_demand: true,
             has_endpoints: false,
         };
-        let made = store.put(Kind::Route, "a", b"1", of_other_traits);
+        let made = store.put(Kind::Routes, "a", b"1", of_other_traits);
         assert!(made.is_on_demand() && !first.is_on_demand());
         drop((first, other, made));
         store.sweep();
@@ -480,7 +477,7 @@ mod tests {
         let old = catalog("1", None);
         let new = catalog("2", Some(&old));
         let is_same = |kind| Arc::ptr_eq(old.shelf(kind), new.shelf(kind));
-        assert!(is_same(Kind::Listener) && is_same(Kind::Cluster) && !is_same(Kind::Route));
+        assert!(is_same(Kind::Listener) && is_same(Kind::Cluster) && !is_same(Kind::Routes));
         assert_ne!(old.version(), new.version());
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use prost::{Message, Name};
 
-use super::{Catalog, Resource, Shelf, Store, Traits};
+use super::{Catalog, Resource, Shelf, Store, Traits, grpc};
 use crate::canonical::canonical;
 use crate::compile::{Compiled, Context, Made, ads};
 use crate::error::Findings;
@@ -12,14 +12,25 @@ use crate::meta::AnyClusterMeta;
 use crate::pb::{self, cluster, endpoint, route};
 use crate::session::Kind;
 
+/// For whom it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) enum Flavor {
+    /// A proxy: our gateway, an Envoy.
+    #[default]
+    Proxy,
+    /// A workload with gRPC's own resolver.
+    Grpc,
+}
+
 /// What a node of `context` is told. What is as it was `before` keeps its bytes.
 pub(crate) fn catalog(
-    context: Context<'_>,
+    (context, flavor): (Context<'_>, Flavor),
     store: &mut Store,
     before: Option<&Catalog>,
     findings: &mut Findings,
 ) -> Catalog {
     let compiled = Compiled::new(context, findings);
+    let pack = |made| pack(made, flavor);
     let mut clusters: Vec<Packed> = compiled.peers().into_iter().map(pack).collect();
     clusters.extend(compiled.clusters(pack));
     clusters.extend(compiled.others().into_iter().map(pack));
@@ -42,6 +53,21 @@ pub(crate) fn catalog(
             shelves.add(Kind::Endpoints, &name, &endpoints, Traits::default());
         }
     }
+    if flavor == Flavor::Grpc {
+        let on_demand = Traits {
+            is_on_demand: true,
+            has_endpoints: false,
+        };
+        for listener in grpc::listeners(&compiled) {
+            shelves.add(
+                Kind::Listener,
+                &listener.name,
+                &bytes_of(&listener),
+                on_demand,
+            );
+        }
+        return shelves.catalog(before);
+    }
     for (mut listener, chains) in compiled.listeners(findings, |chain| chain) {
         listener.filter_chains = chains;
         let bytes = bytes_of(&listener);
@@ -53,7 +79,7 @@ pub(crate) fn catalog(
             virtual_hosts,
             ..Default::default()
         };
-        shelves.add(Kind::Route, &name, &bytes_of(&config), Traits::default());
+        shelves.add(Kind::Routes, &name, &bytes_of(&config), Traits::default());
     }
     shelves.catalog(before)
 }
@@ -82,13 +108,17 @@ struct Packed {
     endpoints: Option<Vec<u8>>,
 }
 
-fn pack(made: Made) -> Packed {
+fn pack(made: Made, flavor: Flavor) -> Packed {
     let Made { mut cluster, meta } = made;
-    let endpoints = match meta {
+    let mut endpoints = match meta {
         AnyClusterMeta::Traffic(_) => apart(&mut cluster),
         // They are few, and what they say belongs together.
         AnyClusterMeta::Peer(_) => None,
     };
+    if flavor == Flavor::Grpc {
+        grpc::cluster(&mut cluster);
+        endpoints.iter_mut().for_each(grpc::endpoints);
+    }
     cluster.metadata = Some(pb::metadata(&meta));
     Packed {
         cluster: bytes_of(&cluster),
@@ -153,7 +183,12 @@ mod tests {
 
     fn of(yaml: &str, store: &mut Store, before: Option<&Catalog>) -> Catalog {
         with_context(yaml, |context, _| {
-            catalog(context, store, before, &mut Findings::new())
+            catalog(
+                (context, Flavor::Proxy),
+                store,
+                before,
+                &mut Findings::new(),
+            )
         })
     }
 
@@ -171,7 +206,10 @@ mod tests {
     #[test]
     fn the_same_documents_make_the_same_bytes_every_time() {
         let first = of(MESH, &mut Store::default(), None);
-        assert!(first.shelf(Kind::Route).len() > 2 && first.shelf(Kind::Listener).len() > 2);
+        assert!(
+            first.shelf(Kind::Routes).iter().count() > 2
+                && first.shelf(Kind::Listener).iter().count() > 2
+        );
         for _ in 0..10 {
             let again = of(MESH, &mut Store::default(), None);
             for kind in Kind::ALL {
@@ -208,6 +246,54 @@ mod tests {
     }
 
     #[test]
+    fn grpcs_resolvers_are_told_in_their_words() {
+        let made = with_context(MESH, |context, _| {
+            let mut store = Store::default();
+            catalog(
+                (context, Flavor::Grpc),
+                &mut store,
+                None,
+                &mut Findings::new(),
+            )
+        });
+        let listeners = messages::<listener::Listener>(&made, Kind::Listener);
+        assert!(
+            listeners.contains_key("orders.example:80") && listeners.contains_key("orders.example")
+        );
+        assert!(
+            !listeners
+                .keys()
+                .any(|name| name.contains('*') || name == "mesh"),
+            "{listeners:?}"
+        );
+        assert!(
+            made.shelf(Kind::Listener)
+                .iter()
+                .all(|one| one.is_on_demand())
+        );
+        assert_eq!(made.shelf(Kind::Routes).iter().count(), 0);
+        for (name, cluster) in messages::<cluster::Cluster>(&made, Kind::Cluster) {
+            let policy = i32::from(cluster::cluster::LbPolicy::RoundRobin);
+            assert_eq!(cluster.lb_policy, policy, "{name}");
+        }
+        for (name, assigned) in messages::<endpoint::ClusterLoadAssignment>(&made, Kind::Endpoints)
+        {
+            let mut seen = Vec::new();
+            for group in assigned.endpoints {
+                assert!(
+                    group
+                        .load_balancing_weight
+                        .is_some_and(|weight| weight.value > 0),
+                    "{name}"
+                );
+                let place = (group.priority, group.locality);
+                assert!(!seen.contains(&place), "{name}");
+                seen.push(place);
+            }
+        }
+    }
+
+    #[test]
     fn what_travels_says_what_is_handed_over_within_one_process() {
         let made = of(MESH, &mut Store::default(), None);
         let mut clusters = messages::<cluster::Cluster>(&made, Kind::Cluster);
@@ -235,7 +321,7 @@ mod tests {
                 .collect(),
             ..Default::default()
         };
-        for (name, one) in messages::<route::RouteConfiguration>(&made, Kind::Route) {
+        for (name, one) in messages::<route::RouteConfiguration>(&made, Kind::Routes) {
             of_wire.routes.push((name, pb::pack(&one)));
         }
         for (name, one) in messages::<listener::Listener>(&made, Kind::Listener) {

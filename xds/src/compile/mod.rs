@@ -209,6 +209,11 @@ impl<'m> Compiled<'m> {
         listeners::routes(self.context, &self.services, of)
     }
 
+    /// What workloads that balance by themselves call services by.
+    pub(crate) fn on_demand(&self) -> Vec<(Vec<String>, route::VirtualHost)> {
+        listeners::on_demand(self.context, &self.services)
+    }
+
     /// Listeners, with what each of their filter chains was made into.
     pub(crate) fn listeners<R: Send>(
         &self,

@@ -213,6 +213,17 @@ impl Server {
         self.shared.draining.send_replace(true);
     }
 
+    /// Whether [`drain`](Self::drain) was called.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        *self.shared.draining.borrow()
+    }
+
+    /// Waits until [`drain`](Self::drain) is called.
+    pub async fn drained(&self) {
+        set(&mut self.shared.draining.subscribe()).await;
+    }
+
     /// Carries a connection until it ends.
     pub async fn serve<S>(&self, stream: S, visitor: Visitor)
     where
@@ -323,8 +334,8 @@ fn service(method: &Method, path: &str) -> Option<(Protocol, Option<Kind>)> {
         "endpoint.v3.EndpointDiscoveryService/DeltaEndpoints" => (Delta, Some(Kind::Endpoints)),
         "listener.v3.ListenerDiscoveryService/StreamListeners" => (Sotw, Some(Kind::Listener)),
         "listener.v3.ListenerDiscoveryService/DeltaListeners" => (Delta, Some(Kind::Listener)),
-        "route.v3.RouteDiscoveryService/StreamRoutes" => (Sotw, Some(Kind::Route)),
-        "route.v3.RouteDiscoveryService/DeltaRoutes" => (Delta, Some(Kind::Route)),
+        "route.v3.RouteDiscoveryService/StreamRoutes" => (Sotw, Some(Kind::Routes)),
+        "route.v3.RouteDiscoveryService/DeltaRoutes" => (Delta, Some(Kind::Routes)),
         _ => return None,
     })
 }

@@ -128,7 +128,7 @@ impl Place {
         }
     }
 
-    pub(super) fn is_of(&mut self, view: &View) {
+    pub(super) fn is_of(&self, view: &View) {
         self.change(|one| one.view = Some(view.clone()));
     }
 
@@ -138,7 +138,7 @@ impl Place {
 
     pub(super) fn sent(&self, response: &Response) {
         let standings = &self.shared.standings;
-        let kind = Kind::of(&response.type_url);
+        let kind = Kind::of_url(&response.type_url);
         if let Some(count) = kind.and_then(|kind| standings.responses.get(kind as usize)) {
             count.fetch_add(1, Ordering::Relaxed);
         }
@@ -146,11 +146,12 @@ impl Place {
         standings.resources.fetch_add(resources, Ordering::Relaxed);
     }
 
-    pub(super) fn accepted(&self, _type_url: &str) {
+    pub(super) fn accepted(&self, type_url: &str, version: Version) {
         self.shared
             .standings
             .accepted
             .fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(node = %self.node, r#type = short(type_url), %version, "taken");
     }
 
     pub(super) fn rejected(&self, type_url: &str, version: Version, detail: &str) {
@@ -213,107 +214,98 @@ impl Standings {
             streams.all.len()
         };
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed).to_string();
+        let values = [
+            all.to_string(),
+            views.to_string(),
+            behind.to_string(),
+            waiting.to_string(),
+            lag.to_string(),
+            rejecting.to_string(),
+            known.to_string(),
+            encoded.to_string(),
+            count(&self.resources),
+            count(&self.accepted),
+            count(&self.rejected),
+            count(&self.refused),
+        ];
         let mut text = String::new();
-        let mut put = |name: &str, kind: &str, help: &str, values: &[(&str, String)]| {
-            // Writing into a String does not fail.
-            writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}").ok();
-            for (labels, value) in values {
-                writeln!(text, "{name}{labels} {value}").ok();
-            }
-        };
-        let responses: Vec<(String, String)> = (Kind::ALL.iter().zip(&self.responses))
-            .map(|(kind, of)| {
-                (
-                    format!("{{type=\"{}\"}}", short(kind.type_url())),
-                    count(of),
-                )
-            })
-            .collect();
-        let responses: Vec<(&str, String)> = responses
-            .iter()
-            .map(|(labels, value)| (labels.as_str(), value.clone()))
-            .collect();
-        put(
-            "zeugma_xds_streams",
-            "gauge",
-            "Open streams.",
-            &[("", all.to_string())],
-        );
-        put(
-            "zeugma_xds_views",
-            "gauge",
-            "Gateways and places that something is made for.",
-            &[("", views.to_string())],
-        );
-        put(
-            "zeugma_xds_behind",
-            "gauge",
-            "Types of streams that were not told the newest yet.",
-            &[("", behind.to_string())],
-        );
-        put(
-            "zeugma_xds_unacknowledged",
-            "gauge",
-            "Types of streams that have not acknowledged what they were told.",
-            &[("", waiting.to_string())],
-        );
-        put(
-            "zeugma_xds_unacknowledged_seconds_max",
-            "gauge",
-            "How long the slowest has not.",
-            &[("", format!("{lag}"))],
-        );
-        put(
-            "zeugma_xds_rejecting",
-            "gauge",
-            "Types of streams that refused what they were told last.",
-            &[("", rejecting.to_string())],
-        );
-        put(
-            "zeugma_xds_resources",
-            "gauge",
-            "Resources in memory, each of them once.",
-            &[("", known.to_string())],
-        );
-        put(
-            "zeugma_xds_resources_encoded_total",
-            "counter",
-            "Resources that were new when they were made.",
-            &[("", encoded.to_string())],
-        );
-        put(
-            "zeugma_xds_responses_total",
-            "counter",
-            "Responses.",
-            &responses,
-        );
-        put(
-            "zeugma_xds_resources_sent_total",
-            "counter",
-            "Resources in responses.",
-            &[("", count(&self.resources))],
-        );
-        put(
-            "zeugma_xds_accepted_total",
-            "counter",
-            "Responses that were acknowledged.",
-            &[("", count(&self.accepted))],
-        );
-        put(
-            "zeugma_xds_rejected_total",
-            "counter",
-            "Responses that were refused.",
-            &[("", count(&self.rejected))],
-        );
-        put(
-            "zeugma_xds_streams_refused_total",
-            "counter",
-            "Streams over a limit.",
-            &[("", count(&self.refused))],
-        );
+        // Writing into a String does not fail.
+        for ((name, kind, help), value) in METRICS.iter().zip(values) {
+            writeln!(
+                text,
+                "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}"
+            )
+            .ok();
+        }
+        let name = "zeugma_xds_responses_total";
+        writeln!(text, "# HELP {name} Responses.\n# TYPE {name} counter").ok();
+        for (kind, of) in Kind::ALL.iter().zip(&self.responses) {
+            let url = kind.type_url();
+            writeln!(text, "{name}{{type=\"{}\"}} {}", short(&url), count(of)).ok();
+        }
         text
     }
 }
+
+/// Those without labels, in the order of their values.
+const METRICS: [(&str, &str, &str); 12] = [
+    ("zeugma_xds_streams", "gauge", "Open streams."),
+    (
+        "zeugma_xds_views",
+        "gauge",
+        "Gateways and places that something is made for.",
+    ),
+    (
+        "zeugma_xds_behind",
+        "gauge",
+        "Types of streams that were not told the newest yet.",
+    ),
+    (
+        "zeugma_xds_unacknowledged",
+        "gauge",
+        "Types of streams that have not acknowledged what they were told.",
+    ),
+    (
+        "zeugma_xds_unacknowledged_seconds_max",
+        "gauge",
+        "How long the slowest has not.",
+    ),
+    (
+        "zeugma_xds_rejecting",
+        "gauge",
+        "Types of streams that refused what they were told last.",
+    ),
+    (
+        "zeugma_xds_resources",
+        "gauge",
+        "Resources in memory, each of them once.",
+    ),
+    (
+        "zeugma_xds_resources_encoded_total",
+        "counter",
+        "Resources that were new when they were made.",
+    ),
+    (
+        "zeugma_xds_resources_sent_total",
+        "counter",
+        "Resources in responses.",
+    ),
+    (
+        "zeugma_xds_accepted_total",
+        "counter",
+        "Responses that were acknowledged.",
+    ),
+    (
+        "zeugma_xds_rejected_total",
+        "counter",
+        "Responses that were refused.",
+    ),
+    (
+        "zeugma_xds_streams_refused_total",
+        "counter",
+        "Streams over a limit.",
+    ),
+];
 
 impl One {
     fn to_json(&self, now: Time) -> Value {

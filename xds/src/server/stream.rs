@@ -6,16 +6,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Status;
 
 use super::node::Subscribed;
 use super::standing::Place;
 use super::wire::{Requests, Telling, ended};
-use super::{Seen, Shared, Visitor, set};
+use super::{Caller, Seen, Shared, Visitor, set};
 use crate::pb::core;
-use crate::plane::Claim;
+use crate::plane::{Claim, View};
 use crate::session::Kind;
 use crate::session::server::{
     Action, Asks, Limits, Message, Protocol, Request, Session, Violation,
@@ -51,45 +51,19 @@ pub(super) async fn run(opened: Opened) {
 }
 
 async fn carry(opened: Opened) -> Result<(), Status> {
-    let Opened {
-        shared,
-        visitor,
-        protocol,
-        only,
-        mut requests,
-        tell,
-    } = opened;
-    let first = timeout(FIRST, requests.next()).await;
-    let first = first.map_err(|_elapsed| Status::deadline_exceeded("no request came"))??;
-    let Some(first) = first else {
+    let Some(begun) = Box::pin(begin(opened)).await? else {
         return Ok(());
     };
-    let (claim, request) = read(protocol, first)?;
-    // P1: it is said once.
-    let claim = claim.ok_or_else(|| Status::invalid_argument("the first request names no node"))?;
-    let mut place = Place::take(&shared, &visitor, protocol, &claim)?;
-    let mut published = shared.published.subscribe();
-    let subscribed = shared.subscribe(&claim, &visitor.caller).await?;
-    place.is_of(&subscribed.view);
-    let Subscribed {
+    let Begun {
+        claim,
+        caller,
+        mut stream,
+        mut requests,
+        mut published,
         mut view,
         mut seen,
-        catalog,
-    } = subscribed;
-    let limits = Limits {
-        names: shared.limits.names,
-        other_types: OTHER_TYPES_MAX,
-        name_bytes: NAME_BYTES_MAX,
-    };
-    let mut stream = Stream {
-        session: Session::new(protocol, only, limits, catalog),
-        shared: Arc::clone(&shared),
-        place,
-        tell,
-        wakes_at: None,
-    };
-    stream.handle(Message::Asked(request))?;
-    requests.done();
+    } = begun;
+    let shared = Arc::clone(&stream.shared);
     let mut draining = shared.draining.subscribe();
     loop {
         let wakes_at = stream.wakes_at;
@@ -105,7 +79,7 @@ async fn carry(opened: Opened) -> Result<(), Status> {
                 let Some(request) = request? else {
                     return Ok(());
                 };
-                let (_again, request) = read(protocol, request)?;
+                let (_again, request) = read(stream.protocol, request)?;
                 stream.handle(Message::Asked(request))?;
                 requests.done();
             }
@@ -121,7 +95,7 @@ async fn carry(opened: Opened) -> Result<(), Status> {
             changed = published.changed() => {
                 changed.map_err(|_gone| Status::unavailable("draining"))?;
                 // Who may have what, and which view a node has, are documents' business too.
-                let again = shared.subscribe(&claim, &visitor.caller).await?;
+                let again = shared.subscribe(&claim, &caller).await?;
                 if again.view != view {
                     stream.place.is_of(&again.view);
                     (view, seen) = (again.view, again.seen);
@@ -139,7 +113,71 @@ async fn carry(opened: Opened) -> Result<(), Status> {
     }
 }
 
+/// A stream that has said who it is.
+struct Begun {
+    claim: Claim,
+    caller: Caller,
+    stream: Stream,
+    requests: Requests,
+    published: watch::Receiver<u64>,
+    view: View,
+    seen: watch::Receiver<Seen>,
+}
+
+/// Reads and answers the first request; `None` where none comes.
+async fn begin(opened: Opened) -> Result<Option<Begun>, Status> {
+    let Opened {
+        shared,
+        visitor,
+        protocol,
+        only,
+        mut requests,
+        tell,
+    } = opened;
+    let first = timeout(FIRST, requests.next()).await;
+    let first = first.map_err(|_elapsed| Status::deadline_exceeded("no request came"))??;
+    let Some(first) = first else {
+        return Ok(None);
+    };
+    let (claim, request) = read(protocol, first)?;
+    // P1: it is said once.
+    let claim = claim.ok_or_else(|| Status::invalid_argument("the first request names no node"))?;
+    let place = Place::take(&shared, &visitor, protocol, &claim)?;
+    let published = shared.published.subscribe();
+    let Subscribed {
+        view,
+        seen,
+        catalog,
+    } = shared.subscribe(&claim, &visitor.caller).await?;
+    place.is_of(&view);
+    let limits = Limits {
+        names: shared.limits.names,
+        other_types: OTHER_TYPES_MAX,
+        name_bytes: NAME_BYTES_MAX,
+    };
+    let mut stream = Stream {
+        protocol,
+        session: Session::new(protocol, only, limits, catalog),
+        shared,
+        place,
+        tell,
+        wakes_at: None,
+    };
+    stream.handle(Message::Asked(request))?;
+    requests.done();
+    Ok(Some(Begun {
+        claim,
+        caller: visitor.caller,
+        stream,
+        requests,
+        published,
+        view,
+        seen,
+    }))
+}
+
 struct Stream {
+    protocol: Protocol,
     session: Session,
     shared: Arc<Shared>,
     place: Place,
@@ -157,7 +195,9 @@ impl Stream {
                     // One of each type has room: the other end is gone.
                     told.map_err(|_gone| Status::cancelled("nobody reads"))?;
                 }
-                Action::Accepted { type_url, .. } => self.place.accepted(&type_url),
+                Action::Accepted { type_url, version } => {
+                    self.place.accepted(&type_url, version);
+                }
                 Action::Rejected {
                     type_url,
                     version,
@@ -233,5 +273,6 @@ fn claim(node: core::Node) -> Claim {
         id: node.id,
         cluster: node.cluster,
         locality: parts.join("/"),
+        agent: node.user_agent_name,
     }
 }

@@ -98,7 +98,7 @@ impl Served {
         let (ask, asked) = mpsc::channel(64);
         let first = DeltaDiscoveryRequest {
             node: Some(node),
-            type_url: Kind::Cluster.type_url().to_owned(),
+            type_url: Kind::Cluster.type_url(),
             ..Default::default()
         };
         ask.send(first).await.unwrap();
@@ -142,7 +142,7 @@ impl Delta {
 
     async fn ask(&self, kind: Kind, nonce: &str, names: &[&str], error: Option<&str>) {
         let request = DeltaDiscoveryRequest {
-            type_url: kind.type_url().to_owned(),
+            type_url: kind.type_url(),
             response_nonce: nonce.to_owned(),
             resource_names_subscribe: names.iter().map(|name| (*name).to_owned()).collect(),
             error_detail: error.map(|message| rpc::Status {
@@ -223,7 +223,7 @@ async fn state_of_the_world_is_told_on_the_same_port() {
     let (ask, asked) = mpsc::channel(4);
     let first = DiscoveryRequest {
         node: Some(node("east-gw")),
-        type_url: Kind::Listener.type_url().to_owned(),
+        type_url: Kind::Listener.type_url(),
         ..Default::default()
     };
     ask.send(first).await.unwrap();
@@ -353,7 +353,7 @@ async fn what_a_node_refused_is_shown_with_its_reason() {
     client
         .ask(Kind::Cluster, &told.nonce, &[], Some("no such socket"))
         .await;
-    client.ask(Kind::Route, "", &["nobody"], None).await;
+    client.ask(Kind::Routes, "", &["nobody"], None).await;
     client.next().await.unwrap();
     let nodes = served.server.nodes();
     let node = &nodes["nodes"][0];
@@ -392,7 +392,7 @@ async fn what_a_node_refused_is_shown_with_its_reason() {
 async fn a_client_that_reads_nothing_holds_up_nobody() {
     let mut served = Served::local().await;
     let mut silent = served.delta(node("east-gw")).await;
-    silent.ask(Kind::Route, "", &["*"], None).await;
+    silent.ask(Kind::Routes, "", &["*"], None).await;
     let mut other = served.delta(node("east-gw")).await;
     let told = other.next().await.unwrap();
     other.ask(Kind::Cluster, &told.nonce, &[], None).await;
@@ -462,11 +462,11 @@ async fn every_limit_refuses_the_stream_that_reaches_it() {
     assert_eq!(over(ended), "over 2 streams of 127.0.0.1");
     let many: Vec<String> = (0..11).map(|nth| nth.to_string()).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
-    first.ask(Kind::Route, "", &many, None).await;
+    first.ask(Kind::Routes, "", &many, None).await;
     let ended = first.next().await.unwrap_err();
     assert_eq!(over(ended), "subscribed to over 10 names on one stream");
     second
-        .ask(Kind::Route, "", &["x".repeat(5000).as_str()], None)
+        .ask(Kind::Routes, "", &["x".repeat(5000).as_str()], None)
         .await;
     let ended = second.next().await.unwrap_err();
     assert!(over(ended).ends_with("4096 are read"));

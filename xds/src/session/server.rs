@@ -132,7 +132,7 @@ pub(crate) enum Violation {
     #[error("subscribed to over {0} types that are not served here")]
     Types(usize),
     #[error("this service serves {served} and not `{asked}`")]
-    OtherType { served: &'static str, asked: String },
+    OtherType { served: String, asked: String },
 }
 
 /// How one type of a stream stands.
@@ -163,7 +163,7 @@ fn type_url(kind: Kind) -> Arc<str> {
         Kind::Cluster => clusters,
         Kind::Endpoints => endpoints,
         Kind::Listener => listeners,
-        Kind::Route => routes,
+        Kind::Routes => routes,
     })
 }
 
@@ -281,7 +281,7 @@ impl Session {
             Kind::Cluster => clusters,
             Kind::Endpoints => endpoints,
             Kind::Listener => listeners,
-            Kind::Route => routes,
+            Kind::Routes => routes,
         }
     }
 
@@ -291,7 +291,7 @@ impl Session {
             Kind::Cluster => clusters,
             Kind::Endpoints => endpoints,
             Kind::Listener => listeners,
-            Kind::Route => routes,
+            Kind::Routes => routes,
         }
     }
 
@@ -302,17 +302,7 @@ impl Session {
             error,
             mut asks,
         } = request;
-        // On a service of one type its name may be left out.
-        let kind = match self.only {
-            Some(kind) if asked.is_empty() => Some(kind),
-            Some(_) | None => Kind::of(&asked),
-        };
-        if let Some(served) = self.only.filter(|only| kind != Some(*only)) {
-            return Err(Violation::OtherType {
-                served: served.type_url(),
-                asked,
-            });
-        }
+        let kind = self.kind_of(&asked)?;
         self.check_names(&asks)?;
         let has_new_clusters = self.of(Kind::Cluster).is_asked() && !self.is_return;
         if let Asks::Changes { known, .. } = &mut asks
@@ -326,7 +316,7 @@ impl Session {
             Some(kind) => (
                 type_url(kind),
                 Arc::clone(self.catalog.shelf(kind)),
-                kind.is_whole(),
+                kind.is_wildcard(),
             ),
             None => (asked.as_str().into(), Arc::clone(&EMPTY), false),
         };
@@ -360,7 +350,7 @@ impl Session {
                     self.owe_endpoints(&name);
                 }
             }
-            Some(Kind::Listener | Kind::Route) | None => {}
+            Some(Kind::Listener | Kind::Routes) | None => {}
         }
         if let Some((version, error)) = acknowledged {
             if error.is_some() && kind == Some(Kind::Cluster) {
@@ -384,6 +374,21 @@ impl Session {
             return Err(Violation::Names(self.limits.names));
         }
         Ok(())
+    }
+
+    fn kind_of(&self, asked: &str) -> Result<Option<Kind>, Violation> {
+        let kind = match self.only {
+            // On a service of one type its name may be left out.
+            Some(kind) if asked.is_empty() => Some(kind),
+            Some(_) | None => Kind::of_url(asked),
+        };
+        match self.only.filter(|only| kind != Some(*only)) {
+            None => Ok(kind),
+            Some(served) => Err(Violation::OtherType {
+                served: served.type_url(),
+                asked: asked.to_owned(),
+            }),
+        }
     }
 
     fn check_names(&self, asks: &Asks) -> Result<(), Violation> {
@@ -438,7 +443,7 @@ impl Session {
                 Because::Asked
             };
             self.send(Kind::Listener, because, now, actions);
-            self.send(Kind::Route, because, now, actions);
+            self.send(Kind::Routes, because, now, actions);
         }
         if self.settles_at.is_none() {
             self.settles_at = Some(now + WAIT);
@@ -461,7 +466,7 @@ impl Session {
     /// the one before it; one that has not asked for any may have them from an earlier stream.
     fn may_break(&self, now: Time) -> bool {
         let is_over = self.settles_at.is_some_and(|at| now >= at);
-        [Kind::Listener, Kind::Route].into_iter().all(|kind| {
+        [Kind::Listener, Kind::Routes].into_iter().all(|kind| {
             let of = self.of(kind);
             (is_over || of.is_asked()) && of.is_settled(self.catalog.shelf(kind))
         })
@@ -469,7 +474,7 @@ impl Session {
 
     fn send(&mut self, kind: Kind, because: Because, now: Time, actions: &mut Vec<Action>) {
         let shelf = Arc::clone(self.catalog.shelf(kind));
-        let known = if kind.is_whole() {
+        let known = if kind.is_wildcard() {
             Known::Whole
         } else {
             Known::Partial
@@ -490,7 +495,7 @@ impl Session {
                     self.awaited.remove(one.name());
                 }
             }
-            Kind::Listener | Kind::Route => {}
+            Kind::Listener | Kind::Routes => {}
         }
         actions.push(Action::Send(made.response(&type_url(kind), nonce)));
     }

@@ -84,7 +84,7 @@ impl Stream {
     fn said(&mut self, message: Message) -> Vec<Said> {
         let said = |action| match action {
             Action::Send(response) => Some(Said {
-                kind: Kind::of(&response.type_url)?,
+                kind: Kind::of_url(&response.type_url)?,
                 nonce: response.nonce.to_string(),
                 names: (response.resources.iter())
                     .map(|one| one.name().to_string())
@@ -104,7 +104,7 @@ impl Stream {
     /// A state-of-the-world request.
     fn whole(&mut self, kind: Kind, version: &str, nonce: &str, names: &[&str]) -> Vec<Said> {
         self.said(Message::Asked(Request {
-            type_url: kind.type_url().to_owned(),
+            type_url: kind.type_url(),
             nonce: nonce.to_owned(),
             error: None,
             asks: Asks::Whole {
@@ -137,7 +137,7 @@ fn changes(
 ) -> Request {
     let known = known.iter();
     Request {
-        type_url: kind.type_url().to_owned(),
+        type_url: kind.type_url(),
         nonce: nonce.to_owned(),
         error: None,
         asks: Asks::Changes {
@@ -164,7 +164,7 @@ fn one(said: &[Said]) -> (Vec<&str>, Vec<&str>) {
 
 const NOTHING: [&str; 0] = [];
 
-use Kind::{Cluster, Endpoints, Listener, Route};
+use Kind::{Cluster, Endpoints, Listener, Routes as Route};
 use Protocol::{Delta, Sotw};
 
 #[test]
@@ -358,7 +358,9 @@ fn p22_types_that_are_not_served_are_answered_as_missing() {
     let actions = stream.actions(Message::Asked(request));
     let sent = actions.iter().find_map(|action| match action {
         Action::Send(response) => Some(response),
-        _ => None,
+        Action::Accepted { .. } | Action::Rejected { .. } | Action::WakeAt(_) | Action::End(_) => {
+            None
+        }
     });
     let removed: Vec<&str> = sent.unwrap().removed.iter().map(|name| &**name).collect();
     assert_eq!(removed, ["default"]);
@@ -453,7 +455,9 @@ fn p24_a_client_that_asks_for_no_listeners_hears_of_removals_too() {
     let actions = stream.actions(Message::Asked(changes(Cluster, "", &[], &[], &[("a", a)])));
     let wake = actions.iter().find_map(|action| match action {
         Action::WakeAt(at) => Some(*at),
-        _ => None,
+        Action::Send(_) | Action::Accepted { .. } | Action::Rejected { .. } | Action::End(_) => {
+            None
+        }
     });
     stream.delta(Cluster, "1", &[], &[]);
     stream.now = wake.unwrap();
@@ -481,7 +485,7 @@ fn p7_p8_a_rejection_is_known_by_its_error_alone_and_is_not_sent_again() {
     for protocol in [Sotw, Delta] {
         let mut stream = Stream::new(protocol, &all);
         let request = |nonce: &str, error: Option<&str>| Request {
-            type_url: Cluster.type_url().to_owned(),
+            type_url: Cluster.type_url(),
             nonce: nonce.to_owned(),
             error: error.map(str::to_owned),
             asks: match protocol {
@@ -618,7 +622,7 @@ fn p30_what_is_new_is_made_before_what_leads_to_it_and_broken_after() {
                 "Cluster b -",
                 "Endpoints b -",
                 "Listener l -",
-                "Route r -",
+                "Routes r -",
                 "Cluster  -a",
                 "Endpoints  -a",
             ],
@@ -626,7 +630,7 @@ fn p30_what_is_new_is_made_before_what_leads_to_it_and_broken_after() {
                 "Cluster b,a -",
                 "Endpoints b -",
                 "Listener l -",
-                "Route r -",
+                "Routes r -",
                 "Cluster b -",
             ],
         };

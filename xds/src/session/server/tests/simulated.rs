@@ -168,7 +168,7 @@ struct Read {
 }
 
 fn read(response: &Response, protocol: Protocol) -> Read {
-    let kind = Kind::of(&response.type_url).unwrap();
+    let kind = Kind::of_url(&response.type_url).unwrap();
     let content = |any: &crate::pb::Any| {
         assert_eq!(any.type_url, kind.type_url());
         String::from_utf8(any.value.clone()).unwrap()
@@ -271,7 +271,7 @@ impl Client {
         };
         self.nonce.insert(kind, String::new());
         self.to_server.push_back(Request {
-            type_url: kind.type_url().to_owned(),
+            type_url: kind.type_url(),
             nonce: String::new(),
             error: None,
             asks,
@@ -303,7 +303,7 @@ impl Client {
             Delta => String::new(),
         };
         self.to_server.push_back(Request {
-            type_url: kind.type_url().to_owned(),
+            type_url: kind.type_url(),
             nonce,
             error: None,
             asks,
@@ -342,12 +342,12 @@ impl Client {
                     drop(self.warming.insert(name.clone()))
                 }
                 Endpoints => drop(self.warming.remove(name)),
-                _ => {}
+                Cluster | Listener | Route => {}
             }
         }
         let gone: Vec<String> = match self.protocol {
             Delta => read.removed.clone(),
-            Sotw if kind.is_whole() => {
+            Sotw if kind.is_wildcard() => {
                 let of = self.has.keys().filter(|(of, _)| *of == kind);
                 of.filter(|(_, name)| !seen.contains(name))
                     .map(|(_, name)| name.clone())
@@ -374,7 +374,7 @@ impl Client {
             },
         };
         self.to_server.push_back(Request {
-            type_url: kind.type_url().to_owned(),
+            type_url: kind.type_url(),
             nonce: read.nonce,
             error: (!bad.is_empty()).then(|| bad.join(", ")),
             asks,
@@ -524,7 +524,13 @@ impl Play {
                 self.client.extra.remove(&format!("c{}", nth * 2));
                 self.client.follow();
             }
-            _ => {}
+            Step::Cluster(..)
+            | Step::Endpoints(_)
+            | Step::Route(..)
+            | Step::Listener(..)
+            | Step::NoCluster(_)
+            | Step::NoRoute(_)
+            | Step::NoListener(_) => {}
         }
     }
 
@@ -571,7 +577,7 @@ impl Play {
             }
         }
         let has = self.client.has.iter();
-        let is_partial = |kind: Kind| self.client.protocol == Sotw && !kind.is_whole();
+        let is_partial = |kind: Kind| self.client.protocol == Sotw && !kind.is_wildcard();
         let has: BTreeMap<_, _> = has
             .filter(|((kind, name), _)| !refused(name, *kind))
             // P14: nobody says that they are gone; their parents' names do.
