@@ -11,7 +11,7 @@ pub(crate) mod inherit;
 mod last_good;
 mod names;
 mod reload;
-mod rest;
+pub(crate) mod rest;
 mod succession;
 mod systemd;
 

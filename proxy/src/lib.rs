@@ -9,6 +9,7 @@ mod admission;
 mod connection;
 mod control;
 mod copies;
+mod documents;
 pub mod explain;
 mod federation;
 #[cfg(test)]
@@ -46,6 +47,8 @@ pub use admin::BindError;
 pub use control::handover::HandoverError;
 pub use control::inherit::InheritError;
 pub use control::{GatewayError, GatewayOptions, Start, run};
+pub use documents::Documents;
 pub use logging::{LogFormat, Logging};
 pub use resolve::addresses_of;
 pub use state::StateError;
+pub use watch::Watch;

@@ -174,10 +174,68 @@ pub(super) const ENTRIES: &[Entry] = &[
     ),
 ];
 
-pub(super) const RESOURCES: &[Entry] = &[entry(
-    "ZG0501",
-    "an xDS resource that cannot be used",
-    &[Finding],
-    "A resource that the configuration was compiled to, or that was kept, says something that this gateway does not do.",
-    "If it comes from the gateway's own files this is a defect: please report it with the document. Otherwise change the resource at its source.",
-)];
+pub(super) const RESOURCES: &[Entry] = &[
+    entry(
+        "ZG0501",
+        "an xDS resource that cannot be used",
+        &[Finding],
+        "A resource that the configuration was compiled to, or that was kept, says something that this gateway does not do.",
+        "If it comes from the gateway's own files this is a defect: please report it with the document. Otherwise change the resource at its source.",
+    ),
+    entry(
+        "ZG0502",
+        "a node is refused its configuration",
+        &[Log],
+        "A client of `zeugma xds serve` asks for a node that no MeshGateway is, or that its certificate does not let it be. It is told only that it gets none.",
+        "Have its node id be the name of a MeshGateway, alone or before a `/`, or its cluster that of one gateway. It may be that node if the MeshPeer of that cluster lists its SPIFFE ID in `spiffeIDs`, or `--allow` does.",
+    ),
+    entry(
+        "ZG0503",
+        "a node did not take what it was told",
+        &[Log],
+        "A client of `zeugma xds serve` answered a response with an error, which stands in the line: it goes on with what it had, at least in part. It is not sent the same again.",
+        "See what it says of which resource. `/api/v1/nodes` shows it until the node takes something newer.",
+    ),
+    entry(
+        "ZG0504",
+        "a stream of xDS is ended for what it asked",
+        &[Log],
+        "A client of `zeugma xds serve` reached a limit, or asked a service for a type that it does not serve.",
+        "See which limit the line names: a client asks for too much, there are more of them than one server is for, or one opens streams and leaves them.",
+    ),
+    entry(
+        "ZG0505",
+        "the control plane serves",
+        &[Log],
+        "`zeugma xds serve` listens at the addresses in the line, for the gateways that it names.",
+        "Nothing.",
+    ),
+    entry(
+        "ZG0506",
+        "a connection to the control plane failed before it was known who calls",
+        &[Log],
+        "The handshake of TLS failed, took too long, or showed a certificate that is refused; what of it stands in the line.",
+        "If it is a client of yours, see to its certificate, and to the bundles that the server has.",
+    ),
+    entry(
+        "ZG0507",
+        "the control plane's certificate or bundles are refused",
+        &[Log],
+        "What was read cannot be used in part or at all; what served before serves on in its place.",
+        "Mend the file that the line names; the files are watched, and SIGHUP has them read again.",
+    ),
+    entry(
+        "ZG0508",
+        "the control plane has refused documents",
+        &[Log],
+        "Documents that are wrong are left out, and their last good text serves in their place where there is one. The findings stand below the line and in `/api/v1/findings`.",
+        "Mend what they name; `zeugma config check` shows the same before a change is rolled out.",
+    ),
+    entry(
+        "ZG0509",
+        "the control plane accepts no connection just then",
+        &[Log],
+        "The operating system gives it no new connection, mostly for want of open files, or as many are open as may be. It tries again.",
+        "Raise the limit of open files, or have more servers.",
+    ),
+];
