@@ -234,15 +234,31 @@ fn key(mut from: &[u8]) -> Option<&[u8]> {
     Some(&[])
 }
 
-struct Part<'a> {
-    number: u32,
+/// A field of a message.
+pub(crate) struct Part<'a> {
+    pub number: u32,
     /// With its key.
     whole: &'a [u8],
     /// What it holds, where that may be a message.
-    message: Option<&'a [u8]>,
+    pub message: Option<&'a [u8]>,
 }
 
-fn next<'a>(from: &mut &'a [u8]) -> Option<Part<'a>> {
+/// Key and value of an entry of a map of texts; what is empty is not written.
+pub(crate) fn entry(mut from: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (mut key, mut value): (&[u8], &[u8]) = (&[], &[]);
+    while from.has_remaining() {
+        let part = next(&mut from)?;
+        match part.number {
+            1 => key = part.message?,
+            2 => value = part.message?,
+            _ => {}
+        }
+    }
+    Some((key, value))
+}
+
+/// Takes a field off a message; `None` where it is none.
+pub(crate) fn next<'a>(from: &mut &'a [u8]) -> Option<Part<'a>> {
     let start = *from;
     let (number, kind) = decode_key(from).ok()?;
     let mut message = None;

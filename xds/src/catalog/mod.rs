@@ -7,7 +7,7 @@
 mod grpc;
 mod pack;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -38,6 +38,11 @@ impl Version {
             fnv.add(&one.version.0.to_le_bytes());
         }
         if is_more { Self::of(fnv) } else { self }
+    }
+
+    /// Whether this is how it is written.
+    pub(crate) fn is(self, text: &str) -> bool {
+        text.len() == 16 && u64::from_str_radix(text, 16) == Ok(self.0) && !text.starts_with('+')
     }
 
     fn of(fnv: Fnv) -> Self {
@@ -208,6 +213,8 @@ impl Store {
 /// The resources of one type, in the order of their names.
 pub(crate) struct Shelf {
     list: Vec<Arc<Resource>>,
+    /// Where each stands: a client that comes back names them all.
+    index: HashMap<Arc<str>, usize>,
     version: Version,
     /// The last differences that were asked for: a thousand streams ask for the same one.
     differences: Mutex<Vec<(Version, Arc<Difference>)>>,
@@ -248,8 +255,11 @@ impl Shelf {
         } else {
             Version::of(fnv)
         };
+        let index = list.iter().enumerate();
+        let index = index.map(|(at, one)| (Arc::clone(&one.name), at)).collect();
         Self {
             list,
+            index,
             version,
             differences: Mutex::default(),
         }
@@ -261,8 +271,20 @@ impl Shelf {
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<Resource>> {
-        let at = self.list.binary_search_by(|one| (*one.name).cmp(name));
-        self.list.get(at.ok()?)
+        self.at(self.index_of(name)?)
+    }
+
+    /// Where a resource stands.
+    pub(crate) fn index_of(&self, name: &str) -> Option<usize> {
+        self.index.get(name).copied()
+    }
+
+    pub(crate) fn at(&self, at: usize) -> Option<&Arc<Resource>> {
+        self.list.get(at)
+    }
+
+    pub(crate) const fn len(&self) -> usize {
+        self.list.len()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Resource>> {

@@ -1,10 +1,11 @@
 //! One stream: what comes goes to its session, and what that says goes out.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest;
+use envoy_types::pb::google::rpc;
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -14,6 +15,7 @@ use super::node::Subscribed;
 use super::standing::Place;
 use super::wire::{Requests, Telling, ended};
 use super::{Caller, Seen, Shared, Visitor, set};
+use crate::canonical;
 use crate::pb::core;
 use crate::plane::{Claim, View};
 use crate::session::Kind;
@@ -79,7 +81,7 @@ async fn carry(opened: Opened) -> Result<(), Status> {
                 let Some(request) = request? else {
                     return Ok(());
                 };
-                let (_again, request) = read(stream.protocol, request)?;
+                let (_again, request) = read(stream.protocol, &request)?;
                 stream.handle(Message::Asked(request))?;
                 requests.done();
             }
@@ -139,7 +141,7 @@ async fn begin(opened: Opened) -> Result<Option<Begun>, Status> {
     let Some(first) = first else {
         return Ok(None);
     };
-    let (claim, request) = read(protocol, first)?;
+    let (claim, request) = read(protocol, &first)?;
     // P1: it is said once.
     let claim = claim.ok_or_else(|| Status::invalid_argument("the first request names no node"))?;
     let place = Place::take(&shared, &visitor, protocol, &claim)?;
@@ -186,7 +188,7 @@ struct Stream {
 }
 
 impl Stream {
-    fn handle(&mut self, message: Message) -> Result<(), Status> {
+    fn handle(&mut self, message: Message<'_>) -> Result<(), Status> {
         for action in self.session.handle(message, self.shared.now()) {
             match action {
                 Action::Send(response) => {
@@ -229,7 +231,9 @@ impl Stream {
     }
 }
 
-fn read(protocol: Protocol, bytes: Bytes) -> Result<(Option<Claim>, Request), Status> {
+/// A request, whose names stay where they are in its bytes: of one that comes back there are tens of
+/// thousands.
+fn read(protocol: Protocol, bytes: &[u8]) -> Result<(Option<Claim>, Request<'_>), Status> {
     let broken = |error: prost::DecodeError| Status::invalid_argument(error.to_string());
     match protocol {
         Protocol::Sotw => {
@@ -240,26 +244,55 @@ fn read(protocol: Protocol, bytes: Bytes) -> Result<(Option<Claim>, Request), St
                 error: read.error_detail.map(|error| error.message),
                 asks: Asks::Whole {
                     version: read.version_info,
-                    names: read.resource_names,
+                    names: read.resource_names.into_iter().map(Cow::Owned).collect(),
                 },
             };
             Ok((read.node.map(claim), request))
         }
-        Protocol::Delta => {
-            let read = DeltaDiscoveryRequest::decode(bytes).map_err(broken)?;
-            let request = Request {
-                type_url: read.type_url,
-                nonce: read.response_nonce,
-                error: read.error_detail.map(|error| error.message),
-                asks: Asks::Changes {
-                    subscribe: read.resource_names_subscribe,
-                    unsubscribe: read.resource_names_unsubscribe,
-                    known: read.initial_resource_versions,
-                },
-            };
-            Ok((read.node.map(claim), request))
+        Protocol::Delta => read_delta(bytes)
+            .ok_or_else(|| Status::invalid_argument("it is no DeltaDiscoveryRequest"))?
+            .map_err(broken),
+    }
+}
+
+type Read<'a> = Result<(Option<Claim>, Request<'a>), prost::DecodeError>;
+
+/// `None` where it is no message.
+fn read_delta(mut bytes: &[u8]) -> Option<Read<'_>> {
+    let text = |bytes| std::str::from_utf8(bytes).ok();
+    let (mut node, mut rest) = (None, Request::default());
+    let (mut subscribe, mut unsubscribe, mut known) = (Vec::new(), Vec::new(), Vec::new());
+    while !bytes.is_empty() {
+        let part = canonical::next(&mut bytes)?;
+        let Some(value) = part.message else {
+            continue;
+        };
+        match part.number {
+            1 => match core::Node::decode(value) {
+                Ok(read) => node = Some(claim(read)),
+                Err(error) => return Some(Err(error)),
+            },
+            2 => text(value)?.clone_into(&mut rest.type_url),
+            3 => subscribe.push(Cow::Borrowed(text(value)?)),
+            4 => unsubscribe.push(Cow::Borrowed(text(value)?)),
+            5 => {
+                let (name, version) = canonical::entry(value)?;
+                known.push((Cow::Borrowed(text(name)?), Cow::Borrowed(text(version)?)));
+            }
+            6 => text(value)?.clone_into(&mut rest.nonce),
+            7 => match rpc::Status::decode(value) {
+                Ok(status) => rest.error = Some(status.message),
+                Err(error) => return Some(Err(error)),
+            },
+            _ => {}
         }
     }
+    rest.asks = Asks::Changes {
+        subscribe,
+        unsubscribe,
+        known,
+    };
+    Some(Ok((node, rest)))
 }
 
 fn claim(node: core::Node) -> Claim {

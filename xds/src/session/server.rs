@@ -12,7 +12,8 @@
 
 mod subscription;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -48,9 +49,9 @@ pub(crate) enum Protocol {
 
 /// What happened.
 #[derive(Debug)]
-pub(crate) enum Message {
+pub(crate) enum Message<'a> {
     /// The client sent this.
-    Asked(Request),
+    Asked(Request<'a>),
     /// What it may be told is this now.
     Published(Arc<Catalog>),
     /// A time that [`Action::WakeAt`] named has come.
@@ -59,28 +60,31 @@ pub(crate) enum Message {
 
 /// A request of either protocol.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Request {
+pub(crate) struct Request<'a> {
     pub type_url: String,
     pub nonce: String,
     /// What the client has against the response of that nonce.
     pub error: Option<String>,
-    pub asks: Asks,
+    pub asks: Asks<'a>,
 }
 
 /// What a request asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Asks {
+pub(crate) enum Asks<'a> {
     /// State of the world: every name, and the version that was accepted last.
-    Whole { version: String, names: Vec<String> },
+    Whole {
+        version: String,
+        names: Vec<Cow<'a, str>>,
+    },
     /// Names more and less; at first, what the client has from an earlier stream.
     Changes {
-        subscribe: Vec<String>,
-        unsubscribe: Vec<String>,
-        known: HashMap<String, String>,
+        subscribe: Vec<Cow<'a, str>>,
+        unsubscribe: Vec<Cow<'a, str>>,
+        known: Vec<(Cow<'a, str>, Cow<'a, str>)>,
     },
 }
 
-impl Default for Asks {
+impl Default for Asks<'_> {
     fn default() -> Self {
         Self::Whole {
             version: String::new(),
@@ -214,7 +218,7 @@ impl Session {
     }
 
     /// Takes what happened, and says what to do about it.
-    pub(crate) fn handle(&mut self, message: Message, now: Time) -> Vec<Action> {
+    pub(crate) fn handle(&mut self, message: Message<'_>, now: Time) -> Vec<Action> {
         let mut actions = Vec::new();
         match message {
             Message::Asked(request) => {
@@ -295,7 +299,7 @@ impl Session {
         }
     }
 
-    fn asked(&mut self, request: Request, actions: &mut Vec<Action>) -> Result<(), Violation> {
+    fn asked(&mut self, request: Request<'_>, actions: &mut Vec<Action>) -> Result<(), Violation> {
         let Request {
             type_url: asked,
             nonce,
@@ -391,8 +395,8 @@ impl Session {
         }
     }
 
-    fn check_names(&self, asks: &Asks) -> Result<(), Violation> {
-        let (names, others): (&[String], &[String]) = match asks {
+    fn check_names(&self, asks: &Asks<'_>) -> Result<(), Violation> {
+        let (names, others): (&[Cow<'_, str>], &[Cow<'_, str>]) = match asks {
             Asks::Whole { names, .. } => (names, &[]),
             Asks::Changes {
                 subscribe,
@@ -540,7 +544,7 @@ impl Session {
     }
 }
 
-impl Asks {
+impl Asks<'_> {
     const fn is_whole(&self) -> bool {
         matches!(self, Self::Whole { .. })
     }

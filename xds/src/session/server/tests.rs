@@ -75,13 +75,13 @@ impl Stream {
         }
     }
 
-    fn actions(&mut self, message: Message) -> Vec<Action> {
+    fn actions(&mut self, message: Message<'_>) -> Vec<Action> {
         let actions = self.session.handle(message, self.now);
         self.session.check_invariants().unwrap();
         actions
     }
 
-    fn said(&mut self, message: Message) -> Vec<Said> {
+    fn said(&mut self, message: Message<'_>) -> Vec<Said> {
         let said = |action| match action {
             Action::Send(response) => Some(Said {
                 kind: Kind::of_url(&response.type_url)?,
@@ -109,7 +109,7 @@ impl Stream {
             error: None,
             asks: Asks::Whole {
                 version: version.to_owned(),
-                names: owned(names),
+                names: cows(names),
             },
         }))
     }
@@ -124,6 +124,10 @@ impl Stream {
     }
 }
 
+fn cows(names: &[&str]) -> Vec<Cow<'static, str>> {
+    names.iter().map(|name| (*name).to_owned().into()).collect()
+}
+
 fn owned(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
@@ -134,17 +138,17 @@ fn changes(
     more: &[&str],
     less: &[&str],
     known: &[(&str, Version)],
-) -> Request {
+) -> Request<'static> {
     let known = known.iter();
     Request {
         type_url: kind.type_url(),
         nonce: nonce.to_owned(),
         error: None,
         asks: Asks::Changes {
-            subscribe: owned(more),
-            unsubscribe: owned(less),
+            subscribe: cows(more),
+            unsubscribe: cows(less),
             known: known
-                .map(|(name, version)| ((*name).to_owned(), version.to_string()))
+                .map(|(name, version)| ((*name).to_owned().into(), version.to_string().into()))
                 .collect(),
         },
     }
@@ -783,7 +787,7 @@ fn every_limit_ends_the_stream_that_reaches_it() {
         request.type_url = format!("type.googleapis.com/other.Type{nth}");
         request
     };
-    let cases: [(Vec<Request>, Violation); 4] = [
+    let cases: [(Vec<Request<'_>>, Violation); 4] = [
         (
             vec![
                 changes(Route, "", &names[..60], &[], &[]),

@@ -152,7 +152,7 @@ struct Client {
     warming: BTreeSet<String>,
     version: BTreeMap<Kind, String>,
     nonce: BTreeMap<Kind, String>,
-    to_server: VecDeque<Request>,
+    to_server: VecDeque<Request<'static>>,
     /// No stream was lost.
     is_first_stream: bool,
 }
@@ -245,12 +245,13 @@ impl Client {
     }
 
     fn first(&mut self, kind: Kind) {
-        let names: Vec<String> = self
+        let names: Vec<Cow<'static, str>> = self
             .names
             .entry(kind)
             .or_default()
             .iter()
             .cloned()
+            .map(Cow::Owned)
             .collect();
         let known = self.has.iter().filter(|((of, _), _)| *of == kind);
         // What it waits for it does not say that it has.
@@ -265,7 +266,7 @@ impl Client {
                 subscribe: names,
                 unsubscribe: Vec::new(),
                 known: known
-                    .map(|((_, name), (version, _))| (name.clone(), version.clone()))
+                    .map(|((_, name), (version, _))| (name.clone().into(), version.clone().into()))
                     .collect(),
             },
         };
@@ -293,9 +294,17 @@ impl Client {
         let asks = match self.protocol {
             Sotw => self.whole(kind),
             Delta => Asks::Changes {
-                subscribe: wanted.difference(&before).cloned().collect(),
-                unsubscribe: before.difference(&wanted).cloned().collect(),
-                known: HashMap::new(),
+                subscribe: wanted
+                    .difference(&before)
+                    .cloned()
+                    .map(Cow::Owned)
+                    .collect(),
+                unsubscribe: before
+                    .difference(&wanted)
+                    .cloned()
+                    .map(Cow::Owned)
+                    .collect(),
+                known: Vec::new(),
             },
         };
         let nonce = match self.protocol {
@@ -310,10 +319,10 @@ impl Client {
         });
     }
 
-    fn whole(&self, kind: Kind) -> Asks {
+    fn whole(&self, kind: Kind) -> Asks<'static> {
         Asks::Whole {
             version: self.version.get(&kind).cloned().unwrap_or_default(),
-            names: self.names[&kind].iter().cloned().collect(),
+            names: self.names[&kind].iter().cloned().map(Cow::Owned).collect(),
         }
     }
 
@@ -339,9 +348,11 @@ impl Client {
             let is_changed = before.is_none_or(|before| before.1 != *content);
             match kind {
                 Cluster if is_changed && self.is_apart(name) => {
-                    drop(self.warming.insert(name.clone()))
+                    self.warming.insert(name.clone());
                 }
-                Endpoints => drop(self.warming.remove(name)),
+                Endpoints => {
+                    self.warming.remove(name);
+                }
                 Cluster | Listener | Route => {}
             }
         }
@@ -370,7 +381,7 @@ impl Client {
             Delta => Asks::Changes {
                 subscribe: Vec::new(),
                 unsubscribe: Vec::new(),
-                known: HashMap::new(),
+                known: Vec::new(),
             },
         };
         self.to_server.push_back(Request {
@@ -464,7 +475,7 @@ impl Play {
         }
     }
 
-    fn tell(&mut self, message: Message) {
+    fn tell(&mut self, message: Message<'_>) {
         let actions = self.session.handle(message, self.now);
         self.session.check_invariants().unwrap();
         for action in actions {
