@@ -14,11 +14,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 use zeugma_core::identity::IdPattern;
 use zeugma_proxy::tls::{Credentials, SvidFiles};
-use zeugma_proxy::{Documents, LogFormat, Logging, Watch};
+use zeugma_proxy::{Documents, Logging, Watch};
 use zeugma_xds::{Admission, Color, Findings, Good, Plane, Server, ServerLimits, Sources};
 
 use super::admin;
 use super::door::{Door, Doorkeeper};
+use crate::gateway::Form;
 use crate::{ca, exit};
 
 /// How long clients get to go elsewhere once it drains.
@@ -117,14 +118,6 @@ impl std::str::FromStr for Allowed {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Form {
-    /// For people
-    Text,
-    /// For programs: a JSON object a line
-    Json,
-}
-
 /// Why it does not serve.
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
@@ -187,10 +180,7 @@ impl ServeError {
 
 /// Runs until drained; returns the exit code.
 pub(crate) fn run(arguments: Arguments) -> ExitCode {
-    drop(Logging::start(match arguments.log_format {
-        Form::Text => LogFormat::Text,
-        Form::Json => LogFormat::Json,
-    }));
+    drop(Logging::start(arguments.log_format.into()));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();

@@ -27,8 +27,12 @@ struct Served {
 
 impl Served {
     async fn start(config: &Path, more: &[&str]) -> Self {
+        Self::of(command(config, more)).await
+    }
+
+    async fn of(command: Command) -> Self {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
-        let process = Gateway::spawn("xds", command(config, more), [nowhere; 3]);
+        let process = Gateway::spawn("xds", command, [nowhere; 3]);
         let line = process.message("ZG0505").await;
         let at = |name: &str| {
             let mut words = line.split_whitespace();
@@ -68,6 +72,17 @@ fn command(config: &Path, more: &[&str]) -> Command {
         .args(more)
         .env_remove("ZEUGMA_LOG");
     command
+}
+
+/// The same, where it may have so many files open.
+fn command_with_files(files: usize, config: &Path) -> Command {
+    let plain = command(config, &["--plaintext"]);
+    let mut limited = Command::new("prlimit");
+    limited
+        .arg(format!("--nofile={files}"))
+        .arg(plain.get_program());
+    limited.args(plain.get_args()).env_remove("ZEUGMA_LOG");
+    limited
 }
 
 fn mtls(cluster: &Cluster) -> Vec<String> {
@@ -328,4 +343,27 @@ async fn a_control_plane_that_ends_lets_its_nodes_go_and_its_limits_hold() {
     // 14: unavailable.
     assert_eq!(stream.next().await.unwrap_err(), "14");
     served.process.ended().await;
+}
+
+#[tokio::test]
+async fn without_files_it_says_so_and_goes_on_accepting() {
+    let east = Cluster::new("east");
+    east.write_gateway();
+    east.route("shop/orders", ORDERS);
+    let served = Served::of(command_with_files(32, &east.config())).await;
+    let mut many = Vec::new();
+    for _ in 0..40 {
+        many.push(
+            tokio::net::TcpStream::connect(served.listens)
+                .await
+                .unwrap(),
+        );
+    }
+    served.process.message("ZG0509").await;
+    drop(many);
+    let tcp = tokio::net::TcpStream::connect(served.listens)
+        .await
+        .unwrap();
+    let mut stream = Stream::open(&mut h2_over(tcp).await, "east-gw").await;
+    assert!(stream.next().await.is_ok());
 }

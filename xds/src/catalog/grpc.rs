@@ -2,7 +2,7 @@
 //! listeners, which they ask for by `host:port`, and clusters in the words that they know. A word that they
 //! do not know they refuse, and all of the resource with it.
 
-use crate::compile::Compiled;
+use crate::compile::{Compiled, by_place};
 use crate::pb::{self, cluster, endpoint, hcm, listener, route};
 
 /// The listener of each name that a service is dialled by.
@@ -68,15 +68,7 @@ pub(super) fn cluster(cluster: &mut cluster::Cluster) {
 
 /// A locality stands once in each priority, and one without a weight is not used.
 pub(super) fn endpoints(assigned: &mut endpoint::ClusterLoadAssignment) {
-    let mut merged: Vec<endpoint::LocalityLbEndpoints> = Vec::new();
-    for group in std::mem::take(&mut assigned.endpoints) {
-        let same = (merged.iter_mut())
-            .find(|one| one.priority == group.priority && one.locality == group.locality);
-        match same {
-            Some(one) => one.lb_endpoints.extend(group.lb_endpoints),
-            None => merged.push(group),
-        }
-    }
+    let mut merged = by_place(std::mem::take(&mut assigned.endpoints));
     for group in &mut merged {
         let weighed = (group.lb_endpoints.iter())
             .filter_map(|one| one.load_balancing_weight)

@@ -210,11 +210,34 @@ impl Store {
     }
 }
 
+/// Where each name of a shelf stands.
+#[derive(Debug)]
+pub(crate) struct Index {
+    places: HashMap<Arc<str>, usize>,
+    names: Vec<Arc<str>>,
+}
+
+impl Index {
+    fn of(list: &[Arc<Resource>]) -> Self {
+        let names: Vec<Arc<str>> = list.iter().map(|one| Arc::clone(&one.name)).collect();
+        let places = names.iter().cloned().zip(0..).collect();
+        Self { places, names }
+    }
+
+    pub(crate) fn place(&self, name: &str) -> Option<usize> {
+        self.places.get(name).copied()
+    }
+
+    /// In their places.
+    pub(crate) fn names(&self) -> &[Arc<str>] {
+        &self.names
+    }
+}
+
 /// The resources of one type, in the order of their names.
 pub(crate) struct Shelf {
     list: Vec<Arc<Resource>>,
-    /// Where each stands: a client that comes back names them all.
-    index: HashMap<Arc<str>, usize>,
+    index: Arc<Index>,
     version: Version,
     /// The last differences that were asked for: a thousand streams ask for the same one.
     differences: Mutex<Vec<(Version, Arc<Difference>)>>,
@@ -255,14 +278,20 @@ impl Shelf {
         } else {
             Version::of(fnv)
         };
-        let index = list.iter().enumerate();
-        let index = index.map(|(at, one)| (Arc::clone(&one.name), at)).collect();
         Self {
+            index: Arc::new(Index::of(&list)),
             list,
-            index,
             version,
             differences: Mutex::default(),
         }
+    }
+
+    /// With the index of another, if that has the same names.
+    fn indexed_as(mut self, other: &Self) -> Self {
+        if self.index.names == other.index.names {
+            self.index = Arc::clone(&other.index);
+        }
+        self
     }
 
     /// Of all of it.
@@ -274,9 +303,14 @@ impl Shelf {
         self.at(self.index_of(name)?)
     }
 
+    /// The names, which shelves of the same names share.
+    pub(crate) const fn index(&self) -> &Arc<Index> {
+        &self.index
+    }
+
     /// Where a resource stands.
     pub(crate) fn index_of(&self, name: &str) -> Option<usize> {
-        self.index.get(name).copied()
+        self.index.place(name)
     }
 
     pub(crate) fn at(&self, at: usize) -> Option<&Arc<Resource>> {
@@ -342,7 +376,8 @@ impl Catalog {
             let before = before.as_mut().and_then(Iterator::next);
             match before {
                 Some(before) if before.version == shelf.version => Arc::clone(before),
-                Some(_) | None => Arc::new(shelf),
+                Some(before) => Arc::new(shelf.indexed_as(before)),
+                None => Arc::new(shelf),
             }
         });
         Self { shelves }

@@ -49,8 +49,6 @@ const SEND_BYTES_MAX: usize = 64 * 1024;
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
 /// What it gets to take the last words.
 const LEAVE: Duration = Duration::from_secs(2);
-/// Requests of all streams together that are held in memory, in KiB.
-const MEMORY_KIB: usize = 64 * 1024;
 
 /// What clients may take of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +59,9 @@ pub struct ServerLimits {
     pub caller_streams: usize,
     /// Bytes of a request: a client that comes back says everything that it has. Default 32 MiB.
     pub request_bytes: usize,
+    /// Bytes of all requests over 64 KiB that are read at once; those that come meanwhile wait with who
+    /// sends them. Default 64 MiB, at least one request.
+    pub requests_bytes: usize,
     /// Names that one stream may ask for. Default 200000.
     pub names: usize,
     /// Views at once: gateways, and places where they stand. Default 256.
@@ -73,6 +74,7 @@ impl Default for ServerLimits {
             streams: 20_000,
             caller_streams: 1000,
             request_bytes: 32 << 20,
+            requests_bytes: 64 << 20,
             names: 200_000,
             views: 256,
         }
@@ -155,7 +157,10 @@ impl Server {
     /// A server of what `plane` says.
     #[must_use]
     pub fn new(plane: Plane, admission: Admission, limits: ServerLimits, identifier: &str) -> Self {
-        let memory = MEMORY_KIB.max(limits.request_bytes.div_ceil(1024));
+        let memory = limits
+            .requests_bytes
+            .max(limits.request_bytes)
+            .div_ceil(1024);
         Self {
             shared: Arc::new(Shared {
                 limits,

@@ -503,6 +503,52 @@ async fn a_request_longer_than_a_window_is_read() {
 }
 
 #[tokio::test]
+async fn long_requests_wait_until_there_is_memory_and_short_ones_do_not() {
+    let admission = Admission {
+        local: true,
+        ..Default::default()
+    };
+    let limits = ServerLimits {
+        request_bytes: 120 * 1024,
+        requests_bytes: 128 * 1024,
+        ..Default::default()
+    };
+    let served = Served::new(Caller::Local, admission, limits).await;
+    let mut second = served.delta(node("east-gw")).await;
+    let told = second.next().await.unwrap();
+    second.ask(Kind::Cluster, &told.nonce, &[], None).await;
+    // It says that 100 KiB come, and sends a few.
+    let tcp = TcpStream::connect(served.address).await.unwrap();
+    let (mut send, connection) = h2::client::handshake(tcp).await.unwrap();
+    drop(tokio::spawn(connection));
+    let ads = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+    let request = Request::post(format!("http://x{ads}")).body(()).unwrap();
+    let (_response, mut body) = send.send_request(request, false).unwrap();
+    body.send_data(bytes::Bytes::from_static(b"\0\0\x01\x90\0abc"), false)
+        .unwrap();
+    let memory = &served.server.shared.memory;
+    let free = async |kib: usize| {
+        let deadline = Instant::now() + PATIENCE;
+        while memory.available_permits() != kib {
+            assert!(Instant::now() < deadline, "{memory:?}");
+            tokio::task::yield_now().await;
+        }
+    };
+    free(28).await;
+    let names: Vec<String> = (0..7000).map(|nth| format!("service-{nth:06}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    second.ask(Kind::Endpoints, "", &names, None).await;
+    // Who waits is given what there is, and goes on waiting for the rest.
+    free(0).await;
+    let mut third = served.delta(node("east-gw")).await;
+    third.next().await.unwrap();
+    assert_eq!(memory.available_permits(), 0);
+    body.send_reset(h2::Reason::CANCEL);
+    let told = second.next().await.unwrap();
+    assert_eq!(told.removed_resources.len(), names.len());
+}
+
+#[tokio::test]
 async fn a_server_that_drains_ends_its_streams() {
     let served = Served::local().await;
     let mut client = served.delta(node("east-gw")).await;

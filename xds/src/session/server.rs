@@ -10,6 +10,7 @@
 //! lead to, and what they led to goes when they have been taken (P30). What a client was told is not
 //! listed: it is a shelf that all streams share, and the few names that differ from it.
 
+mod names;
 mod subscription;
 
 use std::borrow::Cow;

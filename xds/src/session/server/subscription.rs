@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use zeugma_core::time::Time;
 
+use super::names::Names;
 use super::{Protocol, Response, Standing};
 use crate::catalog::{Resource, Shelf, Version};
 
@@ -39,7 +40,7 @@ pub(super) struct Subscription {
     /// Names were given at least once: from then on no names mean none (P15).
     was_named: bool,
     is_wildcard: bool,
-    names: BTreeSet<Arc<str>>,
+    names: Names,
     /// Names to answer whatever the client has (P12, P22, P23, P32).
     owed: BTreeSet<Arc<str>>,
     /// An answer is due even if it is empty (P26).
@@ -90,7 +91,7 @@ impl Subscription {
             is_asked: false,
             was_named: false,
             is_wildcard: false,
-            names: BTreeSet::new(),
+            names: Names::on(empty),
             owed: BTreeSet::new(),
             owes_answer: false,
             told: Arc::clone(empty),
@@ -165,31 +166,28 @@ impl Subscription {
         let is_first = !std::mem::replace(&mut self.is_asked, true);
         self.was_named |= !names.is_empty();
         let was_wildcard = self.is_wildcard;
-        let mut asked: BTreeSet<Arc<str>> = BTreeSet::new();
+        let mut asked = Names::on(shelf);
         self.is_wildcard = !self.was_named && is_whole;
+        let mut is_more = false;
         for name in names {
             if name == ALL {
                 self.is_wildcard = true;
-            } else {
-                asked.insert(interned(&name, shelf));
+                continue;
             }
+            let name = interned(&name, shelf);
+            // P12.
+            if !self.names.contains(&name) {
+                is_more = true;
+                self.owed.insert(Arc::clone(&name));
+            }
+            asked.insert(name);
         }
-        let mut is_more = self.is_wildcard && !was_wildcard;
-        if is_more {
+        if self.is_wildcard && !was_wildcard {
+            is_more = true;
             self.told = Arc::clone(&super::EMPTY);
         }
-        for name in &asked {
-            // P12.
-            if !self.names.contains(name) {
-                is_more = true;
-                self.owed.insert(Arc::clone(name));
-            }
-        }
-        self.owed
-            .retain(|name| self.is_wildcard || asked.contains(name));
-        self.kept
-            .retain(|name, _| self.is_wildcard || asked.contains(name));
         self.names = asked;
+        self.forget_unwanted();
         if is_first && !self.is_wildcard {
             // What is named is owed; nothing else was told.
             self.told = Arc::clone(shelf);
@@ -221,7 +219,7 @@ impl Subscription {
             self.owes_answer = true;
         }
         let has = Has::of(if is_first { known } else { &[] }, shelf);
-        let mut named = Vec::with_capacity(subscribe.len());
+        self.names.follow(shelf);
         for name in subscribe {
             if name == ALL {
                 self.is_wildcard = true;
@@ -234,13 +232,7 @@ impl Subscription {
                 // P22; at first, P24.
                 self.owed.insert(Arc::clone(&name));
             }
-            named.push(name);
-        }
-        if self.names.is_empty() {
-            // Of ten thousand this is far faster than one by one.
-            self.names = named.into_iter().collect();
-        } else {
-            self.names.extend(named);
+            self.names.insert(name);
         }
         for name in unsubscribe {
             if name == ALL {
@@ -256,18 +248,23 @@ impl Subscription {
                 self.kept.remove(&*name);
             }
         }
+        self.forget_unwanted();
+        if self.is_wildcard && is_first && !known.is_empty() {
+            self.owe_differences(known, &has, shelf);
+        } else if self.is_wildcard && !was_wildcard {
+            self.told = Arc::clone(&super::EMPTY);
+        } else if is_first {
+            // What is named is owed; nothing else was told.
+            self.told = Arc::clone(shelf);
+        }
+    }
+
+    /// Of what is not asked for any more nothing is due.
+    fn forget_unwanted(&mut self) {
         if !self.is_wildcard {
             let names = &self.names;
             self.owed.retain(|name| names.contains(name));
             self.kept.retain(|name, _| names.contains(name));
-        } else if is_first && !known.is_empty() {
-            self.owe_differences(known, &has, shelf);
-        } else if !was_wildcard {
-            self.told = Arc::clone(&super::EMPTY);
-        }
-        if is_first && !self.is_wildcard {
-            // What is named is owed; nothing else was told.
-            self.told = Arc::clone(shelf);
         }
     }
 
@@ -323,6 +320,7 @@ impl Subscription {
                 }
             }
             self.told = Arc::clone(shelf);
+            self.names.follow(shelf);
         }
         self.take_owed(shelf, &mut made);
         if because != Because::Kept {
