@@ -239,7 +239,7 @@ impl Subscription {
                 self.is_wildcard = false;
                 continue;
             }
-            let was_named = self.names.remove(&*name);
+            let was_named = self.names.remove(&name);
             if self.is_wildcard {
                 // P23: the client may have dropped it.
                 self.owed.insert(interned(&name, shelf));
