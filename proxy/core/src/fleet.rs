@@ -163,7 +163,7 @@ pub enum FleetEvent {
 }
 
 /// The health of every endpoint of one gateway.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Fleet {
     /// As in the snapshot last reconciled.
     clusters: Vec<ClusterState>,
@@ -191,7 +191,7 @@ pub struct Fleet {
     events_dropped: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct ClusterState {
     cluster: Arc<Cluster>,
     /// Its endpoints in the order of their keys, in which [`Fleet::endpoints`] has them too.
@@ -224,7 +224,7 @@ impl ClusterState {
 }
 
 /// Small, for there are many; what most endpoints never need is made when it is.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct EndpointState {
     /// `None` for an ejected endpoint that the last push removed: it may come back.
     home: Option<Home>,
@@ -926,17 +926,21 @@ impl Fleet {
         let members = self.routes.get(route).cloned().unwrap_or_default();
         let least = self.least_healthy(&members);
         for (ix, least) in members.iter().zip(least) {
+            let taken_off = self.taken_off(*ix);
             let Some(state) = self.clusters.get_mut(*ix) else {
                 continue;
             };
-            let before: Vec<_> = state.kept().collect();
+            let (before, owed): (Vec<usize>, Vec<_>) =
+                (state.waiting().collect(), state.owed().collect());
+            for (nth, level) in state.levels.iter_mut().enumerate() {
+                level.is_taken_off(taken_off.contains(&nth));
+            }
             state.step(&least, now);
+            self.kept_changed |= !state.owed().eq(owed);
             let mut told = Vec::new();
-            if !state.kept().eq(before.iter().copied()) {
-                self.kept_changed = true;
-                let is_new = |(ix, _): &(usize, f64)| before.iter().all(|(was, _)| was != ix);
-                let names = (state.kept().filter(is_new))
-                    .filter_map(|(ix, _)| state.cluster.levels.get(ix));
+            if !state.waiting().eq(before.iter().copied()) {
+                let names = (state.waiting().filter(|ix| !before.contains(ix)))
+                    .filter_map(|ix| state.cluster.levels.get(ix));
                 told.extend(names.map(|level| FleetEvent::WaitsForReset {
                     route: Arc::clone(&state.cluster.route),
                     cluster: Arc::clone(&state.cluster.name),
@@ -1081,7 +1085,12 @@ impl Fleet {
             .map(|(level, known)| {
                 known.unwrap_or_else(|| {
                     let healthy = healthy_share(cluster, &statuses, &worths, level);
-                    LevelState::new(capacity(healthy, &cluster.policy.failover))
+                    let capacity = capacity(healthy, &cluster.policy.failover);
+                    if self.is_taken_off(cluster, level) {
+                        LevelState::new_taken_off(capacity)
+                    } else {
+                        LevelState::new(capacity)
+                    }
                 })
             })
             .collect();
@@ -1268,11 +1277,19 @@ impl EndpointState {
     }
 
     fn status(&self) -> EndpointStatus {
+        if self.is_evacuated {
+            EndpointStatus::Evacuated
+        } else {
+            self.status_otherwise()
+        }
+    }
+
+    /// Its status, whatever operators have decided.
+    fn status_otherwise(&self) -> EndpointStatus {
         let active =
             (self.active.as_ref()).map_or(EndpointStatus::Healthy, |active| active.status());
         let empty = self.behind.as_ref().filter(|behind| behind.is_empty());
         match (active, empty, self.ejection()) {
-            _ if self.is_evacuated => EndpointStatus::Evacuated,
             (EndpointStatus::Unhealthy, _, _) => EndpointStatus::Unhealthy,
             (_, Some(behind), _) if behind.is_stale => EndpointStatus::EmptyOnce,
             (_, Some(_), _) => EndpointStatus::Empty,
@@ -1310,10 +1327,17 @@ impl ClusterState {
         }
     }
 
-    /// The levels that wait for a reset, and what each takes.
-    fn kept(&self) -> impl Iterator<Item = (usize, f64)> {
+    /// The levels that wait for a reset.
+    fn waiting(&self) -> impl Iterator<Item = usize> {
         let levels = self.levels.iter().enumerate();
-        (levels.filter(|(_, level)| level.is_kept())).map(|(ix, level)| (ix, level.damped()))
+        (levels.filter(|(_, level)| level.is_kept())).map(|(ix, _)| ix)
+    }
+
+    /// The levels that take no more than so much until a reset: they wait for it, or are bad and will.
+    fn owed(&self) -> impl Iterator<Item = (usize, f64)> {
+        let is_manual = self.cluster.policy.failover.failback == Failback::Manual;
+        let levels = self.levels.iter().enumerate().filter(move |_| is_manual);
+        levels.filter_map(|(ix, level)| Some((ix, level.owes()?)))
     }
 
     fn next_move(&self, now: Time) -> Option<Time> {
