@@ -68,7 +68,7 @@ pub(super) struct Exchange {
     began: std::time::Instant,
     /// A gateway whose word counts says who calls, but not so that it can be read.
     is_unreadable: bool,
-    record: Record,
+    pub(super) record: Record,
 }
 
 /// Answers one request, by an endpoint or by ourselves.

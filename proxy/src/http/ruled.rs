@@ -140,6 +140,7 @@ impl Exchange {
                 passing.is_led_by(ruled.clone());
             }
             self.note(|_, request| request.ruled = Some(ruled));
+            self.note_led(published, audited);
             if let Some(of) = audited {
                 self.audit(published, listener, of);
             }
@@ -172,6 +173,12 @@ impl Exchange {
         let audited = explain_audit(service, reason, None);
         let detail = format!("the split leads to {}: {audited}", service.name);
         self.note(|closed, _| *closed.detail = Some(detail));
+    }
+
+    /// Notes the other service that it is led to, for rechecks.
+    fn note_led(&self, published: &Published, led: Option<ServiceIx>) {
+        let led = led.map(|of| published.snapshot.service(of));
+        (self.record.entry()).is_led_to(led.map(|of| (&of.name, of.port)));
     }
 
     fn note_rule(&mut self, published: &Published, rule: Option<&Rule>) {
@@ -217,6 +224,10 @@ impl Exchange {
         self.context.note_idle(next.cluster().policy.timeouts.idle);
         let audited = ruled.part().and_then(|part| part.service);
         self.note(|_, request| request.ruled = Some(ruled));
+        self.note_led(&to.published, audited);
+        // It may have been pinned some awaits ago.
+        let shared = &self.context.worker.shared;
+        (self.record.entry()).settle(shared, to.published.generation, None);
         let listener = to.published.listener(&self.context.origin.listener);
         if let Some((listener, of)) = listener.zip(audited) {
             self.audit(&to.published, listener, of);
