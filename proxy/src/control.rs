@@ -40,8 +40,8 @@ use self::handover::{Arrival, Asked, HandoverError, Offered};
 use self::inherit::InheritError;
 use self::last_good::{Beginning, Keeper};
 use self::names::Named;
-pub(crate) use self::reload::with_causes;
 use self::reload::{Binding, Configured, Files, NotBound, Reloaded};
+pub(crate) use self::reload::{svid_source, with_causes};
 use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
 use crate::admission::{self, Admission, UnderWay};
@@ -190,7 +190,7 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
     let settings = &start.loaded.settings;
     let newest = last_good::crl_numbers(settings);
     let federation = Federation::kept(settings);
-    let source = federation.beside(reload::svid_source(settings));
+    let source = federation.beside(svid_source(settings));
     let credentials = Arc::new(Credentials::begin(&source, &newest)?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
