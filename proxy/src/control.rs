@@ -372,7 +372,7 @@ fn begin_beside(
     count_panics(shared);
     let mut beside = JoinSet::new();
     beside.spawn_local(admission::watch_memory(Arc::clone(shared)));
-    beside.spawn_local(memory::give_back_at_rest());
+    beside.spawn_local(memory::give_back_at_rest(shared.changes.subscribe()));
     beside.spawn_local(alarms::watch_expiry(Arc::clone(shared)));
     beside.spawn_local(systemd::watch(Arc::clone(shared)));
     beside.spawn_local(federation::run(Arc::clone(shared)));

@@ -161,6 +161,7 @@ fn mirror_json(mirror: &Mirror) -> Value {
     json!({
         "route": &*mirror.route,
         "percent": mirror.share * 100.0,
+        "compare": mirror.compare,
     })
 }
 
