@@ -219,10 +219,14 @@ pub fn judge(snapshot: &Snapshot, carried: &Carried<'_>) -> Result<(), Ending> {
     {
         return Err(denied(service, reason, rule, nearest));
     }
-    let objection = carried
+    carried
         .led
-        .map(|led| (led, objection(snapshot, led, &asking)));
-    let Some((led, Some(Verdict::Deny { reason, rule, .. }))) = objection else {
+        .map_or(Ok(()), |led| judge_led(snapshot, led, &asking))
+}
+
+/// Whether a service that the split of another one led it to has nothing against it.
+fn judge_led(snapshot: &Snapshot, led: ServiceIx, asking: &Asking<'_>) -> Result<(), Ending> {
+    let Some(Verdict::Deny { reason, rule, .. }) = objection(snapshot, led, asking) else {
         return Ok(());
     };
     let led = snapshot.service(led);
