@@ -8,7 +8,7 @@ use zeugma_core::snapshot::Failure;
 use super::clusters::{ads, common_tls, hash_on, socket};
 use super::rbac::rules;
 use super::{Context, Scope, Service, Services, cluster_name, http_rules, mirror_cluster_name};
-use crate::meta::{HashMeta, ListenerMeta, MirrorMeta, RouteMeta};
+use crate::meta::{ChainMeta, CopiesMeta, HashMeta, ListenerMeta, MirrorMeta, RouteMeta};
 use crate::model::defaults::{or_secs, retry_on};
 use crate::model::scalar::{CAUSES, Text};
 use crate::model::{InboundSpec, ListenerSpec, MeshRoute, PolicySpec, ProtocolSpec, RoleSpec};
@@ -17,6 +17,8 @@ use crate::pb::{self, hcm, http_rbac, listener, network_rbac, percent, rbac, rou
 
 /// The chain that takes plaintext HTTP.
 const PLAINTEXT: &str = "plaintext";
+/// What the name of a chain begins with that refuses the names of a service.
+pub(crate) const HIDDEN: &str = "hidden|";
 /// The chain of a listener that leads nowhere.
 pub(crate) const NOBODY: &str = "nobody";
 /// The HTTP filters that a virtual host's rules replace.
@@ -49,7 +51,7 @@ pub(crate) fn listener<R: Send>(
         planned.push(Chain::Nobody);
     }
     let chains = parallel::map(planned, |planned| {
-        let mut chain = planned.build(context, name, spec.role);
+        let mut chain = planned.build(context, services, name, spec.role);
         if let Some(matched) = &mut chain.filter_chain_match {
             let cidrs = |nets: &[Text<IpNet>]| nets.iter().map(|net| pb::cidr(&net.0)).collect();
             matched.source_prefix_ranges = cidrs(&spec.sources);
@@ -142,8 +144,27 @@ enum Chain<'s> {
 }
 
 impl Chain<'_> {
-    fn build(self, context: Context<'_>, name: &str, role: RoleSpec) -> listener::FilterChain {
-        match self {
+    fn build(
+        self,
+        context: Context<'_>,
+        services: &Services<'_>,
+        name: &str,
+        role: RoleSpec,
+    ) -> listener::FilterChain {
+        let copied = match &self {
+            Self::BySni(service) | Self::PlainTcp(service)
+                if service.port.protocol == ProtocolSpec::Tcp =>
+            {
+                copies(context, services, service)
+            }
+            Self::BySni(_)
+            | Self::BareHttp(_)
+            | Self::Plaintext
+            | Self::PlainTcp(_)
+            | Self::Hidden(..)
+            | Self::Nobody => Vec::new(),
+        };
+        let mut chain = match self {
             Self::BySni(service) => by_sni(context, service, name, role),
             Self::BareHttp(service) => bare_http(service, name, role),
             Self::Plaintext => listener::FilterChain {
@@ -163,10 +184,14 @@ impl Chain<'_> {
                     transport_protocol: "tls".to_owned(),
                     ..Default::default()
                 };
-                closed(&service.id, cluster, matched)
+                closed(&[HIDDEN, &service.id].concat(), cluster, matched)
             }
             Self::Nobody => closed(NOBODY, NOBODY.to_owned(), Default::default()),
+        };
+        if !copied.is_empty() {
+            chain.metadata = Some(pb::metadata(&ChainMeta { mirrors: copied }));
         }
+        chain
     }
 }
 
@@ -645,44 +670,19 @@ fn common(
     service: &Service<'_>,
     scope: Scope,
 ) -> Common {
-    let mirrors = service.mirrors(context, services);
-    let specs = &service.route.spec.mirror;
-    let meta: Vec<_> = mirrors
-        .iter()
-        .filter_map(|(at, to, _)| {
-            let spec = specs.get(*at)?;
-            Some(MirrorMeta {
-                route: to.route.id(),
-                host: to
-                    .route
-                    .first_host()
-                    .map(|host| host.to_string())
-                    .unwrap_or_default(),
-                timeout_millis: u64::try_from(or_secs(spec.timeout.as_ref(), 2).as_millis())
-                    .unwrap_or(u64::MAX),
-                body_bytes_max: spec.body_limit.as_ref().map_or(1 << 20, |size| size.0.0),
-                in_flight_max: spec.in_flight.unwrap_or(64),
-            })
-        })
-        .collect();
-    let policies = mirrors
-        .iter()
-        .filter_map(|(at, to, peer)| {
-            let share = specs
-                .get(*at)?
-                .percent
-                .as_ref()
-                .map_or(1.0, |share| share.0.0);
-            Some(route::route_action::RequestMirrorPolicy {
-                cluster: mirror_cluster_name(to, peer.as_deref()),
-                runtime_fraction: Some(pb::core::RuntimeFractionalPercent {
-                    default_value: Some(millionths(share)),
-                    ..Default::default()
-                }),
+    let mut meta = Vec::new();
+    let mut policies = Vec::new();
+    for copies in copies(context, services, service) {
+        meta.push(copies.mirror);
+        policies.push(route::route_action::RequestMirrorPolicy {
+            cluster: copies.cluster,
+            runtime_fraction: Some(pb::core::RuntimeFractionalPercent {
+                default_value: Some(millionths(copies.share)),
                 ..Default::default()
-            })
-        })
-        .collect();
+            }),
+            ..Default::default()
+        });
+    }
     let timeouts = &service.route.spec.timeouts;
     Common {
         mirrors: meta,
@@ -699,6 +699,31 @@ fn common(
             ..Default::default()
         },
     }
+}
+
+/// The copies of what a service carries.
+fn copies(context: Context<'_>, services: &Services<'_>, service: &Service<'_>) -> Vec<CopiesMeta> {
+    let specs = &service.route.spec.mirror;
+    let mirrors = service.mirrors(context, services).into_iter();
+    mirrors
+        .filter_map(|(at, to, peer)| {
+            let spec = specs.get(at)?;
+            let timeout = or_secs(spec.timeout.as_ref(), 2).as_millis();
+            let host = to.route.first_host().map(|host| host.to_string());
+            Some(CopiesMeta {
+                cluster: mirror_cluster_name(to, peer.as_deref()),
+                share: spec.percent.as_ref().map_or(1.0, |share| share.0.0),
+                mirror: MirrorMeta {
+                    route: to.route.id(),
+                    host: host.unwrap_or_default(),
+                    timeout_millis: u64::try_from(timeout).unwrap_or(u64::MAX),
+                    body_bytes_max: spec.body_limit.as_ref().map_or(1 << 20, |size| size.0.0),
+                    in_flight_max: spec.in_flight.unwrap_or(64),
+                    compare: spec.compare.unwrap_or(false),
+                },
+            })
+        })
+        .collect()
 }
 
 /// For Envoy; ours stands in the cluster's metadata.

@@ -10,7 +10,7 @@ use zeugma_core::snapshot::{HostTable, Listener, Mirror, Protocol, Role, Service
 use super::clusters::all;
 use super::rbac::Listed;
 use super::{Gathered, Names, http_rules};
-use crate::compile::{ALLOW, DENY, NOBODY};
+use crate::compile::{ALLOW, DENY, HIDDEN, NOBODY};
 use crate::meta::ListenerMeta;
 use crate::pb::{self, hcm, http_rbac, listener, network_rbac, route, tcp_proxy};
 
@@ -23,9 +23,11 @@ pub(crate) struct ReadChain {
 
 #[derive(Debug)]
 enum ChainTo {
-    Service(ServiceIx, Vec<Listed>),
+    Service(ServiceIx, Vec<Listed>, Vec<Mirror>),
     /// The route configuration of this name.
     Routes(String),
+    /// It refuses the names of this service.
+    Hidden(ServiceIx),
     Nowhere,
 }
 
@@ -42,6 +44,9 @@ impl ReadChain {
 fn chain_to(chain: &listener::FilterChain, names: &Names) -> Result<ChainTo, String> {
     if chain.name == NOBODY {
         return Ok(ChainTo::Nowhere);
+    }
+    if let Some(id) = chain.name.strip_prefix(HIDDEN) {
+        return Ok(ChainTo::Hidden(names.service(id)?));
     }
     let last = chain
         .filters
@@ -67,7 +72,11 @@ fn chain_to(chain: &listener::FilterChain, names: &Names) -> Result<ChainTo, Str
             listed.push(Listed::read(rules, names)?);
         }
     }
-    Ok(ChainTo::Service(ix, listed))
+    Ok(ChainTo::Service(
+        ix,
+        listed,
+        http_rules::copies(chain, names)?,
+    ))
 }
 
 /// What a virtual host says.
@@ -198,9 +207,9 @@ impl Reader<'_> {
     ) -> Result<(), String> {
         match to {
             ChainTo::Nowhere => {}
-            ChainTo::Service(ix, listed) => {
-                let rules = gathered.rules.entry(ix).or_default();
-                listed.iter().try_for_each(|listed| rules.add(listed))?;
+            ChainTo::Hidden(ix) => drop(reached.insert(ix)),
+            ChainTo::Service(ix, listed, mirrors) => {
+                gather(gathered, ix, &listed, (mirrors, None))?;
                 reached.insert(ix);
             }
             ChainTo::Routes(name) => {
@@ -210,7 +219,8 @@ impl Reader<'_> {
                     .ok_or_else(|| format!("no route configuration `{name}`"))?;
                 for ReadHost(host) in hosts {
                     let host = host.as_ref().map_err(String::clone)?;
-                    gather(host, gathered)
+                    let said = (host.mirrors.clone(), host.http_rules.clone());
+                    gather(gathered, host.ix, &host.rules, said)
                         .map_err(|error| format!("virtual host `{}`: {error}", host.name))?;
                     reached.insert(host.ix);
                 }
@@ -220,11 +230,15 @@ impl Reader<'_> {
     }
 }
 
-fn gather(host: &HostTo, gathered: &mut Gathered) -> Result<(), String> {
-    let rules = gathered.rules.entry(host.ix).or_default();
-    (host.rules.iter()).try_for_each(|listed| rules.add(listed))?;
-    let said = (host.mirrors.clone(), host.http_rules.clone());
-    match gathered.routed.get(&host.ix) {
+fn gather(
+    gathered: &mut Gathered,
+    ix: ServiceIx,
+    listed: &[Listed],
+    said: (Vec<Mirror>, Option<Arc<Rules>>),
+) -> Result<(), String> {
+    let rules = gathered.rules.entry(ix).or_default();
+    (listed.iter()).try_for_each(|listed| rules.add(listed))?;
+    match gathered.routed.get(&ix) {
         Some((known, _)) if *known != said.0 => {
             Err("its mirrors differ between listeners".to_owned())
         }
@@ -233,7 +247,7 @@ fn gather(host: &HostTo, gathered: &mut Gathered) -> Result<(), String> {
         }
         Some(_) => Ok(()),
         None => {
-            gathered.routed.insert(host.ix, said);
+            gathered.routed.insert(ix, said);
             Ok(())
         }
     }

@@ -448,6 +448,33 @@ fn everything_that_is_written_arrives() {
     );
 }
 
+#[test]
+fn connections_are_copied_to_the_port_that_carries_bytes() {
+    let db = route(
+        "db",
+        "port: 5432, backends: [{endpoints: ['10.0.1.1:5432']}], allow: [{listeners: [apps, mesh]}], export: {to: ['*']}, \
+         mirror: [{route: copies, peer: west, percent: 12.5%, timeout: 3s, bodyLimit: 2KiB, inFlight: 3}, {route: copies}]",
+    );
+    let copies = route(
+        "copies",
+        "ports: {web: {port: 5432, protocol: http}, raw: {port: 90, targetPort: 91}}, \
+         backends: [{endpoints: ['10.0.2.1']}, {peer: west}], allow: [{listeners: [apps]}]",
+    );
+    let snapshot = loaded(&[EAST, WEST_PEER, &db, &copies], None).snapshot;
+    let db = service(&snapshot, "db", 5432);
+    let [to_west, everywhere] = &db.mirrors[..] else {
+        panic!("{:?}", db.mirrors);
+    };
+    assert_eq!(&*to_west.route, "shop/copies");
+    assert_eq!(to_west.share, 0.125);
+    assert_eq!(to_west.timeout.as_secs(), 3);
+    assert_eq!((to_west.body_bytes_max, to_west.in_flight_max), (2048, 3));
+    assert_eq!(level_names(snapshot.cluster(to_west.to)), ["peer west"]);
+    let raw = service(&snapshot, "copies", 90);
+    assert_eq!(everywhere.to, raw.outbound);
+    assert_eq!((everywhere.share, everywhere.in_flight_max), (1.0, 64));
+}
+
 const BOTH_GATEWAYS: &str = r#"
 ---
 apiVersion: zeugma.dev/v1alpha1
@@ -845,7 +872,11 @@ fn a_host_leads_to_the_service_that_envoy_would_choose() {
 fn a_name_that_is_exported_to_nobody_is_not_taken_by_an_exported_wildcard() {
     let documents = [
         ("any", "hosts: ['*.example'], export: { to: [west] }"),
-        ("secret", "hosts: [secret.example, other.test]"),
+        // What it says of requests is said where it can be called alone.
+        (
+            "secret",
+            "hosts: [secret.example, other.test], mirror: [{ route: both }], rules: [{ matches: [{ method: GET }], timeouts: { perTry: 1s } }]",
+        ),
         ("secrets", "hosts: ['*.secret.example'], port: 443"),
         ("both", "hosts: [both.example], export: { to: [west] }"),
         ("both-too", "hosts: [both.example], port: 81"),
