@@ -902,7 +902,11 @@ fn a_name_that_is_exported_to_nobody_is_not_taken_by_an_exported_wildcard() {
         match route_tls(snapshot, snapshot.listener(listener).unwrap(), &hello) {
             Routed::Terminate(ix) => snapshot.service(ix).name.to_string(),
             Routed::Refuse(reason) => reason.to_string(),
-            other => panic!("{sni}: {other:?}"),
+            other @ (Routed::Passthrough(_)
+            | Routed::TerminateAnyPort(_)
+            | Routed::Reports
+            | Routed::Plain(_)
+            | Routed::PlainHttp) => panic!("{sni}: {other:?}"),
         }
     };
     for (sni, mesh, apps) in [
