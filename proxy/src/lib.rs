@@ -33,6 +33,7 @@ mod recheck;
 mod relay;
 mod resolve;
 mod runtime;
+pub mod simulation;
 mod state;
 mod tap;
 pub mod tls;

@@ -10,7 +10,7 @@ use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route};
 use crate::data_services::{AnyBody, HttpService, Mode, Refusing, pattern};
 
 const COMPARED: &str = "zeugma_mirror_compared_total";
-const TOLD: &str = "ZG0450";
+const TOLD: &str = "ZG0452";
 
 /// `hello` at `primaries`, whose copies go to `canary` and are compared.
 async fn compared(

@@ -153,7 +153,7 @@ impl About {
         {
             let (service, route, id) = (&self.service, &self.route, &self.ids.request);
             tracing::info!(
-                code = "ZG0450",
+                code = "ZG0452",
                 %service,
                 mirror = %route,
                 request.id = id.as_str(),

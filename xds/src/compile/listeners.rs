@@ -130,17 +130,31 @@ enum Chain<'s> {
     BareHttp(&'s Service<'s>),
     Plaintext,
     PlainTcp(&'s Service<'s>),
+    /// Refuses these names.
+    Hidden(&'s Service<'s>, Vec<String>),
 }
 
 impl Chain<'_> {
     fn build(
-        &self,
+        self,
         context: Context<'_>,
         services: &Services<'_>,
         name: &str,
         role: RoleSpec,
     ) -> listener::FilterChain {
-        let mut chain = match *self {
+        let copied = match &self {
+            Self::BySni(service) | Self::PlainTcp(service)
+                if service.port.protocol == ProtocolSpec::Tcp =>
+            {
+                copies(context, services, service)
+            }
+            Self::BySni(_)
+            | Self::BareHttp(_)
+            | Self::Plaintext
+            | Self::PlainTcp(_)
+            | Self::Hidden(..) => Vec::new(),
+        };
+        let mut chain = match self {
             Self::BySni(service) => by_sni(context, service, name, role),
             Self::BareHttp(service) => bare_http(service, name, role),
             Self::Plaintext => listener::FilterChain {
@@ -153,12 +167,10 @@ impl Chain<'_> {
                 ..Default::default()
             },
             Self::PlainTcp(service) => plain_tcp(context, service, name),
+            Self::Hidden(service, names) => closed(service, names, role),
         };
-        if let Self::BySni(service) | Self::PlainTcp(service) = *self
-            && service.port.protocol == ProtocolSpec::Tcp
-        {
-            let mirrors = copies(context, services, service);
-            chain.metadata = (!mirrors.is_empty()).then(|| pb::metadata(&ChainMeta { mirrors }));
+        if !copied.is_empty() {
+            chain.metadata = Some(pb::metadata(&ChainMeta { mirrors: copied }));
         }
         chain
     }
@@ -177,7 +189,61 @@ fn chains<'s>(services: &'s Services<'s>, spec: &ListenerSpec) -> Vec<Chain<'s>>
     if spec.role == RoleSpec::Workloads && has_http {
         chains.push(Chain::Plaintext);
     }
+    if spec.role == RoleSpec::Mesh {
+        chains.extend(hidden(services));
+    }
     chains
+}
+
+/// The services that are exported to nobody and have a name that a wildcard of an exported one would
+/// take: the name that fits best is the one that is meant, also where it is refused.
+fn hidden<'s>(services: &'s Services<'s>) -> Vec<Chain<'s>> {
+    let (open, closed): (Vec<_>, Vec<_>) =
+        (services.list.iter()).partition(|service| is_reachable(service, RoleSpec::Mesh));
+    let mut wildcards = BTreeSet::new();
+    for service in &open {
+        wildcards.extend(service.hosts().into_iter().filter(|host| is_wildcard(host)));
+    }
+    if wildcards.is_empty() {
+        return Vec::new();
+    }
+    let mut taken: BTreeSet<String> = open.iter().flat_map(|service| service.hosts()).collect();
+    let exported = taken.clone();
+    let mut chains = Vec::new();
+    for service in closed {
+        let mut names = Vec::new();
+        for host in service.hosts() {
+            if !is_below(&host, &wildcards) || exported.contains(&host) {
+                continue;
+            }
+            if !is_wildcard(&host) {
+                names.push(format!("outbound_.{}_._.{host}", service.port.port));
+            }
+            if taken.insert(host.clone()) {
+                names.push(host);
+            }
+        }
+        if !names.is_empty() {
+            chains.push(Chain::Hidden(service, names));
+        }
+    }
+    chains
+}
+
+fn is_wildcard(host: &str) -> bool {
+    host.starts_with("*.")
+}
+
+/// Whether one of `wildcards` takes what `host` names.
+fn is_below(host: &str, wildcards: &BTreeSet<String>) -> bool {
+    let mut rest = host;
+    while let Some((_, above)) = rest.split_once('.') {
+        if wildcards.contains(&["*.", above].concat()) {
+            return true;
+        }
+        rest = above;
+    }
+    false
 }
 
 /// Whether a bare host leads to this service once its authority names the port.
@@ -243,6 +309,42 @@ fn plain_tcp(context: Context<'_>, service: &Service<'_>, name: &str) -> listene
         name: service.id.clone(),
         filter_chain_match: Some(listener::FilterChainMatch::default()),
         filters: tcp_filters(context, service, name, Scope::Outbound),
+        ..Default::default()
+    }
+}
+
+/// What lets nobody in.
+fn closed(
+    service: &Service<'_>,
+    server_names: Vec<String>,
+    role: RoleSpec,
+) -> listener::FilterChain {
+    let nobody = network_rbac::Rbac {
+        rules: Some(rbac::Rbac {
+            action: rbac::rbac::Action::Allow.into(),
+            ..Default::default()
+        }),
+        stat_prefix: ALLOW.to_owned(),
+        ..Default::default()
+    };
+    let nowhere = tcp_proxy::TcpProxy {
+        stat_prefix: service.id.clone(),
+        cluster_specifier: Some(tcp_proxy::tcp_proxy::ClusterSpecifier::Cluster(
+            cluster_name(scope(role), &service.id),
+        )),
+        ..Default::default()
+    };
+    listener::FilterChain {
+        name: service.id.clone(),
+        filter_chain_match: Some(listener::FilterChainMatch {
+            server_names,
+            transport_protocol: "tls".to_owned(),
+            ..Default::default()
+        }),
+        filters: vec![
+            filter(ALLOW, &nobody),
+            filter("envoy.filters.network.tcp_proxy", &nowhere),
+        ],
         ..Default::default()
     }
 }

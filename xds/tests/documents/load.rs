@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use crate::support::{EAST, WEST_PEER, level_names, levels, loaded, route, service, try_load};
 use zeugma_core::admission::{Rate, RouteLimits};
+use zeugma_core::hello::ClientHello;
 use zeugma_core::identity::{IdPattern, SpiffeId};
 use zeugma_core::names::{Host, SniTarget};
+use zeugma_core::route::{Routed, route_tls};
 use zeugma_core::snapshot::{
     ActiveKind, Address, Balance, EndpointTls, ErrorRate, Export, Failback, Failure, HttpVersion,
     Inbound, Lookup, PathPattern, PeerIx, Protocol, Role, TooFew, WhenStale,
@@ -861,6 +863,62 @@ fn a_host_leads_to_the_service_that_envoy_would_choose() {
             Lookup::PortNeeded | Lookup::NoSuchPort | Lookup::Unknown => None,
         };
         assert_eq!(found, expected, "{sni}");
+    }
+}
+
+/// "Exact beats wildcard" holds of what is refused too. The name of a service that is exported to nobody
+/// led to the exported service of a wildcard.
+#[test]
+fn a_name_that_is_exported_to_nobody_is_not_taken_by_an_exported_wildcard() {
+    let documents = [
+        ("any", "hosts: ['*.example'], export: { to: [west] }"),
+        ("secret", "hosts: [secret.example, other.test]"),
+        ("secrets", "hosts: ['*.secret.example'], port: 443"),
+        ("both", "hosts: [both.example], export: { to: [west] }"),
+        ("both-too", "hosts: [both.example], port: 81"),
+    ]
+    .map(|(name, spec)| {
+        let rest = "protocol: http, backends: [{ endpoints: ['10.0.0.1:80'] }]";
+        route(
+            name,
+            &format!("{spec}, {rest}, allow: [{{ listeners: [apps] }}]"),
+        )
+    });
+    let [any, secret, secrets, both, both_too] = &documents;
+    let loaded = loaded(
+        &[EAST, WEST_PEER, any, secret, secrets, both, both_too],
+        None,
+    );
+    let snapshot = &loaded.snapshot;
+    let routed = |listener: &str, sni: &str| {
+        let hello = ClientHello {
+            sni: Some(sni.to_owned()),
+            ..ClientHello::default()
+        };
+        match route_tls(snapshot, snapshot.listener(listener).unwrap(), &hello) {
+            Routed::Terminate(ix) => snapshot.service(ix).name.to_string(),
+            Routed::Refuse(reason) => reason.to_string(),
+            other => panic!("{sni}: {other:?}"),
+        }
+    };
+    for (sni, mesh, apps) in [
+        ("a.example", "shop/any", "shop/any"),
+        ("secret.example", "not-exported", "shop/secret"),
+        ("a.secret.example", "not-exported", "shop/secrets"),
+        (
+            "outbound_.80_._.secret.example",
+            "not-exported",
+            "shop/secret",
+        ),
+        ("both.example", "shop/both", "port-needed"),
+        (
+            "outbound_.81_._.both.example",
+            "sni-unknown",
+            "shop/both-too",
+        ),
+    ] {
+        assert_eq!(routed("mesh", sni), mesh, "{sni}");
+        assert_eq!(routed("apps", sni), apps, "{sni}");
     }
 }
 
