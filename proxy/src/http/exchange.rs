@@ -72,6 +72,8 @@ pub(super) struct Exchange {
     pub(super) record: Record,
     /// The copies that are told of the answer.
     compared: Option<Box<Primary>>,
+    /// Where an endpoint's interim responses go.
+    pub(super) passing: Option<Passing>,
 }
 
 /// Answers one request, by an endpoint or by ourselves.
@@ -84,10 +86,12 @@ pub(super) async fn exchange(
     let present = present.unwrap_or_else(|| Present::of(request.headers()));
     let upgrade = upgrade::asked_for(context.version, &request, present);
     let (head, incoming) = request.into_parts();
+    let passing = incoming.passing();
     let asks = present.has(Present::EXPECT) && expects_continue(&head.headers);
     let gate = (asks && !incoming.is_end_stream()).then(Gate::default);
     let mut exchange = Exchange::begin(context, &published, head, present);
     exchange.upgrade = upgrade;
+    exchange.passing = passing.or_else(|| exchange.head.extensions.remove());
     if exchange.is_unreadable {
         return exchange.refuse(Reason::RequestMalformed, None);
     }
@@ -224,6 +228,7 @@ impl Exchange {
             is_unreadable,
             record,
             compared: None,
+            passing: None,
         }
     }
 
@@ -920,7 +925,7 @@ impl Exchange {
                 None
             },
             headers,
-            passing: self.head.extensions.get(),
+            passing: self.passing.as_ref(),
         };
         turn.begin(asked, source.next_try(), gate, |out| {
             h1::write_request_line(out, self.method(), &self.head.uri);
@@ -942,7 +947,7 @@ impl Exchange {
             request.headers_mut().insert(header::EXPECT, expect);
             request.extensions_mut().insert(gate);
         }
-        if let Some(passing) = self.head.extensions.get::<Passing>() {
+        if let Some(passing) = &self.passing {
             request.extensions_mut().insert(passing.clone());
         }
         if self.upgrade.is_some() {
