@@ -89,7 +89,8 @@ pub(super) async fn exchange(
     let passing = incoming.passing();
     let asks = present.has(Present::EXPECT) && expects_continue(&head.headers);
     let gate = (asks && !incoming.is_end_stream()).then(Gate::default);
-    let mut exchange = Exchange::begin(context, &published, head, present);
+    // Boxed, for it is handed on to whoever answers.
+    let mut exchange = Box::new(Exchange::begin(context, &published, head, present));
     exchange.upgrade = upgrade;
     exchange.passing = passing.or_else(|| exchange.head.extensions.remove());
     if exchange.is_unreadable {
@@ -143,17 +144,16 @@ pub(super) async fn exchange(
     let entry = Rc::clone(exchange.record.entry());
     let (ids, is_grpc) = (Rc::clone(&exchange.ids), exchange.is_grpc);
     // Dropped, it ends the try under way; its record says why.
-    let answered = tokio::select! {
+    tokio::select! {
         biased;
-        response = exchange.answer(&to, listener.role, &source, None) => Some(response),
-        () = entry.cut() => None,
-    };
-    answered.unwrap_or_else(|| {
-        let reason = entry
-            .ending()
-            .map_or(Reason::NoLongerAllowed, |ending| ending.reason);
-        reply::reply(reason, &ids.request, is_grpc)
-    })
+        response = exchange.answer(&to, listener.role, &source, None) => response,
+        () = entry.cut() => {
+            let reason = entry
+                .ending()
+                .map_or(Reason::NoLongerAllowed, |ending| ending.reason);
+            reply::reply(reason, &ids.request, is_grpc)
+        }
+    }
 }
 
 impl Exchange {
@@ -398,7 +398,7 @@ impl Exchange {
     /// Tries one endpoint after the other until one answers; `before` says what other parts of a split
     /// made of it.
     async fn answer(
-        mut self,
+        mut self: Box<Self>,
         to: &Pinned,
         role: Role,
         source: &Source,
@@ -503,7 +503,7 @@ impl Exchange {
 
     /// As [`answer`](Self::answer), for another part of a split.
     fn answer_by(
-        self,
+        self: Box<Self>,
         to: Pinned,
         role: Role,
         source: &Source,
@@ -514,7 +514,7 @@ impl Exchange {
 
     /// Tells what came of a request that nobody answered as it should be.
     fn give_up(
-        mut self,
+        mut self: Box<Self>,
         failed: Option<Failed>,
         to: &Pinned,
         role: Role,
@@ -548,7 +548,7 @@ impl Exchange {
 
     /// Gives the endpoint's answer to the caller: a response, or another protocol.
     fn hand_over(
-        mut self,
+        mut self: Box<Self>,
         to: &Pinned,
         response: Response<Incoming>,
         source: &Source,
@@ -566,7 +566,7 @@ impl Exchange {
             }
             Some(downstream) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 let downstream = downstream.into_caller(source);
-                upgrade::switch(self, to, response, downstream, held)
+                upgrade::switch(*self, to, response, downstream, held)
             }
             // RFC 8441 §5: any 2xx would say that the stream is a WebSocket.
             Some(Upgrade::Stream)
@@ -1034,8 +1034,8 @@ impl Exchange {
     }
 
     /// Hands the endpoint's response to the caller.
-    pub(super) fn pass_on(
-        mut self,
+    fn pass_on(
+        mut self: Box<Self>,
         response: Response<Incoming>,
         held: Held,
         idle: Duration,
@@ -1220,9 +1220,13 @@ impl Deadlines {
         let mut sleep = timer.take();
         let mut now = self.began;
         let mut waits = self.waits(source, now);
-        let held = std::future::poll_fn(|cx| {
-            match unless_others_first(|| sending.as_mut().poll(cx)) {
-                Polled::Ready(sent) => return Poll::Ready(Ok(sent)),
+        // Put there by whichever poll it comes of: handed up through each of them, it would be moved
+        // by each.
+        let mut held = Err(Late::Endpoint);
+        let until_held = std::future::poll_fn(|cx| {
+            let poll = || sending.as_mut().poll(cx).map(|sent| held = Ok(sent));
+            match unless_others_first(poll) {
+                Polled::Ready(()) => return Poll::Ready(()),
                 Polled::OthersFirst => return Poll::Pending,
                 Polled::Pending => {}
             }
@@ -1235,14 +1239,15 @@ impl Deadlines {
                 now = Instant::now();
                 if now >= waits.look {
                     if let Some(late) = self.is_late(source, &waits, now) {
-                        return Poll::Ready(Err(late));
+                        held = Err(late);
+                        return Poll::Ready(());
                     }
                     waits = self.waits(source, now);
                 }
                 sleep.as_mut().reset(waits.look);
             }
         });
-        let held = held.await;
+        until_held.await;
         timer.replace(sleep);
         held
     }

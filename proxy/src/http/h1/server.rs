@@ -163,11 +163,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             let asked = Asked::by(&head, self.0.borrow().present);
             let body = self.body(head.version);
             let mut has_interims = false;
-            let response = {
+            // Put there by whichever poll it comes of: handed up through each of them, it would be
+            // moved by each.
+            let mut answered = Err(Error::Incomplete);
+            {
                 let mut answering = pin!(answer(Request::from_parts(head, body)));
-                let answered = std::future::poll_fn(|cx| {
-                    match unless_others_first(|| answering.as_mut().poll(cx)) {
-                        Polled::Ready(response) => Poll::Ready(Ok(response)),
+                let until_answered = std::future::poll_fn(|cx| {
+                    let poll = || answering.as_mut().poll(cx).map(|one| answered = Ok(one));
+                    match unless_others_first(poll) {
+                        Polled::Ready(()) => Poll::Ready(()),
                         // It is polled again at once.
                         Polled::OthersFirst => Poll::Pending,
                         Polled::Pending => {
@@ -175,15 +179,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
                                 has_interims = true;
                             }
                             if has_interims && let Poll::Ready(sent) = self.poll_interims(cx) {
-                                sent?;
+                                if let Err(error) = sent {
+                                    answered = Err(error);
+                                    return Poll::Ready(());
+                                }
                                 has_interims = false;
                             }
-                            self.poll_gone(cx).map(Err)
+                            self.poll_gone(cx).map(|gone| answered = Err(gone))
                         }
                     }
                 });
-                answered.await?
-            };
+                until_answered.await;
+            }
+            let response = answered?;
             // They leave with the answer.
             self.take_interims();
             let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
