@@ -69,9 +69,11 @@ pub(super) struct Exchange {
     began: std::time::Instant,
     /// A gateway whose word counts says who calls, but not so that it can be read.
     is_unreadable: bool,
-    record: Record,
+    pub(super) record: Record,
     /// The copies that are told of the answer.
     compared: Option<Box<Primary>>,
+    /// Where an endpoint's interim responses go.
+    pub(super) passing: Option<Passing>,
 }
 
 /// Answers one request, by an endpoint or by ourselves.
@@ -84,11 +86,13 @@ pub(super) async fn exchange(
     let present = present.unwrap_or_else(|| Present::of(request.headers()));
     let upgrade = upgrade::asked_for(context.version, &request, present);
     let (head, incoming) = request.into_parts();
+    let passing = incoming.passing();
     let asks = present.has(Present::EXPECT) && expects_continue(&head.headers);
     let gate = (asks && !incoming.is_end_stream()).then(Gate::default);
     // Boxed, for it is handed on to whoever answers.
     let mut exchange = Box::new(Exchange::begin(context, &published, head, present));
     exchange.upgrade = upgrade;
+    exchange.passing = passing.or_else(|| exchange.head.extensions.remove());
     if exchange.is_unreadable {
         return exchange.refuse(Reason::RequestMalformed, None);
     }
@@ -224,6 +228,7 @@ impl Exchange {
             is_unreadable,
             record,
             compared: None,
+            passing: None,
         }
     }
 
@@ -920,7 +925,7 @@ impl Exchange {
                 None
             },
             headers,
-            passing: self.head.extensions.get(),
+            passing: self.passing.as_ref(),
         };
         turn.begin(asked, source.next_try(), gate, |out| {
             h1::write_request_line(out, self.method(), &self.head.uri);
@@ -942,7 +947,7 @@ impl Exchange {
             request.headers_mut().insert(header::EXPECT, expect);
             request.extensions_mut().insert(gate);
         }
-        if let Some(passing) = self.head.extensions.get::<Passing>() {
+        if let Some(passing) = &self.passing {
             request.extensions_mut().insert(passing.clone());
         }
         if self.upgrade.is_some() {
