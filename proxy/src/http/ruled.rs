@@ -17,7 +17,6 @@ use zeugma_core::snapshot::{
 use zeugma_core::verdict::Reason;
 
 use super::exchange::Exchange;
-use super::expect::Passing;
 use super::headers;
 use crate::admission;
 use crate::connection::explain_audit;
@@ -136,7 +135,7 @@ impl Exchange {
             let rule = ruled.rule().map(|rule| &rule.label);
             metrics.ruled(&at.name, rule, ruled.part().map(|part| &part.label));
             let audited = ruled.part().and_then(|part| part.service);
-            if let Some(passing) = self.head.extensions.get::<Passing>() {
+            if let Some(passing) = &self.passing {
                 passing.is_led_by(ruled.clone());
             }
             self.note(|_, request| request.ruled = Some(ruled));
