@@ -237,7 +237,9 @@ impl Control {
     }
 
     fn grant(&mut self, wish: Wish) -> Answer {
-        if self.handing.is_some() {
+        // A drill that is under way is no other process's.
+        let is_of_drill = matches!(wish, Wish::Renew(_) | Wish::EndDrill(_));
+        if self.handing.is_some() && !is_of_drill {
             return Err(WishError::HandingOver);
         }
         match wish {
