@@ -23,6 +23,9 @@ pub struct Plane {
     files: Vec<PathBuf>,
 }
 
+/// What Envoy calls itself.
+const ENVOY: &str = "envoy";
+
 /// Who asks for a configuration, as it says itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Claim {
@@ -137,6 +140,11 @@ impl Plane {
                 ));
             }
         };
+        if claim.agent == ENVOY
+            && let Some(finding) = crate::undenied(&self.model).iter().next()
+        {
+            return Err(format!("it is an Envoy: {}", finding.message));
+        }
         let locality = match (claim.locality.as_str(), &gateway.spec.locality) {
             ("", Some(written)) => written.0.clone(),
             ("", None) => {

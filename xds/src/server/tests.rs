@@ -298,6 +298,24 @@ async fn a_node_is_found_by_its_cluster_and_refused_where_there_is_none() {
 }
 
 #[tokio::test]
+async fn an_envoy_that_would_deny_nobody_is_told_nothing() {
+    let mut served = Served::local().await;
+    let agent = |name: &str| Node {
+        user_agent_name: name.to_owned(),
+        ..node("east-gw")
+    };
+    let mut first = served.delta(agent("envoy")).await;
+    first.next().await.unwrap();
+    let denial = "deny: [{ from: [\"spiffe://north.example/*\"], via: [north] }, ";
+    served.write(&MESH.replacen("deny: [", denial, 1)).await;
+    for mut envoy in [first, served.delta(agent("envoy")).await] {
+        let ended = envoy.next().await.unwrap_err();
+        assert_eq!(ended.code(), Code::PermissionDenied);
+    }
+    assert!(served.delta(agent("zeugma")).await.next().await.is_ok());
+}
+
+#[tokio::test]
 async fn only_a_gateways_own_identity_and_those_listed_may_have_its_configuration() {
     let east = "\n---\napiVersion: zeugma.dev/v1alpha1\nkind: MeshPeer\nmetadata: { name: east }\nspec: { cluster: east, locality: eu/eu-1, gateways: [\"192.0.2.1:15443\"], spiffeIDs: [\"spiffe://east.example/zeugma/gateway\"] }\n";
     let listed = Admission {
