@@ -97,7 +97,7 @@ pub(crate) struct Traits {
 const RESOURCES: u32 = 2;
 
 impl Resource {
-    fn new(kind: Kind, name: &str, message: &[u8], traits: Traits) -> Self {
+    pub(crate) fn new(kind: Kind, name: &str, message: &[u8], traits: Traits) -> Self {
         let mut fnv = Fnv::default();
         fnv.add(message);
         let version = Version::of(fnv);
@@ -172,15 +172,8 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// The resource of this content: the one that is known, or a new one.
-    pub(crate) fn put(
-        &mut self,
-        kind: Kind,
-        name: &str,
-        message: &[u8],
-        traits: Traits,
-    ) -> Arc<Resource> {
-        let made = Resource::new(kind, name, message, traits);
+    /// The resource of this content: the one that is known, or this one.
+    pub(crate) fn put(&mut self, kind: Kind, made: Resource) -> Arc<Resource> {
         let key = (kind, made.version, Arc::clone(&made.name));
         // One hash may stand for two contents: what is told must not.
         match self.known.get(&key).and_then(Weak::upgrade) {
@@ -415,7 +408,8 @@ mod tests {
     use crate::pb::Any;
 
     fn put(store: &mut Store, name: &str, content: &str) -> Arc<Resource> {
-        store.put(Kind::Routes, name, content.as_bytes(), Traits::default())
+        let made = Resource::new(Kind::Routes, name, content.as_bytes(), Traits::default());
+        store.put(Kind::Routes, made)
     }
 
     #[test]
@@ -462,7 +456,10 @@ mod tests {
             is_on_demand: true,
             has_endpoints: false,
         };
-        let made = store.put(Kind::Routes, "a", b"1", of_other_traits);
+        let made = store.put(
+            Kind::Routes,
+            Resource::new(Kind::Routes, "a", b"1", of_other_traits),
+        );
         assert!(made.is_on_demand() && !first.is_on_demand());
         drop((first, other, made));
         store.sweep();
@@ -520,7 +517,10 @@ mod tests {
     fn a_shelf_that_is_as_it_was_stays_the_very_same() {
         let mut store = Store::default();
         let mut catalog = |route: &str, before: Option<&Catalog>| {
-            let listener = store.put(Kind::Listener, "l", b"1", Traits::default());
+            let listener = store.put(
+                Kind::Listener,
+                Resource::new(Kind::Listener, "l", b"1", Traits::default()),
+            );
             let route = put(&mut store, "r", route);
             let none = || Shelf::new(Vec::new());
             let shelves = [

@@ -9,6 +9,7 @@ use crate::canonical::canonical;
 use crate::compile::{Compiled, Context, Made, ads};
 use crate::error::Findings;
 use crate::meta::AnyClusterMeta;
+use crate::parallel;
 use crate::pb::{self, cluster, endpoint, route};
 use crate::session::Kind;
 
@@ -38,19 +39,10 @@ pub(crate) fn catalog(
         store,
         lists: Default::default(),
     };
-    for Packed {
-        name,
-        cluster,
-        endpoints,
-    } in clusters
-    {
-        let traits = Traits {
-            has_endpoints: endpoints.is_some(),
-            is_on_demand: false,
-        };
-        shelves.add(Kind::Cluster, &name, &cluster, traits);
+    for Packed { cluster, endpoints } in clusters {
+        shelves.add(Kind::Cluster, cluster);
         if let Some(endpoints) = endpoints {
-            shelves.add(Kind::Endpoints, &name, &endpoints, Traits::default());
+            shelves.add(Kind::Endpoints, endpoints);
         }
     }
     if flavor == Flavor::Grpc {
@@ -59,27 +51,26 @@ pub(crate) fn catalog(
             has_endpoints: false,
         };
         for listener in grpc::listeners(&compiled) {
-            shelves.add(
-                Kind::Listener,
-                &listener.name,
-                &bytes_of(&listener),
-                on_demand,
-            );
+            let made = resource(Kind::Listener, &listener.name, &listener, on_demand);
+            shelves.add(Kind::Listener, made);
         }
         return shelves.catalog(before);
     }
     for (mut listener, chains) in compiled.listeners(findings, |chain| chain) {
         listener.filter_chains = chains;
-        let bytes = bytes_of(&listener);
-        shelves.add(Kind::Listener, &listener.name, &bytes, Traits::default());
+        let made = resource(Kind::Listener, &listener.name, &listener, Traits::default());
+        shelves.add(Kind::Listener, made);
     }
-    for (name, virtual_hosts) in compiled.routes(|host| host) {
+    let routes = parallel::map(compiled.routes(|host| host), |(name, virtual_hosts)| {
         let config = route::RouteConfiguration {
-            name: name.clone(),
+            name,
             virtual_hosts,
             ..Default::default()
         };
-        shelves.add(Kind::Routes, &name, &bytes_of(&config), Traits::default());
+        resource(Kind::Routes, &config.name, &config, Traits::default())
+    });
+    for made in routes {
+        shelves.add(Kind::Routes, made);
     }
     shelves.catalog(before)
 }
@@ -90,8 +81,8 @@ struct Shelves<'a> {
 }
 
 impl Shelves<'_> {
-    fn add(&mut self, kind: Kind, name: &str, message: &[u8], traits: Traits) {
-        let resource = self.store.put(kind, name, message, traits);
+    fn add(&mut self, kind: Kind, made: Resource) {
+        let resource = self.store.put(kind, made);
         if let Some(list) = self.lists.get_mut(kind as usize) {
             list.push(resource);
         }
@@ -103,9 +94,8 @@ impl Shelves<'_> {
 }
 
 struct Packed {
-    name: String,
-    cluster: Vec<u8>,
-    endpoints: Option<Vec<u8>>,
+    cluster: Resource,
+    endpoints: Option<Resource>,
 }
 
 fn pack(made: Made, flavor: Flavor) -> Packed {
@@ -120,10 +110,14 @@ fn pack(made: Made, flavor: Flavor) -> Packed {
         endpoints.iter_mut().for_each(grpc::endpoints);
     }
     cluster.metadata = Some(pb::metadata(&meta));
+    let traits = Traits {
+        has_endpoints: endpoints.is_some(),
+        is_on_demand: false,
+    };
+    let name = &cluster.name;
     Packed {
-        cluster: bytes_of(&cluster),
-        endpoints: endpoints.as_ref().map(bytes_of),
-        name: cluster.name,
+        cluster: resource(Kind::Cluster, name, &cluster, traits),
+        endpoints: endpoints.map(|one| resource(Kind::Endpoints, name, &one, Traits::default())),
     }
 }
 
@@ -145,8 +139,10 @@ fn apart(cluster: &mut cluster::Cluster) -> Option<endpoint::ClusterLoadAssignme
     Some(endpoints)
 }
 
-fn bytes_of<M: Message + Name>(message: &M) -> Vec<u8> {
-    canonical(&M::type_url(), message.encode_to_vec())
+/// Encoded where it is made: one thread alone would take longer for it than for all the rest.
+fn resource<M: Message + Name>(kind: Kind, name: &str, message: &M, traits: Traits) -> Resource {
+    let bytes = canonical(&M::type_url(), message.encode_to_vec());
+    Resource::new(kind, name, &bytes, traits)
 }
 
 #[cfg(test)]

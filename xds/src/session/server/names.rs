@@ -98,14 +98,17 @@ const fn split(place: usize) -> (usize, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{Store, Traits};
+    use crate::catalog::{Resource, Store, Traits};
     use crate::session::Kind;
 
     fn shelf(names: &[String]) -> Shelf {
         let mut store = Store::default();
-        let made = names
-            .iter()
-            .map(|name| store.put(Kind::Routes, name, b"", Traits::default()));
+        let made = names.iter().map(|name| {
+            store.put(
+                Kind::Routes,
+                Resource::new(Kind::Routes, name, b"", Traits::default()),
+            )
+        });
         Shelf::new(made.collect())
     }
 

@@ -44,7 +44,9 @@ impl World {
                 has_endpoints: letter == 'c',
                 is_on_demand: letter == 'd',
             };
-            let made = self.store.put(kind, name, content.as_bytes(), traits);
+            let made = self
+                .store
+                .put(kind, Resource::new(kind, name, content.as_bytes(), traits));
             lists[kind as usize].push(made);
         }
         let catalog = Catalog::new(lists.map(Shelf::new), self.before.as_ref());
