@@ -13,7 +13,7 @@ use zeugma_core::explain::{Beside, Question, explain};
 use zeugma_core::fleet::{Evacuation, Fleet, FleetEvent, Observation, STALE_AFTER};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::names::HostPattern;
-use zeugma_core::plan::{Attempt, LEVEL_ATTEMPTS_MAX};
+use zeugma_core::plan::{Attempt, LEVEL_ATTEMPTS_MAX, plan};
 use zeugma_core::report::{Presence, Report, Standing};
 use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
 use zeugma_core::shares::{EndpointStatus, Shares};
@@ -587,7 +587,16 @@ impl Scenario {
             Decision::Carry(carry) => {
                 let to = told.to.unwrap();
                 assert_eq!(told.refused, None);
-                assert_eq!((to.cluster, to.attempts), (carry.cluster, attempts(carry)));
+                // Here each is drawn; what has a key goes where that leads.
+                let expected = match told.keyed.and_then(|keyed| keyed.key) {
+                    Some(key) => {
+                        let cluster = self.snapshot.cluster(carry.cluster);
+                        let of = self.shares.clusters.get(carry.cluster.0).unwrap();
+                        plan(cluster, of, beside.load, key).collect()
+                    }
+                    None => attempts(carry),
+                };
+                assert_eq!((to.cluster, to.attempts), (carry.cluster, expected));
                 for level in to.levels {
                     let view = level.view.unwrap();
                     assert!((0.0..=1.0).contains(&view.capacity));
