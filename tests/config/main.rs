@@ -429,6 +429,17 @@ fn compile_writes_what_envoy_reads_and_says_where_to_begin() {
             assert!(fs::metadata(source.as_str().unwrap()).unwrap().len() > 0);
         }
     }
+    // What Envoy cannot deny is not handed to it.
+    let attests = "gateway\"]\n  attests: [west.example]";
+    let denies = "export: { to: [west] }\n  deny: [{ via: [west] }]\n  allow:";
+    let text = GOOD
+        .replace("gateway\"]", attests)
+        .replace("allow:", denies);
+    fs::write(path("mesh.yaml"), text).unwrap();
+    let output = compile();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(65), "{err}");
+    assert!(err.contains("there this denies nobody"), "{err}");
     fs::write(path("mesh.yaml"), GOOD.replace("role: mesh", "role: mash")).unwrap();
     assert_eq!(compile().status.code(), Some(65));
     fs::remove_dir_all(path("out")).unwrap();

@@ -16,7 +16,8 @@ use self::endpoint::{Answers, Endpoint, answers};
 use crate::curl;
 use crate::envoy::Compiled;
 use crate::folder;
-use crate::pki::{Domain, Root, Svid};
+use crate::gateways::Mesh;
+use crate::pki::Svid;
 use crate::support::process::READY_WITHIN;
 use crate::zeugma::{EAST, Gateway, Setup, WEST};
 
@@ -116,12 +117,8 @@ const CASES: &[Case] = &[
         spec: &[
             "backends: [{ locality: eu/eu-1, endpoints: [@a, { address: @-, weight: 3 }] }, { locality: eu/eu-2, endpoints: [@b] }]",
         ],
-        // A quarter of the weight is healthy: 0.25 / 0.7. Envoy counts endpoints.
-        shares: Shares::Otherwise(
-            &[("a", 35.7), ("b", 64.3)],
-            &[("a", 71.4), ("b", 28.6)],
-            "what is healthy is measured by weight; Envoy's `weighted_priority_health` is off by default",
-        ),
+        // A quarter of the weight is healthy: 0.25 / 0.7.
+        shares: Shares::Same(&[("a", 35.7), ("b", 64.3)]),
     },
     Case {
         name: "spread",
@@ -272,7 +269,7 @@ fn the_same_yaml_gives_the_same_shares_in_envoy() -> Result<()> {
             )
         })
     };
-    let both = Both::start(&folder, &Parties::new(&folder)?, &mut setup)?;
+    let both = Both::start(&folder, &Mesh::new(&folder)?, &mut setup)?;
     both.know_who_is_down()?;
     let mut table = String::new();
     let mut wrong = 0;
@@ -451,9 +448,9 @@ const EVERYTHING: &str = include_str!("alike/everything.yaml");
 #[test]
 fn envoy_takes_whatever_a_configuration_compiles_to() -> Result<()> {
     let folder = folder("envoy_takes_whatever_a_configuration_compiles_to")?;
-    let parties = Parties::new(&folder)?;
-    let trusted = [&parties.east.trust, &parties.west.trust];
-    let setup = Setup::new(&folder, EAST, &parties.gateway, &trusted)?
+    let mesh = Mesh::new(&folder)?;
+    let trusted = [&mesh.east.trust, &mesh.west.trust];
+    let setup = Setup::new(&folder, EAST, &mesh.east_gateway, &trusted)?
         .listener("pg", "{ address: \"127.0.0.1:0\", role: workloads, route: shop/pg }")
         .listener(
             "told",
@@ -475,7 +472,7 @@ fn envoy_takes_whatever_a_configuration_compiles_to() -> Result<()> {
 fn the_same_yaml_lets_in_the_same_requests_in_envoy() -> Result<()> {
     let folder = folder("the_same_yaml_lets_in_the_same_requests_in_envoy")?;
     let endpoints = BTreeMap::from([("a", Endpoint::start("a", Answers::WithItsName)?)]);
-    let parties = Parties::new(&folder)?;
+    let mesh = Mesh::new(&folder)?;
     let guarded: Vec<String> = (GUARDED.iter())
         .map(|line| with_addresses(line, &endpoints))
         .collect();
@@ -513,11 +510,11 @@ fn the_same_yaml_lets_in_the_same_requests_in_envoy() -> Result<()> {
             setup.route(name, &spec.iter().map(String::as_str).collect::<Vec<_>>())
         })
     };
-    let both = Both::start(&folder, &parties, &mut setup)?;
+    let both = Both::start(&folder, &mesh, &mut setup)?;
     let host = "guarded.shop.svc.clusterset.local";
     let mut wrong = String::new();
     for (by, method, path, says) in DECIDED {
-        let caller = by.map(|path| parties.west.svid(path)).transpose()?;
+        let caller = by.map(|path| mesh.west.svid(path)).transpose()?;
         let (ours, theirs, why) = match says {
             Says::In => (true, true, ""),
             Says::Out => (false, false, ""),
@@ -530,7 +527,7 @@ fn the_same_yaml_lets_in_the_same_requests_in_envoy() -> Result<()> {
             }
         }
     }
-    let cart = parties.west.svid(CART)?;
+    let cart = mesh.west.svid(CART)?;
     for (host, wanted) in [
         ("a.wild.example", true),
         // The best name is the one that is meant, also where it is refused.
@@ -549,29 +546,6 @@ fn the_same_yaml_lets_in_the_same_requests_in_envoy() -> Result<()> {
     Ok(())
 }
 
-/// Who is who.
-struct Parties {
-    _root: Root,
-    east: Domain,
-    west: Domain,
-    gateway: Svid,
-    peer: Svid,
-}
-
-impl Parties {
-    fn new(folder: &Path) -> Result<Self> {
-        let root = Root::new(folder)?;
-        let (east, west) = (root.domain("east.example")?, root.domain("west.example")?);
-        Ok(Self {
-            gateway: east.svid("/zeugma/gateway")?,
-            peer: west.svid("/zeugma/gateway")?,
-            _root: root,
-            east,
-            west,
-        })
-    }
-}
-
 /// Our gateway, and an Envoy in its place.
 struct Both {
     ours: Gateway,
@@ -579,14 +553,10 @@ struct Both {
 }
 
 impl Both {
-    fn start(
-        folder: &Path,
-        parties: &Parties,
-        with: &mut dyn FnMut(Setup) -> Setup,
-    ) -> Result<Self> {
-        let trusted = [&parties.east.trust, &parties.west.trust];
-        let setup =
-            Setup::new(folder, EAST, &parties.gateway, &trusted)?.caller(WEST, &parties.peer.id);
+    fn start(folder: &Path, mesh: &Mesh, with: &mut dyn FnMut(Setup) -> Setup) -> Result<Self> {
+        let trusted = [&mesh.east.trust, &mesh.west.trust];
+        let setup = Setup::new(folder, EAST, &mesh.east_gateway, &trusted)?
+            .caller(WEST, &mesh.west_gateway.id);
         let setup = with(setup).admin_socket();
         let bootstrap = setup.compile(&folder.join("envoy"))?;
         let envoy = Compiled::start("envoy", &bootstrap, folder)?;

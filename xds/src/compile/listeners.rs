@@ -676,6 +676,8 @@ fn common(
         meta.push(copies.mirror);
         policies.push(route::route_action::RequestMirrorPolicy {
             cluster: copies.cluster,
+            // The host stays.
+            disable_shadow_host_suffix_append: true,
             runtime_fraction: Some(pb::core::RuntimeFractionalPercent {
                 default_value: Some(millionths(copies.share)),
                 ..Default::default()
