@@ -22,7 +22,6 @@ use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use zeugma_core::balance::{Latency as EndpointLatency, key_of};
 use zeugma_core::fleet::Observation;
-use zeugma_core::retry::RetryBudget;
 use zeugma_core::shares::{ClusterShares, Shares};
 use zeugma_core::snapshot::{
     Balance, Cluster, ClusterIx, Endpoint, EndpointIx, EndpointKey, Failure, HashOn, Listener,
@@ -196,7 +195,8 @@ impl Shared {
         self.time_of(Instant::now())
     }
 
-    fn time_of(&self, at: Instant) -> Time {
+    /// An instant, as the core counts it.
+    pub(crate) fn time_of(&self, at: Instant) -> Time {
         Time::from_origin(at.saturating_duration_since(self.started))
     }
 
@@ -316,7 +316,6 @@ pub(crate) struct Worker {
     in_flight: RefCell<Configured<EndpointKey, Rc<Cell<u32>>>>,
     /// Of endpoints that are balanced by it.
     latencies: RefCell<Configured<EndpointKey, EndpointLatency>>,
-    budgets: RefCell<Configured<Arc<str>, RetryBudget>>,
     mirrors: RefCell<Configured<MirrorKey, Rc<Cell<usize>>>>,
     /// Outcomes the control thread is still to be told of.
     untold: RefCell<Vec<Outcomes>>,
@@ -338,7 +337,6 @@ impl Worker {
             tasks: TaskTracker::new(),
             in_flight: RefCell::default(),
             latencies: RefCell::default(),
-            budgets: RefCell::default(),
             mirrors: RefCell::default(),
             untold: RefCell::default(),
             has_untold: Notify::new(),
@@ -479,21 +477,6 @@ impl Worker {
         }
     }
 
-    /// The retry budget of a cluster's route.
-    pub(crate) fn with_budget<T>(
-        &self,
-        cluster: &Cluster,
-        at: Instant,
-        act: impl FnOnce(&mut RetryBudget, Time) -> T,
-    ) -> T {
-        let now = self.shared.time_of(at);
-        let mut budgets = self.budgets.borrow_mut();
-        if let Some(budget) = budgets.get_mut(&*cluster.route) {
-            return act(budget, now);
-        }
-        act(budgets.entry(Arc::clone(&cluster.route)).or_default(), now)
-    }
-
     /// The copies under way from a service to a mirror.
     pub(crate) fn mirror_count(&self, service: &Arc<str>, mirror: &Arc<str>) -> Rc<Cell<usize>> {
         let key = (Arc::clone(service), Arc::clone(mirror));
@@ -523,15 +506,6 @@ impl Worker {
             .flat_map(|cluster| cluster.endpoints.iter().map(|endpoint| &endpoint.key))
             .collect();
         (self.latencies.borrow_mut()).retain(|key, _| keys.contains(key));
-        let routes: HashSet<&str> = published
-            .snapshot
-            .clusters
-            .iter()
-            .map(|cluster| &*cluster.route)
-            .collect();
-        self.budgets
-            .borrow_mut()
-            .retain(|route, _| routes.contains(&**route));
     }
 }
 

@@ -637,7 +637,7 @@ impl Scenario {
                 response: ResponseSeen::Nothing,
                 sender: Sender::Caller,
             };
-            match again(&cluster.policy.retries, &mut self.budget, &failed, self.now) {
+            match again(&cluster.policy.retries, &self.budget, &failed, self.now) {
                 Ok(kind) => counted += u32::from(kind == Again::Counted),
                 Err(_) => return,
             }

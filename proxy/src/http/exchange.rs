@@ -397,7 +397,7 @@ impl Exchange {
     ) -> Response<Outgoing> {
         let worker = Rc::clone(&self.context.worker);
         let cluster = to.cluster();
-        self.count(cluster, before.as_deref());
+        self.count(to, before.as_deref());
         let load = |endpoint: EndpointIx| worker.load(cluster, endpoint);
         let Tries {
             mut attempts,
@@ -421,7 +421,7 @@ impl Exchange {
                 {
                     break;
                 }
-                match self.may_try_again(cluster, before.failure, source, counted) {
+                match self.may_try_again(to, before.failure, source, counted) {
                     None => break,
                     Some(Again::Free) => {}
                     Some(Again::Counted) => counted += 1,
@@ -465,7 +465,7 @@ impl Exchange {
         }
         let may_go_on = failed.as_ref().is_none_or(|before| {
             let tried = self.tried(before.failure, source, counted);
-            self.would_try_again(cluster, &tried)
+            self.would_try_again(to, &tried)
         });
         if may_go_on && let Some(next) = self.next_part(to, role) {
             let before = Box::new(Tries {
@@ -485,10 +485,10 @@ impl Exchange {
     }
 
     /// Counts the request for the budget of its route; [`next_part`](Self::next_part) does for others.
-    fn count(&self, cluster: &Cluster, before: Option<&Tries>) {
+    fn count(&self, to: &Pinned, before: Option<&Tries>) {
         if before.is_none() {
-            let worker = &self.context.worker;
-            worker.with_budget(cluster, self.began, |budget, now| budget.request(now));
+            let shared = &self.context.worker.shared;
+            to.budget().request(shared.time_of(self.began));
         }
     }
 
@@ -573,18 +573,14 @@ impl Exchange {
     /// Whether the request may be sent once more, and whether that counts against its attempts.
     fn may_try_again(
         &self,
-        cluster: &Cluster,
+        to: &Pinned,
         failure: Failure,
         source: &Source,
         counted: u32,
     ) -> Option<Again> {
         let tried = self.tried(failure, source, counted);
-        self.context
-            .worker
-            .with_budget(cluster, std::time::Instant::now(), |budget, now| {
-                again(&self.retries(cluster), budget, &tried, now)
-            })
-            .ok()
+        let now = self.context.worker.shared.now();
+        again(&self.retries(to.cluster()), to.budget(), &tried, now).ok()
     }
 
     /// A try that failed so.

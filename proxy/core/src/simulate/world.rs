@@ -585,7 +585,7 @@ impl<'a> World<'a> {
             response: ResponseSeen::Nothing,
             sender: Sender::Caller,
         };
-        again(&retries, &mut called.budget, &tried, self.now).ok()
+        again(&retries, &called.budget, &tried, self.now).ok()
     }
 
     /// One attempt, so long after its request came; the fleet learns of it when it ends.
