@@ -45,6 +45,7 @@ mod data_mesh;
 mod data_mirror;
 mod data_protocols;
 mod data_proxied;
+mod data_quiet;
 mod data_relay;
 mod data_reload;
 mod data_reports;

@@ -156,6 +156,14 @@ fn allowed(retries: &Retries, tried: &Tried<'_>) -> Result<Again, Stop> {
     Ok(Again::Counted)
 }
 
+/// Whether a request could be tried again that went down with its connection, if the budget allows.
+#[must_use]
+pub fn is_repeatable(retries: &Retries, method: &str) -> bool {
+    retries.attempts > 0
+        && retries.on.contains(&Failure::Reset)
+        && (retries.any_method || is_idempotent(method))
+}
+
 /// Whether doing a request with this method twice is as doing it once (RFC 9110 §9.2.2).
 #[must_use]
 pub fn is_idempotent(method: &str) -> bool {
@@ -265,6 +273,27 @@ mod tests {
             again(&retries, &budget, &post, Time::ZERO),
             Ok(Again::Counted)
         );
+    }
+
+    #[test]
+    fn what_is_repeatable_is_tried_again_after_a_reset_and_nothing_else_is() {
+        let defaults = cluster(&[&["a"]]).policy.retries.clone();
+        let mut any_method = defaults.clone();
+        any_method.any_method = true;
+        let mut none = defaults.clone();
+        none.attempts = 0;
+        let mut unlisted = defaults.clone();
+        unlisted.on.retain(|on| *on != Failure::Reset);
+        for retries in [defaults, any_method, none, unlisted] {
+            for method in ["GET", "PUT", "POST", "PATCH", "CONNECT"] {
+                let tried = Tried {
+                    method: Some(method),
+                    ..get(Failure::Reset)
+                };
+                let again = again(&retries, &RetryBudget::default(), &tried, Time::ZERO);
+                assert_eq!(is_repeatable(&retries, method), again.is_ok(), "{method}");
+            }
+        }
     }
 
     #[test]

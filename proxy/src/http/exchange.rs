@@ -18,7 +18,9 @@ use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, gat
 use zeugma_core::engine::nothing_healthy;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
-use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, Sender, Tried, again, is_idempotent};
+use zeugma_core::retry::{
+    Again, RequestLeft, ResponseSeen, Sender, Tried, again, is_idempotent, is_repeatable,
+};
 use zeugma_core::route::{check_authority, check_authority_port, route_authority};
 use zeugma_core::snapshot::{
     Cluster, Endpoint, EndpointIx, Failure, HttpVersion as EndpointVersion, Listener, Peer, Role,
@@ -32,10 +34,11 @@ use super::h1;
 use super::h2_client::StreamCount;
 use super::headers::{self, Claim, Ids, Present, Said, TRACEPARENT, ZEUGMA_REASON};
 use super::keepalive::{Pings, When};
-use super::pool::{ConnectFailure, Lease, SendError, Turn, Wire};
+use super::pool::{ConnectFailure, Lease, Patience, SendError, Turn, Wanted, Wire};
 use super::record::Record;
 use super::ruled::{self, Ruled};
 use super::stream::Incoming;
+use super::unheard::Care;
 use super::upgrade::Upgrade;
 use super::{Context, Routed, Version, mirror, reply, upgrade};
 use crate::account::{Closed, Destination, RequestFacts};
@@ -48,6 +51,8 @@ use crate::upstream::{self, Pinned};
 
 /// Times a request is sent anew because a pooled connection turned out to be closed.
 const STALE_MAX: u32 = 3;
+/// Why a request goes on that was not sent to a quiet host, in metrics.
+const QUIET: &str = "quiet";
 /// Room for the headers that are added to a request.
 const ADDED: usize = 6;
 
@@ -406,7 +411,20 @@ impl Exchange {
         } = before.map_or_else(Tries::default, |before| *before);
         let mut give_up = None;
         let shares = to.published.shares_of(to.cluster);
-        for attempt in plan(cluster, shares, &load, self.draw(cluster)) {
+        let mut planned = plan(cluster, shares, &load, self.draw(cluster));
+        // The first whose host was quiet: it comes once more, before those that were found bad.
+        let mut quiet: Option<Attempt> = None;
+        loop {
+            let next = planned.next();
+            let next = next.filter(|next| quiet.is_none() || !next.is_last_resort(shares));
+            let (attempt, patience) = match (next, quiet) {
+                (Some(next), _) => (next, Patience::Elsewhere),
+                (None, Some(once_more)) => {
+                    quiet = None;
+                    (once_more, Patience::Here)
+                }
+                (None, None) => break,
+            };
             if let Some(before) = &failed {
                 let is_unseen = before.failure.is_unseen();
                 // One that answers or that may be at work on it is there: nothing is sent to those that
@@ -433,7 +451,14 @@ impl Exchange {
             let endpoint = cluster.endpoint(attempt.endpoint);
             let in_flight = worker.enter(&endpoint.key);
             let began = worker.begins(cluster);
-            let now_failed = match self.try_endpoint(to, &attempt, attempts, source).await {
+            let tried = (self.try_endpoint(to, &attempt, (attempts, patience), source)).await;
+            let now_failed = match tried {
+                Err(TryError::Quiet) => {
+                    worker.failed(&endpoint.key, began);
+                    (worker.shared.metrics).retried(&cluster.route, QUIET);
+                    quiet = quiet.or(Some(attempt));
+                    continue;
+                }
                 Err(TryError::Caller) => return self.refuse(Reason::DownstreamClosed, None),
                 Err(TryError::Shed(reason)) => return self.refuse(reason, None),
                 Err(TryError::Failed(failed)) => failed,
@@ -612,12 +637,21 @@ impl Exchange {
         }
     }
 
+    /// What becomes of the request if its connection is lost.
+    fn care(&self, cluster: &Cluster) -> Care {
+        if is_repeatable(&self.retries(cluster), self.method().as_str()) {
+            Care::Repeatable
+        } else {
+            Care::Once
+        }
+    }
+
     /// Sends the request to one endpoint, anew where a pooled connection had ended before.
     async fn try_endpoint(
         &mut self,
         to: &Pinned,
         attempt: &Attempt,
-        nth: u32,
+        (nth, patience): (u32, Patience),
         source: &Source,
     ) -> Result<(Response<Incoming>, Option<StreamCount>), TryError> {
         let worker = Rc::clone(&self.context.worker);
@@ -635,8 +669,17 @@ impl Exchange {
         }
         let mut stale = 0;
         loop {
-            let wire = self.wire(endpoint);
-            let lease = match worker.pool.lease(&worker, to, endpoint, wire).await {
+            let wanted = Wanted {
+                wire: self.wire(endpoint),
+                care: self.care(cluster),
+                patience,
+                now: if stale == 0 {
+                    began.into_std()
+                } else {
+                    std::time::Instant::now()
+                },
+            };
+            let lease = match worker.pool.lease(&worker, to, endpoint, wanted).await {
                 Ok(lease) => lease,
                 Err(failure) => return Err(self.unleased(to, attempt, nth, failure)),
             };
@@ -706,6 +749,13 @@ impl Exchange {
     ) -> TryError {
         if let Some(reason) = failure.shed {
             return TryError::Shed(reason);
+        }
+        if failure.is_quiet {
+            if failure.is_first_told {
+                let endpoint = to.cluster().endpoint(attempt.endpoint);
+                (self.context.worker).observe(&endpoint.key, Err(Failure::Connect));
+            }
+            return TryError::Quiet;
         }
         self.arrive(to, attempt, nth, None);
         self.note_refused(failure.refused_rule);
@@ -1099,6 +1149,8 @@ pub(super) enum TryError {
     Caller,
     /// A limit of ours: no endpoint was asked.
     Shed(Reason),
+    /// The endpoint's host is quiet: nothing was sent to it.
+    Quiet,
 }
 
 impl TryError {

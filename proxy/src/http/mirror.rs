@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Uri, header};
@@ -15,7 +16,8 @@ use zeugma_core::snapshot::{Endpoint, Mirror, Service};
 use super::body::{Outgoing, Source};
 use super::exchange::Exchange;
 use super::headers::{self, ZEUGMA_MIRROR};
-use super::pool::Wire;
+use super::pool::{Patience, Wanted, Wire};
+use super::unheard::Care;
 use crate::recheck::Entry;
 use crate::runtime::{Published, Worker};
 use crate::upstream::Pinned;
@@ -139,11 +141,14 @@ struct Copy {
 
 impl Copy {
     async fn send(self, worker: &Rc<Worker>, body: Outgoing) -> &'static str {
-        let Ok(lease) = worker
-            .pool
-            .lease(worker, &self.to, &self.endpoint, self.wire)
-            .await
-        else {
+        let wanted = Wanted {
+            wire: self.wire,
+            care: Care::Copied,
+            patience: Patience::Here,
+            now: Instant::now(),
+        };
+        let leasing = (worker.pool).lease(worker, &self.to, &self.endpoint, wanted);
+        let Ok(lease) = leasing.await else {
             return Dropped::Unreachable.label();
         };
         if let Some(peer) = &lease.facts.peer {

@@ -23,6 +23,7 @@ mod reply;
 pub(crate) mod ruled;
 mod seldom;
 mod stream;
+mod unheard;
 mod upgrade;
 
 use std::cell::{Cell, RefCell};
