@@ -55,6 +55,7 @@ mod data_silence;
 mod data_spread;
 mod data_strict;
 mod data_tcp;
+mod data_trial;
 mod data_windows;
 #[path = "../support/long_way.rs"]
 mod long_way;

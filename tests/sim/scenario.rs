@@ -13,7 +13,7 @@ use zeugma_core::explain::{Beside, Question, explain};
 use zeugma_core::fleet::{Evacuation, Fleet, FleetEvent, Observation, STALE_AFTER};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::names::HostPattern;
-use zeugma_core::plan::{Attempt, LEVEL_ATTEMPTS_MAX};
+use zeugma_core::plan::{Attempt, LEVEL_ATTEMPTS_MAX, Why};
 use zeugma_core::report::{Presence, Report, Standing};
 use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
 use zeugma_core::shares::{EndpointStatus, Shares};
@@ -605,6 +605,9 @@ impl Scenario {
         let mut tried = Vec::new();
         let mut counted = 0;
         for attempt in carry.plan {
+            if !attempt.begins(of) {
+                continue;
+            }
             let status = of.endpoints[attempt.endpoint.0];
             // Nothing goes to an ejected endpoint while a healthy one is to be had: to one that was
             // not tried, of a level that still has a turn.
@@ -612,7 +615,11 @@ impl Scenario {
                 |ix: usize| of.endpoints[ix].is_healthy() && !tried.contains(&EndpointIx(ix));
             let left = (0..of.endpoints.len()).filter(|ix| is_left(*ix)).count();
             assert!(
-                status.is_healthy() || of.too_few || left == 0 || tried.len() >= LEVEL_ATTEMPTS_MAX,
+                status.is_healthy()
+                    || of.too_few
+                    || left == 0
+                    || tried.len() >= LEVEL_ATTEMPTS_MAX
+                    || attempt.why == Why::Trial,
                 "{status:?} was picked, {left} healthy ones were not"
             );
             assert!(
@@ -676,9 +683,9 @@ impl Scenario {
             reporter.beat = self.now;
         }
         self.speak();
-        // Longer than any ejection, check, hold, failback and ramp together.
+        // Longer than any ejection and its trial, check, hold, failback and ramp together.
         for _ in 0..20 {
-            self.pass(Duration::from_secs(10));
+            self.pass(Duration::from_secs(30));
             self.request();
         }
         self.look(Since::Events);

@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, gateway_of};
 use zeugma_core::engine::nothing_healthy;
 use zeugma_core::identity::SpiffeId;
-use zeugma_core::plan::{Attempt, plan};
+use zeugma_core::plan::{Attempt, Why, plan};
 use zeugma_core::retry::{
     Again, RequestLeft, ResponseSeen, Sender, Tried, again, is_idempotent, is_repeatable,
 };
@@ -418,6 +418,8 @@ impl Exchange {
             let next = planned.next();
             let next = next.filter(|next| quiet.is_none() || !next.is_last_resort(shares));
             let (attempt, patience) = match (next, quiet) {
+                // Whether its host is back is what is to be seen.
+                (Some(next), _) if next.why == Why::Trial => (next, Patience::Here),
                 (Some(next), _) => (next, Patience::Elsewhere),
                 (None, Some(once_more)) => {
                     quiet = None;
@@ -425,6 +427,9 @@ impl Exchange {
                 }
                 (None, None) => break,
             };
+            if !attempt.begins(shares) {
+                continue;
+            }
             if let Some(before) = &failed {
                 let is_unseen = before.failure.is_unseen();
                 // One that answers or that may be at work on it is there: nothing is sent to those that

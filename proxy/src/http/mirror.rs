@@ -10,7 +10,7 @@ use http::{HeaderValue, Uri, header};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 use zeugma_core::mirror::{Copying, Dropped, Kind, Original, copying};
-use zeugma_core::plan::plan;
+use zeugma_core::plan::{Why, plan};
 use zeugma_core::snapshot::{Endpoint, Mirror, Service};
 
 use super::body::{Outgoing, Source};
@@ -80,7 +80,9 @@ fn start(
     let load = |endpoint| worker.load(to.cluster(), endpoint);
     let shares = published.shares_of(mirror.to);
     let draw = exchange.draw(to.cluster());
-    let Some(attempt) = plan(to.cluster(), shares, &load, draw).next() else {
+    // What becomes of a copy shows nothing.
+    let mut planned = plan(to.cluster(), shares, &load, draw);
+    let Some(attempt) = planned.find(|attempt| attempt.why != Why::Trial) else {
         worker
             .shared
             .metrics
