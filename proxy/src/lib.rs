@@ -8,6 +8,7 @@ mod admin;
 mod admission;
 mod connection;
 mod control;
+mod copies;
 pub mod explain;
 mod federation;
 #[cfg(test)]
@@ -32,6 +33,7 @@ mod recheck;
 mod relay;
 mod resolve;
 mod runtime;
+pub mod simulation;
 mod state;
 mod tap;
 pub mod tls;

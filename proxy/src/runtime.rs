@@ -35,6 +35,7 @@ use crate::account::{AccessLog, Caller, Closed, Origin, Stretch};
 use crate::admission::{Admission, NO_LOAD_BALANCER, UnderWay};
 use crate::connection;
 use crate::control::decided::Wishes;
+use crate::copies::Copies;
 use crate::explain;
 use crate::federation::Federation;
 use crate::hash::Configured;
@@ -316,7 +317,7 @@ pub(crate) struct Worker {
     in_flight: RefCell<Configured<EndpointKey, Rc<Cell<u32>>>>,
     /// Of endpoints that are balanced by it.
     latencies: RefCell<Configured<EndpointKey, EndpointLatency>>,
-    mirrors: RefCell<Configured<MirrorKey, Rc<Cell<usize>>>>,
+    mirrors: RefCell<Configured<MirrorKey, Rc<Copies>>>,
     /// Outcomes the control thread is still to be told of.
     untold: RefCell<Vec<Outcomes>>,
     has_untold: Notify,
@@ -477,8 +478,8 @@ impl Worker {
         }
     }
 
-    /// The copies under way from a service to a mirror.
-    pub(crate) fn mirror_count(&self, service: &Arc<str>, mirror: &Arc<str>) -> Rc<Cell<usize>> {
+    /// The copies from a service to a mirror.
+    pub(crate) fn copies(&self, service: &Arc<str>, mirror: &Arc<str>) -> Rc<Copies> {
         let key = (Arc::clone(service), Arc::clone(mirror));
         Rc::clone(self.mirrors.borrow_mut().entry(key).or_default())
     }
@@ -490,7 +491,7 @@ impl Worker {
             .retain(|_, count| Rc::strong_count(count) > 1);
         self.mirrors
             .borrow_mut()
-            .retain(|_, count| Rc::strong_count(count) > 1);
+            .retain(|_, copies| Rc::strong_count(copies) > 1 || !copies.is_forgettable());
         let published = self.shared.published.load();
         // To go through ten thousand routes for nothing would hold up connections.
         if self.forgotten.replace(published.generation) == published.generation {

@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, gateway_of};
 use zeugma_core::engine::nothing_healthy;
 use zeugma_core::identity::SpiffeId;
-use zeugma_core::plan::{Attempt, Why, plan};
+use zeugma_core::plan::{Attempt, plan};
 use zeugma_core::retry::{
     Again, RequestLeft, ResponseSeen, Sender, Tried, again, is_idempotent, is_repeatable,
 };
@@ -29,6 +29,7 @@ use zeugma_core::snapshot::{
 use zeugma_core::verdict::Reason;
 
 use super::body::{Held, Outgoing, Progress, Source};
+use super::compare::Primary;
 use super::expect::{Answered, Gate, Passing, expects_continue};
 use super::h1;
 use super::h2_client::StreamCount;
@@ -38,6 +39,7 @@ use super::pool::{ConnectFailure, Lease, Patience, SendError, Turn, Wanted, Wire
 use super::record::Record;
 use super::ruled::{self, Ruled};
 use super::stream::Incoming;
+use super::turns::Turns;
 use super::unheard::Care;
 use super::upgrade::Upgrade;
 use super::{Context, Routed, Version, mirror, reply, upgrade};
@@ -74,6 +76,8 @@ pub(super) struct Exchange {
     /// A gateway whose word counts says who calls, but not so that it can be read.
     is_unreadable: bool,
     record: Record,
+    /// The copies that are told of the answer.
+    compared: Option<Box<Primary>>,
 }
 
 /// Answers one request, by an endpoint or by ourselves.
@@ -136,7 +140,7 @@ pub(super) async fn exchange(
     }
     if exchange.upgrade.is_none() {
         let target = published.snapshot.service(service);
-        mirror::start_all(&exchange, &published, target, &source);
+        exchange.compared = mirror::start_all(&exchange, &published, target, &source);
     }
     let entry = Rc::clone(exchange.record.entry());
     let (ids, is_grpc) = (Rc::clone(&exchange.ids), exchange.is_grpc);
@@ -225,6 +229,7 @@ impl Exchange {
             began,
             is_unreadable,
             record,
+            compared: None,
         }
     }
 
@@ -411,45 +416,18 @@ impl Exchange {
         } = before.map_or_else(Tries::default, |before| *before);
         let mut give_up = None;
         let shares = to.published.shares_of(to.cluster);
-        let mut planned = plan(cluster, shares, &load, self.draw(cluster));
-        // The first whose host was quiet: it comes once more, before those that were found bad.
-        let mut quiet: Option<Attempt> = None;
-        loop {
-            let next = planned.next();
-            let next = next.filter(|next| quiet.is_none() || !next.is_last_resort(shares));
-            let (attempt, patience) = match (next, quiet) {
-                // Whether its host is back is what is to be seen.
-                (Some(next), _) if next.why == Why::Trial => (next, Patience::Here),
-                (Some(next), _) => (next, Patience::Elsewhere),
-                (None, Some(once_more)) => {
-                    quiet = None;
-                    (once_more, Patience::Here)
-                }
-                (None, None) => break,
-            };
-            if !attempt.begins(shares) {
-                continue;
-            }
+        let mut turns = Turns::new(plan(cluster, shares, &load, self.draw(cluster)), shares);
+        while let Some((attempt, patience)) = turns.next() {
             if let Some(before) = &failed {
-                let is_unseen = before.failure.is_unseen();
                 // One that answers or that may be at work on it is there: nothing is sent to those that
                 // were found bad for that. Before them come the other parts of a split.
-                if attempt.is_last_resort(shares) && (!is_unseen || self.has_other_part(to, role)) {
+                let is_bad = attempt.is_last_resort(shares);
+                let is_enough =
+                    is_bad && (!before.failure.is_unseen() || self.has_other_part(to, role));
+                let tries = (&mut counted, &mut give_up);
+                if is_enough || !self.goes_on(to, before.failure, source, tries) {
                     break;
                 }
-                // Nothing else limits attempts that cost an endpoint nothing.
-                let now = Instant::now();
-                if is_unseen
-                    && now >= *give_up.get_or_insert_with(|| now + cluster.connect_budget())
-                {
-                    break;
-                }
-                match self.may_try_again(to, before.failure, source, counted) {
-                    None => break,
-                    Some(Again::Free) => {}
-                    Some(Again::Counted) => counted += 1,
-                }
-                (worker.shared.metrics).retried(&cluster.route, before.failure.label());
             }
             attempts += 1;
             upstream::note_attempt(&worker, cluster, &attempt, attempts, &self.context.latest);
@@ -461,7 +439,7 @@ impl Exchange {
                 Err(TryError::Quiet) => {
                     worker.failed(&endpoint.key, began);
                     (worker.shared.metrics).retried(&cluster.route, QUIET);
-                    quiet = quiet.or(Some(attempt));
+                    turns.was_quiet(attempt);
                     continue;
                 }
                 Err(TryError::Caller) => return self.refuse(Reason::DownstreamClosed, None),
@@ -600,6 +578,31 @@ impl Exchange {
         }
     }
 
+    /// Whether the request goes to another endpoint after a failure, which is noted then.
+    fn goes_on(
+        &self,
+        to: &Pinned,
+        failure: Failure,
+        source: &Source,
+        (counted, give_up): (&mut u32, &mut Option<Instant>),
+    ) -> bool {
+        let cluster = to.cluster();
+        // Nothing else limits attempts that cost an endpoint nothing.
+        let now = Instant::now();
+        let until = || now + cluster.connect_budget();
+        if failure.is_unseen() && now >= *give_up.get_or_insert_with(until) {
+            return false;
+        }
+        match self.may_try_again(to, failure, source, *counted) {
+            None => return false,
+            Some(Again::Free) => {}
+            Some(Again::Counted) => *counted += 1,
+        }
+        let metrics = &self.context.worker.shared.metrics;
+        metrics.retried(&cluster.route, failure.label());
+        true
+    }
+
     /// Whether the request may be sent once more, and whether that counts against its attempts.
     fn may_try_again(
         &self,
@@ -642,12 +645,24 @@ impl Exchange {
         }
     }
 
-    /// What becomes of the request if its connection is lost.
-    fn care(&self, cluster: &Cluster) -> Care {
-        if is_repeatable(&self.retries(cluster), self.method().as_str()) {
-            Care::Repeatable
-        } else {
-            Care::Once
+    /// The connection to an endpoint that it wants.
+    fn wanted(
+        &self,
+        cluster: &Cluster,
+        endpoint: &Endpoint,
+        patience: Patience,
+        now: Instant,
+    ) -> Wanted {
+        let is_repeatable = is_repeatable(&self.retries(cluster), self.method().as_str());
+        Wanted {
+            wire: self.wire(endpoint),
+            care: if is_repeatable {
+                Care::Repeatable
+            } else {
+                Care::Once
+            },
+            patience,
+            now: now.into_std(),
         }
     }
 
@@ -669,28 +684,22 @@ impl Exchange {
             Instant::now()
         };
         if self.upgrade.is_some() && !self.tunnels_on_stream(endpoint) {
-            let response = upgrade::try_endpoint(self, to, attempt, nth).await?;
+            let response = Box::pin(upgrade::try_endpoint(self, to, attempt, nth)).await?;
             return Ok((response, None));
         }
         let mut stale = 0;
         loop {
-            let wanted = Wanted {
-                wire: self.wire(endpoint),
-                care: self.care(cluster),
-                patience,
-                now: if stale == 0 {
-                    began.into_std()
-                } else {
-                    std::time::Instant::now()
-                },
-            };
-            let lease = match worker.pool.lease(&worker, to, endpoint, wanted).await {
-                Ok(lease) => lease,
-                Err(failure) => return Err(self.unleased(to, attempt, nth, failure)),
+            let now = if stale == 0 { began } else { Instant::now() };
+            let wanted = self.wanted(cluster, endpoint, patience, now);
+            let lease = match worker.pool.at_once(&worker, to, endpoint, wanted) {
+                Some(lease) => lease,
+                None => Box::pin(worker.pool.lease(&worker, to, endpoint, wanted))
+                    .await
+                    .map_err(|failure| self.unleased(to, attempt, nth, failure))?,
             };
             if self.upgrade.is_some() && !lease.takes_extended_connect() {
                 drop(lease);
-                let response = upgrade::try_endpoint(self, to, attempt, nth).await?;
+                let response = Box::pin(upgrade::try_endpoint(self, to, attempt, nth)).await?;
                 return Ok((response, None));
             }
             self.arrive(to, attempt, nth, Some(&lease));
@@ -1083,6 +1092,9 @@ impl Exchange {
         idle: Duration,
     ) -> Response<Outgoing> {
         let (mut head, incoming) = response.into_parts();
+        if let Some(compared) = &mut self.compared {
+            compared.begins(&head);
+        }
         let present = incoming.present();
         let present = present.unwrap_or_else(|| Present::of(&head.headers));
         if present.has(Present::HOP_BY_HOP) {
@@ -1096,7 +1108,8 @@ impl Exchange {
         head.version = self.head.version;
         let status = head.status.as_u16();
         self.note(|_, request| request.status = status);
-        Response::from_parts(head, Outgoing::response(incoming, self.record, held, idle))
+        let body = Outgoing::response(incoming, self.record, held, idle, self.compared);
+        Response::from_parts(head, body)
     }
 
     /// Answers ourselves.

@@ -338,11 +338,17 @@ pub(crate) struct Facts {
     opened: Instant,
     /// Which part of the time around its age it is given, 0 to 1.
     jitter: f64,
+    kept: Rc<Kept>,
+}
+
+/// What is kept with a connection.
+#[derive(Debug)]
+struct Kept {
     /// What was told last of a request that it carried.
-    told: Rc<RefCell<Option<Told>>>,
-    link: Option<Rc<Link>>,
+    told: RefCell<Option<Told>>,
+    link: Option<Link>,
     /// What was sent to its endpoint over connections of HTTP/1.1.
-    unheard: Rc<Unheard>,
+    unheard: RefCell<Rc<Unheard>>,
 }
 
 type Told = (Reached, Rc<Destination>);
@@ -359,7 +365,13 @@ struct Reached {
 impl Facts {
     /// Notes that a request is sent over it, of HTTP/1.1.
     fn sends(&self, now: Instant) {
-        self.unheard.sends(self.link.as_deref().copied(), now);
+        let kept = &self.kept;
+        kept.unheard.borrow().sends(kept.link, now);
+    }
+
+    /// Notes that something came over it, of HTTP/1.1.
+    fn heard(&self) {
+        self.kept.unheard.borrow().heard();
     }
 
     /// Whether it takes no new requests where that is so after `age_max`, give or take a tenth: what
@@ -377,7 +389,7 @@ impl Facts {
             attempt: *attempt,
             is_first: nth == 1,
         };
-        let mut told = self.told.borrow_mut();
+        let mut told = self.kept.told.borrow_mut();
         if let Some((_, same)) = told.as_ref().filter(|(before, _)| *before == reached) {
             return Rc::clone(same);
         }
@@ -534,7 +546,7 @@ impl Turn {
         worker: &Rc<Worker>,
     ) -> Result<(Response<Incoming>, Option<StreamCount>), SendError> {
         let response = self.one.response().await?;
-        self.facts.unheard.heard();
+        self.facts.heard();
         let home = Home {
             worker: Rc::clone(worker),
             key: self.key,
@@ -572,6 +584,23 @@ pub(super) async fn ask_upgrade(
 }
 
 impl Pool {
+    /// A connection to `endpoint`, if one is free: nearly always.
+    pub(crate) fn at_once(
+        &self,
+        worker: &Worker,
+        to: &Pinned,
+        endpoint: &Endpoint,
+        wanted: Wanted,
+    ) -> Option<Lease> {
+        let credentials = trusted(worker, endpoint);
+        let age_max = to.cluster().policy.connection_age_max;
+        let is_key = |key: &Key| key.is_of(endpoint, wanted.wire, credentials);
+        match self.free(is_key, endpoint, age_max, wanted) {
+            Found::Lease(lease) => Some(lease),
+            Found::Doubtful(_) | Found::Quiet { .. } | Found::Nothing => None,
+        }
+    }
+
     /// A connection to `endpoint`, opened if none is free.
     ///
     /// # Errors
@@ -584,17 +613,7 @@ impl Pool {
         endpoint: &Endpoint,
         wanted: Wanted,
     ) -> Result<Lease, ConnectFailure> {
-        let credentials = match endpoint.tls {
-            EndpointTls::Mesh { .. } => worker.shared.credentials.load().generation(),
-            EndpointTls::None | EndpointTls::Workload => 0,
-        };
-        // Nearly always: no timer is made for it.
-        let age_max = to.cluster().policy.connection_age_max;
-        let is_key = |key: &Key| key.is_of(endpoint, wanted.wire, credentials);
-        if let Found::Lease(lease) = self.free(is_key, endpoint, age_max, wanted) {
-            return Ok(lease);
-        }
-        let key = Rc::new(Key::of(endpoint, wanted.wire, credentials));
+        let key = Rc::new(Key::of(endpoint, wanted.wire, trusted(worker, endpoint)));
         // Whoever connects meets the connect timeout itself and tells of it; this bounds waiting.
         let patience = to.cluster().connect_deadline(endpoint) + WAIT_MARGIN;
         let leasing = Box::pin(self.free_or_new(worker, to, endpoint, (key, wanted)));
@@ -840,7 +859,7 @@ impl Pool {
     }
 
     /// Keeps a connection whose response is complete, if it may still serve others.
-    fn give_back(&self, worker: &Worker, mut home: Home, one: Alternating) {
+    fn give_back(&self, worker: &Worker, home: Home, one: Alternating) {
         let trusted = worker.shared.credentials.load().generation();
         // Nobody would get one that was opened with older credentials; and what was judged while it
         // was under way, it was not.
@@ -851,7 +870,7 @@ impl Pool {
         let mut entries = self.entries.borrow_mut();
         let entry = entry(&mut entries, &home.key);
         if entry.h1.len() < IDLE_MAX {
-            home.facts.unheard.clone_from(&entry.unheard);
+            (home.facts.kept.unheard).replace(Rc::clone(&entry.unheard));
             entry.h1.push((home.facts, one, self.sweeps.get()));
         }
     }
@@ -916,9 +935,11 @@ impl Pool {
             peer,
             opened: Instant::now(),
             jitter: fraction(worker.draw(), 0),
-            told: Rc::default(),
-            link: link.map(Rc::new),
-            unheard,
+            kept: Rc::new(Kept {
+                told: RefCell::default(),
+                link,
+                unheard: RefCell::new(unheard),
+            }),
         };
         upstream::tune_requests(stream.tcp());
         let is_h2 = match key.wire {
@@ -932,7 +953,7 @@ impl Pool {
             }
             let head_bytes_max = READ_BYTES.max(shared.settings.limits.header_bytes);
             // Its host is there, as of now.
-            facts.unheard.heard();
+            facts.heard();
             facts.sends(facts.opened);
             return Ok(Lease {
                 facts,
@@ -962,6 +983,14 @@ impl Pool {
             rechecks,
             sender,
         })
+    }
+}
+
+/// The generation of the credentials that connections to an endpoint are opened with.
+fn trusted(worker: &Worker, endpoint: &Endpoint) -> u64 {
+    match endpoint.tls {
+        EndpointTls::Mesh { .. } => worker.shared.credentials.load().generation(),
+        EndpointTls::None | EndpointTls::Workload => 0,
     }
 }
 

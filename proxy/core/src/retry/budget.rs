@@ -9,7 +9,9 @@ use crate::time::Time;
 /// The extra tries in 10 s that are always within the budget.
 pub const BUDGET_MIN: u32 = 10;
 
-const SLOTS: usize = WINDOW.as_secs() as usize;
+/// One for each second of [`WINDOW`].
+const SLOTS: usize = 10;
+const _: () = assert!(WINDOW.as_secs() == SLOTS as u64);
 
 /// Counts requests and extra tries of the last 10 s, so that tries do not multiply an outage.
 ///
