@@ -10,7 +10,7 @@ use crate::data_load::{Calls, Load, Tally};
 use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route};
 use crate::data_services::{HttpService, Mode};
 use crate::long_way::LongWay;
-use crate::mesh::{Cluster, Namespace};
+use crate::mesh::{self, Cluster, Link, Namespace};
 
 const PATIENT: &str = "timeouts: { responseHeaders: 60s }";
 const NO_EJECTION: &str =
@@ -37,19 +37,46 @@ fn west_and_backup(backup: &HttpService) -> String {
     )
 }
 
+/// A cluster `west` over a link that can be cut, and who calls it.
+pub(crate) struct Far {
+    pub(crate) link: Link,
+    /// What west serves.
+    pub(crate) service: HttpService,
+    pub(crate) east: Cluster,
+    /// It, and its gateway.
+    pub(crate) west: (Cluster, mesh::Gateway),
+}
+
+impl Far {
+    pub(crate) async fn in_a(namespace: &Namespace) -> Self {
+        let link = namespace.link();
+        let service = HttpService::start_on(link.near, "west");
+        let (east, mut west) = (Cluster::new("east"), Cluster::new("west"));
+        west.move_over(&link);
+        east.meet(&west);
+        let near = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
+        west.write("routes.yaml", &http_route("hello", &[&near, PATIENT]));
+        let gateway = Box::pin(west.start_in(link.namespace())).await;
+        Self {
+            link,
+            service,
+            east,
+            west: (west, gateway),
+        }
+    }
+}
+
 /// What is lost of a load of `method` when the link to the peer that serves it is cut.
 async fn lost_at_a_cut_link(method: &'static str) -> Option<Tally> {
     let namespace = Namespace::new()?;
-    let link = namespace.link();
-    let service = HttpService::start_on(link.near, "west");
+    let Far {
+        link,
+        service,
+        east,
+        west: _west,
+    } = Far::in_a(&namespace).await;
     service.set(Mode::Delay(Duration::from_millis(10)));
     let backup = HttpService::start("backup");
-    let (east, mut west) = (Cluster::new("east"), Cluster::new("west"));
-    west.move_over(&link);
-    east.meet(&west);
-    let near = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
-    west.write("routes.yaml", &http_route("hello", &[&near, PATIENT]));
-    let _west = Box::pin(west.start_in(link.namespace())).await;
     let both = west_and_backup(&backup);
     let budget = "retries: { budget: 100% }";
     let spec = [&*both, WEST_FIRST, PATIENT, NO_EJECTION, budget];
@@ -92,15 +119,13 @@ async fn a_peer_is_gone_back_to_once_its_link_is_mended() {
     let Some(namespace) = Namespace::new() else {
         return;
     };
-    let link = namespace.link();
-    let service = HttpService::start_on(link.near, "west");
+    let Far {
+        link,
+        service,
+        east,
+        west: _west,
+    } = Far::in_a(&namespace).await;
     let backup = HttpService::start("backup");
-    let (east, mut west) = (Cluster::new("east"), Cluster::new("west"));
-    west.move_over(&link);
-    east.meet(&west);
-    let near = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
-    west.write("routes.yaml", &http_route("hello", &[&near, PATIENT]));
-    let _west = Box::pin(west.start_in(link.namespace())).await;
     let both = west_and_backup(&backup);
     let spec = [&*both, WEST_FIRST, PATIENT, NO_EJECTION];
     let east = Gateway::of(east, &http_route("hello", &spec)).await;
@@ -120,14 +145,12 @@ async fn what_can_go_nowhere_else_waits_for_a_quiet_peer() {
     let Some(namespace) = Namespace::new() else {
         return;
     };
-    let link = namespace.link();
-    let service = HttpService::start_on(link.near, "west");
-    let (east, mut west) = (Cluster::new("east"), Cluster::new("west"));
-    west.move_over(&link);
-    east.meet(&west);
-    let near = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
-    west.write("routes.yaml", &http_route("hello", &[&near, PATIENT]));
-    let _west = Box::pin(west.start_in(link.namespace())).await;
+    let Far {
+        link,
+        service: _service,
+        east,
+        west: _west,
+    } = Far::in_a(&namespace).await;
     let spec = ["backends: [{ peer: west }]", PATIENT, NO_EJECTION];
     let east = Gateway::of(east, &http_route("hello", &spec)).await;
     let load = Load::spread(CALLERS, &calls(east.apps(), "POST"));

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use crate::data_client::{Wire, get};
 use crate::data_load::{Calls, Load};
 use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route};
+use crate::data_quiet::Far;
 use crate::data_services::{HttpService, Mode, TcpService};
 use crate::mesh::{Cluster, Namespace, within};
 
@@ -72,15 +73,13 @@ async fn a_link_between_gateways_that_goes_down_under_load_loses_no_get() {
     let Some(namespace) = Namespace::new() else {
         return;
     };
-    let link = namespace.link();
-    let service = HttpService::start_on(link.near, "west");
+    let Far {
+        link,
+        service,
+        east,
+        west: _west,
+    } = Far::in_a(&namespace).await;
     let backup = HttpService::start("backup");
-    let (east, mut west) = (Cluster::new("east"), Cluster::new("west"));
-    west.move_over(&link);
-    east.meet(&west);
-    let near = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
-    west.write("routes.yaml", &http_route("hello", &[&near, PATIENT]));
-    let _west = Box::pin(west.start_in(link.namespace())).await;
     let both = west_and_backup(backup.address());
     let spec = [&*both, WEST_FIRST, PATIENT, NO_EJECTION, AMPLE];
     let east = Gateway::of(east, &http_route("hello", &spec)).await;

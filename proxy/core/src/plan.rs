@@ -102,7 +102,8 @@ pub fn plan<'a>(
         is_last_resort: false,
         attempts: 0,
         attempts_max: ATTEMPTS_MAX,
-        trial: trial_of(cluster, shares),
+        // Where everything is refused, so is this.
+        trial: drawn.and_then(|_| trial_of(cluster, shares)),
         is_tried: false,
     }
 }
