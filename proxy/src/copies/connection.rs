@@ -26,7 +26,7 @@ use crate::connection::Visit;
 use crate::recheck::{Listed, Open};
 use crate::runtime::{InFlight, Worker};
 use crate::transport::Stream;
-use crate::upstream::{self, Pinned, tune};
+use crate::upstream::{self, First, Pinned, tune};
 use crate::walk::{Commit, commit_to};
 
 /// What is read of an answer in one go.
@@ -133,6 +133,7 @@ impl Copy {
         let draw = worker.draw_for(cluster, self.source.ip(), None);
         let commit = Commit::Tcp {
             caller: self.caller.as_ref(),
+            first: First::Anyone,
         };
         for attempt in plan(cluster, shares, &load, draw) {
             let endpoint = cluster.endpoint(attempt.endpoint);
@@ -141,7 +142,8 @@ impl Copy {
             }
             let in_flight = worker.enter(&endpoint.key);
             let deadline = cluster.connect_deadline(endpoint);
-            let connected = upstream::connect(&worker.shared, deadline, endpoint, commit.alpn());
+            let (alpn, first) = (commit.alpn(), commit.first(endpoint));
+            let connected = upstream::connect(&worker.shared, deadline, endpoint, alpn, first);
             let mut upstream = match connected.await {
                 Ok(upstream) => upstream,
                 Err(error) => {
