@@ -385,6 +385,7 @@ fn the_end_of_an_evacuation_lets_back_what_it_took_and_no_level_that_waits_for_a
     let cluster = manual(standing_in(levels, &["eu", "us", "ap"]));
     let mut fleet = fleet(vec![cluster]);
     kill(&mut fleet, "a", at(0.0));
+    revive(&mut fleet, "a", at(30.0));
     assert_eq!(shares(&mut fleet, at(40.0)), [0, 1000, 0]);
     assert!(fleet.evacuate(place("us"), at(40.0)));
     assert_eq!(shares(&mut fleet, at(40.0)), [0, 0, 1000]);
@@ -399,6 +400,7 @@ fn the_end_of_an_evacuation_lets_back_what_it_took_and_no_level_that_waits_for_a
     assert_eq!(shares(&mut fleet, at(1_060.0)), [1000, 0, 0]);
     // What waited before it was taken off waits after.
     kill(&mut fleet, "a", at(2_000.0));
+    revive(&mut fleet, "a", at(2_030.0));
     assert_eq!(shares(&mut fleet, at(2_040.0)), [0, 1000, 0]);
     assert!(fleet.evacuate(place("eu"), at(2_040.0)));
     assert!(fleet.end_evacuation(&place("eu"), at(2_100.0)));
