@@ -133,7 +133,7 @@ async fn try_each(
     let draw = worker.draw_for(cluster, visit.listed.source().ip(), None);
     for attempt in plan(cluster, shares, &load, draw) {
         let endpoint = cluster.endpoint(attempt.endpoint);
-        if !commit.suits(endpoint) {
+        if !commit.suits(endpoint) || !attempt.begins(shares) {
             continue;
         }
         // The last attempt may have ended at this very moment.

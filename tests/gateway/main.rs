@@ -49,6 +49,7 @@ mod data_mirror;
 mod data_mirror_tcp;
 mod data_protocols;
 mod data_proxied;
+mod data_quiet;
 mod data_relay;
 mod data_reload;
 mod data_reports;
@@ -58,6 +59,7 @@ mod data_silence;
 mod data_spread;
 mod data_strict;
 mod data_tcp;
+mod data_trial;
 mod data_windows;
 #[path = "../support/long_way.rs"]
 mod long_way;

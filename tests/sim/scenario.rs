@@ -8,17 +8,20 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use zeugma_core::authorize::Evidence;
+use zeugma_core::balance::key;
 use zeugma_core::engine::{Arrival, Carry, Decision, Headers, Request, Wants, decide};
 use zeugma_core::explain::{Beside, Question, explain};
 use zeugma_core::fleet::{Evacuation, Fleet, FleetEvent, Observation, STALE_AFTER};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::names::HostPattern;
-use zeugma_core::plan::{Attempt, LEVEL_ATTEMPTS_MAX, plan};
+use zeugma_core::plan::{Attempt, LEVEL_ATTEMPTS_MAX, Why, plan};
 use zeugma_core::report::{Presence, Report, Standing};
 use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
 use zeugma_core::shares::{EndpointStatus, Shares};
 use zeugma_core::simulate::{Deadlines, Truth};
-use zeugma_core::snapshot::{EndpointIx, EndpointKey, Failure, ServiceIx, Snapshot, WhenStale};
+use zeugma_core::snapshot::{
+    Balance, EndpointIx, EndpointKey, Failure, ServiceIx, Snapshot, WhenStale,
+};
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
 
@@ -144,6 +147,9 @@ pub(crate) struct Scenario {
     reporters: BTreeMap<u16, Reporter>,
     budget: RetryBudget,
     seen: Seen,
+    /// What the fleet told since it was looked at, and whether a failure took something back.
+    told: Vec<FleetEvent>,
+    is_taken_back: bool,
     /// When each ejection is over by itself.
     out_until: BTreeMap<EndpointKey, Time>,
     tally: Tally,
@@ -172,6 +178,8 @@ impl Scenario {
                 .collect(),
             budget: RetryBudget::default(),
             seen: Seen::default(),
+            told: Vec::new(),
+            is_taken_back: false,
             out_until: BTreeMap::new(),
             tally: Tally::default(),
         }
@@ -250,7 +258,12 @@ impl Scenario {
         );
         self.shares = Rc::new(shares);
         let mut since = since;
-        for event in self.fleet.drain_events() {
+        if std::mem::take(&mut self.is_taken_back) {
+            since = Since::Alike;
+        }
+        let mut told = std::mem::take(&mut self.told);
+        told.extend(self.fleet.drain_events());
+        for event in told {
             match event {
                 FleetEvent::Ejected { key, lasts, .. } => {
                     self.tally.ejected += 1;
@@ -581,8 +594,20 @@ impl Scenario {
             source: Some(arrival.source),
             listener: Some(arrival.listener.name.to_string()),
         };
+        let load = beside.load;
         let told = explain(&self.snapshot, &self.shares, &self.fleet, &question, beside).unwrap();
-        let attempts = |plan: &Carry<'_>| plan.plan.collect::<Vec<Attempt>>();
+        let attempts = |carry: &Carry<'_>| -> Vec<Attempt> {
+            let cluster = self.snapshot.cluster(carry.cluster);
+            let of = &self.shares.clusters[carry.cluster.0];
+            // A worker draws the key where there is one, and so does who explains.
+            match &cluster.policy.balance {
+                Balance::RingHash(on) => {
+                    let key = key(on, arrival.source, &|_| None).unwrap();
+                    plan(cluster, of, load, key).collect()
+                }
+                _ => carry.plan.collect(),
+            }
+        };
         match decision {
             Decision::Carry(carry) => {
                 let to = told.to.unwrap();
@@ -614,6 +639,9 @@ impl Scenario {
         let mut tried = Vec::new();
         let mut counted = 0;
         for attempt in carry.plan {
+            if !attempt.begins(of) {
+                continue;
+            }
             let status = of.endpoints[attempt.endpoint.0];
             // Nothing goes to an ejected endpoint while a healthy one is to be had: to one that was
             // not tried, of a level that still has a turn.
@@ -621,7 +649,11 @@ impl Scenario {
                 |ix: usize| of.endpoints[ix].is_healthy() && !tried.contains(&EndpointIx(ix));
             let left = (0..of.endpoints.len()).filter(|ix| is_left(*ix)).count();
             assert!(
-                status.is_healthy() || of.too_few || left == 0 || tried.len() >= LEVEL_ATTEMPTS_MAX,
+                status.is_healthy()
+                    || of.too_few
+                    || left == 0
+                    || tried.len() >= LEVEL_ATTEMPTS_MAX
+                    || attempt.why == Why::Trial,
                 "{status:?} was picked, {left} healthy ones were not"
             );
             assert!(
@@ -634,6 +666,11 @@ impl Scenario {
             let key = cluster.endpoint(attempt.endpoint).key.clone();
             let result = self.attempt(&key);
             self.fleet.observe(&Observation { key, result }, self.now);
+            let told = self.fleet.drain_events();
+            // What is readmitted by a failure did not wait for its time: it comes undamped.
+            let is_back = |event: &FleetEvent| matches!(event, FleetEvent::Readmitted { .. });
+            self.is_taken_back |= result.is_err() && told.iter().any(is_back);
+            self.told.extend(told);
             let Err(failure) = result else {
                 self.tally.answered += 1;
                 return;
@@ -646,7 +683,7 @@ impl Scenario {
                 response: ResponseSeen::Nothing,
                 sender: Sender::Caller,
             };
-            match again(&cluster.policy.retries, &mut self.budget, &failed, self.now) {
+            match again(&cluster.policy.retries, &self.budget, &failed, self.now) {
                 Ok(kind) => counted += u32::from(kind == Again::Counted),
                 Err(_) => return,
             }
@@ -685,10 +722,12 @@ impl Scenario {
             reporter.beat = self.now;
         }
         self.speak();
-        // Longer than any ejection, check, hold, failback and ramp together.
+        // Longer than any ejection and its trial, check, hold, failback and ramp together.
         for _ in 0..20 {
-            self.pass(Duration::from_secs(10));
+            self.pass(Duration::from_secs(30));
             self.request();
+            // It may have been a trial.
+            self.look(Since::Events);
         }
         self.look(Since::Events);
         // What waits for an operator.

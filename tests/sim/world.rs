@@ -270,7 +270,8 @@ impl Settings {
             on: vec![Failure::Connect, Failure::Timeout, Failure::Status(503)],
             error_rate: rng.bool().then_some(ErrorRate {
                 over: 0.5,
-                requests: 20,
+                // So few that every level can fail alike between its ejections and trials.
+                requests: *rng.choice(&[4, 20]).unwrap(),
             }),
             eject: Duration::from_millis(rng.u64(1000..30_000)),
             max_ejected: *rng.choice(&[1.0, 1.0, 0.5]).unwrap(),

@@ -19,6 +19,7 @@
 mod evacuation;
 mod level;
 mod reports;
+mod trial;
 mod view;
 mod warming;
 
@@ -38,6 +39,7 @@ use crate::time::Time;
 
 use level::LevelState;
 use reports::{Asked, Behind, Reports, asked_of};
+use trial::Trials;
 use warming::Warming;
 
 pub use self::evacuation::{EVACUATIONS_MAX, Effect, Evacuation, Kept};
@@ -170,11 +172,12 @@ pub struct Fleet {
     endpoints: BTreeMap<EndpointKey, EndpointState>,
     /// The clusters of each route, which share endpoints and fail over together.
     routes: BTreeMap<Arc<str>, Box<[usize]>>,
-    /// When ejections end.
+    /// When ejections end, and trials.
     expiries: BTreeSet<(Time, EndpointKey)>,
     /// When active checks are due or lost.
     checks: BTreeSet<(Time, EndpointKey)>,
     checks_in_flight: usize,
+    trials: Trials,
     /// When time alone moves a cluster's levels.
     moves: BTreeSet<(Time, usize)>,
     reports: Reports,
@@ -478,7 +481,10 @@ impl Fleet {
             return;
         }
         let outlier = state.outlier.get_or_insert_default();
-        if let Some(cause) = outlier.record(counted, passive, now) {
+        let cause = outlier.record(counted, passive, now);
+        if self.judge_trial(&observation.key, counted, now) {
+            self.check_invariants(now);
+        } else if let Some(cause) = cause {
             self.try_eject(&observation.key, home, cause, now);
             self.check_invariants(now);
         }
@@ -499,6 +505,9 @@ impl Fleet {
             level.window.add_requests(times, now);
         }
         (state.outlier.get_or_insert_default()).succeeded(times, now);
+        if self.judge_trial(key, Counted::Good, now) {
+            self.check_invariants(now);
+        }
     }
 
     /// Takes the answer to a [`Probe`].
@@ -536,6 +545,9 @@ impl Fleet {
             self.warming.stop(key);
         } else if was_bad {
             self.start_slowly(vec![key.clone()], now);
+        }
+        if change == Some(ActiveVerdict::Healthy) && self.trials.contains_key(key) {
+            self.try_to_readmit(key, now);
         }
         let route = cluster_route(&self.clusters, home);
         self.step_route(&route, now);
@@ -638,6 +650,7 @@ impl Fleet {
             let worths = self.worths(&state.cluster);
             let mut shares = ClusterShares::new(&state.cluster, statuses, worths, &damped);
             shares.parts = self.parts(&state.cluster, now);
+            shares.trials = self.trials_of(&state.cluster);
             let motions = state.levels.iter().map(LevelState::motion);
             if motions.clone().any(|motion| motion != LevelMotion::Settled) {
                 shares.motions = motions.collect();
@@ -672,7 +685,7 @@ impl Fleet {
             if at > now {
                 break;
             }
-            self.readmit(&key, now);
+            self.try_to_readmit(&key, now);
         }
         self.grow_stale(now);
         self.step_moving(now, |at| at <= now);
@@ -785,17 +798,17 @@ impl Fleet {
             };
             self.readmit(&out, now);
         }
-        let until = now + eject;
-        if let Some(endpoint) = self.endpoints.get_mut(key) {
-            let outlier = endpoint.outlier.get_or_insert_default();
-            outlier.eject(Ejection { until, cause });
-        }
+        let Some(endpoint) = self.endpoints.get_mut(key) else {
+            return;
+        };
+        let outlier = endpoint.outlier.get_or_insert_default();
+        let until = outlier.eject(cause, eject, now).until;
         self.expiries.insert((until, key.clone()));
         self.warming.stop(key);
         self.tell(FleetEvent::Ejected {
             key: key.clone(),
             cause,
-            lasts: eject,
+            lasts: until.since(now),
         });
         let route = cluster_route(&self.clusters, home);
         self.step_route(&route, now);
@@ -805,11 +818,10 @@ impl Fleet {
     fn longest_ejected(&self, cluster: &Cluster, now: Time) -> Option<EndpointKey> {
         let ejected = cluster.endpoints.iter().filter_map(|endpoint| {
             let ejection = self.endpoints.get(&endpoint.key)?.ejection()?;
-            Some((ejection.until, &endpoint.key))
+            Some((ejection.since, &endpoint.key))
         });
-        let (until, key) = ejected.min()?;
-        let left = until.since(now);
-        (left + EXCHANGED_AFTER <= cluster.policy.passive.eject).then(|| key.clone())
+        let (since, key) = ejected.min()?;
+        (now.since(since) >= EXCHANGED_AFTER).then(|| key.clone())
     }
 
     /// Whether one more ejection leaves enough, in its level and in all, if `again` is taken back.
@@ -890,6 +902,9 @@ impl Fleet {
             self.readmit(&key, now);
             // It was never to blame.
             self.warming.stop(&key);
+            let outlier = self.endpoints.get_mut(&key);
+            let outlier = outlier.and_then(|state| state.outlier.as_mut());
+            outlier.into_iter().for_each(|outlier| outlier.forgive());
         }
         // What moved away moved for nothing: it does not wait for failback.
         let route = cluster_route(&self.clusters, home);
@@ -902,6 +917,7 @@ impl Fleet {
     }
 
     fn readmit(&mut self, key: &EndpointKey, now: Time) {
+        self.trials.remove(key);
         let Some(state) = self.endpoints.get_mut(key) else {
             return;
         };
@@ -909,7 +925,7 @@ impl Fleet {
             self.expiries.remove(&(ejection.until, key.clone()));
         }
         if let Some(outlier) = state.outlier.as_mut().filter(|of| of.ejection().is_some()) {
-            outlier.readmit();
+            outlier.readmit(now);
         }
         let Some(home) = state.home else {
             self.endpoints.remove(key);

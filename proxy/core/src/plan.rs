@@ -1,7 +1,7 @@
 //! In which order a request's endpoints are tried: preferred first, then failover.
 
 use crate::balance::{Candidates, fraction, mix, pick};
-use crate::shares::ClusterShares;
+use crate::shares::{ClusterShares, EndpointStatus, Trial};
 use crate::snapshot::{Cluster, EndpointIx, TooFew};
 
 /// The most attempts one plan yields.
@@ -31,6 +31,14 @@ impl Attempt {
     pub fn is_last_resort(&self, shares: &ClusterShares) -> bool {
         self.why == Why::TooFew && !shares.too_few
     }
+
+    /// Whether it is to be made: a trial is by the first who asks. To be asked once.
+    #[must_use]
+    pub fn begins(&self, shares: &ClusterShares) -> bool {
+        let of_this = |(ix, _): &&(EndpointIx, Trial)| *ix == self.endpoint;
+        self.why != Why::Trial
+            || (shares.trials.iter().find(of_this)).is_some_and(|(_, trial)| trial.begin())
+    }
 }
 
 /// Why an endpoint was chosen.
@@ -44,6 +52,8 @@ pub enum Why {
     Failover,
     /// It is not healthy, and nothing is.
     TooFew,
+    /// Its ejection is over: whether it is good again is seen by this.
+    Trial,
 }
 
 impl Why {
@@ -55,6 +65,7 @@ impl Why {
             Self::Spill => "spill",
             Self::Failover => "failover",
             Self::TooFew => "too-few",
+            Self::Trial => "trial",
         }
     }
 }
@@ -65,7 +76,8 @@ impl Why {
 /// the cluster's policy. Then come others of
 /// that level, then the other levels that have a healthy endpoint, nearest first. Whoever has seen all
 /// of them fail knows that nothing is healthy, before the shares say so: then come those that only
-/// their traffic found bad, unless the cluster refuses in that case.
+/// their traffic found bad, unless the cluster refuses in that case. Before all of them may come one
+/// whose ejection is over ([`Attempt::begins`]).
 #[must_use]
 pub fn plan<'a>(
     cluster: &'a Cluster,
@@ -90,7 +102,27 @@ pub fn plan<'a>(
         is_last_resort: false,
         attempts: 0,
         attempts_max: ATTEMPTS_MAX,
+        // Where everything is refused, so is this.
+        trial: drawn.and_then(|_| trial_of(cluster, shares)),
+        is_tried: false,
     }
+}
+
+/// One whose ejection is over, if nobody has tried it.
+fn trial_of(cluster: &Cluster, shares: &ClusterShares) -> Option<Attempt> {
+    // Where there are too few, what is out has traffic anyway.
+    let mut trials = shares.trials.iter().filter(|_| !shares.too_few);
+    let (endpoint, _) = trials.find(|(_, trial)| trial.is_open())?;
+    // What is bad for another reason, or gone, is not tried.
+    if shares.endpoints.get(endpoint.0) != Some(&EndpointStatus::Ejected) {
+        return None;
+    }
+    let level = (cluster.levels.iter()).position(|level| level.members.contains(endpoint))?;
+    Some(Attempt {
+        endpoint: *endpoint,
+        level,
+        why: Why::Trial,
+    })
 }
 
 /// Tells the draw of the level from those of the endpoint.
@@ -116,6 +148,9 @@ pub struct Plan<'a> {
     is_last_resort: bool,
     attempts: usize,
     attempts_max: usize,
+    /// What comes before all, and not once more.
+    trial: Option<Attempt>,
+    is_tried: bool,
 }
 
 /// The attempts in one level.
@@ -154,6 +189,10 @@ impl Iterator for Plan<'_> {
     type Item = Attempt;
 
     fn next(&mut self) -> Option<Attempt> {
+        if let Some(trial) = self.trial.filter(|_| !self.is_tried) {
+            self.is_tried = true;
+            return Some(trial);
+        }
         while self.attempts < self.attempts_max {
             let mut turn = self.turn?;
             match self.next_in(&mut turn) {
@@ -223,6 +262,7 @@ impl Plan<'_> {
         if self.is_last_resort {
             let status = self.shares.endpoints.get(ix.0);
             status.is_some_and(|status| status.is_last_resort())
+                && self.trial.is_none_or(|trial| trial.endpoint != ix)
         } else {
             self.shares.is_usable(ix)
         }

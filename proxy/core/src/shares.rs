@@ -12,6 +12,7 @@
 
 use std::ops::Index;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::balance::key_of;
 use crate::snapshot::{Balance, Cluster, EndpointIx, Failover, Snapshot, TooFew};
@@ -66,6 +67,37 @@ pub struct ClusterShares {
     pub parts: Vec<f64>,
     /// What tells each endpoint from others by a key, where the policy is one of keys; else empty.
     pub seeds: Vec<u64>,
+    /// The endpoints that one request may show to be good again; mostly there are none.
+    pub trials: Vec<(EndpointIx, Trial)>,
+}
+
+/// A request that is still to be sent to an endpoint whose ejection is over, by whoever is first.
+#[derive(Debug, Clone)]
+pub struct Trial(Arc<AtomicBool>);
+
+impl Trial {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+
+    /// Whether nobody has begun it.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Begins it; whether nobody else has.
+    #[must_use]
+    pub fn begin(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+impl PartialEq for Trial {
+    /// Whether it is the same one.
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 /// How the traffic of one level is spread over the localities in it.
@@ -434,6 +466,7 @@ impl ClusterShares {
             motions: Vec::new(),
             parts: Vec::new(),
             seeds: seeds(cluster),
+            trials: Vec::new(),
         }
     }
 
@@ -588,6 +621,7 @@ mod tests {
             motions: Vec::new(),
             parts: Vec::new(),
             seeds: Vec::new(),
+            trials: Vec::new(),
         }
     }
 

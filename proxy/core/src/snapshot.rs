@@ -527,7 +527,7 @@ pub struct PassiveCheck {
     pub on: Vec<Failure>,
     /// Ejection by share of failures.
     pub error_rate: Option<ErrorRate>,
-    /// How long an ejection lasts.
+    /// How long the first ejection lasts.
     pub eject: Duration,
     /// The largest share of a level that may be ejected, 0 to 1.
     pub max_ejected: f64,

@@ -623,6 +623,7 @@ mod tests {
             motions: Vec::new(),
             parts: Vec::new(),
             seeds: Vec::new(),
+            trials: Vec::new(),
         }
     }
 

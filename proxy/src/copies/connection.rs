@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep, timeout};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::mirror::{Copying, Dropped, Kind, Original, copying};
-use zeugma_core::plan::plan;
+use zeugma_core::plan::{Why, plan};
 use zeugma_core::retry::Sender;
 use zeugma_core::snapshot::Service;
 
@@ -137,7 +137,7 @@ impl Copy {
         };
         for attempt in plan(cluster, shares, &load, draw) {
             let endpoint = cluster.endpoint(attempt.endpoint);
-            if !commit.suits(endpoint) {
+            if !commit.suits(endpoint) || attempt.why == Why::Trial {
                 continue;
             }
             let in_flight = worker.enter(&endpoint.key);

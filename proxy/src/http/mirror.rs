@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
@@ -12,14 +12,15 @@ use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use zeugma_core::mirror::{Answer, Copying, Dropped, Kind, Original, compared, copying};
-use zeugma_core::plan::plan;
+use zeugma_core::plan::{Why, plan};
 use zeugma_core::snapshot::{Endpoint, Mirror, Service};
 
 use super::body::{Outgoing, Source};
 use super::compare::{Hearing, Primary, Said};
 use super::exchange::Exchange;
 use super::headers::{self, Ids, ZEUGMA_MIRROR};
-use super::pool::Wire;
+use super::pool::{Patience, Wanted, Wire};
+use super::unheard::Care;
 use crate::copies::{Copies, Place};
 use crate::recheck::{Listed, Open};
 use crate::runtime::{Published, Worker};
@@ -149,7 +150,7 @@ impl About {
         metrics.mirror_compared(&self.service, &self.route, compared.label());
         if let (Some(primary), Some(copy)) = (primary, copy)
             && compared.is_difference()
-            && let Some(untold) = copies.tells(std::time::Instant::now())
+            && let Some(untold) = copies.tells(Instant::now())
         {
             let (service, route, id) = (&self.service, &self.route, &self.ids.request);
             tracing::info!(
@@ -187,7 +188,9 @@ impl Copy {
         let load = |endpoint| worker.load(to.cluster(), endpoint);
         let shares = published.shares_of(mirror.to);
         let draw = exchange.draw(to.cluster());
-        let attempt = plan(to.cluster(), shares, &load, draw).next()?;
+        // What becomes of a copy shows nothing.
+        let mut planned = plan(to.cluster(), shares, &load, draw);
+        let attempt = planned.find(|attempt| attempt.why != Why::Trial)?;
         let endpoint = to.cluster().endpoint(attempt.endpoint).clone();
         let method = exchange.head.method.clone();
         let request = Open::Request(Rc::new((method, exchange.head.uri.clone())));
@@ -215,11 +218,14 @@ impl Copy {
         body: Outgoing,
         hashed: Option<usize>,
     ) -> (&'static str, Option<Answer>) {
-        let Ok(lease) = worker
-            .pool
-            .lease(worker, &self.to, &self.endpoint, self.wire)
-            .await
-        else {
+        let wanted = Wanted {
+            wire: self.wire,
+            care: Care::Copied,
+            patience: Patience::Here,
+            now: Instant::now(),
+        };
+        let leasing = (worker.pool).lease(worker, &self.to, &self.endpoint, wanted);
+        let Ok(lease) = leasing.await else {
             return (Dropped::Unreachable.label(), None);
         };
         if let Some(peer) = &lease.facts.peer {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use zeugma_core::locality::Locality;
+use zeugma_core::outlier::STRIKES_MAX;
 use zeugma_core::snapshot::{Address, EndpointTls, Failure};
 
 use super::rbac::id_matcher;
@@ -679,7 +680,7 @@ fn outlier(route: &Document<MeshRoute>) -> cluster::OutlierDetection {
         consecutive_5xx: pb::number(passive.consecutive.unwrap_or(5)),
         interval: pb::duration(Duration::from_secs(10)),
         base_ejection_time: pb::duration(eject),
-        max_ejection_time: pb::duration(eject),
+        max_ejection_time: pb::duration(eject.saturating_mul(STRIKES_MAX)),
         max_ejection_percent: pb::number(whole_percent(share)),
         ..Default::default()
     }

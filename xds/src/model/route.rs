@@ -392,7 +392,9 @@ pub(crate) struct PassiveSpec {
     /// Ejection by share of failures in 10 s windows.
     #[serde(default)]
     pub error_rate: ErrorRateSpec,
-    /// How long an ejection lasts. Default `30s`; at least 1ms.
+    /// How long an ejection lasts; each further one as much longer, up to ten times, until it was well
+    /// for so long again. Then one request is sent there, and the others wait for what comes of it.
+    /// Default `30s`; at least 1ms.
     pub eject: Option<Text<Duration>>,
     /// The largest share of a level that may be ejected. Default `100%`.
     pub max_ejected: Option<Text<Percent>>,

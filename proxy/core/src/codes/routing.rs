@@ -134,14 +134,14 @@ pub(super) const ENTRIES: &[Entry] = &[
         "ZG0421",
         "endpoint ejected",
         &[Log],
-        "What came back from the endpoint was bad often enough; it gets no traffic until the time in the line is over.",
+        "What came back from the endpoint was bad often enough; it gets no traffic until the time in the line is over. Then one request is sent to it, and if that fails it is out for longer.",
         "Look at the endpoint; `cause` says what it did. `health.passive` of the route says how much is too much.",
     ),
     entry(
         "ZG0422",
         "endpoint readmitted",
         &[Log],
-        "The time of its ejection is over and it gets traffic again.",
+        "The time of its ejection is over, one request to it was answered as it should be, and it gets traffic again.",
         "Nothing; if it is ejected again and again, look at it.",
     ),
     entry(

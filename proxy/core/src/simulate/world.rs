@@ -604,6 +604,9 @@ impl<'a> World<'a> {
         let draw = self.draw_for(cluster, sent);
         let load = self.load_of(cluster, draw);
         for attempt in plan(cluster, of, &load, draw) {
+            if !attempt.begins(of) {
+                continue;
+            }
             if let Some(failure) = tries.failed {
                 let is_unseen = Failure::is_unseen(failure);
                 // Before those that were found bad come the other parts of a split.
@@ -653,7 +656,7 @@ impl<'a> World<'a> {
             response: ResponseSeen::Nothing,
             sender: Sender::Caller,
         };
-        again(&retries, &mut called.budget, &tried, self.now).ok()
+        again(&retries, &called.budget, &tried, self.now).ok()
     }
 
     /// One attempt, so long after its request came; the fleet learns of it when it ends.
