@@ -33,6 +33,7 @@ mod control_upstream;
 #[path = "../support/corpus.rs"]
 mod corpus;
 mod data_balance;
+mod data_capacity;
 mod data_client;
 mod data_dns;
 mod data_edges;

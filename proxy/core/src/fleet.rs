@@ -18,6 +18,7 @@
 
 mod evacuation;
 mod level;
+mod load;
 mod reports;
 mod view;
 mod warming;
@@ -37,6 +38,7 @@ use crate::snapshot::{
 use crate::time::Time;
 
 use level::LevelState;
+use load::Loads;
 use reports::{Asked, Behind, Reports, asked_of};
 use warming::Warming;
 
@@ -183,6 +185,7 @@ pub struct Fleet {
     /// Whether what [`Fleet::kept`] says has changed.
     kept_changed: bool,
     warming: Warming,
+    loads: Loads,
     /// As of the last [`Fleet::shares`].
     shares: Shares,
     /// The clusters whose shares or statuses may have changed since.
@@ -441,6 +444,7 @@ impl Fleet {
             .map(|(cluster, asked)| self.take_over(cluster, asked, &known))
             .collect();
         self.moves.clear();
+        self.loads.moved(&self.clusters);
         self.start_slowly(joined, now);
         let routes: Vec<_> = self.routes.keys().cloned().collect();
         for route in routes {
@@ -602,7 +606,8 @@ impl Fleet {
         let moved = self.moves.first().map(|(at, _)| *at);
         let stale = self.reports.next_stale();
         let warmer = self.warming.wake();
-        [check, expiry, moved, stale, warmer]
+        let measured = self.loads.wake();
+        [check, expiry, moved, stale, warmer, measured]
             .into_iter()
             .flatten()
             .min()
@@ -626,7 +631,9 @@ impl Fleet {
         self.advance(now);
         // A ramp is asked for where it is at this moment, not where its last step left it.
         self.step_moving(now, |_| true);
-        for ix in std::mem::take(&mut self.changed) {
+        let changed = std::mem::take(&mut self.changed);
+        let mut known = load::Rooms::default();
+        for ix in changed {
             let Some(state) = self.clusters.get(ix) else {
                 continue;
             };
@@ -639,6 +646,7 @@ impl Fleet {
             if motions.clone().any(|motion| motion != LevelMotion::Settled) {
                 shares.motions = motions.collect();
             }
+            self.meter(ix, &mut shares, &mut known, now);
             self.tell_shares(ix, &shares);
             self.shares.clusters.set(ix, shares);
         }
@@ -674,6 +682,7 @@ impl Fleet {
         self.grow_stale(now);
         self.step_moving(now, |at| at <= now);
         self.step_warming(now);
+        self.measure(now);
     }
 
     /// Has these begin with a part of their weight, where their cluster has it so.
@@ -1105,6 +1114,8 @@ impl Fleet {
         let Some(state) = self.clusters.get_mut(ix) else {
             return;
         };
+        // A load changes all the time.
+        let by_load = shares.metered.is_some();
         let moving = state.levels.iter().any(LevelState::is_moving);
         let Some((told, told_too_few)) = &state.told else {
             state.told = Some((shares.levels.clone(), shares.too_few));
@@ -1113,11 +1124,11 @@ impl Fleet {
         let most = (told.iter().zip(&shares.levels))
             .map(|(before, after)| {
                 // The first to leave or come, and the last, are always told.
-                let turned = (*before > 0.0) != (*after > 0.0);
+                let turned = !by_load && (*before > 0.0) != (*after > 0.0);
                 if turned { 1.0 } else { (before - after).abs() }
             })
             .fold(0.0, f64::max);
-        let least = if moving {
+        let least = if moving || by_load {
             SHARE_TOLD_MIN
         } else {
             SHARE_EPSILON
@@ -1260,6 +1271,12 @@ impl EndpointState {
 
     fn ejection(&self) -> Option<Ejection> {
         self.outlier.as_ref()?.ejection()
+    }
+
+    fn reports_capacity(&self) -> bool {
+        self.behind
+            .as_ref()
+            .is_some_and(|behind| behind.reports_capacity())
     }
 
     fn status(&self) -> EndpointStatus {

@@ -14,6 +14,7 @@ use std::ops::Index;
 use std::sync::Arc;
 
 use crate::balance::key_of;
+use crate::capacity::Metered;
 use crate::snapshot::{Balance, Cluster, EndpointIx, Failover, Snapshot, TooFew};
 use crate::time::Time;
 
@@ -41,7 +42,8 @@ pub struct PerCluster {
 /// The shares and endpoint health of one cluster.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClusterShares {
-    /// The share of each level, in their order; together 1, or all 0: everything is refused.
+    /// The share of each level, in their order; together 1, with what fits nowhere where capacities are
+    /// known ([`Metered::refused`]); or all 0: everything is refused.
     pub levels: Vec<f64>,
     /// The health of each endpoint, in their order.
     pub endpoints: Vec<EndpointStatus>,
@@ -58,6 +60,8 @@ pub struct ClusterShares {
     pub parts: Vec<f64>,
     /// What tells each endpoint from others by a key, where the policy is one of keys; else empty.
     pub seeds: Vec<u64>,
+    /// What backends take in a second; `None` where it is not known of any.
+    pub metered: Option<Arc<Metered>>,
 }
 
 /// How the traffic of one level is spread over the localities in it.
@@ -176,6 +180,8 @@ pub struct Worth {
     pub drawn: f64,
     /// What its peer reports of it.
     pub reported: Option<Counts>,
+    /// What it takes in a second, as its peer reports.
+    pub capacity: Option<f64>,
 }
 
 impl Worth {
@@ -187,6 +193,7 @@ impl Worth {
             healthy: weight,
             drawn: weight,
             reported: None,
+            capacity: None,
         }
     }
 }
@@ -413,6 +420,7 @@ impl ClusterShares {
             motions: Vec::new(),
             parts: Vec::new(),
             seeds: seeds(cluster),
+            metered: None,
         }
     }
 
@@ -424,10 +432,22 @@ impl ClusterShares {
         weight * self.parts.get(ix.0).copied().unwrap_or(1.0)
     }
 
-    /// Whether nothing can be carried.
+    /// Whether nothing can be carried, for nothing is healthy.
     #[must_use]
     pub fn refuses(&self) -> bool {
-        self.levels.iter().all(|share| *share == 0.0)
+        self.by_health().iter().all(|share| *share == 0.0)
+    }
+
+    /// The share of each level by its health alone, whatever it has room for.
+    #[must_use]
+    pub fn by_health(&self) -> &[f64] {
+        (self.metered.as_ref()).map_or(&self.levels, |metered| &metered.by_health)
+    }
+
+    /// The share that fits nowhere.
+    #[must_use]
+    pub fn refused(&self) -> f64 {
+        self.metered.as_ref().map_or(0.0, |metered| metered.refused)
     }
 
     /// Whether traffic may be sent to an endpoint.
@@ -567,6 +587,7 @@ mod tests {
             motions: Vec::new(),
             parts: Vec::new(),
             seeds: Vec::new(),
+            metered: None,
         }
     }
 

@@ -368,6 +368,9 @@ pub struct Endpoint {
     pub version: HttpVersion,
     /// Whether a PROXY protocol v2 header with the caller's SPIFFE ID precedes the bytes.
     pub proxy_protocol: bool,
+    /// What its backend, which is all endpoints of its name, takes in a second from this gateway;
+    /// `None`: anything.
+    pub capacity: Option<Rate>,
 }
 
 /// Where an endpoint is reached.

@@ -620,6 +620,7 @@ mod tests {
             motions: Vec::new(),
             parts: Vec::new(),
             seeds: Vec::new(),
+            metered: None,
         }
     }
 

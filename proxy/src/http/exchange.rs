@@ -15,11 +15,12 @@ use http::{
 use http_body::Body as _;
 use tokio::time::{Instant, Sleep, sleep_until};
 use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, gateway_of};
-use zeugma_core::engine::nothing_healthy;
+use zeugma_core::engine::nothing_to_try;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
 use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, Sender, Tried, again, is_idempotent};
 use zeugma_core::route::{check_authority, check_authority_port, route_authority};
+use zeugma_core::shares::ClusterShares;
 use zeugma_core::snapshot::{
     Cluster, Endpoint, EndpointIx, Failure, HttpVersion as EndpointVersion, Listener, Peer, Role,
     ServiceIx, Snapshot,
@@ -40,6 +41,7 @@ use super::upgrade::Upgrade;
 use super::{Context, Routed, Version, mirror, reply, upgrade};
 use crate::account::{Closed, Destination, RequestFacts};
 use crate::admission::{self, Counted};
+use crate::capacity;
 use crate::connection::{describe, explain_audit, explain_denial};
 use crate::recheck::Entry;
 use crate::runtime::{Polled, Published, unless_others_first};
@@ -397,7 +399,8 @@ impl Exchange {
     ) -> Response<Outgoing> {
         let worker = Rc::clone(&self.context.worker);
         let cluster = to.cluster();
-        self.count(cluster, before.as_deref());
+        let shares = to.published.shares_of(to.cluster);
+        self.count(cluster, shares, before.as_deref());
         let load = |endpoint: EndpointIx| worker.load(cluster, endpoint);
         let Tries {
             mut attempts,
@@ -405,8 +408,11 @@ impl Exchange {
             mut failed,
         } = before.map_or_else(Tries::default, |before| *before);
         let mut give_up = None;
-        let shares = to.published.shares_of(to.cluster);
-        for attempt in plan(cluster, shares, &load, self.draw(cluster)) {
+        let planned = plan(cluster, shares, &load, self.draw(cluster));
+        for attempt in capacity::within(&worker.shared, shares, planned) {
+            if !capacity::take(&worker.shared, shares, attempt.endpoint) {
+                continue;
+            }
             if let Some(before) = &failed {
                 let is_unseen = before.failure.is_unseen();
                 // One that answers or that may be at work on it is there: nothing is sent to those that
@@ -484,9 +490,11 @@ impl Exchange {
         (self.context.worker).draw_for(cluster, source, Some(&self.head.headers))
     }
 
-    /// Counts the request for the budget of its route; [`next_part`](Self::next_part) does for others.
-    fn count(&self, cluster: &Cluster, before: Option<&Tries>) {
+    /// Counts the request for the budget of its route, [`next_part`](Self::next_part) does for others; and
+    /// as offered where it goes first.
+    fn count(&self, cluster: &Cluster, shares: &ClusterShares, before: Option<&Tries>) {
         if before.is_none() {
+            capacity::offer(shares);
             let worker = &self.context.worker;
             worker.with_budget(cluster, self.began, |budget, now| budget.request(now));
         }
@@ -512,7 +520,10 @@ impl Exchange {
         source: &Source,
     ) -> Response<Outgoing> {
         match failed {
-            None => self.refuse(nothing_healthy(role), None),
+            None => {
+                let reason = nothing_to_try(to.published.shares_of(to.cluster), role);
+                self.refuse(reason, None)
+            }
             Some(Failed {
                 response: Some(answered),
                 ..

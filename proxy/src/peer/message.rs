@@ -4,16 +4,19 @@
 //! ```text
 //! message Message { bool whole = 1; bool draining = 2; bool more = 3; repeated Service services = 4; }
 //! message Service { string host = 1; uint32 port = 2; bool gone = 3; uint32 healthy = 4;
-//!                   uint32 total = 5; double healthy_weight = 6; double weight = 7; }
+//!                   uint32 total = 5; double healthy_weight = 6; double weight = 7;
+//!                   optional uint32 capacity = 8; }
 //! ```
 //!
 //! A message changes what was told before; with `whole` that is forgotten first. One with `more` counts
-//! together with those behind it. Fields that are not known are left out of account.
+//! together with those behind it. Fields that are not known are left out of account. Without a capacity,
+//! or with one of 0, it is not known: gateways of before tell none.
 
 use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use prost::Message as _;
+use zeugma_core::admission::Rate;
 use zeugma_core::names::HostPattern;
 use zeugma_core::report::{Change, Presence, Report, Standing};
 
@@ -101,6 +104,8 @@ struct Service {
     healthy_weight: f64,
     #[prost(double, tag = "7")]
     weight: f64,
+    #[prost(uint32, optional, tag = "8")]
+    capacity: Option<u32>,
 }
 
 /// What `report` is to who was told `before`, as messages; at least one. Who was told nothing gets all
@@ -156,6 +161,7 @@ impl Service {
             total: standing.total(),
             healthy_weight: standing.healthy_weight(),
             weight: standing.weight(),
+            capacity: standing.capacity().map(Rate::get),
         }
     }
 
@@ -177,13 +183,14 @@ impl Service {
             total,
             healthy_weight,
             weight,
+            capacity,
             ..
         } = self;
         match Standing::new(healthy, total, healthy_weight, weight) {
             Some(standing) => Ok(Change {
                 host,
                 port,
-                standing: Some(standing),
+                standing: Some(standing.taking(capacity.and_then(Rate::per_second))),
             }),
             None => Err(Malformed::Standing {
                 healthy,

@@ -33,6 +33,8 @@ const RAMP_STEP_MIN: Duration = Duration::from_millis(50);
 pub(super) struct LevelState {
     /// d.
     damped: f64,
+    /// c, as of the last step.
+    healthy: f64,
     motion: Motion,
     /// Outcomes at all its endpoints together.
     pub(super) window: Window,
@@ -65,6 +67,7 @@ impl LevelState {
     pub(super) fn new(capacity: f64) -> Self {
         Self {
             damped: capacity,
+            healthy: capacity,
             motion: Motion::Settled,
             window: Window::default(),
         }
@@ -72,6 +75,11 @@ impl LevelState {
 
     pub(super) const fn damped(&self) -> f64 {
         self.damped
+    }
+
+    /// c, as of the last step.
+    pub(super) const fn healthy(&self) -> f64 {
+        self.healthy
     }
 
     /// Applies c as it is: what the damped capacities together could not carry.
@@ -87,6 +95,7 @@ impl LevelState {
 
     /// Follows c; `alive` is whether anything in the level is healthy.
     pub(super) fn step(&mut self, capacity: f64, alive: bool, failover: &Failover, now: Time) {
+        self.healthy = capacity;
         if !alive || self.motion == Motion::Free {
             self.undamp(capacity);
         } else if capacity < self.damped - SHARE_EPSILON {
