@@ -295,3 +295,35 @@ async fn connections_of_a_tcp_service_are_held_to_it_too() {
     drop(open);
     gateway.finish().await;
 }
+
+#[tokio::test]
+async fn copies_take_of_what_a_backend_takes_and_the_primary_does_not_notice() {
+    let (near, canary) = (Service::http("near").await, Service::http("canary").await);
+    let east = Cluster::new("east");
+    orders(&east, &own(&near, ""), "mirror: [{ route: shop/canary }]");
+    east.route(
+        "shop/canary",
+        &format!(
+            "
+            protocol: http
+            backends: [{{ endpoints: ['{}'], capacity: 2/s }}]
+            allow: [{{ listeners: [apps] }}]",
+            canary.address
+        ),
+    );
+    let gateway = east.start().await;
+    let began = Instant::now();
+    let mut sent = 0.0;
+    eventually("a copy without room", async || {
+        assert_eq!(get(east.apps, ORDERS, "/").await.text(), "near");
+        sent += 1.0;
+        let labels = [("mirror", "shop/canary"), ("result", "over-capacity")];
+        let metrics = gateway.metrics().await;
+        (metrics.value("zeugma_mirrored_total", &labels) > 0.0).then_some(())
+    })
+    .await;
+    let copied = count(&canary);
+    assert!(copied <= at_most(2.0, began), "{copied} of {sent}");
+    assert_eq!(count(&near), sent);
+    gateway.finish().await;
+}

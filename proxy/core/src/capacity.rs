@@ -173,6 +173,8 @@ pub struct Metered {
     pub load: f64,
     /// What each level takes in a second; infinite where it is not known.
     pub most: Vec<f64>,
+    /// What all backends that are of use take together; `None` where one of them takes anything.
+    all: Option<f64>,
     /// Whether a level's room, and not its health, is what it takes no more for.
     fills: Vec<bool>,
     /// The backends whose capacity is known.
@@ -190,6 +192,7 @@ impl PartialEq for Metered {
             && self.by_health == other.by_health
             && self.excess == other.excess
             && self.most == other.most
+            && self.all == other.all
             && self.fills == other.fills
             && self.of == other.of
             && Arc::ptr_eq(&self.offered, &other.offered)
@@ -261,14 +264,11 @@ impl Metered {
         self.fills.get(level).copied().unwrap_or_default()
     }
 
-    /// What all levels that take something by their health take together in a second, a whole number
-    /// and 1 at the least; `None` where it is not known.
+    /// What all backends that are of use take together in a second, a whole number and 1 at the least;
+    /// `None` where it is not known of one of them.
     #[must_use]
     pub fn all(&self) -> Option<Rate> {
-        let most: f64 = self.most.iter().sum();
-        if !most.is_finite() || most <= 0.0 {
-            return None;
-        }
+        let most = self.all.filter(|most| *most > 0.0)?;
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -424,6 +424,21 @@ impl Limits {
         }
     }
 
+    /// What all that are of use take in a second.
+    fn all(&self) -> Option<f64> {
+        let mut used = vec![false; self.backends.len()];
+        for level in &self.levels {
+            for nth in level.as_ref()? {
+                if let Some(is_used) = used.get_mut(usize::from(*nth)) {
+                    *is_used = true;
+                }
+            }
+        }
+        let backends = self.backends.iter().zip(used);
+        let used = backends.filter(|(_, is_used)| *is_used);
+        Some(used.map(|((_, most), _)| most).sum())
+    }
+
     /// What a backend takes in a second.
     pub(crate) fn of_backend(&self, nth: usize) -> f64 {
         self.backends
@@ -457,6 +472,7 @@ impl Limits {
             refused: placed.refused,
             load,
             most,
+            all: self.all(),
             fills: placed.fills,
             held: (self.backends.into_iter())
                 .map(|(name, most)| {

@@ -2,11 +2,13 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::balance::mix;
-use crate::fixture::{cluster, snapshot};
+use crate::fixture::{cluster, service, snapshot};
 use crate::fleet::{Fleet, Observation};
+use crate::names::HostPattern;
 use crate::plan::{Why, plan};
+use crate::report::{Presence, Report, Standing};
 use crate::shares::{Shares, spread};
-use crate::snapshot::{ClusterIx, EndpointKey, Failure, Snapshot, TooFew};
+use crate::snapshot::{Address, ClusterIx, EndpointKey, Failure, PeerIx, Snapshot, TooFew};
 
 fn at(nanos: u64) -> Time {
     Time::from_origin(Duration::from_nanos(nanos))
@@ -441,4 +443,70 @@ fn a_whole_second_is_taken_at_once_however_small_it_is() {
             .count();
         assert!(taken == burst || taken + 1 == burst, "{taken} of {most}");
     }
+}
+
+/// A level that is the peer west, with two gateways, and one behind it.
+#[test]
+fn a_peer_takes_what_its_gateways_report_together_and_no_more_than_is_written() {
+    let mut one = cluster(&[&["w1", "w2"], &["far"]]);
+    for (nth, endpoint) in one.endpoints.iter_mut().enumerate().take(2) {
+        endpoint.backend = "west".into();
+        endpoint.peer = Some(PeerIx(0));
+        endpoint.weight = 0.5;
+        endpoint.address = gateway(nth);
+    }
+    one.endpoints[2].backend = "far".into();
+    let mut world = World::of(vec![one]);
+    world.snapshot.services = vec![service("a/b", "one.a", 80)];
+    world.fleet.reconcile(&world.snapshot, Time::ZERO);
+    let most = |world: &mut World, now| {
+        world.pass(now);
+        let metered = world.shares.clusters[0].metered.as_ref();
+        metered.map(|metered| metered.most[0])
+    };
+    assert_eq!(most(&mut world, Time::ZERO), None);
+    let report = |world: &mut World, nth, capacity, presence| {
+        let mut report = Report::default();
+        let standing = Standing::new(2, 2, 2.0, 2.0).unwrap();
+        let standing = standing.taking(Rate::per_second(capacity));
+        report.set(&HostPattern::parse("one.a").unwrap(), 80, standing);
+        report.presence = presence;
+        let (west, gateway) = ("west".into(), gateway(nth));
+        world
+            .fleet
+            .report(&west, &gateway, &report.into(), Time::ZERO);
+    };
+    // One that reports none takes anything.
+    report(&mut world, 0, 100, Presence::Serving);
+    assert_eq!(most(&mut world, Time::ZERO), None);
+    report(&mut world, 1, 50, Presence::Serving);
+    assert_eq!(most(&mut world, Time::ZERO), Some(150.0));
+    report(&mut world, 1, 0, Presence::Serving);
+    assert_eq!(most(&mut world, Time::ZERO), None);
+    // Who leaves is not counted with.
+    report(&mut world, 1, 70, Presence::Leaving);
+    assert_eq!(most(&mut world, Time::ZERO), Some(100.0));
+    report(&mut world, 1, 70, Presence::Serving);
+    for endpoint in Arc::make_mut(&mut world.snapshot.clusters[0])
+        .endpoints
+        .iter_mut()
+        .take(2)
+    {
+        endpoint.capacity = Rate::per_second(120);
+    }
+    world.fleet.reconcile(&world.snapshot, Time::ZERO);
+    assert_eq!(most(&mut world, Time::ZERO), Some(120.0));
+    // Of what is reported, held: old or not.
+    assert_eq!(most(&mut world, seconds(60.0)), Some(120.0));
+    world.snapshot.peers[0].when_stale = crate::snapshot::WhenStale::Drop;
+    for endpoint in &mut Arc::make_mut(&mut world.snapshot.clusters[0]).endpoints {
+        endpoint.capacity = None;
+    }
+    world.fleet.reconcile(&world.snapshot, seconds(60.0));
+    assert_eq!(most(&mut world, seconds(60.0)), None);
+}
+
+fn gateway(nth: usize) -> Address {
+    let port = 15_443 + u16::try_from(nth).unwrap();
+    Address::Socket(([192, 0, 2, 7], port).into())
 }

@@ -149,15 +149,15 @@ impl Decision<'_> {
             return Self::Carry(carry);
         };
         let plan = carry.plan.within(metered.full(now));
-        match { plan }.next() {
-            Some(_) => Self::Carry(Carry { plan, ..carry }),
-            None => Self::Refuse(Refusal {
+        if plan.is_empty() {
+            return Self::Refuse(Refusal {
                 reason: Reason::OverCapacity,
                 service: Some(carry.service),
                 by: None,
                 rule: None,
-            }),
+            });
         }
+        Self::Carry(Carry { plan, ..carry })
     }
 }
 
@@ -473,16 +473,16 @@ fn carry<'a>(
         })?;
     let of = shares.clusters.get(cluster.0).ok_or_else(nothing)?;
     let plan = plan(snapshot.cluster(cluster), of, load, draw);
-    match { plan }.next() {
-        Some(_) => Ok(Carry {
-            service,
-            rule,
-            matched,
-            cluster,
-            plan,
-        }),
-        None => Err(nothing()),
+    if plan.is_empty() {
+        return Err(nothing());
     }
+    Ok(Carry {
+        service,
+        rule,
+        matched,
+        cluster,
+        plan,
+    })
 }
 
 /// Where an arrival goes that may call a service.

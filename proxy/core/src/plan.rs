@@ -210,6 +210,18 @@ impl Plan<'_> {
         self
     }
 
+    /// Whether nothing is to be tried.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        // Mostly the drawn level has something, and it is not picked for this.
+        let level = self
+            .turn
+            .and_then(|turn| self.cluster.levels.get(turn.level));
+        let has_some =
+            level.is_some_and(|level| level.members.iter().any(|ix| self.is_usable(*ix)));
+        !has_some && { *self }.next().is_none()
+    }
+
     /// Whether it leaves out something that is healthy, for it is full.
     #[must_use]
     pub const fn leaves_out_full(&self) -> bool {

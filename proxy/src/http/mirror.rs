@@ -16,6 +16,7 @@ use super::body::{Outgoing, Source};
 use super::exchange::Exchange;
 use super::headers::{self, ZEUGMA_MIRROR};
 use super::pool::Wire;
+use crate::capacity;
 use crate::recheck::Entry;
 use crate::runtime::{Published, Worker};
 use crate::upstream::Pinned;
@@ -78,11 +79,18 @@ fn start(
     let load = |endpoint| worker.load(to.cluster(), endpoint);
     let shares = published.shares_of(mirror.to);
     let draw = exchange.draw(to.cluster());
-    let Some(attempt) = plan(to.cluster(), shares, &load, draw).next() else {
-        worker
-            .shared
-            .metrics
-            .mirrored(&name, &route, Dropped::Unreachable.label());
+    let planned = plan(to.cluster(), shares, &load, draw);
+    let mut planned = capacity::within(&worker.shared, shares, planned);
+    // To whoever answers it, a copy is a request.
+    let taken = planned.find(|one| capacity::take(&worker.shared, shares, one.endpoint));
+    let Some(attempt) = taken else {
+        let why = if shares.metered.is_some() && !shares.refuses() {
+            Dropped::OverCapacity
+        } else {
+            Dropped::Unreachable
+        };
+        let metrics = &worker.shared.metrics;
+        metrics.mirrored(&name, &route, why.label());
         return;
     };
     let endpoint = to.cluster().endpoint(attempt.endpoint).clone();

@@ -481,6 +481,27 @@ mod tests {
         assert_eq!(read.unwrap().len(), ENTRIES_MAX);
     }
 
+    /// What gateways of before tell has no capacity, and what they do not know they leave out of account.
+    #[test]
+    fn a_capacity_is_one_field_more() {
+        let standing = Standing::new(1, 1, 1.0, 1.0).unwrap();
+        let of = |capacity| {
+            let mut report = Report::default();
+            report.set(&pattern("a.b"), 80, standing.taking(capacity));
+            messages(None, &report).concat()
+        };
+        let (without, with) = (of(None), of(Rate::per_second(300)));
+        // Tag 8, a varint: 300.
+        assert_eq!(with[with.len() - 3..], [0x40, 0xac, 0x02]);
+        assert_eq!(with.len(), without.len() + 3);
+        let read = |bytes: &[u8]| {
+            let report = read_all(bytes).unwrap().unwrap();
+            let found = report.find(&pattern("a.b"), 80, false).unwrap();
+            found.capacity().map(Rate::get)
+        };
+        assert_eq!((read(&without), read(&with)), (None, Some(300)));
+    }
+
     fn some_report() -> impl Strategy<Value = Report> {
         let entry = (0..8usize, any::<u16>(), 0..4u32, any::<bool>());
         proptest::collection::vec(entry, 0..20).prop_map(|entries| {
@@ -488,7 +509,9 @@ mod tests {
             let mut all = Report::default();
             for (host, port, healthy, is_leaving) in entries {
                 let standing = Standing::new(healthy, 4, healthy.into(), 4.5).unwrap();
-                all.set(&pattern(hosts[host]), port, standing);
+                // 0: it is not known.
+                let capacity = Rate::per_second(u32::from(port % 3) * 1000);
+                all.set(&pattern(hosts[host]), port, standing.taking(capacity));
                 if is_leaving {
                     all.presence = Presence::Leaving;
                 }
