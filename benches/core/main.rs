@@ -140,7 +140,7 @@ const CASES: [Case; 13] = [
         routes: 10_000,
         what: What::Wide,
         question: "is a decision below a microsecond, and allocates nothing?",
-        at_most: 3000,
+        at_most: 9000,
         otherwise: "draw from a table made with the shares",
     },
 ];

@@ -3,7 +3,8 @@
 //!
 //! Where no capacity is known this is one look at whether it is.
 
-use zeugma_core::plan::Plan;
+use zeugma_core::mirror::Dropped;
+use zeugma_core::plan::{Attempt, Plan};
 use zeugma_core::shares::ClusterShares;
 use zeugma_core::snapshot::EndpointIx;
 
@@ -31,4 +32,27 @@ pub(crate) fn within<'a>(shared: &Shared, of: &ClusterShares, plan: Plan<'a>) ->
 /// Takes one of the capacity of an endpoint's backend; whether there was room for it.
 pub(crate) fn take(shared: &Shared, of: &ClusterShares, ix: EndpointIx) -> bool {
     (of.metered.as_ref()).is_none_or(|metered| metered.take(ix, shared.now()))
+}
+
+/// The endpoint that gets a copy: to whoever answers it, that is a request too.
+///
+/// # Errors
+/// Why none does.
+pub(crate) fn first(
+    shared: &Shared,
+    of: &ClusterShares,
+    plan: Plan<'_>,
+) -> Result<Attempt, Dropped> {
+    let mut plan = within(shared, of, plan);
+    let first = plan.find(|attempt| take(shared, of, attempt.endpoint));
+    first.ok_or_else(|| why_no_copy(of))
+}
+
+/// Why no endpoint is tried for a copy.
+pub(crate) fn why_no_copy(of: &ClusterShares) -> Dropped {
+    if of.metered.is_some() && !of.refuses() {
+        Dropped::OverCapacity
+    } else {
+        Dropped::Unreachable
+    }
 }

@@ -5,6 +5,7 @@
 mod accepting;
 mod alarms;
 pub(crate) mod decided;
+pub(crate) mod drill;
 pub(crate) mod handover;
 pub(crate) mod inherit;
 mod last_good;
@@ -242,7 +243,8 @@ async fn control(
     let unkept = (!is_kept).then_some(loaded.last_good);
     let keeper = begin_keeping(&arrival, &federation, &loaded.settings, unkept);
     let snapshot = Arc::new(loaded.snapshot);
-    let (mut fleet, decided) = Decided::begin(arrival.state.as_ref(), &snapshot);
+    let is_taking = arrival.taking.is_some();
+    let (mut fleet, decided) = Decided::begin(arrival.state.as_ref(), &snapshot, is_taking);
     let shares = fleet.shares(Time::ZERO);
     let settings = loaded.settings;
     let before = arrival.adopted.before().to_vec();
@@ -370,7 +372,7 @@ fn begin_beside(
     count_panics(shared);
     let mut beside = JoinSet::new();
     beside.spawn_local(admission::watch_memory(Arc::clone(shared)));
-    beside.spawn_local(memory::give_back_at_rest());
+    beside.spawn_local(memory::give_back_at_rest(shared.changes.subscribe()));
     beside.spawn_local(alarms::watch_expiry(Arc::clone(shared)));
     beside.spawn_local(systemd::watch(Arc::clone(shared)));
     beside.spawn_local(federation::run(Arc::clone(shared)));
@@ -558,7 +560,9 @@ impl Control {
             if !is_starting {
                 self.start_probes();
             }
+            self.write_decided();
             let wake = self.wake();
+            let drill_ends = self.drill_ends();
             let renamed = self.names.changed();
             // Every arm is cancel-safe: channels, signals, levers, and sleeps until a fixed moment.
             let signalled = tokio::select! {
@@ -611,6 +615,11 @@ impl Control {
                 },
                 _ = terminate.recv() => Some(self.shared.settings.drain.delay),
                 () = levers.failover.told.notified() => { self.grant_wishes(); None }
+                () = drill_ends => { self.end_drill_in_time(); None }
+                written = self.decided.keeping.written() => {
+                    self.decided.keeping.settle(&written);
+                    None
+                }
                 () = levers.drain.notified() => Some(self.shared.settings.drain.delay),
                 _ = interrupt.recv() => Some(Duration::ZERO),
                 () = levers.quit.notified() => Some(Duration::ZERO),
@@ -619,6 +628,7 @@ impl Control {
                 stage = self.leave(stage, delay);
             }
         }
+        self.finish_decided().await;
         self.shared.admin.end_streams();
         self.end_interfaces().await;
         self.shared.log.flush();
@@ -862,6 +872,7 @@ impl Control {
         for event in &events {
             tell_event(event);
         }
+        self.end_drill_if_missed(&events);
     }
 
     fn publish(&self, generation: u64, snapshot: Arc<Snapshot>, shares: Shares) {
@@ -989,6 +1000,7 @@ impl Control {
             journal.keep_moves(|cluster| names.contains(cluster));
         }
         self.tell_events(Vec::new(), Some(&format!("configuration {generation}")));
+        self.end_drill_if_missed_anywhere();
         tracing::info!(code = "ZG0120", generation, version = %snapshot.version, "configuration applied");
     }
 

@@ -73,7 +73,7 @@ fn a_capacity_that_falls_moves_what_is_over_and_refuses_what_fits_nowhere() {
         "--expect",
         "lost>=60%",
         "--expect",
-        "headroom<=-64%",
+        "headroom<=0%",
     ];
     let said = simulate(&words);
     assert_eq!(

@@ -51,6 +51,16 @@ pub struct Taken {
     met_full: AtomicU64,
 }
 
+impl Taken {
+    /// Another one that has the same so far.
+    pub(crate) fn apart(&self) -> Self {
+        Self {
+            until: AtomicU64::new(self.until.load(Ordering::Relaxed)),
+            met_full: AtomicU64::new(self.met_full.load(Ordering::Relaxed)),
+        }
+    }
+}
+
 /// How much was offered to a cluster, before anything moved.
 #[derive(Debug, Default)]
 pub struct Offered(AtomicU64);
@@ -59,6 +69,11 @@ impl Offered {
     /// Counts so many more.
     pub fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Another one that has the same so far.
+    pub(crate) fn apart(&self) -> Self {
+        Self(AtomicU64::new(self.total()))
     }
 
     /// All so far.

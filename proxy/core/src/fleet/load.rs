@@ -22,7 +22,7 @@ const CHANGED: f64 = 0.02;
 const ROUNDS: usize = 4;
 
 /// What is kept of clusters whose backends take only so much.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Loads {
     /// By route and backend: all clusters of a route send to one backend together.
     taken: BTreeMap<(Arc<str>, Arc<str>), Arc<Taken>>,
@@ -36,7 +36,7 @@ pub(super) struct Loads {
 }
 
 /// What is offered to one cluster.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Load {
     offered: Arc<Offered>,
     /// How much of it was counted, and when.
@@ -211,6 +211,18 @@ impl Wanting {
 }
 
 impl Fleet {
+    /// Has a fleet that was cloned count for itself: what is offered and taken from here on is nothing to
+    /// the one it was cloned from.
+    pub fn count_apart(&mut self) {
+        for taken in self.loads.taken.values_mut() {
+            *taken = Arc::new(taken.apart());
+        }
+        for load in self.loads.offered.values_mut() {
+            load.offered = Arc::new(load.offered.apart());
+        }
+        self.changed.extend(&self.loads.metered);
+    }
+
     /// Has a backend take no more than `most` in a second from now on, above 0, whatever it is known to
     /// take; `None`: what it is known to.
     pub fn lower_capacity(&mut self, route: &str, backend: &str, most: Option<f64>, now: Time) {
@@ -274,7 +286,7 @@ impl Fleet {
             let members = self
                 .routes
                 .get(&cluster.route)
-                .map_or(&[][..], Vec::as_slice);
+                .map_or(&[][..], |members| members);
             let is_asked = |ix: &usize| self.may_be_metered(*ix);
             if members.iter().any(is_asked) {
                 let members = members.to_vec();
