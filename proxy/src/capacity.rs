@@ -29,6 +29,15 @@ pub(crate) fn within<'a>(shared: &Shared, of: &ClusterShares, plan: Plan<'a>) ->
     }
 }
 
+/// The attempts of a plan for which there is room at this moment; each takes of it as it is come to.
+pub(crate) fn attempts<'a>(
+    shared: &'a Shared,
+    of: &'a ClusterShares,
+    plan: Plan<'a>,
+) -> impl Iterator<Item = Attempt> + 'a {
+    within(shared, of, plan).filter(|attempt| take(shared, of, attempt.endpoint))
+}
+
 /// Takes one of the capacity of an endpoint's backend; whether there was room for it.
 pub(crate) fn take(shared: &Shared, of: &ClusterShares, ix: EndpointIx) -> bool {
     (of.metered.as_ref()).is_none_or(|metered| metered.take(ix, shared.now()))
@@ -43,8 +52,7 @@ pub(crate) fn first(
     of: &ClusterShares,
     plan: Plan<'_>,
 ) -> Result<Attempt, Dropped> {
-    let mut plan = within(shared, of, plan);
-    let first = plan.find(|attempt| take(shared, of, attempt.endpoint));
+    let first = attempts(shared, of, plan).next();
     first.ok_or_else(|| why_no_copy(of))
 }
 

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::admission::Rate;
-use crate::shares::{ClusterShares, SHARE_EPSILON};
+use crate::shares::{ClusterShares, SHARE_EPSILON, Worth};
 use crate::snapshot::{Cluster, Endpoint, EndpointIx};
 use crate::time::Time;
 
@@ -319,6 +319,7 @@ pub(crate) struct Limits {
 /// A backend while it is added up.
 #[derive(Default)]
 struct Sum {
+    written: Option<f64>,
     weight: f64,
     usable: f64,
     reported: Option<f64>,
@@ -326,6 +327,45 @@ struct Sum {
     leaving: Option<f64>,
     /// Whether one that is of use reports nothing.
     is_unknown: bool,
+}
+
+impl Sum {
+    fn add(&mut self, endpoint: &Endpoint, worth: Option<&Worth>, is_usable: bool) {
+        self.written = endpoint.capacity.map(|rate| f64::from(rate.get()));
+        let weight = endpoint.weight;
+        if endpoint.peer.is_none() {
+            self.weight += weight;
+            self.usable += if is_usable { weight } else { 0.0 };
+            return;
+        }
+        if !is_usable {
+            // One of a peer's gateways that is out takes nothing of what is behind the others.
+            return;
+        }
+        self.weight += worth.map_or(weight, |worth| worth.weight);
+        self.usable += worth.map_or(weight, |worth| worth.healthy);
+        // Who is about to leave is picked last: what it takes is not to be had beside others.
+        let is_last = worth.is_some_and(|worth| worth.drawn <= 0.0);
+        match (worth.and_then(|worth| worth.capacity), is_last) {
+            (Some(more), false) => *self.reported.get_or_insert(0.0) += more,
+            (Some(more), true) => *self.leaving.get_or_insert(0.0) += more,
+            (None, false) => self.is_unknown = true,
+            (None, true) => {}
+        }
+    }
+
+    /// What it takes in a second; `None` where that is not known.
+    fn most(&self) -> Option<f64> {
+        let part = match self.usable / self.weight {
+            part if part > 0.0 => part,
+            // Nothing better is known of what is used for want of anything healthy.
+            _ => 1.0,
+        };
+        let written = self.written.map(|most| most * part);
+        let reported = self.reported.or(self.leaving);
+        let reported = reported.filter(|_| !self.is_unknown);
+        [written, reported].into_iter().flatten().reduce(f64::min)
+    }
 }
 
 impl Limits {
@@ -352,53 +392,24 @@ impl Limits {
             return None;
         }
         let is_usable = |ix: usize| shares.is_usable(EndpointIx(ix));
-        let mut sums: Vec<(Arc<str>, Option<f64>, Sum)> = Vec::new();
+        let mut sums: Vec<(Arc<str>, Sum)> = Vec::new();
         let mut of = Vec::with_capacity(cluster.endpoints.len());
         for (ix, endpoint) in cluster.endpoints.iter().enumerate() {
-            let at = sums.iter().position(|(name, ..)| *name == endpoint.backend);
+            let at = sums.iter().position(|(name, _)| *name == endpoint.backend);
             let at = at.unwrap_or_else(|| {
-                let written = endpoint.capacity.map(|rate| f64::from(rate.get()));
-                sums.push((Arc::clone(&endpoint.backend), written, Sum::default()));
+                sums.push((Arc::clone(&endpoint.backend), Sum::default()));
                 sums.len() - 1
             });
             of.push(u16::try_from(at).unwrap_or(NOT_HELD));
-            let Some((_, _, sum)) = sums.get_mut(at) else {
-                continue;
-            };
-            let worth = shares.worths.get(ix);
-            match endpoint.peer {
-                // One of a peer's gateways that is out takes nothing of what is behind the others.
-                Some(_) if !is_usable(ix) => {}
-                Some(_) => {
-                    let is_last = worth.is_some_and(|worth| worth.drawn <= 0.0);
-                    sum.weight += worth.map_or(endpoint.weight, |worth| worth.weight);
-                    sum.usable += worth.map_or(endpoint.weight, |worth| worth.healthy);
-                    // Who is about to leave is picked last: what it takes is not to be had beside others.
-                    match (reported(ix), is_last) {
-                        (Some(more), false) => *sum.reported.get_or_insert(0.0) += more,
-                        (Some(more), true) => *sum.leaving.get_or_insert(0.0) += more,
-                        (None, false) => sum.is_unknown = true,
-                        (None, true) => {}
-                    }
-                }
-                None => {
-                    sum.weight += endpoint.weight;
-                    sum.usable += if is_usable(ix) { endpoint.weight } else { 0.0 };
-                }
+            if let Some((_, sum)) = sums.get_mut(at) {
+                sum.add(endpoint, shares.worths.get(ix), is_usable(ix));
             }
         }
         let mut backends = Vec::new();
         let places: Vec<u16> = sums
             .into_iter()
-            .map(|(name, written, sum)| {
-                let part = match sum.usable / sum.weight {
-                    part if part > 0.0 => part,
-                    // Nothing better is known of what is used for want of anything healthy.
-                    _ => 1.0,
-                };
-                let written = written.map(|most| most * part);
-                let reported = sum.reported.or(sum.leaving).filter(|_| !sum.is_unknown);
-                let known = [written, reported, lowered(&name)];
+            .map(|(name, sum)| {
+                let known = [sum.most(), lowered(&name)];
                 let Some(most) = known.into_iter().flatten().reduce(f64::min) else {
                     return NOT_HELD;
                 };

@@ -402,8 +402,7 @@ impl Exchange {
         before: Option<Box<Tries>>,
     ) -> Response<Outgoing> {
         let worker = Rc::clone(&self.context.worker);
-        let cluster = to.cluster();
-        let shares = to.published.shares_of(to.cluster);
+        let (cluster, shares) = (to.cluster(), to.published.shares_of(to.cluster));
         self.count(cluster, shares, before.as_deref());
         let load = |endpoint: EndpointIx| worker.load(cluster, endpoint);
         let Tries {
@@ -413,10 +412,7 @@ impl Exchange {
         } = before.map_or_else(Tries::default, |before| *before);
         let mut give_up = None;
         let planned = plan(cluster, shares, &load, self.draw(cluster));
-        for attempt in capacity::within(&worker.shared, shares, planned) {
-            if !capacity::take(&worker.shared, shares, attempt.endpoint) {
-                continue;
-            }
+        for attempt in capacity::attempts(&worker.shared, shares, planned) {
             if let Some(before) = &failed {
                 let is_unseen = before.failure.is_unseen();
                 // One that answers or that may be at work on it is there: nothing is sent to those that
