@@ -43,7 +43,7 @@ use crate::tls::{Admit, TlsPeer};
 use crate::transport::alert::{Alert, name_of, say_and_close};
 use crate::transport::mtls::{self, ALPN_H2, ALPN_HTTP1, ALPN_TCP, SessionError};
 use crate::transport::{Prefixed, Stream};
-use crate::upstream::{Reached, Unreached};
+use crate::upstream::{self, Reached, Unreached};
 use crate::walk::{Commit, walk};
 use crate::{http, proxy_protocol};
 
@@ -450,6 +450,11 @@ async fn carry_tcp(
     let published = Arc::clone(&visit.published);
     let commit = Commit::Tcp {
         caller: caller.map(|caller| caller.caller),
+        first: if downstream.has_more() {
+            upstream::First::We
+        } else {
+            upstream::First::Anyone
+        },
     };
     let reached = match cluster_of(&published.snapshot, listener, service) {
         Err(reason) => Err(Unreached::for_now(reason)),

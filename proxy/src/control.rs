@@ -40,8 +40,8 @@ use self::handover::{Arrival, Asked, HandoverError, Offered};
 use self::inherit::InheritError;
 use self::last_good::{Beginning, Keeper};
 use self::names::Named;
-pub(crate) use self::reload::with_causes;
 use self::reload::{Binding, Configured, Files, NotBound, Reloaded};
+pub(crate) use self::reload::{svid_source, with_causes};
 use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
 use crate::admission::{self, Admission, UnderWay};
@@ -190,7 +190,7 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
     let settings = &start.loaded.settings;
     let newest = last_good::crl_numbers(settings);
     let federation = Federation::kept(settings);
-    let source = federation.beside(reload::svid_source(settings));
+    let source = federation.beside(svid_source(settings));
     let credentials = Arc::new(Credentials::begin(&source, &newest)?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -243,8 +243,7 @@ async fn control(
     let unkept = (!is_kept).then_some(loaded.last_good);
     let keeper = begin_keeping(&arrival, &federation, &loaded.settings, unkept);
     let snapshot = Arc::new(loaded.snapshot);
-    let is_taking = arrival.taking.is_some();
-    let (mut fleet, decided) = Decided::begin(arrival.state.as_ref(), &snapshot, is_taking);
+    let (mut fleet, decided) = Decided::begin(&arrival, &snapshot);
     let shares = fleet.shares(Time::ZERO);
     let settings = loaded.settings;
     let before = arrival.adopted.before().to_vec();
@@ -560,9 +559,8 @@ impl Control {
             if !is_starting {
                 self.start_probes();
             }
-            self.write_decided();
             let wake = self.wake();
-            let drill_ends = self.drill_ends();
+            let drill_ends = self.write_decided();
             let renamed = self.names.changed();
             // Every arm is cancel-safe: channels, signals, levers, and sleeps until a fixed moment.
             let signalled = tokio::select! {
@@ -615,11 +613,7 @@ impl Control {
                 },
                 _ = terminate.recv() => Some(self.shared.settings.drain.delay),
                 () = levers.failover.told.notified() => { self.grant_wishes(); None }
-                () = drill_ends => { self.end_drill_in_time(); None }
-                written = self.decided.keeping.written() => {
-                    self.decided.keeping.settle(&written);
-                    None
-                }
+                next = self.decided.next(drill_ends) => { self.go_on_with(&next); None }
                 () = levers.drain.notified() => Some(self.shared.settings.drain.delay),
                 _ = interrupt.recv() => Some(Duration::ZERO),
                 () = levers.quit.notified() => Some(Duration::ZERO),
@@ -628,12 +622,16 @@ impl Control {
                 stage = self.leave(stage, delay);
             }
         }
+        self.finish().await;
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn finish(&mut self) {
         self.finish_decided().await;
         self.shared.admin.end_streams();
         self.end_interfaces().await;
         self.shared.log.flush();
         tracing::info!(code = "ZG0903", "drained");
-        failed.map_or(Ok(()), Err)
     }
 
     /// Takes what a reload brought; the first SVID makes the gateway ready.

@@ -20,13 +20,12 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
-use zeugma_core::balance::{Latency as EndpointLatency, key_of};
+use zeugma_core::balance::{Latency as EndpointLatency, key, key_of};
 use zeugma_core::fleet::Observation;
 use zeugma_core::retry::RetryBudget;
 use zeugma_core::shares::{ClusterShares, Shares};
 use zeugma_core::snapshot::{
-    Balance, Cluster, ClusterIx, Endpoint, EndpointIx, EndpointKey, Failure, HashOn, Listener,
-    Snapshot,
+    Balance, Cluster, ClusterIx, Endpoint, EndpointIx, EndpointKey, Failure, Listener, Snapshot,
 };
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
@@ -289,20 +288,6 @@ type MirrorKey = (Arc<str>, Arc<str>);
 /// What an attempt that failed counts as having taken at the least.
 const FAILED_TOOK: Duration = Duration::from_secs(1);
 
-/// What goes to one endpoint; `None` where a request has no such header.
-fn key(on: &HashOn, source: IpAddr, headers: Option<&HeaderMap>) -> Option<u64> {
-    match on {
-        HashOn::Header(name) => {
-            let value = headers?.get(&**name)?;
-            Some(key_of(value.as_bytes()))
-        }
-        HashOn::Source => Some(match source.to_canonical() {
-            IpAddr::V4(ip) => key_of(&ip.octets()),
-            IpAddr::V6(ip) => key_of(&ip.octets()),
-        }),
-    }
-}
-
 /// One worker's own state.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -364,7 +349,10 @@ impl Worker {
     ) -> u64 {
         match &cluster.policy.balance {
             Balance::LeastRequest | Balance::PeakEwma | Balance::Random => self.draw(),
-            Balance::RingHash(on) => key(on, source, headers).unwrap_or_else(|| self.draw()),
+            Balance::RingHash(on) => {
+                let header = |name: &str| Some(key_of(headers?.get(name)?.as_bytes()));
+                key(on, source, &header).unwrap_or_else(|| self.draw())
+            }
             Balance::RoundRobin => {
                 let mut turns = self.turns.borrow_mut();
                 let turn = turns

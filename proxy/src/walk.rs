@@ -21,7 +21,7 @@ use crate::runtime::InFlight;
 use crate::transport::Stream;
 use crate::transport::alert::is_no_local_endpoint;
 use crate::transport::mtls::ALPN_TCP;
-use crate::upstream::{self, Reached, Unreached, Upstream};
+use crate::upstream::{self, First, Reached, Unreached, Upstream};
 use crate::{admission, capacity};
 
 /// What the first bytes of an answer are read into, to see whether it is a refusal.
@@ -36,6 +36,8 @@ pub(crate) enum Commit<'a> {
     Tcp {
         /// The identity handed on.
         caller: Option<&'a SpiffeId>,
+        /// Whether the caller's first bytes are there.
+        first: First,
     },
 }
 
@@ -44,6 +46,15 @@ impl Commit<'_> {
         match self {
             Self::Hello(_) => &[],
             Self::Tcp { .. } => &[ALPN_TCP],
+        }
+    }
+
+    pub(crate) const fn first(self, endpoint: &Endpoint) -> First {
+        match self {
+            Self::Hello(_) => First::We,
+            // A header comes first.
+            Self::Tcp { .. } if endpoint.proxy_protocol => First::We,
+            Self::Tcp { first, .. } => first,
         }
     }
 
@@ -145,7 +156,8 @@ async fn try_each(
         );
         let began = worker.begins(cluster);
         let deadline = cluster.connect_deadline(endpoint);
-        let connected = upstream::connect(&worker.shared, deadline, endpoint, commit.alpn()).await;
+        let (alpn, first) = (commit.alpn(), commit.first(endpoint));
+        let connected = upstream::connect(&worker.shared, deadline, endpoint, alpn, first).await;
         let mut upstream = match connected {
             Ok(upstream) => upstream,
             Err(error) => {
@@ -208,7 +220,7 @@ pub(crate) async fn commit_to(
             upstream.stream.unread(answer);
             Ok(())
         }
-        Commit::Tcp { caller } => {
+        Commit::Tcp { caller, .. } => {
             let to_gateway = upstream.alpn.as_deref() == Some(ALPN_TCP);
             if !to_gateway && !endpoint.proxy_protocol {
                 return Ok(());

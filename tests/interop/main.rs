@@ -7,6 +7,7 @@
 #[expect(dead_code, reason = "the peers of other tests are in it as well")]
 mod support;
 
+mod alike;
 mod curl;
 mod envoy;
 mod gateways;

@@ -6,6 +6,7 @@
 mod bundle_url;
 mod compile;
 mod diff;
+mod envoy;
 mod error;
 mod files;
 mod fnv;
@@ -16,7 +17,6 @@ mod meaning;
 mod meta;
 mod model;
 mod net;
-#[cfg(test)]
 mod packed;
 mod parallel;
 mod pb;
@@ -30,6 +30,7 @@ mod yaml;
 pub use bundle_url::BundleUrl;
 pub use compile::ResourceList;
 pub use diff::{Change, Difference, FieldDifference, diff};
+pub use envoy::{BOOTSTRAP as ENVOY_BOOTSTRAP, EnvoyFile};
 pub use error::{Code, Color, Finding, Findings, Place, Severity, suggest};
 pub use files::FileLook;
 pub use format::{FormatError, format, yaml_files};
@@ -483,6 +484,80 @@ pub fn check(path: &Path, options: &NodeOptions) -> Checked {
     checked.findings.extend(findings);
     checked.findings.sort();
     checked
+}
+
+/// Makes the files that an Envoy in the place of one gateway reads, for the folder `folder`, and what
+/// there is to warn of.
+///
+/// # Errors
+/// As [`load`]; where the gateway's identity is not in files, or these cannot be read.
+pub fn envoy_files(
+    path: &Path,
+    options: &NodeOptions,
+    folder: &Path,
+) -> Result<(Vec<EnvoyFile>, Findings), Findings> {
+    let sources = Sources::read(path)?.whole()?;
+    let Standing {
+        model, warnings, ..
+    } = all_right(sources.contents, options, path)?;
+    let gateway = choose(&model, options, path)?;
+    let node = gateway.node(locality(gateway, options)?);
+    let settings = gateway.settings(&node, &model.domains);
+    let Some(svid) = settings.svid.files() else {
+        return Err(Finding::error(
+            Code::Unused,
+            "Envoy needs a certificate in files, and this gateway's comes from a Workload API",
+        )
+        .help("write `svid: { files: ... }`")
+        .at(gateway.at_key("spec.svid"))
+        .into());
+    };
+    let mut findings = warnings;
+    for (is_written, field) in [
+        (svid.crls.is_some(), "crls"),
+        (svid.denied.is_some(), "denied"),
+    ] {
+        if is_written {
+            let finding = Finding::error(
+                Code::Unused,
+                format!("Envoy does not know `{field}`: it lets in whom these refuse"),
+            );
+            let at = gateway.at_key(&format!("spec.svid.files.{field}"));
+            findings.push(finding.warning().at(at));
+        }
+    }
+    findings.extend(undenied(&model));
+    if findings.has_errors() {
+        findings.sort();
+        return Err(findings);
+    }
+    let context = compile::Context {
+        model: &model,
+        gateway,
+        node: &node,
+    };
+    let files = envoy::files(context, svid, folder, &mut findings)?;
+    findings.sort();
+    Ok((files, findings))
+}
+
+/// The entries that deny somebody here, and nobody in Envoy.
+fn undenied(model: &Model) -> Findings {
+    let mut findings = Findings::new();
+    for route in &model.routes {
+        for (at, rule) in route.spec.deny.iter().enumerate() {
+            if rule.value.via.is_some() {
+                let finding = Finding::error(
+                    Code::Unsafe,
+                    "Envoy does not know who attested an identity: there this denies nobody",
+                )
+                .help("deny by `from` alone, or leave the entry out of what Envoy is to read")
+                .at(route.at_key(&format!("spec.deny[{at}].via")));
+                findings.push(finding);
+            }
+        }
+    }
+    findings
 }
 
 /// The JSON schema of the documents, for editors.

@@ -51,7 +51,7 @@ pub(crate) struct ServiceMeta {
     pub hosts: Vec<String>,
     pub protocol: ProtocolMeta,
     pub inbound: InboundMeta,
-    /// Whether a denial is only told. An RBAC filter of Envoy's enforces it.
+    /// Whether a denial is only told; to Envoy its rules are shadow rules.
     pub is_audited: bool,
     pub own: Option<String>,
     pub export: ExportMeta,

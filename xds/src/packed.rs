@@ -1,14 +1,18 @@
 //! Resources as they travel: packed, by name. The gateway's own way leaves the packing out
 //! ([`handover`](crate::handover)); here it is done, so that both ways can be held against each
-//! other.
-
-use zeugma_core::snapshot::{Node, Snapshot};
+//! other; Envoy reads them packed as well ([`envoy`](crate::envoy)).
 
 use crate::compile::{Compiled, Context, Made};
 use crate::error::Findings;
-use crate::ingest::{Ingest, ReadChain, ReadCluster, ReadHost};
-use crate::meta::AnyClusterMeta;
-use crate::pb::{self, Any, cluster, listener, route};
+use crate::pb::{self, Any, route};
+#[cfg(test)]
+use crate::{
+    ingest::{Ingest, ReadChain, ReadCluster, ReadHost},
+    meta::AnyClusterMeta,
+    pb::{cluster, listener},
+};
+#[cfg(test)]
+use zeugma_core::snapshot::{Node, Snapshot};
 
 /// Packed xDS resources with their names, in the order they depend on each other.
 #[derive(Debug, Clone, Default)]
@@ -53,6 +57,7 @@ pub(crate) fn compile(context: Context<'_>, findings: &mut Findings) -> Resource
 }
 
 /// Makes a snapshot from packed resources alone.
+#[cfg(test)]
 pub(crate) fn ingest(resources: &Resources, node: Node) -> Result<Snapshot, Findings> {
     let mut ingest = Ingest::new(node);
     let mut decoded = Vec::new();

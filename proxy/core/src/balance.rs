@@ -8,8 +8,10 @@ mod round_robin;
 
 pub use latency::Latency;
 
+use std::net::IpAddr;
+
 use crate::shares::Worth;
-use crate::snapshot::{Balance, Cluster, EndpointIx, Level};
+use crate::snapshot::{Balance, Cluster, EndpointIx, HashOn, Level};
 
 /// The endpoints of a level among which one is picked.
 #[derive(Clone, Copy)]
@@ -113,6 +115,19 @@ pub fn key_of(bytes: &[u8]) -> u64 {
     });
     // It leaves keys that differ in their last byte close to each other.
     mix(hash, 0)
+}
+
+/// The key of what came from `source`, where keys are made of `on`; `header` hashes the header of a name
+/// by [`key_of`]. `None` where it has none.
+#[must_use]
+pub fn key(on: &HashOn, source: IpAddr, header: &dyn Fn(&str) -> Option<u64>) -> Option<u64> {
+    match on {
+        HashOn::Header(name) => header(name),
+        HashOn::Source => Some(match source.to_canonical() {
+            IpAddr::V4(ip) => key_of(&ip.octets()),
+            IpAddr::V6(ip) => key_of(&ip.octets()),
+        }),
+    }
 }
 
 /// A number from 0 to below 1 out of a draw; `part` tells several out of one draw apart.

@@ -45,7 +45,7 @@ impl<'a> Arrival<'a> {
         }
     }
 
-    const fn request(&self) -> Option<Request<'a>> {
+    pub(crate) const fn request(&self) -> Option<Request<'a>> {
         match self.wants {
             Wants::Request(request) | Wants::RequestInside { request, .. } => Some(request),
             Wants::Hello(_) | Wants::Plaintext | Wants::Inside(_) => None,

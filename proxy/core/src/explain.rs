@@ -17,6 +17,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::authorize::{Evidence, RuleField, Verdict, authorize, mismatches};
+use crate::balance::{key, key_of};
 use crate::capacity::Metered;
 use crate::engine::{
     Arrival, Carry, Decision, Headers, Matched, Refusal, Request, SniPort, Target, Wants, aimed,
@@ -25,10 +26,10 @@ use crate::engine::{
 use crate::fleet::{EndpointView, Fleet, LevelView};
 use crate::hello::ClientHello;
 use crate::identity::SpiffeId;
-use crate::plan::Attempt;
+use crate::plan::{Attempt, Plan, plan};
 use crate::shares::{ClusterShares, EndpointStatus, Shares};
 use crate::snapshot::{
-    Cluster, ClusterIx, EndpointIx, Level, PeerIx, Protocol, ServiceIx, Snapshot,
+    Balance, Cluster, ClusterIx, EndpointIx, HashOn, Level, PeerIx, Protocol, ServiceIx, Snapshot,
 };
 use crate::time::Time;
 use crate::verdict::Reason;
@@ -118,6 +119,17 @@ pub struct Explanation {
     pub refused_by: Option<(ServiceIx, Option<usize>)>,
     /// As in [`Beside`].
     pub draw: u64,
+    /// What goes to one endpoint there, where it is balanced by keys.
+    pub keyed: Option<Keyed>,
+}
+
+/// A key in place of the draw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keyed {
+    /// What it is made of.
+    pub on: HashOn,
+    /// The key; `None` where the question has none, so that it is drawn.
+    pub key: Option<u64>,
 }
 
 /// Who calls, as evidence.
@@ -284,6 +296,7 @@ pub fn explain(
     });
     let mut asked = Asked {
         world: (snapshot, shares),
+        question,
         beside,
         steps: Vec::new(),
     };
@@ -349,6 +362,7 @@ fn inside<'a>(
 /// The engine, with every question to it kept.
 struct Asked<'a> {
     world: (&'a Snapshot, &'a Shares),
+    question: &'a Question,
     beside: Beside<'a>,
     steps: Vec<Step>,
 }
@@ -414,8 +428,17 @@ impl<'a> Asked<'a> {
             | Decision::ReadHttp
             | Decision::Report => None,
         };
+        let mut keyed = None;
         let (service, refused, attempts) = match decision {
-            Decision::Carry(Carry { service, plan, .. }) => (Some(service), None, plan.collect()),
+            Decision::Carry(Carry {
+                service,
+                cluster,
+                plan,
+                ..
+            }) => {
+                keyed = self.keyed(cluster, arrival);
+                (Some(service), None, self.attempts(cluster, plan, &keyed))
+            }
             Decision::Refuse(refusal) => (refusal.service, Some(refusal.reason), Vec::new()),
             // Each is followed by another question.
             Decision::Terminate(service, _) => (Some(service), Some(Reason::Internal), Vec::new()),
@@ -449,6 +472,39 @@ impl<'a> Asked<'a> {
             refused,
             refused_by,
             draw: self.beside.draw,
+            keyed,
+        }
+    }
+
+    /// What a cluster is balanced by, where that is a key: as a worker has it.
+    fn keyed(&self, cluster: ClusterIx, arrival: &Arrival<'_>) -> Option<Keyed> {
+        let Balance::RingHash(on) = &self.world.0.cluster(cluster).policy.balance else {
+            return None;
+        };
+        let is_request = arrival.request().is_some();
+        let header = |name: &str| {
+            let mut headers = self.question.headers.iter().filter(|_| is_request);
+            let (_, value) = headers.find(|(header, _)| header == name)?;
+            Some(key_of(value.as_bytes()))
+        };
+        Some(Keyed {
+            on: on.clone(),
+            key: key(on, arrival.source, &header),
+        })
+    }
+
+    /// The attempts of a decision; where a key is known those of it, for a decision is drawn.
+    fn attempts(&self, ix: ClusterIx, drawn: Plan<'_>, keyed: &Option<Keyed>) -> Vec<Attempt> {
+        let (snapshot, shares) = self.world;
+        let key = keyed.as_ref().and_then(|keyed| keyed.key);
+        match key.zip(shares.clusters.get(ix.0)) {
+            Some((key, of)) => {
+                let plan = plan(snapshot.cluster(ix), of, self.beside.load, key);
+                let metered = of.metered.as_ref();
+                let full = metered.map(|metered| metered.full(self.beside.now));
+                plan.within(full.unwrap_or_default()).collect()
+            }
+            None => drawn.collect(),
         }
     }
 }

@@ -247,8 +247,8 @@ fn endpoint_json(
         "locality": endpoint.locality.to_string(),
         "weight": endpoint.weight,
         "status": status.map(EndpointStatus::label),
-        // Of its weight, while it starts slowly.
-        "slow_start": part.filter(|part| *part < 1.0),
+        // What part of its weight: less than all while it starts slowly.
+        "given": part.unwrap_or(1.0),
         "reported": reported.map(|of| json!({ "healthy": of.healthy, "total": of.total })),
     })
 }

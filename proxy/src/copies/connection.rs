@@ -27,7 +27,7 @@ use crate::connection::Visit;
 use crate::recheck::{Listed, Open};
 use crate::runtime::{InFlight, Worker};
 use crate::transport::Stream;
-use crate::upstream::{self, Pinned, tune};
+use crate::upstream::{self, First, Pinned, tune};
 use crate::walk::{Commit, commit_to};
 
 /// What is read of an answer in one go.
@@ -139,6 +139,7 @@ impl Copy {
         let draw = worker.draw_for(cluster, self.source.ip(), None);
         let commit = Commit::Tcp {
             caller: self.caller.as_ref(),
+            first: First::Anyone,
         };
         let planned = plan(cluster, shares, &load, draw);
         let mut why = capacity::why_no_copy(shares);
@@ -151,7 +152,8 @@ impl Copy {
             why = Dropped::Unreachable;
             let in_flight = worker.enter(&endpoint.key);
             let deadline = cluster.connect_deadline(endpoint);
-            let connected = upstream::connect(&worker.shared, deadline, endpoint, commit.alpn());
+            let (alpn, first) = (commit.alpn(), commit.first(endpoint));
+            let connected = upstream::connect(&worker.shared, deadline, endpoint, alpn, first);
             let mut upstream = match connected.await {
                 Ok(upstream) => upstream,
                 Err(error) => {

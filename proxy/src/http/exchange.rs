@@ -71,9 +71,11 @@ pub(super) struct Exchange {
     began: std::time::Instant,
     /// A gateway whose word counts says who calls, but not so that it can be read.
     is_unreadable: bool,
-    record: Record,
+    pub(super) record: Record,
     /// The copies that are told of the answer.
     compared: Option<Box<Primary>>,
+    /// Where an endpoint's interim responses go.
+    pub(super) passing: Option<Passing>,
 }
 
 /// Answers one request, by an endpoint or by ourselves.
@@ -86,10 +88,13 @@ pub(super) async fn exchange(
     let present = present.unwrap_or_else(|| Present::of(request.headers()));
     let upgrade = upgrade::asked_for(context.version, &request, present);
     let (head, incoming) = request.into_parts();
+    let passing = incoming.passing();
     let asks = present.has(Present::EXPECT) && expects_continue(&head.headers);
     let gate = (asks && !incoming.is_end_stream()).then(Gate::default);
-    let mut exchange = Exchange::begin(context, &published, head, present);
+    // Boxed, for it is handed on to whoever answers.
+    let mut exchange = Box::new(Exchange::begin(context, &published, head, present));
     exchange.upgrade = upgrade;
+    exchange.passing = passing.or_else(|| exchange.head.extensions.remove());
     if exchange.is_unreadable {
         return exchange.refuse(Reason::RequestMalformed, None);
     }
@@ -141,17 +146,16 @@ pub(super) async fn exchange(
     let entry = Rc::clone(exchange.record.entry());
     let (ids, is_grpc) = (Rc::clone(&exchange.ids), exchange.is_grpc);
     // Dropped, it ends the try under way; its record says why.
-    let answered = tokio::select! {
+    tokio::select! {
         biased;
-        response = exchange.answer(&to, listener.role, &source, None) => Some(response),
-        () = entry.cut() => None,
-    };
-    answered.unwrap_or_else(|| {
-        let reason = entry
-            .ending()
-            .map_or(Reason::NoLongerAllowed, |ending| ending.reason);
-        reply::reply(reason, &ids.request, is_grpc)
-    })
+        response = exchange.answer(&to, listener.role, &source, None) => response,
+        () = entry.cut() => {
+            let reason = entry
+                .ending()
+                .map_or(Reason::NoLongerAllowed, |ending| ending.reason);
+            reply::reply(reason, &ids.request, is_grpc)
+        }
+    }
 }
 
 impl Exchange {
@@ -226,6 +230,7 @@ impl Exchange {
             is_unreadable,
             record,
             compared: None,
+            passing: None,
         }
     }
 
@@ -395,7 +400,7 @@ impl Exchange {
     /// Tries one endpoint after the other until one answers; `before` says what other parts of a split
     /// made of it.
     async fn answer(
-        mut self,
+        mut self: Box<Self>,
         to: &Pinned,
         role: Role,
         source: &Source,
@@ -502,7 +507,7 @@ impl Exchange {
 
     /// As [`answer`](Self::answer), for another part of a split.
     fn answer_by(
-        self,
+        self: Box<Self>,
         to: Pinned,
         role: Role,
         source: &Source,
@@ -513,7 +518,7 @@ impl Exchange {
 
     /// Tells what came of a request that nobody answered as it should be.
     fn give_up(
-        mut self,
+        mut self: Box<Self>,
         failed: Option<Failed>,
         to: &Pinned,
         role: Role,
@@ -550,7 +555,7 @@ impl Exchange {
 
     /// Gives the endpoint's answer to the caller: a response, or another protocol.
     fn hand_over(
-        mut self,
+        mut self: Box<Self>,
         to: &Pinned,
         response: Response<Incoming>,
         source: &Source,
@@ -568,7 +573,7 @@ impl Exchange {
             }
             Some(downstream) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 let downstream = downstream.into_caller(source);
-                upgrade::switch(self, to, response, downstream, held)
+                upgrade::switch(*self, to, response, downstream, held)
             }
             // RFC 8441 §5: any 2xx would say that the stream is a WebSocket.
             Some(Upgrade::Stream)
@@ -927,7 +932,7 @@ impl Exchange {
                 None
             },
             headers,
-            passing: self.head.extensions.get(),
+            passing: self.passing.as_ref(),
         };
         turn.begin(asked, source.next_try(), gate, |out| {
             h1::write_request_line(out, self.method(), &self.head.uri);
@@ -949,7 +954,7 @@ impl Exchange {
             request.headers_mut().insert(header::EXPECT, expect);
             request.extensions_mut().insert(gate);
         }
-        if let Some(passing) = self.head.extensions.get::<Passing>() {
+        if let Some(passing) = &self.passing {
             request.extensions_mut().insert(passing.clone());
         }
         if self.upgrade.is_some() {
@@ -1036,8 +1041,8 @@ impl Exchange {
     }
 
     /// Hands the endpoint's response to the caller.
-    pub(super) fn pass_on(
-        mut self,
+    fn pass_on(
+        mut self: Box<Self>,
         response: Response<Incoming>,
         held: Held,
         idle: Duration,
@@ -1222,9 +1227,13 @@ impl Deadlines {
         let mut sleep = timer.take();
         let mut now = self.began;
         let mut waits = self.waits(source, now);
-        let held = std::future::poll_fn(|cx| {
-            match unless_others_first(|| sending.as_mut().poll(cx)) {
-                Polled::Ready(sent) => return Poll::Ready(Ok(sent)),
+        // Put there by whichever poll it comes of: handed up through each of them, it would be moved
+        // by each.
+        let mut held = Err(Late::Endpoint);
+        let until_held = std::future::poll_fn(|cx| {
+            let poll = || sending.as_mut().poll(cx).map(|sent| held = Ok(sent));
+            match unless_others_first(poll) {
+                Polled::Ready(()) => return Poll::Ready(()),
                 Polled::OthersFirst => return Poll::Pending,
                 Polled::Pending => {}
             }
@@ -1237,14 +1246,15 @@ impl Deadlines {
                 now = Instant::now();
                 if now >= waits.look {
                     if let Some(late) = self.is_late(source, &waits, now) {
-                        return Poll::Ready(Err(late));
+                        held = Err(late);
+                        return Poll::Ready(());
                     }
                     waits = self.waits(source, now);
                 }
                 sleep.as_mut().reset(waits.look);
             }
         });
-        let held = held.await;
+        until_held.await;
         timer.replace(sleep);
         held
     }

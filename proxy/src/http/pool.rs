@@ -34,7 +34,7 @@ use crate::tls::TlsPeer;
 use crate::transport::Stream;
 use crate::transport::mtls::{ALPN_H2, ALPN_HTTP1};
 use crate::transport::sent::Link;
-use crate::upstream::{self, ConnectError, Pinned, Upstream};
+use crate::upstream::{self, ConnectError, First, Pinned, Upstream};
 
 /// How often a pool lets go of idle connections that their endpoints have closed.
 pub(crate) const SWEEPING: Duration = Duration::from_secs(1);
@@ -736,7 +736,8 @@ impl Pool {
         let shared: &Arc<Shared> = &worker.shared;
         let deadline = to.cluster().connect_deadline(endpoint);
         let rechecks = self.rechecks.get();
-        let connected = upstream::connect(shared, deadline, endpoint, key.wire.alpn()).await;
+        let (alpn, first) = (key.wire.alpn(), First::We);
+        let connected = upstream::connect(shared, deadline, endpoint, alpn, first).await;
         let Upstream {
             stream,
             address,

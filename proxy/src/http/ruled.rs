@@ -17,7 +17,6 @@ use zeugma_core::snapshot::{
 use zeugma_core::verdict::Reason;
 
 use super::exchange::Exchange;
-use super::expect::Passing;
 use super::headers;
 use crate::admission;
 use crate::connection::explain_audit;
@@ -136,10 +135,11 @@ impl Exchange {
             let rule = ruled.rule().map(|rule| &rule.label);
             metrics.ruled(&at.name, rule, ruled.part().map(|part| &part.label));
             let audited = ruled.part().and_then(|part| part.service);
-            if let Some(passing) = self.head.extensions.get::<Passing>() {
+            if let Some(passing) = &self.passing {
                 passing.is_led_by(ruled.clone());
             }
             self.note(|_, request| request.ruled = Some(ruled));
+            self.note_led(published, audited);
             if let Some(of) = audited {
                 self.audit(published, listener, of);
             }
@@ -172,6 +172,12 @@ impl Exchange {
         let audited = explain_audit(service, reason, None);
         let detail = format!("the split leads to {}: {audited}", service.name);
         self.note(|closed, _| *closed.detail = Some(detail));
+    }
+
+    /// Notes the other service that it is led to, for rechecks.
+    fn note_led(&self, published: &Published, led: Option<ServiceIx>) {
+        let led = led.map(|of| published.snapshot.service(of));
+        (self.record.entry()).is_led_to(led.map(|of| (&of.name, of.port)));
     }
 
     fn note_rule(&mut self, published: &Published, rule: Option<&Rule>) {
@@ -217,6 +223,10 @@ impl Exchange {
         self.context.note_idle(next.cluster().policy.timeouts.idle);
         let audited = ruled.part().and_then(|part| part.service);
         self.note(|_, request| request.ruled = Some(ruled));
+        self.note_led(&to.published, audited);
+        // It may have been pinned some awaits ago.
+        let shared = &self.context.worker.shared;
+        (self.record.entry()).settle(shared, to.published.generation, None);
         let listener = to.published.listener(&self.context.origin.listener);
         if let Some((listener, of)) = listener.zip(audited) {
             self.audit(&to.published, listener, of);

@@ -400,6 +400,8 @@ fn assignment(
         endpoints,
         policy: Some(endpoint::cluster_load_assignment::Policy {
             overprovisioning_factor: pb::number(overprovisioning(start)),
+            // "The healthy share of its weight", not of its number.
+            weighted_priority_health: true,
             ..Default::default()
         }),
         ..Default::default()

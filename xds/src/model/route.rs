@@ -582,7 +582,7 @@ pub(crate) struct RuleRetriesSpec {
 
 /// What becomes of headers. `host`, `content-length`, what ends at each hop, and what the gateway itself
 /// writes (`x-request-id`, `x-forwarded-client-cert`, `x-zeugma-*`, `traceparent`, `via`) cannot be
-/// changed.
+/// changed, and of answers neither can `grpc-*`, which says how a call ended.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct HeadersSpec {

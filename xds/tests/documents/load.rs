@@ -918,7 +918,11 @@ fn a_host_leads_to_the_service_that_envoy_would_choose() {
 fn a_name_that_is_exported_to_nobody_is_not_taken_by_an_exported_wildcard() {
     let documents = [
         ("any", "hosts: ['*.example'], export: { to: [west] }"),
-        ("secret", "hosts: [secret.example, other.test]"),
+        // What it says of requests is said where it can be called alone.
+        (
+            "secret",
+            "hosts: [secret.example, other.test], mirror: [{ route: both }], rules: [{ matches: [{ method: GET }], timeouts: { perTry: 1s } }]",
+        ),
         ("secrets", "hosts: ['*.secret.example'], port: 443"),
         ("both", "hosts: [both.example], export: { to: [west] }"),
         ("both-too", "hosts: [both.example], port: 81"),
@@ -944,7 +948,11 @@ fn a_name_that_is_exported_to_nobody_is_not_taken_by_an_exported_wildcard() {
         match route_tls(snapshot, snapshot.listener(listener).unwrap(), &hello) {
             Routed::Terminate(ix) => snapshot.service(ix).name.to_string(),
             Routed::Refuse(reason) => reason.to_string(),
-            other => panic!("{sni}: {other:?}"),
+            other @ (Routed::Passthrough(_)
+            | Routed::TerminateAnyPort(_)
+            | Routed::Reports
+            | Routed::Plain(_)
+            | Routed::PlainHttp) => panic!("{sni}: {other:?}"),
         }
     };
     for (sni, mesh, apps) in [
