@@ -34,6 +34,7 @@ mod control_upstream;
 #[path = "../support/corpus.rs"]
 mod corpus;
 mod data_balance;
+mod data_capacity;
 mod data_client;
 mod data_compare;
 mod data_dns;

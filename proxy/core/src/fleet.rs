@@ -18,6 +18,7 @@
 
 mod evacuation;
 mod level;
+mod load;
 mod reports;
 mod trial;
 mod view;
@@ -38,6 +39,7 @@ use crate::snapshot::{
 use crate::time::Time;
 
 use level::LevelState;
+use load::Loads;
 use reports::{Asked, Behind, Reports, asked_of};
 use trial::Trials;
 use warming::Warming;
@@ -186,6 +188,7 @@ pub struct Fleet {
     /// Whether what [`Fleet::kept`] says has changed.
     kept_changed: bool,
     warming: Warming,
+    loads: Loads,
     /// As of the last [`Fleet::shares`].
     shares: Shares,
     /// The clusters whose shares or statuses may have changed since.
@@ -447,6 +450,7 @@ impl Fleet {
             .map(|(cluster, asked)| self.take_over(cluster, asked, &known))
             .collect();
         self.moves.clear();
+        self.loads.moved(&self.clusters);
         self.start_slowly(joined, now);
         let routes: Vec<_> = self.routes.keys().cloned().collect();
         for route in routes {
@@ -617,7 +621,8 @@ impl Fleet {
         let moved = self.moves.first().map(|(at, _)| *at);
         let stale = self.reports.next_stale();
         let warmer = self.warming.wake();
-        [check, expiry, moved, stale, warmer]
+        let measured = self.loads.wake();
+        [check, expiry, moved, stale, warmer, measured]
             .into_iter()
             .flatten()
             .min()
@@ -641,7 +646,9 @@ impl Fleet {
         self.advance(now);
         // A ramp is asked for where it is at this moment, not where its last step left it.
         self.step_moving(now, |_| true);
-        for ix in std::mem::take(&mut self.changed) {
+        let changed = std::mem::take(&mut self.changed);
+        let mut known = load::Rooms::default();
+        for ix in changed {
             let Some(state) = self.clusters.get(ix) else {
                 continue;
             };
@@ -655,6 +662,7 @@ impl Fleet {
             if motions.clone().any(|motion| motion != LevelMotion::Settled) {
                 shares.motions = motions.collect();
             }
+            self.meter(ix, &mut shares, &mut known, now);
             self.shares.clusters.set(ix, shares);
             self.tell_shares(ix);
         }
@@ -690,6 +698,7 @@ impl Fleet {
         self.grow_stale(now);
         self.step_moving(now, |at| at <= now);
         self.step_warming(now);
+        self.measure(now);
     }
 
     /// Has these begin with a part of their weight, where their cluster has it so.
@@ -1136,6 +1145,8 @@ impl Fleet {
         let (Some(state), Some(shares)) = (self.clusters.get_mut(ix), shares) else {
             return;
         };
+        // A load changes all the time.
+        let by_load = shares.metered.is_some();
         let moving = state.levels.iter().any(LevelState::is_moving);
         let Some(told) = &state.told else {
             state.told = Some(shares);
@@ -1144,11 +1155,11 @@ impl Fleet {
         let most = (told.levels.iter().zip(&shares.levels))
             .map(|(before, after)| {
                 // The first to leave or come, and the last, are always told.
-                let turned = (*before > 0.0) != (*after > 0.0);
+                let turned = !by_load && (*before > 0.0) != (*after > 0.0);
                 if turned { 1.0 } else { (before - after).abs() }
             })
             .fold(0.0, f64::max);
-        let least = if moving {
+        let least = if moving || by_load {
             SHARE_TOLD_MIN
         } else {
             SHARE_EPSILON
@@ -1290,6 +1301,12 @@ impl EndpointState {
 
     fn ejection(&self) -> Option<Ejection> {
         self.outlier.as_ref()?.ejection()
+    }
+
+    fn reports_capacity(&self) -> bool {
+        self.behind
+            .as_ref()
+            .is_some_and(|behind| behind.reports_capacity())
     }
 
     fn status(&self) -> EndpointStatus {

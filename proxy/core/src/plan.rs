@@ -1,6 +1,7 @@
 //! In which order a request's endpoints are tried: preferred first, then failover.
 
 use crate::balance::{Candidates, fraction, mix, pick};
+use crate::capacity::Full;
 use crate::shares::{ClusterShares, EndpointStatus, Trial};
 use crate::snapshot::{Cluster, EndpointIx, TooFew};
 
@@ -85,7 +86,7 @@ pub fn plan<'a>(
     load: &'a dyn Fn(EndpointIx) -> u32,
     draw: u64,
 ) -> Plan<'a> {
-    let drawn = draw_of(&shares.levels, fraction(draw, LEVEL_PART));
+    let drawn = draw_of(shares.by_health(), fraction(draw, LEVEL_PART));
     let spread = shares.spread.as_deref();
     let part = spread
         .filter(|spread| Some(spread.level) == drawn)
@@ -105,6 +106,7 @@ pub fn plan<'a>(
         // Where everything is refused, so is this.
         trial: drawn.and_then(|_| trial_of(cluster, shares)),
         is_tried: false,
+        full: Full::default(),
     }
 }
 
@@ -129,6 +131,8 @@ fn trial_of(cluster: &Cluster, shares: &ClusterShares) -> Option<Attempt> {
 const LEVEL_PART: u64 = 0x6c65_7665;
 /// Tells the draw of the locality from both.
 const SPREAD_PART: u64 = 0x7370_7265;
+/// Tells the draw of the level for what the first has no room for from all of them.
+const EXCESS_PART: u64 = 0x6578_6365;
 
 /// See [`plan()`].
 #[derive(Clone, Copy)]
@@ -151,6 +155,8 @@ pub struct Plan<'a> {
     /// What comes before all, and not once more.
     trial: Option<Attempt>,
     is_tried: bool,
+    /// What is left out.
+    full: Full,
 }
 
 /// The attempts in one level.
@@ -214,6 +220,53 @@ impl Iterator for Plan<'_> {
 }
 
 impl Plan<'_> {
+    /// Leaves out the backends that are full. What the drawn level has no room for goes to a level
+    /// drawn anew among those that take it, and where that has none either, to the nearest that has.
+    #[must_use]
+    pub fn within(mut self, full: Full) -> Self {
+        self.full = full;
+        let Some(metered) = self.shares.metered.as_ref().filter(|_| !full.is_none()) else {
+            return self;
+        };
+        let has_room = |level: usize| {
+            let members = self.cluster.levels.get(level).map(|level| &level.members);
+            members.into_iter().flatten().any(|ix| self.is_usable(*ix))
+        };
+        if self.drawn.is_some_and(|level| !has_room(level)) {
+            let mut rest = fraction(self.draw, EXCESS_PART);
+            // Before the one drawn come those that take whatever they have room for.
+            let other = (0..metered.excess.len()).find(|level| {
+                let share = metered.excess.get(*level).copied().unwrap_or_default();
+                let is_drawn = rest >= 0.0 && rest < share;
+                rest -= share;
+                (is_drawn || metered.takes_all(*level)) && has_room(*level)
+            });
+            if let Some(level) = other {
+                (self.drawn, self.part) = (Some(level), None);
+                self.turn = Some(Turn::new(level));
+            }
+        }
+        self
+    }
+
+    /// Whether nothing is to be tried.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        // Mostly the drawn level has something, and it is not picked for this.
+        let level = self
+            .turn
+            .and_then(|turn| self.cluster.levels.get(turn.level));
+        let has_some =
+            level.is_some_and(|level| level.members.iter().any(|ix| self.is_usable(*ix)));
+        !has_some && { *self }.next().is_none()
+    }
+
+    /// Whether it leaves out something that is healthy, for it is full.
+    #[must_use]
+    pub const fn leaves_out_full(&self) -> bool {
+        !self.full.is_none()
+    }
+
     fn next_in(&self, turn: &mut Turn) -> Option<EndpointIx> {
         if turn.attempts >= LEVEL_ATTEMPTS_MAX {
             return None;
@@ -259,13 +312,20 @@ impl Plan<'_> {
     }
 
     fn is_usable(&self, ix: EndpointIx) -> bool {
-        if self.is_last_resort {
+        let is_usable = if self.is_last_resort {
             let status = self.shares.endpoints.get(ix.0);
             status.is_some_and(|status| status.is_last_resort())
                 && self.trial.is_none_or(|trial| trial.endpoint != ix)
         } else {
             self.shares.is_usable(ix)
-        }
+        };
+        is_usable && (self.full.is_none() || !self.is_full(ix))
+    }
+
+    #[cold]
+    fn is_full(&self, ix: EndpointIx) -> bool {
+        let metered = self.shares.metered.as_ref();
+        metered.is_some_and(|metered| metered.is_full(ix, self.full))
     }
 
     fn next_turn(&mut self) -> Option<Turn> {
@@ -277,7 +337,8 @@ impl Plan<'_> {
                     return Some(Turn::new(level));
                 }
             }
-            let is_over = self.is_last_resort || self.shares.too_few;
+            // What is full has not failed.
+            let is_over = self.is_last_resort || self.shares.too_few || self.leaves_out_full();
             if is_over || self.cluster.policy.failover.too_few == TooFew::Fail {
                 return None;
             }
@@ -290,11 +351,12 @@ impl Plan<'_> {
     fn why(&self, level: usize, endpoint: EndpointIx) -> Why {
         let healthy = (self.shares.endpoints.get(endpoint.0)).is_some_and(|s| s.is_healthy());
         let nearest_takes_some = self.shares.levels.first().is_some_and(|share| *share > 0.0);
+        // A later attempt at another level is no spill: the drawn level failed it, unless it was full.
+        let is_first = Some(level) == self.drawn || (self.leaves_out_full() && self.attempts == 1);
         match level {
             _ if !healthy => Why::TooFew,
             0 => Why::Local,
-            // A later attempt at another level is no spill: the drawn level failed it.
-            _ if Some(level) == self.drawn && nearest_takes_some => Why::Spill,
+            _ if is_first && nearest_takes_some => Why::Spill,
             _ => Why::Failover,
         }
     }

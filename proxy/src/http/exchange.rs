@@ -15,13 +15,14 @@ use http::{
 use http_body::Body as _;
 use tokio::time::{Instant, Sleep, sleep_until};
 use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, gateway_of};
-use zeugma_core::engine::nothing_healthy;
+use zeugma_core::engine::nothing_to_try;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
 use zeugma_core::retry::{
     Again, RequestLeft, ResponseSeen, Sender, Tried, again, is_idempotent, is_repeatable,
 };
 use zeugma_core::route::{check_authority, check_authority_port, route_authority};
+use zeugma_core::shares::ClusterShares;
 use zeugma_core::snapshot::{
     Cluster, Endpoint, EndpointIx, Failure, HttpVersion as EndpointVersion, Listener, Peer, Role,
     ServiceIx, Snapshot,
@@ -45,6 +46,7 @@ use super::upgrade::Upgrade;
 use super::{Context, Routed, Version, mirror, reply, upgrade};
 use crate::account::{Closed, Destination, RequestFacts};
 use crate::admission::{self, Counted};
+use crate::capacity;
 use crate::connection::{describe, explain_audit, explain_denial};
 use crate::recheck::Entry;
 use crate::runtime::{Polled, Published, unless_others_first};
@@ -411,8 +413,8 @@ impl Exchange {
         before: Option<Box<Tries>>,
     ) -> Response<Outgoing> {
         let worker = Rc::clone(&self.context.worker);
-        let cluster = to.cluster();
-        self.count(to, before.as_deref());
+        let (cluster, shares) = (to.cluster(), to.published.shares_of(to.cluster));
+        self.count(to, shares, before.as_deref());
         let load = |endpoint: EndpointIx| worker.load(cluster, endpoint);
         let Tries {
             mut attempts,
@@ -420,8 +422,8 @@ impl Exchange {
             mut failed,
         } = before.map_or_else(Tries::default, |before| *before);
         let mut give_up = None;
-        let shares = to.published.shares_of(to.cluster);
-        let mut turns = Turns::new(plan(cluster, shares, &load, self.draw(cluster)), shares);
+        let planned = plan(cluster, shares, &load, self.draw(cluster));
+        let mut turns = Turns::new(&worker.shared, shares, planned);
         while let Some((attempt, patience)) = turns.next() {
             if let Some(before) = &failed {
                 // One that answers or that may be at work on it is there: nothing is sent to those that
@@ -497,9 +499,11 @@ impl Exchange {
         (self.context.worker).draw_for(cluster, source, Some(&self.head.headers))
     }
 
-    /// Counts the request for the budget of its route; [`next_part`](Self::next_part) does for others.
-    fn count(&self, to: &Pinned, before: Option<&Tries>) {
+    /// Counts the request for the budget of its route, [`next_part`](Self::next_part) does for others; and
+    /// as offered where it goes first.
+    fn count(&self, to: &Pinned, shares: &ClusterShares, before: Option<&Tries>) {
         if before.is_none() {
+            capacity::offer(shares);
             let shared = &self.context.worker.shared;
             to.budget().request(shared.time_of(self.began));
         }
@@ -525,7 +529,10 @@ impl Exchange {
         source: &Source,
     ) -> Response<Outgoing> {
         match failed {
-            None => self.refuse(nothing_healthy(role), None),
+            None => {
+                let reason = nothing_to_try(to.published.shares_of(to.cluster), role);
+                self.refuse(reason, None)
+            }
             Some(Failed {
                 response: Some(answered),
                 ..

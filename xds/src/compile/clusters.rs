@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use zeugma_core::admission::Rate;
 use zeugma_core::locality::Locality;
 use zeugma_core::outlier::STRIKES_MAX;
 use zeugma_core::snapshot::{Address, EndpointTls, Failure};
@@ -499,6 +500,7 @@ fn lb_endpoint(target: &Target, address: &Address, weight: u32) -> endpoint::LbE
         workload: target.tls == EndpointTls::Workload,
         version: target.version,
         each: matches!(address, Address::Each(..)),
+        capacity: target.capacity.map(Rate::get),
     });
     metadata
         .filter_metadata
@@ -796,6 +798,7 @@ pub(crate) fn peer(peer: &Document<MeshPeer>) -> Made {
         },
         version: crate::meta::VersionMeta::H2,
         proxy_protocol: false,
+        capacity: None,
     };
     let http2 = core::Http2ProtocolOptions {
         connection_keepalive: Some(core::KeepaliveSettings {

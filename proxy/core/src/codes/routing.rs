@@ -278,6 +278,13 @@ pub(super) const ENTRIES: &[Entry] = &[
         "Nothing.",
     ),
     entry(
+        "ZG0442",
+        "no backend that is healthy has capacity left",
+        &[AccessLog],
+        "Each second more is offered than the healthy backends take together, as `capacity` of the backends has it or as peers report. A gateway that calls may try another one.",
+        "`zeugma explain route HOST` shows what is offered and what each level takes. Add endpoints and raise `capacity`, or add a backend that helps out.",
+    ),
+    entry(
         "ZG0450",
         "a drill has begun",
         &[Log],

@@ -34,6 +34,7 @@ fn beside(draw: u64) -> Beside<'static> {
     Beside {
         load: &|_| 0,
         draw,
+        now: Time::ZERO,
         refuses: &|_, _| None,
     }
 }
