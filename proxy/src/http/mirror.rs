@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use zeugma_core::mirror::{Answer, Copying, Dropped, Kind, Original, compared, copying};
-use zeugma_core::plan::{Why, plan};
+use zeugma_core::plan::plan;
 use zeugma_core::snapshot::{Endpoint, Mirror, Service};
 
 use super::body::{Outgoing, Source};
