@@ -214,6 +214,7 @@ fn service_json(service: &ServiceMeaning) -> serde_json::Value {
                 "firstLeavesWithDown": level.first.0,
                 "firstLeavingShare": level.first.1,
                 "allLeavesWithDown": level.all,
+                "takesPerSecond": level.takes,
             })
         })
         .collect();

@@ -466,7 +466,14 @@ async fn carry_tcp(
     if caller.is_some_and(|caller| caller.answers) {
         let answer = match &reached {
             Ok(_) => proxy_protocol::CONNECTED,
-            Err(shed) if shed.reason == Reason::RouteConnectionLimit => proxy_protocol::SHED,
+            Err(shed)
+                if matches!(
+                    shed.reason,
+                    Reason::RouteConnectionLimit | Reason::OverCapacity
+                ) =>
+            {
+                proxy_protocol::SHED
+            }
             Err(_) => proxy_protocol::NO_LOCAL_ENDPOINT,
         };
         let answering = async {

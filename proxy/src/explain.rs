@@ -4,6 +4,7 @@
 //! The control thread knows the health of endpoints, so that it is asked; the document is made
 //! elsewhere. A command makes the same one of files alone.
 
+mod capacity;
 mod files;
 mod words;
 
@@ -75,6 +76,7 @@ impl Asked {
         let beside = Beside {
             load: &|_| 0,
             draw: self.draw,
+            now: shared.now(),
             refuses: &|id, vouched| refuses(&credentials, id, vouched),
         };
         let (snapshot, shares) = (&published.snapshot, &published.shares);
@@ -161,6 +163,7 @@ pub fn offline(
     let beside = Beside {
         load: &|_| 0,
         draw,
+        now: Time::ZERO,
         refuses: &|id, vouched| trust.refuses(id, vouched),
     };
     let explanation = explain(snapshot, &shares, &fleet, question, beside)?;
@@ -193,7 +196,7 @@ pub fn document(
         Health::Assumed => Time::ZERO,
     };
     let role = (snapshot.listener(&told.listener)).map(|listener| listener.role.label());
-    let destination = (told.to.as_ref()).map(|to| destination(snapshot, to, now));
+    let destination = (told.to.as_ref()).map(|to| destination(snapshot, to, service, now));
     let attempts = (told.to.as_ref()).map_or_else(Vec::new, |to| attempts(snapshot, to));
     json!({
         "answer": words::answer(snapshot, told, now),
@@ -377,16 +380,26 @@ fn rule(snapshot: &Snapshot, rule: &Rule, kind: &str) -> Option<Value> {
     Some(Value::Object(told))
 }
 
-fn destination(snapshot: &Snapshot, to: &Destination, now: Time) -> Value {
+fn destination(
+    snapshot: &Snapshot,
+    to: &Destination,
+    service: Option<&Service>,
+    now: Time,
+) -> Value {
     let cluster = snapshot.cluster(to.cluster);
-    let levels: Vec<Value> = (cluster.levels.iter().zip(&to.levels))
-        .map(|(level, seen)| level_json(snapshot, cluster, &level.name, seen, now))
+    let levels: Vec<Value> = (cluster.levels.iter().zip(&to.levels).enumerate())
+        .map(|(nth, (level, seen))| {
+            let mut told = level_json(snapshot, cluster, &level.name, seen, now);
+            capacity::of_level(to, nth, &mut told);
+            told
+        })
         .collect();
     json!({
         "cluster": &*cluster.name,
         "levels": levels,
         "levels_left_out": to.levels_left_out,
         "too_few": to.too_few,
+        "load": capacity::load(cluster, to, service),
     })
 }
 

@@ -6,6 +6,7 @@
 mod account;
 mod admin;
 mod admission;
+mod capacity;
 mod connection;
 mod control;
 mod copies;

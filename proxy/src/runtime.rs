@@ -22,7 +22,6 @@ use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use zeugma_core::balance::{Latency as EndpointLatency, key, key_of};
 use zeugma_core::fleet::Observation;
-use zeugma_core::retry::RetryBudget;
 use zeugma_core::shares::{ClusterShares, Shares};
 use zeugma_core::snapshot::{
     Balance, Cluster, ClusterIx, Endpoint, EndpointIx, EndpointKey, Failure, Listener, Snapshot,
@@ -196,7 +195,8 @@ impl Shared {
         self.time_of(Instant::now())
     }
 
-    fn time_of(&self, at: Instant) -> Time {
+    /// An instant, as the core counts it.
+    pub(crate) fn time_of(&self, at: Instant) -> Time {
         Time::from_origin(at.saturating_duration_since(self.started))
     }
 
@@ -302,7 +302,6 @@ pub(crate) struct Worker {
     in_flight: RefCell<Configured<EndpointKey, Rc<Cell<u32>>>>,
     /// Of endpoints that are balanced by it.
     latencies: RefCell<Configured<EndpointKey, EndpointLatency>>,
-    budgets: RefCell<Configured<Arc<str>, RetryBudget>>,
     mirrors: RefCell<Configured<MirrorKey, Rc<Copies>>>,
     /// Outcomes the control thread is still to be told of.
     untold: RefCell<Vec<Outcomes>>,
@@ -324,7 +323,6 @@ impl Worker {
             tasks: TaskTracker::new(),
             in_flight: RefCell::default(),
             latencies: RefCell::default(),
-            budgets: RefCell::default(),
             mirrors: RefCell::default(),
             untold: RefCell::default(),
             has_untold: Notify::new(),
@@ -468,21 +466,6 @@ impl Worker {
         }
     }
 
-    /// The retry budget of a cluster's route.
-    pub(crate) fn with_budget<T>(
-        &self,
-        cluster: &Cluster,
-        at: Instant,
-        act: impl FnOnce(&mut RetryBudget, Time) -> T,
-    ) -> T {
-        let now = self.shared.time_of(at);
-        let mut budgets = self.budgets.borrow_mut();
-        if let Some(budget) = budgets.get_mut(&*cluster.route) {
-            return act(budget, now);
-        }
-        act(budgets.entry(Arc::clone(&cluster.route)).or_default(), now)
-    }
-
     /// The copies from a service to a mirror.
     pub(crate) fn copies(&self, service: &Arc<str>, mirror: &Arc<str>) -> Rc<Copies> {
         let key = (Arc::clone(service), Arc::clone(mirror));
@@ -512,15 +495,6 @@ impl Worker {
             .flat_map(|cluster| cluster.endpoints.iter().map(|endpoint| &endpoint.key))
             .collect();
         (self.latencies.borrow_mut()).retain(|key, _| keys.contains(key));
-        let routes: HashSet<&str> = published
-            .snapshot
-            .clusters
-            .iter()
-            .map(|cluster| &*cluster.route)
-            .collect();
-        self.budgets
-            .borrow_mut()
-            .retain(|route, _| routes.contains(&**route));
     }
 }
 

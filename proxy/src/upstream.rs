@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use zeugma_core::plan::Attempt;
+use zeugma_core::retry::RetryBudget;
 use zeugma_core::snapshot::{Cluster, ClusterIx, Endpoint, EndpointTls};
 use zeugma_core::verdict::Reason;
 
@@ -385,6 +386,11 @@ impl Pinned {
     /// The cluster.
     pub(crate) fn cluster(&self) -> &Cluster {
         self.published.snapshot.cluster(self.cluster)
+    }
+
+    /// The retry budget of its route.
+    pub(crate) fn budget(&self) -> &RetryBudget {
+        &self.published.under_way_of(self.cluster).budget
     }
 }
 

@@ -8,13 +8,12 @@ use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
-use zeugma_core::engine::nothing_healthy;
+use zeugma_core::engine::nothing_to_try;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
 use zeugma_core::snapshot::{ClusterIx, Endpoint, EndpointTls, Failure, Role};
 use zeugma_core::verdict::Reason;
 
-use crate::admission;
 use crate::connection::Visit;
 use crate::metrics::Latest;
 use crate::proxy_protocol;
@@ -23,6 +22,7 @@ use crate::transport::Stream;
 use crate::transport::alert::is_no_local_endpoint;
 use crate::transport::mtls::ALPN_TCP;
 use crate::upstream::{self, First, Reached, Unreached, Upstream};
+use crate::{admission, capacity};
 
 /// What the first bytes of an answer are read into, to see whether it is a refusal.
 const ANSWER_BYTES: usize = 4096;
@@ -79,6 +79,7 @@ pub(crate) async fn walk(
 ) -> Result<Reached, Unreached> {
     let cluster = visit.published.snapshot.cluster(to);
     let counted = admission::route_connection(&visit.published, to).map_err(Unreached::for_now)?;
+    capacity::offer(visit.published.shares_of(to));
     let budget = match commit {
         Commit::Hello(_) => cluster.policy.timeouts.response_headers + cluster.connect_budget(),
         Commit::Tcp { .. } => cluster.connect_budget(),
@@ -96,7 +97,7 @@ pub(crate) async fn walk(
         });
     }
     let reason = match failed.attempts {
-        0 => nothing_healthy(role),
+        0 => nothing_to_try(visit.published.shares_of(to), role),
         _ => Reason::ConnectFailed,
     };
     Err(Unreached {
@@ -131,7 +132,8 @@ async fn try_each(
     let load = |endpoint| worker.load(cluster, endpoint);
     let shares = visit.published.shares_of(to);
     let draw = worker.draw_for(cluster, visit.listed.source().ip(), None);
-    for attempt in plan(cluster, shares, &load, draw) {
+    let planned = plan(cluster, shares, &load, draw);
+    for attempt in capacity::within(&worker.shared, shares, planned) {
         let endpoint = cluster.endpoint(attempt.endpoint);
         if !commit.suits(endpoint) {
             continue;
@@ -139,6 +141,10 @@ async fn try_each(
         // The last attempt may have ended at this very moment.
         if Instant::now() >= give_up {
             break;
+        }
+        let is_there_room = capacity::take(&worker.shared, shares, attempt.endpoint);
+        if !is_there_room || !attempt.begins(shares) {
+            continue;
         }
         failed.attempts += 1;
         let in_flight = worker.enter(&endpoint.key);

@@ -412,6 +412,7 @@ fn destination(to: &Value, text: &mut Text) {
         levels.row(vec![format!("and {more} more")]);
     }
     text.table(&levels);
+    load(field(to, "load"), text);
     let causes: Vec<&str> = list(field(to, "causes")).iter().map(word).collect();
     if !causes.is_empty() {
         text.line(&format!(
@@ -421,6 +422,38 @@ fn destination(to: &Value, text: &mut Text) {
         ));
     }
     text.table(&endpoints);
+}
+
+/// What is offered, and what backends take of it.
+fn load(load: &Value, text: &mut Text) {
+    if load.is_null() {
+        return;
+    }
+    let number = |of: &Value, name: &str| field(of, name).as_f64().unwrap_or_default();
+    let each: Vec<String> = (list(field(load, "backends")).iter())
+        .map(|one| {
+            let by = match field(one, "written").as_str() {
+                Some(written) => format!("written at {written}"),
+                None => "reported by the peer".to_owned(),
+            };
+            let is_full = field(one, "full").as_bool() == Some(true);
+            format!(
+                "{} takes {:.1}/s ({by}){}",
+                word(field(one, "backend")),
+                number(one, "takes_per_second"),
+                if is_full { ", and is full now" } else { "" }
+            )
+        })
+        .collect();
+    let refused = match number(load, "refused_share") {
+        share if share > 0.0 => format!("; {:.1} % fits nowhere", share * 100.0),
+        _ => String::new(),
+    };
+    text.line(&format!(
+        "{:.1}/s are offered: {}{refused}",
+        number(load, "offered_per_second"),
+        each.join(", ")
+    ));
 }
 
 fn state(state: &Value) -> String {

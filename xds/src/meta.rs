@@ -147,6 +147,9 @@ pub(crate) struct EndpointMeta {
     /// Whether every address of the name is an endpoint of its own.
     #[serde(default)]
     pub each: bool,
+    /// What its backend takes in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

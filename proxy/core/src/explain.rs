@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use crate::authorize::{Evidence, RuleField, Verdict, authorize, mismatches};
 use crate::balance::{key, key_of};
+use crate::capacity::Metered;
 use crate::engine::{
     Arrival, Carry, Decision, Headers, Matched, Refusal, Request, SniPort, Target, Wants, aimed,
     decide,
@@ -30,6 +31,7 @@ use crate::shares::{ClusterShares, EndpointStatus, Shares};
 use crate::snapshot::{
     Balance, Cluster, ClusterIx, EndpointIx, HashOn, Level, PeerIx, Protocol, ServiceIx, Snapshot,
 };
+use crate::time::Time;
 use crate::verdict::Reason;
 
 pub use assume::{Assumed, QuestionError};
@@ -67,6 +69,8 @@ pub struct Beside<'a> {
     pub load: &'a dyn Fn(EndpointIx) -> u32,
     /// The random number, or the turn of a round robin.
     pub draw: u64,
+    /// When it comes: what backends take is used up by what came before.
+    pub now: Time,
     /// Why an identity is refused whatever the policy says.
     pub refuses: &'a dyn Fn(&SpiffeId, Vouched) -> Option<Reason>,
 }
@@ -205,6 +209,10 @@ pub struct Destination {
     pub levels_left_out: usize,
     /// Whether nothing is healthy and ejected endpoints are used.
     pub too_few: bool,
+    /// What its backends take in a second, and what is offered; `None` where nothing is known of it.
+    pub metered: Option<Arc<Metered>>,
+    /// The backends that take no more at this moment.
+    pub full: Vec<Arc<str>>,
     /// The endpoints that would be tried, in order: each where those before it fail. Of a split
     /// those of the part that was drawn, before those of others.
     pub attempts: Vec<Attempt>,
@@ -362,8 +370,10 @@ struct Asked<'a> {
 impl<'a> Asked<'a> {
     fn decide(&mut self, arrival: &Arrival<'_>) -> Decision<'a> {
         let (snapshot, shares) = self.world;
-        let Beside { load, draw, .. } = self.beside;
-        let decision = decide(snapshot, shares, arrival, load, draw);
+        let Beside {
+            load, draw, now, ..
+        } = self.beside;
+        let decision = decide(snapshot, shares, arrival, load, draw).within(shares, now);
         let asks = match arrival.wants {
             Wants::Hello(hello) => Asks::Hello(hello.sni.clone().unwrap_or_default()),
             Wants::Plaintext => Asks::Plaintext,
@@ -448,7 +458,7 @@ impl<'a> Asked<'a> {
             .and_then(|ix| aimed(snapshot, shares, arrival, ix, self.beside.draw).ok());
         let to = aimed
             .and_then(|Target { cluster, .. }| Some((cluster, shares.clusters.get(cluster.0)?)))
-            .map(|(ix, of)| see(snapshot, ix, of, fleet, attempts));
+            .map(|(ix, of)| see(snapshot, (ix, of), fleet, attempts, self.beside.now));
         Explanation {
             listener: Arc::clone(&arrival.listener.name),
             source: arrival.source,
@@ -488,7 +498,12 @@ impl<'a> Asked<'a> {
         let (snapshot, shares) = self.world;
         let key = keyed.as_ref().and_then(|keyed| keyed.key);
         match key.zip(shares.clusters.get(ix.0)) {
-            Some((key, of)) => plan(snapshot.cluster(ix), of, self.beside.load, key).collect(),
+            Some((key, of)) => {
+                let plan = plan(snapshot.cluster(ix), of, self.beside.load, key);
+                let metered = of.metered.as_ref();
+                let full = metered.map(|metered| metered.full(self.beside.now));
+                plan.within(full.unwrap_or_default()).collect()
+            }
             None => drawn.collect(),
         }
     }
@@ -496,7 +511,10 @@ impl<'a> Asked<'a> {
 
 /// Whether a refusal is one that levels and endpoints explain.
 fn is_of_health(reason: Reason) -> bool {
-    matches!(reason, Reason::NoHealthyEndpoint | Reason::NoLocalEndpoint)
+    matches!(
+        reason,
+        Reason::NoHealthyEndpoint | Reason::NoLocalEndpoint | Reason::OverCapacity
+    )
 }
 
 impl Caller {
@@ -530,10 +548,10 @@ fn judge(snapshot: &Snapshot, service: ServiceIx, arrival: &Arrival<'_>) -> Judg
 
 fn see(
     snapshot: &Snapshot,
-    ix: ClusterIx,
-    of: &ClusterShares,
+    (ix, of): (ClusterIx, &ClusterShares),
     fleet: &Fleet,
     attempts: Vec<Attempt>,
+    now: Time,
 ) -> Destination {
     let cluster = snapshot.cluster(ix);
     let views = fleet.levels(ix);
@@ -550,6 +568,11 @@ fn see(
         levels,
         levels_left_out: cluster.levels.len().saturating_sub(LEVELS_MAX),
         too_few: of.too_few,
+        metered: of.metered.clone(),
+        full: (of.metered.as_ref()).map_or_else(Vec::new, |metered| {
+            let full = metered.those(metered.full(now));
+            full.map(|held| Arc::clone(&held.backend)).collect()
+        }),
         attempts,
     }
 }

@@ -15,11 +15,14 @@ use http::{
 use http_body::Body as _;
 use tokio::time::{Instant, Sleep, sleep_until};
 use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, gateway_of};
-use zeugma_core::engine::nothing_healthy;
+use zeugma_core::engine::nothing_to_try;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
-use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, Sender, Tried, again, is_idempotent};
+use zeugma_core::retry::{
+    Again, RequestLeft, ResponseSeen, Sender, Tried, again, is_idempotent, is_repeatable,
+};
 use zeugma_core::route::{check_authority, check_authority_port, route_authority};
+use zeugma_core::shares::ClusterShares;
 use zeugma_core::snapshot::{
     Cluster, Endpoint, EndpointIx, Failure, HttpVersion as EndpointVersion, Listener, Peer, Role,
     ServiceIx, Snapshot,
@@ -33,14 +36,17 @@ use super::h1;
 use super::h2_client::StreamCount;
 use super::headers::{self, Claim, Ids, Present, Said, TRACEPARENT, ZEUGMA_REASON};
 use super::keepalive::{Pings, When};
-use super::pool::{ConnectFailure, Lease, SendError, Turn, Wire};
+use super::pool::{ConnectFailure, Lease, Patience, SendError, Turn, Wanted, Wire};
 use super::record::Record;
 use super::ruled::{self, Ruled};
 use super::stream::Incoming;
+use super::turns::Turns;
+use super::unheard::Care;
 use super::upgrade::Upgrade;
 use super::{Context, Routed, Version, mirror, reply, upgrade};
 use crate::account::{Closed, Destination, RequestFacts};
 use crate::admission::{self, Counted};
+use crate::capacity;
 use crate::connection::{describe, explain_audit, explain_denial};
 use crate::recheck::Entry;
 use crate::runtime::{Polled, Published, unless_others_first};
@@ -49,6 +55,8 @@ use crate::upstream::{self, Pinned};
 
 /// Times a request is sent anew because a pooled connection turned out to be closed.
 const STALE_MAX: u32 = 3;
+/// Why a request goes on that was not sent to a quiet host, in metrics.
+const QUIET: &str = "quiet";
 /// Room for the headers that are added to a request.
 const ADDED: usize = 6;
 
@@ -405,8 +413,8 @@ impl Exchange {
         before: Option<Box<Tries>>,
     ) -> Response<Outgoing> {
         let worker = Rc::clone(&self.context.worker);
-        let cluster = to.cluster();
-        self.count(cluster, before.as_deref());
+        let (cluster, shares) = (to.cluster(), to.published.shares_of(to.cluster));
+        self.count(to, shares, before.as_deref());
         let load = |endpoint: EndpointIx| worker.load(cluster, endpoint);
         let Tries {
             mut attempts,
@@ -414,35 +422,33 @@ impl Exchange {
             mut failed,
         } = before.map_or_else(Tries::default, |before| *before);
         let mut give_up = None;
-        let shares = to.published.shares_of(to.cluster);
-        for attempt in plan(cluster, shares, &load, self.draw(cluster)) {
+        let planned = plan(cluster, shares, &load, self.draw(cluster));
+        let mut turns = Turns::new(&worker.shared, shares, planned);
+        while let Some((attempt, patience)) = turns.next() {
             if let Some(before) = &failed {
-                let is_unseen = before.failure.is_unseen();
                 // One that answers or that may be at work on it is there: nothing is sent to those that
                 // were found bad for that. Before them come the other parts of a split.
-                if attempt.is_last_resort(shares) && (!is_unseen || self.has_other_part(to, role)) {
+                let is_bad = attempt.is_last_resort(shares);
+                let is_enough =
+                    is_bad && (!before.failure.is_unseen() || self.has_other_part(to, role));
+                let tries = (&mut counted, &mut give_up);
+                if is_enough || !self.goes_on(to, before.failure, source, tries) {
                     break;
                 }
-                // Nothing else limits attempts that cost an endpoint nothing.
-                let now = Instant::now();
-                if is_unseen
-                    && now >= *give_up.get_or_insert_with(|| now + cluster.connect_budget())
-                {
-                    break;
-                }
-                match self.may_try_again(cluster, before.failure, source, counted) {
-                    None => break,
-                    Some(Again::Free) => {}
-                    Some(Again::Counted) => counted += 1,
-                }
-                (worker.shared.metrics).retried(&cluster.route, before.failure.label());
             }
             attempts += 1;
             upstream::note_attempt(&worker, cluster, &attempt, attempts, &self.context.latest);
             let endpoint = cluster.endpoint(attempt.endpoint);
             let in_flight = worker.enter(&endpoint.key);
             let began = worker.begins(cluster);
-            let now_failed = match self.try_endpoint(to, &attempt, attempts, source).await {
+            let tried = (self.try_endpoint(to, &attempt, (attempts, patience), source)).await;
+            let now_failed = match tried {
+                Err(TryError::Quiet) => {
+                    worker.failed(&endpoint.key, began);
+                    (worker.shared.metrics).retried(&cluster.route, QUIET);
+                    turns.was_quiet(attempt);
+                    continue;
+                }
                 Err(TryError::Caller) => return self.refuse(Reason::DownstreamClosed, None),
                 Err(TryError::Shed(reason)) => return self.refuse(reason, None),
                 Err(TryError::Failed(failed)) => failed,
@@ -474,7 +480,7 @@ impl Exchange {
         }
         let may_go_on = failed.as_ref().is_none_or(|before| {
             let tried = self.tried(before.failure, source, counted);
-            self.would_try_again(cluster, &tried)
+            self.would_try_again(to, &tried)
         });
         if may_go_on && let Some(next) = self.next_part(to, role) {
             let before = Box::new(Tries {
@@ -493,11 +499,13 @@ impl Exchange {
         (self.context.worker).draw_for(cluster, source, Some(&self.head.headers))
     }
 
-    /// Counts the request for the budget of its route; [`next_part`](Self::next_part) does for others.
-    fn count(&self, cluster: &Cluster, before: Option<&Tries>) {
+    /// Counts the request for the budget of its route, [`next_part`](Self::next_part) does for others; and
+    /// as offered where it goes first.
+    fn count(&self, to: &Pinned, shares: &ClusterShares, before: Option<&Tries>) {
         if before.is_none() {
-            let worker = &self.context.worker;
-            worker.with_budget(cluster, self.began, |budget, now| budget.request(now));
+            capacity::offer(shares);
+            let shared = &self.context.worker.shared;
+            to.budget().request(shared.time_of(self.began));
         }
     }
 
@@ -521,7 +529,10 @@ impl Exchange {
         source: &Source,
     ) -> Response<Outgoing> {
         match failed {
-            None => self.refuse(nothing_healthy(role), None),
+            None => {
+                let reason = nothing_to_try(to.published.shares_of(to.cluster), role);
+                self.refuse(reason, None)
+            }
             Some(Failed {
                 response: Some(answered),
                 ..
@@ -579,21 +590,42 @@ impl Exchange {
         }
     }
 
+    /// Whether the request goes to another endpoint after a failure, which is noted then.
+    fn goes_on(
+        &self,
+        to: &Pinned,
+        failure: Failure,
+        source: &Source,
+        (counted, give_up): (&mut u32, &mut Option<Instant>),
+    ) -> bool {
+        let cluster = to.cluster();
+        // Nothing else limits attempts that cost an endpoint nothing.
+        let now = Instant::now();
+        let until = || now + cluster.connect_budget();
+        if failure.is_unseen() && now >= *give_up.get_or_insert_with(until) {
+            return false;
+        }
+        match self.may_try_again(to, failure, source, *counted) {
+            None => return false,
+            Some(Again::Free) => {}
+            Some(Again::Counted) => *counted += 1,
+        }
+        let metrics = &self.context.worker.shared.metrics;
+        metrics.retried(&cluster.route, failure.label());
+        true
+    }
+
     /// Whether the request may be sent once more, and whether that counts against its attempts.
     fn may_try_again(
         &self,
-        cluster: &Cluster,
+        to: &Pinned,
         failure: Failure,
         source: &Source,
         counted: u32,
     ) -> Option<Again> {
         let tried = self.tried(failure, source, counted);
-        self.context
-            .worker
-            .with_budget(cluster, std::time::Instant::now(), |budget, now| {
-                again(&self.retries(cluster), budget, &tried, now)
-            })
-            .ok()
+        let now = self.context.worker.shared.now();
+        again(&self.retries(to.cluster()), to.budget(), &tried, now).ok()
     }
 
     /// A try that failed so.
@@ -625,12 +657,33 @@ impl Exchange {
         }
     }
 
+    /// The connection to an endpoint that it wants.
+    fn wanted(
+        &self,
+        cluster: &Cluster,
+        endpoint: &Endpoint,
+        patience: Patience,
+        now: Instant,
+    ) -> Wanted {
+        let is_repeatable = is_repeatable(&self.retries(cluster), self.method().as_str());
+        Wanted {
+            wire: self.wire(endpoint),
+            care: if is_repeatable {
+                Care::Repeatable
+            } else {
+                Care::Once
+            },
+            patience,
+            now: now.into_std(),
+        }
+    }
+
     /// Sends the request to one endpoint, anew where a pooled connection had ended before.
     async fn try_endpoint(
         &mut self,
         to: &Pinned,
         attempt: &Attempt,
-        nth: u32,
+        (nth, patience): (u32, Patience),
         source: &Source,
     ) -> Result<(Response<Incoming>, Option<StreamCount>), TryError> {
         let worker = Rc::clone(&self.context.worker);
@@ -643,19 +696,22 @@ impl Exchange {
             Instant::now()
         };
         if self.upgrade.is_some() && !self.tunnels_on_stream(endpoint) {
-            let response = upgrade::try_endpoint(self, to, attempt, nth).await?;
+            let response = Box::pin(upgrade::try_endpoint(self, to, attempt, nth)).await?;
             return Ok((response, None));
         }
         let mut stale = 0;
         loop {
-            let wire = self.wire(endpoint);
-            let lease = match worker.pool.lease(&worker, to, endpoint, wire).await {
-                Ok(lease) => lease,
-                Err(failure) => return Err(self.unleased(to, attempt, nth, failure)),
+            let now = if stale == 0 { began } else { Instant::now() };
+            let wanted = self.wanted(cluster, endpoint, patience, now);
+            let lease = match worker.pool.at_once(&worker, to, endpoint, wanted) {
+                Some(lease) => lease,
+                None => Box::pin(worker.pool.lease(&worker, to, endpoint, wanted))
+                    .await
+                    .map_err(|failure| self.unleased(to, attempt, nth, failure))?,
             };
             if self.upgrade.is_some() && !lease.takes_extended_connect() {
                 drop(lease);
-                let response = upgrade::try_endpoint(self, to, attempt, nth).await?;
+                let response = Box::pin(upgrade::try_endpoint(self, to, attempt, nth)).await?;
                 return Ok((response, None));
             }
             self.arrive(to, attempt, nth, Some(&lease));
@@ -719,6 +775,13 @@ impl Exchange {
     ) -> TryError {
         if let Some(reason) = failure.shed {
             return TryError::Shed(reason);
+        }
+        if failure.is_quiet {
+            if failure.is_first_told {
+                let endpoint = to.cluster().endpoint(attempt.endpoint);
+                (self.context.worker).observe(&endpoint.key, Err(Failure::Connect));
+            }
+            return TryError::Quiet;
         }
         self.arrive(to, attempt, nth, None);
         self.note_refused(failure.refused_rule);
@@ -1116,6 +1179,8 @@ pub(super) enum TryError {
     Caller,
     /// A limit of ours: no endpoint was asked.
     Shed(Reason),
+    /// The endpoint's host is quiet: nothing was sent to it.
+    Quiet,
 }
 
 impl TryError {

@@ -25,6 +25,8 @@ mod reply;
 pub(crate) mod ruled;
 mod seldom;
 mod stream;
+mod turns;
+mod unheard;
 mod upgrade;
 
 use std::cell::{Cell, RefCell};

@@ -3,13 +3,13 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use zeugma_core::authorize::{Verdict, objection};
 use zeugma_core::engine::{Astray, Headers, Led, Request, Target, cluster_of, target};
-use zeugma_core::retry::{Tried, again};
+use zeugma_core::retry::{Tried, could_again};
 use zeugma_core::rules::{self, Field, HeaderChanges, HttpRule, Part, Rules, choose};
 use zeugma_core::snapshot::{
     Cluster, ClusterIx, Endpoint, Listener, Retries, Role, Rule, ServiceIx, Snapshot,
@@ -212,12 +212,10 @@ impl Exchange {
         };
         // Of another route it is one of its requests, and not one of the part's before any more.
         if !admission::is_one_route(to, &next) {
-            let worker = &self.context.worker;
-            let counted = admission::request(&worker.shared, &next).ok()?;
+            let shared = &self.context.worker.shared;
+            let counted = admission::request(shared, &next).ok()?;
             // Not when it began: it may have waited for the parts before.
-            worker.with_budget(next.cluster(), Instant::now(), |budget, now| {
-                budget.request(now);
-            });
+            next.budget().request(shared.now());
             self.holds(counted);
         }
         self.context.note_idle(next.cluster().policy.timeouts.idle);
@@ -254,14 +252,11 @@ impl Exchange {
     }
 
     /// Whether a try that failed could be followed by one in another part of its split.
-    pub(super) fn would_try_again(&self, cluster: &Cluster, tried: &Tried<'_>) -> bool {
-        let retries = self.retries(cluster);
-        let worker = &self.context.worker;
+    pub(super) fn would_try_again(&self, to: &Pinned, tried: &Tried<'_>) -> bool {
+        let retries = self.retries(to.cluster());
+        let now = self.context.worker.shared.now();
         // Who takes it from the budget is the try itself.
-        let again = worker.with_budget(cluster, Instant::now(), |budget, now| {
-            again(&retries, &mut budget.clone(), tried, now)
-        });
-        again.is_ok()
+        could_again(&retries, to.budget(), tried, now).is_ok()
     }
 
     /// The host that a peer knows another route by, where the request was led to one.

@@ -270,6 +270,7 @@ impl Asker {
             },
             version: HttpVersion::H2,
             proxy_protocol: false,
+            capacity: None,
         };
         Self {
             shared: Arc::clone(shared),

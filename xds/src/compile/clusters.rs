@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use zeugma_core::admission::Rate;
 use zeugma_core::locality::Locality;
+use zeugma_core::outlier::STRIKES_MAX;
 use zeugma_core::snapshot::{Address, EndpointTls, Failure};
 
 use super::rbac::id_matcher;
@@ -506,6 +508,7 @@ fn lb_endpoint(target: &Target, address: &Address, weight: u32) -> endpoint::LbE
         workload: target.tls == EndpointTls::Workload,
         version: target.version,
         each: matches!(address, Address::Each(..)),
+        capacity: target.capacity.map(Rate::get),
     });
     metadata
         .filter_metadata
@@ -687,7 +690,7 @@ fn outlier(route: &Document<MeshRoute>) -> cluster::OutlierDetection {
         consecutive_5xx: pb::number(passive.consecutive.unwrap_or(5)),
         interval: pb::duration(Duration::from_secs(10)),
         base_ejection_time: pb::duration(eject),
-        max_ejection_time: pb::duration(eject),
+        max_ejection_time: pb::duration(eject.saturating_mul(STRIKES_MAX)),
         max_ejection_percent: pb::number(whole_percent(share)),
         ..Default::default()
     }
@@ -803,6 +806,7 @@ pub(crate) fn peer(peer: &Document<MeshPeer>) -> Made {
         },
         version: crate::meta::VersionMeta::H2,
         proxy_protocol: false,
+        capacity: None,
     };
     let http2 = core::Http2ProtocolOptions {
         connection_keepalive: Some(core::KeepaliveSettings {

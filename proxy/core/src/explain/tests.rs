@@ -34,6 +34,7 @@ fn beside(draw: u64) -> Beside<'static> {
     Beside {
         load: &|_| 0,
         draw,
+        now: Time::ZERO,
         refuses: &|_, _| None,
     }
 }
@@ -653,7 +654,16 @@ fn a_level_says_why_it_has_its_share() {
     let (seen, view) = level(&world);
     assert!((seen.share - 5.0 / 7.0).abs() < 1e-9, "{seen:?}");
     assert_eq!(view.motion, LevelMotion::Settled);
-    // Well again after 30 s: for a minute nothing comes back, then it takes its ramp.
+    // Tried by one request after 30 s.
+    world.shares = world.fleet.shares(at(35));
+    assert_eq!(
+        world.ask(&question("one.a")).to.unwrap().attempts[0].why,
+        Why::Trial
+    );
+    world
+        .fleet
+        .observe_successes(&crate::snapshot::EndpointKey("e0".into()), 1, at(35));
+    // Well again: for a minute nothing comes back, then it takes its ramp.
     world.shares = world.fleet.shares(at(35));
     let view = level(&world).1;
     assert_eq!(view.motion, LevelMotion::Waiting { since: at(35) });
