@@ -21,6 +21,7 @@ mod packed;
 mod parallel;
 mod pb;
 mod reference;
+mod session;
 mod settings;
 mod standing;
 mod state;
