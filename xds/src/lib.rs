@@ -4,6 +4,7 @@
 //! No protobuf type leaves this crate, and it opens no socket.
 
 mod bundle_url;
+mod client;
 mod compile;
 mod diff;
 mod error;
@@ -29,6 +30,7 @@ mod workload_address;
 mod yaml;
 
 pub use bundle_url::BundleUrl;
+pub use client::holdings::OnEmpty;
 pub use compile::ResourceList;
 pub use diff::{Change, Difference, FieldDifference, diff};
 pub use error::{Code, Color, Finding, Findings, Place, Severity, suggest};

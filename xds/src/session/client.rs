@@ -30,7 +30,7 @@ use zeugma_core::time::Time;
 use self::kind::{OfKind, Pending};
 use self::link::Link;
 pub(crate) use self::link::Protocol;
-pub(crate) use self::read::{References, endpoints_of};
+pub(crate) use self::read::{References, endpoints_of, references};
 use super::Kind;
 use crate::pb::{Any, core, discovery};
 

@@ -56,7 +56,7 @@ pub(super) fn unwrapped(any: Any) -> Result<discovery::Resource, String> {
 }
 
 /// Decodes a resource, which must be of this kind and name, and tells what it refers to.
-pub(super) fn references(kind: Kind, name: &str, any: &Any) -> Result<References, String> {
+pub(crate) fn references(kind: Kind, name: &str, any: &Any) -> Result<References, String> {
     if name.starts_with("xdstp:") {
         // P45: an authority that is not known is an error, and none is.
         return Err("the authority of its name is not known".to_owned());
