@@ -4,7 +4,7 @@
 //! No protobuf type leaves this crate, and it opens no socket.
 
 mod bundle_url;
-mod client;
+pub mod client;
 mod compile;
 mod diff;
 mod error;
@@ -30,13 +30,13 @@ mod workload_address;
 mod yaml;
 
 pub use bundle_url::BundleUrl;
-pub use client::holdings::OnEmpty;
 pub use compile::ResourceList;
 pub use diff::{Change, Difference, FieldDifference, diff};
 pub use error::{Code, Color, Finding, Findings, Place, Severity, suggest};
 pub use files::FileLook;
 pub use format::{FormatError, format, yaml_files};
 pub use meaning::{LevelMeaning, MatchMeaning, ServiceMeaning, meaning};
+pub use session::Kind;
 pub use settings::{
     AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, Drain, ForeignDomain,
     GatewaySettings, Limits, StateDir, SvidApi, SvidFiles, SvidSource, admin_socket_default,

@@ -3,7 +3,6 @@ use zeugma_core::locality::Locality;
 
 use super::*;
 use crate::compile::Context;
-use crate::error::Findings;
 use crate::model::Model;
 use crate::pb::{self, cluster, endpoint, listener, route};
 
