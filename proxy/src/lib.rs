@@ -8,6 +8,7 @@ mod admin;
 mod admission;
 mod connection;
 mod control;
+mod control_plane;
 pub mod explain;
 mod federation;
 #[cfg(test)]

@@ -92,6 +92,8 @@ pub enum Told {
     Accepted(Kind),
     /// A resource is refused, and why; its server was told.
     Refused(Kind, String, String),
+    /// One that was refused is not any more.
+    Mended(Kind, String),
     /// A resource that is asked for did not come in time.
     Missing(Kind, String),
     /// The time to live of a resource is over.
@@ -255,6 +257,13 @@ impl Client {
         Some(self.offer(draft, binding))
     }
 
+    /// Ends the stream, if there is one: its server is not believed any more.
+    pub fn cut(&mut self, why: String, draw: fn() -> f64) {
+        if !matches!(self.stream, Stream::None | Stream::Dialling(_)) {
+            self.lost(why, Ended::Otherwise, draw);
+        }
+    }
+
     /// Whether everything that the gateway wants to know is there, or is known not to be.
     #[must_use]
     pub fn is_complete(&self) -> bool {
@@ -415,6 +424,7 @@ fn told(notice: Notice) -> Vec<Told> {
             };
             return faults.into_iter().map(of).collect();
         }
+        Notice::Mended(kind, name) => Told::Mended(kind, name.to_string()),
         Notice::Missing(kind, name) => Told::Missing(kind, name.to_string()),
         Notice::Expired(kind, name) => Told::Expired(kind, name.to_string()),
         Notice::Trouble(kind, name, why) => Told::Trouble(kind, name, why),

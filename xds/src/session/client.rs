@@ -147,6 +147,8 @@ pub(crate) enum Notice {
     Accepted(Kind),
     /// Resources of a response were refused, and why.
     Rejected(Kind, Vec<Fault>),
+    /// What was refused is not any more.
+    Mended(Kind, Name),
     /// A resource did not come in time.
     Missing(Kind, Name),
     /// Its time to live is over (P44).
@@ -228,7 +230,7 @@ impl Session {
                 self.answered(&mut out);
                 self.full(response, now, draw, &mut out);
             }
-            Event::Applied(verdict) => self.applied(&verdict),
+            Event::Applied(verdict) => self.applied(&verdict, &mut out),
             Event::Tick => self.tick(now, draw, &mut out),
         }
         self.go_on(now, &mut out);
@@ -448,7 +450,7 @@ impl Session {
         )
     }
 
-    fn applied(&mut self, verdict: &Verdict) {
+    fn applied(&mut self, verdict: &Verdict, out: &mut Vec<Action>) {
         for (kind, name) in self.under_way.take().unwrap_or_default() {
             let why = verdict.refused.get(&(kind, Arc::clone(&name)));
             if let Some(of) = self.kinds.get_mut(&kind) {
@@ -458,6 +460,9 @@ impl Session {
         for (kind, name) in &verdict.revived {
             if let Some(of) = self.kinds.get_mut(kind) {
                 of.revived(name);
+                if of.mend(name) {
+                    out.push(Action::Tell(Notice::Mended(*kind, Name::clone(name))));
+                }
             }
         }
         self.is_moved = true;
@@ -533,6 +538,9 @@ impl Session {
         };
         while let Some(pending) = of.take_pending(judged) {
             let faults = of.faults(&pending);
+            for name in of.note_faults(&pending.names, &faults) {
+                out.push(Action::Tell(Notice::Mended(kind, name)));
+            }
             let error_detail = (!faults.is_empty()).then(|| kind::detail(kind, &faults));
             out.push(Action::Tell(if faults.is_empty() {
                 Notice::Accepted(kind)

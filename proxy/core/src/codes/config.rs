@@ -174,10 +174,54 @@ pub(super) const ENTRIES: &[Entry] = &[
     ),
 ];
 
-pub(super) const RESOURCES: &[Entry] = &[entry(
-    "ZG0501",
-    "an xDS resource that cannot be used",
-    &[Finding],
-    "A resource that the configuration was compiled to, or that was kept, says something that this gateway does not do.",
-    "If it comes from the gateway's own files this is a defect: please report it with the document. Otherwise change the resource at its source.",
-)];
+pub(super) const RESOURCES: &[Entry] = &[
+    entry(
+        "ZG0501",
+        "an xDS resource that cannot be used",
+        &[Finding],
+        "A resource that the configuration was compiled to, or that was kept, says something that this gateway does not do.",
+        "If it comes from the gateway's own files this is a defect: please report it with the document. Otherwise change the resource at its source.",
+    ),
+    entry(
+        "ZG0521",
+        "the control plane answers",
+        &[Log],
+        "A server of `controlPlane` has answered on a new stream.",
+        "Nothing.",
+    ),
+    entry(
+        "ZG0522",
+        "the control plane fails",
+        &[Log, Finding],
+        "A server of `controlPlane` cannot be reached, is not whom `controlPlane.spiffeIDs` expects, ended its stream or does not answer. What it gave last serves on, for ever if need be, and it is asked again: after up to half a second, then after pauses that double up to 30 s.",
+        "Look whether the control plane runs and lets this gateway in, and at `controlPlane`; the message says what went wrong last. `/api/v1/control-plane` tells how old what serves is.",
+    ),
+    entry(
+        "ZG0523",
+        "a resource of the control plane is refused",
+        &[Log, Finding],
+        "The control plane sent a resource that this gateway cannot use by itself, or that does not fit the others: something that it does not do, or a reference that leads nowhere. The control plane was told why (NACK). All else that it sent serves, and of this resource the last good one, if there was one.",
+        "Change it at the control plane. Nothing else is held up by it.",
+    ),
+    entry(
+        "ZG0524",
+        "what the control plane gave last serves",
+        &[Log],
+        "At its start the gateway took the configuration that it had kept in `stateDir`. It serves until the control plane says something else.",
+        "Nothing; where the message says an age that surprises you, look whether the control plane answers.",
+    ),
+    entry(
+        "ZG0525",
+        "the control plane says less than is asked for",
+        &[Log],
+        "A resource that another one refers to did not come within 15 s, could not be made by the control plane, or had a time to live that is over. A cluster goes on without endpoints and a listener without routes then, unless there were some before.",
+        "Look at the control plane's log for the resource that the message names.",
+    ),
+    entry(
+        "ZG0526",
+        "the gateway has no configuration yet",
+        &[Log, Finding],
+        "The control plane has given no configuration, and none was kept in `stateDir`. The gateway accepts nothing and is not ready.",
+        "See that the control plane answers (ZG0522) and has a MeshGateway of this gateway's name.",
+    ),
+];

@@ -118,6 +118,8 @@ pub(super) struct OfKind {
     /// Of the last full answer that was accepted (P3).
     pub(super) version: String,
     pub(super) pending: VecDeque<Pending>,
+    /// Those of which the newest that came is refused.
+    faulty: BTreeSet<Name>,
     /// Whether it is known what there is.
     is_known: bool,
     /// When that counts as known though nobody has said it.
@@ -134,6 +136,7 @@ impl OfKind {
             nonce: String::new(),
             version: String::new(),
             pending: VecDeque::new(),
+            faulty: BTreeSet::new(),
             // Those that have names are known by name.
             is_known: !kind.is_wildcard(),
             known_at: None,
@@ -444,6 +447,28 @@ impl OfKind {
         faults
     }
 
+    /// Notes what is wrong with what came; tells what was, and is not any more.
+    pub(super) fn note_faults(&mut self, names: &BTreeSet<Name>, faults: &[Fault]) -> Vec<Name> {
+        let is_faulty = |name: &Name| faults.iter().any(|fault| fault.name == *name);
+        // One that could not be told by name is gone with the response that it came in.
+        let is_spoken_of = |name: &Name| names.contains(name) || name.starts_with('#');
+        let mended: Vec<Name> = (self.faulty.iter())
+            .filter(|name| is_spoken_of(name) && !is_faulty(name))
+            .cloned()
+            .collect();
+        for name in &mended {
+            self.faulty.remove(name);
+        }
+        self.faulty
+            .extend(faults.iter().map(|fault| Arc::clone(&fault.name)));
+        mended
+    }
+
+    /// Whether it was refused until now.
+    pub(super) fn mend(&mut self, name: &Name) -> bool {
+        self.faulty.remove(name)
+    }
+
     pub(super) fn check_invariants(&self, kind: Kind, under_way: &[(Kind, Name)]) {
         debug_assert!(
             !self.is_wildcard || self.wanted.is_empty(),
@@ -607,6 +632,9 @@ impl Taking<'_> {
         if !self.of.is_wildcard && !self.of.wanted.contains(&name) {
             return;
         }
+        if self.of.faulty.contains(&name) {
+            self.names.insert(Arc::clone(&name));
+        }
         let Some(entry) = self.of.entries.get_mut(&name) else {
             return;
         };
@@ -620,11 +648,8 @@ impl Taking<'_> {
 
     /// Takes away all that a full answer does not name.
     pub(super) fn absent(&mut self) {
-        let absent = self
-            .of
-            .entries
-            .keys()
-            .filter(|name| !self.names.contains(*name));
+        let known = self.of.entries.keys().chain(&self.of.faulty);
+        let absent = known.filter(|name| !self.names.contains(*name));
         let absent: Vec<Name> = absent.cloned().collect();
         for name in absent {
             let is_named = self.faults.iter().any(|fault| fault.name == name);

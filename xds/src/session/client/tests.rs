@@ -745,3 +745,49 @@ fn a_server_is_told_of_so_many_faults_and_of_each_so_much() {
     let said = client.bad(&[(Cluster, "a", &"x".repeat(600))]).join("");
     assert!(said.len() < 600 && said.ends_with("x ..."), "{said}");
 }
+
+#[test]
+fn what_was_refused_is_told_of_when_it_is_not_any_more() {
+    let mut client = Client::open_full();
+    let mended = |client: &mut Client, version: &str, all: &[Any]| -> Vec<String> {
+        let response = discovery::DiscoveryResponse {
+            version_info: version.to_owned(),
+            resources: all.to_vec(),
+            type_url: Cluster.type_url(),
+            nonce: version.to_owned(),
+            ..Default::default()
+        };
+        let mut actions = client
+            .session
+            .handle(Event::Full(response), client.now, 0.0);
+        actions.extend(
+            client
+                .session
+                .handle(Event::Applied(Verdict::default()), client.now, 0.0),
+        );
+        let told = actions.into_iter().filter_map(|action| match action {
+            super::Action::Tell(Notice::Mended(_, name)) => Some(name.to_string()),
+            _ => None,
+        });
+        told.collect()
+    };
+    let garbage = Any {
+        type_url: Cluster.type_url(),
+        value: vec![0xff; 9],
+    };
+    let wrong = listener("b", &[]);
+    assert_eq!(
+        mended(
+            &mut client,
+            "1",
+            &[garbage, wrong.clone(), listener("c", &[])]
+        ),
+        NOTHING
+    );
+    assert_eq!(
+        mended(&mut client, "2", &[wrong, fixed("c", "")]),
+        ["#0", "c"]
+    );
+    assert_eq!(mended(&mut client, "3", &[]), ["b"]);
+    assert_eq!(mended(&mut client, "4", &[]), NOTHING);
+}
