@@ -30,6 +30,7 @@ mod control_state;
 mod control_tap;
 mod control_ui;
 mod control_upstream;
+mod control_xds;
 #[path = "../support/corpus.rs"]
 mod corpus;
 mod data_balance;

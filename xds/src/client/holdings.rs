@@ -11,7 +11,6 @@
 //! that is new is at fault.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
 
 use zeugma_core::snapshot::{Node, Snapshot};
 
@@ -117,6 +116,7 @@ impl Holdings {
     }
 
     /// What waits for something that it refers to, and what is aside.
+    #[cfg(test)]
     pub(crate) fn waiting(&self) -> usize {
         let puts = (self.entries.values()).filter(|one| matches!(one.next, Some(Next::Put(_))));
         puts.count()

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use zeugma_core::identity::TrustDomain;
 use zeugma_core::locality::Locality;
 
