@@ -79,7 +79,7 @@ impl fmt::Debug for Stream {
 /// The answers of a call; its head may come with the first of them, and no sooner.
 pub(super) enum Answers<T> {
     Calling(Calling<T>),
-    Coming(Streaming<T>),
+    Coming(Box<Streaming<T>>),
 }
 
 impl Stream {
@@ -145,7 +145,7 @@ impl<T: 'static> Answers<T> {
     async fn came(&mut self, of: fn(T) -> Came) -> Came {
         if let Self::Calling(calling) = self {
             match calling.await {
-                Ok(answer) => *self = Self::Coming(answer.into_inner()),
+                Ok(answer) => *self = Self::Coming(Box::new(answer.into_inner())),
                 Err(status) => return ended(&status),
             }
         }
@@ -195,9 +195,10 @@ fn call(channel: Channel, protocol: Protocol, bytes_max: usize) -> Stream {
 }
 
 fn ended(status: &Status) -> Came {
-    let ended = match status.code() {
-        Code::Unimplemented => Ended::Unimplemented,
-        _ => Ended::Otherwise,
+    let ended = if status.code() == Code::Unimplemented {
+        Ended::Unimplemented
+    } else {
+        Ended::Otherwise
     };
     let mut why = format!("{:?}", status.code());
     if !status.message().is_empty() {

@@ -42,18 +42,20 @@ impl Names {
 
     fn peer(&self, name: &str) -> Result<PeerIx, String> {
         let known = self.peers.get(name).copied();
-        (known.or(self.is_any.then_some(PeerIx(0)))).ok_or_else(|| format!("no peer `{name}`"))
+        (known.or_else(|| self.is_any.then_some(PeerIx(0))))
+            .ok_or_else(|| format!("no peer `{name}`"))
     }
 
     fn cluster(&self, name: &str) -> Result<ClusterIx, String> {
         let known = self.clusters.get(name).copied();
-        (known.or(self.is_any.then_some(ClusterIx(0))))
+        (known.or_else(|| self.is_any.then_some(ClusterIx(0))))
             .ok_or_else(|| format!("no cluster `{name}`"))
     }
 
     fn service(&self, id: &str) -> Result<ServiceIx, String> {
         let known = self.services.get(id).copied();
-        (known.or(self.is_any.then_some(ServiceIx(0)))).ok_or_else(|| format!("no service `{id}`"))
+        (known.or_else(|| self.is_any.then_some(ServiceIx(0))))
+            .ok_or_else(|| format!("no service `{id}`"))
     }
 }
 

@@ -140,7 +140,7 @@ impl Given {
             format!(
                 "{} {}",
                 service.name,
-                first.map_or("none".to_owned(), |one| one.address.to_string())
+                first.map_or_else(|| "none".to_owned(), |one| one.address.to_string())
             )
         };
         snapshot.services.iter().map(of).collect()
@@ -203,7 +203,7 @@ fn p29_one_that_is_bad_keeps_its_last_good_one_and_the_others_serve() {
         &CART.replace("2.1:80", "2.9:80"),
     ]);
     let name: Name = "outbound|shop/cart:80".into();
-    let any = after.get_mut(&(Cluster, name.clone())).unwrap();
+    let any = after.get_mut(&(Cluster, name)).unwrap();
     let mut bad: cluster::Cluster = pb::unpack(any).unwrap();
     bad.lb_policy = 77;
     *any = pb::pack(&bad);

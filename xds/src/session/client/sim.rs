@@ -29,12 +29,16 @@ impl Draws {
         self.next() % n
     }
 
+    fn one_of(&mut self, n: u64) -> usize {
+        usize::try_from(self.below(n)).unwrap()
+    }
+
     fn is(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 
     fn share(&mut self) -> f64 {
-        self.below(1000) as f64 / 1000.0
+        f64::from(u32::try_from(self.below(1000)).unwrap()) / 1000.0
     }
 }
 
@@ -67,8 +71,8 @@ const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 impl Server {
     /// Something is changed: mended, broken, made or removed.
     fn change(&mut self, draws: &mut Draws) {
-        let kind = Kind::ALL[draws.below(4) as usize];
-        let name = NAMES[draws.below(4) as usize];
+        let kind = Kind::ALL[draws.one_of(4)];
+        let name = NAMES[draws.one_of(4)];
         if draws.is(30) {
             self.has.remove(&(kind, name.to_owned()));
             return;
@@ -76,8 +80,8 @@ impl Server {
         self.versions += 1;
         let version = format!("v{}", self.versions);
         // Few contents, so that some come back.
-        let what = ["x", "y", "z"][draws.below(3) as usize];
-        let other = NAMES[draws.below(4) as usize];
+        let what = ["x", "y", "z"][draws.one_of(3)];
+        let other = NAMES[draws.one_of(4)];
         let mut any = match kind {
             Kind::Cluster if draws.is(50) => eds(name, what),
             Kind::Cluster => fixed(name, what),
@@ -128,7 +132,9 @@ impl Server {
                 }
                 if is_first {
                     stream.owed.insert(kind);
-                    for (name, version) in &request.initial_resource_versions {
+                    let initial: BTreeMap<_, _> =
+                        request.initial_resource_versions.iter().collect();
+                    for (name, version) in initial {
                         stream.told.insert((kind, name.clone()), version.clone());
                         stream.owed_names.remove(&(kind, name.clone()));
                     }
@@ -189,7 +195,7 @@ impl Server {
                     type_url: kind.type_url(),
                     resources: news,
                     removed_resources: removed.into_iter().collect(),
-                    nonce: nonce.clone(),
+                    nonce,
                     ..Default::default()
                 })
             }
@@ -205,7 +211,7 @@ impl Server {
                     type_url: kind.type_url(),
                     version_info: format!("s{}", self.versions),
                     resources: matching.into_values().map(|(_, any)| any).collect(),
-                    nonce: nonce.clone(),
+                    nonce,
                     ..Default::default()
                 })
             }
@@ -381,7 +387,7 @@ impl World {
     }
 
     fn serve(&mut self) {
-        let kind = Kind::ALL[self.draws.below(4) as usize];
+        let kind = Kind::ALL[self.draws.one_of(4)];
         if let Some(event) = self.server.say(kind, self.protocol) {
             self.to_client.push_back(event);
         }
@@ -426,9 +432,9 @@ impl World {
 
     /// What no server should say.
     fn rubbish(&mut self) {
-        let kind = Kind::ALL[self.draws.below(4) as usize];
+        let kind = Kind::ALL[self.draws.one_of(4)];
         let twice = |any: Any| vec![any.clone(), any];
-        let name = NAMES[self.draws.below(4) as usize];
+        let name = NAMES[self.draws.one_of(4)];
         let resources = match self.draws.below(4) {
             0 => twice(fixed(name, "twice")),
             1 => vec![Any {
