@@ -1,9 +1,13 @@
 //! `zeugma failover`: what an operator decides of where traffic goes.
 
+mod drill;
+mod dry_run;
+
 use std::process::ExitCode;
 
 use clap::{ArgGroup, Args, Subcommand};
 use serde_json::Value;
+use zeugma_core::simulate::rate;
 
 use crate::admin::{self, AdminError, Output, Target, field, query};
 use crate::status::{list, word};
@@ -17,6 +21,10 @@ pub(crate) enum Command {
     /// Let traffic come back: to a route's levels that wait for it (`failback.mode: manual`) and its
     /// backends, or to what was evacuated; by `failback.ramp`, without `after`
     Reset(ResetArgs),
+    /// Take all new traffic off a locality, a peer or a backend for a time, watch what happens, and
+    /// bring it back: a rehearsal. Never the last resort of a route; ends by itself when this command
+    /// is gone, when the gateway restarts, and when what is left fails
+    Drill(drill::DrillArgs),
 }
 
 #[derive(Debug, Args)]
@@ -27,9 +35,13 @@ pub(crate) struct EvacuateArgs {
     /// The route of --backend
     #[arg(long, value_name = "NAMESPACE/NAME", requires = "backend")]
     route: Option<String>,
-    /// Only say what would become of the shares of each cluster
+    /// Change nothing: have the gateway play it with its own engine from how it stands now, and say
+    /// what would become of shares and requests; exit code 2 where it would be refused
     #[arg(long)]
     dry_run: bool,
+    /// Requests in a second to each port of each route that are played [default: 200/s]
+    #[arg(long, value_name = "N/s", requires = "dry_run", value_parser = rate)]
+    rate: Option<f64>,
     /// Even if nothing healthy is left for a route
     #[arg(long)]
     force: bool,
@@ -48,6 +60,13 @@ pub(crate) struct ResetArgs {
     route: Option<String>,
     #[command(flatten)]
     place: Place,
+    /// Change nothing: have the gateway play it from how it stands now, and say what would become of
+    /// shares and requests
+    #[arg(long)]
+    dry_run: bool,
+    /// Requests in a second to each port of each route that are played [default: 200/s]
+    #[arg(long, value_name = "N/s", requires = "dry_run", value_parser = rate)]
+    rate: Option<f64>,
     #[command(flatten)]
     target: Target,
     /// How to answer
@@ -87,6 +106,7 @@ pub(crate) fn run(command: &Command) -> ExitCode {
     let done = match command {
         Command::Evacuate(args) => evacuate(args),
         Command::Reset(args) => reset(args),
+        Command::Drill(args) => drill::drill(args),
     };
     done.unwrap_or_else(|error| error.fail())
 }
@@ -94,9 +114,18 @@ pub(crate) fn run(command: &Command) -> ExitCode {
 fn evacuate(args: &EvacuateArgs) -> Result<ExitCode, AdminError> {
     let mut asked = args.place.asked();
     asked.extend(args.route.as_deref().map(|route| ("route", route)));
-    asked.extend(args.dry_run.then_some(("dry_run", "true")));
     asked.extend(args.force.then_some(("force", "true")));
-    let answer = post(&args.target, &query("/api/v1/failover/evacuate", &asked))?;
+    let path = "/api/v1/failover/evacuate";
+    if args.dry_run {
+        return dry_run::ask(
+            (&args.target, path),
+            asked,
+            args.rate,
+            args.output,
+            "Evacuation",
+        );
+    }
+    let answer = post(&args.target, &query(path, &asked))?;
     if args.output == Output::Json {
         return admin::print_json("Evacuation", answer);
     }
@@ -115,18 +144,18 @@ fn evacuate(args: &EvacuateArgs) -> Result<ExitCode, AdminError> {
             ]);
         }
     }
-    let said = if args.dry_run {
-        "nothing is evacuated: this is what it would do"
-    } else {
-        said_kept("evacuated", &answer)
-    };
+    let said = said_kept("evacuated", &answer);
     admin::print(&format!("{table}\n{said}\n"))
 }
 
 fn reset(args: &ResetArgs) -> Result<ExitCode, AdminError> {
     let mut asked = args.place.asked();
     asked.extend(args.route.as_deref().map(|route| ("route", route)));
-    let answer = post(&args.target, &query("/api/v1/failover/reset", &asked))?;
+    let path = "/api/v1/failover/reset";
+    if args.dry_run {
+        return dry_run::ask((&args.target, path), asked, args.rate, args.output, "Reset");
+    }
+    let answer = post(&args.target, &query(path, &asked))?;
     if args.output == Output::Json {
         return admin::print_json("Reset", answer);
     }

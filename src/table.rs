@@ -59,9 +59,51 @@ impl std::fmt::Display for Table {
     }
 }
 
+/// The widest name in a column of names; a wider one has a number there, and is written below.
+const NAME_WIDTH_MAX: usize = 32;
+
+/// Names too wide for their column.
+#[derive(Debug, Default)]
+pub(crate) struct Legend(Vec<String>);
+
+impl Legend {
+    /// A name as it stands in the column.
+    pub(crate) fn short(&mut self, name: &str) -> String {
+        if name.chars().count() <= NAME_WIDTH_MAX {
+            return name.to_owned();
+        }
+        let nth = self.0.iter().position(|known| known == name);
+        let nth = nth.unwrap_or_else(|| {
+            self.0.push(name.to_owned());
+            self.0.len() - 1
+        });
+        format!("#{}", nth + 1)
+    }
+}
+
+impl std::fmt::Display for Legend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (nth, name) in self.0.iter().enumerate() {
+            writeln!(f, "#{} is {}", nth + 1, printable(name))?;
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_too_wide_for_its_column_stands_below() {
+        let mut legend = Legend::default();
+        let (wide, fits) = ("x".repeat(33), "x".repeat(32));
+        assert_eq!(legend.short(&fits), fits);
+        assert_eq!((&*legend.short(&wide), &*legend.short(&wide)), ("#1", "#1"));
+        assert_eq!(legend.short(&"y".repeat(40)), "#2");
+        let said = format!("#1 is {wide}\n#2 is {}\n", "y".repeat(40));
+        assert_eq!(legend.to_string(), said);
+    }
 
     #[test]
     fn columns_are_as_wide_as_the_widest_and_nothing_moves_the_terminal() {

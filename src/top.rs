@@ -83,22 +83,37 @@ impl Look {
     }
 }
 
+/// The sum of a counter's lines by service.
+pub(crate) fn counted(metrics: &str, name: &str) -> BTreeMap<String, u64> {
+    let mut all: BTreeMap<String, u64> = BTreeMap::new();
+    for line in metrics.lines().filter(|line| line.starts_with(name)) {
+        if let (Some(service), Some(count)) = (label(line, "destination_service"), count(line)) {
+            *all.entry(service.to_owned()).or_default() += count;
+        }
+    }
+    all
+}
+
+fn label<'l>(line: &'l str, name: &str) -> Option<&'l str> {
+    let (_, rest) = line.split_once(&format!("{name}=\""))?;
+    Some(rest.split_once('"')?.0)
+}
+
+fn count(line: &str) -> Option<u64> {
+    line.rsplit_once(' ')
+        .and_then(|(_, count)| count.parse().ok())
+}
+
 /// Requests, and connections of what has none, by service.
-fn ended(metrics: &str) -> BTreeMap<String, (u64, u64)> {
+pub(crate) fn ended(metrics: &str) -> BTreeMap<String, (u64, u64)> {
     let mut all: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     let of = |name: &'static str| metrics.lines().filter(move |line| line.starts_with(name));
     // Requests first, wherever they stand: the connection of requests is no work of its own.
     let requests = of("zeugma_requests_total{").map(|line| (true, line));
     let connections = of("zeugma_connections_total{").map(|line| (false, line));
     for (is_request, line) in requests.chain(connections) {
-        let label = |name: &str| {
-            let (_, rest) = line.split_once(&format!("{name}=\""))?;
-            Some(rest.split_once('"')?.0)
-        };
-        let count = line
-            .rsplit_once(' ')
-            .and_then(|(_, count)| count.parse().ok());
-        let (Some(service), Some(count)) = (label("destination_service"), count) else {
+        let label = |name: &str| label(line, name);
+        let (Some(service), Some(count)) = (label("destination_service"), count(line)) else {
             continue;
         };
         let is_good = match label("response_code").and_then(|code| code.parse::<u16>().ok()) {

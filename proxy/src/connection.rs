@@ -23,6 +23,7 @@ use zeugma_core::engine::cluster_of;
 use zeugma_core::hello::ClientHello;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
+use zeugma_core::retry::Sender;
 use zeugma_core::route::{REPORTS_ALPN, Routed, route_plaintext, route_tls};
 use zeugma_core::snapshot::{ClusterIx, Failure, Listener, Protocol, Service, ServiceIx, Snapshot};
 use zeugma_core::svid::Rule;
@@ -30,6 +31,7 @@ use zeugma_core::verdict::Reason;
 
 use crate::account::{Caller, Closed, Destination, Origin, Stretch, TlsFacts};
 use crate::admission::{Counted, NO_LOAD_BALANCER};
+use crate::copies::copied;
 use crate::listener::Open;
 use crate::peek::{First, PeekError, peek};
 use crate::peer::tell;
@@ -471,7 +473,17 @@ async fn carry_tcp(
         }
     }
     match reached {
-        Ok((to, reached)) => Ok(visit.start_relay(to, downstream, reached)),
+        Ok((to, reached)) => {
+            let target = published.snapshot.service(service);
+            let sender = match caller {
+                // It has made the copies that its own route asks for.
+                Some(HandedOn { answers: true, .. }) => Sender::PeerGateway,
+                Some(_) | None => Sender::Caller,
+            };
+            let caller = caller.map(|caller| caller.caller);
+            let downstream = copied(visit, target, sender, caller, downstream);
+            Ok(visit.start_relay(to, downstream, reached))
+        }
         Err(Unreached { reason, last, rule }) => {
             visit.detail = last;
             if let Some(rule) = rule {

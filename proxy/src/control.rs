@@ -5,6 +5,7 @@
 mod accepting;
 mod alarms;
 pub(crate) mod decided;
+pub(crate) mod drill;
 pub(crate) mod handover;
 pub(crate) mod inherit;
 mod last_good;
@@ -46,7 +47,7 @@ use self::reload::{Configured, Files};
 use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
 use crate::admission::{self, Admission, UnderWay};
-use crate::control_plane;
+use crate::control_plane::{self, Begun};
 use crate::federation::{self, Federation};
 use crate::identity::{self, WorkloadApi};
 use crate::listener::WorkerHandle;
@@ -205,8 +206,8 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
         Box::pin(control(
             options,
             node,
-            start,
-            (credentials, federation, begun),
+            (start, begun),
+            (credentials, federation),
             open_files,
             arrival,
         ))
@@ -230,34 +231,26 @@ fn raise_open_files() -> u64 {
 async fn control(
     options: &GatewayOptions,
     node: NodeOptions,
-    start: Beginning,
-    (credentials, federation, begun): (Arc<Credentials>, Federation, Option<control_plane::Begun>),
+    (start, begun): (Beginning, Option<Begun>),
+    (credentials, federation): (Arc<Credentials>, Federation),
     open_files: u64,
     mut arrival: Arrival,
 ) -> Result<(), GatewayError> {
     let (phase, phase_read) = watch::channel(Phase::Serving);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
     let files = Files::new(options.config.clone(), node, &start, &credentials);
-    let Beginning {
-        loaded,
-        findings,
-        is_kept,
-    } = start;
-    let unkept = (!is_kept).then_some(loaded.last_good);
+    let (loaded, findings) = (start.loaded, start.findings);
+    let unkept = (!start.is_kept).then_some(loaded.last_good);
     let keeper = begin_keeping(&arrival, &federation, &loaded.settings, unkept);
     let snapshot = Arc::new(loaded.snapshot);
-    let (mut fleet, decided) = Decided::begin(arrival.state.as_ref(), &snapshot);
-    let shares = fleet.shares(Time::ZERO);
-    let settings = loaded.settings;
-    let before = arrival.adopted.before().to_vec();
+    let is_taking = arrival.taking.is_some();
+    let (mut fleet, decided) = Decided::begin(arrival.state.as_ref(), &snapshot, is_taking);
+    let (settings, before) = (loaded.settings, arrival.adopted.before().to_vec());
     let interfaces = Interfaces::bind(&settings, &mut arrival.adopted)?;
     let passed = (interfaces.offered(&settings)).map_err(system("no sockets to pass on"))?;
-    let (client, side) = match begun {
-        Some(control_plane::Begun { client, side }) => (Some(client), side),
-        None => (None, control_plane::Side::none()),
-    };
+    let (client, side) = Begun::parts(begun);
     let shared = Arc::new(Shared {
-        published: ArcSwap::from_pointee(first_published(&snapshot, shares)),
+        published: ArcSwap::from_pointee(first_published(&snapshot, fleet.shares(Time::ZERO))),
         credentials: ArcSwap::new(credentials),
         changes: watch::channel(0).0,
         peers: Default::default(),
@@ -288,18 +281,12 @@ async fn control(
     let bound = accepting.bind_new(&snapshot, &mut arrival.adopted)?;
     let (names, resolving, names_asked) = Named::begin(&snapshot, &shared);
     let (reloads, mut reloaded) = mpsc::channel(1);
-    let again = files.again();
-    let controlled = client.map(|client| {
-        control_plane::run(Arc::clone(&shared), client, reloads.clone(), keeper.clone())
-    });
+    let (again, asking) = (files.again(), (client, reloads.clone(), keeper.clone()));
     let reloading = files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?);
     let (mut beside, heard) = begin_beside(&shared, resolving, reloading, keeper.as_ref());
-    if let Some(controlled) = controlled {
-        beside.spawn_local(controlled);
-    }
-    let told = (observed, heard);
-    let has_configuration = !shared.control_plane.is_awaited();
+    beside.spawn_local(control_plane::run(Arc::clone(&shared), asking));
     let mut control = Control {
+        has_configuration: !shared.control_plane.is_awaited(),
         shared,
         fleet,
         decided,
@@ -309,7 +296,6 @@ async fn control(
         phase,
         workers: threads,
         keeper,
-        has_configuration,
         state: arrival.state,
         interfaces: Some(interfaces),
         passed,
@@ -324,7 +310,9 @@ async fn control(
     let taking = (arrival.taking, before);
     let starting = Stage::starting(asked_all(&control.shared, names_asked));
     let (stage, asked, begun) = control.begin(starting, bound, taking, &mut reloaded).await;
-    control.serve(stage, told, reloaded, asked).await?;
+    control
+        .serve(stage, (observed, heard), reloaded, asked)
+        .await?;
     Ok(begun?)
 }
 
@@ -400,7 +388,7 @@ fn begin_beside(
     count_panics(shared);
     let mut beside = JoinSet::new();
     beside.spawn_local(admission::watch_memory(Arc::clone(shared)));
-    beside.spawn_local(memory::give_back_at_rest());
+    beside.spawn_local(memory::give_back_at_rest(shared.changes.subscribe()));
     beside.spawn_local(alarms::watch_expiry(Arc::clone(shared)));
     beside.spawn_local(systemd::watch(Arc::clone(shared)));
     beside.spawn_local(federation::run(Arc::clone(shared)));
@@ -592,7 +580,9 @@ impl Control {
             if !is_starting {
                 self.start_probes();
             }
+            self.write_decided();
             let wake = self.wake();
+            let drill_ends = self.drill_ends();
             let renamed = self.names.changed();
             // Every arm is cancel-safe: channels, signals, levers, and sleeps until a fixed moment.
             let signalled = tokio::select! {
@@ -645,6 +635,11 @@ impl Control {
                 },
                 _ = terminate.recv() => Some(self.shared.settings.drain.delay),
                 () = levers.failover.told.notified() => { self.grant_wishes(); None }
+                () = drill_ends => { self.end_drill_in_time(); None }
+                written = self.decided.keeping.written() => {
+                    self.decided.keeping.settle(&written);
+                    None
+                }
                 () = levers.drain.notified() => Some(self.shared.settings.drain.delay),
                 _ = interrupt.recv() => Some(Duration::ZERO),
                 () = levers.quit.notified() => Some(Duration::ZERO),
@@ -653,6 +648,7 @@ impl Control {
                 stage = self.leave(stage, delay);
             }
         }
+        self.finish_decided().await;
         self.shared.admin.end_streams();
         self.end_interfaces().await;
         self.shared.log.flush();
@@ -908,6 +904,7 @@ impl Control {
         for event in &events {
             tell_event(event);
         }
+        self.end_drill_if_missed(&events);
     }
 
     fn publish(&self, generation: u64, snapshot: Arc<Snapshot>, shares: Shares) {
@@ -1036,6 +1033,7 @@ impl Control {
             journal.keep_moves(|cluster| names.contains(cluster));
         }
         self.tell_events(Vec::new(), Some(&format!("configuration {generation}")));
+        self.end_drill_if_missed_anywhere();
         tracing::info!(code = "ZG0120", generation, version = %snapshot.version, "configuration applied");
     }
 

@@ -72,24 +72,14 @@ impl Event {
             "fails-alike" => "ZG0425",
             "waits-for-reset" => "ZG0436",
             "shares-moved" => "ZG0426",
-            "lever"
-                if self
-                    .data
-                    .get("lever")
-                    .is_some_and(|lever| lever == "logging") =>
-            {
-                "ZG0967"
-            }
-            "lever"
-                if self
-                    .data
-                    .get("lever")
-                    .is_some_and(|lever| lever == "evacuate") =>
-            {
-                "ZG0440"
-            }
-            "lever" if self.data.get("lever").is_some_and(|lever| lever == "reset") => "ZG0441",
-            "lever" => "ZG0902",
+            "lever" => match self.data.get("lever").and_then(Value::as_str) {
+                Some("logging") => "ZG0967",
+                Some("evacuate") => "ZG0440",
+                Some("reset") => "ZG0441",
+                Some("drill") => "ZG0450",
+                Some("drill-over") => "ZG0451",
+                Some(_) | None => "ZG0902",
+            },
             _ => return None,
         };
         Some(code)

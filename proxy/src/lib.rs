@@ -9,6 +9,7 @@ mod admission;
 mod connection;
 mod control;
 mod control_plane;
+mod copies;
 pub mod explain;
 mod federation;
 #[cfg(test)]
@@ -33,6 +34,7 @@ mod recheck;
 mod relay;
 mod resolve;
 mod runtime;
+pub mod simulation;
 mod state;
 mod tap;
 pub mod tls;

@@ -6,6 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 /// Where the memory of this process is told.
 #[derive(Debug)]
 pub(crate) struct MemoryUse {
@@ -143,6 +145,9 @@ fn in_use(cgroup: &Cgroup) -> io::Result<u64> {
 
 /// How often a gateway that rests has free memory given back.
 const EVERY: Duration = Duration::from_secs(1);
+/// How soon after a configuration it is looked for, and again after twice the time: what it was made with is
+/// free, and for longer than the allocator waits (`.cargo/config.toml`); some, what writes it to disk has.
+const SOON: Duration = Duration::from_millis(20);
 /// What is asked for each time: the allocator looks about once in a thousand times that it is asked or
 /// given back, so that a gateway at rest keeps nothing for long.
 const AT_REST: usize = 64;
@@ -159,13 +164,21 @@ pub(crate) fn give_back(pieces: usize) {
     }
 }
 
-/// Gives back what is free, for ever.
-pub(crate) async fn give_back_at_rest() {
-    let mut ticks = tokio::time::interval(EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+/// Gives back what is free, for ever: soon after each of these changes, for a configuration takes several
+/// times the memory to make that it takes to keep, and now and then.
+pub(crate) async fn give_back_at_rest(mut changes: watch::Receiver<u64>) {
+    let mut wait = SOON;
     loop {
-        ticks.tick().await;
-        give_back(AT_REST);
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {
+                give_back(if wait < EVERY { IN_NEED } else { AT_REST });
+                wait = (wait * 2).min(EVERY);
+            }
+            changed = changes.changed() => match changed {
+                Ok(()) => wait = SOON,
+                Err(_) => return,
+            }
+        }
     }
 }
 

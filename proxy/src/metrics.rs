@@ -233,6 +233,7 @@ pub(crate) struct Metrics {
     refused: Family<Refused, Counter>,
     audited: Family<Audited, Counter>,
     mirrored: Family<Mirrored, Counter>,
+    mirror_compared: Family<Mirrored, Counter>,
     reloads: Family<ByResult, Counter>,
     stale: Family<ByKind, Gauge>,
     generation: Gauge,
@@ -281,6 +282,7 @@ impl Metrics {
             refused: Family::default(),
             audited: Family::default(),
             mirrored: Family::default(),
+            mirror_compared: Family::default(),
             reloads: Family::default(),
             stale: Family::default(),
             generation: Gauge::default(),
@@ -363,8 +365,14 @@ impl Metrics {
         );
         r.register(
             "mirrored",
-            "Mirrored requests, by what became of them",
+            "Mirrored requests and connections, by what became of them",
             self.mirrored.clone(),
+        );
+        r.register(
+            "mirror_compared",
+            "Answers of mirrored requests beside those that callers got: the same, another status, \
+            another body, or why they were not compared",
+            self.mirror_compared.clone(),
         );
     }
 
@@ -734,6 +742,16 @@ impl Metrics {
 
     pub(crate) fn mirrored(&self, service: &str, mirror: &str, result: &str) {
         self.mirrored
+            .get_or_create(&Mirrored {
+                destination_service: service.to_owned(),
+                mirror: mirror.to_owned(),
+                result: result.to_owned(),
+            })
+            .inc();
+    }
+
+    pub(crate) fn mirror_compared(&self, service: &str, mirror: &str, result: &str) {
+        self.mirror_compared
             .get_or_create(&Mirrored {
                 destination_service: service.to_owned(),
                 mirror: mirror.to_owned(),
@@ -1150,6 +1168,7 @@ mod tests {
         metrics.retried("shop/a", "reset");
         metrics.certificate_refused("upstream", "L1");
         metrics.mirrored("shop/a", "shop/b", "sent");
+        metrics.mirror_compared("shop/a", "shop/b", "same");
         metrics.reloaded("config", true);
         metrics.crl("east.example", 1, false);
         metrics.pooled_ended("removed");

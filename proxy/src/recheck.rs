@@ -163,19 +163,14 @@ impl Registry {
         self.add(entry)
     }
 
-    /// Lists a copy of a request for the mirror to `route`: it has no more right than the request.
-    pub(crate) fn list_copy(
-        self: &Rc<Self>,
-        of: &Entry,
-        request: (Method, Uri),
-        route: &Arc<str>,
-    ) -> Listed {
+    /// Lists a copy for the mirror to `route`: it has no more right than what it is a copy `of`.
+    pub(crate) fn list_copy(self: &Rc<Self>, of: &Entry, open: Open, route: &Arc<str>) -> Listed {
         let original = of.known.borrow();
         let entry = Rc::new(Entry {
             listener: Arc::clone(&of.listener),
             source: of.source.clone(),
             known: RefCell::new(Known {
-                open: Open::Request(Rc::new(request)),
+                open,
                 role: original.role,
                 service: original.service.clone(),
                 peer: original.peer.clone(),
@@ -411,6 +406,14 @@ impl Entry {
     /// Safe: what was told is state.
     pub(crate) async fn cut(&self) {
         std::future::poll_fn(|cx| self.poll_told(cx, How::Cut)).await;
+    }
+
+    /// Waits until what is relayed is to end at once, as [`poll_over`](Self::poll_over).
+    ///
+    /// # Cancel safety
+    /// As [`cut`](Self::cut).
+    pub(crate) async fn over(&self) {
+        std::future::poll_fn(|cx| self.poll_over(cx)).await;
     }
 
     /// As [`cut`](Self::cut), but a HTTP connection is left to end itself, and so are reports.

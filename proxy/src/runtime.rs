@@ -37,6 +37,7 @@ use crate::admission::{Admission, NO_LOAD_BALANCER, UnderWay};
 use crate::connection;
 use crate::control::decided::Wishes;
 use crate::control_plane;
+use crate::copies::Copies;
 use crate::explain;
 use crate::federation::Federation;
 use crate::hash::Configured;
@@ -320,7 +321,7 @@ pub(crate) struct Worker {
     /// Of endpoints that are balanced by it.
     latencies: RefCell<Configured<EndpointKey, EndpointLatency>>,
     budgets: RefCell<Configured<Arc<str>, RetryBudget>>,
-    mirrors: RefCell<Configured<MirrorKey, Rc<Cell<usize>>>>,
+    mirrors: RefCell<Configured<MirrorKey, Rc<Copies>>>,
     /// Outcomes the control thread is still to be told of.
     untold: RefCell<Vec<Outcomes>>,
     has_untold: Notify,
@@ -497,8 +498,8 @@ impl Worker {
         act(budgets.entry(Arc::clone(&cluster.route)).or_default(), now)
     }
 
-    /// The copies under way from a service to a mirror.
-    pub(crate) fn mirror_count(&self, service: &Arc<str>, mirror: &Arc<str>) -> Rc<Cell<usize>> {
+    /// The copies from a service to a mirror.
+    pub(crate) fn copies(&self, service: &Arc<str>, mirror: &Arc<str>) -> Rc<Copies> {
         let key = (Arc::clone(service), Arc::clone(mirror));
         Rc::clone(self.mirrors.borrow_mut().entry(key).or_default())
     }
@@ -510,7 +511,7 @@ impl Worker {
             .retain(|_, count| Rc::strong_count(count) > 1);
         self.mirrors
             .borrow_mut()
-            .retain(|_, count| Rc::strong_count(count) > 1);
+            .retain(|_, copies| Rc::strong_count(copies) > 1 || !copies.is_forgettable());
         let published = self.shared.published.load();
         // To go through ten thousand routes for nothing would hold up connections.
         if self.forgotten.replace(published.generation) == published.generation {

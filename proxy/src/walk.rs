@@ -4,6 +4,7 @@
 //! commits an endpoint differs: see [`Commit`].
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -39,14 +40,14 @@ pub(crate) enum Commit<'a> {
 }
 
 impl Commit<'_> {
-    const fn alpn(self) -> &'static [&'static [u8]] {
+    pub(crate) const fn alpn(self) -> &'static [&'static [u8]] {
         match self {
             Self::Hello(_) => &[],
             Self::Tcp { .. } => &[ALPN_TCP],
         }
     }
 
-    fn suits(self, endpoint: &Endpoint) -> bool {
+    pub(crate) fn suits(self, endpoint: &Endpoint) -> bool {
         let speaks_itself = endpoint.tls == EndpointTls::Workload;
         match self {
             Self::Hello(_) => speaks_itself,
@@ -155,7 +156,8 @@ async fn try_each(
             Commit::Hello(_) => cluster.policy.timeouts.response_headers,
             Commit::Tcp { .. } => deadline,
         };
-        let committing = commit_to(visit, &mut upstream, endpoint, commit);
+        let source = visit.listed.source();
+        let committing = commit_to(source, &mut upstream, endpoint, commit);
         let failure = match timeout(patience, Box::pin(committing)).await {
             Ok(Ok(())) => {
                 worker.answered(&endpoint.key, began);
@@ -180,8 +182,12 @@ async fn try_each(
     None
 }
 
-async fn commit_to(
-    visit: &Visit,
+/// Has a connected endpoint commit itself, on behalf of a caller at `source`.
+///
+/// # Errors
+/// It has none of its own to connect, sheds load, or broke the connection off.
+pub(crate) async fn commit_to(
+    source: SocketAddr,
     upstream: &mut Upstream,
     endpoint: &Endpoint,
     commit: Commit<'_>,
@@ -190,7 +196,6 @@ async fn commit_to(
         Commit::Hello(hello) => {
             let mut first = Cow::Borrowed(hello);
             if endpoint.proxy_protocol {
-                let source = visit.listed.source();
                 let header = proxy_protocol::header(source, upstream.address, None);
                 first = Cow::Owned([&header, hello].concat());
             }
@@ -203,7 +208,7 @@ async fn commit_to(
             if !to_gateway && !endpoint.proxy_protocol {
                 return Ok(());
             }
-            let header = proxy_protocol::header(visit.listed.source(), upstream.address, caller);
+            let header = proxy_protocol::header(source, upstream.address, caller);
             let stream = &mut upstream.stream;
             stream
                 .write_all(&header)

@@ -4,19 +4,16 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use zeugma_core::fleet::FleetEvent;
 use zeugma_core::simulate::{
     Counts, Edge, Extreme, Fault, FaultKind, Judgement, Phase, Report, Scenario, ServiceReport,
 };
-use zeugma_core::snapshot::{EndpointKey, Snapshot};
-use zeugma_core::time::Time;
+use zeugma_core::snapshot::Snapshot;
+use zeugma_proxy::simulation::{self, event_text};
 
-use crate::table::{Table, printable};
+use crate::table::{Legend, Table, printable};
 
 /// Services that are told one by one to people.
 const SERVICES_MAX: usize = 10;
-/// Services of which scripts get the series.
-const SERIES_MAX: usize = 50;
 /// Lines of what happened, for people.
 const EVENTS_MAX: usize = 40;
 
@@ -127,9 +124,10 @@ impl Played<'_> {
             "AT THE END",
             "ONE ENDPOINT",
         ]);
+        let mut legend = Legend::default();
         for (name, level) in self.levels(service).into_iter().zip(&service.levels) {
             table.row(vec![
-                name.to_owned(),
+                legend.short(name),
                 percent(level.start),
                 extreme(level.min, level.start),
                 extreme(level.max, level.start),
@@ -137,7 +135,7 @@ impl Played<'_> {
                 format!("<= {:.1}/s", level.endpoint_rate_max),
             ]);
         }
-        write!(text, "{table}").ok();
+        write!(text, "{table}{legend}").ok();
         let room = service.room_min;
         writeln!(
             text,
@@ -189,135 +187,28 @@ impl Played<'_> {
     }
 
     pub(super) fn to_json(&self) -> Value {
-        let report = self.report;
-        let services: Vec<Value> = (report.services.iter().enumerate())
-            .map(|(nth, service)| self.service_json(service, nth < SERIES_MAX))
-            .collect();
-        let events: Vec<Value> = (report.events.iter())
-            .map(|(at, event)| json!({ "at": at_seconds(*at), "event": event_text(event) }))
-            .collect();
         let expectations: Vec<Value> = (self.judged.iter())
             .map(
                 |one| json!({ "expected": one.expected, "met": one.met, "measured": one.measured }),
             )
             .collect();
-        json!({
-            "gateway": &*self.snapshot.node.name,
-            "locality": self.snapshot.node.locality.to_string(),
-            "seed": self.scenario.seed,
-            "seconds": self.scenario.lasts.as_secs_f64(),
-            "rate": self.scenario.rate,
-            "method": self.scenario.method,
-            "path": self.scenario.path,
-            "faults": self.scenario.faults.iter().map(fault_json).collect::<Vec<_>>(),
-            "requests": counts_json(&report.counts),
-            "services": services,
-            "series_left_out": report.services.len().saturating_sub(SERIES_MAX),
-            "events": events,
-            "events_left_out": report.events_left_out,
-            "expectations": expectations,
-            "ok": self.judged.iter().all(|one| one.met),
-            "one_request_stands_for_at_most": report.weight_max,
-        })
+        let mut document = simulation::document(self.snapshot, self.scenario, self.report);
+        if let Some(all) = document.as_object_mut() {
+            all.insert("expectations".to_owned(), expectations.into());
+            let is_met = self.judged.iter().all(|one| one.met);
+            all.insert("ok".to_owned(), is_met.into());
+        }
+        document
     }
-
-    fn service_json(&self, service: &ServiceReport, with_series: bool) -> Value {
-        let names = self.levels(service);
-        let levels: Vec<Value> = (names.iter().zip(&service.levels))
-            .map(|(name, level)| {
-                json!({
-                    "name": name,
-                    "share": level.start,
-                    "share_min": extreme_json(level.min),
-                    "share_max": extreme_json(level.max),
-                    "share_end": level.end,
-                    "endpoint_rate_max": level.endpoint_rate_max,
-                })
-            })
-            .collect();
-        let phases: Vec<Value> = (service.phases.iter())
-            .map(|phase| {
-                json!({
-                    "at": at_seconds(phase.at),
-                    "fault": phase.fault,
-                    "edge": match phase.edge {
-                        Edge::Begins => "begins",
-                        Edge::Ends => "ends",
-                    },
-                    "settled_after_seconds": phase.settled_after.map(|after| after.as_secs_f64()),
-                })
-            })
-            .collect();
-        let at = self.snapshot.service(service.service);
-        json!({
-            "service": &*at.name,
-            "port": at.port,
-            "part": service.part.as_deref(),
-            "requests": counts_json(&service.counts),
-            "levels": levels,
-            "room_min": extreme_json(service.room_min),
-            "phases": phases,
-            "series": with_series.then(|| self.series_json(service)),
-        })
-    }
-
-    fn series_json(&self, service: &ServiceReport) -> Value {
-        let of = |count: &dyn Fn(&Counts) -> f64| -> Vec<f64> {
-            service
-                .series
-                .iter()
-                .map(|tick| count(&tick.counts))
-                .collect()
-        };
-        let shares: Vec<&[f64]> = service.series.iter().map(|tick| &*tick.shares).collect();
-        json!({
-            "step_seconds": self.report.tick.as_secs_f64(),
-            "shares": shares,
-            "sent": of(&|counts| counts.sent),
-            "lost": of(&Counts::lost),
-            "retried": of(&|counts| counts.retried),
-        })
-    }
-}
-
-fn fault_json(fault: &Fault) -> Value {
-    json!({
-        "kind": fault.kind.label(),
-        "what": fault.what,
-        "endpoints": fault.hit.len(),
-        "of": fault.of,
-        "from": at_seconds(fault.from),
-        "to": fault.to.map(at_seconds),
-    })
-}
-
-fn counts_json(counts: &Counts) -> Value {
-    json!({
-        "sent": counts.sent,
-        "answered": counts.answered,
-        "late": counts.slow,
-        "retried": counts.retried,
-        "lost": counts.lost(),
-        "failed": counts.failed,
-        "refused": counts.refused,
-    })
-}
-
-fn extreme_json(extreme: Extreme) -> Value {
-    json!({ "value": extreme.value, "at": at_seconds(extreme.at) })
-}
-
-fn at_seconds(at: Time) -> f64 {
-    at.since_origin().as_secs_f64()
 }
 
 /// A fault in words.
 pub(super) fn told(fault: &Fault) -> String {
-    let how = match fault.kind {
-        FaultKind::Down | FaultKind::Cut => String::new(),
-        FaultKind::Flap(turn) => format!(" by turns of {}", seconds(turn)),
-        FaultKind::Slow(by) => format!(" by {}", seconds(by)),
-        FaultKind::Errors(share) => format!(" in {} of answers", percent(share)),
+    let how = match &fault.kind {
+        FaultKind::Down | FaultKind::Cut | FaultKind::Lever(_) => String::new(),
+        FaultKind::Flap(turn) => format!(" by turns of {}", seconds(*turn)),
+        FaultKind::Slow(by) => format!(" by {}", seconds(*by)),
+        FaultKind::Errors(share) => format!(" in {} of answers", percent(*share)),
     };
     let from = seconds(fault.from.since_origin());
     let to = fault
@@ -330,45 +221,6 @@ pub(super) fn told(fault: &Fault) -> String {
         fault.hit.len(),
         fault.of
     )
-}
-
-fn event_text(event: &FleetEvent) -> String {
-    match event {
-        FleetEvent::Ejected { key, cause, lasts } => {
-            let lasts = seconds(*lasts);
-            format!("{} ejected for {lasts}: {}", endpoint(key), cause.label())
-        }
-        FleetEvent::Readmitted { key } => format!("{} readmitted", endpoint(key)),
-        FleetEvent::Unhealthy { key } => format!("{} fails its active check", endpoint(key)),
-        FleetEvent::Healthy { key } => format!("{} passes its active check", endpoint(key)),
-        FleetEvent::FailsAlike { route } => {
-            format!("every level of {route} fails alike: nothing is ejected")
-        }
-        FleetEvent::SharesMoved {
-            cluster, levels, ..
-        } => {
-            let moved: Vec<String> = (levels.iter())
-                .filter(|(_, before, after)| (before - after).abs() > 1e-3)
-                .map(|(name, before, after)| {
-                    format!("{name} {} -> {}", percent(*before), percent(*after))
-                })
-                .collect();
-            format!("traffic of {cluster}: {}", moved.join(", "))
-        }
-        FleetEvent::WaitsForReset { cluster, level, .. } => {
-            format!("{level} of {cluster} is well again, and waits for a reset")
-        }
-        // No peer reports in a simulation.
-        other @ (FleetEvent::Reported { .. } | FleetEvent::ReportStale { .. } | _) => {
-            format!("{other:?}")
-        }
-    }
-}
-
-/// An endpoint as people know it: its route, backend and address, without its TLS.
-fn endpoint(key: &EndpointKey) -> String {
-    let parts: Vec<&str> = key.0.split('|').take(3).collect();
-    parts.join(" ")
 }
 
 fn extreme(extreme: Extreme, start: f64) -> String {

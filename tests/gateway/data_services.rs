@@ -184,6 +184,8 @@ static ZEROS: [u8; BIG] = [0; BIG];
 /// | `/early` | 200 before the body is read |
 /// | `/switch` | 101, then an echo of bytes with `echo:` before the first |
 /// | `/trailers` | a body and the trailer `x-sum` |
+/// | `/grpc` | a body and the trailer `grpc-status`, the service's name |
+/// | `/encoded` | a body whose `content-encoding` is the service's name |
 /// | anything else | the service's name |
 #[derive(Debug)]
 pub(crate) struct HttpService {
@@ -405,6 +407,21 @@ async fn as_the_path_says(request: Request<Incoming>, state: &HttpState) -> Resp
             Response::new(AnyBody::text("early"))
         }
         ["switch"] => switch(request),
+        ["grpc"] => {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", state.name.parse().unwrap());
+            let frames = [
+                Frame::data(Bytes::from_static(b"a message")),
+                Frame::trailers(trailers),
+            ];
+            Response::new(AnyBody::Frames(frames.into()))
+        }
+        ["encoded"] => {
+            let mut response = Response::new(AnyBody::text("encoded"));
+            let headers = response.headers_mut();
+            headers.insert(header::CONTENT_ENCODING, state.name.parse().unwrap());
+            response
+        }
         ["trailers"] => {
             let mut trailers = HeaderMap::new();
             trailers.insert("x-sum", "42".parse().unwrap());

@@ -562,14 +562,16 @@ fn of_mirror(snapshot: &Snapshot, mirror: &Mirror) -> String {
         timeout,
         body_bytes_max,
         in_flight_max,
+        compare,
     } = mirror;
     let to = snapshot.cluster(*to).endpoints.iter();
     let to: Vec<_> = to.map(|endpoint| endpoint.address.to_string()).collect();
     format!(
-        "{} to {route} at {}, timeout {}, bodyLimit {body_bytes_max}B, inFlight {in_flight_max}",
+        "{} to {route} at {}, timeout {}, bodyLimit {body_bytes_max}B, inFlight {in_flight_max}{}",
         percent(*share),
         to.join(" and "),
         duration(*timeout),
+        if *compare { ", compared" } else { "" },
     )
 }
 

@@ -230,6 +230,21 @@ pub(crate) struct PartMeta {
     pub service: Option<String>,
 }
 
+/// On a filter chain of a TCP service with mirrors: Envoy copies requests alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct ChainMeta {
+    pub mirrors: Vec<CopiesMeta>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct CopiesMeta {
+    pub cluster: String,
+    pub share: f64,
+    pub mirror: MirrorMeta,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct MirrorMeta {
@@ -238,4 +253,6 @@ pub(crate) struct MirrorMeta {
     pub timeout_millis: u64,
     pub body_bytes_max: usize,
     pub in_flight_max: usize,
+    #[serde(default)]
+    pub compare: bool,
 }

@@ -163,13 +163,13 @@ pub enum FleetEvent {
 }
 
 /// The health of every endpoint of one gateway.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Fleet {
     /// As in the snapshot last reconciled.
     clusters: Vec<ClusterState>,
     endpoints: BTreeMap<EndpointKey, EndpointState>,
     /// The clusters of each route, which share endpoints and fail over together.
-    routes: BTreeMap<Arc<str>, Vec<usize>>,
+    routes: BTreeMap<Arc<str>, Box<[usize]>>,
     /// When ejections end.
     expiries: BTreeSet<(Time, EndpointKey)>,
     /// When active checks are due or lost.
@@ -191,18 +191,18 @@ pub struct Fleet {
     events_dropped: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct ClusterState {
     cluster: Arc<Cluster>,
     /// Its endpoints in the order of their keys, in which [`Fleet::endpoints`] has them too.
-    by_key: Vec<u32>,
-    /// The names of each level's backends.
-    backends: Vec<BTreeSet<Arc<str>>>,
+    by_key: Box<[u32]>,
+    /// The names of each level's backends, in their order, each once.
+    backends: Box<[Box<[Arc<str>]>]>,
     /// `None` where no peer is asked.
     asked: Option<Asked>,
-    levels: Vec<LevelState>,
+    levels: Box<[LevelState]>,
     /// The shares last told by an event.
-    told: Option<(Vec<f64>, bool)>,
+    told: Option<Arc<ClusterShares>>,
     wake: Option<Time>,
     fails_alike: bool,
 }
@@ -212,10 +212,10 @@ impl ClusterState {
     fn blank(cluster: &Arc<Cluster>) -> Self {
         Self {
             cluster: Arc::clone(cluster),
-            by_key: Vec::new(),
-            backends: Vec::new(),
+            by_key: Box::default(),
+            backends: Box::default(),
             asked: None,
-            levels: Vec::new(),
+            levels: Box::default(),
             told: None,
             wake: None,
             fails_alike: false,
@@ -224,7 +224,7 @@ impl ClusterState {
 }
 
 /// Small, for there are many; what most endpoints never need is made when it is.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct EndpointState {
     /// `None` for an ejected endpoint that the last push removed: it may come back.
     home: Option<Home>,
@@ -427,11 +427,14 @@ impl Fleet {
 
     fn reconcile_all(&mut self, snapshot: &Snapshot, asked: Vec<Option<Asked>>, now: Time) {
         let known = std::mem::take(&mut self.clusters);
-        self.routes.clear();
+        let mut routes: BTreeMap<Arc<str>, Vec<usize>> = BTreeMap::new();
         for (ix, cluster) in snapshot.clusters.iter().enumerate() {
-            let route = self.routes.entry(cluster.route.clone()).or_default();
-            route.push(ix);
+            routes.entry(cluster.route.clone()).or_default().push(ix);
         }
+        // Maps that are made of all at once have no gaps.
+        self.routes = (routes.into_iter())
+            .map(|(route, members)| (route, members.into()))
+            .collect();
         let joined = self.rehome(snapshot, &known, now);
         self.mark_evacuated(snapshot.clusters.iter());
         let asked_in_order = asked.iter().map(Option::as_ref);
@@ -639,8 +642,8 @@ impl Fleet {
             if motions.clone().any(|motion| motion != LevelMotion::Settled) {
                 shares.motions = motions.collect();
             }
-            self.tell_shares(ix, &shares);
             self.shares.clusters.set(ix, shares);
+            self.tell_shares(ix);
         }
         self.shares.clone()
     }
@@ -923,17 +926,21 @@ impl Fleet {
         let members = self.routes.get(route).cloned().unwrap_or_default();
         let least = self.least_healthy(&members);
         for (ix, least) in members.iter().zip(least) {
+            let taken_off = self.taken_off(*ix);
             let Some(state) = self.clusters.get_mut(*ix) else {
                 continue;
             };
-            let before: Vec<_> = state.kept().collect();
+            let (before, owed): (Vec<usize>, Vec<_>) =
+                (state.waiting().collect(), state.owed().collect());
+            for (nth, level) in state.levels.iter_mut().enumerate() {
+                level.is_taken_off(taken_off.contains(&nth));
+            }
             state.step(&least, now);
+            self.kept_changed |= !state.owed().eq(owed);
             let mut told = Vec::new();
-            if !state.kept().eq(before.iter().copied()) {
-                self.kept_changed = true;
-                let is_new = |(ix, _): &(usize, f64)| before.iter().all(|(was, _)| was != ix);
-                let names = (state.kept().filter(is_new))
-                    .filter_map(|(ix, _)| state.cluster.levels.get(ix));
+            if !state.waiting().eq(before.iter().copied()) {
+                let names = (state.waiting().filter(|ix| !before.contains(ix)))
+                    .filter_map(|ix| state.cluster.levels.get(ix));
                 told.extend(names.map(|level| FleetEvent::WaitsForReset {
                     route: Arc::clone(&state.cluster.route),
                     cluster: Arc::clone(&state.cluster.name),
@@ -1044,8 +1051,10 @@ impl Fleet {
             let state = self.endpoints.entry(key).or_default();
             state.settle(home, now_asked.as_ref(), was_asked.as_ref(), now);
         }
-        self.endpoints
-            .retain(|_, state| state.home.is_some() || state.ejection().is_some());
+        // As above: without gaps.
+        self.endpoints = (std::mem::take(&mut self.endpoints).into_iter())
+            .filter(|(_, state)| state.home.is_some() || state.ejection().is_some())
+            .collect();
         self.checks.clear();
         self.checks_in_flight = 0;
         for (key, state) in &mut self.endpoints {
@@ -1076,7 +1085,12 @@ impl Fleet {
             .map(|(level, known)| {
                 known.unwrap_or_else(|| {
                     let healthy = healthy_share(cluster, &statuses, &worths, level);
-                    LevelState::new(capacity(healthy, &cluster.policy.failover))
+                    let capacity = capacity(healthy, &cluster.policy.failover);
+                    if self.is_taken_off(cluster, level) {
+                        LevelState::new_taken_off(capacity)
+                    } else {
+                        LevelState::new(capacity)
+                    }
                 })
             })
             .collect();
@@ -1087,7 +1101,7 @@ impl Fleet {
             asked,
             levels,
             told: (itself.and_then(|state| state.told.clone()))
-                .filter(|(shares, _)| shares.len() == cluster.levels.len()),
+                .filter(|told| told.levels.len() == cluster.levels.len()),
             wake: None,
             fails_alike: itself.is_some_and(|state| state.fails_alike),
         }
@@ -1101,16 +1115,17 @@ impl Fleet {
         self.events.push_back(event);
     }
 
-    fn tell_shares(&mut self, ix: usize, shares: &ClusterShares) {
-        let Some(state) = self.clusters.get_mut(ix) else {
+    fn tell_shares(&mut self, ix: usize) {
+        let shares = self.shares.clusters.shared(ix).map(Arc::clone);
+        let (Some(state), Some(shares)) = (self.clusters.get_mut(ix), shares) else {
             return;
         };
         let moving = state.levels.iter().any(LevelState::is_moving);
-        let Some((told, told_too_few)) = &state.told else {
-            state.told = Some((shares.levels.clone(), shares.too_few));
+        let Some(told) = &state.told else {
+            state.told = Some(shares);
             return;
         };
-        let most = (told.iter().zip(&shares.levels))
+        let most = (told.levels.iter().zip(&shares.levels))
             .map(|(before, after)| {
                 // The first to leave or come, and the last, are always told.
                 let turned = (*before > 0.0) != (*after > 0.0);
@@ -1122,12 +1137,12 @@ impl Fleet {
         } else {
             SHARE_EPSILON
         };
-        if most < least && *told_too_few == shares.too_few {
+        if most < least && told.too_few == shares.too_few {
             return;
         }
         let names = state.cluster.levels.iter().map(|level| level.name.clone());
         let levels = names
-            .zip(told.iter().zip(&shares.levels))
+            .zip(told.levels.iter().zip(&shares.levels))
             .map(|(name, (before, after))| (name, *before, *after))
             .collect();
         let event = FleetEvent::SharesMoved {
@@ -1137,7 +1152,7 @@ impl Fleet {
             too_few: shares.too_few,
             moving,
         };
-        state.told = Some((shares.levels.clone(), shares.too_few));
+        state.told = Some(shares);
         self.tell(event);
     }
 
@@ -1176,19 +1191,18 @@ impl Fleet {
     }
 }
 
-fn backends(cluster: &Cluster) -> Vec<BTreeSet<Arc<str>>> {
+fn backends(cluster: &Cluster) -> Box<[Box<[Arc<str>]>]> {
     let of_level = |level: &Level| {
         let members = level.members.iter();
-        members
-            .map(|ix| Arc::clone(&cluster.endpoint(*ix).backend))
-            .collect()
+        let names: BTreeSet<_> = (members.map(|ix| &cluster.endpoint(*ix).backend)).collect();
+        names.into_iter().cloned().collect()
     };
     cluster.levels.iter().map(of_level).collect()
 }
 
 /// The places of a cluster's endpoints, in the order of their keys.
-fn by_key(cluster: &Cluster) -> Vec<u32> {
-    let mut places: Vec<u32> = (0..).take(cluster.endpoints.len()).collect();
+fn by_key(cluster: &Cluster) -> Box<[u32]> {
+    let mut places: Box<[u32]> = (0..).take(cluster.endpoints.len()).collect();
     let key = |place: &u32| {
         let place = usize::try_from(*place).unwrap_or(usize::MAX);
         cluster.endpoints.get(place).map(|endpoint| &endpoint.key)
@@ -1263,11 +1277,19 @@ impl EndpointState {
     }
 
     fn status(&self) -> EndpointStatus {
+        if self.is_evacuated {
+            EndpointStatus::Evacuated
+        } else {
+            self.status_otherwise()
+        }
+    }
+
+    /// Its status, whatever operators have decided.
+    fn status_otherwise(&self) -> EndpointStatus {
         let active =
             (self.active.as_ref()).map_or(EndpointStatus::Healthy, |active| active.status());
         let empty = self.behind.as_ref().filter(|behind| behind.is_empty());
         match (active, empty, self.ejection()) {
-            _ if self.is_evacuated => EndpointStatus::Evacuated,
             (EndpointStatus::Unhealthy, _, _) => EndpointStatus::Unhealthy,
             (_, Some(behind), _) if behind.is_stale => EndpointStatus::EmptyOnce,
             (_, Some(_), _) => EndpointStatus::Empty,
@@ -1305,10 +1327,17 @@ impl ClusterState {
         }
     }
 
-    /// The levels that wait for a reset, and what each takes.
-    fn kept(&self) -> impl Iterator<Item = (usize, f64)> {
+    /// The levels that wait for a reset.
+    fn waiting(&self) -> impl Iterator<Item = usize> {
         let levels = self.levels.iter().enumerate();
-        (levels.filter(|(_, level)| level.is_kept())).map(|(ix, level)| (ix, level.damped()))
+        (levels.filter(|(_, level)| level.is_kept())).map(|(ix, _)| ix)
+    }
+
+    /// The levels that take no more than so much until a reset: they wait for it, or are bad and will.
+    fn owed(&self) -> impl Iterator<Item = (usize, f64)> {
+        let is_manual = self.cluster.policy.failover.failback == Failback::Manual;
+        let levels = self.levels.iter().enumerate().filter(move |_| is_manual);
+        levels.filter_map(|(ix, level)| Some((ix, level.owes()?)))
     }
 
     fn next_move(&self, now: Time) -> Option<Time> {

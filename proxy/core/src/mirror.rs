@@ -1,4 +1,7 @@
-//! Whether a request is copied to another route. A copy never delays or changes the request.
+//! Whether a request or connection is copied to another route, and what the copy's answer says beside
+//! the primary's. A copy never delays or changes the primary.
+
+use std::time::Duration;
 
 use crate::balance::fraction;
 use crate::retry::Sender;
@@ -7,15 +10,25 @@ use crate::snapshot::Mirror;
 /// Tells a mirror's draw from those of level and endpoint.
 const MIRROR_PART: u64 = 0x6d69_7272;
 
-/// What a mirror makes of one request.
+/// What a mirror makes of one request or connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Copying {
     /// It is copied, and one more copy is under way.
-    Copy,
+    Copy(Terms),
     /// It is not meant to be copied.
     Skip,
     /// It should have been copied and is not; this is counted.
     Drop(Dropped),
+}
+
+/// What a copy gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// How long it may take; of a connection to be connected, and once its primary is over.
+    pub within: Duration,
+    /// How many bytes of its answer's body, and of the primary's, are compared at most; `None`: nothing
+    /// is.
+    pub compared_bytes_max: Option<usize>,
 }
 
 /// Why a copy that should have been made was not, or was given up.
@@ -70,7 +83,126 @@ pub enum Kind {
     Mirrored,
 }
 
-/// Decides about the request's copy for the mirror at `ix` of its service; `in_flight` are this
+/// What is known of an answer once it is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Its HTTP status.
+    pub status: u16,
+    /// gRPC's status, of its trailers or its head, where it has one.
+    pub grpc: Option<Box<[u8]>>,
+    /// Its `content-encoding`, where it has one.
+    pub encoding: Option<Box<[u8]>>,
+    /// How its body ended.
+    pub body: Body,
+}
+
+/// How an answer's body ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Body {
+    /// In order: of so many bytes, with this SHA-256 of those that were looked at.
+    Whole {
+        /// All of it.
+        bytes: u64,
+        /// Of the whole, if that is not over the limit.
+        sha256: [u8; 32],
+    },
+    /// Before its end.
+    CutShort,
+}
+
+/// What an answer and a copy's are beside each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Compared {
+    /// The same status and the same body.
+    Same,
+    /// Another status, of HTTP or of gRPC.
+    Status,
+    /// The same status and another body.
+    Body,
+    /// Nobody can tell.
+    Not(Uncompared),
+}
+
+/// Why two answers were not compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Uncompared {
+    /// Both bodies are over the limit.
+    Limit,
+    /// One is encoded otherwise: other bytes may mean the same.
+    Encoding,
+    /// No endpoint's answer reached the caller whole, or not in time.
+    Primary,
+    /// The copy has no answer, or none that is whole.
+    Copy,
+}
+
+impl Compared {
+    /// The word in logs and metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Same => "same",
+            Self::Status => "status",
+            Self::Body => "body",
+            Self::Not(Uncompared::Limit) => "limit",
+            Self::Not(Uncompared::Encoding) => "encoding",
+            Self::Not(Uncompared::Primary) => "primary",
+            Self::Not(Uncompared::Copy) => "copy",
+        }
+    }
+
+    /// Whether the two differ.
+    #[must_use]
+    pub const fn is_difference(self) -> bool {
+        match self {
+            Self::Status | Self::Body => true,
+            Self::Same | Self::Not(_) => false,
+        }
+    }
+}
+
+/// Compares the answer that the caller got with the copy's; of neither more than `body_bytes_max` bytes
+/// of body were looked at.
+///
+/// Headers and other trailers than gRPC's status are not compared: they name times, hosts and
+/// connections.
+#[must_use]
+pub fn compared(
+    primary: Option<&Answer>,
+    copy: Option<&Answer>,
+    body_bytes_max: usize,
+) -> Compared {
+    let Some(copy) = copy else {
+        return Compared::Not(Uncompared::Copy);
+    };
+    let Some(primary) = primary else {
+        return Compared::Not(Uncompared::Primary);
+    };
+    if primary.status != copy.status {
+        return Compared::Status;
+    }
+    let (one, other) = match (primary.body, copy.body) {
+        (Body::CutShort, _) => return Compared::Not(Uncompared::Primary),
+        (_, Body::CutShort) => return Compared::Not(Uncompared::Copy),
+        (one @ Body::Whole { .. }, other @ Body::Whole { .. }) => (one, other),
+    };
+    if primary.grpc != copy.grpc {
+        return Compared::Status;
+    }
+    if primary.encoding != copy.encoding {
+        return Compared::Not(Uncompared::Encoding);
+    }
+    let limit = u64::try_from(body_bytes_max).unwrap_or(u64::MAX);
+    let is_over = |body| matches!(body, Body::Whole { bytes, .. } if bytes > limit);
+    match (is_over(one), is_over(other)) {
+        (true, true) => Compared::Not(Uncompared::Limit),
+        (false, false) if one == other => Compared::Same,
+        // One that is over the limit is longer than one that is not.
+        (true | false, _) => Compared::Body,
+    }
+}
+
+/// Decides about the copy of a request or connection for the mirror at `ix` of its service; `in_flight` are this
 /// mirror's copies under way on this worker, which the caller counts.
 #[must_use]
 pub fn copying(
@@ -95,13 +227,14 @@ pub fn copying(
     if in_flight >= mirror.in_flight_max {
         return Copying::Drop(Dropped::InFlight);
     }
-    Copying::Copy
+    Copying::Copy(Terms {
+        within: mirror.timeout,
+        compared_bytes_max: mirror.compare.then_some(mirror.body_bytes_max),
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::snapshot::ClusterIx;
 
@@ -114,6 +247,7 @@ mod tests {
             timeout: Duration::from_secs(2),
             body_bytes_max: 1024,
             in_flight_max: 64,
+            compare: true,
         }
     }
 
@@ -123,10 +257,30 @@ mod tests {
         body_bytes: None,
     };
 
+    const fn is_copied(copying: Copying) -> bool {
+        matches!(copying, Copying::Copy(_))
+    }
+
+    #[test]
+    fn a_copy_gets_the_time_of_its_mirror_and_is_compared_where_that_is_asked_for() {
+        for compare in [true, false] {
+            let mirror = Mirror {
+                compare,
+                ..mirror(1.0)
+            };
+            let terms = Terms {
+                within: Duration::from_secs(2),
+                compared_bytes_max: compare.then_some(1024),
+            };
+            let copying = copying(&mirror, 0, &ORIGINAL, 0, 1);
+            assert_eq!(copying, Copying::Copy(terms));
+        }
+    }
+
     #[test]
     fn the_share_is_drawn_and_each_mirror_draws_for_itself() {
         let mirror = mirror(0.05);
-        let is = |ix, draw| copying(&mirror, ix, &ORIGINAL, 0, draw) == Copying::Copy;
+        let is = |ix, draw| is_copied(copying(&mirror, ix, &ORIGINAL, 0, draw));
         let first = (0..100_000).filter(|draw| is(0, *draw)).count();
         assert!(first.abs_diff(5000) < 300, "{first}");
         let both = (0..100_000)
@@ -138,7 +292,7 @@ mod tests {
     #[test]
     fn all_and_nothing_are_exact() {
         for draw in 0..1000 {
-            assert_eq!(copying(&mirror(1.0), 0, &ORIGINAL, 0, draw), Copying::Copy);
+            assert!(is_copied(copying(&mirror(1.0), 0, &ORIGINAL, 0, draw)));
             assert_eq!(copying(&mirror(0.0), 0, &ORIGINAL, 0, draw), Copying::Skip);
         }
     }
@@ -166,8 +320,83 @@ mod tests {
             };
             copying(&mirror(1.0), 0, &original, in_flight, 1)
         };
-        assert_eq!(of(63, Some(1024)), Copying::Copy);
+        assert!(is_copied(of(63, Some(1024))));
         assert_eq!(of(64, None), Copying::Drop(Dropped::InFlight));
         assert_eq!(of(0, Some(1025)), Copying::Drop(Dropped::Body));
+    }
+
+    const fn whole(status: u16, bytes: u64, first: u8) -> Answer {
+        Answer {
+            status,
+            grpc: None,
+            encoding: None,
+            body: Body::Whole {
+                bytes,
+                sha256: [first; 32],
+            },
+        }
+    }
+
+    fn beside(primary: &Answer, copy: &Answer) -> Compared {
+        compared(Some(primary), Some(copy), 1024)
+    }
+
+    #[test]
+    fn answers_are_compared_by_status_and_then_by_body() {
+        let answer = whole(200, 10, 1);
+        assert_eq!(beside(&answer, &answer), Compared::Same);
+        assert_eq!(beside(&answer, &whole(500, 10, 1)), Compared::Status);
+        assert_eq!(beside(&answer, &whole(200, 10, 2)), Compared::Body);
+        assert_eq!(beside(&answer, &whole(200, 11, 1)), Compared::Body);
+    }
+
+    #[test]
+    fn the_status_of_grpc_is_a_status() {
+        let with = |code: &[u8]| Answer {
+            grpc: Some(code.into()),
+            ..whole(200, 10, 1)
+        };
+        assert_eq!(beside(&with(b"0"), &with(b"0")), Compared::Same);
+        assert_eq!(beside(&with(b"0"), &with(b"13")), Compared::Status);
+        assert_eq!(beside(&with(b"0"), &whole(200, 10, 1)), Compared::Status);
+    }
+
+    #[test]
+    fn bodies_over_the_limit_are_not_compared_unless_one_is_shorter() {
+        let limit = Compared::Not(Uncompared::Limit);
+        assert_eq!(beside(&whole(200, 1025, 1), &whole(200, 1025, 1)), limit);
+        assert_eq!(beside(&whole(200, 1025, 1), &whole(200, 9999, 2)), limit);
+        let (short, long) = (whole(200, 1024, 1), whole(200, 1025, 1));
+        assert_eq!(beside(&short, &long), Compared::Body);
+        assert_eq!(beside(&long, &short), Compared::Body);
+        assert_eq!(beside(&long, &whole(404, 1025, 1)), Compared::Status);
+    }
+
+    #[test]
+    fn what_was_encoded_otherwise_may_mean_the_same() {
+        let with = |coding: &[u8]| Answer {
+            encoding: Some(coding.into()),
+            ..whole(200, 10, 1)
+        };
+        let not = Compared::Not(Uncompared::Encoding);
+        assert_eq!(beside(&with(b"gzip"), &with(b"gzip")), Compared::Same);
+        assert_eq!(beside(&with(b"gzip"), &with(b"br")), not);
+        assert_eq!(beside(&whole(200, 10, 1), &with(b"gzip")), not);
+    }
+
+    #[test]
+    fn an_answer_that_is_not_whole_has_a_status_alone() {
+        let cut = |status| Answer {
+            body: Body::CutShort,
+            ..whole(status, 0, 0)
+        };
+        let primary = Compared::Not(Uncompared::Primary);
+        let copy = Compared::Not(Uncompared::Copy);
+        let whole = whole(200, 10, 1);
+        assert_eq!(beside(&cut(200), &whole), primary);
+        assert_eq!(beside(&whole, &cut(200)), copy);
+        assert_eq!(beside(&cut(200), &cut(500)), Compared::Status);
+        assert_eq!(compared(None, Some(&whole), 1024), primary);
+        assert_eq!(compared(Some(&whole), None, 1024), copy);
     }
 }

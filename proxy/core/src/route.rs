@@ -168,11 +168,12 @@ fn route_any_port(snapshot: &Snapshot, listener: &Listener, host: &Host) -> Rout
     let Some((_, service)) = services().next() else {
         return Routed::Refuse(Reason::SniUnknown);
     };
-    if services().any(|(_, other)| other.name != service.name) {
-        return Routed::Refuse(Reason::PortNeeded);
-    }
+    // First: that it has ports is nobody's business to whom none is exported.
     if !services().any(|(_, service)| is_visible(listener, service)) {
         return Routed::Refuse(Reason::NotExported);
+    }
+    if services().any(|(_, other)| other.name != service.name) {
+        return Routed::Refuse(Reason::PortNeeded);
     }
     if services().any(|(_, service)| service.inbound == Inbound::Passthrough) {
         return Routed::Refuse(Reason::PortNeeded);

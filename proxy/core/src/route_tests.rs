@@ -147,6 +147,14 @@ fn a_bare_host_shared_by_two_routes_names_neither() {
         tls(&world, "mesh", Some("two.a")),
         Routed::Refuse(Reason::PortNeeded)
     );
+    // That there are two is told to nobody where neither is exported.
+    for service in &mut world.services[1..=2] {
+        service.export = Export::Nobody;
+    }
+    assert_eq!(
+        tls(&world, "mesh", Some("two.a")),
+        Routed::Refuse(Reason::NotExported)
+    );
 }
 
 #[test]

@@ -35,8 +35,16 @@ const CHUNK: usize = 64;
 #[derive(Debug, Clone, Default)]
 pub struct PerCluster {
     /// Each of [`CHUNK`] clusters but the last.
-    chunks: Vec<Arc<Vec<ClusterShares>>>,
+    chunks: Vec<Arc<Chunk>>,
 }
+
+/// Clusters that have the same shares as one shortly before them, as most do that are well, have them in
+/// common.
+type Chunk = Vec<Arc<ClusterShares>>;
+
+/// How far before itself a cluster looks for its shares: those of one route stand together, and the
+/// next route's are mostly alike.
+const NEAR: usize = 4;
 
 /// The shares and endpoint health of one cluster.
 #[derive(Debug, Clone, PartialEq)]
@@ -271,35 +279,48 @@ impl PerCluster {
     /// The shares of one cluster.
     #[must_use]
     pub fn get(&self, ix: usize) -> Option<&ClusterShares> {
+        self.shared(ix).map(|shares| &**shares)
+    }
+
+    pub(crate) fn shared(&self, ix: usize) -> Option<&Arc<ClusterShares>> {
         self.chunks.get(ix / CHUNK)?.get(ix % CHUNK)
     }
 
     /// Every cluster's, in order.
     pub fn iter(&self) -> impl Iterator<Item = &ClusterShares> {
-        self.chunks.iter().flat_map(|chunk| chunk.iter())
+        let all = self.chunks.iter().flat_map(|chunk| chunk.iter());
+        all.map(|shares| &**shares)
     }
 
     /// Every cluster's, in order, to be changed.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut ClusterShares> {
-        (self.chunks.iter_mut()).flat_map(|chunk| Arc::make_mut(chunk).iter_mut())
+        let all = (self.chunks.iter_mut()).flat_map(|chunk| Arc::make_mut(chunk).iter_mut());
+        all.map(Arc::make_mut)
     }
 
     /// Sets the shares of a cluster, or adds those of the one after the last.
     pub(crate) fn set(&mut self, ix: usize, shares: ClusterShares) {
-        match self.get(ix) {
-            Some(known) if *known == shares => {}
-            Some(_) => {
-                let chunk = self.chunks.get_mut(ix / CHUNK).map(Arc::make_mut);
-                if let Some(known) = chunk.and_then(|chunk| chunk.get_mut(ix % CHUNK)) {
-                    *known = shares;
+        if self.get(ix).is_some_and(|known| *known == shares) {
+            return;
+        }
+        let mut near = (ix.saturating_sub(NEAR)..ix).filter_map(|before| self.shared(before));
+        let shares = match near.find(|before| ***before == shares) {
+            Some(before) => Arc::clone(before),
+            None => Arc::new(shares),
+        };
+        match self.chunks.get_mut(ix / CHUNK).map(Arc::make_mut) {
+            Some(chunk) => match chunk.get_mut(ix % CHUNK) {
+                Some(known) => *known = shares,
+                None => {
+                    debug_assert_eq!(ix % CHUNK, chunk.len(), "clusters are added in their order");
+                    chunk.push(shares);
                 }
-            }
+            },
             None => {
                 debug_assert_eq!(ix, self.len(), "clusters are added in their order");
-                match self.chunks.last_mut().filter(|chunk| chunk.len() < CHUNK) {
-                    Some(last) => Arc::make_mut(last).push(shares),
-                    None => self.chunks.push(Arc::new(vec![shares])),
-                }
+                let mut chunk = Chunk::with_capacity(CHUNK);
+                chunk.push(shares);
+                self.chunks.push(Arc::new(chunk));
             }
         }
     }
@@ -307,7 +328,7 @@ impl PerCluster {
     /// The clusters whose shares are others than in `before`, in order. What both have in common is
     /// not looked at.
     pub fn changed_since<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = usize> + 'a {
-        let is_same = move |at: usize, chunk: &Arc<Vec<ClusterShares>>| {
+        let is_same = move |at: usize, chunk: &Arc<Chunk>| {
             (before.chunks.get(at)).is_some_and(|known| Arc::ptr_eq(known, chunk))
         };
         (self.chunks.iter().enumerate())
@@ -589,6 +610,32 @@ mod tests {
         assert_eq!(before[CHUNK + 1].levels, [1.0]);
         assert_eq!(after[CHUNK + 1].levels, [0.5]);
         assert_eq!(after.get(n), None);
+    }
+
+    #[test]
+    fn clusters_that_are_alike_have_their_shares_in_common_and_change_alone() {
+        // Two of a route, of which one has two levels, and so on.
+        let of = |ix: usize| match ix % 2 {
+            0 => ClusterShares {
+                levels: vec![1.0, 0.0],
+                ..shares(1.0)
+            },
+            _ => shares(1.0),
+        };
+        let before: PerCluster = (0..CHUNK * 2).map(of).collect();
+        let common = |all: &PerCluster, a: usize, b: usize| {
+            let [a, b] = [a, b].map(|ix| all.shared(ix).unwrap());
+            Arc::ptr_eq(a, b)
+        };
+        assert!((2..CHUNK * 2).all(|ix| common(&before, ix % 2, ix)));
+        let mut after = before.clone();
+        after.set(4, shares(0.5));
+        assert_eq!(after.changed_since(&before).collect::<Vec<_>>(), [4]);
+        // Well again, it is as the others.
+        after.set(4, of(4));
+        assert!(common(&after, 4, 2) && after == before);
+        after.iter_mut().nth(6).unwrap().too_few = true;
+        assert_eq!(after.changed_since(&before).collect::<Vec<_>>(), [6]);
     }
 
     #[test]

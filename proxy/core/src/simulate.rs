@@ -1,4 +1,5 @@
-//! The gateway's own engine on a virtual clock: who gets what share when, and what is lost.
+//! The gateway's own engine on a virtual clock: who gets what share when, and what is lost. It begins
+//! with nothing known, or with what a gateway knows at this moment.
 //!
 //! ```text
 //! Scenario: rate ----> requests --plan--> attempts --Truth--> outcomes --.
@@ -25,12 +26,12 @@ mod world;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::fleet::FleetEvent;
+use crate::fleet::{Fleet, FleetEvent};
 use crate::snapshot::{ClusterIx, ServiceIx, Snapshot};
 use crate::time::Time;
 
 pub use expect::{ExpectError, Expectation, Judgement};
-pub use fault::{Deadlines, Fault, FaultError, FaultKind, Truth};
+pub use fault::{Deadlines, Fault, FaultError, FaultKind, Lever, Truth};
 pub use text::{TextError, duration, rate, share};
 
 /// How long after the last failure or move each request is looked at one by one.
@@ -194,7 +195,23 @@ pub enum Edge {
 /// Plays a scenario.
 #[must_use]
 pub fn simulate(snapshot: &Snapshot, scenario: &Scenario) -> Report {
-    world::World::new(snapshot, scenario).play()
+    let mut fleet = Fleet::new();
+    fleet.reconcile(snapshot, Time::ZERO);
+    world::World::new(snapshot, scenario, fleet, Time::ZERO).play()
+}
+
+/// Plays a scenario from how things stand: `fleet` reconciled `snapshot` last, and it is `now` by its
+/// clock, which is where the simulation's begins. Endpoints that are bad now stay bad, and what peers
+/// have reported holds.
+#[must_use]
+pub fn simulate_from(
+    snapshot: &Snapshot,
+    mut fleet: Fleet,
+    now: Time,
+    scenario: &Scenario,
+) -> Report {
+    fleet.hold_reports();
+    world::World::new(snapshot, scenario, fleet, now).play()
 }
 
 #[cfg(test)]

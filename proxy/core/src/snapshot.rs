@@ -259,7 +259,7 @@ impl fmt::Display for Position {
     }
 }
 
-/// A copy of a share of a service's requests.
+/// A copy of a share of a service's requests, or of its connections where it carries bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mirror {
     /// `namespace/name` of the route that receives the copies, for messages.
@@ -268,14 +268,17 @@ pub struct Mirror {
     pub to: ClusterIx,
     /// The authority that copies carry where they leave through a peer's gateway.
     pub host: Arc<str>,
-    /// The share of requests copied, 0 to 1.
+    /// The share of them copied, 0 to 1.
     pub share: f64,
-    /// How long one copy may take.
+    /// How long one copy may take; of a connection to be connected, and once its primary is over.
     pub timeout: Duration,
-    /// Bodies above this many bytes are not copied.
+    /// Bodies above this many bytes are neither copied nor compared; of a connection, the bytes that
+    /// may wait for its copy.
     pub body_bytes_max: usize,
     /// Copies under way at once, on one worker; more are dropped and counted.
     pub in_flight_max: usize,
+    /// Whether the copies' answers are compared with those of the primaries.
+    pub compare: bool,
 }
 
 /// Endpoints that answer for a service, in levels.

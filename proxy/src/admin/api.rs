@@ -162,6 +162,7 @@ fn mirror_json(mirror: &Mirror) -> Value {
     json!({
         "route": &*mirror.route,
         "percent": mirror.share * 100.0,
+        "compare": mirror.compare,
     })
 }
 
@@ -177,8 +178,8 @@ fn cluster_json(published: &Published, shared: &Shared, ix: ClusterIx) -> Value 
             let healthy = level.members.iter().filter(|ix| is_healthy(ix.0)).count();
             let endpoints: Vec<Value> = (level.members.iter())
                 .map(|ix| {
-                    let worth = shares.worths.get(ix.0);
-                    endpoint_json(cluster.endpoint(*ix), status(ix.0), worth)
+                    let of = (shares.worths.get(ix.0), shares.parts.get(ix.0).copied());
+                    endpoint_json(cluster.endpoint(*ix), status(ix.0), of)
                 })
                 .collect();
             let motion = (shares.motions.get(at).copied()).unwrap_or(LevelMotion::Settled);
@@ -222,7 +223,7 @@ fn spread_json(cluster: &Cluster, shares: &ClusterShares, level: usize) -> Value
 fn endpoint_json(
     endpoint: &Endpoint,
     status: Option<EndpointStatus>,
-    worth: Option<&Worth>,
+    (worth, part): (Option<&Worth>, Option<f64>),
 ) -> Value {
     let reported = worth.and_then(|worth| worth.reported);
     json!({
@@ -231,6 +232,8 @@ fn endpoint_json(
         "locality": endpoint.locality.to_string(),
         "weight": endpoint.weight,
         "status": status.map(EndpointStatus::label),
+        // Of its weight, while it starts slowly.
+        "slow_start": part.filter(|part| *part < 1.0),
         "reported": reported.map(|of| json!({ "healthy": of.healthy, "total": of.total })),
     })
 }
@@ -419,7 +422,7 @@ pub(super) fn failovers_json(published: &Published, shared: &Shared) -> Value {
 /// Whether an event is an operator's word on failover.
 fn is_of_failover(event: &Event) -> bool {
     let lever = event.data.get("lever").and_then(Value::as_str);
-    event.kind == "lever" && matches!(lever, Some("evacuate" | "reset"))
+    event.kind == "lever" && matches!(lever, Some("evacuate" | "reset" | "drill" | "drill-over"))
 }
 
 /// The cluster whose traffic an event moved.

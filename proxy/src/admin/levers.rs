@@ -11,6 +11,7 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Query, Request, State};
@@ -19,14 +20,20 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use zeugma_core::fleet::Evacuation;
 use zeugma_core::locality::{Locality, LocalityError};
+use zeugma_core::simulate::Lever;
 
-use super::{as_json, check, tap};
-use crate::control::decided::{Care, Wish, WishError};
+use super::{as_json, beside, check, tap};
+use crate::control::decided::{Care, Granted, Wish, WishError};
+use crate::control::drill::LASTS_MAX;
 use crate::logging::LevelError;
 use crate::runtime::Shared;
+use crate::simulation::RATE;
+
+/// The highest rate that is played.
+const RATE_MAX: f64 = 1e6;
 
 /// The shortest token.
 const TOKEN_BYTES_MIN: usize = 16;
@@ -76,6 +83,9 @@ pub(super) fn routes(shared: &Arc<Shared>, access: Access) -> Router {
         .route("/quitquitquit", post(quit))
         .route("/api/v1/failover/evacuate", post(evacuate))
         .route("/api/v1/failover/reset", post(reset))
+        .route("/api/v1/failover/drill", post(drill))
+        .route("/api/v1/failover/drill/renew", post(renew_drill))
+        .route("/api/v1/failover/drill/end", post(end_drill))
         .route("/api/v1/check", post(check::check))
         .route("/api/v1/tap", get(tap::tap))
         .route("/logging", get(logging).post(logging))
@@ -188,6 +198,17 @@ struct Of {
     dry_run: bool,
     #[serde(default)]
     force: bool,
+    /// How long a drill lasts.
+    seconds: Option<f64>,
+    /// Requests in a second to each service, where it is only tried.
+    rate: Option<f64>,
+}
+
+/// Which drill is meant.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OfDrill {
+    id: u64,
 }
 
 /// What failover is asked for cannot be understood.
@@ -197,6 +218,10 @@ enum OfError {
     NotOne,
     #[error("`locality`: {0}")]
     Locality(#[from] LocalityError),
+    #[error("`seconds` of a drill is 1 to {}", LASTS_MAX.as_secs())]
+    Seconds,
+    #[error("`rate` is more than 0 and at most {RATE_MAX} requests in a second")]
+    Rate,
 }
 
 impl Of {
@@ -213,49 +238,90 @@ impl Of {
         }
     }
 
-    fn wish_to_reset(&self) -> Result<Wish, OfError> {
+    /// What is to be reset.
+    fn lever_to_reset(&self) -> Result<Lever, OfError> {
         match (&self.locality, &self.peer, &self.backend, &self.route) {
-            (None, None, None, Some(route)) => Ok(Wish::Reset(route.as_str().into())),
-            _ => self.evacuation().map(Wish::End),
+            (None, None, None, Some(route)) => Ok(Lever::Reset(route.as_str().into())),
+            _ => self.evacuation().map(Lever::End),
         }
+    }
+
+    fn lasts(&self) -> Result<Duration, OfError> {
+        let lasts = (self.seconds).and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let range = Duration::from_secs(1)..=LASTS_MAX;
+        lasts
+            .filter(|lasts| range.contains(lasts))
+            .ok_or(OfError::Seconds)
+    }
+
+    fn rate(&self) -> Result<f64, OfError> {
+        let rate = self.rate.unwrap_or(RATE);
+        (rate > 0.0 && rate <= RATE_MAX)
+            .then_some(rate)
+            .ok_or(OfError::Rate)
     }
 }
 
 /// Takes all traffic off a place.
 async fn evacuate(State(shared): State<Arc<Shared>>, Query(of): Query<Of>) -> Response {
-    let care = match (of.dry_run, of.force) {
-        (true, _) => Care::DryRun,
-        (false, true) => Care::Force,
-        (false, false) => Care::Careful,
-    };
-    let wish = of.evacuation().map(|of| Wish::Evacuate(of, care));
-    ask(&shared, wish).await
+    let care = if of.force { Care::Force } else { Care::Careful };
+    let wish = of.evacuation().map(|evacuation| match of.dry_run {
+        true => Wish::Try(Lever::Evacuate(evacuation), None),
+        false => Wish::Evacuate(evacuation, care),
+    });
+    ask(&shared, wish, of.rate()).await
 }
 
 /// Lets traffic come back.
 async fn reset(State(shared): State<Arc<Shared>>, Query(of): Query<Of>) -> Response {
-    ask(&shared, of.wish_to_reset()).await
+    let wish = of.lever_to_reset().map(|lever| match lever {
+        lever if of.dry_run => Wish::Try(lever, None),
+        Lever::Reset(route) => Wish::Reset(route),
+        Lever::End(evacuation) | Lever::Evacuate(evacuation) => Wish::End(evacuation),
+    });
+    ask(&shared, wish, of.rate()).await
 }
 
-async fn ask(shared: &Shared, wish: Result<Wish, OfError>) -> Response {
-    let wish = match wish {
-        Ok(wish) => wish,
+/// Takes all traffic off a place for a time.
+async fn drill(State(shared): State<Arc<Shared>>, Query(of): Query<Of>) -> Response {
+    let wish = of.evacuation().and_then(|evacuation| {
+        let lasts = of.lasts()?;
+        Ok(match of.dry_run {
+            true => Wish::Try(Lever::Evacuate(evacuation), Some(lasts)),
+            false => Wish::Drill(evacuation, lasts),
+        })
+    });
+    ask(&shared, wish, of.rate()).await
+}
+
+/// Says that whoever began a drill is there, and how it stands.
+async fn renew_drill(State(shared): State<Arc<Shared>>, Query(of): Query<OfDrill>) -> Response {
+    ask(&shared, Ok(Wish::Renew(of.id)), Ok(RATE)).await
+}
+
+/// Ends a drill before its time.
+async fn end_drill(State(shared): State<Arc<Shared>>, Query(of): Query<OfDrill>) -> Response {
+    ask(&shared, Ok(Wish::EndDrill(of.id)), Ok(RATE)).await
+}
+
+async fn ask(shared: &Shared, wish: Result<Wish, OfError>, rate: Result<f64, OfError>) -> Response {
+    let (wish, rate) = match wish.and_then(|wish| Ok((wish, rate?))) {
+        Ok(asked) => asked,
         Err(error) => return refused(StatusCode::BAD_REQUEST, "ZG0438", &error),
     };
     match shared.admin.levers.failover.ask(wish).await {
-        Ok(mut answer) => {
-            if let Some(fields) = answer.as_object_mut() {
-                fields.insert("apiVersion".to_owned(), "api.zeugma.dev/v1".into());
-            }
-            as_json(&answer)
-        }
+        Ok(Granted::Done(answer)) => answered(answer),
+        Ok(Granted::Ground(ground)) => beside(move || answered(ground.play(rate))).await,
         Err(error) => {
             let (status, code) = match &error {
-                WishError::Nothing(_) | WishError::NotEvacuated(_) | WishError::NoRoute(_) => {
+                WishError::Nothing(..) | WishError::NotEvacuated(_) | WishError::NoRoute(..) => {
                     (StatusCode::NOT_FOUND, "ZG0438")
                 }
-                WishError::LeavesNothing(_) => (StatusCode::CONFLICT, "ZG0437"),
-                WishError::Already(_) => (StatusCode::CONFLICT, "ZG0438"),
+                WishError::NoDrill => (StatusCode::GONE, "ZG0438"),
+                WishError::LeavesNothing(_) | WishError::DrillLeavesNothing(_) => {
+                    (StatusCode::CONFLICT, "ZG0437")
+                }
+                WishError::Already(_) | WishError::Drilling => (StatusCode::CONFLICT, "ZG0438"),
                 WishError::HandingOver | WishError::Busy => {
                     (StatusCode::SERVICE_UNAVAILABLE, "ZG0438")
                 }
@@ -263,6 +329,13 @@ async fn ask(shared: &Shared, wish: Result<Wish, OfError>) -> Response {
             refused(status, code, &error)
         }
     }
+}
+
+fn answered(mut answer: Value) -> Response {
+    if let Some(fields) = answer.as_object_mut() {
+        fields.insert("apiVersion".to_owned(), "api.zeugma.dev/v1".into());
+    }
+    as_json(&answer)
 }
 
 /// What the log tells; `?level=debug` and `?zeugma_proxy::probe=debug` change it, by POST.

@@ -1,30 +1,30 @@
 //! What operators decide of failover: what traffic is taken off, and that it may come back. What they
-//! have decided outlives the process.
-//!
-//! `<stateDir>/<name>/failover` holds the evacuations, and the levels that wait for a reset.
+//! have decided outlives the process, but for a [drill](super::drill).
 
-use std::collections::VecDeque;
-use std::io::{self, Read as _};
-use std::path::Path;
+mod file;
+
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, oneshot};
-use zeugma_core::fleet::{Effect, Evacuation, Fleet, Kept};
-use zeugma_core::locality::Locality;
+use zeugma_core::fleet::{Effect, Evacuation, Fleet};
+use zeugma_core::simulate::Lever;
 use zeugma_core::snapshot::Snapshot;
 use zeugma_core::time::Time;
+use zeugma_xds::suggest;
 
+use self::file::{Keeping, Place, Written, WrittenFile};
 use super::Control;
-use crate::state::{self, State};
+use super::drill::Drill;
+use crate::simulation::Ground;
+use crate::state::State;
 
-/// Its name in the gateway's folder.
-const FILE: &str = "failover";
-/// The largest one that is read.
-const FILE_BYTES_MAX: u64 = 8 << 20;
 /// Wishes that wait for the control thread at once.
 const WISHES_MAX: usize = 16;
+/// Names of what there is, in an answer that there is not what was asked for.
+const NAMES_MAX: usize = 20;
 
 /// What is asked of the control thread.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,42 +35,71 @@ pub(crate) enum Wish {
     End(Evacuation),
     /// To let traffic of this route come back.
     Reset(Arc<str>),
+    /// What a lever would do, which ends after a time where it is a drill.
+    Try(Lever, Option<Duration>),
+    /// To take all traffic off for a time.
+    Drill(Evacuation, Duration),
+    /// Whoever asked for this drill is still there.
+    Renew(u64),
+    /// To end this drill.
+    EndDrill(u64),
 }
 
 /// How an evacuation is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Care {
-    /// Only what it would do is asked.
-    DryRun,
     /// No route may lose everything by it.
     Careful,
     /// Whatever it does.
     Force,
 }
 
+/// What is answered.
+#[derive(Debug)]
+pub(crate) enum Granted {
+    /// It is done.
+    Done(Value),
+    /// What is to be played, on another thread.
+    Ground(Box<Ground>),
+}
+
 /// Why a wish is refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WishError {
-    #[error("no endpoint is of {0}")]
-    Nothing(Evacuation),
+    #[error("no endpoint is of {0}{help}", help = .1.as_ref().map_or_else(String::new, |help| format!("; {help}")))]
+    Nothing(Evacuation, Option<String>),
     #[error(
         "nothing healthy would be left of {}; repeat it with `force` if that is meant",
         .0.join(", ")
     )]
     LeavesNothing(Vec<String>),
-    #[error("{0} is evacuated already, or so much is that no more is kept")]
+    #[error(
+        "nothing healthy would be left of {}; a drill never takes the last resort: drill less, or mend \
+         what is bad first (`zeugma get routes`)",
+        .0.join(", ")
+    )]
+    DrillLeavesNothing(Vec<String>),
+    #[error(
+        "{0} is evacuated already, or so much is that no more is kept; `zeugma failover reset` ends that"
+    )]
     Already(Evacuation),
-    #[error("{0} is not evacuated")]
+    #[error("{0} is not evacuated; `evacuations` in /api/v1/failovers says what is")]
     NotEvacuated(Evacuation),
-    #[error("there is no route {0}")]
-    NoRoute(Arc<str>),
+    #[error("there is no route {0}{help}", help = .1.as_ref().map_or_else(String::new, |help| format!("; {help}")))]
+    NoRoute(Arc<str>, Option<String>),
+    #[error("a drill is under way, and there is one at a time; wait for its end")]
+    Drilling,
+    #[error(
+        "there is no such drill: it ended with the process before this one, or another was begun since"
+    )]
+    NoDrill,
     #[error("another gateway takes over from this one; ask it")]
     HandingOver,
     #[error("the gateway is busy or ends; ask again")]
     Busy,
 }
 
-type Answer = Result<Value, WishError>;
+pub(crate) type Answer = Result<Granted, WishError>;
 
 /// The wishes that wait.
 #[derive(Debug, Default)]
@@ -106,79 +135,54 @@ impl Wishes {
     }
 }
 
-/// One evacuation, as it is written and told.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Written {
-    #[serde(flatten)]
-    of: Place,
-    /// RFC 3339.
-    since: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Place {
-    Locality(String),
-    Peer(String),
-    Backend { route: String, name: String },
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct WrittenLevel {
-    cluster: String,
-    level: String,
-    damped: f64,
-}
-
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-struct WrittenFile {
-    evacuations: Vec<Written>,
-    #[serde(default)]
-    kept: Vec<WrittenLevel>,
-}
-
 /// What operators have decided, beside what the fleet makes of it.
 #[derive(Debug, Default)]
 pub(super) struct Decided {
     evacuations: Vec<(Evacuation, String)>,
+    /// The last drill.
+    pub(super) drill: Option<Drill>,
+    pub(super) keeping: Keeping,
 }
 
 impl Decided {
-    /// A fleet of `snapshot`, told what was decided before the gateway started.
-    pub(super) fn begin(state: Option<&State>, snapshot: &Snapshot) -> (Fleet, Self) {
+    /// A fleet of `snapshot`, told what was decided before the gateway started; `is_taking` says
+    /// whether another still decides.
+    pub(super) fn begin(
+        state: Option<&State>,
+        snapshot: &Snapshot,
+        is_taking: bool,
+    ) -> (Fleet, Self) {
         let mut fleet = Fleet::new();
         fleet.reconcile(snapshot, Time::ZERO);
-        let read = state.map(|state| read(&state.path(FILE)));
-        let written = match read {
-            None => WrittenFile::default(),
-            Some(Ok(written)) => written,
-            Some(Err(error)) => {
-                tracing::warn!(
-                    code = "ZG0439",
-                    %error,
-                    "what operators decided of failover cannot be read: nothing is evacuated"
-                );
-                WrittenFile::default()
-            }
+        let folder = state.map(|state| state.path(""));
+        let written = (folder.as_deref()).map_or_else(WrittenFile::default, WrittenFile::read);
+        let mut decided = Self {
+            keeping: Keeping::begin(folder, is_taking),
+            ..Self::default()
         };
-        let mut decided = Self::default();
-        for one in written.evacuations {
-            let Some(evacuation) = one.of.parsed() else {
-                continue;
-            };
-            if fleet.evacuate(evacuation.clone(), Time::ZERO) {
-                decided.evacuations.push((evacuation, one.since));
+        decided.take(written, &mut fleet, Time::ZERO);
+        (fleet, decided)
+    }
+
+    /// Takes what was written in place of what is decided.
+    fn take(&mut self, written: WrittenFile, fleet: &mut Fleet, now: Time) {
+        let kept = written.kept();
+        let evacuations = written.evacuations.into_iter();
+        let wanted: Vec<(Evacuation, String)> = evacuations
+            .filter_map(|one| Some((one.of.parsed()?, one.since)))
+            .collect();
+        for (evacuation, _) in std::mem::take(&mut self.evacuations) {
+            if wanted.iter().all(|(wanted, _)| *wanted != evacuation) {
+                fleet.end_evacuation(&evacuation, now);
             }
         }
-        let kept: Vec<Kept> = (written.kept.into_iter())
-            .map(|level| Kept {
-                cluster: level.cluster.into(),
-                level: level.level.into(),
-                damped: level.damped,
-            })
-            .collect();
-        fleet.keep(&kept, Time::ZERO);
-        (fleet, decided)
+        for (evacuation, since) in wanted {
+            let is_there = fleet.evacuations().any(|one| *one == evacuation);
+            if is_there || fleet.evacuate(evacuation.clone(), now) {
+                self.evacuations.push((evacuation, since));
+            }
+        }
+        fleet.keep(&kept, now);
     }
 
     fn written(&self) -> Vec<Written> {
@@ -191,55 +195,14 @@ impl Decided {
 
     /// What is told of it.
     pub(super) fn told(&self) -> Value {
-        serde_json::to_value(self.written()).unwrap_or_else(|_| json!([]))
-    }
-
-    fn keep(&self, state: &State, fleet: &Fleet) -> io::Result<()> {
-        let of = |kept: Kept| WrittenLevel {
-            cluster: kept.cluster.to_string(),
-            level: kept.level.to_string(),
-            damped: kept.damped,
-        };
-        let file = WrittenFile {
-            evacuations: self.written(),
-            kept: fleet.kept().map(of).collect(),
-        };
-        state::write(&state.path(""), FILE, &serde_json::to_vec_pretty(&file)?)
-    }
-}
-
-fn read(path: &Path) -> io::Result<WrittenFile> {
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(WrittenFile::default()),
-        Err(error) => return Err(error),
-    };
-    let mut text = Vec::new();
-    file.take(FILE_BYTES_MAX).read_to_end(&mut text)?;
-    Ok(serde_json::from_slice(&text)?)
-}
-
-impl Place {
-    fn of(evacuation: &Evacuation) -> Self {
-        match evacuation {
-            Evacuation::Locality(place) => Self::Locality(place.to_string()),
-            Evacuation::Peer(name) => Self::Peer(name.to_string()),
-            Evacuation::Backend { route, backend } => Self::Backend {
-                route: route.to_string(),
-                name: backend.to_string(),
-            },
+        let mut told: Vec<Value> = (self.written().iter())
+            .filter_map(|one| serde_json::to_value(one).ok())
+            .collect();
+        if let Some(drill) = self.drill.as_ref().filter(|drill| drill.is_under_way()) {
+            let of = serde_json::to_value(Place::of(drill.of()));
+            told.extend(of.ok().map(|of| with(of, "drill", true.into())));
         }
-    }
-
-    fn parsed(self) -> Option<Evacuation> {
-        Some(match self {
-            Self::Locality(text) => Evacuation::Locality(Locality::parse(&text).ok()?),
-            Self::Peer(name) => Evacuation::Peer(name.into()),
-            Self::Backend { route, name } => Evacuation::Backend {
-                route: route.into(),
-                backend: name.into(),
-            },
-        })
+        told.into()
     }
 }
 
@@ -248,8 +211,14 @@ impl Control {
     pub(super) fn grant_wishes(&mut self) {
         let shared = Arc::clone(&self.shared);
         while let Some((wish, answer)) = shared.admin.levers.failover.take() {
+            let is_kept = matches!(wish, Wish::Evacuate(..) | Wish::End(_) | Wish::Reset(_));
             // Whoever does not wait any more has it granted all the same.
-            answer.send(self.grant(wish)).ok();
+            match self.grant(wish) {
+                Ok(Granted::Done(told)) if is_kept => {
+                    self.decided.keeping.tell_when_kept(told, answer);
+                }
+                granted => drop(answer.send(granted)),
+            }
         }
     }
 
@@ -257,102 +226,198 @@ impl Control {
         if self.handing.is_some() {
             return Err(WishError::HandingOver);
         }
+        match wish {
+            Wish::Evacuate(evacuation, care) => self.evacuate(evacuation, care),
+            Wish::End(evacuation) => self.end(evacuation),
+            Wish::Reset(route) => self.reset(&route),
+            Wish::Try(lever, lasts) => self.ground(lever, lasts),
+            Wish::Drill(evacuation, lasts) => {
+                let (effects, lost) = self.effects(&evacuation)?;
+                if lost.is_empty() {
+                    self.begin_drill(evacuation, lasts, &effects)
+                } else {
+                    Err(WishError::DrillLeavesNothing(lost))
+                }
+            }
+            Wish::Renew(id) => self.renew_drill(id),
+            Wish::EndDrill(id) => self.end_drill_of(id),
+        }
+    }
+
+    fn evacuate(&mut self, evacuation: Evacuation, care: Care) -> Answer {
+        let (effects, lost) = self.effects(&evacuation)?;
+        if care == Care::Careful && !lost.is_empty() {
+            return Err(WishError::LeavesNothing(lost));
+        }
+        if !self.fleet.evacuate(evacuation.clone(), self.shared.now()) {
+            return Err(WishError::Already(evacuation));
+        }
+        let told = json!({
+            "evacuation": Place::of(&evacuation),
+            "clusters": effects.iter().map(effect_json).collect::<Vec<_>>(),
+        });
+        let what = evacuation.to_string();
+        let since = crate::journal::now();
+        self.decided.evacuations.push((evacuation, since));
+        tracing::warn!(code = "ZG0440", what, "evacuated: all traffic is taken off");
+        let data = json!({ "lever": "evacuate", "what": what });
+        self.tell_decided(data, &format!("evacuated: {what}"));
+        Ok(Granted::Done(told))
+    }
+
+    fn end(&mut self, evacuation: Evacuation) -> Answer {
         let now = self.shared.now();
-        let (done, data, answer) = match wish {
-            Wish::Evacuate(evacuation, care) => {
-                let effects = self.check_evacuation(&evacuation, care)?;
-                let told = json!({
-                    "evacuation": Place::of(&evacuation),
-                    "dryRun": care == Care::DryRun,
-                    "clusters": effects.iter().map(effect_json).collect::<Vec<_>>(),
-                });
-                if care == Care::DryRun {
-                    return Ok(told);
+        if !self.fleet.end_evacuation(&evacuation, now) {
+            return Err(WishError::NotEvacuated(evacuation));
+        }
+        let what = evacuation.to_string();
+        tracing::info!(code = "ZG0441", what, "reset: traffic comes back");
+        self.end_drill_by_reset();
+        let data = json!({ "lever": "reset", "what": what });
+        self.tell_decided(data, &format!("reset: {what}"));
+        Ok(Granted::Done(json!({ "reset": what })))
+    }
+
+    fn reset(&mut self, route: &Arc<str>) -> Answer {
+        self.check_route(route)?;
+        let released = self.fleet.reset(route, self.shared.now());
+        tracing::info!(code = "ZG0441", what = %route, released, "reset: traffic comes back");
+        self.end_drill_by_reset();
+        let data = json!({ "lever": "reset", "what": &**route, "released": released });
+        self.tell_decided(data, &format!("reset: {route}"));
+        let told = json!({ "reset": &**route, "released": released });
+        Ok(Granted::Done(told))
+    }
+
+    /// How things stand, for whoever plays what a lever would do.
+    fn ground(&self, lever: Lever, lasts: Option<Duration>) -> Answer {
+        let mut refused = None;
+        let mut effects = Vec::new();
+        match &lever {
+            Lever::Evacuate(evacuation) => {
+                if self.fleet.evacuations().any(|one| one == evacuation) {
+                    return Err(WishError::Already(evacuation.clone()));
                 }
-                if !self.fleet.evacuate(evacuation.clone(), now) {
-                    return Err(WishError::Already(evacuation));
+                let (all, lost) = self.effects(evacuation)?;
+                if !lost.is_empty() {
+                    let error = match lasts {
+                        Some(_) => WishError::DrillLeavesNothing(lost),
+                        None => WishError::LeavesNothing(lost),
+                    };
+                    refused = Some(error.to_string());
                 }
-                let what = evacuation.to_string();
-                let since = crate::journal::now();
-                self.decided.evacuations.push((evacuation, since));
-                tracing::warn!(code = "ZG0440", what, "evacuated: all traffic is taken off");
-                (
-                    format!("evacuated: {what}"),
-                    json!({ "lever": "evacuate", "what": what }),
-                    told,
-                )
+                effects = all;
             }
-            Wish::End(evacuation) => {
-                if !self.fleet.end_evacuation(&evacuation, now) {
-                    return Err(WishError::NotEvacuated(evacuation));
+            Lever::End(evacuation) => {
+                if self.fleet.evacuations().all(|one| one != evacuation) {
+                    return Err(WishError::NotEvacuated(evacuation.clone()));
                 }
-                let what = evacuation.to_string();
-                tracing::info!(code = "ZG0441", what, "reset: traffic comes back");
-                (
-                    format!("reset: {what}"),
-                    json!({ "lever": "reset", "what": what }),
-                    json!({ "reset": what }),
-                )
             }
-            Wish::Reset(route) => {
-                let snapshot = &self.shared.published.load().snapshot;
-                if !snapshot
-                    .services
-                    .iter()
-                    .any(|service| service.name == route)
-                {
-                    return Err(WishError::NoRoute(route));
+            Lever::Reset(route) => self.check_route(route)?,
+        }
+        let snapshot = Arc::clone(&self.shared.published.load().snapshot);
+        Ok(Granted::Ground(Box::new(Ground {
+            snapshot,
+            fleet: self.fleet.clone(),
+            now: self.shared.now(),
+            lever,
+            lasts,
+            clusters: effects.iter().map(effect_json).collect(),
+            refused,
+        })))
+    }
+
+    fn check_route(&self, route: &Arc<str>) -> Result<(), WishError> {
+        let snapshot = &self.shared.published.load().snapshot;
+        let mut names = snapshot.services.iter().map(|service| &*service.name);
+        if names.clone().any(|name| *name == **route) {
+            return Ok(());
+        }
+        let near = suggest(route, names.by_ref());
+        Err(WishError::NoRoute(Arc::clone(route), near))
+    }
+
+    /// What an evacuation would do, and the clusters that it would leave nothing.
+    fn effects(&self, of: &Evacuation) -> Result<(Vec<Effect>, Vec<String>), WishError> {
+        let effects = self.fleet.effect(of);
+        if effects.is_empty() {
+            return Err(WishError::Nothing(of.clone(), self.what_there_is(of)));
+        }
+        let lost = effects.iter().filter(|effect| effect.leaves_nothing);
+        let mut lost: Vec<String> = lost.map(|effect| effect.cluster.to_string()).collect();
+        lost.dedup();
+        Ok((effects, lost))
+    }
+
+    /// What could have been meant.
+    fn what_there_is(&self, of: &Evacuation) -> Option<String> {
+        let snapshot = &self.shared.published.load().snapshot;
+        let endpoints = || (snapshot.clusters.iter()).flat_map(|cluster| &cluster.endpoints);
+        let known: BTreeSet<String> = match of {
+            Evacuation::Locality(_) => {
+                let places = endpoints().map(|endpoint| endpoint.locality.to_string());
+                places.collect()
+            }
+            Evacuation::Peer(_) => {
+                let peers = snapshot.peers.iter().map(|peer| peer.name.to_string());
+                peers.collect()
+            }
+            Evacuation::Backend { route, .. } => {
+                let of_route = snapshot.clusters.iter().filter(|one| one.route == *route);
+                let mut backends = of_route.flat_map(|cluster| &cluster.endpoints).peekable();
+                if backends.peek().is_none() {
+                    let names = snapshot.services.iter().map(|service| &*service.name);
+                    return suggest(route, names);
                 }
-                let released = self.fleet.reset(&route, now);
-                tracing::info!(code = "ZG0441", what = %route, released, "reset: traffic comes back");
-                (
-                    format!("reset: {route}"),
-                    json!({ "lever": "reset", "what": &*route, "released": released }),
-                    json!({ "reset": &*route, "released": released }),
-                )
+                backends.map(|one| one.backend.to_string()).collect()
             }
         };
+        let shown: Vec<String> = known.iter().take(NAMES_MAX).cloned().collect();
+        (!shown.is_empty()).then(|| format!("there are: {}", shown.join(", ")))
+    }
+
+    /// Tells what was decided, `because` of which shares move.
+    pub(super) fn tell_decided(&mut self, data: Value, because: &str) {
         let left: Vec<_> = self.fleet.evacuations().cloned().collect();
         (self.decided.evacuations).retain(|(evacuation, _)| left.contains(evacuation));
         let told = self.decided.told();
         self.shared.admin.evacuations.store(Arc::new(told));
         self.shared.admin.journal.add("lever", data);
-        self.publish_shares_because(Some(&done));
-        let kept = self.keep_decided();
-        Ok(with(answer, "kept", kept.into()))
+        self.publish_shares_because(Some(because));
     }
 
-    fn check_evacuation(&self, of: &Evacuation, care: Care) -> Result<Vec<Effect>, WishError> {
-        let effects = self.fleet.effect(of);
-        if effects.is_empty() {
-            return Err(WishError::Nothing(of.clone()));
+    /// Writes what has been decided, if it is due and nothing is being written.
+    pub(super) fn write_decided(&mut self) {
+        if self.decided.keeping.may_write() {
+            let file = WrittenFile::of(self.decided.written(), &self.fleet);
+            self.decided.keeping.write(file);
         }
-        let lost = effects.iter().filter(|effect| effect.leaves_nothing);
-        let mut lost: Vec<String> = lost.map(|effect| effect.cluster.to_string()).collect();
-        lost.dedup();
-        if care == Care::Careful && !lost.is_empty() {
-            return Err(WishError::LeavesNothing(lost));
-        }
-        Ok(effects)
     }
 
-    /// Writes down what has been decided; whether it outlives the process.
-    pub(super) fn keep_decided(&self) -> bool {
-        let Some(state) = &self.state else {
-            return false;
+    /// Has what has been decided be written, soon.
+    pub(super) fn keep_decided(&mut self) {
+        self.decided.keeping.due();
+    }
+
+    /// Writes the last of it.
+    pub(super) async fn finish_decided(&mut self) {
+        let written = self.decided.written();
+        let fleet = &self.fleet;
+        let last = || WrittenFile::of(written, fleet);
+        self.decided.keeping.finish(last).await;
+    }
+
+    /// Takes over what the process before has decided, and keeps it from here on.
+    pub(super) fn take_decided(&mut self) {
+        let Some(folder) = self.decided.keeping.take() else {
+            return;
         };
-        // It is small, and whoever decided is told when it is safe.
-        match self.decided.keep(state, &self.fleet) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::warn!(
-                    code = "ZG0439",
-                    %error,
-                    "what operators decided of failover cannot be kept: it ends with the process"
-                );
-                false
-            }
-        }
+        let written = WrittenFile::read(&folder);
+        let now = self.shared.now();
+        self.decided.take(written, &mut self.fleet, now);
+        let told = self.decided.told();
+        self.shared.admin.evacuations.store(Arc::new(told));
+        self.publish_shares();
     }
 }
 
@@ -399,29 +464,5 @@ mod tests {
             std::task::Poll::Ready(output) => Some(output),
             std::task::Poll::Pending => None,
         }
-    }
-
-    #[test]
-    fn what_is_written_is_read_again() {
-        let file = WrittenFile {
-            evacuations: [
-                Evacuation::Locality(Locality::parse("eu/eu-1").unwrap()),
-                Evacuation::Peer("west".into()),
-                Evacuation::Backend {
-                    route: "shop/orders".into(),
-                    backend: "eu-1".into(),
-                },
-            ]
-            .iter()
-            .map(|of| Written {
-                of: Place::of(of),
-                since: "2026-01-01T00:00:00Z".to_owned(),
-            })
-            .collect(),
-            kept: Vec::new(),
-        };
-        let text = serde_json::to_string(&file).unwrap();
-        assert!(text.contains(r#"{"locality":"eu/eu-1","since":"#), "{text}");
-        assert_eq!(serde_json::from_str::<WrittenFile>(&text).unwrap(), file);
     }
 }

@@ -9,6 +9,7 @@
 //!                                      refused {why}
 //!   adopts, binds what is new, resolves names, accepts
 //!   ready {adopted} ---------------->
+//!                                      writes the last of what operators decided
 //!                            <-------  yours: from here on the sockets are the successor's
 //!   opens its own door                 stops accepting, drains
 //! ```
@@ -51,6 +52,8 @@ const SOCKET_NEXT: &str = ".handover.next";
 const VERSION: u32 = 1;
 /// For every answer that needs nothing but a process that runs.
 const STEP: Duration = Duration::from_secs(5);
+/// How long the last of what is kept may take: less than the successor waits for our word.
+const LAST: Duration = Duration::from_secs(3);
 /// How long a successor looks for a predecessor that lets it in: the one before may just be ending.
 const ASK: Duration = Duration::from_secs(10);
 /// How long a successor may take from the sockets to being ready.
@@ -159,6 +162,8 @@ pub(super) enum Asked {
         pid: i32,
         answer: oneshot::Sender<Result<Vec<Offered>, String>>,
     },
+    /// It is ready: what is kept is to be written, and is its own from then on.
+    Last { answer: oneshot::Sender<()> },
     /// It was told that the sockets are its own.
     Done { pid: i32, adopted: Vec<Place> },
     /// It did not get that far: nothing has happened.
@@ -252,6 +257,14 @@ impl Door {
         let Message::Ready { adopted } = wire.receive(READY).await? else {
             return Err(unexpected("ready"));
         };
+        let (answer, written) = oneshot::channel();
+        let gone = |()| io::Error::other("the control loop has ended");
+        ask.send(Asked::Last { answer })
+            .await
+            .map_err(|_| gone(()))?;
+        let late = |_| io::Error::other("what operators decided was not written in time");
+        let written = timeout(LAST, written).await.map_err(late)?;
+        written.map_err(|_| gone(()))?;
         // The point of no return: written, it is read, since both are on one machine.
         wire.send(&Message::Yours {}, &[]).await?;
         Ok(adopted)

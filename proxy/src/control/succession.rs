@@ -138,6 +138,7 @@ impl Control {
         self.open_interfaces();
         let sockets = before.len();
         taking.finish(before).await?;
+        self.take_decided();
         tracing::info!(
             code = "ZG0941",
             pid,
@@ -166,8 +167,13 @@ impl Control {
                 drop(answer.send(offered));
                 stage
             }
+            Asked::Last { answer } => {
+                self.decided.keeping.lend(answer);
+                stage
+            }
             Asked::Abandoned { pid, why } => {
                 self.handing = None;
+                self.decided.keeping.take();
                 tracing::warn!(code = "ZG0943", pid, error = %why, "not handed over; serving on");
                 if let Some(config) = self.waiting.take() {
                     self.configure_late(config, &stage);
@@ -217,6 +223,7 @@ impl Control {
         // Not unlocked, which would unlock the successor's too: closed.
         self.state = None;
         self.keeper = None;
+        self.decided.keeping.give_up();
         self.accepting.hand_over(adopted);
         match stage {
             // Still ready, if anybody is: who asked here a moment ago means them both.

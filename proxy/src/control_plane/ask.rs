@@ -4,16 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
+use tokio_util::either::Either;
 use zeugma_xds::ControlAddress;
 use zeugma_xds::client::{Asked, Client, Offer};
 
 use crate::control::{Binding, Keeper, NotBound, Reloaded};
 use crate::runtime::Shared;
-use crate::tls::TlsPeer;
-use crate::transport::Stream;
+use crate::tls::{TlsPeer, TlsStream};
 use crate::transport::mtls::{self, Session};
+use crate::transport::{Prefixed, Stream};
 use crate::{resolve, upstream};
 
 /// How long it may take to find and to connect a server, and as long for TLS.
@@ -24,13 +26,14 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// What servers of gRPC agree on.
 const ALPN: &[&[u8]] = &[b"h2"];
 
-/// Does whatever the control plane says, for as long as the process lives.
+/// Does whatever the control plane says, if there is one, for as long as the process lives.
 pub(crate) async fn run(
     shared: Arc<Shared>,
-    mut client: Client,
-    tell: mpsc::Sender<Reloaded>,
-    keeper: Option<Keeper>,
+    (client, tell, keeper): (Option<Client>, mpsc::Sender<Reloaded>, Option<Keeper>),
 ) {
+    let Some(mut client) = client else {
+        return;
+    };
     let mut changes = shared.changes.subscribe();
     let mut peer = None;
     let side = &shared.control_plane;
@@ -138,7 +141,10 @@ fn disbelieved(shared: &Shared, peer: &Option<Arc<TlsPeer>>) -> Option<String> {
     Some(refusal.to_string())
 }
 
-type Dialled = (Stream, Option<Arc<TlsPeer>>);
+/// What can go to another thread: a stream of a connection cannot, but what it is of can.
+type Carrier = Either<TcpStream, Box<TlsStream<Prefixed>>>;
+
+type Dialled = (Carrier, Option<Arc<TlsPeer>>);
 
 async fn dial(
     shared: &Shared,
@@ -153,7 +159,7 @@ async fn dial(
             let dialling = Box::pin(upstream::dial(std::slice::from_ref(address), DIAL_TIMEOUT));
             let (tcp, _) = in_time(dialling).await?;
             upstream::tune(&tcp);
-            return Ok((Stream::plain(tcp), None));
+            return Ok((Either::Left(tcp), None));
         }
         ControlAddress::Tls(host, port) => (host, *port),
     };
@@ -173,7 +179,12 @@ async fn dial(
     let ids = &control_plane.spiffe_ids;
     let shaking = mtls::originate((tcp, address), &credentials, &sni, ids, ALPN);
     match timeout(DIAL_TIMEOUT, Box::pin(shaking)).await {
-        Ok(Ok(Session { stream, peer, .. })) => Ok((stream, Some(peer))),
+        Ok(Ok(Session { stream, peer, .. })) => match stream {
+            Stream::Originated(stream) => Ok((Either::Right(stream), Some(peer))),
+            Stream::Plain(_) | Stream::Terminated(_) | Stream::Copied(_) => {
+                Err("it is no TLS of ours".to_owned())
+            }
+        },
         Ok(Err(error)) => Err(format!("its identity is not taken: {error}")),
         Err(_elapsed) => Err(format!("no TLS within {DIAL_TIMEOUT:?}")),
     }

@@ -80,8 +80,18 @@ struct Lost {
 
 /// What a gateway begins with.
 pub(crate) struct Begun {
-    pub(crate) client: Client,
-    pub(crate) side: Side,
+    client: Client,
+    side: Side,
+}
+
+impl Begun {
+    /// Its parts, which there are even where the files are the configuration.
+    pub(crate) fn parts(begun: Option<Self>) -> (Option<Client>, Side) {
+        match begun {
+            Some(Self { client, side }) => (Some(client), side),
+            None => (None, Side::none()),
+        }
+    }
 }
 
 /// Begins to be what a control plane says, with what was kept; nothing where the files are the

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tokio::time::Sleep;
 use tokio_util::io::poll_read_buf;
 
+use super::compare::Primary;
 use super::expect::{Answered, Gate, Stands};
 use super::h2_client::StreamCount;
 use super::record::Record;
@@ -423,6 +424,8 @@ pub(crate) struct Response {
     has_moved: bool,
     /// What had come of the request's body then.
     received: u64,
+    /// The copies that are told of it.
+    compared: Option<Box<Primary>>,
 }
 
 /// What a response in progress occupies, until dropped.
@@ -459,8 +462,15 @@ impl Outgoing {
         }
     }
 
-    /// An endpoint's body; `record` is closed and what is `held` released when it ends.
-    pub(crate) fn response(incoming: Incoming, record: Record, held: Held, idle: Duration) -> Self {
+    /// An endpoint's body; when it ends, `record` is closed, what is `held` released and who has it
+    /// `compared` told.
+    pub(super) fn response(
+        incoming: Incoming,
+        record: Record,
+        held: Held,
+        idle: Duration,
+        compared: Option<Box<Primary>>,
+    ) -> Self {
         Self::Response(Box::new(Response {
             incoming,
             record,
@@ -469,6 +479,7 @@ impl Outgoing {
             silent_until: None,
             has_moved: true,
             received: 0,
+            compared,
         }))
     }
 }
@@ -514,6 +525,7 @@ impl Body for Outgoing {
 impl Response {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if self.record.poll_cut(cx).is_ready() {
+            self.compared = None;
             self.finish(Ok(()));
             return Poll::Ready(Some(Err(BodyError::Refused)));
         }
@@ -542,7 +554,13 @@ impl Response {
                 self.has_moved = true;
                 if let Some(bytes) = frame.data_ref() {
                     self.record.sent(bytes.len());
+                    if let Some(compared) = &mut self.compared {
+                        compared.data(bytes);
+                    }
                 } else if let Some(trailers) = frame.trailers_mut() {
+                    if let Some(compared) = &mut self.compared {
+                        compared.trailers(trailers);
+                    }
                     headers::clean_trailers(trailers);
                     let request = self.record.request();
                     if let Some(ruled) = request.and_then(|request| request.ruled.as_ref()) {
@@ -564,12 +582,16 @@ impl Response {
 
     fn fell_silent(&mut self) -> BodyError {
         self.held = None;
+        self.compared = None;
         self.record.body_stalled();
         BodyError::Silent(self.idle)
     }
 
     fn finish(&mut self, ended: Result<(), String>) {
         self.held = None;
+        if let (Some(compared), Ok(())) = (self.compared.take(), &ended) {
+            compared.ends();
+        }
         self.record.body_ended(ended);
     }
 }

@@ -27,6 +27,7 @@ use zeugma_core::snapshot::{
 use zeugma_core::verdict::Reason;
 
 use super::body::{Held, Outgoing, Progress, Source};
+use super::compare::Primary;
 use super::expect::{Answered, Gate, Passing, expects_continue};
 use super::h1;
 use super::h2_client::StreamCount;
@@ -69,6 +70,8 @@ pub(super) struct Exchange {
     /// A gateway whose word counts says who calls, but not so that it can be read.
     is_unreadable: bool,
     record: Record,
+    /// The copies that are told of the answer.
+    compared: Option<Box<Primary>>,
 }
 
 /// Answers one request, by an endpoint or by ourselves.
@@ -131,7 +134,7 @@ pub(super) async fn exchange(
     }
     if exchange.upgrade.is_none() {
         let target = published.snapshot.service(service);
-        mirror::start_all(&exchange, &published, target, &source);
+        exchange.compared = mirror::start_all(&exchange, &published, target, &source);
     }
     let entry = Rc::clone(exchange.record.entry());
     let (ids, is_grpc) = (Rc::clone(&exchange.ids), exchange.is_grpc);
@@ -220,6 +223,7 @@ impl Exchange {
             began,
             is_unreadable,
             record,
+            compared: None,
         }
     }
 
@@ -1032,6 +1036,9 @@ impl Exchange {
         idle: Duration,
     ) -> Response<Outgoing> {
         let (mut head, incoming) = response.into_parts();
+        if let Some(compared) = &mut self.compared {
+            compared.begins(&head);
+        }
         let present = incoming.present();
         let present = present.unwrap_or_else(|| Present::of(&head.headers));
         if present.has(Present::HOP_BY_HOP) {
@@ -1045,7 +1052,8 @@ impl Exchange {
         head.version = self.head.version;
         let status = head.status.as_u16();
         self.note(|_, request| request.status = status);
-        Response::from_parts(head, Outgoing::response(incoming, self.record, held, idle))
+        let body = Outgoing::response(incoming, self.record, held, idle, self.compared);
+        Response::from_parts(head, body)
     }
 
     /// Answers ourselves.

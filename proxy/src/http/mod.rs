@@ -2,11 +2,13 @@
 //!
 //! `mod` carries the connection; `exchange` the life of one request; `pool` the connections to
 //! endpoints; `ruled` what a route's rules make of a request; `body` what is kept of it for another
-//! try; `headers` what is added and removed; `upgrade` and `mirror` what their names say; `reply` our own answers. HTTP/2 has
+//! try; `headers` what is added and removed; `upgrade` and `mirror` what their names say;
+//! `compare` what a copy's answer is beside the caller's; `reply` our own answers. HTTP/2 has
 //! `h2_server` and `h2_client`, `stream` for its bodies, `flow` for its windows and `keepalive`
 //! for its PINGs; `expect` holds bodies back, `date` tells the time.
 
 mod body;
+mod compare;
 pub(crate) mod date;
 mod exchange;
 mod expect;

@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 
 pub(crate) use prefixed::Prefixed;
 
+use crate::copies::Copied;
 use crate::tls::TlsStream;
 
 /// One end of a connection.
@@ -30,6 +31,8 @@ pub(crate) enum Stream {
     Terminated(Box<TlsStream<Prefixed>>),
     /// TLS begun here.
     Originated(Box<TlsStream<Prefixed>>),
+    /// One of the others, of which copies are made as it is read.
+    Copied(Box<Copied>),
 }
 
 impl Stream {
@@ -43,6 +46,7 @@ impl Stream {
         match self {
             Self::Plain(stream) => stream.tcp(),
             Self::Terminated(stream) | Self::Originated(stream) => stream.carrier().tcp(),
+            Self::Copied(copied) => copied.stream().tcp(),
         }
     }
 
@@ -51,6 +55,7 @@ impl Stream {
         match self {
             Self::Plain(stream) => stream.socket(),
             Self::Terminated(_) | Self::Originated(_) => None,
+            Self::Copied(copied) => copied.socket(),
         }
     }
 
@@ -63,6 +68,7 @@ impl Stream {
                 stream.hold_last();
                 stream.carrier_mut().cork();
             }
+            Self::Copied(copied) => copied.stream_mut().cork(),
         }
     }
 
@@ -73,6 +79,12 @@ impl Stream {
         (SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO))).ok();
     }
 
+    /// Takes [`reset_when_dropped`](Self::reset_when_dropped) back.
+    pub(crate) fn linger_when_dropped(&self) {
+        // Where it fails the connection is reset, at whose ends nothing is left to be said.
+        SockRef::from(self.tcp()).set_linger(None).ok();
+    }
+
     /// Puts back bytes that were read from a plain stream, before any that come next.
     pub(crate) fn unread(&mut self, bytes: Vec<u8>) {
         match self {
@@ -80,6 +92,8 @@ impl Stream {
             Self::Terminated(_) | Self::Originated(_) => {
                 debug_assert!(bytes.is_empty(), "only plain streams are read ahead");
             }
+            // What is put back was read, and so was copied.
+            Self::Copied(copied) => copied.stream_mut().unread(bytes),
         }
     }
 }
@@ -94,6 +108,7 @@ impl AsyncRead for Stream {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Terminated(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Originated(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Copied(copied) => copied.poll_read(cx, buf),
         }
     }
 }
@@ -108,6 +123,7 @@ impl AsyncWrite for Stream {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Terminated(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Originated(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Copied(copied) => Pin::new(copied.stream_mut()).poll_write(cx, buf),
         }
     }
 
@@ -120,6 +136,7 @@ impl AsyncWrite for Stream {
             Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Terminated(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Originated(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Copied(copied) => Pin::new(copied.stream_mut()).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -128,6 +145,7 @@ impl AsyncWrite for Stream {
             Self::Plain(stream) => stream.is_write_vectored(),
             Self::Terminated(stream) => stream.is_write_vectored(),
             Self::Originated(stream) => stream.is_write_vectored(),
+            Self::Copied(copied) => copied.stream().is_write_vectored(),
         }
     }
 
@@ -136,18 +154,20 @@ impl AsyncWrite for Stream {
             Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Self::Terminated(stream) => Pin::new(stream).poll_flush(cx),
             Self::Originated(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Copied(copied) => Pin::new(copied.stream_mut()).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !matches!(this, Self::Plain(_)) {
+        if let Self::Terminated(_) | Self::Originated(_) = this {
             this.cork();
         }
         match this {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Terminated(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Originated(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Copied(copied) => Pin::new(copied.stream_mut()).poll_shutdown(cx),
         }
     }
 }

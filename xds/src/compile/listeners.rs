@@ -8,7 +8,7 @@ use zeugma_core::snapshot::Failure;
 use super::clusters::{ads, common_tls, hash_on, socket};
 use super::rbac::rules;
 use super::{Context, Scope, Service, Services, cluster_name, http_rules, mirror_cluster_name};
-use crate::meta::{HashMeta, ListenerMeta, MirrorMeta, RouteMeta};
+use crate::meta::{ChainMeta, CopiesMeta, HashMeta, ListenerMeta, MirrorMeta, RouteMeta};
 use crate::model::defaults::{or_secs, retry_on};
 use crate::model::scalar::{CAUSES, Text};
 use crate::model::{InboundSpec, ListenerSpec, MeshRoute, ProtocolSpec, RoleSpec};
@@ -44,7 +44,7 @@ pub(crate) fn listener<R: Send>(
         None => chains(services, spec),
     };
     let chains = parallel::map(planned, |planned| {
-        let mut chain = planned.build(context, name, spec.role);
+        let mut chain = planned.build(context, services, name, spec.role);
         if let Some(matched) = &mut chain.filter_chain_match {
             let cidrs = |nets: &[Text<IpNet>]| nets.iter().map(|net| pb::cidr(&net.0)).collect();
             matched.source_prefix_ranges = cidrs(&spec.sources);
@@ -130,11 +130,31 @@ enum Chain<'s> {
     BareHttp(&'s Service<'s>),
     Plaintext,
     PlainTcp(&'s Service<'s>),
+    /// Refuses these names.
+    Hidden(&'s Service<'s>, Vec<String>),
 }
 
 impl Chain<'_> {
-    fn build(&self, context: Context<'_>, name: &str, role: RoleSpec) -> listener::FilterChain {
-        match *self {
+    fn build(
+        self,
+        context: Context<'_>,
+        services: &Services<'_>,
+        name: &str,
+        role: RoleSpec,
+    ) -> listener::FilterChain {
+        let copied = match &self {
+            Self::BySni(service) | Self::PlainTcp(service)
+                if service.port.protocol == ProtocolSpec::Tcp =>
+            {
+                copies(context, services, service)
+            }
+            Self::BySni(_)
+            | Self::BareHttp(_)
+            | Self::Plaintext
+            | Self::PlainTcp(_)
+            | Self::Hidden(..) => Vec::new(),
+        };
+        let mut chain = match self {
             Self::BySni(service) => by_sni(context, service, name, role),
             Self::BareHttp(service) => bare_http(service, name, role),
             Self::Plaintext => listener::FilterChain {
@@ -147,7 +167,12 @@ impl Chain<'_> {
                 ..Default::default()
             },
             Self::PlainTcp(service) => plain_tcp(context, service, name),
+            Self::Hidden(service, names) => closed(service, names, role),
+        };
+        if !copied.is_empty() {
+            chain.metadata = Some(pb::metadata(&ChainMeta { mirrors: copied }));
         }
+        chain
     }
 }
 
@@ -164,7 +189,61 @@ fn chains<'s>(services: &'s Services<'s>, spec: &ListenerSpec) -> Vec<Chain<'s>>
     if spec.role == RoleSpec::Workloads && has_http {
         chains.push(Chain::Plaintext);
     }
+    if spec.role == RoleSpec::Mesh {
+        chains.extend(hidden(services));
+    }
     chains
+}
+
+/// The services that are exported to nobody and have a name that a wildcard of an exported one would
+/// take: the name that fits best is the one that is meant, also where it is refused.
+fn hidden<'s>(services: &'s Services<'s>) -> Vec<Chain<'s>> {
+    let (open, closed): (Vec<_>, Vec<_>) =
+        (services.list.iter()).partition(|service| is_reachable(service, RoleSpec::Mesh));
+    let mut wildcards = BTreeSet::new();
+    for service in &open {
+        wildcards.extend(service.hosts().into_iter().filter(|host| is_wildcard(host)));
+    }
+    if wildcards.is_empty() {
+        return Vec::new();
+    }
+    let mut taken: BTreeSet<String> = open.iter().flat_map(|service| service.hosts()).collect();
+    let exported = taken.clone();
+    let mut chains = Vec::new();
+    for service in closed {
+        let mut names = Vec::new();
+        for host in service.hosts() {
+            if !is_below(&host, &wildcards) || exported.contains(&host) {
+                continue;
+            }
+            if !is_wildcard(&host) {
+                names.push(format!("outbound_.{}_._.{host}", service.port.port));
+            }
+            if taken.insert(host.clone()) {
+                names.push(host);
+            }
+        }
+        if !names.is_empty() {
+            chains.push(Chain::Hidden(service, names));
+        }
+    }
+    chains
+}
+
+fn is_wildcard(host: &str) -> bool {
+    host.starts_with("*.")
+}
+
+/// Whether one of `wildcards` takes what `host` names.
+fn is_below(host: &str, wildcards: &BTreeSet<String>) -> bool {
+    let mut rest = host;
+    while let Some((_, above)) = rest.split_once('.') {
+        if wildcards.contains(&["*.", above].concat()) {
+            return true;
+        }
+        rest = above;
+    }
+    false
 }
 
 /// Whether a bare host leads to this service once its authority names the port.
@@ -230,6 +309,42 @@ fn plain_tcp(context: Context<'_>, service: &Service<'_>, name: &str) -> listene
         name: service.id.clone(),
         filter_chain_match: Some(listener::FilterChainMatch::default()),
         filters: tcp_filters(context, service, name, Scope::Outbound),
+        ..Default::default()
+    }
+}
+
+/// What lets nobody in.
+fn closed(
+    service: &Service<'_>,
+    server_names: Vec<String>,
+    role: RoleSpec,
+) -> listener::FilterChain {
+    let nobody = network_rbac::Rbac {
+        rules: Some(rbac::Rbac {
+            action: rbac::rbac::Action::Allow.into(),
+            ..Default::default()
+        }),
+        stat_prefix: ALLOW.to_owned(),
+        ..Default::default()
+    };
+    let nowhere = tcp_proxy::TcpProxy {
+        stat_prefix: service.id.clone(),
+        cluster_specifier: Some(tcp_proxy::tcp_proxy::ClusterSpecifier::Cluster(
+            cluster_name(scope(role), &service.id),
+        )),
+        ..Default::default()
+    };
+    listener::FilterChain {
+        name: service.id.clone(),
+        filter_chain_match: Some(listener::FilterChainMatch {
+            server_names,
+            transport_protocol: "tls".to_owned(),
+            ..Default::default()
+        }),
+        filters: vec![
+            filter(ALLOW, &nobody),
+            filter("envoy.filters.network.tcp_proxy", &nowhere),
+        ],
         ..Default::default()
     }
 }
@@ -525,44 +640,19 @@ fn common(
     service: &Service<'_>,
     scope: Scope,
 ) -> Common {
-    let mirrors = service.mirrors(context, services);
-    let specs = &service.route.spec.mirror;
-    let meta: Vec<_> = mirrors
-        .iter()
-        .filter_map(|(at, to, _)| {
-            let spec = specs.get(*at)?;
-            Some(MirrorMeta {
-                route: to.route.id(),
-                host: to
-                    .route
-                    .first_host()
-                    .map(|host| host.to_string())
-                    .unwrap_or_default(),
-                timeout_millis: u64::try_from(or_secs(spec.timeout.as_ref(), 2).as_millis())
-                    .unwrap_or(u64::MAX),
-                body_bytes_max: spec.body_limit.as_ref().map_or(1 << 20, |size| size.0.0),
-                in_flight_max: spec.in_flight.unwrap_or(64),
-            })
-        })
-        .collect();
-    let policies = mirrors
-        .iter()
-        .filter_map(|(at, to, peer)| {
-            let share = specs
-                .get(*at)?
-                .percent
-                .as_ref()
-                .map_or(1.0, |share| share.0.0);
-            Some(route::route_action::RequestMirrorPolicy {
-                cluster: mirror_cluster_name(to, peer.as_deref()),
-                runtime_fraction: Some(pb::core::RuntimeFractionalPercent {
-                    default_value: Some(millionths(share)),
-                    ..Default::default()
-                }),
+    let mut meta = Vec::new();
+    let mut policies = Vec::new();
+    for copies in copies(context, services, service) {
+        meta.push(copies.mirror);
+        policies.push(route::route_action::RequestMirrorPolicy {
+            cluster: copies.cluster,
+            runtime_fraction: Some(pb::core::RuntimeFractionalPercent {
+                default_value: Some(millionths(copies.share)),
                 ..Default::default()
-            })
-        })
-        .collect();
+            }),
+            ..Default::default()
+        });
+    }
     let timeouts = &service.route.spec.timeouts;
     Common {
         mirrors: meta,
@@ -579,6 +669,31 @@ fn common(
             ..Default::default()
         },
     }
+}
+
+/// The copies of what a service carries.
+fn copies(context: Context<'_>, services: &Services<'_>, service: &Service<'_>) -> Vec<CopiesMeta> {
+    let specs = &service.route.spec.mirror;
+    let mirrors = service.mirrors(context, services).into_iter();
+    mirrors
+        .filter_map(|(at, to, peer)| {
+            let spec = specs.get(at)?;
+            let timeout = or_secs(spec.timeout.as_ref(), 2).as_millis();
+            let host = to.route.first_host().map(|host| host.to_string());
+            Some(CopiesMeta {
+                cluster: mirror_cluster_name(to, peer.as_deref()),
+                share: spec.percent.as_ref().map_or(1.0, |share| share.0.0),
+                mirror: MirrorMeta {
+                    route: to.route.id(),
+                    host: host.unwrap_or_default(),
+                    timeout_millis: u64::try_from(timeout).unwrap_or(u64::MAX),
+                    body_bytes_max: spec.body_limit.as_ref().map_or(1 << 20, |size| size.0.0),
+                    in_flight_max: spec.in_flight.unwrap_or(64),
+                    compare: spec.compare.unwrap_or(false),
+                },
+            })
+        })
+        .collect()
 }
 
 /// For Envoy; ours stands in the cluster's metadata.

@@ -389,13 +389,19 @@ impl<'m> Service<'m> {
         context: Context<'_>,
         services: &'s Services<'_>,
     ) -> Vec<(usize, &'s Service<'s>, Option<String>)> {
+        let is_plain = |service: &Service<'_>| {
+            service.port.protocol == ProtocolSpec::Http || service.inbound == InboundSpec::Terminate
+        };
         let mut mirrors = Vec::new();
         for (at, mirror) in self.route.spec.mirror.iter().enumerate() {
             let id = mirror.route.0.id(&self.route.namespace);
-            let same_port = services
-                .of_route(&id)
-                .find(|to| to.port.port == self.port.port);
-            let Some(to) = same_port.or_else(|| services.of_route(&id).next()) else {
+            // What a route inherits need not suit it, or each of its ports.
+            let suits = |to: &&Service<'_>| {
+                to.port.protocol == self.port.protocol && is_plain(self) && is_plain(to)
+            };
+            let same_port =
+                (services.of_route(&id).filter(suits)).find(|to| to.port.port == self.port.port);
+            let Some(to) = same_port.or_else(|| services.of_route(&id).find(suits)) else {
                 continue;
             };
             let peer = mirror.peer.as_ref().map(|Text(peer)| peer.0.clone());
@@ -565,6 +571,16 @@ spec:
     - { from: ["spiffe://north.example/*"], via: [north] }
   deny: [{ sources: ["10.0.0.0/8"], listeners: [apps] }]
   export: { to: ["*"] }
+---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshRoute
+metadata: { name: bytes, namespace: shop }
+spec:
+  port: 90
+  backends: [{ endpoints: ["10.0.9.2:90"] }]
+  mirror: [{ route: more, percent: 40%, inFlight: 3 }, { route: more, peer: west }]
+  allow: [{ listeners: [apps, mesh] }]
+  export: { to: ["*"] }
 "#;
 
     #[test]
@@ -582,12 +598,12 @@ spec:
         });
         let snapshot = snapshot.unwrap();
         assert_eq!(snapshot, read);
-        assert!(
-            snapshot
-                .services
-                .iter()
-                .any(|service| service.mirrors.len() == 2)
-        );
+        let mirrors = snapshot
+            .services
+            .iter()
+            .filter(|service| service.mirrors.len() == 2);
+        // The two http ports of one route, and the tcp port of another.
+        assert_eq!(mirrors.count(), 3);
         let rules = snapshot
             .services
             .iter()

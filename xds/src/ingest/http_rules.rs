@@ -12,8 +12,8 @@ use zeugma_core::snapshot::{Mirror, Position};
 use super::Names;
 use super::clusters::{all, failure};
 use crate::compile::METHOD;
-use crate::meta::{PartMeta, RouteMeta, RuleMeta};
-use crate::pb::{self, matcher, percent, route};
+use crate::meta::{ChainMeta, MirrorMeta, PartMeta, RouteMeta, RuleMeta};
+use crate::pb::{self, listener, matcher, percent, route};
 
 /// What the routes of a virtual host tell apart, in the order of its routes; `None` where they are
 /// one that takes all.
@@ -199,18 +199,35 @@ pub(super) fn mirrors(route: &route::Route, names: &Names) -> Result<Vec<Mirror>
         .request_mirror_policies
         .iter()
         .zip(meta.mirrors)
-        .map(|(policy, meta)| {
-            Ok(Mirror {
-                route: meta.route.into(),
-                to: names.cluster(&policy.cluster)?,
-                host: meta.host.into(),
-                share: share(policy),
-                timeout: Duration::from_millis(meta.timeout_millis),
-                body_bytes_max: meta.body_bytes_max,
-                in_flight_max: meta.in_flight_max,
-            })
-        })
+        .map(|(policy, meta)| mirror(meta, &policy.cluster, share(policy), names))
         .collect()
+}
+
+/// The copies of the connections of a filter chain.
+pub(super) fn copies(chain: &listener::FilterChain, names: &Names) -> Result<Vec<Mirror>, String> {
+    let Some(metadata) = &chain.metadata else {
+        return Ok(Vec::new());
+    };
+    let meta: ChainMeta = pb::from_metadata(Some(metadata))?;
+    (meta.mirrors.into_iter())
+        .map(|copies| mirror(copies.mirror, &copies.cluster, copies.share, names))
+        .collect()
+}
+
+fn mirror(meta: MirrorMeta, cluster: &str, share: f64, names: &Names) -> Result<Mirror, String> {
+    if !(0.0..=1.0).contains(&share) {
+        return Err(format!("a share of {share} is copied"));
+    }
+    Ok(Mirror {
+        route: meta.route.into(),
+        to: names.cluster(cluster)?,
+        host: meta.host.into(),
+        share,
+        timeout: Duration::from_millis(meta.timeout_millis),
+        body_bytes_max: meta.body_bytes_max,
+        in_flight_max: meta.in_flight_max,
+        compare: meta.compare,
+    })
 }
 
 /// The share of requests that is mirrored; all where nothing is written, as Envoy has it.

@@ -52,7 +52,7 @@ pub(crate) struct ReadChain {
 
 #[derive(Debug)]
 enum ChainTo {
-    Service(ServiceIx, Vec<Listed>),
+    Service(ServiceIx, Vec<Listed>, Vec<Mirror>),
     /// The route configuration of this name.
     Routes(String),
 }
@@ -91,7 +91,11 @@ fn chain_to(chain: &listener::FilterChain, names: &Names) -> Result<ChainTo, Str
             listed.push(Listed::read(rules, names)?);
         }
     }
-    Ok(ChainTo::Service(ix, listed))
+    Ok(ChainTo::Service(
+        ix,
+        listed,
+        http_rules::copies(chain, names)?,
+    ))
 }
 
 /// What a virtual host says.
@@ -217,9 +221,8 @@ impl Reader<'_> {
         reached: &mut BTreeSet<ServiceIx>,
     ) -> Result<(), String> {
         match to {
-            ChainTo::Service(ix, listed) => {
-                let rules = gathered.rules.entry(ix).or_default();
-                listed.iter().try_for_each(|listed| rules.add(listed))?;
+            ChainTo::Service(ix, listed, mirrors) => {
+                gather(gathered, ix, &listed, (mirrors, None))?;
                 reached.insert(ix);
             }
             ChainTo::Routes(name) => {
@@ -229,7 +232,8 @@ impl Reader<'_> {
                     .ok_or_else(|| format!("no route configuration `{name}`"))?;
                 // What is wrong with one was said of its route configuration.
                 for host in hosts.iter().filter_map(|ReadHost(host)| host.as_ref().ok()) {
-                    gather(host, gathered)
+                    let said = (host.mirrors.clone(), host.http_rules.clone());
+                    gather(gathered, host.ix, &host.rules, said)
                         .map_err(|error| format!("virtual host `{}`: {error}", host.name))?;
                     reached.insert(host.ix);
                 }
@@ -239,11 +243,15 @@ impl Reader<'_> {
     }
 }
 
-fn gather(host: &HostTo, gathered: &mut Gathered) -> Result<(), String> {
-    let rules = gathered.rules.entry(host.ix).or_default();
-    (host.rules.iter()).try_for_each(|listed| rules.add(listed))?;
-    let said = (host.mirrors.clone(), host.http_rules.clone());
-    match gathered.routed.get(&host.ix) {
+fn gather(
+    gathered: &mut Gathered,
+    ix: ServiceIx,
+    listed: &[Listed],
+    said: (Vec<Mirror>, Option<Arc<Rules>>),
+) -> Result<(), String> {
+    let rules = gathered.rules.entry(ix).or_default();
+    (listed.iter()).try_for_each(|listed| rules.add(listed))?;
+    match gathered.routed.get(&ix) {
         Some((known, _)) if *known != said.0 => {
             Err("its mirrors differ between listeners".to_owned())
         }
@@ -252,7 +260,7 @@ fn gather(host: &HostTo, gathered: &mut Gathered) -> Result<(), String> {
         }
         Some(_) => Ok(()),
         None => {
-            gathered.routed.insert(host.ix, said);
+            gathered.routed.insert(ix, said);
             Ok(())
         }
     }

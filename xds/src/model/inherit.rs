@@ -39,7 +39,7 @@ pub(crate) struct MeshDefaults {
     /// As in a `MeshRoute`.
     #[serde(default)]
     pub limits: RouteLimitsSpec,
-    /// As in a `MeshRoute`; a route is never its own mirror.
+    /// As in a `MeshRoute`; a route is never its own mirror, and takes none of another protocol.
     #[serde(default)]
     pub mirror: List<MirrorSpec>,
     /// As in a `MeshRoute`: who may call a route that has no `allow` of its own.
@@ -203,7 +203,6 @@ impl MeshDefaults {
             suits.retries = RetriesSpec::default();
             suits.limits.pending = None;
             suits.limits.requests = None;
-            suits.mirror = List::default();
             if let Some(active) = &mut suits.health.active
                 && (active.http.is_some() || active.grpc.is_some())
             {

@@ -598,25 +598,34 @@ pub(crate) struct HeaderChangesSpec {
     pub remove: Option<Vec<Text<FieldName>>>,
 }
 
-/// Copies of a share of the requests. A copy is never mirrored again, and never delays, fails or
-/// changes the original.
+/// Copies of a share of the requests, or of a tcp route of the connections: of these what the caller
+/// sends, while what is answered to the copy is thrown away. A copy is never mirrored again, and never
+/// delays, fails or changes the original.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct MirrorSpec {
-    /// The route that receives the copies, `namespace/name`. Required.
+    /// The route that receives the copies, `namespace/name`, of the same protocol. Required. What a route
+    /// of `inbound: passthrough` carries cannot be copied.
     pub route: Text<Reference>,
     /// Only this peer's part of that route. Default: wherever that route's traffic goes.
     pub peer: Option<Text<Name>>,
-    /// The share of requests copied. Default `100%`.
+    /// The share of requests or connections copied. Default `100%`.
     pub percent: Option<Text<Percent>>,
-    /// How long one copy may take. Default `2s`; at least 1ms.
+    /// How long one copy may take. Of a tcp route: how long to connect it may take, and the copy itself
+    /// once the original is over. Default `2s`; at least 1ms.
     pub timeout: Option<Text<Duration>>,
-    /// Bodies above this are not copied. Default `1MiB`; at most 16MiB.
+    /// Bodies above this are not copied. Of a tcp route: bytes that may wait for a copy that is slower
+    /// than the original; with more it is given up, by a reset. Default `1MiB`; at most 16MiB.
     pub body_limit: Option<Text<Size>>,
     /// Copies under way at once, on one worker; more are dropped and counted. Default 64; 1 to
     /// 10000.
     #[serde(default, deserialize_with = "whole_or_none")]
     pub in_flight: Option<usize>,
+    /// Whether the status and the body of the copy's answer are compared with those of the answer that
+    /// the caller got; differences are counted, and logged with the request's id. Of gRPC the status is
+    /// that of the trailers. Bodies above `bodyLimit`, and such as are encoded differently, are not
+    /// compared. http only. Default false.
+    pub compare: Option<bool>,
 }
 
 /// One rule: every field that is written must match, by one of its values. At least one field.

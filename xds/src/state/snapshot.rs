@@ -40,7 +40,7 @@ coded! {
     Policy { allow, deny, mode }
     Rule { from, via, listeners, sources, methods, paths, position }
     Position { file, line }
-    Mirror { route, to, host, share, timeout, body_bytes_max, in_flight_max }
+    Mirror { route, to, host, share, timeout, body_bytes_max, in_flight_max, compare }
     SpreadPart { locality, weight }
     ClusterPolicy {
         balance, spread, failover, active, passive, connection_age_max, slow_start, timeouts,

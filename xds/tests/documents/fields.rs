@@ -4,6 +4,7 @@
 
 mod decided;
 mod mesh;
+mod sockets;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +38,8 @@ struct Row {
 enum Proof {
     /// What is decided, with both.
     Decided(fn(&World) -> String, &'static str, &'static str),
+    /// What comes of a fault as `zeugma simulate` plays it, with both.
+    Played((&'static str, &'static str), &'static str, &'static str),
     /// Nothing that the core decides: a test of `tests/gateway`, as `file::function`, which writes the
     /// field and sees on sockets what it does.
     Socket(&'static str),
@@ -73,6 +76,16 @@ impl Row {
         after: &'static str,
     ) -> Self {
         self.proof = Proof::Decided(what, before, after);
+        self
+    }
+
+    const fn plays(
+        mut self,
+        fault: (&'static str, &'static str),
+        before: &'static str,
+        after: &'static str,
+    ) -> Self {
+        self.proof = Proof::Played(fault, before, after);
         self
     }
 
@@ -245,9 +258,14 @@ fn each_field_alone_changes_what_is_decided() {
             row.document, row.field, row.before, row.after
         );
         match row.proof {
-            Proof::Decided(decide, expected_before, expected_after) => {
+            Proof::Decided(_, expected_before, expected_after)
+            | Proof::Played(_, expected_before, expected_after) => {
                 for (world, expected) in [(&before, expected_before), (&after, expected_after)] {
-                    let got = outcome(world, decide);
+                    let got = match row.proof {
+                        Proof::Played(fault, ..) => outcome(world, |world| world.plays(fault)),
+                        Proof::Decided(decide, ..) => outcome(world, decide),
+                        Proof::Socket(_) | Proof::Names => unreachable!("matched above"),
+                    };
                     if got != expected {
                         let said = world.said();
                         wrong.push(format!(
@@ -289,7 +307,7 @@ fn each_field_alone_changes_what_is_decided() {
 }
 
 /// What is decided, or the codes of what is wrong.
-fn outcome(world: &World, decide: fn(&World) -> String) -> String {
+fn outcome(world: &World, decide: impl Fn(&World) -> String) -> String {
     match world.try_loaded() {
         Some(_) => decide(world),
         None => world.findings(),
@@ -447,52 +465,101 @@ fn spelled(field: &str) -> &str {
 
 #[test]
 fn what_only_sockets_show_is_shown_by_a_test_that_writes_it() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/gateway");
+    let rows = table::rows();
+    let wrong: Vec<String> = (rows.iter())
+        .filter_map(|row| match row.proof {
+            Proof::Socket(test) => writes(test, row.field).err(),
+            Proof::Decided(..) | Proof::Played(..) | Proof::Names => None,
+        })
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Of these each field is held to both: a simulation, and a test on sockets in [`sockets`].
+const BOTH: [&str; 6] = ["failover", "mirror", "allow", "deny", "policy", "export"];
+
+#[test]
+fn each_field_of_failover_mirroring_and_authorization_is_shown_in_a_simulation_and_on_sockets() {
+    let schema = leaves(&zeugma_xds::schema());
+    let rows = table::rows();
     let mut wrong = Vec::new();
-    for row in table::rows() {
-        let Proof::Socket(test) = row.proof else {
+    let mut held = BTreeSet::new();
+    for path in schema.keys() {
+        let Some(field) = path.strip_prefix("MeshRoute.spec.") else {
             continue;
         };
-        let (file, function) = test.split_once("::").unwrap();
-        let text = fs::read_to_string(folder.join(format!("{file}.rs"))).unwrap_or_default();
-        let functions = functions(&text);
-        let Some((before, body)) = functions.get(function) else {
-            wrong.push(format!("{}: no test {test}", row.field));
+        let block = field.split(['.', '[']).next().unwrap();
+        if !BOTH.contains(&block) {
             continue;
-        };
-        if !before.contains("test]") {
-            wrong.push(format!("{}: {test} is no test", row.field));
         }
-        // What it calls in its file may write the field for it.
-        let called = functions
+        held.insert(field);
+        // What failover does it does in time, which takes more than one decision to see.
+        let is_simulated = rows
             .iter()
-            .filter(|(name, _)| body.contains(&format!("{name}(")));
-        let all: String = called.map(|(_, (_, body))| *body).chain([*body]).collect();
-        let constants = text.lines().filter(|line| line.contains("const "));
-        let constants: String = (text.lines().zip(text.lines().skip(1)))
-            .filter(|(line, _)| constants.clone().any(|constant| constant == *line))
-            .filter(|(line, _)| {
-                let name = line
-                    .split("const ")
-                    .nth(1)
-                    .and_then(|rest| rest.split(':').next());
-                name.is_some_and(|name| all.contains(name))
-            })
-            .flat_map(|(line, next)| [line, next])
-            .collect();
-        let word = spelled(row.field);
-        // In YAML, or as `Cluster::set` takes it; what is no field's name stands for itself.
-        let forms = if word.starts_with('.') {
-            vec![word.to_owned()]
-        } else {
-            vec![format!("{word}:"), format!("\"{word}\"")]
-        };
-        let text = [all, constants].concat();
-        if !forms.iter().any(|form| text.contains(form)) {
-            wrong.push(format!("{}: {test} does not write `{word}`", row.field));
+            .filter(|row| row.path(&schema) == *path)
+            .any(|row| {
+                let is_played = matches!(row.proof, Proof::Played(..));
+                is_played || (block != "failover" && matches!(row.proof, Proof::Decided(..)))
+            });
+        if !is_simulated {
+            wrong.push(format!("{field}: no row simulates it"));
+        }
+        match sockets::SHOWN.iter().find(|(shown, _)| *shown == field) {
+            Some((_, test)) => wrong.extend(writes(test, field).err()),
+            None => wrong.push(format!("{field}: no test of sockets is named")),
         }
     }
+    let unknown = sockets::SHOWN
+        .iter()
+        .filter(|(field, _)| !held.contains(field));
+    wrong.extend(unknown.map(|(field, _)| format!("{field}: no such field")));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Whether a test of `tests/gateway` is there and writes a field; what is wrong otherwise.
+fn writes(test: &str, field: &str) -> Result<(), String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/gateway");
+    let (file, function) = test.split_once("::").unwrap();
+    let text = fs::read_to_string(folder.join(format!("{file}.rs"))).unwrap_or_default();
+    let functions = functions(&text);
+    let Some((before, body)) = functions.get(function) else {
+        return Err(format!("{field}: no test {test}"));
+    };
+    if !before.contains("test]") {
+        return Err(format!("{field}: {test} is no test"));
+    }
+    // What it calls in its file may write the field for it.
+    let called = functions
+        .iter()
+        .filter(|(name, _)| body.contains(&format!("{name}(")));
+    let all: String = called.map(|(_, (_, body))| *body).chain([*body]).collect();
+    let constants = text.lines().filter(|line| line.contains("const "));
+    let constants: String = (text.lines().zip(text.lines().skip(1)))
+        .filter(|(line, _)| constants.clone().any(|constant| constant == *line))
+        .filter(|(line, _)| {
+            let name = line
+                .split("const ")
+                .nth(1)
+                .and_then(|rest| rest.split(':').next());
+            name.is_some_and(|name| all.contains(name))
+        })
+        .flat_map(|(line, next)| [line, next])
+        .collect();
+    let word = spelled(field);
+    // In YAML, or as `Cluster::set` takes it; what is no field's name stands for itself.
+    let forms = if word.starts_with('.') {
+        vec![word.to_owned()]
+    } else if file == "data_fields" {
+        // A table, whose entries are called as the field is.
+        vec![format!("\"{field}\"")]
+    } else {
+        vec![format!("{word}:"), format!("\"{word}\"")]
+    };
+    let text = [all, constants].concat();
+    if !forms.iter().any(|form| text.contains(form)) {
+        return Err(format!("{field}: {test} does not write `{word}`"));
+    }
+    Ok(())
 }
 
 /// Each function of a file: what stands right before it, and its text.

@@ -310,10 +310,63 @@ fn contradictions_are_found() {
     );
     check(
         &only(&[EAST, &tcp, &to_tcp], "mirror to tcp"),
-        C,
+        Code::NoEffect,
         "spec.mirror[0].route",
-        "is tcp",
+        "is tcp, and copies are http requests",
     );
+    let own = "port: 5, backends: [{endpoints: ['10.0.0.1:5'], tls: workload}]";
+    for (from, to, field, words) in [
+        (
+            "inbound: terminate, mirror: [{route: web}]",
+            "protocol: http, backends: [{endpoints: ['10.0.0.1:9']}]",
+            "route",
+            "is http, and copies are connections",
+        ),
+        (
+            "inbound: passthrough, mirror: [{route: web}]",
+            "port: 9, backends: [{endpoints: ['10.0.0.1:9']}]",
+            "route",
+            "passes its callers' TLS through",
+        ),
+        (
+            "mirror: [{route: web}]",
+            own,
+            "route",
+            "speak TLS themselves",
+        ),
+        (
+            "mirror: [{route: web, compare: true}]",
+            "port: 9, backends: [{endpoints: ['10.0.0.1:9']}]",
+            "compare",
+            "the route is tcp",
+        ),
+        (
+            "mirror: [{route: web, bodyLimit: 0B}]",
+            "port: 9, backends: [{endpoints: ['10.0.0.1:9']}]",
+            "bodyLimit",
+            "no byte could wait",
+        ),
+        (
+            "mirror: [{route: web}]",
+            "ports: {a: {port: 8}, b: {port: 9}}, backends: [{endpoints: ['10.0.0.1']}]",
+            "route",
+            "no port 5",
+        ),
+    ] {
+        let backends = if from.contains("passthrough") {
+            own.to_owned()
+        } else {
+            own.replace(", tls: workload", "")
+        };
+        let raw = route("raw", &format!("{backends}, {from}"));
+        let finding = only(&[EAST, &raw, &route("web", to)], from);
+        let code = if words.starts_with("no port") {
+            C
+        } else {
+            Code::NoEffect
+        };
+        check(&finding, code, &format!("spec.mirror[0].{field}"), words);
+    }
     let one_route = |spec: &str| {
         let gateway = EAST.replace("role: workloads", "role: workloads, route: shop/pg");
         only(&[&gateway, &route("pg", spec)], spec)
@@ -388,11 +441,6 @@ fn what_could_never_have_an_effect_is_an_error() {
             format!("{http}, allow: [{{via: [west]}}]"),
             "spec.allow[0].via",
             "into `attests`",
-        ),
-        (
-            format!("{tcp}, mirror: [{{route: shop/canary}}]"),
-            "spec.mirror",
-            "only http requests",
         ),
         (
             format!("{tcp}, timeouts: {{responseHeaders: 1s}}"),

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use crate::support::{EAST, WEST_PEER, level_names, levels, loaded, route, service, try_load};
 use zeugma_core::admission::{Rate, RouteLimits};
+use zeugma_core::hello::ClientHello;
 use zeugma_core::identity::{IdPattern, SpiffeId};
 use zeugma_core::names::{Host, SniTarget};
+use zeugma_core::route::{Routed, route_tls};
 use zeugma_core::snapshot::{
     ActiveKind, Address, Balance, EndpointTls, ErrorRate, Export, Failback, Failure, HttpVersion,
     Inbound, Lookup, PathPattern, PeerIx, Protocol, Role, TooFew, WhenStale,
@@ -446,6 +448,33 @@ fn everything_that_is_written_arrives() {
     );
 }
 
+#[test]
+fn connections_are_copied_to_the_port_that_carries_bytes() {
+    let db = route(
+        "db",
+        "port: 5432, backends: [{endpoints: ['10.0.1.1:5432']}], allow: [{listeners: [apps, mesh]}], export: {to: ['*']}, \
+         mirror: [{route: copies, peer: west, percent: 12.5%, timeout: 3s, bodyLimit: 2KiB, inFlight: 3}, {route: copies}]",
+    );
+    let copies = route(
+        "copies",
+        "ports: {web: {port: 5432, protocol: http}, raw: {port: 90, targetPort: 91}}, \
+         backends: [{endpoints: ['10.0.2.1']}, {peer: west}], allow: [{listeners: [apps]}]",
+    );
+    let snapshot = loaded(&[EAST, WEST_PEER, &db, &copies], None).snapshot;
+    let db = service(&snapshot, "db", 5432);
+    let [to_west, everywhere] = &db.mirrors[..] else {
+        panic!("{:?}", db.mirrors);
+    };
+    assert_eq!(&*to_west.route, "shop/copies");
+    assert_eq!(to_west.share, 0.125);
+    assert_eq!(to_west.timeout.as_secs(), 3);
+    assert_eq!((to_west.body_bytes_max, to_west.in_flight_max), (2048, 3));
+    assert_eq!(level_names(snapshot.cluster(to_west.to)), ["peer west"]);
+    let raw = service(&snapshot, "copies", 90);
+    assert_eq!(everywhere.to, raw.outbound);
+    assert_eq!((everywhere.share, everywhere.in_flight_max), (1.0, 64));
+}
+
 const BOTH_GATEWAYS: &str = r#"
 ---
 apiVersion: zeugma.dev/v1alpha1
@@ -834,6 +863,62 @@ fn a_host_leads_to_the_service_that_envoy_would_choose() {
             Lookup::PortNeeded | Lookup::NoSuchPort | Lookup::Unknown => None,
         };
         assert_eq!(found, expected, "{sni}");
+    }
+}
+
+/// "Exact beats wildcard" holds of what is refused too. The name of a service that is exported to nobody
+/// led to the exported service of a wildcard.
+#[test]
+fn a_name_that_is_exported_to_nobody_is_not_taken_by_an_exported_wildcard() {
+    let documents = [
+        ("any", "hosts: ['*.example'], export: { to: [west] }"),
+        ("secret", "hosts: [secret.example, other.test]"),
+        ("secrets", "hosts: ['*.secret.example'], port: 443"),
+        ("both", "hosts: [both.example], export: { to: [west] }"),
+        ("both-too", "hosts: [both.example], port: 81"),
+    ]
+    .map(|(name, spec)| {
+        let rest = "protocol: http, backends: [{ endpoints: ['10.0.0.1:80'] }]";
+        route(
+            name,
+            &format!("{spec}, {rest}, allow: [{{ listeners: [apps] }}]"),
+        )
+    });
+    let [any, secret, secrets, both, both_too] = &documents;
+    let loaded = loaded(
+        &[EAST, WEST_PEER, any, secret, secrets, both, both_too],
+        None,
+    );
+    let snapshot = &loaded.snapshot;
+    let routed = |listener: &str, sni: &str| {
+        let hello = ClientHello {
+            sni: Some(sni.to_owned()),
+            ..ClientHello::default()
+        };
+        match route_tls(snapshot, snapshot.listener(listener).unwrap(), &hello) {
+            Routed::Terminate(ix) => snapshot.service(ix).name.to_string(),
+            Routed::Refuse(reason) => reason.to_string(),
+            other => panic!("{sni}: {other:?}"),
+        }
+    };
+    for (sni, mesh, apps) in [
+        ("a.example", "shop/any", "shop/any"),
+        ("secret.example", "not-exported", "shop/secret"),
+        ("a.secret.example", "not-exported", "shop/secrets"),
+        (
+            "outbound_.80_._.secret.example",
+            "not-exported",
+            "shop/secret",
+        ),
+        ("both.example", "shop/both", "port-needed"),
+        (
+            "outbound_.81_._.both.example",
+            "sni-unknown",
+            "shop/both-too",
+        ),
+    ] {
+        assert_eq!(routed("mesh", sni), mesh, "{sni}");
+        assert_eq!(routed("apps", sni), apps, "{sni}");
     }
 }
 

@@ -200,4 +200,18 @@ pub(super) const ENTRIES: &[Entry] = &[
         "What was measured, which the message tells with its time and service, is not what --expect says. The exit code is 2.",
         "Change the configuration, or expect something else; `-o svg` draws what happened.",
     ),
+    entry(
+        "ZG1070",
+        "a lever would be refused",
+        &[Command],
+        "`--dry-run` played what a lever would do, and the gateway would not do it: nothing healthy would be left of a route. The exit code is 2.",
+        "Evacuate or drill less, or mend what is bad first; `zeugma get routes` shows it.",
+    ),
+    entry(
+        "ZG1071",
+        "a drill found something",
+        &[Command],
+        "More requests failed than --max-failed allows, the drill was over before its time, or traffic was not back within --back-within; the message says which. The drill is over in any case. The exit code is 2.",
+        "As the message says; `-o json` has the shares over time.",
+    ),
 ];

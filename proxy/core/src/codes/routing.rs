@@ -277,4 +277,25 @@ pub(super) const ENTRIES: &[Entry] = &[
         "An operator let traffic come back, by `zeugma failover reset`: by `failover.failback.ramp`, without `after`.",
         "Nothing.",
     ),
+    entry(
+        "ZG0450",
+        "a drill has begun",
+        &[Log],
+        "An operator took all traffic off what the line names for so many seconds, by `zeugma failover drill`. It ends by itself: when its time is over, when whoever asked is gone, when nothing else of a route is healthy any more, and with the process.",
+        "Nothing; `zeugma failover reset` with the same words ends it.",
+    ),
+    entry(
+        "ZG0451",
+        "a drill is over",
+        &[Log],
+        "Traffic comes back by `failover.failback.ramp`, without `after`. The line says why: `time`, `asked` by the command, its `lease` ran out since the command is gone, `last-resort`: what was left failed, or `reset` by an operator.",
+        "After `last-resort`, look at what failed while the drill went on: `zeugma get failovers`.",
+    ),
+    entry(
+        "ZG0452",
+        "a copy was answered otherwise than its request",
+        &[Log],
+        "The mirror of the route has `compare: true`, and the copy's answer has another status or another body than the one that the caller got. All are counted in `zeugma_mirror_compared_total`; of each mirror a worker logs one in 10 s, with the number of those it did not.",
+        "Find the request by its id in the logs of both services. Bodies that name times or ids of their own always differ: compare a route whose answers do not.",
+    ),
 ];

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Fleet, LevelState};
+use super::{ClusterState, Fleet, LevelState};
 use crate::locality::Locality;
 use crate::shares::{EndpointStatus, capacity, healthy_share, spread};
-use crate::snapshot::{Cluster, Endpoint, PeerIx};
+use crate::snapshot::{Cluster, Endpoint, EndpointIx, EndpointKey, PeerIx};
 use crate::time::Time;
 
 /// The most evacuations at once.
@@ -30,7 +30,13 @@ pub enum Evacuation {
 }
 
 impl Evacuation {
-    fn covers(&self, cluster: &Cluster, endpoint: &Endpoint, peer: Option<&str>) -> bool {
+    /// Whether it concerns an endpoint of a cluster, which is reached through `peer`.
+    pub(crate) fn covers(
+        &self,
+        cluster: &Cluster,
+        endpoint: &Endpoint,
+        peer: Option<&str>,
+    ) -> bool {
         match self {
             Self::Locality(place) => place.covers(&endpoint.locality),
             Self::Peer(name) => peer == Some(&**name),
@@ -66,7 +72,7 @@ pub struct Effect {
     pub leaves_nothing: bool,
 }
 
-/// A level that waits for a reset.
+/// A level that comes back by a reset alone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Kept {
     /// The cluster.
@@ -153,11 +159,54 @@ impl Fleet {
         if !self.evacuations.remove(evacuation) {
             return false;
         }
-        for route in self.apply_evacuations(now) {
-            self.release(&route, now);
-        }
+        self.let_back(evacuation, now);
+        self.apply_evacuations(now);
         self.check_invariants(now);
         true
+    }
+
+    /// Whether a cluster, of this route where one is named, has nothing healthy, and would have without
+    /// this evacuation.
+    #[must_use]
+    pub fn is_missed(&self, evacuation: &Evacuation, route: Option<&str>) -> bool {
+        let is_missed = |state: &ClusterState| {
+            let statuses = self.statuses_of(state);
+            if statuses.iter().any(|status| status.is_healthy()) {
+                return false;
+            }
+            (state.cluster.endpoints.iter()).any(|endpoint| {
+                let peer = self.peer_name(endpoint.peer);
+                let known = self.endpoints.get(&endpoint.key);
+                evacuation.covers(&state.cluster, endpoint, peer)
+                    && known.is_some_and(|known| known.status_otherwise().is_healthy())
+            })
+        };
+        let Some(route) = route else {
+            return self.clusters.iter().any(is_missed);
+        };
+        let mut members = self.routes.get(route).into_iter().flatten();
+        members.any(|ix| self.clusters.get(*ix).is_some_and(is_missed))
+    }
+
+    /// The endpoints that are no good at this moment, but for those that operators took traffic off.
+    pub fn unwell(&self) -> impl Iterator<Item = &EndpointKey> {
+        let known = self
+            .endpoints
+            .iter()
+            .filter(|(_, state)| state.home.is_some());
+        let bad = known.filter(|(_, state)| {
+            matches!(
+                state.status_otherwise(),
+                EndpointStatus::Ejected | EndpointStatus::Unhealthy
+            )
+        });
+        bad.map(|(key, _)| key)
+    }
+
+    /// Takes what peers' gateways have reported for what they report from here on: for a fleet that
+    /// nobody tells anything any more.
+    pub fn hold_reports(&mut self) {
+        self.reports.hold();
     }
 
     /// Lets traffic of a route come back to the levels that wait, for a reset or by the clock, and to
@@ -169,33 +218,33 @@ impl Fleet {
             Evacuation::Locality(_) | Evacuation::Peer(_) => false,
         };
         let ended: Vec<_> = self.evacuations.iter().filter(of_route).cloned().collect();
+        let released = self.release(route, now);
         for evacuation in &ended {
             self.evacuations.remove(evacuation);
+            self.let_back(evacuation, now);
         }
         if !ended.is_empty() {
             self.apply_evacuations(now);
         }
-        let released = self.release(route, now);
         self.check_invariants(now);
         ended.len() + released
     }
 
-    /// The levels that wait for a reset.
+    /// The levels that come back by a reset alone: they wait for it, or are bad and will.
     pub fn kept(&self) -> impl Iterator<Item = Kept> {
         self.clusters.iter().flat_map(|state| {
-            let levels = state.levels.iter().zip(&state.cluster.levels);
-            levels
-                .filter(|(level, _)| level.is_kept())
-                .map(|(level, of)| Kept {
+            state.owed().filter_map(|(ix, damped)| {
+                Some(Kept {
                     cluster: Arc::clone(&state.cluster.name),
-                    level: Arc::clone(&of.name),
-                    damped: level.damped(),
+                    level: Arc::clone(&state.cluster.levels.get(ix)?.name),
+                    damped,
                 })
+            })
         })
     }
 
-    /// Has levels wait for a reset as they did before the gateway started; those that are none any
-    /// more, or may come back by the clock, do not.
+    /// Has levels wait for a reset as they would have before the gateway started; those that are none
+    /// any more, or may come back by the clock, do not.
     pub fn keep(&mut self, kept: &[Kept], now: Time) {
         self.advance(now);
         let mut routes = BTreeSet::new();
@@ -238,8 +287,60 @@ impl Fleet {
         released
     }
 
-    /// Marks what is evacuated, and moves the routes where that is something else; which they are.
-    fn apply_evacuations(&mut self, now: Time) -> BTreeSet<Arc<str>> {
+    /// Lets traffic come back to the levels that an evacuation concerns, as far as it was what took it.
+    fn let_back(&mut self, evacuation: &Evacuation, now: Time) {
+        let mut concerned = Vec::new();
+        for (ix, state) in self.clusters.iter().enumerate() {
+            for (nth, level) in state.cluster.levels.iter().enumerate() {
+                let mut members = level.members.iter();
+                let is_covered = |ix: &EndpointIx| {
+                    let endpoint = state.cluster.endpoint(*ix);
+                    let peer = self.peer_name(endpoint.peer);
+                    evacuation.covers(&state.cluster, endpoint, peer)
+                };
+                if members.any(is_covered) {
+                    concerned.push((ix, nth));
+                }
+            }
+        }
+        for (ix, nth) in concerned {
+            if let Some(state) = self.clusters.get_mut(ix)
+                && let Some(level) = state.levels.get_mut(nth)
+            {
+                level.let_back(&state.cluster.policy.failover, now);
+                self.kept_changed = true;
+            }
+        }
+    }
+
+    /// The levels of a cluster that traffic is taken off, of whichever of their endpoints.
+    pub(super) fn taken_off(&self, ix: usize) -> Vec<usize> {
+        let Some(state) = self
+            .clusters
+            .get(ix)
+            .filter(|_| !self.evacuations.is_empty())
+        else {
+            return Vec::new();
+        };
+        let levels = 0..state.cluster.levels.len();
+        levels
+            .filter(|level| self.is_taken_off(&state.cluster, *level))
+            .collect()
+    }
+
+    /// Whether traffic is taken off any endpoint of a level.
+    pub(super) fn is_taken_off(&self, cluster: &Cluster, level: usize) -> bool {
+        let members = cluster.levels.get(level).map(|level| &level.members);
+        let mut members = members.into_iter().flatten();
+        !self.evacuations.is_empty()
+            && members.any(|ix| {
+                let known = self.endpoints.get(&cluster.endpoint(*ix).key);
+                known.is_some_and(|known| known.is_evacuated)
+            })
+    }
+
+    /// Marks what is evacuated, and moves the routes where that is something else.
+    fn apply_evacuations(&mut self, now: Time) {
         let clusters: Vec<_> = self
             .clusters
             .iter()
@@ -249,7 +350,6 @@ impl Fleet {
         for route in &changed {
             self.step_route(route, now);
         }
-        changed
     }
 
     /// Marks what is evacuated of these clusters; the routes where that is something else.

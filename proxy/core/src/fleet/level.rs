@@ -15,7 +15,8 @@
 //! From every state c < d leads to Holding, and the rest as from Settled.
 //!
 //! With `failback.mode: manual` Waiting is Kept, which ends by a reset alone: what the others cannot
-//! carry is lent (d rises by what is missing), and everything else waits.
+//! carry is lent (d rises by what is missing), and everything else waits. A level that fell owes a reset
+//! from then on; one that operators took traffic off owes what it owed before.
 
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub(super) struct LevelState {
     /// d.
     damped: f64,
     motion: Motion,
+    /// What it took without a reset before operators took traffic off it; `None` where none is taken.
+    before: Option<f64>,
     /// Outcomes at all its endpoints together.
     pub(super) window: Window,
 }
@@ -66,7 +69,59 @@ impl LevelState {
         Self {
             damped: capacity,
             motion: Motion::Settled,
+            before: None,
             window: Window::default(),
+        }
+    }
+
+    /// One that nothing is known about but that operators took traffic off it.
+    pub(super) fn new_taken_off(capacity: f64) -> Self {
+        Self {
+            before: Some(1.0),
+            ..Self::new(capacity)
+        }
+    }
+
+    /// What it takes without a reset, where failback is manual.
+    fn allowed(&self) -> f64 {
+        match self.motion {
+            Motion::Ramping { .. } => 1.0,
+            Motion::Settled
+            | Motion::Holding { .. }
+            | Motion::Waiting { .. }
+            | Motion::Kept { .. }
+            | Motion::Free => self.damped,
+        }
+    }
+
+    /// What it takes at most until somebody resets it, where failback is manual; `None`: all that its
+    /// health allows.
+    pub(super) fn owes(&self) -> Option<f64> {
+        let allowed = self.before.unwrap_or_else(|| self.allowed());
+        (allowed < 1.0 - SHARE_EPSILON).then_some(allowed)
+    }
+
+    /// Notes whether operators have taken traffic off any of its endpoints.
+    pub(super) fn is_taken_off(&mut self, is: bool) {
+        if !is {
+            self.before = None;
+        } else if self.before.is_none() {
+            self.before = Some(self.allowed());
+        }
+    }
+
+    /// Lets come back what operators took off, by the ramp and without a wait; what owed a reset before
+    /// owes it still.
+    pub(super) fn let_back(&mut self, failover: &Failover, now: Time) {
+        let owes = failover.failback == Failback::Manual
+            && self
+                .before
+                .is_some_and(|before| before < 1.0 - SHARE_EPSILON);
+        if !owes {
+            self.motion = Motion::Ramping {
+                since: now,
+                from: self.damped,
+            };
         }
     }
 
@@ -196,6 +251,10 @@ impl LevelState {
 
     /// Lets traffic come back, by the ramp; whether it waited for that.
     pub(super) fn release(&mut self, now: Time) -> bool {
+        let owed = self.before.is_some() && self.owes().is_some();
+        if owed {
+            self.before = Some(1.0);
+        }
         let waits = matches!(self.motion, Motion::Waiting { .. } | Motion::Kept { .. });
         if waits {
             self.motion = Motion::Ramping {
@@ -203,12 +262,14 @@ impl LevelState {
                 from: self.damped,
             };
         }
-        waits
+        waits || owed
     }
 
     /// Has it wait for a reset with no more than `damped`, as it did before the gateway started.
     pub(super) fn keep(&mut self, damped: f64, now: Time) {
-        if damped < self.damped - SHARE_EPSILON {
+        if let Some(before) = &mut self.before {
+            *before = before.min(damped);
+        } else if damped < self.damped - SHARE_EPSILON {
             self.damped = damped;
             self.motion = Motion::Kept { since: now };
         }

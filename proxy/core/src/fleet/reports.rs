@@ -27,7 +27,7 @@ use crate::time::Time;
 pub const STALE_AFTER: Duration = Duration::from_secs(10);
 
 /// What was heard of each gateway of each peer.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Reports {
     /// By the peer's name and the gateway's address.
     heard: BTreeMap<Arc<str>, BTreeMap<Address, Heard>>,
@@ -35,7 +35,7 @@ pub(super) struct Reports {
     pub(super) peers: Vec<(Arc<str>, WhenStale)>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Heard {
     at: Time,
     is_stale: bool,
@@ -158,6 +158,13 @@ impl Reports {
     fn when_stale(&self, peer: &str) -> Option<WhenStale> {
         let mut peers = self.peers.iter();
         peers.find_map(|(name, when)| (**name == *peer).then_some(*when))
+    }
+
+    /// What is not old by now will never be.
+    pub(super) fn hold(&mut self) {
+        for heard in self.heard.values_mut().flat_map(BTreeMap::values_mut) {
+            heard.at = Time::from_origin(Duration::MAX);
+        }
     }
 
     /// When the next report is old.

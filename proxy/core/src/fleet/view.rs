@@ -44,7 +44,7 @@ impl Fleet {
             return Vec::new();
         };
         let members = self.routes.get(&state.cluster.route);
-        let members = members.map(Vec::as_slice).unwrap_or_default();
+        let members = members.map(|members| &**members).unwrap_or_default();
         let all = self.least_healthy(members);
         let at = members.iter().position(|ix| *ix == cluster.0);
         let healthy = at.and_then(|at| all.into_iter().nth(at));

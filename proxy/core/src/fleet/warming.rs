@@ -15,7 +15,7 @@ const STEPS: u32 = 32;
 const STEP_MIN: Duration = Duration::from_millis(50);
 
 /// The endpoints that start slowly, and since when.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Warming {
     since: BTreeMap<EndpointKey, Time>,
     /// When one of them is given more.

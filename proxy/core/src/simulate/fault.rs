@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::balance::{fraction, mix};
+use crate::fleet::Evacuation;
 use crate::listed::listed;
 use crate::locality::Locality;
-use crate::snapshot::{Endpoint, EndpointKey, Failure, Snapshot};
+use crate::snapshot::{Cluster, Endpoint, EndpointKey, Failure, Snapshot};
 use crate::time::Time;
 
 use super::text::{self, TextError};
@@ -16,8 +17,8 @@ use super::text::{self, TextError};
 const FROM: f64 = 0.1;
 const TO: f64 = 0.6;
 
-/// What is wrong with an endpoint.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// What is wrong with an endpoint, or done to it.
+#[derive(Debug, Clone, PartialEq)]
 pub enum FaultKind {
     /// Nothing listens.
     Down,
@@ -29,18 +30,33 @@ pub enum FaultKind {
     Slow(Duration),
     /// This share of its answers is an error.
     Errors(f64),
+    /// It is well, and an operator decides.
+    Lever(Lever),
+}
+
+/// What an operator decides of failover.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lever {
+    /// All traffic is taken off, and let back when the fault ends.
+    Evacuate(Evacuation),
+    /// An evacuation ends.
+    End(Evacuation),
+    /// Traffic of this route may come back.
+    Reset(Arc<str>),
 }
 
 impl FaultKind {
     /// The word in arguments and reports.
     #[must_use]
-    pub const fn label(self) -> &'static str {
+    pub const fn label(&self) -> &'static str {
         match self {
             Self::Down => "down",
             Self::Cut => "cut",
             Self::Flap(_) => "flap",
             Self::Slow(_) => "slow",
             Self::Errors(_) => "errors",
+            Self::Lever(Lever::Evacuate(_)) => "evacuate",
+            Self::Lever(Lever::End(_) | Lever::Reset(_)) => "reset",
         }
     }
 }
@@ -150,20 +166,51 @@ impl Fault {
         })
     }
 
+    /// What an operator does at `from`, and at `to` takes back where it is an evacuation.
+    #[must_use]
+    pub fn lever(lever: Lever, snapshot: &Snapshot, from: Time, to: Option<Time>) -> Self {
+        let is_hit = |cluster: &Cluster, endpoint: &Endpoint| match &lever {
+            Lever::Evacuate(of) | Lever::End(of) => {
+                let peer = endpoint.peer.map(|ix| &*snapshot.peer(ix).name);
+                of.covers(cluster, endpoint, peer)
+            }
+            Lever::Reset(route) => cluster.route == *route,
+        };
+        let of_cluster = |cluster: &'_ Arc<Cluster>| {
+            let hit = cluster.endpoints.iter().filter(|one| is_hit(cluster, one));
+            hit.map(|one| one.key.clone()).collect::<Vec<_>>()
+        };
+        let hit: BTreeSet<EndpointKey> = snapshot.clusters.iter().flat_map(of_cluster).collect();
+        let what = match &lever {
+            Lever::Evacuate(of) | Lever::End(of) => of.to_string(),
+            Lever::Reset(route) => route.to_string(),
+        };
+        Self {
+            kind: FaultKind::Lever(lever),
+            what,
+            of: hit.len(),
+            hit: hit.into_iter().collect(),
+            from,
+            to,
+        }
+    }
+
     /// What it makes of its endpoints at a time; `None` where it is not there.
     #[must_use]
     pub fn truth(&self, now: Time) -> Option<Truth> {
         let is_on = self.from <= now && self.to.is_none_or(|to| now < to);
-        is_on.then_some(match self.kind {
+        let truth = match &self.kind {
             FaultKind::Down => Truth::Down,
             FaultKind::Cut => Truth::Cut,
-            FaultKind::Slow(by) => Truth::Slow(by),
-            FaultKind::Errors(share) => Truth::Errors(share),
+            FaultKind::Slow(by) => Truth::Slow(*by),
+            FaultKind::Errors(share) => Truth::Errors(*share),
             FaultKind::Flap(turn) => Truth::Flapping {
-                turn,
+                turn: *turn,
                 from: self.from,
             },
-        })
+            FaultKind::Lever(_) => return None,
+        };
+        is_on.then_some(truth)
     }
 }
 
@@ -252,7 +299,7 @@ pub enum Truth {
 pub struct Deadlines {
     /// To connect.
     pub connect: Duration,
-    /// To answer.
+    /// To answer; where nobody waits for an answer, as long as there is.
     pub answer: Duration,
 }
 

@@ -2,12 +2,13 @@ use std::sync::Arc;
 
 use super::*;
 use crate::fixture::{cluster, http_rule, part, service, snapshot};
+use crate::fleet::Evacuation;
 use crate::locality::Locality;
 use crate::outlier::EjectCause;
 use crate::rules::{Match, PathMatch, Rules};
 use crate::snapshot::{
-    ActiveCheck, ActiveKind, Address, Cluster, ClusterPolicy, EndpointKey, Failure, PeerIx,
-    Protocol,
+    ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterPolicy, EndpointKey, Failure,
+    PeerIx, Protocol,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -436,6 +437,88 @@ fn many_services_at_a_high_rate_cost_a_bounded_number_of_plans() {
         "{:?}",
         report.counts
     );
+}
+
+fn evacuate(snapshot: &Snapshot, from: u64, to: Option<u64>) -> Fault {
+    let at = |second| Time::from_origin(Duration::from_secs(second));
+    let of = Evacuation::Locality(Locality::parse("eu/eu-1").unwrap());
+    Fault::lever(Lever::Evacuate(of), snapshot, at(from), to.map(at))
+}
+
+#[test]
+fn what_operators_do_moves_traffic_as_it_does_in_a_gateway_and_loses_nothing() {
+    let world = world(2, |_| {});
+    let fault = evacuate(&world, 60, Some(120));
+    assert_eq!((fault.hit.len(), fault.of), (2, 2));
+    let scenario = Scenario {
+        faults: vec![fault],
+        ..scenario(&world, &[])
+    };
+    let report = simulate(&world, &scenario);
+    assert_eq!(report.counts.lost() + report.counts.retried, 0.0);
+    assert_eq!(share_at(&report, 90.0, 0), 0.0);
+    // By the ramp of a minute, without a wait.
+    assert!((share_at(&report, 150.0, 0) - 0.5).abs() < 0.03);
+    assert_eq!(report.services[0].levels[0].end, 1.0);
+    let phases = &report.services[0].phases;
+    assert_eq!(phases[0].settled_after, Some(Duration::ZERO), "{phases:?}");
+    let back = phases[1].settled_after.unwrap().as_secs_f64();
+    assert!((57.0..=60.5).contains(&back), "{back}");
+    // One level is left meanwhile.
+    assert_eq!(report.services[0].room_min.value, 1.0);
+}
+
+#[test]
+fn what_is_played_from_a_gateways_present_state_begins_with_that() {
+    let world = world(2, |_| {});
+    let now = Time::from_origin(Duration::from_secs(10_000));
+    let mut fleet = Fleet::new();
+    fleet.reconcile(&world, now);
+    let key = world.clusters[0].endpoints[2].key.clone();
+    let observation = crate::fleet::Observation {
+        key,
+        result: Err(Failure::Connect),
+    };
+    (0..5).for_each(|_| fleet.observe(&observation, now));
+    let scenario = Scenario {
+        faults: vec![evacuate(&world, 10, None)],
+        ..scenario(&world, &[])
+    };
+    // The far endpoint is out, and what is bad now stays so: nobody carries what the near ones did.
+    let report = simulate_from(&world, fleet.clone(), now, &scenario);
+    assert!(report.counts.lost() > 0.0, "{:?}", report.counts);
+    assert_eq!(report.services[0].room_min.value, 0.0);
+    let calm = Scenario {
+        faults: Vec::new(),
+        ..scenario
+    };
+    let report = simulate_from(&world, fleet, now, &calm);
+    assert_eq!(report.counts.lost(), 0.0);
+    assert_eq!(report.services[0].room_min.value, 1.0);
+}
+
+/// What broke: it was played as `least-request`, which never learns that an answer is late.
+#[test]
+fn peak_ewma_leaves_what_is_slow_where_least_request_stays() {
+    let slow_at = |balance: Balance| {
+        let world = world(2, |policy| policy.balance = balance);
+        let slow = scenario(&world, &[("slow", "10.0.0.1:1000=100%,20ms@10s..280s")]);
+        simulate(&world, &Scenario { rate: 20.0, ..slow })
+            .counts
+            .slow
+    };
+    let (timed, least) = (slow_at(Balance::PeakEwma), slow_at(Balance::LeastRequest));
+    assert!(least > 1_000.0 && timed < least / 4.0, "{timed} {least}");
+}
+
+/// What broke: bytes timed out as a request does that is not answered.
+#[test]
+fn bytes_have_no_answer_to_wait_for() {
+    let mut world = world(2, |_| {});
+    world.services[0].protocol = Protocol::Tcp;
+    let report = play(&world, &[("slow", "eu-1=100%,60s@60s..120s")]);
+    assert_eq!(report.counts.lost() + report.counts.retried, 0.0);
+    assert!(report.counts.slow > 0.0);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::balance::{fraction, mix};
+use crate::balance::{Latency, fraction, mix};
 use crate::engine::{Headers, Request};
 use crate::fleet::{Fleet, FleetEvent, Observation, Probe};
 use crate::plan::plan;
@@ -22,7 +22,7 @@ use crate::snapshot::{
 };
 use crate::time::Time;
 
-use super::fault::{Deadlines, Truth};
+use super::fault::{Deadlines, FaultKind, Lever, Truth};
 use super::measure::{Lane, Measure};
 use super::{COARSE_PER_SECOND, Counts, EVENTS_MAX, FINE, FINE_MAX, Report, Scenario, TICKS};
 
@@ -32,6 +32,8 @@ const APART_MAX: f64 = 86_400.0;
 const CHECK: Duration = Duration::from_millis(1);
 /// How long an endpoint that is well has a request, as far as it makes others look less busy.
 const ANSWER: Duration = Duration::from_millis(5);
+/// What a failure counts as having taken at the least, as a worker has it.
+const FAILED: Duration = Duration::from_secs(1);
 /// The most times that one planned request is tried; each counts as its part.
 const RUNS_MAX: f64 = 32.0;
 /// The most good outcomes that one planned request is counted as: as many as decide anything.
@@ -44,6 +46,12 @@ pub(super) struct World<'a> {
     /// The clusters that are measured.
     lanes: Vec<ClusterIx>,
     fleet: Fleet,
+    /// Where the fleet's clock stood at the beginning.
+    origin: Time,
+    /// What was bad at the beginning, and stays so.
+    unwell: Vec<EndpointKey>,
+    /// What operators do, the first last.
+    levers: Vec<(Time, Lever)>,
     shares: Arc<Shares>,
     now: Time,
     truths: BTreeMap<EndpointKey, Truth>,
@@ -52,6 +60,8 @@ pub(super) struct World<'a> {
     arriving: BinaryHeap<Reverse<Arriving>>,
     /// Attempts that wait for a slow endpoint.
     waiting: Rc<RefCell<BTreeMap<EndpointKey, u32>>>,
+    /// Of endpoints that are balanced by it, as a worker sees them.
+    latencies: Rc<RefCell<BTreeMap<EndpointKey, Latency>>>,
     draws: u64,
     /// Planned requests so far.
     turn: usize,
@@ -115,15 +125,20 @@ struct Arriving {
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Arrives {
     Check(EndpointKey, bool),
-    /// The last is how many requests waited for it there.
-    Outcome(EndpointKey, Result<(), Failure>, u32),
+    /// How long it took, and how many requests waited for it there.
+    Outcome(EndpointKey, Result<(), Failure>, Duration, u32),
 }
 
 impl<'a> World<'a> {
-    pub(super) fn new(snapshot: &'a Snapshot, scenario: &'a Scenario) -> Self {
-        let mut fleet = Fleet::new();
-        fleet.reconcile(snapshot, Time::ZERO);
-        let shares = Arc::new(fleet.shares(Time::ZERO));
+    pub(super) fn new(
+        snapshot: &'a Snapshot,
+        scenario: &'a Scenario,
+        mut fleet: Fleet,
+        origin: Time,
+    ) -> Self {
+        let shares = Arc::new(fleet.shares(origin));
+        // What came before is nobody's here.
+        drop(fleet.drain_events());
         let all = (0..snapshot.services.len()).map(ServiceIx);
         let wanted: Vec<ServiceIx> = if scenario.services.is_empty() {
             all.collect()
@@ -144,13 +159,17 @@ impl<'a> World<'a> {
             scenario,
             services,
             lanes: Vec::new(),
+            unwell: fleet.unwell().cloned().collect(),
             fleet,
+            origin,
+            levers: levers(scenario),
             shares,
             now: Time::ZERO,
             truths: BTreeMap::new(),
             edges,
             arriving: BinaryHeap::new(),
             waiting: Rc::default(),
+            latencies: Rc::default(),
             draws: 0,
             turn: 0,
             fine_until: Time::ZERO,
@@ -179,7 +198,7 @@ impl<'a> World<'a> {
         loop {
             let edge = self.edges.last().copied();
             let arriving = self.arriving.peek().map(|Reverse(next)| next.at);
-            let wake = self.fleet.next_wake();
+            let wake = (self.fleet.next_wake()).map(|at| Time::from_origin(at.since(self.origin)));
             let next = [edge, arriving, wake, Some(request_at)]
                 .into_iter()
                 .flatten()
@@ -192,6 +211,7 @@ impl<'a> World<'a> {
                 self.edges.pop();
                 self.measure.edge(self.now, &self.fleet);
                 self.set_truths();
+                self.pull_levers();
                 self.disturbed();
             }
             while let Some(Reverse(next)) = self.arriving.peek()
@@ -209,7 +229,7 @@ impl<'a> World<'a> {
             }
         }
         self.now = end;
-        let shares = self.fleet.shares(end);
+        let shares = self.fleet.shares(self.clock());
         self.publish(shares);
         self.measure.edge(end, &self.fleet);
         let (counts, services) = self.measure.report();
@@ -221,6 +241,23 @@ impl<'a> World<'a> {
             weight_max: self.weight_max,
             tick: self.scenario.lasts / TICKS,
         }
+    }
+
+    /// The time by the fleet's clock.
+    fn clock(&self) -> Time {
+        self.origin + self.now.since_origin()
+    }
+
+    fn pull_levers(&mut self) {
+        let now = self.clock();
+        while let Some((_, lever)) = self.levers.pop_if(|(at, _)| *at <= self.now) {
+            match lever {
+                Lever::Evacuate(of) => drop(self.fleet.evacuate(of, now)),
+                Lever::End(of) => drop(self.fleet.end_evacuation(&of, now)),
+                Lever::Reset(route) => drop(self.fleet.reset(&route, now)),
+            }
+        }
+        self.refresh();
     }
 
     fn draw(&mut self) -> u64 {
@@ -235,6 +272,9 @@ impl<'a> World<'a> {
 
     fn set_truths(&mut self) {
         self.truths.clear();
+        let unwell = self.unwell.iter();
+        self.truths
+            .extend(unwell.map(|key| (key.clone(), Truth::Down)));
         for fault in &self.scenario.faults {
             if let Some(truth) = fault.truth(self.now) {
                 self.truths
@@ -266,10 +306,14 @@ impl<'a> World<'a> {
         };
         match arrived.what {
             Arrives::Check(key, good) => {
-                self.fleet.probed(&key, good, self.now);
+                let now = self.clock();
+                self.fleet.probed(&key, good, now);
                 self.refresh();
             }
-            Arrives::Outcome(key, result, waited) => {
+            Arrives::Outcome(key, result, took, waited) => {
+                if let Some(latency) = self.latencies.borrow_mut().get_mut(&key) {
+                    latency.observe(took, self.now);
+                }
                 let mut waiting = self.waiting.borrow_mut();
                 if let Some(count) = waiting.get_mut(&key) {
                     *count = count.saturating_sub(waited);
@@ -287,13 +331,14 @@ impl<'a> World<'a> {
         if result.is_err() {
             self.disturbed();
         }
-        self.fleet.observe(&Observation { key, result }, self.now);
+        let now = self.clock();
+        self.fleet.observe(&Observation { key, result }, now);
         self.refresh();
     }
 
     fn wake(&mut self) {
         let draw = self.draw();
-        for probe in self.fleet.due_probes(self.now, draw) {
+        for probe in self.fleet.due_probes(self.clock(), draw) {
             self.check(probe);
         }
         self.refresh();
@@ -318,7 +363,7 @@ impl<'a> World<'a> {
     /// Publishes the shares, if they may have changed.
     fn refresh(&mut self) {
         if self.fleet.has_changed() {
-            let shares = self.fleet.shares(self.now);
+            let shares = self.fleet.shares(self.clock());
             self.publish(shares);
         }
     }
@@ -411,7 +456,7 @@ impl<'a> World<'a> {
     fn draw_for(&self, cluster: &Cluster, sent: Sent) -> u64 {
         match &cluster.policy.balance {
             Balance::RoundRobin => (self.services.get(sent.nth)).map_or(0, |called| called.turn),
-            // Each has a key of its own, and all answer as fast as each other.
+            // Each has a key of its own.
             Balance::LeastRequest | Balance::PeakEwma | Balance::Random | Balance::RingHash(_) => {
                 sent.draw
             }
@@ -420,17 +465,36 @@ impl<'a> World<'a> {
 
     /// How busy an endpoint looks.
     fn load_of(&self, cluster: &'a Cluster, draw: u64) -> impl Fn(EndpointIx) -> u32 + use<'a> {
-        let waiting = Rc::clone(&self.waiting);
+        let (waiting, latencies) = (Rc::clone(&self.waiting), Rc::clone(&self.latencies));
         let usual = self.scenario.rate * ANSWER.as_secs_f64() / cluster.endpoints.len() as f64;
+        let (is_timed, now) = (cluster.policy.balance == Balance::PeakEwma, self.now);
         move |ix: EndpointIx| -> u32 {
             let waiting = waiting.borrow();
-            // Most of the time nobody waits, and all are as busy.
-            if waiting.is_empty() {
-                return 0;
-            }
             let key = &cluster.endpoint(ix).key;
-            let usual = usual + fraction(draw, ix.0 as u64);
-            waiting.get(key).copied().unwrap_or_else(|| whole(usual))
+            let load = if waiting.is_empty() {
+                // Most of the time nobody waits, and all are as busy.
+                0
+            } else {
+                let usual = usual + fraction(draw, ix.0 as u64);
+                waiting.get(key).copied().unwrap_or_else(|| whole(usual))
+            };
+            if !is_timed {
+                return load;
+            }
+            let latency = latencies.borrow().get(key).copied();
+            latency.unwrap_or_default().cost(load, now)
+        }
+    }
+
+    /// Notes how long an endpoint had a request, where its cluster is balanced by that.
+    fn timed(&self, cluster: &Cluster, key: &EndpointKey, took: Option<Duration>) {
+        if cluster.policy.balance != Balance::PeakEwma {
+            return;
+        }
+        let mut latencies = self.latencies.borrow_mut();
+        let latency = latencies.entry(key.clone()).or_default();
+        if let Some(took) = took {
+            latency.observe(took, self.now);
         }
     }
 
@@ -469,6 +533,10 @@ impl<'a> World<'a> {
             ..Counts::default()
         };
         self.count(sent, &counts);
+        let at = sent.part.and_then(|part| self.cluster_of(sent.nth, part));
+        if let Some((_, ix)) = at {
+            self.timed(self.snapshot.cluster(ix), &key, Some(ANSWER));
+        }
         let mut outcomes = 0;
         while f64::from(outcomes) < weight && outcomes < OUTCOMES_MAX {
             outcomes += 1;
@@ -479,7 +547,7 @@ impl<'a> World<'a> {
                 key: key.clone(),
                 result: Ok(()),
             };
-            self.fleet.observe(&observation, self.now);
+            self.fleet.observe(&observation, self.clock());
         }
         self.refresh();
     }
@@ -607,11 +675,16 @@ impl<'a> World<'a> {
             .map_or((timeouts.response_headers, timeouts.per_try), |rule| {
                 rule.timeouts(timeouts)
             });
+        let is_http = service.is_some_and(|service| service.protocol == Protocol::Http);
         let deadlines = Deadlines {
             connect: cluster.connect_deadline(endpoint),
-            answer: per_try.unwrap_or(answer),
+            // Bytes have no answer that is waited for.
+            answer: if is_http {
+                per_try.unwrap_or(answer)
+            } else {
+                Duration::MAX
+            },
         };
-        let is_http = service.is_some_and(|service| service.protocol == Protocol::Http);
         let error = if is_http {
             Failure::Status(503)
         } else {
@@ -620,14 +693,21 @@ impl<'a> World<'a> {
         let draw = self.draw();
         let begins = self.now + after;
         let (result, took) = self.truth(key).attempt(begins, deadlines, error, draw);
+        let counted = match result {
+            Ok(()) => took.max(ANSWER),
+            Err(_) => took.max(FAILED),
+        };
         if (after + took).is_zero() {
+            self.timed(cluster, key, Some(counted));
             self.observe(key.clone(), result);
         } else {
+            self.timed(cluster, key, None);
             let waits = if took.is_zero() { 0 } else { 1 };
             if waits > 0 {
                 *self.waiting.borrow_mut().entry(key.clone()).or_default() += waits;
             }
-            self.later(after + took, Arrives::Outcome(key.clone(), result, waits));
+            let outcome = Arrives::Outcome(key.clone(), result, counted, waits);
+            self.later(after + took, outcome);
         }
         (result, took)
     }
@@ -640,6 +720,21 @@ fn whole(number: f64) -> u32 {
         .count()
         .try_into()
         .unwrap_or(0)
+}
+
+/// What operators do, the first last.
+fn levers(scenario: &Scenario) -> Vec<(Time, Lever)> {
+    let mut levers = Vec::new();
+    for fault in &scenario.faults {
+        if let FaultKind::Lever(lever) = &fault.kind {
+            levers.push((fault.from, lever.clone()));
+            if let (Lever::Evacuate(of), Some(to)) = (lever, fault.to) {
+                levers.push((to, Lever::End(of.clone())));
+            }
+        }
+    }
+    levers.sort_by_key(|(at, _)| Reverse(*at));
+    levers
 }
 
 /// The services that are called, and where their requests may go.

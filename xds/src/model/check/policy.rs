@@ -9,8 +9,8 @@ use crate::compile::{levels, start_of};
 use crate::error::Code;
 use crate::model::scalar::{Cause, Percent, Text};
 use crate::model::{
-    ActiveSpec, BalancePolicy, Document, HashSpec, MeshGateway, MeshRoute, MirrorSpec, Model,
-    ProtocolSpec, Selector,
+    ActiveSpec, BalancePolicy, Document, HashSpec, InboundSpec, MeshGateway, MeshRoute, MirrorSpec,
+    Model, Port, ProtocolSpec, Selector,
 };
 
 pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
@@ -27,13 +27,6 @@ pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
     retries(check, has_http);
     limits(check, has_http);
     let mirrors = &check.document.spec.mirror;
-    if !mirrors.is_empty() && !has_http {
-        check.no_effect(
-            "spec.mirror",
-            "only http requests are copied",
-            "write `protocol: http`, or remove it",
-        );
-    }
     for (at, spec) in mirrors.iter().enumerate() {
         mirror(model, check, spec, &format!("spec.mirror[{at}]"));
     }
@@ -473,6 +466,17 @@ fn mirror(model: &Model, check: &mut Checker<'_, MeshRoute>, spec: &MirrorSpec, 
         0..=16 << 20,
     );
     check.range(&format!("{path}.inFlight"), spec.in_flight, 1..=10_000);
+    let is_tcp = (check.document.ports().iter()).all(|port| port.protocol == ProtocolSpec::Tcp);
+    if is_tcp && spec.compare == Some(true) {
+        http_only(check, &format!("{path}.compare"));
+    }
+    if is_tcp && spec.body_limit.as_ref().is_some_and(|size| size.0.0 == 0) {
+        check.no_effect(
+            &format!("{path}.bodyLimit"),
+            "no byte could wait for the copy of a connection",
+            "write at least 1B, or remove it",
+        );
+    }
 }
 
 fn mirror_target(
@@ -481,33 +485,78 @@ fn mirror_target(
     id: &str,
     path: &str,
 ) {
-    let own_ports = check.document.ports();
-    let ports = to.ports();
-    if ports.iter().all(|port| port.protocol == ProtocolSpec::Tcp) {
-        check.value(
-            Code::Contradiction,
+    let (own, theirs) = (check.document.ports(), to.ports());
+    let has = |ports: &[Port], protocol| ports.iter().any(|port| port.protocol == protocol);
+    let mut common = [ProtocolSpec::Http, ProtocolSpec::Tcp]
+        .into_iter()
+        .filter(|protocol| has(&own, *protocol) && has(&theirs, *protocol))
+        .peekable();
+    if common.peek().is_none() {
+        let (is, copies, name) = if has(&theirs, ProtocolSpec::Tcp) {
+            ("tcp", "copies are http requests", "http")
+        } else {
+            ("http", "copies are connections of tcp", "tcp")
+        };
+        check.no_effect(
             path,
-            format!("`{id}` is tcp, and copies are http requests"),
-            "name an http route",
+            &format!("`{id}` is {is}, and {copies}"),
+            &format!("name a route of protocol {name}"),
         );
-    } else if to.first_host().is_none() {
+        return;
+    }
+    if to.first_host().is_none() {
         check.value(
             Code::Contradiction,
             path,
             format!("`{id}` has only wildcards, and a copy is sent to one host"),
             "add a host without `*` there",
         );
-    } else if ports.len() > 1
-        && let Some(port) = own_ports
-            .iter()
-            .filter(|own| own.protocol == ProtocolSpec::Http)
-            .find(|own| !ports.iter().any(|port| port.port == own.port))
-    {
-        check.value(
-            Code::Contradiction,
-            path,
-            format!("`{id}` has several ports but no port {}", port.port),
-            "give it that port, or mirror to a route with one port",
-        );
+        return;
     }
+    for protocol in common {
+        if protocol == ProtocolSpec::Tcp && !passes_bytes(check, to, id, path) {
+            continue;
+        }
+        let mut here = own.iter().filter(|port| port.protocol == protocol);
+        let there: Vec<u16> = (theirs.iter())
+            .filter(|port| port.protocol == protocol)
+            .map(|port| port.port)
+            .collect();
+        if there.len() > 1
+            && let Some(port) = here.find(|port| !there.contains(&port.port))
+        {
+            check.value(
+                Code::Contradiction,
+                path,
+                format!("`{id}` has several ports but no port {}", port.port),
+                "give it that port, or mirror to a route with one port",
+            );
+        }
+    }
+}
+
+/// Whether what a tcp route and its mirror carry is plain bytes to the gateway.
+fn passes_bytes(
+    check: &mut Checker<'_, MeshRoute>,
+    to: &Document<MeshRoute>,
+    id: &str,
+    path: &str,
+) -> bool {
+    if check.document.inbound() == InboundSpec::Passthrough {
+        check.no_effect(
+            path,
+            "the route passes its callers' TLS through, and what is encrypted for one endpoint means nothing to another",
+            "write `inbound: terminate`, or remove it",
+        );
+        return false;
+    }
+    if to.inbound() == InboundSpec::Passthrough {
+        check.no_effect(
+            path,
+            &format!("the endpoints of `{id}` speak TLS themselves, and copies are plain bytes"),
+            "name a route with `inbound: terminate`, or remove it",
+        );
+        return false;
+    }
+    true
 }

@@ -13,6 +13,8 @@ use crate::pb::{self, Status, discovery};
 /// The most faults that a server is told of at once, and the most that it is told of each, in characters.
 const FAULTS_TOLD: usize = 20;
 const FAULT_CHARS: usize = 500;
+/// The most names that are remembered as refused.
+const FAULTY_MAX: usize = 1000;
 /// `INVALID_ARGUMENT`, `NOT_FOUND` and `PERMISSION_DENIED` of gRPC.
 const INVALID: i32 = 3;
 const NOT_FOUND: i32 = 5;
@@ -459,8 +461,9 @@ impl OfKind {
         for name in &mended {
             self.faulty.remove(name);
         }
-        self.faulty
-            .extend(faults.iter().map(|fault| Arc::clone(&fault.name)));
+        let room = FAULTY_MAX.saturating_sub(self.faulty.len());
+        let names = faults.iter().map(|fault| Arc::clone(&fault.name));
+        self.faulty.extend(names.take(room));
         mended
     }
 

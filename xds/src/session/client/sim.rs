@@ -359,6 +359,7 @@ impl World {
     }
 
     /// What happens, where one is played again.
+    #[expect(clippy::print_stdout, reason = "for who looks for what went wrong")]
     fn trace(&self, what: impl Fn() -> String) {
         if self.is_traced {
             println!("{}", what());

@@ -105,9 +105,11 @@ fn p5_what_it_can_do_stands_beside_who_it_is() {
     let mut client = Client::new();
     client.tick();
     let actions = client.session.handle(Event::Opened, Time::ZERO, 0.0);
-    let node = actions.iter().find_map(|action| match action {
-        super::Action::Delta(request) => request.node.clone(),
-        _ => None,
+    let node = actions.iter().find_map(|action| {
+        let super::Action::Delta(request) = action else {
+            return None;
+        };
+        request.node.clone()
     });
     let node = node.unwrap();
     assert_eq!(node.id, "east-gw");
@@ -765,9 +767,11 @@ fn what_was_refused_is_told_of_when_it_is_not_any_more() {
                 .session
                 .handle(Event::Applied(Verdict::default()), client.now, 0.0),
         );
-        let told = actions.into_iter().filter_map(|action| match action {
-            super::Action::Tell(Notice::Mended(_, name)) => Some(name.to_string()),
-            _ => None,
+        let told = actions.into_iter().filter_map(|action| {
+            let super::Action::Tell(Notice::Mended(_, name)) = action else {
+                return None;
+            };
+            Some(name.to_string())
         });
         told.collect()
     };

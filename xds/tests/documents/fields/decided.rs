@@ -14,12 +14,13 @@ use zeugma_core::engine::{Arrival, Decision, Headers, Request, Wants, decide};
 use zeugma_core::fleet::{Fleet, Observation};
 use zeugma_core::hello::ClientHello;
 use zeugma_core::identity::SpiffeId;
-use zeugma_core::mirror::{Kind, Original, copying};
+use zeugma_core::mirror::{Copying, Kind, Original, copying};
 use zeugma_core::names::HostPattern;
 use zeugma_core::recheck::{Answering, judge_answering};
 use zeugma_core::report::{Report, Standing};
 use zeugma_core::retry::{RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
 use zeugma_core::shares::Shares;
+use zeugma_core::simulate::{Fault, Scenario, simulate};
 use zeugma_core::snapshot::{
     ActiveKind, Address, Balance, Cluster, EndpointIx, Failure, HashOn, Service, ServiceIx,
     Snapshot,
@@ -337,7 +338,12 @@ impl World {
     /// What becomes of eight copies: `c` is copied, `-` is not, `b` and `f` are dropped for the size of
     /// the body and for what is under way; and where they go.
     pub(super) fn copies(&self, body_bytes: u64, in_flight: usize) -> String {
-        let (_, service) = self.service("shop/orders");
+        self.copies_of("shop/orders", body_bytes, in_flight)
+    }
+
+    /// The same of another route.
+    pub(super) fn copies_of(&self, route: &str, body_bytes: u64, in_flight: usize) -> String {
+        let (_, service) = self.service(route);
         let Some(mirror) = service.mirrors.first() else {
             return "none".to_owned();
         };
@@ -349,13 +355,67 @@ impl World {
         let mut said = String::new();
         for draw in 0..8 {
             said.push_str(match copying(mirror, 0, &original, in_flight, draw) {
-                zeugma_core::mirror::Copying::Copy => "c",
-                zeugma_core::mirror::Copying::Skip => "-",
-                zeugma_core::mirror::Copying::Drop(dropped) => &dropped.label()[..1],
+                Copying::Copy(_) => "c",
+                Copying::Skip => "-",
+                Copying::Drop(dropped) => &dropped.label()[..1],
             });
         }
         for endpoint in &self.snapshot().cluster(mirror.to).endpoints {
             write!(said, " {}", endpoint.address).unwrap();
+        }
+        said
+    }
+
+    /// What a copy of a request gets: its time, and how much of its answer is compared.
+    pub(super) fn terms(&self) -> String {
+        let (_, service) = self.service("shop/orders");
+        let original = Original {
+            sender: Sender::Caller,
+            kind: Kind::Primary,
+            body_bytes: None,
+        };
+        match copying(&service.mirrors[0], 0, &original, 0, 1) {
+            Copying::Copy(terms) => {
+                let compared = terms.compared_bytes_max.unwrap_or(0);
+                format!("{:?}, {compared} bytes compared", terms.within)
+            }
+            other @ (Copying::Skip | Copying::Drop(_)) => format!("{other:?}"),
+        }
+    }
+
+    /// Plays five minutes of 200 requests in a second for `shop/orders` with this fault, as
+    /// `zeugma simulate` does: the least, the largest and the last share of each level in percent, and
+    /// how requests were lost.
+    pub(super) fn plays(&self, (kind, fault): (&str, &str)) -> String {
+        let snapshot = self.snapshot();
+        let lasts = Duration::from_secs(300);
+        let (ix, service) = self.service("shop/orders");
+        let scenario = Scenario {
+            services: vec![ix],
+            rate: 200.0,
+            method: "GET".to_owned(),
+            path: "/".to_owned(),
+            lasts,
+            faults: vec![Fault::parse(kind, fault, snapshot, lasts, 1).unwrap()],
+            seed: 1,
+        };
+        let report = simulate(snapshot, &scenario);
+        let names = snapshot.cluster(service.outbound).levels.iter();
+        let levels = names
+            .zip(&report.services[0].levels)
+            .map(|(level, shares)| {
+                let percent = |share: f64| format!("{:.0}", share * 100.0);
+                let (least, most) = (percent(shares.min.value), percent(shares.max.value));
+                format!("{} {least}-{most} {}", level.name, percent(shares.end))
+            });
+        let mut said = levels.collect::<Vec<_>>().join(", ");
+        for (count, word) in [
+            (report.counts.failed, "failed"),
+            (report.counts.refused, "refused"),
+        ] {
+            if count > 0.0 {
+                write!(said, ", some {word}").unwrap();
+            }
         }
         said
     }

@@ -5,7 +5,8 @@ use serde_json::Value;
 use super::decided::World;
 
 /// Two levels of one cluster and two peers for an HTTP route; a TCP route with a listener of its own;
-/// two routes for copies. Each is of a namespace of its own, so that defaults can be for it alone.
+/// routes for copies of each kind. Those that are copied are of a namespace of their own, so that defaults
+/// can be for them alone.
 pub(super) const MESH: &str = r#"
 apiVersion: zeugma.dev/v1alpha1
 kind: MeshGateway
@@ -76,6 +77,26 @@ spec:
   protocol: http
   backends: [{ endpoints: ["10.0.5.1:80"] }]
   allow: [{ listeners: [apps] }]
+---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshRoute
+metadata: { name: dump, namespace: labs }
+spec:
+  protocol: tcp
+  port: 5432
+  backends: [{ endpoints: ["10.0.6.1:5432"] }]
+  allow: [{ listeners: [apps, mesh] }]
+  export: { to: ["*"] }
+---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshRoute
+metadata: { name: dump-2, namespace: labs }
+spec:
+  protocol: tcp
+  port: 5432
+  backends: [{ endpoints: ["10.0.7.1:5432"] }]
+  allow: [{ listeners: [apps, mesh] }]
+  export: { to: ["*"] }
 ---
 apiVersion: zeugma.dev/v1alpha1
 kind: MeshDefaults

@@ -23,6 +23,7 @@ pub(super) fn rows() -> Vec<Row> {
         route(),
         backends(),
         levels(),
+        played(),
         health(),
         http(),
         rules(),
@@ -560,6 +561,68 @@ fn levels() -> Vec<Row> {
     ]
 }
 
+/// Everything near is down for a minute.
+const NEAR_DOWN: (&str, &str) = ("down", "eu/eu-1/rack-a@60s..120s");
+/// One of its two endpoints is.
+const HALF_DOWN: (&str, &str) = ("down", "10.0.1.1:80@60s..120s");
+
+/// The fields of failover as `zeugma simulate` plays them: each field has a row here, besides its own.
+///
+/// What is near is ejected at 60 s for 30 s; with no share it gets no request, and counts as healthy from
+/// 90 s on. It waits a minute and comes back within another.
+fn played() -> Vec<Row> {
+    const TO_FAR: &str = "eu/eu-1/rack-a 0-100 100, eu/eu-2 0-100 0";
+    const TO_WEST: &str = "eu/eu-1/rack-a 0-100 100, peer west 0-100 0";
+    const ALL: &str = "eu/eu-1/rack-a 0-100 100, eu/eu-2 0-100 0, peer west 0-0 0";
+    // 50 of 70 parts stay.
+    const HALF: &str = "eu/eu-1/rack-a 71-100 100, eu/eu-2 0-29 0, peer west 0-0 0";
+    const STAYS: &str = "eu/eu-1/rack-a 100-100 100, eu/eu-2 0-0 0, peer west 0-0 0";
+    const STAYS_AWAY: &str = "eu/eu-1/rack-a 0-100 0, eu/eu-2 0-100 100, peer west 0-0 0";
+    let failover = |field, before, after| row("orders", field, before, after);
+    vec![
+        failover("spec.failover.order[0].region", "us", "eu").plays(NEAR_DOWN, TO_WEST, TO_FAR),
+        failover("spec.failover.order[0].cluster", "west", "east")
+            .plays(NEAR_DOWN, TO_WEST, TO_FAR),
+        failover("spec.failover.order[0].backend", "far", "west").plays(NEAR_DOWN, TO_FAR, TO_WEST),
+        failover("spec.failover.never[0].region", "us", "eu").plays(
+            NEAR_DOWN,
+            TO_FAR,
+            "peer west 100-100 100",
+        ),
+        failover("spec.failover.never[0].cluster", "west", "east").plays(
+            NEAR_DOWN,
+            TO_FAR,
+            "peer west 100-100 100",
+        ),
+        failover("spec.failover.never[0].backend", "far", "west").plays(NEAR_DOWN, TO_WEST, TO_FAR),
+        failover("spec.failover.start", "", "40%").plays(HALF_DOWN, HALF, STAYS),
+        // (50 - 20) / (70 - 20).
+        failover("spec.failover.full", "", "20%").plays(
+            HALF_DOWN,
+            HALF,
+            "eu/eu-1/rack-a 60-100 100, eu/eu-2 0-40 0, peer west 0-0 0",
+        ),
+        failover("spec.failover.hold", "", "5m").plays(HALF_DOWN, HALF, STAYS),
+        failover("spec.failover.failback.after", "", "10m").plays(NEAR_DOWN, ALL, STAYS_AWAY),
+        // From 150 s to 300 s of ten minutes.
+        failover("spec.failover.failback.ramp", "", "10m").plays(
+            NEAR_DOWN,
+            ALL,
+            "eu/eu-1/rack-a 0-100 25, eu/eu-2 0-100 75, peer west 0-0 0",
+        ),
+        failover("spec.failover.failback.mode", "auto", "manual").plays(NEAR_DOWN, ALL, STAYS_AWAY),
+        // What is ejected is used and fails, or nobody is asked.
+        failover("spec.failover.tooFew", "use-all", "fail")
+            .given("orders", "spec.health.passive.keepAtLeast", "0")
+            .given("orders", "spec.failover.never", "[{ cluster: west }]")
+            .plays(
+                ("down", "eu@60s..120s"),
+                "eu/eu-1/rack-a 0-100 100, eu/eu-2 0-100 0, some failed",
+                "eu/eu-1/rack-a 0-100 100, eu/eu-2 0-100 0, some failed, some refused",
+            ),
+    ]
+}
+
 /// Down at once, good again after 30 s.
 fn back_at_125(world: &World) -> String {
     down_for(world, 125)
@@ -691,6 +754,11 @@ fn http() -> Vec<Row> {
         row("orders", "spec.mirror[0].timeout", "", "1s").given("orders", "spec.mirror[0]", mirror).seen_by("data_mirror::a_canary_that_hangs_or_fails_or_is_gone_is_not_noticed"),
         row("orders", "spec.mirror[0].bodyLimit", "", "1KiB").given("orders", "spec.mirror[0]", mirror).decides(|w| w.copies(2000, 0), "cccccccc 10.0.4.1:80 192.0.2.7:15443", "bbbbbbbb 10.0.4.1:80 192.0.2.7:15443"),
         row("orders", "spec.mirror[0].inFlight", "", "2").given("orders", "spec.mirror[0]", mirror).decides(|w| w.copies(0, 2), "cccccccc 10.0.4.1:80 192.0.2.7:15443", "iiiiiiii 10.0.4.1:80 192.0.2.7:15443"),
+        row("orders", "spec.mirror[0].timeout", "", "1s").given("orders", "spec.mirror[0]", mirror).decides(World::terms, "2s, 0 bytes compared", "1s, 0 bytes compared"),
+        row("orders", "spec.mirror[0].compare", "", "true").given("orders", "spec.mirror[0]", mirror).decides(World::terms, "2s, 0 bytes compared", "2s, 1048576 bytes compared"),
+        row("pg", "spec.mirror[0].route", "labs/dump", "labs/dump-2").decides(|w| w.copies_of("db/pg", 0, 0), "cccccccc 10.0.6.1:5432", "cccccccc 10.0.7.1:5432"),
+        row("pg", "spec.mirror[0].percent", "1%", "100%").given("pg", "spec.mirror[0]", "{ route: labs/dump }").decides(|w| w.copies_of("db/pg", 0, 0), "-------- 10.0.6.1:5432", "cccccccc 10.0.6.1:5432"),
+        row("orders", "spec.mirror[0].compare", "", "true").given("orders", "spec.mirror[0]", mirror).seen_by("data_compare::another_status_and_another_body_are_counted_and_told_with_the_requests_id"),
     ]
 }
 
