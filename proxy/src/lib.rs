@@ -47,6 +47,7 @@ pub use admin::BindError;
 pub use control::handover::HandoverError;
 pub use control::inherit::InheritError;
 pub use control::{GatewayError, GatewayOptions, Start, run};
+pub use control_plane::reach_control_plane;
 pub use logging::{LogFormat, Logging};
 pub use resolve::addresses_of;
 pub use state::StateError;

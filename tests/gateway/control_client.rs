@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -472,6 +473,72 @@ async fn a_server_that_knows_no_deltas_is_asked_in_full() {
     })
     .await;
     gateway.finish().await;
+}
+
+/// What `zeugma xds get` says, and how it ends.
+fn read(words: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zeugma"));
+    let output = command.args(["xds", "get"]).args(words).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_reads_a_server_as_a_gateway_would() {
+    let world = World::new().await;
+    world.say_orders("1");
+    world.east.write_gateway();
+    let config = world.east.config();
+    let config = config.to_str().unwrap();
+    let (code, text, _) = read(&["clusters", "--config", config]);
+    assert_eq!(code, Some(0));
+    assert!(text.contains("outbound|shop/orders:80  1"), "{text}");
+    let (code, text, _) = read(&["endpoints", "--config", config, "-o", "json"]);
+    assert_eq!(code, Some(0));
+    let read_back: Value = serde_json::from_str(&text).unwrap();
+    let one = &read_back["resources"][0];
+    assert_eq!(
+        (&one["name"], &one["version"]),
+        (&"outbound|shop/orders:80".into(), &"1".into())
+    );
+    let port = world.orders.address.port().to_string();
+    assert!(one["body"].as_str().unwrap().contains(&port), "{one}");
+    // By plaintext, as whoever one says.
+    let plain = ControlPlane::new(None).await;
+    plain.put("7", [by_hand::listener("apps", world.east.apps)]);
+    let address = format!("http://{}", plain.address);
+    let (code, text, _) = read(&[
+        "listeners",
+        "--server",
+        &address,
+        "--name",
+        "somebody",
+        "-o",
+        "json",
+    ]);
+    assert_eq!(code, Some(0));
+    let read_back: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        read_back["resources"][0]["metadata"]["mesh"], false,
+        "{text}"
+    );
+    let node = plain
+        .heard("who asks", |heard| heard.node.is_some())
+        .await
+        .node
+        .unwrap();
+    assert_eq!(node.id, "somebody");
+    // Nobody is there.
+    let (code, _, said) = read(&["clusters", "--server", "http://127.0.0.1:9", "--wait", "1s"]);
+    assert_eq!(code, Some(69), "{said}");
+    assert!(
+        said.starts_with("error[ZG0522]: http://127.0.0.1:9: "),
+        "{said}"
+    );
 }
 
 #[tokio::test]

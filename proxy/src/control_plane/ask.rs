@@ -4,16 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::either::Either;
+use zeugma_core::identity::IdPattern;
 use zeugma_xds::ControlAddress;
 use zeugma_xds::client::{Asked, Client, Offer};
 
 use crate::control::{Binding, Keeper, NotBound, Reloaded};
 use crate::runtime::Shared;
-use crate::tls::{TlsPeer, TlsStream};
+use crate::tls::{Credentials, TlsPeer, TlsStream};
 use crate::transport::mtls::{self, Session};
 use crate::transport::{Prefixed, Stream};
 use crate::{resolve, upstream};
@@ -69,6 +71,7 @@ pub(crate) async fn run(
                 }
             }
             Asked::Tell(told) => side.take(told, &shared.metrics),
+            Asked::Read(_) => {}
         }
         if client.is_complete() {
             side.complete();
@@ -89,7 +92,7 @@ async fn publish(
         let unbound = offered(shared, offer, tell).await?;
         next = match client.published(&unbound, fastrand::f64) {
             Some(Asked::Publish(offer)) => Some(*offer),
-            Some(Asked::Dial(_) | Asked::Tell(_)) | None => None,
+            Some(Asked::Dial(_) | Asked::Tell(_) | Asked::Read(_)) | None => None,
         };
     }
     Some(())
@@ -154,6 +157,33 @@ async fn dial(
     let control_plane = shared.settings.control_plane.as_ref();
     let control_plane = control_plane.ok_or("there is none")?;
     let address = control_plane.addresses.get(server).ok_or("there is none")?;
+    if matches!(address, ControlAddress::Plain(_)) {
+        return reach(address, None).await;
+    }
+    // Nobody would let in a gateway that has no identity yet.
+    while shared.credentials.load().id().is_none() {
+        let changed = changes.changed().await;
+        changed.map_err(|_ended| "the gateway ends".to_owned())?;
+    }
+    let credentials = shared.credentials.load_full();
+    reach(address, Some((&credentials, &control_plane.spiffe_ids))).await
+}
+
+/// Reaches a server of a control plane, by mTLS as `who` with whoever `who` expects there.
+///
+/// # Errors
+/// Why not, in words.
+pub async fn reach_control_plane(
+    address: &ControlAddress,
+    who: Option<(&Arc<Credentials>, &[IdPattern])>,
+) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<> + 'static, String> {
+    Ok(reach(address, who).await?.0)
+}
+
+async fn reach(
+    address: &ControlAddress,
+    who: Option<(&Arc<Credentials>, &[IdPattern])>,
+) -> Result<Dialled, String> {
     let (host, port) = match address {
         ControlAddress::Plain(address) => {
             let dialling = Box::pin(upstream::dial(std::slice::from_ref(address), DIAL_TIMEOUT));
@@ -163,21 +193,15 @@ async fn dial(
         }
         ControlAddress::Tls(host, port) => (host, *port),
     };
-    // Nobody would let in a gateway that has no identity yet.
-    while shared.credentials.load().id().is_none() {
-        let changed = changes.changed().await;
-        changed.map_err(|_ended| "the gateway ends".to_owned())?;
-    }
+    let (credentials, ids) = who.ok_or("the server wants to know who asks")?;
     let addresses = timeout(DIAL_TIMEOUT, Box::pin(resolve::addresses_now(host, port))).await;
     let addresses = addresses.map_err(|_elapsed| {
         format!("the name `{host}` has no address within {DIAL_TIMEOUT:?}")
     })??;
     let (tcp, address) = in_time(Box::pin(upstream::dial(&addresses, DIAL_TIMEOUT))).await?;
     upstream::tune(&tcp);
-    let credentials = shared.credentials.load_full();
     let sni: Arc<str> = host.as_str().into();
-    let ids = &control_plane.spiffe_ids;
-    let shaking = mtls::originate((tcp, address), &credentials, &sni, ids, ALPN);
+    let shaking = mtls::originate((tcp, address), credentials, &sni, ids, ALPN);
     match timeout(DIAL_TIMEOUT, Box::pin(shaking)).await {
         Ok(Ok(Session { stream, peer, .. })) => match stream {
             Stream::Originated(stream) => Ok((Either::Right(stream), Some(peer))),

@@ -24,6 +24,7 @@ use zeugma_core::snapshot::Node;
 use zeugma_xds::client::{Client, ClientOptions, Kept, MESSAGE_BYTES_MAX, Told};
 use zeugma_xds::{ControlPlane, GatewaySettings, Kind, Loaded, STATE_BYTES_MAX};
 
+pub use self::ask::reach_control_plane;
 pub(crate) use self::ask::run;
 use crate::metrics::Metrics;
 use crate::state;

@@ -10,6 +10,7 @@
 
 pub(crate) mod holdings;
 mod kept;
+mod show;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -31,7 +32,9 @@ use crate::compile::ResourceList;
 use crate::ingest::Blamed;
 use crate::pb::core;
 use crate::session::Kind;
-use crate::session::client::{Action, Ended, Event, Limits, Notice, Session, Update, Verdict};
+use crate::session::client::{
+    Action, Change, Ended, Event, Limits, Notice, Session, Update, Verdict,
+};
 
 /// How a gateway asks for its configuration.
 #[derive(Debug, Clone)]
@@ -59,6 +62,25 @@ pub enum Asked {
     Publish(Box<Offer>),
     /// Know this.
     Tell(Told),
+    /// Of a [`Client::reader`]: know what came and went.
+    Read(Vec<Seen>),
+}
+
+/// A resource as it came.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Seen {
+    /// What it is.
+    pub kind: Kind,
+    /// What it is called.
+    pub name: String,
+    /// Its version; none where there is no such resource.
+    pub version: Option<String>,
+    /// What it takes.
+    pub bytes: usize,
+    /// Our metadata on it.
+    pub metadata: Option<serde_json::Value>,
+    /// All of it, for people.
+    pub body: Option<String>,
 }
 
 /// A configuration to be published.
@@ -119,6 +141,9 @@ pub struct Client {
     judging: Option<JoinHandle<Judged>>,
     /// The update that is judged or offered.
     under_way: BTreeSet<Key>,
+    /// Everything that comes is handed out as it is.
+    is_reader: bool,
+    has_answered: bool,
     draft: Option<Draft>,
     /// The version of what serves.
     serves: Option<String>,
@@ -159,6 +184,8 @@ impl Client {
             told: VecDeque::new(),
             judging: None,
             under_way: BTreeSet::new(),
+            is_reader: false,
+            has_answered: false,
             draft: None,
             serves: draft
                 .as_ref()
@@ -172,6 +199,22 @@ impl Client {
             binding: Binding::WhatCan,
         });
         (client, offer)
+    }
+
+    /// One that asks as a gateway does, takes all that comes for good, and publishes nothing.
+    #[must_use]
+    pub fn reader(options: ClientOptions) -> Self {
+        let (client, _) = Self::new(options, None);
+        Self {
+            is_reader: true,
+            ..client
+        }
+    }
+
+    /// Whether a server has ever answered.
+    #[must_use]
+    pub const fn has_answered(&self) -> bool {
+        self.has_answered
     }
 
     /// What is to be done next.
@@ -330,8 +373,19 @@ impl Client {
                     self.lost(UNREAD.to_owned(), Ended::Otherwise, draw);
                 }
             }
+            Action::Apply(update) if self.is_reader => {
+                self.handle(Event::Applied(Verdict::default()), draw);
+                let seen = update
+                    .changes
+                    .into_iter()
+                    .map(|(key, change)| seen(key, &change));
+                return Some(Asked::Read(seen.collect()));
+            }
             Action::Apply(update) => self.judge(update),
-            Action::Tell(notice) => self.told.extend(told(notice)),
+            Action::Tell(notice) => {
+                self.has_answered |= matches!(notice, Notice::Connected(_));
+                self.told.extend(told(notice));
+            }
         }
         None
     }
@@ -413,6 +467,22 @@ impl Client {
 
 /// Why a stream ends whose server reads nothing.
 const UNREAD: &str = "it does not read what is said to it";
+
+fn seen((kind, name): Key, change: &Change) -> Seen {
+    let resource = match change {
+        Change::Put(resource) => Some(resource),
+        Change::Removed | Change::Missing => None,
+    };
+    let body = resource.map(|resource| &*resource.body);
+    Seen {
+        kind,
+        name: name.to_string(),
+        version: resource.map(|resource| resource.version.to_string()),
+        bytes: body.map_or(0, |body| body.value.len()),
+        metadata: body.and_then(|body| show::metadata(kind, body)),
+        body: body.and_then(|body| show::body(kind, body)),
+    }
+}
 
 fn told(notice: Notice) -> Vec<Told> {
     vec![match notice {
