@@ -28,7 +28,7 @@ impl World {
     async fn new() -> Self {
         let mut east = Cluster::new("east");
         let identity = east.identity("zeugma/xds");
-        let control_plane = ControlPlane::new(Some(&identity)).await;
+        let control_plane = ControlPlane::new(Some(&identity));
         let address = control_plane.address;
         let of = format!(
             "{{ addresses: ['https://{address}'], spiffeIDs: ['spiffe://east.example/zeugma/xds'] }}"
@@ -257,7 +257,7 @@ async fn a_bad_resource_is_refused_by_name_and_everything_else_serves() {
     world.control_plane.forget();
     let mut world = world;
     world.control_plane.kill().await;
-    world.control_plane.start().await;
+    world.control_plane.start();
     let first = world
         .control_plane
         .heard("the next stream", |heard| heard.kind == CLUSTER)
@@ -286,7 +286,7 @@ async fn a_control_plane_that_dies_falls_silent_is_slow_or_says_rubbish_costs_no
     // Silent, after it came back.
     world.control_plane.behave(Manner::Silent);
     world.control_plane.forget();
-    world.control_plane.start().await;
+    world.control_plane.start();
     world
         .control_plane
         .heard("the question", |heard| heard.kind == CLUSTER)
@@ -377,7 +377,7 @@ async fn a_gateway_that_is_restarted_without_a_control_plane_serves_what_it_had_
             by_hand::routes(&["orders", "cart"]),
         ],
     );
-    world.control_plane.start().await;
+    world.control_plane.start();
     let first = world
         .control_plane
         .heard("the question", |heard| heard.kind == CLUSTER)
@@ -400,7 +400,7 @@ async fn a_gateway_that_is_restarted_without_a_control_plane_serves_what_it_had_
     assert_eq!(gateway.ready().await, 503);
     let finding = until_finding(&gateway, "ZG0522").await;
     assert!(finding.contains("nothing serves"), "{finding}");
-    world.control_plane.start().await;
+    world.control_plane.start();
     gateway.late_message("ZG0901 gateway ready").await;
     assert_eq!(get(world.east.apps, ORDERS, "/").await.status, 200);
     gateway.finish().await;
@@ -430,7 +430,7 @@ async fn a_server_that_is_not_whom_the_gateway_expects_is_not_believed() {
 async fn another_server_is_asked_where_the_first_is_gone() {
     let mut world = World::new().await;
     let identity = world.east.identity("zeugma/xds");
-    let second = ControlPlane::new(Some(&identity)).await;
+    let second = ControlPlane::new(Some(&identity));
     let of = format!(
         "{{ addresses: ['https://{}', 'https://{}'], spiffeIDs: ['spiffe://east.example/zeugma/xds'] }}",
         world.control_plane.address, second.address
@@ -508,7 +508,7 @@ async fn an_operator_reads_a_server_as_a_gateway_would() {
     let port = world.orders.address.port().to_string();
     assert!(one["body"].as_str().unwrap().contains(&port), "{one}");
     // By plaintext, as whoever one says.
-    let plain = ControlPlane::new(None).await;
+    let plain = ControlPlane::new(None);
     plain.put("7", [by_hand::listener("apps", world.east.apps)]);
     let address = format!("http://{}", plain.address);
     let (code, text, _) = read(&[

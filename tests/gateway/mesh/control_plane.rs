@@ -74,7 +74,7 @@ pub(crate) struct ControlPlane {
 
 impl ControlPlane {
     /// One that shows who it is, and wants to know who asks; plaintext without an identity.
-    pub(crate) async fn new(identity: Option<&Identity>) -> Self {
+    pub(crate) fn new(identity: Option<&Identity>) -> Self {
         let tls = identity.map(|identity| {
             let (config, _) = server_config(&identity.credentials, &[b"h2"]).unwrap();
             config
@@ -90,12 +90,12 @@ impl ControlPlane {
             tls,
             serving: JoinSet::new(),
         };
-        this.start().await;
+        this.start();
         this
     }
 
     /// Starts it again after [`kill`](Self::kill), where it was.
-    pub(crate) async fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_reuseaddr(true).unwrap();
         socket.bind(self.address).unwrap();
@@ -268,7 +268,9 @@ impl Asked {
         for name in &request.resource_names_subscribe {
             self.told.remove(&(kind.clone(), name.clone()));
         }
-        for (name, version) in &request.initial_resource_versions {
+        let initial: BTreeMap<String, String> =
+            request.initial_resource_versions.into_iter().collect();
+        for (name, version) in &initial {
             self.told
                 .insert((kind.clone(), name.clone()), version.clone());
         }
@@ -277,7 +279,7 @@ impl Asked {
             nonce: request.response_nonce,
             error: request.error_detail.map(|error| error.message),
             node: request.node,
-            initial: request.initial_resource_versions.into_iter().collect(),
+            initial,
         }
     }
 

@@ -140,6 +140,7 @@ impl World {
                         assert!(self.client.published(&[], no_draw).is_none());
                     }
                     Asked::Tell(told) => self.told.push(told),
+                    Asked::Read(seen) => panic!("nobody reads: {seen:?}"),
                 }
             }
         };
