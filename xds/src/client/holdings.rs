@@ -205,12 +205,8 @@ impl Holdings {
     }
 
     /// The same without these listeners, which cannot be bound; `None` where they are not new.
-    pub(crate) fn without(&self, draft: Draft, unbound: &[(String, String)]) -> Option<Draft> {
-        let Draft {
-            mut left_out,
-            mut faults,
-            ..
-        } = draft;
+    pub(crate) fn without(&self, draft: &Draft, unbound: &[(String, String)]) -> Option<Draft> {
+        let (mut left_out, mut faults) = (draft.left_out.clone(), draft.faults.clone());
         let mut is_less = false;
         for (name, why) in unbound {
             let key = (Kind::Listener, Name::from(name.as_str()));

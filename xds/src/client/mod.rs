@@ -16,6 +16,7 @@ mod stream;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -150,7 +151,8 @@ pub struct Client {
     begun: Instant,
 }
 
-type Judged = (Holdings, Result<Draft, Vec<Blamed>>);
+/// Nothing is said of what could not be judged.
+type Judged = (Holdings, Option<Result<Draft, Vec<Blamed>>>);
 
 impl Client {
     /// One that has what was kept, if there is something, and what of it serves.
@@ -289,13 +291,10 @@ impl Client {
             self.commit(&draft, draw);
             return None;
         }
-        let (draft, binding) = match holdings.without(draft, unbound) {
-            Some(draft) => (draft, Binding::All),
-            // They are none of this update's, or are none of what can be left out.
-            None => {
-                let again = holdings.draft(BTreeMap::new(), BTreeSet::new()).ok()?;
-                (again, Binding::WhatCan)
-            }
+        let (draft, binding) = match holdings.without(&draft, unbound) {
+            Some(less) => (less, Binding::All),
+            // They are none of this update's, or nothing good is left without them.
+            None => (draft, Binding::WhatCan),
         };
         Some(self.offer(draft, binding))
     }
@@ -397,22 +396,26 @@ impl Client {
             return;
         };
         self.judging = Some(tokio::task::spawn_blocking(move || {
-            let faults = holdings.take(update);
-            let draft = holdings.draft(faults, BTreeSet::new());
-            (holdings, draft)
+            // A panic is told by the hook; what served before does so on, and what is there is kept.
+            let draft = catch_unwind(AssertUnwindSafe(|| {
+                let faults = holdings.take(update);
+                holdings.draft(faults, BTreeSet::new())
+            }));
+            (holdings, draft.ok())
         }));
     }
 
     fn judged(&mut self, judged: Option<Judged>, draw: fn() -> f64) -> Option<Asked> {
-        let Some((mut holdings, draft)) = judged else {
-            // It panicked, which was told; what came is lost, and is asked for anew.
-            let node = self.options.node.clone();
-            self.holdings = Some(Holdings::new(node, self.options.on_empty));
-            self.refuse_all("it cannot be read", draw);
-            return None;
-        };
+        // Nothing: the process ends.
+        let (mut holdings, draft) = judged?;
         match draft {
-            Ok(draft) => {
+            None => {
+                holdings.refuse(self.under_way.iter().cloned());
+                self.holdings = Some(holdings);
+                self.refuse_all("a defect of the gateway keeps it from being judged", draw);
+                None
+            }
+            Some(Ok(draft)) => {
                 self.holdings = Some(holdings);
                 let version = &*draft.snapshot.version;
                 // Nothing is no configuration, unless there was one.
@@ -423,7 +426,7 @@ impl Client {
                 }
                 Some(self.offer(draft, Binding::All))
             }
-            Err(blamed) => {
+            Some(Err(blamed)) => {
                 holdings.refuse(self.under_way.iter().cloned());
                 self.holdings = Some(holdings);
                 let first = blamed.first();

@@ -423,14 +423,14 @@ fn listeners_that_cannot_be_bound_are_left_out_and_named() {
     let draft = holdings.draft(faults, BTreeSet::new()).unwrap();
     assert_eq!(draft.snapshot.listeners.len(), 2);
     let unbound = [("more".to_owned(), "it is in use".to_owned())];
-    let draft = holdings.without(draft, &unbound).unwrap();
+    let draft = holdings.without(&draft, &unbound).unwrap();
     assert_eq!(draft.snapshot.listeners.len(), 1);
     let verdict = holdings.commit(&draft);
     assert_eq!(verdict.refused[&(Listener, "more".into())], "it is in use");
     // What serves already is not left out for it.
     let draft = holdings.draft(BTreeMap::new(), BTreeSet::new()).unwrap();
     let unbound = [("apps".to_owned(), "it is in use".to_owned())];
-    assert!(holdings.without(draft, &unbound).is_none());
+    assert!(holdings.without(&draft, &unbound).is_none());
 }
 
 #[test]
