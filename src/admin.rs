@@ -86,6 +86,8 @@ pub(crate) enum AdminError {
     Refused(String, String, StatusCode, String),
     #[error("{0} has no route `{1}`{help}", help = .2.as_ref().map_or_else(String::new, |help| format!("; {help}")))]
     Service(String, String, Option<String>),
+    #[error("{0} are of no route: leave --service out, which is for `routes` and `connections`")]
+    NotByService(String),
     #[error("the answer of {0} to {1} is not JSON")]
     Json(String, String, #[source] serde_json::Error),
     #[error("the token file {0} cannot be read")]
@@ -107,7 +109,7 @@ impl AdminError {
             Self::Http(..) | Self::Body(_) | Self::Json(..) => "ZG1007",
             Self::Refused(..) => "ZG1008",
             Self::Token(..) => "ZG1009",
-            Self::Service(..) => "ZG1010",
+            Self::Service(..) | Self::NotByService(_) => "ZG1010",
             Self::Runtime(_) => "ZG0908",
             Self::Print(_) => "ZG1002",
         }
@@ -116,7 +118,7 @@ impl AdminError {
     /// Ends the command.
     pub(crate) fn fail(&self) -> ExitCode {
         let exit = match self {
-            Self::Address(_) => exit::USAGE,
+            Self::Address(_) | Self::NotByService(_) => exit::USAGE,
             Self::Config(_) | Self::Sources(..) | Self::Token(..) => exit::DATA,
             Self::Denied(..) => exit::DENIED,
             Self::Refused(_, _, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED, _) => {
@@ -148,6 +150,7 @@ impl AdminError {
             | Self::Sources(..)
             | Self::Denied(..)
             | Self::Service(..)
+            | Self::NotByService(_)
             | Self::Json(..)
             | Self::Token(..)
             | Self::Runtime(_)

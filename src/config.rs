@@ -1,6 +1,7 @@
 //! `zeugma config`: what is wrong with a configuration, what its numbers mean, what a change of it
 //! means, and how it is laid out.
 
+mod compile;
 mod diff;
 mod fmt;
 
@@ -18,6 +19,9 @@ use crate::exit;
 pub(crate) enum Command {
     /// Check a configuration and say what its numbers mean; exit 2 where something is wrong
     Check(Check),
+    /// Write what an Envoy in the place of a gateway reads, and say where its bootstrap is; exit 65
+    /// where the configuration is wrong
+    Compile(compile::Compile),
     /// Print the JSON schema of the documents, for editors
     Schema,
     /// Print the manual of the documents, as Markdown
@@ -90,6 +94,7 @@ pub(crate) fn run(command: Command) -> ExitCode {
 fn try_run(command: Command) -> io::Result<ExitCode> {
     match command {
         Command::Check(check) => run_check(&check),
+        Command::Compile(compile) => compile::run(&compile),
         Command::Schema => {
             let mut out = io::stdout().lock();
             writeln!(out, "{:#}", zeugma_xds::schema())?;
@@ -209,6 +214,7 @@ fn service_json(service: &ServiceMeaning) -> serde_json::Value {
                 "firstLeavesWithDown": level.first.0,
                 "firstLeavingShare": level.first.1,
                 "allLeavesWithDown": level.all,
+                "takesPerSecond": level.takes,
             })
         })
         .collect();

@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
+use zeugma_xds::suggest;
 
-use crate::admin::{self, AdminError, Output, Target, field, query};
+use crate::admin::{self, Admin, AdminError, Output, Target, field, query};
 use crate::status::{list, word};
 use crate::table::Table;
 
@@ -50,6 +51,7 @@ pub(crate) fn run(args: &GetArgs) -> ExitCode {
 fn try_run(args: &GetArgs) -> Result<ExitCode, AdminError> {
     let admin = args.target.admin()?;
     let content = admin.get(&args.path())?;
+    args.check_service(&admin, &content)?;
     if args.output == Output::Json {
         let key = args.what.key();
         return admin::print_json(args.what.kind(), json!({ key: field(&content, key) }));
@@ -62,6 +64,35 @@ fn try_run(args: &GetArgs) -> Result<ExitCode, AdminError> {
 }
 
 impl GetArgs {
+    /// Nothing of a route is no answer where there is no such route.
+    fn check_service(&self, admin: &Admin, content: &Value) -> Result<(), AdminError> {
+        let content = field(content, self.what.key());
+        let is_empty = match self.what {
+            What::Routes => list(content).is_empty(),
+            What::Connections => list(field(content, "connections")).is_empty(),
+            // These are of no route.
+            What::Peers | What::Failovers | What::Identities | What::Findings => {
+                return self.service.as_ref().map_or(Ok(()), |_| {
+                    Err(AdminError::NotByService(self.what.kind().to_lowercase()))
+                });
+            }
+        };
+        let Some(wanted) = self.service.as_ref().filter(|_| is_empty) else {
+            return Ok(());
+        };
+        let routes = admin.part("/api/v1/routes", "routes")?;
+        let known = || {
+            list(&routes)
+                .iter()
+                .map(|route| word(field(route, "service")))
+        };
+        if known().any(|name| name == wanted) {
+            return Ok(());
+        }
+        let help = suggest(wanted, known());
+        Err(AdminError::Service(admin.shown(), wanted.clone(), help))
+    }
+
     fn path(&self) -> String {
         let limit = self.limit.map(|limit| limit.to_string());
         let asked = [("service", &self.service), ("limit", &limit)];
@@ -140,10 +171,11 @@ fn routes(content: &Value) -> Table {
                 let mut row = texts(route, ["service", "port"]);
                 row.push(word(field(level, "name")).to_owned());
                 row.push(format!("{share:.0} %"));
-                row.extend(texts(
-                    endpoint,
-                    ["backend", "address", "locality", "status"],
-                ));
+                row.extend(texts(endpoint, ["backend", "address", "locality"]));
+                let part = field(endpoint, "given").as_f64().filter(|part| *part < 1.0);
+                let part = part.map(|part| format!(" (slow start, {:.0} %)", part * 100.0));
+                let status = word(field(endpoint, "status"));
+                row.push(format!("{status}{}", part.unwrap_or_default()));
                 table.row(row);
             }
         }

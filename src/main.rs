@@ -82,7 +82,7 @@ enum Command {
     /// What a code such as ZG0702 means and what to do about it; with `route`, where a request would go
     /// and why
     Explain(explain::ExplainArgs),
-    /// Control planes
+    /// The control plane: the same documents to many gateways, Envoys and gRPC clients
     #[command(subcommand)]
     Xds(xds::Command),
     /// Completions for shells, and manual pages
@@ -115,7 +115,7 @@ fn main() -> ExitCode {
         Command::Failover(command) => failover::run(&command),
         Command::BugReport(args) => bug_report::run(&args),
         Command::Explain(args) => explain::run(&args),
-        Command::Xds(command) => xds::run(&command),
+        Command::Xds(command) => xds::run(command),
         Command::Completion(args) => completion::run(&args, Cli::command()),
     }
 }

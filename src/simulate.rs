@@ -59,6 +59,10 @@ pub(crate) struct SimulateArgs {
     /// eu-1=100%,20%
     #[arg(long, value_name = "WHAT[=SHARE[,ANSWERS]][@FROM[..TO]]")]
     errors: Vec<String>,
+    /// A backend takes no more than so many requests in a second, and the gateway knows it, such as
+    /// west=300/s@1m..2m
+    #[arg(long, value_name = "WHAT=N/s[@FROM[..TO]]")]
+    capacity: Vec<String>,
     /// Requests in a second to each port of each route
     #[arg(long, value_name = "N/s", default_value = "200/s", value_parser = rate)]
     rate: f64,
@@ -202,6 +206,7 @@ impl SimulateArgs {
             ("flap", &self.flap),
             ("cut", &self.cut),
             ("down", &self.down),
+            ("capacity", &self.capacity),
         ];
         let mut faults = Vec::new();
         for (kind, texts) in kinds {

@@ -19,6 +19,7 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
@@ -37,8 +38,11 @@ use machine::{Machine, commit, now};
 /// Calls of each case; callgrind's count is all but the same at every run, so a few suffice to make
 /// the first, which finds cold tables, count little.
 const CALLS: u64 = 1000;
+/// Times that so many calls are timed.
+const SAMPLES: usize = 101;
 /// The host of the one HTTP route.
 const WEB: &str = "web.bench.svc.clusterset.local";
+const WIDE: &str = "wide.bench.svc.clusterset.local";
 const RULED: &str = "ruled.bench.svc.clusterset.local";
 const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -66,9 +70,10 @@ enum What {
     Decide,
     Request,
     Ruled,
+    Wide,
 }
 
-const CASES: [Case; 12] = [
+const CASES: [Case; 13] = [
     Case {
         name: "hello",
         title: "parse a ClientHello",
@@ -129,6 +134,15 @@ const CASES: [Case; 12] = [
         at_most: 8000,
         otherwise: "index matches by the first element of the path",
     },
+    Case {
+        name: "wide",
+        title: "the same where its route has 4 levels and 100 endpoints: route, authorize, plan",
+        routes: 10_000,
+        what: What::Wide,
+        question: "is a decision below a microsecond, and allocates nothing?",
+        at_most: 9000,
+        otherwise: "draw from a table made with the shares",
+    },
 ];
 
 const fn route(name: &'static str, title: &'static str, routes: usize) -> Case {
@@ -171,17 +185,24 @@ struct Counted {
     title: &'static str,
     instructions: u64,
     at_most: u64,
+    /// Whether memory is asked for, where callgrind saw the calls.
+    allocates: bool,
+    /// The median of one call, beside whatever else the machine does.
+    nanoseconds: f64,
 }
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     if let [role, name, config] = words.as_slice()
-        && role == "count"
+        && (role == "count" || role == "time")
     {
         let case = CASES.into_iter().find(|case| case.name == name);
-        return case
+        let samples = if role == "time" { SAMPLES } else { 1 };
+        let took = case
             .with_context(|| format!("no case {name:?}"))?
-            .run(Path::new(config));
+            .run(Path::new(config), samples)?;
+        println!("{took}");
+        return Ok(());
     }
     let version = match Command::new("valgrind").arg("--version").output() {
         Ok(output) => String::from_utf8(output.stdout)?.trim().to_owned(),
@@ -205,13 +226,16 @@ fn main() -> Result<()> {
         if !config.exists() {
             fs::write(&config, documents(case.routes)?)?;
         }
-        let instructions = case.count(&config, &folder)?;
-        println!("{:15} {instructions}", case.name);
+        let (instructions, allocates) = case.count(&config, &folder)?;
+        let nanoseconds = case.time(&config)?;
+        println!("{:15} {instructions} {nanoseconds:.0} ns", case.name);
         results.cases.push(Counted {
             name: case.name,
             title: case.title,
             instructions,
             at_most: case.at_most,
+            allocates,
+            nanoseconds,
         });
     }
     fs::remove_dir_all(&folder)?;
@@ -234,9 +258,10 @@ impl Results {
              Written by `cargo bench --bench core`; do not edit.\n\n\
              - {}, commit {}\n- {}\n- {}, callgrind\n- the mean of {CALLS} calls, allocations \
              included; what the machine does beside it changes nothing, the random seed of a hash \
-             table some instructions in a thousand\n\n\
-             | decision | instructions | at most | | question | otherwise |\n\
-             |---|--:|--:|---|---|---|\n",
+             table some instructions in a thousand\n- ns: the median of {SAMPLES} times {CALLS} calls, \
+             without callgrind, beside whatever else the machine does\n\n\
+             | decision | instructions | at most | | ns | allocates | question | otherwise |\n\
+             |---|--:|--:|---|--:|---|---|---|\n",
             self.date, self.commit, self.machine, self.valgrind
         );
         for (one, case) in self.cases.iter().zip(CASES) {
@@ -247,8 +272,14 @@ impl Results {
             };
             writeln!(
                 table,
-                "| {} | {} | {} | {met} | {} | {} |",
-                one.title, one.instructions, one.at_most, case.question, case.otherwise
+                "| {} | {} | {} | {met} | {:.0} | {} | {} | {} |",
+                one.title,
+                one.instructions,
+                one.at_most,
+                one.nanoseconds,
+                if one.allocates { "yes" } else { "no" },
+                case.question,
+                case.otherwise
             )?;
         }
         Ok(table)
@@ -256,8 +287,21 @@ impl Results {
 }
 
 impl Case {
-    /// Runs itself under callgrind.
-    fn count(self, config: &Path, folder: &Path) -> Result<u64> {
+    /// Runs itself without callgrind; the nanoseconds of one call.
+    fn time(self, config: &Path) -> Result<f64> {
+        let output = Command::new(std::env::current_exe()?)
+            .args(["time", self.name])
+            .arg(config)
+            .output()?;
+        let told = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}: {told}", self.name);
+        let took = String::from_utf8(output.stdout)?;
+        took.trim().parse().context("no time")
+    }
+
+    /// Runs itself under callgrind; the instructions of one call, and whether any function that gives
+    /// memory was called.
+    fn count(self, config: &Path, folder: &Path) -> Result<(u64, bool)> {
         let output = Command::new("valgrind")
             .args(["--tool=callgrind", "--collect-atstart=no"])
             .arg("--toggle-collect=*counted_call*")
@@ -279,11 +323,24 @@ impl Case {
             .trim()
             .parse()?;
         ensure!(total > 0, "{}: nothing was counted; {told}", self.name);
-        Ok(total / CALLS)
+        // Only what was called while it counted stands there.
+        let profile = fs::read_to_string(folder.join(self.name))?;
+        let gives = [
+            "malloc",
+            "calloc",
+            "realloc",
+            "__rust_alloc",
+            "posix_memalign",
+        ];
+        let allocates = (profile.lines())
+            .filter(|line| line.starts_with("fn=") || line.starts_with("cfn="))
+            .any(|line| gives.iter().any(|name| line.contains(name)));
+        Ok((total / CALLS, allocates))
     }
 
-    /// Makes the calls that are counted, and checks what they answer.
-    fn run(self, config: &Path) -> Result<()> {
+    /// Makes the calls that are counted, and checks what they answer; the median of what one call took in
+    /// so many samples, in nanoseconds.
+    fn run(self, config: &Path, samples: usize) -> Result<f64> {
         let loaded = load(config, &NodeOptions::default())
             .map_err(|findings| anyhow::anyhow!("{findings:?}"))?;
         let snapshot = &loaded.snapshot;
@@ -305,34 +362,42 @@ impl Case {
         let apps = snapshot.listener("apps").context("the apps listener")?;
         let known = SpiffeId::parse("spiffe://west.example/ns/shop/sa/cart")?;
         let stranger = SpiffeId::parse("spiffe://west.example/ns/other/sa/cart")?;
-        for draw in 0..CALLS {
-            let right = match self.what {
-                What::Hello => {
-                    counted_call(|| matches!(parse(black_box(world.bytes)), HelloProgress::Done(_)))
-                }
-                What::Route => counted_call(|| {
-                    let routed = route_tls(world.snapshot, world.listener, black_box(world.hello));
-                    matches!(routed, Routed::Terminate(ix) if ix == service)
-                }),
-                What::Allow => counted_call(|| {
-                    matches!(world.ask(service, &known), Verdict::Allow { rule: 3 })
-                }),
-                What::Deny => {
-                    counted_call(|| matches!(world.ask(service, &stranger), Verdict::Deny { .. }))
-                }
-                What::Plan => {
-                    let own = snapshot.service(service).own.context("own backends")?;
-                    let cluster = snapshot.cluster(own);
-                    let of = shares.clusters.get(own.0).context("shares")?;
-                    counted_call(|| plan(cluster, of, &|_| 0, black_box(draw)).next().is_some())
-                }
-                What::Decide => counted_call(|| world.decide(service, &known, draw)),
-                What::Request => counted_call(|| world.request(apps, WEB, draw)),
-                What::Ruled => counted_call(|| world.request(apps, RULED, draw)),
-            };
-            ensure!(right, "{}: a wrong answer", self.name);
+        let mut took = Vec::with_capacity(samples);
+        for _ in 0..samples {
+            let began = Instant::now();
+            for draw in 0..CALLS {
+                let right = match self.what {
+                    What::Hello => counted_call(|| {
+                        matches!(parse(black_box(world.bytes)), HelloProgress::Done(_))
+                    }),
+                    What::Route => counted_call(|| {
+                        let routed =
+                            route_tls(world.snapshot, world.listener, black_box(world.hello));
+                        matches!(routed, Routed::Terminate(ix) if ix == service)
+                    }),
+                    What::Allow => counted_call(|| {
+                        matches!(world.ask(service, &known), Verdict::Allow { rule: 3 })
+                    }),
+                    What::Deny => counted_call(|| {
+                        matches!(world.ask(service, &stranger), Verdict::Deny { .. })
+                    }),
+                    What::Plan => {
+                        let own = snapshot.service(service).own.context("own backends")?;
+                        let cluster = snapshot.cluster(own);
+                        let of = shares.clusters.get(own.0).context("shares")?;
+                        counted_call(|| plan(cluster, of, &|_| 0, black_box(draw)).next().is_some())
+                    }
+                    What::Decide => counted_call(|| world.decide(service, &known, draw)),
+                    What::Request => counted_call(|| world.request(apps, WEB, draw)),
+                    What::Ruled => counted_call(|| world.request(apps, RULED, draw)),
+                    What::Wide => counted_call(|| world.request(apps, WIDE, draw)),
+                };
+                ensure!(right, "{}: a wrong answer", self.name);
+            }
+            took.push(began.elapsed().as_nanos() as f64 / CALLS as f64);
         }
-        Ok(())
+        took.sort_by(f64::total_cmp);
+        took.get(samples / 2).copied().context("no sample")
     }
 }
 
@@ -480,6 +545,7 @@ spec:
             "    - {{ matches: [{{ path: {{ prefix: /item/{rule} }}, method: GET }}] }}"
         )?;
     }
+    text.push_str(&wide());
     for route in 0..routes {
         write!(
             text,
@@ -501,4 +567,37 @@ spec:
         )?;
     }
     Ok(text)
+}
+
+/// A route of four levels with 25 endpoints each, whose last of four rules lets in.
+fn wide() -> String {
+    let mut backends = String::new();
+    for (level, locality) in ["eu/eu-1", "eu/eu-2", "us/us-1", "asia/a-1"]
+        .iter()
+        .enumerate()
+    {
+        let endpoints: Vec<String> = (1..=25)
+            .map(|nth| format!("'127.0.{level}.{nth}:7001'"))
+            .collect();
+        let endpoints = endpoints.join(", ");
+        backends.push_str(&format!(
+            "    - {{ name: b{level}, locality: {locality}, endpoints: [{endpoints}] }}\n"
+        ));
+    }
+    format!(
+        "---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshRoute
+metadata: {{ name: wide, namespace: bench }}
+spec:
+  protocol: http
+  backends:
+{backends}  failover: {{ order: [{{ region: eu }}, {{ region: us }}, {{ region: asia }}] }}
+  allow:
+    - {{ from: ['spiffe://east.example/ns/shop/*'] }}
+    - {{ from: ['spiffe://west.example/ns/bank/*'] }}
+    - {{ sources: ['192.0.2.0/24'] }}
+    - {{ listeners: [apps] }}
+"
+    )
 }

@@ -240,13 +240,11 @@ fn millis(ms: f64) -> String {
 /// What keeps a goal from being met.
 const LIMITS: &str = "## What is missed, and why
 
-- **cut-gateway, POST by zeugma.** Nothing tells the gateway that the link is gone, so it goes on
-  sending to the peer until its PING is overdue, and a POST that may have arrived is not sent again.
-  What is lost is what fills the open connections: each worker has one to the peer, which takes 100
-  requests at once (the peer's `limits.streams`); those after them want a new connection, which is
-  not made in time, and are tried elsewhere, since nobody can have seen them. A sooner
-  `MeshPeer.keepalive` loses fewer. To lose 5 at 200 a second the link would have to be found dead
-  within 25 ms, which is less than a round trip between many clusters.
+- **cut-gateway, POST by zeugma.** Nothing tells that the link is gone, and a POST that may have arrived
+  is not sent again. Lost are those that were under way (2 or 3 of 200 a second that take 10 ms), and
+  one for each worker: what is sent next, unanswered and unacknowledged for 3 ms and two round trips,
+  makes the peer doubtful, and others wait for its answer to a PING. What several callers send within
+  that time is lost as well: over a way of 80 ms it is 163 ms.
 - **GETs under a small budget.** Extra tries are at most 20 % of the last 10 s' requests. A link that
   is cut before a service has seen some seconds of its usual load can have more requests under way
   than that, and then loses the rest: 46 of 2,000 with 1.5 s of load before the fault.

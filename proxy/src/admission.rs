@@ -22,6 +22,7 @@ use std::time::Duration;
 use zeugma_core::admission::{
     Memory, RouteLimits, Sources, Watermark, connections_within, descriptors_for,
 };
+use zeugma_core::retry::RetryBudget;
 use zeugma_core::snapshot::{ClusterIx, Listener, Snapshot};
 use zeugma_core::verdict::Reason;
 
@@ -169,6 +170,8 @@ pub(crate) struct UnderWay {
     connections: AtomicU32,
     pending: AtomicU32,
     requests: AtomicU32,
+    /// What failed may be tried once more by it.
+    pub(crate) budget: RetryBudget,
 }
 
 impl UnderWay {

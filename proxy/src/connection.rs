@@ -43,7 +43,7 @@ use crate::tls::{Admit, TlsPeer};
 use crate::transport::alert::{Alert, name_of, say_and_close};
 use crate::transport::mtls::{self, ALPN_H2, ALPN_HTTP1, ALPN_TCP, SessionError};
 use crate::transport::{Prefixed, Stream};
-use crate::upstream::{Reached, Unreached};
+use crate::upstream::{self, Reached, Unreached};
 use crate::walk::{Commit, walk};
 use crate::{http, proxy_protocol};
 
@@ -450,6 +450,11 @@ async fn carry_tcp(
     let published = Arc::clone(&visit.published);
     let commit = Commit::Tcp {
         caller: caller.map(|caller| caller.caller),
+        first: if downstream.has_more() {
+            upstream::First::We
+        } else {
+            upstream::First::Anyone
+        },
     };
     let reached = match cluster_of(&published.snapshot, listener, service) {
         Err(reason) => Err(Unreached::for_now(reason)),
@@ -461,7 +466,14 @@ async fn carry_tcp(
     if caller.is_some_and(|caller| caller.answers) {
         let answer = match &reached {
             Ok(_) => proxy_protocol::CONNECTED,
-            Err(shed) if shed.reason == Reason::RouteConnectionLimit => proxy_protocol::SHED,
+            Err(shed)
+                if matches!(
+                    shed.reason,
+                    Reason::RouteConnectionLimit | Reason::OverCapacity
+                ) =>
+            {
+                proxy_protocol::SHED
+            }
             Err(_) => proxy_protocol::NO_LOCAL_ENDPOINT,
         };
         let answering = async {

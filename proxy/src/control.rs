@@ -11,7 +11,7 @@ pub(crate) mod inherit;
 mod last_good;
 mod names;
 mod reload;
-mod rest;
+pub(crate) mod rest;
 mod succession;
 mod systemd;
 
@@ -42,7 +42,7 @@ use self::inherit::InheritError;
 use self::last_good::Beginning;
 pub(crate) use self::last_good::Keeper;
 use self::names::Named;
-pub(crate) use self::reload::{Binding, NotBound, Reloaded, with_causes};
+pub(crate) use self::reload::{Binding, NotBound, Reloaded, svid_source, with_causes};
 use self::reload::{Configured, Files};
 use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
@@ -194,7 +194,7 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
     let settings = &start.loaded.settings;
     let newest = last_good::crl_numbers(settings);
     let federation = Federation::kept(settings);
-    let source = federation.beside(reload::svid_source(settings));
+    let source = federation.beside(svid_source(settings));
     let credentials = Arc::new(Credentials::begin(&source, &newest)?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -243,8 +243,7 @@ async fn control(
     let unkept = (!start.is_kept).then_some(loaded.last_good);
     let keeper = begin_keeping(&arrival, &federation, &loaded.settings, unkept);
     let snapshot = Arc::new(loaded.snapshot);
-    let is_taking = arrival.taking.is_some();
-    let (mut fleet, decided) = Decided::begin(arrival.state.as_ref(), &snapshot, is_taking);
+    let (mut fleet, decided) = Decided::begin(&arrival, &snapshot);
     let (settings, before) = (loaded.settings, arrival.adopted.before().to_vec());
     let interfaces = Interfaces::bind(&settings, &mut arrival.adopted)?;
     let passed = (interfaces.offered(&settings)).map_err(system("no sockets to pass on"))?;
@@ -580,9 +579,8 @@ impl Control {
             if !is_starting {
                 self.start_probes();
             }
-            self.write_decided();
             let wake = self.wake();
-            let drill_ends = self.drill_ends();
+            let drill_ends = self.write_decided();
             let renamed = self.names.changed();
             // Every arm is cancel-safe: channels, signals, levers, and sleeps until a fixed moment.
             let signalled = tokio::select! {
@@ -635,11 +633,7 @@ impl Control {
                 },
                 _ = terminate.recv() => Some(self.shared.settings.drain.delay),
                 () = levers.failover.told.notified() => { self.grant_wishes(); None }
-                () = drill_ends => { self.end_drill_in_time(); None }
-                written = self.decided.keeping.written() => {
-                    self.decided.keeping.settle(&written);
-                    None
-                }
+                next = self.decided.next(drill_ends) => { self.go_on_with(&next); None }
                 () = levers.drain.notified() => Some(self.shared.settings.drain.delay),
                 _ = interrupt.recv() => Some(Duration::ZERO),
                 () = levers.quit.notified() => Some(Duration::ZERO),
@@ -648,12 +642,16 @@ impl Control {
                 stage = self.leave(stage, delay);
             }
         }
+        self.finish().await;
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn finish(&mut self) {
         self.finish_decided().await;
         self.shared.admin.end_streams();
         self.end_interfaces().await;
         self.shared.log.flush();
         tracing::info!(code = "ZG0903", "drained");
-        failed.map_or(Ok(()), Err)
     }
 
     /// Takes what a reload brought; the first SVID makes the gateway ready.

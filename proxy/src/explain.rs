@@ -4,29 +4,35 @@
 //! The control thread knows the health of endpoints, so that it is asked; the document is made
 //! elsewhere. A command makes the same one of files alone.
 
+mod capacity;
+mod files;
 mod words;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls_pki_types::UnixTime;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use zeugma_core::authorize::{RuleField, Verdict};
 use zeugma_core::engine::Matched;
 use zeugma_core::explain::{
-    Answer, Asks, Assumed, Beside, Caller, Candidate, Destination, Explanation, Judged, LevelSeen,
-    Question, QuestionError, Step, Vouched, explain,
+    Answer, Asks, Assumed, Beside, Caller, Candidate, Destination, Explanation, Judged, Keyed,
+    LevelSeen, Question, QuestionError, Step, Vouched, explain,
 };
 use zeugma_core::fleet::{Fleet, LevelMotion, LevelView};
 use zeugma_core::health::ActiveVerdict;
 use zeugma_core::identity::SpiffeId;
-use zeugma_core::snapshot::{Cluster, Rule, Service, ServiceIx, Snapshot};
+use zeugma_core::snapshot::{Cluster, HashOn, Rule, Service, ServiceIx, Snapshot};
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
+use zeugma_xds::GatewaySettings;
 
 use crate::runtime::{Published, Shared};
 use crate::tls::Credentials;
+
+use self::files::Trust;
 
 /// Questions on their way to the control thread.
 pub(crate) const ASKED_MAX: usize = 4;
@@ -70,6 +76,7 @@ impl Asked {
         let beside = Beside {
             load: &|_| 0,
             draw: self.draw,
+            now: shared.now(),
             refuses: &|id, vouched| refuses(&credentials, id, vouched),
         };
         let (snapshot, shares) = (&published.snapshot, &published.shares);
@@ -89,9 +96,20 @@ fn refuses(credentials: &Credentials, id: &SpiffeId, vouched: Vouched) -> Option
     if credentials.denied().position(id).is_some() {
         return Some(Reason::IdentityDenied);
     }
-    let mut bundles = credentials.bundles().iter();
-    let is_trusted = vouched == Vouched::Gateway || bundles.any(|of| id.is_of(of.domain()));
-    (!is_trusted).then_some(Reason::CertificateRefused)
+    if vouched == Vouched::Gateway {
+        return None;
+    }
+    if credentials
+        .bundles()
+        .iter()
+        .all(|of| !id.is_of(of.domain()))
+    {
+        return Some(Reason::CertificateRefused);
+    }
+    // Which certificate it has nobody knows; where its CRL is too old, any is refused.
+    let now = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
+    let checked = credentials.check_crls(&id.trust_domain(), now);
+    checked.err().map(|_too_old| Reason::RevocationUnknown)
 }
 
 /// Asks the control thread.
@@ -127,25 +145,40 @@ pub enum Health {
     Assumed,
 }
 
-/// Explains by a configuration alone, with every endpoint good.
+/// Explains by files alone, with every endpoint good: the configuration, and the deny list, bundles
+/// and CRLs that it names.
 ///
 /// # Errors
 /// As [`explain`].
 pub fn offline(
     snapshot: &Snapshot,
+    settings: &GatewaySettings,
     question: &Question,
     draw: u64,
 ) -> Result<Value, QuestionError> {
     let mut fleet = Fleet::new();
     fleet.reconcile(snapshot, Time::ZERO);
     let shares = fleet.shares(Time::ZERO);
+    let trust = Trust::read(settings);
     let beside = Beside {
         load: &|_| 0,
         draw,
-        refuses: &|_, _| None,
+        now: Time::ZERO,
+        refuses: &|id, vouched| trust.refuses(id, vouched),
     };
     let explanation = explain(snapshot, &shares, &fleet, question, beside)?;
-    Ok(document(snapshot, question, &explanation, Health::Assumed))
+    let mut told = document(snapshot, question, &explanation, Health::Assumed);
+    if let Some(all) = told.as_object_mut() {
+        all.insert("trust".to_owned(), trust.to_json());
+        if explanation.refused == Some(Reason::IdentityDenied) {
+            let from = question.from.as_ref();
+            all.insert(
+                "deny_list".to_owned(),
+                json!(from.and_then(|id| trust.denied(id))),
+            );
+        }
+    }
+    Ok(told)
 }
 
 /// An explanation, as programs read it; a field may be added.
@@ -163,7 +196,7 @@ pub fn document(
         Health::Assumed => Time::ZERO,
     };
     let role = (snapshot.listener(&told.listener)).map(|listener| listener.role.label());
-    let destination = (told.to.as_ref()).map(|to| destination(snapshot, to, now));
+    let destination = (told.to.as_ref()).map(|to| destination(snapshot, to, service, now));
     let attempts = (told.to.as_ref()).map_or_else(Vec::new, |to| attempts(snapshot, to));
     json!({
         "answer": words::answer(snapshot, told, now),
@@ -189,7 +222,17 @@ pub fn document(
         "extra_tries_max": extra_tries(snapshot, told),
         // As text: not every reader of JSON has numbers of 64 bits.
         "draw": told.draw.to_string(),
+        "key": told.keyed.as_ref().map(key),
     })
+}
+
+/// What goes to one endpoint, and whether the question says it.
+fn key(keyed: &Keyed) -> Value {
+    let of = match &keyed.on {
+        HashOn::Header(name) => format!("header {name}"),
+        HashOn::Source => "source address".to_owned(),
+    };
+    json!({ "of": of, "known": keyed.key.is_some() })
 }
 
 fn caller(snapshot: &Snapshot, told: &Explanation) -> Value {
@@ -337,16 +380,26 @@ fn rule(snapshot: &Snapshot, rule: &Rule, kind: &str) -> Option<Value> {
     Some(Value::Object(told))
 }
 
-fn destination(snapshot: &Snapshot, to: &Destination, now: Time) -> Value {
+fn destination(
+    snapshot: &Snapshot,
+    to: &Destination,
+    service: Option<&Service>,
+    now: Time,
+) -> Value {
     let cluster = snapshot.cluster(to.cluster);
-    let levels: Vec<Value> = (cluster.levels.iter().zip(&to.levels))
-        .map(|(level, seen)| level_json(snapshot, cluster, &level.name, seen, now))
+    let levels: Vec<Value> = (cluster.levels.iter().zip(&to.levels).enumerate())
+        .map(|(nth, (level, seen))| {
+            let mut told = level_json(snapshot, cluster, &level.name, seen, now);
+            capacity::of_level(to, nth, &mut told);
+            told
+        })
         .collect();
     json!({
         "cluster": &*cluster.name,
         "levels": levels,
         "levels_left_out": to.levels_left_out,
         "too_few": to.too_few,
+        "load": capacity::load(cluster, to, service),
     })
 }
 

@@ -6,10 +6,12 @@
 mod account;
 mod admin;
 mod admission;
+mod capacity;
 mod connection;
 mod control;
 mod control_plane;
 mod copies;
+mod documents;
 pub mod explain;
 mod federation;
 #[cfg(test)]
@@ -48,6 +50,8 @@ pub use control::handover::HandoverError;
 pub use control::inherit::InheritError;
 pub use control::{GatewayError, GatewayOptions, Start, run};
 pub use control_plane::reach_control_plane;
+pub use documents::Documents;
 pub use logging::{LogFormat, Logging};
 pub use resolve::addresses_of;
 pub use state::StateError;
+pub use watch::Watch;

@@ -151,7 +151,9 @@ const SOON: Duration = Duration::from_millis(20);
 /// What is asked for each time: the allocator looks about once in a thousand times that it is asked or
 /// given back, so that a gateway at rest keeps nothing for long.
 const AT_REST: usize = 64;
-/// As much as makes it look at once.
+/// As much as makes it look once: what is asked for is given back too.
+const ONCE: usize = 512;
+/// As much as makes it look at once, and some times more.
 pub(crate) const IN_NEED: usize = 2048;
 /// A piece that no thread keeps one of (jemalloc(3), `opt.tcache_max`); none of it is touched.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -171,7 +173,7 @@ pub(crate) async fn give_back_at_rest(mut changes: watch::Receiver<u64>) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(wait) => {
-                give_back(if wait < EVERY { IN_NEED } else { AT_REST });
+                give_back(if wait < EVERY { ONCE } else { AT_REST });
                 wait = (wait * 2).min(EVERY);
             }
             changed = changes.changed() => match changed {

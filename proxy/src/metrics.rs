@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, text};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -921,7 +921,8 @@ impl Metrics {
         let mut out = String::new();
         let mut targets = Registry::with_prefix("zeugma");
         if let Some(published) = published {
-            targets.register_collector(Box::new(Targets(published)));
+            targets.register_collector(Box::new(Targets(Arc::clone(&published))));
+            targets.register_collector(Box::new(Capacities(published)));
         }
         let encoded = text::encode_registry(&mut out, &self.registry)
             .and_then(|()| text::encode(&mut out, &targets));
@@ -988,6 +989,71 @@ impl Collector for Targets {
                 let labels = [("cluster", &*cluster.name), ("level", &*level.name)];
                 gauge.encode_family(&labels)?.encode_gauge(share)?;
             }
+        }
+        Ok(())
+    }
+}
+
+/// What is offered to the clusters of which a backend takes only so much.
+#[derive(Debug)]
+struct Capacities(Arc<Published>);
+
+impl Collector for Capacities {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Self(published) = self;
+        let all: Vec<_> = (published.snapshot.clusters.iter())
+            .zip(&published.shares.clusters)
+            .filter_map(|(cluster, shares)| Some((cluster, shares.metered.as_ref()?)))
+            .collect();
+        if all.is_empty() {
+            return Ok(());
+        }
+        let mut offered = encoder.encode_descriptor(
+            "cluster_offered",
+            "Requests, or connections of a tcp service, that were offered to a cluster of which a backend has a capacity",
+            None,
+            MetricType::Counter,
+        )?;
+        for (cluster, metered) in &all {
+            let labels = [("cluster", &*cluster.name)];
+            let total = metered.offered().total();
+            offered
+                .encode_family(&labels)?
+                .encode_counter::<NoLabelSet, u64, u64>(&total, None)?;
+        }
+        // A backend is in several clusters of its route.
+        let mut backends = BTreeMap::new();
+        for (cluster, metered) in &all {
+            for held in &metered.held {
+                backends.insert((&*cluster.route, &*held.backend), held);
+            }
+        }
+        let labels = |(route, backend)| {
+            [
+                ("destination_service", route),
+                ("destination_backend", backend),
+            ]
+        };
+        let mut capacity = encoder.encode_descriptor(
+            "backend_capacity",
+            "Requests, or connections of a tcp service, that a backend takes in a second",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (of, held) in &backends {
+            let labels = labels(*of);
+            capacity.encode_family(&labels)?.encode_gauge(&held.most)?;
+        }
+        let mut full = encoder.encode_descriptor(
+            "backend_full",
+            "Requests, or connections of a tcp service, that found no capacity left at a backend",
+            None,
+            MetricType::Counter,
+        )?;
+        for (of, held) in &backends {
+            let labels = labels(*of);
+            full.encode_family(&labels)?
+                .encode_counter::<NoLabelSet, u64, u64>(&held.met_full(), None)?;
         }
         Ok(())
     }
@@ -1152,7 +1218,7 @@ mod tests {
     /// A series of every metric.
     fn everything() -> Vec<(String, BTreeSet<String>)> {
         let documents = "---\napiVersion: zeugma.dev/v1alpha1\nkind: MeshRoute\nmetadata: \
-            { name: a, namespace: shop }\nspec: { protocol: http, backends: [{ endpoints: ['127.0.0.1:1'] }], \
+            { name: a, namespace: shop }\nspec: { protocol: http, backends: [{ endpoints: ['127.0.0.1:1'], capacity: 5/s }], \
             allow: [{ listeners: [apps] }] }\n";
         let listeners = "{ apps: { address: '127.0.0.1:0', role: workloads } }";
         let alone = crate::fixture::Alone::new(listeners, documents, 1);
@@ -1201,8 +1267,8 @@ mod tests {
             .count();
         assert_eq!(
             described,
-            registered + 2,
-            "and the two of `Targets`: {text}"
+            registered + 5,
+            "and those of `Targets` and `Capacities`: {text}"
         );
         all
     }

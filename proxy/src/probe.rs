@@ -20,7 +20,7 @@ use crate::http::headers::{ZEUGMA_REASON, via};
 use crate::runtime::Shared;
 use crate::transport::Stream;
 use crate::transport::mtls::{ALPN_H2, ALPN_HTTP1};
-use crate::upstream::{self, Upstream};
+use crate::upstream::{self, First, Upstream};
 
 /// What a check says of itself.
 const USER_AGENT: &str = "zeugma-health/1";
@@ -77,7 +77,11 @@ async fn ask(shared: &Arc<Shared>, probe: &Probe) -> Result<(), Failed> {
         (ActiveKind::Http { .. }, HttpVersion::H2) => &[ALPN_H2],
         (ActiveKind::Http { .. }, HttpVersion::H1 | HttpVersion::Same) => &[ALPN_HTTP1],
     };
-    let connected = upstream::connect(shared, probe.connect, endpoint, alpn).await;
+    let first = match &probe.check.kind {
+        ActiveKind::Tcp => First::Anyone,
+        ActiveKind::Grpc { .. } | ActiveKind::Http { .. } => First::We,
+    };
+    let connected = upstream::connect(shared, probe.connect, endpoint, alpn, first).await;
     let Upstream {
         mut stream, alpn, ..
     } = connected.map_err(|error| {

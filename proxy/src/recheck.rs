@@ -93,6 +93,8 @@ struct Seldom {
     mirror: Option<Arc<str>>,
     /// The load balancer that handed it on.
     proxy: Option<SocketAddr>,
+    /// The other service that the split of its rule led it to.
+    led: Option<(Arc<str>, u16)>,
 }
 
 /// Something open, as its task and the walk share it.
@@ -179,6 +181,7 @@ impl Registry {
                 seldom: Some(Box::new(Seldom {
                     mirror: Some(Arc::clone(route)),
                     proxy: original.seldom.as_ref().and_then(|seldom| seldom.proxy),
+                    led: None,
                 })),
             }),
             told: RefCell::default(),
@@ -294,6 +297,15 @@ impl Entry {
     /// Notes which service it asked for.
     pub(crate) fn is_of(&self, service: &Arc<str>, port: u16) {
         self.known.borrow_mut().service = Some((Arc::clone(service), port));
+    }
+
+    /// Notes the other service that the split of its rule leads it to, if it is one.
+    pub(crate) fn is_led_to(&self, service: Option<(&Arc<str>, u16)>) {
+        let mut known = self.known.borrow_mut();
+        if service.is_some() || known.seldom.is_some() {
+            let led = service.map(|(name, port)| (Arc::clone(name), port));
+            known.seldom.get_or_insert_default().led = led;
+        }
     }
 
     /// Notes whose certificate was verified.
@@ -548,10 +560,15 @@ impl Judge {
             self.trusts(&upstream.peer).map_err(cut)?;
         }
         let snapshot = &self.published.snapshot;
-        let service = match (&known.service, &self.directory) {
+        let find = |service: &Option<(Arc<str>, u16)>| match (service, &self.directory) {
             (None, _) => Asked::Nothing,
             (Some((name, port)), Some(directory)) => directory.find(name, *port),
             (Some((name, port)), None) => find(snapshot, name, *port),
+        };
+        let service = find(&known.service);
+        let led = match find(&seldom.led) {
+            Asked::Service(led) => Some(led),
+            Asked::Nothing | Asked::Gone => None,
         };
         let kind = match &known.open {
             Open::Passthrough => Kind::Passthrough,
@@ -573,6 +590,7 @@ impl Judge {
             verified: known.peer.as_ref().map(|peer| &peer.id),
             claimed: known.claimed.as_ref(),
             service,
+            led,
             kind,
         };
         judge(snapshot, &carried).map_err(cut)?;

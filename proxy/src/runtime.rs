@@ -20,13 +20,11 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
-use zeugma_core::balance::{Latency as EndpointLatency, key_of};
+use zeugma_core::balance::{Latency as EndpointLatency, key, key_of};
 use zeugma_core::fleet::Observation;
-use zeugma_core::retry::RetryBudget;
 use zeugma_core::shares::{ClusterShares, Shares};
 use zeugma_core::snapshot::{
-    Balance, Cluster, ClusterIx, Endpoint, EndpointIx, EndpointKey, Failure, HashOn, Listener,
-    Snapshot,
+    Balance, Cluster, ClusterIx, Endpoint, EndpointIx, EndpointKey, Failure, Listener, Snapshot,
 };
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
@@ -200,7 +198,8 @@ impl Shared {
         self.time_of(Instant::now())
     }
 
-    fn time_of(&self, at: Instant) -> Time {
+    /// An instant, as the core counts it.
+    pub(crate) fn time_of(&self, at: Instant) -> Time {
         Time::from_origin(at.saturating_duration_since(self.started))
     }
 
@@ -292,20 +291,6 @@ type MirrorKey = (Arc<str>, Arc<str>);
 /// What an attempt that failed counts as having taken at the least.
 const FAILED_TOOK: Duration = Duration::from_secs(1);
 
-/// What goes to one endpoint; `None` where a request has no such header.
-fn key(on: &HashOn, source: IpAddr, headers: Option<&HeaderMap>) -> Option<u64> {
-    match on {
-        HashOn::Header(name) => {
-            let value = headers?.get(&**name)?;
-            Some(key_of(value.as_bytes()))
-        }
-        HashOn::Source => Some(match source.to_canonical() {
-            IpAddr::V4(ip) => key_of(&ip.octets()),
-            IpAddr::V6(ip) => key_of(&ip.octets()),
-        }),
-    }
-}
-
 /// One worker's own state.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -320,7 +305,6 @@ pub(crate) struct Worker {
     in_flight: RefCell<Configured<EndpointKey, Rc<Cell<u32>>>>,
     /// Of endpoints that are balanced by it.
     latencies: RefCell<Configured<EndpointKey, EndpointLatency>>,
-    budgets: RefCell<Configured<Arc<str>, RetryBudget>>,
     mirrors: RefCell<Configured<MirrorKey, Rc<Copies>>>,
     /// Outcomes the control thread is still to be told of.
     untold: RefCell<Vec<Outcomes>>,
@@ -342,7 +326,6 @@ impl Worker {
             tasks: TaskTracker::new(),
             in_flight: RefCell::default(),
             latencies: RefCell::default(),
-            budgets: RefCell::default(),
             mirrors: RefCell::default(),
             untold: RefCell::default(),
             has_untold: Notify::new(),
@@ -367,7 +350,10 @@ impl Worker {
     ) -> u64 {
         match &cluster.policy.balance {
             Balance::LeastRequest | Balance::PeakEwma | Balance::Random => self.draw(),
-            Balance::RingHash(on) => key(on, source, headers).unwrap_or_else(|| self.draw()),
+            Balance::RingHash(on) => {
+                let header = |name: &str| Some(key_of(headers?.get(name)?.as_bytes()));
+                key(on, source, &header).unwrap_or_else(|| self.draw())
+            }
             Balance::RoundRobin => {
                 let mut turns = self.turns.borrow_mut();
                 let turn = turns
@@ -483,21 +469,6 @@ impl Worker {
         }
     }
 
-    /// The retry budget of a cluster's route.
-    pub(crate) fn with_budget<T>(
-        &self,
-        cluster: &Cluster,
-        at: Instant,
-        act: impl FnOnce(&mut RetryBudget, Time) -> T,
-    ) -> T {
-        let now = self.shared.time_of(at);
-        let mut budgets = self.budgets.borrow_mut();
-        if let Some(budget) = budgets.get_mut(&*cluster.route) {
-            return act(budget, now);
-        }
-        act(budgets.entry(Arc::clone(&cluster.route)).or_default(), now)
-    }
-
     /// The copies from a service to a mirror.
     pub(crate) fn copies(&self, service: &Arc<str>, mirror: &Arc<str>) -> Rc<Copies> {
         let key = (Arc::clone(service), Arc::clone(mirror));
@@ -527,15 +498,6 @@ impl Worker {
             .flat_map(|cluster| cluster.endpoints.iter().map(|endpoint| &endpoint.key))
             .collect();
         (self.latencies.borrow_mut()).retain(|key, _| keys.contains(key));
-        let routes: HashSet<&str> = published
-            .snapshot
-            .clusters
-            .iter()
-            .map(|cluster| &*cluster.route)
-            .collect();
-        self.budgets
-            .borrow_mut()
-            .retain(|route, _| routes.contains(&**route));
     }
 }
 

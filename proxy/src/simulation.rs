@@ -195,6 +195,7 @@ fn counts_json(counts: &Counts) -> Value {
         "lost": counts.lost(),
         "failed": counts.failed,
         "refused": counts.refused,
+        "over_capacity": counts.over_capacity,
     })
 }
 

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use zeugma_core::plan::Attempt;
+use zeugma_core::retry::RetryBudget;
 use zeugma_core::snapshot::{Cluster, ClusterIx, Endpoint, EndpointTls};
 use zeugma_core::verdict::Reason;
 
@@ -50,6 +51,15 @@ pub(crate) struct Upstream {
     pub(crate) peer: Option<Arc<TlsPeer>>,
     /// What was agreed on, where we originated TLS.
     pub(crate) alpn: Option<Vec<u8>>,
+}
+
+/// Who speaks first on a connection that is to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum First {
+    /// We do, as soon as it is there.
+    We,
+    /// That is not known: in some protocols the server does, and in others the caller takes its time.
+    Anyone,
 }
 
 impl Upstream {
@@ -189,14 +199,20 @@ pub(crate) async fn connect(
     deadline: Duration,
     endpoint: &Endpoint,
     alpn: &[&[u8]],
+    first: First,
 ) -> Result<Upstream, ConnectError> {
+    let first = match endpoint.tls {
+        // A client of TLS speaks first.
+        EndpointTls::Mesh { .. } => First::We,
+        EndpointTls::None | EndpointTls::Workload => first,
+    };
     let connecting = async {
         let draw = fastrand::usize(..);
         let addresses = shared.names.load().addresses(&endpoint.address, draw);
         if addresses.is_empty() {
             return Err(ConnectError::Unresolved(endpoint.address.to_string()));
         }
-        let (tcp, address) = dial(&addresses, deadline)
+        let (tcp, address) = dial(&addresses, deadline, first)
             .await
             .map_err(ConnectError::Tcp)?;
         let EndpointTls::Mesh { sni, expected } = &endpoint.tls else {
@@ -237,9 +253,10 @@ pub(crate) async fn connect(
 pub(crate) async fn dial(
     addresses: &[SocketAddr],
     deadline: Duration,
+    first: First,
 ) -> std::io::Result<(TcpStream, SocketAddr)> {
     if let [only] = addresses {
-        return Ok((dial_one(*only).await?, *only));
+        return Ok((dial_one(*only, first).await?, *only));
     }
     let stagger = stagger(addresses.len(), deadline);
     let mut rest = addresses.iter().copied();
@@ -247,7 +264,7 @@ pub(crate) async fn dial(
     let mut failed: Option<std::io::Error> = None;
     loop {
         if let Some(address) = rest.next() {
-            dialled.spawn(async move { (dial_one(address).await, address) });
+            dialled.spawn(async move { (dial_one(address, first).await, address) });
         }
         // Both arms are cancel-safe: tasks of their own, and a sleep that begins anew on purpose.
         let ended = tokio::select! {
@@ -274,10 +291,15 @@ pub(crate) async fn dial(
 
 /// Connects one address. Where that takes no time, as on the same machine, the event loop is not
 /// waited for.
-async fn dial_one(address: SocketAddr) -> std::io::Result<TcpStream> {
+async fn dial_one(address: SocketAddr, first: First) -> std::io::Result<TcpStream> {
     let kind = Type::STREAM.nonblocking();
     let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
     note_untuned(socket.set_tcp_nodelay(true));
+    if first == First::We {
+        // The last packet of TCP's handshake is the one with our first bytes, instead of one before it
+        // (tcp(7), TCP_QUICKACK; the kernel sends it by itself if they do not come within 200 ms).
+        note_untuned(socket.set_tcp_quickack(false));
+    }
     match socket.connect(&address.into()) {
         Err(error) if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) => return Err(error),
         Ok(()) | Err(_) => {}
@@ -365,6 +387,11 @@ impl Pinned {
     pub(crate) fn cluster(&self) -> &Cluster {
         self.published.snapshot.cluster(self.cluster)
     }
+
+    /// The retry budget of its route.
+    pub(crate) fn budget(&self) -> &RetryBudget {
+        &self.published.under_way_of(self.cluster).budget
+    }
 }
 
 #[cfg(test)]
@@ -396,6 +423,31 @@ mod tests {
         (socket, held, address)
     }
 
+    /// Whether the other end has the connection once we do, or only with our first byte.
+    async fn is_there_before_a_byte(first: First) -> bool {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let tcp = dial_one(address, first).await.unwrap();
+        // On loopback what is sent is there when the system call returns.
+        let at_once = listener.accept().is_ok();
+        tcp.writable().await.unwrap();
+        assert_eq!(tcp.try_write(b"x").unwrap(), 1);
+        assert!(at_once || listener.accept().is_ok());
+        at_once
+    }
+
+    #[tokio::test]
+    async fn the_last_packet_of_a_handshake_waits_for_our_bytes_only_where_we_speak_first() {
+        assert!(is_there_before_a_byte(First::Anyone).await);
+        // The kernel waits for 200 ms, which a test may be stopped for.
+        let mut waited = false;
+        for _ in 0..20 {
+            waited |= !is_there_before_a_byte(First::We).await;
+        }
+        assert!(waited, "it never waits");
+    }
+
     #[tokio::test]
     async fn every_address_of_a_name_has_its_turn_within_one_deadline() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -410,15 +462,16 @@ mod tests {
             vec![silent, good],
             vec![silent, refusing, silent, good],
         ] {
-            let dialled = timeout(deadline, dial(&addresses, deadline)).await;
+            let dialled = timeout(deadline, dial(&addresses, deadline, First::Anyone)).await;
             let (tcp, address) = dialled.unwrap().unwrap();
             assert_eq!((address, tcp.peer_addr().unwrap()), (good, good));
         }
         assert!(began.elapsed() < deadline, "{:?}", began.elapsed());
-        let none = dial(&[refusing, refusing], deadline).await.unwrap_err();
+        let closed = [refusing, refusing];
+        let none = dial(&closed, deadline, First::Anyone).await.unwrap_err();
         assert_eq!(none.kind(), io::ErrorKind::ConnectionRefused);
         let short = Duration::from_millis(100);
-        let late = timeout(short, dial(&[silent, silent], short)).await;
+        let late = timeout(short, dial(&[silent, silent], short, First::Anyone)).await;
         assert!(late.is_err(), "nobody answers");
     }
 

@@ -8,13 +8,12 @@ use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
-use zeugma_core::engine::nothing_healthy;
+use zeugma_core::engine::nothing_to_try;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
 use zeugma_core::snapshot::{ClusterIx, Endpoint, EndpointTls, Failure, Role};
 use zeugma_core::verdict::Reason;
 
-use crate::admission;
 use crate::connection::Visit;
 use crate::metrics::Latest;
 use crate::proxy_protocol;
@@ -22,7 +21,8 @@ use crate::runtime::InFlight;
 use crate::transport::Stream;
 use crate::transport::alert::is_no_local_endpoint;
 use crate::transport::mtls::ALPN_TCP;
-use crate::upstream::{self, Reached, Unreached, Upstream};
+use crate::upstream::{self, First, Reached, Unreached, Upstream};
+use crate::{admission, capacity};
 
 /// What the first bytes of an answer are read into, to see whether it is a refusal.
 const ANSWER_BYTES: usize = 4096;
@@ -36,6 +36,8 @@ pub(crate) enum Commit<'a> {
     Tcp {
         /// The identity handed on.
         caller: Option<&'a SpiffeId>,
+        /// Whether the caller's first bytes are there.
+        first: First,
     },
 }
 
@@ -44,6 +46,15 @@ impl Commit<'_> {
         match self {
             Self::Hello(_) => &[],
             Self::Tcp { .. } => &[ALPN_TCP],
+        }
+    }
+
+    pub(crate) const fn first(self, endpoint: &Endpoint) -> First {
+        match self {
+            Self::Hello(_) => First::We,
+            // A header comes first.
+            Self::Tcp { .. } if endpoint.proxy_protocol => First::We,
+            Self::Tcp { first, .. } => first,
         }
     }
 
@@ -68,6 +79,7 @@ pub(crate) async fn walk(
 ) -> Result<Reached, Unreached> {
     let cluster = visit.published.snapshot.cluster(to);
     let counted = admission::route_connection(&visit.published, to).map_err(Unreached::for_now)?;
+    capacity::offer(visit.published.shares_of(to));
     let budget = match commit {
         Commit::Hello(_) => cluster.policy.timeouts.response_headers + cluster.connect_budget(),
         Commit::Tcp { .. } => cluster.connect_budget(),
@@ -85,7 +97,7 @@ pub(crate) async fn walk(
         });
     }
     let reason = match failed.attempts {
-        0 => nothing_healthy(role),
+        0 => nothing_to_try(visit.published.shares_of(to), role),
         _ => Reason::ConnectFailed,
     };
     Err(Unreached {
@@ -120,7 +132,8 @@ async fn try_each(
     let load = |endpoint| worker.load(cluster, endpoint);
     let shares = visit.published.shares_of(to);
     let draw = worker.draw_for(cluster, visit.listed.source().ip(), None);
-    for attempt in plan(cluster, shares, &load, draw) {
+    let planned = plan(cluster, shares, &load, draw);
+    for attempt in capacity::within(&worker.shared, shares, planned) {
         let endpoint = cluster.endpoint(attempt.endpoint);
         if !commit.suits(endpoint) {
             continue;
@@ -128,6 +141,10 @@ async fn try_each(
         // The last attempt may have ended at this very moment.
         if Instant::now() >= give_up {
             break;
+        }
+        let is_there_room = capacity::take(&worker.shared, shares, attempt.endpoint);
+        if !is_there_room || !attempt.begins(shares) {
+            continue;
         }
         failed.attempts += 1;
         let in_flight = worker.enter(&endpoint.key);
@@ -140,7 +157,8 @@ async fn try_each(
         );
         let began = worker.begins(cluster);
         let deadline = cluster.connect_deadline(endpoint);
-        let connected = upstream::connect(&worker.shared, deadline, endpoint, commit.alpn()).await;
+        let (alpn, first) = (commit.alpn(), commit.first(endpoint));
+        let connected = upstream::connect(&worker.shared, deadline, endpoint, alpn, first).await;
         let mut upstream = match connected {
             Ok(upstream) => upstream,
             Err(error) => {
@@ -203,7 +221,7 @@ pub(crate) async fn commit_to(
             upstream.stream.unread(answer);
             Ok(())
         }
-        Commit::Tcp { caller } => {
+        Commit::Tcp { caller, .. } => {
             let to_gateway = upstream.alpn.as_deref() == Some(ALPN_TCP);
             if !to_gateway && !endpoint.proxy_protocol {
                 return Ok(());

@@ -186,7 +186,7 @@ impl RouteArgs {
         };
         let draw = self.draw.unwrap_or_else(|| fastrand::u64(..));
         Ok(Told {
-            explanation: offline(&loaded.snapshot, &question, draw)?,
+            explanation: offline(&loaded.snapshot, &loaded.settings, &question, draw)?,
             gateway: loaded.settings.name.clone(),
             generation: Value::Null,
             unanswered,
@@ -213,8 +213,16 @@ impl Told {
         if word(field(told, "health")) == "assumed" {
             let because = (self.unanswered.as_deref()).unwrap_or("no gateway was asked");
             text.line(&format!(
-                "NOT LIVE: {because}; told by the files, with every endpoint taken for good; deny list, bundles and CRLs are not looked at"
+                "NOT LIVE: {because}; told by the files, with every endpoint taken for good"
             ));
+            let trust = field(told, "trust");
+            text.line(match field(trust, "applied").as_bool() {
+                Some(true) => "deny list and bundles are applied as they are on disk, and a CRL where it is too old; which certificate the caller has is not known",
+                Some(false) | None => "deny list, bundles and CRLs cannot be read, and are not applied",
+            });
+            for left_out in list(field(trust, "left_out")) {
+                text.line(&format!("  - not applied: {}", word(left_out)));
+            }
         }
         text.line("");
         self.arrival(&mut text);
@@ -404,6 +412,7 @@ fn destination(to: &Value, text: &mut Text) {
         levels.row(vec![format!("and {more} more")]);
     }
     text.table(&levels);
+    load(field(to, "load"), text);
     let causes: Vec<&str> = list(field(to, "causes")).iter().map(word).collect();
     if !causes.is_empty() {
         text.line(&format!(
@@ -413,6 +422,38 @@ fn destination(to: &Value, text: &mut Text) {
         ));
     }
     text.table(&endpoints);
+}
+
+/// What is offered, and what backends take of it.
+fn load(load: &Value, text: &mut Text) {
+    if load.is_null() {
+        return;
+    }
+    let number = |of: &Value, name: &str| field(of, name).as_f64().unwrap_or_default();
+    let each: Vec<String> = (list(field(load, "backends")).iter())
+        .map(|one| {
+            let by = match field(one, "written").as_str() {
+                Some(written) => format!("written at {written}"),
+                None => "reported by the peer".to_owned(),
+            };
+            let is_full = field(one, "full").as_bool() == Some(true);
+            format!(
+                "{} takes {:.1}/s ({by}){}",
+                word(field(one, "backend")),
+                number(one, "takes_per_second"),
+                if is_full { ", and is full now" } else { "" }
+            )
+        })
+        .collect();
+    let refused = match number(load, "refused_share") {
+        share if share > 0.0 => format!("; {:.1} % fits nowhere", share * 100.0),
+        _ => String::new(),
+    };
+    text.line(&format!(
+        "{:.1}/s are offered: {}{refused}",
+        number(load, "offered_per_second"),
+        each.join(", ")
+    ));
 }
 
 fn state(state: &Value) -> String {
@@ -456,10 +497,19 @@ fn attempts(told: &Value, text: &mut Text) {
             word(field(attempt, "reason")).to_owned(),
         ]);
     }
+    let key = field(told, "key");
+    let how = match field(key, "known").as_bool() {
+        Some(true) => format!("By its key (ring-hash, {}), always", word(field(key, "of"))),
+        Some(false) => format!(
+            "This time (--draw {}; its key, {}, is not in the question: say it by --header)",
+            word(field(told, "draw")),
+            word(field(key, "of"))
+        ),
+        None => format!("This time (--draw {})", word(field(told, "draw"))),
+    };
     text.line(&format!(
-        "\nThis time (--draw {}), each where those before it fail; at most {} extra tries where one may \
+        "\n{how}, each where those before it fail; at most {} extra tries where one may \
          have seen the request:",
-        word(field(told, "draw")),
         field(told, "extra_tries_max")
     ));
     text.line(table.to_string().trim_end());

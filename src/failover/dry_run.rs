@@ -56,9 +56,11 @@ fn to_text(answer: &Value) -> String {
     )
     .ok();
     for fault in list(field(simulation, "faults")) {
-        let to = match field(fault, "to") {
-            Value::Null => String::new(),
-            to => format!(" until {}", seconds(to)),
+        let to = field(fault, "to");
+        let to = if to.is_number() {
+            format!(" until {}", seconds(to))
+        } else {
+            String::new()
         };
         let line = format!(
             "  {} {} at {}{to}: {} endpoint(s)",
@@ -121,9 +123,11 @@ fn route(service: &Value, text: &mut String) {
     )
     .ok();
     for phase in list(field(service, "phases")) {
-        let after = match field(phase, "settled_after_seconds") {
-            Value::Null => "shares still move at the next change, or at the end".to_owned(),
-            after => format!("shares stay after {}", seconds(after)),
+        let after = field(phase, "settled_after_seconds");
+        let after = if after.is_number() {
+            format!("shares stay after {}", seconds(after))
+        } else {
+            "shares still move at the next change, or at the end".to_owned()
         };
         let at = seconds(field(phase, "at"));
         writeln!(text, "{} at {at}: {after}", word(field(phase, "edge"))).ok();

@@ -84,6 +84,7 @@ impl Played<'_> {
             retried,
             failed,
             refused,
+            over_capacity,
             slow,
             ..
         } = self.report.counts;
@@ -92,10 +93,14 @@ impl Played<'_> {
         if lost > 0.0 {
             write!(
                 line,
-                "{lost:.0} are lost ({}; {failed:.0} failed, {refused:.0} refused)",
+                "{lost:.0} are lost ({}; {failed:.0} failed, {refused:.0} refused",
                 percent(lost / sent.max(1.0))
             )
             .ok();
+            if over_capacity > 0.0 {
+                write!(line, ", {over_capacity:.0} of those over capacity").ok();
+            }
+            line.push(')');
         } else {
             line.push_str("none is lost");
         }
@@ -209,6 +214,7 @@ pub(super) fn told(fault: &Fault) -> String {
         FaultKind::Flap(turn) => format!(" by turns of {}", seconds(*turn)),
         FaultKind::Slow(by) => format!(" by {}", seconds(*by)),
         FaultKind::Errors(share) => format!(" in {} of answers", percent(*share)),
+        FaultKind::Capacity(most) => format!(" of {most}/s"),
     };
     let from = seconds(fault.from.since_origin());
     let to = fault

@@ -394,3 +394,55 @@ fn each_command_has_its_manual_page() {
 fn what_is_no_command_exits_64() {
     assert_eq!(zeugma(&["config", "chekc"]).status.code(), Some(64));
 }
+
+#[test]
+fn compile_writes_what_envoy_reads_and_says_where_to_begin() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("mesh.yaml"), GOOD).unwrap();
+    let compile = || {
+        zeugma(&[
+            "config",
+            "compile",
+            "--config",
+            &path("mesh.yaml"),
+            "--out",
+            &path("out"),
+        ])
+    };
+    // The bundles are not there.
+    let output = compile();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(65), "{err}");
+    assert!(err.contains("bundles/: cannot be read"), "{err}");
+    fs::create_dir(path("bundles")).unwrap();
+    for _ in 0..2 {
+        let output = compile();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let bootstrap = String::from_utf8(output.stdout).unwrap();
+        let bootstrap = bootstrap.trim_end();
+        let text = fs::read_to_string(bootstrap).unwrap();
+        let json: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(json["node"]["id"], "east-gw");
+        for kind in ["lds_config", "cds_config"] {
+            let source = &json["dynamic_resources"][kind]["path_config_source"]["path"];
+            assert!(fs::metadata(source.as_str().unwrap()).unwrap().len() > 0);
+        }
+    }
+    // What Envoy cannot deny is not handed to it.
+    let attests = "gateway\"]\n  attests: [west.example]";
+    let denies = "export: { to: [west] }\n  deny: [{ via: [west] }]\n  allow:";
+    let text = GOOD
+        .replace("gateway\"]", attests)
+        .replace("allow:", denies);
+    fs::write(path("mesh.yaml"), text).unwrap();
+    let output = compile();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(65), "{err}");
+    assert!(err.contains("there this denies nobody"), "{err}");
+    fs::write(path("mesh.yaml"), GOOD.replace("role: mesh", "role: mash")).unwrap();
+    assert_eq!(compile().status.code(), Some(65));
+    fs::remove_dir_all(path("out")).unwrap();
+    fs::write(path("out"), "a file").unwrap();
+    assert_eq!(compile().status.code(), Some(1));
+}

@@ -47,6 +47,47 @@ fn half_of_a_cluster_down_is_told_with_shares_losses_and_times() {
     }
 }
 
+#[test]
+fn a_capacity_that_falls_moves_what_is_over_and_refuses_what_fits_nowhere() {
+    let less = "eu-1=50/s@30s..2m";
+    let said = simulate(&["--capacity", less]);
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+    let first = said.out.lines().next().unwrap();
+    assert!(first.contains("none is lost"), "{first}");
+    let fault = "  capacity eu-1 of 50/s: 2 of 2 endpoint(s), from 30s to 120s";
+    assert!(said.out.contains(fault), "{}", said.out);
+    // Of 200 in a second eu-1 keeps a quarter, eu-2 and west 10 each, and 130 fit nowhere.
+    let words = [
+        "--capacity",
+        "eu-1=50/s@0s",
+        "--capacity",
+        "eu-2=10/s@0s",
+        "--capacity",
+        "west=10/s@0s",
+        "--expect",
+        "share-end(eu/eu-1)<=26%",
+        "--expect",
+        "share-end(eu/eu-1)>=24%",
+        "--expect",
+        "lost<=66%",
+        "--expect",
+        "lost>=60%",
+        "--expect",
+        "headroom<=0%",
+    ];
+    let said = simulate(&words);
+    assert_eq!(
+        (said.code, said.err.as_str()),
+        (Some(0), ""),
+        "{}",
+        said.out
+    );
+    assert!(said.out.contains("of those over capacity)"), "{}", said.out);
+    let wrong = simulate(&["--capacity", "west=50%"]);
+    assert_eq!(wrong.code, Some(64), "{}", wrong.err);
+    assert!(wrong.err.contains("ZG1062"), "{}", wrong.err);
+}
+
 /// A pipeline must not pass for want of a measurement.
 #[test]
 fn an_expectation_of_what_was_never_measured_fails() {

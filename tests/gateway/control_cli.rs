@@ -90,11 +90,30 @@ async fn status_says_where_traffic_goes_and_get_says_why_it_moved() {
         said.starts_with("error[ZG1010]: ") && said.contains("did you mean `shop/orders`?"),
         "{said}"
     );
-    let one = json(&zeugma(
+    for what in ["routes", "connections"] {
+        let typo = zeugma(
+            &pair.east,
+            &["get", what, "--service", "shop/odrers", "-o", "json"],
+        );
+        assert_eq!(typo.status.code(), Some(1), "{what}: {}", out(&typo));
+        let said = err(&typo);
+        assert!(
+            said.starts_with("error[ZG1010]: ") && said.contains("did you mean `shop/orders`?"),
+            "{what}: {said}"
+        );
+    }
+    let none = zeugma(
         &pair.east,
-        &["get", "routes", "--service", "shop/none", "-o", "json"],
-    ));
-    assert_eq!(one["routes"].as_array().unwrap().len(), 0);
+        &["get", "connections", "--service", "shop/orders"],
+    );
+    assert_eq!(none.status.code(), Some(0), "{}", err(&none));
+    let peers = zeugma(&pair.east, &["get", "peers", "--service", "shop/orders"]);
+    assert_eq!(peers.status.code(), Some(64));
+    assert!(
+        err(&peers).contains("peers are of no route"),
+        "{}",
+        err(&peers)
+    );
     pair.finish().await;
 }
 

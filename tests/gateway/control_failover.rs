@@ -214,6 +214,51 @@ async fn an_evacuation_holds_across_a_restart_until_its_reset_and_leaves_no_rout
     second.finish().await;
 }
 
+async fn handed_over(mut before: Gateway) {
+    assert!(before.ended().await.success(), "{}", before.told());
+}
+
+/// What broke: both processes wrote the file, and a level that was bad came back without a reset.
+#[tokio::test]
+async fn what_was_decided_goes_over_in_a_handover_and_to_a_restart_while_a_level_is_bad() {
+    let mut two = Two::new(MANUAL);
+    let first = two.east.start().await;
+    two.becomes("near").await;
+    two.near.kill().await;
+    two.becomes("far").await;
+    // It is bad while the next takes over, and well after.
+    let second = two.east.take_over().await;
+    handed_over(first).await;
+    two.near.revive();
+    for _ in 0..5 {
+        assert_eq!(two.answers().await, "200 far", "after a handover");
+    }
+    two.does(&["failover", "reset", "demo/hello"]);
+    two.becomes("near").await;
+    two.near.kill().await;
+    two.becomes("far").await;
+    second.finish().await;
+    two.near.revive();
+    let third = two.east.start().await;
+    for _ in 0..5 {
+        assert_eq!(two.answers().await, "200 far", "after a restart");
+    }
+    two.does(&["failover", "reset", "demo/hello"]);
+    two.does(&["failover", "evacuate", "--locality", "east/east-1"]);
+    let fourth = two.east.take_over().await;
+    handed_over(third).await;
+    two.does(&["failover", "reset", "--locality", "east/east-1"]);
+    two.becomes("near").await;
+    fourth.finish().await;
+    let fifth = two.east.start().await;
+    assert_eq!(
+        two.answers().await,
+        "200 near",
+        "the reset is what was written last"
+    );
+    fifth.finish().await;
+}
+
 #[tokio::test]
 async fn what_cannot_be_kept_is_said_and_holds_until_the_end() {
     let two = Two::new(FAILBACK);

@@ -182,10 +182,16 @@ async fn an_endpoint_that_comes_back_is_given_little_at_first_and_then_its_weigh
         }
         bad.set(Mode::Normal);
         let wanted = if is_slow { [0.1, 1.0] } else { [1.0, 1.0] };
-        process.message("ZG0422").await;
+        // One request shows it, or that there is none for a while.
+        while !process.told().contains("ZG0422") {
+            gateway.get("/").await;
+        }
         gateway
             .until("hello", "what it is given", |now| given(now) == wanted)
             .await;
+        // What programs read says the same.
+        let routes = process.admin_json("/api/v1/routes").await;
+        assert_eq!(given(&routes["routes"][0]["outbound"]), wanted, "{routes}");
         let before = bad.hits();
         for _ in 0..200 {
             assert_eq!(gateway.get("/").await.status, 200);

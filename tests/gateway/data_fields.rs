@@ -253,7 +253,6 @@ async fn called(east: &Cluster, caller: &Identity, host: &str, xfcc: Option<&str
     collect(within("a response", sent).await.unwrap())
         .await
         .status
-        .into()
 }
 
 /// The nearest level of a route, before those that are further away.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::header;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, Interval, interval_at};
 
 use crate::data_client::{Answer, Client, Wire};
 use crate::data_services::AnyBody;
@@ -41,15 +42,28 @@ pub(crate) struct Calls {
 }
 
 impl Load {
+    /// All callers call at the same times.
     pub(crate) fn start(callers: usize, calls: &Calls) -> Self {
+        Self::with(vec![Duration::ZERO; callers], calls)
+    }
+
+    /// They call one after the other.
+    pub(crate) fn spread(callers: u32, calls: &Calls) -> Self {
+        let after = |nth| calls.every * nth / callers;
+        Self::with((0..callers).map(after).collect(), calls)
+    }
+
+    fn with(first: Vec<Duration>, calls: &Calls) -> Self {
         let mut this = Self {
             stop: watch::Sender::new(false),
             answered: watch::Sender::new(0),
             callers: JoinSet::new(),
         };
-        for _ in 0..callers {
+        for first in first {
             let (stop, answered) = (this.stop.subscribe(), this.answered.clone());
-            this.callers.spawn(call(calls.clone(), stop, answered));
+            let ticks = interval_at(Instant::now() + first, calls.every);
+            this.callers
+                .spawn(call(calls.clone(), ticks, stop, answered));
         }
         this
     }
@@ -81,10 +95,14 @@ impl Load {
     }
 }
 
-async fn call(calls: Calls, stop: watch::Receiver<bool>, answered: watch::Sender<usize>) -> Tally {
+async fn call(
+    calls: Calls,
+    mut ticks: Interval,
+    stop: watch::Receiver<bool>,
+    answered: watch::Sender<usize>,
+) -> Tally {
     let mut tally = Tally::default();
     let mut client = None;
-    let mut ticks = tokio::time::interval(calls.every);
     while !*stop.borrow() {
         ticks.tick().await;
         match once(&calls, &mut client).await {

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::data_client::{Client, Wire, read_head};
+use crate::data_client::{Client, Wire, raw, read_head};
 use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route};
 use crate::data_services::{AnyBody, HttpService, TcpService};
 use crate::mesh::{eventually, within};
@@ -168,11 +168,88 @@ async fn interim_responses_of_an_endpoint_by_http_1_reach_a_caller_by_http_2() {
         assert_eq!(links, ["</a>", "</b>"]);
         assert!(heard.iter().all(|hint| hint.headers().len() == 1));
     }
-    // HTTP/1.1 callers get none of them.
-    let mut client = Client::connect(gateway.apps(), &Wire::H1).await.unwrap();
-    let answer = within("an answer", client.get(HELLO, "/")).await.unwrap();
-    assert_eq!((answer.status, &*answer.text()), (StatusCode::OK, "final"));
     gateway.process.finish().await;
+}
+
+/// What a caller by HTTP/1 reads of two requests on one connection: the status and the `link` of each head.
+async fn heads_by_h1(apps: SocketAddr, version: &str) -> Vec<String> {
+    let first = format!("GET / {version}\r\nhost: {HELLO}\r\nconnection: keep-alive\r\n\r\n");
+    let last = format!("GET / {version}\r\nhost: {HELLO}\r\nconnection: close\r\n\r\n");
+    let text = raw(apps, &[first, last].concat()).await;
+    let is_told = |line: &&str| line.starts_with("HTTP/1") || line.starts_with("link: ");
+    let text = text.replace("final", "\r\n");
+    text.lines().filter(is_told).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn interim_responses_reach_a_caller_by_http_1_before_the_answer_and_one_by_http_1_0_never() {
+    // The second hint and the answer leave once the first has reached the caller.
+    let (telling, told) = tokio::sync::mpsc::channel::<()>(1);
+    let told = std::sync::Arc::new(tokio::sync::Mutex::new(told));
+    let service = TcpService::with(move |mut tcp| {
+        let told = std::sync::Arc::clone(&told);
+        async move {
+            while read_head(&mut tcp).await.is_ok() {
+                let hint = "HTTP/1.1 100 Continue\r\n\r\n\
+                            HTTP/1.1 103 Early Hints\r\nlink: </a>\r\nconnection: x\r\nx: 1\r\n\r\n";
+                tcp.write_all(hint.as_bytes()).await.ok();
+                told.lock().await.recv().await;
+                let rest = "HTTP/1.1 103 Early Hints\r\nlink: </b>\r\n\r\n\
+                            HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nfinal";
+                tcp.write_all(rest.as_bytes()).await.ok();
+            }
+        }
+    });
+    let near = format!(
+        "backends: [{{ version: h1, {} }}]",
+        endpoints(&[service.address()])
+    );
+    let gateway = Gateway::alone(&near_route("hello", &[&near])).await;
+    let mut tcp = TcpStream::connect(gateway.apps()).await.unwrap();
+    let request = format!("GET / HTTP/1.1\r\nhost: {HELLO}\r\n\r\n");
+    for _ in 0..2 {
+        tcp.write_all(request.as_bytes()).await.unwrap();
+        let hint = read_head(&mut tcp).await.unwrap();
+        assert_eq!(hint, "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
+        telling.send(()).await.unwrap();
+        let hint = read_head(&mut tcp).await.unwrap();
+        assert_eq!(hint, "HTTP/1.1 103 Early Hints\r\nlink: </b>\r\n\r\n");
+        let head = read_head(&mut tcp).await.unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        let mut body = [0; 5];
+        within("the body", tcp.read_exact(&mut body)).await.unwrap();
+        assert_eq!(&body, b"final");
+    }
+    drop((tcp, telling));
+    // With everything at once.
+    let two = ["</a>", "</b>"].map(|link| ["HTTP/1.1 103 Early Hints", link]);
+    let heads = heads_by_h1(gateway.apps(), "HTTP/1.1").await;
+    let mut expected = Vec::new();
+    for [status, link] in two {
+        expected.extend([status.to_owned(), format!("link: {link}")]);
+    }
+    expected.push("HTTP/1.1 200 OK".to_owned());
+    assert_eq!(heads, [&*expected, &expected].concat());
+    let heads = heads_by_h1(gateway.apps(), "HTTP/1.0").await;
+    assert_eq!(heads, ["HTTP/1.0 200 OK"; 2]);
+    gateway.process.finish().await;
+
+    // Of an endpoint by HTTP/2 in another cluster, and no more than anybody needs.
+    let service = hinting(40);
+    let near = format!(
+        "backends: [{{ version: h2, {} }}]",
+        endpoints(&[service.address()])
+    );
+    let pair = Pair::new(
+        &http_route("hello", &["backends: [{ peer: west }]"]),
+        &http_route("hello", &[&near]),
+    )
+    .await;
+    let heads = heads_by_h1(pair.east.apps(), "HTTP/1.1").await;
+    let hints = heads.iter().filter(|line| line.contains(" 103 "));
+    assert_eq!(hints.count(), 2 * 16);
+    assert_eq!(heads.last().unwrap(), "HTTP/1.1 200 OK");
+    pair.finish().await;
 }
 
 /// The log names the field: `version` is the caller's by default, and curl speaks HTTP/2 over TLS.

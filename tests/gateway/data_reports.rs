@@ -4,10 +4,11 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use h2::RecvStream;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use rustix::process::Signal;
 use rustls::AlertDescription;
 use serde_json::Value;
@@ -25,6 +26,7 @@ use crate::mesh::{Cluster, Identity, alert_of, eventually, within};
 
 const SNI: &str = "peer.zeugma.internal";
 const ALPN: &[u8] = b"zeugma-peer/1";
+const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// Finds what has died without a request.
 const CHECKED: &str =
     "health: { active: { tcp: true, every: 100ms, timeout: 1s, up: 1, down: 1 } }";
@@ -670,6 +672,8 @@ enum Stand {
     NotFound,
     /// It takes the question and says nothing.
     Mute,
+    /// It says that it leaves, and is full from then on; how often it was asked.
+    LeavesAndIsFull(Arc<AtomicUsize>),
 }
 
 /// Serves that at an address of its own.
@@ -679,7 +683,7 @@ async fn stand(identity: &Identity, what: Stand) -> (SocketAddr, JoinSet<()>) {
     let alpn: &[&[u8]] = match what {
         Stand::NoProtocol => &[],
         Stand::Http => &[b"h2"],
-        Stand::Says(..) | Stand::NotFound | Stand::Mute => &[ALPN],
+        Stand::Says(..) | Stand::NotFound | Stand::Mute | Stand::LeavesAndIsFull(_) => &[ALPN],
     };
     let (config, _) = server_config(&identity.credentials, alpn).unwrap();
     let acceptor = TlsAcceptor::from(config);
@@ -711,6 +715,22 @@ async fn stand_on(tcp: TcpStream, acceptor: &TlsAcceptor, what: Stand) -> Option
         let (bytes, is_endless) = match what {
             Stand::Says(bytes, is_endless) => (bytes, is_endless),
             Stand::Mute => return std::future::pending().await,
+            Stand::LeavesAndIsFull(asked) => {
+                let is_first = asked.fetch_add(1, Ordering::SeqCst) == 0;
+                let status = if is_first { "14" } else { "8" };
+                let kind = http::HeaderValue::from_static("application/grpc");
+                head.headers_mut().insert("content-type", kind);
+                let mut stream = respond.send_response(head, false).ok()?;
+                if is_first {
+                    // Whole, and draining.
+                    let leaving = Bytes::from(framed(&[0x08, 1, 0x10, 1]));
+                    stream.send_data(leaving, false).ok()?;
+                }
+                let status = http::HeaderValue::from_static(status);
+                let trailers = HeaderMap::from_iter([(STATUS, status)]);
+                stream.send_trailers(trailers).ok()?;
+                return std::future::pending().await;
+            }
             Stand::NoProtocol | Stand::Http | Stand::NotFound => {
                 *head.status_mut() = http::StatusCode::NOT_FOUND;
                 respond.send_response(head, true).ok()?;
@@ -907,6 +927,44 @@ async fn what_is_no_report_is_told_and_the_peer_is_judged_by_its_traffic() {
         .message("ZG0431 a peer's gateway reports")
         .await;
     assert_eq!(east.get("/").await.text(), "own");
+    east.process.finish().await;
+}
+
+/// A gateway that said it would leave and then has no place for another question is there.
+#[tokio::test]
+async fn a_gateway_that_is_full_is_not_taken_for_gone() {
+    let (east, west) = (Cluster::new("east"), Cluster::new("west"));
+    east.meet(&west);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let full = Stand::LeavesAndIsFull(Arc::clone(&asked));
+    let (address, _tasks) = stand(&west.gateway_identity(), full).await;
+    let spec = format!(
+        "
+        cluster: west
+        locality: west/west-1
+        gateways: ['{address}']
+        spiffeIDs: ['{}']",
+        west.gateway_id()
+    );
+    east.peer("west", &spec);
+    let route = http_route("hello", &["backends: [{ peer: west }]"]);
+    let east = Box::pin(Gateway::of(east, &route)).await;
+    east.process
+        .message("ZG0431 a peer's gateway reports")
+        .await;
+    eventually("to be asked again, and once more", async || {
+        (asked.load(Ordering::SeqCst) > 2).then_some(())
+    })
+    .await;
+    let gateway = gateway_of(&east, "west").await;
+    let why = gateway["report"]["why"].as_str().unwrap();
+    assert!(why.contains("no place for another"), "{gateway}");
+    assert_eq!(statuses(&east.shares("hello").await), ["healthy"]);
+    assert!(
+        !east.process.told().contains("ZG0428"),
+        "{}",
+        east.process.told()
+    );
     east.process.finish().await;
 }
 

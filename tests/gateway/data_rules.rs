@@ -598,6 +598,46 @@ async fn a_split_gets_around_no_denial_of_the_route_that_it_leads_to() {
     gateway.process.finish().await;
 }
 
+/// What broke: only the route that was called was asked again after a change.
+#[tokio::test]
+async fn a_denial_that_comes_later_ends_what_a_split_led_to_that_route_alone() {
+    let (stable, canary) = (HttpService::start("stable"), HttpService::start("canary"));
+    let routes = |deny: &str| {
+        let of = format!("backends: [{}]", backend("c", &canary));
+        let to_canary = near_route("canary", &[&of, deny]);
+        let rules = "{ split: [{ backends: [s] }] }, \
+            { matches: [{ path: { prefix: /c } }], split: [{ route: demo/canary }] }";
+        format!("{}{to_canary}", hello(&[backend("s", &stable)], rules))
+    };
+    let gateway = Gateway::alone(&routes("deny: []")).await;
+    stable.set(Mode::Hang);
+    canary.set(Mode::Hang);
+    let apps = gateway.apps();
+    let led = tokio::spawn(async move { call(apps, "GET", HELLO, "/c", Bytes::new()).await });
+    let own = tokio::spawn(async move { call(apps, "GET", HELLO, "/", Bytes::new()).await });
+    canary.arrived(1).await;
+    stable.arrived(1).await;
+    let denies = routes("deny: [{ methods: [GET] }]");
+    gateway.cluster.write("routes.yaml", &denies);
+    let line = (gateway.process).log(|line| line["verdict"] == "no-longer-allowed");
+    let line = line.await;
+    assert_eq!(line["http.path"], "/c", "{line}");
+    let error = line["error"].as_str().unwrap();
+    assert!(
+        error.starts_with("the split leads to demo/canary: denied"),
+        "{line}"
+    );
+    assert!(
+        line["policy.rule"].as_str().unwrap().contains(".yaml:"),
+        "{line}"
+    );
+    canary.given_up(1).await;
+    assert!(!own.is_finished(), "what goes elsewhere goes on");
+    led.abort();
+    own.abort();
+    drop(gateway);
+}
+
 #[tokio::test]
 async fn a_request_keeps_its_place_in_its_route_whichever_part_it_goes_to() {
     let (stable, dead) = (HttpService::start("stable"), Refusing::new());

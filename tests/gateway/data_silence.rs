@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use crate::data_client::{Wire, get};
 use crate::data_load::{Calls, Load};
 use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route};
+use crate::data_quiet::Far;
 use crate::data_services::{HttpService, Mode, TcpService};
 use crate::mesh::{Cluster, Namespace, within};
 
@@ -21,6 +22,8 @@ const PATIENT: &str = "timeouts: { responseHeaders: 60s }";
 /// So that every request has to find out for itself.
 const NO_EJECTION: &str =
     "health: { passive: { consecutive: 0, errorRate: { over: 100%, requests: 1000 } } }";
+/// A service that is rarely called has ten extra tries.
+const AMPLE: &str = "retries: { budget: 100% }";
 const WEST_FIRST: &str = "failover: { order: [{ cluster: west }, { backend: backup }] }";
 /// Requests at once.
 const REQUESTS: usize = 8;
@@ -70,17 +73,15 @@ async fn a_link_between_gateways_that_goes_down_under_load_loses_no_get() {
     let Some(namespace) = Namespace::new() else {
         return;
     };
-    let link = namespace.link();
-    let service = HttpService::start_on(link.near, "west");
+    let Far {
+        link,
+        service,
+        east,
+        west: _west,
+    } = Far::in_a(&namespace).await;
     let backup = HttpService::start("backup");
-    let (east, mut west) = (Cluster::new("east"), Cluster::new("west"));
-    west.move_over(&link);
-    east.meet(&west);
-    let near = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
-    west.write("routes.yaml", &http_route("hello", &[&near, PATIENT]));
-    let _west = Box::pin(west.start_in(link.namespace())).await;
     let both = west_and_backup(backup.address());
-    let spec = [&*both, WEST_FIRST, PATIENT, NO_EJECTION];
+    let spec = [&*both, WEST_FIRST, PATIENT, NO_EJECTION, AMPLE];
     let east = Gateway::of(east, &http_route("hello", &spec)).await;
     assert_eq!(answered(ask(east.apps())).await, ["west"]);
     service.set(Mode::Hang);
@@ -97,7 +98,7 @@ async fn a_peers_gateway_that_is_stopped_under_load_loses_no_get() {
     let near = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
     let both = west_and_backup(backup.address());
     let pair = Pair::new(
-        &http_route("hello", &[&both, WEST_FIRST, PATIENT, NO_EJECTION]),
+        &http_route("hello", &[&both, WEST_FIRST, PATIENT, NO_EJECTION, AMPLE]),
         &http_route("hello", &[&near, PATIENT]),
     )
     .await;
@@ -135,7 +136,7 @@ fn stops_after(silent_after: usize) -> TcpService {
 async fn an_http_2_endpoint_that_is_stopped_costs_its_requests_seconds_and_no_minute() {
     let (near, far) = (stops_after(1), HttpService::start("backup"));
     let backends = near_and_far("h2", near.address(), far.address());
-    let spec = [&*backends, PATIENT, NO_EJECTION];
+    let spec = [&*backends, PATIENT, NO_EJECTION, AMPLE];
     let gateway = Gateway::alone(&near_route("hello", &spec)).await;
     assert_eq!(answered(ask(gateway.apps())).await, ["backup"]);
     assert!(near.hits() > 0);
@@ -153,7 +154,7 @@ async fn a_host_that_vanishes_with_its_http_1_endpoint_is_given_up_in_seconds() 
     let mut east = Cluster::new("east");
     east.move_over(&callers);
     let backends = near_and_far("h1", near.address(), far.address());
-    let spec = [&*backends, PATIENT, NO_EJECTION];
+    let spec = [&*backends, PATIENT, NO_EJECTION, AMPLE];
     east.write("routes.yaml", &near_route("hello", &spec));
     let process = Box::pin(east.start_in(&namespace.name)).await;
     // Connections to keep: some are used again when the host is gone, and some are idle then.
@@ -182,7 +183,7 @@ async fn a_link_to_one_of_two_local_endpoints_that_is_cut_under_load_loses_no_ge
     east.move_over(&callers);
     let both = endpoints(&[first.address(), other.address()]);
     let both = format!("backends: [{{ {both} }}]");
-    let spec = [&*both, PATIENT, NO_EJECTION, "retries: { budget: 100% }"];
+    let spec = [&*both, PATIENT, NO_EJECTION, AMPLE];
     east.write("routes.yaml", &near_route("hello", &spec));
     let process = Box::pin(east.start_in(&namespace.name)).await;
     let calls = Calls {

@@ -32,10 +32,11 @@ mod control_state;
 mod control_tap;
 mod control_ui;
 mod control_upstream;
-
+mod control_xds;
 #[path = "../support/corpus.rs"]
 mod corpus;
 mod data_balance;
+mod data_capacity;
 mod data_client;
 mod data_compare;
 mod data_dns;
@@ -51,6 +52,7 @@ mod data_mirror;
 mod data_mirror_tcp;
 mod data_protocols;
 mod data_proxied;
+mod data_quiet;
 mod data_relay;
 mod data_reload;
 mod data_reports;
@@ -60,6 +62,7 @@ mod data_silence;
 mod data_spread;
 mod data_strict;
 mod data_tcp;
+mod data_trial;
 mod data_windows;
 #[path = "../support/long_way.rs"]
 mod long_way;

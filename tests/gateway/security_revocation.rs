@@ -236,6 +236,40 @@ async fn a_denied_identity_is_refused_in_the_handshake_and_let_in_again_when_it_
         told["deny_list"].as_str().unwrap().ends_with("denied:3"),
         "{told}"
     );
+    // Files alone say the same, and of whom no bundle is.
+    let offline = |from: &str| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_zeugma"))
+            .args([
+                "explain",
+                "route",
+                "--offline",
+                "-o",
+                "json",
+                "--listener",
+                "mesh",
+            ])
+            .args([
+                "--from",
+                from,
+                "orders.shop.svc.clusterset.local",
+                "--config",
+            ])
+            .arg(world.east.config())
+            .output()
+            .unwrap();
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let told = offline("spiffe://west.example/ns/shop/sa/cart");
+    assert_eq!(told["reason"], "identity-denied", "{told}");
+    assert!(
+        told["deny_list"].as_str().unwrap().ends_with("denied:3"),
+        "{told}"
+    );
+    assert_eq!(told["trust"]["applied"], true, "{told}");
+    let told = offline("spiffe://nobody.example/ns/shop/sa/cart");
+    assert_eq!(told["reason"], "certificate-refused", "{told}");
+    let told = offline("spiffe://west.example/ns/pay/sa/cart");
+    assert_eq!(told["carried"], true, "{told}");
     world.call(&other.identity).await.unwrap();
     // A line that names nobody: told with file and line, and the last good list serves.
     world

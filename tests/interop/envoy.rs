@@ -28,10 +28,12 @@ pub(crate) enum Template {
     Client,
     /// Relays TLS for `sni` to `mesh_port`.
     Passthrough,
+    /// Has everything from the control plane at `xds_port`, asked by `api_type`.
+    Ads,
 }
 
 impl Template {
-    /// Every template.
+    /// Every template that stands for itself.
     pub(crate) const ALL: [Self; 4] = [
         Self::Backend,
         Self::Terminate,
@@ -45,6 +47,7 @@ impl Template {
             Self::Terminate => include_str!("envoy/terminate.yaml"),
             Self::Client => include_str!("envoy/client.yaml"),
             Self::Passthrough => include_str!("envoy/passthrough.yaml"),
+            Self::Ads => include_str!("envoy/ads.yaml"),
         }
     }
 
@@ -52,7 +55,7 @@ impl Template {
         match self {
             Self::Backend => "service",
             Self::Terminate | Self::Passthrough => "mesh",
-            Self::Client => "apps",
+            Self::Client | Self::Ads => "apps",
         }
     }
 
@@ -102,19 +105,7 @@ impl Envoy {
         folder: &Path,
     ) -> Result<Self> {
         let config = template.write(name, values, folder)?;
-        let admin_file = folder.join(format!("{name}.admin"));
-        let process = Process::start(
-            name,
-            Command::new(peers::envoy()?)
-                .args(["--disable-hot-restart", "--concurrency", "1"])
-                .arg("--admin-address-path")
-                .arg(&admin_file)
-                .arg("-c")
-                .arg(&config),
-            folder,
-        )?;
-        process.wait_for_text("all dependencies initialized. starting workers")?;
-        let admin = fs::read_to_string(&admin_file).context("envoy's admin address")?;
+        let (admin, process) = started(name, &config, folder)?;
         let address = listener(&admin, template.listener())?;
         Ok(Self {
             admin,
@@ -125,21 +116,77 @@ impl Envoy {
 
     /// The sum of the counters and gauges whose name ends in `suffix`.
     pub(crate) fn stat(&self, suffix: &str) -> Result<u64> {
-        let answer = curl::get(&format!("http://{}/stats?format=json", self.admin))?;
-        let stats: Value = serde_json::from_str(&answer.body)?;
-        Ok(stats
-            .pointer("/stats")
-            .and_then(Value::as_array)
-            .context("envoy's stats")?
-            .iter()
-            .filter(|stat| {
-                stat.pointer("/name")
-                    .and_then(Value::as_str)
-                    .is_some_and(|name| name.ends_with(suffix))
-            })
-            .filter_map(|stat| stat.pointer("/value").and_then(Value::as_u64))
-            .sum())
+        stat(&self.admin, suffix)
     }
+}
+
+/// Starts an Envoy and waits until its workers accept connections; where its admin API is.
+fn started(name: &str, config: &Path, folder: &Path) -> Result<(String, Process)> {
+    let admin_file = folder.join(format!("{name}.admin"));
+    let process = Process::start(
+        name,
+        Command::new(peers::envoy()?)
+            .args(["--disable-hot-restart", "--concurrency", "1"])
+            .arg("--admin-address-path")
+            .arg(&admin_file)
+            .arg("-c")
+            .arg(config),
+        folder,
+    )?;
+    process.wait_for_text("all dependencies initialized. starting workers")?;
+    let admin = fs::read_to_string(&admin_file).context("envoy's admin address")?;
+    Ok((admin, process))
+}
+
+/// A running Envoy that reads what one of our gateways was compiled to.
+#[derive(Debug)]
+pub(crate) struct Compiled {
+    admin: String,
+    _process: Process,
+}
+
+impl Compiled {
+    /// Starts one and waits until its workers accept connections.
+    pub(crate) fn start(name: &str, bootstrap: &Path, folder: &Path) -> Result<Self> {
+        let (admin, process) = started(name, bootstrap, folder)?;
+        Ok(Self {
+            admin,
+            _process: process,
+        })
+    }
+
+    /// The address of a listener.
+    pub(crate) fn listener(&self, name: &str) -> Result<SocketAddr> {
+        listener(&self.admin, name)
+    }
+
+    /// How many updates of any kind it has refused.
+    pub(crate) fn rejected(&self) -> Result<u64> {
+        stat(&self.admin, "update_rejected")
+    }
+
+    /// What it says of its clusters.
+    pub(crate) fn clusters(&self) -> Result<Value> {
+        let answer = curl::get(&format!("http://{}/clusters?format=json", self.admin))?;
+        Ok(serde_json::from_str(&answer.body)?)
+    }
+}
+
+fn stat(admin: &str, suffix: &str) -> Result<u64> {
+    let answer = curl::get(&format!("http://{admin}/stats?format=json"))?;
+    let stats: Value = serde_json::from_str(&answer.body)?;
+    Ok(stats
+        .pointer("/stats")
+        .and_then(Value::as_array)
+        .context("envoy's stats")?
+        .iter()
+        .filter(|stat| {
+            stat.pointer("/name")
+                .and_then(Value::as_str)
+                .is_some_and(|name| name.ends_with(suffix))
+        })
+        .filter_map(|stat| stat.pointer("/value").and_then(Value::as_u64))
+        .sum())
 }
 
 /// The port was chosen by the kernel; only Envoy knows it.

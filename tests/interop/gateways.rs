@@ -16,16 +16,16 @@ use crate::websocket;
 use crate::zeugma::{EAST, ECHO, Gateway, ORDERS, Setup, WEST};
 
 /// The certificates of a test.
-struct Mesh {
+pub(crate) struct Mesh {
     root: Root,
-    east: Domain,
-    west: Domain,
-    east_gateway: Svid,
-    west_gateway: Svid,
+    pub(crate) east: Domain,
+    pub(crate) west: Domain,
+    pub(crate) east_gateway: Svid,
+    pub(crate) west_gateway: Svid,
 }
 
 impl Mesh {
-    fn new(folder: &Path) -> Result<Self> {
+    pub(crate) fn new(folder: &Path) -> Result<Self> {
         let root = Root::new(folder)?;
         let (east, west) = (root.domain("east.example")?, root.domain("west.example")?);
         Ok(Self {

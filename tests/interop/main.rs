@@ -7,6 +7,7 @@
 #[expect(dead_code, reason = "the peers of other tests are in it as well")]
 mod support;
 
+mod alike;
 mod curl;
 mod envoy;
 mod gateways;
@@ -16,6 +17,7 @@ mod our_ca;
 mod peers_alone;
 mod pki;
 mod websocket;
+mod xds;
 mod zeugma;
 
 use std::fs;

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
+use crate::curl;
 use crate::pki::{Svid, Trust};
 use crate::support::process::Process;
 
@@ -14,6 +15,9 @@ use crate::support::process::Process;
 pub(crate) const ORDERS: &str = "orders.shop.svc.clusterset.local";
 /// The host of the route `shop/echo`.
 pub(crate) const ECHO: &str = "echo.shop.svc.clusterset.local";
+
+/// Where an admin API is that is asked by [`Gateway::admin`].
+const SOCKET: &str = "admin.sock";
 
 /// A cluster whose gateway is ours.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +54,7 @@ pub(crate) struct Gateway {
     pub(crate) mesh: SocketAddr,
     /// Where this cluster's workloads connect.
     pub(crate) apps: SocketAddr,
+    admin: PathBuf,
     process: Process,
 }
 
@@ -147,10 +152,52 @@ spec:
         self
     }
 
+    /// Another listener.
+    pub(crate) fn listener(mut self, name: &str, spec: &str) -> Self {
+        let next = format!("  listeners:\n    {name}: {spec}\n");
+        self.documents = self.documents.replace("  listeners:\n", &next);
+        self
+    }
+
+    /// More documents, each after a line `---`.
+    pub(crate) fn documents(mut self, yaml: &str) -> Self {
+        self.documents.push_str(yaml);
+        self
+    }
+
+    /// Has its admin API on a socket, where [`Gateway::admin`] asks it.
+    pub(crate) fn admin_socket(mut self) -> Self {
+        let socket = format!("admin: 'unix:{SOCKET}'");
+        self.documents = self.documents.replace("admin: \"127.0.0.1:0\"", &socket);
+        self
+    }
+
+    /// Writes what an Envoy in its place reads into `folder`; where the bootstrap is.
+    pub(crate) fn compile(&self, folder: &Path) -> Result<PathBuf> {
+        let output = Command::new(env!("CARGO_BIN_EXE_zeugma"))
+            .args(["config", "compile", "--config"])
+            .arg(self.write()?)
+            .arg("--out")
+            .arg(folder)
+            .output()?;
+        let text = String::from_utf8(output.stdout)?;
+        ensure!(
+            output.status.success(),
+            "zeugma config compile: {text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(PathBuf::from(text.trim_end()))
+    }
+
+    fn write(&self) -> Result<PathBuf> {
+        let config = self.folder.join("mesh.yaml");
+        fs::write(&config, &self.documents)?;
+        Ok(config)
+    }
+
     /// Starts the gateway and waits until it accepts connections.
     pub(crate) fn start(self) -> Result<Gateway> {
-        let config = self.folder.join("mesh.yaml");
-        fs::write(&config, self.documents)?;
+        let config = self.write()?;
         let process = Process::start(
             &format!("{}-gw", self.cluster.name),
             Command::new(env!("CARGO_BIN_EXE_zeugma"))
@@ -169,12 +216,20 @@ spec:
         Ok(Gateway {
             mesh: listener("mesh")?,
             apps: listener("apps")?,
+            admin: self.folder.join(SOCKET),
             process,
         })
     }
 }
 
 impl Gateway {
+    /// What its admin API answers, where that is on a socket.
+    pub(crate) fn admin(&self, path: &str) -> Result<String> {
+        let socket = self.admin.display().to_string();
+        let arguments = ["--unix-socket", socket.as_str()];
+        Ok(curl::run(&arguments, &format!("http://localhost{path}"))?.body)
+    }
+
     /// Waits until it has applied certificates so many times.
     pub(crate) fn applied(&self, times: usize) -> Result<()> {
         let mut seen = 0;

@@ -81,6 +81,9 @@ impl Seen {
         assert_eq!(snapshot.clusters.len(), shares.clusters.len());
         let mut known = std::mem::take(&mut self.clusters);
         for (ix, (cluster, of)) in snapshot.clusters.iter().zip(&shares.clusters).enumerate() {
+            check_metered(snapshot, shares, ix);
+            // Capacity or not: what health makes of it is as it would be.
+            let of = &by_health(of);
             check_now(cluster, of);
             check_reported(cluster, of, reports);
             let capacities = route_capacities(snapshot, shares, reports, ix);
@@ -247,6 +250,57 @@ fn check_now(cluster: &Cluster, of: &ClusterShares) {
             *share == 0.0 || healthy || of.too_few,
             "{name}: {} is dead",
             level.name
+        );
+    }
+}
+
+/// The same shares as if every backend took anything.
+fn by_health(of: &ClusterShares) -> ClusterShares {
+    ClusterShares {
+        levels: of.by_health().to_vec(),
+        metered: None,
+        ..of.clone()
+    }
+}
+
+/// What fits nowhere is a share too; no level is meant to take more than it has room for, nor a
+/// backend from all clusters of its route together; and what is refused found room nowhere.
+fn check_metered(snapshot: &Snapshot, shares: &Shares, ix: usize) {
+    let (cluster, of) = (&snapshot.clusters[ix], &shares.clusters[ix]);
+    let has_capacity = cluster.endpoints.iter().any(|one| one.capacity.is_some());
+    assert_eq!(of.metered.is_some(), has_capacity, "{}", cluster.name);
+    let Some(metered) = &of.metered else {
+        return;
+    };
+    let name = &cluster.name;
+    let sum: f64 = of.levels.iter().sum::<f64>() + metered.refused;
+    let healthy: f64 = metered.by_health.iter().sum();
+    assert!((sum - healthy).abs() < EPSILON, "{name}: {metered:?}");
+    assert!(metered.excess.iter().sum::<f64>() <= 1.0 + EPSILON);
+    for (level, share) in of.levels.iter().enumerate() {
+        let sent = share * metered.load;
+        assert!(sent <= metered.most[level] + EPSILON, "{name}: {metered:?}");
+        let is_full = metered.load > 0.0 || metered.refused == 0.0;
+        assert!(
+            is_full,
+            "{name}: nothing is offered, and some of it refused"
+        );
+    }
+    // One backend is one level here.
+    for (level, of_level) in cluster.levels.iter().enumerate() {
+        let all: f64 = (snapshot.clusters.iter().zip(&shares.clusters))
+            .filter(|(other, _)| other.route == cluster.route)
+            .filter_map(|(other, of)| {
+                let metered = of.metered.as_ref()?;
+                let mut levels = other.levels.iter();
+                let at = levels.position(|one| one.name == of_level.name)?;
+                let part = of.levels[at] * metered.load / metered.most[at];
+                (metered.most[at] > 0.0).then_some(part)
+            })
+            .sum();
+        assert!(
+            all <= 1.0 + EPSILON,
+            "{name}: level {level} is meant to take {all}"
         );
     }
 }

@@ -8,17 +8,20 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use zeugma_core::authorize::Evidence;
+use zeugma_core::balance::key;
 use zeugma_core::engine::{Arrival, Carry, Decision, Headers, Request, Wants, decide};
 use zeugma_core::explain::{Beside, Question, explain};
 use zeugma_core::fleet::{Evacuation, Fleet, FleetEvent, Observation, STALE_AFTER};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::names::HostPattern;
-use zeugma_core::plan::{Attempt, LEVEL_ATTEMPTS_MAX};
+use zeugma_core::plan::{Attempt, LEVEL_ATTEMPTS_MAX, Why, plan};
 use zeugma_core::report::{Presence, Report, Standing};
 use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
-use zeugma_core::shares::{EndpointStatus, Shares};
+use zeugma_core::shares::{ClusterShares, EndpointStatus, Shares};
 use zeugma_core::simulate::{Deadlines, Truth};
-use zeugma_core::snapshot::{EndpointIx, EndpointKey, Failure, ServiceIx, Snapshot, WhenStale};
+use zeugma_core::snapshot::{
+    Balance, Cluster, EndpointIx, EndpointKey, Failure, ServiceIx, Snapshot, WhenStale,
+};
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
 
@@ -73,6 +76,8 @@ pub(crate) struct Tally {
     released: u64,
     kept: u64,
     explained: u64,
+    spilled: u64,
+    over_capacity: u64,
 }
 
 impl Reporter {
@@ -103,7 +108,7 @@ impl Tally {
         );
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 22] {
+    fn counts_mut(&mut self) -> [&mut u64; 24] {
         [
             &mut self.requests,
             &mut self.answered,
@@ -127,6 +132,8 @@ impl Tally {
             &mut self.released,
             &mut self.kept,
             &mut self.explained,
+            &mut self.spilled,
+            &mut self.over_capacity,
         ]
     }
 }
@@ -144,8 +151,13 @@ pub(crate) struct Scenario {
     reporters: BTreeMap<u16, Reporter>,
     budget: RetryBudget,
     seen: Seen,
+    /// What the fleet told since it was looked at, and whether a failure took something back.
+    told: Vec<FleetEvent>,
+    is_taken_back: bool,
     /// When each ejection is over by itself.
     out_until: BTreeMap<EndpointKey, Time>,
+    /// When what was sent to each backend of each route whose capacity is known.
+    sent: BTreeMap<(Arc<str>, Arc<str>), (f64, Vec<Time>)>,
     tally: Tally,
 }
 
@@ -172,7 +184,10 @@ impl Scenario {
                 .collect(),
             budget: RetryBudget::default(),
             seen: Seen::default(),
+            told: Vec::new(),
+            is_taken_back: false,
             out_until: BTreeMap::new(),
+            sent: BTreeMap::new(),
             tally: Tally::default(),
         }
     }
@@ -196,6 +211,7 @@ impl Scenario {
             self.look(Since::Events);
         }
         self.recover();
+        self.check_sent();
         self.tally.rises = self.seen.rises;
         self.tally.settled = self.seen.settled;
         self.tally
@@ -250,7 +266,12 @@ impl Scenario {
         );
         self.shares = Rc::new(shares);
         let mut since = since;
-        for event in self.fleet.drain_events() {
+        if std::mem::take(&mut self.is_taken_back) {
+            since = Since::Alike;
+        }
+        let mut told = std::mem::take(&mut self.told);
+        told.extend(self.fleet.drain_events());
+        for event in told {
             match event {
                 FleetEvent::Ejected { key, lasts, .. } => {
                     self.tally.ejected += 1;
@@ -526,11 +547,14 @@ impl Scenario {
         let load = |at: EndpointIx| u32::try_from((draw >> (at.0 % 60)) & 7).unwrap();
         let own = service.own.unwrap();
         let has_own = (shares.clusters[own.0].endpoints.iter()).any(|status| status.is_healthy());
-        let decision = decide(&snapshot, &shares, &arrival, &load, draw);
+        let decided = decide(&snapshot, &shares, &arrival, &load, draw);
+        self.offer(&shares, &decided);
+        let decision = decided.within(&shares, self.now);
         if self.tally.requests.is_multiple_of(EXPLAINED_EVERY) {
             let beside = Beside {
                 load: &load,
                 draw,
+                now: self.now,
                 refuses: &|_, _| None,
             };
             self.explain(&arrival, &authority, beside, &decision);
@@ -551,6 +575,16 @@ impl Scenario {
                 Reason::Denied => self.tally.denied += 1,
                 Reason::NoHealthyEndpoint if !mesh => self.tally.refused += 1,
                 Reason::NoLocalEndpoint if mesh => self.tally.refused_to_peers += 1,
+                Reason::OverCapacity => {
+                    self.tally.over_capacity += 1;
+                    let to = if mesh { own } else { service.outbound };
+                    let of = &shares.clusters[to.0];
+                    let metered = of.metered.as_ref().unwrap();
+                    let has_room = (0..of.endpoints.len())
+                        .map(EndpointIx)
+                        .any(|ix| of.is_usable(ix) && metered.has_room(ix, self.now));
+                    assert!(!has_room, "refused beside room");
+                }
                 other => assert_eq!(other, Reason::Denied, "refused for a reason that is none"),
             },
             other @ (Decision::Terminate(..) | Decision::ReadHttp | Decision::Report) => {
@@ -581,8 +615,22 @@ impl Scenario {
             source: Some(arrival.source),
             listener: Some(arrival.listener.name.to_string()),
         };
+        let load = beside.load;
         let told = explain(&self.snapshot, &self.shares, &self.fleet, &question, beside).unwrap();
-        let attempts = |plan: &Carry<'_>| plan.plan.collect::<Vec<Attempt>>();
+        let attempts = |carry: &Carry<'_>| -> Vec<Attempt> {
+            let cluster = self.snapshot.cluster(carry.cluster);
+            let of = &self.shares.clusters[carry.cluster.0];
+            // A worker draws the key where there is one, and so does who explains.
+            match &cluster.policy.balance {
+                Balance::RingHash(on) => {
+                    let key = key(on, arrival.source, &|_| None).unwrap();
+                    let full = of.metered.as_ref().map(|metered| metered.full(self.now));
+                    let planned = plan(cluster, of, load, key);
+                    planned.within(full.unwrap_or_default()).collect()
+                }
+                _ => carry.plan.collect(),
+            }
+        };
         match decision {
             Decision::Carry(carry) => {
                 let to = told.to.unwrap();
@@ -605,14 +653,32 @@ impl Scenario {
         let mut tried = Vec::new();
         let mut counted = 0;
         for attempt in carry.plan {
+            let metered = of.metered.as_ref();
+            let has_room = |ix| metered.is_none_or(|of| of.has_room(ix, self.now));
+            if !has_room(attempt.endpoint) {
+                // What was tried before has taken the last of it.
+                let is_first = tried.is_empty() && attempt.why != Why::Trial;
+                assert!(!is_first, "a full backend was picked");
+                continue;
+            }
+            if !attempt.begins(of) {
+                continue;
+            }
             let status = of.endpoints[attempt.endpoint.0];
             // Nothing goes to an ejected endpoint while a healthy one is to be had: to one that was
             // not tried, of a level that still has a turn.
-            let is_left =
-                |ix: usize| of.endpoints[ix].is_healthy() && !tried.contains(&EndpointIx(ix));
+            let is_left = |ix: usize| {
+                of.endpoints[ix].is_healthy()
+                    && !tried.contains(&EndpointIx(ix))
+                    && has_room(EndpointIx(ix))
+            };
             let left = (0..of.endpoints.len()).filter(|ix| is_left(*ix)).count();
             assert!(
-                status.is_healthy() || of.too_few || left == 0 || tried.len() >= LEVEL_ATTEMPTS_MAX,
+                status.is_healthy()
+                    || of.too_few
+                    || left == 0
+                    || tried.len() >= LEVEL_ATTEMPTS_MAX
+                    || attempt.why == Why::Trial,
                 "{status:?} was picked, {left} healthy ones were not"
             );
             assert!(
@@ -622,9 +688,16 @@ impl Scenario {
             assert!(!tried.contains(&attempt.endpoint), "tried twice");
             tried.push(attempt.endpoint);
             self.tally.failed_over += u64::from(attempt.level > 0);
+            self.tally.spilled += u64::from(metered.is_some() && attempt.why == Why::Spill);
+            self.take(cluster, of, attempt.endpoint);
             let key = cluster.endpoint(attempt.endpoint).key.clone();
             let result = self.attempt(&key);
             self.fleet.observe(&Observation { key, result }, self.now);
+            let told = self.fleet.drain_events();
+            // What is readmitted by a failure did not wait for its time: it comes undamped.
+            let is_back = |event: &FleetEvent| matches!(event, FleetEvent::Readmitted { .. });
+            self.is_taken_back |= result.is_err() && told.iter().any(is_back);
+            self.told.extend(told);
             let Err(failure) = result else {
                 self.tally.answered += 1;
                 return;
@@ -637,11 +710,52 @@ impl Scenario {
                 response: ResponseSeen::Nothing,
                 sender: Sender::Caller,
             };
-            match again(&cluster.policy.retries, &mut self.budget, &failed, self.now) {
+            match again(&cluster.policy.retries, &self.budget, &failed, self.now) {
                 Ok(kind) => counted += u32::from(kind == Again::Counted),
                 Err(_) => return,
             }
             self.tally.tried_again += 1;
+        }
+    }
+
+    /// Counts what is offered, as a worker does.
+    fn offer(&self, shares: &Shares, decided: &Decision<'_>) {
+        if let Decision::Carry(carry) = decided
+            && let Some(metered) = &shares.clusters[carry.cluster.0].metered
+        {
+            metered.offered().add(1);
+        }
+    }
+
+    /// Takes of what a backend takes, and notes it.
+    fn take(&mut self, cluster: &Cluster, of: &ClusterShares, ix: EndpointIx) {
+        let Some(metered) = &of.metered else { return };
+        assert!(metered.take(ix, self.now), "there was room");
+        let endpoint = cluster.endpoint(ix);
+        if let Some(most) = endpoint.capacity {
+            let key = (Arc::clone(&cluster.route), Arc::clone(&endpoint.backend));
+            let (_, sent) = self
+                .sent
+                .entry(key)
+                .or_insert_with(|| (most.get().into(), Vec::new()));
+            sent.push(self.now);
+        }
+    }
+
+    /// No backend was sent more than its capacity, from all clusters of its route together, over any
+    /// window and the burst.
+    fn check_sent(&self) {
+        for ((route, backend), (most, sent)) in &self.sent {
+            for (nth, from) in sent.iter().enumerate() {
+                for (further, to) in sent.iter().enumerate().skip(nth) {
+                    let count = u32::try_from(further - nth + 1).unwrap();
+                    let window = to.since(*from).as_secs_f64();
+                    assert!(
+                        f64::from(count) <= most * window + most + 1e-6,
+                        "{route}: {backend} was sent {count} within {window} s"
+                    );
+                }
+            }
         }
     }
 
@@ -676,10 +790,12 @@ impl Scenario {
             reporter.beat = self.now;
         }
         self.speak();
-        // Longer than any ejection, check, hold, failback and ramp together.
+        // Longer than any ejection and its trial, check, hold, failback and ramp together.
         for _ in 0..20 {
-            self.pass(Duration::from_secs(10));
+            self.pass(Duration::from_secs(30));
             self.request();
+            // It may have been a trial.
+            self.look(Since::Events);
         }
         self.look(Since::Events);
         // What waits for an operator.

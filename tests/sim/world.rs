@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use zeugma_core::admission::RouteLimits;
+use zeugma_core::admission::{Rate, RouteLimits};
 use zeugma_core::identity::{IdPattern, TrustDomain};
 use zeugma_core::locality::Locality;
 use zeugma_core::names::HostPattern;
@@ -46,6 +46,8 @@ struct Settings {
     passive: PassiveCheck,
     slow_start: Duration,
     balance: Balance,
+    /// Whether some of its backends take only so much.
+    is_metered: bool,
 }
 
 impl Blueprint {
@@ -174,7 +176,12 @@ impl Route {
                     .iter()
                     .map(|member| {
                         let is_own = at < self.own;
-                        endpoints.push(endpoint(&format!("{member}:{port}"), is_own));
+                        let key = format!("{member}:{port}");
+                        endpoints.push(Endpoint {
+                            backend: name.as_str().into(),
+                            capacity: self.capacity(name),
+                            ..endpoint(&key, is_own)
+                        });
                         EndpointIx(endpoints.len() - 1)
                     })
                     .collect(),
@@ -186,6 +193,7 @@ impl Route {
             passive,
             slow_start,
             balance,
+            is_metered: _,
         } = self.settings.clone();
         if kind == "own" {
             // The calling gateway has other places to try.
@@ -221,6 +229,13 @@ impl Route {
                 limits: RouteLimits::default(),
             }),
         }
+    }
+
+    /// What the backend of a level takes, by its name, so that a push does not change it.
+    fn capacity(&self, level: &str) -> Option<Rate> {
+        let number: u32 = level.trim_start_matches(char::is_alphabetic).parse().ok()?;
+        let most = [0, 1, 3, 20][usize::try_from(number % 4).ok()?];
+        Rate::per_second(most).filter(|_| self.settings.is_metered)
     }
 
     fn service(&self, host: HostPattern, port: u16, all: ClusterIx, own: ClusterIx) -> Service {
@@ -270,7 +285,8 @@ impl Settings {
             on: vec![Failure::Connect, Failure::Timeout, Failure::Status(503)],
             error_rate: rng.bool().then_some(ErrorRate {
                 over: 0.5,
-                requests: 20,
+                // So few that every level can fail alike between its ejections and trials.
+                requests: *rng.choice(&[4, 20]).unwrap(),
             }),
             eject: Duration::from_millis(rng.u64(1000..30_000)),
             max_ejected: *rng.choice(&[1.0, 1.0, 0.5]).unwrap(),
@@ -297,6 +313,7 @@ impl Settings {
             active: rng.bool().then_some(active),
             passive,
             slow_start: seconds(rng, &[0, 0, 5, 60]),
+            is_metered: rng.u8(0..3) == 0,
             balance: (*rng
                 .choice(&[
                     &Balance::LeastRequest,
@@ -337,5 +354,6 @@ fn endpoint(key: &str, is_own: bool) -> Endpoint {
         tls: EndpointTls::None,
         version: HttpVersion::Same,
         proxy_protocol: false,
+        capacity: None,
     }
 }

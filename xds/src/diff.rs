@@ -610,6 +610,13 @@ fn of_endpoint(endpoint: &Endpoint) -> String {
     if endpoint.proxy_protocol {
         text.push_str(", proxyProtocol");
     }
+    if let Some(capacity) = endpoint.capacity {
+        text.push_str(&format!(
+            ", capacity of {} {}/s",
+            endpoint.backend,
+            capacity.get()
+        ));
+    }
     text
 }
 

@@ -1,13 +1,16 @@
 //! Configuration: YAML documents become a model, the model compiles for one gateway into xDS v3
 //! resources, and those are ingested into a [`Snapshot`].
 //!
-//! No protobuf type leaves this crate, and it opens no socket.
+//! No protobuf type leaves this crate, and it opens no socket: the [`Server`] is given connections.
 
 mod bundle_url;
+mod canonical;
+mod catalog;
 pub mod client;
 mod compile;
 mod control_address;
 mod diff;
+mod envoy;
 mod error;
 mod files;
 mod fnv;
@@ -18,11 +21,12 @@ mod meaning;
 mod meta;
 mod model;
 mod net;
-#[cfg(test)]
 mod packed;
 mod parallel;
 mod pb;
+mod plane;
 mod reference;
+mod server;
 mod session;
 mod settings;
 mod standing;
@@ -34,10 +38,13 @@ pub use bundle_url::BundleUrl;
 pub use compile::ResourceList;
 pub use control_address::ControlAddress;
 pub use diff::{Change, Difference, FieldDifference, diff};
+pub use envoy::{BOOTSTRAP as ENVOY_BOOTSTRAP, EnvoyFile};
 pub use error::{Code, Color, Finding, Findings, Place, Severity, suggest};
 pub use files::FileLook;
 pub use format::{FormatError, format, yaml_files};
 pub use meaning::{LevelMeaning, MatchMeaning, ServiceMeaning, meaning};
+pub use plane::Plane;
+pub use server::{Admission, Caller, Server, ServerLimits, Visitor};
 pub use session::Kind;
 pub use settings::{
     AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, ControlPlane, Drain,
@@ -60,7 +67,7 @@ use zeugma_core::snapshot::Snapshot;
 use files::{Contents, Source};
 use fnv::Fnv;
 use model::{Document, MeshGateway, Model};
-use standing::{Asked, Standing};
+use standing::{Asked, Standing, Whose};
 
 /// What the command line adds to the files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -257,7 +264,7 @@ impl Sources {
             Wrong::StandsAlone(good, unbound) => {
                 let asked = Asked {
                     path: &path,
-                    options,
+                    whose: Whose::One(options),
                     unbound,
                 };
                 standing::stand(contents, good, asked)?
@@ -512,6 +519,80 @@ pub fn check(path: &Path, options: &NodeOptions) -> Checked {
     checked.findings.extend(findings);
     checked.findings.sort();
     checked
+}
+
+/// Makes the files that an Envoy in the place of one gateway reads, for the folder `folder`, and what
+/// there is to warn of.
+///
+/// # Errors
+/// As [`load`]; where the gateway's identity is not in files, or these cannot be read.
+pub fn envoy_files(
+    path: &Path,
+    options: &NodeOptions,
+    folder: &Path,
+) -> Result<(Vec<EnvoyFile>, Findings), Findings> {
+    let sources = Sources::read(path)?.whole()?;
+    let Standing {
+        model, warnings, ..
+    } = all_right(sources.contents, options, path)?;
+    let gateway = choose(&model, options, path)?;
+    let node = gateway.node(locality(gateway, options)?);
+    let settings = gateway.settings(&node, &model.domains);
+    let Some(svid) = settings.svid.files() else {
+        return Err(Finding::error(
+            Code::Unused,
+            "Envoy needs a certificate in files, and this gateway's comes from a Workload API",
+        )
+        .help("write `svid: { files: ... }`")
+        .at(gateway.at_key("spec.svid"))
+        .into());
+    };
+    let mut findings = warnings;
+    for (is_written, field) in [
+        (svid.crls.is_some(), "crls"),
+        (svid.denied.is_some(), "denied"),
+    ] {
+        if is_written {
+            let finding = Finding::error(
+                Code::Unused,
+                format!("Envoy does not know `{field}`: it lets in whom these refuse"),
+            );
+            let at = gateway.at_key(&format!("spec.svid.files.{field}"));
+            findings.push(finding.warning().at(at));
+        }
+    }
+    findings.extend(undenied(&model));
+    if findings.has_errors() {
+        findings.sort();
+        return Err(findings);
+    }
+    let context = compile::Context {
+        model: &model,
+        gateway,
+        node: &node,
+    };
+    let files = envoy::files(context, svid, folder, &mut findings)?;
+    findings.sort();
+    Ok((files, findings))
+}
+
+/// The entries that deny somebody here, and nobody in Envoy.
+fn undenied(model: &Model) -> Findings {
+    let mut findings = Findings::new();
+    for route in &model.routes {
+        for (at, rule) in route.spec.deny.iter().enumerate() {
+            if rule.value.via.is_some() {
+                let finding = Finding::error(
+                    Code::Unsafe,
+                    "Envoy does not know who attested an identity: there this denies nobody",
+                )
+                .help("deny by `from` alone, or leave the entry out of what Envoy is to read")
+                .at(route.at_key(&format!("spec.deny[{at}].via")));
+                findings.push(finding);
+            }
+        }
+    }
+    findings
 }
 
 /// The JSON schema of the documents, for editors.

@@ -1,7 +1,9 @@
 //! What a configuration's numbers mean, in words.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
+use zeugma_core::admission::Rate;
 use zeugma_core::rules::{Field, Match, PathMatch, Rules};
 use zeugma_core::snapshot::{Address, Cluster, Failover, Level, Snapshot, TooFew};
 
@@ -45,6 +47,10 @@ pub struct LevelMeaning {
     pub first: (usize, f64),
     /// How many must be down for all to leave.
     pub all: usize,
+    /// Its backends that take only so much, and how much in a second.
+    pub capacities: Vec<(String, u32)>,
+    /// What it takes in a second; `None` where one of its backends takes anything.
+    pub takes: Option<u64>,
 }
 
 /// What each service of `snapshot` does when endpoints go down.
@@ -158,12 +164,22 @@ fn level_meaning(cluster: &Cluster, level: &Level) -> LevelMeaning {
     let all = (1..=endpoints)
         .find(|down| leaving(*down) > 1.0 - 1e-9)
         .unwrap_or(endpoints);
+    let backends: BTreeMap<&str, Option<u32>> = (level.members.iter())
+        .map(|ix| cluster.endpoint(*ix))
+        .map(|endpoint| (&*endpoint.backend, endpoint.capacity.map(Rate::get)))
+        .collect();
     LevelMeaning {
         name: level.name.to_string(),
         endpoints,
         names: names.collect(),
         first: (first, leaving(first)),
         all,
+        takes: (backends.values())
+            .map(|capacity| capacity.map(u64::from))
+            .sum(),
+        capacities: (backends.iter())
+            .filter_map(|(name, capacity)| Some(((*name).to_owned(), (*capacity)?)))
+            .collect(),
     }
 }
 
@@ -187,6 +203,9 @@ impl fmt::Display for ServiceMeaning {
             match self.levels.get(at + 1) {
                 Some(next) => writeln!(f, ": {} for {}", level.leaving(), next.name)?,
                 None => writeln!(f)?,
+            }
+            if let Some(text) = level.taking(self.levels.get(at + 1)) {
+                writeln!(f, "     {text}")?;
             }
         }
         for one in &self.rules {
@@ -229,6 +248,27 @@ impl LevelMeaning {
         } else {
             "endpoints"
         }
+    }
+
+    /// What it takes, and where the rest goes.
+    fn taking(&self, next: Option<&Self>) -> Option<String> {
+        let each: Vec<String> = (self.capacities.iter())
+            .map(|(backend, most)| format!("{backend} takes {most}/s"))
+            .collect();
+        let each = match each.as_slice() {
+            [] => return None,
+            all => all.join(", "),
+        };
+        Some(match (self.takes, next) {
+            (Some(all), Some(next)) => {
+                format!(
+                    "{each}: of what is offered, what is over {all}/s is for {}",
+                    next.name
+                )
+            }
+            (Some(all), None) => format!("{each}: what is over {all}/s here is refused (503)"),
+            (None, _) => format!("{each}: what is over that is for the others of this level"),
+        })
     }
 
     fn leaving(&self) -> String {

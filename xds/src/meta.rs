@@ -51,7 +51,7 @@ pub(crate) struct ServiceMeta {
     pub hosts: Vec<String>,
     pub protocol: ProtocolMeta,
     pub inbound: InboundMeta,
-    /// Whether a denial is only told. An RBAC filter of Envoy's enforces it.
+    /// Whether a denial is only told; to Envoy its rules are shadow rules.
     pub is_audited: bool,
     pub own: Option<String>,
     pub export: ExportMeta,
@@ -147,6 +147,9 @@ pub(crate) struct EndpointMeta {
     /// Whether every address of the name is an endpoint of its own.
     #[serde(default)]
     pub each: bool,
+    /// What its backend takes in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

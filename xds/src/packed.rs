@@ -1,15 +1,16 @@
 //! Resources as they travel: packed, by name. The gateway's own way leaves the packing out
 //! ([`handover`](crate::handover)); here it is done, so that both ways can be held against each
-//! other.
-
-use std::collections::HashMap;
-
-use zeugma_core::snapshot::{Node, Snapshot};
+//! other; Envoy reads them packed as well ([`envoy`](crate::envoy)).
 
 use crate::compile::{Compiled, Context, Made};
 use crate::error::Findings;
-use crate::ingest::Packed;
 use crate::pb::{self, Any, route};
+#[cfg(test)]
+use {
+    crate::ingest::Packed,
+    std::collections::HashMap,
+    zeugma_core::snapshot::{Node, Snapshot},
+};
 
 /// Packed xDS resources with their names, in the order they depend on each other.
 #[derive(Debug, Clone, Default)]
@@ -54,6 +55,7 @@ pub(crate) fn compile(context: Context<'_>, findings: &mut Findings) -> Resource
 }
 
 /// Makes a snapshot from packed resources alone.
+#[cfg(test)]
 pub(crate) fn ingest(resources: &Resources, node: Node) -> Result<Snapshot, Findings> {
     fn of(all: &[(String, Any)]) -> Vec<(&str, &Any)> {
         all.iter().map(|(name, any)| (name.as_str(), any)).collect()

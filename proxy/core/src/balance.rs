@@ -8,8 +8,10 @@ mod round_robin;
 
 pub use latency::Latency;
 
+use std::net::IpAddr;
+
 use crate::shares::Worth;
-use crate::snapshot::{Balance, Cluster, EndpointIx, Level};
+use crate::snapshot::{Balance, Cluster, EndpointIx, HashOn, Level};
 
 /// The endpoints of a level among which one is picked.
 #[derive(Clone, Copy)]
@@ -68,20 +70,31 @@ impl<'a> Candidates<'a> {
         weight * self.parts.get(ix.0).copied().unwrap_or(1.0)
     }
 
+    /// What all that may be picked weigh together.
+    fn total(self) -> f64 {
+        self.iter().map(|(_, weight)| weight).sum()
+    }
+
     /// The endpoint in whose part of the weights, laid end to end, the point lies (0 to 1).
     fn at(self, point: f64) -> Option<EndpointIx> {
-        let total: f64 = self.iter().map(|(_, weight)| weight).sum();
-        if total <= 0.0 && !self.worths.is_empty() {
+        self.at_of(self.total(), point, None)
+    }
+
+    /// The same of all but one, that weigh `total` together.
+    fn at_of(self, total: f64, point: f64, but: Option<EndpointIx>) -> Option<EndpointIx> {
+        let all = move || self.iter().filter(move |(ix, _)| Some(*ix) != but);
+        if total <= f64::EPSILON && !self.worths.is_empty() {
             // None is better than the others: as is configured.
-            return Self {
+            let configured = Self {
                 worths: &[],
                 ..self
-            }
-            .at(point);
+            };
+            let total = all().map(|(ix, _)| configured.weight(ix)).sum();
+            return configured.at_of(total, point, but);
         }
         let mut rest = point * total;
         let mut last = None;
-        for (ix, weight) in self.iter() {
+        for (ix, weight) in all() {
             if rest < weight {
                 return Some(ix);
             }
@@ -102,6 +115,19 @@ pub fn key_of(bytes: &[u8]) -> u64 {
     });
     // It leaves keys that differ in their last byte close to each other.
     mix(hash, 0)
+}
+
+/// The key of what came from `source`, where keys are made of `on`; `header` hashes the header of a name
+/// by [`key_of`]. `None` where it has none.
+#[must_use]
+pub fn key(on: &HashOn, source: IpAddr, header: &dyn Fn(&str) -> Option<u64>) -> Option<u64> {
+    match on {
+        HashOn::Header(name) => header(name),
+        HashOn::Source => Some(match source.to_canonical() {
+            IpAddr::V4(ip) => key_of(&ip.octets()),
+            IpAddr::V6(ip) => key_of(&ip.octets()),
+        }),
+    }
 }
 
 /// A number from 0 to below 1 out of a draw; `part` tells several out of one draw apart.
@@ -197,6 +223,25 @@ mod tests {
         assert_eq!(picks(&cluster, [4, 3]), 0);
         cluster.endpoints[0].weight = 2.0;
         assert_eq!(picks(&cluster, [5, 3]), 1000);
+    }
+
+    #[test]
+    fn what_weighs_nothing_at_this_time_is_not_picked_for_being_idle() {
+        let cluster = cluster(&[&["a", "b"]]);
+        let leaving = Worth {
+            drawn: 0.0,
+            ..Worth::configured(1.0)
+        };
+        let candidates = Candidates {
+            cluster: &cluster,
+            level: &cluster.levels[0],
+            worths: &[Worth::configured(1.0), leaving],
+            parts: &[],
+            seeds: &[],
+            usable: &|_| true,
+        };
+        let busy = |ix: EndpointIx| if ix.0 == 0 { 5 } else { 0 };
+        assert!((0..100).all(|draw| pick(candidates, &busy, draw) == Some(EndpointIx(0))));
     }
 
     #[test]

@@ -10,8 +10,9 @@ use crate::route::{
     Routed, check_authority, check_authority_port, route_authority, route_plaintext, route_tls,
 };
 use crate::rules::{Part, Tried, choose};
-use crate::shares::Shares;
+use crate::shares::{ClusterShares, Shares};
 use crate::snapshot::{ClusterIx, EndpointIx, Listener, Protocol, Role, ServiceIx, Snapshot};
+use crate::time::Time;
 use crate::verdict::Reason;
 
 /// A connection or request that arrived.
@@ -44,7 +45,7 @@ impl<'a> Arrival<'a> {
         }
     }
 
-    const fn request(&self) -> Option<Request<'a>> {
+    pub(crate) const fn request(&self) -> Option<Request<'a>> {
         match self.wants {
             Wants::Request(request) | Wants::RequestInside { request, .. } => Some(request),
             Wants::Hello(_) | Wants::Plaintext | Wants::Inside(_) => None,
@@ -134,6 +135,30 @@ pub enum Decision<'a> {
     ReadHttp,
     /// Refuse it.
     Refuse(Refusal),
+}
+
+impl Decision<'_> {
+    /// The same for what backends have room for at this time, which [`decide`] does not look at.
+    #[must_use]
+    pub fn within(self, shares: &Shares, now: Time) -> Self {
+        let Self::Carry(carry) = self else {
+            return self;
+        };
+        let metered = (shares.clusters.get(carry.cluster.0)).and_then(|of| of.metered.as_ref());
+        let Some(metered) = metered else {
+            return Self::Carry(carry);
+        };
+        let plan = carry.plan.within(metered.full(now));
+        if plan.is_empty() {
+            return Self::Refuse(Refusal {
+                reason: Reason::OverCapacity,
+                service: Some(carry.service),
+                by: None,
+                rule: None,
+            });
+        }
+        Self::Carry(Carry { plan, ..carry })
+    }
 }
 
 /// Something that is carried.
@@ -406,6 +431,17 @@ pub const fn nothing_healthy(role: Role) -> Reason {
     }
 }
 
+/// Why an arrival on a listener is refused when a cluster that stands like this has nothing to try:
+/// what is healthy is full, or nothing is healthy.
+#[must_use]
+pub fn nothing_to_try(shares: &ClusterShares, role: Role) -> Reason {
+    if shares.metered.is_some() && !shares.refuses() {
+        Reason::OverCapacity
+    } else {
+        nothing_healthy(role)
+    }
+}
+
 fn carry<'a>(
     snapshot: &'a Snapshot,
     shares: &'a Shares,
@@ -437,16 +473,16 @@ fn carry<'a>(
         })?;
     let of = shares.clusters.get(cluster.0).ok_or_else(nothing)?;
     let plan = plan(snapshot.cluster(cluster), of, load, draw);
-    match { plan }.next() {
-        Some(_) => Ok(Carry {
-            service,
-            rule,
-            matched,
-            cluster,
-            plan,
-        }),
-        None => Err(nothing()),
+    if plan.is_empty() {
+        return Err(nothing());
     }
+    Ok(Carry {
+        service,
+        rule,
+        matched,
+        cluster,
+        plan,
+    })
 }
 
 /// Where an arrival goes that may call a service.

@@ -17,6 +17,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::authorize::{Evidence, RuleField, Verdict, authorize, mismatches};
+use crate::balance::{key, key_of};
+use crate::capacity::Metered;
 use crate::engine::{
     Arrival, Carry, Decision, Headers, Matched, Refusal, Request, SniPort, Target, Wants, aimed,
     decide,
@@ -24,11 +26,12 @@ use crate::engine::{
 use crate::fleet::{EndpointView, Fleet, LevelView};
 use crate::hello::ClientHello;
 use crate::identity::SpiffeId;
-use crate::plan::Attempt;
+use crate::plan::{Attempt, Plan, plan};
 use crate::shares::{ClusterShares, EndpointStatus, Shares};
 use crate::snapshot::{
-    Cluster, ClusterIx, EndpointIx, Level, PeerIx, Protocol, ServiceIx, Snapshot,
+    Balance, Cluster, ClusterIx, EndpointIx, HashOn, Level, PeerIx, Protocol, ServiceIx, Snapshot,
 };
+use crate::time::Time;
 use crate::verdict::Reason;
 
 pub use assume::{Assumed, QuestionError};
@@ -66,6 +69,8 @@ pub struct Beside<'a> {
     pub load: &'a dyn Fn(EndpointIx) -> u32,
     /// The random number, or the turn of a round robin.
     pub draw: u64,
+    /// When it comes: what backends take is used up by what came before.
+    pub now: Time,
     /// Why an identity is refused whatever the policy says.
     pub refuses: &'a dyn Fn(&SpiffeId, Vouched) -> Option<Reason>,
 }
@@ -114,6 +119,17 @@ pub struct Explanation {
     pub refused_by: Option<(ServiceIx, Option<usize>)>,
     /// As in [`Beside`].
     pub draw: u64,
+    /// What goes to one endpoint there, where it is balanced by keys.
+    pub keyed: Option<Keyed>,
+}
+
+/// A key in place of the draw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keyed {
+    /// What it is made of.
+    pub on: HashOn,
+    /// The key; `None` where the question has none, so that it is drawn.
+    pub key: Option<u64>,
 }
 
 /// Who calls, as evidence.
@@ -193,6 +209,10 @@ pub struct Destination {
     pub levels_left_out: usize,
     /// Whether nothing is healthy and ejected endpoints are used.
     pub too_few: bool,
+    /// What its backends take in a second, and what is offered; `None` where nothing is known of it.
+    pub metered: Option<Arc<Metered>>,
+    /// The backends that take no more at this moment.
+    pub full: Vec<Arc<str>>,
     /// The endpoints that would be tried, in order: each where those before it fail. Of a split
     /// those of the part that was drawn, before those of others.
     pub attempts: Vec<Attempt>,
@@ -276,6 +296,7 @@ pub fn explain(
     });
     let mut asked = Asked {
         world: (snapshot, shares),
+        question,
         beside,
         steps: Vec::new(),
     };
@@ -341,6 +362,7 @@ fn inside<'a>(
 /// The engine, with every question to it kept.
 struct Asked<'a> {
     world: (&'a Snapshot, &'a Shares),
+    question: &'a Question,
     beside: Beside<'a>,
     steps: Vec<Step>,
 }
@@ -348,8 +370,10 @@ struct Asked<'a> {
 impl<'a> Asked<'a> {
     fn decide(&mut self, arrival: &Arrival<'_>) -> Decision<'a> {
         let (snapshot, shares) = self.world;
-        let Beside { load, draw, .. } = self.beside;
-        let decision = decide(snapshot, shares, arrival, load, draw);
+        let Beside {
+            load, draw, now, ..
+        } = self.beside;
+        let decision = decide(snapshot, shares, arrival, load, draw).within(shares, now);
         let asks = match arrival.wants {
             Wants::Hello(hello) => Asks::Hello(hello.sni.clone().unwrap_or_default()),
             Wants::Plaintext => Asks::Plaintext,
@@ -404,8 +428,17 @@ impl<'a> Asked<'a> {
             | Decision::ReadHttp
             | Decision::Report => None,
         };
+        let mut keyed = None;
         let (service, refused, attempts) = match decision {
-            Decision::Carry(Carry { service, plan, .. }) => (Some(service), None, plan.collect()),
+            Decision::Carry(Carry {
+                service,
+                cluster,
+                plan,
+                ..
+            }) => {
+                keyed = self.keyed(cluster, arrival);
+                (Some(service), None, self.attempts(cluster, plan, &keyed))
+            }
             Decision::Refuse(refusal) => (refusal.service, Some(refusal.reason), Vec::new()),
             // Each is followed by another question.
             Decision::Terminate(service, _) => (Some(service), Some(Reason::Internal), Vec::new()),
@@ -425,7 +458,7 @@ impl<'a> Asked<'a> {
             .and_then(|ix| aimed(snapshot, shares, arrival, ix, self.beside.draw).ok());
         let to = aimed
             .and_then(|Target { cluster, .. }| Some((cluster, shares.clusters.get(cluster.0)?)))
-            .map(|(ix, of)| see(snapshot, ix, of, fleet, attempts));
+            .map(|(ix, of)| see(snapshot, (ix, of), fleet, attempts, self.beside.now));
         Explanation {
             listener: Arc::clone(&arrival.listener.name),
             source: arrival.source,
@@ -439,13 +472,49 @@ impl<'a> Asked<'a> {
             refused,
             refused_by,
             draw: self.beside.draw,
+            keyed,
+        }
+    }
+
+    /// What a cluster is balanced by, where that is a key: as a worker has it.
+    fn keyed(&self, cluster: ClusterIx, arrival: &Arrival<'_>) -> Option<Keyed> {
+        let Balance::RingHash(on) = &self.world.0.cluster(cluster).policy.balance else {
+            return None;
+        };
+        let is_request = arrival.request().is_some();
+        let header = |name: &str| {
+            let mut headers = self.question.headers.iter().filter(|_| is_request);
+            let (_, value) = headers.find(|(header, _)| header == name)?;
+            Some(key_of(value.as_bytes()))
+        };
+        Some(Keyed {
+            on: on.clone(),
+            key: key(on, arrival.source, &header),
+        })
+    }
+
+    /// The attempts of a decision; where a key is known those of it, for a decision is drawn.
+    fn attempts(&self, ix: ClusterIx, drawn: Plan<'_>, keyed: &Option<Keyed>) -> Vec<Attempt> {
+        let (snapshot, shares) = self.world;
+        let key = keyed.as_ref().and_then(|keyed| keyed.key);
+        match key.zip(shares.clusters.get(ix.0)) {
+            Some((key, of)) => {
+                let plan = plan(snapshot.cluster(ix), of, self.beside.load, key);
+                let metered = of.metered.as_ref();
+                let full = metered.map(|metered| metered.full(self.beside.now));
+                plan.within(full.unwrap_or_default()).collect()
+            }
+            None => drawn.collect(),
         }
     }
 }
 
 /// Whether a refusal is one that levels and endpoints explain.
 fn is_of_health(reason: Reason) -> bool {
-    matches!(reason, Reason::NoHealthyEndpoint | Reason::NoLocalEndpoint)
+    matches!(
+        reason,
+        Reason::NoHealthyEndpoint | Reason::NoLocalEndpoint | Reason::OverCapacity
+    )
 }
 
 impl Caller {
@@ -479,10 +548,10 @@ fn judge(snapshot: &Snapshot, service: ServiceIx, arrival: &Arrival<'_>) -> Judg
 
 fn see(
     snapshot: &Snapshot,
-    ix: ClusterIx,
-    of: &ClusterShares,
+    (ix, of): (ClusterIx, &ClusterShares),
     fleet: &Fleet,
     attempts: Vec<Attempt>,
+    now: Time,
 ) -> Destination {
     let cluster = snapshot.cluster(ix);
     let views = fleet.levels(ix);
@@ -499,6 +568,11 @@ fn see(
         levels,
         levels_left_out: cluster.levels.len().saturating_sub(LEVELS_MAX),
         too_few: of.too_few,
+        metered: of.metered.clone(),
+        full: (of.metered.as_ref()).map_or_else(Vec::new, |metered| {
+            let full = metered.those(metered.full(now));
+            full.map(|held| Arc::clone(&held.backend)).collect()
+        }),
         attempts,
     }
 }

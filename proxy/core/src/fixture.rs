@@ -40,6 +40,7 @@ pub(crate) fn endpoint(key: &str) -> Endpoint {
         tls: EndpointTls::None,
         version: HttpVersion::Same,
         proxy_protocol: false,
+        capacity: None,
     }
 }
 

@@ -18,7 +18,9 @@
 
 mod evacuation;
 mod level;
+mod load;
 mod reports;
+mod trial;
 mod view;
 mod warming;
 
@@ -37,7 +39,9 @@ use crate::snapshot::{
 use crate::time::Time;
 
 use level::LevelState;
+use load::Loads;
 use reports::{Asked, Behind, Reports, asked_of};
+use trial::Trials;
 use warming::Warming;
 
 pub use self::evacuation::{EVACUATIONS_MAX, Effect, Evacuation, Kept};
@@ -170,11 +174,12 @@ pub struct Fleet {
     endpoints: BTreeMap<EndpointKey, EndpointState>,
     /// The clusters of each route, which share endpoints and fail over together.
     routes: BTreeMap<Arc<str>, Box<[usize]>>,
-    /// When ejections end.
+    /// When ejections end, and trials.
     expiries: BTreeSet<(Time, EndpointKey)>,
     /// When active checks are due or lost.
     checks: BTreeSet<(Time, EndpointKey)>,
     checks_in_flight: usize,
+    trials: Trials,
     /// When time alone moves a cluster's levels.
     moves: BTreeSet<(Time, usize)>,
     reports: Reports,
@@ -183,6 +188,7 @@ pub struct Fleet {
     /// Whether what [`Fleet::kept`] says has changed.
     kept_changed: bool,
     warming: Warming,
+    loads: Loads,
     /// As of the last [`Fleet::shares`].
     shares: Shares,
     /// The clusters whose shares or statuses may have changed since.
@@ -444,6 +450,7 @@ impl Fleet {
             .map(|(cluster, asked)| self.take_over(cluster, asked, &known))
             .collect();
         self.moves.clear();
+        self.loads.moved(&self.clusters);
         self.start_slowly(joined, now);
         let routes: Vec<_> = self.routes.keys().cloned().collect();
         for route in routes {
@@ -478,7 +485,10 @@ impl Fleet {
             return;
         }
         let outlier = state.outlier.get_or_insert_default();
-        if let Some(cause) = outlier.record(counted, passive, now) {
+        let cause = outlier.record(counted, passive, now);
+        if self.judge_trial(&observation.key, counted, now) {
+            self.check_invariants(now);
+        } else if let Some(cause) = cause {
             self.try_eject(&observation.key, home, cause, now);
             self.check_invariants(now);
         }
@@ -499,6 +509,9 @@ impl Fleet {
             level.window.add_requests(times, now);
         }
         (state.outlier.get_or_insert_default()).succeeded(times, now);
+        if self.judge_trial(key, Counted::Good, now) {
+            self.check_invariants(now);
+        }
     }
 
     /// Takes the answer to a [`Probe`].
@@ -536,6 +549,9 @@ impl Fleet {
             self.warming.stop(key);
         } else if was_bad {
             self.start_slowly(vec![key.clone()], now);
+        }
+        if change == Some(ActiveVerdict::Healthy) && self.trials.contains_key(key) {
+            self.try_to_readmit(key, now);
         }
         let route = cluster_route(&self.clusters, home);
         self.step_route(&route, now);
@@ -605,7 +621,8 @@ impl Fleet {
         let moved = self.moves.first().map(|(at, _)| *at);
         let stale = self.reports.next_stale();
         let warmer = self.warming.wake();
-        [check, expiry, moved, stale, warmer]
+        let measured = self.loads.wake();
+        [check, expiry, moved, stale, warmer, measured]
             .into_iter()
             .flatten()
             .min()
@@ -629,7 +646,9 @@ impl Fleet {
         self.advance(now);
         // A ramp is asked for where it is at this moment, not where its last step left it.
         self.step_moving(now, |_| true);
-        for ix in std::mem::take(&mut self.changed) {
+        let changed = std::mem::take(&mut self.changed);
+        let mut known = load::Rooms::default();
+        for ix in changed {
             let Some(state) = self.clusters.get(ix) else {
                 continue;
             };
@@ -638,10 +657,12 @@ impl Fleet {
             let worths = self.worths(&state.cluster);
             let mut shares = ClusterShares::new(&state.cluster, statuses, worths, &damped);
             shares.parts = self.parts(&state.cluster, now);
+            shares.trials = self.trials_of(&state.cluster);
             let motions = state.levels.iter().map(LevelState::motion);
             if motions.clone().any(|motion| motion != LevelMotion::Settled) {
                 shares.motions = motions.collect();
             }
+            self.meter(ix, &mut shares, &mut known, now);
             self.shares.clusters.set(ix, shares);
             self.tell_shares(ix);
         }
@@ -672,11 +693,12 @@ impl Fleet {
             if at > now {
                 break;
             }
-            self.readmit(&key, now);
+            self.try_to_readmit(&key, now);
         }
         self.grow_stale(now);
         self.step_moving(now, |at| at <= now);
         self.step_warming(now);
+        self.measure(now);
     }
 
     /// Has these begin with a part of their weight, where their cluster has it so.
@@ -785,17 +807,17 @@ impl Fleet {
             };
             self.readmit(&out, now);
         }
-        let until = now + eject;
-        if let Some(endpoint) = self.endpoints.get_mut(key) {
-            let outlier = endpoint.outlier.get_or_insert_default();
-            outlier.eject(Ejection { until, cause });
-        }
+        let Some(endpoint) = self.endpoints.get_mut(key) else {
+            return;
+        };
+        let outlier = endpoint.outlier.get_or_insert_default();
+        let until = outlier.eject(cause, eject, now).until;
         self.expiries.insert((until, key.clone()));
         self.warming.stop(key);
         self.tell(FleetEvent::Ejected {
             key: key.clone(),
             cause,
-            lasts: eject,
+            lasts: until.since(now),
         });
         let route = cluster_route(&self.clusters, home);
         self.step_route(&route, now);
@@ -805,11 +827,10 @@ impl Fleet {
     fn longest_ejected(&self, cluster: &Cluster, now: Time) -> Option<EndpointKey> {
         let ejected = cluster.endpoints.iter().filter_map(|endpoint| {
             let ejection = self.endpoints.get(&endpoint.key)?.ejection()?;
-            Some((ejection.until, &endpoint.key))
+            Some((ejection.since, &endpoint.key))
         });
-        let (until, key) = ejected.min()?;
-        let left = until.since(now);
-        (left + EXCHANGED_AFTER <= cluster.policy.passive.eject).then(|| key.clone())
+        let (since, key) = ejected.min()?;
+        (now.since(since) >= EXCHANGED_AFTER).then(|| key.clone())
     }
 
     /// Whether one more ejection leaves enough, in its level and in all, if `again` is taken back.
@@ -890,6 +911,9 @@ impl Fleet {
             self.readmit(&key, now);
             // It was never to blame.
             self.warming.stop(&key);
+            let outlier = self.endpoints.get_mut(&key);
+            let outlier = outlier.and_then(|state| state.outlier.as_mut());
+            outlier.into_iter().for_each(|outlier| outlier.forgive());
         }
         // What moved away moved for nothing: it does not wait for failback.
         let route = cluster_route(&self.clusters, home);
@@ -902,6 +926,7 @@ impl Fleet {
     }
 
     fn readmit(&mut self, key: &EndpointKey, now: Time) {
+        self.trials.remove(key);
         let Some(state) = self.endpoints.get_mut(key) else {
             return;
         };
@@ -909,7 +934,7 @@ impl Fleet {
             self.expiries.remove(&(ejection.until, key.clone()));
         }
         if let Some(outlier) = state.outlier.as_mut().filter(|of| of.ejection().is_some()) {
-            outlier.readmit();
+            outlier.readmit(now);
         }
         let Some(home) = state.home else {
             self.endpoints.remove(key);
@@ -1120,6 +1145,8 @@ impl Fleet {
         let (Some(state), Some(shares)) = (self.clusters.get_mut(ix), shares) else {
             return;
         };
+        // A load changes all the time.
+        let by_load = shares.metered.is_some();
         let moving = state.levels.iter().any(LevelState::is_moving);
         let Some(told) = &state.told else {
             state.told = Some(shares);
@@ -1128,11 +1155,11 @@ impl Fleet {
         let most = (told.levels.iter().zip(&shares.levels))
             .map(|(before, after)| {
                 // The first to leave or come, and the last, are always told.
-                let turned = (*before > 0.0) != (*after > 0.0);
+                let turned = !by_load && (*before > 0.0) != (*after > 0.0);
                 if turned { 1.0 } else { (before - after).abs() }
             })
             .fold(0.0, f64::max);
-        let least = if moving {
+        let least = if moving || by_load {
             SHARE_TOLD_MIN
         } else {
             SHARE_EPSILON
@@ -1274,6 +1301,12 @@ impl EndpointState {
 
     fn ejection(&self) -> Option<Ejection> {
         self.outlier.as_ref()?.ejection()
+    }
+
+    fn reports_capacity(&self) -> bool {
+        self.behind
+            .as_ref()
+            .is_some_and(|behind| behind.reports_capacity())
     }
 
     fn status(&self) -> EndpointStatus {

@@ -8,6 +8,7 @@
 pub mod admission;
 pub mod authorize;
 pub mod balance;
+pub mod capacity;
 pub mod codes;
 pub mod engine;
 pub mod explain;

@@ -44,6 +44,8 @@ pub enum Dropped {
     Timeout,
     /// No endpoint took it.
     Unreachable,
+    /// No backend that is healthy had capacity left.
+    OverCapacity,
     /// A change took its right to go on.
     Ended,
 }
@@ -58,6 +60,7 @@ impl Dropped {
             Self::Slow => "slow",
             Self::Timeout => "timeout",
             Self::Unreachable => "unreachable",
+            Self::OverCapacity => "over-capacity",
             Self::Ended => "ended",
         }
     }

@@ -1,5 +1,6 @@
 //! Host names and the SNI that gateways use between each other.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -37,9 +38,7 @@ impl Host {
     /// # Errors
     /// An empty, over-long or malformed name, or an IP address.
     pub fn parse(text: &str) -> Result<Self, HostError> {
-        let name = text.strip_suffix('.').unwrap_or(text);
-        check_host(name)?;
-        Ok(Self(name.to_ascii_lowercase().into()))
+        canonical(text).map(|name| Self(name.into()))
     }
 
     /// The canonical text.
@@ -145,17 +144,38 @@ impl fmt::Display for SniTarget {
     }
 }
 
+/// The canonical text of a name, which mostly is the text itself.
+fn canonical(text: &str) -> Result<Cow<'_, str>, HostError> {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    check_host(name)?;
+    Ok(if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        name.to_ascii_lowercase().into()
+    } else {
+        name.into()
+    })
+}
+
 /// Splits an HTTP authority (`host`, `host:port`) into a host and its port.
 ///
 /// # Errors
 /// As [`Host::parse`]; a port that is not 1 to 65535 is a bad character of the host.
 pub fn parse_authority(authority: &str) -> Result<(Host, Option<u16>), HostError> {
+    let (host, port) = split_authority(authority)?;
+    Ok((Host(host.into()), port))
+}
+
+/// As [`parse_authority`], with the host as its [canonical text](Host::as_str): to look it up nothing
+/// has to be kept.
+///
+/// # Errors
+/// As [`parse_authority`].
+pub fn split_authority(authority: &str) -> Result<(Cow<'_, str>, Option<u16>), HostError> {
     match authority.rsplit_once(':') {
         Some((host, port)) => match parse_port(port) {
-            Some(port) => Ok((Host::parse(host)?, Some(port))),
+            Some(port) => Ok((canonical(host)?, Some(port))),
             None => Err(HostError::Char(':')),
         },
-        None => Ok((Host::parse(authority)?, None)),
+        None => Ok((canonical(authority)?, None)),
     }
 }
 
@@ -171,7 +191,13 @@ fn check_host(name: &str) -> Result<(), HostError> {
     if name.len() > HOST_BYTES_MAX {
         return Err(HostError::Length(name.len()));
     }
-    if name.parse::<IpAddr>().is_ok() {
+    // An address ends with a digit, or has a colon.
+    let may_be_address = name
+        .bytes()
+        .last()
+        .is_some_and(|byte| byte.is_ascii_digit())
+        || name.contains(':');
+    if may_be_address && name.parse::<IpAddr>().is_ok() {
         return Err(HostError::IpAddress);
     }
     for label in name.split('.') {

@@ -10,6 +10,9 @@ use crate::time::Time;
 pub const WINDOW: Duration = Duration::from_secs(10);
 const SLOTS: usize = 10;
 
+/// An ejection lasts at most so many times as long as the first.
+pub const STRIKES_MAX: u32 = 10;
+
 /// Why an endpoint was ejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EjectCause {
@@ -172,12 +175,18 @@ pub struct Outlier {
     /// As `window`, with what left the request unseen as the only failures.
     unreachable: Window,
     ejected: Option<Ejection>,
+    /// Ejections that are not forgiven.
+    strikes: u32,
+    /// Since when it has been in again.
+    readmitted: Option<Time>,
 }
 
 /// An ejection under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ejection {
-    /// When it ends.
+    /// When it began.
+    pub since: Time,
+    /// When it ends; with the endpoint on trial, when there is another.
     pub until: Time,
     /// Why it is.
     pub cause: EjectCause,
@@ -236,14 +245,40 @@ impl Outlier {
         self.ejected
     }
 
-    /// Ejects the endpoint.
-    pub fn eject(&mut self, ejection: Ejection) {
-        self.ejected = Some(ejection);
+    /// As [`ejection`](Self::ejection).
+    pub(crate) const fn ejection_mut(&mut self) -> Option<&mut Ejection> {
+        self.ejected.as_mut()
     }
 
-    /// Ends an ejection. What led to it is forgotten, so that the endpoint is judged anew.
-    pub fn readmit(&mut self) {
-        *self = Self::default();
+    /// Ejects the endpoint: the first time for `eject`, and for as much longer each time, up to
+    /// [`STRIKES_MAX`]. Each such time that it is in again forgives one.
+    pub fn eject(&mut self, cause: EjectCause, eject: Duration, now: Time) -> Ejection {
+        let well = self.readmitted.take().map(|at| now.since(at).as_nanos());
+        let forgiven = well.unwrap_or_default() / eject.as_nanos().max(1);
+        let forgiven = u32::try_from(forgiven).unwrap_or(u32::MAX);
+        self.strikes = (self.strikes.saturating_sub(forgiven) + 1).min(STRIKES_MAX);
+        let ejection = Ejection {
+            since: now,
+            until: now + eject * self.strikes,
+            cause,
+        };
+        self.ejected = Some(ejection);
+        ejection
+    }
+
+    /// Ends an ejection. What led to it is forgotten, so that the endpoint is judged anew; how often
+    /// it was out is not.
+    pub fn readmit(&mut self, now: Time) {
+        *self = Self {
+            strikes: self.strikes,
+            readmitted: Some(now),
+            ..Self::default()
+        };
+    }
+
+    /// Forgets how often it was out: it was not to blame.
+    pub fn forgive(&mut self) {
+        (self.strikes, self.readmitted) = (0, None);
     }
 }
 
@@ -373,16 +408,42 @@ mod tests {
     fn an_endpoint_that_is_out_is_not_ejected_again() {
         let passive = passive();
         let mut outlier = Outlier::default();
-        outlier.eject(Ejection {
-            until: at(9),
-            cause: EjectCause::Unreachable,
-        });
+        outlier.eject(EjectCause::Unreachable, Duration::from_secs(9), at(0));
         for _ in 0..50 {
             assert_eq!(outlier.record(Counted::Bad, &passive, at(0)), None);
         }
-        outlier.readmit();
+        outlier.readmit(at(9));
         assert_eq!(outlier.ejection(), None);
         assert_eq!(outlier.record(Counted::Bad, &passive, at(9)), None);
+    }
+
+    #[test]
+    fn each_ejection_lasts_longer_and_each_such_time_that_is_well_forgives_one() {
+        let mut outlier = Outlier::default();
+        let mut eject = |from, is_well: Option<u64>| {
+            let lasts = Duration::from_secs(30);
+            let ejection = outlier.eject(EjectCause::Consecutive, lasts, at(from));
+            if let Some(at_again) = is_well {
+                outlier.readmit(at(at_again));
+            }
+            ejection.until.since(ejection.since).as_secs()
+        };
+        assert_eq!(eject(0, None), 30);
+        assert_eq!(eject(100, None), 60);
+        assert_eq!(eject(200, Some(300)), 90);
+        // Well for 29 s: as bad as before, and worse.
+        assert_eq!(eject(329, Some(500)), 120);
+        // For 89 s: two are forgiven.
+        assert_eq!(eject(589, Some(700)), 90);
+        assert_eq!(eject(9999, None), 30);
+        for _ in 0..20 {
+            eject(10_000, None);
+        }
+        assert_eq!(eject(10_000, Some(10_001)), 300);
+        outlier.forgive();
+        let lasts = Duration::from_secs(30);
+        let ejection = outlier.eject(EjectCause::Consecutive, lasts, at(10_002));
+        assert_eq!(ejection.until, at(10_032));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! In which order a request's endpoints are tried: preferred first, then failover.
 
 use crate::balance::{Candidates, fraction, mix, pick};
-use crate::shares::ClusterShares;
+use crate::capacity::Full;
+use crate::shares::{ClusterShares, EndpointStatus, Trial};
 use crate::snapshot::{Cluster, EndpointIx, TooFew};
 
 /// The most attempts one plan yields.
@@ -31,6 +32,14 @@ impl Attempt {
     pub fn is_last_resort(&self, shares: &ClusterShares) -> bool {
         self.why == Why::TooFew && !shares.too_few
     }
+
+    /// Whether it is to be made: a trial is by the first who asks. To be asked once.
+    #[must_use]
+    pub fn begins(&self, shares: &ClusterShares) -> bool {
+        let of_this = |(ix, _): &&(EndpointIx, Trial)| *ix == self.endpoint;
+        self.why != Why::Trial
+            || (shares.trials.iter().find(of_this)).is_some_and(|(_, trial)| trial.begin())
+    }
 }
 
 /// Why an endpoint was chosen.
@@ -44,6 +53,8 @@ pub enum Why {
     Failover,
     /// It is not healthy, and nothing is.
     TooFew,
+    /// Its ejection is over: whether it is good again is seen by this.
+    Trial,
 }
 
 impl Why {
@@ -55,6 +66,7 @@ impl Why {
             Self::Spill => "spill",
             Self::Failover => "failover",
             Self::TooFew => "too-few",
+            Self::Trial => "trial",
         }
     }
 }
@@ -65,7 +77,8 @@ impl Why {
 /// the cluster's policy. Then come others of
 /// that level, then the other levels that have a healthy endpoint, nearest first. Whoever has seen all
 /// of them fail knows that nothing is healthy, before the shares say so: then come those that only
-/// their traffic found bad, unless the cluster refuses in that case.
+/// their traffic found bad, unless the cluster refuses in that case. Before all of them may come one
+/// whose ejection is over ([`Attempt::begins`]).
 #[must_use]
 pub fn plan<'a>(
     cluster: &'a Cluster,
@@ -73,7 +86,7 @@ pub fn plan<'a>(
     load: &'a dyn Fn(EndpointIx) -> u32,
     draw: u64,
 ) -> Plan<'a> {
-    let drawn = draw_of(&shares.levels, fraction(draw, LEVEL_PART));
+    let drawn = draw_of(shares.by_health(), fraction(draw, LEVEL_PART));
     let spread = shares.spread.as_deref();
     let part = spread
         .filter(|spread| Some(spread.level) == drawn)
@@ -90,13 +103,36 @@ pub fn plan<'a>(
         is_last_resort: false,
         attempts: 0,
         attempts_max: ATTEMPTS_MAX,
+        // Where everything is refused, so is this.
+        trial: drawn.and_then(|_| trial_of(cluster, shares)),
+        is_tried: false,
+        full: Full::default(),
     }
+}
+
+/// One whose ejection is over, if nobody has tried it.
+fn trial_of(cluster: &Cluster, shares: &ClusterShares) -> Option<Attempt> {
+    // Where there are too few, what is out has traffic anyway.
+    let mut trials = shares.trials.iter().filter(|_| !shares.too_few);
+    let (endpoint, _) = trials.find(|(_, trial)| trial.is_open())?;
+    // What is bad for another reason, or gone, is not tried.
+    if shares.endpoints.get(endpoint.0) != Some(&EndpointStatus::Ejected) {
+        return None;
+    }
+    let level = (cluster.levels.iter()).position(|level| level.members.contains(endpoint))?;
+    Some(Attempt {
+        endpoint: *endpoint,
+        level,
+        why: Why::Trial,
+    })
 }
 
 /// Tells the draw of the level from those of the endpoint.
 const LEVEL_PART: u64 = 0x6c65_7665;
 /// Tells the draw of the locality from both.
 const SPREAD_PART: u64 = 0x7370_7265;
+/// Tells the draw of the level for what the first has no room for from all of them.
+const EXCESS_PART: u64 = 0x6578_6365;
 
 /// See [`plan()`].
 #[derive(Clone, Copy)]
@@ -116,6 +152,11 @@ pub struct Plan<'a> {
     is_last_resort: bool,
     attempts: usize,
     attempts_max: usize,
+    /// What comes before all, and not once more.
+    trial: Option<Attempt>,
+    is_tried: bool,
+    /// What is left out.
+    full: Full,
 }
 
 /// The attempts in one level.
@@ -154,6 +195,10 @@ impl Iterator for Plan<'_> {
     type Item = Attempt;
 
     fn next(&mut self) -> Option<Attempt> {
+        if let Some(trial) = self.trial.filter(|_| !self.is_tried) {
+            self.is_tried = true;
+            return Some(trial);
+        }
         while self.attempts < self.attempts_max {
             let mut turn = self.turn?;
             match self.next_in(&mut turn) {
@@ -175,6 +220,53 @@ impl Iterator for Plan<'_> {
 }
 
 impl Plan<'_> {
+    /// Leaves out the backends that are full. What the drawn level has no room for goes to a level
+    /// drawn anew among those that take it, and where that has none either, to the nearest that has.
+    #[must_use]
+    pub fn within(mut self, full: Full) -> Self {
+        self.full = full;
+        let Some(metered) = self.shares.metered.as_ref().filter(|_| !full.is_none()) else {
+            return self;
+        };
+        let has_room = |level: usize| {
+            let members = self.cluster.levels.get(level).map(|level| &level.members);
+            members.into_iter().flatten().any(|ix| self.is_usable(*ix))
+        };
+        if self.drawn.is_some_and(|level| !has_room(level)) {
+            let mut rest = fraction(self.draw, EXCESS_PART);
+            // Before the one drawn come those that take whatever they have room for.
+            let other = (0..metered.excess.len()).find(|level| {
+                let share = metered.excess.get(*level).copied().unwrap_or_default();
+                let is_drawn = rest >= 0.0 && rest < share;
+                rest -= share;
+                (is_drawn || metered.takes_all(*level)) && has_room(*level)
+            });
+            if let Some(level) = other {
+                (self.drawn, self.part) = (Some(level), None);
+                self.turn = Some(Turn::new(level));
+            }
+        }
+        self
+    }
+
+    /// Whether nothing is to be tried.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        // Mostly the drawn level has something, and it is not picked for this.
+        let level = self
+            .turn
+            .and_then(|turn| self.cluster.levels.get(turn.level));
+        let has_some =
+            level.is_some_and(|level| level.members.iter().any(|ix| self.is_usable(*ix)));
+        !has_some && { *self }.next().is_none()
+    }
+
+    /// Whether it leaves out something that is healthy, for it is full.
+    #[must_use]
+    pub const fn leaves_out_full(&self) -> bool {
+        !self.full.is_none()
+    }
+
     fn next_in(&self, turn: &mut Turn) -> Option<EndpointIx> {
         if turn.attempts >= LEVEL_ATTEMPTS_MAX {
             return None;
@@ -220,12 +312,20 @@ impl Plan<'_> {
     }
 
     fn is_usable(&self, ix: EndpointIx) -> bool {
-        if self.is_last_resort {
+        let is_usable = if self.is_last_resort {
             let status = self.shares.endpoints.get(ix.0);
             status.is_some_and(|status| status.is_last_resort())
+                && self.trial.is_none_or(|trial| trial.endpoint != ix)
         } else {
             self.shares.is_usable(ix)
-        }
+        };
+        is_usable && (self.full.is_none() || !self.is_full(ix))
+    }
+
+    #[cold]
+    fn is_full(&self, ix: EndpointIx) -> bool {
+        let metered = self.shares.metered.as_ref();
+        metered.is_some_and(|metered| metered.is_full(ix, self.full))
     }
 
     fn next_turn(&mut self) -> Option<Turn> {
@@ -237,7 +337,8 @@ impl Plan<'_> {
                     return Some(Turn::new(level));
                 }
             }
-            let is_over = self.is_last_resort || self.shares.too_few;
+            // What is full has not failed.
+            let is_over = self.is_last_resort || self.shares.too_few || self.leaves_out_full();
             if is_over || self.cluster.policy.failover.too_few == TooFew::Fail {
                 return None;
             }
@@ -250,11 +351,12 @@ impl Plan<'_> {
     fn why(&self, level: usize, endpoint: EndpointIx) -> Why {
         let healthy = (self.shares.endpoints.get(endpoint.0)).is_some_and(|s| s.is_healthy());
         let nearest_takes_some = self.shares.levels.first().is_some_and(|share| *share > 0.0);
+        // A later attempt at another level is no spill: the drawn level failed it, unless it was full.
+        let is_first = Some(level) == self.drawn || (self.leaves_out_full() && self.attempts == 1);
         match level {
             _ if !healthy => Why::TooFew,
             0 => Why::Local,
-            // A later attempt at another level is no spill: the drawn level failed it.
-            _ if Some(level) == self.drawn && nearest_takes_some => Why::Spill,
+            _ if is_first && nearest_takes_some => Why::Spill,
             _ => Why::Failover,
         }
     }

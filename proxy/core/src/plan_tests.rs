@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::fixture::cluster;
 use crate::locality::Locality;
-use crate::shares::{EndpointStatus, EndpointStatus::*, capacity, healthy_share};
+use crate::shares::{EndpointStatus, EndpointStatus::*, Trial, capacity, healthy_share};
 use crate::snapshot::{Balance, HashOn, SpreadPart, TooFew};
 
 /// A cluster whose levels have these endpoints, and its shares.
@@ -33,6 +33,35 @@ fn attempts(world: &(Cluster, ClusterShares), draw: u64) -> Vec<(usize, usize, W
     plan(&world.0, &world.1, &|_| 0, draw)
         .map(|attempt| (attempt.level, attempt.endpoint.0, attempt.why))
         .collect()
+}
+
+#[test]
+fn a_trial_comes_first_and_once_and_only_where_something_is_to_be_had() {
+    let on_trial = |levels: &[&[EndpointStatus]], ix| {
+        let mut world = world(levels);
+        world.1.trials = vec![(EndpointIx(ix), Trial::new())];
+        world
+    };
+    let ejected = on_trial(&[&[Ejected, Healthy], &[Ejected]], 0);
+    assert_eq!(
+        attempts(&ejected, 1),
+        [(0, 0, Why::Trial), (0, 1, Why::Local), (1, 2, Why::TooFew)]
+    );
+    assert!(ejected.1.trials[0].1.begin());
+    assert_eq!(attempts(&ejected, 1)[0], (0, 1, Why::Local));
+    // Its active checks fail: that it could be tried is nothing.
+    let unhealthy = on_trial(&[&[Unhealthy, Healthy]], 0);
+    assert_eq!(attempts(&unhealthy, 1), [(0, 1, Why::Local)]);
+    // It has traffic anyway.
+    let too_few = on_trial(&[&[Ejected]], 0);
+    assert_eq!(attempts(&too_few, 1), [(0, 0, Why::TooFew)]);
+    let mut refused = on_trial(&[&[Ejected]], 0);
+    Arc::make_mut(&mut refused.0.policy).failover.too_few = TooFew::Fail;
+    refused.1 = ClusterShares {
+        trials: refused.1.trials,
+        ..shares(&refused.0, vec![Ejected])
+    };
+    assert_eq!(attempts(&refused, 1), []);
 }
 
 #[test]

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::authorize::{Asking, Verdict, authorize, authorize_session, evidence, gateways_of};
+use crate::authorize::{
+    Asking, Verdict, authorize, authorize_session, evidence, gateways_of, objection,
+};
 use crate::engine::cluster_of;
 use crate::identity::SpiffeId;
 use crate::snapshot::{
@@ -33,6 +35,8 @@ pub struct Carried<'a> {
     pub claimed: Option<&'a SpiffeId>,
     /// What it asked for.
     pub service: Asked,
+    /// The other service that the split of its rule led it to; one that is gone drains.
+    pub led: Option<ServiceIx>,
     /// What it is.
     pub kind: Kind<'a>,
 }
@@ -207,14 +211,30 @@ pub fn judge(snapshot: &Snapshot, carried: &Carried<'_>) -> Result<(), Ending> {
             authorize(snapshot, ix, &asking)
         }
     };
-    match verdict {
-        Verdict::Allow { .. } | Verdict::Audit { .. } => Ok(()),
-        Verdict::Deny {
-            reason,
-            rule,
-            nearest,
-        } => Err(denied(service, reason, rule, nearest)),
+    if let Verdict::Deny {
+        reason,
+        rule,
+        nearest,
+    } = verdict
+    {
+        return Err(denied(service, reason, rule, nearest));
     }
+    carried
+        .led
+        .map_or(Ok(()), |led| judge_led(snapshot, led, &asking))
+}
+
+/// Whether a service that the split of another one led it to has nothing against it.
+fn judge_led(snapshot: &Snapshot, led: ServiceIx, asking: &Asking<'_>) -> Result<(), Ending> {
+    let Some(Verdict::Deny { reason, rule, .. }) = objection(snapshot, led, asking) else {
+        return Ok(());
+    };
+    let led = snapshot.service(led);
+    let ending = denied(led, reason, rule, None);
+    Err(Ending {
+        detail: format!("the split leads to {}: {}", led.name, ending.detail),
+        ..ending
+    })
 }
 
 /// The one-route listener that carries the same plaintext under another name: a new name takes no

@@ -45,6 +45,7 @@ fn carried<'a>(
         verified: Some(verified),
         claimed: None,
         service: find(world, name, port),
+        led: None,
         kind,
     }
 }

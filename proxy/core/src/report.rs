@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use crate::admission::Rate;
 use crate::names::{Host, HostPattern};
 use crate::shares::Shares;
 use crate::snapshot::{Export, PeerIx, Service, Snapshot};
@@ -24,6 +25,7 @@ pub struct Standing {
     total: u32,
     healthy_weight: f64,
     weight: f64,
+    capacity: Option<Rate>,
 }
 
 impl Standing {
@@ -40,7 +42,14 @@ impl Standing {
             total,
             healthy_weight,
             weight,
+            capacity: None,
         })
+    }
+
+    /// The same that takes so many requests (tcp: connections) in a second; `None`: it is not known.
+    #[must_use]
+    pub const fn taking(self, capacity: Option<Rate>) -> Self {
+        Self { capacity, ..self }
     }
 
     /// What stands behind this gateway for callers from other clusters: its own endpoints alone.
@@ -67,7 +76,7 @@ impl Standing {
             standing.healthy_weight *= WEIGHT_MAX / standing.weight;
             standing.weight = WEIGHT_MAX;
         }
-        standing
+        standing.taking(of.metered.as_ref().and_then(|metered| metered.all()))
     }
 
     /// The healthy endpoints.
@@ -92,6 +101,13 @@ impl Standing {
     #[must_use]
     pub const fn weight(&self) -> f64 {
         self.weight
+    }
+
+    /// What the healthy ones take in a second, each backend by the part of it that is healthy; `None`
+    /// where it is not known of one of them.
+    #[must_use]
+    pub const fn capacity(&self) -> Option<Rate> {
+        self.capacity
     }
 
     /// Whether a call would find nothing healthy.

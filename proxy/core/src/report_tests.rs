@@ -116,6 +116,33 @@ fn a_peer_is_told_of_what_is_exported_to_it_and_of_own_endpoints_alone() {
 }
 
 #[test]
+fn what_own_backends_take_is_told_by_the_part_that_is_healthy() {
+    let mut world = world();
+    let own = Arc::make_mut(&mut world.clusters[1]);
+    for endpoint in &mut own.endpoints {
+        endpoint.capacity = Rate::per_second(200);
+    }
+    let mut fleet = Fleet::new();
+    fleet.reconcile(&world, Time::ZERO);
+    let told = |fleet: &mut Fleet| {
+        let standing = Standing::of(&world, &fleet.shares(Time::ZERO), &world.services[0]);
+        standing.capacity().map(Rate::get)
+    };
+    assert_eq!(told(&mut fleet), Some(200));
+    // Two of the four that all weigh together.
+    kill(&mut fleet, "e2");
+    assert_eq!(told(&mut fleet), Some(100));
+    // One of several that takes anything.
+    let own = Arc::make_mut(&mut world.clusters[1]);
+    own.endpoints[0].backend = "other".into();
+    own.endpoints[0].capacity = None;
+    fleet.reconcile(&world, Time::ZERO);
+    let shares = fleet.shares(Time::ZERO);
+    let standing = Standing::of(&world, &shares, &world.services[0]);
+    assert_eq!(standing.capacity(), None);
+}
+
+#[test]
 fn where_everything_is_refused_nothing_is_healthy() {
     let mut world = world();
     let own = Arc::make_mut(&mut world.clusters[1]);

@@ -1,20 +1,11 @@
 //! Whether a failed try is followed by another, on another endpoint.
 
-use crate::outlier::Window;
 use crate::snapshot::{Failure, Retries};
 use crate::time::Time;
 
-/// The extra tries in 10 s that are always within the budget.
-pub const BUDGET_MIN: u32 = 10;
+mod budget;
 
-/// Counts requests and extra tries of the last 10 s, so that tries do not multiply an outage.
-///
-/// One for each cluster and worker.
-#[derive(Debug, Clone, Default)]
-pub struct RetryBudget {
-    /// Extra tries are its failures.
-    window: Window,
-}
+pub use budget::{BUDGET_MIN, RetryBudget};
 
 /// A try that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,10 +98,36 @@ impl Stop {
 /// Why it is not.
 pub fn again(
     retries: &Retries,
-    budget: &mut RetryBudget,
+    budget: &RetryBudget,
     tried: &Tried<'_>,
     now: Time,
 ) -> Result<Again, Stop> {
+    let again = allowed(retries, tried)?;
+    if again == Again::Counted && !budget.take(retries.budget, now) {
+        return Err(Stop::Budget);
+    }
+    Ok(again)
+}
+
+/// As [`again`], of a try that is not made yet: nothing is taken.
+///
+/// # Errors
+/// As [`again`].
+pub fn could_again(
+    retries: &Retries,
+    budget: &RetryBudget,
+    tried: &Tried<'_>,
+    now: Time,
+) -> Result<Again, Stop> {
+    let again = allowed(retries, tried)?;
+    if again == Again::Counted && !budget.has_room(retries.budget, now) {
+        return Err(Stop::Budget);
+    }
+    Ok(again)
+}
+
+/// What the budget is not asked of.
+fn allowed(retries: &Retries, tried: &Tried<'_>) -> Result<Again, Stop> {
     if tried.response == ResponseSeen::Some {
         return Err(Stop::Responded);
     }
@@ -136,10 +153,15 @@ pub fn again(
     if tried.counted >= retries.attempts {
         return Err(Stop::Attempts);
     }
-    if !budget.take(retries.budget, now) {
-        return Err(Stop::Budget);
-    }
     Ok(Again::Counted)
+}
+
+/// Whether a request could be tried again that went down with its connection, if the budget allows.
+#[must_use]
+pub fn is_repeatable(retries: &Retries, method: &str) -> bool {
+    retries.attempts > 0
+        && retries.on.contains(&Failure::Reset)
+        && (retries.any_method || is_idempotent(method))
 }
 
 /// Whether doing a request with this method twice is as doing it once (RFC 9110 §9.2.2).
@@ -151,29 +173,8 @@ pub fn is_idempotent(method: &str) -> bool {
     )
 }
 
-impl RetryBudget {
-    /// Counts a request; extra tries are none.
-    pub fn request(&mut self, now: Time) {
-        self.window.add_request(now);
-    }
-
-    /// Takes an extra try, if `share` of the last 10 s' requests, or [`BUDGET_MIN`], allow one.
-    #[must_use]
-    pub fn take(&mut self, share: f64, now: Time) -> bool {
-        let (requests, taken) = self.window.totals(now);
-        let allowed = (f64::from(requests) * share).max(f64::from(BUDGET_MIN));
-        let ok = f64::from(taken) + 1.0 <= allowed;
-        if ok {
-            self.window.add_failure(now);
-        }
-        ok
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::fixture::cluster;
 
@@ -190,7 +191,7 @@ mod tests {
 
     fn ask(tried: &Tried<'_>) -> Result<Again, Stop> {
         let retries = cluster(&[&["a"]]).policy.retries.clone();
-        again(&retries, &mut RetryBudget::default(), tried, Time::ZERO)
+        again(&retries, &RetryBudget::default(), tried, Time::ZERO)
     }
 
     #[test]
@@ -267,11 +268,32 @@ mod tests {
             method: Some("POST"),
             ..reset
         };
-        let mut budget = RetryBudget::default();
+        let budget = RetryBudget::default();
         assert_eq!(
-            again(&retries, &mut budget, &post, Time::ZERO),
+            again(&retries, &budget, &post, Time::ZERO),
             Ok(Again::Counted)
         );
+    }
+
+    #[test]
+    fn what_is_repeatable_is_tried_again_after_a_reset_and_nothing_else_is() {
+        let defaults = cluster(&[&["a"]]).policy.retries.clone();
+        let mut any_method = defaults.clone();
+        any_method.any_method = true;
+        let mut none = defaults.clone();
+        none.attempts = 0;
+        let mut unlisted = defaults.clone();
+        unlisted.on.retain(|on| *on != Failure::Reset);
+        for retries in [defaults, any_method, none, unlisted] {
+            for method in ["GET", "PUT", "POST", "PATCH", "CONNECT"] {
+                let tried = Tried {
+                    method: Some(method),
+                    ..get(Failure::Reset)
+                };
+                let again = again(&retries, &RetryBudget::default(), &tried, Time::ZERO);
+                assert_eq!(is_repeatable(&retries, method), again.is_ok(), "{method}");
+            }
+        }
     }
 
     #[test]
@@ -294,21 +316,18 @@ mod tests {
     }
 
     #[test]
-    fn the_budget_is_a_share_of_ten_seconds_and_at_least_ten() {
-        let at = |second| Time::from_origin(Duration::from_secs(second));
-        let mut budget = RetryBudget::default();
-        let taken = |budget: &mut RetryBudget, second| {
-            (0..1000).filter(|_| budget.take(0.2, at(second))).count()
-        };
-        assert_eq!(taken(&mut budget, 0), 10);
-        assert_eq!(taken(&mut budget, 9), 0);
-        assert_eq!(taken(&mut budget, 10), 10);
-        for _ in 0..100 {
-            budget.request(at(15));
+    fn whether_a_try_could_be_made_takes_nothing_from_the_budget() {
+        let retries = cluster(&[&["a"]]).policy.retries.clone();
+        let (budget, reset) = (RetryBudget::default(), get(Failure::Reset));
+        let could = || could_again(&retries, &budget, &reset, Time::ZERO);
+        for _ in 0..BUDGET_MIN {
+            assert_eq!(could(), Ok(Again::Counted));
+            assert_eq!(could(), again(&retries, &budget, &reset, Time::ZERO));
         }
-        // 20 % of 100, ten of which were taken at 10 s.
-        assert_eq!(taken(&mut budget, 15), 10);
-        assert_eq!(taken(&mut budget, 20), 10);
-        assert_eq!(taken(&mut budget, 40), 10);
+        assert_eq!(could(), Err(Stop::Budget));
+        assert_eq!(
+            could_again(&retries, &budget, &get(Failure::Connect), Time::ZERO),
+            Ok(Again::Free)
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Which service a connection or request is for.
 
 use crate::hello::ClientHello;
-use crate::names::{Host, SniTarget, parse_authority};
+use crate::names::{Host, SniTarget, split_authority};
 use crate::snapshot::{
     Export, Inbound, Listener, Lookup, Protocol, Role, Service, ServiceIx, Snapshot,
 };
@@ -201,19 +201,19 @@ fn find<'a>(
     if authority.is_empty() {
         return Err(Reason::AuthorityMissing);
     }
-    let Ok((host, mut port)) = parse_authority(authority) else {
+    let Ok((host, mut port)) = split_authority(authority) else {
         return Ok(Found::Nothing);
     };
     // A client that was pointed at the listener itself writes the listener's port into the
     // authority (RFC 9110 §7.2): that names no port of the service.
     if port == Some(listener.address.port())
-        && listener.hosts.lookup(&host, port) == Lookup::NoSuchPort
+        && listener.hosts.lookup_name(&host, port) == Lookup::NoSuchPort
     {
         port = None;
     }
-    Ok(match listener.hosts.lookup(&host, port) {
+    Ok(match listener.hosts.lookup_name(&host, port) {
         Lookup::Found(ix) if is_usable(snapshot, listener, ix) => Found::Service(ix),
-        Lookup::PortNeeded => Found::AnyPort(listener.hosts.ports(&host)),
+        Lookup::PortNeeded => Found::AnyPort(listener.hosts.ports_of_name(&host)),
         Lookup::Found(_) | Lookup::NoSuchPort | Lookup::Unknown => Found::Nothing,
     })
 }

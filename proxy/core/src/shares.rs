@@ -12,8 +12,10 @@
 
 use std::ops::Index;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::balance::key_of;
+use crate::capacity::Metered;
 use crate::snapshot::{Balance, Cluster, EndpointIx, Failover, Snapshot, TooFew};
 use crate::time::Time;
 
@@ -49,7 +51,8 @@ const NEAR: usize = 4;
 /// The shares and endpoint health of one cluster.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClusterShares {
-    /// The share of each level, in their order; together 1, or all 0: everything is refused.
+    /// The share of each level, in their order; together 1, with what fits nowhere where capacities are
+    /// known ([`Metered::refused`]); or all 0: everything is refused.
     pub levels: Vec<f64>,
     /// The health of each endpoint, in their order.
     pub endpoints: Vec<EndpointStatus>,
@@ -66,6 +69,39 @@ pub struct ClusterShares {
     pub parts: Vec<f64>,
     /// What tells each endpoint from others by a key, where the policy is one of keys; else empty.
     pub seeds: Vec<u64>,
+    /// The endpoints that one request may show to be good again; mostly there are none.
+    pub trials: Vec<(EndpointIx, Trial)>,
+    /// What backends take in a second; `None` where it is not known of any.
+    pub metered: Option<Arc<Metered>>,
+}
+
+/// A request that is still to be sent to an endpoint whose ejection is over, by whoever is first.
+#[derive(Debug, Clone)]
+pub struct Trial(Arc<AtomicBool>);
+
+impl Trial {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+
+    /// Whether nobody has begun it.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Begins it; whether nobody else has.
+    #[must_use]
+    pub fn begin(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+impl PartialEq for Trial {
+    /// Whether it is the same one.
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 /// How the traffic of one level is spread over the localities in it.
@@ -184,6 +220,8 @@ pub struct Worth {
     pub drawn: f64,
     /// What its peer reports of it.
     pub reported: Option<Counts>,
+    /// What it takes in a second, as its peer reports.
+    pub capacity: Option<f64>,
 }
 
 impl Worth {
@@ -195,6 +233,7 @@ impl Worth {
             healthy: weight,
             drawn: weight,
             reported: None,
+            capacity: None,
         }
     }
 }
@@ -434,6 +473,8 @@ impl ClusterShares {
             motions: Vec::new(),
             parts: Vec::new(),
             seeds: seeds(cluster),
+            trials: Vec::new(),
+            metered: None,
         }
     }
 
@@ -445,10 +486,22 @@ impl ClusterShares {
         weight * self.parts.get(ix.0).copied().unwrap_or(1.0)
     }
 
-    /// Whether nothing can be carried.
+    /// Whether nothing can be carried, for nothing is healthy.
     #[must_use]
     pub fn refuses(&self) -> bool {
-        self.levels.iter().all(|share| *share == 0.0)
+        self.by_health().iter().all(|share| *share == 0.0)
+    }
+
+    /// The share of each level by its health alone, whatever it has room for.
+    #[must_use]
+    pub fn by_health(&self) -> &[f64] {
+        (self.metered.as_ref()).map_or(&self.levels, |metered| &metered.by_health)
+    }
+
+    /// The share that fits nowhere.
+    #[must_use]
+    pub fn refused(&self) -> f64 {
+        self.metered.as_ref().map_or(0.0, |metered| metered.refused)
     }
 
     /// Whether traffic may be sent to an endpoint.
@@ -588,6 +641,8 @@ mod tests {
             motions: Vec::new(),
             parts: Vec::new(),
             seeds: Vec::new(),
+            trials: Vec::new(),
+            metered: None,
         }
     }
 

@@ -94,8 +94,10 @@ pub struct Counts {
     pub retried: f64,
     /// Those whose caller saw a failure: all attempts failed, or it may not be tried again.
     pub failed: f64,
-    /// Those that were refused, for nothing was healthy.
+    /// Those that were refused, for nothing was healthy or nothing healthy had capacity left.
     pub refused: f64,
+    /// Of those, the ones that found no capacity left.
+    pub over_capacity: f64,
 }
 
 impl Counts {
@@ -112,6 +114,7 @@ impl Counts {
         self.retried += other.retried;
         self.failed += other.failed;
         self.refused += other.refused;
+        self.over_capacity += other.over_capacity;
     }
 }
 
@@ -132,7 +135,8 @@ pub struct ServiceReport {
     pub series: Vec<Tick>,
     /// What followed each beginning and end of a fault, in order.
     pub phases: Vec<Phase>,
-    /// The least room that its levels had together, as a share of the traffic, and when.
+    /// The least room that its levels had together by health and capacity, as a share of the traffic, and
+    /// when.
     pub room_min: Extreme,
 }
 

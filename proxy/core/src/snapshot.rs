@@ -371,6 +371,9 @@ pub struct Endpoint {
     pub version: HttpVersion,
     /// Whether a PROXY protocol v2 header with the caller's SPIFFE ID precedes the bytes.
     pub proxy_protocol: bool,
+    /// What its backend, which is all endpoints of its name, takes in a second from this gateway;
+    /// `None`: anything.
+    pub capacity: Option<Rate>,
 }
 
 /// Where an endpoint is reached.
@@ -527,7 +530,7 @@ pub struct PassiveCheck {
     pub on: Vec<Failure>,
     /// Ejection by share of failures.
     pub error_rate: Option<ErrorRate>,
-    /// How long an ejection lasts.
+    /// How long the first ejection lasts.
     pub eject: Duration,
     /// The largest share of a level that may be ejected, 0 to 1.
     pub max_ejected: f64,
@@ -725,7 +728,13 @@ impl HostTable {
     /// Finds the service that `host` stands for.
     #[must_use]
     pub fn lookup(&self, host: &Host, port: Option<u16>) -> Lookup {
-        match self.ports(host) {
+        self.lookup_name(host.as_str(), port)
+    }
+
+    /// The same by the [canonical text](Host::as_str) of the host.
+    #[must_use]
+    pub fn lookup_name(&self, host: &str, port: Option<u16>) -> Lookup {
+        match self.ports_of_name(host) {
             [] => Lookup::Unknown,
             ports => choose(ports, port),
         }
@@ -734,10 +743,16 @@ impl HostTable {
     /// Every port of `host` and its service; empty where the host is not known.
     #[must_use]
     pub fn ports(&self, host: &Host) -> &[(u16, ServiceIx)] {
+        self.ports_of_name(host.as_str())
+    }
+
+    /// The same by the [canonical text](Host::as_str) of the host.
+    #[must_use]
+    pub fn ports_of_name(&self, host: &str) -> &[(u16, ServiceIx)] {
         if let Some(ports) = self.exact.get(host) {
             return ports;
         }
-        let mut rest = host.as_str();
+        let mut rest = host;
         while let Some((_, suffix)) = rest.split_once('.') {
             if let Some(ports) = self.below.get(suffix) {
                 return ports;

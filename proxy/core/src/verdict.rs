@@ -115,6 +115,7 @@ reasons! {
     RouteConnectionLimit, Some("ZG0914"), "route-connection-limit", "UO", Operator, "the route's connection limit is reached";
     RequestLimit, Some("ZG0915"), "request-limit", "UO", Operator, "the route's limit of requests under way is reached";
     PendingLimit, Some("ZG0916"), "pending-limit", "UO", Operator, "the route's limit of requests that wait for a connection is reached";
+    OverCapacity, Some("ZG0442"), "over-capacity", "UO", Operator, "no backend that is healthy has capacity left";
     MemoryPressure, Some("ZG0917"), "memory-pressure", "OM", Operator, "the gateway is over its memory watermark";
     Internal, Some("ZG0906"), "internal", "-", Gateway, "the gateway failed";
 }
@@ -122,14 +123,19 @@ reasons! {
 impl Reason {
     /// Why a gateway sheds a request before any endpoint sees it, which says nothing about the health
     /// of what is behind it: whoever is told may try elsewhere.
-    pub const SHED: [Self; 3] = [Self::RequestLimit, Self::PendingLimit, Self::MemoryPressure];
+    pub const SHED: [Self; 4] = [
+        Self::RequestLimit,
+        Self::PendingLimit,
+        Self::OverCapacity,
+        Self::MemoryPressure,
+    ];
 
     /// Whether it is one of [`Self::SHED`].
     #[must_use]
     pub const fn is_shed(self) -> bool {
         matches!(
             self,
-            Self::RequestLimit | Self::PendingLimit | Self::MemoryPressure
+            Self::RequestLimit | Self::PendingLimit | Self::OverCapacity | Self::MemoryPressure
         )
     }
 }

@@ -609,6 +609,7 @@ fn endpoint(key: &str) -> Endpoint {
         tls: EndpointTls::None,
         version: HttpVersion::Same,
         proxy_protocol: false,
+        capacity: None,
     }
 }
 

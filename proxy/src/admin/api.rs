@@ -200,9 +200,25 @@ fn cluster_json(published: &Published, shared: &Shared, ix: ClusterIx) -> Value 
         "cluster": &*cluster.name,
         "levels": levels,
         "why": why(shares),
+        "load": load_json(shares),
         "too_few": shares.too_few,
         "since": moved.as_ref().map(|moved| moved.at.as_str()),
         "causes": moved.as_ref().map(|moved| moved.causes.as_slice()).unwrap_or_default(),
+    })
+}
+
+/// What is offered and what fits nowhere, where backends take only so much; else null.
+fn load_json(shares: &ClusterShares) -> Value {
+    let Some(metered) = &shares.metered else {
+        return Value::Null;
+    };
+    let backends: Vec<Value> = (metered.held.iter())
+        .map(|held| json!({ "backend": &*held.backend, "takes_per_second": held.most }))
+        .collect();
+    json!({
+        "offered_per_second": metered.load,
+        "refused_share": metered.refused,
+        "backends": backends,
     })
 }
 
@@ -232,8 +248,8 @@ fn endpoint_json(
         "locality": endpoint.locality.to_string(),
         "weight": endpoint.weight,
         "status": status.map(EndpointStatus::label),
-        // Of its weight, while it starts slowly.
-        "slow_start": part.filter(|part| *part < 1.0),
+        // What part of its weight: less than all while it starts slowly.
+        "given": part.unwrap_or(1.0),
         "reported": reported.map(|of| json!({ "healthy": of.healthy, "total": of.total })),
     })
 }
@@ -246,6 +262,8 @@ fn why(shares: &ClusterShares) -> &'static str {
         "refused"
     } else if shares.too_few {
         "too-few"
+    } else if shares.refused() > SHARE_EPSILON {
+        "over-capacity"
     } else if first > 1.0 - SHARE_EPSILON {
         "preferred"
     } else if first > SHARE_EPSILON {
@@ -631,6 +649,8 @@ mod tests {
             motions: Vec::new(),
             parts: Vec::new(),
             seeds: Vec::new(),
+            trials: Vec::new(),
+            metered: None,
         }
     }
 

@@ -22,7 +22,7 @@ use super::levers::refused;
 use crate::probe;
 use crate::runtime::{Published, Shared};
 use crate::transport::mtls::{ALPN_H2, ALPN_TCP};
-use crate::upstream;
+use crate::upstream::{self, First};
 
 /// Checks under way at once: each makes connections.
 static RUNNING: Semaphore = Semaphore::const_new(1);
@@ -154,7 +154,7 @@ async fn reach(shared: Arc<Shared>, peer: String, endpoint: Endpoint) -> Value {
     tell("sni", json!(&**sni));
     let began = Instant::now();
     let alpn: &[&[u8]] = &[ALPN_H2, ALPN_TCP];
-    match upstream::connect(&shared, DEADLINE, &endpoint, alpn).await {
+    match upstream::connect(&shared, DEADLINE, &endpoint, alpn, First::We).await {
         Ok(upstream) => {
             tell("tls_ms", millis(began));
             tell("identity", json!(upstream.identity()));

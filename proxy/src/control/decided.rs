@@ -4,6 +4,7 @@
 mod file;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,8 +19,8 @@ use zeugma_xds::suggest;
 use self::file::{Keeping, Place, Written, WrittenFile};
 use super::Control;
 use super::drill::Drill;
+use super::handover::Arrival;
 use crate::simulation::Ground;
-use crate::state::State;
 
 /// Wishes that wait for the control thread at once.
 const WISHES_MAX: usize = 16;
@@ -135,6 +136,13 @@ impl Wishes {
     }
 }
 
+/// What goes on by itself of what was decided.
+#[derive(Debug)]
+pub(super) enum Next {
+    Written(io::Result<()>),
+    DrillEnds,
+}
+
 /// What operators have decided, beside what the fleet makes of it.
 #[derive(Debug, Default)]
 pub(super) struct Decided {
@@ -145,19 +153,14 @@ pub(super) struct Decided {
 }
 
 impl Decided {
-    /// A fleet of `snapshot`, told what was decided before the gateway started; `is_taking` says
-    /// whether another still decides.
-    pub(super) fn begin(
-        state: Option<&State>,
-        snapshot: &Snapshot,
-        is_taking: bool,
-    ) -> (Fleet, Self) {
+    /// A fleet of `snapshot`, told what was decided before the gateway started.
+    pub(super) fn begin(arrival: &Arrival, snapshot: &Snapshot) -> (Fleet, Self) {
         let mut fleet = Fleet::new();
         fleet.reconcile(snapshot, Time::ZERO);
-        let folder = state.map(|state| state.path(""));
+        let folder = arrival.state.as_ref().map(|state| state.path(""));
         let written = (folder.as_deref()).map_or_else(WrittenFile::default, WrittenFile::read);
         let mut decided = Self {
-            keeping: Keeping::begin(folder, is_taking),
+            keeping: Keeping::begin(folder, arrival.taking.is_some()),
             ..Self::default()
         };
         decided.take(written, &mut fleet, Time::ZERO);
@@ -193,6 +196,17 @@ impl Decided {
         self.evacuations.iter().map(of).collect()
     }
 
+    /// Waits until a file is written, or a drill ends by itself.
+    ///
+    /// # Cancel safety
+    /// Safe: state, and a sleep until a fixed moment.
+    pub(super) async fn next(&mut self, drill_ends: impl Future<Output = ()>) -> Next {
+        tokio::select! {
+            written = self.keeping.written() => Next::Written(written),
+            () = drill_ends => Next::DrillEnds,
+        }
+    }
+
     /// What is told of it.
     pub(super) fn told(&self) -> Value {
         let mut told: Vec<Value> = (self.written().iter())
@@ -223,7 +237,9 @@ impl Control {
     }
 
     fn grant(&mut self, wish: Wish) -> Answer {
-        if self.handing.is_some() {
+        // A drill that is under way is no other process's.
+        let is_of_drill = matches!(wish, Wish::Renew(_) | Wish::EndDrill(_));
+        if self.handing.is_some() && !is_of_drill {
             return Err(WishError::HandingOver);
         }
         match wish {
@@ -386,11 +402,20 @@ impl Control {
         self.publish_shares_because(Some(because));
     }
 
-    /// Writes what has been decided, if it is due and nothing is being written.
-    pub(super) fn write_decided(&mut self) {
+    /// Writes what has been decided, if it is due and nothing is being written. Waits then until a
+    /// drill ends by itself.
+    pub(super) fn write_decided(&mut self) -> impl Future<Output = ()> + use<> {
         if self.decided.keeping.may_write() {
             let file = WrittenFile::of(self.decided.written(), &self.fleet);
             self.decided.keeping.write(file);
+        }
+        self.drill_ends()
+    }
+
+    pub(super) fn go_on_with(&mut self, next: &Next) {
+        match next {
+            Next::Written(written) => self.decided.keeping.settle(written),
+            Next::DrillEnds => self.end_drill_in_time(),
         }
     }
 

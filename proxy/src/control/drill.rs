@@ -168,9 +168,11 @@ impl Control {
         let Some(of) = drill.filter(|drill| drill.is_under_way()).map(Drill::of) else {
             return;
         };
-        let routes = events.iter().filter_map(|event| match event {
-            FleetEvent::SharesMoved { route, .. } => Some(route),
-            _ => None,
+        let routes = events.iter().filter_map(|event| {
+            let FleetEvent::SharesMoved { route, .. } = event else {
+                return None;
+            };
+            Some(route)
         });
         let routes: BTreeSet<&Arc<str>> = routes.collect();
         if routes

@@ -624,7 +624,7 @@ fn watched(mut files: Vec<PathBuf>, svid: &SvidSource) -> Vec<PathBuf> {
 }
 
 /// Where a gateway's certificate comes from, as the TLS part names it.
-pub(super) fn svid_source(settings: &GatewaySettings) -> SvidSource {
+pub(crate) fn svid_source(settings: &GatewaySettings) -> SvidSource {
     let own = settings.trust_domain.clone();
     let domains: Vec<_> = (settings.domains.iter())
         .map(|one| DomainBundle {

@@ -14,11 +14,12 @@ use zeugma_xds::ControlAddress;
 use zeugma_xds::client::{Asked, Client, Offer};
 
 use crate::control::{Binding, Keeper, NotBound, Reloaded};
+use crate::resolve;
 use crate::runtime::Shared;
 use crate::tls::{Credentials, TlsPeer, TlsStream};
 use crate::transport::mtls::{self, Session};
 use crate::transport::{Prefixed, Stream};
-use crate::{resolve, upstream};
+use crate::upstream::{self, First};
 
 /// How long it may take to find and to connect a server, and as long for TLS.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -186,7 +187,11 @@ async fn reach(
 ) -> Result<Dialled, String> {
     let (host, port) = match address {
         ControlAddress::Plain(address) => {
-            let dialling = Box::pin(upstream::dial(std::slice::from_ref(address), DIAL_TIMEOUT));
+            let dialling = Box::pin(upstream::dial(
+                std::slice::from_ref(address),
+                DIAL_TIMEOUT,
+                First::We,
+            ));
             let (tcp, _) = in_time(dialling).await?;
             upstream::tune(&tcp);
             return Ok((Either::Left(tcp), None));
@@ -198,7 +203,12 @@ async fn reach(
     let addresses = addresses.map_err(|_elapsed| {
         format!("the name `{host}` has no address within {DIAL_TIMEOUT:?}")
     })??;
-    let (tcp, address) = in_time(Box::pin(upstream::dial(&addresses, DIAL_TIMEOUT))).await?;
+    let (tcp, address) = in_time(Box::pin(upstream::dial(
+        &addresses,
+        DIAL_TIMEOUT,
+        First::We,
+    )))
+    .await?;
     upstream::tune(&tcp);
     let sni: Arc<str> = host.as_str().into();
     let shaking = mtls::originate((tcp, address), credentials, &sni, ids, ALPN);

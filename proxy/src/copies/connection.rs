@@ -16,17 +16,18 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep, timeout};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::mirror::{Copying, Dropped, Kind, Original, copying};
-use zeugma_core::plan::plan;
+use zeugma_core::plan::{Why, plan};
 use zeugma_core::retry::Sender;
 use zeugma_core::snapshot::Service;
 
 use super::Place;
 use super::feed::{Copied, Giving, Taker, feed};
+use crate::capacity;
 use crate::connection::Visit;
 use crate::recheck::{Listed, Open};
 use crate::runtime::{InFlight, Worker};
 use crate::transport::Stream;
-use crate::upstream::{self, Pinned, tune};
+use crate::upstream::{self, First, Pinned, tune};
 use crate::walk::{Commit, commit_to};
 
 /// What is read of an answer in one go.
@@ -107,8 +108,10 @@ struct Copy {
 impl Copy {
     async fn run(self, taker: Taker, place: Place) {
         let carrying = async {
-            let Ok(Some((stream, in_flight))) = timeout(self.timeout, self.connect()).await else {
-                return Dropped::Unreachable.label();
+            let connected = timeout(self.timeout, self.connect()).await;
+            let (stream, in_flight) = match connected.unwrap_or(Err(Dropped::Unreachable)) {
+                Ok(connected) => connected,
+                Err(why) => return why.label(),
             };
             let fed = pump(stream, &taker, self.timeout).await;
             drop(in_flight);
@@ -126,22 +129,34 @@ impl Copy {
     }
 
     /// Connects the first endpoint that takes it; what comes of it says nothing of their health.
-    async fn connect(&self) -> Option<(Stream, InFlight)> {
+    ///
+    /// # Errors
+    /// Why none does.
+    async fn connect(&self) -> Result<(Stream, InFlight), Dropped> {
         let (worker, cluster) = (&self.worker, self.to.cluster());
         let load = |endpoint| worker.load(cluster, endpoint);
         let shares = self.to.published.shares_of(self.to.cluster);
         let draw = worker.draw_for(cluster, self.source.ip(), None);
         let commit = Commit::Tcp {
             caller: self.caller.as_ref(),
+            first: First::Anyone,
         };
-        for attempt in plan(cluster, shares, &load, draw) {
+        let planned = plan(cluster, shares, &load, draw);
+        let mut why = capacity::why_no_copy(shares);
+        for attempt in capacity::within(&worker.shared, shares, planned) {
             let endpoint = cluster.endpoint(attempt.endpoint);
-            if !commit.suits(endpoint) {
+            // What becomes of a copy shows nothing.
+            if !commit.suits(endpoint)
+                || attempt.why == Why::Trial
+                || !capacity::take(&worker.shared, shares, attempt.endpoint)
+            {
                 continue;
             }
+            why = Dropped::Unreachable;
             let in_flight = worker.enter(&endpoint.key);
             let deadline = cluster.connect_deadline(endpoint);
-            let connected = upstream::connect(&worker.shared, deadline, endpoint, commit.alpn());
+            let (alpn, first) = (commit.alpn(), commit.first(endpoint));
+            let connected = upstream::connect(&worker.shared, deadline, endpoint, alpn, first);
             let mut upstream = match connected.await {
                 Ok(upstream) => upstream,
                 Err(error) => {
@@ -157,10 +172,10 @@ impl Copy {
             let committing = Box::pin(commit_to(self.source, &mut upstream, endpoint, commit));
             if matches!(timeout(deadline, committing).await, Ok(Ok(()))) {
                 tune(upstream.stream.tcp());
-                return Some((upstream.stream, in_flight));
+                return Ok((upstream.stream, in_flight));
             }
         }
-        None
+        Err(why)
     }
 }
 

@@ -192,6 +192,8 @@ impl Copied {
 mod tests {
     use std::future::poll_fn;
 
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     /// Takes up to so many bytes.
@@ -252,5 +254,27 @@ mod tests {
         drop(taker);
         assert!(!giver.give(b"a"));
         assert!(giver.0.borrow().bytes.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_stream_may_be_spliced_once_no_copy_of_it_is_left() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (far, near) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (mut far, (near, _)) = (far.unwrap(), near.unwrap());
+        let (giver, taker) = feed(4);
+        let mut copied = Stream::Copied(Box::new(Copied::new(Stream::plain(near), vec![giver])));
+        let mut read = [0; 4];
+        far.write_all(b"ab").await.unwrap();
+        copied.read_exact(&mut read[..2]).await.unwrap();
+        assert!(copied.socket().is_none());
+        assert_eq!(taken(&taker, 9), b"ab");
+        // More than may wait: the copy is given up, and the stream goes on.
+        far.write_all(b"cdefg").await.unwrap();
+        let mut all = [0; 5];
+        copied.read_exact(&mut all).await.unwrap();
+        assert_eq!(&all, b"cdefg");
+        assert!(copied.socket().is_some());
+        assert_eq!(giving(&taker).await, Giving::TooSlow);
     }
 }

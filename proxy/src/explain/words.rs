@@ -12,6 +12,8 @@ use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
 use zeugma_xds::suggest;
 
+use super::capacity;
+
 /// Levels that the first line names.
 const NAMED_MAX: usize = 4;
 /// Listeners that are named as those that have a host.
@@ -57,11 +59,17 @@ fn goes(snapshot: &Snapshot, to: &Destination, now: Time) -> String {
         .iter()
         .rposition(|seen| seen.share > SHARE_EPSILON);
     let last = last.unwrap_or_default();
-    let why: Vec<String> = levels()
-        .take(last)
-        .filter(|(_, seen)| seen.share < 1.0 - SHARE_EPSILON)
+    let nowhere = capacity::nowhere(to);
+    // What fits nowhere has to do with the last of them as well.
+    let told = if nowhere.is_empty() { last } else { last + 1 };
+    let why: Vec<String> = (levels().enumerate())
+        .take(told)
+        .filter(|(_, (_, seen))| seen.share < 1.0 - SHARE_EPSILON)
         .take(NAMED_MAX)
-        .map(|(level, seen)| format!("{} has {}", level.name, has(seen, now)))
+        .map(|(nth, (level, seen))| match capacity::has(to, nth) {
+            Some(takes) => format!("{} {takes}", level.name),
+            None => format!("{} has {}", level.name, has(seen, now)),
+        })
         .collect();
     if why.is_empty() {
         let nearest = levels().find(|(_, seen)| seen.share > SHARE_EPSILON);
@@ -70,7 +78,7 @@ fn goes(snapshot: &Snapshot, to: &Destination, now: Time) -> String {
             |(_, seen)| format!("{goes}: {}", has(seen, now)),
         );
     }
-    format!("{goes}: {}", why.join("; "))
+    format!("{goes}: {}{nowhere}", why.join("; "))
 }
 
 /// What a level has, and what it waits for.
@@ -108,6 +116,11 @@ fn has(seen: &LevelSeen, now: Time) -> String {
 fn refused(snapshot: &Snapshot, told: &Explanation, reason: Reason) -> String {
     let service = told.service.map(|ix| snapshot.service(ix));
     let mut text = format!("refused ({}): {}", reason.label(), reason.text());
+    if reason == Reason::OverCapacity
+        && let Some(full) = capacity::full(snapshot, told)
+    {
+        text.push_str(&full);
+    }
     let Some((service, judged)) = service.zip(told.judged.as_ref()) else {
         return text;
     };
@@ -278,7 +291,7 @@ pub(super) fn values(snapshot: &Snapshot, rule: &Rule, field: RuleField) -> Vec<
     }
 }
 
-fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     let percent = share * 100.0;
     if percent < 1.0 || (percent > 99.0 && percent < 100.0) {
         format!("{percent:.1} %")

@@ -19,12 +19,13 @@ use zeugma_core::identity::TrustDomain;
 use zeugma_xds::{BundleEndpoint, BundleProfile, BundleUrl};
 
 use super::cut;
+use crate::resolve;
 use crate::runtime::Shared;
 use crate::tls::{
     BUNDLE_BYTES_MAX, Bundle, BundleError, PeerSlot, TlsStream, endpoint_config, web_config,
 };
 use crate::transport::{Prefixed, Stream};
-use crate::{resolve, upstream};
+use crate::upstream::{self, First};
 
 /// How long all of it may take, redirects included.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -193,7 +194,7 @@ async fn connect(
     let shown = shown(url);
     let addresses = resolve::addresses_now(&url.host, url.port).await;
     let addresses = addresses.map_err(FetchError::Name)?;
-    let dialling = upstream::dial(&addresses, CONNECT_TIMEOUT);
+    let dialling = upstream::dial(&addresses, CONNECT_TIMEOUT, First::We);
     let dialled = match timeout(CONNECT_TIMEOUT, Box::pin(dialling)).await {
         Ok(dialled) => dialled,
         Err(_elapsed) => Err(std::io::ErrorKind::TimedOut.into()),

@@ -15,11 +15,14 @@ use http::{
 use http_body::Body as _;
 use tokio::time::{Instant, Sleep, sleep_until};
 use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, gateway_of};
-use zeugma_core::engine::nothing_healthy;
+use zeugma_core::engine::nothing_to_try;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
-use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, Sender, Tried, again, is_idempotent};
+use zeugma_core::retry::{
+    Again, RequestLeft, ResponseSeen, Sender, Tried, again, is_idempotent, is_repeatable,
+};
 use zeugma_core::route::{check_authority, check_authority_port, route_authority};
+use zeugma_core::shares::ClusterShares;
 use zeugma_core::snapshot::{
     Cluster, Endpoint, EndpointIx, Failure, HttpVersion as EndpointVersion, Listener, Peer, Role,
     ServiceIx, Snapshot,
@@ -33,14 +36,17 @@ use super::h1;
 use super::h2_client::StreamCount;
 use super::headers::{self, Claim, Ids, Present, Said, TRACEPARENT, ZEUGMA_REASON};
 use super::keepalive::{Pings, When};
-use super::pool::{ConnectFailure, Lease, SendError, Turn, Wire};
+use super::pool::{ConnectFailure, Lease, Patience, SendError, Turn, Wanted, Wire};
 use super::record::Record;
 use super::ruled::{self, Ruled};
 use super::stream::Incoming;
+use super::turns::Turns;
+use super::unheard::Care;
 use super::upgrade::Upgrade;
 use super::{Context, Routed, Version, mirror, reply, upgrade};
 use crate::account::{Closed, Destination, RequestFacts};
 use crate::admission::{self, Counted};
+use crate::capacity;
 use crate::connection::{describe, explain_audit, explain_denial};
 use crate::recheck::Entry;
 use crate::runtime::{Polled, Published, unless_others_first};
@@ -49,6 +55,8 @@ use crate::upstream::{self, Pinned};
 
 /// Times a request is sent anew because a pooled connection turned out to be closed.
 const STALE_MAX: u32 = 3;
+/// Why a request goes on that was not sent to a quiet host, in metrics.
+const QUIET: &str = "quiet";
 /// Room for the headers that are added to a request.
 const ADDED: usize = 6;
 
@@ -69,9 +77,11 @@ pub(super) struct Exchange {
     began: std::time::Instant,
     /// A gateway whose word counts says who calls, but not so that it can be read.
     is_unreadable: bool,
-    record: Record,
+    pub(super) record: Record,
     /// The copies that are told of the answer.
     compared: Option<Box<Primary>>,
+    /// Where an endpoint's interim responses go.
+    pub(super) passing: Option<Passing>,
 }
 
 /// Answers one request, by an endpoint or by ourselves.
@@ -84,10 +94,13 @@ pub(super) async fn exchange(
     let present = present.unwrap_or_else(|| Present::of(request.headers()));
     let upgrade = upgrade::asked_for(context.version, &request, present);
     let (head, incoming) = request.into_parts();
+    let passing = incoming.passing();
     let asks = present.has(Present::EXPECT) && expects_continue(&head.headers);
     let gate = (asks && !incoming.is_end_stream()).then(Gate::default);
-    let mut exchange = Exchange::begin(context, &published, head, present);
+    // Boxed, for it is handed on to whoever answers.
+    let mut exchange = Box::new(Exchange::begin(context, &published, head, present));
     exchange.upgrade = upgrade;
+    exchange.passing = passing.or_else(|| exchange.head.extensions.remove());
     if exchange.is_unreadable {
         return exchange.refuse(Reason::RequestMalformed, None);
     }
@@ -139,17 +152,16 @@ pub(super) async fn exchange(
     let entry = Rc::clone(exchange.record.entry());
     let (ids, is_grpc) = (Rc::clone(&exchange.ids), exchange.is_grpc);
     // Dropped, it ends the try under way; its record says why.
-    let answered = tokio::select! {
+    tokio::select! {
         biased;
-        response = exchange.answer(&to, listener.role, &source, None) => Some(response),
-        () = entry.cut() => None,
-    };
-    answered.unwrap_or_else(|| {
-        let reason = entry
-            .ending()
-            .map_or(Reason::NoLongerAllowed, |ending| ending.reason);
-        reply::reply(reason, &ids.request, is_grpc)
-    })
+        response = exchange.answer(&to, listener.role, &source, None) => response,
+        () = entry.cut() => {
+            let reason = entry
+                .ending()
+                .map_or(Reason::NoLongerAllowed, |ending| ending.reason);
+            reply::reply(reason, &ids.request, is_grpc)
+        }
+    }
 }
 
 impl Exchange {
@@ -224,6 +236,7 @@ impl Exchange {
             is_unreadable,
             record,
             compared: None,
+            passing: None,
         }
     }
 
@@ -393,15 +406,15 @@ impl Exchange {
     /// Tries one endpoint after the other until one answers; `before` says what other parts of a split
     /// made of it.
     async fn answer(
-        mut self,
+        mut self: Box<Self>,
         to: &Pinned,
         role: Role,
         source: &Source,
         before: Option<Box<Tries>>,
     ) -> Response<Outgoing> {
         let worker = Rc::clone(&self.context.worker);
-        let cluster = to.cluster();
-        self.count(cluster, before.as_deref());
+        let (cluster, shares) = (to.cluster(), to.published.shares_of(to.cluster));
+        self.count(to, shares, before.as_deref());
         let load = |endpoint: EndpointIx| worker.load(cluster, endpoint);
         let Tries {
             mut attempts,
@@ -409,35 +422,33 @@ impl Exchange {
             mut failed,
         } = before.map_or_else(Tries::default, |before| *before);
         let mut give_up = None;
-        let shares = to.published.shares_of(to.cluster);
-        for attempt in plan(cluster, shares, &load, self.draw(cluster)) {
+        let planned = plan(cluster, shares, &load, self.draw(cluster));
+        let mut turns = Turns::new(&worker.shared, shares, planned);
+        while let Some((attempt, patience)) = turns.next() {
             if let Some(before) = &failed {
-                let is_unseen = before.failure.is_unseen();
                 // One that answers or that may be at work on it is there: nothing is sent to those that
                 // were found bad for that. Before them come the other parts of a split.
-                if attempt.is_last_resort(shares) && (!is_unseen || self.has_other_part(to, role)) {
+                let is_bad = attempt.is_last_resort(shares);
+                let is_enough =
+                    is_bad && (!before.failure.is_unseen() || self.has_other_part(to, role));
+                let tries = (&mut counted, &mut give_up);
+                if is_enough || !self.goes_on(to, before.failure, source, tries) {
                     break;
                 }
-                // Nothing else limits attempts that cost an endpoint nothing.
-                let now = Instant::now();
-                if is_unseen
-                    && now >= *give_up.get_or_insert_with(|| now + cluster.connect_budget())
-                {
-                    break;
-                }
-                match self.may_try_again(cluster, before.failure, source, counted) {
-                    None => break,
-                    Some(Again::Free) => {}
-                    Some(Again::Counted) => counted += 1,
-                }
-                (worker.shared.metrics).retried(&cluster.route, before.failure.label());
             }
             attempts += 1;
             upstream::note_attempt(&worker, cluster, &attempt, attempts, &self.context.latest);
             let endpoint = cluster.endpoint(attempt.endpoint);
             let in_flight = worker.enter(&endpoint.key);
             let began = worker.begins(cluster);
-            let now_failed = match self.try_endpoint(to, &attempt, attempts, source).await {
+            let tried = (self.try_endpoint(to, &attempt, (attempts, patience), source)).await;
+            let now_failed = match tried {
+                Err(TryError::Quiet) => {
+                    worker.failed(&endpoint.key, began);
+                    (worker.shared.metrics).retried(&cluster.route, QUIET);
+                    turns.was_quiet(attempt);
+                    continue;
+                }
                 Err(TryError::Caller) => return self.refuse(Reason::DownstreamClosed, None),
                 Err(TryError::Shed(reason)) => return self.refuse(reason, None),
                 Err(TryError::Failed(failed)) => failed,
@@ -469,7 +480,7 @@ impl Exchange {
         }
         let may_go_on = failed.as_ref().is_none_or(|before| {
             let tried = self.tried(before.failure, source, counted);
-            self.would_try_again(cluster, &tried)
+            self.would_try_again(to, &tried)
         });
         if may_go_on && let Some(next) = self.next_part(to, role) {
             let before = Box::new(Tries {
@@ -488,17 +499,19 @@ impl Exchange {
         (self.context.worker).draw_for(cluster, source, Some(&self.head.headers))
     }
 
-    /// Counts the request for the budget of its route; [`next_part`](Self::next_part) does for others.
-    fn count(&self, cluster: &Cluster, before: Option<&Tries>) {
+    /// Counts the request for the budget of its route, [`next_part`](Self::next_part) does for others; and
+    /// as offered where it goes first.
+    fn count(&self, to: &Pinned, shares: &ClusterShares, before: Option<&Tries>) {
         if before.is_none() {
-            let worker = &self.context.worker;
-            worker.with_budget(cluster, self.began, |budget, now| budget.request(now));
+            capacity::offer(shares);
+            let shared = &self.context.worker.shared;
+            to.budget().request(shared.time_of(self.began));
         }
     }
 
     /// As [`answer`](Self::answer), for another part of a split.
     fn answer_by(
-        self,
+        self: Box<Self>,
         to: Pinned,
         role: Role,
         source: &Source,
@@ -509,14 +522,17 @@ impl Exchange {
 
     /// Tells what came of a request that nobody answered as it should be.
     fn give_up(
-        mut self,
+        mut self: Box<Self>,
         failed: Option<Failed>,
         to: &Pinned,
         role: Role,
         source: &Source,
     ) -> Response<Outgoing> {
         match failed {
-            None => self.refuse(nothing_healthy(role), None),
+            None => {
+                let reason = nothing_to_try(to.published.shares_of(to.cluster), role);
+                self.refuse(reason, None)
+            }
             Some(Failed {
                 response: Some(answered),
                 ..
@@ -543,7 +559,7 @@ impl Exchange {
 
     /// Gives the endpoint's answer to the caller: a response, or another protocol.
     fn hand_over(
-        mut self,
+        mut self: Box<Self>,
         to: &Pinned,
         response: Response<Incoming>,
         source: &Source,
@@ -561,7 +577,7 @@ impl Exchange {
             }
             Some(downstream) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 let downstream = downstream.into_caller(source);
-                upgrade::switch(self, to, response, downstream, held)
+                upgrade::switch(*self, to, response, downstream, held)
             }
             // RFC 8441 §5: any 2xx would say that the stream is a WebSocket.
             Some(Upgrade::Stream)
@@ -574,21 +590,42 @@ impl Exchange {
         }
     }
 
+    /// Whether the request goes to another endpoint after a failure, which is noted then.
+    fn goes_on(
+        &self,
+        to: &Pinned,
+        failure: Failure,
+        source: &Source,
+        (counted, give_up): (&mut u32, &mut Option<Instant>),
+    ) -> bool {
+        let cluster = to.cluster();
+        // Nothing else limits attempts that cost an endpoint nothing.
+        let now = Instant::now();
+        let until = || now + cluster.connect_budget();
+        if failure.is_unseen() && now >= *give_up.get_or_insert_with(until) {
+            return false;
+        }
+        match self.may_try_again(to, failure, source, *counted) {
+            None => return false,
+            Some(Again::Free) => {}
+            Some(Again::Counted) => *counted += 1,
+        }
+        let metrics = &self.context.worker.shared.metrics;
+        metrics.retried(&cluster.route, failure.label());
+        true
+    }
+
     /// Whether the request may be sent once more, and whether that counts against its attempts.
     fn may_try_again(
         &self,
-        cluster: &Cluster,
+        to: &Pinned,
         failure: Failure,
         source: &Source,
         counted: u32,
     ) -> Option<Again> {
         let tried = self.tried(failure, source, counted);
-        self.context
-            .worker
-            .with_budget(cluster, std::time::Instant::now(), |budget, now| {
-                again(&self.retries(cluster), budget, &tried, now)
-            })
-            .ok()
+        let now = self.context.worker.shared.now();
+        again(&self.retries(to.cluster()), to.budget(), &tried, now).ok()
     }
 
     /// A try that failed so.
@@ -620,12 +657,33 @@ impl Exchange {
         }
     }
 
+    /// The connection to an endpoint that it wants.
+    fn wanted(
+        &self,
+        cluster: &Cluster,
+        endpoint: &Endpoint,
+        patience: Patience,
+        now: Instant,
+    ) -> Wanted {
+        let is_repeatable = is_repeatable(&self.retries(cluster), self.method().as_str());
+        Wanted {
+            wire: self.wire(endpoint),
+            care: if is_repeatable {
+                Care::Repeatable
+            } else {
+                Care::Once
+            },
+            patience,
+            now: now.into_std(),
+        }
+    }
+
     /// Sends the request to one endpoint, anew where a pooled connection had ended before.
     async fn try_endpoint(
         &mut self,
         to: &Pinned,
         attempt: &Attempt,
-        nth: u32,
+        (nth, patience): (u32, Patience),
         source: &Source,
     ) -> Result<(Response<Incoming>, Option<StreamCount>), TryError> {
         let worker = Rc::clone(&self.context.worker);
@@ -638,19 +696,22 @@ impl Exchange {
             Instant::now()
         };
         if self.upgrade.is_some() && !self.tunnels_on_stream(endpoint) {
-            let response = upgrade::try_endpoint(self, to, attempt, nth).await?;
+            let response = Box::pin(upgrade::try_endpoint(self, to, attempt, nth)).await?;
             return Ok((response, None));
         }
         let mut stale = 0;
         loop {
-            let wire = self.wire(endpoint);
-            let lease = match worker.pool.lease(&worker, to, endpoint, wire).await {
-                Ok(lease) => lease,
-                Err(failure) => return Err(self.unleased(to, attempt, nth, failure)),
+            let now = if stale == 0 { began } else { Instant::now() };
+            let wanted = self.wanted(cluster, endpoint, patience, now);
+            let lease = match worker.pool.at_once(&worker, to, endpoint, wanted) {
+                Some(lease) => lease,
+                None => Box::pin(worker.pool.lease(&worker, to, endpoint, wanted))
+                    .await
+                    .map_err(|failure| self.unleased(to, attempt, nth, failure))?,
             };
             if self.upgrade.is_some() && !lease.takes_extended_connect() {
                 drop(lease);
-                let response = upgrade::try_endpoint(self, to, attempt, nth).await?;
+                let response = Box::pin(upgrade::try_endpoint(self, to, attempt, nth)).await?;
                 return Ok((response, None));
             }
             self.arrive(to, attempt, nth, Some(&lease));
@@ -714,6 +775,13 @@ impl Exchange {
     ) -> TryError {
         if let Some(reason) = failure.shed {
             return TryError::Shed(reason);
+        }
+        if failure.is_quiet {
+            if failure.is_first_told {
+                let endpoint = to.cluster().endpoint(attempt.endpoint);
+                (self.context.worker).observe(&endpoint.key, Err(Failure::Connect));
+            }
+            return TryError::Quiet;
         }
         self.arrive(to, attempt, nth, None);
         self.note_refused(failure.refused_rule);
@@ -920,7 +988,7 @@ impl Exchange {
                 None
             },
             headers,
-            passing: self.head.extensions.get(),
+            passing: self.passing.as_ref(),
         };
         turn.begin(asked, source.next_try(), gate, |out| {
             h1::write_request_line(out, self.method(), &self.head.uri);
@@ -942,7 +1010,7 @@ impl Exchange {
             request.headers_mut().insert(header::EXPECT, expect);
             request.extensions_mut().insert(gate);
         }
-        if let Some(passing) = self.head.extensions.get::<Passing>() {
+        if let Some(passing) = &self.passing {
             request.extensions_mut().insert(passing.clone());
         }
         if self.upgrade.is_some() {
@@ -1029,8 +1097,8 @@ impl Exchange {
     }
 
     /// Hands the endpoint's response to the caller.
-    pub(super) fn pass_on(
-        mut self,
+    fn pass_on(
+        mut self: Box<Self>,
         response: Response<Incoming>,
         held: Held,
         idle: Duration,
@@ -1111,6 +1179,8 @@ pub(super) enum TryError {
     Caller,
     /// A limit of ours: no endpoint was asked.
     Shed(Reason),
+    /// The endpoint's host is quiet: nothing was sent to it.
+    Quiet,
 }
 
 impl TryError {
@@ -1215,9 +1285,13 @@ impl Deadlines {
         let mut sleep = timer.take();
         let mut now = self.began;
         let mut waits = self.waits(source, now);
-        let held = std::future::poll_fn(|cx| {
-            match unless_others_first(|| sending.as_mut().poll(cx)) {
-                Polled::Ready(sent) => return Poll::Ready(Ok(sent)),
+        // Put there by whichever poll it comes of: handed up through each of them, it would be moved
+        // by each.
+        let mut held = Err(Late::Endpoint);
+        let until_held = std::future::poll_fn(|cx| {
+            let poll = || sending.as_mut().poll(cx).map(|sent| held = Ok(sent));
+            match unless_others_first(poll) {
+                Polled::Ready(()) => return Poll::Ready(()),
                 Polled::OthersFirst => return Poll::Pending,
                 Polled::Pending => {}
             }
@@ -1230,14 +1304,15 @@ impl Deadlines {
                 now = Instant::now();
                 if now >= waits.look {
                     if let Some(late) = self.is_late(source, &waits, now) {
-                        return Poll::Ready(Err(late));
+                        held = Err(late);
+                        return Poll::Ready(());
                     }
                     waits = self.waits(source, now);
                 }
                 sleep.as_mut().reset(waits.look);
             }
         });
-        let held = held.await;
+        until_held.await;
         timer.replace(sleep);
         held
     }

@@ -133,7 +133,15 @@ impl Interim {
 /// Interim responses of one request that are passed on; the rest is dropped.
 const PASSED_MAX: usize = 16;
 
-/// An endpoint's interim responses on their way to an HTTP/2 caller. One by HTTP/1.1 gets none.
+/// What of them a worker keeps for further requests, of callers by HTTP/1.1.
+const SPARE_MAX: usize = 64;
+
+thread_local! {
+    /// Ways to callers by HTTP/1.1 that are not in use: a connection that waits has none.
+    static SPARE: RefCell<Vec<Passing>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An endpoint's interim responses on their way to the caller.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Passing(Arc<Mutex<Passed>>);
 
@@ -146,14 +154,34 @@ struct Passed {
 }
 
 impl Passing {
+    /// One for a request, used before or not.
+    pub(crate) fn spare() -> Self {
+        SPARE.with_borrow_mut(Vec::pop).unwrap_or_default()
+    }
+
+    /// Keeps it for another request, if nobody holds it any more.
+    pub(crate) fn give_back(mut self) {
+        let Some(passed) = Arc::get_mut(&mut self.0) else {
+            return;
+        };
+        let passed = passed.get_mut().unwrap_or_else(PoisonError::into_inner);
+        passed.heads.clear();
+        (passed.count, passed.ruled, passed.waker) = (0, None, None);
+        SPARE.with_borrow_mut(|spare| {
+            if spare.len() < SPARE_MAX {
+                spare.push(self);
+            }
+        });
+    }
+
     /// Keeps back what the rule of the request takes out of answers.
     pub(super) fn is_led_by(&self, ruled: Ruled) {
         let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         passed.ruled = Some(ruled);
     }
 
-    /// Passes one on that is not only for us: 100 is answered by [`Interim`], and 101 is none (RFC
-    /// 9113 §8.6).
+    /// Passes one on that is not only for us: 100 is answered by [`Interim`] and by `h1`, and 101 is none
+    /// (RFC 9113 §8.6).
     pub(crate) fn push(&self, mut response: Response<()>) {
         let status = response.status();
         if status == StatusCode::CONTINUE || status == StatusCode::SWITCHING_PROTOCOLS {
@@ -177,6 +205,12 @@ impl Passing {
                 waker.wake();
             }
         }
+    }
+
+    /// The next one, if there is one, for whoever polls what they come from and is woken by that.
+    pub(crate) fn next(&self) -> Option<Response<()>> {
+        let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        passed.heads.pop_front()
     }
 
     /// The next one, if there is one now.

@@ -25,6 +25,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 
 /// What every stream may be sent before anything of it was read: what a reader that has stopped
 /// holds (RFC 9113 §6.9.2: the protocol's own default).
@@ -168,6 +169,11 @@ struct Inner {
     settled: Cell<bool>,
     leaving: Cell<bool>,
     silent: Cell<bool>,
+    /// Somebody doubts that the other end is there.
+    doubted: Cell<bool>,
+    /// Somebody waits for bytes to come in.
+    listened: Cell<bool>,
+    came: Notify,
     resets: Cell<Resets>,
     /// The other end has reset too many streams: nothing more is read.
     flooded: Cell<bool>,
@@ -308,6 +314,9 @@ impl Flow {
             settled: Cell::new(false),
             leaving: Cell::new(false),
             silent: Cell::new(false),
+            doubted: Cell::new(false),
+            listened: Cell::new(false),
+            came: Notify::new(),
             resets: Cell::default(),
             flooded: Cell::new(false),
             gathers: Cell::new(false),
@@ -361,6 +370,33 @@ impl Flow {
     /// Bytes that came in.
     pub(crate) fn read_bytes(&self) -> u64 {
         self.0.read.get()
+    }
+
+    fn note_read(&self, bytes: usize) {
+        self.0.read.set(self.0.read.get() + bytes as u64);
+        if self.0.listened.take() {
+            self.0.came.notify_waiters();
+        }
+    }
+
+    /// Waits until something comes in.
+    ///
+    /// # Cancel safety
+    /// Loses nothing.
+    pub(crate) async fn comes_in(&self) {
+        self.0.listened.set(true);
+        self.0.came.notified().await;
+    }
+
+    /// Has the other end asked whether it is there.
+    pub(crate) fn doubt(&self) {
+        self.0.doubted.set(true);
+        self.wake();
+    }
+
+    /// Whether it is to be asked; told once.
+    pub(crate) fn is_doubted(&self) -> bool {
+        self.0.doubted.take()
     }
 
     /// Frames that came in of requests or responses.
@@ -838,10 +874,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for FlowIo<S> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
         let came = buf.filled().get(before..).unwrap_or_default();
-        this.flow
-            .0
-            .read
-            .set(this.flow.0.read.get() + came.len() as u64);
+        this.flow.note_read(came.len());
         Poll::Ready(this.incoming.walk(came, &this.flow))
     }
 }

@@ -17,9 +17,10 @@ use zeugma_core::snapshot::Failure;
 use super::body::Outgoing;
 use super::expect::{Gate, Passing};
 use super::flow::{Flow, FlowIo, H2_WINDOW, Side};
-use super::keepalive::{Keepalive, Pings};
+use super::keepalive::{Keepalive, Pings, When};
 use super::pool::SendError;
 use super::stream::{self, Incoming, Sending};
+use super::unheard::{Hearing, Host};
 use super::{DATA_FRAME_BUDGET, STREAM_SEND_BYTES};
 use crate::runtime::Shared;
 use crate::transport::sent::Link;
@@ -41,6 +42,7 @@ pub(crate) struct Multiplexed {
     streams: Rc<Cell<usize>>,
     /// How many streams the endpoint takes at once.
     streams_max: Rc<Cell<usize>>,
+    hearing: Hearing,
 }
 
 /// A place for one request on a connection.
@@ -109,6 +111,11 @@ impl Multiplexed {
         let streams = Rc::<Cell<usize>>::default();
         let streams_max = Rc::new(Cell::new(most(connection.max_concurrent_send_streams())));
         let ended = Rc::<Cell<bool>>::default();
+        let host = match asking.when {
+            When::Always => Host::Peer,
+            When::Awaiting => Host::Other,
+        };
+        let hearing = Hearing::new(&flow, link, host);
         let mut keepalive = Keepalive::new(connection.ping_pong(), &flow, link, asking);
         let driving = {
             let (flow, streams) = (flow.clone(), Rc::clone(&streams));
@@ -148,7 +155,18 @@ impl Multiplexed {
             ended,
             streams,
             streams_max,
+            hearing,
         })
+    }
+
+    /// Whether its host is there.
+    pub(super) const fn hearing(&self) -> &Hearing {
+        &self.hearing
+    }
+
+    /// Whether it was ended because the endpoint answered no PING.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.flow.is_silent()
     }
 
     /// Whether it takes no more requests.
@@ -161,10 +179,14 @@ impl Multiplexed {
         self.streams.get() == 0
     }
 
+    /// Whether it has a place for a request.
+    pub(crate) fn has_place(&self) -> bool {
+        !self.is_closed() && self.streams.get() < self.streams_max.get()
+    }
+
     /// A place for a request, if there is one.
     pub(crate) fn place(&self) -> Option<Place> {
-        let is_free = !self.is_closed() && self.streams.get() < self.streams_max.get();
-        is_free.then(|| Place {
+        self.has_place().then(|| Place {
             sender: self.sender.clone(),
             flow: self.flow.clone(),
             count: StreamCount::new(&self.streams),

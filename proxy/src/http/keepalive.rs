@@ -96,9 +96,10 @@ impl Keepalive {
             self.asked = None;
             self.timer.as_mut().reset(asked.at + self.asking.interval);
         }
-        if self.asked.is_none() && self.flow.wants_round_trip() {
+        let is_doubted = self.flow.is_doubted();
+        if self.asked.is_none() && (self.flow.wants_round_trip() || is_doubted) {
             let now = Instant::now();
-            if self.measured.is_none_or(|at| now - at >= MEASURE) {
+            if is_doubted || self.measured.is_none_or(|at| now - at >= MEASURE) {
                 self.ask(cx, now);
             }
         }

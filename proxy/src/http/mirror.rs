@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
@@ -19,7 +19,9 @@ use super::body::{Outgoing, Source};
 use super::compare::{Hearing, Primary, Said};
 use super::exchange::Exchange;
 use super::headers::{self, Ids, ZEUGMA_MIRROR};
-use super::pool::Wire;
+use super::pool::{Patience, Wanted, Wire};
+use super::unheard::Care;
+use crate::capacity;
 use crate::copies::{Copies, Place};
 use crate::recheck::{Listed, Open};
 use crate::runtime::{Published, Worker};
@@ -62,9 +64,12 @@ pub(super) fn start_all(
             Copying::Skip => {}
             Copying::Drop(why) => about.ended(why.label()),
             Copying::Copy(terms) => {
-                let Some(copy) = Copy::new(exchange, published, mirror) else {
-                    about.ended(Dropped::Unreachable.label());
-                    continue;
+                let copy = match Copy::new(exchange, published, mirror) {
+                    Ok(copy) => copy,
+                    Err(why) => {
+                        about.ended(why.label());
+                        continue;
+                    }
                 };
                 about.timeout = terms.within;
                 about.comparing = terms.compared_bytes_max.map(|bytes_max| {
@@ -149,7 +154,7 @@ impl About {
         metrics.mirror_compared(&self.service, &self.route, compared.label());
         if let (Some(primary), Some(copy)) = (primary, copy)
             && compared.is_difference()
-            && let Some(untold) = copies.tells(std::time::Instant::now())
+            && let Some(untold) = copies.tells(Instant::now())
         {
             let (service, route, id) = (&self.service, &self.route, &self.ids.request);
             tracing::info!(
@@ -177,8 +182,15 @@ struct Copy {
 }
 
 impl Copy {
-    /// A copy of the request; none where no endpoint would get it.
-    fn new(exchange: &Exchange, published: &Arc<Published>, mirror: &Mirror) -> Option<Self> {
+    /// A copy of the request.
+    ///
+    /// # Errors
+    /// Why no endpoint would get it.
+    fn new(
+        exchange: &Exchange,
+        published: &Arc<Published>,
+        mirror: &Mirror,
+    ) -> Result<Self, Dropped> {
         let worker = &exchange.context.worker;
         let to = Pinned {
             published: Arc::clone(published),
@@ -187,14 +199,15 @@ impl Copy {
         let load = |endpoint| worker.load(to.cluster(), endpoint);
         let shares = published.shares_of(mirror.to);
         let draw = exchange.draw(to.cluster());
-        let attempt = plan(to.cluster(), shares, &load, draw).next()?;
+        let planned = plan(to.cluster(), shares, &load, draw);
+        let attempt = capacity::first(&worker.shared, shares, planned)?;
         let endpoint = to.cluster().endpoint(attempt.endpoint).clone();
         let method = exchange.head.method.clone();
         let request = Open::Request(Rc::new((method, exchange.head.uri.clone())));
         let listed = (worker.registry).list_copy(exchange.entry(), request, &mirror.route);
         // Something may have been published since the request was let in.
         listed.settle(&worker.shared, published.generation, None);
-        Some(Self {
+        Ok(Self {
             listed,
             heads: [false, true].map(|is_h2| copy_head(exchange, &endpoint, mirror, is_h2)),
             wire: if endpoint.peer.is_some() {
@@ -215,11 +228,14 @@ impl Copy {
         body: Outgoing,
         hashed: Option<usize>,
     ) -> (&'static str, Option<Answer>) {
-        let Ok(lease) = worker
-            .pool
-            .lease(worker, &self.to, &self.endpoint, self.wire)
-            .await
-        else {
+        let wanted = Wanted {
+            wire: self.wire,
+            care: Care::Copied,
+            patience: Patience::Here,
+            now: Instant::now(),
+        };
+        let leasing = (worker.pool).lease(worker, &self.to, &self.endpoint, wanted);
+        let Ok(lease) = leasing.await else {
             return (Dropped::Unreachable.label(), None);
         };
         if let Some(peer) = &lease.facts.peer {

@@ -25,6 +25,8 @@ mod reply;
 pub(crate) mod ruled;
 mod seldom;
 mod stream;
+mod turns;
+mod unheard;
 mod upgrade;
 
 use std::cell::{Cell, RefCell};
@@ -36,7 +38,7 @@ use std::task::{Context as TaskContext, Poll, ready};
 use std::time::{Duration, Instant};
 
 use http::header::{CONNECTION, HeaderValue};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, StatusCode};
 use hyper::rt::Executor;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Interval, MissedTickBehavior};
@@ -53,7 +55,6 @@ use crate::runtime::Worker;
 use crate::transport::Stream;
 use crate::transport::sent::Link;
 
-use self::body::Outgoing;
 use self::headers::{Present, Trace};
 use self::seldom::Seldom;
 use self::stream::Incoming;
@@ -338,7 +339,17 @@ async fn serve_h1(context: &Rc<Context>, mut watch: Watch, io: Counted) -> Ended
             }
         }
     });
-    let serving = served.serve(async |request| answer(context, request).await);
+    // In its place, for a future of its own would have room for the request and the answer once more.
+    let serving = served.serve(async |request| {
+        let mut response = exchange::exchange(context, request.map(Incoming::H1)).await;
+        let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if !is_switching && context.worker.shared.is_draining() {
+            // RFC 9112 §9.6: the caller sends nothing more on it, so nothing is lost when it closes.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
+        response
+    });
     let (mut watching, mut serving) = (pin!(watching), pin!(serving));
     // What is watched tells first: whoever serves looks at it.
     std::future::poll_fn(|cx| {
@@ -363,20 +374,6 @@ impl Drop for CutOff<'_> {
             io.stream.reset_when_dropped();
         }
     }
-}
-
-async fn answer(
-    context: &Rc<Context>,
-    request: Request<h1::RequestBody<Counted>>,
-) -> Response<Outgoing> {
-    let mut response = exchange::exchange(context, request.map(Incoming::H1)).await;
-    let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    if !is_switching && context.worker.shared.is_draining() {
-        // RFC 9112 §9.6: the caller sends nothing more on it, so nothing is lost when it closes.
-        let close = HeaderValue::from_static("close");
-        response.headers_mut().insert(CONNECTION, close);
-    }
-    response
 }
 
 /// Looks after a connection: slow heads, idleness, draining.
@@ -648,10 +645,12 @@ impl AsyncWrite for Counted {
 
 #[cfg(test)]
 mod tests {
+    use http::Response;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream};
     use tokio::sync::mpsc;
 
+    use super::body::Outgoing;
     use super::*;
     use crate::admission;
     use crate::fixture::Alone;

@@ -23,6 +23,7 @@ use super::h2_client::{Multiplexed, Place, StreamCount};
 use super::headers::Present;
 use super::keepalive::{Pings, When};
 use super::stream::Incoming;
+use super::unheard::{Care, Hearing, Host, Standing, Unheard};
 use crate::account::Destination;
 use crate::admission;
 use crate::connection::describe;
@@ -34,7 +35,7 @@ use crate::tls::TlsPeer;
 use crate::transport::Stream;
 use crate::transport::mtls::{ALPN_H2, ALPN_HTTP1};
 use crate::transport::sent::Link;
-use crate::upstream::{self, ConnectError, Pinned, Upstream};
+use crate::upstream::{self, ConnectError, First, Pinned, Upstream};
 
 /// How often a pool lets go of idle connections that their endpoints have closed.
 pub(crate) const SWEEPING: Duration = Duration::from_secs(1);
@@ -57,6 +58,8 @@ const ENDPOINT: Pings = Pings {
     when: When::Awaiting,
 };
 
+/// How often is looked whether a host that was quiet speaks again.
+const LOOKING: Duration = Duration::from_millis(20);
 /// What waiting for somebody else's connection may last beyond the connect timeout.
 const WAIT_MARGIN: Duration = Duration::from_millis(250);
 
@@ -126,23 +129,44 @@ struct Entry {
     h1: Vec<(Facts, Alternating, u64)>,
     h2: Vec<Shareable>,
     connecting: Option<watch::Receiver<Option<String>>>,
+    /// What was sent over connections of HTTP/1.1.
+    unheard: Rc<Unheard>,
+    /// When a connection ended for its endpoint answered no PING, until there is another.
+    silent: Option<Instant>,
     /// The endpoint agreed on HTTP/1.1 before: nobody waits for a connection to share.
     speaks_h1: bool,
 }
 
 impl Entry {
-    const fn new(key: Rc<Key>) -> Self {
+    fn new(key: Rc<Key>) -> Self {
         Self {
             key,
             h1: Vec::new(),
             h2: Vec::new(),
             connecting: None,
+            unheard: Rc::default(),
+            silent: None,
             speaks_h1: false,
         }
     }
 
     const fn is_needed(&self) -> bool {
-        !self.h1.is_empty() || !self.h2.is_empty() || self.connecting.is_some()
+        !self.h1.is_empty()
+            || !self.h2.is_empty()
+            || self.connecting.is_some()
+            || self.silent.is_some()
+    }
+
+    /// Lets go of connections of HTTP/2 that are not to be kept.
+    fn retain_h2(&mut self, keeps: impl Fn(&Shareable) -> bool) {
+        let silent = &mut self.silent;
+        self.h2.retain(|one| {
+            let keeps = keeps(one);
+            if !keeps && one.connection.is_silent() {
+                *silent = Some(Instant::now());
+            }
+            keeps
+        });
     }
 }
 
@@ -314,8 +338,17 @@ pub(crate) struct Facts {
     opened: Instant,
     /// Which part of the time around its age it is given, 0 to 1.
     jitter: f64,
+    kept: Rc<Kept>,
+}
+
+/// What is kept with a connection.
+#[derive(Debug)]
+struct Kept {
     /// What was told last of a request that it carried.
-    told: Rc<RefCell<Option<Told>>>,
+    told: RefCell<Option<Told>>,
+    link: Option<Link>,
+    /// What was sent to its endpoint over connections of HTTP/1.1.
+    unheard: RefCell<Rc<Unheard>>,
 }
 
 type Told = (Reached, Rc<Destination>);
@@ -330,6 +363,17 @@ struct Reached {
 }
 
 impl Facts {
+    /// Notes that a request is sent over it, of HTTP/1.1.
+    fn sends(&self, now: Instant) {
+        let kept = &self.kept;
+        kept.unheard.borrow().sends(kept.link, now);
+    }
+
+    /// Notes that something came over it, of HTTP/1.1.
+    fn heard(&self) {
+        self.kept.unheard.borrow().heard();
+    }
+
     /// Whether it takes no new requests where that is so after `age_max`, give or take a tenth: what
     /// was opened together is not opened anew together.
     fn is_old(&self, age_max: Duration) -> bool {
@@ -345,7 +389,7 @@ impl Facts {
             attempt: *attempt,
             is_first: nth == 1,
         };
-        let mut told = self.told.borrow_mut();
+        let mut told = self.kept.told.borrow_mut();
         if let Some((_, same)) = told.as_ref().filter(|(before, _)| *before == reached) {
             return Rc::clone(same);
         }
@@ -373,6 +417,38 @@ pub(crate) struct Lease {
 enum Sender {
     H1(Alternating),
     H2(Place),
+}
+
+/// The connection that a request wants.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    pub(crate) wire: Wire,
+    pub(crate) care: Care,
+    pub(crate) patience: Patience,
+    /// When it is wanted, or not long before.
+    pub(crate) now: Instant,
+}
+
+/// What a request does where its endpoint's host is quiet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// It is not sent: it may go elsewhere.
+    Elsewhere,
+    /// It waits until the host speaks, or takes another connection.
+    Here,
+}
+
+/// What a pool has for a request.
+enum Found {
+    Lease(Lease),
+    /// A connection whose host may be gone.
+    Doubtful(Hearing),
+    /// Nothing that its host is known to be behind.
+    Quiet {
+        /// Whether it has been asked.
+        is_silent: bool,
+    },
+    Nothing,
 }
 
 /// Why a request got no response.
@@ -470,6 +546,7 @@ impl Turn {
         worker: &Rc<Worker>,
     ) -> Result<(Response<Incoming>, Option<StreamCount>), SendError> {
         let response = self.one.response().await?;
+        self.facts.heard();
         let home = Home {
             worker: Rc::clone(worker),
             key: self.key,
@@ -507,77 +584,143 @@ pub(super) async fn ask_upgrade(
 }
 
 impl Pool {
-    /// A connection to `endpoint`, opened if none is free.
-    ///
-    /// # Errors
-    /// None could be opened, or had, within the cluster's connect timeout.
-    pub(crate) async fn lease(
+    /// A connection to `endpoint`, if one is free: nearly always.
+    pub(crate) fn at_once(
         &self,
         worker: &Worker,
         to: &Pinned,
         endpoint: &Endpoint,
-        wire: Wire,
-    ) -> Result<Lease, ConnectFailure> {
-        let credentials = match endpoint.tls {
-            EndpointTls::Mesh { .. } => worker.shared.credentials.load().generation(),
-            EndpointTls::None | EndpointTls::Workload => 0,
-        };
-        // Nearly always: no timer is made for it.
+        wanted: Wanted,
+    ) -> Option<Lease> {
+        let credentials = trusted(worker, endpoint);
         let age_max = to.cluster().policy.connection_age_max;
-        let is_key = |key: &Key| key.is_of(endpoint, wire, credentials);
-        if let Some(lease) = self.free(is_key, endpoint, age_max) {
-            return Ok(lease);
+        let is_key = |key: &Key| key.is_of(endpoint, wanted.wire, credentials);
+        match self.free(is_key, endpoint, age_max, wanted) {
+            Found::Lease(lease) => Some(lease),
+            Found::Doubtful(_) | Found::Quiet { .. } | Found::Nothing => None,
         }
-        let key = Rc::new(Key::of(endpoint, wire, credentials));
+    }
+
+    /// A connection to `endpoint`, opened if none is free.
+    ///
+    /// # Errors
+    /// None could be opened, or had, within the cluster's connect timeout; or the endpoint's host is
+    /// quiet, and the request wants to go elsewhere then.
+    pub(crate) async fn lease(
+        &self,
+        worker: &Rc<Worker>,
+        to: &Pinned,
+        endpoint: &Endpoint,
+        wanted: Wanted,
+    ) -> Result<Lease, ConnectFailure> {
+        let key = Rc::new(Key::of(endpoint, wanted.wire, trusted(worker, endpoint)));
         // Whoever connects meets the connect timeout itself and tells of it; this bounds waiting.
         let patience = to.cluster().connect_deadline(endpoint) + WAIT_MARGIN;
-        let leasing = Box::pin(self.free_or_new(worker, to, endpoint, key));
+        let leasing = Box::pin(self.free_or_new(worker, to, endpoint, (key, wanted)));
         timeout(patience, leasing).await.unwrap_or_else(|_elapsed| {
-            let detail = format!("no connection within {patience:?}");
-            Err(ConnectFailure {
-                detail,
-                refused_rule: None,
-                is_first_told: false,
-                shed: None,
-            })
+            Err(ConnectFailure::untold(format!(
+                "no connection within {patience:?}"
+            )))
         })
     }
 
     async fn free_or_new(
         &self,
-        worker: &Worker,
+        worker: &Rc<Worker>,
         to: &Pinned,
         endpoint: &Endpoint,
-        key: Rc<Key>,
+        (key, mut wanted): (Rc<Key>, Wanted),
     ) -> Result<Lease, ConnectFailure> {
         let mut waiting = None;
         loop {
             let age_max = to.cluster().policy.connection_age_max;
-            if let Some(lease) = self.free(|other| *other == *key, endpoint, age_max) {
-                return Ok(lease);
+            let found = self.free(|other| *other == *key, endpoint, age_max, wanted);
+            if let Found::Quiet { is_silent } = found {
+                self.open_aside(worker, to, endpoint, &key);
+                if wanted.patience == Patience::Elsewhere {
+                    return Err(ConnectFailure::quiet(is_silent));
+                }
             }
+            if let Found::Doubtful(hearing) = found {
+                hearing.settle().await;
+                wanted.now = Instant::now();
+                continue;
+            }
+            let is_quiet = match found {
+                Found::Lease(lease) => return Ok(lease),
+                Found::Quiet { .. } => true,
+                Found::Nothing | Found::Doubtful(_) => false,
+            };
             if waiting.is_none() {
                 waiting = Some(admission::pending(to).map_err(ConnectFailure::shed)?);
             }
-            if key.wire == Wire::H1 || self.speaks_h1(&key) {
+            let is_shared = key.wire != Wire::H1 && !self.speaks_h1(&key);
+            if !is_shared && !is_quiet {
                 return self.open(worker, to, endpoint, key).await;
             }
             let Some(mut connecting) = self.connecting(&key) else {
                 return self.open_shared(worker, to, endpoint, key).await;
             };
             // Dropped with whoever connects, and the whole is bounded by the connect timeout.
-            if connecting.changed().await.is_ok()
+            let changed = if is_quiet {
+                timeout(LOOKING, connecting.changed()).await.ok()
+            } else {
+                Some(connecting.changed().await)
+            };
+            wanted.now = Instant::now();
+            if changed.is_some_and(|changed| changed.is_ok())
                 && let Some(detail) = connecting.borrow().clone()
             {
                 // One connection failed; that it was waited for by many is told once.
-                return Err(ConnectFailure {
-                    detail,
-                    refused_rule: None,
-                    is_first_told: false,
-                    shed: None,
-                });
+                return Err(ConnectFailure::untold(detail));
             }
         }
+    }
+
+    /// Opens a connection to an endpoint whose host is quiet, which nobody waits for.
+    fn open_aside(&self, worker: &Rc<Worker>, to: &Pinned, endpoint: &Endpoint, key: &Rc<Key>) {
+        if self.connecting(key).is_some() {
+            return;
+        }
+        let done = self.begin_connecting(key);
+        let (worker, to, endpoint) = (Rc::clone(worker), to.clone(), endpoint.clone());
+        let key = Rc::clone(key);
+        // Ends with the connect timeout.
+        drop(tokio::task::spawn_local(async move {
+            let pool = &worker.pool;
+            let opening = Box::pin(pool.open(&worker, &to, &endpoint, Rc::clone(&key)));
+            let opened = opening.await;
+            let told = opened.as_ref().err().map(|failure| failure.detail.clone());
+            match opened {
+                Ok(lease) => pool.keep_new(&worker, lease),
+                Err(failure) if failure.is_first_told => {
+                    worker.observe(&endpoint.key, Err(Failure::Connect));
+                }
+                Err(_) => {}
+            }
+            entry(&mut pool.entries.borrow_mut(), &key).connecting = None;
+            // Nobody may be waiting.
+            drop(done.send(told));
+        }));
+    }
+
+    /// Keeps a connection that was opened for nobody; one of HTTP/2 is kept already.
+    fn keep_new(&self, worker: &Rc<Worker>, lease: Lease) {
+        if let Sender::H1(one) = lease.sender {
+            let home = Home {
+                worker: Rc::clone(worker),
+                key: lease.key,
+                facts: lease.facts,
+                rechecks: lease.rechecks,
+            };
+            self.give_back(worker, home, one);
+        }
+    }
+
+    fn begin_connecting(&self, key: &Rc<Key>) -> watch::Sender<Option<String>> {
+        let (done, connecting) = watch::channel(None);
+        entry(&mut self.entries.borrow_mut(), key).connecting = Some(connecting);
+        done
     }
 
     fn speaks_h1(&self, key: &Rc<Key>) -> bool {
@@ -596,10 +739,13 @@ impl Pool {
                 let unused = SWEEPING * u32::try_from(sweeps - *used).unwrap_or(u32::MAX);
                 !is_old && unused < keep && one.connection.is_ready()
             });
-            entry.h2.retain(|one| {
+            entry.retain_h2(|one| {
                 let connection = &one.connection;
                 !connection.is_closed() && (!connection.is_idle() || one.used.elapsed() < keep)
             });
+            // Nobody asks for it any more.
+            let is_over = |since: &mut Instant| since.elapsed() >= IDLE;
+            entry.silent.take_if(is_over);
         });
     }
 
@@ -652,33 +798,64 @@ impl Pool {
         is_key: impl Fn(&Key) -> bool,
         endpoint: &Endpoint,
         age_max: Duration,
-    ) -> Option<Lease> {
+        Wanted { care, now, .. }: Wanted,
+    ) -> Found {
         let mut entries = self.entries.borrow_mut();
-        let of_endpoint = entries.get_mut(&endpoint.key)?;
-        let entry = of_endpoint.iter_mut().find(|entry| is_key(&entry.key))?;
-        let lease = |facts, sender| Lease {
-            facts,
-            reused: true,
-            key: Rc::clone(&entry.key),
-            rechecks: self.rechecks.get(),
-            sender,
+        let entry = (entries.get_mut(&endpoint.key))
+            .and_then(|of_endpoint| of_endpoint.iter_mut().find(|entry| is_key(&entry.key)));
+        let Some(entry) = entry else {
+            return Found::Nothing;
         };
         // The streams on one that is let go of go on.
-        let keeps = |one: &Shareable| !one.connection.is_closed() && !one.facts.is_old(age_max);
-        entry.h2.retain(keeps);
+        entry.retain_h2(|one| !one.connection.is_closed() && !one.facts.is_old(age_max));
+        let is_silent = entry.silent.is_some();
+        let lease = |facts, sender| {
+            Found::Lease(Lease {
+                facts,
+                reused: true,
+                key: Rc::clone(&entry.key),
+                rechecks: self.rechecks.get(),
+                sender,
+            })
+        };
+        let mut found = if is_silent {
+            Found::Quiet { is_silent }
+        } else {
+            Found::Nothing
+        };
         for one in &mut entry.h2 {
-            if let Some(place) = one.connection.place() {
-                one.used = Instant::now();
-                return Some(lease(one.facts.clone(), Sender::H2(place)));
+            let hearing = one.connection.hearing();
+            match hearing.standing(care, now) {
+                Standing::Sound => {
+                    if let Some(place) = one.connection.place() {
+                        one.used = now;
+                        hearing.sends(now);
+                        return lease(one.facts.clone(), Sender::H2(place));
+                    }
+                }
+                Standing::Doubtful => {
+                    if one.connection.has_place() && !matches!(found, Found::Doubtful(_)) {
+                        found = Found::Doubtful(hearing.clone());
+                    }
+                }
+                Standing::Quiet => {
+                    if matches!(found, Found::Nothing) {
+                        found = Found::Quiet { is_silent };
+                    }
+                }
             }
+        }
+        if entry.unheard.standing(Host::Other, care, now) == Standing::Quiet {
+            return Found::Quiet { is_silent };
         }
         // The one used last is the least likely to be closed by the endpoint right now.
         while let Some((facts, mut one, _)) = entry.h1.pop() {
             if one.connection.is_ready() && !facts.is_old(age_max) {
-                return Some(lease(facts, Sender::H1(one)));
+                facts.sends(now);
+                return lease(facts, Sender::H1(one));
             }
         }
-        None
+        found
     }
 
     /// Keeps a connection whose response is complete, if it may still serve others.
@@ -693,6 +870,7 @@ impl Pool {
         let mut entries = self.entries.borrow_mut();
         let entry = entry(&mut entries, &home.key);
         if entry.h1.len() < IDLE_MAX {
+            (home.facts.kept.unheard).replace(Rc::clone(&entry.unheard));
             entry.h1.push((home.facts, one, self.sweeps.get()));
         }
     }
@@ -716,8 +894,7 @@ impl Pool {
         endpoint: &Endpoint,
         key: Rc<Key>,
     ) -> Result<Lease, ConnectFailure> {
-        let (done, connecting) = watch::channel(None);
-        entry(&mut self.entries.borrow_mut(), &key).connecting = Some(connecting);
+        let done = self.begin_connecting(&key);
         let opened = self.open(worker, to, endpoint, Rc::clone(&key)).await;
         entry(&mut self.entries.borrow_mut(), &key).connecting = None;
         let told = opened.as_ref().err().map(|failure| failure.detail.clone());
@@ -736,7 +913,8 @@ impl Pool {
         let shared: &Arc<Shared> = &worker.shared;
         let deadline = to.cluster().connect_deadline(endpoint);
         let rechecks = self.rechecks.get();
-        let connected = upstream::connect(shared, deadline, endpoint, key.wire.alpn()).await;
+        let (alpn, first) = (key.wire.alpn(), First::We);
+        let connected = upstream::connect(shared, deadline, endpoint, alpn, first).await;
         let Upstream {
             stream,
             address,
@@ -746,12 +924,23 @@ impl Pool {
             upstream::note_refusal(shared, &error);
             ConnectFailure::new(&error)
         })?;
+        let link = Link::of(stream.tcp());
+        let unheard = {
+            let mut entries = self.entries.borrow_mut();
+            let entry = entry(&mut entries, &key);
+            entry.silent = None;
+            Rc::clone(&entry.unheard)
+        };
         let facts = Facts {
             address: address.to_string().into(),
             peer,
             opened: Instant::now(),
             jitter: fraction(worker.draw(), 0),
-            told: Rc::default(),
+            kept: Rc::new(Kept {
+                told: RefCell::default(),
+                link,
+                unheard: RefCell::new(unheard),
+            }),
         };
         upstream::tune_requests(stream.tcp());
         let is_h2 = match key.wire {
@@ -764,6 +953,9 @@ impl Pool {
                 entry(&mut self.entries.borrow_mut(), &key).speaks_h1 = true;
             }
             let head_bytes_max = READ_BYTES.max(shared.settings.limits.header_bytes);
+            // Its host is there, as of now.
+            facts.heard();
+            facts.sends(facts.opened);
             return Ok(Lease {
                 facts,
                 reused: false,
@@ -772,11 +964,11 @@ impl Pool {
                 sender: Sender::H1(Alternating::new(stream, head_bytes_max)),
             });
         }
-        let link = Link::of(stream.tcp());
         let connection = Multiplexed::begin(shared, stream, link, asking(to, endpoint))
             .await
             .map_err(|error| ConnectFailure::of_h2(&error))?;
         let sender = Sender::H2(connection.first_place());
+        connection.hearing().sends(Instant::now());
         let shareable = Shareable {
             facts: facts.clone(),
             connection,
@@ -792,6 +984,14 @@ impl Pool {
             rechecks,
             sender,
         })
+    }
+}
+
+/// The generation of the credentials that connections to an endpoint are opened with.
+fn trusted(worker: &Worker, endpoint: &Endpoint) -> u64 {
+    match endpoint.tls {
+        EndpointTls::Mesh { .. } => worker.shared.credentials.load().generation(),
+        EndpointTls::None | EndpointTls::Workload => 0,
     }
 }
 
@@ -832,24 +1032,44 @@ pub(crate) struct ConnectFailure {
     pub(crate) is_first_told: bool,
     /// The limit of ours that is why; no endpoint was asked.
     pub(crate) shed: Option<Reason>,
+    /// Whether one was there, to a host that is quiet.
+    pub(crate) is_quiet: bool,
 }
 
 impl ConnectFailure {
     pub(crate) fn new(error: &ConnectError) -> Self {
         Self {
-            detail: error.to_string(),
             refused_rule: upstream::refused_rule(error),
             is_first_told: !error.is_ours(),
+            ..Self::untold(error.to_string())
+        }
+    }
+
+    /// One that health has heard of, or need not.
+    const fn untold(detail: String) -> Self {
+        Self {
+            detail,
+            refused_rule: None,
+            is_first_told: false,
             shed: None,
+            is_quiet: false,
         }
     }
 
     fn shed(reason: Reason) -> Self {
         Self {
-            detail: reason.text().to_owned(),
-            refused_rule: None,
-            is_first_told: false,
             shed: Some(reason),
+            ..Self::untold(reason.text().to_owned())
+        }
+    }
+
+    /// The endpoint's host is quiet. Only where it did not answer when asked, health is told: every
+    /// packet that is lost makes it quiet for a moment.
+    fn quiet(is_silent: bool) -> Self {
+        Self {
+            is_first_told: is_silent,
+            is_quiet: true,
+            ..Self::untold("the endpoint's host acknowledges nothing".to_owned())
         }
     }
 
@@ -866,10 +1086,8 @@ impl ConnectFailure {
 
     fn of_http(error: &impl std::fmt::Display) -> Self {
         Self {
-            detail: error.to_string(),
-            refused_rule: None,
             is_first_told: true,
-            shed: None,
+            ..Self::untold(error.to_string())
         }
     }
 }

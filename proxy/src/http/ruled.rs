@@ -3,13 +3,13 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use zeugma_core::authorize::{Verdict, objection};
 use zeugma_core::engine::{Astray, Headers, Led, Request, Target, cluster_of, target};
-use zeugma_core::retry::{Tried, again};
+use zeugma_core::retry::{Tried, could_again};
 use zeugma_core::rules::{self, Field, HeaderChanges, HttpRule, Part, Rules, choose};
 use zeugma_core::snapshot::{
     Cluster, ClusterIx, Endpoint, Listener, Retries, Role, Rule, ServiceIx, Snapshot,
@@ -17,7 +17,6 @@ use zeugma_core::snapshot::{
 use zeugma_core::verdict::Reason;
 
 use super::exchange::Exchange;
-use super::expect::Passing;
 use super::headers;
 use crate::admission;
 use crate::connection::explain_audit;
@@ -136,10 +135,11 @@ impl Exchange {
             let rule = ruled.rule().map(|rule| &rule.label);
             metrics.ruled(&at.name, rule, ruled.part().map(|part| &part.label));
             let audited = ruled.part().and_then(|part| part.service);
-            if let Some(passing) = self.head.extensions.get::<Passing>() {
+            if let Some(passing) = &self.passing {
                 passing.is_led_by(ruled.clone());
             }
             self.note(|_, request| request.ruled = Some(ruled));
+            self.note_led(published, audited);
             if let Some(of) = audited {
                 self.audit(published, listener, of);
             }
@@ -174,6 +174,12 @@ impl Exchange {
         self.note(|closed, _| *closed.detail = Some(detail));
     }
 
+    /// Notes the other service that it is led to, for rechecks.
+    fn note_led(&self, published: &Published, led: Option<ServiceIx>) {
+        let led = led.map(|of| published.snapshot.service(of));
+        (self.record.entry()).is_led_to(led.map(|of| (&of.name, of.port)));
+    }
+
     fn note_rule(&mut self, published: &Published, rule: Option<&Rule>) {
         let position = rule.and_then(|rule| rule.position.as_ref());
         let position = position.map(|at| self.context.latest_rule.text(published.generation, at));
@@ -206,17 +212,19 @@ impl Exchange {
         };
         // Of another route it is one of its requests, and not one of the part's before any more.
         if !admission::is_one_route(to, &next) {
-            let worker = &self.context.worker;
-            let counted = admission::request(&worker.shared, &next).ok()?;
+            let shared = &self.context.worker.shared;
+            let counted = admission::request(shared, &next).ok()?;
             // Not when it began: it may have waited for the parts before.
-            worker.with_budget(next.cluster(), Instant::now(), |budget, now| {
-                budget.request(now);
-            });
+            next.budget().request(shared.now());
             self.holds(counted);
         }
         self.context.note_idle(next.cluster().policy.timeouts.idle);
         let audited = ruled.part().and_then(|part| part.service);
         self.note(|_, request| request.ruled = Some(ruled));
+        self.note_led(&to.published, audited);
+        // It may have been pinned some awaits ago.
+        let shared = &self.context.worker.shared;
+        (self.record.entry()).settle(shared, to.published.generation, None);
         let listener = to.published.listener(&self.context.origin.listener);
         if let Some((listener, of)) = listener.zip(audited) {
             self.audit(&to.published, listener, of);
@@ -244,14 +252,11 @@ impl Exchange {
     }
 
     /// Whether a try that failed could be followed by one in another part of its split.
-    pub(super) fn would_try_again(&self, cluster: &Cluster, tried: &Tried<'_>) -> bool {
-        let retries = self.retries(cluster);
-        let worker = &self.context.worker;
+    pub(super) fn would_try_again(&self, to: &Pinned, tried: &Tried<'_>) -> bool {
+        let retries = self.retries(to.cluster());
+        let now = self.context.worker.shared.now();
         // Who takes it from the budget is the try itself.
-        let again = worker.with_budget(cluster, Instant::now(), |budget, now| {
-            again(&retries, &mut budget.clone(), tried, now)
-        });
-        again.is_ok()
+        could_again(&retries, to.budget(), tried, now).is_ok()
     }
 
     /// The host that a peer knows another route by, where the request was led to one.

@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::Counted;
 use super::body::{BodyError, Outgoing};
-use super::expect::Interim;
+use super::expect::{Interim, Passing};
 use super::flow::OpenWindow;
 use super::h1::{self, Rewound};
 use super::headers::{self, Present};
@@ -82,6 +82,14 @@ impl Incoming {
             Self::H1(body) => Some(body.present()),
             Self::Answer(answer) => Some(answer.present()),
             Self::H2(_) => None,
+        }
+    }
+
+    /// Where interim responses go, of a caller by HTTP/1.1.
+    pub(super) fn passing(&self) -> Option<Passing> {
+        match self {
+            Self::H1(body) => body.passing(),
+            Self::Answer(_) | Self::H2(_) => None,
         }
     }
 

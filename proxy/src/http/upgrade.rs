@@ -35,7 +35,7 @@ use crate::connection::describe;
 use crate::relay::{Moved, RelayEnd, relay};
 use crate::transport::Stream;
 use crate::transport::mtls::ALPN_HTTP1;
-use crate::upstream::{self, Pinned};
+use crate::upstream::{self, First, Pinned};
 
 /// The one protocol that is changed to.
 const WEBSOCKET: &str = "websocket";
@@ -118,7 +118,8 @@ pub(super) async fn try_endpoint(
     let endpoint = cluster.endpoint(attempt.endpoint);
     let deadline = cluster.connect_deadline(endpoint);
     let waiting = admission::pending(to).map_err(TryError::Shed)?;
-    let connected = upstream::connect(&worker.shared, deadline, endpoint, &[ALPN_HTTP1]).await;
+    let (shared, alpn) = (&worker.shared, &[ALPN_HTTP1]);
+    let connected = upstream::connect(shared, deadline, endpoint, alpn, First::We).await;
     drop(waiting);
     let upstream = match connected {
         Ok(upstream) => upstream,

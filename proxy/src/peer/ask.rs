@@ -47,7 +47,7 @@ use crate::runtime::Shared;
 use crate::tls::TlsPeer;
 use crate::transport::Stream;
 use crate::transport::mtls::SessionError;
-use crate::upstream::{self, ConnectError, Upstream};
+use crate::upstream::{self, ConnectError, First, Upstream};
 
 /// Gateways that are connected at once: all of them at a start, or after a cut.
 const CONNECTS_MAX: usize = 8;
@@ -270,6 +270,7 @@ impl Asker {
             },
             version: HttpVersion::H2,
             proxy_protocol: false,
+            capacity: None,
         };
         Self {
             shared: Arc::clone(shared),
@@ -472,6 +473,7 @@ impl Asker {
             CONNECT_TIMEOUT,
             &self.endpoint,
             &[REPORTS_ALPN],
+            First::We,
         )
         .await;
         let upstream = connected.map_err(|error| unreached(&error))?;

@@ -4,16 +4,19 @@
 //! ```text
 //! message Message { bool whole = 1; bool draining = 2; bool more = 3; repeated Service services = 4; }
 //! message Service { string host = 1; uint32 port = 2; bool gone = 3; uint32 healthy = 4;
-//!                   uint32 total = 5; double healthy_weight = 6; double weight = 7; }
+//!                   uint32 total = 5; double healthy_weight = 6; double weight = 7;
+//!                   optional uint32 capacity = 8; }
 //! ```
 //!
 //! A message changes what was told before; with `whole` that is forgotten first. One with `more` counts
-//! together with those behind it. Fields that are not known are left out of account.
+//! together with those behind it. Fields that are not known are left out of account. Without a capacity,
+//! or with one of 0, it is not known: gateways of before tell none.
 
 use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use prost::Message as _;
+use zeugma_core::admission::Rate;
 use zeugma_core::names::HostPattern;
 use zeugma_core::report::{Change, Presence, Report, Standing};
 
@@ -101,6 +104,8 @@ struct Service {
     healthy_weight: f64,
     #[prost(double, tag = "7")]
     weight: f64,
+    #[prost(uint32, optional, tag = "8")]
+    capacity: Option<u32>,
 }
 
 /// What `report` is to who was told `before`, as messages; at least one. Who was told nothing gets all
@@ -156,6 +161,7 @@ impl Service {
             total: standing.total(),
             healthy_weight: standing.healthy_weight(),
             weight: standing.weight(),
+            capacity: standing.capacity().map(Rate::get),
         }
     }
 
@@ -177,13 +183,14 @@ impl Service {
             total,
             healthy_weight,
             weight,
+            capacity,
             ..
         } = self;
         match Standing::new(healthy, total, healthy_weight, weight) {
             Some(standing) => Ok(Change {
                 host,
                 port,
-                standing: Some(standing),
+                standing: Some(standing.taking(capacity.and_then(Rate::per_second))),
             }),
             None => Err(Malformed::Standing {
                 healthy,
@@ -474,6 +481,27 @@ mod tests {
         assert_eq!(read.unwrap().len(), ENTRIES_MAX);
     }
 
+    /// What gateways of before tell has no capacity, and what they do not know they leave out of account.
+    #[test]
+    fn a_capacity_is_one_field_more() {
+        let standing = Standing::new(1, 1, 1.0, 1.0).unwrap();
+        let of = |capacity| {
+            let mut report = Report::default();
+            report.set(&pattern("a.b"), 80, standing.taking(capacity));
+            messages(None, &report).concat()
+        };
+        let (without, with) = (of(None), of(Rate::per_second(300)));
+        // Tag 8, a varint: 300.
+        assert_eq!(with[with.len() - 3..], [0x40, 0xac, 0x02]);
+        assert_eq!(with.len(), without.len() + 3);
+        let read = |bytes: &[u8]| {
+            let report = read_all(bytes).unwrap().unwrap();
+            let found = report.find(&pattern("a.b"), 80, false).unwrap();
+            found.capacity().map(Rate::get)
+        };
+        assert_eq!((read(&without), read(&with)), (None, Some(300)));
+    }
+
     fn some_report() -> impl Strategy<Value = Report> {
         let entry = (0..8usize, any::<u16>(), 0..4u32, any::<bool>());
         proptest::collection::vec(entry, 0..20).prop_map(|entries| {
@@ -481,7 +509,9 @@ mod tests {
             let mut all = Report::default();
             for (host, port, healthy, is_leaving) in entries {
                 let standing = Standing::new(healthy, 4, healthy.into(), 4.5).unwrap();
-                all.set(&pattern(hosts[host]), port, standing);
+                // 0: it is not known.
+                let capacity = Rate::per_second(u32::from(port % 3) * 1000);
+                all.set(&pattern(hosts[host]), port, standing.taking(capacity));
                 if is_leaving {
                     all.presence = Presence::Leaving;
                 }

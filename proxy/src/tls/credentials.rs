@@ -556,6 +556,20 @@ impl Credentials {
         }
     }
 
+    /// Those that say whom a gateway trusts, and nothing of who it is: its key is not read.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin), but for what is of its own identity.
+    pub fn trusting(source: &SvidSource, newest: &CrlNumbers) -> Result<Self, CredentialsError> {
+        match source {
+            SvidSource::Files(files) => {
+                let (trust, wrong) = Trust::load(files, newest)?;
+                Ok(Self::new(None, trust, 1, wrong))
+            }
+            SvidSource::Given(given) => Self::of_given(given, None, newest),
+        }
+    }
+
     /// Takes everything anew, under the next generation: files as [`reload`](Self::reload) does. Of
     /// what a Workload API gave, our SVID and its own trust domain's bundle are taken together or not
     /// at all; each other trust domain stands for itself.
@@ -801,6 +815,14 @@ impl Credentials {
                 Err(Refusal::new(Rule::DeniedId, detail))
             }
         }
+    }
+
+    /// Whether the CRLs of a trust domain are new enough to be gone by.
+    ///
+    /// # Errors
+    /// [`Rule::RevocationUnknown`].
+    pub fn check_crls(&self, domain: &TrustDomain, now: i64) -> Result<(), Refusal> {
+        Ok(self.crls.check(domain, std::iter::empty(), now)?)
     }
 
     /// Judges a peer that other credentials verified: everything that may have changed since, without

@@ -59,6 +59,15 @@ impl Stream {
         }
     }
 
+    /// Whether something was read of it that nobody has taken.
+    pub(crate) const fn has_more(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.socket().is_none(),
+            Self::Terminated(stream) | Self::Originated(stream) => stream.has_more(),
+            Self::Copied(copied) => copied.stream().has_more(),
+        }
+    }
+
     /// Keeps back what does not fill a packet until the stream is shut down: its last bytes, TLS's
     /// close_notify and TCP's FIN then leave in one.
     pub(crate) const fn cork(&mut self) {

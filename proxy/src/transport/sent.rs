@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
@@ -29,8 +30,14 @@ const IPPROTO_TCP: u8 = 6;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const INET_DIAG_INFO: u16 = 2;
-/// Where `tcpi_bytes_acked` stands in `struct tcp_info` (`linux/tcp.h`, since Linux 4.1).
-const ACKED_AT: usize = 120;
+/// Where the fields stand in `struct tcp_info` (`linux/tcp.h`; the last since Linux 4.9).
+const RETRANSMITS_AT: usize = 2;
+const RTO_AT: usize = 8;
+const UNACKED_AT: usize = 24;
+const LAST_ACK_RECV_AT: usize = 56;
+const RTT_AT: usize = 68;
+const BYTES_ACKED_AT: usize = 120;
+const MIN_RTT_AT: usize = 148;
 
 thread_local! {
     static ASKING: Cell<Option<(OwnedFd, u32)>> = const { Cell::new(None) };
@@ -50,6 +57,17 @@ pub(crate) struct Sent {
     pub(crate) acked: u64,
     /// Those that it has not, sent or not.
     pub(crate) queued: u32,
+    /// Packets that it has not acknowledged and should.
+    pub(crate) unacked: u32,
+    /// Whether some were sent once more since it acknowledged any.
+    pub(crate) is_resent: bool,
+    /// Since when nothing came from it, not even an acknowledgement.
+    pub(crate) silent: Duration,
+    /// When the kernel sends once more what is not acknowledged.
+    pub(crate) resent_after: Duration,
+    /// How long acknowledgements take, mostly and at least.
+    pub(crate) round_trip: Duration,
+    pub(crate) round_trip_min: Duration,
 }
 
 impl Link {
@@ -153,8 +171,18 @@ fn parse(answer: &[u8]) -> Option<Sent> {
         let length = usize::from(u16::from_ne_bytes(at(rest, 0)?));
         if u16::from_ne_bytes(at(rest, 2)?) == INET_DIAG_INFO {
             let facts = rest.get(4..length)?;
-            let acked = u64::from_ne_bytes(at(facts, ACKED_AT)?);
-            return Some(Sent { acked, queued });
+            let word = |from| at(facts, from).map(u32::from_ne_bytes);
+            let micros = |from| word(from).map(|n| Duration::from_micros(n.into()));
+            return Some(Sent {
+                acked: u64::from_ne_bytes(at(facts, BYTES_ACKED_AT)?),
+                queued,
+                unacked: word(UNACKED_AT)?,
+                is_resent: *facts.get(RETRANSMITS_AT)? > 0,
+                silent: Duration::from_millis(word(LAST_ACK_RECV_AT)?.into()),
+                resent_after: micros(RTO_AT)?,
+                round_trip: micros(RTT_AT)?,
+                round_trip_min: micros(MIN_RTT_AT)?,
+            });
         }
         rest = rest.get(length.max(4).next_multiple_of(4)..)?;
     }
@@ -203,6 +231,15 @@ mod tests {
             }
         };
         assert_eq!(empty.acked, given + 1);
+        assert_eq!((empty.unacked, empty.is_resent), (0, false));
+        // Over loopback; a kernel waits 200 ms at least (`TCP_RTO_MIN`).
+        assert!(
+            empty.resent_after >= Duration::from_millis(200),
+            "{empty:?}"
+        );
+        assert!(empty.round_trip_min <= empty.round_trip, "{empty:?}");
+        assert!(!empty.round_trip_min.is_zero(), "{empty:?}");
+        assert!(empty.silent < Duration::from_secs(60), "{empty:?}");
 
         // As seen from the end that accepted.
         far.set_nonblocking(true).unwrap();

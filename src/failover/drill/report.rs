@@ -142,7 +142,7 @@ impl Report<'_> {
         let least = during().fold(f64::INFINITY, f64::min);
         let most = during().fold(0.0, f64::max);
         let end = self.points.last().map(share).unwrap_or_default();
-        [least, most, during().last().unwrap_or_default(), end]
+        [least, most, during().next_back().unwrap_or_default(), end]
     }
 
     pub(super) fn to_text(&self) -> String {

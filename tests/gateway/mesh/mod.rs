@@ -36,7 +36,7 @@ pub(crate) use control_plane::{ControlPlane, Heard, Manner};
 pub(crate) use dns::{NameServer, Zone};
 pub(crate) use gateway::{Gateway, Metrics};
 pub(crate) use http::{Body, Reply, collect, empty, frames, full, get, h1, h2, send};
-pub(crate) use namespace::{Namespace, is_root_or_skipped};
+pub(crate) use namespace::{Link, Namespace, is_root_or_skipped};
 pub(crate) use pair::Pair;
 pub(crate) use service::Service;
 

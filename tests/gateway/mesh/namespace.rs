@@ -79,6 +79,12 @@ impl Link {
         ip(&format!("-n {namespace} link set {far} down"));
     }
 
+    /// Takes the namespace's end up again.
+    pub(crate) fn mend_far(&self) {
+        let (namespace, far) = (&self.namespace, &self.devices.1);
+        ip(&format!("-n {namespace} link set {far} up"));
+    }
+
     /// Takes the test's end down: nothing that the namespace sends arrives, and it is not told.
     pub(crate) fn cut_near(&self) {
         // With the device goes its route: nothing of the test may go where the next one leads.

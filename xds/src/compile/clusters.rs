@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use zeugma_core::admission::Rate;
 use zeugma_core::locality::Locality;
+use zeugma_core::outlier::STRIKES_MAX;
 use zeugma_core::snapshot::{Address, EndpointTls, Failure};
 
 use super::rbac::id_matcher;
@@ -399,6 +401,8 @@ fn assignment(
         endpoints,
         policy: Some(endpoint::cluster_load_assignment::Policy {
             overprovisioning_factor: pb::number(overprovisioning(start)),
+            // "The healthy share of its weight", not of its number.
+            weighted_priority_health: true,
             ..Default::default()
         }),
         ..Default::default()
@@ -418,15 +422,7 @@ fn weigh(
     priority: Option<u32>,
     spread: &BTreeMap<Locality, f64>,
 ) {
-    let mut merged: Vec<endpoint::LocalityLbEndpoints> = Vec::new();
-    for group in std::mem::take(&mut assigned.endpoints) {
-        let same = (merged.iter_mut())
-            .find(|one| one.priority == group.priority && one.locality == group.locality);
-        match same {
-            Some(one) => one.lb_endpoints.extend(group.lb_endpoints),
-            None => merged.push(group),
-        }
-    }
+    let mut merged = by_place(std::mem::take(&mut assigned.endpoints));
     for group in &mut merged {
         let share = (spread.iter()).find(|(place, _)| Some(locality(place)) == group.locality);
         let endpoints = group.lb_endpoints.iter();
@@ -439,6 +435,22 @@ fn weigh(
         group.load_balancing_weight = (weight > 0).then_some(pb::UInt32Value { value: weight });
     }
     assigned.endpoints = merged;
+}
+
+/// Each locality once in each priority.
+pub(crate) fn by_place(
+    groups: Vec<endpoint::LocalityLbEndpoints>,
+) -> Vec<endpoint::LocalityLbEndpoints> {
+    let mut merged: Vec<endpoint::LocalityLbEndpoints> = Vec::new();
+    for group in groups {
+        let same = (merged.iter_mut())
+            .find(|one| one.priority == group.priority && one.locality == group.locality);
+        match same {
+            Some(one) => one.lb_endpoints.extend(group.lb_endpoints),
+            None => merged.push(group),
+        }
+    }
+    merged
 }
 
 /// A percentage has at most four decimal places.
@@ -496,6 +508,7 @@ fn lb_endpoint(target: &Target, address: &Address, weight: u32) -> endpoint::LbE
         workload: target.tls == EndpointTls::Workload,
         version: target.version,
         each: matches!(address, Address::Each(..)),
+        capacity: target.capacity.map(Rate::get),
     });
     metadata
         .filter_metadata
@@ -677,7 +690,7 @@ fn outlier(route: &Document<MeshRoute>) -> cluster::OutlierDetection {
         consecutive_5xx: pb::number(passive.consecutive.unwrap_or(5)),
         interval: pb::duration(Duration::from_secs(10)),
         base_ejection_time: pb::duration(eject),
-        max_ejection_time: pb::duration(eject),
+        max_ejection_time: pb::duration(eject.saturating_mul(STRIKES_MAX)),
         max_ejection_percent: pb::number(whole_percent(share)),
         ..Default::default()
     }
@@ -793,6 +806,7 @@ pub(crate) fn peer(peer: &Document<MeshPeer>) -> Made {
         },
         version: crate::meta::VersionMeta::H2,
         proxy_protocol: false,
+        capacity: None,
     };
     let http2 = core::Http2ProtocolOptions {
         connection_keepalive: Some(core::KeepaliveSettings {

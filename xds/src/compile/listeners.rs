@@ -11,12 +11,16 @@ use super::{Context, Scope, Service, Services, cluster_name, http_rules, mirror_
 use crate::meta::{ChainMeta, CopiesMeta, HashMeta, ListenerMeta, MirrorMeta, RouteMeta};
 use crate::model::defaults::{or_secs, retry_on};
 use crate::model::scalar::{CAUSES, Text};
-use crate::model::{InboundSpec, ListenerSpec, MeshRoute, ProtocolSpec, RoleSpec};
+use crate::model::{InboundSpec, ListenerSpec, MeshRoute, PolicySpec, ProtocolSpec, RoleSpec};
 use crate::parallel;
 use crate::pb::{self, hcm, http_rbac, listener, network_rbac, percent, rbac, route, tcp_proxy};
 
 /// The chain that takes plaintext HTTP.
 const PLAINTEXT: &str = "plaintext";
+/// What the name of a chain begins with that refuses the names of a service.
+pub(crate) const HIDDEN: &str = "hidden|";
+/// The chain of a listener that leads nowhere.
+pub(crate) const NOBODY: &str = "nobody";
 /// The HTTP filters that a virtual host's rules replace.
 pub(crate) const DENY: &str = "dev.zeugma.deny";
 /// See [`DENY`].
@@ -39,10 +43,13 @@ pub(crate) fn listener<R: Send>(
             Some(only)
         }
     };
-    let planned = match only {
+    let mut planned = match only {
         Some(service) => vec![Chain::PlainTcp(service)],
         None => chains(services, spec),
     };
+    if planned.is_empty() {
+        planned.push(Chain::Nobody);
+    }
     let chains = parallel::map(planned, |planned| {
         let mut chain = planned.build(context, services, name, spec.role);
         if let Some(matched) = &mut chain.filter_chain_match {
@@ -132,6 +139,8 @@ enum Chain<'s> {
     PlainTcp(&'s Service<'s>),
     /// Refuses these names.
     Hidden(&'s Service<'s>, Vec<String>),
+    /// Refuses everybody: Envoy takes no listener without a chain.
+    Nobody,
 }
 
 impl Chain<'_> {
@@ -152,7 +161,8 @@ impl Chain<'_> {
             | Self::BareHttp(_)
             | Self::Plaintext
             | Self::PlainTcp(_)
-            | Self::Hidden(..) => Vec::new(),
+            | Self::Hidden(..)
+            | Self::Nobody => Vec::new(),
         };
         let mut chain = match self {
             Self::BySni(service) => by_sni(context, service, name, role),
@@ -167,7 +177,16 @@ impl Chain<'_> {
                 ..Default::default()
             },
             Self::PlainTcp(service) => plain_tcp(context, service, name),
-            Self::Hidden(service, names) => closed(service, names, role),
+            Self::Hidden(service, names) => {
+                let cluster = cluster_name(scope(role), &service.id);
+                let matched = listener::FilterChainMatch {
+                    server_names: names,
+                    transport_protocol: "tls".to_owned(),
+                    ..Default::default()
+                };
+                closed(&[HIDDEN, &service.id].concat(), cluster, matched)
+            }
+            Self::Nobody => closed(NOBODY, NOBODY.to_owned(), Default::default()),
         };
         if !copied.is_empty() {
             chain.metadata = Some(pb::metadata(&ChainMeta { mirrors: copied }));
@@ -315,9 +334,9 @@ fn plain_tcp(context: Context<'_>, service: &Service<'_>, name: &str) -> listene
 
 /// What lets nobody in.
 fn closed(
-    service: &Service<'_>,
-    server_names: Vec<String>,
-    role: RoleSpec,
+    name: &str,
+    cluster: String,
+    matched: listener::FilterChainMatch,
 ) -> listener::FilterChain {
     let nobody = network_rbac::Rbac {
         rules: Some(rbac::Rbac {
@@ -328,19 +347,13 @@ fn closed(
         ..Default::default()
     };
     let nowhere = tcp_proxy::TcpProxy {
-        stat_prefix: service.id.clone(),
-        cluster_specifier: Some(tcp_proxy::tcp_proxy::ClusterSpecifier::Cluster(
-            cluster_name(scope(role), &service.id),
-        )),
+        stat_prefix: name.to_owned(),
+        cluster_specifier: Some(tcp_proxy::tcp_proxy::ClusterSpecifier::Cluster(cluster)),
         ..Default::default()
     };
     listener::FilterChain {
-        name: service.id.clone(),
-        filter_chain_match: Some(listener::FilterChainMatch {
-            server_names,
-            transport_protocol: "tls".to_owned(),
-            ..Default::default()
-        }),
+        name: name.to_owned(),
+        filter_chain_match: Some(matched),
         filters: vec![
             filter(ALLOW, &nobody),
             filter("envoy.filters.network.tcp_proxy", &nowhere),
@@ -381,14 +394,16 @@ fn tcp_filters(
         context.model,
         context.gateway,
         context.node,
-        service.route,
+        (service.route, ProtocolSpec::Tcp),
         name,
     );
     let rbac = |name: &str, rules: rbac::Rbac| {
+        let (rules, shadow_rules) = held(service, rules);
         filter(
             name,
             &network_rbac::Rbac {
-                rules: Some(rules),
+                rules,
+                shadow_rules,
                 stat_prefix: name.to_owned(),
                 ..Default::default()
             },
@@ -418,6 +433,14 @@ fn tcp_filters(
             },
         ),
     ]
+}
+
+/// The rules that hold, and those that are looked at alone.
+fn held(service: &Service<'_>, rules: rbac::Rbac) -> (Option<rbac::Rbac>, Option<rbac::Rbac>) {
+    match service.route.spec.policy {
+        Some(PolicySpec::Audit) => (None, Some(rules)),
+        Some(PolicySpec::Enforce) | None => (Some(rules), None),
+    }
 }
 
 /// The routes of one chain.
@@ -463,6 +486,11 @@ fn http_manager(routes: &str, has_identity: bool) -> listener::Filter {
                 ..Default::default()
             }],
             strip_trailing_host_dot: true,
+            // Envoy compares rules with the path as it came; ours look through all of this.
+            normalize_path: pb::boolean(true),
+            merge_slashes: true,
+            path_with_escaped_slashes_action:
+                hcm::http_connection_manager::PathWithEscapedSlashesAction::RejectRequest.into(),
             http_filters: vec![
                 http_filter(DENY, pb::pack(&http_rbac::Rbac::default())),
                 http_filter(ALLOW, pb::pack(&http_rbac::Rbac::default())),
@@ -554,6 +582,28 @@ fn planned_routes<'s>(
     configs
 }
 
+/// What a workload that balances by itself calls a service by, and where its requests go: a proxy's own
+/// rules are of no use there.
+pub(crate) fn on_demand(
+    context: Context<'_>,
+    services: &Services<'_>,
+) -> Vec<(Vec<String>, route::VirtualHost)> {
+    let http = (services.list.iter()).filter(|one| one.port.protocol == ProtocolSpec::Http);
+    let called = |service| {
+        let names = domains(service)
+            .into_iter()
+            .filter(|name| !name.starts_with('*'));
+        let host = route::VirtualHost {
+            name: service.id.clone(),
+            domains: vec!["*".to_owned()],
+            routes: http_routes(context, services, service, Scope::Outbound),
+            ..Default::default()
+        };
+        (names.collect(), host)
+    };
+    http.map(called).collect()
+}
+
 /// The authorities that name a service.
 fn domains(service: &Service<'_>) -> Vec<String> {
     let mut domains = Vec::new();
@@ -581,13 +631,15 @@ fn virtual_host(
         context.model,
         context.gateway,
         context.node,
-        service.route,
+        (service.route, ProtocolSpec::Http),
         listener,
     );
     let per_route = |rules: rbac::Rbac| {
+        let (rules, shadow_rules) = held(service, rules);
         pb::pack(&http_rbac::RbacPerRoute {
             rbac: Some(http_rbac::Rbac {
-                rules: Some(rules),
+                rules,
+                shadow_rules,
                 ..Default::default()
             }),
         })
@@ -646,6 +698,8 @@ fn common(
         meta.push(copies.mirror);
         policies.push(route::route_action::RequestMirrorPolicy {
             cluster: copies.cluster,
+            // The host stays.
+            disable_shadow_host_suffix_append: true,
             runtime_fraction: Some(pb::core::RuntimeFractionalPercent {
                 default_value: Some(millionths(copies.share)),
                 ..Default::default()
@@ -742,7 +796,24 @@ fn retry_policy(spec: &MeshRoute) -> route::RetryPolicy {
             .as_ref()
             .and_then(|limit| pb::duration(limit.0.0?)),
         retriable_status_codes,
+        retry_host_predicate: vec![another_endpoint()],
+        host_selection_retry_max_attempts: ENDPOINTS_LOOKED_AT,
         ..Default::default()
+    }
+}
+
+/// How often Envoy looks for an endpoint that it has not tried, before it takes one that it has.
+const ENDPOINTS_LOOKED_AT: i64 = 10;
+
+/// "Each on another endpoint."
+fn another_endpoint() -> route::retry_policy::RetryHostPredicate {
+    route::retry_policy::RetryHostPredicate {
+        name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
+        config_type: Some(
+            route::retry_policy::retry_host_predicate::ConfigType::TypedConfig(pb::pack(
+                &pb::PreviousHosts::default(),
+            )),
+        ),
     }
 }
 

@@ -6,7 +6,7 @@ use zeugma_core::identity::IdPattern;
 use zeugma_core::snapshot::{Node, PathPattern};
 
 use crate::meta::PositionMeta;
-use crate::model::{Document, MeshGateway, MeshRoute, Model, RuleSpec};
+use crate::model::{Document, MeshGateway, MeshRoute, Model, ProtocolSpec, RuleSpec};
 use crate::pb::{self, matcher, rbac};
 use crate::yaml::Placed;
 
@@ -21,21 +21,26 @@ pub(crate) fn policy_name(at: usize, listeners: &[String], position: &PositionMe
     format!("{at:04} {listeners} at {}:{}", position.file, position.line)
 }
 
-/// The rules of `route` on one listener, `allow` and `deny`.
+/// The rules of `route` on one listener, `allow` and `deny`, for one of its ports.
 ///
-/// Left out is what can never match on this gateway: another cluster's listeners alone, or an
-/// identity that only this gateway itself could have attested.
+/// Left out is what can never match there: another cluster's listeners alone, an identity that only
+/// this gateway itself could have attested, and where no requests are read what asks for one, which
+/// Envoy refuses of a connection.
 pub(crate) fn rules(
     model: &Model,
     gateway: &Document<MeshGateway>,
     node: &Node,
-    route: &Document<MeshRoute>,
+    (route, protocol): (&Document<MeshRoute>, ProtocolSpec),
     listener: &str,
 ) -> (rbac::Rbac, rbac::Rbac) {
     let list = |specs: &[Placed<RuleSpec>], action: rbac::rbac::Action| {
         let mut policies = HashMap::new();
         for (at, rule) in specs.iter().enumerate() {
             let spec = &rule.value;
+            let asks_request = spec.methods.is_some() || spec.paths.is_some();
+            if asks_request && protocol == ProtocolSpec::Tcp {
+                continue;
+            }
             let Some(here) = on_this_gateway(model, gateway, node, spec) else {
                 continue;
             };
@@ -177,25 +182,25 @@ fn authenticated(id: &IdPattern) -> rbac::Principal {
 /// sets it, so there such a rule matches nothing.
 pub(crate) const ATTESTED_BY: &str = "attested-by";
 
-#[expect(
-    deprecated,
-    reason = "`SourcedMetadata` would read route metadata as well"
-)]
 fn attested_by(peer: &str) -> rbac::Principal {
-    identifier(rbac::principal::Identifier::Metadata(
-        matcher::MetadataMatcher {
-            filter: pb::METADATA.to_owned(),
-            path: vec![matcher::metadata_matcher::PathSegment {
-                segment: Some(matcher::metadata_matcher::path_segment::Segment::Key(
-                    ATTESTED_BY.to_owned(),
-                )),
-            }],
-            value: Some(matcher::ValueMatcher {
-                match_pattern: Some(matcher::value_matcher::MatchPattern::StringMatch(
-                    pb::exactly(peer),
-                )),
-            }),
-            invert: false,
+    let matched = matcher::MetadataMatcher {
+        filter: pb::METADATA.to_owned(),
+        path: vec![matcher::metadata_matcher::PathSegment {
+            segment: Some(matcher::metadata_matcher::path_segment::Segment::Key(
+                ATTESTED_BY.to_owned(),
+            )),
+        }],
+        value: Some(matcher::ValueMatcher {
+            match_pattern: Some(matcher::value_matcher::MatchPattern::StringMatch(
+                pb::exactly(peer),
+            )),
+        }),
+        invert: false,
+    };
+    identifier(rbac::principal::Identifier::SourcedMetadata(
+        rbac::SourcedMetadata {
+            metadata_matcher: Some(matched),
+            metadata_source: rbac::MetadataSource::Dynamic.into(),
         },
     ))
 }

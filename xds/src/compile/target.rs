@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use zeugma_core::admission::Rate;
 use zeugma_core::identity::IdPattern;
 use zeugma_core::locality::Locality;
 use zeugma_core::names::SniTarget;
@@ -33,6 +34,8 @@ pub(crate) struct Target {
     pub version: VersionMeta,
     /// Whether a PROXY protocol header precedes the bytes.
     pub proxy_protocol: bool,
+    /// What all of it takes in a second; `None`: anything.
+    pub capacity: Option<Rate>,
 }
 
 impl Target {
@@ -52,6 +55,7 @@ impl Target {
             tls: EndpointTls::None,
             version: VersionMeta::Same,
             proxy_protocol: false,
+            capacity: None,
         }
     }
 }
@@ -92,12 +96,14 @@ pub(crate) fn targets(
         {
             Some(target) => {
                 target.names.push(name);
+                target.capacity = both(target.capacity, capacity(backend));
                 if ids.is_some() {
                     target.tls = peer_tls(model, route, port, peer, ids);
                 }
             }
             None => {
                 let mut target = peer_target(model, route, port, peer, ids);
+                target.capacity = capacity(backend);
                 if name != peer.name {
                     target.names.push(name);
                 }
@@ -130,6 +136,7 @@ pub(crate) fn peer_target(
         tls: peer_tls(model, route, port, peer, ids),
         version: VersionMeta::Same,
         proxy_protocol: false,
+        capacity: None,
     }
 }
 
@@ -180,7 +187,17 @@ fn own(
             VersionSpec::H2 => VersionMeta::H2,
         },
         proxy_protocol: backend.proxy_protocol.unwrap_or(false),
+        capacity: capacity(backend),
     }
+}
+
+fn capacity(backend: &BackendSpec) -> Option<Rate> {
+    backend.capacity.as_ref().map(|rate| rate.0)
+}
+
+/// What two backends take that are reached as one.
+fn both(one: Option<Rate>, other: Option<Rate>) -> Option<Rate> {
+    Rate::per_second(one?.get().saturating_add(other?.get()))
 }
 
 /// Where a backend of this cluster answers, with its weights.

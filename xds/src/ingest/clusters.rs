@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use zeugma_core::admission::RouteLimits;
+use zeugma_core::admission::{Rate, RouteLimits};
 use zeugma_core::identity::{IdPattern, TrustDomain};
 use zeugma_core::locality::Locality;
 use zeugma_core::names::{Host, HostPattern};
@@ -613,6 +613,9 @@ fn endpoint(
             VersionMeta::H2 => HttpVersion::H2,
         },
         proxy_protocol: socket.proxy_protocol,
+        capacity: (meta.capacity)
+            .map(|most| Rate::per_second(most).ok_or("a backend takes nothing"))
+            .transpose()?,
     })
 }
 

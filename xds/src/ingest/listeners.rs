@@ -10,7 +10,7 @@ use zeugma_core::snapshot::{HostTable, Listener, Mirror, Protocol, Role, Service
 use super::clusters::all;
 use super::rbac::Listed;
 use super::{Gathered, Names, http_rules};
-use crate::compile::{ALLOW, DENY};
+use crate::compile::{ALLOW, DENY, HIDDEN, NOBODY};
 use crate::meta::ListenerMeta;
 use crate::pb::{self, hcm, http_rbac, listener, network_rbac, route, tcp_proxy};
 
@@ -55,6 +55,9 @@ enum ChainTo {
     Service(ServiceIx, Vec<Listed>, Vec<Mirror>),
     /// The route configuration of this name.
     Routes(String),
+    /// It refuses the names of this service.
+    Hidden(ServiceIx),
+    Nowhere,
 }
 
 impl ReadChain {
@@ -68,6 +71,12 @@ impl ReadChain {
 }
 
 fn chain_to(chain: &listener::FilterChain, names: &Names) -> Result<ChainTo, String> {
+    if chain.name == NOBODY {
+        return Ok(ChainTo::Nowhere);
+    }
+    if let Some(id) = chain.name.strip_prefix(HIDDEN) {
+        return Ok(ChainTo::Hidden(names.service(id)?));
+    }
     let last = chain
         .filters
         .last()
@@ -85,8 +94,9 @@ fn chain_to(chain: &listener::FilterChain, names: &Names) -> Result<ChainTo, Str
     let ix = names.service(&chain.name)?;
     let mut listed = Vec::new();
     for filter in &chain.filters {
+        // Whether they hold or are audited alone is the service's to say.
         if let Ok(rbac) = pb::unpack::<network_rbac::Rbac>(typed(filter)?)
-            && let Some(rules) = &rbac.rules
+            && let Some(rules) = rbac.rules.as_ref().or(rbac.shadow_rules.as_ref())
         {
             listed.push(Listed::read(rules, names)?);
         }
@@ -135,7 +145,7 @@ fn virtual_host(host: &route::VirtualHost, ix: ServiceIx, names: &Names) -> Resu
             .get(name)
             .ok_or_else(|| format!("it has no rules for `{name}`"))?;
         let rbac: http_rbac::RbacPerRoute = pb::unpack(any)?;
-        if let Some(listed) = rbac.rbac.and_then(|rbac| rbac.rules) {
+        if let Some(listed) = (rbac.rbac).and_then(|rbac| rbac.rules.or(rbac.shadow_rules)) {
             rules.push(Listed::read(&listed, names)?);
         }
     }
@@ -221,6 +231,8 @@ impl Reader<'_> {
         reached: &mut BTreeSet<ServiceIx>,
     ) -> Result<(), String> {
         match to {
+            ChainTo::Nowhere => {}
+            ChainTo::Hidden(ix) => drop(reached.insert(ix)),
             ChainTo::Service(ix, listed, mirrors) => {
                 gather(gathered, ix, &listed, (mirrors, None))?;
                 reached.insert(ix);

@@ -118,10 +118,6 @@ fn rule(name: &str, policy: &rbac::Policy, names: &Names) -> Result<(usize, Rule
     Ok((at, rule))
 }
 
-#[expect(
-    deprecated,
-    reason = "`SourcedMetadata` would read route metadata as well"
-)]
 fn read_principal(
     principal: &rbac::Principal,
     rule: &mut Rule,
@@ -144,7 +140,11 @@ fn read_principal(
             rule.sources.push(pb::from_cidr(range)?);
             Ok(())
         }
-        Some(Identifier::Metadata(metadata)) => {
+        Some(Identifier::SourcedMetadata(sourced))
+            if sourced.metadata_source() == rbac::MetadataSource::Dynamic =>
+        {
+            let metadata = sourced.metadata_matcher.as_ref();
+            let metadata = metadata.ok_or("metadata without a matcher is not supported")?;
             rule.via.push(names.peer(attested_by(metadata)?)?);
             Ok(())
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use zeugma_core::admission::Rate;
 use zeugma_core::identity::IdPattern;
 use zeugma_core::locality::Locality;
 use zeugma_core::names::HostPattern;
@@ -162,6 +163,13 @@ pub(crate) struct BackendSpec {
     /// ClientHello. An endpoint that does not expect it takes it for the first bytes. tcp only. Default
     /// false.
     pub proxy_protocol: Option<bool>,
+    /// What it takes in a second from this gateway, of requests, or of connections where the route is
+    /// tcp, over all ports of the route; retries and mirrored copies count. What is more goes to the next
+    /// levels that have room, and what fits nowhere is refused with 503 and `over-capacity`, which a
+    /// gateway that calls tries elsewhere. Of a backend of which a part is healthy, that part. A second's
+    /// worth may come at once. Of a peer the lesser of this and what its gateways report. `1/s` to
+    /// `1000000/s`. Default: anything.
+    pub capacity: Option<Text<Rate>>,
     /// A MeshPeer, instead of `endpoints`: where that cluster keeps its own files.
     pub peer: Option<Text<Name>>,
 }
@@ -392,7 +400,9 @@ pub(crate) struct PassiveSpec {
     /// Ejection by share of failures in 10 s windows.
     #[serde(default)]
     pub error_rate: ErrorRateSpec,
-    /// How long an ejection lasts. Default `30s`; at least 1ms.
+    /// How long an ejection lasts; each further one as much longer, up to ten times, until it was well
+    /// for so long again. Then one request is sent there, and the others wait for what comes of it.
+    /// Default `30s`; at least 1ms.
     pub eject: Option<Text<Duration>>,
     /// The largest share of a level that may be ejected. Default `100%`.
     pub max_ejected: Option<Text<Percent>>,
@@ -574,7 +584,7 @@ pub(crate) struct RuleRetriesSpec {
 
 /// What becomes of headers. `host`, `content-length`, what ends at each hop, and what the gateway itself
 /// writes (`x-request-id`, `x-forwarded-client-cert`, `x-zeugma-*`, `traceparent`, `via`) cannot be
-/// changed.
+/// changed, and of answers neither can `grpc-*`, which says how a call ended.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct HeadersSpec {

@@ -2,6 +2,7 @@
 //! socket is opened here.
 
 pub(crate) mod client;
+pub(crate) mod server;
 
 use prost::Name as _;
 

@@ -47,7 +47,7 @@ coded! {
         retries, limits,
     }
     Level { name, members }
-    Endpoint { key, backend, address, weight, locality, peer, tls, version, proxy_protocol }
+    Endpoint { key, backend, address, weight, locality, peer, tls, version, proxy_protocol, capacity }
     Failover { start, full, hold, failback_after, failback_ramp, failback, too_few }
     ActiveCheck { kind, every, timeout, up, down }
     PassiveCheck { consecutive, on, error_rate, eject, max_ejected, keep_at_least }

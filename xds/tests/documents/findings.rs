@@ -936,6 +936,24 @@ fn a_rate_is_a_whole_number_above_nothing_a_second() {
         assert_eq!(finding.code, Code::BadValue, "{finding}");
         assert!(finding.to_string().contains(words), "{finding}");
     }
+    for (backend, path) in [
+        (
+            "endpoints: ['10.0.0.1:9'], capacity: 0/s",
+            "spec.backends[0].capacity",
+        ),
+        (
+            "peer: west, capacity: 2000000/s",
+            "spec.backends[0].capacity",
+        ),
+    ] {
+        let text = route("r", &format!("protocol: http, backends: [{{{backend}}}]"));
+        let finding = only(&[EAST, WEST_PEER, &text], backend);
+        assert_eq!(finding.place.as_ref().unwrap().path, path);
+        assert!(
+            finding.to_string().contains("write 1/s to 1000000/s"),
+            "{finding}"
+        );
+    }
     let typo = EAST.replace("role: mesh", "role: mesh, handshakes: {perSoruce: 1/s}");
     let finding = only(&[&typo], "a typo");
     assert_eq!(finding.code, Code::UnknownField);

@@ -234,6 +234,18 @@ fn what_is_wrong_with_rules_is_said_where_it_stands() {
             "gateway's to write",
         ),
         (
+            "[{ headers: { response: { set: { Grpc-Status: '0' } } } }]".to_owned(),
+            C,
+            "[0].headers.response.set.Grpc-Status",
+            "gateway's to write",
+        ),
+        (
+            "[{ headers: { response: { remove: [grpc-message] } } }]".to_owned(),
+            C,
+            "[0].headers.response.remove[0]",
+            "gateway's to write",
+        ),
+        (
             request("{ set: { x-a: a }, remove: [X-A] }"),
             C,
             "[0].headers.request.remove[0]",

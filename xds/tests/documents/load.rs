@@ -269,6 +269,52 @@ fn a_name_by_dns_arrives_with_its_port_or_that_of_the_route() {
 }
 
 #[test]
+fn what_backends_take_arrives_and_is_said_in_words() {
+    let web = route(
+        "web",
+        "protocol: http, backends: [{name: a, endpoints: ['10.0.1.1:80', '10.0.1.2:80'], capacity: 300/s}, \
+         {name: b, endpoints: ['10.0.1.3:80'], capacity: 200/s}, \
+         {name: c, locality: eu/eu-2, endpoints: ['10.0.2.1:80'], capacity: 50/s}, \
+         {name: d, locality: eu/eu-2, endpoints: ['10.0.2.2:80']}, \
+         {peer: west, capacity: 100/s}]",
+    );
+    let loaded = loaded(&[EAST, WEST_PEER, &web], None);
+    let cluster = loaded
+        .snapshot
+        .cluster(service(&loaded.snapshot, "web", 80).outbound);
+    let capacities = (cluster.endpoints.iter()).map(|one| one.capacity.map(|rate| rate.get()));
+    // West has two gateways.
+    let wanted = [
+        Some(300),
+        Some(300),
+        Some(200),
+        Some(50),
+        None,
+        Some(100),
+        Some(100),
+    ];
+    assert_eq!(capacities.collect::<Vec<_>>(), wanted);
+    let text = zeugma_xds::meaning(&loaded.snapshot)[0].to_string();
+    for line in [
+        "     a takes 300/s, b takes 200/s: of what is offered, what is over 500/s is for eu/eu-2\n",
+        "     c takes 50/s: what is over that is for the others of this level\n",
+        "     west takes 100/s: what is over 100/s here is refused (503)\n",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+    // Several backends of one other cluster are one, and take what they take together.
+    let both = route(
+        "both",
+        "protocol: http, backends: [{name: x, cluster: west, endpoints: ['10.0.1.1:80'], capacity: 3/s}, \
+         {name: y, cluster: west, endpoints: ['10.0.1.2:80'], capacity: 4/s}]",
+    );
+    let loaded = self::loaded(&[EAST, WEST_PEER, &both], None);
+    let ix = service(&loaded.snapshot, "both", 80).outbound;
+    let one = &loaded.snapshot.cluster(ix).endpoints[0];
+    assert_eq!(one.capacity.map(|rate| rate.get()), Some(7));
+}
+
+#[test]
 fn everything_that_is_written_arrives() {
     let orders = route(
         "orders",
@@ -872,7 +918,11 @@ fn a_host_leads_to_the_service_that_envoy_would_choose() {
 fn a_name_that_is_exported_to_nobody_is_not_taken_by_an_exported_wildcard() {
     let documents = [
         ("any", "hosts: ['*.example'], export: { to: [west] }"),
-        ("secret", "hosts: [secret.example, other.test]"),
+        // What it says of requests is said where it can be called alone.
+        (
+            "secret",
+            "hosts: [secret.example, other.test], mirror: [{ route: both }], rules: [{ matches: [{ method: GET }], timeouts: { perTry: 1s } }]",
+        ),
         ("secrets", "hosts: ['*.secret.example'], port: 443"),
         ("both", "hosts: [both.example], export: { to: [west] }"),
         ("both-too", "hosts: [both.example], port: 81"),
@@ -898,7 +948,11 @@ fn a_name_that_is_exported_to_nobody_is_not_taken_by_an_exported_wildcard() {
         match route_tls(snapshot, snapshot.listener(listener).unwrap(), &hello) {
             Routed::Terminate(ix) => snapshot.service(ix).name.to_string(),
             Routed::Refuse(reason) => reason.to_string(),
-            other => panic!("{sni}: {other:?}"),
+            other @ (Routed::Passthrough(_)
+            | Routed::TerminateAnyPort(_)
+            | Routed::Reports
+            | Routed::Plain(_)
+            | Routed::PlainHttp) => panic!("{sni}: {other:?}"),
         }
     };
     for (sni, mesh, apps) in [

@@ -20,6 +20,8 @@ use crate::world::{Call, Opening, World};
 pub(crate) struct Engine {
     snapshot: Snapshot,
     shares: Shares,
+    /// The place in its list of the entry on each line.
+    entries: Vec<usize>,
 }
 
 impl Engine {
@@ -28,8 +30,19 @@ impl Engine {
             Ok(loaded) => loaded.snapshot,
             Err(findings) => panic!("{findings}\n{}", world.yaml()),
         };
+        let yaml = world.yaml();
+        let mut nth = 0;
+        let entries = yaml.lines().map(|line| {
+            nth = if line.starts_with("    - ") {
+                nth + 1
+            } else {
+                0
+            };
+            nth
+        });
         Self {
             shares: Shares::all_healthy(&snapshot),
+            entries: entries.collect(),
             snapshot,
         }
     }
@@ -157,7 +170,10 @@ impl Engine {
                 Answer::Carried {
                     route: service.name.to_string(),
                     port: service.port,
-                    allow: *rule,
+                    allow: rule.map(|rule| {
+                        let position = service.policy.allow[rule].position.as_ref();
+                        self.entries[position.unwrap().line as usize - 1] - 1
+                    }),
                     rule: matched.map(|matched| matched.rule),
                     attested: matches!(evidence, Evidence::Asserted { .. }),
                 }

@@ -7,6 +7,7 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::unwrap_in_result,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::print_stderr,
@@ -34,7 +35,7 @@ const WORLDS: u64 = 500;
 /// Calls to each.
 const CALLS: usize = 2100;
 /// Configurations with entries that may have no effect.
-const DOUBTFUL_WORLDS: u64 = 600;
+const DOUBTFUL_WORLDS: u64 = 1500;
 
 /// How often each answer was given.
 type Tally = BTreeMap<String, u64>;

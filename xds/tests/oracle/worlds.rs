@@ -275,7 +275,7 @@ fn entries(rng: &mut Rng, peers: &[Peer], most: usize) -> Vec<Entry> {
                     entry.from = Some(from.into_iter().map(str::to_owned).collect());
                     fields += 1;
                 }
-                if rng.u8(..10) == 0 {
+                if rng.u8(..8) == 0 {
                     entry.via = Some(some(rng, &names, 2));
                     fields += 1;
                 }

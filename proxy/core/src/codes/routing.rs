@@ -134,14 +134,14 @@ pub(super) const ENTRIES: &[Entry] = &[
         "ZG0421",
         "endpoint ejected",
         &[Log],
-        "What came back from the endpoint was bad often enough; it gets no traffic until the time in the line is over.",
+        "What came back from the endpoint was bad often enough; it gets no traffic until the time in the line is over. Then one request is sent to it, and if that fails it is out for longer.",
         "Look at the endpoint; `cause` says what it did. `health.passive` of the route says how much is too much.",
     ),
     entry(
         "ZG0422",
         "endpoint readmitted",
         &[Log],
-        "The time of its ejection is over and it gets traffic again.",
+        "The time of its ejection is over, one request to it was answered as it should be, and it gets traffic again.",
         "Nothing; if it is ejected again and again, look at it.",
     ),
     entry(
@@ -276,6 +276,13 @@ pub(super) const ENTRIES: &[Entry] = &[
         &[Log],
         "An operator let traffic come back, by `zeugma failover reset`: by `failover.failback.ramp`, without `after`.",
         "Nothing.",
+    ),
+    entry(
+        "ZG0442",
+        "no backend that is healthy has capacity left",
+        &[AccessLog],
+        "Each second more is offered than the healthy backends take together, as `capacity` of the backends has it or as peers report. A gateway that calls may try another one.",
+        "`zeugma explain route HOST` shows what is offered and what each level takes. Add endpoints and raise `capacity`, or add a backend that helps out.",
     ),
     entry(
         "ZG0450",

@@ -5,13 +5,13 @@ use crate::balance::mix;
 use crate::fixture::{cluster, http_rule, id, ids, nets, part, service, snapshot};
 use crate::fleet::{LevelMotion, Observation};
 use crate::outlier::EjectCause;
-use crate::plan::{Why, plan};
+use crate::plan::Why;
 use crate::route::{
     Routed, check_authority, check_authority_port, route_authority, route_plaintext, route_tls,
 };
 use crate::rules::{Field, Match, PathMatch, Rules, Tried};
 use crate::snapshot::{
-    Export, Failure, HostTable, Inbound, Policy, PolicyMode, Role, Rule, Service,
+    Balance, Export, Failure, HashOn, HostTable, Inbound, Policy, PolicyMode, Role, Rule, Service,
 };
 use crate::time::Time;
 
@@ -34,6 +34,7 @@ fn beside(draw: u64) -> Beside<'static> {
     Beside {
         load: &|_| 0,
         draw,
+        now: Time::ZERO,
         refuses: &|_, _| None,
     }
 }
@@ -482,6 +483,60 @@ fn a_request_is_told_with_the_rule_that_it_is_for() {
     assert_eq!((twice.refused, twice.to), (Some(Reason::NoRule), None));
 }
 
+/// What broke: it was drawn, though the key says where each such request goes.
+#[test]
+fn what_is_balanced_by_a_key_goes_where_its_key_leads() {
+    let keyed = |on: HashOn| {
+        let mut to = cluster(&[&["e0", "e1", "e2", "e3"]]);
+        Arc::make_mut(&mut to.policy).balance = Balance::RingHash(on);
+        let mut world = snapshot(vec![allowing(
+            vec![Rule::default()],
+            service("a/one", "one.a", 80),
+        )]);
+        world.clusters = vec![to.into()];
+        World::of(world)
+    };
+    let first = |world: &World, question: &Question, draw| {
+        let (snapshot, shares, fleet) = (&world.snapshot, &world.shares, &world.fleet);
+        let told = explain(snapshot, shares, fleet, question, beside(draw)).unwrap();
+        let to = told.to.unwrap().attempts[0].endpoint;
+        (to, told.keyed.unwrap().key)
+    };
+    let expected = |world: &World, key| {
+        let (cluster, of) = (&world.snapshot.clusters[0], &world.shares.clusters[0]);
+        plan(cluster, of, &|_| 0, key).next().unwrap().endpoint
+    };
+    let world = keyed(HashOn::Header("x-user".into()));
+    for user in ["ann", "bob", "cy"] {
+        let asked = Question {
+            headers: vec![("x-user".to_owned(), user.to_owned())],
+            ..question("one.a")
+        };
+        let key = key_of(user.as_bytes());
+        for draw in 0..20 {
+            let told = first(&world, &asked, draw);
+            assert_eq!(told, (expected(&world, key), Some(key)), "{user}");
+        }
+    }
+    let drawn: Vec<_> = (0..20)
+        .map(|draw| first(&world, &question("one.a"), draw))
+        .collect();
+    assert!(drawn.iter().any(|one| one.0 != drawn[0].0), "{drawn:?}");
+    assert!(drawn.iter().all(|one| one.1.is_none()));
+    let world = keyed(HashOn::Source);
+    let asked = Question {
+        source: Some("192.0.2.7".parse().unwrap()),
+        ..question("one.a")
+    };
+    let key = key_of(&[192, 0, 2, 7]);
+    for draw in 0..20 {
+        assert_eq!(
+            first(&world, &asked, draw),
+            (expected(&world, key), Some(key))
+        );
+    }
+}
+
 #[test]
 fn what_is_left_open_is_told() {
     let mut world = snapshot(vec![
@@ -599,7 +654,16 @@ fn a_level_says_why_it_has_its_share() {
     let (seen, view) = level(&world);
     assert!((seen.share - 5.0 / 7.0).abs() < 1e-9, "{seen:?}");
     assert_eq!(view.motion, LevelMotion::Settled);
-    // Well again after 30 s: for a minute nothing comes back, then it takes its ramp.
+    // Tried by one request after 30 s.
+    world.shares = world.fleet.shares(at(35));
+    assert_eq!(
+        world.ask(&question("one.a")).to.unwrap().attempts[0].why,
+        Why::Trial
+    );
+    world
+        .fleet
+        .observe_successes(&crate::snapshot::EndpointKey("e0".into()), 1, at(35));
+    // Well again: for a minute nothing comes back, then it takes its ramp.
     world.shares = world.fleet.shares(at(35));
     let view = level(&world).1;
     assert_eq!(view.motion, LevelMotion::Waiting { since: at(35) });

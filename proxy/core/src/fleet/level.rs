@@ -34,6 +34,8 @@ const RAMP_STEP_MIN: Duration = Duration::from_millis(50);
 pub(super) struct LevelState {
     /// d.
     damped: f64,
+    /// c, as of the last step.
+    healthy: f64,
     motion: Motion,
     /// What it took without a reset before operators took traffic off it; `None` where none is taken.
     before: Option<f64>,
@@ -68,6 +70,7 @@ impl LevelState {
     pub(super) fn new(capacity: f64) -> Self {
         Self {
             damped: capacity,
+            healthy: capacity,
             motion: Motion::Settled,
             before: None,
             window: Window::default(),
@@ -129,6 +132,11 @@ impl LevelState {
         self.damped
     }
 
+    /// c, as of the last step.
+    pub(super) const fn healthy(&self) -> f64 {
+        self.healthy
+    }
+
     /// Applies c as it is: what the damped capacities together could not carry.
     pub(super) fn undamp(&mut self, capacity: f64) {
         self.damped = capacity;
@@ -142,6 +150,7 @@ impl LevelState {
 
     /// Follows c; `alive` is whether anything in the level is healthy.
     pub(super) fn step(&mut self, capacity: f64, alive: bool, failover: &Failover, now: Time) {
+        self.healthy = capacity;
         if !alive || self.motion == Motion::Free {
             self.undamp(capacity);
         } else if capacity < self.damped - SHARE_EPSILON {

@@ -57,6 +57,7 @@ pub(super) struct Behind {
     counts: Option<Counts>,
     healthy_weight: f64,
     weight: f64,
+    capacity: Option<f64>,
     presence: Presence,
     pub(super) is_stale: bool,
 }
@@ -80,6 +81,10 @@ impl Behind {
         self.presence == Presence::Gone || self.healthy_weight <= 0.0
     }
 
+    pub(super) const fn reports_capacity(&self) -> bool {
+        self.capacity.is_some()
+    }
+
     /// What it makes of the weight that is configured.
     pub(super) fn worth(&self, configured: f64) -> Worth {
         let healthy = if self.is_empty() {
@@ -95,6 +100,7 @@ impl Behind {
                 Presence::Leaving | Presence::Gone => 0.0,
             },
             reported: self.counts,
+            capacity: self.capacity,
         }
     }
 }
@@ -139,6 +145,7 @@ impl Reports {
                 counts: None,
                 healthy_weight: 1.0,
                 weight: 1.0,
+                capacity: None,
                 presence,
                 is_stale: heard.is_stale,
             });
@@ -150,6 +157,7 @@ impl Reports {
             }),
             healthy_weight: standing.healthy_weight(),
             weight: standing.weight(),
+            capacity: standing.capacity().map(|rate| f64::from(rate.get())),
             presence,
             is_stale: heard.is_stale,
         })

@@ -4,7 +4,7 @@ use crate::locality::Locality;
 use crate::names::Host;
 use crate::names::HostPattern;
 use crate::report::{Presence, Report, Standing};
-use crate::shares::Counts;
+use crate::shares::{Counts, Trial};
 use crate::snapshot::{
     ActiveKind, Address, ClusterIx, EndpointIx, Failover, PeerIx, Service, TooFew,
 };
@@ -83,6 +83,12 @@ fn successes_count_alike_at_once_and_one_by_one() {
     assert_eq!(at_once.status(&key("a")), Some(EndpointStatus::Ejected));
 }
 
+/// Has the one request succeed that is sent when an ejection is over.
+fn revive(fleet: &mut Fleet, name: &str, now: Time) {
+    see(fleet, name, Ok(()), 1, now);
+    assert_eq!(fleet.status(&key(name)), Some(EndpointStatus::Healthy));
+}
+
 fn kill(fleet: &mut Fleet, name: &str, now: Time) {
     see(fleet, name, Err(Failure::Connect), 5, now);
     assert_eq!(fleet.status(&key(name)), Some(EndpointStatus::Ejected));
@@ -124,6 +130,7 @@ fn with_manual_failback_a_level_waits_for_a_reset_and_then_takes_the_ramp() {
     kill(&mut fleet, "a", at(0.0));
     assert_eq!(shares(&mut fleet, at(29.0)), [0, 1000]);
     assert_eq!(told_to_wait(&mut fleet), 0);
+    revive(&mut fleet, "a", at(30.0));
     let kept = [LevelMotion::Kept { since: at(30.0) }, LevelMotion::Settled];
     for seconds in [30.0, 100.0, 10_000.0] {
         assert_eq!(shares(&mut fleet, at(seconds)), [0, 1000], "{seconds}");
@@ -145,6 +152,7 @@ fn with_manual_failback_a_level_waits_for_a_reset_and_then_takes_the_ramp() {
     assert_eq!(waits(&mut fleet, at(10_060.0)), []);
     // It left once more: the reset was for once.
     kill(&mut fleet, "a", at(11_000.0));
+    revive(&mut fleet, "a", at(11_900.0));
     assert_eq!(shares(&mut fleet, at(12_000.0)), [0, 1000]);
 }
 
@@ -152,14 +160,109 @@ fn with_manual_failback_a_level_waits_for_a_reset_and_then_takes_the_ramp() {
 fn a_level_that_waits_for_a_reset_lends_what_the_others_lack_and_no_more() {
     let mut fleet = fleet(vec![manual(fixture::cluster(&[&["a"], &["b", "c"]]))]);
     kill(&mut fleet, "a", at(0.0));
+    revive(&mut fleet, "a", at(30.0));
     assert_eq!(shares(&mut fleet, at(100.0)), [0, 1000]);
     // By hand: half of the second level takes 5/7.
     kill(&mut fleet, "b", at(100.0));
     assert_eq!(shares(&mut fleet, at(100.0)), [286, 714]);
+    revive(&mut fleet, "b", at(200.0));
     assert_eq!(shares(&mut fleet, at(200.0)), [286, 714], "nearest first");
     kill(&mut fleet, "b", at(200.0));
     kill(&mut fleet, "c", at(200.0));
     assert_eq!(shares(&mut fleet, at(200.0)), [1000, 0]);
+}
+
+/// What the published shares have for whoever asks first.
+fn trial(fleet: &mut Fleet, now: Time) -> Option<Trial> {
+    let shares = fleet.shares(now);
+    shares.clusters[0]
+        .trials
+        .first()
+        .map(|(_, trial)| trial.clone())
+}
+
+#[test]
+fn one_request_shows_whether_an_endpoint_is_good_again() {
+    let cluster = fixture::cluster(&[&["a", "b"]]);
+    let mut fleet = fleet(vec![cluster.clone()]);
+    kill(&mut fleet, "a", at(0.0));
+    assert!(trial(&mut fleet, at(29.9)).is_none());
+    let first = |of: &ClusterShares| {
+        let first = crate::plan::plan(&cluster, of, &|_| 0, 7).find(|one| one.begins(of));
+        first.map(|first| (first.endpoint.0, first.why.label()))
+    };
+    let published = fleet.shares(at(30.0));
+    let of = &published.clusters[0];
+    assert_eq!(first(of), Some((0, "trial")));
+    for _ in 0..100 {
+        assert_eq!(first(of), Some((1, "local")));
+    }
+    // The others go on waiting for what comes of it, and of what was sent before nothing follows.
+    assert!(!fleet.has_changed());
+    see(&mut fleet, "a", Err(Failure::RefusedStream), 1, at(31.0));
+    assert_eq!(fleet.status(&key("a")), Some(EndpointStatus::Ejected));
+    assert!(fleet.shares(at(31.0)) == published);
+    see(&mut fleet, "a", Err(Failure::Reset), 1, at(32.0));
+    // Out for twice as long.
+    assert!(trial(&mut fleet, at(91.9)).is_none());
+    assert!(trial(&mut fleet, at(92.0)).is_some_and(|trial| trial.begin()));
+    revive(&mut fleet, "a", at(92.0));
+    assert!(trial(&mut fleet, at(92.0)).is_none());
+    assert_eq!(fleet.next_wake(), None);
+    let mut lasts = Vec::new();
+    for event in fleet.drain_events() {
+        if let FleetEvent::Ejected { lasts: now, .. } = event {
+            lasts.push(now.as_secs());
+        }
+    }
+    assert_eq!(lasts, [30, 60]);
+}
+
+#[test]
+fn a_trial_of_which_nothing_comes_is_followed_by_another() {
+    let mut fleet = fleet(vec![fixture::cluster(&[&["a", "b"]])]);
+    kill(&mut fleet, "a", at(0.0));
+    let one = trial(&mut fleet, at(30.0)).unwrap();
+    assert_eq!(fleet.next_wake(), Some(at(40.0)));
+    // Nothing of what was under way is held against it.
+    see(&mut fleet, "a", Err(Failure::Reset), 3, at(31.0));
+    assert!(one.begin() && !one.begin());
+    let other = trial(&mut fleet, at(40.0)).unwrap();
+    assert!(other != one && other.is_open());
+    // Where nobody asks anything it is back by time alone.
+    assert!(trial(&mut fleet, at(49.9)).unwrap() == other);
+    assert!(trial(&mut fleet, at(50.0)).is_none());
+    assert_eq!(fleet.status(&key("a")), Some(EndpointStatus::Healthy));
+    assert_eq!(fleet.next_wake(), None);
+}
+
+#[test]
+fn who_was_not_reached_and_is_reached_by_checks_needs_no_trial() {
+    let mut fleet = fleet(vec![active(fixture::cluster(&[&["a", "b"]]))]);
+    kill(&mut fleet, "a", at(0.0));
+    see(&mut fleet, "b", Err(Failure::Reset), 5, at(1.0));
+    assert_eq!(
+        fleet.status(&key("b")),
+        Some(EndpointStatus::Unknown),
+        "kept"
+    );
+    let probe = |fleet: &mut Fleet, now| {
+        for probe in fleet.due_probes(now, 1) {
+            fleet.probed(&probe.key, true, now);
+        }
+    };
+    // On trial, for nothing is known of it; then it is.
+    assert!(trial(&mut fleet, at(31.0)).is_some());
+    probe(&mut fleet, at(31.0));
+    assert_eq!(fleet.status(&key("a")), Some(EndpointStatus::Healthy));
+    kill(&mut fleet, "a", at(500.0));
+    probe(&mut fleet, at(530.0));
+    assert_eq!(fleet.status(&key("a")), Some(EndpointStatus::Healthy));
+    // Whose requests fail is not shown to be good by that.
+    see(&mut fleet, "a", Err(Failure::Reset), 5, at(1000.0));
+    probe(&mut fleet, at(1030.0));
+    assert_eq!(fleet.status(&key("a")), Some(EndpointStatus::Ejected));
+    assert!(trial(&mut fleet, at(1030.0)).is_some());
 }
 
 #[test]
@@ -168,6 +271,7 @@ fn a_level_waits_as_it_did_before_the_gateway_started() {
     let mut before = fleet(clusters());
     assert!(!before.take_kept_changed());
     kill(&mut before, "a", at(0.0));
+    revive(&mut before, "a", at(40.0));
     assert_eq!(shares(&mut before, at(40.0)), [0, 1000]);
     assert!(before.take_kept_changed() && !before.take_kept_changed());
     let kept: Vec<Kept> = before.kept().collect();
@@ -281,6 +385,7 @@ fn the_end_of_an_evacuation_lets_back_what_it_took_and_no_level_that_waits_for_a
     let cluster = manual(standing_in(levels, &["eu", "us", "ap"]));
     let mut fleet = fleet(vec![cluster]);
     kill(&mut fleet, "a", at(0.0));
+    revive(&mut fleet, "a", at(30.0));
     assert_eq!(shares(&mut fleet, at(40.0)), [0, 1000, 0]);
     assert!(fleet.evacuate(place("us"), at(40.0)));
     assert_eq!(shares(&mut fleet, at(40.0)), [0, 0, 1000]);
@@ -295,6 +400,7 @@ fn the_end_of_an_evacuation_lets_back_what_it_took_and_no_level_that_waits_for_a
     assert_eq!(shares(&mut fleet, at(1_060.0)), [1000, 0, 0]);
     // What waited before it was taken off waits after.
     kill(&mut fleet, "a", at(2_000.0));
+    revive(&mut fleet, "a", at(2_030.0));
     assert_eq!(shares(&mut fleet, at(2_040.0)), [0, 1000, 0]);
     assert!(fleet.evacuate(place("eu"), at(2_040.0)));
     assert!(fleet.end_evacuation(&place("eu"), at(2_100.0)));
@@ -400,6 +506,9 @@ fn five_connect_failures_eject_for_as_long_as_configured() {
     );
     let status = |fleet: &mut Fleet, now| fleet.shares(now).clusters[0].endpoints[0];
     assert_eq!(status(&mut fleet, at(30.9)), EndpointStatus::Ejected);
+    // Until one request has succeeded.
+    assert_eq!(status(&mut fleet, at(31.0)), EndpointStatus::Ejected);
+    revive(&mut fleet, "a", at(31.0));
     assert_eq!(status(&mut fleet, at(31.0)), EndpointStatus::Healthy);
 }
 
@@ -409,6 +518,7 @@ fn traffic_leaves_a_dead_level_at_once_and_comes_back_after_a_minute_over_a_minu
     kill(&mut fleet, "a", at(0.0));
     assert_eq!(shares(&mut fleet, at(0.0)), [0, 1000]);
     // Readmitted at 30, waits until 90, ramps until 150.
+    revive(&mut fleet, "a", at(30.0));
     for (seconds, local) in [
         (30.0, 0),
         (89.9, 0),
@@ -427,6 +537,8 @@ fn traffic_leaves_a_dead_level_at_once_and_comes_back_after_a_minute_over_a_minu
 fn next_wake_leads_through_the_whole_way_back_in_small_steps() {
     let mut fleet = fleet(vec![fixture::cluster(&[&["a"], &["b"]])]);
     kill(&mut fleet, "a", at(0.0));
+    assert_eq!(fleet.next_wake(), Some(at(30.0)));
+    revive(&mut fleet, "a", at(30.0));
     let mut last = 0;
     let mut steps = 0;
     while let Some(wake) = fleet.next_wake() {
@@ -477,6 +589,7 @@ fn where_the_damped_capacities_do_not_reach_the_undamped_apply() {
 fn a_little_too_little_is_too_little_for_damping() {
     let mut fleet = fleet(vec![fixture::cluster(&[&["a"], &["b", "c", "d"]])]);
     kill(&mut fleet, "a", at(0.0));
+    revive(&mut fleet, "a", at(30.0));
     assert_eq!(shares(&mut fleet, at(30.0)), [0, 1000]);
     // 2 of 3 healthy is c = 20/21 by hand: with `a` waiting at 0, below 1 together.
     kill(&mut fleet, "b", at(31.0));
@@ -641,6 +754,7 @@ fn an_endpoint_that_is_readmitted_comes_to_its_weight_by_and_by() {
     assert_eq!(parts(&mut fleet, at(0.0)), ALL);
     kill(&mut fleet, "a", at(0.0));
     assert_eq!(parts(&mut fleet, at(29.9)), ALL);
+    revive(&mut fleet, "a", at(30.0));
     for (second, part) in [(30.0, 100), (31.0, 100), (35.0, 250), (49.0, 950)] {
         assert_eq!(parts(&mut fleet, at(second)), [part, 1000], "{second}");
     }
@@ -655,11 +769,14 @@ fn an_endpoint_that_is_readmitted_comes_to_its_weight_by_and_by() {
 fn an_endpoint_that_is_out_again_starts_anew() {
     let mut fleet = fleet(vec![slowly(fixture::cluster(&[&["a", "b"]]), 20)]);
     kill(&mut fleet, "a", at(0.0));
+    assert_eq!(parts(&mut fleet, at(30.0)), ALL);
+    revive(&mut fleet, "a", at(30.0));
     assert_eq!(parts(&mut fleet, at(30.0)), [100, 1000]);
     assert_eq!(parts(&mut fleet, at(45.0)), [750, 1000]);
     kill(&mut fleet, "a", at(45.0));
     assert_eq!(parts(&mut fleet, at(46.0)), ALL);
-    assert_eq!(parts(&mut fleet, at(76.0)), [100, 1000]);
+    revive(&mut fleet, "a", at(105.0));
+    assert_eq!(parts(&mut fleet, at(105.0)), [100, 1000]);
 }
 
 #[test]
@@ -901,7 +1018,9 @@ fn a_level_that_is_called_otherwise_goes_on_waiting_for_failback() {
         let mut fleet = fleet(vec![named(&[("eu/1/a", &["a1", "a2"]), ("us", &["b"])])]);
         kill(&mut fleet, "a1", at(0.0));
         kill(&mut fleet, "a2", at(0.0));
-        // Back when that is looked at: at 31 s, waiting until 91 s.
+        // Back at 31 s, waiting until 91 s.
+        revive(&mut fleet, "a1", at(31.0));
+        revive(&mut fleet, "a2", at(31.0));
         assert_eq!(shares(&mut fleet, at(31.0)), [0, 1000]);
         let names: Vec<_> = pushed
             .levels
@@ -1045,11 +1164,14 @@ fn events_nobody_drains_are_bounded() {
     let mut cluster = fixture::cluster(&[&["a", "b"]]);
     Arc::make_mut(&mut cluster.policy).passive.eject = Duration::from_secs(1);
     let mut fleet = fleet(vec![cluster]);
-    for second in 0..3000u32 {
-        kill(&mut fleet, "a", at(f64::from(second)));
+    for nth in 0..3000u32 {
+        // Well for as long as is forgiven.
+        let second = f64::from(2 * nth);
+        kill(&mut fleet, "a", at(second));
+        revive(&mut fleet, "a", at(second + 1.0));
     }
-    // An ejection and a readmission each, but for the last.
-    assert_eq!(fleet.events_dropped(), 3000 + 2999 - 4096);
+    // An ejection and a readmission each.
+    assert_eq!(fleet.events_dropped(), 3000 + 3000 - 4096);
     assert_eq!(fleet.drain_events().len(), EVENTS_MAX);
 }
 
@@ -1087,6 +1209,16 @@ fn fail_refuses_where_use_all_would_try() {
     let shares = use_all.shares(at(0.0));
     assert!(shares.clusters[0].too_few);
     assert!(shares.clusters[0].is_usable(EndpointIx(0)));
+}
+
+/// Shares without whose trials they are.
+fn plain(shares: &Shares) -> (Vec<ClusterShares>, Vec<Vec<EndpointIx>>) {
+    let mut all: Vec<ClusterShares> = shares.clusters.iter().cloned().collect();
+    let trials = (all.iter_mut())
+        .map(|of| std::mem::take(&mut of.trials))
+        .map(|trials| trials.into_iter().map(|(ix, _)| ix).collect())
+        .collect();
+    (all, trials)
 }
 
 /// What is done for the routes that changed alone comes to the same as doing it for all.
@@ -1216,7 +1348,11 @@ fn a_push_that_changes_few_routes_leaves_the_fleet_as_one_that_is_looked_at_whol
                 now_served = next;
             }
         }
-        assert_eq!(quick.shares(now), whole.shares(now), "round {round}");
+        assert_eq!(
+            plain(&quick.shares(now)),
+            plain(&whole.shares(now)),
+            "round {round}"
+        );
         assert_eq!(quick.next_wake(), whole.next_wake(), "round {round}");
         assert_eq!(quick.drain_events(), whole.drain_events(), "round {round}");
     }

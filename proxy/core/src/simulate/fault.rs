@@ -30,6 +30,9 @@ pub enum FaultKind {
     Slow(Duration),
     /// This share of its answers is an error.
     Errors(f64),
+    /// Its backend takes no more than so many in a second, and the gateway knows: as if it were
+    /// configured so, or reported by the peer.
+    Capacity(f64),
     /// It is well, and an operator decides.
     Lever(Lever),
 }
@@ -55,6 +58,7 @@ impl FaultKind {
             Self::Flap(_) => "flap",
             Self::Slow(_) => "slow",
             Self::Errors(_) => "errors",
+            Self::Capacity(_) => "capacity",
             Self::Lever(Lever::Evacuate(_)) => "evacuate",
             Self::Lever(Lever::End(_) | Lever::Reset(_)) => "reset",
         }
@@ -106,7 +110,7 @@ impl Fault {
     /// WHAT is an endpoint's address, a backend, a peer, a cluster, or a locality or the beginning of
     /// one; the first of these that has endpoints. Of them so many are hit as SHARE says, rounded, at
     /// least one; which is drawn from `seed`. VALUE is how late `slow` answers, how long a turn of
-    /// `flap` is, and the share of answers for `errors` (all).
+    /// `flap` is, and the share of answers for `errors` (all). For `capacity` it is `WHAT=RATE[@...]`.
     ///
     /// # Errors
     /// As [`FaultError`].
@@ -126,12 +130,22 @@ impl Fault {
         let (share, value) = values
             .split_once(',')
             .map_or((values, None), |(share, value)| (share, Some(value)));
-        let share = text::share(share)?;
         let wrong = |wants| FaultError::Value {
             text: text.to_owned(),
             wants,
         };
+        // All of a backend takes it together.
+        let (share, value) = match kind {
+            "capacity" if value.is_some() || !body.contains('=') => {
+                return Err(wrong(
+                    "write what it takes, such as `=300/s`, and nothing else",
+                ));
+            }
+            "capacity" => (1.0, Some(share)),
+            _ => (text::share(share)?, value),
+        };
         let kind = match (kind, value) {
+            ("capacity", Some(rate)) => FaultKind::Capacity(text::rate(rate)?),
             ("flap", Some(value)) => FaultKind::Flap(text::duration(value)?),
             ("flap", None) => FaultKind::Flap(Duration::from_secs(2)),
             ("slow", Some(value)) => FaultKind::Slow(text::duration(value)?),
@@ -195,10 +209,27 @@ impl Fault {
         }
     }
 
+    /// What the backends of its endpoints take in a second at a time; `None` where it says nothing of that.
+    #[must_use]
+    pub fn capacity(&self, now: Time) -> Option<f64> {
+        match &self.kind {
+            FaultKind::Capacity(most) => self.is_on(now).then_some(*most),
+            FaultKind::Down
+            | FaultKind::Cut
+            | FaultKind::Flap(_)
+            | FaultKind::Slow(_)
+            | FaultKind::Errors(_)
+            | FaultKind::Lever(_) => None,
+        }
+    }
+
+    fn is_on(&self, now: Time) -> bool {
+        self.from <= now && self.to.is_none_or(|to| now < to)
+    }
+
     /// What it makes of its endpoints at a time; `None` where it is not there.
     #[must_use]
     pub fn truth(&self, now: Time) -> Option<Truth> {
-        let is_on = self.from <= now && self.to.is_none_or(|to| now < to);
         let truth = match &self.kind {
             FaultKind::Down => Truth::Down,
             FaultKind::Cut => Truth::Cut,
@@ -208,9 +239,9 @@ impl Fault {
                 turn: *turn,
                 from: self.from,
             },
-            FaultKind::Lever(_) => return None,
+            FaultKind::Lever(_) | FaultKind::Capacity(_) => return None,
         };
-        is_on.then_some(truth)
+        self.is_on(now).then_some(truth)
     }
 }
 

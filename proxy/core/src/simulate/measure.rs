@@ -267,14 +267,20 @@ impl Service {
     fn look(&mut self, now: Time, of: &ClusterShares) {
         let is_healthy = |ix: &usize| of.endpoints.get(*ix).is_some_and(|one| one.is_healthy());
         let mut room = 0.0;
-        for ((weights, level), share) in self.weights.iter().zip(&mut self.levels).zip(&of.levels) {
+        let metered = of.metered.as_ref();
+        let takes = |nth: usize| {
+            let most = metered.and_then(|metered| metered.most.get(nth));
+            most.map_or(f64::INFINITY, |most| most / self.rate)
+        };
+        let levels = self.weights.iter().zip(&mut self.levels);
+        for (nth, ((weights, level), share)) in levels.zip(&of.levels).enumerate() {
             let all: f64 = weights.iter().map(|(_, weight)| weight).sum();
             let healthy: f64 = (weights.iter())
                 .filter(|(ix, _)| is_healthy(ix))
                 .map(|(_, weight)| weight)
                 .sum();
             if all > 0.0 {
-                room += capacity(healthy / all, &self.failover);
+                room += capacity(healthy / all, &self.failover).min(takes(nth));
             }
             if healthy > 0.0 {
                 let rate = self.rate * share / healthy;

@@ -638,3 +638,69 @@ fn a_truth_is_what_its_name_says() {
     assert_eq!(attempt(Truth::Errors(1.0), 0).0, Err(Failure::Reset));
     assert_eq!(attempt(Truth::Errors(0.0), 0).0, Ok(()));
 }
+
+fn taking(near: u32, far: u32) -> Snapshot {
+    let mut world = world(2, |_| {});
+    for endpoint in &mut Arc::make_mut(&mut world.clusters[0]).endpoints {
+        let most = if endpoint.peer.is_some() { far } else { near };
+        endpoint.capacity = crate::admission::Rate::per_second(most);
+    }
+    world
+}
+
+#[test]
+fn what_backends_take_is_kept_to_and_what_fits_nowhere_is_counted() {
+    // 200 a second: by hand 100, 50, and 50 that are refused, and each second's burst once.
+    let world = taking(100, 50);
+    let report = play(&world, &[]);
+    let Counts {
+        sent,
+        refused,
+        over_capacity,
+        failed,
+        ..
+    } = report.counts;
+    assert!((refused / sent - 0.25).abs() < 0.01, "{:?}", report.counts);
+    assert_eq!((over_capacity, failed), (refused, 0.0));
+    let service = &report.services[0];
+    assert!((service.levels[0].end - 0.5).abs() < 0.01, "{service:?}");
+    assert!((service.levels[1].end - 0.25).abs() < 0.01);
+    assert!((service.room_min.value - 0.75).abs() < 1e-9);
+    assert!(!judge(&report, &world, "headroom>=0%").0);
+}
+
+#[test]
+fn a_capacity_that_falls_moves_what_is_over_and_that_comes_back_at_once() {
+    let world = taking(1000, 1000);
+    let report = play(&world, &[("capacity", "eu-1=50/s@60s..120s")]);
+    assert_eq!(report.counts.lost(), 0.0, "{:?}", report.counts);
+    assert_eq!(report.counts.retried, 0.0);
+    assert!((share_at(&report, 100.0, 0) - 0.25).abs() < 0.01);
+    assert!((share_at(&report, 100.0, 1) - 0.75).abs() < 0.01);
+    // No wait for `failback`: it never was ill.
+    assert_eq!(share_at(&report, 125.0, 0), 1.0);
+    let report = play(
+        &world,
+        &[("capacity", "eu-1=50/s@60s"), ("capacity", "west=30/s@60s")],
+    );
+    // 240 of 300 s: 120 of 200 a second fit nowhere.
+    let lost = report.counts.lost() / report.counts.sent;
+    assert!((lost - 0.6 * 0.8).abs() < 0.01, "{lost}");
+    for wrong in ["west", "west=50%", "west=300/s,2s", "west=0/s"] {
+        assert!(
+            Fault::parse("capacity", wrong, &world, MINUTE, 1).is_err(),
+            "{wrong}"
+        );
+    }
+}
+
+/// One planned request may stand for many more than a backend takes in a second.
+#[test]
+fn many_at_once_keep_to_a_small_capacity_over_time() {
+    let world = taking(2, 3);
+    let mut scenario = scenario(&world, &[]);
+    scenario.rate = 2_000.0;
+    let report = simulate(&world, &scenario);
+    let answered = report.counts.answered / 300.0;
+    assert!((answered - 5.0).abs() < 1.0, "{answered}");
+}

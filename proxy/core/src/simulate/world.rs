@@ -12,10 +12,10 @@ use std::time::Duration;
 use crate::balance::{Latency, fraction, mix};
 use crate::engine::{Headers, Request};
 use crate::fleet::{Fleet, FleetEvent, Observation, Probe};
-use crate::plan::plan;
+use crate::plan::{Plan, plan};
 use crate::retry::{Again, RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
 use crate::rules::{HttpRule, Part, Tried as Parts, choose};
-use crate::shares::Shares;
+use crate::shares::{ClusterShares, Shares};
 use crate::snapshot::{
     ActiveKind, Balance, Cluster, ClusterIx, EndpointIx, EndpointKey, Failure, Protocol, Role,
     ServiceIx, Snapshot,
@@ -72,6 +72,8 @@ pub(super) struct World<'a> {
     called: BTreeSet<Arc<str>>,
     /// Their endpoints.
     endpoints: BTreeSet<EndpointKey>,
+    /// The backends that take less than they are known to, by route.
+    lowered: BTreeMap<(Arc<str>, Arc<str>), f64>,
     /// What active checks have found bad.
     unhealthy: BTreeSet<EndpointKey>,
     events: Vec<(Time, FleetEvent)>,
@@ -112,6 +114,8 @@ struct Tries {
     give_up: Option<Duration>,
     is_answered: bool,
     is_over: bool,
+    /// Whether something healthy had no capacity left.
+    met_full: bool,
 }
 
 /// Something that is known at a later time; in the order of time, then of its number.
@@ -136,6 +140,7 @@ impl<'a> World<'a> {
         mut fleet: Fleet,
         origin: Time,
     ) -> Self {
+        fleet.count_apart();
         let shares = Arc::new(fleet.shares(origin));
         // What came before is nobody's here.
         drop(fleet.drain_events());
@@ -182,6 +187,7 @@ impl<'a> World<'a> {
                 .flat_map(|ix| &snapshot.cluster(*ix).endpoints)
                 .map(|endpoint| endpoint.key.clone())
                 .collect(),
+            lowered: BTreeMap::new(),
             unhealthy: BTreeSet::new(),
             events: Vec::new(),
             events_left_out: 0,
@@ -281,6 +287,36 @@ impl<'a> World<'a> {
                     .extend(fault.hit.iter().map(|key| (key.clone(), truth)));
             }
         }
+        self.lower_capacities();
+    }
+
+    /// Has the gateway know what backends take at this time.
+    fn lower_capacities(&mut self) {
+        let mut lowered: BTreeMap<(Arc<str>, Arc<str>), f64> = BTreeMap::new();
+        for fault in &self.scenario.faults {
+            let Some(most) = fault.capacity(self.now) else {
+                continue;
+            };
+            let hit: BTreeSet<&EndpointKey> = fault.hit.iter().collect();
+            for cluster in &self.snapshot.clusters {
+                let endpoints = cluster.endpoints.iter();
+                for endpoint in endpoints.filter(|endpoint| hit.contains(&endpoint.key)) {
+                    let key = (Arc::clone(&cluster.route), Arc::clone(&endpoint.backend));
+                    let known = lowered.entry(key).or_insert(most);
+                    *known = known.min(most);
+                }
+            }
+        }
+        let before = std::mem::replace(&mut self.lowered, lowered);
+        for (route, backend) in before.keys().chain(self.lowered.keys()) {
+            let key = (Arc::clone(route), Arc::clone(backend));
+            let now = self.lowered.get(&key).copied();
+            if now != before.get(&key).copied() {
+                let at = self.clock();
+                (self.fleet).lower_capacity(route, backend, now, at);
+            }
+        }
+        self.refresh();
     }
 
     fn truth(&self, key: &EndpointKey) -> Truth {
@@ -417,10 +453,14 @@ impl<'a> World<'a> {
             part: self.part(nth, draw, Parts::default()),
         };
         let first = sent.part.and_then(|part| self.first(sent, part));
-        let well = first.filter(|key| self.truth(key) == Truth::Up);
+        let well = first.filter(|(_, key)| self.truth(key) == Truth::Up);
         let weight = self.weight(coarse, well.is_some());
+        self.offer(sent, weight);
         match well {
-            Some(key) => self.answered(sent, key, weight),
+            Some((ix, key)) => {
+                self.take(sent, ix, weight);
+                self.answered(sent, key, weight);
+            }
             None => {
                 let runs = weight.min(RUNS_MAX).ceil();
                 let mut run = 0.0;
@@ -499,14 +539,40 @@ impl<'a> World<'a> {
     }
 
     /// The endpoint that is tried first.
-    fn first(&self, sent: Sent, part: usize) -> Option<EndpointKey> {
+    fn first(&self, sent: Sent, part: usize) -> Option<(EndpointIx, EndpointKey)> {
         let (_, ix) = self.cluster_of(sent.nth, part)?;
         let cluster = self.snapshot.cluster(ix);
         let draw = self.draw_for(cluster, sent);
         let load = self.load_of(cluster, draw);
         let of = self.shares.clusters.get(ix.0)?;
-        let first = plan(cluster, of, &load, draw).next()?;
-        Some(cluster.endpoint(first.endpoint).key.clone())
+        let first = self.within(of, plan(cluster, of, &load, draw)).next()?;
+        let key = cluster.endpoint(first.endpoint).key.clone();
+        Some((first.endpoint, key))
+    }
+
+    /// Without what is full, as a worker does.
+    fn within<'p>(&self, of: &ClusterShares, plan: Plan<'p>) -> Plan<'p> {
+        match &of.metered {
+            Some(metered) => plan.within(metered.full(self.clock())),
+            None => plan,
+        }
+    }
+
+    /// Counts what is offered where it goes first.
+    fn offer(&self, sent: Sent, weight: f64) {
+        let of = sent.part.and_then(|part| self.cluster_of(sent.nth, part));
+        let of = of.and_then(|(_, ix)| self.shares.clusters.get(ix.0)?.metered.as_ref());
+        if let Some(metered) = of {
+            metered.offered().add(rounded(weight));
+        }
+    }
+
+    /// Takes so much of what an endpoint's backend takes, that had room for one.
+    fn take(&self, sent: Sent, ix: EndpointIx, weight: f64) {
+        let of = sent.part.and_then(|part| self.cluster_of(sent.nth, part));
+        let of = of.and_then(|(_, ix)| self.shares.clusters.get(ix.0)?.metered.as_ref());
+        let has_taken = of.is_none_or(|of| of.take_many(ix, weight, self.clock()));
+        debug_assert!(has_taken, "it was not full");
     }
 
     /// How many requests the next one stands for.
@@ -587,6 +653,7 @@ impl<'a> World<'a> {
             counts.failed = weight;
         } else {
             counts.refused = weight;
+            counts.over_capacity = if tries.met_full { weight } else { 0.0 };
         }
         self.count(sent, &counts);
     }
@@ -603,7 +670,16 @@ impl<'a> World<'a> {
         };
         let draw = self.draw_for(cluster, sent);
         let load = self.load_of(cluster, draw);
-        for attempt in plan(cluster, of, &load, draw) {
+        let plan = self.within(of, plan(cluster, of, &load, draw));
+        tries.met_full |= plan.leaves_out_full();
+        for attempt in plan {
+            let metered = of.metered.as_ref();
+            let is_full = metered.is_some_and(|metered| {
+                !metered.take_many(attempt.endpoint, tries.weight, self.clock())
+            });
+            if is_full || !attempt.begins(of) {
+                continue;
+            }
             if let Some(failure) = tries.failed {
                 let is_unseen = Failure::is_unseen(failure);
                 // Before those that were found bad come the other parts of a split.
@@ -653,7 +729,7 @@ impl<'a> World<'a> {
             response: ResponseSeen::Nothing,
             sender: Sender::Caller,
         };
-        again(&retries, &mut called.budget, &tried, self.now).ok()
+        again(&retries, &called.budget, &tried, self.now).ok()
     }
 
     /// One attempt, so long after its request came; the fleet learns of it when it ends.
@@ -710,6 +786,18 @@ impl<'a> World<'a> {
             self.later(after + took, outcome);
         }
         (result, took)
+    }
+}
+
+/// How many requests a weight is.
+fn rounded(weight: f64) -> u64 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a weight is a small number above 0"
+    )]
+    {
+        weight.round().max(1.0) as u64
     }
 }
 

@@ -27,6 +27,7 @@ use super::sending::{Length, Sending, named_trailers};
 use super::wire::{Rewound, Wire};
 use super::{Error, Malformed};
 use crate::http::body::{BodyError, Outgoing};
+use crate::http::expect::Passing;
 use crate::http::headers::Present;
 use crate::http::{date, expect};
 use crate::runtime::{Polled, others_first, unless_others_first};
@@ -54,6 +55,8 @@ struct State<S> {
     /// What is to come of the request's body.
     framing: Framing,
     asking: Asking,
+    /// What an endpoint says before its answer; of HTTP/1.0 there is none.
+    passing: Option<Passing>,
     /// The request under way: a body of one before reads nothing.
     nth: u64,
     is_body_held: bool,
@@ -103,6 +106,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             present: Present::default(),
             framing: Framing::Ended,
             asking: Asking::Done,
+            passing: None,
             nth: 0,
             is_body_held: false,
             waiter: None,
@@ -157,19 +161,39 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
                 }
             };
             let asked = Asked::by(&head, self.0.borrow().present);
-            let body = self.body();
-            let response = {
+            let body = self.body(head.version);
+            let mut has_interims = false;
+            // Put there by whichever poll it comes of: handed up through each of them, it would be
+            // moved by each.
+            let mut answered = Err(Error::Incomplete);
+            {
                 let mut answering = pin!(answer(Request::from_parts(head, body)));
-                let answered = std::future::poll_fn(|cx| {
-                    match unless_others_first(|| answering.as_mut().poll(cx)) {
-                        Polled::Ready(response) => Poll::Ready(Ok(response)),
+                let until_answered = std::future::poll_fn(|cx| {
+                    let poll = || answering.as_mut().poll(cx).map(|one| answered = Ok(one));
+                    match unless_others_first(poll) {
+                        Polled::Ready(()) => Poll::Ready(()),
                         // It is polled again at once.
                         Polled::OthersFirst => Poll::Pending,
-                        Polled::Pending => self.poll_gone(cx).map(Err),
+                        Polled::Pending => {
+                            if self.take_interims() {
+                                has_interims = true;
+                            }
+                            if has_interims && let Poll::Ready(sent) = self.poll_interims(cx) {
+                                if let Err(error) = sent {
+                                    answered = Err(error);
+                                    return Poll::Ready(());
+                                }
+                                has_interims = false;
+                            }
+                            self.poll_gone(cx).map(|gone| answered = Err(gone))
+                        }
                     }
                 });
-                answered.await?
-            };
+                until_answered.await;
+            }
+            let response = answered?;
+            // They leave with the answer.
+            self.take_interims();
             let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
             let (mut sending, is_kept) = self.begin_response(asked, response);
             let mut is_early = true;
@@ -187,6 +211,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             }
             // It may hold what is to come of the request.
             drop(sending);
+            if let Some(passing) = self.0.borrow_mut().passing.take() {
+                passing.give_back();
+            }
             // In any case: what goes on to the endpoint must not be read away from under it.
             match std::future::poll_fn(|cx| self.poll_unwanted(cx)).await {
                 Ok(true) if is_kept => {}
@@ -238,13 +265,43 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
         }
     }
 
-    fn body(&self) -> RequestBody<S> {
+    fn body(&self, version: Version) -> RequestBody<S> {
         let mut state = self.0.borrow_mut();
+        // RFC 9110 §15.2: a client of HTTP/1.0 knows none.
+        state.passing = (version == Version::HTTP_11).then(Passing::spare);
         state.nth += 1;
         state.is_body_held = true;
         RequestBody {
             state: Rc::clone(&self.0),
             nth: state.nth,
+        }
+    }
+
+    /// Takes what an endpoint has said before its answer, to be written; whether there was anything.
+    fn take_interims(&self) -> bool {
+        let state = &mut *self.0.borrow_mut();
+        let (Some(passing), Some(wire)) = (&state.passing, &mut state.wire) else {
+            return false;
+        };
+        let mut has_some = false;
+        while let Some(interim) = passing.next() {
+            has_some = true;
+            let out = wire.out();
+            let reason = interim.extensions().get();
+            write_status_line(out, Version::HTTP_11, interim.status(), reason);
+            for (name, value) in interim.headers() {
+                head::write_header(out, name.as_str(), value.as_bytes());
+            }
+            out.extend_from_slice(b"\r\n");
+        }
+        has_some
+    }
+
+    /// Writes what was taken.
+    fn poll_interims(&self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        match &mut self.0.borrow_mut().wire {
+            Some(wire) => wire.poll_write(cx).map_err(Error::from),
+            None => Poll::Ready(Err(Error::Incomplete)),
         }
     }
 
@@ -568,6 +625,11 @@ impl<S> RequestBody<S> {
     /// What the headers of its request have.
     pub(in crate::http) fn present(&self) -> Present {
         self.state.borrow().present
+    }
+
+    /// Where an endpoint's interim responses go, if the caller knows any.
+    pub(in crate::http) fn passing(&self) -> Option<Passing> {
+        self.state.borrow().passing.clone()
     }
 
     /// The connection, once it was told that it speaks another protocol.

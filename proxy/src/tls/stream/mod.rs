@@ -160,6 +160,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         }
     }
 
+    /// Whether something was decrypted that nobody has read.
+    pub const fn has_more(&self) -> bool {
+        !self.plaintext.is_empty()
+    }
+
     async fn shake_hands(
         begun: Result<Box<Self>, (io::Error, S)>,
     ) -> Result<Box<Self>, (io::Error, S)> {

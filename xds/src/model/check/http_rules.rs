@@ -49,11 +49,11 @@ pub(super) fn check(model: &Model, check: &mut Checker<'_, MeshRoute>) {
         matches(check, rule, &path);
         split(model, check, rule, &path);
         deadlines_and_tries(check, rule, &path);
-        for (way, changes) in [
-            ("request", &rule.headers.request),
-            ("response", &rule.headers.response),
+        for (way, changes, of) in [
+            ("request", &rule.headers.request, Of::Request),
+            ("response", &rule.headers.response, Of::Response),
         ] {
-            header_changes(check, changes, &format!("{path}.headers.{way}"));
+            header_changes(check, changes, &format!("{path}.headers.{way}"), of);
         }
     }
     shadowed(check);
@@ -403,7 +403,20 @@ fn is_reserved(name: &str) -> bool {
     NAMES.contains(&name) || name.starts_with("x-zeugma-")
 }
 
-fn header_changes(check: &mut Checker<'_, MeshRoute>, changes: &HeaderChangesSpec, path: &str) {
+/// What headers are changed of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Request,
+    /// Its `grpc-` headers are how a call ended and how its messages are read, at either end.
+    Response,
+}
+
+fn header_changes(
+    check: &mut Checker<'_, MeshRoute>,
+    changes: &HeaderChangesSpec,
+    path: &str,
+    of: Of,
+) {
     let mut seen: BTreeMap<String, &str> = BTreeMap::new();
     let names = |map: &Option<BTreeMap<String, Text<FieldValue>>>| -> Vec<String> {
         map.iter().flat_map(BTreeMap::keys).cloned().collect()
@@ -424,7 +437,7 @@ fn header_changes(check: &mut Checker<'_, MeshRoute>, changes: &HeaderChangesSpe
             let Some(name) = header_name(check, &at, name) else {
                 continue;
             };
-            if is_reserved(&name) {
+            if is_reserved(&name) || (of == Of::Response && name.starts_with("grpc-")) {
                 check.key(
                     Code::Contradiction,
                     &at,

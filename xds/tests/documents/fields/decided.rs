@@ -519,6 +519,29 @@ impl Health<'_> {
         self.observed(address, Ok(()), times)
     }
 
+    /// How many of so many requests at one moment each level takes, and how many are refused.
+    pub(super) fn taken(mut self, count: u64) -> String {
+        let cluster = self.world.snapshot().clusters[self.ix].clone();
+        let shares = self.fleet.shares(self.now);
+        let of = &shares.clusters[self.ix];
+        let mut taken = vec![0; cluster.levels.len()];
+        for nth in 0..count {
+            let mut plan = zeugma_core::plan::plan(&cluster, of, &|_| 0, nth);
+            if let Some(metered) = &of.metered {
+                plan = plan.within(metered.full(self.now));
+            }
+            let mut attempts = plan.filter(|attempt| {
+                let metered = of.metered.as_ref();
+                metered.is_none_or(|metered| metered.take(attempt.endpoint, self.now))
+            });
+            if let Some(first) = attempts.next() {
+                taken[first.level] += 1;
+            }
+        }
+        let taken: Vec<String> = taken.iter().map(i32::to_string).collect();
+        taken.join("/")
+    }
+
     /// Lets time pass.
     pub(super) fn at(mut self, secs: u64) -> Self {
         self.now = Time::from_origin(Duration::from_secs(secs));

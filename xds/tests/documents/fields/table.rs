@@ -435,6 +435,15 @@ fn backends() -> Vec<Row> {
             .seen_by("data_http::a_service_that_knows_only_http_1_gets_it_from_every_caller"),
         row("pg", "spec.backends[0].proxyProtocol", "", "true")
             .seen_by("data_tcp::the_callers_identity_reaches_the_endpoint_that_wants_it"),
+        // Two fit, the rest goes to the next level; of half of it one, which gets 5/7 at the most.
+        row("orders", "spec.backends[0].capacity", "", "2/s").decides(
+            |w| {
+                let half = w.fleet("shop/orders").fails(NEAR[0], Connect, 5);
+                format!("{} {}", w.fleet("shop/orders").taken(10), half.taken(10))
+            },
+            "10/0/0 7/3/0",
+            "2/8/0 1/9/0",
+        ),
         row("orders", "spec.backends[2].peer", "west", "north").decides(
             World::orders,
             ALL,

@@ -1,0 +1,59 @@
+//! Holding what is sent to what backends take: every attempt at an endpoint takes of it here, and what
+//! finds no room goes elsewhere. What that means stands in the core's `capacity`.
+//!
+//! Where no capacity is known this is one look at whether it is.
+
+use zeugma_core::mirror::Dropped;
+use zeugma_core::plan::{Attempt, Plan, Why};
+use zeugma_core::shares::ClusterShares;
+use zeugma_core::snapshot::EndpointIx;
+
+use crate::runtime::Shared;
+
+/// Counts a request, or a connection of a TCP service, that is offered to a cluster.
+pub(crate) fn offer(of: &ClusterShares) {
+    if let Some(metered) = &of.metered {
+        metered.offered().add(1);
+    }
+}
+
+/// A plan without what is full at this moment.
+pub(crate) fn within<'a>(shared: &Shared, of: &ClusterShares, plan: Plan<'a>) -> Plan<'a> {
+    match &of.metered {
+        Some(metered) => {
+            let full = metered.full(shared.now());
+            metered.note(full);
+            plan.within(full)
+        }
+        None => plan,
+    }
+}
+
+/// Takes one of the capacity of an endpoint's backend; whether there was room for it.
+pub(crate) fn take(shared: &Shared, of: &ClusterShares, ix: EndpointIx) -> bool {
+    (of.metered.as_ref()).is_none_or(|metered| metered.take(ix, shared.now()))
+}
+
+/// The endpoint that gets a copy: to whoever answers it, that is a request too.
+///
+/// # Errors
+/// Why none does.
+pub(crate) fn first(
+    shared: &Shared,
+    of: &ClusterShares,
+    plan: Plan<'_>,
+) -> Result<Attempt, Dropped> {
+    // What becomes of a copy shows nothing.
+    let mut shown = within(shared, of, plan).filter(|attempt| attempt.why != Why::Trial);
+    let first = shown.find(|attempt| take(shared, of, attempt.endpoint));
+    first.ok_or_else(|| why_no_copy(of))
+}
+
+/// Why no endpoint is tried for a copy.
+pub(crate) fn why_no_copy(of: &ClusterShares) -> Dropped {
+    if of.metered.is_some() && !of.refuses() {
+        Dropped::OverCapacity
+    } else {
+        Dropped::Unreachable
+    }
+}

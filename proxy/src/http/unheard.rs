@@ -1,0 +1,333 @@
+//! Whether the host at the other end still takes what it is sent: asked before more is entrusted to
+//! it. A link that is cut tells nobody, and what was sent into it may not be sent again.
+//!
+//! ```text
+//!            it was heard, or has acknowledged something
+//!   Sound <-------------------------------------------- Doubtful, Quiet
+//!     |  sent to, and a round trip and more without a word
+//!     +--> Doubtful (peers): asked by PING; what may not be repeated waits, at most until
+//!     |  any host would have acknowledged
+//!     +--> Quiet: requests go elsewhere
+//! ```
+//!
+//! The kernel knows whether the host has acknowledged, which it does whatever its programs do: a slow
+//! service makes nobody quiet. Where the kernel does not say, all are sound, until a PING is overdue.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+
+use super::flow::Flow;
+use crate::transport::sent::{Link, Sent};
+
+/// A peer is not doubted sooner, whatever a round trip takes.
+const DOUBTED_AFTER: Duration = Duration::from_millis(3);
+/// What Linux, which peers run on, may wait with an acknowledgement, besides a round trip
+/// (`TCP_DELACK_MIN`, 40 ms), and something for being late. Of the last packet of several, another
+/// two round trips: where it is lost, it is sent once more so soon (RFC 8985 §7.2).
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(50);
+/// Other hosts are quiet when the kernel sends to them once more, which is not sooner
+/// (`TCP_RTO_MIN`).
+const RESENT_AFTER: Duration = Duration::from_millis(200);
+/// How often is looked while something is doubtful.
+const LOOKING: Duration = Duration::from_millis(2);
+/// How long at most. The kernel's own clock is coarse.
+const LOOKING_MAX: Duration = Duration::from_millis(500);
+
+/// Who is at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Host {
+    /// A gateway of ours, which answers a PING at once.
+    Peer,
+    Other,
+}
+
+/// What becomes of a request that is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Care {
+    /// Nobody misses it.
+    Copied,
+    /// It is sent again.
+    Repeatable,
+    /// It is lost.
+    Once,
+}
+
+/// Whether a host takes what it is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    Sound,
+    Doubtful,
+    Quiet,
+}
+
+/// What was sent to a host that nothing has come from since.
+#[derive(Debug, Clone, Copy)]
+struct Since {
+    at: Instant,
+    link: Link,
+}
+
+/// Since when nothing was heard from a host that was sent something.
+#[derive(Debug, Default)]
+pub(super) struct Unheard(Cell<Option<Since>>);
+
+impl Unheard {
+    /// Notes that something came.
+    pub(super) fn heard(&self) {
+        self.0.set(None);
+    }
+
+    /// Notes that something is sent over `link`.
+    pub(super) fn sends(&self, link: Option<Link>, now: Instant) {
+        if self.0.get().is_none() {
+            self.0.set(link.map(|link| Since { at: now, link }));
+        }
+    }
+
+    /// How the host stands for a request.
+    pub(super) fn standing(&self, host: Host, care: Care, now: Instant) -> Standing {
+        let Some(since) = self.0.get() else {
+            return Standing::Sound;
+        };
+        let waited = now.saturating_duration_since(since.at);
+        if waited < first_look(host, care) {
+            return Standing::Sound;
+        }
+        match since.link.sent() {
+            Some(sent) if sent.unacked > 0 => judge(host, care, &sent, waited),
+            // It has taken it all; or there is no such connection any more, or no word of it.
+            Some(_) | None => {
+                self.heard();
+                Standing::Sound
+            }
+        }
+    }
+}
+
+/// The kernel is not asked before.
+const fn first_look(host: Host, care: Care) -> Duration {
+    match (host, care) {
+        (_, Care::Copied) => Duration::MAX,
+        (Host::Peer, Care::Once) => DOUBTED_AFTER,
+        (Host::Peer, Care::Repeatable) => ACKNOWLEDGED_WITHIN,
+        (Host::Other, _) => RESENT_AFTER,
+    }
+}
+
+/// How a host stands that nothing was heard from for so long, and that has not acknowledged all.
+fn judge(host: Host, care: Care, sent: &Sent, waited: Duration) -> Standing {
+    let acknowledged_within = match host {
+        Host::Peer => (ACKNOWLEDGED_WITHIN + 3 * sent.round_trip).min(sent.resent_after),
+        Host::Other => sent.resent_after,
+    };
+    if sent.is_resent || waited.min(sent.silent) >= acknowledged_within {
+        return Standing::Quiet;
+    }
+    let is_doubted = host == Host::Peer
+        && care == Care::Once
+        && waited >= DOUBTED_AFTER + 2 * sent.round_trip_min;
+    if is_doubted {
+        Standing::Doubtful
+    } else {
+        Standing::Sound
+    }
+}
+
+/// A connection of HTTP/2, as far as it tells whether its host is there.
+#[derive(Debug, Clone)]
+pub(super) struct Hearing(Rc<Ear>);
+
+#[derive(Debug)]
+struct Ear {
+    flow: Flow,
+    link: Option<Link>,
+    host: Host,
+    unheard: Unheard,
+    /// What had come in at the last look.
+    read: Cell<u64>,
+}
+
+impl Hearing {
+    pub(super) fn new(flow: &Flow, link: Option<Link>, host: Host) -> Self {
+        Self(Rc::new(Ear {
+            flow: flow.clone(),
+            link,
+            host,
+            unheard: Unheard::default(),
+            read: Cell::new(flow.read_bytes()),
+        }))
+    }
+
+    /// Notes that something is sent.
+    pub(super) fn sends(&self, now: Instant) {
+        self.0.unheard.sends(self.0.link, now);
+    }
+
+    /// How the host stands for a request.
+    pub(super) fn standing(&self, care: Care, now: Instant) -> Standing {
+        let ear = &*self.0;
+        let read = ear.flow.read_bytes();
+        if ear.read.replace(read) != read {
+            ear.unheard.heard();
+        }
+        let standing = ear.unheard.standing(ear.host, care, now);
+        if standing == Standing::Quiet && ear.host == Host::Peer {
+            // So that it is found dead, if it is, as soon as can be.
+            ear.flow.doubt();
+        }
+        standing
+    }
+
+    /// Asks the host, and waits until it is not doubtful any more.
+    ///
+    /// # Cancel safety
+    /// Loses nothing.
+    pub(super) async fn settle(&self) {
+        let ear = &*self.0;
+        let acked = || ear.link.and_then(|link| link.sent()).map(|sent| sent.acked);
+        let before = acked();
+        let takes_some = || before.is_some() && acked() != before;
+        let is_doubtful = || {
+            let standing = self.standing(Care::Once, Instant::now());
+            // Of what is long something always is on its way, and something of it arrives.
+            standing == Standing::Doubtful && !takes_some()
+        };
+        ear.flow.doubt();
+        let doubting = while_doubtful(is_doubtful, || ear.flow.comes_in());
+        if timeout(LOOKING_MAX, doubting).await.is_err() || takes_some() {
+            ear.unheard.heard();
+        }
+    }
+}
+
+/// Looks again whenever something comes, and now and then.
+async fn while_doubtful<F: Future>(is_doubtful: impl Fn() -> bool, comes: impl Fn() -> F) {
+    while is_doubtful() {
+        // Either may be first: what came is seen by looking.
+        drop(timeout(LOOKING, comes()).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// What the kernel says of a connection over 10 ms on which something is on its way.
+    const fn sent() -> Sent {
+        Sent {
+            acked: 1000,
+            queued: 100,
+            unacked: 1,
+            is_resent: false,
+            silent: Duration::from_secs(9),
+            resent_after: Duration::from_millis(204),
+            round_trip: Duration::from_millis(10),
+            round_trip_min: Duration::from_millis(10),
+        }
+    }
+
+    #[test]
+    fn a_peer_is_doubted_after_two_round_trips_by_what_may_not_be_repeated() {
+        let judge = |care, ms| judge(Host::Peer, care, &sent(), ms * MS);
+        assert_eq!(judge(Care::Once, 22), Standing::Sound);
+        assert_eq!(judge(Care::Once, 23), Standing::Doubtful);
+        assert_eq!(judge(Care::Repeatable, 23), Standing::Sound);
+    }
+
+    #[test]
+    fn a_peer_is_quiet_when_its_kernel_would_have_acknowledged() {
+        for care in [Care::Once, Care::Repeatable] {
+            let judge = |sent: &Sent, ms| judge(Host::Peer, care, sent, ms * MS);
+            // 40 ms that Linux may wait, three round trips, and 10 ms.
+            assert_ne!(judge(&sent(), 79), Standing::Quiet);
+            assert_eq!(judge(&sent(), 80), Standing::Quiet);
+            // It said something, if only that it has everything up to there.
+            let silent = 79 * MS;
+            assert_ne!(judge(&Sent { silent, ..sent() }, 900), Standing::Quiet);
+            let is_resent = true;
+            let silent = Duration::ZERO;
+            let resent = Sent {
+                is_resent,
+                silent,
+                ..sent()
+            };
+            assert_eq!(judge(&resent, 60), Standing::Quiet);
+        }
+        // Over a long way the kernel's own measure is the shorter one.
+        let far = Sent {
+            round_trip: 200 * MS,
+            resent_after: 412 * MS,
+            ..sent()
+        };
+        assert_eq!(
+            judge(Host::Peer, Care::Once, &far, 412 * MS),
+            Standing::Quiet
+        );
+    }
+
+    #[test]
+    fn another_host_is_quiet_when_the_kernel_sends_once_more_and_never_doubted() {
+        for care in [Care::Once, Care::Repeatable] {
+            let judge = |ms| judge(Host::Other, care, &sent(), ms * MS);
+            assert_eq!(judge(203), Standing::Sound);
+            assert_eq!(judge(204), Standing::Quiet);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_host_that_takes_what_it_is_sent_is_sound_however_long_it_says_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (_far, _) = listener.accept().unwrap();
+        let began = Instant::now();
+        let late = began + Duration::from_secs(3600);
+        let unheard = Unheard::default();
+        for host in [Host::Peer, Host::Other] {
+            for care in [Care::Once, Care::Repeatable, Care::Copied] {
+                unheard.sends(Link::of(&near), began);
+                near.writable().await.unwrap();
+                near.try_write(b"request").unwrap();
+                // Loopback acknowledges before it returns, or some milliseconds after.
+                while unheard.standing(host, care, late) != Standing::Sound {}
+            }
+        }
+        // The kernel knows of no such connection.
+        let link = Link::of(&near);
+        drop((near, _far, listener));
+        unheard.heard();
+        unheard.sends(link, began);
+        assert_eq!(
+            unheard.standing(Host::Peer, Care::Once, late),
+            Standing::Sound
+        );
+        assert!(unheard.0.get().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_doubts_for_ever() {
+        let began = tokio::time::Instant::now();
+        let doubting = while_doubtful(|| true, std::future::pending::<()>);
+        timeout(LOOKING_MAX, doubting).await.unwrap_err();
+        assert_eq!(began.elapsed(), LOOKING_MAX);
+        let looks = Cell::new(0);
+        let is_doubtful = || {
+            looks.set(looks.get() + 1);
+            looks.get() < 3
+        };
+        // Who is told looks at once.
+        let began = tokio::time::Instant::now();
+        while_doubtful(is_doubtful, || std::future::ready(())).await;
+        assert_eq!((looks.get(), began.elapsed()), (3, Duration::ZERO));
+    }
+}

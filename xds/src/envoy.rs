@@ -1,0 +1,319 @@
+//! A gateway's resources as files that Envoy reads by itself: each a `DiscoveryResponse`, and beside
+//! them the bootstrap that names them.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use prost::Message as _;
+use serde_json::json;
+use zeugma_core::snapshot::Node;
+
+use crate::compile::Context;
+use crate::error::{Code, Finding, Findings};
+use crate::packed::{Resources, compile};
+use crate::pb::{self, Any, DiscoveryResponse, cluster, core, hcm, listener, tls};
+use crate::settings::SvidFiles;
+
+/// A file for Envoy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EnvoyFile {
+    /// Its name in the folder.
+    pub name: String,
+    /// What is in it.
+    pub bytes: Vec<u8>,
+}
+
+/// The bootstrap, which Envoy is started with; the last file to be written.
+pub const BOOTSTRAP: &str = "envoy.json";
+const LISTENERS: &str = "listeners.pb";
+const CLUSTERS: &str = "clusters.pb";
+/// What the secrets of [`common_tls`](crate::compile) are called.
+const OWN: &str = "default";
+/// See [`OWN`].
+const TRUST: &str = "ROOTCA";
+
+/// The files of what `context` compiles to, for the folder `folder`, an absolute path; `svid` is where
+/// the gateway's identity is.
+pub(crate) fn files(
+    context: Context<'_>,
+    svid: &SvidFiles,
+    folder: &Path,
+    findings: &mut Findings,
+) -> Result<Vec<EnvoyFile>, Findings> {
+    let Resources {
+        clusters,
+        routes,
+        listeners,
+    } = compile(context, findings);
+    let numbered = routes.iter().enumerate();
+    let folder = Folder {
+        folder,
+        // Envoy takes no file for routes or secrets that holds more than one.
+        routes: numbered
+            .map(|(nth, (name, _))| (name.clone(), format!("routes-{nth:05}.pb")))
+            .collect(),
+    };
+    let mut files = vec![
+        response(OWN_FILE, vec![pb::pack(&own(svid)?)]),
+        response(TRUST_FILE, vec![pb::pack(&trust(svid)?)]),
+    ];
+    for (name, config) in routes {
+        files.extend((folder.routes.get(&name)).map(|file| response(file, vec![config])));
+    }
+    let read = |error: String| Findings::from(Finding::error(Code::BadResource, error));
+    let clusters: Result<_, _> = (clusters.into_iter())
+        .map(|(_, any)| folder.cluster(&any))
+        .collect();
+    files.push(response(CLUSTERS, clusters.map_err(read)?));
+    let listeners: Result<_, _> = (listeners.into_iter())
+        .map(|(_, any)| folder.listener(&any))
+        .collect();
+    files.push(response(LISTENERS, listeners.map_err(read)?));
+    files.push(EnvoyFile {
+        name: BOOTSTRAP.to_owned(),
+        bytes: format!("{:#}\n", folder.bootstrap(context.node)).into_bytes(),
+    });
+    Ok(files)
+}
+
+const OWN_FILE: &str = "secret-own.pb";
+const TRUST_FILE: &str = "secret-trust.pb";
+
+fn response(name: &str, resources: Vec<Any>) -> EnvoyFile {
+    let type_url = resources.first().map(|any| any.type_url.clone());
+    let response = DiscoveryResponse {
+        version_info: "1".to_owned(),
+        type_url: type_url.unwrap_or_default(),
+        resources,
+        ..Default::default()
+    };
+    EnvoyFile {
+        name: name.to_owned(),
+        bytes: response.encode_to_vec(),
+    }
+}
+
+/// Where the files will be. What names another resource by a stream is made to name its file.
+struct Folder<'a> {
+    folder: &'a Path,
+    /// The file of each route configuration.
+    routes: HashMap<String, String>,
+}
+
+impl Folder<'_> {
+    fn source(&self, file: &str) -> core::ConfigSource {
+        core::ConfigSource {
+            resource_api_version: core::ApiVersion::V3.into(),
+            config_source_specifier: Some(
+                core::config_source::ConfigSourceSpecifier::PathConfigSource(
+                    core::PathConfigSource {
+                        path: text(&self.folder.join(file)),
+                        ..Default::default()
+                    },
+                ),
+            ),
+            ..Default::default()
+        }
+    }
+
+    fn listener(&self, any: &Any) -> Result<Any, String> {
+        let mut listener: listener::Listener = pb::unpack(any)?;
+        for chain in &mut listener.filter_chains {
+            if let Some(socket) = &mut chain.transport_socket {
+                self.socket(socket)?;
+            }
+            for filter in &mut chain.filters {
+                let Some(listener::filter::ConfigType::TypedConfig(any)) = &mut filter.config_type
+                else {
+                    continue;
+                };
+                let Ok(mut manager) = pb::unpack::<hcm::HttpConnectionManager>(any) else {
+                    continue;
+                };
+                if let Some(hcm::http_connection_manager::RouteSpecifier::Rds(rds)) =
+                    &mut manager.route_specifier
+                {
+                    let file = (self.routes.get(&rds.route_config_name))
+                        .ok_or_else(|| format!("no routes `{}`", rds.route_config_name))?;
+                    rds.config_source = Some(self.source(file));
+                }
+                *any = pb::pack(&manager);
+            }
+        }
+        Ok(pb::pack(&listener))
+    }
+
+    fn cluster(&self, any: &Any) -> Result<Any, String> {
+        let mut cluster: cluster::Cluster = pb::unpack(any)?;
+        let sockets = cluster.transport_socket_matches.iter_mut();
+        for socket in sockets.filter_map(|one| one.transport_socket.as_mut()) {
+            self.socket(socket)?;
+        }
+        Ok(pb::pack(&cluster))
+    }
+
+    fn socket(&self, socket: &mut core::TransportSocket) -> Result<(), String> {
+        let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &mut socket.config_type
+        else {
+            return Ok(());
+        };
+        if let Ok(mut context) = pb::unpack::<tls::DownstreamTlsContext>(any) {
+            context
+                .common_tls_context
+                .iter_mut()
+                .for_each(|tls| self.secrets(tls));
+            *any = pb::pack(&context);
+        } else if let Ok(mut context) = pb::unpack::<tls::UpstreamTlsContext>(any) {
+            context
+                .common_tls_context
+                .iter_mut()
+                .for_each(|tls| self.secrets(tls));
+            *any = pb::pack(&context);
+        } else if let Ok(mut around) = pb::unpack::<pb::ProxyProtocolUpstreamTransport>(any) {
+            if let Some(inner) = &mut around.transport_socket {
+                self.socket(inner)?;
+            }
+            *any = pb::pack(&around);
+        }
+        Ok(())
+    }
+
+    fn secrets(&self, tls: &mut tls::CommonTlsContext) {
+        use tls::common_tls_context::ValidationContextType;
+
+        for own in &mut tls.tls_certificate_sds_secret_configs {
+            own.sds_config = Some(self.source(OWN_FILE));
+        }
+        if let Some(ValidationContextType::CombinedValidationContext(both)) =
+            &mut tls.validation_context_type
+            && let Some(trust) = &mut both.validation_context_sds_secret_config
+        {
+            trust.sds_config = Some(self.source(TRUST_FILE));
+        }
+    }
+
+    fn bootstrap(&self, node: &Node) -> serde_json::Value {
+        let source = |file: &str| {
+            json!({
+                "resource_api_version": "V3",
+                "path_config_source": { "path": text(&self.folder.join(file)) },
+            })
+        };
+        json!({
+            "node": {
+                "id": &*node.name,
+                "cluster": &*node.cluster,
+                "locality": {
+                    "region": &*node.locality.region,
+                    "zone": &*node.locality.zone,
+                    "sub_zone": &*node.locality.subzone,
+                },
+            },
+            // Envoy says which port it got: `--admin-address-path`.
+            "admin": { "address": { "socket_address": { "address": "127.0.0.1", "port_value": 0 } } },
+            "dynamic_resources": {
+                "lds_config": source(LISTENERS),
+                "cds_config": source(CLUSTERS),
+            },
+        })
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn own(svid: &SvidFiles) -> Result<tls::Secret, Findings> {
+    let certificate = tls::TlsCertificate {
+        certificate_chain: Some(file(&svid.certificate)?),
+        private_key: Some(file(&svid.key)?),
+        ..Default::default()
+    };
+    Ok(tls::Secret {
+        name: OWN.to_owned(),
+        r#type: Some(tls::secret::Type::TlsCertificate(certificate)),
+    })
+}
+
+/// Each trust domain with its own anchors, as SPIFFE has it.
+fn trust(svid: &SvidFiles) -> Result<tls::Secret, Findings> {
+    let mut files = (fs::read_dir(&svid.bundles).and_then(Iterator::collect))
+        .map_err(|error| unreadable(&svid.bundles, &error))
+        .map(|found: Vec<fs::DirEntry>| {
+            found
+                .iter()
+                .map(fs::DirEntry::path)
+                .collect::<Vec<PathBuf>>()
+        })?;
+    files.sort();
+    let mut trust_domains = Vec::new();
+    for path in files {
+        let kind = path.extension().unwrap_or_default().to_string_lossy();
+        let trust_bundle = match &*kind {
+            "pem" => file(&path)?,
+            "json" => anchors(&path)?,
+            _ => continue,
+        };
+        trust_domains.push(tls::spiffe_cert_validator_config::TrustDomain {
+            name: (path.file_stem().unwrap_or_default().to_string_lossy()).into_owned(),
+            trust_bundle: Some(trust_bundle),
+            ..Default::default()
+        });
+    }
+    let validator = tls::SpiffeCertValidatorConfig {
+        trust_domains,
+        ..Default::default()
+    };
+    let context = tls::CertificateValidationContext {
+        custom_validator_config: Some(core::TypedExtensionConfig {
+            name: "envoy.tls.cert_validator.spiffe".to_owned(),
+            typed_config: Some(pb::pack(&validator)),
+        }),
+        ..Default::default()
+    };
+    Ok(tls::Secret {
+        name: TRUST.to_owned(),
+        r#type: Some(tls::secret::Type::ValidationContext(context)),
+    })
+}
+
+fn file(path: &Path) -> Result<core::DataSource, Findings> {
+    let path = std::path::absolute(path).map_err(|error| unreadable(path, &error))?;
+    Ok(core::DataSource {
+        specifier: Some(core::data_source::Specifier::Filename(text(&path))),
+        ..Default::default()
+    })
+}
+
+/// The anchors of a SPIFFE bundle in PEM: Envoy reads JSON only of all trust domains together.
+fn anchors(path: &Path) -> Result<core::DataSource, Findings> {
+    let bytes = fs::read(path).map_err(|error| unreadable(path, &error))?;
+    let bundle: serde_json::Value =
+        serde_json::from_slice(&bytes).map_err(|error| unreadable(path, &error.into()))?;
+    let keys = bundle.get("keys").and_then(serde_json::Value::as_array);
+    let mut pem = String::new();
+    // SPIFFE_Trust_Domain_and_Bundle §4.2.2: the anchor is the only certificate of its key.
+    for key in keys.into_iter().flatten() {
+        let is_of_x509 = key.get("use").is_some_and(|of| of == "x509-svid");
+        let anchor = key.pointer("/x5c/0").and_then(serde_json::Value::as_str);
+        if let Some(anchor) = anchor.filter(|_| is_of_x509) {
+            pem.push_str("-----BEGIN CERTIFICATE-----\n");
+            pem.push_str(anchor);
+            pem.push_str("\n-----END CERTIFICATE-----\n");
+        }
+    }
+    Ok(core::DataSource {
+        specifier: Some(core::data_source::Specifier::InlineString(pem)),
+        ..Default::default()
+    })
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Findings {
+    Finding::error(
+        Code::Unreadable,
+        format!("{}: cannot be read: {error}", path.display()),
+    )
+    .into()
+}
