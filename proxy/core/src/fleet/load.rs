@@ -211,8 +211,8 @@ impl Wanting {
 }
 
 impl Fleet {
-    /// Has a fleet that was cloned count for itself: what is offered and taken from here on is nothing to
-    /// the one it was cloned from.
+    /// Has a fleet that was cloned count for itself: what is offered, taken and tried from here on is
+    /// nothing to the one it was cloned from.
     pub fn count_apart(&mut self) {
         for taken in self.loads.taken.values_mut() {
             *taken = Arc::new(taken.apart());
@@ -221,6 +221,7 @@ impl Fleet {
             load.offered = Arc::new(load.offered.apart());
         }
         self.changed.extend(&self.loads.metered);
+        self.try_apart();
     }
 
     /// Has a backend take no more than `most` in a second from now on, above 0, whatever it is known to
