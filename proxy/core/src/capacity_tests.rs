@@ -280,6 +280,30 @@ fn the_nearest_keeps_its_capacity_and_the_excess_goes_on_until_nothing_has_room(
     assert!(close(got[0].into(), 500.0, 3.0), "{got:?} {refused}");
 }
 
+/// What broke: one request, taken while next to nothing was to be had, kept the backend full for a
+/// thousand seconds, whatever it took by then.
+#[test]
+fn what_was_taken_at_a_small_capacity_does_not_fill_a_backend_that_has_grown() {
+    let mut world = World::new(&[Some(100)]);
+    let lower = |world: &mut World, most, now| {
+        world.fleet.lower_capacity("a/b", "b0", most, seconds(now));
+    };
+    lower(&mut world, Some(1e-3), 0.0);
+    let (got, _) = world.load(10.0, 0.0, 1.0);
+    assert_eq!(got, [1]);
+    lower(&mut world, None, 1.0);
+    // As if its burst were used up, and not more: no more than its rate at first.
+    let (got, _) = world.load(200.0, 1.0, 1.0);
+    assert!(close(got[0].into(), 100.0, 2.0), "{got:?}");
+    let (got, refused) = world.load(90.0, 2.0, 10.0);
+    assert_eq!((got, refused), (vec![900], 0));
+    // To take less, and as much again, is worth no burst.
+    lower(&mut world, Some(50.0), 12.0);
+    lower(&mut world, None, 12.0);
+    let (got, _) = world.load(1000.0, 12.0, 1.0);
+    assert!(close(got[0].into(), 200.0, 12.0), "{got:?}");
+}
+
 #[test]
 fn what_moves_for_want_of_room_does_not_swing() {
     let mut world = World::new(&[Some(100), None]);

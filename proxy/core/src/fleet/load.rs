@@ -25,7 +25,7 @@ const ROUNDS: usize = 4;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Loads {
     /// By route and backend: all clusters of a route send to one backend together.
-    taken: BTreeMap<(Arc<str>, Arc<str>), Arc<Taken>>,
+    backends: BTreeMap<(Arc<str>, Arc<str>), Backend>,
     /// By the cluster's name.
     offered: BTreeMap<Arc<str>, Load>,
     /// These clusters, where they stand.
@@ -33,6 +33,14 @@ pub(super) struct Loads {
     /// What is less than is known, by route and backend.
     lowered: BTreeMap<(Arc<str>, Arc<str>), f64>,
     wake: Option<Time>,
+}
+
+/// What is taken of one backend.
+#[derive(Debug, Clone, Default)]
+struct Backend {
+    taken: Arc<Taken>,
+    /// What it took in a second when it was looked at last.
+    most: f64,
 }
 
 /// What is offered to one cluster.
@@ -214,8 +222,8 @@ impl Fleet {
     /// Has a fleet that was cloned count for itself: what is offered, taken and tried from here on is
     /// nothing to the one it was cloned from.
     pub fn count_apart(&mut self) {
-        for taken in self.loads.taken.values_mut() {
-            *taken = Arc::new(taken.apart());
+        for backend in self.loads.backends.values_mut() {
+            backend.taken = Arc::new(backend.taken.apart());
         }
         for load in self.loads.offered.values_mut() {
             load.offered = Arc::new(load.offered.apart());
@@ -263,8 +271,8 @@ impl Fleet {
         }
         // What no shares have any more; nobody sends by older ones for long.
         self.loads
-            .taken
-            .retain(|_, taken| Arc::strong_count(taken) > 1);
+            .backends
+            .retain(|_, backend| Arc::strong_count(&backend.taken) > 1);
     }
 
     /// Has the shares of a cluster hold to what its backends take.
@@ -303,12 +311,16 @@ impl Fleet {
         self.loads.wake.get_or_insert(now + EVERY);
         let offered = self.loads.offered(&cluster.name, now);
         let load = self.loads.load(&cluster.name);
-        let all = &mut self.loads.taken;
+        let all = &mut self.loads.backends;
         let mut held = BTreeMap::new();
-        for (backend, _) in &limits.backends {
-            let key = (Arc::clone(&cluster.route), Arc::clone(backend));
-            let taken = Arc::clone(all.entry(key).or_default());
-            held.insert(Arc::clone(backend), taken);
+        for (name, most) in &limits.backends {
+            let key = (Arc::clone(&cluster.route), Arc::clone(name));
+            let backend = all.entry(key).or_default();
+            if *most > backend.most {
+                backend.taken.grew(now);
+            }
+            backend.most = *most;
+            held.insert(Arc::clone(name), Arc::clone(&backend.taken));
         }
         limits.hold(shares, placed, load, offered, |backend| {
             held.get(backend).map(Arc::clone).unwrap_or_default()
