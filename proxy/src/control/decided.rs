@@ -140,7 +140,8 @@ impl Wishes {
 #[derive(Debug)]
 pub(super) enum Next {
     Written(io::Result<()>),
-    DrillEnds,
+    /// Something is due by time alone.
+    Due,
 }
 
 /// What operators have decided, beside what the fleet makes of it.
@@ -196,14 +197,14 @@ impl Decided {
         self.evacuations.iter().map(of).collect()
     }
 
-    /// Waits until a file is written, or a drill ends by itself.
+    /// Waits until a file is written, or something is due by time alone.
     ///
     /// # Cancel safety
     /// Safe: state, and a sleep until a fixed moment.
-    pub(super) async fn next(&mut self, drill_ends: impl Future<Output = ()>) -> Next {
+    pub(super) async fn next(&mut self, due: impl Future<Output = ()>) -> Next {
         tokio::select! {
             written = self.keeping.written() => Next::Written(written),
-            () = drill_ends => Next::DrillEnds,
+            () = due => Next::Due,
         }
     }
 
@@ -403,19 +404,26 @@ impl Control {
     }
 
     /// Writes what has been decided, if it is due and nothing is being written. Waits then until a
-    /// drill ends by itself.
+    /// drill ends by itself, or what could not be written is tried again.
     pub(super) fn write_decided(&mut self) -> impl Future<Output = ()> + use<> {
         if self.decided.keeping.may_write() {
             let file = WrittenFile::of(self.decided.written(), &self.fleet);
             self.decided.keeping.write(file);
         }
-        self.drill_ends()
+        let (drill_ends, again) = (self.drill_ends(), self.decided.keeping.again());
+        async {
+            tokio::select! {
+                () = drill_ends => {}
+                () = again => {}
+            }
+        }
     }
 
     pub(super) fn go_on_with(&mut self, next: &Next) {
         match next {
             Next::Written(written) => self.decided.keeping.settle(written),
-            Next::DrillEnds => self.end_drill_in_time(),
+            // What is to be written is when the loop turns.
+            Next::Due => self.end_drill_in_time(),
         }
     }
 
