@@ -266,7 +266,8 @@ impl Control {
         if care == Care::Careful && !lost.is_empty() {
             return Err(WishError::LeavesNothing(lost));
         }
-        if !self.fleet.evacuate(evacuation.clone(), self.shared.now()) {
+        let is_drilled = self.is_drilled(&evacuation);
+        if !is_drilled && !self.fleet.evacuate(evacuation.clone(), self.shared.now()) {
             return Err(WishError::Already(evacuation));
         }
         let told = json!({
@@ -276,6 +277,9 @@ impl Control {
         let what = evacuation.to_string();
         let since = crate::journal::now();
         self.decided.evacuations.push((evacuation, since));
+        if is_drilled {
+            self.end_drill_by_evacuation();
+        }
         tracing::warn!(code = "ZG0440", what, "evacuated: all traffic is taken off");
         let data = json!({ "lever": "evacuate", "what": what });
         self.tell_decided(data, &format!("evacuated: {what}"));
@@ -312,7 +316,9 @@ impl Control {
         let mut effects = Vec::new();
         match &lever {
             Lever::Evacuate(evacuation) => {
-                if self.fleet.evacuations().any(|one| one == evacuation) {
+                let is_there = self.fleet.evacuations().any(|one| one == evacuation);
+                // A drill is one for a time, which an operator may have go on.
+                if is_there && (lasts.is_some() || !self.is_drilled(evacuation)) {
                     return Err(WishError::Already(evacuation.clone()));
                 }
                 let (all, lost) = self.effects(evacuation)?;
@@ -462,12 +468,23 @@ fn with(mut object: Value, name: &str, value: Value) -> Value {
 }
 
 fn effect_json(effect: &Effect) -> Value {
-    let level = |(name, before, after): &(Arc<str>, f64, f64)| json!({ "name": &**name, "before": before, "after": after });
+    let placed = effect.placed.as_ref();
+    let level = |(at, (name, before, after)): (usize, &(Arc<str>, f64, f64))| {
+        json!({
+            "name": &**name,
+            "before": before,
+            "after": after,
+            "placedBefore": placed.map(|(before, _)| before.shares.get(at)),
+            "placedAfter": placed.map(|(_, after)| after.shares.get(at)),
+        })
+    };
     json!({
         "cluster": &*effect.cluster,
         "route": &*effect.route,
         "endpoints": effect.endpoints,
-        "levels": effect.levels.iter().map(level).collect::<Vec<_>>(),
+        "levels": effect.levels.iter().enumerate().map(level).collect::<Vec<_>>(),
+        "refusedBefore": placed.map(|(before, _)| before.refused),
+        "refusedAfter": placed.map(|(_, after)| after.refused),
         "leavesNothing": effect.leaves_nothing,
     })
 }
