@@ -16,6 +16,7 @@
 
 mod control_admin;
 mod control_cli;
+mod control_client;
 mod control_codes;
 mod control_drain;
 mod control_drill;

@@ -493,7 +493,7 @@ fn lcm(a: u32, b: u32) -> u32 {
     (a / x).saturating_mul(b)
 }
 
-fn locality(locality: &Locality) -> core::Locality {
+pub(crate) fn locality(locality: &Locality) -> core::Locality {
     core::Locality {
         region: locality.region.to_string(),
         zone: locality.zone.to_string(),

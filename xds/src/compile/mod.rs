@@ -12,7 +12,9 @@ use std::collections::{BTreeMap, HashMap};
 use prost::Name as _;
 use zeugma_core::snapshot::Node;
 
-pub(crate) use self::clusters::{HTTP_OPTIONS, SOCKET, ads, by_place, cause, start_of};
+pub(crate) use self::clusters::{
+    HTTP_OPTIONS, SOCKET, ads, by_place, cause, locality as locality_of, start_of,
+};
 pub(crate) use self::http_rules::{METHOD, matches_of};
 pub(crate) use self::listeners::{ALLOW, DENY, HIDDEN, NOBODY};
 use self::target::Target;
