@@ -184,6 +184,7 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> GatewayError {
 /// As [`GatewayError`]; all but [`GatewayError::Worker`] only before it serves.
 pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
     let open_files = raise_open_files();
+    crate::transport::sent::try_to_ask();
     let node = NodeOptions {
         name: options.name.clone(),
         locality: options.locality.clone(),

@@ -236,6 +236,24 @@ fn a_trial_of_which_nothing_comes_is_followed_by_another() {
     assert_eq!(fleet.next_wake(), None);
 }
 
+/// What broke: to play what a lever would do used up the trials of the gateway that was asked.
+#[test]
+fn a_fleet_that_was_cloned_tries_for_itself() {
+    let mut fleet = fleet(vec![fixture::cluster(&[&["a", "b"]])]);
+    kill(&mut fleet, "a", at(0.0));
+    let own = trial(&mut fleet, at(30.0)).unwrap();
+    let mut played = fleet.clone();
+    played.count_apart();
+    let other = trial(&mut played, at(30.0)).unwrap();
+    assert!(other.begin() && own.is_open());
+    assert!(!fleet.has_changed());
+    // What has begun there has begun here.
+    assert!(own.begin());
+    let mut played = fleet.clone();
+    played.count_apart();
+    assert!(!trial(&mut played, at(30.0)).unwrap().is_open());
+}
+
 #[test]
 fn who_was_not_reached_and_is_reached_by_checks_needs_no_trial() {
     let mut fleet = fleet(vec![active(fixture::cluster(&[&["a", "b"]]))]);
