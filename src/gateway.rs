@@ -33,12 +33,22 @@ pub(crate) struct Arguments {
     log_format: Form,
 }
 
+/// How a log looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Form {
+pub(crate) enum Form {
     /// For people
     Text,
     /// For programs: a JSON object a line
     Json,
+}
+
+impl From<Form> for LogFormat {
+    fn from(form: Form) -> Self {
+        match form {
+            Form::Text => Self::Text,
+            Form::Json => Self::Json,
+        }
+    }
 }
 
 /// Runs until drained; returns the exit code.
@@ -59,10 +69,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         } else {
             Start::Alone
         },
-        logging: Logging::start(match log_format {
-            Form::Text => LogFormat::Text,
-            Form::Json => LogFormat::Json,
-        }),
+        logging: Logging::start(log_format.into()),
     };
     match zeugma_proxy::run(&options) {
         Ok(()) => ExitCode::SUCCESS,

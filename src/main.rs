@@ -19,6 +19,7 @@ mod status;
 mod table;
 mod tap;
 mod top;
+mod xds;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -81,6 +82,9 @@ enum Command {
     /// What a code such as ZG0702 means and what to do about it; with `route`, where a request would go
     /// and why
     Explain(explain::ExplainArgs),
+    /// The control plane: the same documents to many gateways, Envoys and gRPC clients
+    #[command(subcommand)]
+    Xds(xds::Command),
     /// Completions for shells, and manual pages
     Completion(completion::CompletionArgs),
 }
@@ -111,6 +115,7 @@ fn main() -> ExitCode {
         Command::Failover(command) => failover::run(&command),
         Command::BugReport(args) => bug_report::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Xds(command) => xds::run(command),
         Command::Completion(args) => completion::run(&args, Cli::command()),
     }
 }

@@ -35,6 +35,7 @@ use crate::account::{AccessLog, Caller, Closed, Origin, Stretch};
 use crate::admission::{Admission, NO_LOAD_BALANCER, UnderWay};
 use crate::connection;
 use crate::control::decided::Wishes;
+use crate::control_plane;
 use crate::copies::Copies;
 use crate::explain;
 use crate::federation::Federation;
@@ -168,6 +169,8 @@ pub(crate) struct Shared {
     pub(crate) federation: Federation,
     /// Where our SVID may come from.
     pub(crate) workload_api: WorkloadApi,
+    /// Where the configuration may come from.
+    pub(crate) control_plane: control_plane::Side,
     pub(crate) settings: GatewaySettings,
     pub(crate) metrics: Metrics,
     pub(crate) log: AccessLog,

@@ -50,7 +50,7 @@ type Folders = BTreeMap<PathBuf, (u64, u64)>;
 
 /// Files and folders under watch.
 #[derive(Debug)]
-pub(crate) struct Watch {
+pub struct Watch {
     paths: Vec<PathBuf>,
     folders: Folders,
     seen: Look,
@@ -67,8 +67,16 @@ pub(crate) struct Watch {
     read: Instant,
 }
 
+impl Default for Watch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Watch {
-    pub(crate) fn new() -> Self {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
         let (tell, told) = mpsc::channel(1);
         Self {
             paths: Vec::new(),
@@ -85,7 +93,7 @@ impl Watch {
 
     /// Watches these files and folders instead of those before. What is new among them counts as
     /// changed: it may have been read before it was watched.
-    pub(crate) fn set(&mut self, paths: Vec<PathBuf>) {
+    pub fn set(&mut self, paths: Vec<PathBuf>) {
         let folders: Folders = (paths.iter().flat_map(|path| folders_of(path)))
             .map(|folder| {
                 let which = std::fs::metadata(&folder).map(|folder| (folder.dev(), folder.ino()));
@@ -134,7 +142,7 @@ impl Watch {
     ///
     /// # Cancel safety
     /// A change that was not returned is found by the next call.
-    pub(crate) async fn changed(&mut self) {
+    pub async fn changed(&mut self) {
         loop {
             let due = self.settled.map_or(self.poll, |at| at.min(self.poll));
             tokio::select! {

@@ -16,6 +16,7 @@
 
 mod control_admin;
 mod control_cli;
+mod control_client;
 mod control_codes;
 mod control_drain;
 mod control_drill;
@@ -31,6 +32,7 @@ mod control_state;
 mod control_tap;
 mod control_ui;
 mod control_upstream;
+mod control_xds;
 #[path = "../support/corpus.rs"]
 mod corpus;
 mod data_balance;

@@ -28,10 +28,12 @@ pub(crate) enum Template {
     Client,
     /// Relays TLS for `sni` to `mesh_port`.
     Passthrough,
+    /// Has everything from the control plane at `xds_port`, asked by `api_type`.
+    Ads,
 }
 
 impl Template {
-    /// Every template.
+    /// Every template that stands for itself.
     pub(crate) const ALL: [Self; 4] = [
         Self::Backend,
         Self::Terminate,
@@ -45,6 +47,7 @@ impl Template {
             Self::Terminate => include_str!("envoy/terminate.yaml"),
             Self::Client => include_str!("envoy/client.yaml"),
             Self::Passthrough => include_str!("envoy/passthrough.yaml"),
+            Self::Ads => include_str!("envoy/ads.yaml"),
         }
     }
 
@@ -52,7 +55,7 @@ impl Template {
         match self {
             Self::Backend => "service",
             Self::Terminate | Self::Passthrough => "mesh",
-            Self::Client => "apps",
+            Self::Client | Self::Ads => "apps",
         }
     }
 

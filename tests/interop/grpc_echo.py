@@ -3,25 +3,30 @@
 serve                                   prints `listening PORT`, answers until it is killed
 call TARGET AUTHORITY METHOD TEXT ...   one call, the outcome as one line of JSON; the text
                                         `N x T` stands for T repeated N times
+follow TARGET                           calls over and over on one channel, and prints `served PORT` or
+                                        `failed CODE` whenever that is not as before
 
 Methods of /zeugma.test.Echo: Unary answers its request, Fail ends with RESOURCE_EXHAUSTED,
 Chat answers each message of a stream as it comes, Turn has gRPC's own health service say its request
 (SERVING or NOT_SERVING) of it. Every answer's initial metadata tells what the service saw: the
-authority and x-forwarded-client-cert.
+authority and x-forwarded-client-cert, and which port served it.
 """
 
 import json
 import sys
+import time
 from concurrent import futures
 
 import grpc
 
 SERVICE = "zeugma.test.Echo"
+PORT = 0
 
 
 def saw(context):
     metadata = dict(context.invocation_metadata())
     seen = [("x-saw-xfcc", metadata.get("x-forwarded-client-cert", ""))]
+    seen.append(("x-served-by", str(PORT)))
     context.send_initial_metadata(seen)
 
 
@@ -69,9 +74,10 @@ def serve():
         ]
     )
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    global PORT
+    PORT = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    print(f"listening {port}", flush=True)
+    print(f"listening {PORT}", flush=True)
     server.wait_for_termination()
 
 
@@ -101,7 +107,25 @@ def call(target, authority, method, texts):
     print(json.dumps(outcome))
 
 
+def follow(target):
+    last = None
+    with grpc.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
+        unary = channel.unary_unary(f"/{SERVICE}/Unary")
+        while True:
+            try:
+                _, call = unary.with_call(b"", timeout=20)
+                outcome = "served " + dict(call.initial_metadata())["x-served-by"]
+            except grpc.RpcError as error:
+                outcome = f"failed {error.code().name} {error.details()}"
+            if outcome != last:
+                print(outcome, flush=True)
+            last = outcome
+            time.sleep(0.02)
+
+
 if sys.argv[1] == "serve":
     serve()
+elif sys.argv[1] == "follow":
+    follow(sys.argv[2])
 else:
     call(sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5:])

@@ -17,6 +17,7 @@ mod our_ca;
 mod peers_alone;
 mod pki;
 mod websocket;
+mod xds;
 mod zeugma;
 
 use std::fs;

@@ -13,10 +13,11 @@ use zeugma_core::snapshot::{
 };
 
 use crate::CheckedGateway;
+use crate::client::OnEmpty;
 use crate::meaning::{match_text, meaning};
 use crate::settings::{
-    AccessLogFormat, AdminAddress, BundleProfile, ForeignDomain, GatewaySettings, Limits, StateDir,
-    SvidFiles, SvidSource,
+    AccessLogFormat, AdminAddress, BundleProfile, ControlPlane, ForeignDomain, GatewaySettings,
+    Limits, StateDir, SvidFiles, SvidSource,
 };
 
 /// What one thing of a gateway says, by the name of its field.
@@ -221,6 +222,7 @@ fn of_settings(settings: &GatewaySettings, folder: &Path) -> Fields {
         probes,
         metrics,
         state_dir,
+        control_plane,
         workers,
         limits,
         drain,
@@ -282,7 +284,26 @@ fn of_settings(settings: &GatewaySettings, folder: &Path) -> Fields {
         ("drain.timeout", one(duration(drain.timeout))),
     ]);
     fields.extend(of_svid(svid, path));
+    fields.extend(control_plane.iter().flat_map(of_control_plane));
     fields
+}
+
+fn of_control_plane(of: &ControlPlane) -> Fields {
+    let on_empty = match of.on_empty {
+        OnEmpty::Keep => "keep",
+        OnEmpty::Apply => "apply",
+    };
+    Fields::from([
+        (
+            "controlPlane.addresses",
+            of.addresses.iter().map(ToString::to_string).collect(),
+        ),
+        (
+            "controlPlane.spiffeIDs",
+            of.spiffe_ids.iter().map(ToString::to_string).collect(),
+        ),
+        ("controlPlane.onEmpty", one(on_empty)),
+    ])
 }
 
 fn of_svid(svid: &SvidSource, path: impl Fn(&Path) -> String) -> Fields {

@@ -1,10 +1,14 @@
 //! Configuration: YAML documents become a model, the model compiles for one gateway into xDS v3
 //! resources, and those are ingested into a [`Snapshot`].
 //!
-//! No protobuf type leaves this crate, and it opens no socket.
+//! No protobuf type leaves this crate, and it opens no socket: the [`Server`] is given connections.
 
 mod bundle_url;
+mod canonical;
+mod catalog;
+pub mod client;
 mod compile;
+mod control_address;
 mod diff;
 mod envoy;
 mod error;
@@ -20,7 +24,10 @@ mod net;
 mod packed;
 mod parallel;
 mod pb;
+mod plane;
 mod reference;
+mod server;
+mod session;
 mod settings;
 mod standing;
 mod state;
@@ -29,15 +36,20 @@ mod yaml;
 
 pub use bundle_url::BundleUrl;
 pub use compile::ResourceList;
+pub use control_address::ControlAddress;
 pub use diff::{Change, Difference, FieldDifference, diff};
 pub use envoy::{BOOTSTRAP as ENVOY_BOOTSTRAP, EnvoyFile};
 pub use error::{Code, Color, Finding, Findings, Place, Severity, suggest};
 pub use files::FileLook;
 pub use format::{FormatError, format, yaml_files};
 pub use meaning::{LevelMeaning, MatchMeaning, ServiceMeaning, meaning};
+pub use plane::Plane;
+pub use server::{Admission, Caller, Server, ServerLimits, Visitor};
+pub use session::Kind;
 pub use settings::{
-    AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, Drain, ForeignDomain,
-    GatewaySettings, Limits, StateDir, SvidApi, SvidFiles, SvidSource, admin_socket_default,
+    AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, ControlPlane, Drain,
+    ForeignDomain, GatewaySettings, Limits, StateDir, SvidApi, SvidFiles, SvidSource,
+    admin_socket_default,
 };
 pub use standing::{Refused, RefusedDocument, Serves, Unbound};
 pub use state::{Good, LastGood, LastGoodError, STATE_BYTES_MAX};
@@ -55,7 +67,7 @@ use zeugma_core::snapshot::Snapshot;
 use files::{Contents, Source};
 use fnv::Fnv;
 use model::{Document, MeshGateway, Model};
-use standing::{Asked, Standing};
+use standing::{Asked, Standing, Whose};
 
 /// What the command line adds to the files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -242,6 +254,9 @@ impl Sources {
 
     fn compile(self, options: &NodeOptions, wrong: Wrong<'_>) -> Result<LastGood, Findings> {
         let fingerprint = self.fingerprint();
+        // Who asks for one document after the other is the gateway itself, to which a control plane says
+        // the rest.
+        let is_gateway = matches!(wrong, Wrong::StandsAlone(..));
         let Self { path, mut contents } = self;
         let files = std::mem::take(&mut contents.watched);
         let standing = match wrong {
@@ -249,7 +264,7 @@ impl Sources {
             Wrong::StandsAlone(good, unbound) => {
                 let asked = Asked {
                     path: &path,
-                    options,
+                    whose: Whose::One(options),
                     unbound,
                 };
                 standing::stand(contents, good, asked)?
@@ -266,7 +281,12 @@ impl Sources {
         let domains = (model.domains.iter())
             .map(|domain| domain.source().clone())
             .collect();
-        let (_, snapshot, findings, resources) = load_one(&model, gateway, options, warnings)?;
+        let is_controlled = is_gateway && gateway.spec.control_plane.is_some();
+        let (_, snapshot, findings, resources) = if is_controlled {
+            nothing_yet(&model, gateway, options, warnings)?
+        } else {
+            load_one(&model, gateway, options, warnings)?
+        };
         drop(model);
         let made = state::Made {
             options,
@@ -386,12 +406,27 @@ fn locality(gateway: &Document<MeshGateway>, options: &NodeOptions) -> Result<Lo
     }
 }
 
+type One = (GatewaySettings, Snapshot, Findings, ResourceList);
+
+/// A gateway that carries nothing before its control plane has said what.
+fn nothing_yet(
+    model: &Model,
+    gateway: &Document<MeshGateway>,
+    options: &NodeOptions,
+    findings: Findings,
+) -> Result<One, Findings> {
+    let node = locality(gateway, options).map(|locality| gateway.node(locality))?;
+    let settings = gateway.settings(&node, &model.domains);
+    let nothing = ingest::Ingest::new(node).end()?;
+    Ok((settings, nothing, findings, ResourceList::default()))
+}
+
 fn load_one(
     model: &Model,
     gateway: &Document<MeshGateway>,
     options: &NodeOptions,
     mut findings: Findings,
-) -> Result<(GatewaySettings, Snapshot, Findings, ResourceList), Findings> {
+) -> Result<One, Findings> {
     let node = match locality(gateway, options) {
         Ok(locality) => gateway.node(locality),
         Err(finding) => {

@@ -47,8 +47,41 @@ pub struct Unbound {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked<'a> {
     pub path: &'a Path,
-    pub options: &'a NodeOptions,
+    pub whose: Whose<'a>,
     pub unbound: &'a [Unbound],
+}
+
+/// Which gateway it is for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Whose<'a> {
+    /// The one that these choose.
+    One(&'a NodeOptions),
+    /// Every one that there is: a control plane's.
+    All,
+}
+
+impl Whose<'_> {
+    fn choose<'m>(
+        self,
+        model: &'m Model,
+        path: &Path,
+    ) -> Result<Option<&'m Document<MeshGateway>>, Finding> {
+        match self {
+            Self::One(options) => choose(model, options, path).map(Some),
+            Self::All if model.gateways.is_empty() => {
+                choose(model, &NodeOptions::default(), path).map(Some)
+            }
+            Self::All => Ok(None),
+        }
+    }
+
+    /// Whether it may be the gateway of this name.
+    fn may_be(self, name: &str) -> bool {
+        match self {
+            Self::One(options) => options.name.as_ref().is_none_or(|wanted| wanted == name),
+            Self::All => true,
+        }
+    }
 }
 
 /// What serves.
@@ -328,10 +361,8 @@ impl Round {
             || (before.iter()).any(|(id, source)| id.kind == Kind::Route && is_doubted(source));
         // Files that were renamed and cannot be read would look like the end of every route.
         let keeps_all = !doubted.files.is_empty() && self.had_routes && !has_routes;
-        let is_own = |id: &DocumentId| {
-            id.kind == Kind::Gateway && (asked.options.name.as_ref()).is_none_or(|n| *n == id.name)
-        };
-        let needs_own = choose(&self.model, asked.options, asked.path).err();
+        let is_own = |id: &DocumentId| id.kind == Kind::Gateway && asked.whose.may_be(&id.name);
+        let needs_own = asked.whose.choose(&self.model, asked.path).err();
         let mut kept = Vec::new();
         for (id, source) in before {
             if keeps_all || doubted.files.contains(&source.file) {
@@ -405,10 +436,16 @@ impl Round {
         for finding in strangers.into_iter().chain(self.without_defaults()) {
             found.push(finding);
         }
-        match own.map_or_else(|| choose(&self.model, asked.options, asked.path), Ok) {
-            Err(finding) => drop(found.push(finding)),
-            Ok(gateway) => {
-                if let Err(finding) = locality(gateway, asked.options) {
+        let chosen = own.map_or_else(
+            || asked.whose.choose(&self.model, asked.path),
+            |own| Ok(Some(own)),
+        );
+        match (chosen, asked.whose) {
+            (Err(finding), _) => drop(found.push(finding)),
+            // Each node says where it stands.
+            (Ok(None), _) | (Ok(Some(_)), Whose::All) => {}
+            (Ok(Some(gateway)), Whose::One(options)) => {
+                if let Err(finding) = locality(gateway, options) {
                     found.push(finding);
                 }
                 if self.is_new(gateway) {
@@ -428,7 +465,7 @@ impl Round {
 
     /// Tells the listeners that a gateway which served before goes on without.
     fn tell_unbound(&mut self, asked: Asked<'_>) {
-        let Ok(gateway) = choose(&self.model, asked.options, asked.path) else {
+        let Ok(Some(gateway)) = asked.whose.choose(&self.model, asked.path) else {
             return;
         };
         for finding in unbound(gateway, asked) {
@@ -458,6 +495,9 @@ impl Round {
     /// Where no name was given and several gateways are there: the one that served before, if one
     /// alone did, and what is wrong with the others.
     fn strangers(&self, asked: Asked<'_>) -> (Option<&Document<MeshGateway>>, Vec<Finding>) {
+        let Whose::One(options) = asked.whose else {
+            return (None, Vec::new());
+        };
         let all = &self.model.gateways;
         let served = |gateway: &&Document<MeshGateway>| {
             (self.slots.get(&gateway.nth()))
@@ -467,7 +507,7 @@ impl Round {
         let (Some(own), None) = (own.next(), own.next()) else {
             return (None, Vec::new());
         };
-        if asked.options.name.is_some() || all.len() == 1 {
+        if options.name.is_some() || all.len() == 1 {
             return (None, Vec::new());
         }
         let others = all.iter().filter(|gateway| gateway.nth() != own.nth());

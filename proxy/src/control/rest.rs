@@ -22,14 +22,14 @@ const UNREST_MAX: Duration = Duration::from_secs(10);
 
 /// What was seen of the files since they last were at rest.
 #[derive(Debug, Default)]
-pub(super) struct Rest {
+pub(crate) struct Rest {
     seen: BTreeMap<Arc<str>, Seen>,
     next: Next,
 }
 
 /// When to look again though nothing is told.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Next {
+pub(crate) enum Next {
     /// Not at all: all are at rest.
     #[default]
     Never,
@@ -51,7 +51,7 @@ struct Seen {
 
 /// What comes of a look.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Looked {
+pub(crate) enum Looked {
     /// Some are to be looked at again.
     Again,
     /// All that can be believed is at rest; these are not.
@@ -60,7 +60,7 @@ pub(super) enum Looked {
 
 impl Rest {
     /// Takes a look of every file; those in `cut` may have been cut off.
-    pub(super) fn look(
+    pub(crate) fn look(
         &mut self,
         mut looks: BTreeMap<Arc<str>, FileLook>,
         cut: &BTreeSet<Arc<str>>,
@@ -101,7 +101,7 @@ impl Rest {
 
     /// Takes a look of what was read, and holds back what cannot be believed; `None` where some are
     /// to be looked at again.
-    pub(super) fn believe(
+    pub(crate) fn believe(
         &mut self,
         sources: Sources,
         cut: &BTreeSet<Arc<str>>,
@@ -113,7 +113,7 @@ impl Rest {
     }
 
     /// When to look again though nothing is told.
-    pub(super) const fn next(&self) -> Next {
+    pub(crate) const fn next(&self) -> Next {
         self.next
     }
 }

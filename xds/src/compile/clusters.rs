@@ -426,15 +426,7 @@ fn weigh(
     priority: Option<u32>,
     spread: &BTreeMap<Locality, f64>,
 ) {
-    let mut merged: Vec<endpoint::LocalityLbEndpoints> = Vec::new();
-    for group in std::mem::take(&mut assigned.endpoints) {
-        let same = (merged.iter_mut())
-            .find(|one| one.priority == group.priority && one.locality == group.locality);
-        match same {
-            Some(one) => one.lb_endpoints.extend(group.lb_endpoints),
-            None => merged.push(group),
-        }
-    }
+    let mut merged = by_place(std::mem::take(&mut assigned.endpoints));
     for group in &mut merged {
         let share = (spread.iter()).find(|(place, _)| Some(locality(place)) == group.locality);
         let endpoints = group.lb_endpoints.iter();
@@ -447,6 +439,22 @@ fn weigh(
         group.load_balancing_weight = (weight > 0).then_some(pb::UInt32Value { value: weight });
     }
     assigned.endpoints = merged;
+}
+
+/// Each locality once in each priority.
+pub(crate) fn by_place(
+    groups: Vec<endpoint::LocalityLbEndpoints>,
+) -> Vec<endpoint::LocalityLbEndpoints> {
+    let mut merged: Vec<endpoint::LocalityLbEndpoints> = Vec::new();
+    for group in groups {
+        let same = (merged.iter_mut())
+            .find(|one| one.priority == group.priority && one.locality == group.locality);
+        match same {
+            Some(one) => one.lb_endpoints.extend(group.lb_endpoints),
+            None => merged.push(group),
+        }
+    }
+    merged
 }
 
 /// A percentage has at most four decimal places.
@@ -489,7 +497,7 @@ fn lcm(a: u32, b: u32) -> u32 {
     (a / x).saturating_mul(b)
 }
 
-fn locality(locality: &Locality) -> core::Locality {
+pub(crate) fn locality(locality: &Locality) -> core::Locality {
     core::Locality {
         region: locality.region.to_string(),
         zone: locality.zone.to_string(),

@@ -582,6 +582,28 @@ fn planned_routes<'s>(
     configs
 }
 
+/// What a workload that balances by itself calls a service by, and where its requests go: a proxy's own
+/// rules are of no use there.
+pub(crate) fn on_demand(
+    context: Context<'_>,
+    services: &Services<'_>,
+) -> Vec<(Vec<String>, route::VirtualHost)> {
+    let http = (services.list.iter()).filter(|one| one.port.protocol == ProtocolSpec::Http);
+    let called = |service| {
+        let names = domains(service)
+            .into_iter()
+            .filter(|name| !name.starts_with('*'));
+        let host = route::VirtualHost {
+            name: service.id.clone(),
+            domains: vec!["*".to_owned()],
+            routes: http_routes(context, services, service, Scope::Outbound),
+            ..Default::default()
+        };
+        (names.collect(), host)
+    };
+    http.map(called).collect()
+}
+
 /// The authorities that name a service.
 fn domains(service: &Service<'_>) -> Vec<String> {
     let mut domains = Vec::new();

@@ -12,7 +12,9 @@ use std::collections::{BTreeMap, HashMap};
 use prost::Name as _;
 use zeugma_core::snapshot::Node;
 
-pub(crate) use self::clusters::{HTTP_OPTIONS, SOCKET, cause, start_of};
+pub(crate) use self::clusters::{
+    HTTP_OPTIONS, SOCKET, ads, by_place, cause, locality as locality_of, start_of,
+};
 pub(crate) use self::http_rules::{METHOD, matches_of};
 pub(crate) use self::listeners::{ALLOW, DENY, HIDDEN, NOBODY};
 use self::target::Target;
@@ -207,6 +209,11 @@ impl<'m> Compiled<'m> {
         of: impl Fn(route::VirtualHost) -> R + Sync,
     ) -> Vec<(String, Vec<R>)> {
         listeners::routes(self.context, &self.services, of)
+    }
+
+    /// What workloads that balance by themselves call services by.
+    pub(crate) fn on_demand(&self) -> Vec<(Vec<String>, route::VirtualHost)> {
+        listeners::on_demand(self.context, &self.services)
     }
 
     /// Listeners, with what each of their filter chains was made into.

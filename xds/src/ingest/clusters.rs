@@ -512,17 +512,32 @@ fn endpoints(cluster: &cluster::Cluster, route: &str, names: &Names) -> Result<F
         }
     }
     normalise(&mut endpoints);
-    let levels: Vec<Level> = members
+    let mut levels: Vec<Level> = members
         .into_values()
         .map(|members| Level {
             name: level_name(&endpoints, &members),
             members,
         })
         .collect();
-    if levels.is_empty() {
+    if levels.is_empty() && !is_discovered(cluster) {
         return Err("it has no endpoints".to_owned());
     }
+    if levels.is_empty() {
+        // There may be none at present: a service that is scaled to nothing.
+        levels.push(Level {
+            name: "none".into(),
+            members: Vec::new(),
+        });
+    }
     Ok((endpoints, levels))
+}
+
+/// Whether its endpoints come by themselves.
+pub(super) fn is_discovered(cluster: &cluster::Cluster) -> bool {
+    use cluster::cluster::{ClusterDiscoveryType, DiscoveryType};
+
+    let eds = i32::from(DiscoveryType::Eds);
+    cluster.cluster_discovery_type == Some(ClusterDiscoveryType::Type(eds))
 }
 
 /// Where endpoints stand; not known where no region is named.

@@ -14,6 +14,35 @@ use crate::compile::{ALLOW, DENY, HIDDEN, NOBODY};
 use crate::meta::ListenerMeta;
 use crate::pb::{self, hcm, http_rbac, listener, network_rbac, route, tcp_proxy};
 
+/// What is wrong with a listener by itself.
+pub(super) fn check(listener: &listener::Listener) -> Result<(), String> {
+    let any = Names::any();
+    for chain in &listener.filter_chains {
+        let ReadChain { name, to } = ReadChain::read(chain, &any);
+        to.map_err(|error| format!("filter chain `{name}`: {error}"))?;
+    }
+    let meta: ListenerMeta = pb::from_metadata(listener.metadata.as_ref())?;
+    socket(listener, &meta).map(drop)
+}
+
+/// A listener that leads nowhere yet.
+fn socket(listener: &listener::Listener, meta: &ListenerMeta) -> Result<Listener, String> {
+    Ok(Listener {
+        name: listener.name.as_str().into(),
+        address: pb::from_socket(listener.address.as_ref())?,
+        role: if meta.mesh {
+            Role::Mesh
+        } else {
+            Role::Workloads
+        },
+        only: None,
+        hosts: HostTable::default(),
+        sources: all(&meta.sources, crate::net::parse)?,
+        handshakes: meta.handshakes_per_source.map(handshakes).transpose()?,
+        proxies: all(&meta.proxies, crate::net::parse)?,
+    })
+}
+
 /// What a filter chain says, its routes aside.
 #[derive(Debug)]
 pub(crate) struct ReadChain {
@@ -101,6 +130,11 @@ impl ReadHost {
         });
         Self(to)
     }
+
+    /// What is wrong with it.
+    pub(super) fn error(&self) -> Option<&str> {
+        self.0.as_ref().err().map(String::as_str)
+    }
 }
 
 fn virtual_host(host: &route::VirtualHost, ix: ServiceIx, names: &Names) -> Result<HostTo, String> {
@@ -166,18 +200,9 @@ impl Reader<'_> {
             }
         }
         Ok(Listener {
-            name: listener.name.as_str().into(),
-            address: pb::from_socket(listener.address.as_ref())?,
-            role: if meta.mesh {
-                Role::Mesh
-            } else {
-                Role::Workloads
-            },
             only,
             hosts,
-            sources: all(&meta.sources, crate::net::parse)?,
-            handshakes: meta.handshakes_per_source.map(handshakes).transpose()?,
-            proxies: all(&meta.proxies, crate::net::parse)?,
+            ..socket(listener, &meta)?
         })
     }
 
@@ -217,8 +242,8 @@ impl Reader<'_> {
                     .routes
                     .get(&name)
                     .ok_or_else(|| format!("no route configuration `{name}`"))?;
-                for ReadHost(host) in hosts {
-                    let host = host.as_ref().map_err(String::clone)?;
+                // What is wrong with one was said of its route configuration.
+                for host in hosts.iter().filter_map(|ReadHost(host)| host.as_ref().ok()) {
                     let said = (host.mirrors.clone(), host.http_rules.clone());
                     gather(gathered, host.ix, &host.rules, said)
                         .map_err(|error| format!("virtual host `{}`: {error}", host.name))?;

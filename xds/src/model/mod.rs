@@ -13,7 +13,7 @@ pub(crate) mod scalar;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
@@ -180,6 +180,8 @@ pub(crate) struct Document<T> {
     inherited: Vec<Arc<Document<MeshDefaults>>>,
     /// Whether it did not serve before: of two that contradict each other, it is the one at fault.
     is_new: bool,
+    /// The folder that files are named from in the snapshot; none where as the operator named them.
+    named_from: Option<Arc<Path>>,
 }
 
 impl<T> Document<T> {
@@ -247,18 +249,27 @@ impl<T> Document<T> {
 
     /// Where its name is written, for the snapshot.
     pub(crate) fn name_position(&self) -> Position {
-        self.position_of(self.name_line)
+        self.named(self.position_of(self.name_line))
     }
 
     /// Where a rule is written.
     pub(crate) fn position_of_rule<R>(&self, rule: &Placed<R>) -> Position {
-        match usize::from(rule.of)
+        let from = usize::from(rule.of)
             .checked_sub(1)
-            .and_then(|at| self.inherited.get(at))
-        {
+            .and_then(|at| self.inherited.get(at));
+        self.named(match from {
             Some(from) => from.position_of(rule.line),
             None => self.position_of(rule.line),
+        })
+    }
+
+    fn named(&self, mut position: Position) -> Position {
+        let below = (self.named_from.as_deref())
+            .and_then(|folder| Path::new(&*position.file).strip_prefix(folder).ok());
+        if let Some(below) = below {
+            position.file = below.display().to_string().into();
         }
+        position
     }
 
     /// A line within it as a line of its file.
@@ -301,7 +312,7 @@ impl<T> Document<T> {
     }
 
     /// The folder that relative paths start from.
-    pub(crate) fn folder(&self) -> &std::path::Path {
+    pub(crate) fn folder(&self) -> &Path {
         &self.source.folder
     }
 }
@@ -343,6 +354,15 @@ impl Model {
         model.inherit();
         model.index();
         model
+    }
+
+    /// Has files named from this folder in what is compiled: two servers of the same documents, each
+    /// with a copy elsewhere, say the same.
+    pub(crate) fn name_files_from(&mut self, folder: &Path) {
+        let folder: Arc<Path> = folder.into();
+        for route in &mut self.routes {
+            route.named_from = Some(Arc::clone(&folder));
+        }
     }
 
     /// Gives routes what they do not write; whoever inherits already is passed over.
@@ -778,6 +798,7 @@ fn wrap<T>(
         host_default: OnceLock::new(),
         inherited: Vec::new(),
         is_new: false,
+        named_from: None,
     }
 }
 

@@ -20,6 +20,7 @@ use zeugma_core::names::{Host, HostPattern};
 use zeugma_core::snapshot::{Failure, PathPattern};
 
 use crate::bundle_url::BundleUrl;
+use crate::control_address::ControlAddress;
 use crate::workload_address::WorkloadAddress;
 
 /// A type with one textual form.
@@ -236,6 +237,16 @@ impl FromText for SpiffeId {
 impl FromText for BundleUrl {
     const FORM: &'static str = "a URL such as `https://acme.example/bundle`";
     const EXAMPLE: &'static str = "https://acme.example/bundle";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        Self::parse(text)
+    }
+}
+
+impl FromText for ControlAddress {
+    const FORM: &'static str =
+        "`https://` and a host with a port, or `http://` and a loopback address with a port";
+    const EXAMPLE: &'static str = "https://xds.east.example:15012";
 
     fn from_text(text: &str) -> Result<Self, String> {
         Self::parse(text)

@@ -80,6 +80,9 @@ fn gateway() -> Vec<Row> {
         row("east-gw", "spec.probes", "", "127.0.0.1:15022").seen_by("control_handover::probes_are_answered_all_the_while"),
         row("east-gw", "spec.metrics", "", "127.0.0.1:15023").seen_by("control_admin::metrics_on_a_loopback_address_are_told_to_nobody_who_names_another_host"),
         row("east-gw", "spec.stateDir", "", "state").seen_by("control_state::a_state_directory_that_was_asked_for_must_be_usable"),
+        row("east-gw", "spec.controlPlane.addresses", "", "['http://127.0.0.1:15012']").seen_by("control_client::another_server_is_asked_where_the_first_is_gone"),
+        row("east-gw", "spec.controlPlane.spiffeIDs", "['spiffe://east.example/xds']", "['spiffe://east.example/other']").given("east-gw", "spec.controlPlane.addresses", "['https://xds.east.example']").seen_by("control_client::a_server_that_is_not_whom_the_gateway_expects_is_not_believed"),
+        row("east-gw", "spec.controlPlane.onEmpty", "keep", "apply").given("east-gw", "spec.controlPlane.addresses", "['http://127.0.0.1:15012']").seen_by("control_client::an_update_that_leaves_nothing_is_done_where_that_is_wanted"),
         row("east-gw", "spec.workers", "", "3").seen_by("control_limits::there_are_as_many_workers_as_processors_it_may_use_or_as_written"),
         row("east-gw", "spec.accessLog.format", "json", "text")
             .seen_by("control_codes::the_access_log_is_text_where_it_is_asked_for"),

@@ -1,0 +1,189 @@
+//! Who comes in: connections, their handshakes, and how long each may stay.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use zeugma_proxy::tls::{Credentials, TlsPeer, server_config};
+use zeugma_xds::{Caller, Server, Visitor};
+
+/// Connections at once.
+const CONNECTIONS_MAX: usize = 20_000;
+/// Handshakes at once: when all clients come back, each is served soon rather than none.
+const HANDSHAKES_MAX: usize = 64;
+/// How long a handshake may take, and wait for its turn.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+const TURN: Duration = Duration::from_secs(30);
+/// How long a connection may last: what verified its caller is looked at again. Half of it at least, so
+/// that those who came together do not leave together.
+const AGE_MAX: Duration = Duration::from_secs(3600);
+/// Between two tries where the system gives no connection.
+const BACKOFF: Duration = Duration::from_millis(200);
+
+/// What a connection is let in by.
+#[derive(Debug, Clone)]
+pub(super) struct Door(watch::Sender<Option<Arc<Credentials>>>);
+
+impl Door {
+    /// Without TLS where there are no credentials.
+    pub(super) fn new(credentials: Option<Arc<Credentials>>) -> Self {
+        Self(watch::channel(credentials).0)
+    }
+
+    pub(super) fn credentials(&self) -> Option<Arc<Credentials>> {
+        self.0.borrow().clone()
+    }
+
+    /// From now on it is these, for who is in already too.
+    pub(super) fn change(&self, credentials: Arc<Credentials>) {
+        self.0.send_replace(Some(credentials));
+    }
+}
+
+/// Accepts connections, and carries them.
+#[derive(Debug)]
+pub(super) struct Doorkeeper {
+    listener: TcpListener,
+    server: Server,
+    door: Door,
+    room: Arc<Semaphore>,
+    handshakes: Arc<Semaphore>,
+}
+
+impl Doorkeeper {
+    pub(super) fn new(listener: TcpListener, server: Server, door: Door) -> Self {
+        Self {
+            listener,
+            server,
+            door,
+            room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+        }
+    }
+
+    /// Runs until the server drains and every connection has ended.
+    pub(super) async fn run(self) {
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                Some(_ended) = connections.join_next() => continue,
+                () = self.server.drained() => break,
+            };
+            match accepted {
+                Ok((tcp, source)) => {
+                    let Ok(place) = Arc::clone(&self.room).try_acquire_owned() else {
+                        tracing::warn!(code = "ZG0509", "over {CONNECTIONS_MAX} connections");
+                        continue;
+                    };
+                    let visit = Visit {
+                        server: self.server.clone(),
+                        door: self.door.clone(),
+                        handshakes: Arc::clone(&self.handshakes),
+                        source,
+                    };
+                    drop(connections.spawn(async move {
+                        visit.carry(tcp).await;
+                        drop(place);
+                    }));
+                }
+                Err(error) => {
+                    tracing::warn!(code = "ZG0509", %error, "no connection is accepted");
+                    sleep(BACKOFF).await;
+                }
+            }
+        }
+        drop(self.listener);
+        while connections.join_next().await.is_some() {}
+    }
+}
+
+/// A connection.
+struct Visit {
+    server: Server,
+    door: Door,
+    handshakes: Arc<Semaphore>,
+    source: SocketAddr,
+}
+
+impl Visit {
+    async fn carry(self, tcp: TcpStream) {
+        // Small answers are what others wait for.
+        tcp.set_nodelay(true).ok();
+        let mut now = self.door.0.subscribe();
+        let credentials = now.borrow_and_update().clone();
+        let until = Instant::now() + age();
+        let Some(credentials) = credentials else {
+            let visitor = Visitor {
+                caller: Caller::Local,
+                source: self.source,
+                until,
+            };
+            return self.server.serve(tcp, visitor).await;
+        };
+        let (stream, peer) = match self.shake_hands(tcp, &credentials).await {
+            Ok(done) => done,
+            Err(why) => {
+                tracing::warn!(code = "ZG0506", source = %self.source, "a connection failed: {why}");
+                return;
+            }
+        };
+        let left = Duration::from_secs(u64::try_from(peer.not_after - unix()).unwrap_or_default());
+        let visitor = Visitor {
+            caller: Caller::Verified(peer.id.clone()),
+            source: self.source,
+            until: until.min(Instant::now() + left),
+        };
+        let refused = async {
+            while now.changed().await.is_ok() {
+                let credentials = now.borrow_and_update().clone();
+                let judged = credentials.map(|credentials| credentials.judge(&peer, unix()));
+                if let Some(Err(refusal)) = judged {
+                    return refusal;
+                }
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = self.server.serve(stream, visitor) => {}
+            refusal = refused => {
+                tracing::warn!(code = "ZG0506", source = %self.source, id = %peer.id, "a connection is ended: {refusal}");
+            }
+        }
+    }
+
+    async fn shake_hands(
+        &self,
+        tcp: TcpStream,
+        credentials: &Arc<Credentials>,
+    ) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Arc<TlsPeer>), String> {
+        let turn = timeout(TURN, self.handshakes.acquire()).await;
+        let _turn = turn.map_err(|_elapsed| "too many handshakes at once".to_owned())?;
+        let (config, slot) =
+            server_config(credentials, &[b"h2"]).map_err(|error| error.to_string())?;
+        let shaken = timeout(HANDSHAKE, TlsAcceptor::from(config).accept(tcp)).await;
+        let shaken = shaken.map_err(|_elapsed| format!("no handshake in {HANDSHAKE:?}"))?;
+        let stream = shaken.map_err(|error| match slot.refusal(&error) {
+            Some(refusal) => refusal.to_string(),
+            None => error.to_string(),
+        })?;
+        let peer = slot.peer().cloned();
+        Ok((stream, peer.ok_or("the other end was not verified")?))
+    }
+}
+
+fn age() -> Duration {
+    AGE_MAX.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+fn unix() -> i64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+}

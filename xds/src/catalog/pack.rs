@@ -1,0 +1,335 @@
+//! A compiled model as resources that travel.
+
+use std::sync::Arc;
+
+use prost::{Message, Name};
+
+use super::{Catalog, Resource, Shelf, Store, Traits, grpc};
+use crate::canonical::canonical;
+use crate::compile::{Compiled, Context, Made, ads};
+use crate::error::Findings;
+use crate::meta::AnyClusterMeta;
+use crate::parallel;
+use crate::pb::{self, cluster, endpoint, route};
+use crate::session::Kind;
+
+/// For whom it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) enum Flavor {
+    /// A proxy: our gateway, an Envoy.
+    #[default]
+    Proxy,
+    /// A workload with gRPC's own resolver.
+    Grpc,
+}
+
+/// What a node of `context` is told. What is as it was `before` keeps its bytes.
+pub(crate) fn catalog(
+    (context, flavor): (Context<'_>, Flavor),
+    store: &mut Store,
+    before: Option<&Catalog>,
+    findings: &mut Findings,
+) -> Catalog {
+    let compiled = Compiled::new(context, findings);
+    let pack = |made| pack(made, flavor);
+    let mut clusters: Vec<Packed> = compiled.peers().into_iter().map(pack).collect();
+    clusters.extend(compiled.clusters(pack));
+    clusters.extend(compiled.others().into_iter().map(pack));
+    let mut shelves = Shelves {
+        store,
+        lists: Default::default(),
+    };
+    for Packed { cluster, endpoints } in clusters {
+        shelves.add(Kind::Cluster, cluster);
+        if let Some(endpoints) = endpoints {
+            shelves.add(Kind::Endpoints, endpoints);
+        }
+    }
+    if flavor == Flavor::Grpc {
+        let on_demand = Traits {
+            is_on_demand: true,
+            has_endpoints: false,
+        };
+        for listener in grpc::listeners(&compiled) {
+            let made = resource(Kind::Listener, &listener.name, &listener, on_demand);
+            shelves.add(Kind::Listener, made);
+        }
+        return shelves.catalog(before);
+    }
+    for (mut listener, chains) in compiled.listeners(findings, |chain| chain) {
+        listener.filter_chains = chains;
+        let made = resource(Kind::Listener, &listener.name, &listener, Traits::default());
+        shelves.add(Kind::Listener, made);
+    }
+    let routes = parallel::map(compiled.routes(|host| host), |(name, virtual_hosts)| {
+        let config = route::RouteConfiguration {
+            name,
+            virtual_hosts,
+            ..Default::default()
+        };
+        resource(Kind::Routes, &config.name, &config, Traits::default())
+    });
+    for made in routes {
+        shelves.add(Kind::Routes, made);
+    }
+    shelves.catalog(before)
+}
+
+struct Shelves<'a> {
+    store: &'a mut Store,
+    lists: [Vec<Arc<Resource>>; 4],
+}
+
+impl Shelves<'_> {
+    fn add(&mut self, kind: Kind, made: Resource) {
+        let resource = self.store.put(kind, made);
+        if let Some(list) = self.lists.get_mut(kind as usize) {
+            list.push(resource);
+        }
+    }
+
+    fn catalog(self, before: Option<&Catalog>) -> Catalog {
+        Catalog::new(self.lists.map(Shelf::new), before)
+    }
+}
+
+struct Packed {
+    cluster: Resource,
+    endpoints: Option<Resource>,
+}
+
+fn pack(made: Made, flavor: Flavor) -> Packed {
+    let Made { mut cluster, meta } = made;
+    let mut endpoints = match meta {
+        AnyClusterMeta::Traffic(_) => apart(&mut cluster),
+        // They are few, and what they say belongs together.
+        AnyClusterMeta::Peer(_) => None,
+    };
+    if flavor == Flavor::Grpc {
+        grpc::cluster(&mut cluster);
+        endpoints.iter_mut().for_each(grpc::endpoints);
+    }
+    cluster.metadata = Some(pb::metadata(&meta));
+    let traits = Traits {
+        has_endpoints: endpoints.is_some(),
+        is_on_demand: false,
+    };
+    let name = &cluster.name;
+    Packed {
+        cluster: resource(Kind::Cluster, name, &cluster, traits),
+        endpoints: endpoints.map(|one| resource(Kind::Endpoints, name, &one, Traits::default())),
+    }
+}
+
+/// Has a cluster's addresses come by themselves, so that a change of one is small; names are resolved
+/// by who has the cluster itself.
+fn apart(cluster: &mut cluster::Cluster) -> Option<endpoint::ClusterLoadAssignment> {
+    use cluster::cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig};
+
+    let fixed = ClusterDiscoveryType::Type(DiscoveryType::Static.into());
+    if cluster.cluster_discovery_type != Some(fixed) {
+        return None;
+    }
+    let endpoints = cluster.load_assignment.take()?;
+    cluster.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into()));
+    cluster.eds_cluster_config = Some(EdsClusterConfig {
+        eds_config: Some(ads()),
+        ..Default::default()
+    });
+    Some(endpoints)
+}
+
+/// Encoded where it is made: one thread alone would take longer for it than for all the rest.
+fn resource<M: Message + Name>(kind: Kind, name: &str, message: &M, traits: Traits) -> Resource {
+    let bytes = canonical(&M::type_url(), message.encode_to_vec());
+    Resource::new(kind, name, &bytes, traits)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use zeugma_core::snapshot::Node;
+
+    use super::*;
+    use crate::model::Model;
+    use crate::packed::{self, Resources};
+    use crate::pb::{Any, core, listener};
+
+    const MESH: &str = include_str!("mesh.yaml");
+
+    fn with_context<R>(yaml: &str, of: impl FnOnce(Context<'_>, &Node) -> R) -> R {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mesh.yaml");
+        std::fs::write(&path, yaml).unwrap();
+        let contents = crate::files::read(&path, crate::files::LIMITS).unwrap();
+        let (mut model, mut findings) = Model::read(contents.documents);
+        model.name_files_from(dir.path());
+        findings.extend(crate::model::check::check(&model));
+        assert!(!findings.has_errors(), "{findings}");
+        let gateway = &model.gateways[0];
+        let node = gateway.node(gateway.spec.locality.clone().unwrap().0);
+        let context = Context {
+            model: &model,
+            gateway,
+            node: &node,
+        };
+        of(context, &node)
+    }
+
+    fn of(yaml: &str, store: &mut Store, before: Option<&Catalog>) -> Catalog {
+        with_context(yaml, |context, _| {
+            catalog(
+                (context, Flavor::Proxy),
+                store,
+                before,
+                &mut Findings::new(),
+            )
+        })
+    }
+
+    fn messages<M: Message + Name + Default>(catalog: &Catalog, kind: Kind) -> BTreeMap<String, M> {
+        let read = |one: &Arc<Resource>| {
+            let bytes = one.whole();
+            let response =
+                envoy_types::pb::envoy::service::discovery::v3::DiscoveryResponse::decode(bytes);
+            let any: Any = response.unwrap().resources.remove(0);
+            (one.name().to_string(), pb::unpack::<M>(&any).unwrap())
+        };
+        catalog.shelf(kind).iter().map(read).collect()
+    }
+
+    #[test]
+    fn the_same_documents_make_the_same_bytes_every_time() {
+        let first = of(MESH, &mut Store::default(), None);
+        assert!(
+            first.shelf(Kind::Routes).iter().count() > 2
+                && first.shelf(Kind::Listener).iter().count() > 2
+        );
+        for _ in 0..10 {
+            let again = of(MESH, &mut Store::default(), None);
+            for kind in Kind::ALL {
+                let difference = again.shelf(kind).difference(first.shelf(kind));
+                assert!(difference.changed.is_empty(), "{:?}", difference.changed);
+            }
+        }
+    }
+
+    #[test]
+    fn one_endpoint_is_one_resource_encoded() {
+        let mut store = Store::default();
+        let old = of(MESH, &mut store, None);
+        let encoded = store.encoded();
+        let yaml = MESH.replacen("10.0.2.10:80", "10.0.2.11:80", 1);
+        let new = of(&yaml, &mut store, Some(&old));
+        let changed: Vec<String> = Kind::ALL
+            .into_iter()
+            .flat_map(|kind| {
+                let difference = new.shelf(kind).difference(old.shelf(kind));
+                let changed = difference.changed.iter();
+                changed
+                    .map(|one| format!("{kind:?} {}", one.name()))
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        // The service's two clusters, for workloads and for other clusters.
+        let expected = [
+            "Endpoints outbound|shop/orders:80",
+            "Endpoints own|shop/orders:80",
+        ];
+        assert_eq!(changed, expected);
+        assert_eq!(store.encoded(), encoded + 2);
+    }
+
+    #[test]
+    fn grpcs_resolvers_are_told_in_their_words() {
+        let made = with_context(MESH, |context, _| {
+            let mut store = Store::default();
+            catalog(
+                (context, Flavor::Grpc),
+                &mut store,
+                None,
+                &mut Findings::new(),
+            )
+        });
+        let listeners = messages::<listener::Listener>(&made, Kind::Listener);
+        assert!(
+            listeners.contains_key("orders.example:80") && listeners.contains_key("orders.example")
+        );
+        assert!(
+            !listeners
+                .keys()
+                .any(|name| name.contains('*') || name == "mesh"),
+            "{listeners:?}"
+        );
+        assert!(
+            made.shelf(Kind::Listener)
+                .iter()
+                .all(|one| one.is_on_demand())
+        );
+        assert_eq!(made.shelf(Kind::Routes).iter().count(), 0);
+        for (name, cluster) in messages::<cluster::Cluster>(&made, Kind::Cluster) {
+            let policy = i32::from(cluster::cluster::LbPolicy::RoundRobin);
+            assert_eq!(cluster.lb_policy, policy, "{name}");
+        }
+        for (name, assigned) in messages::<endpoint::ClusterLoadAssignment>(&made, Kind::Endpoints)
+        {
+            let mut seen = Vec::new();
+            for group in assigned.endpoints {
+                assert!(
+                    group
+                        .load_balancing_weight
+                        .is_some_and(|weight| weight.value > 0),
+                    "{name}"
+                );
+                let place = (group.priority, group.locality);
+                assert!(!seen.contains(&place), "{name}");
+                seen.push(place);
+            }
+        }
+    }
+
+    #[test]
+    fn what_travels_says_what_is_handed_over_within_one_process() {
+        let made = of(MESH, &mut Store::default(), None);
+        let mut clusters = messages::<cluster::Cluster>(&made, Kind::Cluster);
+        let assigned = messages::<endpoint::ClusterLoadAssignment>(&made, Kind::Endpoints);
+        assert!(assigned.len() > 3);
+        for (name, assignment) in assigned {
+            let cluster = clusters.get_mut(&name).unwrap();
+            let eds = cluster.eds_cluster_config.take().unwrap();
+            let source = eds.eds_config.unwrap().config_source_specifier;
+            assert!(matches!(
+                source,
+                Some(core::config_source::ConfigSourceSpecifier::Ads(_))
+            ));
+            assert_eq!(assignment.cluster_name, name);
+            assert!(cluster.load_assignment.replace(assignment).is_none());
+            let kind = cluster::cluster::DiscoveryType::Static;
+            cluster.cluster_discovery_type =
+                Some(cluster::cluster::ClusterDiscoveryType::Type(kind.into()));
+        }
+        let packed = |name: &String, message: &cluster::Cluster| (name.clone(), pb::pack(message));
+        let mut of_wire = Resources {
+            clusters: clusters
+                .iter()
+                .map(|(name, one)| packed(name, one))
+                .collect(),
+            ..Default::default()
+        };
+        for (name, one) in messages::<route::RouteConfiguration>(&made, Kind::Routes) {
+            of_wire.routes.push((name, pb::pack(&one)));
+        }
+        for (name, one) in messages::<listener::Listener>(&made, Kind::Listener) {
+            of_wire.listeners.push((name, pb::pack(&one)));
+        }
+        with_context(MESH, |context, node| {
+            let mut of_process = packed::compile(context, &mut Findings::new());
+            of_process.clusters.sort_by(|a, b| a.0.cmp(&b.0));
+            of_process.listeners.sort_by(|a, b| a.0.cmp(&b.0));
+            let of_process = packed::ingest(&of_process, node.clone());
+            assert_eq!(packed::ingest(&of_wire, node.clone()), of_process);
+            assert!(of_process.unwrap().services.len() > 5);
+        });
+    }
+}

@@ -1,0 +1,344 @@
+//! Which streams there are, and how far each is.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+use tonic::Status;
+use zeugma_core::time::Time;
+
+use super::{Caller, Shared, Visitor, lock};
+use crate::catalog::Version;
+use crate::plane::{Claim, View};
+use crate::session::Kind;
+use crate::session::server::{Protocol, Response, Standing};
+
+/// What is kept of why a client refused something.
+const DETAIL_CHARS_MAX: usize = 1000;
+
+/// Every stream, and what all of them did.
+#[derive(Debug, Default)]
+pub(super) struct Standings {
+    streams: Mutex<Streams>,
+    responses: [AtomicU64; 4],
+    accepted: AtomicU64,
+    rejected: AtomicU64,
+    resources: AtomicU64,
+    refused: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Streams {
+    next: u64,
+    all: BTreeMap<u64, One>,
+    by_caller: BTreeMap<String, usize>,
+}
+
+#[derive(Debug)]
+struct One {
+    node: String,
+    view: Option<View>,
+    caller: Caller,
+    source: SocketAddr,
+    protocol: Protocol,
+    since: Time,
+    types: Vec<Standing>,
+}
+
+/// A stream among all others, until dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    shared: Arc<Shared>,
+    nth: u64,
+    node: String,
+    caller: Caller,
+    charged: String,
+}
+
+impl Place {
+    /// # Errors
+    /// Where there are as many as there may be, of one caller or at all.
+    pub(super) fn take(
+        shared: &Arc<Shared>,
+        visitor: &Visitor,
+        protocol: Protocol,
+        claim: &Claim,
+    ) -> Result<Self, Status> {
+        let limits = &shared.limits;
+        let charged = match &visitor.caller {
+            Caller::Verified(id) => id.to_string(),
+            Caller::Local => visitor.source.ip().to_string(),
+        };
+        let mut streams = lock(&shared.standings.streams);
+        let of_caller = streams.by_caller.get(&charged).copied().unwrap_or_default();
+        let full = if streams.all.len() >= limits.streams {
+            Some(format!("over {} streams", limits.streams))
+        } else if of_caller >= limits.caller_streams {
+            Some(format!(
+                "over {} streams of {charged}",
+                limits.caller_streams
+            ))
+        } else {
+            None
+        };
+        if let Some(full) = full {
+            drop(streams);
+            shared.standings.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(code = "ZG0504", node = %claim.id, caller = %visitor.caller, "a stream of xDS is ended: {full}");
+            return Err(Status::resource_exhausted(full));
+        }
+        let nth = streams.next;
+        streams.next += 1;
+        streams.by_caller.insert(charged.clone(), of_caller + 1);
+        let one = One {
+            node: claim.id.clone(),
+            view: None,
+            caller: visitor.caller.clone(),
+            source: visitor.source,
+            protocol,
+            since: shared.now(),
+            types: Vec::new(),
+        };
+        streams.all.insert(nth, one);
+        drop(streams);
+        Ok(Self {
+            shared: Arc::clone(shared),
+            nth,
+            node: claim.id.clone(),
+            caller: visitor.caller.clone(),
+            charged,
+        })
+    }
+
+    pub(super) fn node(&self) -> &str {
+        &self.node
+    }
+
+    pub(super) const fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    fn change(&self, change: impl FnOnce(&mut One)) {
+        let mut streams = lock(&self.shared.standings.streams);
+        if let Some(one) = streams.all.get_mut(&self.nth) {
+            change(one);
+        }
+    }
+
+    pub(super) fn is_of(&self, view: &View) {
+        self.change(|one| one.view = Some(view.clone()));
+    }
+
+    pub(super) fn stands(&self, types: Vec<Standing>) {
+        self.change(|one| one.types = types);
+    }
+
+    pub(super) fn sent(&self, response: &Response) {
+        let standings = &self.shared.standings;
+        let kind = Kind::of_url(&response.type_url);
+        if let Some(count) = kind.and_then(|kind| standings.responses.get(kind as usize)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        let resources = response.resources.len() as u64;
+        standings.resources.fetch_add(resources, Ordering::Relaxed);
+    }
+
+    pub(super) fn accepted(&self, type_url: &str, version: Version) {
+        self.shared
+            .standings
+            .accepted
+            .fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(node = %self.node, r#type = short(type_url), %version, "taken");
+    }
+
+    pub(super) fn rejected(&self, type_url: &str, version: Version, detail: &str) {
+        self.shared
+            .standings
+            .rejected
+            .fetch_add(1, Ordering::Relaxed);
+        let detail: String = detail.chars().take(DETAIL_CHARS_MAX).collect();
+        tracing::warn!(
+            code = "ZG0503",
+            node = %self.node, caller = %self.caller, r#type = short(type_url), %version,
+            "a node did not take what it was told: {detail}"
+        );
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut streams = lock(&self.shared.standings.streams);
+        streams.all.remove(&self.nth);
+        if let Some(count) = streams.by_caller.get_mut(&self.charged) {
+            *count -= 1;
+            if *count == 0 {
+                streams.by_caller.remove(&self.charged);
+            }
+        }
+    }
+}
+
+/// The last word of a type URL.
+fn short(type_url: &str) -> &str {
+    type_url.rsplit('.').next().unwrap_or(type_url)
+}
+
+impl Standings {
+    pub(super) fn len(&self) -> usize {
+        lock(&self.streams).all.len()
+    }
+
+    pub(super) fn to_json(&self, now: Time) -> Value {
+        let streams = lock(&self.streams);
+        let nodes: Vec<Value> = streams.all.values().map(|one| one.to_json(now)).collect();
+        json!({ "nodes": nodes })
+    }
+
+    /// Classic text: no prometheus type leaves the gateway's metrics.
+    pub(super) fn to_metrics(&self, now: Time, known: usize, encoded: u64, views: usize) -> String {
+        let (mut behind, mut waiting, mut rejecting, mut lag) = (0_u64, 0_u64, 0_u64, 0.0_f64);
+        let all = {
+            let streams = lock(&self.streams);
+            for of in streams.all.values().flat_map(|one| &one.types) {
+                behind += u64::from(of.is_behind);
+                waiting += u64::from(of.unacknowledged.is_some());
+                rejecting += u64::from(of.rejected.is_some());
+                let since = of
+                    .unacknowledged
+                    .map_or(0.0, |at| now.since(at).as_secs_f64());
+                lag = lag.max(since);
+            }
+            streams.all.len()
+        };
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed).to_string();
+        let values = [
+            all.to_string(),
+            views.to_string(),
+            behind.to_string(),
+            waiting.to_string(),
+            lag.to_string(),
+            rejecting.to_string(),
+            known.to_string(),
+            encoded.to_string(),
+            count(&self.resources),
+            count(&self.accepted),
+            count(&self.rejected),
+            count(&self.refused),
+        ];
+        let mut text = String::new();
+        // Writing into a String does not fail.
+        for ((name, kind, help), value) in METRICS.iter().zip(values) {
+            writeln!(
+                text,
+                "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}"
+            )
+            .ok();
+        }
+        let name = "zeugma_xds_responses_total";
+        writeln!(text, "# HELP {name} Responses.\n# TYPE {name} counter").ok();
+        for (kind, of) in Kind::ALL.iter().zip(&self.responses) {
+            let url = kind.type_url();
+            writeln!(text, "{name}{{type=\"{}\"}} {}", short(&url), count(of)).ok();
+        }
+        text
+    }
+}
+
+/// Those without labels, in the order of their values.
+const METRICS: [(&str, &str, &str); 12] = [
+    ("zeugma_xds_streams", "gauge", "Open streams."),
+    (
+        "zeugma_xds_views",
+        "gauge",
+        "Gateways and places that something is made for.",
+    ),
+    (
+        "zeugma_xds_behind",
+        "gauge",
+        "Types of streams that were not told the newest yet.",
+    ),
+    (
+        "zeugma_xds_unacknowledged",
+        "gauge",
+        "Types of streams that have not acknowledged what they were told.",
+    ),
+    (
+        "zeugma_xds_unacknowledged_seconds_max",
+        "gauge",
+        "How long the slowest has not.",
+    ),
+    (
+        "zeugma_xds_rejecting",
+        "gauge",
+        "Types of streams that refused what they were told last.",
+    ),
+    (
+        "zeugma_xds_resources",
+        "gauge",
+        "Resources in memory, each of them once.",
+    ),
+    (
+        "zeugma_xds_resources_encoded_total",
+        "counter",
+        "Resources that were new when they were made.",
+    ),
+    (
+        "zeugma_xds_resources_sent_total",
+        "counter",
+        "Resources in responses.",
+    ),
+    (
+        "zeugma_xds_accepted_total",
+        "counter",
+        "Responses that were acknowledged.",
+    ),
+    (
+        "zeugma_xds_rejected_total",
+        "counter",
+        "Responses that were refused.",
+    ),
+    (
+        "zeugma_xds_streams_refused_total",
+        "counter",
+        "Streams over a limit.",
+    ),
+];
+
+impl One {
+    fn to_json(&self, now: Time) -> Value {
+        let seconds = |at: Time| now.since(at).as_secs_f64();
+        let types: Vec<Value> = (self.types.iter())
+            .map(|of| {
+                let rejected = of.rejected.as_ref().map(|(version, detail)| {
+                    let detail: String = detail.chars().take(DETAIL_CHARS_MAX).collect();
+                    json!({ "version": version.to_string(), "detail": detail })
+                });
+                json!({
+                    "type": short(&of.type_url),
+                    "subscribed": if of.is_wildcard { json!("*") } else { json!(of.names) },
+                    "sent": of.sent.map(|version| version.to_string()),
+                    "accepted": of.accepted.map(|version| version.to_string()),
+                    "rejected": rejected,
+                    "behind": of.is_behind,
+                    "unacknowledgedSeconds": of.unacknowledged.map(seconds),
+                })
+            })
+            .collect();
+        json!({
+            "node": self.node,
+            "gateway": self.view.as_ref().map(|view| &view.gateway),
+            "locality": self.view.as_ref().map(|view| &view.locality),
+            "caller": self.caller.to_string(),
+            "source": self.source.to_string(),
+            "protocol": match self.protocol {
+                Protocol::Sotw => "sotw",
+                Protocol::Delta => "delta",
+            },
+            "seconds": seconds(self.since),
+            "types": types,
+        })
+    }
+}

@@ -1,0 +1,312 @@
+//! One stream: what comes goes to its session, and what that says goes out.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest;
+use envoy_types::pb::google::rpc;
+use prost::Message as _;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tonic::Status;
+
+use super::node::Subscribed;
+use super::standing::Place;
+use super::wire::{Requests, Telling, ended};
+use super::{Caller, Seen, Shared, Visitor, set};
+use crate::canonical;
+use crate::pb::core;
+use crate::plane::{Claim, View};
+use crate::session::Kind;
+use crate::session::server::{
+    Action, Asks, Limits, Message, Protocol, Request, Session, Violation,
+};
+
+/// Until a stream must have said what it wants.
+const FIRST: Duration = Duration::from_secs(10);
+/// Types that are not served, on one stream.
+const OTHER_TYPES_MAX: usize = 16;
+const NAME_BYTES_MAX: usize = 4096;
+/// One response of each type that may wait, and the end.
+pub(super) const WAITING_MAX: usize = 4 + OTHER_TYPES_MAX + 1;
+
+/// A stream before its first request.
+pub(super) struct Opened {
+    pub(super) shared: Arc<Shared>,
+    pub(super) visitor: Visitor,
+    pub(super) protocol: Protocol,
+    pub(super) only: Option<Kind>,
+    pub(super) requests: Requests,
+    pub(super) tell: mpsc::Sender<Telling>,
+}
+
+/// Carries a stream until it ends.
+pub(super) async fn run(opened: Opened) {
+    let tell = opened.tell.clone();
+    let status = match carry(opened).await {
+        Ok(()) => ended(),
+        Err(status) => status,
+    };
+    // It has room for the end; nobody may be there to take it.
+    tell.try_send(Telling::End(status)).ok();
+}
+
+async fn carry(opened: Opened) -> Result<(), Status> {
+    let Some(begun) = Box::pin(begin(opened)).await? else {
+        return Ok(());
+    };
+    let Begun {
+        claim,
+        caller,
+        mut stream,
+        mut requests,
+        mut published,
+        mut view,
+        mut seen,
+    } = begun;
+    let shared = Arc::clone(&stream.shared);
+    let mut draining = shared.draining.subscribe();
+    loop {
+        let wakes_at = stream.wakes_at;
+        let woken = async {
+            match wakes_at {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        // What each arm waits for is kept outside of it.
+        tokio::select! {
+            request = requests.next() => {
+                let Some(request) = request? else {
+                    return Ok(());
+                };
+                let (_again, request) = read(stream.protocol, &request)?;
+                stream.handle(Message::Asked(request))?;
+                requests.done();
+            }
+            changed = seen.changed() => {
+                changed.map_err(|_gone| Status::unavailable("draining"))?;
+                let now = seen.borrow_and_update().clone();
+                match now {
+                    Seen::Ready(catalog) => stream.handle(Message::Published(catalog))?,
+                    Seen::Making => {}
+                    Seen::Gone => return Err(Status::unavailable("the gateway is no more")),
+                }
+            }
+            changed = published.changed() => {
+                changed.map_err(|_gone| Status::unavailable("draining"))?;
+                // Who may have what, and which view a node has, are documents' business too.
+                let again = shared.subscribe(&claim, &caller).await?;
+                if again.view != view {
+                    stream.place.is_of(&again.view);
+                    (view, seen) = (again.view, again.seen);
+                    stream.handle(Message::Published(again.catalog))?;
+                }
+            }
+            () = woken => {
+                stream.wakes_at = None;
+                stream.handle(Message::Woken)?;
+            }
+            () = set(&mut draining) => {
+                return Err(Status::unavailable("draining"));
+            }
+        }
+    }
+}
+
+/// A stream that has said who it is.
+struct Begun {
+    claim: Claim,
+    caller: Caller,
+    stream: Stream,
+    requests: Requests,
+    published: watch::Receiver<u64>,
+    view: View,
+    seen: watch::Receiver<Seen>,
+}
+
+/// Reads and answers the first request; `None` where none comes.
+async fn begin(opened: Opened) -> Result<Option<Begun>, Status> {
+    let Opened {
+        shared,
+        visitor,
+        protocol,
+        only,
+        mut requests,
+        tell,
+    } = opened;
+    let arrived = timeout(FIRST, requests.arrive()).await;
+    arrived.map_err(|_elapsed| Status::deadline_exceeded("no request came"))??;
+    // Where all come back at once, the rest of it may wait for memory far longer.
+    let Some(first) = requests.next().await? else {
+        return Ok(None);
+    };
+    let (claim, request) = read(protocol, &first)?;
+    // P1: it is said once.
+    let claim = claim.ok_or_else(|| Status::invalid_argument("the first request names no node"))?;
+    let place = Place::take(&shared, &visitor, protocol, &claim)?;
+    let published = shared.published.subscribe();
+    let Subscribed {
+        view,
+        seen,
+        catalog,
+    } = shared.subscribe(&claim, &visitor.caller).await?;
+    place.is_of(&view);
+    let limits = Limits {
+        names: shared.limits.names,
+        other_types: OTHER_TYPES_MAX,
+        name_bytes: NAME_BYTES_MAX,
+    };
+    let mut stream = Stream {
+        protocol,
+        session: Session::new(protocol, only, limits, catalog),
+        shared,
+        place,
+        tell,
+        wakes_at: None,
+    };
+    stream.handle(Message::Asked(request))?;
+    requests.done();
+    Ok(Some(Begun {
+        claim,
+        caller: visitor.caller,
+        stream,
+        requests,
+        published,
+        view,
+        seen,
+    }))
+}
+
+struct Stream {
+    protocol: Protocol,
+    session: Session,
+    shared: Arc<Shared>,
+    place: Place,
+    tell: mpsc::Sender<Telling>,
+    wakes_at: Option<Instant>,
+}
+
+impl Stream {
+    fn handle(&mut self, message: Message<'_>) -> Result<(), Status> {
+        for action in self.session.handle(message, self.shared.now()) {
+            match action {
+                Action::Send(response) => {
+                    self.place.sent(&response);
+                    let told = self.tell.try_send(Telling::Response(response));
+                    // One of each type has room: the other end is gone.
+                    told.map_err(|_gone| Status::cancelled("nobody reads"))?;
+                }
+                Action::Accepted { type_url, version } => {
+                    self.place.accepted(&type_url, version);
+                }
+                Action::Rejected {
+                    type_url,
+                    version,
+                    detail,
+                } => self.place.rejected(&type_url, version, &detail),
+                Action::WakeAt(at) => {
+                    let at = self.shared.started + at.since_origin();
+                    self.wakes_at = Some(self.wakes_at.map_or(at, |before| before.max(at)));
+                }
+                Action::End(violation) => return Err(self.violated(&violation)),
+            }
+        }
+        self.place.stands(self.session.standing());
+        Ok(())
+    }
+
+    fn violated(&self, violation: &Violation) -> Status {
+        tracing::warn!(
+            code = "ZG0504",
+            node = %self.place.node(), caller = %self.place.caller(),
+            "a stream of xDS is ended: {violation}"
+        );
+        match violation {
+            Violation::OtherType { .. } => Status::invalid_argument(violation.to_string()),
+            Violation::Names(_) | Violation::LongName(_) | Violation::Types(_) => {
+                Status::resource_exhausted(violation.to_string())
+            }
+        }
+    }
+}
+
+/// A request, whose names stay where they are in its bytes: of one that comes back there are tens of
+/// thousands.
+fn read(protocol: Protocol, bytes: &[u8]) -> Result<(Option<Claim>, Request<'_>), Status> {
+    let broken = |error: prost::DecodeError| Status::invalid_argument(error.to_string());
+    match protocol {
+        Protocol::Sotw => {
+            let read = DiscoveryRequest::decode(bytes).map_err(broken)?;
+            let request = Request {
+                type_url: read.type_url,
+                nonce: read.response_nonce,
+                error: read.error_detail.map(|error| error.message),
+                asks: Asks::Whole {
+                    version: read.version_info,
+                    names: read.resource_names.into_iter().map(Cow::Owned).collect(),
+                },
+            };
+            Ok((read.node.map(claim), request))
+        }
+        Protocol::Delta => read_delta(bytes)
+            .ok_or_else(|| Status::invalid_argument("it is no DeltaDiscoveryRequest"))?
+            .map_err(broken),
+    }
+}
+
+type Read<'a> = Result<(Option<Claim>, Request<'a>), prost::DecodeError>;
+
+/// `None` where it is no message.
+fn read_delta(mut bytes: &[u8]) -> Option<Read<'_>> {
+    let text = |bytes| std::str::from_utf8(bytes).ok();
+    let (mut node, mut rest) = (None, Request::default());
+    let (mut subscribe, mut unsubscribe, mut known) = (Vec::new(), Vec::new(), Vec::new());
+    while !bytes.is_empty() {
+        let part = canonical::next(&mut bytes)?;
+        let Some(value) = part.message else {
+            continue;
+        };
+        match part.number {
+            1 => match core::Node::decode(value) {
+                Ok(read) => node = Some(claim(read)),
+                Err(error) => return Some(Err(error)),
+            },
+            2 => text(value)?.clone_into(&mut rest.type_url),
+            3 => subscribe.push(Cow::Borrowed(text(value)?)),
+            4 => unsubscribe.push(Cow::Borrowed(text(value)?)),
+            5 => {
+                let (name, version) = canonical::entry(value)?;
+                known.push((Cow::Borrowed(text(name)?), Cow::Borrowed(text(version)?)));
+            }
+            6 => text(value)?.clone_into(&mut rest.nonce),
+            7 => match rpc::Status::decode(value) {
+                Ok(status) => rest.error = Some(status.message),
+                Err(error) => return Some(Err(error)),
+            },
+            _ => {}
+        }
+    }
+    rest.asks = Asks::Changes {
+        subscribe,
+        unsubscribe,
+        known,
+    };
+    Some(Ok((node, rest)))
+}
+
+fn claim(node: core::Node) -> Claim {
+    let locality = node.locality.unwrap_or_default();
+    let parts = [locality.region, locality.zone, locality.sub_zone];
+    let parts: Vec<String> = parts
+        .into_iter()
+        .take_while(|part| !part.is_empty())
+        .collect();
+    Claim {
+        id: node.id,
+        cluster: node.cluster,
+        locality: parts.join("/"),
+        agent: node.user_agent_name,
+    }
+}

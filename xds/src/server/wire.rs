@@ -1,0 +1,296 @@
+//! gRPC's framing: requests out of a body, and a body of responses whose parts are shared with every
+//! other stream.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant, timeout_at};
+use tonic::{Code, Status};
+
+use crate::session::server::{Protocol, Response};
+
+/// Before each message: whether it is compressed, and how long it is.
+const PREFIX: usize = 5;
+/// A request up to this long needs no leave to be read.
+const SMALL: usize = 64 * 1024;
+/// How long the rest of a request may take.
+const REST: Duration = Duration::from_secs(30);
+/// What is handed on at once.
+const CHUNK: usize = 16 * 1024;
+
+/// The requests of a stream.
+#[derive(Debug)]
+pub(super) struct Requests {
+    body: Incoming,
+    read: BytesMut,
+    bytes_max: usize,
+    /// What all streams together may hold of long requests, in KiB.
+    memory: Arc<Semaphore>,
+    held: Option<OwnedSemaphorePermit>,
+    begun: Option<Instant>,
+}
+
+impl Requests {
+    pub(super) fn new(body: Incoming, bytes_max: usize, memory: Arc<Semaphore>) -> Self {
+        Self {
+            body,
+            read: BytesMut::new(),
+            bytes_max,
+            memory,
+            held: None,
+            begun: None,
+        }
+    }
+
+    /// Waits until the first bytes of the next one have come, or the end.
+    ///
+    /// # Errors
+    /// Where the connection fails.
+    pub(super) async fn arrive(&mut self) -> Result<(), Status> {
+        if !self.read.is_empty() {
+            return Ok(());
+        }
+        match self.body.frame().await {
+            None => Ok(()),
+            Some(Err(error)) => Err(Status::cancelled(error.to_string())),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    self.begun = Some(Instant::now());
+                    self.read.extend_from_slice(&data);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The next one; `None` where the client has ended its side.
+    ///
+    /// # Cancel safety
+    /// What was read is kept for the next call.
+    ///
+    /// # Errors
+    /// One that is compressed, too long, not ended in time, or cut off.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Status> {
+        loop {
+            let wanted = self.wanted()?;
+            if let Some(len) = wanted
+                && self.read.len() >= PREFIX + len
+            {
+                self.read.advance(PREFIX);
+                let message = self.read.split_to(len).freeze();
+                self.begun = (!self.read.is_empty()).then(Instant::now);
+                return Ok(Some(message));
+            }
+            if let Some(len) = wanted.filter(|len| *len > SMALL && self.held.is_none()) {
+                // Until then the client's window is all that it can send.
+                let kib = u32::try_from(len.div_ceil(1024)).unwrap_or(u32::MAX);
+                let memory = Arc::clone(&self.memory);
+                let held = memory.acquire_many_owned(kib).await;
+                self.held = Some(held.map_err(|_closed| Status::unavailable("draining"))?);
+                self.begun = Some(Instant::now());
+                self.read.reserve(len);
+            }
+            let frame = match self.begun {
+                None => self.body.frame().await,
+                Some(begun) => (timeout_at(begun + REST, self.body.frame()).await)
+                    .map_err(|_elapsed| Status::deadline_exceeded("half a request"))?,
+            };
+            match frame {
+                None if self.read.is_empty() => return Ok(None),
+                None => return Err(Status::data_loss("the last request is cut off")),
+                Some(Err(error)) => return Err(Status::cancelled(error.to_string())),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.begun = self.begun.or_else(|| Some(Instant::now()));
+                        self.read.extend_from_slice(&data);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The request was used: its memory is free again.
+    pub(super) fn done(&mut self) {
+        self.held = None;
+        if self.read.is_empty() {
+            self.read = BytesMut::new();
+        }
+    }
+
+    fn wanted(&self) -> Result<Option<usize>, Status> {
+        let Some(mut prefix) = self.read.get(..PREFIX) else {
+            return Ok(None);
+        };
+        if prefix.get_u8() != 0 {
+            return Err(Status::unimplemented("compressed requests are not read"));
+        }
+        let len = usize::try_from(prefix.get_u32()).unwrap_or(usize::MAX);
+        if len > self.bytes_max {
+            let max = self.bytes_max;
+            return Err(Status::resource_exhausted(format!(
+                "a request of {len} bytes; {max} are read"
+            )));
+        }
+        Ok(Some(len))
+    }
+}
+
+/// What a stream is to tell.
+#[derive(Debug)]
+pub(super) enum Telling {
+    Response(Response),
+    End(Status),
+}
+
+/// The body of a stream: what came out of the session, in pieces that stay shared until they go out.
+#[derive(Debug)]
+pub(super) struct Told {
+    protocol: Protocol,
+    identifier: Arc<str>,
+    telling: mpsc::Receiver<Telling>,
+    /// The rest of the response under way.
+    rest: VecDeque<Bytes>,
+    is_ended: bool,
+}
+
+impl Told {
+    pub(super) fn new(
+        protocol: Protocol,
+        identifier: Arc<str>,
+        telling: mpsc::Receiver<Telling>,
+    ) -> Self {
+        Self {
+            protocol,
+            identifier,
+            telling,
+            rest: VecDeque::new(),
+            is_ended: false,
+        }
+    }
+
+    /// Small pieces go together; large ones as they are.
+    fn chunk(&mut self) -> Option<Bytes> {
+        let first = self.rest.pop_front()?;
+        if first.len() >= CHUNK / 2 || self.rest.is_empty() {
+            return Some(first);
+        }
+        let mut chunk = BytesMut::with_capacity(CHUNK);
+        chunk.put(first);
+        while let Some(next) = self
+            .rest
+            .pop_front_if(|next| chunk.len() + next.len() <= CHUNK)
+        {
+            chunk.put(next);
+        }
+        Some(chunk.freeze())
+    }
+}
+
+impl Body for Told {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(chunk) = this.chunk() {
+                return Poll::Ready(Some(Ok(Frame::data(chunk))));
+            }
+            if this.is_ended {
+                return Poll::Ready(None);
+            }
+            let status = match this.telling.poll_recv(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Telling::Response(response))) => {
+                    this.rest = pieces(this.protocol, &this.identifier, &response);
+                    continue;
+                }
+                Poll::Ready(Some(Telling::End(status))) => status,
+                Poll::Ready(None) => Status::unavailable("the stream is given up"),
+            };
+            this.is_ended = true;
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers(&status)))));
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_ended && self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
+
+/// A status as headers.
+pub(super) fn trailers(status: &Status) -> http::HeaderMap {
+    let mut trailers = http::HeaderMap::new();
+    if status.add_header(&mut trailers).is_err() {
+        // A text that can be no header is not told.
+        let bare = Status::new(status.code(), "");
+        bare.add_header(&mut trailers).ok();
+    }
+    trailers
+}
+
+/// How a stream ends that was not at fault.
+pub(super) fn ended() -> Status {
+    Status::new(Code::Ok, "")
+}
+
+/// A response as one gRPC message. Its resources are the shared bytes.
+fn pieces(protocol: Protocol, identifier: &str, response: &Response) -> VecDeque<Bytes> {
+    let nonce = response.nonce.to_string();
+    let mut head = BytesMut::new();
+    text(1, &response.version.to_string(), &mut head);
+    text(4, &response.type_url, &mut head);
+    text(5, &nonce, &mut head);
+    let control_plane = match protocol {
+        Protocol::Sotw => 6,
+        Protocol::Delta => 7,
+    };
+    // `ControlPlane.identifier` is field 1.
+    encode_key(control_plane, WireType::LengthDelimited, &mut head);
+    encode_varint(
+        (1 + encoded_len_varint(identifier.len() as u64) + identifier.len()) as u64,
+        &mut head,
+    );
+    text(1, identifier, &mut head);
+    for name in &response.removed {
+        text(6, name, &mut head);
+    }
+    let resources: Vec<Bytes> = (response.resources.iter())
+        .map(|one| match protocol {
+            Protocol::Sotw => one.whole(),
+            Protocol::Delta => one.delta(),
+        })
+        .collect();
+    let len = head.len() + resources.iter().map(Bytes::len).sum::<usize>();
+    let mut first = BytesMut::with_capacity(PREFIX + head.len());
+    first.put_u8(0);
+    first.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
+    first.put(head);
+    let mut pieces = VecDeque::with_capacity(1 + resources.len());
+    pieces.push_back(first.freeze());
+    pieces.extend(resources);
+    pieces
+}
+
+fn text(number: u32, text: &str, to: &mut BytesMut) {
+    encode_key(number, WireType::LengthDelimited, to);
+    encode_varint(text.len() as u64, to);
+    to.put_slice(text.as_bytes());
+}
