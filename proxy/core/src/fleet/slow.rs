@@ -221,9 +221,11 @@ mod tests {
             drop(fleet.drain_events());
             answers(&mut fleet, "b", 1, took, 33);
             let told = fleet.drain_events();
-            let lasts = told.iter().find_map(|event| match event {
-                FleetEvent::Ejected { cause, lasts, .. } => Some((*cause, *lasts)),
-                _ => None,
+            let lasts = told.iter().find_map(|event| {
+                let FleetEvent::Ejected { cause, lasts, .. } = event else {
+                    return None;
+                };
+                Some((*cause, *lasts))
             });
             let twice = (EjectCause::Slow, Duration::from_secs(60));
             assert_eq!(lasts, (!is_back).then_some(twice));
