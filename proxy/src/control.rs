@@ -861,9 +861,15 @@ impl Control {
 
     fn observe(&mut self, outcomes: impl Iterator<Item = Outcomes>) {
         let now = self.shared.now();
-        for Outcomes { observation, times } in outcomes {
+        for outcomes in outcomes {
+            let Outcomes {
+                observation,
+                times,
+                took,
+            } = outcomes;
             if observation.result.is_ok() {
-                self.fleet.observe_successes(&observation.key, times, now);
+                self.fleet
+                    .observe_successes(&observation.key, times, took, now);
             } else {
                 self.fleet.observe(&observation, now);
             }

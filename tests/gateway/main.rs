@@ -59,6 +59,7 @@ mod data_reports;
 mod data_rules;
 mod data_services;
 mod data_silence;
+mod data_slow;
 mod data_spread;
 mod data_strict;
 mod data_tcp;

@@ -723,6 +723,7 @@ fn of_passive(passive: &PassiveCheck, fields: &mut Fields) {
         consecutive,
         on,
         error_rate,
+        slow,
         eject,
         max_ejected,
         keep_at_least,
@@ -731,6 +732,8 @@ fn of_passive(passive: &PassiveCheck, fields: &mut Fields) {
     fields.insert("health.passive.consecutive", one(consecutive));
     fields.insert("health.passive.on", on.iter().map(of_failure).collect());
     fields.insert("health.passive.errorRate", maybe(rate));
+    let slow = slow.map(|slow| format!("over {}x of {}", slow.over, slow.requests));
+    fields.insert("health.passive.slow", maybe(slow));
     fields.insert("health.passive.eject", one(duration(*eject)));
     fields.insert("health.passive.maxEjected", one(percent(*max_ejected)));
     fields.insert("health.passive.keepAtLeast", one(keep_at_least));

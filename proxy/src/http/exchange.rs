@@ -444,7 +444,7 @@ impl Exchange {
             let tried = (self.try_endpoint(to, &attempt, (attempts, patience), source)).await;
             let now_failed = match tried {
                 Err(TryError::Quiet) => {
-                    worker.failed(&endpoint.key, began);
+                    worker.failed(cluster, &endpoint.key, began);
                     (worker.shared.metrics).retried(&cluster.route, QUIET);
                     turns.was_quiet(attempt);
                     continue;
@@ -461,7 +461,7 @@ impl Exchange {
                     match failure_in(endpoint, &response, self.upgrade.is_some()) {
                         None => {
                             worker.observe(&endpoint.key, Ok(()));
-                            worker.answered(&endpoint.key, began);
+                            worker.answered(cluster, &endpoint.key, began);
                             return self.hand_over(to, response, source, held);
                         }
                         Some(failure) => {
@@ -475,7 +475,7 @@ impl Exchange {
                     }
                 }
             };
-            worker.failed(&endpoint.key, began);
+            worker.failed(cluster, &endpoint.key, began);
             failed = Some(now_failed.after(failed));
         }
         let may_go_on = failed.as_ref().is_none_or(|before| {

@@ -17,7 +17,7 @@ use super::{
 use crate::meta::{
     AnyClusterMeta, ClusterMeta, EndpointMeta, ErrorRateMeta, ExportMeta, FailoverMeta, HashMeta,
     InboundMeta, PassiveMeta, PeerMeta, PositionMeta, ProtocolMeta, RetriesMeta, ServiceMeta,
-    TimeoutsMeta,
+    SlowMeta, TimeoutsMeta,
 };
 use crate::model::defaults::{or_secs, passive_on, retry_on};
 use crate::model::scalar::Text;
@@ -303,6 +303,10 @@ fn meta(route: &Document<MeshRoute>, port: &Port, described: Option<ServiceMeta>
             error_rate: (over < 1.0).then(|| ErrorRateMeta {
                 over,
                 requests: passive.error_rate.requests.unwrap_or(20),
+            }),
+            slow: (passive.slow.over.as_ref().and_then(|over| over.0.0)).map(|over| SlowMeta {
+                over,
+                requests: passive.slow.requests.unwrap_or(20),
             }),
             max_ejected: passive.max_ejected.as_ref().map_or(1.0, |share| share.0.0),
             keep_at_least: passive.keep_at_least.unwrap_or(1),

@@ -14,8 +14,8 @@ use zeugma_core::snapshot::PathPattern;
 
 use super::list::List;
 use super::scalar::{
-    Cause, EndpointSpec, FieldName, FieldValue, GrpcName, MaybeDuration, Method, Name, Percent,
-    Reference, RulePath, Size, Target, Text, whole, whole_or_none,
+    Cause, EndpointSpec, FieldName, FieldValue, GrpcName, MaybeDuration, MaybeTimes, Method, Name,
+    Percent, Reference, RulePath, Size, Target, Text, whole, whole_or_none,
 };
 use crate::yaml::Placed;
 
@@ -400,6 +400,10 @@ pub(crate) struct PassiveSpec {
     /// Ejection by share of failures in 10 s windows.
     #[serde(default)]
     pub error_rate: ErrorRateSpec,
+    /// Ejection of endpoints that answer later than the others of their level, in 10 s windows.
+    /// Default: none.
+    #[serde(default)]
+    pub slow: SlowSpec,
     /// How long an ejection lasts; each further one as much longer, up to ten times, until it was well
     /// for so long again. Then one request is sent there, and the others wait for what comes of it.
     /// Default `30s`; at least 1ms.
@@ -418,6 +422,24 @@ pub(crate) struct ErrorRateSpec {
     /// The share above which an endpoint is ejected. Default `50%`; `100%` switches it off.
     pub over: Option<Text<Percent>>,
     /// The requests a window needs before it is judged. Default 20; at least 1.
+    #[serde(default, deserialize_with = "whole_or_none")]
+    pub requests: Option<u32>,
+}
+
+/// Ejection of endpoints that answer later than the others of their level, in 10 s windows.
+///
+/// What counts is the geometric mean of the time until the head of an answer; for tcp, until the endpoint
+/// is connected, for TLS that is passed through, until its first byte. An endpoint is compared with the
+/// middle one of the others that have been asked as often as `requests` says, and those count as taking
+/// 2 ms at the least. The rest is as for other ejections; the one request that tries it again must not
+/// be slow either.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct SlowSpec {
+    /// So many times as long as the others. Default `none`: nothing is ejected for being slow; more than
+    /// `1x`, at most `1000x`.
+    pub over: Option<Text<MaybeTimes>>,
+    /// The answers a window needs before it is judged. Default 20; at least 1.
     #[serde(default, deserialize_with = "whole_or_none")]
     pub requests: Option<u32>,
 }

@@ -69,7 +69,7 @@ fn successes_count_alike_at_once_and_one_by_one() {
         let now = Time::ZERO + Duration::from_secs(second as u64);
         see(&mut one_by_one, name, Ok(()), good, now);
         if let Some(times) = u32::try_from(good).ok().filter(|times| *times > 0) {
-            at_once.observe_successes(&key(name), times, now);
+            at_once.observe_successes(&key(name), times, Took::default(), now);
         }
         for fleet in [&mut one_by_one, &mut at_once] {
             see(fleet, name, Err(Failure::Reset), bad, now);

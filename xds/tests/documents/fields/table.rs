@@ -1,6 +1,8 @@
 //! One row for each field. What is expected is worked out by hand from the manual, in the comment
 //! above it where it is not plain.
 
+use std::time::Duration;
+
 use zeugma_core::snapshot::Failure::{Connect, Grpc, Reset, Status, Unavailable};
 
 use super::decided::{ORDERS, PG, World};
@@ -646,6 +648,17 @@ fn all_ejected(world: &World) -> String {
     fleet.fails("192.0.2.7:15443", Connect, 5).shares()
 }
 
+/// The shares when one of two has given so many answers that took four times as long as the other's.
+fn slow(world: &World, times: u32) -> String {
+    let millis = Duration::from_millis;
+    (world.fleet("shop/orders"))
+        .took(NEAR[0], millis(40), times)
+        .took(NEAR[1], millis(10), times)
+        .at(2)
+        .took(NEAR[1], millis(10), 1)
+        .shares()
+}
+
 fn health() -> Vec<Row> {
     let active = "{ http: /healthz }";
     vec![
@@ -709,6 +722,14 @@ fn health() -> Vec<Row> {
             "100/0/0",
             "71/29/0",
         ),
+        row("orders", "spec.health.passive.slow.over", "", "3x").decides(
+            |w| slow(w, 20),
+            "100/0/0",
+            "71/29/0",
+        ),
+        row("orders", "spec.health.passive.slow.requests", "", "10")
+            .given("orders", "spec.health.passive.slow.over", "3x")
+            .decides(|w| slow(w, 10), "100/0/0", "71/29/0"),
         row("orders", "spec.health.passive.eject", "", "1m")
             .given(
                 "orders",
