@@ -14,7 +14,7 @@ use zeugma_core::snapshot::Node;
 
 pub(crate) use self::clusters::{HTTP_OPTIONS, SOCKET, cause, start_of};
 pub(crate) use self::http_rules::{METHOD, matches_of};
-pub(crate) use self::listeners::{ALLOW, DENY, HIDDEN, NOBODY};
+pub(crate) use self::listeners::{ALLOW, DENY, HIDDEN, NOBODY, OF_PORT};
 use self::target::Target;
 use crate::error::{Code, Finding, Findings};
 use crate::meta::AnyClusterMeta;
