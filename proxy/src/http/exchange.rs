@@ -417,6 +417,11 @@ impl Exchange {
         let shares = to.published.shares_of(to.cluster);
         for attempt in plan(cluster, shares, &load, self.draw(cluster)) {
             if let Some(before) = &failed {
+                // What was published since may deny it, or the route that it is led to: whoever polls
+                // this sees that only once it waits again.
+                if let Some(ending) = self.entry().cut_off() {
+                    return self.refuse(ending.reason, None);
+                }
                 let is_unseen = before.failure.is_unseen();
                 // One that answers or that may be at work on it is there: nothing is sent to those that
                 // were found bad for that. Before them come the other parts of a split.
