@@ -219,6 +219,26 @@ async fn a_copy_that_is_slower_than_its_primary_gets_all_of_it_in_its_time() {
     assert_eq!(canary.hears().await.1, Err(ErrorKind::ConnectionReset));
 }
 
+/// What broke: bytes that only the kernel had taken were thrown away, and the copy was told as sent.
+#[tokio::test]
+async fn what_the_kernel_has_taken_of_a_copy_is_read_after_its_time() {
+    let (primary, mut canary) = (TcpService::start(), Canary::reading(0));
+    let limit = ", bodyLimit: 16MiB, timeout: 200ms";
+    let at = canary.service.address();
+    let (gateway, db) = mirrored(primary.address(), at, limit).await;
+    // Less than what the sockets of a connection that nobody reads take.
+    let sent = pattern(1 << 20);
+    echoed(db, &sent).await;
+    gateway
+        .until_counted(MIRRORED, &[("result", "sent")], 1.0)
+        .await;
+    canary.may.add_permits(1);
+    let (heard, ended) = canary.hears().await;
+    assert_eq!((heard.len(), ended), (sent.len(), Ok(())));
+    assert!(heard == sent);
+    gateway.process.finish().await;
+}
+
 #[tokio::test]
 async fn a_copy_that_is_reset_or_refused_or_never_connected_is_not_noticed() {
     let primary = TcpService::start();

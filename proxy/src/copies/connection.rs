@@ -215,9 +215,10 @@ impl Pumping {
             }
             if let Some(late) = late.as_mut().as_pin_mut() {
                 ready!(late.poll(cx));
-                // Whoever has it all and goes on talking is cut off.
-                let is_given = self.has_end;
-                return Poll::Ready(if is_given {
+                return Poll::Ready(if self.has_end {
+                    // What was taken may be on its way yet. Whoever has it and goes on talking is cut off:
+                    // nobody reads there any more.
+                    self.stream.linger_when_dropped();
                     "sent"
                 } else {
                     Dropped::Timeout.label()
