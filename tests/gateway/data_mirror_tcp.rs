@@ -304,6 +304,41 @@ async fn copies_under_way_are_as_many_as_may_be() {
     drop((second, third));
 }
 
+/// What broke: copies were not among the connections of the route they went to.
+#[tokio::test]
+async fn a_copy_is_one_of_the_connections_that_its_route_may_have() {
+    let (primary, canary) = (TcpService::start(), Canary::reading(9));
+    let mut east = Cluster::new("east");
+    east.set("workers", "1");
+    let db = east.listen("db", "role: workloads, route: demo/db");
+    let own = [
+        &*backends(primary.address()),
+        "mirror: [{ route: demo/canary }]",
+        ALLOW,
+    ];
+    let limited = [
+        &*backends(canary.service.address()),
+        "limits: { connections: 2 }",
+    ];
+    let all = tcp_route("db", &own) + &tcp_route("canary", &limited);
+    let gateway = Gateway::of(east, &all).await;
+    let (first, second) = (open(db).await, open(db).await);
+    canary.opened(2).await;
+    let mut third = open(db).await;
+    says(&mut third, b"not copied").await;
+    gateway
+        .until_counted(MIRRORED, &[("result", "in-flight")], 1.0)
+        .await;
+    assert_eq!(canary.service.hits(), 2);
+    drop(first);
+    gateway
+        .until_counted(MIRRORED, &[("result", "sent")], 1.0)
+        .await;
+    let fourth = open(db).await;
+    canary.opened(3).await;
+    drop((second, third, fourth));
+}
+
 #[tokio::test]
 async fn a_reset_of_the_caller_reaches_the_copy_and_never_looks_like_the_end() {
     let (primary, mut canary) = (TcpService::start(), Canary::reading(9));

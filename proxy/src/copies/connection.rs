@@ -22,6 +22,7 @@ use zeugma_core::snapshot::Service;
 
 use super::Place;
 use super::feed::{Copied, Giving, Taker, feed};
+use crate::admission::{self, Counted};
 use crate::connection::Visit;
 use crate::recheck::{Listed, Open};
 use crate::runtime::{InFlight, Worker};
@@ -61,6 +62,12 @@ pub(crate) fn copied(
                 metrics.mirrored(&service.name, &mirror.route, why.label());
             }
             Copying::Copy(terms) => {
+                let Ok(counted) = admission::route_connection(&visit.published, mirror.to) else {
+                    let why = Dropped::InFlight.label();
+                    let metrics = &worker.shared.metrics;
+                    metrics.mirrored(&service.name, &mirror.route, why);
+                    continue;
+                };
                 let (giver, taker) = feed(mirror.body_bytes_max);
                 givers.push(giver);
                 let listed = (worker.registry).list_copy(&visit.listed, Open::Bytes, &mirror.route);
@@ -80,7 +87,7 @@ pub(crate) fn copied(
                     listed,
                 };
                 // It ends with the connection that it is a copy of, and is counted in its place.
-                let running = copy.run(taker, Place::new(copies));
+                let running = copy.run(taker, (Place::new(copies), counted));
                 drop(worker.tasks.clone().spawn_local(running));
             }
         }
@@ -105,7 +112,7 @@ struct Copy {
 }
 
 impl Copy {
-    async fn run(self, taker: Taker, place: Place) {
+    async fn run(self, taker: Taker, places: (Place, Counted)) {
         let carrying = async {
             let Ok(Some((stream, in_flight))) = timeout(self.timeout, self.connect()).await else {
                 return Dropped::Unreachable.label();
@@ -122,7 +129,7 @@ impl Copy {
         };
         let metrics = &self.worker.shared.metrics;
         metrics.mirrored(&self.service, &self.route, result);
-        drop(place);
+        drop(places);
     }
 
     /// Connects the first endpoint that takes it; what comes of it says nothing of their health.
