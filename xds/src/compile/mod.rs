@@ -339,7 +339,8 @@ fn nothing(route: &Document<MeshRoute>, node: &Node, has_targets: bool) -> Findi
     .at(route.at_key("spec.backends"))
 }
 
-fn export(context: Context<'_>, spec: &ExportSpec) -> Export {
+/// Whom a route is exported to.
+pub(crate) fn export(context: Context<'_>, spec: &ExportSpec) -> Export {
     if spec.to.iter().any(|to| to == "*") {
         return Export::AllPeers;
     }
