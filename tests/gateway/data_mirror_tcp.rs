@@ -219,6 +219,26 @@ async fn a_copy_that_is_slower_than_its_primary_gets_all_of_it_in_its_time() {
     assert_eq!(canary.hears().await.1, Err(ErrorKind::ConnectionReset));
 }
 
+/// What broke: bytes that only the kernel had taken were thrown away, and the copy was told as sent.
+#[tokio::test]
+async fn what_the_kernel_has_taken_of_a_copy_is_read_after_its_time() {
+    let (primary, mut canary) = (TcpService::start(), Canary::reading(0));
+    let limit = ", bodyLimit: 16MiB, timeout: 200ms";
+    let at = canary.service.address();
+    let (gateway, db) = mirrored(primary.address(), at, limit).await;
+    // Less than what the sockets of a connection that nobody reads take.
+    let sent = pattern(1 << 20);
+    echoed(db, &sent).await;
+    gateway
+        .until_counted(MIRRORED, &[("result", "sent")], 1.0)
+        .await;
+    canary.may.add_permits(1);
+    let (heard, ended) = canary.hears().await;
+    assert_eq!((heard.len(), ended), (sent.len(), Ok(())));
+    assert!(heard == sent);
+    gateway.process.finish().await;
+}
+
 #[tokio::test]
 async fn a_copy_that_is_reset_or_refused_or_never_connected_is_not_noticed() {
     let primary = TcpService::start();
@@ -282,6 +302,41 @@ async fn copies_under_way_are_as_many_as_may_be() {
     let third = open(db).await;
     canary.opened(2).await;
     drop((second, third));
+}
+
+/// What broke: copies were not among the connections of the route they went to.
+#[tokio::test]
+async fn a_copy_is_one_of_the_connections_that_its_route_may_have() {
+    let (primary, canary) = (TcpService::start(), Canary::reading(9));
+    let mut east = Cluster::new("east");
+    east.set("workers", "1");
+    let db = east.listen("db", "role: workloads, route: demo/db");
+    let own = [
+        &*backends(primary.address()),
+        "mirror: [{ route: demo/canary }]",
+        ALLOW,
+    ];
+    let limited = [
+        &*backends(canary.service.address()),
+        "limits: { connections: 2 }",
+    ];
+    let all = tcp_route("db", &own) + &tcp_route("canary", &limited);
+    let gateway = Gateway::of(east, &all).await;
+    let (first, second) = (open(db).await, open(db).await);
+    canary.opened(2).await;
+    let mut third = open(db).await;
+    says(&mut third, b"not copied").await;
+    gateway
+        .until_counted(MIRRORED, &[("result", "in-flight")], 1.0)
+        .await;
+    assert_eq!(canary.service.hits(), 2);
+    drop(first);
+    gateway
+        .until_counted(MIRRORED, &[("result", "sent")], 1.0)
+        .await;
+    let fourth = open(db).await;
+    canary.opened(3).await;
+    drop((second, third, fourth));
 }
 
 #[tokio::test]

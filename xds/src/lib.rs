@@ -561,38 +561,20 @@ pub fn envoy_files(
             findings.push(finding.warning().at(at));
         }
     }
-    findings.extend(undenied(&model));
-    if findings.has_errors() {
-        findings.sort();
-        return Err(findings);
-    }
     let context = compile::Context {
         model: &model,
         gateway,
         node: &node,
     };
-    let files = envoy::files(context, svid, folder, &mut findings)?;
+    findings.extend(envoy::undenied(context));
+    if findings.has_errors() {
+        findings.sort();
+        return Err(findings);
+    }
+    let identity = (svid, settings.domains.as_slice());
+    let files = envoy::files(context, identity, folder, &mut findings)?;
     findings.sort();
     Ok((files, findings))
-}
-
-/// The entries that deny somebody here, and nobody in Envoy.
-fn undenied(model: &Model) -> Findings {
-    let mut findings = Findings::new();
-    for route in &model.routes {
-        for (at, rule) in route.spec.deny.iter().enumerate() {
-            if rule.value.via.is_some() {
-                let finding = Finding::error(
-                    Code::Unsafe,
-                    "Envoy does not know who attested an identity: there this denies nobody",
-                )
-                .help("deny by `from` alone, or leave the entry out of what Envoy is to read")
-                .at(route.at_key(&format!("spec.deny[{at}].via")));
-                findings.push(finding);
-            }
-        }
-    }
-    findings
 }
 
 /// The JSON schema of the documents, for editors.

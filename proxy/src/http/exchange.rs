@@ -426,6 +426,11 @@ impl Exchange {
         let mut turns = Turns::new(&worker.shared, shares, planned);
         while let Some((attempt, patience)) = turns.next() {
             if let Some(before) = &failed {
+                // What was published since may deny it, or the route that it is led to: whoever polls
+                // this sees that only once it waits again.
+                if let Some(ending) = self.entry().cut_off() {
+                    return self.refuse(ending.reason, None);
+                }
                 // One that answers or that may be at work on it is there: nothing is sent to those that
                 // were found bad for that. Before them come the other parts of a split.
                 let is_bad = attempt.is_last_resort(shares);

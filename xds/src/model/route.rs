@@ -484,7 +484,7 @@ pub(crate) struct RetriesSpec {
 /// How much of a route may be under way at once, on one gateway and over all its workers. More is
 /// refused at once and counted: a request by a 503, a connection by being closed, TLS that is passed
 /// through by an alert. A calling gateway may try another cluster. Copies of requests count only where
-/// they wait.
+/// they wait; copies of connections are connections, and one too many is dropped and counted.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct RouteLimitsSpec {

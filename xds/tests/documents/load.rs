@@ -919,7 +919,8 @@ fn a_host_leads_to_the_service_that_envoy_would_choose() {
 }
 
 /// "Exact beats wildcard" holds of what is refused too. The name of a service that is exported to nobody
-/// led to the exported service of a wildcard.
+/// led to the exported service of a wildcard. And a service that is hidden for one of its names took
+/// another one from the exported service that shares it.
 #[test]
 fn a_name_that_is_exported_to_nobody_is_not_taken_by_an_exported_wildcard() {
     let documents = [
@@ -931,7 +932,7 @@ fn a_name_that_is_exported_to_nobody_is_not_taken_by_an_exported_wildcard() {
         ),
         ("secrets", "hosts: ['*.secret.example'], port: 443"),
         ("both", "hosts: [both.example], export: { to: [west] }"),
-        ("both-too", "hosts: [both.example], port: 81"),
+        ("both-too", "hosts: [both.example, third.example], port: 81"),
     ]
     .map(|(name, spec)| {
         let rest = "protocol: http, backends: [{ endpoints: ['10.0.0.1:80'] }]";
@@ -971,6 +972,7 @@ fn a_name_that_is_exported_to_nobody_is_not_taken_by_an_exported_wildcard() {
             "shop/secret",
         ),
         ("both.example", "shop/both", "port-needed"),
+        ("third.example", "not-exported", "shop/both-too"),
         (
             "outbound_.81_._.both.example",
             "sni-unknown",
