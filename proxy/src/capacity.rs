@@ -34,6 +34,26 @@ pub(crate) fn take(shared: &Shared, of: &ClusterShares, ix: EndpointIx) -> bool 
     (of.metered.as_ref()).is_none_or(|metered| metered.take(ix, shared.now()))
 }
 
+/// Takes one for an attempt that is made now; whether it is: there is room for it, and a trial is by
+/// whoever is first.
+pub(crate) fn begins(shared: &Shared, of: &ClusterShares, attempt: &Attempt) -> bool {
+    if !take(shared, of, attempt.endpoint) {
+        return false;
+    }
+    let begins = attempt.begins(of);
+    if !begins {
+        give_back(of, attempt.endpoint);
+    }
+    begins
+}
+
+/// Gives back what was taken for what was not sent.
+pub(crate) fn give_back(of: &ClusterShares, ix: EndpointIx) {
+    if let Some(metered) = &of.metered {
+        metered.give_back(ix);
+    }
+}
+
 /// The endpoint that gets a copy: to whoever answers it, that is a request too.
 ///
 /// # Errors

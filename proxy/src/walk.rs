@@ -142,8 +142,7 @@ async fn try_each(
         if Instant::now() >= give_up {
             break;
         }
-        let is_there_room = capacity::take(&worker.shared, shares, attempt.endpoint);
-        if !is_there_room || !attempt.begins(shares) {
+        if !capacity::begins(&worker.shared, shares, &attempt) {
             continue;
         }
         failed.attempts += 1;

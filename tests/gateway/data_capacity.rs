@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use http::Request;
+use http::{Request, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
@@ -249,6 +249,35 @@ async fn what_a_peers_gateway_has_no_capacity_for_is_tried_elsewhere_and_nobody_
     for gateway in [gateway, at_west, at_north] {
         gateway.finish().await;
     }
+}
+
+#[tokio::test]
+async fn a_request_that_fails_and_is_not_sent_again_takes_one_and_no_more() {
+    let failing = async |_| {
+        let mut response = Response::new(full("failing"));
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        response
+    };
+    let one = Service::handling(move |request| failing(request)).await;
+    let other = Service::handling(move |request| failing(request)).await;
+    let east = Cluster::new("east");
+    let both = format!(
+        "{{ name: near, endpoints: ['{}', '{}'], capacity: 6/s }}",
+        one.address, other.address
+    );
+    let never =
+        "health: { passive: { consecutive: 0, errorRate: { over: 100%, requests: 100000 } } }";
+    orders(&east, &both, never);
+    let gateway = east.start().await;
+    // A second's worth is to be had at once, whatever the time is.
+    for nth in 0..6 {
+        let post = Request::post("/").header("host", ORDERS).body(full("body"));
+        let reply = send(east.apps, post.unwrap()).await;
+        assert_eq!(reply.text(), "failing", "number {nth}");
+    }
+    let metrics = gateway.metrics().await;
+    assert_eq!(metrics.value("zeugma_backend_full_total", &[]), 0.0);
+    gateway.finish().await;
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use crate::data_load::{Calls, Load, Tally};
 use crate::data_mesh::{Gateway, HELLO, Pair, endpoints, http_route, near_route};
 use crate::data_services::{HttpService, Mode};
 use crate::long_way::LongWay;
-use crate::mesh::{self, Cluster, Link, Namespace};
+use crate::mesh::{self, Cluster, Link, Namespace, eventually};
 
 const PATIENT: &str = "timeouts: { responseHeaders: 60s }";
 const NO_EJECTION: &str =
@@ -49,20 +49,41 @@ pub(crate) struct Far {
 
 impl Far {
     pub(crate) async fn in_a(namespace: &Namespace) -> Self {
+        Self::with_doors(namespace, 1).await.0
+    }
+
+    /// The same whose gateway has so many addresses, each of which is a gateway to east.
+    async fn with_doors(namespace: &Namespace, doors: usize) -> (Self, Vec<SocketAddr>) {
         let link = namespace.link();
         let service = HttpService::start_on(link.near, "west");
         let (east, mut west) = (Cluster::new("east"), Cluster::new("west"));
         west.move_over(&link);
+        let mut addresses = vec![west.mesh];
+        for nth in 1..doors {
+            let name = format!("mesh-{nth}");
+            let port = west.listen(&name, "role: mesh").port();
+            let address = SocketAddr::new(link.far.into(), port);
+            west.relisten(&name, address, "role: mesh");
+            addresses.push(address);
+        }
         east.meet(&west);
+        let gateways: Vec<_> = addresses.iter().map(|one| format!("'{one}'")).collect();
+        let spec = format!(
+            "{{ cluster: west, locality: west/west-1, gateways: [{}], spiffeIDs: ['{}'] }}",
+            gateways.join(", "),
+            west.gateway_id()
+        );
+        east.peer("west", &spec);
         let near = format!("backends: [{{ {} }}]", endpoints(&[service.address()]));
         west.write("routes.yaml", &http_route("hello", &[&near, PATIENT]));
         let gateway = Box::pin(west.start_in(link.namespace())).await;
-        Self {
+        let this = Self {
             link,
             service,
             east,
             west: (west, gateway),
-        }
+        };
+        (this, addresses)
     }
 }
 
@@ -112,6 +133,67 @@ async fn no_get_is_lost_at_a_link_that_is_cut() {
         return;
     };
     assert_eq!(tally.lost, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn quiet_gateways_of_a_peer_cost_a_request_no_retries() {
+    let Some(namespace) = Namespace::new() else {
+        return;
+    };
+    let (far, doors) = Far::with_doors(&namespace, 2).await;
+    let (near, backup) = (HttpService::start("near"), HttpService::start("backup"));
+    let backends = format!(
+        "backends: [{{ name: near, {} }}, {{ peer: west }}, {{ name: backup, locality: asia/a-1, {} }}]",
+        endpoints(&[near.address()]),
+        endpoints(&[backup.address()])
+    );
+    // One for the failure of `near`, one for what goes down with the link.
+    let retries = "retries: { attempts: 2, budget: 100% }";
+    let spec = [&*backends, WEST_FIRST, PATIENT, NO_EJECTION, retries];
+    let Far {
+        link,
+        service: _service,
+        mut east,
+        west: _west,
+    } = far;
+    east.set("workers", "1");
+    let east = Gateway::of(east, &http_route("hello", &spec)).await;
+    // So that the budget is no matter.
+    for _ in 0..100 {
+        assert_eq!(east.get("/").await.text(), "near");
+    }
+    near.set(Mode::Reset);
+    eventually("both gateways", async || {
+        assert_eq!(east.get("/").await.text(), "west");
+        let lines = east.process.log_so_far();
+        let is_used = |door: &SocketAddr| {
+            let door = door.to_string();
+            lines.iter().any(|line| line["dst.address"] == *door)
+        };
+        doors.iter().all(is_used).then_some(())
+    })
+    .await;
+    link.cut_far();
+    eventually("an answer of the last that is left", async || {
+        (east.get("/").await.text() == "backup").then_some(())
+    })
+    .await;
+    // Nothing is sent to either: of what each of these is allowed only the first failure takes.
+    for _ in 0..20 {
+        let answer = east.get("/").await;
+        assert_eq!((answer.status.as_u16(), &*answer.text()), (200, "backup"));
+    }
+    let quiet = [("cause", "quiet")];
+    assert!(east.counted("zeugma_retries_total", &quiet).await >= 40.0);
+    let resets = [("cause", "reset")];
+    let (resets, hits) = (
+        east.counted("zeugma_retries_total", &resets).await,
+        near.hits() - 100,
+    );
+    let hits = f64::from(u32::try_from(hits).unwrap());
+    // Those of the link's end apart, of which each gateway has one.
+    assert!(resets <= hits + 2.0, "{resets} of {hits}");
+    east.process.finish().await;
 }
 
 #[tokio::test]

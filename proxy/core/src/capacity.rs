@@ -147,6 +147,25 @@ impl Held {
         has_taken
     }
 
+    /// Gives back what was taken: it was not sent.
+    fn give_back(&self, taken: u64) {
+        // What is in it, since nobody gives back what was not taken.
+        self.taken.until.fetch_sub(taken, Ordering::Relaxed);
+    }
+
+    /// What so many take.
+    fn of_many(&self, count: f64) -> u64 {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a positive number, and one that is too large becomes the largest"
+        )]
+        {
+            (self.interval as f64 * count) as u64
+        }
+    }
+
     /// How much came while it was full.
     #[must_use]
     pub fn met_full(&self) -> u64 {
@@ -265,16 +284,22 @@ impl Metered {
     /// The same for one that stands for so many: there is room where there is for one.
     #[must_use]
     pub fn take_many(&self, ix: EndpointIx, count: f64, now: Time) -> bool {
-        self.held_of(ix).is_none_or(|held| {
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                clippy::cast_precision_loss,
-                reason = "a positive number, and one that is too large becomes the largest"
-            )]
-            let taken = (held.interval as f64 * count) as u64;
-            held.take(taken, units(now.since_origin()))
-        })
+        let held = self.held_of(ix);
+        held.is_none_or(|held| held.take(held.of_many(count), units(now.since_origin())))
+    }
+
+    /// Gives back what one took that was not sent.
+    pub fn give_back(&self, ix: EndpointIx) {
+        if let Some(held) = self.held_of(ix) {
+            held.give_back(held.interval);
+        }
+    }
+
+    /// Gives back what one took that stands for so many.
+    pub fn give_back_many(&self, ix: EndpointIx, count: f64) {
+        if let Some(held) = self.held_of(ix) {
+            held.give_back(held.of_many(count));
+        }
     }
 
     fn held_of(&self, ix: EndpointIx) -> Option<&Held> {

@@ -22,6 +22,20 @@ fn held(most: f64) -> Held {
     Held::new("b".into(), most, Arc::default())
 }
 
+#[test]
+fn what_is_given_back_is_there_for_another() {
+    // Four at once, and no fifth.
+    let held = held(4.0);
+    let take = || held.take(held.interval, 0);
+    for _ in 0..4 {
+        assert!(take());
+    }
+    assert!(!take());
+    held.give_back(held.interval);
+    assert!(take() && !take());
+    assert_eq!(held.met_full(), 2);
+}
+
 proptest! {
     /// Two bounds that any bucket of this rate and burst keeps, by hand: in no window more than the
     /// burst and the rate give, and no refusal while a second's worth was not used up.

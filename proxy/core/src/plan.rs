@@ -113,17 +113,19 @@ pub fn plan<'a>(
 /// One whose ejection is over, if nobody has tried it.
 fn trial_of(cluster: &Cluster, shares: &ClusterShares) -> Option<Attempt> {
     // Where there are too few, what is out has traffic anyway.
-    let mut trials = shares.trials.iter().filter(|_| !shares.too_few);
-    let (endpoint, _) = trials.find(|(_, trial)| trial.is_open())?;
-    // What is bad for another reason, or gone, is not tried.
-    if shares.endpoints.get(endpoint.0) != Some(&EndpointStatus::Ejected) {
-        return None;
-    }
-    let level = (cluster.levels.iter()).position(|level| level.members.contains(endpoint))?;
-    Some(Attempt {
-        endpoint: *endpoint,
-        level,
-        why: Why::Trial,
+    let trials = shares.trials.iter().filter(|_| !shares.too_few);
+    let mut open = trials.filter(|(_, trial)| trial.is_open());
+    open.find_map(|(endpoint, _)| {
+        // What is bad for another reason, or gone, is not tried.
+        if shares.endpoints.get(endpoint.0) != Some(&EndpointStatus::Ejected) {
+            return None;
+        }
+        let level = (cluster.levels.iter()).position(|level| level.members.contains(endpoint))?;
+        Some(Attempt {
+            endpoint: *endpoint,
+            level,
+            why: Why::Trial,
+        })
     })
 }
 

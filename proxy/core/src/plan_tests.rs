@@ -52,6 +52,10 @@ fn a_trial_comes_first_and_once_and_only_where_something_is_to_be_had() {
     // Its active checks fail: that it could be tried is nothing.
     let unhealthy = on_trial(&[&[Unhealthy, Healthy]], 0);
     assert_eq!(attempts(&unhealthy, 1), [(0, 1, Why::Local)]);
+    // Nor does it stand in another's way.
+    let mut both = world(&[&[Unhealthy, Ejected, Healthy]]);
+    both.1.trials = vec![(EndpointIx(0), Trial::new()), (EndpointIx(1), Trial::new())];
+    assert_eq!(attempts(&both, 1), [(0, 1, Why::Trial), (0, 2, Why::Local)]);
     // It has traffic anyway.
     let too_few = on_trial(&[&[Ejected]], 0);
     assert_eq!(attempts(&too_few, 1), [(0, 0, Why::TooFew)]);

@@ -149,17 +149,22 @@ impl Copy {
             first: First::Anyone,
         };
         let planned = plan(cluster, shares, &load, draw);
-        let mut why = capacity::why_no_copy(shares);
-        for attempt in capacity::within(&worker.shared, shares, planned) {
+        let planned = capacity::within(&worker.shared, shares, planned);
+        let suits = |endpoint: &Endpoint| commit.suits(endpoint);
+        // What is left out for being full may be nothing that it could have.
+        let mut is_full = planned.leaves_out_full() && cluster.endpoints.iter().any(suits);
+        let mut is_tried = false;
+        for attempt in planned {
             let endpoint = cluster.endpoint(attempt.endpoint);
             // What becomes of a copy shows nothing.
-            if !commit.suits(endpoint)
-                || attempt.why == Why::Trial
-                || !capacity::take(&worker.shared, shares, attempt.endpoint)
-            {
+            if !suits(endpoint) || attempt.why == Why::Trial {
                 continue;
             }
-            why = Dropped::Unreachable;
+            if !capacity::take(&worker.shared, shares, attempt.endpoint) {
+                is_full = true;
+                continue;
+            }
+            is_tried = true;
             let in_flight = worker.enter(&endpoint.key);
             let deadline = cluster.connect_deadline(endpoint);
             let (alpn, first) = (commit.alpn(), commit.first(endpoint));

@@ -425,7 +425,7 @@ impl Exchange {
         let planned = plan(cluster, shares, &load, self.draw(cluster));
         let mut turns = Turns::new(&worker.shared, shares, planned);
         while let Some((attempt, patience)) = turns.next() {
-            if let Some(before) = &failed {
+            if let Some(before) = &mut failed {
                 // What was published since may deny it, or the route that it is led to: whoever polls
                 // this sees that only once it waits again.
                 if let Some(ending) = self.entry().cut_off() {
@@ -437,9 +437,12 @@ impl Exchange {
                 let is_enough =
                     is_bad && (!before.failure.is_unseen() || self.has_other_part(to, role));
                 let tries = (&mut counted, &mut give_up);
-                if is_enough || !self.goes_on(to, before.failure, source, tries) {
+                if is_enough || !self.goes_on(to, before, source, tries) {
                     break;
                 }
+            }
+            if !turns.begins(&attempt) {
+                continue;
             }
             attempts += 1;
             upstream::note_attempt(&worker, cluster, &attempt, attempts, &self.context.latest);
@@ -455,7 +458,10 @@ impl Exchange {
                     continue;
                 }
                 Err(TryError::Caller) => return self.refuse(Reason::DownstreamClosed, None),
-                Err(TryError::Shed(reason)) => return self.refuse(reason, None),
+                Err(TryError::Shed(reason)) => {
+                    turns.was_not_sent(&attempt);
+                    return self.refuse(reason, None);
+                }
                 Err(TryError::Failed(failed)) => failed,
                 Ok((response, stream)) => {
                     let held = Held {
@@ -485,7 +491,7 @@ impl Exchange {
         }
         let may_go_on = failed.as_ref().is_none_or(|before| {
             let tried = self.tried(before.failure, source, counted);
-            self.would_try_again(to, &tried)
+            before.is_paid || self.would_try_again(to, &tried)
         });
         if may_go_on && let Some(next) = self.next_part(to, role) {
             let before = Box::new(Tries {
@@ -599,11 +605,14 @@ impl Exchange {
     fn goes_on(
         &self,
         to: &Pinned,
-        failure: Failure,
+        before: &mut Failed,
         source: &Source,
         (counted, give_up): (&mut u32, &mut Option<Instant>),
     ) -> bool {
-        let cluster = to.cluster();
+        if before.is_paid {
+            return true;
+        }
+        let (cluster, failure) = (to.cluster(), before.failure);
         // Nothing else limits attempts that cost an endpoint nothing.
         let now = Instant::now();
         let until = || now + cluster.connect_budget();
@@ -617,6 +626,7 @@ impl Exchange {
         }
         let metrics = &self.context.worker.shared.metrics;
         metrics.retried(&cluster.route, failure.label());
+        before.is_paid = true;
         true
     }
 
@@ -1195,6 +1205,7 @@ impl TryError {
             failure,
             detail,
             response: None,
+            is_paid: false,
         })
     }
 }
@@ -1213,6 +1224,9 @@ pub(super) struct Failed {
     detail: String,
     /// What the caller gets if no other endpoint answers better.
     response: Option<Box<LastAnswer>>,
+    /// Whether the try after it was allowed, and is still to be made: nothing was sent since, for want
+    /// of room or because a host is quiet.
+    is_paid: bool,
 }
 
 /// An answer that another endpoint may better.
@@ -1247,6 +1261,7 @@ impl Failed {
                     ruled,
                 })
             }),
+            is_paid: false,
         }
     }
 

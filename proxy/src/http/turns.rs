@@ -26,26 +26,32 @@ impl<'a> Turns<'a> {
         }
     }
 
-    /// The next one that has room, of which it takes, and whether it is waited for there.
+    /// The next one, and whether it is waited for there. It is tried if it [`begins`](Self::begins).
     pub(super) fn next(&mut self) -> Option<(Attempt, Patience)> {
-        loop {
-            let next = self.planned.next();
-            // Before those that were found bad comes the one that is merely quiet.
-            let is_bad = |next: &Attempt| next.is_last_resort(self.shares);
-            match next.filter(|next| self.quiet.is_none() || !is_bad(next)) {
-                None => return Some((*self.quiet.take()?, Patience::Here)),
-                Some(next)
-                    if !capacity::take(self.shared, self.shares, next.endpoint)
-                        || !next.begins(self.shares) => {}
-                // Whether its host is back is what is to be seen.
-                Some(next) if next.why == Why::Trial => return Some((next, Patience::Here)),
-                Some(next) => return Some((next, Patience::Elsewhere)),
-            }
+        let next = self.planned.next();
+        // Before those that were found bad comes the one that is merely quiet.
+        let is_bad = |next: &Attempt| next.is_last_resort(self.shares);
+        match next.filter(|next| self.quiet.is_none() || !is_bad(next)) {
+            None => Some((*self.quiet.take()?, Patience::Here)),
+            // Whether its host is back is what is to be seen.
+            Some(next) if next.why == Why::Trial => Some((next, Patience::Here)),
+            Some(next) => Some((next, Patience::Elsewhere)),
         }
+    }
+
+    /// Whether the next one is tried; it takes of what its backend takes then.
+    pub(super) fn begins(&self, attempt: &Attempt) -> bool {
+        capacity::begins(self.shared, self.shares, attempt)
     }
 
     /// Notes that nothing was sent there, for its host is quiet.
     pub(super) fn was_quiet(&mut self, attempt: Attempt) {
+        self.was_not_sent(&attempt);
         self.quiet.get_or_insert_with(|| Box::new(attempt));
+    }
+
+    /// Gives back what one took that began and was not sent.
+    pub(super) fn was_not_sent(&self, attempt: &Attempt) {
+        capacity::give_back(self.shares, attempt.endpoint);
     }
 }

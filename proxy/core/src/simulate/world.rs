@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::balance::{Latency, fraction, mix};
 use crate::engine::{Headers, Request};
 use crate::fleet::{Fleet, FleetEvent, Observation, Probe};
-use crate::plan::{Plan, plan};
+use crate::plan::{Attempt, Plan, plan};
 use crate::retry::{Again, RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
 use crate::rules::{HttpRule, Part, Tried as Parts, choose};
 use crate::shares::{ClusterShares, Shares};
@@ -111,6 +111,8 @@ struct Tries {
     counted: u32,
     retried: f64,
     failed: Option<Failure>,
+    /// Whether the try after that was allowed, and is still to be made.
+    is_paid: bool,
     elapsed: Duration,
     give_up: Option<Duration>,
     is_answered: bool,
@@ -677,19 +679,14 @@ impl<'a> World<'a> {
         let plan = self.within(of, plan(cluster, of, &load, draw));
         tries.met_full |= plan.leaves_out_full();
         for attempt in plan {
-            let metered = of.metered.as_ref();
-            let is_full = metered.is_some_and(|metered| {
-                !metered.take_many(attempt.endpoint, tries.weight, self.clock())
-            });
-            if is_full || !attempt.begins(of) {
-                continue;
+            let is_unseen = tries.failed.is_none_or(Failure::is_unseen);
+            // Before those that were found bad come the other parts of a split.
+            let is_bad = tries.failed.is_some() && attempt.is_last_resort(of);
+            if is_bad && (!is_unseen || has_other) {
+                return;
             }
-            if let Some(failure) = tries.failed {
-                let is_unseen = Failure::is_unseen(failure);
-                // Before those that were found bad come the other parts of a split.
-                if attempt.is_last_resort(of) && (!is_unseen || has_other) {
-                    return;
-                }
+            // Once for each failure: for want of room nothing may have been sent since.
+            if let Some(failure) = tries.failed.filter(|_| !tries.is_paid) {
                 // Nothing else limits attempts that cost an endpoint nothing.
                 let elapsed = tries.elapsed;
                 let give_up =
@@ -702,6 +699,10 @@ impl<'a> World<'a> {
                 };
                 tries.counted += u32::from(kind == Again::Counted);
                 tries.retried += tries.weight;
+                tries.is_paid = true;
+            }
+            if !self.begins(of, &attempt, tries.weight) {
+                continue;
             }
             let (result, took) = self.attempt(sent.nth, cluster, attempt.endpoint, tries.elapsed);
             tries.elapsed += took;
@@ -710,7 +711,21 @@ impl<'a> World<'a> {
                 return;
             }
             tries.failed = result.err();
+            tries.is_paid = false;
         }
+    }
+
+    /// Takes what so many take, if there is room and the attempt is to be made.
+    fn begins(&self, of: &ClusterShares, attempt: &Attempt, weight: f64) -> bool {
+        let Some(metered) = &of.metered else {
+            return attempt.begins(of);
+        };
+        let has_taken = metered.take_many(attempt.endpoint, weight, self.clock());
+        let begins = has_taken && attempt.begins(of);
+        if has_taken && !begins {
+            metered.give_back_many(attempt.endpoint, weight);
+        }
+        begins
     }
 
     fn may_try_again(
