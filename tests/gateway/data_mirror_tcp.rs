@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::data_mesh::{Gateway, Pair, endpoints, route};
 use crate::data_services::{BANNER, Refusing, TcpService, pattern, read_all};
 use crate::mesh::{Cluster, eventually, within};
+use crate::security_access::proxy_header;
 
 const MIRRORED: &str = "zeugma_mirrored_total";
 const DB: &str = "db.demo.svc.clusterset.local";
@@ -424,4 +425,56 @@ async fn a_copy_in_another_cluster_is_not_copied_again() {
     assert_eq!(pair.west.counted(MIRRORED, &[]).await, 0.0);
     assert_eq!(third.hits(), 0);
     pair.finish().await;
+}
+
+/// What broke: whoever offered the ALPN of gateways was taken for one, which has made its copies.
+#[tokio::test]
+async fn who_is_a_gateway_is_told_by_its_identity_and_not_by_what_it_offers() {
+    let (primary, mut canary) = (TcpService::start(), Canary::reading(9));
+    let (mut east, mut west) = (Cluster::new("east"), Cluster::new("west"));
+    east.meet(&west);
+    east.set("workers", "1");
+    let (own, far) = (
+        east.identity("ns/shop/sa/own"),
+        west.identity("ns/shop/sa/far"),
+    );
+    let at = backends(canary.service.address());
+    let all = [
+        &*backends(primary.address()),
+        "mirror: [{ route: demo/canary }]",
+        "allow: [{ from: ['spiffe://east.example/*', 'spiffe://west.example/*'] }]",
+        EXPORT,
+    ];
+    let routes = tcp_route("db", &all) + &tcp_route("canary", &[&at]);
+    let gateway = Gateway::of(east, &routes).await;
+    let mesh = gateway.cluster.mesh;
+    let by = west.gateway_identity();
+    let cases = [
+        (&own, "own", gateway.apps(), true, true),
+        (&far, "far", mesh, true, true),
+        (&far, "plain", mesh, false, true),
+        (&by, "gateway", mesh, true, false),
+        (&by, "bytes", mesh, false, false),
+    ];
+    for (caller, says, to, is_told, is_copied) in cases {
+        let alpn: &[&[u8]] = if is_told { &[b"zeugma-tcp/1"] } else { &[] };
+        let mut tls = caller.dial(to, DB, alpn).await.unwrap();
+        if is_told {
+            tls.write_all(&proxy_header(&[])).await.unwrap();
+        }
+        tls.write_all(says.as_bytes()).await.unwrap();
+        tls.shutdown().await.unwrap();
+        let answer = read_all(&mut tls).await;
+        let end = format!("{} bytes", says.len());
+        assert!(answer.ends_with(end.as_bytes()), "{says}");
+        if is_copied {
+            assert_eq!(canary.hears().await, (says.as_bytes().to_vec(), Ok(())));
+        }
+    }
+    // Of one worker, so that a copy that was begun has been counted or is under way.
+    gateway
+        .until_counted(MIRRORED, &[("result", "sent")], 3.0)
+        .await;
+    assert_eq!(canary.service.hits(), 3);
+    gateway.process.finish().await;
 }

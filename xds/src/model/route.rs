@@ -66,7 +66,8 @@ pub(crate) struct MeshRoute {
     /// How much of it may be under way at once, on one gateway and over all its workers.
     #[serde(default)]
     pub limits: RouteLimitsSpec,
-    /// Copies of a share of the requests to other routes. http only. Default: none.
+    /// Copies of a share of the requests, or of a tcp route of the connections, to other routes. Default:
+    /// none.
     #[serde(default)]
     pub mirror: List<MirrorSpec>,
     /// Who may call it: at least one entry must match. Default: nobody.
@@ -488,7 +489,8 @@ pub(crate) struct RetriesSpec {
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct RouteLimitsSpec {
-    /// Connections that are carried. tcp only. Default: any number; 1 to 10000000.
+    /// Connections that are carried, copies that mirrors make included. tcp only. Default: any number;
+    /// 1 to 10000000.
     #[serde(default, deserialize_with = "whole_or_none")]
     pub connections: Option<u32>,
     /// Requests that wait for a connection to an endpoint. http only. Default: any number; 1 to
