@@ -70,7 +70,7 @@ pub(crate) fn first(
 }
 
 /// Why no endpoint is tried for a copy.
-pub(crate) fn why_no_copy(of: &ClusterShares) -> Dropped {
+fn why_no_copy(of: &ClusterShares) -> Dropped {
     if of.metered.is_some() && !of.refuses() {
         Dropped::OverCapacity
     } else {

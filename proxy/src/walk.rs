@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 use zeugma_core::engine::nothing_to_try;
 use zeugma_core::identity::SpiffeId;
-use zeugma_core::plan::{Attempt, plan};
+use zeugma_core::plan::{Attempt, Why, plan};
 use zeugma_core::snapshot::{ClusterIx, Endpoint, EndpointTls, Failure, Role};
 use zeugma_core::verdict::Reason;
 
@@ -178,6 +178,10 @@ async fn try_each(
         let failure = match timeout(patience, Box::pin(committing)).await {
             Ok(Ok(())) => {
                 worker.answered(cluster, &endpoint.key, began);
+                if attempt.why == Why::Trial {
+                    // What becomes of the connection is known when it ends, which may be in days.
+                    worker.observe(&endpoint.key, Ok(()));
+                }
                 return Some(Committed {
                     upstream,
                     attempt,

@@ -164,7 +164,7 @@ async fn a_copy_that_no_endpoint_may_have_was_not_over_a_capacity() {
     );
     let mirror = "mirror: [{ route: demo/canary }]";
     let routes = tcp_route("db", &[&backends(primary.address()), mirror, ALLOW])
-        + &tcp_route("canary", &[&backend]);
+        + &tcp_route("canary", &[&backend, "inbound: terminate"]);
     let gateway = Gateway::of(east, &routes).await;
     echoed(db, b"one").await;
     gateway.until_counted(MIRRORED, &[], 1.0).await;

@@ -168,7 +168,7 @@ async fn quiet_gateways_of_a_peer_cost_a_request_no_retries() {
         let lines = east.process.log_so_far();
         let is_used = |door: &SocketAddr| {
             let door = door.to_string();
-            lines.iter().any(|line| line["dst.address"] == *door)
+            lines.iter().any(|line| line["dst.addr"] == *door)
         };
         doors.iter().all(is_used).then_some(())
     })

@@ -18,7 +18,7 @@ use zeugma_core::identity::SpiffeId;
 use zeugma_core::mirror::{Copying, Dropped, Kind, Original, copying};
 use zeugma_core::plan::{Why, plan};
 use zeugma_core::retry::Sender;
-use zeugma_core::snapshot::Service;
+use zeugma_core::snapshot::{Endpoint, Service};
 
 use super::Place;
 use super::feed::{Copied, Giving, Taker, feed};
@@ -187,7 +187,11 @@ impl Copy {
                 return Ok((upstream.stream, in_flight));
             }
         }
-        Err(why)
+        Err(if is_full && !is_tried {
+            Dropped::OverCapacity
+        } else {
+            Dropped::Unreachable
+        })
     }
 }
 
