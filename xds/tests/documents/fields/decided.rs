@@ -428,7 +428,7 @@ impl World {
         let retries = &*rules.map_or(Cow::Borrowed(retries), |rules| {
             rules.list[0].retries(retries)
         });
-        let mut budget = RetryBudget::default();
+        let budget = RetryBudget::default();
         for _ in 0..requests {
             budget.request(Time::ZERO);
         }

@@ -542,12 +542,12 @@ fn levels() -> Vec<Row> {
         row("orders", "spec.failover.full", "", "20%").decides(half_down, "71/29/0", "60/40/0"),
         row("orders", "spec.failover.hold", "", "10s").decides(half_down, "71/29/0", "100/0/0"),
         row("orders", "spec.failover.failback.after", "", "2m").decides(
-            back_at_125,
+            back_at_135,
             "58/42/0",
             "0/100/0",
         ),
         row("orders", "spec.failover.failback.ramp", "", "2m").decides(
-            back_at_125,
+            back_at_135,
             "58/42/0",
             "29/71/0",
         ),
@@ -562,7 +562,7 @@ fn levels() -> Vec<Row> {
         .given("orders", "spec.locality.spread.eu/eu-2", "70%")
         .decides(World::spread, "30/70", "59/41"),
         row("orders", "spec.failover.failback.mode", "auto", "manual").decides(
-            back_at_125,
+            back_at_135,
             "58/42/0",
             "0/100/0",
         ),
@@ -634,9 +634,9 @@ fn played() -> Vec<Row> {
     ]
 }
 
-/// Down at once, good again after 30 s.
-fn back_at_125(world: &World) -> String {
-    down_for(world, 125)
+/// Down at once, good again after 30 s and the 10 s in which nobody tries them.
+fn back_at_135(world: &World) -> String {
+    down_for(world, 135)
 }
 
 fn all_ejected(world: &World) -> String {
@@ -749,7 +749,8 @@ fn health() -> Vec<Row> {
         row("orders", "spec.health.slowStart", "", "30s").decides(
             |w| {
                 let fleet = w.fleet("shop/orders").fails(NEAR[0], Connect, 5);
-                fleet.at(45).given()
+                // Out for 30 s, and for the 10 s in which nobody tries it.
+                fleet.at(55).given()
             },
             "100/100/100/100",
             "50/100/100/100",
