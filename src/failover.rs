@@ -3,6 +3,7 @@
 mod drill;
 mod dry_run;
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use clap::{ArgGroup, Args, Subcommand};
@@ -11,7 +12,7 @@ use zeugma_core::simulate::rate;
 
 use crate::admin::{self, AdminError, Output, Target, field, query};
 use crate::status::{list, word};
-use crate::table::Table;
+use crate::table::{Table, printable};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -130,22 +131,40 @@ fn evacuate(args: &EvacuateArgs) -> Result<ExitCode, AdminError> {
         return admin::print_json("Evacuation", answer);
     }
     let mut table = Table::new(&["CLUSTER", "LEVEL", "BEFORE", "AFTER"]);
+    let mut short_of_room = String::new();
     for cluster in list(field(&answer, "clusters")) {
+        if let Some(refused) = field(cluster, "refusedAfter")
+            .as_f64()
+            .filter(|it| *it > 0.0)
+        {
+            let name = printable(word(field(cluster, "cluster")));
+            // To write to a string never fails.
+            writeln!(
+                short_of_room,
+                "of what is offered to {name} at the moment {:.0} % fits nowhere then: see `capacity` of \
+                 its backends",
+                refused * 100.0
+            )
+            .ok();
+        }
         for level in list(field(cluster, "levels")) {
-            let percent = |name: &str| {
-                let share = field(level, name).as_f64().unwrap_or_default();
+            // What has room, where that is known.
+            let percent = |name: &str, placed: &str| {
+                let share = field(level, placed).as_f64();
+                let share = share.or_else(|| field(level, name).as_f64());
+                let share = share.unwrap_or_default();
                 format!("{:.0} %", share * 100.0)
             };
             table.row(vec![
                 word(field(cluster, "cluster")).to_owned(),
                 word(field(level, "name")).to_owned(),
-                percent("before"),
-                percent("after"),
+                percent("before", "placedBefore"),
+                percent("after", "placedAfter"),
             ]);
         }
     }
     let said = said_kept("evacuated", &answer);
-    admin::print(&format!("{table}\n{said}\n"))
+    admin::print(&format!("{table}\n{short_of_room}{said}\n"))
 }
 
 fn reset(args: &ResetArgs) -> Result<ExitCode, AdminError> {

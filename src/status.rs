@@ -45,6 +45,7 @@ struct State {
     server: Value,
     identities: Value,
     findings: Value,
+    control_plane: Value,
     peers: Value,
     routes: Value,
 }
@@ -67,6 +68,7 @@ impl State {
             server: admin.get("/server_info")?,
             identities: admin.part("/api/v1/identities", "identities")?,
             findings: admin.part("/api/v1/findings", "findings")?,
+            control_plane: admin.part("/api/v1/control-plane", "control_plane")?,
             peers: admin.part("/api/v1/peers", "peers")?,
             routes,
         })
@@ -77,6 +79,7 @@ impl State {
             "gateway": self.server,
             "identity": field(&self.identities, "own"),
             "findings": self.findings,
+            "control_plane": self.control_plane,
             "peers": self.peers,
             "routes": self.routes,
         })
@@ -108,6 +111,9 @@ impl State {
             field(server, "config_generation")
         )
         .ok();
+        if let Some(line) = control_plane_line(&self.control_plane) {
+            writeln!(text, "{line}").ok();
+        }
         let own = field(&self.identities, "own");
         let identity = match word(field(own, "spiffe_id")) {
             "" => "none yet".to_owned(),
@@ -142,6 +148,31 @@ impl State {
         }
         text
     }
+}
+
+/// Where the configuration comes from, if not from files.
+fn control_plane_line(control_plane: &Value) -> Option<String> {
+    let told = field(control_plane, "addresses").as_array()?;
+    let server = match word(field(control_plane, "connected")) {
+        "" => {
+            let all: Vec<&str> = told.iter().map(word).collect();
+            format!("{}, which does not answer", all.join(", "))
+        }
+        address => address.to_owned(),
+    };
+    let kept = match field(control_plane, "kept").as_bool() {
+        Some(true) => ", kept from before the start",
+        Some(false) | None => "",
+    };
+    let age = match field(control_plane, "age_seconds").as_i64() {
+        Some(age) => format!("updated {} ago{kept}", span(age)),
+        None => "nothing yet".to_owned(),
+    };
+    let refused = match field(control_plane, "refused").as_u64() {
+        Some(0) | None => String::new(),
+        Some(n) => format!("  {n} resource(s) refused"),
+    };
+    Some(format!("control plane {server}  {age}{refused}"))
 }
 
 /// A peer in a line.

@@ -17,7 +17,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use zeugma_core::authorize::{
-    Asking, Evidence, Verdict, authorize, evidence, gateways_of, peer_of,
+    Asking, Evidence, Verdict, authorize, evidence, gateway_of, gateways_of, peer_of,
 };
 use zeugma_core::engine::cluster_of;
 use zeugma_core::hello::ClientHello;
@@ -423,9 +423,15 @@ async fn tcp_session(
         Evidence::Asserted { id, .. } => id.clone(),
         Evidence::Verified(_) | Evidence::Network => caller.clone(),
     };
+    let source = visit.listed.source().ip();
     let handed_on = HandedOn {
         caller: &handed_on,
         answers: from_gateway,
+        // By who it is: anybody may offer the ALPN of gateways.
+        sender: match gateway_of(&snapshot, source, caller) {
+            Some(_) => Sender::PeerGateway,
+            None => Sender::Caller,
+        },
     };
     carry_tcp(visit, listener, service, stream, Some(handed_on)).await
 }
@@ -435,8 +441,9 @@ async fn tcp_session(
 struct HandedOn<'a> {
     /// The identity that goes on to whoever answers.
     caller: &'a SpiffeId,
-    /// Whether a gateway waits to hear how connecting went.
+    /// Whether it waits to hear how connecting went.
     answers: bool,
+    sender: Sender,
 }
 
 /// Plans and connects a TCP service.
@@ -487,11 +494,7 @@ async fn carry_tcp(
     match reached {
         Ok((to, reached)) => {
             let target = published.snapshot.service(service);
-            let sender = match caller {
-                // It has made the copies that its own route asks for.
-                Some(HandedOn { answers: true, .. }) => Sender::PeerGateway,
-                Some(_) | None => Sender::Caller,
-            };
+            let sender = caller.map_or(Sender::Caller, |caller| caller.sender);
             let caller = caller.map(|caller| caller.caller);
             let downstream = copied(visit, target, sender, caller, downstream);
             Ok(visit.start_relay(to, downstream, reached))

@@ -17,6 +17,7 @@ mod systemd;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -38,13 +39,15 @@ use self::accepting::Accepting;
 use self::decided::Decided;
 use self::handover::{Arrival, Asked, HandoverError, Offered};
 use self::inherit::InheritError;
-use self::last_good::{Beginning, Keeper};
+use self::last_good::Beginning;
+pub(crate) use self::last_good::Keeper;
 use self::names::Named;
-use self::reload::{Binding, Configured, Files, NotBound, Reloaded};
-pub(crate) use self::reload::{svid_source, with_causes};
+pub(crate) use self::reload::{Binding, NotBound, Reloaded, svid_source, with_causes};
+use self::reload::{Configured, Files};
 use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
 use crate::admission::{self, Admission, UnderWay};
+use crate::control_plane::{self, Begun};
 use crate::federation::{self, Federation};
 use crate::identity::{self, WorkloadApi};
 use crate::listener::WorkerHandle;
@@ -181,11 +184,13 @@ fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> GatewayError {
 /// As [`GatewayError`]; all but [`GatewayError::Worker`] only before it serves.
 pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
     let open_files = raise_open_files();
+    crate::transport::sent::try_to_ask();
     let node = NodeOptions {
         name: options.name.clone(),
         locality: options.locality.clone(),
     };
-    let start = Beginning::load(&options.config, &node)?;
+    let mut start = Beginning::load(&options.config, &node)?;
+    let begun = control_plane::begin(&mut start.loaded);
     reload::warn(&start.loaded.warnings);
     let settings = &start.loaded.settings;
     let newest = last_good::crl_numbers(settings);
@@ -202,7 +207,7 @@ pub fn run(options: &GatewayOptions) -> Result<(), GatewayError> {
         Box::pin(control(
             options,
             node,
-            start,
+            (start, begun),
             (credentials, federation),
             open_files,
             arrival,
@@ -227,7 +232,7 @@ fn raise_open_files() -> u64 {
 async fn control(
     options: &GatewayOptions,
     node: NodeOptions,
-    start: Beginning,
+    (start, begun): (Beginning, Option<Begun>),
     (credentials, federation): (Arc<Credentials>, Federation),
     open_files: u64,
     mut arrival: Arrival,
@@ -235,22 +240,17 @@ async fn control(
     let (phase, phase_read) = watch::channel(Phase::Serving);
     let (observations, observed) = mpsc::channel(OBSERVATIONS_MAX);
     let files = Files::new(options.config.clone(), node, &start, &credentials);
-    let Beginning {
-        loaded,
-        findings,
-        is_kept,
-    } = start;
-    let unkept = (!is_kept).then_some(loaded.last_good);
+    let (loaded, findings) = (start.loaded, start.findings);
+    let unkept = (!start.is_kept).then_some(loaded.last_good);
     let keeper = begin_keeping(&arrival, &federation, &loaded.settings, unkept);
     let snapshot = Arc::new(loaded.snapshot);
     let (mut fleet, decided) = Decided::begin(&arrival, &snapshot);
-    let shares = fleet.shares(Time::ZERO);
-    let settings = loaded.settings;
-    let before = arrival.adopted.before().to_vec();
+    let (settings, before) = (loaded.settings, arrival.adopted.before().to_vec());
     let interfaces = Interfaces::bind(&settings, &mut arrival.adopted)?;
     let passed = (interfaces.offered(&settings)).map_err(system("no sockets to pass on"))?;
+    let (client, side) = Begun::parts(begun);
     let shared = Arc::new(Shared {
-        published: ArcSwap::from_pointee(first_published(&snapshot, shares)),
+        published: ArcSwap::from_pointee(first_published(&snapshot, fleet.shares(Time::ZERO))),
         credentials: ArcSwap::new(credentials),
         changes: watch::channel(0).0,
         peers: Default::default(),
@@ -259,6 +259,7 @@ async fn control(
         workload_api: WorkloadApi::new(settings.svid.workload_api()),
         log: open_log(&settings)?,
         admission: Admission::new(settings.limits.connections, open_files),
+        control_plane: side,
         settings,
         metrics: Metrics::new(),
         observations,
@@ -280,11 +281,12 @@ async fn control(
     let bound = accepting.bind_new(&snapshot, &mut arrival.adopted)?;
     let (names, resolving, names_asked) = Named::begin(&snapshot, &shared);
     let (reloads, mut reloaded) = mpsc::channel(1);
-    let again = files.again();
+    let (again, asking) = (files.again(), (client, reloads.clone(), keeper.clone()));
     let reloading = files.watch(Arc::clone(&shared), reloads, listen(SignalKind::hangup())?);
-    let (_beside, heard) = begin_beside(&shared, resolving, reloading, keeper.as_ref());
-    let told = (observed, heard);
+    let (mut beside, heard) = begin_beside(&shared, resolving, reloading, keeper.as_ref());
+    beside.spawn_local(control_plane::run(Arc::clone(&shared), asking));
     let mut control = Control {
+        has_configuration: !shared.control_plane.is_awaited(),
         shared,
         fleet,
         decided,
@@ -306,9 +308,11 @@ async fn control(
     };
     control.tell_credentials();
     let taking = (arrival.taking, before);
-    let starting = Stage::starting(names_asked);
+    let starting = Stage::starting(asked_all(&control.shared, names_asked));
     let (stage, asked, begun) = control.begin(starting, bound, taking, &mut reloaded).await;
-    control.serve(stage, told, reloaded, asked).await?;
+    control
+        .serve(stage, (observed, heard), reloaded, asked)
+        .await?;
     Ok(begun?)
 }
 
@@ -357,6 +361,19 @@ fn first_published(snapshot: &Arc<Snapshot>, shares: Shares) -> Published {
         snapshot: Arc::clone(snapshot),
         shares: Arc::new(shares),
         renamed: Arc::default(),
+    }
+}
+
+/// Waits until all that is asked at a start was answered or given up.
+fn asked_all(
+    shared: &Arc<Shared>,
+    names_asked: oneshot::Receiver<()>,
+) -> impl Future<Output = ()> + 'static {
+    let shared = Arc::clone(shared);
+    async move {
+        // An error is names that nobody asks for.
+        names_asked.await.ok();
+        shared.control_plane.answered().await;
     }
 }
 
@@ -485,6 +502,8 @@ struct Control {
     names: Named,
     phase: watch::Sender<Phase>,
     workers: Vec<std::thread::JoinHandle<()>>,
+    /// Whether there is something to serve: a control plane may not have said it yet.
+    has_configuration: bool,
     /// Held until the end, or until a successor has it: the lock is in it.
     state: Option<State>,
     /// Keeps every configuration that is applied.
@@ -509,18 +528,20 @@ struct Control {
 /// How far a gateway is on its way in or out.
 ///
 /// ```text
-/// Starting --names asked, or 5 s--> Serving, or Awaiting where there is no SVID yet
-/// Awaiting --the first SVID--> Serving
+/// Starting --names and control plane asked, or 5 s--> Serving, or Awaiting where there is no SVID or no
+///     configuration yet
+/// Awaiting --the first SVID, the first configuration--> Serving
 /// Starting, Awaiting, Serving --signal--> Leaving --delay or signal--> Draining --all ended or deadline--> (end)
 /// Starting, Awaiting, Serving, Leaving --a successor is ready--> Draining
 /// ```
 enum Stage {
-    /// Accepting, and not ready: an endpoint or peer given by a name could not be reached.
+    /// Accepting, and not ready: an endpoint or peer given by a name could not be reached, and what serves
+    /// may be older than what the control plane says.
     Starting {
-        names_asked: oneshot::Receiver<()>,
+        asked: Pin<Box<dyn Future<Output = ()>>>,
         until: Instant,
     },
-    /// Accepting, and not ready: a Workload API has given no SVID.
+    /// Accepting, and not ready: a Workload API has given no SVID, or the control plane no configuration.
     Awaiting {
         /// When that is told next: once for people, and again and again for the service manager.
         told_at: Instant,
@@ -648,7 +669,7 @@ impl Control {
             self.waiting = Some(config);
         }
         self.apply(reloaded, &stage);
-        let is_awaited = matches!(stage, Stage::Awaiting { .. }) && self.has_svid();
+        let is_awaited = matches!(stage, Stage::Awaiting { .. }) && self.has_all();
         let next = if is_awaited {
             self.become_ready()
         } else {
@@ -665,6 +686,11 @@ impl Control {
         self.shared.credentials.load().id().is_some()
     }
 
+    /// Whether there is what a gateway cannot do without.
+    fn has_all(&self) -> bool {
+        self.has_svid() && self.has_configuration
+    }
+
     /// Tells what it waits for.
     fn await_svid(&self, is_told: bool) -> Stage {
         systemd::waiting(SVID_WAIT_TOLD_AGAIN * 2);
@@ -673,6 +699,13 @@ impl Control {
             is_told: true,
         };
         if is_told {
+            return again;
+        }
+        if self.has_svid() {
+            tracing::warn!(
+                code = control_plane::AWAITED,
+                "not ready: the control plane has given no configuration yet, and none was kept"
+            );
             return again;
         }
         let address = self.shared.workload_api.to_json();
@@ -685,7 +718,7 @@ impl Control {
     }
 
     fn become_ready(&mut self) -> Stage {
-        if !self.has_svid() {
+        if !self.has_all() {
             return Stage::Awaiting {
                 told_at: Instant::now() + SVID_WAIT_TOLD,
                 is_told: false,
@@ -828,9 +861,15 @@ impl Control {
 
     fn observe(&mut self, outcomes: impl Iterator<Item = Outcomes>) {
         let now = self.shared.now();
-        for Outcomes { observation, times } in outcomes {
+        for outcomes in outcomes {
+            let Outcomes {
+                observation,
+                times,
+                took,
+            } = outcomes;
             if observation.result.is_ok() {
-                self.fleet.observe_successes(&observation.key, times, now);
+                self.fleet
+                    .observe_successes(&observation.key, times, took, now);
             } else {
                 self.fleet.observe(&observation, now);
             }
@@ -942,7 +981,8 @@ impl Control {
         }
         self.publish_next(Arc::new(snapshot), resources);
         self.accepting.commit(bound);
-        if let Some(keeper) = &self.keeper {
+        self.has_configuration = true;
+        if let (Some(keeper), Some(last_good)) = (&self.keeper, last_good) {
             keeper.keep(last_good);
         }
         Ok(())
@@ -1103,9 +1143,10 @@ fn tell_reported(endpoint: &EndpointKey, peer: &str, said: Said) {
 }
 
 impl Stage {
-    fn starting(names_asked: oneshot::Receiver<()>) -> Self {
+    fn starting(asked: impl Future<Output = ()> + 'static) -> Self {
         let until = Instant::now() + NAMES_WAIT;
-        Self::Starting { names_asked, until }
+        let asked = Box::pin(asked);
+        Self::Starting { asked, until }
     }
 
     /// Why the gateway fails where this worker ended; none ends by itself but while it drains.
@@ -1127,9 +1168,9 @@ impl Stage {
     /// Safe: a fixed moment, or a task that is not dropped.
     async fn over(&mut self) {
         match self {
-            Self::Starting { names_asked, until } => {
+            Self::Starting { asked, until } => {
                 // Too late or never asked: it serves what it can.
-                drop(tokio::time::timeout_at((*until).into(), names_asked).await);
+                drop(tokio::time::timeout_at((*until).into(), asked).await);
             }
             Self::Awaiting { told_at, .. } => tokio::time::sleep_until((*told_at).into()).await,
             Self::Serving => std::future::pending().await,
@@ -1173,6 +1214,7 @@ mod tests {
             fleet: Fleet::new(),
             decided: Decided::default(),
             keeper: None,
+            has_configuration: true,
             probes: JoinSet::new(),
             accepting: Accepting::new(Arc::clone(&alone.shared), vec![handle]),
             names: Named::of(&alone.snapshot).0,

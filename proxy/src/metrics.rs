@@ -251,6 +251,10 @@ pub(crate) struct Metrics {
     bundle_fetched_at: Family<ByTrustDomain, Gauge>,
     peer_reporting: Family<ByGateway, Gauge>,
     peer_reported_at: Family<ByGateway, Gauge>,
+    control_plane_connected: Gauge,
+    control_plane_updated_at: Gauge,
+    control_plane_refused: Gauge,
+    control_plane_answers: Family<OfResult, Counter>,
     workers_stalled: Gauge,
     pub(crate) pipes: PipeMeter,
 }
@@ -296,6 +300,10 @@ impl Metrics {
             bundle_fetched_at: Family::default(),
             peer_reporting: Family::default(),
             peer_reported_at: Family::default(),
+            control_plane_connected: Gauge::default(),
+            control_plane_updated_at: Gauge::default(),
+            control_plane_refused: Gauge::default(),
+            control_plane_answers: Family::default(),
             workers_stalled: Gauge::default(),
             pipes: PipeMeter::default(),
         };
@@ -303,6 +311,7 @@ impl Metrics {
         this.register_state();
         this.register_sources();
         this.register_limits();
+        this.register_control_plane();
         this
     }
 
@@ -469,6 +478,30 @@ impl Metrics {
             "relay_pipe_fallbacks",
             "Times that bytes were copied for want of a pipe, by what was short",
             self.pipes.fallbacks.clone(),
+        );
+    }
+
+    fn register_control_plane(&mut self) {
+        let r = &mut self.registry;
+        r.register(
+            "control_plane_connected",
+            "1 while a server of the control plane answers",
+            self.control_plane_connected.clone(),
+        );
+        r.register(
+            "control_plane_updated_timestamp_seconds",
+            "When what the control plane said was applied last, Unix time",
+            self.control_plane_updated_at.clone(),
+        );
+        r.register(
+            "control_plane_resources_refused",
+            "Resources of the control plane of which the newest is refused, 100 at most",
+            self.control_plane_refused.clone(),
+        );
+        r.register(
+            "control_plane_answers",
+            "Responses of the control plane that were accepted, and resources that were refused, by result",
+            self.control_plane_answers.clone(),
         );
     }
 
@@ -813,6 +846,25 @@ impl Metrics {
 
     pub(crate) fn name_asked(&self, result: &'static str) {
         self.names_asked.get_or_create(&OfResult { result }).inc();
+    }
+
+    pub(crate) fn control_plane_connected(&self, is_connected: bool) {
+        self.control_plane_connected.set(i64::from(is_connected));
+    }
+
+    pub(crate) fn control_plane_updated(&self, unix_seconds: i64) {
+        self.control_plane_updated_at.set(unix_seconds);
+    }
+
+    pub(crate) fn control_plane_refused(&self, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.control_plane_refused.set(count);
+    }
+
+    /// Counts what a control plane said, `accepted` or `refused`.
+    pub(crate) fn control_plane_answered(&self, result: &'static str) {
+        let by = OfResult { result };
+        self.control_plane_answers.get_or_create(&by).inc();
     }
 
     pub(crate) fn svid_expiry(&self, unix_seconds: i64) {

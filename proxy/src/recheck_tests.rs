@@ -120,6 +120,7 @@ impl World {
             peers: Default::default(),
             federation: crate::federation::Federation::kept(&settings),
             workload_api: crate::identity::WorkloadApi::new(None),
+            control_plane: crate::control_plane::Side::none(),
             names: ArcSwap::from_pointee(Names::default()),
             settings,
             metrics: Metrics::new(),

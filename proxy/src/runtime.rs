@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use zeugma_core::balance::{Latency as EndpointLatency, key, key_of};
 use zeugma_core::fleet::Observation;
 use zeugma_core::shares::{ClusterShares, Shares};
+use zeugma_core::slow::Took;
 use zeugma_core::snapshot::{
     Balance, Cluster, ClusterIx, Endpoint, EndpointIx, EndpointKey, Failure, Listener, Snapshot,
 };
@@ -34,6 +35,7 @@ use crate::account::{AccessLog, Caller, Closed, Origin, Stretch};
 use crate::admission::{Admission, NO_LOAD_BALANCER, UnderWay};
 use crate::connection;
 use crate::control::decided::Wishes;
+use crate::control_plane;
 use crate::copies::Copies;
 use crate::explain;
 use crate::federation::Federation;
@@ -167,6 +169,8 @@ pub(crate) struct Shared {
     pub(crate) federation: Federation,
     /// Where our SVID may come from.
     pub(crate) workload_api: WorkloadApi,
+    /// Where the configuration may come from.
+    pub(crate) control_plane: control_plane::Side,
     pub(crate) settings: GatewaySettings,
     pub(crate) metrics: Metrics,
     pub(crate) log: AccessLog,
@@ -374,23 +378,34 @@ impl Worker {
         latency.unwrap_or_default().cost(load, self.shared.now())
     }
 
-    /// When an attempt begins, where the cluster is balanced by how long it takes.
+    /// When an attempt begins, where its endpoints are balanced or judged by how long it takes.
     pub(crate) fn begins(&self, cluster: &Cluster) -> Option<Time> {
-        (cluster.policy.balance == Balance::PeakEwma).then(|| self.shared.now())
+        let policy = &cluster.policy;
+        let is_asked = policy.balance == Balance::PeakEwma || policy.passive.slow.is_some();
+        is_asked.then(|| self.shared.now())
     }
 
     /// Notes that an endpoint has answered what [`begins`](Self::begins) told of.
-    pub(crate) fn answered(&self, key: &EndpointKey, began: Option<Time>) {
-        self.took_at_least(key, began, Duration::ZERO);
+    pub(crate) fn answered(&self, cluster: &Cluster, key: &EndpointKey, began: Option<Time>) {
+        let Some(began) = began else { return };
+        self.took_at_least(cluster, key, began, Duration::ZERO);
+        if cluster.policy.passive.slow.is_some() {
+            let took = self.shared.now().since(began);
+            self.note(key, Ok(()), 0, Took::one(took));
+        }
     }
 
     /// Notes that an attempt has failed: that it did so fast is nothing to its credit.
-    pub(crate) fn failed(&self, key: &EndpointKey, began: Option<Time>) {
-        self.took_at_least(key, began, FAILED_TOOK);
+    pub(crate) fn failed(&self, cluster: &Cluster, key: &EndpointKey, began: Option<Time>) {
+        if let Some(began) = began {
+            self.took_at_least(cluster, key, began, FAILED_TOOK);
+        }
     }
 
-    fn took_at_least(&self, key: &EndpointKey, began: Option<Time>, least: Duration) {
-        let Some(began) = began else { return };
+    fn took_at_least(&self, cluster: &Cluster, key: &EndpointKey, began: Time, least: Duration) {
+        if cluster.policy.balance != Balance::PeakEwma {
+            return;
+        }
         let now = self.shared.now();
         let mut latencies = self.latencies.borrow_mut();
         let latency = latencies.entry(key.clone()).or_default();
@@ -410,13 +425,19 @@ impl Worker {
 
     /// Tells the control thread how an attempt went: of failures at once, of successes soon.
     pub(crate) fn observe(&self, key: &EndpointKey, result: Result<(), Failure>) {
+        self.note(key, result, 1, Took::default());
+    }
+
+    /// The same of so many attempts, and of answers that took so long.
+    fn note(&self, key: &EndpointKey, result: Result<(), Failure>, times: u32, took: Took) {
         let mut untold = self.untold.borrow_mut();
         if result.is_ok()
             && let Some(before) = latest_of(&mut untold, key)
             && before.observation.result.is_ok()
-            && let Some(times) = before.times.checked_add(1)
+            && let Some(times) = before.times.checked_add(times)
         {
             before.times = times;
+            before.took.add(took);
             return;
         }
         let is_urgent = result.is_err() || untold.len() + 1 >= UNTOLD_MAX;
@@ -425,7 +446,8 @@ impl Worker {
                 key: key.clone(),
                 result,
             },
-            times: 1,
+            times,
+            took,
         });
         let is_first = untold.len() == 1;
         drop(untold);
@@ -504,6 +526,9 @@ impl Worker {
 pub(crate) struct Outcomes {
     pub(crate) observation: Observation,
     pub(crate) times: u32,
+    /// Of answers, where their endpoints are judged by it: those of other attempts too, whose outcome is
+    /// told when they end.
+    pub(crate) took: Took,
 }
 
 /// How far back outcomes are looked for that one more can be added to.

@@ -162,7 +162,7 @@ async fn try_each(
             Ok(upstream) => upstream,
             Err(error) => {
                 worker.observe_connect(endpoint, &error);
-                worker.failed(&endpoint.key, began);
+                worker.failed(cluster, &endpoint.key, began);
                 upstream::note_refusal(&worker.shared, &error);
                 failed.last = Some(error.to_string());
                 failed.rule = upstream::refused_rule(&error);
@@ -177,7 +177,7 @@ async fn try_each(
         let committing = commit_to(source, &mut upstream, endpoint, commit);
         let failure = match timeout(patience, Box::pin(committing)).await {
             Ok(Ok(())) => {
-                worker.answered(&endpoint.key, began);
+                worker.answered(cluster, &endpoint.key, began);
                 if attempt.why == Why::Trial {
                     // What becomes of the connection is known when it ends, which may be in days.
                     worker.observe(&endpoint.key, Ok(()));
@@ -192,7 +192,7 @@ async fn try_each(
             Err(_elapsed) => Failure::Timeout,
         };
         worker.observe(&endpoint.key, Err(failure));
-        worker.failed(&endpoint.key, began);
+        worker.failed(cluster, &endpoint.key, began);
         failed.last = Some(format!(
             "{} was connected and then: {}",
             endpoint.key,

@@ -162,6 +162,8 @@ struct Watch<'a> {
     points: Vec<Point>,
     outcome: Outcome,
     back: Option<Duration>,
+    /// Another was begun, or the gateway ended, before it was.
+    is_lost: bool,
     is_shown: bool,
 }
 
@@ -192,6 +194,7 @@ impl<'a> Watch<'a> {
             points: Vec::new(),
             outcome: Outcome::UnderWay,
             back: None,
+            is_lost: false,
             is_shown,
         };
         this.note();
@@ -207,8 +210,13 @@ impl<'a> Watch<'a> {
                 Ok(()) => heard = Instant::now(),
                 // The gateway that began it is gone, and with it the drill.
                 Err(AdminError::Refused(_, _, status, _)) if status == http::StatusCode::GONE => {
-                    self.outcome = Outcome::Over("restarted".to_owned());
-                    return Ok(());
+                    if self.over.is_none() {
+                        self.outcome = Outcome::Over("restarted".to_owned());
+                        return Ok(());
+                    }
+                    // It ended as was told; of what came after nobody tells any more.
+                    self.is_lost = true;
+                    break;
                 }
                 Err(error) if error.may_pass() && heard.elapsed() < SILENT_MAX => continue,
                 Err(error) => return Err(error),
@@ -216,6 +224,9 @@ impl<'a> Watch<'a> {
             let Some((over, _)) = &self.over else {
                 continue;
             };
+            if matches!(&self.outcome, Outcome::Over(why) if why == "evacuated") {
+                break;
+            }
             if self.is_back() {
                 self.back = Some(over.elapsed());
                 break;
@@ -272,23 +283,18 @@ impl<'a> Watch<'a> {
 
     /// Notes the shares, where they are others.
     fn note(&mut self) {
-        let clusters = list(field(&self.told, "clusters")).iter();
-        let shares: Vec<Vec<f64>> = clusters
-            .map(|cluster| {
-                let levels = list(field(cluster, "levels")).iter();
-                levels
-                    .map(|level| field(level, "share").as_f64().unwrap_or_default())
-                    .collect()
-            })
-            .collect();
-        if self.points.last().is_some_and(|last| last.shares == shares) {
-            return;
-        }
+        let share = |level: &Value| field(level, "share").as_f64().unwrap_or_default();
+        let shares = clusters_of(&self.told, share);
+        let placed = |level: &Value| field(level, "placed").as_f64();
         let point = Point {
             at: self.began.elapsed(),
             is_over: word(field(&self.told, "state")) == "over",
             shares,
+            placed: clusters_of(&self.told, placed),
         };
+        if self.points.last().is_some_and(|last| last.is_like(&point)) {
+            return;
+        }
         if self.is_shown {
             let line = report::line(&self.told, &point);
             // Nobody is left to tell if standard error is closed.
@@ -311,8 +317,16 @@ impl<'a> Watch<'a> {
             over,
             back: self.back,
             back_within: self.args.back_within,
+            is_lost: self.is_lost,
             outcome: &self.outcome,
             points: &self.points,
         }
     }
+}
+
+/// Something of each level, of each cluster.
+fn clusters_of<T>(told: &Value, of: impl Fn(&Value) -> T) -> Vec<Vec<T>> {
+    let clusters = list(field(told, "clusters")).iter();
+    let levels = clusters.map(|cluster| list(field(cluster, "levels")).iter());
+    levels.map(|levels| levels.map(&of).collect()).collect()
 }

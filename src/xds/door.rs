@@ -88,7 +88,7 @@ impl Doorkeeper {
                         source,
                     };
                     drop(connections.spawn(async move {
-                        visit.carry(tcp).await;
+                        Box::pin(visit.carry(tcp)).await;
                         drop(place);
                     }));
                 }

@@ -158,6 +158,11 @@ fn the_units_fit_the_configuration_that_is_shipped_with_them() {
         assert!(config.contains("admin: unix:/run/zeugma/admin.sock"));
         // The defaults of `drain`: 10 s and 45 s, and what threads get beyond it.
         assert!(values(&unit, "TimeoutStopSec") == ["70"]);
+        // Netlink: to ask the kernel what hosts have acknowledged.
+        assert_eq!(
+            values(&unit, "RestrictAddressFamilies"),
+            ["AF_INET AF_INET6 AF_UNIX AF_NETLINK"]
+        );
         // Two for each of `limits.connections`, and 128 (see that field).
         let files: u64 = values(&unit, "LimitNOFILE")[0].parse().unwrap();
         assert!(files >= 2 * 50_000 + 128, "{files}");

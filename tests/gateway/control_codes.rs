@@ -565,3 +565,49 @@ fn explain_prints_what_a_code_means_and_lists_all() {
     );
     fails(&zeugma(&["explain"]), 64, "error[ZG1001]: ");
 }
+
+/// Has the kernel refuse sockets of AF_NETLINK, as `RestrictAddressFamilies=` does: a filter of seccomp
+/// (x86-64 and AArch64 differ in the number of `socket` alone) that answers EAFNOSUPPORT.
+const NO_NETLINK: &str = "
+import ctypes, os, platform, struct, sys
+number = {'x86_64': 41, 'aarch64': 198}[platform.machine()]
+lines = [(0x20, 0, 0, 0), (0x15, 0, 3, number), (0x20, 0, 0, 16), (0x15, 0, 1, 16),
+         (0x06, 0, 0, 0x00050000 | 97), (0x06, 0, 0, 0x7fff0000)]
+code = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *line) for line in lines))
+class Program(ctypes.Structure):
+    _fields_ = [('length', ctypes.c_ushort), ('code', ctypes.c_void_p)]
+program = Program(len(lines), ctypes.addressof(code))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, ctypes.byref(program), 0, 0) == 0, ctypes.get_errno()
+os.execv(sys.argv[1], sys.argv[1:])
+";
+
+/// What broke: the units that are shipped refuse them, and nobody was told what that switches off.
+#[tokio::test]
+async fn a_sandbox_that_lets_nobody_ask_the_kernel_is_told_of_once() {
+    let (east, service) = hello_of_one().await;
+    let gateway = east.start_under(&["python3", "-c", NO_NETLINK]).await;
+    let told = gateway.message("ZG0925").await;
+    assert!(told.contains("allow AF_NETLINK"), "{told}");
+    let reply = get(east.apps, "one.shop.svc.clusterset.local", "/").await;
+    assert_eq!((reply.status, service.requests().len()), (200, 1));
+    assert_eq!(gateway.told().matches("ZG0925").count(), 1);
+    gateway.finish().await;
+}
+
+async fn hello_of_one() -> (Cluster, Service) {
+    let service = Service::http("near").await;
+    let east = Cluster::new("east");
+    east.route(
+        "shop/one",
+        &format!(
+            "
+            protocol: http
+            backends: [{{ endpoints: ['{}'] }}]
+            allow: [{{ listeners: [apps] }}]",
+            service.address
+        ),
+    );
+    (east, service)
+}

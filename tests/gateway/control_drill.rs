@@ -279,3 +279,91 @@ async fn a_dry_run_plays_the_gateways_present_state_and_changes_nothing() {
     .await;
     gateway.finish().await;
 }
+
+/// What broke: what was before was by health, what was after by what has room, so that traffic never
+/// was back.
+#[tokio::test]
+async fn a_drill_of_what_takes_only_so_much_ends_when_its_share_by_health_is_back() {
+    let two = Two::new(FAILBACK);
+    two.east.route(
+        "demo/hello",
+        &format!(
+            "
+            protocol: http
+            backends:
+              - {{ name: near, endpoints: ['{}'], capacity: 2/s }}
+              - {{ name: far, locality: far/far-1, endpoints: ['{}'] }}
+            failover: {{ {FAILBACK} }}
+            allow: [{{ listeners: [apps] }}]",
+            two.near.address(),
+            two.far.address()
+        ),
+    );
+    let gateway = two.east.start().await;
+    eventually("more than fits", async || {
+        for _ in 0..20 {
+            two.answers().await;
+        }
+        let placed = two.levels()[0]["share"].as_f64()?;
+        (placed < 0.5).then_some(())
+    })
+    .await;
+    let words = ["--for", "1s", "--back-within", "20s", "-o", "json"];
+    let (output, answers) = Drill::start(&two, &words).ends(&two).await;
+    assert_eq!(output.status.code(), Some(0), "{}", error(&output));
+    let told = json(&output);
+    let levels = &told["clusters"][0]["levels"];
+    assert_eq!(
+        (&levels[0]["share_end"], &levels[0]["share_after"]),
+        (&0.0.into(), &1.0.into()),
+        "{told}"
+    );
+    assert_eq!(levels[1]["placed_end"], 1.0, "{told}");
+    let series = told["series"].as_array().unwrap();
+    let first = series[0]["placed"][0][0].as_f64().unwrap();
+    assert!(first < 0.5, "{told}");
+    assert!(answers.iter().all(|answer| answer.starts_with("200 ")));
+    gateway.finish().await;
+}
+
+/// What broke: it was refused as done, and undone when the drill was over.
+#[tokio::test]
+async fn who_evacuates_what_is_drilled_has_it_evacuated_after_the_drill() {
+    let two = Two::new(FAILBACK);
+    let gateway = two.east.start().await;
+    two.becomes("near").await;
+    let drill = Drill::start(&two, &["--for", "1h"]);
+    gateway.message("ZG0450").await;
+    let evacuate = ["failover", "evacuate", "--locality", "east/east-1"];
+    let tried = two.zeugma(&[&evacuate[..], &["--dry-run"]].concat());
+    assert_eq!(tried.status.code(), Some(0), "{}", error(&tried));
+    let said = two.does(&[&evacuate[..], &["-o", "json"]].concat());
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["kept"], true, "{said}");
+    let over = gateway.message("ZG0451").await;
+    assert!(over.contains("it is evacuated"), "{over}");
+    let (output, answers) = drill.ends(&two).await;
+    assert_eq!(output.status.code(), Some(2), "{}", error(&output));
+    assert!(
+        error(&output).contains("traffic stays off until `zeugma failover reset`"),
+        "{}",
+        error(&output)
+    );
+    assert!(
+        answers
+            .iter()
+            .rev()
+            .take(3)
+            .all(|answer| answer == "200 far")
+    );
+    let evacuations = gateway_evacuations(&two);
+    assert_eq!(evacuations[0]["locality"], "east/east-1", "{evacuations}");
+    assert_eq!(evacuations[0].get("drill"), None, "{evacuations}");
+    assert_eq!(evacuations.as_array().unwrap().len(), 1, "{evacuations}");
+    gateway.finish().await;
+    let second = two.east.start().await;
+    assert_eq!(two.answers().await, "200 far", "after a restart");
+    two.does(&["failover", "reset", "--locality", "east/east-1"]);
+    two.becomes("near").await;
+    second.finish().await;
+}

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::data_mesh::{Gateway, Pair, endpoints, route};
 use crate::data_services::{BANNER, Refusing, TcpService, pattern, read_all};
 use crate::mesh::{Cluster, eventually, within};
+use crate::security_access::proxy_header;
 
 const MIRRORED: &str = "zeugma_mirrored_total";
 const DB: &str = "db.demo.svc.clusterset.local";
@@ -219,6 +220,26 @@ async fn a_copy_that_is_slower_than_its_primary_gets_all_of_it_in_its_time() {
     assert_eq!(canary.hears().await.1, Err(ErrorKind::ConnectionReset));
 }
 
+/// What broke: bytes that only the kernel had taken were thrown away, and the copy was told as sent.
+#[tokio::test]
+async fn what_the_kernel_has_taken_of_a_copy_is_read_after_its_time() {
+    let (primary, mut canary) = (TcpService::start(), Canary::reading(0));
+    let limit = ", bodyLimit: 16MiB, timeout: 200ms";
+    let at = canary.service.address();
+    let (gateway, db) = mirrored(primary.address(), at, limit).await;
+    // Less than what the sockets of a connection that nobody reads take.
+    let sent = pattern(1 << 20);
+    echoed(db, &sent).await;
+    gateway
+        .until_counted(MIRRORED, &[("result", "sent")], 1.0)
+        .await;
+    canary.may.add_permits(1);
+    let (heard, ended) = canary.hears().await;
+    assert_eq!((heard.len(), ended), (sent.len(), Ok(())));
+    assert!(heard == sent);
+    gateway.process.finish().await;
+}
+
 #[tokio::test]
 async fn a_copy_that_is_reset_or_refused_or_never_connected_is_not_noticed() {
     let primary = TcpService::start();
@@ -284,6 +305,41 @@ async fn copies_under_way_are_as_many_as_may_be() {
     drop((second, third));
 }
 
+/// What broke: copies were not among the connections of the route they went to.
+#[tokio::test]
+async fn a_copy_is_one_of_the_connections_that_its_route_may_have() {
+    let (primary, canary) = (TcpService::start(), Canary::reading(9));
+    let mut east = Cluster::new("east");
+    east.set("workers", "1");
+    let db = east.listen("db", "role: workloads, route: demo/db");
+    let own = [
+        &*backends(primary.address()),
+        "mirror: [{ route: demo/canary }]",
+        ALLOW,
+    ];
+    let limited = [
+        &*backends(canary.service.address()),
+        "limits: { connections: 2 }",
+    ];
+    let all = tcp_route("db", &own) + &tcp_route("canary", &limited);
+    let gateway = Gateway::of(east, &all).await;
+    let (first, second) = (open(db).await, open(db).await);
+    canary.opened(2).await;
+    let mut third = open(db).await;
+    says(&mut third, b"not copied").await;
+    gateway
+        .until_counted(MIRRORED, &[("result", "in-flight")], 1.0)
+        .await;
+    assert_eq!(canary.service.hits(), 2);
+    drop(first);
+    gateway
+        .until_counted(MIRRORED, &[("result", "sent")], 1.0)
+        .await;
+    let fourth = open(db).await;
+    canary.opened(3).await;
+    drop((second, third, fourth));
+}
+
 #[tokio::test]
 async fn a_reset_of_the_caller_reaches_the_copy_and_never_looks_like_the_end() {
     let (primary, mut canary) = (TcpService::start(), Canary::reading(9));
@@ -347,4 +403,56 @@ async fn a_copy_in_another_cluster_is_not_copied_again() {
     assert_eq!(pair.west.counted(MIRRORED, &[]).await, 0.0);
     assert_eq!(third.hits(), 0);
     pair.finish().await;
+}
+
+/// What broke: whoever offered the ALPN of gateways was taken for one, which has made its copies.
+#[tokio::test]
+async fn who_is_a_gateway_is_told_by_its_identity_and_not_by_what_it_offers() {
+    let (primary, mut canary) = (TcpService::start(), Canary::reading(9));
+    let (mut east, mut west) = (Cluster::new("east"), Cluster::new("west"));
+    east.meet(&west);
+    east.set("workers", "1");
+    let (own, far) = (
+        east.identity("ns/shop/sa/own"),
+        west.identity("ns/shop/sa/far"),
+    );
+    let at = backends(canary.service.address());
+    let all = [
+        &*backends(primary.address()),
+        "mirror: [{ route: demo/canary }]",
+        "allow: [{ from: ['spiffe://east.example/*', 'spiffe://west.example/*'] }]",
+        EXPORT,
+    ];
+    let routes = tcp_route("db", &all) + &tcp_route("canary", &[&at]);
+    let gateway = Gateway::of(east, &routes).await;
+    let mesh = gateway.cluster.mesh;
+    let by = west.gateway_identity();
+    let cases = [
+        (&own, "own", gateway.apps(), true, true),
+        (&far, "far", mesh, true, true),
+        (&far, "plain", mesh, false, true),
+        (&by, "gateway", mesh, true, false),
+        (&by, "bytes", mesh, false, false),
+    ];
+    for (caller, says, to, is_told, is_copied) in cases {
+        let alpn: &[&[u8]] = if is_told { &[b"zeugma-tcp/1"] } else { &[] };
+        let mut tls = caller.dial(to, DB, alpn).await.unwrap();
+        if is_told {
+            tls.write_all(&proxy_header(&[])).await.unwrap();
+        }
+        tls.write_all(says.as_bytes()).await.unwrap();
+        tls.shutdown().await.unwrap();
+        let answer = read_all(&mut tls).await;
+        let end = format!("{} bytes", says.len());
+        assert!(answer.ends_with(end.as_bytes()), "{says}");
+        if is_copied {
+            assert_eq!(canary.hears().await, (says.as_bytes().to_vec(), Ok(())));
+        }
+    }
+    // Of one worker, so that a copy that was begun has been counted or is under way.
+    gateway
+        .until_counted(MIRRORED, &[("result", "sent")], 3.0)
+        .await;
+    assert_eq!(canary.service.hits(), 3);
+    gateway.process.finish().await;
 }

@@ -638,6 +638,55 @@ async fn a_denial_that_comes_later_ends_what_a_split_led_to_that_route_alone() {
     drop(gateway);
 }
 
+/// What broke: a kept connection of HTTP/2 took the head of the request before the denial was looked at.
+#[tokio::test]
+async fn a_split_takes_nothing_on_to_a_route_that_denies_it_by_then() {
+    let (own, canary) = (HttpService::start("own"), HttpService::start("canary"));
+    let routes = |deny: &str| {
+        let of = endpoints(&[canary.address()]);
+        let of = format!("backends: [{{ name: c, version: h2, {of} }}]");
+        let to_canary = near_route("canary", &[&of, deny]);
+        let rules = "{ matches: [{ path: { prefix: /c } }], split: [{ route: demo/canary }] }, \
+            { split: [{ backends: [own], weight: 1000000 }, { route: demo/canary }], \
+              retries: { attempts: 1, on: [503] } }";
+        format!("{}{to_canary}", hello(&[backend("own", &own)], rules))
+    };
+    let mut east = Cluster::new("east");
+    // All share what is kept.
+    east.set("workers", "1");
+    let gateway = Gateway::of(east, &routes("deny: []")).await;
+    let mut client = Client::connect(gateway.apps(), &Wire::H2).await.unwrap();
+    let canary_said = client.get(HELLO, "/c").await.unwrap();
+    assert_eq!(canary_said.text(), "canary");
+    own.set(Mode::Wait);
+    let apps = gateway.apps();
+    let led = tokio::spawn(async move { call(apps, "GET", HELLO, "/", Bytes::new()).await });
+    own.arrived(1).await;
+    let denies = routes("deny: [{ methods: [GET] }]");
+    gateway.cluster.write("routes.yaml", &denies);
+    eventually("the denial", async || {
+        (client.get(HELLO, "/c").await.unwrap().status == 403).then_some(())
+    })
+    .await;
+    let before = canary.hits();
+    own.set(Mode::Status(503));
+    let line = (gateway.process).log(|line| line["verdict"] == "no-longer-allowed");
+    let line = line.await;
+    assert_eq!(line["http.path"], "/", "{line}");
+    assert_eq!(led.await.unwrap().status, 403);
+    // Behind whatever was sent on that connection.
+    let body = Bytes::from_static(b"x");
+    assert_eq!(
+        client.post(HELLO, "/c", body).await.unwrap().text(),
+        "canary"
+    );
+    let arrived: Vec<_> = (canary.seen().into_iter().skip(before))
+        .map(|seen| seen.method)
+        .collect();
+    assert_eq!(arrived, ["POST"]);
+    gateway.process.finish().await;
+}
+
 #[tokio::test]
 async fn a_request_keeps_its_place_in_its_route_whichever_part_it_goes_to() {
     let (stable, dead) = (HttpService::start("stable"), Refusing::new());

@@ -140,6 +140,8 @@ pub(crate) enum Mode {
     Reset,
     /// Never answers.
     Hang,
+    /// Answers once it is told how: as the next mode says.
+    Wait,
 }
 
 /// Which versions an HTTP service understands.
@@ -341,7 +343,9 @@ async fn answer(
     };
     state.seen.send_modify(|all| all.push(seen));
     let mut unanswered = Unanswered(Some(Arc::clone(&state)));
-    let mode = *state.mode.borrow();
+    let mut told = state.mode.subscribe();
+    let told = told.wait_for(|mode| *mode != Mode::Wait).await;
+    let mode = *told.unwrap();
     let response = match mode {
         Mode::Normal => as_the_path_says(request, &state).await,
         Mode::Delay(delay) => {
@@ -360,7 +364,7 @@ async fn answer(
             breaking.send(()).await.ok();
             std::future::pending().await
         }
-        Mode::Hang => std::future::pending().await,
+        Mode::Hang | Mode::Wait => std::future::pending().await,
     };
     unanswered.0 = None;
     Ok(response)

@@ -16,6 +16,7 @@
 
 mod control_admin;
 mod control_cli;
+mod control_client;
 mod control_codes;
 mod control_drain;
 mod control_drill;
@@ -58,6 +59,7 @@ mod data_reports;
 mod data_rules;
 mod data_services;
 mod data_silence;
+mod data_slow;
 mod data_spread;
 mod data_strict;
 mod data_tcp;

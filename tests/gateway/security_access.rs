@@ -421,7 +421,7 @@ async fn what_a_workload_says_of_itself_is_removed() {
 }
 
 /// A PROXY protocol v2 header (its §2.2) with TLVs.
-fn proxy_header(tlvs: &[(u8, &[u8])]) -> Vec<u8> {
+pub(crate) fn proxy_header(tlvs: &[(u8, &[u8])]) -> Vec<u8> {
     let mut rest = vec![127, 0, 0, 1, 127, 0, 0, 1, 0, 1, 0, 2];
     for (kind, value) in tlvs {
         rest.push(*kind);

@@ -17,7 +17,7 @@ use crate::curl;
 use crate::envoy::Compiled;
 use crate::folder;
 use crate::gateways::Mesh;
-use crate::pki::Svid;
+use crate::pki::{Svid, Trust};
 use crate::support::process::READY_WITHIN;
 use crate::zeugma::{EAST, Gateway, Setup, WEST};
 
@@ -282,7 +282,7 @@ fn the_same_yaml_gives_the_same_shares_in_envoy() -> Result<()> {
             ("zeugma", both.ours.apps, ours),
             ("envoy", both.envoy.listener("apps")?, theirs),
         ] {
-            let copied = endpoints["copies"].requests();
+            let before = (both.copied(who)?.1, endpoints["copies"].requests());
             let host = format!("{}.shop.svc.clusterset.local", case.name);
             // Where chance has no part, a few say it.
             let is_certain = wanted.len() == 1 && case.name != "mirrored";
@@ -296,7 +296,7 @@ fn the_same_yaml_gives_the_same_shares_in_envoy() -> Result<()> {
                 wrong += 1;
             }
             if case.name == "mirrored" {
-                let copied = endpoints["copies"].settled() - copied;
+                let copied = both.settled(who, &endpoints["copies"], before)?;
                 let share = 100.0 * copied as f64 / REQUESTS as f64;
                 writeln!(table, "{:<22} {who:<7} {share:.1} percent copied", "")?;
                 wrong += usize::from((share - 10.0).abs() > POINTS);
@@ -371,6 +371,7 @@ const GUARDED: &[&str] = &[
     "allow:",
     "  - { from: ['spiffe://west.example/ns/shop/*'], methods: [GET], paths: ['/v1/*'] }",
     "  - { from: ['spiffe://west.example/ns/shop/sa/admin'] }",
+    "  - { from: ['spiffe://north.example/*', 'spiffe://east.example/*'] }",
     "  - { listeners: [apps], methods: [GET, POST], paths: [/public, '/%C3%A9'] }",
     "  - { listeners: [apps], sources: [10.0.0.0/8] }",
     "deny:",
@@ -382,56 +383,106 @@ const GUARDED: &[&str] = &[
 
 const CART: &str = "/ns/shop/sa/cart";
 const ADMIN: &str = "/ns/shop/sa/admin";
+const GATEWAY: &str = "/zeugma/gateway";
+/// Of a peer of the same trust domain that calls from this machine.
+const GATEWAY_2: &str = "/zeugma/gateway2";
+/// Of a peer of the same trust domain that calls from elsewhere.
+const GATEWAY_3: &str = "/zeugma/gateway3";
 
-/// By whom, the method and the path; nobody: plaintext from this cluster.
-const DECIDED: &[(Option<&str>, &str, &str, Says)] = &[
-    (Some(CART), "GET", "/v1/x", Says::In),
-    (Some(CART), "GET", "/v1/x?y=/../z", Says::In),
-    (Some(CART), "GET", "/v1/", Says::In),
-    (Some(CART), "GET", "/v1", Says::Out),
-    (Some(CART), "GET", "/v10/x", Says::Out),
-    (Some(CART), "GET", "/V1/x", Says::Out),
-    (Some(CART), "POST", "/v1/x", Says::Out),
-    (Some(CART), "HEAD", "/v1/x", Says::Out),
-    (Some(CART), "GET", "/", Says::Out),
-    (Some("/ns/shop"), "GET", "/v1/x", Says::Out),
-    (Some("/ns/shopping/sa/cart"), "GET", "/v1/x", Says::Out),
-    (Some("/ns/shop/sa/Admin"), "POST", "/x", Says::Out),
-    (Some("/ns/shop/sa/admin/x"), "POST", "/x", Says::Out),
-    (Some("/ns/shop/x"), "GET", "/v1/x", Says::In),
-    (Some(ADMIN), "POST", "/x", Says::In),
-    (Some(ADMIN), "DELETE", "/x", Says::In),
-    (Some(ADMIN), "DELETE", "/kept/x", Says::Out),
-    (Some(ADMIN), "PUT", "/kept/x", Says::In),
-    (Some(ADMIN), "GET", "/v1/secret", Says::Out),
-    (Some(ADMIN), "GET", "/v1/secret/x", Says::Out),
-    (Some(ADMIN), "GET", "/v1/secrets", Says::In),
-    (Some("/ns/shop/sa/bad"), "GET", "/v1/x", Says::Out),
+/// Hosts that are exported to these peers, by whom they are asked, and whether he is let in.
+const EXPORTED: &[(&str, By, bool)] = &[
+    ("to-west.example", By::West(GATEWAY), true),
+    ("to-west.example", By::North(GATEWAY), false),
+    ("to-all.example", By::West(CART), true),
+    ("to-all.example", By::North(CART), true),
+    ("to-all.example", By::East(CART), false),
+    // Who is listed is the peer's that lists him; others are of that which has sources.
+    ("to-north.example", By::North(GATEWAY), true),
+    ("to-north.example", By::North(GATEWAY_2), false),
+    ("to-north.example", By::North(CART), false),
+    ("to-north2.example", By::North(GATEWAY), false),
+    ("to-north2.example", By::North(GATEWAY_2), true),
+    ("to-north2.example", By::North(CART), true),
+    ("to-north3.example", By::North(GATEWAY_3), false),
+    ("to-north3.example", By::North(CART), false),
+    ("to-norths.example", By::North(CART), false),
+    ("to-norths.example", By::North(GATEWAY), true),
+    ("to-norths.example", By::North(GATEWAY_2), false),
+    ("to-norths.example", By::West(CART), false),
+    // What is audited is who may call, and not to whom it is exported.
+    ("audited.example", By::West(CART), true),
+    ("audited.example", By::North(CART), false),
+    ("a.wild.example", By::West(CART), true),
+    ("a.wild.example", By::North(CART), false),
+    // The best name is the one that is meant, also where it is refused.
+    ("hidden.wild.example", By::West(CART), false),
+    ("shared.wild.example", By::West(CART), true),
+    ("outbound_.81_._.shared.wild.example", By::West(CART), false),
+    ("nobody.example", By::West(CART), false),
+];
+
+/// Who asks: nobody in plaintext from this cluster, others by mTLS from another one.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    Nobody,
+    East(&'static str),
+    West(&'static str),
+    North(&'static str),
+}
+
+/// By whom, the method and the path.
+const DECIDED: &[(By, &str, &str, Says)] = &[
+    (By::West(CART), "GET", "/v1/x", Says::In),
+    (By::West(CART), "GET", "/v1/x?y=/../z", Says::In),
+    (By::West(CART), "GET", "/v1/", Says::In),
+    (By::West(CART), "GET", "/v1", Says::Out),
+    (By::West(CART), "GET", "/v10/x", Says::Out),
+    (By::West(CART), "GET", "/V1/x", Says::Out),
+    (By::West(CART), "POST", "/v1/x", Says::Out),
+    (By::West(CART), "HEAD", "/v1/x", Says::Out),
+    (By::West(CART), "GET", "/", Says::Out),
+    (By::West("/ns/shop"), "GET", "/v1/x", Says::Out),
+    (By::West("/ns/shopping/sa/cart"), "GET", "/v1/x", Says::Out),
+    (By::West("/ns/shop/sa/Admin"), "POST", "/x", Says::Out),
+    (By::West("/ns/shop/sa/admin/x"), "POST", "/x", Says::Out),
+    (By::West("/ns/shop/x"), "GET", "/v1/x", Says::In),
+    (By::West(ADMIN), "POST", "/x", Says::In),
+    (By::West(ADMIN), "DELETE", "/x", Says::In),
+    (By::West(ADMIN), "DELETE", "/kept/x", Says::Out),
+    (By::West(ADMIN), "PUT", "/kept/x", Says::In),
+    (By::West(ADMIN), "GET", "/v1/secret", Says::Out),
+    (By::West(ADMIN), "GET", "/v1/secret/x", Says::Out),
+    (By::West(ADMIN), "GET", "/v1/secrets", Says::In),
+    (By::West("/ns/shop/sa/bad"), "GET", "/v1/x", Says::Out),
     // Not to be slipped past.
-    (Some(ADMIN), "GET", "/v1//secret", Says::Out),
-    (Some(ADMIN), "GET", "//v1/secret", Says::Out),
-    (Some(ADMIN), "GET", "/v1/%73ecret", Says::Out),
-    (Some(ADMIN), "GET", "/v1/x/../secret", Says::Out),
-    (Some(ADMIN), "GET", "/v1/./secret", Says::Out),
-    (Some(ADMIN), "GET", "/v1/x/%2e%2e/secret", Says::Out),
-    (Some(ADMIN), "GET", "/v1%2Fsecret", Says::Out),
-    (Some(ADMIN), "GET", "/v1%5Csecret", Says::Out),
-    (Some(CART), "GET", "/v1/../v2", Says::Out),
-    (Some(CART), "GET", "/v1/%2e%2e/v2", Says::Out),
-    (Some(CART), "GET", "/v1/x%2F..%2F..%2Fv2", Says::Out),
-    (None, "GET", "/public", Says::In),
-    (None, "POST", "/public", Says::In),
-    (None, "GET", "/public?x", Says::In),
-    (None, "PUT", "/public", Says::Out),
-    (None, "GET", "/public/", Says::Out),
-    (None, "GET", "/public/x", Says::Out),
-    (None, "GET", "/v1/x", Says::Out),
-    (None, "GET", "/%C3%A9", Says::In),
+    (By::West(ADMIN), "GET", "/v1//secret", Says::Out),
+    (By::West(ADMIN), "GET", "//v1/secret", Says::Out),
+    (By::West(ADMIN), "GET", "/v1/%73ecret", Says::Out),
+    (By::West(ADMIN), "GET", "/v1/x/../secret", Says::Out),
+    (By::West(ADMIN), "GET", "/v1/./secret", Says::Out),
+    (By::West(ADMIN), "GET", "/v1/x/%2e%2e/secret", Says::Out),
+    (By::West(ADMIN), "GET", "/v1%2Fsecret", Says::Out),
+    (By::West(ADMIN), "GET", "/v1%5Csecret", Says::Out),
+    (By::West(CART), "GET", "/v1/../v2", Says::Out),
+    (By::West(CART), "GET", "/v1/%2e%2e/v2", Says::Out),
+    (By::West(CART), "GET", "/v1/x%2F..%2F..%2Fv2", Says::Out),
+    (By::Nobody, "GET", "/public", Says::In),
+    (By::Nobody, "POST", "/public", Says::In),
+    (By::Nobody, "GET", "/public?x", Says::In),
+    (By::Nobody, "PUT", "/public", Says::Out),
+    (By::Nobody, "GET", "/public/", Says::Out),
+    (By::Nobody, "GET", "/public/x", Says::Out),
+    (By::Nobody, "GET", "/v1/x", Says::Out),
+    (By::Nobody, "GET", "/%C3%A9", Says::In),
+    // Whom it is not exported to.
+    (By::North(CART), "GET", "/v1/x", Says::Out),
+    (By::North(GATEWAY), "GET", "/v1/x", Says::Out),
+    (By::East(CART), "GET", "/v1/x", Says::Out),
     // On purpose.
-    (Some(CART), "GET", "/v1/a/../x", Says::OursRefuses(DOTS)),
-    (Some(CART), "GET", "/v1/./x", Says::OursRefuses(DOTS)),
+    (By::West(CART), "GET", "/v1/a/../x", Says::OursRefuses(DOTS)),
+    (By::West(CART), "GET", "/v1/./x", Says::OursRefuses(DOTS)),
     (
-        Some(ADMIN),
+        By::West(ADMIN),
         "GET",
         "/v1/secret;x",
         Says::OursRefuses(PARAMETERS),
@@ -476,45 +527,85 @@ fn the_same_yaml_lets_in_the_same_requests_in_envoy() -> Result<()> {
     let guarded: Vec<String> = (GUARDED.iter())
         .map(|line| with_addresses(line, &endpoints))
         .collect();
-    let named = |hosts: &str, export: &str| -> Vec<String> {
-        [
-            "protocol: http",
-            &format!("hosts: ['{hosts}']"),
-            "backends: [{ endpoints: [@a] }]",
-            "allow: [{ from: ['spiffe://west.example/*'] }, { listeners: [apps] }]",
-            export,
+    let named = |name: &'static str, more: &[&str]| -> (&'static str, Vec<String>) {
+        let spec = [
+            &[
+                "protocol: http",
+                "backends: [{ endpoints: [@a] }]",
+                "allow: [{ from: ['spiffe://west.example/*', 'spiffe://north.example/*', 'spiffe://east.example/*'] }, { listeners: [apps] }]",
+            ][..],
+            more,
         ]
-        .iter()
-        .map(|line| with_addresses(line, &endpoints))
-        .collect()
+        .concat();
+        let lines = spec.iter().map(|line| with_addresses(line, &endpoints));
+        (name, lines.collect())
     };
+    let west = "export: { to: [west] }";
     let routes = [
         ("guarded", guarded),
-        ("wild", named("*.wild.example", "export: { to: [west] }")),
-        ("hidden", named("hidden.wild.example", "policy: enforce")),
-        (
+        named("wild", &["hosts: ['*.wild.example']", west]),
+        named("hidden", &["hosts: [hidden.wild.example]"]),
+        named("shared", &["hosts: [shared.wild.example]", west]),
+        named(
+            "shared-too",
+            &[
+                "hosts: [shared.wild.example, more.wild.example]",
+                "port: 81",
+            ],
+        ),
+        named(
             "audited",
-            [
-                &named("audited.example", "export: { to: [west] }")[..3],
-                &[
-                    "allow: [{ from: ['spiffe://west.example/nobody'] }]".to_owned(),
-                    "policy: audit".to_owned(),
-                    "export: { to: [west] }".to_owned(),
-                ],
-            ]
-            .concat(),
+            &[
+                "hosts: [audited.example]",
+                "deny: [{ methods: [GET] }]",
+                "policy: audit",
+                west,
+            ],
+        ),
+        named("to-west", &["hosts: [to-west.example]", west]),
+        named(
+            "to-all",
+            &["hosts: [to-all.example]", "export: { to: ['*'] }"],
+        ),
+        named(
+            "to-north",
+            &["hosts: [to-north.example]", "export: { to: [north] }"],
+        ),
+        named(
+            "to-north2",
+            &["hosts: [to-north2.example]", "export: { to: [north2] }"],
+        ),
+        named(
+            "to-north3",
+            &["hosts: [to-north3.example]", "export: { to: [north3] }"],
+        ),
+        named(
+            "to-norths",
+            &[
+                "hosts: [to-norths.example]",
+                "export: { to: [north, north3] }",
+            ],
         ),
     ];
+    let north = mesh.root.domain("north.example")?;
+    let norths = norths(&folder, &north.trust)?;
     let mut setup = |setup: Setup| {
+        let setup = setup.documents(&norths);
         routes.iter().fold(setup, |setup, (name, spec)| {
             setup.route(name, &spec.iter().map(String::as_str).collect::<Vec<_>>())
         })
     };
     let both = Both::start(&folder, &mesh, &mut setup)?;
+    let calls = |by: By| match by {
+        By::Nobody => Ok(None),
+        By::East(path) => mesh.east.svid(path).map(Some),
+        By::West(path) => mesh.west.svid(path).map(Some),
+        By::North(path) => north.svid(path).map(Some),
+    };
     let host = "guarded.shop.svc.clusterset.local";
     let mut wrong = String::new();
     for (by, method, path, says) in DECIDED {
-        let caller = by.map(|path| mesh.west.svid(path)).transpose()?;
+        let caller = calls(*by)?;
         let (ours, theirs, why) = match says {
             Says::In => (true, true, ""),
             Says::Out => (false, false, ""),
@@ -527,23 +618,62 @@ fn the_same_yaml_lets_in_the_same_requests_in_envoy() -> Result<()> {
             }
         }
     }
-    let cart = mesh.west.svid(CART)?;
-    for (host, wanted) in [
-        ("a.wild.example", true),
-        // The best name is the one that is meant, also where it is refused.
-        ("hidden.wild.example", false),
-        ("nobody.example", false),
-        ("audited.example", true),
-    ] {
+    for (host, by, wanted) in EXPORTED {
+        let caller = calls(*by)?;
         for who in ["zeugma", "envoy"] {
-            let status = both.ask(who, Some(&cart), host, "GET", "/")?;
-            if (status == Some(200)) != wanted {
-                writeln!(wrong, "{who}: {host}: {status:?}")?;
+            let status = both.ask(who, caller.as_ref(), host, "GET", "/")?;
+            if (status == Some(200)) != *wanted {
+                writeln!(wrong, "{who}: {host} by {by:?}: {status:?}")?;
             }
         }
     }
     assert_eq!(wrong, "", "decided otherwise than it should be:\n{wrong}");
     Ok(())
+}
+
+/// Three peers of one trust domain, and its bundle as SPIFFE has it.
+fn norths(folder: &Path, trust: &Trust) -> Result<String> {
+    let pem = std::fs::read_to_string(&trust.anchor)?;
+    let anchor: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+    let bundle = folder.join("north.json");
+    let keys = serde_json::json!({
+        "keys": [
+            { "use": "jwt-svid", "kty": "EC", "kid": "no anchor" },
+            { "use": "x509-svid", "kty": "EC", "x5c": [anchor] },
+        ],
+    });
+    std::fs::write(&bundle, keys.to_string())?;
+    let mut documents = format!(
+        "---
+apiVersion: zeugma.dev/v1alpha1
+kind: TrustDomain
+metadata: {{ name: {} }}
+spec: {{ bundle: {} }}
+",
+        trust.name,
+        bundle.display(),
+    );
+    for (name, id, sources) in [
+        ("north", GATEWAY, ""),
+        ("north2", GATEWAY_2, "127.0.0.0/8"),
+        ("north3", GATEWAY_3, "192.0.2.0/24"),
+    ] {
+        writeln!(
+            documents,
+            "---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshPeer
+metadata: {{ name: {name} }}
+spec:
+  cluster: {name}
+  locality: eu/eu-3
+  gateways: [\"127.0.0.1:9\"]
+  spiffeIDs: [\"spiffe://{}{id}\"]
+  sources: [{sources}]",
+            trust.name,
+        )?;
+    }
+    Ok(documents)
 }
 
 /// Our gateway, and an Envoy in its place.
@@ -585,6 +715,41 @@ impl Both {
             ensure!(
                 Instant::now() < until,
                 "of endpoints that are down ours has found {ours:?}, envoy {theirs:?}"
+            );
+        }
+    }
+
+    /// How many requests of the route `mirrored` and their copies are under way, and how many copies
+    /// have been sent in all, as the proxy says itself.
+    fn copied(&self, who: &str) -> Result<(u64, u64)> {
+        if who == "envoy" {
+            let under_way = self.envoy.stat("upstream_rq_active")?;
+            return Ok((under_way, self.envoy.stat("copies_80.upstream_rq_total")?));
+        }
+        let open = (self.ours).admin("/api/v1/connections?service=shop/mirrored")?;
+        let open: Value = serde_json::from_str(&open)?;
+        let under_way = open.pointer("/carried/total").and_then(Value::as_u64);
+        let metrics = self.ours.admin("/metrics")?;
+        let sent = metrics
+            .lines()
+            .filter(|line| line.starts_with("zeugma_mirrored_total{"))
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok());
+        Ok((under_way.context("what is carried")?, sent.sum()))
+    }
+
+    /// How many copies have arrived since `before`, what was sent and what had arrived, once none is
+    /// under way: they come behind what they are copies of.
+    fn settled(&self, who: &str, at: &Endpoint, before: (u64, usize)) -> Result<usize> {
+        let until = Instant::now() + READY_WITHIN;
+        loop {
+            let (under_way, sent) = self.copied(who)?;
+            let (sent, arrived) = (sent - before.0, at.requests() - before.1);
+            if under_way == 0 && usize::try_from(sent)? == arrived {
+                return Ok(arrived);
+            }
+            ensure!(
+                Instant::now() < until,
+                "{who} has sent {sent} copies, {under_way} are under way, and {arrived} have arrived"
             );
         }
     }

@@ -160,6 +160,11 @@ impl Compiled {
         listener(&self.admin, name)
     }
 
+    /// The sum of the counters and gauges whose name ends in `suffix`.
+    pub(crate) fn stat(&self, suffix: &str) -> Result<u64> {
+        stat(&self.admin, suffix)
+    }
+
     /// How many updates of any kind it has refused.
     pub(crate) fn rejected(&self) -> Result<u64> {
         stat(&self.admin, "update_rejected")

@@ -17,7 +17,7 @@ use crate::zeugma::{EAST, ECHO, Gateway, ORDERS, Setup, WEST};
 
 /// The certificates of a test.
 pub(crate) struct Mesh {
-    root: Root,
+    pub(crate) root: Root,
     pub(crate) east: Domain,
     pub(crate) west: Domain,
     pub(crate) east_gateway: Svid,

@@ -14,11 +14,13 @@ use zeugma_core::explain::{Beside, Question, explain};
 use zeugma_core::fleet::{Evacuation, Fleet, FleetEvent, Observation, STALE_AFTER};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::names::HostPattern;
+use zeugma_core::outlier::EjectCause;
 use zeugma_core::plan::{Attempt, LEVEL_ATTEMPTS_MAX, Why, plan};
 use zeugma_core::report::{Presence, Report, Standing};
 use zeugma_core::retry::{Again, RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
 use zeugma_core::shares::{ClusterShares, EndpointStatus, Shares};
 use zeugma_core::simulate::{Deadlines, Truth};
+use zeugma_core::slow::Took;
 use zeugma_core::snapshot::{
     Balance, Cluster, EndpointIx, EndpointKey, Failure, ServiceIx, Snapshot, WhenStale,
 };
@@ -29,8 +31,9 @@ use crate::check::{Reports, Said, Seen, Since};
 use crate::world::{Blueprint, GATEWAYS, Route, gateway};
 
 const STEPS: u32 = 40;
-/// Times that a fleet may ask to be woken within one step.
-const WAKES_MAX: u32 = 2000;
+/// Times that a fleet may ask to be woken within one step: twice for each check of two dozen endpoints
+/// in 30 s, where each is made every half second.
+const WAKES_MAX: u32 = 5000;
 /// One of so many requests is explained.
 const EXPLAINED_EVERY: u64 = 8;
 /// How often a gateway says that its report still holds.
@@ -63,6 +66,7 @@ pub(crate) struct Tally {
     failed_over: u64,
     too_few: u64,
     ejected: u64,
+    slow: u64,
     unhealthy: u64,
     alike: u64,
     reported: u64,
@@ -108,7 +112,7 @@ impl Tally {
         );
     }
 
-    fn counts_mut(&mut self) -> [&mut u64; 24] {
+    fn counts_mut(&mut self) -> [&mut u64; 25] {
         [
             &mut self.requests,
             &mut self.answered,
@@ -119,6 +123,7 @@ impl Tally {
             &mut self.failed_over,
             &mut self.too_few,
             &mut self.ejected,
+            &mut self.slow,
             &mut self.unhealthy,
             &mut self.alike,
             &mut self.reported,
@@ -273,8 +278,9 @@ impl Scenario {
         told.extend(self.fleet.drain_events());
         for event in told {
             match event {
-                FleetEvent::Ejected { key, lasts, .. } => {
+                FleetEvent::Ejected { key, lasts, cause } => {
                     self.tally.ejected += 1;
+                    self.tally.slow += u64::from(cause == EjectCause::Slow);
                     self.out_until.insert(key, self.now + lasts);
                 }
                 FleetEvent::Unhealthy { .. } => self.tally.unhealthy += 1,
@@ -692,7 +698,13 @@ impl Scenario {
             self.take(cluster, of, attempt.endpoint);
             let key = cluster.endpoint(attempt.endpoint).key.clone();
             let result = self.attempt(&key);
-            self.fleet.observe(&Observation { key, result }, self.now);
+            match result {
+                Ok(()) => {
+                    let took = Took::one(Duration::from_millis(self.rng.u64(1..100)));
+                    self.fleet.observe_successes(&key, 1, took, self.now);
+                }
+                Err(_) => (self.fleet).observe(&Observation { key, result }, self.now),
+            }
             let told = self.fleet.drain_events();
             // What is readmitted by a failure did not wait for its time: it comes undamped.
             let is_back = |event: &FleetEvent| matches!(event, FleetEvent::Readmitted { .. });

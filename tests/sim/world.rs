@@ -288,6 +288,10 @@ impl Settings {
                 // So few that every level can fail alike between its ejections and trials.
                 requests: *rng.choice(&[4, 20]).unwrap(),
             }),
+            slow: (rng.u8(0..4) == 0).then_some(Slow {
+                over: 2.0,
+                requests: 4,
+            }),
             eject: Duration::from_millis(rng.u64(1000..30_000)),
             max_ejected: *rng.choice(&[1.0, 1.0, 0.5]).unwrap(),
             keep_at_least: rng.u32(0..=2),

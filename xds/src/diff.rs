@@ -13,10 +13,11 @@ use zeugma_core::snapshot::{
 };
 
 use crate::CheckedGateway;
+use crate::client::OnEmpty;
 use crate::meaning::{match_text, meaning};
 use crate::settings::{
-    AccessLogFormat, AdminAddress, BundleProfile, ForeignDomain, GatewaySettings, Limits, StateDir,
-    SvidFiles, SvidSource,
+    AccessLogFormat, AdminAddress, BundleProfile, ControlPlane, ForeignDomain, GatewaySettings,
+    Limits, StateDir, SvidFiles, SvidSource,
 };
 
 /// What one thing of a gateway says, by the name of its field.
@@ -221,6 +222,7 @@ fn of_settings(settings: &GatewaySettings, folder: &Path) -> Fields {
         probes,
         metrics,
         state_dir,
+        control_plane,
         workers,
         limits,
         drain,
@@ -282,7 +284,26 @@ fn of_settings(settings: &GatewaySettings, folder: &Path) -> Fields {
         ("drain.timeout", one(duration(drain.timeout))),
     ]);
     fields.extend(of_svid(svid, path));
+    fields.extend(control_plane.iter().flat_map(of_control_plane));
     fields
+}
+
+fn of_control_plane(of: &ControlPlane) -> Fields {
+    let on_empty = match of.on_empty {
+        OnEmpty::Keep => "keep",
+        OnEmpty::Apply => "apply",
+    };
+    Fields::from([
+        (
+            "controlPlane.addresses",
+            of.addresses.iter().map(ToString::to_string).collect(),
+        ),
+        (
+            "controlPlane.spiffeIDs",
+            of.spiffe_ids.iter().map(ToString::to_string).collect(),
+        ),
+        ("controlPlane.onEmpty", one(on_empty)),
+    ])
 }
 
 fn of_svid(svid: &SvidSource, path: impl Fn(&Path) -> String) -> Fields {
@@ -702,6 +723,7 @@ fn of_passive(passive: &PassiveCheck, fields: &mut Fields) {
         consecutive,
         on,
         error_rate,
+        slow,
         eject,
         max_ejected,
         keep_at_least,
@@ -710,6 +732,8 @@ fn of_passive(passive: &PassiveCheck, fields: &mut Fields) {
     fields.insert("health.passive.consecutive", one(consecutive));
     fields.insert("health.passive.on", on.iter().map(of_failure).collect());
     fields.insert("health.passive.errorRate", maybe(rate));
+    let slow = slow.map(|slow| format!("over {}x of {}", slow.over, slow.requests));
+    fields.insert("health.passive.slow", maybe(slow));
     fields.insert("health.passive.eject", one(duration(*eject)));
     fields.insert("health.passive.maxEjected", one(percent(*max_ejected)));
     fields.insert("health.passive.keepAtLeast", one(keep_at_least));

@@ -1,20 +1,26 @@
 //! A gateway's resources as files that Envoy reads by itself: each a `DiscoveryResponse`, and beside
 //! them the bootstrap that names them.
 
+mod exported;
+mod trust;
+mod undenied;
+
 use std::collections::HashMap;
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use prost::Message as _;
 use serde_json::json;
 use zeugma_core::snapshot::Node;
 
+use self::exported::Exports;
+use self::trust::trust;
+pub(crate) use self::undenied::undenied;
 use crate::compile::Context;
 use crate::error::{Code, Finding, Findings};
 use crate::packed::{Resources, compile};
-use crate::pb::{self, Any, DiscoveryResponse, cluster, core, hcm, listener, tls};
-use crate::settings::SvidFiles;
+use crate::pb::{self, Any, DiscoveryResponse, cluster, core, hcm, listener, route, tls};
+use crate::settings::{ForeignDomain, SvidFiles};
 
 /// A file for Envoy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,10 +41,10 @@ const OWN: &str = "default";
 const TRUST: &str = "ROOTCA";
 
 /// The files of what `context` compiles to, for the folder `folder`, an absolute path; `svid` is where
-/// the gateway's identity is.
+/// the gateway's identity is, and `domains` are further trust domains.
 pub(crate) fn files(
     context: Context<'_>,
-    svid: &SvidFiles,
+    (svid, domains): (&SvidFiles, &[ForeignDomain]),
     folder: &Path,
     findings: &mut Findings,
 ) -> Result<Vec<EnvoyFile>, Findings> {
@@ -54,15 +60,20 @@ pub(crate) fn files(
         routes: numbered
             .map(|(nth, (name, _))| (name.clone(), format!("routes-{nth:05}.pb")))
             .collect(),
+        exports: Exports::new(context),
     };
     let mut files = vec![
         response(OWN_FILE, vec![pb::pack(&own(svid)?)]),
-        response(TRUST_FILE, vec![pb::pack(&trust(svid)?)]),
+        response(
+            TRUST_FILE,
+            vec![pb::pack(&trust(context, svid, domains, findings)?)],
+        ),
     ];
+    let read = |error: String| Findings::from(Finding::error(Code::BadResource, error));
     for (name, config) in routes {
+        let config = folder.hosts(&config).map_err(read)?;
         files.extend((folder.routes.get(&name)).map(|file| response(file, vec![config])));
     }
-    let read = |error: String| Findings::from(Finding::error(Code::BadResource, error));
     let clusters: Result<_, _> = (clusters.into_iter())
         .map(|(_, any)| folder.cluster(&any))
         .collect();
@@ -95,11 +106,14 @@ fn response(name: &str, resources: Vec<Any>) -> EnvoyFile {
     }
 }
 
-/// Where the files will be. What names another resource by a stream is made to name its file.
+/// Where the files will be. What names another resource by a stream is made to name its file, and what
+/// our gateway does by itself is said.
 struct Folder<'a> {
     folder: &'a Path,
     /// The file of each route configuration.
     routes: HashMap<String, String>,
+    /// Who may reach what.
+    exports: Exports,
 }
 
 impl Folder<'_> {
@@ -118,9 +132,16 @@ impl Folder<'_> {
         }
     }
 
+    fn hosts(&self, any: &Any) -> Result<Any, String> {
+        let mut routes: route::RouteConfiguration = pb::unpack(any)?;
+        self.exports.guard_hosts(&mut routes)?;
+        Ok(pb::pack(&routes))
+    }
+
     fn listener(&self, any: &Any) -> Result<Any, String> {
         let mut listener: listener::Listener = pb::unpack(any)?;
         for chain in &mut listener.filter_chains {
+            self.exports.guard_chain(&listener.name, chain)?;
             if let Some(socket) = &mut chain.transport_socket {
                 self.socket(socket)?;
             }
@@ -237,75 +258,10 @@ fn own(svid: &SvidFiles) -> Result<tls::Secret, Findings> {
     })
 }
 
-/// Each trust domain with its own anchors, as SPIFFE has it.
-fn trust(svid: &SvidFiles) -> Result<tls::Secret, Findings> {
-    let mut files = (fs::read_dir(&svid.bundles).and_then(Iterator::collect))
-        .map_err(|error| unreadable(&svid.bundles, &error))
-        .map(|found: Vec<fs::DirEntry>| {
-            found
-                .iter()
-                .map(fs::DirEntry::path)
-                .collect::<Vec<PathBuf>>()
-        })?;
-    files.sort();
-    let mut trust_domains = Vec::new();
-    for path in files {
-        let kind = path.extension().unwrap_or_default().to_string_lossy();
-        let trust_bundle = match &*kind {
-            "pem" => file(&path)?,
-            "json" => anchors(&path)?,
-            _ => continue,
-        };
-        trust_domains.push(tls::spiffe_cert_validator_config::TrustDomain {
-            name: (path.file_stem().unwrap_or_default().to_string_lossy()).into_owned(),
-            trust_bundle: Some(trust_bundle),
-            ..Default::default()
-        });
-    }
-    let validator = tls::SpiffeCertValidatorConfig {
-        trust_domains,
-        ..Default::default()
-    };
-    let context = tls::CertificateValidationContext {
-        custom_validator_config: Some(core::TypedExtensionConfig {
-            name: "envoy.tls.cert_validator.spiffe".to_owned(),
-            typed_config: Some(pb::pack(&validator)),
-        }),
-        ..Default::default()
-    };
-    Ok(tls::Secret {
-        name: TRUST.to_owned(),
-        r#type: Some(tls::secret::Type::ValidationContext(context)),
-    })
-}
-
 fn file(path: &Path) -> Result<core::DataSource, Findings> {
     let path = std::path::absolute(path).map_err(|error| unreadable(path, &error))?;
     Ok(core::DataSource {
         specifier: Some(core::data_source::Specifier::Filename(text(&path))),
-        ..Default::default()
-    })
-}
-
-/// The anchors of a SPIFFE bundle in PEM: Envoy reads JSON only of all trust domains together.
-fn anchors(path: &Path) -> Result<core::DataSource, Findings> {
-    let bytes = fs::read(path).map_err(|error| unreadable(path, &error))?;
-    let bundle: serde_json::Value =
-        serde_json::from_slice(&bytes).map_err(|error| unreadable(path, &error.into()))?;
-    let keys = bundle.get("keys").and_then(serde_json::Value::as_array);
-    let mut pem = String::new();
-    // SPIFFE_Trust_Domain_and_Bundle §4.2.2: the anchor is the only certificate of its key.
-    for key in keys.into_iter().flatten() {
-        let is_of_x509 = key.get("use").is_some_and(|of| of == "x509-svid");
-        let anchor = key.pointer("/x5c/0").and_then(serde_json::Value::as_str);
-        if let Some(anchor) = anchor.filter(|_| is_of_x509) {
-            pem.push_str("-----BEGIN CERTIFICATE-----\n");
-            pem.push_str(anchor);
-            pem.push_str("\n-----END CERTIFICATE-----\n");
-        }
-    }
-    Ok(core::DataSource {
-        specifier: Some(core::data_source::Specifier::InlineString(pem)),
         ..Default::default()
     })
 }

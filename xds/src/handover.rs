@@ -55,7 +55,7 @@ pub(crate) fn snapshot(
         list.add('l', listener.encoded_len() + bytes, &listener.name);
         ingest.listener(&listener.name, &listener, chains);
     }
-    (ingest.end(), list)
+    (ingest.end().map_err(Findings::from), list)
 }
 
 fn read(made: Made, ingest: &Ingest) -> (usize, ReadCluster) {

@@ -6,7 +6,9 @@
 mod bundle_url;
 mod canonical;
 mod catalog;
+pub mod client;
 mod compile;
+mod control_address;
 mod diff;
 mod envoy;
 mod error;
@@ -34,6 +36,7 @@ mod yaml;
 
 pub use bundle_url::BundleUrl;
 pub use compile::ResourceList;
+pub use control_address::ControlAddress;
 pub use diff::{Change, Difference, FieldDifference, diff};
 pub use envoy::{BOOTSTRAP as ENVOY_BOOTSTRAP, EnvoyFile};
 pub use error::{Code, Color, Finding, Findings, Place, Severity, suggest};
@@ -44,8 +47,9 @@ pub use plane::Plane;
 pub use server::{Admission, Caller, Server, ServerLimits, Visitor};
 pub use session::Kind;
 pub use settings::{
-    AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, Drain, ForeignDomain,
-    GatewaySettings, Limits, StateDir, SvidApi, SvidFiles, SvidSource, admin_socket_default,
+    AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, ControlPlane, Drain,
+    ForeignDomain, GatewaySettings, Limits, StateDir, SvidApi, SvidFiles, SvidSource,
+    admin_socket_default,
 };
 pub use standing::{Refused, RefusedDocument, Serves, Unbound};
 pub use state::{Good, LastGood, LastGoodError, STATE_BYTES_MAX};
@@ -250,6 +254,9 @@ impl Sources {
 
     fn compile(self, options: &NodeOptions, wrong: Wrong<'_>) -> Result<LastGood, Findings> {
         let fingerprint = self.fingerprint();
+        // Who asks for one document after the other is the gateway itself, to which a control plane says
+        // the rest.
+        let is_gateway = matches!(wrong, Wrong::StandsAlone(..));
         let Self { path, mut contents } = self;
         let files = std::mem::take(&mut contents.watched);
         let standing = match wrong {
@@ -274,7 +281,12 @@ impl Sources {
         let domains = (model.domains.iter())
             .map(|domain| domain.source().clone())
             .collect();
-        let (_, snapshot, findings, resources) = load_one(&model, gateway, options, warnings)?;
+        let is_controlled = is_gateway && gateway.spec.control_plane.is_some();
+        let (_, snapshot, findings, resources) = if is_controlled {
+            nothing_yet(&model, gateway, options, warnings)?
+        } else {
+            load_one(&model, gateway, options, warnings)?
+        };
         drop(model);
         let made = state::Made {
             options,
@@ -394,12 +406,27 @@ fn locality(gateway: &Document<MeshGateway>, options: &NodeOptions) -> Result<Lo
     }
 }
 
+type One = (GatewaySettings, Snapshot, Findings, ResourceList);
+
+/// A gateway that carries nothing before its control plane has said what.
+fn nothing_yet(
+    model: &Model,
+    gateway: &Document<MeshGateway>,
+    options: &NodeOptions,
+    findings: Findings,
+) -> Result<One, Findings> {
+    let node = locality(gateway, options).map(|locality| gateway.node(locality))?;
+    let settings = gateway.settings(&node, &model.domains);
+    let nothing = ingest::Ingest::new(node).end()?;
+    Ok((settings, nothing, findings, ResourceList::default()))
+}
+
 fn load_one(
     model: &Model,
     gateway: &Document<MeshGateway>,
     options: &NodeOptions,
     mut findings: Findings,
-) -> Result<(GatewaySettings, Snapshot, Findings, ResourceList), Findings> {
+) -> Result<One, Findings> {
     let node = match locality(gateway, options) {
         Ok(locality) => gateway.node(locality),
         Err(finding) => {
@@ -534,38 +561,20 @@ pub fn envoy_files(
             findings.push(finding.warning().at(at));
         }
     }
-    findings.extend(undenied(&model));
-    if findings.has_errors() {
-        findings.sort();
-        return Err(findings);
-    }
     let context = compile::Context {
         model: &model,
         gateway,
         node: &node,
     };
-    let files = envoy::files(context, svid, folder, &mut findings)?;
+    findings.extend(envoy::undenied(context));
+    if findings.has_errors() {
+        findings.sort();
+        return Err(findings);
+    }
+    let identity = (svid, settings.domains.as_slice());
+    let files = envoy::files(context, identity, folder, &mut findings)?;
     findings.sort();
     Ok((files, findings))
-}
-
-/// The entries that deny somebody here, and nobody in Envoy.
-fn undenied(model: &Model) -> Findings {
-    let mut findings = Findings::new();
-    for route in &model.routes {
-        for (at, rule) in route.spec.deny.iter().enumerate() {
-            if rule.value.via.is_some() {
-                let finding = Finding::error(
-                    Code::Unsafe,
-                    "Envoy does not know who attested an identity: there this denies nobody",
-                )
-                .help("deny by `from` alone, or leave the entry out of what Envoy is to read")
-                .at(route.at_key(&format!("spec.deny[{at}].via")));
-                findings.push(finding);
-            }
-        }
-    }
-    findings
 }
 
 /// The JSON schema of the documents, for editors.

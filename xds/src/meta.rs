@@ -105,6 +105,8 @@ pub(crate) struct FailoverMeta {
 pub(crate) struct PassiveMeta {
     pub on: Vec<String>,
     pub error_rate: Option<ErrorRateMeta>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow: Option<SlowMeta>,
     pub max_ejected: f64,
     pub keep_at_least: u32,
 }
@@ -112,6 +114,13 @@ pub(crate) struct PassiveMeta {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct ErrorRateMeta {
+    pub over: f64,
+    pub requests: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct SlowMeta {
     pub over: f64,
     pub requests: u32,
 }

@@ -6,13 +6,11 @@ use crate::compile::{Compiled, Context, Made};
 use crate::error::Findings;
 use crate::pb::{self, Any, route};
 #[cfg(test)]
-use crate::{
-    ingest::{Ingest, ReadChain, ReadCluster, ReadHost},
-    meta::AnyClusterMeta,
-    pb::{cluster, listener},
+use {
+    crate::ingest::Packed,
+    std::collections::HashMap,
+    zeugma_core::snapshot::{Node, Snapshot},
 };
-#[cfg(test)]
-use zeugma_core::snapshot::{Node, Snapshot};
 
 /// Packed xDS resources with their names, in the order they depend on each other.
 #[derive(Debug, Clone, Default)]
@@ -59,38 +57,15 @@ pub(crate) fn compile(context: Context<'_>, findings: &mut Findings) -> Resource
 /// Makes a snapshot from packed resources alone.
 #[cfg(test)]
 pub(crate) fn ingest(resources: &Resources, node: Node) -> Result<Snapshot, Findings> {
-    let mut ingest = Ingest::new(node);
-    let mut decoded = Vec::new();
-    for (name, any) in &resources.clusters {
-        let one = pb::unpack::<cluster::Cluster>(any)
-            .and_then(|cluster| Ok((pb::from_metadata(cluster.metadata.as_ref())?, cluster)));
-        decoded.extend(ingest.errors.keep("cluster", name, one));
+    fn of(all: &[(String, Any)]) -> Vec<(&str, &Any)> {
+        all.iter().map(|(name, any)| (name.as_str(), any)).collect()
     }
-    let (peers, others): (Vec<_>, Vec<_>) =
-        (decoded.into_iter()).partition(|(meta, _)| matches!(meta, AnyClusterMeta::Peer(_)));
-    for decoded in [peers, others] {
-        let read: Vec<ReadCluster> = (decoded.into_iter())
-            .map(|(meta, cluster)| ReadCluster::read(&cluster, meta, &ingest.names))
-            .collect();
-        ingest.clusters(read);
-    }
-    for (name, any) in &resources.routes {
-        let config = pb::unpack::<route::RouteConfiguration>(any);
-        if let Some(config) = ingest.errors.keep("route configuration", name, config) {
-            let hosts = (config.virtual_hosts.iter())
-                .map(|host| ReadHost::read(host, &ingest.names))
-                .collect();
-            ingest.route(name.clone(), hosts);
-        }
-    }
-    for (name, any) in &resources.listeners {
-        let listener = pb::unpack::<listener::Listener>(any);
-        if let Some(listener) = ingest.errors.keep("listener", name, listener) {
-            let chains = (listener.filter_chains.iter())
-                .map(|chain| ReadChain::read(chain, &ingest.names))
-                .collect();
-            ingest.listener(name, &listener, chains);
-        }
-    }
-    ingest.end()
+    let packed = Packed {
+        clusters: of(&resources.clusters),
+        endpoints: HashMap::new(),
+        routes: of(&resources.routes),
+        empty_routes: Vec::new(),
+        listeners: of(&resources.listeners),
+    };
+    Ok(packed.ingest(node)?.0)
 }

@@ -18,6 +18,7 @@ pub(crate) use envoy_types::pb::envoy::extensions::transport_sockets::proxy_prot
 pub(crate) use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 pub(crate) use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
 pub(crate) use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream_http;
+pub(crate) use envoy_types::pb::envoy::service::discovery::v3 as discovery;
 pub(crate) use envoy_types::pb::envoy::service::discovery::v3::DiscoveryResponse;
 pub(crate) use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 pub(crate) use envoy_types::pb::envoy::r#type::v3 as percent;
@@ -25,6 +26,7 @@ pub(crate) use envoy_types::pb::google::protobuf::{
     Any, BoolValue, Duration as PbDuration, ListValue, Struct, UInt32Value, Value as PbValue,
     value::Kind,
 };
+pub(crate) use envoy_types::pb::google::rpc::Status;
 
 mod len;
 

@@ -7,6 +7,7 @@ use zeugma_core::locality::Locality;
 
 use crate::catalog::{Catalog, Flavor, Store, catalog};
 use crate::compile::Context;
+use crate::envoy::undenied;
 use crate::error::Findings;
 use crate::model::{Document, MeshGateway, Model};
 use crate::standing::{self, Asked, Refused, Standing, Whose};
@@ -140,11 +141,6 @@ impl Plane {
                 ));
             }
         };
-        if claim.agent == ENVOY
-            && let Some(finding) = crate::undenied(&self.model).iter().next()
-        {
-            return Err(format!("it is an Envoy: {}", finding.message));
-        }
         let locality = match (claim.locality.as_str(), &gateway.spec.locality) {
             ("", Some(written)) => written.0.clone(),
             ("", None) => {
@@ -155,6 +151,17 @@ impl Plane {
             }
             (text, _) => Locality::parse(text).map_err(|error| format!("`{text}`: {error}"))?,
         };
+        if claim.agent == ENVOY {
+            let node = gateway.node(locality.clone());
+            let context = Context {
+                model: &self.model,
+                gateway,
+                node: &node,
+            };
+            if let Some(finding) = undenied(context).iter().next() {
+                return Err(format!("it is an Envoy: {}", finding.message));
+            }
+        }
         Ok(View {
             gateway: gateway.name.clone(),
             locality: locality.to_string(),

@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use zeugma_core::identity::{SpiffeId, TrustDomain};
+use zeugma_core::identity::{IdPattern, SpiffeId, TrustDomain};
 use zeugma_core::locality::Locality;
 
 use crate::bundle_url::BundleUrl;
+use crate::client::OnEmpty;
+use crate::control_address::ControlAddress;
 use crate::workload_address::WorkloadAddress;
 
 /// A `MeshGateway` without its listeners, every default filled in.
@@ -36,6 +38,8 @@ pub struct GatewaySettings {
     pub metrics: SocketAddr,
     /// Where it keeps what outlives it.
     pub state_dir: StateDir,
+    /// Where what it carries comes from, if not from its files.
+    pub control_plane: Option<ControlPlane>,
     /// Worker threads; `None`: one for each processor it may run on.
     pub workers: Option<usize>,
     /// Limits of the whole process.
@@ -44,6 +48,17 @@ pub struct GatewaySettings {
     pub drain: Drain,
     /// How the lines of its access log look.
     pub access_log: AccessLogFormat,
+}
+
+/// A control plane, and who its servers are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlPlane {
+    /// Its servers, in the order in which they are asked.
+    pub addresses: Vec<ControlAddress>,
+    /// Who must answer there.
+    pub spiffe_ids: Vec<IdPattern>,
+    /// What is done about an update that would leave nothing.
+    pub on_empty: OnEmpty,
 }
 
 /// How the lines of an access log look.

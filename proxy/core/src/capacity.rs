@@ -59,6 +59,14 @@ impl Taken {
             met_full: AtomicU64::new(self.met_full.load(Ordering::Relaxed)),
         }
     }
+
+    /// The backend takes more than it did: what was taken lasts no longer than a burst does. Of one that
+    /// takes less than one in a second, one alone lasted for longer.
+    pub(crate) fn grew(&self, now: Time) {
+        let now = units(now.since_origin());
+        let latest = now.saturating_add(units(BURST));
+        self.until.fetch_min(latest, Ordering::Relaxed);
+    }
 }
 
 /// How much was offered to a cluster, before anything moved.

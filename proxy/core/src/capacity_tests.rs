@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::balance::mix;
 use crate::fixture::{cluster, service, snapshot};
-use crate::fleet::{Fleet, Observation};
+use crate::fleet::{Evacuation, Fleet, Observation};
 use crate::names::HostPattern;
 use crate::plan::{Why, plan};
 use crate::report::{Presence, Report, Standing};
@@ -292,6 +292,65 @@ fn the_nearest_keeps_its_capacity_and_the_excess_goes_on_until_nothing_has_room(
     // The load ends: all is near again, at once.
     let (got, refused) = world.load(50.0, 60.0, 10.0);
     assert!(close(got[0].into(), 500.0, 3.0), "{got:?} {refused}");
+}
+
+/// What broke: one request, taken while next to nothing was to be had, kept the backend full for a
+/// thousand seconds, whatever it took by then.
+#[test]
+fn what_was_taken_at_a_small_capacity_does_not_fill_a_backend_that_has_grown() {
+    let mut world = World::new(&[Some(100)]);
+    let lower = |world: &mut World, most, now| {
+        world.fleet.lower_capacity("a/b", "b0", most, seconds(now));
+    };
+    lower(&mut world, Some(1e-3), 0.0);
+    let (got, _) = world.load(10.0, 0.0, 1.0);
+    assert_eq!(got, [1]);
+    lower(&mut world, None, 1.0);
+    // As if its burst were used up, and not more: no more than its rate at first.
+    let (got, _) = world.load(200.0, 1.0, 1.0);
+    assert!(close(got[0].into(), 100.0, 2.0), "{got:?}");
+    let (got, refused) = world.load(90.0, 2.0, 10.0);
+    assert_eq!((got, refused), (vec![900], 0));
+    // To take less, and as much again, is worth no burst.
+    lower(&mut world, Some(50.0), 12.0);
+    lower(&mut world, None, 12.0);
+    let (got, _) = world.load(1000.0, 12.0, 1.0);
+    assert!(close(got[0].into(), 200.0, 12.0), "{got:?}");
+}
+
+/// What broke: all of the traffic was promised to what takes half of it.
+#[test]
+fn what_an_evacuation_would_do_says_what_has_room_for_it() {
+    let mut world = World::new(&[Some(100), Some(50)]);
+    world.load(80.0, 0.0, 30.0);
+    let near = Evacuation::Backend {
+        route: "a/b".into(),
+        backend: "b0".into(),
+    };
+    let [effect] = &world.fleet.effect(&near)[..] else {
+        panic!("one cluster");
+    };
+    let by_health: Vec<(f64, f64)> = (effect.levels.iter())
+        .map(|(_, before, after)| (*before, *after))
+        .collect();
+    assert_eq!(by_health, [(1.0, 0.0), (0.0, 1.0)]);
+    let (before, after) = effect.placed.as_ref().unwrap();
+    assert_eq!((&before.shares[..], before.refused), (&[1.0, 0.0][..], 0.0));
+    // By hand: 50 of 80 fit.
+    assert!(close(after.shares[1], 0.625, 0.01), "{after:?}");
+    assert!(close(after.refused, 0.375, 0.01), "{after:?}");
+    assert_eq!(after.shares[0], 0.0);
+    // So it comes.
+    assert!(world.fleet.evacuate(near, seconds(30.0)));
+    world.pass(seconds(30.0));
+    let of = &world.shares.clusters[0];
+    assert!(close(of.levels[1], after.shares[1], 1e-9), "{of:?}");
+    let unlimited = World::new(&[None, None]);
+    let effect = unlimited.fleet.effect(&Evacuation::Backend {
+        route: "a/b".into(),
+        backend: "b0".into(),
+    });
+    assert_eq!((effect.len(), &effect[0].placed), (1, &None));
 }
 
 #[test]

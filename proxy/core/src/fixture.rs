@@ -102,6 +102,7 @@ fn policy() -> ClusterPolicy {
                 over: 0.5,
                 requests: 20,
             }),
+            slow: None,
             eject: Duration::from_secs(30),
             max_ejected: 1.0,
             keep_at_least: 1,

@@ -20,6 +20,7 @@ mod evacuation;
 mod level;
 mod load;
 mod reports;
+mod slow;
 mod trial;
 mod view;
 mod warming;
@@ -32,6 +33,7 @@ use std::time::Duration;
 use crate::balance::mix;
 use crate::health::{Active, ActiveVerdict};
 use crate::outlier::{Counted, EjectCause, Ejection, Outlier, count};
+use crate::slow::Took;
 use crate::snapshot::{
     ActiveCheck, Address, Cluster, Endpoint, EndpointKey, ErrorRate, Failback, Failure, Level,
     Snapshot, WhenStale,
@@ -495,8 +497,9 @@ impl Fleet {
     }
 
     /// Takes so many good outcomes of attempts at one endpoint, as [`observe`](Self::observe) would one
-    /// after the other.
-    pub fn observe_successes(&mut self, key: &EndpointKey, times: u32, now: Time) {
+    /// after the other; `took` is how long answers took that were measured, be they of these attempts or
+    /// of others whose outcome is still to come.
+    pub fn observe_successes(&mut self, key: &EndpointKey, times: u32, took: Took, now: Time) {
         self.advance(now);
         let Some(state) = self.endpoints.get_mut(key) else {
             return;
@@ -508,8 +511,25 @@ impl Fleet {
         if let Some(level) = cluster.levels.get_mut(home.level()) {
             level.window.add_requests(times, now);
         }
-        (state.outlier.get_or_insert_default()).succeeded(times, now);
-        if self.judge_trial(key, Counted::Good, now) {
+        if times > 0 {
+            (state.outlier.get_or_insert_default()).succeeded(times, now);
+        }
+        let slow = if took.is_empty() {
+            None
+        } else {
+            self.slow_at(home)
+        };
+        let counted = slow.map_or(Counted::Good, |slow| {
+            self.counted_on_trial(key, home, &slow, took, now)
+        });
+        let is_outcome = times > 0 || counted == Counted::Bad;
+        let mut is_judged = is_outcome && self.judge_trial(key, counted, now);
+        if !is_judged && let Some(slow) = slow {
+            self.note_took(key, took, now);
+            self.judge_slow(home, &slow, now);
+            is_judged = true;
+        }
+        if is_judged {
             self.check_invariants(now);
         }
     }

@@ -30,6 +30,7 @@ pub mod route;
 pub mod rules;
 pub mod shares;
 pub mod simulate;
+pub mod slow;
 pub mod snapshot;
 pub mod svid;
 pub mod time;

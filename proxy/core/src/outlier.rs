@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::slow::TookWindow;
 use crate::snapshot::{ErrorRate, Failure, PassiveCheck};
 use crate::time::Time;
 
@@ -23,6 +24,8 @@ pub enum EjectCause {
     Consecutive,
     /// Too large a share of failures.
     ErrorRate,
+    /// It answers, but later than the others of its level.
+    Slow,
 }
 
 impl EjectCause {
@@ -33,6 +36,7 @@ impl EjectCause {
             Self::Unreachable => "unreachable",
             Self::Consecutive => "consecutive",
             Self::ErrorRate => "error-rate",
+            Self::Slow => "slow",
         }
     }
 }
@@ -174,6 +178,8 @@ pub struct Outlier {
     window: Window,
     /// As `window`, with what left the request unseen as the only failures.
     unreachable: Window,
+    /// How long its answers took; made by the first, where it is asked for.
+    pub(crate) took: Option<Box<TookWindow>>,
     ejected: Option<Ejection>,
     /// Ejections that are not forgiven.
     strikes: u32,

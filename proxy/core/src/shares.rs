@@ -84,6 +84,11 @@ impl Trial {
         Self(Arc::new(AtomicBool::new(true)))
     }
 
+    /// Another one that stands the same.
+    pub(crate) fn apart(&self) -> Self {
+        Self(Arc::new(AtomicBool::new(self.is_open())))
+    }
+
     /// Whether nobody has begun it.
     #[must_use]
     pub fn is_open(&self) -> bool {

@@ -530,6 +530,8 @@ pub struct PassiveCheck {
     pub on: Vec<Failure>,
     /// Ejection by share of failures.
     pub error_rate: Option<ErrorRate>,
+    /// Ejection of what answers later than others; `None`: nothing is.
+    pub slow: Option<Slow>,
     /// How long the first ejection lasts.
     pub eject: Duration,
     /// The largest share of a level that may be ejected, 0 to 1.
@@ -544,6 +546,15 @@ pub struct ErrorRate {
     /// The share above which an endpoint is ejected, 0 to 1.
     pub over: f64,
     /// The requests a window needs before it is judged.
+    pub requests: u32,
+}
+
+/// Ejection by how long an endpoint takes to answer, in 10 s windows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Slow {
+    /// So many times as long as the others of its level, over 1.
+    pub over: f64,
+    /// The answers a window needs before it is judged.
     pub requests: u32,
 }
 

@@ -573,6 +573,7 @@ fn cluster(sizes: &[usize]) -> Cluster {
                 consecutive: 5,
                 on: vec![Failure::Connect],
                 error_rate: None,
+                slow: None,
                 eject: Duration::from_secs(30),
                 max_ejected: 1.0,
                 keep_at_least: 1,

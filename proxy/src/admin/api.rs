@@ -40,6 +40,7 @@ pub(super) fn routes(shared: &Arc<Shared>) -> Router {
         .route("/api/v1/failovers", get(failovers))
         .route("/api/v1/identities", get(identities))
         .route("/api/v1/findings", get(findings))
+        .route("/api/v1/control-plane", get(control_plane))
         .route("/api/v1/connections", get(connections))
         .route("/api/v1/topology", get(topology))
         .route("/api/v1/explain", get(explain::explain))
@@ -518,8 +519,15 @@ async fn findings(State(shared): State<Arc<Shared>>) -> Response {
         list.extend(shared.federation.findings());
         let has_svid = shared.credentials.load().id().is_some();
         list.extend(shared.workload_api.findings(has_svid));
+        list.extend(shared.control_plane.findings());
     }
     document(&published, "findings", found)
+}
+
+async fn control_plane(State(shared): State<Arc<Shared>>) -> Response {
+    let published = shared.published.load();
+    let content = shared.control_plane.to_json(OffsetDateTime::now_utc());
+    document(&published, "control_plane", content)
 }
 
 async fn connections(State(shared): State<Arc<Shared>>, Query(filter): Query<Filter>) -> Response {

@@ -140,7 +140,8 @@ impl Wishes {
 #[derive(Debug)]
 pub(super) enum Next {
     Written(io::Result<()>),
-    DrillEnds,
+    /// Something is due by time alone.
+    Due,
 }
 
 /// What operators have decided, beside what the fleet makes of it.
@@ -196,14 +197,14 @@ impl Decided {
         self.evacuations.iter().map(of).collect()
     }
 
-    /// Waits until a file is written, or a drill ends by itself.
+    /// Waits until a file is written, or something is due by time alone.
     ///
     /// # Cancel safety
     /// Safe: state, and a sleep until a fixed moment.
-    pub(super) async fn next(&mut self, drill_ends: impl Future<Output = ()>) -> Next {
+    pub(super) async fn next(&mut self, due: impl Future<Output = ()>) -> Next {
         tokio::select! {
             written = self.keeping.written() => Next::Written(written),
-            () = drill_ends => Next::DrillEnds,
+            () = due => Next::Due,
         }
     }
 
@@ -265,7 +266,8 @@ impl Control {
         if care == Care::Careful && !lost.is_empty() {
             return Err(WishError::LeavesNothing(lost));
         }
-        if !self.fleet.evacuate(evacuation.clone(), self.shared.now()) {
+        let is_drilled = self.is_drilled(&evacuation);
+        if !is_drilled && !self.fleet.evacuate(evacuation.clone(), self.shared.now()) {
             return Err(WishError::Already(evacuation));
         }
         let told = json!({
@@ -275,6 +277,9 @@ impl Control {
         let what = evacuation.to_string();
         let since = crate::journal::now();
         self.decided.evacuations.push((evacuation, since));
+        if is_drilled {
+            self.end_drill_by_evacuation();
+        }
         tracing::warn!(code = "ZG0440", what, "evacuated: all traffic is taken off");
         let data = json!({ "lever": "evacuate", "what": what });
         self.tell_decided(data, &format!("evacuated: {what}"));
@@ -311,7 +316,9 @@ impl Control {
         let mut effects = Vec::new();
         match &lever {
             Lever::Evacuate(evacuation) => {
-                if self.fleet.evacuations().any(|one| one == evacuation) {
+                let is_there = self.fleet.evacuations().any(|one| one == evacuation);
+                // A drill is one for a time, which an operator may have go on.
+                if is_there && (lasts.is_some() || !self.is_drilled(evacuation)) {
                     return Err(WishError::Already(evacuation.clone()));
                 }
                 let (all, lost) = self.effects(evacuation)?;
@@ -403,19 +410,26 @@ impl Control {
     }
 
     /// Writes what has been decided, if it is due and nothing is being written. Waits then until a
-    /// drill ends by itself.
+    /// drill ends by itself, or what could not be written is tried again.
     pub(super) fn write_decided(&mut self) -> impl Future<Output = ()> + use<> {
         if self.decided.keeping.may_write() {
             let file = WrittenFile::of(self.decided.written(), &self.fleet);
             self.decided.keeping.write(file);
         }
-        self.drill_ends()
+        let (drill_ends, again) = (self.drill_ends(), self.decided.keeping.again());
+        async {
+            tokio::select! {
+                () = drill_ends => {}
+                () = again => {}
+            }
+        }
     }
 
     pub(super) fn go_on_with(&mut self, next: &Next) {
         match next {
             Next::Written(written) => self.decided.keeping.settle(written),
-            Next::DrillEnds => self.end_drill_in_time(),
+            // What is to be written is when the loop turns.
+            Next::Due => self.end_drill_in_time(),
         }
     }
 
@@ -454,12 +468,23 @@ fn with(mut object: Value, name: &str, value: Value) -> Value {
 }
 
 fn effect_json(effect: &Effect) -> Value {
-    let level = |(name, before, after): &(Arc<str>, f64, f64)| json!({ "name": &**name, "before": before, "after": after });
+    let placed = effect.placed.as_ref();
+    let level = |(at, (name, before, after)): (usize, &(Arc<str>, f64, f64))| {
+        json!({
+            "name": &**name,
+            "before": before,
+            "after": after,
+            "placedBefore": placed.map(|(before, _)| before.shares.get(at)),
+            "placedAfter": placed.map(|(_, after)| after.shares.get(at)),
+        })
+    };
     json!({
         "cluster": &*effect.cluster,
         "route": &*effect.route,
         "endpoints": effect.endpoints,
-        "levels": effect.levels.iter().map(level).collect::<Vec<_>>(),
+        "levels": effect.levels.iter().enumerate().map(level).collect::<Vec<_>>(),
+        "refusedBefore": placed.map(|(before, _)| before.refused),
+        "refusedAfter": placed.map(|(_, after)| after.refused),
         "leavesNothing": effect.leaves_nothing,
     })
 }

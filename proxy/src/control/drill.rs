@@ -6,6 +6,7 @@
 //! begun --> UnderWay ------------'
 //!              |  its time is over | the lease ran out: whoever asked is gone | what was left fails
 //!              |  ended by whoever asked | reset by an operator
+//!              |  evacuated by an operator: then no traffic comes back
 //!              v
 //!            Over: traffic comes back as after any evacuation; still told of, until the next
 //! ```
@@ -208,6 +209,22 @@ impl Control {
         self.tell_drill_over(&of, why);
     }
 
+    /// Whether a drill is under way of this.
+    pub(super) fn is_drilled(&self, of: &Evacuation) -> bool {
+        let drill = self.decided.drill.as_ref();
+        drill.is_some_and(|drill| drill.is_under_way() && drill.of == *of)
+    }
+
+    /// Notes that an operator has the evacuation that a drill is go on until a reset.
+    pub(super) fn end_drill_by_evacuation(&mut self) {
+        let Some(drill) = &mut self.decided.drill else {
+            return;
+        };
+        drill.stage = Stage::Over { why: "evacuated" };
+        let of = drill.of.clone();
+        self.tell_drill_over(&of, "evacuated");
+    }
+
     /// Notes that an operator ended the evacuation that a drill is.
     pub(super) fn end_drill_by_reset(&mut self) {
         let left: Vec<_> = self.fleet.evacuations().cloned().collect();
@@ -226,7 +243,11 @@ impl Control {
 
     fn tell_drill_over(&mut self, of: &Evacuation, why: &'static str) {
         let what = of.to_string();
-        tracing::warn!(code = "ZG0451", what, why, "drill over: traffic comes back");
+        if why == "evacuated" {
+            tracing::warn!(code = "ZG0451", what, why, "drill over: it is evacuated");
+        } else {
+            tracing::warn!(code = "ZG0451", what, why, "drill over: traffic comes back");
+        }
         let data = json!({ "lever": "drill-over", "what": what, "why": why });
         self.tell_decided(data, &format!("drill over: {what} ({why})"));
     }
@@ -248,17 +269,20 @@ impl Control {
             .take(CLUSTERS_MAX)
             .map(|(ix, cluster, before)| {
                 let shares = published.shares_of(ClusterIx(ix));
-                let levels: Vec<Value> = (cluster.levels.iter().zip(&shares.levels).enumerate())
-                    .map(|(at, (level, share))| {
-                        let motion = shares.motions.get(at).copied();
-                        json!({
-                            "name": &*level.name,
-                            "before": before.get(at),
-                            "share": share,
-                            "state": motion.unwrap_or(LevelMotion::Settled).label(),
+                let is_metered = shares.metered.is_some();
+                let levels: Vec<Value> =
+                    (cluster.levels.iter().zip(shares.by_health()).enumerate())
+                        .map(|(at, (level, share))| {
+                            let motion = shares.motions.get(at).copied();
+                            json!({
+                                "name": &*level.name,
+                                "before": before.get(at),
+                                "share": share,
+                                "placed": shares.levels.get(at).filter(|_| is_metered),
+                                "state": motion.unwrap_or(LevelMotion::Settled).label(),
+                            })
                         })
-                    })
-                    .collect();
+                        .collect();
                 json!({ "cluster": &*cluster.name, "route": &*cluster.route, "levels": levels })
             })
             .collect();

@@ -14,12 +14,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+use zeugma_xds::client;
 use zeugma_xds::{
     Findings, GatewaySettings, Good, LastGood, LastGoodError, Loaded, NodeOptions, STATE_BYTES_MAX,
     Sources, StateDir,
 };
 
 use super::{GatewayError, reload};
+use crate::control_plane;
 use crate::state;
 use crate::tls::CrlNumbers;
 
@@ -193,11 +195,12 @@ pub(super) fn crl_numbers(settings: &GatewaySettings) -> CrlNumbers {
 struct Next {
     last_good: Option<LastGood>,
     numbers: Option<CrlNumbers>,
+    given: Option<client::Kept>,
 }
 
 /// Writes the last good configuration beside the control loop: a slow disk holds up nothing.
 #[derive(Debug, Clone)]
-pub(super) struct Keeper {
+pub(crate) struct Keeper {
     folder: Arc<Path>,
     next: Arc<Mutex<Next>>,
     told: Arc<Notify>,
@@ -232,6 +235,12 @@ impl Keeper {
         }
     }
 
+    /// Keeps what a control plane gave.
+    pub(crate) fn keep_given(&self, given: client::Kept) {
+        self.next().given = Some(given);
+        self.told.notify_one();
+    }
+
     /// A lock is held to move a pointer alone: nobody fails meanwhile.
     fn next(&self) -> MutexGuard<'_, Next> {
         self.next.lock().unwrap_or_else(PoisonError::into_inner)
@@ -262,7 +271,23 @@ impl Keeper {
     }
 
     fn write(&self) -> io::Result<()> {
-        let Next { last_good, numbers } = std::mem::take(&mut *self.next());
+        let Next {
+            last_good,
+            numbers,
+            given,
+        } = std::mem::take(&mut *self.next());
+        if let Some(given) = given {
+            let written = state::write(&self.folder, control_plane::FILE, &given.to_bytes());
+            if let Err(error) = written {
+                // What is there is older than what serves, and may let in whom it does not.
+                std::fs::remove_file(self.folder.join(control_plane::FILE)).ok();
+                tracing::warn!(
+                    code = "ZG0125",
+                    path = %self.folder.join(control_plane::FILE).display(), %error,
+                    "what the control plane gave cannot be kept: after a restart nothing serves before it answers"
+                );
+            }
+        }
         if let Some(numbers) = numbers
             && let Err(error) = state::write(&self.folder, NUMBERS, numbers.to_text().as_bytes())
         {

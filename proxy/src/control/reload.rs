@@ -97,14 +97,14 @@ impl Reader {
 }
 
 /// A configuration that was loaded.
-pub(super) type Configured = (Snapshot, ResourceList, LastGood, Binding);
+pub(crate) type Configured = (Snapshot, ResourceList, Option<LastGood>, Binding);
 
 /// The listeners of a configuration that cannot be bound, and why.
-pub(super) type NotBound = Vec<(String, String)>;
+pub(crate) type NotBound = Vec<(String, String)>;
 
 /// What is done where a listener cannot be bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Binding {
+pub(crate) enum Binding {
     /// The configuration is refused.
     All,
     /// It serves without: it is no change of its document.
@@ -113,21 +113,21 @@ pub(super) enum Binding {
 
 /// What a reload brought; `None` is what stays as it is.
 #[derive(Debug, Default)]
-pub(super) struct Reloaded {
-    pub(super) config: Option<Configured>,
+pub(crate) struct Reloaded {
+    pub(crate) config: Option<Configured>,
     /// Told what became of it.
-    pub(super) answer: Option<oneshot::Sender<Result<(), NotBound>>>,
+    pub(crate) answer: Option<oneshot::Sender<Result<(), NotBound>>>,
     /// The configuration was loaded, and it is the one that serves.
-    pub(super) is_published: bool,
+    pub(crate) is_published: bool,
     /// The one that serves, of other files.
-    pub(super) keep: Option<LastGood>,
-    pub(super) credentials: Option<Arc<Credentials>>,
+    pub(crate) keep: Option<LastGood>,
+    pub(crate) credentials: Option<Arc<Credentials>>,
     /// Fetched once the credentials serve: they verify the endpoints.
-    pub(super) wanted: Option<Wanted>,
+    pub(crate) wanted: Option<Wanted>,
     /// Told what still cannot be bound of what serves.
-    pub(super) bind: Option<oneshot::Sender<NotBound>>,
+    pub(crate) bind: Option<oneshot::Sender<NotBound>>,
     /// Asked for by a signal: the service manager waits to hear that it is done.
-    pub(super) by_signal: bool,
+    pub(crate) by_signal: bool,
 }
 
 /// What a try to bind brought.
@@ -305,7 +305,13 @@ impl Files {
         while let Some(loaded) = self.load(shared).await {
             let (is_news, gateway) = (self.is_news(&loaded), loaded.gateway);
             self.fingerprint = Some(loaded.fingerprint);
-            let serves = shared.published.load().snapshot.version == loaded.snapshot.version;
+            // What it carries is not these files' business where a control plane says it, nor before a
+            // restart where one is to.
+            let is_controlled = [&shared.settings, &loaded.settings]
+                .iter()
+                .any(|settings| settings.control_plane.is_some());
+            let serves = is_controlled
+                || shared.published.load().snapshot.version == loaded.snapshot.version;
             let (answer, answered) = oneshot::channel();
             let is_unbound = self.unbound.iter().any(|one| one.gateway == gateway);
             let binding = if is_unbound {
@@ -317,13 +323,18 @@ impl Files {
             let next = (loaded.settings, loaded.files, loaded.good);
             let reloaded = if serves {
                 Reloaded {
-                    is_published: true,
+                    is_published: !is_controlled,
                     keep: is_news.then_some(loaded.last_good),
                     ..Reloaded::default()
                 }
             } else {
                 Reloaded {
-                    config: Some((loaded.snapshot, loaded.resources, loaded.last_good, binding)),
+                    config: Some((
+                        loaded.snapshot,
+                        loaded.resources,
+                        Some(loaded.last_good),
+                        binding,
+                    )),
                     answer: Some(answer),
                     ..Reloaded::default()
                 }
@@ -456,8 +467,8 @@ impl Files {
         if is_news && needs_restart(&self.settings, &self.latest) {
             tracing::warn!(
                 code = "ZG0126",
-                "admin, adminToken, probes, metrics, stateDir, workers, limits, drain and accessLog of a MeshGateway are read at \
-                 start only; restart the gateway to apply their change"
+                "admin, adminToken, probes, metrics, stateDir, controlPlane, workers, limits, drain and accessLog of a MeshGateway \
+                 are read at start only; restart the gateway to apply their change"
             );
         }
         tell_refused(&said.refused, shared);
@@ -565,7 +576,7 @@ fn needs_restart(before: &GatewaySettings, now: &GatewaySettings) -> bool {
             (s.admin.clone(), s.admin_token.clone()),
             s.probes,
             s.metrics,
-            s.state_dir.clone(),
+            (s.state_dir.clone(), s.control_plane.clone()),
             (s.workers, s.access_log),
             s.limits.clone(),
             s.drain.clone(),

@@ -22,6 +22,7 @@ use zeugma_core::snapshot::{Endpoint, Service};
 
 use super::Place;
 use super::feed::{Copied, Giving, Taker, feed};
+use crate::admission::{self, Counted};
 use crate::capacity;
 use crate::connection::Visit;
 use crate::recheck::{Listed, Open};
@@ -62,6 +63,12 @@ pub(crate) fn copied(
                 metrics.mirrored(&service.name, &mirror.route, why.label());
             }
             Copying::Copy(terms) => {
+                let Ok(counted) = admission::route_connection(&visit.published, mirror.to) else {
+                    let why = Dropped::InFlight.label();
+                    let metrics = &worker.shared.metrics;
+                    metrics.mirrored(&service.name, &mirror.route, why);
+                    continue;
+                };
                 let (giver, taker) = feed(mirror.body_bytes_max);
                 givers.push(giver);
                 let listed = (worker.registry).list_copy(&visit.listed, Open::Bytes, &mirror.route);
@@ -81,7 +88,7 @@ pub(crate) fn copied(
                     listed,
                 };
                 // It ends with the connection that it is a copy of, and is counted in its place.
-                let running = copy.run(taker, Place::new(copies));
+                let running = copy.run(taker, (Place::new(copies), counted));
                 drop(worker.tasks.clone().spawn_local(running));
             }
         }
@@ -106,7 +113,7 @@ struct Copy {
 }
 
 impl Copy {
-    async fn run(self, taker: Taker, place: Place) {
+    async fn run(self, taker: Taker, places: (Place, Counted)) {
         let carrying = async {
             let connected = timeout(self.timeout, self.connect()).await;
             let (stream, in_flight) = match connected.unwrap_or(Err(Dropped::Unreachable)) {
@@ -125,7 +132,7 @@ impl Copy {
         };
         let metrics = &self.worker.shared.metrics;
         metrics.mirrored(&self.service, &self.route, result);
-        drop(place);
+        drop(places);
     }
 
     /// Connects the first endpoint that takes it; what comes of it says nothing of their health.
@@ -237,9 +244,10 @@ impl Pumping {
             }
             if let Some(late) = late.as_mut().as_pin_mut() {
                 ready!(late.poll(cx));
-                // Whoever has it all and goes on talking is cut off.
-                let is_given = self.has_end;
-                return Poll::Ready(if is_given {
+                return Poll::Ready(if self.has_end {
+                    // What was taken may be on its way yet. Whoever has it and goes on talking is cut off:
+                    // nobody reads there any more.
+                    self.stream.linger_when_dropped();
                     "sent"
                 } else {
                     Dropped::Timeout.label()

@@ -426,6 +426,11 @@ impl Exchange {
         let mut turns = Turns::new(&worker.shared, shares, planned);
         while let Some((attempt, patience)) = turns.next() {
             if let Some(before) = &mut failed {
+                // What was published since may deny it, or the route that it is led to: whoever polls
+                // this sees that only once it waits again.
+                if let Some(ending) = self.entry().cut_off() {
+                    return self.refuse(ending.reason, None);
+                }
                 // One that answers or that may be at work on it is there: nothing is sent to those that
                 // were found bad for that. Before them come the other parts of a split.
                 let is_bad = attempt.is_last_resort(shares);
@@ -447,7 +452,7 @@ impl Exchange {
             let tried = (self.try_endpoint(to, &attempt, (attempts, patience), source)).await;
             let now_failed = match tried {
                 Err(TryError::Quiet) => {
-                    worker.failed(&endpoint.key, began);
+                    worker.failed(cluster, &endpoint.key, began);
                     (worker.shared.metrics).retried(&cluster.route, QUIET);
                     turns.was_quiet(attempt);
                     continue;
@@ -467,7 +472,7 @@ impl Exchange {
                     match failure_in(endpoint, &response, self.upgrade.is_some()) {
                         None => {
                             worker.observe(&endpoint.key, Ok(()));
-                            worker.answered(&endpoint.key, began);
+                            worker.answered(cluster, &endpoint.key, began);
                             return self.hand_over(to, response, source, held);
                         }
                         Some(failure) => {
@@ -481,7 +486,7 @@ impl Exchange {
                     }
                 }
             };
-            worker.failed(&endpoint.key, began);
+            worker.failed(cluster, &endpoint.key, began);
             failed = Some(now_failed.after(failed));
         }
         let may_go_on = failed.as_ref().is_none_or(|before| {

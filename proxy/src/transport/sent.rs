@@ -6,8 +6,10 @@
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
@@ -136,14 +138,41 @@ impl Link {
     }
 }
 
+/// Whether the process may not ask, ever: it is not tried at each look.
+static IS_REFUSED: AtomicBool = AtomicBool::new(false);
+
+/// Tells, once, where the kernel may not be asked.
+pub(crate) fn try_to_ask() {
+    drop(ask_the_kernel());
+}
+
 fn ask_the_kernel() -> Option<OwnedFd> {
-    socket_with(
+    if IS_REFUSED.load(Ordering::Relaxed) {
+        return None;
+    }
+    let socket = socket_with(
         AddressFamily::NETLINK,
         SocketType::RAW,
         SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
         Some(netlink::SOCK_DIAG),
-    )
-    .ok()
+    );
+    match socket {
+        Ok(asking) => Some(asking),
+        // They may be free at the next look.
+        Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => None,
+        Err(error) => {
+            if !IS_REFUSED.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    code = "ZG0925",
+                    %error,
+                    "the kernel may not be asked what hosts have acknowledged: requests go into links \
+                     that are cut until a PING or a timeout finds them; allow AF_NETLINK \
+                     (RestrictAddressFamilies= of systemd, or a seccomp profile)"
+                );
+            }
+            None
+        }
+    }
 }
 
 fn octets(address: IpAddr) -> [u8; 16] {

@@ -40,6 +40,29 @@ pub(super) struct Point {
     /// The drill was over by then.
     pub(super) is_over: bool,
     pub(super) shares: Vec<Vec<f64>>,
+    /// What of it has room where backends take only so much; this is no part of what comes back, since
+    /// it follows what is offered.
+    pub(super) placed: Vec<Vec<Option<f64>>>,
+}
+
+impl Point {
+    /// Whether there is nothing new to tell in `other`.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        let both = self
+            .placed
+            .iter()
+            .flatten()
+            .zip(other.placed.iter().flatten());
+        let is_moved = |(one, other): (&Option<f64>, &Option<f64>)| match (one, other) {
+            (Some(one), Some(other)) => (one - other).abs() > SETTLED,
+            (one, other) => one.is_some() != other.is_some(),
+        };
+        self.shares == other.shares && !both.into_iter().any(is_moved)
+    }
+
+    fn placed(&self, cluster: usize, level: usize) -> Option<f64> {
+        *self.placed.get(cluster)?.get(level)?
+    }
 }
 
 /// How it ended.
@@ -65,6 +88,8 @@ pub(super) struct Report<'a> {
     /// How long after that traffic was back.
     pub(super) back: Option<Duration>,
     pub(super) back_within: Duration,
+    /// Nobody tells any more whether it is.
+    pub(super) is_lost: bool,
     pub(super) outcome: &'a Outcome,
     pub(super) points: &'a [Point],
 }
@@ -86,6 +111,7 @@ impl Report<'_> {
                 "restarted" => "the gateway was restarted or handed over, which ended the drill: do it again".to_owned(),
                 "lease" => "the gateway did not hear from this command in time and ended the drill: do it again from where it is reached".to_owned(),
                 "last-resort" => "nothing else of a route was healthy any more, so that the gateway gave traffic back at once: mend what failed meanwhile (`zeugma get failovers`)".to_owned(),
+                "evacuated" => "somebody evacuated it meanwhile: traffic stays off until `zeugma failover reset`".to_owned(),
                 "reset" => "somebody else reset it before its time".to_owned(),
                 other => format!("it was over before its time: {other}"),
             },
@@ -97,6 +123,9 @@ impl Report<'_> {
     fn late(&self) -> Option<String> {
         if self.back.is_some() {
             return None;
+        }
+        if self.is_lost {
+            return Some("it ended in time, and another drill was begun or the gateway ended before traffic was seen to be back: do it again alone".to_owned());
         }
         Some(format!(
             "traffic was not back {} after the drill; see `failover.failback` of the routes, and `zeugma status`",
@@ -145,6 +174,11 @@ impl Report<'_> {
         [least, most, during().next_back().unwrap_or_default(), end]
     }
 
+    /// What of a level's share had room when it was over.
+    fn placed(&self, cluster: usize, level: usize) -> Option<f64> {
+        self.during().next_back()?.placed(cluster, level)
+    }
+
     pub(super) fn to_text(&self) -> String {
         let mut text = String::new();
         let over = self.over.map_or_else(|| "?".to_owned(), seconds);
@@ -160,6 +194,7 @@ impl Report<'_> {
             "MOST",
             "AT ITS END",
             "AFTER",
+            "PLACED AT ITS END",
         ]);
         let mut legend = Legend::default();
         let clusters = list(field(self.told, "clusters"));
@@ -172,6 +207,7 @@ impl Report<'_> {
                     percent(before),
                 ];
                 row.extend(self.level(nth, at).map(percent));
+                row.push(self.placed(nth, at).map_or_else(|| "-".to_owned(), percent));
                 table.row(row);
             }
         }
@@ -230,6 +266,7 @@ impl Report<'_> {
                             "share_max": most,
                             "share_end": end,
                             "share_after": after,
+                            "placed_end": self.placed(nth, at),
                         })
                     })
                     .collect();
@@ -241,7 +278,7 @@ impl Report<'_> {
             })
             .collect();
         let series: Vec<Value> = (self.points.iter())
-            .map(|point| json!({ "at": point.at.as_secs_f64(), "shares": point.shares }))
+            .map(|point| json!({ "at": point.at.as_secs_f64(), "shares": point.shares, "placed": point.placed }))
             .collect();
         let found = self.found();
         json!({
@@ -266,11 +303,16 @@ impl Report<'_> {
 /// The shares at a moment, in one line.
 pub(super) fn line(told: &Value, point: &Point) -> String {
     let clusters = list(field(told, "clusters")).iter().zip(&point.shares);
-    let of: Vec<String> = clusters
-        .map(|(cluster, shares)| {
+    let of: Vec<String> = (clusters.enumerate())
+        .map(|(nth, (cluster, shares))| {
             let levels = list(field(cluster, "levels")).iter().zip(shares);
-            let levels: Vec<String> = levels
-                .map(|(level, share)| format!("{} {}", word(field(level, "name")), percent(*share)))
+            let levels: Vec<String> = (levels.enumerate())
+                .map(|(at, (level, share))| {
+                    let placed = point.placed(nth, at);
+                    let placed =
+                        placed.map_or_else(String::new, |it| format!(" (placed {})", percent(it)));
+                    format!("{} {}{placed}", word(field(level, "name")), percent(*share))
+                })
                 .collect();
             format!("{}: {}", word(field(cluster, "cluster")), levels.join(", "))
         })
@@ -296,6 +338,7 @@ mod tests {
             at: Duration::from_millis(at),
             is_over: at > 10_000,
             shares: vec![vec![near, 1.0 - near]],
+            placed: Vec::new(),
         }
     }
 
@@ -324,6 +367,7 @@ mod tests {
             over: Some(Duration::from_secs(10)),
             back: Some(Duration::from_secs(20)),
             back_within: Duration::from_secs(300),
+            is_lost: false,
             outcome,
             points,
         }
@@ -376,6 +420,7 @@ mod tests {
             ("lease", "do it again"),
             ("last-resort", "mend what failed"),
             ("reset", "somebody else"),
+            ("evacuated", "until `zeugma failover reset`"),
         ] {
             let over = Outcome::Over(why.to_owned());
             let found = report(&told, &[], &over).found().unwrap();
@@ -387,5 +432,15 @@ mod tests {
             ..report(&told, &[], &over)
         };
         assert!(late.found().unwrap().contains("failover.failback"));
+        // What broke: that was told as a restart which ended it.
+        let late = Report {
+            is_lost: true,
+            ..late
+        };
+        let found = late.found().unwrap();
+        assert!(
+            found.contains("it ended in time, and another drill"),
+            "{found}"
+        );
     }
 }

@@ -15,8 +15,10 @@
 //! ```
 
 mod agent;
+pub(crate) mod by_hand;
 mod ca;
 mod cluster;
+mod control_plane;
 mod dns;
 mod gateway;
 pub(crate) mod hello;
@@ -30,6 +32,7 @@ use std::time::Duration;
 pub(crate) use agent::{Agent, Answer, Said};
 pub(crate) use ca::{Ca, Identity, alert_of};
 pub(crate) use cluster::{Cluster, TOKEN};
+pub(crate) use control_plane::{ControlPlane, Heard, Manner};
 pub(crate) use dns::{NameServer, Zone};
 pub(crate) use gateway::{Gateway, Metrics};
 pub(crate) use http::{Body, Reply, collect, empty, frames, full, get, h1, h2, send};

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -55,20 +55,6 @@ impl Endpoint {
     /// How many there were.
     pub(super) fn requests(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
-    }
-
-    /// How many there were once no more come: copies come behind what they are copies of.
-    pub(super) fn settled(&self) -> usize {
-        let mut since = (self.requests(), Instant::now());
-        loop {
-            let now = self.requests();
-            if now != since.0 {
-                since = (now, Instant::now());
-            } else if since.1.elapsed() > Duration::from_millis(500) {
-                return now;
-            }
-            thread::yield_now();
-        }
     }
 }
 

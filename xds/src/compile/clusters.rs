@@ -17,7 +17,7 @@ use super::{
 use crate::meta::{
     AnyClusterMeta, ClusterMeta, EndpointMeta, ErrorRateMeta, ExportMeta, FailoverMeta, HashMeta,
     InboundMeta, PassiveMeta, PeerMeta, PositionMeta, ProtocolMeta, RetriesMeta, ServiceMeta,
-    TimeoutsMeta,
+    SlowMeta, TimeoutsMeta,
 };
 use crate::model::defaults::{or_secs, passive_on, retry_on};
 use crate::model::scalar::Text;
@@ -304,6 +304,10 @@ fn meta(route: &Document<MeshRoute>, port: &Port, described: Option<ServiceMeta>
                 over,
                 requests: passive.error_rate.requests.unwrap_or(20),
             }),
+            slow: (passive.slow.over.as_ref().and_then(|over| over.0.0)).map(|over| SlowMeta {
+                over,
+                requests: passive.slow.requests.unwrap_or(20),
+            }),
             max_ejected: passive.max_ejected.as_ref().map_or(1.0, |share| share.0.0),
             keep_at_least: passive.keep_at_least.unwrap_or(1),
         },
@@ -493,7 +497,7 @@ fn lcm(a: u32, b: u32) -> u32 {
     (a / x).saturating_mul(b)
 }
 
-fn locality(locality: &Locality) -> core::Locality {
+pub(crate) fn locality(locality: &Locality) -> core::Locality {
     core::Locality {
         region: locality.region.to_string(),
         zone: locality.zone.to_string(),

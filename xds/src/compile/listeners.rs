@@ -19,6 +19,8 @@ use crate::pb::{self, hcm, http_rbac, listener, network_rbac, percent, rbac, rou
 const PLAINTEXT: &str = "plaintext";
 /// What the name of a chain begins with that refuses the names of a service.
 pub(crate) const HIDDEN: &str = "hidden|";
+/// What a server name begins with that names a port too.
+pub(crate) const OF_PORT: &str = "outbound_.";
 /// The chain of a listener that leads nowhere.
 pub(crate) const NOBODY: &str = "nobody";
 /// The HTTP filters that a virtual host's rules replace.
@@ -227,16 +229,15 @@ fn hidden<'s>(services: &'s Services<'s>) -> Vec<Chain<'s>> {
         return Vec::new();
     }
     let mut taken: BTreeSet<String> = open.iter().flat_map(|service| service.hosts()).collect();
-    let exported = taken.clone();
     let mut chains = Vec::new();
     for service in closed {
         let mut names = Vec::new();
         for host in service.hosts() {
-            if !is_below(&host, &wildcards) || exported.contains(&host) {
+            if !is_below(&host, &wildcards) {
                 continue;
             }
             if !is_wildcard(&host) {
-                names.push(format!("outbound_.{}_._.{host}", service.port.port));
+                names.push(of_port(service, &host));
             }
             if taken.insert(host.clone()) {
                 names.push(host);
@@ -251,6 +252,11 @@ fn hidden<'s>(services: &'s Services<'s>) -> Vec<Chain<'s>> {
 
 fn is_wildcard(host: &str) -> bool {
     host.starts_with("*.")
+}
+
+/// The server name of a host and the port of one of its services.
+fn of_port(service: &Service<'_>, host: &str) -> String {
+    format!("{OF_PORT}{}_._.{host}", service.port.port)
 }
 
 /// Whether one of `wildcards` takes what `host` names.
@@ -284,11 +290,7 @@ fn by_sni(
     } else {
         Vec::new()
     };
-    server_names.extend(
-        service
-            .exact_hosts()
-            .map(|host| format!("outbound_.{}_._.{host}", service.port.port)),
-    );
+    server_names.extend((service.exact_hosts()).map(|host| of_port(service, &host)));
     let terminates = service.inbound == InboundSpec::Terminate;
     let filters = if terminates && service.port.protocol == ProtocolSpec::Http {
         vec![http_manager(&one_service(name, &service.id), true)]

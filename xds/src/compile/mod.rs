@@ -12,9 +12,11 @@ use std::collections::{BTreeMap, HashMap};
 use prost::Name as _;
 use zeugma_core::snapshot::Node;
 
-pub(crate) use self::clusters::{HTTP_OPTIONS, SOCKET, ads, by_place, cause, start_of};
+pub(crate) use self::clusters::{
+    HTTP_OPTIONS, SOCKET, ads, by_place, cause, locality as locality_of, start_of,
+};
 pub(crate) use self::http_rules::{METHOD, matches_of};
-pub(crate) use self::listeners::{ALLOW, DENY, HIDDEN, NOBODY};
+pub(crate) use self::listeners::{ALLOW, DENY, HIDDEN, NOBODY, OF_PORT};
 use self::target::Target;
 use crate::error::{Code, Finding, Findings};
 use crate::meta::AnyClusterMeta;
@@ -344,7 +346,8 @@ fn nothing(route: &Document<MeshRoute>, node: &Node, has_targets: bool) -> Findi
     .at(route.at_key("spec.backends"))
 }
 
-fn export(context: Context<'_>, spec: &ExportSpec) -> Export {
+/// Whom a route is exported to.
+pub(crate) fn export(context: Context<'_>, spec: &ExportSpec) -> Export {
     if spec.to.iter().any(|to| to == "*") {
         return Export::AllPeers;
     }

@@ -134,17 +134,20 @@ fn policy(spec: &RuleSpec, via: &[String]) -> rbac::Policy {
     }
 }
 
-const fn identifier(identifier: rbac::principal::Identifier) -> rbac::Principal {
+/// Whom this names.
+pub(crate) const fn identifier(identifier: rbac::principal::Identifier) -> rbac::Principal {
     rbac::Principal {
         identifier: Some(identifier),
     }
 }
 
-const fn rule(rule: rbac::permission::Rule) -> rbac::Permission {
+/// What this names.
+pub(crate) const fn rule(rule: rbac::permission::Rule) -> rbac::Permission {
     rbac::Permission { rule: Some(rule) }
 }
 
-fn any_id(ids: impl Iterator<Item = rbac::Principal>) -> Option<rbac::Principal> {
+/// One of these; `None` of none.
+pub(crate) fn any_id(ids: impl Iterator<Item = rbac::Principal>) -> Option<rbac::Principal> {
     let ids: Vec<_> = ids.collect();
     (!ids.is_empty()).then(|| {
         identifier(rbac::principal::Identifier::OrIds(rbac::principal::Set {
@@ -170,7 +173,8 @@ pub(crate) fn id_matcher(id: &IdPattern) -> matcher::StringMatcher {
     }
 }
 
-fn authenticated(id: &IdPattern) -> rbac::Principal {
+/// Who has this ID, or one below it.
+pub(crate) fn authenticated(id: &IdPattern) -> rbac::Principal {
     identifier(rbac::principal::Identifier::Authenticated(
         rbac::principal::Authenticated {
             principal_name: Some(id_matcher(id)),

@@ -12,7 +12,7 @@ use zeugma_core::snapshot::{
     ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterPolicy, Endpoint, EndpointIx,
     EndpointKey, EndpointTls, ErrorRate, Export, Failback, Failover, Failure, HashOn, HttpVersion,
     Inbound, Level, PassiveCheck, Peer, Policy, PolicyMode, Position, Protocol, Retries, Service,
-    SpreadPart, Timeouts, TooFew, WhenStale,
+    Slow, SpreadPart, Timeouts, TooFew, WhenStale,
 };
 
 use super::Names;
@@ -300,11 +300,26 @@ fn passive(cluster: &cluster::Cluster, meta: &ClusterMeta) -> Result<PassiveChec
                 })
             })
             .transpose()?,
+        slow: (meta.slow.as_ref())
+            .map(|slow| {
+                Ok::<_, String>(Slow {
+                    over: times(slow.over)?,
+                    requests: slow.requests,
+                })
+            })
+            .transpose()?,
         eject: pb::from_duration(outlier.base_ejection_time.as_ref())
             .ok_or("it has no base_ejection_time")?,
         max_ejected: share(meta.max_ejected)?,
         keep_at_least: meta.keep_at_least,
     })
+}
+
+/// More than once.
+fn times(over: f64) -> Result<f64, String> {
+    let is = over.is_finite() && over > 1.0;
+    is.then_some(over)
+        .ok_or_else(|| format!("{over} is not more than once"))
 }
 
 pub(super) fn failure(word: &str) -> Result<Failure, String> {
@@ -497,17 +512,32 @@ fn endpoints(cluster: &cluster::Cluster, route: &str, names: &Names) -> Result<F
         }
     }
     normalise(&mut endpoints);
-    let levels: Vec<Level> = members
+    let mut levels: Vec<Level> = members
         .into_values()
         .map(|members| Level {
             name: level_name(&endpoints, &members),
             members,
         })
         .collect();
-    if levels.is_empty() {
+    if levels.is_empty() && !is_discovered(cluster) {
         return Err("it has no endpoints".to_owned());
     }
+    if levels.is_empty() {
+        // There may be none at present: a service that is scaled to nothing.
+        levels.push(Level {
+            name: "none".into(),
+            members: Vec::new(),
+        });
+    }
     Ok((endpoints, levels))
+}
+
+/// Whether its endpoints come by themselves.
+pub(super) fn is_discovered(cluster: &cluster::Cluster) -> bool {
+    use cluster::cluster::{ClusterDiscoveryType, DiscoveryType};
+
+    let eds = i32::from(DiscoveryType::Eds);
+    cluster.cluster_discovery_type == Some(ClusterDiscoveryType::Type(eds))
 }
 
 /// Where endpoints stand; not known where no region is named.

@@ -4,15 +4,45 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use zeugma_core::admission::Rate;
+use zeugma_core::names::HostPattern;
 use zeugma_core::rules::Rules;
 use zeugma_core::snapshot::{HostTable, Listener, Mirror, Protocol, Role, Service, ServiceIx};
 
 use super::clusters::all;
 use super::rbac::Listed;
 use super::{Gathered, Names, http_rules};
-use crate::compile::{ALLOW, DENY, HIDDEN, NOBODY};
+use crate::compile::{ALLOW, DENY, HIDDEN, NOBODY, OF_PORT};
 use crate::meta::ListenerMeta;
 use crate::pb::{self, hcm, http_rbac, listener, network_rbac, route, tcp_proxy};
+
+/// What is wrong with a listener by itself.
+pub(super) fn check(listener: &listener::Listener) -> Result<(), String> {
+    let any = Names::any();
+    for chain in &listener.filter_chains {
+        let ReadChain { name, to } = ReadChain::read(chain, &any);
+        to.map_err(|error| format!("filter chain `{name}`: {error}"))?;
+    }
+    let meta: ListenerMeta = pb::from_metadata(listener.metadata.as_ref())?;
+    socket(listener, &meta).map(drop)
+}
+
+/// A listener that leads nowhere yet.
+fn socket(listener: &listener::Listener, meta: &ListenerMeta) -> Result<Listener, String> {
+    Ok(Listener {
+        name: listener.name.as_str().into(),
+        address: pb::from_socket(listener.address.as_ref())?,
+        role: if meta.mesh {
+            Role::Mesh
+        } else {
+            Role::Workloads
+        },
+        only: None,
+        hosts: HostTable::default(),
+        sources: all(&meta.sources, crate::net::parse)?,
+        handshakes: meta.handshakes_per_source.map(handshakes).transpose()?,
+        proxies: all(&meta.proxies, crate::net::parse)?,
+    })
+}
 
 /// What a filter chain says, its routes aside.
 #[derive(Debug)]
@@ -26,8 +56,8 @@ enum ChainTo {
     Service(ServiceIx, Vec<Listed>, Vec<Mirror>),
     /// The route configuration of this name.
     Routes(String),
-    /// It refuses the names of this service.
-    Hidden(ServiceIx),
+    /// It refuses these names of this service.
+    Hidden(ServiceIx, Vec<HostPattern>),
     Nowhere,
 }
 
@@ -46,7 +76,7 @@ fn chain_to(chain: &listener::FilterChain, names: &Names) -> Result<ChainTo, Str
         return Ok(ChainTo::Nowhere);
     }
     if let Some(id) = chain.name.strip_prefix(HIDDEN) {
-        return Ok(ChainTo::Hidden(names.service(id)?));
+        return Ok(ChainTo::Hidden(names.service(id)?, bare_names(chain)?));
     }
     let last = chain
         .filters
@@ -79,6 +109,19 @@ fn chain_to(chain: &listener::FilterChain, names: &Names) -> Result<ChainTo, Str
     ))
 }
 
+/// The hosts by which a chain is chosen, but for those that name a port: of these others may be reached
+/// by another port.
+fn bare_names(chain: &listener::FilterChain) -> Result<Vec<HostPattern>, String> {
+    let names = chain
+        .filter_chain_match
+        .iter()
+        .flat_map(|matched| &matched.server_names);
+    names
+        .filter(|name| !name.starts_with(OF_PORT))
+        .map(|name| HostPattern::parse(name).map_err(|error| format!("`{name}`: {error}")))
+        .collect()
+}
+
 /// What a virtual host says.
 #[derive(Debug)]
 pub(crate) struct ReadHost(Result<HostTo, String>);
@@ -100,6 +143,11 @@ impl ReadHost {
                 .map_err(|error| format!("virtual host `{}`: {error}", host.name))
         });
         Self(to)
+    }
+
+    /// What is wrong with it.
+    pub(super) fn error(&self) -> Option<&str> {
+        self.0.as_ref().err().map(String::as_str)
     }
 }
 
@@ -143,8 +191,9 @@ impl Reader<'_> {
     ) -> Result<Listener, String> {
         let meta: ListenerMeta = pb::from_metadata(listener.metadata.as_ref())?;
         let mut reached = BTreeSet::new();
+        let mut hosts = HostTable::default();
         for ReadChain { name, to } in chains {
-            to.and_then(|to| self.chain(to, gathered, &mut reached))
+            to.and_then(|to| self.chain(to, gathered, (&mut reached, &mut hosts)))
                 .map_err(|error| format!("filter chain `{name}`: {error}"))?;
         }
         let only = meta
@@ -159,33 +208,29 @@ impl Reader<'_> {
                 service.name
             ));
         }
-        let mut hosts = HostTable::default();
         if only.is_none() {
             for ix in reached {
-                self.add_hosts(&mut hosts, ix)?;
+                self.add_hosts(&mut hosts, ix, None)?;
             }
         }
         Ok(Listener {
-            name: listener.name.as_str().into(),
-            address: pb::from_socket(listener.address.as_ref())?,
-            role: if meta.mesh {
-                Role::Mesh
-            } else {
-                Role::Workloads
-            },
             only,
             hosts,
-            sources: all(&meta.sources, crate::net::parse)?,
-            handshakes: meta.handshakes_per_source.map(handshakes).transpose()?,
-            proxies: all(&meta.proxies, crate::net::parse)?,
+            ..socket(listener, &meta)?
         })
     }
 
-    fn add_hosts(&self, hosts: &mut HostTable, ix: ServiceIx) -> Result<(), String> {
+    /// Adds a service by all of its hosts, or by `some` of them.
+    fn add_hosts(
+        &self,
+        hosts: &mut HostTable,
+        ix: ServiceIx,
+        some: Option<&[HostPattern]>,
+    ) -> Result<(), String> {
         let Some(service) = self.services.get(ix.0) else {
             return Ok(());
         };
-        for host in &service.hosts {
+        for host in some.unwrap_or(&service.hosts) {
             match hosts.insert(host, service.port, ix) {
                 Some(other) if other != ix => {
                     return Err(format!(
@@ -203,11 +248,11 @@ impl Reader<'_> {
         &self,
         to: ChainTo,
         gathered: &mut Gathered,
-        reached: &mut BTreeSet<ServiceIx>,
+        (reached, hosts): (&mut BTreeSet<ServiceIx>, &mut HostTable),
     ) -> Result<(), String> {
         match to {
             ChainTo::Nowhere => {}
-            ChainTo::Hidden(ix) => drop(reached.insert(ix)),
+            ChainTo::Hidden(ix, names) => self.add_hosts(hosts, ix, Some(&names))?,
             ChainTo::Service(ix, listed, mirrors) => {
                 gather(gathered, ix, &listed, (mirrors, None))?;
                 reached.insert(ix);
@@ -217,8 +262,8 @@ impl Reader<'_> {
                     .routes
                     .get(&name)
                     .ok_or_else(|| format!("no route configuration `{name}`"))?;
-                for ReadHost(host) in hosts {
-                    let host = host.as_ref().map_err(String::clone)?;
+                // What is wrong with one was said of its route configuration.
+                for host in hosts.iter().filter_map(|ReadHost(host)| host.as_ref().ok()) {
                     let said = (host.mirrors.clone(), host.http_rules.clone());
                     gather(gathered, host.ix, &host.rules, said)
                         .map_err(|error| format!("virtual host `{}`: {error}", host.name))?;

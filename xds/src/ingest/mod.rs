@@ -3,6 +3,7 @@
 mod clusters;
 mod http_rules;
 mod listeners;
+mod packed;
 mod rbac;
 
 use std::collections::{BTreeMap, HashMap};
@@ -14,30 +15,47 @@ use zeugma_core::snapshot::{
 };
 
 pub(crate) use self::listeners::{ReadChain, ReadHost};
+pub(crate) use self::packed::{Packed, check};
 use crate::error::{Code, Finding, Findings};
 use crate::meta::{AnyClusterMeta, ServiceMeta};
 use crate::pb::{cluster, listener};
+use crate::session::Kind;
 use crate::state;
 
 /// Names of what was ingested so far.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
+    /// Every name is known: what is read is to be right by itself, and goes nowhere.
+    is_any: bool,
     peers: HashMap<String, PeerIx>,
     clusters: HashMap<String, ClusterIx>,
     services: HashMap<String, ServiceIx>,
 }
 
 impl Names {
+    fn any() -> Self {
+        Self {
+            is_any: true,
+            ..Self::default()
+        }
+    }
+
     fn peer(&self, name: &str) -> Result<PeerIx, String> {
-        (self.peers.get(name).copied()).ok_or_else(|| format!("no peer `{name}`"))
+        let known = self.peers.get(name).copied();
+        (known.or_else(|| self.is_any.then_some(PeerIx(0))))
+            .ok_or_else(|| format!("no peer `{name}`"))
     }
 
     fn cluster(&self, name: &str) -> Result<ClusterIx, String> {
-        (self.clusters.get(name).copied()).ok_or_else(|| format!("no cluster `{name}`"))
+        let known = self.clusters.get(name).copied();
+        (known.or_else(|| self.is_any.then_some(ClusterIx(0))))
+            .ok_or_else(|| format!("no cluster `{name}`"))
     }
 
     fn service(&self, id: &str) -> Result<ServiceIx, String> {
-        (self.services.get(id).copied()).ok_or_else(|| format!("no service `{id}`"))
+        let known = self.services.get(id).copied();
+        (known.or_else(|| self.is_any.then_some(ServiceIx(0))))
+            .ok_or_else(|| format!("no service `{id}`"))
     }
 }
 
@@ -69,6 +87,23 @@ impl ReadCluster {
     /// What it is called.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What is wrong with it, whatever else there is.
+    fn check(self) -> Result<(), String> {
+        match self.kind {
+            ReadKind::Peer(peer) => peer.map(drop),
+            ReadKind::Traffic {
+                built,
+                route,
+                service,
+            } => {
+                built.map(drop)?;
+                let any = Names::any();
+                let service = service.map(|meta| clusters::service("", &route, &meta, &any));
+                service.transpose().map(drop)
+            }
+        }
     }
 
     /// Reads a cluster; one that carries traffic once every peer is known.
@@ -125,7 +160,7 @@ impl Ingest {
         for ReadCluster { name, kind } in clusters {
             match kind {
                 ReadKind::Peer(peer) => {
-                    if let Some(peer) = self.errors.keep("cluster", &name, peer) {
+                    if let Some(peer) = self.errors.keep(Kind::Cluster, &name, peer) {
                         let ix = PeerIx(self.snapshot.peers.len());
                         self.names.peers.insert(peer.name.to_string(), ix);
                         self.snapshot.peers.push(peer);
@@ -137,7 +172,7 @@ impl Ingest {
                     service,
                 } => {
                     described.extend(service.map(|service| (name.clone(), route, service)));
-                    if let Some(built) = self.errors.keep("cluster", &name, *built) {
+                    if let Some(built) = self.errors.keep(Kind::Cluster, &name, *built) {
                         let ix = ClusterIx(self.snapshot.clusters.len());
                         self.names.clusters.insert(name, ix);
                         self.snapshot.clusters.push(built.into());
@@ -148,7 +183,7 @@ impl Ingest {
         for (name, route, service) in described {
             let built: Result<Service, String> =
                 clusters::service(&name, &route, &service, &self.names);
-            if let Some(built) = self.errors.keep("cluster", &name, built) {
+            if let Some(built) = self.errors.keep(Kind::Cluster, &name, built) {
                 let ix = ServiceIx(self.snapshot.services.len());
                 self.names.services.insert(service.id, ix);
                 self.snapshot.services.push(built);
@@ -158,6 +193,11 @@ impl Ingest {
 
     /// Takes the virtual hosts of a route configuration.
     pub(crate) fn route(&mut self, name: String, hosts: Vec<ReadHost>) {
+        for host in &hosts {
+            if let Some(why) = host.error() {
+                self.errors.add(Kind::Routes, &name, why);
+            }
+        }
         self.routes.insert(name, hosts);
     }
 
@@ -174,13 +214,16 @@ impl Ingest {
             services: &self.snapshot.services,
         };
         let built = reader.listener(listener, chains, &mut self.gathered);
-        if let Some(built) = self.errors.keep("listener", name, built) {
+        if let Some(built) = self.errors.keep(Kind::Listener, name, built) {
             self.snapshot.listeners.push(built);
         }
     }
 
     /// The snapshot.
-    pub(crate) fn end(self) -> Result<Snapshot, Findings> {
+    ///
+    /// # Errors
+    /// Each resource that something is wrong with.
+    pub(crate) fn end(self) -> Result<Snapshot, Errors> {
         let Self {
             mut snapshot,
             mut gathered,
@@ -188,7 +231,7 @@ impl Ingest {
             ..
         } = self;
         if !errors.0.is_empty() {
-            return Err(errors.0);
+            return Err(errors);
         }
         for (at, service) in snapshot.services.iter_mut().enumerate() {
             if let Some(rules) = gathered.rules.remove(&ServiceIx(at)) {
@@ -204,20 +247,30 @@ impl Ingest {
     }
 }
 
+/// What is wrong with one resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Blamed {
+    pub(crate) kind: Kind,
+    pub(crate) name: String,
+    pub(crate) why: String,
+}
+
+/// What is wrong with resources.
 #[derive(Debug, Default)]
-pub(crate) struct Errors(pub(crate) Findings);
+pub(crate) struct Errors(pub(crate) Vec<Blamed>);
 
 impl Errors {
-    pub(crate) fn add(&mut self, kind: &str, name: &str, error: &str) {
-        self.0.push(Finding::error(
-            Code::BadResource,
-            format!("{kind} `{name}`: {error}"),
-        ));
+    pub(crate) fn add(&mut self, kind: Kind, name: &str, why: &str) {
+        self.0.push(Blamed {
+            kind,
+            name: name.to_owned(),
+            why: why.to_owned(),
+        });
     }
 
     pub(crate) fn keep<T>(
         &mut self,
-        kind: &str,
+        kind: Kind,
         name: &str,
         result: Result<T, String>,
     ) -> Option<T> {
@@ -228,6 +281,17 @@ impl Errors {
                 None
             }
         }
+    }
+}
+
+impl From<Errors> for Findings {
+    fn from(errors: Errors) -> Self {
+        let mut findings = Self::new();
+        for Blamed { kind, name, why } in errors.0 {
+            let message = format!("{} `{name}`: {why}", kind.as_str());
+            findings.push(Finding::error(Code::BadResource, message));
+        }
+        findings
     }
 }
 

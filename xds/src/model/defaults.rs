@@ -12,12 +12,13 @@ use zeugma_core::snapshot::{Failure, Node};
 
 use super::scalar::{Admin, Reference, Text};
 use super::{
-    AccessLogFormatSpec, BackendSpec, Document, InboundSpec, MeshGateway, MeshPeer, MeshRoute,
-    Model, ProfileType, ProtocolSpec, TlsSpec, TrustDomainSpec,
+    AccessLogFormatSpec, BackendSpec, ControlPlaneSpec, Document, InboundSpec, MeshGateway,
+    MeshPeer, MeshRoute, Model, OnEmptySpec, ProfileType, ProtocolSpec, TlsSpec, TrustDomainSpec,
 };
+use crate::client::OnEmpty;
 use crate::settings::{
-    AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, Drain, ForeignDomain,
-    GatewaySettings, Limits, StateDir, SvidApi, SvidFiles, SvidSource,
+    AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, ControlPlane, Drain,
+    ForeignDomain, GatewaySettings, Limits, StateDir, SvidApi, SvidFiles, SvidSource,
 };
 
 /// One port of a route.
@@ -279,6 +280,7 @@ impl Document<MeshGateway> {
                 .map_or(StateDir::Default, |path| {
                     StateDir::Given(self.folder().join(path))
                 }),
+            control_plane: self.spec.control_plane.as_ref().map(control_plane),
             workers: self.spec.workers,
             limits: Limits {
                 connections,
@@ -364,6 +366,17 @@ pub(crate) fn retry_on(protocol: ProtocolSpec) -> Vec<Failure> {
         on.push(Failure::Unavailable);
     }
     on
+}
+
+fn control_plane(spec: &ControlPlaneSpec) -> ControlPlane {
+    ControlPlane {
+        addresses: spec.addresses.iter().map(|one| one.0.clone()).collect(),
+        spiffe_ids: spec.spiffe_ids.iter().map(|id| id.0.clone()).collect(),
+        on_empty: match spec.on_empty {
+            Some(OnEmptySpec::Apply) => OnEmpty::Apply,
+            Some(OnEmptySpec::Keep) | None => OnEmpty::Keep,
+        },
+    }
 }
 
 fn foreign(name: TrustDomain, document: &Document<TrustDomainSpec>) -> ForeignDomain {

@@ -9,10 +9,11 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use zeugma_core::admission::Rate;
-use zeugma_core::identity::TrustDomain;
+use zeugma_core::identity::{IdPattern, TrustDomain};
 use zeugma_core::locality::Locality;
 
 use super::scalar::{Admin, Name, Reference, Size, Text, whole_or_none};
+use crate::control_address::ControlAddress;
 use crate::workload_address::WorkloadAddress;
 
 /// One cluster's gateway.
@@ -53,6 +54,13 @@ pub(crate) struct MeshGateway {
     /// in `$STATE_DIRECTORY` and cannot be used refuses the start; without the default one the
     /// gateway warns and runs without.
     pub state_dir: Option<PathBuf>,
+    /// A control plane that what the gateway carries comes from, over xDS. Default: none, and the files
+    /// are the configuration. With it, the files supply this document and trust domains alone: peers,
+    /// routes and defaults in them are not used, and listeners are those that the control plane sends,
+    /// which has this document too. The gateway is not ready before it has a configuration. What it got
+    /// last is kept in `stateDir`: it serves at once after a restart, and for as long as no server
+    /// answers.
+    pub control_plane: Option<ControlPlaneSpec>,
     /// Worker threads, 1 to 1024. Default: the processors it may run on, within a cgroup quota.
     #[serde(default, deserialize_with = "whole_or_none")]
     pub workers: Option<usize>,
@@ -65,6 +73,36 @@ pub(crate) struct MeshGateway {
     /// The log of connections and requests, on standard output.
     #[serde(default)]
     pub access_log: AccessLogSpec,
+}
+
+/// Where a gateway's configuration comes from, if not from files.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct ControlPlaneSpec {
+    /// Its servers, 1 to 8, which all say the same: `https://host:port`, or `http://` with a loopback
+    /// address and port. Required. They are asked in this order, by the name `metadata.name`: the next
+    /// one at once while something is missing, after 10 s without an answer otherwise. The first one is
+    /// asked again after 5 to 10 minutes with another. Where none answers they are asked again after up
+    /// to 0.5 s, 1 s, 2 s and so on, at most 30 s. A server is asked for what changed (delta), or for all
+    /// of it where it knows no better.
+    pub addresses: Vec<Text<ControlAddress>>,
+    /// Who must answer there. Required with `https://`: the gateway shows its SVID, and believes only
+    /// these.
+    #[serde(rename = "spiffeIDs", default)]
+    pub spiffe_ids: Vec<Text<IdPattern>>,
+    /// What is done where an update would leave no listener or no service at all. Default `keep`: it is
+    /// refused, its server is told, and what is there stays; what is left of the update is applied.
+    pub on_empty: Option<OnEmptySpec>,
+}
+
+/// What is done where an update would leave nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum OnEmptySpec {
+    /// What is there stays.
+    Keep,
+    /// It is done.
+    Apply,
 }
 
 /// The log of connections and requests.

@@ -7,7 +7,7 @@ use super::list::List;
 use super::{
     ActiveSpec, BalancePolicy, BalanceSpec, ErrorRateSpec, ExportSpec, FailbackSpec, FailoverSpec,
     HashSpec, HealthSpec, LocalitySpec, MeshRoute, MirrorSpec, PassiveSpec, PolicySpec,
-    ProtocolSpec, RetriesSpec, RouteLimitsSpec, RuleSpec, TimeoutsSpec,
+    ProtocolSpec, RetriesSpec, RouteLimitsSpec, RuleSpec, SlowSpec, TimeoutsSpec,
 };
 use crate::yaml::Placed;
 
@@ -93,8 +93,9 @@ inherit_fields! {
     LocalitySpec { prefer, spread }
     FailoverSpec { order, never, start, full, hold, failback, too_few }
     FailbackSpec { after, ramp, mode }
-    PassiveSpec { consecutive, on, error_rate, eject, max_ejected, keep_at_least }
+    PassiveSpec { consecutive, on, error_rate, slow, eject, max_ejected, keep_at_least }
     ErrorRateSpec { over, requests }
+    SlowSpec { over, requests }
     TimeoutsSpec { connect, response_headers, idle, per_try }
     RetriesSpec { attempts, on, budget, buffer, any }
     RouteLimitsSpec { connections, pending, requests }

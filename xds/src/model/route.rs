@@ -14,8 +14,8 @@ use zeugma_core::snapshot::PathPattern;
 
 use super::list::List;
 use super::scalar::{
-    Cause, EndpointSpec, FieldName, FieldValue, GrpcName, MaybeDuration, Method, Name, Percent,
-    Reference, RulePath, Size, Target, Text, whole, whole_or_none,
+    Cause, EndpointSpec, FieldName, FieldValue, GrpcName, MaybeDuration, MaybeTimes, Method, Name,
+    Percent, Reference, RulePath, Size, Target, Text, whole, whole_or_none,
 };
 use crate::yaml::Placed;
 
@@ -66,7 +66,8 @@ pub(crate) struct MeshRoute {
     /// How much of it may be under way at once, on one gateway and over all its workers.
     #[serde(default)]
     pub limits: RouteLimitsSpec,
-    /// Copies of a share of the requests to other routes. http only. Default: none.
+    /// Copies of a share of the requests, or of a tcp route of the connections, to other routes. Default:
+    /// none.
     #[serde(default)]
     pub mirror: List<MirrorSpec>,
     /// Who may call it: at least one entry must match. Default: nobody.
@@ -400,6 +401,10 @@ pub(crate) struct PassiveSpec {
     /// Ejection by share of failures in 10 s windows.
     #[serde(default)]
     pub error_rate: ErrorRateSpec,
+    /// Ejection of endpoints that answer later than the others of their level, in 10 s windows.
+    /// Default: none.
+    #[serde(default)]
+    pub slow: SlowSpec,
     /// How long an ejection lasts; each further one as much longer, up to ten times, until it was well
     /// for so long again. Then one request is sent there, and the others wait for what comes of it.
     /// Default `30s`; at least 1ms.
@@ -418,6 +423,24 @@ pub(crate) struct ErrorRateSpec {
     /// The share above which an endpoint is ejected. Default `50%`; `100%` switches it off.
     pub over: Option<Text<Percent>>,
     /// The requests a window needs before it is judged. Default 20; at least 1.
+    #[serde(default, deserialize_with = "whole_or_none")]
+    pub requests: Option<u32>,
+}
+
+/// Ejection of endpoints that answer later than the others of their level, in 10 s windows.
+///
+/// What counts is the geometric mean of the time until the head of an answer; for tcp, until the endpoint
+/// is connected, for TLS that is passed through, until its first byte. An endpoint is compared with the
+/// middle one of the others that have been asked as often as `requests` says, and those count as taking
+/// 2 ms at the least. The rest is as for other ejections; the one request that tries it again must not
+/// be slow either.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct SlowSpec {
+    /// So many times as long as the others. Default `none`: nothing is ejected for being slow; more than
+    /// `1x`, at most `1000x`.
+    pub over: Option<Text<MaybeTimes>>,
+    /// The answers a window needs before it is judged. Default 20; at least 1.
     #[serde(default, deserialize_with = "whole_or_none")]
     pub requests: Option<u32>,
 }
@@ -462,11 +485,12 @@ pub(crate) struct RetriesSpec {
 /// How much of a route may be under way at once, on one gateway and over all its workers. More is
 /// refused at once and counted: a request by a 503, a connection by being closed, TLS that is passed
 /// through by an alert. A calling gateway may try another cluster. Copies of requests count only where
-/// they wait.
+/// they wait; copies of connections are connections, and one too many is dropped and counted.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct RouteLimitsSpec {
-    /// Connections that are carried. tcp only. Default: any number; 1 to 10000000.
+    /// Connections that are carried, copies that mirrors make included. tcp only. Default: any number;
+    /// 1 to 10000000.
     #[serde(default, deserialize_with = "whole_or_none")]
     pub connections: Option<u32>,
     /// Requests that wait for a connection to an endpoint. http only. Default: any number; 1 to

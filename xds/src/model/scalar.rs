@@ -20,6 +20,7 @@ use zeugma_core::names::{Host, HostPattern};
 use zeugma_core::snapshot::{Failure, PathPattern};
 
 use crate::bundle_url::BundleUrl;
+use crate::control_address::ControlAddress;
 use crate::workload_address::WorkloadAddress;
 
 /// A type with one textual form.
@@ -236,6 +237,16 @@ impl FromText for SpiffeId {
 impl FromText for BundleUrl {
     const FORM: &'static str = "a URL such as `https://acme.example/bundle`";
     const EXAMPLE: &'static str = "https://acme.example/bundle";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        Self::parse(text)
+    }
+}
+
+impl FromText for ControlAddress {
+    const FORM: &'static str =
+        "`https://` and a host with a port, or `http://` and a loopback address with a port";
+    const EXAMPLE: &'static str = "https://xds.east.example:15012";
 
     fn from_text(text: &str) -> Result<Self, String> {
         Self::parse(text)
@@ -637,6 +648,37 @@ impl FromText for MaybeDuration {
     }
 }
 
+/// `slow.over`: so many times, or `none`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct MaybeTimes(pub Option<f64>);
+
+impl MaybeTimes {
+    const MAX: f64 = 1000.0;
+}
+
+impl FromText for MaybeTimes {
+    const FORM: &'static str = "`none`, or so many times such as `3x` or `1.5x`";
+    const EXAMPLE: &'static str = "3x";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let number = (text.strip_suffix('x')).ok_or_else(|| "`x` is missing".to_owned())?;
+        let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
+        if part.len() > 2 {
+            return Err("at most two decimal places are allowed".to_owned());
+        }
+        whole_number(whole)?;
+        whole_number(part)?;
+        let times: f64 = number.parse().map_err(|_| "not a number".to_owned())?;
+        if times <= 1.0 || times > Self::MAX {
+            return Err("more than 1x is needed, and at most 1000x".to_owned());
+        }
+        Ok(Self(Some(times)))
+    }
+}
+
 /// A whole number in decimal, as YAML 1.2 has it: no `_`, no sign, no leading zero.
 pub(crate) fn whole<'de, D, N>(deserializer: D) -> Result<N, D::Error>
 where
@@ -760,6 +802,18 @@ mod tests {
         }
         for text in ["", "5", "s", "-1s", "1.5s", "1d", "1 s", "5000000h", "1s1s"] {
             assert!(Duration::from_text(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn times_are_more_than_one() {
+        assert_eq!(MaybeTimes::from_text("3x"), Ok(MaybeTimes(Some(3.0))));
+        assert_eq!(MaybeTimes::from_text("1.25x"), Ok(MaybeTimes(Some(1.25))));
+        assert_eq!(MaybeTimes::from_text("none"), Ok(MaybeTimes(None)));
+        for text in [
+            "3", "x", "1x", "0.5x", "1000.01x", "1.001x", "-3x", "1e1x", "NaNx", "3 x",
+        ] {
+            assert!(MaybeTimes::from_text(text).is_err(), "{text}");
         }
     }
 

@@ -136,9 +136,10 @@ async fn begin(opened: Opened) -> Result<Option<Begun>, Status> {
         mut requests,
         tell,
     } = opened;
-    let first = timeout(FIRST, requests.next()).await;
-    let first = first.map_err(|_elapsed| Status::deadline_exceeded("no request came"))??;
-    let Some(first) = first else {
+    let arrived = timeout(FIRST, requests.arrive()).await;
+    arrived.map_err(|_elapsed| Status::deadline_exceeded("no request came"))??;
+    // Where all come back at once, the rest of it may wait for memory far longer.
+    let Some(first) = requests.next().await? else {
         return Ok(None);
     };
     let (claim, request) = read(protocol, &first)?;

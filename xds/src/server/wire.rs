@@ -52,6 +52,27 @@ impl Requests {
         }
     }
 
+    /// Waits until the first bytes of the next one have come, or the end.
+    ///
+    /// # Errors
+    /// Where the connection fails.
+    pub(super) async fn arrive(&mut self) -> Result<(), Status> {
+        if !self.read.is_empty() {
+            return Ok(());
+        }
+        match self.body.frame().await {
+            None => Ok(()),
+            Some(Err(error)) => Err(Status::cancelled(error.to_string())),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    self.begun = Some(Instant::now());
+                    self.read.extend_from_slice(&data);
+                }
+                Ok(())
+            }
+        }
+    }
+
     /// The next one; `None` where the client has ended its side.
     ///
     /// # Cancel safety

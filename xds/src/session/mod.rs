@@ -1,6 +1,7 @@
 //! Streams of xDS as state machines: what came, and when, goes in; what is to be done comes out. No
 //! socket is opened here.
 
+pub(crate) mod client;
 pub(crate) mod server;
 
 use prost::Name as _;

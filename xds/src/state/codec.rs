@@ -42,6 +42,11 @@ impl Writer {
         self.bytes.push(byte);
     }
 
+    /// Bytes as they are, of a length that is known otherwise.
+    pub(crate) fn raw(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
     /// Seven bits a byte, the lowest first; the highest bit says that more follow.
     pub(crate) fn number(&mut self, mut number: u64) {
         loop {

@@ -9,7 +9,7 @@
 //! texts where the YAML is refused. What was read back is checked like anything that comes from
 //! outside.
 
-mod codec;
+pub(crate) mod codec;
 mod good;
 mod snapshot;
 

@@ -13,7 +13,7 @@ use zeugma_core::snapshot::{
     EndpointIx, EndpointKey, EndpointTls, ErrorRate, Export, Failback, Failover, Failure, HashOn,
     HostTable, HttpVersion, Inbound, Level, Listener, Mirror, Node, PassiveCheck, PathPattern,
     Peer, PeerIx, Policy, PolicyMode, Position, Protocol, Retries, Role, Rule, Service, ServiceIx,
-    Snapshot, SpreadPart, Timeouts, TooFew, WhenStale,
+    Slow, Snapshot, SpreadPart, Timeouts, TooFew, WhenStale,
 };
 
 use super::codec::{Coded, Corrupt, Read, Reader, Writer, coded, coded_enum};
@@ -50,8 +50,9 @@ coded! {
     Endpoint { key, backend, address, weight, locality, peer, tls, version, proxy_protocol, capacity }
     Failover { start, full, hold, failback_after, failback_ramp, failback, too_few }
     ActiveCheck { kind, every, timeout, up, down }
-    PassiveCheck { consecutive, on, error_rate, eject, max_ejected, keep_at_least }
+    PassiveCheck { consecutive, on, error_rate, slow, eject, max_ejected, keep_at_least }
     ErrorRate { over, requests }
+    Slow { over, requests }
     Timeouts { connect, connect_peer, response_headers, idle, per_try }
     Retries { attempts, on, budget, buffer_bytes_max, any_method }
     RouteLimits { connections, pending, requests }
@@ -252,6 +253,11 @@ pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
             .passive
             .error_rate
             .map_or(0.0, |rate| rate.over);
+        let slow = cluster.policy.passive.slow;
+        good(
+            slow.is_none_or(|slow| slow.over.is_finite() && slow.over > 1.0),
+            "what is slow is not over once",
+        )?;
         let shares = [
             cluster.policy.failover.start,
             cluster.policy.failover.full,

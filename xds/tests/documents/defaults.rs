@@ -53,6 +53,8 @@ fn each_field_means_what_it_means_in_a_route() {
         "health: {passive: {on: [connect]}}",
         "health: {passive: {errorRate: {over: 10%}}}",
         "health: {passive: {errorRate: {requests: 7}}}",
+        "health: {passive: {slow: {over: 7x}}}",
+        "health: {passive: {slow: {over: 7x, requests: 7}}}",
         "health: {passive: {eject: 7s}}",
         "health: {passive: {maxEjected: 50%}}",
         "health: {passive: {keepAtLeast: 2}}",

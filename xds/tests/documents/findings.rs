@@ -1589,6 +1589,62 @@ fn thousands_of_wrong_names_are_found_in_time_and_a_bounded_number_of_suggestion
 }
 
 #[test]
+fn a_control_plane_has_servers_that_show_who_they_are() {
+    let with = |spec: &str| {
+        EAST.replace(
+            "  listeners:",
+            &format!("  controlPlane: {spec}\n  listeners:"),
+        )
+    };
+    for spec in [
+        "{ addresses: ['https://xds.east.example:15012'], spiffeIDs: ['spiffe://east.example/zeugma/xds'] }",
+        "{ addresses: ['http://127.0.0.1:15012'], onEmpty: apply }",
+    ] {
+        assert!(try_load(&[&with(spec)], None).is_ok(), "{spec}");
+    }
+    let nine = ["'http://127.0.0.1:15012'"; 9].join(", ");
+    for (spec, code, path, words) in [
+        (
+            "{ addresses: [] }",
+            Code::MissingField,
+            "addresses",
+            "at least one",
+        ),
+        (
+            &format!("{{ addresses: [{nine}] }}"),
+            Code::BadValue,
+            "addresses",
+            "at most 8",
+        ),
+        (
+            "{ addresses: ['https://a.example'] }",
+            Code::Unsafe,
+            "spiffeIDs",
+            "nobody is expected",
+        ),
+        (
+            "{ addresses: ['http://127.0.0.1:1'], spiffeIDs: ['spiffe://east.example/xds'] }",
+            Code::NoEffect,
+            "spiffeIDs",
+            "in plaintext",
+        ),
+        (
+            "{ addresses: ['http://10.0.0.1:1'] }",
+            Code::BadValue,
+            "addresses[0]",
+            "not a loopback",
+        ),
+    ] {
+        let finding = only(&[&with(spec)], spec);
+        let place = finding.place.as_ref().unwrap();
+        let path = format!("spec.controlPlane.{path}");
+        assert_eq!((finding.code, &place.path), (code, &path), "{finding}");
+        let said = format!("{finding} {}", finding.help.as_deref().unwrap_or_default());
+        assert!(said.contains(words), "{said}");
+    }
+}
+
+#[test]
 fn a_certificate_comes_from_files_or_from_a_workload_api() {
     const FILES: &str = "files: { certificate: gw.pem, key: gw.key, bundles: bundles/ }";
     let with = |svid: &str| EAST.replace(FILES, svid);

@@ -11,7 +11,7 @@ use zeugma_core::names::{Host, SniTarget};
 use zeugma_core::route::{Routed, route_tls};
 use zeugma_core::snapshot::{
     ActiveKind, Address, Balance, EndpointTls, ErrorRate, Export, Failback, Failure, HttpVersion,
-    Inbound, Lookup, PathPattern, PeerIx, Protocol, Role, TooFew, WhenStale,
+    Inbound, Lookup, PathPattern, PeerIx, Protocol, Role, Slow, TooFew, WhenStale,
 };
 use zeugma_xds::{AccessLogFormat, AdminAddress, BundleProfile, NodeOptions, load};
 
@@ -111,6 +111,7 @@ fn the_defaults_of_an_http_route_are_the_manuals() {
             requests: 20
         })
     );
+    assert_eq!(passive.slow, None);
     assert_eq!((passive.consecutive, passive.eject), (5, secs(30)));
     assert_eq!((passive.max_ejected, passive.keep_at_least), (1.0, 1));
     let timeouts = &cluster.policy.timeouts;
@@ -326,7 +327,7 @@ fn everything_that_is_written_arrives() {
         balance: {policy: round-robin},
         failover: {start: 80%, full: 20%, hold: 5s, failback: {after: 3s, ramp: 7s, mode: manual}, tooFew: fail},
         health: {active: {http: /healthz, every: 500ms, timeout: 200ms, up: 1, down: 4},
-                 passive: {consecutive: 9, on: [reset, 500], errorRate: {over: 25%, requests: 40}, eject: 2s, maxEjected: 50%, keepAtLeast: 2}},
+                 passive: {consecutive: 9, on: [reset, 500], errorRate: {over: 25%, requests: 40}, slow: {over: 2.5x, requests: 30}, eject: 2s, maxEjected: 50%, keepAtLeast: 2}},
         timeouts: {connect: 250ms, responseHeaders: 4s, idle: 2m, perTry: 900ms},
         retries: {attempts: 4, on: [timeout, 429], budget: 12.5%, buffer: 1MiB, any: true},
         limits: {pending: 7, requests: 9},
@@ -413,6 +414,11 @@ fn everything_that_is_written_arrives() {
             requests: 40
         })
     );
+    let slow = Slow {
+        over: 2.5,
+        requests: 30,
+    };
+    assert_eq!(passive.slow, Some(slow));
     assert_eq!((passive.consecutive, passive.eject), (9, millis(2000)));
     assert_eq!((passive.max_ejected, passive.keep_at_least), (0.5, 2));
     let limits = RouteLimits {
@@ -913,7 +919,8 @@ fn a_host_leads_to_the_service_that_envoy_would_choose() {
 }
 
 /// "Exact beats wildcard" holds of what is refused too. The name of a service that is exported to nobody
-/// led to the exported service of a wildcard.
+/// led to the exported service of a wildcard. And a service that is hidden for one of its names took
+/// another one from the exported service that shares it.
 #[test]
 fn a_name_that_is_exported_to_nobody_is_not_taken_by_an_exported_wildcard() {
     let documents = [
@@ -925,7 +932,7 @@ fn a_name_that_is_exported_to_nobody_is_not_taken_by_an_exported_wildcard() {
         ),
         ("secrets", "hosts: ['*.secret.example'], port: 443"),
         ("both", "hosts: [both.example], export: { to: [west] }"),
-        ("both-too", "hosts: [both.example], port: 81"),
+        ("both-too", "hosts: [both.example, third.example], port: 81"),
     ]
     .map(|(name, spec)| {
         let rest = "protocol: http, backends: [{ endpoints: ['10.0.0.1:80'] }]";
@@ -965,6 +972,7 @@ fn a_name_that_is_exported_to_nobody_is_not_taken_by_an_exported_wildcard() {
             "shop/secret",
         ),
         ("both.example", "shop/both", "port-needed"),
+        ("third.example", "not-exported", "shop/both-too"),
         (
             "outbound_.81_._.both.example",
             "sni-unknown",

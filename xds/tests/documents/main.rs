@@ -9,6 +9,7 @@
 )]
 
 mod defaults;
+mod envoy;
 mod fields;
 mod findings;
 mod http_rules;

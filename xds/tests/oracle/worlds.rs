@@ -200,7 +200,11 @@ fn routes(rng: &mut Rng, peers: &[Peer]) -> Vec<Route> {
         ("secure", &["secure.example"], &[(443, Tcp)]),
         ("secure-wild", &["*.secure.example"], &[(443, Tcp)]),
         ("far", &["far.example"], &[(80, Http)]),
-        ("orders-too", &["orders.example"], &[(81, Http)]),
+        (
+            "orders-too",
+            &["orders.example", "third.example"],
+            &[(81, Http)],
+        ),
     ] {
         if name == "orders-too" && rng.u8(..6) > 0 {
             continue;

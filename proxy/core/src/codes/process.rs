@@ -163,6 +163,13 @@ pub(super) const ENTRIES: &[Entry] = &[
         "Raise the hard limit of open files to what the line says, or lower `limits.connections`.",
     ),
     entry(
+        "ZG0925",
+        "the kernel may not be asked what hosts have acknowledged",
+        &[Log],
+        "A sandbox refuses sockets of AF_NETLINK, by which the kernel says whether a host still takes what it is sent. Hosts behind a link that is cut are found by PING and timeouts alone, and requests go there until then.",
+        "Add AF_NETLINK to `RestrictAddressFamilies=` of the systemd unit, or to the seccomp profile of the container, and start the gateway anew.",
+    ),
+    entry(
         "ZG0931",
         "no state directory",
         &[Log],

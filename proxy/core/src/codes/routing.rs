@@ -295,7 +295,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         "ZG0451",
         "a drill is over",
         &[Log],
-        "Traffic comes back by `failover.failback.ramp`, without `after`. The line says why: `time`, `asked` by the command, its `lease` ran out since the command is gone, `last-resort`: what was left failed, or `reset` by an operator.",
+        "Traffic comes back by `failover.failback.ramp`, without `after`. The line says why: `time`, `asked` by the command, its `lease` ran out since the command is gone, `last-resort`: what was left failed, `reset` by an operator, or `evacuated` by one: then no traffic comes back before a reset.",
         "After `last-resort`, look at what failed while the drill went on: `zeugma get failovers`.",
     ),
     entry(

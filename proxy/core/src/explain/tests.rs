@@ -10,6 +10,7 @@ use crate::route::{
     Routed, check_authority, check_authority_port, route_authority, route_plaintext, route_tls,
 };
 use crate::rules::{Field, Match, PathMatch, Rules, Tried};
+use crate::slow::Took;
 use crate::snapshot::{
     Balance, Export, Failure, HashOn, HostTable, Inbound, Policy, PolicyMode, Role, Rule, Service,
 };
@@ -660,9 +661,12 @@ fn a_level_says_why_it_has_its_share() {
         world.ask(&question("one.a")).to.unwrap().attempts[0].why,
         Why::Trial
     );
-    world
-        .fleet
-        .observe_successes(&crate::snapshot::EndpointKey("e0".into()), 1, at(35));
+    world.fleet.observe_successes(
+        &crate::snapshot::EndpointKey("e0".into()),
+        1,
+        Took::default(),
+        at(35),
+    );
     // Well again: for a minute nothing comes back, then it takes its ramp.
     world.shares = world.fleet.shares(at(35));
     let view = level(&world).1;

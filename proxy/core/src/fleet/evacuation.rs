@@ -1,10 +1,11 @@
 //! What an operator decides: traffic is taken off a place until a reset, and comes back by one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
 use super::{ClusterState, Fleet, LevelState};
+use crate::capacity::Placed;
 use crate::locality::Locality;
 use crate::shares::{EndpointStatus, capacity, healthy_share, spread};
 use crate::snapshot::{Cluster, Endpoint, EndpointIx, EndpointKey, PeerIx};
@@ -66,8 +67,11 @@ pub struct Effect {
     pub route: Arc<str>,
     /// How many endpoints are evacuated.
     pub endpoints: usize,
-    /// Each level's name, and its share before and after.
+    /// Each level's name, and its share by health before and after.
     pub levels: Vec<(Arc<str>, f64, f64)>,
+    /// Where what is offered at the moment is placed before and after; `None` where backends take
+    /// anything.
+    pub placed: Option<(Placed, Placed)>,
     /// Whether nothing healthy is left, where something is without it.
     pub leaves_nothing: bool,
 }
@@ -87,19 +91,31 @@ impl Fleet {
     /// What `evacuation` would make of each cluster that it concerns.
     #[must_use]
     pub fn effect(&self, evacuation: &Evacuation) -> Vec<Effect> {
-        (self.clusters.iter())
-            .filter_map(|state| self.effect_on(&state.cluster, &state.levels, evacuation))
-            .collect()
+        let mut effects: Vec<(usize, Effect)> = (self.clusters.iter().enumerate())
+            .filter_map(|(ix, state)| Some((ix, self.effect_on(state, evacuation)?)))
+            .collect();
+        let routes: BTreeSet<Arc<str>> = (effects.iter())
+            .map(|(_, effect)| Arc::clone(&effect.route))
+            .collect();
+        let mut placed: BTreeMap<usize, _> = (routes.iter())
+            .flat_map(|route| {
+                self.placed_with(route, |state| self.statuses_after(state, evacuation).0)
+            })
+            .collect();
+        for (ix, effect) in &mut effects {
+            effect.placed = placed.remove(ix);
+        }
+        effects.into_iter().map(|(_, effect)| effect).collect()
     }
 
-    fn effect_on(
+    /// The statuses of a cluster's endpoints with an evacuation, and how many it concerns.
+    fn statuses_after(
         &self,
-        cluster: &Arc<Cluster>,
-        levels: &[LevelState],
+        state: &ClusterState,
         evacuation: &Evacuation,
-    ) -> Option<Effect> {
-        let before = self.statuses(cluster);
-        let mut after = before.clone();
+    ) -> (Vec<EndpointStatus>, usize) {
+        let cluster = &state.cluster;
+        let mut after = self.statuses(cluster);
         let mut endpoints = 0;
         for (endpoint, status) in cluster.endpoints.iter().zip(&mut after) {
             if evacuation.covers(cluster, endpoint, self.peer_name(endpoint.peer)) {
@@ -107,9 +123,16 @@ impl Fleet {
                 *status = EndpointStatus::Evacuated;
             }
         }
+        (after, endpoints)
+    }
+
+    fn effect_on(&self, state: &ClusterState, evacuation: &Evacuation) -> Option<Effect> {
+        let (cluster, levels) = (&state.cluster, &state.levels);
+        let (after, endpoints) = self.statuses_after(state, evacuation);
         if endpoints == 0 {
             return None;
         }
+        let before = self.statuses(cluster);
         let worths = self.worths(cluster);
         let c = |statuses: &[EndpointStatus], level: usize| {
             let healthy = healthy_share(cluster, statuses, &worths, level);
@@ -130,6 +153,7 @@ impl Fleet {
             levels: (names.zip(spread(&taken)).zip(spread(&of(&after))))
                 .map(|((name, before), after)| (name, before, after))
                 .collect(),
+            placed: None,
             leaves_nothing: (is_left(&before) && !is_left(&after))
                 || (is_tried(&before) && !is_tried(&after)),
         })

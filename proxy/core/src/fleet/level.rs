@@ -41,6 +41,8 @@ pub(super) struct LevelState {
     before: Option<f64>,
     /// Outcomes at all its endpoints together.
     pub(super) window: Window,
+    /// When its endpoints were last compared by how long they take.
+    pub(super) slow_judged: Option<Time>,
 }
 
 /// Where in the diagram it is.
@@ -74,6 +76,7 @@ impl LevelState {
             motion: Motion::Settled,
             before: None,
             window: Window::default(),
+            slow_judged: None,
         }
     }
 

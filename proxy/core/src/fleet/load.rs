@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::capacity::{Limits, Offered, Placed, Room, Taken, place};
-use crate::shares::ClusterShares;
+use crate::shares::{ClusterShares, EndpointStatus, capacity, healthy_share};
+use crate::snapshot::Cluster;
 use crate::time::Time;
 
 use super::{ClusterState, Fleet, LevelState};
@@ -25,7 +26,7 @@ const ROUNDS: usize = 4;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Loads {
     /// By route and backend: all clusters of a route send to one backend together.
-    taken: BTreeMap<(Arc<str>, Arc<str>), Arc<Taken>>,
+    backends: BTreeMap<(Arc<str>, Arc<str>), Backend>,
     /// By the cluster's name.
     offered: BTreeMap<Arc<str>, Load>,
     /// These clusters, where they stand.
@@ -33,6 +34,14 @@ pub(super) struct Loads {
     /// What is less than is known, by route and backend.
     lowered: BTreeMap<(Arc<str>, Arc<str>), f64>,
     wake: Option<Time>,
+}
+
+/// What is taken of one backend.
+#[derive(Debug, Clone, Default)]
+struct Backend {
+    taken: Arc<Taken>,
+    /// What it took in a second when it was looked at last.
+    most: f64,
 }
 
 /// What is offered to one cluster.
@@ -133,16 +142,23 @@ struct Wanting {
 }
 
 impl Wanting {
-    fn new(ix: usize, state: &ClusterState, shares: &ClusterShares, loads: &Loads) -> Option<Self> {
-        let load = loads.load(&state.cluster.name);
-        let lowered = |backend: &str| loads.lowered(&state.cluster.route, backend);
-        let limits = Limits::of(&state.cluster, shares, &lowered)?;
-        let room = |(level, share): (&LevelState, &f64)| {
+    /// `levels`: what each may take by its health as it is damped, and by its health alone.
+    fn new(
+        ix: usize,
+        cluster: &Cluster,
+        shares: &ClusterShares,
+        levels: impl Iterator<Item = (f64, f64)>,
+        loads: &Loads,
+    ) -> Option<Self> {
+        let load = loads.load(&cluster.name);
+        let lowered = |backend: &str| loads.lowered(&cluster.route, backend);
+        let limits = Limits::of(cluster, shares, &lowered)?;
+        let room = |((damped, healthy), share): ((f64, f64), &f64)| {
             // What nothing healthy answers is tried where the shares say.
             let (damped, healthy) = if shares.too_few {
                 (*share, *share)
             } else {
-                (level.damped(), level.healthy())
+                (damped, healthy)
             };
             Room {
                 damped,
@@ -150,7 +166,7 @@ impl Wanting {
                 most: f64::INFINITY,
             }
         };
-        let rooms: Vec<Room> = state.levels.iter().zip(&shares.levels).map(room).collect();
+        let rooms: Vec<Room> = levels.zip(&shares.levels).map(room).collect();
         let mut left = vec![0.0; rooms.len()];
         if let Some(first) = left.first_mut() {
             *first = 1.0;
@@ -211,16 +227,17 @@ impl Wanting {
 }
 
 impl Fleet {
-    /// Has a fleet that was cloned count for itself: what is offered and taken from here on is nothing to
-    /// the one it was cloned from.
+    /// Has a fleet that was cloned count for itself: what is offered, taken and tried from here on is
+    /// nothing to the one it was cloned from.
     pub fn count_apart(&mut self) {
-        for taken in self.loads.taken.values_mut() {
-            *taken = Arc::new(taken.apart());
+        for backend in self.loads.backends.values_mut() {
+            backend.taken = Arc::new(backend.taken.apart());
         }
         for load in self.loads.offered.values_mut() {
             load.offered = Arc::new(load.offered.apart());
         }
         self.changed.extend(&self.loads.metered);
+        self.try_apart();
     }
 
     /// Has a backend take no more than `most` in a second from now on, above 0, whatever it is known to
@@ -262,8 +279,8 @@ impl Fleet {
         }
         // What no shares have any more; nobody sends by older ones for long.
         self.loads
-            .taken
-            .retain(|_, taken| Arc::strong_count(taken) > 1);
+            .backends
+            .retain(|_, backend| Arc::strong_count(&backend.taken) > 1);
     }
 
     /// Has the shares of a cluster hold to what its backends take.
@@ -302,12 +319,16 @@ impl Fleet {
         self.loads.wake.get_or_insert(now + EVERY);
         let offered = self.loads.offered(&cluster.name, now);
         let load = self.loads.load(&cluster.name);
-        let all = &mut self.loads.taken;
+        let all = &mut self.loads.backends;
         let mut held = BTreeMap::new();
-        for (backend, _) in &limits.backends {
-            let key = (Arc::clone(&cluster.route), Arc::clone(backend));
-            let taken = Arc::clone(all.entry(key).or_default());
-            held.insert(Arc::clone(backend), taken);
+        for (name, most) in &limits.backends {
+            let key = (Arc::clone(&cluster.route), Arc::clone(name));
+            let backend = all.entry(key).or_default();
+            if *most > backend.most {
+                backend.taken.grew(now);
+            }
+            backend.most = *most;
+            held.insert(Arc::clone(name), Arc::clone(&backend.taken));
         }
         limits.hold(shares, placed, load, offered, |backend| {
             held.get(backend).map(Arc::clone).unwrap_or_default()
@@ -330,32 +351,69 @@ impl Fleet {
 
     /// What each level of a route's clusters has room for.
     fn look_for_room(&self, members: &[usize], known: &mut Rooms) {
-        let mut wanting: Vec<Wanting> = (members.iter())
-            .filter_map(|ix| {
-                let state = self.clusters.get(*ix)?;
-                let damped: Vec<f64> = state.levels.iter().map(LevelState::damped).collect();
-                let statuses = self.statuses_of(state);
-                let worths = self.worths(&state.cluster);
-                let shares = ClusterShares::new(&state.cluster, statuses, worths, &damped);
-                Wanting::new(*ix, state, &shares, &self.loads)
+        let wanting = members.iter().filter_map(|ix| {
+            let state = self.clusters.get(*ix)?;
+            let damped: Vec<f64> = state.levels.iter().map(LevelState::damped).collect();
+            let statuses = self.statuses_of(state);
+            let worths = self.worths(&state.cluster);
+            let shares = ClusterShares::new(&state.cluster, statuses, worths, &damped);
+            let levels = state.levels.iter();
+            let levels = levels.map(|level| (level.damped(), level.healthy()));
+            Wanting::new(*ix, &state.cluster, &shares, levels, &self.loads)
+        });
+        known.placed.extend(place_all(wanting.collect()));
+    }
+
+    /// Where what is offered to the clusters of a route is placed, and where it were with other statuses
+    /// of their endpoints, once nothing is damped; of those whose backends take only so much.
+    pub(super) fn placed_with(
+        &self,
+        route: &str,
+        otherwise: impl Fn(&ClusterState) -> Vec<EndpointStatus>,
+    ) -> BTreeMap<usize, (Placed, Placed)> {
+        let members = self.routes.get(route).into_iter().flatten();
+        let members: Vec<usize> = members.copied().collect();
+        if !members.iter().any(|ix| self.may_be_metered(*ix)) {
+            return BTreeMap::new();
+        }
+        let mut before = Rooms::default();
+        self.look_for_room(&members, &mut before);
+        let wanting = members.iter().filter_map(|ix| {
+            let state = self.clusters.get(*ix)?;
+            let (cluster, statuses) = (&state.cluster, otherwise(state));
+            let worths = self.worths(cluster);
+            let capacities: Vec<f64> = (0..cluster.levels.len())
+                .map(|level| healthy_share(cluster, &statuses, &worths, level))
+                .map(|healthy| capacity(healthy, &cluster.policy.failover))
+                .collect();
+            let shares = ClusterShares::new(cluster, statuses, worths, &capacities);
+            let levels = capacities.into_iter().map(|capacity| (capacity, capacity));
+            Wanting::new(*ix, cluster, &shares, levels, &self.loads)
+        });
+        place_all(wanting.collect())
+            .filter_map(|(ix, (_, after))| {
+                let (_, before) = before.placed.remove(&ix)?;
+                Some((ix, (before, after)))
+            })
+            .collect()
+    }
+}
+
+/// Gives all that share backends their room.
+fn place_all(mut wanting: Vec<Wanting>) -> impl Iterator<Item = (usize, (Limits, Placed))> {
+    let names: BTreeSet<Arc<str>> = (wanting.iter())
+        .flat_map(|one| one.limits.backends.iter().map(|(name, _)| Arc::clone(name)))
+        .collect();
+    let mut placed: Vec<Placed> = Vec::new();
+    for _ in 0..ROUNDS {
+        let wanted: BTreeMap<Arc<str>, f64> = (names.iter())
+            .map(|name| {
+                let all = wanting.iter().map(|one| one.wants(name)).sum();
+                (Arc::clone(name), all)
             })
             .collect();
-        let names: BTreeSet<Arc<str>> = (wanting.iter())
-            .flat_map(|one| one.limits.backends.iter().map(|(name, _)| Arc::clone(name)))
-            .collect();
-        let mut placed: Vec<Placed> = Vec::new();
-        for _ in 0..ROUNDS {
-            let wanted: BTreeMap<Arc<str>, f64> = (names.iter())
-                .map(|name| {
-                    let all = wanting.iter().map(|one| one.wants(name)).sum();
-                    (Arc::clone(name), all)
-                })
-                .collect();
-            placed = wanting.iter_mut().map(|one| one.place(&wanted)).collect();
-        }
-        let all = wanting.into_iter().zip(placed);
-        known
-            .placed
-            .extend(all.map(|(one, placed)| (one.ix, (one.limits, placed))));
+        placed = wanting.iter_mut().map(|one| one.place(&wanted)).collect();
     }
+    let all = wanting.into_iter().zip(placed);
+    all.map(|(one, placed)| (one.ix, (one.limits, placed)))
 }

@@ -69,7 +69,7 @@ fn successes_count_alike_at_once_and_one_by_one() {
         let now = Time::ZERO + Duration::from_secs(second as u64);
         see(&mut one_by_one, name, Ok(()), good, now);
         if let Some(times) = u32::try_from(good).ok().filter(|times| *times > 0) {
-            at_once.observe_successes(&key(name), times, now);
+            at_once.observe_successes(&key(name), times, Took::default(), now);
         }
         for fleet in [&mut one_by_one, &mut at_once] {
             see(fleet, name, Err(Failure::Reset), bad, now);
@@ -234,6 +234,24 @@ fn a_trial_of_which_nothing_comes_is_followed_by_another() {
     assert!(trial(&mut fleet, at(50.0)).is_none());
     assert_eq!(fleet.status(&key("a")), Some(EndpointStatus::Healthy));
     assert_eq!(fleet.next_wake(), None);
+}
+
+/// What broke: to play what a lever would do used up the trials of the gateway that was asked.
+#[test]
+fn a_fleet_that_was_cloned_tries_for_itself() {
+    let mut fleet = fleet(vec![fixture::cluster(&[&["a", "b"]])]);
+    kill(&mut fleet, "a", at(0.0));
+    let own = trial(&mut fleet, at(30.0)).unwrap();
+    let mut played = fleet.clone();
+    played.count_apart();
+    let other = trial(&mut played, at(30.0)).unwrap();
+    assert!(other.begin() && own.is_open());
+    assert!(!fleet.has_changed());
+    // What has begun there has begun here.
+    assert!(own.begin());
+    let mut played = fleet.clone();
+    played.count_apart();
+    assert!(!trial(&mut played, at(30.0)).unwrap().is_open());
 }
 
 #[test]

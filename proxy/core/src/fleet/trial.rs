@@ -99,6 +99,17 @@ impl Fleet {
         self.step_route(&route, now);
     }
 
+    /// Has a fleet that was cloned try for itself: whoever begins a trial by its shares takes none from
+    /// those who send by the shares of the other.
+    pub(super) fn try_apart(&mut self) {
+        self.trials
+            .values_mut()
+            .for_each(|trial| *trial = trial.apart());
+        let shares = self.shares.clusters.iter().enumerate();
+        let on_trial = shares.filter(|(_, shares)| !shares.trials.is_empty());
+        self.changed.extend(on_trial.map(|(ix, _)| ix));
+    }
+
     /// The endpoints of a cluster that are on trial.
     pub(super) fn trials_of(&self, cluster: &Cluster) -> Vec<(EndpointIx, Trial)> {
         if self.trials.is_empty() {

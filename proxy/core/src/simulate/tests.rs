@@ -8,7 +8,7 @@ use crate::outlier::EjectCause;
 use crate::rules::{Match, PathMatch, Rules};
 use crate::snapshot::{
     ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterPolicy, EndpointKey, Failure,
-    PeerIx, Protocol,
+    PeerIx, Protocol, Slow,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -509,6 +509,21 @@ fn peak_ewma_leaves_what_is_slow_where_least_request_stays() {
     };
     let (timed, least) = (slow_at(Balance::PeakEwma), slow_at(Balance::LeastRequest));
     assert!(least > 1_000.0 && timed < least / 4.0, "{timed} {least}");
+}
+
+#[test]
+fn what_is_slow_is_ejected_where_that_is_asked_for() {
+    let with = |slow: Option<Slow>| {
+        let world = world(3, |policy| policy.passive.slow = slow);
+        let slow = scenario(&world, &[("slow", "10.0.0.1:1000=100%,50ms@10s..280s")]);
+        simulate(&world, &slow).counts.slow
+    };
+    let asked = Slow {
+        over: 3.0,
+        requests: 20,
+    };
+    let (asked, never) = (with(Some(asked)), with(None));
+    assert!(never > 1_000.0 && asked < never / 20.0, "{asked} {never}");
 }
 
 /// What broke: bytes timed out as a request does that is not answered.

@@ -16,6 +16,7 @@ use crate::plan::{Attempt, Plan, plan};
 use crate::retry::{Again, RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
 use crate::rules::{HttpRule, Part, Tried as Parts, choose};
 use crate::shares::{ClusterShares, Shares};
+use crate::slow::Took;
 use crate::snapshot::{
     ActiveKind, Balance, Cluster, ClusterIx, EndpointIx, EndpointKey, Failure, Protocol, Role,
     ServiceIx, Snapshot,
@@ -360,17 +361,23 @@ impl<'a> World<'a> {
                     }
                 }
                 drop(waiting);
-                self.observe(key, result);
+                self.observe(&key, result, took);
             }
         }
     }
 
-    fn observe(&mut self, key: EndpointKey, result: Result<(), Failure>) {
+    fn observe(&mut self, key: &EndpointKey, result: Result<(), Failure>, took: Duration) {
         if result.is_err() {
             self.disturbed();
         }
         let now = self.clock();
-        self.fleet.observe(&Observation { key, result }, now);
+        match result {
+            Ok(()) => (self.fleet).observe_successes(key, 1, Took::one(took), now),
+            Err(_) => {
+                let key = key.clone();
+                self.fleet.observe(&Observation { key, result }, now);
+            }
+        }
         self.refresh();
     }
 
@@ -611,11 +618,8 @@ impl<'a> World<'a> {
             if let Some(called) = self.services.get_mut(sent.nth) {
                 called.budget.request(self.now);
             }
-            let observation = Observation {
-                key: key.clone(),
-                result: Ok(()),
-            };
-            self.fleet.observe(&observation, self.clock());
+            let now = self.clock();
+            (self.fleet).observe_successes(&key, 1, Took::one(ANSWER), now);
         }
         self.refresh();
     }
@@ -790,7 +794,7 @@ impl<'a> World<'a> {
         };
         if (after + took).is_zero() {
             self.timed(cluster, key, Some(counted));
-            self.observe(key.clone(), result);
+            self.observe(key, result, counted);
         } else {
             self.timed(cluster, key, None);
             let waits = if took.is_zero() { 0 } else { 1 };

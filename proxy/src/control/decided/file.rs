@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use zeugma_core::fleet::{Evacuation, Fleet, Kept};
 use zeugma_core::locality::Locality;
 
@@ -23,6 +24,8 @@ use crate::state;
 const FILE: &str = "failover";
 /// The largest one that is read.
 const FILE_BYTES_MAX: u64 = 8 << 20;
+/// What could not be written is tried again so long after.
+const AGAIN: Duration = Duration::from_secs(10);
 /// How long the last file may take at the end of the process.
 const LAST: Duration = Duration::from_secs(2);
 
@@ -166,6 +169,9 @@ pub(in crate::control) struct Keeping {
     /// Those of what is written next.
     next: Vec<Waiting>,
     is_due: bool,
+    /// Whether the last file could not be written, and when it is tried again.
+    is_unkept: bool,
+    again: Option<Instant>,
     /// Who is told when nothing more is written here.
     lend: Option<oneshot::Sender<()>>,
     written: u64,
@@ -203,8 +209,21 @@ impl Keeping {
     }
 
     /// Whether something is to be written, and nothing is at this moment.
-    pub(super) const fn may_write(&self) -> bool {
-        matches!(self.owner, Owner::Own(_)) && self.is_due && self.writing.is_none()
+    pub(super) fn may_write(&self) -> bool {
+        let is_due = self.is_due || self.again.is_some_and(|at| at <= Instant::now());
+        matches!(self.owner, Owner::Own(_)) && is_due && self.writing.is_none()
+    }
+
+    /// Waits until what could not be written may be tried again; for ever where nothing is to be.
+    pub(super) fn again(&self) -> impl Future<Output = ()> + use<> {
+        let is_own = matches!(self.owner, Owner::Own(_)) && self.writing.is_none();
+        let at = self.again.filter(|_| is_own);
+        async move {
+            match at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// Writes `file`.
@@ -214,6 +233,7 @@ impl Keeping {
         };
         let folder = Arc::clone(folder);
         self.is_due = false;
+        self.again = None;
         self.written += 1;
         self.waiting.append(&mut self.next);
         self.writing = Some(tokio::task::spawn_blocking(move || {
@@ -236,14 +256,22 @@ impl Keeping {
 
     /// Takes how that went, and tells those who wait.
     pub(in crate::control) fn settle(&mut self, written: &io::Result<()>) {
-        if let Err(error) = written {
-            tracing::warn!(
+        let kept = written.is_ok();
+        match written {
+            Err(error) if !self.is_unkept => tracing::warn!(
                 code = "ZG0439",
                 %error,
-                "what operators decided of failover cannot be kept: it ends with the process"
-            );
+                "what operators decided of failover cannot be kept: it ends with the process, unless \
+                 it can be written by then, which is tried again"
+            ),
+            Ok(()) if self.is_unkept => tracing::info!(
+                code = "ZG0439",
+                "what operators decided of failover is kept again"
+            ),
+            Ok(()) | Err(_) => {}
         }
-        let kept = written.is_ok();
+        self.is_unkept = !kept;
+        self.again = self.is_unkept.then(|| Instant::now() + AGAIN);
         self.waiting
             .drain(..)
             .for_each(|waiting| waiting.tell(kept));
@@ -255,6 +283,7 @@ impl Keeping {
     /// Writes what is due and nothing more from then on, which `told` hears: it is another process's.
     pub(in crate::control) fn lend(&mut self, told: oneshot::Sender<()>) {
         self.lend = Some(told);
+        self.is_due |= self.again.is_some();
         if self.writing.is_none() && !self.may_write() {
             self.let_go();
         }
@@ -298,6 +327,7 @@ impl Keeping {
                 let written = self.written().await;
                 self.settle(&written);
             }
+            self.is_due |= self.again.is_some();
             if self.may_write() {
                 self.write(file());
                 let written = self.written().await;
@@ -410,6 +440,34 @@ mod tests {
             panic!("no answer");
         };
         assert_eq!(told["kept"], false);
+    }
+
+    /// What broke: it was written once more when something else was decided, and else never.
+    #[tokio::test]
+    async fn what_could_not_be_written_is_tried_again_by_and_by_and_at_the_end() {
+        let (_dir, path) = folder();
+        let is_in_the_way = path.join(FILE);
+        std::fs::create_dir(&is_in_the_way).unwrap();
+        let mut keeping = Keeping::begin(Some(path.clone()), false);
+        keeping.due();
+        run(&mut keeping, 1).await;
+        assert!(!keeping.may_write(), "not at once");
+        std::fs::remove_dir(&is_in_the_way).unwrap();
+        keeping.finish(|| file(2)).await;
+        assert_eq!(WrittenFile::read(&path), file(2));
+        keeping.finish(|| file(3)).await;
+        assert_eq!(WrittenFile::read(&path), file(2), "it is kept");
+
+        std::fs::remove_file(&is_in_the_way).unwrap();
+        std::fs::create_dir(&is_in_the_way).unwrap();
+        keeping.due();
+        run(&mut keeping, 4).await;
+        std::fs::remove_dir(&is_in_the_way).unwrap();
+        tokio::time::pause();
+        keeping.again().await;
+        tokio::time::resume();
+        run(&mut keeping, 5).await;
+        assert_eq!(WrittenFile::read(&path), file(5));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! that could never have an effect.
 
 mod backends;
+mod control_plane;
 mod http_rules;
 mod peers;
 mod policy;
@@ -322,6 +323,7 @@ fn check_gateway(model: &Model, gateway: &Document<MeshGateway>, findings: &mut 
         }
     }
     check_svid(&mut check);
+    control_plane::check(&mut check);
     sockets::check(&mut check);
     if let Some(Text(Admin::Tcp(address))) = &spec.admin
         && !address.ip().is_loopback()
@@ -411,6 +413,10 @@ fn check_one_route(model: &Model, check: &mut Checker<'_, MeshGateway>, name: &s
     }
     let id = reference.id(&gateway.namespace);
     let Some(route) = model.route(&id) else {
+        if gateway.spec.control_plane.is_some() {
+            // The control plane has it.
+            return;
+        }
         check.unknown(
             &path,
             format!("no MeshRoute `{id}`"),

@@ -267,6 +267,22 @@ fn health(check: &mut Checker<'_, MeshRoute>, has_http: bool) {
         passive.error_rate.requests,
         1..=1_000_000,
     );
+    check.range(
+        "spec.health.passive.slow.requests",
+        passive.slow.requests,
+        1..=1_000_000,
+    );
+    if passive.slow.over.is_none()
+        && check
+            .document
+            .is_written("spec.health.passive.slow.requests")
+    {
+        check.no_effect(
+            "spec.health.passive.slow.requests",
+            "nothing is ejected for being slow",
+            "write `over` beside it, or remove it",
+        );
+    }
     check.at_least("spec.health.passive.eject", passive.eject.as_ref(), 1);
 }
 

@@ -21,9 +21,10 @@ use zeugma_core::report::{Report, Standing};
 use zeugma_core::retry::{RequestLeft, ResponseSeen, RetryBudget, Sender, Tried, again};
 use zeugma_core::shares::Shares;
 use zeugma_core::simulate::{Fault, Scenario, simulate};
+use zeugma_core::slow::Took;
 use zeugma_core::snapshot::{
-    ActiveKind, Address, Balance, Cluster, EndpointIx, Failure, HashOn, Service, ServiceIx,
-    Snapshot,
+    ActiveKind, Address, Balance, Cluster, EndpointIx, EndpointKey, Failure, HashOn, Service,
+    ServiceIx, Snapshot,
 };
 use zeugma_core::time::Time;
 use zeugma_xds::{Color, Findings, Loaded, NodeOptions, load};
@@ -479,17 +480,30 @@ pub(super) struct Health<'w> {
 }
 
 impl Health<'_> {
-    fn observed(mut self, address: &str, result: Result<(), Failure>, times: usize) -> Self {
+    fn key(&self, address: &str) -> EndpointKey {
         let cluster = &self.world.snapshot().clusters[self.ix];
         let is_it =
             |endpoint: &&zeugma_core::snapshot::Endpoint| endpoint.address.to_string() == address;
-        let key = cluster.endpoints.iter().find(is_it).unwrap().key.clone();
+        cluster.endpoints.iter().find(is_it).unwrap().key.clone()
+    }
+
+    fn observed(mut self, address: &str, result: Result<(), Failure>, times: usize) -> Self {
+        let key = self.key(address);
         for _ in 0..times {
             let observation = Observation {
                 key: key.clone(),
                 result,
             };
             self.fleet.observe(&observation, self.now);
+        }
+        self
+    }
+
+    /// Answers that took so long.
+    pub(super) fn took(mut self, address: &str, took: Duration, times: u32) -> Self {
+        let key = self.key(address);
+        for _ in 0..times {
+            (self.fleet).observe_successes(&key, 1, Took::one(took), self.now);
         }
         self
     }

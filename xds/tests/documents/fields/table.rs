@@ -1,6 +1,8 @@
 //! One row for each field. What is expected is worked out by hand from the manual, in the comment
 //! above it where it is not plain.
 
+use std::time::Duration;
+
 use zeugma_core::snapshot::Failure::{Connect, Grpc, Reset, Status, Unavailable};
 
 use super::decided::{ORDERS, PG, World};
@@ -78,6 +80,9 @@ fn gateway() -> Vec<Row> {
         row("east-gw", "spec.probes", "", "127.0.0.1:15022").seen_by("control_handover::probes_are_answered_all_the_while"),
         row("east-gw", "spec.metrics", "", "127.0.0.1:15023").seen_by("control_admin::metrics_on_a_loopback_address_are_told_to_nobody_who_names_another_host"),
         row("east-gw", "spec.stateDir", "", "state").seen_by("control_state::a_state_directory_that_was_asked_for_must_be_usable"),
+        row("east-gw", "spec.controlPlane.addresses", "", "['http://127.0.0.1:15012']").seen_by("control_client::another_server_is_asked_where_the_first_is_gone"),
+        row("east-gw", "spec.controlPlane.spiffeIDs", "['spiffe://east.example/xds']", "['spiffe://east.example/other']").given("east-gw", "spec.controlPlane.addresses", "['https://xds.east.example']").seen_by("control_client::a_server_that_is_not_whom_the_gateway_expects_is_not_believed"),
+        row("east-gw", "spec.controlPlane.onEmpty", "keep", "apply").given("east-gw", "spec.controlPlane.addresses", "['http://127.0.0.1:15012']").seen_by("control_client::an_update_that_leaves_nothing_is_done_where_that_is_wanted"),
         row("east-gw", "spec.workers", "", "3").seen_by("control_limits::there_are_as_many_workers_as_processors_it_may_use_or_as_written"),
         row("east-gw", "spec.accessLog.format", "json", "text")
             .seen_by("control_codes::the_access_log_is_text_where_it_is_asked_for"),
@@ -643,6 +648,17 @@ fn all_ejected(world: &World) -> String {
     fleet.fails("192.0.2.7:15443", Connect, 5).shares()
 }
 
+/// The shares when one of two has given so many answers that took four times as long as the other's.
+fn slow(world: &World, times: u32) -> String {
+    let millis = Duration::from_millis;
+    (world.fleet("shop/orders"))
+        .took(NEAR[0], millis(40), times)
+        .took(NEAR[1], millis(10), times)
+        .at(2)
+        .took(NEAR[1], millis(10), 1)
+        .shares()
+}
+
 fn health() -> Vec<Row> {
     let active = "{ http: /healthz }";
     vec![
@@ -706,6 +722,14 @@ fn health() -> Vec<Row> {
             "100/0/0",
             "71/29/0",
         ),
+        row("orders", "spec.health.passive.slow.over", "", "3x").decides(
+            |w| slow(w, 20),
+            "100/0/0",
+            "71/29/0",
+        ),
+        row("orders", "spec.health.passive.slow.requests", "", "10")
+            .given("orders", "spec.health.passive.slow.over", "3x")
+            .decides(|w| slow(w, 10), "100/0/0", "71/29/0"),
         row("orders", "spec.health.passive.eject", "", "1m")
             .given(
                 "orders",

@@ -1,0 +1,232 @@
+//! Dials the control plane, and has what it says serve.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+use tokio_util::either::Either;
+use zeugma_core::identity::IdPattern;
+use zeugma_xds::ControlAddress;
+use zeugma_xds::client::{Asked, Client, Offer};
+
+use crate::control::{Binding, Keeper, NotBound, Reloaded};
+use crate::resolve;
+use crate::runtime::Shared;
+use crate::tls::{Credentials, TlsPeer, TlsStream};
+use crate::transport::mtls::{self, Session};
+use crate::transport::{Prefixed, Stream};
+use crate::upstream::{self, First};
+
+/// How long it may take to find and to connect a server, and as long for TLS.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long until a configuration is offered again that the control loop had no time for: a successor
+/// has the sockets meanwhile.
+const AGAIN: Duration = Duration::from_secs(2);
+/// What servers of gRPC agree on.
+const ALPN: &[&[u8]] = &[b"h2"];
+
+/// Does whatever the control plane says, if there is one, for as long as the process lives.
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    (client, tell, keeper): (Option<Client>, mpsc::Sender<Reloaded>, Option<Keeper>),
+) {
+    let Some(mut client) = client else {
+        return;
+    };
+    let mut changes = shared.changes.subscribe();
+    let mut peer = None;
+    let side = &shared.control_plane;
+    loop {
+        // Both keep what they have when they are dropped.
+        let asked = tokio::select! {
+            asked = client.next(fastrand::f64) => asked,
+            Ok(()) = changes.changed() => {
+                if let Some(why) = disbelieved(&shared, &peer) {
+                    client.cut(why, fastrand::f64);
+                }
+                continue;
+            }
+        };
+        match asked {
+            Asked::Dial(server) => {
+                let dialled = Box::pin(dial(&shared, server, &mut changes)).await;
+                let dialled = dialled.map(|(stream, who)| {
+                    peer = who;
+                    stream
+                });
+                client.dialled(dialled, fastrand::f64);
+            }
+            Asked::Publish(offer) => {
+                if publish(&shared, &mut client, *offer, &tell).await.is_none() {
+                    return;
+                }
+                let now = OffsetDateTime::now_utc();
+                side.applied(now, &shared.metrics);
+                let kept = client.kept(u64::try_from(now.unix_timestamp()).unwrap_or_default());
+                if let (Some(keeper), Some(kept)) = (&keeper, kept) {
+                    keeper.keep_given(kept);
+                }
+            }
+            Asked::Tell(told) => side.take(told, &shared.metrics),
+            Asked::Read(_) => {}
+        }
+        if client.is_complete() {
+            side.complete();
+        }
+    }
+}
+
+/// Has a configuration serve, if need be without the listeners that cannot be bound; `None` where
+/// nobody wants it any more.
+async fn publish(
+    shared: &Arc<Shared>,
+    client: &mut Client,
+    offer: Offer,
+    tell: &mpsc::Sender<Reloaded>,
+) -> Option<()> {
+    let mut next = Some(offer);
+    while let Some(offer) = next.take() {
+        let unbound = offered(shared, offer, tell).await?;
+        next = match client.published(&unbound, fastrand::f64) {
+            Some(Asked::Publish(offer)) => Some(*offer),
+            Some(Asked::Dial(_) | Asked::Tell(_) | Asked::Read(_)) | None => None,
+        };
+    }
+    Some(())
+}
+
+/// Offers a configuration until it is taken or refused.
+async fn offered(
+    shared: &Arc<Shared>,
+    offer: Offer,
+    tell: &mpsc::Sender<Reloaded>,
+) -> Option<NotBound> {
+    let Offer {
+        mut snapshot,
+        resources,
+        binding,
+    } = offer;
+    let serves = shared.published.load_full();
+    // What is the same is shared; to compare ten thousand clusters takes its time.
+    let sharing = tokio::task::spawn_blocking(move || {
+        snapshot.share(&serves.snapshot);
+        snapshot
+    });
+    let snapshot = sharing.await.ok()?;
+    let binding = match binding {
+        zeugma_xds::client::Binding::All => Binding::All,
+        zeugma_xds::client::Binding::WhatCan => Binding::WhatCan,
+    };
+    loop {
+        let (answer, answered) = oneshot::channel();
+        let config = (snapshot.clone(), resources.clone(), None, binding);
+        let reloaded = Reloaded {
+            config: Some(config),
+            answer: Some(answer),
+            ..Reloaded::default()
+        };
+        tell.send(reloaded).await.ok()?;
+        match answered.await {
+            Ok(Ok(())) => return Some(NotBound::new()),
+            Ok(Err(unbound)) => return Some(unbound),
+            Err(_dropped) => tokio::time::sleep(AGAIN).await,
+        }
+    }
+}
+
+/// Why who answers is not believed any more, if so.
+fn disbelieved(shared: &Shared, peer: &Option<Arc<TlsPeer>>) -> Option<String> {
+    let now = OffsetDateTime::now_utc().unix_timestamp();
+    let refusal = shared.credentials.load().judge(peer.as_ref()?, now).err()?;
+    Some(refusal.to_string())
+}
+
+/// What can go to another thread: a stream of a connection cannot, but what it is of can.
+type Carrier = Either<TcpStream, Box<TlsStream<Prefixed>>>;
+
+type Dialled = (Carrier, Option<Arc<TlsPeer>>);
+
+async fn dial(
+    shared: &Shared,
+    server: usize,
+    changes: &mut watch::Receiver<u64>,
+) -> Result<Dialled, String> {
+    let control_plane = shared.settings.control_plane.as_ref();
+    let control_plane = control_plane.ok_or("there is none")?;
+    let address = control_plane.addresses.get(server).ok_or("there is none")?;
+    if matches!(address, ControlAddress::Plain(_)) {
+        return reach(address, None).await;
+    }
+    // Nobody would let in a gateway that has no identity yet.
+    while shared.credentials.load().id().is_none() {
+        let changed = changes.changed().await;
+        changed.map_err(|_ended| "the gateway ends".to_owned())?;
+    }
+    let credentials = shared.credentials.load_full();
+    reach(address, Some((&credentials, &control_plane.spiffe_ids))).await
+}
+
+/// Reaches a server of a control plane, by mTLS as `who` with whoever `who` expects there.
+///
+/// # Errors
+/// Why not, in words.
+pub async fn reach_control_plane(
+    address: &ControlAddress,
+    who: Option<(&Arc<Credentials>, &[IdPattern])>,
+) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<> + 'static, String> {
+    Ok(reach(address, who).await?.0)
+}
+
+async fn reach(
+    address: &ControlAddress,
+    who: Option<(&Arc<Credentials>, &[IdPattern])>,
+) -> Result<Dialled, String> {
+    let (host, port) = match address {
+        ControlAddress::Plain(address) => {
+            let dialling = Box::pin(upstream::dial(
+                std::slice::from_ref(address),
+                DIAL_TIMEOUT,
+                First::We,
+            ));
+            let (tcp, _) = in_time(dialling).await?;
+            upstream::tune(&tcp);
+            return Ok((Either::Left(tcp), None));
+        }
+        ControlAddress::Tls(host, port) => (host, *port),
+    };
+    let (credentials, ids) = who.ok_or("the server wants to know who asks")?;
+    let addresses = timeout(DIAL_TIMEOUT, Box::pin(resolve::addresses_now(host, port))).await;
+    let addresses = addresses.map_err(|_elapsed| {
+        format!("the name `{host}` has no address within {DIAL_TIMEOUT:?}")
+    })??;
+    let (tcp, address) = in_time(Box::pin(upstream::dial(
+        &addresses,
+        DIAL_TIMEOUT,
+        First::We,
+    )))
+    .await?;
+    upstream::tune(&tcp);
+    let sni: Arc<str> = host.as_str().into();
+    let shaking = mtls::originate((tcp, address), credentials, &sni, ids, ALPN);
+    match timeout(DIAL_TIMEOUT, Box::pin(shaking)).await {
+        Ok(Ok(Session { stream, peer, .. })) => match stream {
+            Stream::Originated(stream) => Ok((Either::Right(stream), Some(peer))),
+            Stream::Plain(_) | Stream::Terminated(_) | Stream::Copied(_) => {
+                Err("it is no TLS of ours".to_owned())
+            }
+        },
+        Ok(Err(error)) => Err(format!("its identity is not taken: {error}")),
+        Err(_elapsed) => Err(format!("no TLS within {DIAL_TIMEOUT:?}")),
+    }
+}
+
+async fn in_time<T>(dialling: impl Future<Output = std::io::Result<T>>) -> Result<T, String> {
+    match timeout(DIAL_TIMEOUT, dialling).await {
+        Ok(dialled) => dialled.map_err(|error| error.to_string()),
+        Err(_elapsed) => Err(format!("no connection within {DIAL_TIMEOUT:?}")),
+    }
+}

@@ -1,0 +1,592 @@
+//! A gateway without route files: what it carries comes from a control plane that it did not write,
+//! which dies, falls silent, is slow, says rubbish, and comes back.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tokio::task::JoinSet;
+
+use crate::mesh::by_hand::{self, CLUSTER, ENDPOINTS, LISTENER, ROUTES};
+use crate::mesh::{Cluster, ControlPlane, Gateway, Manner, Service, eventually, get};
+
+const ORDERS: &str = "orders.shop.svc.clusterset.local";
+const CART: &str = "cart.shop.svc.clusterset.local";
+
+/// East, whose gateway asks a control plane that shows who it is.
+struct World {
+    east: Cluster,
+    control_plane: ControlPlane,
+    orders: Service,
+}
+
+impl World {
+    async fn new() -> Self {
+        let mut east = Cluster::new("east");
+        let identity = east.identity("zeugma/xds");
+        let control_plane = ControlPlane::new(Some(&identity));
+        let address = control_plane.address;
+        let of = format!(
+            "{{ addresses: ['https://{address}'], spiffeIDs: ['spiffe://east.example/zeugma/xds'] }}"
+        );
+        east.set("controlPlane", &of);
+        Self {
+            east,
+            control_plane,
+            orders: Service::http("orders").await,
+        }
+    }
+
+    /// Has the control plane say all that there is of orders.
+    fn say_orders(&self, version: &str) {
+        self.control_plane.put(
+            version,
+            [
+                by_hand::service("orders"),
+                by_hand::endpoints("orders", &[self.orders.address]),
+                by_hand::listener("apps", self.east.apps),
+                by_hand::routes(&["orders"]),
+            ],
+        );
+    }
+
+    fn spawn(&self) -> Gateway {
+        self.east.write_gateway();
+        self.east.spawn(Gateway::command(&self.east.config()))
+    }
+
+    async fn start(&self) -> Gateway {
+        let gateway = self.spawn();
+        gateway.message("ZG0901 gateway ready").await;
+        gateway
+    }
+
+    async fn acked(&self, kind: &str) {
+        let what = format!("ACK of {kind}");
+        let is_ack = |heard: &crate::mesh::Heard| {
+            heard.kind == kind && !heard.nonce.is_empty() && heard.error.is_none()
+        };
+        self.control_plane.heard(&what, is_ack).await;
+    }
+}
+
+/// Requests without a pause, all of which must be answered.
+struct Load {
+    answered: Arc<AtomicUsize>,
+    failed: Arc<AtomicUsize>,
+    callers: JoinSet<()>,
+}
+
+impl Load {
+    fn on(apps: SocketAddr) -> Self {
+        let (answered, failed) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let mut callers = JoinSet::new();
+        for _ in 0..4 {
+            let (answered, failed) = (Arc::clone(&answered), Arc::clone(&failed));
+            callers.spawn(async move {
+                loop {
+                    let reply = get(apps, ORDERS, "/").await;
+                    let count = if reply.status == 200 {
+                        &answered
+                    } else {
+                        &failed
+                    };
+                    count.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        Self {
+            answered,
+            failed,
+            callers,
+        }
+    }
+
+    /// Waits until so many more were answered.
+    async fn more(&self, count: usize) {
+        let until = self.answered.load(Ordering::SeqCst) + count;
+        eventually("requests to be answered", async || {
+            (self.answered.load(Ordering::SeqCst) >= until).then_some(())
+        })
+        .await;
+    }
+
+    async fn end(mut self) -> usize {
+        self.callers.shutdown().await;
+        self.failed.load(Ordering::SeqCst)
+    }
+}
+
+async fn told(gateway: &Gateway) -> Value {
+    gateway.admin_json("/api/v1/control-plane").await["control_plane"].clone()
+}
+
+async fn until_finding(gateway: &Gateway, code: &str) -> String {
+    eventually(code, async || {
+        let found = gateway.admin_json("/api/v1/findings").await;
+        let mut all = found["findings"].as_array().unwrap().iter();
+        let one = all.find(|one| one["code"] == code)?;
+        Some(one["message"].as_str().unwrap().to_owned())
+    })
+    .await
+}
+
+async fn until_no_finding(gateway: &Gateway) {
+    eventually("no findings", async || {
+        let found = gateway.admin_json("/api/v1/findings").await;
+        found["findings"]
+            .as_array()
+            .unwrap()
+            .is_empty()
+            .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_gateway_without_route_files_does_what_its_control_plane_says() {
+    let world = World::new().await;
+    world.say_orders("1");
+    let gateway = world.start().await;
+    gateway.message("ZG0521").await;
+    let reply = get(world.east.apps, ORDERS, "/").await;
+    assert_eq!((reply.status, reply.text()), (200, "orders".to_owned()));
+    for kind in [CLUSTER, ENDPOINTS, LISTENER, ROUTES] {
+        world.acked(kind).await;
+    }
+    // P1: who it is, once.
+    let heard = world.control_plane.heard_so_far();
+    let nodes: Vec<_> = heard
+        .iter()
+        .filter_map(|heard| heard.node.as_ref())
+        .collect();
+    assert_eq!(nodes.len(), 1);
+    assert_eq!((&*nodes[0].id, &*nodes[0].cluster), ("east-gw", "east"));
+    // A second service, made before it is used.
+    let cart = Service::http("cart").await;
+    world.control_plane.put(
+        "2",
+        [
+            by_hand::service("cart"),
+            by_hand::endpoints("cart", &[cart.address]),
+            by_hand::routes(&["orders", "cart"]),
+        ],
+    );
+    eventually("the second service", async || {
+        (get(world.east.apps, CART, "/").await.status == 200).then_some(())
+    })
+    .await;
+    // Its endpoints change alone.
+    let other = Service::http("other").await;
+    world
+        .control_plane
+        .put("3", [by_hand::endpoints("cart", &[other.address])]);
+    eventually("the other endpoint", async || {
+        (get(world.east.apps, CART, "/").await.text() == "other").then_some(())
+    })
+    .await;
+    // And it goes.
+    world.control_plane.put("4", [by_hand::routes(&["orders"])]);
+    let cluster = by_hand::service("cart").0;
+    world.control_plane.remove(CLUSTER, &cluster);
+    eventually("it to go", async || {
+        (get(world.east.apps, CART, "/").await.status != 200).then_some(())
+    })
+    .await;
+    assert_eq!(get(world.east.apps, ORDERS, "/").await.status, 200);
+    let told = told(&gateway).await;
+    assert_eq!(
+        told["connected"],
+        format!("https://{}", world.control_plane.address)
+    );
+    assert_eq!(
+        (&told["kept"], &told["refused"]),
+        (&Value::Bool(false), &Value::from(0))
+    );
+    let metrics = gateway.metrics().await;
+    assert_eq!(metrics.value("zeugma_control_plane_connected", &[]), 1.0);
+    assert!(metrics.value("zeugma_control_plane_updated_timestamp_seconds", &[]) > 1.7e9);
+    gateway.finish().await;
+}
+
+#[tokio::test]
+async fn a_bad_resource_is_refused_by_name_and_everything_else_serves() {
+    let world = World::new().await;
+    world.say_orders("1");
+    let gateway = world.start().await;
+    let (name, mut bad) = by_hand::service("orders");
+    bad.value.extend([0xff, 0xff]);
+    let cart = Service::http("cart").await;
+    world.control_plane.put(
+        "2",
+        [
+            (name, bad),
+            by_hand::service("cart"),
+            by_hand::endpoints("cart", &[cart.address]),
+            by_hand::routes(&["orders", "cart"]),
+        ],
+    );
+    // P29
+    let nack = world
+        .control_plane
+        .heard("a NACK", |heard| heard.error.is_some())
+        .await;
+    let error = nack.error.unwrap();
+    assert!(
+        error.contains("cluster `outbound|shop/orders:80`: failed to decode"),
+        "{error}"
+    );
+    eventually("the good one", async || {
+        (get(world.east.apps, CART, "/").await.status == 200).then_some(())
+    })
+    .await;
+    assert_eq!(get(world.east.apps, ORDERS, "/").await.status, 200);
+    gateway.message("ZG0523").await;
+    let finding = until_finding(&gateway, "ZG0523").await;
+    assert!(finding.contains("outbound|shop/orders:80"), "{finding}");
+    let metrics = gateway.metrics().await;
+    assert_eq!(
+        metrics.value("zeugma_control_plane_resources_refused", &[]),
+        1.0
+    );
+    // P25: what a new stream is told is what serves: of orders the first one, of cart the second.
+    world.control_plane.forget();
+    let mut world = world;
+    world.control_plane.kill().await;
+    world.control_plane.start();
+    let first = world
+        .control_plane
+        .heard("the next stream", |heard| heard.kind == CLUSTER)
+        .await;
+    let versions: Vec<&str> = first.initial.values().map(String::as_str).collect();
+    assert_eq!(versions, ["2", "1"], "{:?}", first.initial);
+    // It is mended.
+    world.control_plane.put("3", [by_hand::service("orders")]);
+    until_no_finding(&gateway).await;
+    gateway.finish().await;
+}
+
+#[tokio::test]
+async fn a_control_plane_that_dies_falls_silent_is_slow_or_says_rubbish_costs_no_request() {
+    let mut world = World::new().await;
+    world.say_orders("1");
+    let gateway = world.start().await;
+    let load = Load::on(world.east.apps);
+    load.more(50).await;
+    // P38: killed.
+    world.control_plane.kill().await;
+    let finding = until_finding(&gateway, "ZG0522").await;
+    assert!(finding.contains("what it gave last serves"), "{finding}");
+    gateway.message("ZG0522").await;
+    load.more(50).await;
+    // Silent, after it came back.
+    world.control_plane.behave(Manner::Silent);
+    world.control_plane.forget();
+    world.control_plane.start();
+    world
+        .control_plane
+        .heard("the question", |heard| heard.kind == CLUSTER)
+        .await;
+    load.more(50).await;
+    // Rubbish: it is refused, or the stream ends for it; and it is asked again and again.
+    world.control_plane.behave(Manner::Rubbish);
+    until_finding(&gateway, "ZG0523").await;
+    load.more(50).await;
+    // Slow, and with something new.
+    world.control_plane.behave(Manner::Slow);
+    let other = Service::http("other").await;
+    world.control_plane.put(
+        "2",
+        [by_hand::endpoints(
+            "orders",
+            &[world.orders.address, other.address],
+        )],
+    );
+    eventually("the new endpoint", async || {
+        (!other.requests().is_empty()).then_some(())
+    })
+    .await;
+    load.more(50).await;
+    // One that would leave nothing.
+    world.control_plane.behave(Manner::Well);
+    world.control_plane.forget();
+    world.control_plane.remove(LISTENER, "apps");
+    let nack = world
+        .control_plane
+        .heard("a NACK", |heard| heard.error.is_some())
+        .await;
+    assert!(nack.error.unwrap().contains("nothing would be left"));
+    load.more(50).await;
+    assert_eq!(load.end().await, 0, "no request fails\n{}", gateway.told());
+    gateway.finish().await;
+}
+
+#[tokio::test]
+async fn an_update_that_leaves_nothing_is_done_where_that_is_wanted() {
+    let mut world = World::new().await;
+    let address = world.control_plane.address;
+    let of = format!(
+        "{{ addresses: ['https://{address}'], spiffeIDs: ['spiffe://east.example/zeugma/xds'], onEmpty: apply }}"
+    );
+    world.east.set("controlPlane", &of);
+    world.say_orders("1");
+    let gateway = world.start().await;
+    world.control_plane.remove(LISTENER, "apps");
+    eventually("the listener to close", async || {
+        tokio::net::TcpStream::connect(world.east.apps)
+            .await
+            .is_err()
+            .then_some(())
+    })
+    .await;
+    gateway.finish().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_restarted_without_a_control_plane_serves_what_it_had_and_tells_its_age()
+{
+    let mut world = World::new().await;
+    world.say_orders("1");
+    let gateway = world.start().await;
+    let kept = world.east.config().join("state/east-gw/control-plane");
+    eventually("it to be kept", async || kept.exists().then_some(())).await;
+    world.control_plane.kill().await;
+    gateway.finish().await;
+    let gateway = world.start().await;
+    gateway.message("ZG0524").await;
+    let reply = get(world.east.apps, ORDERS, "/").await;
+    assert_eq!((reply.status, reply.text()), (200, "orders".to_owned()));
+    let now = told(&gateway).await;
+    assert_eq!(
+        (&now["kept"], &now["connected"]),
+        (&Value::Bool(true), &Value::Null)
+    );
+    assert!(now["age_seconds"].as_i64().unwrap() >= 0, "{now}");
+    // P24: it comes back, and is told what is there; what changed comes.
+    world.control_plane.forget();
+    let cart = Service::http("cart").await;
+    world.control_plane.put(
+        "2",
+        [
+            by_hand::service("cart"),
+            by_hand::endpoints("cart", &[cart.address]),
+            by_hand::routes(&["orders", "cart"]),
+        ],
+    );
+    world.control_plane.start();
+    let first = world
+        .control_plane
+        .heard("the question", |heard| heard.kind == CLUSTER)
+        .await;
+    assert_eq!(first.initial.len(), 1, "{first:?}");
+    eventually("what is new", async || {
+        (get(world.east.apps, CART, "/").await.status == 200).then_some(())
+    })
+    .await;
+    // What is damaged is not used.
+    gateway.finish().await;
+    world.control_plane.kill().await;
+    let mut bytes = fs::read(&kept).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&kept, bytes).unwrap();
+    let gateway = world.spawn();
+    gateway.message("ZG0124").await;
+    gateway.message("ZG0526").await;
+    assert_eq!(gateway.ready().await, 503);
+    let finding = until_finding(&gateway, "ZG0522").await;
+    assert!(finding.contains("nothing serves"), "{finding}");
+    world.control_plane.start();
+    gateway.late_message("ZG0901 gateway ready").await;
+    assert_eq!(get(world.east.apps, ORDERS, "/").await.status, 200);
+    gateway.finish().await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_whom_the_gateway_expects_is_not_believed() {
+    let mut world = World::new().await;
+    let address = world.control_plane.address;
+    let of = format!(
+        "{{ addresses: ['https://{address}'], spiffeIDs: ['spiffe://east.example/another'] }}"
+    );
+    world.east.set("controlPlane", &of);
+    world.say_orders("1");
+    let gateway = world.spawn();
+    let said = gateway.message("ZG0522").await;
+    assert!(said.contains("its identity is not taken"), "{said}");
+    gateway.message("ZG0526").await;
+    assert_eq!(gateway.ready().await, 503);
+    assert!(world.control_plane.heard_so_far().is_empty());
+    let finding = until_finding(&gateway, "ZG0522").await;
+    assert!(finding.contains("nothing serves"), "{finding}");
+    gateway.signal(Signal::TERM);
+}
+
+#[tokio::test]
+async fn another_server_is_asked_where_the_first_is_gone() {
+    let mut world = World::new().await;
+    let identity = world.east.identity("zeugma/xds");
+    let second = ControlPlane::new(Some(&identity));
+    let of = format!(
+        "{{ addresses: ['https://{}', 'https://{}'], spiffeIDs: ['spiffe://east.example/zeugma/xds'] }}",
+        world.control_plane.address, second.address
+    );
+    world.east.set("controlPlane", &of);
+    world.control_plane.kill().await;
+    second.put(
+        "1",
+        [
+            by_hand::service("orders"),
+            by_hand::endpoints("orders", &[world.orders.address]),
+            by_hand::listener("apps", world.east.apps),
+            by_hand::routes(&["orders"]),
+        ],
+    );
+    let gateway = world.start().await;
+    // P42: something is missing.
+    assert_eq!(get(world.east.apps, ORDERS, "/").await.status, 200);
+    assert_eq!(
+        told(&gateway).await["connected"],
+        format!("https://{}", second.address)
+    );
+    gateway.finish().await;
+}
+
+#[tokio::test]
+async fn a_server_that_knows_no_deltas_is_asked_in_full() {
+    let world = World::new().await;
+    world.control_plane.behave(Manner::Full);
+    world.say_orders("1");
+    let gateway = world.start().await;
+    assert_eq!(get(world.east.apps, ORDERS, "/").await.status, 200);
+    world.acked(ROUTES).await;
+    let other = Service::http("other").await;
+    world
+        .control_plane
+        .put("2", [by_hand::endpoints("orders", &[other.address])]);
+    eventually("the other endpoint", async || {
+        (get(world.east.apps, ORDERS, "/").await.text() == "other").then_some(())
+    })
+    .await;
+    gateway.finish().await;
+}
+
+/// What `zeugma xds get` says, and how it ends.
+fn read(words: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zeugma"));
+    let output = command.args(["xds", "get"]).args(words).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_reads_a_server_as_a_gateway_would() {
+    let world = World::new().await;
+    world.say_orders("1");
+    world.east.write_gateway();
+    let config = world.east.config();
+    let config = config.to_str().unwrap();
+    let (code, text, _) = read(&["clusters", "--config", config]);
+    assert_eq!(code, Some(0));
+    assert!(text.contains("outbound|shop/orders:80  1"), "{text}");
+    let (code, text, _) = read(&["endpoints", "--config", config, "-o", "json"]);
+    assert_eq!(code, Some(0));
+    let read_back: Value = serde_json::from_str(&text).unwrap();
+    let one = &read_back["resources"][0];
+    assert_eq!(
+        (&one["name"], &one["version"]),
+        (&"outbound|shop/orders:80".into(), &"1".into())
+    );
+    let port = world.orders.address.port().to_string();
+    assert!(one["body"].as_str().unwrap().contains(&port), "{one}");
+    // By plaintext, as whoever one says.
+    let plain = ControlPlane::new(None);
+    plain.put("7", [by_hand::listener("apps", world.east.apps)]);
+    let address = format!("http://{}", plain.address);
+    let (code, text, _) = read(&[
+        "listeners",
+        "--server",
+        &address,
+        "--name",
+        "somebody",
+        "-o",
+        "json",
+    ]);
+    assert_eq!(code, Some(0));
+    let read_back: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        read_back["resources"][0]["metadata"]["mesh"], false,
+        "{text}"
+    );
+    let node = plain
+        .heard("who asks", |heard| heard.node.is_some())
+        .await
+        .node
+        .unwrap();
+    assert_eq!(node.id, "somebody");
+    // Nobody is there.
+    let (code, _, said) = read(&["clusters", "--server", "http://127.0.0.1:9", "--wait", "1s"]);
+    assert_eq!(code, Some(69), "{said}");
+    assert!(
+        said.starts_with("error[ZG0522]: http://127.0.0.1:9: "),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn a_listener_that_cannot_be_bound_is_refused_and_the_others_serve() {
+    let world = World::new().await;
+    world.say_orders("1");
+    let gateway = world.start().await;
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let taken_at = taken.local_addr().unwrap();
+    world
+        .control_plane
+        .put("2", [by_hand::listener("taken", taken_at)]);
+    let nack = world
+        .control_plane
+        .heard("a NACK", |heard| heard.error.is_some())
+        .await;
+    let error = nack.error.unwrap();
+    assert!(
+        error.contains("listener `taken`") && error.contains("in use"),
+        "{error}"
+    );
+    assert_eq!(get(world.east.apps, ORDERS, "/").await.status, 200);
+    gateway.finish().await;
+}
+
+#[tokio::test]
+async fn endpoints_that_do_not_come_are_told_and_waited_for_no_longer_than_15_s() {
+    let world = World::new().await;
+    world.control_plane.put(
+        "1",
+        [
+            by_hand::service("orders"),
+            by_hand::listener("apps", world.east.apps),
+            by_hand::routes(&["orders"]),
+        ],
+    );
+    let gateway = world.spawn();
+    // P18, P34: without them it goes on, and has nowhere to send a request.
+    let said = gateway.late_message("ZG0525").await;
+    assert!(said.contains("outbound|shop/orders:80"), "{said}");
+    gateway.late_message("ZG0901 gateway ready").await;
+    assert_eq!(get(world.east.apps, ORDERS, "/").await.status, 503);
+    world
+        .control_plane
+        .put("2", [by_hand::endpoints("orders", &[world.orders.address])]);
+    eventually("the endpoints", async || {
+        (get(world.east.apps, ORDERS, "/").await.status == 200).then_some(())
+    })
+    .await;
+    gateway.finish().await;
+}

@@ -1,0 +1,470 @@
+//! What a control plane gave, and what of it serves together.
+//!
+//! ```text
+//! put ------> next --it fits what is there--> good: it serves
+//!               |  `--refused: a fault, kept aside; tried again whenever something changes
+//!               `--what it refers to has not come yet: it waits, and the good one serves (P31)
+//! removed --> good serves on while something that serves refers to it (P30)
+//! ```
+//!
+//! Something that is wrong by itself is never tried again. Of those that do not fit together the one
+//! that is new is at fault.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use zeugma_core::snapshot::{Node, Snapshot};
+
+use crate::compile::ResourceList;
+use crate::ingest::{Blamed, Packed, check};
+use crate::pb::Any;
+use crate::session::Kind;
+use crate::session::client::{Change, Name, Resource, Update, Verdict};
+
+/// Times that something is left out because it does not fit, before all that is new is.
+const ROUNDS_MAX: usize = 16;
+
+/// A resource.
+pub(crate) type Key = (Kind, Name);
+
+/// What is done about an update that would leave nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnEmpty {
+    /// What is there stays.
+    Keep,
+    /// It is done.
+    Apply,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Entry {
+    good: Option<Resource>,
+    next: Option<Next>,
+    /// There is none, or it did not come in time.
+    is_absent: bool,
+    /// What is next was refused.
+    is_aside: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Next {
+    Put(Resource),
+    Removed,
+}
+
+/// All that came, for one gateway.
+#[derive(Debug)]
+pub(crate) struct Holdings {
+    node: Node,
+    on_empty: OnEmpty,
+    entries: BTreeMap<Key, Entry>,
+    known: BTreeSet<Kind>,
+    /// Whether a listener and a service serve.
+    serves: [bool; 2],
+}
+
+/// What is to serve, and what is not to.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) resources: ResourceList,
+    /// Those of which the good one, or none, serves in place of the next.
+    left_out: BTreeSet<Key>,
+    /// Those of them that wait for what they refer to.
+    warming: BTreeSet<Key>,
+    faults: BTreeMap<Key, String>,
+}
+
+/// The resources that a name may stand for.
+enum Found<'a> {
+    Resource(&'a Resource),
+    /// It is known that there is none.
+    Absent,
+    Unknown,
+}
+
+/// What serves, if these are left out.
+struct View<'a> {
+    packed: Packed<'a>,
+    warming: BTreeSet<Key>,
+    /// Whether something has not come yet that may come.
+    is_waiting: bool,
+    /// What is in it, by name.
+    used: BTreeSet<Key>,
+}
+
+impl Holdings {
+    /// Nothing yet.
+    pub(crate) const fn new(node: Node, on_empty: OnEmpty) -> Self {
+        Self {
+            node,
+            on_empty,
+            entries: BTreeMap::new(),
+            known: BTreeSet::new(),
+            serves: [false; 2],
+        }
+    }
+
+    /// Has this serve already.
+    pub(crate) fn hold(&mut self, key: Key, resource: Resource) {
+        self.known.insert(key.0);
+        self.entries.entry(key).or_default().good = Some(resource);
+    }
+
+    /// What serves, or is to serve as soon as it can.
+    pub(crate) fn good(&self) -> impl Iterator<Item = (&Key, &Resource)> {
+        (self.entries.iter()).filter_map(|(key, entry)| Some((key, entry.good.as_ref()?)))
+    }
+
+    /// What waits for something that it refers to, and what is aside.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        let puts = (self.entries.values()).filter(|one| matches!(one.next, Some(Next::Put(_))));
+        puts.count()
+    }
+
+    /// Takes an update; what is wrong in it by itself is a fault.
+    pub(crate) fn take(&mut self, update: Update) -> BTreeMap<Key, String> {
+        let mut faults = BTreeMap::new();
+        self.known.extend(update.known);
+        for (key, change) in update.changes {
+            let wrong = match &change {
+                Change::Put(resource) => check(key.0, &resource.body).err(),
+                Change::Removed | Change::Missing => None,
+            };
+            let entry = self.entries.entry(key.clone()).or_default();
+            entry.is_aside = false;
+            entry.next = None;
+            match change {
+                Change::Put(resource) => match wrong {
+                    Some(why) => drop(faults.insert(key, why)),
+                    None if entry.good.as_ref() == Some(&resource) => {}
+                    None => entry.next = Some(Next::Put(resource)),
+                },
+                Change::Removed | Change::Missing => {
+                    entry.is_absent = true;
+                    entry.next = entry.good.is_some().then_some(Next::Removed);
+                }
+            }
+        }
+        faults
+    }
+
+    /// What is to serve of all that there is; `faults` are of what was left out already.
+    ///
+    /// # Errors
+    /// Not even what served before does.
+    pub(crate) fn draft(
+        &self,
+        mut faults: BTreeMap<Key, String>,
+        mut left_out: BTreeSet<Key>,
+    ) -> Result<Draft, Vec<Blamed>> {
+        let mut is_guarded = false;
+        for round in 0.. {
+            let View {
+                packed,
+                warming,
+                is_waiting,
+                ..
+            } = self.view(&left_out);
+            let (snapshot, resources) = match packed.ingest(self.node.clone()) {
+                Ok(made) => made,
+                Err(errors) => {
+                    let is_waiting = is_waiting || !self.known.contains(&Kind::Cluster);
+                    let is_last = round >= ROUNDS_MAX;
+                    let blamed = errors.0;
+                    if !self.leave_out(&blamed, is_last, is_waiting, (&mut left_out, &mut faults)) {
+                        return Err(blamed);
+                    }
+                    continue;
+                }
+            };
+            let serves = [
+                !snapshot.listeners.is_empty(),
+                !snapshot.services.is_empty(),
+            ];
+            if self.would_empty(serves) && !is_guarded {
+                is_guarded = true;
+                let removed = self.removed(&left_out);
+                let why =
+                    "nothing would be left, so it stays; `controlPlane.onEmpty: apply` lets it go";
+                if !removed.is_empty() {
+                    faults.extend(removed.iter().map(|key| (key.clone(), why.to_owned())));
+                    left_out.extend(removed);
+                    continue;
+                }
+            }
+            return Ok(Draft {
+                snapshot,
+                resources,
+                left_out,
+                warming,
+                faults,
+            });
+        }
+        Err(Vec::new())
+    }
+
+    /// The same without these listeners, which cannot be bound; `None` where they are not new.
+    pub(crate) fn without(&self, draft: &Draft, unbound: &[(String, String)]) -> Option<Draft> {
+        let (mut left_out, mut faults) = (draft.left_out.clone(), draft.faults.clone());
+        let mut is_less = false;
+        for (name, why) in unbound {
+            let key = (Kind::Listener, Name::from(name.as_str()));
+            if self.is_put(&key) && left_out.insert(key.clone()) {
+                is_less = true;
+                faults.insert(key, why.clone());
+            }
+        }
+        is_less.then(|| self.draft(faults, left_out).ok()).flatten()
+    }
+
+    /// A draft serves.
+    pub(crate) fn commit(&mut self, draft: &Draft) -> Verdict {
+        let mut verdict = Verdict {
+            refused: draft.faults.clone(),
+            revived: Vec::new(),
+        };
+        let is_listening = !draft.snapshot.listeners.is_empty();
+        self.serves = [is_listening, !draft.snapshot.services.is_empty()];
+        let used = self.view(&draft.left_out).used;
+        for (key, entry) in &mut self.entries {
+            let is_faulty = draft.faults.contains_key(key);
+            // What nobody refers to was not seen beside the others.
+            let is_seen = key.0.is_wildcard() || used.contains(key);
+            let is_left_out =
+                !is_seen || draft.left_out.contains(key) || draft.warming.contains(key);
+            match entry.next.take() {
+                Some(Next::Put(resource)) if is_left_out => {
+                    entry.is_aside |= is_faulty;
+                    entry.next = Some(Next::Put(resource));
+                }
+                Some(Next::Put(resource)) => {
+                    if std::mem::take(&mut entry.is_aside) {
+                        verdict.revived.push(key.clone());
+                    }
+                    entry.good = Some(resource);
+                    entry.is_absent = false;
+                }
+                // Its server is told that it stays.
+                Some(Next::Removed) if is_faulty => entry.is_absent = false,
+                Some(Next::Removed) if draft.left_out.contains(key) || used.contains(key) => {
+                    entry.next = Some(Next::Removed);
+                }
+                Some(Next::Removed) => entry.good = None,
+                None => {}
+            }
+        }
+        self.forget();
+        verdict
+    }
+
+    /// Nothing of an update serves.
+    pub(crate) fn refuse(&mut self, keys: impl IntoIterator<Item = Key>) {
+        for key in keys {
+            if let Some(entry) = self.entries.get_mut(&key) {
+                entry.next = None;
+            }
+        }
+        self.forget();
+    }
+
+    /// Forgets that there is none of what nobody refers to.
+    fn forget(&mut self) {
+        let referred: BTreeSet<Key> = (self.entries.values())
+            .flat_map(|entry| {
+                let next = entry.next.as_ref().and_then(Next::resource);
+                entry.good.iter().chain(next)
+            })
+            .flat_map(|resource| resource.references.iter().cloned())
+            .collect();
+        self.entries.retain(|key, entry| {
+            entry.good.is_some() || entry.next.is_some() || referred.contains(key)
+        });
+    }
+
+    fn is_put(&self, key: &Key) -> bool {
+        let next = self.entries.get(key).and_then(|entry| entry.next.as_ref());
+        matches!(next, Some(Next::Put(_)))
+    }
+
+    const fn would_empty(&self, [listens, serves]: [bool; 2]) -> bool {
+        let [listened, served] = self.serves;
+        matches!(self.on_empty, OnEmpty::Keep) && ((listened && !listens) || (served && !serves))
+    }
+
+    /// Those that go, but for these.
+    fn removed(&self, left_out: &BTreeSet<Key>) -> Vec<Key> {
+        (self.entries.iter())
+            .filter(|(key, entry)| entry.next == Some(Next::Removed) && !left_out.contains(*key))
+            .map(|(key, _)| key.clone())
+            .collect()
+    }
+
+    /// Leaves out what is to blame; whether there was something.
+    fn leave_out(
+        &self,
+        blamed: &[Blamed],
+        is_last: bool,
+        is_waiting: bool,
+        (left_out, faults): (&mut BTreeSet<Key>, &mut BTreeMap<Key, String>),
+    ) -> bool {
+        let before = left_out.len();
+        for Blamed { kind, name, why } in blamed {
+            let key = (*kind, Name::from(name.as_str()));
+            // Endpoints are read with their cluster.
+            let beside = self.entries.get(&key).into_iter().flat_map(|entry| {
+                let next = entry.next.as_ref().and_then(Next::resource);
+                let all = next.into_iter().chain(&entry.good);
+                all.flat_map(|one| one.references.iter().cloned())
+            });
+            let endpoints = beside.filter(|(kind, _)| *kind == Kind::Endpoints);
+            for key in endpoints.chain([key.clone()]) {
+                if self.is_put(&key) && left_out.insert(key.clone()) && !is_waiting {
+                    faults.insert(key, why.clone());
+                }
+            }
+        }
+        if left_out.len() > before && !is_last {
+            return true;
+        }
+        // Nothing new is at fault: something is missed that is to go.
+        let removed = self.removed(left_out);
+        let is_missed = !removed.is_empty();
+        left_out.extend(removed);
+        if is_missed && !is_last {
+            return true;
+        }
+        let (kind, name, why) = (blamed.first()).map_or(("", "", ""), |one| {
+            (one.kind.as_str(), &*one.name, &*one.why)
+        });
+        for (key, entry) in &self.entries {
+            if entry.next.is_some() && left_out.insert(key.clone()) && !is_waiting {
+                let why = format!("beside it {kind} `{name}` is not right: {why}");
+                faults.insert(key.clone(), why);
+            }
+        }
+        left_out.len() > before
+    }
+
+    /// What a name stands for, if these are left out.
+    fn found(&self, key: &Key, left_out: &BTreeSet<Key>) -> Found<'_> {
+        let Some(entry) = self.entries.get(key) else {
+            return Found::Unknown;
+        };
+        if let Some(Next::Put(resource)) = &entry.next
+            && !left_out.contains(key)
+        {
+            return Found::Resource(resource);
+        }
+        match (&entry.good, entry.is_absent) {
+            (Some(good), _) => Found::Resource(good),
+            (None, true) => Found::Absent,
+            (None, false) => Found::Unknown,
+        }
+    }
+
+    /// What serves of a kind of which all serve.
+    fn of_kind<'a>(
+        &'a self,
+        kind: Kind,
+        left_out: &BTreeSet<Key>,
+        warming: &mut BTreeSet<Key>,
+    ) -> Vec<(&'a Key, &'a Resource)> {
+        let mut all = Vec::new();
+        for (key, entry) in &self.entries {
+            if key.0 != kind {
+                continue;
+            }
+            let is_out = left_out.contains(key);
+            let mut chosen = entry.good.as_ref();
+            match &entry.next {
+                Some(Next::Put(resource)) if !is_out => {
+                    let mut references = resource.references.iter();
+                    let waits =
+                        references.any(|to| matches!(self.found(to, left_out), Found::Unknown));
+                    if waits {
+                        warming.insert(key.clone());
+                    } else {
+                        chosen = Some(resource);
+                    }
+                }
+                Some(Next::Removed) if !is_out => chosen = None,
+                Some(Next::Put(_) | Next::Removed) | None => {}
+            }
+            all.extend(chosen.map(|chosen| (key, chosen)));
+        }
+        all
+    }
+
+    fn view(&self, left_out: &BTreeSet<Key>) -> View<'_> {
+        let mut warming = BTreeSet::new();
+        let mut used = BTreeSet::new();
+        let clusters = self.of_kind(Kind::Cluster, left_out, &mut warming);
+        let listeners = self.of_kind(Kind::Listener, left_out, &mut warming);
+        let mut of = [HashMap::new(), HashMap::new()];
+        for (_, resource) in clusters.iter().chain(&listeners) {
+            for to in resource.references.iter() {
+                let [endpoints, routes] = &mut of;
+                let of = if to.0 == Kind::Endpoints {
+                    endpoints
+                } else {
+                    routes
+                };
+                let known = self.entries.get_key_value(to);
+                if let (Some(((_, name), _)), Found::Resource(found)) =
+                    (known, self.found(to, left_out))
+                {
+                    of.insert(&**name, &*found.body);
+                    used.insert(to.clone());
+                }
+            }
+        }
+        let [endpoints, routes] = of;
+        let mut routes: Vec<(&str, &Any)> = routes.into_iter().collect();
+        routes.sort_unstable_by_key(|(name, _)| *name);
+        let absent = (listeners.iter())
+            .flat_map(|(_, resource)| resource.references.iter())
+            .filter(|to| !used.contains(*to))
+            .map(|(_, name)| &**name);
+        let absent: BTreeSet<&str> = absent.collect();
+        let is_to_come = |to: &Key| {
+            let entry = self.entries.get(to);
+            entry.is_none_or(|entry| entry.next.is_none())
+                && matches!(self.found(to, left_out), Found::Unknown)
+        };
+        let next = |key: &Key| self.entries.get(key)?.next.as_ref()?.resource();
+        let is_waiting = (warming.iter().filter_map(next))
+            .flat_map(|resource| resource.references.iter())
+            .any(is_to_come);
+        View {
+            is_waiting,
+            packed: Packed {
+                clusters: clusters
+                    .iter()
+                    .map(|(key, one)| (&*key.1, &*one.body))
+                    .collect(),
+                endpoints,
+                routes,
+                empty_routes: absent.into_iter().collect(),
+                listeners: listeners
+                    .iter()
+                    .map(|(key, one)| (&*key.1, &*one.body))
+                    .collect(),
+            },
+            warming,
+            used,
+        }
+    }
+}
+
+impl Next {
+    const fn resource(&self) -> Option<&Resource> {
+        match self {
+            Self::Put(resource) => Some(resource),
+            Self::Removed => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

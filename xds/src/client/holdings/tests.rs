@@ -1,0 +1,458 @@
+use std::sync::Arc;
+
+use zeugma_core::identity::TrustDomain;
+use zeugma_core::locality::Locality;
+
+use super::*;
+use crate::compile::Context;
+use crate::model::Model;
+use crate::pb::{self, cluster, endpoint, listener, route};
+
+use Kind::{Cluster, Endpoints, Listener, Routes};
+
+const GATEWAY: &str = r#"
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshGateway
+metadata: { name: east-gw }
+spec:
+  trustDomain: east.example
+  cluster: east
+  locality: eu/eu-1
+  svid: { files: { certificate: gw.pem, key: gw.key, bundles: bundles/ } }
+  listeners:
+    apps: { address: "127.0.0.1:15001", role: workloads }
+    more: { address: "127.0.0.1:15002", role: workloads }
+"#;
+
+const ORDERS: &str = r#"
+---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshRoute
+metadata: { name: orders, namespace: shop }
+spec: { protocol: http, backends: [{ endpoints: ["10.0.1.1:80"] }], allow: [{ listeners: [apps, more] }] }
+"#;
+
+const CART: &str = r#"
+---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshRoute
+metadata: { name: cart, namespace: shop }
+spec: { protocol: http, backends: [{ endpoints: ["10.0.2.1:80"] }], allow: [{ listeners: [apps, more] }] }
+"#;
+
+/// What the documents compile to.
+fn compiled(documents: &[&str]) -> BTreeMap<Key, Any> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mesh.yaml");
+    std::fs::write(&path, documents.concat()).unwrap();
+    let sources = crate::files::read(&path, crate::files::LIMITS).unwrap();
+    let (model, mut findings) = Model::read(sources.documents);
+    assert!(findings.is_empty(), "{findings}");
+    let context = Context {
+        model: &model,
+        gateway: &model.gateways[0],
+        node: &node(),
+    };
+    let packed = crate::packed::compile(context, &mut findings);
+    let all = [
+        (Cluster, packed.clusters),
+        (Routes, packed.routes),
+        (Listener, packed.listeners),
+    ];
+    all.into_iter()
+        .flat_map(|(kind, all)| {
+            all.into_iter()
+                .map(move |(name, any)| ((kind, name.as_str().into()), any))
+        })
+        .collect()
+}
+
+fn node() -> Node {
+    Node {
+        name: "east-gw".into(),
+        cluster: "east".into(),
+        locality: Locality::parse("eu/eu-1").unwrap(),
+        trust_domain: TrustDomain::parse("east.example").unwrap(),
+    }
+}
+
+fn put(kind: Kind, name: &str, version: &str, any: &Any) -> (Key, Change) {
+    let references = crate::session::client::references(kind, name, any);
+    let resource = Resource {
+        version: version.into(),
+        body: Arc::new(any.clone()),
+        references: references.unwrap(),
+    };
+    ((kind, name.into()), Change::Put(resource))
+}
+
+fn puts(all: &BTreeMap<Key, Any>, of: &[Kind], version: &str) -> Vec<(Key, Change)> {
+    (all.iter())
+        .filter(|((kind, _), _)| of.contains(kind))
+        .map(|((kind, name), any)| put(*kind, name, version, any))
+        .collect()
+}
+
+fn all_known(changes: Vec<(Key, Change)>) -> Update {
+    Update {
+        changes: changes.into_iter().collect(),
+        known: Kind::ALL.into(),
+    }
+}
+
+/// A gateway that takes what it is given.
+struct Given {
+    holdings: Holdings,
+    snapshot: Option<Snapshot>,
+}
+
+impl Given {
+    fn new() -> Self {
+        Self::on_empty(OnEmpty::Keep)
+    }
+
+    fn on_empty(on_empty: OnEmpty) -> Self {
+        Self {
+            holdings: Holdings::new(node(), on_empty),
+            snapshot: None,
+        }
+    }
+
+    /// What is refused, a line each.
+    fn give(&mut self, update: Update) -> Vec<String> {
+        let faults = self.holdings.take(update);
+        let draft = self.holdings.draft(faults, BTreeSet::new()).unwrap();
+        let verdict = self.holdings.commit(&draft);
+        self.snapshot = Some(draft.snapshot);
+        let refused =
+            (verdict.refused.iter()).map(|((kind, name), why)| format!("{kind:?} {name}: {why}"));
+        refused
+            .chain((verdict.revived.iter()).map(|(kind, name)| format!("{kind:?} {name} serves")))
+            .collect()
+    }
+
+    /// The names of services, with the address of the first endpoint of each.
+    fn services(&self) -> Vec<String> {
+        let snapshot = self.snapshot.as_ref().unwrap();
+        let of = |service: &zeugma_core::snapshot::Service| {
+            let cluster = snapshot.cluster(service.outbound);
+            let first = cluster.endpoints.first();
+            format!(
+                "{} {}",
+                service.name,
+                first.map_or_else(|| "none".to_owned(), |one| one.address.to_string())
+            )
+        };
+        snapshot.services.iter().map(of).collect()
+    }
+
+    /// The listeners that lead somewhere.
+    fn listeners(&self) -> Vec<String> {
+        let all = self.snapshot.as_ref().unwrap().listeners.iter();
+        all.map(|one| format!("{} {}", one.name, one.hosts.entries().count()))
+            .collect()
+    }
+}
+
+const NOTHING: [&str; 0] = [];
+
+#[test]
+fn what_came_serves_whatever_order_it_came_in() {
+    let all = compiled(&[GATEWAY, ORDERS, CART]);
+    let kinds = [Cluster, Listener, Routes];
+    let mut whole = Given::new();
+    assert_eq!(whole.give(all_known(puts(&all, &kinds, "1"))), NOTHING);
+    assert_eq!(
+        whole.services(),
+        ["shop/cart 10.0.2.1:80", "shop/orders 10.0.1.1:80"]
+    );
+    assert_eq!(whole.listeners(), ["apps 2", "more 2"]);
+    for order in [
+        [0, 1, 2],
+        [0, 2, 1],
+        [1, 0, 2],
+        [1, 2, 0],
+        [2, 0, 1],
+        [2, 1, 0],
+    ] {
+        let mut given = Given::new();
+        let mut known = BTreeSet::new();
+        for nth in order {
+            let kind = kinds[nth];
+            known.insert(kind);
+            // P31: a listener waits for its routes, and what refers to clusters until these are known.
+            let update = Update {
+                changes: puts(&all, &[kind], "1").into_iter().collect(),
+                known: known.clone(),
+            };
+            assert_eq!(given.give(update), NOTHING, "{order:?}");
+        }
+        assert_eq!(given.snapshot, whole.snapshot, "{order:?}");
+        assert_eq!(given.holdings.waiting(), 0, "{order:?}");
+    }
+}
+
+#[test]
+fn p29_one_that_is_bad_keeps_its_last_good_one_and_the_others_serve() {
+    let before = compiled(&[GATEWAY, ORDERS, CART]);
+    let mut given = Given::new();
+    given.give(all_known(puts(&before, &[Cluster, Listener, Routes], "1")));
+    let mut after = compiled(&[
+        GATEWAY,
+        &ORDERS.replace("1.1:80", "1.9:80"),
+        &CART.replace("2.1:80", "2.9:80"),
+    ]);
+    let name: Name = "outbound|shop/cart:80".into();
+    let any = after.get_mut(&(Cluster, name)).unwrap();
+    let mut bad: cluster::Cluster = pb::unpack(any).unwrap();
+    bad.lb_policy = 77;
+    *any = pb::pack(&bad);
+    assert_eq!(
+        given.give(all_known(puts(&after, &[Cluster], "2"))),
+        ["Cluster outbound|shop/cart:80: lb_policy 77 is not known"]
+    );
+    assert_eq!(
+        given.services(),
+        ["shop/cart 10.0.2.1:80", "shop/orders 10.0.1.9:80"]
+    );
+    let version = |name: &str| {
+        let key = (Cluster, Name::from(name));
+        given
+            .holdings
+            .good()
+            .find(|(of, _)| **of == key)
+            .unwrap()
+            .1
+            .version
+            .clone()
+    };
+    assert_eq!(&*version("outbound|shop/cart:80"), "1");
+    assert_eq!(&*version("outbound|shop/orders:80"), "2");
+}
+
+#[test]
+fn a_stranger_s_resource_is_refused_and_says_what_it_misses() {
+    let mut given = Given::new();
+    given.give(all_known(puts(
+        &compiled(&[GATEWAY, ORDERS]),
+        &[Cluster, Listener, Routes],
+        "1",
+    )));
+    let stranger = pb::pack(&cluster::Cluster {
+        name: "stranger".to_owned(),
+        ..Default::default()
+    });
+    assert_eq!(
+        given.give(all_known(vec![put(Cluster, "stranger", "1", &stranger)])),
+        ["Cluster stranger: it has no `dev.zeugma` metadata"]
+    );
+    assert_eq!(given.services(), ["shop/orders 10.0.1.1:80"]);
+}
+
+#[test]
+fn a_reference_that_leads_nowhere_is_refused_and_serves_once_it_leads_somewhere() {
+    let one = compiled(&[GATEWAY, ORDERS]);
+    let two = compiled(&[GATEWAY, ORDERS, CART]);
+    let mut given = Given::new();
+    given.give(all_known(puts(&one, &[Cluster, Listener, Routes], "1")));
+    let refused = given.give(all_known(puts(&two, &[Routes], "2"))).join("\n");
+    assert!(refused.contains("no service `shop/cart:80`"), "{refused}");
+    assert_eq!(given.listeners(), ["apps 1", "more 1"]);
+    // It is not said again and again.
+    let revived = given.give(all_known(puts(&two, &[Cluster], "2")));
+    // Those of the new service alone nothing refers to yet.
+    assert_eq!(revived.len(), 4, "{revived:?}");
+    assert!(
+        revived
+            .iter()
+            .all(|line| line.starts_with("Routes ") && line.ends_with(" serves"))
+    );
+    assert_eq!(given.listeners(), ["apps 2", "more 2"]);
+}
+
+#[test]
+fn p30_what_is_removed_before_what_refers_to_it_serves_until_that_lets_go_of_it() {
+    let two = compiled(&[GATEWAY, ORDERS, CART]);
+    let one = compiled(&[GATEWAY, ORDERS]);
+    let mut given = Given::new();
+    given.give(all_known(puts(&two, &[Cluster, Listener, Routes], "1")));
+    let gone = (two.keys())
+        .filter(|key| key.0 == Cluster && !one.contains_key(*key))
+        .map(|key| (key.clone(), Change::Removed));
+    assert_eq!(given.give(all_known(gone.collect())), NOTHING);
+    assert_eq!(given.services().len(), 2);
+    assert_eq!(given.listeners(), ["apps 2", "more 2"]);
+    assert_eq!(
+        given.give(all_known(puts(&one, &[Listener, Routes], "2"))),
+        NOTHING
+    );
+    assert_eq!(given.services(), ["shop/orders 10.0.1.1:80"]);
+    assert_eq!(given.listeners(), ["apps 1", "more 1"]);
+    let mut good = given.holdings.good();
+    assert!(!good.any(|((kind, name), _)| *kind == Cluster && name.contains("cart")));
+}
+
+/// The cluster of orders with its endpoints apart.
+fn discovered(all: &mut BTreeMap<Key, Any>) -> endpoint::ClusterLoadAssignment {
+    let mut found = None;
+    for ((kind, name), any) in all.iter_mut() {
+        if *kind == Cluster && name.contains("outbound|shop/orders") {
+            let mut cluster: cluster::Cluster = pb::unpack(any).unwrap();
+            let eds = cluster::cluster::DiscoveryType::Eds;
+            cluster.cluster_discovery_type =
+                Some(cluster::cluster::ClusterDiscoveryType::Type(eds.into()));
+            cluster.eds_cluster_config = Some(cluster::cluster::EdsClusterConfig {
+                service_name: "orders".to_owned(),
+                ..Default::default()
+            });
+            found = cluster.load_assignment.take();
+            *any = pb::pack(&cluster);
+        }
+    }
+    let mut found = found.unwrap();
+    found.cluster_name = "orders".to_owned();
+    found
+}
+
+#[test]
+fn p31_p34_a_cluster_waits_for_its_endpoints_and_goes_on_without_when_none_come() {
+    let mut all = compiled(&[GATEWAY, ORDERS]);
+    let assigned = discovered(&mut all);
+    let mut given = Given::new();
+    // The listener waits with it, and neither is at fault.
+    assert_eq!(
+        given.give(all_known(puts(&all, &[Cluster, Listener, Routes], "1"))),
+        NOTHING
+    );
+    assert_eq!(given.services(), NOTHING);
+    assert!(given.holdings.waiting() > 0);
+    let update = all_known(vec![put(Endpoints, "orders", "1", &pb::pack(&assigned))]);
+    assert_eq!(given.give(update), NOTHING);
+    assert_eq!(given.services(), ["shop/orders 10.0.1.1:80"]);
+    assert_eq!(given.listeners(), ["apps 1", "more 1"]);
+    // Scaled to nothing: it has none then, and is there all the same.
+    let none = endpoint::ClusterLoadAssignment {
+        cluster_name: "orders".to_owned(),
+        ..Default::default()
+    };
+    given.give(all_known(vec![put(
+        Endpoints,
+        "orders",
+        "2",
+        &pb::pack(&none),
+    )]));
+    assert_eq!(given.services(), ["shop/orders none"]);
+    let mut missing = Given::new();
+    missing.give(all_known(puts(&all, &[Cluster, Listener, Routes], "1")));
+    missing.give(all_known(vec![(
+        (Endpoints, "orders".into()),
+        Change::Missing,
+    )]));
+    assert_eq!(missing.services(), ["shop/orders none"]);
+    assert_eq!(missing.listeners(), ["apps 1", "more 1"]);
+    // P41: endpoints that are taken away while their cluster is there stay.
+    given.give(all_known(vec![put(
+        Endpoints,
+        "orders",
+        "3",
+        &pb::pack(&assigned),
+    )]));
+    given.give(all_known(vec![(
+        (Endpoints, "orders".into()),
+        Change::Removed,
+    )]));
+    assert_eq!(given.services(), ["shop/orders 10.0.1.1:80"]);
+}
+
+#[test]
+fn bad_endpoints_are_refused_with_their_cluster_s_name_and_the_good_ones_stay() {
+    let mut all = compiled(&[GATEWAY, ORDERS]);
+    let assigned = discovered(&mut all);
+    let mut given = Given::new();
+    given.give(all_known(puts(&all, &[Cluster, Listener, Routes], "1")));
+    given.give(all_known(vec![put(
+        Endpoints,
+        "orders",
+        "1",
+        &pb::pack(&assigned),
+    )]));
+    let mut bad = assigned;
+    bad.endpoints[0].lb_endpoints[0].load_balancing_weight = pb::number(0);
+    assert_eq!(
+        given.give(all_known(vec![put(
+            Endpoints,
+            "orders",
+            "2",
+            &pb::pack(&bad)
+        )])),
+        ["Endpoints orders: endpoint 10.0.1.1:80 has weight 0"]
+    );
+    assert_eq!(given.services(), ["shop/orders 10.0.1.1:80"]);
+}
+
+#[test]
+fn an_update_that_would_leave_nothing_is_refused_unless_it_is_wanted_so() {
+    let all = compiled(&[GATEWAY, ORDERS]);
+    for (on_empty, left) in [(OnEmpty::Keep, 2), (OnEmpty::Apply, 0)] {
+        let mut given = Given::on_empty(on_empty);
+        given.give(all_known(puts(&all, &[Cluster, Listener, Routes], "1")));
+        let gone = |of: Kind| -> Update {
+            let keys = all.keys().filter(|key| key.0 == of);
+            all_known(keys.map(|key| (key.clone(), Change::Removed)).collect())
+        };
+        let refused = given.give(gone(Listener));
+        assert_eq!(refused.len(), left, "{refused:?}");
+        assert_eq!(given.listeners().len(), left);
+        if on_empty == OnEmpty::Keep {
+            assert!(refused[0].contains("nothing would be left"), "{refused:?}");
+            // One of two may go; and a cluster that something refers to stays by itself.
+            let one = ((Listener, "more".into()), Change::Removed);
+            assert_eq!(given.give(all_known(vec![one])), NOTHING);
+            assert_eq!(given.listeners(), ["apps 1"]);
+            assert_eq!(given.give(gone(Cluster)), NOTHING);
+            assert_eq!(given.services().len(), 1);
+        }
+    }
+}
+
+#[test]
+fn listeners_that_cannot_be_bound_are_left_out_and_named() {
+    let all = compiled(&[GATEWAY, ORDERS]);
+    let mut holdings = Holdings::new(node(), OnEmpty::Keep);
+    let faults = holdings.take(all_known(puts(&all, &[Cluster, Listener, Routes], "1")));
+    let draft = holdings.draft(faults, BTreeSet::new()).unwrap();
+    assert_eq!(draft.snapshot.listeners.len(), 2);
+    let unbound = [("more".to_owned(), "it is in use".to_owned())];
+    let draft = holdings.without(&draft, &unbound).unwrap();
+    assert_eq!(draft.snapshot.listeners.len(), 1);
+    let verdict = holdings.commit(&draft);
+    assert_eq!(verdict.refused[&(Listener, "more".into())], "it is in use");
+    // What serves already is not left out for it.
+    let draft = holdings.draft(BTreeMap::new(), BTreeSet::new()).unwrap();
+    let unbound = [("apps".to_owned(), "it is in use".to_owned())];
+    assert!(holdings.without(&draft, &unbound).is_none());
+}
+
+#[test]
+fn routes_that_are_bad_are_blamed_and_not_the_listener_that_they_lead() {
+    let all = compiled(&[GATEWAY, ORDERS]);
+    let mut given = Given::new();
+    given.give(all_known(puts(&all, &[Cluster, Listener, Routes], "1")));
+    let ((_, name), any) = all.iter().find(|(key, _)| key.0 == Routes).unwrap();
+    let mut bad: route::RouteConfiguration = pb::unpack(any).unwrap();
+    bad.virtual_hosts[0].routes.clear();
+    let refused = given.give(all_known(vec![put(Routes, name, "2", &pb::pack(&bad))]));
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert!(
+        refused[0].starts_with("Routes ") && refused[0].ends_with("it has no route"),
+        "{refused:?}"
+    );
+    let bare = pb::pack(&listener::Listener {
+        name: "bare".to_owned(),
+        ..Default::default()
+    });
+    assert_eq!(
+        given.give(all_known(vec![put(Listener, "bare", "1", &bare)])),
+        ["Listener bare: it has no `dev.zeugma` metadata"]
+    );
+}

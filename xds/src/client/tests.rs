@@ -1,0 +1,352 @@
+//! A client over bytes, against a server of tonic's that says what a test has it say.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::DuplexStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tonic::codegen::tokio_stream::{Stream as TokioStream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming};
+use zeugma_core::identity::TrustDomain;
+use zeugma_core::locality::Locality;
+
+use super::*;
+use crate::pb::discovery::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use crate::pb::discovery::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+};
+use crate::pb::{Any, cluster, listener};
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+type Deltas = (
+    Streaming<DeltaDiscoveryRequest>,
+    mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+);
+
+/// Hands each stream of deltas to the test.
+struct Served(mpsc::Sender<Deltas>);
+
+struct Said<T>(mpsc::Receiver<T>);
+
+impl<T> TokioStream for Said<T> {
+    type Item = T;
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<T>> {
+        self.0.poll_recv(cx)
+    }
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Served {
+    type StreamAggregatedResourcesStream = Said<Result<DiscoveryResponse, Status>>;
+    type DeltaAggregatedResourcesStream = Said<Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        _: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        Err(Status::unavailable("not here"))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        requests: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let (say, said) = mpsc::channel(16);
+        let stream = (requests.into_inner(), say);
+        self.0
+            .send(stream)
+            .await
+            .map_err(|_| Status::unavailable("over"))?;
+        Ok(Response::new(Said(said)))
+    }
+}
+
+/// A client, its servers, and what it had published.
+struct World {
+    client: Client,
+    streams: mpsc::Receiver<Deltas>,
+    tell: mpsc::Sender<Deltas>,
+    serving: JoinSet<()>,
+    published: Vec<Snapshot>,
+    told: Vec<Told>,
+}
+
+fn options(message_bytes_max: usize) -> ClientOptions {
+    ClientOptions {
+        node: Node {
+            name: "east-gw".into(),
+            cluster: "east".into(),
+            locality: Locality::parse("eu/eu-1").unwrap(),
+            trust_domain: TrustDomain::parse("east.example").unwrap(),
+        },
+        servers: vec!["https://xds.example:15012".to_owned()],
+        on_empty: OnEmpty::Keep,
+        message_bytes_max,
+    }
+}
+
+fn no_draw() -> f64 {
+    0.0
+}
+
+impl World {
+    fn new(message_bytes_max: usize) -> Self {
+        let (tell, streams) = mpsc::channel(4);
+        Self {
+            client: Client::new(options(message_bytes_max), None).0,
+            streams,
+            tell,
+            serving: JoinSet::new(),
+            published: Vec::new(),
+            told: Vec::new(),
+        }
+    }
+
+    fn serve(&mut self) -> DuplexStream {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let service = AggregatedDiscoveryServiceServer::new(Served(self.tell.clone()));
+        self.serving.spawn(async move {
+            let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let service = TowerToHyperService::new(service);
+            // A client that goes ends it.
+            drop(http.serve_connection(TokioIo::new(theirs), service).await);
+        });
+        ours
+    }
+
+    /// Drives the client until `until` is so.
+    async fn drive(&mut self, until: impl Fn(&Self) -> bool) {
+        let driving = async {
+            while !until(self) {
+                match self.client.next(no_draw).await {
+                    Asked::Dial(_) => {
+                        let io = self.serve();
+                        self.client.dialled(Ok(io), no_draw);
+                    }
+                    Asked::Publish(offer) => {
+                        self.published.push(offer.snapshot);
+                        assert!(self.client.published(&[], no_draw).is_none());
+                    }
+                    Asked::Tell(told) => self.told.push(told),
+                    Asked::Read(seen) => panic!("nobody reads: {seen:?}"),
+                }
+            }
+        };
+        timeout(PATIENCE, driving).await.unwrap();
+    }
+
+    /// What `of` brings, while the client is driven.
+    async fn meanwhile<T>(&mut self, of: impl Future<Output = T>) -> T {
+        tokio::select! {
+            () = self.drive(|_| false) => unreachable!(),
+            done = timeout(PATIENCE, of) => done.unwrap(),
+        }
+    }
+
+    async fn stream(&mut self) -> Deltas {
+        let (_none, streams) = mpsc::channel(1);
+        let mut streams = std::mem::replace(&mut self.streams, streams);
+        let stream = self.meanwhile(streams.recv()).await.unwrap();
+        self.streams = streams;
+        stream
+    }
+}
+
+fn response(kind: Kind, nonce: &str, resources: &[(&str, &str, Any)]) -> DeltaDiscoveryResponse {
+    let resources = resources.iter().map(|(name, version, any)| Resource {
+        name: (*name).to_owned(),
+        version: (*version).to_owned(),
+        resource: Some(any.clone()),
+        ..Default::default()
+    });
+    DeltaDiscoveryResponse {
+        type_url: kind.type_url(),
+        nonce: nonce.to_owned(),
+        resources: resources.collect(),
+        ..Default::default()
+    }
+}
+
+/// A listener of ours that leads nowhere.
+fn bare(name: &str, port: u16) -> Any {
+    let meta = crate::meta::ListenerMeta {
+        mesh: true,
+        only: None,
+        sources: Vec::new(),
+        handshakes_per_source: None,
+        proxies: Vec::new(),
+    };
+    crate::pb::pack(&listener::Listener {
+        name: name.to_owned(),
+        address: Some(crate::pb::address("127.0.0.1", port)),
+        metadata: Some(crate::pb::metadata(&meta)),
+        ..Default::default()
+    })
+}
+
+#[tokio::test]
+async fn what_a_server_says_is_published_and_acknowledged_after_that() {
+    let mut world = World::new(1 << 20);
+    let (mut requests, say) = world.stream().await;
+    let first = world.meanwhile(requests.next()).await.unwrap().unwrap();
+    let node = first.node.unwrap();
+    assert_eq!((&*node.id, &*node.cluster), ("east-gw", "east"));
+    assert_eq!(node.locality.unwrap().zone, "eu-1");
+    assert_eq!(first.type_url, Kind::Cluster.type_url());
+    let second = world.meanwhile(requests.next()).await.unwrap().unwrap();
+    assert_eq!(second.type_url, Kind::Listener.type_url());
+    let stranger = crate::pb::pack(&cluster::Cluster {
+        name: "stranger".to_owned(),
+        ..Default::default()
+    });
+    say.send(Ok(response(
+        Kind::Cluster,
+        "n1",
+        &[("stranger", "1", stranger)],
+    )))
+    .await
+    .unwrap();
+    let nack = world.meanwhile(requests.next()).await.unwrap().unwrap();
+    assert_eq!(nack.response_nonce, "n1");
+    let error = nack.error_detail.unwrap();
+    assert_eq!(
+        error.message,
+        "cluster `stranger`: it has no `dev.zeugma` metadata"
+    );
+    let two = [
+        ("mesh", "7", bare("mesh", 1)),
+        ("more", "7", bare("more", 2)),
+    ];
+    say.send(Ok(response(Kind::Listener, "n2", &two)))
+        .await
+        .unwrap();
+    world
+        .drive(|world| world.published.len() == 1 && world.client.is_complete())
+        .await;
+    let ack = world.meanwhile(requests.next()).await.unwrap().unwrap();
+    assert_eq!((&*ack.response_nonce, ack.error_detail), ("n2", None));
+    assert_eq!(world.published[0].listeners.len(), 2);
+    assert!(world.told.contains(&Told::Connected(0)), "{:?}", world.told);
+    // P43: what is kept is read again, serves, and is what the next server is told of.
+    let kept = world.client.kept(1_700_000_000).unwrap();
+    let bytes = kept.to_bytes();
+    let read = Kept::from_bytes(&bytes).unwrap();
+    assert_eq!(read.at(), 1_700_000_000);
+    let (client, offer) = Client::new(options(1 << 20), Some(&read));
+    assert_eq!(offer.unwrap().snapshot, world.published[0]);
+    world.client = client;
+    let (mut requests, _say) = world.stream().await;
+    world.meanwhile(requests.next()).await.unwrap().unwrap();
+    let second = world.meanwhile(requests.next()).await.unwrap().unwrap();
+    let mut has: Vec<_> = second.initial_resource_versions.into_iter().collect();
+    has.sort();
+    assert_eq!(
+        has,
+        [("mesh", "7"), ("more", "7")].map(|(a, b)| (a.to_owned(), b.to_owned()))
+    );
+}
+
+#[test]
+fn what_is_kept_is_whole_or_nothing() {
+    let resource = crate::session::client::Resource {
+        version: "1".into(),
+        body: Arc::new(bare("mesh", 1)),
+        references: Arc::default(),
+    };
+    let key = (Kind::Listener, "mesh".into());
+    let bytes = Kept::of([(&key, &resource)].into_iter(), 1).to_bytes();
+    assert!(Kept::from_bytes(&bytes).is_ok());
+    for cut in 0..bytes.len() {
+        assert!(Kept::from_bytes(&bytes[..cut]).is_err(), "{cut}");
+    }
+    for at in 0..bytes.len() {
+        let mut changed = bytes.clone();
+        changed[at] ^= 1;
+        assert!(Kept::from_bytes(&changed).is_err(), "{at}");
+    }
+}
+
+#[tokio::test]
+async fn p51_a_message_over_the_limit_ends_the_stream_and_one_below_it_does_not() {
+    let mut world = World::new(64 << 10);
+    let (_requests, say) = world.stream().await;
+    let long = |bytes: usize| {
+        let mut response = response(Kind::Cluster, "n", &[]);
+        response.system_version_info = "x".repeat(bytes);
+        Ok(response)
+    };
+    say.send(long(60 << 10)).await.unwrap();
+    world
+        .drive(|world| world.told.contains(&Told::Accepted(Kind::Cluster)))
+        .await;
+    say.send(long(65 << 10)).await.unwrap();
+    world
+        .drive(|world| world.told.iter().any(|told| matches!(told, Told::Lost(..))))
+        .await;
+    let Some(Told::Lost(0, why)) = world
+        .told
+        .iter()
+        .find(|told| matches!(told, Told::Lost(..)))
+    else {
+        unreachable!()
+    };
+    assert!(why.contains("too large"), "{why}");
+    // And it is asked again.
+    world.stream().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_connected_and_says_nothing_is_given_up() {
+    let mut client = Client::new(options(1 << 20), None).0;
+    let Asked::Dial(0) = client.next(no_draw).await else {
+        panic!("nobody is dialled");
+    };
+    let (ours, _theirs) = tokio::io::duplex(1 << 16);
+    client.dialled(Ok(ours), no_draw);
+    let began = Instant::now();
+    // HTTP/2 lets a client speak first: what is missed is the answer to a ping (P40: within 40 s).
+    let Asked::Tell(Told::Lost(0, why)) = client.next(no_draw).await else {
+        panic!("it is not given up");
+    };
+    assert!(
+        began.elapsed() < Duration::from_secs(40),
+        "{why}: {:?}",
+        began.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn rubbish_is_given_up_and_asked_again_after_a_pause() {
+    use tokio::io::AsyncWriteExt as _;
+
+    let mut client = Client::new(options(1 << 20), None).0;
+    let began = Instant::now();
+    for _ in 0..5 {
+        let Asked::Dial(0) = client.next(|| 1.0).await else {
+            panic!("nobody is dialled");
+        };
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        theirs
+            .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            .await
+            .unwrap();
+        client.dialled(Ok(ours), || 1.0);
+        let Asked::Tell(Told::Lost(0, _)) = client.next(|| 1.0).await else {
+            panic!("it is not given up");
+        };
+    }
+    // P39, by hand: 0.5, 1, 2 and 4 s.
+    assert_eq!(began.elapsed().as_millis() / 100, 75);
+}

@@ -1,0 +1,122 @@
+//! Resources as they travel: packed, by name.
+
+use std::collections::HashMap;
+
+use zeugma_core::snapshot::{Node, Snapshot};
+
+use super::{Errors, Ingest, Names, ReadChain, ReadCluster, ReadHost, clusters, listeners};
+use crate::compile::ResourceList;
+use crate::meta::AnyClusterMeta;
+use crate::parallel;
+use crate::pb::{self, Any, cluster, endpoint, listener, route};
+use crate::session::Kind;
+
+/// All resources of a gateway that are to serve together, in any order.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Packed<'a> {
+    pub(crate) clusters: Vec<(&'a str, &'a Any)>,
+    /// The endpoints of the clusters that have none in themselves, by the names that these ask for. Where
+    /// there are none, the cluster has none.
+    pub(crate) endpoints: HashMap<&'a str, &'a Any>,
+    pub(crate) routes: Vec<(&'a str, &'a Any)>,
+    /// The names of route configurations of which it is known that there are none.
+    pub(crate) empty_routes: Vec<&'a str>,
+    pub(crate) listeners: Vec<(&'a str, &'a Any)>,
+}
+
+type Decoded = (AnyClusterMeta, cluster::Cluster);
+
+impl Packed<'_> {
+    /// Makes a snapshot of them alone.
+    ///
+    /// # Errors
+    /// Each that something is wrong with, by itself or beside the others.
+    pub(crate) fn ingest(&self, node: Node) -> Result<(Snapshot, ResourceList), Errors> {
+        let mut ingest = Ingest::new(node);
+        let mut list = ResourceList::default();
+        let decoded = parallel::map(self.clusters.clone(), |(name, any)| {
+            (name, self.cluster(any))
+        });
+        let (mut peers, mut others) = (Vec::new(), Vec::new());
+        for ((name, decoded), (_, any)) in decoded.into_iter().zip(&self.clusters) {
+            list.add('c', any.value.len(), name);
+            match ingest.errors.keep(Kind::Cluster, name, decoded) {
+                Some(peer @ (AnyClusterMeta::Peer(_), _)) => peers.push(peer),
+                Some(other @ (AnyClusterMeta::Traffic(_), _)) => others.push(other),
+                None => {}
+            }
+        }
+        for decoded in [peers, others] {
+            let read = parallel::map(decoded, |(meta, cluster)| {
+                ReadCluster::read(&cluster, meta, &ingest.names)
+            });
+            ingest.clusters(read);
+        }
+        for (name, any) in &self.routes {
+            list.add('r', any.value.len(), name);
+            let config = pb::unpack::<route::RouteConfiguration>(any);
+            if let Some(config) = ingest.errors.keep(Kind::Routes, name, config) {
+                let hosts = parallel::map(config.virtual_hosts, |host| {
+                    ReadHost::read(&host, &ingest.names)
+                });
+                ingest.route((*name).to_owned(), hosts);
+            }
+        }
+        for name in &self.empty_routes {
+            ingest.route((*name).to_owned(), Vec::new());
+        }
+        for (name, any) in &self.listeners {
+            list.add('l', any.value.len(), name);
+            let listener = pb::unpack::<listener::Listener>(any);
+            if let Some(mut listener) = ingest.errors.keep(Kind::Listener, name, listener) {
+                let chains = std::mem::take(&mut listener.filter_chains);
+                let chains = parallel::map(chains, |chain| ReadChain::read(&chain, &ingest.names));
+                ingest.listener(name, &listener, chains);
+            }
+        }
+        Ok((ingest.end()?, list))
+    }
+
+    /// A cluster with its endpoints in it.
+    fn cluster(&self, any: &Any) -> Result<Decoded, String> {
+        let (meta, mut cluster) = decoded(any)?;
+        if let Some((_, name)) = crate::session::client::endpoints_of(&cluster) {
+            let assignment = match self.endpoints.get(&*name) {
+                Some(any) => pb::unpack(any)?,
+                None => endpoint::ClusterLoadAssignment::default(),
+            };
+            cluster.load_assignment = Some(assignment);
+        }
+        Ok((meta, cluster))
+    }
+}
+
+fn decoded(any: &Any) -> Result<Decoded, String> {
+    let cluster: cluster::Cluster = pb::unpack(any)?;
+    let meta = pb::from_metadata(cluster.metadata.as_ref())?;
+    Ok((meta, cluster))
+}
+
+/// What is wrong with a resource by itself, whatever it refers to.
+pub(crate) fn check(kind: Kind, any: &Any) -> Result<(), String> {
+    match kind {
+        Kind::Cluster => {
+            let (meta, mut cluster) = decoded(any)?;
+            if clusters::is_discovered(&cluster) {
+                cluster.load_assignment = Some(endpoint::ClusterLoadAssignment::default());
+            }
+            ReadCluster::read(&cluster, meta, &Names::any()).check()
+        }
+        // Which they are depends on the cluster.
+        Kind::Endpoints => pb::unpack::<endpoint::ClusterLoadAssignment>(any).map(drop),
+        Kind::Routes => {
+            let config: route::RouteConfiguration = pb::unpack(any)?;
+            let any = Names::any();
+            let mut hosts = config.virtual_hosts.iter();
+            let wrong =
+                hosts.find_map(|host| ReadHost::read(host, &any).error().map(str::to_owned));
+            wrong.map_or(Ok(()), Err)
+        }
+        Kind::Listener => listeners::check(&pb::unpack(any)?),
+    }
+}

@@ -1,0 +1,716 @@
+//! What a session has and asks for of one kind of resource.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use zeugma_core::time::Time;
+
+use super::super::Kind;
+use super::{Change, Fault, Limits, Name, Notice, Resource, read};
+use crate::pb::{self, Status, discovery};
+
+/// The most faults that a server is told of at once, and the most that it is told of each, in characters.
+const FAULTS_TOLD: usize = 20;
+const FAULT_CHARS: usize = 500;
+/// The most names that are remembered as refused.
+const FAULTY_MAX: usize = 1000;
+/// `INVALID_ARGUMENT`, `NOT_FOUND` and `PERMISSION_DENIED` of gRPC.
+const INVALID: i32 = 3;
+const NOT_FOUND: i32 = 5;
+const DENIED: i32 = 7;
+
+/// A response that was not answered yet.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) nonce: String,
+    pub(super) version: String,
+    /// The update that must have been judged.
+    pub(super) after: u64,
+    /// What it brought or took.
+    pub(super) names: BTreeSet<Name>,
+    /// What was wrong with resources by themselves.
+    pub(super) faults: Vec<Fault>,
+}
+
+/// What is to become of a resource.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Next {
+    Put(Resource),
+    /// Its server has none.
+    Removed,
+    /// Its time to live is over.
+    Expired,
+    /// Nobody refers to it any more.
+    Unwanted,
+    Missing,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    held: Option<Resource>,
+    /// Handed on, and not judged yet.
+    applying: Option<Next>,
+    /// Newer.
+    next: Option<Next>,
+    /// It was refused, and may serve when what it refers to is there.
+    aside: Option<Resource>,
+    /// Why what was handed on last was refused.
+    refused: Option<String>,
+    /// The server says that there is none, or did not say anything in time.
+    is_absent: bool,
+    missing_at: Option<Time>,
+    expires_at: Option<Time>,
+}
+
+impl Entry {
+    /// All that it may come to be.
+    fn resources(&self) -> impl Iterator<Item = &Resource> {
+        [
+            self.held.as_ref(),
+            resource_of(self.applying.as_ref()),
+            resource_of(self.next.as_ref()),
+            self.aside.as_ref(),
+        ]
+        .into_iter()
+        .flatten()
+    }
+
+    /// The newest, unless it is on its way out.
+    fn newest(&self) -> Option<&Resource> {
+        match (&self.next, &self.applying) {
+            (Some(next), _) | (None, Some(next)) => resource_of(Some(next)),
+            (None, None) => self.held.as_ref(),
+        }
+    }
+
+    fn newest_mut(&mut self) -> Option<&mut Resource> {
+        match (&mut self.next, &mut self.applying) {
+            (Some(Next::Put(resource)), _) | (None, Some(Next::Put(resource))) => Some(resource),
+            (Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing), _)
+            | (None, Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing)) => None,
+            (None, None) => self.held.as_mut(),
+        }
+    }
+
+    /// Whether nothing is known of it.
+    fn is_unknown(&self) -> bool {
+        self.newest().is_none() && !self.is_absent && self.next.is_none() && self.applying.is_none()
+    }
+}
+
+fn resource_of(next: Option<&Next>) -> Option<&Resource> {
+    match next {
+        Some(Next::Put(resource)) => Some(resource),
+        Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing) | None => None,
+    }
+}
+
+/// What a session has and asks for of one kind.
+#[derive(Debug)]
+pub(super) struct OfKind {
+    is_wildcard: bool,
+    entries: BTreeMap<Name, Entry>,
+    /// What is asked for by name.
+    wanted: BTreeSet<Name>,
+    /// What was asked for on this stream.
+    asked: Option<BTreeSet<Name>>,
+    /// Of the newest full answer on this stream (P2).
+    pub(super) nonce: String,
+    /// Of the last full answer that was accepted (P3).
+    pub(super) version: String,
+    pub(super) pending: VecDeque<Pending>,
+    /// Those of which the newest that came is refused.
+    faulty: BTreeSet<Name>,
+    /// Whether it is known what there is.
+    is_known: bool,
+    /// When that counts as known though nobody has said it.
+    known_at: Option<Time>,
+}
+
+impl OfKind {
+    pub(super) fn new(kind: Kind) -> Self {
+        Self {
+            is_wildcard: kind.is_wildcard(),
+            entries: BTreeMap::new(),
+            wanted: BTreeSet::new(),
+            asked: None,
+            nonce: String::new(),
+            version: String::new(),
+            pending: VecDeque::new(),
+            faulty: BTreeSet::new(),
+            // Those that have names are known by name.
+            is_known: !kind.is_wildcard(),
+            known_at: None,
+        }
+    }
+
+    pub(super) fn hold(&mut self, name: Name, resource: Resource) {
+        self.is_known = true;
+        self.entries.entry(name).or_default().held = Some(resource);
+    }
+
+    pub(super) fn held(&self) -> impl Iterator<Item = (&Name, &Resource)> {
+        (self.entries.iter()).filter_map(|(name, entry)| Some((name, entry.held.as_ref()?)))
+    }
+
+    pub(super) fn begin_stream(&mut self) {
+        self.end_stream();
+    }
+
+    /// Nothing of a stream outlives it (P2): what came and was not handed on yet is not counted as held
+    /// by the next (P25), and so must not come to be behind its back. Timers begin anew (P18).
+    pub(super) fn end_stream(&mut self) {
+        self.asked = None;
+        self.nonce.clear();
+        self.pending.clear();
+        self.known_at = None;
+        for entry in self.entries.values_mut() {
+            entry.missing_at = None;
+            if matches!(entry.next, Some(Next::Put(_) | Next::Removed)) {
+                entry.next = None;
+            }
+        }
+        let names: Vec<Name> = self.entries.keys().cloned().collect();
+        for name in names {
+            self.forget(&name);
+        }
+    }
+
+    /// Whether something that was handed on is not judged yet.
+    pub(super) fn is_applying(&self) -> bool {
+        self.entries.values().any(|entry| entry.applying.is_some())
+    }
+
+    /// It has been said what there is; whether that is news.
+    pub(super) const fn know(&mut self) -> bool {
+        let is_news = !self.is_known;
+        self.is_known = true;
+        self.known_at = None;
+        is_news
+    }
+
+    pub(super) const fn is_known(&self) -> bool {
+        self.is_known
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.is_known
+            && (self.wanted.iter())
+                .all(|name| self.entries.get(name).is_some_and(|one| !one.is_unknown()))
+    }
+
+    pub(super) fn wake(&self) -> Option<Time> {
+        let times = (self.entries.values()).flat_map(|entry| [entry.missing_at, entry.expires_at]);
+        times.flatten().chain(self.known_at).min()
+    }
+
+    /// Does what is due.
+    pub(super) fn tick(&mut self, kind: Kind, now: Time, is_news: &mut bool) -> Vec<Notice> {
+        let mut told = Vec::new();
+        let is_due = |at: Option<Time>| at.is_some_and(|at| at <= now);
+        if is_due(self.known_at) {
+            *is_news |= self.know();
+        }
+        for (name, entry) in &mut self.entries {
+            if is_due(entry.missing_at) {
+                entry.missing_at = None;
+                if entry.is_unknown() {
+                    entry.next = Some(Next::Missing);
+                    told.push(Notice::Missing(kind, Arc::clone(name)));
+                }
+            }
+            if is_due(entry.expires_at) {
+                entry.expires_at = None;
+                entry.next = Some(Next::Expired);
+                told.push(Notice::Expired(kind, Arc::clone(name)));
+            }
+        }
+        told
+    }
+
+    /// Resources, and their bytes.
+    pub(super) fn size(&self) -> (usize, usize) {
+        let sizes = self.entries.values().filter_map(|entry| {
+            let newest = entry.newest().or(entry.held.as_ref())?;
+            Some(newest.body.value.len())
+        });
+        sizes.fold((0, 0), |(some, bytes), more| (some + 1, bytes + more))
+    }
+
+    /// Takes what a response says.
+    pub(super) fn taking(
+        &mut self,
+        kind: Kind,
+        (limits, resources, bytes): (Limits, usize, usize),
+        now: Time,
+    ) -> Taking<'_> {
+        Taking {
+            of: self,
+            kind,
+            limits,
+            resources,
+            bytes,
+            now,
+            names: BTreeSet::new(),
+            faults: Vec::new(),
+            told: Vec::new(),
+        }
+    }
+
+    pub(super) fn has_next(&self) -> bool {
+        self.entries.values().any(|entry| entry.next.is_some())
+    }
+
+    /// What is to be handed on.
+    pub(super) fn take_next(&mut self) -> Vec<(Name, Change)> {
+        let mut taken = Vec::new();
+        for (name, entry) in &mut self.entries {
+            if let Some(next) = entry.next.take() {
+                let change = match &next {
+                    Next::Put(resource) => Change::Put(resource.clone()),
+                    Next::Removed | Next::Expired | Next::Unwanted => Change::Removed,
+                    Next::Missing => Change::Missing,
+                };
+                entry.applying = Some(next);
+                entry.refused = None;
+                taken.push((Arc::clone(name), change));
+            }
+        }
+        taken
+    }
+
+    /// What was handed on was judged.
+    pub(super) fn judged(&mut self, name: &Name, why: Option<&String>) {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return;
+        };
+        match (entry.applying.take(), why) {
+            (Some(Next::Put(resource)), None) => {
+                entry.held = Some(resource);
+                entry.aside = None;
+                entry.is_absent = false;
+            }
+            (Some(Next::Put(resource)), Some(why)) => {
+                entry.aside = Some(resource);
+                entry.refused = Some(why.clone());
+            }
+            (
+                Some(next @ (Next::Removed | Next::Expired | Next::Unwanted | Next::Missing)),
+                None,
+            ) => {
+                entry.held = None;
+                entry.aside = None;
+                entry.is_absent = next != Next::Unwanted;
+                entry.expires_at = None;
+            }
+            // It stays though its server has none any more.
+            (Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing), Some(why)) => {
+                entry.refused = Some(why.clone())
+            }
+            (None, _) => {}
+        }
+        self.forget(name);
+    }
+
+    pub(super) fn revived(&mut self, name: &Name) {
+        if let Some(entry) = self.entries.get_mut(name)
+            && let Some(resource) = entry.aside.take()
+        {
+            entry.held = Some(resource);
+            entry.refused = None;
+        }
+    }
+
+    /// Forgets one of which there is nothing to know, unless it is a name that is asked for.
+    fn forget(&mut self, name: &Name) {
+        let is_empty = (self.entries.get(name)).is_some_and(|entry| {
+            entry.resources().next().is_none() && entry.next.is_none() && entry.applying.is_none()
+        });
+        if is_empty && !self.wanted.contains(name) {
+            self.entries.remove(name);
+        }
+    }
+
+    pub(super) fn references(&self) -> impl Iterator<Item = &(Kind, Name)> {
+        (self.entries.values())
+            .flat_map(Entry::resources)
+            .flat_map(|resource| resource.references.iter())
+    }
+
+    /// Wants just these.
+    pub(super) fn want(&mut self, wanted: BTreeSet<Name>) {
+        self.wanted = wanted;
+        for name in &self.wanted {
+            let entry = self.entries.entry(Arc::clone(name)).or_default();
+            if entry.next == Some(Next::Unwanted) {
+                entry.next = None;
+            }
+        }
+    }
+
+    /// Lets go of what nobody refers to any more, once its server has heard that: else it would not send
+    /// it again when it is wanted again.
+    pub(super) fn let_go(&mut self) {
+        if self.is_wildcard {
+            return;
+        }
+        let is_asked =
+            |name: &Name| (self.asked.as_ref()).is_some_and(|asked| asked.contains(name));
+        let unwanted: Vec<Name> = (self.entries.keys())
+            .filter(|name| !self.wanted.contains(*name) && !is_asked(name))
+            .cloned()
+            .collect();
+        for name in unwanted {
+            let Some(entry) = self.entries.get_mut(&name) else {
+                continue;
+            };
+            entry.missing_at = None;
+            entry.is_absent = false;
+            let is_on_its_way = entry.applying == Some(Next::Unwanted) && entry.next.is_none();
+            if entry.resources().next().is_some() && !is_on_its_way {
+                entry.next = Some(Next::Unwanted);
+            }
+            self.forget(&name);
+        }
+    }
+
+    pub(super) const fn is_asked(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    /// What is to be asked for, and what no more; nothing where all was said.
+    pub(super) fn to_ask(&self) -> Option<(Vec<String>, Vec<String>)> {
+        let names = |names: BTreeSet<&Name>| names.iter().map(|name| name.to_string()).collect();
+        match &self.asked {
+            // P15: the first request of all without a name is for all there are.
+            None if self.is_wildcard => Some((Vec::new(), Vec::new())),
+            None if self.wanted.is_empty() => None,
+            None => Some((names(self.wanted.iter().collect()), Vec::new())),
+            Some(asked) if *asked == self.wanted => None,
+            Some(asked) => Some((
+                names(self.wanted.difference(asked).collect()),
+                names(asked.difference(&self.wanted).collect()),
+            )),
+        }
+    }
+
+    pub(super) fn note_asked(&mut self) {
+        self.asked = Some(self.wanted.clone());
+    }
+
+    /// What was just asked for and is not known is missing by then (P18).
+    pub(super) fn await_missing(&mut self, at: Time) {
+        if !self.is_known {
+            self.known_at.get_or_insert(at);
+        }
+        for name in &self.wanted {
+            if let Some(entry) = self.entries.get_mut(name)
+                && entry.is_unknown()
+            {
+                entry.missing_at.get_or_insert(at);
+            }
+        }
+    }
+
+    pub(super) fn names(&self) -> Vec<String> {
+        self.wanted.iter().map(ToString::to_string).collect()
+    }
+
+    /// What a new stream is told (P24): what is held, whatever response it came in (P25).
+    pub(super) fn versions(&self) -> HashMap<String, String> {
+        self.held()
+            .map(|(name, resource)| (name.to_string(), resource.version.to_string()))
+            .collect()
+    }
+
+    /// The next response that can be answered.
+    pub(super) fn take_pending(&mut self, judged: u64) -> Option<Pending> {
+        self.pending.pop_front_if(|pending| pending.after <= judged)
+    }
+
+    /// The update that the newest response waits for.
+    pub(super) fn waits_for(&self) -> Option<u64> {
+        self.pending.back().map(|pending| pending.after)
+    }
+
+    /// All that is wrong with what a response brought.
+    pub(super) fn faults(&self, pending: &Pending) -> Vec<Fault> {
+        let mut faults = pending.faults.clone();
+        for name in &pending.names {
+            let refused = self.entries.get(name).and_then(|one| one.refused.as_ref());
+            if let Some(why) = refused {
+                faults.push(Fault {
+                    name: Arc::clone(name),
+                    why: why.clone(),
+                });
+            }
+        }
+        faults
+    }
+
+    /// Notes what is wrong with what came; tells what was, and is not any more.
+    pub(super) fn note_faults(&mut self, names: &BTreeSet<Name>, faults: &[Fault]) -> Vec<Name> {
+        let is_faulty = |name: &Name| faults.iter().any(|fault| fault.name == *name);
+        // One that could not be told by name is gone with the response that it came in.
+        let is_spoken_of = |name: &Name| names.contains(name) || name.starts_with('#');
+        let mended: Vec<Name> = (self.faulty.iter())
+            .filter(|name| is_spoken_of(name) && !is_faulty(name))
+            .cloned()
+            .collect();
+        for name in &mended {
+            self.faulty.remove(name);
+        }
+        let room = FAULTY_MAX.saturating_sub(self.faulty.len());
+        let names = faults.iter().map(|fault| Arc::clone(&fault.name));
+        self.faulty.extend(names.take(room));
+        mended
+    }
+
+    /// Whether it was refused until now.
+    pub(super) fn mend(&mut self, name: &Name) -> bool {
+        self.faulty.remove(name)
+    }
+
+    pub(super) fn check_invariants(&self, kind: Kind, under_way: &[(Kind, Name)]) {
+        debug_assert!(
+            !self.is_wildcard || self.wanted.is_empty(),
+            "all of a kind are not asked for by name"
+        );
+        // It is quadratic.
+        if cfg!(debug_assertions) && self.entries.len() < 100 {
+            for (name, entry) in &self.entries {
+                let is_under_way = under_way.iter().any(|(of, one)| *of == kind && one == name);
+                debug_assert_eq!(
+                    entry.applying.is_some(),
+                    is_under_way,
+                    "what is handed on is known: {name}"
+                );
+                let asked = self.asked.as_ref();
+                debug_assert!(
+                    self.is_wildcard
+                        || self.wanted.contains(name)
+                        || asked.is_some_and(|asked| asked.contains(name))
+                        || entry.next.is_some()
+                        || entry.applying.is_some(),
+                    "nobody wants {name}"
+                );
+            }
+        }
+    }
+}
+
+/// Takes what one response says of a kind.
+pub(super) struct Taking<'a> {
+    of: &'a mut OfKind,
+    kind: Kind,
+    limits: Limits,
+    /// There is room for so many more.
+    resources: usize,
+    bytes: usize,
+    now: Time,
+    names: BTreeSet<Name>,
+    faults: Vec<Fault>,
+    told: Vec<Notice>,
+}
+
+impl Taking<'_> {
+    /// What was touched, what is wrong, and what is to be told.
+    pub(super) fn end(self) -> (BTreeSet<Name>, Vec<Fault>, Vec<Notice>) {
+        (self.names, self.faults, self.told)
+    }
+
+    pub(super) fn fault(&mut self, name: &str, why: String) {
+        let name = cut(name, FAULT_CHARS).into();
+        self.faults.push(Fault { name, why });
+    }
+
+    /// Takes resources; those of a full answer have its version.
+    pub(super) fn resources(
+        &mut self,
+        resources: Vec<discovery::Resource>,
+        version: Option<Arc<str>>,
+    ) {
+        let mut times: BTreeMap<&str, usize> = BTreeMap::new();
+        for resource in &resources {
+            *times.entry(&resource.name).or_default() += 1;
+        }
+        let twice: BTreeSet<String> = (times.into_iter())
+            .filter(|(_, times)| *times > 1)
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        for name in &twice {
+            self.fault(name, "it comes twice in one response".to_owned());
+            self.names.insert(name.as_str().into());
+        }
+        for resource in resources {
+            // P17; which of them is meant nobody knows.
+            if !twice.contains(&resource.name) {
+                let name = resource.name.clone();
+                if let Err(why) = self.resource(resource, version.as_ref()) {
+                    self.fault(&name, why);
+                }
+            }
+        }
+    }
+
+    fn resource(
+        &mut self,
+        resource: discovery::Resource,
+        version: Option<&Arc<str>>,
+    ) -> Result<(), String> {
+        if resource.name.len() > self.limits.name_bytes {
+            return Err(format!("its name is over {} bytes", self.limits.name_bytes));
+        }
+        let name: Name = resource.name.as_str().into();
+        if !self.of.is_wildcard && !self.of.wanted.contains(&name) {
+            // P16
+            return Ok(());
+        }
+        self.names.insert(Arc::clone(&name));
+        let version = version.map_or_else(|| resource.version.as_str().into(), Arc::clone);
+        let expires_at = pb::from_duration(resource.ttl.as_ref()).map(|ttl| self.now + ttl);
+        let entry = self.of.entries.entry(Arc::clone(&name)).or_default();
+        let Some(body) = resource.resource else {
+            // P44: a heartbeat.
+            let is_same = (entry.newest()).is_some_and(|newest| newest.version == version);
+            if !is_same {
+                self.of.forget(&name);
+                return Err("it has no body, and is not the version that is there".to_owned());
+            }
+            entry.expires_at = expires_at;
+            return Ok(());
+        };
+        let newest = entry.newest();
+        if newest.is_some_and(|newest| *newest.body == body) && entry.aside.is_none() {
+            // P36
+            if let Some(newest) = entry.newest_mut() {
+                newest.version = version;
+            }
+            if entry.next.is_none() && entry.applying.is_none() {
+                entry.refused = None;
+            }
+            entry.expires_at = expires_at;
+            return Ok(());
+        }
+        let (had, had_bytes) = newest.map_or((0, 0), |newest| (1, newest.body.value.len()));
+        let bytes = body.value.len();
+        let made = if self.resources + had == 0 {
+            Err(format!(
+                "there are {} resources already, the most that are kept",
+                self.limits.resources
+            ))
+        } else if self.bytes + had_bytes < bytes {
+            Err(format!(
+                "with it all resources are over {} bytes, the most that are kept",
+                self.limits.bytes
+            ))
+        } else {
+            read::references(self.kind, &name, &body)
+        };
+        let references = match made {
+            Ok(references) => references,
+            Err(why) => {
+                // What came before it and was not judged yet is not what is meant any more.
+                entry.next = None;
+                self.of.forget(&name);
+                return Err(why);
+            }
+        };
+        self.resources = self.resources + had - 1;
+        self.bytes = self.bytes + had_bytes - bytes;
+        entry.expires_at = expires_at;
+        entry.missing_at = None;
+        entry.next = Some(Next::Put(Resource {
+            version,
+            body: Arc::new(body),
+            references,
+        }));
+        Ok(())
+    }
+
+    /// Takes a name of which there is no resource any more.
+    pub(super) fn removed(&mut self, name: &str) {
+        let name: Name = name.into();
+        if !self.of.is_wildcard && !self.of.wanted.contains(&name) {
+            return;
+        }
+        if self.of.faulty.contains(&name) {
+            self.names.insert(Arc::clone(&name));
+        }
+        let Some(entry) = self.of.entries.get_mut(&name) else {
+            return;
+        };
+        entry.missing_at = None;
+        let is_gone = entry.resources().next().is_none() && entry.is_absent;
+        if !is_gone {
+            entry.next = Some(Next::Removed);
+            self.names.insert(name);
+        }
+    }
+
+    /// Takes away all that a full answer does not name.
+    pub(super) fn absent(&mut self) {
+        let known = self.of.entries.keys().chain(&self.of.faulty);
+        let absent = known.filter(|name| !self.names.contains(*name));
+        let absent: Vec<Name> = absent.cloned().collect();
+        for name in absent {
+            let is_named = self.faults.iter().any(|fault| fault.name == name);
+            if !is_named {
+                self.removed(&name);
+            }
+        }
+    }
+
+    /// Takes what a server could not make (P28).
+    pub(super) fn errors(&mut self, errors: Vec<discovery::ResourceError>) {
+        for error in errors {
+            let name = error.resource_name.unwrap_or_default().name;
+            let detail = error.error_detail.unwrap_or_default();
+            if detail.code == NOT_FOUND {
+                self.removed(&name);
+            }
+            let known = self.of.entries.get_mut(name.as_str());
+            if detail.code == DENIED
+                && let Some(entry) = known.filter(|entry| entry.is_unknown())
+            {
+                // Nothing is there that could stay (P41), and nothing will come.
+                entry.next = Some(Next::Missing);
+                entry.missing_at = None;
+            }
+            let why = cut(&detail.message, FAULT_CHARS);
+            let name = cut(&name, FAULT_CHARS);
+            (self.told).push(Notice::Trouble(
+                self.kind,
+                name,
+                format!("{}: {why}", detail.code),
+            ));
+        }
+    }
+}
+
+/// What a server is told of faults.
+pub(super) fn detail(kind: Kind, faults: &[Fault]) -> Status {
+    let mut message = String::new();
+    for Fault { name, why } in faults.iter().take(FAULTS_TOLD) {
+        // Writing into a String does not fail.
+        let why = cut(why, FAULT_CHARS);
+        write!(message, "{} `{name}`: {why}; ", kind.as_str()).ok();
+    }
+    match faults.len().checked_sub(FAULTS_TOLD) {
+        Some(more @ 1..) => write!(message, "and {more} more").unwrap_or_default(),
+        Some(0) | None => message.truncate(message.len().saturating_sub(2)),
+    }
+    Status {
+        code: INVALID,
+        message,
+        details: Vec::new(),
+    }
+}
+
+fn cut(text: &str, chars_max: usize) -> String {
+    match text.char_indices().nth(chars_max) {
+        Some((at, _)) => format!("{} ...", text.get(..at).unwrap_or_default()),
+        None => text.to_owned(),
+    }
+}
