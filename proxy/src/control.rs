@@ -1236,7 +1236,8 @@ mod tests {
         let (_peers, heard) = mpsc::channel(1);
         let told = (alone.observed, heard);
         let serving = control.serve(Stage::Serving, told, reloaded, asked);
-        let ended = tokio::time::timeout(Duration::from_secs(20), local.run_until(serving)).await;
+        let serving = Box::pin(local.run_until(serving));
+        let ended = tokio::time::timeout(Duration::from_secs(20), serving).await;
         let error = ended.unwrap().unwrap_err();
         assert!(matches!(error, GatewayError::Worker(1)), "{error}");
         assert!(!control.shared.ready.load(Ordering::Acquire));

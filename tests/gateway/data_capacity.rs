@@ -258,8 +258,8 @@ async fn a_request_that_fails_and_is_not_sent_again_takes_one_and_no_more() {
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         response
     };
-    let one = Service::handling(move |request| failing(request)).await;
-    let other = Service::handling(move |request| failing(request)).await;
+    let one = Service::handling(failing).await;
+    let other = Service::handling(failing).await;
     let east = Cluster::new("east");
     let both = format!(
         "{{ name: near, endpoints: ['{}', '{}'], capacity: 6/s }}",

@@ -520,6 +520,10 @@ fn envoy_takes_whatever_a_configuration_compiles_to() -> Result<()> {
 }
 
 #[test]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one mesh of two peers, and what is asked of it"
+)]
 fn the_same_yaml_lets_in_the_same_requests_in_envoy() -> Result<()> {
     let folder = folder("the_same_yaml_lets_in_the_same_requests_in_envoy")?;
     let endpoints = BTreeMap::from([("a", Endpoint::start("a", Answers::WithItsName)?)]);

@@ -143,6 +143,9 @@ impl Tally {
     }
 }
 
+/// What a backend takes in a second, and when something was sent to it.
+type Sent = (f64, Vec<Time>);
+
 pub(crate) struct Scenario {
     rng: Rng,
     blueprint: Blueprint,
@@ -162,7 +165,7 @@ pub(crate) struct Scenario {
     /// When each ejection is over by itself.
     out_until: BTreeMap<EndpointKey, Time>,
     /// When what was sent to each backend of each route whose capacity is known.
-    sent: BTreeMap<(Arc<str>, Arc<str>), (f64, Vec<Time>)>,
+    sent: BTreeMap<(Arc<str>, Arc<str>), Sent>,
     tally: Tally,
 }
 
@@ -508,6 +511,10 @@ impl Scenario {
     }
 
     /// One request through the whole engine, as a worker would carry it.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one request, from its draw to its end"
+    )]
     fn request(&mut self) {
         self.tally.requests += 1;
         let ix = self.rng.usize(..self.snapshot.services.len());

@@ -416,40 +416,34 @@ impl Exchange {
         let (cluster, shares) = (to.cluster(), to.published.shares_of(to.cluster));
         self.count(to, shares, before.as_deref());
         let load = |endpoint: EndpointIx| worker.load(cluster, endpoint);
-        let Tries {
-            mut attempts,
-            mut counted,
-            mut failed,
-        } = before.map_or_else(Tries::default, |before| *before);
+        let mut tries = before.map_or_else(Tries::default, |before| *before);
         let mut give_up = None;
         let planned = plan(cluster, shares, &load, self.draw(cluster));
         let mut turns = Turns::new(&worker.shared, shares, planned);
         while let Some((attempt, patience)) = turns.next() {
-            if let Some(before) = &mut failed {
+            if let Some(before) = &mut tries.failed {
                 // What was published since may deny it, or the route that it is led to: whoever polls
                 // this sees that only once it waits again.
                 if let Some(ending) = self.entry().cut_off() {
                     return self.refuse(ending.reason, None);
                 }
-                // One that answers or that may be at work on it is there: nothing is sent to those that
-                // were found bad for that. Before them come the other parts of a split.
                 let is_bad = attempt.is_last_resort(shares);
-                let is_enough =
-                    is_bad && (!before.failure.is_unseen() || self.has_other_part(to, role));
-                let tries = (&mut counted, &mut give_up);
-                if is_enough || !self.goes_on(to, before, source, tries) {
+                let is_enough = is_bad && self.needs_no_last_resort(before, to, role);
+                let limits = (&mut tries.counted, &mut give_up);
+                if is_enough || !self.goes_on(to, before, source, limits) {
                     break;
                 }
             }
             if !turns.begins(&attempt) {
                 continue;
             }
-            attempts += 1;
-            upstream::note_attempt(&worker, cluster, &attempt, attempts, &self.context.latest);
+            tries.attempts += 1;
+            let nth = tries.attempts;
+            upstream::note_attempt(&worker, cluster, &attempt, nth, &self.context.latest);
             let endpoint = cluster.endpoint(attempt.endpoint);
             let in_flight = worker.enter(&endpoint.key);
             let began = worker.begins(cluster);
-            let tried = (self.try_endpoint(to, &attempt, (attempts, patience), source)).await;
+            let tried = (self.try_endpoint(to, &attempt, (nth, patience), source)).await;
             let now_failed = match tried {
                 Err(TryError::Quiet) => {
                     worker.failed(cluster, &endpoint.key, began);
@@ -477,31 +471,33 @@ impl Exchange {
                         }
                         Some(failure) => {
                             worker.observe(&endpoint.key, Err(failure));
-                            let destination = self.record.facts();
-                            let destination =
-                                destination.and_then(|closed| closed.destination.clone());
-                            let whose = (destination, self.ruled().cloned());
-                            Failed::by(failure, response, held, whose)
+                            let facts = self.record.facts();
+                            let to = facts.and_then(|closed| closed.destination.clone());
+                            Failed::by(failure, response, held, (to, self.ruled().cloned()))
                         }
                     }
                 }
             };
             worker.failed(cluster, &endpoint.key, began);
-            failed = Some(now_failed.after(failed));
+            tries.failed = Some(now_failed.after(tries.failed));
         }
-        let may_go_on = failed.as_ref().is_none_or(|before| {
-            let tried = self.tried(before.failure, source, counted);
+        let may_go_on = |before: &Failed| {
+            let tried = self.tried(before.failure, source, tries.counted);
             before.is_paid || self.would_try_again(to, &tried)
-        });
-        if may_go_on && let Some(next) = self.next_part(to, role) {
-            let before = Box::new(Tries {
-                attempts,
-                counted,
-                failed,
-            });
+        };
+        if tries.failed.as_ref().is_none_or(may_go_on)
+            && let Some(next) = self.next_part(to, role)
+        {
+            let before = Box::new(tries);
             return self.answer_by(next, role, source, before).await;
         }
-        self.give_up(failed, to, role, source)
+        self.give_up(tries.failed, to, role, source)
+    }
+
+    /// Whether nothing is sent to those that were found bad: one that answers or that may be at work on
+    /// it is there, or there are other parts of a split, which come before them.
+    fn needs_no_last_resort(&self, before: &Failed, to: &Pinned, role: Role) -> bool {
+        !before.failure.is_unseen() || self.has_other_part(to, role)
     }
 
     /// What a plan of this cluster draws for the request, and for its copies.

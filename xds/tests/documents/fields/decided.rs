@@ -445,7 +445,7 @@ impl World {
                     response: ResponseSeen::Nothing,
                     sender: Sender::Caller,
                 };
-                match again(retries, &mut budget, &tried, Time::ZERO) {
+                match again(retries, &budget, &tried, Time::ZERO) {
                     Ok(_) => {
                         counted += 1;
                         times += 1;
