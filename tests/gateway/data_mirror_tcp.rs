@@ -153,28 +153,6 @@ async fn what_a_caller_sends_is_copied_whole_and_the_answer_is_thrown_away() {
 }
 
 #[tokio::test]
-async fn a_copy_that_no_endpoint_may_have_was_not_over_a_capacity() {
-    let (primary, canary) = (TcpService::start(), Canary::reading(1));
-    let mut east = Cluster::new("east");
-    let db = east.listen("db", "role: workloads, route: demo/db");
-    // They speak TLS themselves, and what is copied is not that.
-    let backend = format!(
-        "backends: [{{ tls: workload, capacity: 5/s, {} }}]",
-        endpoints(&[canary.service.address()])
-    );
-    let mirror = "mirror: [{ route: demo/canary }]";
-    let routes = tcp_route("db", &[&backends(primary.address()), mirror, ALLOW])
-        + &tcp_route("canary", &[&backend, "inbound: terminate"]);
-    let gateway = Gateway::of(east, &routes).await;
-    echoed(db, b"one").await;
-    gateway.until_counted(MIRRORED, &[], 1.0).await;
-    let unreachable = [("result", "unreachable")];
-    assert_eq!(gateway.counted(MIRRORED, &unreachable).await, 1.0);
-    assert_eq!(canary.service.hits(), 0);
-    gateway.process.finish().await;
-}
-
-#[tokio::test]
 async fn a_share_of_the_connections_is_copied() {
     let (primary, canary) = (TcpService::start(), Canary::reading(1000));
     let at = canary.service.address();
