@@ -416,6 +416,9 @@ fn compile_writes_what_envoy_reads_and_says_where_to_begin() {
     assert_eq!(output.status.code(), Some(65), "{err}");
     assert!(err.contains("bundles/: cannot be read"), "{err}");
     fs::create_dir(path("bundles")).unwrap();
+    let params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    let anchor = params.self_signed(&rcgen::KeyPair::generate().unwrap());
+    fs::write(path("bundles/east.example.pem"), anchor.unwrap().pem()).unwrap();
     for _ in 0..2 {
         let output = compile();
         assert_eq!(output.status.code(), Some(0), "{output:?}");
