@@ -619,7 +619,7 @@ fn played() -> Vec<Row> {
         failover("spec.failover.failback.ramp", "", "10m").plays(
             NEAR_DOWN,
             ALL,
-            "eu/eu-1/rack-a 0-100 25, eu/eu-2 0-100 75, peer west 0-0 0",
+            "eu/eu-1/rack-a 0-100 15, eu/eu-2 0-100 85, peer west 0-0 0",
         ),
         failover("spec.failover.failback.mode", "auto", "manual").plays(NEAR_DOWN, ALL, STAYS_AWAY),
         // What is ejected is used and fails, or nobody is asked.
