@@ -615,7 +615,7 @@ fn played() -> Vec<Row> {
         ),
         failover("spec.failover.hold", "", "5m").plays(HALF_DOWN, HALF, STAYS),
         failover("spec.failover.failback.after", "", "10m").plays(NEAR_DOWN, ALL, STAYS_AWAY),
-        // From 150 s to 300 s of ten minutes.
+        // From 210 s to 300 s of ten minutes.
         failover("spec.failover.failback.ramp", "", "10m").plays(
             NEAR_DOWN,
             ALL,
