@@ -8,7 +8,7 @@
 //! ```
 //!
 //! What decides is what decides in a gateway: [`plan()`](crate::plan::plan()),
-//! [`again()`](crate::retry::again), [`Fleet`](crate::fleet::Fleet). What is made up is the world: an endpoint answers
+//! [`again()`](crate::retry::again), [`Fleet`]. What is made up is the world: an endpoint answers
 //! at once or fails as its [`Truth`] says, and a check is answered likewise.
 //!
 //! Each request is tried one by one while anything fails or moves, and for [`FINE`] after that.

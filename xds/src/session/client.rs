@@ -39,7 +39,7 @@ pub(crate) type Name = Arc<str>;
 
 /// How long a resource that was asked for is waited for (P18, P34).
 pub(crate) const WAIT: Duration = Duration::from_secs(15);
-/// What [P5] a server may make use of.
+/// What P5 a server may make use of.
 const FEATURES: [&str; 1] = ["xds.config.resource-in-sotw"];
 
 /// A resource as it came.
