@@ -1244,6 +1244,7 @@ mod tests {
         metrics.bundle_fetched("acme.example", "new");
         metrics.bundle_fetched_at("acme.example", Duration::from_secs(1));
         metrics.documents_refused(&[]);
+        metrics.control_plane_answered("accepted");
         let gateway = Address::Socket(([192, 0, 2, 1], 15443).into());
         metrics.peer_reports("west", &gateway, Some(SystemTime::now()));
         metrics.pipes.fell_back("pipes");
