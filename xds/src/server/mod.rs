@@ -132,25 +132,30 @@ struct Shared {
     admission: Admission,
     identifier: Arc<str>,
     started: Instant,
-    plane: Mutex<Arc<Plane>>,
+    plane: Mutex<Current>,
     views: Mutex<BTreeMap<View, watch::Sender<Seen>>>,
     /// Held while something is compiled, one after the other.
     store: Mutex<Store>,
-    /// Counts publications.
-    published: watch::Sender<u64>,
     draining: watch::Sender<bool>,
     memory: Arc<Semaphore>,
     standings: Standings,
 }
 
-/// What a view shows.
+/// The plane that serves.
 #[derive(Debug, Clone)]
-enum Seen {
-    /// Nothing yet.
-    Making,
-    Ready(Arc<Catalog>),
-    /// Its gateway is no more.
-    Gone,
+struct Current {
+    /// Counts publications from one.
+    nth: u64,
+    plane: Arc<Plane>,
+}
+
+/// What a view shows.
+#[derive(Debug, Clone, Default)]
+struct Seen {
+    /// Of which plane it is made; of none yet where it is zero.
+    nth: u64,
+    /// `None` where its gateway is no more.
+    catalog: Option<Arc<Catalog>>,
 }
 
 impl Server {
@@ -167,10 +172,12 @@ impl Server {
                 admission,
                 identifier: identifier.into(),
                 started: Instant::now(),
-                plane: Mutex::new(Arc::new(plane)),
+                plane: Mutex::new(Current {
+                    nth: 1,
+                    plane: Arc::new(plane),
+                }),
                 views: Mutex::default(),
                 store: Mutex::default(),
-                published: watch::channel(0).0,
                 draining: watch::channel(false).0,
                 memory: Arc::new(Semaphore::new(memory)),
                 standings: Standings::default(),
@@ -185,7 +192,13 @@ impl Server {
     /// It is published all the same.
     pub async fn publish(&self, plane: Plane) -> u64 {
         let shared = Arc::clone(&self.shared);
-        *lock(&shared.plane) = Arc::new(plane);
+        {
+            let mut current = lock(&shared.plane);
+            *current = Current {
+                nth: current.nth + 1,
+                plane: Arc::new(plane),
+            };
+        }
         let made = tokio::task::spawn_blocking(move || shared.make_all());
         made.await.unwrap_or_default()
     }

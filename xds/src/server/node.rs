@@ -6,8 +6,8 @@ use tokio::sync::watch;
 use tonic::Status;
 use zeugma_core::time::Time;
 
-use super::{Caller, Seen, Shared, lock};
-use crate::catalog::Catalog;
+use super::{Caller, Current, Seen, Shared, lock};
+use crate::catalog::{Catalog, Store};
 use crate::plane::{Claim, Plane, View};
 
 /// What a stream is told, as it changes.
@@ -24,7 +24,8 @@ impl Shared {
         Time::from_origin(self.started.elapsed())
     }
 
-    /// What a node of this claim is told, if its caller may have that.
+    /// What a node of this claim is told, if its caller may have that: of the plane by which it was
+    /// judged, for an older one may say what it must not have, and a newer one that it may have nothing.
     ///
     /// # Cancel safety
     /// What is being made is made all the same.
@@ -36,7 +37,28 @@ impl Shared {
         claim: &Claim,
         caller: &Caller,
     ) -> Result<Subscribed, Status> {
-        let plane = Arc::clone(&lock(&self.plane));
+        loop {
+            let Current { nth, plane } = lock(&self.plane).clone();
+            let view = self.judge(&plane, claim, caller)?;
+            let mut seen = self.look(&view)?;
+            let made = seen.wait_for(|seen| seen.nth >= nth).await;
+            let made = made.map(|seen| seen.clone());
+            let Seen { nth: of, catalog } =
+                made.map_err(|_gone| Status::unavailable("the configuration changes just then"))?;
+            if of > nth {
+                continue;
+            }
+            let catalog = catalog.ok_or_else(|| Status::unavailable("the gateway is no more"))?;
+            return Ok(Subscribed {
+                view,
+                seen,
+                catalog,
+            });
+        }
+    }
+
+    /// Which view it is, if its caller may have that.
+    fn judge(&self, plane: &Plane, claim: &Claim, caller: &Caller) -> Result<View, Status> {
         // What there is, and who may have it, is not told to those who may not.
         let refuse = |why: String| {
             tracing::warn!(
@@ -51,26 +73,13 @@ impl Shared {
             Status::permission_denied(text)
         };
         let view = plane.view(claim).map_err(refuse)?;
-        if !self.may_have(&plane, &view, caller) {
-            return Err(refuse(format!(
-                "it is no gateway of `{}` by the MeshPeer of its cluster, and is not listed for it",
-                view.gateway
-            )));
+        if self.may_have(plane, &view, caller) {
+            return Ok(view);
         }
-        let mut seen = self.look(&view)?;
-        let ready = seen.wait_for(|seen| !matches!(seen, Seen::Making)).await;
-        let catalog = match ready.as_deref() {
-            Ok(Seen::Ready(catalog)) => Arc::clone(catalog),
-            Ok(Seen::Making | Seen::Gone) | Err(_) => {
-                return Err(Status::unavailable("the configuration changes just then"));
-            }
-        };
-        drop(ready);
-        Ok(Subscribed {
-            view,
-            seen,
-            catalog,
-        })
+        Err(refuse(format!(
+            "it is no gateway of `{}` by the MeshPeer of its cluster, and is not listed for it",
+            view.gateway
+        )))
     }
 
     fn may_have(&self, plane: &Plane, view: &View, caller: &Caller) -> bool {
@@ -98,7 +107,7 @@ impl Shared {
             let text = format!("over {max} gateways and places are served");
             return Err(Status::resource_exhausted(text));
         }
-        let (seen, receiver) = watch::channel(Seen::Making);
+        let (seen, receiver) = watch::channel(Seen::default());
         views.insert(view.clone(), seen);
         drop(views);
         let (shared, view) = (Arc::clone(self), view.clone());
@@ -123,29 +132,25 @@ impl Shared {
             self.make(view, &mut store);
         }
         store.sweep();
-        self.published.send_modify(|count| *count += 1);
         store.encoded() - before
     }
 
     /// Makes one view of the newest documents: the store is held, so that no older ones come later.
-    fn make(&self, view: &View, store: &mut crate::catalog::Store) {
-        let plane = Arc::clone(&lock(&self.plane));
+    /// Who looks is told even where it is as it was: whether they may have it may be otherwise.
+    fn make(&self, view: &View, store: &mut Store) {
+        let Current { nth, plane } = lock(&self.plane).clone();
         let Some(seen) = lock(&self.views).get(view).cloned() else {
             return;
         };
-        let before = match &*seen.borrow() {
-            Seen::Ready(catalog) => Some(Arc::clone(catalog)),
-            Seen::Making | Seen::Gone => None,
+        let Seen { nth: of, catalog } = seen.borrow().clone();
+        if of == nth {
+            return;
+        }
+        let made = plane.catalog(view, store, catalog.as_deref());
+        let catalog = match (made, catalog) {
+            (Some(made), Some(before)) if made.version() == before.version() => Some(before),
+            (made, _) => made.map(Arc::new),
         };
-        let made = plane.catalog(view, store, before.as_deref());
-        seen.send_if_modified(|seen| {
-            let now = match (made, &before) {
-                (Some(made), Some(before)) if made.version() == before.version() => return false,
-                (Some(made), _) => Seen::Ready(Arc::new(made)),
-                (None, _) => Seen::Gone,
-            };
-            *seen = now;
-            true
-        });
+        seen.send_replace(Seen { nth, catalog });
     }
 }

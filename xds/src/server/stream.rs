@@ -7,17 +7,17 @@ use std::time::Duration;
 use envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest;
 use envoy_types::pb::google::rpc;
 use prost::Message as _;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Status;
 
 use super::node::Subscribed;
 use super::standing::Place;
 use super::wire::{Requests, Telling, ended};
-use super::{Caller, Seen, Shared, Visitor, set};
+use super::{Caller, Shared, Visitor, set};
 use crate::canonical;
 use crate::pb::core;
-use crate::plane::{Claim, View};
+use crate::plane::Claim;
 use crate::session::Kind;
 use crate::session::server::{
     Action, Asks, Limits, Message, Protocol, Request, Session, Violation,
@@ -61,9 +61,12 @@ async fn carry(opened: Opened) -> Result<(), Status> {
         caller,
         mut stream,
         mut requests,
-        mut published,
-        mut view,
-        mut seen,
+        told:
+            Subscribed {
+                mut view,
+                mut seen,
+                mut catalog,
+            },
     } = begun;
     let shared = Arc::clone(&stream.shared);
     let mut draining = shared.draining.subscribe();
@@ -87,21 +90,17 @@ async fn carry(opened: Opened) -> Result<(), Status> {
             }
             changed = seen.changed() => {
                 changed.map_err(|_gone| Status::unavailable("draining"))?;
-                let now = seen.borrow_and_update().clone();
-                match now {
-                    Seen::Ready(catalog) => stream.handle(Message::Published(catalog))?,
-                    Seen::Making => {}
-                    Seen::Gone => return Err(Status::unavailable("the gateway is no more")),
-                }
-            }
-            changed = published.changed() => {
-                changed.map_err(|_gone| Status::unavailable("draining"))?;
-                // Who may have what, and which view a node has, are documents' business too.
+                // Who may have what, and which view a node has, are documents' business too, and are
+                // asked before it is told anything of them.
                 let again = shared.subscribe(&claim, &caller).await?;
                 if again.view != view {
                     stream.place.is_of(&again.view);
-                    (view, seen) = (again.view, again.seen);
-                    stream.handle(Message::Published(again.catalog))?;
+                    view = again.view;
+                }
+                seen = again.seen;
+                if !Arc::ptr_eq(&again.catalog, &catalog) {
+                    catalog = again.catalog;
+                    stream.handle(Message::Published(Arc::clone(&catalog)))?;
                 }
             }
             () = woken => {
@@ -121,9 +120,7 @@ struct Begun {
     caller: Caller,
     stream: Stream,
     requests: Requests,
-    published: watch::Receiver<u64>,
-    view: View,
-    seen: watch::Receiver<Seen>,
+    told: Subscribed,
 }
 
 /// Reads and answers the first request; `None` where none comes.
@@ -146,13 +143,8 @@ async fn begin(opened: Opened) -> Result<Option<Begun>, Status> {
     // P1: it is said once.
     let claim = claim.ok_or_else(|| Status::invalid_argument("the first request names no node"))?;
     let place = Place::take(&shared, &visitor, protocol, &claim)?;
-    let published = shared.published.subscribe();
-    let Subscribed {
-        view,
-        seen,
-        catalog,
-    } = shared.subscribe(&claim, &visitor.caller).await?;
-    place.is_of(&view);
+    let told = shared.subscribe(&claim, &visitor.caller).await?;
+    place.is_of(&told.view);
     let limits = Limits {
         names: shared.limits.names,
         other_types: OTHER_TYPES_MAX,
@@ -160,7 +152,7 @@ async fn begin(opened: Opened) -> Result<Option<Begun>, Status> {
     };
     let mut stream = Stream {
         protocol,
-        session: Session::new(protocol, only, limits, catalog),
+        session: Session::new(protocol, only, limits, Arc::clone(&told.catalog)),
         shared,
         place,
         tell,
@@ -173,9 +165,7 @@ async fn begin(opened: Opened) -> Result<Option<Begun>, Status> {
         caller: visitor.caller,
         stream,
         requests,
-        published,
-        view,
-        seen,
+        told,
     }))
 }
 
