@@ -13,7 +13,7 @@ use prost::Message as _;
 use serde_json::json;
 use zeugma_core::snapshot::Node;
 
-use self::exported::Exports;
+pub(crate) use self::exported::Exports;
 use self::trust::trust;
 pub(crate) use self::undenied::undenied;
 use crate::compile::Context;

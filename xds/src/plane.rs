@@ -168,6 +168,8 @@ impl Plane {
             // "gRPC C-core", "gRPC Go", "gRPC Java".
             flavor: if claim.agent.starts_with("gRPC") {
                 Flavor::Grpc
+            } else if claim.agent == ENVOY {
+                Flavor::Envoy
             } else {
                 Flavor::Proxy
             },

@@ -7,6 +7,7 @@ use prost::{Message, Name};
 use super::{Catalog, Resource, Shelf, Store, Traits, grpc};
 use crate::canonical::canonical;
 use crate::compile::{Compiled, Context, Made, ads};
+use crate::envoy::Exports;
 use crate::error::Findings;
 use crate::meta::AnyClusterMeta;
 use crate::parallel;
@@ -16,9 +17,11 @@ use crate::session::Kind;
 /// For whom it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) enum Flavor {
-    /// A proxy: our gateway, an Envoy.
+    /// Our gateway.
     #[default]
     Proxy,
+    /// An Envoy, which is told what our gateway knows by itself: whom a route is exported to.
+    Envoy,
     /// A workload with gRPC's own resolver.
     Grpc,
 }
@@ -56,17 +59,27 @@ pub(crate) fn catalog(
         }
         return shelves.catalog(before);
     }
-    for (mut listener, chains) in compiled.listeners(findings, |chain| chain) {
+    let exports = (flavor == Flavor::Envoy).then(|| Exports::new(context));
+    for (mut listener, mut chains) in compiled.listeners(findings, |chain| chain) {
+        // What cannot be guarded is left out: nobody is let in there.
+        if let Some(exports) = &exports {
+            chains.retain_mut(|chain| exports.guard_chain(&listener.name, chain).is_ok());
+        }
         listener.filter_chains = chains;
         let made = resource(Kind::Listener, &listener.name, &listener, Traits::default());
         shelves.add(Kind::Listener, made);
     }
     let routes = parallel::map(compiled.routes(|host| host), |(name, virtual_hosts)| {
-        let config = route::RouteConfiguration {
+        let mut config = route::RouteConfiguration {
             name,
             virtual_hosts,
             ..Default::default()
         };
+        if let Some(exports) = &exports
+            && exports.guard_hosts(&mut config).is_err()
+        {
+            config.virtual_hosts.clear();
+        }
         resource(Kind::Routes, &config.name, &config, Traits::default())
     });
     for made in routes {

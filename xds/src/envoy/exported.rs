@@ -13,7 +13,7 @@ use crate::pb::{self, http_rbac, listener, network_rbac, rbac, route};
 const NOT_EXPORTED: &str = "not exported";
 
 /// What denies those whom a service is not exported to.
-pub(super) struct Exports {
+pub(crate) struct Exports {
     /// The listeners at which that is asked.
     listeners: BTreeSet<String>,
     /// By the ID of the service.
@@ -21,7 +21,7 @@ pub(super) struct Exports {
 }
 
 impl Exports {
-    pub(super) fn new(context: Context<'_>) -> Self {
+    pub(crate) fn new(context: Context<'_>) -> Self {
         let listeners = context.gateway.spec.listeners.iter();
         let mut denies = HashMap::new();
         for route in &context.model.routes {
@@ -41,7 +41,7 @@ impl Exports {
     }
 
     /// Adds it to a chain of a listener that carries bytes.
-    pub(super) fn guard_chain(
+    pub(crate) fn guard_chain(
         &self,
         listener: &str,
         chain: &mut listener::FilterChain,
@@ -62,7 +62,7 @@ impl Exports {
     }
 
     /// Adds it to the hosts of a listener's routes.
-    pub(super) fn guard_hosts(&self, routes: &mut route::RouteConfiguration) -> Result<(), String> {
+    pub(crate) fn guard_hosts(&self, routes: &mut route::RouteConfiguration) -> Result<(), String> {
         let (listener, _) = (routes.name.split_once('|')).ok_or("routes of no listener")?;
         for host in &mut routes.virtual_hosts {
             if let Some(denied) = self.of(listener, &host.name)

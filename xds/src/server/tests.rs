@@ -330,6 +330,74 @@ async fn an_envoy_that_would_deny_nobody_is_told_nothing() {
     assert!(served.delta(agent("zeugma")).await.next().await.is_ok());
 }
 
+/// The policies by which hosts and chains of a listener deny, by service.
+fn denials(responses: &[DeltaDiscoveryResponse]) -> BTreeMap<String, Vec<String>> {
+    use crate::pb::{http_rbac, listener, network_rbac, route, unpack};
+
+    let mut denials = BTreeMap::new();
+    let all = responses.iter().flat_map(|response| &response.resources);
+    for any in all.filter_map(|one| one.resource.as_ref()) {
+        if let Ok(routes) = unpack::<route::RouteConfiguration>(any) {
+            for host in routes.virtual_hosts {
+                let per_host = host.typed_per_filter_config.values();
+                let rules = per_host.filter_map(|any| unpack::<http_rbac::RbacPerRoute>(any).ok());
+                let rules = rules.filter_map(|of| of.rbac?.rules);
+                let names = rules.flat_map(|rules| rules.policies.into_keys());
+                denials.insert(format!("{} {}", routes.name, host.name), names.collect());
+            }
+        } else if let Ok(listener) = unpack::<listener::Listener>(any) {
+            for chain in listener.filter_chains {
+                let filters = chain.filters.into_iter();
+                let rules = filters.filter_map(|filter| match filter.config_type? {
+                    listener::filter::ConfigType::TypedConfig(any) => {
+                        unpack::<network_rbac::Rbac>(&any).ok()?.rules
+                    }
+                    listener::filter::ConfigType::ConfigDiscovery(_) => None,
+                });
+                let names = rules.flat_map(|rules| rules.policies.into_keys());
+                denials.insert(format!("{} {}", listener.name, chain.name), names.collect());
+            }
+        }
+    }
+    denials
+}
+
+#[tokio::test]
+async fn an_envoy_is_told_whom_a_route_is_exported_to_and_a_gateway_knows() {
+    let served = Served::local().await;
+    for (agent, is_told) in [("envoy", true), ("zeugma", false)] {
+        let node = Node {
+            user_agent_name: agent.to_owned(),
+            ..node("east-gw")
+        };
+        let mut client = served.delta(node).await;
+        client.next().await.unwrap();
+        let mut told = Vec::new();
+        for kind in [Kind::Listener, Kind::Routes] {
+            client.ask(kind, "", &["*"], None).await;
+            told.push(client.next().await.unwrap());
+        }
+        let denials = denials(&told);
+        let is_denied = |name: &str| {
+            let policies = denials.get(name).unwrap_or_else(|| panic!("{denials:?}"));
+            policies.iter().any(|policy| policy == "not exported")
+        };
+        // Of bytes, of requests, and of TLS that is passed through; `north` is a peer too.
+        for name in [
+            "mesh shop/multi:9000",
+            "mesh|shop/orders:80 shop/orders:80",
+            "mesh shop/secure:443",
+        ] {
+            assert_eq!(is_denied(name), is_told, "{agent} {name} {denials:#?}");
+        }
+        // Workloads are of this cluster.
+        assert!(
+            !is_denied("apps|shop/orders:80 shop/orders:80"),
+            "{agent} {denials:#?}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn only_a_gateways_own_identity_and_those_listed_may_have_its_configuration() {
     let east = "\n---\napiVersion: zeugma.dev/v1alpha1\nkind: MeshPeer\nmetadata: { name: east }\nspec: { cluster: east, locality: eu/eu-1, gateways: [\"192.0.2.1:15443\"], spiffeIDs: [\"spiffe://east.example/zeugma/gateway\"] }\n";
