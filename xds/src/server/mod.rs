@@ -13,6 +13,7 @@ use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -136,6 +137,9 @@ struct Shared {
     views: Mutex<BTreeMap<View, watch::Sender<Seen>>>,
     /// Held while something is compiled, one after the other.
     store: Mutex<Store>,
+    /// Of the store, as it was when something was compiled last: who asks does not wait for the store.
+    known: AtomicUsize,
+    encoded: AtomicU64,
     draining: watch::Sender<bool>,
     memory: Arc<Semaphore>,
     standings: Standings,
@@ -178,6 +182,8 @@ impl Server {
                 }),
                 views: Mutex::default(),
                 store: Mutex::default(),
+                known: AtomicUsize::new(0),
+                encoded: AtomicU64::new(0),
                 draining: watch::channel(false).0,
                 memory: Arc::new(Semaphore::new(memory)),
                 standings: Standings::default(),
@@ -212,10 +218,8 @@ impl Server {
     /// The metrics, in Prometheus' text format.
     #[must_use]
     pub fn metrics(&self) -> String {
-        let (known, encoded) = {
-            let store = lock(&self.shared.store);
-            (store.len(), store.encoded())
-        };
+        let known = self.shared.known.load(Ordering::Relaxed);
+        let encoded = self.shared.encoded.load(Ordering::Relaxed);
         let views = lock(&self.shared.views).len();
         (self.shared.standings).to_metrics(self.shared.now(), known, encoded, views)
     }

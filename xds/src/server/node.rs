@@ -1,6 +1,7 @@
 //! Which node is told what: views, and who may have which.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::watch;
 use tonic::Status;
@@ -115,6 +116,7 @@ impl Shared {
         drop(tokio::task::spawn_blocking(move || {
             let mut store = lock(&shared.store);
             shared.make(&view, &mut store);
+            shared.count(&store);
         }));
         Ok(receiver)
     }
@@ -132,7 +134,13 @@ impl Shared {
             self.make(view, &mut store);
         }
         store.sweep();
+        self.count(&store);
         store.encoded() - before
+    }
+
+    fn count(&self, store: &Store) {
+        self.known.store(store.len(), Ordering::Relaxed);
+        self.encoded.store(store.encoded(), Ordering::Relaxed);
     }
 
     /// Makes one view of the newest documents: the store is held, so that no older ones come later.

@@ -399,6 +399,25 @@ async fn an_envoy_is_told_whom_a_route_is_exported_to_and_a_gateway_knows() {
 }
 
 #[tokio::test]
+async fn metrics_are_told_while_something_is_compiled() {
+    let served = Served::local().await;
+    served.delta(node("east-gw")).await.next().await.unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let compiling = lock(&served.server.shared.store);
+    let server = served.server.clone();
+    let asking = std::thread::spawn(move || tell.send(server.metrics()));
+    let metrics = told.recv_timeout(PATIENCE);
+    drop(compiling);
+    asking.join().unwrap().ok();
+    let metrics = metrics.expect("they wait");
+    let of = |name: &str| {
+        let line = metrics.lines().find(|line| line.starts_with(name)).unwrap();
+        line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    assert!(of("zeugma_xds_resources ") > 10 && of("zeugma_xds_resources_encoded_total ") > 10);
+}
+
+#[tokio::test]
 async fn only_a_gateways_own_identity_and_those_listed_may_have_its_configuration() {
     let east = "\n---\napiVersion: zeugma.dev/v1alpha1\nkind: MeshPeer\nmetadata: { name: east }\nspec: { cluster: east, locality: eu/eu-1, gateways: [\"192.0.2.1:15443\"], spiffeIDs: [\"spiffe://east.example/zeugma/gateway\"] }\n";
     let listed = Admission {
