@@ -197,8 +197,7 @@ impl Stream {
                     detail,
                 } => self.place.rejected(&type_url, version, &detail),
                 Action::WakeAt(at) => {
-                    let at = self.shared.started + at.since_origin();
-                    self.wakes_at = Some(self.wakes_at.map_or(at, |before| before.max(at)));
+                    self.wakes_at = Some(self.shared.started + at.since_origin());
                 }
                 Action::End(violation) => return Err(self.violated(&violation)),
             }

@@ -121,7 +121,7 @@ pub(crate) enum Action {
         version: Version,
         detail: String,
     },
-    /// Come back then with [`Message::Woken`].
+    /// Come back then with [`Message::Woken`], and not when was said before.
     WakeAt(Time),
     /// End the stream: nothing more comes of it.
     End(Violation),
@@ -192,6 +192,8 @@ pub(crate) struct Session {
     is_return: bool,
     /// Until when one that has not asked for listeners and routes may still.
     settles_at: Option<Time>,
+    /// What [`Action::WakeAt`] said last, if that is still to come.
+    wakes_at: Option<Time>,
     nonce: u64,
 }
 
@@ -214,6 +216,7 @@ impl Session {
             returned: BTreeSet::new(),
             is_return: false,
             settles_at: None,
+            wakes_at: None,
             nonce: 0,
         }
     }
@@ -233,12 +236,13 @@ impl Session {
                 let clusters = self.catalog.shelf(Kind::Cluster);
                 self.awaited.retain(|name| clusters.get(name).is_some());
             }
-            Message::Woken => {}
+            Message::Woken => self.wakes_at = None,
         }
         if now >= self.awaited_until {
             self.awaited.clear();
         }
         self.flush(now, &mut actions);
+        self.wake(now, &mut actions);
         debug_assert!(
             self.check_invariants().is_ok(),
             "{:?}",
@@ -441,7 +445,7 @@ impl Session {
         }
         self.send(Kind::Cluster, Because::Kept, now, actions);
         self.send(Kind::Endpoints, Because::Kept, now, actions);
-        if !self.is_behind() {
+        if !self.is_behind(now) {
             let because = if self.awaited.is_empty() {
                 Because::Anything
             } else {
@@ -450,21 +454,43 @@ impl Session {
             self.send(Kind::Listener, because, now, actions);
             self.send(Kind::Routes, because, now, actions);
         }
-        if self.settles_at.is_none() {
-            self.settles_at = Some(now + WAIT);
-            actions.push(Action::WakeAt(now + WAIT));
-        }
+        self.settles_at.get_or_insert(now + WAIT);
         if self.may_break(now) {
             self.send(Kind::Cluster, Because::Anything, now, actions);
             self.send(Kind::Endpoints, Because::Anything, now, actions);
         }
     }
 
+    /// Says when something is due that no message brings.
+    fn wake(&mut self, now: Time, actions: &mut Vec<Action>) {
+        let awaited = (!self.awaited.is_empty()).then_some(self.awaited_until);
+        let all = [self.settles_at, awaited]
+            .into_iter()
+            .chain([Kind::Cluster, Kind::Endpoints].map(|kind| self.behind_until(kind)));
+        let first = all.flatten().filter(|at| *at > now).min();
+        if self.wakes_at.is_some_and(|at| at <= now) {
+            self.wakes_at = None;
+        }
+        if let Some(at) = first.filter(|at| self.wakes_at != Some(*at)) {
+            self.wakes_at = Some(at);
+            actions.push(Action::WakeAt(at));
+        }
+    }
+
     /// Whether the client was not told yet of all that listeners and routes may lead to. What it was
-    /// told first it takes first.
-    fn is_behind(&self) -> bool {
-        let is_behind = |kind| self.of(kind).is_behind(self.catalog.shelf(kind));
+    /// told first it takes first; but where it takes clusters only with what is held back here, it
+    /// would take nothing for ever.
+    fn is_behind(&self, now: Time) -> bool {
+        let is_behind = |kind| self.behind_until(kind).is_some_and(|until| now < until);
         is_behind(Kind::Cluster) || is_behind(Kind::Endpoints)
+    }
+
+    /// Until when a type that was not told of what is newer holds back others; nothing but a response
+    /// that waits to be acknowledged keeps it from being told.
+    fn behind_until(&self, kind: Kind) -> Option<Time> {
+        let of = self.of(kind);
+        let since = of.unacknowledged_since()?;
+        (of.is_behind(self.catalog.shelf(kind))).then_some(since + WAIT)
     }
 
     /// Whether nothing leads any more to what is gone. A client that refused a listener or a route has
@@ -494,7 +520,7 @@ impl Session {
         let nonce = self.nonce;
         self.of_mut(kind).sent(nonce, &made, now);
         match kind {
-            Kind::Cluster => self.clusters_sent(&made.changed, is_first, now, actions),
+            Kind::Cluster => self.clusters_sent(&made.changed, is_first, now),
             Kind::Endpoints => {
                 for one in &made.resources {
                     self.awaited.remove(one.name());
@@ -506,13 +532,7 @@ impl Session {
     }
 
     /// P32: a cluster that changed waits for its endpoints, though they are as they were.
-    fn clusters_sent(
-        &mut self,
-        changed: &[Arc<Resource>],
-        is_first: bool,
-        now: Time,
-        actions: &mut Vec<Action>,
-    ) {
+    fn clusters_sent(&mut self, changed: &[Arc<Resource>], is_first: bool, now: Time) {
         let names = (changed.iter())
             .filter(|one| one.has_endpoints())
             .map(|one| Arc::clone(one.name()));
@@ -529,7 +549,6 @@ impl Session {
         }
         self.awaited.extend(new);
         self.awaited_until = now + WAIT;
-        actions.push(Action::WakeAt(self.awaited_until));
     }
 }
 

@@ -409,6 +409,10 @@ impl Subscription {
         self.is_asked && self.told.version() != shelf.version()
     }
 
+    pub(super) fn unacknowledged_since(&self) -> Option<Time> {
+        self.unacknowledged.as_ref().map(|one| one.since)
+    }
+
     /// Whether the client has what there is, as far as it wants it.
     pub(super) fn is_settled(&self, shelf: &Shelf) -> bool {
         !self.is_asked
@@ -425,7 +429,7 @@ impl Subscription {
             sent: self.sent,
             accepted: self.accepted,
             rejected: self.rejected.clone(),
-            unacknowledged: self.unacknowledged.as_ref().map(|one| one.since),
+            unacknowledged: self.unacknowledged_since(),
             is_behind: self.told.version() != shelf.version() || !self.kept.is_empty(),
         }
     }

@@ -760,6 +760,60 @@ fn p6_types_are_streams_of_their_own() {
 }
 
 #[test]
+fn p6_clusters_that_are_not_acknowledged_hold_back_listeners_and_routes_for_a_while_only() {
+    let mut world = World::new();
+    let old = world.catalog([('p', "a", "1"), ('r', "r", "1"), ('l', "l", "1")]);
+    let new = world.catalog([('p', "a", "2"), ('r', "r", "2"), ('l', "l", "1")]);
+    let mut stream = Stream::new(Delta, &old);
+    let asked = Message::Asked(changes(Cluster, "", &[], &[], &[]));
+    assert!(wakes_at(&stream.actions(asked)).is_some());
+    assert!(stream.publish(&new).is_empty());
+    // It acknowledges clusters when they are warm, and for that it may need these.
+    stream.now = stream.now + WAIT / 2;
+    assert!(stream.delta(Listener, "", &[], &[]).is_empty());
+    assert!(stream.delta(Route, "", &["r"], &[]).is_empty());
+    stream.now = Time::ZERO + WAIT;
+    let told: Vec<_> = (stream.said(Message::Woken).into_iter())
+        .map(|one| (one.kind, one.names))
+        .collect();
+    assert_eq!(told, [(Listener, owned(&["l"])), (Route, owned(&["r"]))]);
+    // What changes clusters again comes with the acknowledgement.
+    assert_eq!(one(&stream.delta(Cluster, "1", &[], &[])).0, ["a"]);
+}
+
+#[test]
+fn the_next_time_to_come_back_is_the_first_of_all_that_are_due() {
+    let mut world = World::new();
+    let old = world.catalog([('c', "a", "1"), ('e', "a", "1"), ('r', "r", "1")]);
+    let more = [('c', "a", "1"), ('e', "a", "1"), ('r', "r", "2")];
+    let second = world.catalog(more.into_iter().chain([('c', "z", "1"), ('e', "z", "1")]));
+    let third = world.catalog([('c', "a", "1"), ('e', "a", "1"), ('r', "r", "3")]);
+    let mut stream = at_rest(Delta, &old);
+    stream.now = stream.now + WAIT;
+    stream.actions(Message::Woken);
+    let began = stream.now;
+    // The endpoints of z are awaited, and the clusters are not acknowledged.
+    let actions = stream.actions(Message::Published(second));
+    assert_eq!(wakes_at(&actions), Some(began + WAIT));
+    stream.now = began + WAIT / 2;
+    // Said once.
+    assert_eq!(wakes_at(&stream.actions(Message::Published(third))), None);
+    stream.now = began + WAIT;
+    let told = stream.said(Message::Woken);
+    assert_eq!((told[0].kind, one(&told).0), (Route, vec!["r"]));
+}
+
+/// When it wants to be told that it is then.
+fn wakes_at(actions: &[Action]) -> Option<Time> {
+    actions.iter().find_map(|action| match action {
+        Action::WakeAt(at) => Some(*at),
+        Action::Send(_) | Action::Accepted { .. } | Action::Rejected { .. } | Action::End(_) => {
+            None
+        }
+    })
+}
+
+#[test]
 fn p6_a_service_of_one_type_serves_that_type_alone() {
     let all = World::new().catalog([('p', "a", "1")]);
     let session = Session::new(Delta, Some(Cluster), LIMITS, Arc::clone(&all));
