@@ -28,6 +28,8 @@ const FIRST: Duration = Duration::from_secs(10);
 /// Types that are not served, on one stream.
 const OTHER_TYPES_MAX: usize = 16;
 const NAME_BYTES_MAX: usize = 4096;
+/// Of names that one stream asks for, or says it has, and nobody else does.
+const STRANGER_BYTES_MAX: usize = 16 << 20;
 /// One response of each type that may wait, and the end.
 pub(super) const WAITING_MAX: usize = 4 + OTHER_TYPES_MAX + 1;
 
@@ -149,6 +151,7 @@ async fn begin(opened: Opened) -> Result<Option<Begun>, Status> {
         names: shared.limits.names,
         other_types: OTHER_TYPES_MAX,
         name_bytes: NAME_BYTES_MAX,
+        stranger_bytes: STRANGER_BYTES_MAX,
     };
     let mut stream = Stream {
         protocol,
@@ -214,9 +217,10 @@ impl Stream {
         );
         match violation {
             Violation::OtherType { .. } => Status::invalid_argument(violation.to_string()),
-            Violation::Names(_) | Violation::LongName(_) | Violation::Types(_) => {
-                Status::resource_exhausted(violation.to_string())
-            }
+            Violation::Names(_)
+            | Violation::Strangers(_)
+            | Violation::LongName(_)
+            | Violation::Types(_) => Status::resource_exhausted(violation.to_string()),
         }
     }
 }

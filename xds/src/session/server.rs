@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use zeugma_core::time::Time;
 
-use self::subscription::{Because, Known, Subscription};
+use self::subscription::{Because, Known, Load, Subscription};
 use super::Kind;
 use crate::catalog::{Catalog, Resource, Shelf, Version};
 
@@ -37,6 +37,8 @@ pub(crate) struct Limits {
     pub other_types: usize,
     /// Bytes of a name.
     pub name_bytes: usize,
+    /// Bytes of names that are not there, of all types together: those that are, all streams share.
+    pub stranger_bytes: usize,
 }
 
 /// The two ways of telling (P6).
@@ -132,6 +134,8 @@ pub(crate) enum Action {
 pub(crate) enum Violation {
     #[error("subscribed to over {0} names on one stream")]
     Names(usize),
+    #[error("over {0} bytes of names that are not there on one stream")]
+    Strangers(usize),
     #[error("a resource name of over {0} bytes")]
     LongName(usize),
     #[error("subscribed to over {0} types that are not served here")]
@@ -269,9 +273,9 @@ impl Session {
     /// # Errors
     /// What does not.
     pub(crate) fn check_invariants(&self) -> Result<(), String> {
-        let names: usize = self.subscriptions().map(Subscription::names_len).sum();
-        if names > self.limits.names {
-            return Err(format!("{names} names"));
+        let load = self.load();
+        if load.names > self.limits.names {
+            return Err(format!("{} names", load.names));
         }
         for (kind, of) in Kind::ALL.into_iter().zip(&self.served) {
             of.check_invariants(self.catalog.shelf(kind))
@@ -378,11 +382,19 @@ impl Session {
                 },
             });
         }
-        let names: usize = self.subscriptions().map(Subscription::names_len).sum();
-        if names > self.limits.names {
+        let load = self.load();
+        if load.names > self.limits.names {
             return Err(Violation::Names(self.limits.names));
         }
+        if load.bytes > self.limits.stranger_bytes {
+            return Err(Violation::Strangers(self.limits.stranger_bytes));
+        }
         Ok(())
+    }
+
+    fn load(&self) -> Load {
+        let all = self.subscriptions().map(Subscription::load);
+        all.fold(Load::default(), Load::and)
     }
 
     fn kind_of(&self, asked: &str) -> Result<Option<Kind>, Violation> {
@@ -401,18 +413,20 @@ impl Session {
     }
 
     fn check_names(&self, asks: &Asks<'_>) -> Result<(), Violation> {
-        let (names, others): (&[Cow<'_, str>], &[Cow<'_, str>]) = match asks {
-            Asks::Whole { names, .. } => (names, &[]),
+        type Names<'a> = &'a [Cow<'a, str>];
+        let (names, others, known): (Names<'_>, Names<'_>, &[_]) = match asks {
+            Asks::Whole { names, .. } => (names, &[], &[]),
             Asks::Changes {
                 subscribe,
                 unsubscribe,
-                ..
-            } => (subscribe, unsubscribe),
+                known,
+            } => (subscribe, unsubscribe, known),
         };
-        if names.len().max(others.len()) > self.limits.names {
+        if names.len().max(others.len()).max(known.len()) > self.limits.names {
             return Err(Violation::Names(self.limits.names));
         }
-        let mut all = names.iter().chain(others);
+        let known = known.iter().map(|(name, _)| name);
+        let mut all = names.iter().chain(others).chain(known);
         match all.find(|name| name.len() > self.limits.name_bytes) {
             Some(_) => Err(Violation::LongName(self.limits.name_bytes)),
             None => Ok(()),

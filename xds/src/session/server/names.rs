@@ -14,6 +14,8 @@ pub(super) struct Names {
     /// Of them that are set.
     set: usize,
     others: BTreeSet<Arc<str>>,
+    /// Of the others.
+    bytes: usize,
 }
 
 impl Names {
@@ -23,11 +25,17 @@ impl Names {
             bits: Vec::new(),
             set: 0,
             others: BTreeSet::new(),
+            bytes: 0,
         }
     }
 
     pub(super) fn len(&self) -> usize {
         self.set + self.others.len()
+    }
+
+    /// Bytes of those that are not in the index.
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -46,7 +54,10 @@ impl Names {
 
     pub(super) fn insert(&mut self, name: Arc<str>) {
         let Some(place) = self.index.place(&name) else {
-            self.others.insert(name);
+            let len = name.len();
+            if self.others.insert(name) {
+                self.bytes += len;
+            }
             return;
         };
         let (word, bit) = split(place);
@@ -62,7 +73,11 @@ impl Names {
     /// Whether it was there.
     pub(super) fn remove(&mut self, name: &str) -> bool {
         let Some(place) = self.index.place(name) else {
-            return self.others.remove(name);
+            let was_there = self.others.remove(name);
+            if was_there {
+                self.bytes -= name.len();
+            }
+            return was_there;
         };
         let (word, bit) = split(place);
         let Some(word) = self.bits.get_mut(word).filter(|word| **word & bit != 0) else {
@@ -131,6 +146,8 @@ mod tests {
                 assert_eq!(names.remove(&name(nth)), expected.remove(&name(nth)));
             }
             assert_eq!(names.len(), expected.len());
+            let others = expected.iter().filter(|name| !all.contains(name));
+            assert_eq!(names.bytes(), others.map(String::len).sum::<usize>());
             assert_eq!(names.is_empty(), expected.is_empty());
             for nth in 0..250 {
                 assert_eq!(

@@ -49,12 +49,40 @@ pub(super) struct Subscription {
     told: Arc<Shelf>,
     /// What is not there any more, and the client was not told so yet; as it was, if that is known.
     kept: BTreeMap<Arc<str>, Option<Arc<Resource>>>,
+    /// What of `owed` and `kept` is of names that are not there, besides those that are asked for; at
+    /// most that much.
+    owed_strangers: Load,
+    kept_strangers: Load,
     unacknowledged: Option<Unacknowledged>,
     /// Of the last response.
     nonce: Option<u64>,
     sent: Option<Version>,
     accepted: Option<Version>,
     rejected: Option<(Version, String)>,
+}
+
+/// What is kept for a client alone.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Load {
+    pub names: usize,
+    /// Of names that are not there.
+    pub bytes: usize,
+}
+
+impl Load {
+    pub(super) const fn and(self, other: Self) -> Self {
+        Self {
+            names: self.names + other.names,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+
+    const fn of(stranger: &str) -> Self {
+        Self {
+            names: 1,
+            bytes: stranger.len(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -96,6 +124,8 @@ impl Subscription {
             owes_answer: false,
             told: Arc::clone(empty),
             kept: BTreeMap::new(),
+            owed_strangers: Load::default(),
+            kept_strangers: Load::default(),
             unacknowledged: None,
             nonce: None,
             sent: None,
@@ -113,8 +143,13 @@ impl Subscription {
         self.nonce.is_none()
     }
 
-    pub(super) fn names_len(&self) -> usize {
-        self.names.len()
+    /// What is kept for the client alone.
+    pub(super) fn load(&self) -> Load {
+        let asked = Load {
+            names: self.names.len(),
+            bytes: self.names.bytes(),
+        };
+        asked.and(self.owed_strangers).and(self.kept_strangers)
     }
 
     /// Whether the endpoints of this name are asked for: there are none on demand.
@@ -188,6 +223,11 @@ impl Subscription {
         }
         self.names = asked;
         self.forget_unwanted();
+        if self.is_wildcard {
+            // No response of this protocol says that one name is not there.
+            let names = &self.names;
+            (self.owed).retain(|name| names.contains(name) || shelf.index_of(name).is_some());
+        }
         if is_first && !self.is_wildcard {
             // What is named is owed; nothing else was told.
             self.told = Arc::clone(shelf);
@@ -242,7 +282,11 @@ impl Subscription {
             let was_named = self.names.remove(&name);
             if self.is_wildcard {
                 // P23: the client may have dropped it.
-                self.owed.insert(interned(&name, shelf));
+                let at = shelf.index_of(&name);
+                let is_new = self.owed.insert(interned_at(&name, at, shelf));
+                if at.is_none() && (is_new || was_named) {
+                    self.owed_strangers = self.owed_strangers.and(Load::of(&name));
+                }
             } else if was_named {
                 self.owed.remove(&*name);
                 self.kept.remove(&*name);
@@ -265,6 +309,8 @@ impl Subscription {
             let names = &self.names;
             self.owed.retain(|name| names.contains(name));
             self.kept.retain(|name, _| names.contains(name));
+            self.owed_strangers = Load::default();
+            self.kept_strangers = Load::default();
         }
     }
 
@@ -286,6 +332,7 @@ impl Subscription {
         {
             if !self.owed.contains(&**name) {
                 self.kept.insert(Arc::from(&**name), None);
+                self.kept_strangers = self.kept_strangers.and(Load::of(name));
             }
         }
         self.told = Arc::clone(shelf);
@@ -326,6 +373,7 @@ impl Subscription {
         if because != Because::Kept {
             made.removed
                 .extend(std::mem::take(&mut self.kept).into_keys());
+            self.kept_strangers = Load::default();
         }
         let is_owed = std::mem::take(&mut self.owes_answer);
         self.finish(made, shelf, (protocol, known), is_owed)
@@ -351,6 +399,7 @@ impl Subscription {
     }
 
     fn take_owed(&mut self, shelf: &Shelf, made: &mut Made) {
+        self.owed_strangers = Load::default();
         for name in std::mem::take(&mut self.owed) {
             match shelf.get(&name) {
                 Some(one) if self.wants(one) => {

@@ -9,6 +9,7 @@ pub(super) const LIMITS: Limits = Limits {
     names: 100,
     other_types: 4,
     name_bytes: 64,
+    stranger_bytes: 2000,
 };
 
 /// A node's resources, as `kind name content`.
@@ -833,6 +834,19 @@ fn p6_a_service_of_one_type_serves_that_type_alone() {
 }
 
 #[test]
+fn what_was_answered_counts_no_more() {
+    let nothing = World::new().catalog([]);
+    let mut stream = Stream::new(Delta, &nothing);
+    stream.delta(Cluster, "", &[], &[]);
+    for nth in 1..10 {
+        let names: Vec<String> = (0..60).map(|name| format!("{nth} {name}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let said = stream.delta(Cluster, &nth.to_string(), &[], &names);
+        assert_eq!(one(&said).1.len(), 60);
+    }
+}
+
+#[test]
 fn every_limit_ends_the_stream_that_reaches_it() {
     let nothing = World::new().catalog([]);
     let names: Vec<String> = (0..=LIMITS.names).map(|nth| format!("n{nth}")).collect();
@@ -843,7 +857,14 @@ fn every_limit_ends_the_stream_that_reaches_it() {
         request.type_url = format!("type.googleapis.com/other.Type{nth}");
         request
     };
-    let cases: [(Vec<Request<'_>>, Violation); 4] = [
+    let version = Version::NONE;
+    let known = |range: std::ops::Range<usize>| -> Vec<_> {
+        names[range].iter().map(|name| (*name, version)).collect()
+    };
+    let unnamed = |names: &[&str]| changes(Cluster, "", &[], names, &[]);
+    let long_names: Vec<String> = (0..40).map(|nth| format!("{nth:060}")).collect();
+    let long_names: Vec<&str> = long_names.iter().map(String::as_str).collect();
+    let cases: [(Vec<Request<'_>>, Violation); 10] = [
         (
             vec![
                 changes(Route, "", &names[..60], &[], &[]),
@@ -860,6 +881,45 @@ fn every_limit_ends_the_stream_that_reaches_it() {
             Violation::LongName(64),
         ),
         ((0..5).map(other).collect(), Violation::Types(4)),
+        // What is unsubscribed while all is asked for is to be answered, and waits.
+        (
+            vec![
+                changes(Cluster, "", &[], &[], &[]),
+                unnamed(&names[..60]),
+                unnamed(&names[..60]),
+                unnamed(&names[60..]),
+            ],
+            Violation::Names(100),
+        ),
+        (
+            vec![changes(Cluster, "", &[], &[], &known(0..101))],
+            Violation::Names(100),
+        ),
+        (
+            vec![changes(Cluster, "", &[], &[], &[(&long, version)])],
+            Violation::LongName(64),
+        ),
+        // What a client has and is not there is kept until nothing leads to it.
+        (
+            vec![
+                changes(Cluster, "", &[], &[], &known(0..60)),
+                changes(Listener, "", &[], &[], &known(60..101)),
+            ],
+            Violation::Names(100),
+        ),
+        (
+            vec![changes(Route, "", &long_names, &[], &[])],
+            Violation::Strangers(2000),
+        ),
+        (
+            vec![
+                changes(Route, "", &long_names[..30], &[], &[]),
+                changes(Cluster, "", &[], &[], &[]),
+                unnamed(&long_names[..3]),
+                unnamed(&long_names[3..6]),
+            ],
+            Violation::Strangers(2000),
+        ),
     ];
     for (requests, expected) in cases {
         let mut stream = Stream::new(Delta, &nothing);

@@ -14,6 +14,7 @@ const LIMITS_OF_NONE: Limits = Limits {
     names: usize::MAX,
     other_types: 4,
     name_bytes: 64,
+    stranger_bytes: usize::MAX,
 };
 
 /// A resource that a client refuses.
