@@ -4,6 +4,7 @@
 //! of a [`Plane`] for each node, and the same for nodes that see the same.
 
 mod node;
+mod read;
 mod standing;
 mod stream;
 mod wire;

@@ -1,27 +1,20 @@
 //! One stream: what comes goes to its session, and what that says goes out.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest;
-use envoy_types::pb::google::rpc;
-use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Status;
 
 use super::node::Subscribed;
+use super::read::{Unread, read};
 use super::standing::Place;
 use super::wire::{Requests, Telling, ended};
 use super::{Caller, Shared, Visitor, set};
-use crate::canonical;
-use crate::pb::core;
 use crate::plane::Claim;
 use crate::session::Kind;
-use crate::session::server::{
-    Action, Asks, Limits, Message, Protocol, Request, Session, Violation,
-};
+use crate::session::server::{Action, Limits, Message, Protocol, Session, Violation};
 
 /// Until a stream must have said what it wants.
 const FIRST: Duration = Duration::from_secs(10);
@@ -86,7 +79,8 @@ async fn carry(opened: Opened) -> Result<(), Status> {
                 let Some(request) = request? else {
                     return Ok(());
                 };
-                let (_again, request) = read(stream.protocol, &request)?;
+                let read = read(stream.protocol, &request, stream.limits);
+                let (_again, request) = read.map_err(|why| stream.unread(&why))?;
                 stream.handle(Message::Asked(request))?;
                 requests.done();
             }
@@ -141,20 +135,22 @@ async fn begin(opened: Opened) -> Result<Option<Begun>, Status> {
     let Some(first) = requests.next().await? else {
         return Ok(None);
     };
-    let (claim, request) = read(protocol, &first)?;
-    // P1: it is said once.
-    let claim = claim.ok_or_else(|| Status::invalid_argument("the first request names no node"))?;
-    let place = Place::take(&shared, &visitor, protocol, &claim)?;
-    let told = shared.subscribe(&claim, &visitor.caller).await?;
-    place.is_of(&told.view);
     let limits = Limits {
         names: shared.limits.names,
         other_types: OTHER_TYPES_MAX,
         name_bytes: NAME_BYTES_MAX,
         stranger_bytes: STRANGER_BYTES_MAX,
     };
+    let read = read(protocol, &first, limits);
+    let (claim, request) = read.map_err(|why| unread(&why, "", &visitor.caller))?;
+    // P1: it is said once.
+    let claim = claim.ok_or_else(|| Status::invalid_argument("the first request names no node"))?;
+    let place = Place::take(&shared, &visitor, protocol, &claim)?;
+    let told = shared.subscribe(&claim, &visitor.caller).await?;
+    place.is_of(&told.view);
     let mut stream = Stream {
         protocol,
+        limits,
         session: Session::new(protocol, only, limits, Arc::clone(&told.catalog)),
         shared,
         place,
@@ -174,6 +170,7 @@ async fn begin(opened: Opened) -> Result<Option<Begun>, Status> {
 
 struct Stream {
     protocol: Protocol,
+    limits: Limits,
     session: Session,
     shared: Arc<Shared>,
     place: Place,
@@ -209,97 +206,34 @@ impl Stream {
         Ok(())
     }
 
+    fn unread(&self, why: &Unread) -> Status {
+        unread(why, self.place.node(), self.place.caller())
+    }
+
     fn violated(&self, violation: &Violation) -> Status {
-        tracing::warn!(
-            code = "ZG0504",
-            node = %self.place.node(), caller = %self.place.caller(),
-            "a stream of xDS is ended: {violation}"
-        );
-        match violation {
-            Violation::OtherType { .. } => Status::invalid_argument(violation.to_string()),
-            Violation::Names(_)
-            | Violation::Strangers(_)
-            | Violation::LongName(_)
-            | Violation::Types(_) => Status::resource_exhausted(violation.to_string()),
-        }
+        ends(violation, self.place.node(), self.place.caller());
+        violated(violation)
     }
 }
 
-/// A request, whose names stay where they are in its bytes: of one that comes back there are tens of
-/// thousands.
-fn read(protocol: Protocol, bytes: &[u8]) -> Result<(Option<Claim>, Request<'_>), Status> {
-    let broken = |error: prost::DecodeError| Status::invalid_argument(error.to_string());
-    match protocol {
-        Protocol::Sotw => {
-            let read = DiscoveryRequest::decode(bytes).map_err(broken)?;
-            let request = Request {
-                type_url: read.type_url,
-                nonce: read.response_nonce,
-                error: read.error_detail.map(|error| error.message),
-                asks: Asks::Whole {
-                    version: read.version_info,
-                    names: read.resource_names.into_iter().map(Cow::Owned).collect(),
-                },
-            };
-            Ok((read.node.map(claim), request))
-        }
-        Protocol::Delta => read_delta(bytes)
-            .ok_or_else(|| Status::invalid_argument("it is no DeltaDiscoveryRequest"))?
-            .map_err(broken),
+fn unread(why: &Unread, node: &str, caller: &Caller) -> Status {
+    ends(why, node, caller);
+    match why {
+        Unread::Broken(_) | Unread::Long(..) => Status::invalid_argument(why.to_string()),
+        Unread::TooMuch(violation) => violated(violation),
     }
 }
 
-type Read<'a> = Result<(Option<Claim>, Request<'a>), prost::DecodeError>;
-
-/// `None` where it is no message.
-fn read_delta(mut bytes: &[u8]) -> Option<Read<'_>> {
-    let text = |bytes| std::str::from_utf8(bytes).ok();
-    let (mut node, mut rest) = (None, Request::default());
-    let (mut subscribe, mut unsubscribe, mut known) = (Vec::new(), Vec::new(), Vec::new());
-    while !bytes.is_empty() {
-        let part = canonical::next(&mut bytes)?;
-        let Some(value) = part.message else {
-            continue;
-        };
-        match part.number {
-            1 => match core::Node::decode(value) {
-                Ok(read) => node = Some(claim(read)),
-                Err(error) => return Some(Err(error)),
-            },
-            2 => text(value)?.clone_into(&mut rest.type_url),
-            3 => subscribe.push(Cow::Borrowed(text(value)?)),
-            4 => unsubscribe.push(Cow::Borrowed(text(value)?)),
-            5 => {
-                let (name, version) = canonical::entry(value)?;
-                known.push((Cow::Borrowed(text(name)?), Cow::Borrowed(text(version)?)));
-            }
-            6 => text(value)?.clone_into(&mut rest.nonce),
-            7 => match rpc::Status::decode(value) {
-                Ok(status) => rest.error = Some(status.message),
-                Err(error) => return Some(Err(error)),
-            },
-            _ => {}
-        }
+fn violated(violation: &Violation) -> Status {
+    match violation {
+        Violation::OtherType { .. } => Status::invalid_argument(violation.to_string()),
+        Violation::Names(_)
+        | Violation::Strangers(_)
+        | Violation::LongName(_)
+        | Violation::Types(_) => Status::resource_exhausted(violation.to_string()),
     }
-    rest.asks = Asks::Changes {
-        subscribe,
-        unsubscribe,
-        known,
-    };
-    Some(Ok((node, rest)))
 }
 
-fn claim(node: core::Node) -> Claim {
-    let locality = node.locality.unwrap_or_default();
-    let parts = [locality.region, locality.zone, locality.sub_zone];
-    let parts: Vec<String> = parts
-        .into_iter()
-        .take_while(|part| !part.is_empty())
-        .collect();
-    Claim {
-        id: node.id,
-        cluster: node.cluster,
-        locality: parts.join("/"),
-        agent: node.user_agent_name,
-    }
+fn ends(why: &dyn std::fmt::Display, node: &str, caller: &Caller) {
+    tracing::warn!(code = "ZG0504", node, %caller, "a stream of xDS is ended: {why}");
 }

@@ -585,6 +585,10 @@ async fn every_limit_refuses_the_stream_that_reaches_it() {
         .await;
     let ended = second.next().await.unwrap_err();
     assert!(over(ended).ends_with("4096 are read"));
+    let long = node(&"x".repeat(257));
+    let ended = served.delta(long).await.next().await.unwrap_err();
+    assert_eq!(ended.code(), Code::InvalidArgument);
+    assert_eq!(ended.message(), "a node id of over 256 bytes");
     let limits = ServerLimits {
         streams: 1,
         ..Default::default()
