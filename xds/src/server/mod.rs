@@ -30,7 +30,7 @@ use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 use zeugma_core::identity::{IdPattern, SpiffeId};
 
-use self::standing::Standings;
+use self::standing::{Place, Standings};
 use self::wire::{Requests, Telling, Told};
 use crate::catalog::{Catalog, Store};
 use crate::plane::{Plane, View};
@@ -61,8 +61,8 @@ pub struct ServerLimits {
     pub caller_streams: usize,
     /// Bytes of a request: a client that comes back says everything that it has. Default 32 MiB.
     pub request_bytes: usize,
-    /// Bytes of all requests over 64 KiB that are read at once; those that come meanwhile wait with who
-    /// sends them. Default 64 MiB, at least one request.
+    /// Bytes of all requests over 64 KiB that are read at once, and of one caller's half of them; those
+    /// that come meanwhile wait with who sends them, for a minute. Default 64 MiB, at least one request.
     pub requests_bytes: usize,
     /// Names that one stream may ask for. Default 200000.
     pub names: usize,
@@ -80,6 +80,20 @@ impl Default for ServerLimits {
             names: 200_000,
             views: 256,
         }
+    }
+}
+
+impl ServerLimits {
+    /// Of all requests that are read at once.
+    fn requests_kib(&self) -> usize {
+        self.requests_bytes.max(self.request_bytes).div_ceil(1024)
+    }
+
+    /// Of those of one caller.
+    fn caller_requests_kib(&self) -> usize {
+        (self.requests_bytes / 2)
+            .max(self.request_bytes)
+            .div_ceil(1024)
     }
 }
 
@@ -167,10 +181,6 @@ impl Server {
     /// A server of what `plane` says.
     #[must_use]
     pub fn new(plane: Plane, admission: Admission, limits: ServerLimits, identifier: &str) -> Self {
-        let memory = limits
-            .requests_bytes
-            .max(limits.request_bytes)
-            .div_ceil(1024);
         Self {
             shared: Arc::new(Shared {
                 limits,
@@ -186,7 +196,7 @@ impl Server {
                 known: AtomicUsize::new(0),
                 encoded: AtomicU64::new(0),
                 draining: watch::channel(false).0,
-                memory: Arc::new(Semaphore::new(memory)),
+                memory: Arc::new(Semaphore::new(limits.requests_kib())),
                 standings: Standings::default(),
             }),
         }
@@ -279,7 +289,10 @@ impl Server {
             tokio::select! {
                 // How it ended, its streams have told already.
                 _ended = connection.as_mut() => return,
-                Some(stream) = begun.recv() => drop(streams.spawn(stream)),
+                // One that its client has given up is here until it notices.
+                Some(stream) = begun.recv(), if streams.len() < CONNECTION_STREAMS_MAX as usize => {
+                    drop(streams.spawn(stream));
+                }
                 Some(_ended) = streams.join_next() => {}
                 () = sleep_until(leaves_at) => {
                     if is_leaving {
@@ -309,28 +322,27 @@ fn open(
     let (tell, telling) = mpsc::channel(stream::WAITING_MAX);
     let service = service(request.method(), request.uri().path());
     let protocol = service.map_or(Protocol::Delta, |(protocol, _)| protocol);
-    let refused = match service {
-        None => Some(Status::unimplemented("no such service")),
-        Some((protocol, only)) => {
+    let begun = match service {
+        None => Err(Status::unimplemented("no such service")),
+        Some((protocol, only)) => Place::take(shared, visitor, protocol).and_then(|place| {
+            let requests = Requests::new(
+                request.into_body(),
+                shared.limits.request_bytes,
+                [place.memory(), &shared.memory].map(Arc::clone),
+            );
             let opened = stream::Opened {
                 shared: Arc::clone(shared),
-                visitor: visitor.clone(),
+                place,
                 protocol,
                 only,
-                requests: Requests::new(
-                    request.into_body(),
-                    shared.limits.request_bytes,
-                    Arc::clone(&shared.memory),
-                ),
+                requests,
                 tell: tell.clone(),
             };
             let begun = begin.try_send(Box::pin(stream::run(opened)));
-            begun
-                .err()
-                .map(|_full| Status::resource_exhausted("too many streams at once"))
-        }
+            begun.map_err(|_full| Status::resource_exhausted("too many streams at once"))
+        }),
     };
-    if let Some(status) = refused {
+    if let Err(status) = begun {
         // The channel is new, and has room.
         tell.try_send(Telling::End(status)).ok();
     }

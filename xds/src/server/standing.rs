@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tonic::Status;
 use zeugma_core::time::Time;
 
 use super::{Caller, Shared, Visitor, lock};
 use crate::catalog::Version;
-use crate::plane::{Claim, View};
+use crate::plane::View;
 use crate::session::Kind;
 use crate::session::server::{Protocol, Response, Standing};
 
@@ -34,12 +35,21 @@ pub(super) struct Standings {
 struct Streams {
     next: u64,
     all: BTreeMap<u64, One>,
-    by_caller: BTreeMap<String, usize>,
+    by_caller: BTreeMap<String, OfCaller>,
+}
+
+/// What one caller takes.
+#[derive(Debug)]
+struct OfCaller {
+    streams: usize,
+    /// See [`ServerLimits`](super::ServerLimits::requests_bytes).
+    memory: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
 struct One {
-    node: String,
+    /// Unknown until the first request is read.
+    node: Option<String>,
     view: Option<View>,
     caller: Caller,
     source: SocketAddr,
@@ -56,16 +66,18 @@ pub(super) struct Place {
     node: String,
     caller: Caller,
     charged: String,
+    memory: Arc<Semaphore>,
 }
 
 impl Place {
+    /// Before anything of it is read.
+    ///
     /// # Errors
     /// Where there are as many as there may be, of one caller or at all.
     pub(super) fn take(
         shared: &Arc<Shared>,
         visitor: &Visitor,
         protocol: Protocol,
-        claim: &Claim,
     ) -> Result<Self, Status> {
         let limits = &shared.limits;
         let charged = match &visitor.caller {
@@ -73,7 +85,7 @@ impl Place {
             Caller::Local => visitor.source.ip().to_string(),
         };
         let mut streams = lock(&shared.standings.streams);
-        let of_caller = streams.by_caller.get(&charged).copied().unwrap_or_default();
+        let of_caller = streams.by_caller.get(&charged).map_or(0, |of| of.streams);
         let full = if streams.all.len() >= limits.streams {
             Some(format!("over {} streams", limits.streams))
         } else if of_caller >= limits.caller_streams {
@@ -86,15 +98,19 @@ impl Place {
         };
         if let Some(full) = full {
             drop(streams);
-            shared.standings.refused.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(code = "ZG0504", node = %claim.id, caller = %visitor.caller, "a stream of xDS is ended: {full}");
-            return Err(Status::resource_exhausted(full));
+            return Err(refused(shared, &visitor.caller, "", full));
         }
         let nth = streams.next;
         streams.next += 1;
-        streams.by_caller.insert(charged.clone(), of_caller + 1);
+        let of = streams.by_caller.entry(charged.clone());
+        let of = of.or_insert_with(|| OfCaller {
+            streams: 0,
+            memory: Arc::new(Semaphore::new(limits.caller_requests_kib())),
+        });
+        of.streams += 1;
+        let memory = Arc::clone(&of.memory);
         let one = One {
-            node: claim.id.clone(),
+            node: None,
             view: None,
             caller: visitor.caller.clone(),
             source: visitor.source,
@@ -107,10 +123,22 @@ impl Place {
         Ok(Self {
             shared: Arc::clone(shared),
             nth,
-            node: claim.id.clone(),
+            node: String::new(),
             caller: visitor.caller.clone(),
             charged,
+            memory,
         })
+    }
+
+    /// It said who it is.
+    pub(super) fn is_node(&mut self, id: &str) {
+        id.clone_into(&mut self.node);
+        self.change(|one| one.node = Some(id.to_owned()));
+    }
+
+    /// What its caller's long requests may take.
+    pub(super) const fn memory(&self) -> &Arc<Semaphore> {
+        &self.memory
     }
 
     pub(super) fn node(&self) -> &str {
@@ -172,13 +200,20 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut streams = lock(&self.shared.standings.streams);
         streams.all.remove(&self.nth);
-        if let Some(count) = streams.by_caller.get_mut(&self.charged) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(of) = streams.by_caller.get_mut(&self.charged) {
+            of.streams -= 1;
+            if of.streams == 0 {
                 streams.by_caller.remove(&self.charged);
             }
         }
     }
+}
+
+/// Why a stream is ended that is over a limit.
+fn refused(shared: &Shared, caller: &Caller, node: &str, why: String) -> Status {
+    shared.standings.refused.fetch_add(1, Ordering::Relaxed);
+    tracing::warn!(code = "ZG0504", node, %caller, "a stream of xDS is ended: {why}");
+    Status::resource_exhausted(why)
 }
 
 /// The last word of a type URL.
@@ -193,7 +228,8 @@ impl Standings {
 
     pub(super) fn to_json(&self, now: Time) -> Value {
         let streams = lock(&self.streams);
-        let nodes: Vec<Value> = streams.all.values().map(|one| one.to_json(now)).collect();
+        let known = streams.all.values().filter(|one| one.node.is_some());
+        let nodes: Vec<Value> = known.map(|one| one.to_json(now)).collect();
         json!({ "nodes": nodes })
     }
 

@@ -11,7 +11,7 @@ use super::node::Subscribed;
 use super::read::{Unread, read};
 use super::standing::Place;
 use super::wire::{Requests, Telling, ended};
-use super::{Caller, Shared, Visitor, set};
+use super::{Caller, Shared, set};
 use crate::plane::Claim;
 use crate::session::Kind;
 use crate::session::server::{Action, Limits, Message, Protocol, Session, Violation};
@@ -29,7 +29,7 @@ pub(super) const WAITING_MAX: usize = 4 + OTHER_TYPES_MAX + 1;
 /// A stream before its first request.
 pub(super) struct Opened {
     pub(super) shared: Arc<Shared>,
-    pub(super) visitor: Visitor,
+    pub(super) place: Place,
     pub(super) protocol: Protocol,
     pub(super) only: Option<Kind>,
     pub(super) requests: Requests,
@@ -53,7 +53,6 @@ async fn carry(opened: Opened) -> Result<(), Status> {
     };
     let Begun {
         claim,
-        caller,
         mut stream,
         mut requests,
         told:
@@ -88,7 +87,7 @@ async fn carry(opened: Opened) -> Result<(), Status> {
                 changed.map_err(|_gone| Status::unavailable("draining"))?;
                 // Who may have what, and which view a node has, are documents' business too, and are
                 // asked before it is told anything of them.
-                let again = shared.subscribe(&claim, &caller).await?;
+                let again = shared.subscribe(&claim, stream.place.caller()).await?;
                 if again.view != view {
                     stream.place.is_of(&again.view);
                     view = again.view;
@@ -106,14 +105,19 @@ async fn carry(opened: Opened) -> Result<(), Status> {
             () = set(&mut draining) => {
                 return Err(Status::unavailable("draining"));
             }
+            () = gone(&stream.tell) => return Ok(()),
         }
     }
+}
+
+/// Waits until the client has given the stream up, which a stream that reads nothing does not see.
+async fn gone(tell: &mpsc::Sender<Telling>) {
+    tell.closed().await;
 }
 
 /// A stream that has said who it is.
 struct Begun {
     claim: Claim,
-    caller: Caller,
     stream: Stream,
     requests: Requests,
     told: Subscribed,
@@ -123,7 +127,7 @@ struct Begun {
 async fn begin(opened: Opened) -> Result<Option<Begun>, Status> {
     let Opened {
         shared,
-        visitor,
+        mut place,
         protocol,
         only,
         mut requests,
@@ -132,7 +136,11 @@ async fn begin(opened: Opened) -> Result<Option<Begun>, Status> {
     let arrived = timeout(FIRST, requests.arrive()).await;
     arrived.map_err(|_elapsed| Status::deadline_exceeded("no request came"))??;
     // Where all come back at once, the rest of it may wait for memory far longer.
-    let Some(first) = requests.next().await? else {
+    let first = tokio::select! {
+        first = requests.next() => first?,
+        () = gone(&tell) => None,
+    };
+    let Some(first) = first else {
         return Ok(None);
     };
     let limits = Limits {
@@ -142,11 +150,11 @@ async fn begin(opened: Opened) -> Result<Option<Begun>, Status> {
         stranger_bytes: STRANGER_BYTES_MAX,
     };
     let read = read(protocol, &first, limits);
-    let (claim, request) = read.map_err(|why| unread(&why, "", &visitor.caller))?;
+    let (claim, request) = read.map_err(|why| unread(&why, "", place.caller()))?;
     // P1: it is said once.
     let claim = claim.ok_or_else(|| Status::invalid_argument("the first request names no node"))?;
-    let place = Place::take(&shared, &visitor, protocol, &claim)?;
-    let told = shared.subscribe(&claim, &visitor.caller).await?;
+    place.is_node(&claim.id);
+    let told = shared.subscribe(&claim, place.caller()).await?;
     place.is_of(&told.view);
     let mut stream = Stream {
         protocol,
@@ -161,7 +169,6 @@ async fn begin(opened: Opened) -> Result<Option<Begun>, Status> {
     requests.done();
     Ok(Some(Begun {
         claim,
-        caller: visitor.caller,
         stream,
         requests,
         told,

@@ -94,6 +94,16 @@ impl Served {
         client.await.unwrap().max_decoding_message_size(64 << 20)
     }
 
+    /// A connection from this address of this machine.
+    async fn by_hand(&self, from: &str) -> ByHand {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+        let tcp = socket.connect(self.address).await.unwrap();
+        let (send, connection) = h2::client::handshake(tcp).await.unwrap();
+        drop(tokio::spawn(connection));
+        send
+    }
+
     async fn delta(&self, node: Node) -> Delta {
         let (ask, asked) = mpsc::channel(64);
         let first = DeltaDiscoveryRequest {
@@ -636,15 +646,8 @@ async fn long_requests_wait_until_there_is_memory_and_short_ones_do_not() {
     let mut second = served.delta(node("east-gw")).await;
     let told = second.next().await.unwrap();
     second.ask(Kind::Cluster, &told.nonce, &[], None).await;
-    // It says that 100 KiB come, and sends a few.
-    let tcp = TcpStream::connect(served.address).await.unwrap();
-    let (mut send, connection) = h2::client::handshake(tcp).await.unwrap();
-    drop(tokio::spawn(connection));
-    let ads = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
-    let request = Request::post(format!("http://x{ads}")).body(()).unwrap();
-    let (_response, mut body) = send.send_request(request, false).unwrap();
-    body.send_data(bytes::Bytes::from_static(b"\0\0\x01\x90\0abc"), false)
-        .unwrap();
+    let mut send = served.by_hand("127.0.0.2").await;
+    let (_response, mut body) = open_by_hand(&mut send, LONG);
     let memory = &served.server.shared.memory;
     let free = async |kib: usize| {
         let deadline = Instant::now() + PATIENCE;
@@ -665,6 +668,151 @@ async fn long_requests_wait_until_there_is_memory_and_short_ones_do_not() {
     body.send_reset(h2::Reason::CANCEL);
     let told = second.next().await.unwrap();
     assert_eq!(told.removed_resources.len(), names.len());
+}
+
+/// Says that 100 KiB come, and is a few of them.
+const LONG: &[u8] = b"\0\0\x01\x90\0abc";
+
+type ByHand = h2::client::SendRequest<bytes::Bytes>;
+
+fn open_by_hand(
+    send: &mut ByHand,
+    first: &'static [u8],
+) -> (h2::client::ResponseFuture, h2::SendStream<bytes::Bytes>) {
+    let ads = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+    let request = Request::post(format!("http://x{ads}")).body(()).unwrap();
+    let (response, mut body) = send.send_request(request, false).unwrap();
+    body.send_data(first.into(), false).unwrap();
+    (response, body)
+}
+
+/// A server that reads one long request at once, of `held` KiB less.
+async fn with_memory_held(held: u32) -> (Served, tokio::sync::OwnedSemaphorePermit) {
+    let admission = Admission {
+        local: true,
+        ..Default::default()
+    };
+    let limits = ServerLimits {
+        request_bytes: 128 * 1024,
+        requests_bytes: 128 * 1024,
+        ..Default::default()
+    };
+    let served = Served::new(Caller::Local, admission, limits).await;
+    let memory = Arc::clone(&served.server.shared.memory);
+    let held = memory.acquire_many_owned(held).await.unwrap();
+    (served, held)
+}
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_counts_from_its_first_byte_and_ends_when_its_client_gives_it_up() {
+    let (served, held) = with_memory_held(128).await;
+    let mut send = served.by_hand("127.0.0.1").await;
+    let (_response, mut body) = open_by_hand(&mut send, LONG);
+    until("it counts", || served.server.streams() == 1).await;
+    // Of whom nothing is known yet.
+    assert_eq!(served.server.nodes()["nodes"], serde_json::json!([]));
+    body.send_reset(h2::Reason::CANCEL);
+    until("it ends", || served.server.streams() == 0).await;
+    drop(held);
+}
+
+#[tokio::test]
+async fn streams_that_say_nothing_count_to_their_caller() {
+    let admission = Admission {
+        local: true,
+        ..Default::default()
+    };
+    let limits = ServerLimits {
+        caller_streams: 2,
+        ..Default::default()
+    };
+    let served = Served::new(Caller::Local, admission, limits).await;
+    let mut send = served.by_hand("127.0.0.1").await;
+    let _silent = [open_by_hand(&mut send, b""), open_by_hand(&mut send, b"")];
+    until("they count", || served.server.streams() == 2).await;
+    let ended = served.delta(node("east-gw")).await.next().await;
+    let ended = ended.unwrap_err();
+    assert_eq!(ended.message(), "over 2 streams of 127.0.0.1");
+    let mut send = served.by_hand("127.0.0.2").await;
+    let _other = open_by_hand(&mut send, b"");
+    until("another's do not", || served.server.streams() == 3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_request_waits_for_memory_a_while_only() {
+    let (served, held) = with_memory_held(128).await;
+    let mut client = served.delta(node("east-gw")).await;
+    let told = client.next().await.unwrap();
+    client.ask(Kind::Cluster, &told.nonce, &[], None).await;
+    let names: Vec<String> = (0..7000).map(|nth| format!("service-{nth:06}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    client.ask(Kind::Endpoints, "", &names, None).await;
+    let ended = client.told.message().await.unwrap_err();
+    assert_eq!(ended.code(), Code::Unavailable);
+    assert_eq!(ended.message(), "too many long requests are read at once");
+    drop(held);
+}
+
+#[tokio::test]
+async fn a_long_request_keeps_its_place_whatever_comes_meanwhile() {
+    let (mut served, held) = with_memory_held(100).await;
+    let mut client = served.delta(node("east-gw")).await;
+    let told = client.next().await.unwrap();
+    client.acknowledge(&told).await;
+    let names: Vec<String> = (0..7000).map(|nth| format!("service-{nth:06}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    client.ask(Kind::Endpoints, "", &names, None).await;
+    let memory = Arc::clone(&served.server.shared.memory);
+    until("it waits", || memory.available_permits() == 0).await;
+    let mut later = pin!(memory.acquire_many(28));
+    assert!(now(later.as_mut()).await.is_none());
+    assert!(served.write(&other_clusters(MESH)).await > 0);
+    assert!(!client.next().await.unwrap().resources.is_empty());
+    assert!(now(later.as_mut()).await.is_none());
+    drop(held);
+    let told = client.next().await.unwrap();
+    assert_eq!(told.removed_resources.len(), names.len());
+    drop(later.await.unwrap());
+}
+
+/// What a future has made so far.
+async fn now<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
+    std::future::poll_fn(|context| {
+        std::task::Poll::Ready(match future.as_mut().poll(context) {
+            std::task::Poll::Ready(made) => Some(made),
+            std::task::Poll::Pending => None,
+        })
+    })
+    .await
+}
+
+#[tokio::test]
+async fn one_caller_reads_half_of_what_is_read_at_once() {
+    let admission = Admission {
+        local: true,
+        ..Default::default()
+    };
+    let limits = ServerLimits {
+        request_bytes: 128 * 1024,
+        requests_bytes: 256 * 1024,
+        ..Default::default()
+    };
+    let served = Served::new(Caller::Local, admission, limits).await;
+    let memory = &served.server.shared.memory;
+    let mut send = served.by_hand("127.0.0.1").await;
+    let _greedy: Vec<_> = (0..3).map(|_| open_by_hand(&mut send, LONG)).collect();
+    until("they came", || served.server.streams() == 3).await;
+    let mut send = served.by_hand("127.0.0.2").await;
+    let _other = open_by_hand(&mut send, LONG);
+    until("two are read", || memory.available_permits() == 56).await;
 }
 
 #[tokio::test]

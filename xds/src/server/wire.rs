@@ -13,7 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Status};
 
@@ -25,28 +25,54 @@ const PREFIX: usize = 5;
 const SMALL: usize = 64 * 1024;
 /// How long the rest of a request may take.
 const REST: Duration = Duration::from_secs(30);
+/// How long a long request waits until it may be read.
+const TURN: Duration = Duration::from_secs(60);
 /// What is handed on at once.
 const CHUNK: usize = 16 * 1024;
 
 /// The requests of a stream.
-#[derive(Debug)]
 pub(super) struct Requests {
     body: Incoming,
     read: BytesMut,
     bytes_max: usize,
-    /// What all streams together may hold of long requests, in KiB.
-    memory: Arc<Semaphore>,
-    held: Option<OwnedSemaphorePermit>,
+    /// What all streams of the caller, and all together, may hold of long requests, in KiB.
+    memory: [Arc<Semaphore>; 2],
+    waits: Option<Waits>,
+    held: Option<Held>,
     begun: Option<Instant>,
 }
 
+type Held = [OwnedSemaphorePermit; 2];
+
+/// A long request that waits until it may be read: its place in the queue stays, whatever else comes
+/// meanwhile.
+struct Waits {
+    turn: Pin<Box<dyn Future<Output = Result<Held, AcquireError>> + Send>>,
+    until: Instant,
+}
+
+impl Waits {
+    fn new(len: usize, [of_caller, of_all]: [Arc<Semaphore>; 2]) -> Self {
+        let kib = u32::try_from(len.div_ceil(1024)).unwrap_or(u32::MAX);
+        let turn = async move {
+            let of_caller = of_caller.acquire_many_owned(kib).await?;
+            Ok([of_caller, of_all.acquire_many_owned(kib).await?])
+        };
+        Self {
+            turn: Box::pin(turn),
+            until: Instant::now() + TURN,
+        }
+    }
+}
+
 impl Requests {
-    pub(super) fn new(body: Incoming, bytes_max: usize, memory: Arc<Semaphore>) -> Self {
+    pub(super) fn new(body: Incoming, bytes_max: usize, memory: [Arc<Semaphore>; 2]) -> Self {
         Self {
             body,
             read: BytesMut::new(),
             bytes_max,
             memory,
+            waits: None,
             held: None,
             begun: None,
         }
@@ -93,9 +119,13 @@ impl Requests {
             }
             if let Some(len) = wanted.filter(|len| *len > SMALL && self.held.is_none()) {
                 // Until then the client's window is all that it can send.
-                let kib = u32::try_from(len.div_ceil(1024)).unwrap_or(u32::MAX);
-                let memory = Arc::clone(&self.memory);
-                let held = memory.acquire_many_owned(kib).await;
+                let memory = &self.memory;
+                let waits = (self.waits).get_or_insert_with(|| Waits::new(len, memory.clone()));
+                let held = timeout_at(waits.until, waits.turn.as_mut()).await;
+                self.waits = None;
+                let held = held.map_err(|_elapsed| {
+                    Status::unavailable("too many long requests are read at once")
+                })?;
                 self.held = Some(held.map_err(|_closed| Status::unavailable("draining"))?);
                 self.begun = Some(Instant::now());
                 self.read.reserve(len);
