@@ -68,6 +68,9 @@ pub struct ServerLimits {
     pub names: usize,
     /// Views at once: gateways, and places where they stand. Default 256.
     pub views: usize,
+    /// Of them those of one caller: each is compiled and kept for itself, and where a node stands it says
+    /// itself. Default 8.
+    pub caller_views: usize,
 }
 
 impl Default for ServerLimits {
@@ -79,6 +82,7 @@ impl Default for ServerLimits {
             requests_bytes: 64 << 20,
             names: 200_000,
             views: 256,
+            caller_views: 8,
         }
     }
 }

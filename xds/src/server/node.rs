@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tonic::Status;
 use zeugma_core::time::Time;
 
+use super::standing::Place;
 use super::{Caller, Current, Seen, Shared, lock};
 use crate::catalog::{Catalog, Store};
 use crate::plane::{Claim, Plane, View};
@@ -14,7 +15,6 @@ use crate::plane::{Claim, Plane, View};
 /// What a stream is told, as it changes.
 #[derive(Debug)]
 pub(super) struct Subscribed {
-    pub(super) view: View,
     pub(super) seen: watch::Receiver<Seen>,
     pub(super) catalog: Arc<Catalog>,
 }
@@ -36,11 +36,12 @@ impl Shared {
     pub(super) async fn subscribe(
         self: &Arc<Self>,
         claim: &Claim,
-        caller: &Caller,
+        place: &Place,
     ) -> Result<Subscribed, Status> {
         loop {
             let Current { nth, plane } = lock(&self.plane).clone();
-            let view = self.judge(&plane, claim, caller)?;
+            let view = self.judge(&plane, claim, place.caller())?;
+            place.looks_at(&view)?;
             let mut seen = self.look(&view)?;
             let made = seen.wait_for(|seen| seen.nth >= nth).await;
             let made = made.map(|seen| seen.clone());
@@ -50,11 +51,7 @@ impl Shared {
                 continue;
             }
             let catalog = catalog.ok_or_else(|| Status::unavailable("the gateway is no more"))?;
-            return Ok(Subscribed {
-                view,
-                seen,
-                catalog,
-            });
+            return Ok(Subscribed { seen, catalog });
         }
     }
 

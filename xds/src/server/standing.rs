@@ -42,6 +42,8 @@ struct Streams {
 #[derive(Debug)]
 struct OfCaller {
     streams: usize,
+    /// Its views, and how many streams are of each.
+    views: BTreeMap<View, usize>,
     /// See [`ServerLimits`](super::ServerLimits::requests_bytes).
     memory: Arc<Semaphore>,
 }
@@ -105,6 +107,7 @@ impl Place {
         let of = streams.by_caller.entry(charged.clone());
         let of = of.or_insert_with(|| OfCaller {
             streams: 0,
+            views: BTreeMap::new(),
             memory: Arc::new(Semaphore::new(limits.caller_requests_kib())),
         });
         of.streams += 1;
@@ -156,8 +159,30 @@ impl Place {
         }
     }
 
-    pub(super) fn is_of(&self, view: &View) {
-        self.change(|one| one.view = Some(view.clone()));
+    /// It is of this view from now on.
+    ///
+    /// # Errors
+    /// Where its caller has as many others as it may have.
+    pub(super) fn looks_at(&self, view: &View) -> Result<(), Status> {
+        let max = self.shared.limits.caller_views;
+        let mut streams = lock(&self.shared.standings.streams);
+        let Streams { all, by_caller, .. } = &mut *streams;
+        let (Some(one), Some(of)) = (all.get_mut(&self.nth), by_caller.get_mut(&self.charged))
+        else {
+            return Ok(());
+        };
+        if one.view.as_ref() == Some(view) {
+            return Ok(());
+        }
+        of.leave(one.view.take());
+        if of.views.len() >= max && !of.views.contains_key(view) {
+            drop(streams);
+            let full = format!("over {max} gateways and places of {}", self.charged);
+            return Err(refused(&self.shared, &self.caller, &self.node, full));
+        }
+        *of.views.entry(view.clone()).or_default() += 1;
+        one.view = Some(view.clone());
+        Ok(())
     }
 
     pub(super) fn stands(&self, types: Vec<Standing>) {
@@ -199,11 +224,27 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut streams = lock(&self.shared.standings.streams);
-        streams.all.remove(&self.nth);
+        let view = streams.all.remove(&self.nth).and_then(|one| one.view);
         if let Some(of) = streams.by_caller.get_mut(&self.charged) {
+            of.leave(view);
             of.streams -= 1;
             if of.streams == 0 {
                 streams.by_caller.remove(&self.charged);
+            }
+        }
+    }
+}
+
+impl OfCaller {
+    /// One stream less is of this view.
+    fn leave(&mut self, view: Option<View>) {
+        let Some(view) = view else {
+            return;
+        };
+        if let Some(count) = self.views.get_mut(&view) {
+            *count -= 1;
+            if *count == 0 {
+                self.views.remove(&view);
             }
         }
     }

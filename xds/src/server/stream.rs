@@ -55,12 +55,10 @@ async fn carry(opened: Opened) -> Result<(), Status> {
         claim,
         mut stream,
         mut requests,
-        told:
-            Subscribed {
-                mut view,
-                mut seen,
-                mut catalog,
-            },
+        told: Subscribed {
+            mut seen,
+            mut catalog,
+        },
     } = begun;
     let shared = Arc::clone(&stream.shared);
     let mut draining = shared.draining.subscribe();
@@ -87,11 +85,7 @@ async fn carry(opened: Opened) -> Result<(), Status> {
                 changed.map_err(|_gone| Status::unavailable("draining"))?;
                 // Who may have what, and which view a node has, are documents' business too, and are
                 // asked before it is told anything of them.
-                let again = shared.subscribe(&claim, stream.place.caller()).await?;
-                if again.view != view {
-                    stream.place.is_of(&again.view);
-                    view = again.view;
-                }
+                let again = shared.subscribe(&claim, &stream.place).await?;
                 seen = again.seen;
                 if !Arc::ptr_eq(&again.catalog, &catalog) {
                     catalog = again.catalog;
@@ -154,8 +148,7 @@ async fn begin(opened: Opened) -> Result<Option<Begun>, Status> {
     // P1: it is said once.
     let claim = claim.ok_or_else(|| Status::invalid_argument("the first request names no node"))?;
     place.is_node(&claim.id);
-    let told = shared.subscribe(&claim, place.caller()).await?;
-    place.is_of(&told.view);
+    let told = shared.subscribe(&claim, &place).await?;
     let mut stream = Stream {
         protocol,
         limits,

@@ -670,6 +670,44 @@ async fn long_requests_wait_until_there_is_memory_and_short_ones_do_not() {
     assert_eq!(told.removed_resources.len(), names.len());
 }
 
+#[tokio::test]
+async fn one_caller_has_so_many_views_and_leaves_room_for_others() {
+    let admission = Admission {
+        local: true,
+        ..Default::default()
+    };
+    let limits = ServerLimits {
+        caller_views: 2,
+        ..Default::default()
+    };
+    let served = Served::new(Caller::Local, admission, limits).await;
+    let at = |region: &str| Node {
+        locality: Some(Locality {
+            region: region.to_owned(),
+            ..Default::default()
+        }),
+        ..node("east-gw")
+    };
+    let mut streams = Vec::new();
+    for region in ["eu", "us", "eu"] {
+        let mut stream = served.delta(at(region)).await;
+        stream.next().await.unwrap();
+        streams.push(stream);
+    }
+    let ended = served.delta(at("as")).await.next().await.unwrap_err();
+    assert_eq!(ended.code(), Code::ResourceExhausted);
+    let text = "over 2 gateways and places of 127.0.0.1";
+    assert_eq!(ended.message(), text);
+    // One of two that share a view leaves it to the other.
+    drop(streams.pop());
+    until("it leaves", || served.server.streams() == 2).await;
+    let ended = served.delta(at("as")).await.next().await.unwrap_err();
+    assert_eq!(ended.message(), text);
+    drop(streams.pop());
+    until("it leaves", || served.server.streams() == 1).await;
+    assert!(served.delta(at("as")).await.next().await.is_ok());
+}
+
 /// Says that 100 KiB come, and is a few of them.
 const LONG: &[u8] = b"\0\0\x01\x90\0abc";
 
