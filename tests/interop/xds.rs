@@ -130,8 +130,7 @@ fn follow(plane: &ControlPlane, folder: &Path, target: &str) -> Result<Process> 
     Process::start("follow", &mut command, folder)
 }
 
-/// P5, P18: gRPC's resolver asks by state of the world for what it dials, and fails over between
-/// priorities.
+/// gRPC's resolver asks by state of the world for what it dials, and fails over between priorities.
 #[test]
 fn grpcs_own_resolver_is_served_and_fails_over_between_priorities() -> Result<()> {
     let folder = folder("grpcs_own_resolver_is_served_and_fails_over")?;

@@ -105,6 +105,18 @@ impl Served {
     }
 
     async fn delta(&self, node: Node) -> Delta {
+        Self::delta_of(self.client().await, node).await
+    }
+
+    /// Of a client that takes little before it reads.
+    async fn delta_that_reads_late(&self, node: Node, window: u32) -> Delta {
+        let channel = tonic::transport::Endpoint::new(format!("http://{}", self.address));
+        let channel = channel.unwrap().initial_stream_window_size(window);
+        let channel = channel.connect().await.unwrap();
+        Self::delta_of(AggregatedDiscoveryServiceClient::new(channel), node).await
+    }
+
+    async fn delta_of(mut client: AggregatedDiscoveryServiceClient<Channel>, node: Node) -> Delta {
         let (ask, asked) = mpsc::channel(64);
         let first = DeltaDiscoveryRequest {
             node: Some(node),
@@ -112,11 +124,7 @@ impl Served {
             ..Default::default()
         };
         ask.send(first).await.unwrap();
-        let told = self
-            .client()
-            .await
-            .delta_aggregated_resources(Asked(asked))
-            .await;
+        let told = client.delta_aggregated_resources(Asked(asked)).await;
         Delta {
             ask,
             told: told.unwrap().into_inner(),
@@ -516,7 +524,8 @@ async fn what_a_node_refused_is_shown_with_its_reason() {
 #[tokio::test]
 async fn a_client_that_reads_nothing_holds_up_nobody() {
     let mut served = Served::local().await;
-    let mut silent = served.delta(node("east-gw")).await;
+    let window = 1024;
+    let mut silent = served.delta_that_reads_late(node("east-gw"), window).await;
     silent.ask(Kind::Routes, "", &["*"], None).await;
     let mut other = served.delta(node("east-gw")).await;
     let told = other.next().await.unwrap();
@@ -530,6 +539,8 @@ async fn a_client_that_reads_nothing_holds_up_nobody() {
     }
     // What the silent one missed comes at once, as it is in the end (P52).
     let told = silent.next().await.unwrap();
+    let bytes = prost::Message::encoded_len(&told);
+    assert!(bytes > 4 * window as usize, "it fits the window: {bytes}");
     silent.ask(Kind::Cluster, &told.nonce, &[], None).await;
     let mut seen = 0;
     loop {

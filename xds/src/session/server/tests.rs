@@ -268,13 +268,34 @@ fn p9_a_state_of_the_world_request_that_crossed_a_response_is_ignored() {
 
 #[test]
 fn p10_the_latest_names_are_answered() {
-    let all = World::new().catalog([('e', "a", "1"), ('e', "b", "1"), ('e', "c", "1")]);
-    let mut stream = Stream::new(Sotw, &all);
-    stream.whole(Endpoints, "", "", &["a"]);
-    // Two more while the first is unacknowledged; the second says what is wanted.
-    stream.whole(Endpoints, "", "1", &["a", "b"]);
-    let said = stream.whole(Endpoints, "v", "2", &["c"]);
-    assert_eq!(one(&said).0, ["c"]);
+    let mut world = World::new();
+    let old = world.catalog([('p', "a", "1"), ('r', "a", "1"), ('r', "b", "1")]);
+    let new = world.catalog([('p', "a", "2"), ('r', "a", "1"), ('r', "b", "1")]);
+    for protocol in [Sotw, Delta] {
+        let mut stream = Stream::new(protocol, &old);
+        match protocol {
+            Sotw => stream.whole(Cluster, "", "", &[]),
+            Delta => stream.delta(Cluster, "", &[], &[]),
+        };
+        assert!(stream.publish(&new).is_empty());
+        // Routes wait for clusters, and what is asked for meanwhile changes.
+        let said = match protocol {
+            Sotw => [
+                stream.whole(Route, "", "", &["a"]),
+                stream.whole(Route, "", "", &["b"]),
+                stream.whole(Cluster, "v", "1", &[]),
+            ],
+            Delta => [
+                stream.delta(Route, "", &["a"], &[]),
+                stream.delta(Route, "", &["b"], &["a"]),
+                stream.delta(Cluster, "1", &[], &[]),
+            ],
+        };
+        assert!(said[0].is_empty() && said[1].is_empty(), "{said:?}");
+        let told: Vec<_> = said[2].iter().map(|one| (one.kind, &*one.names)).collect();
+        let (clusters, routes) = (owned(&["a"]), owned(&["b"]));
+        assert_eq!(told, [(Cluster, &*clusters), (Route, &*routes)]);
+    }
 }
 
 #[test]
