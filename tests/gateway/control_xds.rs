@@ -57,15 +57,12 @@ impl Served {
 }
 
 fn command(config: &Path, more: &[&str]) -> Command {
+    command_at(["127.0.0.1:0"; 2], config, more)
+}
+
+fn command_at([listen, admin]: [&str; 2], config: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zeugma"));
-    command.args([
-        "xds",
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--admin",
-        "127.0.0.1:0",
-    ]);
+    command.args(["xds", "serve", "--listen", listen, "--admin", admin]);
     command
         .arg("--config")
         .arg(config)
@@ -291,17 +288,27 @@ async fn what_is_wrong_at_the_start_is_said_and_exits() {
     let east = Cluster::new("east");
     east.write_gateway();
     let config = east.config();
-    let of = |more: &[&str]| {
-        let output = command(&config, more).output().unwrap();
+    let ended = |mut command: Command| {
+        let output = command.output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         (output.status.code(), text)
     };
-    let (code, text) = of(&["--plaintext", "--listen", "0.0.0.0:0"]);
-    assert!(
-        text.contains("loopback") || text.contains("cannot be used multiple times"),
-        "{text}"
-    );
-    assert_eq!(code, Some(64), "{text}");
+    let of = |more: &[&str]| ended(command(&config, more));
+    let more = ["--plaintext"];
+    for (at, what) in [
+        (
+            ["0.0.0.0:0", "127.0.0.1:0"],
+            "`--listen 0.0.0.0:0`: without TLS it serves on a loopback address alone",
+        ),
+        (
+            ["127.0.0.1:0", "0.0.0.0:0"],
+            "`--admin 0.0.0.0:0`: it is served on a loopback address alone",
+        ),
+    ] {
+        let (code, text) = ended(command_at(at, &config, &more));
+        assert!(text.contains(what), "{text}");
+        assert_eq!(code, Some(64), "{text}");
+    }
     let (code, text) = of(&[]);
     assert_eq!(code, Some(64), "{text}");
     let (code, text) = of(&["--plaintext", "--allow", "nobody"]);
