@@ -16,8 +16,9 @@ use zeugma_xds::{Caller, Server, Visitor};
 const CONNECTIONS_MAX: usize = 20_000;
 /// Handshakes at once: when all clients come back, each is served soon rather than none.
 const HANDSHAKES_MAX: usize = 64;
-/// How long a handshake may take, and wait for its turn.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Until a client must have begun one, how long it may take from its turn on, and wait for that.
+const FIRST: Duration = Duration::from_secs(10);
+const HANDSHAKE: Duration = Duration::from_secs(3);
 const TURN: Duration = Duration::from_secs(30);
 /// How long a connection may last: what verified its caller is looked at again. Half of it at least, so
 /// that those who came together do not leave together.
@@ -162,6 +163,10 @@ impl Visit {
         tcp: TcpStream,
         credentials: &Arc<Credentials>,
     ) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Arc<TlsPeer>), String> {
+        // Who says nothing takes no turn from those who do.
+        let said = timeout(FIRST, tcp.peek(&mut [0])).await;
+        let said = said.map_err(|_elapsed| format!("nothing came in {FIRST:?}"))?;
+        said.map_err(|error| error.to_string())?;
         let turn = timeout(TURN, self.handshakes.acquire()).await;
         let _turn = turn.map_err(|_elapsed| "too many handshakes at once".to_owned())?;
         let (config, slot) =

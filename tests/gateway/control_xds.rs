@@ -284,6 +284,29 @@ async fn whoever_shows_no_certificate_is_refused_and_certificates_are_read_again
 }
 
 #[tokio::test]
+async fn connections_that_say_nothing_keep_nobody_from_a_handshake() {
+    let east = Cluster::new("east");
+    east.write_gateway();
+    east.peer("east", EAST);
+    east.route("shop/orders", ORDERS);
+    let more = mtls(&east);
+    let more: Vec<&str> = more.iter().map(String::as_str).collect();
+    let served = Served::start(&east.config(), &more).await;
+    // Four times as many as there are handshakes at once.
+    let mut silent = Vec::new();
+    for _ in 0..256 {
+        let tcp = tokio::net::TcpStream::connect(served.listens).await;
+        silent.push(tcp.unwrap());
+    }
+    let gateway = east.gateway_identity();
+    let tls = gateway.dial(served.listens, "xds", &[b"h2"]).await.unwrap();
+    let mut stream = Stream::open(&mut h2_over(tls).await, "east-gw").await;
+    assert!(stream.next().await.is_ok());
+    let line = served.process.message("ZG0506").await;
+    assert!(line.contains("nothing came in 10s"), "{line}");
+}
+
+#[tokio::test]
 async fn what_is_wrong_at_the_start_is_said_and_exits() {
     let east = Cluster::new("east");
     east.write_gateway();
