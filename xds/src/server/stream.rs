@@ -48,18 +48,16 @@ pub(super) async fn run(opened: Opened) {
 }
 
 async fn carry(opened: Opened) -> Result<(), Status> {
-    let Some(begun) = Box::pin(begin(opened)).await? else {
+    // What it needs as long as it lasts stands in one place, and is moved no more.
+    let Some(mut begun) = Box::pin(begin(opened)).await? else {
         return Ok(());
     };
     let Begun {
         claim,
-        mut stream,
-        mut requests,
-        told: Subscribed {
-            mut seen,
-            mut catalog,
-        },
-    } = begun;
+        stream,
+        requests,
+        told: Subscribed { seen, catalog },
+    } = &mut *begun;
     let shared = Arc::clone(&stream.shared);
     let mut draining = shared.draining.subscribe();
     loop {
@@ -85,11 +83,11 @@ async fn carry(opened: Opened) -> Result<(), Status> {
                 changed.map_err(|_gone| Status::unavailable("draining"))?;
                 // Who may have what, and which view a node has, are documents' business too, and are
                 // asked before it is told anything of them.
-                let again = shared.subscribe(&claim, &stream.place).await?;
-                seen = again.seen;
-                if !Arc::ptr_eq(&again.catalog, &catalog) {
-                    catalog = again.catalog;
-                    stream.handle(Message::Published(Arc::clone(&catalog)))?;
+                let again = Box::pin(shared.subscribe(claim, &stream.place)).await?;
+                *seen = again.seen;
+                if !Arc::ptr_eq(&again.catalog, catalog) {
+                    *catalog = again.catalog;
+                    stream.handle(Message::Published(Arc::clone(catalog)))?;
                 }
             }
             () = woken => {
@@ -118,7 +116,7 @@ struct Begun {
 }
 
 /// Reads and answers the first request; `None` where none comes.
-async fn begin(opened: Opened) -> Result<Option<Begun>, Status> {
+async fn begin(opened: Opened) -> Result<Option<Box<Begun>>, Status> {
     let Opened {
         shared,
         mut place,
@@ -160,12 +158,12 @@ async fn begin(opened: Opened) -> Result<Option<Begun>, Status> {
     };
     stream.handle(Message::Asked(request))?;
     requests.done();
-    Ok(Some(Begun {
+    Ok(Some(Box::new(Begun {
         claim,
         stream,
         requests,
         told,
-    }))
+    })))
 }
 
 struct Stream {
