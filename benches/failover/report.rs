@@ -238,7 +238,7 @@ fn millis(ms: f64) -> String {
 }
 
 /// What keeps a goal from being met.
-const LIMITS: &str = "## What is missed, and why
+const LIMITS: &str = "## What is lost, and why
 
 - **cut-gateway, POST by zeugma.** Nothing tells that the link is gone, and a POST that may have arrived
   is not sent again. Lost are those that were under way (2 or 3 of 200 a second that take 10 ms), and
