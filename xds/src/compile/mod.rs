@@ -441,6 +441,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::NodeOptions;
     use crate::model::Model;
     use crate::packed::{Resources, compile};
     use crate::pb::{self, Any, core, hcm, tcp_proxy, tls};
@@ -507,6 +508,21 @@ kind: MeshRoute
 metadata: { name: pg, namespace: shop }
 spec: { port: 5432, backends: [{ endpoints: ["10.0.5.1:5432"] }], allow: [{ listeners: [pg] }] }
 "#;
+
+    /// What broke: a start took half as long again.
+    #[test]
+    fn where_things_are_written_is_not_read_of_routes_that_are_right() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("mesh.yaml"), MESH).unwrap();
+        let sources = crate::Sources::read(folder.path()).unwrap();
+        let (model, _) = crate::understand(sources.contents.documents);
+        let gateway = model.gateways.first().unwrap();
+        let made = crate::load_one(&model, gateway, &NodeOptions::default(), Findings::new());
+        assert!(made.is_ok());
+        for route in &model.routes {
+            assert!(!route.is_looked_into(), "{}", route.id());
+        }
+    }
 
     fn resources() -> Resources {
         let dir = tempfile::tempdir().unwrap();

@@ -280,6 +280,12 @@ impl<T> Document<T> {
         }
     }
 
+    /// Whether anybody asked where something is written in it, which takes as long as to read it.
+    #[cfg(test)]
+    pub(crate) fn is_looked_into(&self) -> bool {
+        self.positions.get().is_some()
+    }
+
     fn positions(&self) -> &Positions {
         self.positions
             .get_or_init(|| yaml::positions(&self.source).unwrap_or_default())

@@ -272,10 +272,11 @@ fn health(check: &mut Checker<'_, MeshRoute>, has_http: bool) {
         passive.slow.requests,
         1..=1_000_000,
     );
+    // What it inherits may have an effect elsewhere. Where things are written is read last: that takes
+    // as long as all the rest.
     if passive.slow.over.is_none()
-        && check
-            .document
-            .is_written("spec.health.passive.slow.requests")
+        && passive.slow.requests.is_some()
+        && (check.document).is_written("spec.health.passive.slow.requests")
     {
         check.no_effect(
             "spec.health.passive.slow.requests",
