@@ -18,7 +18,7 @@ use crate::compile::ResourceList;
 use crate::ingest::{Blamed, Packed, check};
 use crate::pb::Any;
 use crate::session::Kind;
-use crate::session::client::{Change, Name, Resource, Update, Verdict};
+use crate::session::client::{Change, Name, Refusal, Resource, Update, Verdict};
 
 /// Times that something is left out because it does not fit, before all that is new is.
 const ROUNDS_MAX: usize = 16;
@@ -43,6 +43,8 @@ struct Entry {
     is_absent: bool,
     /// What is next was refused.
     is_aside: bool,
+    /// What came last is wrong by itself: nothing of it is to come.
+    is_wrong: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -133,12 +135,16 @@ impl Holdings {
             };
             let entry = self.entries.entry(key.clone()).or_default();
             entry.is_aside = false;
+            entry.is_wrong = wrong.is_some();
             entry.next = None;
             match change {
                 Change::Put(resource) => match wrong {
                     Some(why) => drop(faults.insert(key, why)),
-                    None if entry.good.as_ref() == Some(&resource) => {}
-                    None => entry.next = Some(Next::Put(resource)),
+                    None => match &mut entry.good {
+                        // P36: it serves already.
+                        Some(good) if good.body == resource.body => *good = resource,
+                        Some(_) | None => entry.next = Some(Next::Put(resource)),
+                    },
                 },
                 Change::Removed | Change::Missing => {
                     entry.is_absent = true;
@@ -220,10 +226,7 @@ impl Holdings {
 
     /// A draft serves.
     pub(crate) fn commit(&mut self, draft: &Draft) -> Verdict {
-        let mut verdict = Verdict {
-            refused: draft.faults.clone(),
-            revived: Vec::new(),
-        };
+        let mut verdict = Verdict::default();
         let is_listening = !draft.snapshot.listeners.is_empty();
         self.serves = [is_listening, !draft.snapshot.services.is_empty()];
         let used = self.view(&draft.left_out).used;
@@ -254,18 +257,29 @@ impl Holdings {
                 None => {}
             }
         }
+        let faults = draft.faults.iter();
+        verdict.refused = faults.map(|(key, why)| self.refusal(key, why)).collect();
         self.forget();
         verdict
     }
 
-    /// Nothing of an update serves.
-    pub(crate) fn refuse(&mut self, keys: impl IntoIterator<Item = Key>) {
+    /// Nothing of an update serves, and why.
+    pub(crate) fn refuse(&mut self, keys: impl IntoIterator<Item = Key>, why: &str) -> Verdict {
+        let mut verdict = Verdict::default();
         for key in keys {
             if let Some(entry) = self.entries.get_mut(&key) {
                 entry.next = None;
             }
+            verdict.refused.extend([self.refusal(&key, why)]);
         }
         self.forget();
+        verdict
+    }
+
+    fn refusal(&self, key: &Key, why: &str) -> (Key, Refusal) {
+        let good = self.entries.get(key).and_then(|entry| entry.good.clone());
+        let why = why.to_owned();
+        (key.clone(), Refusal { why, good })
     }
 
     /// Forgets that there is none of what nobody refers to.
@@ -429,7 +443,7 @@ impl Holdings {
         let absent: BTreeSet<&str> = absent.collect();
         let is_to_come = |to: &Key| {
             let entry = self.entries.get(to);
-            entry.is_none_or(|entry| entry.next.is_none())
+            entry.is_none_or(|entry| entry.next.is_none() && !entry.is_wrong)
                 && matches!(self.found(to, left_out), Found::Unknown)
         };
         let next = |key: &Key| self.entries.get(key)?.next.as_ref()?.resource();

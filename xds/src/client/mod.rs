@@ -407,12 +407,14 @@ impl Client {
 
     fn judged(&mut self, judged: Option<Judged>, draw: fn() -> f64) -> Option<Asked> {
         // Nothing: the process ends.
-        let (mut holdings, draft) = judged?;
+        let (holdings, draft) = judged?;
         match draft {
             None => {
-                holdings.refuse(self.under_way.iter().cloned());
-                self.holdings = Some(holdings);
-                self.refuse_all("a defect of the gateway keeps it from being judged", draw);
+                self.refuse_all(
+                    holdings,
+                    "a defect of the gateway keeps it from being judged",
+                    draw,
+                );
                 None
             }
             Some(Ok(draft)) => {
@@ -427,13 +429,11 @@ impl Client {
                 Some(self.offer(draft, Binding::All))
             }
             Some(Err(blamed)) => {
-                holdings.refuse(self.under_way.iter().cloned());
-                self.holdings = Some(holdings);
                 let first = blamed.first();
                 let why = first.map_or_else(String::new, |one| {
                     format!("{} `{}`: {}", one.kind.as_str(), one.name, one.why)
                 });
-                self.refuse_all(&why, draw);
+                self.refuse_all(holdings, &why, draw);
                 None
             }
         }
@@ -458,12 +458,9 @@ impl Client {
         self.handle(Event::Applied(verdict.unwrap_or_default()), draw);
     }
 
-    fn refuse_all(&mut self, why: &str, draw: fn() -> f64) {
-        let keys = std::mem::take(&mut self.under_way);
-        let verdict = Verdict {
-            refused: keys.into_iter().map(|key| (key, why.to_owned())).collect(),
-            revived: Vec::new(),
-        };
+    fn refuse_all(&mut self, mut holdings: Holdings, why: &str, draw: fn() -> f64) {
+        let verdict = holdings.refuse(std::mem::take(&mut self.under_way), why);
+        self.holdings = Some(holdings);
         self.handle(Event::Applied(verdict), draw);
     }
 }

@@ -4,8 +4,11 @@
 //!          a response                  handed on                     a verdict
 //! (server) ----------> next: newest --------------> applying -------------------> held: it serves, or
 //!                        ^ what fails by itself                |                   waits for others (P31)
-//!                        `- is a fault at once                 `- refused -------> aside: served when it can
+//!                        `- is a fault at once                 |                   |
+//!                                                              `- refused ---------`-> aside: served when it can
 //! ```
+//!
+//! What waits is held and may still be refused: what served before is held then, as after any refusal.
 //!
 //! A response is answered when all that it brought was judged: ACK, or NACK with each resource that is
 //! refused and why, while the others serve (P29). What is held is what a reconnecting client says that
@@ -130,12 +133,20 @@ pub(crate) enum Change {
 }
 
 /// What was said of an update.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Verdict {
-    /// What does not serve.
-    pub(crate) refused: BTreeMap<(Kind, Name), String>,
+    /// What does not serve; of what came before too, where it had to wait.
+    pub(crate) refused: BTreeMap<(Kind, Name), Refusal>,
     /// What was refused once, and serves.
     pub(crate) revived: Vec<(Kind, Name)>,
+}
+
+/// Why a resource does not serve.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Refusal {
+    pub(crate) why: String,
+    /// What serves in its place, if anything does.
+    pub(crate) good: Option<Resource>,
 }
 
 /// What an operator may want to know.
@@ -230,7 +241,7 @@ impl Session {
                 self.answered(&mut out);
                 self.full(response, now, draw, &mut out);
             }
-            Event::Applied(verdict) => self.applied(&verdict, &mut out),
+            Event::Applied(verdict) => self.applied(verdict, &mut out),
             Event::Tick => self.tick(now, draw, &mut out),
         }
         self.go_on(now, &mut out);
@@ -450,13 +461,24 @@ impl Session {
         )
     }
 
-    fn applied(&mut self, verdict: &Verdict, out: &mut Vec<Action>) {
-        for (kind, name) in self.under_way.take().unwrap_or_default() {
-            let why = verdict.refused.get(&(kind, Arc::clone(&name)));
-            if let Some(of) = self.kinds.get_mut(&kind) {
-                of.judged(&name, why);
+    fn applied(&mut self, mut verdict: Verdict, out: &mut Vec<Action>) {
+        for key in self.under_way.take().unwrap_or_default() {
+            let refusal = verdict.refused.remove(&key);
+            if let Some(of) = self.kinds.get_mut(&key.0) {
+                of.judged(&key.1, refusal);
             }
         }
+        // Those that were acknowledged while they waited: nobody else tells of them.
+        let mut late: BTreeMap<Kind, Vec<Fault>> = BTreeMap::new();
+        for ((kind, name), refusal) in verdict.refused {
+            if let Some(of) = self.kinds.get_mut(&kind)
+                && let Some(why) = of.refused_late(&name, refusal)
+            {
+                late.entry(kind).or_default().push(Fault { name, why });
+            }
+        }
+        let late = late.into_iter();
+        out.extend(late.map(|(kind, faults)| Action::Tell(Notice::Rejected(kind, faults))));
         for (kind, name) in &verdict.revived {
             if let Some(of) = self.kinds.get_mut(kind) {
                 of.revived(name);

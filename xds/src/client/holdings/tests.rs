@@ -124,8 +124,8 @@ impl Given {
         let draft = self.holdings.draft(faults, BTreeSet::new()).unwrap();
         let verdict = self.holdings.commit(&draft);
         self.snapshot = Some(draft.snapshot);
-        let refused =
-            (verdict.refused.iter()).map(|((kind, name), why)| format!("{kind:?} {name}: {why}"));
+        let refused = (verdict.refused.iter())
+            .map(|((kind, name), refusal)| format!("{kind:?} {name}: {}", refusal.why));
         refused
             .chain((verdict.revived.iter()).map(|(kind, name)| format!("{kind:?} {name} serves")))
             .collect()
@@ -365,6 +365,41 @@ fn p31_p34_a_cluster_waits_for_its_endpoints_and_goes_on_without_when_none_come(
 }
 
 #[test]
+fn what_waits_beside_endpoints_that_are_to_come_is_refused_once_they_are_there() {
+    let mut all = compiled(&[GATEWAY, ORDERS]);
+    let assigned = discovered(&mut all);
+    let two = compiled(&[GATEWAY, ORDERS, CART]);
+    let mut given = Given::new();
+    given.give(all_known(puts(&all, &[Cluster], "1")));
+    // Their routes name a service that nobody sends; whether the endpoints bring it nobody knows.
+    let waiting = given.give(all_known(puts(&two, &[Listener, Routes], "1")));
+    assert_eq!(waiting, NOTHING);
+    let update = all_known(vec![put(Endpoints, "orders", "1", &pb::pack(&assigned))]);
+    let refused = given.give(update).join("\n");
+    assert!(refused.contains("no service `shop/cart:80`"), "{refused}");
+    // And said with each verdict as long as it is so.
+    let again = given.give(all_known(Vec::new())).join("\n");
+    assert_eq!(again, refused);
+    // Endpoints that are wrong by themselves keep nothing waiting either.
+    let mut given = Given::new();
+    given.give(all_known(puts(&all, &[Cluster], "1")));
+    given.give(all_known(puts(&two, &[Listener, Routes], "1")));
+    let mut wrong = pb::pack(&assigned);
+    wrong.value.extend([0xff, 0xff]);
+    let put = (
+        (Endpoints, "orders".into()),
+        Change::Put(Resource {
+            version: "1".into(),
+            body: Arc::new(wrong),
+            references: Arc::default(),
+        }),
+    );
+    let refused = given.give(all_known(vec![put])).join("\n");
+    assert!(refused.contains("failed to decode"), "{refused}");
+    assert!(refused.contains("no service `shop/cart:80`"), "{refused}");
+}
+
+#[test]
 fn bad_endpoints_are_refused_with_their_cluster_s_name_and_the_good_ones_stay() {
     let mut all = compiled(&[GATEWAY, ORDERS]);
     let assigned = discovered(&mut all);
@@ -426,7 +461,8 @@ fn listeners_that_cannot_be_bound_are_left_out_and_named() {
     let draft = holdings.without(&draft, &unbound).unwrap();
     assert_eq!(draft.snapshot.listeners.len(), 1);
     let verdict = holdings.commit(&draft);
-    assert_eq!(verdict.refused[&(Listener, "more".into())], "it is in use");
+    let refusal = &verdict.refused[&(Listener, "more".into())];
+    assert_eq!((&*refusal.why, &refusal.good), ("it is in use", &None));
     // What serves already is not left out for it.
     let draft = holdings.draft(BTreeMap::new(), BTreeSet::new()).unwrap();
     let unbound = [("apps".to_owned(), "it is in use".to_owned())];

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use zeugma_core::time::Time;
 
 use super::super::Kind;
-use super::{Change, Fault, Limits, Name, Notice, Resource, read};
+use super::{Change, Fault, Limits, Name, Notice, Refusal, Resource, read};
 use crate::pb::{self, Status, discovery};
 
 /// The most faults that a server is told of at once, and the most that it is told of each, in characters.
@@ -90,6 +90,17 @@ impl Entry {
             (Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing), _)
             | (None, Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing)) => None,
             (None, None) => self.held.as_mut(),
+        }
+    }
+
+    /// Something of it was refused: what serves is what is held.
+    fn hold_good(&mut self, Refusal { why, good }: Refusal) {
+        self.refused = Some(why);
+        let body = |of: &Option<Resource>| of.as_ref().map(|of| Arc::clone(&of.body));
+        // Equal bytes may have come under a newer version since (P36).
+        if body(&self.held) != body(&good) {
+            self.is_absent &= good.is_none();
+            self.held = good;
         }
     }
 
@@ -281,19 +292,19 @@ impl OfKind {
     }
 
     /// What was handed on was judged.
-    pub(super) fn judged(&mut self, name: &Name, why: Option<&String>) {
+    pub(super) fn judged(&mut self, name: &Name, refusal: Option<Refusal>) {
         let Some(entry) = self.entries.get_mut(name) else {
             return;
         };
-        match (entry.applying.take(), why) {
+        match (entry.applying.take(), refusal) {
             (Some(Next::Put(resource)), None) => {
                 entry.held = Some(resource);
                 entry.aside = None;
                 entry.is_absent = false;
             }
-            (Some(Next::Put(resource)), Some(why)) => {
+            (Some(Next::Put(resource)), Some(refusal)) => {
                 entry.aside = Some(resource);
-                entry.refused = Some(why.clone());
+                entry.hold_good(refusal);
             }
             (
                 Some(next @ (Next::Removed | Next::Expired | Next::Unwanted | Next::Missing)),
@@ -305,12 +316,30 @@ impl OfKind {
                 entry.expires_at = None;
             }
             // It stays though its server has none any more.
-            (Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing), Some(why)) => {
-                entry.refused = Some(why.clone())
-            }
+            (
+                Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing),
+                Some(refusal),
+            ) => entry.hold_good(refusal),
             (None, _) => {}
         }
         self.forget(name);
+    }
+
+    /// What was acknowledged while it waited is refused; why, if that is news.
+    pub(super) fn refused_late(&mut self, name: &Name, refusal: Refusal) -> Option<String> {
+        let entry = self.entries.get_mut(name)?;
+        let body = |of: Option<&Resource>| of.map(|of| Arc::clone(&of.body));
+        if body(entry.held.as_ref()) == body(refusal.good.as_ref()) {
+            // It was told of before.
+            return None;
+        }
+        let why = refusal.why.clone();
+        if let Some(waited) = entry.held.take() {
+            entry.aside = Some(waited);
+        }
+        entry.hold_good(refusal);
+        self.note_faulty([name]);
+        Some(why)
     }
 
     pub(super) fn revived(&mut self, name: &Name) {
@@ -461,10 +490,13 @@ impl OfKind {
         for name in &mended {
             self.faulty.remove(name);
         }
-        let room = FAULTY_MAX.saturating_sub(self.faulty.len());
-        let names = faults.iter().map(|fault| Arc::clone(&fault.name));
-        self.faulty.extend(names.take(room));
+        self.note_faulty(faults.iter().map(|fault| &fault.name));
         mended
+    }
+
+    fn note_faulty<'a>(&mut self, names: impl IntoIterator<Item = &'a Name>) {
+        let room = FAULTY_MAX.saturating_sub(self.faulty.len());
+        self.faulty.extend(names.into_iter().take(room).cloned());
     }
 
     /// Whether it was refused until now.

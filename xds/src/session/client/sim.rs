@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use zeugma_core::time::Time;
 
-use super::fixture::{PROTOCOLS, eds, endpoints, fixed, listener, routes, said};
-use super::{Action, Change, Ended, Event, Kind, Limits, Name, Protocol, Session, Verdict};
+use super::fixture::{PROTOCOLS, eds, endpoints, fixed, listener, refusal, routes, said};
+use super::{
+    Action, Change, Ended, Event, Kind, Limits, Name, Protocol, Resource, Session, Verdict,
+};
 use crate::pb::{Any, core, discovery};
 
 /// A stream of numbers that looks random.
@@ -227,7 +229,7 @@ impl Server {
 /// Who judges.
 #[derive(Default)]
 struct Judge {
-    serves: BTreeMap<(Kind, Name), Arc<Any>>,
+    serves: BTreeMap<(Kind, Name), Resource>,
     under_way: Option<BTreeMap<(Kind, Name), Change>>,
 }
 
@@ -243,10 +245,12 @@ impl Judge {
         for (key, change) in changes {
             match change {
                 Change::Put(resource) if is_refused(&resource.body) => {
-                    verdict.refused.insert(key, "no use".to_owned());
+                    let good = self.serves.get(&key).cloned();
+                    let refused = [refusal(key.0, &key.1, "no use", good)];
+                    verdict.refused.extend(refused);
                 }
                 Change::Put(resource) => {
-                    self.serves.insert(key, resource.body);
+                    self.serves.insert(key, resource);
                 }
                 Change::Removed => {
                     self.serves.remove(&key);
@@ -505,7 +509,7 @@ impl World {
             .map(|(kind, name, resource)| ((kind, Arc::clone(name)), &*resource.body))
             .collect();
         let serves: BTreeMap<(Kind, Name), &Any> = (self.judge.serves.iter())
-            .map(|(key, any)| (key.clone(), &**any))
+            .map(|(key, resource)| (key.clone(), &*resource.body))
             .collect();
         assert_eq!(held, serves, "what is held is what serves: {seed}");
         let stream = self.server.stream.as_ref().unwrap();

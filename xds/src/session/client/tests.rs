@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use zeugma_core::time::Time;
 
-use super::fixture::{Client, delta, eds, endpoints, fixed, listener, routes, said};
+use super::fixture::{Client, delta, eds, endpoints, fixed, listener, refusal, routes, said};
 use super::link::{FALLBACK_AFTER, RETURN_AFTER, SILENCE};
 use super::{Ended, Event, Kind, Limits, Notice, Verdict, WAIT};
 use crate::pb::{self, Any, PbDuration, Status, discovery};
@@ -435,6 +435,72 @@ fn what_was_refused_serves_when_it_can_and_is_held_then() {
     client.bad(&[(Listener, "l", "no use")]);
     let back = client.delta(Listener, "n4", &[("l", "1", listener("l", &["r"]))]);
     assert_eq!(back, ["apply Listener l=1"]);
+}
+
+#[test]
+fn p25_what_was_acknowledged_and_is_refused_once_it_does_not_wait_any_more_is_not_held_and_told_of()
+{
+    let mut client = Client::open();
+    client.delta(Listener, "n1", &[("l", "1", listener("l", &[]))]);
+    client.good();
+    let good = client.session.held().next().unwrap().2.clone();
+    let two = [
+        ("k", "2", fixed_listener("k")),
+        ("l", "2", fixed_listener("l")),
+    ];
+    client.delta(Listener, "n2", &two);
+    // Both wait for something that is to come.
+    assert_eq!(client.good(), ["Listener ack n2"]);
+    assert_eq!(client.held(), ["Listener k=2", "Listener l=2"]);
+    let late = |client: &mut Client, nonce: &str| {
+        client.delta(Cluster, nonce, &[("c", nonce, fixed("c", nonce))]);
+        let refused = [
+            refusal(Listener, "k", "no cluster `d`", None),
+            refusal(Listener, "l", "no cluster `d`", Some(good.clone())),
+        ];
+        let verdict = Verdict {
+            refused: refused.into(),
+            ..Verdict::default()
+        };
+        let (session, now) = (&mut client.session, client.now);
+        let told = session.handle(Event::Applied(verdict), now, 0.0);
+        let told = told.into_iter().filter_map(|action| match action {
+            super::Action::Tell(Notice::Rejected(kind, faults)) => Some((kind, faults.len())),
+            _ => None,
+        });
+        told.collect::<Vec<_>>()
+    };
+    assert_eq!(late(&mut client, "n3"), [(Listener, 2)]);
+    assert_eq!(client.held(), ["Cluster c=n3", "Listener l=1"]);
+    // It is not said again and again.
+    assert_eq!(late(&mut client, "n4"), []);
+    client.delta(Cluster, "n5", &[("d", "1", fixed("d", ""))]);
+    client.handle(Event::Applied(Verdict {
+        revived: vec![(Listener, "l".into())],
+        ..Verdict::default()
+    }));
+    assert_eq!(
+        client.held(),
+        ["Cluster c=n4", "Cluster d=1", "Listener l=2"]
+    );
+    // One that is refused in the place of one that waited: what served before both is held.
+    client.delta(Listener, "n6", &[("l", "3", listener("l", &["r"]))]);
+    client.good();
+    client.delta(Listener, "n7", &[("l", "4", listener("l", &["q"]))]);
+    let refused = [refusal(Listener, "l", "no use", Some(good.clone()))];
+    client.handle(Event::Applied(Verdict {
+        refused: refused.into(),
+        ..Verdict::default()
+    }));
+    assert!(client.held().contains(&"Listener l=1".to_owned()));
+}
+
+/// One that refers to nothing, and is not what `listener` makes.
+fn fixed_listener(name: &str) -> Any {
+    let mut any = listener(name, &[]);
+    // The name again: the last one counts.
+    any.value.extend_from_within(..);
+    any
 }
 
 #[test]
