@@ -131,7 +131,7 @@ impl Holdings {
         for (key, change) in update.changes {
             let wrong = match &change {
                 Change::Put(resource) => check(key.0, &resource.body).err(),
-                Change::Removed | Change::Missing => None,
+                Change::Removed | Change::Missing | Change::Withdrawn => None,
             };
             let entry = self.entries.entry(key.clone()).or_default();
             entry.is_aside = false;
@@ -150,6 +150,7 @@ impl Holdings {
                     entry.is_absent = true;
                     entry.next = entry.good.is_some().then_some(Next::Removed);
                 }
+                Change::Withdrawn => {}
             }
         }
         faults

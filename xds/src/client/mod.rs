@@ -471,7 +471,7 @@ const UNREAD: &str = "it does not read what is said to it";
 fn seen((kind, name): Key, change: &Change) -> Seen {
     let resource = match change {
         Change::Put(resource) => Some(resource),
-        Change::Removed | Change::Missing => None,
+        Change::Removed | Change::Missing | Change::Withdrawn => None,
     };
     let body = resource.map(|resource| &*resource.body);
     Seen {

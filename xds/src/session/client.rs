@@ -130,6 +130,8 @@ pub(crate) enum Change {
     Removed,
     /// It was asked for, and did not come in time (P18).
     Missing,
+    /// What was refused counts no more: whether it is there still nobody knows.
+    Withdrawn,
 }
 
 /// What was said of an update.
@@ -481,8 +483,7 @@ impl Session {
         out.extend(late.map(|(kind, faults)| Action::Tell(Notice::Rejected(kind, faults))));
         for (kind, name) in &verdict.revived {
             if let Some(of) = self.kinds.get_mut(kind) {
-                of.revived(name);
-                if of.mend(name) {
+                if of.revived(name) && of.mend(name) {
                     out.push(Action::Tell(Notice::Mended(*kind, Name::clone(name))));
                 }
             }
@@ -494,7 +495,7 @@ impl Session {
     fn go_on(&mut self, now: Time, out: &mut Vec<Action>) {
         if self.is_moved {
             self.is_moved = false;
-            self.refer();
+            self.refer(out);
         }
         if self.link.is_due(now) {
             self.link.opening();
@@ -504,6 +505,9 @@ impl Session {
         if self.link.is_open() {
             let judged = self.handed_on - u64::from(self.under_way.is_some());
             for kind in Kind::ALL {
+                if self.kinds.get(&kind).is_some_and(|of| !of.is_asked()) {
+                    self.ask(kind, now, out);
+                }
                 self.answer(kind, judged, now, out);
                 self.ask(kind, now, out);
             }
@@ -513,7 +517,7 @@ impl Session {
     }
 
     /// Wants just what is referred to.
-    fn refer(&mut self) {
+    fn refer(&mut self, out: &mut Vec<Action>) {
         let mut wanted: BTreeMap<Kind, BTreeSet<Name>> = BTreeMap::new();
         for of in self.kinds.values() {
             for (kind, name) in of.references() {
@@ -522,7 +526,9 @@ impl Session {
         }
         for (kind, of) in &mut self.kinds {
             if !kind.is_wildcard() {
-                of.want(wanted.remove(kind).unwrap_or_default());
+                let mended = of.want(wanted.remove(kind).unwrap_or_default());
+                let told = mended.into_iter().map(|name| Notice::Mended(*kind, name));
+                out.extend(told.map(Action::Tell));
             }
         }
     }
@@ -558,6 +564,11 @@ impl Session {
         let Some(of) = self.kinds.get_mut(&kind) else {
             return;
         };
+        let is_delta = self.link.protocol() == Protocol::Delta;
+        if is_delta && !of.is_asked() && of.to_ask().is_some() {
+            // What is held is said by the first request of a kind, and it is not known yet (P24).
+            return;
+        }
         while let Some(pending) = of.take_pending(judged) {
             let faults = of.faults(&pending);
             for name in of.note_faults(&pending.names, &faults) {
@@ -579,7 +590,7 @@ impl Session {
                 }),
                 Protocol::Full => {
                     if is_good {
-                        of.version = pending.version;
+                        of.accept(pending.version);
                     }
                     of.note_asked();
                     of.await_missing(now + self.wait);
@@ -607,7 +618,7 @@ impl Session {
             // The answer says it: in between, what is asked would seem to be one.
             return;
         }
-        if is_first && of.is_applying() {
+        if is_first && of.is_unsettled() {
             // What came by the stream before is held or not; only then can it be said (P25).
             return;
         }

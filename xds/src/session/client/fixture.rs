@@ -247,6 +247,7 @@ fn line(action: &Action) -> Option<String> {
                     Change::Put(resource) => format!("{kind:?} {name}={}", resource.version),
                     Change::Removed => format!("{kind:?} {name} removed"),
                     Change::Missing => format!("{kind:?} {name} missing"),
+                    Change::Withdrawn => format!("{kind:?} {name} withdrawn"),
                 });
             format!("apply {}", changes.collect::<Vec<_>>().join(", "))
         }

@@ -44,6 +44,8 @@ pub(super) enum Next {
     /// Nobody refers to it any more.
     Unwanted,
     Missing,
+    /// What was refused came by a stream that has ended.
+    Withdrawn,
 }
 
 #[derive(Debug, Default)]
@@ -79,17 +81,39 @@ impl Entry {
     /// The newest, unless it is on its way out.
     fn newest(&self) -> Option<&Resource> {
         match (&self.next, &self.applying) {
+            (Some(Next::Withdrawn), _) | (None, Some(Next::Withdrawn) | None) => self.held.as_ref(),
             (Some(next), _) | (None, Some(next)) => resource_of(Some(next)),
-            (None, None) => self.held.as_ref(),
         }
     }
 
     fn newest_mut(&mut self) -> Option<&mut Resource> {
         match (&mut self.next, &mut self.applying) {
             (Some(Next::Put(resource)), _) | (None, Some(Next::Put(resource))) => Some(resource),
+            (Some(Next::Withdrawn), _) | (None, Some(Next::Withdrawn) | None) => self.held.as_mut(),
             (Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing), _)
             | (None, Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing)) => None,
-            (None, None) => self.held.as_mut(),
+        }
+    }
+
+    /// What its server said last counts no more, if it was not handed on yet.
+    fn forget_unjudged(&mut self) {
+        if matches!(self.next, Some(Next::Put(_) | Next::Removed)) {
+            self.next = None;
+        }
+    }
+
+    /// It was refused; where the stream that it came by is over, it counts no more.
+    fn set_aside(&mut self, resource: Resource, is_over: bool) {
+        self.aside = Some(resource);
+        if is_over && self.next.is_none() {
+            self.next = Some(Next::Withdrawn);
+        }
+    }
+
+    /// Nothing is aside any more.
+    fn forget_withdrawal(&mut self) {
+        if self.next == Some(Next::Withdrawn) {
+            self.next = None;
         }
     }
 
@@ -113,7 +137,8 @@ impl Entry {
 fn resource_of(next: Option<&Next>) -> Option<&Resource> {
     match next {
         Some(Next::Put(resource)) => Some(resource),
-        Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing) | None => None,
+        Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing | Next::Withdrawn)
+        | None => None,
     }
 }
 
@@ -130,9 +155,13 @@ pub(super) struct OfKind {
     pub(super) nonce: String,
     /// Of the last full answer that was accepted (P3).
     pub(super) version: String,
+    /// Something of that answer was refused since: the next stream asks for all of it again.
+    is_version_void: bool,
     pub(super) pending: VecDeque<Pending>,
     /// Those of which the newest that came is refused.
     faulty: BTreeSet<Name>,
+    /// They are of a stream before: the next answer speaks of all that is faulty.
+    is_stale: bool,
     /// Whether it is known what there is.
     is_known: bool,
     /// When that counts as known though nobody has said it.
@@ -148,8 +177,10 @@ impl OfKind {
             asked: None,
             nonce: String::new(),
             version: String::new(),
+            is_version_void: false,
             pending: VecDeque::new(),
             faulty: BTreeSet::new(),
+            is_stale: false,
             // Those that have names are known by name.
             is_known: !kind.is_wildcard(),
             known_at: None,
@@ -170,16 +201,23 @@ impl OfKind {
     }
 
     /// Nothing of a stream outlives it (P2): what came and was not handed on yet is not counted as held
-    /// by the next (P25), and so must not come to be behind its back. Timers begin anew (P18).
+    /// by the next (P25), and so must not come to be behind its back, nor must what was refused. Timers
+    /// begin anew (P18).
     pub(super) fn end_stream(&mut self) {
         self.asked = None;
+        self.is_stale = true;
+        if std::mem::take(&mut self.is_version_void) {
+            self.version.clear();
+        }
         self.nonce.clear();
         self.pending.clear();
         self.known_at = None;
         for entry in self.entries.values_mut() {
             entry.missing_at = None;
-            if matches!(entry.next, Some(Next::Put(_) | Next::Removed)) {
-                entry.next = None;
+            entry.forget_unjudged();
+            let is_on_its_way = entry.applying == Some(Next::Withdrawn);
+            if entry.aside.is_some() && entry.next.is_none() && !is_on_its_way {
+                entry.next = Some(Next::Withdrawn);
             }
         }
         let names: Vec<Name> = self.entries.keys().cloned().collect();
@@ -188,9 +226,10 @@ impl OfKind {
         }
     }
 
-    /// Whether something that was handed on is not judged yet.
-    pub(super) fn is_applying(&self) -> bool {
-        self.entries.values().any(|entry| entry.applying.is_some())
+    /// Whether something that came by the stream before is not known to be held or not.
+    pub(super) fn is_unsettled(&self) -> bool {
+        let mut all = self.entries.values();
+        all.any(|entry| entry.applying.is_some() || entry.next == Some(Next::Withdrawn))
     }
 
     /// It has been said what there is; whether that is news.
@@ -282,6 +321,7 @@ impl OfKind {
                     Next::Put(resource) => Change::Put(resource.clone()),
                     Next::Removed | Next::Expired | Next::Unwanted => Change::Removed,
                     Next::Missing => Change::Missing,
+                    Next::Withdrawn => Change::Withdrawn,
                 };
                 entry.applying = Some(next);
                 entry.refused = None;
@@ -293,6 +333,7 @@ impl OfKind {
 
     /// What was handed on was judged.
     pub(super) fn judged(&mut self, name: &Name, refusal: Option<Refusal>) {
+        let is_over = self.asked.is_none();
         let Some(entry) = self.entries.get_mut(name) else {
             return;
         };
@@ -301,11 +342,13 @@ impl OfKind {
                 entry.held = Some(resource);
                 entry.aside = None;
                 entry.is_absent = false;
+                entry.forget_withdrawal();
             }
             (Some(Next::Put(resource)), Some(refusal)) => {
-                entry.aside = Some(resource);
+                entry.set_aside(resource, is_over);
                 entry.hold_good(refusal);
             }
+            (Some(Next::Withdrawn), _) => entry.aside = None,
             (
                 Some(next @ (Next::Removed | Next::Expired | Next::Unwanted | Next::Missing)),
                 None,
@@ -314,6 +357,7 @@ impl OfKind {
                 entry.aside = None;
                 entry.is_absent = next != Next::Unwanted;
                 entry.expires_at = None;
+                entry.forget_withdrawal();
             }
             // It stays though its server has none any more.
             (
@@ -327,6 +371,7 @@ impl OfKind {
 
     /// What was acknowledged while it waited is refused; why, if that is news.
     pub(super) fn refused_late(&mut self, name: &Name, refusal: Refusal) -> Option<String> {
+        let is_over = self.asked.is_none();
         let entry = self.entries.get_mut(name)?;
         let body = |of: Option<&Resource>| of.map(|of| Arc::clone(&of.body));
         if body(entry.held.as_ref()) == body(refusal.good.as_ref()) {
@@ -335,20 +380,26 @@ impl OfKind {
         }
         let why = refusal.why.clone();
         if let Some(waited) = entry.held.take() {
-            entry.aside = Some(waited);
+            entry.set_aside(waited, is_over);
         }
         entry.hold_good(refusal);
+        self.is_version_void = true;
         self.note_faulty([name]);
         Some(why)
     }
 
-    pub(super) fn revived(&mut self, name: &Name) {
-        if let Some(entry) = self.entries.get_mut(name)
-            && let Some(resource) = entry.aside.take()
-        {
-            entry.held = Some(resource);
-            entry.refused = None;
-        }
+    /// What was refused serves; whether it was known to be aside.
+    pub(super) fn revived(&mut self, name: &Name) -> bool {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return false;
+        };
+        let Some(resource) = entry.aside.take() else {
+            return false;
+        };
+        entry.held = Some(resource);
+        entry.refused = None;
+        entry.forget_withdrawal();
+        true
     }
 
     /// Forgets one of which there is nothing to know, unless it is a name that is asked for.
@@ -367,15 +418,23 @@ impl OfKind {
             .flat_map(|resource| resource.references.iter())
     }
 
-    /// Wants just these.
-    pub(super) fn want(&mut self, wanted: BTreeSet<Name>) {
+    /// Wants just these; tells what was refused, and is of no interest any more.
+    pub(super) fn want(&mut self, wanted: BTreeSet<Name>) -> Vec<Name> {
         self.wanted = wanted;
         for name in &self.wanted {
             let entry = self.entries.entry(Arc::clone(name)).or_default();
             if entry.next == Some(Next::Unwanted) {
-                entry.next = None;
+                let is_over = self.asked.is_none() && entry.aside.is_some();
+                entry.next = is_over.then_some(Next::Withdrawn);
             }
         }
+        let is_wanted = |name: &Name| self.wanted.contains(name) || name.starts_with('#');
+        let no_more = self.faulty.iter().filter(|name| !is_wanted(name));
+        let no_more: Vec<Name> = no_more.cloned().collect();
+        for name in &no_more {
+            self.faulty.remove(name);
+        }
+        no_more
     }
 
     /// Lets go of what nobody refers to any more, once its server has heard that: else it would not send
@@ -402,6 +461,13 @@ impl OfKind {
             }
             self.forget(&name);
         }
+    }
+
+    /// A full answer was accepted.
+    pub(super) fn accept(&mut self, version: String) {
+        self.version = version;
+        // P14: others need not hold all that there is.
+        self.is_version_void &= !self.is_wildcard;
     }
 
     pub(super) const fn is_asked(&self) -> bool {
@@ -481,8 +547,10 @@ impl OfKind {
     /// Notes what is wrong with what came; tells what was, and is not any more.
     pub(super) fn note_faults(&mut self, names: &BTreeSet<Name>, faults: &[Fault]) -> Vec<Name> {
         let is_faulty = |name: &Name| faults.iter().any(|fault| fault.name == *name);
-        // One that could not be told by name is gone with the response that it came in.
-        let is_spoken_of = |name: &Name| names.contains(name) || name.starts_with('#');
+        // One that could not be told by name is gone with the response that it came in. What was refused
+        // before this stream comes again on it, if it is there still.
+        let is_fresh = std::mem::take(&mut self.is_stale);
+        let is_spoken_of = |name: &Name| is_fresh || names.contains(name) || name.starts_with('#');
         let mended: Vec<Name> = (self.faulty.iter())
             .filter(|name| is_spoken_of(name) && !is_faulty(name))
             .cloned()
@@ -644,7 +712,7 @@ impl Taking<'_> {
             Ok(references) => references,
             Err(why) => {
                 // What came before it and was not judged yet is not what is meant any more.
-                entry.next = None;
+                entry.forget_unjudged();
                 self.of.forget(&name);
                 return Err(why);
             }

@@ -1,5 +1,6 @@
 //! Sessions against an obvious server: streams that break, duplicate, come late, are full of rubbish.
-//! Whatever happened, in the end the client holds what the server has, as far as it is good.
+//! Whatever happened, in the end the client holds what the server has, as far as it is good, and what is
+//! held is what serves.
 //! `ZEUGMA_SEED=n` plays one again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -226,10 +227,15 @@ impl Server {
     }
 }
 
-/// Who judges.
+/// Who judges: a listener fits where there is a cluster of the name that it refers to. While endpoints of
+/// any cluster are to come, what does not fit may do so yet, and waits without being refused.
 #[derive(Default)]
 struct Judge {
     serves: BTreeMap<(Kind, Name), Resource>,
+    /// Listeners that do not fit, and whether they were refused for it.
+    next: BTreeMap<(Kind, Name), (Resource, bool)>,
+    /// Those that are not to come: there are none, or what came is refused.
+    absent: BTreeSet<(Kind, Name)>,
     under_way: Option<BTreeMap<(Kind, Name), Change>>,
 }
 
@@ -243,25 +249,67 @@ impl Judge {
         let changes = self.under_way.take()?;
         let mut verdict = Verdict::default();
         for (key, change) in changes {
+            self.next.remove(&key);
             match change {
                 Change::Put(resource) if is_refused(&resource.body) => {
-                    let good = self.serves.get(&key).cloned();
-                    let refused = [refusal(key.0, &key.1, "no use", good)];
-                    verdict.refused.extend(refused);
+                    verdict.refused.extend([self.refused(&key, "no use")]);
+                    self.absent.insert(key);
+                }
+                Change::Put(resource)
+                    if key.0 == Kind::Listener && !self.is_same(&key, &resource) =>
+                {
+                    self.next.insert(key, (resource, false));
                 }
                 Change::Put(resource) => {
+                    self.absent.remove(&key);
                     self.serves.insert(key, resource);
                 }
-                Change::Removed => {
-                    self.serves.remove(&key);
-                }
-                Change::Missing => {
+                Change::Removed | Change::Missing => {
                     // P18: never of what is there.
-                    assert!(!self.serves.contains_key(&key), "{key:?}");
+                    let was = self.serves.remove(&key);
+                    assert!(change == Change::Removed || was.is_none(), "{key:?}");
+                    self.absent.insert(key);
                 }
+                Change::Withdrawn => {}
             }
         }
+        let is_waiting = self.is_waiting();
+        for (key, (resource, was_refused)) in std::mem::take(&mut self.next) {
+            if self.fits(&resource) {
+                self.serves.insert(key.clone(), resource);
+                verdict.revived.extend(Some(key).filter(|_key| was_refused));
+                continue;
+            }
+            if !is_waiting {
+                verdict.refused.extend([self.refused(&key, "no cluster")]);
+            }
+            self.next
+                .insert(key, (resource, was_refused || !is_waiting));
+        }
         Some(verdict)
+    }
+
+    /// Whether just this serves (P36).
+    fn is_same(&self, key: &(Kind, Name), resource: &Resource) -> bool {
+        let serves = self.serves.get(key);
+        serves.is_some_and(|serves| serves.body == resource.body)
+    }
+
+    fn refused(&self, key: &(Kind, Name), why: &str) -> ((Kind, Name), super::Refusal) {
+        refusal(key.0, &key.1, why, self.serves.get(key).cloned())
+    }
+
+    fn fits(&self, listener: &Resource) -> bool {
+        let mut names = listener.references.iter().map(|(_, name)| name);
+        names.all(|name| self.serves.contains_key(&(Kind::Cluster, Arc::clone(name))))
+    }
+
+    /// Whether endpoints are to come.
+    fn is_waiting(&self) -> bool {
+        let mut wanted = (self.serves.iter())
+            .filter(|((kind, _), _)| *kind == Kind::Cluster)
+            .flat_map(|(_, cluster)| cluster.references.iter());
+        wanted.any(|to| !self.serves.contains_key(to) && !self.absent.contains(to))
     }
 }
 
@@ -486,8 +534,13 @@ impl World {
                 && self.judge.under_way.is_none()
                 && self.opening.is_none()
                 && self.is_open;
-            if is_idle {
+            if is_idle && !self.judge.is_waiting() {
                 return;
+            }
+            if is_idle {
+                // P18: what does not come does not keep the others for ever.
+                self.now = self.now + super::WAIT;
+                self.handle(Event::Tick);
             }
             while let Some(event) = self.to_client.pop_front() {
                 self.handle(event);
@@ -522,7 +575,15 @@ impl World {
             let there = self.server.matching(kind);
             for (name, (version, any)) in &there {
                 let key = (kind, Name::from(name.as_str()));
-                let is_good = !is_refused(any) && super::read::references(kind, name, any).is_ok();
+                let references = super::read::references(kind, name, any);
+                let is_good = references.is_ok_and(|references| {
+                    let resource = Resource {
+                        version: "any".into(),
+                        body: Arc::new(any.clone()),
+                        references,
+                    };
+                    !is_refused(any) && (kind != Kind::Listener || self.judge.fits(&resource))
+                });
                 match held.get(&key) {
                     Some(held) if is_good => assert_eq!(*held, any, "{key:?} {version} {seed}"),
                     // An older one that was good.

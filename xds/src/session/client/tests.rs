@@ -40,7 +40,11 @@ fn p2_p24_p25_a_new_stream_begins_without_nonces_and_says_what_is_held_whatever_
     client.delta(Endpoints, "n2", &[("a", "7", endpoints("a", "eu-1"))]);
     client.good();
     assert_eq!(client.held(), ["Cluster a=1", "Endpoints a=7"]);
-    assert_eq!(client.handle(Event::Closed(Ended::Otherwise)), NOTHING);
+    assert_eq!(
+        client.handle(Event::Closed(Ended::Otherwise)),
+        ["apply Cluster b withdrawn"]
+    );
+    client.good();
     assert_eq!(client.later(1), ["open 0 Delta"]);
     assert_eq!(
         client.handle(Event::Opened),
@@ -76,6 +80,7 @@ fn p3_p8_a_full_answer_is_refused_with_the_version_before_and_so_begins_the_next
     let refused = client.bad(&[(Cluster, "a", "no use")]);
     assert_eq!(refused, ["Cluster v=1 n=y [] error: cluster `a`: no use"]);
     client.handle(Event::Closed(Ended::Otherwise));
+    client.good();
     // It is asked for what changed anew: its server may have learnt it.
     assert_eq!(client.later(1), ["open 0 Delta"]);
     assert_eq!(
@@ -493,6 +498,80 @@ fn p25_what_was_acknowledged_and_is_refused_once_it_does_not_wait_any_more_is_no
         ..Verdict::default()
     }));
     assert!(client.held().contains(&"Listener l=1".to_owned()));
+}
+
+#[test]
+fn p2_what_was_refused_on_one_stream_does_not_come_to_serve_on_the_next_unless_it_comes_again() {
+    let mut client = Client::open();
+    client.delta(Listener, "n1", &[("l", "1", listener("l", &[]))]);
+    client.good();
+    let two = [
+        ("k", "2", fixed_listener("k")),
+        ("l", "2", fixed_listener("l")),
+    ];
+    client.delta(Listener, "n2", &two);
+    client.bad(&[(Listener, "k", "no use"), (Listener, "l", "no use")]);
+    assert_eq!(
+        client.handle(Event::Closed(Ended::Otherwise)),
+        ["apply Listener k withdrawn, Listener l withdrawn"]
+    );
+    assert_eq!(client.later(1), ["open 0 Delta"]);
+    // What is held is said once it is known.
+    assert_eq!(
+        client.handle(Event::Opened),
+        ["Cluster +[] -[] has [] node"]
+    );
+    assert_eq!(client.good(), ["Listener +[] -[] has [l=1]"]);
+    let late = Verdict {
+        revived: vec![(Listener, "k".into()), (Listener, "l".into())],
+        ..Verdict::default()
+    };
+    client.delta(Cluster, "n3", &[("c", "1", fixed("c", ""))]);
+    client.handle(Event::Applied(late));
+    assert_eq!(client.held(), ["Cluster c=1", "Listener l=1"]);
+    // And the first answer of the new stream speaks of all that is wrong.
+    let (session, now) = (&mut client.session, client.now);
+    let empty = Event::Delta(delta(Listener, "n4", &[], &[]));
+    let told = session.handle(empty, now, 0.0);
+    let mended = told.into_iter().filter_map(|action| match action {
+        super::Action::Tell(Notice::Mended(_, name)) => Some(name.to_string()),
+        _ => None,
+    });
+    assert_eq!(mended.collect::<Vec<_>>(), ["k", "l"]);
+}
+
+#[test]
+fn what_was_refused_and_is_not_asked_for_any_more_is_told_of() {
+    let mut client = Client::open();
+    client.delta(Cluster, "n1", &[("a", "1", eds("a", ""))]);
+    client.good();
+    client.delta(Endpoints, "n2", &[("a", "1", endpoints("a", "z"))]);
+    client.bad(&[(Endpoints, "a", "no use")]);
+    client.gone(Cluster, "n3", &["a"]);
+    let (session, now) = (&mut client.session, client.now);
+    let told = session.handle(Event::Applied(Verdict::default()), now, 0.0);
+    let is_told = |action: &super::Action| matches!(action, super::Action::Tell(Notice::Mended(Endpoints, name)) if &**name == "a");
+    assert!(told.iter().any(is_told), "{told:?}");
+}
+
+#[test]
+fn p3_a_full_answer_of_which_something_was_refused_late_is_asked_for_again() {
+    let mut client = Client::open_full();
+    client.full(Listener, "1", "x", &[listener("l", &[])]);
+    client.good();
+    client.full(Cluster, "1", "y", &[fixed("c", "")]);
+    client.handle(Event::Applied(Verdict {
+        refused: [refusal(Listener, "l", "no cluster `d`", None)].into(),
+        ..Verdict::default()
+    }));
+    client.handle(Event::Closed(Ended::Otherwise));
+    client.good();
+    client.later(1);
+    client.handle(Event::Closed(Ended::Unimplemented));
+    assert_eq!(
+        client.handle(Event::Opened),
+        ["Cluster v=1 n= [] node", "Listener v= n= []"]
+    );
 }
 
 /// One that refers to nothing, and is not what `listener` makes.
