@@ -4,7 +4,7 @@
 //! put ------> next --it fits what is there--> good: it serves
 //!               |  `--refused: a fault, kept aside; tried again whenever something changes
 //!               `--what it refers to has not come yet: it waits, and the good one serves (P31)
-//! removed --> good serves on while something that serves refers to it (P30)
+//! removed --> good serves on while something that serves refers to it (P30), or nothing else would
 //! ```
 //!
 //! Something that is wrong by itself is never tried again. Of those that do not fit together the one
@@ -195,7 +195,9 @@ impl Holdings {
                 let why =
                     "nothing would be left, so it stays; `controlPlane.onEmpty: apply` lets it go";
                 if !removed.is_empty() {
-                    faults.extend(removed.iter().map(|key| (key.clone(), why.to_owned())));
+                    // What they refer to stays with them.
+                    let named = removed.iter().filter(|key| key.0.is_wildcard());
+                    faults.extend(named.map(|key| (key.clone(), why.to_owned())));
                     left_out.extend(removed);
                     continue;
                 }
@@ -249,12 +251,22 @@ impl Holdings {
                     entry.good = Some(resource);
                     entry.is_absent = false;
                 }
-                // Its server is told that it stays.
-                Some(Next::Removed) if is_faulty => entry.is_absent = false,
+                // Its server is told that it stays; it goes when something else is there.
+                Some(Next::Removed) if is_faulty => {
+                    entry.is_absent = false;
+                    entry.is_aside = true;
+                    entry.next = Some(Next::Removed);
+                }
                 Some(Next::Removed) if draft.left_out.contains(key) || used.contains(key) => {
                     entry.next = Some(Next::Removed);
                 }
-                Some(Next::Removed) => entry.good = None,
+                Some(Next::Removed) => {
+                    entry.good = None;
+                    entry.is_absent = true;
+                    if std::mem::take(&mut entry.is_aside) {
+                        verdict.gone.push(key.clone());
+                    }
+                }
                 None => {}
             }
         }

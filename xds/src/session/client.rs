@@ -141,6 +141,8 @@ pub(crate) struct Verdict {
     pub(crate) refused: BTreeMap<(Kind, Name), Refusal>,
     /// What was refused once, and serves.
     pub(crate) revived: Vec<(Kind, Name)>,
+    /// What was to go and stayed, and is gone.
+    pub(crate) gone: Vec<(Kind, Name)>,
 }
 
 /// Why a resource does not serve.
@@ -486,6 +488,14 @@ impl Session {
                 if of.revived(name) && of.mend(name) {
                     out.push(Action::Tell(Notice::Mended(*kind, Name::clone(name))));
                 }
+            }
+        }
+        for (kind, name) in verdict.gone {
+            if let Some(of) = self.kinds.get_mut(&kind)
+                && of.gone(&name)
+                && of.mend(&name)
+            {
+                out.push(Action::Tell(Notice::Mended(kind, name)));
             }
         }
         self.is_moved = true;

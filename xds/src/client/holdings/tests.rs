@@ -128,6 +128,7 @@ impl Given {
             .map(|((kind, name), refusal)| format!("{kind:?} {name}: {}", refusal.why));
         refused
             .chain((verdict.revived.iter()).map(|(kind, name)| format!("{kind:?} {name} serves")))
+            .chain((verdict.gone.iter()).map(|(kind, name)| format!("{kind:?} {name} is gone")))
             .collect()
     }
 
@@ -440,14 +441,39 @@ fn an_update_that_would_leave_nothing_is_refused_unless_it_is_wanted_so() {
         assert_eq!(given.listeners().len(), left);
         if on_empty == OnEmpty::Keep {
             assert!(refused[0].contains("nothing would be left"), "{refused:?}");
-            // One of two may go; and a cluster that something refers to stays by itself.
-            let one = ((Listener, "more".into()), Change::Removed);
-            assert_eq!(given.give(all_known(vec![one])), NOTHING);
+            // One of two may go: the other is there again. And a cluster that something refers to stays by
+            // itself.
+            let apps = (Listener, "apps".into());
+            let one = put(Listener, "apps", "2", &all[&apps]);
+            assert_eq!(given.give(all_known(vec![one])), ["Listener more is gone"]);
             assert_eq!(given.listeners(), ["apps 1"]);
             assert_eq!(given.give(gone(Cluster)), NOTHING);
             assert_eq!(given.services().len(), 1);
         }
     }
+}
+
+#[test]
+fn what_stayed_since_nothing_else_was_left_goes_once_something_else_serves() {
+    let both = compiled(&[GATEWAY, ORDERS]);
+    let mut given = Given::new();
+    given.give(all_known(puts(&both, &[Cluster, Listener, Routes], "1")));
+    let gone = (both.keys().filter(|key| key.0 == Listener))
+        .map(|key| (key.clone(), Change::Removed))
+        .collect();
+    assert_eq!(given.give(all_known(gone)).len(), 2);
+    // Nothing of it is forgotten meanwhile.
+    assert_eq!(given.give(all_known(Vec::new())).len(), 2);
+    let mut other = compiled(&[
+        &GATEWAY.replace("apps:", "others:"),
+        &ORDERS.replace("apps", "others"),
+    ]);
+    other.retain(|key, _| *key == (Listener, "others".into()) || key.0 == Routes);
+    assert_eq!(
+        given.give(all_known(puts(&other, &[Listener, Routes], "2"))),
+        ["Listener apps is gone", "Listener more is gone"]
+    );
+    assert_eq!(given.listeners(), ["others 1"]);
 }
 
 #[test]

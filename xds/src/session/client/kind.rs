@@ -57,6 +57,8 @@ struct Entry {
     next: Option<Next>,
     /// It was refused, and may serve when what it refers to is there.
     aside: Option<Resource>,
+    /// That it goes was refused; it may go when there is something else.
+    is_staying: bool,
     /// Why what was handed on last was refused.
     refused: Option<String>,
     /// The server says that there is none, or did not say anything in time.
@@ -105,9 +107,23 @@ impl Entry {
     /// It was refused; where the stream that it came by is over, it counts no more.
     fn set_aside(&mut self, resource: Resource, is_over: bool) {
         self.aside = Some(resource);
+        self.is_staying = false;
         if is_over && self.next.is_none() {
             self.next = Some(Next::Withdrawn);
         }
+    }
+
+    /// The same of its going.
+    fn stay(&mut self, is_over: bool) {
+        self.is_staying = true;
+        if is_over && self.next.is_none() {
+            self.next = Some(Next::Withdrawn);
+        }
+    }
+
+    /// Whether something of it was refused that may come to be.
+    const fn is_open(&self) -> bool {
+        self.aside.is_some() || self.is_staying
     }
 
     /// Nothing is aside any more.
@@ -216,7 +232,7 @@ impl OfKind {
             entry.missing_at = None;
             entry.forget_unjudged();
             let is_on_its_way = entry.applying == Some(Next::Withdrawn);
-            if entry.aside.is_some() && entry.next.is_none() && !is_on_its_way {
+            if entry.is_open() && entry.next.is_none() && !is_on_its_way {
                 entry.next = Some(Next::Withdrawn);
             }
         }
@@ -341,6 +357,7 @@ impl OfKind {
             (Some(Next::Put(resource)), None) => {
                 entry.held = Some(resource);
                 entry.aside = None;
+                entry.is_staying = false;
                 entry.is_absent = false;
                 entry.forget_withdrawal();
             }
@@ -348,13 +365,17 @@ impl OfKind {
                 entry.set_aside(resource, is_over);
                 entry.hold_good(refusal);
             }
-            (Some(Next::Withdrawn), _) => entry.aside = None,
+            (Some(Next::Withdrawn), _) => {
+                entry.aside = None;
+                entry.is_staying = false;
+            }
             (
                 Some(next @ (Next::Removed | Next::Expired | Next::Unwanted | Next::Missing)),
                 None,
             ) => {
                 entry.held = None;
                 entry.aside = None;
+                entry.is_staying = false;
                 entry.is_absent = next != Next::Unwanted;
                 entry.expires_at = None;
                 entry.forget_withdrawal();
@@ -363,7 +384,11 @@ impl OfKind {
             (
                 Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing),
                 Some(refusal),
-            ) => entry.hold_good(refusal),
+            ) => {
+                entry.aside = None;
+                entry.stay(is_over);
+                entry.hold_good(refusal);
+            }
             (None, _) => {}
         }
         self.forget(name);
@@ -379,8 +404,9 @@ impl OfKind {
             return None;
         }
         let why = refusal.why.clone();
-        if let Some(waited) = entry.held.take() {
-            entry.set_aside(waited, is_over);
+        match entry.held.take() {
+            Some(waited) => entry.set_aside(waited, is_over),
+            None => entry.stay(is_over),
         }
         entry.hold_good(refusal);
         self.is_version_void = true;
@@ -399,6 +425,23 @@ impl OfKind {
         entry.held = Some(resource);
         entry.refused = None;
         entry.forget_withdrawal();
+        true
+    }
+
+    /// What was to go and stayed is gone; whether it was known to stay.
+    pub(super) fn gone(&mut self, name: &Name) -> bool {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return false;
+        };
+        if !std::mem::take(&mut entry.is_staying) {
+            return false;
+        }
+        entry.held = None;
+        entry.refused = None;
+        entry.is_absent = true;
+        entry.expires_at = None;
+        entry.forget_withdrawal();
+        self.forget(name);
         true
     }
 
@@ -424,7 +467,7 @@ impl OfKind {
         for name in &self.wanted {
             let entry = self.entries.entry(Arc::clone(name)).or_default();
             if entry.next == Some(Next::Unwanted) {
-                let is_over = self.asked.is_none() && entry.aside.is_some();
+                let is_over = self.asked.is_none() && entry.is_open();
                 entry.next = is_over.then_some(Next::Withdrawn);
             }
         }
@@ -682,7 +725,7 @@ impl Taking<'_> {
             return Ok(());
         };
         let newest = entry.newest();
-        if newest.is_some_and(|newest| *newest.body == body) && entry.aside.is_none() {
+        if newest.is_some_and(|newest| *newest.body == body) && !entry.is_open() {
             // P36
             if let Some(newest) = entry.newest_mut() {
                 newest.version = version;

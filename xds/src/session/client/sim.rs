@@ -234,6 +234,8 @@ struct Judge {
     serves: BTreeMap<(Kind, Name), Resource>,
     /// Listeners that do not fit, and whether they were refused for it.
     next: BTreeMap<(Kind, Name), (Resource, bool)>,
+    /// Listeners that are to go, and stay as long as no other serves.
+    staying: BTreeSet<(Kind, Name)>,
     /// Those that are not to come: there are none, or what came is refused.
     absent: BTreeSet<(Kind, Name)>,
     under_way: Option<BTreeMap<(Kind, Name), Change>>,
@@ -248,8 +250,10 @@ impl Judge {
     fn end(&mut self) -> Option<Verdict> {
         let changes = self.under_way.take()?;
         let mut verdict = Verdict::default();
+        let mut removed = BTreeSet::new();
         for (key, change) in changes {
             self.next.remove(&key);
+            self.staying.remove(&key);
             match change {
                 Change::Put(resource) if is_refused(&resource.body) => {
                     verdict.refused.extend([self.refused(&key, "no use")]);
@@ -263,6 +267,9 @@ impl Judge {
                 Change::Put(resource) => {
                     self.absent.remove(&key);
                     self.serves.insert(key, resource);
+                }
+                Change::Removed if key.0 == Kind::Listener && self.serves.contains_key(&key) => {
+                    removed.insert(key);
                 }
                 Change::Removed | Change::Missing => {
                     // P18: never of what is there.
@@ -285,6 +292,16 @@ impl Judge {
             }
             self.next
                 .insert(key, (resource, was_refused || !is_waiting));
+        }
+        let listeners = self.serves.keys().filter(|key| key.0 == Kind::Listener);
+        let going: BTreeSet<_> = removed.union(&self.staying).cloned().collect();
+        if listeners.count() > going.len() {
+            going.iter().for_each(|key| drop(self.serves.remove(key)));
+            verdict.gone.extend(std::mem::take(&mut self.staying));
+        } else {
+            let refused = going.iter().map(|key| self.refused(key, "nothing is left"));
+            verdict.refused.extend(refused);
+            self.staying = going;
         }
         Some(verdict)
     }
@@ -596,7 +613,11 @@ impl World {
                 continue;
             }
             for (of, name) in held.keys().filter(|(of, _)| *of == kind) {
-                assert!(there.contains_key(&**name), "{of:?} {name} is gone: {seed}");
+                let stays = self.judge.staying.contains(&(*of, Arc::clone(name)));
+                assert!(
+                    stays || there.contains_key(&**name),
+                    "{of:?} {name} is gone: {seed}"
+                );
             }
         }
         if self.protocol == Protocol::Delta {
@@ -604,6 +625,9 @@ impl World {
             for ((kind, name), resource) in
                 (self.session.held()).map(|(kind, name, one)| ((kind, name.to_string()), one))
             {
+                if (self.judge.staying).contains(&(kind, name.as_str().into())) {
+                    continue;
+                }
                 let told = &stream.told[&(kind, name.clone())];
                 let (_, any) = &self.server.has[&(kind, name.clone())];
                 if *any == *resource.body {

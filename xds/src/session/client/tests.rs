@@ -594,8 +594,39 @@ fn a_removal_that_is_refused_is_told_once_and_what_was_to_go_stays() {
         ["Listener nack n2: listener `l`: nothing would be left"]
     );
     assert_eq!(client.held(), ["Listener l=1"]);
+    // It is there again: that it was to go is taken back.
     let again = client.delta(Listener, "n3", &[("l", "1", listener("l", &[]))]);
-    assert_eq!(again, ["Listener ack n3"]);
+    assert_eq!(again, ["apply Listener l=1"]);
+    assert_eq!(client.good(), ["Listener ack n3"]);
+    // Refused again, and gone at last.
+    client.gone(Listener, "n4", &["l"]);
+    client.bad(&[(Listener, "l", "nothing would be left")]);
+    client.delta(Cluster, "n5", &[("c", "1", fixed("c", ""))]);
+    client.handle(Event::Applied(Verdict {
+        gone: vec![(Listener, "l".into())],
+        ..Verdict::default()
+    }));
+    assert_eq!(client.held(), ["Cluster c=1"]);
+}
+
+#[test]
+fn p24_a_removal_that_was_refused_is_asked_for_again_on_the_next_stream() {
+    let mut client = Client::open();
+    client.delta(Listener, "n1", &[("l", "1", listener("l", &[]))]);
+    client.good();
+    client.gone(Listener, "n2", &["l"]);
+    client.bad(&[(Listener, "l", "nothing would be left")]);
+    // The server may have it again by then, and would not say so: the version is the same.
+    assert_eq!(
+        client.handle(Event::Closed(Ended::Otherwise)),
+        ["apply Listener l withdrawn"]
+    );
+    client.good();
+    client.later(1);
+    assert_eq!(
+        client.handle(Event::Opened),
+        ["Cluster +[] -[] has [] node", "Listener +[] -[] has [l=1]"]
+    );
 }
 
 #[test]
