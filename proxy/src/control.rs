@@ -39,11 +39,12 @@ use self::accepting::Accepting;
 use self::decided::Decided;
 use self::handover::{Arrival, Asked, HandoverError, Offered};
 use self::inherit::InheritError;
-use self::last_good::Beginning;
 pub(crate) use self::last_good::Keeper;
+use self::last_good::{Beginning, Turn};
 use self::names::Named;
 pub(crate) use self::reload::{Binding, NotBound, Reloaded, svid_source, with_causes};
 use self::reload::{Configured, Files};
+use self::succession::Sockets;
 use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
 use crate::admission::{self, Admission, UnderWay};
@@ -307,9 +308,16 @@ async fn control(
         workers_ended,
     };
     control.tell_credentials();
-    let taking = (arrival.taking, before);
+    let sockets = Sockets {
+        bound,
+        adopted: arrival.adopted,
+        left: arrival.left,
+        before,
+    };
     let starting = Stage::starting(asked_all(&control.shared, names_asked));
-    let (stage, asked, begun) = control.begin(starting, bound, taking, &mut reloaded).await;
+    let (stage, asked, begun) = control
+        .begin(starting, sockets, arrival.taking, &mut reloaded)
+        .await;
     control
         .serve(stage, (observed, heard), reloaded, asked)
         .await?;
@@ -325,10 +333,13 @@ fn begin_keeping(
 ) -> Option<Keeper> {
     let folder = arrival.state.as_ref()?.path("");
     federation.keep_in(folder.clone());
-    if arrival.taking.is_some() {
+    let turn = if arrival.taking.is_some() {
         federation.read_again(settings);
-    }
-    Some(Keeper::begin(folder, unkept))
+        Turn::Later
+    } else {
+        Turn::Now
+    };
+    Some(Keeper::begin(folder, unkept, turn))
 }
 
 fn open_log(settings: &GatewaySettings) -> Result<AccessLog, GatewayError> {

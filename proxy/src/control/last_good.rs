@@ -196,6 +196,18 @@ struct Next {
     last_good: Option<LastGood>,
     numbers: Option<CrlNumbers>,
     given: Option<client::Kept>,
+    turn: Turn,
+}
+
+/// Whose the folder is: of two processes in a handover one writes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// The gateway's before.
+    Later,
+    #[default]
+    Now,
+    /// The successor's.
+    Over,
 }
 
 /// Writes the last good configuration beside the control loop: a slow disk holds up nothing.
@@ -209,16 +221,24 @@ pub(crate) struct Keeper {
 impl Keeper {
     /// Keeps it in `folder`, which is this gateway's; first of all what it began with, where that is
     /// not kept yet.
-    pub(super) fn begin(folder: PathBuf, unkept: Option<LastGood>) -> Self {
+    pub(super) fn begin(folder: PathBuf, unkept: Option<LastGood>, turn: Turn) -> Self {
         let this = Self {
             folder: folder.into(),
             next: Arc::default(),
             told: Arc::default(),
         };
+        this.next().turn = turn;
         if let Some(unkept) = unkept {
             this.keep(unkept);
         }
         this
+    }
+
+    /// From now on this is so, for whoever else keeps something too. What was not written yet is written
+    /// when it may be.
+    pub(super) fn turn(&self, turn: Turn) {
+        self.next().turn = turn;
+        self.told.notify_one();
     }
 
     /// Keeps this instead of what was kept before.
@@ -275,7 +295,14 @@ impl Keeper {
             last_good,
             numbers,
             given,
-        } = std::mem::take(&mut *self.next());
+            ..
+        } = {
+            let mut next = self.next();
+            if next.turn != Turn::Now {
+                return Ok(());
+            }
+            std::mem::take(&mut *next)
+        };
         if let Some(given) = given {
             let written = state::write(&self.folder, control_plane::FILE, &given.to_bytes());
             if let Err(error) = written {
