@@ -407,6 +407,31 @@ async fn a_gateway_that_is_restarted_without_a_control_plane_serves_what_it_had_
 }
 
 #[tokio::test]
+async fn what_was_kept_and_cannot_be_bound_keeps_no_gateway_from_starting_and_is_bound_later() {
+    let mut world = World::new().await;
+    world.say_orders("1");
+    let gateway = world.start().await;
+    let kept = world.east.config().join("state/east-gw/control-plane");
+    eventually("it to be kept", async || kept.exists().then_some(())).await;
+    world.control_plane.kill().await;
+    gateway.finish().await;
+    let taken = std::net::TcpListener::bind(world.east.apps).unwrap();
+    let gateway = world.spawn();
+    let said = gateway.message("ZG0113").await;
+    assert!(said.contains("apps"), "{said}");
+    gateway.late_message("ZG0901 gateway ready").await;
+    drop(taken);
+    eventually("it to be bound", async || {
+        let is_there = tokio::net::TcpStream::connect(world.east.apps)
+            .await
+            .is_ok();
+        (is_there && get(world.east.apps, ORDERS, "/").await.status == 200).then_some(())
+    })
+    .await;
+    gateway.finish().await;
+}
+
+#[tokio::test]
 async fn a_server_that_is_not_whom_the_gateway_expects_is_not_believed() {
     let mut world = World::new().await;
     let address = world.control_plane.address;

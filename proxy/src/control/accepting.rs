@@ -65,6 +65,10 @@ impl Accepting {
         }
     }
 
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// Binds what `snapshot` listens on and is neither bound yet nor among `adopted`.
     ///
     /// # Errors

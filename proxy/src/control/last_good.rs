@@ -196,6 +196,7 @@ struct Next {
     last_good: Option<LastGood>,
     numbers: Option<CrlNumbers>,
     given: Option<client::Kept>,
+    takes_no_given: bool,
     turn: Turn,
 }
 
@@ -257,8 +258,16 @@ impl Keeper {
 
     /// Keeps what a control plane gave.
     pub(crate) fn keep_given(&self, given: client::Kept) {
-        self.next().given = Some(given);
-        self.told.notify_one();
+        let mut next = self.next();
+        if !next.takes_no_given {
+            next.given = Some(given);
+            self.told.notify_one();
+        }
+    }
+
+    /// From now on nothing of what a control plane gives is kept.
+    pub(super) fn keep_nothing_given(&self) {
+        self.next().takes_no_given = true;
     }
 
     /// A lock is held to move a pointer alone: nobody fails meanwhile.
@@ -301,7 +310,14 @@ impl Keeper {
             if next.turn != Turn::Now {
                 return Ok(());
             }
-            std::mem::take(&mut *next)
+            let takes_no_given = next.takes_no_given;
+            std::mem::replace(
+                &mut *next,
+                Next {
+                    takes_no_given,
+                    ..Next::default()
+                },
+            )
         };
         if let Some(given) = given {
             let written = state::write(&self.folder, control_plane::FILE, &given.to_bytes());

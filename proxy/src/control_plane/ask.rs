@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::either::Either;
 use zeugma_core::identity::IdPattern;
 use zeugma_xds::ControlAddress;
@@ -40,14 +40,27 @@ pub(crate) async fn run(
     let mut changes = shared.changes.subscribe();
     let mut peer = None;
     let side = &shared.control_plane;
+    // Of what was kept all that can be is bound.
+    let mut bind_at = side.is_kept().then(|| Instant::now() + AGAIN);
     loop {
-        // Both keep what they have when they are dropped.
+        let bind = async {
+            match bind_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        // All keep what they have when they are dropped; the sleep is until a fixed moment.
         let asked = tokio::select! {
             asked = client.next(fastrand::f64) => asked,
             Ok(()) = changes.changed() => {
                 if let Some(why) = disbelieved(&shared, &peer) {
                     client.cut(why, fastrand::f64);
                 }
+                continue;
+            }
+            () = bind => {
+                let is_bound = bind_missing(&tell).await;
+                bind_at = (!is_bound).then(|| Instant::now() + AGAIN);
                 continue;
             }
         };
@@ -61,8 +74,10 @@ pub(crate) async fn run(
                 client.dialled(dialled, fastrand::f64);
             }
             Asked::Publish(offer) => {
-                if publish(&shared, &mut client, *offer, &tell).await.is_none() {
-                    return;
+                match publish(&shared, &mut client, *offer, &tell).await {
+                    None => return,
+                    Some(Whole::Yes) => {}
+                    Some(Whole::No) => bind_at = Some(Instant::now() + AGAIN),
                 }
                 let now = OffsetDateTime::now_utc();
                 side.applied(now, &shared.metrics);
@@ -80,6 +95,24 @@ pub(crate) async fn run(
     }
 }
 
+/// Whether all listeners of what serves are bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whole {
+    Yes,
+    No,
+}
+
+/// Has what serves without some of its listeners be bound; whether all of them are.
+async fn bind_missing(tell: &mpsc::Sender<Reloaded>) -> bool {
+    let (answer, answered) = oneshot::channel();
+    let reloaded = Reloaded {
+        bind: Some(answer),
+        ..Reloaded::default()
+    };
+    // An error is a process that hands over or ends: it is asked again, or it is over.
+    tell.send(reloaded).await.is_ok() && answered.await.is_ok_and(|unbound| unbound.is_empty())
+}
+
 /// Has a configuration serve, if need be without the listeners that cannot be bound; `None` where
 /// nobody wants it any more.
 async fn publish(
@@ -87,16 +120,20 @@ async fn publish(
     client: &mut Client,
     offer: Offer,
     tell: &mpsc::Sender<Reloaded>,
-) -> Option<()> {
+) -> Option<Whole> {
     let mut next = Some(offer);
+    let mut whole = Whole::Yes;
     while let Some(offer) = next.take() {
+        if offer.binding == zeugma_xds::client::Binding::WhatCan {
+            whole = Whole::No;
+        }
         let unbound = offered(shared, offer, tell).await?;
         next = match client.published(&unbound, fastrand::f64) {
             Some(Asked::Publish(offer)) => Some(*offer),
             Some(Asked::Dial(_) | Asked::Tell(_) | Asked::Read(_)) | None => None,
         };
     }
-    Some(())
+    Some(whole)
 }
 
 /// Offers a configuration until it is taken or refused.

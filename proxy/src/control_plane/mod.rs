@@ -178,6 +178,11 @@ impl Side {
         !self.addresses.is_empty() && self.lock().updated.is_none()
     }
 
+    /// Whether what serves is what was kept.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.lock().is_kept
+    }
+
     /// Waits until a server has said all there is to know, or for so long as a start may take.
     pub(crate) async fn answered(&self) {
         let mut answered = self.is_answered.subscribe();
