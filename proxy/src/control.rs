@@ -376,6 +376,7 @@ fn tell_beginning(shared: &Shared, refused: Option<&Findings>, in_part: &Refused
     let metrics = &shared.metrics;
     metrics.connections_max(shared.admission.connections_max());
     metrics.generation(1);
+    shared.control_plane.tell_age(metrics);
     match refused {
         Some(findings) => {
             metrics.reloaded("config", false);

@@ -407,6 +407,66 @@ async fn a_gateway_that_is_restarted_without_a_control_plane_serves_what_it_had_
 }
 
 #[tokio::test]
+async fn what_was_kept_is_as_new_as_the_control_plane_that_has_nothing_else_to_say() {
+    let mut world = World::new().await;
+    world.say_orders("1");
+    let gateway = world.start().await;
+    let kept = world.east.config().join("state/east-gw/control-plane");
+    eventually("it to be kept", async || kept.exists().then_some(())).await;
+    world.control_plane.kill().await;
+    gateway.finish().await;
+    let gateway = world.spawn();
+    gateway.message("ZG0524").await;
+    gateway.late_message("ZG0901 gateway ready").await;
+    let before = told(&gateway).await;
+    assert_eq!(before["kept"], true, "{before}");
+    let updated = "zeugma_control_plane_updated_timestamp_seconds";
+    assert!(gateway.metrics().await.value(updated, &[]) > 1.7e9);
+    world.control_plane.start();
+    let after = eventually("it to be confirmed", async || {
+        let now = told(&gateway).await;
+        (now["kept"] == false).then_some(now)
+    })
+    .await;
+    assert_ne!(after["updated"], before["updated"], "{after}");
+    // Nothing was published for it.
+    assert!(!gateway.told().contains("ZG0120"), "{}", gateway.told());
+    gateway.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_successor_takes_what_its_control_plane_says_and_without_that_takes_over_nothing() {
+    let mut world = World::new().await;
+    world.say_orders("1");
+    let mut gateway = world.start().await;
+    let kept = world.east.config().join("state/east-gw/control-plane");
+    eventually("it to be kept", async || kept.exists().then_some(())).await;
+    let load = Load::on(world.east.apps);
+    load.more(50).await;
+    // Nothing is kept: what serves after the handover is what the control plane says.
+    fs::remove_file(&kept).unwrap();
+    let next = world.east.take_over().await;
+    assert!(gateway.ended().await.success(), "{}", gateway.told());
+    load.more(50).await;
+    assert_eq!(load.end().await, 0, "no request fails\n{}", next.told());
+    eventually("it to be kept again", async || kept.exists().then_some(())).await;
+    // Nor does the control plane answer.
+    fs::remove_file(&kept).unwrap();
+    world.control_plane.kill().await;
+    let load = Load::on(world.east.apps);
+    let mut command = Gateway::command(&world.east.config());
+    command.arg("--takeover");
+    let mut in_vain = world.east.spawn(command);
+    in_vain.late_message("ZG0944 not taken over").await;
+    let said = in_vain.message("ZG0949").await;
+    assert!(said.contains("gave no configuration in time"), "{said}");
+    assert!(!in_vain.ended().await.success());
+    load.more(50).await;
+    assert_eq!(load.end().await, 0, "no request fails\n{}", next.told());
+    next.finish().await;
+}
+
+#[tokio::test]
 async fn what_was_kept_and_cannot_be_bound_keeps_no_gateway_from_starting_and_is_bound_later() {
     let mut world = World::new().await;
     world.say_orders("1");

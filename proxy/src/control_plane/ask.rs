@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::either::Either;
 use zeugma_core::identity::IdPattern;
 use zeugma_xds::ControlAddress;
-use zeugma_xds::client::{Asked, Client, Offer};
+use zeugma_xds::client::{Asked, Client, Offer, Told};
 
 use crate::control::{Binding, Keeper, NotBound, Reloaded};
 use crate::resolve;
@@ -79,19 +79,34 @@ pub(crate) async fn run(
                     Some(Whole::Yes) => {}
                     Some(Whole::No) => bind_at = Some(Instant::now() + AGAIN),
                 }
-                let now = OffsetDateTime::now_utc();
-                side.applied(now, &shared.metrics);
-                let kept = client.kept(u64::try_from(now.unix_timestamp()).unwrap_or_default());
-                if let (Some(keeper), Some(kept)) = (&keeper, kept) {
-                    keeper.keep_given(kept);
+                applied(&shared, &client, keeper.as_ref());
+            }
+            Asked::Tell(told) => {
+                let is_answer = matches!(told, Told::Accepted(_) | Told::Refused(..));
+                side.take(told, &shared.metrics);
+                if is_answer && client.is_confirmed() {
+                    // Where nothing has changed nothing is published, and it is as new all the same.
+                    if side.is_kept() {
+                        applied(&shared, &client, keeper.as_ref());
+                    }
+                    side.applied(OffsetDateTime::now_utc(), &shared.metrics);
                 }
             }
-            Asked::Tell(told) => side.take(told, &shared.metrics),
             Asked::Read(_) => {}
         }
-        if client.is_complete() {
+        if client.is_confirmed() {
             side.complete();
         }
+    }
+}
+
+/// What a server said last serves: that is known, and kept.
+fn applied(shared: &Shared, client: &Client, keeper: Option<&Keeper>) {
+    let now = OffsetDateTime::now_utc();
+    shared.control_plane.applied(now, &shared.metrics);
+    let kept = client.kept(u64::try_from(now.unix_timestamp()).unwrap_or_default());
+    if let (Some(keeper), Some(kept)) = (keeper, kept) {
+        keeper.keep_given(kept);
     }
 }
 

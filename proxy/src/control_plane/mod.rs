@@ -191,6 +191,13 @@ impl Side {
         drop(tokio::time::timeout(ANSWER_WAIT, waiting).await);
     }
 
+    /// Tells when what was kept was said.
+    pub(crate) fn tell_age(&self, metrics: &Metrics) {
+        if let Some(at) = self.lock().updated {
+            metrics.control_plane_updated(at.unix_timestamp());
+        }
+    }
+
     /// What a server said last serves.
     fn applied(&self, now: OffsetDateTime, metrics: &Metrics) {
         let mut known = self.lock();

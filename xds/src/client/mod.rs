@@ -312,6 +312,15 @@ impl Client {
         self.session.is_complete() && self.judging.is_none() && self.draft.is_none()
     }
 
+    /// Whether a server has said on this stream all there is to say, and it serves as far as it is good.
+    #[must_use]
+    pub fn is_confirmed(&self) -> bool {
+        self.session.is_confirmed()
+            && self.serves.is_some()
+            && self.judging.is_none()
+            && self.draft.is_none()
+    }
+
     /// What serves, to be kept; `now` in seconds since 1970.
     #[must_use]
     pub fn kept(&self, now: u64) -> Option<Kept> {

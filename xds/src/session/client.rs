@@ -264,6 +264,11 @@ impl Session {
         self.kinds.values().all(OfKind::is_complete)
     }
 
+    /// Whether a server has said on this stream all there is to say, so far.
+    pub(crate) fn is_confirmed(&self) -> bool {
+        self.is_complete() && self.kinds.values().all(OfKind::is_heard)
+    }
+
     /// What is held, with the version that it came in.
     #[cfg(test)]
     pub(crate) fn held(&self) -> impl Iterator<Item = (Kind, &Name, &Resource)> {
@@ -580,6 +585,7 @@ impl Session {
             return;
         }
         while let Some(pending) = of.take_pending(judged) {
+            of.hear();
             let faults = of.faults(&pending);
             for name in of.note_faults(&pending.names, &faults) {
                 out.push(Action::Tell(Notice::Mended(kind, name)));

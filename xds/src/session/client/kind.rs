@@ -178,6 +178,8 @@ pub(super) struct OfKind {
     faulty: BTreeSet<Name>,
     /// They are of a stream before: the next answer speaks of all that is faulty.
     is_stale: bool,
+    /// Whether something of it was answered on this stream.
+    has_spoken: bool,
     /// Whether it is known what there is.
     is_known: bool,
     /// When that counts as known though nobody has said it.
@@ -197,6 +199,7 @@ impl OfKind {
             pending: VecDeque::new(),
             faulty: BTreeSet::new(),
             is_stale: false,
+            has_spoken: false,
             // Those that have names are known by name.
             is_known: !kind.is_wildcard(),
             known_at: None,
@@ -222,6 +225,7 @@ impl OfKind {
     pub(super) fn end_stream(&mut self) {
         self.asked = None;
         self.is_stale = true;
+        self.has_spoken = false;
         if std::mem::take(&mut self.is_version_void) {
             self.version.clear();
         }
@@ -258,6 +262,16 @@ impl OfKind {
 
     pub(super) const fn is_known(&self) -> bool {
         self.is_known
+    }
+
+    pub(super) const fn hear(&mut self) {
+        self.has_spoken = true;
+    }
+
+    /// Whether its server has spoken of all of it on this stream; of what it has by name nobody says that it
+    /// has not changed.
+    pub(super) const fn is_heard(&self) -> bool {
+        self.has_spoken || !self.is_wildcard
     }
 
     pub(super) fn is_complete(&self) -> bool {
