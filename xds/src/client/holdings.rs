@@ -106,10 +106,35 @@ impl Holdings {
         }
     }
 
-    /// Has this serve already.
-    pub(crate) fn hold(&mut self, key: Key, resource: Resource) {
-        self.known.insert(key.0);
-        self.entries.entry(key).or_default().good = Some(resource);
+    /// Begins with what served once: what of it serves, and what is refused and why; nothing where nothing
+    /// of it does.
+    pub(crate) fn resume(
+        &mut self,
+        kept: impl Iterator<Item = (Key, Resource)>,
+    ) -> Option<(Draft, BTreeMap<Key, String>)> {
+        let mut update = Update::default();
+        for (key, resource) in kept {
+            update.known.insert(key.0);
+            // What served without something it refers to does so again.
+            for to in resource.references.iter() {
+                let missing = update.changes.entry(to.clone());
+                missing.or_insert(Change::Missing);
+            }
+            update.changes.insert(key, Change::Put(resource));
+        }
+        let keys: Vec<Key> = update.changes.keys().cloned().collect();
+        let faults = self.take(update);
+        let draft = self.draft(faults, BTreeSet::new()).ok()?;
+        let verdict = self.commit(&draft);
+        // Nobody waits for what does not serve: the session does not know that it was ever there.
+        let waits = |key: &&Key| self.is_put(key);
+        let mut refused: BTreeMap<Key, String> = (keys.iter().filter(waits))
+            .map(|key| (key.clone(), "it does not fit what is there".to_owned()))
+            .collect();
+        refused.extend((verdict.refused.into_iter()).map(|(key, refusal)| (key, refusal.why)));
+        self.refuse(keys, "it was kept");
+        let is_nothing = draft.snapshot.listeners.is_empty() && !refused.is_empty();
+        (!is_nothing).then_some((draft, refused))
     }
 
     /// What serves, or is to serve as soon as it can.

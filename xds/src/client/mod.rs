@@ -15,7 +15,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -82,6 +82,17 @@ pub struct Seen {
     pub metadata: Option<serde_json::Value>,
     /// All of it, for people.
     pub body: Option<String>,
+}
+
+/// What was kept, to begin with.
+#[derive(Debug)]
+pub struct Resumed {
+    /// What serves of it.
+    pub snapshot: Snapshot,
+    /// What that was made from.
+    pub resources: ResourceList,
+    /// What this program refuses of it, which another version may have kept, and why.
+    pub refused: Vec<(Kind, String, String)>,
 }
 
 /// A configuration to be published.
@@ -157,16 +168,11 @@ type Judged = (Holdings, Option<Result<Draft, Vec<Blamed>>>);
 impl Client {
     /// One that has what was kept, if there is something, and what of it serves.
     #[must_use]
-    pub fn new(options: ClientOptions, kept: Option<&Kept>) -> (Self, Option<Offer>) {
+    pub fn new(options: ClientOptions, kept: Option<&Kept>) -> (Self, Option<Resumed>) {
         let mut holdings = Holdings::new(options.node.clone(), options.on_empty);
-        for (key, resource) in kept.into_iter().flat_map(Kept::resources) {
-            holdings.hold(key, resource);
-        }
-        // What another version of this program kept, this one may not understand.
-        let draft = kept.and_then(|_| holdings.draft(BTreeMap::new(), BTreeSet::new()).ok());
-        let held = match &draft {
-            Some(draft) => {
-                holdings.commit(draft);
+        let resumed = kept.and_then(|kept| holdings.resume(kept.resources()));
+        let held = match &resumed {
+            Some(_) => {
                 let good = holdings.good();
                 good.map(|((kind, name), one)| (*kind, name.clone(), one.clone()))
                     .collect()
@@ -177,6 +183,9 @@ impl Client {
             }
         };
         let servers = options.servers.len();
+        let serves = resumed
+            .as_ref()
+            .map(|(draft, _)| draft.snapshot.version.to_string());
         let client = Self {
             session: Session::new(node(&options.node), servers, Limits::default(), held),
             holdings: Some(holdings),
@@ -189,18 +198,19 @@ impl Client {
             is_reader: false,
             has_answered: false,
             draft: None,
-            serves: draft
-                .as_ref()
-                .map(|draft| draft.snapshot.version.to_string()),
+            serves,
             begun: Instant::now(),
             options,
         };
-        let offer = draft.map(|draft| Offer {
+        let resumed = resumed.map(|(draft, refused)| Resumed {
             snapshot: draft.snapshot,
             resources: draft.resources,
-            binding: Binding::WhatCan,
+            refused: (refused.into_iter())
+                .map(|((kind, name), why)| (kind, name.to_string(), why))
+                .chain(kept.into_iter().flat_map(Kept::unread))
+                .collect(),
         });
-        (client, offer)
+        (client, resumed)
     }
 
     /// One that asks as a gateway does, takes all that comes for good, and publishes nothing.

@@ -401,6 +401,25 @@ fn what_waits_beside_endpoints_that_are_to_come_is_refused_once_they_are_there()
 }
 
 #[test]
+fn p34_p43_what_served_without_endpoints_serves_without_them_when_it_was_kept() {
+    let mut all = compiled(&[GATEWAY, ORDERS]);
+    discovered(&mut all);
+    let mut given = Given::new();
+    given.give(all_known(puts(&all, &[Cluster, Listener, Routes], "1")));
+    let missing = ((Endpoints, "orders".into()), Change::Missing);
+    given.give(all_known(vec![missing]));
+    assert_eq!(given.services(), ["shop/orders none"]);
+    let kept = given.holdings.good();
+    let kept: Vec<_> = kept.map(|(key, one)| (key.clone(), one.clone())).collect();
+    let mut again = Holdings::new(node(), OnEmpty::Keep);
+    let (draft, refused) = again.resume(kept.clone().into_iter()).unwrap();
+    assert_eq!(refused, BTreeMap::new());
+    assert_eq!(Some(draft.snapshot), given.snapshot);
+    let good = again.good().map(|(key, one)| (key.clone(), one.clone()));
+    assert_eq!(good.collect::<Vec<_>>(), kept);
+}
+
+#[test]
 fn bad_endpoints_are_refused_with_their_cluster_s_name_and_the_good_ones_stay() {
     let mut all = compiled(&[GATEWAY, ORDERS]);
     let assigned = discovered(&mut all);
