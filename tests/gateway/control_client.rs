@@ -3,16 +3,17 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::process::Signal;
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::task::JoinSet;
 
 use crate::mesh::by_hand::{self, CLUSTER, ENDPOINTS, LISTENER, ROUTES};
-use crate::mesh::{Cluster, ControlPlane, Gateway, Manner, Service, eventually, get};
+use crate::mesh::{Cluster, ControlPlane, Gateway, Manner, Service, eventually, get, within};
 
 const ORDERS: &str = "orders.shop.svc.clusterset.local";
 const CART: &str = "cart.shop.svc.clusterset.local";
@@ -624,6 +625,42 @@ async fn an_operator_reads_a_server_as_a_gateway_would() {
         said.starts_with("error[ZG0522]: http://127.0.0.1:9: "),
         "{said}"
     );
+}
+
+#[tokio::test]
+async fn an_operator_watches_a_server_until_who_reads_has_seen_enough() {
+    let plain = ControlPlane::new(None);
+    let apps = "127.0.0.1:1".parse().unwrap();
+    plain.put("7", [by_hand::listener("apps", apps)]);
+    let address = format!("http://{}", plain.address);
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_zeugma"));
+    command.args(["xds", "watch", "listeners", "--server", &address]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut watching = command.kill_on_drop(true).spawn().unwrap();
+    let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+    let line = within("the first", lines.next_line()).await.unwrap();
+    assert!(line.unwrap().starts_with("apps version 7, "));
+    plain.put("8", [by_hand::listener("more", apps)]);
+    let line = within("the second", lines.next_line()).await.unwrap();
+    assert!(line.unwrap().starts_with("more version 8, "));
+    plain.remove(LISTENER, "more");
+    let line = within("that it goes", lines.next_line()).await.unwrap();
+    assert_eq!(line.unwrap(), "more is gone");
+    // As `head` does.
+    drop(lines);
+    plain.put("9", [by_hand::listener("more", apps)]);
+    let output = within("its end", watching.wait_with_output())
+        .await
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.is_empty(), "{said}");
+}
+
+#[test]
+fn who_asks_by_tls_without_a_certificate_is_told_so_at_once() {
+    let (code, _, said) = read(&["clusters", "--server", "https://127.0.0.1:9"]);
+    assert_eq!(code, Some(64), "{said}");
+    assert!(said.contains("write `--config`"), "{said}");
 }
 
 #[tokio::test]
