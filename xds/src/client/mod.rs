@@ -8,6 +8,7 @@
 //!
 //! It opens no socket and knows no names: who drives it dials, and publishes.
 
+mod counted;
 pub(crate) mod holdings;
 mod kept;
 mod show;

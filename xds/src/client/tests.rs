@@ -343,6 +343,22 @@ async fn p51_a_message_over_the_limit_ends_the_stream_and_one_below_it_does_not(
     world.stream().await;
 }
 
+#[tokio::test]
+async fn a_response_of_more_parts_than_are_kept_is_not_decoded_and_ends_the_stream() {
+    let mut world = World::new(8 << 20);
+    let (_requests, say) = world.stream().await;
+    // Two bytes each.
+    let mut many = response(Kind::Cluster, "n", &[]);
+    many.resources = vec![Resource::default(); 400_001];
+    say.send(Ok(many)).await.unwrap();
+    world
+        .drive(|world| world.told.iter().any(|told| matches!(told, Told::Lost(..))))
+        .await;
+    let is_why =
+        |told: &Told| matches!(told, Told::Lost(0, why) if why.contains("over 400000 parts"));
+    assert!(world.told.iter().any(is_why), "{:?}", world.told);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_server_that_is_connected_and_says_nothing_is_given_up() {
     let mut client = Client::new(options(1 << 20), None).0;

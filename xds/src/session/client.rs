@@ -58,7 +58,7 @@ pub(crate) struct Resource {
 pub(crate) struct Limits {
     /// Resources of all kinds.
     pub(crate) resources: usize,
-    /// Their bytes.
+    /// The bytes of all that is held, under way or aside.
     pub(crate) bytes: usize,
     /// Of one name.
     pub(crate) name_bytes: usize,

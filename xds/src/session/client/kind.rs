@@ -309,13 +309,15 @@ impl OfKind {
         told
     }
 
-    /// Resources, and their bytes.
+    /// Resources, and the bytes of all that each of them is or may come to be.
     pub(super) fn size(&self) -> (usize, usize) {
-        let sizes = self.entries.values().filter_map(|entry| {
-            let newest = entry.newest().or(entry.held.as_ref())?;
-            Some(newest.body.value.len())
-        });
-        sizes.fold((0, 0), |(some, bytes), more| (some + 1, bytes + more))
+        let bytes = |entry: &Entry| entry.resources().map(|one| one.body.value.len()).sum();
+        let sizes = (self.entries.values())
+            .filter(|entry| entry.resources().next().is_some())
+            .map(bytes);
+        sizes.fold((0, 0), |(some, bytes), more: usize| {
+            (some + 1, bytes + more)
+        })
     }
 
     /// Takes what a response says.
@@ -603,7 +605,8 @@ impl OfKind {
 
     /// Notes what is wrong with what came; tells what was, and is not any more.
     pub(super) fn note_faults(&mut self, names: &BTreeSet<Name>, faults: &[Fault]) -> Vec<Name> {
-        let is_faulty = |name: &Name| faults.iter().any(|fault| fault.name == *name);
+        let now: BTreeSet<&Name> = faults.iter().map(|fault| &fault.name).collect();
+        let is_faulty = |name: &Name| now.contains(name);
         // One that could not be told by name is gone with the response that it came in. What was refused
         // before this stream comes again on it, if it is there still.
         let is_fresh = std::mem::take(&mut self.is_stale);
@@ -750,7 +753,9 @@ impl Taking<'_> {
             entry.expires_at = expires_at;
             return Ok(());
         }
-        let (had, had_bytes) = newest.map_or((0, 0), |newest| (1, newest.body.value.len()));
+        let had = usize::from(entry.resources().next().is_some());
+        // What it takes the place of at once; the others stay until it is judged.
+        let had_bytes = resource_of(entry.next.as_ref()).map_or(0, |one| one.body.value.len());
         let bytes = body.value.len();
         let made = if self.resources + had == 0 {
             Err(format!(
@@ -811,9 +816,13 @@ impl Taking<'_> {
         let known = self.of.entries.keys().chain(&self.of.faulty);
         let absent = known.filter(|name| !self.names.contains(*name));
         let absent: Vec<Name> = absent.cloned().collect();
+        let faulty: BTreeSet<Name> = self
+            .faults
+            .iter()
+            .map(|one| Arc::clone(&one.name))
+            .collect();
         for name in absent {
-            let is_named = self.faults.iter().any(|fault| fault.name == name);
-            if !is_named {
+            if !faulty.contains(&name) {
                 self.removed(&name);
             }
         }

@@ -899,6 +899,12 @@ fn what_a_server_may_make_a_gateway_keep_is_bounded() {
     let said = client.delta(Cluster, "n4", &[("a", "3", big)]).join("");
     assert!(said.contains("over 60 bytes"), "{said}");
     assert_eq!(client.held(), ["Cluster a=2", "Cluster b=1"]);
+    // One that was refused counts, as what serves in its place does.
+    client.delta(Cluster, "n5", &[("a", "9", fixed("a", &"x".repeat(20)))]);
+    client.bad(&[(Cluster, "a", "no use")]);
+    let long = fixed("b", &"x".repeat(20));
+    let said = client.delta(Cluster, "n6", &[("b", "9", long)]).join("");
+    assert!(said.contains("over 60 bytes"), "{said}");
     // Responses that wait for a verdict.
     client.delta(Cluster, "n5", &[("a", "4", fixed("a", "x"))]);
     client.delta(Cluster, "n6", &[("a", "5", fixed("a", "y"))]);
