@@ -385,12 +385,19 @@ impl Worker {
         is_asked.then(|| self.shared.now())
     }
 
-    /// Notes that an endpoint has answered what [`begins`](Self::begins) told of.
-    pub(crate) fn answered(&self, cluster: &Cluster, key: &EndpointKey, began: Option<Time>) {
+    /// Notes that an endpoint has answered what [`begins`](Self::begins) told of. `asked` is when it was
+    /// asked, connecting apart; `None` where this answer does not say how fast it is.
+    pub(crate) fn answered(
+        &self,
+        cluster: &Cluster,
+        key: &EndpointKey,
+        began: Option<Time>,
+        asked: Option<Time>,
+    ) {
         let Some(began) = began else { return };
         self.took_at_least(cluster, key, began, Duration::ZERO);
-        if cluster.policy.passive.slow.is_some() {
-            let took = self.shared.now().since(began);
+        if let Some(asked) = asked.filter(|_| cluster.policy.passive.slow.is_some()) {
+            let took = self.shared.now().since(asked);
             self.note(key, Ok(()), 0, Took::one(took));
         }
     }

@@ -177,7 +177,7 @@ async fn try_each(
         let committing = commit_to(source, &mut upstream, endpoint, commit);
         let failure = match timeout(patience, Box::pin(committing)).await {
             Ok(Ok(())) => {
-                worker.answered(cluster, &endpoint.key, began);
+                worker.answered(cluster, &endpoint.key, began, began);
                 if attempt.why == Why::Trial {
                     // What becomes of the connection is known when it ends, which may be in days.
                     worker.observe(&endpoint.key, Ok(()));

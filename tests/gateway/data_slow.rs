@@ -30,7 +30,12 @@ async fn what_answers_later_than_the_others_is_ejected_until_it_is_as_fast_again
     };
     // Of both workers.
     let load = Load::start(8, &calls);
-    let told = |what: &str| gateway.process.told().matches(what).count();
+    let address = slow.address().to_string();
+    let told = |what: &str| {
+        let told = gateway.process.told();
+        let of_it = |line: &&str| line.contains(what) && line.contains(&address);
+        told.lines().filter(of_it).count()
+    };
     while told("ZG0421") < 1 {
         load.goes_on(1).await;
     }

@@ -149,8 +149,10 @@ impl Held {
 
     /// Gives back what was taken: it was not sent.
     fn give_back(&self, taken: u64) {
-        // What is in it, since nobody gives back what was not taken.
-        self.taken.until.fetch_sub(taken, Ordering::Relaxed);
+        let give = |until: u64| Some(until.saturating_sub(taken));
+        let until = &self.taken.until;
+        // It always gives something. Of a backend that grew meanwhile less is there than was taken.
+        let _before = until.fetch_update(Ordering::Relaxed, Ordering::Relaxed, give);
     }
 
     /// What so many take.

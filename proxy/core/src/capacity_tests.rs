@@ -36,6 +36,16 @@ fn what_is_given_back_is_there_for_another() {
     assert_eq!(held.met_full(), 2);
 }
 
+#[test]
+fn what_is_given_back_of_a_backend_that_grew_leaves_it_empty_and_not_full_for_ever() {
+    // One in 10 s.
+    let held = held(0.1);
+    assert!(held.take(held.interval, 0));
+    held.taken.grew(Time::from_origin(Duration::ZERO));
+    held.give_back(held.interval);
+    assert!(held.take(held.interval, 0));
+}
+
 proptest! {
     /// Two bounds that any bucket of this rate and burst keeps, by hand: in no window more than the
     /// burst and the rate give, and no refusal while a second's worth was not used up.

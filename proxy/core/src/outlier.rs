@@ -282,6 +282,11 @@ impl Outlier {
         };
     }
 
+    /// Has the next failure be the last of as many in a row as eject it, `limit`.
+    pub(crate) fn watch(&mut self, limit: u32) {
+        self.in_a_row = limit.saturating_sub(1);
+    }
+
     /// Forgets how often it was out: it was not to blame.
     pub fn forgive(&mut self) {
         (self.strikes, self.readmitted) = (0, None);

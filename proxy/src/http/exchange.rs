@@ -27,6 +27,7 @@ use zeugma_core::snapshot::{
     Cluster, Endpoint, EndpointIx, Failure, HttpVersion as EndpointVersion, Listener, Peer, Role,
     ServiceIx, Snapshot,
 };
+use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
 
 use super::body::{Held, Outgoing, Progress, Source};
@@ -75,6 +76,8 @@ pub(super) struct Exchange {
     /// The caller's connection, where it asks for another protocol on it.
     pub(super) upgrade: Option<Upgrade>,
     began: std::time::Instant,
+    /// When the endpoint was asked that answers, connecting apart, where its time counts.
+    asked_at: Option<Time>,
     /// A gateway whose word counts says who calls, but not so that it can be read.
     is_unreadable: bool,
     pub(super) record: Record,
@@ -236,6 +239,7 @@ impl Exchange {
             is_unreadable,
             record,
             compared: None,
+            asked_at: None,
             passing: None,
         }
     }
@@ -465,8 +469,10 @@ impl Exchange {
                     };
                     match failure_in(endpoint, &response, self.upgrade.is_some()) {
                         None => {
+                            // Before its outcome, which may be told at once.
+                            let asked = self.asked_at.or(began).filter(|_| is_served(&response));
+                            worker.answered(cluster, &endpoint.key, began, asked);
                             worker.observe(&endpoint.key, Ok(()));
-                            worker.answered(cluster, &endpoint.key, began);
                             return self.hand_over(to, response, source, held);
                         }
                         Some(failure) => {
@@ -488,8 +494,7 @@ impl Exchange {
         if tries.failed.as_ref().is_none_or(may_go_on)
             && let Some(next) = self.next_part(to, role)
         {
-            let before = Box::new(tries);
-            return self.answer_by(next, role, source, before).await;
+            return self.answer_by(next, role, source, Box::new(tries)).await;
         }
         self.give_up(tries.failed, to, role, source)
     }
@@ -711,6 +716,7 @@ impl Exchange {
             return Ok((response, None));
         }
         let mut stale = 0;
+        self.asked_at = None;
         loop {
             let now = if stale == 0 { began } else { Instant::now() };
             let wanted = self.wanted(cluster, endpoint, patience, now);
@@ -725,6 +731,7 @@ impl Exchange {
                 let response = Box::pin(upgrade::try_endpoint(self, to, attempt, nth)).await?;
                 return Ok((response, None));
             }
+            self.asked_at = worker.begins(cluster);
             self.arrive(to, attempt, nth, Some(&lease));
             let reused = lease.reused;
             let is_kept = reused && !lease.is_h2();
@@ -1414,6 +1421,12 @@ fn caller_of(
             (Some(verified.clone()), is_gateway)
         }
     }
+}
+
+/// Whether an answer says how long the endpoint takes for its work: to refuse is fast.
+fn is_served(response: &Response<Incoming>) -> bool {
+    let grpc = response.headers().get("grpc-status");
+    response.status().as_u16() < 400 && grpc.is_none_or(|status| status == "0")
 }
 
 /// The failure that a response is a sign of, if it is.

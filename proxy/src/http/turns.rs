@@ -28,11 +28,18 @@ impl<'a> Turns<'a> {
 
     /// The next one, and whether it is waited for there. It is tried if it [`begins`](Self::begins).
     pub(super) fn next(&mut self) -> Option<(Attempt, Patience)> {
+        let before = self.planned;
         let next = self.planned.next();
         // Before those that were found bad comes the one that is merely quiet.
         let is_bad = |next: &Attempt| next.is_last_resort(self.shares);
-        match next.filter(|next| self.quiet.is_none() || !is_bad(next)) {
-            None => Some((*self.quiet.take()?, Patience::Here)),
+        if next.as_ref().is_none_or(is_bad)
+            && let Some(quiet) = self.quiet.take()
+        {
+            self.planned = before;
+            return Some((*quiet, Patience::Here));
+        }
+        match next {
+            None => None,
             // Whether its host is back is what is to be seen.
             Some(next) if next.why == Why::Trial => Some((next, Patience::Here)),
             Some(next) => Some((next, Patience::Elsewhere)),

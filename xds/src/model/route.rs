@@ -401,8 +401,13 @@ pub(crate) struct PassiveSpec {
     /// Ejection by share of failures in 10 s windows.
     #[serde(default)]
     pub error_rate: ErrorRateSpec,
-    /// Ejection of endpoints that answer later than the others of their level, in 10 s windows.
-    /// Default: none.
+    /// Ejection of endpoints that answer later than the others of their level, in 10 s windows. What counts
+    /// is the geometric mean of the time from the request to the head of an answer below 400, connecting
+    /// apart; for tcp, until the endpoint is connected; for TLS that is passed through, until its first
+    /// byte. An endpoint is compared with the middle one of the others that have been asked as often as
+    /// `requests` says, and those count as taking 2 ms at the least: endpoints of one level should be about
+    /// equally far away. The one request that tries an endpoint again must not be slow either. Default:
+    /// none.
     #[serde(default)]
     pub slow: SlowSpec,
     /// How long an ejection lasts; each further one as much longer, up to ten times, until it was well
@@ -427,13 +432,7 @@ pub(crate) struct ErrorRateSpec {
     pub requests: Option<u32>,
 }
 
-/// Ejection of endpoints that answer later than the others of their level, in 10 s windows.
-///
-/// What counts is the geometric mean of the time until the head of an answer; for tcp, until the endpoint
-/// is connected, for TLS that is passed through, until its first byte. An endpoint is compared with the
-/// middle one of the others that have been asked as often as `requests` says, and those count as taking
-/// 2 ms at the least. The rest is as for other ejections; the one request that tries it again must not
-/// be slow either.
+/// Ejection of endpoints that answer later than the others of their level.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct SlowSpec {

@@ -236,6 +236,39 @@ fn a_trial_of_which_nothing_comes_is_followed_by_another() {
     assert_eq!(fleet.next_wake(), None);
 }
 
+/// What broke: of bytes a trial shows that somebody connects, and five more were lost each time.
+#[test]
+fn the_first_failure_after_a_trial_ejects_again_until_something_went_well() {
+    let mut fleet = fleet(vec![fixture::cluster(&[&["a", "b"]])]);
+    kill(&mut fleet, "a", at(0.0));
+    assert!(trial(&mut fleet, at(30.0)).unwrap().begin());
+    revive(&mut fleet, "a", at(30.0));
+    see(&mut fleet, "a", Err(Failure::Reset), 1, at(31.0));
+    assert_eq!(fleet.status(&key("a")), Some(EndpointStatus::Ejected));
+    assert!(trial(&mut fleet, at(91.0)).unwrap().begin());
+    revive(&mut fleet, "a", at(91.0));
+    see(&mut fleet, "a", Ok(()), 1, at(91.5));
+    see(&mut fleet, "a", Err(Failure::Reset), 4, at(92.0));
+    assert_eq!(fleet.status(&key("a")), Some(EndpointStatus::Healthy));
+}
+
+/// What broke: of several that are all out the one that had its turn first was taken for good, for
+/// nobody sends a trial where what is out has traffic anyway.
+#[test]
+fn where_too_few_are_left_a_failure_is_an_answer_to_an_open_trial() {
+    let mut cluster = fixture::cluster(&[&["a", "b"]]);
+    Arc::make_mut(&mut cluster.policy).passive.keep_at_least = 0;
+    let mut fleet = fleet(vec![cluster]);
+    for one in ["a", "b"] {
+        see(&mut fleet, one, Err(Failure::Reset), 5, at(0.0));
+    }
+    let shares = fleet.shares(at(30.0));
+    assert!(shares.clusters[0].too_few);
+    see(&mut fleet, "a", Err(Failure::Reset), 1, at(31.0));
+    fleet.shares(at(41.0));
+    assert_eq!(fleet.status(&key("a")), Some(EndpointStatus::Ejected));
+}
+
 /// What broke: to play what a lever would do used up the trials of the gateway that was asked.
 #[test]
 fn a_fleet_that_was_cloned_tries_for_itself() {

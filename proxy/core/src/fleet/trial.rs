@@ -63,14 +63,40 @@ impl Fleet {
         let Some(trial) = self.trials.get(key) else {
             return false;
         };
+        let is_open = trial.is_open();
         match counted {
-            Counted::Good => self.readmit(key, now),
-            // What was under way before says nothing new.
-            Counted::Bad | Counted::Unreachable if trial.is_open() => return false,
+            Counted::Good => {
+                self.readmit(key, now);
+                self.watch(key);
+            }
+            // What was under way before says nothing new. Where there are too few to leave it out it has
+            // traffic, and nobody sends it a trial beside that.
+            Counted::Bad | Counted::Unreachable if is_open && !self.has_traffic(key) => {
+                return false;
+            }
             Counted::Bad | Counted::Unreachable => self.eject_again(key, now),
             Counted::Nothing => return false,
         }
         true
+    }
+
+    /// Whether what is ejected is sent traffic all the same.
+    fn has_traffic(&self, key: &EndpointKey) -> bool {
+        let home = self.endpoints.get(key).and_then(|state| state.home);
+        let shares = home.and_then(|home| self.shares.clusters.get(home.cluster()));
+        shares.is_some_and(|shares| shares.too_few)
+    }
+
+    /// The next failure in a row ejects it again: of bytes a trial shows no more than that it is there.
+    fn watch(&mut self, key: &EndpointKey) {
+        let Some(state) = self.endpoints.get_mut(key) else {
+            return;
+        };
+        let cluster = (state.home).and_then(|home| self.clusters.get(home.cluster()));
+        let limit = cluster.map_or(0, |state| state.cluster.policy.passive.consecutive);
+        if let Some(outlier) = &mut state.outlier {
+            outlier.watch(limit);
+        }
     }
 
     fn eject_again(&mut self, key: &EndpointKey, now: Time) {
