@@ -35,7 +35,7 @@ use zeugma_core::snapshot::{EndpointKey, Snapshot};
 use zeugma_core::time::Time;
 use zeugma_xds::{Findings, GatewaySettings, LastGood, NodeOptions, Refused, ResourceList};
 
-use self::accepting::{Accepting, New};
+use self::accepting::Accepting;
 use self::decided::Decided;
 use self::handover::{Arrival, Asked, HandoverError, Offered};
 use self::inherit::InheritError;
@@ -246,7 +246,7 @@ async fn control(
     let keeper = begin_keeping(&arrival, &federation, &loaded.settings, unkept);
     let snapshot = Arc::new(loaded.snapshot);
     let (mut fleet, decided) = Decided::begin(&arrival, &snapshot);
-    let (settings, before) = (loaded.settings, arrival.adopted.before().to_vec());
+    let settings = loaded.settings;
     let interfaces = Interfaces::bind(&settings, &mut arrival.adopted)?;
     let passed = (interfaces.offered(&settings)).map_err(system("no sockets to pass on"))?;
     let (client, side) = Begun::parts(begun);
@@ -279,7 +279,7 @@ async fn control(
     tell_beginning(&shared, findings.as_ref(), &loaded.refused);
     let (handles, threads, workers_ended) = start_workers(&shared, shared.settings.workers)?;
     let accepting = Accepting::new(Arc::clone(&shared), handles);
-    let bound = bind_first(&accepting, &snapshot, &mut arrival.adopted)?;
+    let sockets = Sockets::bind(&accepting, &snapshot, &mut arrival)?;
     let (names, resolving, names_asked) = Named::begin(&snapshot, &shared);
     let (reloads, mut reloaded) = mpsc::channel(1);
     let (again, asking) = (files.again(), (client, reloads.clone(), keeper.clone()));
@@ -308,12 +308,6 @@ async fn control(
         workers_ended,
     };
     control.tell_credentials();
-    let sockets = Sockets {
-        bound,
-        adopted: arrival.adopted,
-        left: arrival.left,
-        before,
-    };
     let starting = Stage::starting(asked_all(&control.shared, names_asked));
     let (stage, asked, begun) = control
         .begin(starting, sockets, arrival.taking, &mut reloaded)
@@ -322,31 +316,6 @@ async fn control(
         .serve(stage, (observed, heard), reloaded, asked)
         .await?;
     Ok(begun?)
-}
-
-/// Binds all listeners of what a gateway begins with; what was kept of a control plane serves without
-/// those that cannot be bound, for nobody can mend it here.
-///
-/// # Errors
-/// The first address of the files that cannot be bound.
-fn bind_first(
-    accepting: &Accepting,
-    snapshot: &Snapshot,
-    adopted: &mut inherit::Adopted,
-) -> Result<New, GatewayError> {
-    if !accepting.shared().control_plane.is_kept() {
-        return accepting.bind_new(snapshot, adopted);
-    }
-    let (bound, unbound) = accepting.bind_what_can(snapshot, adopted);
-    for (listener, error) in unbound.iter().map(not_bound) {
-        tracing::error!(
-            code = "ZG0113",
-            listener,
-            error,
-            "a listener of what the control plane gave last cannot be bound; the others serve, and it is tried again"
-        );
-    }
-    Ok(bound)
 }
 
 /// Has what outlives the process be kept in its folder, if it has one.

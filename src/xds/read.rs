@@ -281,9 +281,10 @@ impl Asking {
 
 /// Whoever read the output, such as `head`, has seen enough.
 fn end_of_reader(error: std::io::Error) -> Result<ExitCode, ReadError> {
-    match error.kind() {
-        std::io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
-        _ => Err(ReadError::Print(error)),
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        Ok(ExitCode::SUCCESS)
+    } else {
+        Err(ReadError::Print(error))
     }
 }
 

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use zeugma_core::snapshot::Snapshot;
 
-use super::accepting::New;
-use super::handover::{Asked, Door, HandoverError, Offered, READY, Taking};
+use super::accepting::{Accepting, New};
+use super::handover::{Arrival, Asked, Door, HandoverError, Offered, READY, Taking};
 use super::inherit::{self, Adopted, Inherited, Place};
 use super::last_good::Turn;
 use super::reload::{Binding, Configured, NotBound, Reloaded};
-use super::{Control, NAMES_WAIT, Stage, WORKERS_WAIT, not_bound, systemd};
+use super::{Control, GatewayError, NAMES_WAIT, Stage, WORKERS_WAIT, not_bound, systemd};
 use crate::admin;
 
 /// How long it waits for an SVID before it takes over: an agent may need 30 s to find out who asks, and
@@ -32,13 +33,57 @@ const _: () = assert!(
 
 /// What a process will accept on.
 pub(super) struct Sockets {
-    pub(super) bound: New,
+    bound: New,
     /// Those that were opened for it and that it has not bound.
-    pub(super) adopted: Adopted,
+    adopted: Adopted,
     /// Those that the configuration has no place for.
-    pub(super) left: Inherited,
+    left: Inherited,
     /// What the gateway before calls those that it will have passed on.
-    pub(super) before: Vec<Place>,
+    before: Vec<Place>,
+}
+
+impl Sockets {
+    /// Those of what a gateway begins with.
+    ///
+    /// # Errors
+    /// The first address of the files that cannot be bound.
+    pub(super) fn bind(
+        accepting: &Accepting,
+        snapshot: &Snapshot,
+        arrival: &mut Arrival,
+    ) -> Result<Self, GatewayError> {
+        Ok(Self {
+            bound: bind_first(accepting, snapshot, &mut arrival.adopted)?,
+            before: arrival.adopted.before().to_vec(),
+            adopted: std::mem::take(&mut arrival.adopted),
+            left: std::mem::take(&mut arrival.left),
+        })
+    }
+}
+
+/// Binds all listeners of what a gateway begins with; what was kept of a control plane serves without
+/// those that cannot be bound, for nobody can mend it here.
+///
+/// # Errors
+/// The first address of the files that cannot be bound.
+fn bind_first(
+    accepting: &Accepting,
+    snapshot: &Snapshot,
+    adopted: &mut Adopted,
+) -> Result<New, GatewayError> {
+    if !accepting.shared().control_plane.is_kept() {
+        return accepting.bind_new(snapshot, adopted);
+    }
+    let (bound, unbound) = accepting.bind_what_can(snapshot, adopted);
+    for (listener, error) in unbound.iter().map(not_bound) {
+        tracing::error!(
+            code = "ZG0113",
+            listener,
+            error,
+            "a listener of what the control plane gave last cannot be bound; the others serve, and it is tried again"
+        );
+    }
+    Ok(bound)
 }
 
 impl Control {

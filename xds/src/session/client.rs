@@ -489,10 +489,11 @@ impl Session {
         let late = late.into_iter();
         out.extend(late.map(|(kind, faults)| Action::Tell(Notice::Rejected(kind, faults))));
         for (kind, name) in &verdict.revived {
-            if let Some(of) = self.kinds.get_mut(kind) {
-                if of.revived(name) && of.mend(name) {
-                    out.push(Action::Tell(Notice::Mended(*kind, Name::clone(name))));
-                }
+            if let Some(of) = self.kinds.get_mut(kind)
+                && of.revived(name)
+                && of.mend(name)
+            {
+                out.push(Action::Tell(Notice::Mended(*kind, Name::clone(name))));
             }
         }
         for (kind, name) in verdict.gone {

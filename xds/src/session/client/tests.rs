@@ -469,9 +469,11 @@ fn p25_what_was_acknowledged_and_is_refused_once_it_does_not_wait_any_more_is_no
         };
         let (session, now) = (&mut client.session, client.now);
         let told = session.handle(Event::Applied(verdict), now, 0.0);
-        let told = told.into_iter().filter_map(|action| match action {
-            super::Action::Tell(Notice::Rejected(kind, faults)) => Some((kind, faults.len())),
-            _ => None,
+        let told = told.into_iter().filter_map(|action| {
+            let super::Action::Tell(Notice::Rejected(kind, faults)) = action else {
+                return None;
+            };
+            Some((kind, faults.len()))
         });
         told.collect::<Vec<_>>()
     };
@@ -533,9 +535,11 @@ fn p2_what_was_refused_on_one_stream_does_not_come_to_serve_on_the_next_unless_i
     let (session, now) = (&mut client.session, client.now);
     let empty = Event::Delta(delta(Listener, "n4", &[], &[]));
     let told = session.handle(empty, now, 0.0);
-    let mended = told.into_iter().filter_map(|action| match action {
-        super::Action::Tell(Notice::Mended(_, name)) => Some(name.to_string()),
-        _ => None,
+    let mended = told.into_iter().filter_map(|action| {
+        let super::Action::Tell(Notice::Mended(_, name)) = action else {
+            return None;
+        };
+        Some(name.to_string())
     });
     assert_eq!(mended.collect::<Vec<_>>(), ["k", "l"]);
 }
