@@ -39,11 +39,12 @@ use self::accepting::Accepting;
 use self::decided::Decided;
 use self::handover::{Arrival, Asked, HandoverError, Offered};
 use self::inherit::InheritError;
-use self::last_good::Beginning;
 pub(crate) use self::last_good::Keeper;
+use self::last_good::{Beginning, Turn};
 use self::names::Named;
 pub(crate) use self::reload::{Binding, NotBound, Reloaded, svid_source, with_causes};
 use self::reload::{Configured, Files};
+use self::succession::Sockets;
 use crate::account::AccessLog;
 use crate::admin::{BindError, Interfaces};
 use crate::admission::{self, Admission, UnderWay};
@@ -245,7 +246,7 @@ async fn control(
     let keeper = begin_keeping(&arrival, &federation, &loaded.settings, unkept);
     let snapshot = Arc::new(loaded.snapshot);
     let (mut fleet, decided) = Decided::begin(&arrival, &snapshot);
-    let (settings, before) = (loaded.settings, arrival.adopted.before().to_vec());
+    let settings = loaded.settings;
     let interfaces = Interfaces::bind(&settings, &mut arrival.adopted)?;
     let passed = (interfaces.offered(&settings)).map_err(system("no sockets to pass on"))?;
     let (client, side) = Begun::parts(begun);
@@ -278,7 +279,7 @@ async fn control(
     tell_beginning(&shared, findings.as_ref(), &loaded.refused);
     let (handles, threads, workers_ended) = start_workers(&shared, shared.settings.workers)?;
     let accepting = Accepting::new(Arc::clone(&shared), handles);
-    let bound = accepting.bind_new(&snapshot, &mut arrival.adopted)?;
+    let sockets = Sockets::bind(&accepting, &snapshot, &mut arrival)?;
     let (names, resolving, names_asked) = Named::begin(&snapshot, &shared);
     let (reloads, mut reloaded) = mpsc::channel(1);
     let (again, asking) = (files.again(), (client, reloads.clone(), keeper.clone()));
@@ -307,9 +308,10 @@ async fn control(
         workers_ended,
     };
     control.tell_credentials();
-    let taking = (arrival.taking, before);
     let starting = Stage::starting(asked_all(&control.shared, names_asked));
-    let (stage, asked, begun) = control.begin(starting, bound, taking, &mut reloaded).await;
+    let (stage, asked, begun) = control
+        .begin(starting, sockets, arrival.taking, &mut reloaded)
+        .await;
     control
         .serve(stage, (observed, heard), reloaded, asked)
         .await?;
@@ -325,10 +327,13 @@ fn begin_keeping(
 ) -> Option<Keeper> {
     let folder = arrival.state.as_ref()?.path("");
     federation.keep_in(folder.clone());
-    if arrival.taking.is_some() {
+    let turn = if arrival.taking.is_some() {
         federation.read_again(settings);
-    }
-    Some(Keeper::begin(folder, unkept))
+        Turn::Later
+    } else {
+        Turn::Now
+    };
+    Some(Keeper::begin(folder, unkept, turn))
 }
 
 fn open_log(settings: &GatewaySettings) -> Result<AccessLog, GatewayError> {
@@ -340,6 +345,7 @@ fn tell_beginning(shared: &Shared, refused: Option<&Findings>, in_part: &Refused
     let metrics = &shared.metrics;
     metrics.connections_max(shared.admission.connections_max());
     metrics.generation(1);
+    shared.control_plane.tell_age(metrics);
     match refused {
         Some(findings) => {
             metrics.reloaded("config", false);
@@ -785,6 +791,10 @@ impl Control {
         self.phase.send_replace(Phase::Draining {
             deadline: deadline.into(),
         });
+        if let Some(keeper) = &self.keeper {
+            // What comes is not bound any more: whether it can be nobody knows.
+            keeper.keep_nothing_given();
+        }
         let data = json!({ "open": open, "timeout_seconds": timeout.as_secs_f64() });
         self.shared.admin.journal.add("draining", data);
         tracing::info!(

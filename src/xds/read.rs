@@ -84,7 +84,9 @@ impl What {
 enum ReadError {
     #[error("{0}")]
     Config(String),
-    #[error("the server wants to know who asks: write `--config`, of a gateway with a certificate")]
+    #[error(
+        "a server that is asked by https:// wants to know who asks: write `--config`, of a gateway with a certificate"
+    )]
     Nobody,
     #[error("the certificate of the gateway does not come from files")]
     NoFiles,
@@ -94,6 +96,8 @@ enum ReadError {
     Unavailable { address: String, why: String },
     #[error("no event loop: {0}")]
     System(#[from] std::io::Error),
+    #[error("cannot write to standard output: {0}")]
+    Print(std::io::Error),
 }
 
 impl ReadError {
@@ -104,6 +108,7 @@ impl ReadError {
             Self::Credentials(error) => (error.code(), exit::DATA),
             Self::Unavailable { .. } => (UNAVAILABLE, exit::UNAVAILABLE),
             Self::System(_) => ("ZG0908", exit::FAILED),
+            Self::Print(_) => ("ZG1002", exit::FAILED),
         };
         // Nobody is left to tell if standard error is closed.
         writeln!(std::io::stderr(), "error[{code}]: {self}").ok();
@@ -145,7 +150,10 @@ impl Asking {
                     locality: Locality::default(),
                     trust_domain: trust_domain.map_err(|e| ReadError::Config(e.to_string()))?,
                 },
-                address: arguments.server.clone().ok_or(ReadError::Nobody)?,
+                // By TLS nobody is let in who does not show who it is.
+                address: (arguments.server.clone())
+                    .filter(|address| matches!(address, ControlAddress::Plain(_)))
+                    .ok_or(ReadError::Nobody)?,
                 credentials: None,
                 control_plane: None,
             });
@@ -218,7 +226,16 @@ impl Asking {
             };
             match asked {
                 Asked::Dial(_) => {
-                    let dialled = self.dial().await;
+                    let dialling = self.dial();
+                    let dialled = match until {
+                        Until::Ended => dialling.await,
+                        Until::Complete => {
+                            match tokio::time::timeout_at(deadline, dialling).await {
+                                Ok(dialled) => dialled,
+                                Err(_elapsed) => Err("it could not be reached in time".to_owned()),
+                            }
+                        }
+                    };
                     client.dialled(dialled, fastrand::f64);
                 }
                 Asked::Tell(Told::Lost(_, lost)) => {
@@ -230,8 +247,10 @@ impl Asking {
                 }
                 Asked::Read(seen) => {
                     for one in seen.into_iter().filter(|one| one.kind == kind) {
-                        if until == Until::Ended {
-                            print_one(&one, arguments.output)?;
+                        if until == Until::Ended
+                            && let Err(error) = print_one(&one, arguments.output)
+                        {
+                            return end_of_reader(error);
                         }
                         match one.version {
                             Some(_) => drop(has.insert(one.name.clone(), one)),
@@ -257,6 +276,15 @@ impl Asking {
             .map(|one| one.spiffe_ids.as_slice());
         let who = self.credentials.as_ref().zip(ids);
         zeugma_proxy::reach_control_plane(&self.address, who).await
+    }
+}
+
+/// Whoever read the output, such as `head`, has seen enough.
+fn end_of_reader(error: std::io::Error) -> Result<ExitCode, ReadError> {
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        Ok(ExitCode::SUCCESS)
+    } else {
+        Err(ReadError::Print(error))
     }
 }
 

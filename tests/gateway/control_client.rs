@@ -3,16 +3,17 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::process::Signal;
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::task::JoinSet;
 
 use crate::mesh::by_hand::{self, CLUSTER, ENDPOINTS, LISTENER, ROUTES};
-use crate::mesh::{Cluster, ControlPlane, Gateway, Manner, Service, eventually, get};
+use crate::mesh::{Cluster, ControlPlane, Gateway, Manner, Service, eventually, get, within};
 
 const ORDERS: &str = "orders.shop.svc.clusterset.local";
 const CART: &str = "cart.shop.svc.clusterset.local";
@@ -407,6 +408,91 @@ async fn a_gateway_that_is_restarted_without_a_control_plane_serves_what_it_had_
 }
 
 #[tokio::test]
+async fn what_was_kept_is_as_new_as_the_control_plane_that_has_nothing_else_to_say() {
+    let mut world = World::new().await;
+    world.say_orders("1");
+    let gateway = world.start().await;
+    let kept = world.east.config().join("state/east-gw/control-plane");
+    eventually("it to be kept", async || kept.exists().then_some(())).await;
+    world.control_plane.kill().await;
+    gateway.finish().await;
+    let gateway = world.spawn();
+    gateway.message("ZG0524").await;
+    gateway.late_message("ZG0901 gateway ready").await;
+    let before = told(&gateway).await;
+    assert_eq!(before["kept"], true, "{before}");
+    let updated = "zeugma_control_plane_updated_timestamp_seconds";
+    assert!(gateway.metrics().await.value(updated, &[]) > 1.7e9);
+    world.control_plane.start();
+    let after = eventually("it to be confirmed", async || {
+        let now = told(&gateway).await;
+        (now["kept"] == false).then_some(now)
+    })
+    .await;
+    assert_ne!(after["updated"], before["updated"], "{after}");
+    // Nothing was published for it.
+    assert!(!gateway.told().contains("ZG0120"), "{}", gateway.told());
+    gateway.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_successor_takes_what_its_control_plane_says_and_without_that_takes_over_nothing() {
+    let mut world = World::new().await;
+    world.say_orders("1");
+    let mut gateway = world.start().await;
+    let kept = world.east.config().join("state/east-gw/control-plane");
+    eventually("it to be kept", async || kept.exists().then_some(())).await;
+    let load = Load::on(world.east.apps);
+    load.more(50).await;
+    // Nothing is kept: what serves after the handover is what the control plane says.
+    fs::remove_file(&kept).unwrap();
+    let next = world.east.take_over().await;
+    assert!(gateway.ended().await.success(), "{}", gateway.told());
+    load.more(50).await;
+    assert_eq!(load.end().await, 0, "no request fails\n{}", next.told());
+    eventually("it to be kept again", async || kept.exists().then_some(())).await;
+    // Nor does the control plane answer.
+    fs::remove_file(&kept).unwrap();
+    world.control_plane.kill().await;
+    let load = Load::on(world.east.apps);
+    let mut command = Gateway::command(&world.east.config());
+    command.arg("--takeover");
+    let mut in_vain = world.east.spawn(command);
+    in_vain.late_message("ZG0944 not taken over").await;
+    let said = in_vain.message("ZG0949").await;
+    assert!(said.contains("gave no configuration in time"), "{said}");
+    assert!(!in_vain.ended().await.success());
+    load.more(50).await;
+    assert_eq!(load.end().await, 0, "no request fails\n{}", next.told());
+    next.finish().await;
+}
+
+#[tokio::test]
+async fn what_was_kept_and_cannot_be_bound_keeps_no_gateway_from_starting_and_is_bound_later() {
+    let mut world = World::new().await;
+    world.say_orders("1");
+    let gateway = world.start().await;
+    let kept = world.east.config().join("state/east-gw/control-plane");
+    eventually("it to be kept", async || kept.exists().then_some(())).await;
+    world.control_plane.kill().await;
+    gateway.finish().await;
+    let taken = std::net::TcpListener::bind(world.east.apps).unwrap();
+    let gateway = world.spawn();
+    let said = gateway.message("ZG0113").await;
+    assert!(said.contains("apps"), "{said}");
+    gateway.late_message("ZG0901 gateway ready").await;
+    drop(taken);
+    eventually("it to be bound", async || {
+        let is_there = tokio::net::TcpStream::connect(world.east.apps)
+            .await
+            .is_ok();
+        (is_there && get(world.east.apps, ORDERS, "/").await.status == 200).then_some(())
+    })
+    .await;
+    gateway.finish().await;
+}
+
+#[tokio::test]
 async fn a_server_that_is_not_whom_the_gateway_expects_is_not_believed() {
     let mut world = World::new().await;
     let address = world.control_plane.address;
@@ -539,6 +625,42 @@ async fn an_operator_reads_a_server_as_a_gateway_would() {
         said.starts_with("error[ZG0522]: http://127.0.0.1:9: "),
         "{said}"
     );
+}
+
+#[tokio::test]
+async fn an_operator_watches_a_server_until_who_reads_has_seen_enough() {
+    let plain = ControlPlane::new(None);
+    let apps = "127.0.0.1:1".parse().unwrap();
+    plain.put("7", [by_hand::listener("apps", apps)]);
+    let address = format!("http://{}", plain.address);
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_zeugma"));
+    command.args(["xds", "watch", "listeners", "--server", &address]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut watching = command.kill_on_drop(true).spawn().unwrap();
+    let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+    let line = within("the first", lines.next_line()).await.unwrap();
+    assert!(line.unwrap().starts_with("apps version 7, "));
+    plain.put("8", [by_hand::listener("more", apps)]);
+    let line = within("the second", lines.next_line()).await.unwrap();
+    assert!(line.unwrap().starts_with("more version 8, "));
+    plain.remove(LISTENER, "more");
+    let line = within("that it goes", lines.next_line()).await.unwrap();
+    assert_eq!(line.unwrap(), "more is gone");
+    // As `head` does.
+    drop(lines);
+    plain.put("9", [by_hand::listener("more", apps)]);
+    let output = within("its end", watching.wait_with_output())
+        .await
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.is_empty(), "{said}");
+}
+
+#[test]
+fn who_asks_by_tls_without_a_certificate_is_told_so_at_once() {
+    let (code, _, said) = read(&["clusters", "--server", "https://127.0.0.1:9"]);
+    assert_eq!(code, Some(64), "{said}");
+    assert!(said.contains("write `--config`"), "{said}");
 }
 
 #[tokio::test]

@@ -46,7 +46,8 @@ impl Bound {
     }
 }
 
-/// Where each listener of a configuration that is not published yet will accept.
+/// Where each listener of a configuration that is not accepted on yet will accept.
+#[derive(Default)]
 pub(super) struct New(Vec<(Arc<str>, SocketAddr, Socket)>);
 
 enum Socket {
@@ -62,6 +63,10 @@ impl Accepting {
             workers: workers.into(),
             open: Vec::new(),
         }
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// Binds what `snapshot` listens on and is neither bound yet nor among `adopted`.
@@ -103,6 +108,30 @@ impl Accepting {
                 }
             };
             new.push((Arc::clone(&listener.name), listener.address, socket));
+        }
+        (New(new), unbound)
+    }
+
+    /// As [`bind_what_can`](Self::bind_what_can), with what was bound for another configuration before
+    /// anything was accepted.
+    pub(super) fn bind_anew(
+        &self,
+        snapshot: &Snapshot,
+        New(mut before): New,
+        adopted: &mut Adopted,
+    ) -> (New, Vec<GatewayError>) {
+        let (mut new, mut unbound) = (Vec::new(), Vec::new());
+        for listener in &snapshot.listeners {
+            let (name, address) = (Arc::clone(&listener.name), listener.address);
+            if let Some(nth) = before.iter().position(|(_, bound, _)| *bound == address) {
+                new.push((name, address, before.swap_remove(nth).2));
+                continue;
+            }
+            let role = Role::Listener(name.to_string());
+            match listening(listener, adopted.tcp(&role)) {
+                Ok((socket, passed)) => new.push((name, address, Socket::Fresh(socket, passed))),
+                Err(error) => unbound.push(error),
+            }
         }
         (New(new), unbound)
     }

@@ -101,6 +101,14 @@ pub enum HandoverError {
         /// Whom we asked.
         pid: i32,
     },
+    /// A control plane gave us no configuration, and none was kept: the predecessor serves better.
+    #[error(
+        "the control plane gave no configuration in time, and none was kept; the gateway of pid {pid} goes on serving. Look at the control plane, and start again"
+    )]
+    NoConfiguration {
+        /// Whom we asked.
+        pid: i32,
+    },
     /// The predecessor did not keep to the protocol, or went away.
     #[error("the handover from the gateway of pid {pid} failed; it goes on serving if it can")]
     Failed {
@@ -121,6 +129,7 @@ impl HandoverError {
             Self::Unreachable { .. }
             | Self::Refused { .. }
             | Self::NoSvid { .. }
+            | Self::NoConfiguration { .. }
             | Self::Failed { .. } => "ZG0949",
         }
     }
@@ -571,6 +580,8 @@ pub(super) struct Arrival {
     pub(super) state: Option<State>,
     /// The sockets that were opened for it.
     pub(super) adopted: Adopted,
+    /// Those of the gateway before that a configuration to come may have a place for.
+    pub(super) left: Inherited,
     /// Whom it takes over from.
     pub(super) taking: Option<Taking>,
 }
@@ -595,13 +606,17 @@ pub(super) async fn arrive(start: Start, beginning: &Beginning) -> Result<Arriva
             Some(begin(folder, &settings.name, findings.as_ref()).await?)
         }
     };
+    let mut left = Inherited::default();
     let (state, taking) = match begun {
         None => (None, None),
         Some(Begun::Alone(state)) => (Some(state), None),
         Some(Begun::After(state, inherited, taking)) => {
             let (ours, rest) = inherited.assign(&places);
             let pid = taking.pid;
-            if !rest.is_empty() {
+            if settings.control_plane.is_some() {
+                // What it will say may have a place for them.
+                left = rest;
+            } else if !rest.is_empty() {
                 tracing::info!(code = "ZG0947", pid, sockets = %rest, "these stay behind: the configuration has no place for them");
             }
             adopted.extend(ours);
@@ -611,6 +626,7 @@ pub(super) async fn arrive(start: Start, beginning: &Beginning) -> Result<Arriva
     Ok(Arrival {
         state,
         adopted,
+        left,
         taking,
     })
 }

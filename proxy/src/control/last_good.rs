@@ -196,6 +196,19 @@ struct Next {
     last_good: Option<LastGood>,
     numbers: Option<CrlNumbers>,
     given: Option<client::Kept>,
+    takes_no_given: bool,
+    turn: Turn,
+}
+
+/// Whose the folder is: of two processes in a handover one writes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// The gateway's before.
+    Later,
+    #[default]
+    Now,
+    /// The successor's.
+    Over,
 }
 
 /// Writes the last good configuration beside the control loop: a slow disk holds up nothing.
@@ -209,16 +222,24 @@ pub(crate) struct Keeper {
 impl Keeper {
     /// Keeps it in `folder`, which is this gateway's; first of all what it began with, where that is
     /// not kept yet.
-    pub(super) fn begin(folder: PathBuf, unkept: Option<LastGood>) -> Self {
+    pub(super) fn begin(folder: PathBuf, unkept: Option<LastGood>, turn: Turn) -> Self {
         let this = Self {
             folder: folder.into(),
             next: Arc::default(),
             told: Arc::default(),
         };
+        this.next().turn = turn;
         if let Some(unkept) = unkept {
             this.keep(unkept);
         }
         this
+    }
+
+    /// From now on this is so, for whoever else keeps something too. What was not written yet is written
+    /// when it may be.
+    pub(super) fn turn(&self, turn: Turn) {
+        self.next().turn = turn;
+        self.told.notify_one();
     }
 
     /// Keeps this instead of what was kept before.
@@ -237,8 +258,16 @@ impl Keeper {
 
     /// Keeps what a control plane gave.
     pub(crate) fn keep_given(&self, given: client::Kept) {
-        self.next().given = Some(given);
-        self.told.notify_one();
+        let mut next = self.next();
+        if !next.takes_no_given {
+            next.given = Some(given);
+            self.told.notify_one();
+        }
+    }
+
+    /// From now on nothing of what a control plane gives is kept.
+    pub(super) fn keep_nothing_given(&self) {
+        self.next().takes_no_given = true;
     }
 
     /// A lock is held to move a pointer alone: nobody fails meanwhile.
@@ -275,7 +304,21 @@ impl Keeper {
             last_good,
             numbers,
             given,
-        } = std::mem::take(&mut *self.next());
+            ..
+        } = {
+            let mut next = self.next();
+            if next.turn != Turn::Now {
+                return Ok(());
+            }
+            let takes_no_given = next.takes_no_given;
+            std::mem::replace(
+                &mut *next,
+                Next {
+                    takes_no_given,
+                    ..Next::default()
+                },
+            )
+        };
         if let Some(given) = given {
             let written = state::write(&self.folder, control_plane::FILE, &given.to_bytes());
             if let Err(error) = written {

@@ -6,21 +6,85 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
+use zeugma_core::snapshot::Snapshot;
 
-use super::accepting::New;
-use super::handover::{Asked, Door, HandoverError, Offered, READY, Taking};
-use super::inherit::Place;
-use super::reload::Reloaded;
-use super::{Control, NAMES_WAIT, Stage, WORKERS_WAIT, systemd};
+use super::accepting::{Accepting, New};
+use super::handover::{Arrival, Asked, Door, HandoverError, Offered, READY, Taking};
+use super::inherit::{self, Adopted, Inherited, Place};
+use super::last_good::Turn;
+use super::reload::{Binding, Configured, NotBound, Reloaded};
+use super::{Control, GatewayError, NAMES_WAIT, Stage, WORKERS_WAIT, not_bound, systemd};
 use crate::admin;
 
 /// How long it waits for an SVID before it takes over: an agent may need 30 s to find out who asks, and
 /// the one before waits for longer.
 const SVID_WAIT: Duration = Duration::from_secs(35);
+/// How long after that it waits for a configuration, where a control plane gives it and none was kept.
+const CONFIGURATION_WAIT: Duration = Duration::from_secs(10);
 const _: () = assert!(
-    WORKERS_WAIT.as_secs() + NAMES_WAIT.as_secs() + SVID_WAIT.as_secs() < READY.as_secs(),
+    WORKERS_WAIT.as_secs()
+        + NAMES_WAIT.as_secs()
+        + SVID_WAIT.as_secs()
+        + CONFIGURATION_WAIT.as_secs()
+        < READY.as_secs(),
     "all that it may wait for, before the one before gives it up"
 );
+
+/// What a process will accept on.
+pub(super) struct Sockets {
+    bound: New,
+    /// Those that were opened for it and that it has not bound.
+    adopted: Adopted,
+    /// Those that the configuration has no place for.
+    left: Inherited,
+    /// What the gateway before calls those that it will have passed on.
+    before: Vec<Place>,
+}
+
+impl Sockets {
+    /// Those of what a gateway begins with.
+    ///
+    /// # Errors
+    /// The first address of the files that cannot be bound.
+    pub(super) fn bind(
+        accepting: &Accepting,
+        snapshot: &Snapshot,
+        arrival: &mut Arrival,
+    ) -> Result<Self, GatewayError> {
+        Ok(Self {
+            bound: bind_first(accepting, snapshot, &mut arrival.adopted)?,
+            before: arrival.adopted.before().to_vec(),
+            adopted: std::mem::take(&mut arrival.adopted),
+            left: std::mem::take(&mut arrival.left),
+        })
+    }
+}
+
+/// Binds all listeners of what a gateway begins with; what was kept of a control plane serves without
+/// those that cannot be bound, for nobody can mend it here.
+///
+/// # Errors
+/// The first address of the files that cannot be bound.
+fn bind_first(
+    accepting: &Accepting,
+    snapshot: &Snapshot,
+    adopted: &mut Adopted,
+) -> Result<New, GatewayError> {
+    if !accepting.shared().control_plane.is_kept() {
+        return accepting.bind_new(snapshot, adopted);
+    }
+    let (bound, unbound) = accepting.bind_what_can(snapshot, adopted);
+    for (listener, error) in unbound.iter().map(not_bound) {
+        tracing::error!(
+            code = "ZG0113",
+            listener,
+            error,
+            "a listener of what the control plane gave last cannot be bound; the others serve, and it is tried again"
+        );
+    }
+    Ok(bound)
+}
 
 impl Control {
     /// Accepts at once, or from the moment when it takes over. Returns the stage it begins in, and
@@ -28,20 +92,20 @@ impl Control {
     pub(super) async fn begin(
         &mut self,
         mut starting: Stage,
-        bound: New,
-        (taking, before): (Option<Taking>, Vec<Place>),
+        mut sockets: Sockets,
+        taking: Option<Taking>,
         reloaded: &mut mpsc::Receiver<Reloaded>,
     ) -> (Stage, mpsc::Receiver<Asked>, Result<(), HandoverError>) {
         let Some(taking) = taking else {
-            self.accepting.commit(bound);
+            self.accepting.commit(sockets.bound);
             self.open_interfaces();
             return (starting, self.open_door(), Ok(()));
         };
         // The one before serves meanwhile: nobody waits for this one to be ready.
-        starting.over().await;
         let pid = taking.pid();
-        let taken = match self.await_svid_of(pid, &starting, reloaded).await {
-            Ok(()) => self.take_over(taking, bound, before).await,
+        let prepared = self.prepare(pid, &mut starting, &mut sockets, reloaded);
+        let taken = match prepared.await {
+            Ok(()) => self.take_over(taking, sockets).await,
             Err(error) => Err(error),
         };
         match taken {
@@ -58,31 +122,98 @@ impl Control {
         }
     }
 
-    /// Waits for the first SVID: without one, the gateway before serves better.
+    /// Takes what comes until all is asked that a start asks, and there is what a gateway cannot do
+    /// without: else the one before serves better.
     ///
     /// # Errors
-    /// A Workload API gave none in time.
-    async fn await_svid_of(
+    /// A Workload API gave no SVID in time, or a control plane no configuration.
+    async fn prepare(
         &mut self,
         pid: i32,
-        stage: &Stage,
+        starting: &mut Stage,
+        sockets: &mut Sockets,
         reloaded: &mut mpsc::Receiver<Reloaded>,
     ) -> Result<(), HandoverError> {
-        let until = tokio::time::Instant::now() + SVID_WAIT;
         let mut is_passed_over = false;
-        while !self.has_svid() {
+        loop {
+            // Both keep what they have.
+            tokio::select! {
+                () = starting.over() => break,
+                Some(next) = reloaded.recv() => {
+                    is_passed_over |= self.take_before(next, starting, sockets);
+                }
+            }
+        }
+        let mut until = Instant::now() + SVID_WAIT;
+        let mut had_svid = false;
+        while !self.has_all() {
+            if self.has_svid() && !std::mem::replace(&mut had_svid, true) {
+                until = Instant::now() + CONFIGURATION_WAIT;
+            }
             let next = tokio::time::timeout_at(until, reloaded.recv()).await;
-            let Ok(Some(mut next)) = next else {
-                return Err(HandoverError::NoSvid { pid });
+            let Ok(Some(next)) = next else {
+                return Err(if self.has_svid() {
+                    HandoverError::NoConfiguration { pid }
+                } else {
+                    HandoverError::NoSvid { pid }
+                });
             };
-            // The sockets are those of the configuration that it began with.
-            is_passed_over |= next.config.take().is_some();
-            (next.answer, next.bind) = (None, None);
-            self.apply(next, stage);
+            is_passed_over |= self.take_before(next, starting, sockets);
         }
         if is_passed_over {
             self.again.notify_one();
         }
+        Ok(())
+    }
+
+    /// Takes what a reload brought before anything is accepted; whether it has to come again.
+    fn take_before(
+        &mut self,
+        mut reloaded: Reloaded,
+        starting: &Stage,
+        sockets: &mut Sockets,
+    ) -> bool {
+        let (config, answer) = (reloaded.config.take(), reloaded.answer.take());
+        reloaded.bind = None;
+        self.apply(reloaded, starting);
+        let Some(config) = config else {
+            return false;
+        };
+        if self.shared.settings.control_plane.is_none() {
+            // The sockets are those of the files that it began with.
+            return true;
+        }
+        let configured = self.configure_before(config, sockets);
+        if let Some(answer) = answer {
+            // An error is a reader that has ended with the process.
+            answer.send(configured).ok();
+        }
+        false
+    }
+
+    /// Has a configuration serve from the moment when this process takes over.
+    ///
+    /// # Errors
+    /// The listeners that cannot be bound; nothing has changed then.
+    fn configure_before(
+        &mut self,
+        (snapshot, resources, _, binding): Configured,
+        sockets: &mut Sockets,
+    ) -> Result<(), NotBound> {
+        let places = inherit::places(&self.shared.settings, &snapshot);
+        let (ours, left) = std::mem::take(&mut sockets.left).assign(&places);
+        sockets.left = left;
+        sockets.before.extend_from_slice(ours.before());
+        sockets.adopted.extend(ours);
+        let before = std::mem::take(&mut sockets.bound);
+        let (bound, unbound) = (self.accepting).bind_anew(&snapshot, before, &mut sockets.adopted);
+        sockets.bound = bound;
+        if binding == Binding::All && !unbound.is_empty() {
+            // It comes again without them.
+            return Err(unbound.iter().map(not_bound).collect());
+        }
+        self.publish_next(Arc::new(snapshot), resources);
+        self.has_configuration = true;
         Ok(())
     }
 
@@ -128,8 +259,7 @@ impl Control {
     async fn take_over(
         &mut self,
         taking: Taking,
-        bound: New,
-        before: Vec<Place>,
+        Sockets { bound, before, .. }: Sockets,
     ) -> Result<(), HandoverError> {
         let pid = taking.pid();
         // The ports of the probes are already shared: whoever asks there is answered the same.
@@ -138,6 +268,9 @@ impl Control {
         self.open_interfaces();
         let sockets = before.len();
         taking.finish(before).await?;
+        if let Some(keeper) = &self.keeper {
+            keeper.turn(Turn::Now);
+        }
         self.take_decided();
         tracing::info!(
             code = "ZG0941",
@@ -222,7 +355,10 @@ impl Control {
         self.passed.clear();
         // Not unlocked, which would unlock the successor's too: closed.
         self.state = None;
-        self.keeper = None;
+        if let Some(keeper) = self.keeper.take() {
+            // The control plane's side has it too.
+            keeper.turn(Turn::Over);
+        }
         self.decided.keeping.give_up();
         self.accepting.hand_over(adopted);
         match stage {

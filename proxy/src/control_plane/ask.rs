@@ -7,11 +7,11 @@ use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::either::Either;
 use zeugma_core::identity::IdPattern;
 use zeugma_xds::ControlAddress;
-use zeugma_xds::client::{Asked, Client, Offer};
+use zeugma_xds::client::{Asked, Client, Offer, Told};
 
 use crate::control::{Binding, Keeper, NotBound, Reloaded};
 use crate::resolve;
@@ -40,14 +40,27 @@ pub(crate) async fn run(
     let mut changes = shared.changes.subscribe();
     let mut peer = None;
     let side = &shared.control_plane;
+    // Of what was kept all that can be is bound.
+    let mut bind_at = side.is_kept().then(|| Instant::now() + AGAIN);
     loop {
-        // Both keep what they have when they are dropped.
+        let bind = async {
+            match bind_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        // All keep what they have when they are dropped; the sleep is until a fixed moment.
         let asked = tokio::select! {
             asked = client.next(fastrand::f64) => asked,
             Ok(()) = changes.changed() => {
                 if let Some(why) = disbelieved(&shared, &peer) {
                     client.cut(why, fastrand::f64);
                 }
+                continue;
+            }
+            () = bind => {
+                let is_bound = bind_missing(&tell).await;
+                bind_at = (!is_bound).then(|| Instant::now() + AGAIN);
                 continue;
             }
         };
@@ -61,23 +74,58 @@ pub(crate) async fn run(
                 client.dialled(dialled, fastrand::f64);
             }
             Asked::Publish(offer) => {
-                if publish(&shared, &mut client, *offer, &tell).await.is_none() {
-                    return;
+                match publish(&shared, &mut client, *offer, &tell).await {
+                    None => return,
+                    Some(Whole::Yes) => {}
+                    Some(Whole::No) => bind_at = Some(Instant::now() + AGAIN),
                 }
-                let now = OffsetDateTime::now_utc();
-                side.applied(now, &shared.metrics);
-                let kept = client.kept(u64::try_from(now.unix_timestamp()).unwrap_or_default());
-                if let (Some(keeper), Some(kept)) = (&keeper, kept) {
-                    keeper.keep_given(kept);
+                applied(&shared, &client, keeper.as_ref());
+            }
+            Asked::Tell(told) => {
+                let is_answer = matches!(told, Told::Accepted(_) | Told::Refused(..));
+                side.take(told, &shared.metrics);
+                if is_answer && client.is_confirmed() {
+                    // Where nothing has changed nothing is published, and it is as new all the same.
+                    if side.is_kept() {
+                        applied(&shared, &client, keeper.as_ref());
+                    }
+                    side.applied(OffsetDateTime::now_utc(), &shared.metrics);
                 }
             }
-            Asked::Tell(told) => side.take(told, &shared.metrics),
             Asked::Read(_) => {}
         }
-        if client.is_complete() {
+        if client.is_confirmed() {
             side.complete();
         }
     }
+}
+
+/// What a server said last serves: that is known, and kept.
+fn applied(shared: &Shared, client: &Client, keeper: Option<&Keeper>) {
+    let now = OffsetDateTime::now_utc();
+    shared.control_plane.applied(now, &shared.metrics);
+    let kept = client.kept(u64::try_from(now.unix_timestamp()).unwrap_or_default());
+    if let (Some(keeper), Some(kept)) = (keeper, kept) {
+        keeper.keep_given(kept);
+    }
+}
+
+/// Whether all listeners of what serves are bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whole {
+    Yes,
+    No,
+}
+
+/// Has what serves without some of its listeners be bound; whether all of them are.
+async fn bind_missing(tell: &mpsc::Sender<Reloaded>) -> bool {
+    let (answer, answered) = oneshot::channel();
+    let reloaded = Reloaded {
+        bind: Some(answer),
+        ..Reloaded::default()
+    };
+    // An error is a process that hands over or ends: it is asked again, or it is over.
+    tell.send(reloaded).await.is_ok() && answered.await.is_ok_and(|unbound| unbound.is_empty())
 }
 
 /// Has a configuration serve, if need be without the listeners that cannot be bound; `None` where
@@ -87,16 +135,20 @@ async fn publish(
     client: &mut Client,
     offer: Offer,
     tell: &mpsc::Sender<Reloaded>,
-) -> Option<()> {
+) -> Option<Whole> {
     let mut next = Some(offer);
+    let mut whole = Whole::Yes;
     while let Some(offer) = next.take() {
+        if offer.binding == zeugma_xds::client::Binding::WhatCan {
+            whole = Whole::No;
+        }
         let unbound = offered(shared, offer, tell).await?;
         next = match client.published(&unbound, fastrand::f64) {
             Some(Asked::Publish(offer)) => Some(*offer),
             Some(Asked::Dial(_) | Asked::Tell(_) | Asked::Read(_)) | None => None,
         };
     }
-    Some(())
+    Some(whole)
 }
 
 /// Offers a configuration until it is taken or refused.

@@ -21,7 +21,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 use zeugma_core::snapshot::Node;
-use zeugma_xds::client::{Client, ClientOptions, Kept, MESSAGE_BYTES_MAX, Told};
+use zeugma_xds::client::{Client, ClientOptions, Kept, MESSAGE_BYTES_MAX, Resumed, Told};
 use zeugma_xds::{ControlPlane, GatewaySettings, Kind, Loaded, STATE_BYTES_MAX};
 
 pub use self::ask::reach_control_plane;
@@ -102,24 +102,44 @@ pub(crate) fn begin(loaded: &mut Loaded) -> Option<Begun> {
     let control_plane = settings.control_plane.as_ref()?;
     let kept = kept(settings);
     let options = options(&loaded.snapshot.node, control_plane);
-    let (client, offer) = Client::new(options, kept.as_ref());
+    let (client, resumed) = Client::new(options, kept.as_ref());
     let side = Side::of(control_plane);
-    if let Some(offer) = offer {
+    if kept.is_some() && resumed.is_none() {
+        let path = state::folder_of(&settings.state_dir, &settings.name).join(FILE);
+        let error = "nothing of it serves";
+        tracing::warn!(code = "ZG0124", path = %path.display(), error, "what the control plane gave last is not used");
+    }
+    if let Some(resumed) = resumed {
+        let Resumed {
+            snapshot,
+            resources,
+            refused,
+        } = resumed;
+        for (kind, name, why) in refused.iter().take(REFUSED_MAX) {
+            let kind = kind.as_str();
+            tracing::warn!(
+                code = "ZG0124",
+                kind,
+                name,
+                why,
+                "a resource that the control plane gave last is left out; the others that were kept serve"
+            );
+        }
         let at = kept.and_then(|kept| i64::try_from(kept.at()).ok());
         let at = at.and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());
         let age = at.map(|at| (OffsetDateTime::now_utc() - at).whole_seconds());
         tracing::info!(
             code = KEPT,
             age_seconds = age,
-            version = %offer.snapshot.version,
+            version = %snapshot.version,
             "the configuration that the control plane gave last, which was kept, serves until it answers"
         );
         let mut known = side.lock();
         known.updated = at;
         known.is_kept = true;
         drop(known);
-        loaded.snapshot = offer.snapshot;
-        loaded.resources = offer.resources;
+        loaded.snapshot = snapshot;
+        loaded.resources = resources;
     }
     Some(Begun { client, side })
 }
@@ -178,12 +198,24 @@ impl Side {
         !self.addresses.is_empty() && self.lock().updated.is_none()
     }
 
+    /// Whether what serves is what was kept.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.lock().is_kept
+    }
+
     /// Waits until a server has said all there is to know, or for so long as a start may take.
     pub(crate) async fn answered(&self) {
         let mut answered = self.is_answered.subscribe();
         let waiting = answered.wait_for(|is_answered| *is_answered);
         // Late: what was kept serves, or nothing does and the gateway is not ready.
         drop(tokio::time::timeout(ANSWER_WAIT, waiting).await);
+    }
+
+    /// Tells when what was kept was said.
+    pub(crate) fn tell_age(&self, metrics: &Metrics) {
+        if let Some(at) = self.lock().updated {
+            metrics.control_plane_updated(at.unix_timestamp());
+        }
     }
 
     /// What a server said last serves.

@@ -4,7 +4,7 @@
 //! put ------> next --it fits what is there--> good: it serves
 //!               |  `--refused: a fault, kept aside; tried again whenever something changes
 //!               `--what it refers to has not come yet: it waits, and the good one serves (P31)
-//! removed --> good serves on while something that serves refers to it (P30)
+//! removed --> good serves on while something that serves refers to it (P30), or nothing else would
 //! ```
 //!
 //! Something that is wrong by itself is never tried again. Of those that do not fit together the one
@@ -18,7 +18,7 @@ use crate::compile::ResourceList;
 use crate::ingest::{Blamed, Packed, check};
 use crate::pb::Any;
 use crate::session::Kind;
-use crate::session::client::{Change, Name, Resource, Update, Verdict};
+use crate::session::client::{Change, Name, Refusal, Resource, Update, Verdict};
 
 /// Times that something is left out because it does not fit, before all that is new is.
 const ROUNDS_MAX: usize = 16;
@@ -43,6 +43,8 @@ struct Entry {
     is_absent: bool,
     /// What is next was refused.
     is_aside: bool,
+    /// What came last is wrong by itself: nothing of it is to come.
+    is_wrong: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -104,10 +106,35 @@ impl Holdings {
         }
     }
 
-    /// Has this serve already.
-    pub(crate) fn hold(&mut self, key: Key, resource: Resource) {
-        self.known.insert(key.0);
-        self.entries.entry(key).or_default().good = Some(resource);
+    /// Begins with what served once: what of it serves, and what is refused and why; nothing where nothing
+    /// of it does.
+    pub(crate) fn resume(
+        &mut self,
+        kept: impl Iterator<Item = (Key, Resource)>,
+    ) -> Option<(Draft, BTreeMap<Key, String>)> {
+        let mut update = Update::default();
+        for (key, resource) in kept {
+            update.known.insert(key.0);
+            // What served without something it refers to does so again.
+            for to in resource.references.iter() {
+                let missing = update.changes.entry(to.clone());
+                missing.or_insert(Change::Missing);
+            }
+            update.changes.insert(key, Change::Put(resource));
+        }
+        let keys: Vec<Key> = update.changes.keys().cloned().collect();
+        let faults = self.take(update);
+        let draft = self.draft(faults, BTreeSet::new()).ok()?;
+        let verdict = self.commit(&draft);
+        // Nobody waits for what does not serve: the session does not know that it was ever there.
+        let waits = |key: &&Key| self.is_put(key);
+        let mut refused: BTreeMap<Key, String> = (keys.iter().filter(waits))
+            .map(|key| (key.clone(), "it does not fit what is there".to_owned()))
+            .collect();
+        refused.extend((verdict.refused.into_iter()).map(|(key, refusal)| (key, refusal.why)));
+        self.refuse(keys, "it was kept");
+        let is_nothing = draft.snapshot.listeners.is_empty() && !refused.is_empty();
+        (!is_nothing).then_some((draft, refused))
     }
 
     /// What serves, or is to serve as soon as it can.
@@ -129,21 +156,26 @@ impl Holdings {
         for (key, change) in update.changes {
             let wrong = match &change {
                 Change::Put(resource) => check(key.0, &resource.body).err(),
-                Change::Removed | Change::Missing => None,
+                Change::Removed | Change::Missing | Change::Withdrawn => None,
             };
             let entry = self.entries.entry(key.clone()).or_default();
             entry.is_aside = false;
+            entry.is_wrong = wrong.is_some();
             entry.next = None;
             match change {
                 Change::Put(resource) => match wrong {
                     Some(why) => drop(faults.insert(key, why)),
-                    None if entry.good.as_ref() == Some(&resource) => {}
-                    None => entry.next = Some(Next::Put(resource)),
+                    None => match &mut entry.good {
+                        // P36: it serves already.
+                        Some(good) if good.body == resource.body => *good = resource,
+                        Some(_) | None => entry.next = Some(Next::Put(resource)),
+                    },
                 },
                 Change::Removed | Change::Missing => {
                     entry.is_absent = true;
                     entry.next = entry.good.is_some().then_some(Next::Removed);
                 }
+                Change::Withdrawn => {}
             }
         }
         faults
@@ -188,7 +220,9 @@ impl Holdings {
                 let why =
                     "nothing would be left, so it stays; `controlPlane.onEmpty: apply` lets it go";
                 if !removed.is_empty() {
-                    faults.extend(removed.iter().map(|key| (key.clone(), why.to_owned())));
+                    // What they refer to stays with them.
+                    let named = removed.iter().filter(|key| key.0.is_wildcard());
+                    faults.extend(named.map(|key| (key.clone(), why.to_owned())));
                     left_out.extend(removed);
                     continue;
                 }
@@ -220,10 +254,7 @@ impl Holdings {
 
     /// A draft serves.
     pub(crate) fn commit(&mut self, draft: &Draft) -> Verdict {
-        let mut verdict = Verdict {
-            refused: draft.faults.clone(),
-            revived: Vec::new(),
-        };
+        let mut verdict = Verdict::default();
         let is_listening = !draft.snapshot.listeners.is_empty();
         self.serves = [is_listening, !draft.snapshot.services.is_empty()];
         let used = self.view(&draft.left_out).used;
@@ -245,27 +276,48 @@ impl Holdings {
                     entry.good = Some(resource);
                     entry.is_absent = false;
                 }
-                // Its server is told that it stays.
-                Some(Next::Removed) if is_faulty => entry.is_absent = false,
+                // Its server is told that it stays; it goes when something else is there.
+                Some(Next::Removed) if is_faulty => {
+                    entry.is_absent = false;
+                    entry.is_aside = true;
+                    entry.next = Some(Next::Removed);
+                }
                 Some(Next::Removed) if draft.left_out.contains(key) || used.contains(key) => {
                     entry.next = Some(Next::Removed);
                 }
-                Some(Next::Removed) => entry.good = None,
+                Some(Next::Removed) => {
+                    entry.good = None;
+                    entry.is_absent = true;
+                    if std::mem::take(&mut entry.is_aside) {
+                        verdict.gone.push(key.clone());
+                    }
+                }
                 None => {}
             }
+        }
+        let faults = draft.faults.iter();
+        verdict.refused = faults.map(|(key, why)| self.refusal(key, why)).collect();
+        self.forget();
+        verdict
+    }
+
+    /// Nothing of an update serves, and why.
+    pub(crate) fn refuse(&mut self, keys: impl IntoIterator<Item = Key>, why: &str) -> Verdict {
+        let mut verdict = Verdict::default();
+        for key in keys {
+            if let Some(entry) = self.entries.get_mut(&key) {
+                entry.next = None;
+            }
+            verdict.refused.extend([self.refusal(&key, why)]);
         }
         self.forget();
         verdict
     }
 
-    /// Nothing of an update serves.
-    pub(crate) fn refuse(&mut self, keys: impl IntoIterator<Item = Key>) {
-        for key in keys {
-            if let Some(entry) = self.entries.get_mut(&key) {
-                entry.next = None;
-            }
-        }
-        self.forget();
+    fn refusal(&self, key: &Key, why: &str) -> (Key, Refusal) {
+        let good = self.entries.get(key).and_then(|entry| entry.good.clone());
+        let why = why.to_owned();
+        (key.clone(), Refusal { why, good })
     }
 
     /// Forgets that there is none of what nobody refers to.
@@ -429,7 +481,7 @@ impl Holdings {
         let absent: BTreeSet<&str> = absent.collect();
         let is_to_come = |to: &Key| {
             let entry = self.entries.get(to);
-            entry.is_none_or(|entry| entry.next.is_none())
+            entry.is_none_or(|entry| entry.next.is_none() && !entry.is_wrong)
                 && matches!(self.found(to, left_out), Found::Unknown)
         };
         let next = |key: &Key| self.entries.get(key)?.next.as_ref()?.resource();

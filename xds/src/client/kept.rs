@@ -98,6 +98,14 @@ impl Kept {
         Ok(Self { at, resources })
     }
 
+    /// What cannot be, and why.
+    pub(super) fn unread(&self) -> impl Iterator<Item = (Kind, String, String)> {
+        self.resources.iter().filter_map(|(kind, name, _, body)| {
+            let why = references(*kind, name, body).err()?;
+            Some((*kind, name.to_string(), why))
+        })
+    }
+
     /// All that can be decoded.
     pub(super) fn resources(&self) -> impl Iterator<Item = (Key, Resource)> {
         self.resources

@@ -8,6 +8,7 @@
 //!
 //! It opens no socket and knows no names: who drives it dials, and publishes.
 
+mod counted;
 pub(crate) mod holdings;
 mod kept;
 mod show;
@@ -15,7 +16,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -82,6 +83,17 @@ pub struct Seen {
     pub metadata: Option<serde_json::Value>,
     /// All of it, for people.
     pub body: Option<String>,
+}
+
+/// What was kept, to begin with.
+#[derive(Debug)]
+pub struct Resumed {
+    /// What serves of it.
+    pub snapshot: Snapshot,
+    /// What that was made from.
+    pub resources: ResourceList,
+    /// What this program refuses of it, which another version may have kept, and why.
+    pub refused: Vec<(Kind, String, String)>,
 }
 
 /// A configuration to be published.
@@ -157,16 +169,11 @@ type Judged = (Holdings, Option<Result<Draft, Vec<Blamed>>>);
 impl Client {
     /// One that has what was kept, if there is something, and what of it serves.
     #[must_use]
-    pub fn new(options: ClientOptions, kept: Option<&Kept>) -> (Self, Option<Offer>) {
+    pub fn new(options: ClientOptions, kept: Option<&Kept>) -> (Self, Option<Resumed>) {
         let mut holdings = Holdings::new(options.node.clone(), options.on_empty);
-        for (key, resource) in kept.into_iter().flat_map(Kept::resources) {
-            holdings.hold(key, resource);
-        }
-        // What another version of this program kept, this one may not understand.
-        let draft = kept.and_then(|_| holdings.draft(BTreeMap::new(), BTreeSet::new()).ok());
-        let held = match &draft {
-            Some(draft) => {
-                holdings.commit(draft);
+        let resumed = kept.and_then(|kept| holdings.resume(kept.resources()));
+        let held = match &resumed {
+            Some(_) => {
                 let good = holdings.good();
                 good.map(|((kind, name), one)| (*kind, name.clone(), one.clone()))
                     .collect()
@@ -177,6 +184,9 @@ impl Client {
             }
         };
         let servers = options.servers.len();
+        let serves = resumed
+            .as_ref()
+            .map(|(draft, _)| draft.snapshot.version.to_string());
         let client = Self {
             session: Session::new(node(&options.node), servers, Limits::default(), held),
             holdings: Some(holdings),
@@ -189,18 +199,19 @@ impl Client {
             is_reader: false,
             has_answered: false,
             draft: None,
-            serves: draft
-                .as_ref()
-                .map(|draft| draft.snapshot.version.to_string()),
+            serves,
             begun: Instant::now(),
             options,
         };
-        let offer = draft.map(|draft| Offer {
+        let resumed = resumed.map(|(draft, refused)| Resumed {
             snapshot: draft.snapshot,
             resources: draft.resources,
-            binding: Binding::WhatCan,
+            refused: (refused.into_iter())
+                .map(|((kind, name), why)| (kind, name.to_string(), why))
+                .chain(kept.into_iter().flat_map(Kept::unread))
+                .collect(),
         });
-        (client, offer)
+        (client, resumed)
     }
 
     /// One that asks as a gateway does, takes all that comes for good, and publishes nothing.
@@ -312,6 +323,15 @@ impl Client {
         self.session.is_complete() && self.judging.is_none() && self.draft.is_none()
     }
 
+    /// Whether a server has said on this stream all there is to say, and it serves as far as it is good.
+    #[must_use]
+    pub fn is_confirmed(&self) -> bool {
+        self.session.is_confirmed()
+            && self.serves.is_some()
+            && self.judging.is_none()
+            && self.draft.is_none()
+    }
+
     /// What serves, to be kept; `now` in seconds since 1970.
     #[must_use]
     pub fn kept(&self, now: u64) -> Option<Kept> {
@@ -407,12 +427,14 @@ impl Client {
 
     fn judged(&mut self, judged: Option<Judged>, draw: fn() -> f64) -> Option<Asked> {
         // Nothing: the process ends.
-        let (mut holdings, draft) = judged?;
+        let (holdings, draft) = judged?;
         match draft {
             None => {
-                holdings.refuse(self.under_way.iter().cloned());
-                self.holdings = Some(holdings);
-                self.refuse_all("a defect of the gateway keeps it from being judged", draw);
+                self.refuse_all(
+                    holdings,
+                    "a defect of the gateway keeps it from being judged",
+                    draw,
+                );
                 None
             }
             Some(Ok(draft)) => {
@@ -427,13 +449,11 @@ impl Client {
                 Some(self.offer(draft, Binding::All))
             }
             Some(Err(blamed)) => {
-                holdings.refuse(self.under_way.iter().cloned());
-                self.holdings = Some(holdings);
                 let first = blamed.first();
                 let why = first.map_or_else(String::new, |one| {
                     format!("{} `{}`: {}", one.kind.as_str(), one.name, one.why)
                 });
-                self.refuse_all(&why, draw);
+                self.refuse_all(holdings, &why, draw);
                 None
             }
         }
@@ -458,12 +478,9 @@ impl Client {
         self.handle(Event::Applied(verdict.unwrap_or_default()), draw);
     }
 
-    fn refuse_all(&mut self, why: &str, draw: fn() -> f64) {
-        let keys = std::mem::take(&mut self.under_way);
-        let verdict = Verdict {
-            refused: keys.into_iter().map(|key| (key, why.to_owned())).collect(),
-            revived: Vec::new(),
-        };
+    fn refuse_all(&mut self, mut holdings: Holdings, why: &str, draw: fn() -> f64) {
+        let verdict = holdings.refuse(std::mem::take(&mut self.under_way), why);
+        self.holdings = Some(holdings);
         self.handle(Event::Applied(verdict), draw);
     }
 }
@@ -474,7 +491,7 @@ const UNREAD: &str = "it does not read what is said to it";
 fn seen((kind, name): Key, change: &Change) -> Seen {
     let resource = match change {
         Change::Put(resource) => Some(resource),
-        Change::Removed | Change::Missing => None,
+        Change::Removed | Change::Missing | Change::Withdrawn => None,
     };
     let body = resource.map(|resource| &*resource.body);
     Seen {

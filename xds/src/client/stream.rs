@@ -8,19 +8,22 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use tonic::client::Grpc;
 use tonic::codegen::Service;
 use tonic::codegen::http::Uri;
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::codegen::tokio_stream::Stream as TokioStream;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::HANDSHAKE_TIMEOUT;
+use super::counted::Counted;
 use crate::pb::discovery::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-    aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
 };
 use crate::session::client::{Ended, Protocol};
 
@@ -28,6 +31,11 @@ use crate::session::client::{Ended, Protocol};
 const PING: Duration = Duration::from_secs(30);
 /// ... and how long it has to answer that.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// The methods of the aggregated discovery service.
+const DELTA: &str =
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+const FULL: &str =
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
 /// Requests that wait to be read. A server that answers is told as much again as it sends.
 const REQUESTS_MAX: usize = 1024;
 /// The largest head of an answer.
@@ -178,20 +186,36 @@ fn endpoint(origin: &str) -> Result<Endpoint, String> {
 }
 
 fn call(channel: Channel, protocol: Protocol, bytes_max: usize) -> Stream {
-    let mut client =
-        AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(bytes_max);
     match protocol {
         Protocol::Delta => {
             let (requests, asked) = mpsc::channel(REQUESTS_MAX);
-            let calling = async move { client.delta_aggregated_resources(Requests(asked)).await };
+            let calling = discover(channel, asked, DELTA, bytes_max);
             Stream::Delta(requests, Answers::Calling(Box::pin(calling)))
         }
         Protocol::Full => {
             let (requests, asked) = mpsc::channel(REQUESTS_MAX);
-            let calling = async move { client.stream_aggregated_resources(Requests(asked)).await };
+            let calling = discover(channel, asked, FULL, bytes_max);
             Stream::Full(requests, Answers::Calling(Box::pin(calling)))
         }
     }
+}
+
+async fn discover<T, U>(
+    channel: Channel,
+    asked: mpsc::Receiver<T>,
+    method: &'static str,
+    bytes_max: usize,
+) -> Result<Response<Streaming<U>>, Status>
+where
+    T: Message + 'static,
+    U: Message + Default + 'static,
+{
+    let mut grpc = Grpc::new(channel).max_decoding_message_size(bytes_max);
+    let ready = grpc.ready().await;
+    ready.map_err(|error| Status::unavailable(with_causes(&error)))?;
+    let path = PathAndQuery::from_static(method);
+    let request = Request::new(Requests(asked));
+    grpc.streaming(request, path, Counted::new()).await
 }
 
 fn ended(status: &Status) -> Came {

@@ -259,6 +259,42 @@ async fn what_a_server_says_is_published_and_acknowledged_after_that() {
 }
 
 #[test]
+fn one_that_was_kept_and_is_refused_costs_no_other() {
+    let of = |body: Any| crate::session::client::Resource {
+        version: "1".into(),
+        body: Arc::new(body),
+        references: Arc::default(),
+    };
+    let mut unread = bare("unread", 2);
+    unread.value.extend([0xff, 0xff]);
+    let refused = crate::pb::pack(&listener::Listener {
+        name: "refused".to_owned(),
+        ..Default::default()
+    });
+    let all = [
+        ("good", of(bare("good", 1))),
+        ("refused", of(refused)),
+        ("unread", of(unread)),
+    ];
+    let keys = all.map(|(name, one)| ((Kind::Listener, name.into()), one));
+    let kept = Kept::of(keys.iter().map(|(key, one)| (key, one)), 1);
+    let (client, resumed) = Client::new(options(1 << 20), Some(&kept));
+    let resumed = resumed.unwrap();
+    let names: Vec<&str> = (resumed.snapshot.listeners.iter())
+        .map(|one| &*one.name)
+        .collect();
+    assert_eq!(names, ["good"]);
+    let refused: Vec<&str> = resumed.refused.iter().map(|(_, name, _)| &**name).collect();
+    assert_eq!(refused, ["refused", "unread"]);
+    // What does not serve is not kept again, and no server is told that it is there.
+    let held: Vec<_> = client.session.held().map(|(_, name, _)| name).collect();
+    assert_eq!(held.len(), 1, "{held:?}");
+    // Where nothing is left there is nothing to begin with.
+    let kept = Kept::of(keys[1..].iter().map(|(key, one)| (key, one)), 1);
+    assert!(Client::new(options(1 << 20), Some(&kept)).1.is_none());
+}
+
+#[test]
 fn what_is_kept_is_whole_or_nothing() {
     let resource = crate::session::client::Resource {
         version: "1".into(),
@@ -305,6 +341,22 @@ async fn p51_a_message_over_the_limit_ends_the_stream_and_one_below_it_does_not(
     assert!(why.contains("too large"), "{why}");
     // And it is asked again.
     world.stream().await;
+}
+
+#[tokio::test]
+async fn a_response_of_more_parts_than_are_kept_is_not_decoded_and_ends_the_stream() {
+    let mut world = World::new(8 << 20);
+    let (_requests, say) = world.stream().await;
+    // Two bytes each.
+    let mut many = response(Kind::Cluster, "n", &[]);
+    many.resources = vec![Resource::default(); 400_001];
+    say.send(Ok(many)).await.unwrap();
+    world
+        .drive(|world| world.told.iter().any(|told| matches!(told, Told::Lost(..))))
+        .await;
+    let is_why =
+        |told: &Told| matches!(told, Told::Lost(0, why) if why.contains("over 400000 parts"));
+    assert!(world.told.iter().any(is_why), "{:?}", world.told);
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,8 +4,11 @@
 //!          a response                  handed on                     a verdict
 //! (server) ----------> next: newest --------------> applying -------------------> held: it serves, or
 //!                        ^ what fails by itself                |                   waits for others (P31)
-//!                        `- is a fault at once                 `- refused -------> aside: served when it can
+//!                        `- is a fault at once                 |                   |
+//!                                                              `- refused ---------`-> aside: served when it can
 //! ```
+//!
+//! What waits is held and may still be refused: what served before is held then, as after any refusal.
 //!
 //! A response is answered when all that it brought was judged: ACK, or NACK with each resource that is
 //! refused and why, while the others serve (P29). What is held is what a reconnecting client says that
@@ -55,7 +58,7 @@ pub(crate) struct Resource {
 pub(crate) struct Limits {
     /// Resources of all kinds.
     pub(crate) resources: usize,
-    /// Their bytes.
+    /// The bytes of all that is held, under way or aside.
     pub(crate) bytes: usize,
     /// Of one name.
     pub(crate) name_bytes: usize,
@@ -127,15 +130,27 @@ pub(crate) enum Change {
     Removed,
     /// It was asked for, and did not come in time (P18).
     Missing,
+    /// What was refused counts no more: whether it is there still nobody knows.
+    Withdrawn,
 }
 
 /// What was said of an update.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Verdict {
-    /// What does not serve.
-    pub(crate) refused: BTreeMap<(Kind, Name), String>,
+    /// What does not serve; of what came before too, where it had to wait.
+    pub(crate) refused: BTreeMap<(Kind, Name), Refusal>,
     /// What was refused once, and serves.
     pub(crate) revived: Vec<(Kind, Name)>,
+    /// What was to go and stayed, and is gone.
+    pub(crate) gone: Vec<(Kind, Name)>,
+}
+
+/// Why a resource does not serve.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Refusal {
+    pub(crate) why: String,
+    /// What serves in its place, if anything does.
+    pub(crate) good: Option<Resource>,
 }
 
 /// What an operator may want to know.
@@ -230,7 +245,7 @@ impl Session {
                 self.answered(&mut out);
                 self.full(response, now, draw, &mut out);
             }
-            Event::Applied(verdict) => self.applied(&verdict, &mut out),
+            Event::Applied(verdict) => self.applied(verdict, &mut out),
             Event::Tick => self.tick(now, draw, &mut out),
         }
         self.go_on(now, &mut out);
@@ -247,6 +262,11 @@ impl Session {
     /// Whether everything that it wants is there, or is known not to be.
     pub(crate) fn is_complete(&self) -> bool {
         self.kinds.values().all(OfKind::is_complete)
+    }
+
+    /// Whether a server has said on this stream all there is to say, so far.
+    pub(crate) fn is_confirmed(&self) -> bool {
+        self.is_complete() && self.kinds.values().all(OfKind::is_heard)
     }
 
     /// What is held, with the version that it came in.
@@ -450,19 +470,38 @@ impl Session {
         )
     }
 
-    fn applied(&mut self, verdict: &Verdict, out: &mut Vec<Action>) {
-        for (kind, name) in self.under_way.take().unwrap_or_default() {
-            let why = verdict.refused.get(&(kind, Arc::clone(&name)));
-            if let Some(of) = self.kinds.get_mut(&kind) {
-                of.judged(&name, why);
+    fn applied(&mut self, mut verdict: Verdict, out: &mut Vec<Action>) {
+        for key in self.under_way.take().unwrap_or_default() {
+            let refusal = verdict.refused.remove(&key);
+            if let Some(of) = self.kinds.get_mut(&key.0) {
+                of.judged(&key.1, refusal);
             }
         }
+        // Those that were acknowledged while they waited: nobody else tells of them.
+        let mut late: BTreeMap<Kind, Vec<Fault>> = BTreeMap::new();
+        for ((kind, name), refusal) in verdict.refused {
+            if let Some(of) = self.kinds.get_mut(&kind)
+                && let Some(why) = of.refused_late(&name, refusal)
+            {
+                late.entry(kind).or_default().push(Fault { name, why });
+            }
+        }
+        let late = late.into_iter();
+        out.extend(late.map(|(kind, faults)| Action::Tell(Notice::Rejected(kind, faults))));
         for (kind, name) in &verdict.revived {
-            if let Some(of) = self.kinds.get_mut(kind) {
-                of.revived(name);
-                if of.mend(name) {
-                    out.push(Action::Tell(Notice::Mended(*kind, Name::clone(name))));
-                }
+            if let Some(of) = self.kinds.get_mut(kind)
+                && of.revived(name)
+                && of.mend(name)
+            {
+                out.push(Action::Tell(Notice::Mended(*kind, Name::clone(name))));
+            }
+        }
+        for (kind, name) in verdict.gone {
+            if let Some(of) = self.kinds.get_mut(&kind)
+                && of.gone(&name)
+                && of.mend(&name)
+            {
+                out.push(Action::Tell(Notice::Mended(kind, name)));
             }
         }
         self.is_moved = true;
@@ -472,7 +511,7 @@ impl Session {
     fn go_on(&mut self, now: Time, out: &mut Vec<Action>) {
         if self.is_moved {
             self.is_moved = false;
-            self.refer();
+            self.refer(out);
         }
         if self.link.is_due(now) {
             self.link.opening();
@@ -482,6 +521,9 @@ impl Session {
         if self.link.is_open() {
             let judged = self.handed_on - u64::from(self.under_way.is_some());
             for kind in Kind::ALL {
+                if self.kinds.get(&kind).is_some_and(|of| !of.is_asked()) {
+                    self.ask(kind, now, out);
+                }
                 self.answer(kind, judged, now, out);
                 self.ask(kind, now, out);
             }
@@ -491,7 +533,7 @@ impl Session {
     }
 
     /// Wants just what is referred to.
-    fn refer(&mut self) {
+    fn refer(&mut self, out: &mut Vec<Action>) {
         let mut wanted: BTreeMap<Kind, BTreeSet<Name>> = BTreeMap::new();
         for of in self.kinds.values() {
             for (kind, name) in of.references() {
@@ -500,7 +542,9 @@ impl Session {
         }
         for (kind, of) in &mut self.kinds {
             if !kind.is_wildcard() {
-                of.want(wanted.remove(kind).unwrap_or_default());
+                let mended = of.want(wanted.remove(kind).unwrap_or_default());
+                let told = mended.into_iter().map(|name| Notice::Mended(*kind, name));
+                out.extend(told.map(Action::Tell));
             }
         }
     }
@@ -536,7 +580,13 @@ impl Session {
         let Some(of) = self.kinds.get_mut(&kind) else {
             return;
         };
+        let is_delta = self.link.protocol() == Protocol::Delta;
+        if is_delta && !of.is_asked() && of.to_ask().is_some() {
+            // What is held is said by the first request of a kind, and it is not known yet (P24).
+            return;
+        }
         while let Some(pending) = of.take_pending(judged) {
+            of.hear();
             let faults = of.faults(&pending);
             for name in of.note_faults(&pending.names, &faults) {
                 out.push(Action::Tell(Notice::Mended(kind, name)));
@@ -557,7 +607,7 @@ impl Session {
                 }),
                 Protocol::Full => {
                     if is_good {
-                        of.version = pending.version;
+                        of.accept(pending.version);
                     }
                     of.note_asked();
                     of.await_missing(now + self.wait);
@@ -585,7 +635,7 @@ impl Session {
             // The answer says it: in between, what is asked would seem to be one.
             return;
         }
-        if is_first && of.is_applying() {
+        if is_first && of.is_unsettled() {
             // What came by the stream before is held or not; only then can it be said (P25).
             return;
         }

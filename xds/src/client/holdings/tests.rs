@@ -124,10 +124,11 @@ impl Given {
         let draft = self.holdings.draft(faults, BTreeSet::new()).unwrap();
         let verdict = self.holdings.commit(&draft);
         self.snapshot = Some(draft.snapshot);
-        let refused =
-            (verdict.refused.iter()).map(|((kind, name), why)| format!("{kind:?} {name}: {why}"));
+        let refused = (verdict.refused.iter())
+            .map(|((kind, name), refusal)| format!("{kind:?} {name}: {}", refusal.why));
         refused
             .chain((verdict.revived.iter()).map(|(kind, name)| format!("{kind:?} {name} serves")))
+            .chain((verdict.gone.iter()).map(|(kind, name)| format!("{kind:?} {name} is gone")))
             .collect()
     }
 
@@ -365,6 +366,60 @@ fn p31_p34_a_cluster_waits_for_its_endpoints_and_goes_on_without_when_none_come(
 }
 
 #[test]
+fn what_waits_beside_endpoints_that_are_to_come_is_refused_once_they_are_there() {
+    let mut all = compiled(&[GATEWAY, ORDERS]);
+    let assigned = discovered(&mut all);
+    let two = compiled(&[GATEWAY, ORDERS, CART]);
+    let mut given = Given::new();
+    given.give(all_known(puts(&all, &[Cluster], "1")));
+    // Their routes name a service that nobody sends; whether the endpoints bring it nobody knows.
+    let waiting = given.give(all_known(puts(&two, &[Listener, Routes], "1")));
+    assert_eq!(waiting, NOTHING);
+    let update = all_known(vec![put(Endpoints, "orders", "1", &pb::pack(&assigned))]);
+    let refused = given.give(update).join("\n");
+    assert!(refused.contains("no service `shop/cart:80`"), "{refused}");
+    // And said with each verdict as long as it is so.
+    let again = given.give(all_known(Vec::new())).join("\n");
+    assert_eq!(again, refused);
+    // Endpoints that are wrong by themselves keep nothing waiting either.
+    let mut given = Given::new();
+    given.give(all_known(puts(&all, &[Cluster], "1")));
+    given.give(all_known(puts(&two, &[Listener, Routes], "1")));
+    let mut wrong = pb::pack(&assigned);
+    wrong.value.extend([0xff, 0xff]);
+    let put = (
+        (Endpoints, "orders".into()),
+        Change::Put(Resource {
+            version: "1".into(),
+            body: Arc::new(wrong),
+            references: Arc::default(),
+        }),
+    );
+    let refused = given.give(all_known(vec![put])).join("\n");
+    assert!(refused.contains("failed to decode"), "{refused}");
+    assert!(refused.contains("no service `shop/cart:80`"), "{refused}");
+}
+
+#[test]
+fn p34_p43_what_served_without_endpoints_serves_without_them_when_it_was_kept() {
+    let mut all = compiled(&[GATEWAY, ORDERS]);
+    discovered(&mut all);
+    let mut given = Given::new();
+    given.give(all_known(puts(&all, &[Cluster, Listener, Routes], "1")));
+    let missing = ((Endpoints, "orders".into()), Change::Missing);
+    given.give(all_known(vec![missing]));
+    assert_eq!(given.services(), ["shop/orders none"]);
+    let kept = given.holdings.good();
+    let kept: Vec<_> = kept.map(|(key, one)| (key.clone(), one.clone())).collect();
+    let mut again = Holdings::new(node(), OnEmpty::Keep);
+    let (draft, refused) = again.resume(kept.clone().into_iter()).unwrap();
+    assert_eq!(refused, BTreeMap::new());
+    assert_eq!(Some(draft.snapshot), given.snapshot);
+    let good = again.good().map(|(key, one)| (key.clone(), one.clone()));
+    assert_eq!(good.collect::<Vec<_>>(), kept);
+}
+
+#[test]
 fn bad_endpoints_are_refused_with_their_cluster_s_name_and_the_good_ones_stay() {
     let mut all = compiled(&[GATEWAY, ORDERS]);
     let assigned = discovered(&mut all);
@@ -405,14 +460,39 @@ fn an_update_that_would_leave_nothing_is_refused_unless_it_is_wanted_so() {
         assert_eq!(given.listeners().len(), left);
         if on_empty == OnEmpty::Keep {
             assert!(refused[0].contains("nothing would be left"), "{refused:?}");
-            // One of two may go; and a cluster that something refers to stays by itself.
-            let one = ((Listener, "more".into()), Change::Removed);
-            assert_eq!(given.give(all_known(vec![one])), NOTHING);
+            // One of two may go: the other is there again. And a cluster that something refers to stays by
+            // itself.
+            let apps = (Listener, "apps".into());
+            let one = put(Listener, "apps", "2", &all[&apps]);
+            assert_eq!(given.give(all_known(vec![one])), ["Listener more is gone"]);
             assert_eq!(given.listeners(), ["apps 1"]);
             assert_eq!(given.give(gone(Cluster)), NOTHING);
             assert_eq!(given.services().len(), 1);
         }
     }
+}
+
+#[test]
+fn what_stayed_since_nothing_else_was_left_goes_once_something_else_serves() {
+    let both = compiled(&[GATEWAY, ORDERS]);
+    let mut given = Given::new();
+    given.give(all_known(puts(&both, &[Cluster, Listener, Routes], "1")));
+    let gone = (both.keys().filter(|key| key.0 == Listener))
+        .map(|key| (key.clone(), Change::Removed))
+        .collect();
+    assert_eq!(given.give(all_known(gone)).len(), 2);
+    // Nothing of it is forgotten meanwhile.
+    assert_eq!(given.give(all_known(Vec::new())).len(), 2);
+    let mut other = compiled(&[
+        &GATEWAY.replace("apps:", "others:"),
+        &ORDERS.replace("apps", "others"),
+    ]);
+    other.retain(|key, _| *key == (Listener, "others".into()) || key.0 == Routes);
+    assert_eq!(
+        given.give(all_known(puts(&other, &[Listener, Routes], "2"))),
+        ["Listener apps is gone", "Listener more is gone"]
+    );
+    assert_eq!(given.listeners(), ["others 1"]);
 }
 
 #[test]
@@ -426,7 +506,8 @@ fn listeners_that_cannot_be_bound_are_left_out_and_named() {
     let draft = holdings.without(&draft, &unbound).unwrap();
     assert_eq!(draft.snapshot.listeners.len(), 1);
     let verdict = holdings.commit(&draft);
-    assert_eq!(verdict.refused[&(Listener, "more".into())], "it is in use");
+    let refusal = &verdict.refused[&(Listener, "more".into())];
+    assert_eq!((&*refusal.why, &refusal.good), ("it is in use", &None));
     // What serves already is not left out for it.
     let draft = holdings.draft(BTreeMap::new(), BTreeSet::new()).unwrap();
     let unbound = [("apps".to_owned(), "it is in use".to_owned())];

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use zeugma_core::time::Time;
 
-use super::{Action, Change, Ended, Event, Kind, Limits, Protocol, Resource, Session, Verdict};
+use super::{
+    Action, Change, Ended, Event, Kind, Limits, Name, Protocol, Refusal, Resource, Session, Verdict,
+};
 use crate::pb::{self, Any, cluster, core, discovery, endpoint, hcm, listener, route};
 
 /// A session that is driven by hand.
@@ -94,14 +96,20 @@ impl Client {
         self.handle(Event::Applied(Verdict::default()))
     }
 
-    /// These are not.
+    /// These are not; what is held serves.
     pub(super) fn bad(&mut self, refused: &[(Kind, &str, &str)]) -> Vec<String> {
+        let held = |kind: Kind, name: &str| {
+            let mut all = self.session.held();
+            let found = all.find(|(of, one, _)| *of == kind && &***one == name);
+            found.map(|(_, _, resource)| resource.clone())
+        };
         let refused = refused
             .iter()
-            .map(|(kind, name, why)| ((*kind, (*name).into()), (*why).to_owned()));
+            .map(|(kind, name, why)| refusal(*kind, name, why, held(*kind, name)))
+            .collect();
         self.handle(Event::Applied(Verdict {
-            refused: refused.collect(),
-            revived: Vec::new(),
+            refused,
+            ..Verdict::default()
         }))
     }
 
@@ -111,6 +119,17 @@ impl Client {
             .map(|(kind, name, Resource { version, .. })| format!("{kind:?} {name}={version}"))
             .collect()
     }
+}
+
+/// That it is refused, and this serves in its place.
+pub(super) fn refusal(
+    kind: Kind,
+    name: &str,
+    why: &str,
+    good: Option<Resource>,
+) -> ((Kind, Name), Refusal) {
+    let why = why.to_owned();
+    ((kind, name.into()), Refusal { why, good })
 }
 
 /// A delta response.
@@ -228,6 +247,7 @@ fn line(action: &Action) -> Option<String> {
                     Change::Put(resource) => format!("{kind:?} {name}={}", resource.version),
                     Change::Removed => format!("{kind:?} {name} removed"),
                     Change::Missing => format!("{kind:?} {name} missing"),
+                    Change::Withdrawn => format!("{kind:?} {name} withdrawn"),
                 });
             format!("apply {}", changes.collect::<Vec<_>>().join(", "))
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use zeugma_core::time::Time;
 
 use super::super::Kind;
-use super::{Change, Fault, Limits, Name, Notice, Resource, read};
+use super::{Change, Fault, Limits, Name, Notice, Refusal, Resource, read};
 use crate::pb::{self, Status, discovery};
 
 /// The most faults that a server is told of at once, and the most that it is told of each, in characters.
@@ -44,6 +44,8 @@ pub(super) enum Next {
     /// Nobody refers to it any more.
     Unwanted,
     Missing,
+    /// What was refused came by a stream that has ended.
+    Withdrawn,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +57,8 @@ struct Entry {
     next: Option<Next>,
     /// It was refused, and may serve when what it refers to is there.
     aside: Option<Resource>,
+    /// That it goes was refused; it may go when there is something else.
+    is_staying: bool,
     /// Why what was handed on last was refused.
     refused: Option<String>,
     /// The server says that there is none, or did not say anything in time.
@@ -79,17 +83,64 @@ impl Entry {
     /// The newest, unless it is on its way out.
     fn newest(&self) -> Option<&Resource> {
         match (&self.next, &self.applying) {
+            (Some(Next::Withdrawn), _) | (None, Some(Next::Withdrawn) | None) => self.held.as_ref(),
             (Some(next), _) | (None, Some(next)) => resource_of(Some(next)),
-            (None, None) => self.held.as_ref(),
         }
     }
 
     fn newest_mut(&mut self) -> Option<&mut Resource> {
         match (&mut self.next, &mut self.applying) {
             (Some(Next::Put(resource)), _) | (None, Some(Next::Put(resource))) => Some(resource),
+            (Some(Next::Withdrawn), _) | (None, Some(Next::Withdrawn) | None) => self.held.as_mut(),
             (Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing), _)
             | (None, Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing)) => None,
-            (None, None) => self.held.as_mut(),
+        }
+    }
+
+    /// What its server said last counts no more, if it was not handed on yet.
+    fn forget_unjudged(&mut self) {
+        if matches!(self.next, Some(Next::Put(_) | Next::Removed)) {
+            self.next = None;
+        }
+    }
+
+    /// It was refused; where the stream that it came by is over, it counts no more.
+    fn set_aside(&mut self, resource: Resource, is_over: bool) {
+        self.aside = Some(resource);
+        self.is_staying = false;
+        if is_over && self.next.is_none() {
+            self.next = Some(Next::Withdrawn);
+        }
+    }
+
+    /// The same of its going.
+    fn stay(&mut self, is_over: bool) {
+        self.is_staying = true;
+        if is_over && self.next.is_none() {
+            self.next = Some(Next::Withdrawn);
+        }
+    }
+
+    /// Whether something of it was refused that may come to be.
+    const fn is_open(&self) -> bool {
+        self.aside.is_some() || self.is_staying
+    }
+
+    /// Nothing is aside any more.
+    fn forget_withdrawal(&mut self) {
+        if self.next == Some(Next::Withdrawn) {
+            self.next = None;
+        }
+    }
+
+    /// Something of it was refused: what serves is what is held.
+    fn hold_good(&mut self, Refusal { why, good }: Refusal) {
+        self.refused = Some(why);
+        let body = |of: &Option<Resource>| of.as_ref().map(|of| Arc::clone(&of.body));
+        // Equal bytes may have come under a newer version since (P36).
+        if body(&self.held) != body(&good) {
+            self.is_absent &= good.is_none();
+            self.held = good;
         }
     }
 
@@ -102,7 +153,8 @@ impl Entry {
 fn resource_of(next: Option<&Next>) -> Option<&Resource> {
     match next {
         Some(Next::Put(resource)) => Some(resource),
-        Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing) | None => None,
+        Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing | Next::Withdrawn)
+        | None => None,
     }
 }
 
@@ -119,9 +171,15 @@ pub(super) struct OfKind {
     pub(super) nonce: String,
     /// Of the last full answer that was accepted (P3).
     pub(super) version: String,
+    /// Something of that answer was refused since: the next stream asks for all of it again.
+    is_version_void: bool,
     pub(super) pending: VecDeque<Pending>,
     /// Those of which the newest that came is refused.
     faulty: BTreeSet<Name>,
+    /// They are of a stream before: the next answer speaks of all that is faulty.
+    is_stale: bool,
+    /// Whether something of it was answered on this stream.
+    has_spoken: bool,
     /// Whether it is known what there is.
     is_known: bool,
     /// When that counts as known though nobody has said it.
@@ -137,8 +195,11 @@ impl OfKind {
             asked: None,
             nonce: String::new(),
             version: String::new(),
+            is_version_void: false,
             pending: VecDeque::new(),
             faulty: BTreeSet::new(),
+            is_stale: false,
+            has_spoken: false,
             // Those that have names are known by name.
             is_known: !kind.is_wildcard(),
             known_at: None,
@@ -159,16 +220,24 @@ impl OfKind {
     }
 
     /// Nothing of a stream outlives it (P2): what came and was not handed on yet is not counted as held
-    /// by the next (P25), and so must not come to be behind its back. Timers begin anew (P18).
+    /// by the next (P25), and so must not come to be behind its back, nor must what was refused. Timers
+    /// begin anew (P18).
     pub(super) fn end_stream(&mut self) {
         self.asked = None;
+        self.is_stale = true;
+        self.has_spoken = false;
+        if std::mem::take(&mut self.is_version_void) {
+            self.version.clear();
+        }
         self.nonce.clear();
         self.pending.clear();
         self.known_at = None;
         for entry in self.entries.values_mut() {
             entry.missing_at = None;
-            if matches!(entry.next, Some(Next::Put(_) | Next::Removed)) {
-                entry.next = None;
+            entry.forget_unjudged();
+            let is_on_its_way = entry.applying == Some(Next::Withdrawn);
+            if entry.is_open() && entry.next.is_none() && !is_on_its_way {
+                entry.next = Some(Next::Withdrawn);
             }
         }
         let names: Vec<Name> = self.entries.keys().cloned().collect();
@@ -177,9 +246,10 @@ impl OfKind {
         }
     }
 
-    /// Whether something that was handed on is not judged yet.
-    pub(super) fn is_applying(&self) -> bool {
-        self.entries.values().any(|entry| entry.applying.is_some())
+    /// Whether something that came by the stream before is not known to be held or not.
+    pub(super) fn is_unsettled(&self) -> bool {
+        let mut all = self.entries.values();
+        all.any(|entry| entry.applying.is_some() || entry.next == Some(Next::Withdrawn))
     }
 
     /// It has been said what there is; whether that is news.
@@ -192,6 +262,16 @@ impl OfKind {
 
     pub(super) const fn is_known(&self) -> bool {
         self.is_known
+    }
+
+    pub(super) const fn hear(&mut self) {
+        self.has_spoken = true;
+    }
+
+    /// Whether its server has spoken of all of it on this stream; of what it has by name nobody says that it
+    /// has not changed.
+    pub(super) const fn is_heard(&self) -> bool {
+        self.has_spoken || !self.is_wildcard
     }
 
     pub(super) fn is_complete(&self) -> bool {
@@ -229,13 +309,15 @@ impl OfKind {
         told
     }
 
-    /// Resources, and their bytes.
+    /// Resources, and the bytes of all that each of them is or may come to be.
     pub(super) fn size(&self) -> (usize, usize) {
-        let sizes = self.entries.values().filter_map(|entry| {
-            let newest = entry.newest().or(entry.held.as_ref())?;
-            Some(newest.body.value.len())
-        });
-        sizes.fold((0, 0), |(some, bytes), more| (some + 1, bytes + more))
+        let bytes = |entry: &Entry| entry.resources().map(|one| one.body.value.len()).sum();
+        let sizes = (self.entries.values())
+            .filter(|entry| entry.resources().next().is_some())
+            .map(bytes);
+        sizes.fold((0, 0), |(some, bytes), more: usize| {
+            (some + 1, bytes + more)
+        })
     }
 
     /// Takes what a response says.
@@ -271,6 +353,7 @@ impl OfKind {
                     Next::Put(resource) => Change::Put(resource.clone()),
                     Next::Removed | Next::Expired | Next::Unwanted => Change::Removed,
                     Next::Missing => Change::Missing,
+                    Next::Withdrawn => Change::Withdrawn,
                 };
                 entry.applying = Some(next);
                 entry.refused = None;
@@ -281,19 +364,26 @@ impl OfKind {
     }
 
     /// What was handed on was judged.
-    pub(super) fn judged(&mut self, name: &Name, why: Option<&String>) {
+    pub(super) fn judged(&mut self, name: &Name, refusal: Option<Refusal>) {
+        let is_over = self.asked.is_none();
         let Some(entry) = self.entries.get_mut(name) else {
             return;
         };
-        match (entry.applying.take(), why) {
+        match (entry.applying.take(), refusal) {
             (Some(Next::Put(resource)), None) => {
                 entry.held = Some(resource);
                 entry.aside = None;
+                entry.is_staying = false;
                 entry.is_absent = false;
+                entry.forget_withdrawal();
             }
-            (Some(Next::Put(resource)), Some(why)) => {
-                entry.aside = Some(resource);
-                entry.refused = Some(why.clone());
+            (Some(Next::Put(resource)), Some(refusal)) => {
+                entry.set_aside(resource, is_over);
+                entry.hold_good(refusal);
+            }
+            (Some(Next::Withdrawn), _) => {
+                entry.aside = None;
+                entry.is_staying = false;
             }
             (
                 Some(next @ (Next::Removed | Next::Expired | Next::Unwanted | Next::Missing)),
@@ -301,25 +391,74 @@ impl OfKind {
             ) => {
                 entry.held = None;
                 entry.aside = None;
+                entry.is_staying = false;
                 entry.is_absent = next != Next::Unwanted;
                 entry.expires_at = None;
+                entry.forget_withdrawal();
             }
             // It stays though its server has none any more.
-            (Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing), Some(why)) => {
-                entry.refused = Some(why.clone())
+            (
+                Some(Next::Removed | Next::Expired | Next::Unwanted | Next::Missing),
+                Some(refusal),
+            ) => {
+                entry.aside = None;
+                entry.stay(is_over);
+                entry.hold_good(refusal);
             }
             (None, _) => {}
         }
         self.forget(name);
     }
 
-    pub(super) fn revived(&mut self, name: &Name) {
-        if let Some(entry) = self.entries.get_mut(name)
-            && let Some(resource) = entry.aside.take()
-        {
-            entry.held = Some(resource);
-            entry.refused = None;
+    /// What was acknowledged while it waited is refused; why, if that is news.
+    pub(super) fn refused_late(&mut self, name: &Name, refusal: Refusal) -> Option<String> {
+        let is_over = self.asked.is_none();
+        let entry = self.entries.get_mut(name)?;
+        let body = |of: Option<&Resource>| of.map(|of| Arc::clone(&of.body));
+        if body(entry.held.as_ref()) == body(refusal.good.as_ref()) {
+            // It was told of before.
+            return None;
         }
+        let why = refusal.why.clone();
+        match entry.held.take() {
+            Some(waited) => entry.set_aside(waited, is_over),
+            None => entry.stay(is_over),
+        }
+        entry.hold_good(refusal);
+        self.is_version_void = true;
+        self.note_faulty([name]);
+        Some(why)
+    }
+
+    /// What was refused serves; whether it was known to be aside.
+    pub(super) fn revived(&mut self, name: &Name) -> bool {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return false;
+        };
+        let Some(resource) = entry.aside.take() else {
+            return false;
+        };
+        entry.held = Some(resource);
+        entry.refused = None;
+        entry.forget_withdrawal();
+        true
+    }
+
+    /// What was to go and stayed is gone; whether it was known to stay.
+    pub(super) fn gone(&mut self, name: &Name) -> bool {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return false;
+        };
+        if !std::mem::take(&mut entry.is_staying) {
+            return false;
+        }
+        entry.held = None;
+        entry.refused = None;
+        entry.is_absent = true;
+        entry.expires_at = None;
+        entry.forget_withdrawal();
+        self.forget(name);
+        true
     }
 
     /// Forgets one of which there is nothing to know, unless it is a name that is asked for.
@@ -338,15 +477,23 @@ impl OfKind {
             .flat_map(|resource| resource.references.iter())
     }
 
-    /// Wants just these.
-    pub(super) fn want(&mut self, wanted: BTreeSet<Name>) {
+    /// Wants just these; tells what was refused, and is of no interest any more.
+    pub(super) fn want(&mut self, wanted: BTreeSet<Name>) -> Vec<Name> {
         self.wanted = wanted;
         for name in &self.wanted {
             let entry = self.entries.entry(Arc::clone(name)).or_default();
             if entry.next == Some(Next::Unwanted) {
-                entry.next = None;
+                let is_over = self.asked.is_none() && entry.is_open();
+                entry.next = is_over.then_some(Next::Withdrawn);
             }
         }
+        let is_wanted = |name: &Name| self.wanted.contains(name) || name.starts_with('#');
+        let no_more = self.faulty.iter().filter(|name| !is_wanted(name));
+        let no_more: Vec<Name> = no_more.cloned().collect();
+        for name in &no_more {
+            self.faulty.remove(name);
+        }
+        no_more
     }
 
     /// Lets go of what nobody refers to any more, once its server has heard that: else it would not send
@@ -373,6 +520,13 @@ impl OfKind {
             }
             self.forget(&name);
         }
+    }
+
+    /// A full answer was accepted.
+    pub(super) fn accept(&mut self, version: String) {
+        self.version = version;
+        // P14: others need not hold all that there is.
+        self.is_version_void &= !self.is_wildcard;
     }
 
     pub(super) const fn is_asked(&self) -> bool {
@@ -451,9 +605,12 @@ impl OfKind {
 
     /// Notes what is wrong with what came; tells what was, and is not any more.
     pub(super) fn note_faults(&mut self, names: &BTreeSet<Name>, faults: &[Fault]) -> Vec<Name> {
-        let is_faulty = |name: &Name| faults.iter().any(|fault| fault.name == *name);
-        // One that could not be told by name is gone with the response that it came in.
-        let is_spoken_of = |name: &Name| names.contains(name) || name.starts_with('#');
+        let now: BTreeSet<&Name> = faults.iter().map(|fault| &fault.name).collect();
+        let is_faulty = |name: &Name| now.contains(name);
+        // One that could not be told by name is gone with the response that it came in. What was refused
+        // before this stream comes again on it, if it is there still.
+        let is_fresh = std::mem::take(&mut self.is_stale);
+        let is_spoken_of = |name: &Name| is_fresh || names.contains(name) || name.starts_with('#');
         let mended: Vec<Name> = (self.faulty.iter())
             .filter(|name| is_spoken_of(name) && !is_faulty(name))
             .cloned()
@@ -461,10 +618,13 @@ impl OfKind {
         for name in &mended {
             self.faulty.remove(name);
         }
-        let room = FAULTY_MAX.saturating_sub(self.faulty.len());
-        let names = faults.iter().map(|fault| Arc::clone(&fault.name));
-        self.faulty.extend(names.take(room));
+        self.note_faulty(faults.iter().map(|fault| &fault.name));
         mended
+    }
+
+    fn note_faulty<'a>(&mut self, names: impl IntoIterator<Item = &'a Name>) {
+        let room = FAULTY_MAX.saturating_sub(self.faulty.len());
+        self.faulty.extend(names.into_iter().take(room).cloned());
     }
 
     /// Whether it was refused until now.
@@ -582,7 +742,7 @@ impl Taking<'_> {
             return Ok(());
         };
         let newest = entry.newest();
-        if newest.is_some_and(|newest| *newest.body == body) && entry.aside.is_none() {
+        if newest.is_some_and(|newest| *newest.body == body) && !entry.is_open() {
             // P36
             if let Some(newest) = entry.newest_mut() {
                 newest.version = version;
@@ -593,7 +753,9 @@ impl Taking<'_> {
             entry.expires_at = expires_at;
             return Ok(());
         }
-        let (had, had_bytes) = newest.map_or((0, 0), |newest| (1, newest.body.value.len()));
+        let had = usize::from(entry.resources().next().is_some());
+        // What it takes the place of at once; the others stay until it is judged.
+        let had_bytes = resource_of(entry.next.as_ref()).map_or(0, |one| one.body.value.len());
         let bytes = body.value.len();
         let made = if self.resources + had == 0 {
             Err(format!(
@@ -612,7 +774,7 @@ impl Taking<'_> {
             Ok(references) => references,
             Err(why) => {
                 // What came before it and was not judged yet is not what is meant any more.
-                entry.next = None;
+                entry.forget_unjudged();
                 self.of.forget(&name);
                 return Err(why);
             }
@@ -654,9 +816,13 @@ impl Taking<'_> {
         let known = self.of.entries.keys().chain(&self.of.faulty);
         let absent = known.filter(|name| !self.names.contains(*name));
         let absent: Vec<Name> = absent.cloned().collect();
+        let faulty: BTreeSet<Name> = self
+            .faults
+            .iter()
+            .map(|one| Arc::clone(&one.name))
+            .collect();
         for name in absent {
-            let is_named = self.faults.iter().any(|fault| fault.name == name);
-            if !is_named {
+            if !faulty.contains(&name) {
                 self.removed(&name);
             }
         }

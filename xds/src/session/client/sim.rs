@@ -1,5 +1,6 @@
 //! Sessions against an obvious server: streams that break, duplicate, come late, are full of rubbish.
-//! Whatever happened, in the end the client holds what the server has, as far as it is good.
+//! Whatever happened, in the end the client holds what the server has, as far as it is good, and what is
+//! held is what serves.
 //! `ZEUGMA_SEED=n` plays one again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -8,8 +9,10 @@ use std::time::Duration;
 
 use zeugma_core::time::Time;
 
-use super::fixture::{PROTOCOLS, eds, endpoints, fixed, listener, routes, said};
-use super::{Action, Change, Ended, Event, Kind, Limits, Name, Protocol, Session, Verdict};
+use super::fixture::{PROTOCOLS, eds, endpoints, fixed, listener, refusal, routes, said};
+use super::{
+    Action, Change, Ended, Event, Kind, Limits, Name, Protocol, Resource, Session, Verdict,
+};
 use crate::pb::{Any, core, discovery};
 
 /// A stream of numbers that looks random.
@@ -224,10 +227,17 @@ impl Server {
     }
 }
 
-/// Who judges.
+/// Who judges: a listener fits where there is a cluster of the name that it refers to. While endpoints of
+/// any cluster are to come, what does not fit may do so yet, and waits without being refused.
 #[derive(Default)]
 struct Judge {
-    serves: BTreeMap<(Kind, Name), Arc<Any>>,
+    serves: BTreeMap<(Kind, Name), Resource>,
+    /// Listeners that do not fit, and whether they were refused for it.
+    next: BTreeMap<(Kind, Name), (Resource, bool)>,
+    /// Listeners that are to go, and stay as long as no other serves.
+    staying: BTreeSet<(Kind, Name)>,
+    /// Those that are not to come: there are none, or what came is refused.
+    absent: BTreeSet<(Kind, Name)>,
     under_way: Option<BTreeMap<(Kind, Name), Change>>,
 }
 
@@ -240,24 +250,83 @@ impl Judge {
     fn end(&mut self) -> Option<Verdict> {
         let changes = self.under_way.take()?;
         let mut verdict = Verdict::default();
+        let mut removed = BTreeSet::new();
         for (key, change) in changes {
+            self.next.remove(&key);
+            self.staying.remove(&key);
             match change {
                 Change::Put(resource) if is_refused(&resource.body) => {
-                    verdict.refused.insert(key, "no use".to_owned());
+                    verdict.refused.extend([self.refused(&key, "no use")]);
+                    self.absent.insert(key);
+                }
+                Change::Put(resource)
+                    if key.0 == Kind::Listener && !self.is_same(&key, &resource) =>
+                {
+                    self.next.insert(key, (resource, false));
                 }
                 Change::Put(resource) => {
-                    self.serves.insert(key, resource.body);
+                    self.absent.remove(&key);
+                    self.serves.insert(key, resource);
                 }
-                Change::Removed => {
-                    self.serves.remove(&key);
+                Change::Removed if key.0 == Kind::Listener && self.serves.contains_key(&key) => {
+                    removed.insert(key);
                 }
-                Change::Missing => {
+                Change::Removed | Change::Missing => {
                     // P18: never of what is there.
-                    assert!(!self.serves.contains_key(&key), "{key:?}");
+                    let was = self.serves.remove(&key);
+                    assert!(change == Change::Removed || was.is_none(), "{key:?}");
+                    self.absent.insert(key);
                 }
+                Change::Withdrawn => {}
             }
         }
+        let is_waiting = self.is_waiting();
+        for (key, (resource, was_refused)) in std::mem::take(&mut self.next) {
+            if self.fits(&resource) {
+                self.serves.insert(key.clone(), resource);
+                verdict.revived.extend(Some(key).filter(|_key| was_refused));
+                continue;
+            }
+            if !is_waiting {
+                verdict.refused.extend([self.refused(&key, "no cluster")]);
+            }
+            self.next
+                .insert(key, (resource, was_refused || !is_waiting));
+        }
+        let listeners = self.serves.keys().filter(|key| key.0 == Kind::Listener);
+        let going: BTreeSet<_> = removed.union(&self.staying).cloned().collect();
+        if listeners.count() > going.len() {
+            going.iter().for_each(|key| drop(self.serves.remove(key)));
+            verdict.gone.extend(std::mem::take(&mut self.staying));
+        } else {
+            let refused = going.iter().map(|key| self.refused(key, "nothing is left"));
+            verdict.refused.extend(refused);
+            self.staying = going;
+        }
         Some(verdict)
+    }
+
+    /// Whether just this serves (P36).
+    fn is_same(&self, key: &(Kind, Name), resource: &Resource) -> bool {
+        let serves = self.serves.get(key);
+        serves.is_some_and(|serves| serves.body == resource.body)
+    }
+
+    fn refused(&self, key: &(Kind, Name), why: &str) -> ((Kind, Name), super::Refusal) {
+        refusal(key.0, &key.1, why, self.serves.get(key).cloned())
+    }
+
+    fn fits(&self, listener: &Resource) -> bool {
+        let mut names = listener.references.iter().map(|(_, name)| name);
+        names.all(|name| self.serves.contains_key(&(Kind::Cluster, Arc::clone(name))))
+    }
+
+    /// Whether endpoints are to come.
+    fn is_waiting(&self) -> bool {
+        let mut wanted = (self.serves.iter())
+            .filter(|((kind, _), _)| *kind == Kind::Cluster)
+            .flat_map(|(_, cluster)| cluster.references.iter());
+        wanted.any(|to| !self.serves.contains_key(to) && !self.absent.contains(to))
     }
 }
 
@@ -482,8 +551,13 @@ impl World {
                 && self.judge.under_way.is_none()
                 && self.opening.is_none()
                 && self.is_open;
-            if is_idle {
+            if is_idle && !self.judge.is_waiting() {
                 return;
+            }
+            if is_idle {
+                // P18: what does not come does not keep the others for ever.
+                self.now = self.now + super::WAIT;
+                self.handle(Event::Tick);
             }
             while let Some(event) = self.to_client.pop_front() {
                 self.handle(event);
@@ -505,7 +579,7 @@ impl World {
             .map(|(kind, name, resource)| ((kind, Arc::clone(name)), &*resource.body))
             .collect();
         let serves: BTreeMap<(Kind, Name), &Any> = (self.judge.serves.iter())
-            .map(|(key, any)| (key.clone(), &**any))
+            .map(|(key, resource)| (key.clone(), &*resource.body))
             .collect();
         assert_eq!(held, serves, "what is held is what serves: {seed}");
         let stream = self.server.stream.as_ref().unwrap();
@@ -518,7 +592,15 @@ impl World {
             let there = self.server.matching(kind);
             for (name, (version, any)) in &there {
                 let key = (kind, Name::from(name.as_str()));
-                let is_good = !is_refused(any) && super::read::references(kind, name, any).is_ok();
+                let references = super::read::references(kind, name, any);
+                let is_good = references.is_ok_and(|references| {
+                    let resource = Resource {
+                        version: "any".into(),
+                        body: Arc::new(any.clone()),
+                        references,
+                    };
+                    !is_refused(any) && (kind != Kind::Listener || self.judge.fits(&resource))
+                });
                 match held.get(&key) {
                     Some(held) if is_good => assert_eq!(*held, any, "{key:?} {version} {seed}"),
                     // An older one that was good.
@@ -531,7 +613,11 @@ impl World {
                 continue;
             }
             for (of, name) in held.keys().filter(|(of, _)| *of == kind) {
-                assert!(there.contains_key(&**name), "{of:?} {name} is gone: {seed}");
+                let stays = self.judge.staying.contains(&(*of, Arc::clone(name)));
+                assert!(
+                    stays || there.contains_key(&**name),
+                    "{of:?} {name} is gone: {seed}"
+                );
             }
         }
         if self.protocol == Protocol::Delta {
@@ -539,6 +625,9 @@ impl World {
             for ((kind, name), resource) in
                 (self.session.held()).map(|(kind, name, one)| ((kind, name.to_string()), one))
             {
+                if (self.judge.staying).contains(&(kind, name.as_str().into())) {
+                    continue;
+                }
                 let told = &stream.told[&(kind, name.clone())];
                 let (_, any) = &self.server.has[&(kind, name.clone())];
                 if *any == *resource.body {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use zeugma_core::time::Time;
 
-use super::fixture::{Client, delta, eds, endpoints, fixed, listener, routes, said};
+use super::fixture::{Client, delta, eds, endpoints, fixed, listener, refusal, routes, said};
 use super::link::{FALLBACK_AFTER, RETURN_AFTER, SILENCE};
 use super::{Ended, Event, Kind, Limits, Notice, Verdict, WAIT};
 use crate::pb::{self, Any, PbDuration, Status, discovery};
@@ -40,7 +40,11 @@ fn p2_p24_p25_a_new_stream_begins_without_nonces_and_says_what_is_held_whatever_
     client.delta(Endpoints, "n2", &[("a", "7", endpoints("a", "eu-1"))]);
     client.good();
     assert_eq!(client.held(), ["Cluster a=1", "Endpoints a=7"]);
-    assert_eq!(client.handle(Event::Closed(Ended::Otherwise)), NOTHING);
+    assert_eq!(
+        client.handle(Event::Closed(Ended::Otherwise)),
+        ["apply Cluster b withdrawn"]
+    );
+    client.good();
     assert_eq!(client.later(1), ["open 0 Delta"]);
     assert_eq!(
         client.handle(Event::Opened),
@@ -76,6 +80,7 @@ fn p3_p8_a_full_answer_is_refused_with_the_version_before_and_so_begins_the_next
     let refused = client.bad(&[(Cluster, "a", "no use")]);
     assert_eq!(refused, ["Cluster v=1 n=y [] error: cluster `a`: no use"]);
     client.handle(Event::Closed(Ended::Otherwise));
+    client.good();
     // It is asked for what changed anew: its server may have learnt it.
     assert_eq!(client.later(1), ["open 0 Delta"]);
     assert_eq!(
@@ -438,6 +443,150 @@ fn what_was_refused_serves_when_it_can_and_is_held_then() {
 }
 
 #[test]
+fn p25_what_was_acknowledged_and_is_refused_once_it_does_not_wait_any_more_is_not_held_and_told_of()
+{
+    let mut client = Client::open();
+    client.delta(Listener, "n1", &[("l", "1", listener("l", &[]))]);
+    client.good();
+    let good = client.session.held().next().unwrap().2.clone();
+    let two = [
+        ("k", "2", fixed_listener("k")),
+        ("l", "2", fixed_listener("l")),
+    ];
+    client.delta(Listener, "n2", &two);
+    // Both wait for something that is to come.
+    assert_eq!(client.good(), ["Listener ack n2"]);
+    assert_eq!(client.held(), ["Listener k=2", "Listener l=2"]);
+    let late = |client: &mut Client, nonce: &str| {
+        client.delta(Cluster, nonce, &[("c", nonce, fixed("c", nonce))]);
+        let refused = [
+            refusal(Listener, "k", "no cluster `d`", None),
+            refusal(Listener, "l", "no cluster `d`", Some(good.clone())),
+        ];
+        let verdict = Verdict {
+            refused: refused.into(),
+            ..Verdict::default()
+        };
+        let (session, now) = (&mut client.session, client.now);
+        let told = session.handle(Event::Applied(verdict), now, 0.0);
+        let told = told.into_iter().filter_map(|action| {
+            let super::Action::Tell(Notice::Rejected(kind, faults)) = action else {
+                return None;
+            };
+            Some((kind, faults.len()))
+        });
+        told.collect::<Vec<_>>()
+    };
+    assert_eq!(late(&mut client, "n3"), [(Listener, 2)]);
+    assert_eq!(client.held(), ["Cluster c=n3", "Listener l=1"]);
+    // It is not said again and again.
+    assert_eq!(late(&mut client, "n4"), []);
+    client.delta(Cluster, "n5", &[("d", "1", fixed("d", ""))]);
+    client.handle(Event::Applied(Verdict {
+        revived: vec![(Listener, "l".into())],
+        ..Verdict::default()
+    }));
+    assert_eq!(
+        client.held(),
+        ["Cluster c=n4", "Cluster d=1", "Listener l=2"]
+    );
+    // One that is refused in the place of one that waited: what served before both is held.
+    client.delta(Listener, "n6", &[("l", "3", listener("l", &["r"]))]);
+    client.good();
+    client.delta(Listener, "n7", &[("l", "4", listener("l", &["q"]))]);
+    let refused = [refusal(Listener, "l", "no use", Some(good.clone()))];
+    client.handle(Event::Applied(Verdict {
+        refused: refused.into(),
+        ..Verdict::default()
+    }));
+    assert!(client.held().contains(&"Listener l=1".to_owned()));
+}
+
+#[test]
+fn p2_what_was_refused_on_one_stream_does_not_come_to_serve_on_the_next_unless_it_comes_again() {
+    let mut client = Client::open();
+    client.delta(Listener, "n1", &[("l", "1", listener("l", &[]))]);
+    client.good();
+    let two = [
+        ("k", "2", fixed_listener("k")),
+        ("l", "2", fixed_listener("l")),
+    ];
+    client.delta(Listener, "n2", &two);
+    client.bad(&[(Listener, "k", "no use"), (Listener, "l", "no use")]);
+    assert_eq!(
+        client.handle(Event::Closed(Ended::Otherwise)),
+        ["apply Listener k withdrawn, Listener l withdrawn"]
+    );
+    assert_eq!(client.later(1), ["open 0 Delta"]);
+    // What is held is said once it is known.
+    assert_eq!(
+        client.handle(Event::Opened),
+        ["Cluster +[] -[] has [] node"]
+    );
+    assert_eq!(client.good(), ["Listener +[] -[] has [l=1]"]);
+    let late = Verdict {
+        revived: vec![(Listener, "k".into()), (Listener, "l".into())],
+        ..Verdict::default()
+    };
+    client.delta(Cluster, "n3", &[("c", "1", fixed("c", ""))]);
+    client.handle(Event::Applied(late));
+    assert_eq!(client.held(), ["Cluster c=1", "Listener l=1"]);
+    // And the first answer of the new stream speaks of all that is wrong.
+    let (session, now) = (&mut client.session, client.now);
+    let empty = Event::Delta(delta(Listener, "n4", &[], &[]));
+    let told = session.handle(empty, now, 0.0);
+    let mended = told.into_iter().filter_map(|action| {
+        let super::Action::Tell(Notice::Mended(_, name)) = action else {
+            return None;
+        };
+        Some(name.to_string())
+    });
+    assert_eq!(mended.collect::<Vec<_>>(), ["k", "l"]);
+}
+
+#[test]
+fn what_was_refused_and_is_not_asked_for_any_more_is_told_of() {
+    let mut client = Client::open();
+    client.delta(Cluster, "n1", &[("a", "1", eds("a", ""))]);
+    client.good();
+    client.delta(Endpoints, "n2", &[("a", "1", endpoints("a", "z"))]);
+    client.bad(&[(Endpoints, "a", "no use")]);
+    client.gone(Cluster, "n3", &["a"]);
+    let (session, now) = (&mut client.session, client.now);
+    let told = session.handle(Event::Applied(Verdict::default()), now, 0.0);
+    let is_told = |action: &super::Action| matches!(action, super::Action::Tell(Notice::Mended(Endpoints, name)) if &**name == "a");
+    assert!(told.iter().any(is_told), "{told:?}");
+}
+
+#[test]
+fn p3_a_full_answer_of_which_something_was_refused_late_is_asked_for_again() {
+    let mut client = Client::open_full();
+    client.full(Listener, "1", "x", &[listener("l", &[])]);
+    client.good();
+    client.full(Cluster, "1", "y", &[fixed("c", "")]);
+    client.handle(Event::Applied(Verdict {
+        refused: [refusal(Listener, "l", "no cluster `d`", None)].into(),
+        ..Verdict::default()
+    }));
+    client.handle(Event::Closed(Ended::Otherwise));
+    client.good();
+    client.later(1);
+    client.handle(Event::Closed(Ended::Unimplemented));
+    assert_eq!(
+        client.handle(Event::Opened),
+        ["Cluster v=1 n= [] node", "Listener v= n= []"]
+    );
+}
+
+/// One that refers to nothing, and is not what `listener` makes.
+fn fixed_listener(name: &str) -> Any {
+    let mut any = listener(name, &[]);
+    // The name again: the last one counts.
+    any.value.extend_from_within(..);
+    any
+}
+
+#[test]
 fn a_removal_that_is_refused_is_told_once_and_what_was_to_go_stays() {
     let mut client = Client::open();
     client.delta(Listener, "n1", &[("l", "1", listener("l", &[]))]);
@@ -449,8 +598,39 @@ fn a_removal_that_is_refused_is_told_once_and_what_was_to_go_stays() {
         ["Listener nack n2: listener `l`: nothing would be left"]
     );
     assert_eq!(client.held(), ["Listener l=1"]);
+    // It is there again: that it was to go is taken back.
     let again = client.delta(Listener, "n3", &[("l", "1", listener("l", &[]))]);
-    assert_eq!(again, ["Listener ack n3"]);
+    assert_eq!(again, ["apply Listener l=1"]);
+    assert_eq!(client.good(), ["Listener ack n3"]);
+    // Refused again, and gone at last.
+    client.gone(Listener, "n4", &["l"]);
+    client.bad(&[(Listener, "l", "nothing would be left")]);
+    client.delta(Cluster, "n5", &[("c", "1", fixed("c", ""))]);
+    client.handle(Event::Applied(Verdict {
+        gone: vec![(Listener, "l".into())],
+        ..Verdict::default()
+    }));
+    assert_eq!(client.held(), ["Cluster c=1"]);
+}
+
+#[test]
+fn p24_a_removal_that_was_refused_is_asked_for_again_on_the_next_stream() {
+    let mut client = Client::open();
+    client.delta(Listener, "n1", &[("l", "1", listener("l", &[]))]);
+    client.good();
+    client.gone(Listener, "n2", &["l"]);
+    client.bad(&[(Listener, "l", "nothing would be left")]);
+    // The server may have it again by then, and would not say so: the version is the same.
+    assert_eq!(
+        client.handle(Event::Closed(Ended::Otherwise)),
+        ["apply Listener l withdrawn"]
+    );
+    client.good();
+    client.later(1);
+    assert_eq!(
+        client.handle(Event::Opened),
+        ["Cluster +[] -[] has [] node", "Listener +[] -[] has [l=1]"]
+    );
 }
 
 #[test]
@@ -723,6 +903,12 @@ fn what_a_server_may_make_a_gateway_keep_is_bounded() {
     let said = client.delta(Cluster, "n4", &[("a", "3", big)]).join("");
     assert!(said.contains("over 60 bytes"), "{said}");
     assert_eq!(client.held(), ["Cluster a=2", "Cluster b=1"]);
+    // One that was refused counts, as what serves in its place does.
+    client.delta(Cluster, "n5", &[("a", "9", fixed("a", &"x".repeat(20)))]);
+    client.bad(&[(Cluster, "a", "no use")]);
+    let long = fixed("b", &"x".repeat(20));
+    let said = client.delta(Cluster, "n6", &[("b", "9", long)]).join("");
+    assert!(said.contains("over 60 bytes"), "{said}");
     // Responses that wait for a verdict.
     client.delta(Cluster, "n5", &[("a", "4", fixed("a", "x"))]);
     client.delta(Cluster, "n6", &[("a", "5", fixed("a", "y"))]);

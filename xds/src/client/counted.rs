@@ -1,0 +1,153 @@
+//! Messages whose parts are counted before they are decoded: a part that is empty takes two bytes on the
+//! wire and hundreds in memory.
+
+use std::marker::PhantomData;
+
+use prost::Message;
+use prost::bytes::Buf;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+use tonic::Status;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+
+/// The most parts of a response: twice the resources that are kept.
+const PARTS_MAX: usize = 400_000;
+/// The most parts that these have in turn.
+const INNER_MAX: usize = 2_000_000;
+/// The fields of both kinds of response that are messages of which there may be many: the resources, and
+/// from 7 on errors and names.
+const MANY: [u32; 4] = [2, 7, 8, 9];
+
+/// Requests as they are, and responses that are counted.
+#[derive(Debug)]
+pub(super) struct Counted<T, U>(PhantomData<fn(T) -> U>);
+
+#[derive(Debug)]
+pub(super) struct Encoding<T>(PhantomData<fn(T)>);
+
+#[derive(Debug)]
+pub(super) struct Decoding<U>(PhantomData<fn() -> U>);
+
+impl<T, U> Counted<T, U> {
+    pub(super) const fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> Codec for Counted<T, U>
+where
+    T: Message + 'static,
+    U: Message + Default + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = Encoding<T>;
+    type Decoder = Decoding<U>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        Encoding(PhantomData)
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        Decoding(PhantomData)
+    }
+}
+
+impl<T: Message> Encoder for Encoding<T> {
+    type Item = T;
+    type Error = Status;
+
+    fn encode(&mut self, item: T, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        let encoded = item.encode(to);
+        encoded.map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+impl<U: Message + Default> Decoder for Decoding<U> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        let bytes = from.copy_to_bytes(from.remaining());
+        if !is_within(&bytes, PARTS_MAX, INNER_MAX) {
+            let why =
+                format!("a response of over {PARTS_MAX} parts, or of over {INNER_MAX} in these");
+            return Err(Status::resource_exhausted(why));
+        }
+        let decoded = U::decode(bytes);
+        decoded
+            .map(Some)
+            .map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+/// Whether a message has no more parts than these; what cannot be read the decoder refuses.
+fn is_within(message: &[u8], parts_max: usize, inner_max: usize) -> bool {
+    let (mut parts, mut inner) = (0_usize, 0_usize);
+    let mut rest = message;
+    while let Some((tag, part)) = next(&mut rest) {
+        parts += 1;
+        if MANY.contains(&tag) {
+            let mut part = part;
+            while inner <= inner_max && next(&mut part).is_some() {
+                inner += 1;
+            }
+        }
+        if parts > parts_max || inner > inner_max {
+            return false;
+        }
+    }
+    true
+}
+
+/// The number of the next field, and its bytes where it may be a message.
+fn next<'a>(rest: &mut &'a [u8]) -> Option<(u32, &'a [u8])> {
+    if rest.is_empty() {
+        return None;
+    }
+    let (tag, wire) = decode_key(rest).ok()?;
+    if wire != WireType::LengthDelimited {
+        skip_field(wire, tag, rest, DecodeContext::default()).ok()?;
+        return Some((tag, &[]));
+    }
+    let len = usize::try_from(decode_varint(rest).ok()?).ok()?;
+    let (part, after) = rest.split_at_checked(len)?;
+    *rest = after;
+    Some((tag, part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pb::discovery::{DeltaDiscoveryResponse, Resource};
+
+    #[test]
+    fn parts_are_counted_on_two_levels_and_no_body_is_looked_into() {
+        let with = |aliases: usize| Resource {
+            aliases: vec![String::new(); aliases],
+            ..Default::default()
+        };
+        let message = |resources: Vec<Resource>| {
+            let response = DeltaDiscoveryResponse {
+                resources,
+                nonce: "n".to_owned(),
+                removed_resources: vec!["gone".to_owned()],
+                ..Default::default()
+            };
+            response.encode_to_vec()
+        };
+        // A nonce and what is gone are parts too.
+        let three = message(vec![with(0); 3]);
+        assert!(is_within(&three, 5, 0) && !is_within(&three, 4, 0));
+        let aliases = message(vec![with(2), with(1)]);
+        assert!(is_within(&aliases, 4, 3) && !is_within(&aliases, 4, 2));
+        let mut body = with(0);
+        body.resource = Some(crate::pb::Any {
+            type_url: String::new(),
+            value: vec![0x0a, 0, 0x0a, 0],
+        });
+        assert!(is_within(&message(vec![body]), 3, 1));
+        // What ends too soon, or is no message, is for the decoder.
+        assert!(is_within(&three[..three.len() - 1], 5, 0));
+        assert!(is_within(&[0xff; 40], 1, 1));
+    }
+}
