@@ -41,6 +41,7 @@ pub(crate) fn endpoint(key: &str) -> Endpoint {
         version: HttpVersion::Same,
         proxy_protocol: false,
         capacity: None,
+        is_down: false,
     }
 }
 
@@ -149,6 +150,7 @@ pub(crate) fn service(name: &str, host: &str, port: u16) -> Service {
         export: Export::AllPeers,
         mirrors: Vec::new(),
         rules: None,
+        inside: None,
         position: None,
     }
 }
