@@ -317,8 +317,9 @@ impl State {
             return;
         }
         self.fingerprint = fingerprint;
-        let good = self.good.clone();
-        let Ok(made) = tokio::task::spawn_blocking(move || sources.plane(&good)).await else {
+        let before = server.plane();
+        let made = tokio::task::spawn_blocking(move || sources.plane_after(&before));
+        let Ok(made) = made.await else {
             return;
         };
         match made {

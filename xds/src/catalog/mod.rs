@@ -5,9 +5,10 @@
 //! content by the same version.
 
 mod grpc;
+mod memo;
 mod pack;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -15,8 +16,10 @@ use bytes::Bytes;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 use crate::fnv::Fnv;
+use crate::plane::View;
 use crate::session::Kind;
 
+pub(crate) use self::memo::Memo;
 pub(crate) use self::pack::{Flavor, catalog};
 
 /// Of content: equal for equal content alone, as far as 64 bits go.
@@ -74,6 +77,8 @@ pub(crate) struct Resource {
     /// Where in it an element of `DiscoveryResponse.resources` stands: both have number 2, and so has
     /// the resource within its wrapper.
     whole: Range<usize>,
+    /// Where in it the message itself stands.
+    message: Range<usize>,
     /// Told to those alone who name it.
     is_on_demand: bool,
     /// Whether it is a cluster whose endpoints are a resource of their own, of its name.
@@ -114,12 +119,14 @@ impl Resource {
         let start = delta.len();
         put(RESOURCES, &any, &mut delta);
         let whole = start..delta.len();
+        let message = delta.len() - message.len()..delta.len();
         put(3, name.as_bytes(), &mut delta);
         Self {
             name: name.into(),
             version,
             delta: delta.into(),
             whole,
+            message,
             is_on_demand: traits.is_on_demand,
             has_endpoints: traits.has_endpoints,
         }
@@ -139,6 +146,11 @@ impl Resource {
 
     pub(crate) const fn has_endpoints(&self) -> bool {
         self.has_endpoints
+    }
+
+    /// The message.
+    pub(crate) fn message(&self) -> Bytes {
+        self.delta.slice(self.message.clone())
     }
 
     /// An element of `DeltaDiscoveryResponse.resources`.
@@ -167,6 +179,8 @@ const fn field_len(len: usize) -> usize {
 #[derive(Debug, Default)]
 pub(crate) struct Store {
     known: BTreeMap<(Kind, Version, Arc<str>), Weak<Resource>>,
+    /// What each view was made of last.
+    memos: BTreeMap<View, Memo>,
     /// Since the start.
     encoded: u64,
 }
@@ -187,8 +201,18 @@ impl Store {
         }
     }
 
-    /// Forgets what nobody has any more.
-    pub(crate) fn sweep(&mut self) {
+    /// What a view was made of last; it is given back with [`remember`](Self::remember).
+    pub(crate) fn recall(&mut self, view: &View) -> Memo {
+        self.memos.remove(view).unwrap_or_default()
+    }
+
+    pub(crate) fn remember(&mut self, view: View, memo: Memo) {
+        self.memos.insert(view, memo);
+    }
+
+    /// Forgets what nobody has any more, and all that was made of views other than these.
+    pub(crate) fn sweep(&mut self, views: &BTreeSet<View>) {
+        self.memos.retain(|view, _| views.contains(view));
         self.known.retain(|_, known| known.strong_count() > 0);
     }
 
@@ -256,7 +280,12 @@ const DIFFERENCES_MAX: usize = 4;
 
 impl Shelf {
     /// Of these resources; of several of one name the first counts.
-    pub(crate) fn new(mut list: Vec<Arc<Resource>>) -> Self {
+    pub(crate) fn new(list: Vec<Arc<Resource>>) -> Self {
+        Self::after(list, None)
+    }
+
+    /// The same; with the index of `before`, where that has the same names.
+    fn after(mut list: Vec<Arc<Resource>>, before: Option<&Self>) -> Self {
         list.sort_by(|a, b| a.name.cmp(&b.name));
         list.dedup_by(|a, b| a.name == b.name);
         list.shrink_to_fit();
@@ -271,20 +300,14 @@ impl Shelf {
         } else {
             Version::of(fnv)
         };
+        let index = before.map(|before| &before.index);
+        let index = index.filter(|index| (index.names.iter()).eq(list.iter().map(|one| &one.name)));
         Self {
-            index: Arc::new(Index::of(&list)),
+            index: index.map_or_else(|| Arc::new(Index::of(&list)), Arc::clone),
             list,
             version,
             differences: Mutex::default(),
         }
-    }
-
-    /// With the index of another, if that has the same names.
-    fn indexed_as(mut self, other: &Self) -> Self {
-        if self.index.names == other.index.names {
-            self.index = Arc::clone(&other.index);
-        }
-        self
     }
 
     /// Of all of it.
@@ -362,15 +385,15 @@ pub(crate) struct Catalog {
 }
 
 impl Catalog {
-    /// Of these shelves; one that is as it was on `before` stays the very same.
-    pub(crate) fn new(shelves: [Shelf; 4], before: Option<&Self>) -> Self {
+    /// Of these resources, by kind; a shelf that is as it was on `before` stays the very same.
+    pub(crate) fn new(lists: [Vec<Arc<Resource>>; 4], before: Option<&Self>) -> Self {
         let mut before = before.map(|before| before.shelves.iter());
-        let shelves = shelves.map(|shelf| {
+        let shelves = lists.map(|list| {
             let before = before.as_mut().and_then(Iterator::next);
+            let shelf = Shelf::after(list, before.map(AsRef::as_ref));
             match before {
                 Some(before) if before.version == shelf.version => Arc::clone(before),
-                Some(before) => Arc::new(shelf.indexed_as(before)),
-                None => Arc::new(shelf),
+                Some(_) | None => Arc::new(shelf),
             }
         });
         Self { shelves }
@@ -462,7 +485,7 @@ mod tests {
         );
         assert!(made.is_on_demand() && !first.is_on_demand());
         drop((first, other, made));
-        store.sweep();
+        store.sweep(&BTreeSet::new());
         assert_eq!((store.encoded(), store.len()), (3, 0));
     }
 
@@ -522,14 +545,8 @@ mod tests {
                 Resource::new(Kind::Listener, "l", b"1", Traits::default()),
             );
             let route = put(&mut store, "r", route);
-            let none = || Shelf::new(Vec::new());
-            let shelves = [
-                none(),
-                none(),
-                Shelf::new(vec![listener]),
-                Shelf::new(vec![route]),
-            ];
-            Catalog::new(shelves, before)
+            let lists = [Vec::new(), Vec::new(), vec![listener], vec![route]];
+            Catalog::new(lists, before)
         };
         let old = catalog("1", None);
         let new = catalog("2", Some(&old));
