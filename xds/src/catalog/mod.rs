@@ -7,6 +7,7 @@
 mod grpc;
 mod memo;
 mod pack;
+mod quick;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
@@ -21,6 +22,7 @@ use crate::session::Kind;
 
 pub(crate) use self::memo::Memo;
 pub(crate) use self::pack::{Flavor, catalog};
+use self::quick::BuildQuick;
 
 /// Of content: equal for equal content alone, as far as 64 bits go.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,7 +47,10 @@ impl Version {
 
     /// Whether this is how it is written.
     pub(crate) fn is(self, text: &str) -> bool {
-        text.len() == 16 && u64::from_str_radix(text, 16) == Ok(self.0) && !text.starts_with('+')
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let digit = |at: usize| DIGITS.get((self.0 >> (60 - 4 * at) & 0xf) as usize);
+        let mut bytes = text.bytes().enumerate();
+        text.len() == 16 && bytes.all(|(at, byte)| digit(at) == Some(&byte))
     }
 
     fn of(fnv: Fnv) -> Self {
@@ -230,7 +235,7 @@ impl Store {
 /// Where each name of a shelf stands.
 #[derive(Debug)]
 pub(crate) struct Index {
-    places: HashMap<Arc<str>, usize>,
+    places: HashMap<Arc<str>, usize, BuildQuick>,
     names: Vec<Arc<str>>,
 }
 
@@ -254,6 +259,8 @@ impl Index {
 /// The resources of one type, in the order of their names.
 pub(crate) struct Shelf {
     list: Vec<Arc<Resource>>,
+    /// Of each of them, side by side: a client that comes back has all of them looked at.
+    versions: Vec<Version>,
     index: Arc<Index>,
     version: Version,
     /// The last differences that were asked for: a thousand streams ask for the same one.
@@ -303,6 +310,7 @@ impl Shelf {
         let index = before.map(|before| &before.index);
         let index = index.filter(|index| (index.names.iter()).eq(list.iter().map(|one| &one.name)));
         Self {
+            versions: list.iter().map(|one| one.version).collect(),
             index: index.map_or_else(|| Arc::new(Index::of(&list)), Arc::clone),
             list,
             version,
@@ -331,6 +339,10 @@ impl Shelf {
 
     pub(crate) fn at(&self, at: usize) -> Option<&Arc<Resource>> {
         self.list.get(at)
+    }
+
+    pub(crate) fn version_at(&self, at: usize) -> Option<Version> {
+        self.versions.get(at).copied()
     }
 
     pub(crate) const fn len(&self) -> usize {
