@@ -220,6 +220,7 @@ pub fn document(
         "destination": destination,
         "attempts": attempts,
         "extra_tries_max": extra_tries(snapshot, told),
+        "hedged_after_seconds": hedged_after(snapshot, told),
         // As text: not every reader of JSON has numbers of 64 bits.
         "draw": told.draw.to_string(),
         "key": told.keyed.as_ref().map(key),
@@ -497,6 +498,12 @@ fn extra_tries(snapshot: &Snapshot, told: &Explanation) -> Option<u32> {
     Some(rule.map_or(of_cluster.attempts, |rule| {
         rule.retries(of_cluster).attempts
     }))
+}
+
+/// After how long another endpoint is asked beside the first.
+fn hedged_after(snapshot: &Snapshot, told: &Explanation) -> Option<f64> {
+    let cluster = snapshot.cluster(told.to.as_ref()?.cluster);
+    cluster.policy.retries.hedge_after.map(seconds)
 }
 
 /// To a millisecond, for people.

@@ -512,6 +512,12 @@ fn attempts(told: &Value, text: &mut Text) {
          have seen the request:",
         field(told, "extra_tries_max")
     ));
+    if let Some(after) = field(told, "hedged_after_seconds").as_f64() {
+        text.line(&format!(
+            "(the next one already where one has not answered after {} ms, if the method is idempotent)",
+            (after * 1e3).round()
+        ));
+    }
     text.line(table.to_string().trim_end());
 }
 

@@ -225,6 +225,7 @@ impl Route {
                     budget: 0.2,
                     buffer_bytes_max: 65536,
                     any_method: false,
+                    hedge_after: None,
                 },
                 limits: RouteLimits::default(),
             }),

@@ -130,6 +130,7 @@ fn policy() -> ClusterPolicy {
             budget: 0.2,
             buffer_bytes_max: 65536,
             any_method: false,
+            hedge_after: None,
         },
         limits: RouteLimits::default(),
     }

@@ -633,6 +633,8 @@ pub struct Retries {
     pub buffer_bytes_max: usize,
     /// Whether methods that are not idempotent are retried too.
     pub any_method: bool,
+    /// After how long without an answer one more endpoint is asked beside the first; `None`: never.
+    pub hedge_after: Option<Duration>,
 }
 
 /// Another cluster, reached through its gateways.

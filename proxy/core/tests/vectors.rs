@@ -593,6 +593,7 @@ fn cluster(sizes: &[usize]) -> Cluster {
                 budget: 0.2,
                 buffer_bytes_max: 65536,
                 any_method: false,
+                hedge_after: None,
             },
             limits: RouteLimits::default(),
         }),

@@ -330,6 +330,9 @@ fn meta(route: &Document<MeshRoute>, port: &Port, described: Option<ServiceMeta>
             budget: retries.budget.as_ref().map_or(0.2, |share| share.0.0),
             buffer_bytes: retries.buffer.as_ref().map_or(64 * 1024, |size| size.0.0),
             any_method: retries.any.unwrap_or(false),
+            hedge_after_millis: (retries.hedge.after.as_ref())
+                .and_then(|after| after.0.0)
+                .map(millis),
         },
         service: described,
     }

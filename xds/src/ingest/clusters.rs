@@ -379,6 +379,7 @@ fn retries(meta: &RetriesMeta) -> Result<Retries, String> {
         budget: share(meta.budget)?,
         buffer_bytes_max: meta.buffer_bytes,
         any_method: meta.any_method,
+        hedge_after: meta.hedge_after_millis.map(Duration::from_millis),
     })
 }
 

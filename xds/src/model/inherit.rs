@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::list::List;
 use super::{
     ActiveSpec, BalancePolicy, BalanceSpec, ErrorRateSpec, ExportSpec, FailbackSpec, FailoverSpec,
-    HashSpec, HealthSpec, LocalitySpec, MeshRoute, MirrorSpec, PassiveSpec, PolicySpec,
+    HashSpec, HealthSpec, HedgeSpec, LocalitySpec, MeshRoute, MirrorSpec, PassiveSpec, PolicySpec,
     ProtocolSpec, RetriesSpec, RouteLimitsSpec, RuleSpec, SlowSpec, TimeoutsSpec,
 };
 use crate::yaml::Placed;
@@ -97,7 +97,8 @@ inherit_fields! {
     ErrorRateSpec { over, requests }
     SlowSpec { over, requests }
     TimeoutsSpec { connect, response_headers, idle, per_try }
-    RetriesSpec { attempts, on, budget, buffer, any }
+    RetriesSpec { attempts, on, budget, buffer, any, hedge }
+    HedgeSpec { after }
     RouteLimitsSpec { connections, pending, requests }
     ExportSpec { to }
 }

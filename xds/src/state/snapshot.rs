@@ -54,7 +54,7 @@ coded! {
     ErrorRate { over, requests }
     Slow { over, requests }
     Timeouts { connect, connect_peer, response_headers, idle, per_try }
-    Retries { attempts, on, budget, buffer_bytes_max, any_method }
+    Retries { attempts, on, budget, buffer_bytes_max, any_method, hedge_after }
     RouteLimits { connections, pending, requests }
     Peer {
         name, cluster, locality, ids, attests, sources, keepalive_ping, keepalive_timeout, when_stale,

@@ -498,6 +498,16 @@ fn what_could_never_have_an_effect_is_an_error() {
             "the route is tcp",
         ),
         (
+            format!("{tcp}, retries: {{hedge: {{after: 50ms}}}}"),
+            "spec.retries.hedge.after",
+            "the route is tcp",
+        ),
+        (
+            format!("{http}, retries: {{attempts: 0, hedge: {{after: 50ms}}}}"),
+            "spec.retries.hedge.after",
+            "write more `attempts`",
+        ),
+        (
             format!("{tcp}, limits: {{requests: 1}}"),
             "spec.limits.requests",
             "the route is tcp",
@@ -753,6 +763,11 @@ fn values_that_cannot_be_read_are_found_where_they_stand() {
             format!("protocol: http, {OWN}, retries: {{any: yes}}"),
             "spec.retries.any",
             "neither true nor false (ZG0102); write `true` or `false`",
+        ),
+        (
+            format!("protocol: http, {OWN}, retries: {{hedge: {{after: 0ms}}}}"),
+            "spec.retries.hedge.after",
+            "1ms",
         ),
         (
             format!("protocol: http, {OWN}, retries: {{attempts: 11}}"),

@@ -429,10 +429,31 @@ fn retries(check: &mut Checker<'_, MeshRoute>, has_http: bool) {
         (spec.on.is_some(), "on"),
         (spec.buffer.is_some(), "buffer"),
         (spec.any.is_some(), "any"),
+        (spec.hedge.after.is_some(), "hedge.after"),
     ] {
         if is_written && !has_http {
             http_only(check, &format!("spec.retries.{field}"));
         }
+    }
+    let after = spec.hedge.after.as_ref();
+    let after = after.and_then(|after| after.0.0).map(Text);
+    check.at_least("spec.retries.hedge.after", after.as_ref(), 1);
+    // What it inherits may have an effect elsewhere.
+    if after.is_some()
+        && spec.attempts == Some(0)
+        && !check
+            .document
+            .spec
+            .rules
+            .iter()
+            .any(|rule| rule.value.retries.attempts.is_some())
+        && check.document.is_written("spec.retries.hedge.after")
+    {
+        check.no_effect(
+            "spec.retries.hedge.after",
+            "there are no extra tries (`attempts: 0`)",
+            "write more `attempts`, or remove it",
+        );
     }
 }
 
