@@ -24,7 +24,7 @@ use zeugma_core::explain::{
 use zeugma_core::fleet::{Fleet, LevelMotion, LevelView};
 use zeugma_core::health::ActiveVerdict;
 use zeugma_core::identity::SpiffeId;
-use zeugma_core::snapshot::{Cluster, HashOn, Rule, Service, ServiceIx, Snapshot};
+use zeugma_core::snapshot::{Balance, Cluster, HashOn, Rule, Service, ServiceIx, Snapshot};
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
 use zeugma_xds::GatewaySettings;
@@ -223,17 +223,26 @@ pub fn document(
         "hedged_after_seconds": hedged_after(snapshot, told),
         // As text: not every reader of JSON has numbers of 64 bits.
         "draw": told.draw.to_string(),
-        "key": told.keyed.as_ref().map(key),
+        "key": told.keyed.as_ref().map(|keyed| key(snapshot, told, keyed)),
     })
 }
 
 /// What goes to one endpoint, and whether the question says it.
-fn key(keyed: &Keyed) -> Value {
+fn key(snapshot: &Snapshot, told: &Explanation, keyed: &Keyed) -> Value {
+    let to = told.to.as_ref().map(|to| snapshot.cluster(to.cluster));
+    let policy = to.map(|cluster| match cluster.policy.balance {
+        Balance::Maglev(_) => "maglev",
+        Balance::RingHash(_)
+        | Balance::LeastRequest
+        | Balance::PeakEwma
+        | Balance::RoundRobin
+        | Balance::Random => "ring-hash",
+    });
     let of = match &keyed.on {
         HashOn::Header(name) => format!("header {name}"),
         HashOn::Source => "source address".to_owned(),
     };
-    json!({ "of": of, "known": keyed.key.is_some() })
+    json!({ "policy": policy, "of": of, "known": keyed.key.is_some() })
 }
 
 fn caller(snapshot: &Snapshot, told: &Explanation) -> Value {

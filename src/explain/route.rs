@@ -499,7 +499,11 @@ fn attempts(told: &Value, text: &mut Text) {
     }
     let key = field(told, "key");
     let how = match field(key, "known").as_bool() {
-        Some(true) => format!("By its key (ring-hash, {}), always", word(field(key, "of"))),
+        Some(true) => format!(
+            "By its key ({}, {}), always",
+            word(field(key, "policy")),
+            word(field(key, "of"))
+        ),
         Some(false) => format!(
             "This time (--draw {}; its key, {}, is not in the question: say it by --header)",
             word(field(told, "draw")),

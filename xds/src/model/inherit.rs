@@ -196,7 +196,9 @@ impl MeshDefaults {
     fn suiting(&self, http: bool, tcp: bool) -> Self {
         let mut suits = self.clone();
         if !http {
-            if let Some(BalancePolicy::RingHash(on)) = &mut suits.balance.policy {
+            if let Some(BalancePolicy::RingHash(on) | BalancePolicy::Maglev(on)) =
+                &mut suits.balance.policy
+            {
                 *on = HashSpec::Source;
             }
             suits.balance.max_connection_age = None;

@@ -229,6 +229,22 @@ pub(crate) enum BalancePolicy {
     PeakEwma,
     /// By a key.
     RingHash(HashSpec),
+    /// By a key, from a table, which takes the same however many endpoints there are; `ring-hash` looks at
+    /// each. Where one of n is removed from the configuration, up to 8 % of the keys of others move too;
+    /// while one is merely bad, its own alone. A level of up to 16 endpoints has a table of 4 KiB, up to
+    /// 256 of 32 KiB, up to 4096 of 128 KiB, made when it is first used; a larger one is picked as by
+    /// `ring-hash`.
+    Maglev(HashSpec),
+}
+
+impl BalancePolicy {
+    /// What the key is made of, where there is one.
+    pub(crate) const fn hash_on(&self) -> Option<&HashSpec> {
+        match self {
+            Self::RingHash(on) | Self::Maglev(on) => Some(on),
+            Self::LeastRequest | Self::RoundRobin | Self::Random | Self::PeakEwma => None,
+        }
+    }
 }
 
 /// By a key of this, by weight: what has the same key goes to the same endpoint, from every gateway,

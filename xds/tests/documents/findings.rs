@@ -473,6 +473,11 @@ fn what_could_never_have_an_effect_is_an_error() {
             "`ring-hash: source`",
         ),
         (
+            format!("{tcp}, balance: {{policy: {{maglev: {{header: x-user}}}}}}"),
+            "spec.balance.policy.maglev.header",
+            "`maglev: source`",
+        ),
+        (
             format!("{tcp}, balance: {{maxConnectionAge: 10m}}"),
             "spec.balance.maxConnectionAge",
             "the route is tcp",

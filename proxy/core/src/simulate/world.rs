@@ -524,9 +524,11 @@ impl<'a> World<'a> {
         match &cluster.policy.balance {
             Balance::RoundRobin => (self.services.get(sent.nth)).map_or(0, |called| called.turn),
             // Each has a key of its own.
-            Balance::LeastRequest | Balance::PeakEwma | Balance::Random | Balance::RingHash(_) => {
-                sent.draw
-            }
+            Balance::LeastRequest
+            | Balance::PeakEwma
+            | Balance::Random
+            | Balance::RingHash(_)
+            | Balance::Maglev(_) => sent.draw,
         }
     }
 

@@ -244,11 +244,16 @@ fn balance(check: &mut Checker<'_, MeshRoute>, has_http: bool) {
     if !has_http && check.document.spec.balance.max_connection_age.is_some() {
         http_only(check, "spec.balance.maxConnectionAge");
     }
-    if !has_http && matches!(policy, Some(BalancePolicy::RingHash(HashSpec::Header(_)))) {
+    let by_header = match policy {
+        Some(BalancePolicy::RingHash(HashSpec::Header(_))) => Some("ring-hash"),
+        Some(BalancePolicy::Maglev(HashSpec::Header(_))) => Some("maglev"),
+        Some(_) | None => None,
+    };
+    if let Some(policy) = by_header.filter(|_| !has_http) {
         check.no_effect(
-            "spec.balance.policy.ring-hash.header",
+            &format!("spec.balance.policy.{policy}.header"),
             "no port of the route is http",
-            "write `ring-hash: source`",
+            &format!("write `{policy}: source`"),
         );
     }
 }

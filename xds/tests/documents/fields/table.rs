@@ -489,6 +489,23 @@ fn backends() -> Vec<Row> {
         )
         .given("orders", "spec.balance.policy", "{ ring-hash: source }")
         .decides(World::key, "header x-user", "source"),
+        row(
+            "orders",
+            "spec.balance.policy.maglev.header",
+            "x-user",
+            "x-tenant",
+        )
+        .given("orders", "spec.balance.policy", "{ maglev: source }")
+        .given("orders", "spec.balance.policy.maglev", "{ header: x-a }")
+        .decides(World::key, "header x-user", "header x-tenant"),
+        row(
+            "orders",
+            "spec.balance.policy.maglev",
+            "{ header: x-user }",
+            "source",
+        )
+        .given("orders", "spec.balance.policy", "{ maglev: source }")
+        .decides(World::key, "header x-user", "source"),
     ]
 }
 
