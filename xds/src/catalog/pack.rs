@@ -7,7 +7,7 @@ use prost::{Message, Name};
 use super::{Catalog, Resource, Shelf, Store, Traits, grpc};
 use crate::canonical::canonical;
 use crate::compile::{Compiled, Context, Made, ads};
-use crate::envoy::Exports;
+use crate::envoy::{Exports, Secrets};
 use crate::error::Findings;
 use crate::meta::AnyClusterMeta;
 use crate::parallel;
@@ -34,7 +34,8 @@ pub(crate) fn catalog(
     findings: &mut Findings,
 ) -> Catalog {
     let compiled = Compiled::new(context, findings);
-    let pack = |made| pack(made, flavor);
+    let secrets = (flavor == Flavor::Envoy).then(Secrets::by_cluster);
+    let pack = |made| pack(made, flavor, secrets.as_ref());
     let mut clusters: Vec<Packed> = compiled.peers().into_iter().map(pack).collect();
     clusters.extend(compiled.clusters(pack));
     clusters.extend(compiled.others().into_iter().map(pack));
@@ -62,8 +63,11 @@ pub(crate) fn catalog(
     let exports = (flavor == Flavor::Envoy).then(|| Exports::new(context));
     for (mut listener, mut chains) in compiled.listeners(findings, |chain| chain) {
         // What cannot be guarded is left out: nobody is let in there.
-        if let Some(exports) = &exports {
-            chains.retain_mut(|chain| exports.guard_chain(&listener.name, chain).is_ok());
+        if let (Some(exports), Some(secrets)) = (&exports, &secrets) {
+            chains.retain_mut(|chain| {
+                let guarded = exports.guard_chain(&listener.name, chain);
+                guarded.and_then(|()| secrets.chain(chain)).is_ok()
+            });
         }
         listener.filter_chains = chains;
         let made = resource(Kind::Listener, &listener.name, &listener, Traits::default());
@@ -111,8 +115,12 @@ struct Packed {
     endpoints: Option<Resource>,
 }
 
-fn pack(made: Made, flavor: Flavor) -> Packed {
+fn pack(made: Made, flavor: Flavor, secrets: Option<&Secrets>) -> Packed {
     let Made { mut cluster, meta } = made;
+    if let Some(secrets) = secrets {
+        // It was packed by us, and can be read.
+        secrets.cluster(&mut cluster).ok();
+    }
     let mut endpoints = match meta {
         AnyClusterMeta::Traffic(_) => apart(&mut cluster),
         // They are few, and what they say belongs together.
