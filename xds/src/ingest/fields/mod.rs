@@ -73,9 +73,9 @@ enum Step {
     /// It is understood as far as this state says.
     Within(usize),
     /// It holds a message of one of these types.
-    Any(&'static [(&'static str, Step)]),
+    Any(&'static [(&'static str, Self)]),
     /// A map; what its values are by key, the empty one for all others.
-    Map(&'static [(&'static str, Step)]),
+    Map(&'static [(&'static str, Self)]),
 }
 
 /// What a resource says that is not understood.

@@ -1,6 +1,6 @@
 //! Each rule of the walk; and the walk beside one that is slow and plain, on messages at random.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost::{Message as _, Name as _};
 use prost_reflect::{
@@ -325,10 +325,11 @@ fn routes_within_a_listener_are_looked_at_too() {
 
 #[test]
 fn a_resource_with_our_metadata_is_ours() {
-    let mut ours = core::Metadata::default();
-    ours.filter_metadata = [(METADATA.to_owned(), pb::Struct::default())].into();
-    let mut others = ours.clone();
-    others.filter_metadata = [("envoy.lb".to_owned(), pb::Struct::default())].into();
+    let with = |key: &str| core::Metadata {
+        filter_metadata: [(key.to_owned(), pb::Struct::default())].into(),
+        ..Default::default()
+    };
+    let (ours, others) = (with(METADATA), with("envoy.lb"));
     for (of, is_expected) in [(Some(ours), true), (Some(others), false), (None, false)] {
         let cluster = cluster::Cluster {
             name: METADATA.to_owned(),
@@ -386,23 +387,22 @@ fn expected(message: &DynamicMessage, lines: &[Path_], at: &str, out: &mut BTree
             out.insert(here);
             continue;
         }
-        match value {
-            Value::List(values) => {
-                for (nth, value) in values.iter().enumerate() {
-                    of_value(value, &lines, &format!("{here}[{nth}]"), out);
+        if let Value::List(values) = value {
+            for (nth, value) in values.iter().enumerate() {
+                of_value(value, &lines, &format!("{here}[{nth}]"), out);
+            }
+        } else if let Value::Map(values) = value {
+            let values: BTreeMap<&MapKey, &Value> = values.iter().collect();
+            for (key, value) in values {
+                let key = key.as_str().unwrap();
+                let here = format!("{here}[{key}]");
+                match of_key(&lines, key).as_slice() {
+                    [] => drop(out.insert(here)),
+                    some => of_value(value, some, &here, out),
                 }
             }
-            Value::Map(values) => {
-                for (key, value) in values {
-                    let key = key.as_str().unwrap();
-                    let here = format!("{here}[{key}]");
-                    match of_key(&lines, key).as_slice() {
-                        [] => drop(out.insert(here)),
-                        some => of_value(value, some, &here, out),
-                    }
-                }
-            }
-            value => of_value(value, &lines, &here, out),
+        } else {
+            of_value(value, &lines, &here, out);
         }
     }
     for unknown in message.unknown_fields() {
@@ -603,7 +603,6 @@ fn shuffled(rng: &mut fastrand::Rng, bytes: &[u8]) -> Vec<u8> {
 #[test]
 fn the_walk_names_what_reflection_finds_and_nothing_else() {
     let seed = std::env::var("ZEUGMA_SEED").map_or(20, |seed| seed.parse().unwrap());
-    println!("ZEUGMA_SEED={seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
     let (mut clean, mut named) = (0, 0);
     for round in 0..2000 {
@@ -622,11 +621,18 @@ fn the_walk_names_what_reflection_finds_and_nothing_else() {
         };
         let mut walk = Walk::new(usize::MAX);
         walk.resource(&any);
-        assert_eq!(walk.broken, None, "round {round}: {read:?}");
+        assert_eq!(
+            walk.broken, None,
+            "ZEUGMA_SEED={seed}, round {round}: {read:?}"
+        );
         let count = walk.refused.len();
         let refused: BTreeSet<String> = walk.refused.into_iter().collect();
-        assert_eq!(refused, found, "round {round}");
-        assert_eq!(count, refused.len(), "each once: round {round}");
+        assert_eq!(refused, found, "ZEUGMA_SEED={seed}, round {round}");
+        assert_eq!(
+            count,
+            refused.len(),
+            "each once: ZEUGMA_SEED={seed}, round {round}"
+        );
         assert_eq!(check(&any).is_ok(), found.is_empty());
         clean += usize::from(found.is_empty());
         named += found.len();
