@@ -242,7 +242,7 @@ async fn what_a_stranger_says_and_we_do_not_is_refused_by_its_path_and_all_else_
         })
         .await;
     let error = nack.error.unwrap();
-    let place = "route configuration `any`: virtual_hosts[0].routes[0].direct_response: ";
+    let place = "route configuration `any`: `virtual_hosts[0].routes[0].direct_response`";
     assert!(error.contains(place), "{error}");
     assert_eq!(world.plain().await, "first");
     let message = world.gateway.message("ZG0523").await;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::admission::{Rate, RouteLimits};
+use crate::balance::Slots;
 use crate::identity::{IdPattern, TrustDomain};
 use crate::locality::Locality;
 use crate::names::{Host, HostPattern};
@@ -341,6 +342,8 @@ pub struct Level {
     pub name: Arc<str>,
     /// Its endpoints.
     pub members: Vec<EndpointIx>,
+    /// The table that they are picked from, where they are picked by one.
+    pub slots: Slots,
 }
 
 /// What an endpoint is known by across configuration changes: route, backend, address and TLS.
@@ -443,6 +446,19 @@ pub enum Balance {
     PeakEwma,
     /// By a key, by weight: one key goes to one endpoint. Without it as [`Random`](Self::Random).
     RingHash(HashOn),
+    /// The same from a table: of one that goes all keys go elsewhere, and a few of others with them.
+    Maglev(HashOn),
+}
+
+impl Balance {
+    /// What the key is made of, where there is one.
+    #[must_use]
+    pub const fn hash_on(&self) -> Option<&HashOn> {
+        match self {
+            Self::RingHash(on) | Self::Maglev(on) => Some(on),
+            Self::LeastRequest | Self::RoundRobin | Self::Random | Self::PeakEwma => None,
+        }
+    }
 }
 
 /// What a key is made of.
@@ -639,6 +655,8 @@ pub struct Retries {
     pub buffer_bytes_max: usize,
     /// Whether methods that are not idempotent are retried too.
     pub any_method: bool,
+    /// After how long without an answer one more endpoint is asked beside the first; `None`: never.
+    pub hedge_after: Option<Duration>,
 }
 
 /// Another cluster, reached through its gateways.

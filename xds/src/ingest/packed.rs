@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use zeugma_core::snapshot::{Node, Snapshot};
 
 use super::foreign::{self, Foreign};
-use super::{Errors, Ingest, Names, ReadChain, ReadCluster, ReadHost, clusters, listeners};
+use super::{Errors, Ingest, Names, ReadChain, ReadCluster, ReadHost, clusters, fields, listeners};
 use crate::compile::ResourceList;
 use crate::meta::AnyClusterMeta;
 use crate::parallel;
@@ -116,6 +116,9 @@ fn decoded(any: &Any) -> Result<Decoded, String> {
 /// What is wrong with a resource by itself, whatever it refers to.
 pub(crate) fn check(kind: Kind, any: &Any, node: &Node) -> Result<(), String> {
     let own = &node.trust_domain;
+    if !fields::is_ours(kind, any) {
+        fields::check(any)?;
+    }
     match kind {
         Kind::Cluster => {
             let (meta, mut cluster) = decoded(any)?;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use zeugma_core::admission::{Rate, RouteLimits};
+use zeugma_core::balance::Slots;
 use zeugma_core::locality::Locality;
 use zeugma_core::names::HostPattern;
 use zeugma_core::rules::{
@@ -46,7 +47,6 @@ coded! {
         balance, spread, failover, active, passive, connection_age_max, slow_start, timeouts,
         retries, limits,
     }
-    Level { name, members }
     Endpoint { key, backend, address, weight, locality, peer, tls, version, proxy_protocol, capacity, is_down }
     Failover { start, full, hold, failback_after, failback_ramp, failback, too_few }
     ActiveCheck { kind, every, timeout, up, down }
@@ -54,7 +54,7 @@ coded! {
     ErrorRate { over, requests }
     Slow { over, requests }
     Timeouts { connect, connect_peer, response_headers, idle, per_try }
-    Retries { attempts, on, budget, buffer_bytes_max, any_method }
+    Retries { attempts, on, budget, buffer_bytes_max, any_method, hedge_after }
     RouteLimits { connections, pending, requests }
     Peer {
         name, cluster, locality, ids, attests, sources, keepalive_ping, keepalive_timeout, when_stale,
@@ -62,6 +62,27 @@ coded! {
     Finding { code, severity, message, help, place, also }
     Place { file, line, column, width, text, path, document }
     RefusedDocument { name, serves, numbers }
+}
+
+impl Coded for Level {
+    fn write(&self, to: &mut Writer) {
+        // The table follows from the rest.
+        let Self {
+            name,
+            members,
+            slots: _,
+        } = self;
+        name.write(to);
+        members.write(to);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Read<Self> {
+        Ok(Self {
+            name: Coded::read(from)?,
+            members: Coded::read(from)?,
+            slots: Slots::default(),
+        })
+    }
 }
 
 /// How many of the policies that were written last one is compared with.
@@ -124,7 +145,7 @@ coded_enum! {
     Address { 0 Socket(address), 1 Name(host, port), 2 Each(host, port) }
     EndpointTls { 0 None, 1 Workload, 2 Mesh { sni, expected } }
     HttpVersion { 0 Same, 1 H1, 2 H2 }
-    Balance { 0 LeastRequest, 1 RoundRobin, 2 Random, 3 RingHash(on), 4 PeakEwma }
+    Balance { 0 LeastRequest, 1 RoundRobin, 2 Random, 3 RingHash(on), 4 PeakEwma, 5 Maglev(on) }
     HashOn { 0 Header(name), 1 Source }
     TooFew { 0 UseAll, 1 Fail }
     Failback { 0 Auto, 1 Manual }
