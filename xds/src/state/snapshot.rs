@@ -220,20 +220,18 @@ fn is_spread(parts: &[SpreadPart]) -> bool {
 /// would be a panic later.
 pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
     let good = |is_good: bool, what: &'static str| is_good.then_some(()).ok_or(Corrupt(what));
-    let is_service = |ix: &ServiceIx| ix.0 < snapshot.services.len();
+    let is_service = |ix: ServiceIx| ix.0 < snapshot.services.len();
     let is_cluster = |ix: &ClusterIx| ix.0 < snapshot.clusters.len();
     let is_peer = |ix: &PeerIx| ix.0 < snapshot.peers.len();
     let is_share = |share: f64| (0.0..=1.0).contains(&share);
-    let is_table = |hosts: &HostTable| {
-        let named = (hosts.entries()).flat_map(|(_, ports)| ports.iter().map(|port| &port.1));
-        hosts.rest.iter().chain(named).all(is_service)
-    };
     for listener in &snapshot.listeners {
-        let all = listener.only.iter().all(is_service) && is_table(&listener.hosts);
+        let all = reached(&listener.hosts)
+            .chain(listener.only)
+            .all(is_service);
         good(all, "a listener leads to no service")?;
     }
     for service in &snapshot.services {
-        let all = service.inside.iter().all(|hosts| is_table(hosts));
+        let all = (service.inside.iter().flat_map(|hosts| reached(hosts))).all(is_service);
         good(all, "what is inside TLS leads to no service")?;
         let mirrors = service.mirrors.iter().map(|mirror| &mirror.to);
         let to = std::iter::once(&service.outbound).chain(&service.own);
@@ -301,6 +299,14 @@ pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
     }
     let is_known = snapshot.peers.iter().all(|peer| !peer.ids.is_empty());
     good(is_known, "a peer is nobody")
+}
+
+/// The services that a table leads to.
+fn reached(hosts: &HostTable) -> impl Iterator<Item = ServiceIx> {
+    let named = hosts
+        .entries()
+        .flat_map(|(_, ports)| ports.iter().map(|port| port.1));
+    named.chain(hosts.rest)
 }
 
 fn hold_rules(snapshot: &Snapshot, rules: &Rules) -> Read<()> {
