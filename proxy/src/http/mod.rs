@@ -52,8 +52,8 @@ use crate::listener::Open;
 use crate::metrics::Latest;
 use crate::recheck::{self, Entry, Leaving};
 use crate::runtime::Worker;
-use crate::transport::Stream;
 use crate::transport::sent::Link;
+use crate::transport::{Readable, Stream};
 
 use self::headers::{Present, Trace};
 use self::seldom::Seldom;
@@ -599,6 +599,12 @@ impl AsyncRead for Counted {
         let n = buf.filled().len().saturating_sub(before);
         self.moved.read.fetch_add(n as u64, Ordering::Relaxed);
         polled
+    }
+}
+
+impl Readable for Counted {
+    fn poll_readable(&self, cx: &mut TaskContext<'_>) -> Poll<()> {
+        self.stream.poll_readable(cx)
     }
 }
 

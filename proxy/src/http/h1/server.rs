@@ -16,7 +16,7 @@ use http::header::{CONTENT_LENGTH, DATE, HeaderMap, HeaderName, TRAILER, TRANSFE
 use http::{Method, Request, Response, StatusCode, Version, request};
 use http_body::{Body, Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -31,6 +31,7 @@ use crate::http::expect::Passing;
 use crate::http::headers::Present;
 use crate::http::{date, expect};
 use crate::runtime::{Polled, others_first, unless_others_first};
+use crate::transport::Readable;
 
 /// What is read and dropped of a body that nobody wants, so that the connection can be used again.
 const UNWANTED_BYTES_MAX: usize = 256 * 1024;
@@ -97,7 +98,7 @@ impl<S> Clone for Served<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
+impl<S: Readable + AsyncWrite> Served<S> {
     pub(in crate::http) fn new(stream: S, head_bytes_max: usize) -> Self {
         Self(Rc::new(RefCell::new(State {
             wire: Some(Wire::new(stream)),
@@ -653,7 +654,7 @@ impl<S> Drop for RequestBody<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> RequestBody<S> {
+impl<S: Readable + AsyncWrite> RequestBody<S> {
     fn poll_decoded(&self, cx: &mut Context<'_>) -> Poll<Result<Decoded, Error>> {
         let state = &mut *self.state.borrow_mut();
         if state.nth != self.nth {
@@ -689,7 +690,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RequestBody<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Body for RequestBody<S> {
+impl<S: Readable + AsyncWrite> Body for RequestBody<S> {
     type Data = Bytes;
     type Error = BodyError;
 
