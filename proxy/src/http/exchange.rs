@@ -103,7 +103,8 @@ pub(super) async fn exchange(
     // Boxed, for it is handed on to whoever answers.
     let mut exchange = Box::new(Exchange::begin(context, &published, head, present));
     exchange.upgrade = upgrade;
-    exchange.passing = passing.or_else(|| exchange.head.extensions.remove());
+    exchange.passing =
+        passing.or_else(|| exchange.head.extensions.remove().map(Passing::Across));
     if exchange.is_unreadable {
         return exchange.refuse(Reason::RequestMalformed, None);
     }
@@ -1029,7 +1030,7 @@ impl Exchange {
             request.extensions_mut().insert(gate);
         }
         if let Some(passing) = &self.passing {
-            request.extensions_mut().insert(passing.clone());
+            request.extensions_mut().insert(passing.across());
         }
         if self.upgrade.is_some() {
             upgrade::ask_on_stream(&mut request);
