@@ -103,8 +103,7 @@ pub(super) async fn exchange(
     // Boxed, for it is handed on to whoever answers.
     let mut exchange = Box::new(Exchange::begin(context, &published, head, present));
     exchange.upgrade = upgrade;
-    exchange.passing =
-        passing.or_else(|| exchange.head.extensions.remove().map(Passing::Across));
+    exchange.passing = passing.or_else(|| exchange.head.extensions.remove().map(Passing::Across));
     if exchange.is_unreadable {
         return exchange.refuse(Reason::RequestMalformed, None);
     }
@@ -391,16 +390,17 @@ impl Exchange {
         };
         self.record.entry().is_for(handed_on);
         let attested = handed_on.map(|id| id.as_str().into());
-        let credentials = self.context.worker.shared.credentials.load();
-        let on_list = (self.context.identity.iter().chain(handed_on))
-            .find_map(|id| credentials.denied().position(id));
+        let on_list = (self.context.identity.iter().chain(handed_on)).find_map(|id| {
+            let credentials = self.context.worker.shared.credentials.load();
+            credentials.denied().position(id).map(Arc::from)
+        });
         let position = rule.and_then(|rule| rule.position.as_ref());
         let position = position.map(|at| self.context.latest_rule.text(published.generation, at));
         let is_on_list = on_list.is_some();
         if let Some(closed) = self.record.facts() {
             closed.attested = attested;
             closed.detail = denial;
-            closed.rule = on_list.map(Arc::from).or(position);
+            closed.rule = on_list.or(position);
         }
         if is_on_list {
             return Err(Reason::IdentityDenied);
