@@ -267,3 +267,45 @@ impl Passed {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(status: StatusCode) -> Response<()> {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        response
+    }
+
+    #[test]
+    fn what_is_said_to_one_request_is_not_said_to_the_next() {
+        let hints = || said(StatusCode::EARLY_HINTS);
+        let first = Here::after(None);
+        for _ in 0..2 * PASSED_MAX {
+            Passing::Here(first.clone()).push(hints());
+        }
+        let second = Here::after(Some(first));
+        assert!(second.next().is_none());
+        // Somebody is late with it.
+        let late = Passing::Here(second.clone());
+        let third = Here::after(Some(second));
+        late.push(hints());
+        assert!(third.next().is_none());
+        for _ in 0..2 * PASSED_MAX {
+            Passing::Here(third.clone()).push(hints());
+        }
+        assert_eq!(std::iter::from_fn(|| third.next()).count(), PASSED_MAX);
+    }
+
+    #[test]
+    fn what_an_endpoint_says_by_http2_comes_to_a_caller_by_http1() {
+        let way = Here::after(None);
+        let across = Passing::Here(way.clone()).across();
+        // RFC 9110 §15.2.1: asks for the body, which others do.
+        across.push(said(StatusCode::CONTINUE));
+        across.push(said(StatusCode::EARLY_HINTS));
+        assert_eq!(way.next().unwrap().status(), StatusCode::EARLY_HINTS);
+        assert!(way.next().is_none());
+    }
+}
