@@ -125,10 +125,8 @@ pub(super) async fn exchange(
         Ok(cluster) => cluster,
         Err((reason, detail)) => return exchange.refuse(reason, detail),
     };
-    let to = Pinned {
-        published: Arc::clone(&published),
-        cluster,
-    };
+    let role = listener.role;
+    let to = Pinned { published, cluster };
     match admission::request(&context.worker.shared, &to) {
         Ok(counted) => exchange.record.holds(counted),
         Err(reason) => return exchange.refuse(reason, None),
@@ -149,15 +147,15 @@ pub(super) async fn exchange(
         source.keep_back(gate);
     }
     if exchange.upgrade.is_none() {
-        let target = published.snapshot.service(service);
-        exchange.compared = mirror::start_all(&exchange, &published, target, &source);
+        let target = to.published.snapshot.service(service);
+        exchange.compared = mirror::start_all(&exchange, &to.published, target, &source);
     }
     let entry = Rc::clone(exchange.record.entry());
     let (ids, is_grpc) = (Rc::clone(&exchange.ids), exchange.is_grpc);
     // Dropped, it ends the try under way; its record says why.
     tokio::select! {
         biased;
-        response = exchange.answer(&to, listener.role, &source, None) => response,
+        response = exchange.answer(&to, role, &source, None) => response,
         () = entry.cut() => {
             let reason = entry
                 .ending()
