@@ -119,7 +119,11 @@ impl State {
             "" => "none yet".to_owned(),
             id => format!("{id}  expires {}", until(field(own, "not_after"), now)),
         };
-        let api = field(&self.identities, "workload_api");
+        let of = |name| field(&self.identities, name);
+        let api = match of("workload_api") {
+            Value::Null => of("sds"),
+            api => api,
+        };
         let from = match (word(field(api, "address")), field(api, "answers").as_bool()) {
             ("", _) => String::new(),
             (address, Some(true)) => format!("  by {address}"),

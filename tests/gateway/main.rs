@@ -82,5 +82,6 @@ mod security_recheck;
 mod security_requests;
 mod security_revocation;
 mod security_scale;
+mod security_secrets;
 mod security_tls;
 mod security_workload;

@@ -311,10 +311,8 @@ fn of_svid(svid: &SvidSource, path: impl Fn(&Path) -> String) -> Fields {
         let written = svid.files().and_then(written);
         maybe(written.map(|written| path(written)))
     };
-    let denied = match svid {
-        SvidSource::Files(_) => None,
-        SvidSource::WorkloadApi(api) => api.denied.as_ref(),
-    };
+    let sds = svid.sds();
+    let bundles = sds.map_or(&[][..], |sds| &sds.bundles);
     Fields::from([
         ("svid.files.certificate", of(|one| Some(&one.certificate))),
         ("svid.files.key", of(|one| Some(&one.key))),
@@ -322,7 +320,13 @@ fn of_svid(svid: &SvidSource, path: impl Fn(&Path) -> String) -> Fields {
         ("svid.files.crls", of(|one| one.crls.as_ref())),
         ("svid.files.denied", of(|one| one.denied.as_ref())),
         ("svid.workloadApi", maybe(svid.workload_api())),
-        ("svid.denied", maybe(denied.map(|denied| path(denied)))),
+        ("svid.sds.address", maybe(sds.map(|sds| &sds.address))),
+        ("svid.sds.svid", maybe(sds.map(|sds| &sds.svid))),
+        ("svid.sds.bundles", all(bundles)),
+        (
+            "svid.denied",
+            maybe(svid.denied().map(|denied| path(denied))),
+        ),
     ])
 }
 
