@@ -18,6 +18,7 @@ mod control_admin;
 mod control_cli;
 mod control_client;
 mod control_codes;
+mod control_diff;
 mod control_drain;
 mod control_drill;
 mod control_explain;

@@ -26,6 +26,7 @@ mod parallel;
 mod pb;
 mod plane;
 mod reference;
+mod resource_diff;
 pub mod secrets;
 mod server;
 mod session;
@@ -45,6 +46,7 @@ pub use files::FileLook;
 pub use format::{FormatError, format, yaml_files};
 pub use meaning::{LevelMeaning, MatchMeaning, ServiceMeaning, meaning};
 pub use plane::Plane;
+pub use resource_diff::{ResourceDifference, resource_diff};
 pub use server::{Admission, Caller, Server, ServerLimits, Visitor};
 pub use session::Kind;
 pub use settings::{
