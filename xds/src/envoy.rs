@@ -2,6 +2,7 @@
 //! them the bootstrap that names them.
 
 mod exported;
+mod hedged;
 mod secrets;
 mod trust;
 mod undenied;
@@ -50,6 +51,9 @@ pub(crate) fn files(
     folder: &Path,
     findings: &mut Findings,
 ) -> Result<Vec<EnvoyFile>, Findings> {
+    for warning in hedged::without(context) {
+        findings.push(warning);
+    }
     let Resources {
         clusters,
         routes,

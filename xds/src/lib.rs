@@ -269,6 +269,7 @@ impl Sources {
                     path: &path,
                     whose: Whose::One(options),
                     unbound,
+                    before: None,
                 };
                 standing::stand(contents, good, asked)?
             }

@@ -6,8 +6,10 @@ use ipnet::IpNet;
 use zeugma_core::snapshot::Failure;
 
 use super::clusters::{ads, common_tls, hash_on, socket};
+use super::part::{self, Unmade};
 use super::rbac::rules;
 use super::{Context, Scope, Service, Services, cluster_name, http_rules, mirror_cluster_name};
+use crate::fnv::Fnv;
 use crate::meta::{ChainMeta, CopiesMeta, HashMeta, ListenerMeta, MirrorMeta, RouteMeta};
 use crate::model::defaults::{or_secs, retry_on};
 use crate::model::scalar::{CAUSES, Text};
@@ -37,7 +39,7 @@ pub(crate) fn listener<R: Send>(
     context: Context<'_>,
     services: &Services<'_>,
     name: &str,
-    of: impl Fn(listener::FilterChain) -> R + Sync,
+    of: impl Fn(Unmade<'_, listener::FilterChain>) -> R + Sync,
 ) -> Option<(listener::Listener, Vec<R>)> {
     let spec = context.gateway.spec.listeners.get(name)?;
     let only = match &spec.route {
@@ -56,13 +58,17 @@ pub(crate) fn listener<R: Send>(
         planned.push(Chain::Nobody);
     }
     let chains = parallel::map(planned, |planned| {
-        let mut chain = planned.build(context, services, name, spec.role);
-        if let Some(matched) = &mut chain.filter_chain_match {
-            let cidrs = |nets: &[Text<IpNet>]| nets.iter().map(|net| pb::cidr(&net.0)).collect();
-            matched.source_prefix_ranges = cidrs(&spec.sources);
-            matched.direct_source_prefix_ranges = cidrs(proxies(spec));
-        }
-        of(chain)
+        let make = || {
+            let mut chain = planned.build(context, services, name, spec.role);
+            if let Some(matched) = &mut chain.filter_chain_match {
+                let cidrs =
+                    |nets: &[Text<IpNet>]| nets.iter().map(|net| pb::cidr(&net.0)).collect();
+                matched.source_prefix_ranges = cidrs(&spec.sources);
+                matched.direct_source_prefix_ranges = cidrs(proxies(spec));
+            }
+            chain
+        };
+        of(Unmade::new(name, &|| planned.input(services, name), &make))
     });
     let inspects = only.is_none();
     let listener = listener::Listener {
@@ -149,14 +155,43 @@ enum Chain<'s> {
 }
 
 impl Chain<'_> {
+    /// See [`Unmade::input`].
+    fn input(&self, services: &Services<'_>, listener: &str) -> u128 {
+        let mut fnv = Fnv::default();
+        fnv.add(listener.as_bytes());
+        let kind = match self {
+            Self::BySni(_) => 0xf0,
+            Self::BareHttp(_) => 0xf1,
+            Self::Plaintext => 0xf2,
+            Self::PlainTcp(_) => 0xf3,
+            Self::Hidden(..) => 0xf4,
+            Self::Nobody => 0xf5,
+        };
+        fnv.add(&[0xff, kind]);
+        match self {
+            Self::BySni(service) | Self::BareHttp(service) | Self::PlainTcp(service) => {
+                part::add(services, service, &mut fnv);
+            }
+            Self::Hidden(service, names) => {
+                part::add(services, service, &mut fnv);
+                for name in names {
+                    fnv.add(name.as_bytes());
+                    fnv.add(&[0xff]);
+                }
+            }
+            Self::Plaintext | Self::Nobody => {}
+        }
+        fnv.end()
+    }
+
     fn build(
-        self,
+        &self,
         context: Context<'_>,
         services: &Services<'_>,
         name: &str,
         role: RoleSpec,
     ) -> listener::FilterChain {
-        let copied = match &self {
+        let copied = match self {
             Self::BySni(service) | Self::PlainTcp(service)
                 if service.port.protocol == ProtocolSpec::Tcp =>
             {
@@ -186,7 +221,7 @@ impl Chain<'_> {
             Self::Hidden(service, names) => {
                 let cluster = cluster_name(scope(role), &service.id);
                 let matched = listener::FilterChainMatch {
-                    server_names: names,
+                    server_names: names.clone(),
                     transport_protocol: "tls".to_owned(),
                     ..Default::default()
                 };
@@ -518,11 +553,27 @@ struct Host<'s> {
     domains: Vec<String>,
 }
 
+impl Host<'_> {
+    /// See [`Unmade::input`].
+    fn input(&self, services: &Services<'_>) -> u128 {
+        let mut fnv = Fnv::default();
+        fnv.add(self.listener.as_bytes());
+        fnv.add(&[0xfe]);
+        fnv.add(self.scope.as_str().as_bytes());
+        for domain in &self.domains {
+            fnv.add(&[0xff]);
+            fnv.add(domain.as_bytes());
+        }
+        part::add(services, self.service, &mut fnv);
+        fnv.end()
+    }
+}
+
 /// Every route configuration that the listeners name, and what `of` makes of its virtual hosts.
 pub(crate) fn routes<R: Send>(
     context: Context<'_>,
     services: &Services<'_>,
-    of: impl Fn(route::VirtualHost) -> R + Sync,
+    of: impl Fn(Unmade<'_, route::VirtualHost>) -> R + Sync,
 ) -> Vec<(String, Vec<R>)> {
     let mut configs: Vec<(String, usize)> = Vec::new();
     let mut hosts: Vec<Host<'_>> = Vec::new();
@@ -530,8 +581,11 @@ pub(crate) fn routes<R: Send>(
         configs.push((name, planned.len()));
         hosts.extend(planned);
     }
-    let mut made =
-        parallel::map(hosts, |host| of(virtual_host(context, services, host))).into_iter();
+    let each = |host: Host<'_>| {
+        let make = || virtual_host(context, services, &host);
+        of(Unmade::new(host.listener, &|| host.input(services), &make))
+    };
+    let mut made = parallel::map(hosts, each).into_iter();
     (configs.into_iter())
         .map(|(name, len)| (name, made.by_ref().take(len).collect()))
         .collect()
@@ -625,14 +679,14 @@ fn domains(service: &Service<'_>) -> Vec<String> {
 fn virtual_host(
     context: Context<'_>,
     services: &Services<'_>,
-    host: Host<'_>,
+    host: &Host<'_>,
 ) -> route::VirtualHost {
     let Host {
         service,
         listener,
         scope,
-        domains,
-    } = host;
+        ref domains,
+    } = *host;
     let (allow, deny) = rules(
         context.model,
         context.gateway,
@@ -652,7 +706,7 @@ fn virtual_host(
     };
     route::VirtualHost {
         name: service.id.clone(),
-        domains,
+        domains: domains.clone(),
         routes: http_routes(context, services, service, scope),
         typed_per_filter_config: HashMap::from([
             (ALLOW.to_owned(), per_route(allow)),
