@@ -232,7 +232,7 @@ fn ended(status: &Status) -> Came {
 }
 
 /// The beginning of what a server says.
-fn cut(text: String) -> String {
+pub(crate) fn cut(text: String) -> String {
     const CHARS_MAX: usize = 1000;
     match text.char_indices().nth(CHARS_MAX) {
         Some((at, _)) => format!("{} ...", text.get(..at).unwrap_or_default()),

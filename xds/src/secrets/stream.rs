@@ -15,7 +15,7 @@ use tonic::{Code, Request};
 
 use super::read::{Secret, read};
 use crate::client::counted::Counted;
-use crate::client::stream::{HEAD_BYTES_MAX, Once, Requests, with_causes};
+use crate::client::stream::{HEAD_BYTES_MAX, Once, Requests, cut, with_causes};
 use crate::pb::discovery::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
@@ -37,8 +37,6 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 const RESPONSE_BYTES_MAX: usize = 4 << 20;
 /// Between two responses of one secret: one that never rests is read no faster.
 const PACE: Duration = Duration::from_millis(100);
-/// The most characters that are told of what a service says, and that it is told.
-const WHY_MAX: usize = 1000;
 /// gRPC's INTERNAL, by which an Envoy refuses.
 const REFUSED: i32 = 13;
 
@@ -400,12 +398,4 @@ fn why(status: &tonic::Status) -> Option<Ended> {
     } else {
         Ended::Refused(text)
     })
-}
-
-/// The beginning of it.
-fn cut(text: String) -> String {
-    match text.char_indices().nth(WHY_MAX) {
-        Some((at, _)) => format!("{} ...", text.get(..at).unwrap_or_default()),
-        None => text,
-    }
 }
