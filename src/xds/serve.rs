@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +25,9 @@ use crate::{ca, exit};
 
 /// How long clients get to go elsewhere once it drains.
 const DRAIN: Duration = Duration::from_secs(10);
+/// Threads that carry connections: what makes a thousand clients that come back wait is that all that they
+/// have is read.
+const WORKERS_MAX: usize = 4;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -248,9 +252,15 @@ async fn serve(arguments: Arguments) -> Result<(), ServeError> {
     let address = |listener: &TcpListener, asked| listener.local_addr().unwrap_or(asked);
     let (listens, admins) = (address(&listener, listen), address(&admin, admin_address));
     let door = Door::new(credentials.map(Arc::new));
-    let keeper = Doorkeeper::new(listener, server.clone(), door.clone());
+    let keeper = Doorkeeper::new(server.clone(), door.clone());
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let mut carried = (keeper.start(listener, threads.min(WORKERS_MAX))).map_err(|source| {
+        ServeError::System {
+            what: "no thread for connections",
+            source,
+        }
+    })?;
     tracing::info!(code = "ZG0505", address = %listens, admin = %admins, gateways, "the control plane serves");
-    let carried = tokio::spawn(keeper.run());
     let asked = tokio::spawn(admin::run(
         admin,
         server.clone(),
@@ -259,7 +269,7 @@ async fn serve(arguments: Arguments) -> Result<(), ServeError> {
     state.follow(&server, &door).await?;
     server.drain();
     // Who does not go is cut.
-    timeout(DRAIN, carried).await.ok();
+    timeout(DRAIN, carried.recv()).await.ok();
     asked.abort();
     Ok(())
 }
