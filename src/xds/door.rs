@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use zeugma_proxy::tls::{Credentials, TlsPeer, server_config};
-use zeugma_xds::{Caller, Server, Visitor};
+use zeugma_xds::{Caller, Seldom, Server, Visitor};
 
 /// Connections at once.
 const CONNECTIONS_MAX: usize = 20_000;
@@ -56,6 +56,7 @@ pub(super) struct Doorkeeper {
     door: Door,
     room: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
+    lines: Arc<Seldom>,
 }
 
 impl Doorkeeper {
@@ -65,6 +66,7 @@ impl Doorkeeper {
             door,
             room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            lines: Arc::default(),
         }
     }
 
@@ -116,6 +118,7 @@ impl Doorkeeper {
                         server: self.server.clone(),
                         door: self.door.clone(),
                         handshakes: Arc::clone(&self.handshakes),
+                        lines: Arc::clone(&self.lines),
                         source,
                     };
                     drop(connections.spawn(async move {
@@ -139,6 +142,7 @@ struct Visit {
     server: Server,
     door: Door,
     handshakes: Arc<Semaphore>,
+    lines: Arc<Seldom>,
     source: SocketAddr,
 }
 
@@ -160,7 +164,9 @@ impl Visit {
         let (stream, peer) = match self.shake_hands(tcp, &credentials).await {
             Ok(done) => done,
             Err(why) => {
-                tracing::warn!(code = "ZG0506", source = %self.source, "a connection failed: {why}");
+                if let Some(left_out) = self.lines.may_say() {
+                    tracing::warn!(code = "ZG0506", source = %self.source, left_out, "a connection failed: {why}");
+                }
                 return;
             }
         };

@@ -49,6 +49,9 @@ pub(crate) struct Arguments {
     /// The longest request that is read: a client that comes back says everything that it has
     #[arg(long, value_name = "BYTES", default_value_t = ServerLimits::default().request_bytes)]
     request_bytes: usize,
+    /// Gateways, and places where they stand, of one caller at once: each is compiled by itself
+    #[arg(long, value_name = "COUNT", default_value_t = ServerLimits::default().caller_views)]
+    caller_views: usize,
     /// How its log on standard error looks
     #[arg(
         long,
@@ -209,6 +212,7 @@ async fn serve(arguments: Arguments) -> Result<(), ServeError> {
         allow,
         admin: admin_address,
         request_bytes,
+        caller_views,
         log_format: _,
     } = arguments;
     if svid.plaintext && !listen.ip().is_loopback() {
@@ -243,6 +247,7 @@ async fn serve(arguments: Arguments) -> Result<(), ServeError> {
     };
     let limits = ServerLimits {
         request_bytes,
+        caller_views,
         ..ServerLimits::default()
     };
     let identifier = concat!("zeugma/", env!("CARGO_PKG_VERSION"));

@@ -44,7 +44,7 @@ pub use files::FileLook;
 pub use format::{FormatError, format, yaml_files};
 pub use meaning::{LevelMeaning, MatchMeaning, ServiceMeaning, meaning};
 pub use plane::Plane;
-pub use server::{Admission, Caller, Server, ServerLimits, Visitor};
+pub use server::{Admission, Caller, Seldom, Server, ServerLimits, Visitor};
 pub use session::Kind;
 pub use settings::{
     AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, ControlPlane, Drain,

@@ -147,7 +147,7 @@ fn at_most<'a>(max: usize, what: &'static str, text: &'a str) -> Result<&'a str,
 }
 
 /// Of a `Node`; what else it says may be long, and is not looked at.
-fn claim(mut bytes: &[u8]) -> Result<Claim, Unread> {
+pub(super) fn claim(mut bytes: &[u8]) -> Result<Claim, Unread> {
     let mut claim = Claim::default();
     while !bytes.is_empty() {
         let part = canonical::next(&mut bytes).ok_or(Unread::Broken("Node"))?;
