@@ -288,19 +288,11 @@ fn cpu(pid: u32) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
-fn report(
-    machine: &machine::Machine,
-    (services, clients): (usize, usize),
-    figures: &Figures,
-) -> String {
+fn report(machine: &machine::Machine, size: (usize, usize), figures: &Figures) -> String {
+    let (services, clients) = size;
     let mut changes: Vec<&Change> = figures.changes.iter().collect();
     changes.sort_by_key(|change| change.all());
-    let (median, worst) = (changes[changes.len() / 2], changes[changes.len() - 1]);
-    let encoded = changes.iter().map(|change| change.encoded).max().unwrap();
-    let verdict = |is_met| if is_met { "met" } else { "missed" };
-    let row = |what: &str, figure: String, goal: &str, is_met| {
-        format!("| {what} | {figure} | {goal} | {} |\n", verdict(is_met))
-    };
+    let median = changes[changes.len() / 2];
     let mut text = format!(
         "# A control plane of {services} services and {clients} gateways
 
@@ -317,45 +309,63 @@ Written by `cargo bench -p zeugma-xds --bench serve`; do not edit.
         machine::now().unwrap(),
         machine::commit(),
     );
-    text += &row(
-        "one endpoint changed: from its file to all gateways, the median of all changes",
-        format!("{:.0?}", median.all()),
-        "1 s",
-        median.all() < Duration::from_secs(1),
-    );
-    text += &row(
-        "the same, the worst",
-        format!("{:.0?}", worst.all()),
-        "1 s",
-        worst.all() < Duration::from_secs(1),
-    );
-    text += &row(
-        "resources encoded for it: the service's endpoints for workloads, and for other clusters",
-        encoded.to_string(),
-        "2",
-        encoded <= 2,
-    );
-    text += &row(
-        "the server's memory for each gateway",
-        format!("{:.0} kB", figures.kept_bytes as f64 / 1e3),
-        "1000 kB",
-        figures.kept_bytes < 1_000_000,
-    );
-    text += &row(
-        "all gateways come back at once, with what they have",
-        format!("{:.1?}", figures.back),
-        "10 s",
-        figures.back < Duration::from_secs(10),
-    );
-    text += &row(
-        "sent to each of them",
-        format!("{} B", figures.back_bytes / clients.max(1)),
-        "1000 B",
-        figures.back_bytes / clients.max(1) < 1000,
-    );
-    // Writing into a String does not fail.
-    writeln!(
-        text,
+    for (what, figure, goal, is_met) in goals(&changes, figures, clients.max(1)) {
+        let verdict = if is_met { "met" } else { "missed" };
+        // Writing into a String does not fail.
+        writeln!(text, "| {what} | {figure} | {goal} | {verdict} |").ok();
+    }
+    text + &details(median, figures)
+}
+
+type Goal = (&'static str, String, &'static str, bool);
+
+fn goals(changes: &[&Change], figures: &Figures, clients: usize) -> [Goal; 6] {
+    let (median, worst) = (changes[changes.len() / 2], changes[changes.len() - 1]);
+    let encoded = changes.iter().map(|change| change.encoded).max().unwrap();
+    let second = Duration::from_secs(1);
+    let each = figures.back_bytes / clients;
+    [
+        (
+            "one endpoint changed: from its file to all gateways, the median of all changes",
+            format!("{:.0?}", median.all()),
+            "1 s",
+            median.all() < second,
+        ),
+        (
+            "the same, the worst",
+            format!("{:.0?}", worst.all()),
+            "1 s",
+            worst.all() < second,
+        ),
+        (
+            "resources encoded for it: the service's endpoints for workloads, and for other clusters",
+            encoded.to_string(),
+            "2",
+            encoded <= 2,
+        ),
+        (
+            "the server's memory for each gateway",
+            format!("{:.0} kB", figures.kept_bytes as f64 / 1e3),
+            "1000 kB",
+            figures.kept_bytes < 1_000_000,
+        ),
+        (
+            "all gateways come back at once, with what they have",
+            format!("{:.1?}", figures.back),
+            "10 s",
+            figures.back < Duration::from_secs(10),
+        ),
+        (
+            "sent to each of them",
+            format!("{each} B"),
+            "1000 B",
+            each < 1000,
+        ),
+    ]
+}
+
+fn details(median: &Change, figures: &Figures) -> String {
+    format!(
         "
 - At first the documents are read and checked in {:.2?}; the first gateway has all {} resources,
   {:.1} MB, after {:.2?} more.
@@ -363,7 +373,8 @@ Written by `cargo bench -p zeugma-xds --bench serve`; do not edit.
   processor time and {:.2?} of the gateways'.
 - A gateway takes {:.0} kB of the gateways' process.
 - A change: files read and checked in {:.0?}, compiled in {:.0?}, told to all in {:.0?}, with {:.2?}
-  of the server's processor time (the median of {}).",
+  of the server's processor time (the median of {}).
+",
         figures.first_read,
         figures.resources,
         figures.told_bytes as f64 / 1e6,
@@ -376,8 +387,6 @@ Written by `cargo bench -p zeugma-xds --bench serve`; do not edit.
         median.made,
         median.told,
         median.cpu,
-        changes.len(),
+        figures.changes.len(),
     )
-    .ok();
-    text
 }
