@@ -28,6 +28,7 @@ mod control_inherit;
 mod control_last_good;
 mod control_limits;
 mod control_listeners;
+mod control_pair;
 mod control_reload;
 mod control_state;
 mod control_tap;
