@@ -31,6 +31,7 @@ mod control_listeners;
 mod control_pair;
 mod control_reload;
 mod control_state;
+mod control_strangers;
 mod control_tap;
 mod control_ui;
 mod control_upstream;
