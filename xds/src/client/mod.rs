@@ -186,7 +186,7 @@ impl Client {
         let servers = options.servers.len();
         let serves = resumed
             .as_ref()
-            .map(|(draft, _)| draft.snapshot.version.to_string());
+            .map(|(draft, _)| draft.served.snapshot.version.to_string());
         let client = Self {
             session: Session::new(node(&options.node), servers, Limits::default(), held),
             holdings: Some(holdings),
@@ -204,8 +204,8 @@ impl Client {
             options,
         };
         let resumed = resumed.map(|(draft, refused)| Resumed {
-            snapshot: draft.snapshot,
-            resources: draft.resources,
+            snapshot: draft.served.snapshot,
+            resources: draft.served.resources,
             refused: (refused.into_iter())
                 .map(|((kind, name), why)| (kind, name.to_string(), why))
                 .chain(kept.into_iter().flat_map(Kept::unread))
@@ -439,9 +439,10 @@ impl Client {
             }
             Some(Ok(draft)) => {
                 self.holdings = Some(holdings);
-                let version = &*draft.snapshot.version;
+                let version = &*draft.served.snapshot.version;
                 // Nothing is no configuration, unless there was one.
-                let is_nothing = self.serves.is_none() && draft.snapshot.listeners.is_empty();
+                let is_nothing =
+                    self.serves.is_none() && draft.served.snapshot.listeners.is_empty();
                 if self.serves.as_deref() == Some(version) || is_nothing {
                     self.commit(&draft, draw);
                     return None;
@@ -461,8 +462,8 @@ impl Client {
 
     fn offer(&mut self, draft: Draft, binding: Binding) -> Asked {
         let offer = Offer {
-            snapshot: draft.snapshot.clone(),
-            resources: draft.resources.clone(),
+            snapshot: draft.served.snapshot.clone(),
+            resources: draft.served.resources.clone(),
             binding,
         };
         self.draft = Some(draft);
@@ -470,8 +471,9 @@ impl Client {
     }
 
     fn commit(&mut self, draft: &Draft, draw: fn() -> f64) {
-        if self.serves.is_some() || !draft.snapshot.listeners.is_empty() {
-            self.serves = Some(draft.snapshot.version.to_string());
+        let snapshot = &draft.served.snapshot;
+        if self.serves.is_some() || !snapshot.listeners.is_empty() {
+            self.serves = Some(snapshot.version.to_string());
         }
         let verdict = (self.holdings.as_mut()).map(|holdings| holdings.commit(draft));
         self.under_way.clear();

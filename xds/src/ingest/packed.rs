@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use zeugma_core::snapshot::{Node, Snapshot};
+use zeugma_core::snapshot::Node;
 
-use super::{Errors, Ingest, Names, ReadChain, ReadCluster, ReadHost, clusters, listeners};
+use super::{Errors, Ingest, Names, ReadChain, ReadCluster, ReadHost, Served, clusters, listeners};
 use crate::compile::ResourceList;
 use crate::meta::AnyClusterMeta;
 use crate::parallel;
@@ -24,32 +24,29 @@ pub(crate) struct Packed<'a> {
     pub(crate) listeners: Vec<(&'a str, &'a Any)>,
 }
 
-type Decoded = (AnyClusterMeta, cluster::Cluster);
+pub(super) type Decoded = (AnyClusterMeta, cluster::Cluster);
 
 impl Packed<'_> {
     /// Makes a snapshot of them alone.
     ///
     /// # Errors
     /// Each that something is wrong with, by itself or beside the others.
-    pub(crate) fn ingest(&self, node: Node) -> Result<(Snapshot, ResourceList), Errors> {
+    pub(crate) fn ingest(&self, node: Node) -> Result<Served, Errors> {
         let mut ingest = Ingest::new(node);
         let mut list = ResourceList::default();
-        let decoded = parallel::map(self.clusters.clone(), |(name, any)| {
-            (name, self.cluster(any))
-        });
-        let (mut peers, mut others) = (Vec::new(), Vec::new());
-        for ((name, decoded), (_, any)) in decoded.into_iter().zip(&self.clusters) {
+        for (name, any) in &self.clusters {
             list.add('c', any.value.len(), name);
-            match ingest.errors.keep(Kind::Cluster, name, decoded) {
-                Some(peer @ (AnyClusterMeta::Peer(_), _)) => peers.push(peer),
-                Some(other @ (AnyClusterMeta::Traffic(_), _)) => others.push(other),
-                None => {}
-            }
         }
-        for decoded in [peers, others] {
-            let read = parallel::map(decoded, |(meta, cluster)| {
-                ReadCluster::read(&cluster, meta, &ingest.names)
+        for clusters in self.peers_and_others() {
+            // Decoded they take many times what is made of them: each is dropped where it was read.
+            let read = parallel::map(clusters, |(name, any)| {
+                let decoded = decoded(any, |name| self.endpoints.get(name).copied());
+                let read = |(meta, cluster)| ReadCluster::read(&cluster, meta, &ingest.names);
+                (name, decoded.map(read))
             });
+            let read = (read.into_iter())
+                .filter_map(|(name, read)| ingest.errors.keep(Kind::Cluster, name, read));
+            let read: Vec<_> = read.collect();
             ingest.clusters(read);
         }
         for (name, any) in &self.routes {
@@ -74,26 +71,47 @@ impl Packed<'_> {
                 ingest.listener(name, &listener, chains);
             }
         }
-        Ok((ingest.end()?, list))
-    }
-
-    /// A cluster with its endpoints in it.
-    fn cluster(&self, any: &Any) -> Result<Decoded, String> {
-        let (meta, mut cluster) = decoded(any)?;
-        if let Some((_, name)) = crate::session::client::endpoints_of(&cluster) {
-            let assignment = match self.endpoints.get(&*name) {
-                Some(any) => pb::unpack(any)?,
-                None => endpoint::ClusterLoadAssignment::default(),
-            };
-            cluster.load_assignment = Some(assignment);
-        }
-        Ok((meta, cluster))
+        let (snapshot, versions) = ingest.end_with_versions()?;
+        Ok(Served {
+            snapshot,
+            resources: list,
+            versions,
+        })
     }
 }
 
-fn decoded(any: &Any) -> Result<Decoded, String> {
-    let cluster: cluster::Cluster = pb::unpack(any)?;
+/// What the metadata of every peer has in it: a value that is the text `peer`.
+const PEER: &[u8] = b"\x1a\x04peer";
+
+impl<'a> Packed<'a> {
+    /// The clusters of peers, and all others, which may refer to these.
+    fn peers_and_others(&self) -> [Vec<(&'a str, &'a Any)>; 2] {
+        let may_be = |any: &Any| any.value.windows(PEER.len()).any(|bytes| bytes == PEER);
+        let clusters = parallel::map(self.clusters.clone(), |(name, any)| {
+            let is_peer =
+                may_be(any) && matches!(decoded(any, |_| None), Ok((AnyClusterMeta::Peer(_), _)));
+            (is_peer, (name, any))
+        });
+        let (peers, others): (Vec<_>, Vec<_>) =
+            clusters.into_iter().partition(|(is_peer, _)| *is_peer);
+        [peers, others].map(|all| all.into_iter().map(|(_, one)| one).collect())
+    }
+}
+
+/// A cluster with the endpoints in it that it names.
+pub(super) fn decoded<'a>(
+    any: &Any,
+    endpoints: impl Fn(&str) -> Option<&'a Any>,
+) -> Result<Decoded, String> {
+    let mut cluster: cluster::Cluster = pb::unpack(any)?;
     let meta = pb::from_metadata(cluster.metadata.as_ref())?;
+    if let Some((_, name)) = crate::session::client::endpoints_of(&cluster) {
+        let assignment = match endpoints(&name) {
+            Some(any) => pb::unpack(any)?,
+            None => endpoint::ClusterLoadAssignment::default(),
+        };
+        cluster.load_assignment = Some(assignment);
+    }
     Ok((meta, cluster))
 }
 
@@ -101,7 +119,7 @@ fn decoded(any: &Any) -> Result<Decoded, String> {
 pub(crate) fn check(kind: Kind, any: &Any) -> Result<(), String> {
     match kind {
         Kind::Cluster => {
-            let (meta, mut cluster) = decoded(any)?;
+            let (meta, mut cluster) = decoded(any, |_| None)?;
             if clusters::is_discovered(&cluster) {
                 cluster.load_assignment = Some(endpoint::ClusterLoadAssignment::default());
             }
