@@ -65,6 +65,8 @@ pub(crate) struct Holdings {
     /// Whether a listener and a service serve.
     serves: [bool; 2],
     alone: Alone,
+    /// Those of which what is good changed since that was asked.
+    unkept: BTreeSet<Key>,
 }
 
 /// What is to serve, and what is not to.
@@ -108,6 +110,7 @@ impl Holdings {
             known: BTreeSet::new(),
             serves: [false; 2],
             alone: Alone::new(),
+            unkept: BTreeSet::new(),
         }
     }
 
@@ -147,6 +150,16 @@ impl Holdings {
         (self.entries.iter()).filter_map(|(key, entry)| Some((key, entry.good.as_ref()?)))
     }
 
+    /// The one of them that is called so.
+    pub(crate) fn good_of(&self, key: &Key) -> Option<&Resource> {
+        self.entries.get(key)?.good.as_ref()
+    }
+
+    /// Those of them that changed since this was asked last.
+    pub(crate) fn take_unkept(&mut self) -> BTreeSet<Key> {
+        std::mem::take(&mut self.unkept)
+    }
+
     /// What waits for something that it refers to, and what is aside.
     #[cfg(test)]
     pub(crate) fn waiting(&self) -> usize {
@@ -173,7 +186,12 @@ impl Holdings {
                     Some(why) => drop(faults.insert(key, why)),
                     None => match &mut entry.good {
                         // P36: it serves already.
-                        Some(good) if good.body == resource.body => *good = resource,
+                        Some(good) if good.body == resource.body => {
+                            if good.version != resource.version {
+                                self.unkept.insert(key);
+                            }
+                            *good = resource;
+                        }
                         Some(_) | None => entry.next = Some(Next::Put(resource)),
                     },
                 },
@@ -306,6 +324,7 @@ impl Holdings {
                     }
                     entry.good = Some(resource);
                     entry.is_absent = false;
+                    self.unkept.insert(key.clone());
                 }
                 // Its server is told that it stays; it goes when something else is there.
                 Some(Next::Removed) if is_faulty => {
@@ -317,6 +336,7 @@ impl Holdings {
                     entry.next = Some(Next::Removed);
                 }
                 Some(Next::Removed) => {
+                    self.unkept.insert(key.clone());
                     entry.good = None;
                     entry.is_absent = true;
                     if std::mem::take(&mut entry.is_aside) {

@@ -28,7 +28,8 @@ use zeugma_core::time::Time;
 
 pub use self::holdings::OnEmpty;
 use self::holdings::{Draft, Holdings, Key};
-pub use self::kept::Kept;
+use self::kept::Written;
+pub use self::kept::{Keep, Kept, More};
 use self::stream::{Came, Stream};
 use crate::compile::ResourceList;
 use crate::ingest::Blamed;
@@ -160,6 +161,8 @@ pub struct Client {
     draft: Option<Draft>,
     /// The version of what serves.
     serves: Option<String>,
+    /// Of it, what was said to be kept.
+    written: Written,
     begun: Instant,
 }
 
@@ -200,6 +203,7 @@ impl Client {
             has_answered: false,
             draft: None,
             serves,
+            written: Written::default(),
             begun: Instant::now(),
             options,
         };
@@ -332,11 +336,18 @@ impl Client {
             && self.draft.is_none()
     }
 
-    /// What serves, to be kept; `now` in seconds since 1970.
-    #[must_use]
-    pub fn kept(&self, now: u64) -> Option<Kept> {
-        let good = self.holdings.as_ref()?.good();
-        Some(Kept::of(good, now))
+    /// What is to be kept of what serves, after what this gave before; `now` in seconds since 1970.
+    pub fn keep(&mut self, now: u64) -> Option<Keep> {
+        let holdings = self.holdings.as_mut()?;
+        let changed = holdings.take_unkept();
+        let good = |key: &Key| holdings.good_of(key);
+        let all = holdings.good();
+        Some(Keep::of(&mut self.written, changed, good, all, now))
+    }
+
+    /// What was kept is lost: all of it is to be kept next.
+    pub fn keep_anew(&mut self) {
+        self.written = Written::default();
     }
 
     fn now(&self) -> Time {

@@ -94,6 +94,7 @@ impl Holdings {
             {
                 entry.good = Some(resource);
                 entry.is_absent = false;
+                self.unkept.insert(key);
             }
         }
         self.alone.served = Some(served.clone());
