@@ -100,7 +100,7 @@ pub(crate) struct Destination {
     pub(crate) locality: Locality,
     pub(crate) identity: Option<String>,
     pub(crate) level: usize,
-    /// Why this endpoint: local, spill, failover, retry, too-few.
+    /// Why this endpoint: local, spill, failover, retry, hedge, too-few.
     pub(crate) why: &'static str,
     /// The level that would have been used, had it been healthy.
     pub(crate) failover_from: Option<Arc<str>>,

@@ -24,7 +24,7 @@ use zeugma_core::explain::{
 use zeugma_core::fleet::{Fleet, LevelMotion, LevelView};
 use zeugma_core::health::ActiveVerdict;
 use zeugma_core::identity::SpiffeId;
-use zeugma_core::snapshot::{Cluster, HashOn, Rule, Service, ServiceIx, Snapshot};
+use zeugma_core::snapshot::{Balance, Cluster, HashOn, Rule, Service, ServiceIx, Snapshot};
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
 use zeugma_xds::GatewaySettings;
@@ -220,19 +220,29 @@ pub fn document(
         "destination": destination,
         "attempts": attempts,
         "extra_tries_max": extra_tries(snapshot, told),
+        "hedged_after_seconds": hedged_after(snapshot, told),
         // As text: not every reader of JSON has numbers of 64 bits.
         "draw": told.draw.to_string(),
-        "key": told.keyed.as_ref().map(key),
+        "key": told.keyed.as_ref().map(|keyed| key(snapshot, told, keyed)),
     })
 }
 
 /// What goes to one endpoint, and whether the question says it.
-fn key(keyed: &Keyed) -> Value {
+fn key(snapshot: &Snapshot, told: &Explanation, keyed: &Keyed) -> Value {
+    let to = told.to.as_ref().map(|to| snapshot.cluster(to.cluster));
+    let policy = to.map(|cluster| match cluster.policy.balance {
+        Balance::Maglev(_) => "maglev",
+        Balance::RingHash(_)
+        | Balance::LeastRequest
+        | Balance::PeakEwma
+        | Balance::RoundRobin
+        | Balance::Random => "ring-hash",
+    });
     let of = match &keyed.on {
         HashOn::Header(name) => format!("header {name}"),
         HashOn::Source => "source address".to_owned(),
     };
-    json!({ "of": of, "known": keyed.key.is_some() })
+    json!({ "policy": policy, "of": of, "known": keyed.key.is_some() })
 }
 
 fn caller(snapshot: &Snapshot, told: &Explanation) -> Value {
@@ -497,6 +507,12 @@ fn extra_tries(snapshot: &Snapshot, told: &Explanation) -> Option<u32> {
     Some(rule.map_or(of_cluster.attempts, |rule| {
         rule.retries(of_cluster).attempts
     }))
+}
+
+/// After how long another endpoint is asked beside the first.
+fn hedged_after(snapshot: &Snapshot, told: &Explanation) -> Option<f64> {
+    let cluster = snapshot.cluster(told.to.as_ref()?.cluster);
+    cluster.policy.retries.hedge_after.map(seconds)
 }
 
 /// To a millisecond, for people.

@@ -138,6 +138,12 @@ struct Retried {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Hedged {
+    destination_service: String,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Refused {
     side: String,
     rule: String,
@@ -230,6 +236,7 @@ pub(crate) struct Metrics {
     attempts: Family<Taken, Counter>,
     ruled: Family<RuledBy, Counter>,
     retries: Family<Retried, Counter>,
+    hedges: Family<Hedged, Counter>,
     refused: Family<Refused, Counter>,
     audited: Family<Audited, Counter>,
     mirrored: Family<Mirrored, Counter>,
@@ -279,6 +286,7 @@ impl Metrics {
             attempts: Family::default(),
             ruled: Family::default(),
             retries: Family::default(),
+            hedges: Family::default(),
             refused: Family::default(),
             audited: Family::default(),
             mirrored: Family::default(),
@@ -352,6 +360,11 @@ impl Metrics {
             "retries",
             "Extra tries, by what failed before",
             self.retries.clone(),
+        );
+        r.register(
+            "hedges",
+            "Requests that waited for as long as `retries.hedge`: sent to one more endpoint, won by it, or not sent for want of `budget` or of another endpoint (`nowhere`)",
+            self.hedges.clone(),
         );
         r.register(
             "certificates_refused",
@@ -726,6 +739,15 @@ impl Metrics {
             .get_or_create(&Retried {
                 destination_service: service.to_owned(),
                 cause: cause.to_owned(),
+            })
+            .inc();
+    }
+
+    pub(crate) fn hedged(&self, service: &str, result: &'static str) {
+        self.hedges
+            .get_or_create(&Hedged {
+                destination_service: service.to_owned(),
+                result,
             })
             .inc();
     }
@@ -1232,6 +1254,7 @@ mod tests {
         metrics.attempt(&service, &apps, 0, "local", &Latest::default());
         metrics.ruled(&service, Some(&apps), None);
         metrics.retried("shop/a", "reset");
+        metrics.hedged("shop/a", "sent");
         metrics.certificate_refused("upstream", "L1");
         metrics.mirrored("shop/a", "shop/b", "sent");
         metrics.mirror_compared("shop/a", "shop/b", "same");

@@ -351,7 +351,7 @@ impl Worker {
     ) -> u64 {
         match &cluster.policy.balance {
             Balance::LeastRequest | Balance::PeakEwma | Balance::Random => self.draw(),
-            Balance::RingHash(on) => {
+            Balance::RingHash(on) | Balance::Maglev(on) => {
                 let header = |name: &str| Some(key_of(headers?.get(name)?.as_bytes()));
                 key(on, source, &header).unwrap_or_else(|| self.draw())
             }

@@ -499,7 +499,11 @@ fn attempts(told: &Value, text: &mut Text) {
     }
     let key = field(told, "key");
     let how = match field(key, "known").as_bool() {
-        Some(true) => format!("By its key (ring-hash, {}), always", word(field(key, "of"))),
+        Some(true) => format!(
+            "By its key ({}, {}), always",
+            word(field(key, "policy")),
+            word(field(key, "of"))
+        ),
         Some(false) => format!(
             "This time (--draw {}; its key, {}, is not in the question: say it by --header)",
             word(field(told, "draw")),
@@ -512,6 +516,12 @@ fn attempts(told: &Value, text: &mut Text) {
          have seen the request:",
         field(told, "extra_tries_max")
     ));
+    if let Some(after) = field(told, "hedged_after_seconds").as_f64() {
+        text.line(&format!(
+            "(the next one already where one has not answered after {} ms, if the method is idempotent)",
+            (after * 1e3).round()
+        ));
+    }
     text.line(table.to_string().trim_end());
 }
 

@@ -219,6 +219,12 @@ async fn homes(gateway: &Gateway, users: usize) -> BTreeMap<usize, String> {
 
 #[tokio::test]
 async fn one_user_goes_to_one_endpoint_and_moves_only_with_it() {
+    for policy in ["ring-hash", "maglev"] {
+        by_user(policy).await;
+    }
+}
+
+async fn by_user(policy: &str) {
     const USERS: usize = 60;
     let services = ["a", "b", "c"].map(HttpService::start);
     let backends = format!(
@@ -229,7 +235,7 @@ async fn one_user_goes_to_one_endpoint_and_moves_only_with_it() {
         "hello",
         &[
             &backends,
-            "balance: { policy: { ring-hash: { header: x-user } } }",
+            &format!("balance: {{ policy: {{ {policy}: {{ header: x-user }} }} }}"),
             "health: { passive: { consecutive: 1 } }",
         ],
     );

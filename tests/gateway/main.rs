@@ -44,6 +44,7 @@ mod data_edges;
 mod data_failover;
 mod data_fields;
 mod data_h1;
+mod data_hedge;
 mod data_http;
 mod data_load;
 mod data_mended;

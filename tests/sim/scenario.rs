@@ -635,7 +635,7 @@ impl Scenario {
             let of = &self.shares.clusters[carry.cluster.0];
             // A worker draws the key where there is one, and so does who explains.
             match &cluster.policy.balance {
-                Balance::RingHash(on) => {
+                Balance::RingHash(on) | Balance::Maglev(on) => {
                     let key = key(on, arrival.source, &|_| None).unwrap();
                     let full = of.metered.as_ref().map(|metered| metered.full(self.now));
                     let planned = plan(cluster, of, load, key);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use zeugma_core::admission::{Rate, RouteLimits};
+use zeugma_core::balance::Slots;
 use zeugma_core::identity::{IdPattern, TrustDomain};
 use zeugma_core::locality::Locality;
 use zeugma_core::names::HostPattern;
@@ -187,6 +188,7 @@ impl Route {
                         EndpointIx(endpoints.len() - 1)
                     })
                     .collect(),
+                slots: Slots::default(),
             })
             .collect();
         let Settings {
@@ -227,6 +229,7 @@ impl Route {
                     budget: 0.2,
                     buffer_bytes_max: 65536,
                     any_method: false,
+                    hedge_after: None,
                 },
                 limits: RouteLimits::default(),
             }),
@@ -262,6 +265,7 @@ impl Route {
             export: Export::AllPeers,
             mirrors: Vec::new(),
             rules: None,
+            inside: None,
             position: None,
         }
     }
@@ -327,6 +331,7 @@ impl Settings {
                     &Balance::Random,
                     &Balance::PeakEwma,
                     &Balance::RingHash(HashOn::Source),
+                    &Balance::Maglev(HashOn::Source),
                 ])
                 .unwrap())
             .clone(),
@@ -361,5 +366,6 @@ fn endpoint(key: &str, is_own: bool) -> Endpoint {
         version: HttpVersion::Same,
         proxy_protocol: false,
         capacity: None,
+        is_down: false,
     }
 }

@@ -408,6 +408,7 @@ fn of_service(snapshot: &Snapshot, service: &Service) -> Fields {
         export,
         mirrors,
         rules: http_rules,
+        inside: _,
         position: _,
     } = service;
     let peers = |peers: &[PeerIx]| {
@@ -679,12 +680,14 @@ fn of_policy(policy: &ClusterPolicy, fields: &mut Fields) {
         budget,
         buffer_bytes_max,
         any_method,
+        hedge_after,
     } = retries;
     fields.insert("retries.attempts", one(attempts));
     fields.insert("retries.on", on.iter().map(of_failure).collect());
     fields.insert("retries.budget", one(percent(*budget)));
     fields.insert("retries.buffer", one(format!("{buffer_bytes_max}B")));
     fields.insert("retries.any", one(any_method));
+    fields.insert("retries.hedge.after", maybe(hedge_after.map(duration)));
     fields.insert("limits.connections", maybe(limits.connections));
     fields.insert("limits.pending", maybe(limits.pending));
     fields.insert("limits.requests", maybe(limits.requests));

@@ -142,6 +142,8 @@ pub(crate) struct RetriesMeta {
     pub budget: f64,
     pub buffer_bytes: usize,
     pub any_method: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge_after_millis: Option<u64>,
 }
 
 /// On an endpoint.

@@ -2,11 +2,13 @@
 
 mod latency;
 mod least_request;
+mod maglev;
 mod random;
 mod ring_hash;
 mod round_robin;
 
 pub use latency::Latency;
+pub use maglev::Slots;
 
 use std::net::IpAddr;
 
@@ -41,7 +43,7 @@ impl std::fmt::Debug for Candidates<'_> {
 /// `load` is what this worker has under way at an endpoint, or for [`Balance::PeakEwma`] what one more
 /// costs there ([`Latency::cost`]). `draw` is random, but for
 /// [`Balance::RoundRobin`], whose turns are counted by it: there the caller passes 0, 1, 2, ...; and
-/// for [`Balance::RingHash`], whose key it is ([`key_of`]).
+/// for [`Balance::RingHash`] and [`Balance::Maglev`], whose key it is ([`key_of`]).
 #[must_use]
 pub fn pick(
     candidates: Candidates<'_>,
@@ -53,6 +55,7 @@ pub fn pick(
         Balance::RoundRobin => round_robin::pick(candidates, draw),
         Balance::Random => random::pick(candidates, draw),
         Balance::RingHash(_) => ring_hash::pick(candidates, draw),
+        Balance::Maglev(_) => maglev::pick(candidates, draw),
     }
 }
 
@@ -246,12 +249,12 @@ mod tests {
 
     #[test]
     fn nothing_usable_is_no_pick() {
-        let hash = Balance::RingHash(HashOn::Source);
         for balance in [
             Balance::Random,
             Balance::RoundRobin,
             Balance::LeastRequest,
-            hash,
+            Balance::RingHash(HashOn::Source),
+            Balance::Maglev(HashOn::Source),
         ] {
             let mut cluster = cluster(&[&["a", "b"]]);
             Arc::make_mut(&mut cluster.policy).balance = balance;

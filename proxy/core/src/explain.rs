@@ -29,7 +29,7 @@ use crate::identity::SpiffeId;
 use crate::plan::{Attempt, Plan, plan};
 use crate::shares::{ClusterShares, EndpointStatus, Shares};
 use crate::snapshot::{
-    Balance, Cluster, ClusterIx, EndpointIx, HashOn, Level, PeerIx, Protocol, ServiceIx, Snapshot,
+    Cluster, ClusterIx, EndpointIx, HashOn, Level, PeerIx, Protocol, ServiceIx, Snapshot,
 };
 use crate::time::Time;
 use crate::verdict::Reason;
@@ -478,9 +478,8 @@ impl<'a> Asked<'a> {
 
     /// What a cluster is balanced by, where that is a key: as a worker has it.
     fn keyed(&self, cluster: ClusterIx, arrival: &Arrival<'_>) -> Option<Keyed> {
-        let Balance::RingHash(on) = &self.world.0.cluster(cluster).policy.balance else {
-            return None;
-        };
+        let balance = &self.world.0.cluster(cluster).policy.balance;
+        let on = balance.hash_on()?;
         let is_request = arrival.request().is_some();
         let header = |name: &str| {
             let mut headers = self.question.headers.iter().filter(|_| is_request);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admission::RouteLimits;
+use crate::balance::Slots;
 use crate::identity::{IdPattern, SpiffeId, TrustDomain};
 use crate::locality::Locality;
 use crate::names::HostPattern;
@@ -41,6 +42,7 @@ pub(crate) fn endpoint(key: &str) -> Endpoint {
         version: HttpVersion::Same,
         proxy_protocol: false,
         capacity: None,
+        is_down: false,
     }
 }
 
@@ -63,6 +65,7 @@ pub(crate) fn cluster(levels: &[&[&str]]) -> Cluster {
                     EndpointIx(next - 1)
                 })
                 .collect(),
+            slots: Slots::default(),
         })
         .collect();
     Cluster {
@@ -130,6 +133,7 @@ fn policy() -> ClusterPolicy {
             budget: 0.2,
             buffer_bytes_max: 65536,
             any_method: false,
+            hedge_after: None,
         },
         limits: RouteLimits::default(),
     }
@@ -149,6 +153,7 @@ pub(crate) fn service(name: &str, host: &str, port: u16) -> Service {
         export: Export::AllPeers,
         mirrors: Vec::new(),
         rules: None,
+        inside: None,
         position: None,
     }
 }

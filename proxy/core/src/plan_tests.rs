@@ -166,6 +166,7 @@ proptest! {
             Balance::RoundRobin,
             Balance::Random,
             Balance::RingHash(HashOn::Source),
+            Balance::Maglev(HashOn::Source),
         ]),
     ) {
         let levels: Vec<&[EndpointStatus]> = levels.iter().map(Vec::as_slice).collect();

@@ -7,6 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use crate::balance::Slots;
 use crate::names::Host;
 use crate::snapshot::{Address, Cluster, Endpoint, EndpointIx, EndpointKey, Level, Snapshot};
 
@@ -57,6 +58,7 @@ fn expanded<'a>(cluster: &Cluster, addresses: &impl Fn(&Host) -> Option<&'a [IpA
         Level {
             name: Arc::clone(&level.name),
             members: (first..endpoints.len()).map(EndpointIx).collect(),
+            slots: Slots::default(),
         }
     });
     let levels = levels.collect();

@@ -1,5 +1,7 @@
 //! Whether a failed try is followed by another, on another endpoint.
 
+use std::time::Duration;
+
 use crate::snapshot::{Failure, Retries};
 use crate::time::Time;
 
@@ -164,6 +166,43 @@ pub fn is_repeatable(retries: &Retries, method: &str) -> bool {
         && (retries.any_method || is_idempotent(method))
 }
 
+/// After how long without an answer a request is sent to one more endpoint while the first is still at
+/// it; `None`: never. Both do what is asked, without a failure that would be a reason for it: methods
+/// that are not idempotent are never sent so, even where they are retried. Of what a peer's gateway
+/// sends, that one does it.
+#[must_use]
+pub fn hedged_after(retries: &Retries, method: &str, sender: Sender) -> Option<Duration> {
+    let is_hedged = sender == Sender::Caller && is_idempotent(method);
+    retries.hedge_after.filter(|_| is_hedged)
+}
+
+/// Whether a request that has waited for so long is sent to one more endpoint, where `counted` extra
+/// tries were made. It is taken from the budget once it is sent ([`take_hedge`]).
+///
+/// # Errors
+/// Why it is not.
+pub fn could_hedge(
+    retries: &Retries,
+    budget: &RetryBudget,
+    (counted, request): (u32, RequestLeft),
+    now: Time,
+) -> Result<(), Stop> {
+    if request == RequestLeft::Gone {
+        return Err(Stop::RequestGone);
+    }
+    if counted >= retries.attempts {
+        return Err(Stop::Attempts);
+    }
+    let has_room = budget.has_room(retries.budget, now);
+    has_room.then_some(()).ok_or(Stop::Budget)
+}
+
+/// Takes from the budget what [`could_hedge`] found in it; whether it was still there.
+#[must_use]
+pub fn take_hedge(retries: &Retries, budget: &RetryBudget, now: Time) -> bool {
+    budget.take(retries.budget, now)
+}
+
 /// Whether doing a request with this method twice is as doing it once (RFC 9110 §9.2.2).
 #[must_use]
 pub fn is_idempotent(method: &str) -> bool {
@@ -313,6 +352,33 @@ mod tests {
             }),
             Ok(Again::Counted)
         );
+    }
+
+    #[test]
+    fn what_is_idempotent_and_kept_is_hedged_within_attempts_and_budget() {
+        let after = Duration::from_millis(50);
+        let mut retries = cluster(&[&["a"]]).policy.retries.clone();
+        assert_eq!(hedged_after(&retries, "GET", Sender::Caller), None);
+        retries.hedge_after = Some(after);
+        // Whatever is retried.
+        retries.any_method = true;
+        for method in ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"] {
+            assert_eq!(hedged_after(&retries, method, Sender::Caller), Some(after));
+            assert_eq!(hedged_after(&retries, method, Sender::PeerGateway), None);
+        }
+        for method in ["POST", "PATCH", "CONNECT", "get"] {
+            assert_eq!(hedged_after(&retries, method, Sender::Caller), None);
+        }
+        let budget = RetryBudget::default();
+        let could = |counted, left| could_hedge(&retries, &budget, (counted, left), Time::ZERO);
+        assert_eq!(could(0, RequestLeft::Gone), Err(Stop::RequestGone));
+        assert_eq!(could(2, RequestLeft::Whole), Err(Stop::Attempts));
+        for _ in 0..BUDGET_MIN {
+            assert_eq!(could(1, RequestLeft::Whole), Ok(()));
+            assert!(take_hedge(&retries, &budget, Time::ZERO));
+        }
+        assert_eq!(could(0, RequestLeft::Whole), Err(Stop::Budget));
+        assert!(!take_hedge(&retries, &budget, Time::ZERO));
     }
 
     #[test]

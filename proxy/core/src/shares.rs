@@ -519,7 +519,7 @@ impl ClusterShares {
 /// What tells a cluster's endpoints from others by a key, where its policy is one of keys.
 pub(crate) fn seeds(cluster: &Cluster) -> Vec<u64> {
     match cluster.policy.balance {
-        Balance::RingHash(_) => (cluster.endpoints.iter())
+        Balance::RingHash(_) | Balance::Maglev(_) => (cluster.endpoints.iter())
             .map(|endpoint| key_of(endpoint.key.0.as_bytes()))
             .collect(),
         Balance::LeastRequest | Balance::PeakEwma | Balance::RoundRobin | Balance::Random => {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::admission::{Rate, RouteLimits};
+use crate::balance::Slots;
 use crate::identity::{IdPattern, TrustDomain};
 use crate::locality::Locality;
 use crate::names::{Host, HostPattern};
@@ -131,6 +132,9 @@ pub struct Service {
     pub mirrors: Vec<Mirror>,
     /// How its requests are told apart; `None`: they are all alike.
     pub rules: Option<Arc<Rules>>,
+    /// Where TLS is ended for it: the services by what requests inside may ask for, whatever their
+    /// names; `None`: the hosts of its own route on the listener.
+    pub inside: Option<Arc<HostTable>>,
     /// Where it was written.
     pub position: Option<Position>,
 }
@@ -339,6 +343,8 @@ pub struct Level {
     pub name: Arc<str>,
     /// Its endpoints.
     pub members: Vec<EndpointIx>,
+    /// The table that they are picked from, where they are picked by one.
+    pub slots: Slots,
 }
 
 /// What an endpoint is known by across configuration changes: route, backend, address and TLS.
@@ -375,6 +381,9 @@ pub struct Endpoint {
     /// What its backend, which is all endpoints of its name, takes in a second from this gateway;
     /// `None`: anything.
     pub capacity: Option<Rate>,
+    /// Whether whoever configures it says that it is of no use now, whatever checks find: it counts as
+    /// unhealthy.
+    pub is_down: bool,
 }
 
 /// Where an endpoint is reached.
@@ -438,6 +447,19 @@ pub enum Balance {
     PeakEwma,
     /// By a key, by weight: one key goes to one endpoint. Without it as [`Random`](Self::Random).
     RingHash(HashOn),
+    /// The same from a table: of one that goes all keys go elsewhere, and a few of others with them.
+    Maglev(HashOn),
+}
+
+impl Balance {
+    /// What the key is made of, where there is one.
+    #[must_use]
+    pub const fn hash_on(&self) -> Option<&HashOn> {
+        match self {
+            Self::RingHash(on) | Self::Maglev(on) => Some(on),
+            Self::LeastRequest | Self::RoundRobin | Self::Random | Self::PeakEwma => None,
+        }
+    }
 }
 
 /// What a key is made of.
@@ -634,6 +656,8 @@ pub struct Retries {
     pub buffer_bytes_max: usize,
     /// Whether methods that are not idempotent are retried too.
     pub any_method: bool,
+    /// After how long without an answer one more endpoint is asked beside the first; `None`: never.
+    pub hedge_after: Option<Duration>,
 }
 
 /// Another cluster, reached through its gateways.
@@ -708,11 +732,14 @@ pub enum Lookup {
     Unknown,
 }
 
-/// Services by host and port: exact beats wildcard, a longer wildcard beats a shorter one.
+/// Services by host and port: exact beats wildcard, a longer wildcard beats a shorter one. Port 0 is the
+/// host where no port is named with it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostTable {
     exact: BTreeMap<Host, Vec<(u16, ServiceIx)>>,
     below: BTreeMap<Host, Vec<(u16, ServiceIx)>>,
+    /// What nothing else is there for: another name, another port, or no name at all.
+    pub rest: Option<ServiceIx>,
 }
 
 impl HostTable {
@@ -786,7 +813,7 @@ impl HostTable {
     /// Whether nothing is reachable.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.exact.is_empty() && self.below.is_empty()
+        self.exact.is_empty() && self.below.is_empty() && self.rest.is_none()
     }
 }
 
@@ -804,6 +831,7 @@ impl FromIterator<(HostPattern, Vec<(u16, ServiceIx)>)> for HostTable {
         Self {
             exact: exact.into_iter().collect(),
             below: below.into_iter().collect(),
+            rest: None,
         }
     }
 }
@@ -817,7 +845,8 @@ impl std::borrow::Borrow<str> for Host {
 fn choose(ports: &[(u16, ServiceIx)], port: Option<u16>) -> Lookup {
     match (ports, port) {
         ([(_, only)], None) => Lookup::Found(*only),
-        (_, None) => Lookup::PortNeeded,
+        (_, None) => (ports.iter().find(|(p, _)| *p == 0))
+            .map_or(Lookup::PortNeeded, |(_, service)| Lookup::Found(*service)),
         (_, Some(port)) => ports
             .iter()
             .find(|(p, _)| *p == port)
@@ -1031,6 +1060,15 @@ mod tests {
         let are_one: Vec<bool> = both.map(|(one, other)| Arc::ptr_eq(one, other)).collect();
         assert_eq!(are_one, [true, false]);
         assert_eq!(other, of("f"));
+    }
+
+    #[test]
+    fn a_host_without_a_port_may_be_another_service_than_any_with_one() {
+        let table = table(&[("a.b", 0, 0), ("a.b", 80, 1), ("a.b", 90, 2)]);
+        let a = Host::parse("a.b").unwrap();
+        assert_eq!(table.lookup(&a, None), Lookup::Found(ServiceIx(0)));
+        assert_eq!(table.lookup(&a, Some(90)), Lookup::Found(ServiceIx(2)));
+        assert_eq!(table.lookup(&a, Some(91)), Lookup::NoSuchPort);
     }
 
     #[test]

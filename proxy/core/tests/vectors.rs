@@ -19,7 +19,7 @@ use std::time::Duration;
 use serde_json::Value;
 use zeugma_core::admission::RouteLimits;
 use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize};
-use zeugma_core::balance::{Candidates, pick};
+use zeugma_core::balance::{Candidates, Slots, pick};
 use zeugma_core::fleet::{Fleet, Observation};
 use zeugma_core::hello::ClientHello;
 use zeugma_core::identity::{IdPattern, SpiffeId, TrustDomain};
@@ -549,6 +549,7 @@ fn cluster(sizes: &[usize]) -> Cluster {
         levels.push(Level {
             name: format!("level {level}").into(),
             members,
+            slots: Slots::default(),
         });
     }
     Cluster {
@@ -593,6 +594,7 @@ fn cluster(sizes: &[usize]) -> Cluster {
                 budget: 0.2,
                 buffer_bytes_max: 65536,
                 any_method: false,
+                hedge_after: None,
             },
             limits: RouteLimits::default(),
         }),
@@ -611,6 +613,7 @@ fn endpoint(key: &str) -> Endpoint {
         version: HttpVersion::Same,
         proxy_protocol: false,
         capacity: None,
+        is_down: false,
     }
 }
 
@@ -628,6 +631,7 @@ fn service(host: &str) -> Service {
         export: Export::AllPeers,
         mirrors: Vec::new(),
         rules: None,
+        inside: None,
         position: None,
     }
 }

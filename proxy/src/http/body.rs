@@ -102,7 +102,10 @@ struct SourceState {
     received: u64,
     progressed: Instant,
     starved: bool,
+    /// The latest try.
     current: u32,
+    /// The first of those that may read.
+    oldest: u32,
     tees: Vec<Tee>,
     /// Keeps the body back until the endpoint asks for it.
     gate: Option<Gate>,
@@ -148,6 +151,7 @@ impl Source {
             progressed: now,
             starved: false,
             current: 0,
+            oldest: 0,
             tees: Vec::new(),
             gate: None,
             ruled: None,
@@ -200,6 +204,7 @@ impl Source {
     pub(crate) fn next_try(&self) -> Outgoing {
         let mut state = self.0.borrow_mut();
         state.current += 1;
+        state.oldest = state.current;
         Outgoing::Request(Replay {
             source: self.clone(),
             nth: state.current,
@@ -207,6 +212,25 @@ impl Source {
             trailers_sent: false,
             patience: None,
         })
+    }
+
+    /// Which one the next try is.
+    pub(crate) fn next_nth(&self) -> u32 {
+        self.0.borrow().current + 1
+    }
+
+    /// Lets the tries from this one on read, each for itself: of a body all of which is kept.
+    pub(crate) fn keeps(&self, nth: u32) {
+        let mut state = self.0.borrow_mut();
+        if state.ended && !state.overflowed {
+            state.oldest = state.oldest.min(nth);
+        }
+    }
+
+    /// Whether all of the body has come and is kept.
+    pub(crate) fn is_whole(&self) -> bool {
+        let state = self.0.borrow();
+        state.ended && !state.overflowed && !state.failed
     }
 
     /// Asks for a copy of the whole body; `None` comes if it is over `bytes_max` or fails.
@@ -287,7 +311,7 @@ pub(crate) struct Replay {
 impl Replay {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut state = self.source.0.borrow_mut();
-        if state.current != self.nth {
+        if state.oldest > self.nth {
             return Poll::Ready(Some(Err(BodyError::Superseded)));
         }
         if let Some(bytes) = state.kept.get(self.next) {

@@ -1,5 +1,7 @@
 //! The life of a request: route -> authorize -> plan -> connect -> send -> answer -> account.
 
+mod hedge;
+
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -444,10 +446,28 @@ impl Exchange {
             tries.attempts += 1;
             let nth = tries.attempts;
             upstream::note_attempt(&worker, cluster, &attempt, nth, &self.context.latest);
-            let endpoint = cluster.endpoint(attempt.endpoint);
-            let in_flight = worker.enter(&endpoint.key);
-            let began = worker.begins(cluster);
-            let tried = (self.try_endpoint(to, &attempt, (nth, patience), source)).await;
+            let mut attempt = attempt;
+            let mut endpoint = cluster.endpoint(attempt.endpoint);
+            let mut in_flight = worker.enter(&endpoint.key);
+            let mut began = worker.begins(cluster);
+            let tried = match self.hedged_after(cluster) {
+                None => (self.try_endpoint(to, &attempt, (nth, patience), source)).await,
+                Some(after) => {
+                    let first = hedge::Begun {
+                        attempt,
+                        nth,
+                        patience,
+                        in_flight,
+                        began,
+                    };
+                    let of = (to, source);
+                    let (ended, tried) =
+                        Box::pin(self.hedge(of, first, after, (&mut turns, &mut tries))).await;
+                    (attempt, in_flight, began) = (ended.attempt, ended.in_flight, ended.began);
+                    endpoint = cluster.endpoint(attempt.endpoint);
+                    tried
+                }
+            };
             let now_failed = match tried {
                 Err(TryError::Quiet) => {
                     worker.failed(cluster, &endpoint.key, began);

@@ -46,6 +46,22 @@ impl<'a> Turns<'a> {
         }
     }
 
+    /// One to try beside another that is under way: healthy, with room and not asked before. It has
+    /// begun.
+    pub(super) fn next_beside(&mut self) -> Option<Attempt> {
+        loop {
+            let before = self.planned;
+            let next = self.planned.next()?;
+            if next.is_last_resort(self.shares) {
+                self.planned = before;
+                return None;
+            }
+            if self.begins(&next) {
+                return Some(next);
+            }
+        }
+    }
+
     /// Whether the next one is tried; it takes of what its backend takes then.
     pub(super) fn begins(&self, attempt: &Attempt) -> bool {
         capacity::begins(self.shared, self.shares, attempt)

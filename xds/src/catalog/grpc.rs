@@ -60,6 +60,10 @@ fn retry(route: &mut route::Route) {
 pub(super) fn cluster(cluster: &mut cluster::Cluster) {
     use cluster::cluster::LbPolicy;
 
+    if cluster.lb_policy == i32::from(LbPolicy::Maglev) {
+        // By the same key.
+        cluster.lb_policy = LbPolicy::RingHash.into();
+    }
     if cluster.lb_policy != i32::from(LbPolicy::RingHash) {
         cluster.lb_policy = LbPolicy::RoundRobin.into();
         cluster.lb_config = None;

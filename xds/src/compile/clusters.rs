@@ -211,24 +211,17 @@ fn lb_policy(policy: Option<&BalancePolicy>) -> cluster::cluster::LbPolicy {
         BalancePolicy::RoundRobin => cluster::cluster::LbPolicy::RoundRobin,
         BalancePolicy::Random => cluster::cluster::LbPolicy::Random,
         BalancePolicy::RingHash(_) => cluster::cluster::LbPolicy::RingHash,
+        BalancePolicy::Maglev(_) => cluster::cluster::LbPolicy::Maglev,
     }
 }
 
-/// What the key of a ring hash is made of: a connection of bytes has no headers.
+/// What a key is made of: a connection of bytes has no headers.
 pub(super) fn hash_on(route: &MeshRoute, protocol: ProtocolSpec) -> Option<HashMeta> {
-    match (route.balance.policy.as_ref()?, protocol) {
-        (BalancePolicy::RingHash(HashSpec::Header(Text(name))), ProtocolSpec::Http) => {
-            Some(HashMeta::Header(name.0.clone()))
-        }
-        (BalancePolicy::RingHash(_), _) => Some(HashMeta::Source),
-        (
-            BalancePolicy::LeastRequest
-            | BalancePolicy::PeakEwma
-            | BalancePolicy::RoundRobin
-            | BalancePolicy::Random,
-            _,
-        ) => None,
-    }
+    let on = route.balance.policy.as_ref()?.hash_on()?;
+    Some(match (on, protocol) {
+        (HashSpec::Header(Text(name)), ProtocolSpec::Http) => HashMeta::Header(name.0.clone()),
+        (HashSpec::Header(_) | HashSpec::Source, _) => HashMeta::Source,
+    })
 }
 
 /// What Envoy says with the policy: how an endpoint starts slowly.
@@ -330,6 +323,9 @@ fn meta(route: &Document<MeshRoute>, port: &Port, described: Option<ServiceMeta>
             budget: retries.budget.as_ref().map_or(0.2, |share| share.0.0),
             buffer_bytes: retries.buffer.as_ref().map_or(64 * 1024, |size| size.0.0),
             any_method: retries.any.unwrap_or(false),
+            hedge_after_millis: (retries.hedge.after.as_ref())
+                .and_then(|after| after.0.0)
+                .map(millis),
         },
         service: described,
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use zeugma_core::admission::{Rate, RouteLimits};
+use zeugma_core::balance::Slots;
 use zeugma_core::identity::{IdPattern, TrustDomain};
 use zeugma_core::locality::Locality;
 use zeugma_core::names::{Host, HostPattern};
@@ -139,6 +140,7 @@ pub(super) fn service(
         },
         mirrors: Vec::new(),
         rules: None,
+        inside: None,
         position: Some(Position {
             file: meta.position.file.as_str().into(),
             line: meta.position.line,
@@ -227,26 +229,21 @@ fn share(value: f64) -> Result<f64, String> {
 fn balance(cluster: &cluster::Cluster, meta: &ClusterMeta) -> Result<Balance, String> {
     use cluster::cluster::LbPolicy;
 
+    let on = || match &meta.hash_on {
+        Some(HashMeta::Header(name)) => Ok(HashOn::Header(name.as_str().into())),
+        Some(HashMeta::Source) => Ok(HashOn::Source),
+        None => Err("its hash does not say of what".to_owned()),
+    };
     match LbPolicy::try_from(cluster.lb_policy) {
         Ok(LbPolicy::RoundRobin) => Ok(Balance::RoundRobin),
         Ok(LbPolicy::LeastRequest) if meta.peak_ewma => Ok(Balance::PeakEwma),
         Ok(LbPolicy::LeastRequest) => Ok(Balance::LeastRequest),
         Ok(LbPolicy::Random) => Ok(Balance::Random),
-        Ok(LbPolicy::RingHash) => match &meta.hash_on {
-            Some(HashMeta::Header(name)) => {
-                Ok(Balance::RingHash(HashOn::Header(name.as_str().into())))
-            }
-            Some(HashMeta::Source) => Ok(Balance::RingHash(HashOn::Source)),
-            None => Err("its ring hash does not say of what".to_owned()),
-        },
-        Ok(
-            other @ (LbPolicy::Maglev
-            | LbPolicy::ClusterProvided
-            | LbPolicy::LoadBalancingPolicyConfig),
-        ) => Err(format!(
-            "lb_policy {} is not supported",
-            other.as_str_name()
-        )),
+        Ok(LbPolicy::RingHash) => on().map(Balance::RingHash),
+        Ok(LbPolicy::Maglev) => on().map(Balance::Maglev),
+        Ok(other @ (LbPolicy::ClusterProvided | LbPolicy::LoadBalancingPolicyConfig)) => Err(
+            format!("lb_policy {} is not supported", other.as_str_name()),
+        ),
         Err(_) => Err(format!("lb_policy {} is not known", cluster.lb_policy)),
     }
 }
@@ -379,6 +376,7 @@ fn retries(meta: &RetriesMeta) -> Result<Retries, String> {
         budget: share(meta.budget)?,
         buffer_bytes_max: meta.buffer_bytes,
         any_method: meta.any_method,
+        hedge_after: meta.hedge_after_millis.map(Duration::from_millis),
     })
 }
 
@@ -517,6 +515,7 @@ fn endpoints(cluster: &cluster::Cluster, route: &str, names: &Names) -> Result<F
         .map(|members| Level {
             name: level_name(&endpoints, &members),
             members,
+            slots: Slots::default(),
         })
         .collect();
     if levels.is_empty() && !is_discovered(cluster) {
@@ -527,6 +526,7 @@ fn endpoints(cluster: &cluster::Cluster, route: &str, names: &Names) -> Result<F
         levels.push(Level {
             name: "none".into(),
             members: Vec::new(),
+            slots: Slots::default(),
         });
     }
     Ok((endpoints, levels))
@@ -631,6 +631,7 @@ fn endpoint(
         capacity: (meta.capacity)
             .map(|most| Rate::per_second(most).ok_or("a backend takes nothing"))
             .transpose()?,
+        is_down: false,
     })
 }
 
@@ -657,7 +658,7 @@ fn socket_name(lb: &endpoint::LbEndpoint) -> String {
         .unwrap_or_default()
 }
 
-fn tls_text(tls: &EndpointTls) -> String {
+pub(super) fn tls_text(tls: &EndpointTls) -> String {
     match tls {
         EndpointTls::None => "none".to_owned(),
         EndpointTls::Workload => "workload".to_owned(),

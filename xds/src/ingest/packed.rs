@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use zeugma_core::snapshot::Node;
 
-use super::{Errors, Ingest, Names, ReadChain, ReadCluster, ReadHost, Served, clusters, listeners};
+use super::{
+    Errors, Ingest, Names, ReadChain, ReadCluster, ReadHost, Served, clusters, fields, listeners,
+};
 use crate::compile::ResourceList;
 use crate::meta::AnyClusterMeta;
 use crate::parallel;
@@ -117,6 +119,9 @@ pub(super) fn decoded<'a>(
 
 /// What is wrong with a resource by itself, whatever it refers to.
 pub(crate) fn check(kind: Kind, any: &Any) -> Result<(), String> {
+    if !fields::is_ours(kind, any) {
+        fields::check(any)?;
+    }
     match kind {
         Kind::Cluster => {
             let (meta, mut cluster) = decoded(any, |_| None)?;

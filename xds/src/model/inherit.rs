@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::list::List;
 use super::{
     ActiveSpec, BalancePolicy, BalanceSpec, ErrorRateSpec, ExportSpec, FailbackSpec, FailoverSpec,
-    HashSpec, HealthSpec, LocalitySpec, MeshRoute, MirrorSpec, PassiveSpec, PolicySpec,
+    HashSpec, HealthSpec, HedgeSpec, LocalitySpec, MeshRoute, MirrorSpec, PassiveSpec, PolicySpec,
     ProtocolSpec, RetriesSpec, RouteLimitsSpec, RuleSpec, SlowSpec, TimeoutsSpec,
 };
 use crate::yaml::Placed;
@@ -97,7 +97,8 @@ inherit_fields! {
     ErrorRateSpec { over, requests }
     SlowSpec { over, requests }
     TimeoutsSpec { connect, response_headers, idle, per_try }
-    RetriesSpec { attempts, on, budget, buffer, any }
+    RetriesSpec { attempts, on, budget, buffer, any, hedge }
+    HedgeSpec { after }
     RouteLimitsSpec { connections, pending, requests }
     ExportSpec { to }
 }
@@ -195,7 +196,9 @@ impl MeshDefaults {
     fn suiting(&self, http: bool, tcp: bool) -> Self {
         let mut suits = self.clone();
         if !http {
-            if let Some(BalancePolicy::RingHash(on)) = &mut suits.balance.policy {
+            if let Some(BalancePolicy::RingHash(on) | BalancePolicy::Maglev(on)) =
+                &mut suits.balance.policy
+            {
                 *on = HashSpec::Source;
             }
             suits.balance.max_connection_age = None;

@@ -229,6 +229,22 @@ pub(crate) enum BalancePolicy {
     PeakEwma,
     /// By a key.
     RingHash(HashSpec),
+    /// By a key, from a table, which takes the same however many endpoints there are; `ring-hash` looks at
+    /// each. Where one of n is removed from the configuration, up to 8 % of the keys of others move too;
+    /// while one is merely bad, its own alone. A level of up to 16 endpoints has a table of 4 KiB, up to
+    /// 256 of 32 KiB, up to 4096 of 128 KiB, made when it is first used; a larger one is picked as by
+    /// `ring-hash`.
+    Maglev(HashSpec),
+}
+
+impl BalancePolicy {
+    /// What the key is made of, where there is one.
+    pub(crate) const fn hash_on(&self) -> Option<&HashSpec> {
+        match self {
+            Self::RingHash(on) | Self::Maglev(on) => Some(on),
+            Self::LeastRequest | Self::RoundRobin | Self::Random | Self::PeakEwma => None,
+        }
+    }
 }
 
 /// By a key of this, by weight: what has the same key goes to the same endpoint, from every gateway,
@@ -479,6 +495,22 @@ pub(crate) struct RetriesSpec {
     pub buffer: Option<Text<Size>>,
     /// Whether methods that are not idempotent are retried too. http only. Default false.
     pub any: Option<bool>,
+    /// One more endpoint beside one that takes long.
+    #[serde(default)]
+    pub hedge: HedgeSpec,
+}
+
+/// One more endpoint is asked while the first has not answered; the first good answer is the caller's,
+/// and the other try is given up. It is one of `attempts` and of the `budget`, and nothing is sent where
+/// no other endpoint is healthy and has room. Only requests of idempotent methods (`any` or not: both
+/// endpoints may do what is asked) that came whole and fit `buffer`; not what a peer's gateway sends,
+/// which hedges by itself.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct HedgeSpec {
+    /// How long after the end of the request. http only. Default `none`: no request is hedged; at least
+    /// 1ms. Best what 95 of 100 answers take: one more request for each of the others.
+    pub after: Option<Text<MaybeDuration>>,
 }
 
 /// How much of a route may be under way at once, on one gateway and over all its workers. More is

@@ -67,6 +67,7 @@ fn each_field_means_what_it_means_in_a_route() {
         "retries: {budget: 7%}",
         "retries: {buffer: 7KiB}",
         "retries: {any: true}",
+        "retries: {hedge: {after: 7ms}}",
         "limits: {pending: 7}",
         "limits: {requests: 7}",
         "mirror: [{route: shop/copies, percent: 7%}]",

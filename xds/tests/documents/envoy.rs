@@ -179,3 +179,29 @@ fn a_denial_of_whom_envoy_does_not_see_is_an_error() {
         assert_eq!(codes, expected, "{allow} {deny}: {compiled:?}");
     }
 }
+
+#[test]
+fn of_a_route_that_is_hedged_envoy_hedges_nothing_and_is_said_to() {
+    let backends =
+        "protocol: http, backends: [{endpoints: ['10.0.1.1:80']}], allow: [{listeners: [apps]}]";
+    let hedged = route(
+        "orders",
+        &format!("{backends}, retries: {{hedge: {{after: 50ms}}}}"),
+    );
+    let not = route(
+        "carts",
+        &format!("{backends}, retries: {{hedge: {{after: none}}}}"),
+    );
+    let (_, findings) = compiled(&[&hedged, &not], &[OWN]).unwrap();
+    let [finding] = &findings.iter().collect::<Vec<_>>()[..] else {
+        panic!("{findings:?}");
+    };
+    assert_eq!(
+        (finding.code, finding.severity),
+        (Code::Unused, Severity::Warning)
+    );
+    assert!(
+        finding.message.contains("hedges none of this route"),
+        "{finding:?}"
+    );
+}

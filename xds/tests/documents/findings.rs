@@ -473,6 +473,11 @@ fn what_could_never_have_an_effect_is_an_error() {
             "`ring-hash: source`",
         ),
         (
+            format!("{tcp}, balance: {{policy: {{maglev: {{header: x-user}}}}}}"),
+            "spec.balance.policy.maglev.header",
+            "`maglev: source`",
+        ),
+        (
             format!("{tcp}, balance: {{maxConnectionAge: 10m}}"),
             "spec.balance.maxConnectionAge",
             "the route is tcp",
@@ -496,6 +501,16 @@ fn what_could_never_have_an_effect_is_an_error() {
             format!("{tcp}, retries: {{any: true}}"),
             "spec.retries.any",
             "the route is tcp",
+        ),
+        (
+            format!("{tcp}, retries: {{hedge: {{after: 50ms}}}}"),
+            "spec.retries.hedge.after",
+            "the route is tcp",
+        ),
+        (
+            format!("{http}, retries: {{attempts: 0, hedge: {{after: 50ms}}}}"),
+            "spec.retries.hedge.after",
+            "write more `attempts`",
         ),
         (
             format!("{tcp}, limits: {{requests: 1}}"),
@@ -753,6 +768,11 @@ fn values_that_cannot_be_read_are_found_where_they_stand() {
             format!("protocol: http, {OWN}, retries: {{any: yes}}"),
             "spec.retries.any",
             "neither true nor false (ZG0102); write `true` or `false`",
+        ),
+        (
+            format!("protocol: http, {OWN}, retries: {{hedge: {{after: 0ms}}}}"),
+            "spec.retries.hedge.after",
+            "1ms",
         ),
         (
             format!("protocol: http, {OWN}, retries: {{attempts: 11}}"),

@@ -138,6 +138,7 @@ fn the_defaults_of_an_http_route_are_the_manuals() {
         (retries.buffer_bytes_max, retries.any_method),
         (65_536, false)
     );
+    assert_eq!(retries.hedge_after, None);
     let peer = &snapshot.peers[0];
     assert_eq!(
         (peer.keepalive_ping, peer.keepalive_timeout),
@@ -329,7 +330,7 @@ fn everything_that_is_written_arrives() {
         health: {active: {http: /healthz, every: 500ms, timeout: 200ms, up: 1, down: 4},
                  passive: {consecutive: 9, on: [reset, 500], errorRate: {over: 25%, requests: 40}, slow: {over: 2.5x, requests: 30}, eject: 2s, maxEjected: 50%, keepAtLeast: 2}},
         timeouts: {connect: 250ms, responseHeaders: 4s, idle: 2m, perTry: 900ms},
-        retries: {attempts: 4, on: [timeout, 429], budget: 12.5%, buffer: 1MiB, any: true},
+        retries: {attempts: 4, on: [timeout, 429], budget: 12.5%, buffer: 1MiB, any: true, hedge: {after: 30ms}},
         limits: {pending: 7, requests: 9},
         allow: [
           {from: ["spiffe://east.example/ns/shop/*"], methods: [GET, POST], paths: ["/v1/*", /exact]},
@@ -449,6 +450,7 @@ fn everything_that_is_written_arrives() {
         ),
         (4, 0.125, 1 << 20, true)
     );
+    assert_eq!(retries.hedge_after, Some(millis(30)));
 
     let [by_id, attested, network] = &orders.policy.allow[..] else {
         panic!("{:?}", orders.policy.allow);

@@ -19,7 +19,7 @@ pub(crate) fn full() -> String {
   health: {active: {http: /healthz, every: 500ms, timeout: 200ms, up: 1, down: 4},
     passive: {consecutive: 9, on: [reset, 500], errorRate: {over: 25%, requests: 40}, slow: {over: 2.5x, requests: 30}, eject: 2s, maxEjected: 50%, keepAtLeast: 2}},
   timeouts: {connect: 250ms, responseHeaders: 4s, idle: 2m, perTry: none},
-  retries: {attempts: 4, on: [timeout, 429], budget: 12.5%, buffer: 1MiB, any: true}, limits: {pending: 7, requests: 9},
+  retries: {attempts: 4, on: [timeout, 429], budget: 12.5%, buffer: 1MiB, any: true, hedge: {after: 30ms}}, limits: {pending: 7, requests: 9},
   rules: [{name: rest}, {matches: [{path: {prefix: /v1}, method: GET, headers: {x-beta: "1"}, query: {q: "2"}}, {grpc: {service: shop.Orders, method: Get}}, {path: {exact: /a}}],
     split: [{backends: [a, west], weight: 9}, {backends: [west]}], timeouts: {responseHeaders: 1s, perTry: none}, retries: {attempts: 1, on: [503, internal], any: true},
     headers: {request: {set: {x-a: b}, add: {x-c: d}, remove: [x-e]}, response: {add: {x-f: g}}}}],

@@ -719,3 +719,26 @@ fn many_at_once_keep_to_a_small_capacity_over_time() {
     let answered = report.counts.answered / 300.0;
     assert!((answered - 5.0).abs() < 1.0, "{answered}");
 }
+
+#[test]
+fn one_more_endpoint_beside_one_that_takes_long_loses_nothing_where_that_is_asked_for() {
+    let with = |after: Option<Duration>, method: &str| {
+        let world = world(3, |policy| {
+            policy.retries.hedge_after = after;
+            // Nothing takes it out.
+            policy.passive.on.clear();
+        });
+        let slow = scenario(&world, &[("slow", "10.0.0.1:1000=100%,60s@10s..280s")]);
+        let slow = Scenario {
+            method: method.to_owned(),
+            ..slow
+        };
+        simulate(&world, &slow).counts
+    };
+    let hedged = Some(Duration::from_millis(100));
+    assert!(with(None, "GET").failed > 0.0);
+    assert!(with(hedged, "POST").failed > 0.0);
+    let counts = with(hedged, "GET");
+    assert_eq!((counts.failed, counts.refused), (0.0, 0.0));
+    assert!(counts.retried > 0.0);
+}

@@ -1,6 +1,8 @@
 //! The world of a simulation: time, requests, the truth about endpoints, and a fleet that does not
 //! know it.
 
+mod hedge;
+
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::cmp::Reverse;
@@ -18,8 +20,8 @@ use crate::rules::{HttpRule, Part, Tried as Parts, choose};
 use crate::shares::{ClusterShares, Shares};
 use crate::slow::Took;
 use crate::snapshot::{
-    ActiveKind, Balance, Cluster, ClusterIx, EndpointIx, EndpointKey, Failure, Protocol, Role,
-    ServiceIx, Snapshot,
+    ActiveKind, Balance, Cluster, ClusterIx, EndpointIx, EndpointKey, Failure, Protocol, Retries,
+    Role, ServiceIx, Snapshot,
 };
 use crate::time::Time;
 
@@ -134,6 +136,8 @@ enum Arrives {
     Check(EndpointKey, bool),
     /// How long it took, and how many requests waited for it there.
     Outcome(EndpointKey, Result<(), Failure>, Duration, u32),
+    /// How long one took that was given up, where that says something of the endpoint.
+    GivenUp(EndpointKey, Option<Duration>),
 }
 
 impl<'a> World<'a> {
@@ -350,18 +354,32 @@ impl<'a> World<'a> {
                 self.refresh();
             }
             Arrives::Outcome(key, result, took, waited) => {
-                if let Some(latency) = self.latencies.borrow_mut().get_mut(&key) {
-                    latency.observe(took, self.now);
-                }
-                let mut waiting = self.waiting.borrow_mut();
-                if let Some(count) = waiting.get_mut(&key) {
-                    *count = count.saturating_sub(waited);
-                    if *count == 0 {
-                        waiting.remove(&key);
-                    }
-                }
-                drop(waiting);
+                self.ended(&key, Some(took), waited);
                 self.observe(&key, result, took);
+            }
+            Arrives::GivenUp(key, took) => {
+                self.ended(&key, took, 1);
+                if let Some(took) = took {
+                    let now = self.clock();
+                    (self.fleet).observe_successes(&key, 0, Took::one(took), now);
+                    self.refresh();
+                }
+            }
+        }
+    }
+
+    /// So many that waited at an endpoint wait no more.
+    fn ended(&self, key: &EndpointKey, took: Option<Duration>, waited: u32) {
+        if let Some(took) = took
+            && let Some(latency) = self.latencies.borrow_mut().get_mut(key)
+        {
+            latency.observe(took, self.now);
+        }
+        let mut waiting = self.waiting.borrow_mut();
+        if let Some(count) = waiting.get_mut(key) {
+            *count = count.saturating_sub(waited);
+            if *count == 0 {
+                waiting.remove(key);
             }
         }
     }
@@ -506,9 +524,11 @@ impl<'a> World<'a> {
         match &cluster.policy.balance {
             Balance::RoundRobin => (self.services.get(sent.nth)).map_or(0, |called| called.turn),
             // Each has a key of its own.
-            Balance::LeastRequest | Balance::PeakEwma | Balance::Random | Balance::RingHash(_) => {
-                sent.draw
-            }
+            Balance::LeastRequest
+            | Balance::PeakEwma
+            | Balance::Random
+            | Balance::RingHash(_)
+            | Balance::Maglev(_) => sent.draw,
         }
     }
 
@@ -676,9 +696,9 @@ impl<'a> World<'a> {
         };
         let draw = self.draw_for(cluster, sent);
         let load = self.load_of(cluster, draw);
-        let plan = self.within(of, plan(cluster, of, &load, draw));
+        let mut plan = self.within(of, plan(cluster, of, &load, draw));
         tries.met_full |= plan.leaves_out_full();
-        for attempt in plan {
+        while let Some(attempt) = plan.next() {
             let is_unseen = tries.failed.is_none_or(Failure::is_unseen);
             // Before those that were found bad come the other parts of a split.
             let is_bad = tries.failed.is_some() && attempt.is_last_resort(of);
@@ -704,7 +724,8 @@ impl<'a> World<'a> {
             if !self.begins(of, &attempt, tries.weight) {
                 continue;
             }
-            let (result, took) = self.attempt(sent.nth, cluster, attempt.endpoint, tries.elapsed);
+            let first = self.outcome(sent.nth, cluster, attempt.endpoint, tries.elapsed);
+            let (result, took) = self.hedge(sent.nth, (cluster, of), &mut plan, &first, tries);
             tries.elapsed += took;
             if result.is_ok() {
                 (tries.is_answered, tries.is_over) = (true, true);
@@ -735,11 +756,8 @@ impl<'a> World<'a> {
         failure: Failure,
         counted: u32,
     ) -> Option<Again> {
-        let called = self.services.get_mut(nth)?;
-        let is_http = self.snapshot.service(called.ix).protocol == Protocol::Http;
-        let rule = self.snapshot.http_rule(called.ix, called.rule);
-        let retries = &cluster.policy.retries;
-        let retries = rule.map_or(Cow::Borrowed(retries), |rule| rule.retries(retries));
+        let (retries, is_http) = self.retries_of(nth, cluster)?;
+        let called = self.services.get(nth)?;
         let tried = Tried {
             failure,
             method: is_http.then_some(&*self.scenario.method),
@@ -751,14 +769,24 @@ impl<'a> World<'a> {
         again(&retries, &called.budget, &tried, self.now).ok()
     }
 
-    /// One attempt, so long after its request came; the fleet learns of it when it ends.
-    fn attempt(
+    /// The extra tries of a service's requests, and whether it is of http.
+    fn retries_of<'c>(&self, nth: usize, cluster: &'c Cluster) -> Option<(Cow<'c, Retries>, bool)> {
+        let called = self.services.get(nth)?;
+        let is_http = self.snapshot.service(called.ix).protocol == Protocol::Http;
+        let rule = self.snapshot.http_rule(called.ix, called.rule);
+        let retries = &cluster.policy.retries;
+        let retries = rule.map_or(Cow::Borrowed(retries), |rule| rule.retries(retries));
+        Some((retries, is_http))
+    }
+
+    /// One attempt, so long after its request came.
+    fn outcome(
         &mut self,
         nth: usize,
         cluster: &Cluster,
         ix: EndpointIx,
         after: Duration,
-    ) -> (Result<(), Failure>, Duration) {
+    ) -> Played {
         let endpoint = cluster.endpoint(ix);
         let key = &endpoint.key;
         let timeouts = &cluster.policy.timeouts;
@@ -788,6 +816,23 @@ impl<'a> World<'a> {
         let draw = self.draw();
         let begins = self.now + after;
         let (result, took) = self.truth(key).attempt(begins, deadlines, error, draw);
+        Played {
+            endpoint: ix,
+            after,
+            result,
+            took,
+        }
+    }
+
+    /// An attempt comes to its end; the fleet learns of it then.
+    fn settle(&mut self, cluster: &Cluster, played: &Played) {
+        let Played {
+            endpoint,
+            after,
+            result,
+            took,
+        } = *played;
+        let key = &cluster.endpoint(endpoint).key;
         let counted = match result {
             Ok(()) => took.max(ANSWER),
             Err(_) => took.max(FAILED),
@@ -804,8 +849,26 @@ impl<'a> World<'a> {
             let outcome = Arrives::Outcome(key.clone(), result, counted, waits);
             self.later(after + took, outcome);
         }
-        (result, took)
     }
+
+    /// An attempt is given up after so long; `told` says whether that says something of its endpoint.
+    fn give_up(&mut self, cluster: &Cluster, played: &Played, lasted: Duration, told: bool) {
+        let key = &cluster.endpoint(played.endpoint).key;
+        self.timed(cluster, key, None);
+        *self.waiting.borrow_mut().entry(key.clone()).or_default() += 1;
+        let given_up = Arrives::GivenUp(key.clone(), told.then_some(lasted));
+        self.later(played.after + lasted, given_up);
+    }
+}
+
+/// What becomes of an attempt, if nobody gives it up.
+#[derive(Debug, Clone, Copy)]
+struct Played {
+    endpoint: EndpointIx,
+    /// How long after its request came it begins.
+    after: Duration,
+    result: Result<(), Failure>,
+    took: Duration,
 }
 
 /// How many requests a weight is.

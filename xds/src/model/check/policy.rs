@@ -244,11 +244,16 @@ fn balance(check: &mut Checker<'_, MeshRoute>, has_http: bool) {
     if !has_http && check.document.spec.balance.max_connection_age.is_some() {
         http_only(check, "spec.balance.maxConnectionAge");
     }
-    if !has_http && matches!(policy, Some(BalancePolicy::RingHash(HashSpec::Header(_)))) {
+    let by_header = match policy {
+        Some(BalancePolicy::RingHash(HashSpec::Header(_))) => Some("ring-hash"),
+        Some(BalancePolicy::Maglev(HashSpec::Header(_))) => Some("maglev"),
+        Some(_) | None => None,
+    };
+    if let Some(policy) = by_header.filter(|_| !has_http) {
         check.no_effect(
-            "spec.balance.policy.ring-hash.header",
+            &format!("spec.balance.policy.{policy}.header"),
             "no port of the route is http",
-            "write `ring-hash: source`",
+            &format!("write `{policy}: source`"),
         );
     }
 }
@@ -429,10 +434,31 @@ fn retries(check: &mut Checker<'_, MeshRoute>, has_http: bool) {
         (spec.on.is_some(), "on"),
         (spec.buffer.is_some(), "buffer"),
         (spec.any.is_some(), "any"),
+        (spec.hedge.after.is_some(), "hedge.after"),
     ] {
         if is_written && !has_http {
             http_only(check, &format!("spec.retries.{field}"));
         }
+    }
+    let after = spec.hedge.after.as_ref();
+    let after = after.and_then(|after| after.0.0).map(Text);
+    check.at_least("spec.retries.hedge.after", after.as_ref(), 1);
+    // What it inherits may have an effect elsewhere.
+    if after.is_some()
+        && spec.attempts == Some(0)
+        && !check
+            .document
+            .spec
+            .rules
+            .iter()
+            .any(|rule| rule.value.retries.attempts.is_some())
+        && check.document.is_written("spec.retries.hedge.after")
+    {
+        check.no_effect(
+            "spec.retries.hedge.after",
+            "there are no extra tries (`attempts: 0`)",
+            "write more `attempts`, or remove it",
+        );
     }
 }
 

@@ -23,8 +23,8 @@ use zeugma_core::shares::Shares;
 use zeugma_core::simulate::{Fault, Scenario, simulate};
 use zeugma_core::slow::Took;
 use zeugma_core::snapshot::{
-    ActiveKind, Address, Balance, Cluster, EndpointIx, EndpointKey, Failure, HashOn, Service,
-    ServiceIx, Snapshot,
+    ActiveKind, Address, Cluster, EndpointIx, EndpointKey, Failure, HashOn, Service, ServiceIx,
+    Snapshot,
 };
 use zeugma_core::time::Time;
 use zeugma_xds::{Color, Findings, Loaded, NodeOptions, load};
@@ -326,13 +326,11 @@ impl World {
 
     /// What goes to one endpoint of `shop/orders`.
     pub(super) fn key(&self) -> String {
-        match &self.cluster("shop/orders").policy.balance {
-            Balance::RingHash(HashOn::Header(name)) => format!("header {name}"),
-            Balance::RingHash(HashOn::Source) => "source".to_owned(),
-            other @ (Balance::LeastRequest
-            | Balance::PeakEwma
-            | Balance::RoundRobin
-            | Balance::Random) => format!("{other:?}"),
+        let balance = &self.cluster("shop/orders").policy.balance;
+        match balance.hash_on() {
+            Some(HashOn::Header(name)) => format!("header {name}"),
+            Some(HashOn::Source) => "source".to_owned(),
+            None => format!("{balance:?}"),
         }
     }
 

@@ -489,6 +489,23 @@ fn backends() -> Vec<Row> {
         )
         .given("orders", "spec.balance.policy", "{ ring-hash: source }")
         .decides(World::key, "header x-user", "source"),
+        row(
+            "orders",
+            "spec.balance.policy.maglev.header",
+            "x-user",
+            "x-tenant",
+        )
+        .given("orders", "spec.balance.policy", "{ maglev: source }")
+        .given("orders", "spec.balance.policy.maglev", "{ header: x-a }")
+        .decides(World::key, "header x-user", "header x-tenant"),
+        row(
+            "orders",
+            "spec.balance.policy.maglev",
+            "{ header: x-user }",
+            "source",
+        )
+        .given("orders", "spec.balance.policy", "{ maglev: source }")
+        .decides(World::key, "header x-user", "source"),
     ]
 }
 
@@ -776,6 +793,7 @@ fn http() -> Vec<Row> {
         row("orders", "spec.retries.budget", "", "50%").decides(|w| w.retried(Unavailable, "GET", 100), "20", "50"),
         row("orders", "spec.retries.buffer", "", "128KiB").seen_by("data_failover::a_request_longer_than_what_is_kept_is_not_tried_again"),
         row("orders", "spec.retries.any", "", "true").decides(|w| w.retried(Status(503), "POST", 1), "0, method", "2, attempts"),
+        row("orders", "spec.retries.hedge.after", "", "50ms").seen_by("data_hedge::the_answer_comes_from_the_endpoint_that_gives_one_and_the_other_is_given_up"),
         row("pg", "spec.limits.connections", "", "2").seen_by("control_limits::connections_over_a_tcp_routes_limit_are_closed_and_a_free_place_is_given_again"),
         row("orders", "spec.limits.pending", "", "2").seen_by("control_limits::requests_that_wait_for_a_connection_are_limited_and_those_with_one_are_not"),
         row("orders", "spec.limits.requests", "", "3").seen_by("control_limits::requests_over_a_routes_limit_are_refused_at_once_over_all_workers_and_configurations"),
