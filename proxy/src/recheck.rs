@@ -12,7 +12,7 @@
 //! at once ([`Entry::settle`]). The entry is listed before that, so that a change which comes later
 //! finds it. Both happen on one thread, which leaves nothing between them.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -471,8 +471,11 @@ pub(crate) enum Leaving {
 pub(crate) struct Judge {
     published: Arc<Published>,
     credentials: Arc<Credentials>,
-    directory: Option<Directory>,
-    endpoints: HashSet<EndpointKey>,
+    /// Whether so many may be judged that what follows is worth making; then each is made when the first
+    /// asks for it.
+    is_of_many: bool,
+    directory: OnceCell<Directory>,
+    endpoints: OnceCell<HashSet<EndpointKey>>,
     now: i64,
 }
 
@@ -481,22 +484,39 @@ impl Judge {
         Self {
             published: shared.published.load_full(),
             credentials: shared.credentials.load_full(),
-            directory: None,
-            endpoints: HashSet::new(),
+            is_of_many: false,
+            directory: OnceCell::new(),
+            endpoints: OnceCell::new(),
             now: i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX),
         }
     }
 
     fn of_many(shared: &Shared) -> Self {
-        let mut this = Self::of_one(shared);
-        let snapshot = &this.published.snapshot;
-        this.directory = Some(Directory::new(snapshot));
-        let endpoints = snapshot
-            .clusters
-            .iter()
-            .flat_map(|cluster| &cluster.endpoints);
-        this.endpoints = endpoints.map(|endpoint| endpoint.key.clone()).collect();
-        this
+        Self {
+            is_of_many: true,
+            ..Self::of_one(shared)
+        }
+    }
+
+    fn find(&self, service: Option<&(Arc<str>, u16)>) -> Asked {
+        let snapshot = &self.published.snapshot;
+        match service {
+            None => Asked::Nothing,
+            Some((name, port)) if self.is_of_many => {
+                let directory = self.directory.get_or_init(|| Directory::new(snapshot));
+                directory.find(name, *port)
+            }
+            Some((name, port)) => find(snapshot, name, *port),
+        }
+    }
+
+    fn is_configured(&self, endpoint: &EndpointKey) -> bool {
+        let clusters = self.published.snapshot.clusters.iter();
+        let all = self.endpoints.get_or_init(|| {
+            let endpoints = clusters.flat_map(|cluster| &cluster.endpoints);
+            endpoints.map(|endpoint| endpoint.key.clone()).collect()
+        });
+        all.contains(endpoint)
     }
 
     /// Whether a connection to an endpoint may be kept for further requests.
@@ -513,7 +533,7 @@ impl Judge {
                 return Err(refused(None, detail));
             }
         }
-        if self.endpoints.contains(pooled.endpoint) {
+        if self.is_configured(pooled.endpoint) {
             return Ok(());
         }
         Err(refused(
@@ -560,13 +580,8 @@ impl Judge {
             self.trusts(&upstream.peer).map_err(cut)?;
         }
         let snapshot = &self.published.snapshot;
-        let find = |service: &Option<(Arc<str>, u16)>| match (service, &self.directory) {
-            (None, _) => Asked::Nothing,
-            (Some((name, port)), Some(directory)) => directory.find(name, *port),
-            (Some((name, port)), None) => find(snapshot, name, *port),
-        };
-        let service = find(&known.service);
-        let led = match find(&seldom.led) {
+        let service = self.find(known.service.as_ref());
+        let led = match self.find(seldom.led.as_ref()) {
             Asked::Service(led) => Some(led),
             Asked::Nothing | Asked::Gone => None,
         };

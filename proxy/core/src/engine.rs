@@ -553,10 +553,8 @@ mod tests {
                 ..open(service("a/far", "far.a", 80))
             },
         ]);
-        world.clusters = vec![
-            cluster(&[&["e0"], &["peer"]]).into(),
-            cluster(&[&["e0"]]).into(),
-        ];
+        let two = [cluster(&[&["e0"], &["peer"]]), cluster(&[&["e0"]])];
+        world.clusters = two.into_iter().map(Arc::new).collect();
         world
     }
 
@@ -656,7 +654,7 @@ mod tests {
             listener.name = name.into();
             listener.only = Some(ServiceIx(service));
             listener.hosts = HostTable::default();
-            world.listeners.push(listener);
+            world.listeners.edit(|all| all.push(listener));
         }
         let of = |listener, wants: Wants<'_>| outcome(&world, listener, Evidence::Network, wants);
         assert_eq!(of("web", Wants::Plaintext), "http");
@@ -858,7 +856,7 @@ mod tests {
     #[test]
     fn other_clusters_workloads_are_led_to_nothing_that_is_not_exported_to_them() {
         let mut world = led_to_another(Policy::default(), 0);
-        world.peers = vec![peer("west", "west.example", "spiffe://west.example/gw")];
+        world.peers = vec![peer("west", "west.example", "spiffe://west.example/gw")].into();
         let workload = "spiffe://west.example/cart";
         let refused = parts(&world, "mesh", workload).unwrap_err();
         assert_eq!(

@@ -338,7 +338,8 @@ proptest! {
 fn world() -> Snapshot {
     let mut world = snapshot(vec![service("a/b", "b.a", 80)]);
     world.clusters = ["e0", "e1", "e2"]
-        .map(|key| cluster(&[&[key]]).into())
+        .map(|key| Arc::new(cluster(&[&[key]])))
+        .to_vec()
         .into();
     world
 }
