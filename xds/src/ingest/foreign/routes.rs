@@ -468,6 +468,37 @@ fn read_retries(
         };
         return Ok((none, None));
     };
+    let on = causes(policy, at)?;
+    for (nth, predicate) in policy.retry_host_predicate.iter().enumerate() {
+        use route::retry_policy::retry_host_predicate::ConfigType;
+        let at = at.nth("retry_host_predicate", nth);
+        let is_known = predicate.config_type.as_ref().is_some_and(|config| {
+            let ConfigType::TypedConfig(any) = config;
+            pb::unpack::<pb::PreviousHosts>(any).is_ok()
+        });
+        at.must(
+            is_known,
+            "another endpoint is taken by that alone that it was not tried",
+        )?;
+    }
+    let per_try = super::duration(
+        policy.per_try_timeout.as_ref(),
+        &at.field("per_try_timeout"),
+    )?;
+    let retries = RuleRetries {
+        attempts: Some(if on.is_empty() {
+            0
+        } else {
+            policy.num_retries.map_or(1, |count| count.value)
+        }),
+        on: Some(on),
+        any_method: Some(true),
+    };
+    Ok((retries, per_try.filter(|limit| !limit.is_zero())))
+}
+
+/// What a policy has tried again.
+fn causes(policy: &route::RetryPolicy, at: &At<'_>) -> Result<Vec<Failure>, String> {
     let mut on: Vec<Failure> = Vec::new();
     for word in policy
         .retry_on
@@ -523,32 +554,7 @@ fn read_retries(
     }
     on.sort_unstable();
     on.dedup();
-    for (nth, predicate) in policy.retry_host_predicate.iter().enumerate() {
-        use route::retry_policy::retry_host_predicate::ConfigType;
-        let at = at.nth("retry_host_predicate", nth);
-        let is_known = predicate.config_type.as_ref().is_some_and(|config| {
-            let ConfigType::TypedConfig(any) = config;
-            pb::unpack::<pb::PreviousHosts>(any).is_ok()
-        });
-        at.must(
-            is_known,
-            "another endpoint is taken by that alone that it was not tried",
-        )?;
-    }
-    let per_try = super::duration(
-        policy.per_try_timeout.as_ref(),
-        &at.field("per_try_timeout"),
-    )?;
-    let retries = RuleRetries {
-        attempts: Some(if on.is_empty() {
-            0
-        } else {
-            policy.num_retries.map_or(1, |count| count.value)
-        }),
-        on: Some(on),
-        any_method: Some(true),
-    };
-    Ok((retries, per_try.filter(|limit| !limit.is_zero())))
+    Ok(on)
 }
 
 fn read_mirrors(

@@ -251,7 +251,7 @@ fn header_changes_of_route_host_and_configuration_come_in_this_order() {
     let mut of_host = host("h", &["*"], vec![one.clone()]);
     of_host.request_headers_to_add = vec![added("x-set", "host", Set)];
     of_host.request_headers_to_remove = vec!["X-Debug".to_owned()];
-    let mut config = routes("r", vec![of_host.clone()]);
+    let mut config = routes("r", vec![of_host]);
     config.request_headers_to_add = vec![added("x-add", "config", Add)];
     let http = filter("http", &manager(rds("r"), &[]));
     let with = |config: &wire::RouteConfiguration| {

@@ -103,16 +103,19 @@ fn a_chain_with_a_context_ends_tls_for_those_it_names() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn whom_a_context_lets_in_is_what_all_of_it_says() {
     type Change = fn(&mut tls::CommonTlsContext);
     fn combined(
         common: &mut tls::CommonTlsContext,
     ) -> &mut tls::common_tls_context::CombinedCertificateValidationContext {
         use tls::common_tls_context::ValidationContextType;
-        match common.validation_context_type.as_mut().unwrap() {
-            ValidationContextType::CombinedValidationContext(combined) => combined,
-            other => panic!("{other:?}"),
-        }
+        let Some(ValidationContextType::CombinedValidationContext(combined)) =
+            &mut common.validation_context_type
+        else {
+            panic!("it is not combined");
+        };
+        combined
     }
     fn secret(common: &mut tls::CommonTlsContext, name: &str) {
         let secret = &mut combined(common).validation_context_sds_secret_config;
@@ -334,6 +337,7 @@ fn proxy_headers_are_read_where_the_listener_says_so() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn what_cannot_be_said_of_a_listener_is_refused_by_its_place() {
     type Change = fn(&mut envoy::Listener);
     fn matched(one: &mut envoy::Listener) -> &mut envoy::FilterChainMatch {

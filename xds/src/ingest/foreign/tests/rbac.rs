@@ -49,6 +49,7 @@ fn let_in(filters: Vec<rbac::Rbac>, callers: &[Caller<'_>]) -> Vec<bool> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn who_is_let_in_is_let_in_by_context_and_rules_alike() {
     let shop = || is(pb::beginning("spiffe://west.example/ns/shop/"));
     let callers = [
