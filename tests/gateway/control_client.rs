@@ -15,18 +15,18 @@ use tokio::task::JoinSet;
 use crate::mesh::by_hand::{self, CLUSTER, ENDPOINTS, LISTENER, ROUTES};
 use crate::mesh::{Cluster, ControlPlane, Gateway, Manner, Service, eventually, get, within};
 
-const ORDERS: &str = "orders.shop.svc.clusterset.local";
+pub(crate) const ORDERS: &str = "orders.shop.svc.clusterset.local";
 const CART: &str = "cart.shop.svc.clusterset.local";
 
 /// East, whose gateway asks a control plane that shows who it is.
-struct World {
-    east: Cluster,
-    control_plane: ControlPlane,
-    orders: Service,
+pub(crate) struct World {
+    pub(crate) east: Cluster,
+    pub(crate) control_plane: ControlPlane,
+    pub(crate) orders: Service,
 }
 
 impl World {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let mut east = Cluster::new("east");
         let identity = east.identity("zeugma/xds");
         let control_plane = ControlPlane::new(Some(&identity));
@@ -43,7 +43,7 @@ impl World {
     }
 
     /// Has the control plane say all that there is of orders.
-    fn say_orders(&self, version: &str) {
+    pub(crate) fn say_orders(&self, version: &str) {
         self.control_plane.put(
             version,
             [
@@ -60,7 +60,7 @@ impl World {
         self.east.spawn(Gateway::command(&self.east.config()))
     }
 
-    async fn start(&self) -> Gateway {
+    pub(crate) async fn start(&self) -> Gateway {
         let gateway = self.spawn();
         gateway.message("ZG0901 gateway ready").await;
         gateway
@@ -76,14 +76,14 @@ impl World {
 }
 
 /// Requests without a pause, all of which must be answered.
-struct Load {
+pub(crate) struct Load {
     answered: Arc<AtomicUsize>,
     failed: Arc<AtomicUsize>,
     callers: JoinSet<()>,
 }
 
 impl Load {
-    fn on(apps: SocketAddr) -> Self {
+    pub(crate) fn on(apps: SocketAddr) -> Self {
         let (answered, failed) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let mut callers = JoinSet::new();
         for _ in 0..4 {
@@ -108,7 +108,7 @@ impl Load {
     }
 
     /// Waits until so many more were answered.
-    async fn more(&self, count: usize) {
+    pub(crate) async fn more(&self, count: usize) {
         let until = self.answered.load(Ordering::SeqCst) + count;
         eventually("requests to be answered", async || {
             (self.answered.load(Ordering::SeqCst) >= until).then_some(())
@@ -116,7 +116,7 @@ impl Load {
         .await;
     }
 
-    async fn end(mut self) -> usize {
+    pub(crate) async fn end(mut self) -> usize {
         self.callers.shutdown().await;
         self.failed.load(Ordering::SeqCst)
     }
@@ -126,7 +126,7 @@ async fn told(gateway: &Gateway) -> Value {
     gateway.admin_json("/api/v1/control-plane").await["control_plane"].clone()
 }
 
-async fn until_finding(gateway: &Gateway, code: &str) -> String {
+pub(crate) async fn until_finding(gateway: &Gateway, code: &str) -> String {
     eventually(code, async || {
         let found = gateway.admin_json("/api/v1/findings").await;
         let mut all = found["findings"].as_array().unwrap().iter();
