@@ -8,7 +8,7 @@ use super::memo::{Making, Part};
 use super::{Catalog, Memo, Resource, Store, Traits, grpc};
 use crate::canonical::{self, canonical};
 use crate::compile::{Compiled, Context, Made, Unmade, ads};
-use crate::envoy::Exports;
+use crate::envoy::{Exports, Secrets};
 use crate::error::Findings;
 use crate::meta::AnyClusterMeta;
 use crate::pb::{self, cluster, endpoint, listener, route};
@@ -35,12 +35,14 @@ pub(crate) fn catalog(
     findings: &mut Findings,
 ) -> Catalog {
     let compiled = Compiled::new(context, findings);
+    let secrets = (flavor == Flavor::Envoy).then(Secrets::by_cluster);
+    let secrets = secrets.as_ref();
     let mut shelves = Shelves {
         making: Making::new(std::mem::take(memo), context),
         store,
         lists: Default::default(),
     };
-    shelves.clusters(&compiled, flavor);
+    shelves.clusters(&compiled, flavor, secrets);
     if flavor == Flavor::Grpc {
         let on_demand = Traits {
             is_on_demand: true,
@@ -59,6 +61,11 @@ pub(crate) fn catalog(
                 // What cannot be guarded is left out: nobody is let in there.
                 if let Some(exports) = exports()
                     && exports.guard_chain(unmade.listener, &mut chain).is_err()
+                {
+                    return None;
+                }
+                if let Some(secrets) = secrets
+                    && secrets.chain(&mut chain).is_err()
                 {
                     return None;
                 }
@@ -110,9 +117,9 @@ impl Shelves<'_> {
         }
     }
 
-    fn clusters(&mut self, compiled: &Compiled<'_>, flavor: Flavor) {
+    fn clusters(&mut self, compiled: &Compiled<'_>, flavor: Flavor, secrets: Option<&Secrets>) {
         for made in compiled.peers() {
-            self.add_packed(pack(made, flavor));
+            self.add_packed(pack(made, flavor, secrets));
         }
         let making = &self.making;
         let services = compiled.clusters_by(|unmade| {
@@ -121,7 +128,7 @@ impl Shelves<'_> {
                 Some(known) => Err(known.clone()),
                 None => Ok(unmade
                     .make()
-                    .map(|made| made.map(|made| pack(made, flavor)))),
+                    .map(|made| made.map(|made| pack(made, flavor, secrets)))),
             };
             (input, made)
         });
@@ -141,7 +148,7 @@ impl Shelves<'_> {
             self.making.keep_clusters(input, made);
         }
         for made in compiled.others() {
-            self.add_packed(pack(made, flavor));
+            self.add_packed(pack(made, flavor, secrets));
         }
     }
 
@@ -202,8 +209,12 @@ struct Packed {
     endpoints: Option<Resource>,
 }
 
-fn pack(made: Made, flavor: Flavor) -> Packed {
+fn pack(made: Made, flavor: Flavor, secrets: Option<&Secrets>) -> Packed {
     let Made { mut cluster, meta } = made;
+    if let Some(secrets) = secrets {
+        // It was packed by us, and can be read.
+        secrets.cluster(&mut cluster).ok();
+    }
     let mut endpoints = match meta {
         AnyClusterMeta::Traffic(_) => apart(&mut cluster),
         // They are few, and what they say belongs together.

@@ -15,8 +15,11 @@ use crate::model::defaults::{or_secs, retry_on};
 use crate::model::scalar::{CAUSES, Text};
 use crate::model::{InboundSpec, ListenerSpec, MeshRoute, PolicySpec, ProtocolSpec, RoleSpec};
 use crate::parallel;
+use crate::pb::core::header_value_option::HeaderAppendAction;
 use crate::pb::{self, hcm, http_rbac, listener, network_rbac, percent, rbac, route, tcp_proxy};
 
+/// What marks a copy between gateways.
+const MIRRORED: &str = "x-zeugma-mirror";
 /// The chain that takes plaintext HTTP.
 const PLAINTEXT: &str = "plaintext";
 /// What the name of a chain begins with that refuses the names of a service.
@@ -192,7 +195,8 @@ impl Chain<'_> {
             Self::BySni(service) | Self::PlainTcp(service)
                 if service.port.protocol == ProtocolSpec::Tcp =>
             {
-                copies(context, services, service)
+                let copies = copies(context, services, service).into_iter();
+                copies.map(|(copies, _)| copies).collect()
             }
             Self::BySni(_)
             | Self::BareHttp(_)
@@ -750,18 +754,9 @@ fn common(
 ) -> Common {
     let mut meta = Vec::new();
     let mut policies = Vec::new();
-    for copies in copies(context, services, service) {
+    for (copies, to) in copies(context, services, service) {
+        policies.push(mirror_policy(&copies, to));
         meta.push(copies.mirror);
-        policies.push(route::route_action::RequestMirrorPolicy {
-            cluster: copies.cluster,
-            // The host stays.
-            disable_shadow_host_suffix_append: true,
-            runtime_fraction: Some(pb::core::RuntimeFractionalPercent {
-                default_value: Some(millionths(copies.share)),
-                ..Default::default()
-            }),
-            ..Default::default()
-        });
     }
     let timeouts = &service.route.spec.timeouts;
     Common {
@@ -781,8 +776,54 @@ fn common(
     }
 }
 
+/// Where copies go, as far as their head is concerned.
+#[derive(Clone, Copy)]
+enum CopiesTo {
+    /// Endpoints of this cluster.
+    OwnEndpoints,
+    /// A peer's gateway, some of them at least.
+    Peers,
+}
+
+/// The copies in Envoy's words: marked as ours are, so that nobody copies them again.
+fn mirror_policy(copies: &CopiesMeta, to: CopiesTo) -> route::route_action::RequestMirrorPolicy {
+    use pb::header_mutation::Action;
+
+    let mark = pb::core::HeaderValueOption {
+        header: Some(pb::core::HeaderValue {
+            key: MIRRORED.to_owned(),
+            value: "1".to_owned(),
+            ..Default::default()
+        }),
+        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+        ..Default::default()
+    };
+    route::route_action::RequestMirrorPolicy {
+        cluster: copies.cluster.clone(),
+        host_rewrite_literal: match to {
+            CopiesTo::OwnEndpoints => String::new(),
+            // It answers 421 to another than that of the SNI. One host is for all copies.
+            CopiesTo::Peers => copies.mirror.host.clone(),
+        },
+        // The host stays.
+        disable_shadow_host_suffix_append: true,
+        request_headers_mutations: vec![pb::HeaderMutation {
+            action: Some(Action::Append(mark)),
+        }],
+        runtime_fraction: Some(pb::core::RuntimeFractionalPercent {
+            default_value: Some(millionths(copies.share)),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
 /// The copies of what a service carries.
-fn copies(context: Context<'_>, services: &Services<'_>, service: &Service<'_>) -> Vec<CopiesMeta> {
+fn copies(
+    context: Context<'_>,
+    services: &Services<'_>,
+    service: &Service<'_>,
+) -> Vec<(CopiesMeta, CopiesTo)> {
     let specs = &service.route.spec.mirror;
     let mirrors = service.mirrors(context, services).into_iter();
     mirrors
@@ -790,7 +831,13 @@ fn copies(context: Context<'_>, services: &Services<'_>, service: &Service<'_>) 
             let spec = specs.get(at)?;
             let timeout = or_secs(spec.timeout.as_ref(), 2).as_millis();
             let host = to.route.first_host().map(|host| host.to_string());
-            Some(CopiesMeta {
+            let of_peers = || to.targets.iter().any(|target| target.peer.is_some());
+            let goes_to = if peer.is_some() || of_peers() {
+                CopiesTo::Peers
+            } else {
+                CopiesTo::OwnEndpoints
+            };
+            let copies = CopiesMeta {
                 cluster: mirror_cluster_name(to, peer.as_deref()),
                 share: spec.percent.as_ref().map_or(1.0, |share| share.0.0),
                 mirror: MirrorMeta {
@@ -801,7 +848,8 @@ fn copies(context: Context<'_>, services: &Services<'_>, service: &Service<'_>) 
                     in_flight_max: spec.in_flight.unwrap_or(64),
                     compare: spec.compare.unwrap_or(false),
                 },
-            })
+            };
+            Some((copies, goes_to))
         })
         .collect()
 }
