@@ -28,7 +28,7 @@ coded! {
     Listener { name, address, role, only, hosts, sources, handshakes, proxies }
     Service {
         name, port, ports, hosts, protocol, inbound, outbound, own, policy, export, mirrors,
-        rules, position,
+        rules, inside, position,
     }
     Rules { matches, list }
     Match { rule, path, method, headers, query }
@@ -47,7 +47,7 @@ coded! {
         balance, spread, failover, active, passive, connection_age_max, slow_start, timeouts,
         retries, limits,
     }
-    Endpoint { key, backend, address, weight, locality, peer, tls, version, proxy_protocol, capacity }
+    Endpoint { key, backend, address, weight, locality, peer, tls, version, proxy_protocol, capacity, is_down }
     Failover { start, full, hold, failback_after, failback_ramp, failback, too_few }
     ActiveCheck { kind, every, timeout, up, down }
     PassiveCheck { consecutive, on, error_rate, slow, eject, max_ejected, keep_at_least }
@@ -155,7 +155,7 @@ coded_enum! {
         0 Connect, 1 RefusedStream, 2 Reset, 3 Timeout, 4 Status(status), 5 Unavailable,
         6 NoLocalEndpoint, 7 Grpc(code),
     }
-    PathMatch { 0 Any, 1 Exact(path), 2 Prefix(path) }
+    PathMatch { 0 Any, 1 Exact(path), 2 Prefix(path), 3 Begins(text) }
     Severity { 0 Error, 1 Warning }
     Code {
         0 UnknownField, 1 BadValue, 2 MissingField, 3 NotADocument, 4 Unreadable, 5 TooLarge,
@@ -200,11 +200,14 @@ impl Coded for HostTable {
                 port.write(to);
             }
         }
+        self.rest.write(to);
     }
 
     fn read(from: &mut Reader<'_>) -> Read<Self> {
         let entries: Vec<(HostPattern, Vec<(u16, ServiceIx)>)> = Coded::read(from)?;
-        Ok(entries.into_iter().collect())
+        let mut table: Self = entries.into_iter().collect();
+        table.rest = Coded::read(from)?;
+        Ok(table)
     }
 }
 
@@ -221,12 +224,17 @@ pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
     let is_cluster = |ix: &ClusterIx| ix.0 < snapshot.clusters.len();
     let is_peer = |ix: &PeerIx| ix.0 < snapshot.peers.len();
     let is_share = |share: f64| (0.0..=1.0).contains(&share);
+    let is_table = |hosts: &HostTable| {
+        let named = (hosts.entries()).flat_map(|(_, ports)| ports.iter().map(|port| &port.1));
+        hosts.rest.iter().chain(named).all(is_service)
+    };
     for listener in &snapshot.listeners {
-        let reached = (listener.hosts.entries()).flat_map(|(_, ports)| ports.iter().map(|p| &p.1));
-        let all = listener.only.iter().chain(reached).all(is_service);
+        let all = listener.only.iter().all(is_service) && is_table(&listener.hosts);
         good(all, "a listener leads to no service")?;
     }
     for service in &snapshot.services {
+        let all = service.inside.iter().all(|hosts| is_table(hosts));
+        good(all, "what is inside TLS leads to no service")?;
         let mirrors = service.mirrors.iter().map(|mirror| &mirror.to);
         let to = std::iter::once(&service.outbound).chain(&service.own);
         good(
