@@ -219,11 +219,9 @@ fn is_spread(parts: &[SpreadPart]) -> bool {
 /// Holds what was read to what `ingest` promises of every snapshot: an index that leads nowhere
 /// would be a panic later.
 pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
-    let good = |is_good: bool, what: &'static str| is_good.then_some(()).ok_or(Corrupt(what));
     let is_service = |ix: &ServiceIx| ix.0 < snapshot.services.len();
     let is_cluster = |ix: &ClusterIx| ix.0 < snapshot.clusters.len();
     let is_peer = |ix: &PeerIx| ix.0 < snapshot.peers.len();
-    let is_share = |share: f64| (0.0..=1.0).contains(&share);
     let is_table = |hosts: &HostTable| {
         let named = (hosts.entries()).flat_map(|(_, ports)| ports.iter().map(|port| &port.1));
         hosts.rest.iter().chain(named).all(is_service)
@@ -255,52 +253,64 @@ pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
         }
     }
     for cluster in &snapshot.clusters {
-        let of_levels: usize = (cluster.levels.iter().map(|level| level.members.len())).sum();
-        let mut seen = vec![false; cluster.endpoints.len()];
-        for member in cluster.levels.iter().flat_map(|level| &level.members) {
-            let place = seen.get_mut(member.0);
-            *place.ok_or(Corrupt("a level has no such endpoint"))? = true;
-        }
-        let is_partition = of_levels == cluster.endpoints.len() && seen.iter().all(|seen| *seen);
-        good(
-            is_partition && !cluster.levels.is_empty() && is_spread(&cluster.policy.spread),
-            "an endpoint is not in one level",
-        )?;
-        for endpoint in &cluster.endpoints {
-            let is_asked = match &endpoint.tls {
-                EndpointTls::Mesh { expected, .. } => !expected.is_empty(),
-                EndpointTls::None | EndpointTls::Workload => true,
-            };
-            let is_weight = endpoint.weight.is_finite() && endpoint.weight > 0.0;
-            good(
-                is_asked && is_weight && endpoint.peer.iter().all(is_peer),
-                "an endpoint is not one",
-            )?;
-        }
-        let over = cluster
-            .policy
-            .passive
-            .error_rate
-            .map_or(0.0, |rate| rate.over);
-        let slow = cluster.policy.passive.slow;
-        good(
-            slow.is_none_or(|slow| slow.over.is_finite() && slow.over > 1.0),
-            "what is slow is not over once",
-        )?;
-        let shares = [
-            cluster.policy.failover.start,
-            cluster.policy.failover.full,
-            cluster.policy.passive.max_ejected,
-            cluster.policy.retries.budget,
-            over,
-        ];
-        good(
-            shares.into_iter().all(is_share),
-            "a share is over the whole",
-        )?;
+        hold_cluster(cluster, is_peer)?;
     }
     let is_known = snapshot.peers.iter().all(|peer| !peer.ids.is_empty());
     good(is_known, "a peer is nobody")
+}
+
+fn good(is_good: bool, what: &'static str) -> Read<()> {
+    is_good.then_some(()).ok_or(Corrupt(what))
+}
+
+fn is_share(share: f64) -> bool {
+    (0.0..=1.0).contains(&share)
+}
+
+fn hold_cluster(cluster: &Cluster, is_peer: impl Fn(&PeerIx) -> bool) -> Read<()> {
+    let of_levels: usize = (cluster.levels.iter().map(|level| level.members.len())).sum();
+    let mut seen = vec![false; cluster.endpoints.len()];
+    for member in cluster.levels.iter().flat_map(|level| &level.members) {
+        let place = seen.get_mut(member.0);
+        *place.ok_or(Corrupt("a level has no such endpoint"))? = true;
+    }
+    let is_partition = of_levels == cluster.endpoints.len() && seen.iter().all(|seen| *seen);
+    good(
+        is_partition && !cluster.levels.is_empty() && is_spread(&cluster.policy.spread),
+        "an endpoint is not in one level",
+    )?;
+    for endpoint in &cluster.endpoints {
+        let is_asked = match &endpoint.tls {
+            EndpointTls::Mesh { expected, .. } => !expected.is_empty(),
+            EndpointTls::None | EndpointTls::Workload => true,
+        };
+        let is_weight = endpoint.weight.is_finite() && endpoint.weight > 0.0;
+        good(
+            is_asked && is_weight && endpoint.peer.iter().all(&is_peer),
+            "an endpoint is not one",
+        )?;
+    }
+    let over = cluster
+        .policy
+        .passive
+        .error_rate
+        .map_or(0.0, |rate| rate.over);
+    let slow = cluster.policy.passive.slow;
+    good(
+        slow.is_none_or(|slow| slow.over.is_finite() && slow.over > 1.0),
+        "what is slow is not over once",
+    )?;
+    let shares = [
+        cluster.policy.failover.start,
+        cluster.policy.failover.full,
+        cluster.policy.passive.max_ejected,
+        cluster.policy.retries.budget,
+        over,
+    ];
+    good(
+        shares.into_iter().all(is_share),
+        "a share is over the whole",
+    )
 }
 
 fn hold_rules(snapshot: &Snapshot, rules: &Rules) -> Read<()> {
