@@ -30,6 +30,7 @@ mod control_limits;
 mod control_listeners;
 mod control_reload;
 mod control_state;
+mod control_strangers;
 mod control_tap;
 mod control_ui;
 mod control_upstream;

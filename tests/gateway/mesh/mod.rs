@@ -26,6 +26,7 @@ mod http;
 mod namespace;
 mod pair;
 mod service;
+pub(crate) mod strangers;
 
 use std::time::Duration;
 

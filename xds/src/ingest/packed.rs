@@ -115,10 +115,10 @@ fn decoded(any: &Any) -> Result<Decoded, String> {
 
 /// What is wrong with a resource by itself, whatever it refers to.
 pub(crate) fn check(kind: Kind, any: &Any, node: &Node) -> Result<(), String> {
+    let own = &node.trust_domain;
     if !fields::is_ours(kind, any) {
         fields::check(any)?;
     }
-    let own = &node.trust_domain;
     match kind {
         Kind::Cluster => {
             let (meta, mut cluster) = decoded(any)?;

@@ -439,7 +439,6 @@ fn the_list_is_that_of_what_reads_these_resources() {
     // Which of these there are is said where they are read as a whole.
     let within = [
         "envoy.config.core.v3.ConfigSource",
-        "envoy.config.core.v3.Locality",
         "envoy.config.core.v3.SelfConfigSource",
     ];
     let is_within = |name: &str| {

@@ -82,7 +82,8 @@ impl Use {
 #[derive(Debug)]
 pub(super) struct Template {
     cluster: Cluster,
-    is_ring: bool,
+    /// What picks by a key, where it does.
+    by_key: Option<fn(HashOn) -> Balance>,
     is_tls: bool,
 }
 
@@ -105,19 +106,16 @@ impl Template {
         made.name = format!("{}{}", made.name, way.suffix()).into();
         let policy = Arc::make_mut(&mut made.policy);
         policy.timeouts.idle = way.idle;
-        if self.is_ring {
-            policy.balance = match &way.hash {
-                Some(on) => Balance::RingHash(on.clone()),
-                // Envoy draws a key where a route has none.
-                None => Balance::Random,
-            };
+        // Where a route has no key Envoy draws one.
+        if let (Some(by_key), Some(on)) = (self.by_key, &way.hash) {
+            policy.balance = by_key(on.clone());
         }
         Ok(made)
     }
 
     /// Whether what it is used by may be hashed: of others that is said to nobody.
-    pub(super) const fn is_ring(&self) -> bool {
-        self.is_ring
+    pub(super) const fn is_by_key(&self) -> bool {
+        self.by_key.is_some()
     }
 }
 
@@ -128,7 +126,7 @@ pub(super) fn read(cluster: &cluster::Cluster, own: &TrustDomain) -> Result<Temp
     let version = version(cluster, &at)?;
     let kind = Discovery::of(cluster, &at)?;
     let (endpoints, levels) = endpoints(cluster, (&sockets, version, kind), &at)?;
-    let (balance, is_ring) = balance(cluster, &at)?;
+    let (balance, by_key) = balance(cluster, &at)?;
     let is_tls = endpoints.iter().any(|one| one.tls != EndpointTls::None);
     let made = Cluster {
         name: cluster.name.as_str().into(),
@@ -167,7 +165,7 @@ pub(super) fn read(cluster: &cluster::Cluster, own: &TrustDomain) -> Result<Temp
     };
     Ok(Template {
         cluster: made,
-        is_ring,
+        by_key,
         is_tls,
     })
 }
@@ -190,7 +188,10 @@ fn number(value: Option<pb::UInt32Value>, default: u32) -> u32 {
     value.map_or(default, |value| value.value)
 }
 
-fn balance(cluster: &cluster::Cluster, at: &At<'_>) -> Result<(Balance, bool), String> {
+/// A policy, and what it is where there is a key.
+type Picks = (Balance, Option<fn(HashOn) -> Balance>);
+
+fn balance(cluster: &cluster::Cluster, at: &At<'_>) -> Result<Picks, String> {
     use cluster::cluster::{LbConfig, LbPolicy};
 
     if let Some(LbConfig::LeastRequestLbConfig(config)) = &cluster.lb_config {
@@ -200,10 +201,11 @@ fn balance(cluster: &cluster::Cluster, at: &At<'_>) -> Result<(Balance, bool), S
         )?;
     }
     match LbPolicy::try_from(cluster.lb_policy) {
-        Ok(LbPolicy::RoundRobin) => Ok((Balance::RoundRobin, false)),
-        Ok(LbPolicy::LeastRequest) => Ok((Balance::LeastRequest, false)),
-        Ok(LbPolicy::Random) => Ok((Balance::Random, false)),
-        Ok(LbPolicy::RingHash | LbPolicy::Maglev) => Ok((Balance::Random, true)),
+        Ok(LbPolicy::RoundRobin) => Ok((Balance::RoundRobin, None)),
+        Ok(LbPolicy::LeastRequest) => Ok((Balance::LeastRequest, None)),
+        Ok(LbPolicy::Random) => Ok((Balance::Random, None)),
+        Ok(LbPolicy::RingHash) => Ok((Balance::Random, Some(Balance::RingHash))),
+        Ok(LbPolicy::Maglev) => Ok((Balance::Random, Some(Balance::Maglev))),
         Ok(other @ (LbPolicy::ClusterProvided | LbPolicy::LoadBalancingPolicyConfig)) => {
             (at.field("lb_policy")).refuse(format!("{} is not supported", other.as_str_name()))
         }

@@ -207,7 +207,7 @@ impl Set<'_, '_> {
         said: Option<&zeugma_core::snapshot::HashOn>,
     ) -> Option<zeugma_core::snapshot::HashOn> {
         let template = self.templates.get(cluster)?.as_ref()?;
-        said.filter(|_| template.is_ring()).cloned()
+        said.filter(|_| template.is_by_key()).cloned()
     }
 
     fn way(&self, cluster: &str, route: &ReadRoute, idle: Duration) -> Use {

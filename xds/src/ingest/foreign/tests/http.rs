@@ -382,8 +382,8 @@ fn a_key_is_made_of_what_the_route_says() {
     let balance = |name: &str| super::cluster(&snapshot, name).policy.balance.clone();
     assert_eq!(balance("a"), Balance::Random);
     let on = HashOn::Header("x-user".into());
-    assert_eq!(balance("a|by header x-user"), Balance::RingHash(on));
-    assert_eq!(balance("a|by source"), Balance::RingHash(HashOn::Source));
+    assert_eq!(balance("a|by header x-user"), Balance::Maglev(on));
+    assert_eq!(balance("a|by source"), Balance::Maglev(HashOn::Source));
     assert_eq!(plain(&snapshot, "x.x", "/source"), "in/c/h to a|by source");
     // A policy that is none of keys has no use for one.
     let snapshot = ingest(&routed(vec![route("/", source.clone())])).unwrap();

@@ -18,7 +18,7 @@ use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{Cluster, Node, Service, ServiceIx, Snapshot};
 
 use self::build::Listed;
-use crate::ingest::Packed;
+use crate::ingest::{Packed, check};
 use crate::pb::Any;
 use crate::session::Kind;
 
@@ -45,7 +45,13 @@ fn ingest(all: &[Listed]) -> Result<Snapshot, Vec<String>> {
         listeners: of(Kind::Listener),
     };
     match packed.ingest(node()) {
-        Ok((snapshot, _)) => Ok(snapshot),
+        Ok((snapshot, _)) => {
+            // Each of them is right by itself too, and says nothing that is not on the list.
+            for one in all {
+                assert_eq!(check(one.kind, &one.body, &node()), Ok(()), "{}", one.name);
+            }
+            Ok(snapshot)
+        }
         Err(errors) => Err((errors.0.iter())
             .map(|one| format!("{} {}: {}", one.kind.as_str(), one.name, one.why))
             .collect()),
