@@ -25,6 +25,7 @@ pub(crate) mod hello;
 mod http;
 mod namespace;
 mod pair;
+pub(crate) mod secrets;
 mod service;
 pub(crate) mod strangers;
 
