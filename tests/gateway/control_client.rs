@@ -19,14 +19,14 @@ pub(crate) const ORDERS: &str = "orders.shop.svc.clusterset.local";
 const CART: &str = "cart.shop.svc.clusterset.local";
 
 /// East, whose gateway asks a control plane that shows who it is.
-struct World {
-    east: Cluster,
-    control_plane: ControlPlane,
-    orders: Service,
+pub(crate) struct World {
+    pub(crate) east: Cluster,
+    pub(crate) control_plane: ControlPlane,
+    pub(crate) orders: Service,
 }
 
 impl World {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let mut east = Cluster::new("east");
         let identity = east.identity("zeugma/xds");
         let control_plane = ControlPlane::new(Some(&identity));
@@ -43,7 +43,7 @@ impl World {
     }
 
     /// Has the control plane say all that there is of orders.
-    fn say_orders(&self, version: &str) {
+    pub(crate) fn say_orders(&self, version: &str) {
         self.control_plane.put(
             version,
             [
@@ -60,7 +60,7 @@ impl World {
         self.east.spawn(Gateway::command(&self.east.config()))
     }
 
-    async fn start(&self) -> Gateway {
+    pub(crate) async fn start(&self) -> Gateway {
         let gateway = self.spawn();
         gateway.message("ZG0901 gateway ready").await;
         gateway
@@ -126,7 +126,7 @@ async fn told(gateway: &Gateway) -> Value {
     gateway.admin_json("/api/v1/control-plane").await["control_plane"].clone()
 }
 
-async fn until_finding(gateway: &Gateway, code: &str) -> String {
+pub(crate) async fn until_finding(gateway: &Gateway, code: &str) -> String {
     eventually(code, async || {
         let found = gateway.admin_json("/api/v1/findings").await;
         let mut all = found["findings"].as_array().unwrap().iter();

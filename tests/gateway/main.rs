@@ -24,6 +24,7 @@ mod control_drill;
 mod control_explain;
 mod control_failover;
 mod control_handover;
+mod control_hostile;
 mod control_inherit;
 mod control_last_good;
 mod control_limits;

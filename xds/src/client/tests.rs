@@ -479,3 +479,26 @@ async fn rubbish_is_given_up_and_asked_again_after_a_pause() {
     // P39, by hand: 0.5, 1, 2 and 4 s.
     assert_eq!(began.elapsed().as_millis() / 100, 75);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_talks_without_a_pause_is_listened_to_at_a_pace() {
+    let mut world = World::new(1 << 20);
+    let (_requests, say) = world.stream().await;
+    let began = Instant::now();
+    let talking = tokio::spawn(async move {
+        // Of a type that nobody asked for, so that nothing has to be answered.
+        for _ in 0..700 {
+            let mut strange = response(Kind::Cluster, "n", &[]);
+            strange.type_url = "type.googleapis.com/no.Such".to_owned();
+            say.send(Ok(strange)).await.unwrap();
+        }
+        say
+    });
+    let is_strange = |told: &&Told| matches!(told, Told::Strange(_));
+    world
+        .drive(|world| world.told.iter().filter(is_strange).count() == 700)
+        .await;
+    // 500 at once, and each of the others 10 ms after the one before.
+    assert_eq!(began.elapsed().as_millis() / 100, 20);
+    drop(talking.await.unwrap());
+}
