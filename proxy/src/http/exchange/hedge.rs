@@ -124,7 +124,8 @@ impl Exchange {
         let nth = second.nth;
         let second = begin(&shared, of, oldest, second);
         let (mut ended, mut tried, mut other) = first.or(second).await;
-        if is_final(to, &ended.begun, &tried) {
+        let is_final = shared.borrow().is_final(to, &ended.begun, &tried);
+        if is_final {
             other.is_given_up(&shared.borrow().context.worker, to.cluster(), nth);
         } else {
             // The other one may still be good.
@@ -134,7 +135,7 @@ impl Exchange {
             ended = other;
         }
         let exchange = &mut *shared.borrow_mut();
-        if ended.begun.nth == nth && tried.is_ok() && is_final(to, &ended.begun, &tried) {
+        if ended.begun.nth == nth && tried.is_ok() && exchange.is_final(to, &ended.begun, &tried) {
             let metrics = &exchange.context.worker.shared.metrics;
             metrics.hedged(&to.cluster().route, "won");
         }
@@ -191,6 +192,22 @@ impl Exchange {
             in_flight: worker.enter(&endpoint.key),
             began: worker.begins(cluster),
         })
+    }
+
+    /// Whether what one try brought is the caller's, whatever another one would bring: an answer that is
+    /// none of those that are tried again.
+    fn is_final(&self, to: &Pinned, begun: &Begun, tried: &Tried) -> bool {
+        match tried {
+            Ok((response, _)) => {
+                let endpoint = to.cluster().endpoint(begun.attempt.endpoint);
+                let failure = failure_in(endpoint, response, false);
+                failure.is_none_or(|failure| {
+                    !failure.is_unseen() && !self.retries(to.cluster()).on.contains(&failure)
+                })
+            }
+            Err(TryError::Caller) => true,
+            Err(TryError::Failed(_) | TryError::Shed(_) | TryError::Quiet) => false,
+        }
     }
 
     /// Notes that a try failed while another is under way.
@@ -396,18 +413,6 @@ async fn run(
         }
         worker.observe(&endpoint.key, Err(error.failure));
         return Err(TryError::untold(error.failure, error.detail));
-    }
-}
-
-/// Whether nothing that another try brings is better.
-fn is_final(to: &Pinned, begun: &Begun, tried: &Tried) -> bool {
-    match tried {
-        Ok((response, _)) => {
-            let endpoint = to.cluster().endpoint(begun.attempt.endpoint);
-            failure_in(endpoint, response, false).is_none()
-        }
-        Err(TryError::Caller) => true,
-        Err(TryError::Failed(_) | TryError::Shed(_) | TryError::Quiet) => false,
     }
 }
 
