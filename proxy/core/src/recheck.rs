@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::authorize::{
     Asking, Verdict, authorize, authorize_session, evidence, gateways_of, objection,
 };
-use crate::engine::cluster_of;
+use crate::engine::{Headers, cluster_of};
 use crate::identity::SpiffeId;
 use crate::snapshot::{
     Address, ClusterIx, EndpointTls, Inbound, Listener, Protocol, Role, Service, ServiceIx,
@@ -67,6 +67,8 @@ pub enum Kind<'a> {
         method: &'a str,
         /// The path.
         path: &'a str,
+        /// Its headers, where a rule asked for some when it was let in.
+        headers: Option<Headers<'a>>,
     },
     /// Health reports to the gateway of a peer.
     Reports,
@@ -194,9 +196,13 @@ pub fn judge(snapshot: &Snapshot, carried: &Carried<'_>) -> Result<(), Ending> {
         None => crate::authorize::Evidence::Network,
         Some(id) => evidence(snapshot, carried.source, id, carried.claimed),
     };
-    let (method, path) = match carried.kind {
-        Kind::Request { method, path } => (Some(method), Some(path)),
-        Kind::Passthrough | Kind::Bytes | Kind::Session | Kind::Reports => (None, None),
+    let (method, path, headers) = match carried.kind {
+        Kind::Request {
+            method,
+            path,
+            headers,
+        } => (Some(method), Some(path), headers),
+        Kind::Passthrough | Kind::Bytes | Kind::Session | Kind::Reports => (None, None, None),
     };
     let asking = Asking {
         listener,
@@ -204,6 +210,7 @@ pub fn judge(snapshot: &Snapshot, carried: &Carried<'_>) -> Result<(), Ending> {
         evidence,
         method,
         path,
+        headers,
     };
     let verdict = match carried.kind {
         Kind::Session => authorize_session(snapshot, ix, &asking),

@@ -17,7 +17,7 @@ use http::{
 use http_body::Body as _;
 use tokio::time::{Instant, Sleep, sleep_until};
 use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, gateway_of};
-use zeugma_core::engine::nothing_to_try;
+use zeugma_core::engine::{Headers, nothing_to_try};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
 use zeugma_core::retry::{
@@ -27,7 +27,7 @@ use zeugma_core::route::{check_authority, check_authority_port, route_authority}
 use zeugma_core::shares::ClusterShares;
 use zeugma_core::snapshot::{
     Cluster, Endpoint, EndpointIx, Failure, HttpVersion as EndpointVersion, Listener, Peer, Role,
-    ServiceIx, Snapshot,
+    Service, ServiceIx, Snapshot,
 };
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
@@ -341,6 +341,7 @@ impl Exchange {
         snapshot: &Snapshot,
         listener: &'a Listener,
         claim: &'a Claim,
+        headers: Headers<'a>,
     ) -> Asking<'a> {
         let source = self.context.origin.source.ip();
         let evidence = match &self.context.identity {
@@ -353,6 +354,14 @@ impl Exchange {
             evidence,
             method: Some(self.method().as_str()),
             path: Some(self.head.uri.path()),
+            headers: Some(headers),
+        }
+    }
+
+    /// Keeps the headers for rechecks, where a rule of the service asks for some.
+    pub(super) fn keep_headers(&self, of: Option<&Service>) {
+        if of.is_some_and(|of| of.policy.asks_headers()) {
+            self.record.entry().has_headers(&self.head.headers);
         }
     }
 
@@ -362,7 +371,9 @@ impl Exchange {
             .listener(&self.context.origin.listener)
             .ok_or(Reason::Drained)?;
         let claim = self.claim();
-        let asking = self.asking(snapshot, listener, &claim);
+        let all = &self.head.headers;
+        let each = |name: &str, tell: &mut dyn FnMut(&[u8])| headers::each(all, name, tell);
+        let asking = self.asking(snapshot, listener, &claim, Headers(&each));
         let policy = &snapshot.service(service).policy;
         let mut denial = None;
         let (verdict, rule) = match authorize(snapshot, service, &asking) {
@@ -391,6 +402,7 @@ impl Exchange {
             Evidence::Verified(_) | Evidence::Network => None,
         };
         self.record.entry().is_for(handed_on);
+        self.keep_headers(Some(snapshot.service(service)));
         let attested = handed_on.map(|id| id.as_str().into());
         let credentials = self.context.worker.shared.credentials.load();
         let on_list = (self.context.identity.iter().chain(handed_on))

@@ -10,7 +10,7 @@ use zeugma_core::admission::Rate;
 use zeugma_core::identity::IdPattern;
 use zeugma_core::locality::Locality;
 use zeugma_core::names::HostPattern;
-use zeugma_core::snapshot::PathPattern;
+use zeugma_core::snapshot::{PathPattern, ValuePattern};
 
 use super::list::List;
 use super::scalar::{
@@ -710,6 +710,11 @@ pub(crate) struct RuleSpec {
     /// The HTTP path: `/v1/orders`, or `/v1/*` for all below. http only. `deny` does not count
     /// slashes at the end: `/v1/*` denies `/v1` too.
     pub paths: Option<Vec<Text<PathPattern>>>,
+    /// Headers of the request, by name, such as `{ x-tenant: [acme, "east-*"] }`: each must be there, with
+    /// one of its values. http only; at most 16. Where a request has a header several times, `allow`
+    /// needs each of its values to be named; `deny` needs one, which may also stand in a list with
+    /// commas, in upper or lower case.
+    pub headers: Option<BTreeMap<String, Vec<Text<ValuePattern>>>>,
 }
 
 /// Which peers may reach a route through a mesh listener.
