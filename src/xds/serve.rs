@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +25,9 @@ use crate::{ca, exit};
 
 /// How long clients get to go elsewhere once it drains.
 const DRAIN: Duration = Duration::from_secs(10);
+/// Threads that carry streams: what makes a thousand clients that come back wait is reading all that they
+/// have.
+const WORKERS_MAX: usize = 4;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -181,7 +185,9 @@ impl ServeError {
 /// Runs until drained; returns the exit code.
 pub(crate) fn run(arguments: Arguments) -> ExitCode {
     drop(Logging::start(arguments.log_format.into()));
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let available = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(available.min(WORKERS_MAX))
         .enable_all()
         .build();
     let served = match runtime {
@@ -317,8 +323,9 @@ impl State {
             return;
         }
         self.fingerprint = fingerprint;
-        let good = self.good.clone();
-        let Ok(made) = tokio::task::spawn_blocking(move || sources.plane(&good)).await else {
+        let before = server.plane();
+        let made = tokio::task::spawn_blocking(move || sources.plane_after(&before));
+        let Ok(made) = made.await else {
             return;
         };
         match made {

@@ -1,7 +1,7 @@
 //! The same YAML, compiled for Envoy (`zeugma config compile`) and read by our gateway: beside the same
 //! endpoints both give the same shares and let in the same requests, but for what differs on purpose.
 
-mod endpoint;
+pub(crate) mod endpoint;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -833,37 +833,8 @@ impl Both {
             "zeugma" => (self.ours.apps, self.ours.mesh),
             _ => (self.envoy.listener("apps")?, self.envoy.listener("mesh")?),
         };
-        let (scheme, port, to) = match by {
-            Some(_) => ("https", 443, mesh),
-            None => ("http", 80, apps),
-        };
-        let to = format!("{host}:{port}:{to}");
-        let mut arguments = vec![
-            "--http1.1",
-            "--path-as-is",
-            "--insecure",
-            "--connect-to",
-            &to,
-        ];
-        match method {
-            "HEAD" => arguments.push("--head"),
-            _ => arguments.extend(["--request", method]),
-        }
-        let files = by.map(|by| {
-            (
-                by.certificate.display().to_string(),
-                by.key.display().to_string(),
-            )
-        });
-        if let Some((certificate, key)) = &files {
-            arguments.extend(["--cert", certificate, "--key", key]);
-        }
-        for header in headers {
-            arguments.extend(["--header", header]);
-        }
-        Ok(curl::run(&arguments, &format!("{scheme}://{host}{path}"))
-            .ok()
-            .map(|answer| answer.status))
+        let to = by.map_or(apps, |_| mesh);
+        curl::status_with(to, by, (host, method, path), headers)
     }
 }
 

@@ -6,6 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::pki::Svid;
+
 /// An answer.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -76,6 +78,58 @@ pub(crate) fn run(arguments: &[&str], url: &str) -> Result<Answer> {
         bail!("curl {url}: {}", String::from_utf8_lossy(&output.stderr));
     }
     parse(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// The status of what `to` answers in the name of `host`: by TLS to who has a certificate; `None` where
+/// there is no answer.
+pub(crate) fn status(
+    to: SocketAddr,
+    by: Option<&Svid>,
+    host: &str,
+    method: &str,
+    path: &str,
+) -> Result<Option<u16>> {
+    status_with(to, by, (host, method, path), &[])
+}
+
+/// The same with headers.
+pub(crate) fn status_with(
+    to: SocketAddr,
+    by: Option<&Svid>,
+    (host, method, path): (&str, &str, &str),
+    headers: &[&str],
+) -> Result<Option<u16>> {
+    let (scheme, port) = match by {
+        Some(_) => ("https", 443),
+        None => ("http", 80),
+    };
+    let to = format!("{host}:{port}:{to}");
+    let mut arguments = vec![
+        "--http1.1",
+        "--path-as-is",
+        "--insecure",
+        "--connect-to",
+        &to,
+    ];
+    match method {
+        "HEAD" => arguments.push("--head"),
+        _ => arguments.extend(["--request", method]),
+    }
+    let files = by.map(|by| {
+        (
+            by.certificate.display().to_string(),
+            by.key.display().to_string(),
+        )
+    });
+    if let Some((certificate, key)) = &files {
+        arguments.extend(["--cert", certificate, "--key", key]);
+    }
+    for header in headers {
+        arguments.extend(["--header", header]);
+    }
+    Ok(run(&arguments, &format!("{scheme}://{host}{path}"))
+        .ok()
+        .map(|answer| answer.status))
 }
 
 fn parse(text: &str) -> Result<Answer> {

@@ -30,6 +30,8 @@ pub(crate) enum Template {
     Passthrough,
     /// Has everything from the control plane at `xds_port`, asked by `api_type`.
     Ads,
+    /// The same, asked by what changed; its secrets from the service at `sds_socket`.
+    Served,
 }
 
 impl Template {
@@ -48,6 +50,7 @@ impl Template {
             Self::Client => include_str!("envoy/client.yaml"),
             Self::Passthrough => include_str!("envoy/passthrough.yaml"),
             Self::Ads => include_str!("envoy/ads.yaml"),
+            Self::Served => include_str!("envoy/served.yaml"),
         }
     }
 
@@ -55,7 +58,7 @@ impl Template {
         match self {
             Self::Backend => "service",
             Self::Terminate | Self::Passthrough => "mesh",
-            Self::Client | Self::Ads => "apps",
+            Self::Client | Self::Ads | Self::Served => "apps",
         }
     }
 

@@ -16,6 +16,8 @@ mod openssl;
 mod our_ca;
 mod peers_alone;
 mod pki;
+mod sds;
+mod served;
 mod websocket;
 mod xds;
 mod zeugma;

@@ -20,9 +20,10 @@ use crate::zeugma::{ECHO, ORDERS};
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/grpc_echo.py");
 
 /// A control plane of one folder, without TLS.
-struct ControlPlane {
+pub(crate) struct ControlPlane {
     config: PathBuf,
-    listens: SocketAddr,
+    /// Where nodes connect.
+    pub(crate) listens: SocketAddr,
     admin: SocketAddr,
     process: Process,
 }
@@ -66,6 +67,11 @@ impl ControlPlane {
         for (name, route) in routes {
             fs::write(config.join(format!("{name}.yaml")), route)?;
         }
+        Self::serve(folder, config)
+    }
+
+    /// Starts one of the documents in `config`.
+    pub(crate) fn serve(folder: &Path, config: PathBuf) -> Result<Self> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zeugma"));
         command.args(["xds", "serve", "--plaintext", "--listen", "127.0.0.1:0"]);
         command
@@ -87,7 +93,7 @@ impl ControlPlane {
     }
 
     /// Replaces a document at once.
-    fn write(&self, name: &str, text: &str) -> Result<()> {
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<()> {
         let next = self.config.join(".next");
         fs::write(&next, text)?;
         fs::rename(next, self.config.join(format!("{name}.yaml")))?;
@@ -100,7 +106,7 @@ impl ControlPlane {
     }
 
     /// Everything that a node refused.
-    fn rejected(&self) -> Result<Vec<String>> {
+    pub(crate) fn rejected(&self) -> Result<Vec<String>> {
         let nodes = self.nodes()?;
         let nodes = nodes.pointer("/nodes").and_then(Value::as_array);
         let types = nodes
@@ -179,7 +185,7 @@ fn body(envoy: &Envoy) -> Result<String> {
     Ok(format!("{} {}", answer.status, answer.body))
 }
 
-fn becomes(what: &str, mut look: impl FnMut() -> Result<String>) -> Result<()> {
+pub(crate) fn becomes(what: &str, mut look: impl FnMut() -> Result<String>) -> Result<()> {
     let until = Instant::now() + READY_WITHIN;
     loop {
         let seen = look()?;

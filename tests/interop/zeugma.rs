@@ -252,7 +252,7 @@ impl Gateway {
 }
 
 /// The address of a listener in `listeners=apps 127.0.0.1:4711, mesh 127.0.0.1:4712`.
-fn listens(line: &str, name: &str) -> Option<SocketAddr> {
+pub(crate) fn listens(line: &str, name: &str) -> Option<SocketAddr> {
     let (_, listeners) = line.split_once("listeners=")?;
     listeners
         .split(", ")

@@ -263,6 +263,7 @@ impl Route {
             export: Export::AllPeers,
             mirrors: Vec::new(),
             rules: None,
+            inside: None,
             position: None,
         }
     }
@@ -363,5 +364,6 @@ fn endpoint(key: &str, is_own: bool) -> Endpoint {
         version: HttpVersion::Same,
         proxy_protocol: false,
         capacity: None,
+        is_down: false,
     }
 }

@@ -150,6 +150,32 @@ pub(crate) fn canonical(type_url: &str, message: Vec<u8>) -> Vec<u8> {
     let Some(shape) = Shape::of(type_url) else {
         return message;
     };
+    of_shape(shape, message)
+}
+
+/// The same of a filter chain, which is part of a listener.
+pub(crate) fn of_chain(message: Vec<u8>) -> Vec<u8> {
+    of_shape(Shape::Chain, message)
+}
+
+/// The same of a virtual host, which is part of a route configuration.
+pub(crate) fn of_host(message: Vec<u8>) -> Vec<u8> {
+    of_shape(Shape::VirtualHost, message)
+}
+
+/// How many bytes of a message stand before its first field of this number, or of one above it.
+pub(crate) fn before(number: u32, message: &[u8]) -> usize {
+    let mut rest = message;
+    loop {
+        let at = message.len() - rest.len();
+        match next(&mut rest) {
+            Some(field) if field.number < number => {}
+            Some(_) | None => return at,
+        }
+    }
+}
+
+fn of_shape(shape: Shape, message: Vec<u8>) -> Vec<u8> {
     let mut to = Vec::with_capacity(message.len());
     match write(shape, &message, &mut to) {
         Some(()) => to,

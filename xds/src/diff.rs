@@ -408,6 +408,7 @@ fn of_service(snapshot: &Snapshot, service: &Service) -> Fields {
         export,
         mirrors,
         rules: http_rules,
+        inside: _,
         position: _,
     } = service;
     let peers = |peers: &[PeerIx]| {

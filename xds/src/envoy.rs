@@ -3,6 +3,7 @@
 
 mod exported;
 mod hedged;
+mod secrets;
 mod trust;
 mod undenied;
 
@@ -15,6 +16,7 @@ use serde_json::json;
 use zeugma_core::snapshot::Node;
 
 pub(crate) use self::exported::Exports;
+pub(crate) use self::secrets::Secrets;
 use self::trust::trust;
 pub(crate) use self::undenied::undenied;
 use crate::compile::Context;
@@ -65,6 +67,7 @@ pub(crate) fn files(
             .map(|(nth, (name, _))| (name.clone(), format!("routes-{nth:05}.pb")))
             .collect(),
         exports: Exports::new(context),
+        secrets: Secrets::in_files(source(folder, OWN_FILE), source(folder, TRUST_FILE)),
     };
     let mut files = vec![
         response(OWN_FILE, vec![pb::pack(&own(svid)?)]),
@@ -118,24 +121,24 @@ struct Folder<'a> {
     routes: HashMap<String, String>,
     /// Who may reach what.
     exports: Exports,
+    /// Where the certificate and the bundles are.
+    secrets: Secrets,
+}
+
+fn source(folder: &Path, file: &str) -> core::ConfigSource {
+    core::ConfigSource {
+        resource_api_version: core::ApiVersion::V3.into(),
+        config_source_specifier: Some(
+            core::config_source::ConfigSourceSpecifier::PathConfigSource(core::PathConfigSource {
+                path: text(&folder.join(file)),
+                ..Default::default()
+            }),
+        ),
+        ..Default::default()
+    }
 }
 
 impl Folder<'_> {
-    fn source(&self, file: &str) -> core::ConfigSource {
-        core::ConfigSource {
-            resource_api_version: core::ApiVersion::V3.into(),
-            config_source_specifier: Some(
-                core::config_source::ConfigSourceSpecifier::PathConfigSource(
-                    core::PathConfigSource {
-                        path: text(&self.folder.join(file)),
-                        ..Default::default()
-                    },
-                ),
-            ),
-            ..Default::default()
-        }
-    }
-
     fn hosts(&self, any: &Any) -> Result<Any, String> {
         let mut routes: route::RouteConfiguration = pb::unpack(any)?;
         self.exports.guard_hosts(&mut routes)?;
@@ -146,9 +149,7 @@ impl Folder<'_> {
         let mut listener: listener::Listener = pb::unpack(any)?;
         for chain in &mut listener.filter_chains {
             self.exports.guard_chain(&listener.name, chain)?;
-            if let Some(socket) = &mut chain.transport_socket {
-                self.socket(socket)?;
-            }
+            self.secrets.chain(chain)?;
             for filter in &mut chain.filters {
                 let Some(listener::filter::ConfigType::TypedConfig(any)) = &mut filter.config_type
                 else {
@@ -162,7 +163,7 @@ impl Folder<'_> {
                 {
                     let file = (self.routes.get(&rds.route_config_name))
                         .ok_or_else(|| format!("no routes `{}`", rds.route_config_name))?;
-                    rds.config_source = Some(self.source(file));
+                    rds.config_source = Some(source(self.folder, file));
                 }
                 *any = pb::pack(&manager);
             }
@@ -172,51 +173,8 @@ impl Folder<'_> {
 
     fn cluster(&self, any: &Any) -> Result<Any, String> {
         let mut cluster: cluster::Cluster = pb::unpack(any)?;
-        let sockets = cluster.transport_socket_matches.iter_mut();
-        for socket in sockets.filter_map(|one| one.transport_socket.as_mut()) {
-            self.socket(socket)?;
-        }
+        self.secrets.cluster(&mut cluster)?;
         Ok(pb::pack(&cluster))
-    }
-
-    fn socket(&self, socket: &mut core::TransportSocket) -> Result<(), String> {
-        let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &mut socket.config_type
-        else {
-            return Ok(());
-        };
-        if let Ok(mut context) = pb::unpack::<tls::DownstreamTlsContext>(any) {
-            context
-                .common_tls_context
-                .iter_mut()
-                .for_each(|tls| self.secrets(tls));
-            *any = pb::pack(&context);
-        } else if let Ok(mut context) = pb::unpack::<tls::UpstreamTlsContext>(any) {
-            context
-                .common_tls_context
-                .iter_mut()
-                .for_each(|tls| self.secrets(tls));
-            *any = pb::pack(&context);
-        } else if let Ok(mut around) = pb::unpack::<pb::ProxyProtocolUpstreamTransport>(any) {
-            if let Some(inner) = &mut around.transport_socket {
-                self.socket(inner)?;
-            }
-            *any = pb::pack(&around);
-        }
-        Ok(())
-    }
-
-    fn secrets(&self, tls: &mut tls::CommonTlsContext) {
-        use tls::common_tls_context::ValidationContextType;
-
-        for own in &mut tls.tls_certificate_sds_secret_configs {
-            own.sds_config = Some(self.source(OWN_FILE));
-        }
-        if let Some(ValidationContextType::CombinedValidationContext(both)) =
-            &mut tls.validation_context_type
-            && let Some(trust) = &mut both.validation_context_sds_secret_config
-        {
-            trust.sds_config = Some(self.source(TRUST_FILE));
-        }
     }
 
     fn bootstrap(&self, node: &Node) -> serde_json::Value {

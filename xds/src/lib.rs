@@ -266,6 +266,7 @@ impl Sources {
                     path: &path,
                     whose: Whose::One(options),
                     unbound,
+                    before: None,
                 };
                 standing::stand(contents, good, asked)?
             }

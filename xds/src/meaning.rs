@@ -120,6 +120,7 @@ pub(crate) fn match_text(one: &Match) -> String {
         PathMatch::Any => None,
         PathMatch::Exact(path) => Some(path.to_string()),
         PathMatch::Prefix(prefix) => Some(format!("{prefix}/*")),
+        PathMatch::Begins(text) => Some(format!("{text}*")),
     };
     let parts: Vec<String> = (method.iter().map(ToString::to_string).chain(path))
         .chain(fields(query, "="))

@@ -1,6 +1,9 @@
 //! Short names for the xDS types in use, and what prost leaves to us.
 
 pub(crate) use envoy_types::pb::envoy::config::cluster::v3 as cluster;
+pub(crate) use envoy_types::pb::envoy::config::common::mutation_rules::v3::{
+    HeaderMutation, header_mutation,
+};
 pub(crate) use envoy_types::pb::envoy::config::core::v3 as core;
 pub(crate) use envoy_types::pb::envoy::config::endpoint::v3 as endpoint;
 pub(crate) use envoy_types::pb::envoy::config::listener::v3 as listener;

@@ -52,12 +52,25 @@ impl Sources {
     ///
     /// # Errors
     /// Where there is no gateway, or not one route ever was right.
-    pub fn plane(mut self, good: &Good) -> Result<Plane, Findings> {
+    pub fn plane(self, good: &Good) -> Result<Plane, Findings> {
+        self.plane_of(good, None)
+    }
+
+    /// The same of documents that follow those of `before`, most of which are as they were.
+    ///
+    /// # Errors
+    /// As [`plane`](Self::plane).
+    pub fn plane_after(self, before: &Plane) -> Result<Plane, Findings> {
+        self.plane_of(&before.good, Some(&before.model))
+    }
+
+    fn plane_of(mut self, good: &Good, before: Option<&Model>) -> Result<Plane, Findings> {
         let files = std::mem::take(&mut self.contents.watched);
         let asked = Asked {
             path: &self.path,
             whose: Whose::All,
             unbound: &[],
+            before,
         };
         let standing = standing::stand(self.contents, good, asked)?;
         let Standing {
@@ -72,6 +85,7 @@ impl Sources {
             self.path.parent()
         };
         model.name_files_from(folder.unwrap_or(&self.path));
+        model.served();
         Ok(Plane {
             model,
             warnings,
@@ -205,8 +219,18 @@ impl Plane {
             node: &node,
         };
         let mut findings = Findings::new();
+        let mut memo = store.recall(view);
         // What is of no use here is of use elsewhere, or `config check` says so.
-        let made = catalog((context, view.flavor), store, before, &mut findings);
+        let made = catalog(
+            (context, view.flavor),
+            (store, &mut memo),
+            before,
+            &mut findings,
+        );
+        store.remember(view.clone(), memo);
         Some(made)
     }
 }
+
+#[cfg(test)]
+mod tests;

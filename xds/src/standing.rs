@@ -22,8 +22,8 @@ use crate::error::{Code, Finding, Findings, Severity};
 use crate::files::{self, Contents, Source};
 use crate::fnv::Fnv;
 use crate::model::{
-    AnyDocument, Document, DocumentId, Kind, Known, MeshDefaults, MeshGateway, MeshRoute, Model,
-    check,
+    Again, AnyDocument, Document, DocumentId, Kind, Known, MeshDefaults, MeshGateway, MeshRoute,
+    Model, check,
 };
 use crate::state::Good;
 use crate::{NodeOptions, choose, locality, parallel};
@@ -49,6 +49,8 @@ pub(crate) struct Asked<'a> {
     pub path: &'a Path,
     pub whose: Whose<'a>,
     pub unbound: &'a [Unbound],
+    /// What served before: what did not change is not read again.
+    pub before: Option<&'a Model>,
 }
 
 /// Which gateway it is for.
@@ -205,7 +207,8 @@ impl Round {
         };
         let mut documents = Vec::with_capacity(contents.documents.len());
         let mut broken = Vec::new();
-        for read in parallel::map(contents.documents, AnyDocument::read) {
+        let again = Again::of(asked.before, &contents.documents);
+        for read in parallel::map(contents.documents, |source| again.read(source)) {
             match read {
                 Ok(document) => documents.push(document),
                 Err(one) => broken.push(*one),
@@ -489,7 +492,8 @@ impl Round {
                 .at(route.at("metadata.name"));
             Some(finding)
         };
-        self.model.routes.iter().filter_map(without).collect()
+        let routes = self.model.routes.iter();
+        routes.filter_map(|route| without(route)).collect()
     }
 
     /// Where no name was given and several gateways are there: the one that served before, if one

@@ -106,15 +106,18 @@ pub struct Request<'a> {
 #[derive(Clone, Copy)]
 pub struct Headers<'a>(
     /// Tells each value of the header of this name, in lower case.
-    pub &'a dyn Fn(&str, &mut dyn FnMut(&[u8])),
+    pub &'a dyn Fn(&str, Hearer<'_>),
 );
+
+/// Who is told values, one by one.
+pub type Hearer<'h> = &'h mut dyn FnMut(&[u8]);
 
 impl Headers<'_> {
     /// There are none.
     pub const NONE: Self = Self(&|_, _| {});
 
     /// Tells each value of the header of this name, in lower case.
-    pub fn each(&self, name: &str, tell: &mut dyn FnMut(&[u8])) {
+    pub fn each(&self, name: &str, tell: Hearer<'_>) {
         (self.0)(name, tell);
     }
 

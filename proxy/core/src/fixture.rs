@@ -42,6 +42,7 @@ pub(crate) fn endpoint(key: &str) -> Endpoint {
         version: HttpVersion::Same,
         proxy_protocol: false,
         capacity: None,
+        is_down: false,
     }
 }
 
@@ -152,6 +153,7 @@ pub(crate) fn service(name: &str, host: &str, port: u16) -> Service {
         export: Export::AllPeers,
         mirrors: Vec::new(),
         rules: None,
+        inside: None,
         position: None,
     }
 }

@@ -242,6 +242,8 @@ struct EndpointState {
     /// `None` where it is no peer's gateway, or nothing is reported that counts.
     behind: Option<Box<Behind>>,
     is_evacuated: bool,
+    /// [`Endpoint::is_down`].
+    is_down: bool,
 }
 
 /// Where an endpoint is judged: the cluster of its route with the most levels that holds it.
@@ -412,6 +414,7 @@ impl Fleet {
             let was_asked = was.and_then(|state| state.cluster.policy.active.clone());
             let state = self.endpoints.entry(key).or_default();
             state.settle(home, now_asked.as_ref(), was_asked.as_ref(), now);
+            state.is_down = is_down(snapshot, home);
         }
         for key in keys {
             let Some(state) = self.endpoints.get_mut(&key) else {
@@ -1095,6 +1098,7 @@ impl Fleet {
                 .and_then(|state| asked(&state.cluster));
             let state = self.endpoints.entry(key).or_default();
             state.settle(home, now_asked.as_ref(), was_asked.as_ref(), now);
+            state.is_down = is_down(snapshot, home);
         }
         // As above: without gaps.
         self.endpoints = (std::mem::take(&mut self.endpoints).into_iter())
@@ -1301,6 +1305,13 @@ fn is_new_and_slow(
     cluster.is_some_and(|cluster| !cluster.policy.slow_start.is_zero()) && !before.contains_key(key)
 }
 
+/// Whether the endpoint is down by its configuration.
+fn is_down(snapshot: &Snapshot, home: Home) -> bool {
+    let cluster = snapshot.clusters.get(home.cluster());
+    let endpoint = cluster.and_then(|cluster| cluster.endpoints.get(home.endpoint()));
+    endpoint.is_some_and(|endpoint| endpoint.is_down)
+}
+
 impl EndpointState {
     /// Gives it its place, and the check that is asked there.
     fn settle(
@@ -1343,6 +1354,7 @@ impl EndpointState {
             (self.active.as_ref()).map_or(EndpointStatus::Healthy, |active| active.status());
         let empty = self.behind.as_ref().filter(|behind| behind.is_empty());
         match (active, empty, self.ejection()) {
+            _ if self.is_down => EndpointStatus::Unhealthy,
             (EndpointStatus::Unhealthy, _, _) => EndpointStatus::Unhealthy,
             (_, Some(behind), _) if behind.is_stale => EndpointStatus::EmptyOnce,
             (_, Some(_), _) => EndpointStatus::Empty,

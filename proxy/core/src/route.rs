@@ -3,7 +3,7 @@
 use crate::hello::ClientHello;
 use crate::names::{Host, SniTarget, split_authority};
 use crate::snapshot::{
-    Export, Inbound, Listener, Lookup, Protocol, Role, Service, ServiceIx, Snapshot,
+    Export, HostTable, Inbound, Listener, Lookup, Protocol, Role, Service, ServiceIx, Snapshot,
 };
 use crate::verdict::Reason;
 
@@ -59,11 +59,15 @@ pub fn route_tls(snapshot: &Snapshot, listener: &Listener, hello: &ClientHello) 
     if let Some(routed) = route_unpeeked(listener) {
         return routed;
     }
+    let rest = |reason| match listener.hosts.rest {
+        Some(ix) => route_service(snapshot, listener, ix),
+        None => Routed::Refuse(reason),
+    };
     let Some(sni) = hello.sni.as_deref() else {
-        return Routed::Refuse(Reason::SniMissing);
+        return rest(Reason::SniMissing);
     };
     let Ok(target) = SniTarget::parse(sni) else {
-        return Routed::Refuse(Reason::SniMalformed);
+        return rest(Reason::SniMalformed);
     };
     let asks_reports = target.host.as_str() == REPORTS_SNI
         && listener.role == Role::Mesh
@@ -74,7 +78,7 @@ pub fn route_tls(snapshot: &Snapshot, listener: &Listener, hello: &ClientHello) 
     match listener.hosts.lookup(&target.host, target.port) {
         Lookup::Found(ix) => route_service(snapshot, listener, ix),
         Lookup::PortNeeded => route_any_port(snapshot, listener, &target.host),
-        Lookup::NoSuchPort | Lookup::Unknown => Routed::Refuse(Reason::SniUnknown),
+        Lookup::NoSuchPort | Lookup::Unknown => rest(Reason::SniUnknown),
     }
 }
 
@@ -88,7 +92,7 @@ pub fn route_authority(
     listener: &Listener,
     authority: &str,
 ) -> Result<ServiceIx, Reason> {
-    match find(snapshot, listener, authority)? {
+    match find(snapshot, listener, &listener.hosts, authority)? {
         Found::Service(ix) => Ok(ix),
         Found::AnyPort(_) => Err(Reason::PortNeeded),
         Found::Nothing => Err(Reason::AuthorityUnknown),
@@ -98,7 +102,8 @@ pub fn route_authority(
 /// The service of a request that came inside TLS ended for `sni_service`.
 ///
 /// The authority must be a host of the same route, which on a mesh listener is exported; it may
-/// name another port of that route, and without a port means the SNI's.
+/// name another port of that route, and without a port means the SNI's. Where the service has hosts of
+/// its own [inside](Service::inside), it must be one of them, whatever its route.
 ///
 /// # Errors
 /// [`Reason::AuthorityMissing`], or [`Reason::Misdirected`] (421).
@@ -126,7 +131,13 @@ pub fn check_authority_port(
     sni_service: ServiceIx,
     authority: &str,
 ) -> Result<ServiceIx, Reason> {
-    match find(snapshot, listener, authority)? {
+    if let Some(inside) = &snapshot.service(sni_service).inside {
+        return match find(snapshot, listener, inside, authority)? {
+            Found::Service(ix) => Ok(ix),
+            Found::AnyPort(_) | Found::Nothing => Err(Reason::Misdirected),
+        };
+    }
+    match find(snapshot, listener, &listener.hosts, authority)? {
         Found::Service(ix) if same_route(snapshot, sni_service, ix) => Ok(ix),
         Found::AnyPort(ports)
             if ports
@@ -195,26 +206,29 @@ enum Found<'a> {
 
 fn find<'a>(
     snapshot: &Snapshot,
-    listener: &'a Listener,
+    listener: &Listener,
+    hosts: &'a HostTable,
     authority: &str,
 ) -> Result<Found<'a>, Reason> {
     if authority.is_empty() {
         return Err(Reason::AuthorityMissing);
     }
+    let usable = |ix: &ServiceIx| is_usable(snapshot, listener, *ix);
+    let rest = hosts.rest.filter(usable).map(Found::Service);
     let Ok((host, mut port)) = split_authority(authority) else {
-        return Ok(Found::Nothing);
+        return Ok(rest.unwrap_or(Found::Nothing));
     };
     // A client that was pointed at the listener itself writes the listener's port into the
     // authority (RFC 9110 §7.2): that names no port of the service.
-    if port == Some(listener.address.port())
-        && listener.hosts.lookup_name(&host, port) == Lookup::NoSuchPort
+    if port == Some(listener.address.port()) && hosts.lookup_name(&host, port) == Lookup::NoSuchPort
     {
         port = None;
     }
-    Ok(match listener.hosts.lookup_name(&host, port) {
-        Lookup::Found(ix) if is_usable(snapshot, listener, ix) => Found::Service(ix),
-        Lookup::PortNeeded => Found::AnyPort(listener.hosts.ports_of_name(&host)),
-        Lookup::Found(_) | Lookup::NoSuchPort | Lookup::Unknown => Found::Nothing,
+    Ok(match hosts.lookup_name(&host, port) {
+        Lookup::Found(ix) if usable(&ix) => Found::Service(ix),
+        Lookup::PortNeeded => Found::AnyPort(hosts.ports_of_name(&host)),
+        Lookup::Found(_) => Found::Nothing,
+        Lookup::NoSuchPort | Lookup::Unknown => rest.unwrap_or(Found::Nothing),
     })
 }
 

@@ -1,5 +1,6 @@
 use super::*;
 use crate::fixture::{service, snapshot};
+use crate::names::HostPattern;
 use crate::snapshot::{HostTable, PeerIx};
 
 /// `a/one` (HTTP, one port), `a/two` (HTTP 80 and 81), `a/pass` (TCP, passthrough, 5432 and 5433),
@@ -58,6 +59,72 @@ fn health_reports_are_asked_for_by_name_and_protocol_where_there_are_peers() {
     assert_eq!(ask(&world, "mesh", &[b"h2"]), unknown);
     world.peers.clear();
     assert_eq!(ask(&world, "mesh", &[b"zeugma-peer/1"]), unknown);
+}
+
+#[test]
+fn what_nothing_else_is_there_for_is_the_rests() {
+    let mut world = world();
+    let apps = |world: &Snapshot| world.listener("apps").unwrap().clone();
+    assert_eq!(
+        tls(&world, "apps", None),
+        Routed::Refuse(Reason::SniMissing)
+    );
+    for listener in &mut world.listeners {
+        listener.hosts.rest = Some(ServiceIx(0));
+    }
+    for sni in [
+        None,
+        Some("nobody.a"),
+        Some("10.0.0.1"),
+        Some("outbound_.81_._.one.a"),
+    ] {
+        assert_eq!(
+            tls(&world, "apps", sni),
+            Routed::Terminate(ServiceIx(0)),
+            "{sni:?}"
+        );
+    }
+    assert_eq!(
+        tls(&world, "apps", Some("tcp.a")),
+        Routed::Terminate(ServiceIx(6))
+    );
+    let authority = |text| route_authority(&world, &apps(&world), text);
+    for text in ["nobody.a", "10.0.0.1:80", "one.a:81", "a b"] {
+        assert_eq!(authority(text), Ok(ServiceIx(0)), "{text}");
+    }
+    assert_eq!(authority(""), Err(Reason::AuthorityMissing));
+    // One that is there for bytes takes no requests.
+    for listener in &mut world.listeners {
+        listener.hosts.rest = Some(ServiceIx(6));
+    }
+    let found = route_authority(&world, &apps(&world), "nobody.a");
+    assert_eq!(found, Err(Reason::AuthorityUnknown));
+}
+
+#[test]
+fn a_service_with_hosts_inside_is_asked_for_those_alone() {
+    let mut world = world();
+    let mut inside = HostTable::default();
+    let host = HostPattern::parse("two.a").unwrap();
+    inside.insert(&host, 80, ServiceIx(1));
+    world.services[0].inside = Some(inside.clone().into());
+    let ask = |world: &Snapshot, authority: &str| {
+        check_authority(
+            world,
+            world.listener("apps").unwrap(),
+            ServiceIx(0),
+            authority,
+        )
+    };
+    // Another route's, and its own is none of them.
+    assert_eq!(ask(&world, "two.a"), Ok(ServiceIx(1)));
+    assert_eq!(ask(&world, "one.a"), Err(Reason::Misdirected));
+    assert_eq!(ask(&world, "two.a:81"), Err(Reason::Misdirected));
+    inside.rest = Some(ServiceIx(2));
+    world.services[0].inside = Some(inside.into());
+    assert_eq!(ask(&world, "two.a:81"), Ok(ServiceIx(2)));
+    assert_eq!(ask(&world, "10.1.1.1"), Ok(ServiceIx(2)));
+    assert_eq!(ask(&world, ""), Err(Reason::AuthorityMissing));
 }
 
 #[test]

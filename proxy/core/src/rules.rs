@@ -53,6 +53,8 @@ pub enum PathMatch {
     /// This path, which does not end with `/`, or one below it: `/v1` is `/v1` and `/v1/x`, and not
     /// `/v1x`.
     Prefix(Arc<str>),
+    /// Any path that begins with this text, wherever in an element it ends: `/v1` is `/v1x` too.
+    Begins(Arc<str>),
 }
 
 /// A header, its name in lower case, or a query parameter.
@@ -196,7 +198,7 @@ impl Match {
         let (is_exact, length) = match &self.path {
             PathMatch::Any => (false, 0),
             PathMatch::Exact(path) => (true, path.len()),
-            PathMatch::Prefix(prefix) => (false, prefix.len()),
+            PathMatch::Prefix(text) | PathMatch::Begins(text) => (false, text.len()),
         };
         let counts = (self.headers.len(), self.query.len());
         (is_exact, length, self.method.is_some(), counts.0, counts.1)
@@ -220,6 +222,7 @@ impl PathMatch {
             Self::Any => true,
             Self::Exact(exact) => path == &**exact,
             Self::Prefix(prefix) => is_below(path, prefix),
+            Self::Begins(text) => path.starts_with(&**text),
         }
     }
 
@@ -228,6 +231,7 @@ impl PathMatch {
             Self::Any => true,
             Self::Exact(exact) => path == undone(exact),
             Self::Prefix(prefix) => is_below(path, &undone(prefix)),
+            Self::Begins(text) => path.starts_with(&*undone(text)),
         }
     }
 }

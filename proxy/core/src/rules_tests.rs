@@ -95,6 +95,20 @@ fn a_prefix_ends_where_a_path_element_does() {
 }
 
 #[test]
+fn a_text_that_paths_begin_with_may_end_within_an_element() {
+    let rules = rules(&[Match {
+        path: PathMatch::Begins("/v1".into()),
+        ..Match::default()
+    }]);
+    for path in ["/v1", "/v1/x", "/v1x", "/v1?q", "/%76%31x"] {
+        assert_eq!(get(&rules, path), Some(0), "{path}");
+    }
+    for path in ["/v", "/V1", "/a/v1", "//v1", "/v1/../x"] {
+        assert_eq!(get(&rules, path), None, "{path}");
+    }
+}
+
+#[test]
 fn the_more_specific_match_wins_wherever_it_is_written() {
     // Gateway API, HTTPRouteRule.matches: the order of precedence, from the last to the first.
     let rules = rules(&[
@@ -227,6 +241,13 @@ fn is_met(one: &Match, asked_method: &str, path: &str, has: &[(&str, &str)], q: 
         PathMatch::Any => true,
         PathMatch::Exact(of) => **of == *path,
         PathMatch::Prefix(of) => elements(path).starts_with(&elements(of)),
+        PathMatch::Begins(of) => {
+            path.chars()
+                .zip(of.chars())
+                .filter(|(one, other)| one == other)
+                .count()
+                == of.chars().count()
+        }
     };
     let by_method = one.method.as_ref().is_none_or(|of| **of == *asked_method);
     let by_headers = (one.headers.iter()).all(|of| {
@@ -250,7 +271,9 @@ fn beats(a: &Match, b: &Match) -> bool {
     }
     let length = |m: &Match| match &m.path {
         PathMatch::Any => 0,
-        PathMatch::Exact(path) | PathMatch::Prefix(path) => path.chars().count(),
+        PathMatch::Exact(path) | PathMatch::Prefix(path) | PathMatch::Begins(path) => {
+            path.chars().count()
+        }
     };
     if length(a) != length(b) {
         return length(a) > length(b);

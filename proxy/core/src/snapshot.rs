@@ -131,6 +131,9 @@ pub struct Service {
     pub mirrors: Vec<Mirror>,
     /// How its requests are told apart; `None`: they are all alike.
     pub rules: Option<Arc<Rules>>,
+    /// Where TLS is ended for it: the services by what requests inside may ask for, whatever their
+    /// names; `None`: the hosts of its own route on the listener.
+    pub inside: Option<Arc<HostTable>>,
     /// Where it was written.
     pub position: Option<Position>,
 }
@@ -425,6 +428,9 @@ pub struct Endpoint {
     /// What its backend, which is all endpoints of its name, takes in a second from this gateway;
     /// `None`: anything.
     pub capacity: Option<Rate>,
+    /// Whether whoever configures it says that it is of no use now, whatever checks find: it counts as
+    /// unhealthy.
+    pub is_down: bool,
 }
 
 /// Where an endpoint is reached.
@@ -773,11 +779,14 @@ pub enum Lookup {
     Unknown,
 }
 
-/// Services by host and port: exact beats wildcard, a longer wildcard beats a shorter one.
+/// Services by host and port: exact beats wildcard, a longer wildcard beats a shorter one. Port 0 is the
+/// host where no port is named with it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostTable {
     exact: BTreeMap<Host, Vec<(u16, ServiceIx)>>,
     below: BTreeMap<Host, Vec<(u16, ServiceIx)>>,
+    /// What nothing else is there for: another name, another port, or no name at all.
+    pub rest: Option<ServiceIx>,
 }
 
 impl HostTable {
@@ -851,7 +860,7 @@ impl HostTable {
     /// Whether nothing is reachable.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.exact.is_empty() && self.below.is_empty()
+        self.exact.is_empty() && self.below.is_empty() && self.rest.is_none()
     }
 }
 
@@ -869,6 +878,7 @@ impl FromIterator<(HostPattern, Vec<(u16, ServiceIx)>)> for HostTable {
         Self {
             exact: exact.into_iter().collect(),
             below: below.into_iter().collect(),
+            rest: None,
         }
     }
 }
@@ -882,7 +892,8 @@ impl std::borrow::Borrow<str> for Host {
 fn choose(ports: &[(u16, ServiceIx)], port: Option<u16>) -> Lookup {
     match (ports, port) {
         ([(_, only)], None) => Lookup::Found(*only),
-        (_, None) => Lookup::PortNeeded,
+        (_, None) => (ports.iter().find(|(p, _)| *p == 0))
+            .map_or(Lookup::PortNeeded, |(_, service)| Lookup::Found(*service)),
         (_, Some(port)) => ports
             .iter()
             .find(|(p, _)| *p == port)
@@ -1039,6 +1050,15 @@ mod tests {
         assert_eq!(table.lookup(&a, Some(90)), Lookup::Found(ServiceIx(1)));
         assert_eq!(table.lookup(&a, Some(91)), Lookup::NoSuchPort);
         assert_eq!(table.lookup(&c, None), Lookup::Found(ServiceIx(2)));
+    }
+
+    #[test]
+    fn a_host_without_a_port_may_be_another_service_than_any_with_one() {
+        let table = table(&[("a.b", 0, 0), ("a.b", 80, 1), ("a.b", 90, 2)]);
+        let a = Host::parse("a.b").unwrap();
+        assert_eq!(table.lookup(&a, None), Lookup::Found(ServiceIx(0)));
+        assert_eq!(table.lookup(&a, Some(90)), Lookup::Found(ServiceIx(2)));
+        assert_eq!(table.lookup(&a, Some(91)), Lookup::NoSuchPort);
     }
 
     #[test]

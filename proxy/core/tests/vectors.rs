@@ -614,6 +614,7 @@ fn endpoint(key: &str) -> Endpoint {
         version: HttpVersion::Same,
         proxy_protocol: false,
         capacity: None,
+        is_down: false,
     }
 }
 
@@ -631,6 +632,7 @@ fn service(host: &str) -> Service {
         export: Export::AllPeers,
         mirrors: Vec::new(),
         rules: None,
+        inside: None,
         position: None,
     }
 }

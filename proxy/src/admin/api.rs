@@ -119,15 +119,17 @@ fn rules_json(published: &Published, shared: &Shared, rules: &Rules) -> Value {
             .collect()
     };
     let match_json = |(asked, one): (usize, &Match)| {
-        let (exact, prefix) = match &one.path {
-            PathMatch::Any => (None, None),
-            PathMatch::Exact(path) => (Some(&**path), None),
-            PathMatch::Prefix(prefix) => (None, Some(&**prefix)),
+        let (exact, prefix, begins) = match &one.path {
+            PathMatch::Any => (None, None, None),
+            PathMatch::Exact(path) => (Some(&**path), None, None),
+            PathMatch::Prefix(prefix) => (None, Some(&**prefix), None),
+            PathMatch::Begins(text) => (None, None, Some(&**text)),
         };
         json!({
             "asked": asked,
             "exact": exact,
             "prefix": prefix,
+            "begins": begins,
             "method": one.method.as_deref(),
             "headers": fields(&one.headers),
             "query": fields(&one.query),

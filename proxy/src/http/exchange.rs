@@ -32,6 +32,7 @@ use zeugma_core::snapshot::{
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
 
+use self::hedge::Begun;
 use super::body::{Held, Outgoing, Progress, Source};
 use super::compare::Primary;
 use super::expect::{Answered, Gate, Passing, expects_continue};
@@ -423,6 +424,10 @@ impl Exchange {
 
     /// Tries one endpoint after the other until one answers; `before` says what other parts of a split
     /// made of it.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one loop over what is tried, read top to bottom"
+    )]
     async fn answer(
         mut self: Box<Self>,
         to: &Pinned,
@@ -458,28 +463,18 @@ impl Exchange {
             tries.attempts += 1;
             let nth = tries.attempts;
             upstream::note_attempt(&worker, cluster, &attempt, nth, &self.context.latest);
-            let mut attempt = attempt;
-            let mut endpoint = cluster.endpoint(attempt.endpoint);
-            let mut in_flight = worker.enter(&endpoint.key);
-            let mut began = worker.begins(cluster);
+            let mut begun = Begun::new(&worker, cluster, attempt, (nth, patience));
             let tried = match self.hedged_after(cluster) {
                 None => (self.try_endpoint(to, &attempt, (nth, patience), source)).await,
                 Some(after) => {
-                    let first = hedge::Begun {
-                        attempt,
-                        nth,
-                        patience,
-                        in_flight,
-                        began,
-                    };
-                    let of = (to, source);
-                    let (ended, tried) =
-                        Box::pin(self.hedge(of, first, after, (&mut turns, &mut tries))).await;
-                    (attempt, in_flight, began) = (ended.attempt, ended.in_flight, ended.began);
-                    endpoint = cluster.endpoint(attempt.endpoint);
+                    let (of, all) = ((to, source), (&mut turns, &mut tries));
+                    let tried;
+                    (begun, tried) = Box::pin(self.hedge(of, begun, after, all)).await;
                     tried
                 }
             };
+            let (attempt, began) = (begun.attempt, begun.began);
+            let endpoint = cluster.endpoint(attempt.endpoint);
             let now_failed = match tried {
                 Err(TryError::Quiet) => {
                     worker.failed(cluster, &endpoint.key, began);
@@ -495,7 +490,7 @@ impl Exchange {
                 Err(TryError::Failed(failed)) => failed,
                 Ok((response, stream)) => {
                     let held = Held {
-                        in_flight,
+                        in_flight: begun.in_flight,
                         stream,
                         unasked: None,
                     };
@@ -509,9 +504,7 @@ impl Exchange {
                         }
                         Some(failure) => {
                             worker.observe(&endpoint.key, Err(failure));
-                            let facts = self.record.facts();
-                            let to = facts.and_then(|closed| closed.destination.clone());
-                            Failed::by(failure, response, held, (to, self.ruled().cloned()))
+                            self.failed_by(failure, response, held)
                         }
                     }
                 }
@@ -529,6 +522,13 @@ impl Exchange {
             return self.answer_by(next, role, source, Box::new(tries)).await;
         }
         self.give_up(tries.failed, to, role, source)
+    }
+
+    /// An answer that another endpoint may better.
+    fn failed_by(&mut self, failure: Failure, response: Response<Incoming>, held: Held) -> Failed {
+        let facts = self.record.facts();
+        let to = facts.and_then(|closed| closed.destination.clone());
+        Failed::by(failure, response, held, (to, self.ruled().cloned()))
     }
 
     /// Whether nothing is sent to those that were found bad: one that answers or that may be at work on

@@ -271,6 +271,7 @@ impl Asker {
             version: HttpVersion::H2,
             proxy_protocol: false,
             capacity: None,
+            is_down: false,
         };
         Self {
             shared: Arc::clone(shared),

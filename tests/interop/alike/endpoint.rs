@@ -71,7 +71,7 @@ fn serve(stream: TcpStream, answer: &str, counted: &AtomicUsize) -> Result<()> {
 
 /// Asks `entry` so often for `host`, and counts whose answers come; another status is counted by its
 /// number.
-pub(super) fn answers(
+pub(crate) fn answers(
     entry: SocketAddr,
     host: &str,
     requests: usize,

@@ -5,9 +5,11 @@
 //! content by the same version.
 
 mod grpc;
+mod memo;
 mod pack;
+mod quick;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -15,9 +17,12 @@ use bytes::Bytes;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 use crate::fnv::Fnv;
+use crate::plane::View;
 use crate::session::Kind;
 
+pub(crate) use self::memo::Memo;
 pub(crate) use self::pack::{Flavor, catalog};
+use self::quick::BuildQuick;
 
 /// Of content: equal for equal content alone, as far as 64 bits go.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,7 +47,10 @@ impl Version {
 
     /// Whether this is how it is written.
     pub(crate) fn is(self, text: &str) -> bool {
-        text.len() == 16 && u64::from_str_radix(text, 16) == Ok(self.0) && !text.starts_with('+')
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let digit = |at: usize| DIGITS.get((self.0 >> (60 - 4 * at) & 0xf) as usize);
+        let mut bytes = text.bytes().enumerate();
+        text.len() == 16 && bytes.all(|(at, byte)| digit(at) == Some(&byte))
     }
 
     fn of(fnv: Fnv) -> Self {
@@ -74,6 +82,8 @@ pub(crate) struct Resource {
     /// Where in it an element of `DiscoveryResponse.resources` stands: both have number 2, and so has
     /// the resource within its wrapper.
     whole: Range<usize>,
+    /// Where in it the message itself stands.
+    message: Range<usize>,
     /// Told to those alone who name it.
     is_on_demand: bool,
     /// Whether it is a cluster whose endpoints are a resource of their own, of its name.
@@ -114,12 +124,14 @@ impl Resource {
         let start = delta.len();
         put(RESOURCES, &any, &mut delta);
         let whole = start..delta.len();
+        let message = delta.len() - message.len()..delta.len();
         put(3, name.as_bytes(), &mut delta);
         Self {
             name: name.into(),
             version,
             delta: delta.into(),
             whole,
+            message,
             is_on_demand: traits.is_on_demand,
             has_endpoints: traits.has_endpoints,
         }
@@ -139,6 +151,11 @@ impl Resource {
 
     pub(crate) const fn has_endpoints(&self) -> bool {
         self.has_endpoints
+    }
+
+    /// The message.
+    pub(crate) fn message(&self) -> Bytes {
+        self.delta.slice(self.message.clone())
     }
 
     /// An element of `DeltaDiscoveryResponse.resources`.
@@ -167,6 +184,8 @@ const fn field_len(len: usize) -> usize {
 #[derive(Debug, Default)]
 pub(crate) struct Store {
     known: BTreeMap<(Kind, Version, Arc<str>), Weak<Resource>>,
+    /// What each view was made of last.
+    memos: BTreeMap<View, Memo>,
     /// Since the start.
     encoded: u64,
 }
@@ -187,8 +206,18 @@ impl Store {
         }
     }
 
-    /// Forgets what nobody has any more.
-    pub(crate) fn sweep(&mut self) {
+    /// What a view was made of last; it is given back with [`remember`](Self::remember).
+    pub(crate) fn recall(&mut self, view: &View) -> Memo {
+        self.memos.remove(view).unwrap_or_default()
+    }
+
+    pub(crate) fn remember(&mut self, view: View, memo: Memo) {
+        self.memos.insert(view, memo);
+    }
+
+    /// Forgets what nobody has any more, and all that was made of views other than these.
+    pub(crate) fn sweep(&mut self, views: &BTreeSet<View>) {
+        self.memos.retain(|view, _| views.contains(view));
         self.known.retain(|_, known| known.strong_count() > 0);
     }
 
@@ -206,7 +235,7 @@ impl Store {
 /// Where each name of a shelf stands.
 #[derive(Debug)]
 pub(crate) struct Index {
-    places: HashMap<Arc<str>, usize>,
+    places: HashMap<Arc<str>, usize, BuildQuick>,
     names: Vec<Arc<str>>,
 }
 
@@ -230,6 +259,8 @@ impl Index {
 /// The resources of one type, in the order of their names.
 pub(crate) struct Shelf {
     list: Vec<Arc<Resource>>,
+    /// Of each of them, side by side: a client that comes back has all of them looked at.
+    versions: Vec<Version>,
     index: Arc<Index>,
     version: Version,
     /// The last differences that were asked for: a thousand streams ask for the same one.
@@ -256,7 +287,12 @@ const DIFFERENCES_MAX: usize = 4;
 
 impl Shelf {
     /// Of these resources; of several of one name the first counts.
-    pub(crate) fn new(mut list: Vec<Arc<Resource>>) -> Self {
+    pub(crate) fn new(list: Vec<Arc<Resource>>) -> Self {
+        Self::after(list, None)
+    }
+
+    /// The same; with the index of `before`, where that has the same names.
+    fn after(mut list: Vec<Arc<Resource>>, before: Option<&Self>) -> Self {
         list.sort_by(|a, b| a.name.cmp(&b.name));
         list.dedup_by(|a, b| a.name == b.name);
         list.shrink_to_fit();
@@ -271,20 +307,15 @@ impl Shelf {
         } else {
             Version::of(fnv)
         };
+        let index = before.map(|before| &before.index);
+        let index = index.filter(|index| (index.names.iter()).eq(list.iter().map(|one| &one.name)));
         Self {
-            index: Arc::new(Index::of(&list)),
+            versions: list.iter().map(|one| one.version).collect(),
+            index: index.map_or_else(|| Arc::new(Index::of(&list)), Arc::clone),
             list,
             version,
             differences: Mutex::default(),
         }
-    }
-
-    /// With the index of another, if that has the same names.
-    fn indexed_as(mut self, other: &Self) -> Self {
-        if self.index.names == other.index.names {
-            self.index = Arc::clone(&other.index);
-        }
-        self
     }
 
     /// Of all of it.
@@ -308,6 +339,10 @@ impl Shelf {
 
     pub(crate) fn at(&self, at: usize) -> Option<&Arc<Resource>> {
         self.list.get(at)
+    }
+
+    pub(crate) fn version_at(&self, at: usize) -> Option<Version> {
+        self.versions.get(at).copied()
     }
 
     pub(crate) const fn len(&self) -> usize {
@@ -362,15 +397,15 @@ pub(crate) struct Catalog {
 }
 
 impl Catalog {
-    /// Of these shelves; one that is as it was on `before` stays the very same.
-    pub(crate) fn new(shelves: [Shelf; 4], before: Option<&Self>) -> Self {
+    /// Of these resources, by kind; a shelf that is as it was on `before` stays the very same.
+    pub(crate) fn new(lists: [Vec<Arc<Resource>>; 4], before: Option<&Self>) -> Self {
         let mut before = before.map(|before| before.shelves.iter());
-        let shelves = shelves.map(|shelf| {
+        let shelves = lists.map(|list| {
             let before = before.as_mut().and_then(Iterator::next);
+            let shelf = Shelf::after(list, before.map(AsRef::as_ref));
             match before {
                 Some(before) if before.version == shelf.version => Arc::clone(before),
-                Some(before) => Arc::new(shelf.indexed_as(before)),
-                None => Arc::new(shelf),
+                Some(_) | None => Arc::new(shelf),
             }
         });
         Self { shelves }
@@ -462,7 +497,7 @@ mod tests {
         );
         assert!(made.is_on_demand() && !first.is_on_demand());
         drop((first, other, made));
-        store.sweep();
+        store.sweep(&BTreeSet::new());
         assert_eq!((store.encoded(), store.len()), (3, 0));
     }
 
@@ -522,14 +557,8 @@ mod tests {
                 Resource::new(Kind::Listener, "l", b"1", Traits::default()),
             );
             let route = put(&mut store, "r", route);
-            let none = || Shelf::new(Vec::new());
-            let shelves = [
-                none(),
-                none(),
-                Shelf::new(vec![listener]),
-                Shelf::new(vec![route]),
-            ];
-            Catalog::new(shelves, before)
+            let lists = [Vec::new(), Vec::new(), vec![listener], vec![route]];
+            Catalog::new(lists, before)
         };
         let old = catalog("1", None);
         let new = catalog("2", Some(&old));

@@ -1,17 +1,17 @@
 //! A compiled model as resources that travel.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use prost::{Message, Name};
 
-use super::{Catalog, Resource, Shelf, Store, Traits, grpc};
-use crate::canonical::canonical;
-use crate::compile::{Compiled, Context, Made, ads};
-use crate::envoy::Exports;
+use super::memo::{Making, Part};
+use super::{Catalog, Memo, Resource, Store, Traits, grpc};
+use crate::canonical::{self, canonical};
+use crate::compile::{Compiled, Context, Made, Unmade, ads};
+use crate::envoy::{Exports, Secrets};
 use crate::error::Findings;
 use crate::meta::AnyClusterMeta;
-use crate::parallel;
-use crate::pb::{self, cluster, endpoint, route};
+use crate::pb::{self, cluster, endpoint, listener, route};
 use crate::session::Kind;
 
 /// For whom it is.
@@ -26,28 +26,23 @@ pub(crate) enum Flavor {
     Grpc,
 }
 
-/// What a node of `context` is told. What is as it was `before` keeps its bytes.
+/// What a node of `context` is told. What is as it was `before` keeps its bytes, and what was made of the
+/// same is not made again.
 pub(crate) fn catalog(
     (context, flavor): (Context<'_>, Flavor),
-    store: &mut Store,
+    (store, memo): (&mut Store, &mut Memo),
     before: Option<&Catalog>,
     findings: &mut Findings,
 ) -> Catalog {
     let compiled = Compiled::new(context, findings);
-    let pack = |made| pack(made, flavor);
-    let mut clusters: Vec<Packed> = compiled.peers().into_iter().map(pack).collect();
-    clusters.extend(compiled.clusters(pack));
-    clusters.extend(compiled.others().into_iter().map(pack));
+    let secrets = (flavor == Flavor::Envoy).then(Secrets::by_cluster);
+    let secrets = secrets.as_ref();
     let mut shelves = Shelves {
+        making: Making::new(std::mem::take(memo), context),
         store,
         lists: Default::default(),
     };
-    for Packed { cluster, endpoints } in clusters {
-        shelves.add(Kind::Cluster, cluster);
-        if let Some(endpoints) = endpoints {
-            shelves.add(Kind::Endpoints, endpoints);
-        }
-    }
+    shelves.clusters(&compiled, flavor, secrets);
     if flavor == Flavor::Grpc {
         let on_demand = Traits {
             is_on_demand: true,
@@ -57,52 +52,155 @@ pub(crate) fn catalog(
             let made = resource(Kind::Listener, &listener.name, &listener, on_demand);
             shelves.add(Kind::Listener, made);
         }
-        return shelves.catalog(before);
+    } else {
+        let is_told = flavor == Flavor::Envoy;
+        let exports = LazyLock::new(|| Exports::new(context));
+        let exports = || is_told.then(|| &*exports);
+        shelves.listeners(compiled.listeners_by(findings, |unmade| {
+            shelves.making.part_of(&unmade, |mut chain| {
+                // What cannot be guarded is left out: nobody is let in there.
+                if let Some(exports) = exports()
+                    && exports.guard_chain(unmade.listener, &mut chain).is_err()
+                {
+                    return None;
+                }
+                if let Some(secrets) = secrets
+                    && secrets.chain(&mut chain).is_err()
+                {
+                    return None;
+                }
+                Some(field(CHAINS, &canonical::of_chain(chain.encode_to_vec())))
+            })
+        }));
+        shelves.routes(compiled.routes_by(|unmade| {
+            shelves.making.part_of(&unmade, |mut host| {
+                if let Some(exports) = exports()
+                    && exports.guard_host(unmade.listener, &mut host).is_err()
+                {
+                    return None;
+                }
+                Some(field(HOSTS, &canonical::of_host(host.encode_to_vec())))
+            })
+        }));
     }
-    let exports = (flavor == Flavor::Envoy).then(|| Exports::new(context));
-    for (mut listener, mut chains) in compiled.listeners(findings, |chain| chain) {
-        // What cannot be guarded is left out: nobody is let in there.
-        if let Some(exports) = &exports {
-            chains.retain_mut(|chain| exports.guard_chain(&listener.name, chain).is_ok());
-        }
-        listener.filter_chains = chains;
-        let made = resource(Kind::Listener, &listener.name, &listener, Traits::default());
-        shelves.add(Kind::Listener, made);
-    }
-    let routes = parallel::map(compiled.routes(|host| host), |(name, virtual_hosts)| {
-        let mut config = route::RouteConfiguration {
-            name,
-            virtual_hosts,
-            ..Default::default()
-        };
-        if let Some(exports) = &exports
-            && exports.guard_hosts(&mut config).is_err()
-        {
-            config.virtual_hosts.clear();
-        }
-        resource(Kind::Routes, &config.name, &config, Traits::default())
-    });
-    for made in routes {
-        shelves.add(Kind::Routes, made);
-    }
-    shelves.catalog(before)
+    let Shelves { making, lists, .. } = shelves;
+    *memo = making.end();
+    Catalog::new(lists, before)
+}
+
+/// `Listener.filter_chains`, and `RouteConfiguration.virtual_hosts`.
+const CHAINS: u32 = 3;
+const HOSTS: u32 = 2;
+
+fn field(number: u32, message: &[u8]) -> Vec<u8> {
+    let mut to = Vec::with_capacity(message.len() + 8);
+    super::put(number, message, &mut to);
+    to
 }
 
 struct Shelves<'a> {
+    making: Making,
     store: &'a mut Store,
     lists: [Vec<Arc<Resource>>; 4],
 }
 
 impl Shelves<'_> {
-    fn add(&mut self, kind: Kind, made: Resource) {
+    fn add(&mut self, kind: Kind, made: Resource) -> Arc<Resource> {
         let resource = self.store.put(kind, made);
+        self.put(kind, &resource);
+        resource
+    }
+
+    fn put(&mut self, kind: Kind, resource: &Arc<Resource>) {
         if let Some(list) = self.lists.get_mut(kind as usize) {
-            list.push(resource);
+            list.push(Arc::clone(resource));
         }
     }
 
-    fn catalog(self, before: Option<&Catalog>) -> Catalog {
-        Catalog::new(self.lists.map(Shelf::new), before)
+    fn clusters(&mut self, compiled: &Compiled<'_>, flavor: Flavor, secrets: Option<&Secrets>) {
+        for made in compiled.peers() {
+            self.add_packed(pack(made, flavor, secrets));
+        }
+        let making = &self.making;
+        let services = compiled.clusters_by(|unmade| {
+            let input = unmade.input();
+            let made = match making.clusters(input) {
+                Some(known) => Err(known.clone()),
+                None => Ok(unmade
+                    .make()
+                    .map(|made| made.map(|made| pack(made, flavor, secrets)))),
+            };
+            (input, made)
+        });
+        for (input, made) in services {
+            let made = match made {
+                Ok(made) => {
+                    let made = made.into_iter().flatten();
+                    made.flat_map(|packed| self.add_packed(packed)).collect()
+                }
+                Err(known) => {
+                    for (kind, resource) in &known {
+                        self.put(*kind, resource);
+                    }
+                    known
+                }
+            };
+            self.making.keep_clusters(input, made);
+        }
+        for made in compiled.others() {
+            self.add_packed(pack(made, flavor, secrets));
+        }
+    }
+
+    fn add_packed(&mut self, packed: Packed) -> Vec<(Kind, Arc<Resource>)> {
+        let Packed { cluster, endpoints } = packed;
+        let mut added = vec![(Kind::Cluster, self.add(Kind::Cluster, cluster))];
+        if let Some(endpoints) = endpoints {
+            added.push((Kind::Endpoints, self.add(Kind::Endpoints, endpoints)));
+        }
+        added
+    }
+
+    fn listeners(&mut self, made: Vec<(listener::Listener, Vec<(u128, Part)>)>) {
+        for (listener, chains) in made {
+            let shell = canonical(&listener::Listener::type_url(), listener.encode_to_vec());
+            let of = (Kind::Listener, &*listener.name);
+            let whole = self.making.whole(self.store, of, (&shell, CHAINS), chains);
+            self.put(Kind::Listener, &whole);
+        }
+    }
+
+    fn routes(&mut self, made: Vec<(String, Vec<(u128, Part)>)>) {
+        for (name, mut hosts) in made {
+            // What cannot be guarded is not told.
+            if hosts.iter().any(|(_, host)| !host.is_there()) {
+                hosts.clear();
+            }
+            let shell = route::RouteConfiguration {
+                name,
+                ..Default::default()
+            };
+            let of = (Kind::Routes, &*shell.name);
+            let bytes = shell.encode_to_vec();
+            let whole = self.making.whole(self.store, of, (&bytes, HOSTS), hosts);
+            self.put(Kind::Routes, &whole);
+        }
+    }
+}
+
+impl Making {
+    /// The part that is made of the same, or what `encode` makes of it now.
+    fn part_of<T>(
+        &self,
+        unmade: &Unmade<'_, T>,
+        encode: impl FnOnce(T) -> Option<Vec<u8>>,
+    ) -> (u128, Part) {
+        let input = unmade.input();
+        let part = match self.part(input) {
+            Some(known) => known.clone(),
+            None => encode(unmade.make()).map_or_else(Part::missing, Part::new),
+        };
+        (input, part)
     }
 }
 
@@ -111,8 +209,12 @@ struct Packed {
     endpoints: Option<Resource>,
 }
 
-fn pack(made: Made, flavor: Flavor) -> Packed {
+fn pack(made: Made, flavor: Flavor, secrets: Option<&Secrets>) -> Packed {
     let Made { mut cluster, meta } = made;
+    if let Some(secrets) = secrets {
+        // It was packed by us, and can be read.
+        secrets.cluster(&mut cluster).ok();
+    }
     let mut endpoints = match meta {
         AnyClusterMeta::Traffic(_) => apart(&mut cluster),
         // They are few, and what they say belongs together.
@@ -194,7 +296,7 @@ mod tests {
         with_context(yaml, |context, _| {
             catalog(
                 (context, Flavor::Proxy),
-                store,
+                (store, &mut Memo::default()),
                 before,
                 &mut Findings::new(),
             )
@@ -260,7 +362,7 @@ mod tests {
             let mut store = Store::default();
             catalog(
                 (context, Flavor::Grpc),
-                &mut store,
+                (&mut store, &mut Memo::default()),
                 None,
                 &mut Findings::new(),
             )

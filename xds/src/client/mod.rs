@@ -11,6 +11,7 @@
 mod counted;
 pub(crate) mod holdings;
 mod kept;
+mod pace;
 mod show;
 mod stream;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use zeugma_core::time::Time;
 pub use self::holdings::OnEmpty;
 use self::holdings::{Draft, Holdings, Key};
 pub use self::kept::Kept;
+use self::pace::Pace;
 use self::stream::{Came, Stream};
 use crate::compile::ResourceList;
 use crate::ingest::Blamed;
@@ -147,6 +149,7 @@ pub struct Client {
     /// Not there while something is judged on another thread.
     holdings: Option<Holdings>,
     stream: Stream,
+    pace: Pace,
     server: usize,
     /// To be done.
     actions: VecDeque<Action>,
@@ -191,6 +194,7 @@ impl Client {
             session: Session::new(node(&options.node), servers, Limits::default(), held),
             holdings: Some(holdings),
             stream: Stream::None,
+            pace: Pace::new(Instant::now()),
             server: 0,
             actions: VecDeque::new(),
             told: VecDeque::new(),
@@ -258,7 +262,14 @@ impl Client {
                     None => std::future::pending().await,
                 }
             };
-            // A stream and a task keep what they have; the sleep is until a fixed moment.
+            let free_at = self.pace.free_at();
+            let came = async {
+                if free_at > Instant::now() {
+                    tokio::time::sleep_until(free_at).await;
+                }
+                self.stream.came().await
+            };
+            // A stream and a task keep what they have; the sleeps are until fixed moments.
             let event = tokio::select! {
                 judged = judged => {
                     self.judging = None;
@@ -267,7 +278,7 @@ impl Client {
                     }
                     continue;
                 }
-                came = self.stream.came() => match self.take(came) {
+                came = came => match self.take(came) {
                     Some(event) => event,
                     None => continue,
                 },
@@ -357,6 +368,9 @@ impl Client {
     }
 
     fn take(&mut self, came: Came) -> Option<Event> {
+        if matches!(came, Came::Delta(_) | Came::Full(_)) {
+            self.pace.take(Instant::now());
+        }
         Some(match came {
             Came::Opened => Event::Opened,
             Came::Delta(response) => Event::Delta(response),

@@ -412,6 +412,7 @@ fn envoy_match(one: &Match) -> route::RouteMatch {
             PathMatch::Any => PathSpecifier::Prefix("/".to_owned()),
             PathMatch::Exact(path) => PathSpecifier::Path(path.to_string()),
             PathMatch::Prefix(prefix) => PathSpecifier::PathSeparatedPrefix(prefix.to_string()),
+            PathMatch::Begins(text) => PathSpecifier::Prefix(text.to_string()),
         }),
         headers: method.chain(headers).collect(),
         query_parameters: (one.query.iter())

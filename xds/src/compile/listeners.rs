@@ -6,15 +6,20 @@ use ipnet::IpNet;
 use zeugma_core::snapshot::Failure;
 
 use super::clusters::{ads, common_tls, hash_on, socket};
+use super::part::{self, Unmade};
 use super::rbac::rules;
 use super::{Context, Scope, Service, Services, cluster_name, http_rules, mirror_cluster_name};
+use crate::fnv::Fnv;
 use crate::meta::{ChainMeta, CopiesMeta, HashMeta, ListenerMeta, MirrorMeta, RouteMeta};
 use crate::model::defaults::{or_secs, retry_on};
 use crate::model::scalar::{CAUSES, Text};
 use crate::model::{InboundSpec, ListenerSpec, MeshRoute, PolicySpec, ProtocolSpec, RoleSpec};
 use crate::parallel;
+use crate::pb::core::header_value_option::HeaderAppendAction;
 use crate::pb::{self, hcm, http_rbac, listener, network_rbac, percent, rbac, route, tcp_proxy};
 
+/// What marks a copy between gateways.
+const MIRRORED: &str = "x-zeugma-mirror";
 /// The chain that takes plaintext HTTP.
 const PLAINTEXT: &str = "plaintext";
 /// What the name of a chain begins with that refuses the names of a service.
@@ -34,7 +39,7 @@ pub(crate) fn listener<R: Send>(
     context: Context<'_>,
     services: &Services<'_>,
     name: &str,
-    of: impl Fn(listener::FilterChain) -> R + Sync,
+    of: impl Fn(Unmade<'_, listener::FilterChain>) -> R + Sync,
 ) -> Option<(listener::Listener, Vec<R>)> {
     let spec = context.gateway.spec.listeners.get(name)?;
     let only = match &spec.route {
@@ -53,13 +58,17 @@ pub(crate) fn listener<R: Send>(
         planned.push(Chain::Nobody);
     }
     let chains = parallel::map(planned, |planned| {
-        let mut chain = planned.build(context, services, name, spec.role);
-        if let Some(matched) = &mut chain.filter_chain_match {
-            let cidrs = |nets: &[Text<IpNet>]| nets.iter().map(|net| pb::cidr(&net.0)).collect();
-            matched.source_prefix_ranges = cidrs(&spec.sources);
-            matched.direct_source_prefix_ranges = cidrs(proxies(spec));
-        }
-        of(chain)
+        let make = || {
+            let mut chain = planned.build(context, services, name, spec.role);
+            if let Some(matched) = &mut chain.filter_chain_match {
+                let cidrs =
+                    |nets: &[Text<IpNet>]| nets.iter().map(|net| pb::cidr(&net.0)).collect();
+                matched.source_prefix_ranges = cidrs(&spec.sources);
+                matched.direct_source_prefix_ranges = cidrs(proxies(spec));
+            }
+            chain
+        };
+        of(Unmade::new(name, &|| planned.input(services, name), &make))
     });
     let inspects = only.is_none();
     let listener = listener::Listener {
@@ -146,18 +155,48 @@ enum Chain<'s> {
 }
 
 impl Chain<'_> {
+    /// See [`Unmade::input`].
+    fn input(&self, services: &Services<'_>, listener: &str) -> u128 {
+        let mut fnv = Fnv::default();
+        fnv.add(listener.as_bytes());
+        let kind = match self {
+            Self::BySni(_) => 0xf0,
+            Self::BareHttp(_) => 0xf1,
+            Self::Plaintext => 0xf2,
+            Self::PlainTcp(_) => 0xf3,
+            Self::Hidden(..) => 0xf4,
+            Self::Nobody => 0xf5,
+        };
+        fnv.add(&[0xff, kind]);
+        match self {
+            Self::BySni(service) | Self::BareHttp(service) | Self::PlainTcp(service) => {
+                part::add(services, service, &mut fnv);
+            }
+            Self::Hidden(service, names) => {
+                part::add(services, service, &mut fnv);
+                for name in names {
+                    fnv.add(name.as_bytes());
+                    fnv.add(&[0xff]);
+                }
+            }
+            Self::Plaintext | Self::Nobody => {}
+        }
+        fnv.end()
+    }
+
     fn build(
-        self,
+        &self,
         context: Context<'_>,
         services: &Services<'_>,
         name: &str,
         role: RoleSpec,
     ) -> listener::FilterChain {
-        let copied = match &self {
+        let copied = match self {
             Self::BySni(service) | Self::PlainTcp(service)
                 if service.port.protocol == ProtocolSpec::Tcp =>
             {
-                copies(context, services, service)
+                let copies = copies(context, services, service).into_iter();
+                copies.map(|(copies, _)| copies).collect()
             }
             Self::BySni(_)
             | Self::BareHttp(_)
@@ -182,7 +221,7 @@ impl Chain<'_> {
             Self::Hidden(service, names) => {
                 let cluster = cluster_name(scope(role), &service.id);
                 let matched = listener::FilterChainMatch {
-                    server_names: names,
+                    server_names: names.clone(),
                     transport_protocol: "tls".to_owned(),
                     ..Default::default()
                 };
@@ -514,11 +553,27 @@ struct Host<'s> {
     domains: Vec<String>,
 }
 
+impl Host<'_> {
+    /// See [`Unmade::input`].
+    fn input(&self, services: &Services<'_>) -> u128 {
+        let mut fnv = Fnv::default();
+        fnv.add(self.listener.as_bytes());
+        fnv.add(&[0xfe]);
+        fnv.add(self.scope.as_str().as_bytes());
+        for domain in &self.domains {
+            fnv.add(&[0xff]);
+            fnv.add(domain.as_bytes());
+        }
+        part::add(services, self.service, &mut fnv);
+        fnv.end()
+    }
+}
+
 /// Every route configuration that the listeners name, and what `of` makes of its virtual hosts.
 pub(crate) fn routes<R: Send>(
     context: Context<'_>,
     services: &Services<'_>,
-    of: impl Fn(route::VirtualHost) -> R + Sync,
+    of: impl Fn(Unmade<'_, route::VirtualHost>) -> R + Sync,
 ) -> Vec<(String, Vec<R>)> {
     let mut configs: Vec<(String, usize)> = Vec::new();
     let mut hosts: Vec<Host<'_>> = Vec::new();
@@ -526,8 +581,11 @@ pub(crate) fn routes<R: Send>(
         configs.push((name, planned.len()));
         hosts.extend(planned);
     }
-    let mut made =
-        parallel::map(hosts, |host| of(virtual_host(context, services, host))).into_iter();
+    let each = |host: Host<'_>| {
+        let make = || virtual_host(context, services, &host);
+        of(Unmade::new(host.listener, &|| host.input(services), &make))
+    };
+    let mut made = parallel::map(hosts, each).into_iter();
     (configs.into_iter())
         .map(|(name, len)| (name, made.by_ref().take(len).collect()))
         .collect()
@@ -621,14 +679,14 @@ fn domains(service: &Service<'_>) -> Vec<String> {
 fn virtual_host(
     context: Context<'_>,
     services: &Services<'_>,
-    host: Host<'_>,
+    host: &Host<'_>,
 ) -> route::VirtualHost {
     let Host {
         service,
         listener,
         scope,
-        domains,
-    } = host;
+        ref domains,
+    } = *host;
     let (allow, deny) = rules(
         context.model,
         context.gateway,
@@ -648,7 +706,7 @@ fn virtual_host(
     };
     route::VirtualHost {
         name: service.id.clone(),
-        domains,
+        domains: domains.clone(),
         routes: http_routes(context, services, service, scope),
         typed_per_filter_config: HashMap::from([
             (ALLOW.to_owned(), per_route(allow)),
@@ -696,18 +754,9 @@ fn common(
 ) -> Common {
     let mut meta = Vec::new();
     let mut policies = Vec::new();
-    for copies in copies(context, services, service) {
+    for (copies, to) in copies(context, services, service) {
+        policies.push(mirror_policy(&copies, to));
         meta.push(copies.mirror);
-        policies.push(route::route_action::RequestMirrorPolicy {
-            cluster: copies.cluster,
-            // The host stays.
-            disable_shadow_host_suffix_append: true,
-            runtime_fraction: Some(pb::core::RuntimeFractionalPercent {
-                default_value: Some(millionths(copies.share)),
-                ..Default::default()
-            }),
-            ..Default::default()
-        });
     }
     let timeouts = &service.route.spec.timeouts;
     Common {
@@ -727,8 +776,54 @@ fn common(
     }
 }
 
+/// Where copies go, as far as their head is concerned.
+#[derive(Clone, Copy)]
+enum CopiesTo {
+    /// Endpoints of this cluster.
+    OwnEndpoints,
+    /// A peer's gateway, some of them at least.
+    Peers,
+}
+
+/// The copies in Envoy's words: marked as ours are, so that nobody copies them again.
+fn mirror_policy(copies: &CopiesMeta, to: CopiesTo) -> route::route_action::RequestMirrorPolicy {
+    use pb::header_mutation::Action;
+
+    let mark = pb::core::HeaderValueOption {
+        header: Some(pb::core::HeaderValue {
+            key: MIRRORED.to_owned(),
+            value: "1".to_owned(),
+            ..Default::default()
+        }),
+        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+        ..Default::default()
+    };
+    route::route_action::RequestMirrorPolicy {
+        cluster: copies.cluster.clone(),
+        host_rewrite_literal: match to {
+            CopiesTo::OwnEndpoints => String::new(),
+            // It answers 421 to another than that of the SNI. One host is for all copies.
+            CopiesTo::Peers => copies.mirror.host.clone(),
+        },
+        // The host stays.
+        disable_shadow_host_suffix_append: true,
+        request_headers_mutations: vec![pb::HeaderMutation {
+            action: Some(Action::Append(mark)),
+        }],
+        runtime_fraction: Some(pb::core::RuntimeFractionalPercent {
+            default_value: Some(millionths(copies.share)),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
 /// The copies of what a service carries.
-fn copies(context: Context<'_>, services: &Services<'_>, service: &Service<'_>) -> Vec<CopiesMeta> {
+fn copies(
+    context: Context<'_>,
+    services: &Services<'_>,
+    service: &Service<'_>,
+) -> Vec<(CopiesMeta, CopiesTo)> {
     let specs = &service.route.spec.mirror;
     let mirrors = service.mirrors(context, services).into_iter();
     mirrors
@@ -736,7 +831,13 @@ fn copies(context: Context<'_>, services: &Services<'_>, service: &Service<'_>) 
             let spec = specs.get(at)?;
             let timeout = or_secs(spec.timeout.as_ref(), 2).as_millis();
             let host = to.route.first_host().map(|host| host.to_string());
-            Some(CopiesMeta {
+            let of_peers = || to.targets.iter().any(|target| target.peer.is_some());
+            let goes_to = if peer.is_some() || of_peers() {
+                CopiesTo::Peers
+            } else {
+                CopiesTo::OwnEndpoints
+            };
+            let copies = CopiesMeta {
                 cluster: mirror_cluster_name(to, peer.as_deref()),
                 share: spec.percent.as_ref().map_or(1.0, |share| share.0.0),
                 mirror: MirrorMeta {
@@ -747,7 +848,8 @@ fn copies(context: Context<'_>, services: &Services<'_>, service: &Service<'_>) 
                     in_flight_max: spec.in_flight.unwrap_or(64),
                     compare: spec.compare.unwrap_or(false),
                 },
-            })
+            };
+            Some((copies, goes_to))
         })
         .collect()
 }

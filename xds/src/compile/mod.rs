@@ -4,6 +4,7 @@ mod clusters;
 mod http_rules;
 pub(crate) mod levels;
 mod listeners;
+mod part;
 pub(crate) mod rbac;
 pub(crate) mod target;
 
@@ -17,8 +18,10 @@ pub(crate) use self::clusters::{
 };
 pub(crate) use self::http_rules::{METHOD, matches_of};
 pub(crate) use self::listeners::{ALLOW, DENY, HIDDEN, NOBODY, OF_PORT};
+pub(crate) use self::part::Unmade;
 use self::target::Target;
 use crate::error::{Code, Finding, Findings};
+use crate::fnv::Fnv;
 use crate::meta::AnyClusterMeta;
 use crate::model::scalar::Text;
 use crate::model::{
@@ -178,16 +181,31 @@ impl<'m> Compiled<'m> {
 
     /// The clusters of services.
     pub(crate) fn clusters<R: Send>(&self, of: impl Fn(Made) -> R + Sync) -> Vec<R> {
+        let made = self.clusters_by(|unmade| unmade.make().map(|made| made.map(&of)));
+        made.into_iter().flatten().flatten().collect()
+    }
+
+    /// What `of` makes of the clusters of each service: to workloads, and to other clusters where it has
+    /// backends of its own.
+    pub(crate) fn clusters_by<R: Send>(
+        &self,
+        of: impl Fn(Unmade<'_, [Option<Made>; 2]>) -> R + Sync,
+    ) -> Vec<R> {
         let all: Vec<&Service<'_>> = self.services.list.iter().collect();
         let each = |service: &Service<'_>| {
-            let made = |scope| of(clusters::service(self.context, service, scope));
-            let own = service.has_own.then(|| made(Scope::Own));
-            (made(Scope::Outbound), own)
+            let made = |scope| clusters::service(self.context, service, scope);
+            let input = || {
+                let mut fnv = Fnv::default();
+                part::add(&self.services, service, &mut fnv);
+                fnv.end()
+            };
+            let make = || {
+                let own = service.has_own.then(|| made(Scope::Own));
+                [Some(made(Scope::Outbound)), own]
+            };
+            of(Unmade::new("", &input, &make))
         };
-        let built = parallel::map(all, each).into_iter();
-        built
-            .flat_map(|(outbound, own)| std::iter::once(outbound).chain(own))
-            .collect()
+        parallel::map(all, each)
     }
 
     /// The clusters of mirrors and of splits alone.
@@ -208,6 +226,14 @@ impl<'m> Compiled<'m> {
         &self,
         of: impl Fn(route::VirtualHost) -> R + Sync,
     ) -> Vec<(String, Vec<R>)> {
+        self.routes_by(|unmade| of(unmade.make()))
+    }
+
+    /// The same of virtual hosts that are made by who asks.
+    pub(crate) fn routes_by<R: Send>(
+        &self,
+        of: impl Fn(Unmade<'_, route::VirtualHost>) -> R + Sync,
+    ) -> Vec<(String, Vec<R>)> {
         listeners::routes(self.context, &self.services, of)
     }
 
@@ -221,6 +247,15 @@ impl<'m> Compiled<'m> {
         &self,
         findings: &mut Findings,
         of: impl Fn(listener::FilterChain) -> R + Sync,
+    ) -> Vec<(listener::Listener, Vec<R>)> {
+        self.listeners_by(findings, |unmade| of(unmade.make()))
+    }
+
+    /// The same of chains that are made by who asks.
+    pub(crate) fn listeners_by<R: Send>(
+        &self,
+        findings: &mut Findings,
+        of: impl Fn(Unmade<'_, listener::FilterChain>) -> R + Sync,
     ) -> Vec<(listener::Listener, Vec<R>)> {
         let mut all = Vec::new();
         for name in self.context.gateway.listeners_as_written() {

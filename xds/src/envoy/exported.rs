@@ -64,14 +64,22 @@ impl Exports {
     /// Adds it to the hosts of a listener's routes.
     pub(crate) fn guard_hosts(&self, routes: &mut route::RouteConfiguration) -> Result<(), String> {
         let (listener, _) = (routes.name.split_once('|')).ok_or("routes of no listener")?;
-        for host in &mut routes.virtual_hosts {
-            if let Some(denied) = self.of(listener, &host.name)
-                && let Some(any) = host.typed_per_filter_config.get_mut(DENY)
-            {
-                let mut of_host: http_rbac::RbacPerRoute = pb::unpack(any)?;
-                add(&mut of_host.rbac.get_or_insert_default().rules, denied);
-                *any = pb::pack(&of_host);
-            }
+        let mut hosts = routes.virtual_hosts.iter_mut();
+        hosts.try_for_each(|host| self.guard_host(listener, host))
+    }
+
+    /// Adds it to one of them.
+    pub(crate) fn guard_host(
+        &self,
+        listener: &str,
+        host: &mut route::VirtualHost,
+    ) -> Result<(), String> {
+        if let Some(denied) = self.of(listener, &host.name)
+            && let Some(any) = host.typed_per_filter_config.get_mut(DENY)
+        {
+            let mut of_host: http_rbac::RbacPerRoute = pb::unpack(any)?;
+            add(&mut of_host.rbac.get_or_insert_default().rules, denied);
+            *any = pb::pack(&of_host);
         }
         Ok(())
     }

@@ -1,7 +1,10 @@
 //! What Envoy does without: it hedges requests of every method or of none.
 
+use std::sync::Arc;
+
 use crate::compile::Context;
 use crate::error::{Code, Finding};
+use crate::model::{Document, MeshRoute};
 
 /// A warning for each route whose requests a gateway would hedge.
 pub(super) fn without(context: Context<'_>) -> Vec<Finding> {
@@ -10,7 +13,7 @@ pub(super) fn without(context: Context<'_>) -> Vec<Finding> {
         let after = &route.spec.retries.hedge.after;
         after.as_ref().is_some_and(|after| after.0.0.is_some())
     });
-    let warning = |route: &crate::model::Document<crate::model::MeshRoute>| {
+    let warning = |route: &Arc<Document<MeshRoute>>| {
         Finding::error(
             Code::Unused,
             "Envoy hedges requests that are not idempotent as well: it hedges none of this route"

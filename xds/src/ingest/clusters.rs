@@ -140,6 +140,7 @@ pub(super) fn service(
         },
         mirrors: Vec::new(),
         rules: None,
+        inside: None,
         position: Some(Position {
             file: meta.position.file.as_str().into(),
             line: meta.position.line,
@@ -630,6 +631,7 @@ fn endpoint(
         capacity: (meta.capacity)
             .map(|most| Rate::per_second(most).ok_or("a backend takes nothing"))
             .transpose()?,
+        is_down: false,
     })
 }
 
@@ -656,7 +658,7 @@ fn socket_name(lb: &endpoint::LbEndpoint) -> String {
         .unwrap_or_default()
 }
 
-fn tls_text(tls: &EndpointTls) -> String {
+pub(super) fn tls_text(tls: &EndpointTls) -> String {
     match tls {
         EndpointTls::None => "none".to_owned(),
         EndpointTls::Workload => "workload".to_owned(),

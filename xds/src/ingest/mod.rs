@@ -1,6 +1,7 @@
 //! xDS resources to a [`Snapshot`]: decodes, resolves every reference, collects every error.
 
 mod clusters;
+mod fields;
 mod http_rules;
 mod listeners;
 mod packed;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use zeugma_core::snapshot::{Node, Snapshot};
 
-use super::{Errors, Ingest, Names, ReadChain, ReadCluster, ReadHost, clusters, listeners};
+use super::{Errors, Ingest, Names, ReadChain, ReadCluster, ReadHost, clusters, fields, listeners};
 use crate::compile::ResourceList;
 use crate::meta::AnyClusterMeta;
 use crate::parallel;
@@ -99,6 +99,9 @@ fn decoded(any: &Any) -> Result<Decoded, String> {
 
 /// What is wrong with a resource by itself, whatever it refers to.
 pub(crate) fn check(kind: Kind, any: &Any) -> Result<(), String> {
+    if !fields::is_ours(kind, any) {
+        fields::check(any)?;
+    }
     match kind {
         Kind::Cluster => {
             let (meta, mut cluster) = decoded(any)?;

@@ -233,9 +233,9 @@ fn read_header(header: &pb::route::HeaderMatcher, rule: &mut Rule) -> Option<()>
     use matcher::string_matcher::MatchPattern;
     use pb::route::header_matcher::HeaderMatchSpecifier;
 
-    let value = match header.header_match_specifier.as_ref()? {
-        HeaderMatchSpecifier::PresentMatch(true) => ValuePattern::Begins("".into()),
-        HeaderMatchSpecifier::StringMatch(text) => match text.match_pattern.as_ref()? {
+    let value = match header.header_match_specifier.as_ref() {
+        Some(HeaderMatchSpecifier::PresentMatch(true)) => ValuePattern::Begins("".into()),
+        Some(HeaderMatchSpecifier::StringMatch(text)) => match text.match_pattern.as_ref()? {
             MatchPattern::Exact(value) => ValuePattern::Exact(value.as_str().into()),
             MatchPattern::Prefix(prefix) => ValuePattern::Begins(prefix.as_str().into()),
             MatchPattern::SafeRegex(listed) => {
@@ -243,7 +243,9 @@ fn read_header(header: &pb::route::HeaderMatcher, rule: &mut Rule) -> Option<()>
                 let last = last.and_then(|of| of.values.last())?;
                 return (listed.regex == in_a_list(last)).then_some(());
             }
-            _ => return None,
+            MatchPattern::Suffix(_) | MatchPattern::Contains(_) | MatchPattern::Custom(_) => {
+                return None;
+            }
         },
         _ => return None,
     };

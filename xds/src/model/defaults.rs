@@ -173,7 +173,7 @@ impl Model {
         self.index
             .routes
             .get(id)
-            .and_then(|at| self.routes.get(*at))
+            .and_then(|at| self.routes.get(*at).map(AsRef::as_ref))
     }
 
     /// Every `namespace/name` of a route.

@@ -1,5 +1,6 @@
 //! What a person writes: the doc comments here are the manual.
 
+mod again;
 pub(crate) mod check;
 pub(crate) mod defaults;
 mod domain;
@@ -28,6 +29,7 @@ use crate::parallel;
 use crate::settings::{AdminAddress, StateDir};
 use crate::yaml::{self, Placed, Positions};
 
+pub(crate) use again::Again;
 pub(crate) use defaults::Port;
 pub(crate) use domain::{ProfileType, TrustDomainSpec};
 pub(crate) use gateway::*;
@@ -161,7 +163,7 @@ enum TrustDomainKind {
 }
 
 /// A document that was read, with the way back to its text.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Document<T> {
     /// The name.
     pub name: String,
@@ -328,7 +330,8 @@ impl<T> Document<T> {
 pub(crate) struct Model {
     pub gateways: Vec<Document<MeshGateway>>,
     pub peers: Vec<Document<MeshPeer>>,
-    pub routes: Vec<Document<MeshRoute>>,
+    /// Shared with the model before this one, as far as they are the same.
+    pub routes: Vec<Arc<Document<MeshRoute>>>,
     pub defaults: Vec<Arc<Document<MeshDefaults>>>,
     pub domains: Vec<Document<TrustDomainSpec>>,
     index: defaults::Index,
@@ -367,7 +370,18 @@ impl Model {
     pub(crate) fn name_files_from(&mut self, folder: &Path) {
         let folder: Arc<Path> = folder.into();
         for route in &mut self.routes {
-            route.named_from = Some(Arc::clone(&folder));
+            if route.named_from.as_ref() != Some(&folder) {
+                Arc::make_mut(route).named_from = Some(Arc::clone(&folder));
+            }
+        }
+    }
+
+    /// All of it serves, and is new no more.
+    pub(crate) fn served(&mut self) {
+        for route in &mut self.routes {
+            if route.is_new {
+                Arc::make_mut(route).is_new = false;
+            }
         }
     }
 
@@ -381,6 +395,7 @@ impl Model {
             if !route.inherited.is_empty() || from.is_empty() {
                 continue;
             }
+            let route = Arc::make_mut(route);
             let id = route.id();
             for (nth, from) in (1..).zip(&from) {
                 let namespace = &route.namespace;
@@ -393,10 +408,10 @@ impl Model {
     /// Reads routes again that inherit from what is there no more, or not from what is new.
     fn disinherit(&mut self) {
         let routes = std::mem::take(&mut self.routes);
-        let read = |route: Document<MeshRoute>| match AnyDocument::read(route.source.clone()) {
+        let read = |route: Arc<Document<MeshRoute>>| match AnyDocument::read(route.source.clone()) {
             Ok(AnyDocument::Route(mut again)) => {
-                again.is_new = route.is_new;
-                *again
+                Arc::make_mut(&mut again).is_new = route.is_new;
+                again
             }
             // It was read before, so this is never met.
             Ok(
@@ -414,7 +429,7 @@ impl Model {
         match document {
             AnyDocument::Gateway(gateway) => self.gateways.push(*gateway),
             AnyDocument::Peer(peer) => self.peers.push(*peer),
-            AnyDocument::Route(route) => self.routes.push(*route),
+            AnyDocument::Route(route) => self.routes.push(route),
             AnyDocument::Defaults(defaults) => self.defaults.push(Arc::from(defaults)),
             AnyDocument::TrustDomain(domain) => self.domains.push(*domain),
         }
@@ -441,7 +456,7 @@ impl Model {
         // As they would stand in the files: what is refused must not change the order of the rest.
         self.gateways.sort_by_key(Document::stands);
         self.peers.sort_by_key(Document::stands);
-        self.routes.sort_by_key(Document::stands);
+        self.routes.sort_by_key(|route| route.stands());
         self.defaults.sort_by_key(|one| one.stands());
         self.domains.sort_by_key(Document::stands);
         self.index();
@@ -463,16 +478,19 @@ impl Model {
             .chain(domains)
     }
 
-    /// The text of the document of this number.
-    pub(crate) fn source(&self, nth: u32) -> Option<&Source> {
+    /// The texts of all documents but routes.
+    pub(crate) fn rest(&self) -> impl Iterator<Item = &Source> {
         let gateways = self.gateways.iter().map(Document::source);
         let peers = self.peers.iter().map(Document::source);
-        let routes = self.routes.iter().map(Document::source);
         let defaults = self.defaults.iter().map(|one| one.source());
         let domains = self.domains.iter().map(Document::source);
-        (gateways.chain(peers).chain(routes).chain(defaults))
-            .chain(domains)
-            .find(|source| source.nth == nth)
+        gateways.chain(peers).chain(defaults).chain(domains)
+    }
+
+    /// The text of the document of this number.
+    pub(crate) fn source(&self, nth: u32) -> Option<&Source> {
+        let routes = self.routes.iter().map(|one| one.source());
+        (self.rest().chain(routes)).find(|source| source.nth == nth)
     }
 }
 
@@ -611,7 +629,7 @@ impl fmt::Display for DocumentId {
 pub(crate) enum AnyDocument {
     Gateway(Box<Document<MeshGateway>>),
     Peer(Box<Document<MeshPeer>>),
-    Route(Box<Document<MeshRoute>>),
+    Route(Arc<Document<MeshRoute>>),
     Defaults(Box<Document<MeshDefaults>>),
     TrustDomain(Box<Document<TrustDomainSpec>>),
 }
@@ -667,7 +685,7 @@ impl AnyDocument {
         match self {
             Self::Gateway(gateway) => gateway.is_new = true,
             Self::Peer(peer) => peer.is_new = true,
-            Self::Route(route) => route.is_new = true,
+            Self::Route(route) => Arc::make_mut(route).is_new = true,
             Self::Defaults(defaults) => defaults.is_new = true,
             Self::TrustDomain(domain) => domain.is_new = true,
         }
@@ -679,7 +697,7 @@ impl AnyDocument {
         let source = match yaml::read_plain(&source) {
             Some(RouteDocument { metadata, spec, .. }) => {
                 let document = wrap(metadata, spec, source, OnceLock::new());
-                return Ok(Self::Route(Box::new(document)));
+                return Ok(Self::Route(Arc::new(document)));
             }
             None => source,
         };
@@ -726,7 +744,7 @@ impl AnyDocument {
                 let document: RouteDocument = yaml::read(source, &positions)?;
                 let positions = OnceLock::from(positions);
                 let document = wrap(document.metadata, document.spec, source.clone(), positions);
-                Ok(Self::Route(Box::new(document)))
+                Ok(Self::Route(Arc::new(document)))
             }
             "MeshDefaults" => {
                 let document: DefaultsDocument = yaml::read(source, &positions)?;

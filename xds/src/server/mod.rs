@@ -224,6 +224,12 @@ impl Server {
         made.await.unwrap_or_default()
     }
 
+    /// What serves.
+    #[must_use]
+    pub fn plane(&self) -> Arc<Plane> {
+        Arc::clone(&lock(&self.shared.plane).plane)
+    }
+
     /// What nodes there are, and what they took.
     #[must_use]
     pub fn nodes(&self) -> serde_json::Value {

@@ -130,7 +130,7 @@ impl Shared {
         for view in &views {
             self.make(view, &mut store);
         }
-        store.sweep();
+        store.sweep(&views.into_iter().collect());
         self.count(&store);
         store.encoded() - before
     }

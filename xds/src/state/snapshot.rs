@@ -28,7 +28,7 @@ coded! {
     Listener { name, address, role, only, hosts, sources, handshakes, proxies }
     Service {
         name, port, ports, hosts, protocol, inbound, outbound, own, policy, export, mirrors,
-        rules, position,
+        rules, inside, position,
     }
     Rules { matches, list }
     Match { rule, path, method, headers, query }
@@ -48,7 +48,7 @@ coded! {
         balance, spread, failover, active, passive, connection_age_max, slow_start, timeouts,
         retries, limits,
     }
-    Endpoint { key, backend, address, weight, locality, peer, tls, version, proxy_protocol, capacity }
+    Endpoint { key, backend, address, weight, locality, peer, tls, version, proxy_protocol, capacity, is_down }
     Failover { start, full, hold, failback_after, failback_ramp, failback, too_few }
     ActiveCheck { kind, every, timeout, up, down }
     PassiveCheck { consecutive, on, error_rate, slow, eject, max_ejected, keep_at_least }
@@ -157,7 +157,7 @@ coded_enum! {
         0 Connect, 1 RefusedStream, 2 Reset, 3 Timeout, 4 Status(status), 5 Unavailable,
         6 NoLocalEndpoint, 7 Grpc(code),
     }
-    PathMatch { 0 Any, 1 Exact(path), 2 Prefix(path) }
+    PathMatch { 0 Any, 1 Exact(path), 2 Prefix(path), 3 Begins(text) }
     Severity { 0 Error, 1 Warning }
     Code {
         0 UnknownField, 1 BadValue, 2 MissingField, 3 NotADocument, 4 Unreadable, 5 TooLarge,
@@ -202,11 +202,14 @@ impl Coded for HostTable {
                 port.write(to);
             }
         }
+        self.rest.write(to);
     }
 
     fn read(from: &mut Reader<'_>) -> Read<Self> {
         let entries: Vec<(HostPattern, Vec<(u16, ServiceIx)>)> = Coded::read(from)?;
-        Ok(entries.into_iter().collect())
+        let mut table: Self = entries.into_iter().collect();
+        table.rest = Coded::read(from)?;
+        Ok(table)
     }
 }
 
@@ -218,17 +221,20 @@ fn is_spread(parts: &[SpreadPart]) -> bool {
 /// Holds what was read to what `ingest` promises of every snapshot: an index that leads nowhere
 /// would be a panic later.
 pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
-    let good = |is_good: bool, what: &'static str| is_good.then_some(()).ok_or(Corrupt(what));
     let is_service = |ix: &ServiceIx| ix.0 < snapshot.services.len();
     let is_cluster = |ix: &ClusterIx| ix.0 < snapshot.clusters.len();
     let is_peer = |ix: &PeerIx| ix.0 < snapshot.peers.len();
-    let is_share = |share: f64| (0.0..=1.0).contains(&share);
+    let is_table = |hosts: &HostTable| {
+        let named = (hosts.entries()).flat_map(|(_, ports)| ports.iter().map(|port| &port.1));
+        hosts.rest.iter().chain(named).all(is_service)
+    };
     for listener in &snapshot.listeners {
-        let reached = (listener.hosts.entries()).flat_map(|(_, ports)| ports.iter().map(|p| &p.1));
-        let all = listener.only.iter().chain(reached).all(is_service);
+        let all = listener.only.iter().all(is_service) && is_table(&listener.hosts);
         good(all, "a listener leads to no service")?;
     }
     for service in &snapshot.services {
+        let all = service.inside.iter().all(|hosts| is_table(hosts));
+        good(all, "what is inside TLS leads to no service")?;
         let mirrors = service.mirrors.iter().map(|mirror| &mirror.to);
         let to = std::iter::once(&service.outbound).chain(&service.own);
         good(
@@ -249,52 +255,64 @@ pub(super) fn hold_to_its_promises(snapshot: &Snapshot) -> Read<()> {
         }
     }
     for cluster in &snapshot.clusters {
-        let of_levels: usize = (cluster.levels.iter().map(|level| level.members.len())).sum();
-        let mut seen = vec![false; cluster.endpoints.len()];
-        for member in cluster.levels.iter().flat_map(|level| &level.members) {
-            let place = seen.get_mut(member.0);
-            *place.ok_or(Corrupt("a level has no such endpoint"))? = true;
-        }
-        let is_partition = of_levels == cluster.endpoints.len() && seen.iter().all(|seen| *seen);
-        good(
-            is_partition && !cluster.levels.is_empty() && is_spread(&cluster.policy.spread),
-            "an endpoint is not in one level",
-        )?;
-        for endpoint in &cluster.endpoints {
-            let is_asked = match &endpoint.tls {
-                EndpointTls::Mesh { expected, .. } => !expected.is_empty(),
-                EndpointTls::None | EndpointTls::Workload => true,
-            };
-            let is_weight = endpoint.weight.is_finite() && endpoint.weight > 0.0;
-            good(
-                is_asked && is_weight && endpoint.peer.iter().all(is_peer),
-                "an endpoint is not one",
-            )?;
-        }
-        let over = cluster
-            .policy
-            .passive
-            .error_rate
-            .map_or(0.0, |rate| rate.over);
-        let slow = cluster.policy.passive.slow;
-        good(
-            slow.is_none_or(|slow| slow.over.is_finite() && slow.over > 1.0),
-            "what is slow is not over once",
-        )?;
-        let shares = [
-            cluster.policy.failover.start,
-            cluster.policy.failover.full,
-            cluster.policy.passive.max_ejected,
-            cluster.policy.retries.budget,
-            over,
-        ];
-        good(
-            shares.into_iter().all(is_share),
-            "a share is over the whole",
-        )?;
+        hold_cluster(cluster, is_peer)?;
     }
     let is_known = snapshot.peers.iter().all(|peer| !peer.ids.is_empty());
     good(is_known, "a peer is nobody")
+}
+
+fn good(is_good: bool, what: &'static str) -> Read<()> {
+    is_good.then_some(()).ok_or(Corrupt(what))
+}
+
+fn is_share(share: f64) -> bool {
+    (0.0..=1.0).contains(&share)
+}
+
+fn hold_cluster(cluster: &Cluster, is_peer: impl Fn(&PeerIx) -> bool) -> Read<()> {
+    let of_levels: usize = (cluster.levels.iter().map(|level| level.members.len())).sum();
+    let mut seen = vec![false; cluster.endpoints.len()];
+    for member in cluster.levels.iter().flat_map(|level| &level.members) {
+        let place = seen.get_mut(member.0);
+        *place.ok_or(Corrupt("a level has no such endpoint"))? = true;
+    }
+    let is_partition = of_levels == cluster.endpoints.len() && seen.iter().all(|seen| *seen);
+    good(
+        is_partition && !cluster.levels.is_empty() && is_spread(&cluster.policy.spread),
+        "an endpoint is not in one level",
+    )?;
+    for endpoint in &cluster.endpoints {
+        let is_asked = match &endpoint.tls {
+            EndpointTls::Mesh { expected, .. } => !expected.is_empty(),
+            EndpointTls::None | EndpointTls::Workload => true,
+        };
+        let is_weight = endpoint.weight.is_finite() && endpoint.weight > 0.0;
+        good(
+            is_asked && is_weight && endpoint.peer.iter().all(&is_peer),
+            "an endpoint is not one",
+        )?;
+    }
+    let over = cluster
+        .policy
+        .passive
+        .error_rate
+        .map_or(0.0, |rate| rate.over);
+    let slow = cluster.policy.passive.slow;
+    good(
+        slow.is_none_or(|slow| slow.over.is_finite() && slow.over > 1.0),
+        "what is slow is not over once",
+    )?;
+    let shares = [
+        cluster.policy.failover.start,
+        cluster.policy.failover.full,
+        cluster.policy.passive.max_ejected,
+        cluster.policy.retries.budget,
+        over,
+    ];
+    good(
+        shares.into_iter().all(is_share),
+        "a share is over the whole",
+    )
 }
 
 fn hold_rules(snapshot: &Snapshot, rules: &Rules) -> Read<()> {

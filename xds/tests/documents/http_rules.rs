@@ -394,6 +394,7 @@ fn order(rules: &Rules) -> String {
             PathMatch::Any => "any".to_owned(),
             PathMatch::Exact(path) => path.to_string(),
             PathMatch::Prefix(prefix) => format!("{prefix}/*"),
+            PathMatch::Begins(text) => format!("{text}*"),
         };
         let method = one.method.as_deref().unwrap_or("any");
         let label = &rules.list[one.rule].label;

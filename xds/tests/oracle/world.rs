@@ -249,8 +249,7 @@ fn entry(entry: &Entry) -> Value {
             "headers",
             entry.headers.as_ref().map(|all| {
                 all.iter()
-                    .cloned()
-                    .map(|(name, values)| (name.to_owned(), json!(values)))
+                    .map(|(name, values)| ((*name).to_owned(), json!(values)))
                     .collect::<serde_json::Map<_, _>>()
                     .into()
             }),

@@ -83,6 +83,24 @@ fn successes_count_alike_at_once_and_one_by_one() {
     assert_eq!(at_once.status(&key("a")), Some(EndpointStatus::Ejected));
 }
 
+#[test]
+fn what_is_configured_to_be_down_is_unhealthy_whatever_is_found() {
+    let mut cluster = active(fixture::cluster(&[&["a", "b"], &["c"]]));
+    cluster.endpoints[0].is_down = true;
+    let mut fleet = fleet(vec![cluster.clone()]);
+    assert_eq!(fleet.status(&key("a")), Some(EndpointStatus::Unhealthy));
+    assert_eq!(fleet.status(&key("b")), Some(EndpointStatus::Unknown));
+    let shares = fleet.shares(at(0.0));
+    let status = &shares.clusters.get(0).unwrap().endpoints;
+    assert!(!status[0].is_usable(true) && status[1].is_usable(false));
+    // One of two is down, and it is one of the level's two.
+    let levels = &shares.clusters.get(0).unwrap().levels;
+    assert!(levels[0] < 1.0 && levels[1] > 0.0, "{levels:?}");
+    cluster.endpoints[0].is_down = false;
+    fleet.reconcile(&snapshot(vec![cluster]), at(1.0));
+    assert_eq!(fleet.status(&key("a")), Some(EndpointStatus::Unknown));
+}
+
 /// Has the one request succeed that is sent when an ejection is over.
 fn revive(fleet: &mut Fleet, name: &str, now: Time) {
     see(fleet, name, Ok(()), 1, now);

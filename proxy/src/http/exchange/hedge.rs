@@ -44,6 +44,25 @@ pub(super) struct Begun {
     pub(super) began: Option<Time>,
 }
 
+impl Begun {
+    /// A try that begins, which takes a place at its endpoint.
+    pub(super) fn new(
+        worker: &Worker,
+        cluster: &Cluster,
+        attempt: Attempt,
+        (nth, patience): (u32, Patience),
+    ) -> Self {
+        let key = &cluster.endpoint(attempt.endpoint).key;
+        Self {
+            attempt,
+            nth,
+            patience,
+            in_flight: worker.enter(key),
+            began: worker.begins(cluster),
+        }
+    }
+}
+
 /// A request, and where it goes.
 type Of<'a> = (&'a Pinned, &'a Source);
 
@@ -126,7 +145,7 @@ impl Exchange {
         let (mut ended, mut tried, mut other) = first.or(second).await;
         let is_final = shared.borrow().is_final(to, &ended.begun, &tried);
         if is_final {
-            other.is_given_up(&shared.borrow().context.worker, to.cluster(), nth);
+            other.was_given_up(&shared.borrow().context.worker, to.cluster(), nth);
         } else {
             // The other one may still be good.
             let failed = (ended.end(), tried);
@@ -185,13 +204,8 @@ impl Exchange {
         let (route, backend) = (&cluster.route, &endpoint.backend);
         metrics.attempt(route, backend, attempt.level, WHY, &Latest::default());
         metrics.hedged(route, "sent");
-        Some(Begun {
-            attempt,
-            nth: tries.attempts,
-            patience: Patience::Elsewhere,
-            in_flight: worker.enter(&endpoint.key),
-            began: worker.begins(cluster),
-        })
+        let which = (tries.attempts, Patience::Elsewhere);
+        Some(Begun::new(worker, cluster, attempt, which))
     }
 
     /// Whether what one try brought is the caller's, whatever another one would bring: an answer that is
@@ -326,7 +340,7 @@ impl<F: Future<Output = Tried>> Running<F> {
 
     /// Another one was answered before. That it was given up is no failure of its endpoint; the first
     /// one has taken so long already, and of the `second` nothing is known.
-    fn is_given_up(self, worker: &Worker, cluster: &Cluster, second: u32) {
+    fn was_given_up(self, worker: &Worker, cluster: &Cluster, second: u32) {
         let (begun, noted) = self.end();
         if begun.nth != second {
             let key = &cluster.endpoint(begun.attempt.endpoint).key;

@@ -256,7 +256,8 @@ fn duplicates(model: &Model, findings: &mut Findings) {
         name,
         findings,
     );
-    twice("MeshRoute", &model.routes, Document::id, name, findings);
+    let routes = model.routes.iter().map(AsRef::as_ref);
+    twice("MeshRoute", routes, Document::id, name, findings);
     twice(
         "TrustDomain",
         &model.domains,

@@ -8,7 +8,7 @@ use zeugma_core::identity::IdPattern;
 use super::{Checker, old_before_new};
 use crate::error::{Code, Finding, Findings};
 use crate::model::scalar::Text;
-use crate::model::{Document, MeshPeer, MeshRoute, Model};
+use crate::model::{Document, MeshPeer, Model};
 
 /// What a peer is believed about, and by whom.
 pub(super) fn attests(model: &Model, check: &mut Checker<'_, MeshPeer>) {
@@ -140,7 +140,7 @@ fn relied_on(
         }
         has_first != has_second
     };
-    model.routes.iter().find_map(|route: &Document<MeshRoute>| {
+    model.routes.iter().find_map(|route| {
         let to = &route.spec.export.to;
         let is_exported_to_one =
             !to.iter().any(|to| to == "*") && names_one(&mut to.iter().map(String::as_str));

@@ -25,7 +25,7 @@ pub(super) fn check(model: &Model, route: &Document<MeshRoute>, findings: &mut F
 /// Two routes with the same host and port.
 pub(super) fn hosts(model: &Model, findings: &mut Findings) {
     let mut seen = BTreeMap::new();
-    for route in old_before_new(&model.routes) {
+    for route in old_before_new(model.routes.iter().map(AsRef::as_ref)) {
         for (at, host) in route.hosts().into_iter().enumerate() {
             for port in route.ports() {
                 let Some((first, first_at)) = seen.insert((host.clone(), port.port), (route, at))

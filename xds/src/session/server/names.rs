@@ -9,7 +9,7 @@ use crate::catalog::{Index, Shelf};
 #[derive(Debug)]
 pub(super) struct Names {
     index: Arc<Index>,
-    /// By place in the index, as far as any is set.
+    /// By place in the index; none where none is set.
     bits: Vec<u64>,
     /// Of them that are set.
     set: usize,
@@ -60,9 +60,15 @@ impl Names {
             }
             return;
         };
+        self.insert_at(place);
+    }
+
+    /// Adds what stands here in the index.
+    pub(super) fn insert_at(&mut self, place: usize) {
         let (word, bit) = split(place);
         if self.bits.len() <= word {
-            self.bits.resize(word + 1, 0);
+            let all = self.index.names().len().div_ceil(64);
+            self.bits.resize(all.max(word + 1), 0);
         }
         if let Some(word) = self.bits.get_mut(word) {
             self.set += usize::from(*word & bit == 0);

@@ -267,12 +267,15 @@ impl Subscription {
                 continue;
             }
             let at = shelf.index_of(&name);
-            let name = interned_at(&name, at, shelf);
-            if !at.is_some_and(|at| has.it(at)) {
-                // P22; at first, P24.
-                self.owed.insert(Arc::clone(&name));
+            match at.filter(|at| has.it(*at)) {
+                Some(at) => self.names.insert_at(at),
+                None => {
+                    let name = interned_at(&name, at, shelf);
+                    // P22; at first, P24.
+                    self.owed.insert(Arc::clone(&name));
+                    self.names.insert(name);
+                }
             }
-            self.names.insert(name);
         }
         for name in unsubscribe {
             if name == ALL {
@@ -512,10 +515,8 @@ impl Has {
         let mut has = vec![false; shelf.len()];
         for (name, version) in known {
             let at = shelf.index_of(name);
-            let one = at.and_then(|at| shelf.at(at));
-            if let Some((at, _)) = at.zip(one.filter(|one| one.version().is(version)))
-                && let Some(has) = has.get_mut(at)
-            {
+            let is_it = |at: &usize| shelf.version_at(*at).is_some_and(|of| of.is(version));
+            if let Some(has) = at.filter(is_it).and_then(|at| has.get_mut(at)) {
                 *has = true;
             }
         }

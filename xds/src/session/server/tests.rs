@@ -50,7 +50,7 @@ impl World {
                 .put(kind, Resource::new(kind, name, content.as_bytes(), traits));
             lists[kind as usize].push(made);
         }
-        let catalog = Catalog::new(lists.map(Shelf::new), self.before.as_ref());
+        let catalog = Catalog::new(lists, self.before.as_ref());
         self.before = Some(catalog.clone());
         Arc::new(catalog)
     }
