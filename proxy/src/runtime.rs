@@ -42,7 +42,7 @@ use crate::federation::Federation;
 use crate::hash::Configured;
 use crate::http::flow::WindowBudget;
 use crate::http::pool::{Pool, SWEEPING};
-use crate::identity::WorkloadApi;
+use crate::identity::Agent;
 use crate::journal::Journal;
 use crate::listener::{Accepted, Handed};
 use crate::listing::{self, Question};
@@ -168,7 +168,7 @@ pub(crate) struct Shared {
     /// Bundles that are fetched.
     pub(crate) federation: Federation,
     /// Where our SVID may come from.
-    pub(crate) workload_api: WorkloadApi,
+    pub(crate) agent: Agent,
     /// Where the configuration may come from.
     pub(crate) control_plane: control_plane::Side,
     pub(crate) settings: GatewaySettings,

@@ -193,7 +193,7 @@ async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shar
 
 struct Said(Arc<Shared>);
 
-struct Coming<T>(mpsc::Receiver<T>);
+pub(super) struct Coming<T>(pub(super) mpsc::Receiver<T>);
 
 impl<T> Stream for Coming<T> {
     type Item = T;

@@ -8,12 +8,12 @@
 //!
 //! It opens no socket and knows no names: who drives it dials, and publishes.
 
-mod counted;
+pub(crate) mod counted;
 pub(crate) mod holdings;
 mod kept;
 mod pace;
 mod show;
-mod stream;
+pub(crate) mod stream;
 #[cfg(test)]
 mod tests;
 

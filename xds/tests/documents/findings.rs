@@ -1686,6 +1686,8 @@ fn a_certificate_comes_from_files_or_from_a_workload_api() {
     let api = "workloadApi: unix:///run/zeugma/workload.sock";
     assert!(try_load(&[&with(api)], None).is_ok());
     assert!(try_load(&[&with(&format!("{api}, denied: denied"))], None).is_ok());
+    let sds = "sds: { address: unix:///a, bundles: [ROOTCA, 'spiffe://west.example'] }";
+    assert!(try_load(&[&with(&format!("{sds}, denied: denied"))], None).is_ok());
     for (svid, code, path, words) in [
         (
             "",
@@ -1716,6 +1718,36 @@ fn a_certificate_comes_from_files_or_from_a_workload_api() {
             Code::BadValue,
             "spec.svid.workloadApi",
             "private key would cross the network",
+        ),
+        (
+            &format!("{api}, sds: {{ address: unix:///a }}"),
+            Code::Contradiction,
+            "spec.svid.sds",
+            "comes from `workloadApi` already",
+        ),
+        (
+            "sds: { address: 'tcp://10.0.0.1:8081' }",
+            Code::BadValue,
+            "spec.svid.sds.address",
+            "private key would cross the network",
+        ),
+        (
+            "sds: { address: unix:///a, bundles: [] }",
+            Code::BadValue,
+            "spec.svid.sds.bundles",
+            "1 to 64",
+        ),
+        (
+            "sds: { address: unix:///a, svid: a, bundles: [b, a] }",
+            Code::BadValue,
+            "spec.svid.sds.bundles[1]",
+            "`a` is asked for already",
+        ),
+        (
+            "sds: { address: unix:///a, svid: '' }",
+            Code::BadValue,
+            "spec.svid.sds.svid",
+            "1 to 2048 bytes",
         ),
     ] {
         let finding = only(&[&with(svid)], svid);
