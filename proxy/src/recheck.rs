@@ -20,9 +20,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use http::{Method, Uri};
+use http::{HeaderMap, Method, Uri};
 use rustls_pki_types::UnixTime;
 use slab::Slab;
+use zeugma_core::engine::Headers;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::recheck::{Answering, Asked, Carried, Directory, Ending, Kind, find};
 use zeugma_core::recheck::{judge, judge_answering, judge_copy};
@@ -30,6 +31,7 @@ use zeugma_core::snapshot::{Address, EndpointKey, Role};
 use zeugma_core::svid::Rule;
 use zeugma_core::verdict::Reason;
 
+use crate::http::headers;
 use crate::listing::{Carrying, Wanted};
 use crate::runtime::{Published, Shared, Worker};
 use crate::tls::{Credentials, Refusal, TlsPeer};
@@ -95,6 +97,8 @@ struct Seldom {
     proxy: Option<SocketAddr>,
     /// The other service that the split of its rule led it to.
     led: Option<(Arc<str>, u16)>,
+    /// The headers of a request, where a rule asks for some.
+    headers: Option<Rc<HeaderMap>>,
 }
 
 /// Something open, as its task and the walk share it.
@@ -182,6 +186,7 @@ impl Registry {
                     mirror: Some(Arc::clone(route)),
                     proxy: original.seldom.as_ref().and_then(|seldom| seldom.proxy),
                     led: None,
+                    headers: (original.seldom.as_ref()).and_then(|seldom| seldom.headers.clone()),
                 })),
             }),
             told: RefCell::default(),
@@ -305,6 +310,15 @@ impl Entry {
         if service.is_some() || known.seldom.is_some() {
             let led = service.map(|(name, port)| (Arc::clone(name), port));
             known.seldom.get_or_insert_default().led = led;
+        }
+    }
+
+    /// Notes the headers of a request, which rules ask for.
+    pub(crate) fn has_headers(&self, headers: &HeaderMap) {
+        let mut known = self.known.borrow_mut();
+        let seldom = known.seldom.get_or_insert_default();
+        if seldom.headers.is_none() {
+            seldom.headers = Some(Rc::new(headers.clone()));
         }
     }
 
@@ -585,6 +599,10 @@ impl Judge {
             Asked::Service(led) => Some(led),
             Asked::Nothing | Asked::Gone => None,
         };
+        let each = |name: &str, tell: &mut dyn FnMut(&[u8])| {
+            let headers = seldom.headers.iter();
+            headers.for_each(|headers| headers::each(headers, name, tell));
+        };
         let kind = match &known.open {
             Open::Passthrough => Kind::Passthrough,
             Open::Bytes => Kind::Bytes,
@@ -593,6 +611,7 @@ impl Judge {
             Open::Request(request) => Kind::Request {
                 method: request.0.as_str(),
                 path: request.1.path(),
+                headers: seldom.headers.as_ref().map(|_| Headers(&each)),
             },
         };
         let renamed = self.published.listener(&entry.listener);

@@ -80,6 +80,7 @@ mod security_audit;
 mod security_certificates;
 mod security_federation;
 mod security_files;
+mod security_headers;
 mod security_hello;
 mod security_limits;
 mod security_pki;

@@ -108,6 +108,7 @@ fn what_came_in_by_a_listener_of_another_role_ends() {
     let request = Kind::Request {
         method: "GET",
         path: "/v1/x",
+        headers: None,
     };
     let all = [
         ("shop/db", Kind::Bytes),
@@ -140,6 +141,7 @@ fn what_would_be_let_in_again_stays() {
     let request = Kind::Request {
         method: "GET",
         path: "/v1/orders",
+        headers: None,
     };
     judge(&world, &carried(&world, "shop/web", &cart, request)).unwrap();
     let name: Arc<str> = "shop/db".into();
@@ -207,6 +209,7 @@ fn a_session_stays_while_any_request_of_it_could_be_allowed() {
     let put = Kind::Request {
         method: "PUT",
         path: "/v1/orders",
+        headers: None,
     };
     let ending = judge(&world, &carried(&world, "shop/web", &cart, put)).unwrap_err();
     assert_eq!(ending.rule.as_deref(), Some("orders.yaml:11"));

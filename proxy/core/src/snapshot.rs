@@ -226,8 +226,56 @@ pub struct Rule {
     pub methods: Vec<Arc<str>>,
     /// The HTTP path.
     pub paths: Vec<PathPattern>,
+    /// Headers of the request, each with its name once.
+    pub headers: Vec<HeaderRule>,
     /// Where the rule was written.
     pub position: Option<Position>,
+}
+
+impl Policy {
+    /// Whether a rule asks for the headers of requests.
+    #[must_use]
+    pub fn asks_headers(&self) -> bool {
+        let mut rules = self.allow.iter().chain(&self.deny);
+        rules.any(|rule| !rule.headers.is_empty())
+    }
+}
+
+/// What a rule's `headers` names: a header, and its values.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HeaderRule {
+    /// Its name, in lower case.
+    pub name: Arc<str>,
+    /// One of them it must have.
+    pub values: Vec<ValuePattern>,
+}
+
+impl fmt::Display for HeaderRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.name)?;
+        for (nth, value) in self.values.iter().enumerate() {
+            write!(f, "{} {value}", if nth > 0 { " or" } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+/// A value of a header.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ValuePattern {
+    /// `acme`: this value alone.
+    Exact(Arc<str>),
+    /// `acme-*`: every value that begins with `acme-`. Holds `acme-`, or nothing: any value.
+    Begins(Arc<str>),
+}
+
+impl fmt::Display for ValuePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(value) => f.write_str(value),
+            Self::Begins(prefix) => write!(f, "{prefix}*"),
+        }
+    }
 }
 
 /// What a rule's `paths` names.

@@ -462,6 +462,7 @@ fn ask_rbac(id: &str, input: &Value, expected: &Value) {
             .map_or(Evidence::Network, Evidence::Verified),
         method: None,
         path: None,
+        headers: None,
     };
     let allowed = matches!(
         authorize(&world, ServiceIx(0), &asking),

@@ -115,6 +115,7 @@ fn ask(world: &Snapshot, ask: &Ask<'_>) -> Verdict {
         evidence: ask.evidence,
         method: ask.method,
         path: ask.path,
+        headers: None,
     };
     authorize(world, ServiceIx(0), &asking)
 }
@@ -502,6 +503,7 @@ impl Plan {
             } else {
                 vec![]
             },
+            headers: Vec::new(),
             position: None,
         }
     }

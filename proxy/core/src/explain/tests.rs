@@ -239,6 +239,7 @@ fn as_the_gateway(world: &World, question: &Question, draw: u64) -> Result<Vec<A
         evidence,
         method: is_request.then_some(&*question.method),
         path: is_request.then_some(&*question.path),
+        headers: is_request.then_some(Headers::NONE),
     };
     if let Verdict::Deny { reason, .. } = authorize(snapshot, ix, &asking) {
         return Err(reason);

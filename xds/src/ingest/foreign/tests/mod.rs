@@ -175,12 +175,15 @@ fn asked(
     (method, authority, path): (&str, &str, &str),
     headers: &[(&str, &str)],
 ) -> String {
-    let has = |name: &str, value: &str| headers.contains(&(name, value));
+    let each = |name: &str, tell: &mut dyn FnMut(&[u8])| {
+        let all = headers.iter().filter(|(known, _)| *known == name);
+        all.for_each(|(_, value)| tell(value.as_bytes()));
+    };
     let request = Request {
         authority,
         method,
         path,
-        headers: Headers(&has),
+        headers: Headers(&each),
     };
     decided(snapshot, caller, Wants::Request(request))
 }
