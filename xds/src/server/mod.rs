@@ -168,9 +168,15 @@ struct Shared {
     memory: Arc<Semaphore>,
     standings: Standings,
     loads: Mutex<Loads>,
-    /// Of nodes that are refused, and of streams that are ended.
-    lines: [Seldom; 2],
+    lines: Lines,
     make: Make,
+}
+
+/// What anybody may have the log say.
+#[derive(Debug, Default)]
+struct Lines {
+    refused: Seldom,
+    ended: Seldom,
 }
 
 /// How a view is made.
@@ -224,7 +230,7 @@ impl Server {
                 memory: Arc::new(Semaphore::new(limits.requests_kib())),
                 standings: Standings::default(),
                 loads: Mutex::default(),
-                lines: Default::default(),
+                lines: Lines::default(),
                 make,
             }),
         }

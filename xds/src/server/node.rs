@@ -69,7 +69,7 @@ impl Shared {
     fn judge(&self, plane: &Plane, claim: &Claim, caller: &Caller) -> Result<View, Status> {
         // What there is, and who may have it, is not told to those who may not.
         let refuse = |why: String| {
-            if let Some(left_out) = self.lines[0].may_say() {
+            if let Some(left_out) = self.lines.refused.may_say() {
                 tracing::warn!(
                     code = "ZG0502",
                     node = %claim.id, cluster = %claim.cluster, %caller, left_out,

@@ -260,7 +260,7 @@ fn refused(shared: &Shared, caller: &Caller, node: &str, why: String) -> Status 
 impl Shared {
     /// Tells that a stream is ended, and why.
     pub(super) fn ends(&self, why: &dyn std::fmt::Display, node: &str, caller: &Caller) {
-        if let Some(left_out) = self.lines[1].may_say() {
+        if let Some(left_out) = self.lines.ended.may_say() {
             tracing::warn!(code = "ZG0504", node, %caller, left_out, "a stream of xDS is ended: {why}");
         }
     }
