@@ -1,16 +1,19 @@
 //! Who comes in: connections, their handshakes, and how long each may stay.
 
+use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use zeugma_proxy::tls::{Credentials, TlsPeer, server_config};
-use zeugma_xds::{Caller, Server, Visitor};
+use zeugma_xds::{Caller, Seldom, Server, Visitor};
 
 /// Connections at once.
 const CONNECTIONS_MAX: usize = 20_000;
@@ -47,32 +50,61 @@ impl Door {
 }
 
 /// Accepts connections, and carries them.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Doorkeeper {
-    listener: TcpListener,
     server: Server,
     door: Door,
     room: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
+    lines: Arc<Seldom>,
 }
 
 impl Doorkeeper {
-    pub(super) fn new(listener: TcpListener, server: Server, door: Door) -> Self {
+    pub(super) fn new(server: Server, door: Door) -> Self {
         Self {
-            listener,
             server,
             door,
             room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            lines: Arc::default(),
         }
     }
 
-    /// Runs until the server drains and every connection has ended.
-    pub(super) async fn run(self) {
+    /// Has threads accept and carry connections, each those that it accepted, until the server drains
+    /// and every connection has ended; then the receiver ends too.
+    pub(super) fn start(
+        self,
+        listener: TcpListener,
+        threads: usize,
+    ) -> io::Result<mpsc::Receiver<Infallible>> {
+        let listener = listener.into_std()?;
+        let (runs, ended) = mpsc::channel(1);
+        for nth in 0..threads {
+            let (keeper, listener, runs) = (self.clone(), listener.try_clone()?, runs.clone());
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let carry = async move {
+                match TcpListener::from_std(listener) {
+                    Ok(listener) => keeper.run(listener).await,
+                    Err(error) => {
+                        tracing::warn!(code = "ZG0509", %error, "a thread accepts no connection");
+                    }
+                }
+                drop(runs);
+            };
+            thread::Builder::new()
+                .name(format!("xds-{nth}"))
+                .spawn(move || runtime.block_on(carry))?;
+        }
+        Ok(ended)
+    }
+
+    async fn run(self, listener: TcpListener) {
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
+                accepted = listener.accept() => accepted,
                 Some(_ended) = connections.join_next() => continue,
                 () = self.server.drained() => break,
             };
@@ -86,6 +118,7 @@ impl Doorkeeper {
                         server: self.server.clone(),
                         door: self.door.clone(),
                         handshakes: Arc::clone(&self.handshakes),
+                        lines: Arc::clone(&self.lines),
                         source,
                     };
                     drop(connections.spawn(async move {
@@ -99,7 +132,7 @@ impl Doorkeeper {
                 }
             }
         }
-        drop(self.listener);
+        drop(listener);
         while connections.join_next().await.is_some() {}
     }
 }
@@ -109,6 +142,7 @@ struct Visit {
     server: Server,
     door: Door,
     handshakes: Arc<Semaphore>,
+    lines: Arc<Seldom>,
     source: SocketAddr,
 }
 
@@ -130,7 +164,9 @@ impl Visit {
         let (stream, peer) = match self.shake_hands(tcp, &credentials).await {
             Ok(done) => done,
             Err(why) => {
-                tracing::warn!(code = "ZG0506", source = %self.source, "a connection failed: {why}");
+                if let Some(left_out) = self.lines.may_say() {
+                    tracing::warn!(code = "ZG0506", source = %self.source, left_out, "a connection failed: {why}");
+                }
                 return;
             }
         };

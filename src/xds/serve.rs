@@ -25,8 +25,8 @@ use crate::{ca, exit};
 
 /// How long clients get to go elsewhere once it drains.
 const DRAIN: Duration = Duration::from_secs(10);
-/// Threads that carry streams: what makes a thousand clients that come back wait is reading all that they
-/// have.
+/// Threads that carry connections: what makes a thousand clients that come back wait is that all that they
+/// have is read.
 const WORKERS_MAX: usize = 4;
 
 #[derive(Debug, Args)]
@@ -49,6 +49,9 @@ pub(crate) struct Arguments {
     /// The longest request that is read: a client that comes back says everything that it has
     #[arg(long, value_name = "BYTES", default_value_t = ServerLimits::default().request_bytes)]
     request_bytes: usize,
+    /// Gateways, and places where they stand, of one caller at once: each is compiled by itself
+    #[arg(long, value_name = "COUNT", default_value_t = ServerLimits::default().caller_views)]
+    caller_views: usize,
     /// How its log on standard error looks
     #[arg(
         long,
@@ -185,9 +188,7 @@ impl ServeError {
 /// Runs until drained; returns the exit code.
 pub(crate) fn run(arguments: Arguments) -> ExitCode {
     drop(Logging::start(arguments.log_format.into()));
-    let available = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(available.min(WORKERS_MAX))
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let served = match runtime {
@@ -211,6 +212,7 @@ async fn serve(arguments: Arguments) -> Result<(), ServeError> {
         allow,
         admin: admin_address,
         request_bytes,
+        caller_views,
         log_format: _,
     } = arguments;
     if svid.plaintext && !listen.ip().is_loopback() {
@@ -245,6 +247,7 @@ async fn serve(arguments: Arguments) -> Result<(), ServeError> {
     };
     let limits = ServerLimits {
         request_bytes,
+        caller_views,
         ..ServerLimits::default()
     };
     let identifier = concat!("zeugma/", env!("CARGO_PKG_VERSION"));
@@ -254,9 +257,15 @@ async fn serve(arguments: Arguments) -> Result<(), ServeError> {
     let address = |listener: &TcpListener, asked| listener.local_addr().unwrap_or(asked);
     let (listens, admins) = (address(&listener, listen), address(&admin, admin_address));
     let door = Door::new(credentials.map(Arc::new));
-    let keeper = Doorkeeper::new(listener, server.clone(), door.clone());
+    let keeper = Doorkeeper::new(server.clone(), door.clone());
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let mut carried = (keeper.start(listener, threads.min(WORKERS_MAX))).map_err(|source| {
+        ServeError::System {
+            what: "no thread for connections",
+            source,
+        }
+    })?;
     tracing::info!(code = "ZG0505", address = %listens, admin = %admins, gateways, "the control plane serves");
-    let carried = tokio::spawn(keeper.run());
     let asked = tokio::spawn(admin::run(
         admin,
         server.clone(),
@@ -265,7 +274,7 @@ async fn serve(arguments: Arguments) -> Result<(), ServeError> {
     state.follow(&server, &door).await?;
     server.drain();
     // Who does not go is cut.
-    timeout(DRAIN, carried).await.ok();
+    timeout(DRAIN, carried.recv()).await.ok();
     asked.abort();
     Ok(())
 }

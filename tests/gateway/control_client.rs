@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use crate::mesh::by_hand::{self, CLUSTER, ENDPOINTS, LISTENER, ROUTES};
 use crate::mesh::{Cluster, ControlPlane, Gateway, Manner, Service, eventually, get, within};
 
-const ORDERS: &str = "orders.shop.svc.clusterset.local";
+pub(crate) const ORDERS: &str = "orders.shop.svc.clusterset.local";
 const CART: &str = "cart.shop.svc.clusterset.local";
 
 /// East, whose gateway asks a control plane that shows who it is.
@@ -76,14 +76,14 @@ impl World {
 }
 
 /// Requests without a pause, all of which must be answered.
-struct Load {
+pub(crate) struct Load {
     answered: Arc<AtomicUsize>,
     failed: Arc<AtomicUsize>,
     callers: JoinSet<()>,
 }
 
 impl Load {
-    fn on(apps: SocketAddr) -> Self {
+    pub(crate) fn on(apps: SocketAddr) -> Self {
         let (answered, failed) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let mut callers = JoinSet::new();
         for _ in 0..4 {
@@ -108,7 +108,7 @@ impl Load {
     }
 
     /// Waits until so many more were answered.
-    async fn more(&self, count: usize) {
+    pub(crate) async fn more(&self, count: usize) {
         let until = self.answered.load(Ordering::SeqCst) + count;
         eventually("requests to be answered", async || {
             (self.answered.load(Ordering::SeqCst) >= until).then_some(())
@@ -116,7 +116,7 @@ impl Load {
         .await;
     }
 
-    async fn end(mut self) -> usize {
+    pub(crate) async fn end(mut self) -> usize {
         self.callers.shutdown().await;
         self.failed.load(Ordering::SeqCst)
     }

@@ -19,14 +19,14 @@ const EAST: &str = "{ cluster: east, locality: eu/eu-1, gateways: ['127.0.0.1:1'
 const ORDERS: &str = "{ protocol: http, backends: [{ endpoints: ['127.0.0.1:8080'] }], allow: [{ listeners: [apps] }] }";
 
 /// A running control plane.
-struct Served {
-    process: Gateway,
-    listens: SocketAddr,
+pub(crate) struct Served {
+    pub(crate) process: Gateway,
+    pub(crate) listens: SocketAddr,
     admin: SocketAddr,
 }
 
 impl Served {
-    async fn start(config: &Path, more: &[&str]) -> Self {
+    pub(crate) async fn start(config: &Path, more: &[&str]) -> Self {
         Self::of(command(config, more)).await
     }
 
@@ -51,7 +51,7 @@ impl Served {
         (reply.status, reply.text())
     }
 
-    async fn nodes(&self) -> serde_json::Value {
+    pub(crate) async fn nodes(&self) -> serde_json::Value {
         serde_json::from_str(&self.page("/api/v1/nodes").await.1).unwrap()
     }
 }
@@ -82,7 +82,7 @@ fn command_with_files(files: usize, config: &Path) -> Command {
     limited
 }
 
-fn mtls(cluster: &Cluster) -> Vec<String> {
+pub(crate) fn mtls(cluster: &Cluster) -> Vec<String> {
     let svid = cluster.svid();
     [
         ("--certificate", &svid.certificate),

@@ -1,11 +1,14 @@
-//! What a control plane costs: 10,000 services to 1,000 gateways over incremental xDS in memory.
+//! What a control plane costs: 10,000 services to 1,000 gateways over incremental xDS on loopback.
 //!
-//! The questions, with the numbers that would change a decision: does a change of one endpoint, which is
-//! encoded once, reach all gateways within 1 s; does a gateway cost under 1 MB; are 1,000 that come back at
-//! once, saying all that they have, done in 10 s, with next to nothing sent? Clients and server share the
-//! process and its threads, so that every figure is of both.
+//! The questions, with the numbers that would change a decision: is a change of one endpoint, which is
+//! encoded once, at all gateways within 1 s of its file, all that is read and compiled for it included;
+//! does a gateway cost the server under 1 MB; are 1,000 that come back at once, saying all that they
+//! have, done in 10 s, with next to nothing sent? The gateways are a process of their own, so that what
+//! is said of the server's memory and processor time is the server's; both share the machine. There is
+//! no TLS: what a handshake costs is known.
 //!
-//! `ZEUGMA_BENCH_SERVICES` and `ZEUGMA_BENCH_CLIENTS` make it smaller.
+//! `ZEUGMA_BENCH_SERVICES` and `ZEUGMA_BENCH_CLIENTS` make it smaller; the result of the full size is
+//! written to `benches/SERVE.md`.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -13,24 +16,26 @@
     reason = "a bench: it ends where something is not as it should be"
 )]
 
+#[path = "serve/gateways.rs"]
+mod gateways;
+#[path = "../../benches/support/machine.rs"]
+mod machine;
 #[path = "../../tests/support/many.rs"]
 mod many;
 
+use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use envoy_types::pb::envoy::config::core::v3::Node;
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse,
-};
-use http::Request;
-use prost::Message as _;
-use tokio::sync::watch;
-use zeugma_xds::{Admission, Caller, Good, Kind, Server, ServerLimits, Sources, Visitor};
+use tokio::net::TcpListener;
+use zeugma_xds::{Admission, Caller, Good, Plane, Server, ServerLimits, Sources, Visitor};
+
+// As in `zeugma`: what is freed goes back to the kernel.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const GATEWAY: &str = "apiVersion: zeugma.dev/v1alpha1
 kind: MeshGateway
@@ -44,37 +49,73 @@ spec:
     mesh: { address: '0.0.0.0:15443', role: mesh }
     apps: { address: '127.0.0.1:15001', role: workloads }
 ";
-const ADS: &str =
-    "http://x/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
-const CHANGES: usize = 10;
+const SERVICES: usize = 10_000;
+const CLIENTS: usize = 1000;
+const CHANGES: usize = 11;
+/// As many as `zeugma xds serve` has on two processors.
+const THREADS: usize = 2;
+const RESULT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/SERVE.md");
 
 fn main() {
+    if let Ok(address) = std::env::var(gateways::ADDRESS) {
+        return gateways::run(address.parse().unwrap());
+    }
     let number = |name: &str, default: usize| {
-        std::env::var(name)
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(default)
+        let text = std::env::var(name).ok();
+        text.and_then(|text| text.parse().ok()).unwrap_or(default)
     };
-    let services = number("ZEUGMA_BENCH_SERVICES", 10_000);
-    let clients = number("ZEUGMA_BENCH_CLIENTS", 1000);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(run(services, clients));
+    let services = number("ZEUGMA_BENCH_SERVICES", SERVICES);
+    let clients = number("ZEUGMA_BENCH_CLIENTS", CLIENTS);
+    let mut machine = machine::Machine::here().unwrap();
+    let figures = runtime().block_on(run(services, clients));
+    machine.ended().unwrap();
+    let text = report(&machine, (services, clients), &figures);
+    println!("{text}");
+    if (services, clients) == (SERVICES, CLIENTS) {
+        std::fs::write(RESULT, text).unwrap();
+    }
 }
 
-async fn run(services: usize, clients: usize) {
+/// What was measured.
+#[derive(Debug, Default)]
+struct Figures {
+    first_read: Duration,
+    first_told: Duration,
+    resources: usize,
+    told_bytes: usize,
+    request_bytes: usize,
+    back: Duration,
+    back_cpu: Duration,
+    back_cpu_gateways: Duration,
+    back_bytes: usize,
+    kept_bytes: usize,
+    kept_bytes_gateways: usize,
+    changes: Vec<Change>,
+}
+
+/// One change, from the moment that its file was written.
+#[derive(Debug)]
+struct Change {
+    read: Duration,
+    made: Duration,
+    told: Duration,
+    cpu: Duration,
+    encoded: u64,
+}
+
+impl Change {
+    fn all(&self) -> Duration {
+        self.read + self.made + self.told
+    }
+}
+
+async fn run(services: usize, clients: usize) -> Figures {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), services);
-    let plane = |good: &Good| Sources::read(folder.path()).unwrap().plane(good).unwrap();
+    let mut figures = Figures::default();
     let begun = Instant::now();
-    let first = plane(&Good::default());
-    println!(
-        "{services} services read and checked: {:.2?}",
-        begun.elapsed()
-    );
-    let good = first.good().clone();
+    let first = read(folder.path(), None);
+    figures.first_read = begun.elapsed();
     let admission = Admission {
         local: true,
         ..Default::default()
@@ -84,64 +125,52 @@ async fn run(services: usize, clients: usize) {
         ..Default::default()
     };
     let server = Server::new(first, admission, limits, "bench");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let mut gateways = Gateways::start(listener.local_addr().unwrap(), clients);
+    for _ in 0..THREADS {
+        let (listener, server) = (listener.try_clone().unwrap(), server.clone());
+        std::thread::spawn(move || runtime().block_on(accept(listener, server)));
+    }
 
     let begun = Instant::now();
-    let learned = learn(&server).await;
-    println!(
-        "the first gateway has all {} resources, {:.1} MB: {:.2?}",
-        learned.resources,
-        megabytes(learned.bytes),
-        begun.elapsed()
-    );
-    println!(
-        "what a gateway says that comes back: {:.2} MB",
-        megabytes(learned.requests.len())
-    );
+    [figures.resources, figures.told_bytes, figures.request_bytes] = gateways.hears("learned");
+    figures.first_told = begun.elapsed();
 
-    let before = resident();
-    let counts = Arc::new(Counts::default());
-    let (go, gone) = watch::channel(0_usize);
-    let (begun, cpu) = (Instant::now(), cpu());
-    for _ in 0..clients {
-        let (near, far) = tokio::io::duplex(64 * 1024);
-        serve(&server, far);
-        let (requests, counts, gone) =
-            (learned.requests.clone(), Arc::clone(&counts), gone.clone());
-        drop(tokio::spawn(follow(near, requests, counts, gone)));
-    }
-    until(&counts.answered, clients * 4).await;
-    let sent = counts.bytes.load(Ordering::Relaxed);
-    println!(
-        "{clients} gateways are back: {:.2?}, {:.2?} of CPU, {:.1} kB sent to each",
-        begun.elapsed(),
-        self::cpu().saturating_sub(cpu),
-        megabytes(sent) * 1000.0 / clients.max(1) as f64
-    );
-    let each = resident().saturating_sub(before) / clients.max(1);
-    println!(
-        "memory for each, its client too: {:.0} kB",
-        megabytes(each) * 1000.0
-    );
+    let pid = std::process::id();
+    let before = (resident(pid), resident(gateways.pid()));
+    let used = (cpu(pid), cpu(gateways.pid()));
+    let begun = Instant::now();
+    gateways.say("connect");
+    [figures.back_bytes] = gateways.hears("back");
+    figures.back = begun.elapsed();
+    figures.back_cpu = cpu(pid).saturating_sub(used.0);
+    figures.back_cpu_gateways = cpu(gateways.pid()).saturating_sub(used.1);
+    // What is freed goes back within moments.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    figures.kept_bytes = resident(pid).saturating_sub(before.0) / clients.max(1);
+    figures.kept_bytes_gateways =
+        resident(gateways.pid()).saturating_sub(before.1) / clients.max(1);
 
-    let mut worst = Duration::ZERO;
     for nth in 1..=CHANGES {
-        let file = folder.path().join("routes-0.yaml");
-        let (from, to) = (
-            format!("\"10.1.0.{nth}:8080\""),
-            format!("\"10.9.0.{nth}:8080\""),
-        );
-        let text = std::fs::read_to_string(&file).unwrap();
-        assert!(text.contains(&from));
-        std::fs::write(&file, text.replace(&from, &to)).unwrap();
-        let begun = Instant::now();
-        let changed = plane(&good);
+        edit(&folder.path().join("routes-0.yaml"), nth);
+        let (used, begun) = (cpu(pid), Instant::now());
+        let plane = read(folder.path(), Some(&server));
         let read = begun.elapsed();
-        go.send_replace(nth);
-        let took = change(&server, changed, &counts, clients).await;
-        println!("read {read:.2?}, {took}", took = took.0);
-        worst = worst.max(took.1);
+        let encoded = server.publish(plane).await;
+        let made = begun.elapsed() - read;
+        let [of] = gateways.hears("changed");
+        assert_eq!(of, nth, "changes are told one by one");
+        figures.changes.push(Change {
+            read,
+            made,
+            told: begun.elapsed() - read - made,
+            cpu: cpu(pid).saturating_sub(used),
+            encoded,
+        });
     }
-    println!("the slowest: {worst:.2?}");
+    gateways.end();
+    figures
 }
 
 fn write(folder: &Path, services: usize) {
@@ -153,236 +182,211 @@ fn write(folder: &Path, services: usize) {
     }
 }
 
-/// Publishes a change of one endpoint; what it took, as a text and until all gateways had it.
-async fn change(
-    server: &Server,
-    changed: zeugma_xds::Plane,
-    counts: &Counts,
-    clients: usize,
-) -> (String, Duration) {
-    let told = counts.changes.load(Ordering::Relaxed);
-    let begun = Instant::now();
-    let encoded = server.publish(changed).await;
-    let made = begun.elapsed();
-    until(&counts.changes, told + clients).await;
-    let all = begun.elapsed();
-    let text = format!("made {made:.2?} with {encoded} encoded, at all gateways {all:.2?}");
-    (text, all)
+fn edit(file: &Path, nth: usize) {
+    let (from, to) = (
+        format!("\"10.1.0.{nth}:8080\""),
+        format!("\"10.9.0.{nth}:8080\""),
+    );
+    let text = std::fs::read_to_string(file).unwrap();
+    assert!(text.contains(&from));
+    std::fs::write(file, text.replace(&from, &to)).unwrap();
 }
 
-#[derive(Debug, Default)]
-struct Counts {
-    /// Types whose first request was acknowledged by an answer, or needs none.
-    answered: AtomicUsize,
-    changes: AtomicUsize,
-    bytes: AtomicUsize,
+/// What a control plane does once files have come to rest.
+fn read(folder: &Path, server: Option<&Server>) -> Plane {
+    let sources = Sources::read(folder).unwrap();
+    match server {
+        None => sources.plane(&Good::default()).unwrap(),
+        Some(server) => sources.plane_after(&server.plane()).unwrap(),
+    }
 }
 
-/// What one gateway was told, as the requests of another that has it from an earlier stream.
-struct Learned {
-    requests: Bytes,
-    resources: usize,
-    bytes: usize,
+/// One of those that the server has.
+fn runtime() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().unwrap()
 }
 
-fn serve(server: &Server, stream: tokio::io::DuplexStream) {
-    let visitor = Visitor {
-        caller: Caller::Local,
-        source: SocketAddr::from(([127, 0, 0, 1], 1)),
-        until: tokio::time::Instant::now() + Duration::from_secs(3600),
-    };
-    let server = server.clone();
-    drop(tokio::spawn(
-        async move { server.serve(stream, visitor).await },
-    ));
-}
-
-fn framed(request: &DeltaDiscoveryRequest, to: &mut BytesMut) {
-    to.put_u8(0);
-    to.put_u32(u32::try_from(request.encoded_len()).unwrap());
-    request.encode(to).unwrap();
-}
-
-/// Asks for everything once.
-async fn learn(server: &Server) -> Learned {
-    let (near, far) = tokio::io::duplex(1 << 20);
-    serve(server, far);
-    let mut stream = Stream::open(near).await;
-    let node = || {
-        Some(Node {
-            id: "east-gw".to_owned(),
-            ..Default::default()
-        })
-    };
-    let mut all = BytesMut::new();
-    let (mut resources, mut bytes) = (0, 0);
-    for kind in Kind::ALL {
-        let is_wildcard = matches!(kind, Kind::Cluster | Kind::Listener);
-        let subscribe = if is_wildcard {
-            Vec::new()
-        } else {
-            vec!["*".to_owned()]
+async fn accept(listener: std::net::TcpListener, server: Server) {
+    let listener = TcpListener::from_std(listener).unwrap();
+    loop {
+        let (stream, source) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let visitor = Visitor {
+            caller: Caller::Local,
+            source,
+            until: tokio::time::Instant::now() + Duration::from_secs(3600),
         };
-        let mut request = DeltaDiscoveryRequest {
-            node: node(),
-            type_url: kind.type_url(),
-            resource_names_subscribe: subscribe,
-            ..Default::default()
-        };
-        let mut ask = BytesMut::new();
-        framed(&request, &mut ask);
-        stream.send(ask.freeze()).await;
-        let message = stream.next().await.unwrap();
-        bytes += message.len();
-        let told = DeltaDiscoveryResponse::decode(message).unwrap();
-        resources += told.resources.len();
-        request.initial_resource_versions = (told.resources.iter())
-            .map(|one| (one.name.clone(), one.version.clone()))
-            .collect();
-        if !is_wildcard {
-            request.resource_names_subscribe =
-                told.resources.iter().map(|one| one.name.clone()).collect();
-        }
-        framed(&request, &mut all);
-        let mut taken = BytesMut::new();
-        framed(&acknowledge(&told.type_url, &told.nonce), &mut taken);
-        stream.send(taken.freeze()).await;
-    }
-    // The last: what is answered shows that all before was read.
-    framed(&last(), &mut all);
-    Learned {
-        requests: all.freeze(),
-        resources,
-        bytes,
+        let server = server.clone();
+        drop(tokio::spawn(
+            async move { server.serve(stream, visitor).await },
+        ));
     }
 }
 
-fn last() -> DeltaDiscoveryRequest {
-    DeltaDiscoveryRequest {
-        type_url: "type.googleapis.com/nothing".to_owned(),
-        resource_names_subscribe: vec!["x".to_owned()],
-        ..Default::default()
-    }
+/// The process of the gateways.
+struct Gateways {
+    child: Child,
+    say: ChildStdin,
+    hear: BufReader<ChildStdout>,
 }
 
-fn acknowledge(type_url: &str, nonce: &str) -> DeltaDiscoveryRequest {
-    DeltaDiscoveryRequest {
-        type_url: type_url.to_owned(),
-        response_nonce: nonce.to_owned(),
-        ..Default::default()
-    }
-}
-
-/// A gateway that comes back, and counts what it is told.
-async fn follow(
-    near: tokio::io::DuplexStream,
-    requests: Bytes,
-    counts: Arc<Counts>,
-    go: watch::Receiver<usize>,
-) {
-    let mut stream = Stream::open(near).await;
-    stream.send(requests).await;
-    while let Some(message) = stream.next().await {
-        counts.bytes.fetch_add(message.len(), Ordering::Relaxed);
-        let told = DeltaDiscoveryResponse::decode(message).unwrap();
-        if *go.borrow() > 0 {
-            counts.changes.fetch_add(1, Ordering::Relaxed);
-        } else {
-            // Two wildcards are answered with nothing, the last with what is missing.
-            assert!(told.resources.is_empty());
-            let is_last = !told.removed_resources.is_empty();
-            counts
-                .answered
-                .fetch_add(if is_last { 2 } else { 1 }, Ordering::Relaxed);
-        }
-        let mut taken = BytesMut::new();
-        framed(&acknowledge(&told.type_url, &told.nonce), &mut taken);
-        stream.send(taken.freeze()).await;
-    }
-}
-
-async fn until(count: &AtomicUsize, wanted: usize) {
-    while count.load(Ordering::Relaxed) < wanted {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
-
-struct Stream {
-    ask: h2::SendStream<Bytes>,
-    body: h2::RecvStream,
-    read: BytesMut,
-}
-
-impl Stream {
-    async fn open(near: tokio::io::DuplexStream) -> Self {
-        let mut builder = h2::client::Builder::new();
-        builder
-            .initial_window_size(1 << 20)
-            .initial_connection_window_size(1 << 20);
-        let (mut send, connection) = builder.handshake(near).await.unwrap();
-        drop(tokio::spawn(connection));
-        let request = Request::post(ADS).header("content-type", "application/grpc");
-        let (response, ask) = send.send_request(request.body(()).unwrap(), false).unwrap();
+impl Gateways {
+    fn start(server: SocketAddr, clients: usize) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .env(gateways::ADDRESS, server.to_string())
+            .env(gateways::CLIENTS, clients.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         Self {
-            ask,
-            body: response.await.unwrap().into_body(),
-            read: BytesMut::new(),
+            say: child.stdin.take().unwrap(),
+            hear: BufReader::new(child.stdout.take().unwrap()),
+            child,
         }
     }
 
-    async fn send(&mut self, mut bytes: Bytes) {
-        while bytes.has_remaining() {
-            self.ask.reserve_capacity(bytes.len().min(64 * 1024));
-            let granted = std::future::poll_fn(|context| self.ask.poll_capacity(context)).await;
-            let part = bytes.split_to(granted.unwrap().unwrap().min(bytes.len()));
-            self.ask.send_data(part, false).unwrap();
-        }
+    fn pid(&self) -> u32 {
+        self.child.id()
     }
 
-    async fn next(&mut self) -> Option<Bytes> {
-        loop {
-            if let Some(prefix) = self.read.get(1..5) {
-                let len = u32::from_be_bytes(prefix.try_into().unwrap()) as usize;
-                if self.read.len() >= 5 + len {
-                    self.read.advance(5);
-                    let message = self.read.split_to(len).freeze();
-                    if self.read.is_empty() {
-                        self.read = BytesMut::new();
-                    }
-                    return Some(message);
-                }
-            }
-            let data = self.body.data().await?.unwrap();
-            self.body
-                .flow_control()
-                .release_capacity(data.len())
-                .unwrap();
-            self.read.extend_from_slice(&data);
-        }
+    fn say(&mut self, word: &str) {
+        writeln!(self.say, "{word}").unwrap();
+    }
+
+    /// Waits for a line that begins so, and reads its numbers; connections have threads of their own.
+    fn hears<const N: usize>(&mut self, word: &str) -> [usize; N] {
+        let mut line = String::new();
+        self.hear.read_line(&mut line).unwrap();
+        let mut words = line.split_whitespace();
+        assert_eq!(words.next(), Some(word), "the gateways said `{line}`");
+        std::array::from_fn(|_| words.next().unwrap().parse().unwrap())
+    }
+
+    /// Its input's end is its own.
+    fn end(mut self) {
+        drop(self.say);
+        self.child.wait().unwrap();
     }
 }
 
-fn megabytes(bytes: usize) -> f64 {
-    bytes as f64 / 1e6
-}
-
-/// Bytes of memory that the process has.
-fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/statm").unwrap();
+/// Bytes of memory that a process has.
+fn resident(pid: u32) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
     let pages: usize = status.split(' ').nth(1).unwrap().parse().unwrap();
     pages * 4096
 }
 
-/// Processor time of the process so far.
-fn cpu() -> Duration {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat
-        .rsplit_once(')')
-        .unwrap()
-        .1
-        .split_whitespace()
-        .collect();
+/// Processor time of a process so far.
+fn cpu(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let rest = stat.rsplit_once(')').unwrap().1;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
     // `utime` and `stime` are fields 14 and 15, of which two stand before the parenthesis; ticks of 10 ms.
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
     Duration::from_millis(ticks * 10)
+}
+
+fn report(machine: &machine::Machine, size: (usize, usize), figures: &Figures) -> String {
+    let (services, clients) = size;
+    let mut changes: Vec<&Change> = figures.changes.iter().collect();
+    changes.sort_by_key(|change| change.all());
+    let median = changes[changes.len() / 2];
+    let mut text = format!(
+        "# A control plane of {services} services and {clients} gateways
+
+Written by `cargo bench -p zeugma-xds --bench serve`; do not edit.
+
+- {}, commit {}
+- {machine}
+- the gateways are one process, the server another, with two threads; both share the processors, over
+  loopback and without TLS
+
+| what | figure | goal | |
+|---|--:|--:|---|
+",
+        machine::now().unwrap(),
+        machine::commit(),
+    );
+    for (what, figure, goal, is_met) in goals(&changes, figures, clients.max(1)) {
+        let verdict = if is_met { "met" } else { "missed" };
+        // Writing into a String does not fail.
+        writeln!(text, "| {what} | {figure} | {goal} | {verdict} |").ok();
+    }
+    text + &details(median, figures)
+}
+
+type Goal = (&'static str, String, &'static str, bool);
+
+fn goals(changes: &[&Change], figures: &Figures, clients: usize) -> [Goal; 6] {
+    let (median, worst) = (changes[changes.len() / 2], changes[changes.len() - 1]);
+    let encoded = changes.iter().map(|change| change.encoded).max().unwrap();
+    let second = Duration::from_secs(1);
+    let each = figures.back_bytes / clients;
+    [
+        (
+            "one endpoint changed: from its file to all gateways, the median of all changes",
+            format!("{:.0?}", median.all()),
+            "1 s",
+            median.all() < second,
+        ),
+        (
+            "the same, the worst",
+            format!("{:.0?}", worst.all()),
+            "1 s",
+            worst.all() < second,
+        ),
+        (
+            "resources encoded for it: the service's endpoints for workloads, and for other clusters",
+            encoded.to_string(),
+            "2",
+            encoded <= 2,
+        ),
+        (
+            "the server's memory for each gateway",
+            format!("{:.0} kB", figures.kept_bytes as f64 / 1e3),
+            "1000 kB",
+            figures.kept_bytes < 1_000_000,
+        ),
+        (
+            "all gateways come back at once, with what they have",
+            format!("{:.1?}", figures.back),
+            "10 s",
+            figures.back < Duration::from_secs(10),
+        ),
+        (
+            "sent to each of them",
+            format!("{each} B"),
+            "1000 B",
+            each < 1000,
+        ),
+    ]
+}
+
+fn details(median: &Change, figures: &Figures) -> String {
+    format!(
+        "
+- At first the documents are read and checked in {:.2?}; the first gateway has all {} resources,
+  {:.1} MB, after {:.2?} more.
+- What a gateway says that comes back is {:.2} MB. All that came back took {:.2?} of the server's
+  processor time and {:.2?} of the gateways'.
+- A gateway takes {:.0} kB of the gateways' process.
+- A change: files read and checked in {:.0?}, compiled in {:.0?}, told to all in {:.0?}, with {:.2?}
+  of the server's processor time (the median of {}).
+",
+        figures.first_read,
+        figures.resources,
+        figures.told_bytes as f64 / 1e6,
+        figures.first_told,
+        figures.request_bytes as f64 / 1e6,
+        figures.back_cpu,
+        figures.back_cpu_gateways,
+        figures.kept_bytes_gateways as f64 / 1e3,
+        median.read,
+        median.made,
+        median.told,
+        median.cpu,
+        figures.changes.len(),
+    )
 }

@@ -47,7 +47,7 @@ pub use format::{FormatError, format, yaml_files};
 pub use meaning::{LevelMeaning, MatchMeaning, ServiceMeaning, meaning};
 pub use plane::Plane;
 pub use resource_diff::{ResourceDifference, resource_diff};
-pub use server::{Admission, Caller, Server, ServerLimits, Visitor};
+pub use server::{Admission, Caller, Seldom, Server, ServerLimits, Visitor};
 pub use session::Kind;
 pub use settings::{
     AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, ControlPlane, Drain,

@@ -105,7 +105,7 @@ pub(super) async fn exchange(
     // Boxed, for it is handed on to whoever answers.
     let mut exchange = Box::new(Exchange::begin(context, &published, head, present));
     exchange.upgrade = upgrade;
-    exchange.passing = passing.or_else(|| exchange.head.extensions.remove());
+    exchange.passing = passing.or_else(|| exchange.head.extensions.remove().map(Passing::Across));
     if exchange.is_unreadable {
         return exchange.refuse(Reason::RequestMalformed, None);
     }
@@ -127,10 +127,8 @@ pub(super) async fn exchange(
         Ok(cluster) => cluster,
         Err((reason, detail)) => return exchange.refuse(reason, detail),
     };
-    let to = Pinned {
-        published: Arc::clone(&published),
-        cluster,
-    };
+    let role = listener.role;
+    let to = Pinned { published, cluster };
     match admission::request(&context.worker.shared, &to) {
         Ok(counted) => exchange.record.holds(counted),
         Err(reason) => return exchange.refuse(reason, None),
@@ -151,15 +149,15 @@ pub(super) async fn exchange(
         source.keep_back(gate);
     }
     if exchange.upgrade.is_none() {
-        let target = published.snapshot.service(service);
-        exchange.compared = mirror::start_all(&exchange, &published, target, &source);
+        let target = to.published.snapshot.service(service);
+        exchange.compared = mirror::start_all(&exchange, &to.published, target, &source);
     }
     let entry = Rc::clone(exchange.record.entry());
     let (ids, is_grpc) = (Rc::clone(&exchange.ids), exchange.is_grpc);
     // Dropped, it ends the try under way; its record says why.
     tokio::select! {
         biased;
-        response = exchange.answer(&to, listener.role, &source, None) => response,
+        response = exchange.answer(&to, role, &source, None) => response,
         () = entry.cut() => {
             let reason = entry
                 .ending()
@@ -392,16 +390,17 @@ impl Exchange {
         };
         self.record.entry().is_for(handed_on);
         let attested = handed_on.map(|id| id.as_str().into());
-        let credentials = self.context.worker.shared.credentials.load();
-        let on_list = (self.context.identity.iter().chain(handed_on))
-            .find_map(|id| credentials.denied().position(id));
+        let on_list = (self.context.identity.iter().chain(handed_on)).find_map(|id| {
+            let credentials = self.context.worker.shared.credentials.load();
+            credentials.denied().position(id).map(Arc::from)
+        });
         let position = rule.and_then(|rule| rule.position.as_ref());
         let position = position.map(|at| self.context.latest_rule.text(published.generation, at));
         let is_on_list = on_list.is_some();
         if let Some(closed) = self.record.facts() {
             closed.attested = attested;
             closed.detail = denial;
-            closed.rule = on_list.map(Arc::from).or(position);
+            closed.rule = on_list.or(position);
         }
         if is_on_list {
             return Err(Reason::IdentityDenied);
@@ -1049,7 +1048,7 @@ impl Exchange {
             request.extensions_mut().insert(gate);
         }
         if let Some(passing) = &self.passing {
-            request.extensions_mut().insert(passing.clone());
+            request.extensions_mut().insert(passing.across());
         }
         if self.upgrade.is_some() {
             upgrade::ask_on_stream(&mut request);

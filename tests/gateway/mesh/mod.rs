@@ -27,6 +27,7 @@ mod namespace;
 mod pair;
 pub(crate) mod secrets;
 mod service;
+pub(crate) mod strangers;
 
 use std::time::Duration;
 

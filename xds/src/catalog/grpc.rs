@@ -70,8 +70,16 @@ pub(super) fn cluster(cluster: &mut cluster::Cluster) {
     }
 }
 
-/// A locality stands once in each priority, and one without a weight is not used.
+/// A locality stands once in each priority, and one without a weight is not used. A factor that says when
+/// a priority is too little they do not know (`envoy.lb.does_not_support_overprovisioning`): they go on
+/// to the next where nothing of it answers.
 pub(super) fn endpoints(assigned: &mut endpoint::ClusterLoadAssignment) {
+    if let Some(policy) = &mut assigned.policy {
+        policy.overprovisioning_factor = None;
+        assigned
+            .policy
+            .take_if(|policy| *policy == Default::default());
+    }
     let mut merged = by_place(std::mem::take(&mut assigned.endpoints));
     for group in &mut merged {
         let weighed = (group.lb_endpoints.iter())

@@ -405,6 +405,28 @@ mod tests {
     }
 
     #[test]
+    fn p5_what_counts_by_a_factor_is_told_to_nobody_who_cannot_count_so() {
+        let made = |flavor| {
+            with_context(MESH, |context, _| {
+                let (mut store, mut memo) = (Store::default(), Memo::default());
+                let made = catalog(
+                    (context, flavor),
+                    (&mut store, &mut memo),
+                    None,
+                    &mut Findings::new(),
+                );
+                let all = messages::<endpoint::ClusterLoadAssignment>(&made, Kind::Endpoints);
+                let factors = all.into_values().filter_map(|one| one.policy);
+                factors
+                    .filter(|one| one.overprovisioning_factor.is_some())
+                    .count()
+            })
+        };
+        assert!(made(Flavor::Proxy) > 0);
+        assert_eq!(made(Flavor::Grpc), 0);
+    }
+
+    #[test]
     fn what_travels_says_what_is_handed_over_within_one_process() {
         let made = of(MESH, &mut Store::default(), None);
         let mut clusters = messages::<cluster::Cluster>(&made, Kind::Cluster);

@@ -155,7 +155,7 @@ impl Holdings {
         self.known.extend(update.known);
         for (key, change) in update.changes {
             let wrong = match &change {
-                Change::Put(resource) => check(key.0, &resource.body).err(),
+                Change::Put(resource) => check(key.0, &resource.body, &self.node).err(),
                 Change::Removed | Change::Missing | Change::Withdrawn => None,
             };
             let entry = self.entries.entry(key.clone()).or_default();

@@ -223,7 +223,7 @@ async fn what_a_server_says_is_published_and_acknowledged_after_that() {
     let error = nack.error_detail.unwrap();
     assert_eq!(
         error.message,
-        "cluster `stranger`: it has no `dev.zeugma` metadata"
+        "cluster `stranger`: load_assignment: it has no endpoints"
     );
     let two = [
         ("mesh", "7", bare("mesh", 1)),

@@ -2,6 +2,7 @@
 
 mod clusters;
 mod fields;
+mod foreign;
 mod http_rules;
 mod listeners;
 mod packed;
@@ -395,12 +396,12 @@ mod tests {
         let findings = ingest(&resources, node()).unwrap_err();
         let text = findings.to_string();
         for expected in [
-            "cluster `stranger`: it has no `dev.zeugma` metadata",
+            "cluster `stranger`: load_assignment: it has no endpoints",
             "cluster `listener`: it is a `type.googleapis.com/envoy.config.listener.v3.Listener`",
             "cluster `garbage`: ",
             "cluster `odd`: its `dev.zeugma` metadata: missing field `kind`",
             "route configuration `r`: it is a",
-            "listener `bare`: it has no `dev.zeugma` metadata",
+            "listener `bare`: address: it has no socket address",
             "listener `mesh`: filter chain `shop/orders:80`: no service `shop/orders:80`",
         ] {
             assert!(text.contains(expected), "{expected}: {text}");

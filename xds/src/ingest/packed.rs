@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use zeugma_core::snapshot::{Node, Snapshot};
 
+use super::foreign::{self, Foreign};
 use super::{Errors, Ingest, Names, ReadChain, ReadCluster, ReadHost, clusters, fields, listeners};
 use crate::compile::ResourceList;
 use crate::meta::AnyClusterMeta;
@@ -24,7 +25,8 @@ pub(crate) struct Packed<'a> {
     pub(crate) listeners: Vec<(&'a str, &'a Any)>,
 }
 
-type Decoded = (AnyClusterMeta, cluster::Cluster);
+/// A cluster with what we say of it; `None`: it is a stranger's.
+type Decoded = (Option<AnyClusterMeta>, cluster::Cluster);
 
 impl Packed<'_> {
     /// Makes a snapshot of them alone.
@@ -38,11 +40,15 @@ impl Packed<'_> {
             (name, self.cluster(any))
         });
         let (mut peers, mut others) = (Vec::new(), Vec::new());
+        let mut strange = Foreign::default();
         for ((name, decoded), (_, any)) in decoded.into_iter().zip(&self.clusters) {
             list.add('c', any.value.len(), name);
             match ingest.errors.keep(Kind::Cluster, name, decoded) {
-                Some(peer @ (AnyClusterMeta::Peer(_), _)) => peers.push(peer),
-                Some(other @ (AnyClusterMeta::Traffic(_), _)) => others.push(other),
+                Some((Some(meta @ AnyClusterMeta::Peer(_)), peer)) => peers.push((meta, peer)),
+                Some((Some(meta @ AnyClusterMeta::Traffic(_)), other)) => {
+                    others.push((meta, other))
+                }
+                Some((None, cluster)) => strange.clusters.push((name, cluster)),
                 None => {}
             }
         }
@@ -56,6 +62,10 @@ impl Packed<'_> {
             list.add('r', any.value.len(), name);
             let config = pb::unpack::<route::RouteConfiguration>(any);
             if let Some(config) = ingest.errors.keep(Kind::Routes, name, config) {
+                if foreign::is_foreign_routes(&config) {
+                    strange.routes.push((*name, config));
+                    continue;
+                }
                 let hosts = parallel::map(config.virtual_hosts, |host| {
                     ReadHost::read(&host, &ingest.names)
                 });
@@ -69,11 +79,16 @@ impl Packed<'_> {
             list.add('l', any.value.len(), name);
             let listener = pb::unpack::<listener::Listener>(any);
             if let Some(mut listener) = ingest.errors.keep(Kind::Listener, name, listener) {
+                if foreign::is_foreign(listener.metadata.as_ref()) {
+                    strange.listeners.push((*name, listener));
+                    continue;
+                }
                 let chains = std::mem::take(&mut listener.filter_chains);
                 let chains = parallel::map(chains, |chain| ReadChain::read(&chain, &ingest.names));
                 ingest.listener(name, &listener, chains);
             }
         }
+        strange.ingest(&mut ingest.snapshot, &mut ingest.errors);
         Ok((ingest.end()?, list))
     }
 
@@ -93,12 +108,14 @@ impl Packed<'_> {
 
 fn decoded(any: &Any) -> Result<Decoded, String> {
     let cluster: cluster::Cluster = pb::unpack(any)?;
-    let meta = pb::from_metadata(cluster.metadata.as_ref())?;
-    Ok((meta, cluster))
+    let metadata = cluster.metadata.as_ref();
+    let meta = (!foreign::is_foreign(metadata)).then(|| pb::from_metadata(metadata));
+    Ok((meta.transpose()?, cluster))
 }
 
 /// What is wrong with a resource by itself, whatever it refers to.
-pub(crate) fn check(kind: Kind, any: &Any) -> Result<(), String> {
+pub(crate) fn check(kind: Kind, any: &Any, node: &Node) -> Result<(), String> {
+    let own = &node.trust_domain;
     if !fields::is_ours(kind, any) {
         fields::check(any)?;
     }
@@ -108,18 +125,30 @@ pub(crate) fn check(kind: Kind, any: &Any) -> Result<(), String> {
             if clusters::is_discovered(&cluster) {
                 cluster.load_assignment = Some(endpoint::ClusterLoadAssignment::default());
             }
-            ReadCluster::read(&cluster, meta, &Names::any()).check()
+            match meta {
+                Some(meta) => ReadCluster::read(&cluster, meta, &Names::any()).check(),
+                None => foreign::check_cluster(&cluster, own),
+            }
         }
         // Which they are depends on the cluster.
         Kind::Endpoints => pb::unpack::<endpoint::ClusterLoadAssignment>(any).map(drop),
         Kind::Routes => {
             let config: route::RouteConfiguration = pb::unpack(any)?;
+            if foreign::is_foreign_routes(&config) {
+                return foreign::check_routes(&config);
+            }
             let any = Names::any();
             let mut hosts = config.virtual_hosts.iter();
             let wrong =
                 hosts.find_map(|host| ReadHost::read(host, &any).error().map(str::to_owned));
             wrong.map_or(Ok(()), Err)
         }
-        Kind::Listener => listeners::check(&pb::unpack(any)?),
+        Kind::Listener => {
+            let listener: listener::Listener = pb::unpack(any)?;
+            if foreign::is_foreign(listener.metadata.as_ref()) {
+                return foreign::check_listener(&listener, own);
+            }
+            listeners::check(&listener)
+        }
     }
 }

@@ -7,6 +7,8 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::*;
+use crate::packed::{self, Resources};
+use crate::pb::{self, Any, PbValue, cluster};
 use crate::session::Kind;
 
 const MESH: &str = include_str!("../catalog/mesh.yaml");
@@ -182,4 +184,86 @@ fn files_in_another_folder_are_named_alike_and_read_again() {
     };
     assert_eq!(made(&first), made(&second));
     assert!(Path::new(&*second.model.routes[0].source().file).starts_with(other.0.path()));
+}
+
+/// What is `dev.zeugma` of a cluster, and of its endpoints.
+fn change_metadata(any: &Any, of: impl Fn(&mut BTreeMap<String, PbValue>)) -> Any {
+    let mut cluster: cluster::Cluster = pb::unpack(any).unwrap();
+    let assigned = cluster.load_assignment.iter_mut();
+    let groups = assigned.flat_map(|one| &mut one.endpoints);
+    let endpoints = groups.flat_map(|group| &mut group.lb_endpoints);
+    let all = endpoints.map(|one| &mut one.metadata);
+    for metadata in all.chain([&mut cluster.metadata]).flatten() {
+        if let Some(ours) = metadata.filter_metadata.get_mut(pb::METADATA) {
+            let mut fields = std::mem::take(&mut ours.fields).into_iter().collect();
+            of(&mut fields);
+            ours.fields = fields.into_iter().collect();
+        }
+    }
+    pb::pack(&cluster)
+}
+
+// A server of another minor version says less, or more: fields of messages that this version does not
+// know are passed over; what is missing is as it is by default; a word of our metadata that is not known
+// refuses the one resource that has it, by name, for half of what it means is not what was meant.
+#[test]
+fn resources_of_another_version_are_read_as_far_as_they_are_meant() {
+    let folder = Folder::new();
+    let plane = folder.sources().plane(&Good::default()).unwrap();
+    let gateway = plane.gateway("east-gw").unwrap();
+    let node = gateway.node(Locality::parse("eu/eu-1").unwrap());
+    let context = Context {
+        model: &plane.model,
+        gateway,
+        node: &node,
+    };
+    let made = packed::compile(context, &mut Findings::new());
+    let expected = packed::ingest(&made, node.clone()).unwrap();
+    let with = |change: &dyn Fn(&Any) -> Any| {
+        let all = |of: &[(String, Any)]| {
+            of.iter()
+                .map(|(name, any)| (name.clone(), change(any)))
+                .collect()
+        };
+        Resources {
+            clusters: all(&made.clusters),
+            routes: all(&made.routes),
+            listeners: all(&made.listeners),
+        }
+    };
+    let newer = with(&|any| {
+        let mut any = any.clone();
+        // Field 2000, a number.
+        any.value.extend([0x80, 0x7d, 0x01]);
+        any
+    });
+    assert_eq!(packed::ingest(&newer, node.clone()), Ok(expected.clone()));
+
+    let of_clusters = |change: &dyn Fn(&mut BTreeMap<String, PbValue>)| Resources {
+        clusters: (made.clusters.iter())
+            .map(|(name, any)| (name.clone(), change_metadata(any, change)))
+            .collect(),
+        ..made.clone()
+    };
+    let later = [
+        "spreadPriority",
+        "peakEwma",
+        "hashOn",
+        "slowStartMillis",
+        "each",
+        "dropsStale",
+    ];
+    let older = of_clusters(&|fields| fields.retain(|name, _| !later.contains(&name.as_str())));
+    assert_eq!(packed::ingest(&older, node.clone()), Ok(expected));
+
+    let newer = of_clusters(&|fields| {
+        if let Some(kind) = fields.get("kind").cloned() {
+            fields.insert("future".to_owned(), kind);
+        }
+    });
+    let refused = packed::ingest(&newer, node).unwrap_err().to_string();
+    assert!(
+        refused.contains("future") && refused.contains("outbound|shop/orders:80"),
+        "{refused}"
+    );
 }

@@ -3,9 +3,12 @@
 //! It opens no socket and verifies nobody: who accepts connections says who calls. What it tells is made
 //! of a [`Plane`] for each node, and the same for nodes that see the same.
 
+mod load;
 mod node;
 mod read;
+mod seldom;
 mod standing;
+mod status;
 mod stream;
 mod wire;
 
@@ -30,6 +33,8 @@ use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 use zeugma_core::identity::{IdPattern, SpiffeId};
 
+use self::load::Loads;
+pub use self::seldom::Seldom;
 use self::standing::{Place, Standings};
 use self::wire::{Requests, Telling, Told};
 use crate::catalog::{Catalog, Store};
@@ -162,7 +167,20 @@ struct Shared {
     draining: watch::Sender<bool>,
     memory: Arc<Semaphore>,
     standings: Standings,
+    loads: Mutex<Loads>,
+    lines: Lines,
+    make: Make,
 }
+
+/// What anybody may have the log say.
+#[derive(Debug, Default)]
+struct Lines {
+    refused: Seldom,
+    ended: Seldom,
+}
+
+/// How a view is made.
+type Make = fn(&Plane, &View, &mut Store, Option<&Catalog>) -> Option<Catalog>;
 
 /// The plane that serves.
 #[derive(Debug, Clone)]
@@ -185,6 +203,15 @@ impl Server {
     /// A server of what `plane` says.
     #[must_use]
     pub fn new(plane: Plane, admission: Admission, limits: ServerLimits, identifier: &str) -> Self {
+        Self::making((plane, Plane::catalog), admission, limits, identifier)
+    }
+
+    fn making(
+        (plane, make): (Plane, Make),
+        admission: Admission,
+        limits: ServerLimits,
+        identifier: &str,
+    ) -> Self {
         Self {
             shared: Arc::new(Shared {
                 limits,
@@ -202,6 +229,9 @@ impl Server {
                 draining: watch::channel(false).0,
                 memory: Arc::new(Semaphore::new(limits.requests_kib())),
                 standings: Standings::default(),
+                loads: Mutex::default(),
+                lines: Lines::default(),
+                make,
             }),
         }
     }
@@ -233,7 +263,9 @@ impl Server {
     /// What nodes there are, and what they took.
     #[must_use]
     pub fn nodes(&self) -> serde_json::Value {
-        self.shared.standings.to_json(self.shared.now())
+        let mut nodes = self.shared.standings.to_json(self.shared.now());
+        nodes["load"] = lock(&self.shared.loads).to_json();
+        nodes
     }
 
     /// The metrics, in Prometheus' text format.
@@ -242,7 +274,8 @@ impl Server {
         let known = self.shared.known.load(Ordering::Relaxed);
         let encoded = self.shared.encoded.load(Ordering::Relaxed);
         let views = lock(&self.shared.views).len();
-        (self.shared.standings).to_metrics(self.shared.now(), known, encoded, views)
+        let loads = lock(&self.shared.loads).to_values();
+        (self.shared.standings).to_metrics(self.shared.now(), (known, encoded, views), loads)
     }
 
     /// How many streams there are.
@@ -330,11 +363,14 @@ fn open(
     request: Request<Incoming>,
 ) -> Response<Told> {
     let (tell, telling) = mpsc::channel(stream::WAITING_MAX);
-    let service = service(request.method(), request.uri().path());
-    let protocol = service.map_or(Protocol::Delta, |(protocol, _)| protocol);
-    let begun = match service {
+    let call = Call::of(request.method(), request.uri().path());
+    let protocol = match call {
+        Some(Call::Discovery(protocol, _)) => protocol,
+        Some(Call::Status(_) | Call::Load) | None => Protocol::Delta,
+    };
+    let begun = match call {
         None => Err(Status::unimplemented("no such service")),
-        Some((protocol, only)) => Place::take(shared, visitor, protocol).and_then(|place| {
+        Some(call) => Place::take(shared, visitor, protocol).and_then(|place| {
             let requests = Requests::new(
                 request.into_body(),
                 shared.limits.request_bytes,
@@ -343,12 +379,14 @@ fn open(
             let opened = stream::Opened {
                 shared: Arc::clone(shared),
                 place,
-                protocol,
-                only,
                 requests,
                 tell: tell.clone(),
             };
-            let begun = begin.try_send(Box::pin(stream::run(opened)));
+            let begun = begin.try_send(match call {
+                Call::Discovery(protocol, only) => Box::pin(stream::run(opened, protocol, only)),
+                Call::Status(asks) => Box::pin(status::run(opened, asks)),
+                Call::Load => Box::pin(load::run(opened)),
+            });
             begun.map_err(|_full| Status::resource_exhausted("too many streams at once"))
         }),
     };
@@ -362,14 +400,35 @@ fn open(
     response
 }
 
+/// What a client calls.
+#[derive(Debug, Clone, Copy)]
+enum Call {
+    Discovery(Protocol, Option<Kind>),
+    Status(status::Asks),
+    Load,
+}
+
+impl Call {
+    fn of(method: &Method, path: &str) -> Option<Self> {
+        use self::status::Asks::{AsLongAsItIsOpen, Once};
+
+        let call = path.strip_prefix("/envoy.service.")?;
+        match call {
+            _ if method != Method::POST => None,
+            "status.v3.ClientStatusDiscoveryService/FetchClientStatus" => Some(Self::Status(Once)),
+            "status.v3.ClientStatusDiscoveryService/StreamClientStatus" => {
+                Some(Self::Status(AsLongAsItIsOpen))
+            }
+            "load_stats.v3.LoadReportingService/StreamLoadStats" => Some(Self::Load),
+            _ => discovery(call).map(|(protocol, only)| Self::Discovery(protocol, only)),
+        }
+    }
+}
+
 /// P6: all types on one stream, or a service for each.
-fn service(method: &Method, path: &str) -> Option<(Protocol, Option<Kind>)> {
+fn discovery(call: &str) -> Option<(Protocol, Option<Kind>)> {
     use Protocol::{Delta, Sotw};
 
-    if method != Method::POST {
-        return None;
-    }
-    let call = path.strip_prefix("/envoy.service.")?;
     Some(match call {
         "discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources" => (Sotw, None),
         "discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources" => (Delta, None),

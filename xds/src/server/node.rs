@@ -1,5 +1,6 @@
 //! Which node is told what: views, and who may have which.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -55,15 +56,26 @@ impl Shared {
         }
     }
 
+    /// Which view a node of this claim has now.
+    ///
+    /// # Errors
+    /// As [`subscribe`](Self::subscribe).
+    pub(super) fn view(&self, claim: &Claim, caller: &Caller) -> Result<View, Status> {
+        let plane = lock(&self.plane).plane.clone();
+        self.judge(&plane, claim, caller)
+    }
+
     /// Which view it is, if its caller may have that.
     fn judge(&self, plane: &Plane, claim: &Claim, caller: &Caller) -> Result<View, Status> {
         // What there is, and who may have it, is not told to those who may not.
         let refuse = |why: String| {
-            tracing::warn!(
-                code = "ZG0502",
-                node = %claim.id, cluster = %claim.cluster, %caller,
-                "a node is refused: {why}"
-            );
+            if let Some(left_out) = self.lines.refused.may_say() {
+                tracing::warn!(
+                    code = "ZG0502",
+                    node = %claim.id, cluster = %claim.cluster, %caller, left_out,
+                    "a node is refused: {why}"
+                );
+            }
             let node = &claim.id;
             let text = format!(
                 "{caller} gets no configuration of node `{node}`; the server's log says why"
@@ -80,7 +92,7 @@ impl Shared {
         )))
     }
 
-    fn may_have(&self, plane: &Plane, view: &View, caller: &Caller) -> bool {
+    pub(super) fn may_have(&self, plane: &Plane, view: &View, caller: &Caller) -> bool {
         let id = match caller {
             Caller::Local => return self.admission.local,
             Caller::Verified(id) => id,
@@ -151,7 +163,17 @@ impl Shared {
         if of == nth {
             return;
         }
-        let made = plane.catalog(view, store, catalog.as_deref());
+        // Who waits for it would wait for ever. What is half made is in nobody's hands.
+        let make = AssertUnwindSafe(|| (self.make)(&plane, view, store, catalog.as_deref()));
+        let made = catch_unwind(make).unwrap_or_else(|_panic| {
+            tracing::error!(
+                code = "ZG1220",
+                gateway = view.gateway,
+                locality = view.locality,
+                "a configuration cannot be compiled; what was made of it last is told"
+            );
+            catalog.as_deref().cloned()
+        });
         let catalog = match (made, catalog) {
             (Some(made), Some(before)) if made.version() == before.version() => Some(before),
             (made, _) => made.map(Arc::new),

@@ -55,11 +55,12 @@ pub(super) fn read(
                 let url = at_most(limits.name_bytes, "type URL", text(value)?)?;
                 url.clone_into(&mut request.type_url);
             }
-            Field::Names => names.push(Cow::Borrowed(text(value)?))?,
-            Field::Less => less.push(Cow::Borrowed(text(value)?))?,
+            Field::Names => names.push(Cow::Borrowed(text(value)?), alike(value, bytes))?,
+            Field::Less => less.push(Cow::Borrowed(text(value)?), alike(value, bytes))?,
             Field::Known => {
                 let (name, version) = canonical::entry(value).ok_or_else(broken)?;
-                known.push((Cow::Borrowed(text(name)?), Cow::Borrowed(text(version)?)))?;
+                let entry = (Cow::Borrowed(text(name)?), Cow::Borrowed(text(version)?));
+                known.push(entry, alike(value, bytes))?;
             }
             Field::Version => version = text(value)?,
             Field::Nonce => {
@@ -130,13 +131,23 @@ impl<T> Names<T> {
         }
     }
 
-    fn push(&mut self, name: T) -> Result<(), Violation> {
+    /// One that `more` may follow that are like it.
+    fn push(&mut self, name: T, more: usize) -> Result<(), Violation> {
         if self.list.len() >= self.max {
             return Err(Violation::Names(self.max));
+        }
+        if self.list.is_empty() {
+            // Room that grows would be copied, and handed out anew, a dozen times.
+            self.list.reserve_exact(more.min(self.max) + 1);
         }
         self.list.push(name);
         Ok(())
     }
+}
+
+/// How many fields of this length the rest may hold.
+const fn alike(value: &[u8], rest: &[u8]) -> usize {
+    rest.len() / (value.len() + 2)
 }
 
 fn at_most<'a>(max: usize, what: &'static str, text: &'a str) -> Result<&'a str, Unread> {
@@ -147,7 +158,7 @@ fn at_most<'a>(max: usize, what: &'static str, text: &'a str) -> Result<&'a str,
 }
 
 /// Of a `Node`; what else it says may be long, and is not looked at.
-fn claim(mut bytes: &[u8]) -> Result<Claim, Unread> {
+pub(super) fn claim(mut bytes: &[u8]) -> Result<Claim, Unread> {
     let mut claim = Claim::default();
     while !bytes.is_empty() {
         let part = canonical::next(&mut bytes).ok_or(Unread::Broken("Node"))?;

@@ -253,8 +253,17 @@ impl OfCaller {
 /// Why a stream is ended that is over a limit.
 fn refused(shared: &Shared, caller: &Caller, node: &str, why: String) -> Status {
     shared.standings.refused.fetch_add(1, Ordering::Relaxed);
-    tracing::warn!(code = "ZG0504", node, %caller, "a stream of xDS is ended: {why}");
+    shared.ends(&why, node, caller);
     Status::resource_exhausted(why)
+}
+
+impl Shared {
+    /// Tells that a stream is ended, and why.
+    pub(super) fn ends(&self, why: &dyn std::fmt::Display, node: &str, caller: &Caller) {
+        if let Some(left_out) = self.lines.ended.may_say() {
+            tracing::warn!(code = "ZG0504", node, %caller, left_out, "a stream of xDS is ended: {why}");
+        }
+    }
 }
 
 /// The last word of a type URL.
@@ -267,6 +276,16 @@ impl Standings {
         lock(&self.streams).all.len()
     }
 
+    /// Every node that has said who it is and was let in: its id, its view, and how its types stand.
+    pub(super) fn each(&self, mut of: impl FnMut(&str, &View, &[Standing])) {
+        let streams = lock(&self.streams);
+        for one in streams.all.values() {
+            if let Some((node, view)) = one.node.as_deref().zip(one.view.as_ref()) {
+                of(node, view, &one.types);
+            }
+        }
+    }
+
     pub(super) fn to_json(&self, now: Time) -> Value {
         let streams = lock(&self.streams);
         let known = streams.all.values().filter(|one| one.node.is_some());
@@ -275,7 +294,12 @@ impl Standings {
     }
 
     /// Classic text: no prometheus type leaves the gateway's metrics.
-    pub(super) fn to_metrics(&self, now: Time, known: usize, encoded: u64, views: usize) -> String {
+    pub(super) fn to_metrics(
+        &self,
+        now: Time,
+        (known, encoded, views): (usize, u64, usize),
+        loads: [u64; 6],
+    ) -> String {
         let (mut behind, mut waiting, mut rejecting, mut lag) = (0_u64, 0_u64, 0_u64, 0.0_f64);
         let all = {
             let streams = lock(&self.streams);
@@ -305,6 +329,7 @@ impl Standings {
             count(&self.rejected),
             count(&self.refused),
         ];
+        let values = values.into_iter().chain(loads.map(|load| load.to_string()));
         let mut text = String::new();
         // Writing into a String does not fail.
         for ((name, kind, help), value) in METRICS.iter().zip(values) {
@@ -325,7 +350,7 @@ impl Standings {
 }
 
 /// Those without labels, in the order of their values.
-const METRICS: [(&str, &str, &str); 12] = [
+const METRICS: [(&str, &str, &str); 18] = [
     ("zeugma_xds_streams", "gauge", "Open streams."),
     (
         "zeugma_xds_views",
@@ -381,6 +406,36 @@ const METRICS: [(&str, &str, &str); 12] = [
         "zeugma_xds_streams_refused_total",
         "counter",
         "Streams over a limit.",
+    ),
+    (
+        "zeugma_xds_load_reports_total",
+        "counter",
+        "Load reports of clients.",
+    ),
+    (
+        "zeugma_xds_load_issued_total",
+        "counter",
+        "Requests that clients reported to have sent.",
+    ),
+    (
+        "zeugma_xds_load_succeeded_total",
+        "counter",
+        "Of them those that succeeded.",
+    ),
+    (
+        "zeugma_xds_load_failed_total",
+        "counter",
+        "Of them those that failed.",
+    ),
+    (
+        "zeugma_xds_load_dropped_total",
+        "counter",
+        "Requests that clients reported to have dropped.",
+    ),
+    (
+        "zeugma_xds_load_left_out_total",
+        "counter",
+        "Reported sums that there was no room for.",
     ),
 ];
 

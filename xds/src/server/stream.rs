@@ -30,16 +30,14 @@ pub(super) const WAITING_MAX: usize = 4 + OTHER_TYPES_MAX + 1;
 pub(super) struct Opened {
     pub(super) shared: Arc<Shared>,
     pub(super) place: Place,
-    pub(super) protocol: Protocol,
-    pub(super) only: Option<Kind>,
     pub(super) requests: Requests,
     pub(super) tell: mpsc::Sender<Telling>,
 }
 
 /// Carries a stream until it ends.
-pub(super) async fn run(opened: Opened) {
+pub(super) async fn run(opened: Opened, protocol: Protocol, only: Option<Kind>) {
     let tell = opened.tell.clone();
-    let status = match carry(opened).await {
+    let status = match carry(opened, protocol, only).await {
         Ok(()) => ended(),
         Err(status) => status,
     };
@@ -47,9 +45,9 @@ pub(super) async fn run(opened: Opened) {
     tell.try_send(Telling::End(status)).ok();
 }
 
-async fn carry(opened: Opened) -> Result<(), Status> {
+async fn carry(opened: Opened, protocol: Protocol, only: Option<Kind>) -> Result<(), Status> {
     // What it needs as long as it lasts stands in one place, and is moved no more.
-    let Some(mut begun) = Box::pin(begin(opened)).await? else {
+    let Some(mut begun) = Box::pin(begin(opened, protocol, only)).await? else {
         return Ok(());
     };
     let Begun {
@@ -116,12 +114,14 @@ struct Begun {
 }
 
 /// Reads and answers the first request; `None` where none comes.
-async fn begin(opened: Opened) -> Result<Option<Box<Begun>>, Status> {
+async fn begin(
+    opened: Opened,
+    protocol: Protocol,
+    only: Option<Kind>,
+) -> Result<Option<Box<Begun>>, Status> {
     let Opened {
         shared,
         mut place,
-        protocol,
-        only,
         mut requests,
         tell,
     } = opened;
@@ -142,7 +142,7 @@ async fn begin(opened: Opened) -> Result<Option<Box<Begun>>, Status> {
         stranger_bytes: STRANGER_BYTES_MAX,
     };
     let read = read(protocol, &first, limits);
-    let (claim, request) = read.map_err(|why| unread(&why, "", place.caller()))?;
+    let (claim, request) = read.map_err(|why| unread(&shared, &why, "", place.caller()))?;
     // P1: it is said once.
     let claim = claim.ok_or_else(|| Status::invalid_argument("the first request names no node"))?;
     place.is_node(&claim.id);
@@ -205,17 +205,18 @@ impl Stream {
     }
 
     fn unread(&self, why: &Unread) -> Status {
-        unread(why, self.place.node(), self.place.caller())
+        unread(&self.shared, why, self.place.node(), self.place.caller())
     }
 
     fn violated(&self, violation: &Violation) -> Status {
-        ends(violation, self.place.node(), self.place.caller());
+        let (node, caller) = (self.place.node(), self.place.caller());
+        self.shared.ends(violation, node, caller);
         violated(violation)
     }
 }
 
-fn unread(why: &Unread, node: &str, caller: &Caller) -> Status {
-    ends(why, node, caller);
+fn unread(shared: &Shared, why: &Unread, node: &str, caller: &Caller) -> Status {
+    shared.ends(why, node, caller);
     match why {
         Unread::Broken(_) | Unread::Long(..) => Status::invalid_argument(why.to_string()),
         Unread::TooMuch(violation) => violated(violation),
@@ -230,8 +231,4 @@ fn violated(violation: &Violation) -> Status {
         | Violation::LongName(_)
         | Violation::Types(_) => Status::resource_exhausted(violation.to_string()),
     }
-}
-
-fn ends(why: &dyn std::fmt::Display, node: &str, caller: &Caller) {
-    tracing::warn!(code = "ZG0504", node, %caller, "a stream of xDS is ended: {why}");
 }

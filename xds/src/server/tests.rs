@@ -35,12 +35,21 @@ fn verified(id: &str) -> Caller {
 
 impl Served {
     async fn new(caller: Caller, admission: Admission, limits: ServerLimits) -> Self {
+        Self::making(caller, admission, limits, Plane::catalog).await
+    }
+
+    async fn making(
+        caller: Caller,
+        admission: Admission,
+        limits: ServerLimits,
+        make: Make,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("mesh.yaml"), MESH).unwrap();
         let sources = Sources::read(folder.path()).unwrap();
         let plane = sources.plane(&Good::default()).unwrap();
         let good = plane.good().clone();
-        let server = Server::new(plane, admission, limits, "test");
+        let server = Server::making((plane, make), admission, limits, "test");
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let accepting = server.clone();
@@ -915,3 +924,5 @@ async fn what_is_no_such_service_or_no_request_is_told_so() {
     assert_eq!(call(ads, b"\0\0\0\0\x07x").await, "15");
     assert_eq!(call(ads, b"\0\xff\xff\xff\xff").await, "8");
 }
+
+mod calls;

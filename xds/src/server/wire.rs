@@ -179,6 +179,8 @@ impl Requests {
 #[derive(Debug)]
 pub(super) enum Telling {
     Response(Response),
+    /// One message.
+    Message(Bytes),
     End(Status),
 }
 
@@ -248,6 +250,10 @@ impl Body for Told {
                     this.rest = pieces(this.protocol, &this.identifier, &response);
                     continue;
                 }
+                Poll::Ready(Some(Telling::Message(message))) => {
+                    this.rest = [prefix(message.len()), message].into();
+                    continue;
+                }
                 Poll::Ready(Some(Telling::End(status))) => status,
                 Poll::Ready(None) => Status::unavailable("the stream is given up"),
             };
@@ -279,6 +285,13 @@ pub(super) fn trailers(status: &Status) -> http::HeaderMap {
 /// How a stream ends that was not at fault.
 pub(super) fn ended() -> Status {
     Status::new(Code::Ok, "")
+}
+
+fn prefix(len: usize) -> Bytes {
+    let mut prefix = BytesMut::with_capacity(PREFIX);
+    prefix.put_u8(0);
+    prefix.put_u32(u32::try_from(len).unwrap_or(u32::MAX));
+    prefix.freeze()
 }
 
 /// A response as one gRPC message. Its resources are the shared bytes.

@@ -17,6 +17,7 @@ mod last_good;
 mod load;
 #[path = "../../../tests/support/many.rs"]
 mod many;
+mod prules;
 mod robust;
 mod standing;
 mod support;

@@ -232,7 +232,7 @@ fn p29_one_that_is_bad_keeps_its_last_good_one_and_the_others_serve() {
 }
 
 #[test]
-fn a_stranger_s_resource_is_refused_and_says_what_it_misses() {
+fn a_stranger_s_resource_that_is_wrong_is_refused_by_its_place() {
     let mut given = Given::new();
     given.give(all_known(puts(
         &compiled(&[GATEWAY, ORDERS]),
@@ -245,7 +245,7 @@ fn a_stranger_s_resource_is_refused_and_says_what_it_misses() {
     });
     assert_eq!(
         given.give(all_known(vec![put(Cluster, "stranger", "1", &stranger)])),
-        ["Cluster stranger: it has no `dev.zeugma` metadata"]
+        ["Cluster stranger: load_assignment: it has no endpoints"]
     );
     assert_eq!(given.services(), ["shop/orders 10.0.1.1:80"]);
 }
@@ -534,6 +534,139 @@ fn routes_that_are_bad_are_blamed_and_not_the_listener_that_they_lead() {
     });
     assert_eq!(
         given.give(all_known(vec![put(Listener, "bare", "1", &bare)])),
-        ["Listener bare: it has no `dev.zeugma` metadata"]
+        ["Listener bare: address: it has no socket address"]
     );
+}
+
+/// A stranger's: a listener led by the routes `r`, whose requests go to the cluster `a`.
+fn strange(cluster: &str) -> [(Key, Change); 3] {
+    use pb::hcm::http_connection_manager::RouteSpecifier;
+    let router = pb::hcm::HttpFilter {
+        name: "router".to_owned(),
+        config_type: Some(pb::hcm::http_filter::ConfigType::TypedConfig(pb::pack(
+            &pb::Router::default(),
+        ))),
+        ..Default::default()
+    };
+    let manager = pb::hcm::HttpConnectionManager {
+        route_specifier: Some(RouteSpecifier::Rds(pb::hcm::Rds {
+            route_config_name: "r".to_owned(),
+            ..Default::default()
+        })),
+        http_filters: vec![router],
+        ..Default::default()
+    };
+    let http = listener::Filter {
+        name: "http".to_owned(),
+        config_type: Some(listener::filter::ConfigType::TypedConfig(pb::pack(
+            &manager,
+        ))),
+    };
+    let listener = listener::Listener {
+        name: "strange".to_owned(),
+        address: Some(pb::address("127.0.0.1", 15009)),
+        filter_chains: vec![listener::FilterChain {
+            filters: vec![http],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let action = route::RouteAction {
+        cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(
+            "a".to_owned(),
+        )),
+        ..Default::default()
+    };
+    let routes = route::RouteConfiguration {
+        name: "r".to_owned(),
+        virtual_hosts: vec![route::VirtualHost {
+            name: "h".to_owned(),
+            domains: vec!["a.a".to_owned()],
+            routes: vec![route::Route {
+                r#match: Some(route::RouteMatch {
+                    path_specifier: Some(route::route_match::PathSpecifier::Prefix("/".to_owned())),
+                    ..Default::default()
+                }),
+                action: Some(route::route::Action::Route(action)),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let made = cluster::Cluster {
+        name: cluster.to_owned(),
+        cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(
+            cluster::cluster::DiscoveryType::Eds.into(),
+        )),
+        ..Default::default()
+    };
+    [
+        put(Listener, "strange", "1", &pb::pack(&listener)),
+        put(Routes, "r", "1", &pb::pack(&routes)),
+        put(Cluster, cluster, "1", &pb::pack(&made)),
+    ]
+}
+
+fn strange_endpoints(cluster: &str) -> (Key, Change) {
+    let endpoint = endpoint::Endpoint {
+        address: Some(pb::address("10.0.9.1", 80)),
+        ..Default::default()
+    };
+    let all = endpoint::ClusterLoadAssignment {
+        cluster_name: cluster.to_owned(),
+        endpoints: vec![endpoint::LocalityLbEndpoints {
+            lb_endpoints: vec![endpoint::LbEndpoint {
+                host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint)),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    put(Endpoints, cluster, "1", &pb::pack(&all))
+}
+
+#[test]
+fn p31_a_stranger_s_listener_and_cluster_wait_for_what_they_name() {
+    let mut given = Given::new();
+    let ours = compiled(&[GATEWAY, ORDERS]);
+    given.give(all_known(puts(&ours, &[Cluster, Listener, Routes], "1")));
+    let [listener, routes, cluster] = strange("a");
+    assert_eq!(given.give(all_known(vec![listener])), [""; 0]);
+    assert_eq!(given.listeners(), ["apps 1", "more 1"]);
+    // Its routes are there, and where they lead is not yet.
+    assert_eq!(given.give(all_known(vec![cluster, routes])), [""; 0]);
+    assert_eq!(given.listeners(), ["apps 1", "more 1"]);
+    assert_eq!(given.give(all_known(vec![strange_endpoints("a")])), [""; 0]);
+    assert_eq!(given.listeners(), ["apps 1", "more 1", "strange 1"]);
+    let services = given.services();
+    assert_eq!(
+        services,
+        ["shop/orders 10.0.1.1:80", "strange/0/h 10.0.9.1:80"]
+    );
+}
+
+#[test]
+fn a_stranger_s_route_that_leads_nowhere_is_refused_and_serves_once_it_leads_somewhere() {
+    let mut given = Given::new();
+    let [listener, routes, other] = strange("b");
+    let refused = given
+        .give(all_known(vec![
+            listener,
+            routes,
+            other,
+            strange_endpoints("b"),
+        ]))
+        .join("\n");
+    assert!(
+        refused.contains("Routes r: virtual_hosts[0].routes[0]: no cluster `a`"),
+        "{refused}"
+    );
+    let [_, _, cluster] = strange("a");
+    let revived = given
+        .give(all_known(vec![cluster, strange_endpoints("a")]))
+        .join("\n");
+    assert!(revived.contains("Routes r serves"), "{revived}");
+    assert_eq!(given.services(), ["strange/0/h 10.0.9.1:80"]);
 }

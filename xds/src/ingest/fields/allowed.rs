@@ -237,6 +237,14 @@ pub(super) const ALLOWED: &[Section] = &[
         ],
     ),
     (
+        "envoy.config.core.v3.Locality",
+        &[
+            ("region", Honoured),
+            ("zone", Honoured),
+            ("sub_zone", Honoured),
+        ],
+    ),
+    (
         "envoy.config.endpoint.v3.LbEndpoint",
         &[
             ("endpoint", Honoured),

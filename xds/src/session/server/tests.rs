@@ -395,6 +395,28 @@ fn p22_types_that_are_not_served_are_answered_as_missing() {
 }
 
 #[test]
+fn p45_a_name_of_an_authority_is_a_name_that_is_not_there() {
+    let all = World::new().catalog([('r', "a", "1")]);
+    let mut stream = Stream::new(Delta, &all);
+    let name = "xdstp://acme.example/envoy.config.route.v3.RouteConfiguration/a";
+    let said = stream.delta(Route, "", &[name, "a"], &[]);
+    assert_eq!(one(&said), (vec!["a"], vec![name]));
+}
+
+#[test]
+fn p46_one_cluster_is_told_to_who_names_it_and_is_no_wildcard() {
+    let mut world = World::new();
+    let all = world.catalog([('c', "a", "1"), ('c', "b", "1")]);
+    let mut stream = Stream::new(Delta, &all);
+    // What is not there is said at once, so that a request which waits for it fails at once.
+    let said = stream.delta(Cluster, "", &["a", "none"], &[]);
+    assert_eq!(one(&said), (vec!["a"], vec!["none"]));
+    stream.delta(Cluster, "1", &[], &[]);
+    // Beside a wildcard it is told again.
+    assert_eq!(one(&stream.delta(Cluster, "", &["*"], &[])).0, ["a", "b"]);
+}
+
+#[test]
 fn p20_p21_a_stale_nonce_acknowledges_nothing_and_its_names_count() {
     let mut world = World::new();
     let all = world.catalog([('r', "a", "1"), ('r', "b", "1")]);

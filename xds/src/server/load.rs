@@ -1,0 +1,284 @@
+//! `envoy.service.load_stats.v3.LoadReportingService`: what clients say they carried, by cluster and
+//! locality (P47).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterStats;
+use envoy_types::pb::envoy::service::load_stats::v3::LoadStatsResponse;
+use prost::Message as _;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use tonic::Status;
+
+use super::read::claim;
+use super::stream::Opened;
+use super::wire::{Telling, ended};
+use super::{Shared, lock};
+use crate::canonical;
+use crate::pb;
+
+/// How often a client is to report.
+const EVERY: Duration = Duration::from_secs(10);
+/// Until the first report, and between any two: after that a client counts as gone.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes of a report.
+const REPORT_BYTES_MAX: usize = 4 << 20;
+/// Sums that are kept, of all gateways, clusters and localities.
+const SUMS_MAX: usize = 100_000;
+/// Of a name in a report.
+const NAME_BYTES_MAX: usize = 512;
+/// Sums that a page shows.
+const SHOWN_MAX: usize = 10_000;
+
+/// Whose load it is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Whose {
+    gateway: String,
+    cluster: String,
+    locality: String,
+}
+
+/// What was carried, since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Load {
+    issued: u64,
+    succeeded: u64,
+    failed: u64,
+    /// Of the last report.
+    in_progress: u64,
+    dropped: u64,
+}
+
+/// All that was reported.
+#[derive(Debug, Default)]
+pub(super) struct Loads {
+    sums: BTreeMap<Whose, Load>,
+    total: Load,
+    reports: u64,
+    /// Of places that there was no room for.
+    left_out: u64,
+}
+
+impl Loads {
+    fn add(&mut self, gateway: &str, of: &ClusterStats) {
+        let dropped = Load {
+            dropped: of.total_dropped_requests,
+            ..Default::default()
+        };
+        if dropped != Load::default() {
+            self.count(gateway, &of.cluster_name, "", dropped);
+        }
+        for at in &of.upstream_locality_stats {
+            let locality = at.locality.as_ref().map_or_else(String::new, |at| {
+                let parts = [&at.region, &at.zone, &at.sub_zone].map(String::as_str);
+                parts.join("/").trim_end_matches('/').to_owned()
+            });
+            let load = Load {
+                issued: at.total_issued_requests,
+                succeeded: at.total_successful_requests,
+                failed: at.total_error_requests,
+                in_progress: at.total_requests_in_progress,
+                dropped: 0,
+            };
+            self.count(gateway, &of.cluster_name, &locality, load);
+        }
+    }
+
+    fn count(&mut self, gateway: &str, cluster: &str, locality: &str, load: Load) {
+        self.total.and(load);
+        let whose = Whose {
+            gateway: gateway.to_owned(),
+            cluster: cluster.to_owned(),
+            locality: locality.to_owned(),
+        };
+        let is_long = cluster.len().max(locality.len()) > NAME_BYTES_MAX;
+        let is_new = !self.sums.contains_key(&whose);
+        if is_long || (is_new && self.sums.len() >= SUMS_MAX) {
+            self.left_out += 1;
+            return;
+        }
+        self.sums.entry(whose).or_default().and(load);
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        let each = |(whose, load): (&Whose, &Load)| {
+            json!({
+                "gateway": whose.gateway,
+                "cluster": whose.cluster,
+                "locality": whose.locality,
+                "issued": load.issued,
+                "succeeded": load.succeeded,
+                "failed": load.failed,
+                "inProgress": load.in_progress,
+                "dropped": load.dropped,
+            })
+        };
+        self.sums.iter().take(SHOWN_MAX).map(each).collect()
+    }
+
+    /// Values of metrics, in the order of their names.
+    pub(super) fn to_values(&self) -> [u64; 6] {
+        let Load {
+            issued,
+            succeeded,
+            failed,
+            dropped,
+            in_progress: _,
+        } = self.total;
+        [
+            self.reports,
+            issued,
+            succeeded,
+            failed,
+            dropped,
+            self.left_out,
+        ]
+    }
+}
+
+impl Load {
+    fn and(&mut self, more: Self) {
+        let add = |to: &mut u64, more: u64| *to = to.saturating_add(more);
+        add(&mut self.issued, more.issued);
+        add(&mut self.succeeded, more.succeeded);
+        add(&mut self.failed, more.failed);
+        add(&mut self.dropped, more.dropped);
+        self.in_progress = more.in_progress;
+    }
+}
+
+/// Takes reports until there are no more.
+pub(super) async fn run(opened: Opened) {
+    let tell = opened.tell.clone();
+    let status = take(opened).await.err().unwrap_or_else(ended);
+    // It has room for the end; nobody may be there to take it.
+    tell.try_send(Telling::End(status)).ok();
+}
+
+async fn take(opened: Opened) -> Result<(), Status> {
+    let Opened {
+        shared,
+        place,
+        mut requests,
+        tell,
+        ..
+    } = opened;
+    let mut gateway = None;
+    loop {
+        let asked = tokio::select! {
+            asked = timeout(PATIENCE, requests.next()) => {
+                asked.map_err(|_elapsed| Status::deadline_exceeded("no report came"))??
+            }
+            () = tell.closed() => return Ok(()),
+        };
+        let Some(report) = asked else {
+            return Ok(());
+        };
+        if report.len() > REPORT_BYTES_MAX {
+            let text = format!("a report of over {REPORT_BYTES_MAX} bytes");
+            return Err(Status::resource_exhausted(text));
+        }
+        let of = match &gateway {
+            Some(gateway) => gateway,
+            None => {
+                let node = field(&report, 1)
+                    .next()
+                    .ok_or_else(|| Status::invalid_argument("the first request names no node"))?;
+                let claim = claim(node).map_err(|why| Status::invalid_argument(why.to_string()))?;
+                let view = shared.view(&claim, place.caller())?;
+                let first = LoadStatsResponse {
+                    send_all_clusters: true,
+                    load_reporting_interval: pb::duration(EVERY),
+                    ..Default::default()
+                };
+                let first = Telling::Message(first.encode_to_vec().into());
+                tell.try_send(first)
+                    .map_err(|_gone| Status::cancelled("nobody reads"))?;
+                &*gateway.insert(view.gateway)
+            }
+        };
+        shared.reported(of, &report)?;
+        requests.done();
+    }
+}
+
+impl Shared {
+    fn reported(&self, gateway: &str, report: &Bytes) -> Result<(), Status> {
+        let stats = field(report, 2).map(ClusterStats::decode);
+        let stats: Vec<ClusterStats> = (stats.collect::<Result<_, _>>())
+            .map_err(|_broken| Status::invalid_argument("it is no LoadStatsRequest"))?;
+        let mut loads = lock(&self.loads);
+        // The first says who it is, and nothing was carried yet.
+        loads.reports += u64::from(!stats.is_empty());
+        for of in &stats {
+            loads.add(gateway, of);
+        }
+        drop(loads);
+        Ok(())
+    }
+}
+
+/// The messages of a field.
+fn field(message: &[u8], number: u32) -> impl Iterator<Item = &[u8]> {
+    let mut rest = message;
+    let parts = std::iter::from_fn(move || canonical::next(&mut rest));
+    parts.filter_map(move |part| (part.number == number).then_some(part.message?))
+}
+
+#[cfg(test)]
+mod tests {
+    use envoy_types::pb::envoy::config::core::v3::Locality;
+    use envoy_types::pb::envoy::config::endpoint::v3::UpstreamLocalityStats;
+
+    use super::*;
+
+    fn stats(cluster: &str, region: &str) -> ClusterStats {
+        ClusterStats {
+            cluster_name: cluster.to_owned(),
+            total_dropped_requests: 1,
+            upstream_locality_stats: vec![UpstreamLocalityStats {
+                locality: Some(Locality {
+                    region: region.to_owned(),
+                    zone: "z".to_owned(),
+                    ..Default::default()
+                }),
+                total_issued_requests: 5,
+                total_successful_requests: 3,
+                total_error_requests: 2,
+                total_requests_in_progress: 4,
+                ..Default::default()
+            }],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn p47_reports_are_summed_by_cluster_and_locality() {
+        let mut loads = Loads::default();
+        for _ in 0..2 {
+            loads.add("east-gw", &stats("orders", "eu"));
+        }
+        let expected = json!([
+            { "gateway": "east-gw", "cluster": "orders", "locality": "", "issued": 0, "succeeded": 0,
+              "failed": 0, "inProgress": 0, "dropped": 2 },
+            { "gateway": "east-gw", "cluster": "orders", "locality": "eu/z", "issued": 10, "succeeded": 6,
+              "failed": 4, "inProgress": 4, "dropped": 0 },
+        ]);
+        assert_eq!(loads.to_json(), expected);
+        assert_eq!(loads.to_values(), [0, 10, 6, 4, 2, 0]);
+    }
+
+    #[test]
+    fn so_many_sums_are_kept_and_what_there_is_no_room_for_is_counted() {
+        let mut loads = Loads::default();
+        for nth in 0..=SUMS_MAX {
+            loads.count("g", &nth.to_string(), "", Load::default());
+        }
+        loads.count("g", &"x".repeat(NAME_BYTES_MAX + 1), "", Load::default());
+        assert_eq!((loads.sums.len(), loads.left_out), (SUMS_MAX, 2));
+        loads.count("g", "0", "", Load::default());
+        assert_eq!(loads.left_out, 2);
+    }
+}

@@ -1,0 +1,257 @@
+//! What is served beside discovery, and what happens when something cannot be compiled.
+
+use envoy_types::pb::envoy::config::core::v3::Locality;
+use envoy_types::pb::envoy::config::endpoint::v3::{ClusterStats, UpstreamLocalityStats};
+use envoy_types::pb::envoy::service::load_stats::v3::LoadStatsRequest;
+use envoy_types::pb::envoy::service::load_stats::v3::load_reporting_service_client::LoadReportingServiceClient;
+use envoy_types::pb::envoy::service::status::v3::client_status_discovery_service_client::ClientStatusDiscoveryServiceClient;
+use envoy_types::pb::envoy::service::status::v3::{ClientConfig, ClientStatusRequest};
+use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use envoy_types::pb::envoy::r#type::matcher::v3::{NodeMatcher, StringMatcher};
+
+use super::*;
+
+async fn status(served: &Served) -> ClientStatusDiscoveryServiceClient<Channel> {
+    let client = ClientStatusDiscoveryServiceClient::connect(format!("http://{}", served.address));
+    client.await.unwrap()
+}
+
+fn matching(pattern: MatchPattern, ignore_case: bool) -> ClientStatusRequest {
+    ClientStatusRequest {
+        node_matchers: vec![NodeMatcher {
+            node_id: Some(StringMatcher {
+                match_pattern: Some(pattern),
+                ignore_case,
+            }),
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+/// Node, type, how it stands and how the client does, version, and what was against it.
+fn told(config: &[ClientConfig]) -> Vec<String> {
+    let each = |one: &ClientConfig| {
+        let node = one.node.clone().unwrap().id;
+        let types = one.generic_xds_configs.clone().into_iter();
+        types.map(move |of| {
+            format!(
+                "{node} {} {} {} {}",
+                of.type_url.rsplit('.').next().unwrap(),
+                of.config_status().as_str_name(),
+                of.client_status().as_str_name(),
+                of.error_state
+                    .map_or_else(String::new, |state| state.details),
+            )
+        })
+    };
+    config.iter().flat_map(each).collect()
+}
+
+#[tokio::test]
+async fn p48_what_each_node_was_sent_and_took_is_told() {
+    let served = Served::local().await;
+    let mut taking = served.delta(node("east-gw/1")).await;
+    let first = taking.next().await.unwrap();
+    taking.acknowledge(&first).await;
+    let mut refusing = served.delta(node("east-gw/2")).await;
+    let response = refusing.next().await.unwrap();
+    refusing
+        .ask(Kind::Cluster, &response.nonce, &[], Some("no such socket"))
+        .await;
+    refusing.ask(Kind::Routes, "", &["nobody"], None).await;
+    refusing.next().await.unwrap();
+
+    let mut client = status(&served).await;
+    let all = client
+        .fetch_client_status(ClientStatusRequest::default())
+        .await;
+    let all = all.unwrap().into_inner().config;
+    let expected = [
+        "east-gw/1 Cluster SYNCED ACKED ",
+        "east-gw/1 RouteConfiguration STALE REQUESTED ",
+        "east-gw/2 Cluster ERROR NACKED no such socket",
+        "east-gw/2 RouteConfiguration STALE REQUESTED ",
+    ];
+    assert_eq!(told(&all), expected);
+    let clusters = &all[0].generic_xds_configs[0];
+    assert_eq!(clusters.version_info, first.system_version_info);
+
+    let fetch = async |request: ClientStatusRequest| {
+        let mut client = status(&served).await;
+        let answer = client.fetch_client_status(request).await;
+        answer.map(|answer| answer.into_inner().config.len())
+    };
+    for (pattern, any_case, nodes) in [
+        (MatchPattern::Exact("east-gw/2".to_owned()), false, 1),
+        (MatchPattern::Prefix("EAST".to_owned()), true, 2),
+        (MatchPattern::Prefix("EAST".to_owned()), false, 0),
+        (MatchPattern::Suffix("/1".to_owned()), false, 1),
+        (MatchPattern::Contains("st-g".to_owned()), false, 2),
+    ] {
+        let request = matching(pattern.clone(), any_case);
+        assert_eq!(fetch(request).await.unwrap(), nodes, "{pattern:?}");
+    }
+    let regex = matching(MatchPattern::SafeRegex(Default::default()), false);
+    assert_eq!(
+        fetch(regex).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    let long = matching(MatchPattern::Exact("x".repeat(70_000)), false);
+    assert_eq!(fetch(long).await.unwrap_err().code(), Code::InvalidArgument);
+
+    // A stream is answered as often as it asks.
+    let (ask, asked) = mpsc::channel(4);
+    let answers = client.stream_client_status(Asked(asked)).await.unwrap();
+    let mut answers = answers.into_inner();
+    for _ in 0..2 {
+        ask.send(ClientStatusRequest::default()).await.unwrap();
+        let answer = timeout(PATIENCE, answers.message()).await.unwrap();
+        assert_eq!(answer.unwrap().unwrap().config.len(), 2);
+    }
+    drop(ask);
+    assert_eq!(
+        timeout(PATIENCE, answers.message()).await.unwrap().unwrap(),
+        None
+    );
+}
+
+#[tokio::test]
+async fn p48_nodes_are_told_of_to_those_alone_who_may_have_their_configuration() {
+    let cart = "spiffe://east.example/ns/shop/sa/cart";
+    let listed = |gateway: &str| Admission {
+        listed: vec![(Some(gateway.to_owned()), IdPattern::parse(cart).unwrap())],
+        local: false,
+    };
+    for (gateway, nodes) in [("east-gw", 1), ("other-gw", 0)] {
+        let limits = ServerLimits::default();
+        let served = Served::new(verified(cart), listed(gateway), limits).await;
+        let mut stream = served.delta(node("east-gw")).await;
+        assert_eq!(stream.next().await.is_ok(), nodes == 1);
+        let mut client = status(&served).await;
+        let all = client
+            .fetch_client_status(ClientStatusRequest::default())
+            .await;
+        assert_eq!(all.unwrap().into_inner().config.len(), nodes, "{gateway}");
+    }
+}
+
+#[tokio::test]
+async fn p47_what_clients_carried_is_summed_and_shown() {
+    let served = Served::local().await;
+    let client = LoadReportingServiceClient::connect(format!("http://{}", served.address));
+    let mut client = client.await.unwrap();
+    let (report, reports) = mpsc::channel(4);
+    let first = LoadStatsRequest {
+        node: Some(node("east-gw/7")),
+        ..Default::default()
+    };
+    report.send(first).await.unwrap();
+    let answers = client.stream_load_stats(Asked(reports)).await.unwrap();
+    let mut answers = answers.into_inner();
+    let first = timeout(PATIENCE, answers.message()).await.unwrap().unwrap();
+    let first = first.unwrap();
+    assert!(first.send_all_clusters && first.load_reporting_interval.unwrap().seconds == 10);
+    let stats = ClusterStats {
+        cluster_name: "outbound|shop/orders:80".to_owned(),
+        upstream_locality_stats: vec![UpstreamLocalityStats {
+            locality: Some(Locality {
+                region: "eu".to_owned(),
+                zone: "eu-1".to_owned(),
+                ..Default::default()
+            }),
+            total_issued_requests: 7,
+            total_successful_requests: 5,
+            total_error_requests: 2,
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    for _ in 0..2 {
+        let next = LoadStatsRequest {
+            node: None,
+            cluster_stats: vec![stats.clone()],
+        };
+        report.send(next).await.unwrap();
+    }
+    until("both reports are counted", || {
+        served.server.nodes()["load"][0]["issued"] == 14
+    })
+    .await;
+    let load = &served.server.nodes()["load"][0];
+    assert_eq!(load["gateway"], "east-gw");
+    assert_eq!(load["locality"], "eu/eu-1");
+    assert_eq!(
+        (&load["succeeded"], &load["failed"]),
+        (&10.into(), &4.into())
+    );
+    let metrics = served.server.metrics();
+    for line in [
+        "zeugma_xds_load_reports_total 2",
+        "zeugma_xds_load_failed_total 4",
+    ] {
+        assert!(metrics.lines().any(|one| one == line), "{line}: {metrics}");
+    }
+
+    // Who may not be that node reports nothing.
+    let stranger = Served::new(
+        verified("spiffe://east.example/ns/shop/sa/cart"),
+        Admission::default(),
+        ServerLimits::default(),
+    );
+    let stranger = stranger.await;
+    let client = LoadReportingServiceClient::connect(format!("http://{}", stranger.address));
+    let (report, reports) = mpsc::channel(4);
+    let first = LoadStatsRequest {
+        node: Some(node("east-gw")),
+        cluster_stats: vec![stats],
+    };
+    report.send(first).await.unwrap();
+    let answers = client
+        .await
+        .unwrap()
+        .stream_load_stats(Asked(reports))
+        .await;
+    let ended = timeout(PATIENCE, answers.unwrap().into_inner().message()).await;
+    assert_eq!(ended.unwrap().unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(stranger.server.nodes()["load"], serde_json::json!([]));
+}
+
+/// Fails whenever something is compiled for the second time, and always for one place.
+fn fails(
+    plane: &Plane,
+    view: &View,
+    store: &mut Store,
+    before: Option<&Catalog>,
+) -> Option<Catalog> {
+    assert!(before.is_none() && view.locality != "nowhere", "provoked");
+    plane.catalog(view, store, before)
+}
+
+// ZG1220.
+#[tokio::test]
+async fn who_waits_for_what_cannot_be_compiled_is_told_so_and_all_others_are_served() {
+    let admission = Admission {
+        local: true,
+        ..Default::default()
+    };
+    let limits = ServerLimits::default();
+    let mut served = Served::making(Caller::Local, admission, limits, fails).await;
+    let mut client = served.delta(node("east-gw")).await;
+    let first = client.next().await.unwrap();
+    let nowhere = Node {
+        locality: Some(Locality {
+            region: "nowhere".to_owned(),
+            ..Default::default()
+        }),
+        ..node("east-gw")
+    };
+    let mut other = served.delta(nowhere).await;
+    assert_eq!(other.next().await.unwrap_err().code(), Code::Unavailable);
+
+    served.write(&other_clusters(MESH)).await;
+    client.acknowledge(&first).await;
+    let mut late = served.delta(node("east-gw")).await;
+    let told = late.next().await.unwrap();
+    assert_eq!(told.system_version_info, first.system_version_info);
+}
