@@ -514,6 +514,9 @@ impl Worker {
         if self.forgotten.replace(published.generation) == published.generation {
             return;
         }
+        if self.turns.borrow().is_empty() && self.latencies.borrow().is_empty() {
+            return;
+        }
         let clusters = &published.snapshot.clusters;
         let names: HashSet<&str> = clusters.iter().map(|cluster| &*cluster.name).collect();
         self.turns

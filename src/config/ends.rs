@@ -74,6 +74,8 @@ fn ended(entry: &Value, snapshot: &Snapshot, directory: &Directory) -> Option<St
         "request" => Kind::Request {
             method: text(entry, "method"),
             path: text(entry, "path"),
+            // They are not told: a rule that asks for one is taken to end it.
+            headers: None,
         },
         _ => return None,
     };

@@ -316,16 +316,20 @@ fn diff_says_what_a_change_opens_closes_and_moves() {
 /// What travels is little where little changes, and what only moves new connections ends nothing.
 #[test]
 fn diff_of_one_endpoint_is_its_resources_alone_and_ends_nothing() {
-    let new = GOOD.replace("10.0.1.11:8080", "10.0.1.12:8080");
-    let (code, out, _) = diff(GOOD, &new, &[]);
+    let old = GOOD.replace("gw.west.example:15443", "192.0.2.7:15443");
+    let new = old.replace("10.0.1.11:8080", "10.0.1.12:8080");
+    let (code, out, _) = diff(&old, &new, &[]);
     assert_eq!(code, Some(2));
     let (_, rest) = out
         .split_once("what a control plane would tell it\n")
         .unwrap();
-    assert!(rest.lines().count() > 0, "{out}");
-    for line in rest.lines() {
-        assert!(line.starts_with("    ~ endpoints of cluster "), "{out}");
-    }
+    // For its own workloads, and for other clusters.
+    assert_eq!(
+        rest,
+        "    ~ endpoints of cluster outbound|shop/orders:80
+    ~ endpoints of cluster own|shop/orders:80
+"
+    );
     let (_, out, _) = diff(GOOD, &GOOD.replace("protocol: http", "protocol: tcp"), &[]);
     let ended = "what only `protocol` of service shop/orders";
     assert!(out.contains(ended), "{out}");

@@ -1,6 +1,8 @@
 //! A gateway whose certificate and bundles come from a secret discovery service (P49): one that is late,
 //! dies, rotates, gives what cannot be used, and says what no server should.
 
+// On threads of their own: commands block, and a caller's connection has to answer PINGs meanwhile.
+
 use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
@@ -47,7 +49,7 @@ fn server(world: &World, manner: SecretManner) -> SecretServer {
 }
 
 /// P49, and what a gateway is that has no certificate yet.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_waits_for_its_secrets_and_serves_as_soon_as_it_has_all() {
     let world = world().await;
     let gateway = world.spawn();
@@ -137,19 +139,19 @@ async fn rotated_under_traffic(manner: SecretManner) {
 }
 
 /// P49.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_rotate_under_traffic_and_no_request_is_lost() {
     rotated_under_traffic(SecretManner::Well).await;
 }
 
 /// P49, by a service such as SPIRE's agent, which knows no deltas.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_rotate_by_the_state_of_the_world_too() {
     rotated_under_traffic(SecretManner::Full).await;
 }
 
 /// P49: a bad secret is NACKed and the old one stays.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_secret_that_cannot_be_used_is_refused_with_the_reason_and_the_last_good_one_serves() {
     let world = world().await;
     let east = &world.east;
@@ -227,7 +229,7 @@ async fn a_secret_that_cannot_be_used_is_refused_with_the_reason_and_the_last_go
 
 /// Both secrets are good by themselves, and the certificate is not of these anchors: nothing changes
 /// until the other one has come.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_and_the_anchors_that_it_stands_under_come_in_any_order() {
     let world = world().await;
     let east = &world.east;
@@ -253,7 +255,7 @@ async fn a_certificate_and_the_anchors_that_it_stands_under_come_in_any_order() 
 }
 
 /// Whoever is sent rubbish keeps what it has.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_is_silent_huge_or_broken_or_never_rests_costs_no_request() {
     let world = world().await;
     let east = &world.east;

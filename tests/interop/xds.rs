@@ -18,6 +18,7 @@ use crate::support::process::{Process, READY_WITHIN};
 use crate::zeugma::{ECHO, ORDERS};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/grpc_echo.py");
+const CSDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/csds.py");
 
 /// A control plane of one folder, without TLS.
 pub(crate) struct ControlPlane {
@@ -103,6 +104,17 @@ impl ControlPlane {
     fn nodes(&self) -> Result<Value> {
         let answer = curl::get(&format!("http://{}/api/v1/nodes", self.admin))?;
         Ok(serde_json::from_str(&answer.body)?)
+    }
+
+    /// What nodes have, as gRPC's own client is told by CSDS.
+    fn status(&self) -> Result<String> {
+        let mut command = Command::new(peers::python()?);
+        command.args([CSDS, &self.listens.to_string()]);
+        let output = command.output()?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// Everything that a node refused.
@@ -219,6 +231,32 @@ fn envoy_is_served(test: &str, api_type: &str) -> Result<()> {
     let envoy = Envoy::start("envoy", Template::Ads, &values, &folder)?;
     becomes("200 from near", || body(&envoy))?;
     assert_eq!(plane.rejected()?, Vec::<String>::new());
+    // P48.
+    becomes("all taken", || {
+        let status = plane.status()?;
+        let is_taken =
+            |line: &&str| line.starts_with("east-gw ") && line.ends_with(" SYNCED ACKED");
+        // Clusters, endpoints, listeners and routes.
+        let taken = status.lines().filter(is_taken).count();
+        Ok(if taken == 4 {
+            "all taken".to_owned()
+        } else {
+            status
+        })
+    })?;
+    // P47: what was carried so far, and is said every 10 s.
+    becomes("shop/orders carried", || {
+        let nodes = plane.nodes()?;
+        let load = nodes.pointer("/load").and_then(Value::as_array);
+        let is_it = |one: &&Value| {
+            one.pointer("/cluster") == Some(&json!("outbound|shop/orders:80"))
+                && one.pointer("/succeeded").and_then(Value::as_u64) > Some(0)
+        };
+        Ok(match load.into_iter().flatten().find(is_it) {
+            Some(_) => "shop/orders carried".to_owned(),
+            None => nodes.to_string(),
+        })
+    })?;
     drop(near);
     becomes("200 from far", || body(&envoy))?;
     let third = service("third", &folder)?;

@@ -463,11 +463,15 @@ fn of_rule(snapshot: &Snapshot, rule: &Rule) -> String {
         sources,
         methods,
         paths,
+        headers,
         position: _,
     } = rule;
     let list = |word: &str, values: Vec<String>| match values.as_slice() {
         [] => None,
         values => Some(format!("{word} {}", values.join(" or "))),
+    };
+    let list_all = |word: &str, values: Vec<String>| {
+        (!values.is_empty()).then(|| format!("{word} {}", values.join(" and ")))
     };
     let texts = |values: &[std::sync::Arc<str>]| values.iter().map(ToString::to_string).collect();
     let via = via.iter().map(|ix| snapshot.peer(*ix).name.to_string());
@@ -478,6 +482,7 @@ fn of_rule(snapshot: &Snapshot, rule: &Rule) -> String {
         list("of", sources.iter().map(ToString::to_string).collect()),
         list("by", texts(methods)),
         list("at", paths.iter().map(ToString::to_string).collect()),
+        list_all("with", headers.iter().map(ToString::to_string).collect()),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }

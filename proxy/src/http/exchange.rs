@@ -17,7 +17,7 @@ use http::{
 use http_body::Body as _;
 use tokio::time::{Instant, Sleep, sleep_until};
 use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, gateway_of};
-use zeugma_core::engine::nothing_to_try;
+use zeugma_core::engine::{Headers, nothing_to_try};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
 use zeugma_core::retry::{
@@ -27,11 +27,12 @@ use zeugma_core::route::{check_authority, check_authority_port, route_authority}
 use zeugma_core::shares::ClusterShares;
 use zeugma_core::snapshot::{
     Cluster, Endpoint, EndpointIx, Failure, HttpVersion as EndpointVersion, Listener, Peer, Role,
-    ServiceIx, Snapshot,
+    Service, ServiceIx, Snapshot,
 };
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
 
+use self::hedge::Begun;
 use super::body::{Held, Outgoing, Progress, Source};
 use super::compare::Primary;
 use super::expect::{Answered, Gate, Passing, expects_continue};
@@ -339,6 +340,7 @@ impl Exchange {
         snapshot: &Snapshot,
         listener: &'a Listener,
         claim: &'a Claim,
+        headers: Headers<'a>,
     ) -> Asking<'a> {
         let source = self.context.origin.source.ip();
         let evidence = match &self.context.identity {
@@ -351,6 +353,14 @@ impl Exchange {
             evidence,
             method: Some(self.method().as_str()),
             path: Some(self.head.uri.path()),
+            headers: Some(headers),
+        }
+    }
+
+    /// Keeps the headers for rechecks, where a rule of the service asks for some.
+    pub(super) fn keep_headers(&self, of: Option<&Service>) {
+        if of.is_some_and(|of| of.policy.asks_headers()) {
+            self.record.entry().has_headers(&self.head.headers);
         }
     }
 
@@ -360,7 +370,9 @@ impl Exchange {
             .listener(&self.context.origin.listener)
             .ok_or(Reason::Drained)?;
         let claim = self.claim();
-        let asking = self.asking(snapshot, listener, &claim);
+        let all = &self.head.headers;
+        let each = |name: &str, tell: &mut dyn FnMut(&[u8])| headers::each(all, name, tell);
+        let asking = self.asking(snapshot, listener, &claim, Headers(&each));
         let policy = &snapshot.service(service).policy;
         let mut denial = None;
         let (verdict, rule) = match authorize(snapshot, service, &asking) {
@@ -389,6 +401,7 @@ impl Exchange {
             Evidence::Verified(_) | Evidence::Network => None,
         };
         self.record.entry().is_for(handed_on);
+        self.keep_headers(Some(snapshot.service(service)));
         let attested = handed_on.map(|id| id.as_str().into());
         let on_list = (self.context.identity.iter().chain(handed_on)).find_map(|id| {
             let credentials = self.context.worker.shared.credentials.load();
@@ -410,6 +423,10 @@ impl Exchange {
 
     /// Tries one endpoint after the other until one answers; `before` says what other parts of a split
     /// made of it.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one loop over what is tried, read top to bottom"
+    )]
     async fn answer(
         mut self: Box<Self>,
         to: &Pinned,
@@ -445,28 +462,18 @@ impl Exchange {
             tries.attempts += 1;
             let nth = tries.attempts;
             upstream::note_attempt(&worker, cluster, &attempt, nth, &self.context.latest);
-            let mut attempt = attempt;
-            let mut endpoint = cluster.endpoint(attempt.endpoint);
-            let mut in_flight = worker.enter(&endpoint.key);
-            let mut began = worker.begins(cluster);
+            let mut begun = Begun::new(&worker, cluster, attempt, (nth, patience));
             let tried = match self.hedged_after(cluster) {
                 None => (self.try_endpoint(to, &attempt, (nth, patience), source)).await,
                 Some(after) => {
-                    let first = hedge::Begun {
-                        attempt,
-                        nth,
-                        patience,
-                        in_flight,
-                        began,
-                    };
-                    let of = (to, source);
-                    let (ended, tried) =
-                        Box::pin(self.hedge(of, first, after, (&mut turns, &mut tries))).await;
-                    (attempt, in_flight, began) = (ended.attempt, ended.in_flight, ended.began);
-                    endpoint = cluster.endpoint(attempt.endpoint);
+                    let (of, all) = ((to, source), (&mut turns, &mut tries));
+                    let tried;
+                    (begun, tried) = Box::pin(self.hedge(of, begun, after, all)).await;
                     tried
                 }
             };
+            let (attempt, began) = (begun.attempt, begun.began);
+            let endpoint = cluster.endpoint(attempt.endpoint);
             let now_failed = match tried {
                 Err(TryError::Quiet) => {
                     worker.failed(cluster, &endpoint.key, began);
@@ -482,7 +489,7 @@ impl Exchange {
                 Err(TryError::Failed(failed)) => failed,
                 Ok((response, stream)) => {
                     let held = Held {
-                        in_flight,
+                        in_flight: begun.in_flight,
                         stream,
                         unasked: None,
                     };
@@ -496,9 +503,7 @@ impl Exchange {
                         }
                         Some(failure) => {
                             worker.observe(&endpoint.key, Err(failure));
-                            let facts = self.record.facts();
-                            let to = facts.and_then(|closed| closed.destination.clone());
-                            Failed::by(failure, response, held, (to, self.ruled().cloned()))
+                            self.failed_by(failure, response, held)
                         }
                     }
                 }
@@ -516,6 +521,13 @@ impl Exchange {
             return self.answer_by(next, role, source, Box::new(tries)).await;
         }
         self.give_up(tries.failed, to, role, source)
+    }
+
+    /// An answer that another endpoint may better.
+    fn failed_by(&mut self, failure: Failure, response: Response<Incoming>, held: Held) -> Failed {
+        let facts = self.record.facts();
+        let to = facts.and_then(|closed| closed.destination.clone());
+        Failed::by(failure, response, held, (to, self.ruled().cloned()))
     }
 
     /// Whether nothing is sent to those that were found bad: one that answers or that may be at work on

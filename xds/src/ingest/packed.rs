@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 
-use zeugma_core::snapshot::{Node, Snapshot};
+use zeugma_core::snapshot::Node;
 
 use super::foreign::{self, Foreign};
-use super::{Errors, Ingest, Names, ReadChain, ReadCluster, ReadHost, clusters, fields, listeners};
+use super::{
+    Errors, Ingest, Names, ReadChain, ReadCluster, ReadHost, Served, clusters, fields, listeners,
+};
 use crate::compile::ResourceList;
 use crate::meta::AnyClusterMeta;
 use crate::parallel;
@@ -26,37 +28,39 @@ pub(crate) struct Packed<'a> {
 }
 
 /// A cluster with what we say of it; `None`: it is a stranger's.
-type Decoded = (Option<AnyClusterMeta>, cluster::Cluster);
+pub(super) type Decoded = (Option<AnyClusterMeta>, cluster::Cluster);
 
 impl Packed<'_> {
     /// Makes a snapshot of them alone.
     ///
     /// # Errors
     /// Each that something is wrong with, by itself or beside the others.
-    pub(crate) fn ingest(&self, node: Node) -> Result<(Snapshot, ResourceList), Errors> {
+    pub(crate) fn ingest(&self, node: Node) -> Result<Served, Errors> {
         let mut ingest = Ingest::new(node);
         let mut list = ResourceList::default();
-        let decoded = parallel::map(self.clusters.clone(), |(name, any)| {
-            (name, self.cluster(any))
-        });
-        let (mut peers, mut others) = (Vec::new(), Vec::new());
         let mut strange = Foreign::default();
-        for ((name, decoded), (_, any)) in decoded.into_iter().zip(&self.clusters) {
+        for (name, any) in &self.clusters {
             list.add('c', any.value.len(), name);
-            match ingest.errors.keep(Kind::Cluster, name, decoded) {
-                Some((Some(meta @ AnyClusterMeta::Peer(_)), peer)) => peers.push((meta, peer)),
-                Some((Some(meta @ AnyClusterMeta::Traffic(_)), other)) => {
-                    others.push((meta, other))
-                }
-                Some((None, cluster)) => strange.clusters.push((name, cluster)),
-                None => {}
-            }
         }
-        for decoded in [peers, others] {
-            let read = parallel::map(decoded, |(meta, cluster)| {
-                ReadCluster::read(&cluster, meta, &ingest.names)
+        for clusters in self.peers_and_others() {
+            // Decoded they take many times what is made of them: each is dropped where it was read.
+            let read = parallel::map(clusters, |(name, any)| {
+                let decoded = decoded(any, |name| self.endpoints.get(name).copied());
+                let read = |(meta, cluster): Decoded| match meta {
+                    Some(meta) => Ok(ReadCluster::read(&cluster, meta, &ingest.names)),
+                    None => Err(cluster),
+                };
+                (name, decoded.map(read))
             });
-            ingest.clusters(read);
+            let mut ours = Vec::new();
+            for (name, read) in read {
+                match ingest.errors.keep(Kind::Cluster, name, read) {
+                    Some(Ok(read)) => ours.push(read),
+                    Some(Err(cluster)) => strange.clusters.push((name, cluster)),
+                    None => {}
+                }
+            }
+            ingest.clusters(ours);
         }
         for (name, any) in &self.routes {
             list.add('r', any.value.len(), name);
@@ -88,29 +92,54 @@ impl Packed<'_> {
                 ingest.listener(name, &listener, chains);
             }
         }
-        strange.ingest(&mut ingest.snapshot, &mut ingest.errors);
-        Ok((ingest.end()?, list))
-    }
-
-    /// A cluster with its endpoints in it.
-    fn cluster(&self, any: &Any) -> Result<Decoded, String> {
-        let (meta, mut cluster) = decoded(any)?;
-        if let Some((_, name)) = crate::session::client::endpoints_of(&cluster) {
-            let assignment = match self.endpoints.get(&*name) {
-                Some(any) => pb::unpack(any)?,
-                None => endpoint::ClusterLoadAssignment::default(),
-            };
-            cluster.load_assignment = Some(assignment);
-        }
-        Ok((meta, cluster))
+        strange.ingest(&mut ingest);
+        let (snapshot, versions) = ingest.end_with_versions()?;
+        Ok(Served {
+            snapshot,
+            resources: list,
+            versions,
+        })
     }
 }
 
-fn decoded(any: &Any) -> Result<Decoded, String> {
-    let cluster: cluster::Cluster = pb::unpack(any)?;
+/// What the metadata of every peer has in it: a value that is the text `peer`.
+const PEER: &[u8] = b"\x1a\x04peer";
+
+impl<'a> Packed<'a> {
+    /// The clusters of peers, and all others, which may refer to these.
+    fn peers_and_others(&self) -> [Vec<(&'a str, &'a Any)>; 2] {
+        let may_be = |any: &Any| any.value.windows(PEER.len()).any(|bytes| bytes == PEER);
+        let clusters = parallel::map(self.clusters.clone(), |(name, any)| {
+            let is_peer = may_be(any)
+                && matches!(
+                    decoded(any, |_| None),
+                    Ok((Some(AnyClusterMeta::Peer(_)), _))
+                );
+            (is_peer, (name, any))
+        });
+        let (peers, others): (Vec<_>, Vec<_>) =
+            clusters.into_iter().partition(|(is_peer, _)| *is_peer);
+        [peers, others].map(|all| all.into_iter().map(|(_, one)| one).collect())
+    }
+}
+
+/// A cluster with the endpoints in it that it names.
+pub(super) fn decoded<'a>(
+    any: &Any,
+    endpoints: impl Fn(&str) -> Option<&'a Any>,
+) -> Result<Decoded, String> {
+    let mut cluster: cluster::Cluster = pb::unpack(any)?;
     let metadata = cluster.metadata.as_ref();
     let meta = (!foreign::is_foreign(metadata)).then(|| pb::from_metadata(metadata));
-    Ok((meta.transpose()?, cluster))
+    let meta = meta.transpose()?;
+    if let Some((_, name)) = crate::session::client::endpoints_of(&cluster) {
+        let assignment = match endpoints(&name) {
+            Some(any) => pb::unpack(any)?,
+            None => endpoint::ClusterLoadAssignment::default(),
+        };
+        cluster.load_assignment = Some(assignment);
+    }
+    Ok((meta, cluster))
 }
 
 /// What is wrong with a resource by itself, whatever it refers to.
@@ -121,7 +150,7 @@ pub(crate) fn check(kind: Kind, any: &Any, node: &Node) -> Result<(), String> {
     }
     match kind {
         Kind::Cluster => {
-            let (meta, mut cluster) = decoded(any)?;
+            let (meta, mut cluster) = decoded(any, |_| None)?;
             if clusters::is_discovered(&cluster) {
                 cluster.load_assignment = Some(endpoint::ClusterLoadAssignment::default());
             }

@@ -503,6 +503,16 @@ fn what_could_never_have_an_effect_is_an_error() {
             "the route is tcp",
         ),
         (
+            format!("{tcp}, allow: [{{headers: {{x-a: ['1']}}}}]"),
+            "spec.allow[0].headers",
+            "requests are not read",
+        ),
+        (
+            format!("{http}, deny: [{{headers: {{host: [a]}}}}]"),
+            "spec.deny[0].headers.host",
+            "write `hosts`",
+        ),
+        (
             format!("{tcp}, retries: {{hedge: {{after: 50ms}}}}"),
             "spec.retries.hedge.after",
             "the route is tcp",
@@ -768,6 +778,11 @@ fn values_that_cannot_be_read_are_found_where_they_stand() {
             format!("protocol: http, {OWN}, retries: {{any: yes}}"),
             "spec.retries.any",
             "neither true nor false (ZG0102); write `true` or `false`",
+        ),
+        (
+            format!("protocol: http, {OWN}, allow: [{{headers: {{x-a: ['a*b']}}}}]"),
+            "spec.allow[0].headers.x-a[0]",
+            "only at the end",
         ),
         (
             format!("protocol: http, {OWN}, retries: {{hedge: {{after: 0ms}}}}"),

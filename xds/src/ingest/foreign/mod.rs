@@ -29,8 +29,8 @@ use zeugma_core::identity::TrustDomain;
 use zeugma_core::names::HostPattern;
 use zeugma_core::rules::{HttpRule, Match, Part, RuleTimeouts, Rules};
 use zeugma_core::snapshot::{
-    ClusterIx, Export, HashOn, HostTable, Inbound, Listener, Mirror, Policy, Protocol, Rule,
-    Service, ServiceIx, Snapshot,
+    Cluster, ClusterIx, Export, HashOn, HostTable, Inbound, Listener, Mirror, Policy, Protocol,
+    Rule, Service, ServiceIx,
 };
 
 use self::at::At;
@@ -38,7 +38,7 @@ use self::clusters::{Template, Use};
 use self::listeners::{ChainTo, ReadChain, ReadListener, Routes, Tls};
 use self::rbac::{Callers, Filter, Passed};
 use self::routes::{Domain, ReadHost, ReadRoute, ReadRoutes};
-use super::Errors;
+use super::{Errors, Ingest};
 use crate::compile::ALLOW;
 use crate::parallel;
 use crate::pb::{self, cluster, core, listener, route};
@@ -94,9 +94,15 @@ pub(super) struct Foreign<'a> {
 }
 
 impl Foreign<'_> {
-    /// Puts them into a snapshot, beside what is there.
-    pub(super) fn ingest(self, snapshot: &mut Snapshot, errors: &mut Errors) {
-        let own = snapshot.node.trust_domain.clone();
+    /// Puts them beside what is there.
+    pub(super) fn ingest(self, to: &mut Ingest) {
+        let own = to.node.trust_domain.clone();
+        let errors = &mut to.errors;
+        let snapshot = &mut Parts {
+            clusters: &mut to.clusters,
+            services: &mut to.services,
+            listeners: &mut to.listeners,
+        };
         let read = parallel::map(self.clusters, |(name, cluster)| {
             (name, clusters::read(&cluster, &own))
         });
@@ -132,6 +138,13 @@ impl Foreign<'_> {
             set.make_listener(name, listener, snapshot);
         }
     }
+}
+
+/// Those of a snapshot that strangers add to.
+struct Parts<'i> {
+    clusters: &'i mut Vec<Arc<Cluster>>,
+    services: &'i mut Vec<Service>,
+    listeners: &'i mut Vec<Listener>,
 }
 
 /// What was read; `None` stands for what was refused, of which that was said.
@@ -226,7 +239,7 @@ impl Set<'_, '_> {
     }
 
     /// Makes each cluster as often as it is used in another way; they stand in the order of their names.
-    fn make_clusters(&mut self, snapshot: &mut Snapshot) {
+    fn make_clusters(&mut self, snapshot: &mut Parts<'_>) {
         for ((name, way), place) in &mut self.uses {
             let Some(Some(template)) = self.templates.get(&**name) else {
                 continue;
@@ -250,7 +263,7 @@ impl Set<'_, '_> {
         (place.copied().flatten()).ok_or_else(|| Some(format!("cluster `{name}` was not made")))
     }
 
-    fn make_listener(&mut self, name: &str, read: ReadListener, snapshot: &mut Snapshot) {
+    fn make_listener(&mut self, name: &str, read: ReadListener, snapshot: &mut Parts<'_>) {
         let before = snapshot.services.len();
         match self.listener(name, read, snapshot) {
             Ok(listener) => snapshot.listeners.push(listener),
@@ -267,7 +280,7 @@ impl Set<'_, '_> {
         &self,
         name: &str,
         read: ReadListener,
-        snapshot: &mut Snapshot,
+        snapshot: &mut Parts<'_>,
     ) -> Result<Listener, Faults> {
         let ReadListener { mut socket, chains } = read;
         let is_alone = chains.len() == 1;
@@ -285,7 +298,7 @@ impl Set<'_, '_> {
                 port: socket.address.port(),
                 is_proxied: !socket.proxies.is_empty(),
                 chain,
-                services: &mut snapshot.services,
+                services: snapshot.services,
                 faults: Faults::new(),
             };
             let made = maker.chain();

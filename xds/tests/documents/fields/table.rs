@@ -847,6 +847,11 @@ fn rules() -> Vec<Row> {
         ),
         row("orders", "spec.allow[0].methods", "", "[GET]").decides(post, ALL, "not-allowed"),
         row("orders", "spec.allow[0].paths", "", "[/v2/*]").decides(post, ALL, "not-allowed"),
+        row("orders", "spec.allow[0].headers.x-a", "['1']", "['2']").decides(
+            World::with_header,
+            ALL,
+            "not-allowed",
+        ),
         row(
             "orders",
             "spec.deny[0].from",
@@ -877,6 +882,11 @@ fn rules() -> Vec<Row> {
         .decides(from_lan, ALL, "denied"),
         row("orders", "spec.deny[0].methods", "[PUT]", "[POST]").decides(post, ALL, "denied"),
         row("orders", "spec.deny[0].paths", "[/v2/*]", "[/v1/*]").decides(post, ALL, "denied"),
+        row("orders", "spec.deny[0].headers.x-a", "['2']", "['1']").decides(
+            World::with_header,
+            ALL,
+            "denied",
+        ),
     ]
 }
 

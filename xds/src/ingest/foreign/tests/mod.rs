@@ -18,7 +18,7 @@ use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{Cluster, Node, Service, ServiceIx, Snapshot};
 
 use self::build::Listed;
-use crate::ingest::{Packed, check};
+use crate::ingest::{Packed, Served, check};
 use crate::pb::Any;
 use crate::session::Kind;
 
@@ -45,7 +45,7 @@ fn ingest(all: &[Listed]) -> Result<Snapshot, Vec<String>> {
         listeners: of(Kind::Listener),
     };
     match packed.ingest(node()) {
-        Ok((snapshot, _)) => {
+        Ok(Served { snapshot, .. }) => {
             // Each of them is right by itself too, and says nothing that is not on the list.
             for one in all {
                 assert_eq!(check(one.kind, &one.body, &node()), Ok(()), "{}", one.name);
@@ -175,12 +175,15 @@ fn asked(
     (method, authority, path): (&str, &str, &str),
     headers: &[(&str, &str)],
 ) -> String {
-    let has = |name: &str, value: &str| headers.contains(&(name, value));
+    let each = |name: &str, tell: &mut dyn FnMut(&[u8])| {
+        let all = headers.iter().filter(|(known, _)| *known == name);
+        all.for_each(|(_, value)| tell(value.as_bytes()));
+    };
     let request = Request {
         authority,
         method,
         path,
-        headers: Headers(&has),
+        headers: Headers(&each),
     };
     decided(snapshot, caller, Wants::Request(request))
 }
