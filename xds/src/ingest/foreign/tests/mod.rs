@@ -18,7 +18,7 @@ use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{Cluster, Node, Service, ServiceIx, Snapshot};
 
 use self::build::Listed;
-use crate::ingest::{Packed, check};
+use crate::ingest::{Packed, Served, check};
 use crate::pb::Any;
 use crate::session::Kind;
 
@@ -45,7 +45,7 @@ fn ingest(all: &[Listed]) -> Result<Snapshot, Vec<String>> {
         listeners: of(Kind::Listener),
     };
     match packed.ingest(node()) {
-        Ok((snapshot, _)) => {
+        Ok(Served { snapshot, .. }) => {
             // Each of them is right by itself too, and says nothing that is not on the list.
             for one in all {
                 assert_eq!(check(one.kind, &one.body, &node()), Ok(()), "{}", one.name);
