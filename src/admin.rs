@@ -187,6 +187,16 @@ pub(crate) struct Admin {
 
 impl Target {
     /// Where it is.
+    /// The one whose admin interface is there.
+    pub(crate) const fn at(admin: String) -> Self {
+        Self {
+            admin: Some(admin),
+            config: None,
+            name: None,
+            token_file: None,
+        }
+    }
+
     pub(crate) fn admin(&self) -> Result<Admin, AdminError> {
         let (at, token_file) = self.place()?;
         Ok(Admin {

@@ -119,7 +119,9 @@ fn look(admin: &Admin, peer: Option<&str>) -> Result<Vec<Item>, AdminError> {
         .map_err(|error| AdminError::Json(admin.shown(), path, error))?;
     let now = OffsetDateTime::now_utc();
     let mut items = vec![of_server(&server), of_own(field(&identities, "own"), now)];
-    items.extend(of_workload_api(field(&identities, "workload_api")));
+    for (name, kind) in [("workload_api", "Workload API"), ("sds", "SDS server")] {
+        items.extend(of_agent(kind, field(&identities, name)));
+    }
     items.extend(
         list(field(&identities, "bundles"))
             .iter()
@@ -170,9 +172,9 @@ fn moment(value: &Value) -> Option<OffsetDateTime> {
     OffsetDateTime::parse(word(value), &Rfc3339).ok()
 }
 
-/// Of a Workload API what fails is told as a finding.
-fn of_workload_api(api: &Value) -> Option<Item> {
-    let what = format!("Workload API {}", field(api, "address").as_str()?);
+/// Of an agent what fails is told as a finding.
+fn of_agent(kind: &str, api: &Value) -> Option<Item> {
+    let what = format!("{kind} {}", field(api, "address").as_str()?);
     let last = match word(field(api, "last_answer")) {
         "" => "no answer yet".to_owned(),
         at => format!("last answer {at}"),
@@ -186,7 +188,7 @@ fn of_workload_api(api: &Value) -> Option<Item> {
 
 fn of_own(own: &Value, now: OffsetDateTime) -> Item {
     if own.is_null() {
-        let found = "none yet: the Workload API has given no SVID".to_owned();
+        let found = "none yet: the agent has given no SVID".to_owned();
         return Item::new(Verdict::Failed, "identity".to_owned(), found, "ZG1042");
     }
     let what = format!("identity {}", word(field(own, "spiffe_id")));
@@ -437,7 +439,7 @@ mod tests {
         let many = json!({ "left_out": 3 });
         let items = [
             of_left_out(&many).unwrap(),
-            of_workload_api(&silent).unwrap(),
+            of_agent("Workload API", &silent).unwrap(),
             of_own(&Value::Null, now),
             of_bundle(&expired, now),
             of_server(&draining),
@@ -451,9 +453,9 @@ mod tests {
             codes,
             ["ZG1050", "ZG1059", "ZG1042", "ZG1044", "ZG1041", "ZG0107"]
         );
-        assert!(of_workload_api(&Value::Null).is_none(), "files");
+        assert!(of_agent("Workload API", &Value::Null).is_none(), "files");
         let answers = json!({ "address": "unix:///a", "answers": true });
-        assert_eq!(of_workload_api(&answers).unwrap().code, None);
+        assert_eq!(of_agent("Workload API", &answers).unwrap().code, None);
         assert!(to_text(&items).contains("(ZG1041)"));
         assert_eq!(to_json(&items)["items"][3]["code"], "ZG1044");
     }

@@ -3,6 +3,7 @@
 
 mod compile;
 mod diff;
+mod ends;
 mod fmt;
 
 use std::io::{self, IsTerminal as _, Write};
@@ -26,8 +27,8 @@ pub(crate) enum Command {
     Schema,
     /// Print the manual of the documents, as Markdown
     Reference,
-    /// Say what differs in meaning between two configurations; exit 2 where something does, 65 where
-    /// one of them is wrong
+    /// Say what differs in meaning between two configurations, which resources a control plane would tell,
+    /// and what would be ended; exit 2 where something differs, 65 where one of them is wrong
     Diff(diff::Diff),
     /// Lay documents out in one way; what they mean and their comments stay. Exit 65 where a file
     /// cannot be kept so, and is left as it is

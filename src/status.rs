@@ -119,7 +119,9 @@ impl State {
             "" => "none yet".to_owned(),
             id => format!("{id}  expires {}", until(field(own, "not_after"), now)),
         };
-        let api = field(&self.identities, "workload_api");
+        let agents = ["workload_api", "sds"].map(|name| field(&self.identities, name));
+        let api = agents.into_iter().find(|agent| !agent.is_null());
+        let api = api.unwrap_or(&Value::Null);
         let from = match (word(field(api, "address")), field(api, "answers").as_bool()) {
             ("", _) => String::new(),
             (address, Some(true)) => format!("  by {address}"),

@@ -424,6 +424,7 @@ impl World<'_> {
             evidence: Evidence::Verified(id),
             method: None,
             path: None,
+            headers: None,
         };
         authorize(self.snapshot, service, black_box(&asking))
     }

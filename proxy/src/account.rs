@@ -475,7 +475,8 @@ fn needs_escaping(text: &str) -> bool {
         .fold(false, |found, byte| found | is_special(byte))
 }
 
-/// How long the writer lets lines gather after the first: while it rests, a line wakes nobody.
+/// How long the writer lets lines gather: after one that has woken it, and after each batch, so that
+/// under load none does.
 const GATHER_TIME: Duration = Duration::from_millis(10);
 
 /// How long the end of the process waits for its last lines.
@@ -534,6 +535,15 @@ impl Queue {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         // Nothing that holds it can fail.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets lines gather, none of which wakes the writer, unless somebody waits for it.
+    fn gather<'a>(&self, mut waiting: MutexGuard<'a, Waiting>) -> MutexGuard<'a, Waiting> {
+        waiting.is_resting = false;
+        let waited = (self.something_to_do).wait_timeout_while(waiting, GATHER_TIME, |waiting| {
+            !waiting.is_flushing && !waiting.is_over
+        });
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
@@ -614,8 +624,8 @@ impl AccessLog {
 
 fn write_lines(queue: &Queue, form: AccessLogFormat, mut out: Box<dyn Write + Send>) {
     let mut batch = Vec::new();
+    let mut waiting = queue.lock();
     loop {
-        let mut waiting = queue.lock();
         while waiting.lines.is_empty() && !waiting.is_flushing {
             if waiting.is_over {
                 return;
@@ -625,12 +635,8 @@ fn write_lines(queue: &Queue, form: AccessLogFormat, mut out: Box<dyn Write + Se
                 .something_to_do
                 .wait(waiting)
                 .unwrap_or_else(PoisonError::into_inner);
-        }
-        if !waiting.is_flushing && !waiting.is_over {
             // What gathers is written in one go: a line costs no system call of its own under load.
-            drop(waiting);
-            std::thread::sleep(GATHER_TIME);
-            waiting = queue.lock();
+            waiting = queue.gather(waiting);
         }
         waiting.is_resting = false;
         waiting.is_flushing = false;
@@ -647,13 +653,14 @@ fn write_lines(queue: &Queue, form: AccessLogFormat, mut out: Box<dyn Write + Se
         batch.clear();
         // What one burst needed is not kept.
         batch.shrink_to(BATCH_BYTES_KEPT);
-        let mut waiting = queue.lock();
+        waiting = queue.lock();
         waiting.written = waiting.taken;
         waiting.is_broken = written.is_err();
         queue.written.notify_all();
         if waiting.is_broken {
             return;
         }
+        waiting = queue.gather(waiting);
     }
 }
 

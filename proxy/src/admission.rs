@@ -180,6 +180,9 @@ impl UnderWay {
     pub(crate) fn of(snapshot: &Snapshot, before: Option<&Published>) -> Arc<[Arc<Self>]> {
         let mut routes: HashMap<&str, Arc<Self>> = HashMap::new();
         if let Some(before) = before {
+            if are_of_the_same_routes(&before.snapshot, snapshot) {
+                return Arc::clone(&before.under_way);
+            }
             for (cluster, under_way) in before.snapshot.clusters.iter().zip(&*before.under_way) {
                 routes.insert(&cluster.route, Arc::clone(under_way));
             }
@@ -222,6 +225,13 @@ impl What {
             Self::Request => Reason::RequestLimit,
         }
     }
+}
+
+/// Whether clusters of the same routes stand in the same places.
+fn are_of_the_same_routes(one: &Snapshot, other: &Snapshot) -> bool {
+    let mut both = one.clusters.iter().zip(&other.clusters);
+    one.clusters.len() == other.clusters.len()
+        && both.all(|(one, other)| Arc::ptr_eq(one, other) || one.route == other.route)
 }
 
 /// One that is under way, until dropped.

@@ -734,6 +734,7 @@ impl Visit {
             evidence,
             method: None,
             path: None,
+            headers: None,
         };
         let policy = &snapshot.service(service).policy;
         let (verdict, rule) = match authorize(&snapshot, service, &asking) {
@@ -785,6 +786,7 @@ impl Visit {
                 evidence: Evidence::Verified(id),
                 method: None,
                 path: None,
+                headers: None,
             };
             match authorize(snapshot, service, &asking) {
                 Verdict::Allow { .. } | Verdict::Audit { .. } => true,

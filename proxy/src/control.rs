@@ -50,7 +50,7 @@ use crate::admin::{BindError, Interfaces};
 use crate::admission::{self, Admission, UnderWay};
 use crate::control_plane::{self, Begun};
 use crate::federation::{self, Federation};
-use crate::identity::{self, WorkloadApi};
+use crate::identity::{self, Agent, AskedAgent};
 use crate::listener::WorkerHandle;
 use crate::logging::Logging;
 use crate::memory;
@@ -257,7 +257,7 @@ async fn control(
         peers: Default::default(),
         names: ArcSwap::from_pointee(Names::default()),
         federation,
-        workload_api: WorkloadApi::new(settings.svid.workload_api()),
+        agent: Agent::new(AskedAgent::of(&settings)),
         log: open_log(&settings)?,
         admission: Admission::new(settings.limits.connections, open_files),
         control_plane: side,
@@ -547,7 +547,7 @@ enum Stage {
         asked: Pin<Box<dyn Future<Output = ()>>>,
         until: Instant,
     },
-    /// Accepting, and not ready: a Workload API has given no SVID, or the control plane no configuration.
+    /// Accepting, and not ready: an agent has given no SVID, or the control plane no configuration.
     Awaiting {
         /// When that is told next: once for people, and again and again for the service manager.
         told_at: Instant,
@@ -714,11 +714,11 @@ impl Control {
             );
             return again;
         }
-        let address = self.shared.workload_api.to_json();
+        let (agent, said) = self.shared.agent.said();
         tracing::warn!(
             code = identity::AWAITED,
-            workload_api = %address,
-            "not ready: the gateway has no SVID yet and waits for its Workload API"
+            agent = %said,
+            "not ready: the gateway has no SVID yet and waits for its {agent}"
         );
         again
     }

@@ -375,6 +375,7 @@ fn rule(snapshot: &Snapshot, rule: &Rule, kind: &str) -> Option<Value> {
         RuleField::Sources,
         RuleField::Methods,
         RuleField::Paths,
+        RuleField::Headers,
     ] {
         let values = words::values(snapshot, rule, field);
         if values.is_empty() {

@@ -94,7 +94,7 @@ impl Alone {
             published: ArcSwap::from_pointee(published(&snapshot, shares(&snapshot))),
             credentials: ArcSwap::from_pointee(Credentials::load(&files, 1).unwrap()),
             federation: crate::federation::Federation::kept(&loaded.settings),
-            workload_api: crate::identity::WorkloadApi::new(None),
+            agent: crate::identity::Agent::new(None),
             control_plane: crate::control_plane::Side::none(),
             names: ArcSwap::from_pointee(Names::default()),
             settings: loaded.settings,

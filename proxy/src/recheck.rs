@@ -12,7 +12,7 @@
 //! at once ([`Entry::settle`]). The entry is listed before that, so that a change which comes later
 //! finds it. Both happen on one thread, which leaves nothing between them.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -20,9 +20,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use http::{Method, Uri};
+use http::{HeaderMap, Method, Uri};
 use rustls_pki_types::UnixTime;
 use slab::Slab;
+use zeugma_core::engine::Headers;
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::recheck::{Answering, Asked, Carried, Directory, Ending, Kind, find};
 use zeugma_core::recheck::{judge, judge_answering, judge_copy};
@@ -30,6 +31,7 @@ use zeugma_core::snapshot::{Address, EndpointKey, Role};
 use zeugma_core::svid::Rule;
 use zeugma_core::verdict::Reason;
 
+use crate::http::headers;
 use crate::listing::{Carrying, Wanted};
 use crate::runtime::{Published, Shared, Worker};
 use crate::tls::{Credentials, Refusal, TlsPeer};
@@ -95,6 +97,8 @@ struct Seldom {
     proxy: Option<SocketAddr>,
     /// The other service that the split of its rule led it to.
     led: Option<(Arc<str>, u16)>,
+    /// The headers of a request, where a rule asks for some.
+    headers: Option<Rc<HeaderMap>>,
 }
 
 /// Something open, as its task and the walk share it.
@@ -182,6 +186,7 @@ impl Registry {
                     mirror: Some(Arc::clone(route)),
                     proxy: original.seldom.as_ref().and_then(|seldom| seldom.proxy),
                     led: None,
+                    headers: (original.seldom.as_ref()).and_then(|seldom| seldom.headers.clone()),
                 })),
             }),
             told: RefCell::default(),
@@ -305,6 +310,15 @@ impl Entry {
         if service.is_some() || known.seldom.is_some() {
             let led = service.map(|(name, port)| (Arc::clone(name), port));
             known.seldom.get_or_insert_default().led = led;
+        }
+    }
+
+    /// Notes the headers of a request, which rules ask for.
+    pub(crate) fn has_headers(&self, headers: &HeaderMap) {
+        let mut known = self.known.borrow_mut();
+        let seldom = known.seldom.get_or_insert_default();
+        if seldom.headers.is_none() {
+            seldom.headers = Some(Rc::new(headers.clone()));
         }
     }
 
@@ -471,8 +485,11 @@ pub(crate) enum Leaving {
 pub(crate) struct Judge {
     published: Arc<Published>,
     credentials: Arc<Credentials>,
-    directory: Option<Directory>,
-    endpoints: HashSet<EndpointKey>,
+    /// Whether so many may be judged that what follows is worth making; then each is made when the first
+    /// asks for it.
+    is_of_many: bool,
+    directory: OnceCell<Directory>,
+    endpoints: OnceCell<HashSet<EndpointKey>>,
     now: i64,
 }
 
@@ -481,22 +498,39 @@ impl Judge {
         Self {
             published: shared.published.load_full(),
             credentials: shared.credentials.load_full(),
-            directory: None,
-            endpoints: HashSet::new(),
+            is_of_many: false,
+            directory: OnceCell::new(),
+            endpoints: OnceCell::new(),
             now: i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX),
         }
     }
 
     fn of_many(shared: &Shared) -> Self {
-        let mut this = Self::of_one(shared);
-        let snapshot = &this.published.snapshot;
-        this.directory = Some(Directory::new(snapshot));
-        let endpoints = snapshot
-            .clusters
-            .iter()
-            .flat_map(|cluster| &cluster.endpoints);
-        this.endpoints = endpoints.map(|endpoint| endpoint.key.clone()).collect();
-        this
+        Self {
+            is_of_many: true,
+            ..Self::of_one(shared)
+        }
+    }
+
+    fn find(&self, service: Option<&(Arc<str>, u16)>) -> Asked {
+        let snapshot = &self.published.snapshot;
+        match service {
+            None => Asked::Nothing,
+            Some((name, port)) if self.is_of_many => {
+                let directory = self.directory.get_or_init(|| Directory::new(snapshot));
+                directory.find(name, *port)
+            }
+            Some((name, port)) => find(snapshot, name, *port),
+        }
+    }
+
+    fn is_configured(&self, endpoint: &EndpointKey) -> bool {
+        let clusters = self.published.snapshot.clusters.iter();
+        let all = self.endpoints.get_or_init(|| {
+            let endpoints = clusters.flat_map(|cluster| &cluster.endpoints);
+            endpoints.map(|endpoint| endpoint.key.clone()).collect()
+        });
+        all.contains(endpoint)
     }
 
     /// Whether a connection to an endpoint may be kept for further requests.
@@ -513,7 +547,7 @@ impl Judge {
                 return Err(refused(None, detail));
             }
         }
-        if self.endpoints.contains(pooled.endpoint) {
+        if self.is_configured(pooled.endpoint) {
             return Ok(());
         }
         Err(refused(
@@ -560,15 +594,14 @@ impl Judge {
             self.trusts(&upstream.peer).map_err(cut)?;
         }
         let snapshot = &self.published.snapshot;
-        let find = |service: &Option<(Arc<str>, u16)>| match (service, &self.directory) {
-            (None, _) => Asked::Nothing,
-            (Some((name, port)), Some(directory)) => directory.find(name, *port),
-            (Some((name, port)), None) => find(snapshot, name, *port),
-        };
-        let service = find(&known.service);
-        let led = match find(&seldom.led) {
+        let service = self.find(known.service.as_ref());
+        let led = match self.find(seldom.led.as_ref()) {
             Asked::Service(led) => Some(led),
             Asked::Nothing | Asked::Gone => None,
+        };
+        let each = |name: &str, tell: &mut dyn FnMut(&[u8])| {
+            let headers = seldom.headers.iter();
+            headers.for_each(|headers| headers::each(headers, name, tell));
         };
         let kind = match &known.open {
             Open::Passthrough => Kind::Passthrough,
@@ -578,6 +611,7 @@ impl Judge {
             Open::Request(request) => Kind::Request {
                 method: request.0.as_str(),
                 path: request.1.path(),
+                headers: seldom.headers.as_ref().map(|_| Headers(&each)),
             },
         };
         let renamed = self.published.listener(&entry.listener);

@@ -119,7 +119,7 @@ impl World {
             changes: watch::channel(0).0,
             peers: Default::default(),
             federation: crate::federation::Federation::kept(&settings),
-            workload_api: crate::identity::WorkloadApi::new(None),
+            agent: crate::identity::Agent::new(None),
             control_plane: crate::control_plane::Side::none(),
             names: ArcSwap::from_pointee(Names::default()),
             settings,

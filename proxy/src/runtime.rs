@@ -42,7 +42,7 @@ use crate::federation::Federation;
 use crate::hash::Configured;
 use crate::http::flow::WindowBudget;
 use crate::http::pool::{Pool, SWEEPING};
-use crate::identity::WorkloadApi;
+use crate::identity::Agent;
 use crate::journal::Journal;
 use crate::listener::{Accepted, Handed};
 use crate::listing::{self, Question};
@@ -168,7 +168,7 @@ pub(crate) struct Shared {
     /// Bundles that are fetched.
     pub(crate) federation: Federation,
     /// Where our SVID may come from.
-    pub(crate) workload_api: WorkloadApi,
+    pub(crate) agent: Agent,
     /// Where the configuration may come from.
     pub(crate) control_plane: control_plane::Side,
     pub(crate) settings: GatewaySettings,
@@ -512,6 +512,9 @@ impl Worker {
         let published = self.shared.published.load();
         // To go through ten thousand routes for nothing would hold up connections.
         if self.forgotten.replace(published.generation) == published.generation {
+            return;
+        }
+        if self.turns.borrow().is_empty() && self.latencies.borrow().is_empty() {
             return;
         }
         let clusters = &published.snapshot.clusters;

@@ -271,6 +271,17 @@ pub(crate) fn write(folder: &Path, file: &str, bytes: &[u8]) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// Adds to the end of a file of a gateway's folder, which must be there; who reads it tells what is not
+/// whole.
+///
+/// # Errors
+/// As the operating system says; what of it is there then nobody knows.
+pub(crate) fn append(folder: &Path, file: &str, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().append(true).open(folder.join(file))?;
+    file.write_all(bytes)?;
+    file.sync_data()
+}
+
 /// Where the folder of the gateway `name` is, whether or not it is there.
 pub(crate) fn folder_of(dir: &StateDir, name: &str) -> PathBuf {
     let variable = || std::env::var_os(VARIABLE).and_then(|value| first_of(&value));

@@ -6,9 +6,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
-use zeugma_xds::{Change, CheckedGateway, Difference};
+use zeugma_xds::{Change, CheckedGateway, Difference, ResourceDifference, resource_diff};
 
+use super::ends::{self, Ends};
 use super::{Gateway, Output, print_findings};
+use crate::admin::{AdminError, Target};
 use crate::exit;
 
 #[derive(Debug, Args)]
@@ -21,6 +23,10 @@ pub(crate) struct Diff {
     new: PathBuf,
     #[command(flatten)]
     gateway: Gateway,
+    /// The admin interface of a gateway that runs, `unix:/path` or a loopback address: what it carries is
+    /// judged by NEW
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<String>,
     /// How to print
     #[arg(short, long, value_enum, default_value_t = Output::Human)]
     output: Output,
@@ -31,6 +37,13 @@ struct OfGateway {
     name: String,
     change: Change,
     differences: Vec<Difference>,
+    resources: Vec<ResourceDifference>,
+}
+
+impl OfGateway {
+    fn ends(&self) -> impl Iterator<Item = String> {
+        self.differences.iter().flat_map(Difference::ends)
+    }
 }
 
 pub(super) fn run(diff: &Diff) -> io::Result<ExitCode> {
@@ -57,14 +70,31 @@ pub(super) fn run(diff: &Diff) -> io::Result<ExitCode> {
         }
         return Ok(ExitCode::from(exit::DATA));
     }
-    let found = compare((&diff.old, &old.gateways), (&diff.new, &new.gateways));
+    let mut found = compare((&diff.old, &old.gateways), (&diff.new, &new.gateways));
+    let locality = options.locality.as_deref();
+    for of in &mut found {
+        if of.change == Change::Changed {
+            of.resources = resource_diff(&of.name, locality, (&diff.old, &diff.new));
+        }
+    }
+    let live = match diff.admin.clone().map(|at| live(at, &new.gateways)) {
+        Some(Ok(live)) => live,
+        Some(Err(error)) => return Ok(error.fail()),
+        None => None,
+    };
     match diff.output {
-        Output::Human => print_human(&mut out, &found)?,
+        Output::Human => {
+            print_human(&mut out, &found)?;
+            if let Some(live) = &live {
+                live.print(&mut out)?;
+            }
+        }
         Output::Json => {
             let gateways: Vec<_> = found.iter().map(to_json).collect();
             let is_same = found.is_empty();
-            let said = document(&json!({ "same": is_same, "gateways": gateways }));
-            writeln!(out, "{said:#}")?;
+            let live = live.as_ref().map(Ends::to_json);
+            let said = json!({ "same": is_same, "gateways": gateways, "live": live });
+            writeln!(out, "{:#}", document(&said))?;
         }
     }
     Ok(if found.is_empty() {
@@ -72,6 +102,15 @@ pub(super) fn run(diff: &Diff) -> io::Result<ExitCode> {
     } else {
         ExitCode::from(exit::FINDINGS)
     })
+}
+
+/// What the gateway there carries, judged by its own part of NEW; none where it has none.
+fn live(at: String, new: &[CheckedGateway]) -> Result<Option<Ends>, AdminError> {
+    let admin = Target::at(at).admin()?;
+    let name = ends::name(&admin)?;
+    let gateway = new.iter().find(|gateway| gateway.settings.name == name);
+    let ends = gateway.map(|gateway| ends::of(&admin, name, &gateway.snapshot));
+    ends.transpose()
 }
 
 fn compare(
@@ -96,6 +135,7 @@ fn compare(
                 name,
                 change,
                 differences,
+                resources: Vec::new(),
             });
         }
     }
@@ -104,6 +144,7 @@ fn compare(
         name: gateway.settings.name.clone(),
         change: Change::Added,
         differences: Vec::new(),
+        resources: Vec::new(),
     }));
     found
 }
@@ -117,6 +158,18 @@ fn print_human(out: &mut impl Write, found: &[OfGateway]) -> io::Result<()> {
         }
         for difference in &of.differences {
             write!(out, "{difference}")?;
+        }
+        if !of.resources.is_empty() {
+            writeln!(out, "what a control plane would tell it")?;
+        }
+        for ResourceDifference { kind, name, change } in &of.resources {
+            writeln!(out, "    {} {} {name}", change.sign(), kind.as_str())?;
+        }
+        for (nth, ended) in of.ends().enumerate() {
+            if nth == 0 {
+                writeln!(out, "what would be ended")?;
+            }
+            writeln!(out, "    {ended}")?;
         }
     }
     if found.is_empty() {
@@ -157,5 +210,20 @@ fn to_json(of: &OfGateway) -> Value {
             })
         })
         .collect();
-    json!({ "name": of.name, "change": of.change.label(), "differences": differences })
+    let resources: Vec<_> = (of.resources.iter())
+        .map(|one| {
+            json!({
+                "type": one.kind.as_str(),
+                "name": one.name,
+                "change": one.change.label(),
+            })
+        })
+        .collect();
+    json!({
+        "name": of.name,
+        "change": of.change.label(),
+        "differences": differences,
+        "resources": resources,
+        "ends": of.ends().collect::<Vec<_>>(),
+    })
 }

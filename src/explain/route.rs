@@ -357,7 +357,15 @@ fn policy(policy: &Value, text: &mut Text) {
 
 /// A rule as it is written, and where.
 fn rule(rule: &Value) -> String {
-    let fields = ["from", "via", "listeners", "sources", "methods", "paths"];
+    let fields = [
+        "from",
+        "via",
+        "listeners",
+        "sources",
+        "methods",
+        "paths",
+        "headers",
+    ];
     let written: Vec<String> = (fields.into_iter())
         .filter_map(|name| {
             let values = list(field(rule, name));

@@ -262,8 +262,20 @@ fn diff_says_what_a_change_opens_closes_and_moves() {
         );
     let (code, out, err) = diff(GOOD, &new, &[]);
     assert_eq!((code, err.as_str()), (Some(2), ""));
+    let (meaning, rest) = out
+        .split_once("what a control plane would tell it\n")
+        .unwrap();
+    for line in [
+        "    + listener more\n",
+        // Its peer has a name, which is resolved by who has the cluster: its addresses stand in it.
+        "    ~ cluster outbound|shop/orders:80\n",
+        "what would be ended\n    what only `may call` of service shop/orders:80 let in as it is\n",
+    ] {
+        assert!(rest.contains(line), "{line}: {rest}");
+    }
+    assert!(!rest.contains("listener apps"), "{rest}");
     assert_eq!(
-        out,
+        meaning,
         "gateway east-gw
 + listener more
     address:
@@ -291,6 +303,36 @@ fn diff_says_what_a_change_opens_closes_and_moves() {
     assert_eq!(service["change"], "changed");
     assert_eq!(service["fields"][2]["field"], "may call");
     assert_eq!(service["fields"][2]["endsConnections"], true);
+    let gateway = &json["gateways"][0];
+    let more = serde_json::json!({ "type": "listener", "name": "more", "change": "added" });
+    assert!(
+        gateway["resources"].as_array().unwrap().contains(&more),
+        "{gateway}"
+    );
+    assert_eq!(gateway["ends"].as_array().unwrap().len(), 1);
+    assert_eq!(json["live"], Value::Null);
+}
+
+/// What travels is little where little changes, and what only moves new connections ends nothing.
+#[test]
+fn diff_of_one_endpoint_is_its_resources_alone_and_ends_nothing() {
+    let old = GOOD.replace("gw.west.example:15443", "192.0.2.7:15443");
+    let new = old.replace("10.0.1.11:8080", "10.0.1.12:8080");
+    let (code, out, _) = diff(&old, &new, &[]);
+    assert_eq!(code, Some(2));
+    let (_, rest) = out
+        .split_once("what a control plane would tell it\n")
+        .unwrap();
+    // For its own workloads, and for other clusters.
+    assert_eq!(
+        rest,
+        "    ~ endpoints of cluster outbound|shop/orders:80
+    ~ endpoints of cluster own|shop/orders:80
+"
+    );
+    let (_, out, _) = diff(GOOD, &GOOD.replace("protocol: http", "protocol: tcp"), &[]);
+    let ended = "what only `protocol` of service shop/orders";
+    assert!(out.contains(ended), "{out}");
 }
 
 #[test]
@@ -303,6 +345,10 @@ fn a_service_that_is_gone_and_a_gateway_that_is_new_are_told() {
     let (code, out, _) = diff(GOOD, &fewer, &[]);
     assert_eq!(code, Some(2));
     assert!(out.contains("- service shop/orders:80\n"), "{out}");
+    assert!(
+        out.contains("what is open by service shop/orders:80: it is gone\n"),
+        "{out}"
+    );
     let gateway = GOOD.split("---").next().unwrap();
     let both = format!("{GOOD}---\n{}", gateway.replace("east-gw", "other-gw"));
     let (code, out, _) = diff(GOOD, &both, &[]);

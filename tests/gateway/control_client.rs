@@ -19,14 +19,14 @@ pub(crate) const ORDERS: &str = "orders.shop.svc.clusterset.local";
 const CART: &str = "cart.shop.svc.clusterset.local";
 
 /// East, whose gateway asks a control plane that shows who it is.
-struct World {
-    east: Cluster,
-    control_plane: ControlPlane,
-    orders: Service,
+pub(crate) struct World {
+    pub(crate) east: Cluster,
+    pub(crate) control_plane: ControlPlane,
+    pub(crate) orders: Service,
 }
 
 impl World {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let mut east = Cluster::new("east");
         let identity = east.identity("zeugma/xds");
         let control_plane = ControlPlane::new(Some(&identity));
@@ -43,7 +43,7 @@ impl World {
     }
 
     /// Has the control plane say all that there is of orders.
-    fn say_orders(&self, version: &str) {
+    pub(crate) fn say_orders(&self, version: &str) {
         self.control_plane.put(
             version,
             [
@@ -60,7 +60,7 @@ impl World {
         self.east.spawn(Gateway::command(&self.east.config()))
     }
 
-    async fn start(&self) -> Gateway {
+    pub(crate) async fn start(&self) -> Gateway {
         let gateway = self.spawn();
         gateway.message("ZG0901 gateway ready").await;
         gateway
@@ -126,7 +126,7 @@ async fn told(gateway: &Gateway) -> Value {
     gateway.admin_json("/api/v1/control-plane").await["control_plane"].clone()
 }
 
-async fn until_finding(gateway: &Gateway, code: &str) -> String {
+pub(crate) async fn until_finding(gateway: &Gateway, code: &str) -> String {
     eventually(code, async || {
         let found = gateway.admin_json("/api/v1/findings").await;
         let mut all = found["findings"].as_array().unwrap().iter();
@@ -392,8 +392,8 @@ async fn a_gateway_that_is_restarted_without_a_control_plane_serves_what_it_had_
     gateway.finish().await;
     world.control_plane.kill().await;
     let mut bytes = fs::read(&kept).unwrap();
-    let last = bytes.len() - 1;
-    bytes[last] ^= 1;
+    let beginning = bytes.get_mut(60).unwrap();
+    *beginning ^= 1;
     fs::write(&kept, bytes).unwrap();
     let gateway = world.spawn();
     gateway.message("ZG0124").await;
@@ -404,6 +404,50 @@ async fn a_gateway_that_is_restarted_without_a_control_plane_serves_what_it_had_
     world.control_plane.start();
     gateway.late_message("ZG0901 gateway ready").await;
     assert_eq!(get(world.east.apps, ORDERS, "/").await.status, 200);
+    gateway.finish().await;
+}
+
+#[tokio::test]
+async fn what_changed_is_added_to_what_is_kept_and_serves_after_a_restart_too() {
+    let mut world = World::new().await;
+    world.say_orders("1");
+    let gateway = world.start().await;
+    let kept = world.east.config().join("state/east-gw/control-plane");
+    let read = || fs::read(&kept).unwrap_or_default();
+    let before = eventually("it to be kept", async || {
+        Some(read()).filter(|it| !it.is_empty())
+    });
+    let before = before.await;
+    let other = Service::http("other").await;
+    let say = |version, address| {
+        let endpoints = by_hand::endpoints("orders", &[address]);
+        world.control_plane.put(version, [endpoints]);
+    };
+    say("2", other.address);
+    let after = eventually("it to be added", async || {
+        Some(read()).filter(|it| *it != before)
+    });
+    let after = after.await;
+    assert!(
+        after.starts_with(&before),
+        "what was there stands there still"
+    );
+    // What is gone cannot be added to: all of it is kept again, and nobody waits for the next change.
+    fs::remove_file(&kept).unwrap();
+    say("3", world.orders.address);
+    gateway.message("ZG0125").await;
+    eventually("it to be kept again", async || kept.exists().then_some(())).await;
+    say("the-fourth", other.address);
+    let whole = eventually("the last", async || {
+        Some(read()).filter(|it| it.windows(10).any(|part| part == b"the-fourth"))
+    });
+    drop(whole.await);
+    world.control_plane.kill().await;
+    gateway.finish().await;
+    let gateway = world.start().await;
+    gateway.message("ZG0524").await;
+    let reply = get(world.east.apps, ORDERS, "/").await;
+    assert_eq!((reply.status, reply.text()), (200, "other".to_owned()));
     gateway.finish().await;
 }
 

@@ -29,15 +29,15 @@ use crate::security_pki::Domain;
 const ORDERS: &str = "orders.shop.svc.clusterset.local";
 
 /// East, whose gateway asks its agent, and serves a route to west and to its own workloads.
-struct World {
-    east: Cluster,
-    west: Cluster,
-    cart: Identity,
+pub(crate) struct World {
+    pub(crate) east: Cluster,
+    pub(crate) west: Cluster,
+    pub(crate) cart: Identity,
     service: Service,
 }
 
 impl World {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let service = Service::http("orders").await;
         let (mut east, mut west) = (Cluster::new("east"), Cluster::new("west"));
         east.meet(&west);
@@ -66,23 +66,23 @@ impl World {
     }
 
     /// An agent that says what east's files say.
-    fn agent(&self) -> Agent {
+    pub(crate) fn agent(&self) -> Agent {
         Agent::at(&self.east.agent_socket(), &Answer::of(&self.east))
     }
 
     /// Starts the gateway, and does not wait.
-    fn spawn(&self) -> Gateway {
+    pub(crate) fn spawn(&self) -> Gateway {
         self.east.write_gateway();
         self.east.spawn(Gateway::command(&self.east.config()))
     }
 
-    async fn start(&self) -> Gateway {
+    pub(crate) async fn start(&self) -> Gateway {
         let gateway = self.spawn();
         gateway.message("ZG0901 gateway ready").await;
         gateway
     }
 
-    fn command(&self, words: &[&str]) -> (Option<i32>, String) {
+    pub(crate) fn command(&self, words: &[&str]) -> (Option<i32>, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zeugma"));
         command.args(words).arg("--config").arg(self.east.config());
         let output = command.env_remove("ZEUGMA_ADMIN").output().unwrap();
@@ -90,7 +90,7 @@ impl World {
         (output.status.code(), String::from_utf8(text).unwrap())
     }
 
-    fn get(&self, what: &str) -> Value {
+    pub(crate) fn get(&self, what: &str) -> Value {
         let (code, text) = self.command(&["get", what, "-o", "json"]);
         assert_eq!(code, Some(0), "{text}");
         serde_json::from_str(&text).unwrap()
@@ -105,7 +105,7 @@ impl World {
     }
 
     /// Waits for a finding of this code with these words, or for none where there are none.
-    async fn finds(&self, code: &str, words: &str) {
+    pub(crate) async fn finds(&self, code: &str, words: &str) {
         let mut last = Vec::new();
         let what = format!("{code} {words}");
         let look = eventually(&what, async || {
@@ -123,7 +123,7 @@ impl World {
 }
 
 /// The serial of the certificate that the gateway presents now.
-async fn serial(caller: &Identity, to: SocketAddr) -> Option<String> {
+pub(crate) async fn serial(caller: &Identity, to: SocketAddr) -> Option<String> {
     let stream = caller.dial(to, ORDERS, &[b"h2"]).await.ok()?;
     let chain = stream.get_ref().1.peer_certificates()?;
     let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
@@ -135,7 +135,7 @@ async fn serial(caller: &Identity, to: SocketAddr) -> Option<String> {
     )
 }
 
-async fn until_serial(caller: &Identity, to: SocketAddr, expected: &str) {
+pub(crate) async fn until_serial(caller: &Identity, to: SocketAddr, expected: &str) {
     eventually("that certificate", async || {
         (serial(caller, to).await? == expected).then_some(())
     })
@@ -143,22 +143,22 @@ async fn until_serial(caller: &Identity, to: SocketAddr, expected: &str) {
 }
 
 /// Whether a caller is let in: accepted, the first byte is of HTTP/2's settings.
-async fn is_let_in(caller: &Identity, to: SocketAddr) -> Option<()> {
+pub(crate) async fn is_let_in(caller: &Identity, to: SocketAddr) -> Option<()> {
     let mut stream = caller.dial(to, ORDERS, &[b"h2"]).await.ok()?;
     stream.read_u8().await.ok().map(drop)
 }
 
-async fn until_let_in(caller: &Identity, to: SocketAddr) {
+pub(crate) async fn until_let_in(caller: &Identity, to: SocketAddr) {
     eventually("it is let in", async || is_let_in(caller, to).await).await;
 }
 
-async fn until_refused(caller: &Identity, to: SocketAddr) {
+pub(crate) async fn until_refused(caller: &Identity, to: SocketAddr) {
     let look = async || is_let_in(caller, to).await.is_none().then_some(());
     eventually("it is refused", look).await;
 }
 
 /// The serial of the certificate in a cluster's files.
-fn serial_of(cluster: &Cluster) -> String {
+pub(crate) fn serial_of(cluster: &Cluster) -> String {
     let chain = Answer::of(cluster).svids[0].chain.clone();
     let (_, leaf) = x509_parser::parse_x509_certificate(&chain).unwrap();
     leaf.raw_serial()
@@ -168,17 +168,17 @@ fn serial_of(cluster: &Cluster) -> String {
 }
 
 /// A socket as its address.
-fn at(socket: &Path) -> String {
+pub(crate) fn at(socket: &Path) -> String {
     format!("unix://{}", socket.display())
 }
 
 type Sender = conn::http2::SendRequest<Body>;
 
-async fn open(caller: &Identity, to: SocketAddr) -> Sender {
+pub(crate) async fn open(caller: &Identity, to: SocketAddr) -> Sender {
     h2(caller.dial(to, ORDERS, &[b"h2"]).await.unwrap()).await
 }
 
-async fn ask(sender: &mut Sender) -> Result<(), hyper::Error> {
+pub(crate) async fn ask(sender: &mut Sender) -> Result<(), hyper::Error> {
     let request = Request::get(format!("https://{ORDERS}/"))
         .body(empty())
         .unwrap();

@@ -430,6 +430,41 @@ enum By {
     North(&'static str),
 }
 
+const HEADED_RULES: &[&str] = &[
+    "protocol: http",
+    "backends: [{ endpoints: [@a] }]",
+    "allow: [{ listeners: [apps], headers: { X-Tenant: [acme, 'beta-*', 'a.b+c'], x-env: ['*'] } }]",
+    "deny: [{ headers: { x-role: [guest, 'temp.*'] } }]",
+];
+
+/// The headers of a request, and what both say to it.
+const HEADED: &[(&[&str], Says)] = &[
+    (&["x-tenant: acme", "x-env: a"], Says::In),
+    (&["X-TENANT: beta-7", "x-env: a"], Says::In),
+    (&["x-tenant: a.b+c", "x-env: a"], Says::In),
+    (&["x-tenant: acme"], Says::Out),
+    (&["x-env: a"], Says::Out),
+    (&["x-tenant: Acme", "x-env: a"], Says::Out),
+    (&["x-tenant: axb+c", "x-env: a"], Says::Out),
+    (&["x-tenant: acme", "x-tenant: evil", "x-env: a"], Says::Out),
+    (&["x-tenant: acme,evil", "x-env: a"], Says::Out),
+    (&["x-tenant: acme", "x-env: a", "x-role: guests"], Says::In),
+    (&["x-tenant: acme", "x-env: a", "x-role: tempx"], Says::In),
+    (&["x-tenant: acme", "x-env: a", "x-role: GUEST"], Says::Out),
+    (
+        &["x-tenant: acme", "x-env: a", "x-role: admin, guest"],
+        Says::Out,
+    ),
+    (
+        &["x-tenant: acme", "x-env: a", "x-role: a", "x-role: guest"],
+        Says::Out,
+    ),
+    (
+        &["x-tenant: acme", "x-env: a", "x-role: a,Temp.1,b"],
+        Says::Out,
+    ),
+];
+
 /// By whom, the method and the path.
 const DECIDED: &[(By, &str, &str, Says)] = &[
     (By::West(CART), "GET", "/v1/x", Says::In),
@@ -545,8 +580,10 @@ fn the_same_yaml_lets_in_the_same_requests_in_envoy() -> Result<()> {
         (name, lines.collect())
     };
     let west = "export: { to: [west] }";
+    let headed = (HEADED_RULES.iter()).map(|line| with_addresses(line, &endpoints));
     let routes = [
         ("guarded", guarded),
+        ("headed", headed.collect()),
         named("wild", &["hosts: ['*.wild.example']", west]),
         named("hidden", &["hosts: [hidden.wild.example]"]),
         named("shared", &["hosts: [shared.wild.example]", west]),
@@ -606,8 +643,22 @@ fn the_same_yaml_lets_in_the_same_requests_in_envoy() -> Result<()> {
         By::West(path) => mesh.west.svid(path).map(Some),
         By::North(path) => north.svid(path).map(Some),
     };
-    let host = "guarded.shop.svc.clusterset.local";
     let mut wrong = String::new();
+    for (headers, says) in HEADED {
+        for who in ["zeugma", "envoy"] {
+            let host = "headed.shop.svc.clusterset.local";
+            let status = both.ask_with(who, None, (host, "GET", "/"), headers)?;
+            let wanted = match says {
+                Says::In => true,
+                Says::Out => false,
+                Says::OursRefuses(_) => who == "envoy",
+            };
+            if (status == Some(200)) != wanted {
+                writeln!(wrong, "{who}: {headers:?}: {status:?}")?;
+            }
+        }
+    }
+    let host = "guarded.shop.svc.clusterset.local";
     for (by, method, path, says) in DECIDED {
         let caller = calls(*by)?;
         let (ours, theirs, why) = match says {
@@ -767,12 +818,23 @@ impl Both {
         method: &str,
         path: &str,
     ) -> Result<Option<u16>> {
+        self.ask_with(who, by, (host, method, path), &[])
+    }
+
+    /// The same with headers.
+    fn ask_with(
+        &self,
+        who: &str,
+        by: Option<&Svid>,
+        (host, method, path): (&str, &str, &str),
+        headers: &[&str],
+    ) -> Result<Option<u16>> {
         let (apps, mesh) = match who {
             "zeugma" => (self.ours.apps, self.ours.mesh),
             _ => (self.envoy.listener("apps")?, self.envoy.listener("mesh")?),
         };
         let to = by.map_or(apps, |_| mesh);
-        curl::status(to, by, host, method, path)
+        curl::status_with(to, by, (host, method, path), headers)
     }
 }
 

@@ -89,6 +89,16 @@ pub(crate) fn status(
     method: &str,
     path: &str,
 ) -> Result<Option<u16>> {
+    status_with(to, by, (host, method, path), &[])
+}
+
+/// The same with headers.
+pub(crate) fn status_with(
+    to: SocketAddr,
+    by: Option<&Svid>,
+    (host, method, path): (&str, &str, &str),
+    headers: &[&str],
+) -> Result<Option<u16>> {
     let (scheme, port) = match by {
         Some(_) => ("https", 443),
         None => ("http", 80),
@@ -113,6 +123,9 @@ pub(crate) fn status(
     });
     if let Some((certificate, key)) = &files {
         arguments.extend(["--cert", certificate, "--key", key]);
+    }
+    for header in headers {
+        arguments.extend(["--header", header]);
     }
     Ok(run(&arguments, &format!("{scheme}://{host}{path}"))
         .ok()

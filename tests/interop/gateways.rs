@@ -12,6 +12,7 @@ use crate::folder;
 use crate::grpc::{self, Agent, EchoService};
 use crate::openssl::{Call, Openssl};
 use crate::pki::{Domain, Root, Svid};
+use crate::sds::{Method, Sds};
 use crate::websocket;
 use crate::zeugma::{EAST, ECHO, Gateway, ORDERS, Setup, WEST};
 
@@ -160,6 +161,53 @@ fn our_gateway_is_given_its_certificate_by_grpcs_own_server() -> Result<()> {
     assert_eq!(renewed.certificate, mesh.west_gateway.certificate);
     west.applied(2)?;
     requests_reach(east.apps, "west-orders", &mesh.east_gateway.id)
+}
+
+/// P49, by a service that we did not write.
+fn given_by_secrets(test: &str, method: Method) -> Result<()> {
+    let folder = folder(test)?;
+    let mesh = Mesh::new(&folder)?;
+    let trusted = [&mesh.west.trust, &mesh.east.trust];
+    let sds = Sds::start(test, &folder, method, (&mesh.west_gateway, &trusted))?;
+    let orders = service("west-orders", &folder)?;
+    let west = Setup::new(&folder, WEST, &mesh.west_gateway, &[])?
+        .secrets(&sds.socket)
+        .caller(EAST, &mesh.east_gateway.id)
+        .route(
+            "orders",
+            &[
+                "protocol: http",
+                &format!("backends: [{{ endpoints: [\"{}\"] }}]", orders.address),
+                "allow: [{ from: [\"spiffe://east.example/*\"] }]",
+                "export: { to: [east] }",
+            ],
+        )
+        .start()?;
+    let east = mesh.east(&folder, west.mesh, &mesh.west_gateway.id, &["orders"])?;
+    requests_reach(east.apps, "west-orders", &mesh.east_gateway.id)?;
+    for name in ["default", "ROOTCA"] {
+        sds.heard(&format!("ack {name} "))?;
+    }
+    // The same files again, in the same folder.
+    let renewed = mesh.west.svid("/zeugma/gateway")?;
+    assert_eq!(renewed.certificate, mesh.west_gateway.certificate);
+    west.applied(2)?;
+    requests_reach(east.apps, "west-orders", &mesh.east_gateway.id)?;
+    // A key of somebody else's.
+    let other = mesh.west.svid("/other")?;
+    fs::copy(&other.key, &mesh.west_gateway.key)?;
+    sds.heard("nack default secret `default`: its key is not that of its certificate")?;
+    requests_reach(east.apps, "west-orders", &mesh.east_gateway.id)
+}
+
+#[test]
+fn our_gateway_is_given_its_certificate_by_a_secret_discovery_service() -> Result<()> {
+    given_by_secrets("sds-whole", Method::Sotw)
+}
+
+#[test]
+fn our_gateway_is_given_its_certificate_by_one_that_tells_what_changed() -> Result<()> {
+    given_by_secrets("sds-delta", Method::Delta)
 }
 
 #[test]

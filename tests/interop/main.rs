@@ -10,6 +10,7 @@ mod support;
 mod alike;
 mod curl;
 mod envoy;
+mod foreign;
 mod gateways;
 mod grpc;
 mod openssl;

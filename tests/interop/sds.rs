@@ -16,14 +16,16 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/sds.py"
 pub(crate) struct Sds {
     /// Where it listens.
     pub(crate) socket: PathBuf,
-    _process: Process,
+    process: Process,
 }
 
 /// What of discovery it serves.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Method {
-    /// The state of the world.
+    /// The state of the world, as SPIRE's agent does.
     Sotw,
+    /// What changed.
+    Delta,
 }
 
 impl Sds {
@@ -43,6 +45,7 @@ impl Sds {
             .arg(format!("unix:{}", socket.display()));
         command.arg(match method {
             Method::Sotw => "sotw",
+            Method::Delta => "delta",
         });
         command.args([&svid.certificate, &svid.key]);
         for trust in trusted {
@@ -50,10 +53,14 @@ impl Sds {
         }
         let process = Process::start(name, &mut command, folder)?;
         process.wait_for_text("listening ")?;
-        Ok(Self {
-            socket,
-            _process: process,
-        })
+        Ok(Self { socket, process })
+    }
+}
+
+impl Sds {
+    /// Waits until a client has said this.
+    pub(crate) fn heard(&self, what: &str) -> Result<String> {
+        self.process.wait_for_text(what)
     }
 }
 

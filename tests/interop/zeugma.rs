@@ -112,6 +112,14 @@ spec:
         self
     }
 
+    /// Has it ask the secret discovery service at `socket` for them.
+    pub(crate) fn secrets(mut self, socket: &Path) -> Self {
+        let files = "files: { certificate: gw.pem, key: gw.key, bundles: bundles/ }";
+        let sds = format!("sds: {{ address: 'unix://{}' }}", socket.display());
+        self.documents = self.documents.replace(files, &sds);
+        self
+    }
+
     /// Another cluster, whose gateway is at `address` and must be `id`.
     pub(crate) fn peer(mut self, cluster: Cluster, address: SocketAddr, id: &str) -> Self {
         self.documents.push_str(&format!(

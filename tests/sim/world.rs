@@ -144,9 +144,10 @@ impl Blueprint {
             listeners: vec![
                 listener("apps", Role::Workloads),
                 listener("mesh", Role::Mesh),
-            ],
-            services,
-            clusters,
+            ]
+            .into(),
+            services: services.into(),
+            clusters: clusters.into(),
             peers: vec![Peer {
                 name: "west".into(),
                 cluster: "west".into(),
@@ -157,7 +158,8 @@ impl Blueprint {
                 keepalive_ping: Duration::from_secs(2),
                 keepalive_timeout: Duration::from_secs(2),
                 when_stale: self.when_stale,
-            }],
+            }]
+            .into(),
         }
     }
 }

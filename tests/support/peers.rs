@@ -63,6 +63,23 @@ pub(crate) fn kubernetes() -> Result<PathBuf> {
     Ok(KUBERNETES.ready()?.join("bin"))
 }
 
+/// The control plane of the crate `xds-server`, built by its own lock file under `target/peers`.
+pub(crate) fn xds_server() -> Result<PathBuf> {
+    let manifest = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/interop/foreign/xds-server/Cargo.toml"
+    );
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .with_file_name("peers")
+        .join("xds-server");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--locked", "--manifest-path", manifest]);
+    let hint =
+        format!("run `cargo build --locked --manifest-path {manifest}` and see what it says");
+    run(cargo.arg("--target-dir").arg(&target), &hint)?;
+    Ok(target.join("debug/foreign-xds-server"))
+}
+
 /// What came of looking for a program of Debian's.
 pub(crate) enum Debian {
     /// It is there.

@@ -71,7 +71,9 @@ impl Change {
         }
     }
 
-    const fn sign(self) -> char {
+    /// The sign in front of it, for people.
+    #[must_use]
+    pub const fn sign(self) -> char {
         match self {
             Self::Added => '+',
             Self::Removed => '-',
@@ -131,7 +133,9 @@ fn fields(was: &Fields, is: &Fields, change: Change) -> Vec<FieldDifference> {
                 // The first network that is named shuts out all others.
                 "sources" | "proxyProtocol.trusted" => !removed.is_empty() || was.is_empty(),
                 "policy" => is.contains("enforce"),
-                "role" => true,
+                "trusted domains" => !removed.is_empty(),
+                // What is carried in another way goes on in none.
+                "role" | "route" | "protocol" | "inbound" => true,
                 _ => false,
             };
         found.push(FieldDifference {
@@ -311,10 +315,8 @@ fn of_svid(svid: &SvidSource, path: impl Fn(&Path) -> String) -> Fields {
         let written = svid.files().and_then(written);
         maybe(written.map(|written| path(written)))
     };
-    let denied = match svid {
-        SvidSource::Files(_) => None,
-        SvidSource::WorkloadApi(api) => api.denied.as_ref(),
-    };
+    let sds = svid.sds();
+    let bundles = sds.map_or(&[][..], |sds| &sds.bundles);
     Fields::from([
         ("svid.files.certificate", of(|one| Some(&one.certificate))),
         ("svid.files.key", of(|one| Some(&one.key))),
@@ -322,7 +324,13 @@ fn of_svid(svid: &SvidSource, path: impl Fn(&Path) -> String) -> Fields {
         ("svid.files.crls", of(|one| one.crls.as_ref())),
         ("svid.files.denied", of(|one| one.denied.as_ref())),
         ("svid.workloadApi", maybe(svid.workload_api())),
-        ("svid.denied", maybe(denied.map(|denied| path(denied)))),
+        ("svid.sds.address", maybe(sds.map(|sds| &sds.address))),
+        ("svid.sds.svid", maybe(sds.map(|sds| &sds.svid))),
+        ("svid.sds.bundles", all(bundles)),
+        (
+            "svid.denied",
+            maybe(svid.denied().map(|denied| path(denied))),
+        ),
     ])
 }
 
@@ -455,11 +463,15 @@ fn of_rule(snapshot: &Snapshot, rule: &Rule) -> String {
         sources,
         methods,
         paths,
+        headers,
         position: _,
     } = rule;
     let list = |word: &str, values: Vec<String>| match values.as_slice() {
         [] => None,
         values => Some(format!("{word} {}", values.join(" or "))),
+    };
+    let list_all = |word: &str, values: Vec<String>| {
+        (!values.is_empty()).then(|| format!("{word} {}", values.join(" and ")))
     };
     let texts = |values: &[std::sync::Arc<str>]| values.iter().map(ToString::to_string).collect();
     let via = via.iter().map(|ix| snapshot.peer(*ix).name.to_string());
@@ -470,6 +482,7 @@ fn of_rule(snapshot: &Snapshot, rule: &Rule) -> String {
         list("of", sources.iter().map(ToString::to_string).collect()),
         list("by", texts(methods)),
         list("at", paths.iter().map(ToString::to_string).collect()),
+        list_all("with", headers.iter().map(ToString::to_string).collect()),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
@@ -740,6 +753,27 @@ fn of_passive(passive: &PassiveCheck, fields: &mut Fields) {
     fields.insert("health.passive.eject", one(duration(*eject)));
     fields.insert("health.passive.maxEjected", one(percent(*max_ejected)));
     fields.insert("health.passive.keepAtLeast", one(keep_at_least));
+}
+
+impl Difference {
+    /// What of it ends open connections, by the rules of a recheck, in words; what only moves where new
+    /// connections go ends none.
+    pub fn ends(&self) -> impl Iterator<Item = String> {
+        let Self {
+            kind, name, change, ..
+        } = self;
+        // A listener of a one-route service may only have another name: that ends nothing.
+        let gone = (*change == Change::Removed && matches!(*kind, "listener" | "service"))
+            .then(|| format!("what is open by {kind} {name}: it is gone"));
+        let fields = self.fields.iter().filter(|field| field.ends);
+        let fields = fields
+            .filter(|_| *change == Change::Changed)
+            .map(move |field| {
+                let field = field.field;
+                format!("what only `{field}` of {kind} {name} let in as it is")
+            });
+        gone.into_iter().chain(fields)
+    }
 }
 
 impl fmt::Display for Difference {

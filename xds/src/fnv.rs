@@ -1,5 +1,7 @@
 //! FNV-1a of 128 bits (draft-eastlake-fnv §2, §5): tells contents apart, and is no secret.
 
+const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+
 /// A hash under way.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Fnv(u128);
@@ -19,7 +21,6 @@ impl Fnv {
     }
 
     pub(crate) fn add(&mut self, bytes: &[u8]) {
-        const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
         for byte in bytes {
             self.0 = (self.0 ^ u128::from(*byte)).wrapping_mul(PRIME);
         }
@@ -30,9 +31,36 @@ impl Fnv {
     }
 }
 
+/// One hash of several, in their order; each of them counts as one letter.
+pub(crate) fn joined(hashes: impl Iterator<Item = u128>) -> u128 {
+    // Without it a product keeps the low bits of what it is made of in their place.
+    const TURN: u32 = 41;
+    let start = Fnv::default().end();
+    hashes.fold(start, |all, one| {
+        (all ^ one).wrapping_mul(PRIME).rotate_left(TURN)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hashes_are_joined_in_their_order() {
+        let of = |hashes: &[u128]| joined(hashes.iter().copied());
+        let all = [
+            of(&[]),
+            of(&[0]),
+            of(&[0, 0]),
+            of(&[1, 2]),
+            of(&[2, 1]),
+            of(&[1, 1]),
+        ];
+        for (at, one) in all.iter().enumerate() {
+            assert!(!all[..at].contains(one), "{at}");
+        }
+        assert_eq!(of(&[1, 2]), all[3]);
+    }
 
     // The vectors of Go's hash/fnv.
     #[test]

@@ -26,6 +26,8 @@ mod parallel;
 mod pb;
 mod plane;
 mod reference;
+mod resource_diff;
+pub mod secrets;
 mod server;
 mod session;
 mod settings;
@@ -44,11 +46,12 @@ pub use files::FileLook;
 pub use format::{FormatError, format, yaml_files};
 pub use meaning::{LevelMeaning, MatchMeaning, ServiceMeaning, meaning};
 pub use plane::Plane;
+pub use resource_diff::{ResourceDifference, resource_diff};
 pub use server::{Admission, Caller, Seldom, Server, ServerLimits, Visitor};
 pub use session::Kind;
 pub use settings::{
     AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, ControlPlane, Drain,
-    ForeignDomain, GatewaySettings, Limits, StateDir, SvidApi, SvidFiles, SvidSource,
+    ForeignDomain, GatewaySettings, Limits, StateDir, SvidApi, SvidFiles, SvidSds, SvidSource,
     admin_socket_default,
 };
 pub use standing::{Refused, RefusedDocument, Serves, Unbound};
@@ -542,7 +545,7 @@ pub fn envoy_files(
     let Some(svid) = settings.svid.files() else {
         return Err(Finding::error(
             Code::Unused,
-            "Envoy needs a certificate in files, and this gateway's comes from a Workload API",
+            "Envoy needs a certificate in files, and this gateway's comes from an agent",
         )
         .help("write `svid: { files: ... }`")
         .at(gateway.at_key("spec.svid"))

@@ -67,5 +67,5 @@ pub(crate) fn ingest(resources: &Resources, node: Node) -> Result<Snapshot, Find
         empty_routes: Vec::new(),
         listeners: of(&resources.listeners),
     };
-    Ok(packed.ingest(node)?.0)
+    Ok(packed.ingest(node)?.snapshot)
 }

@@ -77,6 +77,8 @@ pub enum SvidSource {
     Files(SvidFiles),
     /// From a SPIFFE Workload API.
     WorkloadApi(SvidApi),
+    /// From a secret discovery service.
+    Sds(SvidSds),
 }
 
 impl SvidSource {
@@ -85,7 +87,7 @@ impl SvidSource {
     pub const fn files(&self) -> Option<&SvidFiles> {
         match self {
             Self::Files(files) => Some(files),
-            Self::WorkloadApi(_) => None,
+            Self::WorkloadApi(_) | Self::Sds(_) => None,
         }
     }
 
@@ -93,8 +95,27 @@ impl SvidSource {
     #[must_use]
     pub const fn workload_api(&self) -> Option<&WorkloadAddress> {
         match self {
-            Self::Files(_) => None,
+            Self::Files(_) | Self::Sds(_) => None,
             Self::WorkloadApi(api) => Some(&api.address),
+        }
+    }
+
+    /// The secret discovery service, where it is one.
+    #[must_use]
+    pub const fn sds(&self) -> Option<&SvidSds> {
+        match self {
+            Self::Files(_) | Self::WorkloadApi(_) => None,
+            Self::Sds(sds) => Some(sds),
+        }
+    }
+
+    /// The file of SPIFFE IDs that are refused, where none of the files names it.
+    #[must_use]
+    pub const fn denied(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Files(_) => None,
+            Self::WorkloadApi(api) => api.denied.as_ref(),
+            Self::Sds(sds) => sds.denied.as_ref(),
         }
     }
 }
@@ -104,6 +125,19 @@ impl SvidSource {
 pub struct SvidApi {
     /// Where it is.
     pub address: WorkloadAddress,
+    /// The file of SPIFFE IDs that are refused, resolved against the folder of the YAML file.
+    pub denied: Option<PathBuf>,
+}
+
+/// The secret discovery service of a gateway's identity, and what no such service says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SvidSds {
+    /// Where it is.
+    pub address: WorkloadAddress,
+    /// The name of the secret with the certificate and its key.
+    pub svid: String,
+    /// The names of those that say whom to trust.
+    pub bundles: Vec<String>,
     /// The file of SPIFFE IDs that are refused, resolved against the folder of the YAML file.
     pub denied: Option<PathBuf>,
 }

@@ -1,13 +1,16 @@
 //! Who may call a service: listener sources, export, deny, allow, in this order; nothing that no
 //! rule allows is let through.
 
+mod header;
 pub mod path;
 
 use std::net::IpAddr;
 
+use crate::engine::Headers;
 use crate::identity::{IdPattern, SpiffeId};
 use crate::snapshot::{
-    Export, Listener, Peer, PeerIx, Policy, PolicyMode, Role, Rule, Service, ServiceIx, Snapshot,
+    Export, HeaderRule, Listener, Peer, PeerIx, Policy, PolicyMode, Role, Rule, Service, ServiceIx,
+    Snapshot,
 };
 use crate::verdict::Reason;
 
@@ -44,6 +47,9 @@ pub struct Asking<'a> {
     pub method: Option<&'a str>,
     /// The HTTP path as received, its query may follow; `None` for what is no request.
     pub path: Option<&'a str>,
+    /// The headers; `None` for what is no request, and where they are not known any more: then no rule
+    /// that asks for one lets in, and each that denies does.
+    pub headers: Option<Headers<'a>>,
 }
 
 /// Whether it may, and what said so.
@@ -173,6 +179,8 @@ pub enum RuleField {
     Methods,
     /// [`Rule::paths`].
     Paths,
+    /// [`Rule::headers`].
+    Headers,
 }
 
 impl RuleField {
@@ -186,6 +194,7 @@ impl RuleField {
             Self::Sources => "sources",
             Self::Methods => "methods",
             Self::Paths => "paths",
+            Self::Headers => "headers",
         }
     }
 }
@@ -208,7 +217,7 @@ pub fn mismatches(
 }
 
 /// Decides whether a caller may ask anything of a service: what a request brings beside (method, path,
-/// an identity handed on) counts as if it suited the rules that let in.
+/// headers, an identity handed on) counts as if it suited the rules that let in.
 #[must_use]
 pub fn authorize_session(snapshot: &Snapshot, service: ServiceIx, asking: &Asking<'_>) -> Verdict {
     let verdict = enforced_on_session(snapshot, service, asking);
@@ -229,9 +238,12 @@ fn enforced_on_session(snapshot: &Snapshot, service: ServiceIx, asking: &Asking<
         return verdict;
     };
     if reason == Reason::Denied {
-        // A deny rule that asks for a method or a path denies some requests, not the session.
+        // A deny rule that asks for a method, a path or a header denies some requests, not the session.
         let whole = at.policy.deny.iter().position(|rule| {
-            rule.methods.is_empty() && rule.paths.is_empty() && caller.is_denied_by(rule)
+            rule.methods.is_empty()
+                && rule.paths.is_empty()
+                && rule.headers.is_empty()
+                && caller.is_denied_by(rule)
         });
         if whole.is_some() {
             return Verdict::Deny {
@@ -379,6 +391,7 @@ struct Caller<'a> {
     method: Option<&'a str>,
     /// `None` also where no rule asks for it.
     path: Option<RequestPath<'a>>,
+    headers: Option<Headers<'a>>,
 }
 
 impl<'a> Caller<'a> {
@@ -404,6 +417,7 @@ impl<'a> Caller<'a> {
             path: (asking.path)
                 .filter(|_| rules.any(|rule| !rule.paths.is_empty()))
                 .map(RequestPath::new),
+            headers: asking.headers,
         }
     }
 
@@ -414,7 +428,7 @@ impl<'a> Caller<'a> {
     }
 
     /// Each field of an allow rule, and whether it matches.
-    fn fields(&self, rule: &Rule) -> [(RuleField, bool); 6] {
+    fn fields(&self, rule: &Rule) -> [(RuleField, bool); 7] {
         let is_from = rule.from.is_empty()
             || self
                 .allowed_as(rule)
@@ -425,6 +439,9 @@ impl<'a> Caller<'a> {
         let is_path = rule.paths.is_empty()
             || (self.path.as_ref())
                 .is_some_and(|path| rule.paths.iter().any(|of| path.surely_is(of)));
+        let has_headers = rule.headers.is_empty()
+            || (self.headers)
+                .is_some_and(|headers| rule.headers.iter().all(|of| header::surely(of, headers)));
         [
             (RuleField::From, is_from),
             (RuleField::Via, self.came_via(rule)),
@@ -432,11 +449,12 @@ impl<'a> Caller<'a> {
             (RuleField::Sources, self.calls_from(rule)),
             (RuleField::Methods, is_method),
             (RuleField::Paths, is_path),
+            (RuleField::Headers, has_headers),
         ]
     }
 
     /// Whether a deny rule matches; in doubt (an ID handed on, a path that servers read
-    /// differently, a method in another case) it does.
+    /// differently, a method in another case, one of several values of a header) it does.
     fn is_denied_by(&self, rule: &Rule) -> bool {
         let of_method = |name: &str| (self.method).is_some_and(|is| name.eq_ignore_ascii_case(is));
         (rule.from.is_empty() || self.denied_as(rule).any(|id| named(&rule.from, id)))
@@ -447,6 +465,15 @@ impl<'a> Caller<'a> {
             && (rule.paths.is_empty()
                 || (self.path.as_ref())
                     .is_some_and(|path| rule.paths.iter().any(|of| path.may_be(of))))
+            && (rule.headers.is_empty() || self.may_have(&rule.headers))
+    }
+
+    fn may_have(&self, rules: &[HeaderRule]) -> bool {
+        match self.headers {
+            Some(headers) => rules.iter().all(|of| header::perhaps(of, headers)),
+            // Of a request nobody knows them any more.
+            None => self.method.is_some(),
+        }
     }
 
     /// Who the caller is to an allow rule: without `via` the one whose certificate was verified.

@@ -540,7 +540,7 @@ fn a_peer_takes_what_its_gateways_report_together_and_no_more_than_is_written() 
     }
     one.endpoints[2].backend = "far".into();
     let mut world = World::of(vec![one]);
-    world.snapshot.services = vec![service("a/b", "one.a", 80)];
+    world.snapshot.services = vec![service("a/b", "one.a", 80)].into();
     world.fleet.reconcile(&world.snapshot, Time::ZERO);
     let most = |world: &mut World, now| {
         world.pass(now);

@@ -32,9 +32,13 @@ impl<'a> Arrival<'a> {
     /// What is authorized of it.
     #[must_use]
     pub const fn asking(&self) -> Asking<'a> {
-        let (method, path) = match self.request() {
-            Some(request) => (Some(request.method), Some(request.path)),
-            None => (None, None),
+        let (method, path, headers) = match self.request() {
+            Some(request) => (
+                Some(request.method),
+                Some(request.path),
+                Some(request.headers),
+            ),
+            None => (None, None, None),
         };
         Asking {
             listener: self.listener,
@@ -42,6 +46,7 @@ impl<'a> Arrival<'a> {
             evidence: self.evidence,
             method,
             path,
+            headers,
         }
     }
 
@@ -100,19 +105,32 @@ pub struct Request<'a> {
 /// The headers of a request, to be looked up: whatever keeps them.
 #[derive(Clone, Copy)]
 pub struct Headers<'a>(
-    /// Whether the header of this name, in lower case, is there once and has this value. Of a header
-    /// that comes twice nobody can tell which one a service reads.
-    pub &'a dyn Fn(&str, &str) -> bool,
+    /// Tells each value of the header of this name, in lower case.
+    pub &'a dyn Fn(&str, Hearer<'_>),
 );
+
+/// Who is told values, one by one.
+pub type Hearer<'h> = &'h mut dyn FnMut(&[u8]);
 
 impl Headers<'_> {
     /// There are none.
-    pub const NONE: Self = Self(&|_, _| false);
+    pub const NONE: Self = Self(&|_, _| {});
 
-    /// Whether the header of this name, in lower case, is there once and has this value.
+    /// Tells each value of the header of this name, in lower case.
+    pub fn each(&self, name: &str, tell: Hearer<'_>) {
+        (self.0)(name, tell);
+    }
+
+    /// Whether the header of this name, in lower case, is there once and has this value. Of a header
+    /// that comes twice nobody can tell which one a service reads.
     #[must_use]
     pub fn has(&self, name: &str, value: &str) -> bool {
-        (self.0)(name, value)
+        let (mut times, mut is_it) = (0, false);
+        self.each(name, &mut |line| {
+            times += 1;
+            is_it = line == value.as_bytes();
+        });
+        times == 1 && is_it
     }
 }
 
@@ -553,10 +571,8 @@ mod tests {
                 ..open(service("a/far", "far.a", 80))
             },
         ]);
-        world.clusters = vec![
-            cluster(&[&["e0"], &["peer"]]).into(),
-            cluster(&[&["e0"]]).into(),
-        ];
+        let two = [cluster(&[&["e0"], &["peer"]]), cluster(&[&["e0"]])];
+        world.clusters = two.into_iter().map(Arc::new).collect();
         world
     }
 
@@ -656,7 +672,7 @@ mod tests {
             listener.name = name.into();
             listener.only = Some(ServiceIx(service));
             listener.hosts = HostTable::default();
-            world.listeners.push(listener);
+            world.listeners.edit(|all| all.push(listener));
         }
         let of = |listener, wants: Wants<'_>| outcome(&world, listener, Evidence::Network, wants);
         assert_eq!(of("web", Wants::Plaintext), "http");
@@ -858,7 +874,7 @@ mod tests {
     #[test]
     fn other_clusters_workloads_are_led_to_nothing_that_is_not_exported_to_them() {
         let mut world = led_to_another(Policy::default(), 0);
-        world.peers = vec![peer("west", "west.example", "spiffe://west.example/gw")];
+        world.peers = vec![peer("west", "west.example", "spiffe://west.example/gw")].into();
         let workload = "spiffe://west.example/cart";
         let refused = parts(&world, "mesh", workload).unwrap_err();
         assert_eq!(

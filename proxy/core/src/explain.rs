@@ -280,15 +280,15 @@ pub fn explain(
         claimed,
         assumed,
     } = assume::facts(snapshot, question)?;
-    let has = |name: &str, value: &str| {
-        let mut named = (question.headers.iter()).filter(|(header, _)| header == name);
-        named.next().is_some_and(|(_, is)| is == value) && named.next().is_none()
+    let each = |name: &str, tell: &mut dyn FnMut(&[u8])| {
+        let named = (question.headers.iter()).filter(|(header, _)| header == name);
+        named.for_each(|(_, value)| tell(value.as_bytes()));
     };
     let request = Request {
         authority: &question.host,
         method: &question.method,
         path: &question.path,
-        headers: Headers(&has),
+        headers: Headers(&each),
     };
     let hello = begins_with_tls.then(|| ClientHello {
         sni: Some(assume::sni(&question.host)),

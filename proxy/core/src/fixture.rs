@@ -226,13 +226,15 @@ pub(crate) fn snapshot(services: Vec<Service>) -> Snapshot {
         listeners: vec![
             listener("mesh", Role::Mesh, "0.0.0.0:15443"),
             listener("apps", Role::Workloads, "127.0.0.1:15001"),
-        ],
-        services,
-        clusters: vec![cluster(&[&["e0"], &["e1"]]).into()],
+        ]
+        .into(),
+        services: services.into(),
+        clusters: vec![Arc::new(cluster(&[&["e0"], &["e1"]]))].into(),
         peers: vec![peer(
             "west",
             "west.example",
             "spiffe://west.example/zeugma/gateway",
-        )],
+        )]
+        .into(),
     }
 }

@@ -36,7 +36,7 @@ use crate::outlier::{Counted, EjectCause, Ejection, Outlier, count};
 use crate::slow::Took;
 use crate::snapshot::{
     ActiveCheck, Address, Cluster, Endpoint, EndpointKey, ErrorRate, Failback, Failure, Level,
-    Snapshot, WhenStale,
+    Service, Snapshot, Table, WhenStale,
 };
 use crate::time::Time;
 
@@ -176,6 +176,7 @@ pub struct Fleet {
     endpoints: BTreeMap<EndpointKey, EndpointState>,
     /// The clusters of each route, which share endpoints and fail over together.
     routes: BTreeMap<Arc<str>, Box<[usize]>>,
+    services: Table<Service>,
     /// When ejections end, and trials.
     expiries: BTreeSet<(Time, EndpointKey)>,
     /// When active checks are due or lost.
@@ -290,7 +291,8 @@ impl Fleet {
     /// Where the same clusters stand in the same places, it costs what the routes that changed do.
     pub fn reconcile(&mut self, snapshot: &Snapshot, now: Time) {
         self.advance(now);
-        let asked = asked_of(snapshot);
+        let asked = (self.asked_as_before(snapshot)).unwrap_or_else(|| asked_of(snapshot));
+        self.services = snapshot.services.clone();
         let same_peers = self.reports.are_of(snapshot);
         match (self.changed_routes(snapshot, &asked)).filter(|_| same_peers) {
             Some(routes) => {

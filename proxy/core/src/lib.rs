@@ -33,6 +33,7 @@ pub mod simulate;
 pub mod slow;
 pub mod snapshot;
 pub mod svid;
+mod table;
 pub mod time;
 pub mod verdict;
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::authorize::{
     Asking, Verdict, authorize, authorize_session, evidence, gateways_of, objection,
 };
-use crate::engine::cluster_of;
+use crate::engine::{Headers, cluster_of};
 use crate::identity::SpiffeId;
 use crate::snapshot::{
     Address, ClusterIx, EndpointTls, Inbound, Listener, Protocol, Role, Service, ServiceIx,
@@ -67,6 +67,8 @@ pub enum Kind<'a> {
         method: &'a str,
         /// The path.
         path: &'a str,
+        /// Its headers, where a rule asked for some when it was let in.
+        headers: Option<Headers<'a>>,
     },
     /// Health reports to the gateway of a peer.
     Reports,
@@ -190,21 +192,7 @@ pub fn judge(snapshot: &Snapshot, carried: &Carried<'_>) -> Result<(), Ending> {
     };
     let service = snapshot.service(ix);
     check_served(listener, ix, service, &carried.kind)?;
-    let evidence = match carried.verified {
-        None => crate::authorize::Evidence::Network,
-        Some(id) => evidence(snapshot, carried.source, id, carried.claimed),
-    };
-    let (method, path) = match carried.kind {
-        Kind::Request { method, path } => (Some(method), Some(path)),
-        Kind::Passthrough | Kind::Bytes | Kind::Session | Kind::Reports => (None, None),
-    };
-    let asking = Asking {
-        listener,
-        source: carried.source,
-        evidence,
-        method,
-        path,
-    };
+    let asking = asking(snapshot, listener, carried);
     let verdict = match carried.kind {
         Kind::Session => authorize_session(snapshot, ix, &asking),
         Kind::Passthrough | Kind::Bytes | Kind::Request { .. } | Kind::Reports => {
@@ -222,6 +210,30 @@ pub fn judge(snapshot: &Snapshot, carried: &Carried<'_>) -> Result<(), Ending> {
     carried
         .led
         .map_or(Ok(()), |led| judge_led(snapshot, led, &asking))
+}
+
+/// What policies are asked about it.
+fn asking<'a>(snapshot: &Snapshot, listener: &'a Listener, carried: &Carried<'a>) -> Asking<'a> {
+    let evidence = match carried.verified {
+        None => crate::authorize::Evidence::Network,
+        Some(id) => evidence(snapshot, carried.source, id, carried.claimed),
+    };
+    let (method, path, headers) = match carried.kind {
+        Kind::Request {
+            method,
+            path,
+            headers,
+        } => (Some(method), Some(path), headers),
+        Kind::Passthrough | Kind::Bytes | Kind::Session | Kind::Reports => (None, None, None),
+    };
+    Asking {
+        listener,
+        source: carried.source,
+        evidence,
+        method,
+        path,
+        headers,
+    }
 }
 
 /// Whether a service that the split of another one led it to has nothing against it.

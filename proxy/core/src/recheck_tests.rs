@@ -97,7 +97,7 @@ fn reports_end_with_the_peer_that_they_are_for() {
     assert_eq!(reports(&world, &cart), over);
     world.peers[0].sources = nets(&["198.51.100.0/24"]);
     assert_eq!(reports(&world, &gateway), over);
-    world.peers.clear();
+    world.peers.edit(Vec::clear);
     assert_eq!(reports(&world, &gateway), over);
 }
 
@@ -108,6 +108,7 @@ fn what_came_in_by_a_listener_of_another_role_ends() {
     let request = Kind::Request {
         method: "GET",
         path: "/v1/x",
+        headers: None,
     };
     let all = [
         ("shop/db", Kind::Bytes),
@@ -140,6 +141,7 @@ fn what_would_be_let_in_again_stays() {
     let request = Kind::Request {
         method: "GET",
         path: "/v1/orders",
+        headers: None,
     };
     judge(&world, &carried(&world, "shop/web", &cart, request)).unwrap();
     let name: Arc<str> = "shop/db".into();
@@ -177,11 +179,11 @@ fn each_kind_of_change_has_its_reason_and_names_its_rule() {
     let unexported = ended(&|world| world.services[0].export = Export::Nobody);
     assert_eq!(unexported.0, "no-longer-served");
     let gone = ended(&|world| {
-        world.services.remove(0);
+        world.services.edit(|all| drop(all.remove(0)));
     });
     assert_eq!(gone.0, "no-longer-served");
     let unheard = ended(&|world| {
-        world.listeners.remove(0);
+        world.listeners.edit(|all| drop(all.remove(0)));
     });
     assert_eq!(unheard.0, "no-longer-served");
     let elsewhere = ended(&|world| world.listeners[0].only = Some(ServiceIx(1)));
@@ -207,6 +209,7 @@ fn a_session_stays_while_any_request_of_it_could_be_allowed() {
     let put = Kind::Request {
         method: "PUT",
         path: "/v1/orders",
+        headers: None,
     };
     let ending = judge(&world, &carried(&world, "shop/web", &cart, put)).unwrap_err();
     assert_eq!(ending.rule.as_deref(), Some("orders.yaml:11"));
@@ -286,7 +289,7 @@ fn an_endpoint_of_another_route_that_a_rule_leads_to_may_not_become_somebody_els
     let mut world = world();
     let mut canary = cluster(&[&["canary"]]);
     canary.endpoints[0].backend = "canary".into();
-    world.clusters.push(canary.into());
+    world.clusters.edit(|all| all.push(canary.into()));
     world.services[1].rules = Some(Arc::new(Rules {
         list: vec![http_rule("0", Some(vec![part(1, 1)]))],
         ..Rules::default()

@@ -50,10 +50,9 @@ fn world() -> Snapshot {
     second.name = "a/two:81".into();
     let mut alone = own(&[&["e0", "e1"], &["e2"]], 2);
     alone.name = "own a/one:80".into();
-    world.clusters = vec![all.into(), alone.into(), second.into()];
-    world
-        .peers
-        .push(peer("north", "north.example", "spiffe://north.example/gw"));
+    world.clusters = [all, alone, second].map(Arc::new).to_vec().into();
+    let north = peer("north", "north.example", "spiffe://north.example/gw");
+    world.peers.edit(|all| all.push(north));
     world
 }
 

@@ -110,7 +110,7 @@ mod tests {
         named.endpoints[0].address = Address::Each(host, 5432);
         let mut snapshot = snapshot(vec![service("a/b", "a.b", 5432)]);
         let other = Arc::new(cluster(&[&["other"]]));
-        snapshot.clusters = vec![Arc::new(named), other];
+        snapshot.clusters = vec![Arc::new(named), other].into();
         snapshot
     }
 
@@ -152,7 +152,7 @@ mod tests {
         let unknown = resolved(&written, |_| None).unwrap();
         assert_eq!(unknown.clusters[0], written.clusters[0]);
         let mut plain = written;
-        plain.clusters.remove(0);
+        plain.clusters.edit(|all| drop(all.remove(0)));
         assert_eq!(resolved(&plain, |_| None), None);
     }
 
@@ -162,7 +162,7 @@ mod tests {
         let mut written = written();
         let mut only = cluster(&[&["a/b|own|db.example:5432|none"], &["far"]]);
         only.endpoints[0].address = Address::Each(Host::parse("db.example").unwrap(), 5432);
-        written.clusters = vec![Arc::new(only)];
+        written.clusters = vec![Arc::new(only)].into();
         let one = ips(&["192.0.2.1"]);
         let mut fleet = Fleet::new();
         let mut shares = |answer: Option<&'static [IpAddr]>| {

@@ -65,15 +65,15 @@ fn query(fields: &[(&str, &str)]) -> Match {
 
 /// The rule of a request with these headers.
 fn found(rules: &Rules, method: &str, path: &str, headers: &[(&str, &str)]) -> Option<usize> {
-    let has = |name: &str, value: &str| {
-        let mut all = headers.iter().filter(|(known, _)| *known == name);
-        all.next().is_some_and(|(_, only)| *only == value) && all.next().is_none()
+    let each = |name: &str, tell: &mut dyn FnMut(&[u8])| {
+        let all = headers.iter().filter(|(known, _)| *known == name);
+        all.for_each(|(_, value)| tell(value.as_bytes()));
     };
     rules.find(&Request {
         authority: "a.b",
         method,
         path,
-        headers: Headers(&has),
+        headers: Headers(&each),
     })
 }
 
@@ -338,7 +338,8 @@ proptest! {
 fn world() -> Snapshot {
     let mut world = snapshot(vec![service("a/b", "b.a", 80)]);
     world.clusters = ["e0", "e1", "e2"]
-        .map(|key| cluster(&[&[key]]).into())
+        .map(|key| Arc::new(cluster(&[&[key]])))
+        .to_vec()
         .into();
     world
 }

@@ -17,6 +17,7 @@ use crate::identity::{IdPattern, TrustDomain};
 use crate::locality::Locality;
 use crate::names::{Host, HostPattern};
 use crate::rules::Rules;
+pub use crate::table::Table;
 
 /// The index of a [`Service`] in [`Snapshot::services`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,13 +40,13 @@ pub struct Snapshot {
     /// Who this gateway is.
     pub node: Node,
     /// Where it listens, in the order written.
-    pub listeners: Vec<Listener>,
+    pub listeners: Table<Listener>,
     /// What it can carry, one entry for each route and port.
-    pub services: Vec<Service>,
+    pub services: Table<Service>,
     /// Where traffic can go.
-    pub clusters: Vec<Arc<Cluster>>,
+    pub clusters: Table<Arc<Cluster>>,
     /// The other clusters it knows.
-    pub peers: Vec<Peer>,
+    pub peers: Table<Peer>,
 }
 
 /// Who a gateway is.
@@ -225,8 +226,56 @@ pub struct Rule {
     pub methods: Vec<Arc<str>>,
     /// The HTTP path.
     pub paths: Vec<PathPattern>,
+    /// Headers of the request, each with its name once.
+    pub headers: Vec<HeaderRule>,
     /// Where the rule was written.
     pub position: Option<Position>,
+}
+
+impl Policy {
+    /// Whether a rule asks for the headers of requests.
+    #[must_use]
+    pub fn asks_headers(&self) -> bool {
+        let mut rules = self.allow.iter().chain(&self.deny);
+        rules.any(|rule| !rule.headers.is_empty())
+    }
+}
+
+/// What a rule's `headers` names: a header, and its values.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HeaderRule {
+    /// Its name, in lower case.
+    pub name: Arc<str>,
+    /// One of them it must have.
+    pub values: Vec<ValuePattern>,
+}
+
+impl fmt::Display for HeaderRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.name)?;
+        for (nth, value) in self.values.iter().enumerate() {
+            write!(f, "{} {value}", if nth > 0 { " or" } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+/// A value of a header.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ValuePattern {
+    /// `acme`: this value alone.
+    Exact(Arc<str>),
+    /// `acme-*`: every value that begins with `acme-`. Holds `acme-`, or nothing: any value.
+    Begins(Arc<str>),
+}
+
+impl fmt::Display for ValuePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(value) => f.write_str(value),
+            Self::Begins(prefix) => write!(f, "{prefix}*"),
+        }
+    }
 }
 
 /// What a rule's `paths` names.
@@ -854,12 +903,26 @@ fn choose(ports: &[(u16, ServiceIx)], port: Option<u16>) -> Lookup {
 }
 
 impl Snapshot {
-    /// Takes from `before` the clusters that are the same, so that each is kept once, and is seen at
-    /// a glance to be the same.
+    /// Takes from `before` what is the same, so that it is kept once, and is seen at a glance to be the
+    /// same.
     pub fn share(&mut self, before: &Self) {
+        self.share_clusters(before);
+        share(&mut self.listeners, &before.listeners);
+        share(&mut self.services, &before.services);
+        share(&mut self.peers, &before.peers);
+    }
+
+    fn share_clusters(&mut self, before: &Self) {
+        if self.clusters.is_one_with(&before.clusters) {
+            return;
+        }
         let mut by_name: BTreeMap<&str, &Arc<Cluster>> = BTreeMap::new();
-        for (at, cluster) in self.clusters.iter_mut().enumerate() {
+        let mut shared = Vec::new();
+        for (at, cluster) in self.clusters.iter().enumerate() {
             let there = before.clusters.get(at);
+            if there.is_some_and(|known| Arc::ptr_eq(known, cluster)) {
+                continue;
+            }
             let known = match there.filter(|known| known.name == cluster.name) {
                 Some(known) => Some(known),
                 None => {
@@ -870,9 +933,19 @@ impl Snapshot {
                     by_name.get(&*cluster.name).copied()
                 }
             };
-            if let Some(known) = known.filter(|known| *known == cluster) {
-                *cluster = Arc::clone(known);
+            let known = known.filter(|known| *known == cluster);
+            shared.extend(known.map(|known| (at, Arc::clone(known))));
+        }
+        for (at, known) in shared {
+            if let Some(cluster) = self.clusters.get_mut(at) {
+                *cluster = known;
             }
+        }
+        let mut both = self.clusters.iter().zip(&before.clusters);
+        if self.clusters.len() == before.clusters.len()
+            && both.all(|(one, other)| Arc::ptr_eq(one, other))
+        {
+            self.clusters = before.clusters.clone();
         }
     }
 
@@ -921,6 +994,13 @@ impl Snapshot {
         self.listeners
             .iter()
             .find(|listener| &*listener.name == name)
+    }
+}
+
+/// Keeps a table once that is the same.
+fn share<T: PartialEq>(table: &mut Table<T>, before: &Table<T>) {
+    if table == before {
+        *table = before.clone();
     }
 }
 
@@ -1002,6 +1082,32 @@ mod tests {
         assert_eq!(table.lookup(&a, Some(90)), Lookup::Found(ServiceIx(1)));
         assert_eq!(table.lookup(&a, Some(91)), Lookup::NoSuchPort);
         assert_eq!(table.lookup(&c, None), Lookup::Found(ServiceIx(2)));
+    }
+
+    #[test]
+    fn what_is_the_same_in_two_snapshots_is_kept_once() {
+        use crate::fixture::{cluster, service, snapshot};
+
+        let of = |second: &str| {
+            let mut snapshot = snapshot(vec![service("a/b", "a.b", 80)]);
+            let other = Arc::new(cluster(&[&[second]]));
+            snapshot.clusters.edit(|all| all.push(other));
+            snapshot
+        };
+        let before = of("e");
+        let (mut same, mut other) = (of("e"), of("f"));
+        same.share(&before);
+        other.share(&before);
+        assert!(same.clusters.is_one_with(&before.clusters));
+        for next in [&same, &other] {
+            assert!(next.services.is_one_with(&before.services));
+            assert!(next.listeners.is_one_with(&before.listeners));
+            assert!(next.peers.is_one_with(&before.peers));
+        }
+        let both = other.clusters.iter().zip(&before.clusters);
+        let are_one: Vec<bool> = both.map(|(one, other)| Arc::ptr_eq(one, other)).collect();
+        assert_eq!(are_one, [true, false]);
+        assert_eq!(other, of("f"));
     }
 
     #[test]

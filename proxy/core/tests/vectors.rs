@@ -392,7 +392,7 @@ fn ask_wrr(id: &str, input: &Value, expected: &Value) {
 
 fn ask_outlier(id: &str, input: &Value, expected: &Value) {
     let mut world = snapshot(vec![]);
-    world.clusters = vec![cluster(&[2]).into()];
+    world.clusters = vec![Arc::new(cluster(&[2]))].into();
     let listed: &[u16] = match input.get("consecutive_5xx") {
         Some(_) => &[500, 502, 503, 504],
         None => &[502, 503, 504],
@@ -462,6 +462,7 @@ fn ask_rbac(id: &str, input: &Value, expected: &Value) {
             .map_or(Evidence::Network, Evidence::Verified),
         method: None,
         path: None,
+        headers: None,
     };
     let allowed = matches!(
         authorize(&world, ServiceIx(0), &asking),
@@ -660,9 +661,10 @@ fn snapshot(services: Vec<Service>) -> Snapshot {
             sources: Vec::new(),
             handshakes: None,
             proxies: Vec::new(),
-        }],
-        services,
-        clusters: Vec::new(),
-        peers: Vec::new(),
+        }]
+        .into(),
+        services: services.into(),
+        clusters: Table::default(),
+        peers: Table::default(),
     }
 }

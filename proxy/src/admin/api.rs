@@ -21,6 +21,7 @@ use zeugma_core::snapshot::{Cluster, ClusterIx, Endpoint, Export, Mirror, Peer, 
 use zeugma_core::time::Time;
 
 use super::{as_json, beside, explain};
+use crate::identity::AgentKind;
 use crate::journal::Event;
 use crate::listing::{self, ENTRIES_MAX, Wanted};
 use crate::peer::ask::Standing;
@@ -498,7 +499,8 @@ pub(super) fn identities_json(shared: &Shared) -> Value {
     });
     json!({
         "own": own,
-        "workload_api": shared.workload_api.to_json(),
+        "workload_api": shared.agent.to_json(AgentKind::WorkloadApi),
+        "sds": shared.agent.to_json(AgentKind::Sds),
         "bundles": bundles,
         "verified_chains": credentials.cached_chains(),
     })
@@ -520,7 +522,7 @@ async fn findings(State(shared): State<Arc<Shared>>) -> Response {
         list.extend(shared.names.load().findings());
         list.extend(shared.federation.findings());
         let has_svid = shared.credentials.load().id().is_some();
-        list.extend(shared.workload_api.findings(has_svid));
+        list.extend(shared.agent.findings(has_svid));
         list.extend(shared.control_plane.findings());
     }
     document(&published, "findings", found)

@@ -195,9 +195,47 @@ pub(super) fn crl_numbers(settings: &GatewaySettings) -> CrlNumbers {
 struct Next {
     last_good: Option<LastGood>,
     numbers: Option<CrlNumbers>,
-    given: Option<client::Kept>,
+    given: Given,
+    /// What is on disk of it is not what more can be added to.
+    has_lost_given: bool,
     takes_no_given: bool,
     turn: Turn,
+}
+
+/// What a control plane gave that is not written yet.
+#[derive(Debug, Default)]
+struct Given {
+    /// In place of what is there.
+    whole: Option<client::Kept>,
+    /// After that.
+    more: Vec<client::More>,
+}
+
+impl Given {
+    fn take(&mut self, given: client::Keep) {
+        match given {
+            client::Keep::Whole(whole) => {
+                *self = Self {
+                    whole: Some(whole),
+                    more: Vec::new(),
+                }
+            }
+            client::Keep::More(more) => self.more.push(more),
+        }
+    }
+
+    fn write(&self, folder: &Path) -> io::Result<()> {
+        let more = || self.more.iter().flat_map(client::More::to_bytes);
+        match &self.whole {
+            Some(whole) => {
+                let mut bytes = whole.to_bytes();
+                bytes.extend(more());
+                state::write(folder, control_plane::FILE, &bytes)
+            }
+            None if self.more.is_empty() => Ok(()),
+            None => state::append(folder, control_plane::FILE, &more().collect::<Vec<_>>()),
+        }
+    }
 }
 
 /// Whose the folder is: of two processes in a handover one writes.
@@ -217,6 +255,8 @@ pub(crate) struct Keeper {
     folder: Arc<Path>,
     next: Arc<Mutex<Next>>,
     told: Arc<Notify>,
+    /// Told where what a control plane gave must be given again.
+    lost: Arc<Notify>,
 }
 
 impl Keeper {
@@ -227,6 +267,7 @@ impl Keeper {
             folder: folder.into(),
             next: Arc::default(),
             told: Arc::default(),
+            lost: Arc::default(),
         };
         this.next().turn = turn;
         if let Some(unkept) = unkept {
@@ -257,12 +298,25 @@ impl Keeper {
     }
 
     /// Keeps what a control plane gave.
-    pub(crate) fn keep_given(&self, given: client::Kept) {
+    pub(crate) fn keep_given(&self, given: client::Keep) {
         let mut next = self.next();
         if !next.takes_no_given {
-            next.given = Some(given);
+            next.given.take(given);
             self.told.notify_one();
         }
+    }
+
+    /// Waits until nothing is kept to which what is given could be added.
+    ///
+    /// # Cancel safety
+    /// Safe: a permit that is kept until it is taken.
+    pub(crate) async fn lost_given(&self) {
+        self.lost.notified().await;
+    }
+
+    /// Whether what is given next must be all of it; that is told once.
+    pub(crate) fn has_lost_given(&self) -> bool {
+        std::mem::take(&mut self.next().has_lost_given)
     }
 
     /// From now on nothing of what a control plane gives is kept.
@@ -310,26 +364,29 @@ impl Keeper {
             if next.turn != Turn::Now {
                 return Ok(());
             }
-            let takes_no_given = next.takes_no_given;
+            let (takes_no_given, has_lost_given) = (next.takes_no_given, next.has_lost_given);
             std::mem::replace(
                 &mut *next,
                 Next {
                     takes_no_given,
+                    has_lost_given,
                     ..Next::default()
                 },
             )
         };
-        if let Some(given) = given {
-            let written = state::write(&self.folder, control_plane::FILE, &given.to_bytes());
-            if let Err(error) = written {
-                // What is there is older than what serves, and may let in whom it does not.
-                std::fs::remove_file(self.folder.join(control_plane::FILE)).ok();
-                tracing::warn!(
-                    code = "ZG0125",
-                    path = %self.folder.join(control_plane::FILE).display(), %error,
-                    "what the control plane gave cannot be kept: after a restart nothing serves before it answers"
-                );
+        if let Err(error) = given.write(&self.folder) {
+            // What is there is older than what serves, and may let in whom it does not.
+            std::fs::remove_file(self.folder.join(control_plane::FILE)).ok();
+            self.next().has_lost_given = true;
+            if given.whole.is_none() {
+                // Where not even all of it can be written, nobody tries before something changes.
+                self.lost.notify_one();
             }
+            tracing::warn!(
+                code = "ZG0125",
+                path = %self.folder.join(control_plane::FILE).display(), %error,
+                "what the control plane gave cannot be kept: after a restart nothing serves before it answers"
+            );
         }
         if let Some(numbers) = numbers
             && let Err(error) = state::write(&self.folder, NUMBERS, numbers.to_text().as_bytes())

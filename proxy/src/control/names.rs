@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot, watch};
 use zeugma_core::names::Host;
 use zeugma_core::resolved::resolved;
-use zeugma_core::snapshot::Snapshot;
+use zeugma_core::snapshot::{Address, Snapshot};
 
 use super::Control;
 use crate::resolve;
@@ -22,6 +22,8 @@ const REST: Duration = Duration::from_millis(100);
 pub(super) struct Named {
     /// It, with names where what is published has their addresses.
     written: Arc<Snapshot>,
+    /// Whether there are any.
+    has_names: bool,
     /// Told the names of every snapshot, for what resolves them beside the control loop.
     wanted: watch::Sender<BTreeSet<Host>>,
     /// Tells that some of them have other addresses.
@@ -52,6 +54,7 @@ impl Named {
         let (wanted, names) = watch::channel(resolve::names_of(written));
         let this = Self {
             written: Arc::clone(written),
+            has_names: !names.borrow().is_empty(),
             wanted,
             changed: Arc::default(),
             rest: Instant::now(),
@@ -66,7 +69,11 @@ impl Named {
         before: &Snapshot,
         shared: &Shared,
     ) -> Arc<Snapshot> {
-        self.wanted.send_replace(resolve::names_of(&written));
+        if self.has_names || has_other_names(&self.written, &written) {
+            let names = resolve::names_of(&written);
+            self.has_names = !names.is_empty();
+            self.wanted.send_replace(names);
+        }
         self.written = Arc::clone(&written);
         self.resolved(before, shared).map_or(written, Arc::new)
     }
@@ -74,6 +81,9 @@ impl Named {
     /// What serves with the addresses that its names have now, and what it has in common with
     /// `before` kept once; `None` where it has no such names.
     fn resolved(&self, before: &Snapshot, shared: &Shared) -> Option<Snapshot> {
+        if !self.has_names {
+            return None;
+        }
         let names = shared.names.load();
         let mut next = resolved(&self.written, |host| names.endpoints(host))?;
         next.share(before);
@@ -91,6 +101,20 @@ impl Named {
             changed.notified().await;
         }
     }
+}
+
+/// Whether a cluster that is not in its place in `before` has names.
+fn has_other_names(before: &Snapshot, next: &Snapshot) -> bool {
+    let known = before
+        .clusters
+        .iter()
+        .map(Some)
+        .chain(std::iter::repeat(None));
+    let both = next.clusters.iter().zip(known);
+    let mut others = both
+        .filter(|(next, known)| known.is_none_or(|known| !Arc::ptr_eq(next, known)))
+        .flat_map(|(next, _)| &next.endpoints);
+    others.any(|endpoint| !matches!(endpoint.address, Address::Socket(_)))
 }
 
 impl Control {

@@ -18,6 +18,7 @@ use super::last_good::Beginning;
 use super::rest::{Next, Rest};
 use super::systemd;
 use crate::federation::Wanted;
+use crate::identity::AskedAgent;
 use crate::runtime::Shared;
 use crate::tls::{Credentials, CredentialsError, DomainBundle, SvidFiles, SvidGiven, SvidSource};
 use crate::watch::Watch;
@@ -140,7 +141,7 @@ enum Bound {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Woken {
     Change,
-    /// A Workload API gave something: no file changed.
+    /// An agent gave something: no file changed.
     Given,
     Signal,
     Again,
@@ -218,7 +219,7 @@ impl Files {
             let woken = tokio::select! {
                 () = self.watch.changed() => Woken::Change,
                 () = shared.federation.changed() => Woken::Change,
-                () = shared.workload_api.changed() => Woken::Given,
+                () = shared.agent.changed() => Woken::Given,
                 _ = hangup.recv() => Woken::Signal,
                 () = again.notified() => Woken::Again,
                 () = until(look) => Woken::Look,
@@ -249,7 +250,7 @@ impl Files {
             (shared.federation.remember(&shared.settings, &domains)).await;
             if woken == Woken::Signal {
                 shared.federation.forget_removed().await;
-                shared.workload_api.ask_anew();
+                shared.agent.ask_anew();
             }
             // After it: the configuration says where they are.
             let had_none = self.made.id().is_none();
@@ -409,7 +410,7 @@ impl Files {
 
     /// Loads certificate and bundles; `None` where they are those made last, or are refused.
     async fn reload_credentials(&mut self, shared: &Shared) -> Option<Arc<Credentials>> {
-        let given = shared.workload_api.beside(self.svid.clone());
+        let given = shared.agent.beside(self.svid.clone());
         let source = shared.federation.beside(given);
         if source.is_awaited() && self.made.id().is_some() {
             // What serves stays until there is something to take its place.
@@ -418,7 +419,7 @@ impl Files {
         let (source, renewed) = renew(Arc::clone(&self.made), source).await?;
         let error = match renewed {
             Ok(credentials) => {
-                shared.workload_api.used(&source);
+                shared.agent.used(&source);
                 self.tell_wrong(credentials.wrong());
                 return self.news(credentials, shared);
             }
@@ -426,7 +427,7 @@ impl Files {
         };
         self.refuse_credentials(&error, shared);
         // What is beside it may have changed all the same.
-        let used = (shared.workload_api).refused(&source, with_causes(&error))?;
+        let used = (shared.agent).refused(&source, with_causes(&error))?;
         let (_, renewed) = renew(Arc::clone(&self.made), used).await?;
         self.take_new(renewed.ok()?)
     }
@@ -460,7 +461,7 @@ impl Files {
     ) {
         self.good = good;
         self.svid = svid_source(&settings);
-        shared.workload_api.want(settings.svid.workload_api());
+        shared.agent.want(AskedAgent::of(&settings));
         self.watch.set(watched(files, &self.svid));
         let is_news = needs_restart(&self.latest, &settings);
         self.latest = settings;
@@ -602,7 +603,7 @@ async fn renew(
 
 /// Counts credentials that serve: whole, if there is nothing newer that cannot be used.
 pub(super) fn tell_whole(credentials: &Credentials, shared: &Shared) {
-    let is_whole = credentials.wrong().is_empty() && !shared.workload_api.is_refused();
+    let is_whole = credentials.wrong().is_empty() && !shared.agent.is_refused();
     shared.metrics.reloaded("credentials", is_whole);
 }
 
@@ -644,12 +645,14 @@ pub(crate) fn svid_source(settings: &GatewaySettings) -> SvidSource {
             own: Some(own),
             domains,
         }),
-        zeugma_xds::SvidSource::WorkloadApi(api) => SvidSource::Given(SvidGiven {
-            given: None,
-            own,
-            domains,
-            denied: api.denied.clone(),
-        }),
+        zeugma_xds::SvidSource::WorkloadApi(_) | zeugma_xds::SvidSource::Sds(_) => {
+            SvidSource::Given(SvidGiven {
+                given: None,
+                own,
+                domains,
+                denied: settings.svid.denied().cloned(),
+            })
+        }
     }
 }
 

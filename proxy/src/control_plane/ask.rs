@@ -49,6 +49,12 @@ pub(crate) async fn run(
                 None => std::future::pending().await,
             }
         };
+        let lost = async {
+            match &keeper {
+                Some(keeper) => keeper.lost_given().await,
+                None => std::future::pending().await,
+            }
+        };
         // All keep what they have when they are dropped; the sleep is until a fixed moment.
         let asked = tokio::select! {
             asked = client.next(fastrand::f64) => asked,
@@ -61,6 +67,10 @@ pub(crate) async fn run(
             () = bind => {
                 let is_bound = bind_missing(&tell).await;
                 bind_at = (!is_bound).then(|| Instant::now() + AGAIN);
+                continue;
+            }
+            () = lost => {
+                keep(&mut client, keeper.as_ref(), OffsetDateTime::now_utc());
                 continue;
             }
         };
@@ -79,7 +89,7 @@ pub(crate) async fn run(
                     Some(Whole::Yes) => {}
                     Some(Whole::No) => bind_at = Some(Instant::now() + AGAIN),
                 }
-                applied(&shared, &client, keeper.as_ref());
+                applied(&shared, &mut client, keeper.as_ref());
             }
             Asked::Tell(told) => {
                 let is_answer = matches!(told, Told::Accepted(_) | Told::Refused(..));
@@ -87,7 +97,7 @@ pub(crate) async fn run(
                 if is_answer && client.is_confirmed() {
                     // Where nothing has changed nothing is published, and it is as new all the same.
                     if side.is_kept() {
-                        applied(&shared, &client, keeper.as_ref());
+                        applied(&shared, &mut client, keeper.as_ref());
                     }
                     side.applied(OffsetDateTime::now_utc(), &shared.metrics);
                 }
@@ -101,12 +111,22 @@ pub(crate) async fn run(
 }
 
 /// What a server said last serves: that is known, and kept.
-fn applied(shared: &Shared, client: &Client, keeper: Option<&Keeper>) {
+fn applied(shared: &Shared, client: &mut Client, keeper: Option<&Keeper>) {
     let now = OffsetDateTime::now_utc();
     shared.control_plane.applied(now, &shared.metrics);
-    let kept = client.kept(u64::try_from(now.unix_timestamp()).unwrap_or_default());
-    if let (Some(keeper), Some(kept)) = (keeper, kept) {
-        keeper.keep_given(kept);
+    keep(client, keeper, now);
+}
+
+/// Has what is new of it be kept, or all of it where nothing is.
+fn keep(client: &mut Client, keeper: Option<&Keeper>, now: OffsetDateTime) {
+    let Some(keeper) = keeper else {
+        return;
+    };
+    if keeper.has_lost_given() {
+        client.keep_anew();
+    }
+    if let Some(given) = client.keep(u64::try_from(now.unix_timestamp()).unwrap_or_default()) {
+        keeper.keep_given(given);
     }
 }
 

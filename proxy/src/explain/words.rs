@@ -288,6 +288,7 @@ pub(super) fn values(snapshot: &Snapshot, rule: &Rule, field: RuleField) -> Vec<
         RuleField::Sources => texts(&rule.sources),
         RuleField::Methods => texts(&rule.methods),
         RuleField::Paths => texts(&rule.paths),
+        RuleField::Headers => texts(&rule.headers),
     }
 }
 

@@ -17,7 +17,7 @@ use http::{
 use http_body::Body as _;
 use tokio::time::{Instant, Sleep, sleep_until};
 use zeugma_core::authorize::{Asking, Evidence, Verdict, authorize, evidence, gateway_of};
-use zeugma_core::engine::nothing_to_try;
+use zeugma_core::engine::{Headers, nothing_to_try};
 use zeugma_core::identity::SpiffeId;
 use zeugma_core::plan::{Attempt, plan};
 use zeugma_core::retry::{
@@ -27,11 +27,12 @@ use zeugma_core::route::{check_authority, check_authority_port, route_authority}
 use zeugma_core::shares::ClusterShares;
 use zeugma_core::snapshot::{
     Cluster, Endpoint, EndpointIx, Failure, HttpVersion as EndpointVersion, Listener, Peer, Role,
-    ServiceIx, Snapshot,
+    Service, ServiceIx, Snapshot,
 };
 use zeugma_core::time::Time;
 use zeugma_core::verdict::Reason;
 
+use self::hedge::Begun;
 use super::body::{Held, Outgoing, Progress, Source};
 use super::compare::Primary;
 use super::expect::{Answered, Gate, Passing, expects_continue};
@@ -105,7 +106,7 @@ pub(super) async fn exchange(
     // Boxed, for it is handed on to whoever answers.
     let mut exchange = Box::new(Exchange::begin(context, &published, head, present));
     exchange.upgrade = upgrade;
-    exchange.passing = passing.or_else(|| exchange.head.extensions.remove());
+    exchange.passing = passing.or_else(|| exchange.head.extensions.remove().map(Passing::Across));
     if exchange.is_unreadable {
         return exchange.refuse(Reason::RequestMalformed, None);
     }
@@ -127,10 +128,8 @@ pub(super) async fn exchange(
         Ok(cluster) => cluster,
         Err((reason, detail)) => return exchange.refuse(reason, detail),
     };
-    let to = Pinned {
-        published: Arc::clone(&published),
-        cluster,
-    };
+    let role = listener.role;
+    let to = Pinned { published, cluster };
     match admission::request(&context.worker.shared, &to) {
         Ok(counted) => exchange.record.holds(counted),
         Err(reason) => return exchange.refuse(reason, None),
@@ -151,15 +150,15 @@ pub(super) async fn exchange(
         source.keep_back(gate);
     }
     if exchange.upgrade.is_none() {
-        let target = published.snapshot.service(service);
-        exchange.compared = mirror::start_all(&exchange, &published, target, &source);
+        let target = to.published.snapshot.service(service);
+        exchange.compared = mirror::start_all(&exchange, &to.published, target, &source);
     }
     let entry = Rc::clone(exchange.record.entry());
     let (ids, is_grpc) = (Rc::clone(&exchange.ids), exchange.is_grpc);
     // Dropped, it ends the try under way; its record says why.
     tokio::select! {
         biased;
-        response = exchange.answer(&to, listener.role, &source, None) => response,
+        response = exchange.answer(&to, role, &source, None) => response,
         () = entry.cut() => {
             let reason = entry
                 .ending()
@@ -341,6 +340,7 @@ impl Exchange {
         snapshot: &Snapshot,
         listener: &'a Listener,
         claim: &'a Claim,
+        headers: Headers<'a>,
     ) -> Asking<'a> {
         let source = self.context.origin.source.ip();
         let evidence = match &self.context.identity {
@@ -353,6 +353,14 @@ impl Exchange {
             evidence,
             method: Some(self.method().as_str()),
             path: Some(self.head.uri.path()),
+            headers: Some(headers),
+        }
+    }
+
+    /// Keeps the headers for rechecks, where a rule of the service asks for some.
+    pub(super) fn keep_headers(&self, of: Option<&Service>) {
+        if of.is_some_and(|of| of.policy.asks_headers()) {
+            self.record.entry().has_headers(&self.head.headers);
         }
     }
 
@@ -362,7 +370,9 @@ impl Exchange {
             .listener(&self.context.origin.listener)
             .ok_or(Reason::Drained)?;
         let claim = self.claim();
-        let asking = self.asking(snapshot, listener, &claim);
+        let all = &self.head.headers;
+        let each = |name: &str, tell: &mut dyn FnMut(&[u8])| headers::each(all, name, tell);
+        let asking = self.asking(snapshot, listener, &claim, Headers(&each));
         let policy = &snapshot.service(service).policy;
         let mut denial = None;
         let (verdict, rule) = match authorize(snapshot, service, &asking) {
@@ -391,17 +401,19 @@ impl Exchange {
             Evidence::Verified(_) | Evidence::Network => None,
         };
         self.record.entry().is_for(handed_on);
+        self.keep_headers(Some(snapshot.service(service)));
         let attested = handed_on.map(|id| id.as_str().into());
-        let credentials = self.context.worker.shared.credentials.load();
-        let on_list = (self.context.identity.iter().chain(handed_on))
-            .find_map(|id| credentials.denied().position(id));
+        let on_list = (self.context.identity.iter().chain(handed_on)).find_map(|id| {
+            let credentials = self.context.worker.shared.credentials.load();
+            credentials.denied().position(id).map(Arc::from)
+        });
         let position = rule.and_then(|rule| rule.position.as_ref());
         let position = position.map(|at| self.context.latest_rule.text(published.generation, at));
         let is_on_list = on_list.is_some();
         if let Some(closed) = self.record.facts() {
             closed.attested = attested;
             closed.detail = denial;
-            closed.rule = on_list.map(Arc::from).or(position);
+            closed.rule = on_list.or(position);
         }
         if is_on_list {
             return Err(Reason::IdentityDenied);
@@ -411,6 +423,10 @@ impl Exchange {
 
     /// Tries one endpoint after the other until one answers; `before` says what other parts of a split
     /// made of it.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one loop over what is tried, read top to bottom"
+    )]
     async fn answer(
         mut self: Box<Self>,
         to: &Pinned,
@@ -446,28 +462,18 @@ impl Exchange {
             tries.attempts += 1;
             let nth = tries.attempts;
             upstream::note_attempt(&worker, cluster, &attempt, nth, &self.context.latest);
-            let mut attempt = attempt;
-            let mut endpoint = cluster.endpoint(attempt.endpoint);
-            let mut in_flight = worker.enter(&endpoint.key);
-            let mut began = worker.begins(cluster);
+            let mut begun = Begun::new(&worker, cluster, attempt, (nth, patience));
             let tried = match self.hedged_after(cluster) {
                 None => (self.try_endpoint(to, &attempt, (nth, patience), source)).await,
                 Some(after) => {
-                    let first = hedge::Begun {
-                        attempt,
-                        nth,
-                        patience,
-                        in_flight,
-                        began,
-                    };
-                    let of = (to, source);
-                    let (ended, tried) =
-                        Box::pin(self.hedge(of, first, after, (&mut turns, &mut tries))).await;
-                    (attempt, in_flight, began) = (ended.attempt, ended.in_flight, ended.began);
-                    endpoint = cluster.endpoint(attempt.endpoint);
+                    let (of, all) = ((to, source), (&mut turns, &mut tries));
+                    let tried;
+                    (begun, tried) = Box::pin(self.hedge(of, begun, after, all)).await;
                     tried
                 }
             };
+            let (attempt, began) = (begun.attempt, begun.began);
+            let endpoint = cluster.endpoint(attempt.endpoint);
             let now_failed = match tried {
                 Err(TryError::Quiet) => {
                     worker.failed(cluster, &endpoint.key, began);
@@ -483,7 +489,7 @@ impl Exchange {
                 Err(TryError::Failed(failed)) => failed,
                 Ok((response, stream)) => {
                     let held = Held {
-                        in_flight,
+                        in_flight: begun.in_flight,
                         stream,
                         unasked: None,
                     };
@@ -497,9 +503,7 @@ impl Exchange {
                         }
                         Some(failure) => {
                             worker.observe(&endpoint.key, Err(failure));
-                            let facts = self.record.facts();
-                            let to = facts.and_then(|closed| closed.destination.clone());
-                            Failed::by(failure, response, held, (to, self.ruled().cloned()))
+                            self.failed_by(failure, response, held)
                         }
                     }
                 }
@@ -517,6 +521,13 @@ impl Exchange {
             return self.answer_by(next, role, source, Box::new(tries)).await;
         }
         self.give_up(tries.failed, to, role, source)
+    }
+
+    /// An answer that another endpoint may better.
+    fn failed_by(&mut self, failure: Failure, response: Response<Incoming>, held: Held) -> Failed {
+        let facts = self.record.facts();
+        let to = facts.and_then(|closed| closed.destination.clone());
+        Failed::by(failure, response, held, (to, self.ruled().cloned()))
     }
 
     /// Whether nothing is sent to those that were found bad: one that answers or that may be at work on
@@ -1049,7 +1060,7 @@ impl Exchange {
             request.extensions_mut().insert(gate);
         }
         if let Some(passing) = &self.passing {
-            request.extensions_mut().insert(passing.clone());
+            request.extensions_mut().insert(passing.across());
         }
         if self.upgrade.is_some() {
             upgrade::ask_on_stream(&mut request);

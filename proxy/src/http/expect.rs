@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -133,17 +133,27 @@ impl Interim {
 /// Interim responses of one request that are passed on; the rest is dropped.
 const PASSED_MAX: usize = 16;
 
-/// What of them a worker keeps for further requests, of callers by HTTP/1.1.
-const SPARE_MAX: usize = 64;
-
-thread_local! {
-    /// Ways to callers by HTTP/1.1 that are not in use: a connection that waits has none.
-    static SPARE: RefCell<Vec<Passing>> = const { RefCell::new(Vec::new()) };
+/// An endpoint's interim responses on their way to the caller.
+#[derive(Debug, Clone)]
+pub(crate) enum Passing {
+    Here(Here),
+    Across(Across),
 }
 
-/// An endpoint's interim responses on their way to the caller.
+/// The way to a caller by HTTP/1.1, whose own task asks the endpoint.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Passing(Arc<Mutex<Passed>>);
+pub(crate) struct Here(Rc<RefCell<Way>>);
+
+#[derive(Debug, Default)]
+struct Way {
+    passed: Passed,
+    /// Where an endpoint by HTTP/2 says them.
+    across: Option<Across>,
+}
+
+/// The way to a caller by HTTP/2, or from an endpoint by it: what the extensions of a message take.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Across(Arc<Mutex<Passed>>);
 
 #[derive(Debug, Default)]
 struct Passed {
@@ -154,35 +164,87 @@ struct Passed {
 }
 
 impl Passing {
-    /// One for a request, used before or not.
-    pub(crate) fn spare() -> Self {
-        SPARE.with_borrow_mut(Vec::pop).unwrap_or_default()
-    }
-
-    /// Keeps it for another request, if nobody holds it any more.
-    pub(crate) fn give_back(mut self) {
-        let Some(passed) = Arc::get_mut(&mut self.0) else {
-            return;
-        };
-        let passed = passed.get_mut().unwrap_or_else(PoisonError::into_inner);
-        passed.heads.clear();
-        (passed.count, passed.ruled, passed.waker) = (0, None, None);
-        SPARE.with_borrow_mut(|spare| {
-            if spare.len() < SPARE_MAX {
-                spare.push(self);
-            }
-        });
-    }
-
     /// Keeps back what the rule of the request takes out of answers.
     pub(super) fn is_led_by(&self, ruled: Ruled) {
-        let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        passed.ruled = Some(ruled);
+        match self {
+            Self::Here(Here(way)) => way.borrow_mut().passed.ruled = Some(ruled),
+            Self::Across(across) => across.lock().ruled = Some(ruled),
+        }
     }
 
     /// Passes one on that is not only for us: 100 is answered by [`Interim`] and by `h1`, and 101 is none
     /// (RFC 9113 §8.6).
-    pub(crate) fn push(&self, mut response: Response<()>) {
+    pub(crate) fn push(&self, response: Response<()>) {
+        match self {
+            Self::Here(Here(way)) => way.borrow_mut().passed.push(response),
+            Self::Across(across) => across.push(response),
+        }
+    }
+
+    /// The same for an endpoint by HTTP/2.
+    pub(super) fn across(&self) -> Across {
+        match self {
+            Self::Here(Here(way)) => {
+                let Way { passed, across } = &mut *way.borrow_mut();
+                let new = || {
+                    let new = Across::default();
+                    new.lock().ruled.clone_from(&passed.ruled);
+                    new
+                };
+                across.get_or_insert_with(new).clone()
+            }
+            Self::Across(across) => across.clone(),
+        }
+    }
+}
+
+impl Here {
+    /// The one for the next request: of the request before, if nobody holds it any more.
+    pub(crate) fn after(before: Option<Self>) -> Self {
+        let mut this = before.unwrap_or_default();
+        match Rc::get_mut(&mut this.0).map(RefCell::get_mut) {
+            Some(way) if !way.is_used() => {}
+            Some(way) => *way = Way::default(),
+            None => this = Self::default(),
+        }
+        this
+    }
+
+    /// The next one, if there is one, for whoever polls what they come from and is woken by that.
+    pub(crate) fn next(&self) -> Option<Response<()>> {
+        let Way { passed, across } = &mut *self.0.borrow_mut();
+        let own = passed.heads.pop_front();
+        own.or_else(|| across.as_ref()?.lock().heads.pop_front())
+    }
+}
+
+impl Way {
+    const fn is_used(&self) -> bool {
+        self.passed.count > 0 || self.passed.ruled.is_some() || self.across.is_some()
+    }
+}
+
+impl Across {
+    fn lock(&self) -> MutexGuard<'_, Passed> {
+        // Nothing that holds it can fail.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Passing::push`].
+    pub(crate) fn push(&self, response: Response<()>) {
+        self.lock().push(response);
+    }
+
+    /// The next one, if there is one now.
+    pub(crate) fn pop(&self, cx: &Context<'_>) -> Option<Response<()>> {
+        let mut passed = self.lock();
+        passed.waker = Some(cx.waker().clone());
+        passed.heads.pop_front()
+    }
+}
+
+impl Passed {
+    fn push(&mut self, mut response: Response<()>) {
         let status = response.status();
         if status == StatusCode::CONTINUE || status == StatusCode::SWITCHING_PROTOCOLS {
             return;
@@ -193,30 +255,57 @@ impl Passing {
         // gateways.
         heads.remove(header::CONTENT_LENGTH);
         heads.remove(&headers::ZEUGMA_REASON);
-        // Nothing that holds it can fail.
-        let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(ruled) = &passed.ruled {
+        if let Some(ruled) = &self.ruled {
             ruled.clean_response(heads);
         }
-        if passed.count < PASSED_MAX {
-            passed.count += 1;
-            passed.heads.push_back(response);
-            if let Some(waker) = passed.waker.take() {
+        if self.count < PASSED_MAX {
+            self.count += 1;
+            self.heads.push_back(response);
+            if let Some(waker) = self.waker.take() {
                 waker.wake();
             }
         }
     }
+}
 
-    /// The next one, if there is one, for whoever polls what they come from and is woken by that.
-    pub(crate) fn next(&self) -> Option<Response<()>> {
-        let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        passed.heads.pop_front()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(status: StatusCode) -> Response<()> {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        response
     }
 
-    /// The next one, if there is one now.
-    pub(crate) fn pop(&self, cx: &Context<'_>) -> Option<Response<()>> {
-        let mut passed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        passed.waker = Some(cx.waker().clone());
-        passed.heads.pop_front()
+    #[test]
+    fn what_is_said_to_one_request_is_not_said_to_the_next() {
+        let hints = || said(StatusCode::EARLY_HINTS);
+        let first = Here::after(None);
+        for _ in 0..2 * PASSED_MAX {
+            Passing::Here(first.clone()).push(hints());
+        }
+        let second = Here::after(Some(first));
+        assert!(second.next().is_none());
+        // Somebody is late with it.
+        let late = Passing::Here(second.clone());
+        let third = Here::after(Some(second));
+        late.push(hints());
+        assert!(third.next().is_none());
+        for _ in 0..2 * PASSED_MAX {
+            Passing::Here(third.clone()).push(hints());
+        }
+        assert_eq!(std::iter::from_fn(|| third.next()).count(), PASSED_MAX);
+    }
+
+    #[test]
+    fn what_an_endpoint_says_by_http2_comes_to_a_caller_by_http1() {
+        let way = Here::after(None);
+        let across = Passing::Here(way.clone()).across();
+        // RFC 9110 §15.2.1: asks for the body, which others do.
+        across.push(said(StatusCode::CONTINUE));
+        across.push(said(StatusCode::EARLY_HINTS));
+        assert_eq!(way.next().unwrap().status(), StatusCode::EARLY_HINTS);
+        assert!(way.next().is_none());
     }
 }

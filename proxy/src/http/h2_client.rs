@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use zeugma_core::snapshot::Failure;
 
 use super::body::Outgoing;
-use super::expect::{Gate, Passing};
+use super::expect::{Across, Gate};
 use super::flow::{Flow, FlowIo, H2_WINDOW, Side};
 use super::keepalive::{Keepalive, Pings, When};
 use super::pool::SendError;
@@ -222,7 +222,7 @@ impl Place {
     ) -> Result<(Response<Incoming>, StreamCount), SendError> {
         let (mut head, body) = request.into_parts();
         let gate = head.extensions.remove::<Gate>();
-        let passing = head.extensions.remove::<Passing>();
+        let passing = head.extensions.remove::<Across>();
         let is_end = body.is_end_stream();
         let unsent = |error: h2::Error| SendError {
             failure: Failure::RefusedStream,

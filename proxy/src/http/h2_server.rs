@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::body::Outgoing;
 use super::date;
-use super::expect::{self, Interim, Passing};
+use super::expect::{self, Across, Interim};
 use super::flow::{Flow, FlowIo, H2_WINDOW, Side};
 use super::keepalive::{Keepalive, Pings, When};
 use super::stream::{self, Incoming};
@@ -142,7 +142,7 @@ fn begin(
     let asked = Asked {
         is_head: request.method() == Method::HEAD,
         interim,
-        passing: Passing::default(),
+        passing: Across::default(),
     };
     request.extensions_mut().insert(asked.passing.clone());
     let context = Rc::clone(context);
@@ -158,7 +158,7 @@ struct Asked {
     is_head: bool,
     /// It waits to be asked for its body.
     interim: Option<Interim>,
-    passing: Passing,
+    passing: Across,
 }
 
 async fn answer(

@@ -177,10 +177,10 @@ pub(crate) fn upgrades_to_websocket(headers: &HeaderMap) -> bool {
     connection && only.is_some_and(|only| only.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
-/// Whether a header is there once and has this value.
-pub(crate) fn is_once(headers: &HeaderMap, name: &str, value: &str) -> bool {
-    let mut all = headers.get_all(name).iter();
-    all.next().is_some_and(|only| only == value) && all.next().is_none()
+/// Tells each value of a header.
+pub(crate) fn each(headers: &HeaderMap, name: &str, tell: &mut dyn FnMut(&[u8])) {
+    let all = headers.get_all(name).iter();
+    all.for_each(|value| tell(value.as_bytes()));
 }
 
 /// The lines that HTTP/2 splits a cookie into as one (RFC 9113 §8.2.3).

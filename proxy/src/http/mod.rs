@@ -52,8 +52,8 @@ use crate::listener::Open;
 use crate::metrics::Latest;
 use crate::recheck::{self, Entry, Leaving};
 use crate::runtime::Worker;
-use crate::transport::Stream;
 use crate::transport::sent::Link;
+use crate::transport::{Readable, Stream};
 
 use self::headers::{Present, Trace};
 use self::seldom::Seldom;
@@ -563,12 +563,29 @@ pub(crate) struct Moved {
 }
 
 impl Moved {
+    /// Notes what its one stream has read.
+    fn reads(&self, n: usize) {
+        add(&self.read, n);
+    }
+
+    /// Notes what its one stream was written.
+    fn writes(&self, n: usize) {
+        add(&self.written, n);
+    }
+
     /// Those that were read, and those that were written.
     pub(crate) fn both(&self) -> (u64, u64) {
         (
             self.read.load(Ordering::Relaxed),
             self.written.load(Ordering::Relaxed),
         )
+    }
+}
+
+/// Adds where nobody else does at the same time: to be safe from that costs more than the rest of a read.
+fn add(to: &AtomicU64, n: usize) {
+    if n > 0 {
+        to.store(to.load(Ordering::Relaxed) + n as u64, Ordering::Relaxed);
     }
 }
 
@@ -597,8 +614,14 @@ impl AsyncRead for Counted {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
         let n = buf.filled().len().saturating_sub(before);
-        self.moved.read.fetch_add(n as u64, Ordering::Relaxed);
+        self.moved.reads(n);
         polled
+    }
+}
+
+impl Readable for Counted {
+    fn poll_readable(&self, cx: &mut TaskContext<'_>) -> Poll<()> {
+        self.stream.poll_readable(cx)
     }
 }
 
@@ -610,7 +633,7 @@ impl AsyncWrite for Counted {
     ) -> Poll<std::io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
         if let Poll::Ready(Ok(n)) = polled {
-            self.moved.written.fetch_add(n as u64, Ordering::Relaxed);
+            self.moved.writes(n);
         }
         polled
     }
@@ -622,7 +645,7 @@ impl AsyncWrite for Counted {
     ) -> Poll<std::io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         if let Poll::Ready(Ok(n)) = polled {
-            self.moved.written.fetch_add(n as u64, Ordering::Relaxed);
+            self.moved.writes(n);
         }
         polled
     }

@@ -860,10 +860,10 @@ impl Pool {
 
     /// Keeps a connection whose response is complete, if it may still serve others.
     fn give_back(&self, worker: &Worker, home: Home, one: Alternating) {
-        let trusted = worker.shared.credentials.load().generation();
+        let trusted = || worker.shared.credentials.load().generation();
         // Nobody would get one that was opened with older credentials; and what was judged while it
         // was under way, it was not.
-        let is_old = home.facts.peer.is_some() && home.key.credentials != trusted;
+        let is_old = home.facts.peer.is_some() && home.key.credentials != trusted();
         if is_old || home.rechecks != self.rechecks.get() {
             return;
         }

@@ -88,12 +88,12 @@ impl Exchange {
             .path_and_query()
             .map_or("/", PathAndQuery::as_str);
         let all = &self.head.headers;
-        let has = |name: &str, value: &str| headers::is_once(all, name, value);
+        let each = |name: &str, tell: &mut dyn FnMut(&[u8])| headers::each(all, name, tell);
         let request = Request {
             authority: headers::authority(&self.head).unwrap_or_default(),
             method: self.method().as_str(),
             path,
-            headers: Headers(&has),
+            headers: Headers(&each),
         };
         let worker = &self.context.worker;
         let led = Led {
@@ -155,7 +155,10 @@ impl Exchange {
         of: ServiceIx,
     ) -> Option<Verdict> {
         let claim = self.claim();
-        objection(snapshot, of, &self.asking(snapshot, listener, &claim))
+        let all = &self.head.headers;
+        let each = |name: &str, tell: &mut dyn FnMut(&[u8])| headers::each(all, name, tell);
+        let asking = self.asking(snapshot, listener, &claim, Headers(&each));
+        objection(snapshot, of, &asking)
     }
 
     /// Tells what a service that it was led to has against it, where that is audited only.
@@ -178,6 +181,7 @@ impl Exchange {
     fn note_led(&self, published: &Published, led: Option<ServiceIx>) {
         let led = led.map(|of| published.snapshot.service(of));
         (self.record.entry()).is_led_to(led.map(|of| (&of.name, of.port)));
+        self.keep_headers(led);
     }
 
     fn note_rule(&mut self, published: &Published, rule: Option<&Rule>) {

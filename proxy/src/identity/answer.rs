@@ -12,7 +12,7 @@ use zeugma_core::identity::{IdentityError, SpiffeId, TrustDomain};
 use crate::tls::{ANCHORS_MAX, BUNDLES_MAX, CHAIN_CERTIFICATES_MAX, Given, SVID_BYTES_MAX};
 
 /// The most CRLs of one answer.
-const CRLS_MAX: usize = 256;
+pub(super) const CRLS_MAX: usize = 256;
 
 /// `X509SVIDRequest`.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -89,6 +89,9 @@ pub(super) enum AnswerError {
     /// Too many of something.
     #[error("`{what}` has over {max}")]
     TooMany { what: &'static str, max: usize },
+    /// A secret of a secret discovery service.
+    #[error("secret `{name}`: {why}")]
+    Secret { name: String, why: String },
 }
 
 /// Takes what counts of an answer of `from`: its first SVID, which is the default one (§5.3).

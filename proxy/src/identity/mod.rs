@@ -1,4 +1,5 @@
-//! Our SVID, and whom to trust, from a SPIFFE Workload API (SPIFFE_Workload_API.md).
+//! Our SVID, and whom to trust, from an agent: a SPIFFE Workload API (SPIFFE_Workload_API.md), or a secret
+//! discovery service.
 //!
 //! ```text
 //! connect --asked--> answers: each is the whole (WA3) --read--> kept in memory, credentials renewed
@@ -6,9 +7,14 @@
 //!    `--waits longer----' ended, denied, silent: told; what was given last stays
 //! ```
 //!
+//! Of a secret discovery service an answer is one secret: the whole is made of the last of each (`secrets`).
+//!
 //! What comes is used by the same way as files that changed: `control/reload` takes it from here.
 
 mod answer;
+mod asked;
+mod dial;
+mod secrets;
 mod stream;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,9 +25,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
-use zeugma_xds::WorkloadAddress;
 
-use self::stream::{Ended, Event, SILENCE_TOLD, call};
+pub(crate) use self::asked::{AgentKind, AskedAgent};
+use self::stream::{Ended, Event, SILENCE_TOLD};
 use crate::metrics::Metrics;
 use crate::runtime::Shared;
 use crate::tls::{Given, SvidSource};
@@ -39,12 +45,12 @@ const REFUSED: &str = "ZG0262";
 /// The code of a gateway without an SVID.
 pub(crate) const AWAITED: &str = "ZG0264";
 
-/// What a Workload API gave, and what is wrong with it.
+/// What an agent gave, and what is wrong with it.
 #[derive(Debug)]
-pub(crate) struct WorkloadApi {
+pub(crate) struct Agent {
     known: Mutex<Known>,
     /// That of the configuration that serves; counts the times that it is to be asked anew.
-    wanted: watch::Sender<(u64, Option<WorkloadAddress>)>,
+    wanted: watch::Sender<(u64, Option<AskedAgent>)>,
     /// Told when there is an answer that the credentials have not.
     changed: Notify,
 }
@@ -69,25 +75,25 @@ struct Failing {
     help: &'static str,
 }
 
-impl WorkloadApi {
+impl Agent {
     /// One that is asked once [`run`] runs; none where the SVID comes from files.
-    pub(crate) fn new(address: Option<&WorkloadAddress>) -> Self {
+    pub(crate) fn new(asked: Option<AskedAgent>) -> Self {
         Self {
             known: Mutex::default(),
-            wanted: watch::channel((0, address.cloned())).0,
+            wanted: watch::channel((0, asked)).0,
             changed: Notify::new(),
         }
     }
 
-    /// Takes the address of a configuration that serves. What another one gave stays until this one
-    /// has given something.
-    pub(crate) fn want(&self, address: Option<&WorkloadAddress>) {
-        if address.is_none() {
+    /// Takes that of a configuration that serves. What another one gave stays until this one has given
+    /// something.
+    pub(crate) fn want(&self, asked: Option<AskedAgent>) {
+        if asked.is_none() {
             *self.lock() = Known::default();
         }
         self.wanted.send_if_modified(|(_, wanted)| {
-            let is_new = wanted.as_ref() != address;
-            *wanted = address.cloned();
+            let is_new = *wanted != asked;
+            *wanted = asked;
             is_new
         });
     }
@@ -148,7 +154,7 @@ impl WorkloadApi {
 
     /// What is wrong at present, as findings; `has_identity`: whether an SVID serves.
     pub(crate) fn findings(&self, has_identity: bool) -> Vec<Value> {
-        let Some(address) = self.wanted.borrow().1.clone() else {
+        let Some(asked) = self.wanted.borrow().1.clone() else {
             return Vec::new();
         };
         let known = self.lock();
@@ -162,19 +168,16 @@ impl WorkloadApi {
         let mut found = Vec::new();
         if let Some(failing) = &known.failing {
             let (why, times) = (&failing.why, failing.in_a_row);
-            let message = format!(
-                "the Workload API at {address} fails, {times} times in a row: {why}; {stays}"
-            );
+            let message = format!("the {asked} fails, {times} times in a row: {why}; {stays}");
             found.push(finding(FAILS, severity, message, failing.help));
         }
         if let Some(why) = known.unread.as_ref().or(known.refused.as_ref()) {
-            let message =
-                format!("what the Workload API at {address} gives is refused: {why}; {stays}");
+            let message = format!("what the {asked} gives is refused: {why}; {stays}");
             let help = "look at the gateway's registration at its agent, and at `trustDomain`";
             found.push(finding(REFUSED, severity, message, help));
         }
         if found.is_empty() && !has_identity {
-            let message = format!("the Workload API at {address} has not answered yet; {stays}");
+            let message = format!("the {asked} has not answered yet; {stays}");
             found.push(finding(
                 AWAITED,
                 severity,
@@ -185,18 +188,30 @@ impl WorkloadApi {
         found
     }
 
-    /// Where the SVID comes from, and when it last came.
-    pub(crate) fn to_json(&self) -> Value {
-        let Some(address) = self.wanted.borrow().1.clone() else {
+    /// Where the SVID comes from, if from an agent of this kind, and when it last came.
+    pub(crate) fn to_json(&self, kind: AgentKind) -> Value {
+        let asked = self.wanted.borrow().1.clone();
+        let Some(asked) = asked.filter(|asked| asked.kind() == kind) else {
             return Value::Null;
         };
         let known = self.lock();
         let answered = known.answered.and_then(|at| at.format(&Rfc3339).ok());
-        json!({
-            "address": address.to_string(),
+        let mut told = json!({
+            "address": asked.address().to_string(),
             "answers": known.failing.is_none() && answered.is_some(),
             "last_answer": answered,
-        })
+        });
+        if let (AskedAgent::Sds(sds), Some(told)) = (&asked, told.as_object_mut()) {
+            told.insert("secrets".to_owned(), json!(sds.names().collect::<Vec<_>>()));
+        }
+        told
+    }
+
+    /// What it is called, and all that is known of it, for the log.
+    pub(crate) fn said(&self) -> (&'static str, Value) {
+        let kind =
+            (self.wanted.borrow().1.as_ref()).map_or(AgentKind::WorkloadApi, AskedAgent::kind);
+        (kind.name(), self.to_json(kind))
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -204,21 +219,22 @@ impl WorkloadApi {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, address: &WorkloadAddress, event: Event, metrics: &Metrics) {
+    fn take(&self, asked: &AskedAgent, event: Event, metrics: &Metrics) {
         let answer = match event {
-            Event::Silence => {
-                let why = format!("it has not answered for {SILENCE_TOLD:?}");
-                return self.fails(address, why, "look at the agent's log");
+            Event::Silence(what) => {
+                let why = format!("{what} for {SILENCE_TOLD:?}");
+                return self.fails(asked, why, "look at the agent's log");
             }
             Event::Answer(answer) => answer,
         };
+        let (agent, address) = (asked.kind().name(), asked.address());
         let mut known = self.lock();
         let is_back = known.failing.take().is_some() || known.answered.is_none();
         known.answered = Some(OffsetDateTime::now_utc());
         match answer {
             Ok(given) => {
                 if is_back {
-                    tracing::info!(code = "ZG0263", %address, id = %given.id, "the Workload API answers");
+                    tracing::info!(code = "ZG0263", %address, id = %given.id, "the {agent} answers");
                 }
                 // One that was refused may be what is needed by now: the clock goes on.
                 known.unread = None;
@@ -229,7 +245,7 @@ impl WorkloadApi {
             Err(error) => {
                 let why = error.to_string();
                 if known.unread.as_ref() != Some(&why) {
-                    tracing::error!(code = REFUSED, %address, %why, "an answer of the Workload API is refused; the last good one stays in use");
+                    tracing::error!(code = REFUSED, %address, %why, "an answer of the {agent} is refused; the last good one stays in use");
                 }
                 known.unread = Some(why);
                 drop(known);
@@ -238,27 +254,26 @@ impl WorkloadApi {
         }
     }
 
-    fn ended(&self, address: &WorkloadAddress, ended: &Ended) {
+    fn ended(&self, asked: &AskedAgent, ended: &Ended) {
         let help = match ended {
-            Ended::Connect(_) | Ended::ConnectTimeout => {
-                "start the agent, or mend `svid.workloadApi`; the gateway's user must be able to reach its socket"
-            }
+            Ended::Connect(_) | Ended::ConnectTimeout => asked.kind().unreachable(),
             Ended::Denied(_) => {
                 "register the gateway at its agent: it issues no identity to this process"
             }
-            Ended::Silent | Ended::Refused(_) | Ended::Closed => "look at the agent's log",
+            Ended::Silent(_) | Ended::Refused(_) | Ended::Closed => "look at the agent's log",
         };
-        self.fails(address, cut(&ended.to_string()), help);
+        self.fails(asked, cut(&ended.to_string()), help);
     }
 
-    fn fails(&self, address: &WorkloadAddress, why: String, help: &'static str) {
+    fn fails(&self, asked: &AskedAgent, why: String, help: &'static str) {
+        let (agent, address) = (asked.kind().name(), asked.address());
         let mut known = self.lock();
         let before = known.failing.as_ref();
         let in_a_row = before.map_or(0, |before| before.in_a_row) + 1;
         if before.is_none_or(|before| before.why != why) {
             tracing::warn!(
                 code = FAILS, %address, %why, has_svid = known.given.is_some(),
-                "the Workload API fails; what it gave last stays in use, and it is asked again"
+                "the {agent} fails; what it gave last stays in use, and it is asked again"
             );
         }
         known.failing = Some(Failing {
@@ -269,21 +284,24 @@ impl WorkloadApi {
     }
 
     /// Asks one for ever.
-    async fn stay(&self, address: &WorkloadAddress, metrics: &Metrics) {
+    async fn stay(&self, asked: &AskedAgent, metrics: &Metrics) {
         let mut failed = 0;
         loop {
             let began = Instant::now();
             let mut has_answered = false;
-            let ended = Box::pin(call(address, |event| {
+            let tell = |event| {
                 has_answered |= matches!(event, Event::Answer(_));
-                self.take(address, event, metrics);
-            }));
-            let ended = ended.await;
+                self.take(asked, event, metrics);
+            };
+            let ended = match asked {
+                AskedAgent::WorkloadApi(address) => Box::pin(stream::call(address, tell)).await,
+                AskedAgent::Sds(sds) => Box::pin(secrets::call(sds, tell)).await,
+            };
             // One that answers and ends at once is not asked all the time.
             if has_answered && began.elapsed() > AGAIN_MAX {
                 failed = 0;
             }
-            self.ended(address, &ended);
+            self.ended(asked, &ended);
             tokio::time::sleep(pause(failed, fastrand::f64())).await;
             failed += 1;
         }
@@ -308,12 +326,12 @@ fn cut(text: &str) -> String {
 /// Asks whatever the configuration names, until the gateway drains.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let asking = async {
-        let mut wanted = shared.workload_api.wanted.subscribe();
+        let mut wanted = shared.agent.wanted.subscribe();
         loop {
-            let (_, address) = wanted.borrow_and_update().clone();
+            let (_, asked) = wanted.borrow_and_update().clone();
             let asking = async {
-                match &address {
-                    Some(address) => shared.workload_api.stay(address, &shared.metrics).await,
+                match &asked {
+                    Some(asked) => shared.agent.stay(asked, &shared.metrics).await,
                     None => std::future::pending().await,
                 }
             };
@@ -335,6 +353,8 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 
 #[cfg(test)]
 mod tests {
+    use zeugma_xds::WorkloadAddress;
+
     use super::*;
 
     #[test]
@@ -356,8 +376,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent.sock");
         let listener = tokio::net::UnixListener::bind(&path).unwrap();
-        let address = WorkloadAddress::Unix(path);
-        let api = WorkloadApi::new(Some(&address));
+        let address = AskedAgent::WorkloadApi(WorkloadAddress::Unix(path));
+        let api = Agent::new(Some(address.clone()));
         let metrics = Metrics::new();
         let (mut asked, began) = (Vec::new(), Instant::now());
         let hanging_up = async {

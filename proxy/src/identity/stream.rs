@@ -6,9 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
-use tokio_util::either::Either;
 use tonic::client::Grpc;
 use tonic::codegen::Service;
 use tonic::codegen::http::Uri;
@@ -20,13 +18,12 @@ use tonic_prost::ProstCodec;
 use zeugma_xds::WorkloadAddress;
 
 use super::answer::{AnswerError, Request, Response, read};
+use super::dial::{CONNECT_TIMEOUT, Dialled, dial};
 use crate::control::with_causes;
 use crate::tls::Given;
 
 /// The largest answer, in bytes: what other clients take, too.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
-/// How long it may take to be connected.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long it may take until the first answer. An agent has to find out who asks, which takes a
 /// kubelet up to 30 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
@@ -52,9 +49,9 @@ pub(super) enum Ended {
     /// It took too long.
     #[error("no connection within {CONNECT_TIMEOUT:?}")]
     ConnectTimeout,
-    /// It says nothing.
-    #[error("no answer within {ANSWER_TIMEOUT:?}")]
-    Silent,
+    /// It says nothing, or not all.
+    #[error("{0}")]
+    Silent(String),
     /// It says why.
     #[error("{0}")]
     Refused(String),
@@ -69,8 +66,8 @@ pub(super) enum Ended {
 /// What a call brings before it ends.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// It is connected, and has said nothing for [`SILENCE_TOLD`].
-    Silence,
+    /// It is connected, and this is so since [`SILENCE_TOLD`].
+    Silence(String),
     /// An answer.
     Answer(Result<Given, AnswerError>),
 }
@@ -87,10 +84,12 @@ pub(super) async fn call(address: &WorkloadAddress, mut tell: impl FnMut(Event))
     let first = match timeout(SILENCE_TOLD, &mut asking).await {
         Ok(first) => first,
         Err(_elapsed) => {
-            tell(Event::Silence);
+            tell(Event::Silence("it has not answered".to_owned()));
             match timeout(ANSWER_TIMEOUT.saturating_sub(SILENCE_TOLD), asking).await {
                 Ok(first) => first,
-                Err(_elapsed) => return Ended::Silent,
+                Err(_elapsed) => {
+                    return Ended::Silent(format!("no answer within {ANSWER_TIMEOUT:?}"));
+                }
             }
         }
     };
@@ -126,12 +125,12 @@ async fn connect(address: &WorkloadAddress) -> Result<Channel, tonic::transport:
 /// Opens the socket: by tonic's own connector the C library would be linked to look up names.
 struct Dial(WorkloadAddress);
 
-type Dialled = io::Result<TokioIo<Either<UnixStream, TcpStream>>>;
+type Dialling = dyn Future<Output = io::Result<TokioIo<Dialled>>> + Send;
 
 impl Service<Uri> for Dial {
-    type Response = TokioIo<Either<UnixStream, TcpStream>>;
+    type Response = TokioIo<Dialled>;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = Dialled> + Send>>;
+    type Future = Pin<Box<Dialling>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
@@ -139,14 +138,7 @@ impl Service<Uri> for Dial {
 
     fn call(&mut self, _: Uri) -> Self::Future {
         let address = self.0.clone();
-        // Bounded by whoever connects.
-        Box::pin(async move {
-            let io = match address {
-                WorkloadAddress::Unix(path) => Either::Left(UnixStream::connect(path).await?),
-                WorkloadAddress::Tcp(address) => Either::Right(TcpStream::connect(address).await?),
-            };
-            Ok(TokioIo::new(io))
-        })
+        Box::pin(async move { Ok(TokioIo::new(dial(&address).await?)) })
     }
 }
 
@@ -195,11 +187,11 @@ mod tests {
         let began = Instant::now();
         let mut told = Vec::new();
         let ended = call(&WorkloadAddress::Unix(path), |event| {
-            assert!(matches!(event, Event::Silence), "{event:?}");
+            assert!(matches!(event, Event::Silence(_)), "{event:?}");
             told.push(began.elapsed());
         })
         .await;
-        assert!(matches!(ended, Ended::Silent), "{ended}");
+        assert!(matches!(ended, Ended::Silent(_)), "{ended}");
         assert_eq!(told, [SILENCE_TOLD]);
         assert_eq!(began.elapsed(), ANSWER_TIMEOUT);
     }

@@ -37,7 +37,7 @@ use zeugma_core::locality::Locality;
 use zeugma_core::report::{Presence, Report};
 use zeugma_core::route::{REPORTS_ALPN, REPORTS_SNI};
 use zeugma_core::snapshot::{
-    Address, Endpoint, EndpointKey, EndpointTls, HttpVersion, PeerIx, Snapshot,
+    Address, Cluster, Endpoint, EndpointKey, EndpointTls, HttpVersion, PeerIx, Snapshot,
 };
 use zeugma_core::svid::Rule;
 
@@ -164,6 +164,20 @@ fn gateways_of(snapshot: &Snapshot) -> BTreeMap<GatewayId, Gateway> {
     used.into_iter().map(gateway).collect()
 }
 
+/// Whether each cluster is of the gateways that the one in its place was of: no other is looked at than
+/// those that changed.
+fn are_of_the_same_gateways(one: &Snapshot, other: &Snapshot) -> bool {
+    fn gateways(cluster: &Cluster) -> impl Iterator<Item = (PeerIx, &Address)> {
+        let endpoints = cluster.endpoints.iter();
+        endpoints.filter_map(|endpoint| Some((endpoint.peer?, &endpoint.address)))
+    }
+
+    let mut both = one.clusters.iter().zip(&other.clusters);
+    one.peers == other.peers
+        && one.clusters.len() == other.clusters.len()
+        && both.all(|(one, other)| Arc::ptr_eq(one, other) || gateways(one).eq(gateways(other)))
+}
+
 /// Asks every gateway in use for as long as it is, and says what comes.
 pub(crate) async fn run(shared: Arc<Shared>, tell: mpsc::Sender<Heard>) {
     let mut changes = shared.changes.subscribe();
@@ -177,7 +191,10 @@ pub(crate) async fn run(shared: Arc<Shared>, tell: mpsc::Sender<Heard>) {
         let is_new = seen
             .as_ref()
             .is_none_or(|seen| !Arc::ptr_eq(seen, &snapshot));
-        if is_new {
+        let is_same = (seen.as_ref()).is_some_and(|seen| are_of_the_same_gateways(seen, &snapshot));
+        if is_new && is_same {
+            seen = Some(snapshot);
+        } else if is_new {
             let mut wanted = gateways_of(&snapshot);
             let gone = asked.extract_if(.., |id, (gateway, _)| wanted.get(id) != Some(gateway));
             for (id, (_, task)) in gone.collect::<Vec<_>>() {

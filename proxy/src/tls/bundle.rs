@@ -368,6 +368,17 @@ impl Bundle {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bundles(BTreeMap<TrustDomain, Bundle>);
 
+/// Checks the anchors of a trust domain as those of a bundle are.
+///
+/// # Errors
+/// As of a file.
+pub(crate) fn check_anchors(
+    domain: &TrustDomain,
+    anchors: &[CertificateDer<'static>],
+) -> Result<(), BundleError> {
+    Bundle::given(domain, anchors, "what was given").map(drop)
+}
+
 impl Bundles {
     /// Reads every `<trust domain>.json` and `.pem` of a folder; other files, and those whose name
     /// begins with a dot, are ignored.

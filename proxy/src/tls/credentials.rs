@@ -12,7 +12,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem};
 use zeugma_core::identity::{SpiffeId, TrustDomain};
-use zeugma_core::svid::Rule;
+use zeugma_core::svid::{Certificate, Origin, Rule, Violation};
 
 use super::bundle::{Bundle, BundleError, Bundles};
 use super::cache::{ChainCache, ChainKey};
@@ -518,16 +518,9 @@ impl Identity {
         }
         let not_before = chain
             .first()
-            .and_then(|leaf| zeugma_core::svid::Certificate::parse(leaf).ok())
+            .and_then(|leaf| Certificate::parse(leaf).ok())
             .map_or(0, |leaf| leaf.not_before());
-        let certified =
-            CertifiedKey::from_der(chain.clone(), key, provider()).map_err(|source| {
-                if matches!(source, rustls::Error::InconsistentKeys(_)) {
-                    Unfit::KeyMismatch
-                } else {
-                    Unfit::Key(source)
-                }
-            })?;
+        let certified = certified(chain.clone(), key)?;
         Ok(Self {
             own,
             not_before,
@@ -541,6 +534,44 @@ impl Identity {
         let anchors = (bundles.get(&self.own.id.trust_domain())).map_or(&[][..], Bundle::anchors);
         (anchors.iter()).any(|anchor| anchor.fingerprint == self.own.anchor)
     }
+}
+
+fn certified(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<CertifiedKey, Unfit> {
+    CertifiedKey::from_der(chain, key, provider()).map_err(|source| {
+        if matches!(source, rustls::Error::InconsistentKeys(_)) {
+            Unfit::KeyMismatch
+        } else {
+            Unfit::Key(source)
+        }
+    })
+}
+
+/// Checks what an SVID says by itself, before it is known which anchors it stands under: that it is one of
+/// this trust domain, has not expired, and has this key. Who it is.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_svid(
+    chain: &[CertificateDer<'static>],
+    key: &PrivateKeyDer<'static>,
+    own: &TrustDomain,
+) -> Result<SpiffeId, Unfit> {
+    let unfit = |violation: Violation| Unfit::Refused(violation.into());
+    let none = || Refusal::new(Rule::NoCertificate, "there is no certificate");
+    let leaf = chain.first().ok_or_else(|| Unfit::Refused(none()))?;
+    let leaf = Certificate::parse(leaf).map_err(unfit)?;
+    let id = leaf.identity().map_err(unfit)?;
+    if !id.is_of(own) {
+        let own = own.clone();
+        return Err(Unfit::Foreign { id, own });
+    }
+    leaf.check_leaf(Origin::Presented).map_err(unfit)?;
+    leaf.check_time(seconds(UnixTime::now())).map_err(unfit)?;
+    certified(chain.to_vec(), key.clone_key())?;
+    Ok(id)
 }
 
 impl Credentials {

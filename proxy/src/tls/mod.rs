@@ -16,6 +16,7 @@ mod hkdf;
 mod stream;
 mod verify;
 
+pub(crate) use bundle::check_anchors;
 pub use bundle::{
     ANCHORS_MAX, Anchor, BUNDLE_BYTES_MAX, BUNDLES_MAX, Bundle, BundleError, Bundles,
 };
@@ -24,6 +25,7 @@ pub(crate) use config::{
     Admit, admitting_server_config, client_config_towards, endpoint_config, web_config,
 };
 pub use config::{PeerSlot, client_config, server_config};
+pub(crate) use credentials::check_svid;
 pub use credentials::{
     Credentials, CredentialsError, DomainBundle, ReadError, SVID_BYTES_MAX, SvidFiles, SvidGiven,
     SvidSource, Unfit,

@@ -10,7 +10,7 @@ pub(crate) mod sent;
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -21,6 +21,34 @@ pub(crate) use prefixed::Prefixed;
 
 use crate::copies::Copied;
 use crate::tls::TlsStream;
+
+/// A stream that may tell for less than a read costs that there is nothing to be read.
+pub(crate) trait Readable: AsyncRead + Unpin {
+    /// Pending while nothing can be read, until which time the task is woken; ready where that is not
+    /// known before it is tried.
+    fn poll_readable(&self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+
+    /// Whether nothing has come, and the other end is there, as far as is known without a system call.
+    /// What has come may be lost by asking.
+    fn is_quiet(&mut self) -> bool
+    where
+        Self: Sized,
+    {
+        reads_nothing(self)
+    }
+}
+
+fn reads_nothing(stream: &mut (impl AsyncRead + Unpin)) -> bool {
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut byte = [0];
+    let mut byte = ReadBuf::new(&mut byte);
+    Pin::new(stream).poll_read(&mut cx, &mut byte).is_pending()
+}
+
+#[cfg(test)]
+impl Readable for tokio::io::DuplexStream {}
 
 /// One end of a connection.
 #[derive(Debug)]
@@ -118,6 +146,23 @@ impl AsyncRead for Stream {
             Self::Terminated(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Originated(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Copied(copied) => copied.poll_read(cx, buf),
+        }
+    }
+}
+
+impl Readable for Stream {
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Plain(stream) => stream.poll_readable(cx),
+            // What was read may be on its way through TLS.
+            Self::Terminated(_) | Self::Originated(_) | Self::Copied(_) => Poll::Ready(()),
+        }
+    }
+
+    fn is_quiet(&mut self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_quiet(),
+            Self::Terminated(_) | Self::Originated(_) | Self::Copied(_) => reads_nothing(self),
         }
     }
 }

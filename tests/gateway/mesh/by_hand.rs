@@ -65,7 +65,7 @@ const fn seconds(seconds: i64) -> Option<Duration> {
     Some(Duration { seconds, nanos: 0 })
 }
 
-fn address(address: SocketAddr) -> Option<core::Address> {
+pub(crate) fn address(address: SocketAddr) -> Option<core::Address> {
     use core::socket_address::PortSpecifier;
     Some(core::Address {
         address: Some(core::address::Address::SocketAddress(core::SocketAddress {

@@ -203,6 +203,11 @@ impl Cluster {
         self.svid = address.map(|address| format!("workloadApi: '{address}'"));
     }
 
+    /// Has the gateway ask a secret discovery service by these fields for its certificate.
+    pub(crate) fn ask_secrets(&mut self, fields: &str) {
+        self.svid = Some(format!("sds: {{ {fields} }}"));
+    }
+
     /// Adds a listener with these further fields; returns its address.
     pub(crate) fn listen(&mut self, name: &str, fields: &str) -> SocketAddr {
         let address = reserve(&mut self.ports);

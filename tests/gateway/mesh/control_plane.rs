@@ -39,6 +39,12 @@ pub(crate) enum Manner {
     Silent,
     /// It says what no server should: see [`rubbish`].
     Rubbish,
+    /// It says all of it again as soon as that is answered, each time in other bytes.
+    Flapping,
+    /// It says something broken again as soon as that is refused, each time the same.
+    Insisting,
+    /// It says more resources at once than anybody has.
+    Huge,
     /// It knows no deltas.
     Full,
 }
@@ -193,7 +199,7 @@ async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shar
 
 struct Said(Arc<Shared>);
 
-struct Coming<T>(mpsc::Receiver<T>);
+pub(super) struct Coming<T>(pub(super) mpsc::Receiver<T>);
 
 impl<T> Stream for Coming<T> {
     type Item = T;
@@ -288,6 +294,30 @@ impl Asked {
         kinds.into_iter().find_map(|kind| self.next_of(&kind, has))
     }
 
+    /// Something of a type whose last response was answered, whatever was told before.
+    fn again(&mut self, manner: Manner, has: &Has) -> Option<DeltaDiscoveryResponse> {
+        let mut kinds = self.names.keys();
+        let kind = kinds.find(|kind| !self.unanswered.contains(*kind))?.clone();
+        let named = |(name, any): (String, Any)| Resource {
+            name,
+            version: self.nonces.to_string(),
+            resource: Some(any),
+            ..Default::default()
+        };
+        let resources = said_again(manner, &kind, self.nonces, has);
+        let resources = resources.into_iter().map(named).collect();
+        self.told.retain(|key, _| key.0 != kind);
+        self.owed.insert(kind.clone());
+        self.unanswered.insert(kind.clone());
+        self.nonces += 1;
+        Some(DeltaDiscoveryResponse {
+            type_url: kind,
+            resources,
+            nonce: self.nonces.to_string(),
+            ..Default::default()
+        })
+    }
+
     fn next_of(&mut self, kind: &str, has: &Has) -> Option<DeltaDiscoveryResponse> {
         if self.unanswered.contains(kind) {
             return None;
@@ -350,6 +380,20 @@ async fn deltas(
                 }
                 return;
             }
+            Manner::Huge => {
+                let huge = DeltaDiscoveryResponse {
+                    type_url: super::by_hand::CLUSTER.to_owned(),
+                    nonce: "huge".to_owned(),
+                    resources: vec![Resource::default(); 500_000],
+                    ..Default::default()
+                };
+                // It waits for the client to end the stream.
+                if say.send(Ok(huge)).await.is_ok() {
+                    say.closed().await;
+                }
+                return;
+            }
+            Manner::Flapping | Manner::Insisting => asked.again(manner, &has),
             Manner::Well | Manner::Slow | Manner::Full => asked.next(&has),
         };
         if let Some(next) = next {
@@ -372,6 +416,28 @@ async fn deltas(
             },
         }
     }
+}
+
+/// What is said over and over: all that there is, which differs in what nobody reads, or a cluster that is
+/// no message.
+fn said_again(manner: Manner, kind: &str, nth: u64, has: &Has) -> Vec<(String, Any)> {
+    if manner == Manner::Insisting {
+        let broken = Any {
+            type_url: kind.to_owned(),
+            value: [&[0x0a, 6][..], b"broken", &[0xff, 0xff]].concat(),
+        };
+        return vec![("broken".to_owned(), broken)];
+    }
+    let of_it = has.iter().filter(|((of, _), _)| of == kind);
+    of_it
+        .map(|((_, name), (_, any))| {
+            let mut any = any.clone();
+            // Field 8190, a number.
+            any.value.extend([0xf0, 0xff, 3]);
+            prost::encoding::encode_varint(nth, &mut any.value);
+            (name.clone(), any)
+        })
+        .collect()
 }
 
 /// What no server should say: bytes that are no message, one type in the place of another, one name
@@ -413,7 +479,7 @@ async fn full(
     let mut unanswered = BTreeSet::new();
     let mut nonces = 0_u64;
     loop {
-        let (times, _, has) = changes.borrow_and_update().clone();
+        let (times, manner, has) = changes.borrow_and_update().clone();
         for (kind, names) in &asked {
             let of_it = || {
                 (has.iter()).filter(|((of, name), _)| {
@@ -423,15 +489,27 @@ async fn full(
             let now: Vec<(String, String)> = of_it()
                 .map(|((_, name), (version, _))| (name.clone(), version.clone()))
                 .collect();
-            if unanswered.contains(kind) || said.get(kind) == Some(&now) {
+            let is_again = matches!(manner, Manner::Flapping | Manner::Insisting);
+            if unanswered.contains(kind) || (!is_again && said.get(kind) == Some(&now)) {
                 continue;
             }
-            said.insert(kind.clone(), now);
+            let (version, resources) = if is_again {
+                said.remove(kind);
+                let again = said_again(manner, kind, nonces, &has).into_iter();
+                (
+                    format!("again {nonces}"),
+                    again.map(|(_, any)| any).collect(),
+                )
+            } else {
+                said.insert(kind.clone(), now);
+                let all = of_it().map(|(_, (_, any))| any.clone()).collect();
+                (times.to_string(), all)
+            };
             unanswered.insert(kind.clone());
             nonces += 1;
             let response = DiscoveryResponse {
-                version_info: times.to_string(),
-                resources: of_it().map(|(_, (_, any))| any.clone()).collect(),
+                version_info: version,
+                resources,
                 type_url: kind.clone(),
                 nonce: nonces.to_string(),
                 ..Default::default()

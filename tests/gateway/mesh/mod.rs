@@ -25,7 +25,9 @@ pub(crate) mod hello;
 mod http;
 mod namespace;
 mod pair;
+pub(crate) mod secrets;
 mod service;
+pub(crate) mod strangers;
 
 use std::time::Duration;
 

@@ -19,16 +19,16 @@ const MANY: [u32; 4] = [2, 7, 8, 9];
 
 /// Requests as they are, and responses that are counted.
 #[derive(Debug)]
-pub(super) struct Counted<T, U>(PhantomData<fn(T) -> U>);
+pub(crate) struct Counted<T, U>(PhantomData<fn(T) -> U>);
 
 #[derive(Debug)]
-pub(super) struct Encoding<T>(PhantomData<fn(T)>);
+pub(crate) struct Encoding<T>(PhantomData<fn(T)>);
 
 #[derive(Debug)]
-pub(super) struct Decoding<U>(PhantomData<fn() -> U>);
+pub(crate) struct Decoding<U>(PhantomData<fn() -> U>);
 
 impl<T, U> Counted<T, U> {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self(PhantomData)
     }
 }
@@ -93,6 +93,24 @@ fn is_within(message: &[u8], parts_max: usize, inner_max: usize) -> bool {
             }
         }
         if parts > parts_max || inner > inner_max {
+            return false;
+        }
+    }
+    true
+}
+
+/// Whether a message has no more fields than that, and none of them has, where it is one.
+pub(crate) fn is_within_each(message: &[u8], fields_max: usize) -> bool {
+    let mut rest = message;
+    let mut fields = 0;
+    while let Some((_, part)) = next(&mut rest) {
+        fields += 1;
+        let mut part = part;
+        let mut inner = 0;
+        while inner <= fields_max && next(&mut part).is_some() {
+            inner += 1;
+        }
+        if fields > fields_max || inner > fields_max {
             return false;
         }
     }

@@ -10,12 +10,14 @@
 //! Something that is wrong by itself is never tried again. Of those that do not fit together the one
 //! that is new is at fault.
 
+mod alone;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use zeugma_core::snapshot::{Node, Snapshot};
+use zeugma_core::snapshot::Node;
 
-use crate::compile::ResourceList;
-use crate::ingest::{Blamed, Packed, check};
+use self::alone::Alone;
+use crate::ingest::{Blamed, Packed, Served, check};
 use crate::pb::Any;
 use crate::session::Kind;
 use crate::session::client::{Change, Name, Refusal, Resource, Update, Verdict};
@@ -62,13 +64,17 @@ pub(crate) struct Holdings {
     known: BTreeSet<Kind>,
     /// Whether a listener and a service serve.
     serves: [bool; 2],
+    alone: Alone,
+    /// Those of which what is good changed since that was asked.
+    unkept: BTreeSet<Key>,
 }
 
 /// What is to serve, and what is not to.
 #[derive(Debug)]
 pub(crate) struct Draft {
-    pub(crate) snapshot: Snapshot,
-    pub(crate) resources: ResourceList,
+    pub(crate) served: Served,
+    /// Nothing but endpoints and clusters in their places has changed.
+    is_alone: bool,
     /// Those of which the good one, or none, serves in place of the next.
     left_out: BTreeSet<Key>,
     /// Those of them that wait for what they refer to.
@@ -103,6 +109,8 @@ impl Holdings {
             entries: BTreeMap::new(),
             known: BTreeSet::new(),
             serves: [false; 2],
+            alone: Alone::new(),
+            unkept: BTreeSet::new(),
         }
     }
 
@@ -133,13 +141,23 @@ impl Holdings {
             .collect();
         refused.extend((verdict.refused.into_iter()).map(|(key, refusal)| (key, refusal.why)));
         self.refuse(keys, "it was kept");
-        let is_nothing = draft.snapshot.listeners.is_empty() && !refused.is_empty();
+        let is_nothing = draft.served.snapshot.listeners.is_empty() && !refused.is_empty();
         (!is_nothing).then_some((draft, refused))
     }
 
     /// What serves, or is to serve as soon as it can.
     pub(crate) fn good(&self) -> impl Iterator<Item = (&Key, &Resource)> {
         (self.entries.iter()).filter_map(|(key, entry)| Some((key, entry.good.as_ref()?)))
+    }
+
+    /// The one of them that is called so.
+    pub(crate) fn good_of(&self, key: &Key) -> Option<&Resource> {
+        self.entries.get(key)?.good.as_ref()
+    }
+
+    /// Those of them that changed since this was asked last.
+    pub(crate) fn take_unkept(&mut self) -> BTreeSet<Key> {
+        std::mem::take(&mut self.unkept)
     }
 
     /// What waits for something that it refers to, and what is aside.
@@ -155,9 +173,10 @@ impl Holdings {
         self.known.extend(update.known);
         for (key, change) in update.changes {
             let wrong = match &change {
-                Change::Put(resource) => check(key.0, &resource.body).err(),
+                Change::Put(resource) => check(key.0, &resource.body, &self.node).err(),
                 Change::Removed | Change::Missing | Change::Withdrawn => None,
             };
+            self.alone.came(&key, &change);
             let entry = self.entries.entry(key.clone()).or_default();
             entry.is_aside = false;
             entry.is_wrong = wrong.is_some();
@@ -167,7 +186,12 @@ impl Holdings {
                     Some(why) => drop(faults.insert(key, why)),
                     None => match &mut entry.good {
                         // P36: it serves already.
-                        Some(good) if good.body == resource.body => *good = resource,
+                        Some(good) if good.body == resource.body => {
+                            if good.version != resource.version {
+                                self.unkept.insert(key);
+                            }
+                            *good = resource;
+                        }
                         Some(_) | None => entry.next = Some(Next::Put(resource)),
                     },
                 },
@@ -187,6 +211,23 @@ impl Holdings {
     /// Not even what served before does.
     pub(crate) fn draft(
         &self,
+        faults: BTreeMap<Key, String>,
+        left_out: BTreeSet<Key>,
+    ) -> Result<Draft, Vec<Blamed>> {
+        if let Some(served) = self.with_those_alone(&faults, &left_out) {
+            return Ok(Draft {
+                served,
+                is_alone: true,
+                left_out,
+                warming: BTreeSet::new(),
+                faults,
+            });
+        }
+        self.draft_of_all(faults, left_out)
+    }
+
+    fn draft_of_all(
+        &self,
         mut faults: BTreeMap<Key, String>,
         mut left_out: BTreeSet<Key>,
     ) -> Result<Draft, Vec<Blamed>> {
@@ -198,7 +239,7 @@ impl Holdings {
                 is_waiting,
                 ..
             } = self.view(&left_out);
-            let (snapshot, resources) = match packed.ingest(self.node.clone()) {
+            let mut served = match packed.ingest(self.node.clone()) {
                 Ok(made) => made,
                 Err(errors) => {
                     let is_waiting = is_waiting || !self.known.contains(&Kind::Cluster);
@@ -211,8 +252,8 @@ impl Holdings {
                 }
             };
             let serves = [
-                !snapshot.listeners.is_empty(),
-                !snapshot.services.is_empty(),
+                !served.snapshot.listeners.is_empty(),
+                !served.snapshot.services.is_empty(),
             ];
             if self.would_empty(serves) && !is_guarded {
                 is_guarded = true;
@@ -227,9 +268,10 @@ impl Holdings {
                     continue;
                 }
             }
+            served.share(self.alone.served());
             return Ok(Draft {
-                snapshot,
-                resources,
+                served,
+                is_alone: false,
                 left_out,
                 warming,
                 faults,
@@ -254,9 +296,16 @@ impl Holdings {
 
     /// A draft serves.
     pub(crate) fn commit(&mut self, draft: &Draft) -> Verdict {
+        if draft.is_alone {
+            self.commit_those_alone(&draft.served);
+            return Verdict::default();
+        }
         let mut verdict = Verdict::default();
-        let is_listening = !draft.snapshot.listeners.is_empty();
-        self.serves = [is_listening, !draft.snapshot.services.is_empty()];
+        let snapshot = &draft.served.snapshot;
+        self.serves = [
+            !snapshot.listeners.is_empty(),
+            !snapshot.services.is_empty(),
+        ];
         let used = self.view(&draft.left_out).used;
         for (key, entry) in &mut self.entries {
             let is_faulty = draft.faults.contains_key(key);
@@ -275,6 +324,7 @@ impl Holdings {
                     }
                     entry.good = Some(resource);
                     entry.is_absent = false;
+                    self.unkept.insert(key.clone());
                 }
                 // Its server is told that it stays; it goes when something else is there.
                 Some(Next::Removed) if is_faulty => {
@@ -286,6 +336,7 @@ impl Holdings {
                     entry.next = Some(Next::Removed);
                 }
                 Some(Next::Removed) => {
+                    self.unkept.insert(key.clone());
                     entry.good = None;
                     entry.is_absent = true;
                     if std::mem::take(&mut entry.is_aside) {
@@ -298,6 +349,7 @@ impl Holdings {
         let faults = draft.faults.iter();
         verdict.refused = faults.map(|(key, why)| self.refusal(key, why)).collect();
         self.forget();
+        self.look_at_all(Some(draft.served.clone()));
         verdict
     }
 
@@ -311,6 +363,8 @@ impl Holdings {
             verdict.refused.extend([self.refusal(&key, why)]);
         }
         self.forget();
+        let served = self.alone.served().cloned();
+        self.look_at_all(served);
         verdict
     }
 

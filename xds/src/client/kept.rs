@@ -1,44 +1,195 @@
 //! What a control plane gave, as a file: it serves where none answers at a start (P43).
 //!
 //! ```text
-//! "zeugma resources 1\n" | FNV-1a of the rest | when | (kind, name, version, body) ...
+//! "zeugma resources 2\n" | part: all that there is | part: what changed ... | part: what changed since ...
+//!
+//! part: length | FNV-1a of the rest | when | (kind, name, version and body, or that there is none) ...
 //! ```
 //!
-//! The bodies are as they came: another version of this program reads them again.
+//! What changed is added at the end, so that it costs what it is and not all that there is. A part that
+//! ends too soon was being written when the process ended: it counts for nothing, and those before it are
+//! what was kept. The bodies are as they came: another version of this program reads them again.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::holdings::Key;
 use crate::fnv::Fnv;
 use crate::pb::Any;
 use crate::session::Kind;
-use crate::session::client::{Name, Resource, references};
+use crate::session::client::{Resource, references};
 use crate::state::LastGoodError;
 use crate::state::codec::{Corrupt, Reader, Writer};
 
-const MAGIC: &[u8] = b"zeugma resources 1\n";
+const MAGIC: &[u8] = b"zeugma resources 2\n";
+/// What stands before the body of a part.
+const HEAD_BYTES: usize = size_of::<u64>() + size_of::<u128>();
+/// All is written anew once what was added to it is more than this part of it ...
+const ADDED_PART: usize = 4;
+/// ... and more than that.
+const ADDED_BYTES_MIN: usize = 64 << 10;
 
 /// Resources that served, and when they came.
 #[derive(Debug, Clone)]
 pub struct Kept {
     at: u64,
-    resources: Vec<(Kind, Name, Arc<str>, Arc<Any>)>,
+    resources: BTreeMap<Key, (Arc<str>, Arc<Any>)>,
+}
+
+/// What is to be written to the file.
+#[derive(Debug)]
+pub enum Keep {
+    /// In place of all that is there.
+    Whole(Kept),
+    /// At its end.
+    More(More),
+}
+
+/// What changed since something was kept last.
+#[derive(Debug, Clone)]
+pub struct More {
+    at: u64,
+    /// Nothing: there is no such resource any more.
+    changes: BTreeMap<Key, Option<(Arc<str>, Arc<Any>)>>,
+}
+
+/// What was written, as far as who says what is to be can know.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    whole: Option<usize>,
+    added: usize,
+}
+
+impl Written {
+    /// This is written next; whether it is to be all that there is.
+    fn is_to_be_whole(&self, more: usize) -> bool {
+        let added = self.added + more;
+        self.whole
+            .is_none_or(|whole| added > (whole / ADDED_PART).max(ADDED_BYTES_MIN))
+    }
+}
+
+impl Keep {
+    /// What is to be written of what is good, of which these changed since.
+    pub(super) fn of<'a>(
+        written: &mut Written,
+        changed: BTreeSet<Key>,
+        good: impl Fn(&Key) -> Option<&'a Resource>,
+        all: impl Iterator<Item = (&'a Key, &'a Resource)>,
+        at: u64,
+    ) -> Self {
+        let changes = changed.into_iter().map(|key| {
+            let good = good(&key).map(kept);
+            (key, good)
+        });
+        let more = More {
+            at,
+            changes: changes.collect(),
+        };
+        let bytes = more.len();
+        if written.is_to_be_whole(bytes) {
+            let whole = Kept::of(all, at);
+            *written = Written {
+                whole: Some(whole.len()),
+                added: 0,
+            };
+            return Self::Whole(whole);
+        }
+        written.added += bytes;
+        Self::More(more)
+    }
+}
+
+fn kept(resource: &Resource) -> (Arc<str>, Arc<Any>) {
+    (Arc::clone(&resource.version), Arc::clone(&resource.body))
+}
+
+/// About what a resource takes.
+fn len_of((_, name): &Key, resource: Option<&(Arc<str>, Arc<Any>)>) -> usize {
+    let resource = resource.map_or(0, |(version, body)| version.len() + body.value.len());
+    name.len() + resource
+}
+
+impl More {
+    fn len(&self) -> usize {
+        let all = self.changes.iter();
+        let bytes: usize = all.map(|(key, one)| len_of(key, one.as_ref())).sum();
+        HEAD_BYTES + bytes
+    }
+
+    /// What is to be added to a file.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let changes = self.changes.iter();
+        part(self.at, changes.map(|(key, one)| (key, one.as_ref())))
+    }
+}
+
+/// A part of a file.
+fn part<'a>(
+    at: u64,
+    resources: impl ExactSizeIterator<Item = (&'a Key, Option<&'a (Arc<str>, Arc<Any>)>)>,
+) -> Vec<u8> {
+    let mut to = Writer::default();
+    to.number(at);
+    to.number(resources.len() as u64);
+    for ((kind, name), resource) in resources {
+        to.byte(code(*kind));
+        to.text(name);
+        to.byte(u8::from(resource.is_some()));
+        if let Some((version, body)) = resource {
+            to.text(version);
+            to.number(body.value.len() as u64);
+            to.raw(&body.value);
+        }
+    }
+    let body = to.into_bytes();
+    let mut bytes = Vec::with_capacity(HEAD_BYTES + body.len());
+    bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
+    bytes.extend_from_slice(&Fnv::of(&body).to_le_bytes());
+    bytes.extend_from_slice(&body);
+    bytes
+}
+
+/// The body of the next part; `None` where it ends too soon.
+fn next_part<'a>(rest: &mut &'a [u8]) -> Result<Option<&'a [u8]>, LastGoodError> {
+    if rest.iter().all(|byte| *byte == 0) {
+        // The file was made longer, and what was to be there did not reach the disk.
+        return Ok(None);
+    }
+    let Some((len, after)) = rest.split_first_chunk() else {
+        return Ok(None);
+    };
+    let Some((sum, after)) = after.split_first_chunk() else {
+        return Ok(None);
+    };
+    let len = usize::try_from(u64::from_le_bytes(*len)).unwrap_or(usize::MAX);
+    let Some((body, after)) = after.split_at_checked(len) else {
+        return Ok(None);
+    };
+    if Fnv::of(body) != u128::from_le_bytes(*sum) {
+        // Of the last one not all may have reached the disk.
+        return if after.is_empty() {
+            Ok(None)
+        } else {
+            Err(LastGoodError::Damaged("its checksum is wrong"))
+        };
+    }
+    *rest = after;
+    Ok(Some(body))
 }
 
 impl Kept {
     pub(super) fn of<'a>(good: impl Iterator<Item = (&'a Key, &'a Resource)>, at: u64) -> Self {
-        let of = |((kind, name), one): (&Key, &Resource)| {
-            (
-                *kind,
-                Arc::clone(name),
-                Arc::clone(&one.version),
-                Arc::clone(&one.body),
-            )
-        };
         Self {
             at,
-            resources: good.map(of).collect(),
+            resources: good.map(|(key, one)| (key.clone(), kept(one))).collect(),
         }
+    }
+
+    fn len(&self) -> usize {
+        let all = self.resources.iter();
+        all.map(|(key, one)| len_of(key, Some(one))).sum()
     }
 
     /// When they came, in seconds since 1970.
@@ -50,22 +201,9 @@ impl Kept {
     /// What a file is to hold.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut to = Writer::default();
-        to.number(self.at);
-        to.number(self.resources.len() as u64);
-        for (kind, name, version, body) in &self.resources {
-            to.byte(code(*kind));
-            to.text(name);
-            to.text(version);
-            to.number(body.value.len() as u64);
-            to.raw(&body.value);
-        }
-        let body = to.into_bytes();
-        let mut bytes = Vec::with_capacity(MAGIC.len() + size_of::<u128>() + body.len());
-        bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&Fnv::of(&body).to_le_bytes());
-        bytes.extend_from_slice(&body);
-        bytes
+        let resources = self.resources.iter();
+        let part = part(self.at, resources.map(|(key, one)| (key, Some(one))));
+        [MAGIC, &part].concat()
     }
 
     /// Takes what a file holds.
@@ -74,50 +212,66 @@ impl Kept {
     /// [`LastGoodError::Damaged`], or of another version's form.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, LastGoodError> {
         let damaged = LastGoodError::Damaged;
-        let rest = (bytes.strip_prefix(MAGIC)).ok_or_else(|| damaged("it holds no resources"))?;
-        let (sum, body) = (rest.split_first_chunk()).ok_or_else(|| damaged("it ends too soon"))?;
-        if Fnv::of(body) != u128::from_le_bytes(*sum) {
-            return Err(damaged("its checksum is wrong"));
+        let mut rest =
+            (bytes.strip_prefix(MAGIC)).ok_or_else(|| damaged("it holds no resources"))?;
+        let mut kept = Self {
+            at: 0,
+            resources: BTreeMap::new(),
+        };
+        let first = next_part(&mut rest)?.ok_or_else(|| damaged("it ends too soon"))?;
+        kept.take(first)?;
+        while let Some(body) = next_part(&mut rest)? {
+            kept.take(body)?;
         }
+        Ok(kept)
+    }
+
+    /// Takes a part.
+    fn take(&mut self, body: &[u8]) -> Result<(), LastGoodError> {
         let mut from = Reader::new(body);
-        let at = from.number()?;
-        let mut resources = Vec::new();
+        self.at = from.number()?;
         for _ in 0..from.number()? {
             let kind = kind(from.byte()?).ok_or(Corrupt("a kind that is not known"))?;
-            let (name, version) = (from.text()?, from.text()?);
+            let key = (kind, from.text()?);
+            if from.byte()? == 0 {
+                self.resources.remove(&key);
+                continue;
+            }
+            let version = from.text()?;
             let len = usize::try_from(from.number()?).unwrap_or(usize::MAX);
             let body = Any {
                 type_url: kind.type_url(),
                 value: from.bytes(len)?.to_vec(),
             };
-            resources.push((kind, name, version, Arc::new(body)));
+            self.resources.insert(key, (version, Arc::new(body)));
         }
-        if !from.is_empty() {
-            return Err(damaged("something follows"));
+        if from.is_empty() {
+            Ok(())
+        } else {
+            Err(LastGoodError::Damaged("something follows"))
         }
-        Ok(Self { at, resources })
     }
 
     /// What cannot be, and why.
     pub(super) fn unread(&self) -> impl Iterator<Item = (Kind, String, String)> {
-        self.resources.iter().filter_map(|(kind, name, _, body)| {
-            let why = references(*kind, name, body).err()?;
-            Some((*kind, name.to_string(), why))
-        })
+        self.resources
+            .iter()
+            .filter_map(|((kind, name), (_, body))| {
+                let why = references(*kind, name, body).err()?;
+                Some((*kind, name.to_string(), why))
+            })
     }
 
     /// All that can be decoded.
     pub(super) fn resources(&self) -> impl Iterator<Item = (Key, Resource)> {
-        self.resources
-            .iter()
-            .filter_map(|(kind, name, version, body)| {
-                let resource = Resource {
-                    version: Arc::clone(version),
-                    body: Arc::clone(body),
-                    references: references(*kind, name, body).ok()?,
-                };
-                Some(((*kind, Arc::clone(name)), resource))
-            })
+        self.resources.iter().filter_map(|(key, (version, body))| {
+            let resource = Resource {
+                version: Arc::clone(version),
+                body: Arc::clone(body),
+                references: references(key.0, &key.1, body).ok()?,
+            };
+            Some((key.clone(), resource))
+        })
     }
 }
 

@@ -8,12 +8,12 @@
 //!
 //! It opens no socket and knows no names: who drives it dials, and publishes.
 
-mod counted;
+pub(crate) mod counted;
 pub(crate) mod holdings;
 mod kept;
 mod pace;
 mod show;
-mod stream;
+pub(crate) mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -29,7 +29,8 @@ use zeugma_core::time::Time;
 
 pub use self::holdings::OnEmpty;
 use self::holdings::{Draft, Holdings, Key};
-pub use self::kept::Kept;
+use self::kept::Written;
+pub use self::kept::{Keep, Kept, More};
 use self::pace::Pace;
 use self::stream::{Came, Stream};
 use crate::compile::ResourceList;
@@ -163,6 +164,8 @@ pub struct Client {
     draft: Option<Draft>,
     /// The version of what serves.
     serves: Option<String>,
+    /// Of it, what was said to be kept.
+    written: Written,
     begun: Instant,
 }
 
@@ -189,7 +192,7 @@ impl Client {
         let servers = options.servers.len();
         let serves = resumed
             .as_ref()
-            .map(|(draft, _)| draft.snapshot.version.to_string());
+            .map(|(draft, _)| draft.served.snapshot.version.to_string());
         let client = Self {
             session: Session::new(node(&options.node), servers, Limits::default(), held),
             holdings: Some(holdings),
@@ -204,12 +207,13 @@ impl Client {
             has_answered: false,
             draft: None,
             serves,
+            written: Written::default(),
             begun: Instant::now(),
             options,
         };
         let resumed = resumed.map(|(draft, refused)| Resumed {
-            snapshot: draft.snapshot,
-            resources: draft.resources,
+            snapshot: draft.served.snapshot,
+            resources: draft.served.resources,
             refused: (refused.into_iter())
                 .map(|((kind, name), why)| (kind, name.to_string(), why))
                 .chain(kept.into_iter().flat_map(Kept::unread))
@@ -343,11 +347,18 @@ impl Client {
             && self.draft.is_none()
     }
 
-    /// What serves, to be kept; `now` in seconds since 1970.
-    #[must_use]
-    pub fn kept(&self, now: u64) -> Option<Kept> {
-        let good = self.holdings.as_ref()?.good();
-        Some(Kept::of(good, now))
+    /// What is to be kept of what serves, after what this gave before; `now` in seconds since 1970.
+    pub fn keep(&mut self, now: u64) -> Option<Keep> {
+        let holdings = self.holdings.as_mut()?;
+        let changed = holdings.take_unkept();
+        let good = |key: &Key| holdings.good_of(key);
+        let all = holdings.good();
+        Some(Keep::of(&mut self.written, changed, good, all, now))
+    }
+
+    /// What was kept is lost: all of it is to be kept next.
+    pub fn keep_anew(&mut self) {
+        self.written = Written::default();
     }
 
     fn now(&self) -> Time {
@@ -453,9 +464,10 @@ impl Client {
             }
             Some(Ok(draft)) => {
                 self.holdings = Some(holdings);
-                let version = &*draft.snapshot.version;
+                let version = &*draft.served.snapshot.version;
                 // Nothing is no configuration, unless there was one.
-                let is_nothing = self.serves.is_none() && draft.snapshot.listeners.is_empty();
+                let is_nothing =
+                    self.serves.is_none() && draft.served.snapshot.listeners.is_empty();
                 if self.serves.as_deref() == Some(version) || is_nothing {
                     self.commit(&draft, draw);
                     return None;
@@ -475,8 +487,8 @@ impl Client {
 
     fn offer(&mut self, draft: Draft, binding: Binding) -> Asked {
         let offer = Offer {
-            snapshot: draft.snapshot.clone(),
-            resources: draft.resources.clone(),
+            snapshot: draft.served.snapshot.clone(),
+            resources: draft.served.resources.clone(),
             binding,
         };
         self.draft = Some(draft);
@@ -484,8 +496,9 @@ impl Client {
     }
 
     fn commit(&mut self, draft: &Draft, draw: fn() -> f64) {
-        if self.serves.is_some() || !draft.snapshot.listeners.is_empty() {
-            self.serves = Some(draft.snapshot.version.to_string());
+        let snapshot = &draft.served.snapshot;
+        if self.serves.is_some() || !snapshot.listeners.is_empty() {
+            self.serves = Some(snapshot.version.to_string());
         }
         let verdict = (self.holdings.as_mut()).map(|holdings| holdings.commit(draft));
         self.under_way.clear();

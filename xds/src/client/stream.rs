@@ -39,7 +39,7 @@ const FULL: &str =
 /// Requests that wait to be read. A server that answers is told as much again as it sends.
 const REQUESTS_MAX: usize = 1024;
 /// The largest head of an answer.
-const HEAD_BYTES_MAX: u32 = 16 << 10;
+pub(crate) const HEAD_BYTES_MAX: u32 = 16 << 10;
 /// How much may be under way: ten thousand clusters are some megabytes, and one window of 64 KiB each
 /// would take a round trip.
 const WINDOW: u32 = 4 << 20;
@@ -232,7 +232,7 @@ fn ended(status: &Status) -> Came {
 }
 
 /// The beginning of what a server says.
-fn cut(text: String) -> String {
+pub(crate) fn cut(text: String) -> String {
     const CHARS_MAX: usize = 1000;
     match text.char_indices().nth(CHARS_MAX) {
         Some((at, _)) => format!("{} ...", text.get(..at).unwrap_or_default()),
@@ -240,7 +240,7 @@ fn cut(text: String) -> String {
     }
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -251,7 +251,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 }
 
 /// What is asked, as it comes.
-struct Requests<T>(mpsc::Receiver<T>);
+pub(crate) struct Requests<T>(pub(crate) mpsc::Receiver<T>);
 
 impl<T> TokioStream for Requests<T> {
     type Item = T;
@@ -263,7 +263,7 @@ impl<T> TokioStream for Requests<T> {
 
 /// Gives out what was dialled, once: by a connector of tonic's own the C library would be linked to look
 /// up names.
-struct Once<S>(Option<S>);
+pub(crate) struct Once<S>(pub(crate) Option<S>);
 
 impl<S> Service<Uri> for Once<S> {
     type Response = TokioIo<S>;

@@ -223,7 +223,7 @@ async fn what_a_server_says_is_published_and_acknowledged_after_that() {
     let error = nack.error_detail.unwrap();
     assert_eq!(
         error.message,
-        "cluster `stranger`: it has no `dev.zeugma` metadata"
+        "cluster `stranger`: load_assignment: it has no endpoints"
     );
     let two = [
         ("mesh", "7", bare("mesh", 1)),
@@ -240,7 +240,9 @@ async fn what_a_server_says_is_published_and_acknowledged_after_that() {
     assert_eq!(world.published[0].listeners.len(), 2);
     assert!(world.told.contains(&Told::Connected(0)), "{:?}", world.told);
     // P43: what is kept is read again, serves, and is what the next server is told of.
-    let kept = world.client.kept(1_700_000_000).unwrap();
+    let Some(Keep::Whole(kept)) = world.client.keep(1_700_000_000) else {
+        panic!("nothing was kept before");
+    };
     let bytes = kept.to_bytes();
     let read = Kept::from_bytes(&bytes).unwrap();
     assert_eq!(read.at(), 1_700_000_000);
@@ -312,6 +314,81 @@ fn what_is_kept_is_whole_or_nothing() {
         changed[at] ^= 1;
         assert!(Kept::from_bytes(&changed).is_err(), "{at}");
     }
+}
+
+#[test]
+fn what_is_added_to_what_is_kept_counts_whole_or_not_at_all() {
+    let of = |name: &str, version: &str| crate::session::client::Resource {
+        version: version.into(),
+        body: Arc::new(bare(name, 1)),
+        references: Arc::default(),
+    };
+    let [mesh, more] = ["mesh", "more"].map(|name| (Kind::Listener, Arc::from(name)));
+    let (first, second, other) = (of("mesh", "1"), of("mesh", "2"), of("more", "1"));
+    let mut written = Written::default();
+    let whole = [(&mesh, &first), (&more, &other)];
+    let keep = |written: &mut Written, changed: &[&Key], good: Option<&_>, at| {
+        let changed = changed.iter().copied().cloned().collect();
+        // A closure's lifetime is not tied to its result's.
+        let good: Option<&crate::session::client::Resource> = good;
+        match Keep::of(written, changed, |_| good, whole.into_iter(), at) {
+            Keep::Whole(kept) => (true, kept.to_bytes()),
+            Keep::More(more) => (false, more.to_bytes()),
+        }
+    };
+    // Nothing is there that something could be added to.
+    let (is_whole, base) = keep(&mut written, &[&mesh], Some(&first), 1);
+    assert!(is_whole);
+    let (is_whole, put) = keep(&mut written, &[&mesh], Some(&second), 2);
+    assert!(!is_whole);
+    let (is_whole, removed) = keep(&mut written, &[&more], None, 3);
+    assert!(!is_whole);
+    let all = [&*base, &put, &removed].concat();
+    let read = |bytes: &[u8]| {
+        let kept = Kept::from_bytes(bytes).unwrap();
+        let names = kept.resources();
+        let names: Vec<_> = names
+            .map(|((_, name), one)| format!("{name} {}", one.version))
+            .collect();
+        (kept.at(), names)
+    };
+    let texts = |texts: &[&str]| {
+        texts
+            .iter()
+            .map(|&text| text.to_owned())
+            .collect::<Vec<_>>()
+    };
+    let expected = [
+        (1, texts(&["mesh 1", "more 1"])),
+        (2, texts(&["mesh 2", "more 1"])),
+        (3, texts(&["mesh 2"])),
+    ];
+    for cut in base.len()..=all.len() {
+        let parts = [base.len() + put.len(), all.len()];
+        let whole = parts.iter().filter(|end| cut >= **end).count();
+        assert_eq!(read(&all[..cut]), expected[whole], "{cut}");
+    }
+    // What was added last may not have reached the disk; what was before it has.
+    let (second, third) = (base.len() + put.len(), all.len());
+    for at in base.len()..third {
+        let mut changed = all.clone();
+        changed[at] ^= 1;
+        // Where a part ends nobody knows then.
+        let is_length = [base.len(), second]
+            .map(|at| at..at + 8)
+            .iter()
+            .any(|of| of.contains(&at));
+        match Kept::from_bytes(&changed) {
+            Ok(kept) => assert!(is_length || at >= second && kept.at() == 2, "{at}"),
+            Err(_) => assert!(is_length || at < second, "{at}"),
+        }
+        let mut unwritten = all.clone();
+        unwritten[second..].fill(0);
+        assert_eq!(read(&unwritten[..at.max(second)]), expected[1], "{at}");
+    }
+    // It does not grow for ever.
+    let far = (0..10_000).position(|_| keep(&mut written, &[&mesh], Some(&first), 4).0);
+    assert!(far.is_some_and(|far| far > 100), "{far:?}");
 }
 
 #[tokio::test]
@@ -401,4 +478,27 @@ async fn rubbish_is_given_up_and_asked_again_after_a_pause() {
     }
     // P39, by hand: 0.5, 1, 2 and 4 s.
     assert_eq!(began.elapsed().as_millis() / 100, 75);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_talks_without_a_pause_is_listened_to_at_a_pace() {
+    let mut world = World::new(1 << 20);
+    let (_requests, say) = world.stream().await;
+    let began = Instant::now();
+    let talking = tokio::spawn(async move {
+        // Of a type that nobody asked for, so that nothing has to be answered.
+        for _ in 0..700 {
+            let mut strange = response(Kind::Cluster, "n", &[]);
+            strange.type_url = "type.googleapis.com/no.Such".to_owned();
+            say.send(Ok(strange)).await.unwrap();
+        }
+        say
+    });
+    let is_strange = |told: &&Told| matches!(told, Told::Strange(_));
+    world
+        .drive(|world| world.told.iter().filter(is_strange).count() == 700)
+        .await;
+    // 500 at once, and each of the others 10 ms after the one before.
+    assert_eq!(began.elapsed().as_millis() / 100, 20);
+    drop(talking.await.unwrap());
 }

@@ -9,6 +9,7 @@ pub(crate) mod rbac;
 pub(crate) mod target;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use prost::Name as _;
 use zeugma_core::snapshot::Node;
@@ -35,7 +36,7 @@ use crate::pb::{cluster, listener, route};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ResourceList {
     /// `<c, r or l> <bytes> <name>` each.
-    pub(crate) lines: String,
+    pub(crate) lines: Arc<String>,
 }
 
 impl ResourceList {
@@ -44,7 +45,27 @@ impl ResourceList {
         use std::fmt::Write as _;
 
         // Writing into a String does not fail.
-        writeln!(self.lines, "{kind} {bytes} {name}").ok();
+        let lines = Arc::make_mut(&mut self.lines);
+        writeln!(lines, "{kind} {bytes} {name}").ok();
+    }
+
+    /// A resource that is listed takes as much from here on.
+    pub(crate) fn change(&mut self, kind: char, bytes: usize, name: &str) {
+        let is_it = |line: &&str| {
+            let rest = line
+                .strip_prefix(kind)
+                .and_then(|rest| rest.strip_prefix(' '));
+            rest.and_then(|rest| rest.split_once(' '))
+                .is_some_and(|(_, of)| of == name)
+        };
+        let Some(line) = self.lines.lines().find(is_it) else {
+            return;
+        };
+        let changed = format!("{kind} {bytes} {name}");
+        if line != changed {
+            let (from, to) = (format!("{line}\n"), format!("{changed}\n"));
+            self.lines = Arc::new(self.lines.replacen(&from, &to, 1));
+        }
     }
 
     /// Names and sizes by type, for people.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use zeugma_core::identity::IdPattern;
-use zeugma_core::snapshot::{Node, PathPattern};
+use zeugma_core::snapshot::{Node, PathPattern, ValuePattern};
 
 use crate::meta::PositionMeta;
 use crate::model::{Document, MeshGateway, MeshRoute, Model, ProtocolSpec, RuleSpec};
@@ -37,7 +37,8 @@ pub(crate) fn rules(
         let mut policies = HashMap::new();
         for (at, rule) in specs.iter().enumerate() {
             let spec = &rule.value;
-            let asks_request = spec.methods.is_some() || spec.paths.is_some();
+            let asks_request =
+                spec.methods.is_some() || spec.paths.is_some() || spec.headers.is_some();
             if asks_request && protocol == ProtocolSpec::Tcp {
                 continue;
             }
@@ -54,7 +55,7 @@ pub(crate) fn rules(
             };
             policies.insert(
                 policy_name(at, &here.listeners, &position),
-                policy(spec, &here.via),
+                policy(spec, &here.via, action),
             );
         }
         rbac::Rbac {
@@ -105,7 +106,7 @@ fn on_this_gateway(
     })
 }
 
-fn policy(spec: &RuleSpec, via: &[String]) -> rbac::Policy {
+fn policy(spec: &RuleSpec, via: &[String], action: rbac::rbac::Action) -> rbac::Policy {
     let from = any_id(spec.from.iter().flatten().map(|id| authenticated(&id.0)));
     let via = any_id(via.iter().map(|peer| attested_by(peer)));
     let sources = any_id(spec.sources.iter().flatten().map(|net| {
@@ -119,7 +120,20 @@ fn policy(spec: &RuleSpec, via: &[String]) -> rbac::Policy {
     if ids.is_empty() {
         ids.push(identifier(rbac::principal::Identifier::Any(true)));
     }
-    let mut rules: Vec<_> = [methods, paths].into_iter().flatten().collect();
+    let headers = spec.headers.iter().flatten().filter_map(|(name, values)| {
+        let name = name.to_ascii_lowercase();
+        any_rule(values.iter().flat_map(|value| match action {
+            rbac::rbac::Action::Deny => denied_header(&name, &value.0),
+            rbac::rbac::Action::Allow | rbac::rbac::Action::Log => {
+                vec![header(&name, value_matcher(&value.0))]
+            }
+        }))
+    });
+    let mut rules: Vec<_> = [methods, paths]
+        .into_iter()
+        .flatten()
+        .chain(headers)
+        .collect();
     if rules.is_empty() {
         rules.push(rule(rbac::permission::Rule::Any(true)));
     }
@@ -217,6 +231,70 @@ fn method(name: &str) -> rbac::Permission {
         ),
         ..Default::default()
     }))
+}
+
+fn header(
+    name: &str,
+    matched: pb::route::header_matcher::HeaderMatchSpecifier,
+) -> rbac::Permission {
+    rule(rbac::permission::Rule::Header(pb::route::HeaderMatcher {
+        name: name.to_owned(),
+        header_match_specifier: Some(matched),
+        ..Default::default()
+    }))
+}
+
+fn value_matcher(value: &ValuePattern) -> pb::route::header_matcher::HeaderMatchSpecifier {
+    use pb::route::header_matcher::HeaderMatchSpecifier;
+
+    match value {
+        ValuePattern::Exact(value) => HeaderMatchSpecifier::StringMatch(pb::exactly(value)),
+        // Envoy takes no prefix of nothing.
+        ValuePattern::Begins(prefix) if prefix.is_empty() => {
+            HeaderMatchSpecifier::PresentMatch(true)
+        }
+        ValuePattern::Begins(prefix) => HeaderMatchSpecifier::StringMatch(pb::beginning(prefix)),
+    }
+}
+
+/// As our engine has it for `deny`: in any case of letters, and anywhere in a list. Envoy joins the lines
+/// of a header by commas before it compares.
+fn denied_header(name: &str, value: &ValuePattern) -> Vec<rbac::Permission> {
+    use pb::route::header_matcher::HeaderMatchSpecifier;
+
+    let mut plain = value_matcher(value);
+    let HeaderMatchSpecifier::StringMatch(matched) = &mut plain else {
+        return vec![header(name, plain)];
+    };
+    matched.ignore_case = true;
+    let listed = matcher::StringMatcher {
+        match_pattern: Some(matcher::string_matcher::MatchPattern::SafeRegex(
+            matcher::RegexMatcher {
+                regex: in_a_list(value),
+                ..Default::default()
+            },
+        )),
+        ignore_case: false,
+    };
+    let listed = HeaderMatchSpecifier::StringMatch(listed);
+    vec![header(name, plain), header(name, listed)]
+}
+
+/// A value in a list with commas (RE2, which Envoy holds against the whole).
+pub(crate) fn in_a_list(value: &ValuePattern) -> String {
+    let (ValuePattern::Exact(text) | ValuePattern::Begins(text)) = value;
+    let mut literal = String::new();
+    for c in text.chars() {
+        if c.is_ascii_punctuation() {
+            literal.push('\\');
+        }
+        literal.push(c);
+    }
+    let end = match value {
+        ValuePattern::Exact(_) => "[ \\t]*(,.*)?",
+        ValuePattern::Begins(_) => ".*",
+    };
+    format!("(?is)(.*,)?[ \\t]*{literal}{end}")
 }
 
 fn path(pattern: &PathPattern) -> rbac::Permission {

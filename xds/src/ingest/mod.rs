@@ -2,26 +2,33 @@
 
 mod clusters;
 mod fields;
+mod foreign;
 mod http_rules;
 mod listeners;
 mod packed;
 mod rbac;
+mod served;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use zeugma_core::rules::Rules;
 use zeugma_core::snapshot::{
-    Cluster, ClusterIx, Mirror, Node, Peer, PeerIx, Service, ServiceIx, Snapshot,
+    Cluster, ClusterIx, ClusterPolicy, Listener, Mirror, Node, Peer, PeerIx, Service, ServiceIx,
+    Snapshot,
 };
 
 pub(crate) use self::listeners::{ReadChain, ReadHost};
 pub(crate) use self::packed::{Packed, check};
+pub(crate) use self::served::{Changed, Served};
 use crate::error::{Code, Finding, Findings};
 use crate::meta::{AnyClusterMeta, ServiceMeta};
 use crate::pb::{cluster, listener};
 use crate::session::Kind;
-use crate::state;
+use crate::state::Versions;
+
+/// How many of the clusters that were read last a policy is compared with.
+const POLICIES_COMPARED: usize = 16;
 
 /// Names of what was ingested so far.
 #[derive(Debug, Default)]
@@ -130,7 +137,11 @@ impl ReadCluster {
 #[derive(Debug)]
 pub(crate) struct Ingest {
     pub(crate) names: Names,
-    snapshot: Snapshot,
+    node: Node,
+    peers: Vec<Peer>,
+    clusters: Vec<Arc<Cluster>>,
+    services: Vec<Service>,
+    listeners: Vec<Listener>,
     routes: HashMap<String, Vec<ReadHost>>,
     gathered: Gathered,
     pub(crate) errors: Errors,
@@ -141,14 +152,11 @@ impl Ingest {
     pub(crate) fn new(node: Node) -> Self {
         Self {
             names: Names::default(),
-            snapshot: Snapshot {
-                version: "".into(),
-                node,
-                listeners: Vec::new(),
-                services: Vec::new(),
-                clusters: Vec::new(),
-                peers: Vec::new(),
-            },
+            node,
+            peers: Vec::new(),
+            clusters: Vec::new(),
+            services: Vec::new(),
+            listeners: Vec::new(),
             routes: HashMap::new(),
             gathered: Gathered::default(),
             errors: Errors::default(),
@@ -162,9 +170,9 @@ impl Ingest {
             match kind {
                 ReadKind::Peer(peer) => {
                     if let Some(peer) = self.errors.keep(Kind::Cluster, &name, peer) {
-                        let ix = PeerIx(self.snapshot.peers.len());
+                        let ix = PeerIx(self.peers.len());
                         self.names.peers.insert(peer.name.to_string(), ix);
-                        self.snapshot.peers.push(peer);
+                        self.peers.push(peer);
                     }
                 }
                 ReadKind::Traffic {
@@ -173,10 +181,11 @@ impl Ingest {
                     service,
                 } => {
                     described.extend(service.map(|service| (name.clone(), route, service)));
-                    if let Some(built) = self.errors.keep(Kind::Cluster, &name, *built) {
-                        let ix = ClusterIx(self.snapshot.clusters.len());
+                    if let Some(mut built) = self.errors.keep(Kind::Cluster, &name, *built) {
+                        let ix = ClusterIx(self.clusters.len());
                         self.names.clusters.insert(name, ix);
-                        self.snapshot.clusters.push(built.into());
+                        self.share_policy(&mut built.policy);
+                        self.clusters.push(built.into());
                     }
                 }
             }
@@ -185,10 +194,18 @@ impl Ingest {
             let built: Result<Service, String> =
                 clusters::service(&name, &route, &service, &self.names);
             if let Some(built) = self.errors.keep(Kind::Cluster, &name, built) {
-                let ix = ServiceIx(self.snapshot.services.len());
+                let ix = ServiceIx(self.services.len());
                 self.names.services.insert(service.id, ix);
-                self.snapshot.services.push(built);
+                self.services.push(built);
             }
+        }
+    }
+
+    /// What clusters shortly before say alike is kept once.
+    fn share_policy(&self, policy: &mut Arc<ClusterPolicy>) {
+        let mut near = self.clusters.iter().rev().take(POLICIES_COMPARED);
+        if let Some(known) = near.find(|known| known.policy == *policy) {
+            *policy = Arc::clone(&known.policy);
         }
     }
 
@@ -212,11 +229,11 @@ impl Ingest {
         let reader = listeners::Reader {
             routes: &self.routes,
             names: &self.names,
-            services: &self.snapshot.services,
+            services: &self.services,
         };
         let built = reader.listener(listener, chains, &mut self.gathered);
         if let Some(built) = self.errors.keep(Kind::Listener, name, built) {
-            self.snapshot.listeners.push(built);
+            self.listeners.push(built);
         }
     }
 
@@ -225,8 +242,20 @@ impl Ingest {
     /// # Errors
     /// Each resource that something is wrong with.
     pub(crate) fn end(self) -> Result<Snapshot, Errors> {
+        self.end_with_versions().map(|(snapshot, _)| snapshot)
+    }
+
+    /// The snapshot, and what its version is made of.
+    ///
+    /// # Errors
+    /// As [`end`](Self::end).
+    pub(crate) fn end_with_versions(self) -> Result<(Snapshot, Versions), Errors> {
         let Self {
-            mut snapshot,
+            node,
+            peers,
+            clusters,
+            mut services,
+            listeners,
             mut gathered,
             errors,
             ..
@@ -234,7 +263,7 @@ impl Ingest {
         if !errors.0.is_empty() {
             return Err(errors);
         }
-        for (at, service) in snapshot.services.iter_mut().enumerate() {
+        for (at, service) in services.iter_mut().enumerate() {
             if let Some(rules) = gathered.rules.remove(&ServiceIx(at)) {
                 service.policy = rules.into_policy(service.policy.mode);
             }
@@ -243,8 +272,17 @@ impl Ingest {
                 service.rules = rules;
             }
         }
-        snapshot.version = state::version(&snapshot);
-        Ok(snapshot)
+        let mut snapshot = Snapshot {
+            version: "".into(),
+            node,
+            listeners: listeners.into(),
+            services: services.into(),
+            clusters: clusters.into(),
+            peers: peers.into(),
+        };
+        let versions = Versions::of(&snapshot);
+        snapshot.version = versions.whole();
+        Ok((snapshot, versions))
     }
 }
 
@@ -395,12 +433,12 @@ mod tests {
         let findings = ingest(&resources, node()).unwrap_err();
         let text = findings.to_string();
         for expected in [
-            "cluster `stranger`: it has no `dev.zeugma` metadata",
+            "cluster `stranger`: load_assignment: it has no endpoints",
             "cluster `listener`: it is a `type.googleapis.com/envoy.config.listener.v3.Listener`",
             "cluster `garbage`: ",
             "cluster `odd`: its `dev.zeugma` metadata: missing field `kind`",
             "route configuration `r`: it is a",
-            "listener `bare`: it has no `dev.zeugma` metadata",
+            "listener `bare`: address: it has no socket address",
             "listener `mesh`: filter chain `shop/orders:80`: no service `shop/orders:80`",
         ] {
             assert!(text.contains(expected), "{expected}: {text}");

@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 
-use zeugma_core::snapshot::{Node, Snapshot};
+use zeugma_core::snapshot::Node;
 
-use super::{Errors, Ingest, Names, ReadChain, ReadCluster, ReadHost, clusters, fields, listeners};
+use super::foreign::{self, Foreign};
+use super::{
+    Errors, Ingest, Names, ReadChain, ReadCluster, ReadHost, Served, clusters, fields, listeners,
+};
 use crate::compile::ResourceList;
 use crate::meta::AnyClusterMeta;
 use crate::parallel;
@@ -24,38 +27,49 @@ pub(crate) struct Packed<'a> {
     pub(crate) listeners: Vec<(&'a str, &'a Any)>,
 }
 
-type Decoded = (AnyClusterMeta, cluster::Cluster);
+/// A cluster with what we say of it; `None`: it is a stranger's.
+pub(super) type Decoded = (Option<AnyClusterMeta>, cluster::Cluster);
 
 impl Packed<'_> {
     /// Makes a snapshot of them alone.
     ///
     /// # Errors
     /// Each that something is wrong with, by itself or beside the others.
-    pub(crate) fn ingest(&self, node: Node) -> Result<(Snapshot, ResourceList), Errors> {
+    pub(crate) fn ingest(&self, node: Node) -> Result<Served, Errors> {
         let mut ingest = Ingest::new(node);
         let mut list = ResourceList::default();
-        let decoded = parallel::map(self.clusters.clone(), |(name, any)| {
-            (name, self.cluster(any))
-        });
-        let (mut peers, mut others) = (Vec::new(), Vec::new());
-        for ((name, decoded), (_, any)) in decoded.into_iter().zip(&self.clusters) {
+        let mut strange = Foreign::default();
+        for (name, any) in &self.clusters {
             list.add('c', any.value.len(), name);
-            match ingest.errors.keep(Kind::Cluster, name, decoded) {
-                Some(peer @ (AnyClusterMeta::Peer(_), _)) => peers.push(peer),
-                Some(other @ (AnyClusterMeta::Traffic(_), _)) => others.push(other),
-                None => {}
-            }
         }
-        for decoded in [peers, others] {
-            let read = parallel::map(decoded, |(meta, cluster)| {
-                ReadCluster::read(&cluster, meta, &ingest.names)
+        for clusters in self.peers_and_others() {
+            // Decoded they take many times what is made of them: each is dropped where it was read.
+            let read = parallel::map(clusters, |(name, any)| {
+                let decoded = decoded(any, |name| self.endpoints.get(name).copied());
+                let read = |(meta, cluster): Decoded| match meta {
+                    Some(meta) => Ok(ReadCluster::read(&cluster, meta, &ingest.names)),
+                    None => Err(cluster),
+                };
+                (name, decoded.map(read))
             });
-            ingest.clusters(read);
+            let mut ours = Vec::new();
+            for (name, read) in read {
+                match ingest.errors.keep(Kind::Cluster, name, read) {
+                    Some(Ok(read)) => ours.push(read),
+                    Some(Err(cluster)) => strange.clusters.push((name, cluster)),
+                    None => {}
+                }
+            }
+            ingest.clusters(ours);
         }
         for (name, any) in &self.routes {
             list.add('r', any.value.len(), name);
             let config = pb::unpack::<route::RouteConfiguration>(any);
             if let Some(config) = ingest.errors.keep(Kind::Routes, name, config) {
+                if foreign::is_foreign_routes(&config) {
+                    strange.routes.push((*name, config));
+                    continue;
+                }
                 let hosts = parallel::map(config.virtual_hosts, |host| {
                     ReadHost::read(&host, &ingest.names)
                 });
@@ -69,57 +83,101 @@ impl Packed<'_> {
             list.add('l', any.value.len(), name);
             let listener = pb::unpack::<listener::Listener>(any);
             if let Some(mut listener) = ingest.errors.keep(Kind::Listener, name, listener) {
+                if foreign::is_foreign(listener.metadata.as_ref()) {
+                    strange.listeners.push((*name, listener));
+                    continue;
+                }
                 let chains = std::mem::take(&mut listener.filter_chains);
                 let chains = parallel::map(chains, |chain| ReadChain::read(&chain, &ingest.names));
                 ingest.listener(name, &listener, chains);
             }
         }
-        Ok((ingest.end()?, list))
-    }
-
-    /// A cluster with its endpoints in it.
-    fn cluster(&self, any: &Any) -> Result<Decoded, String> {
-        let (meta, mut cluster) = decoded(any)?;
-        if let Some((_, name)) = crate::session::client::endpoints_of(&cluster) {
-            let assignment = match self.endpoints.get(&*name) {
-                Some(any) => pb::unpack(any)?,
-                None => endpoint::ClusterLoadAssignment::default(),
-            };
-            cluster.load_assignment = Some(assignment);
-        }
-        Ok((meta, cluster))
+        strange.ingest(&mut ingest);
+        let (snapshot, versions) = ingest.end_with_versions()?;
+        Ok(Served {
+            snapshot,
+            resources: list,
+            versions,
+        })
     }
 }
 
-fn decoded(any: &Any) -> Result<Decoded, String> {
-    let cluster: cluster::Cluster = pb::unpack(any)?;
-    let meta = pb::from_metadata(cluster.metadata.as_ref())?;
+/// What the metadata of every peer has in it: a value that is the text `peer`.
+const PEER: &[u8] = b"\x1a\x04peer";
+
+impl<'a> Packed<'a> {
+    /// The clusters of peers, and all others, which may refer to these.
+    fn peers_and_others(&self) -> [Vec<(&'a str, &'a Any)>; 2] {
+        let may_be = |any: &Any| any.value.windows(PEER.len()).any(|bytes| bytes == PEER);
+        let clusters = parallel::map(self.clusters.clone(), |(name, any)| {
+            let is_peer = may_be(any)
+                && matches!(
+                    decoded(any, |_| None),
+                    Ok((Some(AnyClusterMeta::Peer(_)), _))
+                );
+            (is_peer, (name, any))
+        });
+        let (peers, others): (Vec<_>, Vec<_>) =
+            clusters.into_iter().partition(|(is_peer, _)| *is_peer);
+        [peers, others].map(|all| all.into_iter().map(|(_, one)| one).collect())
+    }
+}
+
+/// A cluster with the endpoints in it that it names.
+pub(super) fn decoded<'a>(
+    any: &Any,
+    endpoints: impl Fn(&str) -> Option<&'a Any>,
+) -> Result<Decoded, String> {
+    let mut cluster: cluster::Cluster = pb::unpack(any)?;
+    let metadata = cluster.metadata.as_ref();
+    let meta = (!foreign::is_foreign(metadata)).then(|| pb::from_metadata(metadata));
+    let meta = meta.transpose()?;
+    if let Some((_, name)) = crate::session::client::endpoints_of(&cluster) {
+        let assignment = match endpoints(&name) {
+            Some(any) => pb::unpack(any)?,
+            None => endpoint::ClusterLoadAssignment::default(),
+        };
+        cluster.load_assignment = Some(assignment);
+    }
     Ok((meta, cluster))
 }
 
 /// What is wrong with a resource by itself, whatever it refers to.
-pub(crate) fn check(kind: Kind, any: &Any) -> Result<(), String> {
+pub(crate) fn check(kind: Kind, any: &Any, node: &Node) -> Result<(), String> {
+    let own = &node.trust_domain;
     if !fields::is_ours(kind, any) {
         fields::check(any)?;
     }
     match kind {
         Kind::Cluster => {
-            let (meta, mut cluster) = decoded(any)?;
+            let (meta, mut cluster) = decoded(any, |_| None)?;
             if clusters::is_discovered(&cluster) {
                 cluster.load_assignment = Some(endpoint::ClusterLoadAssignment::default());
             }
-            ReadCluster::read(&cluster, meta, &Names::any()).check()
+            match meta {
+                Some(meta) => ReadCluster::read(&cluster, meta, &Names::any()).check(),
+                None => foreign::check_cluster(&cluster, own),
+            }
         }
         // Which they are depends on the cluster.
         Kind::Endpoints => pb::unpack::<endpoint::ClusterLoadAssignment>(any).map(drop),
         Kind::Routes => {
             let config: route::RouteConfiguration = pb::unpack(any)?;
+            if foreign::is_foreign_routes(&config) {
+                return foreign::check_routes(&config);
+            }
             let any = Names::any();
             let mut hosts = config.virtual_hosts.iter();
             let wrong =
                 hosts.find_map(|host| ReadHost::read(host, &any).error().map(str::to_owned));
             wrong.map_or(Ok(()), Err)
         }
-        Kind::Listener => listeners::check(&pb::unpack(any)?),
+        Kind::Listener => {
+            let listener: listener::Listener = pb::unpack(any)?;
+            if foreign::is_foreign(listener.metadata.as_ref()) {
+                return foreign::check_listener(&listener, own);
+            }
+            listeners::check(&listener)
+        }
     }
 }

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use zeugma_core::authorize::path::is_usable;
 use zeugma_core::identity::IdPattern;
-use zeugma_core::snapshot::{PathPattern, Policy, PolicyMode, Position, Rule};
+use zeugma_core::snapshot::{
+    HeaderRule, PathPattern, Policy, PolicyMode, Position, Rule, ValuePattern,
+};
 
 use super::Names;
-use crate::compile::rbac::ATTESTED_BY;
+use crate::compile::rbac::{ATTESTED_BY, in_a_list};
 use crate::pb::{self, matcher, rbac};
 
 /// The rules that one listener has of one list.
@@ -201,6 +203,9 @@ fn read_permission(permission: &rbac::Permission, rule: &mut Rule) -> Result<(),
             rule.methods.push(method.as_str().into());
             Ok(())
         }
+        Some(Kind::Header(header)) if !header.invert_match && !header.name.starts_with(':') => {
+            read_header(header, rule).ok_or_else(unsupported)
+        }
         Some(Kind::UrlPath(path)) => {
             let Some(matcher::path_matcher::Rule::Path(text)) = &path.rule else {
                 return Err(unsupported());
@@ -221,6 +226,37 @@ fn read_permission(permission: &rbac::Permission, rule: &mut Rule) -> Result<(),
         }
         _ => Err(unsupported()),
     }
+}
+
+/// A value of a header; that one may stand in a list is said again after the value itself.
+fn read_header(header: &pb::route::HeaderMatcher, rule: &mut Rule) -> Option<()> {
+    use matcher::string_matcher::MatchPattern;
+    use pb::route::header_matcher::HeaderMatchSpecifier;
+
+    let value = match header.header_match_specifier.as_ref() {
+        Some(HeaderMatchSpecifier::PresentMatch(true)) => ValuePattern::Begins("".into()),
+        Some(HeaderMatchSpecifier::StringMatch(text)) => match text.match_pattern.as_ref()? {
+            MatchPattern::Exact(value) => ValuePattern::Exact(value.as_str().into()),
+            MatchPattern::Prefix(prefix) => ValuePattern::Begins(prefix.as_str().into()),
+            MatchPattern::SafeRegex(listed) => {
+                let last = rule.headers.last().filter(|of| *of.name == *header.name);
+                let last = last.and_then(|of| of.values.last())?;
+                return (listed.regex == in_a_list(last)).then_some(());
+            }
+            MatchPattern::Suffix(_) | MatchPattern::Contains(_) | MatchPattern::Custom(_) => {
+                return None;
+            }
+        },
+        _ => return None,
+    };
+    match rule.headers.iter_mut().find(|of| *of.name == *header.name) {
+        Some(known) => known.values.push(value),
+        None => rule.headers.push(HeaderRule {
+            name: header.name.as_str().into(),
+            values: vec![value],
+        }),
+    }
+    Some(())
 }
 
 /// The inverse of [`id_matcher`](crate::compile::rbac::id_matcher).

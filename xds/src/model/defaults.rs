@@ -18,7 +18,7 @@ use super::{
 use crate::client::OnEmpty;
 use crate::settings::{
     AccessLogFormat, AdminAddress, BundleEndpoint, BundleProfile, ControlPlane, Drain,
-    ForeignDomain, GatewaySettings, Limits, StateDir, SvidApi, SvidFiles, SvidSource,
+    ForeignDomain, GatewaySettings, Limits, StateDir, SvidApi, SvidFiles, SvidSds, SvidSource,
 };
 
 /// One port of a route.
@@ -310,19 +310,29 @@ impl Document<MeshGateway> {
     /// without a path here.
     fn svid(&self) -> SvidSource {
         let path = |written: &PathBuf| self.folder().join(written);
-        match (&self.spec.svid.files, &self.spec.svid.workload_api) {
-            (Some(files), _) => SvidSource::Files(SvidFiles {
+        let svid = &self.spec.svid;
+        match (&svid.files, &svid.workload_api, &svid.sds) {
+            (Some(files), ..) => SvidSource::Files(SvidFiles {
                 certificate: path(&files.certificate),
                 key: path(&files.key),
                 bundles: path(&files.bundles),
                 crls: files.crls.as_ref().map(path),
                 denied: files.denied.as_ref().map(path),
             }),
-            (None, Some(Text(address))) => SvidSource::WorkloadApi(SvidApi {
+            (None, Some(Text(address)), _) => SvidSource::WorkloadApi(SvidApi {
                 address: address.clone(),
-                denied: self.spec.svid.denied.as_ref().map(path),
+                denied: svid.denied.as_ref().map(path),
             }),
-            (None, None) => SvidSource::Files(SvidFiles {
+            (None, None, Some(sds)) => SvidSource::Sds(SvidSds {
+                address: sds.address.0.clone(),
+                svid: sds.svid.clone().unwrap_or_else(|| SECRET.to_owned()),
+                bundles: match &sds.bundles {
+                    Some(bundles) => bundles.clone(),
+                    None => vec![TRUST.to_owned()],
+                },
+                denied: svid.denied.as_ref().map(path),
+            }),
+            (None, None, None) => SvidSource::Files(SvidFiles {
                 certificate: PathBuf::new(),
                 key: PathBuf::new(),
                 bundles: PathBuf::new(),
@@ -333,6 +343,10 @@ impl Document<MeshGateway> {
     }
 }
 
+/// What a SPIRE agent calls the secret with a workload's certificate ...
+const SECRET: &str = "default";
+/// ... and the one with its trust domain's anchors.
+const TRUST: &str = "ROOTCA";
 /// The port of `/ready` where nothing is written.
 pub(crate) const PROBES: u16 = 15021;
 /// The port of `/metrics` where nothing is written.

@@ -129,7 +129,7 @@ pub(crate) enum AccessLogFormatSpec {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Svid {
     /// From files, which are watched: a new certificate is used without a restart. Required unless
-    /// `workloadApi` is written; one of the two, not both.
+    /// `workloadApi` or `sds` is written; one of the three.
     pub files: Option<SvidFilesSpec>,
     /// From a SPIFFE Workload API, such as a SPIRE agent's: its Unix socket, `unix:///path`, or
     /// `tcp://` with a loopback address and port, where whoever on this machine has that port is
@@ -147,10 +147,37 @@ pub(crate) struct Svid {
     /// key stays in memory. An answer is at most 4 MiB, with at most 1024 federated bundles and 256
     /// CRLs.
     pub workload_api: Option<Text<WorkloadAddress>>,
-    /// Beside `workloadApi`, a file of SPIFFE IDs that are refused, as `files.denied` is beside
+    /// From a secret discovery service, as an Envoy has it: a SPIRE agent's, or any control plane's.
+    /// Default: none.
+    pub sds: Option<SvidSdsSpec>,
+    /// Beside `workloadApi` or `sds`, a file of SPIFFE IDs that are refused, as `files.denied` is beside
     /// certificates of files. Default: none. It is watched; one that cannot be read or used is told,
     /// and the last good one stays; at the start there is none, and the gateway does not start.
     pub denied: Option<PathBuf>,
+}
+
+/// A secret discovery service (SDS v3) that a gateway's identity comes from.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct SvidSdsSpec {
+    /// Its Unix socket, `unix:///path`, or `tcp://` with a loopback address and port, where whoever on
+    /// this machine has that port is believed. Required. Each secret is asked for by a stream of its own,
+    /// by what changed (delta) where the service offers that; the node's id is `metadata.name`. Where it
+    /// fails or ends it is asked again, after 200 ms at first and 10 s at last, and what it gave serves
+    /// until it expires. A gateway that has not all secrets yet accepts connections, refuses those that
+    /// need its certificate (`no-identity`), and is not ready. The key stays in memory.
+    pub address: Text<WorkloadAddress>,
+    /// The name of the secret with the certificate and its key, PEM (`tls_certificate`). Default
+    /// `default`, as of a SPIRE agent. One whose key is another's, that has expired, is no SVID or is not
+    /// of `trustDomain` is refused: the service is told, and the last good one stays.
+    pub svid: Option<String>,
+    /// The names of the secrets that say whom to trust, 1 to 64 (`validation_context`). Default
+    /// `[ROOTCA]`, as of a SPIRE agent, whose `ALL` has those of federated trust domains too. The anchors
+    /// of a `trusted_ca` are those of the trust domain that the secret is called by, as
+    /// `spiffe://west.example`, or else of `trustDomain`; those of Envoy's SPIFFE validator are of the
+    /// trust domains that it names. One that says more of whom it trusts (hashes, names of a certificate)
+    /// is refused by the field's name.
+    pub bundles: Option<Vec<String>>,
 }
 
 /// The files of a gateway's identity; relative paths start from this file's folder.

@@ -10,7 +10,7 @@ use zeugma_core::admission::Rate;
 use zeugma_core::identity::IdPattern;
 use zeugma_core::locality::Locality;
 use zeugma_core::names::HostPattern;
-use zeugma_core::snapshot::PathPattern;
+use zeugma_core::snapshot::{PathPattern, ValuePattern};
 
 use super::list::List;
 use super::scalar::{
@@ -227,7 +227,9 @@ pub(crate) enum BalancePolicy {
     /// connecting. A peak counts at once and is forgotten within tens of seconds; what fails counts as
     /// 1 s at the least.
     PeakEwma,
-    /// By a key.
+    /// By a key of this, by weight: what has the same key goes to the same endpoint, from every gateway,
+    /// while that one is healthy and of the level that the key falls on. One of n that goes takes about
+    /// 1/n of the keys with it, its own, and no other key moves.
     RingHash(HashSpec),
     /// By a key, from a table, which takes the same however many endpoints there are; `ring-hash` looks at
     /// each. Where one of n is removed from the configuration, up to 8 % of the keys of others move too;
@@ -247,9 +249,7 @@ impl BalancePolicy {
     }
 }
 
-/// By a key of this, by weight: what has the same key goes to the same endpoint, from every gateway,
-/// while that one is healthy and of the level that the key falls on. One of n that goes takes about 1/n of
-/// the keys with it, its own, and no other key moves.
+/// What a key is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum HashSpec {
@@ -495,16 +495,16 @@ pub(crate) struct RetriesSpec {
     pub buffer: Option<Text<Size>>,
     /// Whether methods that are not idempotent are retried too. http only. Default false.
     pub any: Option<bool>,
-    /// One more endpoint beside one that takes long.
+    /// One more endpoint is asked while the first has not answered; the first good answer is the
+    /// caller's, and the other try is given up. It is one of `attempts` and of the `budget`, and nothing
+    /// is sent where no other endpoint is healthy and has room. Only requests of idempotent methods
+    /// (whatever `any` says: both endpoints may do what is asked) that came whole and fit `buffer`; not
+    /// what a peer's gateway sends, which hedges by itself.
     #[serde(default)]
     pub hedge: HedgeSpec,
 }
 
-/// One more endpoint is asked while the first has not answered; the first good answer is the caller's,
-/// and the other try is given up. It is one of `attempts` and of the `budget`, and nothing is sent where
-/// no other endpoint is healthy and has room. Only requests of idempotent methods (`any` or not: both
-/// endpoints may do what is asked) that came whole and fit `buffer`; not what a peer's gateway sends,
-/// which hedges by itself.
+/// When one more endpoint is asked beside the first.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct HedgeSpec {
@@ -710,6 +710,11 @@ pub(crate) struct RuleSpec {
     /// The HTTP path: `/v1/orders`, or `/v1/*` for all below. http only. `deny` does not count
     /// slashes at the end: `/v1/*` denies `/v1` too.
     pub paths: Option<Vec<Text<PathPattern>>>,
+    /// Headers of the request, by name, such as `{ x-tenant: [acme, "east-*"] }`: each must be there, with
+    /// one of its values. http only; at most 16. Where a request has a header several times, `allow`
+    /// needs each of its values to be named; `deny` needs one, which may also stand in a list with
+    /// commas, in upper or lower case.
+    pub headers: Option<BTreeMap<String, Vec<Text<ValuePattern>>>>,
 }
 
 /// Which peers may reach a route through a mesh listener.

@@ -17,7 +17,7 @@ use zeugma_core::authorize::path::{canonical, is_usable};
 use zeugma_core::identity::{IdPattern, SpiffeId, TrustDomain};
 use zeugma_core::locality::Locality;
 use zeugma_core::names::{Host, HostPattern};
-use zeugma_core::snapshot::{Failure, PathPattern};
+use zeugma_core::snapshot::{Failure, PathPattern, ValuePattern};
 
 use crate::bundle_url::BundleUrl;
 use crate::control_address::ControlAddress;
@@ -565,6 +565,34 @@ impl FromText for FieldName {
         match text.chars().find(|c| !is_good(*c)) {
             Some(bad) => Err(format!("{bad:?} may not stand in it")),
             None => Ok(Self(text.to_ascii_lowercase())),
+        }
+    }
+}
+
+impl FromText for ValuePattern {
+    const FORM: &'static str = "a value such as `acme`, or all that begin so, `acme-*`";
+    const EXAMPLE: &'static str = "acme-*";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let (kept, make): (&str, fn(Arc<str>) -> Self) = match text.strip_suffix('*') {
+            Some(kept) => (kept, Self::Begins),
+            None => (text, Self::Exact),
+        };
+        if text.is_empty() {
+            return Err("it is empty; `*` is any value".to_owned());
+        }
+        if kept.contains('*') {
+            return Err("`*` may stand only at the end".to_owned());
+        }
+        if text.trim() != text {
+            return Err("a space at its begin or end would be lost".to_owned());
+        }
+        match kept.chars().find(|c| !matches!(c, ' '..='~')) {
+            Some(bad) => Err(format!("{bad:?} may not stand in it")),
+            None if kept.len() > FIELD_VALUE_BYTES_MAX => {
+                Err(format!("it is over {FIELD_VALUE_BYTES_MAX} characters"))
+            }
+            None => Ok(make(kept.into())),
         }
     }
 }

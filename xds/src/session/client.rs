@@ -18,6 +18,7 @@
 mod fixture;
 mod kind;
 mod link;
+mod noted;
 mod read;
 #[cfg(test)]
 mod sim;
@@ -33,6 +34,7 @@ use zeugma_core::time::Time;
 use self::kind::{OfKind, Pending};
 use self::link::Link;
 pub(crate) use self::link::Protocol;
+use self::noted::Referred;
 pub(crate) use self::read::{References, endpoints_of, references};
 use super::Kind;
 use crate::pb::{Any, core, discovery};
@@ -190,6 +192,7 @@ pub(crate) struct Session {
     wait: Duration,
     link: Link,
     kinds: BTreeMap<Kind, OfKind>,
+    referred: Referred,
     has_said_who: bool,
     /// How many updates were handed on, and the last of them where it is not judged yet.
     handed_on: u64,
@@ -216,6 +219,7 @@ impl Session {
             wait: WAIT,
             link: Link::new(servers),
             kinds: kinds.into(),
+            referred: Referred::default(),
             has_said_who: false,
             handed_on: 0,
             under_way: None,
@@ -227,6 +231,7 @@ impl Session {
                 of.hold(name, resource);
             }
         }
+        session.settle();
         session
     }
 
@@ -249,6 +254,7 @@ impl Session {
             Event::Tick => self.tick(now, draw, &mut out),
         }
         self.go_on(now, &mut out);
+        self.settle();
         self.check_invariants();
         out
     }
@@ -294,6 +300,7 @@ impl Session {
         if ended == Ended::Unimplemented && self.link.knows_not(now) {
             return;
         }
+        self.settle();
         let lacks = !self.is_complete();
         self.link.failed(lacks, now, draw);
     }
@@ -432,6 +439,7 @@ impl Session {
         draw: f64,
         out: &mut Vec<Action>,
     ) {
+        self.settle();
         let Some(of) = self.kinds.get_mut(&kind) else {
             return;
         };
@@ -532,17 +540,27 @@ impl Session {
         self.hand_on(out);
     }
 
+    /// Counts anew what was touched.
+    fn settle(&mut self) {
+        for of in self.kinds.values_mut() {
+            of.settle(&mut self.referred);
+        }
+    }
+
     /// Wants just what is referred to.
     fn refer(&mut self, out: &mut Vec<Action>) {
-        let mut wanted: BTreeMap<Kind, BTreeSet<Name>> = BTreeMap::new();
-        for of in self.kinds.values() {
-            for (kind, name) in of.references() {
-                wanted.entry(*kind).or_default().insert(Arc::clone(name));
+        self.settle();
+        for ((kind, name), is_referred_to) in self.referred.take_changed() {
+            match self.kinds.get_mut(&kind).filter(|_| !kind.is_wildcard()) {
+                Some(of) if is_referred_to => of.want(name),
+                Some(of) => of.want_no_more(name),
+                None => {}
             }
         }
+        self.settle();
         for (kind, of) in &mut self.kinds {
             if !kind.is_wildcard() {
-                let mended = of.want(wanted.remove(kind).unwrap_or_default());
+                let mended = of.forget_faults();
                 let told = mended.into_iter().map(|name| Notice::Mended(*kind, name));
                 out.extend(told.map(Action::Tell));
             }
@@ -554,6 +572,7 @@ impl Session {
         if self.under_way.is_some() {
             return;
         }
+        self.settle();
         let mut update = Update::default();
         for (kind, of) in &mut self.kinds {
             for (name, change) in of.take_next() {

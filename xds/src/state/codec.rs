@@ -11,7 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use zeugma_core::identity::{IdPattern, TrustDomain};
 use zeugma_core::names::Host;
-use zeugma_core::snapshot::ClusterPolicy;
+use zeugma_core::snapshot::{ClusterPolicy, Table};
 
 /// The bytes are not what [`Writer`] writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -342,6 +342,19 @@ impl<T: Coded> Coded for Vec<T> {
         }
         values.shrink_to_fit();
         Ok(values)
+    }
+}
+
+impl<T: Coded> Coded for Table<T> {
+    fn write(&self, to: &mut Writer) {
+        self.len().write(to);
+        for value in self {
+            value.write(to);
+        }
+    }
+
+    fn read(from: &mut Reader<'_>) -> Read<Self> {
+        Vec::read(from).map(Self::from)
     }
 }
 

@@ -12,13 +12,14 @@
 pub(crate) mod codec;
 mod good;
 mod snapshot;
+mod versions;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use zeugma_core::snapshot::Snapshot;
 
 pub use self::good::Good;
+pub(crate) use self::versions::Versions;
 
 use self::codec::{Coded, Corrupt, Read, Reader, Writer, coded};
 use crate::compile::ResourceList;
@@ -278,17 +279,21 @@ fn settings(
         .then(|| gateway.settings(&node, &model.domains))
 }
 
+/// The same, with what is said alike in many places kept once, and together: what it was made from stood
+/// between its parts. `None` where it is not read as it was written.
+pub(crate) fn compact(snapshot: &Snapshot) -> Option<Snapshot> {
+    let mut to = Writer::default();
+    snapshot.write(&mut to);
+    let bytes = to.into_bytes();
+    let mut from = Reader::new(&bytes);
+    let compact = Snapshot::read(&mut from).ok()?;
+    from.is_empty().then_some(compact)
+}
+
 /// The version of this program and of the format: what is written otherwise is another format.
 fn made_by() -> String {
     const FORMAT: [&str; 2] = [include_str!("codec.rs"), include_str!("snapshot.rs")];
     let format = FORMAT.map(|text| Fnv::of(text.as_bytes()));
     let [codec, snapshot] = format;
     format!("{} {:032x}", env!("CARGO_PKG_VERSION"), codec ^ snapshot)
-}
-
-/// A snapshot's content as one number: equal only for equal content, the same in every run.
-pub(crate) fn version(snapshot: &Snapshot) -> Arc<str> {
-    let mut to = Writer::default();
-    snapshot.write(&mut to);
-    format!("{:032x}", Fnv::of(&to.into_bytes())).into()
 }

@@ -12,9 +12,9 @@ use zeugma_core::rules::{
 use zeugma_core::snapshot::{
     ActiveCheck, ActiveKind, Address, Balance, Cluster, ClusterIx, ClusterPolicy, Endpoint,
     EndpointIx, EndpointKey, EndpointTls, ErrorRate, Export, Failback, Failover, Failure, HashOn,
-    HostTable, HttpVersion, Inbound, Level, Listener, Mirror, Node, PassiveCheck, PathPattern,
-    Peer, PeerIx, Policy, PolicyMode, Position, Protocol, Retries, Role, Rule, Service, ServiceIx,
-    Slow, Snapshot, SpreadPart, Timeouts, TooFew, WhenStale,
+    HeaderRule, HostTable, HttpVersion, Inbound, Level, Listener, Mirror, Node, PassiveCheck,
+    PathPattern, Peer, PeerIx, Policy, PolicyMode, Position, Protocol, Retries, Role, Rule,
+    Service, ServiceIx, Slow, Snapshot, SpreadPart, Timeouts, TooFew, ValuePattern, WhenStale,
 };
 
 use super::codec::{Coded, Corrupt, Read, Reader, Writer, coded, coded_enum};
@@ -39,7 +39,8 @@ coded! {
     RuleRetries { attempts, on, any_method }
     HeaderChanges { set, add, remove }
     Policy { allow, deny, mode }
-    Rule { from, via, listeners, sources, methods, paths, position }
+    Rule { from, via, listeners, sources, methods, paths, headers, position }
+    HeaderRule { name, values }
     Position { file, line }
     Mirror { route, to, host, share, timeout, body_bytes_max, in_flight_max, compare }
     SpreadPart { locality, weight }
@@ -141,6 +142,7 @@ coded_enum! {
     Export { 0 Nobody, 1 To(peers), 2 AllPeers }
     PolicyMode { 0 Enforce, 1 Audit }
     PathPattern { 0 Exact(path), 1 Below(prefix) }
+    ValuePattern { 0 Exact(value), 1 Begins(prefix) }
     HostPattern { 0 Exact(host), 1 Below(host) }
     Address { 0 Socket(address), 1 Name(host, port), 2 Each(host, port) }
     EndpointTls { 0 None, 1 Workload, 2 Mesh { sni, expected } }

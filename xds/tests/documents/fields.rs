@@ -458,7 +458,8 @@ fn spelled(field: &str) -> &str {
         "spec.svid.files.crls" => ".crls()",
         _ => field
             .rsplit(['.', ']'])
-            .find(|part| !part.is_empty())
+            // Of a map whatever is in it.
+            .find(|part| !part.is_empty() && *part != "*")
             .unwrap(),
     }
 }

@@ -503,6 +503,16 @@ fn what_could_never_have_an_effect_is_an_error() {
             "the route is tcp",
         ),
         (
+            format!("{tcp}, allow: [{{headers: {{x-a: ['1']}}}}]"),
+            "spec.allow[0].headers",
+            "requests are not read",
+        ),
+        (
+            format!("{http}, deny: [{{headers: {{host: [a]}}}}]"),
+            "spec.deny[0].headers.host",
+            "write `hosts`",
+        ),
+        (
             format!("{tcp}, retries: {{hedge: {{after: 50ms}}}}"),
             "spec.retries.hedge.after",
             "the route is tcp",
@@ -768,6 +778,11 @@ fn values_that_cannot_be_read_are_found_where_they_stand() {
             format!("protocol: http, {OWN}, retries: {{any: yes}}"),
             "spec.retries.any",
             "neither true nor false (ZG0102); write `true` or `false`",
+        ),
+        (
+            format!("protocol: http, {OWN}, allow: [{{headers: {{x-a: ['a*b']}}}}]"),
+            "spec.allow[0].headers.x-a[0]",
+            "only at the end",
         ),
         (
             format!("protocol: http, {OWN}, retries: {{hedge: {{after: 0ms}}}}"),
@@ -1671,6 +1686,8 @@ fn a_certificate_comes_from_files_or_from_a_workload_api() {
     let api = "workloadApi: unix:///run/zeugma/workload.sock";
     assert!(try_load(&[&with(api)], None).is_ok());
     assert!(try_load(&[&with(&format!("{api}, denied: denied"))], None).is_ok());
+    let sds = "sds: { address: unix:///a, bundles: [ROOTCA, 'spiffe://west.example'] }";
+    assert!(try_load(&[&with(&format!("{sds}, denied: denied"))], None).is_ok());
     for (svid, code, path, words) in [
         (
             "",
@@ -1701,6 +1718,36 @@ fn a_certificate_comes_from_files_or_from_a_workload_api() {
             Code::BadValue,
             "spec.svid.workloadApi",
             "private key would cross the network",
+        ),
+        (
+            &format!("{api}, sds: {{ address: unix:///a }}"),
+            Code::Contradiction,
+            "spec.svid.sds",
+            "comes from `workloadApi` already",
+        ),
+        (
+            "sds: { address: 'tcp://10.0.0.1:8081' }",
+            Code::BadValue,
+            "spec.svid.sds.address",
+            "private key would cross the network",
+        ),
+        (
+            "sds: { address: unix:///a, bundles: [] }",
+            Code::BadValue,
+            "spec.svid.sds.bundles",
+            "1 to 64",
+        ),
+        (
+            "sds: { address: unix:///a, svid: a, bundles: [b, a] }",
+            Code::BadValue,
+            "spec.svid.sds.bundles[1]",
+            "`a` is asked for already",
+        ),
+        (
+            "sds: { address: unix:///a, svid: '' }",
+            Code::BadValue,
+            "spec.svid.sds.svid",
+            "1 to 2048 bytes",
         ),
     ] {
         let finding = only(&[&with(svid)], svid);

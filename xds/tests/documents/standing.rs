@@ -209,7 +209,7 @@ fn a_route_goes_on_without_a_peer_that_was_deleted() {
     assert!(matches!(&orders.export, Export::To(peers) if peers.len() == 1));
     mesh.remove("west.yaml");
     let loaded = mesh.read();
-    assert_eq!(loaded.snapshot.peers, []);
+    assert!(loaded.snapshot.peers.is_empty());
     let orders = &loaded.snapshot.services[1];
     assert_eq!(loaded.snapshot.cluster(orders.outbound).endpoints.len(), 1);
     assert_eq!(orders.export, Export::Nobody);

@@ -3,7 +3,7 @@
 use fastrand::Rng;
 
 use crate::world::{Call, Entry, Opening, Protocol, Request, Route, World};
-use crate::worlds::{HEADERS, IDS, PATHS, pick};
+use crate::worlds::{IDS, PATHS, SENT, pick};
 
 const SOURCES: &[&str] = &[
     "10.0.0.0",
@@ -166,7 +166,7 @@ pub(crate) fn call(rng: &mut Rng, world: &World) -> Call {
                 _ => pick(rng, METHODS),
             },
             path: path(rng, &entries),
-            headers: (0..rng.usize(..4)).map(|_| pick(rng, HEADERS)).collect(),
+            headers: (0..rng.usize(..4)).map(|_| pick(rng, SENT)).collect(),
         },
     }
 }

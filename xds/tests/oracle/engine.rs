@@ -64,10 +64,10 @@ impl Engine {
             authority: &call.request.authority,
             method: call.request.method,
             path: &call.request.path,
-            headers: Headers(&|name, value| {
-                let mut values =
+            headers: Headers(&|name, tell| {
+                let values =
                     (call.request.headers.iter()).filter(|(of, _)| of.eq_ignore_ascii_case(name));
-                values.next().is_some_and(|(_, first)| *first == value) && values.next().is_none()
+                values.for_each(|(_, value)| tell(value.as_bytes()));
             }),
         };
         let id = SpiffeId::parse(&call.id).unwrap();
@@ -150,6 +150,7 @@ impl Engine {
             },
             method: None,
             path: None,
+            headers: None,
         };
         let verdict = authorize_session(&self.snapshot, service, &session);
         assert!(

@@ -235,6 +235,15 @@ fn allows(entry: &Entry, facts: &Facts<'_>) -> bool {
             (facts.request)
                 .is_some_and(|asked| paths.iter().any(|of| path::surely(of, &asked.path)))
         })
+        && (entry.headers.as_ref()).is_none_or(|headers| {
+            facts.request.is_some_and(|asked| {
+                headers.iter().all(|(name, named)| {
+                    let values = values_of(asked, name);
+                    let is_named = |value: &&str| named.iter().any(|of| is_value(value, of));
+                    !values.is_empty() && values.iter().all(is_named)
+                })
+            })
+        })
 }
 
 /// As [`allows`], but in doubt it matches: an attested identity always counts, a method in another
@@ -258,6 +267,36 @@ fn denies(entry: &Entry, facts: &Facts<'_>) -> bool {
             (facts.request)
                 .is_some_and(|asked| paths.iter().any(|of| path::perhaps(of, &asked.path)))
         })
+        && (entry.headers.as_ref()).is_none_or(|headers| {
+            facts.request.is_some_and(|asked| {
+                headers.iter().all(|(name, named)| {
+                    let lines = values_of(asked, name).join(",");
+                    let whole = values_of(asked, name);
+                    let mut values = lines.split(',').chain(whole.iter().copied());
+                    !whole.is_empty()
+                        && values.any(|value| {
+                            let value = value.trim().to_ascii_lowercase();
+                            (named.iter()).any(|of| is_value(&value, &of.to_ascii_lowercase()))
+                        })
+                })
+            })
+        })
+}
+
+/// The values of a header, one for each of its lines.
+fn values_of<'r>(request: &'r Request, name: &str) -> Vec<&'r str> {
+    let lines = request.headers.iter();
+    lines
+        .filter(|(of, _)| of.eq_ignore_ascii_case(name))
+        .map(|(_, value)| *value)
+        .collect()
+}
+
+fn is_value(value: &str, of: &str) -> bool {
+    match of.split_once('*') {
+        Some((begin, _)) => value.starts_with(begin),
+        None => value == of,
+    }
 }
 
 fn is_where_it_says(entry: &Entry, facts: &Facts<'_>) -> bool {
@@ -523,7 +562,8 @@ pub(crate) fn without_effect(world: &World) -> Vec<(String, &'static str, usize)
 
 fn can_match(world: &World, route: &Route, entry: &Entry) -> bool {
     let needs_identity = entry.from.is_some() || entry.via.is_some();
-    let needs_requests = entry.methods.is_some() || entry.paths.is_some();
+    let needs_requests =
+        entry.methods.is_some() || entry.paths.is_some() || entry.headers.is_some();
     let has_http = route
         .ports
         .iter()

@@ -76,6 +76,8 @@ pub(crate) struct Entry {
     pub(crate) sources: Option<Vec<&'static str>>,
     pub(crate) methods: Option<Vec<&'static str>>,
     pub(crate) paths: Option<Vec<&'static str>>,
+    /// By name.
+    pub(crate) headers: Option<Vec<(&'static str, Vec<&'static str>)>>,
 }
 
 /// An entry of `rules`, with one match.
@@ -243,6 +245,15 @@ fn entry(entry: &Entry) -> Value {
         ("sources", entry.sources.as_ref().map(|list| json!(list))),
         ("methods", entry.methods.as_ref().map(|list| json!(list))),
         ("paths", entry.paths.as_ref().map(|list| json!(list))),
+        (
+            "headers",
+            entry.headers.as_ref().map(|all| {
+                all.iter()
+                    .map(|(name, values)| ((*name).to_owned(), json!(values)))
+                    .collect::<serde_json::Map<_, _>>()
+                    .into()
+            }),
+        ),
     ] {
         if let Some(written) = written {
             value[field] = written;

@@ -72,12 +72,29 @@ pub(crate) const PATHS: &[&str] = &[
     "/v1/.x",
 ];
 const RULE_PATHS: &[&str] = &["/", "/v1", "/v1/orders", "/admin", "/a:b", "/a%20b"];
-pub(crate) const HEADERS: &[(&str, &str)] = &[
+const HEADERS: &[(&str, &str)] = &[
     ("x-beta", "1"),
     ("x-beta", "2"),
     ("x-user", "a"),
     ("x-user", ""),
 ];
+/// What requests have: as rules name it, and nearly.
+pub(crate) const SENT: &[(&str, &str)] = &[
+    ("x-beta", "1"),
+    ("x-beta", "2"),
+    ("x-user", "a"),
+    ("x-user", ""),
+    ("X-Beta", "1"),
+    ("x-beta", "2,1"),
+    ("x-beta", "2, 1 "),
+    ("x-beta", "12"),
+    ("x-user", "A"),
+    ("x-user", "ab"),
+    ("x-user", "b,\tAB"),
+    ("x-team", "a"),
+    ("x-team", "1"),
+];
+const VALUES: &[&str] = &["1", "2", "a", "a*", "*", "b,*", "2, 1"];
 
 /// A configuration that is right.
 pub(crate) fn world(rng: &mut Rng) -> World {
@@ -239,7 +256,7 @@ fn routes(rng: &mut Rng, peers: &[Peer]) -> Vec<Route> {
             export: export(rng, peers, inbound),
             rules: Vec::new(),
         };
-        if rng.bool() {
+        if rng.u8(..9) > 3 {
             route.deny = entries(rng, peers, 2);
         }
         let is_http = route.ports.iter().all(|port| port.protocol == Http);
@@ -297,6 +314,12 @@ fn entries(rng: &mut Rng, peers: &[Peer], most: usize) -> Vec<Entry> {
                 }
                 if rng.u8(..5) == 0 {
                     entry.paths = Some(some(rng, PATHS, 3));
+                    fields += 1;
+                }
+                if rng.u8(..6) == 0 {
+                    let named = some(rng, &["x-beta", "x-user", "X-Team"], 2);
+                    let named = named.into_iter().map(|name| (name, some(rng, VALUES, 2)));
+                    entry.headers = Some(named.collect());
                     fields += 1;
                 }
             }

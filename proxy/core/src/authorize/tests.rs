@@ -24,7 +24,7 @@ fn a_policy_that_is_audited_lets_in_whom_it_would_deny() {
     let called = mesh(Evidence::Verified(&cart));
     let mut world = world(vec![from("spiffe://east.example/*")], vec![]);
     world.services[0].export = Export::AllPeers;
-    world.peers = vec![peer("west", "west.example", GATEWAY)];
+    world.peers = vec![peer("west", "west.example", GATEWAY)].into();
     let refused = ask(&world, &called);
     world.services[0].policy.mode = PolicyMode::Audit;
     let (reason, rule, nearest) = (Reason::NotAllowed, None, Some(0));
@@ -115,6 +115,7 @@ fn ask(world: &Snapshot, ask: &Ask<'_>) -> Verdict {
         evidence: ask.evidence,
         method: ask.method,
         path: ask.path,
+        headers: None,
     };
     authorize(world, ServiceIx(0), &asking)
 }
@@ -336,7 +337,7 @@ fn reports_are_for_the_gateways_of_peers_and_not_for_all_of_their_trust_domain()
     assert_eq!(of(&world, "spiffe://north.example/zeugma/gateway"), []);
     // Two peers that share an ID and are not told apart by where they call from.
     let twin = world.peers[0].clone();
-    world.peers.push(twin);
+    world.peers.edit(|all| all.push(twin));
     assert_eq!(of(&world, gateway), [PeerIx(0), PeerIx(1)]);
     world.peers[1].sources = nets(&["198.51.100.0/24"]);
     assert_eq!(of(&world, gateway), [PeerIx(0)]);
@@ -382,9 +383,8 @@ fn a_mesh_listener_serves_a_service_to_the_peers_it_is_exported_to() {
     let cart = id(CART);
     let stranger = id("spiffe://north.example/a");
     let mut world = world(vec![any()], vec![]);
-    world
-        .peers
-        .push(peer("south", "south.example", "spiffe://south.example/gw"));
+    let south = peer("south", "south.example", "spiffe://south.example/gw");
+    world.peers.edit(|all| all.push(south));
     for (export, caller, allowed) in [
         (Export::Nobody, &cart, false),
         (Export::To(vec![PeerIx(0)]), &cart, true),
@@ -427,7 +427,8 @@ fn peers_that_share_a_trust_domain_are_told_apart_by_id_then_by_source() {
     world.peers = vec![
         peer("one", "shared.example", "spiffe://shared.example/gw/one"),
         peer("two", "shared.example", "spiffe://shared.example/gw/two"),
-    ];
+    ]
+    .into();
     world.peers[1].sources = nets(&["192.0.2.0/24"]);
     let of = |source: &str, caller: &str| peer_of(&world, source.parse().unwrap(), &id(caller));
     assert_eq!(
@@ -502,6 +503,7 @@ impl Plan {
             } else {
                 vec![]
             },
+            headers: Vec::new(),
             position: None,
         }
     }

@@ -174,9 +174,9 @@ pub(super) const ENTRIES: &[Entry] = &[
     ),
     entry(
         "ZG1059",
-        "the Workload API does not answer",
+        "the agent of the gateway's certificate does not answer",
         &[Command],
-        "`zeugma check` found that the agent of `svid.workloadApi` does not answer the gateway, or that its last call failed.",
+        "`zeugma check` found that the agent of `svid.workloadApi` or `svid.sds` does not answer the gateway, or that its last call failed.",
         "The findings beside it say why: start the agent, let the gateway's user reach its socket, or register the gateway at it.",
     ),
     entry(

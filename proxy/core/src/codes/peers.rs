@@ -120,7 +120,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         "ZG0319",
         "the gateway has no SVID yet",
         &[AccessLog],
-        "The gateway takes its certificate from a Workload API (`svid.workloadApi`), which has given none since the start. It is not ready, and what needs its certificate is refused with a TLS alert.",
-        "`zeugma status` and `zeugma get findings` say what the Workload API answers; see that nothing sends traffic to a gateway that is not ready.",
+        "The gateway takes its certificate from an agent (`svid.workloadApi`, `svid.sds`), which has given none since the start. It is not ready, and what needs its certificate is refused with a TLS alert.",
+        "`zeugma status` and `zeugma get findings` say what the agent answers; see that nothing sends traffic to a gateway that is not ready.",
     ),
 ];

@@ -158,15 +158,16 @@ fn random_world(draws: &mut Draws) -> World {
         one
     });
     let mut snapshot = snapshot(services.collect());
-    snapshot.clusters = vec![
-        cluster(&[&["e0", "e1"], &["e2"], &["e3", "e4", "e5"]]).into(),
-        cluster(&[&["e0", "e1"]]).into(),
+    let two = [
+        cluster(&[&["e0", "e1"], &["e2"], &["e3", "e4", "e5"]]),
+        cluster(&[&["e0", "e1"]]),
     ];
+    snapshot.clusters = two.into_iter().map(Arc::new).collect();
     let mut alone = snapshot.listeners[1].clone();
     alone.name = "alone".into();
     alone.only = Some(ServiceIx(usize::try_from(draws.next(4)).unwrap()));
     alone.hosts = HostTable::default();
-    snapshot.listeners.push(alone);
+    snapshot.listeners.edit(|all| all.push(alone));
     if draws.next(3) == 0 {
         let ix = usize::try_from(draws.next(3)).unwrap();
         snapshot.listeners[ix].sources = nets(&["192.0.2.0/24"]);
@@ -238,6 +239,7 @@ fn as_the_gateway(world: &World, question: &Question, draw: u64) -> Result<Vec<A
         evidence,
         method: is_request.then_some(&*question.method),
         path: is_request.then_some(&*question.path),
+        headers: is_request.then_some(Headers::NONE),
     };
     if let Verdict::Deny { reason, .. } = authorize(snapshot, ix, &asking) {
         return Err(reason);
@@ -451,10 +453,8 @@ fn a_request_is_told_with_the_rule_that_it_is_for() {
         ],
     }));
     let mut snapshot = snapshot(vec![one]);
-    snapshot.clusters = vec![
-        cluster(&[&["e0"], &["e1"]]).into(),
-        cluster(&[&["beta"]]).into(),
-    ];
+    let two = [cluster(&[&["e0"], &["e1"]]), cluster(&[&["beta"]])];
+    snapshot.clusters = two.into_iter().map(Arc::new).collect();
     let world = World::of(snapshot);
     let asked = |path: &str, headers: &[(&str, &str)]| {
         let headers = headers.iter();
@@ -494,7 +494,7 @@ fn what_is_balanced_by_a_key_goes_where_its_key_leads() {
             vec![Rule::default()],
             service("a/one", "one.a", 80),
         )]);
-        world.clusters = vec![to.into()];
+        world.clusters = vec![Arc::new(to)].into();
         World::of(world)
     };
     let first = |world: &World, question: &Question, draw| {
@@ -571,7 +571,7 @@ fn what_is_left_open_is_told() {
     let mut alone = world.listeners[1].clone();
     (alone.name, alone.only) = ("db".into(), Some(ServiceIx(1)));
     alone.hosts = HostTable::default();
-    world.listeners.push(alone);
+    world.listeners.edit(|all| all.push(alone));
     let world = World::of(world);
     let told = world.ask(&question("db.a"));
     assert_eq!((&*told.listener, told.refused), ("db", None));

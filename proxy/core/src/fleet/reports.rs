@@ -238,6 +238,23 @@ fn has_peers(cluster: &Cluster) -> bool {
 }
 
 impl Fleet {
+    /// As [`asked_of`], where the services are those of before and each cluster that changed has peers
+    /// where it had.
+    pub(super) fn asked_as_before(&self, snapshot: &Snapshot) -> Option<Vec<Option<Asked>>> {
+        let is_alike = self.services.is_one_with(&snapshot.services)
+            && self.clusters.len() == snapshot.clusters.len();
+        if !is_alike || snapshot.peers.is_empty() {
+            return None;
+        }
+        let both = self.clusters.iter().zip(&snapshot.clusters);
+        both.map(|(state, next)| {
+            let before = &state.cluster;
+            let is_alike = Arc::ptr_eq(before, next) || has_peers(before) == has_peers(next);
+            is_alike.then(|| state.asked.clone())
+        })
+        .collect()
+    }
+
     /// Takes what a peer's gateway reports. The same report again says that it still holds.
     pub fn report(&mut self, peer: &Arc<str>, gateway: &Address, report: &Arc<Report>, now: Time) {
         self.advance(now);

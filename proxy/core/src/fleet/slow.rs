@@ -141,7 +141,7 @@ mod tests {
         change(policy);
         let mut fleet = Fleet::new();
         let snapshot = Snapshot {
-            clusters: vec![Arc::new(cluster)],
+            clusters: vec![Arc::new(cluster)].into(),
             ..fixture::snapshot(vec![])
         };
         fleet.reconcile(&snapshot, Time::ZERO);

@@ -1479,9 +1479,9 @@ fn behind_peers() -> Snapshot {
         ..fixture::service(name, host, 80)
     };
     let mut of = snapshot(vec![route("a/b"), route("a/c")]);
-    of.services = vec![service("a/b", "x.a", 0), service("a/c", "y.a", 1)];
-    of.peers
-        .push(fixture::peer("north", "north.a", "spiffe://north.a/gw"));
+    of.services = vec![service("a/b", "x.a", 0), service("a/c", "y.a", 1)].into();
+    let north = fixture::peer("north", "north.a", "spiffe://north.a/gw");
+    of.peers.edit(|all| all.push(north));
     of
 }
 

@@ -30,7 +30,7 @@ fn world(near: usize, change: impl FnOnce(&mut ClusterPolicy)) -> Snapshot {
     name_levels(&mut cluster, &["eu/eu-1", "peer west"]);
     change(Arc::make_mut(&mut cluster.policy));
     let mut snapshot = snapshot(vec![service("a/one", "one.a", 80)]);
-    snapshot.clusters = vec![cluster.into()];
+    snapshot.clusters = vec![Arc::new(cluster)].into();
     snapshot
 }
 
@@ -219,7 +219,7 @@ fn split() -> Snapshot {
         Arc::make_mut(&mut part.policy).passive.keep_at_least = 0;
         part.endpoints[0].address = Address::Socket(([10, 0, 0, 2], port).into());
         part.endpoints[0].backend = key.into();
-        snapshot.clusters.push(part.into());
+        snapshot.clusters.edit(|all| all.push(part.into()));
     }
     snapshot.services[0].rules = Some(Arc::new(Rules {
         matches: vec![Match {

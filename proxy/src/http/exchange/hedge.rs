@@ -44,6 +44,25 @@ pub(super) struct Begun {
     pub(super) began: Option<Time>,
 }
 
+impl Begun {
+    /// A try that begins, which takes a place at its endpoint.
+    pub(super) fn new(
+        worker: &Worker,
+        cluster: &Cluster,
+        attempt: Attempt,
+        (nth, patience): (u32, Patience),
+    ) -> Self {
+        let key = &cluster.endpoint(attempt.endpoint).key;
+        Self {
+            attempt,
+            nth,
+            patience,
+            in_flight: worker.enter(key),
+            began: worker.begins(cluster),
+        }
+    }
+}
+
 /// A request, and where it goes.
 type Of<'a> = (&'a Pinned, &'a Source);
 
@@ -124,8 +143,9 @@ impl Exchange {
         let nth = second.nth;
         let second = begin(&shared, of, oldest, second);
         let (mut ended, mut tried, mut other) = first.or(second).await;
-        if is_final(to, &ended.begun, &tried) {
-            other.is_given_up(&shared.borrow().context.worker, to.cluster(), nth);
+        let is_final = shared.borrow().is_final(to, &ended.begun, &tried);
+        if is_final {
+            other.was_given_up(&shared.borrow().context.worker, to.cluster(), nth);
         } else {
             // The other one may still be good.
             let failed = (ended.end(), tried);
@@ -134,7 +154,7 @@ impl Exchange {
             ended = other;
         }
         let exchange = &mut *shared.borrow_mut();
-        if ended.begun.nth == nth && tried.is_ok() && is_final(to, &ended.begun, &tried) {
+        if ended.begun.nth == nth && tried.is_ok() && exchange.is_final(to, &ended.begun, &tried) {
             let metrics = &exchange.context.worker.shared.metrics;
             metrics.hedged(&to.cluster().route, "won");
         }
@@ -184,13 +204,24 @@ impl Exchange {
         let (route, backend) = (&cluster.route, &endpoint.backend);
         metrics.attempt(route, backend, attempt.level, WHY, &Latest::default());
         metrics.hedged(route, "sent");
-        Some(Begun {
-            attempt,
-            nth: tries.attempts,
-            patience: Patience::Elsewhere,
-            in_flight: worker.enter(&endpoint.key),
-            began: worker.begins(cluster),
-        })
+        let which = (tries.attempts, Patience::Elsewhere);
+        Some(Begun::new(worker, cluster, attempt, which))
+    }
+
+    /// Whether what one try brought is the caller's, whatever another one would bring: an answer that is
+    /// none of those that are tried again.
+    fn is_final(&self, to: &Pinned, begun: &Begun, tried: &Tried) -> bool {
+        match tried {
+            Ok((response, _)) => {
+                let endpoint = to.cluster().endpoint(begun.attempt.endpoint);
+                let failure = failure_in(endpoint, response, false);
+                failure.is_none_or(|failure| {
+                    !failure.is_unseen() && !self.retries(to.cluster()).on.contains(&failure)
+                })
+            }
+            Err(TryError::Caller) => true,
+            Err(TryError::Failed(_) | TryError::Shed(_) | TryError::Quiet) => false,
+        }
     }
 
     /// Notes that a try failed while another is under way.
@@ -309,7 +340,7 @@ impl<F: Future<Output = Tried>> Running<F> {
 
     /// Another one was answered before. That it was given up is no failure of its endpoint; the first
     /// one has taken so long already, and of the `second` nothing is known.
-    fn is_given_up(self, worker: &Worker, cluster: &Cluster, second: u32) {
+    fn was_given_up(self, worker: &Worker, cluster: &Cluster, second: u32) {
         let (begun, noted) = self.end();
         if begun.nth != second {
             let key = &cluster.endpoint(begun.attempt.endpoint).key;
@@ -396,18 +427,6 @@ async fn run(
         }
         worker.observe(&endpoint.key, Err(error.failure));
         return Err(TryError::untold(error.failure, error.detail));
-    }
-}
-
-/// Whether nothing that another try brings is better.
-fn is_final(to: &Pinned, begun: &Begun, tried: &Tried) -> bool {
-    match tried {
-        Ok((response, _)) => {
-            let endpoint = to.cluster().endpoint(begun.attempt.endpoint);
-            failure_in(endpoint, response, false).is_none()
-        }
-        Err(TryError::Caller) => true,
-        Err(TryError::Failed(_) | TryError::Shed(_) | TryError::Quiet) => false,
     }
 }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, TRAILER, TRANSFER_ENCODING};
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 
 use super::framing::{Decoded, Framing};
 use super::head::{self, Awaited};
@@ -17,6 +17,7 @@ use crate::http::body::{BodyError, Outgoing};
 use crate::http::expect::{Gate, Passing};
 use crate::http::headers::Present;
 use crate::runtime::others_first;
+use crate::transport::Readable;
 
 /// Interim responses to one request.
 const INTERIMS_MAX: u32 = 32;
@@ -58,7 +59,7 @@ enum Start {
     Made,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+impl<S: Readable + AsyncWrite> Connection<S> {
     pub(in crate::http) fn new(stream: S, head_bytes_max: usize) -> Self {
         Self {
             wire: Wire::new(stream),

@@ -16,7 +16,7 @@ use http::header::{CONTENT_LENGTH, DATE, HeaderMap, HeaderName, TRAILER, TRANSFE
 use http::{Method, Request, Response, StatusCode, Version, request};
 use http_body::{Body, Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -27,10 +27,11 @@ use super::sending::{Length, Sending, named_trailers};
 use super::wire::{Rewound, Wire};
 use super::{Error, Malformed};
 use crate::http::body::{BodyError, Outgoing};
-use crate::http::expect::Passing;
+use crate::http::expect::{Here, Passing};
 use crate::http::headers::Present;
 use crate::http::{date, expect};
 use crate::runtime::{Polled, others_first, unless_others_first};
+use crate::transport::Readable;
 
 /// What is read and dropped of a body that nobody wants, so that the connection can be used again.
 const UNWANTED_BYTES_MAX: usize = 256 * 1024;
@@ -56,7 +57,7 @@ struct State<S> {
     framing: Framing,
     asking: Asking,
     /// What an endpoint says before its answer; of HTTP/1.0 there is none.
-    passing: Option<Passing>,
+    passing: Option<Here>,
     /// The request under way: a body of one before reads nothing.
     nth: u64,
     is_body_held: bool,
@@ -97,7 +98,7 @@ impl<S> Clone for Served<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
+impl<S: Readable + AsyncWrite> Served<S> {
     pub(in crate::http) fn new(stream: S, head_bytes_max: usize) -> Self {
         Self(Rc::new(RefCell::new(State {
             wire: Some(Wire::new(stream)),
@@ -211,9 +212,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
             }
             // It may hold what is to come of the request.
             drop(sending);
-            if let Some(passing) = self.0.borrow_mut().passing.take() {
-                passing.give_back();
-            }
             // In any case: what goes on to the endpoint must not be read away from under it.
             match std::future::poll_fn(|cx| self.poll_unwanted(cx)).await {
                 Ok(true) if is_kept => {}
@@ -268,7 +266,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Served<S> {
     fn body(&self, version: Version) -> RequestBody<S> {
         let mut state = self.0.borrow_mut();
         // RFC 9110 §15.2: a client of HTTP/1.0 knows none.
-        state.passing = (version == Version::HTTP_11).then(Passing::spare);
+        let before = state.passing.take();
+        state.passing = (version == Version::HTTP_11).then(|| Here::after(before));
         state.nth += 1;
         state.is_body_held = true;
         RequestBody {
@@ -629,7 +628,7 @@ impl<S> RequestBody<S> {
 
     /// Where an endpoint's interim responses go, if the caller knows any.
     pub(in crate::http) fn passing(&self) -> Option<Passing> {
-        self.state.borrow().passing.clone()
+        (self.state.borrow().passing.clone()).map(Passing::Here)
     }
 
     /// The connection, once it was told that it speaks another protocol.
@@ -653,7 +652,7 @@ impl<S> Drop for RequestBody<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> RequestBody<S> {
+impl<S: Readable + AsyncWrite> RequestBody<S> {
     fn poll_decoded(&self, cx: &mut Context<'_>) -> Poll<Result<Decoded, Error>> {
         let state = &mut *self.state.borrow_mut();
         if state.nth != self.nth {
@@ -689,7 +688,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RequestBody<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Body for RequestBody<S> {
+impl<S: Readable + AsyncWrite> Body for RequestBody<S> {
     type Data = Bytes;
     type Error = BodyError;
 

@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
 use super::sending::Piece;
+use crate::transport::Readable;
 
 /// What is allocated at once for reading: it serves many short messages, of one connection after the
 /// other.
@@ -51,6 +52,8 @@ pub(super) struct Wire<S> {
     room: usize,
     /// The other end has sent all.
     is_eof: bool,
+    /// What had come was read, or something was sent since: most likely nothing is there to be read.
+    is_drained: bool,
     out: Vec<u8>,
     written: usize,
     /// Behind `out`, too long to be copied; and what is behind that.
@@ -62,13 +65,14 @@ pub(super) struct Wire<S> {
     is_flushed: bool,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+impl<S: Readable + AsyncWrite> Wire<S> {
     pub(super) fn new(stream: S) -> Self {
         Self {
             stream,
             read: BytesMut::new(),
             room: ROOM_BYTES,
             is_eof: false,
+            is_drained: false,
             out: Vec::new(),
             written: 0,
             piece: Bytes::new(),
@@ -105,6 +109,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         if self.is_eof {
             return Poll::Ready(Ok(0));
         }
+        // Once: who is woken finds something.
+        if mem::take(&mut self.is_drained) && self.stream.poll_readable(cx).is_pending() {
+            self.rest();
+            return Poll::Pending;
+        }
         if self.read.capacity() == 0 {
             self.read = READ.take();
         }
@@ -118,7 +127,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             Poll::Ready(Ok(n)) if *n == room => {
                 self.room = (self.room * 2).min(ROOM_BYTES_MAX);
             }
-            Poll::Ready(_) => {}
+            Poll::Ready(_) => self.is_drained = true,
             Poll::Pending => self.rest(),
         }
         polled
@@ -187,15 +196,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Whether nothing has come that nobody has asked for, and the other end is there, as far as is
     /// known without a system call.
     pub(super) fn is_quiet(&mut self) -> bool {
-        if self.is_eof || !self.read.is_empty() {
-            return false;
-        }
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        let mut byte = [0];
-        let mut byte = ReadBuf::new(&mut byte);
-        Pin::new(&mut self.stream)
-            .poll_read(&mut cx, &mut byte)
-            .is_pending()
+        !self.is_eof && self.read.is_empty() && self.stream.is_quiet()
     }
 
     /// Where a head is written to.
@@ -263,6 +264,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         self.is_flushed = true;
+        self.is_drained = true;
         Poll::Ready(Ok(()))
     }
 

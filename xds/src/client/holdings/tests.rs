@@ -2,11 +2,13 @@ use std::sync::Arc;
 
 use zeugma_core::identity::TrustDomain;
 use zeugma_core::locality::Locality;
+use zeugma_core::snapshot::Snapshot;
 
 use super::*;
 use crate::compile::Context;
 use crate::model::Model;
 use crate::pb::{self, cluster, endpoint, listener, route};
+use crate::state::Versions;
 
 use Kind::{Cluster, Endpoints, Listener, Routes};
 
@@ -104,6 +106,8 @@ fn all_known(changes: Vec<(Key, Change)>) -> Update {
 struct Given {
     holdings: Holdings,
     snapshot: Option<Snapshot>,
+    /// How often only what changed was looked at.
+    alone: usize,
 }
 
 impl Given {
@@ -115,15 +119,23 @@ impl Given {
         Self {
             holdings: Holdings::new(node(), on_empty),
             snapshot: None,
+            alone: 0,
         }
     }
 
     /// What is refused, a line each.
     fn give(&mut self, update: Update) -> Vec<String> {
         let faults = self.holdings.take(update);
+        let whole = self.holdings.draft_of_all(faults.clone(), BTreeSet::new());
         let draft = self.holdings.draft(faults, BTreeSet::new()).unwrap();
+        self.alone += usize::from(draft.is_alone);
+        let (served, whole) = (&draft.served, &whole.unwrap().served);
+        assert_eq!(served.snapshot, whole.snapshot, "as if all were looked at");
+        assert_eq!(served.resources, whole.resources);
+        let version = Versions::of(&served.snapshot).whole();
+        assert_eq!(served.snapshot.version, version);
         let verdict = self.holdings.commit(&draft);
-        self.snapshot = Some(draft.snapshot);
+        self.snapshot = Some(draft.served.snapshot);
         let refused = (verdict.refused.iter())
             .map(|((kind, name), refusal)| format!("{kind:?} {name}: {}", refusal.why));
         refused
@@ -232,7 +244,7 @@ fn p29_one_that_is_bad_keeps_its_last_good_one_and_the_others_serve() {
 }
 
 #[test]
-fn a_stranger_s_resource_is_refused_and_says_what_it_misses() {
+fn a_stranger_s_resource_that_is_wrong_is_refused_by_its_place() {
     let mut given = Given::new();
     given.give(all_known(puts(
         &compiled(&[GATEWAY, ORDERS]),
@@ -245,7 +257,7 @@ fn a_stranger_s_resource_is_refused_and_says_what_it_misses() {
     });
     assert_eq!(
         given.give(all_known(vec![put(Cluster, "stranger", "1", &stranger)])),
-        ["Cluster stranger: it has no `dev.zeugma` metadata"]
+        ["Cluster stranger: load_assignment: it has no endpoints"]
     );
     assert_eq!(given.services(), ["shop/orders 10.0.1.1:80"]);
 }
@@ -414,7 +426,7 @@ fn p34_p43_what_served_without_endpoints_serves_without_them_when_it_was_kept() 
     let mut again = Holdings::new(node(), OnEmpty::Keep);
     let (draft, refused) = again.resume(kept.clone().into_iter()).unwrap();
     assert_eq!(refused, BTreeMap::new());
-    assert_eq!(Some(draft.snapshot), given.snapshot);
+    assert_eq!(Some(draft.served.snapshot), given.snapshot);
     let good = again.good().map(|(key, one)| (key.clone(), one.clone()));
     assert_eq!(good.collect::<Vec<_>>(), kept);
 }
@@ -501,10 +513,10 @@ fn listeners_that_cannot_be_bound_are_left_out_and_named() {
     let mut holdings = Holdings::new(node(), OnEmpty::Keep);
     let faults = holdings.take(all_known(puts(&all, &[Cluster, Listener, Routes], "1")));
     let draft = holdings.draft(faults, BTreeSet::new()).unwrap();
-    assert_eq!(draft.snapshot.listeners.len(), 2);
+    assert_eq!(draft.served.snapshot.listeners.len(), 2);
     let unbound = [("more".to_owned(), "it is in use".to_owned())];
     let draft = holdings.without(&draft, &unbound).unwrap();
-    assert_eq!(draft.snapshot.listeners.len(), 1);
+    assert_eq!(draft.served.snapshot.listeners.len(), 1);
     let verdict = holdings.commit(&draft);
     let refusal = &verdict.refused[&(Listener, "more".into())];
     assert_eq!((&*refusal.why, &refusal.good), ("it is in use", &None));
@@ -534,6 +546,275 @@ fn routes_that_are_bad_are_blamed_and_not_the_listener_that_they_lead() {
     });
     assert_eq!(
         given.give(all_known(vec![put(Listener, "bare", "1", &bare)])),
-        ["Listener bare: it has no `dev.zeugma` metadata"]
+        ["Listener bare: address: it has no socket address"]
     );
+}
+
+/// A stranger's: a listener led by the routes `r`, whose requests go to the cluster `a`.
+fn strange(cluster: &str) -> [(Key, Change); 3] {
+    use pb::hcm::http_connection_manager::RouteSpecifier;
+    let router = pb::hcm::HttpFilter {
+        name: "router".to_owned(),
+        config_type: Some(pb::hcm::http_filter::ConfigType::TypedConfig(pb::pack(
+            &pb::Router::default(),
+        ))),
+        ..Default::default()
+    };
+    let manager = pb::hcm::HttpConnectionManager {
+        route_specifier: Some(RouteSpecifier::Rds(pb::hcm::Rds {
+            route_config_name: "r".to_owned(),
+            ..Default::default()
+        })),
+        http_filters: vec![router],
+        ..Default::default()
+    };
+    let http = listener::Filter {
+        name: "http".to_owned(),
+        config_type: Some(listener::filter::ConfigType::TypedConfig(pb::pack(
+            &manager,
+        ))),
+    };
+    let listener = listener::Listener {
+        name: "strange".to_owned(),
+        address: Some(pb::address("127.0.0.1", 15009)),
+        filter_chains: vec![listener::FilterChain {
+            filters: vec![http],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let action = route::RouteAction {
+        cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(
+            "a".to_owned(),
+        )),
+        ..Default::default()
+    };
+    let routes = route::RouteConfiguration {
+        name: "r".to_owned(),
+        virtual_hosts: vec![route::VirtualHost {
+            name: "h".to_owned(),
+            domains: vec!["a.a".to_owned()],
+            routes: vec![route::Route {
+                r#match: Some(route::RouteMatch {
+                    path_specifier: Some(route::route_match::PathSpecifier::Prefix("/".to_owned())),
+                    ..Default::default()
+                }),
+                action: Some(route::route::Action::Route(action)),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let made = cluster::Cluster {
+        name: cluster.to_owned(),
+        cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(
+            cluster::cluster::DiscoveryType::Eds.into(),
+        )),
+        ..Default::default()
+    };
+    [
+        put(Listener, "strange", "1", &pb::pack(&listener)),
+        put(Routes, "r", "1", &pb::pack(&routes)),
+        put(Cluster, cluster, "1", &pb::pack(&made)),
+    ]
+}
+
+fn strange_endpoints(cluster: &str) -> (Key, Change) {
+    let endpoint = endpoint::Endpoint {
+        address: Some(pb::address("10.0.9.1", 80)),
+        ..Default::default()
+    };
+    let all = endpoint::ClusterLoadAssignment {
+        cluster_name: cluster.to_owned(),
+        endpoints: vec![endpoint::LocalityLbEndpoints {
+            lb_endpoints: vec![endpoint::LbEndpoint {
+                host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(endpoint)),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    put(Endpoints, cluster, "1", &pb::pack(&all))
+}
+
+#[test]
+fn p31_a_stranger_s_listener_and_cluster_wait_for_what_they_name() {
+    let mut given = Given::new();
+    let ours = compiled(&[GATEWAY, ORDERS]);
+    given.give(all_known(puts(&ours, &[Cluster, Listener, Routes], "1")));
+    let [listener, routes, cluster] = strange("a");
+    assert_eq!(given.give(all_known(vec![listener])), [""; 0]);
+    assert_eq!(given.listeners(), ["apps 1", "more 1"]);
+    // Its routes are there, and where they lead is not yet.
+    assert_eq!(given.give(all_known(vec![cluster, routes])), [""; 0]);
+    assert_eq!(given.listeners(), ["apps 1", "more 1"]);
+    assert_eq!(given.give(all_known(vec![strange_endpoints("a")])), [""; 0]);
+    assert_eq!(given.listeners(), ["apps 1", "more 1", "strange 1"]);
+    let services = given.services();
+    assert_eq!(
+        services,
+        ["shop/orders 10.0.1.1:80", "strange/0/h 10.0.9.1:80"]
+    );
+}
+
+#[test]
+fn a_stranger_s_route_that_leads_nowhere_is_refused_and_serves_once_it_leads_somewhere() {
+    let mut given = Given::new();
+    let [listener, routes, other] = strange("b");
+    let refused = given
+        .give(all_known(vec![
+            listener,
+            routes,
+            other,
+            strange_endpoints("b"),
+        ]))
+        .join("\n");
+    assert!(
+        refused.contains("Routes r: virtual_hosts[0].routes[0]: no cluster `a`"),
+        "{refused}"
+    );
+    let [_, _, cluster] = strange("a");
+    let revived = given
+        .give(all_known(vec![cluster, strange_endpoints("a")]))
+        .join("\n");
+    assert!(revived.contains("Routes r serves"), "{revived}");
+    assert_eq!(given.services(), ["strange/0/h 10.0.9.1:80"]);
+}
+
+/// The same with the endpoints of each cluster by themselves.
+fn apart(all: BTreeMap<Key, Any>) -> BTreeMap<Key, Any> {
+    use cluster::cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig};
+
+    let mut apart = BTreeMap::new();
+    for ((kind, name), any) in all {
+        if kind != Cluster {
+            apart.insert((kind, name), any);
+            continue;
+        }
+        let mut cluster: cluster::Cluster = pb::unpack(&any).unwrap();
+        let endpoints = cluster.load_assignment.take().unwrap_or_default();
+        // Every other one calls them otherwise.
+        let of = match name.len() % 2 {
+            0 => Name::clone(&name),
+            _ => format!("of {name}").into(),
+        };
+        let endpoints = endpoint::ClusterLoadAssignment {
+            cluster_name: of.to_string(),
+            ..endpoints
+        };
+        let eds = DiscoveryType::Eds.into();
+        cluster.cluster_discovery_type = Some(ClusterDiscoveryType::Type(eds));
+        cluster.eds_cluster_config = Some(EdsClusterConfig {
+            service_name: of.to_string(),
+            ..Default::default()
+        });
+        apart.insert((Endpoints, of), pb::pack(&endpoints));
+        apart.insert((Cluster, name), pb::pack(&cluster));
+    }
+    apart
+}
+
+/// What may come next: mostly what takes the place of something, of one or of several at once.
+fn changes(rng: &mut fastrand::Rng, worlds: &[BTreeMap<Key, Any>]) -> Vec<(Key, Change)> {
+    let world = &worlds[rng.usize(..worlds.len())];
+    let version = rng.u16(..).to_string();
+    let mut some: Vec<&Key> = world.keys().collect();
+    rng.shuffle(&mut some);
+    some.truncate(match rng.u8(..8) {
+        0 => world.len(),
+        1 | 2 => 3,
+        _ => 1,
+    });
+    some.into_iter()
+        .map(|key| {
+            let change = match rng.u8(..16) {
+                0 => Change::Removed,
+                1 => Change::Missing,
+                2 => Change::Withdrawn,
+                3 if key.0 == Cluster => {
+                    let mut bad: cluster::Cluster = pb::unpack(&world[key]).unwrap();
+                    bad.lb_policy = 77;
+                    return put(key.0, &key.1, &version, &pb::pack(&bad));
+                }
+                _ => return put(key.0, &key.1, &version, &world[key]),
+            };
+            (key.clone(), change)
+        })
+        .collect()
+}
+
+#[test]
+fn whatever_comes_what_changed_alone_is_worth_what_all_together_is() {
+    let west = r#"
+---
+apiVersion: zeugma.dev/v1alpha1
+kind: MeshPeer
+metadata: { name: west }
+spec: { cluster: west, locality: us/us-1, gateways: ["192.0.2.7:15443"], spiffeIDs: ["spiffe://west.example/gw"] }
+"#;
+    let far = ORDERS.replace("1.1:80\"] }]", "1.1:80\"] }, { peer: west }]");
+    let worlds = [
+        compiled(&[GATEWAY, ORDERS, CART]),
+        compiled(&[GATEWAY, &ORDERS.replace("1.1:80", "1.9:80"), CART]),
+        compiled(&[
+            GATEWAY,
+            west,
+            &far,
+            &CART.replace("2.1:80\"", "2.1:80\", \"10.0.2.2:80\""),
+        ]),
+        compiled(&[GATEWAY, ORDERS]),
+    ]
+    .map(apart);
+    let mut alone = 0;
+    for seed in 0..20 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut given = Given::on_empty(OnEmpty::Apply);
+        given.give(all_known(puts(&worlds[0], &Kind::ALL, "0")));
+        for step in 0..24 {
+            let changes = if step < 8 {
+                let some = puts(&worlds[rng.usize(..2)], &[Endpoints, Cluster], "1");
+                some.into_iter().filter(|_| rng.u8(..3) == 0).collect()
+            } else {
+                changes(&mut rng, &worlds)
+            };
+            given.give(all_known(changes));
+        }
+        alone += given.alone;
+    }
+    assert!(alone > 100, "{alone} of them");
+}
+
+#[test]
+fn a_change_of_endpoints_costs_nothing_of_others() {
+    let all = apart(compiled(&[GATEWAY, ORDERS, CART]));
+    let mut given = Given::new();
+    given.give(all_known(puts(&all, &Kind::ALL, "1")));
+    let before = given.snapshot.clone().unwrap();
+    let other = apart(compiled(&[
+        GATEWAY,
+        &ORDERS.replace("1.1:80", "1.9:80"),
+        CART,
+    ]));
+    given.give(all_known(puts(&other, &[Endpoints], "2")));
+    assert_eq!(given.alone, 1);
+    assert_eq!(
+        given.services(),
+        ["shop/cart 10.0.2.1:80", "shop/orders 10.0.1.9:80"]
+    );
+    let now = given.snapshot.as_ref().unwrap();
+    assert_ne!(now.version, before.version);
+    assert!(now.services.is_one_with(&before.services));
+    assert!(now.listeners.is_one_with(&before.listeners));
+    let both = now.clusters.iter().zip(&before.clusters);
+    let other = both.filter(|(now, before)| !Arc::ptr_eq(now, before));
+    let other: Vec<&str> = other.map(|(now, _)| &*now.route).collect();
+    assert!(
+        !other.is_empty() && other.iter().all(|route| *route == "shop/orders"),
+        "{other:?}"
+    );
+    // What is the same again is of the same version.
+    given.give(all_known(puts(&all, &[Endpoints], "3")));
+    assert_eq!(given.snapshot.as_ref(), Some(&before));
 }

@@ -5,7 +5,7 @@
 //! or a path, of which only the end is understood; `x.**` is a field with all that is in it,
 //! `x(envoy.Some.Type)` one that may hold a message of this type, `x[key]` the value of one key of a map.
 //! Repeated fields and values of maps need no mark. Durations, structs and wrapped numbers are understood
-//! whole; a message that no line says anything of may be there and have nothing in it.
+//! whole; a section without lines is a message that may be there and have nothing in it.
 //!
 //! That a field is honoured does not say that all of its values are: what reads it refuses those that
 //! are not.
@@ -234,6 +234,14 @@ pub(super) const ALLOWED: &[Section] = &[
             ("lb_endpoints", Honoured),
             ("load_balancing_weight", Honoured),
             ("priority", Honoured),
+        ],
+    ),
+    (
+        "envoy.config.core.v3.Locality",
+        &[
+            ("region", Honoured),
+            ("zone", Honoured),
+            ("sub_zone", Honoured),
         ],
     ),
     (
@@ -684,6 +692,19 @@ pub(super) const ALLOWED: &[Section] = &[
     (
         "envoy.config.core.v3.HeaderValue",
         &[("key", Honoured), ("value", Honoured)],
+    ),
+    // What may have nothing in it.
+    ("envoy.config.core.v3.HealthCheck.TcpHealthCheck", &[]),
+    ("envoy.config.core.v3.Http1ProtocolOptions", &[]),
+    ("envoy.config.core.v3.Http2ProtocolOptions", &[]),
+    ("envoy.extensions.filters.http.router.v3.Router", &[]),
+    (
+        "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol",
+        &[],
+    ),
+    (
+        "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
+        &[],
     ),
     // Where something comes from.
     (

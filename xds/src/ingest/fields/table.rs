@@ -374,9 +374,9 @@ pub(super) static STATES: [State; 97] = [
     ] },
     // 32: envoy.config.core.v3.Locality
     State { fields: &[
-        Field(1, "region", Plain(Bytes), No),
-        Field(2, "zone", Plain(Bytes), No),
-        Field(3, "sub_zone", Plain(Bytes), No),
+        Field(1, "region", Plain(Bytes), All),
+        Field(2, "zone", Plain(Bytes), All),
+        Field(3, "sub_zone", Plain(Bytes), All),
     ] },
     // 33: envoy.config.endpoint.v3.LbEndpoint
     State { fields: &[

@@ -18,7 +18,7 @@ const RULES_MAX: usize = 64;
 /// Matches of one rule.
 const MATCHES_MAX: usize = 16;
 /// Headers, and query parameters, of one match.
-const FIELDS_MAX: usize = 16;
+pub(super) const FIELDS_MAX: usize = 16;
 /// What Envoy takes as the name of a query parameter.
 const QUERY_NAME_BYTES_MAX: usize = 1024;
 /// Headers that are set, added or removed.
@@ -65,7 +65,13 @@ fn has_http(route: &Document<MeshRoute>) -> bool {
 }
 
 /// A list that costs each request its length.
-fn at_most(check: &mut Checker<'_, MeshRoute>, path: &str, what: &str, count: usize, max: usize) {
+pub(super) fn at_most(
+    check: &mut Checker<'_, MeshRoute>,
+    path: &str,
+    what: &str,
+    count: usize,
+    max: usize,
+) {
     if count > max {
         check.key(
             Code::BadValue,
@@ -158,7 +164,7 @@ fn one_match(check: &mut Checker<'_, MeshRoute>, one: &MatchSpec, path: &str) {
     }
 }
 
-fn matched_header(check: &mut Checker<'_, MeshRoute>, path: &str, name: &str) {
+pub(super) fn matched_header(check: &mut Checker<'_, MeshRoute>, path: &str, name: &str) {
     if name == "host" {
         check.key(
             Code::NoEffect,
@@ -176,7 +182,11 @@ fn matched_header(check: &mut Checker<'_, MeshRoute>, path: &str, name: &str) {
     }
 }
 
-fn header_name(check: &mut Checker<'_, MeshRoute>, path: &str, name: &str) -> Option<String> {
+pub(super) fn header_name(
+    check: &mut Checker<'_, MeshRoute>,
+    path: &str,
+    name: &str,
+) -> Option<String> {
     match FieldName::from_text(name) {
         Ok(name) => Some(name.0),
         Err(why) => {
@@ -192,7 +202,7 @@ fn header_name(check: &mut Checker<'_, MeshRoute>, path: &str, name: &str) -> Op
 }
 
 /// Names that differ by the case of letters alone are one header.
-fn one_spelling<'n>(
+pub(super) fn one_spelling<'n>(
     check: &mut Checker<'_, MeshRoute>,
     path: &str,
     names: impl IntoIterator<Item = &'n String>,

@@ -20,7 +20,7 @@ use zeugma_core::identity::TrustDomain;
 use super::scalar::{Admin, Size, Text};
 use super::{
     Document, InboundSpec, MeshGateway, MeshPeer, MeshRoute, Model, Port, ProfileType,
-    ProtocolSpec, RoleSpec, TrustDomainSpec,
+    ProtocolSpec, RoleSpec, SvidSdsSpec, TrustDomainSpec,
 };
 use crate::error::{Code, Finding, Findings, suggest};
 
@@ -503,20 +503,26 @@ fn check_domain(model: &Model, domain: &Document<TrustDomainSpec>, findings: &mu
 /// A gateway has one SVID, of one source.
 fn check_svid(check: &mut Checker<'_, MeshGateway>) {
     let svid = &check.document.spec.svid;
-    match (&svid.files, &svid.workload_api) {
-        (None, None) => check.key(
+    let written = [
+        ("files", svid.files.is_some()),
+        ("workloadApi", svid.workload_api.is_some()),
+        ("sds", svid.sds.is_some()),
+    ];
+    let mut written = (written.iter()).filter_map(|(name, is_written)| is_written.then_some(*name));
+    match (written.next(), written.next()) {
+        (None, _) => check.key(
             Code::MissingField,
             "spec.svid",
             "it says nowhere where the gateway's certificate comes from".to_owned(),
             "write `files: {certificate, key, bundles}`, or `workloadApi: unix:///path` of an agent's socket",
         ),
-        (Some(_), Some(_)) => check.key(
+        (Some(first), Some(second)) => check.key(
             Code::Contradiction,
-            "spec.svid.workloadApi",
-            "the gateway's certificate comes from `files` already".to_owned(),
-            "write one of `files` and `workloadApi`, not both",
+            &format!("spec.svid.{second}"),
+            format!("the gateway's certificate comes from `{first}` already"),
+            &format!("write one of `{first}` and `{second}`, not both"),
         ),
-        (Some(_), None) | (None, Some(_)) => {}
+        (Some(_), None) => {}
     }
     if svid.denied.is_some() && svid.files.is_some() {
         check.key(
@@ -526,6 +532,53 @@ fn check_svid(check: &mut Checker<'_, MeshGateway>) {
                 .to_owned(),
             "write it as `files.denied`",
         );
+    }
+    if let Some(sds) = &svid.sds {
+        check_secrets(check, sds);
+    }
+}
+
+/// The most secrets that say whom to trust.
+const TRUSTS_MAX: usize = 64;
+/// The longest name of a secret, in bytes.
+const SECRET_NAME_BYTES_MAX: usize = 2048;
+
+/// Each secret is asked for once, by a name.
+fn check_secrets(check: &mut Checker<'_, MeshGateway>, sds: &SvidSdsSpec) {
+    let bundles = sds.bundles.as_deref();
+    if bundles.is_some_and(|bundles| bundles.is_empty() || bundles.len() > TRUSTS_MAX) {
+        check.key(
+            Code::BadValue,
+            "spec.svid.sds.bundles",
+            format!("there are 1 to {TRUSTS_MAX} secrets that say whom to trust"),
+            "leave it out for `[ROOTCA]`",
+        );
+    }
+    let own = sds
+        .svid
+        .iter()
+        .map(|name| ("spec.svid.sds.svid".to_owned(), name));
+    let others = bundles.into_iter().flatten().enumerate();
+    let others = others.map(|(nth, name)| (format!("spec.svid.sds.bundles[{nth}]"), name));
+    let mut seen = Vec::new();
+    let wrong: Vec<_> = own
+        .chain(others)
+        .filter_map(|(path, name)| {
+            let wrong = if name.is_empty() || name.len() > SECRET_NAME_BYTES_MAX {
+                Some(format!(
+                    "a secret's name has 1 to {SECRET_NAME_BYTES_MAX} bytes"
+                ))
+            } else if seen.contains(&name) {
+                Some(format!("`{name}` is asked for already"))
+            } else {
+                None
+            };
+            seen.push(name);
+            Some((path, wrong?))
+        })
+        .collect();
+    for (path, wrong) in wrong {
+        check.key(Code::BadValue, &path, wrong, "write each name once");
     }
 }
 

@@ -1,7 +1,12 @@
 //! `allow` and `deny`: each entry must have a path on which it could match.
 
+use std::collections::BTreeMap;
+
+use zeugma_core::snapshot::ValuePattern;
+
 use super::Checker;
 use super::backends::empty;
+use super::http_rules::{FIELDS_MAX, at_most, header_name, matched_header, one_spelling};
 use crate::error::{Code, Finding};
 use crate::model::scalar::Text;
 use crate::model::{Document, InboundSpec, MeshRoute, Model, ProtocolSpec, RoleSpec, RuleSpec};
@@ -112,6 +117,7 @@ fn references(
         ("sources", rule.sources.as_ref().map(Vec::len)),
         ("methods", rule.methods.as_ref().map(Vec::len)),
         ("paths", rule.paths.as_ref().map(Vec::len)),
+        ("headers", rule.headers.as_ref().map(BTreeMap::len)),
     ];
     for (field, len) in lists {
         if len == Some(0) {
@@ -123,8 +129,11 @@ fn references(
             Code::Unsafe,
             path,
             "an entry without fields would match everyone".to_owned(),
-            "say whom: `from`, `via`, `listeners`, `sources`, `methods` or `paths`",
+            "say whom: `from`, `via`, `listeners`, `sources`, `methods`, `paths` or `headers`",
         );
+    }
+    if let Some(headers) = &rule.headers {
+        asked_headers(check, headers, &format!("{path}.headers"));
     }
     let via = rule.via.iter().flatten();
     let peers = via.filter_map(|name| model.peer(&name.0.0));
@@ -132,6 +141,24 @@ fn references(
         attested(model, check, rule, path);
     });
     is_known
+}
+
+fn asked_headers(
+    check: &mut Checker<'_, MeshRoute>,
+    headers: &BTreeMap<String, Vec<Text<ValuePattern>>>,
+    path: &str,
+) {
+    at_most(check, path, "headers", headers.len(), FIELDS_MAX);
+    for (name, values) in headers {
+        let path = format!("{path}.{name}");
+        if values.is_empty() {
+            empty(check, &path);
+        }
+        if let Some(name) = header_name(check, &path, name) {
+            matched_header(check, &path, &name);
+        }
+    }
+    one_spelling(check, path, headers.keys());
 }
 
 /// `via` needs a peer that attests the trust domain of `from`.
@@ -201,7 +228,7 @@ fn attested(model: &Model, check: &mut Checker<'_, MeshRoute>, rule: &RuleSpec, 
 
 fn can_match(check: &mut Checker<'_, MeshRoute>, ways: &[Way], rule: &RuleSpec, path: &str) {
     let needs_identity = rule.from.is_some() || rule.via.is_some();
-    let needs_requests = rule.methods.is_some() || rule.paths.is_some();
+    let needs_requests = rule.methods.is_some() || rule.paths.is_some() || rule.headers.is_some();
     let here: Vec<&Way> = ways
         .iter()
         .filter(|way| {
@@ -252,8 +279,10 @@ fn can_match(check: &mut Checker<'_, MeshRoute>, ways: &[Way], rule: &RuleSpec, 
     } else {
         let field = if rule.methods.is_some() {
             "methods"
-        } else {
+        } else if rule.paths.is_some() {
             "paths"
+        } else {
+            "headers"
         };
         check.no_effect(
             &format!("{path}.{field}"),

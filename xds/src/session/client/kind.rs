@@ -7,6 +7,7 @@ use std::sync::Arc;
 use zeugma_core::time::Time;
 
 use super::super::Kind;
+use super::noted::{Noted, Referred, Tally};
 use super::{Change, Fault, Limits, Name, Notice, Refusal, Resource, read};
 use crate::pb::{self, Status, discovery};
 
@@ -65,9 +66,28 @@ struct Entry {
     is_absent: bool,
     missing_at: Option<Time>,
     expires_at: Option<Time>,
+    /// As it was when it was counted last.
+    noted: Noted,
 }
 
 impl Entry {
+    /// What is to be counted of it.
+    fn to_note(&self, is_wanted: bool) -> Noted {
+        let bytes = self.resources().map(|one| one.body.value.len());
+        let refers = self.resources().map(|one| &one.references);
+        Noted {
+            is_there: self.resources().next().is_some(),
+            bytes: bytes.sum(),
+            has_next: self.next.is_some(),
+            is_unknown: is_wanted && self.is_unknown(),
+            due: [self.missing_at, self.expires_at]
+                .into_iter()
+                .flatten()
+                .min(),
+            refers: refers.filter(|all| !all.is_empty()).cloned().collect(),
+        }
+    }
+
     /// All that it may come to be.
     fn resources(&self) -> impl Iterator<Item = &Resource> {
         [
@@ -163,10 +183,19 @@ fn resource_of(next: Option<&Next>) -> Option<&Resource> {
 pub(super) struct OfKind {
     is_wildcard: bool,
     entries: BTreeMap<Name, Entry>,
+    /// Those that may be otherwise than they were counted.
+    touched: BTreeSet<Name>,
+    /// How those were counted that are no more.
+    ended: Vec<(Name, Noted)>,
+    tally: Tally,
     /// What is asked for by name.
     wanted: BTreeSet<Name>,
+    /// Those that may be neither wanted nor asked for.
+    loose: BTreeSet<Name>,
     /// What was asked for on this stream.
     asked: Option<BTreeSet<Name>>,
+    /// Nothing else is wanted since.
+    is_all_asked: bool,
     /// Of the newest full answer on this stream (P2).
     pub(super) nonce: String,
     /// Of the last full answer that was accepted (P3).
@@ -191,8 +220,13 @@ impl OfKind {
         Self {
             is_wildcard: kind.is_wildcard(),
             entries: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            ended: Vec::new(),
+            tally: Tally::default(),
             wanted: BTreeSet::new(),
+            loose: BTreeSet::new(),
             asked: None,
+            is_all_asked: false,
             nonce: String::new(),
             version: String::new(),
             is_version_void: false,
@@ -208,7 +242,40 @@ impl OfKind {
 
     pub(super) fn hold(&mut self, name: Name, resource: Resource) {
         self.is_known = true;
+        self.touch(&name);
+        if !self.is_wildcard {
+            self.loose.insert(Arc::clone(&name));
+        }
         self.entries.entry(name).or_default().held = Some(resource);
+    }
+
+    fn touch(&mut self, name: &Name) {
+        self.touched.insert(Arc::clone(name));
+    }
+
+    /// One that is counted anew.
+    fn entry_mut(&mut self, name: &Name) -> Option<&mut Entry> {
+        let entry = self.entries.get_mut(name)?;
+        self.touched.insert(Arc::clone(name));
+        Some(entry)
+    }
+
+    /// Counts anew what was touched.
+    pub(super) fn settle(&mut self, referred: &mut Referred) {
+        for (name, was) in std::mem::take(&mut self.ended) {
+            let nothing = Noted::default();
+            self.tally.change(&name, &was, &nothing);
+            referred.change(&was.refers, &nothing.refers);
+        }
+        for name in std::mem::take(&mut self.touched) {
+            let Some(entry) = self.entries.get_mut(&name) else {
+                continue;
+            };
+            let is = entry.to_note(self.wanted.contains(&name));
+            self.tally.change(&name, &entry.noted, &is);
+            referred.change(&entry.noted.refers, &is.refers);
+            entry.noted = is;
+        }
     }
 
     pub(super) fn held(&self) -> impl Iterator<Item = (&Name, &Resource)> {
@@ -224,6 +291,7 @@ impl OfKind {
     /// begin anew (P18).
     pub(super) fn end_stream(&mut self) {
         self.asked = None;
+        self.is_all_asked = false;
         self.is_stale = true;
         self.has_spoken = false;
         if std::mem::take(&mut self.is_version_void) {
@@ -242,6 +310,7 @@ impl OfKind {
         }
         let names: Vec<Name> = self.entries.keys().cloned().collect();
         for name in names {
+            self.touch(&name);
             self.forget(&name);
         }
     }
@@ -275,14 +344,12 @@ impl OfKind {
     }
 
     pub(super) fn is_complete(&self) -> bool {
-        self.is_known
-            && (self.wanted.iter())
-                .all(|name| self.entries.get(name).is_some_and(|one| !one.is_unknown()))
+        self.is_known && self.tally.unknown.is_empty()
     }
 
     pub(super) fn wake(&self) -> Option<Time> {
-        let times = (self.entries.values()).flat_map(|entry| [entry.missing_at, entry.expires_at]);
-        times.flatten().chain(self.known_at).min()
+        let first = self.tally.due.first().map(|(at, _)| *at);
+        first.into_iter().chain(self.known_at).min()
     }
 
     /// Does what is due.
@@ -292,32 +359,31 @@ impl OfKind {
         if is_due(self.known_at) {
             *is_news |= self.know();
         }
-        for (name, entry) in &mut self.entries {
+        let due = self.tally.due.iter().take_while(|(at, _)| *at <= now);
+        let due: BTreeSet<Name> = due.map(|(_, name)| Arc::clone(name)).collect();
+        for name in due {
+            let Some(entry) = self.entry_mut(&name) else {
+                continue;
+            };
             if is_due(entry.missing_at) {
                 entry.missing_at = None;
                 if entry.is_unknown() {
                     entry.next = Some(Next::Missing);
-                    told.push(Notice::Missing(kind, Arc::clone(name)));
+                    told.push(Notice::Missing(kind, Arc::clone(&name)));
                 }
             }
             if is_due(entry.expires_at) {
                 entry.expires_at = None;
                 entry.next = Some(Next::Expired);
-                told.push(Notice::Expired(kind, Arc::clone(name)));
+                told.push(Notice::Expired(kind, name));
             }
         }
         told
     }
 
     /// Resources, and the bytes of all that each of them is or may come to be.
-    pub(super) fn size(&self) -> (usize, usize) {
-        let bytes = |entry: &Entry| entry.resources().map(|one| one.body.value.len()).sum();
-        let sizes = (self.entries.values())
-            .filter(|entry| entry.resources().next().is_some())
-            .map(bytes);
-        sizes.fold((0, 0), |(some, bytes), more: usize| {
-            (some + 1, bytes + more)
-        })
+    pub(super) const fn size(&self) -> (usize, usize) {
+        (self.tally.resources, self.tally.bytes)
     }
 
     /// Takes what a response says.
@@ -341,14 +407,16 @@ impl OfKind {
     }
 
     pub(super) fn has_next(&self) -> bool {
-        self.entries.values().any(|entry| entry.next.is_some())
+        !self.tally.next.is_empty()
     }
 
     /// What is to be handed on.
     pub(super) fn take_next(&mut self) -> Vec<(Name, Change)> {
         let mut taken = Vec::new();
-        for (name, entry) in &mut self.entries {
-            if let Some(next) = entry.next.take() {
+        for name in self.tally.next.clone() {
+            if let Some(entry) = self.entry_mut(&name)
+                && let Some(next) = entry.next.take()
+            {
                 let change = match &next {
                     Next::Put(resource) => Change::Put(resource.clone()),
                     Next::Removed | Next::Expired | Next::Unwanted => Change::Removed,
@@ -357,7 +425,7 @@ impl OfKind {
                 };
                 entry.applying = Some(next);
                 entry.refused = None;
-                taken.push((Arc::clone(name), change));
+                taken.push((name, change));
             }
         }
         taken
@@ -366,7 +434,7 @@ impl OfKind {
     /// What was handed on was judged.
     pub(super) fn judged(&mut self, name: &Name, refusal: Option<Refusal>) {
         let is_over = self.asked.is_none();
-        let Some(entry) = self.entries.get_mut(name) else {
+        let Some(entry) = self.entry_mut(name) else {
             return;
         };
         match (entry.applying.take(), refusal) {
@@ -413,7 +481,7 @@ impl OfKind {
     /// What was acknowledged while it waited is refused; why, if that is news.
     pub(super) fn refused_late(&mut self, name: &Name, refusal: Refusal) -> Option<String> {
         let is_over = self.asked.is_none();
-        let entry = self.entries.get_mut(name)?;
+        let entry = self.entry_mut(name)?;
         let body = |of: Option<&Resource>| of.map(|of| Arc::clone(&of.body));
         if body(entry.held.as_ref()) == body(refusal.good.as_ref()) {
             // It was told of before.
@@ -432,7 +500,7 @@ impl OfKind {
 
     /// What was refused serves; whether it was known to be aside.
     pub(super) fn revived(&mut self, name: &Name) -> bool {
-        let Some(entry) = self.entries.get_mut(name) else {
+        let Some(entry) = self.entry_mut(name) else {
             return false;
         };
         let Some(resource) = entry.aside.take() else {
@@ -446,7 +514,7 @@ impl OfKind {
 
     /// What was to go and stayed is gone; whether it was known to stay.
     pub(super) fn gone(&mut self, name: &Name) -> bool {
-        let Some(entry) = self.entries.get_mut(name) else {
+        let Some(entry) = self.entry_mut(name) else {
             return false;
         };
         if !std::mem::take(&mut entry.is_staying) {
@@ -466,27 +534,36 @@ impl OfKind {
         let is_empty = (self.entries.get(name)).is_some_and(|entry| {
             entry.resources().next().is_none() && entry.next.is_none() && entry.applying.is_none()
         });
-        if is_empty && !self.wanted.contains(name) {
-            self.entries.remove(name);
+        if is_empty
+            && !self.wanted.contains(name)
+            && let Some(entry) = self.entries.remove(name)
+        {
+            self.ended.push((Arc::clone(name), entry.noted));
         }
     }
 
-    pub(super) fn references(&self) -> impl Iterator<Item = &(Kind, Name)> {
-        (self.entries.values())
-            .flat_map(Entry::resources)
-            .flat_map(|resource| resource.references.iter())
+    /// Wants one.
+    pub(super) fn want(&mut self, name: Name) {
+        self.is_all_asked = false;
+        self.touch(&name);
+        let entry = self.entries.entry(Arc::clone(&name)).or_default();
+        if entry.next == Some(Next::Unwanted) {
+            let is_over = self.asked.is_none() && entry.is_open();
+            entry.next = is_over.then_some(Next::Withdrawn);
+        }
+        self.wanted.insert(name);
     }
 
-    /// Wants just these; tells what was refused, and is of no interest any more.
-    pub(super) fn want(&mut self, wanted: BTreeSet<Name>) -> Vec<Name> {
-        self.wanted = wanted;
-        for name in &self.wanted {
-            let entry = self.entries.entry(Arc::clone(name)).or_default();
-            if entry.next == Some(Next::Unwanted) {
-                let is_over = self.asked.is_none() && entry.is_open();
-                entry.next = is_over.then_some(Next::Withdrawn);
-            }
-        }
+    /// Wants one no more.
+    pub(super) fn want_no_more(&mut self, name: Name) {
+        self.is_all_asked = false;
+        self.touch(&name);
+        self.wanted.remove(&name);
+        self.loose.insert(name);
+    }
+
+    /// What was refused, and is of no interest any more.
+    pub(super) fn forget_faults(&mut self) -> Vec<Name> {
         let is_wanted = |name: &Name| self.wanted.contains(name) || name.starts_with('#');
         let no_more = self.faulty.iter().filter(|name| !is_wanted(name));
         let no_more: Vec<Name> = no_more.cloned().collect();
@@ -504,12 +581,12 @@ impl OfKind {
         }
         let is_asked =
             |name: &Name| (self.asked.as_ref()).is_some_and(|asked| asked.contains(name));
-        let unwanted: Vec<Name> = (self.entries.keys())
+        let unwanted: Vec<Name> = (self.loose.iter())
             .filter(|name| !self.wanted.contains(*name) && !is_asked(name))
             .cloned()
             .collect();
         for name in unwanted {
-            let Some(entry) = self.entries.get_mut(&name) else {
+            let Some(entry) = self.entry_mut(&name) else {
                 continue;
             };
             entry.missing_at = None;
@@ -520,6 +597,8 @@ impl OfKind {
             }
             self.forget(&name);
         }
+        let (entries, wanted) = (&self.entries, &self.wanted);
+        (self.loose).retain(|name| entries.contains_key(name) && !wanted.contains(name));
     }
 
     /// A full answer was accepted.
@@ -541,7 +620,7 @@ impl OfKind {
             None if self.is_wildcard => Some((Vec::new(), Vec::new())),
             None if self.wanted.is_empty() => None,
             None => Some((names(self.wanted.iter().collect()), Vec::new())),
-            Some(asked) if *asked == self.wanted => None,
+            Some(asked) if self.is_all_asked || *asked == self.wanted => None,
             Some(asked) => Some((
                 names(self.wanted.difference(asked).collect()),
                 names(asked.difference(&self.wanted).collect()),
@@ -550,7 +629,10 @@ impl OfKind {
     }
 
     pub(super) fn note_asked(&mut self) {
-        self.asked = Some(self.wanted.clone());
+        if self.asked.is_none() || !self.is_all_asked {
+            self.asked = Some(self.wanted.clone());
+            self.is_all_asked = true;
+        }
     }
 
     /// What was just asked for and is not known is missing by then (P18).
@@ -558,8 +640,8 @@ impl OfKind {
         if !self.is_known {
             self.known_at.get_or_insert(at);
         }
-        for name in &self.wanted {
-            if let Some(entry) = self.entries.get_mut(name)
+        for name in self.tally.unknown.clone() {
+            if let Some(entry) = self.entry_mut(&name)
                 && entry.is_unknown()
             {
                 entry.missing_at.get_or_insert(at);
@@ -639,6 +721,25 @@ impl OfKind {
         );
         // It is quadratic.
         if cfg!(debug_assertions) && self.entries.len() < 100 {
+            let mut tally = Tally::default();
+            for (name, entry) in &self.entries {
+                let is = entry.to_note(self.wanted.contains(name));
+                tally.change(name, &Noted::default(), &is);
+            }
+            debug_assert_eq!(self.tally, tally, "all is counted");
+            debug_assert_eq!(
+                (self.touched.len(), self.ended.len()),
+                (0, 0),
+                "nothing was touched since"
+            );
+            let mut loose = self
+                .entries
+                .keys()
+                .filter(|name| !self.wanted.contains(*name));
+            debug_assert!(
+                self.is_wildcard || loose.all(|name| self.loose.contains(name)),
+                "what nobody wants is loose"
+            );
             for (name, entry) in &self.entries {
                 let is_under_way = under_way.iter().any(|(of, one)| *of == kind && one == name);
                 debug_assert_eq!(
@@ -730,6 +831,7 @@ impl Taking<'_> {
         self.names.insert(Arc::clone(&name));
         let version = version.map_or_else(|| resource.version.as_str().into(), Arc::clone);
         let expires_at = pb::from_duration(resource.ttl.as_ref()).map(|ttl| self.now + ttl);
+        self.of.touch(&name);
         let entry = self.of.entries.entry(Arc::clone(&name)).or_default();
         let Some(body) = resource.resource else {
             // P44: a heartbeat.
@@ -800,7 +902,7 @@ impl Taking<'_> {
         if self.of.faulty.contains(&name) {
             self.names.insert(Arc::clone(&name));
         }
-        let Some(entry) = self.of.entries.get_mut(&name) else {
+        let Some(entry) = self.of.entry_mut(&name) else {
             return;
         };
         entry.missing_at = None;
@@ -836,7 +938,7 @@ impl Taking<'_> {
             if detail.code == NOT_FOUND {
                 self.removed(&name);
             }
-            let known = self.of.entries.get_mut(name.as_str());
+            let known = self.of.entry_mut(&name.as_str().into());
             if detail.code == DENIED
                 && let Some(entry) = known.filter(|entry| entry.is_unknown())
             {

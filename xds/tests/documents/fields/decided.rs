@@ -153,12 +153,16 @@ impl World {
 
     /// The same with this header, and the rule that it is for before where it ends up.
     pub(super) fn rule_of(&self, method: &str, path: &str, header: (&str, &str)) -> String {
-        let has = |name: &str, value: &str| (name, value) == header;
+        let each = |name: &str, tell: &mut dyn FnMut(&[u8])| {
+            if name == header.0 {
+                tell(header.1.as_bytes());
+            }
+        };
         let request = Request {
             authority: ORDERS,
             method,
             path,
-            headers: Headers(&has),
+            headers: Headers(&each),
         };
         let snapshot = self.snapshot();
         let shares = Shares::all_healthy(snapshot);
@@ -178,6 +182,23 @@ impl World {
                 format!("{other:?}")
             }
         }
+    }
+
+    /// A plaintext request to listener `apps` with `x-a: 1`.
+    pub(super) fn with_header(&self) -> String {
+        let each = |name: &str, tell: &mut dyn FnMut(&[u8])| {
+            if name == "x-a" {
+                tell(b"1");
+            }
+        };
+        let request = Request {
+            authority: ORDERS,
+            method: "GET",
+            path: "/",
+            headers: Headers(&each),
+        };
+        let (source, wants) = ("127.0.0.1", Wants::Request(request));
+        self.decided("apps", source, Evidence::Network, wants)
     }
 
     /// A plaintext request to listener `apps`.

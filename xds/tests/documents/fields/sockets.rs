@@ -3,6 +3,7 @@
 
 const FAILOVER: &str = "data_fields::each_field_of_failover_alone_decides_who_answers";
 const RULES: &str = "data_fields::each_field_of_authorization_alone_decides_who_is_answered";
+const HEADERS: &str = "security_headers::each_field_of_a_header_rule_alone_decides_who_is_answered";
 
 /// The field, below `MeshRoute.spec`, and the test.
 pub(super) const SHOWN: &[(&str, &str)] = &[
@@ -56,12 +57,14 @@ pub(super) const SHOWN: &[(&str, &str)] = &[
     ("allow[].sources", RULES),
     ("allow[].methods", RULES),
     ("allow[].paths", RULES),
+    ("allow[].headers.*", HEADERS),
     ("deny[].from", RULES),
     ("deny[].via", RULES),
     ("deny[].listeners", RULES),
     ("deny[].sources", RULES),
     ("deny[].methods", RULES),
     ("deny[].paths", RULES),
+    ("deny[].headers.*", HEADERS),
     ("policy", RULES),
     ("export.to", RULES),
 ];

@@ -69,6 +69,9 @@ fn gateway() -> Vec<Row> {
         row("east-gw", "spec.svid.files.crls", "", "crls/").seen_by("security_revocation::a_revoked_certificate_is_refused_in_the_handshake_by_a_rule_of_its_own"),
         row("east-gw", "spec.svid.files.denied", "", "denied").seen_by("security_revocation::a_denied_identity_is_refused_in_the_handshake_and_let_in_again_when_it_is_taken_off"),
         row("east-gw", "spec.svid.workloadApi", "'unix:///run/a.sock'", "'unix:///run/b.sock'").given("east-gw", "spec.svid.files", "").seen_by("security_workload::another_socket_is_taken_up_without_a_restart_and_so_are_files"),
+        row("east-gw", "spec.svid.sds.address", "'unix:///run/a.sock'", "'unix:///run/b.sock'").given("east-gw", "spec.svid.files", "").seen_by("security_secrets::other_secrets_and_another_service_are_taken_up_without_a_restart"),
+        row("east-gw", "spec.svid.sds.svid", "", "gateway").given("east-gw", "spec.svid.files", "").given("east-gw", "spec.svid.sds.address", "'unix:///run/a.sock'").seen_by("security_secrets::other_secrets_and_another_service_are_taken_up_without_a_restart"),
+        row("east-gw", "spec.svid.sds.bundles", "", "[own]").given("east-gw", "spec.svid.files", "").given("east-gw", "spec.svid.sds.address", "'unix:///run/a.sock'").seen_by("security_secrets::other_secrets_and_another_service_are_taken_up_without_a_restart"),
         row("east-gw", "spec.svid.denied", "", "denied").given("east-gw", "spec.svid.files", "").given("east-gw", "spec.svid.workloadApi", "'unix:///run/a.sock'").seen_by("security_workload::an_identity_on_the_deny_list_is_refused_whatever_the_agent_says"),
         row("east-gw", "spec.listeners.apps.address", "127.0.0.1:15001", "127.0.0.1:15002").seen_by("control_listeners::listeners_are_renamed_and_swap_their_addresses_without_closing_a_socket"),
         row("east-gw", "spec.listeners.apps.role", "workloads", "mesh").given("canary", "spec.export.to", "['*']").given("other", "spec.export.to", "['*']").decides(|w| w.plaintext("apps"), "http", "not-tls"),
@@ -844,6 +847,11 @@ fn rules() -> Vec<Row> {
         ),
         row("orders", "spec.allow[0].methods", "", "[GET]").decides(post, ALL, "not-allowed"),
         row("orders", "spec.allow[0].paths", "", "[/v2/*]").decides(post, ALL, "not-allowed"),
+        row("orders", "spec.allow[0].headers.x-a", "['1']", "['2']").decides(
+            World::with_header,
+            ALL,
+            "not-allowed",
+        ),
         row(
             "orders",
             "spec.deny[0].from",
@@ -874,6 +882,11 @@ fn rules() -> Vec<Row> {
         .decides(from_lan, ALL, "denied"),
         row("orders", "spec.deny[0].methods", "[PUT]", "[POST]").decides(post, ALL, "denied"),
         row("orders", "spec.deny[0].paths", "[/v2/*]", "[/v1/*]").decides(post, ALL, "denied"),
+        row("orders", "spec.deny[0].headers.x-a", "['2']", "['1']").decides(
+            World::with_header,
+            ALL,
+            "denied",
+        ),
     ]
 }
 

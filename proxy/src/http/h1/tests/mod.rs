@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Connection, Error, Served};
 use crate::http::body::{BodyError, Outgoing};
+use crate::transport::Readable;
 
 /// What a head may be long in these tests.
 const HEAD_BYTES_MAX: usize = 4096;
@@ -102,6 +103,8 @@ impl AsyncRead for Script {
         Poll::Ready(Ok(()))
     }
 }
+
+impl Readable for Script {}
 
 impl AsyncWrite for Script {
     fn poll_write(

@@ -1,0 +1,102 @@
+//! What is counted of all that a session has: kept up to date by those that were touched, so that what
+//! one resource changes costs the same beside ten thousand as beside ten.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use zeugma_core::time::Time;
+
+use super::super::Kind;
+use super::{Name, References};
+
+/// What is counted of one resource.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Noted {
+    /// Whether there is a body of it.
+    pub(super) is_there: bool,
+    /// Those of all that it is or may come to be.
+    pub(super) bytes: usize,
+    pub(super) has_next: bool,
+    /// It is wanted, and nothing is known of it.
+    pub(super) is_unknown: bool,
+    /// When something is to be done about it.
+    pub(super) due: Option<Time>,
+    pub(super) refers: Vec<References>,
+}
+
+/// What is counted of one kind.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Tally {
+    pub(super) resources: usize,
+    pub(super) bytes: usize,
+    pub(super) next: BTreeSet<Name>,
+    pub(super) unknown: BTreeSet<Name>,
+    pub(super) due: BTreeSet<(Time, Name)>,
+}
+
+impl Tally {
+    /// Counts one as it is, and no more as it was.
+    pub(super) fn change(&mut self, name: &Name, was: &Noted, is: &Noted) {
+        self.resources = self.resources - usize::from(was.is_there) + usize::from(is.is_there);
+        self.bytes = self.bytes - was.bytes + is.bytes;
+        for (all, was, is) in [
+            (&mut self.next, was.has_next, is.has_next),
+            (&mut self.unknown, was.is_unknown, is.is_unknown),
+        ] {
+            match (was, is) {
+                (false, true) => drop(all.insert(name.clone())),
+                (true, false) => drop(all.remove(name)),
+                (false, false) | (true, true) => {}
+            }
+        }
+        if was.due != is.due {
+            if let Some(at) = was.due {
+                self.due.remove(&(at, name.clone()));
+            }
+            self.due.extend(is.due.map(|at| (at, name.clone())));
+        }
+    }
+}
+
+/// How often each name is referred to.
+#[derive(Debug, Default)]
+pub(super) struct Referred {
+    times: BTreeMap<(Kind, Name), usize>,
+    /// Those of which the first or the last came or went.
+    changed: BTreeSet<(Kind, Name)>,
+}
+
+impl Referred {
+    /// Counts what one refers to, and no more what it referred to.
+    pub(super) fn change(&mut self, was: &[References], is: &[References]) {
+        if was == is {
+            return;
+        }
+        for to in is.iter().flat_map(|all| all.iter()) {
+            let times = self.times.entry(to.clone()).or_default();
+            *times += 1;
+            if *times == 1 {
+                self.changed.insert(to.clone());
+            }
+        }
+        for to in was.iter().flat_map(|all| all.iter()) {
+            if let Some(times) = self.times.get_mut(to) {
+                *times -= 1;
+                if *times == 0 {
+                    self.times.remove(to);
+                    self.changed.insert(to.clone());
+                }
+            }
+        }
+    }
+
+    /// Those that may be referred to otherwise than before, and whether they are referred to.
+    pub(super) fn take_changed(&mut self) -> Vec<((Kind, Name), bool)> {
+        let changed = std::mem::take(&mut self.changed).into_iter();
+        changed
+            .map(|key| {
+                let is_referred_to = self.times.contains_key(&key);
+                (key, is_referred_to)
+            })
+            .collect()
+    }
+}
