@@ -29,8 +29,8 @@ use zeugma_core::identity::TrustDomain;
 use zeugma_core::names::HostPattern;
 use zeugma_core::rules::{HttpRule, Match, Part, RuleTimeouts, Rules};
 use zeugma_core::snapshot::{
-    Cluster, ClusterIx, Export, HostTable, Inbound, Listener, Mirror, Policy, Protocol, Rule,
-    Service, ServiceIx,
+    Cluster, ClusterIx, Export, HashOn, HostTable, Inbound, Listener, Mirror, Policy, Protocol,
+    Rule, Service, ServiceIx,
 };
 
 use self::at::At;
@@ -170,11 +170,7 @@ impl Set<'_, '_> {
                     idle,
                     hash,
                 } => {
-                    let way = Use {
-                        as_it_is: chain.tls == Tls::Passed,
-                        idle: *idle,
-                        hash: self.hash(cluster, hash.as_ref()),
-                    };
+                    let way = self.bytes_way(&chain.tls, cluster, (*idle, hash.as_ref()));
                     found.insert((cluster.clone(), way));
                 }
                 ChainTo::Http { routes, idle, .. } => {
@@ -214,15 +210,26 @@ impl Set<'_, '_> {
     }
 
     /// What a key is made of, where one is asked for.
-    fn hash(
-        &self,
-        cluster: &str,
-        said: Option<&zeugma_core::snapshot::HashOn>,
-    ) -> Option<zeugma_core::snapshot::HashOn> {
+    fn hash(&self, cluster: &str, said: Option<&HashOn>) -> Option<HashOn> {
         let template = self.templates.get(cluster)?.as_ref()?;
         said.filter(|_| template.is_by_key()).cloned()
     }
 
+    /// How a chain of bytes uses a cluster.
+    fn bytes_way(
+        &self,
+        tls: &Tls,
+        cluster: &str,
+        (idle, hash): (Duration, Option<&HashOn>),
+    ) -> Use {
+        Use {
+            as_it_is: *tls == Tls::Passed,
+            idle,
+            hash: self.hash(cluster, hash),
+        }
+    }
+
+    /// How a route does.
     fn way(&self, cluster: &str, route: &ReadRoute, idle: Duration) -> Use {
         Use {
             as_it_is: false,
@@ -375,11 +382,8 @@ impl Maker<'_, '_, '_> {
                 idle,
                 hash,
             } => {
-                let way = Use {
-                    as_it_is: chain.tls == Tls::Passed,
-                    idle: *idle,
-                    hash: self.set.hash(cluster, hash.as_ref()),
-                };
+                let said = (*idle, hash.as_ref());
+                let way = self.set.bytes_way(&chain.tls, cluster, said);
                 let blame = (Kind::Listener, self.listener);
                 let to = self.cluster(cluster, way, (blame, &chain.place))?;
                 let inbound = match chain.tls {
