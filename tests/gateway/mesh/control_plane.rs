@@ -526,7 +526,11 @@ async fn full(
                 if !request.response_nonce.is_empty() {
                     unanswered.remove(&request.type_url);
                 }
-                let names = request.resource_names.iter().cloned().collect();
+                let names: BTreeSet<String> = request.resource_names.iter().cloned().collect();
+                // P12
+                if asked.get(&request.type_url) != Some(&names) {
+                    said.remove(&request.type_url);
+                }
                 asked.insert(request.type_url.clone(), names);
                 shared.hear(Heard {
                     kind: request.type_url,

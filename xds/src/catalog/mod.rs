@@ -5,11 +5,11 @@
 //! content by the same version.
 
 mod grpc;
+mod index;
 mod memo;
 mod pack;
-mod quick;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -20,9 +20,9 @@ use crate::fnv::Fnv;
 use crate::plane::View;
 use crate::session::Kind;
 
+pub(crate) use self::index::Index;
 pub(crate) use self::memo::Memo;
 pub(crate) use self::pack::{Flavor, catalog};
-use self::quick::BuildQuick;
 
 /// Of content: equal for equal content alone, as far as 64 bits go.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -232,30 +232,6 @@ impl Store {
     }
 }
 
-/// Where each name of a shelf stands.
-#[derive(Debug)]
-pub(crate) struct Index {
-    places: HashMap<Arc<str>, usize, BuildQuick>,
-    names: Vec<Arc<str>>,
-}
-
-impl Index {
-    fn of(list: &[Arc<Resource>]) -> Self {
-        let names: Vec<Arc<str>> = list.iter().map(|one| Arc::clone(&one.name)).collect();
-        let places = names.iter().cloned().zip(0..).collect();
-        Self { places, names }
-    }
-
-    pub(crate) fn place(&self, name: &str) -> Option<usize> {
-        self.places.get(name).copied()
-    }
-
-    /// In their places.
-    pub(crate) fn names(&self) -> &[Arc<str>] {
-        &self.names
-    }
-}
-
 /// The resources of one type, in the order of their names.
 pub(crate) struct Shelf {
     list: Vec<Arc<Resource>>,
@@ -307,11 +283,13 @@ impl Shelf {
         } else {
             Version::of(fnv)
         };
+        let names = || list.iter().map(|one| Arc::clone(&one.name)).collect();
         let index = before.map(|before| &before.index);
-        let index = index.filter(|index| (index.names.iter()).eq(list.iter().map(|one| &one.name)));
+        let index =
+            index.filter(|index| (index.names().iter()).eq(list.iter().map(|one| &one.name)));
         Self {
             versions: list.iter().map(|one| one.version).collect(),
-            index: index.map_or_else(|| Arc::new(Index::of(&list)), Arc::clone),
+            index: index.map_or_else(|| Arc::new(Index::of(names())), Arc::clone),
             list,
             version,
             differences: Mutex::default(),
@@ -335,6 +313,11 @@ impl Shelf {
     /// Where a resource stands.
     pub(crate) fn index_of(&self, name: &str) -> Option<usize> {
         self.index.place(name)
+    }
+
+    /// The same for who asks for many in their order.
+    pub(crate) fn index_of_near(&self, next: usize, name: &str) -> Option<usize> {
+        self.index.place_near(next, name)
     }
 
     pub(crate) fn at(&self, at: usize) -> Option<&Arc<Resource>> {

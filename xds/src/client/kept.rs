@@ -50,8 +50,11 @@ pub enum Keep {
 pub struct More {
     at: u64,
     /// Nothing: there is no such resource any more.
-    changes: BTreeMap<Key, Option<(Arc<str>, Arc<Any>)>>,
+    changes: BTreeMap<Key, Option<Versioned>>,
 }
+
+/// A resource, and its version.
+type Versioned = (Arc<str>, Arc<Any>);
 
 /// What was written, as far as who says what is to be can know.
 #[derive(Debug, Default)]

@@ -48,7 +48,7 @@ impl Packed<'_> {
                 let decoded = decoded(any, |name| self.endpoints.get(name).copied());
                 let read = |(meta, cluster): Decoded| match meta {
                     Some(meta) => Ok(ReadCluster::read(&cluster, meta, &ingest.names)),
-                    None => Err(cluster),
+                    None => Err(Box::new(cluster)),
                 };
                 (name, decoded.map(read))
             });
@@ -56,7 +56,7 @@ impl Packed<'_> {
             for (name, read) in read {
                 match ingest.errors.keep(Kind::Cluster, name, read) {
                     Some(Ok(read)) => ours.push(read),
-                    Some(Err(cluster)) => strange.clusters.push((name, cluster)),
+                    Some(Err(cluster)) => strange.clusters.push((name, *cluster)),
                     None => {}
                 }
             }

@@ -263,9 +263,8 @@ impl Server {
     /// What nodes there are, and what they took.
     #[must_use]
     pub fn nodes(&self) -> serde_json::Value {
-        let mut nodes = self.shared.standings.to_json(self.shared.now());
-        nodes["load"] = lock(&self.shared.loads).to_json();
-        nodes
+        let load = lock(&self.shared.loads).to_json();
+        self.shared.standings.to_json(self.shared.now(), load)
     }
 
     /// The metrics, in Prometheus' text format.

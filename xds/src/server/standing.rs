@@ -286,11 +286,11 @@ impl Standings {
         }
     }
 
-    pub(super) fn to_json(&self, now: Time) -> Value {
+    pub(super) fn to_json(&self, now: Time, load: Value) -> Value {
         let streams = lock(&self.streams);
         let known = streams.all.values().filter(|one| one.node.is_some());
         let nodes: Vec<Value> = known.map(|one| one.to_json(now)).collect();
-        json!({ "nodes": nodes })
+        json!({ "nodes": nodes, "load": load })
     }
 
     /// Classic text: no prometheus type leaves the gateway's metrics.

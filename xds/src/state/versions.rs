@@ -29,7 +29,7 @@ impl Versions {
         } = snapshot;
         let clusters: Vec<&Cluster> = clusters.iter().map(|cluster| &**cluster).collect();
         Self {
-            clusters: parallel::map(clusters, |cluster| of(cluster)),
+            clusters: parallel::map(clusters, of),
             others: [of(node), of(peers), of(services), of(listeners)],
         }
     }

@@ -77,10 +77,13 @@ async fn p48_what_each_node_was_sent_and_took_is_told() {
     let clusters = &all[0].generic_xds_configs[0];
     assert_eq!(clusters.version_info, first.system_version_info);
 
-    let fetch = async |request: ClientStatusRequest| {
-        let mut client = status(&served).await;
-        let answer = client.fetch_client_status(request).await;
-        answer.map(|answer| answer.into_inner().config.len())
+    let asked = &served;
+    let fetch = |request: ClientStatusRequest| {
+        Box::pin(async move {
+            let mut client = status(asked).await;
+            let answer = client.fetch_client_status(request).await;
+            answer.map(|answer| answer.into_inner().config.len())
+        })
     };
     for (pattern, any_case, nodes) in [
         (MatchPattern::Exact("east-gw/2".to_owned()), false, 1),

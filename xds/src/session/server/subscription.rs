@@ -260,13 +260,15 @@ impl Subscription {
         }
         let has = Has::of(if is_first { known } else { &[] }, shelf);
         self.names.follow(shelf);
+        let mut next = 0;
         for name in subscribe {
             if name == ALL {
                 self.is_wildcard = true;
                 self.owes_answer = true;
                 continue;
             }
-            let at = shelf.index_of(&name);
+            let at = shelf.index_of_near(next, &name);
+            next = at.map_or(next, |at| at + 1);
             match at.filter(|at| has.it(*at)) {
                 Some(at) => self.names.insert_at(at),
                 None => {
@@ -513,8 +515,10 @@ impl Has {
             return Self(Vec::new());
         }
         let mut has = vec![false; shelf.len()];
+        let mut next = 0;
         for (name, version) in known {
-            let at = shelf.index_of(name);
+            let at = shelf.index_of_near(next, name);
+            next = at.map_or(next, |at| at + 1);
             let is_it = |at: &usize| shelf.version_at(*at).is_some_and(|of| of.is(version));
             if let Some(has) = at.filter(is_it).and_then(|at| has.get_mut(at)) {
                 *has = true;
