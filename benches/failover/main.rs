@@ -11,7 +11,6 @@
 )]
 #![expect(
     clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
     reason = "a wrong index or figure ends the run, as any wrong answer does"
 )]
 

@@ -14,7 +14,7 @@ pub(crate) fn free_port() -> Result<SocketAddr> {
     for _ in 0..COUNT {
         let turn = NEXT.fetch_add(1, Ordering::Relaxed);
         // Two runs on one machine begin at different places.
-        let shift = (std::process::id() % u32::from(COUNT)) as u16;
+        let shift = u16::try_from(std::process::id() % u32::from(COUNT))?;
         let port = FIRST + turn.wrapping_add(shift) % COUNT;
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         if TcpListener::bind(address).is_ok() {

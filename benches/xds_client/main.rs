@@ -10,10 +10,6 @@
     clippy::print_stdout,
     reason = "a benchmark talks to the one who runs it"
 )]
-#![expect(
-    clippy::indexing_slicing,
-    reason = "a wrong index ends the run, as any wrong answer does"
-)]
 
 mod client;
 #[path = "../support/machine.rs"]
