@@ -11,8 +11,8 @@
     reason = "a benchmark talks to the one who runs it"
 )]
 #![expect(
-    clippy::indexing_slicing,
-    reason = "a wrong index ends the run, as any wrong answer does"
+    clippy::cast_possible_truncation,
+    reason = "a wrong figure ends the run, as any wrong answer does"
 )]
 
 mod client;
