@@ -189,6 +189,33 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let status = answer.split(' ').nth(1).context("a status")?.parse()?;
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    Ok((status, body.to_owned()))
+    let (head, body) = answer.split_once("\r\n\r\n").context("a head")?;
+    let is_chunked = head
+        .to_ascii_lowercase()
+        .contains("transfer-encoding: chunked");
+    Ok((
+        status,
+        if is_chunked {
+            whole(body)?
+        } else {
+            body.to_owned()
+        },
+    ))
+}
+
+/// A body that came in chunks (RFC 9112 §7.1).
+fn whole(mut chunks: &str) -> Result<String> {
+    let mut body = String::new();
+    loop {
+        let (size, rest) = chunks.split_once("\r\n").context("the size of a chunk")?;
+        let size = usize::from_str_radix(size.trim(), 16)?;
+        if size == 0 {
+            return Ok(body);
+        }
+        body.push_str(rest.get(..size).context("a chunk")?);
+        chunks = rest
+            .get(size..)
+            .and_then(|rest| rest.strip_prefix("\r\n"))
+            .context("its end")?;
+    }
 }
