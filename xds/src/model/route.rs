@@ -712,8 +712,8 @@ pub(crate) struct RuleSpec {
     pub paths: Option<Vec<Text<PathPattern>>>,
     /// Headers of the request, by name, such as `{ x-tenant: [acme, "east-*"] }`: each must be there, with
     /// one of its values. http only; at most 16. Where a request has a header several times, `allow`
-    /// needs each of its values to be named; `deny` needs one, which may also stand in a list with
-    /// commas, in upper or lower case.
+    /// needs each of its values to be named, and `"east-*"` holds of a list with commas only if each value
+    /// in it begins so; `deny` needs one, which may also stand in such a list, in upper or lower case.
     pub headers: Option<BTreeMap<String, Vec<Text<ValuePattern>>>>,
 }
 

@@ -91,6 +91,8 @@ pub(crate) const SENT: &[(&str, &str)] = &[
     ("x-user", "A"),
     ("x-user", "ab"),
     ("x-user", "b,\tAB"),
+    ("x-user", "ab,b"),
+    ("x-user", "ab, a"),
     ("x-team", "a"),
     ("x-team", "1"),
 ];
