@@ -448,6 +448,18 @@ const HEADED: &[(&[&str], Says)] = &[
     (&["x-tenant: axb+c", "x-env: a"], Says::Out),
     (&["x-tenant: acme", "x-tenant: evil", "x-env: a"], Says::Out),
     (&["x-tenant: acme,evil", "x-env: a"], Says::Out),
+    (&["x-tenant: beta-7, admin", "x-env: a"], Says::Out),
+    (&["x-tenant: admin,beta-7", "x-env: a"], Says::Out),
+    (
+        &["x-tenant: beta-7", "x-tenant: admin", "x-env: a"],
+        Says::Out,
+    ),
+    (
+        &["x-tenant: beta-7", "x-tenant: beta-8", "x-env: a"],
+        Says::In,
+    ),
+    (&["x-tenant: beta-7, beta-8", "x-env: a"], Says::In),
+    (&["x-tenant: acme", "x-env: a, b"], Says::In),
     (&["x-tenant: acme", "x-env: a", "x-role: guests"], Says::In),
     (&["x-tenant: acme", "x-env: a", "x-role: tempx"], Says::In),
     (&["x-tenant: acme", "x-env: a", "x-role: GUEST"], Says::Out),
