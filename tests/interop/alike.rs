@@ -670,6 +670,27 @@ fn the_same_yaml_lets_in_the_same_requests_in_envoy() -> Result<()> {
             }
         }
     }
+    // A byte that is not UTF-8 hides nothing. Such a header is read from a file.
+    for (nth, header) in [
+        &b"x-role: \xff, guest"[..],
+        b"x-role: guest,\xff",
+        b"x-role: temp.\xff",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let file = folder.join(format!("header-{nth}"));
+        std::fs::write(&file, [header, b"\n"].concat())?;
+        let file = format!("@{}", file.display());
+        let headers = ["x-tenant: acme", "x-env: a", &file];
+        for who in ["zeugma", "envoy"] {
+            let host = "headed.shop.svc.clusterset.local";
+            let status = both.ask_with(who, None, (host, "GET", "/"), &headers)?;
+            if status != Some(403) {
+                writeln!(wrong, "{who}: {}: {status:?}", header.escape_ascii())?;
+            }
+        }
+    }
     let host = "guarded.shop.svc.clusterset.local";
     for (by, method, path, says) in DECIDED {
         let caller = calls(*by)?;

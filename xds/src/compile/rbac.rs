@@ -314,15 +314,16 @@ pub(crate) fn begin_of_each(regex: &str) -> Option<String> {
     (!begin.is_empty() && each_begins(&begin) == regex).then_some(begin)
 }
 
-/// A value in a list with commas (RE2, which Envoy holds against the whole).
+/// A value in a list with commas (RE2, which Envoy holds against the whole). `\C` is any byte; `.` is none
+/// of what is not UTF-8, with which a caller would hide the rest.
 pub(crate) fn in_a_list(value: &ValuePattern) -> String {
     let (ValuePattern::Exact(text) | ValuePattern::Begins(text)) = value;
     let literal = literal(text);
     let end = match value {
-        ValuePattern::Exact(_) => "[ \\t]*(,.*)?",
-        ValuePattern::Begins(_) => ".*",
+        ValuePattern::Exact(_) => "[ \\t]*(,\\C*)?",
+        ValuePattern::Begins(_) => "\\C*",
     };
-    format!("(?is)(.*,)?[ \\t]*{literal}{end}")
+    format!("(?i)(\\C*,)?[ \\t]*{literal}{end}")
 }
 
 fn literal(text: &str) -> String {
