@@ -463,7 +463,7 @@ impl Exchange {
             let nth = tries.attempts;
             upstream::note_attempt(&worker, cluster, &attempt, nth, &self.context.latest);
             let mut begun = Begun::new(&worker, cluster, attempt, (nth, patience));
-            let tried = match self.hedged_after(cluster) {
+            let tried = match self.hedged_after(cluster, &attempt) {
                 None => (self.try_endpoint(to, &attempt, (nth, patience), source)).await,
                 Some(after) => {
                     let (of, all) = ((to, source), (&mut turns, &mut tries));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::Response;
 use tokio::time::{Instant, sleep_until};
-use zeugma_core::plan::Attempt;
+use zeugma_core::plan::{Attempt, Why};
 use zeugma_core::retry::{RequestLeft, Stop, could_hedge, hedged_after, take_hedge};
 use zeugma_core::snapshot::{Cluster, Failure};
 use zeugma_core::time::Time;
@@ -93,12 +93,13 @@ struct Reached {
 }
 
 impl Exchange {
-    /// After how long one more endpoint is asked, if one is.
-    pub(super) fn hedged_after(&self, cluster: &Cluster) -> Option<Duration> {
+    /// After how long one more endpoint is asked beside this attempt, if one is.
+    pub(super) fn hedged_after(&self, cluster: &Cluster, attempt: &Attempt) -> Option<Duration> {
         let retries = &cluster.policy.retries;
         // Mostly none is, and nothing else is looked at.
         retries.hedge_after?;
-        if self.upgrade.is_some() {
+        // A trial that is given up shows nothing: who is slower than others would never come back.
+        if self.upgrade.is_some() || attempt.why == Why::Trial {
             return None;
         }
         hedged_after(retries, self.method().as_str(), self.sender())
