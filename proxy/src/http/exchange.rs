@@ -145,6 +145,10 @@ pub(super) async fn exchange(
     {
         source.is_led_by(ruled.clone());
     }
+    for of in exchange.held_to(service) {
+        let policy = &to.published.snapshot.service(of).policy;
+        source.is_judged_by(policy.headers_asked());
+    }
     exchange.record.counts(source.clone());
     if let Some(gate) = gate {
         source.keep_back(gate);
