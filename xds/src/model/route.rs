@@ -497,9 +497,9 @@ pub(crate) struct RetriesSpec {
     pub any: Option<bool>,
     /// One more endpoint is asked while the first has not answered; the first good answer is the
     /// caller's, and the other try is given up. It is one of `attempts` and of the `budget`, and nothing
-    /// is sent where no other endpoint is healthy and has room. Only requests of idempotent methods
-    /// (whatever `any` says: both endpoints may do what is asked) that came whole and fit `buffer`; not
-    /// what a peer's gateway sends, which hedges by itself.
+    /// is sent where no other endpoint is healthy and has room. Only requests of safe methods (GET, HEAD,
+    /// OPTIONS and TRACE, whatever `any` says: the other endpoint may still do what is asked, and late) that
+    /// came whole and fit `buffer`; not what a peer's gateway sends, which hedges by itself.
     #[serde(default)]
     pub hedge: HedgeSpec,
 }
