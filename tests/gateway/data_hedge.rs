@@ -141,6 +141,23 @@ async fn where_the_first_fails_the_other_goes_on_and_where_both_fail_the_last_is
 }
 
 #[tokio::test]
+async fn a_retry_that_takes_long_is_not_told_as_one_beside_another() {
+    let (bad, good) = (HttpService::start("bad"), HttpService::start("good"));
+    bad.set(Mode::Status(503));
+    let gateway = gateway(&[&bad, &good], &[HEDGED, NO_EJECTION]).await;
+    for nth in 0..4 {
+        let answer = gateway.get(&format!("/{nth}")).await;
+        assert_eq!(answer.text(), "good");
+        let line = line(&gateway, &format!("/{nth}")).await;
+        assert_eq!(line["reason"], "local", "{line}");
+    }
+    // Each in its turn was the first.
+    assert!(bad.hits() >= 1);
+    assert_eq!(hedges(&gateway, "sent").await, 0.0);
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
 async fn an_answer_that_is_not_tried_again_is_the_callers_at_once() {
     let (one, other) = (HttpService::start("one"), HttpService::start("other"));
     one.set(Mode::Wait);

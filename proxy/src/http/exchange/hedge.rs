@@ -70,6 +70,14 @@ type Of<'a> = (&'a Pinned, &'a Source);
 /// it waits.
 type Shared<'a> = RefCell<&'a mut Exchange>;
 
+/// Whether a try began beside another one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Place {
+    #[default]
+    First,
+    Beside,
+}
+
 /// A try under way, and what it has noted so far.
 struct Running<F> {
     begun: Begun,
@@ -79,6 +87,7 @@ struct Running<F> {
 
 #[derive(Debug, Default)]
 struct Noted {
+    place: Place,
     /// When the endpoint was asked, connecting apart.
     asked_at: Cell<Option<Time>>,
     reached: RefCell<Option<Reached>>,
@@ -118,7 +127,7 @@ impl Exchange {
         let shared = RefCell::new(self);
         let oldest = source.next_nth();
         let began = Instant::now();
-        let mut first = begin(&shared, of, oldest, first);
+        let mut first = begin(&shared, of, oldest, first, Place::First);
         let mut timer = std::pin::pin!(sleep_until(began + after));
         let second = loop {
             tokio::select! {
@@ -142,7 +151,7 @@ impl Exchange {
                 .decided(to, first.end(), tried, tries.attempts);
         };
         let nth = second.nth;
-        let second = begin(&shared, of, oldest, second);
+        let second = begin(&shared, of, oldest, second, Place::Beside);
         let (mut ended, mut tried, mut other) = first.or(second).await;
         let is_final = shared.borrow().is_final(to, &ended.begun, &tried);
         if is_final {
@@ -294,7 +303,7 @@ impl Exchange {
         let credentials = lease.credentials();
         self.goes_to(to, attempt, peer.as_ref(), Some(credentials));
         let mut destination = lease.facts.destination(to, attempt, nth);
-        if nth > 1 {
+        if noted.place == Place::Beside {
             destination = Rc::new(Destination {
                 why: WHY,
                 line: Default::default(),
@@ -356,8 +365,12 @@ fn begin<'r>(
     of: Of<'r>,
     oldest: u32,
     begun: Begun,
+    place: Place,
 ) -> Running<impl Future<Output = Tried>> {
-    let noted = Rc::<Noted>::default();
+    let noted = Rc::new(Noted {
+        place,
+        ..Noted::default()
+    });
     let which = (begun.attempt, begun.nth, begun.patience);
     let run = Box::pin(run(shared, of, oldest, which, Rc::clone(&noted)));
     Running { begun, noted, run }
