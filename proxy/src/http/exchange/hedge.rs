@@ -198,13 +198,14 @@ impl Exchange {
             }
             return None;
         }
+        let before = turns.place();
         let Some(attempt) = turns.next_beside() else {
             metrics.hedged(&cluster.route, "nowhere");
             return None;
         };
         // Another worker may have been first.
         if !take_hedge(&retries, to.budget(), now) {
-            turns.was_not_sent(&attempt);
+            turns.goes_back(before, &attempt);
             metrics.hedged(&cluster.route, "budget");
             return None;
         }
