@@ -245,7 +245,10 @@ impl Exchange {
     ) {
         let (worker, cluster) = (&self.context.worker, to.cluster());
         let endpoint = cluster.endpoint(begun.attempt.endpoint);
-        worker.failed(cluster, &endpoint.key, begun.began);
+        // It was not sent what is shed.
+        if !matches!(tried, Err(TryError::Shed(_) | TryError::Caller)) {
+            worker.failed(cluster, &endpoint.key, begun.began);
+        }
         let failed = match tried {
             Err(TryError::Failed(failed)) => failed,
             Err(TryError::Quiet) => return turns.was_quiet(begun.attempt),
