@@ -499,7 +499,9 @@ pub(crate) struct RetriesSpec {
     /// caller's, and the other try is given up. It is one of `attempts` and of the `budget`, and nothing
     /// is sent where no other endpoint is healthy and has room. Only requests of safe methods (GET, HEAD,
     /// OPTIONS and TRACE, whatever `any` says: the other endpoint may still do what is asked, and late) that
-    /// came whole and fit `buffer`; not what a peer's gateway sends, which hedges by itself.
+    /// came whole and fit `buffer`; not what a peer's gateway sends, which hedges by itself. A try that is
+    /// given up counts as no failure: an endpoint that hangs is found by `health.passive.slow` or by an
+    /// active check.
     #[serde(default)]
     pub hedge: HedgeSpec,
 }
