@@ -96,7 +96,7 @@ pub(crate) const SENT: &[(&str, &str)] = &[
     ("x-team", "a"),
     ("x-team", "1"),
 ];
-const VALUES: &[&str] = &["1", "2", "a", "a*", "*", "b,*", "2, 1"];
+const VALUES: &[&str] = &["1", "2", "a", "a*", "*", "b*", "12"];
 
 /// A configuration that is right.
 pub(crate) fn world(rng: &mut Rng) -> World {
