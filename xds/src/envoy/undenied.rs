@@ -1,6 +1,8 @@
-//! Entries that deny somebody here, and not in Envoy, which does not know whom a gateway calls for.
+//! Entries that keep somebody out here, and not in Envoy, which does not know whom a gateway calls for, and
+//! is content with one line of a header that fits.
 
 use zeugma_core::identity::IdPattern;
+use zeugma_core::snapshot::ValuePattern;
 
 use crate::compile::{Context, Export, export};
 use crate::error::{Code, Finding, Findings};
@@ -11,6 +13,24 @@ use crate::model::{Document, InboundSpec, MeshPeer, MeshRoute, RoleSpec, RuleSpe
 pub(crate) fn undenied(context: Context<'_>) -> Findings {
     let mut findings = Findings::new();
     for route in &context.model.routes {
+        for (at, rule) in route.spec.allow.iter().enumerate() {
+            let is_any = |value: &ValuePattern| matches!(value, ValuePattern::Begins(begin) if begin.is_empty());
+            let values = rule
+                .value
+                .headers
+                .iter()
+                .flatten()
+                .flat_map(|(_, values)| values);
+            if !values.into_iter().all(|value| is_any(&value.0)) {
+                let finding = Finding::error(
+                    Code::Unsafe,
+                    "Envoy is content with one line of a header that fits: there a caller who sends another line beside it is let in",
+                )
+                .help("ask that the header is there (`'*'`), or leave the entry out of what Envoy is to read")
+                .at(route.at_key(&format!("spec.allow[{at}].headers")));
+                findings.push(finding);
+            }
+        }
         for (at, rule) in route.spec.deny.iter().enumerate() {
             if rule.value.via.is_some() {
                 let finding = Finding::error(

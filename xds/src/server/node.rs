@@ -167,7 +167,7 @@ impl Shared {
         let make = AssertUnwindSafe(|| (self.make)(&plane, view, store, catalog.as_deref()));
         let made = catch_unwind(make).unwrap_or_else(|_panic| {
             tracing::error!(
-                code = "ZG1220",
+                code = "ZG0510",
                 gateway = view.gateway,
                 locality = view.locality,
                 "a configuration cannot be compiled; what was made of it last is told"

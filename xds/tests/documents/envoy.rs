@@ -205,3 +205,26 @@ fn of_a_route_that_is_hedged_envoy_hedges_nothing_and_is_said_to() {
         "{finding:?}"
     );
 }
+
+/// What broke: of two lines of a header one was allowed, and Envoy let the request in.
+#[test]
+fn who_is_let_in_by_a_header_s_value_is_no_business_of_envoys() {
+    for (headers, is_let_past) in [
+        ("x-tenant: [acme]", true),
+        ("x-tenant: ['*', 'beta-*']", true),
+        ("x-env: ['*'], x-tenant: ['beta-*']", true),
+        ("x-tenant: ['*']", false),
+    ] {
+        let rest = "protocol: http, backends: [{ endpoints: ['10.0.0.1:80'] }]";
+        let orders = route(
+            "orders",
+            &format!("{rest}, allow: [{{ headers: {{ {headers} }} }}]"),
+        );
+        let told = match compiled(&[&orders], &[OWN]) {
+            Ok(_) => String::new(),
+            Err(findings) => findings.to_string(),
+        };
+        let expected = "one line of a header that fits";
+        assert_eq!(told.contains(expected), is_let_past, "{headers}: {told}");
+    }
+}

@@ -239,6 +239,13 @@ pub(super) const RESOURCES: &[Entry] = &[
         "Raise the limit of open files, or have more servers.",
     ),
     entry(
+        "ZG0510",
+        "a configuration cannot be compiled",
+        &[Log],
+        "The program failed while it compiled what the gateway of the line is told: a defect. Nodes of that gateway are told what was made of it last, or that there is nothing yet; all others are served.",
+        "Please report it with the lines above this one and with the document that changed. To undo that change has it compiled again.",
+    ),
+    entry(
         "ZG0521",
         "the control plane answers",
         &[Log],
@@ -279,12 +286,5 @@ pub(super) const RESOURCES: &[Entry] = &[
         &[Log, Finding],
         "The control plane has given no configuration, and none was kept in `stateDir`. The gateway accepts nothing and is not ready.",
         "See that the control plane answers (ZG0522) and has a MeshGateway of this gateway's name.",
-    ),
-    entry(
-        "ZG1220",
-        "a configuration cannot be compiled",
-        &[Log],
-        "The program failed while it compiled what the gateway of the line is told: a defect. Nodes of that gateway are told what was made of it last, or that there is nothing yet; all others are served.",
-        "Please report it with the lines above this one and with the document that changed. To undo that change has it compiled again.",
     ),
 ];

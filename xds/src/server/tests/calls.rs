@@ -231,7 +231,7 @@ fn fails(
     plane.catalog(view, store, before)
 }
 
-// ZG1220.
+// ZG0510.
 #[tokio::test]
 async fn who_waits_for_what_cannot_be_compiled_is_told_so_and_all_others_are_served() {
     let admission = Admission {
