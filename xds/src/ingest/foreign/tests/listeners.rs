@@ -251,7 +251,16 @@ fn identities_are_named_by_their_whole_or_their_parent() {
             pb::beginning("spiffe://west.example/ca"),
             "matcher.prefix: it must end with `/`",
         ),
-        (pb::beginning("spiffe://"), "matcher.prefix: `spiffe://*`: "),
+        (pb::beginning("spiffe://"), "matcher.prefix: `spiffe://`: "),
+        // To Envoy this is an ID that nobody has.
+        (
+            pb::exactly("spiffe://west.example/*"),
+            "matcher.exact: `spiffe://west.example/*`: ",
+        ),
+        (
+            pb::beginning("spiffe://west.example/*/"),
+            "matcher.prefix: `spiffe://west.example/*/`: ",
+        ),
         (
             pb::exactly("cart.west.example"),
             "matcher.exact: `cart.west.example`: ",
