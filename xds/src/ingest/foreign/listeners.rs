@@ -147,7 +147,7 @@ pub(super) fn read(
             address,
             role: Role::Workloads,
             only: None,
-            hosts: HostTable::default(),
+            hosts: HostTable::literal(),
             sources: Vec::new(),
             handshakes: None,
             proxies,

@@ -509,7 +509,7 @@ impl Maker<'_, '_, '_> {
                 }
             },
         };
-        let mut hosts = HostTable::default();
+        let mut hosts = HostTable::literal();
         let mut first = None;
         for host in &routes.hosts {
             let ix = self.host(host, (filters, idle), passed, blame)?;

@@ -521,8 +521,8 @@ fn http_inside_tls_asks_for_hosts_of_its_own_chain_alone() {
     assert_eq!(by_sni(&snapshot, Some("a.a")), "terminate in/a");
     let get = |chain, authority| inside(&snapshot, (chain, known(CART)), ("GET", authority, "/"));
     assert_eq!(get("in/a", "api.a"), "in/a/h to a");
-    // The listener's own port names none of the service (RFC 9110 §7.2).
-    assert_eq!(get("in/a", "api.a:8443"), "in/a/h to a");
+    // A domain without a port is none of those with one, be it the listener's own.
+    assert_eq!(get("in/a", "api.a:8443"), "misdirected");
     assert_eq!(get("in/a", "other.a"), "misdirected");
     assert_eq!(get("in/b", "api.a"), "in/b/h to b");
     assert_eq!(get("in/b", "other.a"), "in/b/rest to b");
@@ -532,6 +532,51 @@ fn http_inside_tls_asks_for_hosts_of_its_own_chain_alone() {
     assert_eq!(ask, "not-allowed");
     // What does not begin with TLS is let in by nobody's certificate.
     assert_eq!(plain(&snapshot, "a.a", "/"), "not-allowed");
+}
+
+/// `Host: a.b` is no `a.b:8080`, and a server name with a port is none without it.
+#[test]
+fn hosts_are_told_apart_with_their_ports() {
+    let of = |name: &str, domains: &[&str]| host(name, domains, vec![route("/", to("a"))]);
+    let hosts = vec![
+        of("port", &["a.b:8080", "*.c:8080"]),
+        of("bare", &["c.c"]),
+        of("own", &["d.d"]),
+        of("rest", &["*"]),
+    ];
+    let made = chains(vec![chain("a", &[], http(hosts))]);
+    let snapshot = ingest(&[one("a"), made]).unwrap();
+    for (authority, expected) in [
+        ("a.b:8080", "port"),
+        ("a.b", "rest"),
+        ("a.b:81", "rest"),
+        ("c.c", "bare"),
+        ("c.c:8080", "port"),
+        ("d.d", "own"),
+        ("d.d:8443", "rest"),
+    ] {
+        let expected = format!("in/a/{expected} to a");
+        assert_eq!(plain(&snapshot, authority, "/"), expected, "{authority}");
+    }
+    let mut made = listener(vec![
+        chain("a", &["outbound_.80_._.a.b"], tcp("a")),
+        chain("b", &["outbound_.90_._.a.b"], tcp("a")),
+        chain("c", &["outbound_.80_._.c.d"], tcp("a")),
+        chain("d", &["*.d"], tcp("a")),
+    ]);
+    made.default_filter_chain = Some(ended(chain("rest", &[], tcp("a")), west()));
+    let snapshot = ingest(&[one("a"), of_listener(&made)]).unwrap();
+    for (sni, expected) in [
+        ("outbound_.80_._.a.b", "in/a to "),
+        ("outbound_.90_._.a.b", "in/b to "),
+        ("a.b", "terminate in/rest"),
+        ("c.d", "in/d to "),
+        ("outbound_.80_._.c.d", "in/c to "),
+        ("outbound_.81_._.c.d", "in/d to "),
+    ] {
+        let said = by_sni(&snapshot, Some(sni));
+        assert!(said.starts_with(expected), "{sni}: {said}");
+    }
 }
 
 #[test]
