@@ -148,7 +148,7 @@ fn whom_a_context_lets_in_is_what_all_of_it_says() {
         context.match_typed_subject_alt_names.clear();
     }
     let place = "filter_chains[0].transport_socket.typed_config.common_tls_context";
-    let all: [(Change, Result<&[&str], &str>); 10] = [
+    let all: [(Change, Result<&[&str], &str>); 14] = [
         (|_| {}, Ok(&["spiffe://west.example/*"])),
         (
             |common| secret(common, "spiffe://west.example"),
@@ -193,6 +193,26 @@ fn whom_a_context_lets_in_is_what_all_of_it_says() {
         (
             |common| common.tls_certificate_sds_secret_configs[0].name = "web".to_owned(),
             Err(".tls_certificate_sds_secret_configs[0].name: the gateway holds no secret `web`"),
+        ),
+        // It is somebody's of our trust domain, and nothing says that it is ours.
+        (
+            |common| {
+                let name = "spiffe://east.example/ns/shop/sa/cart";
+                common.tls_certificate_sds_secret_configs[0].name = name.to_owned();
+            },
+            Err(".tls_certificate_sds_secret_configs[0].name: the gateway holds no secret"),
+        ),
+        (
+            |common| common.tls_certificate_sds_secret_configs[0].name = "ROOTCA".to_owned(),
+            Err(".tls_certificate_sds_secret_configs[0].name: the gateway holds no secret"),
+        ),
+        (
+            |common| common.alpn_protocols = vec!["h2".to_owned()],
+            Err(".alpn_protocols: [\"h2\"] is not offered"),
+        ),
+        (
+            |common| common.alpn_protocols = vec!["istio".to_owned()],
+            Err(".alpn_protocols: [\"istio\"] is not offered"),
         ),
         (
             |common| {
