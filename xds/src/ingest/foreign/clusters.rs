@@ -760,6 +760,7 @@ fn endpoint(
     };
     let place = at.field("endpoint");
     let place = place.field("address");
+    super::over_tcp(host.address.as_ref(), &place)?;
     let (host, port) = pb::from_address(host.address.as_ref()).map_err(|why| place.why(why))?;
     let named = || Host::parse(&host).map_err(|error| place.why(format!("`{host}`: {error}")));
     let address = match (host.parse(), kind) {

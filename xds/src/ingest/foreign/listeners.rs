@@ -16,7 +16,7 @@ use super::at::At;
 use super::rbac::{Filter, Kind};
 use super::routes::{self, ReadRoutes};
 use super::tls::{Inside, downstream};
-use super::{STREAM_IDLE, duration};
+use super::{STREAM_IDLE, duration, over_tcp};
 use crate::pb::{self, core, hcm, http_rbac, listener, network_rbac, percent, tcp_proxy, tls};
 
 /// Envoy's default.
@@ -87,6 +87,7 @@ pub(super) fn read(
     own: &TrustDomain,
 ) -> Result<ReadListener, String> {
     let at = At::Root;
+    over_tcp(listener.address.as_ref(), &at.field("address"))?;
     let address = pb::from_socket(listener.address.as_ref());
     let address = address.map_err(|why| at.field("address").why(why))?;
     let mut proxies = Vec::new();

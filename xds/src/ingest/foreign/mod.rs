@@ -651,6 +651,20 @@ fn rule(route: &ReadRoute, split: Option<Vec<Part>>) -> HttpRule {
     }
 }
 
+/// Refuses what is not reached by TCP.
+fn over_tcp(address: Option<&core::Address>, at: &At<'_>) -> Result<(), String> {
+    use core::address::Address;
+    use core::socket_address::Protocol;
+
+    let is_tcp = match address.and_then(|address| address.address.as_ref()) {
+        Some(Address::SocketAddress(socket)) => socket.protocol == i32::from(Protocol::Tcp),
+        // That is refused where it is read.
+        Some(_) | None => true,
+    };
+    let at = at.field("socket_address");
+    at.field("protocol").must(is_tcp, "it is not TCP")
+}
+
 /// A duration, which is not negative.
 fn duration(duration: Option<&pb::PbDuration>, at: &At<'_>) -> Result<Option<Duration>, String> {
     match (duration, pb::from_duration(duration)) {

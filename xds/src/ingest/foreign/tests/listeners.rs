@@ -372,8 +372,17 @@ fn what_cannot_be_said_of_a_listener_is_refused_by_its_place() {
     fn matched(one: &mut envoy::Listener) -> &mut envoy::FilterChainMatch {
         one.filter_chains[0].filter_chain_match.as_mut().unwrap()
     }
-    let all: [(Change, &str); 13] = [
+    let all: [(Change, &str); 14] = [
         (|one| one.address = None, "address: "),
+        (
+            |one| {
+                let address = one.address.as_mut().and_then(|one| one.address.as_mut());
+                if let Some(core::address::Address::SocketAddress(socket)) = address {
+                    socket.protocol = core::socket_address::Protocol::Udp.into();
+                }
+            },
+            "address.socket_address.protocol: it is not TCP",
+        ),
         (
             |one| one.address = Some(pb::address("name", 1)),
             "address: `name` is not",
