@@ -21,6 +21,7 @@ mod rbac;
 mod routes;
 mod tls;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -331,6 +332,14 @@ const fn copied(idle: Duration) -> Use {
     }
 }
 
+/// A name as one part of another.
+fn segment(name: &str) -> Cow<'_, str> {
+    if name.contains(['/', '%']) {
+        return name.replace('%', "%25").replace('/', "%2F").into();
+    }
+    name.into()
+}
+
 /// Puts a chain at the names that TLS asks for it by.
 fn door(hosts: &mut HostTable, chain: &ReadChain, ix: ServiceIx) -> Result<(), String> {
     if chain.names.is_empty() {
@@ -457,11 +466,10 @@ impl Maker<'_, '_, '_> {
         outbound: ClusterIx,
         policy: Policy,
     ) -> Service {
-        let chain = format!("{}/{}", self.listener, self.chain.label);
+        let parts = [self.listener, self.chain.label.as_str()];
+        let parts: Vec<_> = parts.into_iter().chain(host).map(segment).collect();
         Service {
-            name: host
-                .map_or_else(|| chain.clone(), |host| format!("{chain}/{host}"))
-                .into(),
+            name: parts.join("/").into(),
             port: self.port,
             ports: 1,
             hosts: self

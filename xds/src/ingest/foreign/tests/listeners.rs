@@ -312,7 +312,7 @@ fn what_no_server_name_asks_for_is_the_chains_that_has_none() {
     let mut made = listener(vec![ended(chain("a", &["a.a"], tcp("a")), west())]);
     made.default_filter_chain = Some(ended(chain("", &[], tcp("b")), west()));
     let snapshot = ingest(&[one("a"), one("b"), of_listener(&made)]).unwrap();
-    assert_eq!(by_sni(&snapshot, None), "terminate in/default");
+    assert_eq!(by_sni(&snapshot, None), "terminate in/rest");
     made.filter_chains[0].filter_chain_match = None;
     let why = refused(&[one("a"), one("b"), of_listener(&made)]);
     assert!(
@@ -324,7 +324,7 @@ fn what_no_server_name_asks_for_is_the_chains_that_has_none() {
 #[test]
 fn a_chain_without_anything_takes_whatever_comes() {
     let snapshot = ingest(&[one("a"), chains(vec![chain("", &[], tcp("a"))])]).unwrap();
-    let to = "in/0 to a|idle 3600000ms";
+    let to = "in/rest to a|idle 3600000ms";
     assert_eq!(decided(&snapshot, super::SOMEBODY, Wants::Plaintext), to);
     assert_eq!(by_sni(&snapshot, Some("x.x")), to);
     let why = refused(&[
@@ -417,7 +417,7 @@ fn what_cannot_be_said_of_a_listener_is_refused_by_its_place() {
         ),
         (
             |one| matched(one).transport_protocol = "raw_buffer".to_owned(),
-            "filter_chains[0].filter_chain_match.transport_protocol: it is not",
+            "filter_chains[0].filter_chain_match.transport_protocol: `raw_buffer` is none",
         ),
         (
             |one| matched(one).destination_port = pb::number(1),
@@ -561,6 +561,37 @@ fn http_inside_tls_asks_for_hosts_of_its_own_chain_alone() {
     assert_eq!(ask, "not-allowed");
     // What does not begin with TLS is let in by nobody's certificate.
     assert_eq!(plain(&snapshot, "a.a", "/"), "not-allowed");
+}
+
+/// Sessions are judged by the chain of the name that they came by.
+#[test]
+fn chains_are_known_by_what_they_are_asked_for_wherever_they_stand() {
+    let mut all = vec![
+        chain("", &["z.a", "b.a"], tcp("a")),
+        chain("", &["c.a"], tcp("a")),
+        chain("same", &["d.a"], tcp("a")),
+        chain("same", &["e.a"], tcp("a")),
+        chain("with/slash", &["f.a"], tcp("a")),
+        chain("", &["outbound_.80_._.g.a"], tcp("a")),
+        ended(chain("", &[], tcp("a")), west()),
+    ];
+    for _ in 0..all.len() {
+        all.rotate_left(1);
+        let snapshot = ingest(&[one("a"), chains(all.clone())]).unwrap();
+        for (sni, expected) in [
+            ("z.a", "in/b.a to "),
+            ("b.a", "in/b.a to "),
+            ("c.a", "in/c.a to "),
+            ("d.a", "in/same#d.a to "),
+            ("e.a", "in/same#e.a to "),
+            ("f.a", "in/with%2Fslash to "),
+            ("outbound_.80_._.g.a", "in/outbound_.80_._.g.a to "),
+            ("h.a", "terminate in/rest"),
+        ] {
+            let said = by_sni(&snapshot, Some(sni));
+            assert!(said.starts_with(expected), "{sni}: {said}");
+        }
+    }
 }
 
 /// `Host: a.b` is no `a.b:8080`, and a server name with a port is none without it.
