@@ -284,7 +284,20 @@ fn header_changes_of_route_host_and_configuration_come_in_this_order() {
         (added("x-a", "", Set), ".header.value: it is empty"),
         (
             added("host", "x", Set),
-            ".header.key: `host` is not changed",
+            ".header.key: `host` is the gateway's own",
+        ),
+        // What we say to those behind us of who calls.
+        (
+            added(
+                "X-Forwarded-Client-Cert",
+                "URI=spiffe://west.example/x",
+                Set,
+            ),
+            ".header.key: `x-forwarded-client-cert` is the gateway's own",
+        ),
+        (
+            added("x-zeugma-route", "x", Set),
+            ".header.key: `x-zeugma-route` is the gateway's own",
         ),
         (
             added(":path", "x", Set),
