@@ -90,14 +90,9 @@ pub(super) struct Template {
 impl Template {
     /// The cluster, used so.
     pub(super) fn used(&self, way: &Use) -> Result<Cluster, String> {
+        self.fits(way)?;
         let mut made = self.cluster.clone();
         if way.as_it_is {
-            if self.is_tls {
-                return Err(format!(
-                    "cluster `{}` has TLS of its own, and the caller's is relayed as it is",
-                    made.name
-                ));
-            }
             for endpoint in &mut made.endpoints {
                 endpoint.tls = EndpointTls::Workload;
                 endpoint.key = key(&made.route, endpoint);
@@ -111,6 +106,17 @@ impl Template {
             policy.balance = by_key(on.clone());
         }
         Ok(made)
+    }
+
+    /// Whether it can be used so.
+    pub(super) fn fits(&self, way: &Use) -> Result<(), String> {
+        if way.as_it_is && self.is_tls {
+            return Err(format!(
+                "cluster `{}` has TLS of its own, and the caller's is relayed as it is",
+                self.cluster.name
+            ));
+        }
+        Ok(())
     }
 
     /// Whether what it is used by may be hashed: of others that is said to nobody.

@@ -52,6 +52,9 @@ const COPY_TIMEOUT: Duration = Duration::from_secs(15);
 const COPY_BYTES_MAX: usize = 1024 * 1024;
 const COPIES_MAX: usize = 64;
 
+/// The most ways in which one cluster may be used: for each it is made once more, with its endpoints.
+const USES_MAX: usize = 64;
+
 /// Whether a resource with this metadata is a stranger's.
 pub(super) fn is_foreign(metadata: Option<&core::Metadata>) -> bool {
     metadata.is_none_or(|metadata| !metadata.filter_metadata.contains_key(pb::METADATA))
@@ -192,6 +195,19 @@ impl Set<'_, '_> {
                 }
             }
         }
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for (name, _) in &found {
+            *counts.entry(name).or_default() += 1;
+        }
+        for (name, _) in counts.into_iter().filter(|(_, count)| *count > USES_MAX) {
+            if let Some(template) = self.templates.get_mut(name) {
+                *template = None;
+                let why = format!(
+                    "it is used in more than {USES_MAX} ways, by idle timeouts and hash keys"
+                );
+                self.errors.add(Kind::Cluster, name, &why);
+            }
+        }
         let mut used: BTreeSet<&str> = found.iter().map(|(name, _)| &**name).collect();
         used = self
             .templates
@@ -241,14 +257,28 @@ impl Set<'_, '_> {
 
     /// Makes each cluster as often as it is used in another way; they stand in the order of their names.
     fn make_clusters(&mut self, snapshot: &mut Parts<'_>) {
+        let mut doubtful = Vec::new();
         for ((name, way), place) in &mut self.uses {
             let Some(Some(template)) = self.templates.get(&**name) else {
                 continue;
             };
             // What does not fit is said of who uses it.
             if let Ok(made) = template.used(way) {
+                // Another cluster may be called as this one is for its use.
+                if *made.name != **name && self.templates.contains_key(&*made.name) {
+                    doubtful.push((name.clone(), made.name));
+                    continue;
+                }
                 *place = Some(ClusterIx(snapshot.clusters.len()));
                 snapshot.clusters.push(made.into());
+            }
+        }
+        for (name, made) in doubtful {
+            if let Some(template) = self.templates.get_mut(&*name)
+                && template.take().is_some()
+            {
+                let why = format!("as it is used it would be called `{made}`, as another one is");
+                self.errors.add(Kind::Cluster, &name, &why);
             }
         }
     }
@@ -258,7 +288,7 @@ impl Set<'_, '_> {
         match self.templates.get(name) {
             None => return Err(Some(format!("no cluster `{name}`"))),
             Some(None) => return Err(None),
-            Some(Some(template)) => template.used(&way).map_err(Some)?,
+            Some(Some(template)) => template.fits(&way).map_err(Some)?,
         };
         let place = self.uses.get(&(name.to_owned(), way));
         (place.copied().flatten()).ok_or_else(|| Some(format!("cluster `{name}` was not made")))

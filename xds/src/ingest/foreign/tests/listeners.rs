@@ -503,6 +503,17 @@ fn a_cluster_with_tls_of_its_own_is_none_to_relay_tls_to() {
 }
 
 #[test]
+fn no_two_clusters_are_called_alike() {
+    let relay = || chains(vec![chain("a", &["a.a"], tcp("a"))]);
+    let why = refused(&[one("a"), one("a|passthrough|idle 3600000ms"), relay()]);
+    assert!(
+        why.starts_with("cluster a: as it is used it would be called"),
+        "{why}"
+    );
+    ingest(&[one("a"), one("a|passthrough"), relay()]).unwrap();
+}
+
+#[test]
 fn resources_of_ours_stand_beside_a_strangers() {
     let ours = crate::meta::ListenerMeta {
         mesh: true,
