@@ -76,6 +76,8 @@ pub(super) enum ChainTo {
         routes: Routes,
         filters: Vec<(String, Filter)>,
         idle: Duration,
+        /// Whether no path may be passed on that servers read differently.
+        clear_paths: bool,
     },
 }
 
@@ -379,6 +381,10 @@ fn read_http(manager: &hcm::HttpConnectionManager, at: &At<'_>) -> Result<ChainT
         ),
         "what a caller says of itself is never believed",
     )?;
+    at.field("merge_slashes").must(
+        !manager.merge_slashes,
+        "a path is passed on as it came: who is behind would see `//`",
+    )?;
     let Some((last, before)) = manager.http_filters.split_last() else {
         return at.field("http_filters").refuse("it has none");
     };
@@ -411,6 +417,7 @@ fn read_http(manager: &hcm::HttpConnectionManager, at: &At<'_>) -> Result<ChainT
         routes,
         filters,
         idle: idle(manager.stream_idle_timeout.as_ref(), STREAM_IDLE, &place)?,
+        clear_paths: manager.normalize_path.is_some_and(|is| is.value),
     })
 }
 

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use zeugma_core::identity::TrustDomain;
 use zeugma_core::names::HostPattern;
-use zeugma_core::rules::{HttpRule, Match, Part, RuleTimeouts, Rules};
+use zeugma_core::rules::{HttpRule, Part, PathMatch, RuleTimeouts, Rules};
 use zeugma_core::snapshot::{
     Cluster, ClusterIx, Export, HashOn, HostTable, Inbound, Listener, Mirror, Policy, Protocol,
     Rule, Service, ServiceIx,
@@ -399,6 +399,15 @@ enum Made {
     Door(ServiceIx),
 }
 
+/// What a connection manager says of all its requests.
+#[derive(Clone, Copy)]
+struct Manager<'a> {
+    filters: &'a [(String, Filter)],
+    idle: Duration,
+    /// Whether no path may be passed on that servers read differently.
+    clear_paths: bool,
+}
+
 /// Makes the services of a chain.
 struct Maker<'m, 'a, 'e> {
     set: &'m Set<'a, 'e>,
@@ -440,7 +449,15 @@ impl Maker<'_, '_, '_> {
                 routes,
                 filters,
                 idle,
-            } => self.http(routes, (filters, *idle), &passed),
+                clear_paths,
+            } => {
+                let of = Manager {
+                    filters,
+                    idle: *idle,
+                    clear_paths: *clear_paths,
+                };
+                self.http(routes, of, &passed)
+            }
         }
     }
 
@@ -527,12 +544,7 @@ impl Maker<'_, '_, '_> {
         ix
     }
 
-    fn http(
-        &mut self,
-        routes: &Routes,
-        (filters, idle): (&[(String, Filter)], Duration),
-        passed: &Passed,
-    ) -> Option<Made> {
+    fn http(&mut self, routes: &Routes, of: Manager<'_>, passed: &Passed) -> Option<Made> {
         let listener = (Kind::Listener, self.listener);
         let (routes, blame) = match routes {
             Routes::Written(routes) => (routes, listener),
@@ -550,7 +562,7 @@ impl Maker<'_, '_, '_> {
         let mut hosts = HostTable::literal();
         let mut first = None;
         for host in &routes.hosts {
-            let ix = self.host(host, (filters, idle), passed, blame)?;
+            let ix = self.host(host, of, passed, blame)?;
             first.get_or_insert(ix);
             for (nth, domain) in host.domains.iter().enumerate() {
                 if !is_placed(&mut hosts, domain, ix) {
@@ -584,10 +596,15 @@ impl Maker<'_, '_, '_> {
     fn host(
         &mut self,
         host: &ReadHost,
-        (filters, idle): (&[(String, Filter)], Duration),
+        manager: Manager<'_>,
         passed: &Passed,
         blame: Blame<'_>,
     ) -> Option<ServiceIx> {
+        let Manager {
+            filters,
+            idle,
+            clear_paths,
+        } = manager;
         let of = (blame, host.place.as_str());
         let is_known = |name: &String| filters.iter().any(|(known, _)| known == name);
         if let Some((name, _)) = host.filters.iter().find(|(name, _)| !is_known(name)) {
@@ -614,10 +631,13 @@ impl Maker<'_, '_, '_> {
             }
             let to = *outbound.get_or_insert(split.first()?.outbound);
             let is_plain = split.len() == 1 && split.iter().all(|part| part.outbound == to);
-            rules.matches.push(Match {
-                rule: nth,
-                ..route.matched.clone()
-            });
+            let mut matched = route.matched.clone();
+            matched.rule = nth;
+            if clear_paths && matched.path == PathMatch::Any {
+                // As much, but that a path is looked at: one that is not clear has no rule.
+                matched.path = PathMatch::Begins("/".into());
+            }
+            rules.matches.push(matched);
             rules.list.push(rule(route, (!is_plain).then_some(split)));
         }
         let mut mirrors = Vec::new();

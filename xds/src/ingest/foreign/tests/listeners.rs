@@ -654,8 +654,9 @@ fn hosts_are_told_apart_with_their_ports() {
 fn what_a_connection_manager_says_beside_routes_is_held_to() {
     let hosts = || vec![host("h", &["*"], vec![route("/", to("a"))])];
     type Change = fn(&mut hcm::HttpConnectionManager);
-    let all: [(Change, &str); 5] = [
+    let all: [(Change, &str); 6] = [
         (|one| one.codec_type = 2, "codec_type: "),
+        (|one| one.merge_slashes = true, "merge_slashes: "),
         (
             |one| one.forward_client_cert_details = 1,
             "forward_client_cert_details: ",
