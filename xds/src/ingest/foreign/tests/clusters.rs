@@ -125,6 +125,36 @@ fn endpoints_come_by_themselves_under_the_name_of_the_service() {
     assert!(cluster(&snapshot, "a").endpoints.is_empty());
 }
 
+/// Endpoints are whose their cluster is: one of them that says it is ours hides nothing.
+#[test]
+fn endpoints_of_a_strangers_cluster_are_a_strangers() {
+    let mut made = build::cluster("a", &[]);
+    made.load_assignment = None;
+    made.cluster_discovery_type = Some(envoy::cluster::ClusterDiscoveryType::Type(
+        envoy::cluster::DiscoveryType::Eds.into(),
+    ));
+    let mut ours = lb("10.0.0.1:80");
+    let metadata = [(pb::METADATA.to_owned(), pb::Struct::default())];
+    ours.metadata = Some(core::Metadata {
+        filter_metadata: metadata.into(),
+        ..Default::default()
+    });
+    ours.health_status = 0;
+    let mut group = zone("eu-1", 0, &[]);
+    group.lb_endpoints.push(ours);
+    group.proximity = pb::number(1);
+    let endpoints = endpoint::ClusterLoadAssignment {
+        cluster_name: "a".to_owned(),
+        endpoints: vec![group],
+        ..Default::default()
+    };
+    let faults = ingest(&[of_cluster(&made), of_endpoints(&endpoints)]).unwrap_err();
+    assert!(
+        faults[0].starts_with("cluster a: ") && faults[0].contains("proximity"),
+        "{faults:?}"
+    );
+}
+
 #[test]
 fn names_are_resolved_as_their_cluster_says() {
     use envoy::cluster::{ClusterDiscoveryType, DiscoveryType};
