@@ -70,6 +70,10 @@ impl Packed<'_> {
                     strange.routes.push((*name, config));
                     continue;
                 }
+                if config.virtual_hosts.is_empty() {
+                    // It is anybody's.
+                    strange.routes.push((*name, config.clone()));
+                }
                 let hosts = parallel::map(config.virtual_hosts, |host| {
                     ReadHost::read(&host, &ingest.names)
                 });

@@ -575,15 +575,15 @@ impl Maker<'_, '_, '_> {
                 }
             }
         }
+        if self.chain.tls == Tls::Nothing {
+            return Some(Made::Hosts(hosts));
+        }
         let Some(first) = first.and_then(|ix| self.services.get(ix.0)) else {
             let why = "it has no virtual hosts".to_owned();
             self.fault((blame, ""), Some(why));
             return None;
         };
         let outbound = first.outbound;
-        if self.chain.tls == Tls::Nothing {
-            return Some(Made::Hosts(hosts));
-        }
         let kind = (Protocol::Http, Inbound::Terminate);
         let service = self.service(None, kind, outbound, passed.policy());
         Some(Made::Door(self.add(Service {

@@ -481,6 +481,10 @@ fn what_is_referred_to_and_not_there_is_a_fault_of_who_refers() {
         refused(&all),
         "route configuration r: virtual_hosts[0].routes[0]: no cluster `a`"
     );
+    // One without virtual hosts is there, and has nothing for anybody.
+    let empty = super::build::of_routes(&super::build::routes("r", Vec::new()));
+    let snapshot = ingest(&[empty, all[1].clone()]).unwrap();
+    assert_eq!(plain(&snapshot, "any.host", "/"), "authority-unknown");
     // A cluster that is wrong itself is the only one at fault.
     let mut wrong = cluster("a", &[&["10.0.0.1:80"]]);
     wrong.lb_policy = 99;
