@@ -220,7 +220,7 @@ fn balance(cluster: &cluster::Cluster, at: &At<'_>) -> Result<Picks, String> {
 }
 
 fn slow_start(cluster: &cluster::Cluster, at: &At<'_>) -> Result<Duration, String> {
-    use cluster::cluster::LbConfig;
+    use cluster::cluster::{LbConfig, LbPolicy};
 
     let (config, name) = match &cluster.lb_config {
         Some(LbConfig::LeastRequestLbConfig(config)) => {
@@ -240,6 +240,14 @@ fn slow_start(cluster: &cluster::Cluster, at: &At<'_>) -> Result<Duration, Strin
     };
     let at = at.field(name);
     let at = at.field("slow_start_config");
+    let of = match &cluster.lb_config {
+        Some(LbConfig::LeastRequestLbConfig(_)) => LbPolicy::LeastRequest,
+        _ => LbPolicy::RoundRobin,
+    };
+    at.must(
+        config.is_none() || cluster.lb_policy == i32::from(of),
+        format!("`lb_policy` is not {}", of.as_str_name()),
+    )?;
     let window = config.and_then(|config| config.slow_start_window.as_ref());
     Ok(super::duration(window, &at.field("slow_start_window"))?.unwrap_or_default())
 }

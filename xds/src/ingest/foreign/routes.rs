@@ -502,6 +502,12 @@ fn read_retries(
 
 /// What a policy has tried again.
 fn causes(policy: &route::RetryPolicy, at: &At<'_>) -> Result<Vec<Failure>, String> {
+    let broken = [
+        Failure::Connect,
+        Failure::RefusedStream,
+        Failure::Reset,
+        Failure::Timeout,
+    ];
     let mut on: Vec<Failure> = Vec::new();
     for word in policy
         .retry_on
@@ -510,18 +516,9 @@ fn causes(policy: &route::RetryPolicy, at: &At<'_>) -> Result<Vec<Failure>, Stri
         .filter(|word| !word.is_empty())
     {
         let more: Vec<Failure> = match word {
-            "5xx" => [
-                Failure::Connect,
-                Failure::RefusedStream,
-                Failure::Reset,
-                Failure::Timeout,
-            ]
-            .into_iter()
-            .chain(server_errors())
-            .collect(),
-            "gateway-error" => std::iter::once(Failure::Timeout)
-                .chain(gateway_errors())
-                .collect(),
+            "5xx" => broken.into_iter().chain(server_errors()).collect(),
+            // That there is no answer counts as one of them, as it does for `5xx`.
+            "gateway-error" => broken.into_iter().chain(gateway_errors()).collect(),
             "reset" => vec![Failure::Reset],
             "connect-failure" => vec![Failure::Connect],
             "refused-stream" => vec![Failure::RefusedStream],

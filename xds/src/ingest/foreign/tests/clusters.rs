@@ -505,3 +505,25 @@ fn localities_of_one_priority_are_weighed() {
         "{why}"
     );
 }
+
+#[test]
+fn slow_start_is_of_the_policy_that_there_is() {
+    use envoy::cluster::{LbConfig, LbPolicy, LeastRequestLbConfig, SlowStartConfig};
+
+    let mut made = build::cluster("a", &[&["10.0.0.1:80"]]);
+    made.lb_config = Some(LbConfig::LeastRequestLbConfig(LeastRequestLbConfig {
+        slow_start_config: Some(SlowStartConfig {
+            slow_start_window: seconds(30),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }));
+    for policy in [LbPolicy::RoundRobin, LbPolicy::Random] {
+        made.lb_policy = policy.into();
+        let why = refused(&[of_cluster(&made)]);
+        let place = "cluster a: least_request_lb_config.slow_start_config: ";
+        assert!(why.starts_with(place), "{why}");
+    }
+    made.lb_policy = LbPolicy::LeastRequest.into();
+    ingest(&[of_cluster(&made)]).unwrap();
+}

@@ -188,6 +188,8 @@ fn deadlines_and_retries_are_a_routes_own() {
     assert_eq!(rules[0].retries.any_method, Some(true));
     let mut on = vec![
         Failure::Connect,
+        Failure::RefusedStream,
+        Failure::Reset,
         Failure::Timeout,
         Failure::Status(429),
         Failure::Status(502),
