@@ -135,6 +135,8 @@ pub struct Service {
     /// Where TLS is ended for it: the services by what requests inside may ask for, whatever their
     /// names; `None`: the hosts of its own route on the listener.
     pub inside: Option<Arc<HostTable>>,
+    /// Whether requests may go on as WebSocket, of which no rule says anything more.
+    pub is_upgraded: bool,
     /// Where it was written.
     pub position: Option<Position>,
 }

@@ -28,7 +28,7 @@ coded! {
     Listener { name, address, role, only, hosts, sources, handshakes, proxies }
     Service {
         name, port, ports, hosts, protocol, inbound, outbound, own, policy, export, mirrors,
-        rules, inside, position,
+        rules, inside, is_upgraded, position,
     }
     Rules { matches, list }
     Match { rule, path, method, headers, query }

@@ -534,6 +534,8 @@ impl Maker<'_, '_, '_> {
             mirrors: Vec::new(),
             rules: None,
             inside: None,
+            // It would have to say so, and what says it is not read.
+            is_upgraded: false,
             position: None,
         }
     }
