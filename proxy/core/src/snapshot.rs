@@ -1152,7 +1152,7 @@ mod tests {
         let find = |host: &str, port| match table.lookup(&Host::parse(host).unwrap(), port) {
             Lookup::Found(ix) => Some(ix.0),
             Lookup::Unknown => None,
-            other => panic!("{other:?}"),
+            other @ (Lookup::PortNeeded | Lookup::NoSuchPort) => panic!("{other:?}"),
         };
         for (host, port, expected) in [
             ("a.b", Some(80), Some(0)),
