@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 
 use http::Request;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
+use crate::data_client::read_head;
 use crate::mesh::by_hand::ROUTES;
 use crate::mesh::strangers::{
     Pattern, chain, eds, endpoints, fixed, http, listener, route, routes, tcp,
@@ -189,6 +191,20 @@ async fn whom_a_strangers_context_or_rules_do_not_name_is_not_let_in() {
         let mut byte = [0];
         within("the end", stream.read(&mut byte)).await.unwrap_err();
     }
+    world.gateway.finish().await;
+}
+
+/// Envoy answers 403 to what would be relayed unread where nothing says that it may be.
+#[tokio::test]
+async fn a_request_does_not_go_on_as_websocket_where_no_stranger_says_so() {
+    let world = World::new().await;
+    let mut tcp = TcpStream::connect(world.east.apps).await.unwrap();
+    let head = "GET / HTTP/1.1\r\nhost: any.host\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+        sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    tcp.write_all(head.as_bytes()).await.unwrap();
+    let answer = read_head(&mut tcp).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    drop(tcp);
     world.gateway.finish().await;
 }
 

@@ -266,6 +266,7 @@ impl Route {
             mirrors: Vec::new(),
             rules: None,
             inside: None,
+            is_upgraded: true,
             position: None,
         }
     }

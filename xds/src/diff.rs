@@ -417,6 +417,7 @@ fn of_service(snapshot: &Snapshot, service: &Service) -> Fields {
         mirrors,
         rules: http_rules,
         inside: _,
+        is_upgraded: _,
         position: _,
     } = service;
     let peers = |peers: &[PeerIx]| {

@@ -154,6 +154,7 @@ pub(crate) fn service(name: &str, host: &str, port: u16) -> Service {
         mirrors: Vec::new(),
         rules: None,
         inside: None,
+        is_upgraded: true,
         position: None,
     }
 }

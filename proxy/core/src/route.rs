@@ -75,7 +75,7 @@ pub fn route_tls(snapshot: &Snapshot, listener: &Listener, hello: &ClientHello) 
     if asks_reports && !snapshot.peers.is_empty() {
         return Routed::Reports;
     }
-    match listener.hosts.lookup(&target.host, target.port) {
+    match listener.hosts.lookup_sni(&target) {
         Lookup::Found(ix) => route_service(snapshot, listener, ix),
         Lookup::PortNeeded => route_any_port(snapshot, listener, &target.host),
         Lookup::NoSuchPort | Lookup::Unknown => rest(Reason::SniUnknown),
@@ -219,7 +219,7 @@ fn find<'a>(
         return Ok(rest.unwrap_or(Found::Nothing));
     };
     // A client that was pointed at the listener itself writes the listener's port into the
-    // authority (RFC 9110 §7.2): that names no port of the service.
+    // authority (RFC 9110 §7.2): that names no port of the service. A literal table has the last word.
     if port == Some(listener.address.port()) && hosts.lookup_name(&host, port) == Lookup::NoSuchPort
     {
         port = None;

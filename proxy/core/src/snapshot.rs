@@ -15,7 +15,7 @@ use crate::admission::{Rate, RouteLimits};
 use crate::balance::Slots;
 use crate::identity::{IdPattern, TrustDomain};
 use crate::locality::Locality;
-use crate::names::{Host, HostPattern};
+use crate::names::{Host, HostPattern, SniTarget};
 use crate::rules::Rules;
 pub use crate::table::Table;
 
@@ -135,6 +135,8 @@ pub struct Service {
     /// Where TLS is ended for it: the services by what requests inside may ask for, whatever their
     /// names; `None`: the hosts of its own route on the listener.
     pub inside: Option<Arc<HostTable>>,
+    /// Whether requests may go on as WebSocket, of which no rule says anything more.
+    pub is_upgraded: bool,
     /// Where it was written.
     pub position: Option<Position>,
 }
@@ -793,9 +795,21 @@ pub struct HostTable {
     below: BTreeMap<Host, Vec<(u16, ServiceIx)>>,
     /// What nothing else is there for: another name, another port, or no name at all.
     pub rest: Option<ServiceIx>,
+    /// Whether each entry is for what it says and nothing else: without a port for what names none, with one for
+    /// that port. What has no entry of its own goes to the longest wildcard that says it.
+    pub is_literal: bool,
 }
 
 impl HostTable {
+    /// An empty [literal](Self::is_literal) table.
+    #[must_use]
+    pub fn literal() -> Self {
+        Self {
+            is_literal: true,
+            ..Self::default()
+        }
+    }
+
     /// Adds a service under one of its hosts; returns the service that already had that host and
     /// port, unchanged.
     pub fn insert(
@@ -826,10 +840,43 @@ impl HostTable {
     /// The same by the [canonical text](Host::as_str) of the host.
     #[must_use]
     pub fn lookup_name(&self, host: &str, port: Option<u16>) -> Lookup {
+        if self.is_literal {
+            let port = port.unwrap_or_default();
+            let exact = self.exact.get(host).and_then(|ports| of_port(ports, port));
+            let found = exact.or_else(|| self.of_wildcard(host, port));
+            return found.map_or(Lookup::Unknown, Lookup::Found);
+        }
         match self.ports_of_name(host) {
             [] => Lookup::Unknown,
             ports => choose(ports, port),
         }
+    }
+
+    /// Finds the service that a server name stands for.
+    #[must_use]
+    pub fn lookup_sni(&self, sni: &SniTarget) -> Lookup {
+        let found = self.lookup(&sni.host, sni.port);
+        if !self.is_literal || sni.port.is_none() || found != Lookup::Unknown {
+            return found;
+        }
+        // The name with a port in it has the host below itself.
+        let host = sni.host.as_str();
+        let whole = self.below.get(host).and_then(|ports| of_port(ports, 0));
+        let found = whole.or_else(|| self.of_wildcard(host, 0));
+        found.map_or(Lookup::Unknown, Lookup::Found)
+    }
+
+    /// The service of the longest wildcard above `host` that has the port.
+    fn of_wildcard(&self, host: &str, port: u16) -> Option<ServiceIx> {
+        let mut rest = host;
+        while let Some((_, suffix)) = rest.split_once('.') {
+            let ports = self.below.get(suffix);
+            if let Some(ix) = ports.and_then(|ports| of_port(ports, port)) {
+                return Some(ix);
+            }
+            rest = suffix;
+        }
+        None
     }
 
     /// Every port of `host` and its service; empty where the host is not known.
@@ -885,6 +932,7 @@ impl FromIterator<(HostPattern, Vec<(u16, ServiceIx)>)> for HostTable {
             exact: exact.into_iter().collect(),
             below: below.into_iter().collect(),
             rest: None,
+            is_literal: false,
         }
     }
 }
@@ -898,13 +946,14 @@ impl std::borrow::Borrow<str> for Host {
 fn choose(ports: &[(u16, ServiceIx)], port: Option<u16>) -> Lookup {
     match (ports, port) {
         ([(_, only)], None) => Lookup::Found(*only),
-        (_, None) => (ports.iter().find(|(p, _)| *p == 0))
-            .map_or(Lookup::PortNeeded, |(_, service)| Lookup::Found(*service)),
-        (_, Some(port)) => ports
-            .iter()
-            .find(|(p, _)| *p == port)
-            .map_or(Lookup::NoSuchPort, |(_, service)| Lookup::Found(*service)),
+        (_, None) => of_port(ports, 0).map_or(Lookup::PortNeeded, Lookup::Found),
+        (_, Some(port)) => of_port(ports, port).map_or(Lookup::NoSuchPort, Lookup::Found),
     }
+}
+
+fn of_port(ports: &[(u16, ServiceIx)], port: u16) -> Option<ServiceIx> {
+    let mut ports = ports.iter();
+    ports.find(|(p, _)| *p == port).map(|(_, ix)| *ix)
 }
 
 impl Snapshot {
@@ -1087,6 +1136,48 @@ mod tests {
         assert_eq!(table.lookup(&a, Some(90)), Lookup::Found(ServiceIx(1)));
         assert_eq!(table.lookup(&a, Some(91)), Lookup::NoSuchPort);
         assert_eq!(table.lookup(&c, None), Lookup::Found(ServiceIx(2)));
+    }
+
+    #[test]
+    fn an_entry_of_a_literal_table_is_for_what_it_says_alone() {
+        let mut table = table(&[
+            ("a.b", 80, 0),
+            ("c.b", 0, 1),
+            ("*.b", 0, 2),
+            ("*.b", 80, 3),
+            ("*.c.b", 0, 4),
+            ("*.d", 80, 5),
+        ]);
+        table.is_literal = true;
+        let find = |host: &str, port| match table.lookup(&Host::parse(host).unwrap(), port) {
+            Lookup::Found(ix) => Some(ix.0),
+            Lookup::Unknown => None,
+            other @ (Lookup::PortNeeded | Lookup::NoSuchPort) => panic!("{other:?}"),
+        };
+        for (host, port, expected) in [
+            ("a.b", Some(80), Some(0)),
+            ("a.b", None, Some(2)),
+            ("a.b", Some(81), None),
+            ("c.b", None, Some(1)),
+            ("c.b", Some(80), Some(3)),
+            ("x.c.b", None, Some(4)),
+            ("x.c.b", Some(80), Some(3)),
+            ("x.d", None, None),
+            ("b", None, None),
+        ] {
+            assert_eq!(find(host, port), expected, "{host} {port:?}");
+        }
+        let find = |sni: &str| table.lookup_sni(&SniTarget::parse(sni).unwrap());
+        for (sni, expected) in [
+            ("outbound_.80_._.a.b", 0),
+            // As a name of its own it is below whatever its host is below, and below that.
+            ("outbound_.81_._.a.b", 2),
+            ("outbound_.81_._.c.b", 4),
+            ("a.b", 2),
+        ] {
+            assert_eq!(find(sni), Lookup::Found(ServiceIx(expected)), "{sni}");
+        }
+        assert_eq!(find("outbound_.81_._.x.d"), Lookup::Unknown);
     }
 
     #[test]

@@ -633,6 +633,7 @@ fn service(host: &str) -> Service {
         mirrors: Vec::new(),
         rules: None,
         inside: None,
+        is_upgraded: true,
         position: None,
     }
 }

@@ -117,6 +117,9 @@ pub(super) async fn exchange(
     if let Err(reason) = exchange.authorize(&published, service) {
         return exchange.refuse(reason, None);
     }
+    if exchange.upgrade.is_some() && !published.snapshot.service(service).is_upgraded {
+        return exchange.refuse(Reason::NotAllowed, None);
+    }
     // A caller that goes on asking until its connection is closed has no right to any more.
     if let Some(ending) = context.entry.cut_off() {
         return exchange.refuse(ending.reason, None);

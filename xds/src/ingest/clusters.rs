@@ -141,6 +141,7 @@ pub(super) fn service(
         mirrors: Vec::new(),
         rules: None,
         inside: None,
+        is_upgraded: true,
         position: Some(Position {
             file: meta.position.file.as_str().into(),
             line: meta.position.line,

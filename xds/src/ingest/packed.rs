@@ -70,6 +70,10 @@ impl Packed<'_> {
                     strange.routes.push((*name, config));
                     continue;
                 }
+                if config.virtual_hosts.is_empty() {
+                    // It is anybody's.
+                    strange.routes.push((*name, config.clone()));
+                }
                 let hosts = parallel::map(config.virtual_hosts, |host| {
                     ReadHost::read(&host, &ingest.names)
                 });
@@ -134,6 +138,11 @@ pub(super) fn decoded<'a>(
     let meta = meta.transpose()?;
     if let Some((_, name)) = crate::session::client::endpoints_of(&cluster) {
         let assignment = match endpoints(&name) {
+            // Some that say they are ours were not looked at, and of a stranger's cluster they are not.
+            Some(any) if meta.is_none() && fields::is_ours(Kind::Endpoints, any) => {
+                fields::check(any)?;
+                pb::unpack(any)?
+            }
             Some(any) => pb::unpack(any)?,
             None => endpoint::ClusterLoadAssignment::default(),
         };

@@ -28,7 +28,7 @@ coded! {
     Listener { name, address, role, only, hosts, sources, handshakes, proxies }
     Service {
         name, port, ports, hosts, protocol, inbound, outbound, own, policy, export, mirrors,
-        rules, inside, position,
+        rules, inside, is_upgraded, position,
     }
     Rules { matches, list }
     Match { rule, path, method, headers, query }
@@ -203,12 +203,14 @@ impl Coded for HostTable {
             }
         }
         self.rest.write(to);
+        self.is_literal.write(to);
     }
 
     fn read(from: &mut Reader<'_>) -> Read<Self> {
         let entries: Vec<(HostPattern, Vec<(u16, ServiceIx)>)> = Coded::read(from)?;
         let mut table: Self = entries.into_iter().collect();
         table.rest = Coded::read(from)?;
+        table.is_literal = Coded::read(from)?;
         Ok(table)
     }
 }

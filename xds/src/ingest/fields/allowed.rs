@@ -31,7 +31,6 @@ const SOURCE: Use = Ignored("all comes by the same stream");
 const UNASKED: Use = Ignored("nothing here asks for it");
 const NO_RING: Use = Ignored("there is no ring that has a size");
 const NEVER_RESUMED: Use = Ignored("no session is ever resumed");
-const PATHS: Use = Ignored("a path that servers read differently is no route's");
 
 /// What a resource is.
 pub(super) const ROOTS: [&str; 4] = [
@@ -507,8 +506,8 @@ pub(super) const ALLOWED: &[Section] = &[
             ("http_filters", Honoured),
             ("stream_idle_timeout", Honoured),
             ("access_log.**", LOGS),
-            ("normalize_path", PATHS),
-            ("merge_slashes", PATHS),
+            ("normalize_path", Honoured),
+            ("merge_slashes", Honoured),
             ("forward_client_cert_details", Honoured),
             ("set_current_client_cert_details", Honoured),
         ],

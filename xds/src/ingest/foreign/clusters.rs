@@ -90,14 +90,9 @@ pub(super) struct Template {
 impl Template {
     /// The cluster, used so.
     pub(super) fn used(&self, way: &Use) -> Result<Cluster, String> {
+        self.fits(way)?;
         let mut made = self.cluster.clone();
         if way.as_it_is {
-            if self.is_tls {
-                return Err(format!(
-                    "cluster `{}` has TLS of its own, and the caller's is relayed as it is",
-                    made.name
-                ));
-            }
             for endpoint in &mut made.endpoints {
                 endpoint.tls = EndpointTls::Workload;
                 endpoint.key = key(&made.route, endpoint);
@@ -111,6 +106,17 @@ impl Template {
             policy.balance = by_key(on.clone());
         }
         Ok(made)
+    }
+
+    /// Whether it can be used so.
+    pub(super) fn fits(&self, way: &Use) -> Result<(), String> {
+        if way.as_it_is && self.is_tls {
+            return Err(format!(
+                "cluster `{}` has TLS of its own, and the caller's is relayed as it is",
+                self.cluster.name
+            ));
+        }
+        Ok(())
     }
 
     /// Whether what it is used by may be hashed: of others that is said to nobody.
@@ -214,7 +220,7 @@ fn balance(cluster: &cluster::Cluster, at: &At<'_>) -> Result<Picks, String> {
 }
 
 fn slow_start(cluster: &cluster::Cluster, at: &At<'_>) -> Result<Duration, String> {
-    use cluster::cluster::LbConfig;
+    use cluster::cluster::{LbConfig, LbPolicy};
 
     let (config, name) = match &cluster.lb_config {
         Some(LbConfig::LeastRequestLbConfig(config)) => {
@@ -234,6 +240,14 @@ fn slow_start(cluster: &cluster::Cluster, at: &At<'_>) -> Result<Duration, Strin
     };
     let at = at.field(name);
     let at = at.field("slow_start_config");
+    let of = match &cluster.lb_config {
+        Some(LbConfig::LeastRequestLbConfig(_)) => LbPolicy::LeastRequest,
+        _ => LbPolicy::RoundRobin,
+    };
+    at.must(
+        config.is_none() || cluster.lb_policy == i32::from(of),
+        format!("`lb_policy` is not {}", of.as_str_name()),
+    )?;
     let window = config.and_then(|config| config.slow_start_window.as_ref());
     Ok(super::duration(window, &at.field("slow_start_window"))?.unwrap_or_default())
 }
@@ -760,6 +774,7 @@ fn endpoint(
     };
     let place = at.field("endpoint");
     let place = place.field("address");
+    super::over_tcp(host.address.as_ref(), &place)?;
     let (host, port) = pb::from_address(host.address.as_ref()).map_err(|why| place.why(why))?;
     let named = || Host::parse(&host).map_err(|error| place.why(format!("`{host}`: {error}")));
     let address = match (host.parse(), kind) {

@@ -1,6 +1,6 @@
 //! SPIFFE IDs as matchers name them.
 
-use zeugma_core::identity::IdPattern;
+use zeugma_core::identity::{IdPattern, SpiffeId};
 
 use super::at::At;
 use crate::pb::matcher;
@@ -16,19 +16,23 @@ pub(super) fn id_pattern(
     };
     at.field("ignore_case")
         .must(!matcher.ignore_case, "a SPIFFE ID is told by its case")?;
-    let (field, text) = match &matcher.match_pattern {
-        Some(MatchPattern::Exact(id)) => ("exact", id.clone()),
-        Some(MatchPattern::Prefix(prefix)) if prefix.ends_with('/') => {
-            ("prefix", format!("{prefix}*"))
+    // A `*` is a character of a name here, and one that no name has.
+    let (field, text, parsed) = match &matcher.match_pattern {
+        Some(MatchPattern::Exact(id)) => {
+            let pattern = SpiffeId::parse(id).map(IdPattern::Exact);
+            ("exact", id, pattern)
         }
-        Some(MatchPattern::Prefix(_)) => {
-            return (at.field("prefix"))
-                .refuse("it must end with `/`: identities are told apart by whole segments");
+        Some(MatchPattern::Prefix(prefix)) => {
+            let Some(parent) = prefix.strip_suffix('/') else {
+                return (at.field("prefix"))
+                    .refuse("it must end with `/`: identities are told apart by whole segments");
+            };
+            let pattern = SpiffeId::parse(parent).map(IdPattern::Below);
+            ("prefix", prefix, pattern)
         }
         _ => return at.refuse("an identity is matched by `exact` or `prefix` alone"),
     };
-    let pattern = IdPattern::parse(&text);
-    pattern.map_err(|error| at.field(field).why(format!("`{text}`: {error}")))
+    parsed.map_err(|error| at.field(field).why(format!("`{text}`: {error}")))
 }
 
 /// The identities that both lists name.

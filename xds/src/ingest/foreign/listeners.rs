@@ -5,6 +5,7 @@
 //! peer, what is exported to it, own backends alone) nobody has said. Whoever a context lets in by its
 //! certificate is the first rule of a chain, where it came from the second; RBAC narrows both.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -16,13 +17,15 @@ use super::at::At;
 use super::rbac::{Filter, Kind};
 use super::routes::{self, ReadRoutes};
 use super::tls::{Inside, downstream};
-use super::{STREAM_IDLE, duration};
+use super::{STREAM_IDLE, duration, over_tcp};
 use crate::pb::{self, core, hcm, http_rbac, listener, network_rbac, percent, tcp_proxy, tls};
 
 /// Envoy's default.
 const TCP_IDLE: Duration = Duration::from_secs(60 * 60);
 /// No limit, where a limit has to be written.
 const NO_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// What a chain is called that no server name asks for.
+const REST: &str = "rest";
 /// Any address.
 const ANYWHERE: [&str; 2] = ["0.0.0.0/0", "::/0"];
 
@@ -37,6 +40,8 @@ pub(super) struct ReadListener {
 #[derive(Debug)]
 pub(super) struct ReadChain {
     pub label: String,
+    /// What it is asked for by.
+    asked: String,
     /// Where it stands, for messages.
     pub place: String,
     /// The names that TLS asks for it by, each with its port in Istio's form.
@@ -71,6 +76,8 @@ pub(super) enum ChainTo {
         routes: Routes,
         filters: Vec<(String, Filter)>,
         idle: Duration,
+        /// Whether no path may be passed on that servers read differently.
+        clear_paths: bool,
     },
 }
 
@@ -87,6 +94,7 @@ pub(super) fn read(
     own: &TrustDomain,
 ) -> Result<ReadListener, String> {
     let at = At::Root;
+    over_tcp(listener.address.as_ref(), &at.field("address"))?;
     let address = pb::from_socket(listener.address.as_ref());
     let address = address.map_err(|why| at.field("address").why(why))?;
     let mut proxies = Vec::new();
@@ -112,12 +120,7 @@ pub(super) fn read(
     let mut chains = Vec::new();
     for (nth, chain) in listener.filter_chains.iter().enumerate() {
         let at = at.nth("filter_chains", nth);
-        chains.push(read_chain(
-            chain,
-            nth.to_string(),
-            (own, address.port()),
-            &at,
-        )?);
+        chains.push(read_chain(chain, (own, address.port()), &at)?);
     }
     if let Some(chain) = &listener.default_filter_chain {
         let place = at.field("default_filter_chain");
@@ -131,12 +134,7 @@ pub(super) fn read(
             chain.filter_chain_match.is_none(),
             "it is what nothing matched",
         )?;
-        chains.push(read_chain(
-            chain,
-            "default".to_owned(),
-            (own, address.port()),
-            &place,
-        )?);
+        chains.push(read_chain(chain, (own, address.port()), &place)?);
     }
     at.field("filter_chains")
         .must(!chains.is_empty(), "it has none")?;
@@ -147,7 +145,7 @@ pub(super) fn read(
             address,
             role: Role::Workloads,
             only: None,
-            hosts: HostTable::default(),
+            hosts: HostTable::literal(),
             sources: Vec::new(),
             handshakes: None,
             proxies,
@@ -156,20 +154,21 @@ pub(super) fn read(
     })
 }
 
-/// Gives each chain a name of its own: they are known by it.
+/// Gives each chain a name of its own: they are known by it, wherever in the listener they stand.
 fn unique(chains: &mut [ReadChain]) {
-    let mut known = std::collections::BTreeSet::new();
-    for (nth, chain) in chains.iter_mut().enumerate() {
-        if !known.insert(chain.label.clone()) {
-            chain.label = format!("{}#{nth}", chain.label);
-            known.insert(chain.label.clone());
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for chain in &*chains {
+        *counts.entry(chain.label.clone()).or_default() += 1;
+    }
+    for chain in chains {
+        if counts.get(&chain.label).is_some_and(|count| *count > 1) {
+            chain.label = format!("{}#{}", chain.label, chain.asked);
         }
     }
 }
 
 fn read_chain(
     chain: &listener::FilterChain,
-    otherwise: String,
     (own, port): (&TrustDomain, u16),
     at: &At<'_>,
 ) -> Result<ReadChain, String> {
@@ -219,17 +218,20 @@ fn read_chain(
         !(tls == Tls::Passed && inside == Inside::Http),
         "it is missing: what is inside TLS that is not ended cannot be told apart",
     )?;
-    (at.field("filter_chain_match").field("transport_protocol")).must(
-        !matched.is_raw || tls == Tls::Nothing,
-        "it is not `raw_buffer` where TLS is asked for",
-    )?;
+    // No other chain has one of its server names, so the first of them tells it apart.
+    let names = chain
+        .filter_chain_match
+        .iter()
+        .flat_map(|one| &one.server_names);
+    let asked = names.min().map_or(REST, String::as_str);
     let label = if chain.name.is_empty() {
-        otherwise
+        asked
     } else {
-        chain.name.clone()
+        &chain.name
     };
     Ok(ReadChain {
-        label,
+        label: label.to_owned(),
+        asked: asked.to_owned(),
         place: at.to_string(),
         names: matched.names,
         sources: matched.sources,
@@ -244,7 +246,6 @@ struct Matched {
     names: Vec<(HostPattern, Option<u16>)>,
     sources: Vec<IpNet>,
     is_tls: bool,
-    is_raw: bool,
 }
 
 fn read_match(
@@ -280,11 +281,10 @@ fn read_match(
     match one.transport_protocol.as_str() {
         "" => {}
         "tls" => matched.is_tls = true,
-        "raw_buffer" => matched.is_raw = true,
         other => {
-            return at
-                .field("transport_protocol")
-                .refuse(format!("`{other}` is not known"));
+            return at.field("transport_protocol").refuse(format!(
+                "`{other}` is none that chains are told apart by, but `tls`"
+            ));
         }
     }
     (at.field("application_protocols")).must(
@@ -381,6 +381,10 @@ fn read_http(manager: &hcm::HttpConnectionManager, at: &At<'_>) -> Result<ChainT
         ),
         "what a caller says of itself is never believed",
     )?;
+    at.field("merge_slashes").must(
+        !manager.merge_slashes,
+        "a path is passed on as it came: who is behind would see `//`",
+    )?;
     let Some((last, before)) = manager.http_filters.split_last() else {
         return at.field("http_filters").refuse("it has none");
     };
@@ -413,6 +417,7 @@ fn read_http(manager: &hcm::HttpConnectionManager, at: &At<'_>) -> Result<ChainT
         routes,
         filters,
         idle: idle(manager.stream_idle_timeout.as_ref(), STREAM_IDLE, &place)?,
+        clear_paths: manager.normalize_path.is_some_and(|is| is.value),
     })
 }
 

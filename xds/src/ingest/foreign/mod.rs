@@ -21,13 +21,14 @@ mod rbac;
 mod routes;
 mod tls;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use zeugma_core::identity::TrustDomain;
 use zeugma_core::names::HostPattern;
-use zeugma_core::rules::{HttpRule, Match, Part, RuleTimeouts, Rules};
+use zeugma_core::rules::{HttpRule, Part, PathMatch, RuleTimeouts, Rules};
 use zeugma_core::snapshot::{
     Cluster, ClusterIx, Export, HashOn, HostTable, Inbound, Listener, Mirror, Policy, Protocol,
     Rule, Service, ServiceIx,
@@ -50,6 +51,9 @@ const STREAM_IDLE: Duration = Duration::from_secs(5 * 60);
 const COPY_TIMEOUT: Duration = Duration::from_secs(15);
 const COPY_BYTES_MAX: usize = 1024 * 1024;
 const COPIES_MAX: usize = 64;
+
+/// The most ways in which one cluster may be used: for each it is made once more, with its endpoints.
+const USES_MAX: usize = 64;
 
 /// Whether a resource with this metadata is a stranger's.
 pub(super) fn is_foreign(metadata: Option<&core::Metadata>) -> bool {
@@ -191,6 +195,19 @@ impl Set<'_, '_> {
                 }
             }
         }
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for (name, _) in &found {
+            *counts.entry(name).or_default() += 1;
+        }
+        for (name, _) in counts.into_iter().filter(|(_, count)| *count > USES_MAX) {
+            if let Some(template) = self.templates.get_mut(name) {
+                *template = None;
+                let why = format!(
+                    "it is used in more than {USES_MAX} ways, by idle timeouts and hash keys"
+                );
+                self.errors.add(Kind::Cluster, name, &why);
+            }
+        }
         let mut used: BTreeSet<&str> = found.iter().map(|(name, _)| &**name).collect();
         used = self
             .templates
@@ -240,14 +257,28 @@ impl Set<'_, '_> {
 
     /// Makes each cluster as often as it is used in another way; they stand in the order of their names.
     fn make_clusters(&mut self, snapshot: &mut Parts<'_>) {
+        let mut doubtful = Vec::new();
         for ((name, way), place) in &mut self.uses {
             let Some(Some(template)) = self.templates.get(&**name) else {
                 continue;
             };
             // What does not fit is said of who uses it.
             if let Ok(made) = template.used(way) {
+                // Another cluster may be called as this one is for its use.
+                if *made.name != **name && self.templates.contains_key(&*made.name) {
+                    doubtful.push((name.clone(), made.name));
+                    continue;
+                }
                 *place = Some(ClusterIx(snapshot.clusters.len()));
                 snapshot.clusters.push(made.into());
+            }
+        }
+        for (name, made) in doubtful {
+            if let Some(template) = self.templates.get_mut(&*name)
+                && template.take().is_some()
+            {
+                let why = format!("as it is used it would be called `{made}`, as another one is");
+                self.errors.add(Kind::Cluster, &name, &why);
             }
         }
     }
@@ -257,7 +288,7 @@ impl Set<'_, '_> {
         match self.templates.get(name) {
             None => return Err(Some(format!("no cluster `{name}`"))),
             Some(None) => return Err(None),
-            Some(Some(template)) => template.used(&way).map_err(Some)?,
+            Some(Some(template)) => template.fits(&way).map_err(Some)?,
         };
         let place = self.uses.get(&(name.to_owned(), way));
         (place.copied().flatten()).ok_or_else(|| Some(format!("cluster `{name}` was not made")))
@@ -331,6 +362,14 @@ const fn copied(idle: Duration) -> Use {
     }
 }
 
+/// A name as one part of another.
+fn segment(name: &str) -> Cow<'_, str> {
+    if name.contains(['/', '%']) {
+        return name.replace('%', "%25").replace('/', "%2F").into();
+    }
+    name.into()
+}
+
 /// Puts a chain at the names that TLS asks for it by.
 fn door(hosts: &mut HostTable, chain: &ReadChain, ix: ServiceIx) -> Result<(), String> {
     if chain.names.is_empty() {
@@ -358,6 +397,15 @@ enum Made {
     Hosts(HostTable),
     /// Where TLS comes in.
     Door(ServiceIx),
+}
+
+/// What a connection manager says of all its requests.
+#[derive(Clone, Copy)]
+struct Manager<'a> {
+    filters: &'a [(String, Filter)],
+    idle: Duration,
+    /// Whether no path may be passed on that servers read differently.
+    clear_paths: bool,
 }
 
 /// Makes the services of a chain.
@@ -401,7 +449,15 @@ impl Maker<'_, '_, '_> {
                 routes,
                 filters,
                 idle,
-            } => self.http(routes, (filters, *idle), &passed),
+                clear_paths,
+            } => {
+                let of = Manager {
+                    filters,
+                    idle: *idle,
+                    clear_paths: *clear_paths,
+                };
+                self.http(routes, of, &passed)
+            }
         }
     }
 
@@ -457,11 +513,10 @@ impl Maker<'_, '_, '_> {
         outbound: ClusterIx,
         policy: Policy,
     ) -> Service {
-        let chain = format!("{}/{}", self.listener, self.chain.label);
+        let parts = [self.listener, self.chain.label.as_str()];
+        let parts: Vec<_> = parts.into_iter().chain(host).map(segment).collect();
         Service {
-            name: host
-                .map_or_else(|| chain.clone(), |host| format!("{chain}/{host}"))
-                .into(),
+            name: parts.join("/").into(),
             port: self.port,
             ports: 1,
             hosts: self
@@ -479,6 +534,8 @@ impl Maker<'_, '_, '_> {
             mirrors: Vec::new(),
             rules: None,
             inside: None,
+            // It would have to say so, and what says it is not read.
+            is_upgraded: false,
             position: None,
         }
     }
@@ -489,12 +546,7 @@ impl Maker<'_, '_, '_> {
         ix
     }
 
-    fn http(
-        &mut self,
-        routes: &Routes,
-        (filters, idle): (&[(String, Filter)], Duration),
-        passed: &Passed,
-    ) -> Option<Made> {
+    fn http(&mut self, routes: &Routes, of: Manager<'_>, passed: &Passed) -> Option<Made> {
         let listener = (Kind::Listener, self.listener);
         let (routes, blame) = match routes {
             Routes::Written(routes) => (routes, listener),
@@ -509,10 +561,10 @@ impl Maker<'_, '_, '_> {
                 }
             },
         };
-        let mut hosts = HostTable::default();
+        let mut hosts = HostTable::literal();
         let mut first = None;
         for host in &routes.hosts {
-            let ix = self.host(host, (filters, idle), passed, blame)?;
+            let ix = self.host(host, of, passed, blame)?;
             first.get_or_insert(ix);
             for (nth, domain) in host.domains.iter().enumerate() {
                 if !is_placed(&mut hosts, domain, ix) {
@@ -525,15 +577,15 @@ impl Maker<'_, '_, '_> {
                 }
             }
         }
+        if self.chain.tls == Tls::Nothing {
+            return Some(Made::Hosts(hosts));
+        }
         let Some(first) = first.and_then(|ix| self.services.get(ix.0)) else {
             let why = "it has no virtual hosts".to_owned();
             self.fault((blame, ""), Some(why));
             return None;
         };
         let outbound = first.outbound;
-        if self.chain.tls == Tls::Nothing {
-            return Some(Made::Hosts(hosts));
-        }
         let kind = (Protocol::Http, Inbound::Terminate);
         let service = self.service(None, kind, outbound, passed.policy());
         Some(Made::Door(self.add(Service {
@@ -546,10 +598,15 @@ impl Maker<'_, '_, '_> {
     fn host(
         &mut self,
         host: &ReadHost,
-        (filters, idle): (&[(String, Filter)], Duration),
+        manager: Manager<'_>,
         passed: &Passed,
         blame: Blame<'_>,
     ) -> Option<ServiceIx> {
+        let Manager {
+            filters,
+            idle,
+            clear_paths,
+        } = manager;
         let of = (blame, host.place.as_str());
         let is_known = |name: &String| filters.iter().any(|(known, _)| known == name);
         if let Some((name, _)) = host.filters.iter().find(|(name, _)| !is_known(name)) {
@@ -576,10 +633,13 @@ impl Maker<'_, '_, '_> {
             }
             let to = *outbound.get_or_insert(split.first()?.outbound);
             let is_plain = split.len() == 1 && split.iter().all(|part| part.outbound == to);
-            rules.matches.push(Match {
-                rule: nth,
-                ..route.matched.clone()
-            });
+            let mut matched = route.matched.clone();
+            matched.rule = nth;
+            if clear_paths && matched.path == PathMatch::Any {
+                // As much, but that a path is looked at: one that is not clear has no rule.
+                matched.path = PathMatch::Begins("/".into());
+            }
+            rules.matches.push(matched);
             rules.list.push(rule(route, (!is_plain).then_some(split)));
         }
         let mut mirrors = Vec::new();
@@ -649,6 +709,20 @@ fn rule(route: &ReadRoute, split: Option<Vec<Part>>) -> HttpRule {
         response: route.response.clone(),
         position: None,
     }
+}
+
+/// Refuses what is not reached by TCP.
+fn over_tcp(address: Option<&core::Address>, at: &At<'_>) -> Result<(), String> {
+    use core::address::Address;
+    use core::socket_address::Protocol;
+
+    let is_tcp = match address.and_then(|address| address.address.as_ref()) {
+        Some(Address::SocketAddress(socket)) => socket.protocol == i32::from(Protocol::Tcp),
+        // That is refused where it is read.
+        Some(_) | None => true,
+    };
+    let at = at.field("socket_address");
+    at.field("protocol").must(is_tcp, "it is not TCP")
 }
 
 /// A duration, which is not negative.

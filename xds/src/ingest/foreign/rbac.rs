@@ -7,15 +7,21 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use zeugma_core::authorize::path::is_usable;
+use zeugma_core::authorize::path::canonical;
 use zeugma_core::snapshot::{PathPattern, Policy, Rule};
 
 use super::at::At;
 use super::ids::{id_pattern, meet};
 use crate::pb::{self, matcher, rbac};
 
-/// The most allow rules that filters may amount to together.
+/// The most rules that filters may amount to together, and before they are joined too.
 const RULES_MAX: usize = 4096;
+/// The most that the names in one list of rules, times those in another, may be where they are met.
+const PAIRS_MAX: usize = RULES_MAX * RULES_MAX;
+/// The most names in one list of rules.
+const NAMES_MAX: usize = 2 * RULES_MAX;
+/// The most policies that let through whom they name alone.
+const ONLY_MAX: usize = 64;
 const METHOD: &str = ":method";
 
 /// What one filter says.
@@ -69,18 +75,24 @@ impl Filter {
             Ok(Action::Allow) => {
                 let mut allow = Vec::new();
                 for (name, policy) in policies {
-                    allow.extend(reader.policy(policy, &at.key("policies", name))?);
+                    let at = at.key("policies", name);
+                    add_all(&mut allow, reader.policy(policy, &at)?).map_err(|why| at.why(why))?;
                 }
-                reader.filter.allow = Some(joined(allow));
+                reader.filter.allow = Some(joined(allow).map_err(|why| at.why(why))?);
             }
             Ok(Action::Deny) => {
                 for (name, policy) in policies {
                     let at = at.key("policies", name);
                     if let Some(only) = reader.only(policy, &at)? {
                         reader.filter.only.push(only);
+                        let count = reader.filter.only.len();
+                        at.must(
+                            count <= ONLY_MAX,
+                            format!("more than {ONLY_MAX} are like it"),
+                        )?;
                     } else {
                         let deny = reader.policy(policy, &at)?;
-                        reader.filter.deny.extend(joined(deny));
+                        add_all(&mut reader.filter.deny, deny).map_err(|why| at.why(why))?;
                     }
                 }
             }
@@ -126,15 +138,11 @@ impl Passed {
     /// What another filter leaves of it.
     pub(super) fn and(&mut self, filter: &Filter) -> Result<(), String> {
         for rules in filter.allow.iter().chain(&filter.only) {
-            self.allow = all_of(&self.allow, rules);
-            if self.allow.len() > RULES_MAX {
-                return Err(format!(
-                    "its RBAC filters amount to more than {RULES_MAX} rules"
-                ));
-            }
+            let both = all_of(&self.allow, rules);
+            self.allow = both.map_err(|why| format!("with other RBAC filters {why}"))?;
         }
-        self.deny.extend(filter.deny.iter().cloned());
-        Ok(())
+        add_all(&mut self.deny, filter.deny.clone())
+            .map_err(|why| format!("with other RBAC filters {why}"))
     }
 
     /// As a policy.
@@ -156,13 +164,19 @@ impl Reader {
     fn policy(&mut self, policy: &rbac::Policy, at: &At<'_>) -> Result<Vec<Rule>, String> {
         let mut principals = Vec::new();
         for (nth, principal) in policy.principals.iter().enumerate() {
-            principals.extend(self.principal(principal, &at.nth("principals", nth))?);
+            let at = at.nth("principals", nth);
+            let more = self.principal(principal, &at)?;
+            add_all(&mut principals, more).map_err(|why| at.why(why))?;
         }
         let mut permissions = Vec::new();
         for (nth, permission) in policy.permissions.iter().enumerate() {
-            permissions.extend(self.permission(permission, &at.nth("permissions", nth))?);
+            let at = at.nth("permissions", nth);
+            let more = self.permission(permission, &at)?;
+            add_all(&mut permissions, more).map_err(|why| at.why(why))?;
         }
-        Ok(all_of(&joined(principals), &joined(permissions)))
+        let both =
+            joined(principals).and_then(|principals| all_of(&principals, &joined(permissions)?));
+        both.map_err(|why| at.why(why))
     }
 
     /// Whom a DENY policy lets through where it denies everybody else.
@@ -182,7 +196,8 @@ impl Reader {
             policy.permissions.iter().any(is_any),
             "it can be said of any permission alone",
         )?;
-        Ok(Some(joined(self.principal(other, &at_principal)?)))
+        let named = joined(self.principal(other, &at_principal)?);
+        named.map(Some).map_err(|why| at_principal.why(why))
     }
 
     /// Those whom a principal is, each by itself.
@@ -198,13 +213,16 @@ impl Reader {
         match &principal.identifier {
             Some(Identifier::Any(true)) => Ok(vec![Rule::default()]),
             Some(Identifier::AndIds(set)) => {
-                let all = each(self, set, &at.field("and_ids"))?;
-                Ok(all
-                    .iter()
-                    .fold(vec![Rule::default()], |one, other| all_of(&one, other)))
+                let at = at.field("and_ids");
+                let all = each(self, set, &at)?;
+                let mut all = all.iter();
+                let both = all.try_fold(vec![Rule::default()], |one, other| all_of(&one, other));
+                both.map_err(|why| at.why(why))
             }
             Some(Identifier::OrIds(set)) => {
-                Ok(joined(each(self, set, &at.field("or_ids"))?.concat()))
+                let at = at.field("or_ids");
+                let any = joined(each(self, set, &at)?.concat());
+                any.map_err(|why| at.why(why))
             }
             Some(Identifier::Authenticated(authenticated)) => {
                 let at = at.field("authenticated");
@@ -259,13 +277,16 @@ impl Reader {
         match &permission.rule {
             Some(Permitted::Any(true)) => Ok(vec![Rule::default()]),
             Some(Permitted::AndRules(set)) => {
-                let all = each(self, set, &at.field("and_rules"))?;
-                Ok(all
-                    .iter()
-                    .fold(vec![Rule::default()], |one, other| all_of(&one, other)))
+                let at = at.field("and_rules");
+                let all = each(self, set, &at)?;
+                let mut all = all.iter();
+                let both = all.try_fold(vec![Rule::default()], |one, other| all_of(&one, other));
+                both.map_err(|why| at.why(why))
             }
             Some(Permitted::OrRules(set)) => {
-                Ok(joined(each(self, set, &at.field("or_rules"))?.concat()))
+                let at = at.field("or_rules");
+                let any = joined(each(self, set, &at)?.concat());
+                any.map_err(|why| at.why(why))
             }
             Some(Permitted::Header(header)) => {
                 let at = at.field("header");
@@ -336,19 +357,47 @@ fn path_pattern(path: &matcher::PathMatcher, at: &At<'_>) -> Result<PathPattern,
         }
         _ => return at.refuse("a path is matched by `exact` or `prefix` alone"),
     };
-    // A deny rule that matches nothing would let through what it names.
-    at.must(
-        is_usable(path),
-        format!("no request is matched by the path `{path}`"),
-    )?;
-    Ok(pattern)
+    // A deny rule that matches nothing, or something else, would let through what it names.
+    match canonical(path) {
+        Some(certain) if certain == *path => Ok(pattern),
+        Some(certain) => at.refuse(format!("`{path}` must be written `{certain}`")),
+        None => at.refuse(format!("no request is matched by the path `{path}`")),
+    }
 }
 
 /// Those that are of a rule of each list.
-fn all_of(one: &[Rule], other: &[Rule]) -> Vec<Rule> {
+fn all_of(one: &[Rule], other: &[Rule]) -> Result<Vec<Rule>, String> {
+    if names(one).saturating_mul(names(other)) > PAIRS_MAX {
+        return Err(too_many());
+    }
     let pairs = one.iter().flat_map(|a| other.iter().map(move |b| (a, b)));
-    let both: Vec<Rule> = pairs.filter_map(|(a, b)| both(a, b)).collect();
-    joined(both)
+    let both = pairs.filter_map(|(a, b)| both(a, b));
+    // One more than there may be is enough to tell.
+    joined(both.take(RULES_MAX + 1).collect())
+}
+
+fn too_many() -> String {
+    format!("it amounts to more than {RULES_MAX} rules")
+}
+
+/// What it costs to look at rules.
+fn names(rules: &[Rule]) -> usize {
+    let of = |rule: &Rule| {
+        let named = [
+            &rule.from.len(),
+            &rule.sources.len(),
+            &rule.methods.len(),
+            &rule.paths.len(),
+        ];
+        named.into_iter().sum::<usize>().max(1)
+    };
+    rules.iter().map(of).sum()
+}
+
+/// Adds rules to those before.
+fn add_all(all: &mut Vec<Rule>, more: Vec<Rule>) -> Result<(), String> {
+    all.extend(more);
+    (all.len() <= RULES_MAX).then_some(()).ok_or_else(too_many)
 }
 
 /// Those that are of both rules; `None`: nobody is.
@@ -406,7 +455,10 @@ fn meet_paths(a: &[PathPattern], b: &[PathPattern]) -> Vec<PathPattern> {
 }
 
 /// The same rules, those in one that differ in what one field names.
-fn joined(rules: Vec<Rule>) -> Vec<Rule> {
+fn joined(rules: Vec<Rule>) -> Result<Vec<Rule>, String> {
+    if rules.len() > RULES_MAX || names(&rules) > NAMES_MAX {
+        return Err(too_many());
+    }
     let mut all: Vec<Rule> = Vec::new();
     for rule in rules {
         let known = all.iter_mut().find_map(|known| join(known, &rule));
@@ -414,7 +466,7 @@ fn joined(rules: Vec<Rule>) -> Vec<Rule> {
             all.push(rule);
         }
     }
-    all
+    Ok(all)
 }
 
 /// Takes a rule into another one that differs in one field; whether it did.

@@ -15,12 +15,17 @@ use super::at::At;
 use super::clusters::{gateway_errors, server_errors};
 use super::rbac::{Filter, Kind};
 use crate::compile::METHOD;
+use crate::model::check::http_rules::is_reserved;
 use crate::pb::{self, core, http_rbac, matcher, percent, route};
 
 /// Envoy's default.
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// No limit, where a limit has to be written.
 const NO_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// The fields that change headers.
+const REQUEST: [&str; 2] = ["request_headers_to_add", "request_headers_to_remove"];
+const RESPONSE: [&str; 2] = ["response_headers_to_add", "response_headers_to_remove"];
 
 /// A route configuration.
 #[derive(Debug)]
@@ -243,11 +248,9 @@ fn read_route(
     let mut response = HeaderChanges::default();
     for (headers, at) in levels() {
         let (add, remove) = headers.request;
-        let names = ["request_headers_to_add", "request_headers_to_remove"];
-        change(&mut request, (add, remove), names, at)?;
+        change(&mut request, (add, remove), REQUEST, at)?;
         let (add, remove) = headers.response;
-        let names = ["response_headers_to_add", "response_headers_to_remove"];
-        change(&mut response, (add, remove), names, at)?;
+        change(&mut response, (add, remove), RESPONSE, at)?;
     }
     let place = at.to_string();
     let at = at.field("route");
@@ -499,6 +502,12 @@ fn read_retries(
 
 /// What a policy has tried again.
 fn causes(policy: &route::RetryPolicy, at: &At<'_>) -> Result<Vec<Failure>, String> {
+    let broken = [
+        Failure::Connect,
+        Failure::RefusedStream,
+        Failure::Reset,
+        Failure::Timeout,
+    ];
     let mut on: Vec<Failure> = Vec::new();
     for word in policy
         .retry_on
@@ -507,18 +516,9 @@ fn causes(policy: &route::RetryPolicy, at: &At<'_>) -> Result<Vec<Failure>, Stri
         .filter(|word| !word.is_empty())
     {
         let more: Vec<Failure> = match word {
-            "5xx" => [
-                Failure::Connect,
-                Failure::RefusedStream,
-                Failure::Reset,
-                Failure::Timeout,
-            ]
-            .into_iter()
-            .chain(server_errors())
-            .collect(),
-            "gateway-error" => std::iter::once(Failure::Timeout)
-                .chain(gateway_errors())
-                .collect(),
+            "5xx" => broken.into_iter().chain(server_errors()).collect(),
+            // That there is no answer counts as one of them, as it does for `5xx`.
+            "gateway-error" => broken.into_iter().chain(gateway_errors()).collect(),
             "reset" => vec![Failure::Reset],
             "connect-failure" => vec![Failure::Connect],
             "refused-stream" => vec![Failure::RefusedStream],
@@ -603,6 +603,14 @@ fn change(
 ) -> Result<(), String> {
     use core::header_value_option::HeaderAppendAction;
 
+    // What begins so in an answer is how a call ended, and how its messages are read.
+    let is_grpc = |name: &str| added == RESPONSE[0] && name.starts_with("grpc-");
+    let changeable = |name: &str, at: &At<'_>| {
+        changeable(name, at).and_then(|name| {
+            at.must(!is_grpc(&name), format!("`{name}` is the service's own"))?;
+            Ok(name)
+        })
+    };
     for (nth, name) in remove.iter().enumerate() {
         let at = at.nth(removed, nth);
         let name = changeable(name, &at)?;
@@ -663,9 +671,6 @@ fn is_in(fields: &[Field], name: &str) -> bool {
     fields.iter().any(|field| *field.name == *name)
 }
 
-/// Headers that say where a request goes, or how it is framed.
-const NOT_CHANGED: [&str; 4] = ["host", "content-length", "transfer-encoding", "connection"];
-
 fn changeable(name: &str, at: &At<'_>) -> Result<String, String> {
     let lower = name.to_ascii_lowercase();
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
@@ -674,8 +679,8 @@ fn changeable(name: &str, at: &At<'_>) -> Result<String, String> {
         format!("`{name}` is not the name of a header"),
     )?;
     at.must(
-        !NOT_CHANGED.contains(&&*lower),
-        format!("`{lower}` is not changed"),
+        !is_reserved(&lower),
+        format!("`{lower}` is the gateway's own"),
     )?;
     Ok(lower)
 }

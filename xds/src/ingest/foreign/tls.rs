@@ -11,8 +11,10 @@ use super::ids::{id_pattern, meet};
 use crate::pb::{self, tls};
 use tls::common_tls_context::ValidationContextType as Validation;
 
-/// The names by which control planes ask for what a proxy holds itself.
-const OWN: [&str; 2] = ["default", "ROOTCA"];
+/// The name by which control planes ask for a proxy's own SVID.
+const SVID: &str = "default";
+/// The names by which they ask for the bundle of its own trust domain.
+const OWN: [&str; 2] = [SVID, "ROOTCA"];
 /// All bundles that there are, as SPIRE names them.
 const ALL: &str = "ALL";
 const H2: &str = "h2";
@@ -41,10 +43,14 @@ pub(super) fn downstream(
     let Some(common) = &context.common_tls_context else {
         return at.refuse("it is missing");
     };
-    for (nth, protocol) in common.alpn_protocols.iter().enumerate() {
-        let is_spoken = inside == Inside::Http && [H2, HTTP1].contains(&protocol.as_str());
-        (at.nth("alpn_protocols", nth)).must(is_spoken, format!("`{protocol}` is not offered"))?;
-    }
+    let offered: Vec<&str> = common.alpn_protocols.iter().map(String::as_str).collect();
+    at.field("alpn_protocols").must(
+        match inside {
+            Inside::Http => offered.is_empty() || offered == [H2, HTTP1],
+            Inside::Bytes => offered.is_empty(),
+        },
+        format!("{offered:?} is not offered: `{H2}` and `{HTTP1}` are, where HTTP is inside, and nothing else"),
+    )?;
     admitted(common, own, &at)
 }
 
@@ -91,7 +97,14 @@ fn admitted(
             .refuse("it must name one secret, the gateway's own SVID");
     };
     let certificate_at = at.nth("tls_certificate_sds_secret_configs", 0);
-    held_identity(&certificate.name, own, &certificate_at.field("name"))?;
+    // A SPIFFE ID may be another's: a peer would see another caller than was meant.
+    certificate_at.field("name").must(
+        certificate.name == SVID,
+        format!(
+            "the gateway holds no secret `{}`, but its own SVID, `{SVID}`",
+            certificate.name
+        ),
+    )?;
     match &common.validation_context_type {
         Some(Validation::ValidationContext(context)) => {
             let at = at.field("validation_context");
@@ -119,15 +132,6 @@ fn admitted(
         Some(_) => at.refuse("a certificate provider is not supported"),
         None => at.refuse("it does not say who is let in by its certificate"),
     }
-}
-
-/// Whether the gateway's own SVID is meant.
-fn held_identity(name: &str, own: &TrustDomain, at: &At<'_>) -> Result<(), String> {
-    let is_own = SpiffeId::parse(name).is_ok_and(|id| id.is_of(own) && !id.path().is_empty());
-    at.must(
-        OWN.contains(&name) || is_own,
-        format!("the gateway holds no secret `{name}`, but its own SVID, `default`"),
-    )
 }
 
 /// Whose certificates are verified, and who of them is let in.

@@ -391,7 +391,7 @@ fn deadlines_and_tries(check: &mut Checker<'_, MeshRoute>, rule: &HttpRuleSpec, 
 }
 
 /// What a gateway reads, writes or frames messages by.
-fn is_reserved(name: &str) -> bool {
+pub(crate) fn is_reserved(name: &str) -> bool {
     const NAMES: [&str; 16] = [
         "connection",
         "content-length",

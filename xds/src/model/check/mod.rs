@@ -3,7 +3,7 @@
 
 mod backends;
 mod control_plane;
-mod http_rules;
+pub(crate) mod http_rules;
 mod peers;
 mod policy;
 mod route;

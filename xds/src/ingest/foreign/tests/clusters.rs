@@ -125,6 +125,36 @@ fn endpoints_come_by_themselves_under_the_name_of_the_service() {
     assert!(cluster(&snapshot, "a").endpoints.is_empty());
 }
 
+/// Endpoints are whose their cluster is: one of them that says it is ours hides nothing.
+#[test]
+fn endpoints_of_a_strangers_cluster_are_a_strangers() {
+    let mut made = build::cluster("a", &[]);
+    made.load_assignment = None;
+    made.cluster_discovery_type = Some(envoy::cluster::ClusterDiscoveryType::Type(
+        envoy::cluster::DiscoveryType::Eds.into(),
+    ));
+    let mut ours = lb("10.0.0.1:80");
+    let metadata = [(pb::METADATA.to_owned(), pb::Struct::default())];
+    ours.metadata = Some(core::Metadata {
+        filter_metadata: metadata.into(),
+        ..Default::default()
+    });
+    ours.health_status = 0;
+    let mut group = zone("eu-1", 0, &[]);
+    group.lb_endpoints.push(ours);
+    group.proximity = pb::number(1);
+    let endpoints = endpoint::ClusterLoadAssignment {
+        cluster_name: "a".to_owned(),
+        endpoints: vec![group],
+        ..Default::default()
+    };
+    let faults = ingest(&[of_cluster(&made), of_endpoints(&endpoints)]).unwrap_err();
+    assert!(
+        faults[0].starts_with("cluster a: ") && faults[0].contains("proximity"),
+        "{faults:?}"
+    );
+}
+
 #[test]
 fn names_are_resolved_as_their_cluster_says() {
     use envoy::cluster::{ClusterDiscoveryType, DiscoveryType};
@@ -474,4 +504,26 @@ fn localities_of_one_priority_are_weighed() {
         why.contains("common_lb_config.locality_weighted_lb_config: "),
         "{why}"
     );
+}
+
+#[test]
+fn slow_start_is_of_the_policy_that_there_is() {
+    use envoy::cluster::{LbConfig, LbPolicy, LeastRequestLbConfig, SlowStartConfig};
+
+    let mut made = build::cluster("a", &[&["10.0.0.1:80"]]);
+    made.lb_config = Some(LbConfig::LeastRequestLbConfig(LeastRequestLbConfig {
+        slow_start_config: Some(SlowStartConfig {
+            slow_start_window: seconds(30),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }));
+    for policy in [LbPolicy::RoundRobin, LbPolicy::Random] {
+        made.lb_policy = policy.into();
+        let why = refused(&[of_cluster(&made)]);
+        let place = "cluster a: least_request_lb_config.slow_start_config: ";
+        assert!(why.starts_with(place), "{why}");
+    }
+    made.lb_policy = LbPolicy::LeastRequest.into();
+    ingest(&[of_cluster(&made)]).unwrap();
 }

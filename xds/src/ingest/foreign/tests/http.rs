@@ -188,6 +188,8 @@ fn deadlines_and_retries_are_a_routes_own() {
     assert_eq!(rules[0].retries.any_method, Some(true));
     let mut on = vec![
         Failure::Connect,
+        Failure::RefusedStream,
+        Failure::Reset,
         Failure::Timeout,
         Failure::Status(429),
         Failure::Status(502),
@@ -284,7 +286,20 @@ fn header_changes_of_route_host_and_configuration_come_in_this_order() {
         (added("x-a", "", Set), ".header.value: it is empty"),
         (
             added("host", "x", Set),
-            ".header.key: `host` is not changed",
+            ".header.key: `host` is the gateway's own",
+        ),
+        // What we say to those behind us of who calls.
+        (
+            added(
+                "X-Forwarded-Client-Cert",
+                "URI=spiffe://west.example/x",
+                Set,
+            ),
+            ".header.key: `x-forwarded-client-cert` is the gateway's own",
+        ),
+        (
+            added("x-zeugma-route", "x", Set),
+            ".header.key: `x-zeugma-route` is the gateway's own",
         ),
         (
             added(":path", "x", Set),
@@ -499,4 +514,55 @@ fn routes_that_are_named_lead_every_listener_that_names_them() {
     assert_eq!(names, ["in/c/h", "out/d/h"]);
     assert_eq!(snapshot.clusters.len(), 1);
     assert!(all.iter().all(|one| one.kind != Kind::Endpoints));
+}
+
+#[test]
+fn a_cluster_is_used_in_so_many_ways_and_no_more() {
+    let of = |count: i64| {
+        let each = (0..count).map(|nth| {
+            let mut action = to("a");
+            action.idle_timeout = seconds(1 + nth);
+            route("/", action)
+        });
+        routed(each.collect())
+    };
+    // Beside the one that nobody uses.
+    assert_eq!(ingest(&of(64)).unwrap().clusters.len(), 65);
+    assert_eq!(
+        refused(&of(65)),
+        "cluster a: it is used in more than 64 ways, by idle timeouts and hash keys"
+    );
+}
+
+/// Envoy would send on what it made of the path; we send on what came, or nothing.
+#[test]
+fn what_a_path_would_be_made_of_is_refused_where_it_is_ambiguous() {
+    for (normalize_path, expected) in [(None, "in/c/h to a"), (pb::boolean(true), "no-rule")] {
+        let config = routes("r", vec![host("h", &["*"], vec![route("/", to("a"))])]);
+        let mut made = manager(rds("r"), &[]);
+        made.normalize_path = normalize_path;
+        let all = [
+            one("a"),
+            of_routes(&config),
+            chains(vec![chain("c", &[], filter("http", &made))]),
+        ];
+        let snapshot = ingest(&all).unwrap();
+        for path in ["/public/../admin", "/./a", "/a%2Fb", "/a/%2e%2e/b"] {
+            assert_eq!(plain(&snapshot, "a.a", path), expected, "{path}");
+        }
+        for path in ["/", "/a/b", "/a?b=../c", "/a%20b"] {
+            assert_eq!(plain(&snapshot, "a.a", path), "in/c/h to a", "{path}");
+        }
+    }
+}
+
+#[test]
+fn how_a_call_ended_is_changed_in_no_answer() {
+    let mut one = route("/", to("a"));
+    one.request_headers_to_remove = vec!["grpc-timeout".to_owned()];
+    ingest(&routed(vec![one.clone()])).unwrap();
+    one.response_headers_to_remove = vec!["grpc-status".to_owned()];
+    let refused = refused(&routed(vec![one]));
+    let path = format!("{PLACE}routes[0].response_headers_to_remove[0]: `grpc-status` is the");
+    assert!(refused.starts_with(&path), "{refused}");
 }

@@ -148,7 +148,7 @@ fn whom_a_context_lets_in_is_what_all_of_it_says() {
         context.match_typed_subject_alt_names.clear();
     }
     let place = "filter_chains[0].transport_socket.typed_config.common_tls_context";
-    let all: [(Change, Result<&[&str], &str>); 10] = [
+    let all: [(Change, Result<&[&str], &str>); 14] = [
         (|_| {}, Ok(&["spiffe://west.example/*"])),
         (
             |common| secret(common, "spiffe://west.example"),
@@ -193,6 +193,26 @@ fn whom_a_context_lets_in_is_what_all_of_it_says() {
         (
             |common| common.tls_certificate_sds_secret_configs[0].name = "web".to_owned(),
             Err(".tls_certificate_sds_secret_configs[0].name: the gateway holds no secret `web`"),
+        ),
+        // It is somebody's of our trust domain, and nothing says that it is ours.
+        (
+            |common| {
+                let name = "spiffe://east.example/ns/shop/sa/cart";
+                common.tls_certificate_sds_secret_configs[0].name = name.to_owned();
+            },
+            Err(".tls_certificate_sds_secret_configs[0].name: the gateway holds no secret"),
+        ),
+        (
+            |common| common.tls_certificate_sds_secret_configs[0].name = "ROOTCA".to_owned(),
+            Err(".tls_certificate_sds_secret_configs[0].name: the gateway holds no secret"),
+        ),
+        (
+            |common| common.alpn_protocols = vec!["h2".to_owned()],
+            Err(".alpn_protocols: [\"h2\"] is not offered"),
+        ),
+        (
+            |common| common.alpn_protocols = vec!["istio".to_owned()],
+            Err(".alpn_protocols: [\"istio\"] is not offered"),
         ),
         (
             |common| {
@@ -251,7 +271,16 @@ fn identities_are_named_by_their_whole_or_their_parent() {
             pb::beginning("spiffe://west.example/ca"),
             "matcher.prefix: it must end with `/`",
         ),
-        (pb::beginning("spiffe://"), "matcher.prefix: `spiffe://*`: "),
+        (pb::beginning("spiffe://"), "matcher.prefix: `spiffe://`: "),
+        // To Envoy this is an ID that nobody has.
+        (
+            pb::exactly("spiffe://west.example/*"),
+            "matcher.exact: `spiffe://west.example/*`: ",
+        ),
+        (
+            pb::beginning("spiffe://west.example/*/"),
+            "matcher.prefix: `spiffe://west.example/*/`: ",
+        ),
         (
             pb::exactly("cart.west.example"),
             "matcher.exact: `cart.west.example`: ",
@@ -283,7 +312,7 @@ fn what_no_server_name_asks_for_is_the_chains_that_has_none() {
     let mut made = listener(vec![ended(chain("a", &["a.a"], tcp("a")), west())]);
     made.default_filter_chain = Some(ended(chain("", &[], tcp("b")), west()));
     let snapshot = ingest(&[one("a"), one("b"), of_listener(&made)]).unwrap();
-    assert_eq!(by_sni(&snapshot, None), "terminate in/default");
+    assert_eq!(by_sni(&snapshot, None), "terminate in/rest");
     made.filter_chains[0].filter_chain_match = None;
     let why = refused(&[one("a"), one("b"), of_listener(&made)]);
     assert!(
@@ -295,7 +324,7 @@ fn what_no_server_name_asks_for_is_the_chains_that_has_none() {
 #[test]
 fn a_chain_without_anything_takes_whatever_comes() {
     let snapshot = ingest(&[one("a"), chains(vec![chain("", &[], tcp("a"))])]).unwrap();
-    let to = "in/0 to a|idle 3600000ms";
+    let to = "in/rest to a|idle 3600000ms";
     assert_eq!(decided(&snapshot, super::SOMEBODY, Wants::Plaintext), to);
     assert_eq!(by_sni(&snapshot, Some("x.x")), to);
     let why = refused(&[
@@ -343,8 +372,17 @@ fn what_cannot_be_said_of_a_listener_is_refused_by_its_place() {
     fn matched(one: &mut envoy::Listener) -> &mut envoy::FilterChainMatch {
         one.filter_chains[0].filter_chain_match.as_mut().unwrap()
     }
-    let all: [(Change, &str); 13] = [
+    let all: [(Change, &str); 14] = [
         (|one| one.address = None, "address: "),
+        (
+            |one| {
+                let address = one.address.as_mut().and_then(|one| one.address.as_mut());
+                if let Some(core::address::Address::SocketAddress(socket)) = address {
+                    socket.protocol = core::socket_address::Protocol::Udp.into();
+                }
+            },
+            "address.socket_address.protocol: it is not TCP",
+        ),
         (
             |one| one.address = Some(pb::address("name", 1)),
             "address: `name` is not",
@@ -379,7 +417,7 @@ fn what_cannot_be_said_of_a_listener_is_refused_by_its_place() {
         ),
         (
             |one| matched(one).transport_protocol = "raw_buffer".to_owned(),
-            "filter_chains[0].filter_chain_match.transport_protocol: it is not",
+            "filter_chains[0].filter_chain_match.transport_protocol: `raw_buffer` is none",
         ),
         (
             |one| matched(one).destination_port = pb::number(1),
@@ -443,6 +481,10 @@ fn what_is_referred_to_and_not_there_is_a_fault_of_who_refers() {
         refused(&all),
         "route configuration r: virtual_hosts[0].routes[0]: no cluster `a`"
     );
+    // One without virtual hosts is there, and has nothing for anybody.
+    let empty = super::build::of_routes(&super::build::routes("r", Vec::new()));
+    let snapshot = ingest(&[empty, all[1].clone()]).unwrap();
+    assert_eq!(plain(&snapshot, "any.host", "/"), "authority-unknown");
     // A cluster that is wrong itself is the only one at fault.
     let mut wrong = cluster("a", &[&["10.0.0.1:80"]]);
     wrong.lb_policy = 99;
@@ -462,6 +504,17 @@ fn a_cluster_with_tls_of_its_own_is_none_to_relay_tls_to() {
         why,
         "listener in: filter_chains[0]: cluster `a` has TLS of its own, and the caller's is relayed as it is"
     );
+}
+
+#[test]
+fn no_two_clusters_are_called_alike() {
+    let relay = || chains(vec![chain("a", &["a.a"], tcp("a"))]);
+    let why = refused(&[one("a"), one("a|passthrough|idle 3600000ms"), relay()]);
+    assert!(
+        why.starts_with("cluster a: as it is used it would be called"),
+        "{why}"
+    );
+    ingest(&[one("a"), one("a|passthrough"), relay()]).unwrap();
 }
 
 #[test]
@@ -512,8 +565,8 @@ fn http_inside_tls_asks_for_hosts_of_its_own_chain_alone() {
     assert_eq!(by_sni(&snapshot, Some("a.a")), "terminate in/a");
     let get = |chain, authority| inside(&snapshot, (chain, known(CART)), ("GET", authority, "/"));
     assert_eq!(get("in/a", "api.a"), "in/a/h to a");
-    // The listener's own port names none of the service (RFC 9110 §7.2).
-    assert_eq!(get("in/a", "api.a:8443"), "in/a/h to a");
+    // A domain without a port is none of those with one, be it the listener's own.
+    assert_eq!(get("in/a", "api.a:8443"), "misdirected");
     assert_eq!(get("in/a", "other.a"), "misdirected");
     assert_eq!(get("in/b", "api.a"), "in/b/h to b");
     assert_eq!(get("in/b", "other.a"), "in/b/rest to b");
@@ -525,12 +578,89 @@ fn http_inside_tls_asks_for_hosts_of_its_own_chain_alone() {
     assert_eq!(plain(&snapshot, "a.a", "/"), "not-allowed");
 }
 
+/// Sessions are judged by the chain of the name that they came by.
+#[test]
+fn chains_are_known_by_what_they_are_asked_for_wherever_they_stand() {
+    let mut all = vec![
+        chain("", &["z.a", "b.a"], tcp("a")),
+        chain("", &["c.a"], tcp("a")),
+        chain("same", &["d.a"], tcp("a")),
+        chain("same", &["e.a"], tcp("a")),
+        chain("with/slash", &["f.a"], tcp("a")),
+        chain("", &["outbound_.80_._.g.a"], tcp("a")),
+        ended(chain("", &[], tcp("a")), west()),
+    ];
+    for _ in 0..all.len() {
+        all.rotate_left(1);
+        let snapshot = ingest(&[one("a"), chains(all.clone())]).unwrap();
+        for (sni, expected) in [
+            ("z.a", "in/b.a to "),
+            ("b.a", "in/b.a to "),
+            ("c.a", "in/c.a to "),
+            ("d.a", "in/same#d.a to "),
+            ("e.a", "in/same#e.a to "),
+            ("f.a", "in/with%2Fslash to "),
+            ("outbound_.80_._.g.a", "in/outbound_.80_._.g.a to "),
+            ("h.a", "terminate in/rest"),
+        ] {
+            let said = by_sni(&snapshot, Some(sni));
+            assert!(said.starts_with(expected), "{sni}: {said}");
+        }
+    }
+}
+
+/// `Host: a.b` is no `a.b:8080`, and a server name with a port is none without it.
+#[test]
+fn hosts_are_told_apart_with_their_ports() {
+    let of = |name: &str, domains: &[&str]| host(name, domains, vec![route("/", to("a"))]);
+    let hosts = vec![
+        of("port", &["a.b:8080", "*.c:8080"]),
+        of("bare", &["c.c"]),
+        of("own", &["d.d"]),
+        of("rest", &["*"]),
+    ];
+    let made = chains(vec![chain("a", &[], http(hosts))]);
+    let snapshot = ingest(&[one("a"), made]).unwrap();
+    for (authority, expected) in [
+        ("a.b:8080", "port"),
+        ("a.b", "rest"),
+        ("a.b:81", "rest"),
+        ("c.c", "bare"),
+        ("c.c:8080", "port"),
+        ("d.d", "own"),
+        ("d.d:8443", "rest"),
+    ] {
+        let expected = format!("in/a/{expected} to a");
+        assert_eq!(plain(&snapshot, authority, "/"), expected, "{authority}");
+    }
+    let mut made = listener(vec![
+        chain("a", &["outbound_.80_._.a.b"], tcp("a")),
+        chain("b", &["outbound_.90_._.a.b"], tcp("a")),
+        chain("c", &["outbound_.80_._.c.d"], tcp("a")),
+        chain("d", &["*.d"], tcp("a")),
+    ]);
+    made.default_filter_chain = Some(ended(chain("rest", &[], tcp("a")), west()));
+    let snapshot = ingest(&[one("a"), of_listener(&made)]).unwrap();
+    for (sni, expected) in [
+        ("outbound_.80_._.a.b", "in/a to "),
+        ("outbound_.90_._.a.b", "in/b to "),
+        ("a.b", "terminate in/rest"),
+        ("c.d", "in/d to "),
+        ("outbound_.80_._.c.d", "in/c to "),
+        ("outbound_.81_._.c.d", "in/d to "),
+    ] {
+        let said = by_sni(&snapshot, Some(sni));
+        assert!(said.starts_with(expected), "{sni}: {said}");
+    }
+}
+
 #[test]
 fn what_a_connection_manager_says_beside_routes_is_held_to() {
     let hosts = || vec![host("h", &["*"], vec![route("/", to("a"))])];
     type Change = fn(&mut hcm::HttpConnectionManager);
-    let all: [(Change, &str); 5] = [
+    let all: [(Change, &str); 6] = [
         (|one| one.codec_type = 2, "codec_type: "),
+        (|one| one.merge_slashes = true, "merge_slashes: "),
         (
             |one| one.forward_client_cert_details = 1,
             "forward_client_cert_details: ",

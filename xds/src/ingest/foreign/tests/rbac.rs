@@ -340,6 +340,10 @@ fn rules_of_requests_that_could_never_match_are_refused() {
         ),
         (path(pb::exactly("/a/../b")), "path: no request is matched"),
         (
+            path(pb::exactly("/%61")),
+            "path: `/%61` must be written `/a`",
+        ),
+        (
             Permitted::Header(header("x-beta", "1")),
             "header.name: of headers `:method`",
         ),
@@ -466,7 +470,56 @@ fn filters_that_amount_to_too_many_rules_are_refused() {
     let made = ended(chain("a", &["a.a"], filter("http", &http)), west());
     let why = refused(&[one("a"), chains(vec![made])]);
     assert!(
-        why.ends_with("its RBAC filters amount to more than 4096 rules"),
+        why.ends_with("with other RBAC filters it amounts to more than 4096 rules"),
         "{why}"
     );
+}
+
+/// Each pair would be looked at, and what is left of them compared with each other, before anything is
+/// counted.
+#[test]
+fn rules_are_counted_before_they_are_paired() {
+    const MANY: usize = 5000;
+    let nets = |begin: usize| {
+        let each = (0..MANY).map(move |nth| (begin, nth / 250, nth % 250));
+        each.map(|(a, b, c)| at(&format!("{a}.{b}.{c}.0/24")))
+    };
+    let both = Identifier::AndIds(set(vec![
+        Identifier::OrIds(set(nets(10).collect())),
+        Identifier::OrIds(set(nets(10).collect())),
+    ]));
+    // Not one of them is in two of these.
+    let half = |begin| Identifier::OrIds(set(nets(begin).take(4096).collect()));
+    let pairs = Identifier::AndIds(set(vec![
+        Identifier::OrIds(set(vec![half(10), Identifier::Any(true)])),
+        half(11),
+    ]));
+    for (policy, place) in [
+        (
+            policy(vec![both], any_permission()),
+            "principals[0].and_ids",
+        ),
+        (
+            policy(nets(10).collect(), any_permission()),
+            "principals[4096]: it amounts",
+        ),
+        (policy(vec![pairs], any_permission()), ""),
+    ] {
+        let mut made = chain("a", &["a.a"], tcp("a"));
+        made.filters.insert(0, network(rules(Allow, vec![policy])));
+        let all = [one("a"), chains(vec![made])];
+        if place.is_empty() {
+            ingest(&all).unwrap();
+            continue;
+        }
+        let why = refused(&all);
+        assert!(why.contains(place), "{why}");
+        assert!(why.ends_with("it amounts to more than 4096 rules"), "{why}");
+    }
+    let only =
+        (0..65).map(|nth| policy(vec![not(at(&format!("10.{nth}.0.0/16")))], any_permission()));
+    let mut made = chain("a", &["a.a"], tcp("a"));
+    made.filters.insert(0, network(rules(Deny, only.collect())));
+    let why = refused(&[one("a"), chains(vec![made])]);
+    assert!(why.ends_with("more than 64 are like it"), "{why}");
 }
