@@ -166,6 +166,8 @@ struct Shared {
     encoded: AtomicU64,
     draining: watch::Sender<bool>,
     memory: Arc<Semaphore>,
+    /// Answers about all nodes that were not taken yet.
+    answers: Arc<Semaphore>,
     standings: Standings,
     loads: Mutex<Loads>,
     lines: Lines,
@@ -228,6 +230,7 @@ impl Server {
                 encoded: AtomicU64::new(0),
                 draining: watch::channel(false).0,
                 memory: Arc::new(Semaphore::new(limits.requests_kib())),
+                answers: Arc::new(Semaphore::new(status::ANSWERS_MAX)),
                 standings: Standings::default(),
                 loads: Mutex::default(),
                 lines: Lines::default(),

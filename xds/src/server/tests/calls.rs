@@ -103,6 +103,12 @@ async fn p48_what_each_node_was_sent_and_took_is_told() {
     let long = matching(MatchPattern::Exact("x".repeat(70_000)), false);
     assert_eq!(fetch(long).await.unwrap_err().code(), Code::InvalidArgument);
 
+    let many = ClientStatusRequest {
+        node_matchers: vec![NodeMatcher::default(); 65],
+        ..Default::default()
+    };
+    assert_eq!(fetch(many).await.unwrap_err().code(), Code::InvalidArgument);
+
     // A stream is answered as often as it asks.
     let (ask, asked) = mpsc::channel(4);
     let answers = client.stream_client_status(Asked(asked)).await.unwrap();
@@ -117,6 +123,48 @@ async fn p48_what_each_node_was_sent_and_took_is_told() {
         timeout(PATIENCE, answers.message()).await.unwrap().unwrap(),
         None
     );
+}
+
+/// Asks, and takes nothing of the answer.
+async fn ask_and_take_nothing(served: &Served, streams: usize) -> ByHand {
+    let tcp = TcpStream::connect(served.address).await.unwrap();
+    let handshake = h2::client::Builder::new()
+        .initial_window_size(0)
+        .handshake(tcp);
+    let (mut send, connection) = handshake.await.unwrap();
+    drop(tokio::spawn(connection));
+    for _ in 0..streams {
+        let path = "/envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus";
+        let request = Request::post(format!("http://x{path}")).body(()).unwrap();
+        let (response, mut body) = send.send_request(request, false).unwrap();
+        body.send_data(bytes::Bytes::from_static(b"\0\0\0\0\0"), true)
+            .unwrap();
+        drop(tokio::spawn(async move {
+            let body = response.await;
+            std::future::pending::<()>().await;
+            drop(body);
+        }));
+    }
+    send
+}
+
+#[tokio::test]
+async fn who_takes_no_answer_has_one_made_and_no_more() {
+    let served = Served::local().await;
+    let free = || served.server.shared.answers.available_permits();
+    let all = free();
+    let mut silent = Vec::new();
+    // More than one connection may have at once, all of one caller.
+    for nth in 1..=3 {
+        silent.push(ask_and_take_nothing(&served, 20).await);
+        until("they came", || served.server.streams() == 20 * nth).await;
+    }
+    until("one is answered", || free() < all).await;
+    // What another node does is done after all that came before.
+    let mut other = served.delta(node("east-gw")).await;
+    other.next().await.unwrap();
+    assert_eq!(free(), all - 1);
+    assert_eq!(served.server.streams(), 60);
 }
 
 #[tokio::test]
