@@ -168,6 +168,11 @@ impl Place {
         &self.node
     }
 
+    /// Whom it counts to.
+    pub(super) fn charged(&self) -> &str {
+        &self.charged
+    }
+
     pub(super) const fn caller(&self) -> &Caller {
         &self.caller
     }
@@ -271,7 +276,7 @@ impl OfCaller {
 }
 
 /// Why a stream is ended that is over a limit.
-fn refused(shared: &Shared, caller: &Caller, node: &str, why: String) -> Status {
+pub(super) fn refused(shared: &Shared, caller: &Caller, node: &str, why: String) -> Status {
     shared.standings.refused.fetch_add(1, Ordering::Relaxed);
     shared.ends(&why, node, caller);
     Status::resource_exhausted(why)
