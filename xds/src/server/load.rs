@@ -27,6 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const REPORT_BYTES_MAX: usize = 4 << 20;
 /// Sums that are kept, of all gateways, clusters and localities.
 const SUMS_MAX: usize = 100_000;
+/// Messages and texts in a report: one that is empty takes two bytes on the wire and hundreds in memory.
+const PARTS_MAX: usize = 250_000;
+/// How deep they stand: clusters, localities, endpoints, metrics, and what these hold.
+const LEVELS: usize = 5;
 /// Of a name in a report.
 const NAME_BYTES_MAX: usize = 512;
 /// Sums that a page shows.
@@ -206,6 +210,10 @@ async fn take(opened: Opened) -> Result<(), Status> {
 
 impl Shared {
     fn reported(&self, gateway: &str, report: &Bytes) -> Result<(), Status> {
+        if parts(report, LEVELS) > PARTS_MAX {
+            let text = format!("a report of over {PARTS_MAX} parts");
+            return Err(Status::resource_exhausted(text));
+        }
         let stats = field(report, 2).map(ClusterStats::decode);
         let stats: Vec<ClusterStats> = (stats.collect::<Result<_, _>>())
             .map_err(|_broken| Status::invalid_argument("it is no LoadStatsRequest"))?;
@@ -218,6 +226,24 @@ impl Shared {
         drop(loads);
         Ok(())
     }
+}
+
+/// How many parts there are on so many levels; it ends soon after there are too many.
+fn parts(message: &[u8], levels: usize) -> usize {
+    let mut rest = message;
+    let mut count = 0;
+    while count <= PARTS_MAX
+        && let Some(part) = canonical::next(&mut rest)
+    {
+        let Some(inner) = part.message else {
+            continue;
+        };
+        count += 1;
+        if levels > 1 {
+            count += parts(inner, levels - 1);
+        }
+    }
+    count
 }
 
 /// The messages of a field.
@@ -268,6 +294,41 @@ mod tests {
         ]);
         assert_eq!(loads.to_json(), expected);
         assert_eq!(loads.to_values(), [0, 10, 6, 4, 2, 0]);
+    }
+
+    #[test]
+    fn a_report_of_too_many_parts_is_not_decoded_wherever_they_stand() {
+        use envoy_types::pb::envoy::config::endpoint::v3::{
+            EndpointLoadMetricStats, UpstreamEndpointStats,
+        };
+        use envoy_types::pb::envoy::service::load_stats::v3::LoadStatsRequest;
+
+        let report = |stats: ClusterStats| {
+            let report = LoadStatsRequest {
+                node: None,
+                cluster_stats: vec![stats],
+            };
+            report.encode_to_vec()
+        };
+        // The cluster, its name, a locality, where that is in two texts.
+        assert_eq!(parts(&report(stats("orders", "!")), LEVELS), 6);
+        let localities = report(ClusterStats {
+            upstream_locality_stats: vec![UpstreamLocalityStats::default(); PARTS_MAX],
+            ..Default::default()
+        });
+        let metrics = report(ClusterStats {
+            upstream_locality_stats: vec![UpstreamLocalityStats {
+                upstream_endpoint_stats: vec![UpstreamEndpointStats {
+                    load_metric_stats: vec![EndpointLoadMetricStats::default(); PARTS_MAX],
+                    ..Default::default()
+                }],
+                ..Default::default()
+            }],
+            ..Default::default()
+        });
+        for report in [localities, metrics] {
+            assert!(report.len() < REPORT_BYTES_MAX && parts(&report, LEVELS) > PARTS_MAX);
+        }
     }
 
     #[test]

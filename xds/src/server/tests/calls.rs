@@ -268,6 +268,30 @@ async fn p47_what_clients_carried_is_summed_and_shown() {
     assert_eq!(stranger.server.nodes()["load"], serde_json::json!([]));
 }
 
+#[tokio::test]
+async fn a_load_report_of_too_many_parts_ends_its_stream() {
+    let served = Served::local().await;
+    let client = LoadReportingServiceClient::connect(format!("http://{}", served.address));
+    let (report, reports) = mpsc::channel(1);
+    let stats = ClusterStats {
+        upstream_locality_stats: vec![UpstreamLocalityStats::default(); 250_000],
+        ..Default::default()
+    };
+    let first = LoadStatsRequest {
+        node: Some(node("east-gw")),
+        cluster_stats: vec![stats],
+    };
+    report.send(first).await.unwrap();
+    let answers = client.await.unwrap().stream_load_stats(Asked(reports));
+    let mut answers = answers.await.unwrap().into_inner();
+    assert!(answers.message().await.unwrap().is_some());
+    let ended = timeout(PATIENCE, answers.message()).await.unwrap();
+    let ended = ended.unwrap_err();
+    assert_eq!(ended.code(), Code::ResourceExhausted);
+    assert_eq!(ended.message(), "a report of over 250000 parts");
+    assert_eq!(served.server.nodes()["load"], serde_json::json!([]));
+}
+
 /// Fails whenever something is compiled for the second time, and always for one place.
 fn fails(
     plane: &Plane,
