@@ -158,6 +158,8 @@ impl Shared {
         }
         store.sweep(&views.into_iter().collect());
         self.count(&store);
+        let plane = lock(&self.plane).plane.clone();
+        lock(&self.loads).keep(&plane.gateways().collect());
         store.encoded() - before
     }
 

@@ -189,7 +189,7 @@ async fn p48_nodes_are_told_of_to_those_alone_who_may_have_their_configuration()
 
 #[tokio::test]
 async fn p47_what_clients_carried_is_summed_and_shown() {
-    let served = Served::local().await;
+    let mut served = Served::local().await;
     let client = LoadReportingServiceClient::connect(format!("http://{}", served.address));
     let mut client = client.await.unwrap();
     let (report, reports) = mpsc::channel(4);
@@ -243,6 +243,12 @@ async fn p47_what_clients_carried_is_summed_and_shown() {
     ] {
         assert!(metrics.lines().any(|one| one == line), "{line}: {metrics}");
     }
+
+    // What is no more is not shown; the documents of a server may be of another gateway.
+    served
+        .write(&MESH.replace("name: east-gw", "name: other-gw"))
+        .await;
+    assert_eq!(served.server.nodes()["load"], serde_json::json!([]));
 
     // Who may not be that node reports nothing.
     let stranger = Served::new(
