@@ -25,7 +25,10 @@ use super::wire::{Telling, ended};
 use super::{Caller, Shared, lock};
 use crate::session::server::Standing;
 
-/// Until who asks has said what for, and then until an answer is taken.
+/// Until who calls has asked, and between two questions of one call.
+const FIRST: Duration = Duration::from_secs(10);
+const BETWEEN: Duration = Duration::from_secs(600);
+/// Until an answer may be made, and then until it is taken.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of what is asked.
 const ASKED_BYTES_MAX: usize = 64 * 1024;
@@ -64,9 +67,12 @@ async fn answer(opened: Opened, asks: Asks) -> Result<(), Status> {
         ..
     } = opened;
     let place = Arc::new(place);
+    let mut patience = FIRST;
     loop {
         let asked = tokio::select! {
-            asked = requests.next() => asked?,
+            asked = timeout(patience, requests.next()) => {
+                asked.map_err(|_elapsed| Status::deadline_exceeded("nothing is asked"))??
+            }
             () = tell.closed() => return Ok(()),
         };
         let Some(asked) = asked else {
@@ -89,6 +95,7 @@ async fn answer(opened: Opened, asks: Asks) -> Result<(), Status> {
         if asks == Asks::Once {
             return Ok(());
         }
+        patience = BETWEEN;
     }
 }
 

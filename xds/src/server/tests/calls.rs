@@ -167,6 +167,18 @@ async fn who_takes_no_answer_has_one_made_and_no_more() {
     assert_eq!(served.server.streams(), 60);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_call_that_asks_nothing_is_ended() {
+    let served = Served::local().await;
+    let (ask, asked) = mpsc::channel(1);
+    let answers = status(&served).await.stream_client_status(Asked(asked));
+    let mut answers = answers.await.unwrap().into_inner();
+    let ended = answers.message().await.unwrap_err();
+    assert_eq!(ended.code(), Code::DeadlineExceeded);
+    assert_eq!(ended.message(), "nothing is asked");
+    drop(ask);
+}
+
 #[tokio::test]
 async fn p48_nodes_are_told_of_to_those_alone_who_may_have_their_configuration() {
     let cart = "spiffe://east.example/ns/shop/sa/cart";
