@@ -151,20 +151,33 @@ async fn ask_and_take_nothing(served: &Served, streams: usize) -> ByHand {
 #[tokio::test]
 async fn who_takes_no_answer_has_one_made_and_no_more() {
     let served = Served::local().await;
+    // What fits a frame is no matter: each has refused something, and said much about it.
+    let mut refusing = Vec::new();
+    for nth in 0..5 {
+        let mut client = served.delta(node(&format!("east-gw/{nth}"))).await;
+        let told = client.next().await.unwrap();
+        let much = "\u{1f980}".repeat(1000);
+        client
+            .ask(Kind::Cluster, &told.nonce, &[], Some(&much))
+            .await;
+        client.ask(Kind::Routes, "", &["nobody"], None).await;
+        client.next().await.unwrap();
+        refusing.push(client);
+    }
     let free = || served.server.shared.answers.available_permits();
     let all = free();
     let mut silent = Vec::new();
     // More than one connection may have at once, all of one caller.
     for nth in 1..=3 {
         silent.push(ask_and_take_nothing(&served, 20).await);
-        until("they came", || served.server.streams() == 20 * nth).await;
+        until("they came", || served.server.streams() == 5 + 20 * nth).await;
     }
     until("one is answered", || free() < all).await;
     // What another node does is done after all that came before.
     let mut other = served.delta(node("east-gw")).await;
     other.next().await.unwrap();
     assert_eq!(free(), all - 1);
-    assert_eq!(served.server.streams(), 60);
+    assert_eq!(served.server.streams(), 66);
 }
 
 #[tokio::test(start_paused = true)]
