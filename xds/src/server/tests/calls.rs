@@ -184,8 +184,9 @@ async fn who_takes_no_answer_has_one_made_and_no_more() {
 async fn a_call_that_asks_nothing_is_ended() {
     let served = Served::local().await;
     let (ask, asked) = mpsc::channel(1);
-    let answers = status(&served).await.stream_client_status(Asked(asked));
-    let mut answers = answers.await.unwrap().into_inner();
+    let mut client = status(&served).await;
+    let answers = client.stream_client_status(Asked(asked)).await;
+    let mut answers = answers.unwrap().into_inner();
     let ended = answers.message().await.unwrap_err();
     assert_eq!(ended.code(), Code::DeadlineExceeded);
     assert_eq!(ended.message(), "nothing is asked");
