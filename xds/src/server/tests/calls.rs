@@ -304,6 +304,7 @@ async fn p47_what_clients_carried_is_summed_and_shown() {
 async fn a_load_report_of_too_many_parts_ends_its_stream() {
     let served = Served::local().await;
     let client = LoadReportingServiceClient::connect(format!("http://{}", served.address));
+    let mut client = client.await.unwrap();
     let (report, reports) = mpsc::channel(1);
     let stats = ClusterStats {
         upstream_locality_stats: vec![UpstreamLocalityStats::default(); 250_000],
@@ -314,8 +315,8 @@ async fn a_load_report_of_too_many_parts_ends_its_stream() {
         cluster_stats: vec![stats],
     };
     report.send(first).await.unwrap();
-    let answers = client.await.unwrap().stream_load_stats(Asked(reports));
-    let mut answers = answers.await.unwrap().into_inner();
+    let answers = client.stream_load_stats(Asked(reports)).await;
+    let mut answers = answers.unwrap().into_inner();
     assert!(answers.message().await.unwrap().is_some());
     let ended = timeout(PATIENCE, answers.message()).await.unwrap();
     let ended = ended.unwrap_err();
