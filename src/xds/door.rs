@@ -57,6 +57,8 @@ pub(super) struct Doorkeeper {
     room: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
     lines: Arc<Seldom>,
+    /// Of connections that are not accepted.
+    turned_away: Arc<Seldom>,
 }
 
 impl Doorkeeper {
@@ -67,6 +69,7 @@ impl Doorkeeper {
             room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
             lines: Arc::default(),
+            turned_away: Arc::default(),
         }
     }
 
@@ -111,7 +114,7 @@ impl Doorkeeper {
             match accepted {
                 Ok((tcp, source)) => {
                     let Ok(place) = Arc::clone(&self.room).try_acquire_owned() else {
-                        tracing::warn!(code = "ZG0509", "over {CONNECTIONS_MAX} connections");
+                        self.turn_away(&format_args!("over {CONNECTIONS_MAX} connections"));
                         continue;
                     };
                     let visit = Visit {
@@ -127,13 +130,19 @@ impl Doorkeeper {
                     }));
                 }
                 Err(error) => {
-                    tracing::warn!(code = "ZG0509", %error, "no connection is accepted");
+                    self.turn_away(&error);
                     sleep(BACKOFF).await;
                 }
             }
         }
         drop(listener);
         while connections.join_next().await.is_some() {}
+    }
+
+    fn turn_away(&self, error: &dyn std::fmt::Display) {
+        if let Some(left_out) = self.turned_away.may_say() {
+            tracing::warn!(code = "ZG0509", %error, left_out, "no connection is accepted");
+        }
     }
 }
 

@@ -215,6 +215,11 @@ impl Store {
         self.memos.insert(view, memo);
     }
 
+    /// Of how many views it has something.
+    pub(crate) fn memos(&self) -> usize {
+        self.memos.len()
+    }
+
     /// Forgets what nobody has any more, and all that was made of views other than these.
     pub(crate) fn sweep(&mut self, views: &BTreeSet<View>) {
         self.memos.retain(|view, _| views.contains(view));

@@ -1,7 +1,7 @@
 //! `envoy.service.load_stats.v3.LoadReportingService`: what clients say they carried, by cluster and
 //! locality (P47).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,15 +27,20 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const REPORT_BYTES_MAX: usize = 4 << 20;
 /// Sums that are kept, of all gateways, clusters and localities.
 const SUMS_MAX: usize = 100_000;
+/// Of one gateway: three localities of each of ten thousand clusters.
+const GATEWAY_SUMS_MAX: usize = 30_000;
+/// Messages and texts in a report: one that is empty takes two bytes on the wire and hundreds in memory.
+const PARTS_MAX: usize = 250_000;
+/// How deep they stand: clusters, localities, endpoints, metrics, and what these hold.
+const LEVELS: usize = 5;
 /// Of a name in a report.
 const NAME_BYTES_MAX: usize = 512;
 /// Sums that a page shows.
 const SHOWN_MAX: usize = 10_000;
 
-/// Whose load it is.
+/// Which load of a gateway it is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Whose {
-    gateway: String,
+struct Which {
     cluster: String,
     locality: String,
 }
@@ -54,7 +59,8 @@ struct Load {
 /// All that was reported.
 #[derive(Debug, Default)]
 pub(super) struct Loads {
-    sums: BTreeMap<Whose, Load>,
+    /// By gateway; none of them has none.
+    sums: BTreeMap<String, BTreeMap<Which, Load>>,
     total: Load,
     reports: u64,
     /// Of places that there was no room for.
@@ -88,26 +94,42 @@ impl Loads {
 
     fn count(&mut self, gateway: &str, cluster: &str, locality: &str, load: Load) {
         self.total.and(load);
-        let whose = Whose {
-            gateway: gateway.to_owned(),
+        let which = Which {
             cluster: cluster.to_owned(),
             locality: locality.to_owned(),
         };
         let is_long = cluster.len().max(locality.len()) > NAME_BYTES_MAX;
-        let is_new = !self.sums.contains_key(&whose);
-        if is_long || (is_new && self.sums.len() >= SUMS_MAX) {
+        let of_gateway = self.sums.get_mut(gateway);
+        let kept = of_gateway.as_ref().map_or(0, |sums| sums.len());
+        if let Some(sum) = of_gateway.and_then(|sums| sums.get_mut(&which)) {
+            sum.and(load);
+        } else if is_long || kept >= GATEWAY_SUMS_MAX || self.len() >= SUMS_MAX {
             self.left_out += 1;
-            return;
+        } else {
+            let sums = self.sums.entry(gateway.to_owned()).or_default();
+            sums.entry(which).or_default().and(load);
         }
-        self.sums.entry(whose).or_default().and(load);
+    }
+
+    /// How many sums are kept.
+    fn len(&self) -> usize {
+        self.sums.values().map(BTreeMap::len).sum()
+    }
+
+    /// Forgets the sums of gateways other than these.
+    pub(super) fn keep(&mut self, gateways: &BTreeSet<&str>) {
+        self.sums
+            .retain(|gateway, _| gateways.contains(gateway.as_str()));
     }
 
     pub(super) fn to_json(&self) -> Value {
-        let each = |(whose, load): (&Whose, &Load)| {
+        let all = self.sums.iter();
+        let all = all.flat_map(|(gateway, sums)| sums.iter().map(move |sum| (gateway, sum)));
+        let each = |(gateway, (which, load)): (&String, (&Which, &Load))| {
             json!({
-                "gateway": whose.gateway,
-                "cluster": whose.cluster,
-                "locality": whose.locality,
+                "gateway": gateway,
+                "cluster": which.cluster,
+                "locality": which.locality,
                 "issued": load.issued,
                 "succeeded": load.succeeded,
                 "failed": load.failed,
@@ -115,7 +137,7 @@ impl Loads {
                 "dropped": load.dropped,
             })
         };
-        self.sums.iter().take(SHOWN_MAX).map(each).collect()
+        all.take(SHOWN_MAX).map(each).collect()
     }
 
     /// Values of metrics, in the order of their names.
@@ -206,6 +228,10 @@ async fn take(opened: Opened) -> Result<(), Status> {
 
 impl Shared {
     fn reported(&self, gateway: &str, report: &Bytes) -> Result<(), Status> {
+        if parts(report, LEVELS) > PARTS_MAX {
+            let text = format!("a report of over {PARTS_MAX} parts");
+            return Err(Status::resource_exhausted(text));
+        }
         let stats = field(report, 2).map(ClusterStats::decode);
         let stats: Vec<ClusterStats> = (stats.collect::<Result<_, _>>())
             .map_err(|_broken| Status::invalid_argument("it is no LoadStatsRequest"))?;
@@ -218,6 +244,24 @@ impl Shared {
         drop(loads);
         Ok(())
     }
+}
+
+/// How many parts there are on so many levels; it ends soon after there are too many.
+fn parts(message: &[u8], levels: usize) -> usize {
+    let mut rest = message;
+    let mut count = 0;
+    while count <= PARTS_MAX
+        && let Some(part) = canonical::next(&mut rest)
+    {
+        let Some(inner) = part.message else {
+            continue;
+        };
+        count += 1;
+        if levels > 1 {
+            count += parts(inner, levels - 1);
+        }
+    }
+    count
 }
 
 /// The messages of a field.
@@ -271,14 +315,66 @@ mod tests {
     }
 
     #[test]
+    fn a_report_of_too_many_parts_is_not_decoded_wherever_they_stand() {
+        use envoy_types::pb::envoy::config::endpoint::v3::{
+            EndpointLoadMetricStats, UpstreamEndpointStats,
+        };
+        use envoy_types::pb::envoy::service::load_stats::v3::LoadStatsRequest;
+
+        let report = |stats: ClusterStats| {
+            let report = LoadStatsRequest {
+                node: None,
+                cluster_stats: vec![stats],
+            };
+            report.encode_to_vec()
+        };
+        // The cluster, its name, a locality, where that is in two texts.
+        assert_eq!(parts(&report(stats("orders", "!")), LEVELS), 6);
+        let localities = report(ClusterStats {
+            upstream_locality_stats: vec![UpstreamLocalityStats::default(); PARTS_MAX],
+            ..Default::default()
+        });
+        let metrics = report(ClusterStats {
+            upstream_locality_stats: vec![UpstreamLocalityStats {
+                upstream_endpoint_stats: vec![UpstreamEndpointStats {
+                    load_metric_stats: vec![EndpointLoadMetricStats::default(); PARTS_MAX],
+                    ..Default::default()
+                }],
+                ..Default::default()
+            }],
+            ..Default::default()
+        });
+        for report in [localities, metrics] {
+            assert!(report.len() < REPORT_BYTES_MAX && parts(&report, LEVELS) > PARTS_MAX);
+        }
+    }
+
+    #[test]
     fn so_many_sums_are_kept_and_what_there_is_no_room_for_is_counted() {
         let mut loads = Loads::default();
-        for nth in 0..=SUMS_MAX {
-            loads.count("g", &nth.to_string(), "", Load::default());
+        let carried = Load {
+            issued: 1,
+            ..Default::default()
+        };
+        // One gateway leaves room for others.
+        for nth in 0..=GATEWAY_SUMS_MAX {
+            loads.count("a", &nth.to_string(), "", carried);
         }
-        loads.count("g", &"x".repeat(NAME_BYTES_MAX + 1), "", Load::default());
-        assert_eq!((loads.sums.len(), loads.left_out), (SUMS_MAX, 2));
-        loads.count("g", "0", "", Load::default());
-        assert_eq!(loads.left_out, 2);
+        assert_eq!((loads.len(), loads.left_out), (GATEWAY_SUMS_MAX, 1));
+        for gateway in ["b", "c", "d"] {
+            for nth in 0..GATEWAY_SUMS_MAX {
+                loads.count(gateway, &nth.to_string(), "", carried);
+            }
+        }
+        let left_out = (1 + 4 * GATEWAY_SUMS_MAX - SUMS_MAX) as u64;
+        assert_eq!((loads.len(), loads.left_out), (SUMS_MAX, left_out));
+        loads.count("a", "0", "", carried);
+        assert_eq!(loads.left_out, left_out);
+        // What is gone leaves room too, and what it carried was carried.
+        loads.keep(&["b", "d"].into());
+        assert!(loads.len() < SUMS_MAX && loads.sums.keys().eq(["b", "d"]));
+        assert_eq!(loads.total.issued, 2 + 4 * GATEWAY_SUMS_MAX as u64);
+        loads.count("b", &"x".repeat(NAME_BYTES_MAX + 1), "", carried);
+        assert_eq!(loads.left_out, left_out + 1);
     }
 }

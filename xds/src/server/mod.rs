@@ -3,6 +3,7 @@
 //! It opens no socket and verifies nobody: who accepts connections says who calls. What it tells is made
 //! of a [`Plane`] for each node, and the same for nodes that see the same.
 
+mod fresh;
 mod load;
 mod node;
 mod read;
@@ -33,6 +34,7 @@ use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 use zeugma_core::identity::{IdPattern, SpiffeId};
 
+use self::fresh::Fresh;
 use self::load::Loads;
 pub use self::seldom::Seldom;
 use self::standing::{Place, Standings};
@@ -74,7 +76,7 @@ pub struct ServerLimits {
     /// Views at once: gateways, and places where they stand. Default 256.
     pub views: usize,
     /// Of them those of one caller: each is compiled and kept for itself, and where a node stands it says
-    /// itself. Default 8.
+    /// itself. Twice as many are made for one caller in a minute. Default 8.
     pub caller_views: usize,
 }
 
@@ -159,6 +161,7 @@ struct Shared {
     started: Instant,
     plane: Mutex<Current>,
     views: Mutex<BTreeMap<View, watch::Sender<Seen>>>,
+    fresh: Fresh,
     /// Held while something is compiled, one after the other.
     store: Mutex<Store>,
     /// Of the store, as it was when something was compiled last: who asks does not wait for the store.
@@ -166,6 +169,8 @@ struct Shared {
     encoded: AtomicU64,
     draining: watch::Sender<bool>,
     memory: Arc<Semaphore>,
+    /// Answers about all nodes that were not taken yet.
+    answers: Arc<Semaphore>,
     standings: Standings,
     loads: Mutex<Loads>,
     lines: Lines,
@@ -223,11 +228,13 @@ impl Server {
                     plane: Arc::new(plane),
                 }),
                 views: Mutex::default(),
+                fresh: Fresh::default(),
                 store: Mutex::default(),
                 known: AtomicUsize::new(0),
                 encoded: AtomicU64::new(0),
                 draining: watch::channel(false).0,
                 memory: Arc::new(Semaphore::new(limits.requests_kib())),
+                answers: Arc::new(Semaphore::new(status::ANSWERS_MAX)),
                 standings: Standings::default(),
                 loads: Mutex::default(),
                 lines: Lines::default(),

@@ -1,5 +1,6 @@
 //! Which node is told what: views, and who may have which.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,10 +9,13 @@ use tokio::sync::watch;
 use tonic::Status;
 use zeugma_core::time::Time;
 
-use super::standing::Place;
+use super::standing::{Place, refused};
 use super::{Caller, Current, Seen, Shared, lock};
 use crate::catalog::{Catalog, Store};
 use crate::plane::{Claim, Plane, View};
+
+/// Views that are kept for nodes that may come back; from one more on, none of them is.
+const DEPARTED_MAX: usize = 16;
 
 /// What a stream is told, as it changes.
 #[derive(Debug)]
@@ -43,7 +47,7 @@ impl Shared {
             let Current { nth, plane } = lock(&self.plane).clone();
             let view = self.judge(&plane, claim, place.caller())?;
             place.looks_at(&view)?;
-            let mut seen = self.look(&view)?;
+            let mut seen = self.look(&view, place)?;
             let made = seen.wait_for(|seen| seen.nth >= nth).await;
             let made = made.map(|seen| seen.clone());
             let Seen { nth: of, catalog } =
@@ -104,7 +108,7 @@ impl Shared {
     }
 
     /// A view, which is made where there is none: once for all who wait.
-    fn look(self: &Arc<Self>, view: &View) -> Result<watch::Receiver<Seen>, Status> {
+    fn look(self: &Arc<Self>, view: &View, place: &Place) -> Result<watch::Receiver<Seen>, Status> {
         let mut views = lock(&self.views);
         if let Some(seen) = views.get(view) {
             return Ok(seen.subscribe());
@@ -117,6 +121,15 @@ impl Shared {
             let text = format!("over {max} gateways and places are served");
             return Err(Status::resource_exhausted(text));
         }
+        let max = self.limits.caller_views.saturating_mul(2);
+        if !self.fresh.may_make(place.charged(), max) {
+            drop(views);
+            let full = format!(
+                "over {max} new gateways and places of {} in a minute",
+                place.charged()
+            );
+            return Err(refused(self, place.caller(), place.node(), full));
+        }
         let (seen, receiver) = watch::channel(Seen::default());
         views.insert(view.clone(), seen);
         drop(views);
@@ -125,6 +138,7 @@ impl Shared {
         drop(tokio::task::spawn_blocking(move || {
             let mut store = lock(&shared.store);
             shared.make(&view, &mut store);
+            shared.forget(&mut store);
             shared.count(&store);
         }));
         Ok(receiver)
@@ -144,7 +158,23 @@ impl Shared {
         }
         store.sweep(&views.into_iter().collect());
         self.count(&store);
+        let plane = lock(&self.plane).plane.clone();
+        lock(&self.loads).keep(&plane.gateways().collect());
         store.encoded() - before
+    }
+
+    /// Forgets views that nobody looks at, and what they were made of.
+    fn forget(&self, store: &mut Store) {
+        let kept: BTreeSet<View> = {
+            let mut views = lock(&self.views);
+            let departed = views.values().filter(|seen| seen.receiver_count() == 0);
+            if departed.count() <= DEPARTED_MAX && store.memos() <= views.len() {
+                return;
+            }
+            views.retain(|_, seen| seen.receiver_count() > 0);
+            views.keys().cloned().collect()
+        };
+        store.sweep(&kept);
     }
 
     fn count(&self, store: &Store) {

@@ -18,7 +18,9 @@ use crate::session::Kind;
 use crate::session::server::{Protocol, Response, Standing};
 
 /// What is kept of why a client refused something.
-const DETAIL_CHARS_MAX: usize = 1000;
+pub(super) const DETAIL_CHARS_MAX: usize = 1000;
+/// Streams that are looked at while no other may come or go.
+const PAGE: usize = 256;
 
 /// Every stream, and what all of them did.
 #[derive(Debug, Default)]
@@ -46,6 +48,8 @@ struct OfCaller {
     views: BTreeMap<View, usize>,
     /// See [`ServerLimits`](super::ServerLimits::requests_bytes).
     memory: Arc<Semaphore>,
+    /// See [`Place::answers`].
+    answers: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -60,6 +64,14 @@ struct One {
     types: Vec<Standing>,
 }
 
+/// A node that has said who it is and was let in.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) node: String,
+    pub(super) view: View,
+    pub(super) types: Vec<Standing>,
+}
+
 /// A stream among all others, until dropped.
 #[derive(Debug)]
 pub(super) struct Place {
@@ -69,6 +81,7 @@ pub(super) struct Place {
     caller: Caller,
     charged: String,
     memory: Arc<Semaphore>,
+    answers: Arc<Semaphore>,
 }
 
 impl Place {
@@ -109,9 +122,10 @@ impl Place {
             streams: 0,
             views: BTreeMap::new(),
             memory: Arc::new(Semaphore::new(limits.caller_requests_kib())),
+            answers: Arc::new(Semaphore::new(1)),
         });
         of.streams += 1;
-        let memory = Arc::clone(&of.memory);
+        let (memory, answers) = (Arc::clone(&of.memory), Arc::clone(&of.answers));
         let one = One {
             node: None,
             view: None,
@@ -130,6 +144,7 @@ impl Place {
             caller: visitor.caller.clone(),
             charged,
             memory,
+            answers,
         })
     }
 
@@ -144,8 +159,18 @@ impl Place {
         &self.memory
     }
 
+    /// Of answers about all nodes, its caller has one at once.
+    pub(super) const fn answers(&self) -> &Arc<Semaphore> {
+        &self.answers
+    }
+
     pub(super) fn node(&self) -> &str {
         &self.node
+    }
+
+    /// Whom it counts to.
+    pub(super) fn charged(&self) -> &str {
+        &self.charged
     }
 
     pub(super) const fn caller(&self) -> &Caller {
@@ -251,7 +276,7 @@ impl OfCaller {
 }
 
 /// Why a stream is ended that is over a limit.
-fn refused(shared: &Shared, caller: &Caller, node: &str, why: String) -> Status {
+pub(super) fn refused(shared: &Shared, caller: &Caller, node: &str, why: String) -> Status {
     shared.standings.refused.fetch_add(1, Ordering::Relaxed);
     shared.ends(&why, node, caller);
     Status::resource_exhausted(why)
@@ -276,14 +301,23 @@ impl Standings {
         lock(&self.streams).all.len()
     }
 
-    /// Every node that has said who it is and was let in: its id, its view, and how its types stand.
-    pub(super) fn each(&self, mut of: impl FnMut(&str, &View, &[Standing])) {
+    /// Of the streams from this one on, the nodes of the first few, and from which to go on.
+    pub(super) fn page(&self, from: u64) -> Option<(Vec<Known>, u64)> {
         let streams = lock(&self.streams);
-        for one in streams.all.values() {
-            if let Some((node, view)) = one.node.as_deref().zip(one.view.as_ref()) {
-                of(node, view, &one.types);
+        let mut known = Vec::new();
+        let mut next = None;
+        for (nth, one) in streams.all.range(from..).take(PAGE) {
+            next = Some(nth + 1);
+            if let Some((node, view)) = one.node.as_ref().zip(one.view.as_ref()) {
+                known.push(Known {
+                    node: node.clone(),
+                    view: view.clone(),
+                    types: one.types.clone(),
+                });
             }
         }
+        drop(streams);
+        next.map(|next| (known, next))
     }
 
     pub(super) fn to_json(&self, now: Time, load: Value) -> Value {

@@ -1,5 +1,7 @@
 //! `envoy.service.status.v3.ClientStatusDiscoveryService`: what was sent to each node, and taken.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,24 +9,37 @@ use envoy_types::pb::envoy::admin::v3::{ClientResourceStatus, UpdateFailureState
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::status::v3::client_config::GenericXdsConfig;
 use envoy_types::pb::envoy::service::status::v3::{
-    ClientConfig, ClientStatusRequest, ClientStatusResponse, ConfigStatus,
+    ClientConfig, ClientStatusRequest, ConfigStatus,
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::{
     NodeMatcher, StringMatcher, string_matcher::MatchPattern,
 };
 use prost::Message as _;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tonic::Status;
 
+use super::standing::{DETAIL_CHARS_MAX, Known, Place};
 use super::stream::Opened;
 use super::wire::{Telling, ended};
 use super::{Caller, Shared, lock};
 use crate::session::server::Standing;
 
-/// Until who asks has said what for, and then until an answer is taken.
+/// Until who calls has asked, and between two questions of one call.
+const FIRST: Duration = Duration::from_secs(10);
+const BETWEEN: Duration = Duration::from_secs(600);
+/// Until an answer may be made, and then until it is taken.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of what is asked.
 const ASKED_BYTES_MAX: usize = 64 * 1024;
+/// Of them, what each node is compared with.
+const MATCHERS_MAX: usize = 64;
+/// Bytes of an answer: about thirty thousand nodes.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Answers at once that nobody has taken yet, of all callers; of one caller it is one.
+pub(super) const ANSWERS_MAX: usize = 8;
+/// `ClientStatusResponse.config`.
+const CONFIG: u32 = 1;
 
 /// How often a call may ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,54 +66,118 @@ async fn answer(opened: Opened, asks: Asks) -> Result<(), Status> {
         tell,
         ..
     } = opened;
+    let place = Arc::new(place);
+    let mut patience = FIRST;
     loop {
         let asked = tokio::select! {
-            asked = requests.next() => asked?,
+            asked = timeout(patience, requests.next()) => {
+                asked.map_err(|_elapsed| Status::deadline_exceeded("nothing is asked"))??
+            }
             () = tell.closed() => return Ok(()),
         };
         let Some(asked) = asked else {
             return Ok(());
         };
-        let response = shared.status(&asked, place.caller())?;
+        let turn = tokio::select! {
+            turn = timeout(PATIENCE, shared.turn(&place)) => turn,
+            () = tell.closed() => return Ok(()),
+        };
+        let turn =
+            turn.map_err(|_elapsed| Status::unavailable("other answers are not taken"))??;
+        let bytes = shared.status(&asked, place.caller()).await?;
         requests.done();
-        let message = Telling::Message(response.encode_to_vec().into());
+        let place = Arc::clone(&place);
+        let answer = Answer { bytes, turn, place };
+        let message = Telling::Message(Bytes::from_owner(answer));
         let told = timeout(PATIENCE, tell.send(message)).await;
         told.map_err(|_elapsed| Status::deadline_exceeded("nobody takes the answer"))?
             .map_err(|_gone| Status::cancelled("nobody reads"))?;
         if asks == Asks::Once {
             return Ok(());
         }
+        patience = BETWEEN;
+    }
+}
+
+/// An answer, and the room that it takes until it is sent.
+struct Answer {
+    bytes: Vec<u8>,
+    #[expect(dead_code, reason = "it is held as long as the bytes are")]
+    turn: Turn,
+    #[expect(dead_code, reason = "its caller has it until then")]
+    place: Arc<Place>,
+}
+
+type Turn = [OwnedSemaphorePermit; 2];
+
+impl AsRef<[u8]> for Answer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
 impl Shared {
+    /// Waits until an answer may be made.
+    async fn turn(&self, place: &Place) -> Result<Turn, Status> {
+        let closed = |_closed| Status::unavailable("draining");
+        let of_caller = Arc::clone(place.answers()).acquire_owned();
+        let of_caller = of_caller.await.map_err(closed)?;
+        let of_all = Arc::clone(&self.answers).acquire_owned();
+        Ok([of_caller, of_all.await.map_err(closed)?])
+    }
+
     /// The nodes that were asked for, as far as `caller` may have their configuration.
-    fn status(&self, asked: &Bytes, caller: &Caller) -> Result<ClientStatusResponse, Status> {
+    async fn status(&self, asked: &Bytes, caller: &Caller) -> Result<Vec<u8>, Status> {
         if asked.len() > ASKED_BYTES_MAX {
             let text = format!("over {ASKED_BYTES_MAX} bytes of matchers");
             return Err(Status::invalid_argument(text));
         }
         let asked = ClientStatusRequest::decode(asked.as_ref())
             .map_err(|_broken| Status::invalid_argument("it is no ClientStatusRequest"))?;
+        if asked.node_matchers.len() > MATCHERS_MAX {
+            let text = format!("over {MATCHERS_MAX} node_matchers");
+            return Err(Status::invalid_argument(text));
+        }
         let matchers = (asked.node_matchers.iter()).map(Matcher::read);
         let matchers: Vec<Matcher<'_>> = matchers.collect::<Result<_, _>>()?;
         let plane = lock(&self.plane).plane.clone();
-        let mut config = Vec::new();
-        self.standings.each(|node, view, types| {
-            let is_asked = matchers.is_empty() || matchers.iter().any(|one| one.accepts(node));
-            if is_asked && self.may_have(&plane, view, caller) {
-                config.push(ClientConfig {
-                    node: Some(Node {
-                        id: node.to_owned(),
-                        ..Default::default()
-                    }),
-                    generic_xds_configs: types.iter().map(of_type).collect(),
-                    ..Default::default()
-                });
+        let mut may_have = BTreeMap::new();
+        let (mut answer, mut from) = (Vec::new(), 0);
+        while let Some((known, next)) = self.standings.page(from) {
+            for one in &known {
+                if !matchers.is_empty() && !matchers.iter().any(|of| of.accepts(&one.node)) {
+                    continue;
+                }
+                let gateway = may_have.entry(one.view.gateway.clone());
+                if *gateway.or_insert_with(|| self.may_have(&plane, &one.view, caller)) {
+                    append(one, &mut answer)?;
+                }
             }
-        });
-        Ok(ClientStatusResponse { config })
+            from = next;
+            // Others are served meanwhile.
+            tokio::task::yield_now().await;
+        }
+        answer.shrink_to_fit();
+        Ok(answer)
     }
+}
+
+/// Writes of one node.
+fn append(one: &Known, to: &mut Vec<u8>) -> Result<(), Status> {
+    let config = ClientConfig {
+        node: Some(Node {
+            id: one.node.clone(),
+            ..Default::default()
+        }),
+        generic_xds_configs: one.types.iter().map(of_type).collect(),
+        ..Default::default()
+    };
+    prost::encoding::message::encode(CONFIG, &config, to);
+    if to.len() > ANSWER_BYTES_MAX {
+        let text = format!("over {ANSWER_BYTES_MAX} bytes; ask for fewer nodes by node_matchers");
+        return Err(Status::resource_exhausted(text));
+    }
+    Ok(())
 }
 
 /// One for each type: of a node with twenty thousand resources each would say the same.
@@ -126,7 +205,7 @@ fn of_type(of: &Standing) -> GenericXdsConfig {
         config_status: config_status.into(),
         client_status: client_status.into(),
         error_state: (of.rejected.as_ref()).map(|(version, details)| UpdateFailureState {
-            details: details.clone(),
+            details: details.chars().take(DETAIL_CHARS_MAX).collect(),
             version_info: version.to_string(),
             ..Default::default()
         }),
@@ -190,5 +269,30 @@ impl<'a> Matcher<'a> {
             // What else there is, is refused where it is read.
             Some(MatchPattern::SafeRegex(_) | MatchPattern::Custom(_)) | None => true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plane::View;
+
+    #[test]
+    fn an_answer_ends_where_it_is_too_long() {
+        let known = Known {
+            node: "x".repeat(1 << 20),
+            view: View {
+                gateway: "east-gw".to_owned(),
+                locality: "eu".to_owned(),
+                flavor: crate::catalog::Flavor::Proxy,
+            },
+            types: Vec::new(),
+        };
+        let mut answer = Vec::new();
+        for _ in 0..15 {
+            assert!(append(&known, &mut answer).is_ok());
+        }
+        let ended = append(&known, &mut answer).unwrap_err();
+        assert_eq!(ended.code(), tonic::Code::ResourceExhausted);
     }
 }

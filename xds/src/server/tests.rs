@@ -728,6 +728,48 @@ async fn one_caller_has_so_many_views_and_leaves_room_for_others() {
     assert!(served.delta(at("as")).await.next().await.is_ok());
 }
 
+#[tokio::test]
+async fn places_that_everybody_left_are_forgotten_and_one_caller_has_so_many_made_in_a_minute() {
+    let admission = Admission {
+        local: true,
+        ..Default::default()
+    };
+    let limits = ServerLimits {
+        caller_views: 20,
+        ..Default::default()
+    };
+    let served = Served::new(Caller::Local, admission, limits).await;
+    let at = |nth: usize| Node {
+        locality: Some(Locality {
+            region: format!("region-{nth}"),
+            ..Default::default()
+        }),
+        ..node("east-gw")
+    };
+    let shared = &served.server.shared;
+    // Who makes a view holds the store while the views are looked at: never the other way.
+    let known = || {
+        let memos = lock(&shared.store).memos();
+        memos.max(lock(&shared.views).len())
+    };
+    for nth in 0..40 {
+        served.delta(at(nth)).await.next().await.unwrap();
+        until("it leaves", || {
+            let views = lock(&shared.views);
+            served.server.streams() == 0 && views.values().all(|of| of.receiver_count() == 0)
+        })
+        .await;
+    }
+    // Sixteen for who comes back, and the last.
+    until("they are forgotten", || known() <= 17).await;
+    let ended = served.delta(at(40)).await.next().await.unwrap_err();
+    assert_eq!(ended.code(), Code::ResourceExhausted);
+    let text = "over 40 new gateways and places of 127.0.0.1 in a minute";
+    assert_eq!(ended.message(), text);
+    // What is made already is told.
+    assert!(served.delta(at(39)).await.next().await.is_ok());
+}
+
 /// Says that 100 KiB come, and is a few of them.
 const LONG: &[u8] = b"\0\0\x01\x90\0abc";
 

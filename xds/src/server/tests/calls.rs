@@ -103,6 +103,12 @@ async fn p48_what_each_node_was_sent_and_took_is_told() {
     let long = matching(MatchPattern::Exact("x".repeat(70_000)), false);
     assert_eq!(fetch(long).await.unwrap_err().code(), Code::InvalidArgument);
 
+    let many = ClientStatusRequest {
+        node_matchers: vec![NodeMatcher::default(); 65],
+        ..Default::default()
+    };
+    assert_eq!(fetch(many).await.unwrap_err().code(), Code::InvalidArgument);
+
     // A stream is answered as often as it asks.
     let (ask, asked) = mpsc::channel(4);
     let answers = client.stream_client_status(Asked(asked)).await.unwrap();
@@ -117,6 +123,74 @@ async fn p48_what_each_node_was_sent_and_took_is_told() {
         timeout(PATIENCE, answers.message()).await.unwrap().unwrap(),
         None
     );
+}
+
+/// Asks, and takes nothing of the answer.
+async fn ask_and_take_nothing(served: &Served, streams: usize) -> ByHand {
+    let tcp = TcpStream::connect(served.address).await.unwrap();
+    let handshake = h2::client::Builder::new()
+        .initial_window_size(0)
+        .handshake(tcp);
+    let (mut send, connection) = handshake.await.unwrap();
+    drop(tokio::spawn(connection));
+    for _ in 0..streams {
+        let path = "/envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus";
+        let request = Request::post(format!("http://x{path}")).body(()).unwrap();
+        let (response, mut body) = send.send_request(request, false).unwrap();
+        body.send_data(bytes::Bytes::from_static(b"\0\0\0\0\0"), true)
+            .unwrap();
+        drop(tokio::spawn(async move {
+            let body = response.await;
+            std::future::pending::<()>().await;
+            drop(body);
+        }));
+    }
+    send
+}
+
+#[tokio::test]
+async fn who_takes_no_answer_has_one_made_and_no_more() {
+    let served = Served::local().await;
+    // What fits a frame is no matter: each has refused something, and said much about it.
+    let mut refusing = Vec::new();
+    for nth in 0..5 {
+        let mut client = served.delta(node(&format!("east-gw/{nth}"))).await;
+        let told = client.next().await.unwrap();
+        let much = "\u{1f980}".repeat(1000);
+        client
+            .ask(Kind::Cluster, &told.nonce, &[], Some(&much))
+            .await;
+        client.ask(Kind::Routes, "", &["nobody"], None).await;
+        client.next().await.unwrap();
+        refusing.push(client);
+    }
+    let free = || served.server.shared.answers.available_permits();
+    let all = free();
+    let mut silent = Vec::new();
+    // More than one connection may have at once, all of one caller.
+    for nth in 1..=3 {
+        silent.push(ask_and_take_nothing(&served, 20).await);
+        until("they came", || served.server.streams() == 5 + 20 * nth).await;
+    }
+    until("one is answered", || free() < all).await;
+    // What another node does is done after all that came before.
+    let mut other = served.delta(node("east-gw")).await;
+    other.next().await.unwrap();
+    assert_eq!(free(), all - 1);
+    assert_eq!(served.server.streams(), 66);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_asks_nothing_is_ended() {
+    let served = Served::local().await;
+    let (ask, asked) = mpsc::channel(1);
+    let mut client = status(&served).await;
+    let answers = client.stream_client_status(Asked(asked)).await;
+    let mut answers = answers.unwrap().into_inner();
+    let ended = answers.message().await.unwrap_err();
+    assert_eq!(ended.code(), Code::DeadlineExceeded);
+    assert_eq!(ended.message(), "nothing is asked");
+    drop(ask);
 }
 
 #[tokio::test]
@@ -141,7 +215,7 @@ async fn p48_nodes_are_told_of_to_those_alone_who_may_have_their_configuration()
 
 #[tokio::test]
 async fn p47_what_clients_carried_is_summed_and_shown() {
-    let served = Served::local().await;
+    let mut served = Served::local().await;
     let client = LoadReportingServiceClient::connect(format!("http://{}", served.address));
     let mut client = client.await.unwrap();
     let (report, reports) = mpsc::channel(4);
@@ -196,6 +270,12 @@ async fn p47_what_clients_carried_is_summed_and_shown() {
         assert!(metrics.lines().any(|one| one == line), "{line}: {metrics}");
     }
 
+    // What is no more is not shown; the documents of a server may be of another gateway.
+    served
+        .write(&MESH.replace("name: east-gw", "name: other-gw"))
+        .await;
+    assert_eq!(served.server.nodes()["load"], serde_json::json!([]));
+
     // Who may not be that node reports nothing.
     let stranger = Served::new(
         verified("spiffe://east.example/ns/shop/sa/cart"),
@@ -218,6 +298,31 @@ async fn p47_what_clients_carried_is_summed_and_shown() {
     let ended = timeout(PATIENCE, answers.unwrap().into_inner().message()).await;
     assert_eq!(ended.unwrap().unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(stranger.server.nodes()["load"], serde_json::json!([]));
+}
+
+#[tokio::test]
+async fn a_load_report_of_too_many_parts_ends_its_stream() {
+    let served = Served::local().await;
+    let client = LoadReportingServiceClient::connect(format!("http://{}", served.address));
+    let mut client = client.await.unwrap();
+    let (report, reports) = mpsc::channel(1);
+    let stats = ClusterStats {
+        upstream_locality_stats: vec![UpstreamLocalityStats::default(); 250_000],
+        ..Default::default()
+    };
+    let first = LoadStatsRequest {
+        node: Some(node("east-gw")),
+        cluster_stats: vec![stats],
+    };
+    report.send(first).await.unwrap();
+    let answers = client.stream_load_stats(Asked(reports)).await;
+    let mut answers = answers.unwrap().into_inner();
+    assert!(answers.message().await.unwrap().is_some());
+    let ended = timeout(PATIENCE, answers.message()).await.unwrap();
+    let ended = ended.unwrap_err();
+    assert_eq!(ended.code(), Code::ResourceExhausted);
+    assert_eq!(ended.message(), "a report of over 250000 parts");
+    assert_eq!(served.server.nodes()["load"], serde_json::json!([]));
 }
 
 /// Fails whenever something is compiled for the second time, and always for one place.
