@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use tokio::time::timeout;
 use zeugma_core::identity::{SpiffeId, TrustDomain};
 use zeugma_xds::secrets::{self, Asked, Heard, Secret, TrustBundle, follow};
@@ -17,8 +17,8 @@ use super::dial::{CONNECT_TIMEOUT, dial};
 use super::stream::{Ended, Event};
 use crate::control::with_causes;
 use crate::tls::{
-    ANCHORS_MAX, BUNDLES_MAX, CHAIN_CERTIFICATES_MAX, Given, SVID_BYTES_MAX, check_anchors,
-    check_svid,
+    ANCHORS_MAX, BUNDLES_MAX, CHAIN_CERTIFICATES_MAX, Given, PemError, SVID_BYTES_MAX,
+    check_anchors, check_svid,
 };
 
 /// Asks, and tells all that comes.
@@ -188,6 +188,7 @@ fn svid(chain: &[u8], key: &[u8], own: &TrustDomain) -> Result<Svid, String> {
     at_most(key.len(), "bytes of the key", bytes_max)?;
     let chain = certificates(chain, "certificate_chain", CHAIN_CERTIFICATES_MAX)?;
     let key = PrivateKeyDer::from_pem_slice(key)
+        .map_err(PemError::from)
         .map_err(|error| format!("`private_key` is no unencrypted key in PEM: {error}"))?;
     let id = check_svid(&chain, &key, own).map_err(|unfit| with_causes(&unfit))?;
     Ok(Svid {
@@ -219,6 +220,7 @@ fn trust(given: Vec<TrustBundle>, crls: &[u8], own: &TrustDomain) -> Result<Trus
     let mut lists = Vec::new();
     for list in CertificateRevocationListDer::pem_slice_iter(crls) {
         at_most(lists.len() + 1, "CRLs", CRLS_MAX)?;
+        let list = list.map_err(PemError::from);
         lists.push(list.map_err(|error| format!("`crl` is no PEM: {error}"))?);
     }
     if lists.is_empty() && !crls.is_empty() {
@@ -238,7 +240,8 @@ fn certificates(
     let mut found = Vec::new();
     for one in CertificateDer::pem_slice_iter(bytes) {
         at_most(found.len() + 1, "certificates", max)?;
-        found.push(one.map_err(|error: pem::Error| format!("`{what}` is no PEM: {error}"))?);
+        let one = one.map_err(PemError::from);
+        found.push(one.map_err(|error| format!("`{what}` is no PEM: {error}"))?);
     }
     match found.is_empty() {
         true => Err(format!("`{what}` has no certificate in PEM")),
@@ -335,6 +338,44 @@ mod tests {
         assert_eq!(made.trusts.len(), 1);
         let said = made.take("more", of("north.example")).unwrap_err();
         assert_eq!(said, "no secret has the anchors of east.example");
+    }
+
+    /// What is said of a secret is logged, and sent to its service.
+    #[test]
+    fn nothing_of_a_private_key_is_told_where_it_is_no_pem() {
+        let own = TrustDomain::parse("east.example").unwrap();
+        let pem = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        let body: Vec<&str> = pem
+            .lines()
+            .filter(|line| !line.starts_with("---"))
+            .collect();
+        let body = body.concat();
+        let chain = b"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+        for (bad, words) in [
+            (pem.replace('\n', ""), "line breaks"),
+            (pem.replace('\n', " "), "line breaks"),
+            (pem.replace('\n', "\\n"), "line breaks"),
+            (
+                format!("-----BEGIN PRIVATE KEY {body}-----\n"),
+                "no line that ends it",
+            ),
+            (pem.replace("M", "*"), "not base64"),
+        ] {
+            // The key is where a certificate belongs, too.
+            let (key, certificate) = (
+                svid(chain, bad.as_bytes(), &own),
+                svid(bad.as_bytes(), pem.as_bytes(), &own),
+            );
+            for said in [key, certificate] {
+                let said = said.err().unwrap();
+                assert!(said.contains(words), "{said}");
+                // As text, and as a list of its bytes.
+                let bytes = format!("{:?}", &body.as_bytes()[..8]);
+                let bytes = bytes.trim_matches(['[', ']']);
+                assert!(!said.contains(&body[..8]), "{said}");
+                assert!(!said.contains(bytes), "{said}");
+            }
+        }
     }
 
     #[test]
