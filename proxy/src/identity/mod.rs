@@ -27,6 +27,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 pub(crate) use self::asked::{AgentKind, AskedAgent};
+use self::secrets::Assembly;
 use self::stream::{Ended, Event, SILENCE_TOLD};
 use crate::metrics::Metrics;
 use crate::runtime::Shared;
@@ -283,8 +284,8 @@ impl Agent {
         });
     }
 
-    /// Asks one for ever.
-    async fn stay(&self, asked: &AskedAgent, metrics: &Metrics) {
+    /// Asks one for ever; `made` is what came of its secrets before.
+    async fn stay(&self, asked: &AskedAgent, made: &mut Option<Assembly>, metrics: &Metrics) {
         let mut failed = 0;
         loop {
             let began = Instant::now();
@@ -295,7 +296,9 @@ impl Agent {
             };
             let ended = match asked {
                 AskedAgent::WorkloadApi(address) => Box::pin(stream::call(address, tell)).await,
-                AskedAgent::Sds(sds) => Box::pin(secrets::call(sds, tell)).await,
+                AskedAgent::Sds(sds) => {
+                    Box::pin(secrets::call(Assembly::of(made, sds), tell)).await
+                }
             };
             // One that answers and ends at once is not asked all the time.
             if has_answered && began.elapsed() > AGAIN_MAX {
@@ -327,11 +330,15 @@ fn cut(text: &str) -> String {
 pub(crate) async fn run(shared: Arc<Shared>) {
     let asking = async {
         let mut wanted = shared.agent.wanted.subscribe();
+        let mut made = None;
         loop {
             let (_, asked) = wanted.borrow_and_update().clone();
+            if !matches!(asked, Some(AskedAgent::Sds(_))) {
+                made = None;
+            }
             let asking = async {
                 match &asked {
-                    Some(asked) => shared.agent.stay(asked, &shared.metrics).await,
+                    Some(asked) => shared.agent.stay(asked, &mut made, &shared.metrics).await,
                     None => std::future::pending().await,
                 }
             };
@@ -386,8 +393,9 @@ mod tests {
                 asked.push(began.elapsed().as_secs());
             }
         };
+        let mut made = None;
         tokio::select! {
-            () = api.stay(&address, &metrics) => {}
+            () = api.stay(&address, &mut made, &metrics) => {}
             () = hanging_up => {}
             () = tokio::time::sleep(Duration::from_secs(120)) => {}
         }

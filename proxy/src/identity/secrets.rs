@@ -21,8 +21,9 @@ use crate::tls::{
     check_anchors, check_svid,
 };
 
-/// Asks, and tells all that comes.
-pub(super) async fn call(asked: &AskedSecrets, mut tell: impl FnMut(Event)) -> Ended {
+/// Asks, and tells all that comes beside what came in the calls before.
+pub(super) async fn call(made: &mut Assembly, mut tell: impl FnMut(Event)) -> Ended {
+    let asked = &made.asked;
     let io = match timeout(CONNECT_TIMEOUT, dial(&asked.address)).await {
         Ok(Ok(io)) => io,
         Ok(Err(error)) => return Ended::Connect(with_causes(&error)),
@@ -33,7 +34,6 @@ pub(super) async fn call(asked: &AskedSecrets, mut tell: impl FnMut(Event)) -> E
         cluster: asked.cluster.clone(),
         names: asked.names().map(str::to_owned).collect(),
     };
-    let mut made = Assembly::new(asked);
     let ended = follow(io, &names, |heard| made.hear(heard, &mut tell)).await;
     match ended {
         secrets::Ended::Handshake(_) => Ended::Connect(ended.to_string()),
@@ -75,23 +75,33 @@ struct Trust {
     crls: Vec<CertificateRevocationListDer<'static>>,
 }
 
-/// The last of each secret.
-struct Assembly<'a> {
-    asked: &'a AskedSecrets,
+/// The last of each secret that can be used: it outlives a call, so that one that is refused after the next
+/// one began holds up none of the others.
+pub(super) struct Assembly {
+    asked: AskedSecrets,
     svid: Option<Svid>,
     trusts: BTreeMap<String, Trust>,
     /// Why the last of a secret is not used.
     refused: BTreeMap<String, String>,
+    /// Whether there was a whole.
+    has_given: bool,
 }
 
-impl<'a> Assembly<'a> {
-    const fn new(asked: &'a AskedSecrets) -> Self {
+impl Assembly {
+    const fn new(asked: AskedSecrets) -> Self {
         Self {
             asked,
             svid: None,
             trusts: BTreeMap::new(),
             refused: BTreeMap::new(),
+            has_given: false,
         }
+    }
+
+    /// What came of these secrets so far.
+    pub(super) fn of<'a>(made: &'a mut Option<Self>, asked: &AskedSecrets) -> &'a mut Self {
+        let same = made.take().filter(|made| made.asked == *asked);
+        made.insert(same.unwrap_or_else(|| Self::new(asked.clone())))
     }
 
     /// Takes what came; what is wrong with it, which its service is told.
@@ -109,9 +119,11 @@ impl<'a> Assembly<'a> {
             Ok(()) => drop(self.refused.remove(name)),
             Err(why) => drop(self.refused.insert(name.to_owned(), why.clone())),
         }
-        if taken.is_ok()
+        // One that is refused may be the last that was waited for.
+        if (taken.is_ok() || !self.has_given)
             && let Ok(Some(given)) = self.given()
         {
+            self.has_given = true;
             tell(Event::Answer(Ok(given)));
         }
         // One that is good says nothing of another that is not.
@@ -146,7 +158,8 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    /// The whole, where every secret has come.
+    /// The whole, where every secret has come; without those that are refused and never were good, if they
+    /// are not what the gateway itself cannot do without.
     ///
     /// # Errors
     /// Why those that say whom to trust do not fit together.
@@ -164,12 +177,17 @@ impl<'a> Assembly<'a> {
         }
         at_most(bundles.len(), "trust domains", BUNDLES_MAX)?;
         at_most(crls.len(), "CRLs", CRLS_MAX)?;
-        if self.trusts.len() < self.asked.bundles.len() {
+        let mut wanted = self.asked.bundles.iter();
+        if wanted.any(|name| !self.trusts.contains_key(name) && !self.refused.contains_key(name)) {
             return Ok(None);
         }
         let own = &self.asked.own;
-        let bundle = bundles.remove(own);
-        let bundle = bundle.ok_or_else(|| format!("no secret has the anchors of {own}"))?;
+        let Some(bundle) = bundles.remove(own) else {
+            if self.trusts.len() < self.asked.bundles.len() {
+                return Ok(None);
+            }
+            return Err(format!("no secret has the anchors of {own}"));
+        };
         Ok(self.svid.clone().map(|svid| Given {
             from: self.asked.address.to_string(),
             id: svid.id,
@@ -284,7 +302,8 @@ mod tests {
         let _listener = UnixListener::bind(&path).unwrap();
         let began = Instant::now();
         let mut told = Vec::new();
-        let ended = call(&asked(WorkloadAddress::Unix(path)), |event| {
+        let mut made = Assembly::new(asked(WorkloadAddress::Unix(path)));
+        let ended = call(&mut made, |event| {
             let Event::Silence(what) = event else {
                 panic!("{event:?}");
             };
@@ -305,7 +324,8 @@ mod tests {
     async fn where_there_is_nobody_the_system_says_why() {
         let folder = tempfile::tempdir().unwrap();
         let address = WorkloadAddress::Unix(folder.path().join("agent.sock"));
-        let ended = call(&asked(address), |event| panic!("{event:?}")).await;
+        let mut made = Assembly::new(asked(address));
+        let ended = call(&mut made, |event| panic!("{event:?}")).await;
         assert!(ended.to_string().contains("No such file"), "{ended}");
     }
 
@@ -313,7 +333,7 @@ mod tests {
     #[test]
     fn two_secrets_with_one_trust_domain_are_not_merged() {
         let asked = asked(WorkloadAddress::Unix("/a".into()));
-        let mut made = Assembly::new(&asked);
+        let mut made = Assembly::new(asked);
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::default();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -413,7 +433,7 @@ mod tests {
         let said = trust(bundle(one.to_owned()), b"nothing", &own);
         assert_eq!(said.err().unwrap(), "`crl` has no CRL in PEM");
         let asked = asked(WorkloadAddress::Unix("/a".into()));
-        let mut made = Assembly::new(&asked);
+        let mut made = Assembly::new(asked);
         let many = (0..=BUNDLES_MAX).map(|nth| TrustBundle {
             domain: Some(format!("d{nth}.example")),
             anchors: one.as_bytes().to_vec(),
