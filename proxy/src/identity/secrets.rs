@@ -81,6 +81,8 @@ pub(super) struct Assembly {
     asked: AskedSecrets,
     svid: Option<Svid>,
     trusts: BTreeMap<String, Trust>,
+    /// The last of those that are good by themselves and do not fit to the others.
+    aside: BTreeMap<String, Trust>,
     /// Why the last of a secret is not used.
     refused: BTreeMap<String, String>,
     /// Whether there was a whole.
@@ -93,6 +95,7 @@ impl Assembly {
             asked,
             svid: None,
             trusts: BTreeMap::new(),
+            aside: BTreeMap::new(),
             refused: BTreeMap::new(),
             has_given: false,
         }
@@ -142,20 +145,52 @@ impl Assembly {
                 Ok(())
             }
             (Secret::Trust { bundles, crls }, false) => {
+                self.aside.remove(name);
                 let trust = trust(bundles, &crls, &self.asked.own)?;
-                let before = self.trusts.insert(name.to_owned(), trust);
-                let fits = self.given().map(drop);
-                if fits.is_err() {
-                    match before {
-                        Some(before) => drop(self.trusts.insert(name.to_owned(), before)),
-                        None => drop(self.trusts.remove(name)),
-                    }
+                self.aside.insert(name.to_owned(), trust);
+                let fits = self.adopt(&[name.to_owned()]);
+                self.adopt_more();
+                if self.aside.contains_key(name) {
+                    fits
+                } else {
+                    Ok(())
                 }
-                fits
             }
             (Secret::Trust { .. }, true) => Err("it is no `tls_certificate`".to_owned()),
             (Secret::Svid { .. }, false) => Err("it is no `validation_context`".to_owned()),
         }
+    }
+
+    /// Takes all that fits by now: one may have waited for what another one gave up. Its service knows
+    /// that it was refused, and does not say it again.
+    fn adopt_more(&mut self) {
+        loop {
+            let names: Vec<String> = self.aside.keys().cloned().collect();
+            // Two may have changed places.
+            let mut tries = names.chunks(1).chain([&*names]);
+            if names.is_empty() || !tries.any(|names| self.adopt(names).is_ok()) {
+                return;
+            }
+        }
+    }
+
+    /// Takes those that are aside, all of these or none.
+    fn adopt(&mut self, names: &[String]) -> Result<(), String> {
+        let before = self.trusts.clone();
+        for name in names {
+            if let Some(trust) = self.aside.get(name) {
+                self.trusts.insert(name.clone(), trust.clone());
+            }
+        }
+        if let Err(why) = self.given() {
+            self.trusts = before;
+            return Err(why);
+        }
+        for name in names {
+            self.aside.remove(name);
+            self.refused.remove(name);
+        }
+        Ok(())
     }
 
     /// The whole, where every secret has come; without those that are refused and never were good, if they
@@ -334,16 +369,7 @@ mod tests {
     fn two_secrets_with_one_trust_domain_are_not_merged() {
         let asked = asked(WorkloadAddress::Unix("/a".into()));
         let mut made = Assembly::new(asked);
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::default();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        params.key_usages = vec![
-            rcgen::KeyUsagePurpose::KeyCertSign,
-            rcgen::KeyUsagePurpose::CrlSign,
-        ];
-        let uri = "spiffe://west.example".try_into().unwrap();
-        params.subject_alt_names = vec![rcgen::SanType::URI(uri)];
-        let pem = params.self_signed(&key).unwrap().pem();
+        let pem = anchor("west.example");
         let of = |domain: &str| Secret::Trust {
             bundles: vec![TrustBundle {
                 domain: Some(domain.to_owned()),
@@ -358,6 +384,66 @@ mod tests {
         assert_eq!(made.trusts.len(), 1);
         let said = made.take("more", of("north.example")).unwrap_err();
         assert_eq!(said, "no secret has the anchors of east.example");
+    }
+
+    /// What broke: it was never tried again, for a service says nothing twice.
+    #[test]
+    fn a_secret_that_did_not_fit_to_another_is_taken_once_it_does() {
+        let mut made = Assembly::new(AskedSecrets {
+            own: TrustDomain::parse("west.example").unwrap(),
+            ..asked(WorkloadAddress::Unix("/a".into()))
+        });
+        let anchors = anchor("west.example").into_bytes();
+        let of = |domains: &[&str]| Secret::Trust {
+            bundles: (domains.iter())
+                .map(|domain| TrustBundle {
+                    domain: Some((*domain).to_owned()),
+                    anchors: anchors.clone(),
+                })
+                .collect(),
+            crls: Vec::new(),
+        };
+        let domains = |made: &Assembly, name: &str| -> Vec<String> {
+            let bundles = made.trusts[name].bundles.keys();
+            bundles.map(ToString::to_string).collect()
+        };
+        let give = |made: &mut Assembly, name: &str, domains: &[&str]| {
+            made.hear(Heard::Given(name, of(domains)), &mut |_| ())
+        };
+        let (first, second) = (["west.example"], ["north.example"]);
+        assert_eq!(
+            give(&mut made, "ROOTCA", &["west.example", "north.example"]),
+            Ok(())
+        );
+        give(&mut made, "more", &second).unwrap_err();
+        assert_eq!(give(&mut made, "ROOTCA", &first), Ok(()));
+        assert_eq!(domains(&made, "more"), second);
+        assert_eq!(made.refused, BTreeMap::new());
+        // They change places: neither fits before both have.
+        give(&mut made, "ROOTCA", &second).unwrap_err();
+        assert_eq!(domains(&made, "ROOTCA"), first);
+        assert_eq!(give(&mut made, "more", &first), Ok(()));
+        assert_eq!(domains(&made, "ROOTCA"), second);
+        assert_eq!(domains(&made, "more"), first);
+        assert_eq!(made.refused, BTreeMap::new());
+        // One that is replaced meanwhile is not.
+        give(&mut made, "ROOTCA", &first).unwrap_err();
+        assert!(give(&mut made, "ROOTCA", &[]).is_ok());
+        assert_eq!(domains(&made, "ROOTCA"), Vec::<String>::new());
+    }
+
+    /// A self-signed one that may sign, PEM.
+    fn anchor(domain: &str) -> String {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![
+            rcgen::KeyUsagePurpose::KeyCertSign,
+            rcgen::KeyUsagePurpose::CrlSign,
+        ];
+        let uri = format!("spiffe://{domain}").try_into().unwrap();
+        params.subject_alt_names = vec![rcgen::SanType::URI(uri)];
+        params.self_signed(&key).unwrap().pem()
     }
 
     /// What is said of a secret is logged, and sent to its service.
