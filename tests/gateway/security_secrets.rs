@@ -243,6 +243,15 @@ async fn a_bundle_of_others_that_cannot_be_used_holds_up_neither_a_start_nor_a_r
     until_let_in(&world.cart, world.east.mesh).await;
     let words = "has no certificate in PEM";
     world.finds("ZG0262", words).await;
+    for _ in 0..2 {
+        let next = world.east.renew();
+        server.put("default", certificate(&world.east));
+        until_serial(&world.cart, world.east.mesh, &next).await;
+    }
+    // Other secrets that come change nothing of it, and it is not said again.
+    let said = gateway.messages_so_far();
+    let said = said.iter().filter(|line| line.contains("ZG0262"));
+    assert_eq!(said.count(), 1, "{}", gateway.told());
     let mut kept = open(&world.cart, world.east.mesh).await;
     server.behave(SecretManner::Denying);
     world.finds("ZG0261", "PermissionDenied").await;

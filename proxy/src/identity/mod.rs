@@ -221,37 +221,42 @@ impl Agent {
     }
 
     fn take(&self, asked: &AskedAgent, event: Event, metrics: &Metrics) {
-        let answer = match event {
+        let (given, refused) = match event {
             Event::Silence(what) => {
                 let why = format!("{what} for {SILENCE_TOLD:?}");
                 return self.fails(asked, why, "look at the agent's log");
             }
-            Event::Answer(answer) => answer,
+            Event::Answer(Ok(given)) => (Some(given), None),
+            Event::Answer(Err(error)) => (None, Some(error)),
+            Event::Secrets(given, refused) => (given, refused),
         };
         let (agent, address) = (asked.kind().name(), asked.address());
         let mut known = self.lock();
         let is_back = known.failing.take().is_some() || known.answered.is_none();
         known.answered = Some(OffsetDateTime::now_utc());
-        match answer {
-            Ok(given) => {
-                if is_back {
-                    tracing::info!(code = "ZG0263", %address, id = %given.id, "the {agent} answers");
-                }
-                // One that was refused may be what is needed by now: the clock goes on.
-                known.unread = None;
-                known.given = Some(Arc::new(given));
-                drop(known);
-                self.changed.notify_one();
+        let why = refused.map(|error| error.to_string());
+        if let Some(why) = why
+            .as_ref()
+            .filter(|why| known.unread.as_ref() != Some(why))
+        {
+            tracing::error!(code = REFUSED, %address, %why, "an answer of the {agent} is refused; the last good one stays in use");
+        }
+        let is_refused = why.is_some();
+        known.unread = why;
+        // One that was refused before may be what is needed by now: the clock goes on.
+        let is_given = given.is_some();
+        if let Some(given) = given {
+            if is_back {
+                tracing::info!(code = "ZG0263", %address, id = %given.id, "the {agent} answers");
             }
-            Err(error) => {
-                let why = error.to_string();
-                if known.unread.as_ref() != Some(&why) {
-                    tracing::error!(code = REFUSED, %address, %why, "an answer of the {agent} is refused; the last good one stays in use");
-                }
-                known.unread = Some(why);
-                drop(known);
-                metrics.reloaded("credentials", false);
-            }
+            known.given = Some(Arc::new(given));
+        }
+        drop(known);
+        if is_given {
+            self.changed.notify_one();
+        }
+        if is_refused {
+            metrics.reloaded("credentials", false);
         }
     }
 
@@ -291,7 +296,7 @@ impl Agent {
             let began = Instant::now();
             let mut has_answered = false;
             let tell = |event| {
-                has_answered |= matches!(event, Event::Answer(_));
+                has_answered |= matches!(event, Event::Answer(_) | Event::Secrets(..));
                 self.take(asked, event, metrics);
             };
             let ended = match asked {

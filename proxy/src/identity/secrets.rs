@@ -123,16 +123,17 @@ impl Assembly {
             Err(why) => drop(self.refused.insert(name.to_owned(), why.clone())),
         }
         // One that is refused may be the last that was waited for.
-        if (taken.is_ok() || !self.has_given)
-            && let Ok(Some(given)) = self.given()
-        {
-            self.has_given = true;
-            tell(Event::Answer(Ok(given)));
-        }
+        let is_new = taken.is_ok() || !self.has_given;
+        let given = is_new.then(|| self.given().ok().flatten()).flatten();
+        self.has_given |= given.is_some();
         // One that is good says nothing of another that is not.
-        if let Some((name, why)) = self.refused.first_key_value() {
-            let (name, why) = (name.clone(), why.clone());
-            tell(Event::Answer(Err(AnswerError::Secret { name, why })));
+        let refused = self.refused.first_key_value();
+        let refused = refused.map(|(name, why)| AnswerError::Secret {
+            name: name.clone(),
+            why: why.clone(),
+        });
+        if given.is_some() || refused.is_some() {
+            tell(Event::Secrets(given, refused));
         }
         taken
     }
