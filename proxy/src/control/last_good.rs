@@ -254,6 +254,8 @@ pub(super) enum Turn {
 pub(crate) struct Keeper {
     folder: Arc<Path>,
     next: Arc<Mutex<Next>>,
+    /// Held while anything is written.
+    writing: Arc<Mutex<()>>,
     told: Arc<Notify>,
     /// Told where what a control plane gave must be given again.
     lost: Arc<Notify>,
@@ -266,6 +268,7 @@ impl Keeper {
         let this = Self {
             folder: folder.into(),
             next: Arc::default(),
+            writing: Arc::default(),
             told: Arc::default(),
             lost: Arc::default(),
         };
@@ -281,6 +284,20 @@ impl Keeper {
     pub(super) fn turn(&self, turn: Turn) {
         self.next().turn = turn;
         self.told.notify_one();
+    }
+
+    /// From now on another process writes; waits until what is being written here is.
+    ///
+    /// # Cancel safety
+    /// It is the other process's all the same, until this one has its turn again.
+    pub(super) fn give_over(&self) -> impl Future<Output = ()> + use<> {
+        self.turn(Turn::Over);
+        let writing = Arc::clone(&self.writing);
+        async move {
+            // One that failed while it held it writes nothing either.
+            let waiting = tokio::task::spawn_blocking(move || drop(writing.lock()));
+            waiting.await.ok();
+        }
     }
 
     /// Keeps this instead of what was kept before.
@@ -354,6 +371,8 @@ impl Keeper {
     }
 
     fn write(&self) -> io::Result<()> {
+        // Before the turn is looked at: whoever ends it waits for this.
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let Next {
             last_good,
             numbers,
@@ -405,5 +424,33 @@ impl Keeper {
             // removed where nothing can be written; if not, the warning is all that is left.
             std::fs::remove_file(self.folder.join(FILE)).ok();
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What broke: the one before went on after it had said that all is the successor's.
+    #[tokio::test]
+    async fn of_two_processes_in_a_handover_one_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = Keeper::begin(dir.path().to_owned(), None, Turn::Now);
+        let is_kept = || dir.path().join(FILE).exists();
+        let mut over = {
+            let _under_way = keeper.writing.lock().unwrap();
+            let mut over = Box::pin(keeper.give_over());
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            assert!(over.as_mut().poll(&mut context).is_pending());
+            over
+        };
+        over.as_mut().await;
+        keeper.keep(LastGood::from_bytes(b"two".to_vec()));
+        keeper.write().unwrap();
+        assert!(!is_kept(), "it is the successor's");
+        // Which gave up.
+        keeper.turn(Turn::Now);
+        keeper.write().unwrap();
+        assert!(is_kept());
     }
 }
