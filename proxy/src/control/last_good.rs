@@ -208,7 +208,7 @@ struct Given {
     /// In place of what is there.
     whole: Option<client::Kept>,
     /// After that.
-    more: Vec<client::More>,
+    more: Option<client::More>,
 }
 
 impl Given {
@@ -217,23 +217,26 @@ impl Given {
             client::Keep::Whole(whole) => {
                 *self = Self {
                     whole: Some(whole),
-                    more: Vec::new(),
+                    more: None,
                 }
             }
-            client::Keep::More(more) => self.more.push(more),
+            client::Keep::More(later) => match &mut self.more {
+                Some(more) => more.take(later),
+                None => self.more = Some(later),
+            },
         }
     }
 
     fn write(&self, folder: &Path) -> io::Result<()> {
-        let more = || self.more.iter().flat_map(client::More::to_bytes);
-        match &self.whole {
-            Some(whole) => {
+        let more = self.more.as_ref().map(client::More::to_bytes);
+        match (&self.whole, more) {
+            (Some(whole), more) => {
                 let mut bytes = whole.to_bytes();
-                bytes.extend(more());
+                bytes.extend(more.unwrap_or_default());
                 state::write(folder, control_plane::FILE, &bytes)
             }
-            None if self.more.is_empty() => Ok(()),
-            None => state::append(folder, control_plane::FILE, &more().collect::<Vec<_>>()),
+            (None, Some(more)) => state::append(folder, control_plane::FILE, &more),
+            (None, None) => Ok(()),
         }
     }
 }
