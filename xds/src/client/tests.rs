@@ -239,6 +239,10 @@ async fn what_a_server_says_is_published_and_acknowledged_after_that() {
     assert_eq!((&*ack.response_nonce, ack.error_detail), ("n2", None));
     assert_eq!(world.published[0].listeners.len(), 2);
     assert!(world.told.contains(&Told::Connected(0)), "{:?}", world.told);
+    // Where nothing is kept nothing waits for it.
+    world.client.keep_nothing();
+    let holdings = world.client.holdings.as_mut().unwrap();
+    assert!(holdings.take_unkept().is_empty());
     // P43: what is kept is read again, serves, and is what the next server is told of.
     let Some(Keep::Whole(kept)) = world.client.keep(1_700_000_000) else {
         panic!("nothing was kept before");
