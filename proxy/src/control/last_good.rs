@@ -233,9 +233,12 @@ impl Given {
             (Some(whole), more) => {
                 let mut bytes = whole.to_bytes();
                 bytes.extend(more.unwrap_or_default());
+                state::check_len(bytes.len() as u64, STATE_BYTES_MAX)?;
                 state::write(folder, control_plane::FILE, &bytes)
             }
-            (None, Some(more)) => state::append(folder, control_plane::FILE, &more),
+            (None, Some(more)) => {
+                state::append(folder, control_plane::FILE, &more, STATE_BYTES_MAX)
+            }
             (None, None) => Ok(()),
         }
     }
@@ -422,7 +425,10 @@ impl Keeper {
         let Some(next) = last_good else {
             return Ok(());
         };
-        state::write(&self.folder, FILE, next.as_bytes()).inspect_err(|_| {
+        let bytes = next.as_bytes();
+        let fits = state::check_len(bytes.len() as u64, STATE_BYTES_MAX);
+        let written = fits.and_then(|()| state::write(&self.folder, FILE, bytes));
+        written.inspect_err(|_| {
             // What is there is older than what serves, and may let in whom it does not. It can be
             // removed where nothing can be written; if not, the warning is all that is left.
             std::fs::remove_file(self.folder.join(FILE)).ok();
