@@ -12,8 +12,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use zeugma_xds::client;
 use zeugma_xds::{
     Findings, GatewaySettings, Good, LastGood, LastGoodError, Loaded, NodeOptions, STATE_BYTES_MAX,
@@ -31,6 +33,8 @@ const FILE: &str = "last-good";
 const NUMBERS: &str = "crl-numbers";
 /// Gateways of one configuration whose state is looked for where no name says which it is.
 const GATEWAYS_MAX: usize = 64;
+/// After how long what a control plane gave is given again, where not even all of it could be written.
+const AGAIN: Duration = Duration::from_secs(10);
 /// The largest one: 16 issuers of 1,024 trust domains, at 430 bytes each.
 const NUMBERS_BYTES_MAX: u64 = 8 << 20;
 
@@ -198,6 +202,8 @@ struct Next {
     given: Given,
     /// What is on disk of it is not what more can be added to.
     has_lost_given: bool,
+    /// All of it could not be written.
+    is_unwritable: bool,
     takes_no_given: bool,
     turn: Turn,
 }
@@ -212,6 +218,10 @@ struct Given {
 }
 
 impl Given {
+    const fn is_none(&self) -> bool {
+        self.whole.is_none() && self.more.is_none()
+    }
+
     fn take(&mut self, given: client::Keep) {
         match given {
             client::Keep::Whole(whole) => {
@@ -356,8 +366,23 @@ impl Keeper {
     pub(super) fn run(&self) -> impl Future<Output = ()> + use<> {
         let this = self.clone();
         async move {
+            let mut again = None;
             loop {
-                this.told.notified().await;
+                let due = async {
+                    match again {
+                        Some(at) => tokio::time::sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                // A permit that is kept until it is taken, and a sleep until a fixed moment.
+                tokio::select! {
+                    () = this.told.notified() => {}
+                    () = due => {
+                        again = None;
+                        this.lost.notify_one();
+                        continue;
+                    }
+                }
                 let write = this.clone();
                 let written = tokio::task::spawn_blocking(move || write.write()).await;
                 match written {
@@ -372,6 +397,10 @@ impl Keeper {
                         tracing::error!(code = "ZG0906", %error, "keeping the configuration failed")
                     }
                 }
+                again = match this.next().is_unwritable {
+                    true => again.or_else(|| Some(Instant::now() + AGAIN)),
+                    false => None,
+                };
             }
         }
     }
@@ -389,24 +418,25 @@ impl Keeper {
             if next.turn != Turn::Now {
                 return Ok(());
             }
-            let (takes_no_given, has_lost_given) = (next.takes_no_given, next.has_lost_given);
-            std::mem::replace(
-                &mut *next,
-                Next {
-                    takes_no_given,
-                    has_lost_given,
-                    ..Next::default()
-                },
-            )
+            let left = Next {
+                takes_no_given: next.takes_no_given,
+                has_lost_given: next.has_lost_given,
+                is_unwritable: next.is_unwritable && next.given.is_none(),
+                ..Next::default()
+            };
+            std::mem::replace(&mut *next, left)
         };
         if let Err(error) = given.write(&self.folder) {
             // What is there is older than what serves, and may let in whom it does not.
             std::fs::remove_file(self.folder.join(control_plane::FILE)).ok();
-            self.next().has_lost_given = true;
-            if given.whole.is_none() {
-                // Where not even all of it can be written, nobody tries before something changes.
+            let mut next = self.next();
+            next.has_lost_given = true;
+            // Where not even all of it can be written, it is tried again later.
+            next.is_unwritable = given.whole.is_some();
+            if !next.is_unwritable {
                 self.lost.notify_one();
             }
+            drop(next);
             tracing::warn!(
                 code = "ZG0125",
                 path = %self.folder.join(control_plane::FILE).display(), %error,
@@ -461,5 +491,33 @@ mod tests {
         keeper.turn(Turn::Now);
         keeper.write().unwrap();
         assert!(is_kept());
+    }
+
+    /// What broke: nobody tried before the control plane said something else.
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_written_whole_is_asked_for_again_after_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("not there yet");
+        let keeper = Keeper::begin(folder.clone(), None, Turn::Now);
+        // No resources, of the beginning of 1970.
+        let sum: u128 = 0x0880_945b_4fab_1be9_5aa0_7330_5527_3845;
+        let part = [&2_u64.to_le_bytes()[..], &sum.to_le_bytes(), &[0; 2]].concat();
+        let bytes = [&b"zeugma resources 2\n"[..], &part].concat();
+        let all = || client::Keep::Whole(client::Kept::from_bytes(&bytes).unwrap());
+        let began = Instant::now();
+        for tries in 1..=2 {
+            keeper.keep_given(all());
+            tokio::select! {
+                () = keeper.run() => {}
+                () = keeper.lost_given() => {}
+            }
+            assert_eq!(began.elapsed(), AGAIN * tries);
+            assert!(keeper.has_lost_given());
+        }
+        std::fs::create_dir(&folder).unwrap();
+        keeper.keep_given(all());
+        keeper.write().unwrap();
+        assert!(folder.join(control_plane::FILE).exists());
+        assert!(!keeper.next().is_unwritable);
     }
 }
