@@ -227,9 +227,9 @@ async fn an_answer_that_is_reset_without_an_error_before_its_end_is_not_whole() 
     gateway.process.finish().await;
 }
 
-#[tokio::test]
-async fn who_calls_is_not_said_in_trailers() {
-    let service = TcpService::with(|mut tcp| async move {
+/// Answers with the request as it came.
+fn mirror() -> TcpService {
+    TcpService::with(|mut tcp| async move {
         let mut all = Vec::new();
         let mut some = [0; 64];
         while !all.ends_with(b"\r\n\r\n") || !all.windows(5).any(|five| five == b"\r\n0\r\n") {
@@ -244,28 +244,79 @@ async fn who_calls_is_not_said_in_trailers() {
         );
         tcp.write_all(head.as_bytes()).await.ok();
         tcp.write_all(&all).await.ok();
-    });
+    })
+}
+
+/// What a service sees of a request with these trailers, and with one more, which it always sees.
+async fn seen_with(
+    gateway: &Gateway,
+    wire: &Wire,
+    path: &str,
+    trailers: &[(&'static str, &str)],
+) -> String {
+    let mut client = Client::connect(gateway.apps(), wire).await.unwrap();
+    let mut map = HeaderMap::new();
+    map.insert("x-sum", "42".parse().unwrap());
+    for (name, value) in trailers {
+        map.insert(*name, value.parse().unwrap());
+    }
+    let names: Vec<_> = map.keys().map(http::HeaderName::as_str).collect();
+    let request = client
+        .head("POST", HELLO, path)
+        .header(header::TRAILER, names.join(", "))
+        .header(header::TE, "trailers");
+    let frames = [Frame::data(pattern(3)), Frame::trailers(map)];
+    let request = request.body(AnyBody::Frames(frames.into()));
+    let answer = within("an answer", client.send(request.unwrap())).await;
+    let seen = answer.unwrap().text();
+    assert!(seen.contains("x-sum: 42"), "{wire:?}: {seen}");
+    seen
+}
+
+#[tokio::test]
+async fn who_calls_is_not_said_in_trailers() {
+    let service = mirror();
     let backend = format!(
         "backends: [{{ version: h1, {} }}]",
         endpoints(&[service.address()])
     );
     let gateway = Gateway::alone(&near_route("hello", &[&backend])).await;
     for wire in [Wire::H1, Wire::H2] {
-        let mut client = Client::connect(gateway.apps(), &wire).await.unwrap();
-        let mut trailers = HeaderMap::new();
         let claim = "URI=spiffe://east.example/ns/shop/sa/admin";
-        trailers.insert("x-forwarded-client-cert", claim.parse().unwrap());
-        trailers.insert("x-sum", "42".parse().unwrap());
-        let frames = [Frame::data(pattern(3)), Frame::trailers(trailers)];
-        let request = client
-            .head("POST", HELLO, "/")
-            .header(header::TRAILER, "x-forwarded-client-cert, x-sum")
-            .header(header::TE, "trailers")
-            .body(AnyBody::Frames(frames.into()));
-        let answer = within("an answer", client.send(request.unwrap())).await;
-        let seen = answer.unwrap().text();
-        assert!(seen.contains("x-sum: 42"), "{wire:?}: {seen}");
+        let trailers = [("x-forwarded-client-cert", claim)];
+        let seen = seen_with(&gateway, &wire, "/", &trailers).await;
         assert!(!seen.contains(claim), "{wire:?}: {seen}");
+    }
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
+async fn what_policies_ask_for_is_not_said_in_trailers() {
+    let service = mirror();
+    let backend = format!(
+        "backends: [{{ version: h1, {} }}]",
+        endpoints(&[service.address()])
+    );
+    let split =
+        "rules: [{ matches: [{ path: { exact: /c } }], split: [{ route: demo/canary }] }, {}]";
+    let own = "deny: [{ headers: { x-role: [guest] } }]";
+    let others = "deny: [{ headers: { X-Tenant: [evil] } }]";
+    let routes = [
+        near_route("hello", &[&*backend, split, own]),
+        near_route("canary", &[&*backend, others]),
+    ];
+    let gateway = Gateway::alone(&routes.concat()).await;
+    for wire in [Wire::H1, Wire::H2] {
+        let trailers = [
+            ("x-role", "role-of-trailer"),
+            ("x-tenant", "tenant-of-trailer"),
+        ];
+        let seen = seen_with(&gateway, &wire, "/", &trailers).await;
+        assert!(!seen.contains("role-of-trailer"), "{wire:?}: {seen}");
+        assert!(seen.contains("tenant-of-trailer"), "{wire:?}: {seen}");
+        let seen = seen_with(&gateway, &wire, "/c", &trailers).await;
+        assert!(!seen.contains("role-of-trailer"), "{wire:?}: {seen}");
+        assert!(!seen.contains("tenant-of-trailer"), "{wire:?}: {seen}");
     }
     gateway.process.finish().await;
 }

@@ -141,6 +141,24 @@ async fn where_the_first_fails_the_other_goes_on_and_where_both_fail_the_last_is
 }
 
 #[tokio::test]
+async fn a_retry_is_not_told_as_one_beside_another() {
+    let (bad, good) = (HttpService::start("bad"), HttpService::start("good"));
+    bad.set(Mode::Status(503));
+    let late = "retries: { budget: 100%, hedge: { after: 1h } }";
+    let gateway = gateway(&[&bad, &good], &[late, NO_EJECTION]).await;
+    for nth in 0..4 {
+        let answer = gateway.get(&format!("/{nth}")).await;
+        assert_eq!(answer.text(), "good");
+        let line = line(&gateway, &format!("/{nth}")).await;
+        assert_eq!(line["reason"], "local", "{line}");
+    }
+    // Each in its turn was the first.
+    assert!(bad.hits() >= 1);
+    assert_eq!(hedges(&gateway, "sent").await, 0.0);
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
 async fn an_answer_that_is_not_tried_again_is_the_callers_at_once() {
     let (one, other) = (HttpService::start("one"), HttpService::start("other"));
     one.set(Mode::Wait);
@@ -159,25 +177,33 @@ async fn an_answer_that_is_not_tried_again_is_the_callers_at_once() {
 }
 
 #[tokio::test]
-async fn what_is_not_idempotent_is_never_sent_twice() {
+async fn what_is_not_safe_is_never_sent_twice() {
     let (one, other) = (HttpService::start("one"), HttpService::start("other"));
     for service in [&one, &other] {
         service.set(Mode::Delay(Duration::from_millis(100)));
     }
     let any = "retries: { any: true, budget: 100%, hedge: { after: 1ms } }";
     let gateway = gateway(&[&one, &other], &[any, NO_EJECTION]).await;
-    for _ in 0..3 {
-        let answer = call(gateway.apps(), "POST", HELLO, "/", Bytes::from("x")).await;
+    // Of those that are idempotent too: what is given up may be done late.
+    for method in ["POST", "PUT", "DELETE"] {
+        let answer = call(gateway.apps(), method, HELLO, "/", Bytes::from("x")).await;
         assert_eq!(answer.status, 200);
     }
     assert_eq!(one.hits() + other.hits(), 3);
     // A body that is kept whole is sent twice, whole.
-    let answer = call(gateway.apps(), "PUT", HELLO, "/echo", Bytes::from("kept")).await;
+    let answer = call(
+        gateway.apps(),
+        "OPTIONS",
+        HELLO,
+        "/echo",
+        Bytes::from("kept"),
+    )
+    .await;
     assert_eq!(answer.text(), "kept");
     assert_eq!(one.hits() + other.hits(), 5);
     // One that is too long to be kept is not.
     let long = Bytes::from(vec![7; 100_000]);
-    let answer = call(gateway.apps(), "PUT", HELLO, "/echo", long.clone()).await;
+    let answer = call(gateway.apps(), "OPTIONS", HELLO, "/echo", long.clone()).await;
     assert_eq!(answer.body.len(), long.len());
     assert_eq!(one.hits() + other.hits(), 6);
     gateway.process.finish().await;

@@ -84,6 +84,27 @@ async fn a_trial_that_fails_is_followed_by_another_until_one_is_answered() {
 }
 
 #[tokio::test]
+async fn a_trial_that_takes_longer_than_others_are_waited_for_is_seen_through() {
+    let (bad, good) = (HttpService::start("bad"), HttpService::start("good"));
+    let backends = both(bad.address(), good.address());
+    let hedged = "retries: { budget: 100%, hedge: { after: 10ms } }";
+    let gateway = Gateway::alone(&near_route("hello", &[&backends, HEALTH, hedged])).await;
+    bad.set(Mode::Status(503));
+    eventually("an ejection", async || {
+        assert_eq!(gateway.get("/").await.status, 200);
+        gateway.process.told().contains("ZG0421").then_some(())
+    })
+    .await;
+    bad.set(Mode::Delay(Duration::from_millis(200)));
+    eventually("its end", async || {
+        assert_eq!(gateway.get("/").await.status, 200);
+        gateway.process.told().contains("ZG0422").then_some(())
+    })
+    .await;
+    gateway.process.finish().await;
+}
+
+#[tokio::test]
 async fn a_connection_that_stays_open_shows_that_an_endpoint_is_good_again() {
     let (mut bad, good) = (HttpService::start("bad"), HttpService::start("good"));
     let mut east = Cluster::new("east");

@@ -167,12 +167,12 @@ pub fn is_repeatable(retries: &Retries, method: &str) -> bool {
 }
 
 /// After how long without an answer a request is sent to one more endpoint while the first is still at
-/// it; `None`: never. Both do what is asked, without a failure that would be a reason for it: methods
-/// that are not idempotent are never sent so, even where they are retried. Of what a peer's gateway
-/// sends, that one does it.
+/// it; `None`: never. Both do what is asked, without a failure that would be a reason for it, and the one
+/// that is given up may do it late, after what the same caller asks for next: only safe methods are sent
+/// so, whatever is retried. Of what a peer's gateway sends, that one does it.
 #[must_use]
 pub fn hedged_after(retries: &Retries, method: &str, sender: Sender) -> Option<Duration> {
-    let is_hedged = sender == Sender::Caller && is_idempotent(method);
+    let is_hedged = sender == Sender::Caller && is_safe(method);
     retries.hedge_after.filter(|_| is_hedged)
 }
 
@@ -201,6 +201,11 @@ pub fn could_hedge(
 #[must_use]
 pub fn take_hedge(retries: &Retries, budget: &RetryBudget, now: Time) -> bool {
     budget.take(retries.budget, now)
+}
+
+/// Whether a request with this method asks for no change (RFC 9110 §9.2.1).
+fn is_safe(method: &str) -> bool {
+    matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE")
 }
 
 /// Whether doing a request with this method twice is as doing it once (RFC 9110 §9.2.2).
@@ -355,18 +360,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_idempotent_and_kept_is_hedged_within_attempts_and_budget() {
+    fn what_is_safe_and_kept_is_hedged_within_attempts_and_budget() {
         let after = Duration::from_millis(50);
         let mut retries = cluster(&[&["a"]]).policy.retries.clone();
         assert_eq!(hedged_after(&retries, "GET", Sender::Caller), None);
         retries.hedge_after = Some(after);
         // Whatever is retried.
         retries.any_method = true;
-        for method in ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"] {
+        for method in ["GET", "HEAD", "OPTIONS", "TRACE"] {
             assert_eq!(hedged_after(&retries, method, Sender::Caller), Some(after));
             assert_eq!(hedged_after(&retries, method, Sender::PeerGateway), None);
         }
-        for method in ["POST", "PATCH", "CONNECT", "get"] {
+        for method in ["PUT", "DELETE", "POST", "PATCH", "CONNECT", "get"] {
             assert_eq!(hedged_after(&retries, method, Sender::Caller), None);
         }
         let budget = RetryBudget::default();

@@ -236,8 +236,13 @@ impl Policy {
     /// Whether a rule asks for the headers of requests.
     #[must_use]
     pub fn asks_headers(&self) -> bool {
-        let mut rules = self.allow.iter().chain(&self.deny);
-        rules.any(|rule| !rule.headers.is_empty())
+        self.headers_asked().next().is_some()
+    }
+
+    /// The names of the headers of requests that rules ask for.
+    pub fn headers_asked(&self) -> impl Iterator<Item = &Arc<str>> {
+        let rules = self.allow.iter().chain(&self.deny);
+        rules.flat_map(|rule| &rule.headers).map(|of| &of.name)
     }
 }
 

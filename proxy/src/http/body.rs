@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -111,6 +112,8 @@ struct SourceState {
     gate: Option<Gate>,
     /// What changes headers.
     ruled: Option<Ruled>,
+    /// The headers that its caller was judged by.
+    judged: Vec<Arc<str>>,
 }
 
 /// How the sending of a request's body stands, and since when.
@@ -155,6 +158,7 @@ impl Source {
             tees: Vec::new(),
             gate: None,
             ruled: None,
+            judged: Vec::new(),
         })))
     }
 
@@ -166,6 +170,11 @@ impl Source {
     /// Keeps from its trailers what the rule of the request takes out of headers.
     pub(super) fn is_led_by(&self, ruled: Ruled) {
         self.0.borrow_mut().ruled = Some(ruled);
+    }
+
+    /// Keeps from its trailers what policies were asked about it: some take them for headers.
+    pub(super) fn is_judged_by<'n>(&self, names: impl Iterator<Item = &'n Arc<str>>) {
+        self.0.borrow_mut().judged.extend(names.cloned());
     }
 
     /// What keeps the body back, as long as it does.
@@ -351,6 +360,9 @@ impl Replay {
                     headers::clean_trailers(trailers);
                     if let Some(ruled) = &state.ruled {
                         ruled.clean_request(trailers);
+                    }
+                    for name in &state.judged {
+                        trailers.remove(&**name);
                     }
                     state.trailers = Some(trailers.clone());
                     state.end();

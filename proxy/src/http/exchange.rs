@@ -145,6 +145,10 @@ pub(super) async fn exchange(
     {
         source.is_led_by(ruled.clone());
     }
+    for of in exchange.held_to(service) {
+        let policy = &to.published.snapshot.service(of).policy;
+        source.is_judged_by(policy.headers_asked());
+    }
     exchange.record.counts(source.clone());
     if let Some(gate) = gate {
         source.keep_back(gate);
@@ -463,7 +467,7 @@ impl Exchange {
             let nth = tries.attempts;
             upstream::note_attempt(&worker, cluster, &attempt, nth, &self.context.latest);
             let mut begun = Begun::new(&worker, cluster, attempt, (nth, patience));
-            let tried = match self.hedged_after(cluster) {
+            let tried = match self.hedged_after(cluster, &attempt) {
                 None => (self.try_endpoint(to, &attempt, (nth, patience), source)).await,
                 Some(after) => {
                     let (of, all) = ((to, source), (&mut turns, &mut tries));

@@ -147,6 +147,14 @@ impl Exchange {
         Ok(cluster)
     }
 
+    /// The services whose policies it is held to: the one it asks for, and those that its rule may lead it
+    /// to.
+    pub(super) fn held_to(&self, service: ServiceIx) -> impl Iterator<Item = ServiceIx> {
+        let split = self.ruled().map(Ruled::split).unwrap_or_default();
+        let parts = split.iter().filter_map(|part| part.service);
+        std::iter::once(service).chain(parts)
+    }
+
     /// What another service has against it, which the split of its rule leads to.
     fn objection(
         &self,

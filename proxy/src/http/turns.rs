@@ -62,6 +62,17 @@ impl<'a> Turns<'a> {
         }
     }
 
+    /// Where it stands.
+    pub(super) const fn place(&self) -> Plan<'a> {
+        self.planned
+    }
+
+    /// Goes back to where it stood before one that began and was not sent: it may come yet.
+    pub(super) fn goes_back(&mut self, before: Plan<'a>, attempt: &Attempt) {
+        self.was_not_sent(attempt);
+        self.planned = before;
+    }
+
     /// Whether the next one is tried; it takes of what its backend takes then.
     pub(super) fn begins(&self, attempt: &Attempt) -> bool {
         capacity::begins(self.shared, self.shares, attempt)

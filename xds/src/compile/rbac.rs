@@ -125,7 +125,7 @@ fn policy(spec: &RuleSpec, via: &[String], action: rbac::rbac::Action) -> rbac::
         any_rule(values.iter().flat_map(|value| match action {
             rbac::rbac::Action::Deny => denied_header(&name, &value.0),
             rbac::rbac::Action::Allow | rbac::rbac::Action::Log => {
-                vec![header(&name, value_matcher(&value.0))]
+                vec![header(&name, allowed_value(&value.0))]
             }
         }))
     });
@@ -257,6 +257,26 @@ fn value_matcher(value: &ValuePattern) -> pb::route::header_matcher::HeaderMatch
     }
 }
 
+/// As our engine has it for `allow`. Envoy joins the lines of a header by commas before it compares: what
+/// comes after a begin must not go on with another value.
+fn allowed_value(value: &ValuePattern) -> pb::route::header_matcher::HeaderMatchSpecifier {
+    match value {
+        ValuePattern::Begins(prefix) if !prefix.is_empty() => by_regex(each_begins(prefix)),
+        ValuePattern::Exact(_) | ValuePattern::Begins(_) => value_matcher(value),
+    }
+}
+
+fn by_regex(regex: String) -> pb::route::header_matcher::HeaderMatchSpecifier {
+    let regex = matcher::RegexMatcher {
+        regex,
+        ..Default::default()
+    };
+    pb::route::header_matcher::HeaderMatchSpecifier::StringMatch(matcher::StringMatcher {
+        match_pattern: Some(matcher::string_matcher::MatchPattern::SafeRegex(regex)),
+        ignore_case: false,
+    })
+}
+
 /// As our engine has it for `deny`: in any case of letters, and anywhere in a list. Envoy joins the lines
 /// of a header by commas before it compares.
 fn denied_header(name: &str, value: &ValuePattern) -> Vec<rbac::Permission> {
@@ -267,22 +287,46 @@ fn denied_header(name: &str, value: &ValuePattern) -> Vec<rbac::Permission> {
         return vec![header(name, plain)];
     };
     matched.ignore_case = true;
-    let listed = matcher::StringMatcher {
-        match_pattern: Some(matcher::string_matcher::MatchPattern::SafeRegex(
-            matcher::RegexMatcher {
-                regex: in_a_list(value),
-                ..Default::default()
-            },
-        )),
-        ignore_case: false,
-    };
-    let listed = HeaderMatchSpecifier::StringMatch(listed);
+    let listed = by_regex(in_a_list(value));
     vec![header(name, plain), header(name, listed)]
 }
 
-/// A value in a list with commas (RE2, which Envoy holds against the whole).
+/// A list with commas each of whose values begins so (RE2, which Envoy holds against the whole).
+fn each_begins(prefix: &str) -> String {
+    let one = format!("{}{REST}", literal(prefix));
+    format!("{one}(,[ \\t]*{one})*")
+}
+
+/// What a value goes on with.
+const REST: &str = "[^,]*";
+
+/// What each value of a list begins with, by [`each_begins`].
+pub(crate) fn begin_of_each(regex: &str) -> Option<String> {
+    let mut begin = String::new();
+    let mut chars = regex.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => begin.push(chars.next()?),
+            '[' => break,
+            _ => begin.push(c),
+        }
+    }
+    (!begin.is_empty() && each_begins(&begin) == regex).then_some(begin)
+}
+
+/// A value in a list with commas (RE2, which Envoy holds against the whole). `\C` is any byte; `.` is none
+/// of what is not UTF-8, with which a caller would hide the rest.
 pub(crate) fn in_a_list(value: &ValuePattern) -> String {
     let (ValuePattern::Exact(text) | ValuePattern::Begins(text)) = value;
+    let literal = literal(text);
+    let end = match value {
+        ValuePattern::Exact(_) => "[ \\t]*(,\\C*)?",
+        ValuePattern::Begins(_) => "\\C*",
+    };
+    format!("(?i)(\\C*,)?[ \\t]*{literal}{end}")
+}
+
+fn literal(text: &str) -> String {
     let mut literal = String::new();
     for c in text.chars() {
         if c.is_ascii_punctuation() {
@@ -290,11 +334,7 @@ pub(crate) fn in_a_list(value: &ValuePattern) -> String {
         }
         literal.push(c);
     }
-    let end = match value {
-        ValuePattern::Exact(_) => "[ \\t]*(,.*)?",
-        ValuePattern::Begins(_) => ".*",
-    };
-    format!("(?is)(.*,)?[ \\t]*{literal}{end}")
+    literal
 }
 
 fn path(pattern: &PathPattern) -> rbac::Permission {
@@ -305,4 +345,27 @@ fn path(pattern: &PathPattern) -> rbac::Permission {
     rule(rbac::permission::Rule::UrlPath(matcher::PathMatcher {
         rule: Some(matcher::path_matcher::Rule::Path(matcher)),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_begin_is_read_back_from_what_holds_it_against_each_value() {
+        assert_eq!(each_begins("a.b-"), r"a\.b\-[^,]*(,[ \t]*a\.b\-[^,]*)*");
+        for begin in ["beta-", "a.b+c", "[x]", r"\", "(?i)", "a b"] {
+            assert_eq!(begin_of_each(&each_begins(begin)).as_deref(), Some(begin));
+        }
+        for other in [
+            "",
+            "beta.*",
+            "beta[^,]*",
+            "[^,]*(,[ \\t]*[^,]*)*",
+            "\\",
+            &in_a_list(&ValuePattern::Begins("beta".into())),
+        ] {
+            assert_eq!(begin_of_each(other), None, "{other}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use zeugma_core::snapshot::{
 };
 
 use super::Names;
-use crate::compile::rbac::{ATTESTED_BY, in_a_list};
+use crate::compile::rbac::{ATTESTED_BY, begin_of_each, in_a_list};
 use crate::pb::{self, matcher, rbac};
 
 /// The rules that one listener has of one list.
@@ -238,11 +238,14 @@ fn read_header(header: &pb::route::HeaderMatcher, rule: &mut Rule) -> Option<()>
         Some(HeaderMatchSpecifier::StringMatch(text)) => match text.match_pattern.as_ref()? {
             MatchPattern::Exact(value) => ValuePattern::Exact(value.as_str().into()),
             MatchPattern::Prefix(prefix) => ValuePattern::Begins(prefix.as_str().into()),
-            MatchPattern::SafeRegex(listed) => {
-                let last = rule.headers.last().filter(|of| *of.name == *header.name);
-                let last = last.and_then(|of| of.values.last())?;
-                return (listed.regex == in_a_list(last)).then_some(());
-            }
+            MatchPattern::SafeRegex(listed) => match begin_of_each(&listed.regex) {
+                Some(begin) => ValuePattern::Begins(begin.into()),
+                None => {
+                    let last = rule.headers.last().filter(|of| *of.name == *header.name);
+                    let last = last.and_then(|of| of.values.last())?;
+                    return (listed.regex == in_a_list(last)).then_some(());
+                }
+            },
             MatchPattern::Suffix(_) | MatchPattern::Contains(_) | MatchPattern::Custom(_) => {
                 return None;
             }

@@ -497,9 +497,11 @@ pub(crate) struct RetriesSpec {
     pub any: Option<bool>,
     /// One more endpoint is asked while the first has not answered; the first good answer is the
     /// caller's, and the other try is given up. It is one of `attempts` and of the `budget`, and nothing
-    /// is sent where no other endpoint is healthy and has room. Only requests of idempotent methods
-    /// (whatever `any` says: both endpoints may do what is asked) that came whole and fit `buffer`; not
-    /// what a peer's gateway sends, which hedges by itself.
+    /// is sent where no other endpoint is healthy and has room. Only requests of safe methods (GET, HEAD,
+    /// OPTIONS and TRACE, whatever `any` says: the other endpoint may still do what is asked, and late) that
+    /// came whole and fit `buffer`; not what a peer's gateway sends, which hedges by itself. A try that is
+    /// given up counts as no failure: an endpoint that hangs is found by `health.passive.slow` or by an
+    /// active check.
     #[serde(default)]
     pub hedge: HedgeSpec,
 }
@@ -712,8 +714,8 @@ pub(crate) struct RuleSpec {
     pub paths: Option<Vec<Text<PathPattern>>>,
     /// Headers of the request, by name, such as `{ x-tenant: [acme, "east-*"] }`: each must be there, with
     /// one of its values. http only; at most 16. Where a request has a header several times, `allow`
-    /// needs each of its values to be named; `deny` needs one, which may also stand in a list with
-    /// commas, in upper or lower case.
+    /// needs each of its values to be named, and `"east-*"` holds of a list with commas only if each value
+    /// in it begins so; `deny` needs one, which may also stand in such a list, in upper or lower case.
     pub headers: Option<BTreeMap<String, Vec<Text<ValuePattern>>>>,
 }
 

@@ -587,6 +587,10 @@ impl FromText for ValuePattern {
         if text.trim() != text {
             return Err("a space at its begin or end would be lost".to_owned());
         }
+        // A deny rule looks at what stands between commas.
+        if kept.contains(',') {
+            return Err("`,` parts two values; write each for itself".to_owned());
+        }
         match kept.chars().find(|c| !matches!(c, ' '..='~')) {
             Some(bad) => Err(format!("{bad:?} may not stand in it")),
             None if kept.len() > FIELD_VALUE_BYTES_MAX => {

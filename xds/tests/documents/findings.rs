@@ -513,6 +513,11 @@ fn what_could_never_have_an_effect_is_an_error() {
             "write `hosts`",
         ),
         (
+            format!("{http}, deny: [{{headers: {{Cookie: ['a=1']}}}}]"),
+            "spec.deny[0].headers.Cookie",
+            "part `cookie` into values",
+        ),
+        (
             format!("{tcp}, retries: {{hedge: {{after: 50ms}}}}"),
             "spec.retries.hedge.after",
             "the route is tcp",
@@ -783,6 +788,11 @@ fn values_that_cannot_be_read_are_found_where_they_stand() {
             format!("protocol: http, {OWN}, allow: [{{headers: {{x-a: ['a*b']}}}}]"),
             "spec.allow[0].headers.x-a[0]",
             "only at the end",
+        ),
+        (
+            format!("protocol: http, {OWN}, deny: [{{headers: {{x-a: ['a, b']}}}}]"),
+            "spec.deny[0].headers.x-a[0]",
+            "`,` parts two values",
         ),
         (
             format!("protocol: http, {OWN}, retries: {{hedge: {{after: 0ms}}}}"),

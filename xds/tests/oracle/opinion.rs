@@ -239,7 +239,15 @@ fn allows(entry: &Entry, facts: &Facts<'_>) -> bool {
             facts.request.is_some_and(|asked| {
                 headers.iter().all(|(name, named)| {
                     let values = values_of(asked, name);
-                    let is_named = |value: &&str| named.iter().any(|of| is_value(value, of));
+                    let is_named = |value: &&str| {
+                        (named.iter()).any(|of| match of.strip_suffix('*') {
+                            // A begin says nothing of a second value in one line.
+                            Some(begin) if !begin.is_empty() => {
+                                value.split(',').all(|one| one.trim().starts_with(begin))
+                            }
+                            _ => is_value(value, of),
+                        })
+                    };
                     !values.is_empty() && values.iter().all(is_named)
                 })
             })

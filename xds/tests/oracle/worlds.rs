@@ -91,10 +91,12 @@ pub(crate) const SENT: &[(&str, &str)] = &[
     ("x-user", "A"),
     ("x-user", "ab"),
     ("x-user", "b,\tAB"),
+    ("x-user", "ab,b"),
+    ("x-user", "ab, a"),
     ("x-team", "a"),
     ("x-team", "1"),
 ];
-const VALUES: &[&str] = &["1", "2", "a", "a*", "*", "b,*", "2, 1"];
+const VALUES: &[&str] = &["1", "2", "a", "a*", "*", "b*", "12"];
 
 /// A configuration that is right.
 pub(crate) fn world(rng: &mut Rng) -> World {

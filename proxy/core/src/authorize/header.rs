@@ -31,7 +31,11 @@ impl ValuePattern {
     fn is(&self, line: &[u8]) -> bool {
         match self {
             Self::Exact(value) => line == value.as_bytes(),
-            Self::Begins(prefix) => line.starts_with(prefix.as_bytes()),
+            Self::Begins(prefix) if prefix.is_empty() => true,
+            // What comes after the begin may go on with another value.
+            Self::Begins(prefix) => line
+                .split(|byte| *byte == b',')
+                .all(|part| part.trim_ascii().starts_with(prefix.as_bytes())),
         }
     }
 
@@ -90,6 +94,10 @@ mod tests {
         assert_eq!(ask(&["acme"], &["evil, acme"]), (false, true));
         assert_eq!(ask(&["acme"], &["acme,evil"]), (false, true));
         assert_eq!(ask(&["ac*"], &["evil,\tACME"]), (false, true));
+        assert_eq!(ask(&["ac*"], &["acme, evil"]), (false, true));
+        assert_eq!(ask(&["ac*"], &["acme,"]), (false, true));
+        assert_eq!(ask(&["ac*"], &["acme,\tacid"]), (true, true));
+        assert_eq!(ask(&["*"], &["acme, evil"]), (true, true));
         assert_eq!(ask(&["a, b"], &["a, b"]), (true, true));
         assert_eq!(ask(&["acme"], &["Acme"]), (false, true));
         assert_eq!(ask(&["acme"], &["evil acme"]), (false, false));

@@ -725,7 +725,13 @@ impl<'a> World<'a> {
                 continue;
             }
             let first = self.outcome(sent.nth, cluster, attempt.endpoint, tries.elapsed);
-            let (result, took) = self.hedge(sent.nth, (cluster, of), &mut plan, &first, tries);
+            let (result, took) = self.hedge(
+                sent.nth,
+                (cluster, of),
+                &mut plan,
+                (&attempt, &first),
+                tries,
+            );
             tries.elapsed += took;
             if result.is_ok() {
                 (tries.is_answered, tries.is_over) = (true, true);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::Response;
 use tokio::time::{Instant, sleep_until};
-use zeugma_core::plan::Attempt;
+use zeugma_core::plan::{Attempt, Why};
 use zeugma_core::retry::{RequestLeft, Stop, could_hedge, hedged_after, take_hedge};
 use zeugma_core::snapshot::{Cluster, Failure};
 use zeugma_core::time::Time;
@@ -70,6 +70,14 @@ type Of<'a> = (&'a Pinned, &'a Source);
 /// it waits.
 type Shared<'a> = RefCell<&'a mut Exchange>;
 
+/// Whether a try began beside another one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Place {
+    #[default]
+    First,
+    Beside,
+}
+
 /// A try under way, and what it has noted so far.
 struct Running<F> {
     begun: Begun,
@@ -79,6 +87,7 @@ struct Running<F> {
 
 #[derive(Debug, Default)]
 struct Noted {
+    place: Place,
     /// When the endpoint was asked, connecting apart.
     asked_at: Cell<Option<Time>>,
     reached: RefCell<Option<Reached>>,
@@ -93,12 +102,13 @@ struct Reached {
 }
 
 impl Exchange {
-    /// After how long one more endpoint is asked, if one is.
-    pub(super) fn hedged_after(&self, cluster: &Cluster) -> Option<Duration> {
+    /// After how long one more endpoint is asked beside this attempt, if one is.
+    pub(super) fn hedged_after(&self, cluster: &Cluster, attempt: &Attempt) -> Option<Duration> {
         let retries = &cluster.policy.retries;
         // Mostly none is, and nothing else is looked at.
         retries.hedge_after?;
-        if self.upgrade.is_some() {
+        // A trial that is given up shows nothing: who is slower than others would never come back.
+        if self.upgrade.is_some() || attempt.why == Why::Trial {
             return None;
         }
         hedged_after(retries, self.method().as_str(), self.sender())
@@ -117,7 +127,7 @@ impl Exchange {
         let shared = RefCell::new(self);
         let oldest = source.next_nth();
         let began = Instant::now();
-        let mut first = begin(&shared, of, oldest, first);
+        let mut first = begin(&shared, of, oldest, first, Place::First);
         let mut timer = std::pin::pin!(sleep_until(began + after));
         let second = loop {
             tokio::select! {
@@ -141,7 +151,7 @@ impl Exchange {
                 .decided(to, first.end(), tried, tries.attempts);
         };
         let nth = second.nth;
-        let second = begin(&shared, of, oldest, second);
+        let second = begin(&shared, of, oldest, second, Place::Beside);
         let (mut ended, mut tried, mut other) = first.or(second).await;
         let is_final = shared.borrow().is_final(to, &ended.begun, &tried);
         if is_final {
@@ -188,13 +198,14 @@ impl Exchange {
             }
             return None;
         }
+        let before = turns.place();
         let Some(attempt) = turns.next_beside() else {
             metrics.hedged(&cluster.route, "nowhere");
             return None;
         };
         // Another worker may have been first.
         if !take_hedge(&retries, to.budget(), now) {
-            turns.was_not_sent(&attempt);
+            turns.goes_back(before, &attempt);
             metrics.hedged(&cluster.route, "budget");
             return None;
         }
@@ -234,7 +245,10 @@ impl Exchange {
     ) {
         let (worker, cluster) = (&self.context.worker, to.cluster());
         let endpoint = cluster.endpoint(begun.attempt.endpoint);
-        worker.failed(cluster, &endpoint.key, begun.began);
+        // It was not sent what is shed.
+        if !matches!(tried, Err(TryError::Shed(_) | TryError::Caller)) {
+            worker.failed(cluster, &endpoint.key, begun.began);
+        }
         let failed = match tried {
             Err(TryError::Failed(failed)) => failed,
             Err(TryError::Quiet) => return turns.was_quiet(begun.attempt),
@@ -293,7 +307,7 @@ impl Exchange {
         let credentials = lease.credentials();
         self.goes_to(to, attempt, peer.as_ref(), Some(credentials));
         let mut destination = lease.facts.destination(to, attempt, nth);
-        if nth > 1 {
+        if noted.place == Place::Beside {
             destination = Rc::new(Destination {
                 why: WHY,
                 line: Default::default(),
@@ -355,8 +369,12 @@ fn begin<'r>(
     of: Of<'r>,
     oldest: u32,
     begun: Begun,
+    place: Place,
 ) -> Running<impl Future<Output = Tried>> {
-    let noted = Rc::<Noted>::default();
+    let noted = Rc::new(Noted {
+        place,
+        ..Noted::default()
+    });
     let which = (begun.attempt, begun.nth, begun.patience);
     let run = Box::pin(run(shared, of, oldest, which, Rc::clone(&noted)));
     Running { begun, noted, run }

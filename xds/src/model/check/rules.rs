@@ -156,6 +156,15 @@ fn asked_headers(
         }
         if let Some(name) = header_name(check, &path, name) {
             matched_header(check, &path, &name);
+            if name == "cookie" {
+                // RFC 9113 §8.2.3: one field for each pair, or one for all.
+                check.key(
+                    Code::Unsafe,
+                    &path,
+                    "callers part `cookie` into values as they like".to_owned(),
+                    "ask for a header that has one value",
+                );
+            }
         }
     }
     one_spelling(check, path, headers.keys());

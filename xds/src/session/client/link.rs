@@ -144,9 +144,13 @@ impl Link {
             self.state = State::Waiting { until: now };
             return;
         }
-        self.state = State::Waiting {
-            until: now + pause(self.rounds, draw),
-        };
+        let mut until = now + pause(self.rounds, draw);
+        // The others' turn is not slept through; nor do all that lost a server go to the next at once.
+        let turn_at = lost_at + FALLBACK_AFTER.mul_f64(1.0 + draw.clamp(0.0, 1.0) / 2.0);
+        if self.protocols.len() > 1 && now < turn_at {
+            until = until.min(turn_at);
+        }
+        self.state = State::Waiting { until };
         // It may have learnt the better way meanwhile.
         self.protocols.fill(Protocol::Delta);
         self.rounds = self.rounds.saturating_add(1);
@@ -206,6 +210,27 @@ fn pause(rounds: u32, draw: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn p42_the_next_server_is_asked_soon_after_ten_seconds_whatever_is_drawn() {
+        let second = |n: u64| Time::ZERO + Duration::from_millis(n);
+        for draws in [[1.0; 16], [0.9; 16], [0.5; 16]] {
+            let mut link = Link::new(2);
+            let mut now = second(0);
+            for draw in draws {
+                link.failed(false, now, draw);
+                let State::Waiting { until } = link.state else {
+                    panic!("{link:?}");
+                };
+                now = until;
+                if link.server() == 1 {
+                    break;
+                }
+            }
+            assert_eq!(link.server(), 1, "{link:?}");
+            assert!(now >= second(10_000) && now <= second(15_000), "{now:?}");
+        }
+    }
 
     #[test]
     fn the_pause_doubles_from_half_a_second_to_thirty_and_is_drawn_from_all_of_it() {

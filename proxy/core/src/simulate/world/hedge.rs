@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Played, Tries, World};
-use crate::plan::{Attempt, Plan};
+use crate::plan::{Attempt, Plan, Why};
 use crate::retry::{RequestLeft, Sender, could_hedge, hedged_after, take_hedge};
 use crate::shares::ClusterShares;
 use crate::snapshot::{Cluster, Failure};
@@ -16,10 +16,12 @@ impl World<'_> {
         nth: usize,
         (cluster, of): (&Cluster, &ClusterShares),
         plan: &mut Plan<'_>,
-        first: &Played,
+        (tried, first): (&Attempt, &Played),
         tries: &mut Tries,
     ) -> (Result<(), Failure>, Duration) {
         let after = self.hedged_after(nth, cluster, first.took, tries);
+        // A trial is seen through.
+        let after = after.filter(|_| tried.why != Why::Trial);
         let next = after.and_then(|after| {
             let attempt = self.next_beside(of, plan, tries.weight)?;
             Some((after, attempt))
