@@ -126,7 +126,7 @@ pub(crate) enum CaError {
     Pem {
         source_name: String,
         #[source]
-        source: rustls_pki_types::pem::Error,
+        source: zeugma_proxy::tls::PemError,
     },
     #[error("cannot read standard input")]
     Stdin(#[source] std::io::Error),

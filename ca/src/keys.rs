@@ -152,7 +152,9 @@ impl SubjectKey {
             why,
         };
         let bytes = files::read_secret(path)?;
-        let der = PrivateKeyDer::from_pem_slice(&bytes).map_err(|e| refuse(e.to_string()))?;
+        // Not the decoder's words: a line without its breaks, which it tells, is the whole key.
+        let no_pem = |_| refuse("it is no private key in PEM; is the file whole?".to_owned());
+        let der = PrivateKeyDer::from_pem_slice(&bytes).map_err(no_pem)?;
         let pair = KeyPair::try_from(&der).map_err(|e| refuse(e.to_string()))?;
         Ok(Self(pair))
     }
@@ -320,6 +322,23 @@ mod tests {
             Passphrase::read(&path),
             Err(KeyError::File(FileError::Exposed { .. }))
         ));
+    }
+
+    #[test]
+    fn nothing_of_a_key_is_told_where_it_is_no_pem() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("leaf.key");
+        let pem = SubjectKey::generate().unwrap().pem();
+        let line = pem.lines().nth(1).unwrap();
+        let bytes = format!("{:?}", &line.as_bytes()[..8]);
+        let bytes = bytes.trim_matches(['[', ']']);
+        for bad in [pem.replace('\n', ""), pem.replace('\n', "\\n")] {
+            files::write_atomically(&path, bad.as_bytes(), Access::Secret).unwrap();
+            let said = SubjectKey::read(&path).unwrap_err().to_string();
+            assert!(said.contains("no private key in PEM"), "{said}");
+            assert!(!said.contains(&line[..8]), "{said}");
+            assert!(!said.contains(bytes), "{said}");
+        }
     }
 
     #[test]

@@ -211,11 +211,10 @@ fn check_own(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads a file of the folder of the gateway `name`, at most `max` bytes of it; `None` where it is
-/// not there.
+/// Reads a file of the folder of the gateway `name`; `None` where it is not there.
 ///
 /// # Errors
-/// As the operating system says; if others can write to the folder.
+/// As the operating system says; if others can write to the folder, or it has more than `max` bytes.
 pub(crate) fn read(
     dir: &StateDir,
     name: &str,
@@ -228,7 +227,8 @@ pub(crate) fn read(
         let file = File::open(folder.join(file))?;
         let len = file.metadata()?.len().min(max);
         let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or_default());
-        file.take(max).read_to_end(&mut bytes)?;
+        file.take(max.saturating_add(1)).read_to_end(&mut bytes)?;
+        check_len(bytes.len() as u64, max)?;
         Ok(bytes)
     };
     match read() {
@@ -243,6 +243,18 @@ pub(crate) fn read(
         }
         Err(error) => Err(error),
     }
+}
+
+/// Refuses what would not be read.
+///
+/// # Errors
+/// It has more than `max` bytes.
+pub(crate) fn check_len(len: u64, max: u64) -> io::Result<()> {
+    if len > max {
+        let what = format!("it has over {max} bytes, and no more are read");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
+    }
+    Ok(())
 }
 
 /// Replaces a file of a gateway's folder at once: whoever reads it, after a crash too, finds the old
@@ -275,9 +287,12 @@ pub(crate) fn write(folder: &Path, file: &str, bytes: &[u8]) -> io::Result<()> {
 /// whole.
 ///
 /// # Errors
-/// As the operating system says; what of it is there then nobody knows.
-pub(crate) fn append(folder: &Path, file: &str, bytes: &[u8]) -> io::Result<()> {
+/// As the operating system says, and what of it is there then nobody knows; if it would have more than `max`
+/// bytes.
+pub(crate) fn append(folder: &Path, file: &str, bytes: &[u8], max: u64) -> io::Result<()> {
     let mut file = OpenOptions::new().append(true).open(folder.join(file))?;
+    let len = file.metadata()?.len();
+    check_len(len.saturating_add(bytes.len() as u64), max)?;
     file.write_all(bytes)?;
     file.sync_data()
 }
@@ -383,6 +398,21 @@ mod tests {
         assert_eq!(mode(&state.path("")), 0o700);
         let names: Vec<_> = std::fs::read_dir(state.path("")).unwrap().collect();
         assert_eq!(names.len(), 2, "{names:?}");
+    }
+
+    /// What broke: it was cut at the limit, and what was left of it was read.
+    #[test]
+    fn no_file_is_made_or_read_that_is_too_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let given = StateDir::Given(dir.path().to_owned());
+        let state = claim(dir.path(), "east-gw").unwrap();
+        write(&state.path(""), "last", b"one").unwrap();
+        append(&state.path(""), "last", b"two", 6).unwrap();
+        let error = append(&state.path(""), "last", b"3", 6).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+        let read = |max| read(&given, "east-gw", "last", max);
+        assert_eq!(read(6).unwrap().unwrap(), b"onetwo");
+        assert_eq!(read(5).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use base64::Engine as _;
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::{self, PemObject as _};
+use rustls_pki_types::pem::PemObject as _;
 use zeugma_ca::files::{self, FILE_BYTES_MAX};
+use zeugma_proxy::tls::PemError;
 
 use super::CaError;
 
@@ -38,7 +39,7 @@ pub(super) fn stdin() -> Result<Vec<u8>, CaError> {
     Ok(bytes)
 }
 
-fn parse(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, pem::Error> {
+fn parse(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
     // A DER certificate is a SEQUENCE of more than 127 bytes: 30 82 ...
     if let [0x30, 0x81..=0x83, ..] = bytes {
         return Ok(vec![CertificateDer::from(bytes.to_vec())]);
@@ -46,7 +47,8 @@ fn parse(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, pem::Error> {
     if let Ok(bundle) = serde_json::from_slice::<serde_json::Value>(bytes) {
         return Ok(from_bundle(&bundle));
     }
-    CertificateDer::pem_slice_iter(bytes).collect()
+    let found = CertificateDer::pem_slice_iter(bytes);
+    found.map(|one| one.map_err(PemError::from)).collect()
 }
 
 fn from_bundle(bundle: &serde_json::Value) -> Vec<CertificateDer<'static>> {

@@ -227,6 +227,54 @@ async fn a_secret_that_cannot_be_used_is_refused_with_the_reason_and_the_last_go
     gateway.finish().await;
 }
 
+/// Of a trust domain that has nothing to do with the certificate, all the same: neither a start nor a new
+/// connection waits for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bundle_of_others_that_cannot_be_used_holds_up_neither_a_start_nor_a_rotation() {
+    let mut world = world().await;
+    let address = at(&world.east.agent_socket());
+    let names = "ROOTCA, 'spiffe://north.example'";
+    let asking = format!("address: '{address}', bundles: [{names}]");
+    world.east.ask_secrets(&asking);
+    let server = server(&world, SecretManner::Well);
+    let bad = Type::ValidationContext(validator(&[("north.example", "nothing")]));
+    server.put("spiffe://north.example", bad);
+    let gateway = world.start().await;
+    until_let_in(&world.cart, world.east.mesh).await;
+    let words = "has no certificate in PEM";
+    world.finds("ZG0262", words).await;
+    for _ in 0..2 {
+        let next = world.east.renew();
+        server.put("default", certificate(&world.east));
+        until_serial(&world.cart, world.east.mesh, &next).await;
+    }
+    // Other secrets that come change nothing of it, and it is not said again.
+    let said = gateway.messages_so_far();
+    let said = said.iter().filter(|line| line.contains("ZG0262"));
+    assert_eq!(said.count(), 1, "{}", gateway.told());
+    let mut kept = open(&world.cart, world.east.mesh).await;
+    server.behave(SecretManner::Denying);
+    world.finds("ZG0261", "PermissionDenied").await;
+    // Whom to trust is bad as well, from the first that the next connection brings.
+    let nobody = Type::ValidationContext(validator(&[(EAST, "nothing")]));
+    server.put("ROOTCA", nobody);
+    let next = world.east.renew();
+    server.put("default", certificate(&world.east));
+    server.behave(SecretManner::Well);
+    until_serial(&world.cart, world.east.mesh, &next).await;
+    world.finds("ZG0262", words).await;
+    ask(&mut kept).await.unwrap();
+    let north = Cluster::new("north");
+    server.put("ROOTCA", trust(&world.east));
+    let good = Type::ValidationContext(validator(&[(
+        "north.example",
+        &anchors_of(&north, "north.example"),
+    )]));
+    server.put("spiffe://north.example", good);
+    world.finds("", "").await;
+    gateway.finish().await;
+}
+
 /// Both secrets are good by themselves, and the certificate is not of these anchors: nothing changes
 /// until the other one has come.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

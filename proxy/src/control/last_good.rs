@@ -12,8 +12,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use zeugma_xds::client;
 use zeugma_xds::{
     Findings, GatewaySettings, Good, LastGood, LastGoodError, Loaded, NodeOptions, STATE_BYTES_MAX,
@@ -31,6 +33,8 @@ const FILE: &str = "last-good";
 const NUMBERS: &str = "crl-numbers";
 /// Gateways of one configuration whose state is looked for where no name says which it is.
 const GATEWAYS_MAX: usize = 64;
+/// After how long what a control plane gave is given again, where not even all of it could be written.
+const AGAIN: Duration = Duration::from_secs(10);
 /// The largest one: 16 issuers of 1,024 trust domains, at 430 bytes each.
 const NUMBERS_BYTES_MAX: u64 = 8 << 20;
 
@@ -198,6 +202,8 @@ struct Next {
     given: Given,
     /// What is on disk of it is not what more can be added to.
     has_lost_given: bool,
+    /// All of it could not be written.
+    is_unwritable: bool,
     takes_no_given: bool,
     turn: Turn,
 }
@@ -208,32 +214,42 @@ struct Given {
     /// In place of what is there.
     whole: Option<client::Kept>,
     /// After that.
-    more: Vec<client::More>,
+    more: Option<client::More>,
 }
 
 impl Given {
+    const fn is_none(&self) -> bool {
+        self.whole.is_none() && self.more.is_none()
+    }
+
     fn take(&mut self, given: client::Keep) {
         match given {
             client::Keep::Whole(whole) => {
                 *self = Self {
                     whole: Some(whole),
-                    more: Vec::new(),
+                    more: None,
                 }
             }
-            client::Keep::More(more) => self.more.push(more),
+            client::Keep::More(later) => match &mut self.more {
+                Some(more) => more.take(later),
+                None => self.more = Some(later),
+            },
         }
     }
 
     fn write(&self, folder: &Path) -> io::Result<()> {
-        let more = || self.more.iter().flat_map(client::More::to_bytes);
-        match &self.whole {
-            Some(whole) => {
+        let more = self.more.as_ref().map(client::More::to_bytes);
+        match (&self.whole, more) {
+            (Some(whole), more) => {
                 let mut bytes = whole.to_bytes();
-                bytes.extend(more());
+                bytes.extend(more.unwrap_or_default());
+                state::check_len(bytes.len() as u64, STATE_BYTES_MAX)?;
                 state::write(folder, control_plane::FILE, &bytes)
             }
-            None if self.more.is_empty() => Ok(()),
-            None => state::append(folder, control_plane::FILE, &more().collect::<Vec<_>>()),
+            (None, Some(more)) => {
+                state::append(folder, control_plane::FILE, &more, STATE_BYTES_MAX)
+            }
+            (None, None) => Ok(()),
         }
     }
 }
@@ -254,6 +270,8 @@ pub(super) enum Turn {
 pub(crate) struct Keeper {
     folder: Arc<Path>,
     next: Arc<Mutex<Next>>,
+    /// Held while anything is written.
+    writing: Arc<Mutex<()>>,
     told: Arc<Notify>,
     /// Told where what a control plane gave must be given again.
     lost: Arc<Notify>,
@@ -266,6 +284,7 @@ impl Keeper {
         let this = Self {
             folder: folder.into(),
             next: Arc::default(),
+            writing: Arc::default(),
             told: Arc::default(),
             lost: Arc::default(),
         };
@@ -281,6 +300,20 @@ impl Keeper {
     pub(super) fn turn(&self, turn: Turn) {
         self.next().turn = turn;
         self.told.notify_one();
+    }
+
+    /// From now on another process writes; waits until what is being written here is.
+    ///
+    /// # Cancel safety
+    /// It is the other process's all the same, until this one has its turn again.
+    pub(super) fn give_over(&self) -> impl Future<Output = ()> + use<> {
+        self.turn(Turn::Over);
+        let writing = Arc::clone(&self.writing);
+        async move {
+            // One that failed while it held it writes nothing either.
+            let waiting = tokio::task::spawn_blocking(move || drop(writing.lock()));
+            waiting.await.ok();
+        }
     }
 
     /// Keeps this instead of what was kept before.
@@ -333,8 +366,23 @@ impl Keeper {
     pub(super) fn run(&self) -> impl Future<Output = ()> + use<> {
         let this = self.clone();
         async move {
+            let mut again = None;
             loop {
-                this.told.notified().await;
+                let due = async {
+                    match again {
+                        Some(at) => tokio::time::sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                // A permit that is kept until it is taken, and a sleep until a fixed moment.
+                tokio::select! {
+                    () = this.told.notified() => {}
+                    () = due => {
+                        again = None;
+                        this.lost.notify_one();
+                        continue;
+                    }
+                }
                 let write = this.clone();
                 let written = tokio::task::spawn_blocking(move || write.write()).await;
                 match written {
@@ -349,11 +397,17 @@ impl Keeper {
                         tracing::error!(code = "ZG0906", %error, "keeping the configuration failed")
                     }
                 }
+                again = match this.next().is_unwritable {
+                    true => again.or_else(|| Some(Instant::now() + AGAIN)),
+                    false => None,
+                };
             }
         }
     }
 
     fn write(&self) -> io::Result<()> {
+        // Before the turn is looked at: whoever ends it waits for this.
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let Next {
             last_good,
             numbers,
@@ -364,24 +418,25 @@ impl Keeper {
             if next.turn != Turn::Now {
                 return Ok(());
             }
-            let (takes_no_given, has_lost_given) = (next.takes_no_given, next.has_lost_given);
-            std::mem::replace(
-                &mut *next,
-                Next {
-                    takes_no_given,
-                    has_lost_given,
-                    ..Next::default()
-                },
-            )
+            let left = Next {
+                takes_no_given: next.takes_no_given,
+                has_lost_given: next.has_lost_given,
+                is_unwritable: next.is_unwritable && next.given.is_none(),
+                ..Next::default()
+            };
+            std::mem::replace(&mut *next, left)
         };
         if let Err(error) = given.write(&self.folder) {
             // What is there is older than what serves, and may let in whom it does not.
             std::fs::remove_file(self.folder.join(control_plane::FILE)).ok();
-            self.next().has_lost_given = true;
-            if given.whole.is_none() {
-                // Where not even all of it can be written, nobody tries before something changes.
+            let mut next = self.next();
+            next.has_lost_given = true;
+            // Where not even all of it can be written, it is tried again later.
+            next.is_unwritable = given.whole.is_some();
+            if !next.is_unwritable {
                 self.lost.notify_one();
             }
+            drop(next);
             tracing::warn!(
                 code = "ZG0125",
                 path = %self.folder.join(control_plane::FILE).display(), %error,
@@ -400,10 +455,69 @@ impl Keeper {
         let Some(next) = last_good else {
             return Ok(());
         };
-        state::write(&self.folder, FILE, next.as_bytes()).inspect_err(|_| {
+        let bytes = next.as_bytes();
+        let fits = state::check_len(bytes.len() as u64, STATE_BYTES_MAX);
+        let written = fits.and_then(|()| state::write(&self.folder, FILE, bytes));
+        written.inspect_err(|_| {
             // What is there is older than what serves, and may let in whom it does not. It can be
             // removed where nothing can be written; if not, the warning is all that is left.
             std::fs::remove_file(self.folder.join(FILE)).ok();
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What broke: the one before went on after it had said that all is the successor's.
+    #[tokio::test]
+    async fn of_two_processes_in_a_handover_one_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = Keeper::begin(dir.path().to_owned(), None, Turn::Now);
+        let is_kept = || dir.path().join(FILE).exists();
+        let mut over = {
+            let _under_way = keeper.writing.lock().unwrap();
+            let mut over = Box::pin(keeper.give_over());
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            assert!(over.as_mut().poll(&mut context).is_pending());
+            over
+        };
+        over.as_mut().await;
+        keeper.keep(LastGood::from_bytes(b"two".to_vec()));
+        keeper.write().unwrap();
+        assert!(!is_kept(), "it is the successor's");
+        // Which gave up.
+        keeper.turn(Turn::Now);
+        keeper.write().unwrap();
+        assert!(is_kept());
+    }
+
+    /// What broke: nobody tried before the control plane said something else.
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_written_whole_is_asked_for_again_after_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("not there yet");
+        let keeper = Keeper::begin(folder.clone(), None, Turn::Now);
+        // No resources, of the beginning of 1970.
+        let sum: u128 = 0x0880_945b_4fab_1be9_5aa0_7330_5527_3845;
+        let part = [&2_u64.to_le_bytes()[..], &sum.to_le_bytes(), &[0; 2]].concat();
+        let bytes = [&b"zeugma resources 2\n"[..], &part].concat();
+        let all = || client::Keep::Whole(client::Kept::from_bytes(&bytes).unwrap());
+        let began = Instant::now();
+        for tries in 1..=2 {
+            keeper.keep_given(all());
+            tokio::select! {
+                () = keeper.run() => {}
+                () = keeper.lost_given() => {}
+            }
+            assert_eq!(began.elapsed(), AGAIN * tries);
+            assert!(keeper.has_lost_given());
+        }
+        std::fs::create_dir(&folder).unwrap();
+        keeper.keep_given(all());
+        keeper.write().unwrap();
+        assert!(folder.join(control_plane::FILE).exists());
+        assert!(!keeper.next().is_unwritable);
     }
 }

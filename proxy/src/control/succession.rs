@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use zeugma_core::snapshot::Snapshot;
 
 use super::accepting::{Accepting, New};
 use super::handover::{Arrival, Asked, Door, HandoverError, Offered, READY, Taking};
 use super::inherit::{self, Adopted, Inherited, Place};
-use super::last_good::Turn;
+use super::last_good::{Keeper, Turn};
 use super::reload::{Binding, Configured, NotBound, Reloaded};
 use super::{Control, GatewayError, NAMES_WAIT, Stage, WORKERS_WAIT, not_bound, systemd};
 use crate::admin;
@@ -301,12 +301,15 @@ impl Control {
                 stage
             }
             Asked::Last { answer } => {
-                self.decided.keeping.lend(answer);
+                self.give_over(answer);
                 stage
             }
             Asked::Abandoned { pid, why } => {
                 self.handing = None;
                 self.decided.keeping.take();
+                if let Some(keeper) = &self.keeper {
+                    keeper.turn(Turn::Now);
+                }
                 tracing::warn!(code = "ZG0943", pid, error = %why, "not handed over; serving on");
                 if let Some(config) = self.waiting.take() {
                     self.configure_late(config, &stage);
@@ -327,6 +330,22 @@ impl Control {
                 stage
             }
         }
+    }
+
+    /// Writes nothing more from here on, and tells when the last is written.
+    fn give_over(&mut self, answer: oneshot::Sender<()>) {
+        let (told, written) = oneshot::channel();
+        self.decided.keeping.lend(told);
+        let kept = self.keeper.as_ref().map(Keeper::give_over);
+        self.beside.spawn_local(async move {
+            // Both wait for this machine's disk; who asked gives it up in time.
+            if let Some(kept) = kept {
+                kept.await;
+            }
+            if written.await.is_ok() {
+                answer.send(()).ok();
+            }
+        });
     }
 
     fn offer(&self, stage: &Stage) -> Result<Vec<Offered>, String> {

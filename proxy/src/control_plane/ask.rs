@@ -120,7 +120,8 @@ fn applied(shared: &Shared, client: &mut Client, keeper: Option<&Keeper>) {
 /// Has what is new of it be kept, or all of it where nothing is.
 fn keep(client: &mut Client, keeper: Option<&Keeper>, now: OffsetDateTime) {
     let Some(keeper) = keeper else {
-        return;
+        // Nobody asks for what is to be kept, which would grow.
+        return client.keep_nothing();
     };
     if keeper.has_lost_given() {
         client.keep_anew();

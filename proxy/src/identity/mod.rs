@@ -27,6 +27,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 pub(crate) use self::asked::{AgentKind, AskedAgent};
+use self::secrets::Assembly;
 use self::stream::{Ended, Event, SILENCE_TOLD};
 use crate::metrics::Metrics;
 use crate::runtime::Shared;
@@ -220,37 +221,42 @@ impl Agent {
     }
 
     fn take(&self, asked: &AskedAgent, event: Event, metrics: &Metrics) {
-        let answer = match event {
+        let (given, refused) = match event {
             Event::Silence(what) => {
                 let why = format!("{what} for {SILENCE_TOLD:?}");
                 return self.fails(asked, why, "look at the agent's log");
             }
-            Event::Answer(answer) => answer,
+            Event::Answer(Ok(given)) => (Some(given), None),
+            Event::Answer(Err(error)) => (None, Some(error)),
+            Event::Secrets(given, refused) => (given, refused),
         };
         let (agent, address) = (asked.kind().name(), asked.address());
         let mut known = self.lock();
         let is_back = known.failing.take().is_some() || known.answered.is_none();
         known.answered = Some(OffsetDateTime::now_utc());
-        match answer {
-            Ok(given) => {
-                if is_back {
-                    tracing::info!(code = "ZG0263", %address, id = %given.id, "the {agent} answers");
-                }
-                // One that was refused may be what is needed by now: the clock goes on.
-                known.unread = None;
-                known.given = Some(Arc::new(given));
-                drop(known);
-                self.changed.notify_one();
+        let why = refused.map(|error| error.to_string());
+        if let Some(why) = why
+            .as_ref()
+            .filter(|why| known.unread.as_ref() != Some(why))
+        {
+            tracing::error!(code = REFUSED, %address, %why, "an answer of the {agent} is refused; the last good one stays in use");
+        }
+        let is_refused = why.is_some();
+        known.unread = why;
+        // One that was refused before may be what is needed by now: the clock goes on.
+        let is_given = given.is_some();
+        if let Some(given) = given {
+            if is_back {
+                tracing::info!(code = "ZG0263", %address, id = %given.id, "the {agent} answers");
             }
-            Err(error) => {
-                let why = error.to_string();
-                if known.unread.as_ref() != Some(&why) {
-                    tracing::error!(code = REFUSED, %address, %why, "an answer of the {agent} is refused; the last good one stays in use");
-                }
-                known.unread = Some(why);
-                drop(known);
-                metrics.reloaded("credentials", false);
-            }
+            known.given = Some(Arc::new(given));
+        }
+        drop(known);
+        if is_given {
+            self.changed.notify_one();
+        }
+        if is_refused {
+            metrics.reloaded("credentials", false);
         }
     }
 
@@ -283,19 +289,21 @@ impl Agent {
         });
     }
 
-    /// Asks one for ever.
-    async fn stay(&self, asked: &AskedAgent, metrics: &Metrics) {
+    /// Asks one for ever; `made` is what came of its secrets before.
+    async fn stay(&self, asked: &AskedAgent, made: &mut Option<Assembly>, metrics: &Metrics) {
         let mut failed = 0;
         loop {
             let began = Instant::now();
             let mut has_answered = false;
             let tell = |event| {
-                has_answered |= matches!(event, Event::Answer(_));
+                has_answered |= matches!(event, Event::Answer(_) | Event::Secrets(..));
                 self.take(asked, event, metrics);
             };
             let ended = match asked {
                 AskedAgent::WorkloadApi(address) => Box::pin(stream::call(address, tell)).await,
-                AskedAgent::Sds(sds) => Box::pin(secrets::call(sds, tell)).await,
+                AskedAgent::Sds(sds) => {
+                    Box::pin(secrets::call(Assembly::of(made, sds), tell)).await
+                }
             };
             // One that answers and ends at once is not asked all the time.
             if has_answered && began.elapsed() > AGAIN_MAX {
@@ -327,11 +335,15 @@ fn cut(text: &str) -> String {
 pub(crate) async fn run(shared: Arc<Shared>) {
     let asking = async {
         let mut wanted = shared.agent.wanted.subscribe();
+        let mut made = None;
         loop {
             let (_, asked) = wanted.borrow_and_update().clone();
+            if !matches!(asked, Some(AskedAgent::Sds(_))) {
+                made = None;
+            }
             let asking = async {
                 match &asked {
-                    Some(asked) => shared.agent.stay(asked, &shared.metrics).await,
+                    Some(asked) => shared.agent.stay(asked, &mut made, &shared.metrics).await,
                     None => std::future::pending().await,
                 }
             };
@@ -386,8 +398,9 @@ mod tests {
                 asked.push(began.elapsed().as_secs());
             }
         };
+        let mut made = None;
         tokio::select! {
-            () = api.stay(&address, &metrics) => {}
+            () = api.stay(&address, &mut made, &metrics) => {}
             () = hanging_up => {}
             () = tokio::time::sleep(Duration::from_secs(120)) => {}
         }

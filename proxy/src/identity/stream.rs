@@ -70,6 +70,8 @@ pub(super) enum Event {
     Silence(String),
     /// An answer.
     Answer(Result<Given, AnswerError>),
+    /// What came of secrets so far, if it is a whole, and why one of them is refused.
+    Secrets(Option<Given>, Option<AnswerError>),
 }
 
 /// Asks, and tells all that comes.

@@ -8,7 +8,7 @@ use std::{fmt, fs, io};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, TrustAnchor, pem};
+use rustls_pki_types::{CertificateDer, TrustAnchor};
 use serde::Deserialize;
 use zeugma_core::identity::{IdentityError, TrustDomain};
 use zeugma_core::svid::{Certificate, Origin, Rule, Violation};
@@ -16,6 +16,7 @@ use zeugma_core::svid::{Certificate, Origin, Rule, Violation};
 use super::config::sha256;
 use super::credentials::{DomainBundle, ReadError, read_bounded};
 use super::crl::{Authority, authority};
+use super::pem::PemError;
 
 /// The largest bundle file read, in bytes.
 pub const BUNDLE_BYTES_MAX: u64 = 1 << 20;
@@ -89,7 +90,7 @@ pub enum BundleError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: pem::Error,
+        source: PemError,
     },
     /// A PEM file holds no certificate.
     #[error("{}: no certificate in it; to trust nothing, use a .json bundle with empty `keys`", path.display())]
@@ -311,7 +312,7 @@ impl Bundle {
             .collect::<Result<_, _>>()
             .map_err(|source| BundleError::Pem {
                 path: path.to_owned(),
-                source,
+                source: source.into(),
             })?;
         if anchors.is_empty() {
             return Err(BundleError::Empty {

@@ -10,7 +10,7 @@ use std::{fmt, io};
 use rustix::process::geteuid;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use zeugma_core::identity::{SpiffeId, TrustDomain};
 use zeugma_core::svid::{Certificate, Origin, Rule, Violation};
 
@@ -21,6 +21,7 @@ use super::crl::{CrlNumbers, Crls, CrlsError};
 use super::denied::{DeniedError, DeniedIds};
 use super::given::Given;
 use super::groups::KnownGroups;
+use super::pem::PemError;
 use super::verify::{Refusal, TlsPeer, Trusted, Usage, seconds, verify, verify_chain};
 
 /// The largest certificate or key file read, in bytes.
@@ -169,7 +170,7 @@ pub enum CredentialsError {
         what: &'static str,
         /// Why.
         #[source]
-        source: pem::Error,
+        source: PemError,
     },
     /// The key is of a kind that cannot sign a TLS 1.3 handshake.
     #[error("{}: the key cannot be used; P-256, P-384, Ed25519 or RSA from 2048 bits are supported", path.display())]
@@ -910,16 +911,16 @@ impl fmt::Debug for Credentials {
 
 fn load_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, CredentialsError> {
     let bytes = read_bounded(path, SVID_BYTES_MAX)?;
-    let pem = |source| CredentialsError::Pem {
+    let pem = |source: PemError| CredentialsError::Pem {
         path: path.to_owned(),
         what: "certificate",
         source,
     };
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&bytes)
         .collect::<Result<_, _>>()
-        .map_err(pem)?;
+        .map_err(|error| pem(error.into()))?;
     if chain.is_empty() {
-        return Err(pem(pem::Error::NoItemsFound));
+        return Err(pem(PemError::Nothing));
     }
     Ok(chain)
 }
@@ -937,7 +938,7 @@ fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, CredentialsError> {
     PrivateKeyDer::from_pem_slice(&bytes).map_err(|source| CredentialsError::Pem {
         path: path.to_owned(),
         what: "unencrypted private key",
-        source,
+        source: source.into(),
     })
 }
 

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, pem};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use zeugma_core::identity::{IdentityError, TrustDomain};
 use zeugma_core::svid::{Certificate, CrlError, CrlFacts, Origin, Rule, Serial, Signed, Violation};
 
@@ -21,6 +21,7 @@ use super::bundle::{Bundle, Bundles};
 use super::config::{provider, sha256};
 use super::credentials::{ReadError, read_bounded};
 use super::given::Given;
+use super::pem::PemError;
 
 /// The largest file of CRLs read, in bytes: room for [`CRL_ENTRIES_MAX`] entries.
 pub const CRL_BYTES_MAX: u64 = 8 << 20;
@@ -83,7 +84,7 @@ pub enum CrlsError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: pem::Error,
+        source: PemError,
     },
     /// The file holds no CRL.
     #[error("{}: no CRL in it; to revoke nothing, remove the file", path.display())]
@@ -658,9 +659,9 @@ fn load_of(
 
 fn load_file(path: &Path, bundle: &Bundle, newest: &CrlNumbers) -> Result<Vec<Crl>, CrlsError> {
     let bytes = read_bounded(path, CRL_BYTES_MAX)?;
-    let pem = |source| CrlsError::Pem {
+    let pem = |source: rustls_pki_types::pem::Error| CrlsError::Pem {
         path: path.to_owned(),
-        source,
+        source: source.into(),
     };
     let certificates = CertificateDer::pem_slice_iter(&bytes).take(CRL_ISSUERS_MAX + 1);
     let certificates = certificates.collect::<Result<Vec<_>, _>>().map_err(pem)?;

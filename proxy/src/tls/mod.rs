@@ -13,6 +13,7 @@ mod denied;
 mod given;
 mod groups;
 mod hkdf;
+mod pem;
 mod stream;
 mod verify;
 
@@ -37,5 +38,6 @@ pub use crl::{
 pub use denied::{DENIED_BYTES_MAX, DENIED_MAX, DeniedError, DeniedIds};
 pub use given::Given;
 pub use groups::KNOWN_GROUPS_MAX;
+pub use pem::PemError;
 pub use stream::TlsStream;
 pub use verify::{CHAIN_BYTES_MAX, CHAIN_CERTIFICATES_MAX, Refusal, TlsPeer, Usage, verify_chain};

@@ -120,6 +120,13 @@ impl More {
         HEAD_BYTES + bytes
     }
 
+    /// Takes what changed after this: written as one part, so that no part but the last of a file can be one
+    /// that did not reach the disk whole.
+    pub fn take(&mut self, later: Self) {
+        self.at = later.at;
+        self.changes.extend(later.changes);
+    }
+
     /// What is to be added to a file.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {

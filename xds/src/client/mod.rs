@@ -356,6 +356,14 @@ impl Client {
         Some(Keep::of(&mut self.written, changed, good, all, now))
     }
 
+    /// What is new is kept nowhere.
+    pub fn keep_nothing(&mut self) {
+        if let Some(holdings) = &mut self.holdings {
+            drop(holdings.take_unkept());
+        }
+        self.keep_anew();
+    }
+
     /// What was kept is lost: all of it is to be kept next.
     pub fn keep_anew(&mut self) {
         self.written = Written::default();

@@ -239,6 +239,10 @@ async fn what_a_server_says_is_published_and_acknowledged_after_that() {
     assert_eq!((&*ack.response_nonce, ack.error_detail), ("n2", None));
     assert_eq!(world.published[0].listeners.len(), 2);
     assert!(world.told.contains(&Told::Connected(0)), "{:?}", world.told);
+    // Where nothing is kept nothing waits for it.
+    world.client.keep_nothing();
+    let holdings = world.client.holdings.as_mut().unwrap();
+    assert!(holdings.take_unkept().is_empty());
     // P43: what is kept is read again, serves, and is what the next server is told of.
     let Some(Keep::Whole(kept)) = world.client.keep(1_700_000_000) else {
         panic!("nothing was kept before");
@@ -389,6 +393,49 @@ fn what_is_added_to_what_is_kept_counts_whole_or_not_at_all() {
     // It does not grow for ever.
     let far = (0..10_000).position(|_| keep(&mut written, &[&mesh], Some(&first), 4).0);
     assert!(far.is_some_and(|far| far > 100), "{far:?}");
+}
+
+/// What broke: several parts were written at once, and one that is not the last is not told from damage.
+#[test]
+fn what_is_added_at_once_is_one_part() {
+    let of = |version: &str| crate::session::client::Resource {
+        version: version.into(),
+        body: Arc::new(bare("mesh", 1)),
+        references: Arc::default(),
+    };
+    let key: Key = (Kind::Listener, "mesh".into());
+    let versions = ["1", "2", "3"].map(of);
+    let mut written = Written::default();
+    let mut keep = |nth: usize| {
+        let good = versions.get(nth);
+        let all = versions.get(nth).map(|one| (&key, one)).into_iter();
+        let changed = [key.clone()].into();
+        Keep::of(&mut written, changed, |_| good, all, nth as u64)
+    };
+    let (Keep::Whole(base), Keep::More(mut more), Keep::More(later)) = (keep(0), keep(1), keep(2))
+    else {
+        panic!("each is as large");
+    };
+    more.take(later);
+    let (base, more) = (base.to_bytes(), more.to_bytes());
+    let all = [&*base, &more].concat();
+    let read = |bytes: &[u8]| {
+        let kept = Kept::from_bytes(bytes).unwrap();
+        let versions: Vec<_> = kept.resources().map(|(_, one)| one.version).collect();
+        (kept.at(), versions)
+    };
+    assert_eq!(read(&all), (2, vec!["3".into()]));
+    // Whatever of it has not reached the disk.
+    for at in base.len()..all.len() {
+        let mut torn = all.clone();
+        torn[at..].fill(0);
+        let is_whole = torn == all;
+        let kept = (
+            if is_whole { 2 } else { 0 },
+            vec![if is_whole { "3" } else { "1" }.into()],
+        );
+        assert_eq!(read(&torn), kept, "{at}");
+    }
 }
 
 #[tokio::test]

@@ -167,9 +167,8 @@ where
                 Err(why)
             }
         };
-        if verdict.is_ok() {
-            missing.retain(|one| *one != name);
-        }
+        // A service that gives what cannot be used is not silent: it may mend that.
+        missing.retain(|one| *one != name);
         // It may have ended meanwhile.
         came.verdict.send(verdict).ok();
     }
