@@ -6,6 +6,8 @@
 //! what goes moves its own keys alone and takes the same ones back. What is worth less than is configured
 //! (it starts slowly, or its peer reports so) takes as much less of the keys that come by.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::sync::OnceLock;
 
 use crate::snapshot::{Cluster, EndpointIx, Level};
@@ -92,30 +94,34 @@ fn table(cluster: &Cluster, level: &Level) -> Option<Box<[u16]>> {
     Some(fill(&mut filling, *slots))
 }
 
-/// Each in its turn takes the next slot of its own order that is free, as often as it weighs.
+/// Each in its turn takes the next slot of its own order that is free, as often as it weighs: the heaviest
+/// one in every turn. Turns in which one takes nothing are not gone through: with four thousand beside one
+/// that weighs as much as all of them they were a hundred million.
 fn fill(filling: &mut [Filling], count: usize) -> Box<[u16]> {
     let heaviest = (filling.iter()).map(|one| one.weight).fold(0.0, f64::max);
     let mut slots = vec![None; count];
     let mut left = count;
-    let mut turn = 0.0;
+    // Who takes next, and in which turn: the bits of numbers above 0 are in their order.
+    let mut next: BinaryHeap<_> = (0..filling.len())
+        .map(|at| Reverse((1.0_f64.to_bits(), at)))
+        .collect();
     while left > 0 {
-        turn += 1.0;
-        for one in filling.iter_mut() {
-            // The heaviest takes one in every turn.
-            if turn * one.weight < one.taken {
-                continue;
-            }
-            one.taken += heaviest;
-            // The step and the number of slots have no divisor in common: it comes by all of them.
-            while let Some(slot) = slots.get_mut(one.at) {
-                one.at = (one.at + one.step) % count;
-                if slot.is_none() {
-                    *slot = Some(one.member);
-                    left -= 1;
-                    break;
-                }
-            }
-            if left == 0 {
+        let Some(Reverse((turn, at))) = next.pop() else {
+            break;
+        };
+        let Some(one) = filling.get_mut(at) else {
+            break;
+        };
+        one.taken += heaviest;
+        let following = f64::from_bits(turn) + 1.0;
+        let due = (one.taken / one.weight).ceil().max(following);
+        next.push(Reverse((due.to_bits(), at)));
+        // The step and the number of slots have no divisor in common: it comes by all of them.
+        while let Some(slot) = slots.get_mut(one.at) {
+            one.at = (one.at + one.step) % count;
+            if slot.is_none() {
+                *slot = Some(one.member);
+                left -= 1;
                 break;
             }
         }
@@ -283,6 +289,64 @@ mod tests {
                 prop_assert!(*held > 0);
             }
         }
+    }
+
+    /// Turn by turn, as the paper has it.
+    fn by_turns(filling: &mut [Filling], count: usize) -> Vec<u16> {
+        let heaviest = (filling.iter()).map(|one| one.weight).fold(0.0, f64::max);
+        let mut slots = vec![None; count];
+        let mut turn = 0.0;
+        while slots.contains(&None) {
+            turn += 1.0;
+            for one in filling.iter_mut() {
+                if turn * one.weight < one.taken || !slots.contains(&None) {
+                    continue;
+                }
+                one.taken += heaviest;
+                while slots[one.at].is_some() {
+                    one.at = (one.at + one.step) % count;
+                }
+                slots[one.at] = Some(one.member);
+                one.at = (one.at + one.step) % count;
+            }
+        }
+        slots.into_iter().flatten().collect()
+    }
+
+    #[test]
+    fn turns_that_are_not_gone_through_change_nothing() {
+        let of = |weights: &[f64]| -> Vec<Filling> {
+            (0..)
+                .zip(weights)
+                .map(|(member, weight)| Filling {
+                    member,
+                    seed: 0,
+                    weight: *weight,
+                    taken: 0.0,
+                    at: usize::from(member) * 31 % 251,
+                    step: 1 + usize::from(member) * 7 % 250,
+                })
+                .collect()
+        };
+        for weights in [
+            &[1.0, 1.0][..],
+            &[1.0, 2.0, 3.0],
+            &[100.0, 1.0, 7.0, 3.0],
+            &[4096.0, 1.0, 1.0, 1.0, 1.0],
+            &[0.5, 0.25, 3.0],
+        ] {
+            let filled = fill(&mut of(weights), 251);
+            assert_eq!(*filled, *by_turns(&mut of(weights), 251), "{weights:?}");
+        }
+    }
+
+    #[test]
+    fn one_that_weighs_as_much_as_all_others_has_half_of_the_slots() {
+        let mut cluster = cluster(4_096);
+        cluster.endpoints[0].weight = 4_095.0;
+        let held = held(&cluster);
+        assert!(held[0].abs_diff(65_537 / 2) < 4_096, "{}", held[0]);
+        assert!(held.iter().all(|held| *held > 0));
     }
 
     #[test]
