@@ -655,7 +655,7 @@ fn p31_a_stranger_s_listener_and_cluster_wait_for_what_they_name() {
     let services = given.services();
     assert_eq!(
         services,
-        ["shop/orders 10.0.1.1:80", "strange/0/h 10.0.9.1:80"]
+        ["shop/orders 10.0.1.1:80", "strange/rest/h 10.0.9.1:80"]
     );
 }
 
@@ -680,7 +680,7 @@ fn a_stranger_s_route_that_leads_nowhere_is_refused_and_serves_once_it_leads_som
         .give(all_known(vec![cluster, strange_endpoints("a")]))
         .join("\n");
     assert!(revived.contains("Routes r serves"), "{revived}");
-    assert_eq!(given.services(), ["strange/0/h 10.0.9.1:80"]);
+    assert_eq!(given.services(), ["strange/rest/h 10.0.9.1:80"]);
 }
 
 /// The same with the endpoints of each cluster by themselves.
