@@ -102,12 +102,16 @@ impl Plane {
     fn settled(&self, is_it: impl Fn(&[(String, String)]) -> bool) -> Result<Settled> {
         let until = Instant::now() + SETTLED_WITHIN;
         while Instant::now() < until {
-            let (_, body) = get(self.admin, "/api/v1/nodes")?;
-            let body: Value = serde_json::from_str(&body)?;
-            if let Some(settled) = acknowledged(&body)
-                && is_it(&settled)
-            {
-                return Ok(settled);
+            let (status, body) = get(self.admin, "/api/v1/nodes")?;
+            // Until its documents are read it says so in words.
+            if status == 200 {
+                let body: Value = serde_json::from_str(&body)
+                    .with_context(|| format!("what is told of nodes: {body:.200}"))?;
+                if let Some(settled) = acknowledged(&body)
+                    && is_it(&settled)
+                {
+                    return Ok(settled);
+                }
             }
             thread::sleep(ASK_EVERY);
         }
