@@ -315,15 +315,16 @@ impl Both {
     fn give(&self, stage: &str, wanted: &[(&str, f64)]) -> Result<()> {
         for who in BOTH {
             let until = Instant::now() + READY_WITHIN;
-            while !is_close(&self.shares(who, REQUESTS / 10)?, wanted, 3.0 * POINTS) {
-                let now = self.shares(who, REQUESTS / 10)?;
-                ensure!(Instant::now() < until, "{who}, {stage}: {now:?}");
+            loop {
+                let now = self.shares(who, REQUESTS)?;
+                if is_close(&now, wanted, POINTS) {
+                    break;
+                }
+                ensure!(
+                    Instant::now() < until,
+                    "{who}, {stage}: {now:?} and not {wanted:?}"
+                );
             }
-            let settled = self.shares(who, REQUESTS)?;
-            ensure!(
-                is_close(&settled, wanted, POINTS),
-                "{who}, {stage}: {settled:?} and not {wanted:?}"
-            );
         }
         Ok(())
     }
