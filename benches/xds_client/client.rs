@@ -184,7 +184,7 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     stream.set_read_timeout(Some(READ_WITHIN))?;
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"
     )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::client::get;
@@ -103,15 +103,12 @@ impl Plane {
         let until = Instant::now() + SETTLED_WITHIN;
         while Instant::now() < until {
             let (status, body) = get(self.admin, "/api/v1/nodes")?;
-            // Until its documents are read it says so in words.
-            if status == 200 {
-                let body: Value = serde_json::from_str(&body)
-                    .with_context(|| format!("what is told of nodes: {body:.200}"))?;
-                if let Some(settled) = acknowledged(&body)
-                    && is_it(&settled)
-                {
-                    return Ok(settled);
-                }
+            ensure!(status == 200, "what is told of nodes: {status} {body}");
+            let body: Value = serde_json::from_str(&body)?;
+            if let Some(settled) = acknowledged(&body)
+                && is_it(&settled)
+            {
+                return Ok(settled);
             }
             thread::sleep(ASK_EVERY);
         }
