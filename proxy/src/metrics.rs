@@ -363,7 +363,7 @@ impl Metrics {
         );
         r.register(
             "hedges",
-            "Requests that waited for as long as `retries.hedge`: sent to one more endpoint, won by it, or not sent for want of `budget` or of another endpoint (`nowhere`)",
+            "Requests that waited for as long as `retries.hedge.after`: sent to one more endpoint, won by it, or not sent for want of `budget` or of another endpoint (`nowhere`)",
             self.hedges.clone(),
         );
         r.register(

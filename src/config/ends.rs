@@ -51,8 +51,11 @@ pub(super) fn of(admin: &Admin, gateway: String, snapshot: &Snapshot) -> Result<
     };
     let entries = field(&carried, "connections").as_array();
     for entry in entries.into_iter().flatten() {
+        let Some(judged) = judged(entry, snapshot, &directory) else {
+            continue;
+        };
         ends.judged += 1;
-        if let Some(why) = ended(entry, snapshot, &directory) {
+        if let Err(why) = judged {
             let service = text(entry, "service").to_owned();
             *ends.ending.entry((service, why)).or_default() += 1;
         }
@@ -64,8 +67,8 @@ fn text<'v>(of: &'v Value, name: &str) -> &'v str {
     field(of, name).as_str().unwrap_or_default()
 }
 
-/// Why an entry would end; `None` where it goes on, or is none that this build knows.
-fn ended(entry: &Value, snapshot: &Snapshot, directory: &Directory) -> Option<String> {
+/// Whether an entry goes on, or why it would end; `None` where it is none that this build can judge.
+fn judged(entry: &Value, snapshot: &Snapshot, directory: &Directory) -> Option<Result<(), String>> {
     let kind = match text(entry, "kind") {
         "passthrough" => Kind::Passthrough,
         "tcp" => Kind::Bytes,
@@ -100,8 +103,11 @@ fn ended(entry: &Value, snapshot: &Snapshot, directory: &Directory) -> Option<St
         led: None,
         kind,
     };
-    let ending = judge(snapshot, &carried).err()?;
-    Some(ending.detail)
+    Some(
+        judge(snapshot, &carried)
+            .map_err(|ending| ending.detail)
+            .map(drop),
+    )
 }
 
 impl Ends {

@@ -49,7 +49,8 @@ pub(crate) struct Arguments {
     /// The longest request that is read: a client that comes back says everything that it has
     #[arg(long, value_name = "BYTES", default_value_t = ServerLimits::default().request_bytes)]
     request_bytes: usize,
-    /// Gateways, and places where they stand, of one caller at once: each is compiled by itself
+    /// Gateways, and places where they stand, of one caller at once: each is compiled by itself. Twice as many new ones are made
+    /// for it in a minute
     #[arg(long, value_name = "COUNT", default_value_t = ServerLimits::default().caller_views)]
     caller_views: usize,
     /// How its log on standard error looks

@@ -29,7 +29,7 @@ async fn endures(world: &World, gateway: &Gateway, load: &Load) {
     assert!(nack.error.unwrap().contains("`broken`"));
     let before: u64 = nack.nonce.parse().unwrap();
     world.control_plane.forget();
-    until_answered(world, before + TIMES).await;
+    until_answered(world, before + 100).await;
     load.more(50).await;
     until_finding(gateway, "ZG0523").await;
     // It is told once, however often it is refused.

@@ -150,16 +150,14 @@ async fn gateways_without_route_files_go_by_one_folder_and_outlive_one_of_two_se
     load.more(50).await;
     assert_eq!(load.end().await, 0, "no request failed");
 
-    // Both servers call the same content by the same version, so the second had next to nothing to tell.
+    // The second one's word was as good.
     let nodes = second.nodes().await;
     let nodes = nodes["nodes"].as_array().unwrap();
     assert_eq!(nodes.len(), 2, "{nodes:?}");
     for node in nodes {
-        assert_eq!(
-            node["types"][0]["rejected"],
-            serde_json::Value::Null,
-            "{node}"
-        );
+        let types = node["types"].as_array().unwrap();
+        assert!(!types.is_empty(), "{node}");
+        assert!(types.iter().all(|of| of["rejected"].is_null()), "{node}");
     }
     east.finish().await;
     west.finish().await;

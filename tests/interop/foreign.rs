@@ -232,7 +232,7 @@ impl World {
     }
 }
 
-fn reserve(all: &mut Vec<TcpSocket>) -> Result<u16> {
+pub(crate) fn reserve(all: &mut Vec<TcpSocket>) -> Result<u16> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
     socket.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;

@@ -4,18 +4,21 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
+use tokio::net::TcpSocket;
 
 use crate::alike::endpoint::answers;
 use crate::curl;
 use crate::envoy::{Envoy, Template, Values};
 use crate::folder;
+use crate::foreign;
 use crate::gateways::Mesh;
 use crate::pki::Svid;
 use crate::sds::{Method, Sds};
@@ -25,6 +28,8 @@ use crate::xds::{ControlPlane, becomes};
 use crate::zeugma::{ORDERS, listens};
 
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
+/// How often it is looked whether something listens.
+const ASK_EVERY: Duration = Duration::from_millis(10);
 /// Requests for a share, of which the standard deviation is at most 1.2 points then.
 const REQUESTS: usize = 2000;
 /// How far a share may be from what it should be, in points: the less busy of two is asked, and on a loaded
@@ -81,6 +86,8 @@ struct Service {
     name: &'static str,
     script: &'static str,
     port: u16,
+    /// Nobody else is given the port while its process is not there.
+    _reserved: Vec<TcpSocket>,
     folder: PathBuf,
     process: Option<Process>,
 }
@@ -88,11 +95,13 @@ struct Service {
 impl Service {
     /// Starts `script` of the examples at a free port.
     fn start(name: &'static str, script: &'static str, folder: &Path) -> Result<Self> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let mut reserved = Vec::new();
+        let port = foreign::reserve(&mut reserved)?;
         let mut service = Self {
             name,
             script,
             port,
+            _reserved: reserved,
             folder: folder.to_owned(),
             process: None,
         };
@@ -109,6 +118,7 @@ impl Service {
         let until = Instant::now() + READY_WITHIN;
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             ensure!(Instant::now() < until, "{} does not listen", self.name);
+            thread::sleep(ASK_EVERY);
         }
         Ok(())
     }

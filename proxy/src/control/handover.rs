@@ -93,9 +93,9 @@ pub enum HandoverError {
         /// What it said.
         why: String,
     },
-    /// A Workload API gave us no SVID: the predecessor serves better.
+    /// An agent gave us no SVID: the predecessor serves better.
     #[error(
-        "the Workload API gave no SVID in time; the gateway of pid {pid} goes on serving. Look at the agent, and start again"
+        "the agent gave no SVID in time; the gateway of pid {pid} goes on serving. Look at the agent, and start again"
     )]
     NoSvid {
         /// Whom we asked.

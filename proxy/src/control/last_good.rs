@@ -204,6 +204,8 @@ struct Next {
     has_lost_given: bool,
     /// All of it could not be written.
     is_unwritable: bool,
+    /// That it cannot be kept was told, and it was not kept since.
+    is_told: bool,
     takes_no_given: bool,
     turn: Turn,
 }
@@ -422,6 +424,7 @@ impl Keeper {
                 takes_no_given: next.takes_no_given,
                 has_lost_given: next.has_lost_given,
                 is_unwritable: next.is_unwritable && next.given.is_none(),
+                is_told: next.is_told,
                 ..Next::default()
             };
             std::mem::replace(&mut *next, left)
@@ -431,17 +434,23 @@ impl Keeper {
             std::fs::remove_file(self.folder.join(control_plane::FILE)).ok();
             let mut next = self.next();
             next.has_lost_given = true;
-            // Where not even all of it can be written, it is tried again later.
-            next.is_unwritable = given.whole.is_some();
-            if !next.is_unwritable {
+            // Where not even all of it can be written, it is tried again later, unless it is too much.
+            next.is_unwritable =
+                given.whole.is_some() && error.kind() != io::ErrorKind::FileTooLarge;
+            if given.whole.is_none() {
                 self.lost.notify_one();
             }
+            let is_told = std::mem::replace(&mut next.is_told, true);
             drop(next);
-            tracing::warn!(
-                code = "ZG0125",
-                path = %self.folder.join(control_plane::FILE).display(), %error,
-                "what the control plane gave cannot be kept: after a restart nothing serves before it answers"
-            );
+            if !is_told {
+                tracing::warn!(
+                    code = "ZG0125",
+                    path = %self.folder.join(control_plane::FILE).display(), %error,
+                    "what the control plane gave cannot be kept: after a restart nothing serves before it answers"
+                );
+            }
+        } else if !given.is_none() {
+            self.next().is_told = false;
         }
         if let Some(numbers) = numbers
             && let Err(error) = state::write(&self.folder, NUMBERS, numbers.to_text().as_bytes())

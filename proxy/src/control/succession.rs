@@ -126,7 +126,7 @@ impl Control {
     /// without: else the one before serves better.
     ///
     /// # Errors
-    /// A Workload API gave no SVID in time, or a control plane no configuration.
+    /// An agent gave no SVID in time, or a control plane no configuration.
     async fn prepare(
         &mut self,
         pid: i32,

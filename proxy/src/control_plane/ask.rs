@@ -42,13 +42,10 @@ pub(crate) async fn run(
     let side = &shared.control_plane;
     // Of what was kept all that can be is bound.
     let mut bind_at = side.is_kept().then(|| Instant::now() + AGAIN);
+    // All of it is to be kept, which waits for what is being judged.
+    let mut owes = false;
     loop {
-        let bind = async {
-            match bind_at {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
+        let bind = at_or_never(bind_at);
         let lost = async {
             match &keeper {
                 Some(keeper) => keeper.lost_given().await,
@@ -70,7 +67,10 @@ pub(crate) async fn run(
                 continue;
             }
             () = lost => {
-                keep(&mut client, keeper.as_ref(), OffsetDateTime::now_utc());
+                owes = !client.can_keep();
+                if !owes {
+                    keep(&mut client, keeper.as_ref(), OffsetDateTime::now_utc());
+                }
                 continue;
             }
         };
@@ -107,6 +107,17 @@ pub(crate) async fn run(
         if client.is_confirmed() {
             side.complete();
         }
+        if owes && client.can_keep() {
+            owes = false;
+            keep(&mut client, keeper.as_ref(), OffsetDateTime::now_utc());
+        }
+    }
+}
+
+async fn at_or_never(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -123,7 +134,8 @@ fn keep(client: &mut Client, keeper: Option<&Keeper>, now: OffsetDateTime) {
         // Nobody asks for what is to be kept, which would grow.
         return client.keep_nothing();
     };
-    if keeper.has_lost_given() {
+    // It is told once, and is not taken where nothing can be kept of what is being judged.
+    if client.can_keep() && keeper.has_lost_given() {
         client.keep_anew();
     }
     if let Some(given) = client.keep(u64::try_from(now.unix_timestamp()).unwrap_or_default()) {

@@ -118,7 +118,7 @@ pub(crate) fn is_within_each(message: &[u8], fields_max: usize) -> bool {
 }
 
 /// The number of the next field, and its bytes where it may be a message.
-fn next<'a>(rest: &mut &'a [u8]) -> Option<(u32, &'a [u8])> {
+pub(crate) fn next<'a>(rest: &mut &'a [u8]) -> Option<(u32, &'a [u8])> {
     if rest.is_empty() {
         return None;
     }

@@ -347,6 +347,12 @@ impl Client {
             && self.draft.is_none()
     }
 
+    /// Whether what serves can be asked for: it is not while something is judged.
+    #[must_use]
+    pub const fn can_keep(&self) -> bool {
+        self.holdings.is_some()
+    }
+
     /// What is to be kept of what serves, after what this gave before; `now` in seconds since 1970.
     pub fn keep(&mut self, now: u64) -> Option<Keep> {
         let holdings = self.holdings.as_mut()?;

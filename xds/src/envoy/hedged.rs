@@ -16,7 +16,7 @@ pub(super) fn without(context: Context<'_>) -> Vec<Finding> {
     let warning = |route: &Arc<Document<MeshRoute>>| {
         Finding::error(
             Code::Unused,
-            "Envoy hedges requests that are not idempotent as well: it hedges none of this route"
+            "Envoy hedges requests of every method, and here safe ones alone are: it hedges none of this route"
                 .to_owned(),
         )
         .help("count on `retries` and `timeouts.perTry` there")

@@ -17,6 +17,7 @@ use super::stream::Opened;
 use super::wire::{Telling, ended};
 use super::{Shared, lock};
 use crate::canonical;
+use crate::client::counted;
 use crate::pb;
 
 /// How often a client is to report.
@@ -187,7 +188,7 @@ async fn take(opened: Opened) -> Result<(), Status> {
         tell,
         ..
     } = opened;
-    let mut gateway = None;
+    let mut claimed = None;
     loop {
         let asked = tokio::select! {
             asked = timeout(PATIENCE, requests.next()) => {
@@ -202,8 +203,9 @@ async fn take(opened: Opened) -> Result<(), Status> {
             let text = format!("a report of over {REPORT_BYTES_MAX} bytes");
             return Err(Status::resource_exhausted(text));
         }
-        let of = match &gateway {
-            Some(gateway) => gateway,
+        // Each time: it may be gone since, or not be for this caller any more.
+        let of = match &claimed {
+            Some(claim) => shared.view(claim, place.caller())?.gateway,
             None => {
                 let node = field(&report, 1)
                     .next()
@@ -218,10 +220,11 @@ async fn take(opened: Opened) -> Result<(), Status> {
                 let first = Telling::Message(first.encode_to_vec().into());
                 tell.try_send(first)
                     .map_err(|_gone| Status::cancelled("nobody reads"))?;
-                &*gateway.insert(view.gateway)
+                claimed = Some(claim);
+                view.gateway
             }
         };
-        shared.reported(of, &report)?;
+        shared.reported(&of, &report)?;
         requests.done();
     }
 }
@@ -251,11 +254,8 @@ fn parts(message: &[u8], levels: usize) -> usize {
     let mut rest = message;
     let mut count = 0;
     while count <= PARTS_MAX
-        && let Some(part) = canonical::next(&mut rest)
+        && let Some((_, inner)) = counted::next(&mut rest)
     {
-        let Some(inner) = part.message else {
-            continue;
-        };
         count += 1;
         if levels > 1 {
             count += parts(inner, levels - 1);
@@ -328,8 +328,8 @@ mod tests {
             };
             report.encode_to_vec()
         };
-        // The cluster, its name, a locality, where that is in two texts.
-        assert_eq!(parts(&report(stats("orders", "!")), LEVELS), 6);
+        // The cluster; its name, its locality and a number; where that is and four numbers; two texts.
+        assert_eq!(parts(&report(stats("orders", "!")), LEVELS), 11);
         let localities = report(ClusterStats {
             upstream_locality_stats: vec![UpstreamLocalityStats::default(); PARTS_MAX],
             ..Default::default()
@@ -344,7 +344,14 @@ mod tests {
             }],
             ..Default::default()
         });
-        for report in [localities, metrics] {
+        // What broke: an unknown group, over which the decoder goes, ended the counting.
+        let mut grouped = vec![0xa3, 0x06, 0xa4, 0x06];
+        grouped.extend([0x12, 0x00].repeat(PARTS_MAX));
+        let behind = ClusterStats::decode(&*grouped).unwrap();
+        assert_eq!(behind.upstream_locality_stats.len(), PARTS_MAX);
+        let mut hidden = Vec::new();
+        prost::encoding::bytes::encode(2, &grouped, &mut hidden);
+        for report in [localities, metrics, hidden] {
             assert!(report.len() < REPORT_BYTES_MAX && parts(&report, LEVELS) > PARTS_MAX);
         }
     }

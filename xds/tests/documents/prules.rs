@@ -25,9 +25,17 @@ fn names_in(folder: &Path, names: &mut BTreeSet<String>) {
         if path.is_dir() {
             names_in(&path, names);
         } else if path.extension().is_some_and(|end| end == "rs") {
-            let text = fs::read_to_string(&path).unwrap();
-            for rest in text.split("fn ").skip(1) {
-                names.extend(rest.split_once('(').map(|(name, _)| name.to_owned()));
+            let mut is_test = false;
+            for line in fs::read_to_string(&path).unwrap().lines().map(str::trim) {
+                let declared = line.strip_prefix("async ").unwrap_or(line);
+                if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
+                    is_test = true;
+                } else if let Some(rest) = declared.strip_prefix("fn ").filter(|_| is_test) {
+                    names.extend(rest.split_once('(').map(|(name, _)| name.to_owned()));
+                    is_test = false;
+                } else if !line.starts_with(['#', '/']) {
+                    is_test = false;
+                }
             }
         }
     }

@@ -186,8 +186,8 @@ pub(super) const RESOURCES: &[Entry] = &[
         "ZG0502",
         "a node is refused its configuration",
         &[Log],
-        "A client of `zeugma xds serve` asks for a node that no MeshGateway is, or that its certificate does not let it be. It is told only that it gets none.",
-        "Have its node id be the name of a MeshGateway, alone or before a `/`, or its cluster that of one gateway. It may be that node if the MeshPeer of that cluster lists its SPIFFE ID in `spiffeIDs`, or `--allow` does.",
+        "A client of `zeugma xds serve` asks for a node that no MeshGateway is, or that its certificate does not let it be, or is an Envoy and would let somebody past what the documents say. It is told only that it gets none.",
+        "Have its node id be the name of a MeshGateway, alone or before a `/`, or its cluster that of one gateway. It may be that node if the MeshPeer of that cluster lists its SPIFFE ID in `spiffeIDs`, or `--allow` does. What an Envoy cannot hold `zeugma config compile` names.",
     ),
     entry(
         "ZG0503",

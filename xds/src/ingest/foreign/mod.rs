@@ -401,7 +401,7 @@ enum Made {
 
 /// What a connection manager says of all its requests.
 #[derive(Clone, Copy)]
-struct Manager<'a> {
+struct Requests<'a> {
     filters: &'a [(String, Filter)],
     idle: Duration,
     /// Whether no path may be passed on that servers read differently.
@@ -451,7 +451,7 @@ impl Maker<'_, '_, '_> {
                 idle,
                 clear_paths,
             } => {
-                let of = Manager {
+                let of = Requests {
                     filters,
                     idle: *idle,
                     clear_paths: *clear_paths,
@@ -546,7 +546,7 @@ impl Maker<'_, '_, '_> {
         ix
     }
 
-    fn http(&mut self, routes: &Routes, of: Manager<'_>, passed: &Passed) -> Option<Made> {
+    fn http(&mut self, routes: &Routes, of: Requests<'_>, passed: &Passed) -> Option<Made> {
         let listener = (Kind::Listener, self.listener);
         let (routes, blame) = match routes {
             Routes::Written(routes) => (routes, listener),
@@ -598,15 +598,15 @@ impl Maker<'_, '_, '_> {
     fn host(
         &mut self,
         host: &ReadHost,
-        manager: Manager<'_>,
+        requests: Requests<'_>,
         passed: &Passed,
         blame: Blame<'_>,
     ) -> Option<ServiceIx> {
-        let Manager {
+        let Requests {
             filters,
             idle,
             clear_paths,
-        } = manager;
+        } = requests;
         let of = (blame, host.place.as_str());
         let is_known = |name: &String| filters.iter().any(|(known, _)| known == name);
         if let Some((name, _)) = host.filters.iter().find(|(name, _)| !is_known(name)) {
