@@ -358,6 +358,7 @@ impl Exchange {
             listener,
             source,
             evidence,
+            sni: self.context.sni(),
             method: Some(self.method().as_str()),
             path: Some(self.head.uri.path()),
             headers: Some(headers),

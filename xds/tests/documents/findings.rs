@@ -621,6 +621,14 @@ fn what_could_never_have_an_effect_is_an_error() {
         "spec.allow[0].from",
         "one-route listener",
     );
+    let by_name = "allow: [{sni: [orders.shop.svc.clusterset.local]}]";
+    let one_route = route("orders", &format!("{tcp}, {by_name}"));
+    check(
+        &only(&[&gateway, &one_route], "sni on a one-route listener"),
+        N,
+        "spec.allow[0].sni",
+        "no TLS on a one-route listener",
+    );
     let no_mesh = EAST.replace("role: mesh", "role: workloads, sources: [10.0.0.1]");
     let exported = route("orders", &format!("{http}, export: {{to: ['*']}}"));
     check(
@@ -784,6 +792,16 @@ fn values_that_cannot_be_read_are_found_where_they_stand() {
             format!("protocol: http, {OWN}, allow: [{{headers: {{x-a: ['a*b']}}}}]"),
             "spec.allow[0].headers.x-a[0]",
             "only at the end",
+        ),
+        (
+            format!("protocol: http, {OWN}, allow: [{{sni: ['outbound_.80_._.a.b']}}]"),
+            "spec.allow[0].sni[0]",
+            "write `a.b`, which is for all of its ports",
+        ),
+        (
+            format!("protocol: http, {OWN}, deny: [{{sni: ['a.*.b']}}]"),
+            "spec.deny[0].sni[0]",
+            "only letters, digits",
         ),
         (
             format!("protocol: http, {OWN}, deny: [{{headers: {{x-a: ['a, b']}}}}]"),
@@ -1460,6 +1478,48 @@ fn an_identity_that_no_peer_of_via_attests_is_found_by_itself() {
             "write `north.example` into `attests`",
         );
     }
+}
+
+#[test]
+fn a_server_name_by_which_nobody_comes_is_found_by_itself() {
+    let hosts = "hosts: [a.example, '*.b.example']";
+    for (list, severity) in [("allow", Severity::Warning), ("deny", Severity::Error)] {
+        let names = "[A.example., '*.example', x.b.example, '*.x.b.example', b.example]";
+        let rule = format!("{list}: [{{sni: {names}}}]");
+        let web = route("web", &format!("protocol: http, {OWN}, {hosts}, {rule}"));
+        let found = findings(&[EAST, &web]);
+        let [found] = found.iter().collect::<Vec<_>>()[..] else {
+            panic!("{found}");
+        };
+        assert_eq!(found.severity, severity);
+        let path = format!("spec.{list}[0].sni[4]");
+        check(
+            found,
+            Code::NoEffect,
+            &path,
+            "comes to this route by `b.example`",
+        );
+    }
+    // Who is led here by another route's split named that one's host; its `allow` alone is asked then.
+    let split = "rules: [{split: [{route: web}, {backends: [own]}]}]";
+    let own = "backends: [{name: own, endpoints: ['10.0.0.1:80']}]";
+    let from = route(
+        "from",
+        &format!("protocol: http, {own}, hosts: [from.example], {split}"),
+    );
+    let web = |rule: &str| route("web", &format!("protocol: http, {OWN}, {hosts}, {rule}"));
+    let denied = web("deny: [{sni: [from.example]}]");
+    assert_eq!(findings(&[EAST, &from, &denied]), Findings::new());
+    let allowed = web("allow: [{sni: [from.example]}]");
+    let found = findings(&[EAST, &from, &allowed]).to_string();
+    assert!(found.contains("by `from.example`"), "{found}");
+    // What is meant for all need not suit each.
+    let defaults = "---\napiVersion: zeugma.dev/v1alpha1\nkind: MeshDefaults\nmetadata: { name: mesh }\n\
+                    spec: { deny: [{ sni: [from.example] }] }\n";
+    assert_eq!(
+        findings(&[EAST, defaults, &from, &web("allow: [{listeners: [apps]}]")]),
+        Findings::new()
+    );
 }
 
 #[test]

@@ -84,11 +84,14 @@ fn service<'s>(snapshot: &'s Snapshot, name: &str) -> &'s Service {
 struct Caller<'a> {
     source: &'a str,
     id: Option<&'a str>,
+    /// What its TLS names.
+    sni: Option<&'a str>,
 }
 
 const SOMEBODY: Caller<'_> = Caller {
     source: "192.0.2.1",
     id: None,
+    sni: None,
 };
 
 fn known(id: &str) -> Caller<'_> {
@@ -109,6 +112,7 @@ fn decided(snapshot: &Snapshot, caller: Caller<'_>, wants: Wants<'_>) -> String 
         listener: snapshot.listener("in").unwrap(),
         source: caller.source.parse::<IpAddr>().unwrap(),
         evidence: id.as_ref().map_or(Evidence::Network, Evidence::Verified),
+        sni: caller.sni,
         wants,
     };
     let shares = Shares::all_healthy(snapshot);
