@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use crate::data_client::{Client, Wire, call};
-use crate::data_mesh::{Gateway, HELLO, endpoints, near_route};
+use crate::data_mesh::{Gateway, HELLO, endpoints, near_route, statuses};
 use crate::data_services::{HttpService, Mode, Refusing};
 use crate::mesh::{Cluster, eventually, within};
 
@@ -49,7 +49,7 @@ async fn the_answer_comes_from_the_endpoint_that_gives_one_and_the_other_is_give
             assert_eq!(gateway.get(&format!("/{nth}")).await.text(), "good");
         }
         // Each in its turn was the first.
-        assert!(slow.hits() >= 2, "{}", slow.hits());
+        assert!(slow.hits() >= 2, "{}", gateway.process.told());
         slow.given_up(slow.hits()).await;
         let mut attempts = Vec::new();
         for nth in 0..6 {
@@ -69,7 +69,8 @@ async fn the_answer_comes_from_the_endpoint_that_gives_one_and_the_other_is_give
         assert_eq!(
             (hedged, alone),
             (slow.hits(), 6 - slow.hits()),
-            "{attempts:?}"
+            "{attempts:?}\n{}",
+            gateway.process.told()
         );
         let won = [
             hedges(&gateway, "sent").await,
@@ -322,7 +323,6 @@ async fn what_hangs_is_taken_out_by_being_slow_or_by_an_active_check_and_by_noth
         others.for_each(|other| assert!(!told.contains(other), "{health}: {told}"));
         if code.is_some() {
             // Both workers know it by now or soon; none is asked there after that.
-            let statuses = |shares: &Value| crate::data_mesh::statuses(shares);
             (gateway.until("demo/hello", "two that are healthy", |shares| {
                 statuses(shares)
                     .iter()
