@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use crate::curl::{self, Version};
 use crate::envoy::{Envoy, Template, Values};
 use crate::folder;
 use crate::grpc::EchoService;
+use crate::serving::Serving;
 use crate::support::peers;
 use crate::support::process::{Process, READY_WITHIN};
 use crate::zeugma::{ECHO, ORDERS};
@@ -73,22 +74,15 @@ impl ControlPlane {
 
     /// Starts one of the documents in `config`.
     pub(crate) fn serve(folder: &Path, config: PathBuf) -> Result<Self> {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_zeugma"));
-        command.args(["xds", "serve", "--plaintext", "--listen", "127.0.0.1:0"]);
-        command
-            .args(["--admin", "127.0.0.1:0", "--config"])
-            .arg(&config);
-        let process = Process::start("xds", &mut command, folder)?;
-        let line = process.wait_for_text("ZG0505")?;
-        let at = |name: &str| -> Result<SocketAddr> {
-            let mut words = line.split_whitespace();
-            let found = words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-            Ok(found.context("an address")?.parse()?)
-        };
+        let Serving {
+            listens,
+            admin,
+            process,
+        } = Serving::start(&config, folder)?;
         Ok(Self {
-            listens: at("address")?,
-            admin: at("admin")?,
             config,
+            listens,
+            admin,
             process,
         })
     }
