@@ -135,7 +135,7 @@ const DELTA: &str =
 struct Silent {
     send: ByHand,
     connection: tokio::task::JoinHandle<Result<(), h2::Error>>,
-    answers: Vec<http::Response<h2::RecvStream>>,
+    answers: Vec<Response<h2::RecvStream>>,
 }
 
 impl Silent {
@@ -167,7 +167,7 @@ impl Silent {
         self.answers.push(answer.unwrap());
     }
 
-    async fn is_left(self) {
+    async fn ends(self) {
         let ended = timeout(PATIENCE, self.connection).await;
         drop(ended.expect("its connection goes on"));
     }
@@ -200,7 +200,7 @@ async fn who_say_much(served: &Served) -> Vec<Delta> {
 #[tokio::test]
 async fn who_takes_no_answer_is_left_and_others_are_answered() {
     let served = Served::local().await;
-    let _told_of = who_say_much(&served).await;
+    let _told_of = Box::pin(who_say_much(&served)).await;
     let free = || served.server.shared.answers.available_permits();
     let mut silent = Vec::new();
     for nth in 1..=status::ANSWERS_MAX {
@@ -211,7 +211,7 @@ async fn who_takes_no_answer_is_left_and_others_are_answered() {
     until("all are answered", || free() == 0).await;
     later(crate::server::PATIENCE).await;
     for one in silent {
-        one.is_left().await;
+        one.ends().await;
     }
     let mut client = status(&served).await;
     let answer = client.fetch_client_status(ClientStatusRequest::default());
@@ -241,14 +241,14 @@ async fn who_does_not_take_how_a_stream_ended_is_left() {
         until("its streams ended", || served.server.streams() == 0).await;
         assert!(!silent.connection.is_finished());
         later(crate::server::PATIENCE).await;
-        silent.is_left().await;
+        silent.ends().await;
     }
 }
 
 #[tokio::test]
 async fn who_takes_no_answer_has_one_made_and_no_more() {
     let served = Served::local().await;
-    let _told_of = who_say_much(&served).await;
+    let _told_of = Box::pin(who_say_much(&served)).await;
     let free = || served.server.shared.answers.available_permits();
     let all = free();
     let mut silent = Vec::new();
