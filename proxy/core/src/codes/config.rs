@@ -200,7 +200,7 @@ pub(super) const RESOURCES: &[Entry] = &[
         "ZG0504",
         "a stream of xDS is ended for what it asked",
         &[Log],
-        "A client of `zeugma xds serve` reached a limit, or asked a service for a type that it does not serve.",
+        "A client of `zeugma xds serve` reached a limit, asked a service for a type that it does not serve, or took nothing of an answer for 30 s, which ends its connection.",
         "See which limit the line names: a client asks for too much, there are more of them than one server is for, or one opens streams and leaves them.",
     ),
     entry(
