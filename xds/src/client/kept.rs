@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::holdings::Key;
+use crate::body::{Body, Pattern};
 use crate::fnv::Fnv;
 use crate::pb::Any;
 use crate::session::Kind;
@@ -33,7 +34,7 @@ const ADDED_BYTES_MIN: usize = 64 << 10;
 #[derive(Debug, Clone)]
 pub struct Kept {
     at: u64,
-    resources: BTreeMap<Key, (Arc<str>, Arc<Any>)>,
+    resources: BTreeMap<Key, (Arc<str>, Arc<Body>)>,
 }
 
 /// What is to be written to the file.
@@ -54,7 +55,7 @@ pub struct More {
 }
 
 /// A resource, and its version.
-type Versioned = (Arc<str>, Arc<Any>);
+type Versioned = (Arc<str>, Arc<Body>);
 
 /// What was written, as far as who says what is to be can know.
 #[derive(Debug, Default)]
@@ -103,13 +104,13 @@ impl Keep {
     }
 }
 
-fn kept(resource: &Resource) -> (Arc<str>, Arc<Any>) {
+fn kept(resource: &Resource) -> (Arc<str>, Arc<Body>) {
     (Arc::clone(&resource.version), Arc::clone(&resource.body))
 }
 
 /// About what a resource takes.
-fn len_of((_, name): &Key, resource: Option<&(Arc<str>, Arc<Any>)>) -> usize {
-    let resource = resource.map_or(0, |(version, body)| version.len() + body.value.len());
+fn len_of((_, name): &Key, resource: Option<&(Arc<str>, Arc<Body>)>) -> usize {
+    let resource = resource.map_or(0, |(version, body)| version.len() + body.len());
     name.len() + resource
 }
 
@@ -138,7 +139,7 @@ impl More {
 /// A part of a file.
 fn part<'a>(
     at: u64,
-    resources: impl ExactSizeIterator<Item = (&'a Key, Option<&'a (Arc<str>, Arc<Any>)>)>,
+    resources: impl ExactSizeIterator<Item = (&'a Key, Option<&'a (Arc<str>, Arc<Body>)>)>,
 ) -> Vec<u8> {
     let mut to = Writer::default();
     to.number(at);
@@ -149,6 +150,7 @@ fn part<'a>(
         to.byte(u8::from(resource.is_some()));
         if let Some((version, body)) = resource {
             to.text(version);
+            let body = body.to_any();
             to.number(body.value.len() as u64);
             to.raw(&body.value);
         }
@@ -228,17 +230,23 @@ impl Kept {
             at: 0,
             resources: BTreeMap::new(),
         };
+        let mut patterns = BTreeMap::new();
         let first = next_part(&mut rest)?.ok_or_else(|| damaged("it ends too soon"))?;
-        kept.take(first)?;
-        while let Some(body) = next_part(&mut rest)? {
-            kept.take(body)?;
+        kept.take(first, &mut patterns)?;
+        while let Some(part) = next_part(&mut rest)? {
+            kept.take(part, &mut patterns)?;
         }
         Ok(kept)
     }
 
-    /// Takes a part.
-    fn take(&mut self, body: &[u8]) -> Result<(), LastGoodError> {
-        let mut from = Reader::new(body);
+    /// Takes a part, in which each resource is once; packs its bodies by these patterns.
+    fn take(
+        &mut self,
+        part: &[u8],
+        patterns: &mut BTreeMap<Kind, Pattern>,
+    ) -> Result<(), LastGoodError> {
+        let mut came: BTreeMap<Kind, (Vec<_>, Vec<Any>)> = BTreeMap::new();
+        let mut from = Reader::new(part);
         self.at = from.number()?;
         for _ in 0..from.number()? {
             let kind = kind(from.byte()?).ok_or(Corrupt("a kind that is not known"))?;
@@ -253,7 +261,15 @@ impl Kept {
                 type_url: kind.type_url(),
                 value: from.bytes(len)?.to_vec(),
             };
-            self.resources.insert(key, (version, Arc::new(body)));
+            let (named, bodies) = came.entry(kind).or_default();
+            named.push((key, version));
+            bodies.push(body);
+        }
+        for (kind, (named, bodies)) in came {
+            let bodies = Body::pack(bodies, patterns.entry(kind).or_default());
+            let all = named.into_iter().zip(bodies);
+            let all = all.map(|((key, version), body)| (key, (version, Arc::new(body))));
+            self.resources.extend(all);
         }
         if from.is_empty() {
             Ok(())
@@ -267,7 +283,7 @@ impl Kept {
         self.resources
             .iter()
             .filter_map(|((kind, name), (_, body))| {
-                let why = references(*kind, name, body).err()?;
+                let why = references(*kind, name, &body.to_any()).err()?;
                 Some((*kind, name.to_string(), why))
             })
     }
@@ -278,7 +294,7 @@ impl Kept {
             let resource = Resource {
                 version: Arc::clone(version),
                 body: Arc::clone(body),
-                references: references(key.0, &key.1, body).ok()?,
+                references: references(key.0, &key.1, &body.to_any()).ok()?,
             };
             Some((key.clone(), resource))
         })

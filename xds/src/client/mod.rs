@@ -534,7 +534,8 @@ fn seen((kind, name): Key, change: &Change) -> Seen {
         Change::Put(resource) => Some(resource),
         Change::Removed | Change::Missing | Change::Withdrawn => None,
     };
-    let body = resource.map(|resource| &*resource.body);
+    let body = resource.map(|resource| resource.body.to_any());
+    let body = body.as_ref();
     Seen {
         kind,
         name: name.to_string(),

@@ -268,7 +268,7 @@ async fn what_a_server_says_is_published_and_acknowledged_after_that() {
 fn one_that_was_kept_and_is_refused_costs_no_other() {
     let of = |body: Any| crate::session::client::Resource {
         version: "1".into(),
-        body: Arc::new(body),
+        body: Arc::new(body.into()),
         references: Arc::default(),
     };
     let mut unread = bare("unread", 2);
@@ -304,7 +304,7 @@ fn one_that_was_kept_and_is_refused_costs_no_other() {
 fn what_is_kept_is_whole_or_nothing() {
     let resource = crate::session::client::Resource {
         version: "1".into(),
-        body: Arc::new(bare("mesh", 1)),
+        body: Arc::new(bare("mesh", 1).into()),
         references: Arc::default(),
     };
     let key = (Kind::Listener, "mesh".into());
@@ -324,7 +324,7 @@ fn what_is_kept_is_whole_or_nothing() {
 fn what_is_added_to_what_is_kept_counts_whole_or_not_at_all() {
     let of = |name: &str, version: &str| crate::session::client::Resource {
         version: version.into(),
-        body: Arc::new(bare(name, 1)),
+        body: Arc::new(bare(name, 1).into()),
         references: Arc::default(),
     };
     let [mesh, more] = ["mesh", "more"].map(|name| (Kind::Listener, Arc::from(name)));
@@ -400,7 +400,7 @@ fn what_is_added_to_what_is_kept_counts_whole_or_not_at_all() {
 fn what_is_added_at_once_is_one_part() {
     let of = |version: &str| crate::session::client::Resource {
         version: version.into(),
-        body: Arc::new(bare("mesh", 1)),
+        body: Arc::new(bare("mesh", 1).into()),
         references: Arc::default(),
     };
     let key: Key = (Kind::Listener, "mesh".into());

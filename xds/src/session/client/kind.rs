@@ -8,8 +8,9 @@ use zeugma_core::time::Time;
 
 use super::super::Kind;
 use super::noted::{Noted, Referred, Tally};
-use super::{Change, Fault, Limits, Name, Notice, Refusal, Resource, read};
-use crate::pb::{self, Status, discovery};
+use super::{Change, Fault, Limits, Name, Notice, References, Refusal, Resource, read};
+use crate::body::{Body, Pattern};
+use crate::pb::{self, Any, Status, discovery};
 
 /// The most faults that a server is told of at once, and the most that it is told of each, in characters.
 const FAULTS_TOLD: usize = 20;
@@ -73,7 +74,7 @@ struct Entry {
 impl Entry {
     /// What is to be counted of it.
     fn to_note(&self, is_wanted: bool) -> Noted {
-        let bytes = self.resources().map(|one| one.body.value.len());
+        let bytes = self.resources().map(|one| one.body.len());
         let refers = self.resources().map(|one| &one.references);
         Noted {
             is_there: self.resources().next().is_some(),
@@ -183,6 +184,8 @@ fn resource_of(next: Option<&Next>) -> Option<&Resource> {
 pub(super) struct OfKind {
     is_wildcard: bool,
     entries: BTreeMap<Name, Entry>,
+    /// What those that came last were packed by.
+    pattern: Pattern,
     /// Those that may be otherwise than they were counted.
     touched: BTreeSet<Name>,
     /// How those were counted that are no more.
@@ -220,6 +223,7 @@ impl OfKind {
         Self {
             is_wildcard: kind.is_wildcard(),
             entries: BTreeMap::new(),
+            pattern: Pattern::default(),
             touched: BTreeSet::new(),
             ended: Vec::new(),
             tally: Tally::default(),
@@ -246,6 +250,7 @@ impl OfKind {
         if !self.is_wildcard {
             self.loose.insert(Arc::clone(&name));
         }
+        self.pattern = resource.body.pattern().clone();
         self.entries.entry(name).or_default().held = Some(resource);
     }
 
@@ -761,6 +766,13 @@ impl OfKind {
     }
 }
 
+/// A resource whose body is being packed.
+struct New {
+    name: Name,
+    version: Arc<str>,
+    references: References,
+}
+
 /// Takes what one response says of a kind.
 pub(super) struct Taking<'a> {
     of: &'a mut OfKind,
@@ -804,29 +816,52 @@ impl Taking<'_> {
             self.fault(name, "it comes twice in one response".to_owned());
             self.names.insert(name.as_str().into());
         }
+        let (mut new, mut bodies) = (Vec::new(), Vec::new());
         for resource in resources {
             // P17; which of them is meant nobody knows.
             if !twice.contains(&resource.name) {
                 let name = resource.name.clone();
-                if let Err(why) = self.resource(resource, version.as_ref()) {
-                    self.fault(&name, why);
+                match self.resource(resource, version.as_ref()) {
+                    Ok(Some((one, body))) => {
+                        new.push(one);
+                        bodies.push(body);
+                    }
+                    Ok(None) => {}
+                    Err(why) => self.fault(&name, why),
                 }
             }
         }
+        let bodies = Body::pack(bodies, &mut self.of.pattern);
+        for (
+            New {
+                name,
+                version,
+                references,
+            },
+            body,
+        ) in new.into_iter().zip(bodies)
+        {
+            self.of.entries.entry(name).or_default().next = Some(Next::Put(Resource {
+                version,
+                body: Arc::new(body),
+                references,
+            }));
+        }
     }
 
+    /// Takes one; what is new of it is to be packed, and to be put there.
     fn resource(
         &mut self,
         resource: discovery::Resource,
         version: Option<&Arc<str>>,
-    ) -> Result<(), String> {
+    ) -> Result<Option<(New, Any)>, String> {
         if resource.name.len() > self.limits.name_bytes {
             return Err(format!("its name is over {} bytes", self.limits.name_bytes));
         }
         let name: Name = resource.name.as_str().into();
         if !self.of.is_wildcard && !self.of.wanted.contains(&name) {
             // P16
-            return Ok(());
+            return Ok(None);
         }
         self.names.insert(Arc::clone(&name));
         let version = version.map_or_else(|| resource.version.as_str().into(), Arc::clone);
@@ -841,10 +876,10 @@ impl Taking<'_> {
                 return Err("it has no body, and is not the version that is there".to_owned());
             }
             entry.expires_at = expires_at;
-            return Ok(());
+            return Ok(None);
         };
         let newest = entry.newest();
-        if newest.is_some_and(|newest| *newest.body == body) && !entry.is_open() {
+        if newest.is_some_and(|newest| newest.body.is(&body)) && !entry.is_open() {
             // P36
             if let Some(newest) = entry.newest_mut() {
                 newest.version = version;
@@ -853,11 +888,11 @@ impl Taking<'_> {
                 entry.refused = None;
             }
             entry.expires_at = expires_at;
-            return Ok(());
+            return Ok(None);
         }
         let had = usize::from(entry.resources().next().is_some());
         // What it takes the place of at once; the others stay until it is judged.
-        let had_bytes = resource_of(entry.next.as_ref()).map_or(0, |one| one.body.value.len());
+        let had_bytes = resource_of(entry.next.as_ref()).map_or(0, |one| one.body.len());
         let bytes = body.value.len();
         let made = if self.resources + had == 0 {
             Err(format!(
@@ -885,12 +920,12 @@ impl Taking<'_> {
         self.bytes = self.bytes + had_bytes - bytes;
         entry.expires_at = expires_at;
         entry.missing_at = None;
-        entry.next = Some(Next::Put(Resource {
+        let new = New {
+            name,
             version,
-            body: Arc::new(body),
             references,
-        }));
-        Ok(())
+        };
+        Ok(Some((new, body)))
     }
 
     /// Takes a name of which there is no resource any more.
