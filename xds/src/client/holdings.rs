@@ -388,9 +388,14 @@ impl Holdings {
             })
             .flat_map(|resource| resource.references.iter().cloned())
             .collect();
-        self.entries.retain(|key, entry| {
+        // Made anew, for a tree that was made one by one in order takes twice the memory.
+        let entries = std::mem::take(&mut self.entries).into_iter();
+        let is_known = |key: &Key, entry: &Entry| {
             entry.good.is_some() || entry.next.is_some() || referred.contains(key)
-        });
+        };
+        self.entries = entries
+            .filter(|(key, entry)| is_known(key, entry))
+            .collect();
     }
 
     fn is_put(&self, key: &Key) -> bool {

@@ -14,6 +14,7 @@
 //! refused and why, while the others serve (P29). What is held is what a reconnecting client says that
 //! it has, whatever response it came in (P25).
 
+mod entry;
 #[cfg(test)]
 mod fixture;
 mod kind;
