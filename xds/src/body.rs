@@ -10,7 +10,7 @@
 //! All of it is needed again whenever more than single clusters changes, and a part for each cluster that
 //! does: it is kept in memory, since the disk may be full or read-only. Ten thousand services are 50,000
 //! resources of 60 MB, of which each says mostly what others of its kind say. So each is packed by itself
-//! (LZ4) with a [`Pattern`] before it, some resources that came with it, and takes about a tenth; it is read
+//! (LZ4) with a [`Pattern`] before it, some resources that came with it, and takes about an eighth; it is read
 //! by itself, in about a microsecond, and freed by itself.
 
 use std::sync::Arc;
