@@ -49,7 +49,7 @@ async fn the_answer_comes_from_the_endpoint_that_gives_one_and_the_other_is_give
             assert_eq!(gateway.get(&format!("/{nth}")).await.text(), "good");
         }
         // Each in its turn was the first.
-        assert!(slow.hits() >= 2, "{}", slow.hits());
+        assert!(slow.hits() >= 2, "{}", gateway.process.told());
         slow.given_up(slow.hits()).await;
         let mut attempts = Vec::new();
         for nth in 0..6 {
@@ -69,7 +69,8 @@ async fn the_answer_comes_from_the_endpoint_that_gives_one_and_the_other_is_give
         assert_eq!(
             (hedged, alone),
             (slow.hits(), 6 - slow.hits()),
-            "{attempts:?}"
+            "{attempts:?}\n{}",
+            gateway.process.told()
         );
         let won = [
             hedges(&gateway, "sent").await,
