@@ -287,4 +287,11 @@ pub(super) const RESOURCES: &[Entry] = &[
         "The control plane has given no configuration, and none was kept in `stateDir`. The gateway accepts nothing and is not ready.",
         "See that the control plane answers (ZG0522) and has a MeshGateway of this gateway's name.",
     ),
+    entry(
+        "ZG0527",
+        "what another control plane gave serves",
+        &[Log, Finding],
+        "At its start the gateway took the configuration that it had kept in `stateDir`, and none of `controlPlane.addresses` gave that: the gateway was pointed to another control plane since. It serves until one of these says something else, for without it nothing would.",
+        "Nothing, if one of `controlPlane.addresses` answers soon. Where what is kept must not serve, stop the gateway and remove `control-plane` from its folder in `stateDir`.",
+    ),
 ];

@@ -18,8 +18,8 @@ use zeugma_core::shares::Shares;
 use zeugma_core::snapshot::{Cluster, Node, Service, ServiceIx, Snapshot};
 
 use self::build::Listed;
+use crate::body::Body;
 use crate::ingest::{Packed, Served, check};
-use crate::pb::Any;
 use crate::session::Kind;
 
 fn node() -> Node {
@@ -33,9 +33,10 @@ fn node() -> Node {
 
 /// The snapshot of these resources; what is wrong with each otherwise.
 fn ingest(all: &[Listed]) -> Result<Snapshot, Vec<String>> {
-    let of = |kind: Kind| -> Vec<(&str, &Any)> {
-        let named = all.iter().filter(|one| one.kind == kind);
-        named.map(|one| (one.name.as_str(), &one.body)).collect()
+    let bodies: Vec<Body> = all.iter().map(|one| one.body.clone().into()).collect();
+    let of = |kind: Kind| -> Vec<(&str, &Body)> {
+        let named = all.iter().zip(&bodies).filter(|(one, _)| one.kind == kind);
+        named.map(|(one, body)| (one.name.as_str(), body)).collect()
     };
     let packed = Packed {
         clusters: of(Kind::Cluster),
