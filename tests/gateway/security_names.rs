@@ -103,7 +103,7 @@ export: {{ to: ['*'] }}
         let said = stream.write_all(b"ping").await;
         let mut echoed = [0; 4];
         let read = within("an echo", stream.read_exact(&mut echoed)).await;
-        said.and(read.map(drop)).is_ok()
+        said.is_ok() && read.is_ok()
     }
 
     async fn carries_passed(&self, sni: &str) -> bool {
