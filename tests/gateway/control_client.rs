@@ -418,7 +418,8 @@ async fn what_another_control_plane_gave_serves_until_the_one_that_is_asked_answ
     gateway.finish().await;
     let former = format!("https://{}", world.control_plane.address);
     // Nobody listens there.
-    let other = "{ addresses: ['https://127.0.0.1:1'] }";
+    let other =
+        "{ addresses: ['https://127.0.0.1:1'], spiffeIDs: ['spiffe://east.example/zeugma/xds'] }";
     world.east.set("controlPlane", other);
     let gateway = world.start().await;
     gateway.message("ZG0527").await;
