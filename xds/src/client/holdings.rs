@@ -453,13 +453,28 @@ impl Holdings {
         let (kind, name, why) = (blamed.first()).map_or(("", "", ""), |one| {
             (one.kind.as_str(), &*one.name, &*one.why)
         });
-        for (key, entry) in &self.entries {
-            if entry.next.is_some() && left_out.insert(key.clone()) && !is_waiting {
-                let why = format!("beside it {kind} `{name}` is not right: {why}");
-                faults.insert(key.clone(), why);
+        // First what did not fit before, then what is of the same kind of thing, then all that is new.
+        let is_of_clusters = |kind| matches!(kind, Kind::Cluster | Kind::Endpoints);
+        let is_alike =
+            |kind| (blamed.iter()).any(|one| is_of_clusters(one.kind) == is_of_clusters(kind));
+        let suspects: [&dyn Fn(&Key, &Entry) -> bool; 3] = [
+            &|_, entry| entry.is_aside && !is_last,
+            &|(kind, _), _| is_alike(*kind) && !is_last,
+            &|_, _| true,
+        ];
+        for is_suspect in suspects {
+            for (key, entry) in &self.entries {
+                let is_new = entry.next.is_some() && is_suspect(key, entry);
+                if is_new && left_out.insert(key.clone()) && !is_waiting {
+                    let why = format!("beside it {kind} `{name}` is not right: {why}");
+                    faults.insert(key.clone(), why);
+                }
+            }
+            if left_out.len() > before {
+                return true;
             }
         }
-        left_out.len() > before
+        false
     }
 
     /// What a name stands for, if these are left out.

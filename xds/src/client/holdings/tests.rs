@@ -818,3 +818,48 @@ fn a_change_of_endpoints_costs_nothing_of_others() {
     given.give(all_known(puts(&all, &[Endpoints], "3")));
     assert_eq!(given.snapshot.as_ref(), Some(&before));
 }
+
+/// What broke: endpoints were refused with routes that had been refused before they came.
+#[test]
+fn endpoints_serve_beside_routes_that_are_refused() {
+    let [one, two] = [&[GATEWAY, ORDERS][..], &[GATEWAY, ORDERS, CART]];
+    let (one, two) = (apart(compiled(one)), apart(compiled(two)));
+    let mut given = Given::new();
+    given.give(all_known(puts(&one, &Kind::ALL, "1")));
+    let refused = given.give(all_known(puts(&two, &[Routes], "2"))).join("\n");
+    assert!(refused.contains("no service `shop/cart:80`"), "{refused}");
+    let other = apart(compiled(&[GATEWAY, &ORDERS.replace("1.1:80", "1.9:80")]));
+    let endpoints = puts(&other, &[Endpoints], "2");
+    let again = given.give(all_known(endpoints)).join("\n");
+    assert!(!again.contains("Endpoints "), "{again}");
+    assert_eq!(given.services(), ["shop/orders 10.0.1.9:80"]);
+    // It is tried again with what it was refused for.
+    let came = puts(&two, &[Cluster, Endpoints], "3");
+    let revived = given.give(all_known(came)).join("\n");
+    assert!(revived.contains("Routes "), "{revived}");
+    assert!(revived.contains(" serves"), "{revived}");
+    assert_eq!(given.listeners(), ["apps 2", "more 2"]);
+}
+
+/// Endpoints that were refused with their cluster are looked at again with either.
+#[test]
+fn what_is_refused_of_a_cluster_is_looked_at_again_with_its_own() {
+    let all = apart(compiled(&[GATEWAY, ORDERS]));
+    let mut given = Given::new();
+    given.give(all_known(puts(&all, &Kind::ALL, "1")));
+    let key = all
+        .keys()
+        .find(|(kind, name)| *kind == Endpoints && name.contains("outbound|shop/orders"));
+    let (_, name) = key.unwrap();
+    let mut bad: endpoint::ClusterLoadAssignment =
+        pb::unpack(&all[&(Endpoints, Arc::clone(name))]).unwrap();
+    let first = bad.endpoints[0].lb_endpoints.first_mut().unwrap();
+    first.host_identifier = None;
+    let put_bad = put(Endpoints, name, "2", &pb::pack(&bad));
+    let refused = given.give(all_known(vec![put_bad]));
+    assert!(!refused.is_empty());
+    let other = apart(compiled(&[GATEWAY, &ORDERS.replace("1.1:80", "1.9:80")]));
+    given.give(all_known(puts(&other, &[Endpoints], "3")));
+    assert_eq!(given.services(), ["shop/orders 10.0.1.9:80"]);
+    assert_eq!(given.holdings.waiting(), 0);
+}
