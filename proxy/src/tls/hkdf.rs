@@ -12,34 +12,36 @@ use std::sync::LazyLock;
 
 use hmac::digest::KeyInit;
 use hmac::{Hmac as HmacOf, Mac};
-use rustls::crypto::hash::HashAlgorithm;
+use rustls::crypto::hash::{Hash, HashAlgorithm};
 use rustls::crypto::hmac::{Hmac, Key, Tag};
 use rustls::crypto::tls13::HkdfUsingHmac;
 use rustls::{CipherSuiteCommon, SupportedCipherSuite, Tls13CipherSuite};
 use sha2::{Sha256, Sha384};
 
+use super::transcript;
+
 /// Keys that are no secrets.
 static BLANK_SHA256: LazyLock<HmacOf<Sha256>> = LazyLock::new(|| ready(&[]));
 static BLANK_SHA384: LazyLock<HmacOf<Sha384>> = LazyLock::new(|| ready(&[]));
-static WITH_SHA256: Hash<HmacOf<Sha256>> = Hash {
+static WITH_SHA256: With<HmacOf<Sha256>> = With {
     blank: &BLANK_SHA256,
 };
-static WITH_SHA384: Hash<HmacOf<Sha384>> = Hash {
+static WITH_SHA384: With<HmacOf<Sha384>> = With {
     blank: &BLANK_SHA384,
 };
 static SHA256: HkdfUsingHmac<'static> = HkdfUsingHmac(&WITH_SHA256);
 static SHA384: HkdfUsingHmac<'static> = HkdfUsingHmac(&WITH_SHA384);
 
-/// As `suite`, with this derivation. Lives as long as the process: for what is made once.
+/// As `suite`, with this derivation, and the hash of the same library. Lives as long as the process: for what is made once.
 pub(super) fn deriving(suite: SupportedCipherSuite) -> SupportedCipherSuite {
     let Some(of) = suite.tls13() else {
         return suite;
     };
-    let hash = of.common.hash_provider;
-    let hkdf_provider = if hash.algorithm() == HashAlgorithm::SHA256 {
-        &SHA256
-    } else if hash.algorithm() == HashAlgorithm::SHA384 {
-        &SHA384
+    let algorithm = of.common.hash_provider.algorithm();
+    let (hash, hkdf_provider): (&'static dyn Hash, _) = if algorithm == HashAlgorithm::SHA256 {
+        (&transcript::SHA256, &SHA256)
+    } else if algorithm == HashAlgorithm::SHA384 {
+        (&transcript::SHA384, &SHA384)
     } else {
         return suite;
     };
@@ -56,7 +58,7 @@ pub(super) fn deriving(suite: SupportedCipherSuite) -> SupportedCipherSuite {
 }
 
 /// HMAC with one hash function.
-struct Hash<M: 'static> {
+struct With<M: 'static> {
     blank: &'static LazyLock<M>,
 }
 
@@ -66,7 +68,7 @@ fn ready<M: Mac + KeyInit>(key: &[u8]) -> M {
     <M as Mac>::new_from_slice(key).expect("HMAC takes keys of any length")
 }
 
-impl<M: Mac + KeyInit + Clone + Send + Sync> Hmac for Hash<M> {
+impl<M: Mac + KeyInit + Clone + Send + Sync> Hmac for With<M> {
     fn with_key(&self, key: &[u8]) -> Box<dyn Key> {
         Box::new(Ready {
             key: ready::<M>(key),

@@ -15,6 +15,7 @@ mod groups;
 mod hkdf;
 mod pem;
 mod stream;
+mod transcript;
 mod verify;
 
 pub(crate) use bundle::check_anchors;
