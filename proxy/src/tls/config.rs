@@ -18,9 +18,11 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use zeugma_core::identity::{IdPattern, SpiffeId};
 use zeugma_core::svid::Rule;
 
+use super::cache::Known;
 use super::credentials::Credentials;
 use super::groups::GroupsAlone;
 use super::hkdf::deriving;
+use super::possession::LeafKey;
 use super::verify::{Refusal, TlsPeer, Usage};
 
 /// The schemes a peer may sign the handshake with: those of R4's keys (RFC 8446 §4.2.3).
@@ -74,7 +76,7 @@ pub struct PeerSlot(Arc<Slots>);
 #[derive(Debug, Default)]
 struct Slots {
     /// Whose chain is valid; a peer only once it has proved to hold the key.
-    claimed: OnceLock<Arc<TlsPeer>>,
+    claimed: OnceLock<Known>,
     verdict: OnceLock<Result<Arc<TlsPeer>, Refusal>>,
 }
 
@@ -97,11 +99,11 @@ impl PeerSlot {
         missing.then(|| Refusal::new(Rule::NoCertificate, "no certificate presented"))
     }
 
-    fn claim(&self, verdict: Result<Arc<TlsPeer>, Refusal>) -> Result<(), rustls::Error> {
+    fn claim(&self, verdict: Result<Known, Refusal>) -> Result<(), rustls::Error> {
         match verdict {
-            Ok(peer) => {
+            Ok(known) => {
                 // A handshake presents one chain and is signed once: neither cell is set twice.
-                drop(self.0.claimed.set(peer));
+                drop(self.0.claimed.set(known));
                 Ok(())
             }
             Err(refusal) => {
@@ -119,14 +121,19 @@ impl PeerSlot {
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         let algorithms = &provider().signature_verification_algorithms;
-        let proof = if SCHEMES.contains(&signed.scheme) {
-            verify_tls13_signature(message, certificate, signed, algorithms)
-        } else {
-            Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into())
+        let claimed = self.0.claimed.get();
+        let proof = match claimed.and_then(|known| known.key.as_ref()) {
+            Some(key) if signed.scheme == LeafKey::SCHEME => {
+                key.verify(message, signed.signature())
+            }
+            _ if SCHEMES.contains(&signed.scheme) => {
+                verify_tls13_signature(message, certificate, signed, algorithms)
+            }
+            _ => Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into()),
         };
-        match (proof, self.0.claimed.get()) {
-            (Ok(valid), Some(peer)) => {
-                drop(self.0.verdict.set(Ok(Arc::clone(peer))));
+        match (proof, claimed) {
+            (Ok(valid), Some(known)) => {
+                drop(self.0.verdict.set(Ok(Arc::clone(&known.peer))));
                 Ok(valid)
             }
             (proof, _) => {
@@ -343,20 +350,20 @@ impl Hearing {
     ) -> Result<(), rustls::Error> {
         let verdict = self
             .credentials
-            .verify(end_entity, intermediates, usage, now)
-            .and_then(|peer| self.check(peer));
+            .know(end_entity, intermediates, usage, now)
+            .and_then(|known| self.check(&known.peer).map(|()| known));
         self.slot.claim(verdict)
     }
 
-    fn check(&self, peer: Arc<TlsPeer>) -> Result<Arc<TlsPeer>, Refusal> {
+    fn check(&self, peer: &TlsPeer) -> Result<(), Refusal> {
         let detail = match &self.check {
             Check::Caller(Some(admit)) if !admit(&peer.id) => {
                 format!("{} is not allowed here", peer.id)
             }
-            Check::Caller(_) => return Ok(peer),
+            Check::Caller(_) => return Ok(()),
             Check::Upstream(expected) => {
                 if expected.iter().any(|pattern| pattern.matches(&peer.id)) {
-                    return Ok(peer);
+                    return Ok(());
                 }
                 let expected: Vec<_> = expected.iter().map(ToString::to_string).collect();
                 let expected = expected.join(" or ");

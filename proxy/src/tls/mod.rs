@@ -14,6 +14,7 @@ mod given;
 mod groups;
 mod hkdf;
 mod pem;
+mod possession;
 mod stream;
 mod transcript;
 mod verify;
